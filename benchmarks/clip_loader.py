@@ -86,7 +86,7 @@ def ours() -> dict[str, float]:
         clips.mkdir()
         films(clips)
         config = data.VideoFolderConfig(
-            path=str(clips), size=SIZE, frames=FRAMES, hop=HOP, fps=RATE, fit="crop", held_out=0.0, decode="fast"
+            path=str(clips), size=SIZE, frames=FRAMES, stride=HOP, fps=RATE, fit="crop", val_fraction=0.0, decode="fast"
         )
         items = data.VideoDataset(config)
         each = len(items) // FILES

@@ -97,7 +97,7 @@ def diffusers() -> dict[str, float]:
 def ours(dtype: torch.dtype) -> dict[str, float]:
     """`Model.decode`, of a model with a network of next to no weights."""
     codec = diffusers_autoencoder.read(Path(os.environ[FOLDER]))
-    network = UNet(UNetConfig(in_channels=4, out_channels=4, channels=32, multipliers=(1,), blocks=1))
+    network = UNet(UNetConfig(in_channels=4, out_channels=4, model_channels=32, channel_mult=(1,), num_res_blocks=1))
     model = Model(Denoiser(network, CosineVP()), (3, 512, 512), codec=codec).eval().lowered(dtype)
     return measured(model.decode)
 

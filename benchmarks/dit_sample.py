@@ -67,9 +67,9 @@ def guided(steps: int) -> Model:
     raw = {
         "shape": [4, SIZE, SIZE],
         "network": {"kind": "dit", "name": "dit-s-4"},
-        "process": {"kind": "discrete-vp", "betas": "linear-scaled"},
+        "process": {"kind": "discrete-vp", "beta_schedule": "linear-scaled"},
         "variance": "learned-range",
-        "condition": [{"kind": "label", "classes": CLASSES, "drop": 0.1}],
+        "condition": [{"kind": "label", "classes": CLASSES, "drop_prob": 0.1}],
         "sample": {"sampler": "ddim", "steps": steps, "clip": "none", "guidance": {"scale": SCALE}},
     }
     return build(validate(ModelConfig, raw, "benchmark")).eval()

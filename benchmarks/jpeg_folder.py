@@ -64,9 +64,11 @@ def ours(decode: str) -> dict[str, float]:
 
     with tempfile.TemporaryDirectory() as folder:
         photographs(Path(folder))
-        config = data.FolderConfig(path=folder, size=SIZE, held_out=0.0, decode=decode)
+        config = data.FolderConfig(path=folder, size=SIZE, val_fraction=0.0, decode=decode)
         pictures = data.ImageFolderDataset(config)
-        exact = data.ImageFolderDataset(data.FolderConfig(path=folder, size=SIZE, held_out=0.0), report=pictures.report)
+        exact = data.ImageFolderDataset(
+            data.FolderConfig(path=folder, size=SIZE, val_fraction=0.0), report=pictures.report
+        )
         found = _per_picture(lambda: [pictures[i]["pixels"] for i in range(len(pictures))])
         gaps = [pictures[i]["pixels"].float() - exact[i]["pixels"].float() for i in range(len(pictures))]
         return found | {"difference": float(torch.stack(gaps).abs().mean())}

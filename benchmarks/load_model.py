@@ -24,7 +24,12 @@ def described() -> ModelConfig:
     """A U-Net of 124 million weights; 38 million in a short run."""
     raw = {
         "shape": [3, 32, 32],
-        "network": {"kind": "unet", "channels": 160 if harness.short() else 288, "multipliers": [1, 2, 2], "blocks": 2},
+        "network": {
+            "kind": "unet",
+            "model_channels": 160 if harness.short() else 288,
+            "channel_mult": [1, 2, 2],
+            "num_res_blocks": 2,
+        },
         "process": {"kind": "discrete-vp"},
     }
     return validate(ModelConfig, raw, "benchmark")

@@ -27,12 +27,12 @@ def written(folder: Path) -> Path:
     config = UNetConfig(
         in_channels=4,
         out_channels=4,
-        channels=64 if harness.short() else 128,
-        multipliers=(1, 2, 4, 4),
-        blocks=2,
+        model_channels=64 if harness.short() else 128,
+        channel_mult=(1, 2, 4, 4),
+        num_res_blocks=2,
         attention=(1, 2, 4),
         heads=8,
-        context_width=768,
+        cross_attention_dim=768,
         transformer_depth=(1,),
     )
     diffusers_unet.write(UNet(config), folder)

@@ -98,13 +98,13 @@ def ours(dtype: torch.dtype, tokens: int) -> dict[str, float]:
     config = UNetConfig(
         in_channels=4,
         out_channels=4,
-        channels=WIDTHS[0],
-        multipliers=tuple(width // WIDTHS[0] for width in WIDTHS),
-        blocks=2,
+        model_channels=WIDTHS[0],
+        channel_mult=tuple(width // WIDTHS[0] for width in WIDTHS),
+        num_res_blocks=2,
         attention=(1, 2, 4),
         head_channels=64,
         projection="linear",
-        context_width=TEXT,
+        cross_attention_dim=TEXT,
         transformer_depth=(1,),
     )
     process = DiscreteVP(betas("sqrt-linear", 1000, start=0.00085, end=0.012))

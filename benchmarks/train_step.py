@@ -71,9 +71,9 @@ def ours(*, layout: torch.memory_format, bf16: bool) -> dict[str, float]:
     config = UNetConfig(
         in_channels=3,
         out_channels=3,
-        channels=128,
-        multipliers=(1, 2, 2, 2),
-        blocks=2,
+        model_channels=128,
+        channel_mult=(1, 2, 2, 2),
+        num_res_blocks=2,
         attention=(2,),
         resample="conv-asymmetric",
         embedding="sin-cos",

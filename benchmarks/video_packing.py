@@ -32,7 +32,9 @@ class Batch:
         torch.manual_seed(0)
         chosen = random.Random(0)
         depth = 2 if harness.short() else 6
-        config = VideoDiTConfig(3, 3, (1, PATCH, PATCH), depth=depth, width=WIDTH, heads=3, context_width=WIDTH)
+        config = VideoDiTConfig(
+            3, 3, (1, PATCH, PATCH), depth=depth, hidden_size=WIDTH, heads=3, cross_attention_dim=WIDTH
+        )
         self.network = VideoDiT(config).train()
         for parameter in self.network.parameters():
             torch.nn.init.normal_(parameter, std=0.05)

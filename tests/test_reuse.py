@@ -30,7 +30,7 @@ def test_a_users_network_trains_on_a_users_data(tmp_path: Path):
     denoiser = Denoiser(Mine(torch.nn.Linear(3, 64), *hidden, torch.nn.Linear(64, 2)), CosineVP())
     angles = 6.283 * torch.rand(500)
     ring = [{"point": torch.stack([angle.cos(), angle.sin()])} for angle in angles]
-    config = TrainConfig(steps=400, batch=128, lr=5e-3, decay=0.5, ema=0.98)
+    config = TrainConfig(steps=400, batch_size=128, lr=5e-3, lr_decay_ratio=0.5, ema_decay=0.98)
     fit(denoiser, ring, objective=DiffusionLoss(), config=config, run=tmp_path / "ring", key="point")
     # end
     grid = unveil.schedules.from_times(denoiser.process, [0.99 - 0.99 * i / 40 for i in range(41)])
@@ -50,15 +50,15 @@ def test_a_users_network_trains_on_a_users_data(tmp_path: Path):
 def test_states_are_made_for_pictures(name: str, steps: int, batch: int, at_least: float, tmp_path: Path):
     """Minutes of training reach the recipes' scores (docs/results); seconds must already beat chance."""
     overrides = [
-        f"train.steps={steps}", f"train.batch={batch}", "train.warmup=10", "train.ema=0.9", "train.save_every=0",
-        "train.validate_every=0", "data.count=2000", "data.held_out=60", "sample.steps=5",
+        f"train.steps={steps}", f"train.batch_size={batch}", "train.warmup=10", "train.ema_decay=0.9",
+        "train.save_every=0", "train.validate_every=0", "data.count=2000", "data.num_val=60", "sample.steps=5",
     ]  # fmt: skip
     torch.manual_seed(0)
     recipe = load_recipe(name, overrides)
     assert isinstance(recipe, Recipe)
     model = unveil.build(recipe.model)
     settings = recipe.data.build()
-    objective = recipe.objective.build(recipe, model.process, recipe.train.batch)
+    objective = recipe.objective.build(recipe, model.process, recipe.train.batch_size)
     fit(model, data.open(settings), objective=objective, config=recipe.train, run=tmp_path / "run", recipe=recipe)
     report = evaluate_conditional(model, data.open(settings, "held-out"), settings.state, count=60)
     iou = report.results["iou"]

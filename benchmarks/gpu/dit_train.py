@@ -106,7 +106,7 @@ def main() -> None:
     peak = peak_of(device, given.peak)
     with torch.device("meta"):
         config = get_preset(given.name, out_channels=4)
-        told = Condition(vector=torch.empty(1, config.width))
+        told = Condition(vector=torch.empty(1, config.hidden_size))
         forward = multiply_adds(DiT(config), (torch.empty(1, 4, config.size, config.size), torch.empty(1), told))
     record: dict[str, object] = {"name": given.name, "batch": given.batch, "device": str(device), "peak_tflops": peak}
     for case in [given.only] if given.only else ["plain", "compiled"]:

@@ -77,7 +77,7 @@ class Recipes(SphinxDirective):
         lines: list[str] = []
         for recipe in map(load_recipe, recipe_names()):
             kind = "A classifier. " if isinstance(recipe, ClassifierRecipe) else ""
-            lines += [f"### {recipe.name}", "", f"{kind}{recipe.paper}.", ""]
+            lines += [f"### {recipe.name}", "", f"{kind}{recipe.reference}.", ""]
             lines += [f"Claim: {recipe.claim}.", ""] if recipe.claim else []
             lines += ["```bash", recipe.command or f"unveil train {recipe.name}", "```", ""]
             scores = {"published": recipe.expected.published, "ours": recipe.expected.scores}

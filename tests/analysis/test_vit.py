@@ -19,7 +19,13 @@ from unveil.train.classifier import ClassifierConfig, TrainedClassifier
 from unveil.types import Cancelled, RecipeError
 
 CHANGES = ["data={kind: digits}", "network.size=8", "network.patch=2", "network.width=32", "network.heads=2"]
-CHANGES += ["train.batch=32", "train.shift=0", "train.flip=false", "train.sides=[]", "network.stem=patches"]
+CHANGES += [
+    "train.batch_size=32",
+    "train.translate=0",
+    "train.random_flip=false",
+    "train.sizes=[]",
+    "network.stem=patches",
+]
 CHANGES += ["network.begin=small", "train.lr=3e-3", "train.precision=float32"]
 SETTINGS = ViTStudySettings((ViTSize(1, 16), ViTSize(1, 32)), (64, 512), steps=32)
 

@@ -163,7 +163,9 @@ def test_entries_counted_anew():
 @torch.no_grad()
 def test_a_vq_codec_encodes_before_and_decodes_after_its_codebook():
     torch.manual_seed(0)
-    codec = VQModel(VQModelConfig(1, 1, 8, (1, 2), 1, 3, latent_channels=2, groups=4, codes=16, scale=3.0)).eval()
+    codec = VQModel(
+        VQModelConfig(1, 1, 8, (1, 2), 1, 3, latent_channels=2, groups=4, codebook_size=16, scale=3.0)
+    ).eval()
     pixels = torch.randn(2, 1, 4, 8)
     latents = codec.encode(pixels)
     z = codec.encoded(pixels)

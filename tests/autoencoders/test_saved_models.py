@@ -27,8 +27,8 @@ CODEC: dict[str, Any] = {
 }  # fmt: skip
 PLAIN: dict[str, Any] = {
     "shape": [1, 8, 12],
-    "network": {"kind": "unet", "channels": 16, "multipliers": [1, 2], "blocks": 1, "groups": 4},
-    "process": {"kind": "discrete-vp", "steps": 50},
+    "network": {"kind": "unet", "model_channels": 16, "channel_mult": [1, 2], "num_res_blocks": 1, "groups": 4},
+    "process": {"kind": "discrete-vp", "timesteps": 50},
     "sample": {"steps": 3, "clip": "none"},
     "codec": CODEC,
 }
@@ -139,8 +139,8 @@ CLIP: dict[str, Any] = {
 LATENT_VIDEO: dict[str, Any] = {
     "name": "tiny", "paper": "none", "data": {"kind": "playground", "frames": [9], "count": 20, "held_out": 4},
     "shape": [3, 9, 32, 32],
-    "network": {"kind": "video-dit", "patch": [1, 2, 2], "depth": 1, "width": 32, "heads": 2},
-    "process": {"kind": "rectified-flow"}, "prediction": "x0", "objective": {"kind": "framewise"},
+    "network": {"kind": "video-dit", "patch": [1, 2, 2], "depth": 1, "hidden_size": 32, "heads": 2},
+    "process": {"kind": "rectified-flow"}, "prediction": "x0", "objective": {"kind": "diffusion-forcing"},
     "train": {"batch": 2, "steps": 2, "precision": "float32", "save_every": 0, "sample_every": 0, "validate_every": 0},
     "sample": {"sampler": "euler-time", "steps": 2, "clip": "none"},
 }  # fmt: skip

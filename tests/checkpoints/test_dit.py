@@ -24,7 +24,7 @@ from unveil.types import Condition, RecipeError, WeightsError
 
 ROOT = os.environ.get("UNVEIL_GOLDEN")
 needs_facts = pytest.mark.skipif(not ROOT, reason="UNVEIL_GOLDEN names no folder of recorded facts")
-SMALL = DiTConfig(4, 8, size=8, patch=2, depth=2, width=32, heads=4)
+SMALL = DiTConfig(4, 8, size=8, patch=2, depth=2, hidden_size=32, heads=4)
 DIFFUSERS = replace(SMALL, embedding="sin-cos", mlp_norm_eps=1e-5)
 
 
@@ -55,10 +55,10 @@ def model_of(config: DiTConfig, prediction: str = "eps") -> Model:
     plain = {
         "shape": (4, 8, 8),
         "network": {"kind": "dit", **network},
-        "process": {"kind": "discrete-vp", "betas": "linear", "steps": 1000},
+        "process": {"kind": "discrete-vp", "beta_schedule": "linear", "timesteps": 1000},
         "prediction": prediction,
         "variance": "learned-range",
-        "condition": [{"kind": "label", "classes": 10, "drop": 0.1, "std": 0.02}],
+        "condition": [{"kind": "label", "classes": 10, "drop_prob": 0.1, "std": 0.02}],
     }
     model = build(validate(ModelConfig, plain, "test"))
     torch.manual_seed(1)
@@ -98,7 +98,7 @@ def test_a_published_file_has_its_keys_shapes_and_count(file):
     ("config", "layout"),
     [
         (SMALL, "dit"),
-        (replace(SMALL, out_channels=4, patch=4, hidden=2.0), "dit"),
+        (replace(SMALL, out_channels=4, patch=4, mlp_ratio=2.0), "dit"),
         (DIFFUSERS, "diffusers"),
         (replace(DIFFUSERS, embedders="per-block"), "diffusers"),
     ],
@@ -182,7 +182,11 @@ def test_a_pt_file_becomes_a_model_that_is_sampled_as_published(tmp_path):
     model = dit_pipeline.model_of(read_state(tmp_path / "dit.pt"), ModelOverrides(heads=4))
     assert model.config is not None
     assert model.config.network_config() == SMALL
-    assert (model.sampling.sampler, model.sampling.grid, model.sampling.guidance.channels) == ("ancestral", "250", 3)
+    assert (model.sampling.sampler, model.sampling.schedule, model.sampling.guidance.channels) == (
+        "ancestral",
+        "250",
+        3,
+    )
     drawn = model.generate(raw={"label": 3}, sampling={"grid": "2", "steps": 2}, count=2)
     assert drawn.shape == (2, 4, 8, 8)
     with pytest.raises(RecipeError, match="label 10: must be 0 to 9; nearest: 9"):

@@ -19,12 +19,14 @@ from unveil.types import RecipeError, WeightsError
 
 ROOT = os.environ.get("UNVEIL_GOLDEN")
 needs_facts = pytest.mark.skipif(not ROOT, reason="UNVEIL_GOLDEN names no folder of recorded facts")
-SONG = SongUNetConfig(3, 3, channels=16, multipliers=(1, 2), blocks=1, attention=(2,))
+SONG = SongUNetConfig(3, 3, model_channels=16, channel_mult=(1, 2), num_res_blocks=1, attention=(2,))
 VARIANTS: dict[str, edm.Config] = {
     "ddpm++": replace(SONG, augment_dim=9),
     "ncsn++": replace(SONG, embedding="fourier", noise_multiplier=2, encoder="residual", filter=(1, 3, 3, 1)),
     "skips": replace(SONG, encoder="skip", decoder="skip", filter=(1, 3, 3, 1), attention=(1,)),
-    "adm": DhariwalUNetConfig(3, 6, channels=16, multipliers=(1, 4), blocks=2, attention=(2,), head_channels=64),
+    "adm": DhariwalUNetConfig(
+        3, 6, model_channels=16, channel_mult=(1, 4), num_res_blocks=2, attention=(2,), head_channels=64
+    ),
 }
 
 

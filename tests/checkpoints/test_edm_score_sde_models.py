@@ -25,9 +25,11 @@ from unveil.types import WeightsError
 
 ROOT = os.environ.get("UNVEIL_GOLDEN")
 needs_facts = pytest.mark.skipif(not ROOT, reason="UNVEIL_GOLDEN names no folder of recorded facts")
-SONG = SongUNetConfig(3, 3, channels=16, multipliers=(1, 2), blocks=1, attention=(2,))
+SONG = SongUNetConfig(3, 3, model_channels=16, channel_mult=(1, 2), num_res_blocks=1, attention=(2,))
 NCSNPP = {"embedding": "fourier", "noise_multiplier": 2, "encoder": "residual", "filter": (1, 3, 3, 1)}
-ADM = DhariwalUNetConfig(3, 3, channels=16, multipliers=(1, 4), blocks=1, attention=(2,), head_channels=64)
+ADM = DhariwalUNetConfig(
+    3, 3, model_channels=16, channel_mult=(1, 4), num_res_blocks=1, attention=(2,), head_channels=64
+)
 # EDM's networks, small: the configuration, its preconditioning, and the steps and churn that it is sampled with
 OF_EDM: dict[str, tuple[edm.Config, preconditioning.Preconditioning, int, float | None]] = {
     "augmented": (replace(SONG, augment_dim=9), preconditioning.EDMPreconditioning(), 18, None),
@@ -58,7 +60,7 @@ def test_a_file_of_edm_is_a_model_with_its_preconditioning_and_sampler(name, tmp
     assert model.shape == (3, 32, 32)
     assert model.config.build_prediction(model.process) == prediction
     how = model.sampling
-    assert (how.sampler, how.steps, how.grid, how.clip) == ("heun", steps, "karras", "none")
+    assert (how.sampler, how.steps, how.schedule, how.threshold) == ("heun", steps, "karras", "none")
     assert how.options.get("s_churn") == churn
     low, high = how.levels(model.process)[-2].sigma, how.levels(model.process)[0].sigma
     known = {"VPPreconditioning": 0.010486, "VEPreconditioning": 0.02, "IDDPMPreconditioning": 0.0064254}.get(

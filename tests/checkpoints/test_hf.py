@@ -428,7 +428,7 @@ def test_solvers_are_those_of_their_settings(made, sampler):
 def test_what_is_written_of_a_solver_samples_in_diffusers(sampler, grid):
     name, _, eta = sampler.partition(" eta ")
     sample: dict[str, Any] = {"sampler": name, "grid": grid} | ({"eta": float(eta)} if eta else {})
-    network = {"kind": "unet", "channels": 8, "multipliers": [1], "blocks": 1, "groups": 4}
+    network = {"kind": "unet", "model_channels": 8, "channel_mult": [1], "num_res_blocks": 1, "groups": 4}
     levels = {"process": {"kind": "discrete-vp"}, "prediction": "eps", "sample": sample}
     config = validate(ModelConfig, {"shape": [3, 8, 8], "network": network, **levels}, "a test")
     said = settings_of(config, {"timestep_spacing": "leading"})

@@ -56,7 +56,7 @@ def test_stable_diffusion_1_has_these_keys_shapes_and_parameters():
     file = recorded("latent-diffusion/sd1_keys.json")
     theirs = ldm_unet.strip_prefix(shapes_of(file["keys"]))
     config = ldm_unet.infer_config(theirs)
-    assert (config.heads, config.context_width, config.projection) == (8, 768, "conv")
+    assert (config.heads, config.cross_attention_dim, config.projection) == (8, 768, "conv")
     assert published(config) == (theirs, 859_520_964)
     averages = {ldm_unet.ema_key(ldm_unet.PREFIX + key) for key in theirs}
     ema = recorded("latent-diffusion/sd1_ema_keys.json")
@@ -69,14 +69,14 @@ def test_stable_diffusion_2_and_the_controlnets_have_these_keys_and_shapes():
     file = recorded("ControlNet/full_size_keys.json")
     theirs = ldm_unet.strip_prefix(shapes_of(file["sd21_unet"]))
     config = ldm_unet.infer_config(theirs)
-    assert (config.head_channels, config.context_width, config.projection) == (64, 1024, "linear")
+    assert (config.head_channels, config.cross_attention_dim, config.projection) == (64, 1024, "linear")
     counts = recorded("ControlNet/param_counts.json")
     assert published(config) == (theirs, counts["cldm_v21"]["unet"])
     for name, context in (("cldm_v15", 768), ("cldm_v21", 1024)):
         theirs = ldm_unet.strip_prefix(shapes_of(file[name]), controlnet.PREFIX)
         config = controlnet.infer_config(theirs)
         network = controlnet.meta_controlnet(config, theirs)
-        assert config.context_width == context
+        assert config.cross_attention_dim == context
         assert shapes_of(controlnet.dump(network)) == theirs
         assert len(theirs) == counts[name]["n_control_keys"]
         assert sum(p.numel() for p in network.parameters()) == counts[name]["controlnet"]

@@ -37,14 +37,14 @@ def drawn(*shape: int, seed: int) -> Tensor:
 @cache
 def networks() -> dict[str, nn.Module]:
     torch.manual_seed(0)
-    plain = DiTConfig(4, 4, size=8, patch=2, depth=2, width=32, heads=4)
+    plain = DiTConfig(4, 4, size=8, patch=2, depth=2, hidden_size=32, heads=4)
     return {
         "dit": DiT(plain),
-        "unet": UNet(UNetConfig(1, 1, channels=64, multipliers=(1, 2), blocks=1, attention=(2,))),
+        "unet": UNet(UNetConfig(1, 1, model_channels=64, channel_mult=(1, 2), num_res_blocks=1, attention=(2,))),
         "latent": UNet(
-            UNetConfig(4, 4, 64, (1, 2), 1, (1,), heads=2, transformer_depth=(1,), context_width=16, groups=8)
+            UNetConfig(4, 4, 64, (1, 2), 1, (1,), heads=2, transformer_depth=(1,), cross_attention_dim=16, groups=8)
         ),
-        "own": UNet(UNetConfig(1, 1, channels=64, multipliers=(1,), blocks=1, attention=(1,), patch=2)),
+        "own": UNet(UNetConfig(1, 1, model_channels=64, channel_mult=(1,), num_res_blocks=1, attention=(1,), patch=2)),
     }
 
 

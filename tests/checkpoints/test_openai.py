@@ -62,7 +62,7 @@ def test_an_upsampler_takes_a_second_picture():
     config = openai.upsampler(openai.from_arguments(TINY))
     theirs = openai.dump(on_meta(config), config)
     assert theirs["input_blocks.0.0.weight"].shape == (32, 6, 3, 3)
-    assert openai.infer_config({key: tensor.shape for key, tensor in theirs.items()}).context_channels == 3
+    assert openai.infer_config({key: tensor.shape for key, tensor in theirs.items()}).concat_channels == 3
 
 
 def test_a_consistency_model_stores_its_attention_in_two_dimensions_and_its_own_order():

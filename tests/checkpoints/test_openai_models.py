@@ -141,7 +141,7 @@ def test_a_released_file_is_known_by_its_keys_and_shapes(name):
 )
 def test_a_released_file_is_sampled_as_its_authors_do(name, sampler, steps, grid):
     sample = next(openai_models.release(files) for files in FILES if name in files).model_config().sample
-    assert (sample.sampler, sample.steps, sample.grid, sample.clip) == (sampler, steps, grid, "static")
+    assert (sample.sampler, sample.steps, sample.schedule, sample.threshold) == (sampler, steps, grid, "static")
     fewer = sample.changed({"steps": 2})
     process = next(openai_models.release(files) for files in FILES if name in files).model_config().process.build()
     assert len(fewer.levels(process)) == 3
@@ -154,7 +154,7 @@ def test_what_a_released_file_says_can_be_read_back_as_a_recipe():
         assert validate(ModelConfig, read_yaml(dump(config), "it"), "it") == config
     upsampler = openai_models.match(facts("guided-diffusion__64_256_upsampler")["keys"]).model_config()
     assert [one.kind for one in upsampler.condition] == ["label", "context"]
-    assert upsampler.context_channels == 3
+    assert upsampler.concat_channels == 3
 
 
 @needs_facts
@@ -174,7 +174,7 @@ def test_what_is_said_goes_before_the_table():
     teacher = openai_models.match(keys, said)
     model = teacher.model_config()
     assert model.build_prediction(model.process.build()) == preconditioning.EDMPreconditioning(index_scale=1000)
-    assert (model.sample.sampler, model.sample.steps, model.sample.grid) == ("heun", 40, "karras")
+    assert (model.sample.sampler, model.sample.steps, model.sample.schedule) == ("heun", 40, "karras")
     assert isinstance(teacher.network, UNetConfig)
     assert (teacher.network.heads, teacher.network.head_channels) == (6, None)
 

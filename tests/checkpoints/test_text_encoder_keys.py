@@ -44,7 +44,7 @@ SAID = {"heads": 2, "activation": "quick-gelu"}
 
 
 def section(**changes: Any) -> TextSection:
-    plain = {"kind": "text", "encoder": {"kind": "clip", **asdict(CLIP)}, "drop": 0.1}
+    plain = {"kind": "text", "encoder": {"kind": "clip", **asdict(CLIP)}, "drop_prob": 0.1}
     return validate(TextSection, plain | changes, "test")
 
 
@@ -383,8 +383,8 @@ def test_a_place_without_an_encoder_is_told(tmp_path):
 def model_config(**changes: Any) -> ModelConfig:
     raw = {
         "shape": [1, 4, 4],
-        "network": {"kind": "unet", "channels": 4, "multipliers": [1, 2], "blocks": 1, "groups": 4},
-        "process": {"kind": "discrete-vp", "betas": "cosine", "steps": 20},
+        "network": {"kind": "unet", "model_channels": 4, "channel_mult": [1, 2], "num_res_blocks": 1, "groups": 4},
+        "process": {"kind": "discrete-vp", "beta_schedule": "cosine", "timesteps": 20},
         "condition": [section(gives="vector", **changes).model_dump(mode="json")],
         "sample": {"steps": 3, "guidance": {"scale": 3.0}},
     }

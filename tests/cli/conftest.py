@@ -14,7 +14,7 @@ from unveil.cli.commands import run
 from unveil.model import build
 from unveil.model.config import Recipe, dump, load_recipe
 
-CHANGES = ["network.channels=16", "network.groups=4", "process.steps=50", "sample.steps=4"]
+CHANGES = ["network.model_channels=16", "network.groups=4", "process.timesteps=50", "sample.steps=4"]
 
 
 class Outcome(NamedTuple):

@@ -11,7 +11,7 @@ from unveil.evaluate.report import Report
 
 TINY = [
     "data={kind: digits}", "shape=[1, 8, 8]", "codec.patch=2", "codec.channels=8", "train.steps=6", "train.warmup=2",
-    "train.batch=8", "train.precision=float32", "train.sample_every=0", "train.validate_every=0",
+    "train.batch_size=8", "train.precision=float32", "train.sample_every=0", "train.validate_every=0",
 ]  # fmt: skip
 
 
@@ -21,7 +21,7 @@ def trained(tmp_path_factory) -> Path:
     from unveil.cli.commands import run
 
     folder = tmp_path_factory.mktemp("runs") / "vq"
-    assert run(["train", "vq-fashion", *TINY, "codec.codes=16", "--run", str(folder), "--quiet"]) == 0
+    assert run(["train", "vq-fashion", *TINY, "codec.codebook_size=16", "--run", str(folder), "--quiet"]) == 0
     return folder
 
 

@@ -357,9 +357,11 @@ def test_too_few_held_out_pictures_are_told_before_anything_is_drawn(cli: Cli, t
     for number in range(12):
         Image.new("L", (8, 8), 20 * number).save(tmp_path / "few" / f"{number}.png")
     changes = ["data={kind: folder, path: few, size: 8, labels: none, channels: 1, held_out: 0.2}", "condition=[]"]
-    run = [*CHANGES, *changes, "train.steps=1", "train.warmup=0", "train.batch=2", "--run", "run"]
+    run = [*CHANGES, *changes, "train.steps=1", "train.warmup=0", "train.batch_size=2", "--run", "run"]
     done = cli("train", "ddpm-digits", *run)
     assert done.code == 0, done.err
     done = cli("evaluate", "run", "--set", "evaluate.features=pixels")
-    refused(done, 2, "pictures to compare: must lie in [4,", "give more held-out pictures, such as data.held_out=0.2")
+    refused(
+        done, 2, "pictures to compare: must lie in [4,", "give more held-out pictures, such as data.val_fraction=0.2"
+    )
     assert "sampling step" not in done.err

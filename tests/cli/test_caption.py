@@ -203,19 +203,19 @@ def test_captioners_are_trained_and_judged_by_their_recipes(cli: Cli):
 
 
 def test_clips_of_a_recipe_are_told_by_number_and_trained_on(cli: Cli, run: Path, tmp_path: Path):
-    small, out = ("data.count=20", "data.faults=0", "data.registers=[raw]"), tmp_path / "told.jsonl"
+    small, out = ("data.count=20", "data.caption_error_rate=0", "data.caption_styles=[raw]"), tmp_path / "told.jsonl"
     done = cli("caption", "playground-small", *small, "--count", 6, "--model", run, "--out", out, "--json")
     assert done.code == 0, done.err
     found = rows(out)
     assert [row["file_name"] for row in found] == [str(number) for number in range(6)]
     config = playground.PlaygroundConfig(
-        smallest=16, largest=16, frames=(8,), motions=AXIS, registers=("raw",), faults=0
+        min_size=16, max_size=16, frames=(8,), motions=AXIS, caption_styles=("raw",), caption_error_rate=0
     )
     world = playground.Playground(replace(config, count=20))
     own = [item["text"] for item in world.annotations(range(20))]
     assert [row["text"] for row in found] == own[:6]
     for share in (1.0, 0.5, 0.0):
-        mixed = playground.Playground(replace(config, count=20, captions=str(out), share=share))
+        mixed = playground.Playground(replace(config, count=20, captions_file=str(out), synthetic_prob=share))
         items = mixed.annotations(range(20))
         written = [row["caption"] for row in found]
         kept = [item["text"] == text for item, text in zip(items, own, strict=True)]
@@ -234,12 +234,12 @@ def test_captions_of_another_world_are_refused(cli: Cli, run: Path, tmp_path: Pa
     out = tmp_path / "told.jsonl"
     assert cli("caption", "playground-small", "--count", 2, "--model", run, "--out", out, "--quiet").code == 0
     with pytest.raises(RecipeError, match=r"captions '.*told.jsonl': of another world: clip 0 was '.*' there and is '"):
-        playground.Playground(playground.PlaygroundConfig(captions=str(out)))
+        playground.Playground(playground.PlaygroundConfig(captions_file=str(out)))
     with pytest.raises(RecipeError, match=r"captions 'none.jsonl': no such file; unveil caption writes it"):
-        playground.Playground(playground.PlaygroundConfig(captions="none.jsonl"))
+        playground.Playground(playground.PlaygroundConfig(captions_file="none.jsonl"))
     out.write_text('{"file_name": "a.mp4", "caption": "a"}\n')
     with pytest.raises(DataError, match=r"told.jsonl line 1: 'a.mp4' is no number of a clip"):
-        playground.Playground(playground.PlaygroundConfig(captions=str(out)))
+        playground.Playground(playground.PlaygroundConfig(captions_file=str(out)))
 
 
 def test_what_is_no_folder_and_no_count_of_clips_is_refused(cli: Cli, run: Path, folder: Path, tmp_path: Path):

@@ -35,7 +35,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 
 def opened(folder: Path, **changes: Any) -> Any:
-    return data.open(data.FolderConfig(str(folder), 8, held_out=0.0, **changes))
+    return data.open(data.FolderConfig(str(folder), 8, val_fraction=0.0, **changes))
 
 
 @pytest.fixture
@@ -52,13 +52,13 @@ def test_metadata_of_the_other_form_is_not_joined_by_a_second(cli: Cli, tmp_path
     folder = painted(tmp_path / "mine", "a.png", "b.png")
     (folder / "metadata.csv").write_text("file_name,text,label\na.png,alpha,x\nb.png,beta,y\n")
     before = tree(folder)
-    refused(cli("caption", folder, *ask), 5, "metadata.csv says already what is in this folder", "data.captions=")
+    refused(cli("caption", folder, *ask), 5, "metadata.csv says already what is in this folder", "data.captions_file=")
     refused(cli("caption", folder, *ask, "--force"), 5, "metadata.csv says already")
     refused(cli("caption", folder, *ask, "--out", folder / "metadata.jsonl"), 5, "metadata.csv says already")
     assert not place.asked
     done = cli("caption", folder, *ask, "--out", "told.jsonl")
     assert done.code == 0, done.err
-    assert "train on them with data.captions=told.jsonl" in done.out
+    assert "train on them with data.captions_file=told.jsonl" in done.out
     assert rows(Path("told.jsonl"))[0] == {"file_name": "a.png", "text": "alpha", "label": "x", "caption": "Number 1."}
     assert tree(folder) == before
     made = opened(folder, captions="told.jsonl")

@@ -10,7 +10,7 @@ from tests.cli.conftest import Cli, tree
 from unveil.analysis import video as study
 from unveil.evaluate.report import Report
 
-SMALL = ("train.steps=1", "train.warmup=0", "train.batch=2", "data.count=500", "data.held_out=20")
+SMALL = ("train.steps=1", "train.warmup=0", "train.batch_size=2", "data.count=500", "data.num_val=20")
 OFF = (
     "train.save_every=0",
     "train.sample_every=0",
@@ -46,8 +46,8 @@ def test_a_model_of_clips_is_judged(cli: Cli):
 @pytest.mark.slow
 @pytest.mark.parametrize("tasks", [("picture", "twice"), pytest.param((), marks=pytest.mark.release)])
 def test_the_command_writes_a_page_of_its_tasks(cli: Cli, tasks: tuple[str, ...]):
-    small = ("train.steps=1", "train.warmup=0", "train.batch=2", "train.precision=float32", "data.count=500")
-    off = ("train.save_every=0", "train.sample_every=0", "train.validate_every=0", "data.held_out=20")
+    small = ("train.steps=1", "train.warmup=0", "train.batch_size=2", "train.precision=float32", "data.count=500")
+    off = ("train.save_every=0", "train.sample_every=0", "train.validate_every=0", "data.num_val=20")
     assert cli("train", "playground-video", "--small", "--run", "run", *small, *off, "--quiet").code == 0
     done = cli("study", "video", "run", "--quick", "--json", *(word for name in tasks for word in ("--task", name)))
     assert done.code == 0, done.err
@@ -62,7 +62,7 @@ def test_the_command_writes_a_page_of_its_tasks(cli: Cli, tasks: tuple[str, ...]
 
 def test_models_of_other_sizes_stand_beside_it(cli: Cli):
     for name, width in (("small", 24), ("large", 48)):
-        sizes = (f"network.width={width}", "network.heads=1", "network.depth=1", "network.context_width=16")
+        sizes = (f"network.hidden_size={width}", "network.heads=1", "network.depth=1", "network.cross_attention_dim=16")
         assert cli("train", "playground-video", "--small", "--run", name, *SMALL, *OFF, *sizes, "--quiet").code == 0
     quick = ("--quick", "--law", "corridor", "--law", "space", "--count", 2, "--json")
     small = cli("study", "world", "small", *quick)

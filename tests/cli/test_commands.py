@@ -156,7 +156,9 @@ def test_inspect_reads_headers_alone(cli: Cli, saved: Path, tmp_path: Path):
     assert tree(tmp_path) == {}
 
 
-@pytest.mark.parametrize("overrides", [[], ["process.betas=linear"], ["process={kind: linear-vp}", "prediction=v"]])
+@pytest.mark.parametrize(
+    "overrides", [[], ["process.beta_schedule=linear"], ["process={kind: linear-vp}", "prediction=v"]]
+)
 def test_inspect_process_draws_and_prints(cli: Cli, tmp_path: Path, overrides: list[str]):
     done = cli("inspect", "process", "ddpm-digits", *overrides, "--json", "--count", 4)
     assert done.code == 0, done.err
@@ -170,7 +172,7 @@ def test_inspect_process_draws_and_prints(cli: Cli, tmp_path: Path, overrides: l
 
 
 def test_the_table_of_a_process_is_the_published_one(cli: Cli):
-    facts = cli("inspect", "process", "ddpm-digits", "process.betas=linear", "--json", "--count", 1).json
+    facts = cli("inspect", "process", "ddpm-digits", "process.beta_schedule=linear", "--json", "--count", 1).json
     assert facts["alpha_bar"][0] == pytest.approx(4.0358e-5, rel=1e-4)  # Ho et al. 2020, section 4
     assert facts["beta"][0] == pytest.approx(0.02)
     assert facts["beta"][-1] == pytest.approx(1e-4)
@@ -245,7 +247,7 @@ def test_data_check_of_clips(cli: Cli, tmp_path: Path):
 
 # ---------------------------------------------------------------------- convert
 
-OPENAI = ["network.channels=32", "train.steps=2", "train.warmup=0"]
+OPENAI = ["network.model_channels=32", "train.steps=2", "train.warmup=0"]
 
 
 def published(path: Path) -> Model:

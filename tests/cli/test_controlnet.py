@@ -232,7 +232,7 @@ def test_what_does_not_fit_is_refused(cli: Cli, saved: Path, edges: Path, hint: 
 def test_a_folder_of_diffusers_is_read(tmp_path: Path):
     from unveil.checkpoints import controlnet_loader
 
-    config = UNetConfig(4, 4, 32, (1, 2), 1, (1, 2), heads=2, groups=8, transformer_depth=(1,), context_width=8)
+    config = UNetConfig(4, 4, 32, (1, 2), 1, (1, 2), heads=2, groups=8, transformer_depth=(1,), cross_attention_dim=8)
     made = ControlNet.of(UNet(config), hint_widths=hint_widths(8))
     diffusers_unet.write(made, tmp_path / "theirs")
     found = controlnet_loader.read(tmp_path / "theirs")
@@ -242,7 +242,7 @@ def test_a_folder_of_diffusers_is_read(tmp_path: Path):
 
 
 def test_what_is_inspected_says_that_it_is_a_controlnet(cli: Cli, edges: Path, monkeypatch: pytest.MonkeyPatch):
-    config = UNetConfig(4, 4, 32, (1, 2), 1, (1, 2), heads=2, groups=8, transformer_depth=(1,), context_width=8)
+    config = UNetConfig(4, 4, 32, (1, 2), 1, (1, 2), heads=2, groups=8, transformer_depth=(1,), cross_attention_dim=8)
     shelf = Path("models") / "controlnets"
     diffusers_unet.write(ControlNet.of(UNet(config), hint_widths=hint_widths(8)), shelf / "theirs")
     (shelf / "edges.safetensors").write_bytes(edges.read_bytes())
@@ -258,7 +258,7 @@ def test_what_is_inspected_says_that_it_is_a_controlnet(cli: Cli, edges: Path, m
 
 @pytest.mark.slow
 def test_a_controlnet_is_trained_and_its_run_is_a_model(cli: Cli, saved: Path, hint: Path):
-    recipe = load_recipe("ddpm-digits", [*CHANGES, "train.steps=3", "train.warmup=0", "train.batch=8"])
+    recipe = load_recipe("ddpm-digits", [*CHANGES, "train.steps=3", "train.warmup=0", "train.batch_size=8"])
     plain = recipe.model_dump(mode="json")
     plain["data"]["hint"] = {"kind": "canny", "low": 50, "high": 100}
     plain |= {"name": "tiny-edges", "base": str(saved), "control": {}}

@@ -16,7 +16,7 @@ from unveil.io.safetensors_io import write_tensors
 from unveil.model import Model, build, model_folder
 from unveil.model.config import Recipe, load_recipe
 
-TINY = ["--set", "network.channels=16", "--set", "network.blocks=1"]
+TINY = ["--set", "network.model_channels=16", "--set", "network.num_res_blocks=1"]
 
 
 def tiny(name: str, *changes: str) -> tuple[Model, dict[str, Tensor]]:
@@ -75,7 +75,7 @@ def test_tensors_of_edm_come_in_with_their_labels(cli: Cli, tmp_path: Path, drop
     network: Any = model.denoiser.network
     table = {"table.weight": torch.randn(11, network.vector_dim)}
     write_tensors(tmp_path / "theirs.safetensors", edm.dump(ours, network.config, 32, table))
-    changes = [*TINY, "--set", "network.augment_dim=9", "--set", f"condition.0.drop={drop}"]
+    changes = [*TINY, "--set", "network.augment_dim=9", "--set", f"condition.0.drop_prob={drop}"]
     done = cli("convert", "theirs.safetensors", "ours", "--layout", "edm", "--recipe", "edm-cifar10", *changes)
     assert done.code == 0, done.err
     back = unveil.load("ours")

@@ -71,7 +71,7 @@ def test_a_pickle_and_what_stands_beside_it(cli: Cli, folder: Path):
 
 
 def test_one_that_was_trained_here_goes_to_others(cli: Cli):
-    recipe = load_recipe("ddpm-digits", ["network.channels=32", "network.groups=32"])
+    recipe = load_recipe("ddpm-digits", ["network.model_channels=32", "network.groups=32"])
     assert isinstance(recipe, Recipe)
     config = recipe.model.network_config()
     network = ControlNet.of(UNet(config))  # pyright: ignore[reportArgumentType]

@@ -15,7 +15,7 @@ from unveil.io.safetensors_io import read_state
 from unveil.nn.dit import DiT
 from unveil.nn.dit_config import DiTConfig
 
-CONFIG = DiTConfig(3, 6, size=8, patch=2, depth=2, width=32, heads=4)
+CONFIG = DiTConfig(3, 6, size=8, patch=2, depth=2, hidden_size=32, heads=4)
 
 
 def written(path: Path, config: DiTConfig = CONFIG) -> Path:
@@ -88,7 +88,13 @@ def test_convert_knows_a_dit_by_its_keys_and_writes_both_layouts(cli: Cli, tmp_p
 
 def test_a_checkpoint_of_another_size(cli: Cli, tmp_path: Path):
     written(tmp_path / "dit.pt")
-    small = ["network.depth=2", "network.width=64", "network.heads=4", "shape=[3, 8, 8]", "condition.0.classes=10"]
+    small = [
+        "network.depth=2",
+        "network.hidden_size=64",
+        "network.heads=4",
+        "shape=[3, 8, 8]",
+        "condition.0.classes=10",
+    ]
     changes = [word for change in small for word in ("--set", change)]
     done = cli("convert", "dit.pt", "ours", "--recipe", "dit-s-2-imagenet256", *changes)
     assert done.code == 1

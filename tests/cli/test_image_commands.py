@@ -336,7 +336,7 @@ def test_ctrl_c_leaves_no_half_file(saved: Path, tmp_path: Path):
 def test_a_word_that_is_no_setting_is_the_prompt(cli: Cli, tmp_path: Path):
     recipe = load_recipe("ddpm-digits", CHANGES)
     assert isinstance(recipe, Recipe)
-    told = {"kind": "label", "key": "prompt", "classes": 3, "names": ["cat", "dog", "owl"], "drop": 0.1}
+    told = {"kind": "label", "key": "prompt", "classes": 3, "names": ["cat", "dog", "owl"], "drop_prob": 0.1}
     config = validate(ModelConfig, {**recipe.model.model_dump(mode="json"), "condition": [told]}, "test")
     build(config).save(tmp_path / "told")
     done = cli("sample", "told", "dog", "steps=2", "--out", "dog.png")

@@ -32,7 +32,7 @@ def test_published_recipes_read_latents_of_their_shape():
             recipe = load_recipe(name, small=small)
             assert isinstance(recipe, Recipe)
             assert isinstance(recipe.data.build(), data.LatentsConfig)
-            assert (recipe.key, recipe.train.flip) == ("latents", False)
+            assert (recipe.key, recipe.train.random_flip) == ("latents", False)
             assert recipe.shape == ((4, 64, 64) if name.endswith("512") else (4, 32, 32))
 
 
@@ -83,11 +83,11 @@ def test_latents_of_a_recipe_are_written_once(cli: Cli, tmp_path: Path, monkeypa
     monkeypatch.setenv("UNVEIL_CACHE", str(tmp_path / "cache"))
     refused = cli("data", "latents", "ddpm-digits")
     assert refused.code == 2
-    assert "Identity, encodes nothing; set train.latents: encode" in refused.err
+    assert "Identity, encodes nothing; set train.cache_latents: encode" in refused.err
     assert not (tmp_path / "cache").exists()
     monkeypatch.setattr(work, "fresh", encoding)
     monkeypatch.setattr(train, "fresh", encoding)
-    changes = ["data.count=24", "data.held_out=8", "data.size=16", "shape=[3, 16, 16]", "train.flip=true"]
+    changes = ["data.count=24", "data.num_val=8", "data.size=16", "shape=[3, 16, 16]", "train.random_flip=true"]
     first = cli("data", "latents", "ddpm-scenes", *changes, "--json")
     assert first.code == 0, first.err
     found = first.json["latents"]
@@ -101,12 +101,12 @@ def test_latents_of_a_recipe_are_written_once(cli: Cli, tmp_path: Path, monkeypa
     checked = cli("data", "check", found[0]["path"])
     assert (checked.code, "48 latents of shape (3, 16, 16), F32" in checked.out) == (0, True), checked.err
     files = sorted((tmp_path / "cache" / "latents").glob("*.safetensors"))
-    changes += ["train.latents=cache", "train.steps=2", "train.warmup=0", "train.batch=4"]
-    changes += ["network.channels=16", "network.groups=4", "train.sample_every=0"]
+    changes += ["train.cache_latents=true", "train.steps=2", "train.warmup=0", "train.batch_size=4"]
+    changes += ["network.model_channels=16", "network.groups=4", "train.sample_every=0"]
     done = cli("train", "ddpm-scenes", *changes, "--run", "run", "--json")
     assert done.code == 0, done.err
     assert done.json["step"] == 2
     assert sorted((tmp_path / "cache" / "latents").glob("*.safetensors")) == files
-    wrong = cli("train", "ddpm-scenes", "train.latents=cached")
+    wrong = cli("train", "ddpm-scenes", "train.cache_latents=cached")
     assert wrong.code == 2
-    assert "train.latents = 'cached': must be one of encode, cache; nearest: 'cache'" in wrong.err
+    assert "train.cache_latents = 'cached': must be one of encode, cache; nearest: 'cache'" in wrong.err

@@ -75,7 +75,13 @@ def pictures(tmp_path: Path) -> Path:
 @pytest.mark.slow
 def test_fine_tuning_begins_with_the_base_and_moves_the_network_alone(cli: Cli, base: Path, pictures: Path):
     pytest.importorskip("transformers")
-    changes = (f"base={base}", f"codec.path={base}", f"data.path={pictures}", "train.ema=0", "train.precision=float32")
+    changes = (
+        f"base={base}",
+        f"codec.path={base}",
+        f"data.path={pictures}",
+        "train.ema_decay=0",
+        "train.precision=float32",
+    )
     done = cli("train", "sd1-finetune", "--small", *changes, "--run", "run", "--json")
     assert done.code == 0, done.err
     before, after = load(str(base)), load("run")
@@ -102,8 +108,8 @@ def test_the_caption_reaches_the_text_encoder(base: Path, pictures: Path):
 
 def test_another_base_is_refused(base: Path):
     pytest.importorskip("transformers")
-    asked = recipe("sd1-finetune", f"base={base}", f"codec.path={base}", "network.blocks=2")
-    with pytest.raises(RecipeError, match=r"network of the base .*blocks=1.*of the recipe .*blocks=2"):
+    asked = recipe("sd1-finetune", f"base={base}", f"codec.path={base}", "network.num_res_blocks=2")
+    with pytest.raises(RecipeError, match=r"network of the base .*num_res_blocks=1.*of the recipe .*num_res_blocks=2"):
         start(asked, torch.device("cpu"))
 
 

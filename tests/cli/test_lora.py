@@ -110,7 +110,7 @@ def test_a_lora_of_another_base_is_refused(cli: Cli, style: Path):
 
 @pytest.mark.slow
 def test_a_lora_is_trained_and_its_run_is_a_model(cli: Cli, saved: Path):
-    recipe = load_recipe("ddpm-digits", [*CHANGES, "train.steps=3", "train.warmup=0", "train.batch=8"])
+    recipe = load_recipe("ddpm-digits", [*CHANGES, "train.steps=3", "train.warmup=0", "train.batch_size=8"])
     plain = recipe.model_dump(mode="json")
     plain |= {"name": "tiny-style", "base": str(saved), "lora": {"targets": ["*"], "rank": 2}}
     Path("tiny-style.yaml").write_text(yaml.safe_dump(plain))

@@ -14,7 +14,13 @@ from unveil.model.weight_averaging import average_weights
 from unveil.types import RecipeError, WeightsError
 
 TABLE = "conditioners.prompt.words.table.weight"
-CHANGES = ["network.depth=1", "network.width=24", "network.heads=1", "network.context_width=16", "condition.0.limit=12"]
+CHANGES = [
+    "network.depth=1",
+    "network.hidden_size=24",
+    "network.heads=1",
+    "network.cross_attention_dim=16",
+    "condition.0.vocab_size=12",
+]
 
 
 def told(*texts: str, seed: int = 0) -> Model:
@@ -75,7 +81,7 @@ def test_shares_that_cannot_be(shares: list[float]):
 def test_models_without_a_mean():
     with pytest.raises(WeightsError, match="word 0 is 'a' in one model and 'b' in another"):
         average_weights([told("a"), told("b")], [1, 1])
-    recipe = load_recipe("playground-small", [*CHANGES, "network.width=48", "network.heads=2"])
+    recipe = load_recipe("playground-small", [*CHANGES, "network.hidden_size=48", "network.heads=2"])
     assert isinstance(recipe, Recipe)
     wider = build(recipe.model)
     wider.conditioners["prompt"].learn(["a"])

@@ -19,12 +19,12 @@ from unveil.nn.unet_config import UNetConfig
 NETWORK = UNetConfig(
     in_channels=3,
     out_channels=6,
-    channels=32,
-    multipliers=(1, 2),
-    blocks=1,
+    model_channels=32,
+    channel_mult=(1, 2),
+    num_res_blocks=1,
     attention=(2,),
     head_channels=16,
-    modulation="scale-shift",
+    time_scale_shift="scale-shift",
     resample="residual",
 )
 SAID = ["size=16", "head_channels=16", "attention_order=heads-first", "betas=cosine", "steps=100", "rescale=1000"]
@@ -43,7 +43,15 @@ def files(tmp_path: Path) -> Path:
     label = {openai.OUR_LABEL: torch.zeros(10, NETWORK.vector_dim)}
     torch.save(redrawn(openai.dump(UNet(NETWORK).state_dict(), NETWORK, label), 0), tmp_path / "model.pt")
     config = NoisyClassifierConfig(
-        3, 10, 16, channels=32, multipliers=(1, 2), blocks=1, attention=(2,), head_channels=16, pool="attention"
+        3,
+        10,
+        16,
+        model_channels=32,
+        channel_mult=(1, 2),
+        num_res_blocks=1,
+        attention=(2,),
+        head_channels=16,
+        pool="attention",
     )
     state = openai.dump_classifier(NoisyClassifier(config).state_dict(), config)
     torch.save(redrawn(state, 1), tmp_path / "classifier.pt")
@@ -80,7 +88,15 @@ def test_a_file_with_more_than_tensors_is_not_opened(cli: Cli, tmp_path: Path):
 def test_a_classifier_of_another_size_is_refused(cli: Cli, files: Path):
     other = [one.replace("size=16", "size=32") for one in SAID_OF_CLASSIFIER]
     config = NoisyClassifierConfig(
-        3, 10, 32, channels=32, multipliers=(1, 2), blocks=1, attention=(2,), head_channels=16, pool="attention"
+        3,
+        10,
+        32,
+        model_channels=32,
+        channel_mult=(1, 2),
+        num_res_blocks=1,
+        attention=(2,),
+        head_channels=16,
+        pool="attention",
     )
     state = openai.dump_classifier(NoisyClassifier(config).state_dict(), config)
     torch.save(redrawn(state, 1), files / "large.pt")
@@ -127,7 +143,11 @@ def test_convert_needs_no_recipe_for_what_the_keys_and_a_few_words_tell(cli: Cli
     [
         ([], 1, "give size, heads or head_channels, attention_order"),  # the keys alone do not tell
         ([], 1, "or give --recipe: that of the model in the file"),
-        (["--set", "network.channels=32"], 2, "network: a change of a recipe; give --recipe, or say file.KEY=VALUE"),
+        (
+            ["--set", "network.model_channels=32"],
+            2,
+            "network: a change of a recipe; give --recipe, or say file.KEY=VALUE",
+        ),
         (["--set", "file.sise=16"], 2, "file: sise: unknown key; nearest: 'size'"),
     ],
 )

@@ -53,7 +53,7 @@ def test_what_is_not_in_use_is_not_cited():
 
 def test_other_choices_cite_other_papers():
     found = cited(
-        "edm-cifar10", "condition.0.drop=0.1", "sample.guidance={scale: 2, rescale: 0.7, interval: [0.1, 0.9]}"
+        "edm-cifar10", "condition.0.drop_prob=0.1", "sample.guidance={scale: 2, rescale: 0.7, interval: [0.1, 0.9]}"
     )
     assert "2207.12598" in found["guidance"][0]
     assert "2404.07724" in found["interval"][0]

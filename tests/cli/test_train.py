@@ -16,7 +16,14 @@ import yaml
 from tests.cli.conftest import CHANGES, Cli, tree
 from unveil.model.config import load_recipe
 
-TINY = [*CHANGES, "train.steps=3", "train.warmup=0", "train.batch=8", "evaluate.samples=20", "evaluate.features=pixels"]
+TINY = [
+    *CHANGES,
+    "train.steps=3",
+    "train.warmup=0",
+    "train.batch_size=8",
+    "evaluate.samples=20",
+    "evaluate.features=pixels",
+]
 
 
 def test_print_config_is_the_recipe_with_every_setting(cli: Cli, tmp_path: Path):

@@ -15,10 +15,10 @@ from tests.needs import needs_fashion
 from unveil.playground.detector import detect_objects
 
 SETTINGS = [
-    "train.steps=4", "train.batch=4", "train.warmup=1", "train.sample_every=4", "train.validate_every=4",
-    "network.depth=1", "network.width=24", "network.heads=1", "network.context_width=16", "data.count=300",
-    "data.registers=[short]",
-    "data.held_out=8", "data.smallest=16", "data.largest=16", "data.frames=[9]", "shape=[3,9,16,16]", "sample.steps=2",
+    "train.steps=4", "train.batch_size=4", "train.warmup=1", "train.sample_every=4", "train.validate_every=4",
+    "network.depth=1", "network.hidden_size=24", "network.heads=1", "network.cross_attention_dim=16", "data.count=300",
+    "data.caption_styles=[short]",
+    "data.num_val=8", "data.min_size=16", "data.max_size=16", "data.frames=[9]", "shape=[3,9,16,16]", "sample.steps=2",
 ]  # fmt: skip
 
 
@@ -71,7 +71,7 @@ def test_clips_go_on_from_a_model_of_pictures(cli: Cli, tmp_path: Path):
 
 def test_a_model_goes_on_to_read_longer_prompts(cli: Cli, run: Path, tmp_path: Path):
     small = [*SETTINGS, "base=run", "train.steps=1", "train.lr=1.0e-12", "train.weight_decay=0"]
-    done = cli("train", "playground-video", "--small", "--run", "longer", *small, "condition.0.most=50")
+    done = cli("train", "playground-video", "--small", "--run", "longer", *small, "condition.0.max_length=50")
     assert done.code == 0, done.err
     before, after = unveil.load(run), unveil.load(tmp_path / "longer")
     assert [model.conditioners["prompt"].config.most for model in (before, after)] == [36, 50]
@@ -86,7 +86,7 @@ def test_a_base_of_another_process_is_refused(cli: Cli, tmp_path: Path):
     settings = [one for one in SETTINGS if not one.startswith(("shape", "data.frames"))]
     clips = ["shape=[3,9,16,16]", "data.frames=[9]"]
     assert cli("train", "playground-video", "--small", "--run", "first", *settings, *clips).code == 0
-    other = "process={kind: root-shifted, process: {kind: rectified-flow, index_scale: 1}, size: [16, 32, 32]}"
+    other = "process={kind: sqrt-size-shifted, process: {kind: rectified-flow, index_scale: 1}, size: [16, 32, 32]}"
     done = cli("train", "playground-video", "--small", "--run", "second", *settings, *clips, "base=first", other)
     assert done.code == 2
     assert "process of the base first is" in done.err

@@ -28,8 +28,8 @@ RECIPE = {
         "transformer_depth": [1],
         "context_width": 24,
     },
-    "process": {"kind": "discrete-vp", "betas": "cosine", "steps": 50},
-    "condition": [{"kind": "label-token", "classes": 4, "drop": 0.1}],
+    "process": {"kind": "discrete-vp", "beta_schedule": "cosine", "timesteps": 50},
+    "condition": [{"kind": "label-token", "classes": 4, "drop_prob": 0.1}],
     "sample": {"sampler": "ddim", "steps": 4, "clip": "none"},
 }
 

@@ -18,7 +18,7 @@ from unveil.core.rng import SampleRNG
 from unveil.core.timestep_sampling import LogitNormal, SecondMoment
 from unveil.types import RecipeError
 
-NOTHING = dict.fromkeys(("none", "first", "head", "tail", "both", "some", "own"), 0.0)
+NOTHING = dict.fromkeys(("none", "first", "prefix", "suffix", "both_ends", "random", "independent"), 0.0)
 
 
 def only(way: str) -> ContextModes:
@@ -61,7 +61,7 @@ def test_with_no_frame_given_it_is_the_plain_objective(seen: Denoiser, weight: A
 
 def test_given_frames_are_shown_as_they_are_at_the_level_of_data_and_not_scored(seen: Denoiser):
     x0, streams = clips(), SampleRNG(3, range(4))
-    objective = DiffusionForcingLoss(only("head"), time=LogitNormal())
+    objective = DiffusionForcingLoss(only("prefix"), time=LogitNormal())
     made = objective.draw(seen.process, 6, streams, 0).made
     loss = objective(seen, x0, None, streams, 0)
     asked: Any = seen.network
@@ -76,7 +76,7 @@ def test_given_frames_are_shown_as_they_are_at_the_level_of_data_and_not_scored(
 
 
 def test_frames_of_their_own_have_different_levels(seen: Denoiser):
-    drawn = DiffusionForcingLoss(only("own")).draw(seen.process, 6, SampleRNG(3, range(4)), 0)
+    drawn = DiffusionForcingLoss(only("independent")).draw(seen.process, 6, SampleRNG(3, range(4)), 0)
     assert bool(drawn.made.all())
     assert all(len(set(row.tolist())) == 6 for row in drawn.t)
     same = DiffusionForcingLoss(only("first")).draw(seen.process, 6, SampleRNG(3, range(4)), 0)
@@ -91,11 +91,11 @@ def test_what_a_clip_draws_does_not_depend_on_its_batch(seen: Denoiser):
 
 
 def test_the_shares_of_the_ways_are_kept():
-    ways = ContextModes(none=2, first=1, head=0, tail=0, both=0, some=0, own=1)
+    ways = ContextModes(none=2, first=1, prefix=0, suffix=0, both_ends=0, random=0, independent=1)
     drawn = ways.drawn(SampleRNG(0, range(4000)).uniform(0))
     shares = {way: drawn.count(way) / 4000 for way in set(drawn)}
     assert shares == {"none": pytest.approx(0.5, abs=0.03), "first": pytest.approx(0.25, abs=0.03)} | {
-        "own": pytest.approx(0.25, abs=0.03)
+        "independent": pytest.approx(0.25, abs=0.03)
     }
 
 
@@ -103,12 +103,12 @@ def test_the_shares_of_the_ways_are_kept():
     ("way", "u", "expected"),
     [
         ("first", [0.9, 0.9], "100000"),
-        ("head", [0.0, 0.9], "100000"),
-        ("head", [0.99, 0.9], "111000"),
-        ("tail", [0.5, 0.9], "000011"),
-        ("both", [0.0, 0.99], "100011"),
+        ("prefix", [0.0, 0.9], "100000"),
+        ("prefix", [0.99, 0.9], "111000"),
+        ("suffix", [0.5, 0.9], "000011"),
+        ("both_ends", [0.0, 0.99], "100011"),
         ("none", [0.5, 0.5], "000000"),
-        ("own", [0.5, 0.5], "000000"),
+        ("independent", [0.5, 0.5], "000000"),
     ],
 )
 def test_how_frames_are_given(way: str, u: list[float], expected: str):

@@ -110,7 +110,7 @@ def test_nothing_is_the_prompt_without_words():
 
 
 def test_a_vocabulary_is_needed_and_fits():
-    own = LearnedTextEncoder(LearnedTextEncoderConfig(limit=10), 16)
+    own = LearnedTextEncoder(LearnedTextEncoderConfig(vocab_size=10), 16)
     with pytest.raises(RecipeError, match="has no vocabulary yet"):
         own.encode(["red"])
     with pytest.raises(RecipeError, match="hold no word"):
@@ -208,7 +208,7 @@ class Told:
 
 
 def test_a_held_out_caption_of_unknown_words_does_not_end_the_held_out_loss(model: Model, tmp_path: Path, caplog: Any):
-    config = TrainConfig(batch=2, steps=2, warmup=0, save_every=2, validate_every=1, sample_every=0)
+    config = TrainConfig(batch_size=2, steps=2, warmup=0, save_every=2, validate_every=1, sample_every=0)
     known, held_out = Told(model, "a red circle", "a blue ring"), Told(model, "a circle", "dog cow")
     run = train.fit(model, known, objective=DiffusionLoss(), config=config, run=tmp_path / "run", held_out=held_out)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -77,9 +77,9 @@ def test_classes_and_length_are_the_sources():
 
 def test_a_recipes_section_opens_by_its_kind(folder, paint):
     paint("a.png")
-    section = SimpleNamespace(kind="folder", path=str(folder), size=8, channels=1, held_out=0.0)
+    section = SimpleNamespace(kind="folder", path=str(folder), size=8, channels=1, val_fraction=0.0)
     assert data.open(section)[0]["pixels"].shape == (1, 8, 8)
-    assert data.to_config(section) == data.FolderConfig(path=str(folder), size=8, channels=1, held_out=0.0)
+    assert data.to_config(section) == data.FolderConfig(path=str(folder), size=8, channels=1, val_fraction=0.0)
     assert len(data.open(SimpleNamespace(kind="scenes", count=3))) == 3
     with pytest.raises(
         RecipeError,

@@ -109,7 +109,7 @@ def test_few_bad_files_are_left_out_with_a_warning(folder, paint, caplog):
         paint(f"{number}.png")
     (folder / "bad.png").write_text("hello")
     pictures = data.ImageFolderDataset(
-        config(folder, held_out=0), report=data.check_images_or_raise(config(folder), max_bad=0.25)
+        config(folder, val_fraction=0), report=data.check_images_or_raise(config(folder), max_bad=0.25)
     )
     assert len(pictures) == 3
     assert "1 of 4 files left out" in caplog.text
@@ -237,7 +237,7 @@ def test_metadata_that_leaves_the_folder_is_refused_whole(folder, paint, name):
 
 def test_a_link_that_is_changed_after_the_check_is_not_followed(folder, paint, tmp_path):
     paint("a.png"), paint("../secret.png")
-    pictures = data.ImageFolderDataset(config(folder, held_out=0))
+    pictures = data.ImageFolderDataset(config(folder, val_fraction=0))
     (folder / "a.png").unlink()
     (folder / "a.png").symlink_to(tmp_path / "secret.png")
     with pytest.raises(DataError, match=r"a\.png: a link that leaves the folder"):
@@ -320,8 +320,8 @@ def test_two_metadata_files_and_absent_columns(folder, paint):
     paint("a.png")
     metadata(folder, {"file_name": "a.png", "caption": "one"})
     with pytest.raises(DataError, match="no column 'captions'; nearest: 'caption'; there are caption, file_name"):
-        data.check_images(config(folder, text="captions"))
-    assert data.check_images(config(folder, text="caption")).captions == ["one"]
+        data.check_images(config(folder, caption_column="captions"))
+    assert data.check_images(config(folder, caption_column="caption")).captions == ["one"]
     (folder / "metadata.csv").write_text("file_name\na.png\n")
     with pytest.raises(DataError, match=r"both metadata.jsonl and metadata.csv; keep one of them"):
         data.check_images(config(folder))
@@ -341,7 +341,7 @@ def test_bad_captions_are_bad_files(folder, paint):
     ("given", "message"),
     [
         ({"size": 2}, "size 2: must be 4 to 4096 pixels"),
-        ({"held_out": 1.0}, "held_out 1.0: a share, at least 0 and below 1"),
+        ({"val_fraction": 1.0}, "val_fraction 1.0: a share, at least 0 and below 1"),
         ({"max_bad": -0.1}, "max_bad -0.1: a share"),
         ({"background": "snow white"}, "background 'snow white': not a colour; such as 'white' or '#ffffff'"),
         ({"max_pixels": 0}, "max_pixels 0: must be at least 1"),

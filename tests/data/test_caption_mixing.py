@@ -27,7 +27,7 @@ def folder(path: Path, rows: list[dict[str, str]], **changes: object) -> data.Fo
     for number, row in enumerate(rows):
         Image.fromarray(np.full((8, 8, 3), 9 * number, np.uint8)).save(path / row["file_name"])
     (path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return data.FolderConfig(str(path), 8, held_out=0.0, **changes)
+    return data.FolderConfig(str(path), 8, val_fraction=0.0, **changes)
 
 
 def test_most_captions_are_those_of_the_captioner():
@@ -65,9 +65,11 @@ def test_a_folder_with_both_columns(tmp_path):
     seen = [{dataset[k]["text"] for _ in range(200)} for k in range(3)]
     assert seen == [{"alpha", "beta"}, {"gamma"}, {"delta"}]
     assert set(all_captions(dataset, "prompt")) == {"alpha", "beta", "gamma", "delta"}
-    one = data.open(folder(tmp_path / "both", rows, share=0.0))
+    one = data.open(folder(tmp_path / "both", rows, synthetic_prob=0.0))
     assert {one[0]["text"] for _ in range(50)} == {"alpha"}
-    other = data.open(folder(tmp_path / "both", rows, synthetic="text", text="caption", share=0.0))
+    other = data.open(
+        folder(tmp_path / "both", rows, synthetic_column="text", caption_column="caption", synthetic_prob=0.0)
+    )
     assert other[0]["text"] == "beta"
 
 
@@ -88,7 +90,7 @@ def test_a_file_of_pictures_and_clips_serves_both(tmp_path):
     with (tmp_path / "mixed" / "metadata.jsonl").open("a") as file:
         file.write('{"file_name": "b.mp4", "caption": "moves"}\n')
     assert [data.open(config)[0]["text"]] == ["still"]
-    clips = data.open(data.VideoFolderConfig(str(tmp_path / "mixed"), size=16, frames=2, held_out=0.0))
+    clips = data.open(data.VideoFolderConfig(str(tmp_path / "mixed"), size=16, frames=2, val_fraction=0.0))
     assert [item["text"] for item in (clips[0],)] == ["moves"]
 
 
@@ -101,12 +103,12 @@ def test_captions_that_lie_elsewhere_are_merged_by_name(tmp_path):
         {"file_name": "b.png"},
     ]
     (tmp_path / "told.jsonl").write_text("".join(json.dumps(row) + "\n" for row in told))
-    config = replace(plain, captions=str(tmp_path / "told.jsonl"))
+    config = replace(plain, captions_file=str(tmp_path / "told.jsonl"))
     dataset = data.open(config)
     assert [(one.text, one.synthetic) for one in dataset.entries] == [("alpha", "beta"), (None, None)]
     assert dataset.report.ignored == [("gone.png", f"named in {tmp_path / 'told.jsonl'}, but not there")]
     assert dataset_fingerprint(dataset) != dataset_fingerprint(data.open(plain))
-    own = data.open(replace(config, share=0.0))
+    own = data.open(replace(config, synthetic_prob=0.0))
     assert own[0]["text"] == "alpha"
 
 
@@ -116,13 +118,13 @@ def test_captions_of_another_column_and_of_class_folders(tmp_path):
         Image.fromarray(np.full((8, 8, 3), 9, np.uint8)).save(tmp_path / "mine" / name / "a.png")
     (tmp_path / "told.csv").write_text("file_name,dense\nx/a.png,one\n./y/a.png,two\n")
     config = data.FolderConfig(
-        str(tmp_path / "mine"), 8, held_out=0.0, synthetic="dense", captions=str(tmp_path / "told.csv")
+        str(tmp_path / "mine"), 8, val_fraction=0.0, synthetic_column="dense", captions_file=str(tmp_path / "told.csv")
     )
     dataset = data.open(config)
     assert dataset.classes == ["x", "y"]
     assert [(dataset[k]["label"], dataset[k]["text"]) for k in range(2)] == [(0, "one"), (1, "two")]
     with pytest.raises(DataError, match="no column 'dence'; nearest: 'dense'"):
-        data.open(replace(config, synthetic="dence"))
+        data.open(replace(config, synthetic_column="dence"))
 
 
 def test_captions_of_clips_that_lie_elsewhere(tmp_path):
@@ -131,24 +133,24 @@ def test_captions_of_clips_that_lie_elsewhere(tmp_path):
 
     film(tmp_path / "mine" / "b.mp4", 4)
     (tmp_path / "told.jsonl").write_text('{"file_name": "b.mp4", "caption": "moves"}\n')
-    config = data.VideoFolderConfig(str(tmp_path / "mine"), size=16, frames=2, held_out=0.0)
-    assert data.open(replace(config, captions=str(tmp_path / "told.jsonl")))[0]["text"] == "moves"
+    config = data.VideoFolderConfig(str(tmp_path / "mine"), size=16, frames=2, val_fraction=0.0)
+    assert data.open(replace(config, captions_file=str(tmp_path / "told.jsonl")))[0]["text"] == "moves"
 
 
 def test_files_that_are_none_of_captions(tmp_path):
     plain = folder(tmp_path / "mine", [{"file_name": "a.png"}])
     told = tmp_path / "told.jsonl"
     with pytest.raises(RecipeError, match=r"captions '.*told.jsonl': no such file; .* with a folder and --out"):
-        data.open(replace(plain, captions=str(told)))
+        data.open(replace(plain, captions_file=str(told)))
     told.write_text('{"file_name": "mine/a.png", "caption": "one"}\n')
     with pytest.raises(DataError, match=r"none of its 1 names is that of a file .*, such as 'mine/a.png'; give the"):
-        data.open(replace(plain, captions=str(told)))
+        data.open(replace(plain, captions_file=str(told)))
     told.write_text('{"file_name": "a.png", "text": "one"}\n')
     with pytest.raises(DataError, match="no column 'caption'; there are file_name, text"):
-        data.open(replace(plain, captions=str(told)))
+        data.open(replace(plain, captions_file=str(told)))
     told.write_text('{"file_name": "a.png", "caption": ""}\n')
     with pytest.raises(DataError, match=r"told.jsonl: no caption in its column 'caption'; give a file that unveil"):
-        data.open(replace(plain, captions=str(told)))
+        data.open(replace(plain, captions_file=str(told)))
 
 
 @pytest.mark.parametrize(
@@ -172,9 +174,9 @@ def test_labels_of_a_column_have_the_classes_of_sub_folders_or_are_known_not_to(
 
 
 def test_what_cannot_be(tmp_path):
-    with pytest.raises(RecipeError, match=r"share 1.5: of synthetic captions, must be 0 to 1"):
-        data.FolderConfig("x", 8, share=1.5)
+    with pytest.raises(RecipeError, match=r"synthetic_prob 1.5: of synthetic captions, must be 0 to 1"):
+        data.FolderConfig("x", 8, synthetic_prob=1.5)
     with pytest.raises(DataError, match="caption is 7, not text"):
         data.open(folder(tmp_path / "bad", [{"file_name": "a.png", "caption": 7}]))  # type: ignore[dict-item]
     with pytest.raises(DataError, match="no column 'told'"):
-        data.open(folder(tmp_path / "other", [{"file_name": "a.png", "text": "alpha"}], synthetic="told"))
+        data.open(folder(tmp_path / "other", [{"file_name": "a.png", "text": "alpha"}], synthetic_column="told"))

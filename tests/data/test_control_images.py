@@ -12,7 +12,7 @@ from unveil.types import RecipeError
 
 
 def test_a_recipe_asks_for_hints():
-    recipe = load_recipe("ddpm-scenes", ["data.hint={kind: canny, low: 40, high: 80}"])
+    recipe = load_recipe("ddpm-scenes", ["data.control_image={kind: canny, low: 40, high: 80}"])
     plain = load_recipe("ddpm-scenes")
     assert parse_recipe(read_yaml(dump(recipe), "here"), "here") == recipe
     found, bare = (data.open(one.data.build()) for one in (recipe, plain))  # type: ignore[union-attr]
@@ -30,7 +30,7 @@ def test_masks_and_boxes_of_an_item_are_drawn():
         playground.Scenes(playground.ScenesConfig()), lambda item: segmentation.colours(item["mask"])
     )
     assert torch.equal(masks[0]["hint"], segmentation.colours(masks[0]["mask"]))
-    recipe = load_recipe("ddpm-scenes", ["data.hint={kind: boxes, labels: kinds, style: outlined}"])
+    recipe = load_recipe("ddpm-scenes", ["data.control_image={kind: boxes, labels: kinds, style: outlined}"])
     item = data.open(recipe.data.build())[0]  # type: ignore[union-attr]
     size = item["pixels"].shape[-1]
     assert torch.equal(item["hint"], segmentation.layout(item["boxes"], item["kinds"], size, size, style="outlined"))
@@ -39,10 +39,13 @@ def test_masks_and_boxes_of_an_item_are_drawn():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("data.hint={kind: cany}", "data.hint.kind = 'cany': must be one of canny, lines, .*; nearest: 'canny'"),
-        ("data.hint={kind: canny, lo: 1}", "data.hint.lo: unknown key"),
-        ("data.hint={kind: canny, low: 9, high: 3}", "data: hint: thresholds low 9, high 3"),
-        ("data={kind: latents, path: a, hint: {kind: canny}}", "data.hint: unknown key"),
+        (
+            "data.control_image={kind: cany}",
+            "data.control_image.kind = 'cany': must be one of canny, lines, .*; nearest: 'canny'",
+        ),
+        ("data.control_image={kind: canny, lo: 1}", "data.control_image.lo: unknown key"),
+        ("data.control_image={kind: canny, low: 9, high: 3}", "data: control_image: thresholds low 9, high 3"),
+        ("data={kind: latents, path: a, hint: {kind: canny}}", "data.control_image: unknown key"),
     ],
 )
 def test_a_wrong_hint_is_refused_where_it_stands(override: str, message: str):
@@ -51,6 +54,6 @@ def test_a_wrong_hint_is_refused_where_it_stands(override: str, message: str):
 
 
 def test_a_hint_that_cannot_be_drawn_names_the_item():
-    recipe = load_recipe("ddpm-digits", ["data.hint={kind: mask}"])
+    recipe = load_recipe("ddpm-digits", ["data.control_image={kind: mask}"])
     with pytest.raises(RecipeError, match="item 5: hint: an item has no 'mask'"):
         data.open(recipe.data.build())[5]  # type: ignore[union-attr]

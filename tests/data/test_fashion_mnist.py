@@ -52,7 +52,7 @@ def test_official_files_of_a_folder_packed_or_not(tmp_path, suffix):
 
 def test_a_smaller_picture_goes_with_each(tmp_path):
     official(tmp_path / "files")
-    part = data.open(data.FashionConfig(folder=str(tmp_path / "files"), low=14), "held-out")
+    part = data.open(data.FashionConfig(folder=str(tmp_path / "files"), low_res=14), "held-out")
     item = part[1]
     assert item["low"].shape == (1, 14, 14)
     assert item["low"][0, 0, 0] == pytest.approx(item["pixels"][0, :2, :2].float().mean().item() / 127.5 - 1)

@@ -14,7 +14,7 @@ from unveil.types import DataError, RecipeError
 
 
 def config(folder: Path, **given: object) -> data.FolderConfig:
-    return data.FolderConfig(**({"path": str(folder), "size": 8, "held_out": 0} | given))
+    return data.FolderConfig(**({"path": str(folder), "size": 8, "val_fraction": 0} | given))
 
 
 def test_a_plain_folder(folder, paint):
@@ -69,7 +69,7 @@ def test_numbers_as_labels_stay_what_they_are(folder, paint):
 
 def test_the_same_picture_with_fewer_pixels(folder, paint):
     paint("cat/a.png"), paint("dog/b.png")
-    item = data.open(config(folder, low=2))[1]
+    item = data.open(config(folder, low_res=2))[1]
     assert list(item) == ["pixels", "low", "label"]
     area = functional.interpolate(item["pixels"][None] / 127.5 - 1, (2, 2), mode="area")[0]
     torch.testing.assert_close(item["low"], area)
@@ -79,9 +79,9 @@ def test_the_same_picture_with_fewer_pixels(folder, paint):
 @pytest.mark.parametrize(("low", "nearest"), [(3, 2), (8, 4), (0, 1)])
 def test_a_smaller_size_that_does_not_divide_is_refused(low, nearest):
     with pytest.raises(RecipeError, match=f"low {low}: must divide the size, 8 pixels, .*nearest: {nearest}"):
-        data.FolderConfig("here", 8, low=low)
+        data.FolderConfig("here", 8, low_res=low)
     with pytest.raises(RecipeError, match="low 9: must divide the size, 28 pixels, and be below it; nearest: 7"):
-        data.FashionConfig(low=9)
+        data.FashionConfig(low_res=9)
 
 
 def test_captions_of_the_same_name(folder, paint):
@@ -118,7 +118,7 @@ def test_a_picture_without_an_extension_is_found(folder, paint):
 def test_the_parts_are_disjoint_and_other_files_do_not_move_a_picture(folder, paint):
     for number in range(60):
         paint(f"{number:03}.png")
-    parts = [data.open(config(folder, held_out=0.25), part).entries for part in ("train", "held-out")]
+    parts = [data.open(config(folder, val_fraction=0.25), part).entries for part in ("train", "held-out")]
     held_out = {entry.path for entry in parts[1]}
     assert len(parts[0]) + len(parts[1]) == 60
     assert 5 <= len(held_out) <= 25
@@ -127,7 +127,7 @@ def test_the_parts_are_disjoint_and_other_files_do_not_move_a_picture(folder, pa
     shutil.copy(folder / chosen, folder / "copy.png")  # a copy goes where the original is
     (folder / "059.png").rename(folder / "renamed.png")
     paint("new.png")
-    again = {entry.path for entry in data.open(config(folder, held_out=0.25), "held-out").entries}
+    again = {entry.path for entry in data.open(config(folder, val_fraction=0.25), "held-out").entries}
     assert held_out - {"059.png"} | {"copy.png"} <= again
     assert again <= held_out | {"copy.png", "new.png", "renamed.png"}
 
@@ -135,20 +135,20 @@ def test_the_parts_are_disjoint_and_other_files_do_not_move_a_picture(folder, pa
 def test_a_small_folder_still_holds_one_out_when_asked(folder, paint):
     for number in range(3):
         paint(f"{number}.png")
-    assert len(data.open(config(folder, held_out=0.01), "held-out")) == 1
-    assert len(data.open(config(folder, held_out=0.01))) == 2
-    with pytest.raises(DataError, match=r"no picture for the held-out part of 3 \(held_out 0\); use more pictures"):
-        data.open(config(folder, held_out=0), "held-out")
+    assert len(data.open(config(folder, val_fraction=0.01), "held-out")) == 1
+    assert len(data.open(config(folder, val_fraction=0.01))) == 2
+    with pytest.raises(DataError, match=r"no picture for the held-out part of 3 \(val_fraction 0\); use more pictures"):
+        data.open(config(folder, val_fraction=0), "held-out")
 
 
 def test_held_out_pictures_are_decoded_exactly(folder, paint):
     for number in range(8):
         paint(f"{number}.jpg", 400, 300, seed=number)
     fast, exact = (
-        data.open(config(folder, size=16, held_out=0.4, decode=decode), "held-out") for decode in ("fast", "exact")
+        data.open(config(folder, size=16, val_fraction=0.4, decode=decode), "held-out") for decode in ("fast", "exact")
     )
     assert all(torch.equal(fast[i]["pixels"], exact[i]["pixels"]) for i in range(len(exact)))
-    fast, exact = (data.open(config(folder, size=16, held_out=0.4, decode=decode)) for decode in ("fast", "exact"))
+    fast, exact = (data.open(config(folder, size=16, val_fraction=0.4, decode=decode)) for decode in ("fast", "exact"))
     assert not all(torch.equal(fast[i]["pixels"], exact[i]["pixels"]) for i in range(len(exact)))  # control
 
 

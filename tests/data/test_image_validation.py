@@ -47,7 +47,7 @@ def test_counts_sizes_modes_captions_classes(folder, paint):
         ((16, 8), {"fit": "pad"}, ["reduce", "pad"], "16 x 8: to 8 x 4, white added to 8 x 8"),
         ((8, 4), {"fit": "pad"}, ["pad"], "8 x 4: white added to 8 x 8"),
         ((16, 8), {"fit": "stretch"}, ["reduce", "stretch"], "16 x 8: to 8 x 8"),
-        ((4, 4), {"small": "drop"}, ["drop"], r"4 x 4, smaller than 8 pixels \(small: drop\)"),
+        ((4, 4), {"undersized": "drop"}, ["drop"], r"4 x 4, smaller than 8 pixels \(undersized: drop\)"),
     ],
 )
 def test_every_change_is_named_with_its_reason(folder, paint, size, given, actions, reason):
@@ -67,7 +67,9 @@ def test_nothing_is_enlarged_or_left_out_silently(folder, paint, caplog):
     assert "1 of 2 pictures enlarged" in caplog.text
     assert "small.png: 4 x 4: to 8 x 8" in caplog.text
     caplog.clear()
-    assert [entry.path for entry in data.check_images_or_raise(config(folder, small="drop")).entries] == ["large.png"]
+    assert [entry.path for entry in data.check_images_or_raise(config(folder, undersized="drop")).entries] == [
+        "large.png"
+    ]
     assert "1 of 2 pictures left out" in caplog.text
     caplog.clear()
     (folder / "small.png").unlink()

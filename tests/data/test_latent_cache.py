@@ -57,7 +57,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def opened(root: Path, **changes: Any) -> data.ImageFolderDataset:
-    return data.ImageFolderDataset(data.FolderConfig(str(root), 4, held_out=0, **changes))
+    return data.ImageFolderDataset(data.FolderConfig(str(root), 4, val_fraction=0, **changes))
 
 
 def test_it_holds_what_the_encoder_said(tmp_path: Path):
@@ -151,7 +151,7 @@ def test_a_folders_key_is_that_of_its_files_and_how_they_are_read(folder: Path):
 
 
 def test_the_hash_of_any_other_data_set_is_that_of_its_items():
-    scenes = playground.ScenesConfig(size=16, count=3, held_out=2)
+    scenes = playground.ScenesConfig(size=16, count=3, num_val=2)
     before = dataset_fingerprint(playground.Scenes(scenes))
     assert dataset_fingerprint(playground.Scenes(scenes)) == before
     assert dataset_fingerprint(playground.Scenes(replace(scenes, seed=1))) != before

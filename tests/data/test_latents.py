@@ -126,7 +126,7 @@ def test_the_parts_are_the_same_everywhere_and_share_nothing(tmp_path: Path):
     assert len(opened(few)) == 3
     with pytest.raises(DataError, match="few: no latents for the held-out part of 3"):
         opened(few, "held-out")
-    with pytest.raises(RecipeError, match="held_out 1"):
+    with pytest.raises(RecipeError, match="val_fraction 1"):
         data.LatentsConfig("a", 1.0)
 
 

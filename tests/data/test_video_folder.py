@@ -18,7 +18,7 @@ from unveil.types import DataError, RecipeError
 
 
 def config(folder, **given):
-    return data.VideoFolderConfig(**({"path": str(folder), "size": "native", "frames": 4, "held_out": 0} | given))
+    return data.VideoFolderConfig(**({"path": str(folder), "size": "native", "frames": 4, "val_fraction": 0} | given))
 
 
 def only(report):
@@ -89,10 +89,10 @@ def test_a_variable_rate_needs_a_rule(folder):
     [
         ({"frames": 12}, None, None),
         ({"frames": 5}, ["cut"], "16 x 16, 12 frames: 5 of 12 frames used (frames: 5)"),
-        ({"frames": 5, "hop": 3}, ["cut"], "11 of 12 frames used (frames: 5)"),
-        ({"frames": 6, "hop": 6}, None, None),
-        ({"frames": 13}, ["drop"], "16 x 16, 12 frames: fewer than frames: 13 (short: drop)"),
-        ({"frames": 13, "short": "keep", "chunk": 4}, ["cut"], "9 of 12 frames used"),
+        ({"frames": 5, "stride": 3}, ["cut"], "11 of 12 frames used (frames: 5)"),
+        ({"frames": 6, "stride": 6}, None, None),
+        ({"frames": 13}, ["drop"], "16 x 16, 12 frames: fewer than frames: 13 (too_short: drop)"),
+        ({"frames": 13, "too_short": "keep", "temporal_multiple": 4}, ["cut"], "9 of 12 frames used"),
         (
             {"frames": 8, "fps": 8, "resample": "nearest"},
             ["retime"],
@@ -101,8 +101,8 @@ def test_a_variable_rate_needs_a_rule(folder):
         ({"frames": 23, "fps": 24, "resample": "nearest"}, ["retime"], "12 fps to 24 fps (nearest), 11 repeated"),
         ({"frames": 9, "fps": 8, "resample": "shown"}, ["drop"], "12 frames (8 at 8 fps): fewer than frames: 9"),
         ({"frames": 12, "size": 8}, ["reduce"], "16 x 16, 12 frames: to 8 x 8"),
-        ({"frames": 12, "size": 32, "small": "drop"}, ["drop"], "smaller than 32 pixels (small: drop)"),
-        ({"frames": 12, "multiple": 6}, ["crop"], "43.8 % cut off all around"),
+        ({"frames": 12, "size": 32, "undersized": "drop"}, ["drop"], "smaller than 32 pixels (undersized: drop)"),
+        ({"frames": 12, "size_multiple": 6}, ["crop"], "43.8 % cut off all around"),
     ],
 )
 def test_every_change_is_named_with_its_reason(folder, given, actions, words):
@@ -117,7 +117,7 @@ def test_every_change_is_named_with_its_reason(folder, given, actions, words):
 
 def test_pieces_of_a_long_clip(folder):
     film(folder / "a.mp4", 14, options={"g": "4"})
-    clips = data.VideoDataset(config(folder, hop=5))
+    clips = data.VideoDataset(config(folder, stride=5))
     assert [number_of(clips[index]["pixels"].numpy()) for index in range(3)] == [
         [0, 1, 2, 3],
         [5, 6, 7, 8],
@@ -133,8 +133,8 @@ def test_pieces_of_a_long_clip(folder):
         ((32, 16), {"size": 8, "fit": "pad"}, (8, 8)),
         ((32, 16), {"size": 8, "fit": "stretch"}, (8, 8)),
         ((32, 16), {"size": 16, "fit": "aspect"}, (11, 22)),
-        ((32, 16), {"size": 16, "fit": "aspect", "multiple": 4}, (8, 20)),
-        ((36, 20), {"multiple": 8}, (16, 32)),
+        ((32, 16), {"size": 16, "fit": "aspect", "size_multiple": 4}, (8, 20)),
+        ((36, 20), {"size_multiple": 8}, (16, 32)),
         ((36, 20), {}, (20, 36)),
     ],
 )
@@ -241,7 +241,7 @@ def test_an_unchanged_folder_is_not_decoded_again(folder, monkeypatch):
 def test_the_parts_are_disjoint_by_file(folder):
     for number in range(6):
         film(folder / f"{number}.mp4", 8, size=(16 + 2 * number, 16))
-    parts = [data.VideoDataset(config(folder, hop=4, held_out=0.3), part) for part in ("train", "held-out")]
+    parts = [data.VideoDataset(config(folder, stride=4, val_fraction=0.3), part) for part in ("train", "held-out")]
     files = [{scene.entry.path for scene in clips.entries} for clips in parts]
     assert not files[0] & files[1]
     assert len(files[0] | files[1]) == 6
@@ -252,7 +252,7 @@ def test_held_out_clips_are_the_same_whichever_way_training_reads(folder):
     for number in range(6):
         film(folder / f"{number}.mp4", 8, size=(16 + 2 * number, 16))
     train, other = (
-        data.VideoDataset(config(folder, held_out=0.3, decode="fast"), part) for part in ("train", "held-out")
+        data.VideoDataset(config(folder, val_fraction=0.3, decode="fast"), part) for part in ("train", "held-out")
     )
     assert (train.rule.decode, other.rule.decode) == ("fast", "exact")
 
@@ -261,7 +261,7 @@ def test_the_content_hash_sees_files_and_pieces(folder):
     film(folder / "a.mp4", 8)
     first = dataset_fingerprint(data.VideoDataset(config(folder)))
     assert dataset_fingerprint(data.VideoDataset(config(folder))) == first
-    assert dataset_fingerprint(data.VideoDataset(config(folder, hop=4))) != first
+    assert dataset_fingerprint(data.VideoDataset(config(folder, stride=4))) != first
     film(folder / "a.mp4", 8, size=(18, 16))
     assert dataset_fingerprint(data.VideoDataset(config(folder))) != first
 
@@ -271,10 +271,10 @@ def test_the_content_hash_sees_files_and_pieces(folder):
     [
         ({"size": 2}, "size 2: must be 4 to 4096"),
         ({"frames": 0}, "frames 0: must be at least 1"),
-        ({"hop": 0}, "hop 0: must be at least 1, or left out"),
+        ({"stride": 0}, "stride 0: must be at least 1, or left out"),
         ({"fps": 0.0}, "fps 0.0: must be above 0"),
         ({"resample": "nearest"}, "resample nearest: needs fps"),
-        ({"size": 16, "multiple": 8}, "multiple 8: is for size: native and fit: aspect"),
+        ({"size": 16, "size_multiple": 8}, "size_multiple 8: is for size: native and fit: aspect"),
         ({"max_seconds": 0.0}, "max_seconds 0.0: must be above 0"),
         ({"max_bad": 1.0}, "max_bad 1.0: a share"),
         ({"background": "blu"}, "background 'blu': not a colour"),

@@ -18,7 +18,7 @@ COUNT = 40
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Small pictures of shapes, made once."""
     home = tmp_path_factory.mktemp("pictures")
-    scenes = data.open(playground.ScenesConfig(size=40, count=COUNT, held_out=1))
+    scenes = data.open(playground.ScenesConfig(size=40, count=COUNT, num_val=1))
     for place in ("photos", "flowers/daisy", "flowers/rose"):
         (home / place).mkdir(parents=True)
     for number in range(COUNT):

@@ -96,7 +96,7 @@ def filmed(folder: Path) -> None:
     (folder / "clips").mkdir()
     for number in range(FILMS):
         side, rate = (32, 40)[number % 2], (8, 16)[number // 2 % 2]
-        world = PlaygroundConfig(smallest=side, largest=side, frames=(33,), fps=(rate,), registers=("short",))
+        world = PlaygroundConfig(min_size=side, max_size=side, frames=(33,), fps=(rate,), caption_styles=("short",))
         item = data.open(world)[number]
         pixels = torch.as_tensor(item["pixels"])[:, :, : side - 8 * (number % 3 == 0)]
         name = f"{number:02d}.{'gif' if number == 3 else 'mp4'}"

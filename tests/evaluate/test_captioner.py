@@ -40,7 +40,7 @@ def test_things_are_told_in_any_order():
 
 
 def test_a_report_has_shares_intervals_and_chance():
-    world = data.open(playground.PlaygroundConfig(registers=("dense",), held_out=60), "held-out")
+    world = data.open(playground.PlaygroundConfig(caption_styles=("dense",), num_val=60), "held-out")
 
     def half_right(items):
         told = [write_caption(item["attributes"], "dense", "en", [0.5] * DRAWS).text for item in items]

@@ -17,7 +17,7 @@ from unveil.nn.vit import ViTConfig
 from unveil.train.classifier import ClassifierConfig, ClassifierProgress, save_classifier, train_classifier
 from unveil.types import OutputError, RecipeError, ShapeError
 
-SMALL = ClassifierConfig(CnnConfig(1, 8, 10, (8, 16), features=12), epochs=4, batch=64, shift=0.5, turn=10)
+SMALL = ClassifierConfig(CnnConfig(1, 8, 10, (8, 16), features=12), epochs=4, batch_size=64, translate=0.5, degrees=10)
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +52,14 @@ def test_it_learns_the_same_from_the_same_seed_and_leaves_the_global_one_alone(p
 
 def test_fewer_pictures_than_a_batch_are_refused(parts):
     few = ImageTensorDataset(parts[0].pixels[:90], parts[0].labels[:90], parts[0].classes)
-    with pytest.raises(RecipeError, match="batch = 128: more than the 90 training pictures"):
-        train_classifier(replace(SMALL, batch=128), few, parts[1])
+    with pytest.raises(RecipeError, match="batch_size = 128: more than the 90 training pictures"):
+        train_classifier(replace(SMALL, batch_size=128), few, parts[1])
 
 
 @pytest.mark.parametrize(("stem", "precision"), [("patches", "float32"), ("convolutions", "bf16")])
 def test_a_vit_is_trained_and_gives_features(parts, tmp_path: Path, stem, precision):
     network = ViTConfig(1, 8, 10, 2, 2, 32, 4, 2.0, pool="mean", stem=stem)
-    config = ClassifierConfig(network, epochs=8, batch=64, precision=precision)
+    config = ClassifierConfig(network, epochs=8, batch_size=64, precision=precision)
     trained = train_classifier(config, *parts)
     assert trained.accuracy > 0.5  # chance is 0.1
     assert list(trained.by_size) == [6, 8, 10, 12]  # one patch less, its own, one and two more
@@ -82,7 +82,7 @@ def test_zooming_is_another_training_and_none_changes_nothing(parts):
     short = replace(SMALL, epochs=1)
     plain, none, zoomed = (
         train_classifier(config, *parts).network.head.weight
-        for config in (short, replace(short, zoom=0.0), replace(short, zoom=0.3))
+        for config in (short, replace(short, scale=0.0), replace(short, scale=0.3))
     )
     assert torch.equal(plain, none)
     assert not torch.equal(plain, zoomed)
@@ -90,17 +90,17 @@ def test_zooming_is_another_training_and_none_changes_nothing(parts):
 
 def test_batches_of_several_sizes_prepare_for_them(parts):
     network = ViTConfig(1, 8, 10, 2, 1, 32, 4, 2.0, pool="mean", stem="convolutions", begin="sin-cos")
-    one_size = ClassifierConfig(network, epochs=6, batch=64)
+    one_size = ClassifierConfig(network, epochs=6, batch_size=64)
     plain, prepared = (
-        train_classifier(config, *parts) for config in (one_size, replace(one_size, sides=(6, 8, 10, 12)))
+        train_classifier(config, *parts) for config in (one_size, replace(one_size, sizes=(6, 8, 10, 12)))
     )
     lost = [trained.accuracy - min(trained.by_size.values()) for trained in (plain, prepared)]
     assert prepared.accuracy > 0.5
     assert lost[1] < lost[0]
-    with pytest.raises(RecipeError, match=r"sides \[6, 9\]: each must be a multiple of the patch, 2"):
-        replace(one_size, sides=(6, 9))
-    with pytest.raises(RecipeError, match="sides: only a vit"):
-        replace(SMALL, sides=(6,))
+    with pytest.raises(RecipeError, match=r"sizes \[6, 9\]: each must be a multiple of the patch, 2"):
+        replace(one_size, sizes=(6, 9))
+    with pytest.raises(RecipeError, match="sizes: only a vit"):
+        replace(SMALL, sizes=(6,))
 
 
 def test_lower_precision_is_another_training_near_the_first(parts):

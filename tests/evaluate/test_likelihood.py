@@ -20,7 +20,9 @@ from unveil.types import DataError, RecipeError
 @pytest.fixture(scope="module")
 def model() -> Model:
     torch.manual_seed(0)
-    recipe = load_recipe("ddpm-digits", ["network.channels=32", "network.multipliers=[1]", "network.attention=[]"])
+    recipe = load_recipe(
+        "ddpm-digits", ["network.model_channels=32", "network.channel_mult=[1]", "network.attention=[]"]
+    )
     return build(recipe.model)
 
 

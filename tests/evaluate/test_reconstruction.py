@@ -121,7 +121,7 @@ def test_other_pictures_make_another_protocol(report):
 
 def test_codes_in_use_are_counted():
     torch.manual_seed(0)
-    codec = VQModel(VQModelConfig(**BASE, codes=8)).eval()  # type: ignore[arg-type]
+    codec = VQModel(VQModelConfig(**BASE, codebook_size=8)).eval()  # type: ignore[arg-type]
     with torch.no_grad():
         codec.quantiser.codebook.fill_(100.0)
         codec.quantiser.codebook[3] = -1.0
@@ -148,7 +148,7 @@ class Clips:
     """Clips of the playground, of which some are told wrong."""
 
     def __init__(self, wrong: tuple[int, ...] = ()) -> None:
-        self.world = Playground(PlaygroundConfig(frames=(5,), motions=("left", "right"), held_out=4), "held-out")
+        self.world = Playground(PlaygroundConfig(frames=(5,), motions=("left", "right"), num_val=4), "held-out")
         self.wrong = wrong
 
     def __len__(self) -> int:

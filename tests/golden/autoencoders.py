@@ -98,7 +98,7 @@ def quantizer(folder: Path) -> Iterator[Comparison]:
 
 def _quantiser(embedding: Tensor, order: Order, beta: float) -> Quantiser:
     codes, width = embedding.shape
-    quantiser = Quantiser(width, VQModelConfig(3, 3, 32, (1,), 1, width, codes=codes, beta=beta, order=order))
+    quantiser = Quantiser(width, VQModelConfig(3, 3, 32, (1,), 1, width, codebook_size=codes, beta=beta, order=order))
     quantiser.codebook.copy_(embedding)
     return quantiser
 

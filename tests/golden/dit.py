@@ -31,9 +31,9 @@ def config_of(made: dict[str, Any]) -> DiTConfig:
         size=made["input_size"],
         patch=made["patch_size"],
         depth=made["depth"],
-        width=made["hidden_size"],
+        hidden_size=made["hidden_size"],
         heads=made["num_heads"],
-        hidden=made["mlp_ratio"],
+        mlp_ratio=made["mlp_ratio"],
     )
 
 

@@ -90,7 +90,7 @@ class Shell:
         self.case, self.kind, self.given = case, case.meta["klass"], case.meta["arguments"]
         self.prediction, self.config = edm.from_shell(self.kind, self.given)
         if isinstance(self.prediction, preconditioning.IDDPMPreconditioning):
-            self.prediction.__dict__["ratios"] = single_ratios(self.prediction.steps)
+            self.prediction.__dict__["ratios"] = single_ratios(self.prediction.timesteps)
         self.parts = edm.load(case.weights(), self.config)
         self.network = built(self.config, self.parts)
 

@@ -43,7 +43,7 @@ def unet(folder: Path) -> Iterator[Comparison]:
         condition = condition.join(label.encode(io["y"]))
     yield case.compare("out", network(x, t, condition))
     if "timestep_embedding" in io:
-        yield case.compare("timestep_embedding", sinusoid(t, config.channels, config.embedding))
+        yield case.compare("timestep_embedding", sinusoid(t, config.model_channels, config.embedding))
     if "out_nonsquare" in io:
         x = io["x_nonsquare"]
         assert tokens is not None

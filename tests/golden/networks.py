@@ -40,7 +40,7 @@ def ddpm_unet(folder: Path) -> Iterator[Comparison]:
     network = _loaded(config, ddpm.load(case.weights(), config))
     yield case.compare("out", _run(network, case.io["x"], case.io["t"], None))
     if "temb_sin" in case.io:
-        yield case.compare("temb_sin", sinusoid(case.io["t"], config.channels, config.embedding))
+        yield case.compare("temb_sin", sinusoid(case.io["t"], config.model_channels, config.embedding))
 
 
 def consistency_unet(folder: Path) -> Iterator[Comparison]:
@@ -109,7 +109,7 @@ def _openai(case: Case, config: UNetConfig) -> Iterator[Comparison]:
     if "output.forward_t_int" in case.io:
         yield case.compare("output.forward_t_int", _run(network, x, case.io["input.t_int"], condition))
     if "output.timestep_embedding" in case.io:
-        yield case.compare("output.timestep_embedding", sinusoid(t, config.channels, config.embedding))
+        yield case.compare("output.timestep_embedding", sinusoid(t, config.model_channels, config.embedding))
 
 
 def _recorded_features(config: UNetConfig) -> Iterator[tuple[str, str]]:

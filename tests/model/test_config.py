@@ -55,7 +55,7 @@ def fault(*overrides: str, recipe: str = "ddpm-digits") -> str:
 def test_every_recipe_is_valid_and_survives_the_way_to_yaml_and_back(name, small):
     recipe = load_recipe(name, small=small)
     assert recipe.name == name
-    assert recipe.paper
+    assert recipe.reference
     assert recipe.claim
     assert recipe.command.startswith(f"unveil train {name}")
     assert parse_recipe(read_yaml(dump(recipe), name), name) == recipe
@@ -89,7 +89,7 @@ def test_small_is_smaller(name):
     whole, small = load_recipe(name), load_recipe(name, small=True)
     kinds = Recipe | AutoencoderRecipe | CaptionerRecipe
     if isinstance(whole, kinds) and isinstance(small, kinds):
-        assert small.train.steps * small.train.batch < whole.train.steps * whole.train.batch
+        assert small.train.steps * small.train.batch_size < whole.train.steps * whole.train.batch_size
         assert small.train.steps <= 100
 
 
@@ -116,14 +116,14 @@ def test_overrides_reach_maps_lists_and_whole_sections():
         [
             "train.steps=100",
             "train.lr=2e-3",
-            "condition.0.drop=0.2",
+            "condition.0.drop_prob=0.2",
             "process={kind: cosine-vp}",
             "sample.guidance.scale=2",
         ],
     )
     assert isinstance(recipe, Recipe)
     assert (recipe.train.steps, recipe.train.lr) == (100, 2e-3)
-    assert recipe.condition[0].drop == 0.2
+    assert recipe.condition[0].drop_prob == 0.2
     assert recipe.process.kind == "cosine-vp"
     assert recipe.sample.guidance.scale == 2
 
@@ -140,7 +140,7 @@ def test_overrides_come_after_small():
         ("train.steps", "an override is written key=value"),
         ("=3", "an override is written key=value"),
         ("train.lr.peak=1", r"train.lr is the value 0.002 and has no key 'peak'; set train.lr itself"),
-        ("condition.4.drop=0.1", "condition is a list of 1; its places are 0 to 0"),
+        ("condition.4.drop_prob=0.1", "condition is a list of 1; its places are 0 to 0"),
         ("train.steps=[1", "the value of train.steps, line 1"),
     ],
 )
@@ -156,21 +156,21 @@ def test_overrides_that_go_nowhere(override, message):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("train.stpes=3", "train.stpes: unknown key; nearest: 'steps'; allowed: batch, batching, tokens, steps"),
+        ("train.stpes=3", "train.stpes: unknown key; nearest: 'steps'; allowed: batch_size, batching, tokens, steps"),
         ("trian={}", "trian: unknown key; nearest: 'train'"),
-        ("network.chanels=3", "network.chanels: unknown key; nearest: 'channels'"),
+        ("network.chanels=3", "network.chanels: unknown key; nearest: 'stem_channels'"),
         ("condition.0.clases=3", "condition.0.clases: unknown key; nearest: 'classes'"),
         ("train.steps=-3", "train.steps = -3: must be greater than or equal to 1"),
         ("train.steps=many", "train.steps = 'many': must be a valid integer"),
         ("train.steps=null", "train.steps = None: must be a valid integer"),
         ("train.lr=.nan", "train.lr = nan: must be a finite number"),
         ("train.lr=.inf", "train.lr = inf: must be a finite number"),
-        ("train.ema=1.0", "train.ema = 1.0: must be less than 1"),
+        ("train.ema_decay=1.0", "train.ema_decay = 1.0: must be less than 1"),
         (
             "train.precision=fp16",
             "train.precision = 'fp16': must be one of auto, float32, bf16, 16-mixed; nearest: 'bf16'",
         ),
-        ("train.accumulate=3", "batch 128 cannot be split into accumulate = 3 equal parts"),
+        ("train.grad_accum_steps=3", "batch_size = 128 cannot be split into grad_accum_steps = 3 equal parts"),
         ("train.warmup=1000", "warmup = 1000 is longer than the run; at most steps = 900"),
         ("network.kind=unett", "network.kind = 'unett': must be one of unet"),
         (
@@ -185,7 +185,7 @@ def test_overrides_that_go_nowhere(override, message):
         ),
         ("data=3", "data = 3: needs a map with a kind; allowed: clips, digits, fashion, fashion-style, folder"),
         ("network=null", "network = None: needs a map with a kind; allowed: unet"),
-        ("process.betas=cosin", "betas = 'cosin': known are linear, linear-scaled, cosine"),
+        ("process.beta_schedule=cosin", "beta_schedule = 'cosin': known are linear, linear-scaled, cosine"),
         ("process={kind: discrete-vp, betas: [0.1, 2.0]}", "betas[1] = 2.0: must lie inside (0, 1)"),
         ("network.attention=[3]", "network: attention 3: must be a rate of downsampling that a level has: 1, 2"),
         ("prediction=epsilon", "prediction = 'epsilon': must be one of x0, eps, v, score, flow, posterior-mean"),
@@ -231,7 +231,7 @@ PROCESSES = {
     "rectified-flow": "{kind: rectified-flow}",
     "shifted": "{kind: shifted, shift: 3, process: {kind: rectified-flow}}",
 }
-LITTLE = ("network.multipliers=[1]", "network.attention=[]", "prediction=v")
+LITTLE = ("network.channel_mult=[1]", "network.attention=[]", "prediction=v")
 
 
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
@@ -274,7 +274,7 @@ def test_objectives_times_and_weights_are_settings(settings, kind):
 
 def test_a_part_with_nothing_set_is_written_as_its_name():
     plain = load_recipe("ddpm-digits", ["objective.weight=min-snr"])
-    assert "weight: min-snr, time: uniform" in dump(plain)
+    assert "weight: min-snr, timestep_sampling: uniform" in dump(plain)
     assert load_recipe("ddpm-digits", ["objective.weight={kind: min-snr, gamma: 5}"]) == plain
     assert "gamma: 3.0" in dump(load_recipe("ddpm-digits", ["objective.weight={kind: min-snr, gamma: 3}"]))
 
@@ -293,9 +293,18 @@ def test_a_part_with_nothing_set_is_written_as_its_name():
         ("process.last=zero", "process.last = 'zero': must be one of published, zero-snr; nearest: 'zero-snr'"),
         ("objective.weight=min-snrr", "objective.weight.kind = 'min-snrr': must be one of none, snr, truncated-snr"),
         ("objective.weight={kind: edm, sigma: 1}", "objective.weight.sigma: unknown key; nearest: 'sigma_data'"),
-        ("objective.time=lognormal", "objective.time.kind = 'lognormal': must be one of uniform, second-moment"),
-        ("objective.time={kind: log-normal, scale: 0}", "objective.time.scale = 0: must be greater than 0"),
-        ("objective.time={kind: uniform-log-snr, low: 2, high: 1}", "objective.time: low = 2.0, high = 1.0: must rise"),
+        (
+            "objective.timestep_sampling=lognormal",
+            "objective.timestep_sampling.kind = 'lognormal': must be one of uniform, second-moment",
+        ),
+        (
+            "objective.timestep_sampling={kind: log-normal, scale: 0}",
+            "objective.timestep_sampling.scale = 0: must be greater than 0",
+        ),
+        (
+            "objective.timestep_sampling={kind: uniform-log-snr, low: 2, high: 1}",
+            "objective.timestep_sampling: low = 2.0, high = 1.0: must rise",
+        ),
     ],
 )
 def test_faults_of_processes_times_and_weights(override, message):
@@ -306,10 +315,13 @@ def test_faults_of_processes_times_and_weights(override, message):
     ("override", "message"),
     [
         (
-            "objective.time={kind: stratified, of: second-moment}",
-            "objective.time.of.kind = 'second-moment': must be one",
+            "objective.timestep_sampling={kind: stratified, of: second-moment}",
+            "objective.timestep_sampling.of.kind = 'second-moment': must be one",
         ),
-        ("objective={kind: sliced-score-matching, time: second-moment}", "objective.time = second-moment: learns from"),
+        (
+            "objective={kind: sliced-score-matching, time: second-moment}",
+            "objective.timestep_sampling = second-moment: learns from",
+        ),
     ],
 )
 def test_second_moments_are_refused_where_they_would_stay_even(override, message):
@@ -319,8 +331,8 @@ def test_second_moments_are_refused_where_they_would_stay_even(override, message
 @pytest.mark.parametrize(
     ("name", "override", "message"),
     [
-        ("ldm-layout", "train.flip=true", "train.flip: the boxes of condition.kind = layout"),
-        ("dit-s-2-imagenet256", "train.flip=true", "train.flip: mirrored latents"),
+        ("ldm-layout", "train.random_flip=true", "train.random_flip: the boxes of condition.kind = layout"),
+        ("dit-s-2-imagenet256", "train.random_flip=true", "train.random_flip: mirrored latents"),
         (
             "ae-fashion",
             "train.batching=buckets",
@@ -335,7 +347,7 @@ def test_settings_that_would_train_something_else_are_refused(name, override, me
 
 
 def test_second_moments_need_a_table():
-    message = fault("process={kind: cosine-vp}", "objective.time=second-moment")
+    message = fault("process={kind: cosine-vp}", "objective.timestep_sampling=second-moment")
     assert "needs a table of betas; use process kind discrete-vp" in message
 
 

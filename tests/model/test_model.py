@@ -20,9 +20,9 @@ from unveil.types import Cancelled, Condition, NoiseLevel, NonFinite, OutOfResou
 
 PLAIN = {
     "shape": [1, 8, 8],
-    "network": {"kind": "unet", "channels": 16, "multipliers": [1, 2], "blocks": 1, "groups": 4},
-    "process": {"kind": "discrete-vp", "betas": "cosine", "steps": 50},
-    "condition": [{"kind": "label", "classes": 3, "names": ["boot", "coat", "sandal"], "drop": 0.1}],
+    "network": {"kind": "unet", "model_channels": 16, "channel_mult": [1, 2], "num_res_blocks": 1, "groups": 4},
+    "process": {"kind": "discrete-vp", "beta_schedule": "cosine", "timesteps": 50},
+    "condition": [{"kind": "label", "classes": 3, "names": ["boot", "coat", "sandal"], "drop_prob": 0.1}],
     "sample": {"steps": 4, "eta": 1.0},
 }
 
@@ -80,8 +80,8 @@ def test_without_dropout_there_is_no_null_and_no_leaving_out():
 
 def test_two_conditions_meet_in_one():
     parts = [
-        {"kind": "label", "classes": 3, "drop": 0.1},
-        {"kind": "context", "key": "mask", "channels": 1, "drop": 0.1},
+        {"kind": "label", "classes": 3, "drop_prob": 0.1},
+        {"kind": "context", "key": "mask", "channels": 1, "drop_prob": 0.1},
     ]
     both = build(config(condition=parts))
     condition, null = both.encode({"label": [1, 2], "mask": torch.zeros(2, 1, 8, 8, dtype=torch.uint8)})
@@ -238,7 +238,7 @@ def test_a_few_samples_are_guided_in_one_call_and_many_in_two(model, count, scal
 @pytest.mark.parametrize("sampler", ["ddim", "heun", "ancestral"])
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_what_depends_on_the_levels_alone_is_computed_once(sampler, scale):
-    dit = {"kind": "dit", "patch": 2, "depth": 2, "width": 32, "heads": 2}
+    dit = {"kind": "dit", "patch": 2, "depth": 2, "hidden_size": 32, "heads": 2}
     model = shaken(build(config(network=dit, variance="learned-range")))
     network = model.denoiser.network
     told: list[int] = []
@@ -390,7 +390,7 @@ def test_a_compiled_network_gives_the_same_samples_under_the_same_names():
 @pytest.mark.release  # minutes of a C++ compiler
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 @pytest.mark.parametrize(
-    "network", [PLAIN["network"], {"kind": "dit", "patch": 2, "depth": 1, "width": 32, "heads": 2}]
+    "network", [PLAIN["network"], {"kind": "dit", "patch": 2, "depth": 1, "hidden_size": 32, "heads": 2}]
 )
 def test_every_kind_of_network_can_be_compiled(network):
     check_compiled(shaken(build(config(network=network))))

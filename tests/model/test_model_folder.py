@@ -26,10 +26,16 @@ def model(channels: int = 8, seed: int = 0) -> Model:
     torch.manual_seed(seed)
     raw = {
         "shape": [1, 4, 4],
-        "network": {"kind": "unet", "channels": channels, "multipliers": [1, 2], "blocks": 1, "groups": 4},
-        "process": {"kind": "discrete-vp", "betas": "cosine", "steps": 20},
+        "network": {
+            "kind": "unet",
+            "model_channels": channels,
+            "channel_mult": [1, 2],
+            "num_res_blocks": 1,
+            "groups": 4,
+        },
+        "process": {"kind": "discrete-vp", "beta_schedule": "cosine", "timesteps": 20},
         "condition": [
-            {"kind": "label", "classes": 3, "names": ["cat", "dog", "cow"], "drop": 0.2},
+            {"kind": "label", "classes": 3, "names": ["cat", "dog", "cow"], "drop_prob": 0.2},
             {"kind": "context", "key": "picture", "channels": 2},
         ],
         "sample": {"steps": 4},

@@ -15,13 +15,13 @@ from unveil.model.config import ModelConfig, dump, read_yaml, validate
 from unveil.nn.edm_unet import DhariwalUNet, SongUNet
 from unveil.types import RecipeError
 
-SONG = {"kind": "song-unet", "channels": 16, "multipliers": [1, 2], "blocks": 1, "filter": [1, 3, 3, 1]}
+SONG = {"kind": "song-unet", "model_channels": 16, "channel_mult": [1, 2], "num_res_blocks": 1, "filter": [1, 3, 3, 1]}
 BASE: dict[str, Any] = {
     "shape": [2, 8, 8],
     "network": SONG,
     "process": {"kind": "edm"},
     "prediction": {"kind": "edm", "sigma_data": 0.6},
-    "condition": [{"kind": "label", "classes": 3, "drop": 0.1}],
+    "condition": [{"kind": "label", "classes": 3, "drop_prob": 0.1}],
 }
 RECIPES = {
     "edm": BASE,
@@ -35,10 +35,10 @@ RECIPES = {
     "adm": BASE
     | {
         "network": {
-            "kind": "dhariwal-unet", "channels": 16, "multipliers": [1, 2], "blocks": 1, "attention": [],
+            "kind": "dhariwal-unet", "model_channels": 16, "channel_mult": [1, 2], "num_res_blocks": 1, "attention": [],
             "head_channels": 16,
         },
-        "process": {"kind": "discrete-vp", "betas": "cosine", "steps": 100},
+        "process": {"kind": "discrete-vp", "beta_schedule": "cosine", "timesteps": 100},
         "prediction": {"kind": "iddpm", "steps": 100},
         "variance": "learned-range",
     },

@@ -129,7 +129,7 @@ def test_a_classifier_is_that_of_the_released_file(name: str):
     ],
 )
 def test_score_sde_networks_are_those_of_the_released_files(name: str, published: str):
-    for changes, deep in (((), ""), (("network.blocks=8",), "_deep")):
+    for changes, deep in (((), ""), (("network.num_res_blocks=8",), "_deep")):
         recipe = diffusion(name, changes=changes)
         with torch.device("meta"):
             network = recipe.build_network()
@@ -176,7 +176,7 @@ def test_the_small_form_trains_two_steps_and_samples(name: str, pictures: Path, 
 
     recipe = diffusion(name, small=True, changes=(f"data.path={pictures}", "train.precision=float32"))
     items = data.open(recipe.data)
-    objective = recipe.objective.build(recipe, recipe.process.build(), recipe.train.batch)
+    objective = recipe.objective.build(recipe, recipe.process.build(), recipe.train.batch_size)
     torch.manual_seed(0)
     model = build(recipe.model)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
@@ -190,7 +190,9 @@ def test_the_small_form_trains_two_steps_and_samples(name: str, pictures: Path, 
 
 
 def test_a_small_classifier_trains(pictures: Path):
-    recipe = classifier("classifier-imagenet512", small=True, changes=(f"data.path={pictures}", "data.held_out=0.3"))
+    recipe = classifier(
+        "classifier-imagenet512", small=True, changes=(f"data.path={pictures}", "data.val_fraction=0.3")
+    )
     assert recipe.process is not None
     settings = recipe.train.model_dump()
     config = ClassifierConfig(recipe.network.build(), **settings, process=recipe.process.build())

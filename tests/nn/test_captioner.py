@@ -13,7 +13,7 @@ from unveil.nn.decoding import greedy
 from unveil.nn.tokenizer import BEGIN, END
 from unveil.types import RecipeError, ShapeError
 
-CONFIG = CaptionerConfig(vocabulary=11, patch=4, depth=1, decoder_depth=1, width=24, heads=2, limit=9)
+CONFIG = CaptionerConfig(vocabulary=11, patch=4, depth=1, decoder_depth=1, width=24, heads=2, max_length=9)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,16 @@ from unveil.types import RecipeError, ShapeError
 
 POOLS = ("attention", "adaptive", "spatial", "spatial_v2")
 SMALL = NoisyClassifierConfig(
-    2, 5, 8, channels=16, multipliers=(1, 2), blocks=1, attention=(2,), head_channels=8, groups=4, hidden=24
+    2,
+    5,
+    8,
+    model_channels=16,
+    channel_mult=(1, 2),
+    num_res_blocks=1,
+    attention=(2,),
+    head_channels=8,
+    groups=4,
+    hidden=24,
 )
 # Parameters of ADM's classifiers, by the side of their pictures, with the levels and blocks of each.
 RELEASED = {
@@ -44,7 +53,7 @@ def inputs(batch: int = 3) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("size", RELEASED)
 def test_released_classifiers_have_their_number_of_parameters(size):
     multipliers, blocks, attention, count = RELEASED[size]
-    config = NoisyClassifierConfig(3, 1000, size, multipliers=multipliers, blocks=blocks, attention=attention)
+    config = NoisyClassifierConfig(3, 1000, size, channel_mult=multipliers, num_res_blocks=blocks, attention=attention)
     with torch.device("meta"):
         network = NoisyClassifier(config)
     assert sum(p.numel() for p in network.parameters()) == count
@@ -80,7 +89,7 @@ def test_samples_of_a_batch_do_not_touch_each_other_and_the_level_matters(pool):
 
 def test_attention_pooling_knows_where_things_are():
     """With one level and no convolution across pixels, only the places of the pooling tell a mirrored picture."""
-    network = drawn(replace(SMALL, multipliers=(1,), attention=(), size=8)).eval()
+    network = drawn(replace(SMALL, channel_mult=(1,), attention=(), size=8)).eval()
     with torch.no_grad():
         for module in network.modules():
             if isinstance(module, torch.nn.Conv2d) and module.kernel_size == (3, 3):

@@ -15,7 +15,7 @@ from unveil.nn.dit_config import NAMES, Design, DiTConfig, expand_preset, get_pr
 from unveil.nn.flops import multiply_adds
 from unveil.types import Condition, RecipeError, ShapeError
 
-SMALL = DiTConfig(4, 8, size=8, patch=2, depth=3, width=32, heads=4)
+SMALL = DiTConfig(4, 8, size=8, patch=2, depth=3, hidden_size=32, heads=4)
 DESIGNS: tuple[Design, ...] = ("in-context", "cross-attention", "adaln", "adaln-zero")
 # Peebles & Xie 2023, table 4, recomputed to three digits: multiply-adds of one forward pass of 4 x 32 x 32, in units
 # of 10^9, modulation included
@@ -51,7 +51,7 @@ def on_meta(config: DiTConfig) -> tuple[DiT, tuple[Any, ...]]:
 @pytest.mark.parametrize("skips", ["none", "long"])
 @pytest.mark.parametrize("design", DESIGNS)
 def test_a_fresh_network_gives_zero_and_every_weight_learns(design, skips):
-    config = replace(SMALL, design=design, skips=skips)
+    config = replace(SMALL, block_type=design, skips=skips)
     with torch.no_grad():
         assert torch.equal(fresh(config)(*asked(config)), torch.zeros(2, 8, 8, 8))
     network = drawn(config)
@@ -77,7 +77,7 @@ def test_fresh_blocks_of_adaln_zero_are_the_identity(skips):
 
 
 def test_adaln_without_zeros_is_not_the_identity():
-    network = fresh(replace(SMALL, design="adaln"))
+    network = fresh(replace(SMALL, block_type="adaln"))
     _, t, condition = asked()
     h = torch.randn(2, 16, 32)
     assert not torch.equal(network.blocks[0](h, network.tell(t, condition), 0), h)
@@ -102,14 +102,14 @@ def test_multiply_adds_are_the_papers(name, cost):
 
 @pytest.mark.slow
 def test_attention_to_the_embeddings_costs_a_sixth_more():
-    costs = {d: multiply_adds(*on_meta(replace(get_preset("dit-xl-2"), design=d))) for d in DESIGNS}
+    costs = {d: multiply_adds(*on_meta(replace(get_preset("dit-xl-2"), block_type=d))) for d in DESIGNS}
     # figure 5 of the paper: 119.4, 137.6, 118.6, 118.6 Gflops
     assert [round(costs[d] / 1e9, 1) for d in DESIGNS] == [119.4, 137.6, 118.5, 118.6]
 
 
 def test_names():
     assert get_preset("dit-xl-2").name == "dit-xl-2"
-    assert shape_of("dit-b-16") == {"depth": 12, "width": 768, "heads": 12, "patch": 16}
+    assert shape_of("dit-b-16") == {"depth": 12, "hidden_size": 768, "heads": 12, "patch": 16}
     assert expand_preset({"kind": "dit", "name": "dit-s-2", "depth": 3})["depth"] == 3
     for wrong in ("dit-x-2", "dit-xl", "dit-xl-0", "unet"):
         with pytest.raises(RecipeError, match="known are dit-s-8"):
@@ -156,7 +156,7 @@ def test_time_and_label_are_summed():
 
 @pytest.mark.parametrize("design", ["in-context", "cross-attention"])
 def test_tokens_are_seen_and_masked_ones_are_not(design):
-    network = drawn(replace(SMALL, design=design))
+    network = drawn(replace(SMALL, block_type=design))
     x, t, condition = asked()
     tokens, mask = torch.randn(2, 5, 32), torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
     with torch.no_grad():
@@ -214,11 +214,11 @@ def test_packed_pictures_get_what_they_get_alone():
         assert want.grad is not None
         torch.testing.assert_close(got.grad, want.grad, rtol=1e-4, atol=1e-4)
     with pytest.raises(RecipeError, match="only adaln and adaln-zero"):
-        drawn(replace(SMALL, design="in-context")).packed(pictures, t)
+        drawn(replace(SMALL, block_type="in-context")).packed(pictures, t)
 
 
 def test_recomputing_changes_no_gradient():
-    kept, again = drawn(), drawn(replace(SMALL, recompute=True))
+    kept, again = drawn(), drawn(replace(SMALL, gradient_checkpointing=True))
     given = asked()
     for network in (kept, again):
         network.train()(*given).square().sum().backward()
@@ -254,8 +254,8 @@ def test_the_whole_network_is_one_graph():
         ({"size": 9}, "size 9: must be a multiple of the patch, 2; nearest 8 or 10"),
         ({"heads": 5}, "must be a multiple of the 5 heads"),
         ({"depth": 0}, "depth = 0: must be at least 1"),
-        ({"design": "adaln-zeros"}, "nearest: 'adaln-zero'"),
-        ({"embedders": "per-block", "design": "adaln"}, "only with design adaln-zero"),
+        ({"block_type": "adaln-zeros"}, "nearest: 'adaln-zero'"),
+        ({"embedders": "per-block", "block_type": "adaln"}, "only with block_type adaln-zero"),
     ],
 )
 def test_settings_that_cannot_work(changes: Mapping[str, Any], words: str):

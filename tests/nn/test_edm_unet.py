@@ -15,7 +15,7 @@ from unveil.types import Condition, RecipeError, ShapeError
 
 CIFAR = SongUNetConfig(3, 3)
 VE = {"embedding": "fourier", "noise_multiplier": 2, "encoder": "residual", "filter": (1, 3, 3, 1)}
-FFHQ = replace(CIFAR, multipliers=(1, 2, 2, 2), attention=(4,))
+FFHQ = replace(CIFAR, channel_mult=(1, 2, 2, 2), attention=(4,))
 ADM = DhariwalUNetConfig(3, 3)
 # The networks alone: EDM's unconditional ones, score SDE's deep ones, and ADM's without its table of 1,000 labels.
 COUNTS = {
@@ -24,11 +24,13 @@ COUNTS = {
     "edm-cifar10-uncond-ve": (replace(CIFAR, augment_dim=9, **VE), 56_397_827),
     "edm-ffhq-uncond-vp": (replace(FFHQ, augment_dim=9), 61_805_571),
     "edm-ffhq-uncond-ve": (replace(FFHQ, augment_dim=9, **VE), 62_761_091),
-    "cifar10_ddpmpp_deep_continuous": (replace(FFHQ, attention=(2,), blocks=8), 106_632_579),
-    "cifar10_ncsnpp_deep_continuous": (replace(FFHQ, attention=(2,), blocks=8, **VE), 107_586_947),
+    "cifar10_ddpmpp_deep_continuous": (replace(FFHQ, attention=(2,), num_res_blocks=8), 106_632_579),
+    "cifar10_ncsnpp_deep_continuous": (replace(FFHQ, attention=(2,), num_res_blocks=8, **VE), 107_586_947),
     "edm-imagenet-64x64-cond-adm": (ADM, 295_899_267 - 1000 * 768),
 }
-SMALL = SongUNetConfig(2, 2, channels=8, multipliers=(1, 2, 2), blocks=1, attention=(2,), context_channels=1)
+SMALL = SongUNetConfig(
+    2, 2, model_channels=8, channel_mult=(1, 2, 2), num_res_blocks=1, attention=(2,), concat_channels=1
+)
 VARIANTS = {
     "ddpm++": SMALL,
     "ncsn++": replace(SMALL, augment_dim=3, **VE),
@@ -36,7 +38,7 @@ VARIANTS = {
     "cat": replace(SMALL, encoder="skip", combine="cat", filter=None),
     "strided": replace(SMALL, encoder="residual", filter=None, resample="pool", branch_weight=1.0),
     "adm": DhariwalUNetConfig(
-        2, 4, channels=8, multipliers=(1, 2), blocks=1, attention=(2,), head_channels=8, augment_dim=3
+        2, 4, model_channels=8, channel_mult=(1, 2), num_res_blocks=1, attention=(2,), head_channels=8, augment_dim=3
     ),
 }
 Network = SongUNet | DhariwalUNet
@@ -63,7 +65,7 @@ def inputs(
     x = torch.randn(batch, config.in_channels, *size, generator=generator)
     t = torch.randn(batch, generator=generator)
     vector = torch.randn(batch, config.vector_dim, generator=generator)
-    context = torch.randn(batch, 1, *size, generator=generator) if config.context_channels else None
+    context = torch.randn(batch, 1, *size, generator=generator) if config.concat_channels else None
     augment = torch.randn(batch, config.augment_dim, generator=generator) if config.augment_dim else None
     return x, t, Condition(vector=vector, channels=context), augment
 
@@ -189,8 +191,8 @@ def test_the_simplest_filter_averages_and_repeats():
     ("change", "message"),
     [
         ({"attention": (8,)}, "attention 8: must be a rate of downsampling that a level has: 1, 2, 4"),
-        ({"multipliers": ()}, r"multipliers \(\): one per level is needed"),
-        ({"blocks": 0}, "blocks = 0: must be at least 1"),
+        ({"channel_mult": ()}, r"channel_mult = \(\): one per level is needed"),
+        ({"num_res_blocks": 0}, "num_res_blocks = 0: must be at least 1"),
         ({"encoder": "resdiual"}, "encoder = 'resdiual': must be one of .*; nearest: 'residual'"),
         ({"filter": (1, 2, 1)}, "must be an even number and symmetric"),
         ({"filter": (1, 2, 3, 4)}, "must be an even number and symmetric"),
@@ -205,12 +207,12 @@ def test_settings_that_do_not_fit_are_named(change, message):
 
 def test_heads_that_do_not_divide_a_level_are_named():
     with pytest.raises(RecipeError, match="head_channels = 48: must divide the 64 channels"):
-        DhariwalUNet(DhariwalUNetConfig(3, 3, channels=64, multipliers=(1, 1), attention=(2,), head_channels=48))
+        DhariwalUNet(DhariwalUNetConfig(3, 3, model_channels=64, channel_mult=(1, 1), attention=(2,), head_channels=48))
 
 
 @pytest.mark.parametrize("name", ["ddpm++", "adm"])
 def test_inputs_that_do_not_fit_are_named(name):
-    config = replace(VARIANTS[name], context_channels=0)
+    config = replace(VARIANTS[name], concat_channels=0)
     network = made(config)
     x, t, _, _ = inputs(config)
     with pytest.raises(ShapeError, match=r"width 11 px: must be a multiple of"):

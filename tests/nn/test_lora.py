@@ -31,7 +31,7 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
 
 def dit() -> DiT:
     torch.manual_seed(0)
-    network = DiT(DiTConfig(4, 4, size=8, patch=2, depth=2, width=32, heads=4)).eval()
+    network = DiT(DiTConfig(4, 4, size=8, patch=2, depth=2, hidden_size=32, heads=4)).eval()
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.1)
     return network.requires_grad_(False)
@@ -206,7 +206,7 @@ def test_several_add_up_with_their_weights():
 
 def test_only_the_lora_trains():
     torch.manual_seed(0)
-    network = UNet(UNetConfig(1, 1, channels=64, multipliers=(1,), blocks=1, attention=(1,)))
+    network = UNet(UNetConfig(1, 1, model_channels=64, channel_mult=(1,), num_res_blocks=1, attention=(1,)))
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.1)
     lora.attach(network, "style", filled(network, "*"))

@@ -17,13 +17,13 @@ from unveil.types import Condition, RecipeError, ShapeError
 CONFIG = UNetConfig(
     in_channels=4,
     out_channels=4,
-    channels=64,
-    multipliers=(1, 1),
-    blocks=1,
+    model_channels=64,
+    channel_mult=(1, 1),
+    num_res_blocks=1,
     attention=(2,),
     heads=4,
     transformer_depth=(1,),
-    context_width=24,
+    cross_attention_dim=24,
 )
 
 

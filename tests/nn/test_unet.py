@@ -17,24 +17,30 @@ from unveil.types import Condition, RecipeError, ShapeError
 DDPM = UNetConfig(
     in_channels=3,
     out_channels=3,
-    channels=128,
-    multipliers=(1, 2, 2, 2),
-    blocks=2,
+    model_channels=128,
+    channel_mult=(1, 2, 2, 2),
+    num_res_blocks=2,
     attention=(2,),
     resample="conv-asymmetric",
     embedding="sin-cos",
     norm_eps=1e-6,
 )
 SMALL = UNetConfig(
-    in_channels=2, out_channels=2, channels=16, multipliers=(1, 1.5, 2), blocks=1, attention=(2,), groups=4
+    in_channels=2,
+    out_channels=2,
+    model_channels=16,
+    channel_mult=(1, 1.5, 2),
+    num_res_blocks=1,
+    attention=(2,),
+    groups=4,
 )
 VARIANTS = {
     "ddpm": replace(SMALL, resample="conv-asymmetric", embedding="sin-cos"),
-    "improved": replace(SMALL, modulation="scale-shift", heads=4, heads_up=2, attention_order="heads-first"),
-    "adm": replace(SMALL, modulation="scale-shift", resample="residual", head_channels=8, out_channels=4),
-    "pool": replace(SMALL, resample="pool", heads=3, attention=(2,), channels=24, multipliers=(1, 1)),
-    "patched": replace(SMALL, patch=2, multipliers=(1, 2), stem_channels=8),
-    "upsampler": replace(SMALL, context_channels=2, context_size="smaller"),
+    "improved": replace(SMALL, time_scale_shift="scale-shift", heads=4, heads_up=2, attention_order="heads-first"),
+    "adm": replace(SMALL, time_scale_shift="scale-shift", resample="residual", head_channels=8, out_channels=4),
+    "pool": replace(SMALL, resample="pool", heads=3, attention=(2,), model_channels=24, channel_mult=(1, 1)),
+    "patched": replace(SMALL, patch=2, channel_mult=(1, 2), stem_channels=8),
+    "upsampler": replace(SMALL, concat_channels=2, context_size="smaller"),
 }
 
 
@@ -54,8 +60,8 @@ def inputs(config: UNetConfig, batch: int = 2, size: tuple[int, int] = (8, 12)) 
     t = torch.rand(batch, generator=generator) * 1000
     vector = torch.randn(batch, config.vector_dim, generator=generator)
     low = None
-    if config.context_channels:
-        low = torch.randn(batch, config.context_channels, 4, 4, generator=generator)
+    if config.concat_channels:
+        low = torch.randn(batch, config.concat_channels, 4, 4, generator=generator)
     return x, t, Condition(vector=vector, channels=low)
 
 
@@ -70,7 +76,7 @@ def inputs(config: UNetConfig, batch: int = 2, size: tuple[int, int] = (8, 12)) 
 )
 def test_the_networks_of_ddpm_have_their_published_number_of_parameters(multipliers, attention, count):
     with torch.device("meta"):
-        network = UNet(replace(DDPM, multipliers=multipliers, attention=attention))
+        network = UNet(replace(DDPM, channel_mult=multipliers, attention=attention))
     assert sum(p.numel() for p in network.parameters()) == count
 
 
@@ -146,7 +152,7 @@ def test_ddpm_halves_with_padding_below_and_on_the_right_only():
 
 def test_without_anything_to_say_of_time_both_modulations_are_one_network():
     x, t, condition = inputs(SMALL)
-    added, scaled = drawn(SMALL), UNet(replace(SMALL, modulation="scale-shift"))
+    added, scaled = drawn(SMALL), UNet(replace(SMALL, time_scale_shift="scale-shift"))
     state, wider = added.state_dict(), scaled.state_dict()
     for key in state:
         if ".time." in key:
@@ -189,7 +195,7 @@ def test_dropout_acts_in_training_only():
 
 
 def test_context_of_xs_size_is_seen_where_it_lies_and_one_pixel_stands_for_all():
-    config = replace(SMALL, context_channels=1, attention=(), multipliers=(1,))
+    config = replace(SMALL, concat_channels=1, attention=(), channel_mult=(1,))
     x, t, _ = inputs(config)
     network = drawn(config)
     with torch.no_grad():
@@ -214,8 +220,8 @@ def test_a_smaller_picture_is_enlarged_to_xs_size():
     ("change", "message"),
     [
         ({"attention": (8,)}, "attention 8: must be a rate of downsampling that a level has: 1, 2, 4"),
-        ({"multipliers": ()}, "multipliers: none given"),
-        ({"blocks": 0}, "blocks = 0: must be at least 1"),
+        ({"channel_mult": ()}, "channel_mult: none given"),
+        ({"num_res_blocks": 0}, "num_res_blocks = 0: must be at least 1"),
         ({"groups": 5}, "16 channels: must be a multiple of the 5 groups"),
         ({"resample": "convolution"}, "resample = 'convolution': must be one of conv, .*; nearest: 'conv"),
         ({"dropout": 1.0}, r"dropout = 1.0: must lie in \[0, 1\)"),
@@ -242,4 +248,4 @@ def test_inputs_that_do_not_fit_are_named():
     with pytest.raises(ShapeError, match="no cross-attention"):
         network(x, t, Condition(tokens=torch.zeros(2, 1, 8)))
     with pytest.raises(ShapeError, match=r"condition.channels of size \(4, 4\), x is \(8, 12\)"):
-        UNet(replace(SMALL, context_channels=2))(x, t, Condition(channels=torch.zeros(2, 2, 4, 4)))
+        UNet(replace(SMALL, concat_channels=2))(x, t, Condition(channels=torch.zeros(2, 2, 4, 4)))

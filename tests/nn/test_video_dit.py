@@ -27,9 +27,16 @@ TEXT = 10
 def network(pattern: Pattern = "full", causal: bool = False, **changes: object) -> VideoDiT:
     """With weights that are not the first ones, which draw nothing."""
     torch.manual_seed(0)
-    settings: dict = {"patch": (1, 4, 4), "depth": 3, "width": 48, "heads": 4, "context_width": TEXT, "waves": 2}
+    settings: dict = {
+        "patch": (1, 4, 4),
+        "depth": 3,
+        "hidden_size": 48,
+        "heads": 4,
+        "cross_attention_dim": TEXT,
+        "pos_fourier_dim": 2,
+    }
     settings |= changes
-    made = VideoDiT(VideoDiTConfig(3, 3, pattern=pattern, causal=causal, window=WINDOW, **settings))
+    made = VideoDiT(VideoDiTConfig(3, 3, attention_pattern=pattern, causal=causal, window=WINDOW, **settings))
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     return made.eval()
@@ -174,7 +181,7 @@ def test_a_causal_frame_sees_no_later_one(clips: Tensor, pattern: Pattern):
 
 
 def test_only_distances_of_places_count(clips: Tensor):
-    asked, t = network(waves=0), torch.tensor([100.0, 700.0])
+    asked, t = network(pos_fourier_dim=0), torch.tensor([100.0, 700.0])
     at = lambda first, step: Condition(  # noqa: E731
         told(2).vector, told(2).tokens, told(2).mask, places=torch.tensor([[first, step]] * 2, dtype=torch.float64)
     )
@@ -186,7 +193,7 @@ def test_only_distances_of_places_count(clips: Tensor):
 
 def test_waves_tell_where_in_the_frame_and_how_long_after_the_start(clips: Tensor):
     t, even = torch.tensor([100.0, 700.0]), torch.ones(2, 3, 5, 8, 12)
-    blind, asked = network(waves=0), network()
+    blind, asked = network(pos_fourier_dim=0), network()
     same = blind(even, t, told(2))[:, :, 0, :4, :4]
     for other in (asked(even, t, told(2))[:, :, 0, 4:, :4], asked(even, t, told(2))[:, :, 1, :4, :4]):
         assert not torch.allclose(asked(even, t, told(2))[:, :, 0, :4, :4], other, atol=1e-4)
@@ -207,14 +214,14 @@ def test_the_text_is_read_and_what_does_not_count_is_not(clips: Tensor):
 
 def test_it_begins_by_drawing_nothing(clips: Tensor):
     torch.manual_seed(0)
-    fresh = VideoDiT(VideoDiTConfig(3, 3, (1, 4, 4), depth=2, width=48, heads=4))
+    fresh = VideoDiT(VideoDiTConfig(3, 3, (1, 4, 4), depth=2, hidden_size=48, heads=4))
     assert not fresh(clips, torch.tensor([1.0, 2.0])).any()
 
 
 def test_blocks_computed_again_give_the_same_gradients(clips: Tensor):
     grads = []
     for recompute in (False, True):
-        asked = network(recompute=recompute).train()
+        asked = network(gradient_checkpointing=recompute).train()
         asked(clips, torch.tensor([100.0, 700.0]), told(2)).square().mean().backward()
         grads.append([parameter.grad for parameter in asked.parameters()])
     for one, two in zip(*grads, strict=True):
@@ -241,7 +248,10 @@ def test_a_denoiser_tells_it_the_level_of_each_frame(clips: Tensor):
         (lambda x: network(patch=(2, 4, 4))(x, torch.zeros(2)), "frames 5: must be a multiple of 2; nearest 4 or 6"),
         (lambda x: network()(x, torch.zeros(2, 5)), r"t \(2, 5\): must be \(2,\), or broadcastable to x"),
         (lambda x: network()(x, torch.zeros(2)), "condition.tokens: missing"),
-        (lambda x: network(context_width=None)(x, torch.zeros(2), Condition(torch.zeros(2, 3))), r"must be \(2, 48\)"),
+        (
+            lambda x: network(cross_attention_dim=None)(x, torch.zeros(2), Condition(torch.zeros(2, 3))),
+            r"must be \(2, 48\)",
+        ),
     ],
 )
 def test_what_does_not_fit_is_said(clips: Tensor, ask, message: str):
@@ -252,9 +262,9 @@ def test_what_does_not_fit_is_said(clips: Tensor, ask, message: str):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pattern": "ful"}, "pattern = 'ful'.*nearest: 'full'"),
+        ({"attention_pattern": "ful"}, "attention_pattern = 'ful'.*nearest: 'full'"),
         ({"patch": (1, 2)}, "patch = .1, 2.: needs frames, height and width"),
-        ({"width": 16, "heads": 4}, "at least 6 wide"),
+        ({"hidden_size": 16, "heads": 4}, "at least 6 wide"),
         ({"depth": 0}, "depth = 0: must be at least 1"),
     ],
 )

@@ -39,16 +39,16 @@ def test_every_combination_goes_round(register, language):
 @pytest.mark.parametrize("scene", ["objects", "brush", "pillars", "paddle", "corridor", "impact"])
 def test_captions_of_all_scenes_go_round(scene):
     config = playground.PlaygroundConfig(
-        smallest=32,
-        largest=96,
+        min_size=32,
+        max_size=96,
         aspect=2.0,
         frames=(8, 16, 33),
         scenes=(scene,),
         objects=(1, 2, 3),
         motions=MOTIONS,
-        patterned=0.5,
-        occluded=0.5,
-        panned=0.5,
+        p_pattern=0.5,
+        p_occluder=0.5,
+        p_camera=0.5,
         languages=LANGUAGES,
     )
     for item in data.open(config).annotations(range(600)):

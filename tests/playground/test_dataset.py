@@ -17,16 +17,16 @@ from unveil.playground.world.objects import is_held_out_combination
 from unveil.types import RecipeError
 
 WIDE = {
-    "smallest": 16,
-    "largest": 96,
+    "min_size": 16,
+    "max_size": 96,
     "aspect": 2.0,
     "frames": (1, 2, 5, 9, 16, 33),
     "fps": (4, 8, 16),
     "objects": (1, 2, 3),
     "motions": MOTIONS,
-    "patterned": 0.4,
-    "occluded": 0.4,
-    "panned": 0.4,
+    "p_pattern": 0.4,
+    "p_occluder": 0.4,
+    "p_camera": 0.4,
     "languages": ("en", "zh"),
 }
 SHOTS = ("brush", "pillars", "paddle", "corridor", "impact")
@@ -88,7 +88,7 @@ def test_training_never_has_a_held_out_combination_and_every_attribute_has_some(
         assert {each[place] for each in out} == set(known)
     told = data.open(playground.PlaygroundConfig(**WIDE)).annotations(range(2000))
     assert not any(item["unseen"] for item in told)
-    held = data.open(playground.PlaygroundConfig(held_out=2000), "held-out").annotations(range(2000))
+    held = data.open(playground.PlaygroundConfig(num_val=2000), "held-out").annotations(range(2000))
     assert 0.07 < np.mean([item["unseen"] for item in held]) < 0.14
 
 
@@ -163,7 +163,7 @@ def test_the_two_sizes_are_apart_at_every_side():
 
 
 def test_objects_keep_apart_and_differ_in_colour():
-    items = data.open(playground.PlaygroundConfig(**(WIDE | {"panned": 0.0}), count=200)).__getitems__(range(200))
+    items = data.open(playground.PlaygroundConfig(**(WIDE | {"p_camera": 0.0}), count=200)).__getitems__(range(200))
     assert {len(item["track"]) for item in items} == {1, 2, 3}
     for item in items:
         things = item["attributes"]["objects"]
@@ -175,7 +175,9 @@ def test_objects_keep_apart_and_differ_in_colour():
 
 
 def test_what_is_hidden_is_told():
-    config = playground.PlaygroundConfig(smallest=64, largest=64, occluded=1.0, motions=("left", "right", "up", "down"))
+    config = playground.PlaygroundConfig(
+        min_size=64, max_size=64, p_occluder=1.0, motions=("left", "right", "up", "down")
+    )
     items = data.open(config).__getitems__(range(80))
     behind = [item for item in items if item["attributes"]["bar"]]
     assert len(behind) > 15
@@ -185,7 +187,7 @@ def test_what_is_hidden_is_told():
         assert seen[-1] > 0.95
         assert seen.min() < 0.05
     assert "passes behind a grey bar" in " ".join(item["text"] for item in behind)
-    away = data.open(playground.PlaygroundConfig(panned=1.0, motions=("still",), smallest=48, largest=48))
+    away = data.open(playground.PlaygroundConfig(p_camera=1.0, motions=("still",), min_size=48, max_size=48))
     gone = [item for item in away.__getitems__(range(60)) if item["attributes"]["camera"] == "away"]
     assert len(gone) > 8
     for item in gone:
@@ -205,7 +207,7 @@ def test_other_scenes_have_facts_and_clips(scene):
 
 
 def test_pictures_are_items_of_rank_three_and_say_no_motion():
-    config = playground.PlaygroundConfig(frames=(1,), registers=("short", "dense"))
+    config = playground.PlaygroundConfig(frames=(1,), caption_styles=("short", "dense"))
     items = data.open(config).__getitems__(range(40))
     assert all(item["pixels"].shape == (3, 32, 32) for item in items)
     assert not any("move" in item["text"] or "stays" in item["text"] for item in items)
@@ -214,7 +216,9 @@ def test_pictures_are_items_of_rank_three_and_say_no_motion():
 
 @pytest.mark.parametrize("faults", [1.0, 0.4, 0.0])
 def test_raw_captions_are_wrong_or_short_of_attributes_as_often_as_stated(faults):
-    items = data.open(playground.PlaygroundConfig(registers=("raw",), faults=faults)).annotations(range(3000))
+    items = data.open(playground.PlaygroundConfig(caption_styles=("raw",), caption_error_rate=faults)).annotations(
+        range(3000)
+    )
     right, wrong, missing = 0, 0, 0
     for item in items:
         thing, said = item["attributes"]["objects"][0], item["said"]["objects"][0]
@@ -229,7 +233,7 @@ def test_raw_captions_are_wrong_or_short_of_attributes_as_often_as_stated(faults
 
 
 def test_short_and_dense_captions_say_nothing_but_the_truth():
-    for item in data.open(playground.PlaygroundConfig(**WIDE | {"registers": ("short", "dense")})).annotations(
+    for item in data.open(playground.PlaygroundConfig(**WIDE | {"caption_styles": ("short", "dense")})).annotations(
         range(1000)
     ):
         for thing, said in zip(item["attributes"]["objects"], item["said"]["objects"], strict=True):
@@ -238,7 +242,7 @@ def test_short_and_dense_captions_say_nothing_but_the_truth():
 
 def test_scenes_are_drawn_where_they_have_room_and_as_often_as_they_are_named():
     config = playground.PlaygroundConfig(
-        smallest=16, largest=32, frames=(1, 8, 16), scenes=("objects", "objects", "brush", "impact"), objects=(1, 1, 3)
+        min_size=16, max_size=32, frames=(1, 8, 16), scenes=("objects", "objects", "brush", "impact"), objects=(1, 1, 3)
     )
     world = data.open(config)
     told = world.annotations(range(1200))
@@ -288,9 +292,9 @@ def test_a_recipe_takes_it():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"smallest": 30}, "smallest 30: must be 16 to 96 by 8; nearest: 32"),
-        ({"largest": 104}, "largest 104: must be 16 to 96 by 8; nearest: 96"),
-        ({"smallest": 64}, "smallest 64: must not be above largest 32"),
+        ({"min_size": 30}, "min_size 30: must be 16 to 96 by 8; nearest: 32"),
+        ({"max_size": 104}, "max_size 104: must be 16 to 96 by 8; nearest: 96"),
+        ({"min_size": 64}, "min_size 64: must not be above max_size 32"),
         ({"aspect": 3.0}, "aspect 3.0: the longer side over the shorter must be 1 to 2"),
         ({"frames": (34,)}, "frames: 34 is none of 1 to 33"),
         ({"frames": ()}, "frames: empty"),
@@ -302,9 +306,9 @@ def test_a_recipe_takes_it():
             "scenes brush with sides of 32 and 4 frames: they take at least 32.*or add 'objects'",
         ),
         ({"objects": (1, 4)}, "objects: 4 is none of 1 to 3"),
-        ({"panned": 1.5}, "panned 1.5: a part of the clips"),
-        ({"faults": -0.1}, "faults -0.1: a part of those that raw captions"),
-        ({"count": 0}, "count 0, held_out 1000, seed 0"),
+        ({"p_camera": 1.5}, "p_camera 1.5: a part of the clips"),
+        ({"caption_error_rate": -0.1}, "caption_error_rate -0.1: a part of those that raw captions"),
+        ({"count": 0}, "count 0, num_val 1000, seed 0"),
     ],
 )
 def test_impossible_worlds_are_refused(given, message):
@@ -313,8 +317,8 @@ def test_impossible_worlds_are_refused(given, message):
 
 
 def test_a_cut_clip_is_the_square_in_the_middle_of_the_whole_one():
-    config = {"smallest": 16, "largest": 32, "aspect": 2.0, "frames": (1, 3), "motions": ("left", "up")}
-    whole, cut = (data.open(playground.PlaygroundConfig(**config, cut=cut)) for cut in ("none", "square"))
+    config = {"min_size": 16, "max_size": 32, "aspect": 2.0, "frames": (1, 3), "motions": ("left", "up")}
+    whole, cut = (data.open(playground.PlaygroundConfig(**config, crop=cut)) for cut in ("none", "square"))
     sizes = cut.sizes()
     assert torch.equal(sizes[:40, 1], sizes[:40, 2])
     assert torch.equal(sizes[:40, 1], whole.sizes()[:40, 1:].amin(1))
@@ -328,12 +332,12 @@ def test_a_cut_clip_is_the_square_in_the_middle_of_the_whole_one():
         assert one["text"] == other["text"]
         shapes.add((high, wide))
     assert len(shapes) == 9
-    with pytest.raises(RecipeError, match=r"cut 'sqare': must be none or square.*'square'"):
-        playground.PlaygroundConfig(cut="sqare")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(RecipeError, match=r"crop 'sqare': must be none or square.*'square'"):
+        playground.PlaygroundConfig(crop="sqare")  # pyright: ignore[reportArgumentType]
 
 
 def test_prompts_of_a_world_say_what_its_first_clips_show():
-    world = playground.Playground(playground.PlaygroundConfig(held_out=30), "held-out")
+    world = playground.Playground(playground.PlaygroundConfig(num_val=30), "held-out")
     found = dataset_prompts(world, 30, ["raw", "dense"])
     assert [one.register for one in found] == ["raw", "dense"] * 15
     for one, item in zip(found, world.annotations(range(30)), strict=True):

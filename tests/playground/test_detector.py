@@ -19,7 +19,7 @@ from unveil.playground.motion_detector import camera_of, pan_of
 from unveil.playground.shapes import COLOURS
 from unveil.types import RecipeError, ShapeError
 
-SIZES = {"smallest": 16, "largest": 96, "aspect": 2.0, "frames": (8, 12, 16, 24, 33), "fps": (4, 8, 16)}
+SIZES = {"min_size": 16, "max_size": 96, "aspect": 2.0, "frames": (8, 12, 16, 24, 33), "fps": (4, 8, 16)}
 
 
 def agreement(items, change=None):
@@ -83,7 +83,7 @@ def test_pixel_noise_does_not_hurt():
 
 
 def test_patterns_bars_moving_cameras_and_spin_are_read():
-    config = playground.PlaygroundConfig(**SIZES, motions=MOTIONS, patterned=0.5, occluded=0.5, panned=0.4)
+    config = playground.PlaygroundConfig(**SIZES, motions=MOTIONS, p_pattern=0.5, p_occluder=0.5, p_camera=0.4)
     items = data.open(config, "held-out").__getitems__(range(60))
     found = agreement(items)
     assert found["colour"] >= 0.99
@@ -95,7 +95,7 @@ def test_patterns_bars_moving_cameras_and_spin_are_read():
 
 
 def test_turns_walls_places_and_speed_are_read():
-    for item in data.open(playground.PlaygroundConfig(smallest=48, largest=48, motions=MOTIONS)).__getitems__(
+    for item in data.open(playground.PlaygroundConfig(min_size=48, max_size=48, motions=MOTIONS)).__getitems__(
         range(80)
     ):
         [seen], [true] = detect_objects(item["pixels"]), item["attributes"]["objects"]
@@ -112,7 +112,7 @@ def test_turns_walls_places_and_speed_are_read():
 
 
 def test_several_objects_are_all_read():
-    config = playground.PlaygroundConfig(smallest=48, largest=64, aspect=2.0, objects=(1, 2, 3))
+    config = playground.PlaygroundConfig(min_size=48, max_size=64, aspect=2.0, objects=(1, 2, 3))
     right = 0
     items = data.open(config).__getitems__(range(60))
     for item in items:
@@ -123,7 +123,7 @@ def test_several_objects_are_all_read():
 
 
 def test_a_thing_that_is_gone_for_a_time_is_told():
-    config = playground.PlaygroundConfig(smallest=48, largest=48, panned=1.0, motions=("still",))
+    config = playground.PlaygroundConfig(min_size=48, max_size=48, p_camera=1.0, motions=("still",))
     gone = [i for i in data.open(config).__getitems__(range(40)) if i["attributes"]["camera"] == "away"]
     for item in gone:
         [seen, *_] = detect_objects(item["pixels"])

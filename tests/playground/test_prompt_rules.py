@@ -23,9 +23,9 @@ def said_of_clips(count: int, language: Any) -> Iterator[str]:
         scenes=SCENES,
         objects=(1, 2, 3),
         motions=MOTIONS,
-        patterned=0.3,
-        occluded=0.3,
-        panned=0.3,
+        p_pattern=0.3,
+        p_occluder=0.3,
+        p_camera=0.3,
         languages=(language,),
         seed=5,
     )

@@ -10,7 +10,7 @@ from unveil.playground.scene_detectors import corridor_progress, fracture_frame,
 
 def clips(scene, count=20, frames=(16, 33)):
     config = playground.PlaygroundConfig(
-        smallest=32, largest=64, aspect=2.0, frames=frames, fps=(8, 16), scenes=(scene,)
+        min_size=32, max_size=64, aspect=2.0, frames=frames, fps=(8, 16), scenes=(scene,)
     )
     return data.open(config).__getitems__(range(count))
 
@@ -37,7 +37,7 @@ def test_a_ball_leaves_at_the_angle_at_which_it_came():
 
 
 def test_a_ball_that_breaks_the_law_of_reflection_is_told():
-    config = playground.PlaygroundConfig(smallest=64, largest=64, frames=(33,), scenes=("paddle",))
+    config = playground.PlaygroundConfig(min_size=64, max_size=64, frames=(33,), scenes=("paddle",))
     errors = []
     for item in data.open(config).__getitems__(range(10)):
         quick = item["pixels"][:, [*range(16), *range(16, 33, 2)]]  # twice as fast: angles stay

@@ -37,7 +37,7 @@ def test_a_scene_is_a_pure_function_of_seed_and_number(scenes):
 
 def test_the_parts_share_no_scene():
     train, held_out = (
-        data.open(playground.ScenesConfig(count=200, held_out=200), part) for part in ("train", "held-out")
+        data.open(playground.ScenesConfig(count=200, num_val=200), part) for part in ("train", "held-out")
     )
     seen = {item["pixels"].numpy().tobytes() for part in (train, held_out) for item in part.__getitems__(range(200))}
     assert len(seen) == 400
@@ -212,7 +212,7 @@ def test_a_scene_may_carry_its_state():
         ({"size": 8}, "size 8: shapes cannot be told apart below 16 pixels"),
         ({"objects": 9}, "objects 9: must be 1 to 8"),
         ({"state": "boxes", "objects": 5}, "slots 4: must hold all 5 objects"),
-        ({"count": 0}, "count 0, held_out 1000: each part needs"),
+        ({"count": 0}, "count 0, num_val 1000: each part needs"),
         ({"seed": -1}, "seed -1"),
     ],
 )

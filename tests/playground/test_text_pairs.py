@@ -17,8 +17,8 @@ from unveil.playground.text_pairs import (
 )
 from unveil.types import DataError, RecipeError
 
-FEW = TaskConfig(count=300, held_out=60)
-SCENES = ScenePairsConfig(count=3000, held_out=300)
+FEW = TaskConfig(count=300, num_val=60)
+SCENES = ScenePairsConfig(count=3000, num_val=300)
 
 
 def test_tasks_are_done_right_at_every_length():
@@ -120,7 +120,7 @@ def test_files_that_are_no_pairs(tmp_path, content: bytes, message: str):
         (lambda: TaskConfig(tasks=("sorted",)), "nearest: 'sort'"),  # type: ignore[arg-type]
         (lambda: TaskConfig(tasks=()), "at least 1 task"),
         (lambda: TaskConfig(symbols=27), "27 symbols"),
-        (lambda: TaskConfig(shortest=5, longest=4), "lengths 5 to 4"),
+        (lambda: TaskConfig(min_length=5, max_length=4), "lengths 5 to 4"),
         (lambda: TaskConfig(count=0), "count 0"),
         (lambda: ScenePairsConfig(direction="en-cn"), "must be one of en-zh, zh-en"),  # type: ignore[arg-type]
         (lambda: ScenePairsConfig(seed=-1), "seed -1"),
@@ -132,7 +132,7 @@ def test_settings_that_cannot_work(build, message: str):
 
 
 def test_more_than_there_is_is_told():
-    config = TaskConfig(tasks=("sort",), symbols=4, longest=1, held_out=4)
+    config = TaskConfig(tasks=("sort",), symbols=4, max_length=1, num_val=4)
     assert not any(is_held_out(f"sort {letter}") for letter in "abcd")
     with pytest.raises(RecipeError, match="in 1,000 tries"):
         open_pairs(config, "held-out")

@@ -57,7 +57,7 @@ def test_recaptions_are_judged_by_raw_and_by_true_ones(
 
 def test_a_captioner_of_a_tenth_tells_all_clips_and_is_kept(tmp_path: Path):
     own = ExperimentContext(FEW, tmp_path, QUIET)
-    arm = arm_of(own, "'data.registers=[raw]' data.count=40", "train.steps=1")
+    arm = arm_of(own, "'data.caption_styles=[raw]' data.count=40", "train.steps=1")
     recipe = arm.read(quick=True)
     found = recaption(own, recipe, 0)
     rows = [json.loads(line) for line in found.file.read_text().splitlines()]
@@ -72,7 +72,7 @@ def test_a_captioner_of_a_tenth_tells_all_clips_and_is_kept(tmp_path: Path):
     assert recaption(own, recipe, 0) == found
     assert own.earlier_seconds == spent
     assert recaption(own, recipe, 1).file != found.file
-    trained = Playground(replace(recipe.data.build(), captions=str(found.file), share=1.0))
+    trained = Playground(replace(recipe.data.build(), captions_file=str(found.file), synthetic_prob=1.0))
     assert [item["text"] for item in trained.annotations(range(40))] == [row["caption"] for row in rows]
     (settings,) = found.file.parent.glob("captioner-playground/recipe.yaml")
     assert "count: 4\n" in settings.read_text()  # a tenth
@@ -85,7 +85,7 @@ class Teller:
         self.wrong = wrong
 
     def generate(self, *, raw: dict[str, list[str]], count: int, seed: int, **rest: Any) -> Tensor:
-        world = Playground(PlaygroundConfig(seed=caption_claims.SEED + seed, held_out=count), "held-out")
+        world = Playground(PlaygroundConfig(seed=caption_claims.SEED + seed, num_val=count), "held-out")
         clips = torch.stack([item["pixels"] for item in world.__getitems__(range(count))])
         return to_unit(spoiled(clips, self.wrong(raw["prompt"][0]), seed))
 
@@ -121,7 +121,7 @@ def test_expanded_prompts_are_judged_by_dense_ones(
     assert sum(one.primary for one in found.comparisons) == 1
 
 
-@pytest.mark.parametrize(("better", "verdict"), [("condition", "shown"), ("network.width=36", "reversed")])
+@pytest.mark.parametrize(("better", "verdict"), [("condition", "shown"), ("network.hidden_size=36", "reversed")])
 def test_encoders_are_told_the_right_way(better: str, verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def fault(arm: RecipeVariant) -> float:
         return 0.1 if better in arm.changes else 0.4

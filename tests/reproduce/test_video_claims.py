@@ -37,7 +37,7 @@ from unveil.types import RecipeError, ShapeError
 
 QUIET = Console(quiet=True)
 FEW = replace(QUICK, pictures=12)
-TINY = "network.width=12 network.heads=1"
+TINY = "network.hidden_size=12 network.heads=1"
 
 
 def bench(folder: Path) -> ExperimentContext:
@@ -81,7 +81,7 @@ def words(course: TrainingHistory) -> LearnedTextEncoder:
 
 
 def test_an_arm_of_many_sizes_is_packed(tmp_path: Path):
-    changes = f"{TINY} data.smallest=16 data.largest=24 data.aspect=2 'data.frames=[3]' 'data.motions=[left]'"
+    changes = f"{TINY} data.min_size=16 data.max_size=24 data.aspect=2 'data.frames=[3]' 'data.motions=[left]'"
     arm = RecipeVariant(RECIPE, f"{changes} 'shape=[3, 3, 24, 24]' train.batching=packed train.steps=1")
     found = train_and_track(arm, True, 0, 2, tmp_path)
     assert found.pixels.shape == (1, 2, 3, 3, 24, 24)
@@ -93,7 +93,7 @@ def test_an_arm_of_many_sizes_is_packed(tmp_path: Path):
 
 
 def test_samples_are_asked_for_what_held_out_clips_show(tmp_path: Path):
-    arm = arm_of(bench(tmp_path), "'data.registers=[raw]'")
+    arm = arm_of(bench(tmp_path), "'data.caption_styles=[raw]'")
     recipe = arm.read(quick=True)
     told, items = prompts_of(recipe, 20), held_out_videos(recipe).__getitems__(range(20))
     for prompt, item in zip(told, items, strict=True):
@@ -128,9 +128,9 @@ def test_the_full_forms_are_what_the_pages_say(tmp_path: Path):
         recipe, before = arm.read(quick=False), arm.after
         assert before is not None
         assert eval_steps(recipe) == [200, 400, 600]
-        assert recipe.train.batch == 32
+        assert recipe.train.batch_size == 32
         first = before.read(quick=False)
-        assert (first.train.steps, first.train.batch, first.shape) == (500, 128, (3, 16, 16))
+        assert (first.train.steps, first.train.batch_size, first.shape) == (500, 128, (3, 16, 16))
         assert first.network == recipe.network, name
 
 
@@ -169,7 +169,7 @@ def staged(
 
         def clips(number: int, other: Any) -> Tensor:
             high, wide = size if other is None else other[1:]
-            own = replace(config, smallest=min(high, wide), largest=max(high, wide), aspect=2.0, cut="none")
+            own = replace(config, min_size=min(high, wide), max_size=max(high, wide), aspect=2.0, crop="none")
             items = Playground(own, "held-out").__getitems__(range(100))
             right = [item["pixels"] for item in items if tuple(item["pixels"].shape[-2:]) == (high, wide)]
             return torch.stack(right[:number])
@@ -227,7 +227,7 @@ def test_captions_are_told_the_right_way(
 
 @pytest.mark.parametrize(("bad", "verdict"), [("square", "shown"), ("none", "reversed")])
 def test_native_sizes_are_told_the_right_way(bad: str, verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    own = staged(monkeypatch, tmp_path, lambda arm: 0.6 if f"data.cut={bad}" in arm.changes else 0.0)
+    own = staged(monkeypatch, tmp_path, lambda arm: 0.6 if f"data.crop={bad}" in arm.changes else 0.0)
     found = video_claims._native(own)
     assert verdicts(found) == (verdict, {verdict})
 

@@ -16,7 +16,7 @@ from unveil.model.config import ModelConfig, validate
 from unveil.tasks.generate import Request, generate
 from unveil.tasks.task_spec import PLAIN, TaskSpec
 
-LABEL = {"kind": "label", "classes": 3, "drop": 0.1}
+LABEL = {"kind": "label", "classes": 3, "drop_prob": 0.1}
 
 
 class Halved(nn.Module):
@@ -38,8 +38,15 @@ def tiny(codec: nn.Module | None = None, condition: list[dict[str, Any]] | None 
         ModelConfig,
         {
             "shape": [1, 8, 8],
-            "network": {"kind": "unet", "channels": 16, "multipliers": [1, 2], "blocks": 1, "groups": 4, **network},
-            "process": {"kind": "discrete-vp", "betas": "cosine", "steps": 50},
+            "network": {
+                "kind": "unet",
+                "model_channels": 16,
+                "channel_mult": [1, 2],
+                "num_res_blocks": 1,
+                "groups": 4,
+                **network,
+            },
+            "process": {"kind": "discrete-vp", "beta_schedule": "cosine", "timesteps": 50},
             "condition": [LABEL] if condition is None else condition,
             "sample": {"steps": 6, "eta": 1.0},
         },
@@ -81,14 +88,14 @@ def tiny_clips(codec: nn.Module | None = None, frames: int = 5, **sample: Any) -
         {
             "shape": [3, frames, 8, 8],
             "network": {
-                "kind": "video-dit", "patch": [1, 2, 2] if codec else [1, 4, 4], "depth": 2, "width": 32, "heads": 2,
-                "context_width": 16,
+                "kind": "video-dit", "patch": [1, 2, 2] if codec else [1, 4, 4], "depth": 2, "hidden_size": 32,
+                "heads": 2, "cross_attention_dim": 16,
             },
             "process": {"kind": "rectified-flow"},
             "prediction": "x0",
             "condition": [
-                {"kind": "words", "limit": 40, "most": 8, "width": 16, "depth": 1, "heads": 2, "vector": True,
-                 "drop": 0.1}
+                {"kind": "learned-text", "vocab_size": 40, "max_length": 8, "width": 16, "depth": 1, "heads": 2,
+                 "vector": True, "drop_prob": 0.1}
             ],
             "sample": {"sampler": "euler-time", "steps": 4, "clip": "none", "guidance": {"scale": 2.0}, **sample},
         },

@@ -38,14 +38,14 @@ class Slow(DiffusionLoss):
 
 def slow(run: Path) -> None:
     """A run that is sent signals, with a data worker that gets them too."""
-    tiny.fit(run, objective=Slow(), steps=2000, accumulate=1, workers=1)
+    tiny.fit(run, objective=Slow(), steps=2000, grad_accum_steps=1, num_workers=1)
 
 
 def short(run: Path) -> None:
     """A run whose losses are compared; dropout is keyed by the process, so it is left out."""
     torch.nn.Dropout.forward = lambda self, x: x  # type: ignore[method-assign]
     time = SecondMoment(tiny.STEPS, history=1)
-    tiny.fit(run, objective=DiffusionLoss(time=time), accumulate=2, steps=10, save_every=5)
+    tiny.fit(run, objective=DiffusionLoss(time=time), grad_accum_steps=2, steps=10, save_every=5)
 
 
 def forked(work: Callable[[Path], None], run: Path, said: Path, **environment: str) -> int:

@@ -356,8 +356,8 @@ def test_pictures_that_are_not_finite_are_named_and_leave_nothing(tmp_path, capl
     [
         ({"loss": {"discriminator": {**CRITIC, "start": STEPS}}}, r"start = 8: must lie below train.steps = 8"),
         ({"loss": {"discriminator": {**CRITIC, "layers": 3}}}, r"layers = 3: shrinks pictures of 8 pixels to nothing"),
-        ({"kind": "vq", "loss": {"kl": 0.1}}, r"loss.kl: a vq codec has no distribution"),
-        ({"loss": {"codebook": 1.0}}, r"loss.codebook: a kl codec has no codebook"),
+        ({"kind": "vq", "loss": {"kl": 0.1}}, r"loss.kl_weight: a vq codec has no distribution"),
+        ({"loss": {"codebook": 1.0}}, r"loss.codebook_weight: a kl codec has no codebook"),
         ({"shape": [1, 9, 9]}, r"codec: .*8 or 10"),
         ({"loss": {"distanse": "l1"}}, r"unknown key; nearest: 'distance'"),
         ({"codec": {"kind": "vae"}}, r"codec.*kl, vq, video"),

@@ -21,11 +21,11 @@ from unveil.train import fit
 from unveil.train.controlnet import setup_controlnet
 from unveil.types import BaseModel, RecipeError, WeightsError
 
-CHANGES = ("shape=[1,8,8]", "network.patch=2", "network.groups=4", "network.channels=16",
-           "network.multipliers=[1]", "network.attention=[]",
-           "process.steps=20", "sample.steps=2", "train.batch=4", "train.steps=6", "train.warmup=0",
+CHANGES = ("shape=[1,8,8]", "network.patch=2", "network.groups=4", "network.model_channels=16",
+           "network.channel_mult=[1]", "network.attention=[]",
+           "process.timesteps=20", "sample.steps=2", "train.batch_size=4", "train.steps=6", "train.warmup=0",
            "train.save_every=3", "train.sample_every=6", "train.validate_every=6", "train.precision=float32",
-           "train.ema=0.5", "train.decay=0", "train.lr=0.01")  # fmt: skip
+           "train.ema_decay=0.5", "train.lr_decay_ratio=0", "train.lr=0.01")  # fmt: skip
 PLACE = BaseModel("base", "runs/base", "a" * 64)
 
 
@@ -58,7 +58,7 @@ class Pictures:
 def trained(run: Path, model: Model | None = None, place: BaseModel = PLACE, *changes: str) -> Model:
     asked = recipe(*changes)
     model = setup_controlnet(base() if model is None else model, place, asked)
-    objective = asked.objective.build(asked, asked.process.build(), asked.train.batch)
+    objective = asked.objective.build(asked, asked.process.build(), asked.train.batch_size)
     fit(model, Pictures(), objective=objective, config=asked.train, run=run, held_out=Pictures(), recipe=asked)
     return model
 
@@ -151,12 +151,12 @@ def test_hints_of_latents_are_as_many_times_larger():
 def test_recipe_and_base_have_to_agree():
     with pytest.raises(RecipeError, match=r"control: without base"):
         recipe("base=null")
-    with pytest.raises(RecipeError, match=r"control: without data.hint"):
-        recipe("data.hint=null")
+    with pytest.raises(RecipeError, match=r"control: without data.control_image"):
+        recipe("data.control_image=null")
     with pytest.raises(RecipeError, match=r"lora and control: give one of them"):
         recipe("lora={targets: [enter]}")
     with pytest.raises(RecipeError, match=r"network of the base runs/base is .*channels=32.*of the recipe"):
-        setup_controlnet(base("network.channels=32"), PLACE, recipe())
+        setup_controlnet(base("network.model_channels=32"), PLACE, recipe())
     with pytest.raises(RecipeError, match=r"control.hint_widths = \[16\]: 1 levels.*takes 2; leave it out"):
         setup_controlnet(base(), PLACE, recipe("control.hint_widths=[16]"))
     under = setup_controlnet(base(), PLACE, recipe())

@@ -77,7 +77,7 @@ def every_number_is_finite(run: Path) -> bool:
 @pytest.mark.parametrize("fault", [nan_loss, infinite_loss, nan_gradient, huge_gradient])
 @pytest.mark.parametrize("clip", [0.0, 1.0])
 def test_a_broken_step_is_skipped_explained_and_counted(tmp_path, caplog, fault, clip):
-    run = tiny.fit(tmp_path / "run", objective=broken(fault, 2, 5), save_every=3, clip=clip)
+    run = tiny.fit(tmp_path / "run", objective=broken(fault, 2, 5), save_every=3, grad_clip_norm=clip)
     found = [line for line in lines(run) if line.get("event") == "non-finite"]
     assert [line["step"] for line in found] == [3, 6]
     assert lines(run)[-1]["skipped"] == 2
@@ -131,7 +131,7 @@ def test_what_is_wrong_with_an_item_is_told_as_it_is(tmp_path, workers):
             return super().__getitem__(index)
 
     with pytest.raises(DataError) as told:
-        tiny.fit(tmp_path / "run", dataset=Spoiled(), workers=workers)
+        tiny.fit(tmp_path / "run", dataset=Spoiled(), num_workers=workers)
     assert str(told.value) == "photos/20.png: cannot be read; copy it again"
 
 

@@ -37,7 +37,7 @@ def model(kind: str = "kl") -> Model:
     codec = (
         AutoencoderKL(AutoencoderKLConfig(**sizes, latent_channels=2))
         if kind == "kl"
-        else VQModel(VQModelConfig(**sizes, codes=8))
+        else VQModel(VQModelConfig(**sizes, codebook_size=8))
     )
     codec.requires_grad_(False)
     denoiser = Denoiser(Net(2), DiscreteVP(betas("cosine", STEPS)))
@@ -75,7 +75,7 @@ def test_a_batch_is_the_same_from_pixels_and_from_the_cache(tmp_path: Path, kind
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_training_from_the_cache_is_training_from_pixels(tmp_path: Path, precision: str):
-    settings = config(steps=12, accumulate=1, precision=precision)
+    settings = config(steps=12, grad_accum_steps=1, precision=precision)
     runs = {}
     for name in ("encode", "cache"):
         one = model()
@@ -96,7 +96,7 @@ def test_mirroring_needs_both_versions(tmp_path: Path):
     batch = collate([0, 1], [0, 1], [kept[0], kept[1]], "pixels", [])
     plain = prepare(Model(one.denoiser, one.shape, codec=one.codec), batch, SampleRNG(0, [0, 1]), 0)[0]
     assert plain.shape == (2, 2, 4, 4)
-    with pytest.raises(RecipeError, match=r"mirrored=True, set flip: false, or train.latents: encode"):
+    with pytest.raises(RecipeError, match=r"mirrored=True, set random_flip: false, or train.cache_latents: false"):
         prepare(one, batch, SampleRNG(0, [0, 1]), 0, flip=True)
 
 

@@ -21,9 +21,10 @@ from unveil.train import fit
 from unveil.train.lora import setup_lora
 from unveil.types import BaseModel, RecipeError, WeightsError
 
-CHANGES = ("shape=[1,8,8]", "network.depth=1", "network.width=32", "network.heads=2", "lora.rank=2", "train.batch=4",
+CHANGES = ("shape=[1,8,8]", "network.depth=1", "network.hidden_size=32", "network.heads=2", "lora.rank=2",
+           "train.batch_size=4",
            "train.steps=6", "train.warmup=0", "train.save_every=3", "train.sample_every=0", "train.validate_every=0",
-           "train.precision=float32", "train.ema=0.5", "lora.alpha=4", "train.lr=0.03")  # fmt: skip
+           "train.precision=float32", "train.ema_decay=0.5", "lora.alpha=4", "train.lr=0.03")  # fmt: skip
 PLACE = BaseModel("base", "runs/base", "a" * 64)
 
 
@@ -57,7 +58,7 @@ class Pictures:
 def trained(run: Path, model: Model | None = None, place: BaseModel = PLACE) -> Model:
     asked = recipe()
     model = setup_lora(base() if model is None else model, place, asked)
-    objective = asked.objective.build(asked, asked.process.build(), asked.train.batch)
+    objective = asked.objective.build(asked, asked.process.build(), asked.train.batch_size)
     fit(model, Pictures(), objective=objective, config=asked.train, run=run, recipe=asked)
     return model
 
@@ -85,7 +86,7 @@ def test_the_base_stays_and_only_additions_are_kept(tmp_path: Path):
 
 def test_it_learns(tmp_path: Path):
     asked, data = recipe(), Pictures()
-    objective = asked.objective.build(asked, asked.process.build(), asked.train.batch)
+    objective = asked.objective.build(asked, asked.process.build(), asked.train.batch_size)
     x0 = data.pixels.float() / 127.5 - 1
 
     def loss(model: Model) -> float:
@@ -127,7 +128,7 @@ def test_a_folder_of_a_lora_says_what_it_is_on(tmp_path: Path):
 def test_recipe_and_base_have_to_agree():
     with pytest.raises(RecipeError, match=r"lora: without base"):
         recipe("base=null")
-    other = build(recipe("network.width=64").model)
+    other = build(recipe("network.hidden_size=64").model)
     with pytest.raises(RecipeError, match=r"network of the base runs/base is .*width=64.*of the recipe .*width=32"):
         setup_lora(other, PLACE, recipe())
     with pytest.raises(RecipeError, match=r"'atention'.*matches no layer"):

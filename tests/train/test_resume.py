@@ -80,12 +80,12 @@ def uninterrupted(tmp_path_factory, three_steps_a_line) -> Path:
 def test_interrupted_anywhere_it_ends_the_same_to_the_bit(uninterrupted, tmp_path, cut, workers):
     run = tmp_path / "run"
     with pytest.raises(Cancelled) as stopped:
-        tiny.fit(run, objective=objective(cut), workers=workers)
+        tiny.fit(run, objective=objective(cut), num_workers=workers)
     assert stopped.value.exit_code == 143
     assert checkpoint_store.latest_valid(run / "checkpoints") == run / "checkpoints" / checkpoint_store.step_name(
         cut + 1
     )
-    tiny.fit(run, objective=objective(), workers=2 - workers)
+    tiny.fit(run, objective=objective(), num_workers=2 - workers)
     assert_same(run, uninterrupted)
 
 
@@ -106,7 +106,7 @@ def test_how_a_step_is_split_changes_only_rounding(uninterrupted, tmp_path):
     dropout = torch.nn.Dropout.forward
     torch.nn.Dropout.forward = lambda self, x: x  # the one random thing that is keyed by the part, not the example
     try:
-        whole, split = (tiny.fit(run / str(parts), accumulate=parts, **plain) for parts in (1, 4))
+        whole, split = (tiny.fit(run / str(parts), grad_accum_steps=parts, **plain) for parts in (1, 4))
     finally:
         torch.nn.Dropout.forward = dropout
     one, four = (tensors_of(r) for r in (whole, split))
@@ -126,7 +126,7 @@ def test_a_finished_run_is_left_alone(uninterrupted):
 def test_a_run_of_other_settings_is_refused_with_their_names(uninterrupted, tmp_path):
     with pytest.raises(RecipeError, match=r"(?s)another recipe:\n  train.lr: 0.01 there, 0.02 now\nchoose another"):
         tiny.fit(uninterrupted, objective=objective(), lr=0.02)
-    tiny.fit(uninterrupted, objective=objective(), workers=1, save_every=5)  # these change no number
+    tiny.fit(uninterrupted, objective=objective(), num_workers=1, save_every=5)  # these change no number
 
 
 def test_the_global_generators_are_the_users_own(tmp_path):

@@ -41,7 +41,7 @@ def recipe(**changes: dict[str, Any]) -> SequenceRecipe:
 def untrained(seed: int = 0) -> SequenceModel:
     torch.manual_seed(seed)
     source, target = Vocabulary("words", ("copy", *"abcd")), Vocabulary("words", tuple("abcd"))
-    network = Transformer(TransformerConfig(len(source), len(target), 16, 2, 16, 2, limit=12))
+    network = Transformer(TransformerConfig(len(source), len(target), 16, 2, 16, 2, max_length=12))
     return SequenceModel(network.eval(), source, target, {"decode": {"beams": 2}})
 
 

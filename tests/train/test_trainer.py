@@ -60,7 +60,9 @@ class Mlp(nn.Module):
 def test_200_steps_on_a_mixture_of_three_put_samples_on_its_corners(tmp_path):
     torch.manual_seed(0)
     denoiser = Denoiser(Mlp(), DiscreteVP(betas("cosine", 1000)), prediction=v)
-    config = TrainConfig(batch=256, steps=200, lr=2e-2, decay=0.5, ema=0.95, precision="float32", save_every=0)
+    config = TrainConfig(
+        batch_size=256, steps=200, lr=2e-2, lr_decay_ratio=0.5, ema_decay=0.95, precision="float32", save_every=0
+    )
     run = train.fit(denoiser, Corners(), objective=DiffusionLoss(), config=config, run=tmp_path / "run", key="signal")
     assert run == tmp_path / "run"
 
@@ -78,9 +80,9 @@ def unet() -> unveil.Model:
     torch.manual_seed(0)
     raw = {
         "shape": [1, 4, 4],
-        "network": {"kind": "unet", "channels": 8, "multipliers": [1], "blocks": 1, "groups": 4},
-        "process": {"kind": "discrete-vp", "betas": "cosine", "steps": tiny.STEPS},
-        "condition": [{"kind": "label", "classes": 3, "drop": 0.2}],
+        "network": {"kind": "unet", "model_channels": 8, "channel_mult": [1], "num_res_blocks": 1, "groups": 4},
+        "process": {"kind": "discrete-vp", "beta_schedule": "cosine", "timesteps": tiny.STEPS},
+        "condition": [{"kind": "label", "classes": 3, "drop_prob": 0.2}],
         "sample": {"steps": 4},
     }
     return unveil.build(validate(ModelConfig, raw, "test"))
@@ -234,7 +236,7 @@ def test_mistakes_are_found_before_anything_is_written(tmp_path):
 
 
 def test_flipping_what_has_no_sides_is_refused(tmp_path):
-    config = TrainConfig(batch=4, steps=1, flip=True, precision="float32")
+    config = TrainConfig(batch_size=4, steps=1, random_flip=True, precision="float32")
     with pytest.raises(RecipeError, match=r"flip: data of shape \(2,\) has no left and right"):
         train.fit(
             Denoiser(Mlp(), CosineVP()), Corners(), objective=DiffusionLoss(), config=config, run=tmp_path, key="signal"

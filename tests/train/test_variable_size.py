@@ -49,7 +49,9 @@ class Clips:
 def model(pattern: str = "full") -> Model:
     """Of clips, with weights that are not the first ones, whose process depends on the size."""
     torch.manual_seed(0)
-    config = VideoDiTConfig(3, 3, patch=(1, 4, 4), depth=2, width=48, heads=4, pattern=pattern, window=(2, 2, 2))  # type: ignore[arg-type]
+    config = VideoDiTConfig(
+        3, 3, patch=(1, 4, 4), depth=2, hidden_size=48, heads=4, attention_pattern=pattern, window=(2, 2, 2)
+    )  # type: ignore[arg-type]
     network = VideoDiT(config)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
@@ -57,18 +59,18 @@ def model(pattern: str = "full") -> Model:
 
 
 def objective() -> DiffusionForcingLoss:
-    return DiffusionForcingLoss(ContextModes(none=1, both=1, some=1, own=1), time=LogitNormal())
+    return DiffusionForcingLoss(ContextModes(none=1, both_ends=1, random=1, independent=1), time=LogitNormal())
 
 
 def settings(**changes: Any) -> TrainConfig:
     wanted = {
-        "batch": 4,
+        "batch_size": 4,
         "batching": "packed",
         "steps": 6,
         "lr": 1e-2,
-        "ema": 0.9,
+        "ema_decay": 0.9,
         "precision": "float32",
-        "flip": True,
+        "random_flip": True,
     }
     return TrainConfig(**(wanted | {"save_every": 2, "sample_every": 0, "validate_every": 0} | changes))
 
@@ -157,7 +159,7 @@ def test_a_run_of_tokens_that_stops_and_goes_on_ends_the_same_to_the_bit(tmp_pat
             limit = {} if minutes is None else {"max_minutes": 1e-9}
             train.fit(
                 trained, Clips(), objective=objective(), run=tmp_path / name,
-                config=settings(tokens=64, workers=workers * len(stops), **limit), held_out=Clips(3),
+                config=settings(tokens=64, num_workers=workers * len(stops), **limit), held_out=Clips(3),
             )  # fmt: skip
         ends.append(trained.state_dict())
     assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
@@ -167,7 +169,7 @@ def test_how_a_step_of_tokens_is_split_changes_only_rounding(tmp_path: Path):
     ends = []
     for parts in (1, 2):
         trained = model()
-        config = settings(tokens=64, accumulate=parts, steps=3, flip=False, validate_every=3)
+        config = settings(tokens=64, grad_accum_steps=parts, steps=3, random_flip=False, validate_every=3)
         train.fit(trained, Clips(), objective=objective(), config=config, run=tmp_path / str(parts), held_out=Clips(3))
         ends.append(torch.cat([p.detach().flatten() for p in trained.parameters()]))
     torch.testing.assert_close(*ends, rtol=0, atol=2e-3)  # AdamW makes much of little where gradients are near 0
@@ -183,7 +185,7 @@ def test_lengths_are_tokens_and_sizes_that_do_not_fit_are_named():
 @pytest.mark.parametrize("frames", [(1, 4, 9), (1,)])
 def test_the_playground_tells_its_sizes(frames: tuple[int, ...]):
     items = playground.Playground(
-        playground.PlaygroundConfig(smallest=16, largest=32, aspect=2, frames=frames, count=50)
+        playground.PlaygroundConfig(min_size=16, max_size=32, aspect=2, frames=frames, count=50)
     )
     shapes = [item["pixels"].shape for item in items.__getitems__(list(range(50)))]
     assert items.sizes().tolist() == [[1, *one[1:]] if len(one) == 3 else list(one[1:]) for one in shapes]
@@ -194,7 +196,7 @@ def test_a_recipe_says_what_cannot_be_mixed():
     with pytest.raises(RecipeError, match="tokens = 64: needs batching"):
         load_recipe("playground-video", ["train.batching=null", "train.tokens=64"])
     with pytest.raises(RecipeError, match=r"batching = 'packed'.*latents: encode"):
-        load_recipe("playground-video", ["train.batching=packed", "train.latents=cache"])
+        load_recipe("playground-video", ["train.batching=packed", "train.cache_latents=true"])
     with pytest.raises(RecipeError, match=r"batching = 'packed': for network.kind = video-dit"):
         load_recipe("dit-fashion", ["train.batching=packed"])
 

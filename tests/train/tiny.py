@@ -73,7 +73,8 @@ def model(seed: int = 0) -> Model:
 def config(**changes: Any) -> TrainConfig:
     """Settings with everything random switched on; no pictures, a checkpoint at the end."""
     settings: dict[str, Any] = {
-        "batch": 8, "steps": 12, "lr": 1e-2, "warmup": 3, "decay": 0.5, "ema": 0.9, "accumulate": 2, "flip": True,
+        "batch_size": 8, "steps": 12, "lr": 1e-2, "warmup": 3, "lr_decay_ratio": 0.5, "ema_decay": 0.9,
+        "grad_accum_steps": 2, "random_flip": True,
         "precision": "float32", "save_every": 0, "sample_every": 0, "validate_every": 0,
     }  # fmt: skip
     return TrainConfig(**(settings | changes))

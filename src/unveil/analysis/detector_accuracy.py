@@ -63,8 +63,8 @@ def study_detector(settings: DetectorSettings | None = None, reach: Reach = lamb
     settings = settings or DetectorSettings()
     world = Playground(
         PlaygroundConfig(
-            smallest=settings.smallest, largest=settings.largest, aspect=settings.aspect, frames=settings.frames,
-            fps=settings.fps, seed=settings.seed, held_out=settings.count,
+            min_size=settings.smallest, max_size=settings.largest, aspect=settings.aspect, frames=settings.frames,
+            fps=settings.fps, seed=settings.seed, num_val=settings.count,
         ),
         "held-out",
     )  # fmt: skip

@@ -195,7 +195,7 @@ def study_inverse(
         before = done
         rows.append(bench.solve(one, lambda made, before=before: reach(before + made, total)))
         done += one.total
-    return InverseStudy(settings, bench.kind_of_grid, model.sampling.clip, rows, skipped, pictures, found)
+    return InverseStudy(settings, bench.kind_of_grid, model.sampling.threshold, rows, skipped, pictures, found)
 
 
 def _check(model: Model, pictures: Tensor, settings: InverseSettings) -> None:
@@ -238,7 +238,9 @@ class _Bench:
         self.model, self.pictures, self.settings = model, pictures, settings
         self.kind_of_grid = settings.grid or ("karras" if model.process.at(1.0).alpha == 1 else "uniform")
         step = model.step(model.encode({}, len(pictures))[0])
-        self.step = {"static": clip_static, "dynamic": clip_dynamic}.get(model.sampling.clip, lambda same: same)(step)
+        self.step = {"static": clip_static, "dynamic": clip_dynamic}.get(model.sampling.threshold, lambda same: same)(
+            step
+        )
 
     def streams(self, seed: int) -> SampleRNG:
         return SampleRNG(seed, range(len(self.pictures)), device=self.model.device)

@@ -181,12 +181,12 @@ _BEHIND, _OUTSIDE = (
 _LASTS = PhysicsMetric("is as it was, hidden in between or not", object_permanence, well=_YES)
 LAWS: dict[str, PhysicsTest] = {
     "occluder": PhysicsTest(
-        "Permanence behind a bar", {"occluded": 1.0, "motions": _AXIS},
+        "Permanence behind a bar", {"p_occluder": 1.0, "motions": _AXIS},
         (_BEHIND, _LASTS, PhysicsMetric("goes on its way", direction_correct, well=_YES)),
         lambda item: item["attributes"]["bar"] == "yes",
     ),
     "frame": PhysicsTest(
-        "Permanence out of the picture", {"panned": 1.0, "motions": ("still",)}, (_OUTSIDE, _LASTS),
+        "Permanence out of the picture", {"p_camera": 1.0, "motions": ("still",)}, (_OUTSIDE, _LASTS),
         lambda item: item["attributes"]["camera"] == "away",
     ),
     "space": PhysicsTest(

@@ -179,7 +179,7 @@ def study_samplers(model: Model, settings: SamplerStudySettings, tell: Tell = la
         except (RecipeError, NonFinite) as problem:
             refused[name] = f"{type(problem).__name__}: {problem}"
     floor = energy_distance(other, exact)
-    return SamplerStudy(settings, bench.kind_of_grid, model.sampling.clip, found, refused, floor, exact)
+    return SamplerStudy(settings, bench.kind_of_grid, model.sampling.threshold, found, refused, floor, exact)
 
 
 class _Bench:
@@ -191,7 +191,9 @@ class _Bench:
         blind = model.process.at(1.0).alpha == 0
         self.kind_of_grid = settings.grid or ("uniform" if blind else "karras")
         step = model.step(model.encode(_labels(model, settings.count), settings.count)[0])
-        self.step = {"static": clip_static, "dynamic": clip_dynamic}.get(model.sampling.clip, lambda same: same)(step)
+        self.step = {"static": clip_static, "dynamic": clip_dynamic}.get(model.sampling.threshold, lambda same: same)(
+            step
+        )
 
     def grid(self, steps: int) -> Schedule:
         return schedules.get_schedule(self.model.process, self.kind_of_grid, steps).onto_data()

@@ -184,7 +184,7 @@ class StudyContext(Generic[S]):
         frames, height, width = size
         low, high = min(height, width), max(height, width)
         config = PlaygroundConfig(
-            smallest=low, largest=high, aspect=high / low, frames=(frames,), seed=seed, held_out=_AMONG, **(world or {})
+            min_size=low, max_size=high, aspect=high / low, frames=(frames,), seed=seed, num_val=_AMONG, **(world or {})
         )
         there, found = Playground(config, "held-out"), list[Item]()
         for begin in range(0, _AMONG, _AT_ONCE):

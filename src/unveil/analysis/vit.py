@@ -129,11 +129,12 @@ def study_vit(
     """
     pictures, test = collect_images(train), collect_images(held_out)
     configs = [_config(recipe, settings, *arm) for arm in settings.arms]
-    if pictures.labels is None or not recipe.train.batch <= settings.amounts[0] <= settings.amounts[-1] <= len(
+    if pictures.labels is None or not recipe.train.batch_size <= settings.amounts[0] <= settings.amounts[-1] <= len(
         pictures.pixels
     ):
         raise RecipeError(
-            f"amounts {settings.amounts[0]} to {settings.amounts[-1]}: must be between a batch, {recipe.train.batch}, "
+            f"amounts {settings.amounts[0]} to {settings.amounts[-1]}: must be between a batch, "
+            f"{recipe.train.batch_size}, "
             f"and the {len(pictures.pixels)} labelled training pictures that there are"
         )
     order = sorted(range(len(pictures.pixels)), key=lambda row: stable_hash(f"picture {row}"))
@@ -217,13 +218,13 @@ def _config(
         near = max(round(size.width / head), 1) * head
         raise RecipeError(f"size {size.name}: the width must be a multiple of a head's, {head}; nearest {near}")
     network = replace(network, depth=size.depth, width=size.width, heads=size.width // head)
-    passes = max(1, round(settings.steps / max(amount // recipe.train.batch, 1)))
+    passes = max(1, round(settings.steps / max(amount // recipe.train.batch_size, 1)))
     own = recipe.train.model_copy(update={"epochs": passes, "seed": recipe.train.seed + seed})
     return ClassifierConfig(network, **own.model_dump())
 
 
 def _steps(config: ClassifierConfig, amount: int) -> int:
-    return config.epochs * (amount // config.batch)
+    return config.epochs * (amount // config.batch_size)
 
 
 def _point(

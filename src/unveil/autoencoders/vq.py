@@ -29,33 +29,33 @@ class VQModelConfig(CodecConfig):
     """An autoencoder with a codebook; the other settings are those of `CodecConfig`.
 
     Args:
-        codes: entries of the codebook.
+        codebook_size: entries of the codebook.
         beta: weight of one term of the loss, see `order`.
         order: `legacy` weighs the codebook's term (released models), `fixed` the encoder's (the paper).
         learned: what moves the codebook: `gradient`, or `ema`; the loss is then the encoder's term times beta.
-        decay: of the running counts and means.
-        restart: an entry whose running count falls below this is put on a place of the batch; 0: never.
+        ema_decay: of the running counts and means.
+        restart_dead: an entry whose running count falls below this is put on a place of the batch; 0: never.
 
     Raises:
         RecipeError: settings that do not fit together.
     """
 
     moments: int = field(default=1, init=False)
-    codes: int = 512
+    codebook_size: int = 512
     beta: float = 0.25
     order: Order = "legacy"
     learned: Learned = "gradient"
-    decay: float = 0.99
-    restart: float = 0.0
+    ema_decay: float = 0.99
+    restart_dead: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.codes < 2:
-            raise RecipeError(f"codes = {self.codes}: must be at least 2")
-        if not 0 <= self.decay < 1 or self.restart < 0 or self.beta < 0:
+        if self.codebook_size < 2:
+            raise RecipeError(f"codebook_size = {self.codebook_size}: must be at least 2")
+        if not 0 <= self.ema_decay < 1 or self.restart_dead < 0 or self.beta < 0:
             raise RecipeError(
-                f"decay = {self.decay}, restart = {self.restart}, beta = {self.beta}: decay must lie in [0, 1), "
-                "the others must not be negative"
+                f"ema_decay = {self.ema_decay}, restart_dead = {self.restart_dead}, beta = {self.beta}: "
+                "ema_decay must lie in [0, 1), the others must not be negative"
             )
         for name, kinds in (("order", Order), ("learned", Learned)):
             if (given := getattr(self, name)) not in get_args(kinds):
@@ -100,10 +100,12 @@ class Quantiser(nn.Module):
         super().__init__()
         self.config = config
         # Uniform in +-1/codes, as published: no entry is far from the others, so that each may be taken.
-        start = nn.init.uniform_(torch.empty(config.codes, width), -1 / config.codes, 1 / config.codes)
+        start = nn.init.uniform_(
+            torch.empty(config.codebook_size, width), -1 / config.codebook_size, 1 / config.codebook_size
+        )
         self.codebook = nn.Parameter(start, requires_grad=config.learned == "gradient")
-        if config.learned == "ema" or config.restart > 0:
-            self.register_buffer("count", torch.ones(config.codes))
+        if config.learned == "ema" or config.restart_dead > 0:
+            self.register_buffer("count", torch.ones(config.codebook_size))
         if config.learned == "ema":
             self.register_buffer("total", start.clone())
 
@@ -157,21 +159,21 @@ class Quantiser(nn.Module):
         Source: van den Oord et al. 2017, appendix A.1.
         """
         config = self.config
-        if config.learned != "ema" and config.restart == 0:
+        if config.learned != "ema" and config.restart_dead == 0:
             return 0
         places = z.detach().float().movedim(1, -1).reshape(-1, z.shape[1])
         flat = indices.reshape(-1)
-        counted = torch.bincount(flat, minlength=config.codes).to(self.count)
-        self.count.lerp_(counted, 1 - config.decay)
+        counted = torch.bincount(flat, minlength=config.codebook_size).to(self.count)
+        self.count.lerp_(counted, 1 - config.ema_decay)
         if config.learned == "ema":
-            self.total.lerp_(torch.zeros_like(self.total).index_add_(0, flat, places), 1 - config.decay)
+            self.total.lerp_(torch.zeros_like(self.total).index_add_(0, flat, places), 1 - config.ema_decay)
             taken = self.count > 1e-5
             self.codebook[taken] = self.total[taken] / self.count[taken, None]
-        dead = (self.count < config.restart).nonzero()[: len(places), 0]
+        dead = (self.count < config.restart_dead).nonzero()[: len(places), 0]
         if len(dead):
             chosen = torch.randperm(len(places), generator=generator)[: len(dead)].to(places.device)
             self.codebook[dead] = places[chosen].to(self.codebook)
-            self.count[dead] = max(1.0, config.restart)
+            self.count[dead] = max(1.0, config.restart_dead)
             if config.learned == "ema":
                 self.total[dead] = self.codebook[dead] * self.count[dead, None]
         return len(dead)

@@ -244,7 +244,7 @@ def infer_config(
     except (KeyError, IndexError, ValueError) as missing:
         raise WeightsError(f"not a whole autoencoder: there is no {missing}") from None
     if CODEBOOK in shapes and moments == 1:
-        return VQModelConfig(**settings, codes=shapes[CODEBOOK][0])
+        return VQModelConfig(**settings, codebook_size=shapes[CODEBOOK][0])
     if moments != 2 or CODEBOOK in shapes:
         having = "with" if CODEBOOK in shapes else "without"
         raise WeightsError(
@@ -293,7 +293,7 @@ def from_arguments(arguments: Mapping[str, Any]) -> AutoencoderKLConfig | VQMode
         if bool(given.get("double_z", True)) != ("n_embed" not in arguments):
             raise RecipeError("double_z: must be true without a codebook (n_embed), and false with one")
         return (
-            VQModelConfig(**settings, codes=arguments["n_embed"])
+            VQModelConfig(**settings, codebook_size=arguments["n_embed"])
             if "n_embed" in arguments
             else AutoencoderKLConfig(**settings)
         )

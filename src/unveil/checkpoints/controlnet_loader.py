@@ -179,7 +179,7 @@ def _copy_of(
     if enter is None:
         return None
     try:
-        return controlnet.load(tensors, replace(base, context_channels=max(enter[1] - base.in_channels, 0)))
+        return controlnet.load(tensors, replace(base, concat_channels=max(enter[1] - base.in_channels, 0)))
     except (WeightsError, RecipeError):  # of another base, which its shapes will tell
         return None
 

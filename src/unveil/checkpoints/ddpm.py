@@ -30,11 +30,11 @@ ENDS = {"enter": "conv_in", "norm": "norm_out", "leave": "conv_out"}
 
 def prefixes(config: UNetConfig | AutoencoderConfig) -> dict[str, str]:
     """Our modules that hold weights and theirs; their way up is numbered by level, ours by order."""
-    found, last = dict(MIDDLE), len(config.multipliers) - 1
+    found, last = dict(MIDDLE), len(config.channel_mult) - 1
     for level, rate in enumerate(config.rates):
         ways = {f"down.{level}": (f"down.{level}", "downsample"), f"up.{last - level}": (f"up.{level}", "upsample")}
         for ours, (theirs, resample) in ways.items():
-            for i in range(config.blocks + ours.startswith("up")):
+            for i in range(config.num_res_blocks + ours.startswith("up")):
                 found[f"{ours}.blocks.{i}"] = f"{theirs}.block.{i}"
                 if rate in config.attention:
                     found[f"{ours}.attention.{i}"] = f"{theirs}.attn.{i}"
@@ -50,9 +50,14 @@ def names(config: UNetConfig) -> Names:
         RecipeError: a configuration that this network does not have.
     """
     plain = UNetConfig(
-        config.in_channels, config.out_channels, config.channels, config.multipliers, config.blocks, config.attention
+        config.in_channels,
+        config.out_channels,
+        config.model_channels,
+        config.channel_mult,
+        config.num_res_blocks,
+        config.attention,
     )
-    for name in ("heads", "heads_up", "head_channels", "modulation", "context_channels", "patch"):
+    for name in ("heads", "heads_up", "head_channels", "time_scale_shift", "concat_channels", "patch"):
         if getattr(config, name) != getattr(plain, name):
             raise RecipeError(f"{name} = {getattr(config, name)!r}: DDPM's own network has {getattr(plain, name)!r}")
     modules = dict(_on_meta(config).named_modules())
@@ -118,9 +123,9 @@ def from_arguments(arguments: Mapping[str, Any]) -> UNetConfig:
         return UNetConfig(
             in_channels=model["in_channels"],
             out_channels=model["out_ch"],
-            channels=channels,
-            multipliers=multipliers,
-            blocks=model["num_res_blocks"],
+            model_channels=channels,
+            channel_mult=multipliers,
+            num_res_blocks=model["num_res_blocks"],
             attention=tuple(rate for rate, side in rates.items() if side in model["attn_resolutions"]),
             attention_order="qkv-first",
             resample="conv-asymmetric" if model["resamp_with_conv"] else "pool",
@@ -152,9 +157,9 @@ def infer_config(shapes: Mapping[str, Sequence[int]]) -> UNetConfig:
         return UNetConfig(
             in_channels=in_channels,
             out_channels=shapes["conv_out.weight"][0],
-            channels=channels,
-            multipliers=tuple(int(ratio) if ratio == int(ratio) else ratio for ratio in ratios),
-            blocks=blocks,
+            model_channels=channels,
+            channel_mult=tuple(int(ratio) if ratio == int(ratio) else ratio for ratio in ratios),
+            num_res_blocks=blocks,
             attention=tuple(2**i for i in range(levels) if f"down.{i}.attn.0.q.weight" in shapes),
             resample="conv-asymmetric" if convolved else "pool",
             embedding="sin-cos",

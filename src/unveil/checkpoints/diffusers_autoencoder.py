@@ -133,7 +133,7 @@ def _expected(config: Any) -> dict[str, Any]:
         "mid_block_add_attention": config.middle == "attention",
     }
     if isinstance(config, VQModelConfig):
-        return found | {"num_vq_embeddings": config.codes, "vq_embed_dim": config.width}
+        return found | {"num_vq_embeddings": config.codebook_size, "vq_embed_dim": config.width}
     projected = config.latent_channels is not None
     if projected and config.latent_channels != config.z_channels:
         raise RecipeError(

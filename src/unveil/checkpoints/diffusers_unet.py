@@ -231,17 +231,17 @@ def from_settings(settings: Mapping[str, Any]) -> UNetConfig:
     return UNetConfig(
         in_channels=min(enter, out),
         out_channels=out,
-        channels=widths[0],
-        multipliers=tuple(width // widths[0] if width % widths[0] == 0 else width / widths[0] for width in widths),
-        blocks=_one(given["layers_per_block"], levels, "layers_per_block"),
+        model_channels=widths[0],
+        channel_mult=tuple(width // widths[0] if width % widths[0] == 0 else width / widths[0] for width in widths),
+        num_res_blocks=_one(given["layers_per_block"], levels, "layers_per_block"),
         attention=tuple(2**level for level, found in enumerate(with_attention) if found),
-        modulation=SHAPES[given["resnet_time_scale_shift"]],  # type: ignore[arg-type]
+        time_scale_shift=SHAPES[given["resnet_time_scale_shift"]],  # type: ignore[arg-type]
         norm_eps=given["norm_eps"],
         groups=given["norm_num_groups"],
         dropout=given["dropout"],
-        context_channels=max(enter - out, 0),
+        concat_channels=max(enter - out, 0),
         transformer_depth=depths[:1] if len(set(depths)) == 1 else depths,
-        context_width=_one(given["cross_attention_dim"], levels, "cross_attention_dim"),
+        cross_attention_dim=_one(given["cross_attention_dim"], levels, "cross_attention_dim"),
         projection="linear" if given.get("use_linear_projection") else "conv",
         **_heads(given, widths),
     )
@@ -263,7 +263,11 @@ def settings(network: UNet | ControlNet, classes: int | None = None, size: int |
         for name, usual in (("resample", "conv"), ("embedding", "cos-sin"), ("patch", 1), ("context_size", "same"))
         if getattr(config, name) != usual
     ]
-    if different or not all(config.depth_of(i) for i in range(len(config.widths))) or config.context_width is None:
+    if (
+        different
+        or not all(config.depth_of(i) for i in range(len(config.widths)))
+        or config.cross_attention_dim is None
+    ):
         raise RecipeError(
             f"not a network that {UNET} can be: {', '.join(different) or 'transformer_depth, context_width'}"
         )
@@ -272,15 +276,15 @@ def settings(network: UNet | ControlNet, classes: int | None = None, size: int |
     depths = [config.depth_of(level) for level in range(len(heads))]
     found = {
         "_class_name": UNET if isinstance(network, UNet) else CONTROLNET,
-        "in_channels": config.in_channels + config.context_channels,
+        "in_channels": config.in_channels + config.concat_channels,
         "block_out_channels": list(config.widths),
-        "layers_per_block": config.blocks,
+        "layers_per_block": config.num_res_blocks,
         "down_block_types": [{yes: name for name, yes in DOWN.items()}[found] for found in attends],
-        "cross_attention_dim": config.context_width,
+        "cross_attention_dim": config.cross_attention_dim,
         "attention_head_dim": heads[0] if len(set(heads)) == 1 else heads,  # means heads, by a mistake that stayed
         "transformer_layers_per_block": depths[0] if len(set(depths)) == 1 else depths,
         "use_linear_projection": config.projection == "linear",
-        "resnet_time_scale_shift": {ours: theirs for theirs, ours in SHAPES.items()}[config.modulation],
+        "resnet_time_scale_shift": {ours: theirs for theirs, ours in SHAPES.items()}[config.time_scale_shift],
         "norm_num_groups": config.groups,
         "norm_eps": config.norm_eps,
         "num_class_embeds": classes,

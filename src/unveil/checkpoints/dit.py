@@ -103,7 +103,7 @@ def names(config: DiTConfig, layout: Layout) -> Names:
         RecipeError: a configuration that the layout does not have.
     """
     plain = DiTConfig(config.in_channels, config.out_channels)
-    wanted = ["design", "skips", "qk_norm", "context_channels"]
+    wanted = ["block_type", "skips", "qk_norm", "concat_channels"]
     if layout == "dit":
         wanted += ["embedders", "norm_eps", "mlp_norm_eps"]
     for name in wanted:
@@ -265,7 +265,7 @@ def closest_named_config(shapes: Shapes) -> str:
         return "no DiT"
     config = infer_config(shapes, heads=1)
     distance = {
-        letter: abs(math.log(config.width / width)) + abs(math.log(config.depth / depth))
+        letter: abs(math.log(config.hidden_size / width)) + abs(math.log(config.depth / depth))
         for letter, (depth, width, _) in SIZES.items()
     }
     letter = min(distance, key=lambda one: distance[one])
@@ -301,7 +301,7 @@ def compare(shapes: Shapes, config: DiTConfig) -> DiTKeyReport:
 def explain_mismatch(theirs: Mapping[str, Tensor], config: DiTConfig, report: DiTKeyReport) -> str:
     """What a file of another shape is, and where it first differs."""
     is_a = closest_named_config({key: tensor.shape for key, tensor in theirs.items()})
-    wanted = config.name or f"one of {config.depth} blocks of width {config.width} with patch {config.patch}"
+    wanted = config.name or f"one of {config.depth} blocks of width {config.hidden_size} with patch {config.patch}"
     return (
         f"the file is a DiT, {is_a}; the network is {wanted} for latents of {config.size}: {report.text()}; "
         "take the configuration of the file"

@@ -36,9 +36,9 @@ CLASSES = ("DiTTransformer2DModel", "Transformer2DModel")
 # As published: 250 of 1,000 steps, guided on three of the four channels
 PUBLISHED_SAMPLE = {
     "sampler": "ancestral",
-    "grid": "250",
+    "schedule": "250",
     "steps": 250,
-    "clip": "none",
+    "threshold": "none",
     "guidance": {"scale": 4.0, "channels": 3},
 }
 FIXED = {
@@ -52,7 +52,7 @@ FIXED = {
 SAYABLE = {"heads", "classes", "size"}
 
 
-DDPM_PROCESS = {"kind": "discrete-vp", "betas": "linear", "steps": 1000}
+DDPM_PROCESS = {"kind": "discrete-vp", "beta_schedule": "linear", "timesteps": 1000}
 PUBLISHED = SchedulerConfig(DDPM_PROCESS, "eps", PUBLISHED_SAMPLE)
 
 
@@ -122,7 +122,7 @@ def _model(
     learned = config.out_channels == 2 * config.in_channels
     if not learned and config.out_channels != config.in_channels:
         raise WeightsError(f"{config.out_channels} channels out of {config.in_channels}: must be as many, or twice")
-    kept = ("patch", "depth", "width", "heads", "hidden", "embedding", "embedders", "mlp_norm_eps")
+    kept = ("patch", "depth", "hidden_size", "heads", "mlp_ratio", "embedding", "embedders", "mlp_norm_eps")
     sample = dict(scheduler.sample)
     if rows == classes or config.in_channels < sample["guidance"].get("channels", 0):
         sample.pop("guidance")
@@ -133,7 +133,13 @@ def _model(
         "prediction": scheduler.prediction,
         "variance": "learned-range" if learned else "fixed-large",
         "condition": [
-            {"kind": "label", "classes": classes, "names": names, "drop": 0.1 if rows > classes else 0.0, "std": 0.02}
+            {
+                "kind": "label",
+                "classes": classes,
+                "names": names,
+                "drop_prob": 0.1 if rows > classes else 0.0,
+                "std": 0.02,
+            }
         ],
         "sample": sample,
     }
@@ -220,7 +226,7 @@ def _transformer_settings(model: Model) -> dict[str, Any]:
     return {
         "_class_name": CLASSES[0],
         "num_attention_heads": config.heads,
-        "attention_head_dim": config.width // config.heads,
+        "attention_head_dim": config.hidden_size // config.heads,
         "in_channels": config.in_channels,
         "out_channels": config.out_channels,
         "num_layers": config.depth,

@@ -51,7 +51,7 @@ def places(config: Config, size: int) -> dict[str, str]:
     """
     encoder = decoder = "standard"
     ends = ("out_norm", "out_conv")
-    last = len(config.multipliers) - 1
+    last = len(config.channel_mult) - 1
     sides = [f"{size // rate}x{size // rate}" for rate in config.rates]
     if isinstance(config, SongUNetConfig):
         for name, other in {"combine": "cat", "resample": "pool", "filter": None}.items():
@@ -63,8 +63,8 @@ def places(config: Config, size: int) -> dict[str, str]:
     found |= {f"middle.{i}": f"dec.{sides[last]}_in{i}" for i in range(2)}
     for level, side in enumerate(sides):
         up = f"up.{last - level}"
-        found |= {f"down.{level}.blocks.{i}": f"enc.{side}_block{i}" for i in range(config.blocks)}
-        found |= {f"{up}.blocks.{i}": f"dec.{side}_block{i}" for i in range(config.blocks + 1)}
+        found |= {f"down.{level}.blocks.{i}": f"enc.{side}_block{i}" for i in range(config.num_res_blocks)}
+        found |= {f"{up}.blocks.{i}": f"dec.{side}_block{i}" for i in range(config.num_res_blocks + 1)}
         if level:
             found[f"down.{level}.resample"] = f"enc.{side}_down"
         if level < last:
@@ -213,10 +213,10 @@ def size_of(shapes: Mapping[str, Any]) -> int:
 ARGUMENTS = {
     "in_channels": "in_channels",
     "out_channels": "out_channels",
-    "model_channels": "channels",
-    "channel_mult": "multipliers",
+    "model_channels": "model_channels",
+    "channel_mult": "channel_mult",
     "channel_mult_emb": "embedding_multiplier",
-    "num_blocks": "blocks",
+    "num_blocks": "num_res_blocks",
     "dropout": "dropout",
     "augment_dim": "augment_dim",
 }
@@ -229,7 +229,7 @@ SONG_ARGUMENTS = ARGUMENTS | {
 }
 WITHOUT_EFFECT = ("img_resolution", "label_dim", "label_dropout", "attn_resolutions")
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "SongUNet": {"multipliers": (1, 2, 2, 2), "dropout": 0.1, "attn_resolutions": (16,)},
+    "SongUNet": {"channel_mult": (1, 2, 2, 2), "dropout": 0.1, "attn_resolutions": (16,)},
     "DhariwalUNet": {"dropout": 0.1, "attn_resolutions": (32, 16, 8)},
 }
 SHELLS = ("VPPrecond", "VEPrecond", "iDDPMPrecond", "EDMPrecond")
@@ -305,9 +305,9 @@ def infer_config(shapes: Mapping[str, Sequence[int]]) -> Config:
         settings: dict[str, Any] = {
             "in_channels": enter[1],
             "out_channels": shapes[f"dec.{size}x{size}_aux_conv.weight" if song else "out_conv.weight"][0],
-            "channels": channels,
-            "multipliers": tuple(shapes[f"enc.{s}x{s}_block0.conv1.weight"][0] // channels for s in sides),
-            "blocks": blocks,
+            "model_channels": channels,
+            "channel_mult": tuple(shapes[f"enc.{s}x{s}_block0.conv1.weight"][0] // channels for s in sides),
+            "num_res_blocks": blocks,
             "attention": tuple(size // s for s in sides if f"enc.{s}x{s}_block0.qkv.weight" in shapes),
             "embedding_multiplier": shapes["map_layer0.weight"][0] // channels,
             "augment_dim": shapes["map_augment.weight"][1] if "map_augment.weight" in shapes else 0,

@@ -49,20 +49,26 @@ CHURN = {"s_tmin": 0.05, "s_tmax": 50.0, "s_noise": 1.003}
 IMAGENET_STEPS, OWN_CHURN, OTHERS_CHURN = 256, 40.0, 80.0
 
 NCSNPP = {"embedding": "fourier", "noise_multiplier": 2, "encoder": "residual", "filter": (1, 3, 3, 1)}
-PC = {"sampler": "pc-reverse-diffusion", "steps": 1000, "grid": "exponential", "options": {"snr": 0.16}, "clip": "none"}
+PC = {
+    "sampler": "pc-reverse-diffusion",
+    "steps": 1000,
+    "schedule": "exponential",
+    "options": {"snr": 0.16},
+    "threshold": "none",
+}
 # Score SDE's networks for CIFAR-10: what differs from DDPM++, and what the files leave out. Those of the sub-VP SDE
 # have the keys of DDPM++. Their sigmas are of pictures in [0, 1]; ours lie in [-1, 1].
 VP = ReleaseDefaults(
     {"kind": "linear-vp", "index_scale": 999.0},
     "eps",
-    {"sampler": "euler-maruyama", "steps": 1000, "grid": "uniform", "clip": "none"},
+    {"sampler": "euler-maruyama", "steps": 1000, "schedule": "uniform", "threshold": "none"},
 )
 VE = ReleaseDefaults({"kind": "ve", "sigma_min": 0.02, "sigma_max": 100.0}, {"kind": "ve"}, PC)
 SCORE_SDE: dict[str, tuple[dict[str, Any], ReleaseDefaults]] = {
-    "cifar10_ddpmpp_continuous": ({"blocks": 4, "filter": None}, VP),
-    "cifar10_ddpmpp_deep_continuous": ({"blocks": 8, "filter": None}, VP),
-    "cifar10_ncsnpp_continuous": ({"blocks": 4, **NCSNPP}, VE),
-    "cifar10_ncsnpp_deep_continuous": ({"blocks": 8, **NCSNPP}, VE),
+    "cifar10_ddpmpp_continuous": ({"num_res_blocks": 4, "filter": None}, VP),
+    "cifar10_ddpmpp_deep_continuous": ({"num_res_blocks": 8, "filter": None}, VP),
+    "cifar10_ncsnpp_continuous": ({"num_res_blocks": 4, **NCSNPP}, VE),
+    "cifar10_ncsnpp_deep_continuous": ({"num_res_blocks": 8, **NCSNPP}, VE),
 }
 SAYABLE = {"process", "prediction"}
 
@@ -100,7 +106,7 @@ def edm_origin(network: edm.Config, size: int) -> ReleaseDefaults:
     else:
         kind = "iddpm" if doubled else "edm"
         sample = {"steps": IMAGENET_STEPS, "options": CHURN | {"s_churn": OTHERS_CHURN if doubled else OWN_CHURN}}
-    sample |= {"sampler": "heun", "grid": "karras", "clip": "none"}
+    sample |= {"sampler": "heun", "schedule": "karras", "threshold": "none"}
     return ReleaseDefaults({"kind": "edm", **ENDS[kind]}, {"kind": kind}, sample)
 
 
@@ -126,7 +132,7 @@ def _score_sde(theirs: Mapping[str, Tensor], said: ModelOverrides) -> Model:
 
 def score_sde_network(name: str) -> SongUNetConfig:
     """The configuration of a released network of the table."""
-    return SongUNetConfig(3, 3, multipliers=(1, 2, 2, 2), **SCORE_SDE[name][0])
+    return SongUNetConfig(3, 3, channel_mult=(1, 2, 2, 2), **SCORE_SDE[name][0])
 
 
 @cache

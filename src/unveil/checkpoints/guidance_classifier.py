@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import yaml
@@ -17,6 +17,7 @@ from unveil.checkpoints import openai_models
 from unveil.core.process import Process
 from unveil.io import safetensors_io
 from unveil.io.files import sha256
+from unveil.model import migration
 from unveil.model.config.base import Section
 from unveil.model.config.model import ProcessSection
 from unveil.model.config.parsing import read_yaml, validate
@@ -27,6 +28,7 @@ from unveil.types import NoiseLevel, WeightsError, like
 class _Levels(Section):
     """The card's part that says which levels the classifier knows."""
 
+    former: ClassVar[str] = "recipe"
     process: ProcessSection
 
 
@@ -75,7 +77,7 @@ def load_guide(path: str | Path, process: Process, said: Mapping[str, Any] | Non
 
 def _own(card: Path) -> GuidanceClassifier:
     try:
-        facts: dict[str, Any] = read_yaml(card.read_text("utf-8"), str(card))
+        facts: dict[str, Any] = migration.migrate(read_yaml(card.read_text("utf-8"), str(card)))
         network = dict(facts["network"])
         if network.pop("kind", "cnn") != "noisy-classifier":
             raise WeightsError(f"{card}: a classifier of clean pictures, which cannot guide; train a noisy-classifier")

@@ -122,7 +122,7 @@ def from_arguments(arguments: Mapping[str, Any]) -> UNetConfig:
     return replace(
         openai.from_arguments(given),
         transformer_depth=tuple(depth) if isinstance(depth, Sequence) else (1 if depth is None else depth,),
-        context_width=_one_width(spatial["context_dim"]),
+        cross_attention_dim=_one_width(spatial["context_dim"]),
         projection="linear" if spatial["use_linear_in_transformer"] else "conv",
     )
 
@@ -138,7 +138,7 @@ def with_concat_channels(config: UNetConfig, channels: int) -> UNetConfig:
     """The same network where the last `channels` of its input are a picture given beside x (`condition.channels`)."""
     if not 0 <= channels < config.in_channels:
         raise RecipeError(f"{channels} channels beside x: the network takes {config.in_channels} in all")
-    return replace(config, in_channels=config.in_channels - channels, context_channels=channels)
+    return replace(config, in_channels=config.in_channels - channels, concat_channels=channels)
 
 
 def infer_config(shapes: Mapping[str, Sequence[int]], heads: Mapping[str, int] | None = None) -> UNetConfig:
@@ -158,17 +158,17 @@ def infer_config(shapes: Mapping[str, Sequence[int]], heads: Mapping[str, int] |
     config = replace(
         config,
         in_channels=min(enter, out),
-        context_channels=max(enter - out, 0),
+        concat_channels=max(enter - out, 0),
         context_size="same",
         attention_order="heads-first",
         **_seen_transformers(shapes, config),
     )
-    known = heads or HEADS.get((config.context_width, config.channels))
+    known = heads or HEADS.get((config.cross_attention_dim, config.model_channels))
     if known is None:
         raise WeightsError(
-            f"heads: the shapes do not show them, and no released network has tokens of width {config.context_width} "
-            f"and {config.channels} channels; say file.heads or file.head_channels, such as file.heads=8 (for unveil "
-            "convert --set file.heads=8)"
+            "heads: the shapes do not show them, and no released network has tokens of width "
+            f"{config.cross_attention_dim} and {config.model_channels} channels; say file.heads or file.head_channels, "
+            "such as file.heads=8 (for unveil convert --set file.heads=8)"
         )
     return replace(config, **known)
 
@@ -177,7 +177,7 @@ def _seen_transformers(shapes: Mapping[str, Sequence[int]], config: UNetConfig) 
     """Depths, width of the text and projection of the spatial transformers, nothing where there are none."""
     if "middle_block.1.proj_in.weight" not in shapes:
         return {}
-    places = [f"input_blocks.{1 + level * (config.blocks + 1)}.1" for level in range(len(config.multipliers))]
+    places = [f"input_blocks.{1 + level * (config.num_res_blocks + 1)}.1" for level in range(len(config.channel_mult))]
     places[-1] = "middle_block.1"  # has the last level's depth, and attention where that level has none
     depths = [_blocks_below(f"{place}.transformer_blocks.", shapes) for place in places]
     found = [depth for depth in depths if depth]
@@ -186,7 +186,7 @@ def _seen_transformers(shapes: Mapping[str, Sequence[int]], config: UNetConfig) 
     own = len(widths) > 1 and all(rows == columns for rows, columns in read.values())
     return {
         "transformer_depth": tuple(found[:1]) if len(set(found)) == 1 else tuple(depths),
-        "context_width": None if own else widths.pop(),
+        "cross_attention_dim": None if own else widths.pop(),
         "projection": "conv" if len(shapes["middle_block.1.proj_in.weight"]) == 4 else "linear",
     }
 

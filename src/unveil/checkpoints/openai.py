@@ -58,7 +58,7 @@ class PublishedBlock(NamedTuple):
 
 def entries(config: UNetConfig) -> list[PublishedBlock]:
     """The published `input_blocks`, `middle_block` and `output_blocks`; the result of the last of `ours` is theirs."""
-    last = len(config.multipliers) - 1
+    last = len(config.channel_mult) - 1
 
     def block(part: str, level: int, rate: int, i: int) -> tuple[str, ...]:
         ours = (f"{part}.{level}.blocks.{i}", f"{part}.{level}.attention.{i}")
@@ -66,11 +66,11 @@ def entries(config: UNetConfig) -> list[PublishedBlock]:
 
     down = [("enter",)]
     for level, rate in enumerate(config.rates):
-        down += [block("down", level, rate, i) for i in range(config.blocks)]
+        down += [block("down", level, rate, i) for i in range(config.num_res_blocks)]
         down += [(f"down.{level}.resample",)] if level < last else []
     up = []
     for level, rate in enumerate(reversed(config.rates)):
-        up += [block("up", level, rate, i) for i in range(config.blocks + 1)]
+        up += [block("up", level, rate, i) for i in range(config.num_res_blocks + 1)]
         if level < last:
             up[-1] += (f"up.{level}.resample",)
     middle = ("middle.blocks.0", "middle.attention.0", "middle.blocks.1")
@@ -232,15 +232,15 @@ def from_arguments(arguments: Mapping[str, Any]) -> UNetConfig:
         config = UNetConfig(
             in_channels=rest.pop("in_channels"),
             out_channels=rest.pop("out_channels"),
-            channels=rest.pop("model_channels"),
-            multipliers=multipliers,
-            blocks=rest.pop("num_res_blocks"),
+            model_channels=rest.pop("model_channels"),
+            channel_mult=multipliers,
+            num_res_blocks=rest.pop("num_res_blocks"),
             attention=tuple(sorted(rates.intersection(rest.pop("attention_resolutions")))),
             heads=rest.pop("num_heads", 1),
             heads_up=rest.pop("num_heads_upsample", None),
             head_channels=rest.pop("num_head_channels", None),
             attention_order="qkv-first" if rest.pop("use_new_attention_order", False) else "heads-first",
-            modulation="scale-shift" if rest.pop("use_scale_shift_norm", False) else "add",
+            time_scale_shift="scale-shift" if rest.pop("use_scale_shift_norm", False) else "add",
             resample=resample,
             dropout=rest.pop("dropout", 0.0),
         )
@@ -253,7 +253,7 @@ def from_arguments(arguments: Mapping[str, Any]) -> UNetConfig:
 
 def upsampler(config: UNetConfig) -> UNetConfig:
     """The configuration of `SuperResModel` with the same arguments: a smaller picture of x's channels joins x."""
-    return replace(config, context_channels=config.in_channels, context_size="smaller")
+    return replace(config, concat_channels=config.in_channels, context_size="smaller")
 
 
 def consistency(config: UNetConfig) -> UNetConfig:
@@ -274,14 +274,14 @@ def classifier_from_arguments(arguments: Mapping[str, Any]) -> NoisyClassifierCo
         in_channels=encoder.in_channels,
         classes=encoder.out_channels,
         size=arguments["image_size"],
-        channels=encoder.channels,
-        multipliers=encoder.multipliers,
-        blocks=encoder.blocks,
+        model_channels=encoder.model_channels,
+        channel_mult=encoder.channel_mult,
+        num_res_blocks=encoder.num_res_blocks,
         attention=encoder.attention,
         heads=encoder.heads,
         head_channels=encoder.head_channels,
         attention_order=encoder.attention_order,
-        modulation=encoder.modulation,
+        time_scale_shift=encoder.time_scale_shift,
         resample=encoder.resample,
         pool=arguments.get("pool", "adaptive"),
         dropout=encoder.dropout,
@@ -317,7 +317,7 @@ def infer_config(shapes: Mapping[str, Sequence[int]]) -> UNetConfig:
             in_channels=enter - low_res,
             out_channels=shapes["out.2.weight"][0],
             resample="conv" if conv or not (gaps or twice) else ("residual" if twice else "pool"),
-            context_channels=low_res,
+            concat_channels=low_res,
             context_size="smaller" if low_res else "same",
         )
     except KeyError as missing:
@@ -343,7 +343,7 @@ def infer_classifier_config(
         pool, last, hidden = "attention", "out.2.c_proj.weight", 2048
         if "out.2.positional_embedding" in shapes:
             side = round((shapes["out.2.positional_embedding"][1] - 1) ** 0.5)
-            size = side * 2 ** (len(levels["multipliers"]) - 1)
+            size = side * 2 ** (len(levels["channel_mult"]) - 1)
         elif len(shapes["out.0.weight"]) == 1:
             pool, last = "adaptive", "out.3.weight"
         else:
@@ -379,9 +379,9 @@ def _seen_levels(shapes: Mapping[str, Sequence[int]], blocks: int) -> dict[str, 
     layers = ("qkv", "proj_in")  # of self-attention, and of a spatial transformer
     with_attention = [any(f"input_blocks.{n}.1.{layer}.weight" in shapes for layer in layers) for n in firsts]
     return {
-        "channels": channels,
-        "multipliers": tuple(int(ratio) if ratio == int(ratio) else ratio for ratio in exact),
-        "blocks": blocks,
+        "model_channels": channels,
+        "channel_mult": tuple(int(ratio) if ratio == int(ratio) else ratio for ratio in exact),
+        "num_res_blocks": blocks,
         "attention": tuple(2**i for i, found in enumerate(with_attention) if found),
-        "modulation": "scale-shift" if shapes["input_blocks.1.0.emb_layers.1.weight"][0] > widths[0] else "add",
+        "time_scale_shift": "scale-shift" if shapes["input_blocks.1.0.emb_layers.1.weight"][0] > widths[0] else "add",
     }

@@ -33,11 +33,11 @@ BETAS = {"linear": "linear-scaled", "cosine": "cosine"}
 SMALL_PICTURE = "low"  # the raw key of what an upsampler enlarges
 # How consistency models are drawn from (of two calls on this grid the second lies near the published one), and their
 # teachers; and the calls of an ancestral chain that no script is known for.
-CONSISTENCY = {"sampler": "consistency", "steps": 1, "grid": "uniform-log-snr"}
-TEACHER = {"sampler": "heun", "steps": 40, "grid": "karras"}
+CONSISTENCY = {"sampler": "consistency", "steps": 1, "schedule": "uniform-log-snr"}
+TEACHER = {"sampler": "heun", "steps": 40, "schedule": "karras"}
 CALLS = 250
 
-ASKED = ("size", "heads|head_channels", "attention_order", "betas", "steps", "rescale")
+ASKED = ("size", "heads|head_channels", "attention_order", "beta_schedule", "timesteps", "rescale_timesteps")
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,10 @@ class ReleasedModel:
     def sample(self) -> dict[str, Any]:
         """How the published scripts draw from it."""
         if self.process["kind"] == "discrete-vp":
-            table = self.process.get("betas")
-            total = (self.process.get("steps") or 1000) if table is None or isinstance(table, str) else len(table)
+            table = self.process.get("beta_schedule")
+            total = (self.process.get("timesteps") or 1000) if table is None or isinstance(table, str) else len(table)
             steps = min(self.calls or total, total)
-            return {"sampler": "ancestral", "steps": steps, "grid": str(steps)}
+            return {"sampler": "ancestral", "steps": steps, "schedule": str(steps)}
         if isinstance(self.prediction, str):
             return {}
         kind = self.prediction["kind"] if isinstance(self.prediction, Mapping) else self.prediction.kind
@@ -88,8 +88,8 @@ class ReleasedModel:
         condition: list[dict[str, Any]] = []
         if self.classes is not None:
             condition.append({"kind": "label", "classes": self.classes})
-        if self.network.context_channels:
-            condition.append({"kind": "context", "key": SMALL_PICTURE, "channels": self.network.context_channels})
+        if self.network.concat_channels:
+            condition.append({"kind": "context", "key": SMALL_PICTURE, "channels": self.network.concat_channels})
         plain = {
             "shape": (self.network.in_channels, self.size, self.size),
             "network": {"kind": "unet", **network},
@@ -125,7 +125,11 @@ def match(shapes: Shapes, said: ModelOverrides | None = None) -> ReleasedModel:
         network = replace(network, heads=said.heads or 1, head_channels=said.head_channels)
     if said.attention_order is not None:
         network = replace(network, attention_order=said.attention_order)
-    process |= {name: getattr(said, name) for name in ("betas", "steps", "rescale") if name in said.model_fields_set}
+    process |= {
+        name: getattr(said, name)
+        for name in ("beta_schedule", "timesteps", "rescale_timesteps")
+        if name in said.model_fields_set
+    }
     if said.process is not None:
         process = said.process.model_dump(mode="json")
     changed = {name: getattr(said, name) for name in ("size", "variance", "prediction") if getattr(said, name)}
@@ -162,9 +166,9 @@ def release(files: tuple[str, ...]) -> ReleasedModel:
     given = FLAGS | FILES[files]
     process = {
         "kind": "discrete-vp",
-        "betas": BETAS[given["noise_schedule"]],
-        "steps": given["diffusion_steps"],
-        "rescale": 1000.0 if given["rescale_timesteps"] else None,
+        "beta_schedule": BETAS[given["noise_schedule"]],
+        "timesteps": given["diffusion_steps"],
+        "rescale_timesteps": 1000.0 if given["rescale_timesteps"] else None,
     }
     if "classifier_depth" in given:
         classifier = from_classifier_flags(FILES[files])
@@ -201,17 +205,17 @@ def _seen(shapes: Shapes, said: ModelOverrides) -> ReleasedModel:
     if not diffusion and not {"time_embed.0.weight", "input_blocks.0.0.weight", "out.0.weight"} <= shapes.keys():
         raise WeightsError(formats.explain_unknown_format(shapes))
     network = openai.infer_config(shapes) if diffusion else None
-    wanted = [*ASKED, "variance" if diffusion else "blocks"]
+    wanted = [*ASKED, "variance" if diffusion else "num_res_blocks"]
     if "out.2.positional_embedding" in shapes:
         wanted.remove("size")  # that pooling has a row for each position
     if missing := said.lacks(wanted):
         names = ", ".join(missing).replace("|", " or ")
         raise WeightsError(
             "the keys and shapes are those of no released file of Improved DDPM, ADM or consistency models, and do "
-            f"not say everything: give {names}, named as in a recipe (on the command line file.steps=1000)"
+            f"not say everything: give {names}, named as in a recipe (on the command line file.timesteps=1000)"
         )
     if network is None:
-        network = openai.infer_classifier_config(shapes, cast(int, said.blocks), said.size)
+        network = openai.infer_classifier_config(shapes, cast(int, said.num_res_blocks), said.size)
         return ReleasedModel((), network, network.size, network.classes, {"kind": "discrete-vp"})
     classes = shapes[openai.LABEL][0] if openai.LABEL in shapes else None
     return ReleasedModel((), network, cast(int, said.size), classes, {"kind": "discrete-vp"}, calls=CALLS)

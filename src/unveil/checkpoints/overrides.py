@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -24,27 +24,28 @@ class ModelOverrides(Section):
         size: side of the pictures.
         heads: of every attention; or `head_channels`, their width.
         attention_order: `heads-first`, or `qkv-first` where the file was made with the new order.
-        betas, steps, rescale: of the discrete process.
+        beta_schedule, timesteps, rescale_timesteps: of the discrete process.
         process: the whole of it, such as {kind: sub-vp} for score SDE's files of that kind.
         prediction: {kind: edm, index_scale: 1000} for consistency models' teachers, which have the same keys.
         variance: what the network's second half of channels is, if it has one.
-        blocks: per level, asked for a classifier.
+        num_res_blocks: per level, asked for a classifier.
         classes: of a table of labels; None: for a DiT one row less than it has, the last being "none".
         text_heads, activation: of a text encoder of a width that no published one has.
         weights: `trained` where a file holds averages too, which are read otherwise.
     """
 
+    former: ClassVar[str] = "file"
     size: Positive | None = None
     heads: Positive | None = None
     head_channels: Positive | None = None
     attention_order: AttentionOrder | None = None
-    betas: str | None = None
-    steps: Positive | None = None
-    rescale: float | None = None
+    beta_schedule: str | None = None
+    timesteps: Positive | None = None
+    rescale_timesteps: float | None = None
     process: ProcessSection | None = None
     prediction: PredictionSection | None = None
     variance: VarianceName | None = None
-    blocks: Positive | None = None
+    num_res_blocks: Positive | None = None
     classes: Positive | None = None
     text_heads: Positive | None = None
     activation: Literal["quick-gelu", "gelu"] | None = None

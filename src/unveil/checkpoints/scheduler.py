@@ -170,20 +170,23 @@ def scheduler_of(said: Mapping[str, Any], path: Path) -> SchedulerConfig:
     table = settings.get("trained_betas")
     process = {
         "kind": "discrete-vp",
-        "betas": table or BETAS[schedule],
-        "steps": None if table else int(settings.get("num_train_timesteps", 1000)),
-        "start": float(settings.get("beta_start", 1e-4)),
-        "end": float(settings.get("beta_end", 0.02)),
+        "beta_schedule": table or BETAS[schedule],
+        "timesteps": None if table else int(settings.get("num_train_timesteps", 1000)),
+        "beta_start": float(settings.get("beta_start", 1e-4)),
+        "beta_end": float(settings.get("beta_end", 0.02)),
         "last": "zero-snr" if settings.get("rescale_betas_zero_snr", False) else "published",
     }
     if kind in SHIFTED:
-        process = process | {"betas": _shifted_table(process, float(settings.get("snr_shift_scale"))), "steps": None}
+        process = process | {
+            "beta_schedule": _shifted_table(process, float(settings.get("snr_shift_scale"))),
+            "timesteps": None,
+        }
     sampler, spacing = SAMPLERS[kind]
     if kind in ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler"):
         sampler = _solver(settings, kind)
     # DDIM and DDPM clip unless they are told not to; the others do not know the setting
     clips = bool(settings.get("clip_sample", True)) and kind in ("DDIMScheduler", "DDPMScheduler")
-    sample = {**sampler, "grid": _grid(settings, kind, spacing), "clip": "static" if clips else "none"}
+    sample = {**sampler, "schedule": _grid(settings, kind, spacing), "threshold": "static" if clips else "none"}
     return SchedulerConfig(process, PREDICTIONS[target], sample)
 
 
@@ -223,8 +226,12 @@ def _grid(settings: _Settings, kind: str, usual: str) -> str:
 
 def _shifted_table(process: Mapping[str, Any], scale: float) -> list[float]:
     """Its betas, with less signal at every level."""
-    named = process["betas"]
-    table = betas(named, process["steps"], start=process["start"], end=process["end"]) if process["steps"] else named
+    named = process["beta_schedule"]
+    table = (
+        betas(named, process["timesteps"], start=process["beta_start"], end=process["beta_end"])
+        if process["timesteps"]
+        else named
+    )
     return snr_shifted(torch.as_tensor(table, dtype=torch.float64), scale).tolist()
 
 
@@ -239,7 +246,9 @@ def _flow_solver(settings: _Settings) -> SchedulerConfig:
     process: dict[str, Any] = {"kind": "rectified-flow", "rounding": "down"}
     if shift != 1:
         process = {"kind": "shifted", "process": process, "shift": shift}
-    return SchedulerConfig(process, "flow", {"sampler": f"unipc-{order}", "grid": "flow-sigmas", "clip": "none"})
+    return SchedulerConfig(
+        process, "flow", {"sampler": f"unipc-{order}", "schedule": "flow-sigmas", "threshold": "none"}
+    )
 
 
 def _flow(settings: _Settings) -> SchedulerConfig:
@@ -250,7 +259,7 @@ def _flow(settings: _Settings) -> SchedulerConfig:
             f"{settings.path}: shift_terminal = {terminal!r}: {TERMINAL} with use_dynamic_shifting is supported"
         )
     process: dict[str, Any] = {"kind": "rectified-flow"}
-    sample = {"sampler": "euler", "clip": "none"}
+    sample = {"sampler": "euler", "threshold": "none"}
     if follows:
         size_shift = {
             "low": (int(settings.get("base_image_seq_len", 256)), float(settings.get("base_shift", 0.5))),
@@ -258,11 +267,11 @@ def _flow(settings: _Settings) -> SchedulerConfig:
             "exponential": settings.get("time_shift_type", "exponential") == "exponential",
         }
         grid = "uniform" if terminal is None else f"uniform-to-{TERMINAL:g}"
-        return SchedulerConfig(process, "flow", {**sample, "grid": grid}, size_shift)
+        return SchedulerConfig(process, "flow", {**sample, "schedule": grid}, size_shift)
     shift = float(settings.get("shift", 1.0))
     if shift != 1:
         process = {"kind": "shifted", "process": process, "shift": shift}
-    return SchedulerConfig(process, "flow", {**sample, "grid": "uniform-above"})
+    return SchedulerConfig(process, "flow", {**sample, "schedule": "uniform-above"})
 
 
 def settings_of(config: ModelConfig, spacing: Mapping[str, Any]) -> dict[str, Any]:
@@ -275,7 +284,7 @@ def settings_of(config: ModelConfig, spacing: Mapping[str, Any]) -> dict[str, An
     Raises:
         RecipeError: as `process_settings`.
     """
-    clips = {"clip_sample": config.sample.clip == "static"}
+    clips = {"clip_sample": config.sample.threshold == "static"}
     return _sampling_of(config, spacing) | process_settings(config) | clips
 
 
@@ -288,22 +297,26 @@ def process_settings(config: ModelConfig) -> dict[str, Any]:
     known = config.process
     if not isinstance(known, DiscreteVPSection):
         raise RecipeError(f"process {known.kind}: diffusers' schedulers of such pipelines know discrete-vp alone")
-    written = {name: getattr(known, name) for name in ("betas", "steps", "start", "end", "last")}
+    written = {name: getattr(known, name) for name in ("beta_schedule", "timesteps", "beta_start", "beta_end", "last")}
     schedules, targets = ({ours: theirs for theirs, ours in table.items()} for table in (BETAS, PREDICTIONS))
-    named = isinstance(known.betas, str)
-    if known != DiscreteVPSection(**written) or (named and known.betas not in schedules):
+    named = isinstance(known.beta_schedule, str)
+    if known != DiscreteVPSection(**written) or (named and known.beta_schedule not in schedules):
         raise RecipeError(
             f"process {known}: diffusers' scheduler knows {', '.join(schedules)} and betas written out, "
             "without further settings"
         )
     if config.prediction not in targets:
         raise RecipeError(f"prediction {config.prediction!r}: diffusers' scheduler knows {', '.join(targets)}")
-    table = {"beta_schedule": schedules[str(known.betas)]} if named else {"trained_betas": list(known.betas)}
+    table = (
+        {"beta_schedule": schedules[str(known.beta_schedule)]}
+        if named
+        else {"trained_betas": list(known.beta_schedule)}
+    )
     return {
         **table,
-        "beta_start": known.start,
-        "beta_end": known.end,
-        "num_train_timesteps": (known.steps or 1000) if named else len(known.betas),
+        "beta_start": known.beta_start,
+        "beta_end": known.beta_end,
+        "num_train_timesteps": (known.timesteps or 1000) if named else len(known.beta_schedule),
         "prediction_type": targets[str(config.prediction)],
         "rescale_betas_zero_snr": known.last == "zero-snr",
     }
@@ -315,10 +328,10 @@ def _sampling_of(config: ModelConfig, spacing: Mapping[str, Any]) -> dict[str, A
     known = {way["sampler"]: name for name, (way, _) in SAMPLERS.items() if name not in SHIFTED}
     solver = _solver_settings(sample)
     kind = None if sample.options else solver.get("_class_name", known.get(sample.sampler))
-    found = next((key for key, grid in GRIDS.items() if grid == sample.grid), None)
-    if kind is None or (sample.grid != "karras" and (found is None or (not found[2] and kind not in ENDS_AT_0))):
+    found = next((key for key, grid in GRIDS.items() if grid == sample.schedule), None)
+    if kind is None or (sample.schedule != "karras" and (found is None or (not found[2] and kind not in ENDS_AT_0))):
         return {"_class_name": "DDIMScheduler", **spacing}
-    if sample.grid == "karras":
+    if sample.schedule == "karras":
         return {"_class_name": kind, "use_karras_sigmas": True, **solver}
     assert found is not None  # else the sampler is told above
     there, offset, onto_data = found

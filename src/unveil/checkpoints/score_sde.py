@@ -32,7 +32,7 @@ NIN = ".NIN_"  # a layer over channels, whose matrix W stands the other way roun
 
 def order(config: SongUNetConfig) -> list[str]:
     """Our modules (and the buffer of frequencies) in the order of `all_modules`; attention stands for itself."""
-    last = len(config.multipliers) - 1
+    last = len(config.channel_mult) - 1
     attends = [rate in config.attention for rate in config.rates]
     found = ["frequencies"] if config.embedding == "fourier" else []
     found += ["map_1", "map_2", "enter"]
@@ -42,15 +42,15 @@ def order(config: SongUNetConfig) -> list[str]:
             found += {"standard": [], "skip": [f"down.{level}.side.conv"], "residual": [f"down.{level}.side.resample"]}[
                 config.encoder
             ]
-        for i in range(config.blocks):
+        for i in range(config.num_res_blocks):
             found.append(f"down.{level}.blocks.{i}")
             found += [f"down.{level}.blocks.{i}.attention"] if attends[level] else []
     found += ["middle.0", "middle.0.attention", "middle.1"]
     for place, level in enumerate(range(last, -1, -1)):
         up = f"up.{place}"
         found += [f"{up}.resample"] if place else []
-        found += [f"{up}.blocks.{i}" for i in range(config.blocks + 1)]
-        found += [f"{up}.blocks.{config.blocks}.attention"] if attends[level] else []
+        found += [f"{up}.blocks.{i}" for i in range(config.num_res_blocks + 1)]
+        found += [f"{up}.blocks.{config.num_res_blocks}.attention"] if attends[level] else []
         found += [f"{up}.side.norm", f"{up}.side.conv"] if config.decoder == "skip" else []
     return found if config.decoder == "skip" else [*found, "norm", "leave"]
 
@@ -61,7 +61,7 @@ def names(config: SongUNetConfig) -> Names:
     Raises:
         RecipeError: a configuration that these networks do not have.
     """
-    for name, values in {"augment_dim": (0,), "context_channels": (0,), "embedding_multiplier": (4,)}.items():
+    for name, values in {"augment_dim": (0,), "concat_channels": (0,), "embedding_multiplier": (4,)}.items():
         if getattr(config, name) not in values:
             raise RecipeError(f"{name} = {getattr(config, name)}: score SDE's networks have {values[0]}")
     modules: dict[str, nn.Module] = dict(_on_meta(config).named_modules())
@@ -198,9 +198,9 @@ def from_arguments(arguments: Mapping[str, Any]) -> SongUNetConfig:
         return SongUNetConfig(
             in_channels=data["num_channels"],
             out_channels=data["num_channels"],
-            channels=model["nf"],
-            multipliers=tuple(model["ch_mult"]),
-            blocks=model["num_res_blocks"],
+            model_channels=model["nf"],
+            channel_mult=tuple(model["ch_mult"]),
+            num_res_blocks=model["num_res_blocks"],
             attention=tuple(rate for rate, side in sides.items() if side in model["attn_resolutions"]),
             embedding=ours["embedding_type"],
             noise_multiplier=2 if ours["embedding_type"] == "fourier" else 1,

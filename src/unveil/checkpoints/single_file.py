@@ -53,7 +53,7 @@ SIDES = {"eps": 512, "v": 768}  # of its pictures, by what the network predicts
 LDM_SIDE = 256
 PUBLISHED_NULL = 1001  # rows of a table of ImageNet's classes whose last stands for none
 # As the scripts draw: 50 steps of DDIM, guided where there is something to be guided by
-SAMPLE = {"sampler": "ddim", "steps": 50, "grid": "latent-diffusion", "clip": "none"}
+SAMPLE = {"sampler": "ddim", "steps": 50, "schedule": "latent-diffusion", "threshold": "none"}
 SCALES = {PROMPT: 7.5, LABEL: 3.0}
 INPAINTING = {"mask": 1, "masked": 0}  # channels beside x, 0: those of the latents
 
@@ -111,7 +111,7 @@ def read(theirs: Mapping[str, Tensor], said: ModelOverrides | None = None) -> Lo
     if not first:
         raise WeightsError(f"there is no autoencoder ({autoencoder.PREFIX}*) beside the U-Net; give the whole file")
     encoder = _text_encoder(theirs, said)
-    if encoder is None and network.context_width is not None and CLASSES not in theirs:
+    if encoder is None and network.cross_attention_dim is not None and CLASSES not in theirs:
         raise WeightsError(f"there is no text encoder ({STAGE}*), and the U-Net reads a text; give the whole file")
     codec = autoencoder.codec_of(first, scale=_scale(theirs, encoder is not None))
     config = _config(theirs, network, codec, encoder, said)
@@ -277,7 +277,7 @@ def _config(
 ) -> ModelConfig:
     """The model's configuration."""
     prediction = said.prediction or "eps"
-    if network.context_width == AMBIGUOUS and said.prediction is None:
+    if network.cross_attention_dim == AMBIGUOUS and said.prediction is None:
         raise WeightsError(
             "Stable Diffusion 2 has the same keys with two predictions: say file.prediction=eps (the base models, "
             "512 px) or file.prediction=v (those of 768 px)"
@@ -286,8 +286,8 @@ def _config(
     if encoder is None and CLASSES in theirs:
         rows = len(theirs[CLASSES])
         classes = said.classes or (rows - 1 if rows == PUBLISHED_NULL else rows)
-        condition.append({"kind": "label-token", "classes": rows, "drop": 0.1 if classes < rows else 0.0})
-    usual = SIDES.get(str(prediction), 512) if network.context_width == AMBIGUOUS else SIDES["eps"]
+        condition.append({"kind": "label-token", "classes": rows, "drop_prob": 0.1 if classes < rows else 0.0})
+    usual = SIDES.get(str(prediction), 512) if network.cross_attention_dim == AMBIGUOUS else SIDES["eps"]
     side = said.size or (usual if encoder is not None else LDM_SIDE)
     process = {"kind": "discrete-vp", **_table(theirs, encoder is not None)}
     scheduler = SchedulerConfig(process, str(prediction), SAMPLE)
@@ -315,19 +315,19 @@ def infer_model_config(
     Raises:
         WeightsError: pictures beside x that nobody knows, or a text encoder of another width than the U-Net's.
     """
-    if encoder is not None and network.context_width is None:
+    if encoder is not None and network.cross_attention_dim is None:
         raise WeightsError(
             "a text encoder, and a U-Net that reads no text: its attention to a text is missing "
             "(middle_block.1.transformer_blocks.0.attn2), or they are of two models; copy all parts of one again"
         )
-    if encoder is not None and encoder.config.width != network.context_width:
+    if encoder is not None and encoder.config.width != network.cross_attention_dim:
         raise WeightsError(
-            f"text of width {encoder.config.width}, and a U-Net that takes {network.context_width}: "
+            f"text of width {encoder.config.width}, and a U-Net that takes {network.cross_attention_dim}: "
             "the text encoder and the U-Net are of two models; copy all parts of one again"
         )
     every = [dict(one) for one in condition]
     if encoder is not None:
-        every.insert(0, encoder.described() | {"key": PROMPT, "drop": 0.1, "emphasis": "brackets"})
+        every.insert(0, encoder.described() | {"key": PROMPT, "drop_prob": 0.1, "prompt_weighting": "brackets"})
     every += _beside(network, encoder is not None)
     guided = [SCALES[one["key"]] for one in every if one.get("key") in SCALES]
     guided += [SCALES[LABEL] for one in every if one["kind"] == "label-token" and one["drop"]]
@@ -348,7 +348,7 @@ def infer_model_config(
 
 def _beside(network: UNetConfig, reads_text: bool) -> list[dict[str, Any]]:
     """The conditions that are channels beside x."""
-    found, latents = network.context_channels, network.in_channels
+    found, latents = network.concat_channels, network.in_channels
     if not found:
         return []
     if reads_text and found == latents + 1:
@@ -363,8 +363,8 @@ def _beside(network: UNetConfig, reads_text: bool) -> list[dict[str, Any]]:
 def _table(theirs: Mapping[str, Tensor], reads_text: bool) -> dict[str, Any]:
     """The betas: the published ones by name where the file's own are these, else as they are written there."""
     start, end = TEXT_ENDS if reads_text else OTHER_ENDS
-    named = {"betas": "sqrt-linear", "start": start, "end": end, "steps": 1000}
+    named = {"beta_schedule": "sqrt-linear", "beta_start": start, "beta_end": end, "timesteps": 1000}
     own = theirs.get("betas")
     if own is None or torch.allclose(own.double(), betas("sqrt-linear", 1000, start=start, end=end), rtol=1e-5):
         return named
-    return {"betas": tuple(own.double().tolist())}
+    return {"beta_schedule": tuple(own.double().tolist())}

@@ -101,10 +101,10 @@ def guidance(ask: evaluation.Ask, scales: tuple[float, ...], place: Place, conso
     network = evaluation.feature_network(recipe, how, ask.weights, str(model.device))
 
     def draw(scale: float) -> Any:
-        changed = recipe.model_copy(update={"sample": recipe.sample.changed({"scale": scale})})
+        changed = recipe.model_copy(update={"sample": recipe.sample.changed({"guidance_scale": scale})})
         return evaluation.draw(model, source, changed, console)
 
-    protocol = Protocol(count=how.compared, floor_splits=min(FLOOR_SPLITS, how.floor_splits), seed=how.seed)
+    protocol = Protocol(count=how.num_real, floor_splits=min(FLOOR_SPLITS, how.fid_floor_splits), seed=how.seed)
     study = study_scales(
         scales, draw, train, held_out, network, protocol, data=recipe.data.kind, tell=console.say
     )  # fmt: skip

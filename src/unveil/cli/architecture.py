@@ -45,7 +45,7 @@ def _dit(name: str, side: int, batch: int) -> dict[str, Any]:
     config = dit_config.get_preset(name, size=side)
     costs: dict[str, int] = {}
     for design in get_args(dit_config.Design):
-        model = _on_meta(replace(config, design=design))
+        model = _on_meta(replace(config, block_type=design))
         costs[design] = multiply_adds(model, _asked(model, 1))
     model = _on_meta(config)
     labels = (CLASSES + 1) * config.vector_dim
@@ -53,10 +53,10 @@ def _dit(name: str, side: int, batch: int) -> dict[str, Any]:
     facts = {
         "network": name,
         "input": [config.in_channels, side, side],
-        "shape": {"depth": config.depth, "width": config.width, "heads": config.heads, "patch": config.patch},
+        "shape": {"depth": config.depth, "width": config.hidden_size, "heads": config.heads, "patch": config.patch},
         "parameters": sum(tensor.numel() for tensor in model.state_dict().values()) + labels,
         "trained": trained,
-        "multiply_adds": costs[config.design],
+        "multiply_adds": costs[config.block_type],
         "tokens": config.side**2,
         "designs": costs,
     }

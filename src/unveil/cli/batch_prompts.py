@@ -106,7 +106,7 @@ def asked(prompts: Sequence[Prompt], wish: Wish, model: Model, changes: Mapping[
     found: list[Line] = []
     faults: list[str] = []
     for one in prompts:
-        own = {"steps": one.steps, "scale": one.scale, "sampler": one.sampler}
+        own = {"steps": one.steps, "guidance_scale": one.scale, "sampler": one.sampler}
         sampling = {**common.sampling, **{name: value for name, value in own.items() if value is not None}}
         seed = wish.seed if one.seed is None else one.seed
         count = one.count or wish.count or (1 if isinstance(seed, int) else len(seed))

@@ -37,7 +37,7 @@ COLUMN, CONFIDENCE = "caption", "confidence"
 BEAMS = 4  # of a captioner that is greedy by itself
 SHOWN = 5  # failures that a person is shown
 STOP = 5  # failures in a row that end it: what tells is gone
-ELSEWHERE = "give --out, such as --out captions.jsonl, and train with data.captions=captions.jsonl"
+ELSEWHERE = "give --out, such as --out captions.jsonl, and train with data.captions_file=captions.jsonl"
 Failures = list[tuple[str, str]]  # name and reason
 
 
@@ -167,15 +167,15 @@ class Ask:
             return ImageToText(Path(self.model), str(device))
         captioner, name = load_captioner(self.model, device), Path(self.model).name
         try:
-            usual = DecodeConfig(**{"beams": 1, **captioner.facts.get("decode", {})})
+            usual = DecodeConfig(**{"num_beams": 1, **captioner.facts.get("decode", {})})
         except (TypeError, ValueError) as problem:
             raise WeightsError(f"{self.model}: how it writes cannot be read ({problem}); train it again") from problem
-        own = usual.beams if self.beams is None else self.beams
+        own = usual.num_beams if self.beams is None else self.beams
         how: DecodingMethod = self.how or ("beam" if own > 1 else "greedy")  # pyright: ignore[reportAssignmentType] - see above
         beams = BEAMS if self.beams is None and own == 1 else own
         return NativeCaptioner(
             captioner, name, how=how, beams=beams, temperature=self.temperature, seed=self.seed,
-            length_power=usual.length_power,
+            length_power=usual.length_penalty,
         )  # fmt: skip
 
 
@@ -280,7 +280,7 @@ def _report(ask: Ask, book: Book, teller: CaptionWriter, console: Console) -> No
     lines += [f"  left out: {path}: {reason}" for path, reason in failed[:SHOWN]]
     lines += [f"  and {len(failed) - SHOWN} more"] if len(failed) > SHOWN else []
     lines += [f"  {len(book.silent)} of these had no answer: --resume asks again"] if book.silent else []
-    lines += [] if ask.inside else [f"  train on them with data.captions={ask.place}"]
+    lines += [] if ask.inside else [f"  train on them with data.captions_file={ask.place}"]
     console.result(facts, "\n".join(lines))
 
 

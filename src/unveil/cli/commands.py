@@ -347,7 +347,7 @@ def data_latents(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Encode the pictures of a recipe once, for training with train.latents=cache.
+    """Encode the pictures of a recipe once, for training with train.cache_latents=true.
 
     Stopped, the same command goes on with what is missing.
 

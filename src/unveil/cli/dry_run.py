@@ -90,7 +90,7 @@ def estimate(
     Raises:
         ShapeError: data that the model does not take.
     """
-    batching, batch = recipe.train.batching, recipe.train.batch
+    batching, batch = recipe.train.batching, recipe.train.batch_size
     check_items(dataset, learner.key, learner.raw_keys, None if batching else learner.shape)
     if recipe.train.tokens is not None:
         batch = max(1, round(recipe.train.tokens / float(token_counts(learner.model, dataset).double().mean())))
@@ -98,7 +98,7 @@ def estimate(
     measured = _Step(learner, dataset, precision, recipe, device)
     activations = measured.activations()
     seconds = measured.seconds(1)
-    part = max(1, batch // recipe.train.accumulate)
+    part = max(1, batch // recipe.train.grad_accum_steps)
     count = max(1, min(part, int(SECONDS / max(seconds, 1e-4))))
     if count > 1:
         measured.seconds(count)  # the first of a size pays for its set-up
@@ -111,7 +111,7 @@ def estimate(
         device=str(device),
         precision=precision,
         batch=batch,
-        accumulate=recipe.train.accumulate,
+        accumulate=recipe.train.grad_accum_steps,
         steps=recipe.train.steps,
         activations=activations,
         step_seconds=seconds * batch / count,

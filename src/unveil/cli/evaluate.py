@@ -137,7 +137,7 @@ def judge(ask: Ask, recipe: Recipe, console: Console) -> Report:
             found = special(recipe, model, held_out, how_drawn)
         return replace(found, about={**found.about, **_about(ask, source, cpu_seconds() - begun)})
     network = feature_network(recipe, how, ask.weights, str(model.device))
-    settings = EvaluationSettings(count=how.compared, floor_splits=how.floor_splits, seed=how.seed)
+    settings = EvaluationSettings(count=how.num_real, floor_splits=how.fid_floor_splits, seed=how.seed)
     comparison_size(how.samples, len(train), len(held_out), settings)  # minutes before it would fail
     samples, labels, sampling = draw(model, source, recipe, console)
     origin = SampleProvenance(data=recipe.data.kind, sampling=sampling, bits=_bits(model, held_out, how, console))
@@ -164,8 +164,8 @@ def judge_captioner(ask: Ask, recipe: CaptionerRecipe, console: Console) -> Repo
     """The report on a captioner; nothing is written."""
     begun, how = cpu_seconds(), recipe.decode
     model = load_captioner(ask.model, pick(ask.device))
-    way = "beam" if how.beams > 1 else "greedy"
-    teller = NativeCaptioner(model, how=way, beams=how.beams, length_power=how.length_power)
+    way = "beam" if how.num_beams > 1 else "greedy"
+    teller = NativeCaptioner(model, how=way, beams=how.num_beams, length_power=how.length_penalty)
     held_out = data.open(recipe.data.build(), "held-out")
     with console.progress("caption", 0) as progress:
 
@@ -223,7 +223,7 @@ def _filmed(recipe: Recipe, model: Model, held_out: ImageDataset, how: SamplingO
     """The report on a model that makes clips of words."""
     del held_out  # the score has a world of its own
     asked = recipe.evaluate
-    return evaluate_videos(model, how, asked.lists, count=asked.samples, language=asked.language)
+    return evaluate_videos(model, how, asked.prompt_sets, count=asked.samples, language=asked.language)
 
 
 def _given(recipe: Recipe, model: Model, held_out: ImageDataset, how: SamplingOptions) -> Report:
@@ -298,19 +298,19 @@ def _recipes() -> list[str]:
 def _bits(model: Model, held_out: ImageDataset, how: EvaluateConfig, console: Console) -> dict[str, dict[str, Any]]:
     """The likelihoods that were asked for, by metric, with the settings that they hold under."""
     found: dict[str, dict[str, Any]] = {}
-    if how.bound:
+    if how.vlb_images:
         with console.progress("network call", 0) as progress:
             by_chain = bits_per_dim(
-                model, held_out, count=how.bound, steps=how.bound_steps, seed=how.seed, on_progress=progress.reach
+                model, held_out, count=how.vlb_images, steps=how.vlb_steps, seed=how.seed, on_progress=progress.reach
             )
         settings = {"pictures": len(by_chain.per_image), "steps": by_chain.terms.shape[1]}
         found["bits_per_dim"] = {**by_chain.interval._asdict(), **settings}
-    if how.ode:
-        with console.progress("picture along the ODE", how.ode) as progress:
+    if how.nll_images:
+        with console.progress("picture along the ODE", how.nll_images) as progress:
             by_ode = ode_bits_per_dim(
-                model, held_out, count=how.ode, probes=how.ode_probes, seed=how.seed, on_progress=progress.reach
+                model, held_out, count=how.nll_images, probes=how.nll_probes, seed=how.seed, on_progress=progress.reach
             )
-        settings = {"pictures": len(by_ode.per_image), "probes": how.ode_probes, "calls": round(by_ode.calls)}
-        settings |= {"probe_error": by_ode.error if how.ode_probes > 1 else None}
+        settings = {"pictures": len(by_ode.per_image), "probes": how.nll_probes, "calls": round(by_ode.calls)}
+        settings |= {"probe_error": by_ode.error if how.nll_probes > 1 else None}
         found["ode_bits_per_dim"] = {**by_ode.interval._asdict(), **settings}
     return found

@@ -83,7 +83,7 @@ def outcome(problem: BaseException) -> tuple[int, str]:
     if hasattr(problem, "format_message"):  # the command line's own: a missing argument, an unknown option
         return USAGE, f"{problem.format_message()}\nunveil --help, and unveil COMMAND --help, show what is possible"  # type: ignore[attr-defined]
     if out_of_memory(problem):
-        return RESOURCES, "out of memory; lower the batch (train.batch, --batch), or the size of the pictures"
+        return RESOURCES, "out of memory; lower the batch (train.batch_size, --batch), or the size of the pictures"
     if isinstance(problem, OSError):
         return RESOURCES, f"{problem.filename or 'a file'}: {problem.strerror or problem}; choose another place"
     name = type(problem).__name__

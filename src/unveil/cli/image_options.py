@@ -117,7 +117,7 @@ def _edit(
     from unveil.cli import image_commands as work
 
     options = flat({**own, "subject": subject, "wanted": wanted, "drawing": drawing})
-    named = {"steps": wanted.steps, "scale": wanted.scale}
+    named = {"steps": wanted.steps, "guidance_scale": wanted.scale}
     job = work.Job(verb, subject.picture, settings, options.get("mask"))
     wish, place = work.Wish.typed(options), work.Place.typed(options)
     work.edit(wish, job, named, place, drawing.reply.console, drawing.like)

@@ -129,7 +129,7 @@ def draw(
 
     What is asked to be gone away from without guidance is told to have no effect.
     """
-    if request.negative and request.sampling.get("scale", model.sampling.guidance.scale) == 1:
+    if request.negative and request.sampling.get("guidance_scale", model.sampling.guidance.scale) == 1:
         console.warn("--negative: has no effect at a scale of 1, which is no guidance; give --scale above 1")
     frames = FRAMES if place.strip else 0
     with console.progress("step", 0) as progress:

@@ -68,7 +68,7 @@ def inspect_process(
 ) -> None:
     """Draw alpha-bar, the ratio of the two betas and the bound, step by step.
 
-    Example: unveil inspect process ddpm-digits process.betas=linear
+    Example: unveil inspect process ddpm-digits process.beta_schedule=linear
     """
     from unveil.cli import noise_schedule as work
 

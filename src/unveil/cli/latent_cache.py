@@ -18,7 +18,7 @@ from unveil.train.latents import cache_dataset, encoder_of
 def write(name: str, overrides: tuple[str, ...], batch: int, device: str, console: Console) -> None:
     """Writes the files of both parts, or finds them, and tells where they are."""
     recipe = diffusion(load_recipe(name, overrides), "unveil data latents")
-    how = LatentCacheOptions(mirrored=recipe.train.flip, batch=batch)
+    how = LatentCacheOptions(mirrored=recipe.train.random_flip, batch=batch)
     model = fresh(recipe).to(pick(device))
     encoder_of(model)  # without a codec nothing is read
     parts = {"train": data.open(recipe.data.build()), "held-out": held_out_of(recipe)}
@@ -40,7 +40,7 @@ def write(name: str, overrides: tuple[str, ...], batch: int, device: str, consol
 
 def keep_both(recipe: Recipe, model: Model, train: Any, held_out: Any, console: Console) -> tuple[CachedLatents, Any]:
     """Both parts of a recipe's data as training reads them from the cache; what is not there is encoded first."""
-    how = LatentCacheOptions(mirrored=recipe.train.flip)
+    how = LatentCacheOptions(mirrored=recipe.train.random_flip)
     both = [None if items is None else _kept(model, items, how, console)[0] for items in (train, held_out)]
     assert both[0] is not None
     return both[0], both[1]

@@ -93,7 +93,7 @@ def interpolate(
 
     wish, place = work.Wish.typed(options), work.Place.typed(options)
     way = work.Way(frames, clip, rate)
-    work.interpolate(wish, way, {"steps": steps, "scale": scale}, place, reply.console, like)
+    work.interpolate(wish, way, {"steps": steps, "guidance_scale": scale}, place, reply.console, like)
 
 
 def invert(
@@ -117,7 +117,7 @@ def invert(
     from unveil.cli import image_commands as work
 
     wish, place = work.Wish.typed(options), work.Place.typed(options)
-    work.invert(wish, subject.picture, {"steps": steps, "scale": scale}, place, reply.console)
+    work.invert(wish, subject.picture, {"steps": steps, "guidance_scale": scale}, place, reply.console)
 
 
 COMMANDS = (vary, interpolate, invert)

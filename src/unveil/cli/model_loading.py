@@ -14,7 +14,7 @@ from unveil.checkpoints import controlnet_loader, dit_pipeline, hf, lora, openai
 from unveil.checkpoints.lora_targets import parts_of
 from unveil.conditioning.controlnet import Control
 from unveil.io.files import sha256
-from unveil.model import Model, base_model, checkpoint_store, model_dir, model_folder
+from unveil.model import Model, base_model, checkpoint_store, model_dir, model_folder, model_identity
 from unveil.model.config import ModelConfig, read_yaml, validate
 from unveil.model.lora_state import LORA
 from unveil.tasks.generate import Source
@@ -113,7 +113,7 @@ def _with_addition(
     assert told is not None
     checkpoint_store.verify(folder)
     model, base = open_model(told.path, where, said)
-    if base.sha256 != told.sha256:
+    if not model_identity.is_same(told.sha256, base.sha256):
         raise WeightsError(
             f"{told.path}: has changed since the {ADDITIONS[told.what]} in {name} was trained on it (sha256 "
             f"{told.sha256[:12]}..., now {base.sha256[:12]}...); sample it with --{told.what} {name} if that is meant"
@@ -130,23 +130,14 @@ def _with_addition(
     described = read_yaml((folder / "model.yaml").read_text("utf-8"), str(folder / "model.yaml"))
     model.config = validate(ModelConfig, described, str(folder / "model.yaml"))
     model.sampling = model.config.sample
-    both = hashlib.sha256(f"{base.sha256} {added}".encode()).hexdigest()
+    both = hashlib.sha256(f"{told.sha256} {added}".encode()).hexdigest()
     return model, Source(_called(name, folder), both)
 
 
 def source(name: str) -> Source:
     """A model's identity: its name, and one hash over the hashes of the files that make its pictures."""
     folder = model_folder.resolve_checkpoint(name)
-    files = checkpoint_store.read_manifest(folder).files
-    averaged = {file for file in files if file.startswith("ema/")}
-    used = sorted(
-        file
-        for file in files
-        if file == "model.yaml"
-        or (file.endswith(".safetensors") and "train_state" not in file and f"ema/{file}" not in averaged)
-    )
-    text = "".join(f"{file.removeprefix('ema/')} {files[file].sha256}\n" for file in used)
-    return Source(_called(name, folder), hashlib.sha256(text.encode()).hexdigest())
+    return Source(_called(name, folder), model_identity.identity(folder))
 
 
 def _called(name: str, folder: Path) -> str:

@@ -41,7 +41,7 @@ from unveil.nn.transformer import Transformer
 def names(console: Console) -> None:
     """Every recipe and its claim."""
     recipes = [load_recipe(name) for name in recipe_names()]
-    facts = [{"name": r.name, "paper": r.paper, "claim": r.claim, "command": r.command} for r in recipes]
+    facts = [{"name": r.name, "paper": r.reference, "claim": r.claim, "command": r.command} for r in recipes]
     width = max(len(recipe.name) for recipe in recipes)
     console.result({"recipes": facts}, "\n".join(f"{r.name:<{width}}  {r.claim}" for r in recipes))
 
@@ -55,7 +55,7 @@ def show(name: str, console: Console) -> None:
 def cite(name: str, console: Console) -> None:
     """The paper, and the source of every part in use, as its own docstring states it."""
     recipe = load_recipe(name)
-    found = [{"part": "recipe", "source": recipe.paper}, *sources(recipe)]
+    found = [{"part": "recipe", "source": recipe.reference}, *sources(recipe)]
     width = max(len(line["part"]) for line in found)
     console.result({"sources": found}, "\n".join(f"{line['part']:<{width}}  {line['source']}" for line in found))
 
@@ -93,11 +93,11 @@ def _parts(recipe: AnyRecipe) -> list[tuple[str, Any]]:
         rules: dict[str, Callable[..., Any]] = {**variance.VARIANCES}
         parts.append(("variance", rules[recipe.variance]))
     parts.append(("sampler", sampler))
-    if isinstance(recipe.sample.grid, str) and recipe.sample.grid in schedules.GRIDS:
-        parts.append(("grid", schedules.GRIDS[recipe.sample.grid]))
+    if isinstance(recipe.sample.schedule, str) and recipe.sample.schedule in schedules.GRIDS:
+        parts.append(("grid", schedules.GRIDS[recipe.sample.schedule]))
     parts += _guidance_parts(recipe.sample.guidance)
-    if recipe.sample.clip != "none":
-        parts.append(("clip", guidance.clip_static if recipe.sample.clip == "static" else guidance.clip_dynamic))
+    if recipe.sample.threshold != "none":
+        parts.append(("clip", guidance.clip_static if recipe.sample.threshold == "static" else guidance.clip_dynamic))
     return parts
 
 
@@ -117,7 +117,7 @@ def _autoencoder_parts(recipe: AutoencoderRecipe) -> list[tuple[str, Any]]:
         ("network", inspect.getmodule(type(codec.encoder))),
         ("codec", inspect.getmodule(type(codec))),
     ]
-    if loss.log_scale is not None:
+    if loss.logvar_init is not None:
         parts.append(("scale of the error", losses.likelihood))
     if loss.perceptual is not None:
         parts.append(("perceptual distance", LPIPS))
@@ -137,7 +137,7 @@ def _objective_parts(recipe: Recipe, process: Process) -> list[tuple[str, Any]]:
         "simple": [objectives.simple],
         "hybrid": [objectives.hybrid, objectives.vlb],
         "vlb": [objectives.vlb],
-        "framewise": [DiffusionForcingLoss],
+        "diffusion-forcing": [DiffusionForcingLoss],
         "denoising-score-matching": [score_matching.denoising],
         "sliced-score-matching": [score_matching.Sliced],
     }
@@ -147,7 +147,7 @@ def _objective_parts(recipe: Recipe, process: Process) -> list[tuple[str, Any]]:
     elif isinstance(objective, SimpleObjective | FramewiseObjective) and objective.weight.build() is not None:
         named = objective.weight.model_dump()["kind"].replace("-", "_")
         parts.append(("weight", getattr(loss_weights, named)))
-    time = objective.time.build(process, recipe.train.batch)
+    time = objective.timestep_sampling.build(process, recipe.train.batch_size)
     parts.append(("times", type(time)))
     if isinstance(time, Stratified):
         parts.append(("times", type(time.of)))
@@ -175,7 +175,7 @@ def _process(asked: Any) -> list[Any]:
         "edm": EDMProcess,
         "rectified-flow": RectifiedFlow,
         "shifted": TimeShift,
-        "root-shifted": SqrtSizeShift,
+        "sqrt-size-shifted": SqrtSizeShift,
     }
     inner = _process(asked.process) if asked.kind == "shifted" else []
     return [*inner, kinds[asked.kind]]

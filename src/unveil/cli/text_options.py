@@ -78,7 +78,7 @@ def caption(
     """Write captions of the pictures and clips of a folder, or of the clips of a recipe.
 
     The captions that are there stay as they are: the file holds both, as `text` and `caption`. Clips of a recipe are
-    named by their numbers, and it trains on such a file with data.captions=FILE.
+    named by their numbers, and it trains on such a file with data.captions_file=FILE.
 
     Example: unveil caption clips --model playground-captioner
     """

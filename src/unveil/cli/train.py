@@ -101,7 +101,7 @@ def dry_run(ask: Ask, console: Console) -> None:
     else:
         model = start(recipe, pick("cpu"))
         build_vocabulary(model, dataset)
-        objective = recipe.objective.build(recipe, model.process, recipe.train.batch)
+        objective = recipe.objective.build(recipe, model.process, recipe.train.batch_size)
         learner = DiffusionLearner(model, objective, recipe.key, recipe.train.batching)
     found = estimate(recipe, learner, dataset, pick(ask.device))
     console.result(found.facts(), found.text())
@@ -176,13 +176,13 @@ def fresh_codec(recipe: AutoencoderRecipe) -> AutoencoderKL | VQModel:
 
 def _diffusion(recipe: Recipe, device: torch.device, console: Console) -> Begin:
     """What trains a diffusion model, whose faults have been found."""
-    objective = recipe.objective.build(recipe, recipe.process.build(), recipe.train.batch)
+    objective = recipe.objective.build(recipe, recipe.process.build(), recipe.train.batch_size)
     model = start(recipe, device)
 
     def begin(dataset: Any, held_out: Any, run: Path) -> None:
         from unveil.train import fit  # with Lightning
 
-        if recipe.train.latents == "cache":
+        if recipe.train.cache_latents:
             from unveil.cli.latent_cache import keep_both
 
             dataset, held_out = keep_both(recipe, model, dataset, held_out, console)
@@ -195,8 +195,8 @@ def _autoencoder(recipe: AutoencoderRecipe, device: torch.device) -> Begin:
     """The same of an autoencoder."""
     from unveil.train.autoencoder import fit_autoencoder, learner_of
 
-    if recipe.train.latents == "cache":
-        raise RecipeError("train.latents = cache: an autoencoder learns from pixels; set it to encode")
+    if recipe.train.cache_latents:
+        raise RecipeError("train.cache_latents: an autoencoder learns from pixels; set it to false")
     learner_of(recipe, recipe.build())  # files of a perceptual network that are not there
     codec = fresh_codec(recipe).to(device)
     return lambda dataset, held_out, run: fit_autoencoder(recipe, codec, dataset, run=run, held_out=held_out)
@@ -206,8 +206,8 @@ def _captioner(recipe: CaptionerRecipe, device: torch.device) -> Begin:
     """The same of a captioner."""
     from unveil.train.captioner import fit_captioner, start
 
-    if recipe.train.latents == "cache":
-        raise RecipeError("train.latents = cache: a captioner looks at pixels; set it to encode")
+    if recipe.train.cache_latents:
+        raise RecipeError("train.cache_latents: a captioner looks at pixels; set it to false")
 
     def begin(dataset: Any, held_out: Any, run: Path) -> None:
         fit_captioner(recipe, start(recipe, dataset, device), dataset, run=run, held_out=held_out)
@@ -229,7 +229,7 @@ def _classifier(recipe: ClassifierRecipe, run: Path, force: bool, console: Conso
     dataset, held_out = data.open(recipe.data.build()), data.open(recipe.data.build(), "held-out")
     if not force:
         refuse_overwrite(run)
-    steps = config.epochs * (len(dataset) // config.batch)
+    steps = config.epochs * (len(dataset) // config.batch_size)
     with console.progress("training step", steps) as progress:
         trained = classifier.train_classifier(config, dataset, held_out, lambda _: progress.advance())
     levels = recipe.process.model_dump(mode="json") if recipe.process else None

@@ -54,7 +54,7 @@ def run(ask: Ask, console: Console) -> None:
     written = translate(model, texts, beams=beams, length_power=power)
     for text, one in zip(texts, written, strict=True):
         if not one.ended:
-            console.warn(f"{text!r}: cut off at the model's limit of {model.network.config.limit} tokens")
+            console.warn(f"{text!r}: cut off at the model's limit of {model.network.config.max_length} tokens")
     if ask.attention is not None:
         _write_looks(model, [(text, one.text) for text, one in zip(texts, written, strict=True)], ask.attention)
     found = [

@@ -120,7 +120,7 @@ def decoded(path: Path, rate: float | None) -> tuple[Tensor, float]:
         if film.rate is None and rate is None:
             raise DataError("its frame rate varies; give --fps, such as --fps 8: each frame is the one closest in time")
         rule = "none" if rate is None else "nearest"
-        config = VideoFolderConfig(path=str(path), size="native", frames=1, fps=rate, resample=rule, hop=1)
+        config = VideoFolderConfig(path=str(path), size="native", frames=1, fps=rate, resample=rule, stride=1)
         planned = plan_segments(film, config)
         if planned.refused or not planned.pieces:
             raise DataError(planned.refused or planned.reason)

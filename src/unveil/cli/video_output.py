@@ -106,7 +106,7 @@ class Stage(NamedTuple):
         # as conditions, and not as words: a prompt may begin as a setting does, such as "style=anime"
         given, away = (tuple(f"{PROMPT}={text}" for text in texts) for texts in (words, negative))
         wish = Wish(ask.model, given=given, negative=away, seed=ask.seed, batch=1, dtype=ask.dtype)
-        named = {"steps": ask.steps, "scale": ask.guidance, "sampler": ask.sampler}
+        named = {"steps": ask.steps, "guidance_scale": ask.guidance, "sampler": ask.sampler}
         return wish.request(self.model, {name: value for name, value in named.items() if value is not None}, ask.count)
 
 

@@ -31,9 +31,9 @@ GUESS_DECAY = 0.825  # from one residual to the next shallower one
 ALIKE = {
     "in_channels": "channels of x",
     "widths": "widths of the levels",
-    "blocks": "blocks of a level",
+    "num_res_blocks": "blocks of a level",
     "patch": "patch",
-    "context_width": "width of the text",
+    "cross_attention_dim": "width of the text",
     "vector_dim": "width of the time embedding",
 }
 
@@ -136,7 +136,7 @@ class MultiControlNet(nn.Module):
             if not isinstance(share, Tensor) and not share:
                 continue
             # one that was trained without the pictures beside x (of inpainting) is not given them
-            told = used if one.network.config.context_channels else replace(used, channels=None)
+            told = used if one.network.config.concat_channels else replace(used, channels=None)
             added = _weighted(one.network(x, t, told, seen), one, self.mode, share)
             residuals = added if residuals is None else _sum(residuals, added)
         return used if residuals is None else replace(used, residuals=tuple(residuals))

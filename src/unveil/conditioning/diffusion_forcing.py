@@ -33,10 +33,10 @@ class ContextModes:
     Args:
         none: every frame is to be made, all at one level.
         first: the first frame is given.
-        head, tail: from one frame to half of them are given, at the beginning or at the end.
-        both: up to a third of them at each end.
-        some: each of them by chance, a tenth to seven tenths.
-        own: none is given, and each has a level of its own.
+        prefix, suffix: from one frame to half of them are given, at the beginning or at the end.
+        both_ends: up to a third of them at each end.
+        random: each of them by chance, a tenth to seven tenths.
+        independent: none is given, and each has a level of its own.
 
     Raises:
         RecipeError: a share below 0, or none above.
@@ -44,11 +44,11 @@ class ContextModes:
 
     none: float = 0.45
     first: float = 0.15
-    head: float = 0.1
-    tail: float = 0.1
-    both: float = 0.05
-    some: float = 0.05
-    own: float = 0.1
+    prefix: float = 0.1
+    suffix: float = 0.1
+    both_ends: float = 0.05
+    random: float = 0.05
+    independent: float = 0.1
 
     def __post_init__(self) -> None:
         shares = {one.name: getattr(self, one.name) for one in fields(self)}
@@ -136,7 +136,7 @@ class DiffusionForcingLoss:
         chosen = streams.uniforms(frames + 2, step, _GIVEN)
         made = torch.ones(len(u), frames, dtype=torch.bool)
         ways = self.ways.drawn(streams.uniform(step, _WAY))
-        own = torch.tensor([way == "own" for way in ways])
+        own = torch.tensor([way == "independent" for way in ways])
         if bool(own.any()):
             each = streams.uniforms(frames, step, _FRAMES)
             for place in range(frames):
@@ -200,16 +200,16 @@ def context_mask(way: str, u: Sequence[float]) -> Tensor:
     """
     count = len(u) - 2
     found = torch.zeros(count, dtype=torch.bool)
-    if count < 2 or way in ("none", "own"):
+    if count < 2 or way in ("none", "independent"):
         return found
     half, third = count // 2, max(1, count // 3)
     if way == "first":
         found[0] = True
-    elif way == "head":
+    elif way == "prefix":
         found[: 1 + int(u[0] * half)] = True
-    elif way == "tail":
+    elif way == "suffix":
         found[count - 1 - int(u[0] * half) :] = True
-    elif way == "both":
+    elif way == "both_ends":
         found[: 1 + int(u[0] * third)] = True
         found[count - 1 - int(u[1] * third) :] = True
     else:

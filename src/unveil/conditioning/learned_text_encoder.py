@@ -31,25 +31,26 @@ class LearnedTextEncoderConfig:
     """What defines the encoder.
 
     Attributes:
-        limit: words that are known at most, the most frequent ones; four of them are taken for begin, end and such.
-        most: words of a prompt that are read; what does not fit is left out and said so.
+        vocab_size: words that are known at most, the most frequent ones; four of them are taken for begin, end and
+            such.
+        max_length: words of a prompt that are read; what does not fit is left out and said so.
         width, depth, heads: of the transformer.
 
     Raises:
         RecipeError: numbers that do not fit together.
     """
 
-    limit: int = 1000
-    most: int = 32
+    vocab_size: int = 1000
+    max_length: int = 32
     width: int = 64
     depth: int = 2
     heads: int = 4
 
     def __post_init__(self) -> None:
-        if self.limit <= len(SPECIAL) or min(self.most, self.depth, self.heads) < 1:
+        if self.vocab_size <= len(SPECIAL) or min(self.max_length, self.depth, self.heads) < 1:
             raise RecipeError(
-                f"limit = {self.limit}, most = {self.most}, depth = {self.depth}, heads = {self.heads}: limit must be "
-                f"above {len(SPECIAL)}, the others at least 1"
+                f"vocab_size = {self.vocab_size}, max_length = {self.max_length}, depth = {self.depth}, "
+                f"heads = {self.heads}: vocab_size must be above {len(SPECIAL)}, the others at least 1"
             )
         if self.width < 2 or self.width % self.heads or self.width % 2:
             raise RecipeError(f"width = {self.width}: must be even and a multiple of heads = {self.heads}")
@@ -57,7 +58,7 @@ class LearnedTextEncoderConfig:
     @property
     def frame(self) -> TokenLayout:
         """How a prompt's words are laid out."""
-        return TokenLayout(self.most + 2, 1, BEGIN, END, PADDING)
+        return TokenLayout(self.max_length + 2, 1, BEGIN, END, PADDING)
 
 
 class LearnedTextEncoder(nn.Module):
@@ -96,7 +97,7 @@ class LearnedTextEncoder(nn.Module):
             raise RecipeError(f"drop = {drop}: must lie in [0, 1)")
         self.config, self.drop, self.key = config, drop, key
         width = config.width
-        self.words = TokenEmbedding(config.limit, width, limit=config.frame.length)
+        self.words = TokenEmbedding(config.vocab_size, width, limit=config.frame.length)
         self.stack = TransformerStack(config.depth, BlockConfig(width, config.heads, 4 * width))
         self.leave = nn.Linear(width, dim)
         self.whole = None if vector_dim is None else nn.Linear(width, vector_dim)
@@ -111,7 +112,7 @@ class LearnedTextEncoder(nn.Module):
             RecipeError: texts without a word.
         """
         before = () if self.vocabulary is None else self.vocabulary.tokens
-        found = Vocabulary.of(texts, "terms", limit=self.config.limit, before=before, rarest=RAREST)
+        found = Vocabulary.of(texts, "terms", limit=self.config.vocab_size, before=before, rarest=RAREST)
         if not found.tokens:
             raise RecipeError(f"{self.key}: the training texts hold no word; give items a text, such as captions")
         self.vocabulary = found
@@ -132,8 +133,8 @@ class LearnedTextEncoder(nn.Module):
             found = Vocabulary.from_plain(json.loads(files[FILE]))
         except (ValueError, KeyError, TypeError) as problem:
             raise WeightsError(f"{self.key}: {FILE} is not a vocabulary ({problem}); copy it again") from problem
-        if len(found) > self.config.limit:
-            raise WeightsError(f"{self.key}: {FILE} holds {len(found)} words, the model knows {self.config.limit}")
+        if len(found) > self.config.vocab_size:
+            raise WeightsError(f"{self.key}: {FILE} holds {len(found)} words, the model knows {self.config.vocab_size}")
         self.vocabulary = found
 
     def encode(self, raw: Sequence[str]) -> Condition:

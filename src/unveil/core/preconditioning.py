@@ -76,7 +76,7 @@ class VPPreconditioning:
 
     beta_min: float = 0.1
     beta_max: float = 20.0
-    steps: int = 1000
+    timesteps: int = 1000
 
     def __call__(self, level: NoiseLevel) -> tuple[Number, Number]:
         """That of eps."""
@@ -90,7 +90,9 @@ class VPPreconditioning:
         """The VP process's time in steps."""
         total = scalar_math.log(1 + _ratio(level) ** 2)  # -2 log(alpha) of the VP process
         rise = self.beta_max - self.beta_min
-        return (self.steps - 1) * 2 * total / (scalar_math.sqrt(self.beta_min**2 + 2 * rise * total) + self.beta_min)
+        return (
+            (self.timesteps - 1) * 2 * total / (scalar_math.sqrt(self.beta_min**2 + 2 * rise * total) + self.beta_min)
+        )
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ class IDDPMPreconditioning:
     Source: Karras et al. 2022, table 1, column iDDPM, and appendix C.3.
     """
 
-    steps: int = 1000
+    timesteps: int = 1000
 
     def __call__(self, level: NoiseLevel) -> tuple[Number, Number]:
         """That of eps."""
@@ -153,7 +155,7 @@ class IDDPMPreconditioning:
     @cached_property
     def ratios(self) -> Tensor:
         """Sigma / alpha of clean data and of every index, (steps + 1,) float64: u of the paper, from the last."""
-        alpha2 = DiscreteVP(betas("cosine", self.steps)).alpha_bar
+        alpha2 = DiscreteVP(betas("cosine", self.timesteps)).alpha_bar
         return ((1 - alpha2) / alpha2).sqrt()
 
     def _place(self, r: Number) -> Tensor:

@@ -53,16 +53,16 @@ class FashionConfig:
 
     folder: holds the official idx files, as they come (.gz) or unpacked.
     download: fetches the official files (31 MB) into the cache folder where they are nowhere else.
-    low: adds "low", the image at that many pixels a side (`area_downsample`), for models that enlarge it.
+    low_res: adds "low", the image at that many pixels a side (`area_downsample`), for models that enlarge it.
     """
 
     folder: str | None = None
     download: bool = False
-    low: int | None = None
+    low_res: int | None = None
     kind: Literal["fashion"] = "fashion"
 
     def __post_init__(self) -> None:
-        check_low(self.low, SIDE)
+        check_low(self.low_res, SIDE)
 
 
 def fashion(config: FashionConfig, part: Part = "train", *, url: str = URL) -> ImageTensorDataset:
@@ -86,7 +86,7 @@ def fashion(config: FashionConfig, part: Part = "train", *, url: str = URL) -> I
         )
     if len(labels) and int(labels.max()) >= len(CLASSES):
         raise DataError(f"{answers}: label {int(labels.max())}; must be 0 to {len(CLASSES) - 1}: fetch it again")
-    return ImageTensorDataset(pixels.unsqueeze(1), labels.long(), list(CLASSES), low=config.low)
+    return ImageTensorDataset(pixels.unsqueeze(1), labels.long(), list(CLASSES), low=config.low_res)
 
 
 def read_idx(path: Path) -> Tensor:

@@ -63,22 +63,22 @@ class FolderOptions(Protocol):
         ...
 
     @property
-    def text(self) -> str:
+    def caption_column(self) -> str:
         """The metadata column of captions."""
         ...
 
     @property
-    def label(self) -> str:
+    def label_column(self) -> str:
         """The metadata column of labels."""
         ...
 
     @property
-    def synthetic(self) -> str:
+    def synthetic_column(self) -> str:
         """The column of captions that a captioner wrote, of the metadata or of `captions`."""
         ...
 
     @property
-    def captions(self) -> str | None:
+    def captions_file(self) -> str | None:
         """A file of such captions that lies elsewhere."""
         ...
 
@@ -93,45 +93,46 @@ class FolderConfig:
 
     channels: 3 for RGB, 1 for grey. fit, background, max_pixels: see `DecodeOptions`.
     decode: "fast" speeds up large JPEGs by skipping detail (`DecodeOptions`); held-out images are always exact.
-    small: what happens to images with fewer pixels than `size`: enlarge or drop; the check names them.
+    undersized: what happens to images with fewer pixels than `size`: enlarge or drop; the check names them.
     labels: "auto" takes the sub-folders as classes when all images lie in two or more of them.
     classes: the allowed labels in order; left out, they are found in the folder and sorted.
-    text, label, synthetic: the metadata columns to read: captions, labels, and captions that a captioner wrote.
-    captions: a file of a captioner's captions by file_name, as `unveil caption --out` writes it; they take the place of
-        those of the metadata, and all else is as the folder has it.
-    share: of a captioner's captions, where an image has both (`data.caption_mixing`).
-    low: adds "low", the image at that many pixels a side (`area_downsample`), for models that enlarge it.
+    caption_column, label_column, synthetic_column: the metadata columns to read: captions, labels, and captions that a
+        captioner wrote.
+    captions_file: a file of a captioner's captions by file_name, as `unveil caption --out` writes it; they take the
+        place of those of the metadata, and all else is as the folder has it.
+    synthetic_prob: of a captioner's captions, where an image has both (`data.caption_mixing`).
+    low_res: adds "low", the image at that many pixels a side (`area_downsample`), for models that enlarge it.
     max_bad: the share of unreadable files above which nothing is trained on.
-    held_out: the share of the images (chosen by a hash of their content) that never trains.
+    val_fraction: the share of the images (chosen by a hash of their content) that never trains.
     """
 
     path: str
     size: int
     channels: Literal[1, 3] = 3
     fit: Literal["crop", "pad", "stretch"] = "crop"
-    small: Literal["enlarge", "drop"] = "enlarge"
+    undersized: Literal["enlarge", "drop"] = "enlarge"
     decode: Literal["exact", "fast"] = "exact"
     background: str = "white"
     labels: Literal["auto", "folders", "none"] = "auto"
     classes: tuple[str, ...] | None = None
-    text: str = "text"
-    label: str = "label"
-    synthetic: str = "caption"
-    captions: str | None = None
-    share: float = 0.95
-    low: int | None = None
+    caption_column: str = "text"
+    label_column: str = "label"
+    synthetic_column: str = "caption"
+    captions_file: str | None = None
+    synthetic_prob: float = 0.95
+    low_res: int | None = None
     max_pixels: int = 100_000_000
     max_bad: float = 0.01
-    held_out: float = 0.05
+    val_fraction: float = 0.05
     kind: Literal["folder"] = "folder"
 
     def __post_init__(self) -> None:
         check_size(self.size)
-        check_low(self.low, self.size)
+        check_low(self.low_res, self.size)
         if self.max_pixels < 1:
             raise RecipeError(f"max_pixels {self.max_pixels}: must be at least 1; 100000000 is usual")
-        check_shares(max_bad=self.max_bad, held_out=self.held_out)
-        check_mix(self.share)
+        check_shares(max_bad=self.max_bad, val_fraction=self.val_fraction)
+        check_mix(self.synthetic_prob)
         colour(self.background)
 
     @property
@@ -156,7 +157,7 @@ def check_shares(**shares: float) -> None:
 def check_mix(share: float) -> None:
     """Raises RecipeError for a share of synthetic captions that is none."""
     if not 0 <= share <= 1:
-        raise RecipeError(f"share {share}: of synthetic captions, must be 0 to 1")
+        raise RecipeError(f"synthetic_prob {share}: of synthetic captions, must be 0 to 1")
 
 
 def colour(name: str) -> tuple[int, ...]:
@@ -216,8 +217,10 @@ def index_folder(config: FolderOptions, kind: MediaType = IMAGE) -> FolderIndex:
         raise DataError(f"{root}: both {table[0]} and {table[1]}; keep one of them")
     result = FolderIndex(root, table[0] if table else "plain", None, [], walk.refused, walk.ignored, walk.stamp())
     if table:
-        synthetic = config.synthetic if config.captions is None else "caption"  # else it is a column of that file
-        rows = read_metadata(root / table[0], config.text, config.label, synthetic)
+        synthetic = (
+            config.synthetic_column if config.captions_file is None else "caption"
+        )  # else it is a column of that file
+        rows = read_metadata(root / table[0], config.caption_column, config.label_column, synthetic)
         _with_metadata(result, config, rows, set(paths), kind)
     elif has_classes(config, paths):
         result.layout = "classes"
@@ -228,8 +231,8 @@ def index_folder(config: FolderOptions, kind: MediaType = IMAGE) -> FolderIndex:
         others = f"; it holds {len(walk.files)} other files, such as {walk.files[0]}" if walk.files else ""
         raise DataError(f"{root}: no {kind.noun} in it ({kind.named}){others}; check the path")
     _add_captions(result, set(walk.files))
-    if config.captions is not None:
-        _add_told(result, Path(config.captions).expanduser(), config.synthetic)
+    if config.captions_file is not None:
+        _add_told(result, Path(config.captions_file).expanduser(), config.synthetic_column)
     return result
 
 

@@ -31,17 +31,18 @@ class ImageFolderDataset(Dataset[Item]):
         self.report = check_images_or_raise(config) if report is None else report
         self.classes = self.report.classes
         self.root = self.report.root
-        self.low = config.low
+        self.low = config.low_res
         self.rule = replace(config.rule, decode="exact") if part == "held-out" else config.rule
-        chosen = held_out_files(self.report.digests, config.held_out)
-        self.share, self.held_out = config.share, part == "held-out"
+        chosen = held_out_files(self.report.digests, config.val_fraction)
+        self.share, self.held_out = config.synthetic_prob, part == "held-out"
         wanted = self.held_out
         self.entries = [entry for entry, out in zip(self.report.entries, chosen, strict=True) if out == wanted]
         self.captioned = any((indexed.text, indexed.synthetic) != (None, None) for indexed in self.report.entries)
         if not self.entries:
             raise DataError(
-                f"{config.path}: no picture for the {part} part of {len(chosen)} (held_out {config.held_out:g}); "
-                "use more pictures, or another held_out"
+                f"{config.path}: no picture for the {part} part of {len(chosen)} "
+                f"(val_fraction {config.val_fraction:g}); "
+                "use more pictures, or another val_fraction"
             )
 
     def __len__(self) -> int:

@@ -123,8 +123,8 @@ def complete_report(report: ReportT, index: FolderIndex, seen: Mapping[str, File
 def _change(path: str, width: int, height: int, config: FolderConfig) -> FileAction | None:
     """Return the change of an image of this size; None if its pixels are used as they are."""
     actions, parts = resize_actions(width, height, config.rule)
-    if "enlarge" in actions and config.small == "drop":
-        return FileAction(path, ("drop",), f"{width} x {height}, smaller than {config.size} pixels (small: drop)")
+    if "enlarge" in actions and config.undersized == "drop":
+        return FileAction(path, ("drop",), f"{width} x {height}, smaller than {config.size} pixels (undersized: drop)")
     return FileAction(path, tuple(actions), f"{width} x {height}: {', '.join(parts)}") if actions else None
 
 

@@ -46,16 +46,16 @@ class LatentsConfig:
     """One safetensors file of latents, with their labels where they are known.
 
     path: the file; `write_latents` writes such files.
-    held_out: the share of the latents (chosen by a hash of their place in the file) that never trains.
+    val_fraction: the share of the latents (chosen by a hash of their place in the file) that never trains.
     """
 
     path: str
-    held_out: float = 0.05
+    val_fraction: float = 0.05
     kind: Literal["latents"] = "latents"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.held_out < 1:
-            raise RecipeError(f"held_out {self.held_out}: a share, at least 0 and below 1")
+        if not 0 <= self.val_fraction < 1:
+            raise RecipeError(f"val_fraction {self.val_fraction}: a share, at least 0 and below 1")
 
 
 class LatentFile(NamedTuple):
@@ -123,12 +123,12 @@ class Latents(Dataset[Item]):
         self.classes = self.packed.classes
         self.metadata = self.packed.metadata
         self._latents, self._labels = self.packed.mapped(), self.packed.mapped_labels()
-        out = _held_out(len(self._latents), config.held_out)
+        out = _held_out(len(self._latents), config.val_fraction)
         self.rows = np.flatnonzero(out if part == "held-out" else ~out)
         if not len(self.rows):
             raise DataError(
-                f"{config.path}: no latents for the {part} part of {len(out)} (held_out {config.held_out:g}); "
-                "use more of them, or another held_out"
+                f"{config.path}: no latents for the {part} part of {len(out)} (val_fraction {config.val_fraction:g}); "
+                "use more of them, or another val_fraction"
             )
 
     def __len__(self) -> int:

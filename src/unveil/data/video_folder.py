@@ -49,8 +49,8 @@ class VideoDataset(Dataset[Item]):
         self.config = config
         # held-out videos are the same whichever way training reads
         self.rule = replace(config.rule, decode="exact") if part == "held-out" else config.rule
-        self.share, self.held_out = config.share, part == "held-out"
-        chosen = held_out_files(self.report.digests, config.held_out)
+        self.share, self.held_out = config.synthetic_prob, part == "held-out"
+        chosen = held_out_files(self.report.digests, config.val_fraction)
         self.entries = [
             VideoItem(entry, self.report.films[entry.path], piece)
             for entry, out in zip(self.report.entries, chosen, strict=True)
@@ -61,8 +61,8 @@ class VideoDataset(Dataset[Item]):
         self._decoder = Decoder()
         if not self.entries:
             raise DataError(
-                f"{config.path}: no clip for the {part} part of {len(chosen)} (held_out {config.held_out:g}); "
-                "use more clips, or another held_out"
+                f"{config.path}: no clip for the {part} part of {len(chosen)} (val_fraction {config.val_fraction:g}); "
+                "use more clips, or another val_fraction"
             )
 
     def __len__(self) -> int:

@@ -25,16 +25,17 @@ class VideoFolderConfig:
 
     size: "native" keeps the video's own; a number is used as `fit` says.
     fit: crop, pad, stretch to size x size; aspect keeps the aspect ratio and has size x size pixels at most.
-    multiple: sides of native and aspect videos become multiples of it, by a crop around the centre.
-    frames: of a video. hop: frames from the start of one piece of a file to that of the next; None takes one piece,
+    size_multiple: sides of native and aspect videos become multiples of it, by a crop around the centre.
+    frames: of a video. stride: frames from the start of one piece of a file to that of the next; None takes one piece,
         from the file's beginning.
-    short: what happens to files with fewer frames: drop, or keep with as many as 1 + k chunk.
+    too_short: what happens to files with fewer frames: drop, or keep with as many as 1 + k temporal_multiple.
     fps: frames per second; None takes each file's own.
     resample: how a file of another rate, or a variable one, is brought to fps: none refuses it; nearest and shown are
         the rules of `io.video.frame_timing`.
-    small: what happens to videos with fewer pixels than `size`: enlarge or drop.
+    undersized: what happens to videos with fewer pixels than `size`: enlarge or drop.
     max_pixels, max_frames, max_seconds: of a frame and of a file; what is larger is refused.
-    background, decode, labels, classes, text, label, synthetic, captions, share, max_bad, held_out: as for images.
+    background, decode, labels, classes, caption_column, label_column, synthetic_column, captions_file,
+        synthetic_prob, max_bad, val_fraction: as for images.
     """
 
     path: str
@@ -42,46 +43,48 @@ class VideoFolderConfig:
     frames: int
     fps: float | None = None
     resample: Literal["none", "nearest", "shown"] = "none"
-    hop: int | None = None
-    short: Literal["drop", "keep"] = "drop"
-    chunk: int = 1
+    stride: int | None = None
+    too_short: Literal["drop", "keep"] = "drop"
+    temporal_multiple: int = 1
     fit: Literal["crop", "pad", "stretch", "aspect"] = "crop"
-    multiple: int = 1
-    small: Literal["enlarge", "drop"] = "enlarge"
+    size_multiple: int = 1
+    undersized: Literal["enlarge", "drop"] = "enlarge"
     decode: Literal["exact", "fast"] = "exact"
     background: str = "white"
     labels: Literal["auto", "folders", "none"] = "auto"
     classes: tuple[str, ...] | None = None
-    text: str = "text"
-    label: str = "label"
-    synthetic: str = "caption"
-    captions: str | None = None
-    share: float = 0.95
+    caption_column: str = "text"
+    label_column: str = "label"
+    synthetic_column: str = "caption"
+    captions_file: str | None = None
+    synthetic_prob: float = 0.95
     max_pixels: int = 8_294_400
     max_frames: int = 20_000
     max_seconds: float = 600.0
     max_bad: float = 0.01
-    held_out: float = 0.05
+    val_fraction: float = 0.05
     kind: Literal["clips"] = "clips"
 
     def __post_init__(self) -> None:
         if self.size != "native":
             check_size(self.size)
-        for name in ("frames", "chunk", "multiple", "max_pixels", "max_frames"):
+        for name in ("frames", "temporal_multiple", "size_multiple", "max_pixels", "max_frames"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name} {getattr(self, name)}: must be at least 1")
-        if self.hop is not None and self.hop < 1:
-            raise RecipeError(f"hop {self.hop}: must be at least 1, or left out for one piece of each file")
+        if self.stride is not None and self.stride < 1:
+            raise RecipeError(f"stride {self.stride}: must be at least 1, or left out for one piece of each file")
         if self.fps is not None and not 0 < self.fps <= 1000:
             raise RecipeError(f"fps {self.fps}: must be above 0, and at most 1000")
         if self.resample != "none" and self.fps is None:
             raise RecipeError(f"resample {self.resample}: needs fps, the rate to which clips are brought")
-        if self.multiple > 1 and self.size != "native" and self.fit != "aspect":
-            raise RecipeError(f"multiple {self.multiple}: is for size: native and fit: aspect; make size a multiple")
+        if self.size_multiple > 1 and self.size != "native" and self.fit != "aspect":
+            raise RecipeError(
+                f"size_multiple {self.size_multiple}: is for size: native and fit: aspect; make size a multiple"
+            )
         if not self.max_seconds > 0:
             raise RecipeError(f"max_seconds {self.max_seconds}: must be above 0")
-        check_shares(max_bad=self.max_bad, held_out=self.held_out)
-        check_mix(self.share)
+        check_shares(max_bad=self.max_bad, val_fraction=self.val_fraction)
+        check_mix(self.synthetic_prob)
         colour(self.background)
 
     @property
@@ -89,7 +92,7 @@ class VideoFolderConfig:
         """Options of decoding and resizing each frame."""
         size = None if self.size == "native" else self.size
         fit = "crop" if size is None else self.fit
-        return DecodeOptions(size, 3, fit, self.decode, self.background, self.max_pixels, self.multiple)
+        return DecodeOptions(size, 3, fit, self.decode, self.background, self.max_pixels, self.size_multiple)
 
     @property
     def limits(self) -> Limits:
@@ -133,13 +136,19 @@ def plan_segments(film: VideoInfo, config: VideoFolderConfig) -> SegmentPlan:
     total = film.frames if same else frame_count(film.seconds, rate)
     shown = f"{film.shown[0]} x {film.shown[1]}, {film.frames} frames"
     actions, parts = resize_actions(*film.shown, config.rule)
-    if "enlarge" in actions and config.small == "drop":
-        return SegmentPlan(actions=("drop",), reason=f"{shown}: smaller than {config.size} pixels (small: drop)")
-    if total < config.frames and config.short == "drop":
+    if "enlarge" in actions and config.undersized == "drop":
+        return SegmentPlan(actions=("drop",), reason=f"{shown}: smaller than {config.size} pixels (undersized: drop)")
+    if total < config.frames and config.too_short == "drop":
         at = "" if same else f" ({total} at {rate:g} fps)"
-        return SegmentPlan(actions=("drop",), reason=f"{shown}{at}: fewer than frames: {config.frames} (short: drop)")
-    length = config.frames if total >= config.frames else 1 + (total - 1) // config.chunk * config.chunk
-    starts = range(0, total - length + 1, config.hop or total)
+        return SegmentPlan(
+            actions=("drop",), reason=f"{shown}{at}: fewer than frames: {config.frames} (too_short: drop)"
+        )
+    length = (
+        config.frames
+        if total >= config.frames
+        else 1 + (total - 1) // config.temporal_multiple * config.temporal_multiple
+    )
+    starts = range(0, total - length + 1, config.stride or total)
     pace = film.rate if same and film.rate is not None else rate  # a file's own frames are found by its own times
     every = [index / pace for index in range(total)]
     done, reasons = _in_time(film, config, every, rate) if not same else ([], [])

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from unveil.evaluate.inception import load_inception, load_weights
 from unveil.io.files import sha256
 from unveil.io.images import to_unit
+from unveil.model import migration
 from unveil.nn.cnn import Cnn, CnnConfig
 from unveil.nn.vit import ViT, ViTConfig
 from unveil.types import RecipeError, ShapeError, WeightsError, did_you_mean
@@ -153,7 +154,7 @@ def read_classifier(card: Path) -> tuple[Cnn | ViT, dict[str, Any]]:
         WeightsError: no such card, or weights that are not those it names.
     """
     try:
-        facts: dict[str, Any] = yaml.safe_load(card.read_text())
+        facts: dict[str, Any] = migration.migrate(yaml.safe_load(card.read_text()))
         described = dict(facts["network"])
         config = _config(described.pop("kind", "cnn"), described)
         path = card.with_suffix(".safetensors")

@@ -101,7 +101,10 @@ def evaluate_autoencoder(
         sides = (networks.features.features(side) for side in (rebuilt.pixels, real.pixels))
         results["rfid"] = {"value": fid(*sides), "count": len(real.pixels), "features": networks.features.name}
     if rebuilt.indices is not None and isinstance(codec, VQModel):
-        results["codebook"] = {**usage(rebuilt.indices, codec.config.codes)._asdict(), "codes": codec.config.codes}
+        results["codebook"] = {
+            **usage(rebuilt.indices, codec.config.codebook_size)._asdict(),
+            "codes": codec.config.codebook_size,
+        }
     else:
         missing["codebook"] = "this codec has none"
     if clips:

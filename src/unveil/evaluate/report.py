@@ -6,11 +6,12 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from unveil.io.files import refuse_overwrite, write_atomically
+from unveil.model.migration import migrate_settings
 from unveil.types import DataError, RecipeError
 
 MEMORISED = 0.8  # samples this much nearer to the training images than held-out ones are copies
@@ -109,6 +110,8 @@ class Report:
             raise DataError(
                 f"{path}: the protocol is not the one that its hash {stated[:12]} was made of; evaluate again"
             )
+        if isinstance(settings := report.protocol.get("sampling"), Mapping):
+            report = replace(report, protocol={**report.protocol, "sampling": migrate_settings(settings)})
         return report
 
     def summary(self) -> list[str]:

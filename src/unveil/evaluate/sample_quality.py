@@ -149,7 +149,7 @@ def comparison_size(samples: int, train: int, held_out: int, settings: Evaluatio
     least, most = max(settings.neighbours + 1, 4), min(samples, held_out, (train + held_out) // 2)
     count = most if settings.count is None else settings.count
     if not least <= count <= most:
-        few = "give more held-out pictures, such as data.held_out=0.2" if held_out < least else "make more samples"
+        few = "give more held-out pictures, such as data.val_fraction=0.2" if held_out < least else "make more samples"
         raise RecipeError(
             f"{count} pictures to compare: must lie in [{least}, {most}] with {samples} samples, "
             f"{held_out} held-out and {train} training pictures; {few}"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from unveil.io.files import refuse_foreign
 from unveil.io.safetensors_io import read_tensors, require_finite
-from unveil.model import checkpoint_store, model_folder
+from unveil.model import checkpoint_store, migration, model_folder
 from unveil.model.config.parsing import read_yaml
 from unveil.nn.captioner import Captioner, CaptionerConfig
 from unveil.nn.tokenizer import Vocabulary
@@ -86,7 +86,9 @@ def load_captioner(path: str | Path, device: torch.device | str = "cpu") -> Capt
         raise WeightsError(f"{path}: not a captioner; train one, such as captioner-playground")
     checkpoint_store.verify(folder)
     try:
-        settings: dict[str, Any] = dict(read_yaml((folder / SETTINGS).read_text("utf-8"), str(folder / SETTINGS)))
+        settings: dict[str, Any] = dict(
+            migration.migrate(read_yaml((folder / SETTINGS).read_text("utf-8"), str(folder / SETTINGS)))
+        )
         network = dict(settings.pop("network"))
         network.pop("kind", None)
         words = words_of(folder)
@@ -136,7 +138,7 @@ def captioner_card(model: CaptionModel, about: str = "") -> str:
     rows = {
         "reads": f"clips and pictures of {config.channels} channels, sides multiples of {config.patch} px",
         "network": f"Captioner, {sum(p.numel() for p in model.network.parameters()):,} parameters",
-        "words": f"{len(model.words)}, at most {config.limit - 1} in a caption",
+        "words": f"{len(model.words)}, at most {config.max_length - 1} in a caption",
     }
     lines = ["# Card of a captioner", "", "| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items()), ""]
     lines += ["```bash", "unveil caption FOLDER --model this/folder", "```", ""]

@@ -16,7 +16,7 @@ import platform
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -50,7 +50,8 @@ class ManifestEntry(NamedTuple):
 class Manifest:
     """The last file of a folder to be written; its presence says that the others are complete.
 
-    kind: "model" or "training". step: optimiser steps behind it. files: by name inside the folder.
+    kind: "model" or "training". step: optimiser steps behind it. files: by name inside the folder. former_sha256: what
+    `identity` was before the same tensors were described by other words.
     """
 
     kind: str
@@ -58,6 +59,7 @@ class Manifest:
     files: Mapping[str, ManifestEntry]
     versions: Mapping[str, str]
     format: int = FORMAT
+    former_sha256: Sequence[str] = ()
 
 
 def step_name(step: int) -> str:
@@ -93,6 +95,7 @@ def save(
             entries = {name: _write(staging, name, content) for name, content in files.items()}
             manifest = Manifest(kind, step, entries, versions())
             text = asdict(manifest) | {"files": {name: entry._asdict() for name, entry in entries.items()}}
+            del text["former_sha256"]  # of what is written anew there is none
             _write(staging, MANIFEST, text)
             for inner in {(staging / name).parent for name in files} | {staging}:
                 _sync_folder(inner)
@@ -175,7 +178,8 @@ def read_manifest(folder: Path) -> Manifest:
         if not isinstance(raw["format"], int) or raw["format"] > FORMAT:
             raise WeightsError(f"{path}: format {raw['format']!r}; this version reads up to {FORMAT}: update unveil")
         files = {str(name): ManifestEntry(int(e["size"]), str(e["sha256"])) for name, e in raw["files"].items()}
-        manifest = Manifest(str(raw["kind"]), int(raw["step"]), files, dict(raw["versions"]), raw["format"])
+        former = tuple(map(str, raw.get("former_sha256", ())))
+        manifest = Manifest(str(raw["kind"]), int(raw["step"]), files, dict(raw["versions"]), raw["format"], former)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
         if isinstance(problem, WeightsError):
             raise

@@ -28,6 +28,7 @@ from unveil.core.variance import VarianceRule, fixed_small, is_learned
 from unveil.model import model_saving
 from unveil.model.config import ModelConfig, SampleConfig
 from unveil.model.lora_state import CONTROL, LORA, TrainedLora
+from unveil.model.migration import migrate_settings
 from unveil.model.shapes import ending, sized
 from unveil.nn.mixed_precision import low_precision_parameters
 from unveil.types import (
@@ -281,7 +282,7 @@ class Model(nn.Module):
             clip: of the estimated x0: "static", "dynamic" or "none".
             scale: of classifier-free guidance; 1 is none, 0 leaves the condition away.
             grid: a name in `grids.GRIDS`, a respacing string, or falling times.
-            sampling: further settings by the names of `SampleConfig.flat`, such as {"rescale": 0.7} or
+            sampling: further settings by the names of `SampleConfig.flat`, such as {"guidance_rescale": 0.7} or
                 {"options": {"s_churn": 40}}.
             negative: a condition to go away from, in the place of none; see `encode`.
             shift: (x, level) -> the gradient of log p(y | x), such as `guidance.gradient` of a classifier's score:
@@ -299,8 +300,11 @@ class Model(nn.Module):
         """
         if count < 1:
             raise RecipeError(f"count = {count}: at least 1")
-        changes = {"sampler": sampler, "steps": steps, "eta": eta, "clip": clip, "scale": scale, "grid": grid}
-        how = self.sampling.changed({**(sampling or {}), **{k: v for k, v in changes.items() if v is not None}})
+        changes = {"sampler": sampler, "steps": steps, "eta": eta, "threshold": clip}
+        changes |= {"guidance_scale": scale, "schedule": grid}
+        how = self.sampling.changed(
+            {**migrate_settings(sampling or {}), **{k: v for k, v in changes.items() if v is not None}}
+        )
         rows = {key: expand_per_sample(key, value, count) for key, value in (raw or {}).items()}
         avoided = {key: expand_per_sample(key, value, count) for key, value in (negative or {}).items()}
         seeds = [seed] * count if isinstance(seed, int) else list(seed)
@@ -318,7 +322,7 @@ class Model(nn.Module):
                 streams = SampleRNG(seeds[here], numbers[here], device=self.device)
                 course = self.course(how, streams, raw=part, negative=away, size=size, seen=seen, shift=shift)
                 pixels = self.decode((course if change is None else change(course, here)).run(on_step))
-                parts.append(pixels if how.clip == "none" else pixels.clamp(-1, 1))
+                parts.append(pixels if how.threshold == "none" else pixels.clamp(-1, 1))
         finally:
             self.train(training)
         return torch.cat(parts)
@@ -411,8 +415,8 @@ class Model(nn.Module):
                 step = how.guidance.guide(step, self.step(null))
         if shift is not None and not how.takes_shift:
             step = guidance.shift_eps(step, shift)
-        if how.clip != "none":
-            step = guidance.clip_static(step) if how.clip == "static" else guidance.clip_dynamic(step)
+        if how.threshold != "none":
+            step = guidance.clip_static(step) if how.threshold == "static" else guidance.clip_dynamic(step)
         return step
 
     @contextmanager

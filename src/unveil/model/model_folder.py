@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from unveil.autoencoders import AutoencoderKL, VQModel
 from unveil.io.safetensors_io import SHOWN, read_header, read_tensors
-from unveil.model import checkpoint_store, model_dir
+from unveil.model import checkpoint_store, model_dir, model_identity
 from unveil.model.assembly import assemble
 from unveil.model.base_model import base_of
 from unveil.model.config import AutoencoderConfig, ModelConfig, read_yaml, validate
@@ -139,7 +139,7 @@ def load_into(model: nn.Module, folder: Path, which: Which) -> None:
         WeightsError: weights of another shape than the model's (lists the keys), or an addition to another base.
     """
     told, base = base_of(folder), model.base if isinstance(model, Model) else None
-    if told is not None and base is not None and told.sha256 != base.sha256:
+    if told is not None and base is not None and not model_identity.is_same(told.sha256, base.sha256):
         raise WeightsError(
             f"{folder}: its {ADDITIONS[told.what]} is on {told.name!r} (sha256 {told.sha256[:12]}...), the base here "
             f"is {base.name!r} ({base.sha256[:12]}...); give that one as base, or start a new run"

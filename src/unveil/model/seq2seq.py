@@ -51,7 +51,7 @@ def translate(
     found: list[Translation] = []
     for part, source, mask in _batches(model, texts, batch):
         start = torch.full((len(part), 1), BEGIN, device=source.device)
-        limit = model.network.config.limit - 1  # the begin is one of the tokens that the model's own limit counts
+        limit = model.network.config.max_length - 1  # the begin is one of the tokens that the model's own limit counts
         with torch.inference_mode():
             reading = model.network.start(source, mask)
             if beams == 1:

@@ -15,6 +15,7 @@ from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
 
 from unveil.io.files import refuse_overwrite, sha256, write_atomically
+from unveil.model import migration
 from unveil.model.config.parsing import read_yaml
 from unveil.nn.tokenizer import Vocabulary
 from unveil.nn.transformer import Transformer, TransformerConfig
@@ -66,7 +67,7 @@ def load_sequence(path: str | Path, device: torch.device | str = "cpu") -> Seque
     """
     card = _card(Path(path))
     try:
-        facts: dict[str, Any] = read_yaml(card.read_text("utf-8"), str(card))
+        facts: dict[str, Any] = migration.migrate(read_yaml(card.read_text("utf-8"), str(card)))
         network = dict(facts["network"])
         if network.pop("kind", "cnn") != "transformer":
             raise WeightsError(f"{card}: not a sequence model; train one, such as transformer-translate")

@@ -32,7 +32,7 @@ class BoxesConfig:
 
     Args:
         slots: boxes in a set; each row has a learned vector of its own.
-        context_channels: of the picture in `condition.channels`.
+        concat_channels: of the picture in `condition.channels`.
         channels: width of the features and of the transformer.
         blocks: of the transformer.
         heads: of its attention.
@@ -43,14 +43,14 @@ class BoxesConfig:
     """
 
     slots: int
-    context_channels: int
+    concat_channels: int
     channels: int = 64
     blocks: int = 3
     heads: int = 4
     samples: int = 3
 
     def __post_init__(self) -> None:
-        for name in ("slots", "context_channels", "channels", "blocks", "heads", "samples"):
+        for name in ("slots", "concat_channels", "channels", "blocks", "heads", "samples"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name} = {getattr(self, name)}: must be at least 1")
         if self.channels % self.heads or self.channels % 8:
@@ -68,7 +68,7 @@ class BoxBackbone(nn.Module):
     def __init__(self, config: BoxesConfig) -> None:
         super().__init__()
         width = config.channels
-        widths = [config.context_channels, width // 2, width, width]
+        widths = [config.concat_channels, width // 2, width, width]
         self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in pairwise(widths))
         self.norms = nn.ModuleList(group_norm(b, 4) for b in widths[1:])
         self.place = nn.Linear(2, width)
@@ -139,9 +139,9 @@ class BoxDenoiser(nn.Module):
         if x.shape[1:] != (config.slots, COLUMNS):
             raise ShapeError(f"boxes {tuple(x.shape)}: must be (B, {config.slots}, {COLUMNS})")
         picture = condition.channels
-        if picture is None or picture.ndim != 4 or picture.shape[1] != config.context_channels:
+        if picture is None or picture.ndim != 4 or picture.shape[1] != config.concat_channels:
             given = None if picture is None else tuple(picture.shape)
-            raise ShapeError(f"condition.channels {given}: must be a picture (B, {config.context_channels}, H, W)")
+            raise ShapeError(f"condition.channels {given}: must be a picture (B, {config.concat_channels}, H, W)")
         check_multiple(picture, STRIDE)
         time = self.time(t)
         if (vector := vector_of(condition, len(x), self.vector_dim)) is not None:

@@ -38,7 +38,7 @@ class CaptionerConfig:
         depth, decoder_depth: blocks that look, and that write.
         width, heads: of a token, and of attention.
         hidden: width of the perceptrons, in multiples of `width`.
-        limit: words of a caption at most, begin and end included.
+        max_length: words of a caption at most, begin and end included.
         dropout: in training.
 
     Raises:
@@ -54,15 +54,17 @@ class CaptionerConfig:
     width: int = 144
     heads: int = 4
     hidden: float = 4.0
-    limit: int = 64
+    max_length: int = 64
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("vocabulary", "channels", "patch", "depth", "decoder_depth", "width", "heads"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name} = {getattr(self, name)}: must be at least 1")
-        if self.limit < 3 or not 0 <= self.dropout < 1:
-            raise RecipeError(f"limit = {self.limit}, dropout = {self.dropout}: must be at least 3, and in [0, 1)")
+        if self.max_length < 3 or not 0 <= self.dropout < 1:
+            raise RecipeError(
+                f"max_length = {self.max_length}, dropout = {self.dropout}: must be at least 3, and in [0, 1)"
+            )
         if self.width % 6 or self.width % self.heads:
             raise RecipeError(
                 f"width = {self.width}: must be a multiple of 6, for places along three axes, and of the heads"
@@ -92,7 +94,7 @@ class Captioner(nn.Module):
         self.encoder = TransformerStack(config.depth, config.block)
         xavier_(self.encoder)
         self.decoder = TransformerDecoder(
-            config.vocabulary, config.decoder_depth, config.block, limit=config.limit, context_width=config.width
+            config.vocabulary, config.decoder_depth, config.block, limit=config.max_length, context_width=config.width
         )
 
     def forward(self, x: Tensor, words: Tensor, rate: Tensor | None = None) -> Tensor:

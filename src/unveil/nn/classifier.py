@@ -32,7 +32,7 @@ class NoisyClassifierConfig:
         in_channels: of x.
         classes: logits.
         size: side of x in pixels, which attention pooling learns a place for each of.
-        channels, multipliers, blocks, attention: of the encoder.
+        model_channels, channel_mult, num_res_blocks, attention: of the encoder.
         heads, head_channels: of its attention; pooling by attention has the same width per head.
         attention_order: of the encoder's attention; that of the pooling is always `qkv-first`.
         modulation, resample: of the encoder's blocks.
@@ -49,14 +49,14 @@ class NoisyClassifierConfig:
     in_channels: int
     classes: int
     size: int
-    channels: int = 128
-    multipliers: tuple[float, ...] = (1, 2, 3, 4)
-    blocks: int = 2
+    model_channels: int = 128
+    channel_mult: tuple[float, ...] = (1, 2, 3, 4)
+    num_res_blocks: int = 2
     attention: tuple[int, ...] = (2, 4, 8)
     heads: int = 1
     head_channels: int | None = 64
     attention_order: AttentionOrder = "heads-first"
-    modulation: Modulation = "scale-shift"
+    time_scale_shift: Modulation = "scale-shift"
     resample: Resampling = "residual"
     pool: Pool = "attention"
     hidden: int = 2048
@@ -64,7 +64,7 @@ class NoisyClassifierConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "multipliers", tuple(self.multipliers))
+        object.__setattr__(self, "channel_mult", tuple(self.channel_mult))
         object.__setattr__(self, "attention", tuple(self.attention))
         for name in ("classes", "size", "hidden"):
             if getattr(self, name) < 1:
@@ -84,14 +84,14 @@ class NoisyClassifierConfig:
         return UNetConfig(
             in_channels=self.in_channels,
             out_channels=self.in_channels,
-            channels=self.channels,
-            multipliers=self.multipliers,
-            blocks=self.blocks,
+            model_channels=self.model_channels,
+            channel_mult=self.channel_mult,
+            num_res_blocks=self.num_res_blocks,
             attention=self.attention,
             heads=self.heads,
             head_channels=self.head_channels,
             attention_order=self.attention_order,
-            modulation=self.modulation,
+            time_scale_shift=self.time_scale_shift,
             resample=self.resample,
             groups=self.groups,
             dropout=self.dropout,
@@ -124,7 +124,7 @@ class NoisyClassifier(nn.Module):
         super().__init__()
         self.config = config
         encoder = config.encoder
-        self.time = TimeEmbedding(encoder.channels, encoder.vector_dim, encoder.embedding)
+        self.time = TimeEmbedding(encoder.model_channels, encoder.vector_dim, encoder.embedding)
         self.enter = nn.Conv2d(encoder.in_channels, encoder.widths[0], 3, padding=1)
         self.down, stack = down_blocks(encoder)
         self.middle = mid_block(encoder)

@@ -54,11 +54,11 @@ class AdaLN(nn.Module):
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
-        width = config.width
+        width = config.hidden_size
         self.norm_1 = nn.LayerNorm(width, config.norm_eps, elementwise_affine=False)
         self.attention = Attention(width, config.heads, qk_norm=config.qk_norm)
         self.norm_2 = nn.LayerNorm(width, config.mlp_norm_eps, elementwise_affine=False)
-        self.mlp = Mlp(width, int(config.hidden * width), "gelu-tanh")
+        self.mlp = Mlp(width, int(config.mlp_ratio * width), "gelu-tanh")
         self.modulation = nn.Linear(width, self.parts * width)
 
     def forward(self, x: Tensor, told: BlockConditioning, number: int) -> Tensor:
@@ -86,7 +86,7 @@ class CrossAttention(nn.Module):
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
-        self.plain = TransformerBlock(_plain(config), context_width=config.width)
+        self.plain = TransformerBlock(_plain(config), context_width=config.hidden_size)
 
     def forward(self, x: Tensor, told: BlockConditioning, number: int) -> Tensor:
         """Tokens (B, N, C) after block `number`."""
@@ -110,9 +110,9 @@ class InContext(nn.Module):
 
 def _plain(config: DiTConfig) -> BlockConfig:
     """ViT's block."""
-    hidden = int(config.hidden * config.width)
+    hidden = int(config.mlp_ratio * config.hidden_size)
     return BlockConfig(
-        config.width, config.heads, hidden, activation="gelu-tanh", qk_norm=config.qk_norm, eps=config.norm_eps
+        config.hidden_size, config.heads, hidden, activation="gelu-tanh", qk_norm=config.qk_norm, eps=config.norm_eps
     )
 
 
@@ -134,7 +134,7 @@ def positions(config: DiTConfig, rows: int, columns: int) -> Tensor:
     places = grid_coordinates((rows, columns))  # (N, 2)
     if config.resize == "interpolate":
         places = places * (config.side / torch.tensor([rows, columns], dtype=places.dtype))
-    return sin_cos_positions(places.flip(1), config.width, "sin-cos")
+    return sin_cos_positions(places.flip(1), config.hidden_size, "sin-cos")
 
 
 # -- the network --------------------------------------------------------------------------------------------------
@@ -148,13 +148,13 @@ class DiT(nn.Module):
         self.config = config
         self.vector_dim = config.vector_dim
         self.multiple = config.patch  # of both sides of x
-        width, patch, half = config.width, config.patch, config.depth // 2
-        self.adaptive = config.design in ("adaln", "adaln-zero")
+        width, patch, half = config.hidden_size, config.patch, config.depth // 2
+        self.adaptive = config.block_type in ("adaln", "adaln-zero")
 
-        self.patches = nn.Conv2d(config.in_channels + config.context_channels, width, patch, stride=patch)
+        self.patches = nn.Conv2d(config.in_channels + config.concat_channels, width, patch, stride=patch)
         self.register_buffer("positions", positions(config, config.side, config.side))
         self.time = nn.ModuleList(TimeEmbedding(WAVES, width, config.embedding) for _ in range(config.tellers))
-        self.blocks = nn.ModuleList(DESIGNS[config.design](config) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(DESIGNS[config.block_type](config) for _ in range(config.depth))
         self.merge = nn.ModuleList(nn.Linear(2 * width, width) for _ in range(half if config.skips == "long" else 0))
         self.norm = nn.LayerNorm(width, config.norm_eps, elementwise_affine=not self.adaptive)
         self.modulation = nn.Linear(width, 2 * width) if self.adaptive else None
@@ -178,7 +178,7 @@ class DiT(nn.Module):
         condition = condition or Condition()
         self._check(x)
         told = self.tell(t, condition) if self._ahead is None else self._ahead(t, condition)
-        h = self.patches(with_context(x, condition, self.config.context_channels))  # (B, C, rows, columns)
+        h = self.patches(with_context(x, condition, self.config.concat_channels))  # (B, C, rows, columns)
         rows, columns = h.shape[2:]
         # contiguous: else each residual keeps the picture's strides, and each normalisation copies
         h = h.flatten(2).transpose(1, 2).contiguous() + self._positions(rows, columns)  # (B, N, C)
@@ -190,7 +190,7 @@ class DiT(nn.Module):
         Raises:
             ShapeError: a condition that does not fit.
         """
-        width, tellers = self.config.width, self.config.tellers
+        width, tellers = self.config.hidden_size, self.config.tellers
         vector = vector_of(condition, len(t), self.vector_dim)
         embedded = torch.stack([time(t) for time in self.time], dim=1)  # (B, tellers, C)
         if self.adaptive:
@@ -210,13 +210,13 @@ class DiT(nn.Module):
     def denoise(self, h: Tensor, told: BlockConditioning) -> Tensor:
         """Tokens (B, N, C) of a picture to those of the result (B, N, patch * patch * out_channels)."""
         count, depth, half = h.shape[1], self.config.depth, len(self.merge)
-        if self.config.design == "in-context":
+        if self.config.block_type == "in-context":
             h = torch.cat([h, cast(Tensor, told.tokens).to(h)], dim=1)  # (B, N + L, C)
         stack: list[Tensor] = []
         for number, block in enumerate(self.blocks):
             if number >= depth - half:
                 h = self.merge[number - depth + half](torch.cat([h, stack.pop()], dim=2))
-            if self.config.recompute and self.training and torch.is_grad_enabled():
+            if self.config.gradient_checkpointing and self.training and torch.is_grad_enabled():
                 h = cast(Tensor, checkpoint(block, h, told, number, use_reentrant=False))
             else:
                 h = block(h, told, number)
@@ -245,7 +245,9 @@ class DiT(nn.Module):
             ShapeError: a picture that does not fit, or is longer than a row.
         """
         if not self.adaptive:
-            raise RecipeError(f"design = {self.config.design!r}: only adaln and adaln-zero read packed pictures")
+            raise RecipeError(
+                f"block_type = {self.config.block_type!r}: only adaln and adaln-zero read packed pictures"
+            )
         condition = condition or Condition()
         tokens, sides = [], []
         for picture in pictures:
@@ -293,7 +295,7 @@ class DiT(nn.Module):
         layers = [cast(AdaLN, block).modulation for block in self.blocks]
         each = [layer(one) for layer, one in zip(layers, of_block, strict=True)]
         each.append(cast(nn.Linear, self.modulation)(told[:, 0]))
-        return tuple(one.unflatten(1, (1, -1, self.config.width)) for one in each)
+        return tuple(one.unflatten(1, (1, -1, self.config.hidden_size)) for one in each)
 
     def _unpatched(self, tokens: Tensor, rows: int, columns: int) -> Tensor:
         """(B, N, patch * patch * out_channels) to (B, out_channels, H, W)."""
@@ -324,8 +326,8 @@ class DiT(nn.Module):
                 nn.init.normal_(layer.weight, std=0.02)
         for layer in self.merge:
             with torch.no_grad():
-                cast(nn.Linear, layer).weight.copy_(torch.eye(self.config.width, 2 * self.config.width))
-        if self.config.design == "adaln-zero":
+                cast(nn.Linear, layer).weight.copy_(torch.eye(self.config.hidden_size, 2 * self.config.hidden_size))
+        if self.config.block_type == "adaln-zero":
             for block in self.blocks:
                 zeroed(cast(AdaLNZero, block).modulation)
         if self.modulation is not None:
@@ -373,7 +375,7 @@ class _Ahead:
             distinct, rows_of = torch.unique(vector, dim=0, return_inverse=True)
         kinds = 1 if distinct is None else len(distinct)
         parts = 2 + sum(cast(AdaLN, block).parts for block in network.blocks)
-        if 4 * levels * kinds * parts * network.config.width > AHEAD:
+        if 4 * levels * kinds * parts * network.config.hidden_size > AHEAD:
             return None
         t = self.indices.to(network.patches.weight.device).repeat_interleave(kinds)  # (levels * kinds,)
         told = network.tell(t, Condition(None if distinct is None else distinct.repeat(levels, 1)))

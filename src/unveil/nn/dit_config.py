@@ -18,7 +18,7 @@ Skips = Literal["none", "long"]
 Embedders = Literal["shared", "per-block"]
 Resize = Literal["interpolate", "extend"]
 CHOICES = {
-    "design": Design,
+    "block_type": Design,
     "skips": Skips,
     "embedders": Embedders,
     "resize": Resize,
@@ -41,9 +41,9 @@ class DiTConfig:
         out_channels: of the result, twice those of x with learned variance.
         size: side of the x that positions are laid out for; others are taken too, see `resize`.
         patch: side of the squares of x that become tokens.
-        depth, width, heads: blocks, width of a token, attention heads.
-        hidden: width of the MLPs, in multiples of `width`.
-        design: how a block is told time and condition: as further tokens (`in-context`), by attention to them
+        depth, hidden_size, heads: blocks, width of a token, attention heads.
+        mlp_ratio: width of the MLPs, in multiples of `hidden_size`.
+        block_type: how a block is told time and condition: as further tokens (`in-context`), by attention to them
             (`cross-attention`), by scale and shift of its normalisations (`adaln`), with gates that begin at 0 too
             (`adaln-zero`).
         skips: `long` gives the result of each block of the first half to its mirror image in the second (U-ViT).
@@ -53,8 +53,9 @@ class DiTConfig:
         resize: what positions do for an x of another size: keep their ends, or go on beyond them.
         qk_norm: of queries and keys.
         norm_eps, mlp_norm_eps: of the normalisations, and of those before the MLPs (1e-5 in diffusers' folders).
-        context_channels: channels of `condition.channels`, concatenated to x.
-        recompute: in training, keep no activations of blocks but compute them again: less memory, a third more time.
+        concat_channels: channels of `condition.channels`, concatenated to x.
+        gradient_checkpointing: in training, keep no activations of blocks but compute them again: less memory, a
+            third more time.
 
     Raises:
         RecipeError: settings that do not fit together.
@@ -65,10 +66,10 @@ class DiTConfig:
     size: int = 32
     patch: int = 2
     depth: int = 12
-    width: int = 384
+    hidden_size: int = 384
     heads: int = 6
-    hidden: float = 4.0
-    design: Design = "adaln-zero"
+    mlp_ratio: float = 4.0
+    block_type: Design = "adaln-zero"
     skips: Skips = "none"
     embedding: EmbeddingOrder = "cos-sin"
     embedders: Embedders = "shared"
@@ -76,11 +77,11 @@ class DiTConfig:
     qk_norm: QkNorm = "none"
     norm_eps: float = 1e-6
     mlp_norm_eps: float = 1e-6
-    context_channels: int = 0
-    recompute: bool = False
+    concat_channels: int = 0
+    gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("in_channels", "out_channels", "size", "patch", "depth", "width", "heads"):
+        for name in ("in_channels", "out_channels", "size", "patch", "depth", "hidden_size", "heads"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name} = {getattr(self, name)}: must be at least 1")
         for name, kinds in CHOICES.items():
@@ -91,10 +92,12 @@ class DiTConfig:
             below = self.size // self.patch * self.patch
             near = f"{below} or {below + self.patch}" if below else f"{self.patch}"
             raise RecipeError(f"size {self.size}: must be a multiple of the patch, {self.patch}; nearest {near}")
-        if self.width % self.heads or self.width % 4:
-            raise RecipeError(f"width = {self.width}: must be a multiple of the {self.heads} heads, and of 4")
-        if self.embedders == "per-block" and self.design != "adaln-zero":
-            raise RecipeError("embedders = 'per-block': only with design adaln-zero, which diffusers' folders have")
+        if self.hidden_size % self.heads or self.hidden_size % 4:
+            raise RecipeError(
+                f"hidden_size = {self.hidden_size}: must be a multiple of the {self.heads} heads, and of 4"
+            )
+        if self.embedders == "per-block" and self.block_type != "adaln-zero":
+            raise RecipeError("embedders = 'per-block': only with block_type adaln-zero, which diffusers' folders have")
 
     @property
     def side(self) -> int:
@@ -109,13 +112,13 @@ class DiTConfig:
     @property
     def vector_dim(self) -> int:
         """Width of a condition's vector."""
-        return self.tellers * self.width
+        return self.tellers * self.hidden_size
 
     @property
     def name(self) -> str | None:
         """The published name of this shape, if it has one, whatever the size of x."""
         for letter, shape in SIZES.items():
-            if shape == (self.depth, self.width, self.heads):
+            if shape == (self.depth, self.hidden_size, self.heads):
                 return f"dit-{letter}-{self.patch}"
         return None
 
@@ -131,7 +134,7 @@ def shape_of(name: str) -> dict[str, int]:
     if kind != "dit" or letter not in SIZES or not patch.isdecimal() or not int(patch):
         raise RecipeError(f"network name {name!r}: known are {', '.join(NAMES)}{did_you_mean(name, NAMES)}")
     depth, width, heads = SIZES[letter]
-    return {"depth": depth, "width": width, "heads": heads, "patch": int(patch)}
+    return {"depth": depth, "hidden_size": width, "heads": heads, "patch": int(patch)}
 
 
 def get_preset(name: str, *, size: int = 32, in_channels: int = 4, out_channels: int = 8) -> DiTConfig:
@@ -141,7 +144,9 @@ def get_preset(name: str, *, size: int = 32, in_channels: int = 4, out_channels:
         RecipeError: no such name; the nearest is named.
     """
     shape = shape_of(name)
-    return DiTConfig(in_channels, out_channels, size, shape["patch"], shape["depth"], shape["width"], shape["heads"])
+    return DiTConfig(
+        in_channels, out_channels, size, shape["patch"], shape["depth"], shape["hidden_size"], shape["heads"]
+    )
 
 
 def expand_preset(section: Mapping[str, Any]) -> dict[str, Any]:

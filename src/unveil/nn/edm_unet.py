@@ -57,13 +57,13 @@ class SongUNetConfig:
 
     Args:
         in_channels, out_channels: of x and of the result.
-        channels: width of the first convolution; levels have multiplier * channels.
-        multipliers: one per level, finest first.
-        blocks: residual blocks per level on the way down (one more on the way up).
+        model_channels: width of the first convolution; levels have multiplier * model_channels.
+        channel_mult: one per level, finest first.
+        num_res_blocks: residual blocks per level on the way down (one more on the way up).
         attention: rates of the levels with self-attention: after each block on the way down, the last on the way up.
         embedding: of the index: `positional` sinusoids, or random `fourier` frequencies (NCSN++, for log sigma).
-        noise_multiplier: width of that embedding, and of a condition's vector, in `channels`.
-        embedding_multiplier: width of what the blocks are told, in `channels`.
+        noise_multiplier: width of that embedding, and of a condition's vector, in `model_channels`.
+        embedding_multiplier: width of what the blocks are told, in `model_channels`.
         encoder: `standard`; `skip`: each level sees the smaller input; `residual`: and hands it on (NCSN++).
         decoder: `standard`; `skip`: each level adds its part to the output.
         combine: how a `skip` encoder joins the input: by `sum`, or `cat` beside the features.
@@ -73,7 +73,7 @@ class SongUNetConfig:
         branch_weight: of a sum of two branches.
         dropout: in residual blocks, in training.
         augment_dim: numbers that say how x was augmented in training; 0: none.
-        context_channels: channels of `condition.channels`, concatenated to x.
+        concat_channels: channels of `condition.channels`, concatenated to x.
 
     Raises:
         RecipeError: settings that do not fit together.
@@ -81,9 +81,9 @@ class SongUNetConfig:
 
     in_channels: int
     out_channels: int
-    channels: int = 128
-    multipliers: tuple[int, ...] = (2, 2, 2)
-    blocks: int = 4
+    model_channels: int = 128
+    channel_mult: tuple[int, ...] = (2, 2, 2)
+    num_res_blocks: int = 4
     attention: tuple[int, ...] = (2,)
     embedding: Embedding = "positional"
     noise_multiplier: int = 1
@@ -96,7 +96,7 @@ class SongUNetConfig:
     branch_weight: float = math.sqrt(0.5)
     dropout: float = 0.0
     augment_dim: int = 0
-    context_channels: int = 0
+    concat_channels: int = 0
 
     def __post_init__(self) -> None:
         _settle(self)
@@ -111,23 +111,23 @@ class SongUNetConfig:
     @property
     def rates(self) -> tuple[int, ...]:
         """How much smaller each level is than the first."""
-        return tuple(2**level for level in range(len(self.multipliers)))
+        return tuple(2**level for level in range(len(self.channel_mult)))
 
     @property
     def widths(self) -> tuple[int, ...]:
         """Channels of each level."""
-        return tuple(multiplier * self.channels for multiplier in self.multipliers)
+        return tuple(multiplier * self.model_channels for multiplier in self.channel_mult)
 
     @property
     def vector_dim(self) -> int:
         """Width of the index's embedding, and of a condition's vector."""
-        return self.noise_multiplier * self.channels
+        return self.noise_multiplier * self.model_channels
 
     @property
     def style(self) -> EDMBlockStyle:
         """What its blocks have in common."""
         return EDMBlockStyle(
-            self.embedding_multiplier * self.channels, "add", 1e-6, self.branch_weight, None, True, self.dropout,
+            self.embedding_multiplier * self.model_channels, "add", 1e-6, self.branch_weight, None, True, self.dropout,
             self.filter,
         )  # fmt: skip
 
@@ -138,15 +138,15 @@ class DhariwalUNetConfig:
 
     Args:
         in_channels, out_channels: of x and of the result.
-        channels: levels have multiplier * channels.
-        multipliers: one per level, finest first.
-        blocks: residual blocks per level on the way down (one more on the way up).
+        channels: levels have multiplier * model_channels.
+        channel_mult: one per level, finest first.
+        num_res_blocks: residual blocks per level on the way down (one more on the way up).
         attention: rates of the levels with self-attention after each block; the middle always has it.
         head_channels: channels of an attention head.
-        embedding_multiplier: width of the time embedding, and of a condition's vector, in `channels`.
+        embedding_multiplier: width of the time embedding, and of a condition's vector, in `model_channels`.
         dropout: in residual blocks, in training.
         augment_dim: numbers that say how x was augmented in training; 0: none.
-        context_channels: channels of `condition.channels`, concatenated to x.
+        concat_channels: channels of `condition.channels`, concatenated to x.
 
     Raises:
         RecipeError: settings that do not fit together.
@@ -154,15 +154,15 @@ class DhariwalUNetConfig:
 
     in_channels: int
     out_channels: int
-    channels: int = 192
-    multipliers: tuple[int, ...] = (1, 2, 3, 4)
-    blocks: int = 3
+    model_channels: int = 192
+    channel_mult: tuple[int, ...] = (1, 2, 3, 4)
+    num_res_blocks: int = 3
     attention: tuple[int, ...] = (2, 4, 8)
     head_channels: int = 64
     embedding_multiplier: int = 4
     dropout: float = 0.0
     augment_dim: int = 0
-    context_channels: int = 0
+    concat_channels: int = 0
 
     def __post_init__(self) -> None:
         _settle(self)
@@ -172,17 +172,17 @@ class DhariwalUNetConfig:
     @property
     def rates(self) -> tuple[int, ...]:
         """How much smaller each level is than the first."""
-        return tuple(2**level for level in range(len(self.multipliers)))
+        return tuple(2**level for level in range(len(self.channel_mult)))
 
     @property
     def widths(self) -> tuple[int, ...]:
         """Channels of each level."""
-        return tuple(multiplier * self.channels for multiplier in self.multipliers)
+        return tuple(multiplier * self.model_channels for multiplier in self.channel_mult)
 
     @property
     def vector_dim(self) -> int:
         """Width of the time embedding, and of a condition's vector."""
-        return self.embedding_multiplier * self.channels
+        return self.embedding_multiplier * self.model_channels
 
     @property
     def style(self) -> EDMBlockStyle:
@@ -192,13 +192,15 @@ class DhariwalUNetConfig:
 
 def _settle(config: SongUNetConfig | DhariwalUNetConfig) -> None:
     """Lists to tuples, and the checks that both networks share."""
-    for name in ("multipliers", "attention", *(("filter",) if getattr(config, "filter", None) else ())):
+    for name in ("channel_mult", "attention", *(("filter",) if getattr(config, "filter", None) else ())):
         object.__setattr__(config, name, tuple(getattr(config, name)))
-    for name in ("in_channels", "out_channels", "channels", "blocks", "embedding_multiplier"):
+    for name in ("in_channels", "out_channels", "model_channels", "num_res_blocks", "embedding_multiplier"):
         if getattr(config, name) < 1:
             raise RecipeError(f"{name} = {getattr(config, name)}: must be at least 1")
-    if not config.multipliers or min(config.multipliers) < 1:
-        raise RecipeError(f"multipliers {config.multipliers}: one per level is needed, each at least 1, such as (1, 2)")
+    if not config.channel_mult or min(config.channel_mult) < 1:
+        raise RecipeError(
+            f"channel_mult = {config.channel_mult}: one per level is needed, each at least 1, such as (1, 2)"
+        )
     if not 0 <= config.dropout < 1:
         raise RecipeError(f"dropout = {config.dropout}: must lie in [0, 1)")
     for rate in config.attention:
@@ -215,14 +217,14 @@ class SongUNet(nn.Module):
         self.config = config
         self.vector_dim = config.vector_dim
         self.multiple = config.rates[-1]  # of both sides of x
-        style, pictures = config.style, config.in_channels + config.context_channels
+        style, pictures = config.style, config.in_channels + config.concat_channels
         if config.embedding == "fourier":
             self.register_buffer("frequencies", FOURIER_SCALE * torch.randn(config.vector_dim // 2))
         self.map_1 = nn.Linear(config.vector_dim, style.vector)
         self.map_2 = nn.Linear(style.vector, style.vector)
         self.augment = nn.Linear(config.augment_dim, config.vector_dim, bias=False) if config.augment_dim else None
-        self.enter = nn.Conv2d(pictures, config.channels, 3, padding=1)
-        stack = [config.channels]
+        self.enter = nn.Conv2d(pictures, config.model_channels, 3, padding=1)
+        stack = [config.model_channels]
         self.down = self._way_down(pictures, stack)
         width = stack[-1]
         self.middle = nn.ModuleList([EDMBlock(width, width, style, attention=True), EDMBlock(width, width, style)])
@@ -285,7 +287,7 @@ class SongUNet(nn.Module):
                     side, pictures = InputResidual(pictures, width, style), width
                 stack.append(width)
             blocks: list[EDMBlock] = []
-            for _ in range(config.blocks):
+            for _ in range(config.num_res_blocks):
                 blocks.append(EDMBlock(stack[-1], out, style, attention=config.rates[level] in config.attention))
                 stack.append(out)
             levels.append(EDMDown(blocks, resample, side))
@@ -299,8 +301,8 @@ class SongUNet(nn.Module):
             out = config.widths[level]
             resample = None if level == last else self._resample(width, "up")
             blocks: list[EDMBlock] = []
-            for i in range(config.blocks + 1):
-                attention = i == config.blocks and config.rates[level] in config.attention
+            for i in range(config.num_res_blocks + 1):
+                attention = i == config.num_res_blocks and config.rates[level] in config.attention
                 blocks.append(EDMBlock(width + stack.pop(), out, style, attention=attention))
                 width = out
             side = OutputSkip(out, config.out_channels, style) if config.decoder == "skip" else None
@@ -322,17 +324,17 @@ class DhariwalUNet(nn.Module):
         self.multiple = config.rates[-1]  # of both sides of x
         style, last = config.style, len(config.widths) - 1
         attends = [rate in config.attention for rate in config.rates]
-        self.map_1 = nn.Linear(config.channels, config.vector_dim)
+        self.map_1 = nn.Linear(config.model_channels, config.vector_dim)
         self.map_2 = nn.Linear(config.vector_dim, config.vector_dim)
-        self.augment = nn.Linear(config.augment_dim, config.channels, bias=False) if config.augment_dim else None
+        self.augment = nn.Linear(config.augment_dim, config.model_channels, bias=False) if config.augment_dim else None
         stack = [config.widths[0]]
-        self.enter = nn.Conv2d(config.in_channels + config.context_channels, stack[0], 3, padding=1)
+        self.enter = nn.Conv2d(config.in_channels + config.concat_channels, stack[0], 3, padding=1)
         self.down = nn.ModuleList()
         for level, out in enumerate(config.widths):
             resample = EDMBlock(stack[-1], stack[-1], style, way="down") if level else None
             stack += [stack[-1]] if level else []
             blocks: list[EDMBlock] = []
-            for _ in range(config.blocks):
+            for _ in range(config.num_res_blocks):
                 blocks.append(EDMBlock(stack[-1], out, style, attention=attends[level]))
                 stack.append(out)
             self.down.append(EDMDown(blocks, resample))
@@ -342,7 +344,7 @@ class DhariwalUNet(nn.Module):
         for level in range(last, -1, -1):
             resample = None if level == last else EDMBlock(width, width, style, way="up")
             blocks = []
-            for _ in range(config.blocks + 1):
+            for _ in range(config.num_res_blocks + 1):
                 blocks.append(EDMBlock(width + stack.pop(), config.widths[level], style, attention=attends[level]))
                 width = config.widths[level]
             self.up.append(EDMUp(blocks, resample))
@@ -365,7 +367,7 @@ class DhariwalUNet(nn.Module):
         """
         condition = condition or Condition()
         x = _joined(x, condition, self.config)
-        waves = sinusoid(t, self.config.channels, "cos-sin").to(self.map_1.weight.dtype)
+        waves = sinusoid(t, self.config.model_channels, "cos-sin").to(self.map_1.weight.dtype)
         time = self.map_2(F.silu(self.map_1(embedded(waves, self.augment, augment))))
         if (vector := vector_of(condition, len(x), self.vector_dim)) is not None:
             time = time + vector.to(time)
@@ -389,4 +391,4 @@ def _joined(x: Tensor, condition: Condition, config: SongUNetConfig | DhariwalUN
     check_multiple(x, config.rates[-1])
     if condition.tokens is not None:
         raise ShapeError("condition.tokens: this network has no cross-attention; pass a vector or channels")
-    return with_context(x, condition, config.context_channels)
+    return with_context(x, condition, config.concat_channels)

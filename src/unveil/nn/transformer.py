@@ -151,7 +151,7 @@ class TransformerConfig:
     Attributes:
         source, target: words of the two vocabularies.
         depth: blocks of the encoder, and of the decoder where `decoder_depth` is None.
-        limit: tokens of the longest sequence.
+        max_length: tokens of the longest sequence.
     """
 
     source: int
@@ -165,7 +165,7 @@ class TransformerConfig:
     norm: NormPlace = "post"
     activation: Activation = "relu"
     tie: Tie = "none"
-    limit: int = 512
+    max_length: int = 512
 
     def __post_init__(self) -> None:
         """Raises RecipeError for a setting that cannot work."""
@@ -196,13 +196,13 @@ class Transformer(nn.Module):
         self.config = config
         self.words = None
         if config.tie != "all":
-            self.words = TokenEmbedding(config.source, config.width, limit=config.limit, dropout=config.dropout)
+            self.words = TokenEmbedding(config.source, config.width, limit=config.max_length, dropout=config.dropout)
         self.encoder = TransformerStack(config.depth, config.block)
         xavier_(self)
         depth = config.decoder_depth or config.depth
         tied = config.tie != "none"
         self.decoder = TransformerDecoder(
-            config.target, depth, config.block, limit=config.limit, context_width=config.width, tied=tied
+            config.target, depth, config.block, limit=config.max_length, context_width=config.width, tied=tied
         )
 
     def forward(self, source: Tensor, target: Tensor, *, mask: Tensor | None = None) -> Tensor:

@@ -47,8 +47,8 @@ class UNetEncoder(nn.Module):
         self.config = config
         self.vector_dim = config.vector_dim
         self.multiple = config.patch * config.rates[-1]  # of both sides of x
-        self.time = TimeEmbedding(config.channels, config.vector_dim, config.embedding)
-        inputs = (config.in_channels + config.context_channels) * config.patch**2
+        self.time = TimeEmbedding(config.model_channels, config.vector_dim, config.embedding)
+        inputs = (config.in_channels + config.concat_channels) * config.patch**2
         self.enter = nn.Conv2d(inputs, config.stem_channels or config.widths[0], 3, padding=1)
         self.down, self.stack_widths = down_blocks(config)
         self.middle = mid_block(config)
@@ -68,13 +68,13 @@ class UNetEncoder(nn.Module):
         if x.ndim != 4 or x.shape[1] != config.in_channels:
             raise ShapeError(f"x {tuple(x.shape)}: must be (B, {config.in_channels}, H, W)")
         check_multiple(x, self.multiple)
-        context = text_of(condition, config.context_width, len(x))
+        context = text_of(condition, config.cross_attention_dim, len(x))
         text = None if context is None else self._read(context)
         time = self.time(t)  # (B, D)
         if (vector := vector_of(condition, len(x), config.vector_dim)) is not None:
             time = time + vector.to(time)
         time = F.silu(time)  # every block takes it activated
-        x = with_context(x, condition, config.context_channels, config.context_size)
+        x = with_context(x, condition, config.concat_channels, config.context_size)
         h = self.enter(F.pixel_unshuffle(x, config.patch))
         stack = [h if hint is None else h + hint]
         h = stack[0]

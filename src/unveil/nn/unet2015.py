@@ -25,7 +25,7 @@ class UNet2015Config:
 
     Args:
         in_channels, out_channels: of x and of the result.
-        context_channels: of the picture in `condition.channels`, concatenated to x.
+        concat_channels: of the picture in `condition.channels`, concatenated to x.
         widths: channels of the stages, finest first; the size halves between them.
         groups: of every normalisation, a divisor of every width.
 
@@ -35,7 +35,7 @@ class UNet2015Config:
 
     in_channels: int
     out_channels: int
-    context_channels: int = 0
+    concat_channels: int = 0
     widths: tuple[int, ...] = (32, 64, 128)
     groups: int = 8
 
@@ -77,7 +77,7 @@ class UNet2015(nn.Module):
         self.multiple = 2 ** (len(config.widths) - 1)  # of both sides of x
         widths = config.widths
         self.time = TimeEmbedding(widths[0], config.vector_dim, "cos-sin")
-        inputs = [config.in_channels + config.context_channels, *widths]
+        inputs = [config.in_channels + config.concat_channels, *widths]
         self.down = nn.ModuleList(UNet2015Stage(a, b, config) for a, b in zip(inputs, widths, strict=False))
         coarse_to_fine = list(zip(widths[:0:-1], widths[-2::-1], strict=True))
         self.enlarge = nn.ModuleList(nn.ConvTranspose2d(a, b, 2, stride=2) for a, b in coarse_to_fine)
@@ -103,7 +103,7 @@ class UNet2015(nn.Module):
         if (vector := vector_of(condition, len(x), self.vector_dim)) is not None:
             time = time + vector.to(time)
         time = F.silu(time)  # (B, D)
-        h = with_context(x, condition, self.config.context_channels)
+        h = with_context(x, condition, self.config.concat_channels)
         stack: list[Tensor] = []
         for stage in self.down:
             h = stage(F.max_pool2d(h, 2) if stack else h, time)

@@ -18,11 +18,11 @@ class ResBlock(nn.Module):
 
     def __init__(self, width: int, out: int, config: UNetConfig, resample: nn.Module | None = None) -> None:
         super().__init__()
-        self.modulation, self.dropout = config.modulation, config.dropout
+        self.modulation, self.dropout = config.time_scale_shift, config.dropout
         self.norm_1 = group_norm(width, config.groups, config.norm_eps)
         self.resample = resample or nn.Identity()
         self.conv_1 = nn.Conv2d(width, out, 3, padding=1)
-        self.time = nn.Linear(config.vector_dim, out if config.modulation == "add" else 2 * out)
+        self.time = nn.Linear(config.vector_dim, out if config.time_scale_shift == "add" else 2 * out)
         self.norm_2 = group_norm(out, config.groups, config.norm_eps)
         self.conv_2 = zeroed(nn.Conv2d(out, out, 3, padding=1))
         self.skip = nn.Identity() if width == out else nn.Conv2d(width, out, 1)
@@ -131,7 +131,7 @@ def _attention(level: int, width: int, heads: int, config: UNetConfig) -> nn.Mod
             width,
             heads,
             depth=depth,
-            context_width=config.context_width,
+            context_width=config.cross_attention_dim,
             projection=config.projection,
             groups=config.groups,
         )
@@ -200,7 +200,7 @@ def down_blocks(config: UNetConfig) -> tuple[nn.ModuleList, list[int]]:
     stack, levels = [width], nn.ModuleList()
     for level, out in enumerate(config.widths):
         blocks, attention = [], []
-        for _ in range(config.blocks):
+        for _ in range(config.num_res_blocks):
             blocks.append(ResBlock(width, out, config))
             attention.append(_attention_at(level, out, config.heads, config))
             width = out
@@ -223,9 +223,9 @@ def up_blocks(config: UNetConfig, stack: Sequence[int]) -> nn.ModuleList:
     """The levels of the way up, the smallest first, given the widths of all that is on the stack."""
     heads = config.heads if config.heads_up is None else config.heads_up
     left, levels, width = list(stack), nn.ModuleList(), stack[-1]
-    for level in range(len(config.multipliers) - 1, -1, -1):
+    for level in range(len(config.channel_mult) - 1, -1, -1):
         out, blocks, attention = config.widths[level], [], []
-        for _ in range(config.blocks + 1):
+        for _ in range(config.num_res_blocks + 1):
             blocks.append(ResBlock(width + left.pop(), out, config))
             attention.append(_attention_at(level, out, heads, config))
             width = out

@@ -14,7 +14,7 @@ Modulation = Literal["add", "scale-shift"]
 Resampling = Literal["conv", "conv-asymmetric", "pool", "residual"]
 CHOICES = {
     "attention_order": AttentionOrder,
-    "modulation": Modulation,
+    "time_scale_shift": Modulation,
     "resample": Resampling,
     "embedding": EmbeddingOrder,
     "context_size": ContextSize,
@@ -29,14 +29,14 @@ class UNetConfig:
     Args:
         in_channels: channels of x.
         out_channels: channels of the result, twice those of x with learned variance.
-        channels: width of the sinusoid; levels have int(multiplier * channels).
-        multipliers: one per level, finest first; fractions allowed.
-        blocks: residual blocks per level on the way down (one more on the way up).
+        model_channels: width of the sinusoid; levels have int(multiplier * model_channels).
+        channel_mult: one per level, finest first; fractions allowed.
+        num_res_blocks: residual blocks per level on the way down (one more on the way up).
         attention: rates of the levels with self-attention after each block; the middle always has it.
         heads, heads_up, head_channels: heads on the way down and in the middle, on the way up (None: the same), and
             a width per head that overrides both counts.
         attention_order: `heads-first` in Improved DDPM and most of ADM ("legacy"), `qkv-first` in ADM's 64 px network.
-        modulation: how the time embedding enters: added before the second normalisation (DDPM), or as scale and
+        time_scale_shift: how the time embedding enters: added before the second normalisation (DDPM), or as scale and
             shift after it (Improved DDPM's default).
         resample: `conv` strided convolution, nearest + convolution; `conv-asymmetric` the same, padded at the end
             only (DDPM); `pool` average and nearest without weights; `residual` inside residual blocks (ADM).
@@ -44,11 +44,11 @@ class UNetConfig:
         norm_eps: 1e-6 for DDPM, 1e-5 for the others.
         groups: of every normalisation; channels in groups of one lose what was added per channel before.
         stem_channels: width of the first convolution; None: that of the first level.
-        context_channels: channels of `condition.channels`, concatenated to x.
+        concat_channels: channels of `condition.channels`, concatenated to x.
         context_size: `same` as x's, or `smaller`: enlarged bilinearly to x's size (super-resolution).
         transformer_depth: blocks of the spatial transformer that takes the place of self-attention, for each level,
             the last level's also in the middle; one number stands for all levels; 0, or none: plain self-attention.
-        context_width: of `condition.tokens`, which the spatial transformers read; None: they read nothing.
+        cross_attention_dim: of `condition.tokens`, which the spatial transformers read; None: they read nothing.
         projection: `conv` or `linear`, the layers around a spatial transformer's blocks: SD 1 has convolutions of one
             pixel, SD 2 linear layers.
         patch: side of the squares of pixels that become channels on entry (1: none) and pixels again at the end.
@@ -59,32 +59,32 @@ class UNetConfig:
 
     in_channels: int
     out_channels: int
-    channels: int
-    multipliers: tuple[float, ...]
-    blocks: int
+    model_channels: int
+    channel_mult: tuple[float, ...]
+    num_res_blocks: int
     attention: tuple[int, ...] = ()
     heads: int = 1
     heads_up: int | None = None
     head_channels: int | None = None
     attention_order: AttentionOrder = "qkv-first"
-    modulation: Modulation = "add"
+    time_scale_shift: Modulation = "add"
     resample: Resampling = "conv"
     embedding: EmbeddingOrder = "cos-sin"
     norm_eps: float = 1e-5
     groups: int = 32
     dropout: float = 0.0
     stem_channels: int | None = None
-    context_channels: int = 0
+    concat_channels: int = 0
     context_size: ContextSize = "same"
     patch: int = 1
     transformer_depth: tuple[int, ...] = ()
-    context_width: int | None = None
+    cross_attention_dim: int | None = None
     projection: Projection = "conv"
 
     def __post_init__(self) -> None:
-        for name in ("multipliers", "attention", "transformer_depth"):
+        for name in ("channel_mult", "attention", "transformer_depth"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name in ("in_channels", "out_channels", "channels", "blocks", "heads", "groups", "patch"):
+        for name in ("in_channels", "out_channels", "model_channels", "num_res_blocks", "heads", "groups", "patch"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name} = {getattr(self, name)}: must be at least 1")
         for name, kinds in CHOICES.items():
@@ -93,8 +93,8 @@ class UNetConfig:
                 raise RecipeError(f"{name} = {given!r}: must be one of {allowed}{did_you_mean(given, get_args(kinds))}")
         if not 0 <= self.dropout < 1:
             raise RecipeError(f"dropout = {self.dropout}: must lie in [0, 1)")
-        if not self.multipliers:
-            raise RecipeError("multipliers: none given; a U-Net needs one per level, for example [1, 2, 2]")
+        if not self.channel_mult:
+            raise RecipeError("channel_mult: none given; a U-Net needs one per level, for example [1, 2, 2]")
         for rate in self.attention:
             if rate not in self.rates:
                 allowed = ", ".join(map(str, self.rates))
@@ -102,31 +102,31 @@ class UNetConfig:
         self._check_transformers()
 
     def _check_transformers(self) -> None:
-        depths, levels = self.transformer_depth, len(self.multipliers)
+        depths, levels = self.transformer_depth, len(self.channel_mult)
         if len(depths) not in (0, 1, levels) or any(depth < 0 for depth in depths):
             raise RecipeError(
                 f"transformer_depth {list(depths)}: must be one number, or one for each of {levels} levels"
             )
-        if self.context_width is not None and (self.context_width < 1 or not any(depths)):
+        if self.cross_attention_dim is not None and (self.cross_attention_dim < 1 or not any(depths)):
             raise RecipeError(
-                f"context_width = {self.context_width}: the width of the tokens that spatial transformers read; "
-                "set transformer_depth, for example [1]"
+                f"cross_attention_dim = {self.cross_attention_dim}: the width of the tokens that spatial transformers "
+                "read; set transformer_depth, for example [1]"
             )
 
     @property
     def rates(self) -> tuple[int, ...]:
         """How much smaller each level is than the first."""
-        return tuple(2**level for level in range(len(self.multipliers)))
+        return tuple(2**level for level in range(len(self.channel_mult)))
 
     @property
     def widths(self) -> tuple[int, ...]:
         """Channels of each level."""
-        return tuple(int(multiplier * self.channels) for multiplier in self.multipliers)
+        return tuple(int(multiplier * self.model_channels) for multiplier in self.channel_mult)
 
     @property
     def vector_dim(self) -> int:
         """Width of the time embedding, and of a condition's vector."""
-        return 4 * self.channels
+        return 4 * self.model_channels
 
     def depth_of(self, level: int) -> int:
         """Blocks of a level's spatial transformers, 0 for plain self-attention; -1 is the middle."""

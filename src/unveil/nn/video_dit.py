@@ -96,15 +96,17 @@ class SpaceTimeBlock(nn.Module):
 
     def __init__(self, config: VideoDiTConfig) -> None:
         super().__init__()
-        width = config.width
+        width = config.hidden_size
         self.norm_1 = nn.LayerNorm(width, 1e-6, elementwise_affine=False)
         self.attention = Attention(width, config.heads, qk_norm=config.qk_norm)
         self.context = None
-        if config.context_width is not None:
+        if config.cross_attention_dim is not None:
             self.context_norm = nn.LayerNorm(width, 1e-6)
-            self.context = Attention(width, config.heads, context_width=config.context_width, qk_norm=config.qk_norm)
+            self.context = Attention(
+                width, config.heads, context_width=config.cross_attention_dim, qk_norm=config.qk_norm
+            )
         self.norm_2 = nn.LayerNorm(width, 1e-6, elementwise_affine=False)
-        self.mlp = Mlp(width, int(config.hidden * width), "gelu-tanh")
+        self.mlp = Mlp(width, int(config.mlp_ratio * width), "gelu-tanh")
         self.table = nn.Parameter(torch.zeros(6, width))
 
     def forward(self, h: Tensor, told: VideoBlockConditioning, number: int) -> Tensor:
@@ -136,11 +138,11 @@ class VideoDiT(nn.Module):
     def __init__(self, config: VideoDiTConfig) -> None:
         super().__init__()
         self.config = config
-        width, box = config.width, math.prod(config.patch)
+        width, box = config.hidden_size, math.prod(config.patch)
         self.vector_dim = width
         self.multiple = config.patch[1]
         self.patches = nn.Linear(config.in_channels * box, width)
-        self.where = nn.Linear(6 * config.waves, width) if config.waves else None
+        self.where = nn.Linear(6 * config.pos_fourier_dim, width) if config.pos_fourier_dim else None
         self.time = TimeEmbedding(WAVES, width, "cos-sin")
         self.modulation = nn.Linear(width, 6 * width)
         self.blocks = nn.ModuleList(SpaceTimeBlock(config) for _ in range(config.depth))
@@ -166,7 +168,9 @@ class VideoDiT(nn.Module):
         condition, rows = condition or Condition(), len(x)
         clips, grid = self._checked(x)
         laid = self._kept(("alone", grid, rows, x.device), lambda: self._alone(grid, rows))
-        waves = laid.waves[0] if condition.places is None else _waves(grid, condition.places, self.config.waves)
+        waves = (
+            laid.waves[0] if condition.places is None else _waves(grid, condition.places, self.config.pos_fourier_dim)
+        )
         h = self._tokens(clips, grid, waves)  # (B, F, S, C)
         rotary = laid.rotary if condition.places is None else self._rotary(_coordinates(grid, condition.places))
         vector = vector_of(condition, rows, self.vector_dim)
@@ -203,7 +207,7 @@ class VideoDiT(nn.Module):
         tokens, levels, which = [], [], []
         for number, (clip, grid) in enumerate(whole):
             places = None if condition.places is None else condition.places[number : number + 1]
-            waves = laid.waves[number] if places is None else _waves(grid, places, self.config.waves)
+            waves = laid.waves[number] if places is None else _waves(grid, places, self.config.pos_fourier_dim)
             tokens.append(self._tokens(clip, grid, waves)[0].flatten(0, 1))  # (N, C)
             level = self._levels(t[number][None], clips[number][None], grid)[0]  # (F or 1, S or 1)
             own_levels = torch.arange(sum(map(len, levels)), sum(map(len, levels)) + level.numel(), device=clip.device)
@@ -236,7 +240,7 @@ class VideoDiT(nn.Module):
     def denoise(self, h: Tensor, told: VideoBlockConditioning) -> Tensor:
         """Tokens (B, F, S, C) to those of the result (B, F, S, out_channels * box)."""
         for number, block in enumerate(self.blocks):
-            if self.config.recompute and self.training and torch.is_grad_enabled():
+            if self.config.gradient_checkpointing and self.training and torch.is_grad_enabled():
                 h = cast(Tensor, checkpoint(block, h, told, number, use_reentrant=False))
             else:
                 h = block(h, told, number)
@@ -301,16 +305,16 @@ class VideoDiT(nn.Module):
         if vector is not None:
             embedded = embedded + vector[:, None, None].to(embedded)
         embedded = nn.functional.silu(embedded)
-        width = self.config.width
+        width = self.config.hidden_size
         modulation, last = (layer(embedded).unflatten(3, (-1, width)) for layer in (self.modulation, self.last))
         return VideoBlockConditioning(modulation, last, rotary, together)
 
     def _with_text(self, told: VideoBlockConditioning, condition: Condition, clips: int) -> VideoBlockConditioning:
-        context = text_of(condition, self.config.context_width, clips)
+        context = text_of(condition, self.config.cross_attention_dim, clips)
         return told if context is None else replace(told, text=context.tokens, mask=context.mask)
 
     def _rotary(self, places: Tensor) -> Rotary:
-        return Rotary(places, self.config.width // self.config.heads, theta=self.config.theta)
+        return Rotary(places, self.config.hidden_size // self.config.heads, theta=self.config.rope_theta)
 
     def _kept(self, key: tuple[object, ...], made: Callable[[], _Laid]) -> _Laid:
         """What sizes alone decide, where the tokens are: made when it is first asked for, at every later call there."""
@@ -323,8 +327,8 @@ class VideoDiT(nn.Module):
         return self._laid[key]
 
     def _alone(self, grid: TokenGrid, rows: int) -> _Laid:
-        rotary, waves = self._rotary(_coordinates(grid, None)), [_waves(grid, None, self.config.waves)]
-        if self.config.pattern == "full" and not self.config.causal:
+        rotary, waves = self._rotary(_coordinates(grid, None)), [_waves(grid, None, self.config.pos_fourier_dim)]
+        if self.config.attention_pattern == "full" and not self.config.causal:
             return _Laid(rotary, [None] * self.config.depth, waves=waves)
         packing = Packing([grid.tokens] * rows, length=grid.tokens)
         return _Laid(rotary, self._together(packing, [grid] * rows), waves=waves)
@@ -332,15 +336,17 @@ class VideoDiT(nn.Module):
     def _in_rows(self, grids: Sequence[TokenGrid], length: int | None) -> _Laid:
         packing = Packing([grid.tokens for grid in grids], length=length)
         rotary = self._rotary(packing.pack([_coordinates(grid, None) for grid in grids]))
-        waves = [_waves(grid, None, self.config.waves) for grid in grids]
+        waves = [_waves(grid, None, self.config.pos_fourier_dim) for grid in grids]
         return _Laid(rotary, self._together(packing, grids), packing, waves)
 
     def _together(self, packing: Packing, grids: Sequence[TokenGrid]) -> Sequence[Packing | AttentionGroups]:
         config = self.config
-        if config.pattern == "full" and not config.causal:
+        if config.attention_pattern == "full" and not config.causal:
             return [packing] * config.depth
         kinds = [
-            AttentionGroups(packing, grids, config.pattern, parity, window=config.window, causal=config.causal)
+            AttentionGroups(
+                packing, grids, config.attention_pattern, parity, window=config.window, causal=config.causal
+            )
             for parity in range(2)
         ]
         return [kinds[number % 2] for number in range(config.depth)]

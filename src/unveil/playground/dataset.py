@@ -59,53 +59,54 @@ _ALL = _ACTION + MAX_OBJECTS * casting.PER_OBJECT
 class PlaygroundConfig:
     """Videos of things that move about, and other scenes. As it stands, the evaluation split.
 
-    smallest, largest: sides in pixels, 16 to 96, multiples of 8. aspect: the longer side over the shorter, at most;
+    min_size, max_size: sides in pixels, 16 to 96, multiples of 8. aspect: the longer side over the shorter, at most;
         1 to 2. Every size that fits occurs equally often.
     frames: lengths, each 1 (an image) to 33, equally often. A playground of images alone has items of rank 3.
     fps: 4, 8 or 16 frames per second, equally often.
     scenes: kinds of video, equally often among those that a video's size and length have room for.
     objects: numbers of objects in scene "objects", each 1 to 3, equally often. motions: motions of these objects.
-    patterned, occluded, panned: parts of the videos of scene "objects" that have a gradient or a checker behind, a bar
-        in front, or a moving camera, where there is room for it.
-    registers, languages: of captions, equally often. faults: of raw captions, a part of the usual ones; 0 to 1.
-    captions: a file of a captioner's captions of the videos to train on, by number, as `unveil caption` writes it.
-    share: of these, where a video has one.
-    count, held_out: videos of each part.
-    cut: "square" leaves of each video the square in its middle, as if the data had been cropped; captions, facts and
+    p_pattern, p_occluder, p_camera: parts of the videos of scene "objects" that have a gradient or a checker behind, a
+        bar in front, or a moving camera, where there is room for it.
+    caption_styles, languages: of captions, equally often. caption_error_rate: of raw captions, a part of the usual
+        ones; 0 to 1.
+    captions_file: a file of a captioner's captions of the videos to train on, by number, as `unveil caption` writes it.
+    synthetic_prob: of these, where a video has one.
+    count, num_val: videos of each part.
+    crop: "square" leaves of each video the square in its middle, as if the data had been cropped; captions, facts and
         tracks stay those of the whole video.
     """
 
-    smallest: int = 32
-    largest: int = 32
+    min_size: int = 32
+    max_size: int = 32
     aspect: float = 1.0
     frames: tuple[int, ...] = (16,)
     fps: tuple[int, ...] = (8,)
     scenes: tuple[Scene, ...] = ("objects",)
     objects: tuple[int, ...] = (1,)
     motions: tuple[Motion, ...] = TEN
-    patterned: float = 0.0
-    occluded: float = 0.0
-    panned: float = 0.0
-    registers: tuple[Register, ...] = caption_templates.REGISTERS
+    p_pattern: float = 0.0
+    p_occluder: float = 0.0
+    p_camera: float = 0.0
+    caption_styles: tuple[Register, ...] = caption_templates.REGISTERS
     languages: tuple[Language, ...] = ("en",)
-    faults: float = 1.0
-    captions: str | None = None
-    share: float = SHARE
+    caption_error_rate: float = 1.0
+    captions_file: str | None = None
+    synthetic_prob: float = SHARE
     count: int = 1_000_000
-    held_out: int = 1_000
+    num_val: int = 1_000
     seed: int = 0
-    cut: Cut = "none"
+    crop: Cut = "none"
     kind: Literal["playground"] = "playground"
 
     def __post_init__(self) -> None:
         """Raises RecipeError for a setting out of range."""
         low, high, step = SIDES_PX
-        for name, value in (("smallest", self.smallest), ("largest", self.largest)):
+        for name, value in (("min_size", self.min_size), ("max_size", self.max_size)):
             if not low <= value <= high or value % step:
                 close = min(max(round(value / step) * step, low), high)
                 raise RecipeError(f"{name} {value}: must be {low} to {high} by {step}; nearest: {close}")
-        if self.smallest > self.largest:
-            raise RecipeError(f"smallest {self.smallest}: must not be above largest {self.largest}")
+        if self.min_size > self.max_size:
+            raise RecipeError(f"min_size {self.min_size}: must not be above max_size {self.max_size}")
         if not 1 <= self.aspect <= 2:
             raise RecipeError(f"aspect {self.aspect}: the longer side over the shorter must be 1 to 2")
         self._check_lists()
@@ -116,20 +117,23 @@ class PlaygroundConfig:
                 f"frames {short[0]}: none of the motions {', '.join(self.motions)} can be seen in so few; "
                 f"the longest here are {longest}: leave the short ones out, or add 'still' or 'left'"
             )
-        if not self.fitting(VideoShape(self.smallest, self.smallest, min(self.frames), self.fps[0])):
+        if not self.fitting(VideoShape(self.min_size, self.min_size, min(self.frames), self.fps[0])):
             raise RecipeError(
-                f"scenes {', '.join(self.scenes)} with sides of {self.smallest} and {min(self.frames)} frames: they "
+                f"scenes {', '.join(self.scenes)} with sides of {self.min_size} and {min(self.frames)} frames: they "
                 f"take at least {MIN_SIDE} pixels and {MIN_FRAMES} frames; enlarge what is smaller, or add 'objects'"
             )
-        for name in ("patterned", "occluded", "panned"):
+        for name in ("p_pattern", "p_occluder", "p_camera"):
             if not 0 <= getattr(self, name) <= 1:
                 raise RecipeError(f"{name} {getattr(self, name)}: a part of the clips, must be 0 to 1")
-        if not 0 <= self.faults <= 1:
-            raise RecipeError(f"faults {self.faults}: a part of those that raw captions usually have, must be 0 to 1")
-        check_mix(self.share)
-        if self.count < 1 or self.held_out < 1 or self.seed < 0:
+        if not 0 <= self.caption_error_rate <= 1:
             raise RecipeError(
-                f"count {self.count}, held_out {self.held_out}, seed {self.seed}: must be at least 1, 1 and 0"
+                f"caption_error_rate {self.caption_error_rate}: a part of those that raw captions usually have, "
+                "must be 0 to 1"
+            )
+        check_mix(self.synthetic_prob)
+        if self.count < 1 or self.num_val < 1 or self.seed < 0:
+            raise RecipeError(
+                f"count {self.count}, num_val {self.num_val}, seed {self.seed}: must be at least 1, 1 and 0"
             )
 
     def _check_lists(self) -> None:
@@ -139,12 +143,12 @@ class PlaygroundConfig:
             "objects": range(1, MAX_OBJECTS + 1),
             "scenes": get_args(Scene),
             "motions": MOTIONS,
-            "registers": caption_templates.REGISTERS,
+            "caption_styles": caption_templates.REGISTERS,
             "languages": caption_templates.LANGUAGES,
         }
-        if self.cut not in get_args(Cut):
+        if self.crop not in get_args(Cut):
             raise RecipeError(
-                f"cut {self.cut!r}: must be {' or '.join(get_args(Cut))}{did_you_mean(self.cut, get_args(Cut))}"
+                f"crop {self.crop!r}: must be {' or '.join(get_args(Cut))}{did_you_mean(self.crop, get_args(Cut))}"
             )
         for name, choices in allowed.items():
             values = getattr(self, name)
@@ -162,7 +166,7 @@ class PlaygroundConfig:
     @property
     def sizes(self) -> list[tuple[int, int]]:
         """Every height and width that occurs."""
-        sides = range(self.smallest, self.largest + 1, SIDES_PX[2])
+        sides = range(self.min_size, self.max_size + 1, SIDES_PX[2])
         return [(high, wide) for high in sides for wide in sides if max(high, wide) <= self.aspect * min(high, wide)]
 
 
@@ -181,11 +185,11 @@ class Playground(Dataset[Item]):
         self.classes: list[str] | None = None
         self.first = HELD_OUT if part == "held-out" else 0
         self.flat = set(config.frames) == {1}
-        self.count = config.held_out if part == "held-out" else config.count
+        self.count = config.num_val if part == "held-out" else config.count
         self.synthetic_captions: dict[int, CaptionRecord] = {}
-        if part == "train" and config.captions is not None:
-            self.synthetic_captions = by_number(Path(config.captions).expanduser())
-            self._check_written(config.captions)
+        if part == "train" and config.captions_file is not None:
+            self.synthetic_captions = by_number(Path(config.captions_file).expanduser())
+            self._check_written(config.captions_file)
 
     def _check_written(self, file: str) -> None:
         """Raises RecipeError for captions of another world, whose videos had other captions of their own."""
@@ -213,7 +217,7 @@ class Playground(Dataset[Item]):
             pixels, tracks = group.render()
             for row, place in enumerate(group.places):
                 clip = pixels[row, :, 0] if self.flat else pixels[row]
-                clip = clip if self.config.cut == "none" else _square(clip)
+                clip = clip if self.config.crop == "none" else _square(clip)
                 items[place] = self._item(group, row, indices[place]) | {"pixels": clip, "track": tracks[row]}
         return items
 
@@ -224,7 +228,7 @@ class Playground(Dataset[Item]):
         frames, size = np.array(self.config.frames), np.array(self.config.sizes)
         lengths = frames[(draws[:, _LENGTH] * len(frames)).astype(np.int64)]
         sides = size[(draws[:, _SIZE] * len(size)).astype(np.int64)]
-        if self.config.cut == "square":
+        if self.config.crop == "square":
             sides = sides.min(1, keepdims=True).repeat(2, 1)
         return torch.from_numpy(np.column_stack([lengths, sides]).astype(np.int64))
 
@@ -238,12 +242,14 @@ class Playground(Dataset[Item]):
 
     def _item(self, group: _Group, row: int, index: int) -> Item:
         draws, facts = group.draws[row], group.scene.facts[row]
-        register = _pick(self.config.registers, draws[_REGISTER])
+        register = _pick(self.config.caption_styles, draws[_REGISTER])
         language = _pick(self.config.languages, draws[_LANGUAGE])
         caption_draws = draws[_CAPTION : _CAPTION + caption_templates.DRAWS].tolist()
-        caption = caption_templates.write_caption(facts, register, language, caption_draws, faults=self.config.faults)
+        caption = caption_templates.write_caption(
+            facts, register, language, caption_draws, faults=self.config.caption_error_rate
+        )
         written = self.synthetic_captions.get(index % self.count)
-        share, draw = self.config.share, float(draws[_WRITER])
+        share, draw = self.config.synthetic_prob, float(draws[_WRITER])
         return {
             **(
                 {"text": caption.text}
@@ -328,7 +334,7 @@ def _objects(config: PlaygroundConfig, part: Part, draws: Real, view: VideoShape
     hues = draws[:, _HUES:_ACTION].argsort(axis=1)[:, :most]  # no colour twice in a video
     action = draws[:, _ACTION : _ACTION + most * casting.PER_OBJECT]
     cast = casting.sample_objects(action, hues, wanted, view, config.motions, part=part)
-    shares = staging.SceneProbabilities(config.patterned, config.occluded, config.panned)
+    shares = staging.SceneProbabilities(config.p_pattern, config.p_occluder, config.p_camera)
     cast, stage = staging.set_up_scene(cast, draws[:, _STAGE:_HUES], view, shares)
 
     def film() -> tuple[Real, Real]:

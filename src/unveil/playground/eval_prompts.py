@@ -100,4 +100,4 @@ def _asked_of(prompt_set: PromptSet, count: int, frames: int) -> Playground:
     if prompt_set not in _ASKED:
         raise RecipeError(f"list {prompt_set!r}: must be one of {', '.join(_ASKED)}{did_you_mean(prompt_set, _ASKED)}")
     seed = _ASKED.index(prompt_set) + 1
-    return Playground(PlaygroundConfig(seed=seed, held_out=count, frames=(frames,)), "held-out")
+    return Playground(PlaygroundConfig(seed=seed, num_val=count, frames=(frames,)), "held-out")

@@ -39,7 +39,7 @@ _PER_OBJECT = 8 + 2 * _TRIES  # kind, size, radius, four for what is said, one i
 class ScenesConfig:
     """Scenes of one to `objects` shapes.
 
-    size: side in pixels, at least 16. count, held_out: scenes of each part; the parts share none.
+    size: side in pixels, at least 16. count, num_val: scenes of each part; the parts share none.
     objects: 1 to 8 (more than 3 large ones seldom fit: what does not fit is left out, never overlapped).
     state: adds "state", a float tensor to diffuse: boxes (slots, 5) as `boxes_to_state` makes them, or the
         mask as 6 channels of -1 and 1.
@@ -50,7 +50,7 @@ class ScenesConfig:
 
     size: int = 32
     count: int = 10_000
-    held_out: int = 1_000
+    num_val: int = 1_000
     seed: int = 0
     objects: int = 3
     state: Literal["none", "boxes", "mask"] = "none"
@@ -66,8 +66,8 @@ class ScenesConfig:
             raise RecipeError(f"objects {self.objects}: must be 1 to {len(COLOURS)}, one colour each")
         if self.state == "boxes" and self.slots < self.objects:
             raise RecipeError(f"slots {self.slots}: must hold all {self.objects} objects; raise slots")
-        if self.count < 1 or self.held_out < 1:
-            raise RecipeError(f"count {self.count}, held_out {self.held_out}: each part needs at least 1 scene")
+        if self.count < 1 or self.num_val < 1:
+            raise RecipeError(f"count {self.count}, num_val {self.num_val}: each part needs at least 1 scene")
         if self.seed < 0:
             raise RecipeError(f"seed {self.seed}: must not be negative")
 
@@ -85,7 +85,7 @@ class Scenes(Dataset[Item]):
         self.config = config
         self.classes = list(KINDS)
         self.first = HELD_OUT if part == "held-out" else 0
-        self.count = config.held_out if part == "held-out" else config.count
+        self.count = config.num_val if part == "held-out" else config.count
 
     def __len__(self) -> int:
         """Number of scenes."""

@@ -41,16 +41,16 @@ class TaskConfig:
     Attributes:
         tasks: in turn.
         symbols: letters that may come, the first ones of the alphabet.
-        shortest, longest: letters of a sequence, each length equally often.
-        count, held_out: pairs of each part.
+        min_length, max_length: letters of a sequence, each length equally often.
+        count, num_val: pairs of each part.
     """
 
     tasks: tuple[Task, ...] = ("copy", "reverse", "sort")
     symbols: int = 16
-    shortest: int = 1
-    longest: int = 12
+    min_length: int = 1
+    max_length: int = 12
     count: int = 40_000
-    held_out: int = 1_200
+    num_val: int = 1_200
     seed: int = 0
     kind: Literal["task"] = "task"
 
@@ -62,9 +62,11 @@ class TaskConfig:
                 raise RecipeError(f"task {task!r}: must be one of {', '.join(choices)}{did_you_mean(task, choices)}")
         if not self.tasks or not 2 <= self.symbols <= len(LETTERS):
             raise RecipeError(f"{len(self.tasks)} tasks, {self.symbols} symbols: at least 1 task, and 2 to 26 symbols")
-        if not 1 <= self.shortest <= self.longest <= _DRAWS - 1:
-            raise RecipeError(f"lengths {self.shortest} to {self.longest}: must be 1 to {_DRAWS - 1}, in this order")
-        _check_counts(self.count, self.held_out, self.seed)
+        if not 1 <= self.min_length <= self.max_length <= _DRAWS - 1:
+            raise RecipeError(
+                f"lengths {self.min_length} to {self.max_length}: must be 1 to {_DRAWS - 1}, in this order"
+            )
+        _check_counts(self.count, self.num_val, self.seed)
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class ScenePairsConfig:
 
     direction: Direction = "en-zh"
     count: int = 24_000
-    held_out: int = 1_000
+    num_val: int = 1_000
     seed: int = 0
     kind: Literal["scene-pairs"] = "scene-pairs"
 
@@ -92,7 +94,7 @@ class ScenePairsConfig:
                 f"direction {self.direction!r}: must be one of {', '.join(choices)}"
                 f"{did_you_mean(self.direction, choices)}"
             )
-        _check_counts(self.count, self.held_out, self.seed)
+        _check_counts(self.count, self.num_val, self.seed)
 
 
 @dataclass(frozen=True)
@@ -144,11 +146,11 @@ def open_pairs(config: SequenceConfig, part: Part = "train") -> Pairs:
 
 def _tasks(config: TaskConfig, part: Part) -> Iterator[Pair]:
     act: dict[str, Callable[[list[str]], list[str]]] = {"copy": list, "reverse": lambda x: x[::-1], "sort": sorted}
-    count = config.held_out if part == "held-out" else config.count
+    count = config.num_val if part == "held-out" else config.count
     for number, tries in _draws(config.seed, count, part):
         task = config.tasks[number % len(config.tasks)]
         for draws in tries:
-            length = config.shortest + int(draws[0] * (config.longest - config.shortest + 1))
+            length = config.min_length + int(draws[0] * (config.max_length - config.min_length + 1))
             letters = [LETTERS[int(draw * config.symbols)] for draw in draws[1 : length + 1]]
             source = " ".join([task, *letters])
             if is_held_out(source) == (part == "held-out"):
@@ -158,7 +160,7 @@ def _tasks(config: TaskConfig, part: Part) -> Iterator[Pair]:
 
 def _scene_pairs(config: ScenePairsConfig, part: Part) -> list[Pair]:
     pairs: dict[Pair, None] = {}
-    wanted = config.held_out if part == "held-out" else config.count
+    wanted = config.num_val if part == "held-out" else config.count
     for _, tries in _draws(config.seed, 20 * wanted, part):  # descriptions of one shape soon repeat themselves
         if len(pairs) == wanted:
             break

@@ -139,7 +139,7 @@ class NativeCaptioner:
         rate = torch.tensor([reel.rate for reel in reels], dtype=torch.float64)
         reading = _Words(network.start(x, rate))
         start = torch.full((len(reels), 1), BEGIN, device=device)
-        limit = network.config.limit - 1
+        limit = network.config.max_length - 1
         if self.how == "beam":
             power = self.length_power
             return beam(reading, start, end=END, limit=limit, beams=self.beams, length_power=power)

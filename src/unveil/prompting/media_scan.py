@@ -28,10 +28,10 @@ class ScanDefaults:
     """The settings of `index_folder` for a folder in which nothing is chosen; see `FolderConfig`."""
 
     path: str
-    text: str = "text"
-    label: str = "label"
-    synthetic: str = "caption"
-    captions: str | None = None
+    caption_column: str = "text"
+    label_column: str = "label"
+    synthetic_column: str = "caption"
+    captions_file: str | None = None
     labels: Literal["auto", "folders", "none"] = "none"
     classes: tuple[str, ...] | None = None
 

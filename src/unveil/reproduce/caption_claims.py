@@ -79,7 +79,7 @@ def _recaptioned(bench: ExperimentContext) -> ExperimentResults:
 def _arm(bench: ExperimentContext, name: str, seed: int, right: dict[int, float]) -> RecipeVariant:
     """An arm with this seed's captions; notes how much of what clips show its captioner tells right."""
     register, quick = "dense" if name == DENSE else "raw", bench.scale.quick
-    changes = f"'data.registers=[{register}]' data.count={bench.scale.pick(COUNT, QUICK_COUNT)}"
+    changes = f"'data.caption_styles=[{register}]' data.count={bench.scale.pick(COUNT, QUICK_COUNT)}"
     pace = bench.scale.pick(CLIPS, QUICK_CLIPS)
     plain = arm_of(bench, changes, pace)
     if name != OWN:
@@ -88,8 +88,8 @@ def _arm(bench: ExperimentContext, name: str, seed: int, right: dict[int, float]
     writer = 0 if quick else seed
     pictures, clips = (recaption(bench, one.read(quick), writer) for one in (plain.after, plain))
     right[seed] = clips.right
-    full, small = (f"{own} data.captions={pictures.file}" for own in (PICTURES, QUICK_PICTURES))
-    return arm_of(bench, changes, f"{pace} data.captions={clips.file}", pictures=(full, small))
+    full, small = (f"{own} data.captions_file={pictures.file}" for own in (PICTURES, QUICK_PICTURES))
+    return arm_of(bench, changes, f"{pace} data.captions_file={clips.file}", pictures=(full, small))
 
 
 # ---------------------------------------------------------------------- prompts that are expanded
@@ -134,7 +134,7 @@ def _wrong(
 ) -> tuple[float, Tensor]:
     """How many clips of a seed's prompts are not as asked, and the first of them."""
     count = bench.scale.pick(150, 2)
-    world = Playground(PlaygroundConfig(seed=SEED + seed, held_out=count), "held-out")
+    world = Playground(PlaygroundConfig(seed=SEED + seed, num_val=count), "held-out")
     asked = dataset_prompts(world, count, [register])
     raw, steps = {"prompt": [expand(one.text) for one in asked]}, 2 if bench.scale.quick else None
     with quietly():
@@ -146,8 +146,8 @@ def _wrong(
 # ---------------------------------------------------------------------- text encoders
 
 TEXT, NETWORK, BASE = "a larger text encoder", "a larger video network", "neither"
-LARGER = {BASE: "", TEXT: "condition.0.width=128 condition.0.depth=2", NETWORK: "network.width=120"}
-QUICK_LARGER = LARGER | {NETWORK: "network.width=36"}
+LARGER = {BASE: "", TEXT: "condition.0.width=128 condition.0.depth=2", NETWORK: "network.hidden_size=120"}
+QUICK_LARGER = LARGER | {NETWORK: "network.hidden_size=36"}
 
 
 def _encoders(bench: ExperimentContext) -> ExperimentResults:

@@ -27,11 +27,11 @@ FASHION = "Fashion-MNIST, 28 x 28, unconditional: 60,000 to train on, 10,000 hel
 RECIPE, BASE = "controlnet-edges", "ddpm-fashion"
 
 # Both have the recipes' settings but for these; the base is small, and knows no classes, whose outlines are alike
-NETWORK = "condition=[] network.channels=32 network.groups=8"
+NETWORK = "condition=[] network.model_channels=32 network.groups=8"
 BASE_PACE = "train.steps=700 train.sample_every=0"
 PACE = "train.steps=700"
-QUICK_NETWORK = "condition=[] network.channels=8 network.groups=4 network.attention=[]"
-QUICK_PACE = "train.steps=2 train.warmup=0 train.batch=4"
+QUICK_NETWORK = "condition=[] network.model_channels=8 network.groups=4 network.attention=[]"
+QUICK_PACE = "train.steps=2 train.warmup=0 train.batch_size=4"
 FACTOR = 1.5  # of the F1, which the claim asks for
 TOLERANCE = 1.0  # pixels
 SHOWN = 10

@@ -27,9 +27,9 @@ from unveil.tasks.task_spec import TaskSpec, input_to_unit, select_rows
 PAPER = "Diffusion Forcing, Chen et al. 2024 (arXiv:2407.01392), section 3.1"
 OWN, ONE, GIVEN = "a level for each frame", "one level for a clip", "frames given"
 WAYS = {
-    OWN: "objective.ways.none=0.5 objective.ways.own=0.5",
+    OWN: "objective.context_modes.none=0.5 objective.context_modes.independent=0.5",
     ONE: "",
-    GIVEN: "objective.ways.none=0.5 objective.ways.head=0.5",
+    GIVEN: "objective.context_modes.none=0.5 objective.context_modes.prefix=0.5",
 }
 AT_ONCE = 100  # clips
 KNOWN = 4  # frames of eight, which are given
@@ -100,7 +100,7 @@ def _forcing(bench: ExperimentContext) -> ExperimentResults:
 def _moving(bench: ExperimentContext, arm: RecipeVariant) -> RealVideos:
     """The first held-out clips of what moves."""
     count, world = bench.scale.pick(300, 12), held_out_videos(arm.read(bench.scale.quick))
-    told = dataset_prompts(world, 2 * count, world.config.registers)
+    told = dataset_prompts(world, 2 * count, world.config.caption_styles)
     chosen = [one for one in told if one.attributes["motion"] != "still"][:count]
     return RealVideos(
         stack_videos(world.__getitems__([one.video_index for one in chosen])), [one.text for one in chosen]

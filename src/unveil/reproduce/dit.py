@@ -50,9 +50,9 @@ SIT = "SiT: Scalable Interpolant Transformers, Ma et al. 2024 (arXiv:2401.08740)
 
 ZERO = "adaLN-Zero"
 DESIGNS = {
-    "in-context": RecipeVariant("dit-blocks", "network.design=in-context"),
-    "cross-attention": RecipeVariant("dit-blocks", "network.design=cross-attention"),
-    "adaLN": RecipeVariant("dit-blocks", "network.design=adaln"),
+    "in-context": RecipeVariant("dit-blocks", "network.block_type=in-context"),
+    "cross-attention": RecipeVariant("dit-blocks", "network.block_type=cross-attention"),
+    "adaLN": RecipeVariant("dit-blocks", "network.block_type=adaln"),
     ZERO: RecipeVariant("dit-blocks"),
 }
 _WHERE = "table 4, ImageNet 256 FID of XL/2 after 400,000 steps"
@@ -129,10 +129,10 @@ def _zero(bench: ExperimentContext) -> ExperimentResults:
 # ---------------------------------------------------------------------- size and patch
 
 SIZES = {
-    "S": "network.depth=3 network.width=48 network.heads=3",
-    "B": "network.depth=3 network.width=96 network.heads=6",
-    "L": "network.depth=6 network.width=128 network.heads=8",
-    "XL": "network.depth=7 network.width=144 network.heads=8",
+    "S": "network.depth=3 network.hidden_size=48 network.heads=3",
+    "B": "network.depth=3 network.hidden_size=96 network.heads=6",
+    "L": "network.depth=6 network.hidden_size=128 network.heads=8",
+    "XL": "network.depth=7 network.hidden_size=144 network.heads=8",
 }
 PATCHES = (4, 2, 1)  # half of the published 8, 4 and 2
 SHOWN = 3  # the sample, and so the class, of the grid

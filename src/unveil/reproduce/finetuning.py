@@ -63,7 +63,7 @@ def finetune(
         bench.spent(found.cpu_seconds, earlier=True)
         return made.eval()
     pictures = data.open(recipe.data.build())
-    keys, objective = list(made.conditioners), recipe.objective.build(recipe, made.process, recipe.train.batch)
+    keys, objective = list(made.conditioners), recipe.objective.build(recipe, made.process, recipe.train.batch_size)
     numbered = IndexedDataset(pictures, EpochShuffle(len(pictures), seed), recipe.key, keys)
 
     def loss_of(numbers: range, streams: SampleRNG, step: int) -> LossOutput:

@@ -12,7 +12,7 @@ from unveil.reproduce.variant import CLASSES
 
 BATCH, RATE = 128, 2e-3
 NETWORK = NoisyClassifierConfig(
-    1, CLASSES, 8, channels=16, multipliers=(1, 2), blocks=1, attention=(2,), head_channels=16, groups=8
+    1, CLASSES, 8, model_channels=16, channel_mult=(1, 2), num_res_blocks=1, attention=(2,), head_channels=16, groups=8
 )
 
 

@@ -92,7 +92,7 @@ def spent_on(recipe: AutoencoderRecipe) -> AutoencoderCost:
         channels, *size = codec.latent_shape(recipe.shape)
         encoding = multiply_adds(codec.encoder, (torch.empty(1, *recipe.shape),))
         decoding = multiply_adds(codec.decoder, (torch.empty(1, channels, *size),))
-    pictures = recipe.train.steps * recipe.train.batch
+    pictures = recipe.train.steps * recipe.train.batch_size
     return AutoencoderCost(float(BACKWARD * pictures * (encoding + decoding)), float(encoding))
 
 
@@ -119,7 +119,7 @@ def arms_of(bench: ExperimentContext, seed: int, folder: Path) -> dict[str, Late
 
 def _step(recipe: Recipe, encoding: float) -> float:
     """Multiply-adds of one step of training."""
-    return recipe.train.batch * (BACKWARD * cost_of(recipe) + encoding)
+    return recipe.train.batch_size * (BACKWARD * cost_of(recipe) + encoding)
 
 
 def _pixels(bench: ExperimentContext) -> ExperimentResults:

@@ -38,12 +38,12 @@ RECIPE, BASE = "lora-style", "dit-fashion"
 
 # Both have the recipes' settings but for these
 BASE_SEED = 0  # one base for all seeds, which are of the LoRA, the order of its pictures and all noise
-NETWORK = "network.depth=4 network.width=128 network.heads=2"
-BASE_PACE = "train.batch=64 train.steps=4000 train.sample_every=0"
+NETWORK = "network.depth=4 network.hidden_size=128 network.heads=2"
+BASE_PACE = "train.batch_size=64 train.steps=4000 train.sample_every=0"
 PACE = ""
-QUICK_NETWORK = "network.depth=1 network.width=32 network.heads=2"
-QUICK_BASE = "train.steps=60 train.warmup=0 train.batch=16 train.sample_every=0 train.ema=0.9"
-QUICK_PACE = "train.steps=2 train.warmup=0 train.batch=4"
+QUICK_NETWORK = "network.depth=1 network.hidden_size=32 network.heads=2"
+QUICK_BASE = "train.steps=60 train.warmup=0 train.batch_size=16 train.sample_every=0 train.ema_decay=0.9"
+QUICK_PACE = "train.steps=2 train.warmup=0 train.batch_size=4"
 
 SHARE = 0.5  # of the base's FID, which the claim asks for
 MISTAKES = 0.2  # share of samples that may be misread

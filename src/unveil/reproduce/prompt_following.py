@@ -24,7 +24,7 @@ WORLD = (
     "the playground, 16 x 16, 8 frames at 8 a second: one of five shapes in one of eight colours that stays or goes "
     "left, right, up or down; a tenth of the combinations is held out from training and asked for"
 )
-PICTURES = "'data.frames=[1]' 'shape=[3, 16, 16]' train.batch=128 train.steps=500"
+PICTURES = "'data.frames=[1]' 'shape=[3, 16, 16]' train.batch_size=128 train.steps=500"
 QUICK_PICTURES = "'data.frames=[1]' 'shape=[3, 16, 16]' train.steps=2"
 CLIPS, QUICK_CLIPS = "train.steps=600", "train.steps=3"
 TRAINED = (

@@ -99,8 +99,10 @@ def cost_of(recipe: Recipe) -> int:
     """Multiply-adds of the network for one picture, once."""
     with meta_device():
         network: Any = recipe.build_network()
-        read = [one.most + 2 for one in recipe.condition if isinstance(one, WordsSection)]  # with its begin and end
-        text = torch.empty(1, read[0], network.config.context_width) if read else None
+        read = [
+            one.max_length + 2 for one in recipe.condition if isinstance(one, WordsSection)
+        ]  # with its begin and end
+        text = torch.empty(1, read[0], network.config.cross_attention_dim) if read else None
         condition = Condition(vector=torch.empty(1, network.vector_dim), tokens=text) if recipe.condition else None
         return multiply_adds(network, (torch.empty(1, *recipe.latent_shape), torch.empty(1), condition))
 
@@ -124,7 +126,7 @@ def eval_prompts_of(model: Model, recipe: Recipe, count: int) -> Raw:
 def prompts_of(recipe: Recipe, count: int) -> list[EvalPrompt]:
     """The prompts of so many samples of a recipe of the playground."""
     world = held_out_videos(recipe)
-    return dataset_prompts(world, count, world.config.registers)
+    return dataset_prompts(world, count, world.config.caption_styles)
 
 
 def held_out_videos(recipe: Recipe) -> Playground:
@@ -231,7 +233,7 @@ def _facts(arm: RecipeVariant, recipe: Recipe, quick: bool) -> dict[str, Any]:
         "loop": LOOP,
         "recipe": {name: whole[name] for name in sorted(_PARTS | {"objective"})},
         "pace": train_schedule(recipe)._asdict(),
-        "flip": recipe.train.flip,
+        "flip": recipe.train.random_flip,
         "points": eval_steps(recipe),
         "start": {name: start[name] for name in ("network", "condition")},
         **after,
@@ -250,10 +252,10 @@ def _follow(
 
     keys, batching = list(model.conditioners), recipe.train.batching
     pictures, held_out = (data.open(recipe.data.build(), part) for part in ("train", "held-out"))
-    objective: Any = recipe.objective.build(recipe, model.process, recipe.train.batch)
+    objective: Any = recipe.objective.build(recipe, model.process, recipe.train.batch_size)
     objective = objective if batching is None else VariableSizeLoss(objective, batching)
     numbered = IndexedDataset(pictures, EpochShuffle(len(pictures), seed), recipe.key, keys, batching)
-    shown = range(min(recipe.train.batch, len(held_out)))  # as a run of the recipe does
+    shown = range(min(recipe.train.batch_size, len(held_out)))  # as a run of the recipe does
     judge = ValidationLoss(
         collate(list(shown), shown, [held_out[i] for i in shown], recipe.key, keys, batching), objective, 0, len(shown)
     )  # fmt: skip
@@ -262,7 +264,7 @@ def _follow(
 
     def loss_of(numbers: range, streams: SampleRNG, step: int) -> LossOutput:
         batch = numbered.__getitems__(list(numbers))
-        x0, condition = prepare(model, batch, streams, step, recipe.train.flip)
+        x0, condition = prepare(model, batch, streams, step, recipe.train.random_flip)
         loss = objective(model.denoiser, x0, condition, streams, step)
         objective.observe(model.process, loss.t, loss.per_sample)
         return loss

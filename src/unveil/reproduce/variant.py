@@ -137,7 +137,7 @@ def build(arm: Variant, budget: TrainBudget, seed: int) -> Denoiser:
     process, learns = _process(arm, budget), is_learned(arm.rule)
     groups = min(8, budget.channels // 2)
     config = UNetConfig(
-        1, 2 if learns else 1, budget.channels, (1, 2), 1, groups=groups, modulation=arm.modulation
+        1, 2 if learns else 1, budget.channels, (1, 2), 1, groups=groups, time_scale_shift=arm.modulation
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -42,11 +42,13 @@ LOSS = "loss on held-out clips, mean over levels"
 # ---------------------------------------------------------------------- sizes and compute
 
 SIZES = {
-    "S": "network.depth=2 network.width=48 network.heads=2",
-    "M": "network.depth=4 network.width=96 network.heads=3",
-    "L": "network.depth=6 network.width=160 network.heads=5",
+    "S": "network.depth=2 network.hidden_size=48 network.heads=2",
+    "M": "network.depth=4 network.hidden_size=96 network.heads=3",
+    "L": "network.depth=6 network.hidden_size=160 network.heads=5",
 }
-QUICK_SIZES = {name: f"network.width={width} network.heads=1" for name, width in (("S", 12), ("M", 18), ("L", 24))}
+QUICK_SIZES = {
+    name: f"network.hidden_size={width} network.heads=1" for name, width in (("S", 12), ("M", 18), ("L", 24))
+}
 MIDDLE = "M"
 PACE, QUICK_PACE = "train.steps=600 train.sample_every=200", "train.steps=3 train.sample_every=1"
 
@@ -114,7 +116,7 @@ def _spent(arm: RecipeVariant, steps: Sequence[int], quick: bool) -> list[float]
     """Multiply-adds of training until each of these steps."""
     assert arm.after is not None
     before, recipe = arm.after.read(quick), arm.read(quick)
-    first, each = (BACKWARD * one.train.batch * cost_of(one) for one in (before, recipe))
+    first, each = (BACKWARD * one.train.batch_size * cost_of(one) for one in (before, recipe))
     return [float(before.train.steps * first + step * each) for step in steps]
 
 
@@ -126,7 +128,7 @@ REGISTERS: dict[str, Register] = {DENSE: "dense", RAW: "raw"}
 
 def _captions(bench: ExperimentContext) -> ExperimentResults:
     pace = bench.scale.pick(CLIPS, QUICK_CLIPS)
-    arms = {name: arm_of(bench, f"'data.registers=[{own}]'", pace) for name, own in REGISTERS.items()}
+    arms = {name: arm_of(bench, f"'data.caption_styles=[{own}]'", pace) for name, own in REGISTERS.items()}
 
     def of(name: str, seed: int) -> PromptFollowingScores:
         return score_prompts_of(bench, arms[name], seed, REGISTERS[name])
@@ -156,10 +158,10 @@ def _captions(bench: ExperimentContext) -> ExperimentResults:
 # ---------------------------------------------------------------------- sizes of the data
 
 NATIVE, SQUARE = "native sizes", "square crops"
-ASPECTS = "data.smallest=16 data.largest=32 data.aspect=2 'data.frames=[{}]' train.batching=packed"
-CUTS = {NATIVE: "data.cut=none", SQUARE: "data.cut=square"}
+ASPECTS = "data.min_size=16 data.max_size=32 data.aspect=2 'data.frames=[{}]' train.batching=packed"
+CUTS = {NATIVE: "data.crop=none", SQUARE: "data.crop=square"}
 OF_ALL_SIZES = (
-    f"{ASPECTS.format(1)} 'shape=[3, 24, 24]' train.batch=64 train.steps=500",
+    f"{ASPECTS.format(1)} 'shape=[3, 24, 24]' train.batch_size=64 train.steps=500",
     f"{ASPECTS.format(1)} 'shape=[3, 24, 24]' train.steps=2",
 )
 OBLONG = ((8, 16, 32), (8, 32, 16))  # frames, height and width
@@ -176,7 +178,7 @@ class CropRate(NamedTuple):
 
 
 def _native(bench: ExperimentContext) -> ExperimentResults:
-    pace = f"{ASPECTS.format(8)} 'shape=[3, 8, 24, 24]' " + bench.scale.pick("train.batch=16 train.steps=600", "")
+    pace = f"{ASPECTS.format(8)} 'shape=[3, 8, 24, 24]' " + bench.scale.pick("train.batch_size=16 train.steps=600", "")
     arms = {name: arm_of(bench, cut, pace, pictures=OF_ALL_SIZES) for name, cut in CUTS.items()}
     found = {name: bench.each_seed(name, lambda seed, arm=arm: _framed(bench, arm, seed)) for name, arm in arms.items()}
     again = bench.each_placebo(NATIVE, lambda seed: _framed(bench, arms[NATIVE], seed))

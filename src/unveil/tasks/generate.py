@@ -16,8 +16,9 @@ from unveil.conditioning.class_label import Label
 from unveil.core import guidance
 from unveil.core.samplers.ancestral import Shift
 from unveil.io.images import to_pixels
-from unveil.model import Model
+from unveil.model import Model, model_identity
 from unveil.model.config import SampleConfig
+from unveil.model.migration import migrate_settings
 from unveil.tasks.size import check_size
 from unveil.tasks.task_spec import PLAIN, TaskSpec, hints
 from unveil.tasks.trajectory import Preview, TrajectoryRecorder
@@ -203,7 +204,7 @@ def repeat(
         if isinstance(problem, RecipeError):
             raise
         raise DataError(f"the picture's record lacks {problem}; it was not written by this program") from problem
-    if made_by != source.sha256:
+    if not model_identity.is_same(str(made_by), source.sha256):
         raise WeightsError(
             f"the picture was made by {facts['model'].get('name')!r} (sha256 {str(made_by)[:12]}...), "
             f"this is {source.name!r} ({source.sha256[:12]}...); give the model that made it"
@@ -235,7 +236,8 @@ def additions(model: Model) -> dict[str, Any]:
 
 def sampling_of(facts: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of sampling in a record, by the names of `SampleConfig.flat`."""
-    return {name: facts[name] for name in SampleConfig.names() if name in facts}
+    now = migrate_settings(facts)
+    return {name: now[name] for name in SampleConfig.names() if name in now}
 
 
 def versions() -> dict[str, str]:
@@ -302,7 +304,7 @@ def _drawn(model: Model, part: Request, edit: TaskSpec, here: slice, film: Traje
     shown = edit.shown(here)
     given = {key: values for key, values in part.given.items() if shift is None or key in model.conditioners}
     # what is shown stays where the rest of the condition is left away
-    away = {**shown, **part.negative} if part.negative or (shown and part.sampling["scale"] != 1) else None
+    away = {**shown, **part.negative} if part.negative or (shown and part.sampling["guidance_scale"] != 1) else None
     return model.generate(
         raw={**given, **hints(model, part.count, part.size), **shown},
         count=part.count,

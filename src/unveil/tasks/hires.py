@@ -147,7 +147,7 @@ def upscale_pass(model: Model, clips: Tensor, size: tuple[int, int], strength: f
 
 def without_guidance(request: Request) -> Request:
     """The request of a later pass: without guidance, since a window that has nothing of what is said stays so."""
-    return replace(request, size=None, negative={}, sampling={**request.sampling, "scale": 1.0})
+    return replace(request, size=None, negative={}, sampling={**request.sampling, "guidance_scale": 1.0})
 
 
 def downsample_conditioning(known: Knowing, size: tuple[int, int]) -> Knowing:

@@ -10,6 +10,7 @@ from typing import Any
 from unveil.io.images import EXIF, METADATA_KEY, UNICODE, USER_COMMENT
 from unveil.io.video.containers import HEAD, container_of
 from unveil.io.video.reader import Decoder
+from unveil.model.migration import migrate_settings
 from unveil.types import DataError, format_size
 
 MAX_TEXT = 1_000_000  # characters of a record that are read
@@ -83,7 +84,7 @@ def parameters(facts: Mapping[str, Any], size: Sequence[int]) -> str:
     shown = {
         "Steps": facts["steps"],
         "Sampler": facts["sampler"],
-        "CFG scale": facts["scale"],
+        "CFG scale": migrate_settings(facts)["guidance_scale"],
         "Seed": facts["seed"],
         "Sample": facts["sample"],
         "Size": format_size(size),

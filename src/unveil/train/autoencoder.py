@@ -64,7 +64,7 @@ class AuxModules(nn.Module):
     def __init__(self, loss: AutoencoderLossSection, shape: tuple[int, ...]) -> None:
         super().__init__()
         self.discriminator = None if loss.discriminator is None else loss.discriminator.build(shape)
-        self.log_scale = None if loss.log_scale is None else nn.Parameter(torch.tensor(loss.log_scale))
+        self.log_scale = None if loss.logvar_init is None else nn.Parameter(torch.tensor(loss.logvar_init))
 
 
 class AutoencoderLearner:
@@ -107,7 +107,9 @@ class AutoencoderLearner:
         self._taken: list[tuple[Tensor, Tensor]] = []  # of step `_at`, what was put on which entries
         self._at = -1
         own, weight, published = (
-            ("kl", loss.kl, PUBLISHED_KL) if isinstance(codec, AutoencoderKL) else ("codebook", loss.codebook, 1.0)
+            ("kl", loss.kl_weight, PUBLISHED_KL)
+            if isinstance(codec, AutoencoderKL)
+            else ("codebook", loss.codebook_weight, 1.0)
         )
         self._own = published if weight is None else weight
         self.logged = ("error", own, *(("perceptual",) if self.judge else ()))
@@ -354,7 +356,7 @@ def fit_autoencoder(
     """
     if (
         isinstance(codec, VQModel)
-        and (codec.config.learned == "ema" or codec.config.restart > 0)
+        and (codec.config.learned == "ema" or codec.config.restart_dead > 0)
         and int(os.environ.get("WORLD_SIZE", 1)) > 1
     ):
         raise RecipeError(

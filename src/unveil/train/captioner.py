@@ -53,11 +53,11 @@ def start(recipe: CaptionerRecipe, dataset: IndexableItems, device: torch.device
     base = None if recipe.base is None else load_captioner(recipe.base)
     before = () if base is None else base.words.tokens
     captions = [*all_captions(dataset, TEXT)]
-    words = Vocabulary.of(captions, recipe.words.unit, limit=recipe.words.limit, before=before)
+    words = Vocabulary.of(captions, recipe.words.unit, limit=recipe.words.vocab_size, before=before)
     if not words.tokens:
         raise RecipeError("the training captions hold no word; give items a text")
     config = recipe.network.build({"vocabulary": len(words)})
-    _refuse_long(max((len(words.encode(text)) for text in dict.fromkeys(captions)), default=0), config.limit)
+    _refuse_long(max((len(words.encode(text)) for text in dict.fromkeys(captions)), default=0), config.max_length)
     facts = {"decode": recipe.decode.model_dump(mode="json"), "size": list(shape_of(dataset, recipe.key)[-2:])}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)
@@ -95,7 +95,7 @@ def fit_captioner(
 def _refuse_long(words: int, limit: int) -> None:
     """Raises RecipeError for a caption of more words, with its end, than the network writes."""
     if words + 1 > limit:
-        raise RecipeError(f"network.limit = {limit}: a caption has {words + 1} words with its end; raise it")
+        raise RecipeError(f"network.max_length = {limit}: a caption has {words + 1} words with its end; raise it")
 
 
 def shape_of(dataset: IndexableItems, key: str) -> tuple[int, ...]:
@@ -139,7 +139,7 @@ class CaptionerLearner:
         """
         del streams, step
         if flip:
-            raise RecipeError("train.flip: a mirrored picture has another caption; set it to false")
+            raise RecipeError("train.random_flip: a mirrored picture has another caption; set it to false")
         return self.judged(self.model, batch)
 
     def judged(self, network: Captioner, batch: Batch) -> LossOutput:
@@ -166,7 +166,7 @@ class CaptionerLearner:
             RecipeError: one is longer than the network writes.
         """
         numbers = [[BEGIN, *self.words.encode(str(text)), END] for text in captions]
-        _refuse_long(max(map(len, numbers)) - 2, self.model.config.limit)
+        _refuse_long(max(map(len, numbers)) - 2, self.model.config.max_length)
         return padded(numbers)
 
     def observe(self, step: int, t: Tensor, per_sample: Tensor) -> None:

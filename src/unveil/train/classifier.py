@@ -41,12 +41,13 @@ class ClassifierConfig:
 
     Attributes:
         epochs: passes over the training part.
-        smoothing: probability taken from the true class and spread over all.
-        shift: pictures are moved by up to so many pixels either way.
-        turn: and turned by up to so many degrees either way.
-        zoom: and enlarged or reduced by up to this share.
-        sides: in pixels, of which each batch has one, for networks that will read other sizes; none: the pictures' own.
-        flip: and mirrored half of the time.
+        label_smoothing: probability taken from the true class and spread over all.
+        translate: pictures are moved by up to so many pixels either way.
+        degrees: and turned by up to so many degrees either way.
+        scale: and enlarged or reduced by up to this share.
+        sizes: sides in pixels, of which each batch has one, for networks that will read other sizes; none: the
+            pictures' own.
+        random_flip: and mirrored half of the time.
         precision: of products in training; what is reported is read in float32.
         process: whose levels a noisy classifier reads, each time equally often; None for clean pictures.
 
@@ -56,15 +57,15 @@ class ClassifierConfig:
 
     network: CnnConfig | ViTConfig | NoisyClassifierConfig
     epochs: int
-    batch: int = 128
+    batch_size: int = 128
     lr: float = 3e-3
     weight_decay: float = 0.05
-    smoothing: float = 0.0
-    shift: float = 0.0
-    turn: float = 0.0
-    zoom: float = 0.0
-    sides: tuple[int, ...] = ()
-    flip: bool = False
+    label_smoothing: float = 0.0
+    translate: float = 0.0
+    degrees: float = 0.0
+    scale: float = 0.0
+    sizes: tuple[int, ...] = ()
+    random_flip: bool = False
     precision: Literal["float32", "bf16"] = "float32"
     seed: int = 0
     process: Process | None = None
@@ -77,10 +78,10 @@ class ClassifierConfig:
                 if noisy
                 else "process: this classifier reads clean pictures; leave process away, or take a noisy-classifier"
             )
-        if self.sides and not isinstance(self.network, ViTConfig):
-            raise RecipeError("sides: only a vit reads pictures of several sizes; leave them away")
-        if isinstance(self.network, ViTConfig) and any(side < 1 or side % self.network.patch for side in self.sides):
-            raise RecipeError(f"sides {list(self.sides)}: each must be a multiple of the patch, {self.network.patch}")
+        if self.sizes and not isinstance(self.network, ViTConfig):
+            raise RecipeError("sizes: only a vit reads pictures of several sizes; leave them away")
+        if isinstance(self.network, ViTConfig) and any(side < 1 or side % self.network.patch for side in self.sizes):
+            raise RecipeError(f"sizes {list(self.sizes)}: each must be a multiple of the patch, {self.network.patch}")
 
 
 class ClassifierProgress(NamedTuple):
@@ -122,14 +123,16 @@ def train_classifier(
         NonFinite: the loss left the finite numbers.
     """
     train, test = _labelled(collect_images(dataset), config), _labelled(collect_images(held_out), config)
-    if len(train.pixels) < config.batch:
-        raise RecipeError(f"batch = {config.batch}: more than the {len(train.pixels)} training pictures; lower it")
+    if len(train.pixels) < config.batch_size:
+        raise RecipeError(
+            f"batch_size = {config.batch_size}: more than the {len(train.pixels)} training pictures; lower it"
+        )
     began, spent = time.perf_counter(), time.process_time()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         network = _fresh(config)
         optimiser = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-        steps = config.epochs * (len(train.pixels) // config.batch)
+        steps = config.epochs * (len(train.pixels) // config.batch_size)
         network.train()
         reads = _Noisy(network, config.process, config.seed) if config.process else _clean(network)
         for step, (pixels, labels) in enumerate(_batches(config, train), start=1):
@@ -137,7 +140,7 @@ def train_classifier(
                 group["lr"] = config.lr * _schedule(step / steps)
             with torch.autocast(pixels.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                 logits = reads(pixels, step)
-            loss = functional.cross_entropy(logits.float(), labels, label_smoothing=config.smoothing)
+            loss = functional.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
             if not math.isfinite(value := loss.item()):
                 raise NonFinite(f"step {step}: the loss is {value}; lower lr, now {config.lr}")
             optimiser.zero_grad()
@@ -192,7 +195,7 @@ def save_classifier(
         key: list(value) if isinstance(value, tuple) else value for key, value in asdict(config.network).items()
     }
     training = {key: value for key, value in vars(config).items() if key not in ("network", "process")}
-    training["sides"] = list(config.sides)
+    training["sizes"] = list(config.sizes)
     facts = {
         "name": name.removeprefix("classifier-"),
         "network": settings if kind == "cnn" else {"kind": kind, **settings},
@@ -283,7 +286,7 @@ def _batches(config: ClassifierConfig, train: ImageSet) -> Iterator[tuple[Tensor
     assert train.labels is not None
     for _ in range(config.epochs):
         order = torch.randperm(len(train.pixels))
-        for rows in order[: len(order) // config.batch * config.batch].split(config.batch):
+        for rows in order[: len(order) // config.batch_size * config.batch_size].split(config.batch_size):
             yield _augmented(train.pixels[rows], config), train.labels[rows]
 
 
@@ -293,17 +296,17 @@ def _augmented(pixels: Tensor, config: ClassifierConfig) -> Tensor:
     Where there are `sides`, the batch comes in one of them.
     """
     x = to_unit(pixels)
-    mirror = 1 - 2 * (torch.rand(len(x)) < 0.5).float() if config.flip else torch.ones(len(x))
-    if not (config.shift or config.turn or config.zoom or config.sides):
+    mirror = 1 - 2 * (torch.rand(len(x)) < 0.5).float() if config.random_flip else torch.ones(len(x))
+    if not (config.translate or config.degrees or config.scale or config.sizes):
         return torch.where(mirror[:, None, None, None] < 0, x.flip(-1), x)
-    angle = math.radians(config.turn) * (2 * torch.rand(len(x)) - 1)
-    move = config.shift * 2 / x.shape[-1] * (2 * torch.rand(len(x), 2, 1) - 1)  # 2 is the grid's whole width
+    angle = math.radians(config.degrees) * (2 * torch.rand(len(x)) - 1)
+    move = config.translate * 2 / x.shape[-1] * (2 * torch.rand(len(x), 2, 1) - 1)  # 2 is the grid's whole width
     turned = torch.stack([angle.cos() * mirror, -angle.sin(), angle.sin() * mirror, angle.cos()], 1).reshape(-1, 2, 2)
-    if config.zoom:
-        turned = turned * (1 + config.zoom) ** (2 * torch.rand(len(x), 1, 1) - 1)
+    if config.scale:
+        turned = turned * (1 + config.scale) ** (2 * torch.rand(len(x), 1, 1) - 1)
     size = list(x.shape)
-    if config.sides:
-        size[2:] = [config.sides[int(torch.randint(len(config.sides), ()))]] * 2
+    if config.sizes:
+        size[2:] = [config.sizes[int(torch.randint(len(config.sizes), ()))]] * 2
     grid = functional.affine_grid(torch.cat([turned, move], 2), size, align_corners=False)
     return functional.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
 

@@ -53,14 +53,14 @@ class TrainingData(LightningDataModule):
             self.first,
             config.steps,
             batch=self.steps,
-            parts=config.accumulate,
+            parts=config.grad_accum_steps,
             rank=trainer.global_rank,
             world=trainer.world_size,
         )
         return DataLoader(
             _Reading(self.numbered),
             batch_sampler=numbers,
-            num_workers=config.workers,
+            num_workers=config.num_workers,
             collate_fn=_as_is,
             worker_init_fn=ignore_in_worker,
             pin_memory=trainer.strategy.root_device.type == "cuda",

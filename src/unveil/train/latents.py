@@ -66,7 +66,7 @@ def encoder_of(model: Model) -> LatentEncoder:
     if not isinstance(codec, SupportsEncode) or not isinstance(codec, nn.Module):
         raise RecipeError(
             f"latents cannot be kept: the model's codec, {type(codec).__name__}, encodes nothing; "
-            "set train.latents: encode, or give the recipe a codec"
+            "set train.cache_latents: false, or give the recipe a codec"
         )
 
     def encode(pixels: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ def flip_variants(data: Tensor, mirrored: Tensor | None) -> Tensor:
     if data.shape[1] < 2:
         raise RecipeError(
             "flip: what is kept of the encoder is of the pictures as they are, and mirrored latents are not those of "
-            "mirrored pictures; keep them with mirrored=True, set flip: false, or train.latents: encode"
+            "mirrored pictures; keep them with mirrored=True, set random_flip: false, or train.cache_latents: false"
         )
     return data[torch.arange(len(data), device=data.device), mirrored.long().to(data.device)]
 

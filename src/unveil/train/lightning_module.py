@@ -105,7 +105,7 @@ class TrainingModule(LightningModule):
     ) -> None:
         super().__init__()
         self.learner = learner
-        self.steps: BatchPlan = steps or FixedBatch(config.batch)
+        self.steps: BatchPlan = steps or FixedBatch(config.batch_size)
         self.model: nn.Module = learner.model
         self.beside = learner.beside
         self.config = config
@@ -132,7 +132,7 @@ class TrainingModule(LightningModule):
         self.optimizer = AdamW(
             [{"params": group} for group in trained if group],
             lr=config.lr,
-            betas=config.betas,
+            betas=config.adam_betas,
             weight_decay=config.weight_decay,
             fused=self.scaler is None,  # with a scaler, the fused one would hide the true gradients from us
         )
@@ -140,14 +140,14 @@ class TrainingModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one part of the batch; every random number in it is keyed by step and example."""
-        part = batch_idx % self.config.accumulate
+        part = batch_idx % self.config.grad_accum_steps
         if part == 0:
             self.outcome = None
             self._passes.clear()
         # The global generator, which a network's dropout uses: a resumed run draws the same.
         _seed(hash_of(self.config.seed, self.step, part, self.global_rank) >> 1, self.device)
         streams = SampleRNG(self.config.seed, batch.numbers, device=self.device)
-        loss = self.learner.loss(batch, streams, self.step, self.config.flip)
+        loss = self.learner.loss(batch, streams, self.step, self.config.random_flip)
         share = self._share(batch.numbers)
         if share != 1:  # so that the mean over parts is that over all examples
             loss = loss._replace(value=loss.value * share)
@@ -189,10 +189,10 @@ class TrainingModule(LightningModule):
             fault = self._fault(found, max(norms, key=lambda norm: (not math.isfinite(norm), norm)))
             for parameter in (p for group in groups for p in group):
                 parameter.grad = None
-        elif self.config.clip:
+        elif self.config.grad_clip_norm:
             for group, norm in zip(gradients, norms, strict=True):
-                if norm > self.config.clip:
-                    torch._foreach_mul_(group, self.config.clip / norm)  # pyright: ignore[reportPrivateImportUsage]
+                if norm > self.config.grad_clip_norm:
+                    torch._foreach_mul_(group, self.config.grad_clip_norm / norm)  # pyright: ignore[reportPrivateImportUsage]
         rate = optimizer.param_groups[0]["lr"]
         self.outcome = StepOutput(
             self.step + 1, found.loss, rate, norms[0], found.numbers, found.t, found.per_sample, found.terms,
@@ -209,7 +209,7 @@ class TrainingModule(LightningModule):
 
     def start_average(self) -> None:
         """Makes the running average, once the model is on the device that it trains on."""
-        self.ema = Ema(self.model, self.config.ema)
+        self.ema = Ema(self.model, self.config.ema_decay)
 
     @property
     def scaler(self) -> Any | None:
@@ -241,7 +241,7 @@ class TrainingModule(LightningModule):
 
     def _share(self, numbers: list[int]) -> float:
         """How many examples a part of the step has, in multiples of the mean part's."""
-        parts = self.config.accumulate * self._world
+        parts = self.config.grad_accum_steps * self._world
         return 1.0 if parts == 1 else len(numbers) * parts / len(self.steps.examples(self.step))
 
     def _longest(self) -> int:

@@ -21,21 +21,21 @@ import yaml
 
 from unveil.io.files import write_atomically
 from unveil.io.provenance import command, commit
-from unveil.model import checkpoint_store
+from unveil.model import checkpoint_store, migration
 from unveil.model.config import read_yaml
 from unveil.train.metrics_logger import log
 from unveil.types import OutputError, RecipeError, WeightsError
 
 # What may differ between two starts of one run: none of it changes a number, but two of them within rounding.
-FREE = {"train.workers", "train.save_every", "train.sample_every", "train.validate_every", "train.max_minutes"}
+FREE = {"train.num_workers", "train.save_every", "train.sample_every", "train.validate_every", "train.max_minutes"}
 FREE |= {
-    "train.latents",
+    "train.cache_latents",
     "train.compile",
     "train.nonfinite_limit",
     "expected",
     "command",
     "claim",
-    "paper",
+    "reference",
     "evaluate",
     "sample",
 }
@@ -137,7 +137,7 @@ class RunFolder:
                         f"{self.path}: holds {name} but no recipe.yaml, and is no run; choose another folder"
                     )
             return
-        before = _leaves(read_yaml(path.read_text("utf-8"), str(path)))
+        before = _leaves(migration.migrate(read_yaml(path.read_text("utf-8"), str(path))))
         now = _leaves(read_yaml(yaml.safe_dump(dict(asked)), "the recipe"))
         changed = [
             key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key) and not _free(key)

@@ -61,9 +61,11 @@ def train_sequence(
     examples = _encoded(pairs.pairs, source, target, network)
     held_out = _held_out(recipe, config)  # before hours that would be lost with it
     for pair in (pair for own in held_out.values() for pair in own):
-        if not 1 <= len(source.encode(pair.source)) < network.limit:
+        if not 1 <= len(source.encode(pair.source)) < network.max_length:
             told = f"{pair.source[:60]!r} has {len(source.encode(pair.source))} tokens"
-            raise RecipeError(f"network.limit = {network.limit}: the held-out {told}; raise it, or mend the text")
+            raise RecipeError(
+                f"network.max_length = {network.max_length}: the held-out {told}; raise it, or mend the text"
+            )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)
         transformer = Transformer(network).train()
@@ -81,11 +83,11 @@ def vocabularies(pairs: Sequence[Pair], config: TokensConfig) -> tuple[Vocabular
     """Those of sources and of targets; the same one twice where they share."""
     sources, targets = ([pair[side] for pair in pairs] for side in (0, 1))
     if config.shared:
-        both = Vocabulary.of([*sources, *targets], config.source, limit=config.limit)
+        both = Vocabulary.of([*sources, *targets], config.source, limit=config.vocab_size)
         return both, both
     return (
-        Vocabulary.of(sources, config.source, limit=config.limit),
-        Vocabulary.of(targets, config.target, limit=config.limit),
+        Vocabulary.of(sources, config.source, limit=config.vocab_size),
+        Vocabulary.of(targets, config.target, limit=config.vocab_size),
     )
 
 
@@ -99,8 +101,10 @@ def _encoded(
 ) -> list[_Example]:
     examples = [_Example([*source.encode(a), END], [BEGIN, *target.encode(b), END]) for a, b in pairs]
     longest = max(max(len(one.source), len(one.target) - 1) for one in examples)
-    if longest > network.limit:
-        raise RecipeError(f"network.limit = {network.limit}: the longest training text has {longest} tokens; raise it")
+    if longest > network.max_length:
+        raise RecipeError(
+            f"network.max_length = {network.max_length}: the longest training text has {longest} tokens; raise it"
+        )
     return examples
 
 
@@ -112,22 +116,27 @@ def _fit(
 ) -> None:
     began = time.perf_counter()
     optimiser = torch.optim.AdamW(
-        network.parameters(), lr=config.lr, betas=config.betas, eps=1e-9, weight_decay=config.weight_decay, fused=True
+        network.parameters(),
+        lr=config.lr,
+        betas=config.adam_betas,
+        eps=1e-9,
+        weight_decay=config.weight_decay,
+        fused=True,
     )
     falling = lr_schedule.inverse_sqrt(warmup=config.warmup)
-    if config.decay == "cosine":
+    if config.lr_schedule == "cosine":
         falling = lr_schedule.cosine(config.steps, warmup=config.warmup)
-    for step, (source, target) in zip(range(1, config.steps + 1), _batches(examples, config.batch), strict=False):
+    for step, (source, target) in zip(range(1, config.steps + 1), _batches(examples, config.batch_size), strict=False):
         for group in optimiser.param_groups:
             group["lr"] = config.lr * falling(step - 1)
         logits = network(source, target[:, :-1], mask=source != PADDING)
-        loss = token_loss(logits, target[:, 1:], smoothing=config.smoothing, padding=PADDING)
+        loss = token_loss(logits, target[:, 1:], smoothing=config.label_smoothing, padding=PADDING)
         if not math.isfinite(value := loss.item()):
             raise NonFinite(f"step {step}: the loss is {value}; lower train.lr, now {config.lr}")
         optimiser.zero_grad()
         loss.backward()
-        if config.clip:
-            torch.nn.utils.clip_grad_norm_(network.parameters(), config.clip)
+        if config.grad_clip_norm:
+            torch.nn.utils.clip_grad_norm_(network.parameters(), config.grad_clip_norm)
         optimiser.step()
         if on_progress:
             on_progress(ClassifierProgress(step, config.steps, value, time.perf_counter() - began))
@@ -151,7 +160,7 @@ def _held_out(recipe: SequenceRecipe, config: Any) -> dict[str, Sequence[Pair]]:
     sets: dict[str, Sequence[Pair]] = {"all": open_pairs(config, "held-out").pairs[: recipe.evaluate.count]}
     for length in recipe.evaluate.longer:
         assert isinstance(config, TaskConfig)
-        longer = replace(config, shortest=length, longest=length, held_out=len(sets["all"]))
+        longer = replace(config, min_length=length, max_length=length, num_val=len(sets["all"]))
         sets[f"length {length}"] = open_pairs(longer, "held-out").pairs
     return sets
 
@@ -162,7 +171,7 @@ def _judged(
     config = recipe.data.build()
     tasks = config.tasks if isinstance(config, TaskConfig) else ()
     found = {"greedy": _shares(model, sets, tasks, recipe.decode.model_copy(update={"beams": 1}))}
-    if recipe.decode.beams > 1:
+    if recipe.decode.num_beams > 1:
         found["beam"] = _shares(model, sets, tasks, recipe.decode)
     return found
 
@@ -173,7 +182,7 @@ def _shares(
     """The share written exactly of each set, and of each task in it."""
     found: dict[str, float] = {}
     for name, pairs in sets.items():
-        right = exact_match(model, pairs, beams=decode.beams, length_power=decode.length_power)
+        right = exact_match(model, pairs, beams=decode.num_beams, length_power=decode.length_penalty)
         found[name] = sum(right) / len(right)
         for task in tasks:
             own = [one for one, pair in zip(right, pairs, strict=True) if pair.source.split()[0] == task]

@@ -30,7 +30,7 @@ def sizes_of(items: IndexableItems) -> Tensor:
     if not isinstance(items, SupportsSizes):
         raise RecipeError(
             f"train.tokens: {type(items).__name__} does not tell the sizes of its items without reading them; "
-            "give a number of examples, train.batch, instead"
+            "give a number of examples, train.batch_size, instead"
         )
     return items.sizes()
 

@@ -154,7 +154,7 @@ class _Job:
             from unveil.train.lightning_module import TrainingModule
             from unveil.train.state import TrainingState
 
-            rate = lr_schedule.linear(config.steps, warmup=config.warmup, decay=config.decay)
+            rate = lr_schedule.linear(config.steps, warmup=config.warmup, decay=config.lr_decay_ratio)
             module = TrainingModule(learner, config, rate, stop, self.steps)
             watch = TrainingCallback(self.folder, config, stop, self.dataset)
             if newest is not None:
@@ -188,8 +188,10 @@ class _Job:
         """Chooses what the run shows as it goes: held-out items, and samples where they are pictures."""
         config, held_out = self.config, self.held_out
         if held_out is not None and len(held_out):
-            at_once = config.batch // (self.world * config.accumulate)
-            watch.held_out = self.learner.held_out(held_out, at_once, min(len(held_out), config.batch), config.seed)
+            at_once = config.batch_size // (self.world * config.grad_accum_steps)
+            watch.held_out = self.learner.held_out(
+                held_out, at_once, min(len(held_out), config.batch_size), config.seed
+            )
         items = held_out if held_out is not None and len(held_out) else self.dataset
         if (drawn := self.learner.samples(items, config.seed, stop)) is not None:
             watch.samples, watch.columns = drawn
@@ -219,9 +221,9 @@ def _run(trainer: Trainer, module: TrainingModule, data: TrainingData, watch: Tr
     try:
         trainer.fit(module, datamodule=data)
     except torch.OutOfMemoryError as problem:
-        more = 2 * module.config.accumulate
+        more = 2 * module.config.grad_accum_steps
         raise OutOfResources(
-            f"out of memory ({problem}); set train.accumulate to {more}: the same batch in smaller parts"
+            f"out of memory ({problem}); set train.grad_accum_steps to {more}: the same batch in smaller parts"
         ) from problem
     except SystemExit:  # Lightning's own answer to a SIGTERM that came before our handler was back in place
         if watch.ended is None:
@@ -248,7 +250,7 @@ def _trainer(config: TrainConfig, precision: str, learner: Learner, watch: Train
         precision=precision,  # type: ignore[arg-type]  # one of Lightning's names
         max_steps=steps,
         max_epochs=1,
-        accumulate_grad_batches=config.accumulate,
+        accumulate_grad_batches=config.grad_accum_steps,
         callbacks=[watch],
         default_root_dir=watch.folder.path,
         # what Lightning would do by itself and we do: logging, checkpoints, the bar, the order of the data
@@ -296,18 +298,18 @@ def _quiet_lightning() -> Iterator[None]:
 
 def _steps(config: TrainConfig, lengths: torch.Tensor | None, items: int, world: int) -> BatchPlan:
     """Which examples each step takes, all of whose parts have some."""
-    parts = world * config.accumulate
+    parts = world * config.grad_accum_steps
     if config.tokens is not None and lengths is not None:
         budget = TokenBudget(EpochShuffle(items, config.seed), lengths, config.tokens)
         budget.split(parts)
         return budget
-    if config.batch % parts:
-        near = max(round(config.batch / parts), 1) * parts
+    if config.batch_size % parts:
+        near = max(round(config.batch_size / parts), 1) * parts
         raise RecipeError(
-            f"train.batch = {config.batch}: must be a multiple of {world} processes x accumulate {config.accumulate}; "
-            f"nearest: {near}"
+            f"train.batch_size = {config.batch_size}: must be a multiple of {world} processes x "
+            f"grad_accum_steps {config.grad_accum_steps}; nearest: {near}"
         )
-    return FixedBatch(config.batch)
+    return FixedBatch(config.batch_size)
 
 
 def _key_of(model: Model | Denoiser) -> str:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,7 @@ KNOWN = {**NETWORKS, **CLIP_NETWORKS}  # class -> adapter
 class ProcessSettings(Section):
     """A process, as a section of a recipe."""
 
+    former: ClassVar[str] = "recipe"
     process: ProcessSection
 
 

@@ -78,7 +78,7 @@ def flux(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     told = [ScalarCondition((GUIDANCE,), network.pooled, key="guidance")] if network.beside else []
     sample: dict[str, Any] = {"steps": 28 if network.beside else 4}
     if scheduler.size_shift is None:  # its pipeline spaces the levels evenly itself, whatever the scheduler would do
-        sample["grid"] = "uniform"
+        sample["schedule"] = "uniform"
     return assemble_model(folder, network, scheduler, codec, _shape(codec, FLUX_LATENTS), (prompt, *told), sample)
 
 

@@ -91,7 +91,7 @@ def write(model: Model, path: Path) -> int:
             f"a {type(network).__name__} over {type(codec).__name__} with {len(texts)}"
         )
     scheduler = settings_of(model.config, SPACING)
-    kind = INPAINT if network.config.context_channels else PLAIN
+    kind = INPAINT if network.config.concat_channels else PLAIN
     index: dict[str, Any] = {
         "_class_name": kind,
         **{name: [None, None] for name in BESIDE[:2]},

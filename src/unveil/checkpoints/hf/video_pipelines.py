@@ -80,7 +80,7 @@ def cogvideox(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     frames = 1 + -(-(int(said.sample_frames) - 1) // codec.step) * codec.step
     shape = (3, frames, int(said.sample_height) * unit, int(said.sample_width) * unit)
     prompt = _prompt(folder, dtype, "text", int(said.max_text_seq_length or COG_TOKENS))
-    sample = {"steps": 50, "guidance": {"scale": 6.0}, "clip": "none"}
+    sample = {"steps": 50, "guidance": {"scale": 6.0}, "threshold": "none"}
     return assemble_model(folder, network, scheduler_of(folder), codec, shape, (prompt,), sample)
 
 
@@ -100,7 +100,7 @@ def hunyuan(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     told = [ScalarCondition((GUIDANCE,), network.pooled, key="guidance")] if network.beside else []
     prompt = read_prompts(folder.path / PROMPTS, beside=network.beside)
     # its pipeline spaces the levels evenly itself
-    sample = {"steps": 50, "grid": "uniform"}
+    sample = {"steps": 50, "schedule": "uniform"}
     return assemble_model(folder, network, scheduler_of(folder), codec, (3, *HUNYUAN_SIZE), (prompt, *told), sample)
 
 

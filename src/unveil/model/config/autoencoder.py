@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -76,20 +76,20 @@ class AutoencoderLossSection(Section):
         distance: of pixels.
         perceptual: beside it.
         discriminator: beside both.
-        kl: weight of the divergence of a kl codec, summed over a picture's latents, over the picture's values;
+        kl_weight: weight of the divergence of a kl codec, summed over a picture's latents, over the picture's values;
             None: 1e-6, as published.
-        codebook: weight of a vq codec's own loss; None: 1.
+        codebook_weight: weight of a vq codec's own loss; None: 1.
         latent_noise: deviation of noise that is added to the latents, in units of the batch's own deviation.
-        log_scale: where the learned scale of the error begins; None: the scale is 1.
+        logvar_init: where the learned scale of the error begins; None: the scale is 1.
     """
 
     distance: Literal["l1", "l2"] = "l1"
     perceptual: PerceptualSection | None = None
     discriminator: DiscriminatorSection | None = None
-    kl: Weight | None = None
-    codebook: Weight | None = None
+    kl_weight: Weight | None = None
+    codebook_weight: Weight | None = None
     latent_noise: Weight = 0.0
-    log_scale: float | None = None
+    logvar_init: float | None = None
 
 
 class ReconstructionConfig(Section):
@@ -114,6 +114,7 @@ class AutoencoderConfig(Section):
         shape: of one picture, (C, H, W), or clip, (C, T, H, W).
     """
 
+    former: ClassVar[str] = "recipe"
     kind: Literal["autoencoder"] = "autoencoder"
     shape: Annotated[tuple[Positive, ...], Field(min_length=3, max_length=4)]
     codec: LearnedSection
@@ -152,10 +153,14 @@ def check_lengths(codec: Any, frames: int, lengths: LengthsSection) -> None:
 
 def check_loss(shape: Sequence[int], codec: Any, loss: AutoencoderLossSection, train: TrainConfig) -> None:
     """Raises RecipeError where a loss does not fit its codec, pictures or number of steps."""
-    if codec.kind == "vq" and loss.kl is not None:
-        raise RecipeError("loss.kl: a vq codec has no distribution of latents; leave it away, or take loss.codebook")
-    if codec.kind != "vq" and loss.codebook is not None:
-        raise RecipeError(f"loss.codebook: a {codec.kind} codec has no codebook; leave it away, or take loss.kl")
+    if codec.kind == "vq" and loss.kl_weight is not None:
+        raise RecipeError(
+            "loss.kl_weight: a vq codec has no distribution of latents; leave it away, or take loss.codebook_weight"
+        )
+    if codec.kind != "vq" and loss.codebook_weight is not None:
+        raise RecipeError(
+            f"loss.codebook_weight: a {codec.kind} codec has no codebook; leave it away, or take loss.kl_weight"
+        )
     if (critic := loss.discriminator) is None:
         return
     if critic.start >= train.steps:

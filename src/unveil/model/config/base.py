@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_type_
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, create_model, model_validator
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from unveil.model import migration
 from unveil.types import did_you_mean
 
 
@@ -16,6 +17,7 @@ class Section(BaseModel):
     """Frozen, with finite numbers, and an unknown key is an error that names the nearest one."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    former: ClassVar[str] = ""  # the section's name in `model.migration`, where plain values may have former names
 
     @model_validator(mode="before")
     @classmethod
@@ -27,7 +29,11 @@ class Section(BaseModel):
                     raise PydanticCustomError(
                         "unknown_key",
                         "unknown key{nearest}; allowed: {allowed}",
-                        {"key": str(key), "nearest": did_you_mean(key, allowed), "allowed": ", ".join(allowed)},
+                        {
+                            "key": str(key),
+                            "nearest": migration.foreign(str(key), allowed) or did_you_mean(key, allowed),
+                            "allowed": ", ".join(allowed),
+                        },
                     )
         return given
 

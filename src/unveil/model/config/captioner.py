@@ -25,11 +25,11 @@ class WrittenWords(Section):
 
     Attributes:
         unit: what a word is; "characters" for Chinese.
-        limit: of the words, the most frequent ones; None: all.
+        vocab_size: of the words, the most frequent ones; None: all.
     """
 
     unit: Unit = "words"
-    limit: Annotated[int, Field(ge=5)] | None = None
+    vocab_size: Annotated[int, Field(ge=5)] | None = None
 
 
 class CaptionEvaluateConfig(Section):
@@ -48,7 +48,7 @@ class CaptionerParts(Section):
     Attributes:
         base: a trained captioner that training goes on from; new words are learned beside its own.
         key: the item's key that is looked at; its caption is "text".
-        small: overrides by dotted key that make a run of seconds.
+        smoke_test: overrides by dotted key that make a run of seconds.
     """
 
     kind: Literal["captioner"] = "captioner"
@@ -58,6 +58,6 @@ class CaptionerParts(Section):
     network: CaptionerNetwork
     words: WrittenWords = WrittenWords()
     train: TrainConfig
-    decode: DecodeConfig = DecodeConfig(beams=1)
+    decode: DecodeConfig = DecodeConfig(num_beams=1)
     evaluate: CaptionEvaluateConfig = CaptionEvaluateConfig()
-    small: dict[str, Any] = Field(default_factory=dict)
+    smoke_test: dict[str, Any] = Field(default_factory=dict)

@@ -23,24 +23,25 @@ class PictureSection(PartSection):
     """Data with pictures.
 
     Attributes:
-        hint: adds "hint" to every item, a picture drawn from its pixels, such as {kind: canny, low: 100, high: 200}.
+        control_image: adds "hint" to every item, a picture drawn from its pixels, such as
+            {kind: canny, low: 100, high: 200}.
     """
 
-    hint: HintSection | None = None
+    control_image: HintSection | None = None
 
     @model_validator(mode="after")
     def _hint_works(self) -> PictureSection:
         try:
-            if self.hint is not None:
-                self.hint.build()
+            if self.control_image is not None:
+                self.control_image.build()
         except RecipeError as problem:
-            raise RecipeError(f"hint: {problem}") from problem
+            raise RecipeError(f"control_image: {problem}") from problem
         return self
 
     def build(self, derived: Mapping[str, Any] | None = None) -> Any:
         """The config of the data, with its hint where one is asked for."""
         config = super().build(derived)
-        return config if self.hint is None else ControlImageConfig(config, self.hint.build())
+        return config if self.control_image is None else ControlImageConfig(config, self.control_image.build())
 
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -21,6 +21,7 @@ from unveil.autoencoders import (
     VQModel,
     VQModelConfig,
 )
+from unveil.model import migration
 from unveil.model.config.base import PartSection, Section, choice, section
 from unveil.model.config.parsing import read_yaml, validate
 from unveil.types import RecipeError, ShapeError
@@ -60,7 +61,7 @@ class SavedSection(Section):
             return None
         for name in ("model.yaml", "recipe.yaml"):
             if (folder / name).is_file():
-                found = read_yaml((folder / name).read_text("utf-8"), str(folder / name))
+                found = migration.migrate(read_yaml((folder / name).read_text("utf-8"), str(folder / name)))
                 if isinstance(found, dict) and found.get("codec", {}).get("kind") in CODECS:
                     return validate(_Described, {"codec": found["codec"]}, str(folder / name)).codec
         raise RecipeError(f"path = {self.path!r}: describes no autoencoder; train one, or name another folder")
@@ -88,6 +89,7 @@ else:
 
 
 class _Described(Section):
+    former: ClassVar[str] = "recipe"
     codec: LearnedSection
 
 

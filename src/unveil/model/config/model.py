@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 import torch
 from pydantic import Field, GetCoreSchemaHandler, model_validator
@@ -43,10 +43,10 @@ VarianceName = Literal["fixed-small", "fixed-large", "learned", "learned-range"]
 # ---------------------------------------------------------------------- networks
 
 # What follows from the shape of the data, the variance and the conditions is no key of a network's section.
-DERIVED = ("in_channels", "out_channels", "context_channels")
+DERIVED = ("in_channels", "out_channels", "concat_channels")
 UNetSection = section("unet", UNetConfig, derived=DERIVED)
 UNet2015Section = section("unet2015", UNet2015Config, derived=DERIVED)
-BoxesSection = section("boxes", BoxesConfig, derived=("slots", "context_channels"))
+BoxesSection = section("boxes", BoxesConfig, derived=("slots", "concat_channels"))
 SongUNetSection = section("song-unet", SongUNetConfig, derived=DERIVED)
 DhariwalUNetSection = section("dhariwal-unet", DhariwalUNetConfig, derived=DERIVED)
 DiTSection = section("dit", DiTConfig, derived=(*DERIVED, "size"), shorthand=expand_preset)
@@ -115,34 +115,42 @@ class DiscreteVPSection(Section):
     """
 
     kind: Literal["discrete-vp"] = "discrete-vp"
-    betas: str | tuple[float, ...] = "linear"
-    steps: Annotated[int, Field(ge=2, le=100_000)] | None = None
-    start: float = Field(default=1e-4, gt=0, lt=1)
-    end: float = Field(default=0.02, gt=0, le=1)
+    beta_schedule: str | tuple[float, ...] = "linear"
+    timesteps: Annotated[int, Field(ge=2, le=100_000)] | None = None
+    beta_start: float = Field(default=1e-4, gt=0, lt=1)
+    beta_end: float = Field(default=0.02, gt=0, le=1)
     last: Literal["published", "zero-snr"] = "published"
     interpolate: Literal["log-snr", "log-alpha"] = "log-snr"
-    rescale: Annotated[float, Field(gt=0)] | None = None
+    rescale_timesteps: Annotated[float, Field(gt=0)] | None = None
     rounding: Literal["none", "nearest"] = "none"
 
     @model_validator(mode="after")
     def _can_be_built(self) -> DiscreteVPSection:
-        if isinstance(self.betas, str) and self.betas not in BETAS:
+        if isinstance(self.beta_schedule, str) and self.beta_schedule not in BETAS:
             raise RecipeError(
-                f"betas = {self.betas!r}: known are {', '.join(BETAS)}{did_you_mean(self.betas, list(BETAS))}"
+                f"beta_schedule = {self.beta_schedule!r}: known are {', '.join(BETAS)}"
+                f"{did_you_mean(self.beta_schedule, list(BETAS))}"
             )
-        if isinstance(self.betas, tuple) and self.steps is not None and self.steps != len(self.betas):
-            raise RecipeError(f"steps = {self.steps}, but {len(self.betas)} betas are written out; leave steps away")
+        if (
+            isinstance(self.beta_schedule, tuple)
+            and self.timesteps is not None
+            and self.timesteps != len(self.beta_schedule)
+        ):
+            raise RecipeError(
+                f"timesteps = {self.timesteps}, but {len(self.beta_schedule)} betas are written out; "
+                "leave timesteps away"
+            )
         self.build()
         return self
 
     def build(self) -> DiscreteVP:
         """The process."""
-        table = self.betas
+        table = self.beta_schedule
         if isinstance(table, str):
-            table = betas(table, self.steps or 1000, start=self.start, end=self.end)
+            table = betas(table, self.timesteps or 1000, start=self.beta_start, end=self.beta_end)
         if self.last == "zero-snr":
             table = zero_terminal_snr(torch.as_tensor(table, dtype=torch.float64))
-        return DiscreteVP(table, interpolate=self.interpolate, rescale=self.rescale, rounding=self.rounding)
+        return DiscreteVP(table, interpolate=self.interpolate, rescale=self.rescale_timesteps, rounding=self.rounding)
 
 
 LinearVPSection = section("linear-vp", LinearVP)
@@ -193,7 +201,7 @@ class RootShiftedSection(Section):
         size: frames, height and width, or height and width, of the latents that need `shift`.
     """
 
-    kind: Literal["root-shifted"] = "root-shifted"
+    kind: Literal["sqrt-size-shifted"] = "sqrt-size-shifted"
     process: UnshiftedSection
     size: tuple[Positive, ...] = Field(min_length=1, max_length=3)
     shift: float = Field(default=1.0, gt=0)
@@ -217,7 +225,7 @@ class LabelSection(Section):
     Attributes:
         key: the item's key that is read.
         names: of the classes, which may then be asked for by name.
-        drop: how often training leaves the label away, so that guidance has its "nothing".
+        drop_prob: how often training leaves the label away, so that guidance has its "nothing".
         std: of the numbers that a fresh table is drawn with; 0.02 in DiT.
     """
 
@@ -225,7 +233,7 @@ class LabelSection(Section):
     key: str = "label"
     classes: Positive
     names: tuple[str, ...] | None = None
-    drop: float = Field(default=0.0, ge=0, lt=1)
+    drop_prob: float = Field(default=0.0, ge=0, lt=1)
     std: float = Field(default=1.0, gt=0)
 
     @model_validator(mode="after")
@@ -236,7 +244,7 @@ class LabelSection(Section):
 
     def build(self, model: ModelConfig, vector_dim: int | None) -> Label:
         """The conditioner, for a network whose time embedding has this width."""
-        label = Label(self.classes, _vector_dim(self.key, vector_dim), self.drop, self.names, key=self.key)
+        label = Label(self.classes, _vector_dim(self.key, vector_dim), self.drop_prob, self.names, key=self.key)
         if self.std != 1:
             nn.init.normal_(label.table.weight, std=self.std)
         return label
@@ -251,12 +259,12 @@ class QuantisedSection(Section):
     high: float
     codes: int = Field(ge=2)
     lookup: Literal["nearest", "exact"] = "nearest"
-    drop: float = Field(default=0.0, ge=0, lt=1)
+    drop_prob: float = Field(default=0.0, ge=0, lt=1)
 
     def build(self, model: ModelConfig, vector_dim: int | None) -> BinnedValue:
         """The conditioner, for a network whose time embedding has this width."""
         width = _vector_dim(self.key, vector_dim)
-        return BinnedValue(self.low, self.high, self.codes, width, self.drop, lookup=self.lookup, key=self.key)
+        return BinnedValue(self.low, self.high, self.codes, width, self.drop_prob, lookup=self.lookup, key=self.key)
 
 
 class ContextSection(Section):
@@ -265,12 +273,12 @@ class ContextSection(Section):
     kind: Literal["context"] = "context"
     key: str = "pixels"
     channels: Positive = 3
-    drop: float = Field(default=0.0, ge=0, lt=1)
+    drop_prob: float = Field(default=0.0, ge=0, lt=1)
 
     def build(self, model: ModelConfig, vector_dim: int | None) -> ConcatCondition:
         """The conditioner; its "nothing" has the size of the model's pictures."""
         size = (model.shape[1], model.shape[2]) if len(model.shape) == 3 else (1, 1)
-        return ConcatCondition(self.channels, self.drop, size=size, key=self.key)
+        return ConcatCondition(self.channels, self.drop_prob, size=size, key=self.key)
 
 
 ConditionSection = Annotated[
@@ -292,6 +300,7 @@ class ModelConfig(Section):
         sample: how pictures are drawn when nothing else is asked for.
     """
 
+    former: ClassVar[str] = "recipe"
     key: str = "pixels"
     shape: tuple[Positive, ...] = Field(min_length=1, max_length=4)
     network: Network
@@ -328,7 +337,7 @@ class ModelConfig(Section):
         return self
 
     @property
-    def context_channels(self) -> int:
+    def concat_channels(self) -> int:
         """Channels that the conditions add to the network's input."""
         return sum(one.channels for one in self.condition if isinstance(one, ContextSection))
 
@@ -353,7 +362,7 @@ class ModelConfig(Section):
         derived = {
             "in_channels": channels,
             "out_channels": channels * (2 if self.learns_variance else 1),
-            "context_channels": self.context_channels,
+            "concat_channels": self.concat_channels,
             "slots": channels,
             "size": max(shape[1:], default=1),
         }

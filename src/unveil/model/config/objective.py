@@ -52,7 +52,9 @@ class SecondMomentTime(TimeSection):
     def build(self, process: Process, batch: int) -> TimeSampler:
         """The sampler of a table of betas."""
         if not isinstance(process, DiscreteVP):
-            raise RecipeError("objective.time = 'second-moment': needs a table of betas; use process kind discrete-vp")
+            raise RecipeError(
+                "objective.timestep_sampling = 'second-moment': needs a table of betas; use process kind discrete-vp"
+            )
         return timestep_sampling.SecondMoment(process.steps)
 
 
@@ -159,17 +161,17 @@ class SimpleObjective(Section):
 
     Attributes:
         weight: of the error, in x0 space, by its name or as a section; none is even.
-        time: which times are drawn, by its name or as a section.
+        timestep_sampling: which times are drawn, by its name or as a section.
     """
 
     kind: Literal["simple"] = "simple"
     distance: DistanceName = "l2"
     weight: WeightChoice = NoWeight()
-    time: TimeChoice = UniformTime()
+    timestep_sampling: TimeChoice = UniformTime()
 
     def build(self, model: ModelConfig, process: Process, batch: int) -> DiffusionLoss:
         """The objective of a model that is trained in batches of this size."""
-        time = self.time.build(process, batch)
+        time = self.timestep_sampling.build(process, batch)
         weight = self.weight.build()
         return DiffusionLoss(distance=self.distance, weight=weight, time=time, variance=model.build_variance())
 
@@ -185,26 +187,26 @@ class FramewiseObjective(Section):
     """The error of the prediction over the frames of clips that are to be made, where others are given.
 
     Attributes:
-        ways: how often frames are given in each way.
+        context_modes: how often frames are given in each way.
         weight: of the error, in x0 space, by its name or as a section; none is even.
-        time: which times are drawn, by its name or as a section.
+        timestep_sampling: which times are drawn, by its name or as a section.
     """
 
-    kind: Literal["framewise"] = "framewise"
-    ways: WaysChoice = WaysSection(kind="ways")
+    kind: Literal["diffusion-forcing"] = "diffusion-forcing"
+    context_modes: WaysChoice = WaysSection(kind="ways")
     distance: DistanceName = "l2"
     weight: WeightChoice = NoWeight()
-    time: TimeChoice = UniformTime()
+    timestep_sampling: TimeChoice = UniformTime()
 
     def build(self, model: ModelConfig, process: Process, batch: int) -> DiffusionForcingLoss:
         """The objective of a model that is trained in batches of this size."""
         if model.learns_variance:
             raise RecipeError(
-                f"objective kind 'framewise' teaches no variance, but variance = {model.variance!r} is learned; "
-                "set variance = fixed-small"
+                f"objective kind 'diffusion-forcing' teaches no variance, but variance = {model.variance!r} is "
+                "learned; set variance = fixed-small"
             )
-        time = self.time.build(process, batch)
-        return DiffusionForcingLoss(self.ways.build(), self.distance, self.weight.build(), time)
+        time = self.timestep_sampling.build(process, batch)
+        return DiffusionForcingLoss(self.context_modes.build(), self.distance, self.weight.build(), time)
 
 
 class HybridObjective(Section):
@@ -213,7 +215,7 @@ class HybridObjective(Section):
     kind: Literal["hybrid"] = "hybrid"
     bound: Positive = 0.001
     distance: DistanceName = "l2"
-    time: TimeChoice = UniformTime()
+    timestep_sampling: TimeChoice = UniformTime()
 
     def build(self, model: ModelConfig, process: Process, batch: int) -> DiffusionLoss:
         """The objective of a model that is trained in batches of this size."""
@@ -222,7 +224,7 @@ class HybridObjective(Section):
                 f"objective kind 'hybrid' teaches a variance, but variance = {model.variance!r} is fixed; "
                 "set variance = learned-range, or objective.kind = simple"
             )
-        time = self.time.build(process, batch)
+        time = self.timestep_sampling.build(process, batch)
         return DiffusionLoss(bound=self.bound, distance=self.distance, time=time, variance=model.build_variance())
 
 
@@ -230,11 +232,11 @@ class BoundObjective(Section):
     """The variational bound itself, in bits per dimension."""
 
     kind: Literal["vlb"] = "vlb"
-    time: TimeChoice = UniformTime()
+    timestep_sampling: TimeChoice = UniformTime()
 
     def build(self, model: ModelConfig, process: Process, batch: int) -> DiffusionLoss:
         """The objective of a model that is trained in batches of this size."""
-        time = self.time.build(process, batch)
+        time = self.timestep_sampling.build(process, batch)
         return DiffusionLoss(simple=0.0, bound=1.0, time=time, variance=model.build_variance())
 
 
@@ -243,16 +245,16 @@ class DenoisingObjective(Section):
 
     Attributes:
         weight: of the score's error: "variance" is sigma^2, "likelihood" g^2.
-        time: which times are drawn, by its name or as a section.
+        timestep_sampling: which times are drawn, by its name or as a section.
     """
 
     kind: Literal["denoising-score-matching"] = "denoising-score-matching"
     weight: ScoreWeightName = "variance"
-    time: TimeChoice = UniformTime()
+    timestep_sampling: TimeChoice = UniformTime()
 
     def build(self, model: ModelConfig, process: Process, batch: int) -> DiffusionLoss:
         """The objective of a model that is trained in batches of this size."""
-        return denoising(SCORE_WEIGHTS[self.weight], self.time.build(process, batch))
+        return denoising(SCORE_WEIGHTS[self.weight], self.timestep_sampling.build(process, batch))
 
 
 class SlicedObjective(Section):
@@ -262,20 +264,24 @@ class SlicedObjective(Section):
         weight: of the score's error: "variance" is sigma^2, "likelihood" g^2.
         projections: random directions for each example.
         square: "whole" varies less, "projected" is the first form.
-        time: which times are drawn, by its name or as a section.
+        timestep_sampling: which times are drawn, by its name or as a section.
     """
 
     kind: Literal["sliced-score-matching"] = "sliced-score-matching"
     weight: ScoreWeightName = "variance"
     projections: Annotated[int, Field(ge=1)] = 1
     square: Literal["whole", "projected"] = "whole"
-    time: TimeChoice = UniformTime()
+    timestep_sampling: TimeChoice = UniformTime()
 
     def build(self, model: ModelConfig, process: Process, batch: int) -> Sliced:
         """The objective of a model that is trained in batches of this size."""
-        if isinstance(self.time, SecondMomentTime):
-            raise RecipeError("objective.time = second-moment: learns from losses of one level, which this has not")
-        return Sliced(SCORE_WEIGHTS[self.weight], self.projections, self.square, self.time.build(process, batch))
+        if isinstance(self.timestep_sampling, SecondMomentTime):
+            raise RecipeError(
+                "objective.timestep_sampling = second-moment: learns from losses of one level, which this has not"
+            )
+        return Sliced(
+            SCORE_WEIGHTS[self.weight], self.projections, self.square, self.timestep_sampling.build(process, batch)
+        )
 
 
 Objective = Annotated[

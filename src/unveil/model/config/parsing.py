@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from unveil.model import migration
 from unveil.types import RecipeError, did_you_mean
 
 MAX_BYTES = 256 * 1024  # a recipe is a page; anything larger is something else
@@ -66,7 +67,9 @@ def read_yaml(text: str, where: str) -> Any:
 
 
 def override(raw: dict[str, Any], assignment: str) -> None:
-    """Sets `train.steps=100` or `condition.0.drop=0.2` in place; the value is YAML.
+    """Sets `train.steps=100` or `condition.0.drop_prob=0.2` in place; the value is YAML.
+
+    A former name is read as the new one, with a warning that names it.
 
     Raises:
         RecipeError: no `=`, a path through something that is neither map nor list, an index out of range.
@@ -74,7 +77,10 @@ def override(raw: dict[str, Any], assignment: str) -> None:
     path, equals, text = assignment.partition("=")
     if not equals or not path.strip():
         raise RecipeError(f"{assignment!r}: an override is written key=value, such as train.steps=100")
-    assign(raw, path.strip(), read_yaml(text, f"the value of {path.strip()}"))
+    former = migration.Former(assignment)
+    value = read_yaml(text, f"the value of {path.strip()}")
+    assign(raw, *migration.migrate_path(raw, path.strip(), value, former))
+    former.warn()
 
 
 def assign(raw: dict[str, Any], path: str, value: Any) -> None:
@@ -104,7 +110,7 @@ def assign(raw: dict[str, Any], path: str, value: Any) -> None:
 
 
 def validate(kind: type[S], raw: Any, where: str) -> S:
-    """The section made from plain values.
+    """The section made from plain values, which may have former names.
 
     Raises:
         RecipeError: each fault on a line of its own: key path, value, what is allowed, nearest name.
@@ -113,6 +119,9 @@ def validate(kind: type[S], raw: Any, where: str) -> S:
         raise RecipeError(
             f"{where}: holds {_short(raw)}; a map of keys to values is needed, such as `data: {{kind: digits}}`"
         )
+    former: str = getattr(kind, "former", "")
+    if former:
+        raw = migration.migrate(raw, former)
     try:
         return TypeAdapter(kind).validate_python(raw)
     except ValidationError as problem:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from unveil.model import migration
 from unveil.model.config.autoencoder import (
     AutoencoderConfig,
     AutoencoderLossSection,
@@ -58,10 +59,15 @@ class Expected(Section):
 
 
 class Described(Section):
-    """How a recipe introduces itself."""
+    """How a recipe introduces itself.
 
+    Attributes:
+        reference: the publication that the recipe follows; empty where there is none.
+    """
+
+    former: ClassVar[str] = "recipe"
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    paper: str = Field(min_length=1)
+    reference: str = ""
     claim: str = ""
     command: str = ""
     expected: Expected = Expected()
@@ -87,7 +93,7 @@ class Recipe(ModelConfig, Described):
         base: a trained model, run or published file with this network, which training begins with.
         lora: additions to its layers; these alone are trained then.
         control: a ControlNet beside it; this alone is trained then.
-        small: overrides by dotted key that make a run of seconds.
+        smoke_test: overrides by dotted key that make a run of seconds.
     """
 
     kind: Literal["diffusion"] = "diffusion"
@@ -98,7 +104,7 @@ class Recipe(ModelConfig, Described):
     objective: Objective = SimpleObjective()
     train: TrainConfig
     evaluate: EvaluateConfig = EvaluateConfig()
-    small: dict[str, Any] = Field(default_factory=dict)
+    smoke_test: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _additions_have_a_base(self) -> Recipe:
@@ -107,31 +113,35 @@ class Recipe(ModelConfig, Described):
             raise RecipeError(f"{added[0]}: without base; a {ADDITIONS[added[0]]} is trained on a base: give both")
         if len(added) > 1:
             raise RecipeError(f"{' and '.join(added)}: give one of them, which says what is trained on the base")
-        if self.control is not None and getattr(self.data, "hint", None) is None:
-            raise RecipeError("control: without data.hint, which it reads; give data.hint, such as {kind: canny}")
+        if self.control is not None and getattr(self.data, "control_image", None) is None:
+            raise RecipeError(
+                "control: without data.control_image, which it reads; give data.control_image, such as {kind: canny}"
+            )
         return self
 
     @model_validator(mode="after")
     def _objective_fits(self) -> Recipe:
-        self.objective.build(self, self.process.build(), self.train.batch)
+        self.objective.build(self, self.process.build(), self.train.batch_size)
         return self
 
     @model_validator(mode="after")
     def _sizes_may_differ(self) -> Recipe:
         how = self.train.batching
-        if how is not None and (self.network.kind != "video-dit" or self.objective.kind != "framewise"):
+        if how is not None and (self.network.kind != "video-dit" or self.objective.kind != "diffusion-forcing"):
             raise RecipeError(
-                f"train.batching = {how!r}: for network.kind = video-dit and objective.kind = framewise, not "
+                f"train.batching = {how!r}: for network.kind = video-dit and objective.kind = diffusion-forcing, not "
                 f"{self.network.kind} and {self.objective.kind}; leave it out"
             )
         return self
 
     @model_validator(mode="after")
     def _mirrored_pictures_fit(self) -> Recipe:
-        if self.train.flip and self.data.kind == "latents":
-            raise RecipeError("train.flip: mirrored latents are not those of mirrored pictures; set it to false")
-        if self.train.flip and any(one.kind == "layout" for one in self.condition):
-            raise RecipeError("train.flip: the boxes of condition.kind = layout would not be mirrored; set it to false")
+        if self.train.random_flip and self.data.kind == "latents":
+            raise RecipeError("train.random_flip: mirrored latents are not those of mirrored pictures; set it to false")
+        if self.train.random_flip and any(one.kind == "layout" for one in self.condition):
+            raise RecipeError(
+                "train.random_flip: the boxes of condition.kind = layout would not be mirrored; set it to false"
+            )
         return self
 
     @property
@@ -152,7 +162,7 @@ class ClassifierRecipe(Described):
     network: Classifier
     process: ProcessSection | None = None
     train: ClassifierTrainConfig
-    small: dict[str, Any] = Field(default_factory=dict)
+    smoke_test: dict[str, Any] = Field(default_factory=dict)
 
 
 class AutoencoderRecipe(AutoencoderConfig, Described):
@@ -163,7 +173,7 @@ class AutoencoderRecipe(AutoencoderConfig, Described):
         scale: whether latents are brought to deviation 1 by one number, or channel by channel; measured from the
             training data at the end.
         lengths: of the clips that training cuts out of the data's; None: as they are.
-        small: overrides by dotted key that make a run of seconds.
+        smoke_test: overrides by dotted key that make a run of seconds.
     """
 
     key: str = "pixels"
@@ -173,7 +183,7 @@ class AutoencoderRecipe(AutoencoderConfig, Described):
     lengths: LengthsSection | None = None
     train: TrainConfig
     evaluate: ReconstructionConfig = ReconstructionConfig()
-    small: dict[str, Any] = Field(default_factory=dict)
+    smoke_test: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _loss_fits(self) -> AutoencoderRecipe:
@@ -236,7 +246,7 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = (), *, smal
     """A shipped recipe, a YAML file or a run's folder, with changes such as `train.steps=100`, checked.
 
     Args:
-        small: apply the recipe's own `small` overrides first.
+        small: apply the recipe's own `smoke_test` overrides first.
 
     Raises:
         RecipeError: each fault on a line: file, key path, value, what is allowed, nearest name.
@@ -244,7 +254,11 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = (), *, smal
     where = str(name_or_path)
     raw = read_yaml(recipe_text(name_or_path), where)
     if not isinstance(raw, dict):
-        raise RecipeError(f"{where}: holds no map of keys; a recipe begins with `name:` and `paper:`")
+        raise RecipeError(f"{where}: holds no map of keys; a recipe begins with `name:` and `data:`")
+    former = migration.Former(where)
+    raw = migration.migrate(raw, former=former)
+    if not (where in recipe_names() or Path(where).is_dir()):  # a user's own file
+        former.warn()
     if small:
         shrink(raw, where)
     for assignment in overrides:
@@ -271,9 +285,9 @@ def parse_recipe(raw: Any, where: str) -> AnyRecipe:
 
 
 def shrink(raw: dict[str, Any], where: str) -> None:
-    """Applies a recipe's `small` overrides in place."""
-    changes = raw.get("small") or {}
+    """Applies a recipe's `smoke_test` overrides in place."""
+    changes = raw.get("smoke_test") or {}
     if not isinstance(changes, dict):
-        raise RecipeError(f"{where}: small = {changes!r}: must be a map such as {{train.steps: 60}}")
+        raise RecipeError(f"{where}: smoke_test = {changes!r}: must be a map such as {{train.steps: 60}}")
     for path, value in changes.items():
-        assign(raw, str(path), value)
+        assign(raw, *migration.migrate_path(raw, str(path), value))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from types import UnionType
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
 from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, field_validator, model_validator
 
@@ -18,6 +18,7 @@ from unveil.core.schedules import Schedule
 from unveil.core.variance import VarianceRule
 from unveil.model.config.base import Section
 from unveil.model.config.parsing import validate
+from unveil.model.migration import migrate_settings
 from unveil.types import RecipeError, did_you_mean
 
 Positive = Annotated[int, Field(ge=1)]
@@ -69,24 +70,30 @@ class GuidanceConfig(Section):
         return guided if self.interval is None else guidance.interval(guided, conditional, *self.interval)
 
 
+GUIDANCE = "guidance_"  # begins the flat names of its settings
+INNER = {f"{GUIDANCE}{name}": name for name in GuidanceConfig.model_fields}
+
+
 class SampleConfig(Section):
     """How pictures are drawn when nothing else is asked for.
 
     Attributes:
         sampler: a name in `core.samplers.SAMPLERS`.
-        steps: of the grid; most samplers make one network call in each, without guidance.
+        steps: of the schedule; most samplers make one network call in each, without guidance.
         eta: share of the ancestral chain's noise, for samplers that take it; none: as the sampler has it.
         options: further settings of the sampler, by name.
-        grid: the levels: a name in `core.grids.GRIDS`, a respacing string such as "250", or a list of falling t.
-        clip: what is done to the estimate of the clean picture that leaves [-1, 1].
+        schedule: the noise levels: a name in `core.schedules.GRIDS`, a respacing string such as "250", or a list of
+            falling t.
+        threshold: what is done to the estimate of the clean picture that leaves [-1, 1].
     """
 
+    former: ClassVar[str] = "sample"
     sampler: str = "ddim"
     steps: Positive = 50
     eta: Share | None = None
     options: dict[str, Option] = Field(default_factory=dict)
-    grid: str | tuple[Share, ...] = "uniform"
-    clip: Literal["static", "dynamic", "none"] = "static"
+    schedule: str | tuple[Share, ...] = "uniform"
+    threshold: Literal["static", "dynamic", "none"] = "static"
     guidance: GuidanceConfig = GuidanceConfig()
 
     @field_validator("sampler")
@@ -130,9 +137,9 @@ class SampleConfig(Section):
 
     def levels(self, process: Process) -> Schedule:
         """The grid over a process."""
-        if isinstance(self.grid, str):
-            return schedules.get_schedule(process, self.grid, self.steps)
-        return schedules.from_times(process, self.grid)
+        if isinstance(self.schedule, str):
+            return schedules.get_schedule(process, self.schedule, self.steps)
+        return schedules.from_times(process, self.schedule)
 
     def plan(self, grid: Schedule, variance: VarianceRule, shift: Shift | None = None) -> Plan:
         """The sampler over a grid.
@@ -155,42 +162,38 @@ class SampleConfig(Section):
         return "shift" in inspect.signature(samplers.get_sampler(self.sampler).build).parameters
 
     def flat(self) -> dict[str, Any]:
-        """Every setting under its own name, `guidance` being its kind; what is none is left out."""
+        """Every setting under its own name, those of guidance as `guidance_scale`; what is none is left out."""
         plain = self.model_dump(mode="json")
-        guided = plain.pop("guidance")
-        scale, kind = guided.pop("scale"), guided.pop("kind")
-        every = {**plain, "scale": scale, "guidance": kind, **guided}
+        every = plain | {f"{GUIDANCE}{name}": value for name, value in plain.pop("guidance").items()}
         return {name: value for name, value in every.items() if value is not None}
 
     def brief(self) -> dict[str, Any]:
         """`flat` without the finer settings that are as they are by default."""
         usual = SampleConfig().flat()
-        main = ("sampler", "steps", "eta", "grid", "clip", "scale")
+        main = ("sampler", "steps", "eta", "schedule", "threshold", "guidance_scale")
         return {name: value for name, value in self.flat().items() if name in main or value != usual.get(name)}
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
         """Every name that `changed` takes, those of unset settings among them."""
-        inner = (name for name in GuidanceConfig.model_fields if name != "kind")
-        return (*(name for name in cls.model_fields if name != "guidance"), "guidance", *inner)
+        return (*(name for name in cls.model_fields if name != "guidance"), *INNER)
 
     def changed(self, changes: Mapping[str, Any]) -> SampleConfig:
-        """With some settings changed, by the names of `flat`; None leaves one as it is.
+        """With some settings changed, by the names of `flat` or its former ones; None leaves one as it is.
 
         Another sampler begins without the settings of the old one; a respacing of one number follows the steps.
 
         Raises:
             RecipeError: an unknown name, or a value that is not allowed.
         """
-        wanted = {name: value for name, value in changes.items() if value is not None}
+        wanted = {name: value for name, value in migrate_settings(changes).items() if value is not None}
         plain = self.model_dump(mode="json")
         if wanted.get("sampler", self.sampler) != self.sampler:
             plain |= {"eta": None, "options": {}}
-        if "steps" in wanted and "grid" not in wanted and str(self.grid).isdecimal():
-            plain["grid"] = str(wanted["steps"])
-        inner = {name: name for name in GuidanceConfig.model_fields if name != "kind"} | {"guidance": "kind"}
-        plain["guidance"] |= {inner[name]: value for name, value in wanted.items() if name in inner}
-        plain |= {name: value for name, value in wanted.items() if name not in inner}
+        if "steps" in wanted and "schedule" not in wanted and str(self.schedule).isdecimal():
+            plain["schedule"] = str(wanted["steps"])
+        plain["guidance"] |= {INNER[name]: value for name, value in wanted.items() if name in INNER}
+        plain |= {name: value for name, value in wanted.items() if name not in INNER}
         return validate(SampleConfig, plain, "sampling")
 
     def settings(self) -> list[str]:

@@ -28,13 +28,13 @@ class TokensConfig(Section):
     Attributes:
         source, target: what a token is, on either side.
         shared: one vocabulary for both sides, which `network.tie = all` needs.
-        limit: of the tokens of a vocabulary, the most frequent ones; None: all.
+        vocab_size: of the tokens of a vocabulary, the most frequent ones; None: all.
     """
 
     source: Unit = "words"
     target: Unit = "words"
     shared: bool = False
-    limit: Annotated[int, Field(ge=5)] | None = None
+    vocab_size: Annotated[int, Field(ge=5)] | None = None
 
     @model_validator(mode="after")
     def _agrees(self) -> TokensConfig:
@@ -47,22 +47,22 @@ class SequenceTrainConfig(Section):
     """Training of a sequence model with AdamW; every count is in optimiser steps.
 
     Attributes:
-        batch: pairs of one step.
+        batch_size: pairs of one step.
         lr: the peak rate, reached after `warmup` steps. The paper's is (width * warmup)^-0.5.
-        decay: how it falls from there: with the root of the steps, as published, or like half a cosine to 0.
-        smoothing: probability taken from the true token and spread over all.
-        clip: largest norm of the gradient; 0 leaves it alone.
+        lr_schedule: how it falls from there: with the root of the steps, as published, or like half a cosine to 0.
+        label_smoothing: probability taken from the true token and spread over all.
+        grad_clip_norm: largest norm of the gradient; 0 leaves it alone.
     """
 
     steps: Positive
-    batch: Positive = 64
+    batch_size: Positive = 64
     lr: float = Field(default=1e-3, gt=0, le=1)
     warmup: int = Field(default=400, ge=1)
-    decay: Literal["inverse-sqrt", "cosine"] = "inverse-sqrt"
-    betas: tuple[Beta, Beta] = (0.9, 0.98)
+    lr_schedule: Literal["inverse-sqrt", "cosine"] = "inverse-sqrt"
+    adam_betas: tuple[Beta, Beta] = (0.9, 0.98)
     weight_decay: float = Field(default=0.0, ge=0, le=1)
-    smoothing: float = Field(default=0.1, ge=0, lt=1)
-    clip: float = Field(default=1.0, ge=0)
+    label_smoothing: float = Field(default=0.1, ge=0, lt=1)
+    grad_clip_norm: float = Field(default=1.0, ge=0)
     seed: int = Field(default=0, ge=0, lt=2**63)
 
 
@@ -70,12 +70,13 @@ class DecodeConfig(Section):
     """How sequences are written.
 
     Attributes:
-        beams: of the beam search that is judged beside the greedy one, and that `unveil translate` takes; 1: greedy.
-        length_power: see `nn.decoding.beam`.
+        num_beams: of the beam search that is judged beside the greedy one, and that `unveil translate` takes; 1:
+            greedy.
+        length_penalty: see `nn.decoding.beam`.
     """
 
-    beams: Positive = 4
-    length_power: float = Field(default=0.6, ge=0)
+    num_beams: Positive = 4
+    length_penalty: float = Field(default=0.6, ge=0)
 
 
 class SequenceEvaluateConfig(Section):
@@ -100,7 +101,7 @@ class SequenceParts(Section):
     train: SequenceTrainConfig
     decode: DecodeConfig = DecodeConfig()
     evaluate: SequenceEvaluateConfig = SequenceEvaluateConfig()
-    small: dict[str, Any] = Field(default_factory=dict)
+    smoke_test: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _agrees(self) -> SequenceParts:
@@ -109,6 +110,11 @@ class SequenceParts(Section):
             raise RecipeError("evaluate.longer: only tasks have lengths to choose; leave it out")
         # the vocabularies' sizes are not known yet, but whether they are one is
         network = self.network.build({"source": 5, "target": 5 if self.tokens.shared else 6})
-        if isinstance(data, TaskConfig) and (longest := max((data.longest, *self.evaluate.longer))) + 2 > network.limit:
-            raise RecipeError(f"network.limit = {network.limit}: sequences of {longest} letters need {longest + 2}")
+        if (
+            isinstance(data, TaskConfig)
+            and (longest := max((data.max_length, *self.evaluate.longer))) + 2 > network.max_length
+        ):
+            raise RecipeError(
+                f"network.max_length = {network.max_length}: sequences of {longest} letters need {longest + 2}"
+            )
         return self

@@ -28,11 +28,11 @@ class TextSection(Section):
         encoder: its architecture; a `name` such as clip-l stands for a published one.
         tokenizer: "clip" is the vocabulary that comes with the package, "file" one that the weights' folder holds.
         weights: folder or file that a fresh model takes the encoder's weights from; a saved one has its own.
-        drop: how often training leaves the text away, so that guidance has its "nothing".
-        gives: a vector per token, one for the whole prompt, or both.
-        emphasis: whether (brackets:1.2) give weights to words, or are text.
-        chunks: rows that a prompt is laid out in; what does not fit into them is left out and said so.
-        nothing: the prompt that stands for none.
+        drop_prob: how often training leaves the text away, so that guidance has its "nothing".
+        output: a vector per token, one for the whole prompt, or both.
+        prompt_weighting: whether (brackets:1.2) give weights to words, or are text.
+        num_chunks: rows that a prompt is laid out in; what does not fit into them is left out and said so.
+        uncond: the prompt that stands for none.
         cache: megabytes of memory for what prompts were encoded to, so that a caption is encoded once; 0: none.
     """
 
@@ -41,11 +41,11 @@ class TextSection(Section):
     encoder: EncoderSection
     tokenizer: Literal["clip", "file"] = "clip"
     weights: str | None = None
-    drop: float = Field(default=0.0, ge=0, lt=1)
-    gives: Gives = "tokens"
-    emphasis: Emphasis = "none"
-    chunks: Annotated[int, Field(ge=1, le=100)] = 1
-    nothing: str = ""
+    drop_prob: float = Field(default=0.0, ge=0, lt=1)
+    output: Gives = "tokens"
+    prompt_weighting: Emphasis = "none"
+    num_chunks: Annotated[int, Field(ge=1, le=100)] = 1
+    uncond: str = ""
     cache: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
@@ -53,7 +53,7 @@ class TextSection(Section):
         encoder = self.encoder.build()  # whose faults are told here
         if isinstance(encoder, T5EncoderConfig) and self.tokenizer != "file":
             raise RecipeError(f"tokenizer = {self.tokenizer!r}: T5 has its own in its folder; set tokenizer: file")
-        encoder.frame(self.chunks)
+        encoder.frame(self.num_chunks)
         return self
 
     def build(self, model: ModelConfig | None = None, vector_dim: int | None = None) -> TextEncoder:
@@ -65,10 +65,10 @@ class TextSection(Section):
         return TextEncoder(
             build(self.encoder.build()),
             clip_tokenizer.clip_tokenizer() if self.tokenizer == "clip" else None,
-            self.drop,
+            self.drop_prob,
             key=self.key,
-            gives=self.gives,
-            emphasis=self.emphasis,
-            chunks=self.chunks,
-            nothing=self.nothing,
+            gives=self.output,
+            emphasis=self.prompt_weighting,
+            chunks=self.num_chunks,
+            nothing=self.uncond,
         ).keep(self.cache)

@@ -24,18 +24,18 @@ class LabelTokenSection(Section):
     Attributes:
         classes: that of "none" included where labels are dropped: it is the last.
         names: of the others.
-        drop: how often training leaves the label away, so that guidance has its "nothing".
+        drop_prob: how often training leaves the label away, so that guidance has its "nothing".
     """
 
     kind: Literal["label-token"] = "label-token"
     key: str = "label"
     classes: Positive
     names: tuple[str, ...] | None = None
-    drop: float = Field(default=0.0, ge=0, lt=1)
+    drop_prob: float = Field(default=0.0, ge=0, lt=1)
 
     def build(self, model: ModelConfig, vector_dim: int | None) -> LabelToken:
         """The conditioner, for a network that reads tokens."""
-        return LabelToken(self.classes, _token_width(self.key, model), self.drop, self.names, key=self.key)
+        return LabelToken(self.classes, _token_width(self.key, model), self.drop_prob, self.names, key=self.key)
 
 
 class LayoutSection(Section):
@@ -44,21 +44,21 @@ class LayoutSection(Section):
     Attributes:
         key: the item's key that is read: rows of class, centre x, centre y, width, height.
         names: of the classes, which may then be asked for by name.
-        most: objects of a layout at most.
-        drop: how often training leaves the layout away, so that guidance has its "nothing".
+        max_objects: objects of a layout at most.
+        drop_prob: how often training leaves the layout away, so that guidance has its "nothing".
     """
 
     kind: Literal["layout"] = "layout"
     key: str = "layout"
     classes: Positive
     names: tuple[str, ...] | None = None
-    most: Positive
-    drop: float = Field(default=0.0, ge=0, lt=1)
+    max_objects: Positive
+    drop_prob: float = Field(default=0.0, ge=0, lt=1)
 
     def build(self, model: ModelConfig, vector_dim: int | None) -> BoxTokens:
         """The conditioner, for a network that reads tokens."""
         width = _token_width(self.key, model)
-        return BoxTokens(self.classes, width, self.most, self.drop, self.names, key=self.key)
+        return BoxTokens(self.classes, width, self.max_objects, self.drop_prob, self.names, key=self.key)
 
 
 class WordsSection(Section):
@@ -66,22 +66,22 @@ class WordsSection(Section):
 
     Attributes:
         key: the item's key that is read; "prompt" is what data call text.
-        limit: words that are known at most, the most frequent ones.
-        most: words of a prompt that are read; what does not fit is left out and said so.
+        vocab_size: words that are known at most, the most frequent ones.
+        max_length: words of a prompt that are read; what does not fit is left out and said so.
         width, depth, heads: of the encoder.
         vector: whether the network is also told one vector of the whole prompt, beside its tokens.
-        drop: how often training leaves the prompt away, so that guidance has its "nothing".
+        drop_prob: how often training leaves the prompt away, so that guidance has its "nothing".
     """
 
-    kind: Literal["words"] = "words"
+    kind: Literal["learned-text"] = "learned-text"
     key: str = "prompt"
-    limit: Annotated[int, Field(le=100_000)] = LearnedTextEncoderConfig.limit
-    most: Annotated[int, Field(le=1000)] = LearnedTextEncoderConfig.most
+    vocab_size: Annotated[int, Field(le=100_000)] = LearnedTextEncoderConfig.vocab_size
+    max_length: Annotated[int, Field(le=1000)] = LearnedTextEncoderConfig.max_length
     width: int = LearnedTextEncoderConfig.width
     depth: int = LearnedTextEncoderConfig.depth
     heads: int = LearnedTextEncoderConfig.heads
     vector: bool = False
-    drop: float = Field(default=0.0, ge=0, lt=1)
+    drop_prob: float = Field(default=0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _agrees(self) -> WordsSection:
@@ -90,7 +90,7 @@ class WordsSection(Section):
 
     def encoder(self) -> LearnedTextEncoderConfig:
         """The encoder's own configuration."""
-        return LearnedTextEncoderConfig(self.limit, self.most, self.width, self.depth, self.heads)
+        return LearnedTextEncoderConfig(self.vocab_size, self.max_length, self.width, self.depth, self.heads)
 
     def build(self, model: ModelConfig, vector_dim: int | None) -> LearnedTextEncoder:
         """The conditioner, for a network that reads tokens."""
@@ -98,19 +98,19 @@ class WordsSection(Section):
             raise RecipeError(f"condition {self.key!r}: this network takes no vector; set vector: false")
         width = _token_width(self.key, model)
         return LearnedTextEncoder(
-            self.encoder(), width, self.drop, key=self.key, vector_dim=vector_dim if self.vector else None
+            self.encoder(), width, self.drop_prob, key=self.key, vector_dim=vector_dim if self.vector else None
         )
 
 
 def _token_width(key: str, model: ModelConfig) -> int:
     """Of the tokens that the network reads: a DiT's own, where its design has tokens."""
     network: Any = model.network
-    if network.kind == "dit" and network.design in ("in-context", "cross-attention"):
-        return network.width
-    width = getattr(network, "context_width", None)
+    if network.kind == "dit" and network.block_type in ("in-context", "cross-attention"):
+        return network.hidden_size
+    width = getattr(network, "cross_attention_dim", None)
     if width is None:
         raise RecipeError(
-            f"condition {key!r}: this network reads no tokens; set its context_width, or a DiT's design to "
+            f"condition {key!r}: this network reads no tokens; set its cross_attention_dim, or a DiT's block_type to "
             "cross-attention or in-context"
         )
     return width

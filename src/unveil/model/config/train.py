@@ -19,43 +19,45 @@ class TrainConfig(Section):
     """Training; every count is in optimiser steps.
 
     Attributes:
-        batch: pictures of one optimiser step, over all processes and accumulated parts.
+        batch_size: pictures of one optimiser step, over all processes and accumulated parts.
         batching: how clips and pictures of different sizes are computed together: packed, all in one row of tokens;
             buckets, one call for each size of a batch; none: all are of the model's size.
-        tokens: of one optimiser step, about, in the place of a number of pictures; needs batching. `batch` is then
+        tokens: of one optimiser step, about, in the place of a number of pictures; needs batching. `batch_size` is then
             that of held-out items alone.
         lr: the peak learning rate of AdamW, reached after `warmup` steps.
-        decay: the share of the end over which the rate falls linearly to 0.
-        ema: decay of the running average of the weights, per step.
-        clip: largest norm of the gradient; 0 leaves it alone.
-        accumulate: parts that a batch is split into, to save memory.
+        lr_decay_ratio: the share of the end over which the rate falls linearly to 0.
+        ema_decay: of the running average of the weights, per step.
+        grad_clip_norm: largest norm of the gradient; 0 leaves it alone.
+        grad_accum_steps: parts that a batch is split into, to save memory.
         precision: "auto" is bf16 where the processor or the device multiplies it.
         compile: the network by torch, which takes a minute at the start and makes steps faster after it.
-        flip: mirror every picture left-right at random.
-        latents: encode every picture at every step, or cache what the encoder says of it once; the same to rounding.
+        random_flip: mirror every picture left-right at random.
+        cache_latents: compute what the encoder predicts for every picture once and keep it, where it is otherwise
+            computed at every step; the same to rounding.
+        num_workers: processes that load data.
         save_every: steps between checkpoints; the last step always writes one. `sample_every` and
             `validate_every` likewise; 0 turns them off.
         max_minutes: stop early, whole and resumable, after this wall time.
         nonfinite_limit: more non-finite steps in a row than this end the run.
     """
 
-    batch: Positive = 64
+    batch_size: Positive = 64
     batching: Batching | None = None
     tokens: Positive | None = None
     steps: Positive
     lr: float = Field(default=2e-4, gt=0, le=1)
     warmup: int = Field(default=0, ge=0)
-    decay: Share = 0.0
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    lr_decay_ratio: Share = 0.0
+    adam_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     weight_decay: float = Field(default=0.0, ge=0, le=1)
-    ema: float = Field(default=0.9999, ge=0, lt=1)
-    clip: float = Field(default=1.0, ge=0)
-    accumulate: Positive = 1
+    ema_decay: float = Field(default=0.9999, ge=0, lt=1)
+    grad_clip_norm: float = Field(default=1.0, ge=0)
+    grad_accum_steps: Positive = 1
     precision: Precision = "auto"
     compile: bool = False
-    flip: bool = False
-    latents: Literal["encode", "cache"] = "encode"
-    workers: int = Field(default=0, ge=0, le=256)
+    random_flip: bool = False
+    cache_latents: bool = False
+    num_workers: int = Field(default=0, ge=0, le=256)
     seed: int = Field(default=0, ge=0, lt=2**63)
     save_every: int = Field(default=1000, ge=0)
     sample_every: int = Field(default=500, ge=0)
@@ -65,12 +67,17 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _agrees(self) -> TrainConfig:
-        if self.batch % self.accumulate:
-            raise RecipeError(f"batch {self.batch} cannot be split into accumulate = {self.accumulate} equal parts")
+        if self.batch_size % self.grad_accum_steps:
+            raise RecipeError(
+                f"batch_size = {self.batch_size} cannot be split into "
+                f"grad_accum_steps = {self.grad_accum_steps} equal parts"
+            )
         if self.tokens is not None and self.batching is None:
             raise RecipeError(f"tokens = {self.tokens}: needs batching; choose packed or buckets, or leave tokens out")
-        if self.batching is not None and self.latents == "cache":
-            raise RecipeError(f"batching = {self.batching!r}: needs latents: encode; what is cached is of one size")
+        if self.batching is not None and self.cache_latents:
+            raise RecipeError(
+                f"batching = {self.batching!r}: needs cache_latents: false; what is cached is of one size"
+            )
         if self.warmup > self.steps:
             raise RecipeError(f"warmup = {self.warmup} is longer than the run; at most steps = {self.steps}")
         return self
@@ -78,7 +85,7 @@ class TrainConfig(Section):
     @property
     def amount(self) -> str:
         """Of one optimiser step, for people."""
-        return f"{self.batch}" if self.tokens is None else f"about {self.tokens} tokens"
+        return f"{self.batch_size}" if self.tokens is None else f"about {self.tokens} tokens"
 
 
 class ClassifierTrainConfig(Section):
@@ -86,25 +93,26 @@ class ClassifierTrainConfig(Section):
 
     Attributes:
         epochs: passes over the training part.
-        smoothing: probability taken from the true class and spread over all.
-        shift: pictures are moved by up to so many pixels either way.
-        turn: and turned by up to so many degrees either way.
-        zoom: and enlarged or reduced by up to this share.
-        sides: in pixels, of which each batch has one, for networks that will read other sizes; none: the pictures' own.
-        flip: and mirrored half of the time.
+        label_smoothing: probability taken from the true class and spread over all.
+        translate: pictures are moved by up to so many pixels either way.
+        degrees: and turned by up to so many degrees either way.
+        scale: and enlarged or reduced by up to this share.
+        sizes: sides in pixels, of which each batch has one, for networks that will read other sizes; none: the
+            pictures' own.
+        random_flip: and mirrored half of the time.
         precision: of products in training; what is reported is read in float32.
     """
 
     epochs: Positive
-    batch: Positive = 128
+    batch_size: Positive = 128
     lr: float = Field(default=3e-3, gt=0, le=1)
     weight_decay: float = Field(default=0.05, ge=0, le=1)
-    smoothing: float = Field(default=0.0, ge=0, lt=1)
-    shift: float = Field(default=0.0, ge=0)
-    turn: float = Field(default=0.0, ge=0, le=180)
-    zoom: float = Field(default=0.0, ge=0, le=1)
-    sides: tuple[Positive, ...] = ()
-    flip: bool = False
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    translate: float = Field(default=0.0, ge=0)
+    degrees: float = Field(default=0.0, ge=0, le=180)
+    scale: float = Field(default=0.0, ge=0, le=1)
+    sizes: tuple[Positive, ...] = ()
+    random_flip: bool = False
     precision: Literal["float32", "bf16"] = "float32"
     seed: int = Field(default=0, ge=0, lt=2**63)
 
@@ -114,27 +122,29 @@ class EvaluateConfig(Section):
 
     Attributes:
         samples: pictures drawn, their labels in turn.
-        compared: of them and of held-out pictures, for FID and its kin; None: as many as there are of both.
+        num_real: of them and of held-out pictures, for FID and its kin; None: as many as there are of both.
         features: network that compares pictures; "auto" is the shipped one of the data, else their pixels.
-        floor_splits: random pairs of real halves behind the floor of FID.
-        bound: held-out pictures that the bits/dim are measured on; 0 leaves them out.
-        bound_steps: levels of the chain that the bound is of; None: all that the process has.
-        ode: held-out pictures that the bits/dim of the probability-flow ODE are measured on; 0 leaves them out.
-        ode_probes: random directions behind each; from 2 on their error is known.
+        fid_floor_splits: random pairs of real halves behind the floor of FID.
+        vlb_images: held-out pictures that the bits/dim are measured on; 0 leaves them out.
+        vlb_steps: levels of the chain that the bound is of; None: all that the process has.
+        nll_images: held-out pictures that the bits/dim of the probability-flow ODE are measured on; 0 leaves them out.
+        nll_probes: random directions behind each; from 2 on their error is known.
         seed: of the samples and of every random choice.
-        lists, language: of prompts that models of the playground's clips are asked for, `samples` of each list.
+        prompt_sets, language: of prompts that models of the playground's clips are asked for, `samples` of each list.
         dtype: what samples are drawn in.
     """
 
     samples: Annotated[int, Field(ge=4)] = 1000
-    compared: Annotated[int, Field(ge=4)] | None = None
+    num_real: Annotated[int, Field(ge=4)] | None = None
     features: Literal["auto", "digits", "fashion", "inception", "pixels"] = "auto"
-    floor_splits: Annotated[int, Field(ge=2)] = 20
-    bound: int = Field(default=0, ge=0)
-    bound_steps: Annotated[int, Field(ge=2)] | None = None
-    ode: int = Field(default=0, ge=0)
-    ode_probes: Positive = 2
+    fid_floor_splits: Annotated[int, Field(ge=2)] = 20
+    vlb_images: int = Field(default=0, ge=0)
+    vlb_steps: Annotated[int, Field(ge=2)] | None = None
+    nll_images: int = Field(default=0, ge=0)
+    nll_probes: Positive = 2
     seed: int = Field(default=0, ge=0, lt=2**63)
-    lists: tuple[Literal["validation", "seen", "held-out"], ...] = Field(default=("seen", "held-out"), min_length=1)
+    prompt_sets: tuple[Literal["validation", "seen", "held-out"], ...] = Field(
+        default=("seen", "held-out"), min_length=1
+    )
     language: Literal["en", "zh"] = "en"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"

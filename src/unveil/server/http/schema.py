@@ -37,7 +37,7 @@ class Ask(BaseModel):
 
     def sampling(self) -> dict[str, Any]:
         """Changes of the model's own settings."""
-        named = {"steps": self.steps, "scale": self.guidance, "sampler": self.sampler}
+        named = {"steps": self.steps, "guidance_scale": self.guidance, "sampler": self.sampler}
         return {key: value for key, value in named.items() if value is not None}
 
     def sides(self) -> dict[str, int]:

@@ -57,8 +57,8 @@ def _per_step(settings: SampleConfig) -> float | None:
 
 def _levels(settings: SampleConfig) -> int:
     """Steps of the grid, which a list or a respacing string says by itself."""
-    if not isinstance(settings.grid, str):
-        return len(settings.grid)
-    if settings.grid[:1].isdigit() or settings.grid.startswith(("ddim", "fast")):
-        return sum(int(found) for found in re.findall(r"\d{1,9}", settings.grid))
+    if not isinstance(settings.schedule, str):
+        return len(settings.schedule)
+    if settings.schedule[:1].isdigit() or settings.schedule.startswith(("ddim", "fast")):
+        return sum(int(found) for found in re.findall(r"\d{1,9}", settings.schedule))
     return settings.steps

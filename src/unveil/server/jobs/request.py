@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field
 from unveil.cli.options import PLAYGROUND
 from unveil.model.config import SampleConfig, validate
 from unveil.model.config.base import Section
+from unveil.model.migration import migrate_settings
 from unveil.server.jobs.uploads import NAME
 from unveil.types import RecipeError, did_you_mean, is_valid_utf8
 
@@ -47,7 +48,8 @@ class Asked(Section):
         negative: what is not.
         seed: of the set; each sample has its own stream.
         width, height: in pixels; none: the model's own.
-        sampling: changes of the model's own settings, by the names of `SampleConfig.flat`, such as steps and scale.
+        sampling: changes of the model's own settings, by the names of `SampleConfig.flat`, such as steps and
+            guidance_scale.
         expand: whether a short prompt is made dense before a model is told it that reads dense ones.
     """
 
@@ -90,6 +92,8 @@ def read(kind: type[Any_], given: Mapping[str, Any], allowed: tuple[str, ...] | 
     Raises:
         RecipeError: each fault with its key, its value and what is allowed.
     """
+    if isinstance(settings := given.get("sampling"), Mapping):
+        given = {**given, "sampling": migrate_settings(settings)}  # a job that waited may have former names
     request = validate(kind, given, "request")
     names = allowed or SampleConfig.names()
     for name in request.sampling:

@@ -118,7 +118,7 @@ def read_request(given: Mapping[str, Any]) -> ClipRequest:
     Raises:
         RecipeError: each fault with its key, its value and what is allowed.
     """
-    request = read(ClipRequest, given, ("steps", "scale", "sampler"))
+    request = read(ClipRequest, given, ("steps", "guidance_scale", "sampler"))
     for name in NEEDS[request.verb]:
         if not getattr(request, name):
             raise RecipeError(f"request: {request.verb} needs {' and '.join(NEEDS[request.verb])}; {name} is missing")
@@ -172,7 +172,7 @@ class Clips:
                 size=asked.size_typed,
                 fps=asked.fps,
                 steps=asked.sampling.get("steps"),
-                guidance=asked.sampling.get("scale"),
+                guidance=asked.sampling.get("guidance_scale"),
                 sampler=asked.sampling.get("sampler"),
                 seed=asked.seed,
                 negative=asked.negative,

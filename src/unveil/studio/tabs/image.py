@@ -178,7 +178,7 @@ class Picture(Maker):
         sampling |= filled(
             sampler=said["sampler"],
             steps=whole(said["steps"], say("Steps")),
-            scale=number(said["guidance"], say("Guidance")),
+            guidance_scale=number(said["guidance"], say("Guidance")),
         )
         request = filled(
             model=said["model"], prompt=said["prompt"], negative=said["negative"], label=said["label"],
@@ -222,7 +222,7 @@ class Picture(Maker):
         """The values of its fields that ask for this again."""
         sampling, change = dict(request.get("sampling", {})), request.get("change") or {}
         known = {"sampler": sampling.pop("sampler", ""), "steps": sampling.pop("steps", ""), "fresh": False}
-        known |= {"guidance": sampling.pop("scale", ""), "others": settings_text(sampling), "mode": "new"}
+        known |= {"guidance": sampling.pop("guidance_scale", ""), "others": settings_text(sampling), "mode": "new"}
         known |= {key: request.get(key, "") for key in ("prompt", "negative", "label", "width", "height")}
         known |= {"model": request.get("model", PLAYGROUND), "seed": request.get("seed", 0)}
         known |= {"count": request.get("count", 1), "first": request.get("first", 0)}

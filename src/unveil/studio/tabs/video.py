@@ -227,7 +227,7 @@ class Video(Maker):
             fps=number(said["fps"], say("Frames in a second")),
         )  # fmt: skip
         sampling = filled(
-            steps=whole(said["steps"], say("Steps")), scale=number(said["guidance"], say("Guidance")),
+            steps=whole(said["steps"], say("Steps")), guidance_scale=number(said["guidance"], say("Guidance")),
             sampler=said["sampler"],
         )  # fmt: skip
         seed = whole(said["seed"], say("Seed")) or 0
@@ -239,7 +239,7 @@ class Video(Maker):
         known = {"verb": verb, "model": request.get("model", PLAYGROUND), "seed": request.get("seed", 0)}
         plain = ("prompt", "negative", "width", "height", "fps", "frames", "context", "window", "fade")
         known |= {key: request.get(key, "") for key in plain}
-        known |= {"fresh": False, "steps": sampling.get("steps", ""), "guidance": sampling.get("scale", "")}
+        known |= {"fresh": False, "steps": sampling.get("steps", ""), "guidance": sampling.get("guidance_scale", "")}
         known["sampler"] = sampling.get("sampler", "")
         known |= {"expand": request.get("expand", True), "form": request.get("form", "mp4"), "still": None}
         known |= {"each": "\n".join(request.get("prompts", ())), "editor": None}

@@ -87,7 +87,7 @@ class Grid:
         jobs: list[Job] = []
         try:
             for sampler, steps, scale in cells:
-                own = {"sampler": sampler, "steps": steps, "scale": scale}
+                own = {"sampler": sampler, "steps": steps, "guidance_scale": scale}
                 sampling = request["sampling"] | {key: value for key, value in own.items() if value is not None}
                 jobs.append(client.submit(PICTURES, {**request, "sampling": sampling}, owner))
         except Exception:  # of any kind: half a grid is shown nowhere, and nobody could end it
