@@ -11,7 +11,7 @@ import torch
 
 import unveil
 from unveil.analysis.samplers import KINDS
-from unveil.evaluate.charts import Line, lines_chart
+from unveil.evaluate.charts import ChartLine, lines_chart
 from unveil.io import images
 from unveil.io.files import write_atomically
 from unveil.playground.eval_prompts import eval_prompts
@@ -24,7 +24,7 @@ def samplers() -> bytes:
     """Distance to the fine solution against network calls, of a few samplers without noise."""
     record = json.loads((DOCS / "results/samplers-fashion/samplers.json").read_text("utf-8"))
     by_name = {one["name"]: one for one in record["samplers"]}
-    lines = [Line(name, [(p["calls"], p["error"]) for p in by_name[name]["points"]]) for name in SHOWN]
+    lines = [ChartLine(name, [(p["calls"], p["error"]) for p in by_name[name]["points"]]) for name in SHOWN]
     return lines_chart(lines, "network calls", KINDS["solution"], log_x=True, log_y=True)
 
 
@@ -32,7 +32,9 @@ def guidance() -> bytes:
     """Fidelity against diversity along the scale of guidance."""
     rows = json.loads((DOCS / "results/guidance-fashion/guidance.json").read_text("utf-8"))["scales"]
     named = {"read": "read as their class", "precision": "precision"}
-    lines = [Line(name, [(row["recall"]["value"], row[key]["value"]) for row in rows]) for key, name in named.items()]
+    lines = [
+        ChartLine(name, [(row["recall"]["value"], row[key]["value"]) for row in rows]) for key, name in named.items()
+    ]
     marks = [f"{row['scale']:g}" for row in rows]
     return lines_chart(lines, "recall: held-out pictures that samples reach", "fidelity", marks=marks)
 

@@ -361,7 +361,5 @@ def test_too_few_held_out_pictures_are_told_before_anything_is_drawn(cli: Cli, t
     done = cli("train", "ddpm-digits", *run)
     assert done.code == 0, done.err
     done = cli("evaluate", "run", "--set", "evaluate.features=pixels")
-    refused(
-        done, 2, "pictures to compare: must lie in [4,", "give more held-out pictures, such as data.val_fraction=0.2"
-    )
+    refused(done, 2, "images to compare: must lie in [4,", "give more held-out pictures, such as data.val_fraction=0.2")
     assert "sampling step" not in done.err

@@ -177,7 +177,7 @@ def test_how_it_writes_that_cannot_be_read_is_refused(run: Path, tmp_path: Path,
 def test_what_cannot_be_is_refused(cli: Cli, run: Path, folder: Path, tmp_path: Path):
     (tmp_path / "empty").mkdir()
     before = tree(tmp_path)
-    refused(cli("caption", "empty", "--model", run), 4, "neither a picture nor a clip in it")
+    refused(cli("caption", "empty", "--model", run), 4, "neither an image nor a video in it")
     refused(cli("caption", "nowhere", "--model", run), 4, "nowhere")
     refused(cli("caption", folder, "--model", "ddpm-digits"), 1, "ddpm-digits: not a captioner")
     refused(cli("caption", folder, "--model", run, "--how", "gredy"), 2, "nearest: 'greedy'")
@@ -233,12 +233,13 @@ def test_clips_of_a_recipe_are_told_by_number_and_trained_on(cli: Cli, run: Path
 def test_captions_of_another_world_are_refused(cli: Cli, run: Path, tmp_path: Path):
     out = tmp_path / "told.jsonl"
     assert cli("caption", "playground-small", "--count", 2, "--model", run, "--out", out, "--quiet").code == 0
-    with pytest.raises(RecipeError, match=r"captions '.*told.jsonl': of another world: clip 0 was '.*' there and is '"):
+    pattern = r"captions '.*told.jsonl': of another world: video 0 was '.*' there and is '"
+    with pytest.raises(RecipeError, match=pattern):
         playground.Playground(playground.PlaygroundConfig(captions_file=str(out)))
     with pytest.raises(RecipeError, match=r"captions 'none.jsonl': no such file; unveil caption writes it"):
         playground.Playground(playground.PlaygroundConfig(captions_file="none.jsonl"))
     out.write_text('{"file_name": "a.mp4", "caption": "a"}\n')
-    with pytest.raises(DataError, match=r"told.jsonl line 1: 'a.mp4' is no number of a clip"):
+    with pytest.raises(DataError, match=r"told.jsonl line 1: 'a.mp4' is no number of a video"):
         playground.Playground(playground.PlaygroundConfig(captions_file=str(out)))
 
 

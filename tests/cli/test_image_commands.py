@@ -18,7 +18,7 @@ from PIL import Image
 from tests.cli.conftest import CHANGES, Cli, tree
 from tests.cli.test_bad_input import refused
 from unveil.io.images import METADATA_KEY, png
-from unveil.io.video.reader import Decoder, Limits
+from unveil.io.video.reader import VideoDecoder, VideoLimits
 from unveil.model import build
 from unveil.model.config import ModelConfig, Recipe, load_recipe, validate
 from unveil.tasks.metadata import read_facts
@@ -180,7 +180,7 @@ def test_the_way_between_two_samples(cli: Cli, saved: Path, tmp_path: Path, form
 def test_the_way_as_a_video(cli: Cli, saved: Path, tmp_path: Path):
     done = cli("interpolate", saved, "--seed", 3, "--seed", 9, "--frames", 3, "--clip", "mp4", "--rate", 6)
     assert done.code == 0, done.err
-    film = Decoder().look(tmp_path / "way" / "clip.mp4", Limits())
+    film = VideoDecoder().look(tmp_path / "way" / "clip.mp4", VideoLimits())
     assert (film.frames, film.rate, film.codec) == (3, 6, "h264")
     assert min(film.shown) >= 96
     told = read_facts(tmp_path / "way" / "clip.mp4")
@@ -265,7 +265,7 @@ def test_previews_rewrite_one_file(cli: Cli, saved: Path, tmp_path: Path):
         (["vary", "a.png", "--model", "MODEL"], 4, ["a.png: holds no record of how it was made"]),
         (["interpolate"], 2, ["interpolate needs a model"]),
         (["interpolate", "MODEL", "--frames", "1"], 2, ["frames 1: at least 2"]),
-        (["interpolate", "MODEL", "--clip", "giv"], 2, ["clip.giv: a clip's name ends in", "nearest: 'gif'"]),
+        (["interpolate", "MODEL", "--clip", "giv"], 2, ["clip.giv: a video's name ends in", "nearest: 'gif'"]),
         (["interpolate", "MODEL", "--rate", "0"], 2, ["rate 0.0: must be above 0"]),
         (["interpolate", "MODEL", *["--seed", "1"] * 3], 2, ["seed: more than 2"]),
         (["invert", "MODEL", "a.png", "--out", "noise.pt"], 2, ["--out noise.pt: must end in .safetensors"]),

@@ -83,7 +83,7 @@ def test_masks_boxes_and_given_hints(cli: Cli, picture: Path):
     assert read("colours.png")[0].tolist() == [[0, 0, 0], [128, 0, 0]]
     coloured = cli("hint", "mask", "photo.png", "--out", "no.png")
     assert coloured.code == 4
-    assert "a picture of mode RGB; a map of classes has one channel" in coloured.err
+    assert "an image of mode RGB; a map of classes has one channel" in coloured.err
     Path("layout.json").write_text(json.dumps({"boxes": [[0.5, 0.5, 0.5, 0.5]], "labels": [1]}))
     assert cli("hint", "boxes", "layout.json", "--out", "boxes.png", "--width", 20, "--height", 10).code == 0
     assert read("boxes.png")[5, 10].tolist() == [0, 128, 0]

@@ -24,7 +24,7 @@ from tests.io.video.tiny_videos import film
 from tests.tasks.tiny import WORDS, tiny_clips
 from unveil.io.images import png
 from unveil.io.video import writer
-from unveil.io.video.reader import Decoder, Limits
+from unveil.io.video.reader import VideoDecoder, VideoLimits
 from unveil.io.video.writer import write_video
 from unveil.tasks.metadata import read_facts
 
@@ -63,7 +63,7 @@ def test_words_alone_make_a_clip_in_every_form(cli: Cli, model: Path, tmp_path: 
     assert (facts["seed"], facts["steps"], facts["size"], facts["fps"]) == (4, 4, [6, 8, 8], 8.0)
     assert facts["task"]["verb"] == "make"
     if form in ("mp4", "webm", "gif"):
-        assert Decoder().look(tmp_path / f"out.{form}", Limits()).frames == 6
+        assert VideoDecoder().look(tmp_path / f"out.{form}", VideoLimits()).frames == 6
 
 
 @pytest.mark.filterwarnings("ignore::unveil.types.PromptTruncated")  # of the words that it does not know
@@ -260,7 +260,7 @@ def test_large_pictures_go_through_passes(cli: Cli, model: Path, tmp_path: Path)
         ([WORDS[0], "--frames", 0], 2, ["frames 0: at least 1"]),
         ([WORDS[0], "--count", 0], 2, ["count = 0: at least 1"]),
         ([WORDS[0], "--fps", 0], 2, ["rate 0"]),
-        ([WORDS[0], "-o", "out.avi"], 2, ["out.avi: a clip's name ends in .mp4"]),
+        ([WORDS[0], "-o", "out.avi"], 2, ["out.avi: a video's name ends in .mp4"]),
         ([WORDS[0], "--image", "one.png", "--at", 9], 2, ["frame 9 of a clip of 6: must be 0 to 5"]),
         ([WORDS[0], "--image", "one.png", "--image", "one.png"], 2, ["2 pictures at 1 places; give one --at for each"]),
         ([WORDS[0], "--image", "none.png"], 4, ["none.png: no such clip"]),

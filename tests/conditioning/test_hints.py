@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from unveil.data.preprocessors import edges, segmentation
-from unveil.data.preprocessors.registry import PREPROCESSORS, Boxes, Canny, Mask, ResizeOnly
+from unveil.data.preprocessors.registry import PREPROCESSORS, Boxes, Canny, MaskColours, ResizeOnly
 from unveil.types import RecipeError, ShapeError
 
 
@@ -99,7 +99,7 @@ def test_colours_are_fixed_and_differ():
     assert colours[:, :5].T.tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128]]
     assert len(colours.T.unique(dim=0)) == 4096
     mask = torch.tensor([[0, 1], [2, 3]], dtype=torch.uint8)
-    assert torch.equal(Mask()({"mask": mask}), colours[:, :4].reshape(3, 2, 2))
+    assert torch.equal(MaskColours()({"mask": mask}), colours[:, :4].reshape(3, 2, 2))
 
 
 def test_boxes_lie_where_they_say():

@@ -160,7 +160,7 @@ def test_a_picture_of_169_million_pixels_is_refused_before_it_is_decoded(folder,
         assert time.process_time() - start < 0.05
         assert str(caught.value) == (
             f"{folder}/bomb.png: 13000 x 13000 = 169,000,000 pixels: the limit is 100,000,000; "
-            "make the picture smaller, or raise max_pixels if it is meant to be so large"
+            "make the image smaller, or raise max_pixels if it is meant to be so large"
         )
 
     def plain() -> None:
@@ -175,7 +175,7 @@ def test_a_picture_of_169_million_pixels_is_refused_before_it_is_decoded(folder,
 def test_the_pixel_limit_is_in_the_list_and_can_be_raised(folder, paint):
     paint("large.png", 40, 30)
     with pytest.raises(
-        DataError, match=r"large.png: 40 x 30 = 1,200 pixels: the limit is 1,000; make the picture smaller"
+        DataError, match=r"large.png: 40 x 30 = 1,200 pixels: the limit is 1,000; make the image smaller"
     ):
         data.open(config(folder, max_pixels=1000))
     assert len(data.check_images_or_raise(config(folder, max_pixels=1200)).entries) == 1
@@ -259,7 +259,7 @@ def test_a_link_that_is_changed_after_the_check_is_not_followed(folder, paint, t
         ([{"file_name": "a.png", "label": 1.5}], "line 1: label is 1.5; a label is a name or a whole number"),
         ([{"file_name": "a.png", "label": -1}], "line 1: label -1: numbers of classes are 0 to 999999"),
         ([{"file_name": "a.png\0"}], "line 1: file_name 'a.png.*' holds a zero byte"),
-        ([""], "no line in it; every line names a picture"),
+        ([""], "no line in it; every line names an image"),
     ],
 )
 def test_bad_metadata_names_file_and_line(folder, paint, lines, message):

@@ -137,7 +137,7 @@ def test_a_small_folder_still_holds_one_out_when_asked(folder, paint):
         paint(f"{number}.png")
     assert len(data.open(config(folder, val_fraction=0.01), "held-out")) == 1
     assert len(data.open(config(folder, val_fraction=0.01))) == 2
-    with pytest.raises(DataError, match=r"no picture for the held-out part of 3 \(val_fraction 0\); use more pictures"):
+    with pytest.raises(DataError, match=r"no image for the held-out part of 3 \(val_fraction 0\); use more images"):
         data.open(config(folder, val_fraction=0), "held-out")
 
 

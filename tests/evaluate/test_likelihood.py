@@ -60,9 +60,9 @@ def test_the_odes_likelihood_is_the_mean_over_pictures_each_with_its_own_conditi
 
 
 def test_what_cannot_have_a_bound_is_named(model: Model):
-    with pytest.raises(DataError, match="6 of 6 pictures have no 'label'"):
+    with pytest.raises(DataError, match="6 of 6 images have no 'label'"):
         bits_per_dim(model, data.ImageTensorDataset(data.digits("held-out").pixels[:6]), steps=5)
-    with pytest.raises(DataError, match="without pictures"):
+    with pytest.raises(DataError, match="without images"):
         bits_per_dim(model, data.ImageTensorDataset(data.digits("held-out").pixels[:0]), steps=5)
     with pytest.raises(RecipeError, match="part 0 has 1000 steps, 5000 asked"):
         bits_per_dim(model, data.digits("held-out"), steps=5000)

@@ -177,6 +177,7 @@ def test_clips_are_measured_frame_by_frame_and_read_by_the_detector():
     assert seen["motion"]["real"] == 0.75
     assert found.missing["rfid"] == "no feature network is of clips"
     assert found.protocol["features"] is None
+    assert found.protocol["codec"] == "Video"  # a stored name, whatever the class is called
     told = {finding.name: finding for finding in findings(found)}
     assert told["colour, shape and motion seen"].text.startswith("75.0%")
     assert found.images["rebuilt"].startswith(b"\x89PNG")

@@ -138,12 +138,12 @@ def test_pictures_are_asked_for_what_does_not_move():
     assert list(report.missing) == ["held-out"]
     assert report.images["clips seen"].startswith(b"\x89PNG")
     assert "The playground from words" in page(report)
-    with pytest.raises(RecipeError, match="pictures do not move"):
+    with pytest.raises(RecipeError, match="images do not move"):
         eval_prompts("held-out", frames=1)
 
 
 def test_a_model_of_something_else_is_refused():
     model = Told(())
     model.shape = (1, 8)  # type: ignore[assignment]
-    with pytest.raises(RecipeError, match="the score is of clips"):
+    with pytest.raises(RecipeError, match="the score is of videos"):
         judged(model)

@@ -62,7 +62,7 @@ def test_a_clip_is_a_pure_function_of_seed_and_number():
     other = data.open(playground.PlaygroundConfig(seed=1))
     assert not torch.equal(other[0]["pixels"], world[0]["pixels"])
     assert torch.equal(world[-1]["pixels"], world[len(world) - 1]["pixels"])
-    with pytest.raises(IndexError, match="clip 1000000 of 1000000"):
+    with pytest.raises(IndexError, match="video 1000000 of 1000000"):
         world[1_000_000]
 
 
@@ -306,7 +306,7 @@ def test_a_recipe_takes_it():
             "scenes brush with sides of 32 and 4 frames: they take at least 32.*or add 'objects'",
         ),
         ({"objects": (1, 4)}, "objects: 4 is none of 1 to 3"),
-        ({"p_camera": 1.5}, "p_camera 1.5: a part of the clips"),
+        ({"p_camera": 1.5}, "p_camera 1.5: a part of the videos"),
         ({"caption_error_rate": -0.1}, "caption_error_rate -0.1: a part of those that raw captions"),
         ({"count": 0}, "count 0, num_val 1000, seed 0"),
     ],
@@ -346,7 +346,7 @@ def test_prompts_of_a_world_say_what_its_first_clips_show():
             name: thing[name] for name in ("colour", "shape", "motion")
         }
     assert found[0].text == dataset_prompts(world, 1, ["raw"])[0].text
-    with pytest.raises(RecipeError, match="31 prompts of 30 clips"):
+    with pytest.raises(RecipeError, match="31 prompts of 30 videos"):
         dataset_prompts(world, 31, ["raw"])
     with pytest.raises(RecipeError, match="give objects"):
         dataset_prompts(playground.Playground(playground.PlaygroundConfig(scenes=("brush",))), 1, ["raw"])

@@ -12,7 +12,7 @@ from unveil.analysis.inverse import METHODS, InverseStudy
 from unveil.analysis.inverse_problems import InverseProblem
 from unveil.analysis.samplers import KINDS, SamplerStudy
 from unveil.evaluate import plots
-from unveil.evaluate.charts import Line, lines_chart
+from unveil.evaluate.charts import ChartLine, lines_chart
 from unveil.evaluate.html import document, figure, image, table
 from unveil.evaluate.report import flatten
 from unveil.io.images import to_pixels
@@ -53,7 +53,7 @@ def _charts(record: Mapping[str, Any]) -> Iterable[str]:
         chosen = [one for one in record["samplers"] if one["measured"] == words]
         if not chosen:
             continue
-        lines = [Line(one["name"], [(p["calls"], p["error"]) for p in one["points"]]) for one in chosen]
+        lines = [ChartLine(one["name"], [(p["calls"], p["error"]) for p in one["points"]]) for one in chosen]
         level = record["floor"] if words == KINDS["distribution"] else None
         caption = f"{_sentence(words)} against network calls." + (
             "" if level is None else " The level: two fine solves of different noise."
@@ -124,7 +124,7 @@ def scales_page(study: ScaleStudy, record: Mapping[str, Any]) -> str:
     title = f"Guidance of {record['model']['name']}"
     rows = record["scales"]
     lines = [
-        Line(name, [(row["recall"]["value"], row[key]["value"]) for row in rows])
+        ChartLine(name, [(row["recall"]["value"], row[key]["value"]) for row in rows])
         for key, name in (("read", "read as their class"), ("precision", "precision"))
         if rows[0].get(key)
     ]
@@ -138,7 +138,7 @@ def scales_page(study: ScaleStudy, record: Mapping[str, Any]) -> str:
         ),
     ]
     if rows[0].get("fid"):
-        fid = Line("FID", [(row["scale"], row["fid"]["value"]) for row in rows])
+        fid = ChartLine("FID", [(row["scale"], row["fid"]["value"]) for row in rows])
         floor = rows[0]["fid"]["floor"]["mean"]
         caption = "FID against the scale. The level: real pictures from other real pictures."
         parts.append(figure(lines_chart([fid], "scale", "FID", level=floor), caption))

@@ -9,7 +9,7 @@ from typing import Any
 from unveil.analysis.pages import settings_tables
 from unveil.analysis.video_bench import VideoStudy
 from unveil.analysis.video_metrics import StudyResult, format_row
-from unveil.evaluate.charts import Line, lines_chart
+from unveil.evaluate.charts import ChartLine, lines_chart
 from unveil.evaluate.html import document, figure, table
 from unveil.types import RecipeError
 
@@ -119,7 +119,7 @@ def _beside(record: Mapping[str, Any]) -> Iterable[str]:
     yield table(("", *heads), [(words, *(_found(rows[words]) for rows in found)) for words in common])
     for units, axis in ((("%", "part"), "share"), (("px",), "pixels"), (("",), "ratio or degrees")):
         lines = [
-            Line(words, [(size, rows[words]["found"]["value"]) for size, rows in zip(sizes, found, strict=True)])
+            ChartLine(words, [(size, rows[words]["found"]["value"]) for size, rows in zip(sizes, found, strict=True)])
             for words in common
             if found[0][words]["unit"] in units
         ]

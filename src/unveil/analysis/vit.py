@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 
 from unveil.data.tensor_dataset import ImageTensorDataset, stable_hash
-from unveil.evaluate.charts import Line, lines_chart
+from unveil.evaluate.charts import ChartLine, lines_chart
 from unveil.evaluate.html import document, figure, table
 from unveil.evaluate.image_set import ImageDataset, ImageSet, collect_images
 from unveil.evaluate.metrics import proportion
@@ -180,7 +180,7 @@ def page(record: Mapping[str, Any]) -> str:
     settings, points = record["settings"], record["points"]
     seeds = f"The mean of {settings['seeds']} networks each. " if settings["seeds"] > 1 else ""
     lines = [
-        Line(size, [(amount, 100 * _mean(points, size, amount)) for amount in settings["amounts"]])
+        ChartLine(size, [(amount, 100 * _mean(points, size, amount)) for amount in settings["amounts"]])
         for size in settings["sizes"]
     ]
     chart = lines_chart(lines, "training pictures", "% of the held-out pictures read correctly", log_x=True)

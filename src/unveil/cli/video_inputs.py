@@ -14,7 +14,7 @@ from unveil.data.image_decoding import header, open_image
 from unveil.data.video_folder import apply_orientation, frame_selection
 from unveil.data.video_slicing import VideoFolderConfig, plan_segments
 from unveil.io.files import sha256
-from unveil.io.video.reader import Decoder, Limits
+from unveil.io.video.reader import VideoDecoder, VideoLimits
 from unveil.model import Model
 from unveil.tasks import inputs
 from unveil.tasks.metadata import read_facts
@@ -113,8 +113,8 @@ def decoded(path: Path, rate: float | None) -> tuple[Tensor, float]:
     Raises:
         MediaError: it cannot be read, or its rate varies and none was given.
     """
-    limits = Limits()
-    decoder = Decoder()
+    limits = VideoLimits()
+    decoder = VideoDecoder()
     try:
         film = decoder.look(path, limits)
         if film.rate is None and rate is None:

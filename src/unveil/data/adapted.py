@@ -53,7 +53,7 @@ def adapt(source: SourceDataset, key: str) -> AdaptedDataset:
 
     Args:
         source: any map-style data set of dicts.
-        key: where the image is: a PIL image; a uint8 array (H, W) or (H, W, C); a uint8 tensor (C, H, W); or
+        key: Key of the image: a PIL image; a uint8 array (H, W) or (H, W, C); a uint8 tensor (C, H, W); or
             floats in [-1, 1], of any shape with the channels first, kept as float32.
 
     Raises:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from unveil.types import ShapeError
 
-PRESENT = 4  # the column of a boxes state that says whether the row holds a box
+PRESENT = 4  # the column of a boxes state that marks rows with a box
 
 
 def boxes_to_state(boxes: Tensor, slots: int) -> Tensor:

@@ -17,7 +17,7 @@ class CaptionRecord(NamedTuple):
 
 
 def by_number(file: Path) -> dict[int, CaptionRecord]:
-    """The captions of a file of metadata whose names are numbers, of videos that have been told.
+    """Read the captions of numbered videos from a metadata file.
 
     Raises:
         RecipeError: no such file.
@@ -28,7 +28,7 @@ def by_number(file: Path) -> dict[int, CaptionRecord]:
     for row in read_metadata(file, "text", "label"):
         if not row.path.isdecimal():
             raise DataError(
-                f"{file} line {row.line}: {row.path!r} is no number of a clip; a folder of clips has its captions in "
+                f"{file} line {row.line}: {row.path!r} is no number of a video; a folder of videos has its captions in "
                 "its own metadata.jsonl"
             )
         if row.synthetic:
@@ -37,11 +37,11 @@ def by_number(file: Path) -> dict[int, CaptionRecord]:
 
 
 def by_name(file: Path, column: str = "caption") -> dict[str, str]:
-    """A captioner's captions of a file of metadata, by the names of the files that they tell.
+    """Read a captioner's captions from a metadata file, by the names of the captioned files.
 
     Args:
-        file: it lies anywhere; its names are below the folder of what they tell.
-        column: of the captions.
+        file: Path of the file, anywhere; its names are relative to the folder of the captioned files.
+        column: Column of the captions.
 
     Raises:
         RecipeError: no such file.

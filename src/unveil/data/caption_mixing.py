@@ -20,7 +20,7 @@ def pick_caption(entry: IndexEntry, share: float, *, fixed: bool) -> Item:
 
     Args:
         entry: with `text`, its own, and `synthetic`, that of a captioner.
-        share: of the synthetic ones.
+        share: Probability of the synthetic caption.
         fixed: chosen by a hash of its name, the same each time, for items that never train; else drawn each time, by
             the generator that training sets for each batch.
     """
@@ -34,7 +34,7 @@ def mix_captions(original: str, synthetic: str, share: float, draw: float) -> It
     """One of two captions, "text", and both, "texts".
 
     Args:
-        own: the caption that an item came with. synthetic: that of a captioner.
-        share: of the synthetic ones. draw: in [0, 1).
+        original: Caption that the item came with. synthetic: Caption of a captioner.
+        share: Probability of the synthetic caption. draw: Random number in [0, 1).
     """
     return {"text": synthetic if draw < share else original, "texts": (original, synthetic)}

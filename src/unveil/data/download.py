@@ -20,9 +20,9 @@ def download(url: str, path: Path, md5: str, *, largest: int = 1 << 26) -> Path:
 
     Args:
         url: the address.
-        path: where it goes; nothing is written there unless the checksum is right.
-        md5: its checksum as published, in hexadecimal.
-        largest: bytes after which it is given up.
+        path: Target path; nothing is written unless the checksum is right.
+        md5: Published checksum in hexadecimal.
+        largest: Maximum size in bytes.
 
     Raises:
         MediaError: the address does not answer, or what it sends is not this file.

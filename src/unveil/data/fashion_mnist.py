@@ -69,9 +69,9 @@ def fashion(config: FashionConfig, part: Part = "train", *, url: str = URL) -> I
     """The official 60,000 (train) or 10,000 (held-out): pixels uint8 (N, 1, 28, 28), labels 0 to 9.
 
     Args:
-        config: where the files are.
-        part: which of the two official parts.
-        url: where they are downloaded from.
+        config: Location of the files.
+        part: One of the two official splits.
+        url: Base URL of the download.
 
     Raises:
         MediaError: the files are nowhere, or one of them is damaged.
@@ -81,7 +81,7 @@ def fashion(config: FashionConfig, part: Part = "train", *, url: str = URL) -> I
     pixels, labels = read_idx(pictures), read_idx(answers)
     if pixels.ndim != 3 or labels.ndim != 1 or len(pixels) != len(labels):
         raise DataError(
-            f"{pictures}: {tuple(pixels.shape)} pictures with {tuple(labels.shape)} labels of {answers.name}; "
+            f"{pictures}: {tuple(pixels.shape)} images with {tuple(labels.shape)} labels of {answers.name}; "
             "the files do not belong together: fetch both again"
         )
     if len(labels) and int(labels.max()) >= len(CLASSES):
@@ -93,7 +93,7 @@ def read_idx(path: Path) -> Tensor:
     """The uint8 array of an idx file, plain or gzipped, checked for its size.
 
     Raises:
-        MediaError: cannot be read, is no idx file of bytes, or holds more or less than its header says.
+        MediaError: cannot be read, is not an idx file of bytes, or its size differs from its header.
     Source: the idx format, as on the MNIST page: two zero bytes, type 8, the rank, then each length (big-endian).
     """
     try:

@@ -43,7 +43,7 @@ class StyleConfig:
                 f"style {self.style!r}: must be one of {', '.join(choices)}{did_you_mean(self.style, choices)}"
             )
         if min(self.count, self.judged) < 1:
-            raise RecipeError(f"count = {self.count}, judged = {self.judged}: at least 1 picture")
+            raise RecipeError(f"count = {self.count}, judged = {self.judged}: at least 1 image")
 
 
 def fashion_in_style(config: StyleConfig, part: Part = "train") -> ImageTensorDataset:
@@ -62,7 +62,7 @@ def fashion_in_style(config: StyleConfig, part: Part = "train") -> ImageTensorDa
         place, label = divmod(number, len(CLASSES))
         of_class = rows[label]
         if place >= len(of_class):
-            raise RecipeError(f"{wanted} pictures: the {part} part has {len(of_class)} of {CLASSES[label]}; take fewer")
+            raise RecipeError(f"{wanted} images: the {part} part has {len(of_class)} of {CLASSES[label]}; take fewer")
         chosen.append(of_class[place])
     return ImageTensorDataset(
         apply_style(everything.pixels[chosen], config.style), everything.labels[chosen], everything.classes

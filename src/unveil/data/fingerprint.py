@@ -30,7 +30,7 @@ def dataset_fingerprint(items: SourceDataset, progress: Progress | None = None) 
     """The sha256 of all that a data set holds, in its order, in hexadecimal.
 
     Of a folder of images or videos the files are read whole, and not decoded; how they are decoded is part of the
-    hash. Images in memory are read there. Of any other data set every item is asked for.
+    hash. Images in memory are read there. Of any other data set every item is read.
 
     Args:
         progress: called as progress(done, total), now and then.

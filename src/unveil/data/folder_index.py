@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, Protocol
 from PIL import ImageColor
 
 from unveil.data.caption_files import by_name
-from unveil.data.folder_walk import Walk
+from unveil.data.folder_walk import FolderWalk
 from unveil.data.image_decoding import HEAD, DecodeOptions, format_of, safe_join
 from unveil.data.low_res import check_low
 from unveil.data.metadata import METADATA, MetadataRow, read_metadata
@@ -27,7 +27,7 @@ _MAX_CAPTION = 65_536  # bytes
 class MediaType(NamedTuple):
     """Type of media that a folder is searched for.
 
-    noun: what one is called. named: the formats, for messages. suffixes, others: names that promise one, of formats
+    noun: noun for one file. named: the formats, for messages. suffixes, others: names that promise one, of formats
     that are read and that are not. format_of: the format from a file's first `head` bytes, None for anything else.
     """
 
@@ -45,7 +45,7 @@ IMAGE = MediaType(
 
 
 class FolderOptions(Protocol):
-    """The settings of a folder, whatever lies in it."""
+    """Options of a folder of any type of media."""
 
     @property
     def path(self) -> str:
@@ -79,7 +79,7 @@ class FolderOptions(Protocol):
 
     @property
     def captions_file(self) -> str | None:
-        """A file of such captions that lies elsewhere."""
+        """Path of a separate file of such captions."""
         ...
 
 
@@ -93,14 +93,14 @@ class FolderConfig:
 
     channels: 3 for RGB, 1 for grey. fit, background, max_pixels: see `DecodeOptions`.
     decode: "fast" speeds up large JPEGs by skipping detail (`DecodeOptions`); held-out images are always exact.
-    undersized: what happens to images with fewer pixels than `size`: enlarge or drop; the check names them.
+    undersized: enlarge or drop images with fewer pixels than `size`; the check names them.
     labels: "auto" takes the sub-folders as classes when all images lie in two or more of them.
     classes: the allowed labels in order; left out, they are found in the folder and sorted.
     caption_column, label_column, synthetic_column: the metadata columns to read: captions, labels, and captions that a
         captioner wrote.
     captions_file: a file of a captioner's captions by file_name, as `unveil caption --out` writes it; they take the
         place of those of the metadata, and all else is as the folder has it.
-    synthetic_prob: of a captioner's captions, where an image has both (`data.caption_mixing`).
+    synthetic_prob: probability of a captioner's caption if an image has both (`data.caption_mixing`).
     low_res: adds "low", the image at that many pixels a side (`area_downsample`), for models that enlarge it.
     max_bad: the share of unreadable files above which nothing is trained on.
     val_fraction: the share of the images (chosen by a hash of their content) that never trains.
@@ -187,9 +187,9 @@ class IndexEntry:
 
 @dataclass
 class FolderIndex:
-    """Everything that lies in a folder.
+    """Index of the files of a folder.
 
-    entries: what is to be decoded. refused: path and reason of what should have been one and cannot be.
+    entries: files to decode. refused: path and reason of files that cannot be used.
     ignored: path and reason of other files. stamp: changes when a file is added, removed or modified.
     """
 
@@ -210,7 +210,7 @@ def index_folder(config: FolderOptions, kind: MediaType = IMAGE) -> FolderIndex:
             the folder, a label that is not among `classes`.
     """
     root = _root(config.path, kind)
-    walk = Walk(root, kind.noun, kind.suffixes)
+    walk = FolderWalk(root, kind.noun, kind.suffixes)
     paths = [path for path in walk.files if _is_candidate(root, path, walk, kind)]
     table = [name for name in METADATA if name in walk.files]
     if len(table) > 1:
@@ -247,7 +247,7 @@ def _root(path: str, kind: MediaType) -> Path:
     raise DataError(f"{path}: no such folder{close}; give a folder that holds {kind.noun}s (in a recipe: data.path)")
 
 
-def _is_candidate(root: Path, path: str, walk: Walk, kind: MediaType) -> bool:
+def _is_candidate(root: Path, path: str, walk: FolderWalk, kind: MediaType) -> bool:
     suffix = PurePosixPath(path).suffix.lower()
     if suffix in kind.suffixes or suffix in kind.others:
         return True
@@ -315,10 +315,10 @@ def _with_metadata(
 
 
 def _classes(config: FolderOptions, names: list[str], where: Callable[[str], str]) -> list[str]:
-    """The classes asked for, or else those found.
+    """Return the requested classes, or else those found.
 
     Raises:
-        MediaError: a name that is not among the classes asked for.
+        MediaError: a name that is not among the requested classes.
     """
     if config.classes is None:
         return names
@@ -346,11 +346,11 @@ def _add_captions(result: FolderIndex, files: set[str]) -> None:
 
 
 def _add_told(result: FolderIndex, file: Path, column: str) -> None:
-    """The captions of a file by `file_name`; it may tell files of another kind too, and not all of these.
+    """Add the captions of a file by `file_name`; it may also name other files, and need not name all.
 
     Raises:
         RecipeError: no such file.
-        MediaError: it tells nothing that lies here.
+        MediaError: it names no file of this folder.
     """
     captions = by_name(file, column)
     if not captions.keys() & ({entry.path for entry in result.entries} | {path for path, _ in result.refused}):

@@ -11,12 +11,12 @@ from unveil.data.image_decoding import safe_join
 from unveil.types import DataError
 
 
-class Walk:
+class FolderWalk:
     """One pass over the tree: regular files in order, a mark of their state, and what cannot be followed.
 
     Args:
-        root: of the tree.
-        noun: what one of the files is called that are looked for.
+        root: Root folder.
+        noun: Noun for one file of the type that is searched for.
         suffixes: names that promise one.
 
     Attributes:

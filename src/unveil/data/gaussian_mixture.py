@@ -16,7 +16,7 @@ class Mixture:
     """A mixture of isotropic Gaussians over tensors of any shape; called as a denoiser or a step is.
 
     Args:
-        weights: of the K components, positive; they are scaled to sum to 1.
+        weights: Weights of the K components, positive; they are scaled to sum to 1.
         means: (K, ...): the rest is the shape of one sample, () for numbers.
         spreads: standard deviation of each component, positive.
 
@@ -41,7 +41,7 @@ class Mixture:
     def __call__(self, x: Tensor, level: NoiseLevel, condition: Condition | None = None) -> Estimate:
         """E[x0 | x] and E[eps | x], exact, of x's shape (B, ...) and type; float64 inside.
 
-        The level may differ per sample or per element of x. The condition is not looked at.
+        The level may differ per sample or per element of x. The condition is ignored.
 
         Source: for x = alpha x0 + sigma eps the posterior of each component is Gaussian, and that of the
         component given x is Bayes' rule.
@@ -64,7 +64,7 @@ class Mixture:
         return self.means[chosen] + like(self.spreads[chosen], noise) * noise
 
     def part(self, components: Sequence[int]) -> Mixture:
-        """The mixture of some components alone: what a class-conditional denoiser would know."""
+        """Return the mixture of some of the components, as for a class-conditional denoiser."""
         chosen = list(components)
         return Mixture(self.weights[chosen].tolist(), self.means[chosen], self.spreads[chosen].tolist())
 

@@ -44,7 +44,7 @@ _OTHERS = {
     "a pickle": b"\x80",
     "AVIF or HEIC": b"\x00\x00\x00",
 }
-HEAD = 32  # bytes that are enough to tell the format, and the size of a PNG or WebP
+HEAD = 32  # bytes that are enough to detect the format, and the size of a PNG or WebP
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -230,7 +230,7 @@ def read_classes(path: Path, max_pixels: int) -> Tensor:
             image = open_image(file, max_pixels)
             load(image)
             if len(image.getbands()) > 1:
-                raise DataError(f"a picture of mode {image.mode}; a map of classes has one channel, a number a pixel")
+                raise DataError(f"an image of mode {image.mode}; a map of classes has one channel, a number a pixel")
             return torch.from_numpy(np.array(image).astype(np.int64))
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
@@ -318,7 +318,7 @@ def _within(size: Size, max_pixels: int) -> None:
     if count > max_pixels:
         raise DataError(
             f"{size[0]} x {size[1]} = {count:,} pixels: the limit is {max_pixels:,}; "
-            "make the picture smaller, or raise max_pixels if it is meant to be so large"
+            "make the image smaller, or raise max_pixels if it is meant to be so large"
         )
 
 

@@ -1,4 +1,4 @@
-"""A folder of images as a data set: decoded when asked for, by any number of workers."""
+"""A folder of images as a data set, decoded on demand by any number of workers."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ class ImageFolderDataset(Dataset[Item]):
         self.captioned = any((indexed.text, indexed.synthetic) != (None, None) for indexed in self.report.entries)
         if not self.entries:
             raise DataError(
-                f"{config.path}: no picture for the {part} part of {len(chosen)} "
+                f"{config.path}: no image for the {part} part of {len(chosen)} "
                 f"(val_fraction {config.val_fraction:g}); "
-                "use more pictures, or another val_fraction"
+                "use more images, or another val_fraction"
             )
 
     def __len__(self) -> int:

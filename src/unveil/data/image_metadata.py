@@ -1,7 +1,7 @@
 """Bounded reading of image metadata (EXIF, XMP, PNG text), against decompression bombs in metadata chunks.
 
 Pillow unpacks all of it: 64 KB of EXIF whose entries share their bytes, or of packed text, become hundreds of MB. Here
-it is weighed before, and the one thing that is wanted, which way up the image is, is read from it alone.
+its size is checked before, and only the orientation is read from it.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def enforce_max_bad(report: ReportT, path: str, limit: float) -> ReportT:
 
 def _header(file: IO[bytes], config: FolderConfig) -> ImageHeader:
     image = open_image(file, config.max_pixels)
-    load(image)  # before the header: EXIF may stand behind the pixels
+    load(image)  # before the header: EXIF may follow the pixels
     return header(image)
 
 
@@ -103,7 +103,7 @@ def _report(index: FolderIndex, seen: dict[str, FileInfo[ImageHeader]], config: 
 
 
 def complete_report(report: ReportT, index: FolderIndex, seen: Mapping[str, FileInfo[Any]]) -> ReportT:
-    """The report, whose changes stand, with what is left to train on and what is not, and the copies among it."""
+    """Complete a report that has its changes: usable, refused and ignored files, and duplicates."""
     report.ignored = sorted(index.ignored)
     report.refused += index.refused + [(path, look.reason) for path, look in seen.items() if look.header is None]
     report.refused.sort()

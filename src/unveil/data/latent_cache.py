@@ -44,8 +44,8 @@ class LatentEncoder:
     """An encoder of pixels to latents.
 
     Attributes:
-        encode: of pixels float32 (B, C, H, W) in [-1, 1], all that is kept: (B, moments * C', h, w).
-        identity: the same for the same weights and settings only.
+        encode: Function of pixels float32 (B, C, H, W) in [-1, 1] to all that is cached: (B, moments * C', h, w).
+        identity: Identifier of the weights and settings.
         moments: 1 for latents, 2 for means and logarithms of variances.
         scale, shift: x0 = (latents - shift) * scale; one number for each channel C'.
     """
@@ -62,11 +62,11 @@ class LatentCacheOptions:
     """Options of a latent cache.
 
     Attributes:
-        key: of the items, where the pixels are.
+        key: Key of the items that holds the pixels.
         mirrored: those of the images mirrored left to right too, for training that mirrors at random.
         dtype: float32 keeps every bit; bfloat16 and float16 take half the room.
         batch: images that are encoded at once, and that an interrupted run loses at most.
-        folder: where the files are; None: `latents` in the cache folder.
+        folder: Folder of the files; None: `latents` in the cache folder.
     """
 
     key: str = "pixels"
@@ -80,18 +80,18 @@ class LatentCacheOptions:
         if self.dtype not in _DTYPES:
             raise RecipeError(f"dtype {self.dtype}: must be one of {', '.join(map(str, _DTYPES))}")
         if self.batch < 1:
-            raise RecipeError(f"batch {self.batch}: at least 1 picture is encoded at once")
+            raise RecipeError(f"batch {self.batch}: at least 1 image is encoded at once")
 
 
 class CachedLatents(Dataset[Item]):
-    """A data set with what the encoder says in the place of the pixels: float32 (versions, moments * C', h, w).
+    """A data set with the encoder's output instead of the pixels: float32 (versions, moments * C', h, w).
 
     The first version is of the image as it is, the second, where there is one, of the mirrored image. What else
-    an item holds is the source's; its images are read only where `keys` ask for more than labels and texts.
+    an item holds is the source's; its images are read only if `keys` need more than labels and texts.
 
     Attributes:
-        path: of the file.
-        shape: of one, (versions, moments * C', h, w).
+        path: Path of the file.
+        shape: Shape of one item, (versions, moments * C', h, w).
         classes: the source's, where it has them.
     """
 
@@ -134,9 +134,9 @@ def cache_latents(
     how: LatentCacheOptions | None = None,
     progress: Progress | None = None,
 ) -> tuple[Path, bool]:
-    """The file with what the encoder says of every item, and whether it was there; else it is written now.
+    """Return the file of the encoder's output for every item, and whether it existed; else it is written now.
 
-    Interrupted, it goes on with what is missing when it is asked for again. Several processes that ask for the same
+    After an interruption, the next call continues with the missing part. Several processes that need the same
     file wait for the first of them.
 
     Args:
@@ -176,7 +176,7 @@ def cache_key(facts: Mapping[str, Any]) -> str:
 def _facts(items: SourceDataset, encoder: LatentEncoder, how: LatentCacheOptions) -> dict[str, Any]:
     """Everything that the content of a file follows from."""
     if not len(items):
-        raise DataError("a data set without pictures has no latents")
+        raise DataError("a data set without images has no latents")
     pixels = _unit(items[0], 0, how.key)
     return {
         "version": _VERSION,
@@ -224,7 +224,7 @@ def _part(path: Path, items: SourceDataset, rows: range, encoder: LatentEncoder,
             if not bool(torch.isfinite(version).all())
         ]
         raise NonFinite(
-            f"item {bad[0]}: the encoder makes NaN or infinite numbers of it, as {how.dtype}; look at the picture, and "
+            f"item {bad[0]}: the encoder makes NaN or infinite numbers of it, as {how.dtype}; look at the image, and "
             "at the encoder's weights"
         )
     held = {LATENTS: latents.contiguous()}
@@ -266,7 +266,7 @@ def _join(
         scale=list(encoder.scale),
         shift=list(encoder.shift),
         metadata=metadata,
-        force=True,  # what is there is no whole file of this name
+        force=True,  # an existing file of this name is incomplete
     )
 
 
@@ -275,7 +275,7 @@ def _versions(file: LatentFile, count: int) -> int:
     if file.shape[0] != versions * count:
         raise DataError(
             f"{file.path}: {file.shape[0]} latents for {count} items in {versions} versions; "
-            "they are not of this data: delete the file, it is made anew"
+            "they are not of this data: delete the file, it is made again"
         )
     return versions
 
@@ -301,7 +301,7 @@ def _unit(item: Mapping[str, Any], index: int, name: str) -> Tensor:
     """The pixels of an item, float32 (1, C, H, W) in [-1, 1]."""
     pixels = item.get(name)
     if not isinstance(pixels, Tensor) or pixels.ndim != 3:
-        raise ShapeError(f"item {index}: {name!r} is no picture (C, H, W), and only pictures are encoded")
+        raise ShapeError(f"item {index}: {name!r} is no image (C, H, W), and only images are encoded")
     if pixels.dtype != torch.uint8 and not pixels.is_floating_point():
         raise ShapeError(f"item {index}: {name!r} is {pixels.dtype}; must be uint8 or floats in [-1, 1]")
     return (to_unit(pixels) if pixels.dtype == torch.uint8 else pixels.float())[None]

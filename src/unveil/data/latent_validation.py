@@ -24,9 +24,9 @@ class LatentsReport:
     """Result of checking a file of latents.
 
     Attributes:
-        shape: of one, (C, H, W), as the network sees it.
-        classes: how many latents each class has, by name or number; empty where there are no labels.
-        mean, deviation: of each channel as the network sees it, shifted and scaled.
+        shape: Shape of one latent, (C, H, W), as the network gets it.
+        classes: Number of latents by class name or number; empty without labels.
+        mean, deviation: Mean and standard deviation of each channel, shifted and scaled.
         nonfinite: places of latents with NaN or infinite numbers, which are left out of both.
         others: tensors of the file that are not read.
     """
@@ -48,7 +48,7 @@ class LatentsReport:
         return math.sqrt(sum(deviation**2 for deviation in self.deviation) / len(self.deviation))
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, for JSON; what is no number is null."""
+        """Return everything for JSON; a value that is not finite is null."""
         numbers = {name: [_plain(number) for number in getattr(self, name)] for name in ("mean", "deviation")}
         return {**asdict(self), **numbers, "spread": _plain(self.spread)}
 

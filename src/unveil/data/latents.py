@@ -4,9 +4,9 @@
 - `labels`: int64 (N,), where they are known;
 - metadata: `scale` and `shift`, each a number or a JSON list of one per channel, `classes`, a JSON list of names, and
   `moments`: 2 where the first half of the channels are means and the second logarithms of variances, of which the
-  means are the latents; whatever else says where the latents come from is kept as it is.
+  means are the latents; other keys are kept unchanged.
 
-What a network sees is x0 = (latents - shift) * scale. Other tensors in the file are left alone.
+The input of a network is x0 = (latents - shift) * scale. Other tensors in the file are left alone.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from unveil.types import DataError, Item, NonFinite, RecipeError, ShapeError
 from unveil.types import did_you_mean as near
 
 LATENTS, LABELS = "latents", "labels"  # the tensors, and the first of them the item's key
-# As the format names them; numpy knows no bfloat16, whose bits are read as whole numbers.
+# As the format names them; numpy has no bfloat16, whose bits are read as integers.
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 _BITS = {"F16": "<f2", "BF16": "<i2", "F32": "<f4"}
 _OURS = ("scale", "shift", "classes")  # keys of the metadata that mean something here
@@ -62,7 +62,7 @@ class LatentFile(NamedTuple):
     """A file of latents by its header.
 
     Attributes:
-        dtype: as the format names it.
+        dtype: Type as named by the format.
         shape: (N, moments * C, H, W).
         start: the byte that the latents begin at, and `labels` that of the labels; None: there are none.
         others: names of the tensors that are left alone.
@@ -111,7 +111,7 @@ class Latents(Dataset[Item]):
 
     Attributes:
         classes: the name of each label, or None.
-        metadata: of the file, whole.
+        metadata: Complete metadata of the file.
 
     Raises MediaError: see `open_latent_file`; or the part would be empty.
     """
@@ -268,7 +268,7 @@ def _numbers(path: Path, metadata: Mapping[str, str], key: str, channels: int) -
     return torch.tensor(values, dtype=torch.float32).reshape(-1, 1, 1)
 
 
-@lru_cache(maxsize=4)  # both parts ask, and a million hashes take a second
+@lru_cache(maxsize=4)  # both splits need it, and a million hashes take a second
 def _held_out(count: int, share: float) -> np.ndarray:
     """Return the mask of held-out latents, (N,); at least one, if share > 0 and there are two."""
     if not share:
@@ -310,7 +310,7 @@ def write_latents(
         labels: int64 (N,), of all latents.
         classes: the name of each label.
         scale, shift: x0 = (latents - shift) * scale has about unit variance; one number, or one per channel.
-        metadata: anything else that says what the latents are, such as the encoder's hash; kept as it is.
+        metadata: Other metadata, such as the encoder's hash; kept unchanged.
 
     Raises:
         ShapeError: chunks that differ or are no latents, or not as many labels as latents.
@@ -390,7 +390,7 @@ def _check_chunk(number: int, chunk: Tensor, first: Tensor) -> None:
             f"{tuple(first.shape[1:])}; all must be alike"
         )
     if not bool(torch.isfinite(chunk).all()):
-        raise NonFinite(f"chunk {number}: holds NaN or infinite latents; encode these pictures in float32")
+        raise NonFinite(f"chunk {number}: holds NaN or infinite latents; encode these images in float32")
 
 
 def _header(like: Tensor, count: int, labels: int, metadata: Mapping[str, str]) -> bytes:

@@ -45,7 +45,7 @@ def read_metadata(file: Path, text: str, label: str, synthetic: str = "caption")
         if not isinstance(name, str) or not name.strip():
             raise DataError(
                 f"{file} line {line}: no file_name{did_you_mean('file_name', list(values))}; "
-                f"every line names its picture, such as {_EXAMPLE}"
+                f"every line names its image, such as {_EXAMPLE}"
             )
         for column in (text, synthetic):
             if not isinstance(caption := values.get(column), str | None):
@@ -60,7 +60,7 @@ def read_metadata(file: Path, text: str, label: str, synthetic: str = "caption")
                 f"there are {', '.join(sorted(columns))}"
             )
     if not rows:
-        raise DataError(f"{file}: no line in it; every line names a picture, such as {_EXAMPLE}")
+        raise DataError(f"{file}: no line in it; every line names an image, such as {_EXAMPLE}")
     return rows
 
 
@@ -68,7 +68,7 @@ def read_columns(file: Path) -> list[dict[str, Any]]:
     """All columns of the same rows, in the same order, without those that are empty.
 
     Raises:
-        MediaError: naming file and line, for what is no such file.
+        MediaError: not such a file; the message has file and line.
     """
     return [{key: value for key, value in values.items() if value is not None} for _, values in _lines(file)]
 

@@ -19,11 +19,11 @@ class Prompt:
     """One line of a prompt file; None leaves a setting to the caller.
 
     Attributes:
-        prompt, negative: what to make, and what to go away from.
-        seed: 0 or more.
-        count: of images, 1 or more.
-        steps, scale, sampler: as `unveil sample` takes them.
-        line: where it stands in the file, the first is 1.
+        prompt, negative: Prompt and negative prompt.
+        seed: Seed, 0 or more.
+        count: Number of images, 1 or more.
+        steps, scale, sampler: Sampling settings as in `unveil sample`.
+        line: Line number in the file, from 1.
     """
 
     prompt: str
@@ -43,7 +43,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     """The prompts of a file, in its order.
 
     A name that ends in `.jsonl` holds a JSON map on each line, with the fields of `Prompt` as keys; any other file
-    holds a prompt on each line as it stands. Blank lines are skipped, and those that begin with #.
+    holds a plain prompt on each line. Blank lines are skipped, and those that begin with #.
 
     Raises:
         MediaError: cannot be read as UTF-8, holds no prompt, or has faulty lines, which are listed by number.
@@ -76,14 +76,14 @@ def check_lines(path: Path, faults: Sequence[str]) -> None:
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:
-    """The lines that say something, with their numbers."""
+    """Yield the lines with content, with their numbers."""
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip() and not line.lstrip().startswith("#"):
             yield number, line.strip()
 
 
 def _prompt(line: str) -> Prompt:
-    """One line of JSON; raises ValueError that says what is wrong with it."""
+    """Parse one line of JSON; raise ValueError with the reason if it is invalid."""
     try:
         content = json.loads(line, parse_constant=_refuse)
     except ValueError as problem:

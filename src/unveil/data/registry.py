@@ -19,7 +19,7 @@ class MapDataset(Protocol):
     def __getitem__(self, index: int, /) -> Any: ...
 
 
-class Section(Protocol):
+class DataSection(Protocol):
     """The data section of a recipe: `kind`, and fields of the config of that kind."""
 
     @property

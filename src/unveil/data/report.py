@@ -35,7 +35,7 @@ class FolderReport:
     """
 
     noun: ClassVar[str] = "picture"
-    warned: ClassVar[dict[str, str]] = {"drop": "left out", "enlarge": "enlarged"}  # what training says aloud
+    warned: ClassVar[dict[str, str]] = {"drop": "left out", "enlarge": "enlarged"}  # logged by training
     titles: ClassVar[dict[str, str]] = {
         "drop": "left out",
         "enlarge": "enlarged to {size} pixels",

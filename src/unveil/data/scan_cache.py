@@ -32,7 +32,7 @@ class FileInfo(NamedTuple, Generic[HeaderT]):
 class FileInspector(NamedTuple, Generic[HeaderT]):
     """Inspection of one kind of file.
 
-    stamp: what the result depends on beside the files: limits and versions. view: the facts of an open file, or a
+    stamp: dependencies of the result besides the files: limits and versions. view: the header of an open file, or a
     MediaError. again: the facts of what JSON kept of them.
     """
 

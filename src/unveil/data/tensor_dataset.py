@@ -59,7 +59,7 @@ class ImageTensorDataset(Dataset[Item]):
         if pixels.ndim != 4 or pixels.element_size() != 1:
             raise ShapeError(f"pixels of {pixels.dtype} {tuple(pixels.shape)}: must be uint8 (N, C, H, W)")
         if labels is not None and len(labels) != len(pixels):
-            raise ShapeError(f"{len(labels)} labels for {len(pixels)} pictures: must be as many")
+            raise ShapeError(f"{len(labels)} labels for {len(pixels)} images: must be as many")
         self.pixels = pixels
         self.labels = labels
         self.classes = classes

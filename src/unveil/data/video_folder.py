@@ -1,4 +1,4 @@
-"""A folder of videos as a data set: decoded when asked for, by any number of workers."""
+"""A folder of videos as a data set, decoded on demand by any number of workers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from unveil.data.image_folder import held_out_files
 from unveil.data.tensor_dataset import Part
 from unveil.data.video_slicing import VideoFolderConfig, VideoSegment
 from unveil.data.video_validation import VideoFolderReport, check_videos_or_raise
-from unveil.io.video.reader import Decoder, FrameSelection, VideoInfo
+from unveil.io.video.reader import FrameSelection, VideoDecoder, VideoInfo
 from unveil.types import DataError, Item
 
 
@@ -31,7 +31,7 @@ class VideoItem(NamedTuple):
 class VideoDataset(Dataset[Item]):
     """The checked videos of one part: pixels uint8 (3, T, H, W), with label and text where they are known.
 
-    Beside these an item tells what was done: "fps", frames per second; "source_fps", those of its file, on average
+    Items also have "fps", frames per second; "source_fps", those of its file, on average
     where they vary; "times", float64 (T,), the time in its file of every frame, in seconds after the first.
 
     A file belongs to the held-out part by a hash of its content, with all its pieces.
@@ -58,11 +58,11 @@ class VideoDataset(Dataset[Item]):
             if out == (part == "held-out")
         ]
         self.captioned = any((indexed.text, indexed.synthetic) != (None, None) for indexed in self.report.entries)
-        self._decoder = Decoder()
+        self._decoder = VideoDecoder()
         if not self.entries:
             raise DataError(
-                f"{config.path}: no clip for the {part} part of {len(chosen)} (val_fraction {config.val_fraction:g}); "
-                "use more clips, or another val_fraction"
+                f"{config.path}: no video for the {part} part of {len(chosen)} (val_fraction {config.val_fraction:g}); "
+                "use more videos, or another val_fraction"
             )
 
     def __len__(self) -> int:
@@ -105,7 +105,7 @@ class VideoDataset(Dataset[Item]):
 
 
 def frame_selection(film: VideoInfo, piece: VideoSegment, rule: DecodeOptions) -> FrameSelection:
-    """The frames of a piece as the decoder is asked for them; the box is that of the stored, not yet square, pixels."""
+    """Return the decoder's selection of a segment; its box is in stored pixels, before they are made square."""
     (left, top, right, bottom), size = fit_box(*film.shown, rule)
     wide = film.width / film.shown[0]
     gap = 2.0 if rule.decode == "fast" else None

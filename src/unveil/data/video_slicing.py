@@ -10,7 +10,7 @@ from unveil.data.image_decoding import DecodeOptions
 from unveil.data.image_validation import resize_actions
 from unveil.io.video.frame_timing import Rule as TimeRule
 from unveil.io.video.frame_timing import frame_count, resample_frames, same_rate
-from unveil.io.video.reader import Limits, VideoInfo
+from unveil.io.video.reader import VideoInfo, VideoLimits
 from unveil.types import RecipeError
 
 _RULES = "resample: nearest (the frame closest in time) or resample: shown (the one a player shows), with fps"
@@ -76,7 +76,7 @@ class VideoFolderConfig:
         if self.fps is not None and not 0 < self.fps <= 1000:
             raise RecipeError(f"fps {self.fps}: must be above 0, and at most 1000")
         if self.resample != "none" and self.fps is None:
-            raise RecipeError(f"resample {self.resample}: needs fps, the rate to which clips are brought")
+            raise RecipeError(f"resample {self.resample}: needs fps, the rate to which videos are brought")
         if self.size_multiple > 1 and self.size != "native" and self.fit != "aspect":
             raise RecipeError(
                 f"size_multiple {self.size_multiple}: is for size: native and fit: aspect; make size a multiple"
@@ -95,9 +95,9 @@ class VideoFolderConfig:
         return DecodeOptions(size, 3, fit, self.decode, self.background, self.max_pixels, self.size_multiple)
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> VideoLimits:
         """Limits of a file."""
-        return Limits(self.max_pixels, self.max_frames, self.max_seconds)
+        return VideoLimits(self.max_pixels, self.max_frames, self.max_seconds)
 
 
 class VideoSegment(NamedTuple):
@@ -113,8 +113,8 @@ class SegmentPlan:
     """Segments and changes of one file.
 
     Attributes:
-        pieces: of it, in order.
-        refused: why it cannot be used as the settings are; then there are no pieces.
+        pieces: Segments in order.
+        refused: Reason why it cannot be used with these settings; then there are no segments.
         actions: names of what is done to it: drop, retime, cut, turn, and those of images.
         reason: the same in words.
     """
@@ -167,7 +167,7 @@ def plan_segments(film: VideoInfo, config: VideoFolderConfig) -> SegmentPlan:
 def _in_time(
     film: VideoInfo, config: VideoFolderConfig, every: list[float], rate: float
 ) -> tuple[list[str], list[str]]:
-    """The names and the words of a change of rate, which tell the frames that are left out or stand twice."""
+    """Return the names and the description of a change of rate, with the numbers of dropped and repeated frames."""
     assert config.resample != "none"
     chosen = list(resample_frames(zip(film.moments(), range(film.frames), strict=True), every, config.resample))
     left, again = film.frames - len(set(chosen)), len(chosen) - len(set(chosen))

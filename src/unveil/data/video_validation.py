@@ -16,7 +16,7 @@ from unveil.data.scan_cache import FileInspector, Progress, inspect_files
 from unveil.data.video_slicing import SegmentPlan, VideoFolderConfig, plan_segments
 from unveil.io.optional_deps import import_extra
 from unveil.io.video.containers import HEAD, container_of
-from unveil.io.video.reader import Decoder, VideoInfo
+from unveil.io.video.reader import VideoDecoder, VideoInfo
 
 SUFFIXES = frozenset(VIDEO_SUFFIXES - {".gif"})
 VIDEO = MediaType(
@@ -34,7 +34,7 @@ class VideoFolderReport(FolderReport):
     """The videos of a folder and everything that happens to them.
 
     Beside what a report of images has: videos and plans: of every usable file. rates: frames per second, as text,
-    -> how many files. seconds: of all usable files. remarks: path and reason of what is used as it is though it should
+    -> how many files. remarks: path and reason of what is used as it is though it should
     be known, such as brightness that is not mapped.
     """
 
@@ -98,7 +98,7 @@ def check_videos(config: VideoFolderConfig, progress: Progress | None = None) ->
 
     def view(file: IO[bytes]) -> VideoInfo:
         if not hasattr(decoders, "decoder"):
-            decoders.decoder = Decoder()
+            decoders.decoder = VideoDecoder()
         return decoders.decoder.look(Path(file.name), config.limits)
 
     viewer = FileInspector(f"clips {versions}\0{config.limits}", view, _again)

@@ -46,7 +46,7 @@ def check(truth: Facts, caption: str) -> CaptionScore:
     right = [(name, parsed.get(name) == value) for name, value in truth.items() if name != "objects"]
     things: Sequence[Facts] = parsed["objects"]
     for place, true_object in enumerate(truth["objects"]):
-        # by its colour, for captions may tell things in another order
+        # by its colour, since captions may name objects in another order
         same = next((thing for thing in things if thing.get("colour") == true_object.get("colour")), None)
         match = same or (things[place] if place < len(things) else {})
         right += [(name, match.get(name) == value) for name, value in true_object.items() if name in LISTS]

@@ -17,7 +17,7 @@ _WHEEL = (*LINES, "#be185d", "#0e7490", "#a16207", "#4b5563")
 
 
 def few_labels(axes: Axes) -> None:
-    """Set labels of a logarithmic axis that do not lie over each other: 1, 2 and 5, or over many decades 1 alone."""
+    """Set labels of a logarithmic axis without overlap: 1, 2 and 5, or only 1 over many decades."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low, high = axes.get_xlim()
@@ -29,7 +29,7 @@ def few_labels(axes: Axes) -> None:
 
 
 def _power(x: float) -> str:
-    """A number as a label: 0.05, 200, or a multiple of a power of ten where it is very large or small."""
+    """Format a number as a label: 0.05, 200, or a multiple of a power of ten if it is very large or small."""
     if 1e-3 < x < 1e5:
         return f"{x:g}"
     times, exponent = f"{x:.0e}".split("e")
@@ -52,7 +52,7 @@ def figure(draw: Callable[[Sequence[Axes]], None], panels: int, size: tuple[floa
     return content.getvalue()
 
 
-class Line(NamedTuple):
+class ChartLine(NamedTuple):
     """A named line through points (x, y)."""
 
     name: str
@@ -60,7 +60,7 @@ class Line(NamedTuple):
 
 
 def lines_chart(
-    lines: Sequence[Line],
+    lines: Sequence[ChartLine],
     x_label: str,
     y_label: str,
     *,
@@ -72,8 +72,8 @@ def lines_chart(
     """Many lines with their names beside them.
 
     Args:
-        level: a dashed line across.
-        marks: what stands at the points of every line.
+        level: Height of a dashed horizontal line.
+        marks: Labels at the points of every line.
     """
 
     def draw(axes: Sequence[Axes]) -> None:

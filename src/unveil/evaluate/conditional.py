@@ -84,7 +84,7 @@ def evaluate_conditional(
     Args:
         model: conditioned on keys of the items.
         held_out: items with "pixels", and "boxes" or "mask".
-        state: what the model makes, "boxes" or "mask"; or "layout", of which it makes scenes.
+        state: Output of the model, "boxes" or "mask"; or "layout", its condition.
         how: the states are drawn; None: those of the model.
         count: images, spread evenly; as many as there are where there are fewer.
         about: additional metadata, not part of the protocol: command, commit, CPU-minutes.

@@ -13,10 +13,11 @@ from unveil.types import RecipeError, ShapeError
 
 
 class EdgeF1(NamedTuple):
-    """Shares in [0, 1].
+    """Precision, recall and F1 of edge pixels, in [0, 1].
 
-    precision: of the edge pixels found, those near a true one. recall: of the true ones, those near one found.
-    f1: the harmonic mean of both.
+    precision: fraction of the predicted edge pixels near a true one.
+    recall: fraction of the true edge pixels near a predicted one.
+    f1: harmonic mean of both.
     """
 
     precision: float
@@ -31,7 +32,7 @@ def edge_f1(predicted: Tensor, true: Tensor, *, tolerance: float = 1.0) -> EdgeF
     was found, all is 1; where only one of both has edges, all is 0.
 
     Args:
-        found, true: (H, W), or (C, H, W) with the same in every channel; a pixel that is not 0 is an edge.
+        predicted, true: (H, W), or (C, H, W) with the same in every channel; a pixel that is not 0 is an edge.
         tolerance: in pixels; 0 counts exact hits only.
 
     Raises:
@@ -47,11 +48,11 @@ def pooled_edge_f1(pairs: Iterable[tuple[Tensor, Tensor]], *, tolerance: float =
     """The same over many pairs of (found, true), each edge pixel counting alike.
 
     Raises:
-        ShapeError, RecipeError: as `agreement`; or there is no pair.
+        ShapeError, RecipeError: as `edge_f1`; or there is no pair.
     """
     counts = [_counts(predicted, true, tolerance) for predicted, true in pairs]
     if not counts:
-        raise ShapeError("no pair of edge pictures: at least one is needed")
+        raise ShapeError("no pair of edge images: at least one is needed")
     return _shares(counts)
 
 
@@ -61,7 +62,7 @@ def _counts(predicted: Tensor, true: Tensor, tolerance: float) -> tuple[int, int
         raise RecipeError(f"tolerance {tolerance:g}: pixels, at least 0; 1 or 2 is usual")
     first, second = _edges(predicted), _edges(true)
     if first.shape != second.shape:
-        raise ShapeError(f"edges of {first.shape} and {second.shape} pixels: must be pictures of one size")
+        raise ShapeError(f"edges of {first.shape} and {second.shape} pixels: must be images of one size")
     hits = int((first & _near(second, tolerance)).sum())
     covered = int((second & _near(first, tolerance)).sum())
     return int(first.sum()), hits, int(second.sum()), covered

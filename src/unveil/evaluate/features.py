@@ -39,11 +39,11 @@ class FeatureNetwork:
 
     Attributes:
         dim: values per image.
-        classes: of the logits; None where there are none.
-        sha256: of the file of weights; the empty string where there is no file.
-        preprocessing: what happens to the pixels before the network, in words; part of every protocol.
+        classes: Number of logits; None without logits.
+        sha256: SHA-256 of the weights file; the empty string without a file.
+        preprocessing: Description of the preprocessing of pixels; part of every protocol.
         run: uint8 (B, C, H, W) to Read, for one batch on `device`.
-        accuracy: share of its own held-out images that it reads correctly, where that is known.
+        accuracy: Accuracy on its own held-out images, if known.
     """
 
     name: str
@@ -66,7 +66,7 @@ class FeatureNetwork:
             ShapeError: not uint8 images, or of a size or kind that the network does not read.
         """
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or not len(pixels):
-            raise ShapeError(f"pictures {tuple(pixels.shape)} {pixels.dtype}: uint8 (N, C, H, W) is needed, N > 0")
+            raise ShapeError(f"images {tuple(pixels.shape)} {pixels.dtype}: uint8 (N, C, H, W) is needed, N > 0")
         outputs: list[FeatureOutput] = []
         with torch.inference_mode():
             for part in pixels.split(self.batch):
@@ -121,7 +121,7 @@ def load(
         return _inception(Path(weights), device)
     if name == "pixels":
         if shape is None:
-            raise RecipeError("the feature network 'pixels' needs shape=(C, H, W) of the pictures")
+            raise RecipeError("the feature network 'pixels' needs shape=(C, H, W) of the images")
         return _pixels(shape)
     raise RecipeError(f"feature network {name!r}: must be one of {', '.join(NAMES)}{did_you_mean(name, NAMES)}")
 
@@ -148,7 +148,7 @@ def classifier(card: Path, device: str = "cpu") -> FeatureNetwork:
 
 
 def read_classifier(card: Path) -> tuple[Cnn | ViT, dict[str, Any]]:
-    """The frozen network of a classifier's card, and what the card says.
+    """Return the frozen network of a classifier's card, and the content of the card.
 
     Raises:
         WeightsError: no such card, or weights that are not those it names.
@@ -215,7 +215,7 @@ def _inception(path: Path, device: str) -> FeatureNetwork:
 def _pixels(shape: tuple[int, ...]) -> FeatureNetwork:
     def run(pixels: Tensor) -> FeatureOutput:
         if tuple(pixels.shape[1:]) != tuple(shape):
-            raise ShapeError(f"pictures {tuple(pixels.shape[1:])}: these pixel features are of pictures {tuple(shape)}")
+            raise ShapeError(f"images {tuple(pixels.shape[1:])}: these pixel features are of images {tuple(shape)}")
         return FeatureOutput(to_unit(pixels).flatten(1), None)
 
     dim = int(torch.Size(shape).numel())

@@ -43,7 +43,7 @@ class Statistics:
         if dim < 1:
             raise RecipeError(f"dim = {dim}: features have at least 1 value")
         self.dim = dim
-        self._count: int | None = 0  # rows already in _mean and _scatter; None where a file did not say
+        self._count: int | None = 0  # rows already in _mean and _scatter; None if the file states no count
         self._mean = np.zeros(dim)
         self._scatter = np.zeros((dim, dim))  # sum of (x - mean)(x - mean)^T
         self._waiting = np.empty((_BLOCK, dim))
@@ -72,7 +72,7 @@ class Statistics:
 
         Raises:
             ShapeError: the other one is of another width.
-            RecipeError: one was loaded from a file that does not say how many rows it stands for.
+            RecipeError: one was loaded from a file without a row count.
         """
         if other.dim != self.dim:
             raise ShapeError(f"statistics of {other.dim} features cannot join statistics of {self.dim}")
@@ -82,7 +82,7 @@ class Statistics:
 
     @property
     def count(self) -> int | None:
-        """Rows seen; None where a loaded file did not say."""
+        """Number of rows; None if a loaded file states none."""
         return None if self._count is None else self._count + self._filled
 
     @property

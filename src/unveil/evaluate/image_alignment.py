@@ -51,8 +51,8 @@ def evaluate_prompts(
         model: with a condition `prompt`.
         held_out: scenes.
         how: Options of sampling; the seed is also that of the intervals.
-        languages: of the prompts of the pairs, in turn.
-        count: captions, spread evenly, and pairs.
+        languages: Languages of the pairs' prompts, in turn.
+        count: Number of captions, spaced evenly, and of pairs.
         about: additional metadata, not part of the protocol: command, commit, CPU-minutes.
     """
     items = evenly_spaced(held_out, count)
@@ -130,7 +130,7 @@ def _read_back(seen: list[DetectedObjects], named: list[Counter[str]], items: li
 
 
 def _together(seen: list[DetectedObjects], items: list[Item]) -> float:
-    """The share of named objects for which the scene has one with all that is said of it, each counted once."""
+    """Return the fraction of named objects for which the scene has one with all named attributes, each counted once."""
     met = total = 0
     for detected, item in zip(seen, items, strict=True):
         true = DetectedObjects(item["boxes"], item["kinds"], item["colours"])

@@ -54,7 +54,7 @@ def collect_images(dataset: ImageDataset, limit: int | None = None) -> ImageSet:
     """
     classes = getattr(dataset, "classes", None)
     if not len(dataset):
-        raise DataError("a data set without pictures cannot be measured")
+        raise DataError("a data set without images cannot be measured")
     rows = torch.arange(len(dataset))
     if limit is not None and limit < len(dataset):
         rows = rows[(torch.arange(limit) * len(dataset)) // limit]
@@ -67,7 +67,7 @@ def collect_images(dataset: ImageDataset, limit: int | None = None) -> ImageSet:
         pixels, first = item["pixels"], items[0]["pixels"]
         if pixels.dtype != torch.uint8 or pixels.ndim not in (3, 4) or pixels.shape != first.shape:
             raise ShapeError(
-                f"picture {int(rows[i])} is {tuple(pixels.shape)} {pixels.dtype}; all must be uint8 of one size, "
+                f"image {int(rows[i])} is {tuple(pixels.shape)} {pixels.dtype}; all must be uint8 of one size, "
                 f"here {tuple(first.shape)}: resize them when the data set is opened"
             )
     labelled = all("label" in item for item in items)

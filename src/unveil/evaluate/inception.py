@@ -58,7 +58,7 @@ class FidInception(nn.Module):
             ShapeError: not uint8 RGB images.
         """
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] != 3:
-            raise ShapeError(f"pictures {tuple(pixels.shape)} {pixels.dtype}: uint8 (B, 3, H, W) is needed")
+            raise ShapeError(f"images {tuple(pixels.shape)} {pixels.dtype}: uint8 (B, 3, H, W) is needed")
         x = (resize(pixels.to(self.fc.weight.dtype)) - 128) / 128  # (B, 3, 299, 299)
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))  # (B, 64, 147, 147)
         x = functional.max_pool2d(x, 3, stride=2)  # (B, 64, 73, 73)
@@ -134,7 +134,7 @@ def read_weights(path: Path, needed: str) -> Mapping[str, Tensor]:
     """The tensors of a file of safetensors, or of `torch.save` in any of its forms; nothing in it is executed.
 
     Args:
-        needed: what should be there, for the message where nothing is.
+        needed: Description of the missing file, for the error message.
 
     Raises:
         WeightsError: no file, a damaged one, or one with more than plain tensors in it.

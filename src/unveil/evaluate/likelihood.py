@@ -38,8 +38,8 @@ class DatasetBitsPerDim(NamedTuple):
 class DatasetOdeBitsPerDim(NamedTuple):
     """Bits/dim under the probability-flow ODE: over images, with its interval.
 
-    error: the standard error of the mean that comes from the probes alone; NaN with one probe.
-    calls: of the network, the mean over the batches.
+    error: the standard error of the mean that comes from the probes only; NaN with one probe.
+    calls: number of function evaluations, the mean over the batches.
     """
 
     interval: Interval
@@ -64,7 +64,7 @@ def bits_per_dim(
 
     Args:
         count: images, spread evenly over the data set; None: all.
-        steps: of the chain; a shorter one is a model of its own, with its own bound. None: all that the process has.
+        steps: Number of steps of the chain; each number has its own bound. None: all steps of the process.
         on_progress: called with the number of network calls done and the calls in all, for the whole batch.
 
     Raises:
@@ -140,7 +140,7 @@ def _chosen(model: Model, dataset: ImageDataset, count: int | None) -> list[int]
     if not isinstance(model.codec, Identity):
         raise RecipeError("bits/dim of latents are not those of pixels; they need a model without an autoencoder")
     if not len(dataset):
-        raise DataError("a data set without pictures has no bits/dim")
+        raise DataError("a data set without images has no bits/dim")
     wanted = min(count or len(dataset), len(dataset))
     return [i * len(dataset) // wanted for i in range(wanted)]
 
@@ -178,7 +178,7 @@ def _raw(model: Model, items: Sequence[Item]) -> dict[str, Any]:
     for key in model.conditioners:
         absent = sum(key not in item for item in items)
         if absent:
-            raise DataError(f"{absent} of {len(items)} pictures have no {key!r}, which the model is conditioned on")
+            raise DataError(f"{absent} of {len(items)} images have no {key!r}, which the model is conditioned on")
         values = [item[key] for item in items]
         raw[key] = torch.stack(values) if isinstance(values[0], Tensor) else values
     return raw

@@ -34,7 +34,7 @@ class Interval(NamedTuple):
 
 
 class PrecisionRecall(NamedTuple):
-    """Per image, whether it lies inside the other set's neighbourhoods; the means are the two numbers."""
+    """Membership of each image in the other set's neighbourhoods; precision and recall are the means."""
 
     inside_real: Tensor  # (N,) bool, per generated image
     covered: Tensor  # (M,) bool, per real image
@@ -149,7 +149,7 @@ def nearest_neighbours(queries: Tensor, pool: Tensor) -> Nearest:
     both_bytes = queries.dtype == pool.dtype == torch.uint8
     if not both_bytes or queries.shape[1:] != pool.shape[1:] or not len(queries) or not len(pool):
         raise ShapeError(
-            f"pictures {tuple(queries.shape)} {queries.dtype} and {tuple(pool.shape)} {pool.dtype}: "
+            f"images {tuple(queries.shape)} {queries.dtype} and {tuple(pool.shape)} {pool.dtype}: "
             "both must be uint8, of one size, and not empty"
         )
     flat_queries = queries.flatten(1).double()
@@ -198,7 +198,7 @@ def proportion(hits: Tensor) -> Interval:
     """
     n, z = len(hits), 1.959963985
     if n == 0:
-        raise RecipeError("a share of nothing: no picture was given")
+        raise RecipeError("a share of nothing: no image was given")
     p = float(hits.double().mean())
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5

@@ -22,7 +22,7 @@ def perceptual(network: str, weights: Sequence[Path | str] = ()) -> LPIPS:
     Args:
         network: `fashion` or `digits`, the shipped classifiers; the card of a trained classifier, or the folder that
             holds it; or `lpips`, the published metric.
-        weights: of lpips: torchvision's file of VGG16 or AlexNet and the file of the linear heads, or one with both.
+        weights: Files of lpips: torchvision's VGG16 or AlexNet and the linear heads, or one file with both.
 
     Raises:
         RecipeError: an unknown name, lpips without its files, files for a classifier that has its own, or a

@@ -54,7 +54,7 @@ def ssim(first: Tensor, second: Tensor) -> Tensor:
     """
     _check(first, second)
     if min(first.shape[2:]) < WINDOW:
-        raise ShapeError(f"pictures {tuple(first.shape)}: SSIM needs at least {WINDOW} pixels a side")
+        raise ShapeError(f"images {tuple(first.shape)}: SSIM needs at least {WINDOW} pixels a side")
     x, y = (images.double().flatten(0, 1)[:, None] for images in (first, second))  # (B C, 1, H, W)
     mean_x, mean_y = _windowed(x), _windowed(y)
     var_x, var_y = _windowed(x * x) - mean_x**2, _windowed(y * y) - mean_y**2
@@ -81,6 +81,6 @@ def _check(first: Tensor, second: Tensor, ranks: Sequence[int] = (4,)) -> None:
         or second.dtype != torch.uint8
     ):
         raise ShapeError(
-            f"pictures {tuple(first.shape)} {first.dtype} and {tuple(second.shape)} {second.dtype}: both must be "
+            f"images {tuple(first.shape)} {first.dtype} and {tuple(second.shape)} {second.dtype}: both must be "
             "uint8 (B, C, H, W) of one shape"
         )

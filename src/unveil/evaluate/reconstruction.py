@@ -38,8 +38,8 @@ class MetricNetworks(NamedTuple):
     """Networks of the metrics; None leaves the metric out.
 
     Attributes:
-        features: of the Frechet distance.
-        perceptual: by its name.
+        features: Feature network of the Frechet distance.
+        perceptual: Name and network of the perceptual distance.
     """
 
     features: FeatureNetwork | None = None
@@ -159,7 +159,7 @@ def reconstruct(codec: AutoencoderKL | VQModel, pixels: Tensor) -> Reconstructed
         if isinstance(codec, VQModel):
             indices.append(codec.indices(z).cpu())
     if decoded[0].shape[1:] != pixels.shape[1:]:
-        raise ShapeError(f"pictures {tuple(pixels.shape[1:])} came back as {tuple(decoded[0].shape[1:])}")
+        raise ShapeError(f"images {tuple(pixels.shape[1:])} came back as {tuple(decoded[0].shape[1:])}")
     return ReconstructedSet(torch.cat(decoded), torch.cat(latents), torch.cat(indices) if indices else None)
 
 
@@ -175,8 +175,8 @@ def detection_rate(truths: Sequence[Item], real: Tensor, rebuilt: Tensor) -> dic
     """Return how often the detector finds the first object's true colour, shape and motion, before and after coding.
 
     Args:
-        told: of each video "fps", and "attributes" with its objects.
-        real, made: uint8 (N, 3, T, H, W), before the codec and after it.
+        truths: Items with "fps", and "attributes" with the true objects.
+        real, rebuilt: Videos before and after the autoencoder, uint8 (N, 3, T, H, W).
 
     Returns:
         of each attribute, and of all `together`, the share with its interval, and `real`, that of the real videos.

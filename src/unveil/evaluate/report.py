@@ -37,10 +37,10 @@ class Report:
 
     Attributes:
         protocol: every setting that the numbers depend on, down to the hash of the feature network's weights.
-        results: by metric; see `summary` for their words.
-        missing: metric to the reason why it is not there.
-        about: what does not enter the protocol: command, commit, CPU-minutes.
-        images: PNGs that the page shows: samples, held_out, nearest; empty in a report that was read back.
+        results: Results by metric; `summary` describes them in words.
+        missing: Reason for each metric that is missing.
+        about: Metadata outside the protocol: command, commit, CPU-minutes.
+        images: PNGs of the HTML page: samples, held_out, nearest; empty in a loaded report.
     """
 
     protocol: Mapping[str, Any]
@@ -148,7 +148,7 @@ def compare(first: Report, second: Report, *, varying: Sequence[str] = ()) -> li
             "sampling.steps".
 
     Raises:
-        RecipeError: the protocols differ in anything else; such numbers say nothing about each other.
+        RecipeError: the protocols differ in anything else; such numbers are not comparable.
     """
     left, right = (flatten(json.loads(_canonical(report.protocol))) for report in (first, second))
     apart = [key for key in sorted({*left, *right}) if left.get(key) != right.get(key) and not _named(key, varying)]
@@ -160,7 +160,7 @@ def compare(first: Report, second: Report, *, varying: Sequence[str] = ()) -> li
             f"be compared: {named}{more}; evaluate both alike, or name what is compared in varying="
         )
     ours, theirs = _numbers(first), _numbers(second)
-    # likelihoods are on images and levels of their own, which are no part of the protocol of the samples
+    # likelihoods are on images and noise levels of their own, which are not part of the protocol of the samples
     unlike = {f"bits/dim{form}" for form, key in BITS.items() if _settings(first, key) != _settings(second, key)}
     shared = [name for name in ours if name in theirs and name not in unlike]
     return [MetricDelta(name, ours[name], theirs[name]) for name in shared]

@@ -27,14 +27,14 @@ class EvaluationSettings:
     """The choices of a measurement; all of them are part of its protocol.
 
     Attributes:
-        count: images on either side of FID, its floor, KID, precision and recall; None: as many as there are.
+        count: Number of images on either side of FID, its floor, KID, precision and recall; None: all.
         floor_splits: disjoint pairs of real sets over which the floor is averaged.
         draws: bootstrap draws of an interval (a fifth of them for FID above 256 features).
         kid_size: rows of a KID subset, or half of the images where there are fewer.
-        splits: of the Inception score.
-        neighbours: of precision and recall.
-        train_limit: training images at most, spread evenly over the part, for nearness and the floor.
-        seed: of every random choice.
+        splits: Number of splits of the Inception score.
+        neighbours: Number of neighbours k of precision and recall.
+        train_limit: Maximum number of training images, spaced evenly, for nearest neighbours and the floor.
+        seed: Seed of every random choice.
     """
 
     count: int | None = None
@@ -54,8 +54,8 @@ class SampleProvenance:
 
     Attributes:
         data: the name of the data set, for the reader; the protocol holds the hash of its pixels.
-        sampling: how the samples were made (sampler, steps, scale, seed ...), plain values; part of the protocol.
-        bits: what was found of likelihood on held-out images, by metric ("bits_per_dim" by the chain's bound,
+        sampling: Sampling settings (sampler, steps, scale, seed ...), plain values; part of the protocol.
+        bits: Likelihoods of held-out images, by metric ("bits_per_dim" by the chain's bound,
             "ode_bits_per_dim"): value, low, high, and the settings that they hold under.
         about: additional metadata, not part of the protocol: command, commit, CPU-minutes.
     """
@@ -144,15 +144,15 @@ def comparison_size(samples: int, train: int, held_out: int, settings: Evaluatio
     """Return the number of samples that are compared with as many real images; call it before sampling.
 
     Raises:
-        RecipeError: too few of something, or more asked for than there are.
+        RecipeError: too few images or samples, or a larger count than there are.
     """
     least, most = max(settings.neighbours + 1, 4), min(samples, held_out, (train + held_out) // 2)
     count = most if settings.count is None else settings.count
     if not least <= count <= most:
         few = "give more held-out pictures, such as data.val_fraction=0.2" if held_out < least else "make more samples"
         raise RecipeError(
-            f"{count} pictures to compare: must lie in [{least}, {most}] with {samples} samples, "
-            f"{held_out} held-out and {train} training pictures; {few}"
+            f"{count} images to compare: must lie in [{least}, {most}] with {samples} samples, "
+            f"{held_out} held-out and {train} training images; {few}"
         )
     return count
 
@@ -197,7 +197,7 @@ def _check(samples: Tensor, labels: Tensor | None, held_out: ImageSet) -> None:
     if samples.dtype != torch.uint8 or tuple(samples.shape[1:]) != wanted:
         raise ShapeError(
             f"samples {tuple(samples.shape)} {samples.dtype}: must be uint8 (N, {', '.join(map(str, wanted))}), "
-            "like the held-out pictures"
+            "like the held-out images"
         )
     if labels is not None and len(labels) != len(samples):
         raise ShapeError(f"{len(labels)} labels for {len(samples)} samples: one each, or None")
@@ -319,7 +319,7 @@ def _kid_size(count: int, settings: EvaluationSettings) -> int:
 def _images(
     samples: Tensor, labels: Tensor | None, held_out: Tensor, closest: tuple[Tensor, Tensor]
 ) -> dict[str, bytes]:
-    """Samples in rows of one class, ten of each, or the first hundred where there are no classes; and the closest."""
+    """Return grids of samples: ten per class, or the first hundred without classes; and the closest pairs."""
     rows = torch.arange(min(100, len(samples)))
     if labels is not None:
         rows = torch.cat([(labels == label).nonzero().flatten()[:10] for label in labels.unique()[:20]])

@@ -41,7 +41,7 @@ def evaluate_super_resolution(
 
     Args:
         model: with a condition `low`.
-        held_out: items with "pixels" and "low", and what else the model is told.
+        held_out: Items with "pixels", "low" and the model's other conditions.
         how: the images are drawn; the seed is that of the intervals too.
         perceptual: a distance by its name; None: it is left out.
         count: images, spread evenly.

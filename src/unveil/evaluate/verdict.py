@@ -84,7 +84,7 @@ class Comparison:
 
     Attributes:
         name: the statement in words.
-        measure: what was measured, and its unit; comparisons of one measure are read together.
+        measure: Name and unit of the measure; comparisons of one measure are read together.
         arms: name of the arm that is claimed to be lower, and of the other.
         better: the claimed lower arm's values, one per seed.
         worse: the other arm's.
@@ -92,7 +92,7 @@ class Comparison:
         paper: the paper's numbers, where it has them.
         primary: part of the claim; otherwise shown beside it.
         log2: the values are logarithms, so that an effect of 1 is a half.
-        bar: what the better arm's mean may be at most for the claim to be shown; None: only the sign is claimed.
+        bar: Maximum mean of the better arm for the claim to be shown; None: only the sign is claimed.
     """
 
     name: str

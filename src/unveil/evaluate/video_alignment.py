@@ -28,8 +28,8 @@ from unveil.types import Item, PromptTruncated, RecipeError
 
 VERSION = 1  # of the protocol: raised when the same settings would give other numbers
 SIZE, RATE = (16, 32, 32), 8  # of the evaluation split: frames, height, width; frames per second
-PROMPT_ATTRIBUTES = ("colour", "shape", "motion")  # what every prompt says, and a video is right by
-OPTIONAL_ATTRIBUTES = ("size", "turn")  # what some say
+PROMPT_ATTRIBUTES = ("colour", "shape", "motion")  # stated by every prompt, and scored
+OPTIONAL_ATTRIBUTES = ("size", "turn")  # stated by some prompts
 SHOWN, MISSED = 20, 40  # videos in the film; those in the list of what went wrong
 _VISIBLE = "visible"  # in every frame
 # of a video that shows anything whatever of the evaluation split
@@ -81,9 +81,9 @@ def evaluate_videos(
         model: of videos or images, with a condition `prompt`; one of another size is asked for the world's. Images
             are asked for colour and shape.
         how: Options of sampling.
-        lists: of prompts, see `playground.eval_prompts.eval_prompts`.
-        count: prompts of each list.
-        language: of the prompts.
+        lists: Prompt sets, see `playground.eval_prompts.eval_prompts`.
+        count: Number of prompts per set.
+        language: Language of the prompts.
         about: additional metadata, not part of the protocol: command, commit, CPU-minutes.
 
     Raises:
@@ -124,17 +124,17 @@ def evaluate_videos(
 def _of_the_world(model: Model) -> Model:
     """The model for the size of the evaluation split."""
     if len(model.shape) not in (3, 4) or model.shape[0] != 3:
-        raise RecipeError(f"a model of {tuple(model.shape)}: the score is of clips (3, T, H, W) and pictures (3, H, W)")
+        raise RecipeError(f"a model of {tuple(model.shape)}: the score is of videos (3, T, H, W) and images (3, H, W)")
     size = SIZE if len(model.shape) == 4 else SIZE[1:]
     return model if tuple(model.shape[1:]) == size else model.sized(size)
 
 
 def _drawn(model: Model, items: Sequence[Item], how: SamplingOptions, before: int) -> Tensor:
-    """A sample for each text, uint8; progress goes on from those drawn before."""
+    """Generate a sample for each text, uint8; progress continues after the `before` earlier ones."""
     tell = how.on_batch
     here = how if tell is None else how._replace(on_batch=lambda done: tell(before + done))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PromptTruncated)  # raw texts hold numbers that no model knows
+        warnings.simplefilter("ignore", PromptTruncated)  # raw texts hold numbers outside the vocabulary
         return to_pixels(generate_for(model, items, here))
 
 
@@ -157,7 +157,7 @@ def matches_prompt(prompt: EvalPrompt, seen: Detection) -> dict[str, bool]:
 
 
 def _judged(prompts: Sequence[EvalPrompt], looks: Sequence[Detection], real: Sequence[Detection]) -> dict[str, Any]:
-    """Everything that is said of one list: of videos, beside the real ones."""
+    """Return the results of one prompt set, for generated and real videos."""
     hits = [matches_prompt(*pair) for pair in zip(prompts, looks, strict=True)]
     ceiling = [matches_prompt(*pair) for pair in zip(prompts, real, strict=True)]
     groups = {

@@ -21,11 +21,11 @@ _SAYS = ("model_index.json", "adapter_config.json", "config.json")  # what a fol
 _PARTS = {".json", ".safetensors", ".txt", ".model", ".md", ".yaml"}  # that it then may hold
 # The disk's own limits, as opposed to a path that was never going to work.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-FULL = "the disk is full"  # as every message says it
+FULL = "the disk is full"  # the wording of every message
 
 
 def refuse_overwrite(path: str | os.PathLike[str], force: bool = False) -> Path:
-    """The path, free to be written; ask before the work whose result goes there.
+    """Check that a path may be written, before the work whose result goes there.
 
     Raises:
         NotWritable: something is there and `force` is not set, or `force` would delete what no command wrote; a

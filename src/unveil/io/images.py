@@ -15,7 +15,7 @@ from unveil.types import RecipeError, ShapeError, did_you_mean
 
 # Forms of animations, and what Pillow calls them
 ANIMATIONS = {"gif": "GIF", "webp": "WEBP", "apng": "PNG"}
-METADATA_KEY = "unveil"  # the name of the text that says how a file was made
+METADATA_KEY = "unveil"  # key of the generation metadata
 # Where WebP keeps it: EXIF's directory, the tag, and the eight bytes that name its characters
 EXIF, USER_COMMENT, UNICODE = 0x8769, 0x9286, b"UNICODE\0"
 MIN_DISPLAY_SIDE = 96  # pixels of a sample's side on a sheet; smaller ones are enlarged by whole factors
@@ -27,7 +27,7 @@ def to_unit(pixels: Tensor) -> Tensor:
 
 
 def to_pixels(samples: Tensor) -> Tensor:
-    """uint8 pixels of samples in [-1, 1]; what lies outside is cut off."""
+    """uint8 pixels of samples in [-1, 1]; values outside are clipped."""
     return samples.float().cpu().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
 
 
@@ -41,7 +41,7 @@ def png(pixels: Tensor, texts: Mapping[str, str] | None = None) -> bytes:
     from PIL.PngImagePlugin import PngInfo
 
     if pixels.ndim != 3 or pixels.shape[0] not in (1, 3) or pixels.dtype != torch.uint8:
-        raise ShapeError(f"pixels {tuple(pixels.shape)} {pixels.dtype}: a picture is uint8 (1 or 3, H, W)")
+        raise ShapeError(f"pixels {tuple(pixels.shape)} {pixels.dtype}: an image is uint8 (1 or 3, H, W)")
     info = PngInfo()
     for name, text in (texts or {}).items():
         info.add_itxt(name, text)
@@ -78,9 +78,9 @@ def animation(
     from PIL.PngImagePlugin import PngInfo
 
     if form not in ANIMATIONS:
-        raise RecipeError(f"clip {form!r}: must be one of {', '.join(ANIMATIONS)}{did_you_mean(form, [*ANIMATIONS])}")
+        raise RecipeError(f"format {form!r}: must be one of {', '.join(ANIMATIONS)}{did_you_mean(form, [*ANIMATIONS])}")
     if not rate > 0:
-        raise RecipeError(f"rate {rate}: must be above 0 frames in a second")
+        raise RecipeError(f"rate {rate}: must be above 0 frames per second")
     arrays = [frame[0] if len(frame) == 1 else frame.permute(1, 2, 0) for frame in frames]
     first, *rest = [Image.fromarray(array.contiguous().numpy()) for array in arrays]
     unit = 10 if form == "gif" else 1  # ms of the form's clock
@@ -107,7 +107,7 @@ def make_grid(pixels: Tensor, columns: int | None = None, factor: int | None = N
 
     Args:
         columns: images in a row; None makes the sheet about square.
-        factor: by which they are enlarged; None: so much that a person sees them.
+        factor: Scale factor; None: large enough for a person.
     """
     count, channels, height, width = pixels.shape
     columns = columns or math.ceil(math.sqrt(count))
@@ -132,9 +132,9 @@ def frame_rows(clips: Tensor | Sequence[Tensor], most: int = 8, factor: int | No
     """A sheet of videos (C, T, H, W) of any lengths and sizes, each a row of some of its frames, the ends among them.
 
     Args:
-        videos: what is shown, on white.
-        most: frames of each.
-        factor: as of `make_grid`.
+        clips: Videos to show, on white.
+        most: Maximum number of frames per video.
+        factor: Scale factor as in `make_grid`.
     """
     columns = min(max(clip.shape[1] for clip in clips), most)
     height, width = (max(clip.shape[axis] for clip in clips) for axis in (2, 3))

@@ -12,12 +12,12 @@ def import_extra(module: str, what: str, name: str = "hf") -> ModuleType:
     """A module of an extra of this package.
 
     Args:
-        module: its dotted name.
-        what: needs it, for the message.
-        name: of the extra.
+        module: Dotted name of the module.
+        what: Name of the feature that needs it, for the error message.
+        name: Name of the extra.
 
     Raises:
-        RecipeError: it is not installed; says what to install.
+        RecipeError: it is not installed; names what to install.
     """
     try:
         return importlib.import_module(module)

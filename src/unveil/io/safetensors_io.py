@@ -99,7 +99,7 @@ def read_tensors(path: Path, apart: Collection[str] = ()) -> dict[str, Tensor]:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a file of tensors alone: safetensors, or a dict that `torch.save` wrote.
+    """Read every tensor of a file of tensors only: safetensors, or a dict written by `torch.save`.
 
     Nothing in the file is executed: what is not a plain tensor is refused.
 
@@ -138,10 +138,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """Writes the tensors as they are, from any device; two names of one tensor become two copies.
 
     Args:
-        metadata: goes into the header beside what each file of ours says.
+        metadata: Additional metadata of the header.
 
     Raises:
-        OSError: with the system's own error number, which tells a full disk from a forbidden one.
+        OSError: with the system's own error number, which distinguishes a full disk from a forbidden one.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -152,7 +152,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         tensor = tensor.detach().cpu().contiguous()
         place = tensor.untyped_storage().data_ptr()
         if place in seen or tensor.untyped_storage().nbytes() != tensor.nbytes:
-            tensor = tensor.clone()  # the format knows no views
+            tensor = tensor.clone()  # the format has no views
         seen.add(tensor.untyped_storage().data_ptr())
         ready[name] = tensor
     try:

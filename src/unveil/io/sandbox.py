@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 _KEPT = ("PATH", "LD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR")
-# -I leaves out the working folder and PYTHONPATH, so the child is told where its parent's source is
+# -I leaves out the working folder and PYTHONPATH, so the child gets the path of its parent's source
 _RUN = (
     "import runpy, sys; sys.path.insert(0, sys.argv.pop(1)); "
     "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
@@ -32,9 +32,9 @@ def limit(*, seconds: int, memory: int, written: int) -> None:
     """Takes from this process what its work does not need; nothing on systems without such limits.
 
     Args:
-        seconds: of CPU time.
-        memory: bytes of address space.
-        written: bytes of a file.
+        seconds: Limit of CPU time.
+        memory: Limit of the address space in bytes.
+        written: Maximum size of a written file in bytes.
     """
     try:
         import resource

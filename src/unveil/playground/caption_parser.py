@@ -2,7 +2,7 @@
 
 Words are read as the playground's captions, and people, put them: what is between two pauses ("and", a comma) belongs
 to the thing that is named there, and where none is, to the one before. Where that leaves open which thing is meant,
-`ambiguous` says so.
+`ambiguous` reports it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PAUSE: dict[Language, re.Pattern[str]] = {
     "en": re.compile(r"[,.;:]|\b(?:and|then)\b"),
     "zh": re.compile("[\uff0c\u3002\uff1b\u3001,.;\u548c]"),
 }
-_BOTH = "\u548c"  # "and", between two things, of which what follows is said of either
+_BOTH = "\u548c"  # "and" between two objects; what follows applies to both
 _KNOWN: dict[Language, re.Pattern[str]] = {
     "en": re.compile(r"\b(?:the|this|that)\b"),
     "zh": re.compile("[\u8fd9\u90a3\u8be5]"),
@@ -32,7 +32,7 @@ _LETTERS = re.compile(r"[^\W_]+")
 
 
 class _Said(NamedTuple):
-    """One phrase that means something, and where it stands."""
+    """A phrase with its meaning and position."""
 
     attribute: str
     value: str
@@ -49,7 +49,7 @@ class _Read(NamedTuple):
 
 
 def language_of(caption: str) -> Language:
-    """Chinese where there is a Chinese character, else English."""
+    """Return "zh" if the caption has a Chinese character, else "en"."""
     return "zh" if re.search(r"[\u4e00-\u9fff]", caption) else "en"
 
 
@@ -62,16 +62,16 @@ def parse(caption: str) -> Facts:
 
 
 def contradictory(caption: str) -> list[str]:
-    """Attributes of which a caption says two values of one thing, or of the video; `parse` has the first one.
+    """Return the attributes with two values for one object, or for the video; `parse` takes the first one.
 
-    Which of them is meant is not known: "moves up and down", "a red and blue circle". A bounce is no other motion
+    Examples: "moves up and down", "a red and blue circle". A bounce is not another motion
     than the way that leads to the wall.
     """
     return _read(caption).other
 
 
 def ambiguous(caption: str) -> list[str]:
-    """Attributes of which it is not clear whose they are, such as the size in "a red circle, large and a blue ring".
+    """Return the attributes whose object is ambiguous, such as the size in "a red circle, large and a blue ring".
 
     "shape": it is not clear how many things there are: "a circle, the circle moves left" may be of two or of one.
     """
@@ -79,7 +79,7 @@ def ambiguous(caption: str) -> list[str]:
 
 
 def unparsed(caption: str) -> list[str]:
-    """The words and numbers of a caption that mean nothing to `parse` and may mean something; articles do not.
+    """Return the words and numbers of a caption that `parse` does not understand; articles are ignored.
 
     Nor do the words of alt-text ("video 0231"), those of a scene's sentence where it is this scene, and "moves" before
     what says which way. A bare "left" before a thing with an article is a place, and is among them.
@@ -101,7 +101,7 @@ def unparsed(caption: str) -> list[str]:
     ]
 
 
-# ---------------------------------------------------------------------- whose what is said is
+# ---------------------------------------------------------------------- binding of attributes to objects
 
 
 def _read(caption: str) -> _Read:
@@ -131,7 +131,7 @@ def _things(text: str, phrases: Sequence[_Said], language: Language, unsure: lis
     """Group the phrases by object, in the order of the caption."""
     parts = list(_parts(text, phrases, language))
     things: list[list[_Said]] = []
-    ahead: list[_Said] = []  # what is said before its thing
+    ahead: list[_Said] = []  # phrases before their object
     for number, part in enumerate(parts):
         if _names(part):
             (first, *rest) = _split(part)
@@ -244,7 +244,7 @@ def _implied(language: Language, scene: str) -> Facts:
 
 
 def _said(text: str, language: Language) -> Iterator[_Said]:
-    """Every phrase of a text, in small letters, that means something."""
+    """Yield every phrase with a meaning of a lower-case text."""
     pattern, meanings = _lexicon(language)
     for match in pattern.finditer(text):
         yield _Said(*meanings[match.group()], *match.span())
@@ -292,7 +292,7 @@ def _verbs() -> frozenset[str]:
 
 @cache
 def _lexicon(language: Language) -> tuple[re.Pattern[str], dict[str, tuple[str, str]]]:
-    """All phrases, the longest first, and what each means; single signs of Chinese motions stand alone in alt-text."""
+    """Return the pattern of all phrases, longest first, and their meanings; one-sign motions must stand apart."""
     table = words(language)
     meanings = {
         phrase: (attribute, value)
@@ -325,7 +325,7 @@ def _passed_over(language: Language) -> list[re.Pattern[str]]:
 
 @cache
 def _plain(language: Language, scene: str) -> frozenset[str]:
-    """Words, or signs of Chinese, that say nothing by themselves; in a scene, those of its sentence neither."""
+    """Return the words, or Chinese signs, without meaning of their own; in a scene, including those of its sentence."""
     table = words(language)
     form = re.sub(r"\{\w+\}", " ", table["sentences"][scene]).lower() if scene else ""
     text = f"{table['plain']} {form}"

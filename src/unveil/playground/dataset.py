@@ -1,7 +1,7 @@
-"""The playground: an endless world of captioned videos in which everything that a caption says is true by construction.
+"""The playground: an endless procedural data set of captioned videos whose annotations are true by construction.
 
 A video is a pure function of (seed, number), as scenes are. Combinations of colour, shape and motion that a hash holds
-out never occur in training, so that one can ask a model for what it has not seen.
+out never occur in training, so that a model can be evaluated on unseen combinations.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ _ALL = _ACTION + MAX_OBJECTS * casting.PER_OBJECT
 
 @dataclass(frozen=True)
 class PlaygroundConfig:
-    """Videos of things that move about, and other scenes. As it stands, the evaluation split.
+    """Videos of moving objects, and other scenes. The defaults are those of the evaluation prompts.
 
     min_size, max_size: sides in pixels, 16 to 96, multiples of 8. aspect: the longer side over the shorter, at most;
         1 to 2. Every size that fits occurs equally often.
-    frames: lengths, each 1 (an image) to 33, equally often. A playground of images alone has items of rank 3.
+    frames: lengths, each 1 (an image) to 33, equally often. A playground of images only has items of rank 3.
     fps: 4, 8 or 16 frames per second, equally often.
     scenes: kinds of video, equally often among those that a video's size and length have room for.
     objects: numbers of objects in scene "objects", each 1 to 3, equally often. motions: motions of these objects.
@@ -124,7 +124,7 @@ class PlaygroundConfig:
             )
         for name in ("p_pattern", "p_occluder", "p_camera"):
             if not 0 <= getattr(self, name) <= 1:
-                raise RecipeError(f"{name} {getattr(self, name)}: a part of the clips, must be 0 to 1")
+                raise RecipeError(f"{name} {getattr(self, name)}: a part of the videos, must be 0 to 1")
         if not 0 <= self.caption_error_rate <= 1:
             raise RecipeError(
                 f"caption_error_rate {self.caption_error_rate}: a part of those that raw captions usually have, "
@@ -198,8 +198,8 @@ class Playground(Dataset[Item]):
         for number, item in zip(looked, self.annotations(looked), strict=True):
             if (original := item["texts"][0]) != captioned[number].original:
                 raise RecipeError(
-                    f"captions {file!r}: of another world: clip {number} was {captioned[number].original!r} there and "
-                    f"is {original!r} here; tell the clips of these settings"
+                    f"captions {file!r}: of another world: video {number} was {captioned[number].original!r} there and "
+                    f"is {original!r} here; tell the videos of these settings"
                 )
 
     def __len__(self) -> int:
@@ -233,7 +233,7 @@ class Playground(Dataset[Item]):
         return torch.from_numpy(np.column_stack([lengths, sides]).astype(np.int64))
 
     def annotations(self, indices: Sequence[int]) -> list[Item]:
-        """The items of several videos without pixels and tracks: what they say and what is true, quickly."""
+        """Return the annotations of several videos: items without pixels and tracks, without rendering."""
         items: list[Item] = [{} for _ in indices]
         for group in self._groups(indices):
             for row, place in enumerate(group.places):
@@ -268,7 +268,7 @@ class Playground(Dataset[Item]):
         """The videos of each scene and size, planned together."""
         for index in indices:
             if not -self.count <= index < self.count:
-                raise IndexError(f"clip {index} of {self.count}")
+                raise IndexError(f"video {index} of {self.count}")
         numbers = np.array([self.first + index % self.count for index in indices], dtype=np.uint64)
         draws = uniforms(self.config.seed, numbers, _ALL)
         sizes = self.config.sizes
@@ -284,7 +284,7 @@ class Playground(Dataset[Item]):
 
 
 class _Group(NamedTuple):
-    """Videos of one scene and size: their places in what was asked for, draws, facts, and the way to draw them.
+    """Videos of one scene and size: their indices in the request, draws, attributes, and rendering function.
 
     present: (B, N) which of the tracks that `shot` gives are of things that are there; None for all.
     """

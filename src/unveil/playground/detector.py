@@ -26,7 +26,7 @@ MIN_PIXELS = 8  # pixels of an object in a frame; the smallest ring has three ti
 _FAINT = 0.12  # of the largest colour's pixels: what is less comes from its edges
 _WITHIN = np.array([np.zeros((3, 3)), np.ones((3, 3)), np.zeros((3, 3))])  # connected within a frame
 _UNCUT = 0.95  # of an object's largest area
-_LOOKS = 6  # frames that are looked at for a shape
+_LOOKS = 6  # frames that are classified by shape
 _CHANGE = 0.12  # of an object's area: a change of what stays in place, above which it may be turning
 _TURNED = 25  # degrees in the whole video: what spins turns by more
 
@@ -67,7 +67,7 @@ def detect_objects(pixels: Tensor, *, fps: int = 8, max_objects: int = 3) -> lis
     counts, best, solid = colours_of(frames)
     pan = pan_of(frames)
     if camera_of(pan, min(frames.shape[1:3])) == "static":
-        pan = np.zeros_like(pan)  # less than can be told from noise
+        pan = np.zeros_like(pan)  # indistinguishable from noise
     objects: list[DetectedObject] = []
     for colour in counts.argsort()[::-1][:max_objects]:
         if counts[colour]:
@@ -106,7 +106,7 @@ def colours_of(frames: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np
 
 
 def nearest_palette_colour(apart: Array, ground: Array) -> NDArray[np.int64]:
-    """The palette's colour in whose direction from the ground a difference (..., 3) from it lies: its place, (...)."""
+    """Return the index of the palette colour nearest in direction to a difference from the ground (..., 3): (...)."""
     towards = PALETTE - ground
     return (apart @ (towards / np.linalg.norm(towards, axis=1, keepdims=True)).T).argmax(-1)
 
@@ -118,7 +118,7 @@ def to_frames(pixels: Tensor) -> NDArray[np.uint8]:
         ShapeError: not uint8, or another shape.
     """
     if pixels.dtype != torch.uint8 or pixels.ndim not in (3, 4) or pixels.shape[0] != 3:
-        raise ShapeError(f"a clip {pixels.dtype} {tuple(pixels.shape)}: must be uint8 (3, T, H, W) or (3, H, W)")
+        raise ShapeError(f"a video {pixels.dtype} {tuple(pixels.shape)}: must be uint8 (3, T, H, W) or (3, H, W)")
     clip = pixels if pixels.ndim == 4 else pixels[:, None]
     return clip.permute(1, 2, 3, 0).cpu().numpy()
 

@@ -15,7 +15,7 @@ from unveil.types import Item, RecipeError, did_you_mean
 
 PromptSet = Literal["validation", "seen", "held-out"]
 _ASKED = get_args(PromptSet)
-_ENOUGH = 40  # videos looked at for each prompt: one of ten is held out
+_ENOUGH = 40  # candidate videos per prompt: one of ten is held out
 
 
 class EvalPrompt(NamedTuple):
@@ -33,9 +33,9 @@ class EvalPrompt(NamedTuple):
 def eval_prompts(
     prompt_set: PromptSet, *, language: Language = "en", count: int = 500, frames: int = 16
 ) -> list[EvalPrompt]:
-    """Prompts of the evaluation split in the three registers in turn, uniform over what it has; always the same.
+    """Return the prompts of a set, in the three styles in turn, uniform over the attributes; always the same.
 
-    "validation" is for choosing a model; "seen" and "held-out" are for its score alone. The first two have only
+    "validation" is for choosing a model; "seen" and "held-out" are only for evaluation. The first two have only
     combinations of colour, shape and motion that training has, the last only others. Raw texts are complete and right.
 
     Args:
@@ -45,7 +45,7 @@ def eval_prompts(
         RecipeError: another list, or the last one of images.
     """
     if prompt_set == "held-out" and frames == 1:
-        raise RecipeError("list 'held-out': holds out colours, shapes and motions together, and pictures do not move")
+        raise RecipeError("list 'held-out': holds out colours, shapes and motions together, and images do not move")
     prompts = list[EvalPrompt]()
     world = _asked_of(prompt_set, _ENOUGH * count, frames)
     draws = uniforms(world.config.seed, np.arange(count, dtype=np.uint64), caption_templates.DRAWS).tolist()
@@ -68,7 +68,7 @@ def dataset_prompts(world: Playground, count: int, registers: Sequence[Register]
         RecipeError: a world of other scenes, or of fewer videos.
     """
     if world.config.scenes != ("objects",) or count > len(world):
-        raise RecipeError(f"{count} prompts of {len(world)} clips of {', '.join(world.config.scenes)}: give objects")
+        raise RecipeError(f"{count} prompts of {len(world)} videos of {', '.join(world.config.scenes)}: give objects")
     draws = uniforms(world.config.seed, np.arange(count, dtype=np.uint64), caption_templates.DRAWS).tolist()
     language = world.config.languages[0]
     return [
@@ -86,7 +86,7 @@ def _prompt(
 
 
 def eval_videos(prompt_set: PromptSet, prompts: Sequence[EvalPrompt], *, frames: int = 16) -> list[Item]:
-    """The videos of the world that prompts of a list are said of, what a model that makes no fault might make of them.
+    """Return the real videos that the prompts of a set describe, the output of a perfect model.
 
     Raises:
         RecipeError: another list.
@@ -96,7 +96,7 @@ def eval_videos(prompt_set: PromptSet, prompts: Sequence[EvalPrompt], *, frames:
 
 
 def _asked_of(prompt_set: PromptSet, count: int, frames: int) -> Playground:
-    """The world that a list of prompts is taken from."""
+    """Return the data set that a prompt set is taken from."""
     if prompt_set not in _ASKED:
         raise RecipeError(f"list {prompt_set!r}: must be one of {', '.join(_ASKED)}{did_you_mean(prompt_set, _ASKED)}")
     seed = _ASKED.index(prompt_set) + 1

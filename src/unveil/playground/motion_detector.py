@@ -37,7 +37,7 @@ class DetectedMotion(NamedTuple):
 def motion_of(at: NDArray[np.int64], x: Array, y: Array, radius: Array, view: VideoShape) -> DetectedMotion | None:
     """The motion of a thing that is seen in the frames `at` (N,) at x, y with a radius, all (N,) in pixels.
 
-    Spinning is not told from standing still here. None where it is seen in fewer than two frames.
+    Spinning is not distinguished from standing still here. None where it is seen in fewer than two frames.
     """
     if len(at) < 2:
         return None
@@ -66,7 +66,7 @@ def motion_of(at: NDArray[np.int64], x: Array, y: Array, radius: Array, view: Vi
 def pan_of(frames: NDArray[np.uint8]) -> Array:
     """Return the camera's displacement to the right since the first of the frames (T, H, W, 3), in pixels: (T,).
 
-    A checkered ground has two waves in its width, whose phase tells where it is; over other grounds it is 0.
+    A checkered ground has two waves in its width, whose phase gives its position; over other grounds it is 0.
     """
     count, height, width, _ = frames.shape
     dark = frames.max(-1) < DARK

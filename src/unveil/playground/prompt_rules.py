@@ -36,14 +36,14 @@ class Expansion(NamedTuple):
 def expand_by_rules(prompt: str, seed: int = 0, frames: int = FRAMES) -> Expansion:
     """A prompt of the playground in its dense register, in its own language: a video that shows it, and is possible.
 
-    Everything that is said stays. What is not said is drawn, by the seed and the prompt, as the playground draws it. A
+    Given attributes are kept. Others are drawn, by the seed and the prompt, as the playground draws them. A
     prompt with words that the playground does not have, with two values of one attribute, or where it is not clear of
-    which thing something is said, is left as it is, for what is meant could be contradicted.
+    which object an attribute belongs, is left unchanged, since an expansion could contradict it.
 
     Args:
-        prompt: in English or Chinese.
-        seed: of what is not said.
-        frames: 1 for images, of which no motion is told unless the prompt says one.
+        prompt: Prompt in English or Chinese.
+        seed: Seed of the attributes that the prompt does not state.
+        frames: 1 for images, which get no motion unless the prompt states one.
     """
     parsed = parse(prompt)
     if strange := unparsed(prompt):

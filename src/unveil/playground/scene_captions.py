@@ -13,7 +13,7 @@ Language = Literal["en", "zh"]
 
 
 class SceneObject(NamedTuple):
-    """One object of a scene; x and y in parts of the side. What is None is not said of it."""
+    """One object of a scene; x and y as fractions of the side. None is not mentioned."""
 
     kind: str | None
     colour: str | None
@@ -29,7 +29,7 @@ def english_caption(things: Sequence[SceneObject], *, relation: bool = False) ->
 
     Args:
         things: the objects, in any order.
-        relation: names how the second object lies to the first, where there are exactly two.
+        relation: Whether to name the relative position of exactly two objects.
     """
     named = [_english(thing) for thing in things]
     if relation and len(things) == 2:

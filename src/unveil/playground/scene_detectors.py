@@ -31,7 +31,7 @@ _BROKEN = 3  # pieces, at least
 _EDGE = 0.3  # of the image's width: as near to a side a thing is when it is seen last, and first again
 _GREY = 16  # levels by which what is grey as a bar differs from it at most
 _SEEN = 2  # pixels of a row in which a pillar has a place
-_DEPTHS = (1.0, 1.0 + PERIOD)  # of the corridor's walls that are looked at: near, and one period
+_DEPTHS = (1.0, 1.0 + PERIOD)  # range of the corridor's walls that is measured: near, and one period
 
 
 class Trail(NamedTuple):
@@ -121,7 +121,7 @@ def yaw(pixels: Tensor) -> Yaw:
 def corridor_progress(pixels: Tensor) -> Array:
     """Return the distance walked in a corridor since the first frame, (T,); backward is negative.
 
-    Its half-width is 1. Steps of less than half the way from door to door are told apart from steps back.
+    Its half-width is 1. Steps of less than half the way from door to door are distinguished from steps back.
     """
     frames = to_frames(pixels)
     count, height, width, _ = frames.shape

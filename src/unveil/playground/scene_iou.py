@@ -37,7 +37,7 @@ def matched_iou(predicted: Tensor, true: Tensor) -> float:
 
     Two empty sets agree wholly.
 
-    Source: the Hungarian matching of Carion et al. 2020, eq. 1 (arXiv:2005.12872), on IoU alone.
+    Source: the Hungarian matching of Carion et al. 2020, eq. 1 (arXiv:2005.12872), on IoU only.
     """
     most = max(len(predicted), len(true))
     if not most:
@@ -50,7 +50,7 @@ def matched_iou(predicted: Tensor, true: Tensor) -> float:
 def matched_ious(predicted: Sequence[Tensor], true: Sequence[Tensor]) -> Tensor:
     """`matched_iou` of each image's boxes, (B,) float64."""
     if len(predicted) != len(true):
-        raise ShapeError(f"{len(predicted)} sets of boxes made, {len(true)} true ones: one for each picture")
+        raise ShapeError(f"{len(predicted)} sets of boxes made, {len(true)} true ones: one for each image")
     return torch.tensor([matched_iou(m, t) for m, t in zip(predicted, true, strict=True)], dtype=torch.float64)
 
 
@@ -156,9 +156,9 @@ def class_iou(predicted: Tensor, true: Tensor, classes: int) -> Tensor:
     Its mean is the mIoU. A class that neither side holds is NaN.
 
     Args:
-        made: class maps, integers (..., H, W).
+        predicted: Predicted class maps, integers (..., H, W).
         true: the true ones, of the same shape.
-        classes: how many; values are 0 to classes - 1.
+        classes: Number of classes; values are 0 to classes - 1.
 
     Source: Long et al. 2015, section 5 (arXiv:1411.4038).
     """

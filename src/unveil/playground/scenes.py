@@ -32,7 +32,7 @@ HELD_OUT = 1 << 40  # number of the first held-out scene: far from any that trai
 _COUNT, _GRADIENT, _TURN, _RIPPLE, _GRAIN, _WORDS, _LANGUAGE = 0, 1, 2, 3, 7, 8, 9
 _GROUND, _HUES, _OBJECTS = 10, 16, 24
 _GRAINS = 1 << 32  # places of the noise's bytes, behind all others
-_PER_OBJECT = 8 + 2 * _TRIES  # kind, size, radius, four for what is said, one in reserve, places
+_PER_OBJECT = 8 + 2 * _TRIES  # kind, size, radius, four for the mentioned attributes, one in reserve, positions
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class _Objects(NamedTuple):
 
 
 def _drawn(config: ScenesConfig, numbers: NDArray[np.uint64]) -> tuple[Array, _Objects]:
-    """The random numbers of B scenes, (B, count), and the objects that they say."""
+    """Draw the random numbers of B scenes, (B, count), and their objects."""
     draws = uniforms(config.seed, numbers, _OBJECTS + config.objects * _PER_OBJECT)
     return draws, _objects(draws, config.objects)
 
@@ -186,7 +186,7 @@ def _said(config: ScenesConfig, draws: Array, there: NDArray[np.int64]) -> NDArr
 
 
 def _things(kinds: Any, colours: Any, large: Any, outlines: Any, mentioned: Any) -> list[SceneObject]:
-    """Objects as captions speak of them."""
+    """Return the objects with their mentioned attributes."""
     names = list(COLOURS)
     return [
         SceneObject(

@@ -1,6 +1,6 @@
 """Pairs of sequences: small tasks, a user's sentences, and descriptions of scenes in English and Chinese.
 
-Which part a pair belongs to is a hash of what it says, so that no seed and no count moves one from one part to the
+The split of a pair is a hash of its content, so that no seed and no count moves one from one part to the
 other.
 """
 
@@ -132,7 +132,7 @@ def open_pairs(config: SequenceConfig, part: Part = "train") -> Pairs:
 
     Raises:
         MediaError: a file that cannot be read, or has no pairs for a part.
-        RecipeError: more different pairs asked for than there are.
+        RecipeError: more different pairs requested than there are.
     """
     if isinstance(config, TaskConfig):
         return Pairs(list(_tasks(config, part)))

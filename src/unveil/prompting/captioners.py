@@ -29,7 +29,7 @@ from unveil.types import NoAnswer, RecipeError, WeightsError, did_you_mean
 
 DecodingMethod = Literal["greedy", "beam", "sampled"]
 DECODING_METHODS: tuple[DecodingMethod, ...] = ("greedy", "beam", "sampled")
-FRAMES = 16  # that our own captioner looks at
+FRAMES = 16  # maximum frames for the native captioner
 SHOWN = 4  # frames that other models are shown of a video, side by side
 BATCH = 16
 _ASKED = (
@@ -46,7 +46,7 @@ _ASKED_CLIP = (
 class MediaClip(NamedTuple):
     """A video or an image to caption: uint8 (C, T, H, W), and its frames per second.
 
-    name: what it is told apart by where words are drawn by chance; empty: by its place among all that are told.
+    name: key of the random numbers of sampled captions; empty: the index among all captioned media.
     """
 
     pixels: Tensor
@@ -55,7 +55,7 @@ class MediaClip(NamedTuple):
 
 
 class Caption(NamedTuple):
-    """A caption; confidence is the probability that its writer gives to the whole text, None where it does not say."""
+    """A caption; confidence is the probability of the whole text under its writer, None if unknown."""
 
     text: str
     confidence: float | None = None
@@ -64,7 +64,7 @@ class Caption(NamedTuple):
 class CaptionWriter(Protocol):
     """Interface of everything that writes captions.
 
-    name: for people. at_once: how many it tells together at best.
+    name: for people. at_once: preferred batch size.
     """
 
     name: str
@@ -84,9 +84,9 @@ class NativeCaptioner:
 
     Args:
         model: the captioner.
-        how: its likeliest word at each place, the best of several beams, or drawn by chance.
-        beams: of "beam". temperature: of "sampled"; below 1 the likely grows likelier. seed: of what is drawn.
-        length_power: of "beam"; see `nn.decoding.beam`.
+        how: Decoding method.
+        beams: Number of beams of "beam". temperature: Temperature of "sampled". seed: Seed of "sampled".
+        length_power: Length penalty of "beam"; see `nn.decoding.beam`.
 
     Raises:
         RecipeError: another way.
@@ -114,7 +114,7 @@ class NativeCaptioner:
         self._told = 0
 
     def __call__(self, reels: Sequence[MediaClip]) -> list[Caption]:
-        """A caption for each; those of one size and length are told together."""
+        """Return a caption for each; media of one size and length are batched."""
         captions: dict[int, Caption] = {}
         ready = [self._prepared(reel) for reel in reels]
         for shape in dict.fromkeys(clip.pixels.shape for clip in ready):
@@ -152,7 +152,7 @@ class NativeCaptioner:
         """At most FRAMES frames, evenly spread, in the size that the captioner knows best, as far as the aspect allows.
 
         Raises:
-            RecipeError: other channels than the captioner looks at.
+            RecipeError: other channels than those of the captioner.
         """
         config = self.model.network.config
         pixels, rate = reel.pixels, reel.rate
@@ -173,11 +173,11 @@ class NativeCaptioner:
 class ImageToText:
     """A model of transformers that captions images, from a local folder; of videos it gets some frames side by side.
 
-    One that talks, which its chat template says, is asked for a caption; others are shown the image alone.
+    A model with a chat template gets an instruction; others get only the image.
 
     Args:
-        folder: as transformers writes it: config.json, safetensors, a processor. No code in it is run.
-        device: where it runs.
+        folder: Model folder as written by transformers: config.json, safetensors, a processor. No code in it is run.
+        device: Device of the model.
 
     Raises:
         WeightsError: no such model there, or a folder that wants code or a pickle to be run.
@@ -226,7 +226,7 @@ class ImageToText:
             "return_tensors": "pt",
         }
         talks = bool(getattr(self._processor, "chat_template", None))
-        if talks:  # it tells nothing unless it is asked, and its answer comes after the question
+        if talks:  # a chat model needs an instruction, and its answer follows it
             turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": _asked(reel)}]}
             arguments["text"] = self._processor.apply_chat_template([turn], add_generation_prompt=True)
         inputs: Any = self._processor(**arguments).to(self._model.device)
@@ -256,7 +256,7 @@ class VisionEndpoint(ChatClient):
 
 
 class _Words:
-    """A captioner in the middle of writing, which writes words and the end alone."""
+    """Decoding state of a captioner, restricted to words and the end token."""
 
     def __init__(self, reading: NextToken) -> None:
         self._reading = reading

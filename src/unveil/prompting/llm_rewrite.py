@@ -55,7 +55,7 @@ class LanguageModel(Protocol):
         """Its answer.
 
         Raises:
-            NoAnswer: there is none; says why.
+            NoAnswer: there is none; the message has the reason.
         """
         ...
 
@@ -88,11 +88,11 @@ def rewrite(
     """Expand a prompt by a language model, or by the rules if its answer cannot be used.
 
     Args:
-        prompt: in any language that the model writes.
+        prompt: Prompt in any language that the model writes.
         writer: the language model.
         register: "playground" takes only answers in its words that keep every attribute; "free" any text that is
             neither empty nor endless, and leaves the prompt as it is where there is none.
-        seed: of the rules. frames: 1 for images, of which they tell no motion; see `expand_by_rules`.
+        seed: Seed of the rules. frames: 1 for images, which have no motion; see `expand_by_rules`.
     """
     try:
         text = strip_quotes(" ".join(writer(rewrite_messages(prompt, register)).split()))

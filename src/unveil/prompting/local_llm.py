@@ -23,8 +23,8 @@ class LocalLanguageModel:
     A model without a chat template is shown the conversation as plain text, a turn a line, and answers with a line.
 
     Args:
-        folder: as transformers writes it: config.json, safetensors, a tokenizer. No code in it is run.
-        device: where it runs. dtype: of its weights.
+        folder: Model folder as written by transformers: config.json, safetensors, a tokenizer. No code in it is run.
+        device: Device of the model. dtype: Type of its weights.
 
     Raises:
         WeightsError: no such model there, or a folder that wants code or a pickle to be run.
@@ -85,7 +85,7 @@ class LocalLanguageModel:
             try:
                 return self._templated(turns)
             except refusal:
-                pass  # many templates know no system turn
+                pass  # many templates have no system role
             try:
                 return self._templated(_without_system(turns))
             except refusal as problem:
@@ -104,7 +104,7 @@ class LocalLanguageModel:
 
 
 def _without_system(turns: Sequence[ChatMessage]) -> list[ChatMessage]:
-    """The same conversation: what a system turn says begins the turn of the user after it."""
+    """Return the same conversation with each system message prepended to the next user message."""
     merged: list[ChatMessage] = []
     before: list[str] = []
     for turn in turns:

@@ -15,7 +15,7 @@ from unveil.data.image_decoding import decode_native_size, open_image, safe_join
 from unveil.data.metadata import METADATA
 from unveil.data.video_folder import apply_orientation
 from unveil.data.video_validation import VIDEO
-from unveil.io.video.reader import Decoder, FrameSelection, Limits
+from unveil.io.video.reader import FrameSelection, VideoDecoder, VideoLimits
 from unveil.playground.dataset import Playground
 from unveil.types import DataError, RecipeError
 
@@ -47,7 +47,7 @@ class SampledFrames(NamedTuple):
 class MediaListing:
     """Images and videos of a folder.
 
-    images, videos: what is to be looked at, by its name, with the captions that are there. refused: path and reason of
+    pictures, clips: images and videos by name, with their captions. refused: path and reason of
     what promises an image or a video and cannot be opened. table: the name of its metadata, None where it has none.
     classes: the sub-folders that are the classes of files, by their names, where there is no metadata.
     """
@@ -82,7 +82,7 @@ def scan_folder(folder: Path) -> MediaListing:
         same = len({str(problem) for problem in problems}) == 1  # of the metadata, whatever is looked for
         if same or not folder.is_dir():
             raise problems[0]
-        raise DataError(f"{folder}: neither a picture nor a clip in it")
+        raise DataError(f"{folder}: neither an image nor a video in it")
     first = next(iter(indices.values()))
     seen = MediaListing(first.root, table=first.layout if first.layout in METADATA else None)
     seen.classes = {path: name for entry in indices.values() for path, name in _classes(entry).items()}
@@ -109,14 +109,14 @@ class MediaReader:
     """Reads the entries of a folder.
 
     Args:
-        seen: the folder.
-        frames: that are looked at of a video at most, evenly spread, both ends among them.
+        seen: Listing of the folder.
+        frames: Maximum number of frames read from a video, spaced evenly, both ends included.
     """
 
     def __init__(self, seen: MediaListing, frames: int) -> None:
         self.seen, self.frames = seen, frames
         self._clips = {entry.path for entry in seen.clips}
-        self._decoder = Decoder()
+        self._decoder = VideoDecoder()
 
     @property
     def entries(self) -> list[IndexEntry]:
@@ -163,7 +163,7 @@ class PlaygroundReader:
     """The playground's videos by number, as `MediaListing` and `MediaReader` have those of a folder.
 
     Args:
-        world: of the videos. count: its first ones.
+        world: Playground of the videos. count: Number of its first videos.
 
     Raises:
         RecipeError: more than it has.
@@ -171,7 +171,7 @@ class PlaygroundReader:
 
     def __init__(self, world: Playground, count: int) -> None:
         if not 1 <= count <= len(world):
-            raise RecipeError(f"count {count}: must be 1 to {len(world)}, the clips of this data")
+            raise RecipeError(f"count {count}: must be 1 to {len(world)}, the videos of this data")
         self.world = world
         self.refused: list[tuple[str, str]] = []
         self.table: Path | None = None
@@ -191,13 +191,13 @@ class PlaygroundReader:
         """Nothing is open."""
 
 
-def sample_frames(path: Path, decoder: Decoder, count: int, limits: Limits | None = None) -> SampledFrames:
+def sample_frames(path: Path, decoder: VideoDecoder, count: int, limits: VideoLimits | None = None) -> SampledFrames:
     """Decode at most `count` frames of a video, spaced evenly, both ends included.
 
     Raises:
-        MediaError: as `Decoder.probe`.
+        MediaError: as `VideoDecoder.probe`.
     """
-    limits = limits or Limits()
+    limits = limits or VideoLimits()
     film = decoder.look(path, limits)
     moments = film.moments()
     chosen = torch.linspace(0, len(moments) - 1, min(count, len(moments))).round().long().tolist()

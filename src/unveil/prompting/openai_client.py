@@ -47,16 +47,17 @@ class TokenUsage(NamedTuple):
 class ChatClient:
     """Client of `chat/completions`.
 
-    The key is read from the environment and never shown. An answer that takes too long, or that fails in a way that
-    may pass, is asked for again, with growing waits.
+    The key is read from the environment and never shown. A request that times out, or fails in a way that may pass,
+    is repeated after growing waits.
 
     Args:
-        url: where the protocol begins, such as http://localhost:8000/v1.
-        model: by its name there.
-        seconds: that an answer may take; None: as the environment says, or SECONDS. tries: in all.
+        url: Base URL, such as http://localhost:8000/v1.
+        model: Name of the model at the endpoint.
+        seconds: Timeout of an answer; None: from the environment, or DEFAULT_TIMEOUT.
+        tries: Maximum number of attempts.
 
     Attributes:
-        cost: what the last answer took, in words. spent: what all of them took.
+        cost: Token usage of the last answer, in words. spent: Token usage of all answers.
 
     Raises:
         RecipeError: no such address, no model's name, no such time, or the package `openai` is not installed.
@@ -85,12 +86,12 @@ class ChatClient:
         self.name, self.cost, self.spent = f"{model} at {place}", "", TokenUsage()
 
     def _leave(self) -> None:
-        """Ends what is asked, and begins again."""
+        """Abort the request and reopen the client."""
         self._client.close()
         self._client = self._opened()
 
     def answer(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """Its answer; `cost` says the tokens, and the price where it is told, and `spent` counts them.
+        """Return the answer; `cost` describes its token usage and price, and `spent` sums them.
 
         Raises:
             NoAnswer: no connection, no time left, refused, or an answer that is none or that is cut off.
@@ -116,7 +117,7 @@ class ChatClient:
 
 
 class Endpoint(ChatClient):
-    """A language model that goes on with a conversation; see `ChatClient`."""
+    """A language model at an endpoint; see `ChatClient`."""
 
     def __call__(self, turns: Sequence[ChatMessage]) -> str:
         """Its answer.
@@ -137,7 +138,7 @@ def _key() -> str:
     if name is None:
         return "none"
     if not (os.environ[name].isascii() and os.environ[name].isprintable()):
-        raise RecipeError(f"{name}: holds signs that no key has; copy it anew")
+        raise RecipeError(f"{name}: holds signs that no key has; copy it again")
     return os.environ[name]
 
 
@@ -180,13 +181,13 @@ def _place(url: str) -> str:
     try:
         parts = urlsplit(url)
         there = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # brackets that do not close, a port that is no number
+    except ValueError:  # brackets that do not close, a port that is not a number
         return ""
     return parts.netloc.rpartition("@")[2] if there else ""
 
 
 def _patience() -> float:
-    """Seconds that an answer may take, as the environment says."""
+    """Return the timeout of an answer in seconds, from the environment."""
     text = os.environ.get(TIMEOUT_VARIABLE) or str(DEFAULT_TIMEOUT)
     try:
         seconds = float(text)
@@ -200,7 +201,7 @@ def _patience() -> float:
 
 
 def _took(usage: Any) -> TokenUsage:
-    """Tokens that were read and written, and a price where the endpoint tells one."""
+    """Return the token usage of an answer, and the price if the endpoint reports one."""
     read, wrote = (getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens"))
     if not isinstance(read, int) or not isinstance(wrote, int):
         return TokenUsage()

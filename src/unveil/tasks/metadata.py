@@ -9,7 +9,7 @@ from typing import Any
 
 from unveil.io.images import EXIF, METADATA_KEY, UNICODE, USER_COMMENT
 from unveil.io.video.containers import HEAD, container_of
-from unveil.io.video.reader import Decoder
+from unveil.io.video.reader import VideoDecoder
 from unveil.model.migration import migrate_settings
 from unveil.types import DataError, format_size
 
@@ -63,7 +63,7 @@ def _clip_text(path: Path) -> str | None:
         with path.open("rb") as file:
             if container_of(file.read(HEAD)) in (None, "GIF"):
                 return None
-        decoder = Decoder()
+        decoder = VideoDecoder()
         found = _ours(decoder.comment(path) or "")
         decoder.close()
     except OSError as problem:

@@ -18,15 +18,15 @@ from PIL import Image
 from tests.io.video.tiny_videos import CODECS, film, number_of, one_frame, sound, spliced
 from unveil.io.video import decoder_process
 from unveil.io.video.containers import frames_of_gif
-from unveil.io.video.reader import Decoder, FrameSelection, Limits, VideoInfo
+from unveil.io.video.reader import FrameSelection, VideoDecoder, VideoInfo, VideoLimits
 from unveil.types import DataError
 
-LIMITS = Limits()
+LIMITS = VideoLimits()
 
 
 @pytest.fixture(scope="module")
 def decoder():
-    made = Decoder()
+    made = VideoDecoder()
     yield made
     made.close()
 
@@ -161,10 +161,10 @@ def test_a_bad_file_is_named_and_the_next_is_read(decoder, tmp_path, name):
 def test_limits_of_frames_and_seconds(decoder, tmp_path):
     path = film(tmp_path / "a.mp4", 24)
     with pytest.raises(DataError, match=r"longer than 23 frames; cut it.*raise max_frames"):
-        decoder.look(path, Limits(frames=23))
+        decoder.look(path, VideoLimits(frames=23))
     with pytest.raises(DataError, match=r"longer than 1\.5 seconds; cut it.*raise max_seconds"):
-        decoder.look(path, Limits(seconds=1.5))
-    assert decoder.look(path, Limits(frames=24, seconds=2)).frames == 24  # control
+        decoder.look(path, VideoLimits(seconds=1.5))
+    assert decoder.look(path, VideoLimits(frames=24, seconds=2)).frames == 24  # control
 
 
 def gif(count: int) -> bytes:
@@ -180,9 +180,9 @@ def test_what_says_that_it_is_too_long_is_refused_before_it_is_decoded(tmp_path,
     (tmp_path / "a.gif").write_bytes(gif(6))
     for path in (tmp_path / "a.gif", film(tmp_path / "a.mp4", 6)):
         with pytest.raises(decoder_process.Refused, match=r"longer than 5 frames; cut it"):
-            decoder_process.probe(Limits(frames=5).request("look", path))
+            decoder_process.probe(VideoLimits(frames=5).request("look", path))
         with pytest.raises(pytest.fail.Exception, match="it was decoded"):
-            decoder_process.probe(Limits(frames=6).request("look", path))
+            decoder_process.probe(VideoLimits(frames=6).request("look", path))
 
 
 def test_frames_of_a_gif_are_counted_by_its_blocks():
@@ -197,7 +197,7 @@ def test_a_large_gif_is_named_by_the_size_that_it_says(decoder, tmp_path):
     content = bytearray(gif(1))
     content[6:10] = (4000).to_bytes(2, "little") * 2
     (tmp_path / "a.gif").write_bytes(content)
-    assert decoder.look(tmp_path / "a.gif", Limits(pixels=4000 * 4000)).width == 4000  # control
+    assert decoder.look(tmp_path / "a.gif", VideoLimits(pixels=4000 * 4000)).width == 4000  # control
     with pytest.raises(DataError, match=r"4000 x 4000 = 16,000,000 pixels a frame: the limit is 8,294,400"):
         decoder.look(tmp_path / "a.gif", LIMITS)
 
@@ -222,7 +222,7 @@ def test_flipped_bytes_never_raise_anything_but_a_named_error(decoder, tmp_path)
 
 
 def test_a_child_that_dies_is_replaced(tmp_path):
-    own = Decoder()
+    own = VideoDecoder()
     path = film(tmp_path / "a.mp4", 3)
     found = own.look(path, LIMITS)
     assert own._child is not None
@@ -234,16 +234,16 @@ def test_a_child_that_dies_is_replaced(tmp_path):
 
 
 def test_ctrl_c_is_for_the_run_and_not_for_its_child(tmp_path):
-    own = Decoder()
+    own = VideoDecoder()
     film(tmp_path / "a.mp4", 4)
-    own.look(tmp_path / "a.mp4", Limits())
+    own.look(tmp_path / "a.mp4", VideoLimits())
     assert own._child is not None
     assert os.getpgid(own._child.pid) != os.getpgrp()  # a terminal sends its signals to a group
     own.close()
 
 
 def test_a_child_that_hangs_is_ended(tmp_path, monkeypatch):
-    own = Decoder()
+    own = VideoDecoder()
     path = film(tmp_path / "a.mp4", 3)
     own.look(path, LIMITS)
     assert own._child is not None
@@ -255,7 +255,7 @@ def test_a_child_that_hangs_is_ended(tmp_path, monkeypatch):
 
 
 def test_a_child_is_not_shared_with_other_processes(tmp_path):
-    own = Decoder()
+    own = VideoDecoder()
     found = own.look(film(tmp_path / "a.mp4", 3), LIMITS)
     other = copy.copy(own)  # as workers get it that are not forked
     assert other.look(tmp_path / "a.mp4", LIMITS) == found
@@ -269,7 +269,7 @@ def test_a_child_is_not_shared_with_other_processes(tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
 def test_the_child_has_limits_and_none_of_the_users_variables(tmp_path, monkeypatch):
     monkeypatch.setenv("SECRET_TOKEN", "x")
-    own = Decoder()
+    own = VideoDecoder()
     own.look(film(tmp_path / "a.mp4", 3), LIMITS)
     assert own._child is not None
     told = Path(f"/proc/{own._child.pid}/limits").read_text()

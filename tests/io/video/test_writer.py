@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from unveil.io.video.reader import Decoder, FrameSelection, Limits
+from unveil.io.video.reader import FrameSelection, VideoDecoder, VideoLimits
 from unveil.io.video.writer import FORMS, write_video
 from unveil.tasks.metadata import read_facts
 from unveil.types import DataError, OutputError, RecipeError, ShapeError
@@ -29,10 +29,12 @@ def smooth(frames: int = 5, height: int = 32, width: int = 48) -> torch.Tensor:
 
 
 def read(path: Path, height: int, width: int) -> torch.Tensor:
-    decoder = Decoder()
-    film = decoder.look(path, Limits())
+    decoder = VideoDecoder()
+    film = decoder.look(path, VideoLimits())
     size = (film.width, film.height)
-    pixels, _ = decoder.read(path, film, FrameSelection(film.moments(), "nearest", (0.0, 0.0, *size), size), Limits())
+    pixels, _ = decoder.read(
+        path, film, FrameSelection(film.moments(), "nearest", (0.0, 0.0, *size), size), VideoLimits()
+    )
     decoder.close()
     return pixels[..., :height, :width]
 
@@ -84,7 +86,7 @@ def test_frames_as_a_folder(tmp_path):
 def test_a_gif_lasts_as_long_as_it_should(tmp_path, rate):
     pixels = smooth(13)
     pixels[:, :, :4, :4] = torch.arange(0, 260, 20).reshape(1, 13, 1, 1).to(torch.uint8)  # no two frames are equal
-    film = Decoder().look(write_video(tmp_path / "a.gif", pixels, rate), Limits())
+    film = VideoDecoder().look(write_video(tmp_path / "a.gif", pixels, rate), VideoLimits())
     assert (film.frames, film.rate) == (13, rate)
     assert film.seconds == pytest.approx(12 / rate, abs=0.01)
 
@@ -92,10 +94,10 @@ def test_a_gif_lasts_as_long_as_it_should(tmp_path, rate):
 @pytest.mark.parametrize(
     ("name", "pixels", "rate", "error", "words"),
     [
-        ("a.avi", smooth(), 8, RecipeError, r"a.avi: a clip's name ends in \.mp4, \.webm, \.gif, \.webp, \.apng"),
+        ("a.avi", smooth(), 8, RecipeError, r"a.avi: a video's name ends in \.mp4, \.webm, \.gif, \.webp, \.apng"),
         ("a.mp5", smooth(), 8, RecipeError, "nearest: 'mp4'"),
         ("a.mp4", smooth(), 0, RecipeError, "rate 0: must be above 0"),
-        ("a.mp4", smooth()[:2], 8, ShapeError, r"a clip is uint8 \(1 or 3, T, H, W\)"),
+        ("a.mp4", smooth()[:2], 8, ShapeError, r"a video is uint8 \(1 or 3, T, H, W\)"),
         ("a.mp4", smooth()[:, :0], 8, ShapeError, "of no frame"),
         ("a.mp4", [smooth(), smooth(2, 16, 16)], 8, ShapeError, "must be alike"),
         ("file/a.mp4", smooth(), 8, OutputError, "cannot be written"),

@@ -1,4 +1,4 @@
-"""Edges, straight lines and scribbles of an image: hints that a network may be told, white on black.
+"""Edges, straight lines and scribbles of an image: control images, white on black.
 
 Images are uint8 (1 or 3, H, W); what is drawn of them is uint8 (3, H, W) of the same size, and the same every time.
 """
@@ -24,10 +24,10 @@ def canny(pixels: Tensor, *, low: float = 100.0, high: float = 200.0, sigma: flo
     A colour image is read as its grey one: an edge between colours that are equally bright is none.
 
     Args:
-        low, high: of the gradient by Sobel's filters, in [0, 255], low at most high. What lies above `high` is an
-            edge, and what lies above `low` where it touches one. A sharp step of 80 grey values has a gradient of
-            about 200 after smoothing with sigma 1.
-        sigma: of the Gaussian that smooths first, in pixels; 0 leaves it away.
+        low, high: Thresholds of the gradient by Sobel's filters, in [0, 255], low at most high. Pixels above `high`
+            are edges, and pixels above `low` are edges if they touch one. A sharp step of 80 grey values has a
+            gradient of about 200 after smoothing with sigma 1.
+        sigma: Standard deviation of the Gaussian smoothing, in pixels; 0 disables it.
 
     Raises:
         RecipeError: thresholds or sigma out of range.
@@ -72,9 +72,9 @@ def hough_lines(
     Args:
         low, high: thresholds of `canny`.
         votes: pixels that must lie on a line before it is followed.
-        length: of the shortest line, in pixels.
-        gap: the widest that is still one line, in pixels.
-        seed: of the order in which pixels vote.
+        length: Minimum length of a line, in pixels.
+        gap: Maximum gap within a line, in pixels.
+        seed: Seed of the order in which pixels vote.
 
     Raises:
         RecipeError: a setting out of range.
@@ -99,7 +99,7 @@ def scribble(pixels: Tensor, *, low: float = 25.0, high: float = 60.0, sigma: fl
 
     Args:
         low, high, sigma: as for `canny`; more smoothing leaves less detail.
-        width: of the pen, in pixels.
+        width: Stroke width in pixels.
 
     Raises:
         RecipeError: a setting out of range.
@@ -133,7 +133,7 @@ def to_luma(pixels: Tensor) -> NDArray[np.float64]:
 def check_image(pixels: Tensor) -> None:
     """Raises ShapeError for anything but uint8 (1 or 3, H, W)."""
     if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[0] not in (1, 3) or 0 in pixels.shape:
-        raise ShapeError(f"picture {pixels.dtype} {tuple(pixels.shape)}: must be uint8 (1 or 3, H, W)")
+        raise ShapeError(f"image {pixels.dtype} {tuple(pixels.shape)}: must be uint8 (1 or 3, H, W)")
 
 
 def check_thresholds(low: float, high: float, sigma: float = 0.0) -> None:

@@ -1,6 +1,6 @@
-"""The kinds of hints by name: each knows its settings and draws itself from an item of a data set.
+"""ControlNet preprocessors by name: each holds its settings and makes the control image of an item.
 
-A hint is an image uint8 (3, H, W) that says something of another of the same size: where its edges are, what lies
+A control image is an image uint8 (3, H, W) derived from another of the same size: its edges, what lies
 where. `PREPROCESSORS` lists the kinds for recipes and for the command line.
 """
 
@@ -81,7 +81,7 @@ class Lines:
 class Scribble:
     """Outlines as drawn with a thick pen: `edges.scribble`.
 
-    low, high, sigma: of the edges. width: of the pen, in pixels.
+    low, high, sigma: settings of the edges. width: stroke width in pixels.
     """
 
     low: float = 25.0
@@ -120,10 +120,10 @@ class Segments:
 
 
 @dataclass(frozen=True)
-class Mask:
+class MaskColours:
     """A given map of classes in colours: `segmentation.colours`.
 
-    key: of the item, where the map (H, W) is.
+    key: key of the item that holds the map (H, W).
     """
 
     key: str = "mask"
@@ -137,7 +137,7 @@ class Mask:
 class Boxes:
     """Given boxes as rectangles: `segmentation.layout`.
 
-    key, labels: of the item, where the boxes (N, 4) and their classes (N,) are; labels None: all are one class.
+    key, labels: keys of the item that hold the boxes (N, 4) and their classes (N,); labels None: all are one class.
     style: filled or outlined. thickness: of an outline, in pixels.
     """
 
@@ -162,7 +162,7 @@ class Boxes:
 class ResizeOnly:
     """An image that comes with the item, such as depth, a pose or normals: `segmentation.resize_control_image`.
 
-    key: of the item, where the image uint8 (1 or 3, H, W) is. tolerance: how far the aspect ratios may be apart.
+    key: key of the item that holds the image uint8 (1 or 3, H, W). tolerance: how far the aspect ratios may be apart.
     """
 
     key: str = "given"
@@ -184,7 +184,7 @@ PREPROCESSORS: dict[str, type[Any]] = {
     "lines": Lines,
     "scribble": Scribble,
     "segments": Segments,
-    "mask": Mask,
+    "mask": MaskColours,
     "boxes": Boxes,
     "given": ResizeOnly,
 }

@@ -57,8 +57,8 @@ def felzenszwalb_segments(pixels: Tensor, *, scale: float = 100.0, sigma: float 
 
     Args:
         scale: larger makes larger regions.
-        sigma: of the Gaussian that smooths first, in pixels.
-        least: pixels of the smallest region.
+        sigma: Standard deviation of the Gaussian smoothing, in pixels.
+        least: Minimum size of a region in pixels.
 
     Raises:
         RecipeError: a setting out of range.
@@ -93,7 +93,7 @@ def layout(
         boxes: (N, 4) of centre x, centre y, width, height in [0, 1].
         labels: (N,), from 0; class k has colour k + 1 of `palette`, 0 being the ground's. None: all are class 0.
         style: filled, or outlined towards the inside.
-        thickness: of an outline, in pixels.
+        thickness: Thickness of outlines, in pixels.
 
     Raises:
         ShapeError: other shapes, or numbers that are not finite or lie outside [0, 1].
@@ -135,8 +135,8 @@ def resize_control_image(picture: Tensor, height: int, width: int, *, tolerance:
     It is scaled evenly until it covers the wanted size, and what reaches beyond that is cut off on both sides alike.
 
     Args:
-        image: uint8 (1 or 3, H, W).
-        tolerance: how far the two aspect ratios may be apart, as a share.
+        picture: Image uint8 (1 or 3, H, W).
+        tolerance: Maximum relative difference of the aspect ratios.
 
     Raises:
         ShapeError: no image, or aspect ratios further apart; both are named.

@@ -41,7 +41,7 @@ _REFORMAT = VideoReformatter()  # its tables are kept from frame to frame: 0.04 
 
 
 class Refused(Exception):
-    """The video cannot be used; the text says why, and what to do."""
+    """The video cannot be used; the message has the reason and the remedy."""
 
 
 def probe(request: dict[str, Any]) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def read(request: dict[str, Any]) -> tuple[dict[str, Any], list[bytes]]:
             if begin is None or (seek and begin[0] > request["wanted"][0] + 1e-9):
                 continue
             for time, frame in resample_frames(_again(begin, timed), request["wanted"], request["rule"]):
-                if frame is not last:  # a frame that stands at several times is resampled once
+                if frame is not last:  # a frame at several times is resampled once
                     frames.append(_resampled(frame, request))
                 else:
                     frames.append(frames[-1])
@@ -142,7 +142,7 @@ def _opened(request: dict[str, Any]) -> Iterator[tuple[InputContainer, VideoStre
         if width * height > request["max_pixels"]:
             raise Refused(
                 f"{width} x {height} = {width * height:,} pixels a frame: the limit is {request['max_pixels']:,}; "
-                "make the clip smaller, or raise max_pixels if it is meant to be so large"
+                "make the video smaller, or raise max_pixels if it is meant to be so large"
             )
         stream.codec_context.options = most
         stream.codec_context.thread_count = 1  # several videos are decoded at once, by processes
@@ -150,7 +150,7 @@ def _opened(request: dict[str, Any]) -> Iterator[tuple[InputContainer, VideoStre
 
 
 def _size(container: InputContainer, stream: VideoStream, request: dict[str, Any]) -> tuple[int, int]:
-    """The size that the file says; 0 where it was over the limit and only the stream itself tells it."""
+    """Return the size that the file states; 0 if it is over the limit and only the stream itself has it."""
     width, height = stream.codec_context.width, stream.codec_context.height
     if not width and container.format.name == "gif":
         with open(request["path"], "rb") as file:

@@ -53,7 +53,7 @@ def constant_rate(times: Sequence[float], tick: float, claimed: float | None) ->
 
     Args:
         times: seconds, ascending, at least one.
-        tick: of the file's clock, in seconds.
+        tick: Resolution of the file's clock, in seconds.
         claimed: the rate that the file states, which is taken when it fits the times within a tick; where it states
             none, the nearest whole number is, when the last time is what it would be rounded to.
     """

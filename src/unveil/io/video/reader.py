@@ -25,19 +25,19 @@ from unveil.io.video.containers import HEAD, container_of, fault
 from unveil.io.video.frame_timing import Rule, constant_rate
 from unveil.types import DataError
 
-WAIT = 600.0  # s for one answer, if nobody says otherwise
+WAIT = 600.0  # s for one answer, by default
 _LINE = 16_000_000  # bytes of an answer without its pixels
 _LIST = "MP4, MOV, WebM, MKV or GIF"
 
 
 @dataclass(frozen=True)
-class Limits:
+class VideoLimits:
     """Limits of a video file, above which it is refused.
 
     Attributes:
-        pixels: of a frame.
-        frames: of a file.
-        seconds: of a file.
+        pixels: Maximum number of pixels of a frame.
+        frames: Maximum number of frames of a file.
+        seconds: Maximum duration of a file.
     """
 
     pixels: int = 8_294_400  # 3840 x 2160
@@ -123,7 +123,7 @@ class FrameSelection(NamedTuple):
     background: tuple[int, int, int] = (255, 255, 255)
 
 
-class Decoder:
+class VideoDecoder:
     """A child process that decodes, started when it is first needed, and again where it died.
 
     One object may be used by several threads, which wait for each other, and after a fork or in another process,
@@ -146,11 +146,11 @@ class Decoder:
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.__init__(**state)
 
-    def look(self, path: Path, limits: Limits) -> VideoInfo:
+    def look(self, path: Path, limits: VideoLimits) -> VideoInfo:
         """Decode a whole video and return its properties.
 
         Raises:
-            MediaError: not a video, damaged, over a limit; says why, without the path.
+            MediaError: not a video, damaged, over a limit; the message has the reason without the path.
         """
         with path.open("rb") as file:
             head = file.read(HEAD)
@@ -167,12 +167,12 @@ class Decoder:
             raise DataError("its decoder gave no sense; remove it") from problem
 
     def read(
-        self, path: Path, film: VideoInfo, cut: FrameSelection, limits: Limits
+        self, path: Path, film: VideoInfo, cut: FrameSelection, limits: VideoLimits
     ) -> tuple[Tensor, tuple[float, ...]]:
         """The wanted frames as uint8 (3, T, height, width), as they are stored; and the time of each in seconds.
 
         Raises:
-            MediaError: as `probe`, or the file has changed since it was looked at.
+            MediaError: as `probe`, or the file has changed since it was probed.
         """
         request = limits.request("read", path) | cut._asdict()
         request |= {"first": film.first, "rate": film.rate, "since": film.since(cut.wanted[0])}
@@ -187,7 +187,7 @@ class Decoder:
         Raises:
             MediaError: it cannot be read.
         """
-        return self._ask(Limits().request("comment", path), 0)[0]["comment"]
+        return self._ask(VideoLimits().request("comment", path), 0)[0]["comment"]
 
     def close(self) -> None:
         """Ends the child; it starts again when it is needed."""
@@ -226,8 +226,8 @@ class Decoder:
                 timer.cancel()
 
 
-def _start(decoder: Decoder) -> subprocess.Popen[bytes]:
-    import_extra("av", "clips in files", "video")  # says what to install
+def _start(decoder: VideoDecoder) -> subprocess.Popen[bytes]:
+    import_extra("av", "clips in files", "video")  # its error names what to install
     child = subprocess.Popen(
         sandbox.command("unveil.io.video.decoder_process"),
         env=sandbox.environment(),

@@ -46,19 +46,19 @@ _LIMITED = 1
 
 
 def check_video_path(path: Path, rate: float) -> str:
-    """The form that a path asks for by its suffix; "frames" is a folder of PNG files, a path without one.
+    """Return the format of a path by its suffix; "frames" is a folder of PNG files, a path without a suffix.
 
     Raises:
         RecipeError: another suffix, a rate that is not above 0, or the form needs a package that is not installed.
     """
     if not 0 < rate <= 1000:
-        raise RecipeError(f"rate {rate}: must be above 0 frames in a second, and at most 1000")
+        raise RecipeError(f"rate {rate}: must be above 0 frames per second, and at most 1000")
     form = path.suffix.lower().removeprefix(".")
     if not form:
         return "frames"
     if form not in FORMS:
         raise RecipeError(
-            f"{path}: a clip's name ends in .{', .'.join(FORMS)}{did_you_mean(form, FORMS)}; "
+            f"{path}: a video's name ends in .{', .'.join(FORMS)}{did_you_mean(form, FORMS)}; "
             "without an ending it is a folder of PNG frames"
         )
     if form in _CODINGS:
@@ -79,7 +79,7 @@ def write_video(
         path: a key of `FORMS` as its suffix, or none for a folder of frame_00000.png and so on.
         pixels: uint8 (1 or 3, T, H, W); or parts of a video, one after another along T, of one size.
         rate: frames per second.
-        facts: how it was made, in JSON's types; `tasks.metadata.read_facts` reads them back. "clip" is added: size,
+        facts: Generation metadata in JSON's types; `tasks.metadata.read_facts` reads them back. "clip" is added: size,
             frames per second.
 
     Raises:
@@ -91,7 +91,7 @@ def write_video(
     frames = _frames([pixels] if isinstance(pixels, Tensor) else pixels)
     first = next(frames, None)
     if first is None:
-        raise ShapeError("a clip of no frame: must have at least one")
+        raise ShapeError("a video of no frame: must have at least one")
     metadata = None
     if facts is not None:
         metadata = json.dumps({**facts, "clip": {"size": list(first.shape[1:]), "fps": rate}}, ensure_ascii=False)
@@ -116,10 +116,10 @@ def _frames(parts: Iterable[Tensor]) -> Iterator[Tensor]:
     shape = None
     for part in parts:
         if part.ndim != 4 or part.shape[0] not in (1, 3) or part.element_size() != 1:
-            raise ShapeError(f"pixels {tuple(part.shape)} {part.dtype}: a clip is uint8 (1 or 3, T, H, W)")
+            raise ShapeError(f"pixels {tuple(part.shape)} {part.dtype}: a video is uint8 (1 or 3, T, H, W)")
         part_shape = (part.shape[0], *part.shape[2:])
         if shape not in (None, part_shape):
-            raise ShapeError(f"parts of a clip of {shape} and {part_shape} (C, H, W): must be alike")
+            raise ShapeError(f"parts of a video of {shape} and {part_shape} (C, H, W): must be alike")
         shape = part_shape
         yield from part.unbind(1)
 
@@ -185,7 +185,7 @@ def _stream(container: OutputContainer, coding: _Coding, frame: Tensor, rate: fl
 
 
 def _even(frame: Tensor) -> Tensor:
-    """uint8 (3, H, W) of even sizes: an odd last row or column stands twice."""
+    """uint8 (3, H, W) of even sizes: an odd last row or column is repeated."""
     _, height, width = frame.shape
     colour = frame.expand(3, -1, -1)
     if height % 2 or width % 2:

@@ -1,1 +1,1 @@
-"""The playground's parts: how things move, what happens in a video, how it is drawn and how it is told."""
+"""Components of the playground: objects, motion, scenes, rendering and captions."""

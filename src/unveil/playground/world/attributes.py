@@ -10,7 +10,7 @@ from unveil.playground.world.motion import CORNERS, MOTIONS, SIDES, TURNS, Video
 from unveil.playground.world.objects import SceneObjects
 from unveil.playground.world.rendering import CAMERAS, GROUNDS, SceneSetup
 
-SLOW, FAST = 0.28, 0.45  # sides a second below and above which a caption says so
+SLOW, FAST = 0.28, 0.45  # sides per second below and above which a caption names the speed
 
 
 def facts_of(cast: SceneObjects, stage: SceneSetup, view: VideoShape, row: int) -> Facts:

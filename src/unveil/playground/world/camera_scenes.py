@@ -25,7 +25,7 @@ def focal_length(view: VideoShape) -> float:
 
 
 def pillars(draws: Real, view: VideoShape) -> SceneBatch:
-    """Six pillars in a ring, each of another colour; the camera goes round them and looks at their middle.
+    """Six pillars in a ring, each of another colour; the camera orbits them and points at their centre.
 
     It begins before one of them, which captions can name: a ring seen from anywhere is six times as hard to tell from
     noise as one of which it is known what is in front.

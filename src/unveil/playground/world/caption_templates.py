@@ -48,7 +48,7 @@ _RAW = ("colour", "shape", "size", "motion", "line", "orbit", "walk", "fate")  #
 
 
 class SceneCaption(NamedTuple):
-    """A text, and what it says: "objects", a list with the facts of each thing named, and facts of the whole video."""
+    """A caption and the attributes that it states: "objects", a list per named object, and attributes of the video."""
 
     text: str
     facts: Facts
@@ -59,7 +59,7 @@ def words(language: Language) -> dict[str, Any]:
     """The lists of `words.yaml`, attribute -> value -> phrases, and the rest: "also", "sentences" and others."""
     text = (resources.files("unveil") / "playground" / "world" / "words.yaml").read_text("utf-8")
     table = yaml.safe_load(text)[language]
-    if language == "zh":  # what things are called is said once
+    if language == "zh":  # names are defined once
         scene_words = chinese_words()
         for name, source in (("sizes", "sizes"), ("colours", "colours"), ("shapes", "kinds")):
             table[name] = {value: [phrase] for value, phrase in scene_words[source].items()}
@@ -78,10 +78,10 @@ def write_caption(
     """A caption of a video.
 
     Args:
-        facts: of the video, as `Playground` makes them.
+        facts: True attributes of the video, as `Playground` returns them.
         register: the kind of text. language: "en" or "zh".
         draws: DRAWS numbers in [0, 1): which form, and what raw captions have wrong.
-        faults: of raw captions, a part of MISSING and WRONG; 0 leaves them complete and right.
+        faults: Factor of MISSING and WRONG for raw captions; 0 leaves them complete and correct.
     """
     if register == "raw":
         return _raw(facts, language, draws, faults)

@@ -110,7 +110,7 @@ def trajectories(motion: Whole, shape: Whole, radius: Real, draws: Real, view: V
     Args:
         motion: (M,) into MOTIONS. shape: (M,) into KINDS. radius: (M,) pixels, in the middle of the video.
         draws: (M, DRAWS) in [0, 1).
-        view: at least as many frames as `is_possible` asks for.
+        view: Size and length of the video; at least as many frames as `is_possible` requires.
     """
     count, frames = len(motion), view.frames
     x, y = np.empty((count, frames), dtype=np.float32), np.empty((count, frames), dtype=np.float32)

@@ -65,7 +65,7 @@ def sample_objects(
         draws: (B, N * PER_OBJECT) in [0, 1).
         hues: (B, N) the colour of each object, all different within a video.
         wanted: (B,) how many objects, 1 to N.
-        motions: which may occur, if the video is long enough; in one frame nothing moves.
+        motions: Allowed motions, if the video is long enough; in one frame nothing moves.
         part: "train" never has a combination that is held out.
     """
     batch, count = hues.shape
@@ -83,9 +83,9 @@ def place_objects(things: ObjectAttributes, present: NDArray[np.bool_], draws: R
     """Finds the objects of B videos their ways, on which they do not meet.
 
     Args:
-        things: what they are; each motion one that is possible.
+        things: Attributes of the objects; each motion must be possible.
         present: (B, N) which there are; one that finds no place is not in the video.
-        draws: (B, N, PER_OBJECT) in [0, 1), of which the first two are not looked at.
+        draws: (B, N, PER_OBJECT) in [0, 1), of which the first two are unused.
         view: size and length.
     """
     shape, _, large, motion = things

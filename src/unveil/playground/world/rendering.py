@@ -36,7 +36,7 @@ class SceneSetup(NamedTuple):
     """Around the objects of B videos: ground (B,) into GROUNDS, camera (B,) into CAMERAS, and their draws (B, DRAWS).
 
     pan: (B, T) pixels that the camera has gone to the right. bar: (B, 2) from and to where a grey bar reaches, along
-    the way of the object behind it; empty where the two are equal. upright: (B,) the bar stands, else it lies.
+    the way of the object behind it; empty where the two are equal. upright: (B,) True for a vertical bar.
     """
 
     ground: Whole

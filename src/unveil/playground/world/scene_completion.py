@@ -1,4 +1,4 @@
-"""A video that is only partly told, imagined as a whole: what is not said is drawn as the playground draws it."""
+"""Completion of partly specified videos: attributes that are not given are drawn as the playground draws them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from unveil.playground.world.objects import PER_OBJECT, ObjectAttributes, place_
 from unveil.playground.world.special_scenes import DRAWS as SHOT_DRAWS
 from unveil.playground.world.special_scenes import SceneBatch
 
-TRIED = 512  # videos that are drawn; the first of those that show most of what is said is taken
+TRIED = 512  # candidate videos; the first that shows most of the given attributes is taken
 _PICKS = 4  # random numbers of a thing: colour, shape, size, motion
-# What a thing may do of which this is said: an attribute, or the value of a turn.
+# Motions that an attribute, or the value of a turn, implies.
 _SHOWN_BY: Mapping[str, tuple[str, ...]] = {
     "wall": ("bounce",),
     "speed": ("left", "right", "up", "down", "diagonal", "bounce", "orbit"),
@@ -33,13 +33,13 @@ _SHOWN_BY: Mapping[str, tuple[str, ...]] = {
 def complete_scene(
     prompted: Facts, view: VideoShape, seed: int, shots: Mapping[str, Callable[[Real, VideoShape], SceneBatch]]
 ) -> Facts:
-    """The facts of a video of which some are said; these stay as they are, whatever the playground could show.
+    """Complete partly given attributes of a video; the given ones are kept, whatever the playground could show.
 
     Args:
-        said: as `SceneCaption.facts` has it, at least one object or a scene.
-        view: size and length of the video.
-        seed: of what is not said.
-        shots: the scenes that are not of objects, by name.
+        prompted: Given attributes as in `SceneCaption.facts`, at least one object or a scene.
+        view: Size and length of the video.
+        seed: Seed of the attributes that are not given.
+        shots: Special scenes by name.
     """
     if (scene := prompted.get("scene", "objects")) != "objects":
         facts = shots[scene](uniforms(seed, _numbers(), SHOT_DRAWS), view).facts

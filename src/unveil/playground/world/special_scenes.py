@@ -1,7 +1,7 @@
 """Scenes in which one thing acts on its surroundings: a brush, a game of ball and paddle, a body that hits the ground.
 
 Every scene is planned at once for B videos of one size, at least SMALLEST pixels and FRAMES frames; its images are
-drawn when they are asked for.
+rendered on demand.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _STROKES = 12  # dabs of the brush from one frame to the next
 
 
 class SceneBatch(NamedTuple):
-    """B videos of one scene: what is true of each, and the way to draw them.
+    """B videos of one scene: their true attributes, and the function that renders them.
 
-    film: gives the images, (B, T, 3, H, W) in 0 to 255, and tracks (B, N, T, 4): x, y and radius in pixels, and how
-    much is seen.
+    render: function that returns the images, (B, T, 3, H, W) in 0 to 255, and tracks (B, N, T, 4): x, y and radius
+    in pixels, and the visible fraction.
     """
 
     facts: list[Facts]

@@ -22,14 +22,14 @@ from unveil.data.image_decoding import header, open_image
 from unveil.io.files import explained, write_atomically
 from unveil.io.images import png
 from unveil.io.video.containers import HEAD, container_of
-from unveil.io.video.reader import Decoder, Limits
+from unveil.io.video.reader import VideoDecoder, VideoLimits
 from unveil.prompting.media_scan import sample_frames
 from unveil.types import DataError, Error
 
 FOLDER = "inputs"
 BYTES = 32 << 20  # of a file
 PIXELS = 16_000_000  # of a picture
-CLIPS = Limits(frames=2_000, seconds=120.0)
+CLIPS = VideoLimits(frames=2_000, seconds=120.0)
 WAIT_S = 60.0  # to look at a clip, for which others wait
 KEPT_S = 24 * 3600.0  # that nothing speaks of
 NAME = r"[0-9a-f]{32}\.(?:png|jpg|webp|mp4|mov|webm|mkv|gif)"
@@ -57,7 +57,7 @@ class Inputs:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self._decoder = folder, Decoder(WAIT_S)
+        self.folder, self._decoder = folder, VideoDecoder(WAIT_S)
 
     def keep(self, content: bytes) -> Kept:
         """Looks at a file, and keeps it; the same one twice is kept once.
