@@ -12,7 +12,7 @@ from unveil.cli.train import fresh, held_out_of
 from unveil.data.latent_cache import Cached, Keeping
 from unveil.model import Model
 from unveil.model.config import Recipe, load_recipe
-from unveil.train.latents import cache_latents, encoder_of
+from unveil.train.latents import cache_dataset, encoder_of
 
 
 def write(name: str, overrides: tuple[str, ...], batch: int, device: str, console: Console) -> None:
@@ -48,4 +48,4 @@ def keep_both(recipe: Recipe, model: Model, train: Any, held_out: Any, console: 
 
 def _kept(model: Model, items: Any, how: Keeping, console: Console) -> tuple[Cached, bool]:
     with console.progress("encoding picture", len(items)) as progress:
-        return cache_latents(model, items, how, progress.reach)
+        return cache_dataset(model, items, how, progress.reach)

@@ -84,7 +84,7 @@ def _begun(
     from unveil.io.optional_deps import extra
 
     work = extra(module, what, needs)
-    ask = extra("unveil.server.http.server", what, needs).Ask(
+    ask = extra("unveil.server.http.server", what, needs).ServerOptions(
         folder, reached.host, reached.port, reached.keys, tuple(reached.name), tuple(reached.origin),
         tuple(worked.device), worked.queue, worked.each, worked.budget,
     )  # fmt: skip
