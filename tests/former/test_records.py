@@ -11,8 +11,8 @@ import pytest
 
 from tests.former.command import FILES, unveil
 from unveil.reproduce.claim_page import page
-from unveil.server.jobs.job_types import kinds
-from unveil.server.jobs.outputs import Results
+from unveil.server.jobs.job_types import job_handlers
+from unveil.server.jobs.outputs import JobOutputs
 from unveil.server.jobs.queue import Queue
 from unveil.server.jobs.worker import Worker
 from unveil.server.jobs.worker_main import MADE
@@ -41,7 +41,7 @@ def test_every_job_is_listed_in_its_state(queue):
 
 
 def test_what_jobs_made_is_listed_from_their_folders(files):
-    made = {job.id: list(job.outputs) for job in Results(files / "service" / MADE).all()}
+    made = {job.id: list(job.outputs) for job in JobOutputs(files / "service" / MADE).all()}
     assert made == {job["id"]: job["outputs"] for job in JOBS.values() if job["state"] == "completed"}
 
 
@@ -49,8 +49,8 @@ def test_what_jobs_made_is_listed_from_their_folders(files):
 def test_jobs_that_waited_or_ran_are_done_or_say_why_not(queue, files):
     queue.recover()
     with chdir(files):
-        worker = Worker("now", queue, Results(Path("service") / MADE), kinds(Path("service"), "cpu"))
-        while worker.one():
+        worker = Worker("now", queue, JobOutputs(Path("service") / MADE), job_handlers(Path("service"), "cpu"))
+        while worker.run_next():
             pass
     found = {name: queue.get(JOBS[name]["id"]) for name in with_state("queued", "running")}
     for name, job in found.items():

@@ -15,8 +15,8 @@ pytest.importorskip("gradio")
 pytest.importorskip("playwright")
 
 from tests.server.http.conftest import Many, Server, server
-from unveil.server.jobs.job_types import kinds
-from unveil.studio.server import extended
+from unveil.server.jobs.job_types import job_handlers
+from unveil.studio.server import add_studio
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 # as root in a container; nothing is asked of other machines
@@ -69,7 +69,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def studio(places: Path) -> Iterator[Server]:
     """The server with the page."""
     folder = places / "service"
-    with server(folder, limits=Many, work=kinds(folder, "cpu"), extend=extended) as found:
+    with server(folder, limits=Many, work=job_handlers(folder, "cpu"), extend=add_studio) as found:
         yield found
 
 
@@ -130,9 +130,9 @@ def another(page: Any, part: str, before: str, state: str = "completed") -> str:
 
 def begun(page: Any, text: str, steps: int) -> None:
     """Asks for a picture."""
-    page.get_by_label("What is to be seen").fill(text)
+    page.locator("#picture-prompt textarea").fill(text)
     page.locator("#picture-steps textarea, #picture-steps input").fill(str(steps))
-    page.get_by_role("button", name="Make the picture").click()
+    page.get_by_role("button", name="Generate images").click()
 
 
 def painted(page: Any, part: str) -> None:

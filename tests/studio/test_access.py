@@ -17,9 +17,9 @@ from playwright.sync_api import TimeoutError as TimedOut
 
 from tests.server.http.conftest import KEY, Many, Server, server
 from tests.studio.conftest import MARKS, begun, chosen, ended, opened
-from unveil.server.http.security import Rules
-from unveil.studio.login import Entrance
-from unveil.studio.server import extended
+from unveil.server.http.security import SecurityPolicy
+from unveil.studio.login import LoginMiddleware
+from unveil.studio.server import add_studio
 
 pytestmark = MARKS
 TABS = ("picture", "video", "train", "models", "evaluate", "gallery", "queue")
@@ -67,7 +67,7 @@ def test_no_mode_keeps_anybody_out(page: Any):
 
 
 def test_what_was_made_and_what_waits_keeps_nobody_out(page: Any, studio: Server):
-    page.get_by_label("How many").fill("2")
+    page.get_by_label("Number of images").fill("2")
     begun(page, "a large ring", 2)
     made = ended(page, "picture")
     faults = [f"result: {one}" for one in serious(page, "#tab-picture")]
@@ -97,9 +97,9 @@ def test_what_was_made_and_what_waits_keeps_nobody_out(page: Any, studio: Server
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_the_form_for_the_key_keeps_nobody_out(browser: Any, tmp_path: Path, language: str):
-    rules = Rules({"ann": KEY})
+    rules = SecurityPolicy({"ann": KEY})
     context = browser.new_context(locale=language, bypass_csp=True)  # for axe, which is put into the page
-    with server(tmp_path / "keyed", rules, Many, extend=extended, before=Entrance) as keyed:
+    with server(tmp_path / "keyed", rules, Many, extend=add_studio, before=LoginMiddleware) as keyed:
         page = context.new_page()
         page.goto(f"http://127.0.0.1:{keyed.port}/en/")
         faults = serious(page, "html")

@@ -23,10 +23,10 @@ from tests.data.test_bad_folders import black_png, grown_mb
 from tests.server.http.conftest import Many, Server, server
 from tests.server.http.test_middleware import form
 from tests.studio.conftest import LEFT
-from unveil.studio.client import Client
+from unveil.studio.client import StudioClient
 from unveil.studio.page import Page
-from unveil.studio.server import extended
-from unveil.studio.upload_components import LAYERS, PAINTED, Brush, Film, Still
+from unveil.studio.server import add_studio
+from unveil.studio.upload_components import LAYERS, PAINTED, ImageUpload, MaskEditor, VideoUpload
 from unveil.types import RecipeError
 
 pytestmark = LEFT
@@ -36,7 +36,7 @@ GROWTH_MB = 64
 
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with server(tmp_path_factory.mktemp("bombs"), limits=Many, extend=extended) as found:
+    with server(tmp_path_factory.mktemp("bombs"), limits=Many, extend=add_studio) as found:
         yield found
 
 
@@ -99,20 +99,28 @@ def test_gradios_own_part_decodes_it(tmp_path: Path):
     (tmp_path / "bomb.png").write_bytes(rgba(5_000))
     given = ImageData(path=str(tmp_path / "bomb.png"), orig_name="bomb.png")
     assert grown_mb(lambda: gr.Image(type="filepath").preprocess(given)) > 2 * GROWTH_MB
-    assert grown_mb(lambda: Still(type="filepath").preprocess(given)) < 1
+    assert grown_mb(lambda: ImageUpload(type="filepath").preprocess(given)) < 1
 
 
 def test_a_session_that_is_told_nothing_new_keeps_the_parts_that_decode_nothing():
     """Gradio makes a part again of its class for each session that an update passes over."""
-    for part in (Still(), Brush(), Film()):
+    for part in (ImageUpload(), MaskEditor(), VideoUpload()):
         assert type(part)(**part.constructor_args).preprocess.__func__ is type(part).preprocess
-    assert [one.get_block_name() for one in (Still(), Brush(), Film())] == ["image", "imageeditor", "video"]
+    assert [one.get_block_name() for one in (ImageUpload(), MaskEditor(), VideoUpload())] == [
+        "image",
+        "imageeditor",
+        "video",
+    ]
     assert not list(Path(__import__("unveil.studio").__file__).parent.rglob("*.pyi"))
 
 
 def test_no_part_of_the_page_decodes_what_is_sent(studio: Server):
-    parts = Page(Client(studio.service, None), "en").blocks().blocks.values()
-    assert {type(one) for one in parts if isinstance(one, gr.Image | gr.ImageEditor | gr.Video)} == {Still, Brush, Film}
+    parts = Page(StudioClient(studio.service, None), "en").blocks().blocks.values()
+    assert {type(one) for one in parts if isinstance(one, gr.Image | gr.ImageEditor | gr.Video)} == {
+        ImageUpload,
+        MaskEditor,
+        VideoUpload,
+    }
     assert not [one for one in parts if isinstance(one, gr.Gallery | gr.AnnotatedImage | gr.ImageSlider)]
 
 
@@ -127,11 +135,11 @@ def test_a_clip_is_given_and_shown_as_the_file_that_it_is(ending: str, tmp_path:
     gr.Video().postprocess(str(clip))
     assert asked == [str(clip)]  # control: Gradio's own part lets ffprobe read it
     asked.clear()
-    shown = Film().postprocess(str(clip))
+    shown = VideoUpload().postprocess(str(clip))
     assert shown is not None
     assert (shown.path, shown.orig_name, asked) == (str(clip), clip.name, [])
-    assert Film().preprocess(shown) == str(clip)
-    assert Film().postprocess(None) is Film().preprocess(None) is None
+    assert VideoUpload().preprocess(shown) == str(clip)
+    assert VideoUpload().postprocess(None) is VideoUpload().preprocess(None) is None
 
 
 def blob(id: str, index: int) -> AcceptBlobs:
@@ -139,7 +147,7 @@ def blob(id: str, index: int) -> AcceptBlobs:
 
 
 def test_what_is_painted_is_bounded_and_given_as_files(tmp_path: Path):
-    brush = Brush()
+    brush = MaskEditor()
     brush.GRADIO_CACHE = str(tmp_path)
     with pytest.raises(RecipeError, match="at most"):
         brush.accept_blobs(blob("one", 10**9))

@@ -16,7 +16,7 @@ from tests.studio.conftest import LEFT
 from tests.studio.test_tabs import Laid, client, laid
 from unveil.io.safetensors_io import write_tensors
 from unveil.model import model_dir
-from unveil.studio.tabs.models import Models
+from unveil.studio.tabs.models import ModelsTab
 from unveil.types import Error, OutOfResources, OutputError
 
 __all__ = ["client", "laid"]
@@ -39,23 +39,23 @@ def left() -> list[str]:
 
 
 def test_what_was_brought_in_is_told_by_its_content(laid: Laid, tmp_path: Path):
-    models = laid(Models)
+    models = laid(ModelsTab)
     table, file, _, told = models._brought("", lora(tmp_path / "style.pt"), "loras")
-    assert "style.pt was brought in: a LoRA." in told
+    assert "style.pt was imported: a LoRA." in told
     assert "<td>style</td>" in table
     assert file is None
     assert (model_dir.models_dir() / "loras" / "style.pt").read_bytes() == (tmp_path / "style.pt").read_bytes()
     *_, told = models._brought("", weights(tmp_path / "odd.safetensors", "a"), "checkpoints")
-    assert "odd.safetensors was brought in: tensors of a layout that is not known here." in told
+    assert "odd.safetensors was imported: tensors in an unknown format." in told
     torch.save({"a": torch.ones(2)}, tmp_path / "old.ckpt")
-    *_, told = laid(Models, "zh")._brought("", str(tmp_path / "old.ckpt"), "checkpoints")
+    *_, told = laid(ModelsTab, "zh")._brought("", str(tmp_path / "old.ckpt"), "checkpoints")
     assert "old.ckpt 已导入" in told
-    with pytest.raises(OutputError, match=r"old\.ckpt is there already"):
+    with pytest.raises(OutputError, match=r"old\.ckpt already exists"):
         models._brought("", str(tmp_path / "old.ckpt"), "checkpoints")
 
 
 def test_what_is_no_file_of_weights_is_not_brought_in_whatever_its_name(laid: Laid, tmp_path: Path):
-    models = laid(Models)
+    models = laid(ModelsTab)
     page, empty, cut = (tmp_path / f"{name}.safetensors" for name in ("page", "empty", "cut"))
     page.write_text("<html>not found</html>")
     empty.write_bytes(b"")
@@ -64,17 +64,17 @@ def test_what_is_no_file_of_weights_is_not_brought_in_whatever_its_name(laid: La
     for path, why in ((page, "not a safetensors file"), (empty, "an empty file"), (cut, "damaged or was cut short")):
         with pytest.raises(Error, match=why) as caught:
             models._brought("", str(path), "loras")
-        assert str(caught.value).startswith(f"{path.name} was not brought in: ")
+        assert str(caught.value).startswith(f"{path.name} was not imported: ")
         assert str(tmp_path) not in str(caught.value)
-    with pytest.raises(Error, match=r"whole\.safetensors was not brought in: by its content it is LoRA\."):
+    with pytest.raises(Error, match=r"whole\.safetensors was not imported: its content is of type LoRA\."):
         models._brought("", str(tmp_path / "whole.safetensors"), "checkpoints")
     with pytest.raises(Error, match="没有导入"):
-        laid(Models, "zh")._brought("", str(page), "loras")
+        laid(ModelsTab, "zh")._brought("", str(page), "loras")
     assert left() == []
 
 
 def test_a_disk_that_is_full_keeps_no_part_of_it(laid: Laid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    models, real = laid(Models), shutil.copyfile
+    models, real = laid(ModelsTab), shutil.copyfile
 
     def full(source: Any, target: Any) -> None:
         Path(target).write_bytes(b"a part")

@@ -34,14 +34,14 @@ def small(page: Any, frames: int) -> None:
 
 
 def made(page: Any, before: str = "") -> str:
-    page.get_by_role("button", name="Make the clip").click()
+    page.get_by_role("button", name="Generate video").click()
     return another(page, "video", before)
 
 
 def test_clips_are_made_gone_on_with_looped_connected_and_edited(page: Any, studio: Server):
     chosen(page, "video")
     small(page, 5)
-    page.get_by_label("What happens", exact=True).fill("a small red circle moves left")
+    page.locator("#video-prompt textarea").fill("a small red circle moves left")
     first = made(page)
     assert frames_of(studio, first).shape[1:] == (5, 32, 32)
     assert (
@@ -51,33 +51,33 @@ def test_clips_are_made_gone_on_with_looped_connected_and_edited(page: Any, stud
         == 32
     )
 
-    page.get_by_role("button", name="Go on from this clip").click()
+    page.get_by_role("button", name="Extend this video").click()
     page.wait_for_selector("#video-clip video")
     small(page, 4)
-    until(page, "frames 0 to 4 known; frames 5 to 8 made")
+    until(page, "frames 0 to 4 given; frames 5 to 8 generated")
     longer = made(page, first)
     found = frames_of(studio, longer)
     assert found.shape[1] == 9
     assert page.locator("#video-result .pair video").count() == 2  # before and after
 
-    page.get_by_label("before its start").check()
-    until(page, "frames 0 to 3 made; frames 4 to 8 known")
+    page.get_by_label("at the start").check()
+    until(page, "frames 0 to 3 generated; frames 4 to 8 given")
     page.get_by_label("Loop", exact=True).check()
     small(page, 4)
     looped = made(page, longer)
     assert frames_of(studio, looped).shape[1] == 9
 
-    page.get_by_label("Connect two").check()
+    page.get_by_label("Join", exact=True).check()
     second = studio.service.results.file(looped, "clip.mp4")
     page.locator("#video-other input[type=file]").set_input_files(second)
     page.wait_for_selector("#video-other video")
     small(page, 3)
-    until(page, "frames 0 to 4 known; frames 5 to 7 made; frames 8 to 16 known")
+    until(page, "frames 0 to 4 given; frames 5 to 7 generated; frames 8 to 16 given")
     joined = made(page, looped)
     assert frames_of(studio, joined).shape[1] == 5 + 3 + 9
 
     page.get_by_label("Edit", exact=True).check()
-    page.get_by_label("What happens", exact=True).fill("a small blue circle moves left")
+    page.locator("#video-prompt textarea").fill("a small blue circle moves left")
     edited = made(page, joined)
     assert frames_of(studio, edited).shape[1] == 5
     assert studio.service.queue.get(edited).request["strength"] == 0.7
@@ -97,9 +97,9 @@ def test_a_storyboard_has_its_scenes_and_what_lies_between_them(page: Any, studi
     chosen(page, "video")
     page.get_by_label("Storyboard").check()
     small(page, 8)
-    page.get_by_label("Scenes, a line each").fill("0-3 a red circle moves left\n4-7 a blue square grows")
-    page.get_by_label("Frames in which one scene becomes the next").fill("2")
-    until(page, "frames 0 to 7 made")
+    page.get_by_label("Scenes, one per line").fill("0-3 a red circle moves left\n4-7 a blue square grows")
+    page.get_by_label("Prompt crossfade (frames)").fill("2")
+    until(page, "frames 0 to 7 generated")
     id = made(page)
     request = studio.service.queue.get(id).request
     assert (request["fade"], [one["last"] for one in request["scenes"]]) == (2, [3, 7])
@@ -109,41 +109,41 @@ def test_a_storyboard_has_its_scenes_and_what_lies_between_them(page: Any, studi
 def test_a_picture_that_was_made_becomes_a_frame_of_a_clip(page: Any, studio: Server):
     begun(page, "a large blue square on green", 4)
     ended(page, "picture")
-    page.get_by_role("button", name="Make a clip of it").click()
+    page.get_by_role("button", name="Image to video").click()
     page.wait_for_selector("#tab-video:visible")
     page.wait_for_selector("#video-still img")
     small(page, 5)
     page.locator("#video-at input").fill("-1")
     page.locator("#video-at input").press("Tab")
-    until(page, "frames 0 to 3 made; frames 4 to 4 known")
-    page.get_by_label("What happens", exact=True).fill("a large blue square moves right")
+    until(page, "frames 0 to 3 generated; frames 4 to 4 given")
+    page.locator("#video-prompt textarea").fill("a large blue square moves right")
     id = made(page)
     assert studio.service.queue.get(id).request["known"][0]["at"] == -1
     page.get_by_label("Loop", exact=True).check()
-    page.get_by_role("button", name="Make the clip").click()
-    page.get_by_role("alert").get_by_text("Give the clip first.").wait_for()
+    page.get_by_role("button", name="Generate video").click()
+    page.get_by_role("alert").get_by_text("Choose a video first.").wait_for()
 
 
 def test_a_clip_that_is_made_larger_is_made_anew_as_little_as_is_usual(page: Any, studio: Server):
     chosen(page, "video")
     small(page, 3)
-    page.get_by_label("What happens", exact=True).fill("a small red circle moves left")
+    page.locator("#video-prompt textarea").fill("a small red circle moves left")
     first = made(page)
-    page.get_by_role("button", name="Go on from this clip").click()
+    page.get_by_role("button", name="Extend this video").click()
     page.wait_for_selector("#video-clip video")
     slider, verbs = page.locator("#video-strength input[type=number]"), page.locator("#video-verb")
-    for verb, value in (("Edit", "0.7"), ("Larger", "0.3")):
+    for verb, value in (("Edit", "0.7"), ("Upscale", "0.3")):
         verbs.get_by_label(verb, exact=True).check()
         slider.wait_for()
         settled(page)
         page.wait_for_function(
             "told => document.querySelector('#video-strength input[type=number]').value == told", arg=value
         )
-    verbs.get_by_label("Connect two").check()
+    verbs.get_by_label("Join", exact=True).check()
     slider.wait_for(state="hidden")
-    page.get_by_label("one becomes the other").check()
+    page.get_by_label("crossfade", exact=True).check()
     slider.wait_for()
-    verbs.get_by_label("Larger", exact=True).check()
+    verbs.get_by_label("Upscale", exact=True).check()
     larger = made(page, first)
     request = studio.service.queue.get(larger).request
     assert (request["verb"], request["strength"]) == ("upscale", 0.3)

@@ -32,13 +32,13 @@ def test_the_page_goes_on_where_a_killed_server_was(browser: Any, tmp_path: Path
         server = Served(tmp_path / "service", verb="studio", port=server.port)
         page.reload()
         page.wait_for_selector(f"#picture-status [data-state=running][data-job='{running}']")
-        assert page.get_by_label("What is to be seen").input_value() == "a large ring"
+        assert page.locator("#picture-prompt textarea").input_value() == "a large ring"
         page.locator("#picture-cancel").click()
         assert ended(page, "picture", "cancelled") == running
         chosen(page, "video")
-        page.get_by_label("What happens", exact=True).fill("a small red circle moves left")
+        page.locator("#video-prompt textarea").fill("a small red circle moves left")
         page.locator("#video-frames textarea, #video-frames input").fill("4")
-        page.get_by_role("button", name="Make the clip").click()
+        page.get_by_role("button", name="Generate video").click()
         ended(page, "video")
         assert asked <= {f"127.0.0.1:{server.port}", ""}, asked
     finally:

@@ -12,10 +12,10 @@ pytest.importorskip("markupsafe")
 
 import unveil
 from unveil.server.jobs.job import Job
-from unveil.server.jobs.job_types import OverBudget
+from unveil.server.jobs.job_types import JobTooLarge
 from unveil.studio import job_html
-from unveil.studio.error_messages import told, why
-from unveil.studio.i18n import CHINESE, Say
+from unveil.studio.error_messages import error_text, failure_text
+from unveil.studio.i18n import CHINESE, Translator
 from unveil.types import DataError, Error, OutOfResources, OutputError, QueueFull, RecipeError, WeightsError
 
 STUDIO = Path(unveil.__file__).parent / "studio"
@@ -29,7 +29,7 @@ def said() -> set[str]:
             if not isinstance(node, ast.Call) or not node.args:
                 continue
             name = getattr(node.func, "id", None) or getattr(node.func, "attr", None)
-            if name in ("say", "_say"):
+            if name in ("tr", "_tr"):
                 assert isinstance(node.args[0], ast.Constant), f"{path}:{node.lineno}: words that are made up"
                 found.add(node.args[0].value)
     return found
@@ -46,44 +46,44 @@ def test_both_languages_have_the_same_places(text: str):
 
 
 def test_what_the_catalogue_lacks_is_a_fault():
-    assert Say("zh")("Cancel") == "取消"
+    assert Translator("zh")("Cancel") == "取消"
     with pytest.raises(KeyError):
-        Say("zh")("nothing of ours")
+        Translator("zh")("nothing of ours")
 
 
 @pytest.mark.parametrize(
     ("problem", "kind"),
     [
-        (OverBudget("90 megapixel calls, and a job may be 80"), "所要求的工作量超过了一个任务的上限"),
-        (QueueFull("32 jobs wait, which is as many as may", 9.0), "等待的任务已满"),
+        (JobTooLarge("90 megapixel calls, and a job may be 80"), "超过了单个任务的计算量上限"),
+        (QueueFull("32 jobs wait, which is as many as may", 9.0), "队列已满"),
         (WeightsError("'large': there is no model of this name"), "没有这个模型"),
-        (DataError("its content is text, not PNG"), "图片、片段或文件夹不存在或无法读取"),
+        (DataError("its content is text, not PNG"), "图片、视频或文件夹不存在或无法读取"),
         (OutputError("a.png: exists already"), "无法写入"),
         (OutOfResources("the disk is full"), "服务器的内存或磁盘空间不足。"),
-        (RecipeError("request: strength = 3: at most 1"), "无法按所要求的去做。"),
+        (RecipeError("request: strength = 3: at most 1"), "无法完成这个请求。"),
     ],
 )
 def test_a_fault_of_the_service_is_led_in_by_what_kind_it_is(problem: Error, kind: str):
-    assert told(problem, Say("zh")).startswith(kind)
-    assert told(problem, Say("zh")).endswith(str(problem))
-    assert told(problem, Say("en")) == str(problem)
+    assert error_text(problem, Translator("zh")).startswith(kind)
+    assert error_text(problem, Translator("zh")).endswith(str(problem))
+    assert error_text(problem, Translator("en")) == str(problem)
 
 
 def test_a_fault_in_the_words_of_the_page_is_told_as_it_is():
-    chinese = Say("zh")
+    chinese = Translator("zh")
     for kind in (RecipeError, DataError):
-        problem = kind(chinese("Give the picture first."))
-        assert told(problem, chinese) == "请先给出图片。"
+        problem = kind(chinese("Choose an image first."))
+        assert error_text(problem, chinese) == "请先选择图片。"
 
 
 def test_why_a_job_failed_is_led_in_by_whose_fault_it_was():
     failed = Job("0" * 8, "pictures", {}, state="failed", error="no such model")
-    kinds = {"asked": "无法按所要求的去做。", "room": "服务器的内存或磁盘空间不足。", "server": "这是服务器的问题"}
+    kinds = {"asked": "无法完成这个请求。", "room": "服务器的内存或磁盘空间不足。", "server": "服务器出错"}
     for fault, kind in kinds.items():
         job = failed._replace(fault=fault)
-        assert why(job, Say("zh")).startswith(kind)
-        assert why(job, Say("zh")).endswith("no such model")
-        assert kind in job_html.status(job, None, False, Say("zh"))
-        assert why(job, Say("en")) == "no such model"
-    assert why(failed, Say("zh")) == "no such model"  # of an earlier version, which did not say whose
-    assert why(failed._replace(error=None), Say("zh")) == ""
+        assert failure_text(job, Translator("zh")).startswith(kind)
+        assert failure_text(job, Translator("zh")).endswith("no such model")
+        assert kind in job_html.status_html(job, None, False, Translator("zh"))
+        assert failure_text(job, Translator("en")) == "no such model"
+    assert failure_text(failed, Translator("zh")) == "no such model"  # of an earlier version, which did not say whose
+    assert failure_text(failed._replace(error=None), Translator("zh")) == ""

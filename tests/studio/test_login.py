@@ -14,9 +14,9 @@ pytest.importorskip("gradio")
 
 from tests.server.http.conftest import KEY, OTHER, Answer, Many, Server, server, waited_for
 from tests.studio.conftest import MARKS
-from unveil.server.http.security import Rules
-from unveil.studio.login import COOKIE, PLACE, Entrance, session_of
-from unveil.studio.server import POLICY, extended
+from unveil.server.http.security import SecurityPolicy
+from unveil.studio.login import COOKIE, LOGIN_PATH, LoginMiddleware, session_of
+from unveil.studio.server import POLICY, add_studio
 
 pytestmark = MARKS
 HTML = {"accept": "text/html,*/*"}
@@ -24,16 +24,16 @@ HTML = {"accept": "text/html,*/*"}
 
 @pytest.fixture(scope="module")
 def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    rules = Rules({"ann": KEY, "bob": OTHER})
+    rules = SecurityPolicy({"ann": KEY, "bob": OTHER})
     folder = tmp_path_factory.mktemp("keyed")
-    with server(folder, rules, Many, extend=extended, before=Entrance) as found:
+    with server(folder, rules, Many, extend=add_studio, before=LoginMiddleware) as found:
         yield found
 
 
 def entered(keyed: Server, key: str, **headers: str) -> Answer:
     body = f'--x\r\ncontent-disposition: form-data; name="key"\r\n\r\n{key}\r\n--x--\r\n'.encode()
     sent = {"content-type": "multipart/form-data; boundary=x", **HTML, **headers}
-    return keyed.ask("POST", PLACE, body=body, headers=sent)
+    return keyed.ask("POST", LOGIN_PATH, body=body, headers=sent)
 
 
 def routes(keyed: Server) -> list[str]:
@@ -97,8 +97,8 @@ def test_a_page_of_another_origin_cannot_enter_or_use_the_cookie(keyed: Server):
 @pytest.mark.parametrize("body", [b"", b"--x", b"\xff" * 100, b"--x\r\n" + b"a" * 20_000])
 def test_a_form_that_is_none_lets_nobody_in(keyed: Server, body: bytes):
     sent = {"content-type": "multipart/form-data; boundary=x", **HTML}
-    assert keyed.ask("POST", PLACE, body=body, headers=sent).status == 401
-    assert keyed.ask("POST", PLACE, body=body, headers={"content-type": "text/plain"}).status == 401
+    assert keyed.ask("POST", LOGIN_PATH, body=body, headers=sent).status == 401
+    assert keyed.ask("POST", LOGIN_PATH, body=body, headers={"content-type": "text/plain"}).status == 401
 
 
 def test_a_form_that_never_arrives_is_not_waited_for():
@@ -112,8 +112,8 @@ def test_a_form_that_never_arrives_is_not_waited_for():
         raise AssertionError(message)
 
     headers: list[dict[bytes, bytes]] = []
-    scope = {"type": "http", "method": "POST", "path": PLACE, "headers": []}
-    entrance = Entrance(app, replace(Rules({"ann": KEY}), seconds=0.05))
+    scope = {"type": "http", "method": "POST", "path": LOGIN_PATH, "headers": []}
+    entrance = LoginMiddleware(app, replace(SecurityPolicy({"ann": KEY}), seconds=0.05))
     waited_for(entrance(scope, never, send))
     assert headers == [{}]  # the guard sees no key
 

@@ -19,7 +19,7 @@ from tests.studio.conftest import MARKS, another, begun, chosen, ended, opened, 
 from unveil.data.image_decoding import decode_native_size, open_image
 from unveil.io.images import png
 from unveil.io.safetensors_io import write_tensors
-from unveil.server.jobs.image_job import pictures_of
+from unveil.server.jobs.image_job import image_files
 from unveil.server.jobs.job import Job
 from unveil.studio.tabs import gallery
 
@@ -33,7 +33,7 @@ def job_of(studio: Server, id: str) -> Job:
 
 
 def files(studio: Server, id: str) -> list[bytes]:
-    return [studio.service.results.file(id, name).read_bytes() for name in pictures_of(job_of(studio, id))]
+    return [studio.service.results.file(id, name).read_bytes() for name in image_files(job_of(studio, id))]
 
 
 def decoded(png: bytes) -> Any:
@@ -55,32 +55,32 @@ def test_a_picture_is_made_found_and_drawn_again_to_the_byte(page: Any, studio: 
     page.get_by_label("Search").fill("blue square")
     page.get_by_label("Search").press("Enter")
     page.wait_for_function("document.querySelectorAll('#gallery-cards article').length == 1")
-    page.get_by_role("button", name="Take the settings of a large blue square on green").click()
+    page.get_by_role("button", name="Use the settings of a large blue square on green").click()
     page.wait_for_selector("#tab-picture:visible")
     page.wait_for_function("document.querySelector('#picture-prompt textarea').value.includes('blue')")
-    page.get_by_role("button", name="Make the picture").click()
+    page.get_by_role("button", name="Generate images").click()
     again = another(page, "picture", other)
     assert files(studio, again) == files(studio, first) != files(studio, other)
 
     chosen(page, "gallery")
-    page.get_by_role("button", name="Draw a picture again from its file").click()
+    page.get_by_role("button", name="Restore settings from an image file").click()
     dropped = tmp_path / "dropped.png"
     dropped.write_bytes(files(studio, other)[0])
     page.locator("#gallery-file input[type=file]").set_input_files(dropped)
     page.wait_for_function("document.querySelector('#picture-prompt textarea').value.includes('red circle')")
-    page.get_by_role("button", name="Make the picture").click()
+    page.get_by_role("button", name="Generate images").click()
     assert files(studio, another(page, "picture", again)) == files(studio, other)
 
 
 def test_a_part_is_painted_over_and_made_anew_and_the_rest_stays(page: Any, studio: Server):
     begun(page, "a large blue square on green", 8)
     first = ended(page, "picture")
-    page.get_by_role("button", name="Edit it").click()
+    page.get_by_role("button", name="Edit this image").click()
     page.wait_for_selector("#picture-source img")
-    page.get_by_label("A part of a picture").check()
+    page.get_by_label("Inpaint").check()
     page.locator("#picture-editor canvas").first.wait_for()
-    page.get_by_role("button", name="Make the picture").click()
-    page.get_by_text("Paint over what is to be made anew.").nth(1).wait_for()  # nothing was painted
+    page.get_by_role("button", name="Generate images").click()
+    page.get_by_text("Paint over the part to regenerate.").nth(1).wait_for()  # nothing was painted
     painted(page, "picture")
     begun(page, "a red circle on green", 8)
     again = another(page, "picture", first)
@@ -100,47 +100,47 @@ def test_what_is_put_into_the_models_folder_is_chosen_and_used(page: Any, studio
     page.get_by_role("button", name="Inspect tiny").click()
     page.get_by_text("StableDiffusionPipeline").first.wait_for()
     chosen(page, "picture")
-    page.get_by_label("Another seed each time").uncheck()
+    page.get_by_label("Random seed each time").uncheck()
     picked(page, "picture-model", "tiny")
     begun(page, "a cat", 1)
     plain = ended(page, "picture")
     page.get_by_role("button", name="LoRA and ControlNet").click()
     picked(page, "picture-lora-1", "style")
-    page.get_by_role("button", name="Make the picture").click()
+    page.get_by_role("button", name="Generate images").click()
     worn = another(page, "picture", plain)
     picked(page, "picture-control", "edges")
     hint = places / "hint.png"
     hint.write_bytes(files(studio, plain)[0])
     page.locator("#picture-hint input[type=file]").set_input_files(hint)
     page.wait_for_selector("#picture-hint img")
-    page.get_by_role("button", name="Make the picture").click()
+    page.get_by_role("button", name="Generate images").click()
     steered = another(page, "picture", worn)
     asked = [job_of(studio, id).request for id in (plain, worn, steered)]
     assert [one["loras"] for one in asked] == [[], ["style:1"], ["style:1"]]
     assert asked[2]["controls"][0]["name"] == "edges"
     assert len({files(studio, id)[0] for id in (plain, worn, steered)}) == 3
     chosen(page, "gallery")  # a file does not hold what the ControlNet read
-    page.get_by_role("button", name="Draw a picture again from its file").click()
+    page.get_by_role("button", name="Restore settings from an image file").click()
     (places / "steered.png").write_bytes(files(studio, steered)[0])
     page.locator("#gallery-file input[type=file]").set_input_files(places / "steered.png")
-    page.get_by_text("Not in the fields: the ControlNet edges with its picture.").wait_for()
+    page.get_by_text("Not restored in the form: the ControlNet edges with its control image.").wait_for()
 
 
 def test_a_grid_has_a_picture_for_every_setting(page: Any, studio: Server):
-    page.get_by_label("What is to be seen").fill("a ring")
-    page.get_by_role("button", name="Grid of samplers, steps and guidance").click()
+    page.locator("#picture-prompt textarea").fill("a ring")
+    page.get_by_role("button", name="X/Y/Z plot of samplers, steps and guidance scales").click()
     page.get_by_label("heun", exact=True).check()
     page.get_by_label("euler-time", exact=True).check()
-    page.get_by_label("Numbers of steps").fill("2 3")
-    page.get_by_label("Scales of guidance").fill("1, 4")
-    page.get_by_role("button", name="Draw the grid").click()
+    page.get_by_label("Steps to compare").fill("2 3")
+    page.get_by_label("Guidance scales to compare").fill("1, 4")
+    page.get_by_role("button", name="Generate the plot").click()
     page.wait_for_function("document.querySelectorAll('#grid-result img[data-state=completed]').length == 8")
     rings = [job.request for job in studio.service.queue.jobs("completed") if job.request["prompt"] == "a ring"]
     settings = [one["sampling"] for one in rings]
     made = {(one["sampler"], one["steps"], one["scale"]) for one in settings}
     assert made == {(name, steps, scale) for name in ("heun", "euler-time") for steps in (2, 3) for scale in (1, 4)}
-    page.get_by_label("Numbers of steps").fill("many")
-    page.get_by_role("button", name="Draw the grid").click()
+    page.get_by_label("Steps to compare").fill("many")
+    page.get_by_role("button", name="Generate the plot").click()
     page.get_by_role("alert").get_by_text("must be a number").wait_for()
 
 
@@ -150,7 +150,7 @@ def test_what_runs_is_found_again_after_a_reload_and_in_chinese_and_can_be_cance
     running = page.locator("#picture-status [data-state]").get_attribute("data-job")
     page.reload()
     page.wait_for_selector(f"#picture-status [data-job='{running}']")
-    assert page.get_by_label("What is to be seen").input_value() == "a large ring"
+    assert page.locator("#picture-prompt textarea").input_value() == "a large ring"
     page.get_by_role("link", name="中文").click()
     page.wait_for_selector(f"#picture-status [data-job='{running}']")
     assert page.evaluate("document.documentElement.lang") == "zh-CN"
@@ -165,17 +165,17 @@ def test_what_runs_is_found_again_after_a_reload_and_in_chinese_and_can_be_cance
 def test_what_was_typed_and_not_asked_for_is_there_after_a_reload(page: Any, studio: Server):
     begun(page, "a ring", 2)
     first = ended(page, "picture")
-    page.get_by_label("What is to be seen").fill("a large cross on green")
-    page.get_by_label("How many").fill("2")
-    page.locator("#picture-mode").get_by_label("Larger").check()
+    page.locator("#picture-prompt textarea").fill("a large cross on green")
+    page.get_by_label("Number of images").fill("2")
+    page.locator("#picture-mode").get_by_label("Upscale").check()
     page.wait_for_function("localStorage.getItem('unveil-picture-typed')")
     page.reload()
     page.wait_for_function("document.querySelector('#picture-prompt textarea')?.value === 'a large cross on green'")
     page.wait_for_function("document.querySelector('#picture-mode input[value=upscale]')?.checked")
-    assert page.get_by_label("How many").input_value() == "2"
+    assert page.get_by_label("Number of images").input_value() == "2"
     assert page.locator("#picture-steps textarea, #picture-steps input").input_value() == "2"  # of what was asked
-    page.locator("#picture-mode").get_by_label("New").check()
-    page.get_by_role("button", name="Make the picture").click()
+    page.locator("#picture-mode").get_by_label("Text to image").check()
+    page.get_by_role("button", name="Generate images").click()
     second = another(page, "picture", first)
     assert (job_of(studio, second).request["prompt"], len(files(studio, second))) == ("a large cross on green", 2)
 
@@ -187,9 +187,9 @@ def test_a_mask_of_a_file_stands_in_for_the_brush_and_comes_back(page: Any, stud
     mask = torch.zeros(1, *before.shape[1:], dtype=torch.uint8)
     mask[..., : mask.shape[2] // 2] = 255
     (tmp_path / "mask.png").write_bytes(png(mask))
-    page.get_by_role("button", name="Edit it").click()
+    page.get_by_role("button", name="Edit this image").click()
     page.wait_for_selector("#picture-source img")
-    page.get_by_label("A part of a picture").check()
+    page.get_by_label("Inpaint").check()
     page.locator("#picture-mask input[type=file]").set_input_files(tmp_path / "mask.png")
     page.wait_for_selector("#picture-mask img")
     begun(page, "a red circle on green", 4)
@@ -200,21 +200,21 @@ def test_a_mask_of_a_file_stands_in_for_the_brush_and_comes_back(page: Any, stud
     begun(page, "a ring", 2)
     third = another(page, "picture", second)
     chosen(page, "gallery")
-    page.get_by_role("button", name="Take the settings of a red circle on green").first.click()
+    page.get_by_role("button", name="Use the settings of a red circle on green").first.click()
     page.wait_for_function("document.querySelector('#picture-prompt textarea').value.includes('red circle')")
     page.wait_for_selector("#picture-mask img")
-    page.get_by_role("button", name="Make the picture").click()
+    page.get_by_role("button", name="Generate images").click()
     assert files(studio, another(page, "picture", third)) == files(studio, second)
 
 
 def test_a_card_is_made_again_as_it_was_and_deleted_when_that_is_meant(page: Any, studio: Server):
-    page.get_by_label("How many").fill("2")
+    page.get_by_label("Number of images").fill("2")
     begun(page, "a thick ring", 2)
     first = ended(page, "picture")
     chosen(page, "gallery")
     card = page.locator(f"#gallery-cards article[data-job='{first}']")
     card.locator("img").nth(1).wait_for()
-    card.get_by_role("button", name="Make a thick ring again as it was").click()
+    card.get_by_role("button", name="Generate a thick ring again").click()
     page.wait_for_selector("#tab-picture:visible")
     again = another(page, "picture", first)
     assert job_of(studio, again).request == job_of(studio, first).request
@@ -240,7 +240,7 @@ def test_a_late_answer_does_not_take_back_what_was_asked_since(page: Any, monkey
     chosen(page, "gallery")
     card.wait_for()
     chosen(page, "picture")
-    asked, found = threading.Event(), gallery.found
+    asked, found = threading.Event(), gallery.search
 
     def late(*given: Any, **named: Any) -> Any:
         if not asked.is_set():
@@ -248,7 +248,7 @@ def test_a_late_answer_does_not_take_back_what_was_asked_since(page: Any, monkey
             time.sleep(1.5)
         return found(*given, **named)
 
-    monkeypatch.setattr(gallery, "found", late)
+    monkeypatch.setattr(gallery, "search", late)
     chosen(page, "gallery")  # is looked through once more
     assert asked.wait(30)
     card.get_by_role("button", name="Delete a ring", exact=True).click()

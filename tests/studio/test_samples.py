@@ -16,8 +16,8 @@ from tests.server.http.conftest import Many, Server, server
 from tests.studio.conftest import MARKS, chosen, ended
 from unveil.io.images import png
 from unveil.server.jobs.catalog import RUNS
-from unveil.server.jobs.worker import Report
-from unveil.studio.server import extended
+from unveil.server.jobs.worker import JobProgress
+from unveil.studio.server import add_studio
 
 pytestmark = MARKS
 EVERY_S = 1.0
@@ -28,7 +28,7 @@ def studio(places: Path) -> Iterator[Server]:
     """A server where a training writes a sheet of samples every second, until it is cancelled."""
     folder = places / "service"
 
-    def train(request: Mapping[str, Any], out: Path, report: Report) -> None:
+    def train(request: Mapping[str, Any], out: Path, report: JobProgress) -> None:
         samples = folder / RUNS / request["run"] / "samples"
         samples.mkdir(parents=True)
         for number in range(600):
@@ -36,7 +36,7 @@ def studio(places: Path) -> Iterator[Server]:
             report.step(number, 600)
             time.sleep(EVERY_S)
 
-    with server(folder, limits=Many, work={"train": train}, extend=extended) as found:
+    with server(folder, limits=Many, work={"train": train}, extend=add_studio) as found:
         yield found
 
 
@@ -54,9 +54,9 @@ def shown(page: Any, number: str) -> None:
 
 def test_earlier_samples_stay_in_sight_and_the_run_is_found_again(page: Any, studio: Server):
     chosen(page, "train")
-    page.get_by_label("Name of the run").fill("squares-2")
-    page.get_by_label("Changes of the recipe, a line each").fill("train.steps: 600")
-    page.get_by_role("button", name="Start, or go on").click()
+    page.get_by_label("Run name").fill("squares-2")
+    page.get_by_label("Recipe overrides, one per line").fill("train.steps: 600")
+    page.get_by_role("button", name="Start or resume training").click()
     last = grown(page, 3)
     slider = page.locator("#train-at input[type=range]")
     assert int(slider.input_value()) >= last  # it goes with the newest
@@ -75,8 +75,8 @@ def test_earlier_samples_stay_in_sight_and_the_run_is_found_again(page: Any, stu
     page.reload()
     chosen(page, "train")
     page.wait_for_selector("#train-status [data-state=running]")
-    assert page.get_by_label("Name of the run").input_value() == "squares-2"
-    assert page.get_by_label("Changes of the recipe, a line each").input_value().strip() == "train.steps: 600"
+    assert page.get_by_label("Run name").input_value() == "squares-2"
+    assert page.get_by_label("Recipe overrides, one per line").input_value().strip() == "train.steps: 600"
     grown(page, last)
     page.locator("#train-cancel").click()
     ended(page, "train", "cancelled")

@@ -20,7 +20,7 @@ from tests.server.http.conftest import Server
 from tests.studio.conftest import LEFT
 from tests.studio.test_bombs import pressed, studio
 from unveil.io.images import png
-from unveil.studio.ssrf_guard import Shut
+from unveil.studio.ssrf_guard import BlockedTransport
 
 __all__ = ["studio"]
 pytestmark = LEFT
@@ -76,7 +76,7 @@ def test_no_address_in_a_request_is_fetched(
     for part in ("picture-source", "picture-prompt", "picture-seed"):  # Gradio looks for files in all that it is sent
         assert pressed(studio, "picture-go", GIVEN | {part: of(elsewhere)}) is None
     assert elsewhere.asked == []
-    assert isinstance(processing_utils.async_transport, Shut)
+    assert isinstance(processing_utils.async_transport, BlockedTransport)
     monkeypatch.setattr(processing_utils, "async_transport", None)
     assert pressed(studio, "picture-go", GIVEN | {"picture-source": of(elsewhere)}) is not None
     assert elsewhere.asked == ["/a.png"]  # control: Gradio left to itself
@@ -92,7 +92,7 @@ def test_no_address_is_fetched_and_passed_on(studio: Server, elsewhere: Elsewher
 
 def test_gradios_own_route_would_fetch_it(studio: Server, elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch):
     """The control of the test above."""
-    monkeypatch.setattr("unveil.studio.server.is_address", lambda path: False)
+    monkeypatch.setattr("unveil.studio.server.names_url", lambda path: False)
     where = f"/en/gradio_api/file=http://elsewhere.example:{elsewhere.server_port}/a.png"
     assert studio.ask("GET", where).status == 200
     assert elsewhere.asked == ["/a.png"]

@@ -13,20 +13,20 @@ import gradio as gr
 from tests.studio.conftest import MARKS, chosen, settled
 from tests.studio.test_tabs import Laid, client, laid
 from unveil.cli import video as commands
-from unveil.server.jobs.image_job import Change
-from unveil.server.jobs.uploads import Kept
-from unveil.server.jobs.video_job import TAKES, Clips
+from unveil.server.jobs.image_job import EditSpec
+from unveil.server.jobs.uploads import UploadedFile
+from unveil.server.jobs.video_job import TAKES, VideoJob
 from unveil.server.jobs.video_job import read_request as read_clips
-from unveil.studio.client import Client
+from unveil.studio.client import StudioClient
 from unveil.studio.tabs import image, video
 
 __all__ = ["client", "laid"]
 pytestmark = MARKS
-SENT = Kept(f"{1:032x}.png", "picture", 8, 8, 1)
-CLIP = Kept(f"{2:032x}.mp4", "clip", 8, 8, 4)
+SENT = UploadedFile(f"{1:032x}.png", "picture", 8, 8, 1)
+CLIP = UploadedFile(f"{2:032x}.mp4", "clip", 8, 8, 4)
 VERB: dict[str, tuple[str, dict[str, str]]] = {
-    "picture": ("mode", {"img2img": "From a picture", "inpaint": "A part of a picture", "upscale": "Larger"}),
-    "video": ("verb", {"connect": "Connect two", "edit": "Edit", "upscale": "Larger"}),
+    "picture": ("mode", {"img2img": "Image to image", "inpaint": "Inpaint", "upscale": "Upscale"}),
+    "video": ("verb", {"connect": "Join", "edit": "Edit", "upscale": "Upscale"}),
 }
 VERBS = ("make", "extend", "between", "connect", "loop", "ring", "edit", "storyboard", "upscale")
 
@@ -46,14 +46,14 @@ def seen(tab: Any, groups: list[Any]) -> bool:
 
 @pytest.mark.parametrize(("verb", "joint"), [*((verb, "bridge") for verb in VERBS), ("connect", "blend")])
 def test_a_verb_of_clips_says_it_where_its_slider_is_seen(
-    laid: Laid, client: Client, monkeypatch: pytest.MonkeyPatch, verb: str, joint: str
+    laid: Laid, client: StudioClient, monkeypatch: pytest.MonkeyPatch, verb: str, joint: str
 ):
-    monkeypatch.setattr(Client, "keep", lambda self, path: CLIP if path else None)
-    monkeypatch.setattr(Client, "mask", lambda *given: None)
-    tab = laid(video.Video)
+    monkeypatch.setattr(StudioClient, "store_upload", lambda self, path: CLIP if path else None)
+    monkeypatch.setattr(StudioClient, "store_mask", lambda *given: None)
+    tab = laid(video.VideoTab)
     said = {"verb": verb, "joint": joint, "clip": "a", "other": "b", "scenes": "0-3 a", "prompt": "a", "strength": 0.45}
     request = asked(tab, **said)
-    assert ("strength" in request) == seen(tab, video._groups(verb, joint)) == video.remakes(verb, joint)
+    assert ("strength" in request) == seen(tab, video._groups(verb, joint)) == video.takes_strength(verb, joint)
     assert request.get("strength", 0.45) == 0.45
     read_clips(request)
     assert not (set(request) & {"strength"} - set(TAKES[verb]))
@@ -61,9 +61,9 @@ def test_a_verb_of_clips_says_it_where_its_slider_is_seen(
 
 @pytest.mark.parametrize("mode", ["new", "img2img", "inpaint", "outpaint", "upscale"])
 def test_a_verb_of_pictures_says_it_where_its_slider_is_seen(laid: Laid, monkeypatch: pytest.MonkeyPatch, mode: str):
-    monkeypatch.setattr(Client, "keep", lambda self, path: SENT if path else None)
-    monkeypatch.setattr(Client, "mask", lambda *given: SENT.name)
-    tab = laid(image.Picture)
+    monkeypatch.setattr(StudioClient, "store_upload", lambda self, path: SENT if path else None)
+    monkeypatch.setattr(StudioClient, "store_mask", lambda *given: SENT.name)
+    tab = laid(image.ImageTab)
     change = asked(tab, mode=mode, source="a", strength=0.45).get("change") or {}
     *_, slider = image._groups(mode)
     shown = slider.constructor_args["visible"]
@@ -73,11 +73,11 @@ def test_a_verb_of_pictures_says_it_where_its_slider_is_seen(laid: Laid, monkeyp
 def test_the_usual_values_are_those_of_the_service(monkeypatch: pytest.MonkeyPatch):
     for verb, usual in image.USUAL.items():
         mask = SENT.name if verb == "inpaint" else None
-        assert Change(verb=verb, picture=SENT.name, mask=mask).settings()["strength"] == usual  # type: ignore[arg-type]
+        assert EditSpec(verb=verb, picture=SENT.name, mask=mask).settings()["strength"] == usual  # type: ignore[arg-type]
     told: list[Any] = []
     for name in ("edit", "connect", "upscale"):
         monkeypatch.setattr(commands, name, lambda *given: told.append(given[-1]))
-    work = Clips(None, None, type("Inputs", (), {"path": lambda self, name: name})(), "cpu")  # type: ignore[arg-type]
+    work = VideoJob(None, None, type("Inputs", (), {"path": lambda self, name: name})(), "cpu")  # type: ignore[arg-type]
     own = {"clip": CLIP.name, "other": CLIP.name, "prompt": "a"}
     for verb in video.USUAL:
         given = {name: value for name, value in own.items() if name != "other" or verb == "connect"}
@@ -107,7 +107,7 @@ def test_who_chooses_a_verb_is_shown_its_usual_value(page: Any, tab: str, usual:
         for verb, words in ((first, called[first]), *called.items()):
             verbs.get_by_label(words, exact=True).check()
             if verb == "connect":
-                page.get_by_label("one becomes the other").check()
+                page.get_by_label("crossfade", exact=True).check()
             slider.wait_for()
             at(usual[verb])
             drawn(verb)
@@ -121,7 +121,7 @@ def test_who_chooses_a_verb_is_shown_its_usual_value(page: Any, tab: str, usual:
 
 def test_a_picture_that_was_made_is_edited_with_the_usual_value(laid: Laid, monkeypatch: pytest.MonkeyPatch):
     """`Edit it` chooses a verb as well, and no hand does."""
-    tab = laid(image.Picture)
-    monkeypatch.setattr(image.Picture, "file_of", lambda *given: "a.png")
+    tab = laid(image.ImageTab)
+    monkeypatch.setattr(image.ImageTab, "file_of", lambda *given: "a.png")
     assert tab._reuse("", {}, 1, 0.3) == ["a.png", "img2img", 0.6]
     assert tab._reuse("", {}, 1, 0.45)[2] == gr.skip()

@@ -24,24 +24,24 @@ from unveil.io.images import png
 from unveil.server.jobs import sqlite_store
 from unveil.server.jobs.catalog import RUNS, Catalog
 from unveil.server.jobs.command_job import TRAIN
-from unveil.server.jobs.job import Job, Limits
-from unveil.server.jobs.outputs import Results
+from unveil.server.jobs.job import Job, QueueLimits
+from unveil.server.jobs.outputs import JobOutputs
 from unveil.server.jobs.queue import Queue
 from unveil.server.jobs.service import Service
-from unveil.server.jobs.uploads import BYTES, FOLDER, Inputs
-from unveil.server.jobs.worker import log_of
+from unveil.server.jobs.uploads import FOLDER, MAX_BYTES, UploadStore
+from unveil.server.jobs.worker import log_path
 from unveil.server.jobs.worker_main import MADE
-from unveil.studio.client import Client
-from unveil.studio.form_parsing import Typed
-from unveil.studio.i18n import Say
+from unveil.studio.client import StudioClient
+from unveil.studio.form_parsing import FormParser
+from unveil.studio.i18n import Translator
 from unveil.studio.page import Page
-from unveil.studio.tab_base import Desk, Tab
-from unveil.studio.tabs.gallery import Gallery
-from unveil.studio.tabs.image import Picture
-from unveil.studio.tabs.models import Models
-from unveil.studio.tabs.queue import ENDED_SHOWN, Waiting
-from unveil.studio.tabs.train import LAST, Train
-from unveil.studio.tabs.video import Video
+from unveil.studio.tab_base import Tab, TabContext
+from unveil.studio.tabs.gallery import GalleryTab
+from unveil.studio.tabs.image import ImageTab
+from unveil.studio.tabs.models import ModelsTab
+from unveil.studio.tabs.queue import ENDED_SHOWN, QueueTab
+from unveil.studio.tabs.train import LAST, TrainTab
+from unveil.studio.tabs.video import VideoTab
 from unveil.types import Error, RecipeError
 
 pytestmark = LEFT
@@ -49,37 +49,37 @@ Laid = Callable[..., Any]
 
 
 @pytest.fixture
-def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
+def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StudioClient]:
     """A service with nothing in it and nobody who works."""
     for variable, name in (("UNVEIL_MODELS", "models"), ("UNVEIL_DATA", "data")):
         monkeypatch.setenv(variable, str(tmp_path / name))
     folder = tmp_path / "service"
-    queue = Queue(folder, Limits(waiting=100, each=100))
-    parts = (queue, Results(folder / MADE), Crew(), Catalog(folder / RUNS), Inputs(folder / FOLDER))
+    queue = Queue(folder, QueueLimits(waiting=100, each=100))
+    parts = (queue, JobOutputs(folder / MADE), Crew(), Catalog(folder / RUNS), UploadStore(folder / FOLDER))
     service = Service(*parts)  # type: ignore[arg-type]
-    yield Client(service, None)
+    yield StudioClient(service, None)
     service.inputs.close()
     queue.close()
 
 
 @pytest.fixture
-def laid(client: Client) -> Iterator[Laid]:
+def laid(client: StudioClient) -> Iterator[Laid]:
     """Lays a tab."""
 
-    def lay(tab: Callable[[Desk], Any], language: Any = "en") -> Any:
-        found = tab(Desk(client, Say(language)))
+    def build(tab: Callable[[TabContext], Any], language: Any = "en") -> Any:
+        found = tab(TabContext(client, Translator(language)))
         with gr.Blocks():
-            found.lay()
+            found.build()
         return found
 
-    yield lay
+    yield build
     gc.collect()  # what Gradio leaves open is said here, where it is passed over
 
 
-def ended(client: Client, outputs: list[str], kind: str = "pictures", **request: Any) -> Job:
+def ended(client: StudioClient, outputs: list[str], kind: str = "pictures", **request: Any) -> Job:
     """A job that is over."""
     job = client.service.queue.submit(kind, request)
-    client.service.queue.take("w")
+    client.service.queue.claim("w")
     client.service.queue.complete(job.id, "w", outputs)
     found = client.service.queue.get(job.id)
     assert found is not None
@@ -87,23 +87,23 @@ def ended(client: Client, outputs: list[str], kind: str = "pictures", **request:
 
 
 def test_the_queue_is_looked_at_without_reading_all_that_ever_was(
-    laid: Laid, client: Client, monkeypatch: pytest.MonkeyPatch
+    laid: Laid, client: StudioClient, monkeypatch: pytest.MonkeyPatch
 ):
-    tab, empty = laid(Waiting), Say("en")("Nothing waits and nothing ran yet: make a picture or a clip.")
+    tab, empty = laid(QueueTab), Translator("en")("No jobs yet: generate an image or a video.")
     assert empty in tab.look("")
     jobs = [ended(client, ["0.png"], prompt=f"ring {number}") for number in range(ENDED_SHOWN + 40)]
     client.cancel(client.service.queue.submit("pictures", {"prompt": "not wanted"}).id, "")
     for number in range(3):
         client.service.queue.submit("pictures", {"prompt": f"disk {number}"})
-    client.service.queue.take("w")
+    client.service.queue.claim("w")
     client.service.queue.submit("pictures", {"prompt": "secret"}, owner="another")
     read, real = list[Any](), sqlite_store._job
     monkeypatch.setattr(sqlite_store, "_job", lambda *row: read.append(row) or real(*row))
-    client.service.queue.places(1)  # who is before whom, and how long they took, is known of all
+    client.service.queue.positions(1)  # who is before whom, and how long they took, is known of all
     known = len(read)
     told = tab.look("")
     assert len(read) - 2 * known <= ENDED_SHOWN + 10
-    assert f"1 run, 2 wait, {len(jobs) + 1} have ended." in told
+    assert f"1 running, 2 queued, {len(jobs) + 1} ended." in told
     shown = [told.index(f"<td>{words}</td>") for words in ("disk 0", "disk 1", "disk 2", "not wanted", "ring 69")]
     assert shown == sorted(shown)
     assert "<td>ring 20</td>" not in told
@@ -115,15 +115,19 @@ def test_the_queue_is_looked_at_without_reading_all_that_ever_was(
 
 @pytest.mark.parametrize("value", ["inf", "-inf", "nan", "1e999", 10**400, "much", [1]])
 def test_what_is_no_finite_number_is_refused(value: Any):
-    typed = Typed(Say("en"))
-    for read in (typed.number, typed.whole):
+    typed = FormParser(Translator("en"))
+    for read in (typed.number, typed.integer):
         with pytest.raises(RecipeError, match="must be a number"):
             read(value, "Steps")
-    assert (typed.whole("12", "Steps"), typed.whole("", "Steps"), typed.number("1e3", "Steps")) == (12, None, 1000.0)
+    assert (typed.integer("12", "Steps"), typed.integer("", "Steps"), typed.number("1e3", "Steps")) == (
+        12,
+        None,
+        1000.0,
+    )
 
 
 def test_a_fault_is_told_in_a_line_and_logged_whole(laid: Laid, caplog: pytest.LogCaptureFixture):
-    tab: Tab = laid(Train)
+    tab: Tab = laid(TrainTab)
 
     def fault() -> None:
         raise sqlite3.OperationalError("database is locked in /home/ann")
@@ -136,37 +140,39 @@ def test_a_fault_is_told_in_a_line_and_logged_whole(laid: Laid, caplog: pytest.L
     assert "Traceback" in caplog.text
 
 
-def test_faults_are_told_in_the_words_of_the_page(laid: Laid, client: Client, tmp_path: Path):
-    typed, spoken = Typed(Say("zh")), client.speaking(Say("zh"))
+def test_faults_are_told_in_the_words_of_the_page(laid: Laid, client: StudioClient, tmp_path: Path):
+    typed, spoken = FormParser(Translator("zh")), client.with_language(Translator("zh"))
     large, odd = tmp_path / "large.png", tmp_path / "weights.txt"
     with large.open("wb") as file:
-        file.truncate(BYTES + 1)
+        file.truncate(MAX_BYTES + 1)
     odd.write_bytes(b"")
-    models = laid(Models, "zh")
+    models = laid(ModelsTab, "zh")
     faults = [
         (lambda: typed.number("many", "Steps"), "Steps = 'many'.必须是数字"),
-        (lambda: typed.whole("2.5", "Steps"), "Steps = 2.5.必须是整数"),
+        (lambda: typed.integer("2.5", "Steps"), "Steps = 2.5.必须是整数"),
         (lambda: typed.settings("- many", "Changes"), "Changes.每行一项"),
-        (lambda: spoken.keep(str(large)), "large.png.超过 32 MiB"),
-        (lambda: spoken.delete("none", ""), "没有这样一个已结束的任务"),
+        (lambda: spoken.store_upload(str(large)), "large.png.超过了 32 MiB"),
+        (lambda: spoken.delete("none", ""), "任务不存在或尚未结束"),
         (lambda: models._brought("", str(odd), "loras"), "weights.txt.文件名必须以"),
     ]
     for fault, told in faults:
         with pytest.raises(Error, match=told):
             fault()
-    assert Page(client, "zh").picture.client.say.language == "zh"
+    assert Page(client, "zh").picture.client.tr.language == "zh"
 
 
 # -- grids ------------------------------------------------------------------------------------------------------------
 
 
-def gridded(picture: Picture, samplers: list[str], steps: str, scales: str) -> Any:
+def gridded(picture: ImageTab, samplers: list[str], steps: str, scales: str) -> Any:
     values = {name: getattr(part, "value", None) for name, part in picture.fields.items()}
     return picture.grid._begin("", (samplers, steps, scales), {**values, "others": "", "prompt": "a ring"})
 
 
-def test_a_grid_that_cannot_be_whole_leaves_nothing_behind(laid: Laid, client: Client, monkeypatch: pytest.MonkeyPatch):
-    picture, submit, left = laid(Picture), client.submit, [2]
+def test_a_grid_that_cannot_be_whole_leaves_nothing_behind(
+    laid: Laid, client: StudioClient, monkeypatch: pytest.MonkeyPatch
+):
+    picture, submit, left = laid(ImageTab), client.submit, [2]
 
     def some(*asked: Any) -> Job:
         if not left[0]:
@@ -187,10 +193,10 @@ def test_a_grid_that_cannot_be_whole_leaves_nothing_behind(laid: Laid, client: C
         gridded(picture, ["heun"], "2.5 3", "")
 
 
-def test_a_grid_is_no_larger_than_what_one_may_have_waiting(laid: Laid, client: Client):
-    client.service.queue.limits = Limits(waiting=100, each=4)
-    picture = laid(Picture)
-    with pytest.raises(RecipeError, match="has 2 to 4 pictures; this one has 6"):
+def test_a_grid_is_no_larger_than_what_one_may_have_waiting(laid: Laid, client: StudioClient):
+    client.service.queue.limits = QueueLimits(waiting=100, each=4)
+    picture = laid(ImageTab)
+    with pytest.raises(RecipeError, match="has 2 to 4 images; this one has 6"):
         gridded(picture, ["heun", "euler-time"], "2 3 4", "")
     assert client.service.queue.jobs() == []
     gridded(picture, ["heun", "euler-time"], "2 3", "")
@@ -200,7 +206,7 @@ def test_a_grid_is_no_larger_than_what_one_may_have_waiting(laid: Laid, client: 
 # -- training ---------------------------------------------------------------------------------------------------------
 
 
-def run_of(client: Client, name: str, sheets: int = 0) -> Path:
+def run_of(client: StudioClient, name: str, sheets: int = 0) -> Path:
     """A run with a checkpoint and so many sheets of samples."""
     run = client.service.catalog.runs / name
     (run / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -211,13 +217,13 @@ def run_of(client: Client, name: str, sheets: int = 0) -> Path:
     return run
 
 
-def test_a_new_run_is_not_named_as_a_model_that_would_hide_it(laid: Laid, client: Client):
-    train = laid(Train)
+def test_a_new_run_is_not_named_as_a_model_that_would_hide_it(laid: Laid, client: StudioClient):
+    train = laid(TrainTab)
     shipped = client.models()[0]
-    with pytest.raises(RecipeError, match=f"{shipped} is a model that is here already; {shipped}-2 is free"):
+    with pytest.raises(RecipeError, match=f"A model named {shipped} already exists; {shipped}-2 is free"):
         train._submit("", "", "ddpm-digits", shipped, True, "")
     (client.service.catalog.runs / f"{shipped}-2").mkdir(parents=True)
-    assert client.service.catalog.free(shipped) == f"{shipped}-3"
+    assert client.service.catalog.free_run_name(shipped) == f"{shipped}-3"
     assert client.service.queue.jobs() == []
     train._submit("", "", "ddpm-digits", f"{shipped}-2", True, "")  # one's own is gone on with
     run_of(client, "mine")
@@ -226,19 +232,19 @@ def test_a_new_run_is_not_named_as_a_model_that_would_hide_it(laid: Laid, client
     assert [job.request["run"] for job in client.service.queue.jobs()] == [f"{shipped}-2", "mine"]
 
 
-def test_a_run_that_another_model_hides_goes_on_and_is_not_used_in_silence(laid: Laid, client: Client):
-    train, shipped = laid(Train), client.models()[0]
+def test_a_run_that_another_model_hides_goes_on_and_is_not_used_in_silence(laid: Laid, client: StudioClient):
+    train, shipped = laid(TrainTab), client.models()[0]
     run_of(client, shipped)
     job, _ = train._submit("", "", "ddpm-digits", shipped, True, "")
-    with pytest.raises(RecipeError, match="another model's name"):
+    with pytest.raises(RecipeError, match="the name of another model"):
         train.model_of("", {"job": job.id})
     run_of(client, "mine")
     job, _ = train._submit("", "", "ddpm-digits", "mine", True, "")
     assert train.model_of("", {"job": job.id}) == "mine"
 
 
-def test_the_slider_of_samples_stays_where_it_was_put(laid: Laid, client: Client):
-    train = laid(Train)
+def test_the_slider_of_samples_stays_where_it_was_put(laid: Laid, client: StudioClient):
+    train = laid(TrainTab)
     run_of(client, "mine", sheets=3)
     job = client.service.queue.submit(TRAIN, {"recipe": "ddpm-digits", "run": "mine"})
     kept = {"job": job.id}
@@ -264,8 +270,8 @@ def test_the_slider_of_samples_stays_where_it_was_put(laid: Laid, client: Client
     assert slider["value"] == 4
 
 
-def test_a_page_that_is_loaded_again_shows_the_run_that_it_watched_or_the_last(laid: Laid, client: Client):
-    train = laid(Train)
+def test_a_page_that_is_loaded_again_shows_the_run_that_it_watched_or_the_last(laid: Laid, client: StudioClient):
+    train = laid(TrainTab)
     assert train.restored("", {}, {}) == [gr.skip()] * 6
     data = Path(os.environ["UNVEIL_DATA"]) / "squares"
     data.mkdir(parents=True)
@@ -285,17 +291,17 @@ def test_a_page_that_is_loaded_again_shows_the_run_that_it_watched_or_the_last(l
     assert fields({}, {"folder": "gone", "recipe": 3, "run": None}) == fields({})
 
 
-def test_what_a_training_says_is_seen_while_it_runs_and_after_it_failed(laid: Laid, client: Client):
-    train, queue = laid(Train), client.service.queue
+def test_what_a_training_says_is_seen_while_it_runs_and_after_it_failed(laid: Laid, client: StudioClient):
+    train, queue = laid(TrainTab), client.service.queue
     job = queue.submit(TRAIN, {"recipe": "ddpm-digits", "run": "mine"})
 
     def says() -> str:
         *_, told, again = train.look("", {"job": job.id})
         return f"{told} {again.constructor_args['active']}"
 
-    assert "It has said nothing yet." in says()
-    queue.take("w")
-    log = log_of(queue.folder, job.id)
+    assert "No output yet." in says()
+    queue.claim("w")
+    log = log_path(queue.folder, job.id)
     log.parent.mkdir(parents=True)
     log.write_text("".join(f"step {number} <b>\n" for number in range(LAST + 2)) + "error: no such folder\n")
     assert "error: no such folder" in says()
@@ -311,16 +317,16 @@ def test_what_a_training_says_is_seen_while_it_runs_and_after_it_failed(laid: La
 MASK, SOURCE = f"{1:032x}.png", f"{2:032x}.png"
 
 
-def test_a_card_shows_every_picture_of_its_job(laid: Laid, client: Client):
+def test_a_card_shows_every_picture_of_its_job(laid: Laid, client: StudioClient):
     names = [f"seed0_{place:05d}.png" for place in range(3)]
     ended(client, names, prompt="a ring", seed=0)
-    shown = laid(Gallery).look("", "", 1)
+    shown = laid(GalleryTab).look("", "", 1)
     assert [name in shown for name in names] == [True] * 3
     assert shown.count("<img") == 3
     assert 'alt="a ring (3)"' in shown
 
 
-def test_the_gallery_is_looked_through_once_its_words_are_whole(client: Client):
+def test_the_gallery_is_looked_through_once_its_words_are_whole(client: StudioClient):
     page = Page(client, "en")
     every = [target for one in page.blocks().fns.values() for target in one.targets]
     assert {event for id, event in every if id == page.gallery.words._id} == {"submit", "blur"}
@@ -331,33 +337,36 @@ def test_the_gallery_is_looked_through_once_its_words_are_whole(client: Client):
     [
         (
             {"change": {"verb": "outpaint", "picture": SOURCE, "method": "repaint", "feather": 3}},
-            "the soft edge, the method of filling",
+            "the mask feather, the inpainting method",
         ),
-        ({"loras": ["a:1", "b:1", "c:1"]}, "all LoRAs but 2"),
-        ({"controls": [{"name": "a", "picture": SOURCE}, {"name": "b", "picture": SOURCE}]}, "all ControlNets but one"),
+        ({"loras": ["a:1", "b:1", "c:1"]}, "all LoRAs except the first 2"),
+        (
+            {"controls": [{"name": "a", "picture": SOURCE}, {"name": "b", "picture": SOURCE}]},
+            "all ControlNets except the first",
+        ),
     ],
 )
 def test_what_of_a_picture_has_no_field_is_told(laid: Laid, asked: dict[str, Any], said: str):
-    picture = laid(Picture)
+    picture = laid(ImageTab)
     *fields, _, told = picture.refilled({"prompt": "a ring", **asked})
     assert len(fields) == len(picture.fields)
-    assert f"Not in the fields: {said}. Make it again, in the gallery" in told
-    assert "gallery" not in picture.refilled({"prompt": "a ring", **asked}, kept=False)[-1]
+    assert f"Not restored in the form: {said}. Generate again, in the gallery" in told
+    assert "gallery" not in picture.refilled({"prompt": "a ring", **asked}, in_gallery=False)[-1]
     assert picture.refilled({"prompt": "a ring", "loras": ["a:1", "b:1"]})[-1] == ""
 
 
 def test_what_of_a_clip_has_no_field_is_told(laid: Laid):
-    video = laid(Video)
+    video = laid(VideoTab)
     known = [{"picture": SOURCE, "at": 0}, {"picture": MASK, "at": 3}]
-    assert "all known frames but one" in video.refilled({"verb": "make", "known": known})[-1]
+    assert "all keyframes except the first" in video.refilled({"verb": "make", "known": known})[-1]
     assert "one of two masks" in video.refilled({"verb": "edit", "keep": MASK, "mask": SOURCE})[-1]
     assert video.refilled({"verb": "edit", "keep": MASK})[-1] == ""
     assert video.refilled({"verb": "make", "known": known[:1]})[-1] == ""
 
 
-def test_what_was_painted_over_comes_back_as_a_mask_of_a_file(laid: Laid, client: Client):
-    picture, video = laid(Picture), laid(Video)
-    kept = client.service.inputs.keep(png(torch.zeros(3, 8, 8, dtype=torch.uint8)))
+def test_what_was_painted_over_comes_back_as_a_mask_of_a_file(laid: Laid, client: StudioClient):
+    picture, video = laid(ImageTab), laid(VideoTab)
+    kept = client.service.inputs.store(png(torch.zeros(3, 8, 8, dtype=torch.uint8)))
     change = {"verb": "inpaint", "picture": kept.name, "mask": kept.name}
     found = dict(zip(picture.fields, picture.filled_by({"change": change}), strict=True))
     assert found["mask"] == str(client.service.inputs.path(kept.name))
@@ -370,12 +379,12 @@ def test_what_was_painted_over_comes_back_as_a_mask_of_a_file(laid: Laid, client
         picture.request({**gone, "mode": "inpaint"})
 
 
-def test_a_mask_is_painted_or_given_and_not_both(laid: Laid, client: Client, tmp_path: Path):
-    picture, painted = laid(Picture), tmp_path / "layer.png"
+def test_a_mask_is_painted_or_given_and_not_both(laid: Laid, client: StudioClient, tmp_path: Path):
+    picture, painted = laid(ImageTab), tmp_path / "layer.png"
     layer = Image.new("RGBA", (8, 8))
     layer.paste((255, 0, 0, 255), (0, 0, 4, 8))
     layer.save(painted)
-    kept = client.service.inputs.keep(png(torch.zeros(3, 8, 8, dtype=torch.uint8)))
+    kept = client.service.inputs.store(png(torch.zeros(3, 8, 8, dtype=torch.uint8)))
     given = str(client.service.inputs.path(kept.name))
     brush = {"layers": [str(painted)]}
     assert picture.masked({"editor": None, "mask": None}, kept) is None
@@ -385,8 +394,8 @@ def test_a_mask_is_painted_or_given_and_not_both(laid: Laid, client: Client, tmp
         picture.masked({"editor": brush, "mask": given}, kept)
 
 
-def test_what_was_typed_comes_before_what_was_asked_last(laid: Laid, client: Client):
-    picture = laid(Picture)
+def test_what_was_typed_comes_before_what_was_asked_last(laid: Laid, client: StudioClient):
+    picture = laid(ImageTab)
     assert picture.restored("", {}, {}) == [gr.skip()] * len(picture.filled)
     job = client.service.queue.submit("pictures", {"prompt": "a ring", "seed": 3})
     typed = {"prompt": "a cross", "count": 4, "fresh": True, "strength": 0.3}
@@ -406,7 +415,7 @@ def test_what_was_typed_comes_before_what_was_asked_last(laid: Laid, client: Cli
 
 
 def test_what_the_gallery_fills_in_is_kept_and_what_was_asked_for_is_no_draft(laid: Laid):
-    picture = laid(Picture)
+    picture = laid(ImageTab)
     *_, draft, _ = picture.refilled({"prompt": "a ring", "seed": 3})
     assert (draft["prompt"], draft["seed"], draft["mode"]) == ("a ring", 3, "new")
     assert not {"source", "editor", "mask", "hint"} & set(draft)
@@ -417,7 +426,7 @@ def test_what_the_gallery_fills_in_is_kept_and_what_was_asked_for_is_no_draft(la
 
 def test_settings_that_a_request_leaves_out_are_the_usual_ones_and_not_the_last(laid: Laid):
     """A field that is skipped keeps what was in it before."""
-    picture, video = laid(Picture), laid(Video)
+    picture, video = laid(ImageTab), laid(VideoTab)
     filled = dict(
         zip(picture.fields, picture.filled_by({"change": {"verb": "inpaint", "picture": SOURCE}}), strict=True)
     )
@@ -433,9 +442,9 @@ def test_settings_that_a_request_leaves_out_are_the_usual_ones_and_not_the_last(
     }  # fmt: skip
 
 
-def test_a_card_asks_again_for_all_that_was_asked(laid: Laid, client: Client):
+def test_a_card_asks_again_for_all_that_was_asked(laid: Laid, client: StudioClient):
     request = {"model": client.models()[0], "prompt": "a ring", "seed": 7, "sampling": {"steps": 3}}
-    job, gallery = ended(client, ["seed7_00000.png"], **request), laid(Gallery)
+    job, gallery = ended(client, ["seed7_00000.png"], **request), laid(GalleryTab)
     _, wanted = gallery.heard("", {"do": "restore", "job": job.id}, "", 1)
     assert wanted == job
     _, again = gallery.heard("", {"do": "again", "job": job.id}, "", 1)

@@ -6,8 +6,8 @@ import pytest
 
 pytest.importorskip("markupsafe")
 
-from unveil.studio.i18n import Say
-from unveil.studio.timeline import drawn, spans
+from unveil.studio.i18n import Translator
+from unveil.studio.timeline import frame_spans, timeline_html
 
 FORWARD, BACKWARD = {"direction": "forward"}, {"direction": "backward"}
 
@@ -33,15 +33,15 @@ FORWARD, BACKWARD = {"direction": "forward"}, {"direction": "backward"}
     ],
 )
 def test_the_frames_of_a_clip(verb, clips, at, said, expected):
-    assert spans(verb, 8, clips, at, said) == expected
+    assert frame_spans(verb, 8, clips, at, said) == expected
 
 
 def test_a_storyboard_is_as_long_as_its_scenes():
-    assert spans("storyboard", 8, (), None, {}, [{"last": 3}, {"last": 11}]) == [("made", 12)]
+    assert frame_spans("storyboard", 8, (), None, {}, [{"last": 3}, {"last": 11}]) == [("made", 12)]
 
 
 def test_the_strip_says_in_words_what_it_shows():
-    shown = drawn(spans("extend", 500, [20], None, FORWARD), Say("en"))
-    assert 'aria-label="frames 0 to 19 known; frames 20 to 519 made"' in shown
+    shown = timeline_html(frame_spans("extend", 500, [20], None, FORWARD), Translator("en"))
+    assert 'aria-label="frames 0 to 19 given; frames 20 to 519 generated"' in shown
     assert shown.count('<span class="known"></span>') + shown.count('<span class="made"></span>') <= 241
-    assert "520 帧" in drawn(spans("extend", 500, [20], None, FORWARD), Say("zh"))
+    assert "520 帧" in timeline_html(frame_spans("extend", 500, [20], None, FORWARD), Translator("zh"))

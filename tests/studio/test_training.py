@@ -40,7 +40,7 @@ def shown_steps(page: Any) -> int:
 def test_a_folder_becomes_a_model_that_is_used_and_judged(page: Any, studio: Server, folder: str, places: Path):
     chosen(page, "train")
     picked(page, "train-folder", folder)
-    page.get_by_role("button", name="Look at the data").click()
+    page.get_by_role("button", name="Check the data").click()
     looked = ended(page, "prepare")
     page.locator("#prepare-result pre").get_by_text("20").first.wait_for()
     page.get_by_role("button", name="Write captions").click()
@@ -48,10 +48,10 @@ def test_a_folder_becomes_a_model_that_is_used_and_judged(page: Any, studio: Ser
     assert len((places / "data" / folder / "metadata.jsonl").read_text().splitlines()) == 20
 
     assert page.locator("#train-recipe input").input_value() == "own-pictures"
-    page.get_by_label("The recipe's small form, to try it").check()
-    page.get_by_label("Name of the run").fill("squares")
-    page.get_by_label("Changes of the recipe, a line each").fill(CHANGES)
-    page.get_by_role("button", name="Start, or go on").click()
+    page.get_by_label("Smoke test (the recipe's small form)").check()
+    page.get_by_label("Run name").fill("squares")
+    page.get_by_label("Recipe overrides, one per line").fill(CHANGES)
+    page.get_by_role("button", name="Start or resume training").click()
     page.wait_for_selector("#train-curves [data-steps]")
     seen = shown_steps(page)
     page.wait_for_function(
@@ -61,7 +61,7 @@ def test_a_folder_becomes_a_model_that_is_used_and_judged(page: Any, studio: Ser
     page.locator("#train-cancel").click()
     stopped = ended(page, "train", "cancelled")
 
-    page.get_by_role("button", name="Start, or go on").click()
+    page.get_by_role("button", name="Start or resume training").click()
     page.wait_for_selector(f"#train-status [data-state=running]:not([data-job='{stopped}'])")
     page.wait_for_function(
         "old => Number(document.querySelector('#train-curves [data-steps]').dataset.steps) > old + 20", arg=seen
@@ -72,6 +72,6 @@ def test_a_folder_becomes_a_model_that_is_used_and_judged(page: Any, studio: Ser
 
     page.get_by_role("button", name="Use this model").click()
     page.wait_for_selector("#tab-picture:visible")
-    page.get_by_role("button", name="Make the picture").click()
+    page.get_by_role("button", name="Generate images").click()
     id = ended(page, "picture")
     assert studio.service.queue.get(id).request["model"] == "squares"

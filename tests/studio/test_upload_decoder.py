@@ -14,9 +14,9 @@ from PIL import Image
 
 from tests.data.test_bad_folders import black_png, chunk, grown_mb
 from unveil.data.image_decoding import decode_native_size, header, open_image
-from unveil.server.jobs.uploads import FOLDER, PIXELS, Inputs
+from unveil.server.jobs.uploads import FOLDER, MAX_PIXELS, UploadStore
 from unveil.studio import upload_decoder
-from unveil.studio.mask import mask_of
+from unveil.studio.mask import painted_mask
 from unveil.types import DataError
 
 LINUX = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of memory is read from Linux")
@@ -62,10 +62,10 @@ PICTURES = {
 @pytest.mark.parametrize("name", PICTURES)
 def test_its_pixels_are_those_that_a_worker_reads(name: str, tmp_path: Path):
     with on_disk(PICTURES[name].getvalue(), tmp_path).open("rb") as file:
-        expected = decode_native_size(open_image(file, PIXELS), 3)
+        expected = decode_native_size(open_image(file, MAX_PIXELS), 3)
         file.seek(0)
-        facts = header(open_image(file, PIXELS))
-        found = upload_decoder.decoded(file, "RGB", (facts.width, facts.height))
+        facts = header(open_image(file, MAX_PIXELS))
+        found = upload_decoder.decode_upload(file, "RGB", (facts.width, facts.height))
     np.testing.assert_array_equal(np.asarray(found), expected.permute(1, 2, 0).numpy())
 
 
@@ -76,7 +76,7 @@ def test_a_damaged_picture_is_told_and_no_fault_of_the_server(tmp_path: Path):
             on_disk(content, tmp_path).open("rb") as file,
             pytest.raises(DataError, match=r"cannot be decoded: .*damaged"),
         ):
-            upload_decoder.decoded(file, "RGB", size)
+            upload_decoder.decode_upload(file, "RGB", size)
 
 
 @pytest.mark.parametrize(
@@ -91,15 +91,15 @@ def test_a_damaged_picture_is_told_and_no_fault_of_the_server(tmp_path: Path):
 )
 def test_a_child_that_is_taken_over_does_no_harm(does: str, told: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(upload_decoder, "WAIT_S", 2.0)
-    monkeypatch.setattr(upload_decoder.confined, "command", lambda *words: [sys.executable, "-c", does])
+    monkeypatch.setattr(upload_decoder.sandbox, "command", lambda *words: [sys.executable, "-c", does])
     with (
         on_disk(PICTURES["RGB"].getvalue(), tmp_path).open("rb") as file,
         pytest.raises(DataError, match=told),
     ):
-        upload_decoder.decoded(file, "RGB", (7, 5))
+        upload_decoder.decode_upload(file, "RGB", (7, 5))
     monkeypatch.undo()
     with on_disk(PICTURES["RGB"].getvalue(), tmp_path).open("rb") as file:
-        assert upload_decoder.decoded(file, "RGB", (7, 5)).size == (7, 5)  # the next one is decoded
+        assert upload_decoder.decode_upload(file, "RGB", (7, 5)).size == (7, 5)  # the next one is decoded
 
 
 def test_the_child_has_limits_and_imports_little(tmp_path: Path):
@@ -111,7 +111,7 @@ def test_the_child_has_limits_and_imports_little(tmp_path: Path):
     head, rest = black_png(8, 8)[:8], black_png(8, 8)[8 + 25 :]
     bomb = on_disk(head + chunk(b"IHDR", claims) + rest, tmp_path)
     with bomb.open("rb") as file, pytest.raises(DataError, match="MemoryError"):
-        upload_decoder.decoded(file, "RGB", (60_000, 60_000))
+        upload_decoder.decode_upload(file, "RGB", (60_000, 60_000))
 
 
 @LINUX
@@ -121,22 +121,22 @@ def test_neither_what_is_painted_on_nor_what_was_painted_is_decoded_here(
 ):
     """Were it decoded here, this process would hold four times as much as the pixels that come back."""
     pytest.importorskip("gradio")
-    from unveil.studio.client import Client
+    from unveil.studio.client import StudioClient
 
     layer = on_disk(file_of(Image.new("RGBA", (3_900, 3_900), (255, 0, 0, 200))).getvalue(), tmp_path)
-    inputs = Inputs(tmp_path / FOLDER)
+    inputs = UploadStore(tmp_path / FOLDER)
     service: Any = type("Service", (), {"inputs": inputs})
-    real, asked = upload_decoder.decoded, list[str]()
-    monkeypatch.setattr("unveil.studio.client.decoded", lambda *one: asked.append("cover") or real(*one))
-    monkeypatch.setattr("unveil.studio.mask.decoded", lambda *one: asked.append("mask") or real(*one))
+    real, asked = upload_decoder.decode_upload, list[str]()
+    monkeypatch.setattr("unveil.studio.client.decode_upload", lambda *one: asked.append("cover") or real(*one))
+    monkeypatch.setattr("unveil.studio.mask.decode_upload", lambda *one: asked.append("mask") or real(*one))
     loaded = list[str]()
     monkeypatch.setattr(Image.Image, "convert", lambda self, *how: loaded.append(self.mode) or self)
     if what == "cover":
-        shown = Client(service, None).cover(str(layer))
+        shown = StudioClient(service, None).cover_image(str(layer))
         assert shown is not None
         assert shown.size == (3_900, 3_900)
     else:
-        grown = grown_mb(lambda: mask_of({"layers": [str(layer)]}, (64, 64)))
+        grown = grown_mb(lambda: painted_mask({"layers": [str(layer)]}, (64, 64)))
         assert grown < 40  # a byte for each pixel, and as much again: decoded here it would be 60 MB at least
     assert asked == [what]
     assert loaded == []
@@ -145,13 +145,13 @@ def test_neither_what_is_painted_on_nor_what_was_painted_is_decoded_here(
 def test_what_was_painted_is_as_large_as_the_picture_and_nothing_is_none(tmp_path: Path):
     stroke = Image.new("RGBA", (128, 64))
     stroke.paste((255, 0, 0, 255), (64, 0, 128, 64))
-    found = mask_of({"layers": [str(on_disk(file_of(stroke).getvalue(), tmp_path))]}, (8, 16))
+    found = painted_mask({"layers": [str(on_disk(file_of(stroke).getvalue(), tmp_path))]}, (8, 16))
     assert found is not None
     white = np.asarray(Image.open(io.BytesIO(found)))
     assert (white.shape, white[:, :8].max(), white[:, 8:].min()) == ((8, 16), 0, 255)
     clear = on_disk(file_of(Image.new("RGBA", (9, 9))).getvalue(), tmp_path)
-    assert mask_of({"layers": [str(clear)]}, (8, 16)) is mask_of(None, (8, 16)) is None
+    assert painted_mask({"layers": [str(clear)]}, (8, 16)) is painted_mask(None, (8, 16)) is None
     large = tmp_path / "large.png"
     large.write_bytes(black_png(13_000, 13_000))
     with pytest.raises(DataError, match="pixels: the limit is 16,000,000"):
-        mask_of({"layers": [str(large)]}, (8, 16))
+        painted_mask({"layers": [str(large)]}, (8, 16))

@@ -84,7 +84,7 @@ def _begun(
     from unveil.io.optional_deps import import_extra
 
     work = import_extra(module, what, needs)
-    ask = import_extra("unveil.server.http.server", what, needs).Ask(
+    ask = import_extra("unveil.server.http.server", what, needs).ServerOptions(
         folder, reached.host, reached.port, reached.keys, tuple(reached.name), tuple(reached.origin),
         tuple(worked.device), worked.queue, worked.each, worked.budget,
     )  # fmt: skip

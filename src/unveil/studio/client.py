@@ -1,4 +1,4 @@
-"""What the page asks of the service, for whoever looks at it."""
+"""Access of the page to the service, on behalf of one owner."""
 
 from __future__ import annotations
 
@@ -8,122 +8,122 @@ from typing import Any
 
 from PIL import Image
 
-from unveil.server.jobs.catalog import about
+from unveil.server.jobs.catalog import model_info
 from unveil.server.jobs.job import ENDED, Job
-from unveil.server.jobs.job_types import weighed
-from unveil.server.jobs.queue import Place
+from unveil.server.jobs.job_types import job_cost
+from unveil.server.jobs.queue import QueuePosition
 from unveil.server.jobs.service import Service
-from unveil.server.jobs.uploads import BYTES, Kept
-from unveil.studio.i18n import LANGUAGES, Say
-from unveil.studio.mask import mask_of
-from unveil.studio.upload_decoder import decoded
+from unveil.server.jobs.uploads import MAX_BYTES, UploadedFile
+from unveil.studio.i18n import LANGUAGES, Translator
+from unveil.studio.mask import painted_mask
+from unveil.studio.upload_decoder import decode_upload
 from unveil.types import DataError, RecipeError
 
 Owner = str
 
 
-class Client:
+class StudioClient:
     """The service behind a page.
 
     Args:
-        service: behind it.
-        budget: work of one job at most; None: as much as one likes.
-        say: the words of the page.
+        service: Service behind it.
+        budget: Maximum cost of a job; None: unlimited.
+        tr: Translator of the page.
     """
 
-    def __init__(self, service: Service, budget: float | None, say: Say | None = None) -> None:
-        self.service, self.budget, self.say = service, budget, say or Say(LANGUAGES[0])
+    def __init__(self, service: Service, budget: float | None, tr: Translator | None = None) -> None:
+        self.service, self.budget, self.tr = service, budget, tr or Translator(LANGUAGES[0])
 
-    def speaking(self, say: Say) -> Client:
-        """The same for a page of other words."""
-        return Client(self.service, self.budget, say)
+    def with_language(self, tr: Translator) -> StudioClient:
+        """Return the same client for a page in another language."""
+        return StudioClient(self.service, self.budget, tr)
 
     def submit(self, kind: str, request: Mapping[str, Any], owner: Owner) -> Job:
-        """Checks a request and puts it into the queue.
+        """Validate a request and append it to the queue.
 
         Raises:
-            RecipeError, WeightsError, MediaError: it cannot be done.
-            Busy: as many wait as may.
+            RecipeError, WeightsError, MediaError: The request is not possible.
+            Busy: The queue is full.
         """
-        cost = weighed(kind, request, self.service.catalog, self.service.inputs, self.budget)
+        cost = job_cost(kind, request, self.service.catalog, self.service.inputs, self.budget)
         return self.service.submit(kind, request, owner, cost)
 
-    def keep(self, path: str | None) -> Kept | None:
-        """A file that the page has, as one that requests may speak of; None: there is none.
+    def store_upload(self, path: str | None) -> UploadedFile | None:
+        """Store a file of the page as an upload, to which requests can refer; None if there is no file.
 
         Raises:
-            MediaError: no picture and no clip that is read here, or too large.
+            MediaError: Not a supported image or video, or too large.
         """
         if not path:
             return None
         file = Path(path)
-        if file.stat().st_size > BYTES:
+        if file.stat().st_size > MAX_BYTES:
             raise DataError(
-                self.say("{name}: larger than {most} MiB, the most that is read.", name=file.name, most=BYTES >> 20)
+                self.tr("{name}: larger than the maximum of {most} MiB.", name=file.name, most=MAX_BYTES >> 20)
             )
-        return self.service.inputs.keep(file.read_bytes())
+        return self.service.inputs.store(file.read_bytes())
 
-    def cover(self, path: str | None) -> Image.Image | None:
-        """A picture that the page has, or the first frame of a clip; None: there is none.
+    def cover_image(self, path: str | None) -> Image.Image | None:
+        """Return an image of the page, or the first frame of a video; None if there is no file.
 
         Raises:
-            MediaError: as `keep`.
+            MediaError: As `store_upload`.
         """
-        kept, inputs = self.keep(path), self.service.inputs
-        if kept is None:
+        upload, inputs = self.store_upload(path), self.service.inputs
+        if upload is None:
             return None
-        if kept.kind == "clip":
-            return inputs.cover(kept.name)
-        with inputs.path(kept.name).open("rb") as file:  # as clips are decoded by a child, so are pictures here
-            return decoded(file, "RGB", (kept.width, kept.height))
+        if upload.kind == "clip":
+            return inputs.cover(upload.name)
+        with inputs.path(upload.name).open("rb") as file:  # images are decoded in a child process, as videos are
+            return decode_upload(file, "RGB", (upload.width, upload.height))
 
-    def mask(self, painted: Mapping[str, Any] | None, kept: Kept) -> str | None:
-        """What was painted over a picture or a clip that was sent, as another file that requests may speak of.
+    def store_mask(self, painted: Mapping[str, Any] | None, upload: UploadedFile) -> str | None:
+        """Store what was painted over an uploaded image or video as a mask, and return its upload name.
 
         Raises:
-            MediaError: as `mask_of`.
+            MediaError: As `painted_mask`.
         """
-        mask = mask_of(painted, (kept.height, kept.width))
-        return None if mask is None else self.service.inputs.keep(mask).name
+        mask = painted_mask(painted, (upload.height, upload.width))
+        return None if mask is None else self.service.inputs.store(mask).name
 
-    def sent(self, name: str | None) -> str | None:
-        """Where a file that was sent lies; None: it is gone, or none was."""
+    def upload_path(self, name: str | None) -> str | None:
+        """Return the path of an upload; None if it was deleted or no name is given."""
         try:
             return None if name is None else str(self.service.inputs.path(name))
         except DataError:
             return None
 
     def models(self, *makes: str | None) -> list[str]:
-        """The names of models; of those that make one of these, None being those that do not say it."""
-        found = self.service.catalog.models()
-        return [one.name for one in found if not makes or about(one).makes in makes]
+        """List the names of models, optionally of those with these outputs; None stands for unknown output."""
+        models = self.service.catalog.models()
+        return [entry.name for entry in models if not makes or model_info(entry).makes in makes]
 
     def job(self, id: str | None, owner: Owner) -> Job | None:
-        """A job of an owner; None: there is none."""
+        """Return a job of an owner; None if it does not exist."""
         job = self.service.queue.get(id) if id else None
         return None if job is None or job.owner != owner else job
 
-    def place(self, job: Job | None) -> Place | None:
-        """Where a job stands that waits."""
+    def queue_position(self, job: Job | None) -> QueuePosition | None:
+        """Return the position of a queued job."""
         if job is None or job.state != "queued":
             return None
-        return self.service.queue.places(len(self.service.crew.devices)).get(job.id)
+        return self.service.queue.positions(len(self.service.workers.devices)).get(job.id)
 
-    def preview(self, job: Job | None) -> bool:
-        """Whether there is a picture of what is on its way."""
+    def has_preview(self, job: Job | None) -> bool:
+        """Return True if a running job has a preview image."""
         return job is not None and job.state == "running" and self.service.preview(job.id) is not None
 
     def cancel(self, id: str | None, owner: Owner) -> Job | None:
-        """Asks for the end of a job of an owner."""
+        """Cancel a job of an owner."""
         job = self.job(id, owner)
         return None if job is None else self.service.queue.cancel(job.id)
 
     def delete(self, id: str | None, owner: Owner) -> None:
-        """Deletes a job that has ended, and what it made.
+        """Delete a job that has ended, and its outputs.
 
         Raises:
-            RecipeError: there is none, or it has not ended.
+            RecipeError: It does not exist, or has not ended.
         """
         job = self.job(id, owner)
         if job is None or job.state not in ENDED or not self.service.delete(job.id):
-            raise RecipeError(self.say("There is no such job that has ended."))
+            raise RecipeError(self.tr("This job does not exist or has not ended."))

@@ -1,42 +1,42 @@
-"""What went wrong, in the words of the page: the service tells it in English, and a page of another language leads in.
+"""Error messages in the language of the page.
 
-What kind of fault it was is said in the page's own language; the rest names files, settings and numbers as they are.
+The kind of an error is translated; its details, with names of files, settings and numbers, stay in English.
 """
 
 from __future__ import annotations
 
 from unveil.server.jobs.job import Job
-from unveil.server.jobs.job_types import OverBudget
-from unveil.studio.i18n import Said, Say
+from unveil.server.jobs.job_types import JobTooLarge
+from unveil.studio.i18n import Localized, Translator
 from unveil.types import DataError, Error, OutOfResources, OutputError, QueueFull, WeightsError
 
 
-def told(problem: Error, say: Say) -> str:
-    """An error, as the page tells it."""
-    if problem.args and isinstance(problem.args[0], Said):
+def error_text(problem: Error, tr: Translator) -> str:
+    """Return the message of an error."""
+    if problem.args and isinstance(problem.args[0], Localized):
         return str(problem)
     kinds: list[tuple[type[Error], str]] = [
-        (OverBudget, say("It is more work than one job may be.")),
-        (QueueFull, say("As many jobs wait as may; come again later.")),
-        (WeightsError, say("There is no such model, or its file cannot be used.")),
-        (DataError, say("A picture, a clip or a folder is not there or cannot be read.")),
-        (OutputError, say("It cannot be written there, or something of this name is there already.")),
-        (OutOfResources, say("The server lacks memory or space on the disk.")),
-        (Error, say("It cannot be done as it was asked for.")),
+        (JobTooLarge, tr("The job exceeds the cost limit.")),
+        (QueueFull, tr("The queue is full; try again later.")),
+        (WeightsError, tr("The model does not exist, or its file cannot be used.")),
+        (DataError, tr("An image, a video or a folder is missing or cannot be read.")),
+        (OutputError, tr("It cannot be written, or the name already exists.")),
+        (OutOfResources, tr("The server is out of memory or disk space.")),
+        (Error, tr("The request cannot be carried out.")),
     ]
-    return _led(next(words for kind, words in kinds if isinstance(problem, kind)), str(problem), say)
+    return _led(next(words for kind, words in kinds if isinstance(problem, kind)), str(problem), tr)
 
 
-def why(job: Job, say: Say) -> str:
-    """Why a job failed, as the page tells it; empty where nobody knows."""
+def failure_text(job: Job, tr: Translator) -> str:
+    """Return the reason why a job failed; empty if it is unknown."""
     kinds = {
-        "asked": say("It cannot be done as it was asked for."),
-        "room": say("The server lacks memory or space on the disk."),
-        "server": say("The server failed, and not what was asked for."),
+        "asked": tr("The request cannot be carried out."),
+        "room": tr("The server is out of memory or disk space."),
+        "server": tr("The server failed; the request is not the cause."),
     }
-    return _led(kinds[job.fault], job.error, say) if job.error and job.fault else job.error or ""
+    return _led(kinds[job.fault], job.error, tr) if job.error and job.fault else job.error or ""
 
 
-def _led(kind: str, reason: str, say: Say) -> str:
-    """A reason in English, which needs nothing before it on a page in English."""
-    return reason if say.language == "en" else say("{kind} The reason: {reason}", kind=kind, reason=reason)
+def _led(kind: str, reason: str, tr: Translator) -> str:
+    """Prepend the translated kind to an English reason, except on the English page."""
+    return reason if tr.language == "en" else tr("{kind} Reason: {reason}", kind=kind, reason=reason)

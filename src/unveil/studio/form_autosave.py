@@ -1,4 +1,4 @@
-"""What was typed and not asked for yet: the browser keeps it, so that a reload or a server's restart loses nothing."""
+"""Autosave of form fields in the browser, so that a reload or a restart of the server loses no input."""
 
 from __future__ import annotations
 
@@ -8,51 +8,51 @@ from typing import Any
 
 import gradio as gr
 
-LONGEST = 20_000  # letters of a field that are kept
-_PLAIN = (gr.Textbox, gr.Number, gr.Slider, gr.Checkbox, gr.Radio, gr.Dropdown)  # a file's place is not for ever
+LONGEST = 20_000  # characters of a field that are saved
+_PLAIN = (gr.Textbox, gr.Number, gr.Slider, gr.Checkbox, gr.Radio, gr.Dropdown)  # not files: their paths expire
 
 
-class Draft:
-    """Keeps the values of fields in the browser, whenever a hand changes one.
+class FormAutosave:
+    """Saves the values of fields in the browser whenever the user changes one.
 
     Args:
-        key: by which the browser keeps them.
+        key: Storage key in the browser.
     """
 
     def __init__(self, key: str) -> None:
         self._key = key
 
-    def lay(self) -> None:
-        """Places what keeps them."""
-        self.kept = gr.BrowserState({}, storage_key=f"unveil-{self._key}-typed", secret="unveil")
+    def build(self) -> None:
+        """Create the browser storage."""
+        self.browser_state = gr.BrowserState({}, storage_key=f"unveil-{self._key}-typed", secret="unveil")
 
-    def wire(self, fields: Mapping[str, Any]) -> None:
-        """Lets each field that holds no file be kept; the server is not asked."""
+    def connect(self, fields: Mapping[str, Any]) -> None:
+        """Save each field that holds no file when it changes, without calling the server."""
         self._fields = fields
         plain = {name: part for name, part in fields.items() if isinstance(part, _PLAIN)}
         call = f"(...values) => Object.fromEntries({json.dumps([*plain])}.map((name, at) => [name, values[at]]))"
         for part in plain.values():
             part.input(
-                None, [*plain.values()], [self.kept], js=call, queue=False, show_progress="hidden",
+                None, [*plain.values()], [self.browser_state], js=call, queue=False, show_progress="hidden",
                 api_visibility="private",
             )  # fmt: skip
 
-    def of(self, values: Sequence[Any]) -> dict[str, Any]:
-        """What the browser is to keep of values of the fields."""
+    def storable(self, values: Sequence[Any]) -> dict[str, Any]:
+        """Return the field values that the browser saves."""
         named = zip(self._fields.items(), values, strict=True)
         return {name: value for (name, part), value in named if _fits(part, value)}
 
-    def over(self, values: Sequence[Any], typed: Any) -> list[Any]:
-        """Values of the fields, and over them what the browser has kept, as far as the fields take it."""
-        known: Mapping[str, Any] = typed if isinstance(typed, Mapping) else {}
+    def merge(self, values: Sequence[Any], typed: Any) -> list[Any]:
+        """Overlay field values with the saved ones that are valid for their fields."""
+        saved: Mapping[str, Any] = typed if isinstance(typed, Mapping) else {}
         named = zip(self._fields.items(), values, strict=True)
         return [
-            known[name] if name in known and _fits(part, known[name]) else value for (name, part), value in named
+            saved[name] if name in saved and _fits(part, saved[name]) else value for (name, part), value in named
         ]  # fmt: skip
 
 
 def _fits(part: Any, value: Any) -> bool:
-    """Whether a field takes a value, which may come from anywhere."""
+    """Return True if a value from the browser is valid for a field."""
     if isinstance(part, gr.Checkbox):
         return isinstance(value, bool)
     if isinstance(part, gr.Slider):
@@ -60,7 +60,7 @@ def _fits(part: Any, value: Any) -> bool:
     if isinstance(part, gr.Number):
         return value is None or _is_number(value)
     if isinstance(part, gr.Radio):
-        return value in [own for _, own in part.choices]
+        return value in [choice for _, choice in part.choices]
     return isinstance(part, _PLAIN) and isinstance(value, str) and len(value) <= LONGEST
 
 

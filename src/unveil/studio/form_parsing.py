@@ -1,4 +1,4 @@
-"""What was typed into fields: numbers and settings, or a fault that says which field and what is allowed."""
+"""Parsing of form fields into numbers and settings; errors name the field and what is allowed."""
 
 from __future__ import annotations
 
@@ -9,76 +9,76 @@ from dataclasses import dataclass
 from typing import Any
 
 from unveil.model.config import read_yaml
-from unveil.studio.i18n import Say
+from unveil.studio.i18n import Translator
 from unveil.types import RecipeError
 
-LONGEST = 40  # letters of what was typed, in a fault
+LONGEST = 40  # characters of a value quoted in an error
 
 
 @dataclass(frozen=True)
-class Typed:
-    """Reads fields.
+class FormParser:
+    """Parses the values of fields.
 
     Attributes:
-        say: the page's words.
+        tr: Translator of the page.
     """
 
-    say: Say
+    tr: Translator
 
     def number(self, value: Any, what: str) -> float | None:
-        """A number of a field that may be empty.
+        """Parse a number; None for an empty field.
 
         Raises:
-            RecipeError: it is none, or is not finite.
+            RecipeError: Not a finite number.
         """
         if value is None or value == "":
             return None
         try:
-            found = float(value)
+            number = float(value)
         except (ValueError, TypeError, OverflowError):
-            found = math.nan
-        if not math.isfinite(found):
-            told = str(value)[:LONGEST]
-            raise RecipeError(self.say("{what} = '{value}': must be a number", what=what, value=told))
-        return found
+            number = math.nan
+        if not math.isfinite(number):
+            shown = str(value)[:LONGEST]
+            raise RecipeError(self.tr("{what} = '{value}': must be a number", what=what, value=shown))
+        return number
 
-    def whole(self, value: Any, what: str) -> int | None:
-        """A whole number of a field that may be empty.
+    def integer(self, value: Any, what: str) -> int | None:
+        """Parse an integer; None for an empty field.
 
         Raises:
-            RecipeError: it is none.
+            RecipeError: Not an integer.
         """
-        found = self.number(value, what)
-        if found is not None and found != int(found):
-            raise RecipeError(self.say("{what} = {value}: must be a whole number", what=what, value=f"{found:g}"))
-        return None if found is None else int(found)
+        number = self.number(value, what)
+        if number is not None and number != int(number):
+            raise RecipeError(self.tr("{what} = {value}: must be a whole number", what=what, value=f"{number:g}"))
+        return None if number is None else int(number)
 
     def numbers(self, text: str, what: str) -> list[float]:
-        """The numbers of a field, with blanks or commas between them.
+        """Parse numbers separated by spaces or commas.
 
         Raises:
-            RecipeError: one is none.
+            RecipeError: Not a number.
         """
         words = text.replace(",", " ").split()
-        return [found for word in words if (found := self.number(word, what)) is not None]
+        return [number for word in words if (number := self.number(word, what)) is not None]
 
     def settings(self, text: str, what: str) -> dict[str, Any]:
-        """Settings of a field, a line each, KEY: VALUE as recipes are written.
+        """Parse settings, one KEY: VALUE per line in YAML.
 
         Raises:
-            RecipeError: not of that form.
+            RecipeError: Not of that form.
         """
-        found = read_yaml(text.replace("=", ": "), what) if text and text.strip() else {}
-        if not isinstance(found, dict):
-            raise RecipeError(self.say("{what}: a line each, KEY: VALUE", what=what))
-        return {str(key): value for key, value in found.items()}
+        settings = read_yaml(text.replace("=", ": "), what) if text and text.strip() else {}
+        if not isinstance(settings, dict):
+            raise RecipeError(self.tr("{what}: write one KEY: VALUE per line", what=what))
+        return {str(key): value for key, value in settings.items()}
 
 
-def settings_text(found: Mapping[str, Any]) -> str:
-    """The settings of a field, written as they are read."""
-    return "".join(f"{key}: {json.dumps(value)}\n" for key, value in found.items())
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """Format settings in the form in which they are parsed."""
+    return "".join(f"{key}: {json.dumps(value)}\n" for key, value in settings.items())
 
 
-def filled(**said: Any) -> dict[str, Any]:
-    """What was said at all: fields that were left empty are left to the model."""
-    return {key: value for key, value in said.items() if value is not None and value != "" and value != ()}
+def non_empty(**values: Any) -> dict[str, Any]:
+    """Return the values that are not empty; empty fields are left to the model."""
+    return {key: value for key, value in values.items() if value is not None and value != "" and value != ()}

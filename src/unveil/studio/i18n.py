@@ -1,4 +1,4 @@
-"""What the page says, in English and in Chinese: the English words are the key."""
+"""Texts of the page in English and Chinese; the English text is the key."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ CATALOGUE = Path(__file__).parent / "chinese.yaml"
 CHINESE: dict[str, str] = read_yaml(CATALOGUE.read_text("utf-8"), CATALOGUE.name)
 
 
-class Said(str):
-    """What the page itself says, in its own language."""
+class Localized(str):
+    """A text in the language of the page."""
 
 
 @dataclass(frozen=True)
-class Say:
-    """The words of one language.
+class Translator:
+    """Translates texts into one language.
 
     Attributes:
-        language: of the page.
+        language: Language of the page.
     """
 
     language: Language
 
-    def __call__(self, text: str, **values: Any) -> Said:
-        """Words of the page, with values for what stands in braces.
+    def __call__(self, text: str, **values: Any) -> Localized:
+        """Translate a text and fill in the values for its placeholders.
 
         Raises:
-            KeyError: the catalogue lacks them.
+            KeyError: The catalogue lacks the text.
         """
-        told = text if self.language == "en" else CHINESE[text]
-        return Said(told.format(**values) if values else told)
+        translated = text if self.language == "en" else CHINESE[text]
+        return Localized(translated.format(**values) if values else translated)

@@ -1,4 +1,4 @@
-"""What was painted over a picture, as a mask."""
+"""Masks from what the user painted over an image."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from typing import Any
 from PIL import Image
 
 from unveil.data.image_decoding import header, open_image
-from unveil.server.jobs.uploads import PIXELS
-from unveil.studio.upload_decoder import decoded
+from unveil.server.jobs.uploads import MAX_PIXELS
+from unveil.studio.upload_decoder import decode_upload
 
-SHOWN = 512  # px: smaller pictures are shown enlarged, so that a hand can paint on them
-HALF = 128  # of the brush's alpha
+SHOWN = 512  # pixels: smaller images are enlarged so that they can be painted on
+HALF = 128  # threshold of the brush's alpha
 
 
-def enlarged(picture: Image.Image) -> Image.Image:
-    """A picture as the brush paints on it: small ones with their pixels repeated."""
+def enlarge(picture: Image.Image) -> Image.Image:
+    """Enlarge a small image for painting by repeating its pixels."""
     factor = max(1, SHOWN // max(picture.size))
     return picture.resize((factor * picture.width, factor * picture.height), Image.Resampling.NEAREST)
 
 
-def mask_of(painted: Mapping[str, Any] | None, size: tuple[int, int]) -> bytes | None:
-    """White where something was painted, as a PNG of this height and width; None: nothing was.
+def painted_mask(painted: Mapping[str, Any] | None, size: tuple[int, int]) -> bytes | None:
+    """Return a PNG mask of this height and width, white where something was painted; None if nothing was.
 
     Args:
-        painted: as the editor gives it, its layers being files.
-        size: of the picture that is edited.
+        painted: Value of the mask editor, whose layers are files.
+        size: Height and width of the edited image.
 
     Raises:
-        MediaError: a layer that is too large or damaged.
+        MediaError: A layer is too large or damaged.
     """
     height, width = size
     mask = Image.new("L", (width, height))
     for layer in (painted or {}).get("layers") or ():
         with Path(layer).open("rb") as file:
-            found = header(open_image(file, PIXELS))
-            alpha = decoded(file, "A", (found.width, found.height))
+            layer_header = header(open_image(file, MAX_PIXELS))
+            alpha = decode_upload(file, "A", (layer_header.width, layer_header.height))
         hole = _sharp(_sharp(alpha).resize((width, height), Image.Resampling.BOX))
         mask.paste(255, (0, 0), hole)
     if mask.getbbox() is None:
@@ -49,5 +49,5 @@ def mask_of(painted: Mapping[str, Any] | None, size: tuple[int, int]) -> bytes |
 
 
 def _sharp(picture: Image.Image) -> Image.Image:
-    """White where it is at least half."""
+    """Binarize an image at half of its range."""
     return picture.point([255 * (value >= HALF) for value in range(256)])

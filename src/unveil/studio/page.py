@@ -1,4 +1,4 @@
-"""The page: its tabs, its look, and how a server shows it."""
+"""The page: its tabs, its style, and its routes."""
 
 from __future__ import annotations
 
@@ -6,30 +6,30 @@ import os
 from pathlib import Path
 from typing import Any
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before it is imported: it reports nothing to anyone
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the import: disables telemetry
 
 import gradio as gr
 from fastapi import FastAPI
 from gradio.themes import Default
 
-from unveil.server.jobs.catalog import about
+from unveil.server.jobs.catalog import model_info
 from unveil.server.jobs.job import Job
 from unveil.server.jobs.uploads import FOLDER
 from unveil.server.jobs.video_job import CLIPS
 from unveil.server.jobs.worker_main import MADE
-from unveil.studio.client import Client
-from unveil.studio.i18n import LANGUAGES, Language, Say
-from unveil.studio.tab_base import Desk, Maker, Tab, Watch
-from unveil.studio.tabs.evaluate import Evaluate
-from unveil.studio.tabs.gallery import Gallery
-from unveil.studio.tabs.image import Picture
-from unveil.studio.tabs.models import Models
-from unveil.studio.tabs.queue import Waiting
-from unveil.studio.tabs.train import Train
-from unveil.studio.tabs.video import Video
+from unveil.studio.client import StudioClient
+from unveil.studio.i18n import LANGUAGES, Language, Translator
+from unveil.studio.tab_base import GenerationTab, JobWatcher, Tab, TabContext
+from unveil.studio.tabs.evaluate import EvaluateTab
+from unveil.studio.tabs.gallery import GalleryTab
+from unveil.studio.tabs.image import ImageTab
+from unveil.studio.tabs.models import ModelsTab
+from unveil.studio.tabs.queue import QueueTab
+from unveil.studio.tabs.train import TrainTab
+from unveil.studio.tabs.video import VideoTab
 
 STYLE = Path(__file__).parent / "page.css"
-CACHE = "browser"  # in the service's folder: what browsers sent
+CACHE = "browser"  # subfolder of the state folder for files from browsers
 DAY_S = 24 * 3600
 TOP = '<header class="top"><h1>unveil</h1><a href="/{other}/" lang="{other}" hreflang="{other}">{name}</a></header>'
 OTHER: dict[str, tuple[str, str]] = {"en": ("zh", "&#20013;&#25991;"), "zh": ("en", "English")}
@@ -39,30 +39,30 @@ class Page:
     """The page in one language.
 
     Args:
-        client: the service.
-        language: of all that it says.
+        client: Access to the service.
+        language: Language of all texts.
     """
 
-    def __init__(self, client: Client, language: Language) -> None:
+    def __init__(self, client: StudioClient, language: Language) -> None:
         self.language: Language = language
-        self.say = Say(language)
-        desk = Desk(client.speaking(self.say), self.say)
-        self.picture, self.video, self.train = Picture(desk), Video(desk), Train(desk)
-        self.models, self.evaluate = Models(desk), Evaluate(desk)
-        self.gallery, self.queue = Gallery(desk), Waiting(desk)
+        self.tr = Translator(language)
+        desk = TabContext(client.with_language(self.tr), self.tr)
+        self.picture, self.video, self.train = ImageTab(desk), VideoTab(desk), TrainTab(desk)
+        self.models, self.evaluate = ModelsTab(desk), EvaluateTab(desk)
+        self.gallery, self.queue = GalleryTab(desk), QueueTab(desk)
 
     @property
     def titled(self) -> list[tuple[Any, str]]:
-        """The tabs, with what is written on them."""
-        say = self.say
+        """Tabs and their titles."""
+        tr = self.tr
         return [
-            (self.picture, say("Picture")), (self.video, say("Video")), (self.train, say("Train")),
-            (self.models, say("Models")), (self.evaluate, say("Evaluate")), (self.gallery, say("Gallery")),
-            (self.queue, say("Queue")),
+            (self.picture, tr("Image")), (self.video, tr("Video")), (self.train, tr("Train")),
+            (self.models, tr("Models")), (self.evaluate, tr("Evaluate")), (self.gallery, tr("Gallery")),
+            (self.queue, tr("Queue")),
         ]  # fmt: skip
 
     def blocks(self) -> gr.Blocks:
-        """The page for Gradio."""
+        """Build the Gradio page."""
         other, name = OTHER[self.language]
         with gr.Blocks(title="unveil", analytics_enabled=False, fill_width=True, delete_cache=(3600, DAY_S)) as blocks:
             gr.HTML(TOP.format(other=other, name=name))
@@ -70,33 +70,41 @@ class Page:
             with gr.Tabs(elem_id="tabs") as self.tabs:
                 for tab, title in self.titled:
                     with gr.Tab(title, id=tab.name, elem_id=f"tab-{tab.name}") as tabs[tab.name]:
-                        tab.lay()
+                        tab.build()
             self._find_again(blocks)
             self._refresh(tabs)
             self._pass_on()
         return blocks
 
     def _find_again(self, blocks: gr.Blocks) -> None:
-        """What the browser keeps is shown again when the page is loaded."""
+        """Restore the state that the browser keeps when the page is loaded."""
         for maker in (self.picture, self.video):
-            maker.on(blocks.load, maker.restored, [maker.watch.kept, maker.draft.kept], maker.filled, asked=False)
+            maker.on(
+                blocks.load,
+                maker.restored,
+                [maker.watch.browser_state, maker.draft.browser_state],
+                maker.filled,
+                by_user=False,
+            )
         for tab, watch in self.watched:
-            tab.on(blocks.load, watch.look, [watch.kept], watch.parts, asked=False)
+            tab.on(blocks.load, watch.look, [watch.browser_state], watch.parts, by_user=False)
         grid, train = self.picture.grid, self.train
-        filled = [train.watch.kept, *train.fields.values()]
-        again = train.on(blocks.load, train.restored, [train.watch.kept, train.draft.kept], filled, asked=False)
-        self.picture.on(blocks.load, grid.look, [grid.kept], [grid.result, grid.timer], asked=False)
-        train.on(again.then, train.watch.look, [train.watch.kept], train.watch.parts, asked=False)
-        train.on(again.then, train.look, train.looked, train.drawn, asked=False)
+        filled = [train.watch.browser_state, *train.fields.values()]
+        again = train.on(
+            blocks.load, train.restored, [train.watch.browser_state, train.draft.browser_state], filled, by_user=False
+        )
+        self.picture.on(blocks.load, grid.look, [grid.browser_state], [grid.result, grid.timer], by_user=False)
+        train.on(again.then, train.watch.look, [train.watch.browser_state], train.watch.parts, by_user=False)
+        train.on(again.then, train.look, train.looked, train.drawn, by_user=False)
 
     @property
-    def watched(self) -> list[tuple[Tab, Watch]]:
-        """All that shows a job, with its tab."""
-        found = [(tab, tab.watch) for tab in (self.picture, self.video, self.models, self.evaluate)]
-        return [*found, (self.train, self.train.prepared)]
+    def watched(self) -> list[tuple[Tab, JobWatcher]]:
+        """All job watchers, with their tabs."""
+        pairs = [(tab, tab.watch) for tab in (self.picture, self.video, self.models, self.evaluate)]
+        return [*pairs, (self.train, self.train.prepared)]
 
     def _refresh(self, tabs: dict[str, Any]) -> None:
-        """What a tab lists is looked up again each time that it is chosen."""
+        """Refresh the lists of a tab each time that it is selected."""
         for tab in (self.picture, self.train, self.evaluate):
             tab.on(tabs[tab.name].select, lambda owner, tab=tab: tab.refreshed(), [], tab.named)
         self.evaluate.on(tabs["evaluate"].select, self.evaluate.reports, [], self.evaluate.listed)
@@ -105,45 +113,48 @@ class Page:
         gallery.on(tabs["gallery"].select, gallery.look, [gallery.words, gallery.page], [gallery.cards])
         seen = [queue.table, queue.timer]
         queue.on(tabs["queue"].select, lambda owner: [queue.look(owner), gr.Timer(active=True)], [], seen)
-        for name, tab in tabs.items():  # nobody looks at the queue there
+        for name, tab in tabs.items():  # the queue is polled only while its tab is selected
             if name != "queue":
                 queue.on(tab.select, lambda owner: gr.Timer(active=False), [], [queue.timer])
 
     def _pass_on(self) -> None:
-        """What was made in a tab goes into another."""
+        """Connect actions that move results from one tab to another."""
         picture, video, train, gallery = self.picture, self.video, self.train, self.gallery
 
-        def to_clip(owner: str, kept: Any, which: Any) -> list[Any]:
-            return [picture.file_of(owner, kept, which), "make", gr.Tabs(selected="video")]
+        def to_clip(owner: str, state: Any, which: Any) -> list[Any]:
+            return [picture.file_of(owner, state, which), "make", gr.Tabs(selected="video")]
 
         picture.on(
-            picture.to_clip.click, to_clip, [picture.watch.kept, picture.which], [video.still, video.verb, self.tabs]
+            picture.to_clip.click,
+            to_clip,
+            [picture.watch.browser_state, picture.which],
+            [video.still, video.verb, self.tabs],
         )
 
-        def card(owner: str, said: dict[str, str], words: str, page: Any) -> list[Any]:
-            cards, job = gallery.heard(owner, said, words, page)
+        def card(owner: str, data: dict[str, str], words: str, page: Any) -> list[Any]:
+            cards, job = gallery.heard(owner, data, words, page)
             chosen = None if job is None else video if job.kind == CLIPS else picture
             return [
                 cards,
                 gr.skip() if chosen is None else gr.Tabs(selected=chosen.name),
-                *(one for maker in (picture, video) for one in self._taken(maker, chosen, said["do"], job)),
+                *(value for maker in (picture, video) for value in self._taken(maker, chosen, data["do"], job)),
             ]
 
-        taken = [part for maker in (picture, video) for part in (maker.watch.kept, *maker.filled)]
+        taken = [part for maker in (picture, video) for part in (maker.watch.browser_state, *maker.filled)]
         outputs = [gallery.cards, self.tabs, *taken]
         heard = gallery.on_button(gallery.cards, card, [gallery.words, gallery.page], outputs)
         for maker in (picture, video):
-            maker.on(heard.then, maker.watch.look, [maker.watch.kept], maker.watch.parts, asked=False)
+            maker.on(heard.then, maker.watch.look, [maker.watch.browser_state], maker.watch.parts, by_user=False)
 
         def dropped(owner: str, path: str | None) -> list[Any]:
             request, without = gallery.request_in(path)
-            return [gr.Tabs(selected="picture"), *picture.refilled(request, kept=False, without=without)]
+            return [gr.Tabs(selected="picture"), *picture.refilled(request, state=False, without=without)]
 
         gallery.on(gallery.file.upload, dropped, [gallery.file], [self.tabs, *picture.filled])
 
-        def use(owner: str, kept: Any) -> list[Any]:
-            name = train.model_of(owner, kept)
-            if about(train.client.service.catalog.model(name)).makes == "clips":
+        def use(owner: str, state: Any) -> list[Any]:
+            name = train.model_of(owner, state)
+            if model_info(train.client.service.catalog.model(name)).makes == "clips":
                 return [
                     gr.skip(),
                     gr.Dropdown(choices=train.client.models(None, CLIPS), value=name),
@@ -151,20 +162,20 @@ class Page:
                 ]
             return [gr.Dropdown(choices=train.client.models(), value=name), gr.skip(), gr.Tabs(selected="picture")]
 
-        train.on(train.use.click, use, [train.watch.kept], [picture.model, video.model, self.tabs])
+        train.on(train.use.click, use, [train.watch.browser_state], [picture.model, video.model, self.tabs])
 
     @staticmethod
-    def _taken(maker: Maker, chosen: Maker | None, do: str, job: Job | None) -> list[Any]:
-        """What a card's button changes of a tab: the job that it watches, or its fields."""
+    def _taken(maker: GenerationTab, chosen: GenerationTab | None, do: str, job: Job | None) -> list[Any]:
+        """Return what a card's button changes in a tab: the watched job, or the fields."""
         if job is None or maker is not chosen:
-            return [gr.skip() for _ in (maker.watch.kept, *maker.filled)]
+            return [gr.skip() for _ in (maker.watch.browser_state, *maker.filled)]
         if do == "again":
             return [{"job": job.id}, *(gr.skip() for _ in maker.filled)]
         return [gr.skip(), *maker.refilled(job.request)]
 
 
-def mounted(app: FastAPI, client: Client) -> FastAPI:
-    """The application with the page in each language, at /en and /zh."""
+def mount_pages(app: FastAPI, client: StudioClient) -> FastAPI:
+    """Mount the page in each language, at /en and /zh."""
     folder = client.service.queue.folder
     os.environ["GRADIO_TEMP_DIR"] = str((folder / CACHE).absolute())
     theme = Default(primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
@@ -179,7 +190,7 @@ def mounted(app: FastAPI, client: Client) -> FastAPI:
             css_paths=STYLE,
             footer_links=[],
             allowed_paths=[str((folder / FOLDER).absolute()), str((folder / MADE).absolute())],
-            max_file_size=None,  # the guard has weighed it, and what is kept is weighed again
+            max_file_size=None,  # the security middleware limits it, and the upload store checks it again
             show_error=False,
             ssr_mode=False,
             enable_monitoring=False,

@@ -1,4 +1,4 @@
-"""`unveil studio`: the server with the page before it."""
+"""`unveil studio`: the HTTP server with the page."""
 
 from __future__ import annotations
 
@@ -11,62 +11,62 @@ from unveil.cli.console import Console
 from unveil.server.http import server
 from unveil.server.http.middleware import App, Message, Receive, Scope, Send
 from unveil.server.jobs.service import Service
-from unveil.studio.client import Client
+from unveil.studio.client import StudioClient
 from unveil.studio.i18n import LANGUAGES
-from unveil.studio.login import PLACE, Entrance, cookie_of
-from unveil.studio.page import mounted
-from unveil.studio.ssrf_guard import is_address, shut
+from unveil.studio.login import LOGIN_PATH, LoginMiddleware, cookie_of
+from unveil.studio.page import mount_pages
+from unveil.studio.ssrf_guard import disable_url_fetch, names_url
 
-# The page's own code is made of strings, and its pictures may be data; nothing is fetched from elsewhere.
+# Gradio builds code from strings and uses data URLs for images; nothing is loaded from other hosts.
 POLICY = (
     b"default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
     b"img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; "
     b"worker-src 'self' blob:; frame-src 'self'; object-src 'none'; base-uri 'self'; form-action 'self'; "
     b"frame-ancestors 'none'"
 )
-# Gradio's own words follow the browser's language, and ours the page's.
+# Gradio's own texts follow the browser's language; this makes them follow the page's.
 SPEAKS = """<script>
 for (const [name, value] of [['language', 'LANGUAGE'], ['languages', ['LANGUAGE']]]) {
   Object.defineProperty(navigator, name, {get: () => value});
 }
 </script>"""
-KEPT = b"public, max-age=31536000, immutable"  # files whose names say what they hold
+KEPT = b"public, max-age=31536000, immutable"  # for files whose names contain a hash of their content
 
 
-def serve(ask: server.Ask, console: Console) -> None:
-    """Serves until it is interrupted.
+def serve(ask: server.ServerOptions, console: Console) -> None:
+    """Serve until interrupted.
 
     Raises:
-        RecipeError, NotWritable: as `server.serve`.
+        RecipeError, NotWritable: As `server.serve`.
     """
     weights = [f"/{language}/gradio_api/upload" for language in LANGUAGES]
-    server.serve(replace(ask, large=weights), console, extend=extended, before=Entrance)
+    server.serve(replace(ask, large=weights), console, extend=add_studio, before=LoginMiddleware)
 
 
-def extended(app: FastAPI, service: Service, budget: float | None) -> App:
-    """The application with the page, for `web.api.api`."""
+def add_studio(app: FastAPI, service: Service, budget: float | None) -> App:
+    """Add the page to an application; used as `extend` of `api.api`."""
 
     @app.get("/", include_in_schema=False)
     async def home(request: Request) -> RedirectResponse:
-        """The page in the language that the browser asks for first."""
-        asked = request.headers.get("accept-language", "").lower()
-        return RedirectResponse(f"/{'zh' if asked.startswith('zh') else 'en'}/", 303)
+        """Redirect to the page in the browser's preferred language."""
+        language = request.headers.get("accept-language", "").lower()
+        return RedirectResponse(f"/{'zh' if language.startswith('zh') else 'en'}/", 303)
 
-    @app.post(PLACE, include_in_schema=False)
+    @app.post(LOGIN_PATH, include_in_schema=False)
     async def entered(request: Request) -> RedirectResponse:
-        """Who gave a key comes in, and is known by a cookie from now on."""
+        """Set the session cookie after a login with a valid key."""
         key = request.headers["authorization"].partition(" ")[2]
         return RedirectResponse("/", 303, {"set-cookie": cookie_of(key)})
 
-    shut()
-    return Policed(mounted(app, Client(service, budget)))
+    disable_url_fetch()
+    return SecurityHeaders(mount_pages(app, StudioClient(service, budget)))
 
 
-class Policed:
-    """Says of the page's answers what a browser may do with them; the other answers have a stricter word of the guard.
+class SecurityHeaders:
+    """Adds the content security policy to responses of the page; other responses have a stricter one.
 
     Args:
-        app: behind it.
+        app: Application behind it.
     """
 
     def __init__(self, app: App) -> None:
@@ -78,7 +78,7 @@ class Policed:
         if scope["type"] != "http" or path.split("/")[1] not in LANGUAGES:
             await self._app(scope, receive, send)
             return
-        if is_address(path):
+        if names_url(path):
             await Response("No file here.", 404)(scope, receive, send)
             return
         language = "zh-CN" if path.startswith("/zh") else "en"
@@ -87,13 +87,13 @@ class Policed:
 
 
 class _Page:
-    """Passes on an answer with the policy; of a page also with its language, which is fixed in Gradio's own.
+    """Adds the policy to a response, and the language to an HTML page.
 
     Args:
-        send: to the browser.
-        path: that was asked.
-        script: that a page begins with.
-        language: of the page.
+        send: Sends to the browser.
+        path: Requested path.
+        script: Script inserted at the start of the page.
+        language: Language of the page.
     """
 
     def __init__(self, send: Send, path: str, script: bytes, language: str) -> None:
@@ -102,7 +102,7 @@ class _Page:
         self._body = bytearray()
 
     async def __call__(self, message: Message) -> None:
-        """Passes a message on; those of a page when it is whole."""
+        """Pass on a message; those of an HTML page are collected first."""
         if message["type"] == "http.response.start":
             message["headers"] = self._headers(message)
             kind = dict(message["headers"]).get(b"content-type", b"")
@@ -121,12 +121,12 @@ class _Page:
         if "/assets/" in self._path and message["status"] == 200:
             more.append((b"cache-control", KEPT))
         names = {name for name, _ in more}
-        return [*(one for one in message.get("headers", ()) if one[0] not in names), *more]
+        return [*(header for header in message.get("headers", ()) if header[0] not in names), *more]
 
     async def _whole(self, start: Message) -> None:
         tag = f'lang="{self._language}"'.encode()
         body = bytes(self._body).replace(b'lang="en"', tag, 1).replace(b"<head>", b"<head>" + self._script, 1)
         length = (b"content-length", str(len(body)).encode())
-        headers = [*(one for one in start["headers"] if one[0] != length[0]), length]
+        headers = [*(header for header in start["headers"] if header[0] != length[0]), length]
         await self._send({**start, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})

@@ -1,7 +1,7 @@
-"""Nothing is fetched for who asks: Gradio would, from addresses in its file route and in files that requests name.
+"""Guard against server-side request forgery: Gradio would fetch URLs from its file route and from request data.
 
-It refuses addresses of this network by their numbers, asks a public resolver for them where it knows no better, and
-fetches all others. A server that takes no addresses has nothing to look up and nothing to fetch.
+Gradio refuses only addresses that it knows to be private, may ask a public resolver about others, and fetches the rest.
+This server accepts no URLs, so that it resolves and fetches nothing.
 """
 
 from __future__ import annotations
@@ -10,25 +10,23 @@ import httpx
 from gradio import processing_utils
 
 
-class Shut(httpx.AsyncBaseTransport):
-    """Goes nowhere."""
+class BlockedTransport(httpx.AsyncBaseTransport):
+    """Transport that refuses every request."""
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Refuses every request.
+        """Refuse the request.
 
         Raises:
-            httpx.UnsupportedProtocol: always.
+            httpx.UnsupportedProtocol: Always.
         """
-        raise httpx.UnsupportedProtocol(
-            f"{request.url}: nothing is fetched from an address; send the file", request=request
-        )
+        raise httpx.UnsupportedProtocol(f"{request.url}: URLs are not fetched; upload the file", request=request)
 
 
-def shut() -> None:
-    """Takes from Gradio, in this process, its way of fetching files that a request names by an address."""
-    processing_utils.async_transport = Shut()
+def disable_url_fetch() -> None:
+    """Replace Gradio's transport in this process, so that it fetches no URLs named by requests."""
+    processing_utils.async_transport = BlockedTransport()
 
 
-def is_address(path: str) -> bool:
-    """Whether a path of the page names something elsewhere, such as /en/gradio_api/file=https://host/file."""
+def names_url(path: str) -> bool:
+    """Return True if a path of the page contains a URL, such as /en/gradio_api/file=https://host/file."""
     return "://" in path

@@ -1,4 +1,4 @@
-"""What the tabs of the page have alike: how they hear, how they say what went wrong, and how they watch a job."""
+"""Base classes of the tabs: event handling, error display, and watching of jobs."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from markupsafe import Markup
 
 from unveil.core.samplers import SAMPLERS
 from unveil.server.jobs.job import Job
-from unveil.server.jobs.request import any_seed
-from unveil.server.jobs.uploads import Kept
+from unveil.server.jobs.request import random_seed
+from unveil.server.jobs.uploads import UploadedFile
 from unveil.studio import job_html
-from unveil.studio.client import Client
-from unveil.studio.error_messages import told
-from unveil.studio.form_autosave import Draft
-from unveil.studio.form_parsing import Typed
-from unveil.studio.i18n import Say
-from unveil.studio.mask import enlarged
-from unveil.studio.upload_components import Brush, Still
+from unveil.studio.client import StudioClient
+from unveil.studio.error_messages import error_text
+from unveil.studio.form_autosave import FormAutosave
+from unveil.studio.form_parsing import FormParser
+from unveil.studio.i18n import Translator
+from unveil.studio.mask import enlarge
+from unveil.studio.upload_components import ImageUpload, MaskEditor
 from unveil.types import Error, RecipeError
 
 _log = logging.getLogger(__name__)
-POLL_S = 0.5  # between two looks at a job
+POLL_S = 0.5  # polling interval of a job
 Call = Callable[..., Any]
-# Buttons of our own HTML tell what they say to do; what is in the page is read again each time.
+# passes clicks on buttons in HTML components to the server, with their data attributes
 HEARD = """
 element.addEventListener('click', (event) => {
   const found = event.target.closest('[data-do]');
@@ -38,292 +38,294 @@ element.addEventListener('click', (event) => {
 
 
 @dataclass(frozen=True)
-class Desk:
-    """What every tab is given: the service and the language."""
+class TabContext:
+    """Service and translator that every tab receives."""
 
-    client: Client
-    say: Say
+    client: StudioClient
+    tr: Translator
 
 
 class Tab:
-    """A tab: its parts and what they do.
+    """A tab of the page.
 
     Args:
-        desk: the service and the language.
-        name: of the tab, in addresses and in what the browser keeps.
-        in_order: whether its events are answered one after the other, so that none takes back what a later one showed.
+        desk: Service and translator.
+        name: Name of the tab, used in element ids and browser storage.
+        in_order: Handle events one at a time, so that an older result does not replace a newer one.
     """
 
-    def __init__(self, desk: Desk, name: str, in_order: bool = False) -> None:
-        self.client, self.say, self.name = desk.client, desk.say, name
+    def __init__(self, desk: TabContext, name: str, in_order: bool = False) -> None:
+        self.client, self.tr, self.name = desk.client, desk.tr, name
         self._how = _QUIET | ({"concurrency_limit": 1, "concurrency_id": name} if in_order else {})
-        self.typed = Typed(desk.say)
+        self.typed = FormParser(desk.tr)
 
     def begin(self) -> None:
-        """Places what says what went wrong; the first part of every tab."""
+        """Create the element for error messages; the first element of every tab."""
         self.told = gr.HTML(elem_id=f"{self.name}-told")
 
-    def on(self, event: Any, call: Call, inputs: Sequence[Any], outputs: Sequence[Any], *, asked: bool = True) -> Any:
-        """Lets an event call `call(owner, *values)`, whose fault is told in the tab.
+    def on(self, event: Any, call: Call, inputs: Sequence[Any], outputs: Sequence[Any], *, by_user: bool = True) -> Any:
+        """Connect an event to `call(owner, *values)`; its errors are shown in the tab.
 
         Args:
-            event: of a part, such as `button.click`.
-            call: gives a list of values for the outputs, or the value of the only one.
-            inputs: parts whose values are given.
-            outputs: parts that it changes.
-            asked: whether a person did something, for whom an earlier fault is over.
+            event: Event of a component, such as `button.click`.
+            call: Returns a list of values for the outputs, or the value of the only output.
+            inputs: Components whose values are passed.
+            outputs: Components that are updated.
+            asked: The user caused the event, which clears an earlier error.
         """
 
         def heard(request: gr.Request, *values: Any) -> Any:
-            return self._tried(lambda: call(_owner(request), *values), len(outputs), asked)
+            return self._tried(lambda: call(_owner(request), *values), len(outputs), by_user)
 
         return event(heard, list(inputs), [self.told, *outputs], **self._how)
 
     def on_button(self, part: Any, call: Call, inputs: Sequence[Any], outputs: Sequence[Any]) -> Any:
-        """The same for the buttons in a part's HTML: `call(owner, said, *values)` with their data."""
+        """Connect the buttons of an HTML component to `call(owner, data, *values)`."""
 
         def heard(request: gr.Request, event: gr.EventData, *values: Any) -> Any:
-            said = event._data if isinstance(event._data, dict) else {}
-            if "do" not in said:
+            event_data = event._data if isinstance(event._data, dict) else {}
+            if "do" not in event_data:
                 return [gr.skip() for _ in range(len(outputs) + 1)]
-            given = {str(key): str(value)[:400] for key, value in said.items()}
-            return self._tried(lambda: call(_owner(request), given, *values), len(outputs))
+            data = {str(key): str(value)[:400] for key, value in event_data.items()}
+            return self._tried(lambda: call(_owner(request), data, *values), len(outputs))
 
         return part.click(heard, list(inputs), [self.told, *outputs], **self._how)
 
-    def _tried(self, call: Callable[[], Any], count: int, asked: bool = True) -> list[Any]:
+    def _tried(self, call: Callable[[], Any], count: int, by_user: bool = True) -> list[Any]:
         try:
-            found = call()
+            result = call()
         except Error as problem:
-            return [job_html.alert(told(problem, self.say)), *(gr.skip() for _ in range(count))]
+            return [job_html.alert(error_text(problem, self.tr)), *(gr.skip() for _ in range(count))]
         except OSError as problem:
-            text = self.say("The server could not do it: {error}", error=problem.strerror or type(problem).__name__)
+            text = self.tr("The server could not do it: {error}", error=problem.strerror or type(problem).__name__)
             return [job_html.alert(text), *(gr.skip() for _ in range(count))]
-        except Exception as problem:  # of ours, or of what we use: nothing of it is for others to read but its kind
-            _log.exception("the page's tab %s: a fault", self.name)
-            text = self.say("The server could not do it: {error}", error=type(problem).__name__)
+        except Exception as problem:  # a bug: users see only its type
+            _log.exception("tab %s of the page: unexpected error", self.name)
+            text = self.tr("The server could not do it: {error}", error=type(problem).__name__)
             return [job_html.alert(text), *(gr.skip() for _ in range(count))]
-        return ["" if asked else gr.skip(), *(found if isinstance(found, list) else [found])]
+        return ["" if by_user else gr.skip(), *(result if isinstance(result, list) else [result])]
 
 
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 
 def _owner(request: gr.Request) -> str:
-    """Whose key the page was asked with; the guard before it has put that down."""
+    """Return the owner of the page's API key, as set by the security middleware."""
     assert request.request is not None
     return str(request.request.scope.get("state", {}).get("owner", ""))
 
 
-class Watch:
-    """Shows a job until it has ended, and finds it again after a reload: the browser keeps its name.
+class JobWatcher:
+    """Shows a job until it has ended; after a reload the browser still knows its id.
 
     Args:
-        tab: that it is in.
-        key: by which the browser keeps it.
-        empty: what to do, as long as there is no job.
+        tab: Tab of the watcher.
+        key: Storage key in the browser.
+        empty: Hint to show without a job.
     """
 
     def __init__(self, tab: Tab, key: str, empty: str = "") -> None:
         self._tab, self._key, self._empty = tab, key, empty
 
-    def lay(self) -> None:
-        """Places its parts."""
-        say = self._tab.say
-        self.kept = gr.BrowserState({}, storage_key=f"unveil-{self._key}", secret="unveil")
+    def build(self) -> None:
+        """Create the components."""
+        tr = self._tab.tr
+        self.browser_state = gr.BrowserState({}, storage_key=f"unveil-{self._key}", secret="unveil")
         with gr.Row():
-            self.cancel = gr.Button(say("Cancel"), interactive=False, elem_id=f"{self._key}-cancel", variant="stop")
+            self.cancel = gr.Button(tr("Cancel"), interactive=False, elem_id=f"{self._key}-cancel", variant="stop")
         self.status = gr.HTML(job_html.hint(self._empty) if self._empty else "", elem_id=f"{self._key}-status")
         self.result = gr.HTML(elem_id=f"{self._key}-result")
         self.timer = gr.Timer(POLL_S, active=False)
-        self._tab.on(self.timer.tick, self.look, [self.kept], self.parts, asked=False)
-        self._tab.on(self.cancel.click, self._cancelled, [self.kept], self.parts)
+        self._tab.on(self.timer.tick, self.look, [self.browser_state], self.parts, by_user=False)
+        self._tab.on(self.cancel.click, self._cancelled, [self.browser_state], self.parts)
 
     @property
     def parts(self) -> list[Any]:
-        """What `shows` gives values for."""
+        """Components that `shows` updates."""
         return [self.status, self.result, self.timer, self.cancel]
 
     def begins(self, event: Any, call: Call, inputs: Sequence[Any], outputs: Sequence[Any] = ()) -> Any:
-        """Lets an event begin the job of `call(owner, *values)`, which gives it, and a list of values for the outputs.
+        """Connect an event to `call(owner, *values)`, which returns a new job and a list of values for the outputs.
 
-        The job is looked at once more afterwards: an answer about the one before may have come in between.
+        The job is read once more afterwards: an update about the previous job may have arrived in between.
         """
 
         def begun(owner: str, *values: Any) -> list[Any]:
             job, more = call(owner, *values)
             return [{"job": job.id}, *more, *self.shows(job)]
 
-        done = self._tab.on(event, begun, inputs, [self.kept, *outputs, *self.parts])
-        return self._tab.on(done.then, self.look, [self.kept], self.parts, asked=False)
+        done = self._tab.on(event, begun, inputs, [self.browser_state, *outputs, *self.parts])
+        return self._tab.on(done.then, self.look, [self.browser_state], self.parts, by_user=False)
 
-    def look(self, owner: str, kept: Mapping[str, Any]) -> list[Any]:
-        """The values of its parts for the job that the browser keeps."""
-        job = self.client.job((kept or {}).get("job"), owner)
+    def look(self, owner: str, state: Mapping[str, Any]) -> list[Any]:
+        """Return the component values for the job that the browser knows."""
+        job = self.client.job((state or {}).get("job"), owner)
         return [gr.skip() for _ in self.parts] if job is None else self.shows(job)
 
     @property
-    def client(self) -> Client:
+    def client(self) -> StudioClient:
         """The service."""
         return self._tab.client
 
     def shows(self, job: Job) -> list[Any]:
-        """The values of its parts for a job."""
-        say, over = self._tab.say, job_html.is_over(job)
-        status = job_html.status(job, self.client.place(job), self.client.preview(job), say)
+        """Return the component values for a job."""
+        tr, over = self._tab.tr, job_html.has_ended(job)
+        status = job_html.status_html(job, self.client.queue_position(job), self.client.has_preview(job), tr)
         result = self.made(job) if job.state == "completed" else Markup("")
         return [status, result, gr.Timer(active=not over), gr.Button(interactive=not over)]
 
     def made(self, job: Job) -> Markup:
-        """What a completed job made."""
-        return job_html.made(job, self._tab.say)
+        """Return the outputs of a completed job."""
+        return job_html.outputs_html(job, self._tab.tr)
 
-    def _cancelled(self, owner: str, kept: Mapping[str, Any]) -> list[Any]:
-        self.client.cancel((kept or {}).get("job"), owner)
-        return self.look(owner, kept)
+    def _cancelled(self, owner: str, state: Mapping[str, Any]) -> list[Any]:
+        self.client.cancel((state or {}).get("job"), owner)
+        return self.look(owner, state)
 
 
-class Maker(Tab):
-    """A tab that makes something of its fields, and fills them again from what was asked."""
+class GenerationTab(Tab):
+    """A tab that submits generation jobs from its fields, and restores the fields from a request."""
 
-    kind: str  # of its jobs
-    watch: Watch
+    kind: str  # type of its jobs
+    watch: JobWatcher
 
-    def __init__(self, desk: Desk, name: str) -> None:
+    def __init__(self, desk: TabContext, name: str) -> None:
         super().__init__(desk, name)
-        self.draft = Draft(name)
+        self.draft = FormAutosave(name)
 
-    def lay_seed(self) -> None:
-        """Places the seed, and whether each time takes another."""
-        say, name = self.say, self.name
+    def build_seed(self) -> None:
+        """Create the seed and the random-seed check box."""
+        tr, name = self.tr, self.name
         with gr.Row():
-            self.seed = gr.Number(0, minimum=0, precision=0, label=say("Seed"), elem_id=f"{name}-seed", min_width=120)
-            self.fresh = gr.Checkbox(True, label=say("Another seed each time"), elem_id=f"{name}-fresh", min_width=120)
+            self.seed = gr.Number(0, minimum=0, precision=0, label=tr("Seed"), elem_id=f"{name}-seed", min_width=120)
+            self.fresh = gr.Checkbox(True, label=tr("Random seed each time"), elem_id=f"{name}-fresh", min_width=120)
 
-    def lay_lacking(self) -> None:
-        """Places what says which of the settings that were taken have no field."""
+    def build_unsupported(self) -> None:
+        """Create the line that lists restored settings without a field."""
         self.lacking = gr.HTML(elem_id=f"{self.name}-lacking")
 
     def field(self, label: str, part: str) -> Any:
-        """A field of a number that may be left empty."""
+        """Create a field for an optional number."""
         return gr.Textbox(
-            label=label, placeholder=self.say("auto"), elem_id=f"{self.name}-{part}", min_width=90
+            label=label, placeholder=self.tr("auto"), elem_id=f"{self.name}-{part}", min_width=90
         )  # fmt: skip
 
     def by_name(self) -> Any:
-        """A list of samplers."""
+        """Create the list of samplers."""
         return gr.Dropdown(
-            [(self.say("the model's own"), ""), *((one, one) for one in SAMPLERS)], value="",
-            label=self.say("Sampler"), elem_id=f"{self.name}-sampler",
+            [(self.tr("model default"), ""), *((name, name) for name in SAMPLERS)], value="",
+            label=self.tr("Sampler"), elem_id=f"{self.name}-sampler",
         )  # fmt: skip
 
     def anew(self, value: float) -> Any:
-        """A slider of how much is made anew."""
-        label = self.say("How much is made anew, 0 to 1")
+        """Create the slider of the denoising strength."""
+        label = self.tr("Denoising strength (0 to 1)")
         return gr.Slider(0, 1, value=value, step=0.05, label=label, elem_id=f"{self.name}-strength")
 
     def brush(self) -> Any:
-        """A picture that is painted over."""
-        return Brush(
-            label=self.say("The part"), type="filepath", sources=(), transforms=(), layers=False, image_mode="RGBA",
+        """Create the mask editor."""
+        return MaskEditor(
+            label=self.tr("Mask"), type="filepath", sources=(), transforms=(), layers=False, image_mode="RGBA",
             canvas_size=(512, 512), height=460,
             brush=gr.Brush(default_size=40, colors=["#ff3b30"], color_mode="fixed"), format="png",
             elem_id=f"{self.name}-editor",
         )  # fmt: skip
 
     def ready_mask(self) -> Any:
-        """A mask from a file, for who has one, or cannot paint."""
-        return Still(
-            label=self.say("Or a mask from a file, as large, white where one would paint"), type="filepath",
+        """Create the upload of a mask file, for users who have one or cannot paint."""
+        return ImageUpload(
+            label=self.tr("Or a mask file (same size, white where one would paint)"), type="filepath",
             sources=["upload", "clipboard"], height=160, elem_id=f"{self.name}-mask",
         )  # fmt: skip
 
-    def masked(self, said: Mapping[str, Any], kept: Kept) -> str | None:
-        """The mask of a picture or a clip that was sent, painted or given, as requests name it; None: neither.
+    def masked(self, form: Mapping[str, Any], upload: UploadedFile) -> str | None:
+        """Return the upload name of the painted mask or the mask file; None without either.
 
         Raises:
-            RecipeError: both.
-            MediaError: a file that cannot be read.
+            RecipeError: Both were given.
+            MediaError: A file cannot be read.
         """
-        painted, given = self.client.mask(said["editor"], kept), self.client.keep(said["mask"])
-        if painted is not None and given is not None:
-            raise RecipeError(self.say("Paint over the part, or give a mask from a file: not both."))
-        return painted if given is None else given.name
+        painted, mask_file = self.client.store_mask(form["editor"], upload), self.client.store_upload(form["mask"])
+        if painted is not None and mask_file is not None:
+            raise RecipeError(self.tr("Paint a mask or choose a mask file, not both."))
+        return painted if mask_file is None else mask_file.name
 
     def to_paint(self, path: str | None) -> Any:
-        """The value of the brush's part for a picture or a clip of the page; it must be seen by then."""
-        found = self.client.cover(path)
-        return None if found is None else enlarged(found)
+        """Return the mask editor's value for an image or video; the editor must be visible by then."""
+        image = self.client.cover_image(path)
+        return None if image is None else enlarge(image)
 
     @property
     def fields(self) -> dict[str, Any]:
-        """The parts that are asked, by name."""
+        """Input components by name."""
         raise NotImplementedError
 
-    def request(self, said: Mapping[str, Any]) -> dict[str, Any]:
-        """What is asked of the service, of the values of the fields."""
+    def request(self, form: Mapping[str, Any]) -> dict[str, Any]:
+        """Build the request from the field values."""
         raise NotImplementedError
 
     def submitted(self, owner: str, *values: Any) -> tuple[Job, list[Any]]:
-        """The job of the fields' values, the seed that it has, that nothing of it lacks a field, nor is a draft."""
-        said = dict(zip(self.fields, values, strict=True))
-        if said["fresh"]:
-            said["seed"] = any_seed()
-        return self.client.submit(self.kind, self.request(said), owner), [said["seed"], "", {}]
+        """Submit a job; also return its seed, and empty values for the unsupported settings and the autosave."""
+        form = dict(zip(self.fields, values, strict=True))
+        if form["fresh"]:
+            form["seed"] = random_seed()
+        return self.client.submit(self.kind, self.request(form), owner), [form["seed"], "", {}]
 
     @property
     def settled(self) -> list[Any]:
-        """What `submitted` gives values for, after the job."""
-        return [self.seed, self.lacking, self.draft.kept]
+        """Components that `submitted` updates besides the job."""
+        return [self.seed, self.lacking, self.draft.browser_state]
 
     def left_out(self, request: Mapping[str, Any]) -> list[str]:
-        """What of a request has no field, in words."""
+        """Return the settings of a request that have no field, as text."""
         raise NotImplementedError
 
     @property
     def filled(self) -> list[Any]:
-        """What `refilled` gives values for."""
-        return [*self.fields.values(), self.draft.kept, self.lacking]
+        """Components that `refilled` updates."""
+        return [*self.fields.values(), self.draft.browser_state, self.lacking]
 
-    def refilled(self, request: Mapping[str, Any], *, kept: bool = True, without: Sequence[str] = ()) -> list[Any]:
-        """The fields of a request, what the browser is to keep of them, and a line on what has none.
+    def refilled(
+        self, request: Mapping[str, Any], *, in_gallery: bool = True, without: Sequence[str] = ()
+    ) -> list[Any]:
+        """Return field values for a request, the autosaved values, and a line on settings without a field.
 
         Args:
-            request: as it was asked.
-            kept: whether the gallery has it, which asks for it as it is.
-            without: what the request lacks, in words.
+            request: The request.
+            kept: The gallery has its job, and can repeat it exactly.
+            without: Further settings that cannot be restored, as text.
         """
         lacking = ", ".join([*self.left_out(request), *without])
-        line: str = self.say("Not in the fields: {what}.", what=lacking) if lacking else ""
-        if line and kept:
-            line += " " + self.say("Make it again, in the gallery, asks for all of it as it was.")
+        line: str = self.tr("Not restored in the form: {what}.", what=lacking) if lacking else ""
+        if line and in_gallery:
+            line += " " + self.tr("Generate again, in the gallery, repeats the request with all its settings.")
         values = self.filled_by(request)
-        return [*values, self.draft.of(values), job_html.hint(line) if line else ""]
+        return [*values, self.draft.storable(values), job_html.hint(line) if line else ""]
 
     def filled_by(self, request: Mapping[str, Any]) -> list[Any]:
-        """The values of its fields that ask for this again."""
+        """Return the field values that produce this request."""
         raise NotImplementedError
 
-    def restored(self, owner: str, kept: Mapping[str, Any], typed: Any) -> list[Any]:
-        """The fields as they were when the job that the browser keeps was asked for, and what was typed since."""
-        job = self.client.job((kept or {}).get("job"), owner)
+    def restored(self, owner: str, state: Mapping[str, Any], typed: Any) -> list[Any]:
+        """Restore the fields from the last job and from the autosave."""
+        job = self.client.job((state or {}).get("job"), owner)
         *values, _, line = [gr.skip() for _ in self.filled] if job is None else self.refilled(job.request)
-        return [*self.draft.over(values, typed), gr.skip(), line]
+        return [*self.draft.merge(values, typed), gr.skip(), line]
 
 
-def usual_of(every: Mapping[str, float], chosen: str, value: Any) -> Any:
-    """What gives a slider the usual value of what is chosen, unless a hand has moved it.
+def default_for(every: Mapping[str, float], chosen: str, value: Any) -> Any:
+    """Return a slider's default for a choice, unless the user has moved the slider.
 
     Args:
-        every: the usual values, by what can be chosen; a slider that stands at one of them counts as not moved.
-        chosen: of them.
-        value: of the slider.
+        every: Defaults by choice; a slider at one of these values counts as not moved.
+        chosen: The choice.
+        value: Value of the slider.
     """
     return every[chosen] if chosen in every and value in every.values() else gr.skip()
 
 
-def shows_usual(part: Any, slider: Any, every: Mapping[str, float]) -> None:
-    """Lets a choice by hand set a slider as `usual_of` does; in the browser, since a button may be pressed at once."""
+def connect_default(part: Any, slider: Any, every: Mapping[str, float]) -> None:
+    """Connect a choice to a slider as in `default_for`, in the browser because the user may submit at once."""
     call = f"""(chosen, value) => {{
       const every = {json.dumps(dict(every))};
       return chosen in every && Object.values(every).includes(value) ? every[chosen] : value;

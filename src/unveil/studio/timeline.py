@@ -1,4 +1,4 @@
-"""Which frames of a clip are known, which are changed and which are made: told in words and drawn as a strip."""
+"""Timeline of a video: which frames are given, edited or generated, as text and as a strip."""
 
 from __future__ import annotations
 
@@ -7,80 +7,80 @@ from typing import Any, Literal, NamedTuple
 
 from markupsafe import Markup
 
-from unveil.studio.i18n import Say
-from unveil.studio.job_html import plain
+from unveil.studio.i18n import Translator
+from unveil.studio.job_html import safe_text
 
-What = Literal["known", "changed", "made"]
-CELLS = 240  # that a strip has at most; of longer clips a cell is several frames
+FrameState = Literal["known", "changed", "made"]
+CELLS = 240  # maximum number of cells of a strip; in longer videos a cell covers several frames
 
 
-class Span(NamedTuple):
-    """Frames that follow one another and are of one kind."""
+class FrameSpan(NamedTuple):
+    """A range of consecutive frames in one state."""
 
-    what: What
+    what: FrameState
     frames: int
 
 
-def spans(
+def frame_spans(
     verb: str,
     frames: int,
     clips: Sequence[int],
     at: int | None,
-    said: Mapping[str, Any],
+    form: Mapping[str, Any],
     scenes: Sequence[Mapping[str, Any]] = (),
-) -> list[Span]:
-    """The frames of a clip in their order.
+) -> list[FrameSpan]:
+    """Return the frame ranges of a video in order.
 
     Args:
-        verb: what is done.
-        frames: how many are made, or how long the clip is.
-        clips: lengths of the clips that are given.
-        at: the frame that is a picture; None: none.
-        said: the fields of the page; `direction` and `joint` are read.
-        scenes: of a storyboard, with their last frames.
+        verb: Task.
+        frames: Number of generated frames, or length of the video.
+        clips: Lengths of the input videos.
+        at: Index of the keyframe; None: no keyframe.
+        said: Fields of the page, of which `direction` and `joint` are used.
+        scenes: Scenes of a storyboard, with their last frames.
     """
-    made, given = Span("made", frames), [Span("known", count) for count in clips]
+    generated, inputs = FrameSpan("made", frames), [FrameSpan("known", count) for count in clips]
     match verb:
-        case "extend" if given:
-            return [given[0], made] if said["direction"] == "forward" else [made, given[0]]
-        case "loop" if given:
-            return [given[0], made]
-        case "connect" if len(given) > 1 and said["joint"] == "blend":
-            return [Span("changed", max(clips))]
-        case "between" | "connect" if len(given) > 1:
-            return [given[0], made, given[1]]
-        case "edit" | "upscale" if given:
-            return [Span("changed", clips[0])]
+        case "extend" if inputs:
+            return [inputs[0], generated] if form["direction"] == "forward" else [generated, inputs[0]]
+        case "loop" if inputs:
+            return [inputs[0], generated]
+        case "connect" if len(inputs) > 1 and form["joint"] == "blend":
+            return [FrameSpan("changed", max(clips))]
+        case "between" | "connect" if len(inputs) > 1:
+            return [inputs[0], generated, inputs[1]]
+        case "edit" | "upscale" if inputs:
+            return [FrameSpan("changed", clips[0])]
         case "storyboard":
-            return [Span("made", max((int(one["last"]) + 1 for one in scenes), default=frames))]
+            return [FrameSpan("made", max((int(scene["last"]) + 1 for scene in scenes), default=frames))]
         case _:
-            return [made] if at is None else _around(frames, at)
+            return [generated] if at is None else _around(frames, at)
 
 
-def _around(frames: int, at: int) -> list[Span]:
-    """All frames but one are made."""
+def _around(frames: int, at: int) -> list[FrameSpan]:
+    """Return ranges with a single given frame."""
     place = min(max(at if at >= 0 else frames + at, 0), frames - 1)
-    found = [Span("made", place), Span("known", 1), Span("made", frames - place - 1)]
-    return [one for one in found if one.frames]
+    spans = [FrameSpan("made", place), FrameSpan("known", 1), FrameSpan("made", frames - place - 1)]
+    return [span for span in spans if span.frames]
 
 
-def drawn(found: Sequence[Span], say: Say) -> Markup:
-    """A strip of cells with its words, which say the same."""
-    names = {"known": say("known"), "changed": say("changed"), "made": say("made")}
-    told, place = list[str](), 0
-    for one in found:
-        last = place + one.frames - 1
-        told.append(say("frames {first} to {last} {what}", first=place, last=last, what=names[one.what]))
-        place += one.frames
-    words, each = "; ".join(told), max(1, -(-place // CELLS))
+def timeline_html(spans: Sequence[FrameSpan], tr: Translator) -> Markup:
+    """Return a strip of cells with a text alternative and a legend."""
+    names = {"known": tr("given"), "changed": tr("edited"), "made": tr("generated")}
+    parts, place = list[str](), 0
+    for span in spans:
+        last = place + span.frames - 1
+        parts.append(tr("frames {first} to {last} {what}", first=place, last=last, what=names[span.what]))
+        place += span.frames
+    words, each = "; ".join(parts), max(1, -(-place // CELLS))
     cells = Markup("").join(
-        Markup('<span class="{}"></span>').format(one.what) for one in found for _ in range(-(-one.frames // each))
+        Markup('<span class="{}"></span>').format(span.what) for span in spans for _ in range(-(-span.frames // each))
     )
     legend = Markup("").join(
-        Markup('<span class="timeline-key {}"></span>{}').format(key, plain(name))
+        Markup('<span class="timeline-key {}"></span>{}').format(key, safe_text(name))
         for key, name in names.items()
-        if any(one.what == key for one in found)
+        if any(span.what == key for span in spans)
     )
     return Markup('<div class="timeline" role="img" aria-label="{}">{}</div><p class="legend">{}: {}</p>').format(
-        plain(words), cells, plain(say("{count} frames", count=place)), legend
+        safe_text(words), cells, safe_text(tr("{count} frames", count=place)), legend
     )

@@ -1,8 +1,8 @@
-"""Pictures and clips that a browser sends, of which Gradio decodes nothing.
+"""Gradio components for images and videos that pass on uploaded files without decoding them.
 
-Its own parts open and convert every picture in the server before a handler is asked, and a small file may be a
-picture of hundreds of megabytes; clips that they show they give to ffmpeg, where that is installed, which may make
-other frames of them. These give the files as they were sent: who keeps one weighs its header first.
+Gradio's own components decode and convert every image in the server process before a handler runs, although a small
+file may decode to hundreds of megabytes. They also convert videos by ffmpeg if installed, which may change frames.
+These components pass on the files as uploaded; the upload store checks the header first.
 """
 
 from __future__ import annotations
@@ -19,62 +19,62 @@ from gradio.processing_utils import save_bytes_to_cache
 
 from unveil.types import RecipeError
 
-LAYERS = 8  # of what is painted
-PAINTED = 32  # paintings that were sent and that no handler has taken yet
+LAYERS = 8  # maximum number of layers of a painting
+PAINTED = 32  # paintings received but not yet taken by a handler
 
 
 class _Plain(ComponentMeta):
-    """Makes a part as Gradio does, but writes no file of its interface beside the source."""
+    """Metaclass that writes no interface file beside the source, unlike Gradio's."""
 
     def __new__(cls, name: str, bases: tuple[type, ...], attrs: dict[str, Any]) -> Any:
         return ABCMeta.__new__(cls, name, bases, attrs)
 
 
-class Still(gr.Image, metaclass=_Plain):
-    """A picture, given as the file that was sent."""
+class ImageUpload(gr.Image, metaclass=_Plain):
+    """Image upload whose value is the path of the uploaded file."""
 
-    is_template = True  # is shown as what it is made of
+    is_template = True  # uses the front end of its base class
 
     def preprocess(self, payload: Any) -> str | None:
-        """The file's path; None: there is none."""
+        """Return the path of the file; None without a file."""
         return None if payload is None else payload.path
 
 
-class Film(gr.Video, metaclass=_Plain):
-    """A clip, given and shown as the file that it is; one that a browser cannot play is not seen, and is the same."""
+class VideoUpload(gr.Video, metaclass=_Plain):
+    """Video upload whose value is the path of the uploaded file, even if a browser cannot play it."""
 
     is_template = True
 
     def preprocess(self, payload: Any) -> str | None:
-        """The file's path; None: there is none."""
+        """Return the path of the file; None without a file."""
         return None if payload is None else payload.path
 
     def postprocess(self, value: str | Path | None) -> FileData | None:
-        """The file as it is."""
+        """Show the file without conversion."""
         return None if value is None else FileData(path=str(value), orig_name=Path(value).name)
 
 
-class Brush(gr.ImageEditor, metaclass=_Plain):
-    """A picture that is painted over, given as the layers of what was painted."""
+class MaskEditor(gr.ImageEditor, metaclass=_Plain):
+    """Mask editor whose value are the paths of the painted layers."""
 
     is_template = True
 
     def preprocess(self, payload: Any) -> Any:
-        """The layers' paths, the picture below them being known."""
-        found = payload if payload is None or payload.id is None else self.blob_storage.pop(payload.id, None)
-        layers = [self._path(layer) for layer in (found.layers if found is not None else None) or () if layer]
+        """Return the paths of the layers; the background is already known."""
+        painting = payload if payload is None or payload.id is None else self.blob_storage.pop(payload.id, None)
+        layers = [self._path(layer) for layer in (painting.layers if painting is not None else None) or () if layer]
         return {"background": None, "layers": layers, "composite": None}
 
     @server  # pyright: ignore[reportUntypedFunctionDecorator] - Gradio's own
     def accept_blobs(self, data: Any) -> Any:
-        """Takes what was painted, of so many layers and paintings at most.
+        """Receive painted layers, up to the maximum numbers of layers and paintings.
 
         Raises:
-            RecipeError: a layer beyond the last.
+            RecipeError: Too many layers.
         """
-        index = data.data["index"]  # of words, since it comes in a form
+        index = data.data["index"]  # a string, since it comes from a form
         if index and index != "null" and int(index) not in range(LAYERS):
-            raise RecipeError(f"layer {index}: there are {LAYERS} at most")
+            raise RecipeError(f"layer {index}: at most {LAYERS} layers are supported")
         while len(self.blob_storage) >= PAINTED and data.data["id"] not in self.blob_storage:
             self.blob_storage.pop(next(iter(self.blob_storage)), None)
         return super().accept_blobs(data)

@@ -1,10 +1,9 @@
-"""Decodes images that a browser sent, in a child process.
+"""Decoding of uploaded images in a sandboxed child process.
 
 The command is `python -m unveil.studio.upload_decoder MODE WIDTH HEIGHT`.
 
-A reader of pictures has faults that nobody knows yet, so that it runs where it can take little with it. It is given an
-open file whose header was weighed before, and gives back bare pixels, of as many bytes as were asked for. What it
-imports is little, or everybody who paints would wait for it.
+Image decoders may have unknown vulnerabilities, so they run in a process with few rights. It reads an open file whose
+header was checked before, and writes exactly the requested number of raw bytes. It imports little, to start quickly.
 """
 
 from __future__ import annotations
@@ -22,23 +21,23 @@ from unveil.io.image_modes import eight_bits
 from unveil.types import DataError
 
 WAIT_S = 60.0
-SECONDS, MEMORY = 30, 2 << 30  # of processor time, and bytes of address space
-REFUSED = 3  # code of a child that says why instead
-TOLD = 300  # bytes of that
+SECONDS, MEMORY = 30, 2 << 30  # CPU time, and bytes of address space
+REFUSED = 3  # exit code of a child that prints an error instead
+ERROR_BYTES = 300  # maximum bytes of that error
 Mode = Literal["RGB", "A"]
-_one = threading.Lock()  # a child at a time: what they take together has a limit too
+_one = threading.Lock()  # one child at a time, which bounds the total resources
 
 
-def decoded(file: IO[bytes], mode: Mode, size: tuple[int, int]) -> Image.Image:
-    """The pixels of a picture, upright, as `data.decode.natural` has them; or how opaque they are.
+def decode_upload(file: IO[bytes], mode: Mode, size: tuple[int, int]) -> Image.Image:
+    """Decode an image, upright, as `data.image_decoding.natural` does; or decode its alpha channel.
 
     Args:
-        file: at any place; its header was weighed.
-        mode: RGB, of what lies on white, or A, of its alpha alone.
-        size: width and height that its header tells.
+        file: Open file at any position; its header was checked.
+        mode: RGB, composited on white, or A, only the alpha channel.
+        size: Width and height from the header.
 
     Raises:
-        MediaError: the file is damaged, or its decoding took too much.
+        MediaError: The file is damaged, or decoding took too many resources.
     """
     width, height = size
     count = width * height * len(mode)
@@ -53,37 +52,37 @@ def decoded(file: IO[bytes], mode: Mode, size: tuple[int, int]) -> Image.Image:
         timer = threading.Timer(WAIT_S, child.kill)
         timer.start()
         try:
-            told = child.stdout.read(max(count, TOLD) + 1)
-            child.stdout.close()  # one that says more hears that nobody listens
+            output = child.stdout.read(max(count, ERROR_BYTES) + 1)
+            child.stdout.close()  # a child that writes more gets SIGPIPE
             code = child.wait()
         finally:
             timer.cancel()
             child.kill()
     if code == REFUSED:
-        raise DataError(told[:TOLD].decode("utf-8", "replace"))
-    if code or len(told) != count:
+        raise DataError(output[:ERROR_BYTES].decode("utf-8", "replace"))
+    if code or len(output) != count:
         name = signal.Signals(-code).name if code < 0 else f"code {code}"
         raise DataError(f"its decoding ended with {name}: it took too much time or memory, or is hostile; remove it")
-    return Image.frombytes("L" if mode == "A" else mode, size, told)
+    return Image.frombytes("L" if mode == "A" else mode, size, output)
 
 
 def _main(mode: str, width: int, height: int) -> int:
     sandbox.limit(seconds=SECONDS, memory=MEMORY, written=0)
-    Image.MAX_IMAGE_PIXELS = None  # its size is held against the header's
+    Image.MAX_IMAGE_PIXELS = None  # its size is compared with the header's
     out = sys.stdout.buffer
     try:
-        # from its beginning; as in `data.decode`, no other format is tried
+        # from the start of the file; other formats are not tried, as in `data.image_decoding`
         image = Image.open(sys.stdin.buffer, formats=["PNG", "JPEG", "WEBP"])
         if sorted(image.size) != sorted((width, height)):
             raise ValueError(f"{image.width} x {image.height} pixels, not {width} x {height}")
         image = ImageOps.exif_transpose(image)
-        found = image.convert("RGBA").getchannel("A") if mode == "A" else eight_bits(image)
-    except Exception as problem:  # whatever a hostile or damaged file makes the reader raise
+        pixels = image.convert("RGBA").getchannel("A") if mode == "A" else eight_bits(image)
+    except Exception as problem:  # hostile or damaged files may raise anything
         why = (str(problem) or type(problem).__name__)[:100]
-        told = f"cannot be decoded: {why}; the file is damaged: fetch it again or remove it"
-        out.write(told.encode("utf-8", "replace")[:TOLD])
+        message = f"cannot be decoded: {why}; the file is damaged: download it again or remove it"
+        out.write(message.encode("utf-8", "replace")[:ERROR_BYTES])
         return REFUSED
-    out.write(found.tobytes())
+    out.write(pixels.tobytes())
     return 0
 
 

@@ -21,22 +21,22 @@ import torch
 import uvicorn
 
 from unveil.io.images import png
-from unveil.server.http.api import BUDGET, Extend, api
+from unveil.server.http.api import BUDGET, ExtendApp, api
 from unveil.server.http.middleware import App
-from unveil.server.http.security import Rules
-from unveil.server.http.server import Impatient, bound_to
+from unveil.server.http.security import SecurityPolicy
+from unveil.server.http.server import IdleTimeoutProtocol, bind_socket
 from unveil.server.jobs.catalog import RUNS, Catalog
-from unveil.server.jobs.job import Limits
-from unveil.server.jobs.job_types import kinds
-from unveil.server.jobs.outputs import Results
+from unveil.server.jobs.job import QueueLimits
+from unveil.server.jobs.job_types import job_handlers
+from unveil.server.jobs.outputs import JobOutputs
 from unveil.server.jobs.queue import Queue
 from unveil.server.jobs.service import Service
-from unveil.server.jobs.uploads import FOLDER, Inputs
-from unveil.server.jobs.worker import Report, Work, Worker
+from unveil.server.jobs.uploads import FOLDER, UploadStore
+from unveil.server.jobs.worker import JobHandler, JobProgress, Worker
 from unveil.server.jobs.worker_main import MADE
 
 KEY, OTHER = "sesame-sesame-sesame", "barley-barley-barley"
-Many = Limits(waiting=100, each=100)
+Many = QueueLimits(waiting=100, each=100)
 
 
 class Crew:
@@ -59,7 +59,7 @@ def waited_for(work: Coroutine[Any, Any, None], seconds: float = 10) -> None:
         thread.submit(asyncio.run, bounded()).result()
 
 
-def quick(request: Mapping[str, Any], folder: Path, report: Report) -> None:
+def quick(request: Mapping[str, Any], folder: Path, report: JobProgress) -> None:
     """Makes as many pictures as are asked for, of a colour that the seed says, in so many steps of a millisecond."""
     steps = int(request.get("sampling", {}).get("steps", 1))
     for step in range(steps):
@@ -124,21 +124,21 @@ class Server(NamedTuple):
 @contextmanager
 def server(
     folder: Path,
-    rules: Rules | None = None,
-    limits: Limits = Many,
-    work: Mapping[str, Work] | None = None,
+    rules: SecurityPolicy | None = None,
+    limits: QueueLimits = Many,
+    work: Mapping[str, JobHandler] | None = None,
     budget: float = BUDGET,
     workers: int = 1,
-    extend: Extend | None = None,
-    before: Callable[[App, Rules], App] | None = None,
+    extend: ExtendApp | None = None,
+    before: Callable[[App, SecurityPolicy], App] | None = None,
 ) -> Iterator[Server]:
-    queue, results = Queue(folder, limits), Results(folder / MADE)
-    service = Service(queue, results, Crew(), Catalog(folder / RUNS), Inputs(folder / FOLDER))  # type: ignore[arg-type]
-    bound = bound_to("127.0.0.1", 0)
-    app = api(service, rules or Rules(), budget, extend)
-    app = app if before is None else before(app, rules or Rules())
+    queue, results = Queue(folder, limits), JobOutputs(folder / MADE)
+    service = Service(queue, results, Crew(), Catalog(folder / RUNS), UploadStore(folder / FOLDER))  # type: ignore[arg-type]
+    bound = bind_socket("127.0.0.1", 0)
+    app = api(service, rules or SecurityPolicy(), budget, extend)
+    app = app if before is None else before(app, rules or SecurityPolicy())
     lifespan: Any = "off" if extend is None else "on"
-    config = uvicorn.Config(app, http=Impatient, lifespan=lifespan, log_config=None, access_log=False)  # type: ignore[arg-type]
+    config = uvicorn.Config(app, http=IdleTimeoutProtocol, lifespan=lifespan, log_config=None, access_log=False)  # type: ignore[arg-type]
     running = uvicorn.Server(config)
     done = work if work is not None else {"pictures": quick, "clips": quick}
     over = threading.Event()
@@ -180,5 +180,5 @@ def begin(tmp_path: Path) -> Iterator[Begin]:
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """With the models that come with the package."""
     folder = tmp_path_factory.mktemp("service")
-    with server(folder, work=kinds(folder, "cpu")) as found:
+    with server(folder, work=job_handlers(folder, "cpu")) as found:
         yield found

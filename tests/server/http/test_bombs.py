@@ -22,7 +22,7 @@ from tests.io.video.tiny_videos import film, one_frame
 from tests.server.http.test_middleware import form
 from tests.server.http.test_served import Served, memory
 from tests.server.jobs.test_uploads import bomb
-from unveil.server.jobs.uploads import FACTS
+from unveil.server.jobs.uploads import INFO_SUFFIX
 
 pytestmark = [
     pytest.mark.slow,
@@ -194,6 +194,6 @@ def test_a_bomb_is_refused_before_it_is_decoded(watched: Watched, tmp_path: Path
         assert status == 200, name
     print({name: f"{grown / MIB:.1f} MB" for name, grown in growths.items()})
     assert {name: grown for name, grown in growths.items() if grown > GROWTH} == {}
-    kept = [path for path in (watched.folder / "inputs").iterdir() if not path.name.endswith(FACTS)]
+    kept = [path for path in (watched.folder / "inputs").iterdir() if not path.name.endswith(INFO_SUFFIX)]
     assert len(kept) == 2 + len(TAKEN)
     assert watched.upload(fair)[0] == 200

@@ -18,13 +18,13 @@ from PIL import Image
 from tests.server.http.conftest import Answer, Begin, Server
 from tests.server.http.test_middleware import form
 from tests.server.jobs.disk import Disk, no_file_above
-from unveil.server.jobs.worker import Report
+from unveil.server.jobs.worker import JobProgress
 
 MIB = 1 << 20
 RING = {"prompt": "a ring", "seed": 7}
 
 
-def large(request: Mapping[str, Any], folder: Path, report: Report) -> None:
+def large(request: Mapping[str, Any], folder: Path, report: JobProgress) -> None:
     """Writes 4 MB, one after the other."""
     with (folder / "0.png").open("wb") as file:
         for part in range(4):
@@ -75,7 +75,7 @@ def test_what_finds_no_room_fails_with_the_reason_and_the_next_is_made(begin: Be
 def test_where_not_even_the_queue_has_room_jobs_wait_and_nothing_is_lost(begin: Begin, monkeypatch: pytest.MonkeyPatch):
     disk, go = Disk(monkeypatch), threading.Event()
 
-    def waits(request: Mapping[str, Any], folder: Path, report: Report) -> None:
+    def waits(request: Mapping[str, Any], folder: Path, report: JobProgress) -> None:
         assert go.wait(30)
         (folder / "0.png").write_bytes(b"made")
 

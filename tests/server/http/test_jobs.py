@@ -16,8 +16,8 @@ import torch
 
 from tests.server.http.conftest import KEY, OTHER, Begin, Server
 from unveil.io.images import png
-from unveil.server.http.security import Rules
-from unveil.server.jobs.worker import Report
+from unveil.server.http.security import SecurityPolicy
+from unveil.server.jobs.worker import JobProgress
 from unveil.types import RecipeError
 
 RING = {"prompt": "a ring", "seed": 7}
@@ -93,7 +93,7 @@ def test_those_who_wait_are_told_their_place_and_for_how_long(begin: Begin):
 
 
 def test_a_list_begins_behind_a_job_of_ones_own_alone(begin: Begin):
-    server = begin(workers=0, rules=Rules(keys={"me": KEY, "you": OTHER}, hosts=None))
+    server = begin(workers=0, rules=SecurityPolicy(keys={"me": KEY, "you": OTHER}, hosts=None))
     ids = [server.ask("POST", "/v1/jobs", SHORT, key=key).json["id"] for key in (KEY, OTHER, KEY)]
     clip = {"kind": "clips", "request": {"prompt": "a ring"}}
     film = server.ask("POST", "/v1/jobs", clip, key=KEY).json["id"]
@@ -115,7 +115,7 @@ def test_what_a_request_names_is_looked_up_while_others_are_answered(begin: Begi
         go.wait(20)
         return 1.0
 
-    monkeypatch.setattr("unveil.server.http.service_facade.weighed", slow)
+    monkeypatch.setattr("unveil.server.http.service_facade.job_cost", slow)
     server = begin(workers=0)
     asks = threading.Thread(target=submit, args=(server,))
     asks.start()
@@ -132,7 +132,7 @@ def test_what_a_request_names_is_looked_up_while_others_are_answered(begin: Begi
 
 
 def test_what_a_command_says_is_told_while_it_runs_and_after(begin: Begin):
-    def fails(request: Any, folder: Path, report: Report) -> None:
+    def fails(request: Any, folder: Path, report: JobProgress) -> None:
         report.log_file.parent.mkdir(exist_ok=True)
         report.log_file.write_text("step 1/2\n")
         while server.ask("GET", f"/v1/jobs/{id}/log").body != b"step 1/2\n":
@@ -152,11 +152,11 @@ def test_what_a_command_says_is_told_while_it_runs_and_after(begin: Begin):
 
 def test_a_damaged_table_is_told_and_nothing_more_is_taken(begin: Begin, monkeypatch):
     server = begin()
-    monkeypatch.setattr(server.service.crew, "damaged", True)
+    monkeypatch.setattr(server.service.workers, "damaged", True)
     assert server.ask("GET", "/health").json["status"] == "damaged"
     found = server.ask("POST", "/v1/jobs", SHORT)
     assert found.status == 507
-    assert "start the server again" in found.json["error"]["message"]
+    assert "restart the server" in found.json["error"]["message"]
 
 
 def test_who_goes_away_has_cancelled_what_he_waited_for_and_nothing_else(begin: Begin):

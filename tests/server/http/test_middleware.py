@@ -18,10 +18,10 @@ import torch
 from tests.server.http.conftest import KEY, OTHER, Answer, Begin, Server, waited_for
 from unveil.cli.console import Console
 from unveil.io.images import png
-from unveil.server.http.middleware import Guard, Receive, Scope, Send, depth_of
-from unveil.server.http.security import Rules, read_keys
-from unveil.server.http.server import Ask, serve
-from unveil.server.jobs.folder_lock import held
+from unveil.server.http.middleware import Receive, Scope, SecurityMiddleware, Send, json_depth
+from unveil.server.http.security import SecurityPolicy, read_keys
+from unveil.server.http.server import ServerOptions, serve
+from unveil.server.jobs.folder_lock import folder_lock
 from unveil.types import DataError, OutputError, RecipeError
 
 RING = {"prompt": "a ring", "seed": 7}
@@ -30,7 +30,7 @@ SEND = {"content-type": "application/json"}
 
 @pytest.fixture
 def keyed(begin: Begin) -> Server:
-    return begin(rules=Rules(keys={"me": KEY, "you": OTHER}, hosts=None, seconds=1.0))
+    return begin(rules=SecurityPolicy(keys={"me": KEY, "you": OTHER}, hosts=None, seconds=1.0))
 
 
 # -- keys ---------------------------------------------------------------------------------------------------------
@@ -78,8 +78,8 @@ def test_a_key_is_never_logged(keyed: Server, caplog: pytest.LogCaptureFixture):
 
 @pytest.mark.parametrize("key", ["", "short", "with a blank in it", "\u00e9" * 20, "line\nline-line-line-line"])
 def test_a_key_that_can_be_guessed_or_cannot_be_sent_is_refused(key: str):
-    with pytest.raises(RecipeError, match="at least 16 signs"):
-        Rules(keys={"me": key})
+    with pytest.raises(RecipeError, match="at least 16 ASCII characters"):
+        SecurityPolicy(keys={"me": key})
 
 
 def test_keys_are_read_from_a_file(tmp_path: Path):
@@ -87,9 +87,9 @@ def test_keys_are_read_from_a_file(tmp_path: Path):
     file.write_text(f"# people\n\nme {KEY}\n{OTHER}\n")
     assert read_keys(file) == {"me": KEY, "key 4": OTHER}
     for text, said in (
-        ("", "holds no key"),
-        ("a b c", "line 1: is written"),
-        (f"me {KEY}\nme {OTHER}", "a second key"),
+        ("", "contains no key"),
+        ("a b c", "line 1: must be"),
+        (f"me {KEY}\nme {OTHER}", "repeats the name"),
     ):
         file.write_text(text)
         with pytest.raises(RecipeError, match=said):
@@ -104,9 +104,9 @@ def test_keys_are_read_from_a_file(tmp_path: Path):
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "::", "example.org"])
 def test_an_address_that_others_reach_needs_a_key(tmp_path: Path, host: str):
     with pytest.raises(RecipeError, match="no key is set"):
-        serve(Ask(tmp_path / "s", host=host), Console(quiet=True), {})
+        serve(ServerOptions(tmp_path / "s", host=host), Console(quiet=True), {})
     assert not (tmp_path / "s").exists()
-    assert Ask(tmp_path, host=host).known({"UNVEIL_SERVER_KEY": KEY}) == {"key": KEY}  # control
+    assert ServerOptions(tmp_path, host=host).load_keys({"UNVEIL_SERVER_KEY": KEY}) == {"key": KEY}  # control
 
 
 def test_a_port_that_is_taken_and_a_folder_that_is_served_are_told(tmp_path: Path):
@@ -114,14 +114,16 @@ def test_a_port_that_is_taken_and_a_folder_that_is_served_are_told(tmp_path: Pat
         other.bind(("127.0.0.1", 0))
         other.listen()
         with pytest.raises(OutputError, match="in use; choose another with --port"):
-            serve(Ask(tmp_path, port=other.getsockname()[1]), Console(quiet=True), {})
+            serve(ServerOptions(tmp_path, port=other.getsockname()[1]), Console(quiet=True), {})
         with (
-            held(tmp_path, "http://127.0.0.1:7861"),
+            folder_lock(tmp_path, "http://127.0.0.1:7861"),
             pytest.raises(OutputError, match=r"http://127\.0\.0\.1:7861 .* serves this folder"),
         ):
-            serve(Ask(tmp_path, port=other.getsockname()[1]), Console(quiet=True), {})  # who serves it has the port
-    with held(tmp_path, "http://127.0.0.1:7861"), pytest.raises(OutputError, match=r"http://127\.0\.0\.1:7861"):
-        serve(Ask(tmp_path, port=0), Console(quiet=True), {})
+            serve(
+                ServerOptions(tmp_path, port=other.getsockname()[1]), Console(quiet=True), {}
+            )  # who serves it has the port
+    with folder_lock(tmp_path, "http://127.0.0.1:7861"), pytest.raises(OutputError, match=r"http://127\.0\.0\.1:7861"):
+        serve(ServerOptions(tmp_path, port=0), Console(quiet=True), {})
 
 
 @pytest.mark.parametrize(
@@ -138,7 +140,7 @@ def test_a_name_that_is_not_its_own_is_refused(begin: Begin, host: str):
     "origin", ["https://evil.example", "null", "http://127.0.0.1.evil.example", "file://", "http://localhost:1"]
 )
 def test_a_page_of_another_origin_is_refused(begin: Begin, origin: str):
-    server = begin(rules=Rules(origins=frozenset({"https://studio.example"})))
+    server = begin(rules=SecurityPolicy(origins=frozenset({"https://studio.example"})))
     sent = {"origin": origin}
     assert server.ask("POST", "/v1/images/generations", RING, sent).status == 403
     assert server.ask("GET", "/v1/jobs", headers=sent).status == 403
@@ -196,13 +198,13 @@ def test_the_own_machine_may_send_large_files_where_that_is_allowed(begin: Begin
     picture = png(torch.randint(0, 255, (3, 64, 64), dtype=torch.uint8))
     body = b'--x\r\ncontent-disposition: form-data; name="file"; filename="a.png"\r\n\r\n' + picture + b"\r\n--x--\r\n"
     asked = {"content-type": "multipart/form-data; boundary=x"}
-    server = begin(rules=Rules(body=1000, json=1000, large=frozenset({place})))
+    server = begin(rules=SecurityPolicy(body=1000, json=1000, large=frozenset({place})))
     assert server.ask("POST", place, body=body, headers=asked).status == 200
     assert server.ask("POST", "/v1/images/edits", body=body, headers=asked).status == 413
     assert server.ask("POST", place, body=b" " * 2000, headers=SEND).status == 413
-    ask = Ask(Path(), large=[place])
-    assert ask.rules({}).large == {place}
-    assert ask.rules({"UNVEIL_SERVER_KEY": KEY}).large == frozenset()  # who has a key is not the own machine
+    ask = ServerOptions(Path(), large=[place])
+    assert ask.policy({}).large == {place}
+    assert ask.policy({"UNVEIL_SERVER_KEY": KEY}).large == frozenset()  # who has a key is not the own machine
 
 
 def test_large_bodies_are_refused_before_they_are_read(begin: Begin):
@@ -248,7 +250,7 @@ def test_a_proxy_on_the_same_machine_says_how_the_client_came(client, said: byte
 
     headers = [(b"host", b"localhost")] + ([] if said is None else [(b"x-forwarded-proto", said)])
     scope = {"type": "http", "scheme": "http", "path": "/", "method": "GET", "headers": headers, "client": client}
-    waited_for(Guard(app, Rules(), lambda *seen: None)(scope, None, None))
+    waited_for(SecurityMiddleware(app, SecurityPolicy(), lambda *seen: None)(scope, None, None))
     assert found == [scheme]
 
 
@@ -383,4 +385,4 @@ def test_a_form_that_is_none_is_refused(begin: Begin, parts):
     ],
 )
 def test_depth_is_that_of_brackets_outside_of_strings(text: bytes, depth: int):
-    assert depth_of(text, 32) == depth
+    assert json_depth(text, 32) == depth

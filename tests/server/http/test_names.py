@@ -16,8 +16,8 @@ import torch
 from tests.server.http.conftest import Begin, Server
 from tests.server.http.test_middleware import form
 from unveil.io.images import png
-from unveil.server.jobs.job_types import weighed
-from unveil.server.jobs.uploads import FACTS
+from unveil.server.jobs.job_types import job_cost
+from unveil.server.jobs.uploads import INFO_SUFFIX
 from unveil.types import DataError, RecipeError, WeightsError
 
 RING = {"prompt": "a ring", "seed": 7}
@@ -98,18 +98,18 @@ def test_no_name_that_is_sent_leads_out_of_its_folder(server: Server, opened: li
 
 def test_no_name_in_a_job_leads_out_of_its_folder(server: Server, opened: list[str]):
     service = server.service
-    sent = service.inputs.keep(picture(20)).name
+    sent = service.inputs.store(picture(20)).name
     for kind, request in _jobs(sent, sent):
-        weighed(kind, request, service.catalog, service.inputs)  # control: a name that was sent is taken
+        job_cost(kind, request, service.catalog, service.inputs)  # control: a name that was sent is taken
     for text in TRAVERSALS:
         for kind, request in [*_jobs(text, sent), *_controls(text, sent), *_commands(text)]:
             with pytest.raises((RecipeError, WeightsError, DataError)):
-                weighed(kind, request, service.catalog, service.inputs)
+                job_cost(kind, request, service.catalog, service.inputs)
     assert not opened
 
 
 def test_the_name_of_a_file_that_is_sent_is_not_that_under_which_it_is_kept(server: Server, opened: list[str]):
-    before, kept = _everything(server), server.service.inputs.keep(picture(20)).name
+    before, kept = _everything(server), server.service.inputs.store(picture(20)).name
     line = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     for text in TRAVERSALS:
         name = text.replace("\\", "\\\\")
@@ -120,7 +120,7 @@ def test_the_name_of_a_file_that_is_sent_is_not_that_under_which_it_is_kept(serv
         assert _answered(line, "POST", "/v1/inputs", headers, body)[0] == 400
     line.close()
     assert not opened
-    assert _everything(server) == sorted([*before, *(f"service/inputs/{kept}{end}" for end in ("", FACTS))])
+    assert _everything(server) == sorted([*before, *(f"service/inputs/{kept}{end}" for end in ("", INFO_SUFFIX))])
 
 
 def _everything(server: Server) -> list[str]:

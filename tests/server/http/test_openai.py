@@ -13,8 +13,8 @@ from PIL import Image
 from tests.server.http.conftest import KEY, Begin, Server
 from unveil.cli.commands import run
 from unveil.cli.video_inputs import decoded
-from unveil.server.http.security import Rules
-from unveil.server.jobs.job import Limits
+from unveil.server.http.security import SecurityPolicy
+from unveil.server.jobs.job import QueueLimits
 
 openai = pytest.importorskip("openai")
 pytest.importorskip("av")
@@ -120,7 +120,7 @@ def test_models_are_those_that_may_be_named(real: Server):
         ({"extra_body": {"stpes": 3}}, openai.UnprocessableEntityError, "stpes"),
         ({"extra_body": {"sampler": "dimm"}}, openai.BadRequestError, "ddim"),
         ({"model": "ddpm-digits"}, openai.BadRequestError, "this model takes label"),
-        ({"size": "8192x8192", "n": 64}, openai.UnprocessableEntityError, "megapixel calls"),
+        ({"size": "8192x8192", "n": 64}, openai.UnprocessableEntityError, "megapixel evaluations"),
     ],
 )
 def test_what_cannot_be_done_is_told_as_the_client_expects(real: Server, ask, kind, said: str):
@@ -129,10 +129,10 @@ def test_what_cannot_be_done_is_told_as_the_client_expects(real: Server, ask, ki
 
 
 def test_a_wrong_key_and_a_full_queue_are_told(begin: Begin):
-    server = begin(rules=Rules(keys={"me": KEY}), limits=Limits(waiting=1, each=5), workers=0)
+    server = begin(rules=SecurityPolicy(keys={"me": KEY}), limits=QueueLimits(waiting=1, each=5), workers=0)
     with pytest.raises(openai.AuthenticationError):
         client(server, "another-another-another").images.generate(prompt="a ring")
     assert client(server, KEY).videos.create(prompt="a ring").status == "queued"
-    with pytest.raises(openai.RateLimitError, match="1 jobs wait") as told:
+    with pytest.raises(openai.RateLimitError, match="1 jobs are queued") as told:
         client(server, KEY).videos.create(prompt="a ring")
     assert int(told.value.response.headers["retry-after"]) >= 1

@@ -10,10 +10,10 @@ import pytest
 from tests.server.http.conftest import Begin
 from unveil.cli.serve import Worked
 from unveil.server.http.schema import JobsAsk
-from unveil.server.http.security import Rules
-from unveil.server.http.server import Ask
-from unveil.server.jobs.job import Limits
-from unveil.server.jobs.job_types import REQUESTS
+from unveil.server.http.security import SecurityPolicy
+from unveil.server.http.server import ServerOptions
+from unveil.server.jobs.job import QueueLimits
+from unveil.server.jobs.job_types import JOB_TYPES
 
 DOCS = Path(__file__).parents[3] / "docs"
 
@@ -23,8 +23,8 @@ def test_every_route_and_every_limit_is_told(begin: Begin, page: str):
     text = (DOCS / page).read_text("utf-8")
     for path in begin().ask("GET", "/v1/openapi.json").json["paths"]:
         assert path in text, path
-    worked, rules = Worked(), Rules()
-    ask, limits = Ask(Path()), Limits()
+    worked, rules = Worked(), SecurityPolicy()
+    ask, limits = ServerOptions(Path()), QueueLimits()
     assert (worked.queue, worked.each, worked.budget) == (ask.waiting, ask.each, ask.budget)
     assert (ask.waiting, ask.each) == (limits.waiting, limits.each)
     for told in (f"--queue {worked.queue}", f"--each {worked.each}", f"--budget {worked.budget:g}"):
@@ -35,4 +35,4 @@ def test_every_route_and_every_limit_is_told(begin: Begin, page: str):
 
 
 def test_a_job_may_be_of_every_kind_that_there_is():
-    assert set(get_args(JobsAsk.model_fields["kind"].annotation)) == REQUESTS.keys()
+    assert set(get_args(JobsAsk.model_fields["kind"].annotation)) == JOB_TYPES.keys()

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.server.http.conftest import server
-from unveil.server.jobs.job import Limits
+from unveil.server.jobs.job import QueueLimits
 
 schemathesis = pytest.importorskip("schemathesis")
 openapi = pytest.importorskip("schemathesis.specs.openapi.checks")
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 def test_no_request_that_can_be_thought_of_is_a_fault_of_the_server(tmp_path: Path):
     """Every status is one that is described, every answer has the described form, and none is 5xx."""
-    with server(tmp_path / "service", limits=Limits(waiting=8, each=8)) as running:
+    with server(tmp_path / "service", limits=QueueLimits(waiting=8, each=8)) as running:
         address = f"http://127.0.0.1:{running.port}"
         schema = schemathesis.openapi.from_url(f"{address}/v1/openapi.json")
         seen: dict[int, int] = {}

@@ -7,38 +7,38 @@ from typing import Any
 import pytest
 
 from unveil.server.jobs.image_job import PICTURES
-from unveil.server.jobs.job import Job, Limits
-from unveil.server.jobs.job_types import kinds
-from unveil.server.jobs.outputs import Results
+from unveil.server.jobs.job import Job, QueueLimits
+from unveil.server.jobs.job_types import job_handlers
+from unveil.server.jobs.outputs import JobOutputs
 from unveil.server.jobs.queue import Queue
-from unveil.server.jobs.uploads import FOLDER, Inputs
+from unveil.server.jobs.uploads import FOLDER, UploadStore
 from unveil.server.jobs.worker import Worker
 from unveil.server.jobs.worker_main import MADE
 
 
 @pytest.fixture
 def queue(tmp_path) -> Queue:
-    return Queue(tmp_path / "service", Limits(waiting=100, each=100))
+    return Queue(tmp_path / "service", QueueLimits(waiting=100, each=100))
 
 
 @pytest.fixture
-def results(queue: Queue) -> Results:
-    return Results(queue.folder / MADE)
+def results(queue: Queue) -> JobOutputs:
+    return JobOutputs(queue.folder / MADE)
 
 
 @pytest.fixture
-def worker(queue: Queue, results: Results) -> Worker:
-    return Worker("w", queue, results, kinds(queue.folder, "cpu"))
+def worker(queue: Queue, results: JobOutputs) -> Worker:
+    return Worker("w", queue, results, job_handlers(queue.folder, "cpu"))
 
 
 @pytest.fixture
-def inputs(queue: Queue) -> Inputs:
-    return Inputs(queue.folder / FOLDER)
+def inputs(queue: Queue) -> UploadStore:
+    return UploadStore(queue.folder / FOLDER)
 
 
 def done(queue: Queue, worker: Worker, kind: str = PICTURES, **request: Any) -> Job:
     id = queue.submit(kind, request).id
-    worker.one()
+    worker.run_next()
     job = queue.get(id)
     assert job is not None
     return job

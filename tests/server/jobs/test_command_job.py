@@ -12,9 +12,9 @@ import torch
 from tests.server.jobs.conftest import done
 from unveil.io.images import png
 from unveil.server.jobs.catalog import Catalog
-from unveil.server.jobs.command_job import CAPTION, CHECK, CONVERT, EVALUATE, LOG, TRAIN, reader
-from unveil.server.jobs.job_types import weighed
-from unveil.server.jobs.uploads import Inputs
+from unveil.server.jobs.command_job import CAPTION, CHECK, CONVERT, EVALUATE, LOG, TRAIN, request_reader
+from unveil.server.jobs.job_types import job_cost
+from unveil.server.jobs.uploads import UploadStore
 from unveil.types import RecipeError
 
 TINY = {"recipe": "ddpm-digits", "run": "mine", "small": True}
@@ -110,7 +110,7 @@ def test_what_a_command_says_is_wrong_is_why_the_job_failed(queue, worker, folde
 )
 def test_a_request_that_cannot_be_is_refused_before_it_waits(kind, wrong, said: str):
     with pytest.raises(RecipeError, match=said):
-        reader(kind)(wrong)
+        request_reader(kind)(wrong)
 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc", ".", "..", "shapes/../../secret", "link", "none", ".hidden"])
@@ -124,9 +124,9 @@ def test_a_folder_outside_of_the_data_folder_is_none(queue, worker, folder: Path
 
 
 def test_no_run_and_no_model_is_named_like_one_that_is_there(tmp_path: Path):
-    catalog, inputs = Catalog(tmp_path / "runs"), Inputs(tmp_path / "inputs")
+    catalog, inputs = Catalog(tmp_path / "runs"), UploadStore(tmp_path / "inputs")
     with pytest.raises(RecipeError, match="there is a model of this name; call the run 'ddpm-digits-2'"):
-        weighed(TRAIN, {**TINY, "run": "ddpm-digits"}, catalog, inputs)
+        job_cost(TRAIN, {**TINY, "run": "ddpm-digits"}, catalog, inputs)
     with pytest.raises(RecipeError, match="name 'playground-video': there is a model of this name"):
-        weighed(CONVERT, {"model": "ddpm-digits", "name": "playground-video"}, catalog, inputs)
-    assert weighed(TRAIN, TINY, catalog, inputs) > 0  # control
+        job_cost(CONVERT, {"model": "ddpm-digits", "name": "playground-video"}, catalog, inputs)
+    assert job_cost(TRAIN, TINY, catalog, inputs) > 0  # control

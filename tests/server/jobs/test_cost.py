@@ -11,8 +11,8 @@ import torch
 from unveil.io.images import png
 from unveil.server.jobs.catalog import RUNS, Catalog
 from unveil.server.jobs.image_job import PICTURES
-from unveil.server.jobs.job_types import OverBudget, weighed
-from unveil.server.jobs.uploads import Inputs
+from unveil.server.jobs.job_types import JobTooLarge, job_cost
+from unveil.server.jobs.uploads import UploadStore
 from unveil.server.jobs.video_job import CLIPS
 from unveil.types import RecipeError
 
@@ -22,12 +22,12 @@ PC = {"sampler": "pc-reverse-diffusion"}
 
 
 @pytest.fixture
-def cost(queue, inputs: Inputs):
+def cost(queue, inputs: UploadStore):
     """What a request for pictures costs, in calls of the network; the model itself makes 20 steps."""
 
     def weigh(sampling: Mapping[str, Any], budget: float | None = None, **more: Any) -> float:
         asked = {"model": "ddpm-digits", "width": SIDE, "height": SIDE, "sampling": sampling, **more}
-        return weighed(PICTURES, asked, Catalog(queue.folder / RUNS), inputs, budget) / PIXELS
+        return job_cost(PICTURES, asked, Catalog(queue.folder / RUNS), inputs, budget) / PIXELS
 
     return weigh
 
@@ -60,8 +60,8 @@ def test_a_sampler_that_chooses_its_steps_costs_no_less_than_it_takes(cost):
 
 
 @pytest.mark.parametrize(("verb", "steps", "calls"), [("inpaint", 250, 2410), ("outpaint", 50, 410)])
-def test_going_back_and_forth_costs_each_time(cost, inputs: Inputs, verb: str, steps: int, calls: int):
-    sent = inputs.keep(png(torch.zeros(1, 28, 28, dtype=torch.uint8))).name
+def test_going_back_and_forth_costs_each_time(cost, inputs: UploadStore, verb: str, steps: int, calls: int):
+    sent = inputs.store(png(torch.zeros(1, 28, 28, dtype=torch.uint8))).name
     change = {"verb": verb, "picture": sent, **({"mask": sent} if verb == "inpaint" else {})}
     plain, again = (cost({"steps": steps}, change={**change, "method": way}) for way in ("replace", "repaint"))
     assert (plain, again) == (pytest.approx(steps), pytest.approx(calls))
@@ -77,7 +77,7 @@ def test_going_back_and_forth_costs_each_time(cost, inputs: Inputs, verb: str, s
     ],
 )
 def test_what_is_over_the_budget_is_refused_however_it_is_said(cost, sampling):
-    with pytest.raises(OverBudget, match="megapixel calls, and a job may be 5"):
+    with pytest.raises(JobTooLarge, match="megapixel evaluations, and a job may take 5"):
         cost(sampling, budget=5.0)
     assert cost({"steps": 100}, budget=5.0) == pytest.approx(100)  # control
 
@@ -85,8 +85,8 @@ def test_what_is_over_the_budget_is_refused_however_it_is_said(cost, sampling):
 @pytest.mark.parametrize(
     ("sampling", "said"),
     [
-        ({"steps": 10**9}, "1e[+]09 calls of the network for a sample; at most 100,000"),
-        ({"steps": 20, **PC, "options": {"corrections": 9_000}}, "1.8e[+]05 calls"),
+        ({"steps": 10**9}, "1e[+]09 network evaluations per sample; at most 100,000"),
+        ({"steps": 20, **PC, "options": {"corrections": 9_000}}, "1.8e[+]05 network"),
         ({**PC, "options": {"corrections": 10**9}}, "corrections = 1000000000: must be a whole number from 0"),
         ({**PC, "options": {"corrections": 1.5}}, "a valid integer"),
         ({**PC, "options": {"corrections": -1}}, "a whole number"),
@@ -109,7 +109,7 @@ def test_settings_with_which_no_run_would_end_are_refused(cost, sampling, said: 
         cost(sampling)
 
 
-def test_a_clip_costs_its_frames(queue, inputs: Inputs):
+def test_a_clip_costs_its_frames(queue, inputs: UploadStore):
     asked = {"prompt": "a ring", "frames": 8, "width": 16, "height": 16, "sampling": {"steps": 5}}
-    found = weighed(CLIPS, asked, Catalog(queue.folder / RUNS), inputs)
+    found = job_cost(CLIPS, asked, Catalog(queue.folder / RUNS), inputs)
     assert found == pytest.approx(5 * 8 * 16 * 16 / 1e6)

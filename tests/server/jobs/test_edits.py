@@ -13,8 +13,8 @@ from PIL import Image
 from tests.server.jobs.conftest import done
 from unveil.cli.commands import run
 from unveil.io.images import png
-from unveil.server.jobs.image_job import PICTURES, pictures_of
-from unveil.server.jobs.worker import Report
+from unveil.server.jobs.image_job import PICTURES, image_files
+from unveil.server.jobs.worker import JobProgress
 
 STEPS = {"steps": 3}
 
@@ -47,9 +47,9 @@ def test_an_edit_is_the_one_of_the_command_line(
     queue, results, worker, inputs, digit: Path, tmp_path: Path, monkeypatch, change, options
 ):
     monkeypatch.chdir(tmp_path)
-    sent = {"picture": inputs.keep(digit.read_bytes()).name}
+    sent = {"picture": inputs.store(digit.read_bytes()).name}
     if change["verb"] == "inpaint":
-        sent["mask"] = inputs.keep((tmp_path / "mask.png").read_bytes()).name
+        sent["mask"] = inputs.store((tmp_path / "mask.png").read_bytes()).name
     job = done(queue, worker, model="ddpm-digits", label="3", seed=2, sampling=STEPS, change={**change, **sent})
     assert job.error is None
     command = [change["verb"], "ddpm-digits", "digit.png", "--label", "3", "--seed", "2", "--steps", "3", *options]
@@ -60,7 +60,7 @@ def test_an_edit_is_the_one_of_the_command_line(
 
 
 def test_several_of_one_picture_differ_and_show_what_is_on_its_way(queue, results, worker, inputs, digit: Path):
-    change = {"verb": "img2img", "picture": inputs.keep(digit.read_bytes()).name}
+    change = {"verb": "img2img", "picture": inputs.store(digit.read_bytes()).name}
     job = done(queue, worker, model="ddpm-digits", label="3", count=3, sampling=STEPS, change=change)
     made = [name for name in job.outputs if name != "sheet.png"]
     assert len({pixels(results.file(job.id, name)).tobytes() for name in made}) == 3
@@ -68,17 +68,17 @@ def test_several_of_one_picture_differ_and_show_what_is_on_its_way(queue, result
 
 
 def test_an_edit_whose_worker_died_is_made_by_the_next_one(queue, results, worker, inputs, digit: Path):
-    change = {"verb": "img2img", "picture": inputs.keep(digit.read_bytes()).name}
+    change = {"verb": "img2img", "picture": inputs.store(digit.read_bytes()).name}
     asked = {"model": "ddpm-digits", "label": "3", "sampling": STEPS, "change": change}
     id = queue.submit(PICTURES, asked).id
-    dead = Report(queue, queue.take("dead"), "dead")
+    dead = JobProgress(queue, queue.claim("dead"), "dead")
     dead.preview(digit.read_bytes())  # and no more: killed
     queue.reclaim("dead")
     assert dead.preview_file.exists()
-    assert worker.one()
+    assert worker.run_next()
     job = queue.get(id)
     assert (job.state, job.error, job.attempts) == ("completed", None, 2)
-    assert len(pictures_of(results.read(id))) == 1
+    assert len(image_files(results.read(id))) == 1
     assert not dead.preview_file.exists()
 
 

@@ -16,13 +16,13 @@ import pytest
 
 from unveil.server.jobs import command_process
 from unveil.server.jobs.catalog import Catalog
-from unveil.server.jobs.command_job import CHECK, LOG, TRAIN, Command
+from unveil.server.jobs.command_job import CHECK, LOG, TRAIN, CommandJob
 from unveil.server.jobs.command_process import CHILDREN
-from unveil.server.jobs.outputs import Results
+from unveil.server.jobs.outputs import JobOutputs
 from unveil.server.jobs.queue import Queue
 from unveil.server.jobs.service import Service, serving
-from unveil.server.jobs.worker import LOGS, Report, Worker, log_of
-from unveil.server.jobs.worker_pool import Crew
+from unveil.server.jobs.worker import LOGS, JobProgress, Worker, log_path
+from unveil.server.jobs.worker_pool import WorkerPool
 from unveil.types import OutOfResources
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are known by /proc")
@@ -75,8 +75,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def own(queue: Queue, results: Results) -> Worker:
-    kinds = {kind: Command(kind, Catalog(queue.folder / "runs"), "cpu") for kind in (TRAIN, CHECK)}
+def own(queue: Queue, results: JobOutputs) -> Worker:
+    kinds = {kind: CommandJob(kind, Catalog(queue.folder / "runs"), "cpu") for kind in (TRAIN, CHECK)}
     return Worker("w", queue, results, kinds)
 
 
@@ -113,10 +113,10 @@ def begun(call: Callable[..., object], *given: object) -> threading.Thread:
 def test_what_a_command_that_failed_said_is_kept_and_whose_fault_it_was(queue, own, says, end: str, fault: str):
     says(f"import os, sys; print('begun'); print('error: so it is', flush=True); {end}")
     id = queue.submit(TRAIN, ASK).id
-    own.one()
+    own.run_next()
     job = queue.get(id)
     assert (job.state, job.error, job.fault) == ("failed", "so it is", fault)
-    assert log_of(queue.folder, id).read_text() == "begun\nerror: so it is\n"
+    assert log_path(queue.folder, id).read_text() == "begun\nerror: so it is\n"
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_what_a_command_that_failed_said_is_kept_and_whose_fault_it_was(queue, o
 def test_a_command_that_fails_by_a_fault_of_ours_or_says_nothing_is_the_server_s(queue, own, says, program, why):
     says(program)
     id = queue.submit(TRAIN, ASK).id
-    own.one()
+    own.run_next()
     assert why in queue.get(id).error
     assert queue.get(id).fault == "server"
 
@@ -140,9 +140,9 @@ def test_what_a_command_says_is_read_while_it_runs_after_it_was_cancelled_and_un
     says(SAVES)
     with serving(tmp_path / "service", "here", ()) as service:
         catalog = Catalog(service.queue.folder / "runs")
-        worker = Worker("w", service.queue, service.results, {TRAIN: Command(TRAIN, catalog, "cpu")})
+        worker = Worker("w", service.queue, service.results, {TRAIN: CommandJob(TRAIN, catalog, "cpu")})
         id = service.submit(TRAIN, ASK).id
-        thread = begun(worker.one)
+        thread = begun(worker.run_next)
         until(lambda: service.log(id) == b"step 1/2\n" and (place / "begun").exists())
         assert service.queue.get(id).state == "running"
         service.queue.cancel(id)
@@ -167,7 +167,7 @@ def test_a_command_that_somebody_ends_is_gone_on_with_and_its_log_too(queue, res
     os.kill(json.loads(note.read_text())["pid"], signal.SIGTERM)
     thread.join()
     assert (queue.get(id).state, queue.get(id).attempts, queue.get(id).error) == ("queued", 1, None)
-    own.one()
+    own.run_next()
     assert queue.get(id).state == "completed"
     assert results.file(id, LOG).read_text() == "step 1/2\nsaving\nstep 1/2\n"
     assert not note.exists()
@@ -176,22 +176,22 @@ def test_a_command_that_somebody_ends_is_gone_on_with_and_its_log_too(queue, res
 def test_a_command_that_is_ended_each_time_has_failed_in_the_end(queue, own, says):
     says("import os; os.kill(os.getpid(), 15)")
     id = queue.submit(TRAIN, ASK).id
-    own.one()
-    own.one()
-    assert (queue.get(id).state, queue.get(id).error) == ("failed", "its command was told to end; tried 2 times")
+    own.run_next()
+    own.run_next()
+    assert (queue.get(id).state, queue.get(id).error) == ("failed", "its command was interrupted; tried 2 times")
 
 
 def test_the_end_of_a_server_waits_until_a_command_has_saved_and_the_next_one_goes_on(queue, place, monkeypatch):
     """And that a server that is stopped again and again is no fault of the job."""
     monkeypatch.setenv("SAVING", "1")
     id = queue.submit(TRAIN, ASK).id
-    crew = Crew(queue, ["cpu"], lambda folder, name, device: [sys.executable, "-c", WORKER, str(folder), name])
+    crew = WorkerPool(queue, ["cpu"], lambda folder, name, device: [sys.executable, "-c", WORKER, str(folder), name])
     crew.start()
     until((place / "begun").exists)
     crew.stop(seconds=0.5)
     assert (place / "saved").exists()
     assert (queue.get(id).state, queue.get(id).attempts) == ("queued", 0)
-    again = Crew(queue, ["cpu"], lambda folder, name, device: [sys.executable, "-c", WORKER, str(folder), name])
+    again = WorkerPool(queue, ["cpu"], lambda folder, name, device: [sys.executable, "-c", WORKER, str(folder), name])
     again.start()
     until(lambda: queue.get(id).state == "completed")
     again.stop()
@@ -206,7 +206,7 @@ def test_what_a_killed_worker_left_saving_is_waited_for(queue, own, place, says,
         first.kill()
     assert not (place / "saved").exists()  # control: it is saving now
     queue.reclaim("first")
-    own.one()  # which fails where nothing is saved yet
+    own.run_next()  # which fails where nothing is saved yet
     assert queue.get(id).state == "completed"
     assert list((queue.folder / CHILDREN).iterdir()) == []
 
@@ -215,13 +215,13 @@ def test_a_full_disk_does_not_end_a_command(queue, own, place, says, monkeypatch
     says("import time; print('1/2', flush=True); time.sleep(0.8); print('trained')")
     tried: list[int] = []
 
-    def full(report: Report, done: int | None = None, total: int | None = None) -> None:
+    def full(report: JobProgress, done: int | None = None, total: int | None = None) -> None:
         tried.append(1)
         raise OutOfResources("the disk is full")
 
-    monkeypatch.setattr(Report, "beat", full)
+    monkeypatch.setattr(JobProgress, "heartbeat", full)
     id = queue.submit(TRAIN, ASK).id
-    own.one()
+    own.run_next()
     assert tried
     assert queue.get(id).state == "completed"
 
@@ -229,13 +229,13 @@ def test_a_full_disk_does_not_end_a_command(queue, own, place, says, monkeypatch
 def test_a_command_is_told_to_end_before_it_is_killed_whatever_went_wrong(queue, own, place, says, monkeypatch):
     says(SAVES)
 
-    def breaks(report: Report, done: int, total: int) -> None:
+    def breaks(report: JobProgress, done: int, total: int) -> None:
         if (place / "begun").exists():
             raise ZeroDivisionError
 
-    monkeypatch.setattr(Report, "step", breaks)
+    monkeypatch.setattr(JobProgress, "step", breaks)
     id = queue.submit(TRAIN, ASK).id
-    own.one()
+    own.run_next()
     assert queue.get(id).fault == "server"
     assert (place / "saved").exists()
 
@@ -245,15 +245,15 @@ def test_a_workers_log_keeps_what_the_one_before_it_said_and_stays_short(queue, 
 
     monkeypatch.setattr(crews, "LOG_BYTES", 2000)
     script = "import sys; print('a' * 300); print('the driver'); print('is gone', flush=True); sys.exit(3)"
-    crew = Crew(queue, ["cpu"], lambda folder, name, device: [sys.executable, "-c", script])
+    crew = WorkerPool(queue, ["cpu"], lambda folder, name, device: [sys.executable, "-c", script])
     id = queue.submit("any", {}).id
     names: list[str] = []
     while queue.get(id).state != "failed":
-        crew.look()
+        crew.check()
         for name in crew.names():
             if name not in names:
                 names.append(name)
-                assert queue.take(name) is not None
+                assert queue.claim(name) is not None
         time.sleep(0.02)
     crew.stop(0.1)
     file = queue.folder / LOGS / "cpu.log"
@@ -261,8 +261,8 @@ def test_a_workers_log_keeps_what_the_one_before_it_said_and_stays_short(queue, 
     assert file.read_text().count("is gone") >= 2  # that of the first one is kept
     assert queue.get(id).error.endswith("the driver\nis gone; tried 2 times")
     file.write_text("b" * 3000 + "the end\n")
-    again = Crew(queue, ["cpu"], lambda folder, name, device: [sys.executable, "-c", ""])
-    again.look()
+    again = WorkerPool(queue, ["cpu"], lambda folder, name, device: [sys.executable, "-c", ""])
+    again.check()
     again.stop(0.1)
     assert len(file.read_bytes()) < 1500
     assert "the end\n" in file.read_text()
@@ -274,7 +274,7 @@ def test_a_worker_leaves_a_damaged_table_where_it_is_and_the_server_says_so(tmp_
         for end in ("-wal", "-shm"):
             (tmp_path / f"jobs.sqlite3{end}").unlink(missing_ok=True)
         (tmp_path / "jobs.sqlite3").write_bytes(b"nonsense" * 1000)
-        until(lambda: service.crew.damaged)
+        until(lambda: service.workers.damaged)
     assert list(tmp_path.glob("*.damaged-*")) == []
     table = (tmp_path / "jobs.sqlite3").read_bytes()
     command = [sys.executable, "-m", "unveil.server.jobs.worker_main", str(tmp_path), "w", "cpu"]
@@ -290,9 +290,9 @@ def test_a_worker_leaves_a_damaged_table_where_it_is_and_the_server_says_so(tmp_
 
 
 def test_a_worker_that_finds_the_table_damaged_is_believed(queue):
-    crew = Crew(queue, ["cpu"], lambda folder, name, device: [sys.executable, "-c", "import sys; sys.exit(6)"])
+    crew = WorkerPool(queue, ["cpu"], lambda folder, name, device: [sys.executable, "-c", "import sys; sys.exit(6)"])
     assert not crew.damaged
-    until(lambda: crew.look() or crew.damaged)
+    until(lambda: crew.check() or crew.damaged)
     crew.stop(0.1)
 
 
@@ -305,7 +305,7 @@ def test_files_that_nobody_needs_go_while_the_server_runs(tmp_path, monkeypatch)
         old.write_bytes(b"")
         os.utime(old, (1, 1))
         runs, ended = (service.submit("any", {}).id for _ in range(2))
-        assert service.queue.take("w").id == runs
+        assert service.queue.claim("w").id == runs
         parts = [service.results.folder / f".{id}.0123abcd.part" for id in (runs, ended)]
         for part in parts:
             part.mkdir(parents=True)

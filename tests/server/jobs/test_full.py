@@ -11,13 +11,13 @@ import pytest
 from tests.server.jobs.disk import Disk, no_file_above
 from tests.server.jobs.test_queue import Clock
 from unveil.server.jobs import sqlite_store
-from unveil.server.jobs.job import Limits
-from unveil.server.jobs.outputs import Results
+from unveil.server.jobs.job import QueueLimits
+from unveil.server.jobs.outputs import JobOutputs
 from unveil.server.jobs.queue import FILE, Queue
 from unveil.server.jobs.service import serving
-from unveil.server.jobs.uploads import Inputs
+from unveil.server.jobs.uploads import UploadStore
 from unveil.server.jobs.worker import Worker
-from unveil.server.jobs.worker_pool import Crew
+from unveil.server.jobs.worker_pool import WorkerPool
 from unveil.types import OutOfResources
 
 
@@ -42,7 +42,7 @@ def test_a_queue_that_cannot_grow_says_what_to_do_and_keeps_what_it_has(tmp_path
         return table
 
     monkeypatch.setattr(sqlite_store, "connect", small)
-    queue, taken = Queue(tmp_path, Limits(100, 100)), list[str]()
+    queue, taken = Queue(tmp_path, QueueLimits(100, 100)), list[str]()
 
     def fill() -> None:
         for _ in range(100):
@@ -53,7 +53,7 @@ def test_a_queue_that_cannot_grow_says_what_to_do_and_keeps_what_it_has(tmp_path
     assert 0 < len(taken) < 100
     assert [job.id for job in queue.jobs()] == taken
     monkeypatch.setattr(sqlite_store, "connect", real)
-    assert Queue(tmp_path).take("w").id == taken[0]
+    assert Queue(tmp_path).claim("w").id == taken[0]
 
 
 def test_a_job_that_ends_while_the_disk_is_full_has_ended_so_when_there_is_room(tmp_path: Path, disk: Disk):
@@ -63,12 +63,12 @@ def test_a_job_that_ends_while_the_disk_is_full_has_ended_so_when_there_is_room(
         calls.append(request["prompt"])
         go.wait(20)
         if request["prompt"] == "fails":
-            report.beat()
+            report.heartbeat()
         (folder / "0.txt").write_text(request["prompt"])
 
     ids = [queue.submit("picture", {"prompt": word}).id for word in ("fails", "is made")]
     over = threading.Event()
-    worker = Worker("w", queue, Results(tmp_path / "made"), {"picture": draws})
+    worker = Worker("w", queue, JobOutputs(tmp_path / "made"), {"picture": draws})
     thread = threading.Thread(target=worker.run, args=(over.is_set,))
     thread.start()
     try:
@@ -92,7 +92,7 @@ def test_what_waits_is_taken_once_that_can_be_written(tmp_path: Path, disk: Disk
     queue, over = Queue(tmp_path), threading.Event()
     id = queue.submit("picture", {}).id
     disk.full = True
-    worker = Worker("w", queue, Results(tmp_path / "made"), {"picture": lambda request, folder, report: None})
+    worker = Worker("w", queue, JobOutputs(tmp_path / "made"), {"picture": lambda request, folder, report: None})
     thread = threading.Thread(target=worker.run, args=(over.is_set,))
     thread.start()
     try:
@@ -116,21 +116,21 @@ def test_a_table_that_is_there_is_opened_without_a_change(tmp_path: Path):
 
 def test_nobody_is_taken_for_dead_because_the_disk_was_full(tmp_path: Path, disk: Disk):
     clock = Clock()
-    queue = Queue(tmp_path, Limits(lease=10.0), clock)
-    crew = Crew(queue, ())
+    queue = Queue(tmp_path, QueueLimits(lease=10.0), clock)
+    crew = WorkerPool(queue, ())
     id = queue.submit("picture", {}).id
-    queue.take("w")
+    queue.claim("w")
     disk.full = True
     clock.now += 60
-    crew.look()
+    crew.check()
     disk.full = False
-    crew.look()
+    crew.check()
     assert queue.get(id).state == "running"
     clock.now += 9
-    crew.look()
+    crew.check()
     assert queue.get(id).state == "running"
     clock.now += 2  # from then on it counts as ever
-    crew.look()
+    crew.check()
     assert queue.get(id).state == "queued"
 
 
@@ -141,8 +141,8 @@ def test_the_queue_takes_the_room_that_it_needs_beforehand(tmp_path: Path):
         queue, sizes = service.queue, [file.stat().st_size for file in files]
         for number in range(100):
             id = service.submit("picture", {"prompt": "a red ring", "seed": number}).id
-            assert queue.take("w").id == id
-            queue.beat(id, "w", 1, 4)
+            assert queue.claim("w").id == id
+            queue.heartbeat(id, "w", 1, 4)
             queue.fail(id, "w", "the disk is full")
             assert service.delete(id) or number % 2
         assert [file.stat().st_size for file in files] == sizes
@@ -160,7 +160,7 @@ def test_a_server_begins_on_a_full_disk_to_be_told_what_to_delete(tmp_path: Path
 
 
 def test_a_clip_that_finds_no_room_is_refused_with_the_reason_and_not_kept(tmp_path: Path):
-    inputs = Inputs(tmp_path)
+    inputs = UploadStore(tmp_path)
     with no_file_above(1 << 20), pytest.raises(OutOfResources, match=r"the disk is full .*; free some space"):
-        inputs.keep(b"GIF89a" + bytes(2 << 20))
+        inputs.store(b"GIF89a" + bytes(2 << 20))
     assert not list(tmp_path.iterdir())

@@ -12,7 +12,7 @@ from tests.checkpoints import tiny_sd
 from tests.server.jobs.conftest import done
 from unveil.io.safetensors_io import write_tensors
 from unveil.server.jobs.catalog import Catalog
-from unveil.server.jobs.gallery import found, request_of, steered_by
+from unveil.server.jobs.gallery import controlnets_used, request_from_metadata, search
 from unveil.server.jobs.image_job import read_request
 from unveil.server.jobs.video_job import CLIPS
 from unveil.tasks.metadata import read_facts
@@ -40,7 +40,7 @@ def test_a_picture_is_drawn_again_from_its_file(queue, results, worker, catalog:
     job = done(queue, worker, **request_)
     assert job.error is None
     name = [one for one in job.outputs if one != "sheet.png"][-1]  # not the first of its seed, where there are several
-    again = request_of(read_facts(results.file(job.id, name)), catalog)
+    again = request_from_metadata(read_facts(results.file(job.id, name)), catalog)
     read_request(again)
     other = done(queue, worker, **again)
     assert other.error is None
@@ -54,17 +54,17 @@ def test_what_cannot_be_drawn_again_is_told(queue, results, worker, catalog: Cat
     job = done(queue, worker, model="ddpm-digits", label="7", sampling=STEPS)
     facts = read_facts(results.file(job.id, job.outputs[0]))
     for change, said in (
-        ({"task": {"verb": "img2img"}}, "made by 'img2img' of another picture"),
-        ({"model": {"name": "../../etc"}}, "is not here"),
+        ({"task": {"verb": "img2img"}}, "made by 'img2img' from another image"),
+        ({"model": {"name": "../../etc"}}, "is not available"),
         ({"model": None}, "lacks"),
         ({"seed": "x"}, "lacks"),
-        ({"seed": 10**30}, "which requests cannot say"),
+        ({"seed": 10**30}, "out of range for requests"),
         ({"loras": [{"name": "a", "weight": "b"}]}, "lacks"),
         ({"loras": 3}, "lacks"),
-        ({"loras": [{"name": "style.safetensors", "weight": 1.0}]}, "LoRA 'style.safetensors' is not here"),
+        ({"loras": [{"name": "style.safetensors", "weight": 1.0}]}, "LoRA 'style.safetensors' is not available"),
     ):
         with pytest.raises(DataError, match=said):
-            request_of({**facts, **change}, catalog)
+            request_from_metadata({**facts, **change}, catalog)
 
 
 def test_the_loras_of_a_record_are_said_as_requests_say_them(queue, catalog: Catalog, tmp_path, monkeypatch):
@@ -77,7 +77,9 @@ def test_the_loras_of_a_record_are_said_as_requests_say_them(queue, catalog: Cat
     facts = {"model": {"name": names[0]}, "seed": 0, "sample": 0}
 
     def said(*recorded: str) -> list[str]:
-        return request_of({**facts, "loras": [{"name": one, "weight": 0.5} for one in recorded]}, catalog)["loras"]
+        return request_from_metadata({**facts, "loras": [{"name": one, "weight": 0.5} for one in recorded]}, catalog)[
+            "loras"
+        ]
 
     assert said("style.safetensors", "style.safetensors 1") == ["style:0.5", "style:0.5"]
     assert said("ink.safetensors") == ["art/ink:0.5"]
@@ -87,9 +89,9 @@ def test_the_loras_of_a_record_are_said_as_requests_say_them(queue, catalog: Cat
 
 
 def test_the_controlnets_of_a_record_are_named_whatever_it_holds():
-    assert steered_by({"controls": [{"name": "edges", "weight": 1.0}, {"name": "depth"}]}) == ["edges", "depth"]
+    assert controlnets_used({"controls": [{"name": "edges", "weight": 1.0}, {"name": "depth"}]}) == ["edges", "depth"]
     for odd in (None, 3, "edges", [3, {"weight": 1}], {"name": "edges"}):
-        assert steered_by({"controls": odd}) == []
+        assert controlnets_used({"controls": odd}) == []
 
 
 def test_jobs_are_found_by_all_words_that_they_say(queue, worker):
@@ -104,11 +106,11 @@ def test_jobs_are_found_by_all_words_that_they_say(queue, worker):
         )
     ]
     for id in ids:
-        queue.take("w")
+        queue.claim("w")
         queue.complete(id, "w", [])
 
     def of(words: str = "", **part: Any) -> list[str]:
-        return [job.id for job in found(queue, words, **part)[0]]
+        return [job.id for job in search(queue, words, **part)[0]]
 
     assert of() == [ids[4], ids[2], ids[1], ids[0]]
     assert of("Red") == [ids[2], ids[0]]
@@ -117,4 +119,4 @@ def test_jobs_are_found_by_all_words_that_they_say(queue, worker):
     assert of("\u00e4 \u7ea2") == of("\u00c4") == [ids[4]]
     assert of("%") == of('"') == of("prompt") == of("green") == of(owner="nobody") == []
     assert of(begin=1, most=2) == [ids[2], ids[1]]
-    assert found(queue, "ring", most=1)[1] == 2
+    assert search(queue, "ring", limit=1)[1] == 2

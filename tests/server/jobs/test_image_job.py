@@ -14,7 +14,7 @@ from PIL import Image
 from tests.server.jobs.conftest import done
 from unveil.cli.commands import run
 from unveil.server.jobs.image_job import PICTURES, read_request
-from unveil.server.jobs.worker_pool import LOGS, Crew
+from unveil.server.jobs.worker_pool import LOGS, WorkerPool
 from unveil.tasks.metadata import read_facts
 from unveil.types import RecipeError
 
@@ -59,7 +59,7 @@ def test_words_are_made_dense_unless_that_is_unwanted_and_no_word_is_a_setting(q
         ({"seed": -1}, "seed"),
         ({"prompt": "a" * 10_001}, "prompt"),
         ({"width": 0, "height": 32}, "width"),
-        ({"width": 28}, "width and height: give both, or neither"),
+        ({"width": 28}, "width and height: give both or none"),
         ({"prompt": "a\0ring"}, "prompt"),
         ({"prompt": "a\ud800ring"}, "prompt"),
         ({"model": "x\0"}, "model"),
@@ -106,7 +106,7 @@ def until(met, seconds=90.0):
 
 def test_a_crew_works_replaces_the_dead_and_ends_with_its_jobs_kept(queue, results):
     """In processes of its own: a worker is killed in the middle of a job, which another one does."""
-    crew = Crew(queue, ["cpu"])
+    crew = WorkerPool(queue, ["cpu"])
     crew.start()
     try:
         first = queue.submit(PICTURES, SEVEN).id
@@ -135,15 +135,15 @@ def test_a_job_that_kills_every_worker_fails_with_its_last_words(queue):
     """And what comes after it is done: the control is the same worker without the poison."""
     script = (
         "import os, sys\nfrom pathlib import Path\nfrom unveil.server.jobs.queue import Queue\n"
-        "from unveil.server.jobs.outputs import Results\nfrom unveil.server.jobs.worker import Worker\n"
+        "from unveil.server.jobs.outputs import JobOutputs\nfrom unveil.server.jobs.worker import Worker\n"
         "def poison(request, folder, report):\n"
         "    print('the graphics driver is gone', flush=True); os.abort()\n"
         "def good(request, folder, report):\n    (folder / '0.txt').write_text('good')\n"
         "queue = Queue(Path(sys.argv[1]))\n"
-        "work = Worker(sys.argv[2], queue, Results(queue.folder / 'made'), {'poison': poison, 'good': good})\n"
+        "work = Worker(sys.argv[2], queue, JobOutputs(queue.folder / 'made'), {'poison': poison, 'good': good})\n"
         "work.run(lambda: False)\n"
     )
-    crew = Crew(queue, ["cpu"], lambda folder, name, device: [sys.executable, "-c", script, str(folder), name])
+    crew = WorkerPool(queue, ["cpu"], lambda folder, name, device: [sys.executable, "-c", script, str(folder), name])
     poison, good = queue.submit("poison", {}).id, queue.submit("good", {}).id
     crew.start()
     try:

@@ -12,7 +12,7 @@ import torch
 from unveil.cli.console import Console
 from unveil.cli.generation_options import Wish
 from unveil.server.jobs import model_cache
-from unveil.server.jobs.model_cache import Models
+from unveil.server.jobs.model_cache import ModelCache
 
 
 def placed(path: Path, content: str, second: int) -> Path:
@@ -42,12 +42,12 @@ def test_a_file_that_is_replaced_is_read_again(tmp_path: Path, monkeypatch: pyte
     picture = placed(tmp_path / "hint.png", "", 1000)
     steered = tuple(f"{one}={picture}:1:0-1" for one in (files["control"], files["folder"].parent))
     wish = Wish(str(files["model"]), loras=(f"{files['lora']}:0.5",), controls=steered)
-    kept, name = Models(), str(files["model"])
+    kept, name = ModelCache(), str(files["model"])
 
     for _ in range(2):
-        kept.opener(wish, name, Console())
+        kept.load(wish, name, Console())
     assert len(opened) == 1
     placed(files[what], "two", 2000)
     for _ in range(2):
-        kept.opener(wish, name, Console())
+        kept.load(wish, name, Console())
     assert len(opened) == 2

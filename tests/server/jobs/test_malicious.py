@@ -143,7 +143,7 @@ def test_nothing_that_is_in_them_is_run(queue, worker, inputs, tmp_path: Path, m
                 place.parent.mkdir(parents=True, exist_ok=True)
                 place.write_bytes(content(mark))
     (tmp_path / "models" / "checkpoints" / "link.safetensors").symlink_to("/etc/passwd")
-    hint = inputs.keep(png(torch.zeros(3, 28, 28, dtype=torch.uint8))).name
+    hint = inputs.store(png(torch.zeros(3, 28, 28, dtype=torch.uint8))).name
     names = [name.rpartition(".")[0] for name in FILES] + [*FOLDERS]
     base = {"model": "ddpm-digits", "label": "3", "sampling": {"steps": 1}}
     asked = [{**base, "model": name} for name in [*names, "link"]]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from unveil.server.jobs.job import Job
-from unveil.server.jobs.outputs import RECORD, Results
+from unveil.server.jobs.outputs import RECORD, JobOutputs
 from unveil.server.jobs.queue import Queue
 from unveil.types import DataError
 
@@ -20,7 +20,7 @@ ID = "00112233445566ff"
 
 @pytest.fixture
 def results(tmp_path):
-    return Results(tmp_path / "made")
+    return JobOutputs(tmp_path / "made")
 
 
 def job(id: str = ID, **changes: object) -> Job:
@@ -29,7 +29,7 @@ def job(id: str = ID, **changes: object) -> Job:
     )
 
 
-def make(results: Results, one: Job, **files: bytes) -> None:
+def make(results: JobOutputs, one: Job, **files: bytes) -> None:
     with results.writing(one) as folder:
         for name, content in (files or {"0.png": b"picture"}).items():
             (folder / name).write_bytes(content)
@@ -57,8 +57,8 @@ def test_what_fails_half_way_leaves_nothing(results):
 def test_what_a_killed_worker_left_is_swept_and_never_seen(results):
     script = (
         "import os, sys; from pathlib import Path; from unveil.server.jobs.job import Job\n"
-        "from unveil.server.jobs.outputs import Results\n"
-        f"with Results(Path(sys.argv[1])).writing(Job({ID!r}, 'picture', {{}})) as folder:\n"
+        "from unveil.server.jobs.outputs import JobOutputs\n"
+        f"with JobOutputs(Path(sys.argv[1])).writing(Job({ID!r}, 'picture', {{}})) as folder:\n"
         "    (folder / '0.png').write_bytes(b'half'); os.kill(os.getpid(), 9)\n"
     )
     done = subprocess.run([sys.executable, "-c", script, str(results.folder)], check=False)
@@ -84,33 +84,33 @@ def test_a_lost_table_is_made_again_from_what_is_there(results, tmp_path):
 def test_a_record_that_cannot_be_read_is_passed_over(results, content, caplog):
     make(results, job("ab" * 8))
     make(results, job())
-    record = results.of(ID) / RECORD
+    record = results.folder_of(ID) / RECORD
     record.unlink() if content is None else record.write_bytes(content)
     with caplog.at_level(logging.WARNING, logger="unveil"):
         assert [one.id for one in results.all()] == ["ab" * 8]
-    assert ("passed over" in caplog.text) == (content is not None)
+    assert ("skipped" in caplog.text) == (content is not None)
 
 
 def test_a_job_that_lacks_a_file_is_not_complete(results):
     make(results, job())
-    (results.of(ID) / "0.png").unlink()
+    (results.folder_of(ID) / "0.png").unlink()
     assert results.read(ID) is None
 
 
 @pytest.mark.parametrize("id", ["..", "", "../made", "/etc", ID + "/..", ID.upper(), "x" * 16, ID + "\n", "0" * 65])
 def test_no_other_folder_is_reached_by_a_jobs_name(results, id):
     make(results, job())
-    with pytest.raises(DataError, match="no job has such a name"):
-        results.of(id)
+    with pytest.raises(DataError, match="is not a job id"):
+        results.folder_of(id)
 
 
 @pytest.mark.parametrize("name", ["..", "../secret", "/etc/passwd", "", ".", RECORD, "0.png/", "./0.png"])
 def test_no_other_file_is_reached_by_a_files_name(results, name):
     make(results, job())
     (results.folder / "secret").write_text("secret")
-    with pytest.raises(DataError, match="made no file"):
+    with pytest.raises(DataError, match="has no output file"):
         results.file(ID, name)
-    with pytest.raises(DataError, match="made no file"):
+    with pytest.raises(DataError, match="has no output file"):
         results.file("ff" * 8, "0.png")
 
 
@@ -118,12 +118,12 @@ def test_a_name_of_ones_own_does_not_lead_out_of_the_folder(results, tmp_path):
     """A record that names a file elsewhere is none that was written here."""
     make(results, job())
     (tmp_path / "secret").write_text("secret")
-    record = results.of(ID) / RECORD
+    record = results.folder_of(ID) / RECORD
     record.write_text(record.read_text().replace('"0.png"', '"../../secret"'))
     with pytest.raises(DataError):
         results.file(ID, "../../secret")
     make(results, job("ab" * 8))
-    file = results.of("ab" * 8) / "0.png"
+    file = results.folder_of("ab" * 8) / "0.png"
     file.unlink()
     file.symlink_to(tmp_path / "secret")
     with pytest.raises(DataError):

@@ -13,9 +13,9 @@ import time
 import pytest
 
 from unveil.server.jobs import sqlite_store
-from unveil.server.jobs.job import Job, Limits
+from unveil.server.jobs.job import Job, QueueLimits
 from unveil.server.jobs.queue import FILE, Queue
-from unveil.server.jobs.sqlite_store import Part
+from unveil.server.jobs.sqlite_store import PageQuery
 from unveil.types import DataError, OutputError, QueueFull, RecipeError
 
 
@@ -31,7 +31,7 @@ class Clock:
 
 @pytest.fixture
 def queue(tmp_path):
-    return Queue(tmp_path / "q", Limits(waiting=6, each=4, attempts=2, lease=10.0), Clock())
+    return Queue(tmp_path / "q", QueueLimits(waiting=6, each=4, attempts=2, lease=10.0), Clock())
 
 
 def put(queue: Queue, *words: str, owner: str = "") -> list[str]:
@@ -39,7 +39,7 @@ def put(queue: Queue, *words: str, owner: str = "") -> list[str]:
 
 
 def taken(queue: Queue, count: int) -> list[str]:
-    found = [queue.take("w") for _ in range(count)]
+    found = [queue.claim("w") for _ in range(count)]
     return [job.request["prompt"] for job in found if job]
 
 
@@ -59,24 +59,24 @@ def test_a_job_comes_back_as_it_was_given(queue):
 
 
 def test_a_part_of_a_list_is_read_and_nothing_else(tmp_path, monkeypatch):
-    queue, read = Queue(tmp_path, Limits(waiting=500, each=500)), []
+    queue, read = Queue(tmp_path, QueueLimits(waiting=500, each=500)), []
     ids = [put(queue, str(number), owner="ab"[number % 2])[0] for number in range(200)]
     real = sqlite_store._job
     monkeypatch.setattr(sqlite_store, "_job", lambda *row: read.append(row) or real(*row))
     seen, after, more = [], None, True
     while more:
-        found, more = queue.page(Part("a", 30, after))
+        found, more = queue.page(PageQuery("a", 30, after))
         seen += [job.id for job in found]
         after = seen[-1]
         assert len(read) <= 31
         read.clear()
     assert seen == ids[::2][::-1]
-    found, more = queue.page(Part("b", 2, ids[1], newest=False, state="queued", kind="picture"))
+    found, more = queue.page(PageQuery("b", 2, ids[1], newest=False, state="queued", kind="picture"))
     assert ([job.id for job in found], more) == ([ids[3], ids[5]], True)
-    assert queue.page(Part("b", 2, kind="clip")) == ([], False)
+    assert queue.page(PageQuery("b", 2, kind="clip")) == ([], False)
     for other in (ids[0], "none"):
-        with pytest.raises(DataError, match="is none of them"):
-            queue.page(Part("b", 2, other))
+        with pytest.raises(DataError, match="is not a job of this list"):
+            queue.page(PageQuery("b", 2, other))
 
 
 def test_who_finds_nothing_to_do_waits_for_nobody_who_writes(queue):
@@ -85,7 +85,7 @@ def test_who_finds_nothing_to_do_waits_for_nobody_who_writes(queue):
     with sqlite3.connect(queue.file, isolation_level=None) as other:
         other.execute("BEGIN IMMEDIATE")
         begun = time.monotonic()
-        assert queue.take("w") is None
+        assert queue.claim("w") is None
         assert time.monotonic() - begun < 5  # a change waits for ten seconds
         other.execute("ROLLBACK")
 
@@ -95,7 +95,7 @@ def test_owners_take_turns(queue):
     put(queue, "b1", owner="b")
     put(queue, "c1", "c2", owner="c")
     waiting = {job.request["prompt"]: job.id for job in queue.jobs("queued")}
-    told = sorted(waiting, key=lambda word: queue.places()[waiting[word]].ahead)
+    told = sorted(waiting, key=lambda word: queue.positions()[waiting[word]].ahead)
     assert told == ["a1", "b1", "c1", "a2", "c2", "a3"]
     assert taken(queue, 6) == told
 
@@ -109,20 +109,20 @@ def test_who_comes_late_does_not_wait_behind_all_of_another(queue):
 
 def test_a_queue_takes_as_many_as_may_wait_and_not_one_more(queue):
     put(queue, "1", "2", "3", "4", owner="a")
-    with pytest.raises(QueueFull, match="4 jobs of yours"):
+    with pytest.raises(QueueFull, match="4 of your jobs"):
         put(queue, "5", owner="a")
     put(queue, "1", "2", owner="b")
-    with pytest.raises(QueueFull, match="6 jobs wait") as refused:
+    with pytest.raises(QueueFull, match="6 jobs are queued") as refused:
         put(queue, "3", owner="c")
     assert refused.value.seconds > 0
-    assert queue.take("w").owner == "a"
+    assert queue.claim("w").owner == "a"
     put(queue, "3", owner="c")  # what runs waits no longer
     with pytest.raises(QueueFull):
         put(queue, "4", owner="a")  # but is still one of its owner's
 
 
 def test_many_who_come_at_once_get_exactly_the_places_that_there_are(tmp_path):
-    queue = Queue(tmp_path, Limits(waiting=16, each=100))
+    queue = Queue(tmp_path, QueueLimits(waiting=16, each=100))
     refused, lock = [], threading.Lock()
 
     def come(number: int) -> None:
@@ -143,14 +143,14 @@ def test_many_who_come_at_once_get_exactly_the_places_that_there_are(tmp_path):
 
 
 def test_no_two_workers_get_the_same_job(tmp_path):
-    queue = Queue(tmp_path, Limits(waiting=60, each=60))
+    queue = Queue(tmp_path, QueueLimits(waiting=60, each=60))
     for number in range(60):
         queue.submit("picture", {"number": number})
     got: dict[str, list[str]] = {}
 
     def work(name: str) -> None:
         own = got.setdefault(name, [])
-        while job := queue.take(name):
+        while job := queue.claim(name):
             own.append(job.id)
 
     threads = [threading.Thread(target=work, args=(f"w{number}",)) for number in range(4)]
@@ -165,14 +165,14 @@ def test_no_two_workers_get_the_same_job(tmp_path):
 def test_a_job_is_completed_failed_or_cancelled_by_its_own_worker_alone(queue):
     first, second, third = put(queue, "a", "b", "c")
     for _ in range(3):
-        queue.take("w")
+        queue.claim("w")
     assert not queue.complete(first, "somebody", ["0.png"])
-    assert queue.beat(first, "somebody") == "not yours"
+    assert queue.heartbeat(first, "somebody") == "not yours"
     assert queue.complete(first, "w", ["0.png", "1.png"])
     assert queue.fail(second, "w", "no such model")
-    assert queue.stopped(third, "w")
+    assert queue.mark_cancelled(third, "w")
     assert not queue.fail(first, "w", "too late")
-    assert queue.beat(first, "w") == "not yours"
+    assert queue.heartbeat(first, "w") == "not yours"
     done, failed, cancelled = (queue.get(id) for id in (first, second, third))
     assert (done.state, done.outputs) == ("completed", ("0.png", "1.png"))
     assert (failed.state, failed.error) == ("failed", "no such model")
@@ -183,55 +183,55 @@ def test_a_job_is_completed_failed_or_cancelled_by_its_own_worker_alone(queue):
 
 def test_progress_is_seen_by_others(queue):
     (id,) = put(queue, "a")
-    queue.take("w")
-    assert queue.beat(id, "w", 3, 16) == "go on"
-    assert queue.beat(id, "w") == "go on"
+    queue.claim("w")
+    assert queue.heartbeat(id, "w", 3, 16) == "go on"
+    assert queue.heartbeat(id, "w") == "go on"
     seen = Queue(queue.folder).get(id)
     assert (seen.done, seen.total, seen.state, seen.attempts) == (3, 16, "running", 1)
 
 
 def test_a_job_that_waits_is_cancelled_at_once_and_one_that_runs_hears_of_it(queue):
     first, second = put(queue, "a", "b")
-    queue.take("w")
+    queue.claim("w")
     assert queue.cancel(second).state == "cancelled"
     assert queue.cancel(first).state == "running"
-    assert queue.beat(first, "w") == "stop"
-    assert queue.stopped(first, "w")
+    assert queue.heartbeat(first, "w") == "stop"
+    assert queue.mark_cancelled(first, "w")
     assert queue.cancel(first).state == "cancelled"  # twice changes nothing
-    assert queue.take("w") is None
+    assert queue.claim("w") is None
     assert queue.cancel("nobody's") is None
 
 
 def test_what_is_completed_stays_so(queue):
     (id,) = put(queue, "a")
-    queue.take("w")
+    queue.claim("w")
     queue.complete(id, "w", ["0.png"])
     assert queue.cancel(id).state == "completed"
 
 
 def test_a_worker_without_a_sign_of_life_loses_its_job_and_one_that_beats_keeps_it(queue):
     first, second = put(queue, "a", "b")
-    queue.take("dead")
-    queue.take("alive")
+    queue.claim("dead")
+    queue.claim("alive")
     queue._clock.now += 8
-    assert queue.beat(second, "alive") == "go on"
+    assert queue.heartbeat(second, "alive") == "go on"
     assert queue.reclaim() == []
     queue._clock.now += 8
     assert [job.id for job in queue.reclaim()] == [first]
     assert queue.get(second).state == "running"
-    assert queue.beat(first, "dead") == "not yours"
-    assert queue.take("next").id == first
+    assert queue.heartbeat(first, "dead") == "not yours"
+    assert queue.claim("next").id == first
     assert not queue.complete(first, "dead", ["late.png"])
 
 
 def test_a_job_that_kills_its_workers_is_tried_as_often_as_may_and_no_more(queue):
     poison, other = put(queue, "poison", "other")
-    assert queue.take("w1").id == poison
+    assert queue.claim("w1").id == poison
     assert [job.state for job in queue.reclaim("w1", "killed by signal 9")] == ["queued"]
-    assert queue.take("w2").id == poison  # it keeps its place
+    assert queue.claim("w2").id == poison  # it keeps its place
     (failed,) = queue.reclaim("w2", "killed by signal 9")
     assert (failed.state, failed.error) == ("failed", "killed by signal 9; tried 2 times")
-    assert queue.take("w3").id == other
+    assert queue.claim("w3").id == other
 
 
 def test_a_job_that_was_taken_back_keeps_its_place_before_others(queue):
@@ -244,27 +244,27 @@ def test_a_job_that_was_taken_back_keeps_its_place_before_others(queue):
 
 def test_a_cancelled_job_of_a_dead_worker_is_not_tried_again(queue):
     (id,) = put(queue, "a")
-    queue.take("w")
+    queue.claim("w")
     queue.cancel(id)
     assert [job.state for job in queue.reclaim("w")] == ["cancelled"]
 
 
 def test_who_begins_anew_takes_back_all_that_ran(queue):
     put(queue, "a", "b", "c")
-    queue.take("w1")
-    queue.take("w2")
+    queue.claim("w1")
+    queue.claim("w2")
     again = Queue(queue.folder, queue.limits)
     assert {job.request["prompt"] for job in again.recover()} == {"a", "b"}
-    assert [again.take("w").request["prompt"] for _ in range(3)] == ["a", "b", "c"]
+    assert [again.claim("w").request["prompt"] for _ in range(3)] == ["a", "b", "c"]
 
 
 def test_the_end_of_a_server_does_not_count_against_its_jobs(queue):
     (id,) = put(queue, "a")
     for _ in range(20):
-        queue.take("w")
+        queue.claim("w")
         assert [job.state for job in queue.recover()] == ["queued"]
     assert queue.get(id).attempts == 0
-    queue.take("w")
+    queue.claim("w")
     queue.cancel(id)
     assert [job.state for job in queue.recover()] == ["cancelled"]
 
@@ -291,21 +291,21 @@ def test_a_wait_is_foretold_from_the_time_of_those_before(queue, monkeypatch):
     monkeypatch.setattr("unveil.server.jobs.queue.time.time", lambda: now[0])
     for seconds in (8.0, 10.0, 12.0):
         queue.submit("picture", {}, cost=2.0)
-        job = queue.take("w")
+        job = queue.claim("w")
         now[0] += seconds
         queue.complete(job.id, "w", [])
     running = queue.submit("picture", {}, cost=4.0).id
     before, last = (queue.submit("picture", {}, cost=cost).id for cost in (6.0, 1.0))
-    assert queue.places()[running].seconds == 0
-    assert queue.take("w").id == running
-    assert running not in queue.places()
-    assert queue.places()[before].seconds == pytest.approx(20.0)  # 5 seconds for a unit of cost
-    assert queue.places()[last].seconds == pytest.approx(50.0)
-    assert queue.places(workers=2)[last].seconds == pytest.approx(25.0)
+    assert queue.positions()[running].seconds == 0
+    assert queue.claim("w").id == running
+    assert running not in queue.positions()
+    assert queue.positions()[before].seconds == pytest.approx(20.0)  # 5 seconds for a unit of cost
+    assert queue.positions()[last].seconds == pytest.approx(50.0)
+    assert queue.positions(workers=2)[last].seconds == pytest.approx(25.0)
     now[0] += 4.0
-    assert queue.places()[before].seconds == pytest.approx(16.0)
-    queue.beat(running, "w", 4, 8)  # its own progress says more than others' time
-    assert queue.places()[before].seconds == pytest.approx(4.0)
+    assert queue.positions()[before].seconds == pytest.approx(16.0)
+    queue.heartbeat(running, "w", 4, 8)  # its own progress says more than others' time
+    assert queue.positions()[before].seconds == pytest.approx(4.0)
 
 
 @pytest.mark.parametrize("harm", ["cut", "zeros", "text"])
@@ -349,7 +349,7 @@ def test_the_table_of_an_earlier_version_is_gone_on_with(queue):
         table.execute("PRAGMA user_version = 1")
     again = Queue(queue.folder)
     assert again.damaged is None
-    assert again.take("w").id == id
+    assert again.claim("w").id == id
     assert again.fail(id, "w", "the disk is full", "room")
     assert again.get(id).fault == "room"
 
@@ -372,12 +372,12 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 @pytest.mark.parametrize("wrong", [{"waiting": 0}, {"each": 0}, {"attempts": 0}, {"lease": 0}, {"lease": float("nan")}])
 def test_limits_that_let_nothing_through_are_refused(wrong):
     with pytest.raises(RecipeError, match=f"{next(iter(wrong))} = "):
-        Limits(**wrong)
+        QueueLimits(**wrong)
 
 
 def test_only_what_has_ended_is_forgotten(queue):
     first, second = put(queue, "a", "b")
-    queue.take("w")
+    queue.claim("w")
     assert not queue.forget(first)
     assert not queue.forget(second)
     queue.complete(first, "w", [])

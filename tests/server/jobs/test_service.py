@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from unveil.server.jobs import service as services
-from unveil.server.jobs.folder_lock import held
-from unveil.server.jobs.job import Limits
-from unveil.server.jobs.outputs import Results
+from unveil.server.jobs.folder_lock import folder_lock
+from unveil.server.jobs.job import QueueLimits
+from unveil.server.jobs.outputs import JobOutputs
 from unveil.server.jobs.queue import Queue
 from unveil.server.jobs.service import serving
 from unveil.server.jobs.worker_main import MADE
@@ -26,7 +26,7 @@ import os, sys, threading, time
 from pathlib import Path
 from unveil.server.jobs.worker_main import _end_with_parent
 from unveil.server.jobs.queue import Queue
-from unveil.server.jobs.outputs import Results
+from unveil.server.jobs.outputs import JobOutputs
 from unveil.server.jobs.worker import Worker
 
 def slow(request, folder, report):
@@ -37,16 +37,17 @@ def slow(request, folder, report):
 
 threading.Thread(target=_end_with_parent, daemon=True).start()
 queue = Queue(Path(sys.argv[1]))
-Worker(sys.argv[2], queue, Results(queue.folder / "made"), {"slow": slow}).run(lambda: False)
+Worker(sys.argv[2], queue, JobOutputs(queue.folder / "made"), {"slow": slow}).run(lambda: False)
 """
 SERVER = f"""
 import sys, time
 from pathlib import Path
 from unveil.server.jobs import service as services
-from unveil.server.jobs.worker_pool import Crew
-from unveil.server.jobs.job import Limits
-services.Crew = lambda queue, devices: Crew(queue, devices, lambda f, n, d: [sys.executable, "-c", {WORK!r}, str(f), n])
-with services.serving(Path(sys.argv[1]), "http://127.0.0.1:1", ("cpu",), Limits(100, 100)) as service:
+from unveil.server.jobs.worker_pool import WorkerPool
+from unveil.server.jobs.job import QueueLimits
+start = lambda folder, name, device: [sys.executable, "-c", {WORK!r}, str(folder), name]
+services.WorkerPool = lambda queue, devices: WorkerPool(queue, devices, start)
+with services.serving(Path(sys.argv[1]), "http://127.0.0.1:1", ("cpu",), QueueLimits(100, 100)) as service:
     print("ready", flush=True)
     while True:
         time.sleep(1)
@@ -71,21 +72,21 @@ def put(queue: Queue, word: str, steps: int = 10) -> str:
 
 
 def test_a_second_server_is_told_where_the_first_one_is(tmp_path):
-    with held(tmp_path, "http://127.0.0.1:7861"):
+    with folder_lock(tmp_path, "http://127.0.0.1:7861"):
         with (
             pytest.raises(OutputError, match=rf"http://127.0.0.1:7861 \(process {os.getpid()}\) serves this folder"),
-            held(tmp_path, "http://127.0.0.1:7862"),
+            folder_lock(tmp_path, "http://127.0.0.1:7862"),
         ):
             pass
-        with held(tmp_path / "other", "http://127.0.0.1:7862"):
+        with folder_lock(tmp_path / "other", "http://127.0.0.1:7862"):
             pass
-    with held(tmp_path, "http://127.0.0.1:7863"):
+    with folder_lock(tmp_path, "http://127.0.0.1:7863"):
         pass
 
 
 def test_a_folder_below_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="choose another folder"), held(tmp_path / "file" / "x", "here"):
+    with pytest.raises(OutputError, match="choose another folder"), folder_lock(tmp_path / "file" / "x", "here"):
         pass
 
 
@@ -93,7 +94,7 @@ def test_a_folder_below_a_file_is_refused(tmp_path):
 @pytest.mark.release
 @pytest.mark.parametrize("times", [6])
 def test_a_server_that_is_killed_again_and_again_loses_nothing_and_makes_nothing_twice(tmp_path, times):
-    queue = Queue(tmp_path, Limits(100, 100))
+    queue = Queue(tmp_path, QueueLimits(100, 100))
     ids = [put(queue, f"job {number}", steps=30) for number in range(12)]
     for _ in range(times):
         begun = time.monotonic()
@@ -109,7 +110,7 @@ def test_a_server_that_is_killed_again_and_again_loses_nothing_and_makes_nothing
     assert [job.id for job in jobs] == ids
     assert [job.ended for job in jobs] == sorted(job.ended for job in jobs)  # in their order
     assert [path.name for path in (tmp_path / MADE).iterdir() if path.name.startswith(".")] == []
-    results = Results(tmp_path / MADE)
+    results = JobOutputs(tmp_path / MADE)
     assert [results.file(id, "0.txt").read_text() for id in ids] == [f"job {number}" for number in range(12)]
     assert len(results.all()) == len(ids)
 
@@ -126,41 +127,41 @@ def test_a_damaged_table_is_made_again_from_what_was_made_and_that_is_said(tmp_p
     queue.file.write_bytes(b"nonsense" * 1000)
     with serving(tmp_path, "here", ()) as service:
         assert [job.id for job in service.queue.jobs("completed")] == made
-        (said,) = service.said
+        (said,) = service.messages
     assert "was damaged and is now jobs.damaged-" in said
-    assert "2 completed jobs are listed again" in said
+    assert "2 completed jobs were restored" in said
     with serving(tmp_path, "here", ()) as service:
-        assert service.said == ()
+        assert service.messages == ()
 
 
 @pytest.mark.parametrize("lose", [lambda file: file.write_bytes(b""), Path.unlink], ids=["empty", "gone"])
 def test_a_table_that_is_lost_is_made_again_from_what_was_made_and_that_is_said(tmp_path, lose):
     with serving(tmp_path, "here", ()) as service:
-        assert service.said == ()  # there is nothing, and nothing was lost
+        assert service.messages == ()  # there is nothing, and nothing was lost
         id, waits = (service.submit("slow", {}).id for _ in range(2))
-        with service.results.writing(service.queue.take("w")) as folder:
+        with service.results.writing(service.queue.claim("w")) as folder:
             (folder / "0.txt").write_text("made")
         service.queue.complete(id, "w", ["0.txt"])
         file = service.queue.file
     with serving(tmp_path, "here", ()) as service:  # control
-        assert (service.said, len(service.queue.jobs())) == ((), 2)
+        assert (service.messages, len(service.queue.jobs())) == ((), 2)
     lose(file)
     with serving(tmp_path, "here", ()) as service:
         assert [job.id for job in service.queue.jobs()] == [id]
         assert service.results.file(id, "0.txt").read_text() == "made"
         assert service.queue.get(waits) is None
-        (said,) = service.said
-        assert said.startswith("jobs.sqlite3 held no job; 1 completed jobs are listed again")
+        (said,) = service.messages
+        assert said.startswith("jobs.sqlite3 contained no job; 1 completed jobs were restored")
         assert service.delete(id)
     with serving(tmp_path, "here", ()) as service:
-        assert (service.said, service.queue.jobs()) == ((), [])
+        assert (service.messages, service.queue.jobs()) == ((), [])
 
 
 def test_what_has_ended_is_deleted_with_its_files_and_nothing_else_is(tmp_path):
     with serving(tmp_path, "here", ()) as service:
         id = service.submit("slow", {}).id
         assert not service.delete(id)
-        with service.results.writing(service.queue.take("w")) as folder:
+        with service.results.writing(service.queue.claim("w")) as folder:
             (folder / "0.txt").write_text("made")
         service.queue.complete(id, "w", ["0.txt"])
         assert service.delete(id)
@@ -168,9 +169,9 @@ def test_what_has_ended_is_deleted_with_its_files_and_nothing_else_is(tmp_path):
         assert service.results.read(id) is None
         assert not service.delete(id)
         for wrong in ("..", "../made", "/"):
-            with pytest.raises(DataError, match="no job has such a name"):
+            with pytest.raises(DataError, match="is not a job id"):
                 service.delete(wrong)
-            with pytest.raises(DataError, match="no job has such a name"):
+            with pytest.raises(DataError, match="is not a job id"):
                 service.preview(wrong)
 
 

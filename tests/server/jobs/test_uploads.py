@@ -15,7 +15,7 @@ from PIL import Image
 from unveil.io.images import png
 from unveil.io.video.writer import write_video
 from unveil.server.jobs import uploads as module
-from unveil.server.jobs.uploads import FACTS, Inputs, names_in
+from unveil.server.jobs.uploads import INFO_SUFFIX, UploadStore, names_in
 from unveil.types import DataError, OutOfResources
 
 
@@ -40,50 +40,50 @@ def bomb(side: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
-def test_a_file_is_named_by_its_content_and_kept_once(inputs: Inputs, tmp_path):
-    kept = inputs.keep(picture())
+def test_a_file_is_named_by_its_content_and_kept_once(inputs: UploadStore, tmp_path):
+    kept = inputs.store(picture())
     assert (kept.kind, kept.width, kept.height, kept.frames) == ("picture", 8, 8, 1)
-    assert inputs.keep(picture()) == kept
+    assert inputs.store(picture()) == kept
     assert inputs.path(kept.name).read_bytes() == picture()
-    film = inputs.keep(clip(tmp_path / "a.gif"))
+    film = inputs.store(clip(tmp_path / "a.gif"))
     assert (film.kind, film.width, film.height, film.frames) == ("clip", 16, 16, 4)
     assert film.name.endswith(".gif")
-    assert inputs.facts(film.name) == film
+    assert inputs.info(film.name) == film
     assert sorted(path.name for path in inputs.folder.iterdir()) == sorted(
-        f"{one.name}{end}" for one in (kept, film) for end in ("", FACTS)
+        f"{one.name}{end}" for one in (kept, film) for end in ("", INFO_SUFFIX)
     )
 
 
-def test_what_found_no_room_is_kept_when_it_is_sent_again(inputs: Inputs, tmp_path, monkeypatch):
+def test_what_found_no_room_is_kept_when_it_is_sent_again(inputs: UploadStore, tmp_path, monkeypatch):
     content, real = clip(tmp_path / "a.gif"), module.write_atomically
 
     def full(path, written):
-        if not path.name.endswith(FACTS):
+        if not path.name.endswith(INFO_SUFFIX):
             raise OutOfResources("the disk is full")
         real(path, written)
 
     monkeypatch.setattr(module, "write_atomically", full)
     with pytest.raises(OutOfResources):
-        inputs.keep(content)
+        inputs.store(content)
     assert not list(inputs.folder.glob("*"))
     monkeypatch.undo()
-    kept = inputs.keep(content)
-    assert inputs.facts(kept.name) == kept
+    kept = inputs.store(content)
+    assert inputs.info(kept.name) == kept
 
 
-def test_the_first_frame_of_a_clip_is_shown_upright(inputs: Inputs, tmp_path):
+def test_the_first_frame_of_a_clip_is_shown_upright(inputs: UploadStore, tmp_path):
     pytest.importorskip("av")
     from tests.io.video.tiny_videos import film
 
-    kept = inputs.keep(film(tmp_path / "a.mp4", size=(32, 16), turn=90).read_bytes())
+    kept = inputs.store(film(tmp_path / "a.mp4", size=(32, 16), turn=90).read_bytes())
     assert (kept.width, kept.height) == inputs.cover(kept.name).size == (16, 32)
     out = io.BytesIO()
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (8, 4)).save(out, "JPEG", exif=exif)
-    turned = inputs.keep(out.getvalue())
+    turned = inputs.store(out.getvalue())
     assert (turned.width, turned.height) == (4, 8)
-    with pytest.raises(DataError, match="is no clip"):
+    with pytest.raises(DataError, match="is not a video"):
         inputs.cover(turned.name)
 
 
@@ -108,25 +108,25 @@ def webp(frames: int) -> bytes:
         (b"GIF89a" + b"\0" * 100, "ends|damaged|truncated"),
     ],
 )
-def test_what_is_no_picture_and_no_clip_is_refused_and_not_kept(inputs: Inputs, content: bytes, said: str):
+def test_what_is_no_picture_and_no_clip_is_refused_and_not_kept(inputs: UploadStore, content: bytes, said: str):
     with pytest.raises(DataError, match=said):
-        inputs.keep(content)
+        inputs.store(content)
     assert not inputs.folder.exists() or not list(inputs.folder.iterdir())
 
 
 @pytest.mark.parametrize("name", ["", ".", "../jobs.sqlite3", "/etc/passwd", "a.png", "0" * 32 + ".png", "0" * 32])
-def test_no_other_name_is_a_file(inputs: Inputs, name: str):
-    inputs.keep(picture())
-    with pytest.raises(DataError, match="no file of this name was sent"):
+def test_no_other_name_is_a_file(inputs: UploadStore, name: str):
+    inputs.store(picture())
+    with pytest.raises(DataError, match="no file with this name was uploaded"):
         inputs.path(name)
 
 
-def test_what_nothing_speaks_of_goes_after_a_day(inputs: Inputs):
-    names = [inputs.keep(picture(side)).name for side in (8, 16, 24)]
+def test_what_nothing_speaks_of_goes_after_a_day(inputs: UploadStore):
+    names = [inputs.store(picture(side)).name for side in (8, 16, 24)]
     for name in names[:2]:
-        for end in ("", FACTS):
+        for end in ("", INFO_SUFFIX):
             os.utime(inputs.folder / f"{name}{end}", (0, 0))
     assert names_in({"change": {"picture": names[0]}, "known": [{"at": 0, "picture": "x"}]}) == {names[0]}
     assert inputs.sweep({names[0]}) == 1
     left = {path.name for path in inputs.folder.iterdir()}
-    assert left == {f"{name}{end}" for name in (names[0], names[2]) for end in ("", FACTS)}
+    assert left == {f"{name}{end}" for name in (names[0], names[2]) for end in ("", INFO_SUFFIX)}

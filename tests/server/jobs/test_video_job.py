@@ -14,7 +14,7 @@ from unveil.cli.commands import run
 from unveil.cli.video_inputs import decoded
 from unveil.io.images import png
 from unveil.io.video.writer import write_video
-from unveil.server.jobs.video_job import CLIPS, COVER, SHOWN, read_request
+from unveil.server.jobs.video_job import CLIPS, COVER, STRIP_FILE, read_request
 from unveil.tasks.metadata import read_facts
 from unveil.types import RecipeError
 
@@ -31,8 +31,8 @@ def sent(inputs, tmp_path: Path) -> dict[str, str]:
         frames = torch.zeros(3, 4, 16, 16, dtype=torch.uint8)
         frames[colour, :, 4:12, 4:12] = 255
         write_video(tmp_path / f"{name}.mp4", frames, 8.0, None)
-        names[name] = inputs.keep((tmp_path / f"{name}.mp4").read_bytes()).name
-    names["picture"] = inputs.keep(png(torch.full((3, 16, 16), 90, dtype=torch.uint8))).name
+        names[name] = inputs.store((tmp_path / f"{name}.mp4").read_bytes()).name
+    names["picture"] = inputs.store(png(torch.full((3, 16, 16), 90, dtype=torch.uint8))).name
     return names
 
 
@@ -42,7 +42,7 @@ def test_a_clip_from_words_is_the_one_of_the_command_line(queue, results, worker
     for name, typed, chosen in (("own", [], {}), ("other", ["--sampler", "ancestral"], {"sampler": "ancestral"})):
         job = done(queue, worker, CLIPS, prompt=WORDS, frames=4, seed=3, **SMALL | {"sampling": {"steps": 2, **chosen}})
         assert job.error is None
-        assert job.outputs == ("clip.mp4", COVER, SHOWN)
+        assert job.outputs == ("clip.mp4", COVER, STRIP_FILE)
         own = tmp_path / f"{name}.mp4"
         assert run([*command, *typed, "-o", str(own)]) == 0
         made = results.file(job.id, "clip.mp4")
@@ -113,4 +113,4 @@ def test_a_request_that_cannot_be_is_refused_before_it_waits(wrong, said: str):
 
 def test_a_clip_that_was_not_sent_fails_with_its_name(queue, worker):
     job = done(queue, worker, CLIPS, verb="loop", clip=TWO, **SMALL)
-    assert (job.state, job.error) == ("failed", f"'{TWO}': no file of this name was sent; send it again")
+    assert (job.state, job.error) == ("failed", f"'{TWO}': no file with this name was uploaded; upload it again")

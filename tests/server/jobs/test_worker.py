@@ -14,31 +14,31 @@ from pathlib import Path
 import pytest
 import torch
 
-from unveil.server.jobs.job import Limits
-from unveil.server.jobs.outputs import Results
+from unveil.server.jobs.job import QueueLimits
+from unveil.server.jobs.outputs import JobOutputs
 from unveil.server.jobs.queue import Queue
-from unveil.server.jobs.worker import PREVIEWS, Report, Work, Worker
+from unveil.server.jobs.worker import PREVIEWS, JobHandler, JobProgress, Worker
 from unveil.types import OutOfResources, RecipeError
 
 
 @pytest.fixture
 def queue(tmp_path):
-    return Queue(tmp_path, Limits(lease=0.4))
+    return Queue(tmp_path, QueueLimits(lease=0.4))
 
 
 @pytest.fixture
 def results(tmp_path):
-    return Results(tmp_path / "made")
+    return JobOutputs(tmp_path / "made")
 
 
-def draw(request, folder: Path, report: Report) -> None:
+def draw(request, folder: Path, report: JobProgress) -> None:
     """Ten steps, and a file of what was asked for."""
     for step in range(10):
         report.step(step + 1, 10)
     (folder / "0.txt").write_text(request["prompt"])
 
 
-def worker(queue: Queue, results: Results, name: str = "w", **kinds: Work) -> Worker:
+def worker(queue: Queue, results: JobOutputs, name: str = "w", **kinds: JobHandler) -> Worker:
     return Worker(name, queue, results, kinds or {"picture": draw})
 
 
@@ -56,7 +56,7 @@ def until(met: Callable[[], object], seconds: float = 20.0) -> None:
 def test_what_waits_is_done_in_order_and_can_be_read(queue, results):
     ids = [asked(queue, word) for word in "abc"]
     own = worker(queue, results)
-    assert [own.one() for _ in range(4)] == [True, True, True, False]
+    assert [own.run_next() for _ in range(4)] == [True, True, True, False]
     assert [queue.get(id).state for id in ids] == ["completed"] * 3
     assert [results.file(id, "0.txt").read_text() for id in ids] == ["a", "b", "c"]
     ended = [queue.get(id).ended for id in ids]
@@ -78,12 +78,10 @@ def test_a_job_that_fails_says_why_and_the_next_one_is_done(queue, results):
     kinds = ("wrong", "broken", "nothing", "large", "picture")
     wrong, broken, nobody, large, good = (asked(queue, kind=kind) for kind in kinds)
     for _ in range(5):
-        assert own.one()
+        assert own.run_next()
     assert queue.get(wrong).error == "steps = -1: at least 1"
     assert queue.get(broken).error == "unexpected ZeroDivisionError: division by zero; this is a fault of unveil"
-    assert (
-        "nothing: nobody here knows how that is done; known: broken, large, picture, wrong" in queue.get(nobody).error
-    )
+    assert "nothing: unknown type of job; this worker runs broken, large, picture, wrong" in queue.get(nobody).error
     assert [queue.get(id).state for id in (wrong, broken, nobody, large, good)] == ["failed"] * 4 + ["completed"]
     faults = [queue.get(id).fault for id in (wrong, broken, nobody, large, good)]
     assert faults == ["asked", "server", "asked", "room", None]
@@ -104,9 +102,9 @@ def test_a_job_for_which_memory_runs_out_says_so_and_the_next_one_is_done(queue,
 
     own = worker(queue, results, picture=draw, large=too_much)
     large, good = asked(queue, kind="large"), asked(queue)
-    assert own.one()
-    assert own.one()
-    assert queue.get(large).error.startswith("out of memory; ask for fewer or smaller pictures")
+    assert own.run_next()
+    assert own.run_next()
+    assert queue.get(large).error.startswith("out of memory; request fewer or smaller images")
     assert queue.get(large).fault == "room"
     assert queue.get(good).state == "completed"
 
@@ -124,7 +122,7 @@ def test_a_cancelled_job_stops_at_its_next_step_and_leaves_nothing(queue, result
                 until(lambda: queue.get(id).stopping)
 
     id = asked(queue)
-    own = threading.Thread(target=worker(queue, results, picture=slow).one)
+    own = threading.Thread(target=worker(queue, results, picture=slow).run_next)
     own.start()
     go.wait()
     queue.cancel(id)
@@ -143,7 +141,7 @@ def test_others_see_how_far_it_is_and_what_is_on_its_way(queue, results):
         seen.wait()
 
     id = asked(queue)
-    own = threading.Thread(target=worker(queue, results, picture=slow).one)
+    own = threading.Thread(target=worker(queue, results, picture=slow).run_next)
     own.start()
     try:
         until(lambda: (preview / f"{id}.png").exists())
@@ -155,13 +153,13 @@ def test_others_see_how_far_it_is_and_what_is_on_its_way(queue, results):
 
 
 def test_a_worker_that_loads_for_long_keeps_its_job(tmp_path, results):
-    queue, loaded = Queue(tmp_path, Limits(lease=2.0)), threading.Event()
+    queue, loaded = Queue(tmp_path, QueueLimits(lease=2.0)), threading.Event()
 
     def loads(request, folder, report):
         loaded.wait()
 
     id = asked(queue)
-    own = threading.Thread(target=worker(queue, results, picture=loads).one)
+    own = threading.Thread(target=worker(queue, results, picture=loads).run_next)
     own.start()
     until(lambda: queue.get(id).state == "running")
     time.sleep(4.0)  # longer than the lease
@@ -176,19 +174,19 @@ def test_a_worker_whose_job_was_given_to_another_stops_and_changes_nothing(queue
     def taken_away(request, folder, report):
         (folder / "0.txt").write_text("late")
         queue.reclaim("slow")
-        assert queue.take("next").id == id
+        assert queue.claim("next").id == id
         until(lambda: not report.step(1, 10))  # raises once it has heard of it
         pytest.fail("it was not stopped")
 
     id = asked(queue)
-    worker(queue, results, "slow", picture=taken_away).one()
+    worker(queue, results, "slow", picture=taken_away).run_next()
     assert (queue.get(id).state, queue.get(id).worker) == ("running", "next")
     assert results.read(id) is None
 
 
 def test_what_was_made_before_its_worker_died_is_not_made_again(queue, results):
     id = asked(queue)
-    job = queue.take("dead")
+    job = queue.claim("dead")
     with results.writing(job) as folder:
         (folder / "0.txt").write_text("made")
     queue.reclaim("dead")
@@ -196,7 +194,7 @@ def test_what_was_made_before_its_worker_died_is_not_made_again(queue, results):
     def again(request, folder, report):
         pytest.fail("it is there")
 
-    assert worker(queue, results, picture=again).one()
+    assert worker(queue, results, picture=again).run_next()
     assert (queue.get(id).state, queue.get(id).outputs) == ("completed", ("0.txt",))
     assert results.file(id, "0.txt").read_text() == "made"
 
@@ -205,7 +203,7 @@ _CHILD = """
 import os, sys, time
 from pathlib import Path
 from unveil.server.jobs.queue import Queue
-from unveil.server.jobs.outputs import Results
+from unveil.server.jobs.outputs import JobOutputs
 from unveil.server.jobs.worker import Worker
 
 def slow(request, folder, report):
@@ -216,7 +214,7 @@ def slow(request, folder, report):
         time.sleep(0.01)
 
 queue = Queue(Path(sys.argv[1]))
-Worker(f"child-{os.getpid()}", queue, Results(queue.folder / "made"), {"picture": slow}).run(lambda: False)
+Worker(f"child-{os.getpid()}", queue, JobOutputs(queue.folder / "made"), {"picture": slow}).run(lambda: False)
 """
 
 
@@ -230,7 +228,7 @@ def test_a_killed_workers_job_is_done_by_the_next_one_and_once(queue, results):
     (job,) = queue.reclaim(f"child-{child.pid}", "killed by signal 9")
     assert (job.id, job.state) == (first, "queued")
     own = worker(queue, results)
-    assert [own.one() for _ in range(3)] == [True, True, False]
+    assert [own.run_next() for _ in range(3)] == [True, True, False]
     assert [(queue.get(id).state, queue.get(id).attempts) for id in (first, second)] == [
         ("completed", 2),
         ("completed", 1),

@@ -1,1 +1,1 @@
-"""The HTTP interface of a service."""
+"""HTTP interface of the service."""

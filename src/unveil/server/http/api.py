@@ -1,4 +1,4 @@
-"""The HTTP interface of a service, as an ASGI application."""
+"""HTTP interface of the service, as an ASGI application."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException as Plain
 
 from unveil import __version__
-from unveil.server.http.errors import Problem, problem_of
-from unveil.server.http.metrics import KIND, Meter
-from unveil.server.http.middleware import App, Guard
-from unveil.server.http.openapi import describe
-from unveil.server.http.routes import router, wrong
-from unveil.server.http.security import Rules
-from unveil.server.http.service_facade import Calls
+from unveil.server.http.errors import HttpProblem, http_problem
+from unveil.server.http.metrics import CONTENT_TYPE, MetricsCollector
+from unveil.server.http.middleware import App, SecurityMiddleware
+from unveil.server.http.openapi import add_schemas
+from unveil.server.http.routes import router, validation_error
+from unveil.server.http.security import SecurityPolicy
+from unveil.server.http.service_facade import AsyncService
 from unveil.server.jobs.service import Service
 from unveil.types import Error
 
-BUDGET = 5_000.0  # megapixel calls of a job
+BUDGET = 5_000.0  # maximum cost of a job, in megapixel evaluations
 
 
 class Health(BaseModel):
-    """Whether the server answers, and who works."""
+    """Status of the server and its number of workers."""
 
     status: Literal["ok", "no workers", "damaged"]
     workers: int
 
 
-class ErrorOf(BaseModel):
-    """What went wrong."""
+class ErrorBody(BaseModel):
+    """Description of an error."""
 
     message: str
     type: str
@@ -41,83 +41,83 @@ class ErrorOf(BaseModel):
     code: str
 
 
-class ErrorAnswer(BaseModel):
-    """What clients of OpenAI's interface read of an error."""
+class ErrorResponse(BaseModel):
+    """Error in the format of OpenAI's API."""
 
-    error: ErrorOf
-
-
-Extend = Callable[[FastAPI, Service, float | None], App]
+    error: ErrorBody
 
 
-def api(service: Service, rules: Rules, budget: float | None = BUDGET, extend: Extend | None = None) -> App:
-    """The application, with its guard before it.
+ExtendApp = Callable[[FastAPI, Service, float | None], App]
+
+
+def api(service: Service, rules: SecurityPolicy, budget: float | None = BUDGET, extend: ExtendApp | None = None) -> App:
+    """Build the application behind its security middleware.
 
     Args:
-        service: behind it.
-        rules: whom it answers.
-        budget: of a job, in megapixel calls; None: as much as one likes.
-        extend: puts more behind the guard, such as a page.
+        service: Service behind it.
+        rules: Security policy.
+        budget: Maximum cost of a job in megapixel evaluations; None: unlimited.
+        extend: Adds more routes behind the middleware, such as the studio.
     """
     app = FastAPI(
         title="unveil",
         version=__version__,
-        description="Pictures and clips in OpenAI's words and in ours; all that takes long is a job of one queue.",
+        description="OpenAI-compatible routes for images and videos, and routes for jobs; long work is queued.",
         docs_url=None,
         redoc_url=None,
         openapi_url="/v1/openapi.json",
-        responses={code: {"model": ErrorAnswer} for code in (400, 401, 403, 404, 408, 409, 413, 415, 422, 429)},
+        responses={code: {"model": ErrorResponse} for code in (400, 401, 403, 404, 408, 409, 413, 415, 422, 429)},
         separate_input_output_schemas=False,
     )
-    meter = Meter(service)
-    app.state.calls = Calls(service, budget)
+    meter = MetricsCollector(service)
+    app.state.calls = AsyncService(service, budget)
     app.include_router(router)
 
     @app.get("/health", response_model=Health)
     async def health() -> Health:
-        """Whether the server answers; needs no key."""
-        count = len(service.crew.names())
-        if service.crew.damaged:  # the table of jobs, which the next start mends
+        """Return the status of the server; needs no key."""
+        count = len(service.workers.names())
+        if service.workers.damaged:  # the job database, which the next start repairs
             return Health(status="damaged", workers=count)
         return Health(status="ok" if count else "no workers", workers=count)
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
-        """What is measured, for Prometheus."""
-        return Response(meter.page(), media_type=KIND)
+        """Return metrics in Prometheus format."""
+        return Response(meter.page(), media_type=CONTENT_TYPE)
 
-    describe(app)
+    add_schemas(app)
     _handle(app)
-    return Guard(app if extend is None else extend(app, service, budget), rules, meter.seen)
+    return SecurityMiddleware(app if extend is None else extend(app, service, budget), rules, meter.count_request)
 
 
 def _handle(app: FastAPI) -> None:
-    """Every error is the same object."""
+    """Turn every error into the same JSON object."""
 
-    async def told(request: Request, problem: Any) -> Response:
+    async def respond(request: Request, problem: Any) -> Response:
         del request
         headers = dict(problem.headers)
         if problem.status in (408, 413):
-            headers["connection"] = "close"  # the rest of the body is not read
-        return JSONResponse(problem.plain(), problem.status, headers=headers)
+            headers["connection"] = "close"  # the rest of the body is not received
+        return JSONResponse(problem.as_json(), problem.status, headers=headers)
 
-    async def ours(request: Request, error: Any) -> Response:
-        return await told(request, problem_of(error))
+    async def library_error(request: Request, error: Any) -> Response:
+        return await respond(request, http_problem(error))
 
     async def invalid(request: Request, error: Any) -> Response:
-        return await told(request, wrong(error.errors()))
+        return await respond(request, validation_error(error.errors()))
 
-    async def plain(request: Request, error: Any) -> Response:
+    async def http_error(request: Request, error: Any) -> Response:
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
-        return await told(request, Problem(error.status_code, str(error.detail), code, headers=error.headers))
+        return await respond(request, HttpProblem(error.status_code, str(error.detail), code, headers=error.headers))
 
     async def unexpected(request: Request, error: Any) -> Response:
         del error
-        return await told(request, Problem(500, "a fault of unveil; the server's log says more", "internal"))
+        return await respond(request, HttpProblem(500, "unexpected error in unveil; see the server's log", "internal"))
 
-    app.add_exception_handler(Problem, told)
-    app.add_exception_handler(Error, ours)
+    app.add_exception_handler(HttpProblem, respond)
+    app.add_exception_handler(Error, library_error)
     app.add_exception_handler(RequestValidationError, invalid)
     for kind in (HTTPException, Plain):
-        app.add_exception_handler(kind, plain)
+        app.add_exception_handler(kind, http_error)
     app.add_exception_handler(Exception, unexpected)

@@ -1,4 +1,4 @@
-"""What went wrong, as a status and the object of an error that OpenAI's clients read."""
+"""HTTP errors: status codes and the error object of OpenAI's API."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from unveil.server.jobs.job_types import OverBudget
+from unveil.server.jobs.job_types import JobTooLarge
 from unveil.types import (
     Cancelled,
     DataError,
@@ -19,9 +19,9 @@ from unveil.types import (
     WeightsError,
 )
 
-# the first that fits: a status and a word for programs
+# the first match counts: status and machine-readable code
 _KINDS: tuple[tuple[type[Error], int, str], ...] = (
-    (OverBudget, 422, "over_budget"),
+    (JobTooLarge, 422, "over_budget"),
     (QueueFull, 429, "rate_limit_exceeded"),
     (Cancelled, 409, "cancelled"),
     (WeightsError, 404, "model_not_found"),
@@ -35,15 +35,15 @@ _TYPES = {400: "invalid_request_error", 401: "authentication_error", 403: "permi
 _TYPES |= {429: "rate_limit_error", 409: "conflict_error"}
 
 
-class Problem(Exception):
-    """An answer that is an error.
+class HttpProblem(Exception):
+    """An HTTP error response.
 
     Args:
-        status: of HTTP.
-        message: for a person.
-        code: for a program.
-        param: the field that it is about.
-        headers: of the answer.
+        status: HTTP status.
+        message: Human-readable message.
+        code: Machine-readable code.
+        param: Field that caused the error.
+        headers: Additional response headers.
     """
 
     def __init__(
@@ -59,16 +59,16 @@ class Problem(Exception):
         if status == 401:
             self.headers["www-authenticate"] = "Bearer"
 
-    def plain(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """As JSON."""
         kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
 
-def problem_of(error: Error) -> Problem:
-    """An error of ours as an answer."""
+def http_problem(error: Error) -> HttpProblem:
+    """Convert an error of the library into an HTTP error."""
     status, code = next(((status, code) for kind, status, code in _KINDS if isinstance(error, kind)), (400, "failed"))
     headers: dict[str, str] = {}
     if isinstance(error, QueueFull):
         headers["retry-after"] = str(max(1, math.ceil(error.seconds)))
-    return Problem(status, str(error), code, headers=headers)
+    return HttpProblem(status, str(error), code, headers=headers)

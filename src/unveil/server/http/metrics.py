@@ -1,4 +1,4 @@
-"""What is measured of a server, as Prometheus reads it."""
+"""Prometheus metrics of the server."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from unveil.server.http.middleware import Scope
 from unveil.server.jobs.service import Service
 
-KIND = "text/plain; version=0.0.4; charset=utf-8"
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-class Meter:
-    """Counts requests, and looks at the queue when it is asked.
+class MetricsCollector:
+    """Counts requests, and reads the state of the queue when scraped.
 
     Args:
-        service: whose queue it is.
+        service: Service to measure.
     """
 
     def __init__(self, service: Service) -> None:
@@ -30,25 +30,25 @@ class Meter:
         )
         self._registry.register(self)
 
-    def seen(self, scope: Scope, status: int, seconds: float) -> None:
-        """Counts a request; what has no route is one line, so that nobody can make many."""
+    def count_request(self, scope: Scope, status: int, seconds: float) -> None:
+        """Count a request; those without a route share one label, which bounds the number of labels."""
         route = getattr(scope.get("route"), "path", "none")
         method = scope["method"] if scope["method"] in _METHODS else "other"
         self._requests.labels(method, route, status or "none").inc()
         self._seconds.labels(route).observe(seconds)
 
     def collect(self) -> Iterable[Metric]:
-        """The queue as it stands."""
+        """Yield the current state of the queue."""
         jobs = GaugeMetricFamily("unveil_jobs", "Jobs in each state", labels=["state"])
         for state, count in self._service.queue.counts().items():
             jobs.add_metric([state], count)
         yield jobs
         limit = self._service.queue.limits.waiting
-        yield GaugeMetricFamily("unveil_queue_limit", "Jobs that may wait", value=limit)
-        yield GaugeMetricFamily("unveil_workers", "Workers that live", value=len(self._service.crew.names()))
+        yield GaugeMetricFamily("unveil_queue_limit", "Maximum number of queued jobs", value=limit)
+        yield GaugeMetricFamily("unveil_workers", "Running workers", value=len(self._service.workers.names()))
 
     def page(self) -> bytes:
-        """All of it."""
+        """Return all metrics as text."""
         return generate_latest(self._registry)
 
 

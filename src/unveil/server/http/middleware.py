@@ -1,6 +1,6 @@
-"""What stands before every route: who asks, by which name, from which page, and how much is read of it and how long.
+"""Security middleware: checks host, origin and API key, and limits the size, depth and duration of request bodies.
 
-It is a plain ASGI application around another, so that nothing is parsed before it has been weighed.
+It is a plain ASGI application around another, so that nothing is parsed before it was checked.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
-from unveil.server.http.errors import Problem
-from unveil.server.http.security import Rules, is_loopback
+from unveil.server.http.errors import HttpProblem
+from unveil.server.http.security import SecurityPolicy, is_loopback
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
-# how a request ended: the scope, the status and the seconds
-Seen = Callable[[Scope, int, float], None]
+# called at the end of a request with its scope, status and seconds
+OnRequestEnd = Callable[[Scope, int, float], None]
 
-OPEN = ("/health",)  # what needs no key
+OPEN = ("/health",)  # routes without a key
 JSON, FORM = "application/json", "multipart/form-data"
 HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -36,16 +36,16 @@ _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _BRACKETS = re.compile(rb"[\[\]{}]")
 
 
-class Guard:
-    """Lets through what the rules allow, and answers all else itself.
+class SecurityMiddleware:
+    """Passes on the requests that the policy allows, and answers all others itself.
 
     Args:
-        app: behind it.
-        rules: of the server.
-        seen: hears how each request ended.
+        app: Application behind it.
+        rules: Security policy.
+        seen: Called at the end of each request.
     """
 
-    def __init__(self, app: App, rules: Rules, seen: Seen) -> None:
+    def __init__(self, app: App, rules: SecurityPolicy, seen: OnRequestEnd) -> None:
         self._app, self._rules, self._seen = app, rules, seen
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -61,62 +61,62 @@ class Guard:
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
                 status[0] = message["status"]
-                own = {key for key, _ in message.get("headers", ())}
-                more = [one for one in HEADERS if one[0] not in own]
+                present = {key for key, _ in message.get("headers", ())}
+                more = [header for header in HEADERS if header[0] not in present]
                 message["headers"] = [*message.get("headers", ()), *more, (b"x-request-id", name.encode())]
             await send(message)
 
         scope["scheme"] = _scheme(scope)
         try:
             self._admit(scope)
-            await self._app(scope, await self._weighed(scope, receive), answer)
-        except Problem as problem:
+            await self._app(scope, await self._checked(scope, receive), answer)
+        except HttpProblem as problem:
             if status[0]:
                 raise
-            await _told(problem, answer)
+            await _send_problem(problem, answer)
         finally:
             self._seen(scope, status[0], time.monotonic() - begun)
 
     def _admit(self, scope: Scope) -> None:
-        """Raises Problem: who asks is nobody who may."""
+        """Raise HttpProblem if the policy does not allow the request."""
         headers = _headers(scope)
         host, origin = headers.get("host", ""), headers.get("origin")
         if not self._rules.is_host(host):
-            raise Problem(403, "this server is not called by that name", "wrong_host")
+            raise HttpProblem(403, "the Host header is not an allowed host of this server", "wrong_host")
         if origin is not None and not self._rules.is_origin(origin, host):
-            raise Problem(403, "pages of another origin may not ask this server", "wrong_origin")
+            raise HttpProblem(403, "requests from pages of this origin are not allowed", "wrong_origin")
         if origin is None and headers.get("sec-fetch-site") == "cross-site" and not _is_link(scope, headers):
-            raise Problem(403, "pages of another origin may not ask this server", "wrong_origin")
+            raise HttpProblem(403, "requests from pages of this origin are not allowed", "wrong_origin")
         scheme, _, key = headers.get("authorization", "").partition(" ")
-        owner = self._rules.who(key.strip() if scheme.lower() == "bearer" else None)
+        owner = self._rules.key_name(key.strip() if scheme.lower() == "bearer" else None)
         if owner is None and scope["path"] not in OPEN:
-            raise Problem(401, "a key is needed: Authorization: Bearer KEY", "invalid_api_key")
+            raise HttpProblem(401, "an API key is required: Authorization: Bearer KEY", "invalid_api_key")
         scope.setdefault("state", {})["owner"] = owner or ""
 
-    async def _weighed(self, scope: Scope, receive: Receive) -> Receive:
-        """What the application reads the body from.
+    async def _checked(self, scope: Scope, receive: Receive) -> Receive:
+        """Check the body, and return the function from which the application reads it.
 
         Raises:
-            Problem: a body of a kind that is not read, or larger, later or deeper than may be.
+            HttpProblem: The body has an unsupported type, or is too large, too late or too deep.
         """
         headers, rules = _headers(scope), self._rules
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         length = headers.get("content-length", "0")
         if not length.isascii() or not length.isdigit():
-            raise Problem(400, "content-length is no number", "bad_request")
+            raise HttpProblem(400, "content-length is not a number", "bad_request")
         has_body = int(length[:12]) > 0 or "transfer-encoding" in headers
         if not has_body:
             return receive
         if kind not in (JSON, FORM):
-            raise Problem(415, f"a body is {JSON} or {FORM}", "unsupported_media_type")
+            raise HttpProblem(415, f"the body must be {JSON} or {FORM}", "unsupported_media_type")
         if "content-encoding" in headers:
-            raise Problem(415, "a body is sent as it is, without a content-encoding", "unsupported_media_type")
+            raise HttpProblem(415, "a content-encoding of the body is not supported", "unsupported_media_type")
         if kind == FORM and scope["path"] in rules.large:
             return receive
         most = rules.json if kind == JSON else rules.body
         if len(length) > 12 or int(length) > most:
             raise _too_large(most)
-        bounded = Bounded(receive, most, rules.seconds)
+        bounded = LimitedBody(receive, most, rules.seconds)
         if kind != JSON:
             return bounded
         body = bytearray()
@@ -127,38 +127,38 @@ class Guard:
             body += message.get("body", b"")
             if not message.get("more_body"):
                 break
-        if depth_of(bytes(body), rules.depth) > rules.depth:
-            raise Problem(422, f"JSON that is deeper than {rules.depth} levels", "too_deep")
+        if json_depth(bytes(body), rules.depth) > rules.depth:
+            raise HttpProblem(422, f"JSON is nested deeper than {rules.depth} levels", "too_deep")
         return _replay({"type": "http.request", "body": bytes(body), "more_body": False}, receive)
 
 
-class Bounded:
-    """Reads a body until it is too large or too late.
+class LimitedBody:
+    """Reads a body up to a maximum size and duration.
 
     Args:
-        receive: from the client.
-        most: bytes of it.
-        seconds: from now on until it has to be there.
+        receive: Receives messages from the client.
+        limit: Maximum number of bytes.
+        seconds: Time until the body must be complete.
     """
 
-    def __init__(self, receive: Receive, most: int, seconds: float) -> None:
-        self._receive, self._most = receive, most
+    def __init__(self, receive: Receive, limit: int, seconds: float) -> None:
+        self._receive, self._most = receive, limit
         self._end = time.monotonic() + seconds
         self._read, self._whole = 0, False
 
     async def __call__(self) -> Message:
-        """The next part of it.
+        """Receive the next message.
 
         Raises:
-            Problem: 408 or 413.
+            HttpProblem: 408 or 413.
         """
-        if self._whole:  # from here on it is asked whether the client is still there
+        if self._whole:  # later calls wait for a disconnect
             return await self._receive()
         try:
             async with asyncio.timeout(max(self._end - time.monotonic(), 0)):
                 message = await self._receive()
         except TimeoutError:
-            raise Problem(408, "the request took too long to arrive", "request_timeout") from None
+            raise HttpProblem(408, "the request took too long to arrive", "request_timeout") from None
         if message["type"] == "http.request":
             self._read += len(message.get("body", b""))
             self._whole = not message.get("more_body")
@@ -167,28 +167,28 @@ class Bounded:
         return message
 
 
-def depth_of(body: bytes, most: int) -> int:
-    """How deep brackets and braces stand in each other in JSON, strings aside; no further than one beyond `most`."""
+def json_depth(body: bytes, limit: int) -> int:
+    """Return the nesting depth of JSON outside strings; counting stops one level beyond `limit`."""
     depth = deepest = 0
-    for found in _BRACKETS.finditer(_STRING.sub(b"", body)):
-        depth += 1 if found[0] in b"[{" else -1
+    for bracket in _BRACKETS.finditer(_STRING.sub(b"", body)):
+        depth += 1 if bracket[0] in b"[{" else -1
         deepest = max(deepest, depth)
-        if deepest > most:
+        if deepest > limit:
             break
     return deepest
 
 
-async def _told(problem: Problem, send: Send) -> None:
-    """Answers with a problem; the connection ends, since the rest of the request is not read."""
-    body = json.dumps(problem.plain()).encode()
+async def _send_problem(problem: HttpProblem, send: Send) -> None:
+    """Send an error and close the connection, since the rest of the request is not received."""
+    body = json.dumps(problem.as_json()).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     headers += [(b"connection", b"close"), *((key.encode(), value.encode()) for key, value in problem.headers.items())]
     await send({"type": "http.response.start", "status": problem.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
-def _too_large(most: int) -> Problem:
-    return Problem(413, f"the body is larger than {most} bytes, which is the most that is read", "too_large")
+def _too_large(most: int) -> HttpProblem:
+    return HttpProblem(413, f"the body is larger than the maximum of {most} bytes", "too_large")
 
 
 def _replay(first: Message, rest: Receive) -> Receive:
@@ -201,24 +201,24 @@ def _replay(first: Message, rest: Receive) -> Receive:
 
 
 def _is_link(scope: Scope, headers: Mapping[str, str]) -> bool:
-    """Whether somebody followed a link from another page: that changes nothing here, and the page sees nothing of it.
+    """Return True if the user followed a link from another page, which changes nothing and reveals nothing to it.
 
-    A frame in that page is none, nor is what its scripts fetch.
+    Frames and fetches of that page do not count as links.
     """
     kinds = headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")
     return scope["method"] == "GET" and kinds == ("navigate", "document")
 
 
 def _scheme(scope: Scope) -> str:
-    """How the client reached the server: a proxy says it, which is believed where it is on the same machine."""
-    said, client = _headers(scope).get("x-forwarded-proto"), scope.get("client")
-    return said if said in ("http", "https") and client and is_loopback(client[0]) else scope["scheme"]
+    """Return the scheme that the client used; the header of a proxy is trusted only on the same machine."""
+    forwarded, client = _headers(scope).get("x-forwarded-proto"), scope.get("client")
+    return forwarded if forwarded in ("http", "https") and client and is_loopback(client[0]) else scope["scheme"]
 
 
 def _headers(scope: Scope) -> dict[str, str]:
-    """Headers by their names; of one that is there twice, both, which is no value of any."""
-    found: dict[str, str] = {}
+    """Return headers by name; repeated ones are joined, which matches no valid value."""
+    headers: dict[str, str] = {}
     for key, value in scope["headers"]:
         name, text = key.decode("latin-1").lower(), value.decode("latin-1")
-        found[name] = f"{found[name]}, {text}" if name in found else text
-    return found
+        headers[name] = f"{headers[name]}, {text}" if name in headers else text
+    return headers

@@ -1,4 +1,4 @@
-"""What the page of the interface says of requests whose fields are not a route's own: forms, and jobs of each kind."""
+"""OpenAPI schemas of requests that FastAPI does not derive itself: forms, and jobs of each type."""
 
 from __future__ import annotations
 
@@ -20,46 +20,46 @@ _REQUESTS |= {kind: request for kind, (request, _) in COMMANDS.items()}
 
 
 def _jobs() -> Any:
-    """A job of one of the kinds, each with the request that its kind takes."""
+    """Return the union of all job types, each with its own request."""
     closed = ConfigDict(extra="forbid")
-    every = list[Any]()
+    models = list[Any]()
     for kind, request in _REQUESTS.items():
-        own: Any = Literal[kind]
-        every.append(
-            create_model(f"{kind.capitalize()}Job", __config__=closed, kind=(own, ...), request=(request, ...))
+        literal: Any = Literal[kind]
+        models.append(
+            create_model(f"{kind.capitalize()}Job", __config__=closed, kind=(literal, ...), request=(request, ...))
         )
-    return Annotated[reduce(or_, every), Field(discriminator="kind")]
+    return Annotated[reduce(or_, models), Field(discriminator="kind")]
 
 
-def _described(kind: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The schema of a kind, and those that it names."""
-    found = TypeAdapter[Any](kind).json_schema(ref_template=_PLACE + "{model}")
-    return found, found.pop("$defs", {})
+def _json_schema(kind: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the JSON schema of a type, and the schemas that it refers to."""
+    schema = TypeAdapter[Any](kind).json_schema(ref_template=_PLACE + "{model}")
+    return schema, schema.pop("$defs", {})
 
 
-def form_of(kind: type[BaseModel] | None, *files: str) -> dict[str, Any]:
-    """What is said of a form with files.
+def form_body(kind: type[BaseModel] | None, *files: str) -> dict[str, Any]:
+    """Return the OpenAPI request body of a form with files.
 
     Args:
-        kind: of its fields; None: it has none.
-        files: names of those that are files.
+        kind: Model of its fields; None: no fields.
+        files: Names of the file fields.
     """
-    fields = {} if kind is None else _described(kind)[0]["properties"]
-    sent = {name: {"type": "string", "format": "binary"} for name in files}
-    found = {"type": "object", "properties": {**fields, **sent}, "additionalProperties": False}
-    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": found}}}}
+    fields = {} if kind is None else _json_schema(kind)[0]["properties"]
+    file_fields = {name: {"type": "string", "format": "binary"} for name in files}
+    body = {"type": "object", "properties": {**fields, **file_fields}, "additionalProperties": False}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": body}}}}
 
 
-def describe(app: FastAPI) -> None:
-    """Puts into the page of an application what forms name, and what each kind of job takes."""
-    said, (job, named) = app.openapi, _described(_jobs())
-    named |= _described(schema.EditsAsk)[1] | _described(schema.VideosAsk)[1]
+def add_schemas(app: FastAPI) -> None:
+    """Add the schemas of forms and job types to the OpenAPI document of an application."""
+    original, (job, named) = app.openapi, _json_schema(_jobs())
+    named |= _json_schema(schema.EditsAsk)[1] | _json_schema(schema.VideosAsk)[1]
 
-    def whole() -> dict[str, Any]:
-        found = said()
-        known = found["components"]["schemas"]
-        known |= {name: one for name, one in named.items() if name not in known}
-        known[schema.JobsAsk.__name__] = {**job, "description": schema.JobsAsk.__doc__}
-        return found
+    def with_schemas() -> dict[str, Any]:
+        document = original()
+        schemas = document["components"]["schemas"]
+        schemas |= {name: definition for name, definition in named.items() if name not in schemas}
+        schemas[schema.JobsAsk.__name__] = {**job, "description": schema.JobsAsk.__doc__}
+        return document
 
-    app.openapi = whole
+    app.openapi = with_schemas

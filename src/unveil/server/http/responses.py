@@ -1,4 +1,4 @@
-"""Jobs and models as answers."""
+"""Responses built from jobs and models."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from fastapi import Request
 
 from unveil.cli.video_inputs import RATE
 from unveil.server.http import schema
-from unveil.server.jobs.catalog import About, Known, about
-from unveil.server.jobs.image_job import pictures_of
+from unveil.server.jobs.catalog import CatalogEntry, ModelInfo, model_info
+from unveil.server.jobs.image_job import image_files
 from unveil.server.jobs.job import Job
-from unveil.server.jobs.queue import Place
+from unveil.server.jobs.queue import QueuePosition
 from unveil.server.jobs.service import Service
-from unveil.server.jobs.video_job import COVER, SHOWN
+from unveil.server.jobs.video_job import COVER, STRIP_FILE
 from unveil.tasks.metadata import read_facts
 from unveil.types import DataError
 
@@ -26,24 +26,24 @@ _STATES = {"queued": "queued", "running": "in_progress", "completed": "completed
 
 
 def percent(job: Job) -> int:
-    """How far a job is."""
+    """Return the progress of a job in percent."""
     if job.state == "completed":
         return 100
     return min(99, 100 * job.done // job.total) if job.total else 0
 
 
-def job_answer(service: Service, job: Job, places: Mapping[str, Place] | None = None) -> schema.JobAnswer:
-    """A job as it stands.
+def job_response(service: Service, job: Job, places: Mapping[str, QueuePosition] | None = None) -> schema.JobResponse:
+    """Build the response of a job.
 
     Args:
-        service: that it is of.
-        job: the job.
-        places: of the queue, where they are known already.
+        service: Service of the job.
+        job: The job.
+        places: Positions in the queue, if already known.
     """
     if places is None:
-        places = service.queue.places(len(service.crew.devices)) if job.state == "queued" else {}
+        places = service.queue.positions(len(service.workers.devices)) if job.state == "queued" else {}
     place = places.get(job.id) if job.state == "queued" else None
-    return schema.JobAnswer(
+    return schema.JobResponse(
         id=job.id,
         kind=job.kind,
         status=job.state,
@@ -57,7 +57,7 @@ def job_answer(service: Service, job: Job, places: Mapping[str, Place] | None = 
         ended_at=job.ended,
         attempts=job.attempts,
         stopping=job.stopping,
-        outputs=[schema.Output(name=name, url=f"/v1/jobs/{job.id}/files/{name}") for name in job.outputs],
+        outputs=[schema.OutputFile(name=name, url=f"/v1/jobs/{job.id}/files/{name}") for name in job.outputs],
         warnings=list(job.said),
         error=job.error,
         fault=job.fault,
@@ -65,75 +65,77 @@ def job_answer(service: Service, job: Job, places: Mapping[str, Place] | None = 
     )
 
 
-def images_answer(service: Service, job: Job, request: Request, form: str) -> schema.ImagesAnswer:
-    """The pictures of a completed job."""
-    data: list[schema.ImageAnswer] = []
-    for name in pictures_of(job):
+def images_response(service: Service, job: Job, request: Request, form: str) -> schema.ImagesResponse:
+    """Build the response with the images of a completed job."""
+    data: list[schema.ImageResponse] = []
+    for name in image_files(job):
         path = service.results.file(job.id, name)
         facts = _facts(path)
-        given = facts.get("given", {}).get("prompt") if "asked" in facts else None
-        one = schema.ImageAnswer(revised_prompt=given, seed=facts.get("seed"))
+        prompt = facts.get("given", {}).get("prompt") if "asked" in facts else None
+        image = schema.ImageResponse(revised_prompt=prompt, seed=facts.get("seed"))
         if form == "url":
-            one.url = str(request.base_url.replace(path=f"/v1/jobs/{job.id}/files/{name}"))
+            image.url = str(request.base_url.replace(path=f"/v1/jobs/{job.id}/files/{name}"))
         else:
-            one.b64_json = base64.b64encode(path.read_bytes()).decode()
-        data.append(one)
-    asked = job.request
-    size = f"{asked['width']}x{asked['height']}" if "width" in asked else None
-    return schema.ImagesAnswer(
+            image.b64_json = base64.b64encode(path.read_bytes()).decode()
+        data.append(image)
+    fields = job.request
+    size = f"{fields['width']}x{fields['height']}" if "width" in fields else None
+    return schema.ImagesResponse(
         created=int(job.ended or job.submitted), data=data, size=size, job=job.id, warnings=list(job.said)
     )
 
 
-def video_answer(job: Job, models: dict[str, About]) -> schema.VideoAnswer:
-    """A clip, or what will be one.
+def video_response(job: Job, models: dict[str, ModelInfo]) -> schema.VideoResponse:
+    """Build the response of a video job.
 
     Args:
-        job: of the clip.
-        models: what is known of models, by name.
+        job: The job.
+        models: Metadata of the models, by name.
     """
-    asked = job.request
-    shape = models.get(asked["model"], About()).shape or ()
-    frames = asked.get("frames") or (shape[1] if len(shape) == 4 else 0)
-    sides = (asked["width"], asked["height"]) if "width" in asked else tuple(reversed(shape[-2:]))
+    fields = job.request
+    shape = models.get(fields["model"], ModelInfo()).shape or ()
+    frames = fields.get("frames") or (shape[1] if len(shape) == 4 else 0)
+    sides = (fields["width"], fields["height"]) if "width" in fields else tuple(reversed(shape[-2:]))
     error = None
     if job.state in ("failed", "cancelled"):
         error = schema.VideoError(code=job.state, message=job.error or "cancelled")
     status: Any = _STATES.get(job.state, "failed")
-    return schema.VideoAnswer(
+    return schema.VideoResponse(
         id=job.id,
         created_at=int(job.submitted),
         completed_at=None if job.state != "completed" else int(job.ended or 0),
-        model=asked["model"],
+        model=fields["model"],
         progress=percent(job),
-        prompt=asked.get("prompt"),
-        seconds=f"{frames / (asked.get('fps') or RATE):g}",
+        prompt=fields.get("prompt"),
+        seconds=f"{frames / (fields.get('fps') or RATE):g}",
         size="x".join(map(str, sides)) or "auto",
         status=status,
         error=error,
-        seed=asked["seed"],
+        seed=fields["seed"],
         warnings=list(job.said),
     )
 
 
-def model_answer(known: Known) -> schema.ModelAnswer:
+def model_response(entry: CatalogEntry) -> schema.ModelResponse:
     """A model."""
-    told = about(known)
-    return schema.ModelAnswer(
-        id=known.name,
-        created=int(known.path.stat().st_mtime) if known.path.exists() else 0,
-        owned_by={"shipped": "unveil", "models": "models folder", "runs": "runs"}[known.origin],
-        makes=told.makes,
-        takes=None if told.takes is None else list(told.takes),
-        shape=None if told.shape is None else list(told.shape),
-        steps=told.steps,
+    info = model_info(entry)
+    return schema.ModelResponse(
+        id=entry.name,
+        created=int(entry.path.stat().st_mtime) if entry.path.exists() else 0,
+        owned_by={"shipped": "unveil", "models": "models folder", "runs": "runs"}[entry.origin],
+        makes=info.makes,
+        takes=None if info.takes is None else list(info.takes),
+        shape=None if info.shape is None else list(info.shape),
+        steps=info.steps,
     )
 
 
-def content_of(job: Job, variant: str) -> str | None:
-    """The file of a clip's variant: video, thumbnail or spritesheet; None: there is none."""
-    wanted = {"thumbnail": COVER, "spritesheet": SHOWN}.get(variant)
-    return next((name for name in job.outputs if name == wanted or (wanted is None and name.startswith("clip."))), None)
+def content_file(job: Job, variant: str) -> str | None:
+    """Return the file name of a variant: video, thumbnail or spritesheet; None if there is none."""
+    preview = {"thumbnail": COVER, "spritesheet": STRIP_FILE}.get(variant)
+    return next(
+        (name for name in job.outputs if name == preview or (preview is None and name.startswith("clip."))), None
+    )
 
 
 def _facts(path: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What is asked and answered, in the words of OpenAI's interface and in ours."""
+"""Request and response bodies, with OpenAI's fields and own ones."""
 
 from __future__ import annotations
 
@@ -7,71 +7,71 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from unveil.server.jobs.image_job import MOST, Steered
-from unveil.server.jobs.image_job import Verb as PictureVerb
+from unveil.server.jobs.image_job import MAX_IMAGES, ControlNetSpec
+from unveil.server.jobs.image_job import EditTask as PictureVerb
 from unveil.server.jobs.job import Fault
-from unveil.server.jobs.request import SEEDS, SIDE, Name, Text
-from unveil.server.jobs.video_job import KnownFrame, Scene, Verb
+from unveil.server.jobs.request import MAX_SEED, MAX_SIDE, Name, Text
+from unveil.server.jobs.video_job import Keyframe, Scene, VideoTask
 from unveil.types import RecipeError
 
 _SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
-Ignored = Annotated[Any, Field(description="of OpenAI's interface; without effect here")]
+Ignored = Annotated[Any, Field(description="field of OpenAI's API; ignored")]
 Strength = Annotated[float, Field(ge=0, le=1)]
 Pixels = Annotated[int, Field(ge=0, le=4096)]
 
 
 class Ask(BaseModel):
-    """What requests for pictures and clips have alike."""
+    """Fields that image and video requests share."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     prompt: Text | None = None
     model: Name | None = None
     size: Annotated[str, Field(max_length=20, description="WIDTHxHEIGHT, or auto")] | None = None
-    seed: Annotated[int, Field(ge=0, le=SEEDS, description="drawn by chance when left out, and told")] | None = None
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED, description="random by default; see the response")] | None = None
     steps: Annotated[int, Field(ge=1, le=10_000)] | None = None
     guidance: Annotated[float, Field(ge=0, le=1000)] | None = None
     sampler: Annotated[str, Field(max_length=100)] | None = None
     negative_prompt: Text | None = None
-    expand: Annotated[bool, Field(description="make a short prompt dense")] = True
+    expand: Annotated[bool, Field(description="expand a short prompt into a detailed one")] = True
 
     def sampling(self) -> dict[str, Any]:
-        """Changes of the model's own settings."""
+        """Return the overrides of the model's sampling settings."""
         named = {"steps": self.steps, "guidance_scale": self.guidance, "sampler": self.sampler}
         return {key: value for key, value in named.items() if value is not None}
 
     def sides(self) -> dict[str, int]:
-        """Width and height, where they were given.
+        """Return width and height, if given.
 
         Raises:
-            RecipeError: not WIDTHxHEIGHT.
+            RecipeError: Not WIDTHxHEIGHT.
         """
         if self.size is None or self.size == "auto":
             return {}
-        found = _SIZE.fullmatch(self.size)
-        if found is None or max(int(found[1]), int(found[2])) > SIDE:
-            raise RecipeError(f"size {self.size!r}: is written WIDTHxHEIGHT in pixels, such as 64x48, or is auto")
-        return {"width": int(found[1]), "height": int(found[2])}
+        match = _SIZE.fullmatch(self.size)
+        if match is None or max(int(match[1]), int(match[2])) > MAX_SIDE:
+            raise RecipeError(f"size {self.size!r}: must be WIDTHxHEIGHT in pixels, such as 64x48, or auto")
+        return {"width": int(match[1]), "height": int(match[2])}
 
     def common(self, seed: int) -> dict[str, Any]:
-        """The part of a job's request that pictures and clips have alike."""
+        """Return the fields of a job's request that image and video jobs share."""
         named = {"model": self.model, "prompt": self.prompt, "negative": self.negative_prompt}
-        said = {key: value for key, value in named.items() if value is not None}
-        return {**said, **self.sides(), "seed": seed, "sampling": self.sampling(), "expand": self.expand}
+        texts = {key: value for key, value in named.items() if value is not None}
+        return {**texts, **self.sides(), "seed": seed, "sampling": self.sampling(), "expand": self.expand}
 
 
 class ImagesAsk(Ask):
     """`POST /v1/images/generations`."""
 
-    n: Annotated[int, Field(ge=1, le=MOST)] | None = 1
+    n: Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None = 1
     response_format: Literal["b64_json", "url"] | None = "b64_json"
     output_format: Literal["png"] | None = None
     stream: Literal[False] | None = None
     partial_images: Literal[0] | None = None
     label: Annotated[Text, Field(max_length=300)] | None = None
     loras: Annotated[tuple[Name, ...], Field(max_length=8)] = ()
-    controls: Annotated[tuple[Steered, ...], Field(max_length=4)] = ()
-    wait: Annotated[bool, Field(description="false: answer at once with the job")] = True
+    controls: Annotated[tuple[ControlNetSpec, ...], Field(max_length=4)] = ()
+    wait: Annotated[bool, Field(description="false: respond at once with the job")] = True
     quality: Ignored = None
     style: Ignored = None
     user: Ignored = None
@@ -83,16 +83,16 @@ class ImagesAsk(Ask):
     input_fidelity: Ignored = None
 
     def request(self, seed: int) -> dict[str, Any]:
-        """The request of a job of pictures."""
-        found = {**self.common(seed), "count": self.n or 1, "loras": list(self.loras)}
-        found |= {"controls": [one.model_dump() for one in self.controls]}
-        return found | ({} if self.label is None else {"label": self.label})
+        """Return the request of an image job."""
+        request = {**self.common(seed), "count": self.n or 1, "loras": list(self.loras)}
+        request |= {"controls": [control.model_dump() for control in self.controls]}
+        return request | ({} if self.label is None else {"label": self.label})
 
 
 class EditsAsk(ImagesAsk):
     """`POST /v1/images/edits`, whose files are `image` and `mask`."""
 
-    verb: PictureVerb | None = Field(None, description="inpaint where there is a mask, else img2img")
+    verb: PictureVerb | None = Field(None, description="inpaint with a mask, else img2img")
     strength: Strength | None = None
     feather: Annotated[int, Field(ge=0, le=512)] = 0
     left: Pixels = 0
@@ -102,7 +102,7 @@ class EditsAsk(ImagesAsk):
     factor: Annotated[int, Field(ge=1, le=8)] = 2
 
     def edit(self, seed: int, image: str, mask: str | None) -> dict[str, Any]:
-        """The request of a job that edits a picture that was sent."""
+        """Return the request of an image job that edits an upload."""
         verb = self.verb or ("img2img" if mask is None else "inpaint")
         names = ("strength", "feather", "left", "right", "top", "bottom", "factor")
         change = {name: getattr(self, name) for name in names}
@@ -116,9 +116,9 @@ class VideosAsk(Ask):
     seconds: Annotated[float, Field(gt=0, le=3600)] | None = None
     frames: Annotated[int, Field(ge=1, le=4096)] | None = None
     fps: Annotated[float, Field(gt=0, le=120)] | None = None
-    verb: Verb | None = None
+    verb: VideoTask | None = None
     form: Literal["mp4", "webm", "gif"] = "mp4"
-    known: Annotated[tuple[KnownFrame, ...], Field(max_length=64)] = ()
+    known: Annotated[tuple[Keyframe, ...], Field(max_length=64)] = ()
     window: Annotated[int, Field(ge=1, le=4096)] | None = None
     direction: Literal["forward", "backward"] | None = None
     context: Annotated[int, Field(ge=1, le=4096)] | None = None
@@ -131,25 +131,25 @@ class VideosAsk(Ask):
     factor: Annotated[int, Field(ge=1, le=8)] | None = None
 
     def request(self, seed: int, rate: float) -> dict[str, Any]:
-        """The request of a job of a clip, without its files.
+        """Return the request of a video job, without its files.
 
         Args:
-            seed: of the clip.
-            rate: frames in a second where none are given.
+            seed: Seed of the video.
+            rate: Default frame rate, in frames per second.
         """
         frames = self.frames
         if frames is None and self.seconds is not None:
             frames = max(1, round(self.seconds * (self.fps or rate)))
         names = ("fps", "window", "direction", "context", "way", "strength", "source", "fade", "factor")
-        own: dict[str, Any] = {name: getattr(self, name) for name in names}
-        own |= {"verb": self.verb or "make", "form": self.form, "frames": frames}
-        own |= {"prompts": list(self.prompts), "known": [one.model_dump() for one in self.known]}
-        own |= {"scenes": [one.model_dump() for one in self.scenes]}
-        return {**self.common(seed), **{key: value for key, value in own.items() if value not in (None, [])}}
+        fields: dict[str, Any] = {name: getattr(self, name) for name in names}
+        fields |= {"verb": self.verb or "make", "form": self.form, "frames": frames}
+        fields |= {"prompts": list(self.prompts), "known": [item.model_dump() for item in self.known]}
+        fields |= {"scenes": [item.model_dump() for item in self.scenes]}
+        return {**self.common(seed), **{key: value for key, value in fields.items() if value not in (None, [])}}
 
 
 class JobsAsk(BaseModel):
-    """`POST /v1/jobs`: a job of any kind, with the whole of what its kind takes."""
+    """`POST /v1/jobs`: a job of any type, with all parameters of its type."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -157,17 +157,17 @@ class JobsAsk(BaseModel):
     request: dict[str, Any]
 
 
-class Output(BaseModel):
-    """A file that a job made."""
+class OutputFile(BaseModel):
+    """An output file of a job."""
 
     name: str
     url: str
 
 
-class JobAnswer(BaseModel):
-    """A job as it stands; times are seconds since 1970, `position` counts the jobs before it.
+class JobResponse(BaseModel):
+    """A job and its state; times are seconds since 1970, `position` is the number of jobs ahead of it.
 
-    `fault` says of one that failed whether what was asked for cannot be done, a place is full, or the server is wrong.
+    `fault` is the source of an error: the request (asked), lacking resources (room) or the server.
     """
 
     id: str
@@ -184,23 +184,23 @@ class JobAnswer(BaseModel):
     ended_at: float | None
     attempts: int
     stopping: bool
-    outputs: list[Output]
+    outputs: list[OutputFile]
     warnings: list[str]
     error: str | None
     fault: Fault | None
     request: dict[str, Any]
 
 
-class Listed(BaseModel):
-    """A page of jobs, the newest first."""
+class JobsResponse(BaseModel):
+    """A page of jobs."""
 
     object: Literal["list"] = "list"
-    data: list[JobAnswer]
+    data: list[JobResponse]
     has_more: bool
 
 
-class ImageAnswer(BaseModel):
-    """A picture."""
+class ImageResponse(BaseModel):
+    """One generated image."""
 
     b64_json: str | None = None
     url: str | None = None
@@ -208,11 +208,11 @@ class ImageAnswer(BaseModel):
     seed: int | None = None
 
 
-class ImagesAnswer(BaseModel):
-    """Pictures."""
+class ImagesResponse(BaseModel):
+    """Generated images."""
 
     created: int
-    data: list[ImageAnswer]
+    data: list[ImageResponse]
     output_format: Literal["png"] = "png"
     size: str | None = None
     job: str
@@ -220,14 +220,14 @@ class ImagesAnswer(BaseModel):
 
 
 class VideoError(BaseModel):
-    """Why there is no clip."""
+    """Error of a video job."""
 
     code: str
     message: str
 
 
-class VideoAnswer(BaseModel):
-    """A clip, or what will be one."""
+class VideoResponse(BaseModel):
+    """A video job and its state."""
 
     id: str
     object: Literal["video"] = "video"
@@ -245,18 +245,18 @@ class VideoAnswer(BaseModel):
     warnings: list[str]
 
 
-class VideosAnswer(BaseModel):
-    """A page of clips."""
+class VideosResponse(BaseModel):
+    """A page of videos."""
 
     object: Literal["list"] = "list"
-    data: list[VideoAnswer]
+    data: list[VideoResponse]
     first_id: str | None
     last_id: str | None
     has_more: bool
 
 
-class ModelAnswer(BaseModel):
-    """A model that requests may name; what is not known before it is opened is null."""
+class ModelResponse(BaseModel):
+    """A model; fields that are unknown before it is loaded are null."""
 
     id: str
     object: Literal["model"] = "model"
@@ -268,15 +268,15 @@ class ModelAnswer(BaseModel):
     steps: int | None = None
 
 
-class ModelsAnswer(BaseModel):
-    """Every model."""
+class ModelsResponse(BaseModel):
+    """All models."""
 
     object: Literal["list"] = "list"
-    data: list[ModelAnswer]
+    data: list[ModelResponse]
 
 
-class SentAnswer(BaseModel):
-    """A file that was sent, and the name by which requests speak of it."""
+class UploadResponse(BaseModel):
+    """An uploaded file, and the name by which requests refer to it."""
 
     name: str
     kind: Literal["picture", "clip"]
@@ -285,8 +285,8 @@ class SentAnswer(BaseModel):
     frames: int
 
 
-class Deleted(BaseModel):
-    """Something that is no more."""
+class DeletedResponse(BaseModel):
+    """A deleted object."""
 
     id: str
     object: str

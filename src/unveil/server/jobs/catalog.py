@@ -1,6 +1,6 @@
-"""What jobs may name: shipped models, what lies in the models folder, and the runs that were trained here.
+"""Catalog of the names that requests may use: bundled models, files of the models folder, and runs trained here.
 
-A request says a name, never a path, and a name that is not in these lists is refused, whatever there is on the disk.
+A request contains a name, never a path. A name that is not in the catalog is refused, whatever the disk holds.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from unveil.model import model_dir, model_folder
 from unveil.model.config import ModelConfig, SampleConfig, read_yaml, validate
 from unveil.types import DataError, Error, WeightsError, did_you_mean
 
-RUNS = "runs"  # the folder of runs in that of the service
+RUNS = "runs"  # subfolder of the state folder that holds the runs
 Origin = Literal["shipped", "models", "runs"]
 MODEL, CAPTIONER = "model.yaml", "captioner.yaml"
 DATA_VARIABLE, DATA_HERE = "UNVEIL_DATA", "data"
 
 
-class Known(NamedTuple):
-    """Something with a name that a request may say.
+class CatalogEntry(NamedTuple):
+    """A named model, LoRA, ControlNet or captioner.
 
     Attributes:
-        name: as it is said.
-        path: where it is.
-        origin: whether it came with the package, was put into the models folder, or was trained here.
+        name: Name that requests use.
+        path: File or folder.
+        origin: Bundled with the package, in the models folder, or trained here.
     """
 
     name: str
@@ -38,14 +38,14 @@ class Known(NamedTuple):
     origin: Origin
 
 
-class About(NamedTuple):
-    """What a model's folder says of it without its weights being read; None where it does not.
+class ModelInfo(NamedTuple):
+    """Metadata of a model folder, read without its weights; a field is None if the folder does not state it.
 
     Attributes:
-        makes: pictures or clips.
-        takes: keys of its conditions, such as "prompt".
-        shape: of a sample, channels first.
-        sample: how it is drawn.
+        makes: Kind of output, images ("pictures") or videos ("clips").
+        takes: Keys of the model's conditions, such as "prompt".
+        shape: Shape of one sample, channels first.
+        sample: Default sampling settings.
     """
 
     makes: Literal["pictures", "clips"] | None = None
@@ -55,99 +55,100 @@ class About(NamedTuple):
 
     @property
     def steps(self) -> int | None:
-        """Of its sampler."""
+        """Number of sampling steps."""
         return None if self.sample is None else self.sample.steps
 
 
 class Catalog:
-    """The names that there are now.
+    """Current names of models, LoRAs, ControlNets, captioners and data folders.
 
     Args:
-        runs: the folder of runs; it need not be there.
+        runs: Folder of runs; it may be missing.
     """
 
     def __init__(self, runs: Path) -> None:
         self.runs = runs
 
-    def models(self) -> list[Known]:
-        """Every model, those that came with the package first; of several of one name the first is meant."""
-        found = [*_shipped(), *_shelved("checkpoints"), *self._trained()]
-        return list({one.name: one for one in reversed(found)}.values())[::-1]
+    def models(self) -> list[CatalogEntry]:
+        """List all models, bundled ones first; of several with the same name only the first is listed."""
+        entries = [*_bundled(), *_in_models_folder("checkpoints"), *self._trained()]
+        return list({entry.name: entry for entry in reversed(entries)}.values())[::-1]
 
-    def model(self, name: str) -> Known:
-        """The model of a name.
+    def model(self, name: str) -> CatalogEntry:
+        """Return the model with this name.
 
         Raises:
-            WeightsError: there is none.
+            WeightsError: No model has this name.
         """
-        return _named(name, self.models(), "model")
+        return _find(name, self.models(), "model")
 
-    def free(self, run: str) -> str:
-        """This name for a run, or the nearest under which its model is found: of several of one name a run is the last.
+    def free_run_name(self, run: str) -> str:
+        """Return this run name, or the first numbered variant that no model has.
 
-        A run that is there keeps its name, so that it can be gone on with.
+        Bundled models and files come first in the catalog and would hide a run of the same name. An existing run keeps
+        its name, so that it can be resumed.
         """
-        taken = {one.name for one in self.models()}
+        taken = {entry.name for entry in self.models()}
         if (self.runs / run).is_dir() or run not in taken:
             return run
         names = (f"{run[:60]}-{number}" for number in count(2))
         return next(name for name in names if name not in taken and not (self.runs / name).exists())
 
-    def loras(self) -> list[Known]:
-        """Every LoRA in the models folder."""
-        return _shelved("loras")
+    def loras(self) -> list[CatalogEntry]:
+        """List all LoRAs of the models folder."""
+        return _in_models_folder("loras")
 
-    def lora(self, text: str) -> tuple[Known, float]:
-        """A LoRA and its weight, of NAME or NAME:WEIGHT.
+    def lora(self, text: str) -> tuple[CatalogEntry, float]:
+        """Parse NAME or NAME:WEIGHT into a LoRA and its weight.
 
         Raises:
-            WeightsError: there is none of this name, or the weight is no number.
+            WeightsError: No LoRA has this name, or the weight is not a number.
         """
-        every, (name, colon, weight) = self.loras(), text.rpartition(":")
-        if not colon or any(one.name == text for one in every):
-            return _named(text, every, "LoRA"), 1.0
+        loras, (name, colon, weight) = self.loras(), text.rpartition(":")
+        if not colon or any(entry.name == text for entry in loras):
+            return _find(text, loras, "LoRA"), 1.0
         try:
-            return _named(name, every, "LoRA"), float(weight)
+            return _find(name, loras, "LoRA"), float(weight)
         except ValueError:
-            raise WeightsError(f"{text[:200]!r}: is written NAME or NAME:WEIGHT, such as style:0.8") from None
+            raise WeightsError(f"{text[:200]!r}: must be NAME or NAME:WEIGHT, such as style:0.8") from None
 
-    def controls(self) -> list[Known]:
-        """Every ControlNet in the models folder."""
-        return _shelved("controlnets")
+    def controlnets(self) -> list[CatalogEntry]:
+        """List all ControlNets of the models folder."""
+        return _in_models_folder("controlnets")
 
-    def control(self, name: str) -> Known:
-        """The ControlNet of a name.
-
-        Raises:
-            WeightsError: there is none.
-        """
-        return _named(name, self.controls(), "ControlNet")
-
-    def captioners(self) -> list[Known]:
-        """Every captioner, as `models`."""
-        found = [*_shipped(CAPTIONER), *_shelved("checkpoints"), *self._trained()]
-        return [one for one in found if one.path.is_dir() and _holds(one.path, CAPTIONER)]
-
-    def captioner(self, name: str) -> Known:
-        """The captioner of a name.
+    def controlnet(self, name: str) -> CatalogEntry:
+        """Return the ControlNet with this name.
 
         Raises:
-            WeightsError: there is none.
+            WeightsError: No ControlNet has this name.
         """
-        return _named(name, self.captioners(), "captioner")
+        return _find(name, self.controlnets(), "ControlNet")
+
+    def captioners(self) -> list[CatalogEntry]:
+        """List all captioners, in the order of `models`."""
+        entries = [*_bundled(CAPTIONER), *_in_models_folder("checkpoints"), *self._trained()]
+        return [entry for entry in entries if entry.path.is_dir() and _contains(entry.path, CAPTIONER)]
+
+    def captioner(self, name: str) -> CatalogEntry:
+        """Return the captioner with this name.
+
+        Raises:
+            WeightsError: No captioner has this name.
+        """
+        return _find(name, self.captioners(), "captioner")
 
     def folders(self) -> list[str]:
-        """The names of folders in the data folder, those inside others as OUTER/INNER."""
+        """List the folders below the data folder, nested ones as OUTER/INNER."""
         top = data_root()
-        found = [Path(place) for place, _, files in os.walk(top) if files] if top.is_dir() else []
-        names = [place.relative_to(top) for place in found if place != top]
+        paths = [Path(path) for path, _, files in os.walk(top) if files] if top.is_dir() else []
+        names = [path.relative_to(top) for path in paths if path != top]
         return sorted(name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts))
 
     def folder(self, name: str) -> Path:
-        """The folder of data of a name.
+        """Return the data folder with this name.
 
         Raises:
-            MediaError: there is none, or it is a link to another place.
+            MediaError: No folder has this name, or it is a link that leads out of the data folder.
         """
         if name not in self.folders():
             raise DataError(
@@ -156,60 +157,60 @@ class Catalog:
             )
         return safe_join(data_root(), name)
 
-    def _trained(self) -> list[Known]:
+    def _trained(self) -> list[CatalogEntry]:
         if not self.runs.is_dir():
             return []
-        places = sorted(path for path in self.runs.iterdir() if (path / "checkpoints").is_dir())
-        return [Known(path.name, path, "runs") for path in places if not path.is_symlink()]
+        paths = sorted(path for path in self.runs.iterdir() if (path / "checkpoints").is_dir())
+        return [CatalogEntry(path.name, path, "runs") for path in paths if not path.is_symlink()]
 
 
 def data_root() -> Path:
-    """The folder of data that jobs may name, $UNVEIL_DATA or ./data; it need not be there."""
+    """Return the folder of data that jobs may name, $UNVEIL_DATA or ./data; it may be missing."""
     return Path(os.environ.get(DATA_VARIABLE) or DATA_HERE)
 
 
-def about(known: Known) -> About:
-    """What is known of a model before it is opened; nothing of files that others wrote."""
+def model_info(entry: CatalogEntry) -> ModelInfo:
+    """Read a model's metadata without opening its weights; empty for files in foreign formats."""
     try:
-        folder = known.path if (known.path / MODEL).is_file() else model_folder.resolve_checkpoint(known.path)
-        return _described(folder / MODEL, (folder / MODEL).stat().st_mtime_ns)
+        folder = entry.path if (entry.path / MODEL).is_file() else model_folder.resolve_checkpoint(entry.path)
+        return _read_info(folder / MODEL, (folder / MODEL).stat().st_mtime_ns)
     except (Error, OSError):
-        return About()
+        return ModelInfo()
 
 
 @lru_cache(maxsize=256)
-def _described(file: Path, stamp: int) -> About:
-    """What a file says that was written then."""
-    del stamp
+def _read_info(file: Path, mtime_ns: int) -> ModelInfo:
+    """Read the model's config; the modification time makes the cache notice a rewritten file."""
+    del mtime_ns
     config = validate(ModelConfig, read_yaml(file.read_text("utf-8"), str(file)), str(file))
-    takes = tuple(dict.fromkeys(one.key for one in config.condition))
+    takes = tuple(dict.fromkeys(condition.key for condition in config.condition))
     makes: Literal["pictures", "clips"] = "clips" if len(config.shape) == 4 else "pictures"
-    return About(makes, takes, config.shape, config.sample)
+    return ModelInfo(makes, takes, config.shape, config.sample)
 
 
-def _named(name: str, every: Sequence[Known], what: str) -> Known:
-    for one in every:
-        if one.name == name:
-            return one
-    names = [one.name for one in every]
+def _find(name: str, entries: Sequence[CatalogEntry], kind: str) -> CatalogEntry:
+    for entry in entries:
+        if entry.name == name:
+            return entry
+    names = [entry.name for entry in entries]
     listed = ", ".join(names[:20]) or "none"
     raise WeightsError(
-        f"{name[:200]!r}: there is no {what} of this name{did_you_mean(name, names)}; there are: {listed}"
+        f"{name[:200]!r}: there is no {kind} of this name{did_you_mean(name, names)}; there are: {listed}"
     )
 
 
-def _shipped(mark: str = MODEL) -> list[Known]:
+def _bundled(marker: str = MODEL) -> list[CatalogEntry]:
     folder = Path(str(resources.files("unveil"))) / model_folder.SHIPPED
-    places = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [Known(path.name, path, "shipped") for path in places if (path / mark).is_file()]
+    paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [CatalogEntry(path.name, path, "shipped") for path in paths if (path / marker).is_file()]
 
 
-def _holds(folder: Path, mark: str) -> bool:
+def _contains(folder: Path, marker: str) -> bool:
     try:
-        return (model_folder.resolve_checkpoint(folder) / mark).is_file()
+        return (model_folder.resolve_checkpoint(folder) / marker).is_file()
     except Error:
         return False
 
 
-def _shelved(drawer: model_dir.Drawer) -> list[Known]:
-    return [Known(one.name, one.path, "models") for one in model_dir.entries(drawer)]
+def _in_models_folder(drawer: model_dir.Drawer) -> list[CatalogEntry]:
+    return [CatalogEntry(entry.name, entry.path, "models") for entry in model_dir.entries(drawer)]

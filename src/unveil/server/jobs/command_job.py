@@ -1,8 +1,9 @@
-"""Jobs that are commands: training, captions, evaluation and the look at data, each a process of its own.
+"""Jobs that run a command in a process of its own: training, captioning, evaluation, data checks and conversion.
 
-A request says names and numbers; which words a command line has is decided here. What the command says is kept until
-its job is deleted, however it ends, and its progress is the job's. Cancelled, it is interrupted as by Ctrl-C, so that a
-training run saves what it has; the same request goes on with it. Ended by somebody else, its job waits again.
+A request contains names and numbers; this module turns it into a command line. The command's output is kept until its
+job is deleted. Its progress becomes the job's progress. A cancelled command is interrupted as by Ctrl-C, so that a
+training run saves a checkpoint; the same request resumes it. If anything else ends the command, its job is queued
+again.
 """
 
 from __future__ import annotations
@@ -24,19 +25,19 @@ from unveil.model import model_dir
 from unveil.model.config import recipe_names, validate
 from unveil.model.config.base import Section
 from unveil.server.jobs.catalog import Catalog
-from unveil.server.jobs.command_process import Child, end_orphans
+from unveil.server.jobs.command_process import CommandProcess, end_orphans
 from unveil.server.jobs.request import Name
-from unveil.server.jobs.worker import Broken, Interrupted, Report
+from unveil.server.jobs.worker import Interrupted, JobProgress, WorkerFailure
 from unveil.types import OUR_FAULT, Cancelled, Error, OutOfResources, RecipeError, did_you_mean
 
 TRAIN, CAPTION, EVALUATE, CHECK, CONVERT = "train", "caption", "evaluate", "check", "convert"
 LOG = "log.txt"
-LOOK_S = 0.2  # between two looks at the command and at whether it was cancelled
-STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM)  # codes of a command that was told to end
-TOLD = 4_000  # bytes of its log that an error tells
+POLL_S = 0.2  # interval at which the command and the cancellation flag are checked
+STOP_CODES = (130, 143, -signal.SIGINT, -signal.SIGTERM)  # exit codes of an interrupted command
+ERROR_BYTES = 4_000  # at the end of the log, searched for the error message
 RUN = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
 _KEY = re.compile(r"(?:train|network|objective|data|process|sample|condition|codec|evaluate|loss)(?:\.[a-z_0-9]+){1,4}")
-_FORBIDDEN = re.compile(r"(?:path|file|folder|base|weights|captions|encoder|model|network)$")  # what may name a place
+_FORBIDDEN = re.compile(r"(?:path|file|folder|base|weights|captions|encoder|model|network)$")  # keys that take a path
 _WORD = re.compile(r"[A-Za-z0-9 _+-]{0,100}")
 RunName = Annotated[str, Field(pattern=rf"^{RUN}$")]
 Value = bool | int | float | str | None
@@ -44,13 +45,14 @@ Settings = Annotated[dict[Annotated[str, Field(max_length=100)], Value], Field(m
 
 
 class TrainRequest(Section):
-    """A run of a shipped recipe; asked for again, it goes on where it was stopped.
+    """A training run of a bundled recipe; the same request resumes a stopped run.
 
     Attributes:
-        recipe: its name. run: that of the run, by which models of it are named.
-        folder: of data, by its name below the data folder; none: the recipe's own data.
-        settings: changes of the recipe that are numbers, truth values or single words.
-        small: the recipe's small form, which shows that everything works.
+        recipe: Name of the recipe.
+        run: Name of the run, and of the model that it trains.
+        folder: Name of the data folder, relative to the data root; none: the recipe's own data.
+        settings: Overrides of recipe keys by numbers, truth values or single words.
+        small: Use the recipe's small form, a smoke test.
     """
 
     recipe: Name
@@ -61,14 +63,14 @@ class TrainRequest(Section):
 
 
 class CaptionRequest(Section):
-    """Captions for a folder below the data folder, by a captioner by its name; what is there already stays."""
+    """Captioning of a data folder; existing captions stay."""
 
     folder: Name
     model: Name
 
 
 class EvaluateRequest(Section):
-    """Judges a model by its name, with a shipped recipe where it has none of its own."""
+    """Evaluation of a model, with a bundled recipe if the model has none of its own."""
 
     model: Name
     recipe: Name | None = None
@@ -77,7 +79,7 @@ class EvaluateRequest(Section):
 
 
 class CheckRequest(Section):
-    """Looks at a folder below the data folder: what would be dropped or changed, and why."""
+    """Check of a data folder: which files would be dropped or changed, and why."""
 
     folder: Name
     size: Annotated[int, Field(ge=1, le=4096)] | None = None
@@ -85,11 +87,11 @@ class CheckRequest(Section):
 
 Layout = Literal["ours", "diffusers", "ldm", "openai", "ddpm", "dit"]
 Dtype = Literal["float32", "float16", "bfloat16", "int8"]
-FILES = ("ldm", "openai", "ddpm", "dit")  # layouts that are one file
+FILES = ("ldm", "openai", "ddpm", "dit")  # formats that are a single file
 
 
 class ConvertRequest(Section):
-    """Writes a model by its name into the models folder, in another layout and under another name."""
+    """Conversion of a model into another format, written into the models folder under another name."""
 
     model: Name
     name: RunName
@@ -97,50 +99,52 @@ class ConvertRequest(Section):
     dtype: Dtype = "float32"
 
 
-# the words of a command line, of a request, the names that there are, the folder for its files, and the device
-Line = Callable[[Any, Catalog, Path, str], list[str]]
+# builds the command line from the request, the catalog, the folder for output files, and the device
+BuildArguments = Callable[[Any, Catalog, Path, str], list[str]]
 
 
-def _train(asked: TrainRequest, catalog: Catalog, out: Path, device: str) -> list[str]:
+def _train(request: TrainRequest, catalog: Catalog, out: Path, device: str) -> list[str]:
     del out
-    if (free := catalog.free(asked.run)) != asked.run:
-        raise RecipeError(f"request: run {asked.run!r}: there is a model of this name; call the run {free!r}")
-    changes = [f"{key}={_plain(value)}" for key, value in asked.settings.items()]
-    if asked.folder is not None:
-        changes.append(f"data.path={catalog.folder(asked.folder)}")
-    small = ["--small"] if asked.small else []
-    return ["train", asked.recipe, *changes, *small, "--run", str(catalog.runs / asked.run), "--device", device]
+    if (free := catalog.free_run_name(request.run)) != request.run:
+        raise RecipeError(f"request: run {request.run!r}: there is a model of this name; call the run {free!r}")
+    changes = [f"{key}={_yaml_scalar(value)}" for key, value in request.settings.items()]
+    if request.folder is not None:
+        changes.append(f"data.path={catalog.folder(request.folder)}")
+    small = ["--small"] if request.small else []
+    return ["train", request.recipe, *changes, *small, "--run", str(catalog.runs / request.run), "--device", device]
 
 
-def _caption(asked: CaptionRequest, catalog: Catalog, out: Path, device: str) -> list[str]:
-    captioner = str(catalog.captioner(asked.model).path)
-    return ["caption", str(catalog.folder(asked.folder)), "--model", captioner, "--device", device, "--resume"]
+def _caption(request: CaptionRequest, catalog: Catalog, out: Path, device: str) -> list[str]:
+    captioner = str(catalog.captioner(request.model).path)
+    return ["caption", str(catalog.folder(request.folder)), "--model", captioner, "--device", device, "--resume"]
 
 
-def _evaluate(asked: EvaluateRequest, catalog: Catalog, out: Path, device: str) -> list[str]:
-    changes = [word for key, value in asked.settings.items() for word in ("--set", f"{key}={_plain(value)}")]
-    recipe = [] if asked.recipe is None else ["--recipe", asked.recipe]
-    samples = [] if asked.samples is None else ["--samples", str(asked.samples)]
-    model = str(catalog.model(asked.model).path)
+def _evaluate(request: EvaluateRequest, catalog: Catalog, out: Path, device: str) -> list[str]:
+    changes = [word for key, value in request.settings.items() for word in ("--set", f"{key}={_yaml_scalar(value)}")]
+    recipe = [] if request.recipe is None else ["--recipe", request.recipe]
+    samples = [] if request.samples is None else ["--samples", str(request.samples)]
+    model = str(catalog.model(request.model).path)
     return ["evaluate", model, *recipe, *samples, *changes, "--out", str(out / "report"), "--device", device]
 
 
-def _check(asked: CheckRequest, catalog: Catalog, out: Path, device: str) -> list[str]:
-    size = [] if asked.size is None else ["--size", str(asked.size)]
-    return ["data", "check", str(catalog.folder(asked.folder)), *size]
+def _check(request: CheckRequest, catalog: Catalog, out: Path, device: str) -> list[str]:
+    size = [] if request.size is None else ["--size", str(request.size)]
+    return ["data", "check", str(catalog.folder(request.folder)), *size]
 
 
-def _convert(asked: ConvertRequest, catalog: Catalog, out: Path, device: str) -> list[str]:
-    place = model_dir.models_dir() / "checkpoints" / f"{asked.name}{'.safetensors' if asked.layout in FILES else ''}"
-    if place.exists():
-        raise RecipeError(f"request: name {asked.name!r}: is in the models folder already; choose another")
-    if any(one.name == asked.name for one in catalog.models()):
-        raise RecipeError(f"request: name {asked.name!r}: there is a model of this name; choose another")
-    known = catalog.model(asked.model)
-    return ["convert", str(known.path), str(place), "--layout", asked.layout, "--dtype", asked.dtype]
+def _convert(request: ConvertRequest, catalog: Catalog, out: Path, device: str) -> list[str]:
+    destination = (
+        model_dir.models_dir() / "checkpoints" / f"{request.name}{'.safetensors' if request.layout in FILES else ''}"
+    )
+    if destination.exists():
+        raise RecipeError(f"request: name {request.name!r}: is in the models folder already; choose another")
+    if any(entry.name == request.name for entry in catalog.models()):
+        raise RecipeError(f"request: name {request.name!r}: there is a model of this name; choose another")
+    source = catalog.model(request.model)
+    return ["convert", str(source.path), str(destination), "--layout", request.layout, "--dtype", request.dtype]
 
 
-COMMANDS: Mapping[str, tuple[type[Section], Line]] = {
+COMMANDS: Mapping[str, tuple[type[Section], BuildArguments]] = {
     TRAIN: (TrainRequest, _train),
     CAPTION: (CaptionRequest, _caption),
     EVALUATE: (EvaluateRequest, _evaluate),
@@ -149,11 +153,11 @@ COMMANDS: Mapping[str, tuple[type[Section], Line]] = {
 }
 
 
-def reader(kind: str) -> Callable[[Mapping[str, Any]], Section]:
-    """What reads the request of a kind of command."""
+def request_reader(kind: str) -> Callable[[Mapping[str, Any]], Section]:
+    """Return the function that validates requests of this kind of command."""
 
-    def read(given: Mapping[str, Any]) -> Section:
-        request = validate(COMMANDS[kind][0], given, "request")
+    def read(fields: Mapping[str, Any]) -> Section:
+        request = validate(COMMANDS[kind][0], fields, "request")
         recipe, settings = getattr(request, "recipe", None), getattr(request, "settings", {})
         if recipe is not None and recipe not in recipe_names():
             raise RecipeError(
@@ -161,7 +165,7 @@ def reader(kind: str) -> Callable[[Mapping[str, Any]], Section]:
             )
         for key, value in settings.items():
             if not _KEY.fullmatch(key) or _FORBIDDEN.search(key):
-                raise RecipeError(f"request: settings.{key}: may not be set here; places are said by their names")
+                raise RecipeError(f"request: settings.{key}: may not be set here; name files by their catalog names")
             if isinstance(value, str) and not _WORD.fullmatch(value):
                 raise RecipeError(f"request: settings.{key} = {value[:80]!r}: must be a number, true, false or a word")
         return request
@@ -169,106 +173,110 @@ def reader(kind: str) -> Callable[[Mapping[str, Any]], Section]:
     return read
 
 
-class Command:
-    """The work on jobs of one kind.
+class CommandJob:
+    """Handler of the jobs of one kind of command.
 
     Args:
-        kind: of command. catalog: the names that requests may say. device: that they compute on.
+        kind: Kind of command.
+        catalog: Names that requests may use.
+        device: Device of the command.
     """
 
     def __init__(self, kind: str, catalog: Catalog, device: str) -> None:
         self._kind, self._catalog, self._device = kind, catalog, device
 
-    def __call__(self, given: Mapping[str, Any], folder: Path, report: Report) -> None:
-        """Runs the command; its log and its report are files of the job.
+    def __call__(self, fields: Mapping[str, Any], folder: Path, progress: JobProgress) -> None:
+        """Run the command; its log and its report become files of the job.
 
         Raises:
-            Error: as the command told it.
-            Cancelled: it was told to stop, and has.
-            Interrupted: somebody else told it to stop, such as the end of the server.
+            Error: The command failed.
+            Cancelled: The job was cancelled, and the command has ended.
+            Interrupted: Something else stopped the command, such as the end of the server.
         """
-        request = reader(self._kind)(given)
+        request = request_reader(self._kind)(fields)
         self._catalog.runs.mkdir(parents=True, exist_ok=True)
-        words = COMMANDS[self._kind][1](request, self._catalog, folder, self._device)
-        end_orphans(report.note_file.parent, report.check)
-        before = report.log_file.stat().st_size if report.log_file.is_file() else 0  # of an earlier try
-        with Child(words, report.log_file, report.note_file) as child:
-            code = _followed(child, self._catalog.runs / getattr(request, "run", ""), report)
-        if code and (code in STOPPED or report.over()):
-            raise Interrupted("its command was told to end")
+        arguments = COMMANDS[self._kind][1](request, self._catalog, folder, self._device)
+        end_orphans(progress.note_file.parent, progress.check)
+        log_start = progress.log_file.stat().st_size if progress.log_file.is_file() else 0  # of an earlier try
+        with CommandProcess(arguments, progress.log_file, progress.note_file) as child:
+            code = _follow(child, self._catalog.runs / getattr(request, "run", ""), progress)
+        if code and (code in STOP_CODES or progress.should_stop()):
+            raise Interrupted("its command was interrupted")
         if code:
-            raise _failure(code, _last_words(report.log_file, before), f"`unveil {words[0]}` ended with code {code}")
-        _keep(report.log_file, folder / LOG)
+            raise _failure(
+                code, _error_message(progress.log_file, log_start), f"`unveil {arguments[0]}` ended with code {code}"
+            )
+        _link_log(progress.log_file, folder / LOG)
         _flatten(folder)
 
 
-def _followed(child: Child, run: Path, report: Report) -> int:
-    """The code with which a command ends, which is shown meanwhile and hears when it is to stop.
+def _follow(command: CommandProcess, run: Path, progress: JobProgress) -> int:
+    """Wait for a command while showing its progress; return its exit code.
 
     Raises:
-        Cancelled: it was told to stop, and has.
+        Cancelled: The job was cancelled, and the command has ended.
     """
-    shown = 0
-    while (code := child.ended(LOOK_S)) is None:
+    shown_mtime = 0
+    while (code := command.ended(POLL_S)) is None:
         try:
-            # what cannot be written or read now is no reason to end hours of work
+            # a full disk or a busy database is no reason to end hours of work
             with suppress(OutOfResources, OSError, sqlite3.OperationalError):
-                report.step(*child.progress())
-                shown = _show(run / "samples", shown, report)
-            report.check()
+                progress.step(*command.progress())
+                shown_mtime = _show_samples(run / "samples", shown_mtime, progress)
+            progress.check()
         except Cancelled:
-            child.end(signal.SIGINT)
+            command.end(signal.SIGINT)
             raise
-        if report.over():
-            child.end(signal.SIGTERM)
+        if progress.should_stop():
+            command.end(signal.SIGTERM)
     return code
 
 
-def _failure(code: int, why: str, silent: str) -> Error:
-    """The error of a command by its exit code, as `unveil --help` lists them, and by what it said, if anything."""
+def _failure(code: int, message: str, fallback: str) -> Error:
+    """Build the error of a failed command from its exit code, as listed by `unveil --help`, and its message."""
     if code == OutOfResources.exit_code:
-        return OutOfResources(why or silent)
-    return Broken(why or silent) if code < 0 or not why or OUR_FAULT in why else Error(why)
+        return OutOfResources(message or fallback)
+    return WorkerFailure(message or fallback) if code < 0 or not message or OUR_FAULT in message else Error(message)
 
 
-def _show(samples: Path, shown: int, report: Report) -> int:
-    """Shows the newest sheet of samples of a run; when it was written."""
+def _show_samples(samples: Path, shown_mtime: int, progress: JobProgress) -> int:
+    """Show the newest sample image of a run as the preview; return its modification time."""
     newest = max(samples.glob("*.png"), key=lambda path: path.stat().st_mtime_ns, default=None)
-    if newest is None or newest.stat().st_mtime_ns == shown or time.time() - newest.stat().st_mtime < LOOK_S:
-        return shown
-    report.preview(newest.read_bytes())
+    if newest is None or newest.stat().st_mtime_ns == shown_mtime or time.time() - newest.stat().st_mtime < POLL_S:
+        return shown_mtime
+    progress.preview(newest.read_bytes())
     return newest.stat().st_mtime_ns
 
 
 def _flatten(folder: Path) -> None:
-    """Puts the files of a report beside the log: what a job made are files, not folders."""
-    report = folder / "report"
-    for path in sorted(report.iterdir()) if report.is_dir() else ():
+    """Move the files of a report beside the log: the outputs of a job are files, not folders."""
+    progress = folder / "report"
+    for path in sorted(progress.iterdir()) if progress.is_dir() else ():
         if path.is_file():
             os.replace(path, folder / path.name)
-    if report.is_dir():
-        report.rmdir()
+    if progress.is_dir():
+        progress.rmdir()
 
 
-def _keep(log: Path, place: Path) -> None:
-    """Puts a log among the files of a job, as another name of it where the system can."""
+def _link_log(log: Path, destination: Path) -> None:
+    """Add the log to the files of a job, as a hard link if the system supports it."""
     try:
-        os.link(log, place)
+        os.link(log, destination)
     except OSError:
-        shutil.copyfile(log, place)
+        shutil.copyfile(log, destination)
 
 
-def _last_words(log: Path, begin: int) -> str:
-    """What a command said was wrong, in a log from there on."""
+def _error_message(log: Path, start: int) -> str:
+    """Return the error message at the end of a log, searched from `start` on."""
     with log.open("rb") as file:
-        file.seek(max(begin, file.seek(0, os.SEEK_END) - TOLD))
+        file.seek(max(start, file.seek(0, os.SEEK_END) - ERROR_BYTES))
         text = file.read().decode("utf-8", "replace")
-    _, error, why = text.rpartition("error: ")
-    return why.strip() if error else ""
+    _, error, message = text.rpartition("error: ")
+    return message.strip() if error else ""
 
 
-def _plain(value: Value) -> str:
-    """A value as recipes are written."""
+def _yaml_scalar(value: Value) -> str:
+    """Format a value as YAML."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return str(value)

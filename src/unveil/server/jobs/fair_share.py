@@ -1,4 +1,4 @@
-"""Whose turn it is, and how long the others wait."""
+"""Fair scheduling between owners, and estimated waiting times."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import NamedTuple
 
 from unveil.server.jobs.job import Job
 
-KNOWN = 20  # jobs of a kind that ended last, from whose time that of others is told
-UNKNOWN_S = 30.0  # for a job of which nothing is known yet
+RECENT = 20  # number of recently completed jobs per kind from which durations are estimated
+DEFAULT_S = 30.0  # estimate if nothing is known about a kind of job
 
 
-def in_turn(waiting: Sequence[Job], last: Mapping[str, int]) -> list[Job]:
-    """Jobs that wait in the order in which they are taken: owners take turns, and each one's are in their order.
+def fair_order(waiting: Sequence[Job], last: Mapping[str, int]) -> list[Job]:
+    """Sort waiting jobs into the order in which they start: round-robin between owners, first in first out within one.
 
     Args:
-        waiting: in the order in which they were put in.
-        last: when each owner had a turn last; who had none comes first.
+        waiting: Waiting jobs in the order of submission.
+        last: Turn that each owner had last; an owner without one comes first.
     """
     turns = dict(last)
     newest = max(turns.values(), default=0)
     left, ordered = list(waiting), list[Job]()
     while left:
-        job = min(left, key=lambda one: turns.get(one.owner, -1))  # the first of equals, which was put in first
+        job = min(left, key=lambda job: turns.get(job.owner, -1))  # ties: the job submitted first
         newest += 1
         turns[job.owner] = newest
         left.remove(job)
@@ -32,30 +32,30 @@ def in_turn(waiting: Sequence[Job], last: Mapping[str, int]) -> list[Job]:
     return ordered
 
 
-class Paces(NamedTuple):
-    """Seconds that a unit of cost takes: by kind of job, and of all."""
+class Throughput(NamedTuple):
+    """Seconds per unit of cost, for each kind of job and over all kinds."""
 
     kinds: dict[str, float]
     all: float | None
 
     def seconds(self, job: Job) -> float:
-        """What a job takes from its beginning."""
+        """Estimate the duration of a job."""
         pace = self.kinds.get(job.kind, self.all)
-        return UNKNOWN_S if pace is None else pace * job.cost
+        return DEFAULT_S if pace is None else pace * job.cost
 
-    def left(self, job: Job, now: float) -> float:
-        """What is left of one that runs, from its own progress where it shows some."""
+    def remaining(self, job: Job, now: float) -> float:
+        """Estimate the remaining seconds of a running job, from its own progress if it reports any."""
         spent = max(now - (job.started or now), 0.0)
         if job.total and job.done:
             return spent * (job.total - job.done) / job.done
         return max(self.seconds(job) - spent, 0.0)
 
 
-def paces(completed: Iterable[Job]) -> Paces:
-    """The paces of jobs that were completed, in the order of their ends."""
-    found: dict[str, list[float]] = defaultdict(list)
+def throughput(completed: Iterable[Job]) -> Throughput:
+    """Measure the throughput of completed jobs, given in the order of their ends."""
+    samples: dict[str, list[float]] = defaultdict(list)
     for job in completed:
         if job.started is not None and job.ended is not None and job.cost > 0:
-            found[job.kind].append(max(job.ended - job.started, 0.0) / job.cost)
-    kinds = {kind: median(every[-KNOWN:]) for kind, every in found.items()}
-    return Paces(kinds, median(kinds.values()) if kinds else None)
+            samples[job.kind].append(max(job.ended - job.started, 0.0) / job.cost)
+    kinds = {kind: median(ratios[-RECENT:]) for kind, ratios in samples.items()}
+    return Throughput(kinds, median(kinds.values()) if kinds else None)

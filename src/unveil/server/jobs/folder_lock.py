@@ -1,4 +1,4 @@
-"""One server for a folder: a second one is told where the first one is."""
+"""Lock that lets only one server use a state folder; a second server is told the address of the first."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ FILE = ".server"
 
 
 @contextmanager
-def held(folder: Path, address: str) -> Iterator[None]:
-    """Holds a folder for this process; the hold ends with it, whatever ends it.
+def folder_lock(folder: Path, address: str) -> Iterator[None]:
+    """Lock a folder for this process; the lock ends with the process, however it ends.
 
     Args:
-        folder: made if it is not there.
-        address: where this process answers, which others are told.
+        folder: State folder; created if missing.
+        address: Address of this server, shown to others that try to lock the folder.
 
     Raises:
-        NotWritable: another process holds it, or it cannot be written.
+        NotWritable: Another process has locked the folder, or it cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -42,15 +42,15 @@ def held(folder: Path, address: str) -> Iterator[None]:
         os.close(handle)
 
 
-def refuse_held(folder: Path) -> None:
-    """Looks whether a folder is held, and writes nothing.
+def check_unlocked(folder: Path) -> None:
+    """Check that no other process has locked a folder; writes nothing.
 
     Raises:
-        NotWritable: another process holds it.
+        NotWritable: Another process has locked it.
     """
     try:
         handle = os.open(folder / FILE, os.O_RDONLY)
-    except OSError:  # nobody has held it yet; or nobody can, which `held` says
+    except OSError:  # not locked yet, or not accessible, which `folder_lock` reports
         return
     try:
         _lock(folder, handle, fcntl.LOCK_SH)
@@ -63,14 +63,14 @@ def _lock(folder: Path, handle: int, kind: int) -> None:
         fcntl.flock(handle, kind | fcntl.LOCK_NB)
     except BlockingIOError as problem:
         raise OutputError(
-            f"{folder}: {_told(handle)} serves this folder; use that one, or choose another folder"
+            f"{folder}: {_holder(handle)} serves this folder; use that one, or choose another folder"
         ) from problem
 
 
-def _told(handle: int) -> str:
-    """Who holds the folder, as far as the file says."""
+def _holder(handle: int) -> str:
+    """Describe the holder of the lock, as recorded in the file."""
     try:
-        said = json.loads(os.pread(handle, 4096, 0))
-        return f"{said['address']} (process {said['pid']})"
+        holder = json.loads(os.pread(handle, 4096, 0))
+        return f"{holder['address']} (process {holder['pid']})"
     except (ValueError, KeyError, TypeError):
         return "another process"

@@ -1,4 +1,4 @@
-"""What was made: looked through by words, and the settings of a picture put together again from its record."""
+"""Search of completed image and video jobs, and requests restored from an image's metadata."""
 
 from __future__ import annotations
 
@@ -6,87 +6,97 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unveil.cli.generation_options import PROMPT
-from unveil.server.jobs.catalog import Catalog, Known
+from unveil.server.jobs.catalog import Catalog, CatalogEntry
 from unveil.server.jobs.image_job import PICTURES
 from unveil.server.jobs.job import Job
 from unveil.server.jobs.queue import Queue
-from unveil.server.jobs.request import SEEDS
-from unveil.server.jobs.sqlite_store import Sought
+from unveil.server.jobs.request import MAX_SEED
+from unveil.server.jobs.sqlite_store import SearchQuery
 from unveil.server.jobs.video_job import CLIPS
 from unveil.tasks.generate import LABEL, sampling_of
 from unveil.types import DataError
 
-MADE = (PICTURES, CLIPS)
-_SAID = ("prompt", "negative", "label", "model", "seed", "source")  # of a request, what words are looked for in
+MEDIA_KINDS = (PICTURES, CLIPS)
+_SEARCHED_KEYS = (
+    "prompt",
+    "negative",
+    "label",
+    "model",
+    "seed",
+    "source",
+)  # keys of a request whose values are searched
 
 
-def found(
-    queue: Queue, words: str = "", owner: str | None = None, *, begin: int = 0, most: int = 100
+def search(
+    queue: Queue, words: str = "", owner: str | None = None, *, begin: int = 0, limit: int = 100
 ) -> tuple[list[Job], int]:
-    """Completed jobs of pictures and clips that say all of these words, the newest first, and how many there are.
+    """Search completed image and video jobs, newest first; also return the number of matches.
 
     Args:
-        queue: of all jobs.
-        words: parts of a prompt, a model's name or a seed, in letters of any size.
-        owner: whose; None: everybody's.
-        begin: the place of the first that is given.
-        most: that are given.
+        queue: Queue of all jobs.
+        words: Substrings of the prompt, the model name or the seed, case-insensitive; all must match.
+        owner: Owner of the jobs; None: all owners.
+        begin: Index of the first match to return.
+        limit: Maximum number of jobs to return.
     """
-    return queue.sought(Sought(tuple(words.split()), _SAID, MADE, owner), begin, most)
+    return queue.search(SearchQuery(tuple(words.split()), _SEARCHED_KEYS, MEDIA_KINDS, owner), begin, limit)
 
 
-def request_of(facts: Mapping[str, Any], catalog: Catalog) -> dict[str, Any]:
-    """The request that draws the picture of a record again, as `PictureRequest` has it.
+def request_from_metadata(metadata: Mapping[str, Any], catalog: Catalog) -> dict[str, Any]:
+    """Build the request that generates an image again, in the form of `PictureRequest`.
 
-    What a prompt was made to is said, and not made anew. Pictures of an edit need their files, which no record holds.
+    An expanded prompt is used as it is, without another expansion. Results of an edit cannot be restored: they need
+    their input files, which the metadata does not contain.
 
     Args:
-        facts: as `tasks.record.read_facts` gives them.
-        catalog: the names that there are.
+        metadata: Metadata of the image, as read by `tasks.metadata.read_facts`.
+        catalog: Names that requests may use.
 
     Raises:
-        MediaError: an edit, a record that lacks something, or a model or LoRA that is not here.
+        MediaError: The image was edited, the metadata is incomplete, or a model or LoRA is not available.
     """
-    if facts.get("task"):
-        verb = facts["task"].get("verb") if isinstance(facts["task"], Mapping) else None
-        raise DataError(f"made by {verb!r} of another picture, which the record does not hold; give that one")
+    if metadata.get("task"):
+        task = metadata["task"].get("verb") if isinstance(metadata["task"], Mapping) else None
+        raise DataError(f"made by {task!r} from another image, which its metadata does not contain; use that image")
     try:
-        name = _named(str(facts["model"]["name"]), catalog.models(), "model")
-        seed, first = int(facts["seed"]), int(facts["sample"])
-        given, negative = (dict(facts.get(key, {})) for key in ("given", "negative"))
-        worn = [(str(one["name"]), float(one["weight"])) for one in facts.get("loras") or ()]
+        name = _catalog_name(str(metadata["model"]["name"]), catalog.models(), "model")
+        seed, first = int(metadata["seed"]), int(metadata["sample"])
+        conditions, negative = (dict(metadata.get(key, {})) for key in ("given", "negative"))
+        loras = [(str(adapter["name"]), float(adapter["weight"])) for adapter in metadata.get("loras") or ()]
     except (KeyError, TypeError, ValueError, AttributeError) as problem:
-        raise DataError(f"the picture's record lacks {problem}; it was not written by this program") from problem
-    if not 0 <= seed <= SEEDS:
-        raise DataError(f"the picture's record has the seed {seed}, which requests cannot say")
-    said = {"prompt": given.get(PROMPT), "label": given.get(LABEL), "negative": negative.get(PROMPT)}
+        raise DataError(f"the image's metadata lacks {problem}; it was not written by this program") from problem
+    if not 0 <= seed <= MAX_SEED:
+        raise DataError(f"the image's metadata has the seed {seed}, which is out of range for requests")
+    texts = {"prompt": conditions.get(PROMPT), "label": conditions.get(LABEL), "negative": negative.get(PROMPT)}
     request: dict[str, Any] = {"model": name, "seed": seed, "first": first, "count": 1, "expand": False}
-    request |= {key: str(value) for key, value in said.items() if value is not None}
-    request["sampling"] = {key: value for key, value in sampling_of(facts).items() if value is not None}
-    if facts.get("size"):
-        request["height"], request["width"] = map(int, facts["size"])
-    if worn:
-        request["loras"] = [f"{_named(lora, catalog.loras(), 'LoRA')}:{weight:g}" for lora, weight in worn]
+    request |= {key: str(value) for key, value in texts.items() if value is not None}
+    request["sampling"] = {key: value for key, value in sampling_of(metadata).items() if value is not None}
+    if metadata.get("size"):
+        request["height"], request["width"] = map(int, metadata["size"])
+    if loras:
+        request["loras"] = [f"{_catalog_name(lora, catalog.loras(), 'LoRA')}:{weight:g}" for lora, weight in loras]
     return request
 
 
-def steered_by(facts: Mapping[str, Any]) -> list[str]:
-    """The names of the ControlNets that a picture was made with; what they read, its record does not hold."""
-    found = facts.get("controls")
-    named = [one for one in found if isinstance(one, Mapping)] if isinstance(found, list) else []
-    return [str(one["name"]) for one in named if "name" in one]
+def controlnets_used(metadata: Mapping[str, Any]) -> list[str]:
+    """Return the names of the ControlNets used for an image; the metadata does not contain their control images."""
+    controls = metadata.get("controls")
+    named_controls = (
+        [control for control in controls if isinstance(control, Mapping)] if isinstance(controls, list) else []
+    )
+    return [str(control["name"]) for control in named_controls if "name" in control]
 
 
-def _named(recorded: str, every: Sequence[Known], what: str) -> str:
-    """The name by which a request says what a record names.
+def _catalog_name(recorded: str, entries: Sequence[CatalogEntry], kind: str) -> str:
+    """Return the catalog name that matches a recorded name.
 
-    The record has a file with its suffix and without its folder, a run with its step, a second LoRA with its number.
+    Recorded names have the suffix but not the folder of a file, the step of a run, and the number of a second LoRA.
     """
     first = recorded.partition(" ")[0]
-    told = (recorded, recorded.rpartition(".")[0], first, first.rpartition(".")[0])
-    for said in (lambda one: one.name, lambda one: one.name.rpartition("/")[2]):
-        for name in told:
-            found = [one.name for one in every if said(one) == name]
-            if len(found) == 1:
-                return found[0]
-    raise DataError(f"the {what} {recorded[:200]!r} is not here; put it into the models folder")
+    candidates = (recorded, recorded.rpartition(".")[0], first, first.rpartition(".")[0])
+    for name_of in (lambda entry: entry.name, lambda entry: entry.name.rpartition("/")[2]):
+        for name in candidates:
+            matches = [entry.name for entry in entries if name_of(entry) == name]
+            if len(matches) == 1:
+                return matches[0]
+    raise DataError(f"the {kind} {recorded[:200]!r} is not available; put it into the models folder")

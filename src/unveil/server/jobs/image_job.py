@@ -1,4 +1,4 @@
-"""Jobs that make pictures, from words, classes or other pictures: what may be asked for, and how it is done."""
+"""Image jobs: text-to-image, class-conditional sampling and image editing; their requests and their handler."""
 
 from __future__ import annotations
 
@@ -20,45 +20,47 @@ from unveil.io.images import make_grid, png
 from unveil.model.config.base import Section
 from unveil.server.jobs.catalog import Catalog
 from unveil.server.jobs.job import Job
-from unveil.server.jobs.job_console import heard
-from unveil.server.jobs.model_cache import Models
-from unveil.server.jobs.request import SEEDS, Asked, Name, Sent, Text, read
-from unveil.server.jobs.uploads import PIXELS, Inputs
-from unveil.server.jobs.worker import Report
+from unveil.server.jobs.job_console import job_console
+from unveil.server.jobs.model_cache import ModelCache
+from unveil.server.jobs.request import MAX_SEED, BaseRequest, Name, Text, UploadName, validate_request
+from unveil.server.jobs.uploads import MAX_PIXELS, UploadStore
+from unveil.server.jobs.worker import JobProgress
 from unveil.tasks.generate import generate
 from unveil.tasks.inputs import BESIDE
 from unveil.tasks.trajectory import Preview
 from unveil.types import RecipeError
 
 PICTURES = "pictures"
-MOST = 64  # pictures of a job
-BATCH = 16  # of them at a time
-HALF = 128  # of a mask's alpha: what is below is transparent
-JUMPS = (10, 10)  # of repaint
-PREVIEWS = 8  # of a job, so many at most
+MAX_IMAGES = 64  # per job
+BATCH_SIZE = 16
+ALPHA_THRESHOLD = 128  # mask pixels with a lower alpha count as transparent
+REPAINT_JUMPS = (10, 10)  # jump length and number of resamples
+PREVIEWS = 8  # maximum number of previews per job
 STRIP = BESIDE[1]
 Margin = Annotated[int, Field(ge=0, le=4096)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Verb = Literal["img2img", "inpaint", "outpaint", "upscale"]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+EditTask = Literal["img2img", "inpaint", "outpaint", "upscale"]
 
 
-class Change(Section):
-    """What is done to a picture.
+class EditSpec(Section):
+    """Edit of an uploaded image.
 
     Attributes:
-        verb: img2img draws it again from a noised state; inpaint makes what is white in the mask anew; outpaint goes
-            on beyond its edges; upscale enlarges it.
-        picture: the name of a picture that was sent. mask: of inpaint, as large.
-        strength: 0 keeps the picture, 1 nothing of it; none: as the command line has it.
-        feather, method: of inpaint and outpaint.
-        left, right, top, bottom: pixels that outpaint adds.
-        factor: of upscale.
+        verb: img2img regenerates the image from a noised state; inpaint regenerates the white part of the mask;
+            outpaint extends the image beyond its edges; upscale enlarges it.
+        picture: Upload name of the image.
+        mask: Upload name of the mask of inpaint, of the same size.
+        strength: Denoising strength from 0 (keeps the image) to 1 (keeps nothing); none: the task's default.
+        feather: Width in pixels of the soft edge of the mask, for inpaint and outpaint.
+        method: Method of inpaint and outpaint.
+        left, right, top, bottom: Pixels that outpaint adds on each side.
+        factor: Upscale factor.
     """
 
-    verb: Verb
-    picture: Sent
-    mask: Sent | None = None
-    strength: Share | None = None
+    verb: EditTask
+    picture: UploadName
+    mask: UploadName | None = None
+    strength: Fraction | None = None
     feather: Annotated[int, Field(ge=0, le=512)] = 0
     method: Literal["auto", "network", "replace", "repaint"] = "auto"
     left: Margin = 0
@@ -69,162 +71,163 @@ class Change(Section):
 
     @property
     def jumps(self) -> tuple[int, int]:
-        """How the method goes back and forth: the steps of a jump, and how often each stretch is walked."""
-        return JUMPS if self.method == "repaint" and self.verb in ("inpaint", "outpaint") else (0, 1)
+        """Jump length and number of resamples of RePaint; (0, 1) for other methods."""
+        return REPAINT_JUMPS if self.method == "repaint" and self.verb in ("inpaint", "outpaint") else (0, 1)
 
     def settings(self) -> dict[str, Any]:
-        """As the verb's own arguments."""
-        usual = {"img2img": 0.6, "inpaint": 1.0, "upscale": 0.3}
-        strength = self.strength if self.strength is not None else usual.get(self.verb)
-        filling = {"feather": self.feather, "method": self.method, "jumps": JUMPS}
+        """Return the arguments of the task."""
+        default_strength = {"img2img": 0.6, "inpaint": 1.0, "upscale": 0.3}
+        strength = self.strength if self.strength is not None else default_strength.get(self.verb)
+        inpainting = {"feather": self.feather, "method": self.method, "jumps": REPAINT_JUMPS}
         margins = (self.left, self.right, self.top, self.bottom)
-        own: dict[str, dict[str, Any]] = {
+        arguments: dict[str, dict[str, Any]] = {
             "img2img": {"strength": strength},
-            "inpaint": {"strength": strength, **filling},
-            "outpaint": {"margins": margins, **filling},
+            "inpaint": {"strength": strength, **inpainting},
+            "outpaint": {"margins": margins, **inpainting},
             "upscale": {"factor": self.factor, "strength": strength, "overlap": 0.25},
         }
-        return own[self.verb]
+        return arguments[self.verb]
 
 
-class Steered(Section):
-    """A ControlNet of the models folder, the picture that it reads, its weight and its part of the run."""
+class ControlNetSpec(Section):
+    """A ControlNet of the models folder, its control image, its weight, and the range of sampling where it acts."""
 
     name: Name
-    picture: Sent
+    picture: UploadName
     weight: Annotated[float, Field(ge=-4, le=4)] = 1.0
-    start: Share = 0.0
-    stop: Share = 1.0
+    start: Fraction = 0.0
+    stop: Fraction = 1.0
 
 
-class PictureRequest(Asked):
-    """What a job of pictures is asked for.
+class PictureRequest(BaseRequest):
+    """Request of an image job.
 
     Attributes:
-        label: a class, for models that take one.
-        count: pictures; of an edit, so many of the one picture. first: which of the seed's pictures is the first.
-        loras: names in the models folder, each with its weight, as NAME or NAME:WEIGHT.
+        label: Class, for class-conditional models.
+        count: Number of images; for an edit, number of variants of the one image.
+        first: Start index among the images of the seed.
+        loras: LoRAs of the models folder, each as NAME or NAME:WEIGHT.
         controls: ControlNets of the models folder.
-        change: what is done to a picture that was sent; none: pictures are made from nothing.
-        strip: whether states on the way to each picture are made a picture as well; of an edit there are none.
+        change: Edit of an uploaded image; none: images are generated from noise.
+        strip: Also save the sampling trajectory of each image; not for edits.
     """
 
     label: Annotated[Text, Field(max_length=300)] | None = None
-    count: Annotated[int, Field(ge=1, le=MOST)] = 1
-    first: Annotated[int, Field(ge=0, le=SEEDS)] = 0
+    count: Annotated[int, Field(ge=1, le=MAX_IMAGES)] = 1
+    first: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
     loras: Annotated[tuple[Name, ...], Field(max_length=8)] = ()
-    controls: Annotated[tuple[Steered, ...], Field(max_length=4)] = ()
-    change: Change | None = None
+    controls: Annotated[tuple[ControlNetSpec, ...], Field(max_length=4)] = ()
+    change: EditSpec | None = None
     strip: bool = False
 
 
-def read_request(given: Mapping[str, Any]) -> PictureRequest:
-    """A request, checked as far as it can be without its model.
+def read_request(fields: Mapping[str, Any]) -> PictureRequest:
+    """Validate a request as far as possible without its model.
 
     Raises:
-        RecipeError: each fault with its key, its value and what is allowed.
+        RecipeError: Names each invalid key, its value and the allowed values.
     """
-    request = read(PictureRequest, given)
+    request = validate_request(PictureRequest, fields)
     if request.change is not None and (request.change.verb == "inpaint") != (request.change.mask is not None):
         raise RecipeError("request: change.mask: inpaint needs one, and nothing else takes one")
     return request
 
 
-class Pictures:
-    """The work on such a job.
+class ImageJob:
+    """Handler of image jobs.
 
     Args:
-        models: that are in memory.
-        catalog: the names that requests may say.
-        inputs: the files that were sent.
-        device: that they compute on.
+        models: Cache of loaded models.
+        catalog: Names that requests may use.
+        inputs: Uploaded files.
+        device: Device to compute on.
     """
 
-    def __init__(self, models: Models, catalog: Catalog, inputs: Inputs, device: str) -> None:
+    def __init__(self, models: ModelCache, catalog: Catalog, inputs: UploadStore, device: str) -> None:
         self._models, self._catalog, self._inputs, self._device = models, catalog, inputs, device
 
-    def __call__(self, given: Mapping[str, Any], folder: Path, report: Report) -> None:
-        """Makes the pictures of a request, each a file with its record, and a sheet where there are several.
+    def __call__(self, fields: Mapping[str, Any], folder: Path, progress: JobProgress) -> None:
+        """Generate the images of a request: a file with metadata each, and a contact sheet if there are several.
 
         Raises:
-            RecipeError, WeightsError: it cannot be done.
-            Cancelled: it was told to stop.
+            RecipeError, WeightsError: The request is not possible.
+            Cancelled: The job was cancelled.
         """
-        asked = read_request(given)
-        wish = wish_of(asked, self._catalog, self._inputs, self._device)
-        with heard(report) as desk:
-            if asked.change is not None:
-                self._edit(asked, asked.change, wish, Place(folder, preview=report.preview_file), desk)
+        request = read_request(fields)
+        wish = resolve_request(request, self._catalog, self._inputs, self._device)
+        with job_console(progress) as console:
+            if request.change is not None:
+                self._edit(request, request.change, wish, Place(folder, preview=progress.preview_file), console)
                 return
             assert wish.model is not None
-            model, source = self._models.opener(wish, wish.model, desk)
-            report.check()
-            expanding = USUAL if asked.expand else Expanding(no_expand=True)
-            expander = Expander(expanding, model, desk, shown=bool(wish.controls))
-            request = expander(wish.request(model, asked.sampling, asked.count))
+            model, source = self._models.load(wish, wish.model, console)
+            progress.check()
+            expanding = USUAL if request.expand else Expanding(no_expand=True)
+            expander = Expander(expanding, model, console, shown=bool(wish.controls))
+            generation = expander(wish.request(model, request.sampling, request.count))
 
             def show(pixels: Tensor, done: int, total: int | None) -> None:
                 if total is None or done < total:
-                    report.preview(png(make_grid(pixels)))
+                    progress.preview(png(make_grid(pixels)))
 
-            steps = model.sampling.changed(asked.sampling).steps
+            steps = model.sampling.changed(request.sampling).steps
             preview = Preview(show, max(1, steps // PREVIEWS))
-            frames = FRAMES if asked.strip else 0
-            made = list(generate(model, request, source, frames=frames, on_step=report.step, preview=preview))
-            write(made, Place(folder, strip=asked.strip), filenames(numbered(request)))
+            frames = FRAMES if request.strip else 0
+            images = list(generate(model, generation, source, frames=frames, on_step=progress.step, preview=preview))
+            write(images, Place(folder, strip=request.strip), filenames(numbered(generation)))
 
-    def _edit(self, asked: PictureRequest, change: Change, wish: Wish, place: Place, desk: Any) -> None:
-        picture = self._inputs.path(change.picture)
-        with TemporaryDirectory() as beside:
-            mask = None if change.mask is None else _hole(self._inputs.path(change.mask), Path(beside))
-            job = editing.Job(change.verb, picture, change.settings(), mask)
-            editing.edit(wish, job, asked.sampling, place, desk, opener=self._models.opener)
+    def _edit(self, request: PictureRequest, change: EditSpec, wish: Wish, place: Place, console: Any) -> None:
+        image = self._inputs.path(change.picture)
+        with TemporaryDirectory() as scratch:
+            mask = None if change.mask is None else _white_mask(self._inputs.path(change.mask), Path(scratch))
+            job = editing.Job(change.verb, image, change.settings(), mask)
+            editing.edit(wish, job, request.sampling, place, console, opener=self._models.load)
 
 
-def pictures_of(job: Job) -> list[str]:
-    """The names of the pictures that a job made, without what was written beside them."""
+def image_files(job: Job) -> list[str]:
+    """Return the file names of a job's images, without the files written beside them."""
     return [name for name in job.outputs if name.endswith(".png") and name not in BESIDE]
 
 
-def wish_of(asked: PictureRequest, catalog: Catalog, inputs: Inputs, device: str = "auto") -> Wish:
-    """The wish of a request, its names being places by now.
+def resolve_request(request: PictureRequest, catalog: Catalog, inputs: UploadStore, device: str = "auto") -> Wish:
+    """Turn a request into generation options, with names replaced by paths.
 
     Raises:
-        WeightsError: there is no model, LoRA or ControlNet of a name.
-        MediaError: a file that was not sent.
+        WeightsError: A model, LoRA or ControlNet does not exist.
+        MediaError: A file was not uploaded.
     """
-    if asked.change is not None:
-        for name in (asked.change.picture, asked.change.mask):
+    if request.change is not None:
+        for name in (request.change.picture, request.change.mask):
             _ = name and inputs.path(name)
-    found = [catalog.lora(one) for one in asked.loras]
-    steered = [
-        f"{catalog.control(one.name).path}={inputs.path(one.picture)}:{one.weight:g}:{one.start:g}-{one.stop:g}"
-        for one in asked.controls
+    loras = [catalog.lora(spec) for spec in request.loras]
+    controls = [
+        f"{catalog.controlnet(spec.name).path}={inputs.path(spec.picture)}:{spec.weight:g}:{spec.start:g}-{spec.stop:g}"
+        for spec in request.controls
     ]
     return Wish(
-        str(catalog.model(asked.model).path),
-        labels=() if asked.label is None else (asked.label,),
-        count=asked.count,
-        seed=asked.seed,
-        first=asked.first,
-        batch=min(asked.count, BATCH),
+        str(catalog.model(request.model).path),
+        labels=() if request.label is None else (request.label,),
+        count=request.count,
+        seed=request.seed,
+        first=request.first,
+        batch=min(request.count, BATCH_SIZE),
         device=device,
-        given=_prompt(asked.prompt),
-        negative=_prompt(asked.negative),
-        size=asked.size_typed,
-        loras=tuple(f"{known.path}:{weight:g}" for known, weight in found),
-        controls=tuple(steered),
+        given=_prompt(request.prompt),
+        negative=_prompt(request.negative),
+        size=request.size_typed,
+        loras=tuple(f"{lora.path}:{weight:g}" for lora, weight in loras),
+        controls=tuple(controls),
     )
 
 
-def _hole(mask: Path, beside: Path) -> Path:
-    """A mask that is white where the picture is made anew, of one that is that, or transparent there."""
+def _white_mask(mask: Path, scratch: Path) -> Path:
+    """Return a mask that is white in the part to regenerate; a mask with transparency marks that part by it."""
     with mask.open("rb") as file:
-        alpha = alpha_channel(file, PIXELS)
+        alpha = alpha_channel(file, MAX_PIXELS)
     if alpha is None:
         return mask
-    path = beside / mask.with_suffix(".png").name
-    path.write_bytes(png(torch.where(alpha < HALF, 255, 0).to(torch.uint8)))
+    path = scratch / mask.with_suffix(".png").name
+    path.write_bytes(png(torch.where(alpha < ALPHA_THRESHOLD, 255, 0).to(torch.uint8)))
     return path
 
 

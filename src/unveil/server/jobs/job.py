@@ -1,4 +1,4 @@
-"""A job, and how many of them there may be."""
+"""A job and the limits of the queue."""
 
 from __future__ import annotations
 
@@ -9,26 +9,28 @@ from unveil.types import RecipeError
 
 State = Literal["queued", "running", "completed", "failed", "cancelled"]
 STATES: tuple[State, ...] = ("queued", "running", "completed", "failed", "cancelled")
-Fault = Literal["asked", "room", "server"]  # what was asked for, a place that is full, or unveil
+Fault = Literal["asked", "room", "server"]  # source of an error: the request, lacking resources, or the server
 ENDED: tuple[State, ...] = ("completed", "failed", "cancelled")
 
 
 class Job(NamedTuple):
-    """Something that takes long, as it stands.
+    """A job and its current state.
 
     Attributes:
-        id: names it, and the folder of what it makes.
-        kind: what is done. request: with what.
-        owner: whose turn it takes.
-        cost: how much work it is, in a unit of its kind; times are foretold from it.
-        submitted, started, ended: seconds since 1970; started is that of its last attempt.
-        attempts: how often it was taken.
-        worker: who has it, or had it last.
-        done, total: its progress; a total of 0 is not known.
-        outputs: names of files in its folder.
-        said: what a person should know of it, such as words that the model does not know.
-        error: why it failed. fault: whose fault that was.
-        stopping: whether it was cancelled while it ran.
+        id: Identifier, also the name of the output folder.
+        kind: Type of job.
+        request: Parameters, in the form of its type.
+        owner: Name of the API key that submitted it.
+        cost: Amount of work, in a unit of its type; durations are estimated from it.
+        submitted, started, ended: Seconds since 1970; `started` belongs to the last attempt.
+        attempts: Number of attempts.
+        worker: Worker that runs it or ran it last.
+        done, total: Completed and total steps; a total of 0 is unknown.
+        outputs: Names of the files in its folder.
+        said: Messages for the user, such as prompt words that the model does not know.
+        error: Reason of a failure.
+        fault: Source of the error.
+        stopping: True if it was cancelled while it was running.
     """
 
     id: str
@@ -52,14 +54,14 @@ class Job(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Limits:
-    """How much a queue holds.
+class QueueLimits:
+    """Limits of the queue.
 
     Attributes:
-        waiting: jobs that wait, all together.
-        each: jobs of one owner that wait or run.
-        attempts: how often a job is taken that kills its worker.
-        lease: seconds without a sign of life after which a worker counts as dead.
+        waiting: Maximum number of queued jobs.
+        each: Maximum number of queued and running jobs of one owner.
+        attempts: Number of attempts for a job that kills its worker.
+        lease: Seconds without a heartbeat after which a worker counts as dead.
     """
 
     waiting: int = 32
@@ -68,9 +70,9 @@ class Limits:
     lease: float = 15.0
 
     def __post_init__(self) -> None:
-        """Raises RecipeError for a limit that lets nothing through."""
+        """Raise RecipeError for a limit that admits nothing."""
         for name in ("waiting", "each", "attempts"):
             if getattr(self, name) < 1:
-                raise RecipeError(f"{name} = {getattr(self, name)}: at least 1")
+                raise RecipeError(f"{name} = {getattr(self, name)}: must be at least 1")
         if not self.lease > 0:
             raise RecipeError(f"lease = {self.lease}: must be above 0 seconds")

@@ -1,4 +1,4 @@
-"""What the work of a job says, and to whom: to whoever asks for the job, in the place of a terminal."""
+"""Console of a job: forwards progress and warnings to the job instead of a terminal."""
 
 from __future__ import annotations
 
@@ -9,58 +9,58 @@ from dataclasses import dataclass
 from typing import Any
 
 from unveil.cli.console import Console, Progress
-from unveil.server.jobs.worker import Report
+from unveil.server.jobs.worker import JobProgress
 from unveil.types import PromptTruncated
 
 
 @dataclass(frozen=True)
-class Desk(Console):
-    """A console whose progress is the job's, and whose warnings are told of it."""
+class JobConsole(Console):
+    """Console that reports progress and warnings to a job."""
 
-    report: Report | None = None
+    job: JobProgress | None = None
 
     def say(self, text: str) -> None:
-        """What a person would see at once, the result being told by the files."""
+        """Ignore text meant for a terminal; the output files are the result."""
 
     def warn(self, text: str) -> None:
-        """What a person should know of what is made."""
-        if self.report is not None:
-            self.report.say(text)
+        """Add a warning to the messages of the job."""
+        if self.job is not None:
+            self.job.add_message(text)
 
     def result(self, facts: Mapping[str, Any], text: str) -> None:
-        """The files are the result."""
+        """Ignore the result; the output files are the result."""
 
     @contextmanager
     def progress(self, what: str, total: int) -> Iterator[Progress]:
-        """Counts for the job; each step hears whether it was cancelled."""
-        yield _Steps(what, total, self.report)
+        """Count steps for the job; each step checks for cancellation."""
+        yield _Steps(what, total, self.job)
 
 
 class _Steps(Progress):
-    """A counter that tells a job's report."""
+    """Progress counter that reports to a job."""
 
-    def __init__(self, what: str, total: int, report: Report | None) -> None:
+    def __init__(self, what: str, total: int, job: JobProgress | None) -> None:
         super().__init__(what, total, shown=False, terminal=False)
-        self._report = report
+        self._job = job
 
     def advance(self, by: int = 1) -> None:
         super().advance(by)
-        if self._report is not None:
-            self._report.step(self._done, self._total)
+        if self._job is not None:
+            self._job.step(self._done, self._total)
 
 
 @contextmanager
-def heard(report: Report) -> Iterator[Desk]:
-    """A desk for a job; warnings that are meant for a user are told of the job, others shown as before."""
+def job_console(job: JobProgress) -> Iterator[JobConsole]:
+    """Open a console for a job; LeftOut warnings become messages of the job, others are shown as before."""
     with warnings.catch_warnings():
-        others = warnings.showwarning
+        showwarning = warnings.showwarning
 
         def show(message: Warning | str, category: type[Warning], *place: Any, **rest: Any) -> None:
             if issubclass(category, PromptTruncated):
-                report.say(str(message))
+                job.add_message(str(message))
             else:
-                others(message, category, *place, **rest)
+                showwarning(message, category, *place, **rest)
 
         warnings.showwarning = show
         warnings.simplefilter("always", PromptTruncated)
-        yield Desk(report=report)
+        yield JobConsole(job=job)

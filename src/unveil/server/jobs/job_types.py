@@ -1,4 +1,4 @@
-"""What a worker knows to do, by the kind of a job, and how a request of each kind is checked and weighed."""
+"""Job types: how a request of each type is validated and its cost estimated, and the handlers of a worker."""
 
 from __future__ import annotations
 
@@ -9,124 +9,125 @@ from typing import Any, NamedTuple
 
 from unveil.model.config import SampleConfig
 from unveil.model.config.base import Section
-from unveil.server.jobs.catalog import RUNS, About, Catalog, about
-from unveil.server.jobs.command_job import COMMANDS, Command, reader
-from unveil.server.jobs.cost import calls, check
-from unveil.server.jobs.image_job import PICTURES, PictureRequest, Pictures, wish_of
+from unveil.server.jobs.catalog import RUNS, Catalog, ModelInfo, model_info
+from unveil.server.jobs.command_job import COMMANDS, CommandJob, request_reader
+from unveil.server.jobs.cost import check_sampler_options, count_nfe
+from unveil.server.jobs.image_job import PICTURES, ImageJob, PictureRequest, resolve_request
 from unveil.server.jobs.image_job import read_request as read_pictures
-from unveil.server.jobs.model_cache import Models
-from unveil.server.jobs.request import Asked
-from unveil.server.jobs.uploads import FOLDER, Inputs
-from unveil.server.jobs.video_job import CLIPS, ClipRequest, Clips, files_of
+from unveil.server.jobs.model_cache import ModelCache
+from unveil.server.jobs.request import BaseRequest
+from unveil.server.jobs.uploads import FOLDER, UploadStore
+from unveil.server.jobs.video_job import CLIPS, ClipRequest, VideoJob, files_of
 from unveil.server.jobs.video_job import read_request as read_clips
-from unveil.server.jobs.worker import Work
+from unveil.server.jobs.worker import JobHandler
 from unveil.types import RecipeError, is_valid_utf8
 
-SIDE, FRAMES = 512, 16  # of a model that does not say before it is opened
+DEFAULT_SIDE, DEFAULT_FRAMES = 512, 16  # assumed for models whose shape is unknown before loading
 
 
-class Kind(NamedTuple):
-    """What is known of a kind of request before a worker takes it.
+class JobType(NamedTuple):
+    """Validation and cost of one type of job.
 
     Attributes:
-        read: checks one, or raises RecipeError.
-        check: looks up all that it names, or raises WeightsError or MediaError.
-        cost: how much work it is, in calls of a million pixels: samples x calls of the network x frames x height x
-            width / 10^6.
+        read: Validates a request, or raises RecipeError.
+        check: Looks up all names of a request, or raises WeightsError or MediaError.
+        cost: Cost in network evaluations of a megapixel: samples x NFE x frames x height x width / 10^6.
     """
 
     read: Callable[[Mapping[str, Any]], Section]
-    check: Callable[[Any, Catalog, Inputs], object]
-    cost: Callable[[Any, About, Inputs], float]
+    check: Callable[[Any, Catalog, UploadStore], object]
+    cost: Callable[[Any, ModelInfo, UploadStore], float]
 
 
-def _of_pictures(asked: PictureRequest, about: About, inputs: Inputs) -> float:
-    side = (SIDE, SIDE) if about.shape is None else about.shape[-2:]
-    height, width, jumps = *(asked.size or side), (0, 1)
-    if asked.change is not None:
-        sent, change = inputs.facts(asked.change.picture), asked.change
-        height, width = asked.size or (sent.height, sent.width)
+def _image_cost(request: PictureRequest, about: ModelInfo, inputs: UploadStore) -> float:
+    side = (DEFAULT_SIDE, DEFAULT_SIDE) if about.shape is None else about.shape[-2:]
+    height, width, jumps = *(request.size or side), (0, 1)
+    if request.change is not None:
+        upload, change = inputs.info(request.change.picture), request.change
+        height, width = request.size or (upload.height, upload.width)
         factor = change.factor if change.verb == "upscale" else 1
         height, width = factor * (height + change.top + change.bottom), factor * (width + change.left + change.right)
         jumps = change.jumps
-    return asked.count * _calls(asked, about, jumps) * height * width / 1e6
+    return request.count * _nfe(request, about, jumps) * height * width / 1e6
 
 
-def _of_clips(asked: ClipRequest, about: About, inputs: Inputs) -> float:
-    own = (FRAMES, SIDE, SIDE) if about.shape is None or len(about.shape) < 4 else about.shape[1:]
-    frames, height, width = own
-    sent = [inputs.facts(name) for name in (asked.clip, asked.other) if name is not None]
-    if sent:
-        frames = sum(one.frames for one in sent) + (asked.frames or frames)
-        height, width = max(one.height for one in sent), max(one.width for one in sent)
-    frames = frames if sent or asked.length is None else asked.length
-    height, width = asked.size or (height, width)
-    factor = asked.factor if asked.verb == "upscale" else 1
-    return _calls(asked, about) * frames * factor * height * factor * width / 1e6
+def _video_cost(request: ClipRequest, about: ModelInfo, inputs: UploadStore) -> float:
+    default = (
+        (DEFAULT_FRAMES, DEFAULT_SIDE, DEFAULT_SIDE) if about.shape is None or len(about.shape) < 4 else about.shape[1:]
+    )
+    frames, height, width = default
+    uploads = [inputs.info(name) for name in (request.clip, request.other) if name is not None]
+    if uploads:
+        frames = sum(upload.frames for upload in uploads) + (request.frames or frames)
+        height, width = max(upload.height for upload in uploads), max(upload.width for upload in uploads)
+    frames = frames if uploads or request.length is None else request.length
+    height, width = request.size or (height, width)
+    factor = request.factor if request.verb == "upscale" else 1
+    return _nfe(request, about) * frames * factor * height * factor * width / 1e6
 
 
-def _calls(asked: Asked, about: About, jumps: tuple[int, int] = (0, 1)) -> float:
-    """Calls of the network for each sample, with the model's own settings where the request names no others."""
-    settings = (about.sample or SampleConfig()).changed(asked.sampling)
-    if asked.sampling.get("options"):  # the model's own are as they should be
-        check(settings)
-    return calls(settings, *jumps)
+def _nfe(request: BaseRequest, about: ModelInfo, jumps: tuple[int, int] = (0, 1)) -> float:
+    """Count the network evaluations per sample; settings that the request lacks are the model's own."""
+    settings = (about.sample or SampleConfig()).changed(request.sampling)
+    if request.sampling.get("options"):  # the model's own options are valid
+        check_sampler_options(settings)
+    return count_nfe(settings, *jumps)
 
 
-def _line_of(kind: str) -> Callable[[Any, Catalog, Inputs], object]:
-    """Looks up all that a request for a command names."""
-    return lambda asked, catalog, inputs: COMMANDS[kind][1](asked, catalog, Path(), "auto")
+def _checker(kind: str) -> Callable[[Any, Catalog, UploadStore], object]:
+    """Return a function that looks up all names of a command's request."""
+    return lambda request, catalog, inputs: COMMANDS[kind][1](request, catalog, Path(), "auto")
 
 
-def _alike(asked: Any, about: About, inputs: Inputs) -> float:
-    """Commands have no budget: they last as long as their recipe says, and are seen and stopped."""
-    del asked, about, inputs
+def _no_cost(request: Any, about: ModelInfo, inputs: UploadStore) -> float:
+    """Return 0: commands have no cost limit, since they can be watched and cancelled."""
+    del request, about, inputs
     return 0.0
 
 
-REQUESTS: Mapping[str, Kind] = {
-    PICTURES: Kind(read_pictures, wish_of, _of_pictures),
-    CLIPS: Kind(read_clips, files_of, _of_clips),
-    **{kind: Kind(reader(kind), _line_of(kind), _alike) for kind in COMMANDS},
+JOB_TYPES: Mapping[str, JobType] = {
+    PICTURES: JobType(read_pictures, resolve_request, _image_cost),
+    CLIPS: JobType(read_clips, files_of, _video_cost),
+    **{kind: JobType(request_reader(kind), _checker(kind), _no_cost) for kind in COMMANDS},
 }
 
 
-class OverBudget(RecipeError):
-    """More work than one job may be."""
+class JobTooLarge(RecipeError):
+    """The job costs more than one job may."""
 
 
-def weighed(
-    kind: str, request: Mapping[str, Any], catalog: Catalog, inputs: Inputs, budget: float | None = None
+def job_cost(
+    kind: str, request: Mapping[str, Any], catalog: Catalog, inputs: UploadStore, budget: float | None = None
 ) -> float:
-    """How much work a request is, once it was checked and all that it names was looked up.
+    """Validate a request, look up all names in it, and return its cost.
 
     Raises:
-        RecipeError, WeightsError, MediaError: it cannot be done.
-        OverBudget: it is more than this.
+        RecipeError, WeightsError, MediaError: The request is not possible.
+        JobTooLarge: The cost exceeds the budget.
     """
-    _check_letters(request)
-    asked = REQUESTS[kind].read(request)
-    REQUESTS[kind].check(asked, catalog, inputs)
-    model = about(catalog.model(asked.model)) if isinstance(asked, Asked) else About()
-    cost = REQUESTS[kind].cost(asked, model, inputs)
+    _check_text(request)
+    parsed = JOB_TYPES[kind].read(request)
+    JOB_TYPES[kind].check(parsed, catalog, inputs)
+    model = model_info(catalog.model(parsed.model)) if isinstance(parsed, BaseRequest) else ModelInfo()
+    cost = JOB_TYPES[kind].cost(parsed, model, inputs)
     if budget is not None and cost > budget:
-        raise OverBudget(
-            f"{cost:.4g} megapixel calls, and a job may be {budget:g}: fewer, smaller, shorter, or of fewer steps"
+        raise JobTooLarge(
+            f"{cost:.4g} megapixel evaluations, and a job may take {budget:g}; reduce the number, size, length or steps"
         )
     return cost or 1.0
 
 
-def _check_letters(request: Mapping[str, Any]) -> None:
-    """Refuses text that no file, no table and no answer can hold, at whatever place."""
+def _check_text(request: Mapping[str, Any]) -> None:
+    """Refuse text that cannot be encoded in files, the database or responses."""
     if not is_valid_utf8(json.dumps(request, ensure_ascii=False)):
-        raise RecipeError("request: holds half of a surrogate pair, which is no letter")
+        raise RecipeError("request: contains half of a surrogate pair, which is not a character")
 
 
-def kinds(folder: Path, device: str) -> Mapping[str, Work]:
-    """All that a worker does, for a service's folder and on one device."""
-    models, catalog, inputs = Models(), Catalog(folder / RUNS), Inputs(folder / FOLDER)
+def job_handlers(folder: Path, device: str) -> Mapping[str, JobHandler]:
+    """Return the handlers of all job types, for a state folder and a device."""
+    models, catalog, inputs = ModelCache(), Catalog(folder / RUNS), UploadStore(folder / FOLDER)
     return {
-        PICTURES: Pictures(models, catalog, inputs, device),
-        CLIPS: Clips(models, catalog, inputs, device),
-        **{kind: Command(kind, catalog, device) for kind in COMMANDS},
+        PICTURES: ImageJob(models, catalog, inputs, device),
+        CLIPS: VideoJob(models, catalog, inputs, device),
+        **{kind: CommandJob(kind, catalog, device) for kind in COMMANDS},
     }

@@ -1,4 +1,4 @@
-"""The models that a worker keeps in memory, the ones that were used last."""
+"""Least-recently-used cache of loaded models in a worker."""
 
 from __future__ import annotations
 
@@ -13,47 +13,48 @@ from unveil.cli.generation_options import Wish, opened
 from unveil.model import Model
 from unveil.tasks.generate import Source
 
-MOST = 2  # models at a time, unless they are smaller than `BYTES` all together
-BYTES = 2 << 30
+MAX_MODELS = 2  # models that are kept whatever their size
+KEEP_BYTES = 2 << 30
 
 
-class Opened(NamedTuple):
-    """A model, and which one it is."""
+class LoadedModel(NamedTuple):
+    """A loaded model and its source."""
 
     model: Model
     source: Source
 
 
-class Models:
-    """Keeps what was opened; what was not used for longest goes first.
+class ModelCache:
+    """Keeps loaded models; the least recently used one is removed first.
 
     Args:
-        most: models that stay whatever their size. bytes: up to which more of them stay.
+        most: Number of models that are kept whatever their size.
+        bytes: Total size up to which more models are kept.
     """
 
-    def __init__(self, most: int = MOST, bytes: int = BYTES) -> None:
+    def __init__(self, most: int = MAX_MODELS, bytes: int = KEEP_BYTES) -> None:
         self._most, self._bytes = most, bytes
-        self._kept: OrderedDict[Hashable, Opened] = OrderedDict()
+        self._kept: OrderedDict[Hashable, LoadedModel] = OrderedDict()
 
-    def get(self, key: Hashable, open: Callable[[], tuple[Model, Source]]) -> Opened:
-        """The model of a key, opened if it is not there.
+    def get(self, key: Hashable, open: Callable[[], tuple[Model, Source]]) -> LoadedModel:
+        """Return the model with this key, loading it if it is not cached.
 
         Args:
-            key: all that the opened model depends on.
-            open: opens it; what it raises is raised here, and nothing is kept.
+            key: Everything that the loaded model depends on.
+            open: Loads the model; its exceptions are passed on, and nothing is cached.
         """
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
         while self._kept and len(self._kept) >= self._most and self._size() >= self._bytes:
-            self._kept.popitem(last=False)  # before the new one is read: two large ones may not fit
-        found = Opened(*open())
-        self._kept[key] = found
+            self._kept.popitem(last=False)  # before the new one is loaded: two large models may not fit
+        loaded = LoadedModel(*open())
+        self._kept[key] = loaded
         while len(self._kept) > self._most and self._size() > self._bytes:
             self._kept.popitem(last=False)
-        return found
+        return loaded
 
-    def opener(
+    def load(
         self,
         wish: Wish,
         name: str,
@@ -61,25 +62,29 @@ class Models:
         *,
         shown: Sequence[str] = (),
         makes: Literal["pictures", "clips"] = "pictures",
-    ) -> Opened:
-        """The model of a wish, as `app.wish.opened` opens it; opened again where its files are others by now."""
+    ) -> LoadedModel:
+        """Load the model of generation options, or take it from the cache if its files have not changed."""
         added = (wish.loras, wish.controls, wish.control_mode)
-        nets = [controlnet.asked(one).network for one in wish.controls]
-        places = [Path(name), *(lora.asked(one).path for one in wish.loras), *(net for net in nets if net is not None)]
-        key = (name, *added, wish.dtype, wish.device, tuple(shown), makes, tuple(_stamp(one) for one in places))
+        nets = [controlnet.asked(spec).network for spec in wish.controls]
+        places = [
+            Path(name),
+            *(lora.asked(spec).path for spec in wish.loras),
+            *(net for net in nets if net is not None),
+        ]
+        key = (name, *added, wish.dtype, wish.device, tuple(shown), makes, tuple(_stamp(spec) for spec in places))
         return self.get(key, lambda: opened(wish, name, console, shown=shown, makes=makes))
 
     def __len__(self) -> int:
-        """How many are kept."""
+        """Number of cached models."""
         return len(self._kept)
 
     def _size(self) -> int:
-        return sum(tensor.nbytes for one in self._kept.values() for tensor in one.model.state_dict().values())
+        return sum(tensor.nbytes for loaded in self._kept.values() for tensor in loaded.model.state_dict().values())
 
 
 def _stamp(path: Path) -> tuple[object, ...]:
-    """What changes with the files of a model: when each was written, or when its run wrote a checkpoint."""
+    """Return a fingerprint that changes with the files of a model, or with a run's newest checkpoint."""
     places = (path, path / "manifest.json", path / "checkpoints")
-    if not places[-1].exists():  # a folder's own time does not change with a file that is written over
+    if not places[-1].exists():  # a folder's modification time does not change if a file is overwritten
         places = (path, *sorted(path.glob("*")), *sorted(path.glob("*/*")))
-    return tuple((one.stat().st_mtime_ns, one.stat().st_size) for one in places if one.exists())
+    return tuple((path.stat().st_mtime_ns, path.stat().st_size) for path in places if path.exists())

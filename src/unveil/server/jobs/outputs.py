@@ -1,4 +1,4 @@
-"""What jobs make: a folder for each, there whole or not at all, from which a lost table of jobs is made again."""
+"""Output folders of jobs, written atomically; a lost job database is restored from their records."""
 
 from __future__ import annotations
 
@@ -20,95 +20,94 @@ _ID = re.compile(r"[0-9a-f]{8,64}")
 log = logging.getLogger(__name__)
 
 
-class Results:
-    """The folders of completed jobs.
+class JobOutputs:
+    """Output folders of completed jobs.
 
     Args:
-        folder: where they lie; made with the first of them.
+        folder: Parent folder; created with the first output.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     @contextmanager
-    def writing(self, job: Job, said: Sequence[str] = ()) -> Iterator[Path]:
-        """A folder to write a job's files in; at the end it is on the disk under the job's name, with its record.
+    def writing(self, job: Job, messages: Sequence[str] = ()) -> Iterator[Path]:
+        """Open a temporary folder for a job's files; on exit it is renamed to the job's id, with the job's record.
 
-        What is `said` is looked at then, and may grow until then.
-
-        Whoever ends it early, or dies in it, leaves nothing under that name.
+        `said` is read on exit and may grow until then. If the block fails or the process dies, no folder of this id
+        remains.
 
         Raises:
-            NotWritable, OutOfResources: as `files.staged`.
+            NotWritable, OutOfResources: As `files.staged`.
         """
-        with staged(self.of(job.id)) as part:
+        with staged(self.folder_of(job.id)) as part:
             part.mkdir()
             yield part
             outputs = tuple(sorted(path.name for path in part.iterdir()))
             for name in outputs:
                 sync_file(part / name)
             ended = job._replace(state="completed", ended=time.time(), worker=None, error=None)
-            ended = ended._replace(outputs=outputs, said=tuple(said))
+            ended = ended._replace(outputs=outputs, said=tuple(messages))
             write_atomically(part / RECORD, json.dumps(ended._asdict(), ensure_ascii=False))
 
-    def of(self, id: str) -> Path:
-        """The folder of a job, whether it is there or not.
+    def folder_of(self, id: str) -> Path:
+        """Return the path of a job's folder, which may be missing.
 
         Raises:
-            MediaError: no name that a job could have.
+            MediaError: Not a valid job id.
         """
         if not _ID.fullmatch(id):
-            raise DataError(f"{id[:80]!r}: no job has such a name")
+            raise DataError(f"{id[:80]!r}: is not a job id")
         return self.folder / id
 
     def read(self, id: str) -> Job | None:
-        """The record of a job whose files are there; None: there are none, or no record that can be read."""
-        file = self.of(id) / RECORD
+        """Read the record of a completed job; None if it is missing or unreadable."""
+        file = self.folder_of(id) / RECORD
         try:
-            said = json.loads(file.read_text("utf-8"))
-            job = Job(**said)._replace(outputs=tuple(said["outputs"]), said=tuple(said["said"]))
+            record = json.loads(file.read_text("utf-8"))
+            job = Job(**record)._replace(outputs=tuple(record["outputs"]), said=tuple(record["said"]))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError) as problem:
-            log.warning("%s: passed over, its record cannot be read (%s)", file, problem)
+            log.warning("%s: skipped: its record cannot be read (%s)", file, problem)
             return None
-        return job if job.id == id and all(_is_own(file.parent, name) for name in job.outputs) else None
+        return job if job.id == id and all(_is_regular(file.parent, name) for name in job.outputs) else None
 
     def file(self, id: str, name: str) -> Path:
-        """A file that a job made.
+        """Return the path of an output file.
 
         Raises:
-            MediaError: there is no such job, or it made no such file.
+            MediaError: The job does not exist, or has no such output file.
         """
         job = self.read(id)
         if job is None or name not in job.outputs:
-            raise DataError(f"{id[:80]!r} made no file {name[:80]!r}")
-        return self.of(id) / name
+            raise DataError(f"{id[:80]!r} has no output file {name[:80]!r}")
+        return self.folder_of(id) / name
 
     def all(self) -> list[Job]:
-        """The records of all jobs whose files are there, in the order in which they were put in."""
+        """Read the records of all completed jobs, in the order of submission."""
         if not self.folder.is_dir():
             return []
         names = sorted(path.name for path in self.folder.iterdir() if path.is_dir() and _ID.fullmatch(path.name))
-        found = [job for name in names if (job := self.read(name)) is not None]
-        return sorted(found, key=lambda job: job.submitted)
+        jobs = [job for name in names if (job := self.read(name)) is not None]
+        return sorted(jobs, key=lambda job: job.submitted)
 
     def remove(self, id: str) -> None:
-        """Deletes what a job made."""
-        shutil.rmtree(self.of(id), ignore_errors=True)
+        """Delete the outputs of a job."""
+        shutil.rmtree(self.folder_of(id), ignore_errors=True)
 
     def parts(self) -> list[Path]:
-        """Folders that are written, or that workers who died left half-way."""
+        """List temporary folders, those in use and those left by dead workers."""
         return list(self.folder.glob(".*.part")) if self.folder.is_dir() else []
 
     def sweep(self) -> int:
-        """Deletes what workers that died left half-way; how many there were. Only while nobody works."""
+        """Delete temporary folders and return their number; call only while no worker runs."""
         stale = self.parts()
         for path in stale:
             shutil.rmtree(path, ignore_errors=True)
         return len(stale)
 
 
-def _is_own(folder: Path, name: str) -> bool:
-    """Whether a name is that of a file right in a folder, and not of a link to another place."""
+def _is_regular(folder: Path, name: str) -> bool:
+    """Return True if a name is that of a regular file directly in the folder, not of a link."""
     return name == Path(name).name and (folder / name).is_file() and not (folder / name).is_symlink()

@@ -1,12 +1,12 @@
-"""The queue: a table on disk of all that takes long. It outlives those who fill it and those who work on it.
+"""Persistent job queue: a table on disk that outlives its clients, its workers and the server.
 
-    queued --take--> running --complete--> completed
-      ^  |              |----fail--------> failed
-      |  '--cancel------|----------------> cancelled
-      '---- its worker died, and it may be tried again
+    queued --claim--> running --complete--> completed
+      ^  |               |----fail--------> failed
+      |  '--cancel-------|----------------> cancelled
+      '---- its worker died, and attempts are left
 
-A job is of the worker that took it for as long as that one shows that it lives (`beat`); a word of anyone else about
-it counts for nothing. Owners take turns, who has waited longest for one comes next, and each one's jobs are in order.
+A job belongs to the worker that claimed it as long as that worker sends heartbeats; calls of other workers about it
+have no effect. Owners take turns (round-robin); the jobs of one owner run in order of submission.
 """
 
 from __future__ import annotations
@@ -23,57 +23,57 @@ from typing import Any, Literal, NamedTuple
 
 from unveil.io.files import FULL
 from unveil.server.jobs import sqlite_store
-from unveil.server.jobs.fair_share import UNKNOWN_S, Paces, in_turn, paces
-from unveil.server.jobs.job import ENDED, STATES, Fault, Job, Limits, State
-from unveil.server.jobs.sqlite_store import Part, Sought
+from unveil.server.jobs.fair_share import DEFAULT_S, Throughput, fair_order, throughput
+from unveil.server.jobs.job import ENDED, STATES, Fault, Job, QueueLimits, State
+from unveil.server.jobs.sqlite_store import PageQuery, SearchQuery
 from unveil.types import Error, OutOfResources, OutputError, QueueFull, RecipeError
 
 FILE = "jobs.sqlite3"
-DAMAGED = 6  # exit code of a worker that cannot read it
-RECENT = 200  # jobs that were completed last, from which times are foretold
-Word = Literal["go on", "stop", "not yours"]  # what a worker hears when it shows that it lives
+DAMAGED = 6  # exit code of a worker that cannot read the table
+RECENT = 200  # recently completed jobs from which durations are estimated
+HeartbeatReply = Literal["go on", "stop", "not yours"]
 
 
-class Damaged(Error):
-    """The table of jobs cannot be read."""
+class QueueCorrupted(Error):
+    """The job database is corrupt."""
 
     exit_code = DAMAGED
 
 
-class Place(NamedTuple):
-    """A job's place in the queue: how many are taken before it, and seconds until it is taken, as others took."""
+class QueuePosition(NamedTuple):
+    """Position in the queue: the number of jobs ahead, and the estimated seconds until the start."""
 
     ahead: int
     seconds: float
 
 
 class Queue:
-    """The jobs of a folder; any number of processes and threads may hold one.
+    """Job queue of a state folder; any number of processes and threads may open it.
+
+    While the disk is full, changes raise OutOfResources and have no effect.
 
     Args:
-        folder: where its table lies; made if it is not there.
-        limits: of what it takes.
-        clock: seconds that never go back, the same for all processes of a machine; leases are reckoned in it.
-        mends: whether a table that is damaged is moved aside, which is for who knows that no other holds it; `damaged`
-            is its new place then, and `restore` brings back what can be had.
-
-    While the disk is full, whatever changes the table raises OutOfResources and changes nothing.
+        folder: Folder of the database; created if missing.
+        limits: Limits of the queue.
+        clock: Monotonic clock shared by all processes of the machine; used for leases.
+        mends: Move a corrupt database aside; only for a process that has no others beside it. `damaged` is then its
+            new path, and `restore` adds the jobs that can be recovered.
 
     Raises:
-        NotWritable: the folder cannot be written.
-        RecipeError: the table was made by a later version.
-        Damaged: it is, and is not to be mended here.
+        NotWritable: The folder cannot be written.
+        RecipeError: A later version wrote the database.
+        QueueCorrupted: The database is corrupt and `mends` is false.
     """
 
     def __init__(
         self,
         folder: Path,
-        limits: Limits | None = None,
+        limits: QueueLimits | None = None,
         clock: Callable[[], float] = time.monotonic,
         *,
         mends: bool = True,
     ) -> None:
-        self.folder, self.limits, self._clock = folder, limits or Limits(), clock
+        self.folder, self.limits, self._clock = folder, limits or QueueLimits(), clock
         self.file = folder / FILE
         self._own = threading.local()
         self.damaged: Path | None = None
@@ -86,20 +86,20 @@ class Queue:
                     raise
                 self.close()
                 if not mends:
-                    raise Damaged(
-                        f"{self.file}: is damaged ({problem}); start the server again, which moves it aside and lists "
-                        "again what was made"
+                    raise QueueCorrupted(
+                        f"{self.file}: is damaged ({problem}); restart the server, which moves it aside and restores "
+                        "the completed jobs"
                     ) from problem
-                self.damaged = sqlite_store.set_aside(self.file)
+                self.damaged = sqlite_store.quarantine(self.file)
                 self._prepare()
         except (OSError, sqlite3.DatabaseError) as problem:
             raise OutputError(f"{self.file}: cannot be written ({problem}); choose another folder") from problem
 
     def submit(self, kind: str, request: Mapping[str, Any], *, owner: str = "", cost: float = 1.0) -> Job:
-        """Puts a job at the end; when this returns it is on the disk.
+        """Append a job; it is on disk when this returns.
 
         Raises:
-            Busy: as many wait as may, all together or of this owner; says after how many seconds to come again.
+            Busy: The queue is full, for all or for this owner; its `seconds` say when to retry.
         """
         job = Job(secrets.token_hex(8), kind, dict(request), owner, cost, submitted=time.time())
         with self._change() as table:
@@ -107,25 +107,25 @@ class Queue:
             sqlite_store.insert(table, job)
         return job
 
-    def refuse_full(self, owner: str, coming: Mapping[str, int] | None = None) -> None:
-        """Looks whether `submit` would refuse a job, and writes nothing.
+    def check_capacity(self, owner: str, coming: Mapping[str, int] | None = None) -> None:
+        """Check that `submit` would accept a job; writes nothing.
 
         Args:
-            owner: of the job.
-            coming: jobs that owners are about to put in. It is read after the table: one that has come in between is
-                counted by neither, and refused by `submit` then, but none is counted by both.
+            owner: Owner of the job.
+            coming: Number of jobs of each owner that are about to be submitted. It is read after the table: a job
+                submitted in between is not counted, and `submit` refuses it then, but no job is counted twice.
 
         Raises:
-            Busy: as `submit`.
+            Busy: As `submit`.
         """
         self._refuse_full(self._table, owner, coming)
 
-    def take(self, worker: str) -> Job | None:
-        """The job whose turn it is, which is this worker's from now on; None: nothing waits."""
+    def claim(self, worker: str) -> Job | None:
+        """Claim the next job for a worker; None if no job is queued."""
         if self._table.execute("SELECT 1 FROM jobs WHERE state = 'queued' LIMIT 1").fetchone() is None:
-            return None  # who has nothing to do asks often, and holds up nobody who writes
+            return None  # idle workers poll often and must not block writers
         with self._change() as table:
-            turns = in_turn(sqlite_store.rows(table, "state = 'queued'"), sqlite_store.last_turns(table))
+            turns = fair_order(sqlite_store.rows(table, "state = 'queued'"), sqlite_store.last_turns(table))
             if not turns:
                 return None
             table.execute(
@@ -135,38 +135,38 @@ class Queue:
             )
             return sqlite_store.rows(table, "id = ?", turns[0].id)[0]
 
-    def beat(self, id: str, worker: str, done: int | None = None, total: int | None = None) -> Word:
-        """A sign of life of a job's worker, and how far it is; what it hears."""
+    def heartbeat(self, id: str, worker: str, done: int | None = None, total: int | None = None) -> HeartbeatReply:
+        """Extend the lease of a running job and record its progress; the reply tells the worker what to do."""
         with self._change() as table:
             table.execute(
                 "UPDATE jobs SET lease = ?, done = coalesce(?, done), total = coalesce(?, total)"
                 " WHERE id = ? AND worker = ? AND state = 'running'",
                 (self._clock() + self.limits.lease, done, total, id, worker),
             )
-            own = sqlite_store.rows(table, "id = ? AND worker = ? AND state = 'running'", id, worker)
-            return "not yours" if not own else "stop" if own[0].stopping else "go on"
+            mine = sqlite_store.rows(table, "id = ? AND worker = ? AND state = 'running'", id, worker)
+            return "not yours" if not mine else "stop" if mine[0].stopping else "go on"
 
-    def stops(self, id: str) -> bool:
-        """Whether a job that runs was asked to end; a look that waits for nobody."""
-        found = self._table.execute("SELECT stopping FROM jobs WHERE id = ?", (id,)).fetchone()
-        return bool(found and found[0])
+    def cancel_requested(self, id: str) -> bool:
+        """Return True if a running job was cancelled; reads without waiting for writers."""
+        row = self._table.execute("SELECT stopping FROM jobs WHERE id = ?", (id,)).fetchone()
+        return bool(row and row[0])
 
     def complete(self, id: str, worker: str, outputs: Sequence[str], said: Sequence[str] = ()) -> bool:
-        """Ends a job whose files are on the disk; False: it is not this worker's any more."""
+        """Complete a job whose files are on disk; return False if the worker no longer owns it."""
         return self._end(id, worker, "completed", outputs=outputs, said=said)
 
     def fail(self, id: str, worker: str, error: str, fault: Fault = "asked") -> bool:
-        """Ends a job that cannot be done; False: it is not this worker's any more."""
+        """Mark a job as failed; return False if the worker no longer owns it."""
         return self._end(id, worker, "failed", error=error, fault=fault)
 
-    def stopped(self, id: str, worker: str) -> bool:
-        """Ends a job that was cancelled while it ran; False: it is not this worker's any more."""
+    def mark_cancelled(self, id: str, worker: str) -> bool:
+        """Mark a running job as cancelled; return False if the worker no longer owns it."""
         return self._end(id, worker, "cancelled")
 
     def cancel(self, id: str) -> Job | None:
-        """Asks for the end of a job: one that waits is over at once, one that runs hears it with its next beat.
+        """Cancel a job: a queued one at once, a running one with its next heartbeat.
 
-        Returns it as it stands then; None: there is no such job. A job that has ended stays as it is.
+        Returns the job after the change, or None if it does not exist. A job that has ended is not changed.
         """
         with self._change() as table:
             table.execute(
@@ -176,17 +176,16 @@ class Queue:
             return next(iter(sqlite_store.rows(table, "id = ?", id)), None)
 
     def reclaim(
-        self, worker: str | None = None, why: str = "its worker gave no sign of life", *, counts: bool = True
+        self, worker: str | None = None, why: str = "its worker sent no heartbeat", *, counts: bool = True
     ) -> list[Job]:
-        """Takes back the jobs of a dead worker; None: of all whose lease is over.
+        """Take back the jobs of a dead worker, or of all workers whose lease has expired; return them as changed.
 
-        Each waits again, in its old place, or has failed where it was tried as often as may, or is cancelled where
-        that was asked for. Returns them as they stand then.
+        Each is queued again at its old position, failed if no attempt is left, or cancelled if that was requested.
 
         Args:
-            worker: who had them.
-            why: they come back, which is told of those that have failed.
-            counts: whether it was an attempt.
+            worker: Dead worker; None: all with an expired lease.
+            why: Reason, part of the error of failed jobs.
+            counts: Count the run as an attempt.
         """
         with self._change() as table:
             if worker is None:
@@ -195,49 +194,49 @@ class Queue:
                 lost = sqlite_store.rows(table, "state = 'running' AND worker = ?", worker)
             return [self._back(table, job, job.attempts - (not counts), why) for job in lost]
 
-    def spare(self) -> None:
-        """Gives all that runs a new lease: nobody could show that he lives while the disk was full."""
+    def renew_leases(self) -> None:
+        """Renew the leases of all running jobs: workers could not send heartbeats while the disk was full."""
         with self._change() as table:
             table.execute("UPDATE jobs SET lease = ? WHERE state = 'running'", (self._clock() + self.limits.lease,))
 
     def recover(self) -> list[Job]:
-        """Takes back all that runs, for who begins anew and knows that no worker is left.
+        """Queue all running jobs again, at the start of a server whose workers are all gone.
 
-        The end of a server is no fault of its jobs: it does not count as an attempt.
+        The end of a server does not count as an attempt.
         """
         with self._change() as table:
             lost = sqlite_store.rows(table, "state = 'running'")
             return [self._back(table, job, job.attempts - 1, "the server ended") for job in lost]
 
-    def take_room(self) -> None:
-        """Takes room on the disk beforehand, so that jobs are taken, end and are deleted while it is full.
+    def reserve_disk(self) -> None:
+        """Reserve disk space so that jobs can be claimed, ended and deleted while the disk is full.
 
-        Until the last who holds the table closes it, or some hundred jobs are put in that are not deleted.
+        It lasts until the last connection is closed, or until some hundred jobs were added that are not deleted.
         """
         with self._told():
-            sqlite_store.take_room(self._table)
+            sqlite_store.reserve_disk(self._table)
 
     def restore(self, jobs: Sequence[Job]) -> int:
-        """Writes jobs that are known from elsewhere, such as the files that they made; those in the table stay."""
+        """Insert jobs known from their output records; existing jobs are not changed. Return the number inserted."""
         with self._change() as table:
-            known = {job.id for job in sqlite_store.rows(table)}
-            missing = [job for job in jobs if job.id not in known]
+            ids = {job.id for job in sqlite_store.rows(table)}
+            missing = [job for job in jobs if job.id not in ids]
             for job in missing:
                 sqlite_store.insert(table, job)
         return len(missing)
 
     def forget(self, id: str) -> bool:
-        """Removes a job that has ended; False: there is none, or it has not."""
+        """Delete a job that has ended; return False if it does not exist or has not ended."""
         with self._change() as table:
             ended = ", ".join(f"'{state}'" for state in ENDED)
             return table.execute(f"DELETE FROM jobs WHERE id = ? AND state IN ({ended})", (id,)).rowcount > 0
 
     def get(self, id: str) -> Job | None:
-        """A job as it stands; None: there is no such one."""
+        """Return a job in its current state; None if it does not exist."""
         return next(iter(sqlite_store.rows(self._table, "id = ?", id)), None)
 
     def jobs(self, state: State | None = None, owner: str | None = None) -> list[Job]:
-        """Those in a state, of an owner, in the order in which they were put in."""
+        """List the jobs of a state and an owner in order of submission."""
         return [
             job
             for job in (
@@ -246,38 +245,38 @@ class Queue:
             if owner is None or job.owner == owner
         ]
 
-    def page(self, part: Part) -> tuple[list[Job], bool]:
-        """A part of an owner's jobs, and whether there are more behind it; no others are read.
+    def page(self, part: PageQuery) -> tuple[list[Job], bool]:
+        """Return one page of an owner's jobs, and whether more follow; no other rows are read.
 
         Raises:
-            MediaError: the owner has no such job to begin behind.
+            MediaError: The owner has no such job to start after.
         """
         return sqlite_store.page(self._table, part)
 
-    def sought(self, what: Sought, begin: int, most: int) -> tuple[list[Job], int]:
-        """Completed jobs, the newest first, from the one at `begin` on, and how many there are of all."""
-        return sqlite_store.sought(self._table, what, begin, most)
+    def search(self, what: SearchQuery, begin: int, most: int) -> tuple[list[Job], int]:
+        """Return completed jobs, newest first, from index `begin` on, and the number of all matches."""
+        return sqlite_store.search(self._table, what, begin, most)
 
     def counts(self, owner: str | None = None) -> dict[State, int]:
-        """How many jobs of an owner, or of all, are in each state."""
-        asked = "SELECT state, count(*) FROM jobs WHERE ?1 IS NULL OR owner = ?1 GROUP BY state"
-        return dict.fromkeys(STATES, 0) | dict(self._table.execute(asked, (owner,)).fetchall())
+        """Count the jobs in each state, of one owner or of all."""
+        query = "SELECT state, count(*) FROM jobs WHERE ?1 IS NULL OR owner = ?1 GROUP BY state"
+        return dict.fromkeys(STATES, 0) | dict(self._table.execute(query, (owner,)).fetchall())
 
-    def places(self, workers: int = 1) -> dict[str, Place]:
-        """The places of all jobs that wait, in the order in which they are taken.
+    def positions(self, workers: int = 1) -> dict[str, QueuePosition]:
+        """Return the positions of all queued jobs in the order in which they will start.
 
         Args:
-            workers: how many work on the queue.
+            workers: Number of workers.
         """
         pace, now = self._paces(), time.time()
-        before, found = sum(pace.left(job, now) for job in self.jobs("running")), dict[str, Place]()
-        for job in in_turn(self.jobs("queued"), sqlite_store.last_turns(self._table)):
-            found[job.id] = Place(len(found), before / max(workers, 1))
+        before, positions = sum(pace.remaining(job, now) for job in self.jobs("running")), dict[str, QueuePosition]()
+        for job in fair_order(self.jobs("queued"), sqlite_store.last_turns(self._table)):
+            positions[job.id] = QueuePosition(len(positions), before / max(workers, 1))
             before += pace.seconds(job)
-        return found
+        return positions
 
     def close(self) -> None:
-        """Closes what this thread holds open."""
+        """Close this thread's connection."""
         table: sqlite3.Connection | None = getattr(self._own, "table", None)
         self._own.table = None
         if table is not None:
@@ -285,34 +284,34 @@ class Queue:
 
     @property
     def _table(self) -> sqlite3.Connection:
-        """This thread's own connection: SQLite's may not be shared."""
+        """This thread's connection; SQLite connections must not be shared between threads."""
         table: sqlite3.Connection | None = getattr(self._own, "table", None)
         if table is None:
             table = self._own.table = sqlite_store.connect(self.file)
         return table
 
     def _prepare(self) -> None:
-        """Makes the table, or looks whether it is whole.
+        """Create the table, or check its integrity.
 
         Raises:
-            RecipeError: a later version made it.
+            RecipeError: A later version wrote it.
         """
         with self._change() as table:
-            found = table.execute("PRAGMA user_version").fetchone()[0]
-            if found > sqlite_store.VERSION:
-                raise RecipeError(f"{self.file}: made by a later version of unveil; use that one, or another folder")
+            version = table.execute("PRAGMA user_version").fetchone()[0]
+            if version > sqlite_store.VERSION:
+                raise RecipeError(f"{self.file}: written by a later version of unveil; use that, or another folder")
             for statement in sqlite_store.SCHEMA:
                 table.execute(statement)
-            if found < sqlite_store.VERSION:  # a table that is there is not written, which a full disk does not let
-                sqlite_store.widen(table)
+            if version < sqlite_store.VERSION:  # an existing table is not written, which would fail on a full disk
+                sqlite_store.migrate(table)
                 table.execute(f"PRAGMA user_version = {sqlite_store.VERSION}")
-        said = self._table.execute("PRAGMA quick_check").fetchone()[0]
-        if said != "ok":
-            raise sqlite3.DatabaseError(said)
+        verdict = self._table.execute("PRAGMA quick_check").fetchone()[0]
+        if verdict != "ok":
+            raise sqlite3.DatabaseError(verdict)
 
     @contextmanager
     def _change(self) -> Iterator[sqlite3.Connection]:
-        """A change that happens whole or not at all, and is on the disk at its end."""
+        """Run a transaction, which is atomic and on disk when the block ends."""
         table = self._table
         table.execute("BEGIN IMMEDIATE")
         try:
@@ -326,7 +325,7 @@ class Queue:
 
     @contextmanager
     def _told(self) -> Iterator[None]:
-        """Says of a full disk that it is that."""
+        """Raise OutOfResources if the disk is full."""
         try:
             yield
         except sqlite3.OperationalError as problem:
@@ -339,10 +338,10 @@ class Queue:
         mine = sqlite_store.count(table, "state IN ('queued', 'running') AND owner = ?", owner)
         others = dict(coming or {})
         if waiting + sum(others.values()) >= self.limits.waiting:
-            raise QueueFull(f"{waiting} jobs wait, which is as many as may; come again later", self._until_next())
+            raise QueueFull(f"{waiting} jobs are queued, the maximum; try again later", self._until_next())
         if mine + others.get(owner, 0) >= self.limits.each:
-            told = f"{mine} jobs of yours wait or run, which is as many as may; come again later"
-            raise QueueFull(told, self._until_next())
+            message = f"{mine} of your jobs are queued or running, the maximum; try again later"
+            raise QueueFull(message, self._until_next())
 
     def _end(
         self,
@@ -364,7 +363,7 @@ class Queue:
             return done.rowcount > 0
 
     def _back(self, table: sqlite3.Connection, job: Job, attempts: int, why: str) -> Job:
-        """A job whose worker is gone, as it stands after so many attempts that count."""
+        """Requeue, fail or cancel a job whose worker is gone."""
         again = not job.stopping and attempts < self.limits.attempts
         state: State = "queued" if again else "cancelled" if job.stopping else "failed"
         table.execute(
@@ -382,10 +381,10 @@ class Queue:
         )
         return sqlite_store.rows(table, "id = ?", job.id)[0]
 
-    def _paces(self) -> Paces:
-        return paces(sqlite_store.latest(self._table, RECENT))
+    def _paces(self) -> Throughput:
+        return throughput(sqlite_store.latest(self._table, RECENT))
 
     def _until_next(self) -> float:
-        """Seconds until a place will be free: what is left of the job that runs."""
+        """Estimate the seconds until a running job ends."""
         pace, now = self._paces(), time.time()
-        return max(1.0, min((pace.left(job, now) for job in self.jobs("running")), default=UNKNOWN_S))
+        return max(1.0, min((pace.remaining(job, now) for job in self.jobs("running")), default=DEFAULT_S))

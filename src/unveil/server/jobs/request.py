@@ -1,4 +1,4 @@
-"""What every request for pictures and clips says, and its limits."""
+"""Fields that image and video requests share, and their limits."""
 
 from __future__ import annotations
 
@@ -15,34 +15,35 @@ from unveil.model.migration import migrate_settings
 from unveil.server.jobs.uploads import NAME
 from unveil.types import RecipeError, did_you_mean, is_valid_utf8
 
-SEEDS = 2**63 - 1
-LONGEST = 10_000  # letters of a prompt
-SIDE = 16_384  # px
+MAX_SEED = 2**63 - 1
+MAX_PROMPT_LENGTH = 10_000  # characters
+MAX_SIDE = 16_384  # pixels
 
 
 def _plain(text: str) -> str:
-    """Refuses what no file and no database can hold."""
+    """Refuse text that cannot be written to files or the database."""
     if "\0" in text or not is_valid_utf8(text):
-        raise ValueError("holds a sign that is no letter: NUL, or half of a surrogate pair")
+        raise ValueError("contains an invalid character: NUL, or half of a surrogate pair")
     return text
 
 
 Name = Annotated[str, Field(min_length=1, max_length=300), AfterValidator(_plain)]
-Text = Annotated[str, Field(max_length=LONGEST), AfterValidator(_plain)]
-Sent = Annotated[str, Field(pattern=rf"^{NAME}$")]  # a file of `inputs`
-Side = Annotated[int, Field(ge=1, le=SIDE)]
-Any_ = TypeVar("Any_", bound="Asked")
+Text = Annotated[str, Field(max_length=MAX_PROMPT_LENGTH), AfterValidator(_plain)]
+UploadName = Annotated[str, Field(pattern=rf"^{NAME}$")]  # name of an uploaded file
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
+RequestType = TypeVar("RequestType", bound="BaseRequest")
 
 
-def any_seed() -> int:
-    """A seed for who named none, short enough to be typed again."""
+def random_seed() -> int:
+    """Draw a random seed, short enough to be typed."""
     return secrets.randbelow(2**32)
 
 
-class Asked(Section):
-    """What pictures and clips have alike.
+class BaseRequest(Section):
+    """Fields that image and video requests share.
 
     Attributes:
+    <<<<<<< ours
         model: a name in the models folder, of a shipped model, or of a run of this server.
         prompt: what is to be seen, for models that take words.
         negative: what is not.
@@ -51,12 +52,29 @@ class Asked(Section):
         sampling: changes of the model's own settings, by the names of `SampleConfig.flat`, such as steps and
             guidance_scale.
         expand: whether a short prompt is made dense before a model is told it that reads dense ones.
+    ||||||| base
+        model: a name in the models folder, of a shipped model, or of a run of this server.
+        prompt: what is to be seen, for models that take words.
+        negative: what is not.
+        seed: of the set; each sample has its own stream.
+        width, height: in pixels; none: the model's own.
+        sampling: changes of the model's own settings, by the names of `SampleConfig.flat`, such as steps and scale.
+        expand: whether a short prompt is made dense before a model is told it that reads dense ones.
+    =======
+        model: Name of a bundled model, of a model in the models folder, or of a run of this server.
+        prompt: Text prompt, for text-conditional models.
+        negative: Negative prompt.
+        seed: Seed of the whole request; each sample has its own random stream.
+        width, height: Size in pixels; none: the model's own size.
+        sampling: Overrides of the model's sampling settings by the keys of `SampleConfig.flat`, such as steps.
+        expand: Expand a short prompt if the model was trained on detailed prompts.
+    >>>>>>> theirs
     """
 
     model: Name = PLAYGROUND
     prompt: Text | None = None
     negative: Text | None = None
-    seed: Annotated[int, Field(ge=0, le=SEEDS)] = 0
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
     width: Side | None = None
     height: Side | None = None
     sampling: dict[Annotated[str, Field(max_length=100)], Any] = Field(default_factory=dict, max_length=50)
@@ -64,37 +82,39 @@ class Asked(Section):
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """Height and width, as requests have them.
+        """Height and width.
 
         Raises:
-            RecipeError: one side alone.
+            RecipeError: Only one of them was given.
         """
         if self.width is None and self.height is None:
             return None
         if self.width is None or self.height is None:
-            raise RecipeError("width and height: give both, or neither")
+            raise RecipeError("width and height: give both or none")
         return self.height, self.width
 
     @property
     def size_typed(self) -> str | None:
-        """The size as commands have it, WIDTHxHEIGHT."""
+        """Size in the form of the command line, WIDTHxHEIGHT."""
         return None if self.size is None else f"{self.width}x{self.height}"
 
 
-def read(kind: type[Any_], given: Mapping[str, Any], allowed: tuple[str, ...] | None = None) -> Any_:
-    """A request, checked as far as it can be without its model.
+def validate_request(
+    kind: type[RequestType], fields: Mapping[str, Any], allowed: tuple[str, ...] | None = None
+) -> RequestType:
+    """Validate a request as far as possible without its model.
 
     Args:
-        kind: of request.
-        given: as it was sent.
-        allowed: settings of sampling; None: all that there are.
+        kind: Class of the request.
+        fields: Fields as received.
+        allowed: Allowed sampling settings; None: all settings.
 
     Raises:
-        RecipeError: each fault with its key, its value and what is allowed.
+        RecipeError: Names each invalid key, its value and the allowed values.
     """
     if isinstance(settings := given.get("sampling"), Mapping):
         given = {**given, "sampling": migrate_settings(settings)}  # a job that waited may have former names
-    request = validate(kind, given, "request")
+    request = validate(kind, fields, "request")
     names = allowed or SampleConfig.names()
     for name in request.sampling:
         if name not in names:

@@ -1,7 +1,7 @@
-"""The whole of it behind the browser and the HTTP interface: a folder's queue, results and workers, held by one server.
+"""Service behind the studio and the HTTP interface: queue, outputs and workers of one state folder.
 
-What was there before is found again: jobs that waited wait, what ran is run anew, and where the table of jobs is
-damaged, empty or gone, what was made is listed again from the files.
+A restart recovers the previous state: queued jobs stay queued, running jobs are queued again. If the job database is
+corrupt, empty or missing, completed jobs are restored from their output folders.
 """
 
 from __future__ import annotations
@@ -19,93 +19,96 @@ from typing import Any
 
 from unveil.server.jobs.catalog import RUNS, Catalog
 from unveil.server.jobs.command_job import LOG
-from unveil.server.jobs.folder_lock import held
-from unveil.server.jobs.job import Job, Limits
-from unveil.server.jobs.outputs import Results
+from unveil.server.jobs.folder_lock import folder_lock
+from unveil.server.jobs.job import Job, QueueLimits
+from unveil.server.jobs.outputs import JobOutputs
 from unveil.server.jobs.queue import Queue
-from unveil.server.jobs.uploads import FOLDER, Inputs, names_in
-from unveil.server.jobs.worker import LOGS, PREVIEWS, log_of
+from unveil.server.jobs.uploads import FOLDER, UploadStore, names_in
+from unveil.server.jobs.worker import LOGS, PREVIEWS, log_path
 from unveil.server.jobs.worker_main import MADE
-from unveil.server.jobs.worker_pool import Crew
+from unveil.server.jobs.worker_pool import WorkerPool
 from unveil.types import OutOfResources, OutputError
 
-SWEEP_S = 3600.0  # between two looks for what nobody needs any more
-LOG_BYTES = 1 << 18  # of what a command said that are shown
+SWEEP_S = 3600.0  # interval between two clean-ups
+LOG_BYTES = 1 << 18  # of a command's log that are returned
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Service:
-    """What a server and its clients share.
+    """Components that a server and its clients share.
 
     Attributes:
-        queue: of all jobs. results: what they made. crew: who works.
-        catalog: the names that requests may say. inputs: files that were sent.
-        said: what a person should know of the start, such as a damaged table.
+        queue: Queue of all jobs.
+        results: Output folders.
+        workers: Worker processes.
+        catalog: Names that requests may use.
+        inputs: Uploaded files.
+        messages: Warnings from the start, such as a corrupt database.
     """
 
     queue: Queue
-    results: Results
-    crew: Crew
+    results: JobOutputs
+    workers: WorkerPool
     catalog: Catalog
-    inputs: Inputs
-    said: tuple[str, ...] = ()
+    inputs: UploadStore
+    messages: tuple[str, ...] = ()
 
     def submit(self, kind: str, request: Mapping[str, Any], owner: str = "", cost: float = 1.0) -> Job:
-        """Puts a job at the end of the queue.
+        """Append a job to the queue.
 
         Raises:
-            Busy: as many wait as may.
-            NotWritable: the table of jobs is damaged, so that nobody would take it.
+            Busy: The queue is full.
+            NotWritable: The database is corrupt, so that no worker would claim the job.
         """
-        if self.crew.damaged:
-            raise OutputError(f"{self.queue.file}: is damaged; start the server again, which moves it aside")
+        if self.workers.damaged:
+            raise OutputError(f"{self.queue.file}: is damaged; restart the server, which moves it aside")
         return self.queue.submit(kind, request, owner=owner, cost=cost)
 
     def preview(self, id: str) -> bytes | None:
-        """The picture of what is on its way, PNG; None: there is none.
+        """Return the preview image of a running job as PNG; None if there is none.
 
         Raises:
-            MediaError: no name that a job could have.
+            MediaError: Not a valid job id.
         """
         try:
-            return (self.queue.folder / PREVIEWS / f"{self.results.of(id).name}.png").read_bytes()
+            return (self.queue.folder / PREVIEWS / f"{self.results.folder_of(id).name}.png").read_bytes()
         except FileNotFoundError:
             return None
 
     def log(self, id: str) -> bytes:
-        """The end of what a job's command says, or said until it ended however it did; empty where it said nothing.
+        """Return the end of the log of a job's command; empty if it printed nothing.
 
         Raises:
-            MediaError: no name that a job could have.
+            MediaError: Not a valid job id.
         """
-        place = self.results.of(id) / LOG  # of those that an earlier version ended
-        for path in (log_of(self.queue.folder, id), place):
+        place = self.results.folder_of(id) / LOG  # for jobs of earlier versions
+        for path in (log_path(self.queue.folder, id), place):
             with suppress(FileNotFoundError), path.open("rb") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_BYTES))
                 return file.read()
         return b""
 
     def delete(self, id: str) -> bool:
-        """Deletes a job that has ended and what it made and said; False: there is none, or it has not.
+        """Delete a job that has ended, its outputs and its log; return False if it is missing or has not ended.
 
         Raises:
-            MediaError: no name that a job could have.
+            MediaError: Not a valid job id.
         """
-        self.results.of(id)
+        self.results.folder_of(id)
         if not self.queue.forget(id):
             return False
         self.results.remove(id)
-        log_of(self.queue.folder, id).unlink(missing_ok=True)
+        log_path(self.queue.folder, id).unlink(missing_ok=True)
         return True
 
     def sweep(self) -> None:
-        """Deletes what nobody needs any more, while others work.
+        """Delete unused files while the server runs.
 
-        Files that were sent long ago and that no job speaks of, what workers who died left half-way, and logs of jobs
-        that are no more.
+        These are uploads that are old and that no job refers to, temporary folders of dead workers, and logs of
+        deleted jobs.
         """
-        # before the jobs: what of them is found here was begun by then
+        # listed before the jobs: each belongs to a job that was started by then
         logs, parts = list((self.queue.folder / LOGS).glob("*.txt")), self.results.parts()
         jobs = self.queue.jobs()
         running = {job.id for job in jobs if job.state == "running"}
@@ -113,72 +116,71 @@ class Service:
             if part.name.split(".")[1] not in running:
                 shutil.rmtree(part, ignore_errors=True)
         self.inputs.sweep(set().union(*(names_in(job.request) for job in jobs)))
-        known = {job.id for job in jobs}
+        ids = {job.id for job in jobs}
         for path in logs:
-            if path.stem not in known:
+            if path.stem not in ids:
                 path.unlink(missing_ok=True)
 
 
 @contextmanager
 def serving(
-    folder: Path, address: str, devices: Sequence[str] = ("auto",), limits: Limits | None = None
+    folder: Path, address: str, devices: Sequence[str] = ("auto",), limits: QueueLimits | None = None
 ) -> Iterator[Service]:
-    """A service on a folder, until the end of the block.
+    """Run the service of a state folder for the duration of the block.
 
     Args:
-        folder: where everything lies; made if it is not there.
-        address: where its clients find it.
-        devices: one worker each.
-        limits: of the queue.
+        folder: State folder; created if missing.
+        address: Address of the server, for its clients.
+        devices: Devices, with one worker each.
+        limits: Limits of the queue.
 
     Raises:
-        NotWritable: another server has the folder, or it cannot be written.
-        RecipeError: its table was made by a later version.
+        NotWritable: Another server uses the folder, or it cannot be written.
+        RecipeError: A later version wrote the database.
     """
-    with held(folder, address):
-        queue, results = Queue(folder, limits), Results(folder / MADE)
+    with folder_lock(folder, address):
+        queue, results = Queue(folder, limits), JobOutputs(folder / MADE)
         results.sweep()
-        inputs = Inputs(folder / FOLDER)
+        inputs = UploadStore(folder / FOLDER)
         for preview in (folder / PREVIEWS).glob("*.png"):
             preview.unlink(missing_ok=True)
-        said = _restored(queue, results)
+        messages = _restore_jobs(queue, results)
         for job in queue.recover():
             log.info("job %s was running when the server ended; it is %s", job.id, job.state)
-        with suppress(OutOfResources):  # the disk is full already
-            queue.take_room()
-        crew = Crew(queue, devices)
-        service = Service(queue, results, crew, Catalog(folder / RUNS), inputs, said)
+        with suppress(OutOfResources):  # the disk is already full
+            queue.reserve_disk()
+        workers = WorkerPool(queue, devices)
+        service = Service(queue, results, workers, Catalog(folder / RUNS), inputs, messages)
         service.sweep()
         over = threading.Event()
         sweeper = threading.Thread(target=_sweep_again, args=(service, over), name="sweeper", daemon=True)
         sweeper.start()
-        crew.start()
+        workers.start()
         try:
             yield service
         finally:
             over.set()
-            crew.stop()
+            workers.stop()
             sweeper.join()
             inputs.close()
             queue.close()
 
 
-def _restored(queue: Queue, results: Results) -> tuple[str, ...]:
-    """Lists again what was made where the table of jobs holds none, as one that was lost; what is to be said of it."""
+def _restore_jobs(queue: Queue, results: JobOutputs) -> tuple[str, ...]:
+    """Restore completed jobs from their output folders if the database is empty or lost; return a warning."""
     if queue.damaged is None and any(queue.counts().values()):
         return ()
     count = queue.restore(results.all())
     if queue.damaged is None and not count:
         return ()
-    what = "held no job" if queue.damaged is None else f"was damaged and is now {queue.damaged.name}"
+    what = "contained no job" if queue.damaged is None else f"was damaged and is now {queue.damaged.name}"
     return (
-        f"{queue.file.name} {what}; {count} completed jobs are listed again from their files, and those that waited "
-        "are lost",
+        f"{queue.file.name} {what}; {count} completed jobs were restored from their files, and queued jobs are lost",
     )
 
 
 def _sweep_again(service: Service, over: threading.Event) -> None:
-    """Sweeps now and then, for a server that runs for months."""
+    """Clean up at intervals, for a server that runs for months."""
     while not over.wait(SWEEP_S):
         try:
             service.sweep()

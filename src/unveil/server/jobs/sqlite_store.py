@@ -1,4 +1,4 @@
-"""The table of jobs on disk: how it is opened, read and written, and what becomes of a damaged one."""
+"""SQLite table of jobs: connection, schema, queries, and quarantine of a corrupt file."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from unveil.server.jobs.job import Job, State
 from unveil.types import DataError
 
-VERSION = 2  # of the columns
-# turn counts the jobs that were taken; lease is the time, by the queue's clock, until which a worker counts as alive
+VERSION = 2  # of the schema
+# turn numbers the claims; lease is the time, by the queue's clock, until which a worker counts as alive
 _COLUMNS = {
     "number": "INTEGER PRIMARY KEY AUTOINCREMENT",
     "id": "TEXT NOT NULL UNIQUE",
@@ -43,52 +43,52 @@ SCHEMA = (
 )
 _FIELDS = ", ".join(Job._fields)
 _JSON = ("request", "outputs", "said")
-_BUSY_S = 10.0  # that a change waits for another one
-_PAGES = 128  # of the log of changes, which then begins anew; a change is some 4
+_BUSY_S = 10.0  # time for which a transaction waits for another
+_PAGES = 128  # of the write-ahead log before a checkpoint; a transaction writes about 4
 _ROOM = 1 << 20  # bytes, 256 pages
 
 
 class _Connection(sqlite3.Connection):
-    """One that is closed with the thread that it belongs to."""
+    """Connection that is closed when its thread ends."""
 
     def __del__(self) -> None:
         self.close()
 
 
 def connect(file: Path) -> sqlite3.Connection:
-    """A connection in which a change is on the disk once it is made, and readers wait for nobody."""
-    # whoever collects it closes it, which may be another thread than the one that used it
+    """Open a connection with durable commits and readers that never wait."""
+    # the garbage collector closes it, perhaps in another thread than the one that used it
     table = sqlite3.connect(file, timeout=_BUSY_S, isolation_level=None, factory=_Connection, check_same_thread=False)
     table.execute("PRAGMA journal_mode = WAL")
     table.execute("PRAGMA synchronous = FULL")
     table.execute(f"PRAGMA wal_autocheckpoint = {_PAGES}")
-    table.create_function("folded", 1, str.casefold, deterministic=True)  # SQLite's own lower knows ASCII alone
+    table.create_function("folded", 1, str.casefold, deterministic=True)  # SQLite's own lower handles only ASCII
     return table
 
 
-def widen(table: sqlite3.Connection) -> None:
-    """Gives a table of an earlier version the columns that it lacks."""
-    there = {row[1] for row in table.execute("PRAGMA table_info(jobs)")}
+def migrate(table: sqlite3.Connection) -> None:
+    """Add the columns that a table of an earlier version lacks."""
+    present = {row[1] for row in table.execute("PRAGMA table_info(jobs)")}
     for name, kind in _COLUMNS.items():
-        if name not in there:
+        if name not in present:
             table.execute(f"ALTER TABLE jobs ADD COLUMN {name} {kind}")
 
 
-def take_room(table: sqlite3.Connection) -> None:
-    """Takes room on the disk that changes find when it is full: pages of the log, and free ones of the table."""
-    away = "DROP TABLE IF EXISTS room"  # who was killed in between has left it
+def reserve_disk(table: sqlite3.Connection) -> None:
+    """Reserve disk space for later changes: pages of the write-ahead log, and free pages of the database."""
+    away = "DROP TABLE IF EXISTS room"  # left by a process that was killed in between
     for statement in (away, f"CREATE TABLE room AS SELECT zeroblob({_ROOM}) AS bytes", away):
         table.execute(statement)
         table.execute("PRAGMA wal_checkpoint(RESTART)")
 
 
 def is_damage(problem: sqlite3.DatabaseError) -> bool:
-    """Whether a file is no table or a broken one, as opposed to one that cannot be opened or written now."""
+    """Return True if a file is not a database or is corrupt, rather than temporarily not accessible."""
     return type(problem) is sqlite3.DatabaseError
 
 
-def set_aside(file: Path) -> Path:
-    """Renames a damaged table with what belongs to it; its new place."""
+def quarantine(file: Path) -> Path:
+    """Rename a corrupt database and its write-ahead log; return the new path."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
     place = file.with_name(f"{file.stem}.damaged-{stamp}{file.suffix}")
     number = 1
@@ -103,105 +103,105 @@ def set_aside(file: Path) -> Path:
 
 
 def rows(table: sqlite3.Connection, where: str = "1", *values: object) -> list[Job]:
-    """Jobs in the order in which they were put in."""
-    found = table.execute(f"SELECT {_FIELDS} FROM jobs WHERE {where} ORDER BY number", values)
-    return [_job(*row) for row in found]
+    """Select jobs in order of submission."""
+    cursor = table.execute(f"SELECT {_FIELDS} FROM jobs WHERE {where} ORDER BY number", values)
+    return [_job(*row) for row in cursor]
 
 
-class Part(NamedTuple):
-    """Which part of the list of an owner's jobs is meant.
+class PageQuery(NamedTuple):
+    """One page of an owner's list of jobs.
 
     Attributes:
-        owner: whose they are.
-        most: of them.
-        after: begins behind this job of the owner; None: at the beginning.
-        newest: first, or last.
-        state, kind: of those that are meant; None: any.
+        owner: Owner of the jobs.
+        limit: Maximum number of jobs.
+        after: Start after this job of the owner; None: at the beginning.
+        newest: Newest first instead of oldest first.
+        state, kind: Filters; None: any.
     """
 
     owner: str
-    most: int
+    limit: int
     after: str | None = None
     newest: bool = True
     state: State | None = None
     kind: str | None = None
 
 
-def page(table: sqlite3.Connection, part: Part) -> tuple[list[Job], bool]:
-    """A part of the jobs, and whether there are more behind it.
+def page(table: sqlite3.Connection, query: PageQuery) -> tuple[list[Job], bool]:
+    """Return one page of jobs, and whether more follow.
 
     Raises:
-        MediaError: the owner has no such job to begin behind.
+        MediaError: The owner has no such job to start after.
     """
-    given = {"owner": part.owner, "state": part.state, "kind": part.kind}
-    meant: dict[str, object] = {f"{name} = ?": value for name, value in given.items() if value is not None}
-    if part.after is not None:
+    filters = {"owner": query.owner, "state": query.state, "kind": query.kind}
+    conditions: dict[str, object] = {f"{name} = ?": value for name, value in filters.items() if value is not None}
+    if query.after is not None:
         where = "SELECT number FROM jobs WHERE id = ? AND owner = ?"
-        behind = table.execute(where, (part.after, part.owner)).fetchone()
+        behind = table.execute(where, (query.after, query.owner)).fetchone()
         if behind is None:
-            raise DataError(f"after: {part.after[:80]!r} is none of them")
-        meant[f"number {'<' if part.newest else '>'} ?"] = behind[0]
-    order = f"ORDER BY number {'DESC' if part.newest else 'ASC'} LIMIT ?"
-    asked = f"SELECT {_FIELDS} FROM jobs WHERE {' AND '.join(meant)} {order}"
-    found = [_job(*row) for row in table.execute(asked, (*meant.values(), part.most + 1))]
-    return found[: part.most], len(found) > part.most
+            raise DataError(f"after: {query.after[:80]!r} is not a job of this list")
+        conditions[f"number {'<' if query.newest else '>'} ?"] = behind[0]
+    order = f"ORDER BY number {'DESC' if query.newest else 'ASC'} LIMIT ?"
+    select = f"SELECT {_FIELDS} FROM jobs WHERE {' AND '.join(conditions)} {order}"
+    jobs = [_job(*row) for row in table.execute(select, (*conditions.values(), query.limit + 1))]
+    return jobs[: query.limit], len(jobs) > query.limit
 
 
-class Sought(NamedTuple):
-    """Which completed jobs are looked for.
+class SearchQuery(NamedTuple):
+    """Full-text search of completed jobs.
 
     Attributes:
-        words: that must all be in what is said, in letters of any size.
-        said: keys of the request, whose values are looked through.
-        kinds: of jobs.
-        owner: whose; None: everybody's.
+        words: Substrings that must all occur, case-insensitive.
+        keys: Keys of the request whose values are searched.
+        kinds: Types of jobs.
+        owner: Owner of the jobs; None: all owners.
     """
 
     words: tuple[str, ...]
-    said: tuple[str, ...]
+    keys: tuple[str, ...]
     kinds: tuple[str, ...]
     owner: str | None = None
 
 
-def sought(table: sqlite3.Connection, what: Sought, begin: int, most: int) -> tuple[list[Job], int]:
-    """At most so many of the jobs, the newest first, and how many there are of all; no others are read."""
-    text = " || ' ' || ".join("coalesce(json_extract(request, ?), '')" for _ in what.said) if what.words else "''"
-    places = [f"$.{key}" for key in what.said] if what.words else []
-    each = "SELECT number, folded({}) AS text FROM jobs WHERE state = 'completed' AND kind IN ({}){}"
-    asked = each.format(text, ", ".join("?" * len(what.kinds)), "" if what.owner is None else " AND owner = ?")
-    values: list[object] = [*places, *what.kinds, *(() if what.owner is None else (what.owner,))]
-    having = " AND ".join(["1", *("instr(text, ?)" for _ in what.words)])
-    values += [word.casefold() for word in what.words]
-    every = table.execute(f"SELECT number FROM ({asked}) WHERE {having} ORDER BY number DESC", values).fetchall()
-    numbers = [row[0] for row in every[begin : begin + most]]
-    return rows(table, f"number IN ({', '.join('?' * len(numbers))})", *numbers)[::-1], len(every)
+def search(table: sqlite3.Connection, query: SearchQuery, begin: int, limit: int) -> tuple[list[Job], int]:
+    """Return up to `limit` matching jobs, newest first, and the number of all matches; no other rows are parsed."""
+    text = " || ' ' || ".join("coalesce(json_extract(request, ?), '')" for _ in query.keys) if query.words else "''"
+    paths = [f"$.{key}" for key in query.keys] if query.words else []
+    template = "SELECT number, folded({}) AS text FROM jobs WHERE state = 'completed' AND kind IN ({}){}"
+    selected = template.format(text, ", ".join("?" * len(query.kinds)), "" if query.owner is None else " AND owner = ?")
+    values: list[object] = [*paths, *query.kinds, *(() if query.owner is None else (query.owner,))]
+    having = " AND ".join(["1", *("instr(text, ?)" for _ in query.words)])
+    values += [word.casefold() for word in query.words]
+    matches = table.execute(f"SELECT number FROM ({selected}) WHERE {having} ORDER BY number DESC", values).fetchall()
+    numbers = [row[0] for row in matches[begin : begin + limit]]
+    return rows(table, f"number IN ({', '.join('?' * len(numbers))})", *numbers)[::-1], len(matches)
 
 
-def latest(table: sqlite3.Connection, most: int) -> list[Job]:
-    """The jobs that were completed last, in the order of their ends."""
+def latest(table: sqlite3.Connection, limit: int) -> list[Job]:
+    """Return the most recently completed jobs in the order of their ends."""
     last = f"SELECT {_FIELDS} FROM jobs WHERE state = 'completed' ORDER BY ended DESC LIMIT ?"
-    return [_job(*row) for row in table.execute(last, (most,)).fetchall()][::-1]
+    return [_job(*row) for row in table.execute(last, (limit,)).fetchall()][::-1]
 
 
 def insert(table: sqlite3.Connection, job: Job) -> None:
-    """Writes a new job behind all others."""
+    """Insert a new job at the end."""
     lists: dict[str, Any] = {name: json.dumps(getattr(job, name)) for name in _JSON}
     row = job._replace(**lists)
     table.execute(f"INSERT INTO jobs ({_FIELDS}) VALUES ({', '.join('?' * len(row))})", row)
 
 
 def count(table: sqlite3.Connection, where: str, *values: object) -> int:
-    """How many jobs there are."""
+    """Count the matching jobs."""
     return table.execute(f"SELECT count(*) FROM jobs WHERE {where}", values).fetchone()[0]
 
 
 def last_turns(table: sqlite3.Connection) -> dict[str, int]:
-    """When each owner had a turn last."""
+    """Return the last turn of each owner."""
     return dict(table.execute("SELECT owner, max(turn) FROM jobs WHERE turn IS NOT NULL GROUP BY owner").fetchall())
 
 
 def next_turn(table: sqlite3.Connection) -> int:
-    """The number of the turn that comes."""
+    """Return the number of the next turn."""
     return table.execute("SELECT coalesce(max(turn), 0) + 1 FROM jobs").fetchone()[0]
 
 

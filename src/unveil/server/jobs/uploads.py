@@ -1,7 +1,7 @@
-"""Pictures and clips that were sent: looked at before they are kept, and named by their content.
+"""Uploaded images and videos: checked before they are stored, and named by the hash of their content.
 
-A request says such a name, which is never a path. What they hold is decoded by a worker, a process of its own; of a
-picture the header alone is read here, and a clip by a child that may die of it.
+Requests refer to uploads by these names, never by paths. Only the header of an image is read here, and a video is
+probed by a child process that may die of it; a worker process decodes the content.
 """
 
 from __future__ import annotations
@@ -27,129 +27,129 @@ from unveil.prompting.media_scan import sample_frames
 from unveil.types import DataError, Error
 
 FOLDER = "inputs"
-BYTES = 32 << 20  # of a file
-PIXELS = 16_000_000  # of a picture
-CLIPS = VideoLimits(frames=2_000, seconds=120.0)
-WAIT_S = 60.0  # to look at a clip, for which others wait
-KEPT_S = 24 * 3600.0  # that nothing speaks of
+MAX_BYTES = 32 << 20  # per file
+MAX_PIXELS = 16_000_000  # per image
+VIDEO_LIMITS = VideoLimits(frames=2_000, seconds=120.0)
+WAIT_S = 60.0  # time to probe a video, while other uploads wait
+RETENTION_S = 24 * 3600.0  # of files that no job refers to
 NAME = r"[0-9a-f]{32}\.(?:png|jpg|webp|mp4|mov|webm|mkv|gif)"
-FACTS = ".json"
+INFO_SUFFIX = ".json"
 _NAME = re.compile(NAME)
 _ENDINGS = {"PNG": "png", "JPEG": "jpg", "WebP": "webp"}
-Kind = Literal["picture", "clip"]
+UploadKind = Literal["picture", "clip"]
 
 
-class Kept(NamedTuple):
-    """A file that was sent: its name here, and what it is."""
+class UploadedFile(NamedTuple):
+    """An uploaded file: its name, type and size."""
 
     name: str
-    kind: Kind
+    kind: UploadKind
     width: int
     height: int
     frames: int
 
 
-class Inputs:
-    """The files that were sent to a service.
+class UploadStore:
+    """Store of uploaded files.
 
     Args:
-        folder: where they lie; made with the first of them.
+        folder: Folder of the files; created with the first upload.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self._decoder = folder, VideoDecoder(WAIT_S)
 
-    def keep(self, content: bytes) -> Kept:
-        """Looks at a file, and keeps it; the same one twice is kept once.
+    def store(self, content: bytes) -> UploadedFile:
+        """Check a file and store it; identical files are stored once.
 
         Raises:
-            MediaError: no picture and no clip that is read here, damaged, or over a limit.
-            NotWritable, OutOfResources: it cannot be kept.
+            MediaError: Not a supported image or video, damaged, or over a limit.
+            NotWritable, OutOfResources: It cannot be stored.
         """
         container = container_of(content[:HEAD])
         digest = hashlib.sha256(content).hexdigest()[:32]
         if container is None:
-            found = header(open_image(io.BytesIO(content), PIXELS))
-            if found.frames > 1:
-                raise DataError(f"a {found.format} of {found.frames} frames; a clip is sent as MP4, WebM or GIF")
-            kept = Kept(f"{digest}.{_ENDINGS[found.format]}", "picture", found.width, found.height, 1)
-            return self._write(kept, content)
+            image = header(open_image(io.BytesIO(content), MAX_PIXELS))
+            if image.frames > 1:
+                raise DataError(f"a {image.format} of {image.frames} frames; send videos as MP4, WebM or GIF")
+            upload = UploadedFile(f"{digest}.{_ENDINGS[image.format]}", "picture", image.width, image.height, 1)
+            return self._write(upload, content)
         name = f"{digest}.{container.lower()}"
-        if (self.folder / f"{name}{FACTS}").is_file():
-            return self._write(self.facts(name), content)
+        if (self.folder / f"{name}{INFO_SUFFIX}").is_file():
+            return self._write(self.info(name), content)
         try:
             with tempfile.NamedTemporaryFile(suffix=f".{container.lower()}") as file:
                 file.write(content)
                 file.flush()
-                film = self._decoder.look(Path(file.name), CLIPS)
+                video = self._decoder.look(Path(file.name), VIDEO_LIMITS)
         except OSError as problem:
             if isinstance(problem, Error):
                 raise
             raise explained(Path(tempfile.gettempdir()), problem) from problem
-        return self._write(Kept(name, "clip", *film.upright, film.frames), content)
+        return self._write(UploadedFile(name, "clip", *video.upright, video.frames), content)
 
     def path(self, name: str) -> Path:
-        """Where a file that was sent lies.
+        """Return the path of an upload.
 
         Raises:
-            MediaError: no file of this name was sent.
+            MediaError: No file with this name was uploaded.
         """
         if not _NAME.fullmatch(name) or not (self.folder / name).is_file():
-            raise DataError(f"{name[:80]!r}: no file of this name was sent; send it again")
+            raise DataError(f"{name[:80]!r}: no file with this name was uploaded; upload it again")
         return self.folder / name
 
-    def facts(self, name: str) -> Kept:
-        """What a file that was sent is.
+    def info(self, name: str) -> UploadedFile:
+        """Return the type and size of an upload.
 
         Raises:
-            MediaError: no file of this name was sent.
+            MediaError: No file with this name was uploaded.
         """
         path = self.path(name)
         try:
-            return Kept(**json.loads((path.parent / f"{name}{FACTS}").read_text("utf-8")))
+            return UploadedFile(**json.loads((path.parent / f"{name}{INFO_SUFFIX}").read_text("utf-8")))
         except (OSError, ValueError, TypeError) as problem:
-            raise DataError(f"{name}: what is known of it cannot be read; send it again") from problem
+            raise DataError(f"{name}: its description cannot be read; upload it again") from problem
 
     def cover(self, name: str) -> Image.Image:
-        """The first frame of a clip that was sent, upright.
+        """Decode the first frame of an uploaded video, upright.
 
         Raises:
-            MediaError: no clip of this name was sent, or it cannot be read.
+            MediaError: No video with this name was uploaded, or it cannot be decoded.
         """
         path = self.path(name)
-        if self.facts(name).kind != "clip":
-            raise DataError(f"{name}: is no clip")
-        return Image.open(io.BytesIO(png(sample_frames(path, self._decoder, 1, CLIPS).pixels[:, 0])))
+        if self.info(name).kind != "clip":
+            raise DataError(f"{name}: is not a video")
+        return Image.open(io.BytesIO(png(sample_frames(path, self._decoder, 1, VIDEO_LIMITS).pixels[:, 0])))
 
-    def sweep(self, used: Collection[str], older: float = KEPT_S) -> int:
-        """Deletes what is older than so many seconds and not in use; how many."""
+    def sweep(self, used: Collection[str], older: float = RETENTION_S) -> int:
+        """Delete unused files older than this many seconds; return their number."""
         limit, gone = time.time() - older, 0
         for path in self.folder.iterdir() if self.folder.is_dir() else ():
-            if path.name.removesuffix(FACTS) not in used and path.stat().st_mtime < limit:
+            if path.name.removesuffix(INFO_SUFFIX) not in used and path.stat().st_mtime < limit:
                 path.unlink(missing_ok=True)
-                gone += not path.name.endswith(FACTS)
+                gone += not path.name.endswith(INFO_SUFFIX)
         return gone
 
     def close(self) -> None:
-        """Ends the child that looks at clips."""
+        """End the child process that probes videos."""
         self._decoder.close()
 
-    def _write(self, kept: Kept, content: bytes) -> Kept:
-        path, facts = self.folder / kept.name, self.folder / f"{kept.name}{FACTS}"
+    def _write(self, upload: UploadedFile, content: bytes) -> UploadedFile:
+        path, info = self.folder / upload.name, self.folder / f"{upload.name}{INFO_SUFFIX}"
         if path.is_file():
-            path.touch()  # in use again
+            path.touch()  # used again
         else:
             write_atomically(path, content)
-        write_atomically(facts, json.dumps(kept._asdict()))  # last: who finds it has the file as well
-        return kept
+        write_atomically(info, json.dumps(upload._asdict()))  # last: if it exists, so does the file
+        return upload
 
 
 def names_in(request: object) -> set[str]:
-    """Every name of such a file that a request speaks of."""
+    """Collect all upload names in a request."""
     if isinstance(request, str):
         return {request} if _NAME.fullmatch(request) else set()
     if isinstance(request, dict):
         request = list(request.values())
     if isinstance(request, list | tuple):
-        return set().union(*(names_in(one) for one in request))
+        return set().union(*(names_in(item) for item in request))
     return set()

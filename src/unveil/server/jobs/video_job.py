@@ -1,4 +1,4 @@
-"""Jobs that make clips, from words, pictures and other clips: what may be asked for, and how it is done."""
+"""Video jobs: text-, image- and video-to-video generation; their requests and their handler."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from unveil.cli.video_output import Ask
 from unveil.io.images import make_grid, png
 from unveil.model.config.base import Section
 from unveil.server.jobs.catalog import Catalog
-from unveil.server.jobs.job_console import heard
-from unveil.server.jobs.model_cache import Models
-from unveil.server.jobs.request import Asked, Sent, Text, read
-from unveil.server.jobs.uploads import Inputs
-from unveil.server.jobs.worker import Report
+from unveil.server.jobs.job_console import job_console
+from unveil.server.jobs.model_cache import ModelCache
+from unveil.server.jobs.request import BaseRequest, Text, UploadName, validate_request
+from unveil.server.jobs.uploads import UploadStore
+from unveil.server.jobs.worker import JobProgress
 from unveil.types import RecipeError
 
 CLIPS = "clips"
 FRAMES = 4096
-STRIP = 8  # frames on the strip of a clip
-COVER, SHOWN = "cover.png", "strip.png"
+STRIP = 8  # frames of the frame strip
+COVER, STRIP_FILE = "cover.png", "strip.png"
 Count = Annotated[int, Field(ge=1, le=FRAMES)]
-Verb = Literal["make", "extend", "between", "connect", "loop", "ring", "edit", "storyboard", "upscale"]
+VideoTask = Literal["make", "extend", "between", "connect", "loop", "ring", "edit", "storyboard", "upscale"]
 NEEDS: Mapping[str, tuple[str, ...]] = {
     "make": ("prompt",),
     "extend": ("clip",),
@@ -53,175 +53,183 @@ TAKES: Mapping[str, tuple[str, ...]] = {
 ALWAYS = ("model", "prompt", "negative", "seed", "width", "height", "sampling", "expand", "verb", "form", "fps")
 
 
-class KnownFrame(Section):
-    """A picture that is a frame of the clip; `at` counts from 0, or from the end when below."""
+class Keyframe(Section):
+    """An image as a keyframe of the video; `at` is its frame index, negative from the end."""
 
-    picture: Sent
+    picture: UploadName
     at: Annotated[int, Field(ge=-FRAMES, le=FRAMES)] = 0
 
 
 class Scene(Section):
-    """A part of a storyboard: its first and last frame, and what is to be seen."""
+    """A scene of a storyboard: its first and last frame, and its prompt."""
 
     first: Annotated[int, Field(ge=0, le=FRAMES)]
     last: Annotated[int, Field(ge=0, le=FRAMES)]
     prompt: Text
 
 
-class ClipRequest(Asked):
-    """What a job of a clip is asked for.
+class ClipRequest(BaseRequest):
+    """Request of a video job.
 
     Attributes:
-        verb: make one from words and known frames; extend one; frames between two, or connect them; loop one, or make
-            a ring from words; edit one; a storyboard; upscale one.
-        form: of the file.
-        fps: frames in a second; none: those of the clip, or 8.
-        frames: how long, or how many are added. window: frames that are made together, of long clips.
-        known: pictures that are frames of it.
-        clip, other: names of clips or pictures that were sent.
-        direction, context: of extend and what lies between; context counts the frames that are looked at.
-        way: of connect bridge or blend, of edit noise or difference. prompts: of connect, one for each clip.
-        strength: of edit, blend and upscale. source: of a difference, words for the clip as it is.
-        mask, keep: of edit, white where it is made anew, or where it stays.
-        scenes, fade: of a storyboard. factor: of upscale.
+        verb: Task: make a video from a prompt and keyframes, extend one, between (interpolate) or connect (join) two,
+            loop one, ring (a new loop from a prompt), edit, storyboard or upscale.
+        form: File format.
+        fps: Frames per second; none: those of the input video, or 8.
+        frames: Length in frames, or number of added frames.
+        window: Frames generated at a time, for long videos.
+        known: Keyframes.
+        clip, other: Upload names of input videos or images.
+        direction: Side at which extend adds frames.
+        context: Number of context frames taken from the input video.
+        way: Method: bridge or blend for connect, noise or difference for edit.
+        prompts: Prompts of connect, one for each input video.
+        strength: Denoising strength of edit, blend and upscale.
+        source: Prompt that describes the input video, for the edit method difference.
+        mask, keep: Upload names of masks for edit, white where the video is regenerated or kept.
+        scenes: Scenes of a storyboard.
+        fade: Frames of crossfade between the prompts of two scenes.
+        factor: Upscale factor.
     """
 
-    verb: Verb = "make"
+    verb: VideoTask = "make"
     form: Literal["mp4", "webm", "gif"] = "mp4"
     fps: Annotated[float, Field(gt=0, le=120)] | None = None
     frames: Count | None = None
     window: Count | None = None
-    known: Annotated[tuple[KnownFrame, ...], Field(max_length=64)] = ()
-    clip: Sent | None = None
-    other: Sent | None = None
+    known: Annotated[tuple[Keyframe, ...], Field(max_length=64)] = ()
+    clip: UploadName | None = None
+    other: UploadName | None = None
     direction: Literal["forward", "backward"] = "forward"
     context: Count | None = None
     way: Literal["bridge", "blend", "noise", "difference"] | None = None
     prompts: Annotated[tuple[Text, ...], Field(max_length=2)] = ()
     strength: Annotated[float, Field(ge=0, le=1)] | None = None
     source: Text | None = None
-    mask: Sent | None = None
-    keep: Sent | None = None
+    mask: UploadName | None = None
+    keep: UploadName | None = None
     scenes: Annotated[tuple[Scene, ...], Field(max_length=64)] = ()
     fade: Annotated[int, Field(ge=0, le=FRAMES)] = 0
     factor: Annotated[int, Field(ge=1, le=8)] = 2
 
     @property
     def length(self) -> int | None:
-        """Frames of the clip, where that is said."""
+        """Length in frames, if the request states it."""
         return max((scene.last + 1 for scene in self.scenes), default=self.frames)
 
 
-def read_request(given: Mapping[str, Any]) -> ClipRequest:
-    """A request, checked as far as it can be without its model and its clips.
+def read_request(fields: Mapping[str, Any]) -> ClipRequest:
+    """Validate a request as far as possible without its model and its input videos.
 
     Raises:
-        RecipeError: each fault with its key, its value and what is allowed.
+        RecipeError: Names each invalid key, its value and the allowed values.
     """
-    request = read(ClipRequest, given, ("steps", "guidance_scale", "sampler"))
+    request = validate_request(ClipRequest, fields, ("steps", "guidance_scale", "sampler"))
     for name in NEEDS[request.verb]:
         if not getattr(request, name):
             raise RecipeError(f"request: {request.verb} needs {' and '.join(NEEDS[request.verb])}; {name} is missing")
     allowed = {*ALWAYS, *NEEDS[request.verb], *TAKES[request.verb]}
-    for name in given:
+    for name in fields:
         if name not in allowed:
             takes = ", ".join([*NEEDS[request.verb], *TAKES[request.verb]])
             raise RecipeError(f"request: {name}: {request.verb} does not take it; it takes: {takes}")
     return request
 
 
-def files_of(asked: ClipRequest, catalog: Catalog, inputs: Inputs) -> list[Path]:
-    """The files that a request speaks of.
+def files_of(request: ClipRequest, catalog: Catalog, inputs: UploadStore) -> list[Path]:
+    """Return the paths of all uploads of a request.
 
     Raises:
-        WeightsError: there is no model of its name.
-        MediaError: a file that was not sent.
+        WeightsError: The model does not exist.
+        MediaError: A file was not uploaded.
     """
-    catalog.model(asked.model)
-    names = [asked.clip, asked.other, asked.mask, asked.keep, *(one.picture for one in asked.known)]
+    catalog.model(request.model)
+    names = [request.clip, request.other, request.mask, request.keep, *(keyframe.picture for keyframe in request.known)]
     return [inputs.path(name) for name in names if name is not None]
 
 
-class Clips:
-    """The work on such a job.
+class VideoJob:
+    """Handler of video jobs.
 
     Args:
-        models: that are in memory.
-        catalog: the names that requests may say.
-        inputs: the files that were sent.
-        device: that they compute on.
+        models: Cache of loaded models.
+        catalog: Names that requests may use.
+        inputs: Uploaded files.
+        device: Device to compute on.
     """
 
-    def __init__(self, models: Models, catalog: Catalog, inputs: Inputs, device: str) -> None:
+    def __init__(self, models: ModelCache, catalog: Catalog, inputs: UploadStore, device: str) -> None:
         self._models, self._catalog, self._inputs, self._device = models, catalog, inputs, device
 
-    def __call__(self, given: Mapping[str, Any], folder: Path, report: Report) -> None:
-        """Makes a clip: the file with its record, its first frame, and a strip of its frames.
+    def __call__(self, fields: Mapping[str, Any], folder: Path, progress: JobProgress) -> None:
+        """Generate a video: the file with its metadata, its first frame as cover, and a strip of frames.
 
         Raises:
-            RecipeError, WeightsError, MediaError: it cannot be done.
-            Cancelled: it was told to stop.
+            RecipeError, WeightsError, MediaError: The request is not possible.
+            Cancelled: The job was cancelled.
         """
-        asked = read_request(given)
-        out = folder / f"clip.{asked.form}"
-        with heard(report) as desk:
-            ask = Ask(
-                str(self._catalog.model(asked.model).path),
+        request = read_request(fields)
+        out = folder / f"clip.{request.form}"
+        with job_console(progress) as console:
+            options = Ask(
+                str(self._catalog.model(request.model).path),
                 out,
-                prompt=asked.prompt,
-                size=asked.size_typed,
-                fps=asked.fps,
-                steps=asked.sampling.get("steps"),
-                guidance=asked.sampling.get("guidance_scale"),
-                sampler=asked.sampling.get("sampler"),
-                seed=asked.seed,
-                negative=asked.negative,
+                prompt=request.prompt,
+                size=request.size_typed,
+                fps=request.fps,
+                steps=request.sampling.get("steps"),
+                guidance=request.sampling.get("guidance_scale"),
+                sampler=request.sampling.get("sampler"),
+                seed=request.seed,
+                negative=request.negative,
                 device=self._device,
-                console=desk,
-                opener=self._models.opener,
+                console=console,
+                opener=self._models.load,
             )
-            self._shoot(asked, ask)
-        report.check()
-        _pictured(out, folder)
+            self._shoot(request, options)
+        progress.check()
+        _write_previews(out, folder)
 
-    def _shoot(self, asked: ClipRequest, ask: Ask) -> None:
-        """Calls the verb."""
-        # what `NEEDS` names is there
-        own, second = (ask.out if one is None else self._inputs.path(one) for one in (asked.clip, asked.other))
-        frames, context, prompt = asked.frames, asked.context, asked.prompt or ""
-        given = {} if asked.strength is None else {"strength": asked.strength}
-        match asked.verb:
+    def _shoot(self, request: ClipRequest, options: Ask) -> None:
+        """Call the function of the task."""
+        # all fields in `NEEDS` are set
+        first, second = (
+            options.out if item is None else self._inputs.path(item) for item in (request.clip, request.other)
+        )
+        frames, context, prompt = request.frames, request.context, request.prompt or ""
+        fields = {} if request.strength is None else {"strength": request.strength}
+        match request.verb:
             case "make":
-                pictures = tuple(self._inputs.path(one.picture) for one in asked.known)
-                stills = video.Stills(pictures, tuple(one.at for one in asked.known))
-                expanding = USUAL if asked.expand else Expanding(no_expand=True)
-                video.make(ask, prompt, stills, video.Length(frames, asked.window), expanding)
+                pictures = tuple(self._inputs.path(item.picture) for item in request.known)
+                stills = video.Stills(pictures, tuple(item.at for item in request.known))
+                expanding = USUAL if request.expand else Expanding(no_expand=True)
+                video.make(options, prompt, stills, video.Length(frames, request.window), expanding)
             case "ring":
-                video.ring(ask, frames)
+                video.ring(options, frames)
             case "storyboard":
-                typed = [f"{one.first}-{one.last} {one.prompt}" for one in asked.scenes]
-                video.storyboard(ask, None, typed, asked.fade, video.Length(None, asked.window))
+                typed = [f"{item.first}-{item.last} {item.prompt}" for item in request.scenes]
+                video.storyboard(options, None, typed, request.fade, video.Length(None, request.window))
             case "extend":
-                video.extend(ask, own, frames, asked.direction, context)
+                video.extend(options, first, frames, request.direction, context)
             case "loop":
-                video.bridge(ask, "loop", (own, own), frames, context)
+                video.bridge(options, "loop", (first, first), frames, context)
             case "between":
-                video.bridge(ask, "between", (own, second), frames, context)
+                video.bridge(options, "between", (first, second), frames, context)
             case "connect":
-                joint = video.Joint(asked.way or "bridge", frames, context, given.get("strength", 0.7))
-                video.connect(ask, (own, second), asked.prompts, joint)
+                joint = video.Joint(request.way or "bridge", frames, context, fields.get("strength", 0.7))
+                video.connect(options, (first, second), request.prompts, joint)
             case "edit":
-                masks = (None if one is None else self._inputs.path(one) for one in (asked.mask, asked.keep))
-                change = video.Change(f"{given.get('strength', 0.7)}", asked.way or "noise", asked.source, *masks)
-                video.edit(ask, own, change)
+                masks = (None if item is None else self._inputs.path(item) for item in (request.mask, request.keep))
+                change = video.Change(f"{fields.get('strength', 0.7)}", request.way or "noise", request.source, *masks)
+                video.edit(options, first, change)
             case "upscale":
-                video.upscale(ask, own, asked.factor, given.get("strength", 0.3))
+                video.upscale(options, first, request.factor, fields.get("strength", 0.3))
 
 
-def _pictured(clip: Path, folder: Path) -> None:
-    """The first frame of a clip, and a strip of frames evenly spread over it."""
+def _write_previews(clip: Path, folder: Path) -> None:
+    """Write the first frame of a video, and a strip of evenly spaced frames."""
     pixels, _ = reading.decoded(clip, None)
     count = pixels.shape[1]
     places = [round(place * (count - 1) / max(min(STRIP, count) - 1, 1)) for place in range(min(STRIP, count))]
     (folder / COVER).write_bytes(png(pixels[:, 0]))
-    (folder / SHOWN).write_bytes(png(make_grid(pixels[:, places].transpose(0, 1), columns=len(places))))
+    (folder / STRIP_FILE).write_bytes(png(make_grid(pixels[:, places].transpose(0, 1), columns=len(places))))

@@ -1,6 +1,6 @@
-"""The process of a worker: `python -m unveil.server.jobs.worker_main FOLDER NAME DEVICE`, as `crew` starts it.
+"""Worker process: `python -m unveil.server.jobs.worker_main FOLDER NAME DEVICE`, as started by `worker_pool`.
 
-It ends with whoever started it: its standard input is held open by that one alone, and reads as ended when it is gone.
+It ends with its parent, which holds the only other end of its standard input.
 """
 
 from __future__ import annotations
@@ -12,33 +12,33 @@ import sys
 import threading
 from pathlib import Path
 
-from unveil.server.jobs.outputs import Results
-from unveil.server.jobs.queue import Damaged, Queue
+from unveil.server.jobs.outputs import JobOutputs
+from unveil.server.jobs.queue import Queue, QueueCorrupted
 from unveil.server.jobs.worker import Worker
 
-MADE = "made"  # the folder of results in that of the queue
+MADE = "made"  # subfolder of outputs in the state folder
 
 
 def main(folder: Path, name: str, device: str) -> None:
-    """Works until it is told to end, by SIGTERM between two jobs, or by the end of its parent at once.
+    """Run jobs until SIGTERM, which takes effect between two jobs, or until the parent ends.
 
-    Where the table of jobs is damaged, it says so and ends with a code of its own.
+    If the job database is corrupt, print an error and exit with a special code.
     """
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     over = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: over.set())
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches all; the parent says when to end
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches all processes; the parent decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        queue = Queue(folder, mends=False)  # the server holds it as well
-    except Damaged as problem:
-        sys.exit(_told(problem))
-    from unveil.server.jobs.job_types import kinds  # with it comes torch
+        queue = Queue(folder, mends=False)  # the server has it open as well
+    except QueueCorrupted as problem:
+        sys.exit(_report(problem))
+    from unveil.server.jobs.job_types import job_handlers  # late: imports torch
 
-    Worker(name, queue, Results(folder / MADE), kinds(folder, device)).run(over.is_set)
+    Worker(name, queue, JobOutputs(folder / MADE), job_handlers(folder, device)).run(over.is_set)
 
 
-def _told(problem: Damaged) -> int:
+def _report(problem: QueueCorrupted) -> int:
     print(f"error: {problem}", file=sys.stderr, flush=True)
     return problem.exit_code
 
@@ -46,7 +46,7 @@ def _told(problem: Damaged) -> int:
 def _end_with_parent() -> None:
     while os.read(0, 1):
         pass
-    os._exit(0)  # its job goes back into the queue, and what it wrote has no name yet
+    os._exit(0)  # its job is queued again, and its temporary folder is deleted later
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Evaluation: judge a model, read its report, and lay two side by side."""
+"""Evaluation tab: evaluate a model, read its report, and compare two reports."""
 
 from __future__ import annotations
 
@@ -13,110 +13,110 @@ from markupsafe import Markup
 from unveil.model.config import recipe_names
 from unveil.server.jobs.command_job import EVALUATE
 from unveil.server.jobs.job import Job
-from unveil.server.jobs.sqlite_store import Part
+from unveil.server.jobs.sqlite_store import PageQuery
 from unveil.studio import job_html
-from unveil.studio.form_parsing import filled
-from unveil.studio.tab_base import Desk, Tab, Watch
+from unveil.studio.form_parsing import non_empty
+from unveil.studio.tab_base import JobWatcher, Tab, TabContext
 from unveil.types import DataError, RecipeError
 
 PAGE, NUMBERS = "report.html", "report.json"
-REPORTS = 200  # that are listed, at most
+REPORTS = 200  # maximum number of listed reports
 
 
-class Judged(Watch):
+class ReportWatcher(JobWatcher):
     """Watches an evaluation, whose result is a report."""
 
     def made(self, job: Job) -> Markup:
-        """The way to the report."""
-        words = job_html.plain(self._tab.say("The report as a page of its own"))
+        """Return a link to the report."""
+        words = job_html.safe_text(self._tab.tr("Open the report as a separate page"))
         return Markup('<p><a href="{}" target="_blank" rel="noopener">{}</a></p>').format(
-            job_html.address(job, PAGE), words
+            job_html.file_url(job, PAGE), words
         )
 
 
-class Evaluate(Tab):
-    """The tab of reports."""
+class EvaluateTab(Tab):
+    """Tab of evaluations."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: TabContext) -> None:
         super().__init__(desk, "evaluate")
 
-    def lay(self) -> None:
-        """Places its parts."""
-        say = self.say
+    def build(self) -> None:
+        """Create the components."""
+        tr = self.tr
         self.begin()
         with gr.Row(elem_classes="columns"):
             with gr.Column(scale=2, min_width=300):
-                self.model = gr.Dropdown(self.client.models(), label=say("Model"), elem_id="evaluate-model")
-                own = [(say("the model's own"), ""), *((name, name) for name in recipe_names())]
-                self.recipe = gr.Dropdown(own, value="", label=say("Recipe"), elem_id="evaluate-recipe")
+                self.model = gr.Dropdown(self.client.models(), label=tr("Model"), elem_id="evaluate-model")
+                recipes = [(tr("model default"), ""), *((name, name) for name in recipe_names())]
+                self.recipe = gr.Dropdown(recipes, value="", label=tr("Recipe"), elem_id="evaluate-recipe")
                 self.samples = gr.Textbox(
-                    label=say("Samples"), placeholder=say("as the recipe says"), elem_id="evaluate-samples"
+                    label=tr("Samples"), placeholder=tr("recipe default"), elem_id="evaluate-samples"
                 )
-                self.changes = gr.Textbox(label=say("Changes of the recipe, a line each"), elem_id="evaluate-changes")
-                self.go = gr.Button(say("Judge it"), variant="primary", elem_id="evaluate-go")
-                self.watch = Judged(self, "evaluate", say("Choose a model, and judge it."))
-                self.watch.lay()
+                self.changes = gr.Textbox(label=tr("Recipe overrides, one per line"), elem_id="evaluate-changes")
+                self.go = gr.Button(tr("Evaluate the model"), variant="primary", elem_id="evaluate-go")
+                self.watch = ReportWatcher(self, "evaluate", tr("Choose a model and evaluate it."))
+                self.watch.build()
             with gr.Column(scale=3, min_width=300):
-                self.one = gr.Dropdown([], label=say("Report"), elem_id="evaluate-one")
-                self.other = gr.Dropdown([], label=say("Beside it"), elem_id="evaluate-other")
-                self.show = gr.Button(say("Show"), elem_id="evaluate-show")
+                self.one = gr.Dropdown([], label=tr("Report"), elem_id="evaluate-one")
+                self.other = gr.Dropdown([], label=tr("Compare with"), elem_id="evaluate-other")
+                self.show = gr.Button(tr("Show"), elem_id="evaluate-show")
                 self.shown = gr.HTML(elem_id="evaluate-shown")
-        self._wire()
+        self._connect()
 
-    def _wire(self) -> None:
-        asked = [self.model, self.recipe, self.samples, self.changes]
-        self.watch.begins(self.go.click, self._submit, asked)
-        self.on(self.watch.result.change, lambda owner: self.reports(owner), [], self.listed, asked=False)
+    def _connect(self) -> None:
+        inputs = [self.model, self.recipe, self.samples, self.changes]
+        self.watch.begins(self.go.click, self._submit, inputs)
+        self.on(self.watch.result.change, lambda owner: self.reports(owner), [], self.listed, by_user=False)
         self.on(self.show.click, self._shown, [self.one, self.other], [self.shown])
 
     def _submit(self, owner: str, model: str, recipe: str, samples: str, changes: str) -> tuple[Job, list[Any]]:
         if not model:
-            raise RecipeError(self.say("Choose a model first."))
-        request = filled(model=model, recipe=recipe, samples=self.typed.whole(samples, self.say("Samples")))
-        request["settings"] = self.typed.settings(changes, self.say("Changes of the recipe, a line each"))
+            raise RecipeError(self.tr("Choose a model first."))
+        request = non_empty(model=model, recipe=recipe, samples=self.typed.integer(samples, self.tr("Samples")))
+        request["settings"] = self.typed.settings(changes, self.tr("Recipe overrides, one per line"))
         return self.client.submit(EVALUATE, request, owner), []
 
     # -- reports ------------------------------------------------------------------------------------------------
 
     @property
     def listed(self) -> list[Any]:
-        """What `reports` gives values for."""
+        """Components that `reports` updates."""
         return [self.one, self.other, self.shown]
 
     def reports(self, owner: str) -> list[Any]:
-        """The reports that there are, the newest first."""
-        part = Part(owner, REPORTS, state="completed", kind=EVALUATE)
+        """List the reports, newest first."""
+        part = PageQuery(owner, REPORTS, state="completed", kind=EVALUATE)
         named = [(_named(job), job.id) for job in self.client.service.queue.page(part)[0] if PAGE in job.outputs]
         if not named:
-            empty = job_html.hint(self.say("There is no report yet: judge a model."))
+            empty = job_html.hint(self.tr("There is no report yet: evaluate a model."))
             return [gr.Dropdown(choices=[], value=None), gr.Dropdown(choices=[], value=None), empty]
-        none = [(self.say("none"), ""), *named]
+        none = [(self.tr("none"), ""), *named]
         return [gr.Dropdown(choices=named, value=named[0][1]), gr.Dropdown(choices=none, value=""), ""]
 
-    def _shown(self, owner: str, one: str | None, other: str | None) -> Markup:
-        jobs = [job for id in (one, other) if (job := self.client.job(id or None, owner)) is not None]
+    def _shown(self, owner: str, first_id: str | None, second_id: str | None) -> Markup:
+        jobs = [job for id in (first_id, second_id) if (job := self.client.job(id or None, owner)) is not None]
         if not jobs:
-            raise RecipeError(self.say("Choose a report first."))
+            raise RecipeError(self.tr("Choose a report first."))
         frames = Markup("").join(
             Markup('<h3>{}</h3><iframe class="report" title="{}" src="{}"></iframe>').format(
-                job_html.plain(_named(job)), job_html.plain(_named(job)), job_html.address(job, PAGE)
+                job_html.safe_text(_named(job)), job_html.safe_text(_named(job)), job_html.file_url(job, PAGE)
             )
             for job in jobs
         )
         return (self._compared(*jobs) if len(jobs) == 2 else Markup("")) + frames
 
-    def _compared(self, one: Job, other: Job) -> Markup:
-        """The numbers that both have, side by side."""
-        say = self.say
-        reports = [self._read(job) for job in (one, other)]
+    def _compared(self, job: Job, other: Job) -> Markup:
+        """Return a table of the metrics that both reports have."""
+        tr = self.tr
+        reports = [self._read(item) for item in (job, other)]
         first, second = (dict(_numbers(report.get("results", {}))) for report in reports)
-        rows = [[name, _told(value), _told(second[name])] for name, value in first.items() if name in second]
+        rows = [[name, _formatted(value), _formatted(second[name])] for name, value in first.items() if name in second]
         if not rows:
-            return job_html.hint(say("The two reports have no number in common."))
+            return job_html.hint(tr("The two reports have no metric in common."))
         alike = reports[0].get("protocol_sha256") == reports[1].get("protocol_sha256")
-        warned = say("The two were judged by different protocols; their numbers are not to be compared closely.")
+        warned = tr("The two reports use different protocols; their numbers are not directly comparable.")
         return (Markup("") if alike else job_html.alert(warned)) + job_html.table(
-            [say("Number"), _named(one), _named(other)], rows
+            [tr("Metric"), _named(job), _named(other)], rows
         )
 
     def _read(self, job: Job) -> Mapping[str, Any]:
@@ -126,12 +126,12 @@ class Evaluate(Tab):
             return {}
 
     def refreshed(self) -> list[Any]:
-        """The lists of names as they are now."""
+        """Return the current lists of names."""
         return [gr.Dropdown(choices=self.client.models())]
 
     @property
     def named(self) -> list[Any]:
-        """The parts that list names."""
+        """Components that list names."""
         return [self.model]
 
 
@@ -140,19 +140,19 @@ def _named(job: Job) -> str:
     return f"{job.request.get('model', '')} {ended}"
 
 
-def _numbers(found: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every number of a report with its place; one with an interval is one."""
-    if isinstance(found, Mapping):
-        if "value" in found and "low" in found:
-            yield path, found
+def _numbers(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every number of a report with its path; a number with a confidence interval is one entry."""
+    if isinstance(node, Mapping):
+        if "value" in node and "low" in node:
+            yield path, node
             return
-        for key, value in found.items():
+        for key, value in node.items():
             yield from _numbers(value, f"{path} / {key}" if path else str(key))
-    elif isinstance(found, int | float) and not isinstance(found, bool):
-        yield path, found
+    elif isinstance(node, int | float) and not isinstance(node, bool):
+        yield path, node
 
 
-def _told(value: Any) -> str:
+def _formatted(value: Any) -> str:
     if isinstance(value, Mapping):
         return f"{value['value']:.4g} ({value['low']:.4g} to {value['high']:.4g})"
     return f"{value:.4g}"

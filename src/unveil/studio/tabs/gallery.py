@@ -1,4 +1,4 @@
-"""The gallery: what was made, found by words, drawn again from its settings, and deleted when that is meant."""
+"""Gallery tab: search outputs, restore their settings, repeat or delete them."""
 
 from __future__ import annotations
 
@@ -11,124 +11,121 @@ import gradio as gr
 from markupsafe import Markup
 
 from unveil.data.image_decoding import open_image
-from unveil.server.jobs.gallery import found, request_of, steered_by
-from unveil.server.jobs.image_job import pictures_of
+from unveil.server.jobs.gallery import controlnets_used, request_from_metadata, search
+from unveil.server.jobs.image_job import image_files
 from unveil.server.jobs.job import Job
-from unveil.server.jobs.uploads import PIXELS
+from unveil.server.jobs.uploads import MAX_PIXELS
 from unveil.server.jobs.video_job import CLIPS, COVER
 from unveil.studio import job_html
-from unveil.studio.tab_base import HEARD, Desk, Tab
+from unveil.studio.tab_base import HEARD, Tab, TabContext
 from unveil.tasks.metadata import read_facts
 from unveil.types import RecipeError
 
-PAGE = 24  # of them at a time
+PAGE = 24  # cards per page
 
 
-class Gallery(Tab):
-    """The tab of what was made."""
+class GalleryTab(Tab):
+    """Tab of completed outputs."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: TabContext) -> None:
         super().__init__(desk, "gallery", in_order=True)
 
-    def lay(self) -> None:
-        """Places its parts."""
-        say = self.say
+    def build(self) -> None:
+        """Create the components."""
+        tr = self.tr
         self.begin()
         with gr.Row():
             self.words = gr.Textbox(
-                label=say("Search"), placeholder=say("words of the text, a model, a seed"), elem_id="gallery-words"
+                label=tr("Search"), placeholder=tr("words of the prompt, a model or a seed"), elem_id="gallery-words"
             )
-            self.page = gr.Number(1, minimum=1, precision=0, label=say("Page"), elem_id="gallery-page", min_width=90)
-        with gr.Accordion(say("Draw a picture again from its file"), open=False, elem_id="gallery-restore"):
+            self.page = gr.Number(1, minimum=1, precision=0, label=tr("Page"), elem_id="gallery-page", min_width=90)
+        with gr.Accordion(tr("Restore settings from an image file"), open=False, elem_id="gallery-restore"):
             self.file = gr.File(
-                label=say("A picture that was made here"), file_types=[".png"], elem_id="gallery-file", height=120
+                label=tr("Image generated here"), file_types=[".png"], elem_id="gallery-file", height=120
             )
         self.cards = gr.HTML(elem_id="gallery-cards", js_on_load=HEARD)
-        # not with each letter: all that was ever made is looked through
+        # not on every key press: each search reads all completed jobs
         for event in (self.words.submit, self.words.blur, self.page.change):
             self.on(event, self.look, [self.words, self.page], [self.cards])
 
-    def look(self, owner: str, words: str, page: Any, asked: str = "") -> Markup:
-        """The cards of a page.
+    def look(self, owner: str, words: str, page: Any, confirming: str = "") -> Markup:
+        """Return the cards of a page.
 
         Args:
-            owner: whose.
-            words: that all of them say.
-            page: counted from 1.
-            asked: the job that may be deleted, of which it is asked whether that is meant.
+            owner: Owner of the jobs.
+            words: Words that must all occur.
+            page: Page number from 1.
+            asked: Job whose deletion has to be confirmed.
         """
-        say = self.say
-        place = max(self.typed.whole(page, say("Page")) or 1, 1)
-        look = partial(found, self.client.service.queue, words or "", owner, most=PAGE)
+        tr = self.tr
+        place = max(self.typed.integer(page, tr("Page")) or 1, 1)
+        look = partial(search, self.client.service.queue, words or "", owner, limit=PAGE)
         jobs, count = look(begin=(place - 1) * PAGE)
         if not count:
-            empty = (
-                say("Nothing was found; try fewer words.") if words else say("Nothing was made yet: make a picture.")
-            )
+            empty = tr("No results; try fewer words.") if words else tr("Nothing here yet: generate an image.")
             return job_html.hint(empty)
         pages = -(-count // PAGE)
         if place > pages:
             place = pages
             jobs, count = look(begin=(place - 1) * PAGE)
-        cards = Markup("").join(self._card(job, job.id == asked) for job in jobs)
-        told = say("{count} found, page {page} of {pages}.", count=count, page=place, pages=pages)
-        return Markup('<p role="status">{}</p><div class="cards">{}</div>').format(job_html.plain(told), cards)
+        cards = Markup("").join(self._card(job, job.id == confirming) for job in jobs)
+        summary = tr("{count} found, page {page} of {pages}.", count=count, page=place, pages=pages)
+        return Markup('<p role="status">{}</p><div class="cards">{}</div>').format(job_html.safe_text(summary), cards)
 
-    def _card(self, job: Job, asked: bool) -> Markup:
-        say, words = self.say, job_html.described(job)
+    def _card(self, job: Job, confirming: bool) -> Markup:
+        tr, words = self.tr, job_html.job_title(job)
         if job.kind == CLIPS:
-            name = next(one for one in job.outputs if one.startswith("clip."))
-            seen = job_html.film(job_html.address(job, name), words, job_html.address(job, COVER))
+            name = next(output for output in job.outputs if output.startswith("clip."))
+            seen = job_html.video_html(job_html.file_url(job, name), words, job_html.file_url(job, COVER))
         else:
-            names = pictures_of(job)
+            names = image_files(job)
             link = Markup('<a href="{0}" target="_blank" rel="noopener"><img loading="lazy" src="{0}" alt="{1}"></a>')
             each = Markup("").join(
                 link.format(
-                    job_html.address(job, name), job_html.plain(f"{words} ({number})" if len(names) > 1 else words)
+                    job_html.file_url(job, name), job_html.safe_text(f"{words} ({number})" if len(names) > 1 else words)
                 )
                 for number, name in enumerate(names, 1)
             )
             seen = Markup('<div class="{}">{}</div>').format("all" if len(names) > 1 else "one", each)
-        facts = f"{job.request.get('model', '')}, {say('Seed')} {job.request.get('seed', '')}"
-        acts = job_html.button("restore", say("Settings"), say("Take the settings of {what}", what=words), job=job.id)
-        acts += job_html.button(
-            "again", say("Make it again"), say("Make {what} again as it was", what=words), job=job.id
-        )
-        if asked:
-            acts = Markup("<strong>{}</strong> ").format(job_html.plain(say("Delete it for good?")))
-            acts += job_html.button("delete", say("Delete"), say("Delete {what} for good", what=words), job=job.id)
-            acts += job_html.button("keep", say("Keep"), say("Keep {what}", what=words), job=job.id)
+        facts = f"{job.request.get('model', '')}, {tr('Seed')} {job.request.get('seed', '')}"
+        acts = job_html.button("restore", tr("Use settings"), tr("Use the settings of {what}", what=words), job=job.id)
+        acts += job_html.button("again", tr("Generate again"), tr("Generate {what} again", what=words), job=job.id)
+        if confirming:
+            acts = Markup("<strong>{}</strong> ").format(job_html.safe_text(tr("Delete it for good?")))
+            acts += job_html.button("delete", tr("Delete"), tr("Delete {what} for good", what=words), job=job.id)
+            acts += job_html.button("keep", tr("Keep"), tr("Keep {what}", what=words), job=job.id)
         else:
-            acts += job_html.button("ask", say("Delete"), say("Delete {what}", what=words), job=job.id)
+            acts += job_html.button("ask", tr("Delete"), tr("Delete {what}", what=words), job=job.id)
         return Markup(
             '<article data-job="{}">{}<p>{}</p><p><small>{}</small></p><p class="acts">{}</p></article>'
-        ).format(job.id, seen, job_html.plain(words), job_html.plain(facts), acts)
+        ).format(job.id, seen, job_html.safe_text(words), job_html.safe_text(facts), acts)
 
-    def heard(self, owner: str, said: Mapping[str, str], words: str, page: Any) -> tuple[Markup, Job | None]:
-        """What a card's button does: the cards as they are then, and the job whose settings are wanted, or a new one.
+    def heard(self, owner: str, data: Mapping[str, str], words: str, page: Any) -> tuple[Markup, Job | None]:
+        """Handle a card's button; return the cards, and the job whose settings are restored or that was repeated.
 
-        One that is made again is asked for as it was: the fields cannot say all that a request can.
+        A job is repeated from its request, since the fields do not cover all settings.
         """
-        job = self.client.job(said.get("job"), owner)
-        if said["do"] == "restore" and job is not None:
+        job = self.client.job(data.get("job"), owner)
+        if data["do"] == "restore" and job is not None:
             return self.look(owner, words, page), job
-        if said["do"] == "again" and job is not None:
+        if data["do"] == "again" and job is not None:
             return self.look(owner, words, page), self.client.submit(job.kind, job.request, owner)
-        if said["do"] == "delete":
-            self.client.delete(said.get("job"), owner)
-        return self.look(owner, words, page, said.get("job", "") if said["do"] == "ask" else ""), None
+        if data["do"] == "delete":
+            self.client.delete(data.get("job"), owner)
+        return self.look(owner, words, page, data.get("job", "") if data["do"] == "ask" else ""), None
 
     def request_in(self, path: str | None) -> tuple[dict[str, Any], list[str]]:
-        """The request that draws a picture's file again, and what it lacks, in words.
+        """Return the request that generates an image file again, and the settings that it lacks, as text.
 
         Raises:
-            RecipeError: no file. MediaError: it was not made here, or of something that is not here.
+            RecipeError: No file was chosen.
+            MediaError: The image was not generated here, or needs something that is missing.
         """
         if not path:
-            raise RecipeError(self.say("Give the picture first."))
+            raise RecipeError(self.tr("Choose an image first."))
         with Path(path).open("rb") as file:
-            open_image(file, PIXELS)  # weighed before it is read
+            open_image(file, MAX_PIXELS)  # checks the header first
         facts = read_facts(Path(path))
-        names = ", ".join(steered_by(facts))
-        without: list[str] = [self.say("the ControlNet {name} with its picture", name=names)] if names else []
-        return request_of(facts, self.client.service.catalog), without
+        names = ", ".join(controlnets_used(facts))
+        without: list[str] = [self.tr("the ControlNet {name} with its control image", name=names)] if names else []
+        return request_from_metadata(facts, self.client.service.catalog), without

@@ -1,4 +1,4 @@
-"""Clips: from words, pictures and other clips."""
+"""Video tab: text-, image- and video-to-video generation."""
 
 from __future__ import annotations
 
@@ -10,137 +10,144 @@ from markupsafe import Markup
 
 from unveil.cli.options import PLAYGROUND
 from unveil.cli.video_inputs import RATE
-from unveil.server.jobs.catalog import about
+from unveil.server.jobs.catalog import model_info
 from unveil.server.jobs.video_job import CLIPS, FRAMES, NEEDS, TAKES
-from unveil.studio.form_parsing import filled
-from unveil.studio.tab_base import Desk, Maker, Watch, shows_usual
-from unveil.studio.timeline import Span, drawn, spans
-from unveil.studio.upload_components import Film, Still
+from unveil.studio.form_parsing import non_empty
+from unveil.studio.tab_base import GenerationTab, JobWatcher, TabContext, connect_default
+from unveil.studio.timeline import FrameSpan, frame_spans, timeline_html
+from unveil.studio.upload_components import ImageUpload, VideoUpload
 from unveil.types import RecipeError
 
-TWO = ("between", "connect")  # that take a second clip
-USUAL = {"edit": 0.7, "connect": 0.7, "upscale": 0.3}  # how much is made anew, as the service has it
+TWO = ("between", "connect")  # tasks with a second input video
+USUAL = {"edit": 0.7, "connect": 0.7, "upscale": 0.3}  # default denoising strengths, as in the service
 
 
-class Video(Maker):
-    """The tab of clips."""
+class VideoTab(GenerationTab):
+    """Tab of videos."""
 
     kind = CLIPS
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: TabContext) -> None:
         super().__init__(desk, "video")
 
-    def lay(self) -> None:
-        """Places its parts."""
+    def build(self) -> None:
+        """Create the components."""
         self.begin()
-        self.draft.lay()
+        self.draft.build()
         with gr.Row(elem_classes="columns"):
             with gr.Column(scale=2, min_width=300):
                 self._asked()
             with gr.Column(scale=3, min_width=300):
                 self.timeline = gr.HTML(elem_id="video-timeline")
-                self.go = gr.Button(self.say("Make the clip"), variant="primary", elem_id="video-go")
-                self.lay_lacking()
-                self.watch = Watch(self, "video", self.say("Write what happens, and make the clip."))
-                self.watch.lay()
-                self.again = gr.Button(self.say("Go on from this clip"), elem_id="video-again")
-        self._wire()
+                self.go = gr.Button(self.tr("Generate video"), variant="primary", elem_id="video-go")
+                self.build_unsupported()
+                self.watch = JobWatcher(self, "video", self.tr("Enter a prompt and generate a video."))
+                self.watch.build()
+                self.again = gr.Button(self.tr("Extend this video"), elem_id="video-again")
+        self._connect()
 
-    # -- parts --------------------------------------------------------------------------------------------------
+    # -- components ---------------------------------------------------------------------------------------------
 
     def _asked(self) -> None:
-        say = self.say
+        tr = self.tr
         names = {
-            say("New"): "make",
-            say("Go on"): "extend",
-            say("Between two"): "between",
-            say("Connect two"): "connect",
-            say("Loop"): "loop",
-            say("New loop"): "ring",
-            say("Edit"): "edit",
-            say("Storyboard"): "storyboard",
-            say("Larger"): "upscale",
+            tr("Text to video"): "make",
+            tr("Extend"): "extend",
+            tr("Interpolate"): "between",
+            tr("Join"): "connect",
+            tr("Loop"): "loop",
+            tr("Text to looping video"): "ring",
+            tr("Edit"): "edit",
+            tr("Storyboard"): "storyboard",
+            tr("Upscale"): "upscale",
         }
-        self.verb = gr.Radio([*names.items()], value="make", label=say("What to do"), elem_id="video-verb")
+        self.verb = gr.Radio([*names.items()], value="make", label=tr("Task"), elem_id="video-verb")
         self.model = gr.Dropdown(
-            self.client.models(None, CLIPS), value=PLAYGROUND, label=say("Model"), elem_id="video-model"
+            self.client.models(None, CLIPS), value=PLAYGROUND, label=tr("Model"), elem_id="video-model"
         )
         self.prompt = gr.Textbox(
-            label=say("What happens"), lines=2, elem_id="video-prompt", placeholder=say("a small red circle moves left")
+            label=tr("Prompt"), lines=2, elem_id="video-prompt", placeholder=tr("a small red circle moves left")
         )
         with gr.Group() as self.begins:
-            self.still = Still(
-                label=say("A picture that is a frame of it"), type="filepath", sources=["upload", "clipboard"],
+            self.still = ImageUpload(
+                label=tr("Keyframe image"), type="filepath", sources=["upload", "clipboard"],
                 height=200, elem_id="video-still",
             )  # fmt: skip
-            self.at = gr.Number(0, precision=0, label=say("Which frame it is; -1 is the last"), elem_id="video-at")
+            self.at = gr.Number(
+                0, precision=0, label=tr("Frame of the keyframe image (-1 is the last)"), elem_id="video-at"
+            )
         with gr.Group(visible=False) as self.given:
-            self.clip = Film(label=say("The clip"), sources=["upload"], height=240, elem_id="video-clip")
+            self.clip = VideoUpload(label=tr("Input video"), sources=["upload"], height=240, elem_id="video-clip")
         with gr.Group(visible=False) as self.second:
-            self.other = Film(label=say("The second clip"), sources=["upload"], height=240, elem_id="video-other")
+            self.other = VideoUpload(label=tr("Second video"), sources=["upload"], height=240, elem_id="video-other")
         with gr.Group(visible=False) as self.extended:
             self.direction = gr.Radio(
-                [(say("after its end"), "forward"), (say("before its start"), "backward")], value="forward",
-                label=say("Where it goes on"), elem_id="video-direction",
+                [(tr("at the end"), "forward"), (tr("at the start"), "backward")], value="forward",
+                label=tr("Direction"), elem_id="video-direction",
             )  # fmt: skip
         with gr.Group(visible=False) as self.joined:
             self.joint = gr.Radio(
-                [(say("frames between them"), "bridge"), (say("one becomes the other"), "blend")], value="bridge",
-                label=say("How they are connected"), elem_id="video-joint",
+                [(tr("frames in between"), "bridge"), (tr("crossfade"), "blend")], value="bridge",
+                label=tr("Joining method"), elem_id="video-joint",
             )  # fmt: skip
             self.each = gr.Textbox(
-                label=say("What happens in each, a line each"), lines=2, elem_id="video-each",
-                placeholder=say("as the clips were made"),
+                label=tr("Prompts of the two videos, one per line"), lines=2, elem_id="video-each",
+                placeholder=tr("as in the videos' metadata"),
             )  # fmt: skip
         self._rarer()
         self._numbers()
 
     def _rarer(self) -> None:
-        say = self.say
+        tr = self.tr
         with gr.Group(visible=False) as self.changed:
             self.strength = self.anew(USUAL["edit"])
         with gr.Group(visible=False) as self.edited:
             self.way = gr.Radio(
-                [(say("from noise"), "noise"), (say("by the difference of the texts"), "difference")], value="noise",
-                label=say("How it is edited"), elem_id="video-way",
-            )  # fmt: skip
-            self.before = gr.Textbox(label=say("What happens in the clip as it is"), elem_id="video-before")
-            gr.Markdown(say("All of it is edited, unless you paint over a part."))
+                [
+                    (tr("noise and denoise (SDEdit)"), "noise"),
+                    (tr("difference of the prompts (FlowEdit)"), "difference"),
+                ],
+                value="noise",
+                label=tr("Editing method"),
+                elem_id="video-way",
+            )
+            self.before = gr.Textbox(label=tr("Prompt of the input video"), elem_id="video-before")
+            gr.Markdown(tr("The whole video is edited unless you paint a mask."))
             self.editor, self.mask = self.brush(), self.ready_mask()
             self.means = gr.Radio(
-                [(say("is made anew"), "mask"), (say("stays"), "keep")], value="mask",
-                label=say("What is painted over"), elem_id="video-means",
+                [(tr("regenerate"), "mask"), (tr("keep"), "keep")], value="mask",
+                label=tr("Painted part"), elem_id="video-means",
             )  # fmt: skip
         with gr.Group(visible=False) as self.told_in_parts:
             self.scenes = gr.Textbox(
-                label=say("Scenes, a line each: FIRST-LAST what happens"), lines=4, elem_id="video-scenes",
+                label=tr("Scenes, one per line: FIRST-LAST prompt"), lines=4, elem_id="video-scenes",
                 placeholder="0-7 a red circle moves left\n8-15 a blue square grows",
             )  # fmt: skip
-            self.fade = self.field(say("Frames in which one scene becomes the next"), "fade")
+            self.fade = self.field(tr("Prompt crossfade (frames)"), "fade")
         with gr.Group(visible=False) as self.larger:
-            self.factor = gr.Slider(1, 8, value=2, step=1, label=say("Times as large"))
+            self.factor = gr.Slider(1, 8, value=2, step=1, label=tr("Upscale factor"))
 
     def _numbers(self) -> None:
-        say = self.say
+        tr = self.tr
         with gr.Row():
-            self.frames, self.steps = self.field(say("Frames"), "frames"), self.field(say("Steps"), "steps")
-            self.guidance = self.field(say("Guidance"), "guidance")
-        self.lay_seed()
-        with gr.Accordion(say("More settings"), open=False, elem_id="video-more"):
-            self.negative = gr.Textbox(label=say("What is not to be seen"))
-            self.expand = gr.Checkbox(True, label=say("Make a short text dense, for models that read such"))
+            self.frames, self.steps = self.field(tr("Frames"), "frames"), self.field(tr("Steps"), "steps")
+            self.guidance = self.field(tr("Guidance scale"), "guidance")
+        self.build_seed()
+        with gr.Accordion(tr("More settings"), open=False, elem_id="video-more"):
+            self.negative = gr.Textbox(label=tr("Negative prompt"))
+            self.expand = gr.Checkbox(True, label=tr("Prompt expansion (for models trained on detailed prompts)"))
             self.sampler = self.by_name()
             with gr.Row():
-                self.context = self.field(say("Frames of a clip that are looked at"), "context")
-                self.window = self.field(say("Frames that are made together, of long clips"), "window")
+                self.context = self.field(tr("Context frames"), "context")
+                self.window = self.field(tr("Window (frames generated at a time, for long videos)"), "window")
             with gr.Row():
-                self.width, self.height = self.field(say("Width"), "width"), self.field(say("Height"), "height")
-                self.fps = gr.Textbox(label=say("Frames in a second"), placeholder=f"{RATE:g}", min_width=90)
-            self.form = gr.Radio(["mp4", "webm", "gif"], value="mp4", label=say("File"), elem_id="video-form")
+                self.width, self.height = self.field(tr("Width"), "width"), self.field(tr("Height"), "height")
+                self.fps = gr.Textbox(label=tr("Frames per second"), placeholder=f"{RATE:g}", min_width=90)
+            self.form = gr.Radio(["mp4", "webm", "gif"], value="mp4", label=tr("File format"), elem_id="video-form")
 
     @property
     def fields(self) -> dict[str, Any]:
-        """The parts that are asked, by name."""
+        """Input components by name."""
         named = ("verb", "model", "prompt", "still", "at", "clip", "other", "direction", "joint", "way", "before")
         named += ("strength", "scenes", "factor", "frames", "steps", "guidance", "seed", "fresh", "negative", "expand")
         named += ("context", "width", "height", "fps", "form", "window", "each", "editor", "mask", "means", "fade")
@@ -149,149 +156,153 @@ class Video(Maker):
 
     @property
     def groups(self) -> list[Any]:
-        """The parts that are seen with some verbs alone."""
+        """Components shown only for some tasks."""
         return [
             self.begins, self.given, self.second, self.extended, self.joined, self.edited, self.told_in_parts,
             self.larger, self.changed,
         ]  # fmt: skip
 
-    # -- what they do -------------------------------------------------------------------------------------------
+    # -- events -------------------------------------------------------------------------------------------------
 
-    def _wire(self) -> None:
-        self.draft.wire(self.fields)
+    def _connect(self) -> None:
+        self.draft.connect(self.fields)
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         seen = self.verb.change(_groups, [self.verb, self.joint], self.groups, **quiet)
         self.joint.change(_groups, [self.verb, self.joint], self.groups, **quiet)
-        shows_usual(self.verb, self.strength, USUAL)
-        for event in (seen.then, self.clip.change):  # what is not on the page yet cannot show a picture
-            self.on(event, self._to_paint, [self.verb, self.clip], [self.editor], asked=False)
+        connect_default(self.verb, self.strength, USUAL)
+        for event in (seen.then, self.clip.change):  # an editor that is not visible yet cannot show an image
+            self.on(event, self._to_paint, [self.verb, self.clip], [self.editor], by_user=False)
         for event in (self.go.click, self.prompt.submit):
             self.watch.begins(event, self.submitted, [*self.fields.values()], self.settled)
         drawing = (self.verb, self.model, self.still, self.at, self.clip, self.other, self.direction, self.joint)
-        for part in (*drawing, self.frames, self.scenes):  # which may come after the fault of what was asked since
-            self.on(part.change, self.planned, [*self.fields.values()], [self.timeline], asked=False)
-        self.on(self.again.click, self._reuse, [self.watch.kept], [self.clip, self.verb])
+        for part in (*drawing, self.frames, self.scenes):  # also after an error of an earlier submission
+            self.on(part.change, self.planned, [*self.fields.values()], [self.timeline], by_user=False)
+        self.on(self.again.click, self._reuse, [self.watch.browser_state], [self.clip, self.verb])
 
     def _to_paint(self, owner: str, verb: str, clip: str | None) -> Any:
         return self.to_paint(clip) if verb == "edit" else gr.skip()
 
     def planned(self, owner: str, *values: Any) -> Markup:
-        """Which frames of the clip are known, and which are made."""
-        said = dict(zip(self.fields, values, strict=True))
+        """Return the timeline: which frames are given, and which are generated."""
+        form = dict(zip(self.fields, values, strict=True))
         try:
-            return drawn(self._spans(said), self.say)
-        except RecipeError:  # a number that is not typed to its end
+            return timeline_html(self._spans(form), self.tr)
+        except RecipeError:  # a number that is not typed completely
             return Markup("")
 
-    def _spans(self, said: Mapping[str, Any]) -> list[Span]:
-        known = next((one for one in self.client.service.catalog.models() if one.name == said["model"]), None)
-        shape = None if known is None else about(known).shape
-        own = shape[1] if shape is not None and len(shape) == 4 else 16
-        lengths = [kept.frames for path in (said["clip"], said["other"]) if (kept := self.client.keep(path))]
-        frames = self.typed.whole(said["frames"], self.say("Frames")) or own
-        at = self.typed.whole(said["at"], self.say("Which frame it is; -1 is the last")) or 0
-        return spans(said["verb"], frames, lengths, at if said["still"] else None, said, self._scenes(said))
+    def _spans(self, form: Mapping[str, Any]) -> list[FrameSpan]:
+        model = next((entry for entry in self.client.service.catalog.models() if entry.name == form["model"]), None)
+        shape = None if model is None else model_info(model).shape
+        default = shape[1] if shape is not None and len(shape) == 4 else 16
+        lengths = [
+            upload.frames for path in (form["clip"], form["other"]) if (upload := self.client.store_upload(path))
+        ]
+        frames = self.typed.integer(form["frames"], self.tr("Frames")) or default
+        at = self.typed.integer(form["at"], self.tr("Frame of the keyframe image (-1 is the last)")) or 0
+        return frame_spans(form["verb"], frames, lengths, at if form["still"] else None, form, self._scenes(form))
 
-    def request(self, said: Mapping[str, Any]) -> dict[str, Any]:
-        """What is asked of the service: of what was said, all that the verb takes.
+    def request(self, form: Mapping[str, Any]) -> dict[str, Any]:
+        """Build the request from the field values that the task takes.
 
         Raises:
-            RecipeError: something is missing, or is no number.
-            MediaError: a picture or a clip that cannot be read.
+            RecipeError: A field is missing or invalid.
+            MediaError: An image or a video cannot be read.
         """
-        say, verb, whole, number = self.say, said["verb"], self.typed.whole, self.typed.number
-        every = filled(
-            frames=whole(said["frames"], say("Frames")), context=whole(said["context"], say("Frames")),
-            direction=said["direction"], strength=said["strength"] if remakes(verb, said["joint"]) else None,
-            factor=said["factor"],
-            way=said["joint"] if verb == "connect" else said["way"] if verb == "edit" else None,
-            source=said["before"] if said["way"] == "difference" else None, scenes=self._scenes(said),
-            fade=whole(said["fade"], say("Frames")), window=whole(said["window"], say("Frames")),
-            prompts=tuple(line.strip() for line in (said["each"] or "").splitlines() if line.strip()),
+        tr, verb, whole, number = self.tr, form["verb"], self.typed.integer, self.typed.number
+        every = non_empty(
+            frames=whole(form["frames"], tr("Frames")), context=whole(form["context"], tr("Frames")),
+            direction=form["direction"], strength=form["strength"] if takes_strength(verb, form["joint"]) else None,
+            factor=form["factor"],
+            way=form["joint"] if verb == "connect" else form["way"] if verb == "edit" else None,
+            source=form["before"] if form["way"] == "difference" else None, scenes=self._scenes(form),
+            fade=whole(form["fade"], tr("Frames")), window=whole(form["window"], tr("Frames")),
+            prompts=tuple(line.strip() for line in (form["each"] or "").splitlines() if line.strip()),
         )  # fmt: skip
-        sent = {name: kept for name in ("clip", "other") if (kept := self.client.keep(said[name]))}
-        every |= {name: kept.name for name, kept in sent.items()}
-        if verb == "edit" and "clip" in sent and (mask := self.masked(said, sent["clip"])):
-            every[said["means"]] = mask
-        if said["still"] and verb == "make":
-            kept = self.client.keep(said["still"])
-            assert kept is not None
-            at = whole(said["at"], say("Which frame it is; -1 is the last")) or 0
-            every["known"] = [{"picture": kept.name, "at": at}]
+        sent = {name: upload for name in ("clip", "other") if (upload := self.client.store_upload(form[name]))}
+        every |= {name: upload.name for name, upload in sent.items()}
+        if verb == "edit" and "clip" in sent and (mask := self.masked(form, sent["clip"])):
+            every[form["means"]] = mask
+        if form["still"] and verb == "make":
+            upload = self.client.store_upload(form["still"])
+            assert upload is not None
+            at = whole(form["at"], tr("Frame of the keyframe image (-1 is the last)")) or 0
+            every["known"] = [{"picture": upload.name, "at": at}]
         if missing := [name for name in NEEDS[verb] if name in ("clip", "other") and name not in every]:
-            raise RecipeError(say("Give the second clip first.") if "other" in missing else say("Give the clip first."))
+            raise RecipeError(
+                tr("Choose the second video first.") if "other" in missing else tr("Choose a video first.")
+            )
         taken = {name: value for name, value in every.items() if name in (*NEEDS[verb], *TAKES[verb])}
-        common = filled(
-            model=said["model"], prompt=said["prompt"], negative=said["negative"], form=said["form"],
-            width=whole(said["width"], say("Width")), height=whole(said["height"], say("Height")),
-            fps=number(said["fps"], say("Frames in a second")),
+        common = non_empty(
+            model=form["model"], prompt=form["prompt"], negative=form["negative"], form=form["form"],
+            width=whole(form["width"], tr("Width")), height=whole(form["height"], tr("Height")),
+            fps=number(form["fps"], tr("Frames per second")),
         )  # fmt: skip
-        sampling = filled(
-            steps=whole(said["steps"], say("Steps")), guidance_scale=number(said["guidance"], say("Guidance")),
-            sampler=said["sampler"],
+        sampling = non_empty(
+            steps=whole(form["steps"], tr("Steps")), guidance_scale=number(form["guidance"], tr("Guidance scale")),
+            sampler=form["sampler"],
         )  # fmt: skip
-        seed = whole(said["seed"], say("Seed")) or 0
-        return {**common, **taken, "verb": verb, "seed": seed, "expand": said["expand"], "sampling": sampling}
+        seed = whole(form["seed"], tr("Seed")) or 0
+        return {**common, **taken, "verb": verb, "seed": seed, "expand": form["expand"], "sampling": sampling}
 
     def filled_by(self, request: Mapping[str, Any]) -> list[Any]:
-        """The values of its fields that ask for this again."""
+        """Return the field values that produce this request."""
         sampling, verb = request.get("sampling", {}), request.get("verb", "make")
-        known = {"verb": verb, "model": request.get("model", PLAYGROUND), "seed": request.get("seed", 0)}
+        values = {"verb": verb, "model": request.get("model", PLAYGROUND), "seed": request.get("seed", 0)}
         plain = ("prompt", "negative", "width", "height", "fps", "frames", "context", "window", "fade")
-        known |= {key: request.get(key, "") for key in plain}
-        known |= {"fresh": False, "steps": sampling.get("steps", ""), "guidance": sampling.get("guidance_scale", "")}
-        known["sampler"] = sampling.get("sampler", "")
-        known |= {"expand": request.get("expand", True), "form": request.get("form", "mp4"), "still": None}
-        known |= {"each": "\n".join(request.get("prompts", ())), "editor": None}
+        values |= {key: request.get(key, "") for key in plain}
+        values |= {"fresh": False, "steps": sampling.get("steps", ""), "guidance": sampling.get("guidance_scale", "")}
+        values["sampler"] = sampling.get("sampler", "")
+        values |= {"expand": request.get("expand", True), "form": request.get("form", "mp4"), "still": None}
+        values |= {"each": "\n".join(request.get("prompts", ())), "editor": None}
         means = "keep" if request.get("keep") and not request.get("mask") else "mask"
-        known |= {"means": means, "mask": self.client.sent(request.get(means))}
-        known |= {key: self.client.sent(request.get(key)) for key in ("clip", "other")}
+        values |= {"means": means, "mask": self.client.upload_path(request.get(means))}
+        values |= {key: self.client.upload_path(request.get(key)) for key in ("clip", "other")}
         usual = {"direction": "forward", "strength": USUAL.get(verb, USUAL["edit"]), "factor": 2}
-        known |= {key: request.get(key, value) for key, value in usual.items()}
-        known |= {"before": request.get("source", ""), "scenes": ""}
+        values |= {key: request.get(key, value) for key, value in usual.items()}
+        values |= {"before": request.get("source", ""), "scenes": ""}
         if "way" in request:
-            known["joint" if verb == "connect" else "way"] = request["way"]
-        for one in request.get("known", ())[:1]:
-            known |= {"still": self.client.sent(one["picture"]), "at": one["at"]}
-        lines = [f"{one['first']}-{one['last']} {one['prompt']}" for one in request.get("scenes", ())]
-        known["scenes"] = "\n".join(lines)
-        return [known.get(name, gr.skip()) for name in self.fields]
+            values["joint" if verb == "connect" else "way"] = request["way"]
+        for item in request.get("known", ())[:1]:
+            values |= {"still": self.client.upload_path(item["picture"]), "at": item["at"]}
+        lines = [f"{item['first']}-{item['last']} {item['prompt']}" for item in request.get("scenes", ())]
+        values["scenes"] = "\n".join(lines)
+        return [values.get(name, gr.skip()) for name in self.fields]
 
     def left_out(self, request: Mapping[str, Any]) -> list[str]:
-        """What of a request has no field, in words."""
-        found = {
-            self.say("one of two masks"): bool(request.get("mask") and request.get("keep")),
-            self.say("all known frames but one"): len(request.get("known", ())) > 1,
+        """Return the settings of a request that have no field, as text."""
+        unsupported = {
+            self.tr("one of two masks"): bool(request.get("mask") and request.get("keep")),
+            self.tr("all keyframes except the first"): len(request.get("known", ())) > 1,
         }
-        return [words for words, lacking in found.items() if lacking]
+        return [words for words, lacking in unsupported.items() if lacking]
 
-    def _scenes(self, said: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
-        found: list[dict[str, Any]] = []
-        for line in (said["scenes"] or "").splitlines() if said["verb"] == "storyboard" else ():
+    def _scenes(self, form: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+        scenes: list[dict[str, Any]] = []
+        for line in (form["scenes"] or "").splitlines() if form["verb"] == "storyboard" else ():
             span, _, prompt = line.strip().partition(" ")
             first, _, last = span.partition("-")
             if not span:
                 continue
             if not (first.isdigit() and last.isdigit()) or int(last) > FRAMES:
-                raise RecipeError(self.say("{line}: a scene is written FIRST-LAST what happens", line=line[:80]))
-            found.append({"first": int(first), "last": int(last), "prompt": prompt})
-        return tuple(found)
+                raise RecipeError(self.tr("{line}: a scene must be FIRST-LAST prompt", line=line[:80]))
+            scenes.append({"first": int(first), "last": int(last), "prompt": prompt})
+        return tuple(scenes)
 
-    def _reuse(self, owner: str, kept: Mapping[str, Any]) -> list[Any]:
-        job = self.client.job((kept or {}).get("job"), owner)
+    def _reuse(self, owner: str, state: Mapping[str, Any]) -> list[Any]:
+        job = self.client.job((state or {}).get("job"), owner)
         if job is None or job.state != "completed":
-            raise RecipeError(self.say("There is no clip yet."))
-        name = next(one for one in job.outputs if one.startswith("clip."))
+            raise RecipeError(self.tr("There is no video yet."))
+        name = next(output for output in job.outputs if output.startswith("clip."))
         return [str(self.client.service.results.file(job.id, name)), "extend"]
 
 
-def remakes(verb: str, joint: str) -> bool:
-    """Whether one says how much is made anew: of two clips that are connected, where one becomes the other."""
+def takes_strength(verb: str, joint: str) -> bool:
+    """Return True if the task has a denoising strength; joining has one only as a crossfade."""
     return verb in USUAL and (verb != "connect" or joint == "blend")
 
 
 def _groups(verb: str, joint: str) -> list[Any]:
-    """Which groups are seen with a verb."""
+    """Return which groups a task shows."""
     seen = (
         verb == "make",
         "clip" in NEEDS[verb],
@@ -301,6 +312,6 @@ def _groups(verb: str, joint: str) -> list[Any]:
         verb == "edit",
         verb == "storyboard",
         verb == "upscale",
-        remakes(verb, joint),
+        takes_strength(verb, joint),
     )
-    return [gr.Group(visible=one) for one in seen]
+    return [gr.Group(visible=visible) for visible in seen]
