@@ -31,7 +31,7 @@ from unveil.nn.dit_config import get_preset
 from unveil.train.batch_preparation import prepare
 from unveil.train.data_order import EpochShuffle, IndexedDataset
 from unveil.train.ema import Ema
-from unveil.train.latents import cache_latents
+from unveil.train.latents import cache_dataset
 
 COUNT, READ, TOGETHER, BATCH, SIDE = 4096, 1024, 64, 8, 128
 
@@ -84,7 +84,7 @@ def step(*, cached: bool) -> dict[str, float]:
     model = Model(denoiser, (3, SIDE, SIDE), codec=codec).train()
     pictures: Any = data.Stored(torch.randint(0, 256, (2 * BATCH, 3, SIDE, SIDE), dtype=torch.uint8))
     with tempfile.TemporaryDirectory() as folder:
-        items: Any = cache_latents(model, pictures, Keeping(folder=Path(folder)))[0] if cached else pictures
+        items: Any = cache_dataset(model, pictures, Keeping(folder=Path(folder)))[0] if cached else pictures
         numbered = IndexedDataset(items, EpochShuffle(len(items), 0), "pixels", [])
         parameters: list[nn.Parameter] = list(denoiser.parameters())
         optimiser = torch.optim.AdamW(parameters, lr=1e-4, fused=True)

@@ -22,7 +22,7 @@ from unveil.data.latent_cache import Cached, Keeping
 from unveil.model import Model
 from unveil.train.batch_preparation import prepare
 from unveil.train.data_order import collate
-from unveil.train.latents import cache_latents, encoder_of
+from unveil.train.latents import cache_dataset, encoder_of
 from unveil.types import RecipeError
 
 SIZES: dict[str, Any] = {"channels": 16, "multipliers": (1, 1), "blocks": 1, "groups": 8, "dropout": 0.1}
@@ -45,7 +45,7 @@ def model(kind: str = "kl") -> Model:
 
 
 def cached(tmp_path: Path, of: Model, mirrored: bool = True) -> Cached:
-    return cache_latents(of, DATA, Keeping(mirrored=mirrored, batch=7, folder=tmp_path))[0]
+    return cache_dataset(of, DATA, Keeping(mirrored=mirrored, batch=7, folder=tmp_path))[0]
 
 
 def losses(run: Path) -> list[float]:
@@ -145,6 +145,6 @@ def test_texts_of_a_cached_picture_are_read_without_painting_it(tmp_path: Path, 
         def facts(self, index: int) -> dict[str, Any]:
             return scenes.facts(index)
 
-    found, _ = cache_latents(of, Grey(), Keeping(folder=tmp_path))
+    found, _ = cache_dataset(of, Grey(), Keeping(folder=tmp_path))
     monkeypatch.setattr(Grey, "__getitem__", None)
     assert [item["text"] for item in found.__getitems__([4, 0])] == [scenes.facts(n)["text"] for n in (4, 0)]

@@ -1,4 +1,4 @@
-"""`unveil data latents`: what a recipe's encoder says of its pictures, written before or at the start of training."""
+"""`unveil data cache-latents`: the latents of a recipe's images, written before or at the start of training."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from unveil.cli.train import fresh, held_out_of
 from unveil.data.latent_cache import Cached, Keeping
 from unveil.model import Model
 from unveil.model.config import Recipe, load_recipe
-from unveil.train.latents import cache_latents, encoder_of
+from unveil.train.latents import cache_dataset, encoder_of
 
 
 def write(name: str, overrides: tuple[str, ...], batch: int, device: str, console: Console) -> None:
     """Writes the files of both parts, or finds them, and tells where they are."""
-    recipe = diffusion(load_recipe(name, overrides), "unveil data latents")
+    recipe = diffusion(load_recipe(name, overrides), "unveil data cache-latents")
     how = Keeping(mirrored=recipe.train.flip, batch=batch)
     model = fresh(recipe).to(pick(device))
     encoder_of(model)  # without a codec nothing is read
@@ -48,4 +48,4 @@ def keep_both(recipe: Recipe, model: Model, train: Any, held_out: Any, console: 
 
 def _kept(model: Model, items: Any, how: Keeping, console: Console) -> tuple[Cached, bool]:
     with console.progress("encoding picture", len(items)) as progress:
-        return cache_latents(model, items, how, progress.reach)
+        return cache_dataset(model, items, how, progress.reach)

@@ -37,7 +37,7 @@ class SupportsEncode(Protocol):
         ...
 
 
-def cache_latents(
+def cache_dataset(
     model: Model, items: Source, how: Keeping | None = None, progress: Progress | None = None
 ) -> tuple[Cached, bool]:
     """A data set with what the model's encoder says of each picture, from the cache, and whether it was there.

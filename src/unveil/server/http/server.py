@@ -65,7 +65,7 @@ class Ask:
             keys = {"key": one}
         if not keys and not is_loopback(self.host):
             raise RecipeError(
-                f"--host {self.host}: others can reach this address, and no key is set; give --keys FILE, or set "
+                f"--host {self.host}: others can reach this address, and no key is set; give --api-keys FILE, or set "
                 f"{VARIABLE}, or leave --host away"
             )
         return keys

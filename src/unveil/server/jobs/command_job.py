@@ -108,8 +108,8 @@ def _train(asked: TrainRequest, catalog: Catalog, out: Path, device: str) -> lis
     changes = [f"{key}={_plain(value)}" for key, value in asked.settings.items()]
     if asked.folder is not None:
         changes.append(f"data.path={catalog.folder(asked.folder)}")
-    small = ["--small"] if asked.small else []
-    return ["train", asked.recipe, *changes, *small, "--run", str(catalog.runs / asked.run), "--device", device]
+    small = ["--quick"] if asked.small else []
+    return ["train", asked.recipe, *changes, *small, "--output-dir", str(catalog.runs / asked.run), "--device", device]
 
 
 def _caption(asked: CaptionRequest, catalog: Catalog, out: Path, device: str) -> list[str]:
@@ -120,7 +120,7 @@ def _caption(asked: CaptionRequest, catalog: Catalog, out: Path, device: str) ->
 def _evaluate(asked: EvaluateRequest, catalog: Catalog, out: Path, device: str) -> list[str]:
     changes = [word for key, value in asked.settings.items() for word in ("--set", f"{key}={_plain(value)}")]
     recipe = [] if asked.recipe is None else ["--recipe", asked.recipe]
-    samples = [] if asked.samples is None else ["--samples", str(asked.samples)]
+    samples = [] if asked.samples is None else ["--num-samples", str(asked.samples)]
     model = str(catalog.model(asked.model).path)
     return ["evaluate", model, *recipe, *samples, *changes, "--out", str(out / "report"), "--device", device]
 
@@ -137,7 +137,7 @@ def _convert(asked: ConvertRequest, catalog: Catalog, out: Path, device: str) ->
     if any(one.name == asked.name for one in catalog.models()):
         raise RecipeError(f"request: name {asked.name!r}: there is a model of this name; choose another")
     known = catalog.model(asked.model)
-    return ["convert", str(known.path), str(place), "--layout", asked.layout, "--dtype", asked.dtype]
+    return ["convert", str(known.path), str(place), "--format", asked.layout, "--dtype", asked.dtype]
 
 
 COMMANDS: Mapping[str, tuple[type[Section], Line]] = {

@@ -12,9 +12,9 @@ from pydantic import Field
 from torch import Tensor
 
 from unveil.cli import image_commands as editing
-from unveil.cli.generation_options import PROMPT, Wish
-from unveil.cli.image_output import FRAMES, Place, filenames, numbered, write
-from unveil.cli.prompt_expansion import USUAL, Expander, Expanding
+from unveil.cli.generation_options import PROMPT, GenerationOptions
+from unveil.cli.image_output import FRAMES, ImageOutput, filenames, numbered, write
+from unveil.cli.prompt_expansion import USUAL, ExpansionOptions, PromptExpander
 from unveil.data.image_decoding import transparency
 from unveil.io.images import png, sheet
 from unveil.model.config.base import Section
@@ -154,13 +154,13 @@ class Pictures:
         wish = wish_of(asked, self._catalog, self._inputs, self._device)
         with heard(report) as desk:
             if asked.change is not None:
-                self._edit(asked, asked.change, wish, Place(folder, preview=report.preview_file), desk)
+                self._edit(asked, asked.change, wish, ImageOutput(folder, preview=report.preview_file), desk)
                 return
             assert wish.model is not None
             model, source = self._models.opener(wish, wish.model, desk)
             report.check()
-            expanding = USUAL if asked.expand else Expanding(no_expand=True)
-            expander = Expander(expanding, model, desk, shown=bool(wish.controls))
+            expanding = USUAL if asked.expand else ExpansionOptions(no_expand=True)
+            expander = PromptExpander(expanding, model, desk, shown=bool(wish.controls))
             request = expander(wish.request(model, asked.sampling, asked.count))
 
             def show(pixels: Tensor, done: int, total: int | None) -> None:
@@ -171,13 +171,15 @@ class Pictures:
             preview = Preview(show, max(1, steps // PREVIEWS))
             frames = FRAMES if asked.strip else 0
             made = list(generate(model, request, source, frames=frames, on_step=report.step, preview=preview))
-            write(made, Place(folder, strip=asked.strip), filenames(numbered(request)))
+            write(made, ImageOutput(folder, strip=asked.strip), filenames(numbered(request)))
 
-    def _edit(self, asked: PictureRequest, change: Change, wish: Wish, place: Place, desk: Any) -> None:
+    def _edit(
+        self, asked: PictureRequest, change: Change, wish: GenerationOptions, place: ImageOutput, desk: Any
+    ) -> None:
         picture = self._inputs.path(change.picture)
         with TemporaryDirectory() as beside:
             mask = None if change.mask is None else _hole(self._inputs.path(change.mask), Path(beside))
-            job = editing.Job(change.verb, picture, change.settings(), mask)
+            job = editing.EditTask(change.verb, picture, change.settings(), mask)
             editing.edit(wish, job, asked.sampling, place, desk, opener=self._models.opener)
 
 
@@ -186,7 +188,7 @@ def pictures_of(job: Job) -> list[str]:
     return [name for name in job.outputs if name.endswith(".png") and name not in BESIDE]
 
 
-def wish_of(asked: PictureRequest, catalog: Catalog, inputs: Inputs, device: str = "auto") -> Wish:
+def wish_of(asked: PictureRequest, catalog: Catalog, inputs: Inputs, device: str = "auto") -> GenerationOptions:
     """The wish of a request, its names being places by now.
 
     Raises:
@@ -201,7 +203,7 @@ def wish_of(asked: PictureRequest, catalog: Catalog, inputs: Inputs, device: str
         f"{catalog.control(one.name).path}={inputs.path(one.picture)}:{one.weight:g}:{one.start:g}-{one.stop:g}"
         for one in asked.controls
     ]
-    return Wish(
+    return GenerationOptions(
         str(catalog.model(asked.model).path),
         labels=() if asked.label is None else (asked.label,),
         count=asked.count,

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 from unveil.cli import controlnet, lora
 from unveil.cli.console import Console
-from unveil.cli.generation_options import Wish, opened
+from unveil.cli.generation_options import GenerationOptions, opened
 from unveil.model import Model
 from unveil.tasks.generate import Source
 
@@ -55,7 +55,7 @@ class Models:
 
     def opener(
         self,
-        wish: Wish,
+        wish: GenerationOptions,
         name: str,
         console: Console,
         *,
@@ -64,8 +64,12 @@ class Models:
     ) -> Opened:
         """The model of a wish, as `app.wish.opened` opens it; opened again where its files are others by now."""
         added = (wish.loras, wish.controls, wish.control_mode)
-        nets = [controlnet.asked(one).network for one in wish.controls]
-        places = [Path(name), *(lora.asked(one).path for one in wish.loras), *(net for net in nets if net is not None)]
+        nets = [controlnet.parse_controlnet(one).network for one in wish.controls]
+        places = [
+            Path(name),
+            *(lora.parse_lora(one).path for one in wish.loras),
+            *(net for net in nets if net is not None),
+        ]
         key = (name, *added, wish.dtype, wish.device, tuple(shown), makes, tuple(_stamp(one) for one in places))
         return self.get(key, lambda: opened(wish, name, console, shown=shown, makes=makes))
 

@@ -10,8 +10,8 @@ from pydantic import Field
 
 from unveil.cli import video
 from unveil.cli import video_inputs as reading
-from unveil.cli.prompt_expansion import USUAL, Expanding
-from unveil.cli.video_output import Ask
+from unveil.cli.prompt_expansion import USUAL, ExpansionOptions
+from unveil.cli.video_output import VideoRequest
 from unveil.io.images import png, sheet
 from unveil.model.config.base import Section
 from unveil.server.jobs.catalog import Catalog
@@ -165,7 +165,7 @@ class Clips:
         asked = read_request(given)
         out = folder / f"clip.{asked.form}"
         with heard(report) as desk:
-            ask = Ask(
+            ask = VideoRequest(
                 str(self._catalog.model(asked.model).path),
                 out,
                 prompt=asked.prompt,
@@ -184,7 +184,7 @@ class Clips:
         report.check()
         _pictured(out, folder)
 
-    def _shoot(self, asked: ClipRequest, ask: Ask) -> None:
+    def _shoot(self, asked: ClipRequest, ask: VideoRequest) -> None:
         """Calls the verb."""
         # what `NEEDS` names is there
         own, second = (ask.out if one is None else self._inputs.path(one) for one in (asked.clip, asked.other))
@@ -193,8 +193,8 @@ class Clips:
         match asked.verb:
             case "make":
                 pictures = tuple(self._inputs.path(one.picture) for one in asked.known)
-                stills = video.Stills(pictures, tuple(one.at for one in asked.known))
-                expanding = USUAL if asked.expand else Expanding(no_expand=True)
+                stills = video.ConditioningImages(pictures, tuple(one.at for one in asked.known))
+                expanding = USUAL if asked.expand else ExpansionOptions(no_expand=True)
                 video.make(ask, prompt, stills, video.Length(frames, asked.window), expanding)
             case "ring":
                 video.ring(ask, frames)
@@ -208,11 +208,11 @@ class Clips:
             case "between":
                 video.bridge(ask, "between", (own, second), frames, context)
             case "connect":
-                joint = video.Joint(asked.way or "bridge", frames, context, given.get("strength", 0.7))
+                joint = video.JoinSettings(asked.way or "bridge", frames, context, given.get("strength", 0.7))
                 video.connect(ask, (own, second), asked.prompts, joint)
             case "edit":
                 masks = (None if one is None else self._inputs.path(one) for one in (asked.mask, asked.keep))
-                change = video.Change(f"{given.get('strength', 0.7)}", asked.way or "noise", asked.source, *masks)
+                change = video.VideoEdit(f"{given.get('strength', 0.7)}", asked.way or "noise", asked.source, *masks)
                 video.edit(ask, own, change)
             case "upscale":
                 video.upscale(ask, own, asked.factor, given.get("strength", 0.3))

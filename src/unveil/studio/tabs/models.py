@@ -110,7 +110,7 @@ class Models(Tab):
         if known is None:
             raise RecipeError(self.say("This model is not there any more."))
         heard = Heard()
-        inspect.model(inspect.Ask(known.path), heard)
+        inspect.model(inspect.InspectRequest(known.path), heard)
         told = Markup('<h3>{}</h3><pre class="log" tabindex="0">{}</pre>')
         return told.format(job_html.plain(known.name), job_html.plain("\n".join(heard.lines)))
 
