@@ -23,7 +23,7 @@ TIMED = $(ONE_THREAD) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal 
 .PHONY: help setup demo test test-all check lint format docs bench clean
 
 help:
-	@echo "make demo      set up, train on handwritten digits, write samples, a report and a clip from words (about 6 minutes on 2 cores, set-up included)"
+	@echo "make demo      set up, train on handwritten digits, write samples, a report and a video from a prompt (about 6 minutes on 2 cores, set-up included)"
 	@echo "make test      the tests that guard every promise"
 	@echo "make test-all  these, what only a release needs, and what compares times"
 	@echo "make check     lint, format, types, docstrings, import rules"

@@ -44,7 +44,7 @@ def direct() -> dict[str, float]:
     """The pictures of all clients by the calls of `unveil sample`, the model read once."""
     from unveil.cli.console import Console
     from unveil.cli.generation_options import Wish, opened
-    from unveil.cli.image_output import Place, draw, write
+    from unveil.cli.image_output import ImageOutput, draw, write
     from unveil.cli.options import PLAYGROUND
 
     console = Console(quiet=True)
@@ -53,7 +53,7 @@ def direct() -> dict[str, float]:
 
         def one(ask: dict[str, Any]) -> None:
             wish = Wish(PLAYGROUND, given=(f"prompt={ask['prompt']}",), seed=ask["seed"], batch=1, device="cpu")
-            place = Place(Path(folder) / str(ask["seed"]))
+            place = ImageOutput(Path(folder) / str(ask["seed"]))
             write(draw(model, source, wish.request(model, {"steps": STEPS}, 1), place, console), place)
 
         for ask in WARM:
@@ -70,8 +70,8 @@ class Served:
     """A server of a folder, which answers."""
 
     def __init__(self, folder: Path) -> None:
-        self._command = [sys.executable, "-m", "unveil", "serve", "--folder", str(folder), "--port", "0"]
-        self._command += ["--device", "cpu", "--queue", str(2 * CLIENTS), "--quiet"]
+        self._command = [sys.executable, "-m", "unveil", "serve", "--state-dir", str(folder), "--port", "0"]
+        self._command += ["--device", "cpu", "--max-queued", str(2 * CLIENTS), "--quiet"]
         self.process = subprocess.Popen(self._command)
         self.port = 0
         told = folder / ".server"

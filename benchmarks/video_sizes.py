@@ -90,7 +90,7 @@ def clip(size: tuple[int, int]) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "clip"
         asked = ("--size", f"{wide}x{high}", "--frames", "9", "-o", str(out))
-        return called("video", "make", ASKED, *asked) | looked_at(frames_in(out))
+        return called("video", "generate", ASKED, *asked) | looked_at(frames_in(out))
 
 
 def picture(size: tuple[int, int]) -> dict[str, float]:
@@ -106,7 +106,7 @@ def lasting(seconds: float, texts: Sequence[tuple[str, str]]) -> dict[str, float
     with tempfile.TemporaryDirectory() as folder:
         for number, (text, colour) in enumerate(texts[: 1 if harness.short() else None]):
             out = Path(folder) / str(number)
-            taken.append(called("video", "make", text, "--frames", str(round(seconds * RATE)), "-o", str(out)))
+            taken.append(called("video", "generate", text, "--frames", str(round(seconds * RATE)), "-o", str(out)))
             kept.append(last_colour(frames_in(out)[:, -RATE:], colour))
     mean = {name: sum(one[name] for one in taken) / len(taken) for name in taken[0]}
     return mean | {"peak_mb": max(one["peak_mb"] for one in taken), "last_colour": sum(kept) / len(kept)}

@@ -9,7 +9,8 @@ Error:
     +-- ShapeError (ValueError)         a tensor of a shape or type that cannot be used
     +-- WeightsError (ValueError)       a checkpoint that does not fit or is damaged
     +-- MediaError (OSError)            a picture, label or data folder that cannot be read
-    +-- NotWritable (OSError)           an output that cannot be written, or would overwrite something
+    +-- NotWritable (OSError)           an output that cannot be written
+    |   +-- AlreadyExists               an output that exists already
     +-- OutOfResources (RuntimeError)   memory, disk or time: says what to lower
     +-- NonFinite (RuntimeError)        training or sampling left the finite numbers
     +-- NoAnswer (RuntimeError)         a language model gave none: says why
@@ -68,6 +69,12 @@ class OutputError(Error, OSError):
     """An output that cannot be written, or that would overwrite something of the user's."""
 
     exit_code = 5
+
+
+class AlreadyExists(OutputError):
+    """An output that exists already; `--force` overwrites it."""
+
+    exit_code = 2
 
 
 class OutOfResources(Error, RuntimeError):

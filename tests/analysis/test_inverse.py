@@ -1,4 +1,4 @@
-"""`unveil study inverse`: what is restored with a model that is known exactly, its page, and what must not happen."""
+"""`unveil analyze inverse`: what is restored with a model that is known exactly, its page, and what must not happen."""
 
 from __future__ import annotations
 
@@ -232,7 +232,7 @@ def test_a_restoration_that_leaves_the_finite_numbers_is_named(monkeypatch: pyte
 
 
 def test_a_shipped_model_as_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    asked = ["study", "inverse", "ddpm-digits", "--count", "3", "--steps", "3", "--out", str(tmp_path)]
+    asked = ["analyze", "inverse", "ddpm-digits", "-n", "3", "--steps", "3", "--out", str(tmp_path)]
     assert run([*asked, "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     stored = json.loads((tmp_path / "inverse.json").read_text())
@@ -247,7 +247,7 @@ def test_a_shipped_model_as_a_page(tmp_path: Path, capsys: pytest.CaptureFixture
     assert page.count("data:image/png;base64,") == (3 + 4) + (3 + 2) + (2 + 2) + 2 * (2 + 2)
     assert 'src="http' not in page
     assert sorted(path.name for path in tmp_path.iterdir()) == ["inverse.html", "inverse.json"]
-    assert run(asked) == 5
+    assert run(asked) == 2
     assert "not overwritten" in capsys.readouterr().err
 
 
@@ -255,17 +255,17 @@ def test_a_shipped_model_as_a_page(tmp_path: Path, capsys: pytest.CaptureFixture
     ("words", "said"),
     [
         (["--steps", "0"], "steps = 0: at least 1"),
-        (["--count", "1"], "an interval needs at least 2 pictures"),
-        (["--count", "2000"], "the held-out part of digits has 450 pictures"),
-        (["--data", "heldout"], "nearest: 'held-out'"),
+        (["-n", "1"], "an interval needs at least 2 pictures"),
+        (["-n", "2000"], "the held-out part of digits has 450 images"),
+        (["--split", "heldout"], "nearest: 'held-out'"),
         pytest.param(["--recipe", "ddpm-fashion"], "of the model's shape (1, 8, 8) are needed", marks=needs_fashion),
-        (["--recipe", "masks-picture"], "makes state; what is restored here are pictures"),
+        (["--recipe", "masks-picture"], "makes state; only images are restored here"),
     ],
 )
 def test_what_cannot_be_is_one_message_and_nothing_written(
     words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    assert run(["study", "inverse", "ddpm-digits", *words, "--out", str(tmp_path / "pages")]) == 2
+    assert run(["analyze", "inverse", "ddpm-digits", *words, "--out", str(tmp_path / "pages")]) == 2
     error = capsys.readouterr().err
     assert said in error
     assert "Traceback" not in error
@@ -279,6 +279,6 @@ def test_an_interrupted_study_leaves_nothing(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(command, "study_inverse", interrupted)
-    assert run(["study", "inverse", "ddpm-digits", "--out", str(tmp_path / "pages")]) == 130
+    assert run(["analyze", "inverse", "ddpm-digits", "--out", str(tmp_path / "pages")]) == 130
     assert "interrupted" in capsys.readouterr().err
     assert not (tmp_path / "pages").exists()

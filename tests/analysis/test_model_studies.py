@@ -1,4 +1,4 @@
-"""`unveil study`: orders on a model that is known exactly, pages, and what must not happen."""
+"""`unveil analyze`: orders on a model that is known exactly, pages, and what must not happen."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_settings_that_cannot_be_are_refused(settings: dict, said: str):
 @pytest.mark.slow
 def test_the_samplers_of_a_shipped_model_as_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     only = [word for name in ("ddim", "pc-ancestral", "consistency") for word in ("--only", name)]
-    asked = ["study", "samplers", "ddpm-digits", "--calls", "3,6", "--count", "2", *only, "--out", str(tmp_path)]
+    asked = ["analyze", "samplers", "ddpm-digits", "--calls", "3,6", "-n", "2", *only, "--out", str(tmp_path)]
     assert run([*asked, "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     stored = json.loads((tmp_path / "samplers.json").read_text())
@@ -152,13 +152,13 @@ def test_the_samplers_of_a_shipped_model_as_a_page(tmp_path: Path, capsys: pytes
     assert page.count("data:image/png;base64,") == 2 + 3  # two charts, the fine solve and two samplers
     assert 'src="http' not in page
     assert sorted(path.name for path in tmp_path.iterdir()) == ["samplers.html", "samplers.json"]
-    assert run(asked) == 5
+    assert run(asked) == 2
     assert "not overwritten" in capsys.readouterr().err
 
 
 def test_the_scales_of_a_shipped_model_as_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     sets = [w for change in ("evaluate.samples=70", "sample.steps=3") for w in ("--set", change)]
-    assert run(["study", "guidance", "ddpm-digits", "--scales", "1,4", *sets, "--out", str(tmp_path)]) == 0
+    assert run(["analyze", "guidance", "ddpm-digits", "--scales", "1,4", *sets, "--out", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "scale 4, read as their class" in said
     stored = json.loads((tmp_path / "guidance.json").read_text())
@@ -176,14 +176,14 @@ def test_the_scales_of_a_shipped_model_as_a_page(tmp_path: Path, capsys: pytest.
     [
         (["samplers", "ddpm-digits", "--calls", "5;10"], "write numbers with commas"),
         (["samplers", "ddpm-digits", "--only", "heunn"], "nearest: 'heun'"),
-        (["samplers", "ddpm-digits", "--grid", "karas", "--calls", "3", "--count", "2"], "nearest: 'karras'"),
+        (["samplers", "ddpm-digits", "--schedule", "karas", "--calls", "3", "-n", "2"], "nearest: 'karras'"),
         (["guidance", "ddpm-digits", "--scales", "3,1"], "give rising numbers"),
     ],
 )
 def test_what_cannot_be_is_one_message_and_nothing_written(
     words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    assert run(["study", *words, "--out", str(tmp_path / "pages")]) == 2
+    assert run(["analyze", *words, "--out", str(tmp_path / "pages")]) == 2
     error = capsys.readouterr().err
     assert said in error
     assert "Traceback" not in error
@@ -197,6 +197,6 @@ def test_an_interrupted_study_leaves_nothing(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(command, "study_samplers", interrupted)
-    assert run(["study", "samplers", "ddpm-digits", "--out", str(tmp_path / "pages")]) == 130
+    assert run(["analyze", "samplers", "ddpm-digits", "--out", str(tmp_path / "pages")]) == 130
     assert "interrupted" in capsys.readouterr().err
     assert not (tmp_path / "pages").exists()

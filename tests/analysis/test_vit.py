@@ -104,7 +104,7 @@ def test_the_command_writes_a_page_and_overwrites_none(
 ):
     monkeypatch.chdir(tmp_path)
     changes = [word for change in CHANGES for word in ("--set", change)]
-    words = ["study", "vit", "--sizes", "1x16,1x32", "--amounts", "40,200", "--steps", "4", "--seeds", "2", *changes]
+    words = ["analyze", "vit", "--sizes", "1x16,1x32", "--amounts", "40,200", "--steps", "4", "--seeds", "2", *changes]
     assert run([*words, "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     folder = tmp_path / "runs" / "vit-fashion-sizes"
@@ -116,7 +116,7 @@ def test_the_command_writes_a_page_and_overwrites_none(
     mean = sum(one["accuracy"] for one in record["points"][:2]) / 2
     assert f"<td>1x16</td><td class=number>{mean:.1%}</td>" in page
     assert "12 px" in page
-    assert run(words) == 5
+    assert run(words) == 2
     assert "--force" in capsys.readouterr().err
 
 
@@ -142,7 +142,7 @@ def test_what_cannot_be_studied(
 ):
     monkeypatch.chdir(tmp_path)
     changes = [word for change in CHANGES for word in ("--set", change)] if words[0].startswith("--") else []
-    assert run(["study", "vit", *words, *changes]) == 2
+    assert run(["analyze", "vit", *words, *changes]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 

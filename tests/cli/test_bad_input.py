@@ -42,21 +42,21 @@ def refused(done: Outcome, code: int, *words: str) -> None:
         (["train", "ddpm-digit"], ["no such recipe or file; nearest: 'ddpm-digits'"]),
         (["train", "ddpm-digits", "--dtype", "float8"], ["dtype 'float8': must be one of float32, bfloat16, float16"]),
         (["train", "ddpm-digits", "--device", "gpu"], ["device 'gpu': must be one of auto, cpu, cuda, mps"]),
-        (["train", "vit-fashion", "--small", "--device", "gpu"], ["device 'gpu': must be one of auto, cpu"]),
+        (["train", "vit-fashion", "--quick", "--device", "gpu"], ["device 'gpu': must be one of auto, cpu"]),
         (["train", "ddpm-digits", "--device", "cpu:x"], ["device 'cpu:x': must be one of auto, cpu, cuda, mps"]),
         (["train", "ddpm-digits", "--device", "cuda:one"], ["device 'cuda:one': must be one of"]),
-        (["train"], ["Missing argument 'RECIPE'"]),
-        (["tran"], ["No such command 'tran'"]),
-        (["sample", "--stepz", "3"], ["No such option: --stepz"]),
+        (["train"], ["Missing argument 'RECIPE|FOLDER'"]),
+        (["tran"], ["unveil tran: there is no such command; nearest: train"]),
+        (["sample", "--stepz", "3"], ["--stepz: `unveil sample` has no such option; nearest: --steps"]),
         (["sample", "--steps", "few"], ["Invalid value for '--steps'", "valid integer"]),
         (["sample"], ["sample needs a model"]),
         (
-            ["data", "check", ".", "--fit", "crob"],
+            ["data", "check", ".", "--resize-mode", "crob"],
             ["fit 'crob': must be one of crop, pad, stretch, aspect; nearest: 'crop'"],
         ),
-        (["convert", "a.pt", "b", "--layout", "openia"], ["layout 'openia': must be one of openai, ddpm"]),
+        (["convert", "a.pt", "b", "--format", "openia"], ["layout 'openia': must be one of openai, ddpm"]),
         (["reproduce", "no-such-claim"], ["claim 'no-such-claim': unknown"]),
-        (["inspect", "process", "ddpm-digits", "--out", "a.jpg"], ["--out a.jpg: must end in .png"]),
+        (["inspect", "schedule", "ddpm-digits", "--out", "a.jpg"], ["--out a.jpg: must end in .png"]),
     ],
 )
 def test_usage(cli: Cli, tmp_path: Path, arguments: list[str], words: list[str]):
@@ -84,13 +84,13 @@ def test_debug_shows_where(cli: Cli):
     [
         (["--label", "12"], ["label 12: must be 0 to 9; nearest: 9"]),
         (["--label", "tree"], ["label 'tree': must be a number from 0 to 9"]),
-        (["--given", "lable=3"], ["condition 'lable': this model takes label; nearest: 'label'"]),
-        (["--given", "label"], ["is written KEY=VALUE"]),
-        (["--label", "3", "--count", "0"], ["count = 0: at least 1"]),
-        (["--label", "3", "--label", "4", "--count", "1"], ["label: ['3', '4'] for 1 pictures"]),
-        (["--label", "3", "--sampler", "dim"], ["sampler 'dim'; known: ddim, "]),
+        (["--cond", "lable=3"], ["condition 'lable': this model takes label; nearest: 'label'"]),
+        (["--cond", "label"], ["is written KEY=VALUE"]),
+        (["--label", "3", "-n", "0"], ["count = 0: at least 1"]),
+        (["--label", "3", "--label", "4", "-n", "1"], ["label: ['3', '4'] for 1 pictures"]),
+        (["--label", "3", "--sampler", "dim"], ["sampler 'dim': no such sampler"]),
         (["--label", "3", "--eta", "2"], ["eta = 2.0: must be less than or equal to 1"]),
-        (["--label", "3", "--steps", "99", "--grid", "leading"], ["steps = 99: this process has 50"]),
+        (["--label", "3", "--steps", "99", "--schedule", "leading"], ["steps = 99: this process has 50"]),
         (["--label", "3", "--dtype", "int8"], ["dtype 'int8': must be one of float32, bfloat16, float16"]),
     ],
 )
@@ -102,7 +102,7 @@ def test_wishes_that_a_model_cannot_fulfil(
 
 
 def test_a_model_that_is_not_there(cli: Cli, tmp_path: Path):
-    refused(cli("sample", "nowhere", "--label", 3), 1, "nowhere: no such folder or shipped model")
+    refused(cli("sample", "nowhere", "--label", 3), 1, "nowhere: no such folder or bundled model")
     (tmp_path / "empty").mkdir()
     refused(cli("sample", "empty", "--label", 3), 1, "empty: neither a saved model nor a run")
 
@@ -111,7 +111,12 @@ def test_a_model_that_needs_a_picture(cli: Cli, tmp_path: Path):
     recipe = load_recipe("masks-picture", small=True)
     assert isinstance(recipe, Recipe)
     build(recipe.model).save(tmp_path / "masks")
-    refused(cli("sample", "masks"), 2, "given a picture under 'pixels', which cannot be typed", "use it from Python")
+    refused(
+        cli("sample", "masks"),
+        2,
+        "takes an image as the condition 'pixels', which cannot be typed",
+        "use it from Python",
+    )
 
 
 def damaged(saved: Path, folder: Path, change: object) -> Path:
@@ -196,25 +201,23 @@ def test_a_pickle_is_never_run(cli: Cli, tmp_path: Path, name: str, write: str):
 
 def test_nothing_is_overwritten_without_force(cli: Cli, saved: Path, tmp_path: Path):
     (tmp_path / "mine.png").write_text("precious")
-    refused(cli("sample", saved, "--label", 3, "--out", "mine.png"), 5, "mine.png: exists already", "--force")
-    refused(cli("data", "show", "ddpm-digits", "--out", "mine.png"), 5, "mine.png: exists already")
-    refused(cli("inspect", "process", "ddpm-digits", "--out", "mine.png"), 5, "mine.png: exists already")
-    refused(cli("convert", saved, "mine.png"), 5, "mine.png: exists already")
+    refused(cli("sample", saved, "--label", 3, "--out", "mine.png"), 2, "mine.png: exists already", "--force")
+    refused(cli("data", "show", "ddpm-digits", "--out", "mine.png"), 2, "mine.png: exists already")
+    refused(cli("inspect", "schedule", "ddpm-digits", "--out", "mine.png"), 2, "mine.png: exists already")
+    refused(cli("convert", saved, "mine.png"), 2, "mine.png: exists already")
     assert (tmp_path / "mine.png").read_text() == "precious"
     assert cli("sample", saved, "--label", 3, "--out", "mine.png", "--force").code == 0
-    assert cli("sample", saved, "--label", 3, "--count", 2, "--out", "set").code == 0
+    assert cli("sample", saved, "--label", 3, "-n", 2, "--out", "set").code == 0
     before = tree(tmp_path)
-    refused(cli("sample", saved, "--label", 3, "--count", 2, "--out", "set", "--seed", 0), 5, "exists already")
-    refused(
-        cli("sample", saved, "--label", 3, "--count", 2, "--out", "set", "--seed", 9), 5, "sheet.png: exists already"
-    )
+    refused(cli("sample", saved, "--label", 3, "-n", 2, "--out", "set", "--seed", 0), 2, "exists already")
+    refused(cli("sample", saved, "--label", 3, "-n", 2, "--out", "set", "--seed", 9), 2, "sheet.png: exists already")
     assert tree(tmp_path) == before, "a set is written whole or not at all"
 
 
 def test_what_is_there_already_is_told_before_anything_is_drawn(cli: Cli, saved: Path, monkeypatch: pytest.MonkeyPatch):
-    draw = ["sample", saved, "--label", 3, "--strip"]
+    draw = ["sample", saved, "--label", 3, "--save-trajectory"]
     assert cli(*draw).code == 0
-    assert cli(*draw, "--count", 2, "--seed", 5, "--out", "set").code == 0
+    assert cli(*draw, "-n", 2, "--seed", 5, "--out", "set").code == 0
     assert cli("img2img", saved, "samples/seed0_00000.png", "--label", 3).code == 0
 
     def drawn(*_: Any, **__: Any) -> Any:
@@ -222,12 +225,12 @@ def test_what_is_there_already_is_told_before_anything_is_drawn(cli: Cli, saved:
 
     monkeypatch.setattr(image_output, "generate", drawn)
     monkeypatch.setattr(sampling, "draw_again", drawn)
-    refused(cli(*draw), 5, "seed0_00000.png: exists already")
-    refused(cli(*draw, "--seed", 1), 5, "strip.png: exists already")
-    refused(cli(*draw[:-1], "--count", 2, "--seed", 6, "--out", "set"), 5, "sheet.png: exists already")
-    refused(cli("img2img", saved, "samples/seed0_00000.png", "--label", 3), 5, "seed0_00000.png: exists already")
-    refused(cli("sample", saved, "--like", "samples/seed0_00000.png"), 5, "seed0_00000.png: exists already")
-    refused(cli(*draw, "--preview", "a.png", "--out", "a.png"), 2, "--preview a.png: is what --out names")
+    refused(cli(*draw), 2, "seed0_00000.png: exists already")
+    refused(cli(*draw, "--seed", 1), 2, "strip.png: exists already")
+    refused(cli(*draw[:-1], "-n", 2, "--seed", 6, "--out", "set"), 2, "sheet.png: exists already")
+    refused(cli("img2img", saved, "samples/seed0_00000.png", "--label", 3), 2, "seed0_00000.png: exists already")
+    refused(cli("sample", saved, "--from-metadata", "samples/seed0_00000.png"), 2, "seed0_00000.png: exists already")
+    refused(cli(*draw, "--preview", "a.png", "--out", "a.png"), 2, "--preview a.png: is the output file")
 
 
 def test_a_place_that_cannot_be_written(cli: Cli, saved: Path, tmp_path: Path):
@@ -235,8 +238,8 @@ def test_a_place_that_cannot_be_written(cli: Cli, saved: Path, tmp_path: Path):
     before = tree(tmp_path)
     for command in (
         ["sample", saved, "--label", 3, "--out", "file/below/one.png"],
-        ["sample", saved, "--label", 3, "--count", 2, "--out", "file/below"],
-        ["train", "ddpm-digits", "--small", "--run", "file/run"],
+        ["sample", saved, "--label", 3, "-n", 2, "--out", "file/below"],
+        ["train", "ddpm-digits", "--quick", "--output-dir", "file/run"],
         ["evaluate", saved, "--out", "file/report"],
     ):
         refused(cli(*command), 5, "file", "choose another")
@@ -248,7 +251,7 @@ def test_force_deletes_a_run_and_nothing_else(cli: Cli, tmp_path: Path):
     home.mkdir()
     (home / "recipe.yaml").write_text("a: 1")
     (home / "holiday.jpg").write_text("precious")
-    done = cli("train", "ddpm-digits", "--small", "--run", home, "--force")
+    done = cli("train", "ddpm-digits", "--quick", "--output-dir", home, "--force")
     refused(done, 5, "is not only a run (holiday.jpg), so --force does not delete it")
     assert (home / "holiday.jpg").read_text() == "precious"
 
@@ -260,7 +263,9 @@ def test_force_leaves_a_run_alone_that_is_being_trained(cli: Cli, tmp_path: Path
     with open(run / ".lock", "w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         refused(
-            cli("train", "ddpm-digits", "--small", "--run", run, "--force"), 5, "another process trains in this folder"
+            cli("train", "ddpm-digits", "--quick", "--output-dir", run, "--force"),
+            5,
+            "another process trains in this folder",
         )
     assert (run / "recipe.yaml").exists()
 
@@ -272,7 +277,7 @@ def test_force_deletes_nothing_that_another_process_of_the_run_may_be_reading(
     run.mkdir()
     (run / "recipe.yaml").write_text("a: 1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    done = cli("train", "ddpm-digits", "--small", "--run", run, "--force")
+    done = cli("train", "ddpm-digits", "--quick", "--output-dir", run, "--force")
     refused(done, 5, "run: is there; with several processes --force deletes nothing", "delete it before the start")
     assert (run / "recipe.yaml").exists()
 
@@ -311,7 +316,7 @@ def huge_png(path: Path, side: int = 13_000) -> None:
 
 
 def test_folders_that_cannot_train(cli: Cli, tmp_path: Path):
-    train = ["train", "ddpm-cifar10", "--small", "--run", "run"]
+    train = ["train", "ddpm-cifar10", "--quick", "--output-dir", "run"]
     refused(cli(*train, "data.path=photoes"), 4, "photoes: no such folder")
     (tmp_path / "photos").mkdir()
     refused(cli(*train, "data.path=photoes"), 4, "nearest: 'photos'")
@@ -330,7 +335,7 @@ def test_pictures_that_cannot_be_read_are_named_before_training(cli: Cli, tmp_pa
     (photos / "empty.png").write_bytes(b"")
     (photos / "words.jpg").write_text("not a picture")
     huge_png(photos / "huge.png")
-    done = cli("train", "ddpm-cifar10", "--small", "--run", "run", "data.path=photos")
+    done = cli("train", "ddpm-cifar10", "--quick", "--output-dir", "run", "data.path=photos")
     refused(
         done, 4, "4 of 5 files cannot be used", "cut.png", "empty.png: 0 bytes", "words.jpg", "huge.png: 13000 x 13000"
     )
@@ -348,7 +353,7 @@ def test_a_picture_without_a_record(cli: Cli, saved: Path, tmp_path: Path):
         "words.png": ["not a readable PNG file"],
         "gone.png": ["not a readable PNG file"],
     }.items():
-        refused(cli("sample", saved, "--like", name, "--out", "two.png"), 4, name, *words)
+        refused(cli("sample", saved, "--from-metadata", name, "--out", "two.png"), 4, name, *words)
     assert not (tmp_path / "two.png").exists()
 
 
@@ -357,7 +362,7 @@ def test_too_few_held_out_pictures_are_told_before_anything_is_drawn(cli: Cli, t
     for number in range(12):
         Image.new("L", (8, 8), 20 * number).save(tmp_path / "few" / f"{number}.png")
     changes = ["data={kind: folder, path: few, size: 8, labels: none, channels: 1, held_out: 0.2}", "condition=[]"]
-    run = [*CHANGES, *changes, "train.steps=1", "train.warmup=0", "train.batch_size=2", "--run", "run"]
+    run = [*CHANGES, *changes, "train.steps=1", "train.warmup=0", "train.batch_size=2", "--output-dir", "run"]
     done = cli("train", "ddpm-digits", *run)
     assert done.code == 0, done.err
     done = cli("evaluate", "run", "--set", "evaluate.features=pixels")

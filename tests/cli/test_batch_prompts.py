@@ -14,7 +14,7 @@ pytest.importorskip("transformers")
 from tests.checkpoints import tiny_sd
 from tests.cli.conftest import Cli, tree
 from tests.cli.test_bad_input import refused
-from unveil.cli.generation_options import spoken
+from unveil.cli.generation_options import model_and_settings
 from unveil.cli.options import PLAYGROUND
 from unveil.tasks.metadata import read_facts
 
@@ -43,30 +43,30 @@ def test_a_set_is_drawn_for_each_line_as_it_would_be_by_itself(cli: Cli, folder:
         "",
         {"prompt": "x=3", "negative": "2", "seed": 5, "steps": 2, "scale": 3, "sampler": "heun"},
     )
-    done = cli("sample", folder, "--prompts", path, "--steps", 1, "--out", "made", "--strip", "--json")
+    done = cli("sample", folder, "--prompts", path, "--steps", 1, "--out", "made", "--save-trajectory", "--json")
     assert done.code == 0, done.err
     names = ["line0002_seed3_00000.png", "line0002_seed3_00001.png", "line0004_seed5_00000.png"]
     extra = ["line0002_sheet.png", "line0002_strip.png", "line0004_strip.png"]
     assert sorted(tree(Path("made"))) == sorted([*names, *extra])
     assert done.json["pictures"] == [f"made/{name}" for name in names]
     assert [(one["line"], one["prompt"], one["count"]) for one in done.json["sets"]] == [(2, "a cat", 2), (4, "x=3", 1)]
-    assert cli("sample", folder, "a cat", "--seed", 3, "--count", 2, "--steps", 1, "--out", "own").code == 0
+    assert cli("sample", folder, "a cat", "--seed", 3, "-n", 2, "--steps", 1, "--out", "own").code == 0
     for n in range(2):
         assert Path(f"own/seed3_0000{n}.png").read_bytes() == Path("made", names[n]).read_bytes()
     facts = read_facts(Path("made", names[2]))
     assert (facts["given"], facts["negative"]) == ({"prompt": "x=3"}, {"prompt": "2"})
     assert (facts["steps"], facts["scale"], facts["sampler"], facts["seed"]) == (2, 3.0, "heun", 5)
-    assert cli("sample", folder, "--like", Path("made", names[2]), "--out", "again.png").code == 0
+    assert cli("sample", folder, "--from-metadata", Path("made", names[2]), "--out", "again.png").code == 0
     assert Path("again.png").read_bytes() == Path("made", names[2]).read_bytes()
 
 
 def test_a_plain_line_is_a_prompt_and_options_hold_for_every_line(cli: Cli, folder: Path):
     path = written("p.txt", "steps=9", '{"prompt": "a"}')
-    options = ["--count", 2, "--seed", 4, "--seed", 6, "--negative", "prompt=a dog", "--scale", 2]
+    options = ["-n", 2, "--seed", 4, "--seed", 6, "--negative-cond", "prompt=a dog", "--guidance-scale", 2]
     done = cli("sample", folder, "steps=1", "--prompts", path, *options, "--out", "made")
     assert done.code == 0, done.err
     assert "line 1 (1 of 2): steps=9" in done.out
-    assert "4 pictures of 2 prompts: made/line0001_seed4_00000.png ... line0002_seed6_00000.png" in done.out
+    assert "4 images of 2 prompts: made/line0001_seed4_00000.png ... line0002_seed6_00000.png" in done.out
     for number, prompt in enumerate(["steps=9", '{"prompt": "a"}'], 1):
         for seed in (4, 6):
             facts = read_facts(Path(f"made/line{number:04d}_seed{seed}_00000.png"))
@@ -81,8 +81,8 @@ def test_nothing_is_overwritten_and_nothing_drawn_for_it(cli: Cli, folder: Path)
     for name in ("line0002_seed0_00000.png", "line0002_sheet.png"):
         Path("made", name).write_text("precious")
         before = tree(Path())
-        draw = ["sample", folder, "--prompts", path, "--count", 2, "--steps", 1, "--out", "made"]
-        refused(cli(*draw), 5, f"made/{name}: exists already", "--force")
+        draw = ["sample", folder, "--prompts", path, "-n", 2, "--steps", 1, "--out", "made"]
+        refused(cli(*draw), 2, f"made/{name}: exists already", "--force")
         assert tree(Path()) == before
         Path("made", name).unlink()
     Path("made", name).write_text("old")
@@ -97,7 +97,12 @@ def test_nothing_is_overwritten_and_nothing_drawn_for_it(cli: Cli, folder: Path)
         (['{"prompt": "a", "sampler": "dim"}', '{"promt": "b"}'], ["line 3: no prompt; nearest: 'promt'"]),
         (
             ['{"prompt": "a", "sampler": "dim"}', '{"prompt": "b", "steps": 5000}'],
-            ["2 faulty lines", "line 2: ", "sampler 'dim'; known: ddim", "line 3: steps = 5000: this process has 1000"],
+            [
+                "2 faulty lines",
+                "line 2: ",
+                "sampler 'dim': no such sampler",
+                "line 3: steps = 5000: this process has 1000",
+            ],
         ),
     ],
 )
@@ -112,13 +117,13 @@ def test_what_does_not_go_with_a_file_of_prompts(cli: Cli, folder: Path):
     path = written("p.txt", "a cat")
     draw = ["sample", folder, "--prompts", path, "--out", "made"]
     before = tree(Path())
-    refused(cli(*draw, "a dog"), 2, "--prompts p.txt and the prompt 'a dog': both say what is drawn; give one of them")
-    refused(cli(*draw, "--given", "prompt=a dog"), 2, "--prompts p.txt and the prompt 'a dog'")
-    refused(cli(*draw, "--noise", "n.safetensors"), 2, "--prompts p.txt and --noise")
-    refused(cli(*draw, "--like", "a.png"), 2, "--prompts p.txt and --like")
+    refused(cli(*draw, "a dog"), 2, "--prompts p.txt and the prompt 'a dog': give one of them")
+    refused(cli(*draw, "--cond", "prompt=a dog"), 2, "--prompts p.txt and the prompt 'a dog'")
+    refused(cli(*draw, "--latents", "n.safetensors"), 2, "--prompts p.txt and --latents")
+    refused(cli(*draw, "--from-metadata", "a.png"), 2, "--prompts p.txt and --from-metadata")
     refused(cli(*draw[:-1], "made.png"), 2, "--out made.png", "give a folder")
     refused(cli("sample", "--prompts", path), 2, "--prompts needs a model")
-    refused(cli("sample", "ddpm-digits", *draw[2:]), 2, "this model takes no prompt but label")
+    refused(cli("sample", "ddpm-digits", *draw[2:]), 2, "this model takes no prompt, only: label")
     refused(cli("sample", folder, "--prompts", "none.txt"), 4, "none.txt: cannot be read")
     assert tree(Path()) == before
 
@@ -128,11 +133,11 @@ def test_what_does_not_go_with_a_file_of_prompts(cli: Cli, folder: Path):
     ["a large blue square on green", "\u4e00\u4e2a\u7ea2\u8272\u5706\u5f62", "a red circle " * 40, "\u7ea2" * 300],
 )
 def test_a_first_word_that_can_be_no_model_is_a_prompt_for_the_shipped_one(typed: str):
-    assert spoken(typed, ["steps=4"]) == {"model": PLAYGROUND, "settings": [typed, "steps=4"]}
+    assert model_and_settings(typed, ["steps=4"]) == {"model": PLAYGROUND, "settings": [typed, "steps=4"]}
 
 
 def test_a_first_word_that_can_be_a_model_is_one(tmp_path: Path):
     folder = tmp_path / "my runs"
     folder.mkdir()
     for name in ("ddpm-digits", str(folder), "missing-model", None):
-        assert spoken(name, None) == {"model": name, "settings": None}
+        assert model_and_settings(name, None) == {"model": name, "settings": None}

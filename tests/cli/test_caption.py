@@ -75,16 +75,16 @@ def test_a_folder_is_told_beside_what_was_there(cli: Cli, run: Path, folder: Pat
 def test_a_file_of_captions_is_never_written_over_without_a_word(cli: Cli, run: Path, folder: Path):
     (folder / "metadata.jsonl").write_text('{"file_name": "white.png", "text": "mine"}\n')
     before = tree(folder)
-    refused(cli("caption", folder, "--model", run), 5, "metadata.jsonl: is there already", "give --out")
+    refused(cli("caption", folder, "--model", run), 2, "metadata.jsonl: exists already", "give --out")
     assert tree(folder) == before
     done = cli("caption", folder, "--model", run, "--out", folder / "told.jsonl")
     assert done.code == 0, done.err
     (row,) = rows(folder / "told.jsonl")
     assert (row["text"], row["caption"]) == ("mine", "a white ground")
-    refused(cli("caption", folder, "--model", run, "--out", folder / "told.jsonl"), 5, "exists already")
+    refused(cli("caption", folder, "--model", run, "--out", folder / "told.jsonl"), 2, "exists already")
 
 
-@pytest.mark.parametrize("how", [("--how", "beam"), ("--how", "sampled", "--temperature", 0.1)])
+@pytest.mark.parametrize("how", [("--decoding", "beam"), ("--decoding", "sampled", "--temperature", 0.1)])
 def test_other_ways_to_write(cli: Cli, run: Path, folder: Path, how: Any):
     done = cli("caption", folder, "--model", run, *how)
     assert done.code == 0, done.err
@@ -118,11 +118,11 @@ def test_what_was_told_before_an_interruption_is_kept_and_gone_on_with(cli: Cli,
     ask = ("caption", folder, "--model", f"{place.url}#eyes", *out)
     done = cli(*ask)
     assert done.code == 130
-    assert "2 of 6 told; --resume tells the others" in done.err
+    assert "2 of 6 captioned; --resume captions the others" in done.err
     file = Path(out[1]) if out else folder / "metadata.jsonl"
     assert [row.get("caption") for row in rows(file)] == ["One.", "Two.", None, None]
     assert [row.get("text") for row in rows(file)] == [None, None, "my words", None]
-    refused(cli(*ask), 5, "already")
+    refused(cli(*ask), 2, "already")
     done = cli(*ask, "--resume", "--json")
     assert done.code == 0, done.err
     assert done.json["captions"] == 4
@@ -134,7 +134,7 @@ def test_what_was_told_before_an_interruption_is_kept_and_gone_on_with(cli: Cli,
 def test_a_file_of_a_user_is_gone_on_with_where_it_holds_captions_and_loses_nothing(cli: Cli, run: Path, folder: Path):
     (folder / "metadata.jsonl").write_text('{"file_name": "white.png", "text": "mine"}\n')
     before = tree(folder)
-    refused(cli("caption", folder, "--model", run, "--resume"), 5, "metadata.jsonl: is there already")
+    refused(cli("caption", folder, "--model", run, "--resume"), 2, "metadata.jsonl: exists already")
     assert tree(folder) == before
     (folder / "metadata.jsonl").write_text('{"file_name": "white.png", "caption": "mine", "label": "white"}\n')
     before = rows(folder / "metadata.jsonl")
@@ -161,7 +161,7 @@ def test_a_captioner_writes_as_its_recipe_says(
     trained = load_captioner(run)
     said = {} if decode is None else {"decode": decode}
     monkeypatch.setattr(caption, "load_captioner", lambda *place: trained._replace(facts={"size": [8, 8], **said}))
-    own = caption.Ask(tmp_path, str(tmp_path / "any"), **options).teller()
+    own = caption.CaptionRequest(tmp_path, str(tmp_path / "any"), **options).teller()
     assert isinstance(own, NativeCaptioner)
     assert (own.how, own.beams, own.length_power) == (how, beams, (decode or {}).get("length_power", 0.6))
 
@@ -171,7 +171,7 @@ def test_how_it_writes_that_cannot_be_read_is_refused(run: Path, tmp_path: Path,
     for wrong in ({"beams": 0}, {"beems": 1}, 3):
         monkeypatch.setattr(caption, "load_captioner", lambda *place, w=wrong: trained._replace(facts={"decode": w}))
         with pytest.raises(WeightsError, match="how it writes cannot be read"):
-            caption.Ask(tmp_path, str(tmp_path / "any")).teller()
+            caption.CaptionRequest(tmp_path, str(tmp_path / "any")).teller()
 
 
 def test_what_cannot_be_is_refused(cli: Cli, run: Path, folder: Path, tmp_path: Path):
@@ -180,22 +180,26 @@ def test_what_cannot_be_is_refused(cli: Cli, run: Path, folder: Path, tmp_path: 
     refused(cli("caption", "empty", "--model", run), 4, "neither an image nor a video in it")
     refused(cli("caption", "nowhere", "--model", run), 4, "nowhere")
     refused(cli("caption", folder, "--model", "ddpm-digits"), 1, "ddpm-digits: not a captioner")
-    refused(cli("caption", folder, "--model", run, "--how", "gredy"), 2, "nearest: 'greedy'")
+    refused(cli("caption", folder, "--model", run, "--decoding", "gredy"), 2, "nearest: 'greedy'")
     refused(cli("caption", folder, "--model", "http://127.0.0.1:9/v1#eyes"), 4, "no caption of 6 files")
-    refused(cli("caption", folder, "--model", run, "--out", "told.csv"), 2, "--out told.csv", "such as told.jsonl")
+    refused(cli("caption", folder, "--model", run, "--out", "told.csv"), 2, "--out told.csv", "such as captions.jsonl")
     refused(cli("caption", folder, "--model", run, "--out", "."), 2, "--out .: captions are written as JSON")
-    refused(cli("caption", folder, "--model", run, "--beams", 0), 2, "--beams 0: must be at least 1, which is greedy")
+    refused(
+        cli("caption", folder, "--model", run, "--num-beams", 0),
+        2,
+        "--num-beams 0: must be at least 1, which is greedy",
+    )
     assert tree(tmp_path) == before
 
 
 @pytest.mark.slow
 def test_captioners_are_trained_and_judged_by_their_recipes(cli: Cli):
-    done = cli("train", "captioner-short", "--small", "--run", "short")
+    done = cli("train", "captioner-short", "--quick", "--output-dir", "short")
     assert done.code == 0, done.err
-    done = cli("train", "captioner-playground", "--small", "base=short", "--run", "dense")
+    done = cli("train", "captioner-playground", "--quick", "base=short", "--output-dir", "dense")
     assert done.code == 0, done.err
     assert "unveil caption FOLDER --model dense" in done.out
-    done = cli("evaluate", "dense", "--samples", 10)
+    done = cli("evaluate", "dense", "-n", 10)
     assert done.code == 0, done.err
     assert "attributes told right" in done.out
     refused(cli("sample", "dense"), 1, "dense")
@@ -204,7 +208,7 @@ def test_captioners_are_trained_and_judged_by_their_recipes(cli: Cli):
 
 def test_clips_of_a_recipe_are_told_by_number_and_trained_on(cli: Cli, run: Path, tmp_path: Path):
     small, out = ("data.count=20", "data.caption_error_rate=0", "data.caption_styles=[raw]"), tmp_path / "told.jsonl"
-    done = cli("caption", "playground-small", *small, "--count", 6, "--model", run, "--out", out, "--json")
+    done = cli("caption", "playground-small", *small, "-n", 6, "--model", run, "--out", out, "--json")
     assert done.code == 0, done.err
     found = rows(out)
     assert [row["file_name"] for row in found] == [str(number) for number in range(6)]
@@ -232,7 +236,7 @@ def test_clips_of_a_recipe_are_told_by_number_and_trained_on(cli: Cli, run: Path
 
 def test_captions_of_another_world_are_refused(cli: Cli, run: Path, tmp_path: Path):
     out = tmp_path / "told.jsonl"
-    assert cli("caption", "playground-small", "--count", 2, "--model", run, "--out", out, "--quiet").code == 0
+    assert cli("caption", "playground-small", "-n", 2, "--model", run, "--out", out, "--quiet").code == 0
     pattern = r"captions '.*told.jsonl': of another world: video 0 was '.*' there and is '"
     with pytest.raises(RecipeError, match=pattern):
         playground.Playground(playground.PlaygroundConfig(captions_file=str(out)))
@@ -246,16 +250,18 @@ def test_captions_of_another_world_are_refused(cli: Cli, run: Path, tmp_path: Pa
 def test_what_is_no_folder_and_no_count_of_clips_is_refused(cli: Cli, run: Path, folder: Path, tmp_path: Path):
     out = tmp_path / "told.jsonl"
     few = ("--model", run, "--out", out)
-    refused(cli("caption", "playground-small", *few), 2, "playground-small: a recipe; give --count")
-    refused(cli("caption", folder, "data.count=3", *few), 2, "'data.count=3': changes are of a recipe; give --count")
-    refused(cli("caption", "playground-small", "--count", 2, "--model", run), 2, "give a file with --out")
-    refused(cli("caption", "ddpm-digits", "--count", 2, *few), 2, "ddpm-digits: its data are digits; only the play")
-    refused(cli("caption", "playground-small", "data.count=2", "--count", 3, *few), 2, "count 3: must be 1 to 2")
+    refused(cli("caption", "playground-small", *few), 2, "playground-small: a recipe; give --num-videos")
+    refused(
+        cli("caption", folder, "data.count=3", *few), 2, "'data.count=3': changes are of a recipe; give --num-videos"
+    )
+    refused(cli("caption", "playground-small", "-n", 2, "--model", run), 2, "give a file with --out")
+    refused(cli("caption", "ddpm-digits", "-n", 2, *few), 2, "ddpm-digits: its data are digits; only the play")
+    refused(cli("caption", "playground-small", "data.count=2", "-n", 3, *few), 2, "count 3: must be 1 to 2")
     assert not out.exists()
 
 
 def test_the_captioner_that_comes_with_the_package_tells_clips_it_has_not_seen(cli: Cli):
-    ask = ("--recipe", "captioner-playground", "--samples", 60, "--json")
+    ask = ("--recipe", "captioner-playground", "-n", 60, "--json")
     done = cli("evaluate", "playground-captioner", *ask)
     assert done.code == 0, done.err
     found = done.json["results"]["captions"]

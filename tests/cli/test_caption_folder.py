@@ -136,8 +136,8 @@ def test_a_model_that_is_gone_is_not_asked_for_every_file(cli: Cli, tmp_path: Pa
     answers = iter([(200, saying("One.")), *[(400, b"{}")] * 20])
     place.answer = lambda: next(answers)
     done = cli("caption", folder, *ask)
-    refused(done, 1, "no caption of 5 files in a row; the last: no answer", "go on with --resume")
-    assert "1 of 12 told; --resume tells the others" in done.err
+    refused(done, 1, "no caption of 5 files in a row; the last: no answer", "continue with --resume")
+    assert "1 of 12 captioned; --resume captions the others" in done.err
     assert len(place.asked) == 6
     assert [row.get("caption") for row in rows(folder / "metadata.jsonl")] == ["One.", *[None] * 11]
     place.answer = lambda: (200, saying("Late."))
@@ -145,7 +145,7 @@ def test_a_model_that_is_gone_is_not_asked_for_every_file(cli: Cli, tmp_path: Pa
     other = painted(tmp_path / "other", *(f"{k:02}.png" for k in range(12)))
     before = tree(other)
     place.answer = lambda: (400, b"{}")
-    refused(cli("caption", other, *ask), 1, "no caption of 5 files in a row", "and begin again")
+    refused(cli("caption", other, *ask), 1, "no caption of 5 files in a row", "and start again")
     assert tree(other) == before
 
 

@@ -22,8 +22,8 @@ OFF = (
 
 @pytest.mark.slow
 def test_a_model_of_clips_is_judged(cli: Cli):
-    assert cli("train", "playground-video", "--small", "--run", "run", *SMALL, *OFF, "--quiet").code == 0
-    asked = ("--list", "validation", "--samples", 6, "--dtype", "bfloat16")
+    assert cli("train", "playground-video", "--quick", "--output-dir", "run", *SMALL, *OFF, "--quiet").code == 0
+    asked = ("--prompt-set", "validation", "-n", 6, "--dtype", "bfloat16")
     done = cli("evaluate", "run", *asked, "--json")
     assert done.code == 0, done.err
     found = done.json["results"]["clips"]
@@ -37,8 +37,8 @@ def test_a_model_of_clips_is_judged(cli: Cli):
     assert done.code == 0, done.err
     assert "all as asked, validation" in done.out
     assert sorted(tree(Path("judged"))) == ["report.html", "report.json"]
-    assert cli("evaluate", "run", "--list", "seen", "--out", "judged").code == 5, "written over"
-    refused = cli("evaluate", "run", "--list", "heldout", "--force")
+    assert cli("evaluate", "run", "--prompt-set", "seen", "--out", "judged").code == 2, "written over"
+    refused = cli("evaluate", "run", "--prompt-set", "heldout", "--force")
     assert refused.code == 2
     assert "held-out" in refused.err
 
@@ -48,27 +48,31 @@ def test_a_model_of_clips_is_judged(cli: Cli):
 def test_the_command_writes_a_page_of_its_tasks(cli: Cli, tasks: tuple[str, ...]):
     small = ("train.steps=1", "train.warmup=0", "train.batch_size=2", "train.precision=float32", "data.count=500")
     off = ("train.save_every=0", "train.sample_every=0", "train.validate_every=0", "data.num_val=20")
-    assert cli("train", "playground-video", "--small", "--run", "run", *small, *off, "--quiet").code == 0
-    done = cli("study", "video", "run", "--quick", "--json", *(word for name in tasks for word in ("--task", name)))
+    assert cli("train", "playground-video", "--quick", "--output-dir", "run", *small, *off, "--quiet").code == 0
+    done = cli(
+        "analyze", "video-tasks", "run", "--quick", "--json", *(word for name in tasks for word in ("--only", name))
+    )
     assert done.code == 0, done.err
     assert list(done.json["tasks"]) == list(tasks or study.TASKS)
     page = Path("run/video.html").read_text("utf-8")
     assert page.count("data:image/webp;base64,") >= len(tasks or study.TASKS)
     assert "Twice the resolution" in page
-    assert cli("study", "video", "run", "--quick").code == 5, "written over"
-    assert cli("study", "video", "run", "--size", "16x24", "--force").code == 2
-    assert cli("study", "video", "ddpm-digits", "--out", "other").code == 2
+    assert cli("analyze", "video-tasks", "run", "--quick").code == 2, "written over"
+    assert cli("analyze", "video-tasks", "run", "--size", "16x24", "--force").code == 2
+    assert cli("analyze", "video-tasks", "ddpm-digits", "--out", "other").code == 2
 
 
 def test_models_of_other_sizes_stand_beside_it(cli: Cli):
     for name, width in (("small", 24), ("large", 48)):
         sizes = (f"network.hidden_size={width}", "network.heads=1", "network.depth=1", "network.cross_attention_dim=16")
-        assert cli("train", "playground-video", "--small", "--run", name, *SMALL, *OFF, *sizes, "--quiet").code == 0
-    quick = ("--quick", "--law", "corridor", "--law", "space", "--count", 2, "--json")
-    small = cli("study", "world", "small", *quick)
+        assert (
+            cli("train", "playground-video", "--quick", "--output-dir", name, *SMALL, *OFF, *sizes, "--quiet").code == 0
+        )
+    quick = ("--quick", "--only", "corridor", "--only", "space", "-n", 2, "--json")
+    small = cli("analyze", "physics", "small", *quick)
     assert small.code == 0, small.err
     assert "Models of other sizes" not in Path("small/world.html").read_text("utf-8")
-    done = cli("study", "world", "large", *quick, "--beside", "small/world.json")
+    done = cli("analyze", "physics", "large", *quick, "--compare-with", "small/world.json")
     assert done.code == 0, done.err
     assert done.json["about"]["parameters"] > small.json["about"]["parameters"]
     [other] = done.json["beside"]
@@ -87,7 +91,7 @@ def test_models_of_other_sizes_stand_beside_it(cli: Cli):
         ("none.json", "corridor", "cannot be read"),
         ("small/world.json", "brush", "has corridor, space, and nothing of what is studied: brush"),
     ):
-        refused = cli("study", "world", "large", "--quick", "--law", law, "--out", "again", "--beside", file)
+        refused = cli("analyze", "physics", "large", "--quick", "--only", law, "--out", "again", "--compare-with", file)
         assert refused.code == 2
-        assert f"--beside {file}: {why}" in refused.err
+        assert f"--compare-with {file}: {why}" in refused.err
     assert not Path("again").exists()

@@ -32,7 +32,7 @@ def pixels(path: Path) -> torch.Tensor:
 
 
 def test_sample_writes_pictures_a_sheet_and_a_strip(cli: Cli, saved: Path, tmp_path: Path):
-    done = cli("sample", saved, "--label", 3, "--label", 7, "--count", 5, "--strip", "--out", "made", "--json")
+    done = cli("sample", saved, "--label", 3, "--label", 7, "-n", 5, "--save-trajectory", "--out", "made", "--json")
     assert done.code == 0, done.err
     names = [f"seed0_{n:05d}.png" for n in range(5)]
     assert sorted(tree(tmp_path)) == sorted(f"made/{name}" for name in [*names, "sheet.png", "strip.png"])
@@ -58,7 +58,7 @@ def test_who_ends_it_in_between_keeps_what_was_drawn(
             yield picture
 
     monkeypatch.setattr(image_output, "generate", ended)
-    draw = ["sample", saved, "--label", 3, "--count", 6, "--batch", 2, "--out", "made"]
+    draw = ["sample", saved, "--label", 3, "-n", 6, "--batch-size", 2, "--out", "made"]
     assert cli(*draw).code == 130
     assert sorted(tree(tmp_path)) == [f"made/seed0_{n:05d}.png" for n in range(4)]
     monkeypatch.undo()
@@ -70,14 +70,14 @@ def test_the_sheet_of_a_folder_shows_as_many_as_can_be_seen(
     cli: Cli, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(image_output, "SHOWN", 4)
-    assert cli("sample", saved, "--label", 3, "--count", 6, "--steps", 1, "--out", "six").code == 0
-    assert cli("sample", saved, "--label", 3, "--count", 4, "--steps", 1, "--out", "four").code == 0
+    assert cli("sample", saved, "--label", 3, "-n", 6, "--steps", 1, "--out", "six").code == 0
+    assert cli("sample", saved, "--label", 3, "-n", 4, "--steps", 1, "--out", "four").code == 0
     assert len(list((tmp_path / "six").glob("seed*.png"))) == 6
     assert (tmp_path / "six" / "sheet.png").read_bytes() == (tmp_path / "four" / "sheet.png").read_bytes()
 
 
 def test_the_strip_goes_from_noise_to_the_picture(cli: Cli, saved: Path, tmp_path: Path):
-    assert cli("sample", saved, "--label", 3, "--steps", 12, "--strip", "--out", "one.png").code == 0
+    assert cli("sample", saved, "--label", 3, "--steps", 12, "--save-trajectory", "--out", "one.png").code == 0
     strip, picture = pixels(tmp_path / "one.strip.png"), pixels(tmp_path / "one.png")
     shown = strip[6:-6, 6:-6]
     frames = [shown[::12, start : start + 96 : 12] for start in range(0, shown.shape[1], 96 + 6)]
@@ -87,12 +87,27 @@ def test_the_strip_goes_from_noise_to_the_picture(cli: Cli, saved: Path, tmp_pat
 
 
 def test_a_picture_is_repeated_exactly_from_its_own_record(cli: Cli, saved: Path, tmp_path: Path):
-    arguments = ["--label", 3, "--label", 7, "--count", 5, "--seed", 11, "--batch", 3, "--scale", 2, "--steps", 6]
+    arguments = [
+        "--label",
+        3,
+        "--label",
+        7,
+        "-n",
+        5,
+        "--seed",
+        11,
+        "--batch-size",
+        3,
+        "--guidance-scale",
+        2,
+        "--steps",
+        6,
+    ]
     assert cli("sample", saved, *arguments, "--out", "made").code == 0
     original = tmp_path / "made" / "seed11_00004.png"
     facts = read_facts(original)
     assert facts["batch"] == {"first": 3, "count": 2, "given": {"label": ["7", "3"]}}
-    done = cli("sample", saved, "--like", original, "--out", "again.png")
+    done = cli("sample", saved, "--from-metadata", original, "--out", "again.png")
     assert done.code == 0, done.err
     assert (tmp_path / "again.png").read_bytes() == original.read_bytes()
 
@@ -114,7 +129,7 @@ def test_no_metadata_leaves_nothing_to_repeat_from(cli: Cli, saved: Path, tmp_pa
     assert cli("sample", saved, "--label", 3, "--out", "one.png", "--no-metadata").code == 0
     with Image.open(tmp_path / "one.png") as image:
         assert not image.text  # pyright: ignore
-    done = cli("sample", saved, "--like", "one.png", "--out", "two.png")
+    done = cli("sample", saved, "--from-metadata", "one.png", "--out", "two.png")
     assert done.code == 4
     assert "holds no record of how it was made" in done.err
 
@@ -125,7 +140,7 @@ def test_another_model_does_not_repeat_a_picture(cli: Cli, saved: Path, tmp_path
     with torch.no_grad():
         next(model.parameters()).add_(1e-3)
     model.save(tmp_path / "other")
-    done = cli("sample", tmp_path / "other", "--like", "one.png", "--out", "two.png")
+    done = cli("sample", tmp_path / "other", "--from-metadata", "one.png", "--out", "two.png")
     assert done.code == 1
     assert "the picture was made by 'tiny'" in done.err
     assert "this is 'other'" in done.err
@@ -133,8 +148,8 @@ def test_another_model_does_not_repeat_a_picture(cli: Cli, saved: Path, tmp_path
 
 
 def test_first_picks_up_where_a_set_ended(cli: Cli, saved: Path, tmp_path: Path):
-    assert cli("sample", saved, "--label", 3, "--count", 4, "--out", "all").code == 0
-    assert cli("sample", saved, "--label", 3, "--count", 2, "--first", 2, "--out", "rest").code == 0
+    assert cli("sample", saved, "--label", 3, "-n", 4, "--out", "all").code == 0
+    assert cli("sample", saved, "--label", 3, "-n", 2, "--start-index", 2, "--out", "rest").code == 0
     for n in (2, 3):
         name = f"seed0_{n:05d}.png"
         near = pixels(tmp_path / "all" / name).int() - pixels(tmp_path / "rest" / name).int()
@@ -151,7 +166,7 @@ def test_inspect_reads_headers_alone(cli: Cli, saved: Path, tmp_path: Path):
     assert facts["what"] == "a saved model"
     assert facts["parameters"] == sum(p.numel() for p in unveil.load(saved).parameters())
     assert facts["model"]["shape"] == [1, 8, 8]
-    listed = cli("inspect", saved / "denoiser.safetensors", "--keys")
+    listed = cli("inspect", saved / "denoiser.safetensors", "--list-tensors")
     assert "network.enter.weight: F32 (16, 1, 3, 3)" in listed.out
     assert tree(tmp_path) == {}
 
@@ -160,26 +175,26 @@ def test_inspect_reads_headers_alone(cli: Cli, saved: Path, tmp_path: Path):
     "overrides", [[], ["process.beta_schedule=linear"], ["process={kind: linear-vp}", "prediction=v"]]
 )
 def test_inspect_process_draws_and_prints(cli: Cli, tmp_path: Path, overrides: list[str]):
-    done = cli("inspect", "process", "ddpm-digits", *overrides, "--json", "--count", 4)
+    done = cli("inspect", "schedule", "ddpm-digits", *overrides, "--json", "-n", 4)
     assert done.code == 0, done.err
     facts = done.json
     assert len(facts["t"]) == 1000
     assert facts["alpha_bar"] == sorted(facts["alpha_bar"])
     assert all(0 <= ratio <= 1 for ratio in facts["ratio"])
     assert facts["bits_per_dim"] == pytest.approx(facts["prior"] + sum(facts["bound"]))
-    with Image.open(tmp_path / "process.png") as image:
+    with Image.open(tmp_path / "schedule.png") as image:
         assert image.width > 800
 
 
 def test_the_table_of_a_process_is_the_published_one(cli: Cli):
-    facts = cli("inspect", "process", "ddpm-digits", "process.beta_schedule=linear", "--json", "--count", 1).json
+    facts = cli("inspect", "schedule", "ddpm-digits", "process.beta_schedule=linear", "--json", "-n", 1).json
     assert facts["alpha_bar"][0] == pytest.approx(4.0358e-5, rel=1e-4)  # Ho et al. 2020, section 4
     assert facts["beta"][0] == pytest.approx(0.02)
     assert facts["beta"][-1] == pytest.approx(1e-4)
 
 
 def test_inspect_process_measures_the_bound_of_a_model(cli: Cli, saved: Path):
-    done = cli("inspect", "process", saved, "--count", 4, "--rows", 3)
+    done = cli("inspect", "schedule", saved, "-n", 4, "--rows", 3)
     assert done.code == 0, done.err
     assert "on 4 held-out pictures" in done.out
     assert done.out.count("\n") == 1 + 3 + 2
@@ -199,7 +214,7 @@ def test_recipes_are_listed_shown_and_cited(cli: Cli):
 
 
 def test_data_show_and_check(cli: Cli, tmp_path: Path):
-    assert cli("data", "show", "ddpm-digits", "--count", 9, "--out", "seen.png").code == 0
+    assert cli("data", "show", "ddpm-digits", "-n", 9, "--out", "seen.png").code == 0
     assert min(pixels(tmp_path / "seen.png").shape) > 3 * 96
     folder = tmp_path / "photos"
     folder.mkdir()
@@ -220,7 +235,7 @@ def test_data_show_draws_clips(cli: Cli, tmp_path: Path):
     for name, frames, code in (("clips", [9], 0), ("mixed", [5, 9], 2)):
         recipe["data"] = {"kind": "playground", "frames": frames}
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
-        done = cli("data", "show", f"{name}.yaml", "--count", 3, "--out", f"{name}.png")
+        done = cli("data", "show", f"{name}.yaml", "-n", 3, "--out", f"{name}.png")
         assert done.code == code, done.err
     assert pixels(tmp_path / "clips.png").shape[1] > 8 * 96  # eight frames of each clip in a row
     assert "(3, 5, 32, 32), (3, 9, 32, 32) and so on fit no sheet" in done.err
@@ -242,7 +257,10 @@ def test_data_check_of_clips(cli: Cli, tmp_path: Path):
     assert "resample 'nearst': must be one of none, nearest, shown; nearest: 'nearest'" in done.err
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "photos" / "a.png")
-    assert "fit aspect: is for clips" in cli("data", "check", tmp_path / "photos", "--fit", "aspect").err
+    assert (
+        "--resize-mode aspect: is for videos"
+        in cli("data", "check", tmp_path / "photos", "--resize-mode", "aspect").err
+    )
 
 
 # ---------------------------------------------------------------------- convert

@@ -16,7 +16,7 @@ import unveil
 from tests.cli.conftest import CHANGES, Cli
 from unveil.checkpoints import controlnet as layout
 from unveil.checkpoints import diffusers_unet
-from unveil.cli.controlnet import Asked, asked
+from unveil.cli.controlnet import ControlNetOption, parse_controlnet
 from unveil.io.safetensors_io import write_tensors
 from unveil.model.config import load_recipe
 from unveil.nn.controlnet import ControlNet, hint_widths
@@ -57,23 +57,25 @@ def hint(cli: Cli) -> Path:
 
 
 def test_pictures_weights_and_ranges_are_typed(cli: Cli):
-    assert asked("edges=hint.png") == Asked(Path("edges"), Path("hint.png"))
-    assert asked("edges=hint.png:0.5") == Asked(Path("edges"), Path("hint.png"), 0.5)
-    assert asked("edges=hint.png:0.5:0.2-1") == Asked(Path("edges"), Path("hint.png"), 0.5, 0.2, 1.0)
-    assert asked("hint.png:2") == Asked(None, Path("hint.png"), 2.0)
-    windows = asked(r"C:\nets\edges=D:\my pictures\a.png:0.8:0-0.5")
-    assert windows == Asked(Path(r"C:\nets\edges"), Path(r"D:\my pictures\a.png"), 0.8, 0.0, 0.5)
-    assert asked(r"D:\a.png") == Asked(None, Path(r"D:\a.png"))
+    assert parse_controlnet("edges=hint.png") == ControlNetOption(Path("edges"), Path("hint.png"))
+    assert parse_controlnet("edges=hint.png:0.5") == ControlNetOption(Path("edges"), Path("hint.png"), 0.5)
+    assert parse_controlnet("edges=hint.png:0.5:0.2-1") == ControlNetOption(
+        Path("edges"), Path("hint.png"), 0.5, 0.2, 1.0
+    )
+    assert parse_controlnet("hint.png:2") == ControlNetOption(None, Path("hint.png"), 2.0)
+    windows = parse_controlnet(r"C:\nets\edges=D:\my pictures\a.png:0.8:0-0.5")
+    assert windows == ControlNetOption(Path(r"C:\nets\edges"), Path(r"D:\my pictures\a.png"), 0.8, 0.0, 0.5)
+    assert parse_controlnet(r"D:\a.png") == ControlNetOption(None, Path(r"D:\a.png"))
     Path("a=b").mkdir()
-    assert asked("a=b=c.png") == Asked(Path("a=b"), Path("c.png"))
+    assert parse_controlnet("a=b=c.png") == ControlNetOption(Path("a=b"), Path("c.png"))
     Path("d=e.png").touch()
-    assert asked("d=e.png:0.5") == Asked(None, Path("d=e.png"), 0.5)
+    assert parse_controlnet("d=e.png:0.5") == ControlNetOption(None, Path("d=e.png"), 0.5)
 
 
 def test_a_picture_with_a_control_is_drawn_and_repeated(cli: Cli, saved: Path, edges: Path, hint: Path):
     draw = ["sample", saved, "--label", "3", "--seed", "1", "--quiet", "--out"]
     for name, rest in (("off", ":0"), ("half", ":0.5"), ("on", ""), ("early", ":1:0-0.5")):
-        outcome = cli(*draw, f"{name}.png", "--control", f"{edges}={hint}{rest}")
+        outcome = cli(*draw, f"{name}.png", "--controlnet", f"{edges}={hint}{rest}")
         assert outcome.code == 0, outcome.err
     cli(*draw, "base.png")
     base, off, half, on, early = (pixels(f"{name}.png") for name in ("base", "off", "half", "on", "early"))
@@ -85,20 +87,20 @@ def test_a_picture_with_a_control_is_drawn_and_repeated(cli: Cli, saved: Path, e
     (told,) = read_facts(Path("half.png"))["controls"]
     assert (told["name"], told["weight"], told["picture"]) == ("edges.safetensors", 0.5, "hint.png")
     assert "controls" not in read_facts(Path("base.png"))
-    again = ["sample", saved, "--like", "early.png", "--out"]
+    again = ["sample", saved, "--from-metadata", "early.png", "--out"]
     outcome = cli(*again, "missing.png")
     assert outcome.code == 1
-    assert "made with the ControlNet 'edges.safetensors'" in outcome.err
-    outcome = cli(*again, "given.png", "--control", f"{edges}={hint}")  # weight and range are those of the record
+    assert "generated with the ControlNet 'edges.safetensors'" in outcome.err
+    outcome = cli(*again, "given.png", "--controlnet", f"{edges}={hint}")  # weight and range are those of the record
     assert outcome.code == 0, outcome.err
     assert (pixels("given.png") == early).all()
     os.rename("hint.png", "moved.png")
-    outcome = cli(*again, "elsewhere.png", "--control", f"{edges}=moved.png")
+    outcome = cli(*again, "elsewhere.png", "--controlnet", f"{edges}=moved.png")
     assert outcome.code == 0, outcome.err
     assert (pixels("elsewhere.png") == early).all()
     Image.fromarray(np.full((24, 24, 3), 255, np.uint8)).save("hint.png")
     os.remove("moved.png")
-    outcome = cli(*again, "other.png", "--control", f"{edges}=hint.png")
+    outcome = cli(*again, "other.png", "--controlnet", f"{edges}=hint.png")
     assert outcome.code == 4
     assert "hint.png" in outcome.err
     assert "is another file" in outcome.err
@@ -106,13 +108,15 @@ def test_a_picture_with_a_control_is_drawn_and_repeated(cli: Cli, saved: Path, e
 
 def test_two_controls_add_up_by_their_weights(cli: Cli, saved: Path, edges: Path, hint: Path):
     draw = ["sample", saved, "--label", "3", "--quiet", "--out"]
-    cli(*draw, "whole.png", "--control", f"{edges}={hint}")
-    parts = ("--control", f"{edges}={hint}:0.25", "--control", f"{edges}={hint}:0.75")
+    cli(*draw, "whole.png", "--controlnet", f"{edges}={hint}")
+    parts = ("--controlnet", f"{edges}={hint}:0.25", "--controlnet", f"{edges}={hint}:0.75")
     outcome = cli(*draw, "parts.png", *parts)
     assert outcome.code == 0, outcome.err
     assert abs(pixels("whole.png") - pixels("parts.png")).max() <= 1
     assert [one["weight"] for one in read_facts(Path("parts.png"))["controls"]] == [0.25, 0.75]
-    outcome = cli("sample", saved, "--like", "parts.png", "--out", "again.png", "--control", f"{edges}={hint}")
+    outcome = cli(
+        "sample", saved, "--from-metadata", "parts.png", "--out", "again.png", "--controlnet", f"{edges}={hint}"
+    )
     assert outcome.code == 0, outcome.err
     assert (pixels("again.png") == pixels("parts.png")).all()
 
@@ -132,13 +136,13 @@ def test_edits_take_controls_and_modes(cli: Cli, saved: Path, edges: Path, hint:
         assert outcome.code == 0, outcome.err
         fitting = "wide.png" if verb == "outpaint" else str(hint)
         Image.fromarray(np.tile(np.eye(8, dtype=np.uint8) * 255, (1, 2))).save("wide.png")
-        named = ("--control", f"{edges}={fitting}")
+        named = ("--controlnet", f"{edges}={fitting}")
         outcome = cli(*draw, f"{verb}-on.png", *named)
         assert outcome.code == 0, outcome.err
         assert (pixels(f"{verb}.png") != pixels(f"{verb}-on.png")).any()
     assert cli(*draw, "guess.png", *named, "--control-mode", "guess").code == 0
     assert (pixels("guess.png") != pixels("outpaint-on.png")).any()
-    outcome = cli("outpaint", saved, "three.png", "--like", "guess.png", "--out", "again.png", *named)
+    outcome = cli("outpaint", saved, "three.png", "--from-metadata", "guess.png", "--out", "again.png", *named)
     assert outcome.code == 0, outcome.err
     assert (pixels("guess.png") == pixels("again.png")).all()
     outcome = cli(*draw, "x.png", *named, "--control-mode", "ges")
@@ -150,7 +154,7 @@ def test_an_enlargement_takes_controls_tile_by_tile(cli: Cli, saved: Path, edges
     cli("sample", saved, "--label", "3", "--quiet", "--out", "three.png")
     draw = ["upscale", saved, "three.png", "--factor", "2", "--strength", "1", "--label", "3", "--quiet", "--out"]
     assert cli(*draw, "plain.png").code == 0
-    named = ("--control", f"{edges}={hint}")
+    named = ("--controlnet", f"{edges}={hint}")
     outcome = cli(*draw, "on.png", *named)
     assert outcome.code == 0, outcome.err
     assert pixels("on.png").shape == (16, 16)
@@ -160,31 +164,33 @@ def test_an_enlargement_takes_controls_tile_by_tile(cli: Cli, saved: Path, edges
     shown[8:] = 0
     Image.fromarray(shown).save("half.png")
     for name in ("whole", "half"):
-        assert cli(*draw, f"{name}-on.png", "--overlap", "0", "--control", f"{edges}={name}.png").code == 0
+        assert cli(*draw, f"{name}-on.png", "--overlap", "0", "--controlnet", f"{edges}={name}.png").code == 0
     assert (pixels("half-on.png")[:8] == pixels("whole-on.png")[:8]).all(), "a tile is shown its own part"
     assert (pixels("half-on.png")[8:] != pixels("whole-on.png")[8:]).any()
-    outcome = cli("upscale", "--like", "on.png", saved, "--out", "again.png", *named)
+    outcome = cli("upscale", "--from-metadata", "on.png", saved, "--out", "again.png", *named)
     assert outcome.code == 0, outcome.err
     assert (pixels("again.png") == pixels("on.png")).all()
 
 
 def test_what_is_near_a_controlled_picture_is_controlled_alike(cli: Cli, saved: Path, edges: Path, hint: Path):
-    named = ("--control", f"{edges}={hint}:0.5")
+    named = ("--controlnet", f"{edges}={hint}:0.5")
     assert cli("sample", saved, "--label", "3", "--seed", "4", "--quiet", "--out", "own.png", *named).code == 0
-    near = ["vary", "own.png", "--model", saved, "--seed", "9", "--quiet", "--out"]
-    outcome = cli(*near, "missing.png", "--amount", "0")
+    near = ["variations", "own.png", "--model", saved, "--seed", "9", "--quiet", "--out"]
+    outcome = cli(*near, "missing.png", "--variation-strength", "0")
     assert outcome.code == 1
-    assert "made with the ControlNet 'edges.safetensors'" in outcome.err
-    outcome = cli(*near, "same.png", "--amount", "0", "--control", f"{edges}={hint}")  # the weight is the record's
+    assert "generated with the ControlNet 'edges.safetensors'" in outcome.err
+    outcome = cli(
+        *near, "same.png", "--variation-strength", "0", "--controlnet", f"{edges}={hint}"
+    )  # the weight is the record's
     assert outcome.code == 0, outcome.err
     assert (pixels("same.png") == pixels("own.png")).all()
     assert read_facts(Path("same.png"))["controls"] == read_facts(Path("own.png"))["controls"]
 
 
 def test_the_ends_of_a_controlled_way_are_the_two_samples(cli: Cli, saved: Path, edges: Path, hint: Path):
-    named = ("--control", f"{edges}={hint}")
+    named = ("--controlnet", f"{edges}={hint}")
     ends = ("--seed", "3", "--seed", "9", "--label", "3", "--label", "8")
-    outcome = cli("interpolate", saved, *ends, "--frames", "3", "--batch", "1", "--quiet", "--out", "way", *named)
+    outcome = cli("interpolate", saved, *ends, "--frames", "3", "--batch-size", "1", "--quiet", "--out", "way", *named)
     assert outcome.code == 0, outcome.err
     for seed, label, frame in (("3", "3", 0), ("9", "8", 2)):
         assert cli("sample", saved, "--seed", seed, "--label", label, "--out", f"{frame}.png", *named).code == 0
@@ -194,36 +200,36 @@ def test_the_ends_of_a_controlled_way_are_the_two_samples(cli: Cli, saved: Path,
 
 def test_a_picture_goes_to_noise_and_back_under_a_control(cli: Cli, saved: Path, edges: Path, hint: Path):
     cli("sample", saved, "--label", "3", "--quiet", "--out", "three.png")
-    named, told = ("--control", f"{edges}={hint}"), ("--label", "3", "--steps", "20")
+    named, told = ("--controlnet", f"{edges}={hint}"), ("--label", "3", "--steps", "20")
     outcome = cli("invert", saved, "three.png", *told, "--out", "on.safetensors", "--json", *named)
     assert outcome.code == 0, outcome.err
     assert [one["name"] for one in outcome.json["controls"]] == ["edges.safetensors"]
     assert cli("invert", saved, "three.png", *told, "--out", "off.safetensors").code == 0
-    back = ["sample", saved, "--noise", "on.safetensors", "--out"]
+    back = ["sample", saved, "--latents", "on.safetensors", "--out"]
     with_it, without = cli(*back, "with.png", *named), cli(*back, "without.png")
     assert (with_it.code, without.code) == (0, 0)
     assert "warning" not in with_it.err
     assert "on.safetensors: its noise was found with other LoRAs or ControlNets" in without.err
     near, far = (abs(pixels(name) - pixels("three.png")).mean() for name in ("with.png", "without.png"))
     assert near < 0.5 * far
-    assert cli("sample", saved, "--noise", "off.safetensors", "--out", "off.png").code == 0
+    assert cli("sample", saved, "--latents", "off.safetensors", "--out", "off.png").code == 0
     assert abs(pixels("off.png") - pixels("three.png")).mean() < 0.5 * far
 
 
 def test_what_does_not_fit_is_refused(cli: Cli, saved: Path, edges: Path, hint: Path):
-    outcome = cli("sample", "ddpm-digits", "--control", f"{edges}={hint}", "--out", "a.png")
+    outcome = cli("sample", "ddpm-digits", "--controlnet", f"{edges}={hint}", "--out", "a.png")
     assert outcome.code == 1
     assert "a ControlNet of another base (widths of the levels" in outcome.err
-    outcome = cli("sample", saved, "--control", str(hint), "--out", "a.png")
+    outcome = cli("sample", saved, "--controlnet", str(hint), "--out", "a.png")
     assert outcome.code == 2
-    assert "no ControlNet of its own" in outcome.err
-    outcome = cli("sample", saved, "--control", f"{saved}={hint}", "--out", "a.png")
+    assert "names no ControlNet" in outcome.err
+    outcome = cli("sample", saved, "--controlnet", f"{saved}={hint}", "--out", "a.png")
     assert "holds no ControlNet" in outcome.err
     Image.fromarray(np.zeros((8, 16), np.uint8)).save("wide.png")
-    outcome = cli("sample", saved, "--label", "3", "--control", f"{edges}=wide.png", "--out", "a.png")
+    outcome = cli("sample", saved, "--label", "3", "--controlnet", f"{edges}=wide.png", "--out", "a.png")
     assert outcome.code == 1
     assert "aspect ratio" in outcome.err
-    outcome = cli("sample", saved, "--label", "3", "--control", f"{edges}={hint}:1:0.5-0.2", "--out", "a.png")
+    outcome = cli("sample", saved, "--label", "3", "--controlnet", f"{edges}={hint}:1:0.5-0.2", "--out", "a.png")
     assert outcome.code == 2
     assert "0 <= start <= stop <= 1" in outcome.err
     assert not Path("a.png").exists()
@@ -251,7 +257,7 @@ def test_what_is_inspected_says_that_it_is_a_controlnet(cli: Cli, edges: Path, m
         outcome = cli("inspect", given)
         assert outcome.code == 0, outcome.err
         assert "ControlNet" in outcome.out
-        assert "--control FILE=PICTURE" in outcome.out
+        assert "--controlnet FILE=IMAGE" in outcome.out
     listed = {one["name"]: one["kind"] for one in cli("inspect", "models", "--json").json["models"]}
     assert listed == {"theirs": "ControlNet", "edges": "ControlNet"}
 
@@ -260,26 +266,26 @@ def test_what_is_inspected_says_that_it_is_a_controlnet(cli: Cli, edges: Path, m
 def test_a_controlnet_is_trained_and_its_run_is_a_model(cli: Cli, saved: Path, hint: Path):
     recipe = load_recipe("ddpm-digits", [*CHANGES, "train.steps=3", "train.warmup=0", "train.batch_size=8"])
     plain = recipe.model_dump(mode="json")
-    plain["data"]["hint"] = {"kind": "canny", "low": 50, "high": 100}
+    plain["data"]["preprocess"] = {"kind": "canny", "low": 50, "high": 100}
     plain |= {"name": "tiny-edges", "base": str(saved), "control": {}}
     Path("tiny-edges.yaml").write_text(yaml.safe_dump(plain))
     assert cli("train", "tiny-edges.yaml", "--dry-run").code == 0
-    outcome = cli("train", "tiny-edges.yaml", "--run", "edges")
+    outcome = cli("train", "tiny-edges.yaml", "--output-dir", "edges")
     assert outcome.code == 0, outcome.err
     assert "a training checkpoint at step 3, of a ControlNet on " in cli("inspect", "edges").out
     draw = ["--label", "3", "--quiet", "--out"]
-    outcome = cli("sample", saved, *draw, "beside.png", "--control", f"edges={hint}")
+    outcome = cli("sample", saved, *draw, "beside.png", "--controlnet", f"edges={hint}")
     assert outcome.code == 0, outcome.err
-    outcome = cli("sample", "edges", *draw, "run.png", "--control", hint)
+    outcome = cli("sample", "edges", *draw, "run.png", "--controlnet", hint)
     assert outcome.code == 0, outcome.err
     assert (pixels("beside.png") == pixels("run.png")).all()
     assert read_facts(Path("beside.png"))["controls"][0]["name"] == "edges"
     for place, like in ((saved, "beside.png"), ("edges", "run.png")):
-        outcome = cli("sample", place, "--like", like, "--out", f"again-{like}")
+        outcome = cli("sample", place, "--from-metadata", like, "--out", f"again-{like}")
         assert outcome.code == 0, outcome.err
         assert (pixels(f"again-{like}") == pixels(like)).all()
     outcome = cli("sample", "edges", *draw, "nothing.png")
     assert outcome.code == 2
-    assert "give its picture: --control PICTURE" in outcome.err
+    assert "give its control image: --controlnet IMAGE" in outcome.err
     outcome = cli("sample", saved, "--lora", "edges", "--out", "a.png")
     assert outcome.code == 1

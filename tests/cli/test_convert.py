@@ -48,7 +48,7 @@ def saved_by_score_sde(path: Path, drop: int = 0) -> dict[str, Tensor]:
 @pytest.mark.slow
 def test_the_average_of_score_sde_is_read_by_its_order(cli: Cli, tmp_path: Path):
     ours = saved_by_score_sde(tmp_path / "checkpoint_7.pth")
-    settings = ["--layout", "score-sde", "--recipe", "score-sde-cifar10", *TINY]
+    settings = ["--format", "score-sde", "--recipe", "score-sde-cifar10", *TINY]
     done = cli("convert", "checkpoint_7.pth", "ours", *settings, "--json")
     assert done.code == 0, done.err
     assert done.json["part"] == "the file['ema']['shadow_params']"
@@ -63,7 +63,7 @@ def test_the_average_of_score_sde_is_read_by_its_order(cli: Cli, tmp_path: Path)
 @pytest.mark.release
 def test_an_average_that_does_not_fit_is_refused_and_not_replaced(cli: Cli, tmp_path: Path):
     saved_by_score_sde(tmp_path / "checkpoint_7.pth", drop=1)
-    done = cli("convert", "checkpoint_7.pth", "ours", "--layout", "score-sde", "--recipe", "score-sde-cifar10", *TINY)
+    done = cli("convert", "checkpoint_7.pth", "ours", "--format", "score-sde", "--recipe", "score-sde-cifar10", *TINY)
     assert done.code == 1
     assert "the average holds" in done.err
     assert not (tmp_path / "ours").exists()
@@ -76,7 +76,7 @@ def test_tensors_of_edm_come_in_with_their_labels(cli: Cli, tmp_path: Path, drop
     table = {"table.weight": torch.randn(11, network.vector_dim)}
     write_tensors(tmp_path / "theirs.safetensors", edm.dump(ours, network.config, 32, table))
     changes = [*TINY, "--set", "network.augment_dim=9", "--set", f"condition.0.drop_prob={drop}"]
-    done = cli("convert", "theirs.safetensors", "ours", "--layout", "edm", "--recipe", "edm-cifar10", *changes)
+    done = cli("convert", "theirs.safetensors", "ours", "--format", "edm", "--recipe", "edm-cifar10", *changes)
     assert done.code == 0, done.err
     back = unveil.load("ours")
     assert all(torch.equal(ours[key], value) for key, value in back.denoiser.network.state_dict().items())
@@ -93,7 +93,7 @@ def test_a_layout_of_another_network_is_named(cli: Cli, tmp_path: Path):
 
 def test_eight_bits_are_written_of_our_own_folders_alone(cli: Cli, tmp_path: Path):
     small = tmp_path / "small"
-    assert cli("convert", "ddpm-digits", small, "--layout", "ours", "--dtype", "int8").code == 0
+    assert cli("convert", "ddpm-digits", small, "--format", "ours", "--dtype", "int8").code == 0
     sizes = [
         (place / "denoiser.safetensors").stat().st_size
         for place in (small, model_folder.resolve_checkpoint("ddpm-digits"))
@@ -102,7 +102,7 @@ def test_eight_bits_are_written_of_our_own_folders_alone(cli: Cli, tmp_path: Pat
     how: dict[str, Any] = {"count": 2, "seed": 0, "raw": {"label": ["3", "8"]}, "sampling": {"steps": 4}}
     one, two = (unveil.load(place).generate(**how) for place in ("ddpm-digits", small))
     assert 0 < (one - two).abs().mean() < 0.02
-    said = cli("convert", "ddpm-digits", "a.safetensors", "--layout", "ddpm", "--dtype", "int8")
+    said = cli("convert", "ddpm-digits", "a.safetensors", "--format", "ddpm", "--dtype", "int8")
     assert said.code == 2
     assert "dtype int8: the layout ddpm cannot be written so; choose float32" in " ".join(said.err.split())
     assert not (tmp_path / "a.safetensors").exists()

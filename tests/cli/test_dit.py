@@ -38,7 +38,7 @@ def test_a_name_tells_what_a_network_would_take(cli: Cli, name: str, tokens: int
         assert facts["parameters"] == 33_148_160
         assert facts["multiply_adds"] == pytest.approx(0.358e9, rel=0.01)
         assert facts["designs"]["cross-attention"] > 1.14 * facts["multiply_adds"]
-    text = cli("inspect", name, "--batch", 1).out
+    text = cli("inspect", name, "--batch-size", 1).out
     assert "G for one input" in text
     assert "for a batch of 1" in text
 
@@ -73,14 +73,14 @@ def test_convert_knows_a_dit_by_its_keys_and_writes_both_layouts(cli: Cli, tmp_p
     done = cli("convert", "dit.pt", "ours", "--set", "file.heads=4", "--json")
     assert done.code == 0, done.err
     assert (done.json["matched"], done.json["unmatched"]) == (len(theirs), 0)
-    assert cli("convert", "ours", "back.pt", "--layout", "dit").code == 0
+    assert cli("convert", "ours", "back.pt", "--format", "dit").code == 0
     back = read_state(tmp_path / "back.pt")
     assert back.keys() == theirs.keys()
     assert all(torch.equal(back[key], tensor) for key, tensor in theirs.items())
-    done = cli("convert", "ours", "folder", "--layout", "diffusers")
+    done = cli("convert", "ours", "folder", "--format", "diffusers")
     assert done.code == 0, done.err
     assert dit_pipeline.is_folder(tmp_path / "folder")
-    assert cli("convert", "ours", "folder", "--layout", "diffusers").code == 5  # nothing is overwritten
+    assert cli("convert", "ours", "folder", "--format", "diffusers").code == 2  # nothing is overwritten
     assert cli("convert", "folder", "again").code == 0
     assert json.loads((tmp_path / "folder" / "model_index.json").read_text())["_class_name"] == "DiTPipeline"
     assert [path for path in tree(tmp_path) if path.startswith(".")] == []

@@ -1,4 +1,4 @@
-"""`--expand` and `--no-expand`: what the model is told is shown and stored, and what was typed is kept."""
+"""`--expand-prompt`: the prompt that the model reads is printed and stored, beside what was typed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_short_prompt_is_told_dense_which_is_shown_and_stored(cli: Cli, tmp_pa
     dense = expand_by_rules(SHORT, 3).text
     done = cli("video", SHORT, "--seed", 3, *FAST, "-o", "out.gif")
     assert done.code == 0, done.err
-    assert f"told, by rules: {dense}\n" in done.out
+    assert f"prompt, expanded by rules: {dense}\n" in done.out
     assert facts(tmp_path / "out.gif") == {"given": {"prompt": dense}, "asked": {"prompt": SHORT, "by": "rules"}}
     assert cli("video", dense, "--seed", 3, *FAST, "-o", "dense.gif").code == 0
     assert facts(tmp_path / "dense.gif") == {"given": {"prompt": dense}}
@@ -38,7 +38,7 @@ def test_a_short_prompt_is_told_dense_which_is_shown_and_stored(cli: Cli, tmp_pa
 
 
 def test_without_expansion_the_model_is_told_what_was_typed(cli: Cli, tmp_path: Path):
-    done = cli("video", SHORT, *FAST, "--no-expand", "-o", "out.gif")
+    done = cli("video", SHORT, *FAST, "--expand-prompt=none", "-o", "out.gif")
     assert done.code == 0, done.err
     assert "told" not in done.out
     assert facts(tmp_path / "out.gif") == {"given": {"prompt": SHORT}}
@@ -52,7 +52,7 @@ def test_of_pictures_no_motion_is_filled_in_and_a_record_draws_them_again(cli: C
     assert done.json["expanded"] == [{"told": dense, "asked": asked, "by": "rules"}]  # nothing but the document
     told = {"given": {"prompt": dense}, "asked": {"prompt": asked, "by": "rules"}}
     assert facts(tmp_path / "one.png") == told
-    assert cli("sample", "--like", "one.png", "--out", "again.png").code == 0
+    assert cli("sample", "--from-metadata", "one.png", "--out", "again.png").code == 0
     assert facts(tmp_path / "again.png") == told
     assert (pixels(tmp_path / "one.png") == pixels(tmp_path / "again.png")).all()
 
@@ -74,26 +74,26 @@ def test_a_clip_that_is_shown_a_picture_is_told_what_was_typed_unless_asked(cli:
     given = ("video", "a small yellow ring moves up", "--image", "first.png", *FAST, "-o")
     assert cli(*given, "plain.gif").code == 0
     assert "asked" not in facts(tmp_path / "plain.gif")
-    assert cli(*given, "dense.gif", "--expand", "rules").code == 0
+    assert cli(*given, "dense.gif", "--expand-prompt", "rules").code == 0
     assert facts(tmp_path / "dense.gif")["asked"]["prompt"] == "a small yellow ring moves up"
 
 
 def test_words_that_the_rules_do_not_know_leave_a_prompt_as_it_is(cli: Cli, tmp_path: Path):
     done = cli("sample", "a red circle on white", *FAST, "--out", "one.png")
     assert facts(tmp_path / "one.png") == {"given": {"prompt": "a red circle on white"}}
-    assert "--expand" not in done.err  # nobody asked for it
-    done = cli("sample", "a red circle on white", *FAST, "--expand", "rules", "--out", "two.png")
+    assert "--expand-prompt" not in done.err  # nobody asked for it
+    done = cli("sample", "a red circle on white", *FAST, "--expand-prompt", "rules", "--out", "two.png")
     assert "'a red circle on white' is left as it is: the rules do not know 'on'" in done.err
     assert facts(tmp_path / "two.png")["asked"]["note"] == "the rules do not know 'on'"
 
 
 def test_an_address_without_an_answer_is_replaced_by_the_rules_which_is_said(cli: Cli, tmp_path: Path):
     pytest.importorskip("openai")
-    done = cli("video", SHORT, *FAST, "--expand", "http://127.0.0.1:9/v1#big", "-o", "out.gif")
+    done = cli("video", SHORT, *FAST, "--expand-prompt", "http://127.0.0.1:9/v1#big", "-o", "out.gif")
     assert done.code == 0, done.err
     assert facts(tmp_path / "out.gif")["given"] == {"prompt": expand_by_rules(SHORT).text}
-    assert "told, by rules" in done.out
-    assert f"warning: --expand: {SHORT!r}: big at 127.0.0.1:9: no answer" in done.err
+    assert "prompt, expanded by rules" in done.out
+    assert f"warning: --expand-prompt: {SHORT!r}: big at 127.0.0.1:9: no answer" in done.err
 
 
 @pytest.mark.parametrize("command", [("video", SHORT, "-o", "out.gif"), ("sample", SHORT, "--out", "out.png")])
@@ -103,10 +103,10 @@ def test_an_address_that_never_answers_is_said_even_where_nothing_else_is(
 ):
     monkeypatch.setenv("UNVEIL_API_SECONDS", "0.2")
     place.answer = late
-    done = cli(*command, *FAST, "--expand", f"{place.url}#big", loud)
+    done = cli(*command, *FAST, "--expand-prompt", f"{place.url}#big", loud)
     assert done.code == 0, done.err
     why = f"big at {place.url[7:-3]}: no answer (Request timed out.); by the rules instead"
-    assert f"warning: --expand: {SHORT!r}: {why}" in done.err
+    assert f"warning: --expand-prompt: {SHORT!r}: {why}" in done.err
     assert "Traceback" not in done.err
     asked = facts(tmp_path / command[-1])["asked"]
     assert asked.pop("note").endswith("by the rules instead")
@@ -121,7 +121,7 @@ def test_an_address_that_answers_nonsense_is_replaced_and_paid_for(
 ):
     usage = {"prompt_tokens": 100, "completion_tokens": 20}
     place.answer = lambda: (200, saying("a blue dog \x00 {}", **usage))
-    done = cli(*command, *FAST, "--expand", f"{place.url}#big", "--json")
+    done = cli(*command, *FAST, "--expand-prompt", f"{place.url}#big", "--json")
     assert done.code == 0, done.err
     assert "its answer has words that the model does not know: dog" in done.err
     (told,) = done.json["expanded"]
@@ -132,7 +132,7 @@ def test_an_address_that_answers_nonsense_is_replaced_and_paid_for(
 
 def test_an_answer_that_is_taken_is_recorded_with_who_gave_it_and_what_it_took(cli: Cli, place: Place, tmp_path: Path):
     place.answer = lambda: (200, saying(DENSE, prompt_tokens=100, completion_tokens=20, cost=0.5))
-    done = cli("video", SHORT, *FAST, "--expand", f"{place.url}#big", "-o", "out.gif", "--json")
+    done = cli("video", SHORT, *FAST, "--expand-prompt", f"{place.url}#big", "-o", "out.gif", "--json")
     (told,) = done.json["expanded"]
     assert "warning" not in done.err
     assert (told["told"], told["by"], told["cost"]) == (
@@ -143,7 +143,7 @@ def test_an_answer_that_is_taken_is_recorded_with_who_gave_it_and_what_it_took(c
     assert kept["asked"] == {"prompt": SHORT, "by": told["by"], "cost": told["cost"]}
 
 
-@pytest.mark.parametrize("expand", [(), ("--no-expand",), ("--expand", "rules")])
+@pytest.mark.parametrize("expand", [(), ("--expand-prompt=none",), ("--expand-prompt", "rules")])
 @pytest.mark.parametrize("prompt", [ARABIC, DEVANAGARI])
 def test_a_script_that_the_model_does_not_know_is_refused(cli: Cli, tmp_path: Path, prompt: str, expand: Any):
     for command in (("video", prompt, "-o", "out.gif"), ("sample", prompt, "--out", "out.png")):
@@ -151,7 +151,7 @@ def test_a_script_that_the_model_does_not_know_is_refused(cli: Cli, tmp_path: Pa
         assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("expand", [[], ["--no-expand"]])
+@pytest.mark.parametrize("expand", [[], ["--expand-prompt=none"]])
 def test_half_a_character_is_told_before_the_work(cli: Cli, tmp_path: Path, expand: list[str]):
     for command, out in (("sample", "a"), ("video", "a.gif")):
         refused(cli(command, SHORT + " \udcff", *FAST, *expand, "--out", out), 2, "holds half a character")
@@ -159,10 +159,13 @@ def test_half_a_character_is_told_before_the_work(cli: Cli, tmp_path: Path, expa
 
 
 def test_what_cannot_be_is_refused(cli: Cli, tmp_path: Path):
-    refused(cli("video", SHORT, "--expand", "rules", "--no-expand"), 2, "--expand and --no-expand: give one of them")
-    refused(cli("video", SHORT, "--expand", "nowhere", "-o", "a.gif"), 1, "nowhere: no config.json")
-    refused(cli("video", SHORT, "--expand", "http://there/v1", "-o", "a.gif"), 2, "which model there")
-    refused(cli("sample", "ddpm-digits", "--expand", "rules", "--out", "a.png"), 2, "--expand rules: these are for")
+    refused(cli("video", SHORT, "--expand-prompt", "nowhere", "-o", "a.gif"), 1, "nowhere: no config.json")
+    refused(cli("video", SHORT, "--expand-prompt", "http://there/v1", "-o", "a.gif"), 2, "which model there")
+    refused(
+        cli("sample", "ddpm-digits", "--expand-prompt", "rules", "--out", "a.png"),
+        2,
+        "--expand-prompt rules: is for",
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -171,5 +174,5 @@ def test_a_model_of_other_words_is_told_what_was_typed(cli: Cli, tmp_path: Path)
     tiny_clips(frames=6).save(tmp_path / "clips")
     assert cli("video", WORDS[0], "--model", "clips", "-o", "out.gif").code == 0
     assert facts(tmp_path / "out.gif") == {"given": {"prompt": WORDS[0]}}
-    done = cli("video", WORDS[0], "--model", "clips", "--expand", "rules", "-o", "two.gif")
+    done = cli("video", WORDS[0], "--model", "clips", "--expand-prompt", "rules", "-o", "two.gif")
     assert "does not read all of" in done.err

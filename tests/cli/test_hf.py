@@ -28,7 +28,7 @@ def test_a_folder_is_sampled_edited_repeated_and_inspected(tmp_path, capsys):
     sized = ["--size", "24x16", "--steps", "3"]
     assert run(["sample", folder, "a cat on the moon", *sized, "--out", str(first)]) == 0
     assert read(first)[0] == (24, 16)
-    assert run(["sample", folder, "--like", str(first), "--out", str(again)]) == 0
+    assert run(["sample", folder, "--from-metadata", str(first), "--out", str(again)]) == 0
     assert read(again) == read(first)
     assert run(["img2img", folder, str(first), "red dog", "--steps", "4", "--out", str(edited)]) == 0
     assert read(edited) != read(first)

@@ -46,11 +46,11 @@ def test_check_tells_what_a_file_holds(cli: Cli, latents: Path):
     assert "latent.safetensors: no such file; nearest: 'latents.safetensors'" in absent.err
     shown = cli("data", "show", "dit-s-2-imagenet256", f"data.path={latents}")
     assert shown.code == 2
-    assert "latents, which are no pictures" in shown.err
+    assert "latents, not images" in shown.err
 
 
 def test_a_run_is_estimated(cli: Cli, latents: Path):
-    done = cli("train", "dit-xl-2-imagenet256", "--small", f"data.path={latents}", "--dry-run", "--json")
+    done = cli("train", "dit-xl-2-imagenet256", "--quick", f"data.path={latents}", "--dry-run", "--json")
     assert done.code == 0, done.err
     assert (done.json["items"], done.json["shape"]) == (19, [4, 32, 32])
     absent = cli("train", "dit-xl-2-imagenet256")
@@ -60,10 +60,10 @@ def test_a_run_is_estimated(cli: Cli, latents: Path):
 
 @pytest.mark.slow
 def test_a_run_is_trained_on_them(cli: Cli, latents: Path):
-    done = cli("train", "dit-xl-2-imagenet256", "--small", f"data.path={latents}", "--run", "run", "--json")
+    done = cli("train", "dit-xl-2-imagenet256", "--quick", f"data.path={latents}", "--output-dir", "run", "--json")
     assert done.code == 0, done.err
     assert done.json["step"] == 2
-    for command in (["evaluate", "run"], ["study", "guidance", "run"]):
+    for command in (["evaluate", "run"], ["analyze", "guidance", "run"]):
         refused = cli(*command)
         assert refused.code == 2, refused.err
         assert "makes latents" in refused.err
@@ -81,14 +81,14 @@ def encoding(recipe: Recipe) -> Model:
 @pytest.mark.slow
 def test_latents_of_a_recipe_are_written_once(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("UNVEIL_CACHE", str(tmp_path / "cache"))
-    refused = cli("data", "latents", "ddpm-digits")
+    refused = cli("data", "cache-latents", "ddpm-digits")
     assert refused.code == 2
     assert "Identity, encodes nothing; set train.cache_latents: encode" in refused.err
     assert not (tmp_path / "cache").exists()
     monkeypatch.setattr(work, "fresh", encoding)
     monkeypatch.setattr(train, "fresh", encoding)
     changes = ["data.count=24", "data.num_val=8", "data.size=16", "shape=[3, 16, 16]", "train.random_flip=true"]
-    first = cli("data", "latents", "ddpm-scenes", *changes, "--json")
+    first = cli("data", "cache-latents", "ddpm-scenes", *changes, "--json")
     assert first.code == 0, first.err
     found = first.json["latents"]
     assert [(one["part"], one["items"], one["versions"], one["shape"], one["there"]) for one in found] == [
@@ -96,14 +96,15 @@ def test_latents_of_a_recipe_are_written_once(cli: Cli, tmp_path: Path, monkeypa
         ("held-out", 8, 2, [3, 16, 16], False),
     ]
     assert (
-        "train: 24 x 2 of shape (3, 16, 16), 289 KiB, already in" in cli("data", "latents", "ddpm-scenes", *changes).out
+        "train: 24 x 2 of shape (3, 16, 16), 289 KiB, already in"
+        in cli("data", "cache-latents", "ddpm-scenes", *changes).out
     )
     checked = cli("data", "check", found[0]["path"])
     assert (checked.code, "48 latents of shape (3, 16, 16), F32" in checked.out) == (0, True), checked.err
     files = sorted((tmp_path / "cache" / "latents").glob("*.safetensors"))
     changes += ["train.cache_latents=true", "train.steps=2", "train.warmup=0", "train.batch_size=4"]
     changes += ["network.model_channels=16", "network.groups=4", "train.sample_every=0"]
-    done = cli("train", "ddpm-scenes", *changes, "--run", "run", "--json")
+    done = cli("train", "ddpm-scenes", *changes, "--output-dir", "run", "--json")
     assert done.code == 0, done.err
     assert done.json["step"] == 2
     assert sorted((tmp_path / "cache" / "latents").glob("*.safetensors")) == files

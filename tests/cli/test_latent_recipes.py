@@ -82,7 +82,7 @@ def test_fine_tuning_begins_with_the_base_and_moves_the_network_alone(cli: Cli, 
         "train.ema_decay=0",
         "train.precision=float32",
     )
-    done = cli("train", "sd1-finetune", "--small", *changes, "--run", "run", "--json")
+    done = cli("train", "sd1-finetune", "--quick", *changes, "--output-dir", "run", "--json")
     assert done.code == 0, done.err
     before, after = load(str(base)), load("run")
     for own in ("conditioners", "codec"):
@@ -116,11 +116,11 @@ def test_another_base_is_refused(base: Path):
 @pytest.mark.slow
 def test_a_model_of_layouts_is_trained_asked_and_judged(cli: Cli, tmp_path: Path):
     settings = ["train.steps=2", "train.warmup=0", "train.sample_every=1", "train.validate_every=0"]
-    done = cli("train", "ldm-layout", "--small", *settings, "--run", "run", "--json")
+    done = cli("train", "ldm-layout", "--quick", *settings, "--output-dir", "run", "--json")
     assert done.code == 0, done.err
-    drawn = cli("sample", "run", "--given", "layout=circle 0.5 0.5 0.3 0.3; ring 0.2 0.2 0.2 0.2", "--out", "drawn")
+    drawn = cli("sample", "run", "--cond", "layout=circle 0.5 0.5 0.3 0.3; ring 0.2 0.2 0.2 0.2", "--out", "drawn")
     assert drawn.code == 0, drawn.err
-    wrong = cli("sample", "run", "--given", "layout=circel 0.5 0.5 0.3 0.3", "--out", "wrong")
+    wrong = cli("sample", "run", "--cond", "layout=circel 0.5 0.5 0.3 0.3", "--out", "wrong")
     assert wrong.code == 2
     assert "'circle'" in wrong.err
     judged = cli("evaluate", "run", "--json")
@@ -167,13 +167,13 @@ def test_a_typed_value_is_its_nearest_code():
 @pytest.mark.slow
 def test_a_model_of_words_is_trained_asked_and_judged(cli: Cli, tmp_path: Path):
     settings = ["train.steps=2", "train.warmup=0", "train.sample_every=1", "train.validate_every=1"]
-    done = cli("train", "words-scenes", "--small", *settings, "--run", "run", "--json")
+    done = cli("train", "words-scenes", "--quick", *settings, "--output-dir", "run", "--json")
     assert done.code == 0, done.err
     asked = ["sample", "run", "\u7ea2\u8272\u5706\u5f62", "--steps", "2"]
-    drawn = [cli(*asked, *more, "--out", f"{n}.png") for n, more in enumerate(([], ["--negative", "red"]))]
+    drawn = [cli(*asked, *more, "--out", f"{n}.png") for n, more in enumerate(([], ["--negative-prompt", "red"]))]
     assert [one.code for one in drawn] == [0, 0], drawn[1].err
     assert (tmp_path / "0.png").read_bytes() != (tmp_path / "1.png").read_bytes()
-    again = cli("sample", "run", "--like", "1.png", "--out", "again.png")
+    again = cli("sample", "run", "--from-metadata", "1.png", "--out", "again.png")
     assert again.code == 0, again.err
     pictures = [np.asarray(Image.open(tmp_path / name)) for name in ("1.png", "again.png")]
     assert np.array_equal(*pictures)
@@ -196,7 +196,7 @@ def test_a_model_of_words_is_trained_asked_and_judged(cli: Cli, tmp_path: Path):
 @needs_fashion
 def test_a_model_that_enlarges_is_trained_used_and_judged(cli: Cli, tmp_path: Path):
     settings = ["train.steps=2", "train.warmup=0", "train.sample_every=1", "train.validate_every=0"]
-    done = cli("train", "upsampler-fashion", "--small", *settings, "--run", "run", "--json")
+    done = cli("train", "upsampler-fashion", "--quick", *settings, "--output-dir", "run", "--json")
     assert done.code == 0, done.err
     small = np.random.default_rng(0).integers(0, 256, (7, 7), dtype=np.uint8)
     Image.fromarray(small).save(tmp_path / "small.png")

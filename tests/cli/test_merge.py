@@ -92,7 +92,7 @@ def test_models_without_a_mean():
 def test_the_command_writes_a_model_that_says_what_it_is(cli: Cli):
     told("a b").save("old")
     told("a b", seed=1).save("new")
-    done = cli("merge", "new", "old", "--shares", "0.7,0.3", "--out", "between", "--json")
+    done = cli("merge", "new", "old", "--merge-weights", "0.7,0.3", "--out", "between", "--json")
     assert done.code == 0, done.err
     assert [(one["model"], round(one["share"], 9)) for one in done.json["of"]] == [("new", 0.7), ("old", 0.3)]
     new, old, made = (unveil.load(name).state_dict() for name in ("new", "old", "between"))
@@ -104,7 +104,7 @@ def test_the_command_writes_a_model_that_says_what_it_is(cli: Cli):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["new", "old", "--shares", "much", "--out", "b"], "--shares 'much': must be numbers"),
+        (["new", "old", "--merge-weights", "much", "--out", "b"], "--merge-weights 'much': must be numbers"),
         (["new", "--out", "b"], "1 models"),
         (["new", "nobody", "--out", "b"], "nobody: no such"),
         (["new", "old", "--out", "new"], "new"),

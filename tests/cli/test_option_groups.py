@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from unveil.cli.exit_codes import guarded
-from unveil.cli.option_groups import Command, asked, flat, spread
+from unveil.cli.option_groups import Command, flat, spread, with_options
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,9 @@ def test_the_options_of_a_command_are_read_when_it_is_named(capsys: pytest.Captu
     made.command()(of_nothing)
     group.command("so")(say)
     made.add_typer(group, name="say")
-    assert guarded(asked(made, ["--help"]), ["--help"]) == 0
+    assert guarded(with_options(made, ["--help"]), ["--help"]) == 0
     assert "of-nothing  Never read." in capsys.readouterr().out
-    assert guarded(asked(made, ["say", "so", "--to", "you"]), ["say", "so", "--to", "you"]) == 0
+    assert guarded(with_options(made, ["say", "so", "--to", "you"]), ["say", "so", "--to", "you"]) == 0
     assert said == ["you"]
     with pytest.raises(NameError, match="Missing"):
-        asked(made, ["of-nothing"])
+        with_options(made, ["of-nothing"])

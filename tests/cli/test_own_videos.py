@@ -16,7 +16,7 @@ from unveil.io.video.reader import VideoDecoder, VideoLimits
 SIZES = [(16, 16), (24, 16), (16, 32), (48, 32), (34, 20), (20, 46)]
 RATES = [6, 8, 12, 24, 25]
 TURNS = [None, None, 90, 180, 270]
-FITTED = ["--size", "24", "--fit", "aspect", "--frames", "8", "--fps", "8", "--resample", "nearest"]
+FITTED = ["--size", "24", "--resize-mode", "aspect", "--frames", "8", "--fps", "8", "--resample", "nearest"]
 
 
 def films(folder: Path, count: int) -> Path:
@@ -51,7 +51,9 @@ def test_fifty_files_go_through_check_training_and_sampling(
     assert checked.json["usable"] == 50
     assert not checked.json["unreadable"]
     assert {"retime", "turn", "cut"} <= checked.json["actions"].keys()
-    trained = cli("train", "video-clips", "--small", f"data.path={folder}", "train.steps=200", "--run", "run", "--json")
+    trained = cli(
+        "train", "video-clips", "--quick", f"data.path={folder}", "train.steps=200", "--output-dir", "run", "--json"
+    )
     assert trained.code == 0, trained.err
     assert trained.json["step"] == 200
     assert trained.json["loss"] < 1

@@ -26,7 +26,7 @@ def read(path: str) -> np.ndarray:
 
 
 def test_a_picture_becomes_a_hint_of_its_size(cli: Cli, picture: Path):
-    done = cli("hint", "canny", picture.name, "--out", "edges.png", "--json")
+    done = cli("preprocess", "canny", picture.name, "--out", "edges.png", "--json")
     assert done.code == 0, done.err
     assert done.json["hints"][0] | {"drawn": 0} == {
         "source": "photo.png",
@@ -38,19 +38,19 @@ def test_a_picture_becomes_a_hint_of_its_size(cli: Cli, picture: Path):
     assert edges.shape == (30, 40, 3)
     assert set(np.flatnonzero(edges[15, :, 0])) <= {9, 10, 29, 30}
     for command in (["lines"], ["scribble", "--sigma", "1"], ["segments"]):
-        done = cli("hint", command[0], "photo.png", "--out", f"{command[0]}.png", *command[1:], "--quiet")
+        done = cli("preprocess", command[0], "photo.png", "--out", f"{command[0]}.png", *command[1:], "--quiet")
         assert (done.code, done.out) == (0, "")
         assert read(f"{command[0]}.png").any()
 
 
 def test_nothing_is_overwritten_unless_forced(cli: Cli, picture: Path):
     before = picture.read_bytes()
-    assert cli("hint", "canny", "photo.png", "--out", "a.png").code == 0
-    refused = cli("hint", "canny", "photo.png", "--out", "a.png")
-    assert refused.code == 5
+    assert cli("preprocess", "canny", "photo.png", "--out", "a.png").code == 0
+    refused = cli("preprocess", "canny", "photo.png", "--out", "a.png")
+    assert refused.code == 2
     assert "a.png: exists already" in refused.err
-    assert cli("hint", "canny", "photo.png", "--out", "a.png", "--force").code == 0
-    assert cli("hint", "canny", "photo.png", "--out", "photo.png", "--force").code == 5
+    assert cli("preprocess", "canny", "photo.png", "--out", "a.png", "--force").code == 0
+    assert cli("preprocess", "canny", "photo.png", "--out", "photo.png", "--force").code == 5
     assert picture.read_bytes() == before
 
 
@@ -59,18 +59,18 @@ def test_a_folder_becomes_a_folder(cli: Cli, picture: Path):
     inner.mkdir(parents=True)
     Image.open(picture).save(inner / "b.jpg")
     picture.rename(inner.parent / "a.png")
-    assert cli("hint", "canny", "photos", "--out", "hints").code == 0
+    assert cli("preprocess", "canny", "photos", "--out", "hints").code == 0
     assert sorted(str(path) for path in Path("hints").rglob("*.png")) == ["hints/a.png", "hints/more/b.png"]
-    inside = cli("hint", "canny", "photos", "--out", "photos/hints")
+    inside = cli("preprocess", "canny", "photos", "--out", "photos/hints")
     assert inside.code == 2
-    assert "would read its hints as pictures" in inside.err
+    assert "control images would be read as images" in inside.err
     (inner / "b.png").write_bytes((inner.parent / "a.png").read_bytes())
-    both = cli("hint", "canny", "photos", "--out", "others")
+    both = cli("preprocess", "canny", "photos", "--out", "others")
     assert both.code == 4
-    assert "both would be drawn as" in both.err
+    assert "both would be written to" in both.err
     (inner / "b.png").unlink()
     (inner / "c.png").write_text("no picture")
-    some = cli("hint", "canny", "photos", "--out", "others")
+    some = cli("preprocess", "canny", "photos", "--out", "others")
     assert some.code == 4
     assert "1 of 3 could not be drawn, 2 were" in some.err
     assert "c.png: its content is text" in some.err
@@ -79,21 +79,21 @@ def test_a_folder_becomes_a_folder(cli: Cli, picture: Path):
 
 def test_masks_boxes_and_given_hints(cli: Cli, picture: Path):
     Image.fromarray(np.array([[0, 1], [2, 3]], np.uint8)).save("classes.png")
-    assert cli("hint", "mask", "classes.png", "--out", "colours.png").code == 0
+    assert cli("preprocess", "mask", "classes.png", "--out", "colours.png").code == 0
     assert read("colours.png")[0].tolist() == [[0, 0, 0], [128, 0, 0]]
-    coloured = cli("hint", "mask", "photo.png", "--out", "no.png")
+    coloured = cli("preprocess", "mask", "photo.png", "--out", "no.png")
     assert coloured.code == 4
     assert "an image of mode RGB; a map of classes has one channel" in coloured.err
     Path("layout.json").write_text(json.dumps({"boxes": [[0.5, 0.5, 0.5, 0.5]], "labels": [1]}))
-    assert cli("hint", "boxes", "layout.json", "--out", "boxes.png", "--width", 20, "--height", 10).code == 0
+    assert cli("preprocess", "boxes", "layout.json", "--out", "boxes.png", "--width", 20, "--height", 10).code == 0
     assert read("boxes.png")[5, 10].tolist() == [0, 128, 0]
     Path("wrong.json").write_text('{"boxes": [[1, 2]]}')
-    wrong = cli("hint", "boxes", "wrong.json", "--out", "no.png")
+    wrong = cli("preprocess", "boxes", "wrong.json", "--out", "no.png")
     assert wrong.code == 4
     assert "wrong.json: not a file of boxes" in wrong.err
-    assert cli("hint", "given", "photo.png", "--out", "given.png", "--width", 80, "--height", 60).code == 0
+    assert cli("preprocess", "resize", "photo.png", "--out", "given.png", "--width", 80, "--height", 60).code == 0
     assert read("given.png").shape == (60, 80, 3)
-    stretched = cli("hint", "given", "photo.png", "--out", "no.png")
+    stretched = cli("preprocess", "resize", "photo.png", "--out", "no.png")
     assert stretched.code == 1
     assert "40 x 30 has the aspect ratio 1.33, the wanted 512 x 512 has 1" in stretched.err
     assert not Path("no.png").exists()
@@ -106,7 +106,7 @@ def test_masks_boxes_and_given_hints(cli: Cli, picture: Path):
         (["text.png", "--out", "o.png"], 4, "its content is text, not PNG, JPEG or WebP"),
         (["empty", "--out", "o"], 4, "empty: no .jfif, .jpe, .jpeg, .jpg, .png, .webp in it"),
         (["photo.png", "--out", "o.jpg"], 2, "--out o.jpg: must end in .png"),
-        (["empty", "--out", "o.png"], 2, "empty is a folder, so the hints need a folder too"),
+        (["empty", "--out", "o.png"], 2, "empty is a folder, so the control images need a folder too"),
         (["photo.png", "--out", "o.png", "--low", "9", "--high", "3"], 2, "low must be at most high"),
         (["photo.png", "--out", "o.png", "--high", "300"], 2, "each must lie in [0, 255]"),
     ],
@@ -114,7 +114,7 @@ def test_masks_boxes_and_given_hints(cli: Cli, picture: Path):
 def test_bad_input_is_told(cli: Cli, picture: Path, arguments: list[str], code: int, message: str):
     Path("text.png").write_text("words")
     Path("empty").mkdir()
-    done = cli("hint", "canny", *arguments)
+    done = cli("preprocess", "canny", *arguments)
     assert done.code == code, done.err
     assert message in done.err
     assert not Path("o.png").exists()

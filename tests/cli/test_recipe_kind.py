@@ -11,8 +11,8 @@ from tests.cli.conftest import Cli, tree
 COMMANDS = [
     ("evaluate", "{}"),
     ("evaluate", "ddpm-digits", "--recipe", "{}"),
-    ("inspect", "process", "{}"),
-    ("study", "guidance", "{}"),
+    ("inspect", "schedule", "{}"),
+    ("analyze", "guidance", "{}"),
     ("train", "{}", "--dry-run"),
     ("convert", "a.safetensors", "b", "--recipe", "{}"),
 ]
@@ -23,7 +23,7 @@ COMMANDS = [
     ("recipe", "kind", "instead"),
     [
         ("classifier-digits", "classifier", "how well a classifier reads"),
-        ("vit-fashion", "classifier", "--weights CARD"),
+        ("vit-fashion", "classifier", "--feature-weights CARD"),
         ("transformer-tasks", "sequence", "`unveil translate`"),
     ],
 )
@@ -34,7 +34,7 @@ def test_a_recipe_of_another_kind(
     before = tree(tmp_path)
     done = cli(*(word.format(recipe) for word in command))
     assert done.code == 2, done.err
-    assert f"{recipe}: a recipe of kind {kind}, and `unveil {command[0]}" in done.err or command[0] == "study"
+    assert f"{recipe}: a recipe of kind {kind}, and `unveil {command[0]}" in done.err or command[0] == "analyze"
     assert "is for diffusion models" in done.err
     assert instead in done.err
     assert tree(tmp_path) == before

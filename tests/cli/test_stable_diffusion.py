@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:__array__ imp
 PROMPT, SEED, STEPS, SCALE = "a cat on the moon", 7, 10, 4.0
 SIDE = tiny_sd.SIZE
 SAID = [f"file.{name}={value}" for name, value in tiny_sd.SAID.items()]
-ASKED = ["--steps", STEPS, "--scale", SCALE, "--seed", SEED]
+ASKED = ["--steps", STEPS, "--guidance-scale", SCALE, "--seed", SEED]
 
 
 class Both(NamedTuple):
@@ -44,7 +44,7 @@ class Both(NamedTuple):
 def made(kind: str, place: Path) -> Both:
     pipeline = tiny_sd.pipeline(kind)
     pipeline.save_pretrained(place / "folder")
-    assert run(["convert", str(place / "folder"), str(place / "one.safetensors"), "--layout", "ldm", "--quiet"]) == 0
+    assert run(["convert", str(place / "folder"), str(place / "one.safetensors"), "--format", "ldm", "--quiet"]) == 0
     return Both(pipeline, place / "folder", place / "one.safetensors")
 
 

@@ -70,31 +70,31 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 def test_every_way_round_loses_nothing(cli: Cli, folder: Path, file: Path):
     total = len(weights(folder))
-    done = cli("convert", file, "back", "--layout", "diffusers", *SET, "--json")
+    done = cli("convert", file, "back", "--format", "diffusers", *SET, "--json")
     assert done.code == 0, done.err
     assert (done.json["matched"], done.json["unmatched"]) == (len(read_header(file).tensors), 0)
     assert same(weights(Path("back")), weights(folder))
     assert cli("convert", "back", "ours").code == 0
-    done = cli("convert", "ours", "again.safetensors", "--layout", "ldm")
+    done = cli("convert", "ours", "again.safetensors", "--format", "ldm")
     assert done.code == 0, done.err
     assert same(read_tensors(Path("again.safetensors")), read_tensors(file))
-    done = cli("convert", "ours", "third", "--layout", "diffusers")
+    done = cli("convert", "ours", "third", "--format", "diffusers")
     assert f"{total} tensors matched, 0 unmatched" in done.out
     assert same(weights(Path("third")), weights(folder))
     assert diffusers.StableDiffusionPipeline.from_pretrained("third").scheduler.config.steps_offset == 1
-    assert cli("convert", file, "back", "--layout", "diffusers", *SET).code == 5  # nothing is overwritten
-    refused(cli("convert", "ours", "one", "--layout", "ldm"), 2, "one: the layout ldm is one file; end its name in")
+    assert cli("convert", file, "back", "--format", "diffusers", *SET).code == 2  # nothing is overwritten
+    refused(cli("convert", "ours", "one", "--format", "ldm"), 2, "one: the layout ldm is one file; end its name in")
 
 
 @pytest.mark.slow
 def test_the_block_that_stable_diffusion_2_does_not_use_is_told_of(cli: Cli, file: Path):
     exact = [*SET, "--set", "file.activation=gelu"]  # as OpenCLIP, whose files have a block behind the one that is used
     assert cli("convert", file, "ours", *exact).code == 0
-    done = cli("convert", "ours", "two.safetensors", "--layout", "ldm")
+    done = cli("convert", "ours", "two.safetensors", "--format", "ldm")
     assert done.code == 0, done.err
     assert "added: 16 tensors of a last block of the text encoder" in done.out
     assert "Stable Diffusion 2 in one file" in cli("inspect", "two.safetensors", *SAID).out
-    done = cli("convert", "two.safetensors", "folder", "--layout", "diffusers", *exact, "--json")
+    done = cli("convert", "two.safetensors", "folder", "--format", "diffusers", *exact, "--json")
     assert (done.json["unmatched"], len(done.json["notes"])) == (0, 1)
     assert "left out: 16 tensors of the text encoder's last block, which nothing reads" in done.json["notes"][0]
     assert not [key for key in read_tensors(Path("folder/text_encoder/model.safetensors")) if ".layers.2." in key]
@@ -154,7 +154,7 @@ def test_a_checkpoint_of_lightning_is_converted(cli: Cli, file: Path, tmp_path: 
     beside = {module.ModelCheckpoint: {"best": torch.ones(1), "score": np.float64(0.5)}}
     checkpoint(file, tmp_path / "sd.ckpt", callbacks=beside, lr_schedulers=[{"step": 1}])
     refused(cli("sample", "sd.ckpt", "a cat", *SAID), 1, "sd.ckpt", "unveil convert sd.ckpt OUT")
-    done = cli("convert", "sd.ckpt", "sd.safetensors", "--layout", "ldm", *SET)
+    done = cli("convert", "sd.ckpt", "sd.safetensors", "--format", "ldm", *SET)
     assert done.code == 0, done.err
     assert "from the file['state_dict']" in done.out
     assert same(read_tensors(tmp_path / "sd.safetensors"), read_tensors(file))
@@ -247,9 +247,9 @@ def test_a_part_that_is_missing_or_in_the_wrong_place_is_named(cli: Cli, folder:
         (["sample", "silent.safetensors", "a cat", *SAID], "silent.safetensors: there is no text encoder (cond_stage"),
         (["sample", "deaf.safetensors", "a cat", *SAID], "deaf.safetensors: ", "its attention to a text is missing"),
         ([*sample, "--lora", file], f"{file}: Stable Diffusion 1 in one file, no LoRA"),
-        ([*sample, "--control", f"{folder}=hint.png"], f"{folder}: holds no ControlNet"),
-        (["sample", "edges", "a cat"], "edges: a folder of diffusers' ControlNetModel", "--control FILE=PICTURE"),
-        (["sample", "edges.safetensors", "a cat"], "edges.safetensors: a ControlNet", "--control FILE=PICTURE"),
+        ([*sample, "--controlnet", f"{folder}=hint.png"], f"{folder}: holds no ControlNet"),
+        (["sample", "edges", "a cat"], "edges: a folder of diffusers' ControlNetModel", "--controlnet FILE=IMAGE"),
+        (["sample", "edges.safetensors", "a cat"], "edges.safetensors: a ControlNet", "--controlnet FILE=IMAGE"),
         (["sample", folder / "unet", "a cat"], "a folder of diffusers' UNet2DConditionModel", "give the whole folder"),
     ):
         refused(cli(*arguments), 1, *words)
@@ -281,9 +281,9 @@ def test_a_size_that_is_no_multiple_names_the_nearest(cli: Cli, folder: Path):
 
 
 def test_a_negative_prompt_without_guidance_is_told(cli: Cli, folder: Path):
-    ask = ["sample", folder, "a cat", "--negative", "prompt=a dog", "--steps", 1, "--out", "a.png", "--force"]
-    done = cli(*ask, "--scale", 1)
-    assert "--negative: has no effect at a scale of 1" in done.err
+    ask = ["sample", folder, "a cat", "--negative-cond", "prompt=a dog", "--steps", 1, "--out", "a.png", "--force"]
+    done = cli(*ask, "--guidance-scale", 1)
+    assert "--negative-prompt: has no effect at a scale of 1" in done.err
     assert "no effect" not in cli(*ask).err  # the control
 
 
@@ -370,9 +370,9 @@ def test_several_of_one_name_are_listed(cli: Cli, shelf: Path):
     first, second = shelf / "checkpoints" / "old" / "one.safetensors", shelf / "checkpoints" / "one.safetensors"
     refused(done, 1, "2 have this name", str(first), str(second), "give one of them as a path")
     assert cli("inspect", second).code == 0
-    refused(cli("sample", "nowhere", "a cat"), 1, "nowhere: no such folder or shipped model")
+    refused(cli("sample", "nowhere", "a cat"), 1, "nowhere: no such folder or bundled model")
     refused(cli("sample", "tinny", "a cat"), 1, "nearest: 'tiny'")
-    lora, control = ["--lora", "stile:0.5"], ["--control", "egdes=hint.png"]
+    lora, control = ["--lora", "stile:0.5"], ["--controlnet", "egdes=hint.png"]
     refused(cli("sample", "tiny", "a cat", *lora), 1, "stile: no such file", str(shelf / "loras"), "nearest: 'style'")
     done = cli("sample", "tiny", "a cat", *control)
     refused(done, 1, "egdes: no such file", str(shelf / "controlnets"), "nearest: 'edges'")

@@ -54,7 +54,7 @@ def test_dry_run_measures_and_writes_nothing(cli: Cli, tmp_path: Path):
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny run, trained by the command line in a process of its own."""
     folder = tmp_path_factory.mktemp("runs")
-    command = [sys.executable, "-m", "unveil", "train", "ddpm-digits", *TINY, "--run", "first", "--json"]
+    command = [sys.executable, "-m", "unveil", "train", "ddpm-digits", *TINY, "--output-dir", "first", "--json"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
@@ -83,15 +83,15 @@ def test_a_run_is_sampled_and_judged(cli: Cli, run: Path, tmp_path: Path):
     assert {"command", "commit"} <= report["about"].keys()
     assert report["about"]["training"]["cpu_minutes"] > 0
     again = cli("evaluate", run, "--out", "judged")
-    assert again.code == 5
+    assert again.code == 2
     assert "report.json: exists already" in again.err
 
 
 @pytest.mark.slow
 def test_the_same_command_goes_on_and_another_recipe_does_not(cli: Cli, run: Path):
-    done = cli("train", "ddpm-digits", *TINY, "--run", run)
+    done = cli("train", "ddpm-digits", *TINY, "--output-dir", run)
     assert done.code == 0, done.err
-    other = cli("train", "ddpm-digits", *TINY, "train.lr=1e-4", "--run", run)
+    other = cli("train", "ddpm-digits", *TINY, "train.lr=1e-4", "--output-dir", run)
     assert other.code == 2
     assert "train.lr: 0.002 there, 0.0001 now" in other.err
     assert yaml.safe_load((run / "recipe.yaml").read_text())["train"]["lr"] == 0.002
@@ -100,7 +100,7 @@ def test_the_same_command_goes_on_and_another_recipe_does_not(cli: Cli, run: Pat
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_stopped_while_sampling_leaves_nothing_behind(saved: Path, tmp_path: Path, number: int, code: int):
-    command = [sys.executable, "-m", "unveil", "sample", str(saved), "--label", "3", "--count", "4000", "--out", "made"]
+    command = [sys.executable, "-m", "unveil", "sample", str(saved), "--label", "3", "-n", "4000", "--out", "made"]
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     running = subprocess.Popen(
         [*command, "--steps", "50"],

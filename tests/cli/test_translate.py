@@ -18,7 +18,7 @@ TINY += ["network.max_length=40", "train.batch_size=8", "decode.num_beams=2"]
 
 @pytest.fixture
 def run(cli: Cli, tmp_path: Path) -> Path:
-    done = cli("train", RECIPE, *TINY, "--run", "run", "--quiet")
+    done = cli("train", RECIPE, *TINY, "--output-dir", "run", "--quiet")
     assert done.code == 0, done.err
     return tmp_path / "run"
 
@@ -31,7 +31,7 @@ def test_train_then_translate_then_look(cli: Cli, run: Path, tmp_path: Path):
     done = cli("translate", run, text, "--file", "texts.txt", "--json")
     assert done.code == 0, done.err
     assert [one["source"] for one in done.json["texts"]] == [text, "a small red ring", "a large blue cross"]
-    done = cli("translate", run, text, "--attention", "maps")
+    done = cli("translate", run, text, "--save-attention", "maps")
     assert done.code == 0, done.err
     weights = load_file("maps/attention.safetensors")
     words = json.loads(Path("maps/attention.json").read_text("utf-8"))
@@ -40,10 +40,10 @@ def test_train_then_translate_then_look(cli: Cli, run: Path, tmp_path: Path):
     torch.testing.assert_close(weights["0.encoder.0"].sum(-1), torch.ones(2, source))
     for part in ("encoder", "decoder", "crossed"):
         assert (Path("maps") / "0" / f"{part}_0.png").read_bytes().startswith(b"\x89PNG")
-    lines = cli("translate", run, text, "--beams", 1).out.splitlines()
+    lines = cli("translate", run, text, "--num-beams", 1).out.splitlines()
     assert len(lines) == 1
-    again = cli("translate", run, text, "--attention", "maps")
-    assert again.code == 5
+    again = cli("translate", run, text, "--save-attention", "maps")
+    assert again.code == 2
     assert "--force" in again.err
 
 
@@ -51,7 +51,7 @@ def test_what_translate_cannot_do(cli: Cli, run: Path):
     for arguments, code, message in (
         ([run], 2, "nothing to translate"),
         ([run, ""], 2, "holds nothing to read"),
-        ([run, "a red ring", "--beams", 0], 2, "beams 0"),
+        ([run, "a red ring", "--num-beams", 0], 2, "beams 0"),
         ([run, "a " * 60], 1, "reads at most 40"),
         ([run, "--file", "none.txt"], 4, "none.txt: cannot be read"),
         (["none", "a red ring"], 1, "not a readable sequence model"),
@@ -66,10 +66,10 @@ def test_what_translate_cannot_do(cli: Cli, run: Path):
 
 def test_a_run_that_is_there_is_kept(cli: Cli, run: Path):
     before = tree(run)
-    done = cli("train", RECIPE, *TINY, "--run", "run")
-    assert done.code == 5
+    done = cli("train", RECIPE, *TINY, "--output-dir", "run")
+    assert done.code == 2
     assert tree(run) == before
-    for command in ("evaluate", "inspect process"):
+    for command in ("evaluate", "inspect schedule"):
         assert cli(*command.split(), RECIPE).code == 2
     assert "kind sequence" in cli("train", RECIPE, "--dry-run").err
     assert "1706.03762" in cli("recipes", "cite", RECIPE).out

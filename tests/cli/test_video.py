@@ -51,10 +51,12 @@ def frames(folder: Path) -> Tensor:
 
 @pytest.mark.parametrize("form", ["mp4", "webm", "gif", "webp", "apng"])
 def test_words_alone_make_a_clip_in_every_form(cli: Cli, model: Path, tmp_path: Path, form: str):
-    done = cli("video", WORDS[0], "--model", model, "-o", f"out.{form}", "--seed", 4, "--negative", "blue", "--json")
+    done = cli(
+        "video", WORDS[0], "--model", model, "-o", f"out.{form}", "--seed", 4, "--negative-prompt", "blue", "--json"
+    )
     assert done.code == 0, done.err
     assert done.json | {"model": None} == {
-        "clips": [f"out.{form}"], "model": None, "task": "make", "seed": 4, "count": 1, "frames": 6, "size": [8, 8],
+        "clips": [f"out.{form}"], "model": None, "task": "generate", "seed": 4, "count": 1, "frames": 6, "size": [8, 8],
         "fps": 8.0,
     }  # fmt: skip
     facts = read_facts(tmp_path / f"out.{form}")
@@ -69,7 +71,7 @@ def test_words_alone_make_a_clip_in_every_form(cli: Cli, model: Path, tmp_path: 
 @pytest.mark.filterwarnings("ignore::unveil.types.PromptTruncated")  # of the words that it does not know
 def test_a_prompt_that_begins_as_a_setting_does_is_a_prompt(cli: Cli, model: Path, tmp_path: Path):
     typed = "style=plain, " + WORDS[0]
-    done = cli("video", typed, "--model", model, "-o", "out.gif", "--negative", "look=blue", "--quiet")
+    done = cli("video", typed, "--model", model, "-o", "out.gif", "--negative-prompt", "look=blue", "--quiet")
     assert done.code == 0, done.err
     facts = read_facts(tmp_path / "out.gif")
     assert (facts["given"], facts["negative"]) == ({"prompt": typed}, {"prompt": "look=blue"})
@@ -91,13 +93,13 @@ def test_what_a_folder_holds_that_was_not_written_here_stays_whatever_is_forced(
 
 def test_longer_clips_and_several(cli: Cli, model: Path, tmp_path: Path):
     options = ["--model", model, "--frames", 14, "--overlap", 2, "--fps", 4, "--no-metadata"]
-    done = cli("video", WORDS[0], *options, "--count", 2, "--size", "12x8", "-o", "many", "--json")
+    done = cli("video", WORDS[0], *options, "-n", 2, "--size", "12x8", "-o", "many", "--json")
     assert done.code == 0, done.err
     assert done.json["clips"] == ["many_000", "many_001"]
     both = [frames(tmp_path / name) for name in done.json["clips"]]
     assert [tuple(one.shape) for one in both] == [(3, 14, 8, 12)] * 2
     assert not torch.equal(*both)
-    assert cli("video", "make", WORDS[0], *options, "--size", "12x8", "-o", "one").code == 0
+    assert cli("video", "generate", WORDS[0], *options, "--size", "12x8", "-o", "one").code == 0
     assert int((frames(tmp_path / "one").int() - both[0].int()).abs().max()) <= 1, "noise is each clip's own"
 
 
@@ -105,8 +107,8 @@ def test_pictures_are_frames(cli: Cli, model: Path, tmp_path: Path):
     given = clip(tmp_path / "given", 2)
     first, second = sorted((tmp_path / "given").iterdir())
     done = cli(
-        "video", WORDS[0], "--model", model, "--image", first, "--at", -1, "--image", second, "--at", 2, "--frames", 9,
-        "-o", "out",
+        "video", WORDS[0], "--model", model, "--image", first, "--image-frame", -1, "--image", second,
+        "--image-frame", 2, "--frames", 9, "-o", "out",
     )  # fmt: skip
     assert done.code == 0, done.err
     made = frames(tmp_path / "out")
@@ -130,7 +132,9 @@ def test_a_clip_goes_on_and_stays_what_it_is(cli: Cli, model: Path, tmp_path: Pa
 def test_a_way_between_pictures_and_clips(cli: Cli, model: Path, tmp_path: Path):
     given, other = clip(tmp_path / "given", 2), clip(tmp_path / "other", 3, seed=3)
     picture = sorted((tmp_path / "given").iterdir())[0]
-    done = cli("video", "between", picture, "other", "--model", model, "--frames", 4, "--prompt", WORDS[0], "-o", "out")
+    done = cli(
+        "video", "interpolate", picture, "other", "--model", model, "--frames", 4, "--prompt", WORDS[0], "-o", "out"
+    )
     assert done.code == 0, done.err
     made = frames(tmp_path / "out")
     assert made.shape[1] == 1 + 4 + 3
@@ -152,13 +156,13 @@ def test_loops(cli: Cli, model: Path, tmp_path: Path):
 
 def test_clips_are_connected(cli: Cli, model: Path, tmp_path: Path):
     first, last = clip(tmp_path / "first"), clip(tmp_path / "last", seed=3)
-    both = ["video", "connect", "first", "last", "--model", model, "--prompt", WORDS[0], "--prompt", WORDS[1]]
+    both = ["video", "join", "first", "last", "--model", model, "--prompt", WORDS[0], "--prompt", WORDS[1]]
     assert cli(*both, "--frames", 4, "-o", "bridge").code == 0
     made = frames(tmp_path / "bridge")
     assert torch.equal(made[:, :6], first)
     assert torch.equal(made[:, -6:], last)
     assert made.shape[1] == 16
-    assert cli(*both, "--way", "blend", "-o", "blend").code == 0
+    assert cli(*both, "--method", "blend", "-o", "blend").code == 0
     made = frames(tmp_path / "blend")
     assert torch.equal(made[:, [0, -1]], torch.stack([first[:, 0], last[:, -1]], dim=1))
 
@@ -169,9 +173,9 @@ def test_edits_keep_what_is_masked(cli: Cli, model: Path, tmp_path: Path):
     white[..., :4] = 255
     (tmp_path / "white.png").write_bytes(png(white))
     base = ["video", "edit", "given", "--model", model, "--prompt", WORDS[1]]
-    for name, options in (("mask", ["--mask", "white.png"]), ("keep", ["--keep", "white.png"])):
+    for name, options in (("mask", ["--mask", "white.png"]), ("keep", ["--keep-mask", "white.png"])):
         for way in ("noise", "difference"):
-            done = cli(*base, *options, "--way", way, "-o", f"{name}-{way}")
+            done = cli(*base, *options, "--method", way, "-o", f"{name}-{way}")
             assert done.code == 0, done.err
             made = frames(tmp_path / f"{name}-{way}")
             same, anew = (made[..., 4:], made[..., :4]) if name == "mask" else (made[..., :4], made[..., 4:])
@@ -190,7 +194,7 @@ def test_storyboards_typed_and_in_a_file_are_alike(cli: Cli, model: Path, tmp_pa
     )
     typed = ["--scene", f"0-6 {WORDS[0]}", "--scene", f"7-11: {WORDS[1]}"]
     for name, given in (("file", ["board.yaml"]), ("typed", typed)):
-        done = cli("video", "storyboard", *given, "--model", model, "--fade", 2, "-o", name)
+        done = cli("video", "storyboard", *given, "--model", model, "--prompt-crossfade", 2, "-o", name)
         assert done.code == 0, done.err
     assert torch.equal(frames(tmp_path / "file"), frames(tmp_path / "typed"))
     assert frames(tmp_path / "file").shape[1] == 12
@@ -200,7 +204,7 @@ def test_large_sizes_go_through_passes_and_keep_their_pictures(cli: Cli, model: 
     clip(tmp_path / "given", 1, size=24)
     (picture,) = (tmp_path / "given").iterdir()
     options = ["--model", model, "--size", "32x24", "--frames", 3]
-    done = cli("video", WORDS[0], *options, "--image", picture, "--at", 1, "-o", "large")
+    done = cli("video", WORDS[0], *options, "--image", picture, "--image-frame", 1, "-o", "large")
     assert done.code == 0, done.err
     assert "32x24 is far beyond the model's own 8x8: made in 3 passes, at 12x8, 20x16, 32x24;" in done.out
     made = frames(tmp_path / "large")
@@ -219,10 +223,10 @@ def test_clips_are_enlarged(cli: Cli, model: Path, tmp_path: Path):
 
 
 def test_a_model_of_clips_draws_pictures(cli: Cli, model: Path, tmp_path: Path):
-    done = cli("sample", model, WORDS[1], "--size", "12x8", "--count", 2, "--strip", "--out", "made")
+    done = cli("sample", model, WORDS[1], "--size", "12x8", "-n", 2, "--save-trajectory", "--out", "made")
     assert done.code == 0, done.err
     assert pixels(tmp_path / "made" / "seed0_00000.png").shape == (8, 12, 3)
-    again = cli("sample", model, "--like", "made/seed0_00001.png", "--out", "again.png")
+    again = cli("sample", model, "--from-metadata", "made/seed0_00001.png", "--out", "again.png")
     assert again.code == 0, again.err
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / "made" / "seed0_00001.png").read_bytes()
 
@@ -233,7 +237,9 @@ def test_large_pictures_go_through_passes(cli: Cli, model: Path, tmp_path: Path)
     assert "32x24 is far beyond the model's own 8x8: made in 3 passes, at 12x8, 20x16, 32x24;" in done.out
     assert pixels(tmp_path / "large.png").shape == (24, 32, 3)
     assert read_facts(tmp_path / "large.png")["task"]["passes"] == [[8, 12], [16, 20], [24, 32]]
-    refused(cli("sample", model, "--like", "large.png", "--out", "again.png"), 2, "several passes are not repeated")
+    refused(
+        cli("sample", model, "--from-metadata", "large.png", "--out", "again.png"), 2, "several passes are not repeated"
+    )
     Path("lines.txt").write_text(f"{WORDS[1]}\n", "utf-8")
     asked = ["--size", "32x24", "--seed", 4, "--steps", 1]
     done = cli("sample", model, "--prompts", "lines.txt", *asked, "--out", "lines")
@@ -248,8 +254,8 @@ def test_large_pictures_go_through_passes(cli: Cli, model: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        ([""], 2, ["the prompt is empty: say what is to be seen"]),
-        ([f"{WORDS[0]} {WORDS[1]}"], 2, ["words more than the 8 that fit", "say it in fewer words"]),
+        ([""], 2, ["the prompt is empty; write one"]),
+        ([f"{WORDS[0]} {WORDS[1]}"], 2, ["words more than the 8 that fit", "use fewer words"]),
         (["no such things"], 2, ["none of its words is known"]),
         (
             [WORDS[0], "--size", "30x30"],
@@ -258,23 +264,27 @@ def test_large_pictures_go_through_passes(cli: Cli, model: Path, tmp_path: Path)
         ),
         ([WORDS[0], "--size", "large"], 2, ["--size 'large': is written WIDTHxHEIGHT"]),
         ([WORDS[0], "--frames", 0], 2, ["frames 0: at least 1"]),
-        ([WORDS[0], "--count", 0], 2, ["count = 0: at least 1"]),
+        ([WORDS[0], "-n", 0], 2, ["--num-videos 0: at least 1"]),
         ([WORDS[0], "--fps", 0], 2, ["rate 0"]),
         ([WORDS[0], "-o", "out.avi"], 2, ["out.avi: a video's name ends in .mp4"]),
-        ([WORDS[0], "--image", "one.png", "--at", 9], 2, ["frame 9 of a clip of 6: must be 0 to 5"]),
-        ([WORDS[0], "--image", "one.png", "--image", "one.png"], 2, ["2 pictures at 1 places; give one --at for each"]),
-        ([WORDS[0], "--image", "none.png"], 4, ["none.png: no such clip"]),
+        ([WORDS[0], "--image", "one.png", "--image-frame", 9], 2, ["frame 9 of a clip of 6: must be 0 to 5"]),
+        (
+            [WORDS[0], "--image", "one.png", "--image", "one.png"],
+            2,
+            ["2 images but 1 frame indices; give one --image-frame for each"],
+        ),
+        ([WORDS[0], "--image", "none.png"], 4, ["none.png: no such file"]),
         ([WORDS[0], "--frames", 9, "--overlap", 6], 2, ["overlap 6: neighbouring windows of 6 frames share 1 to 5"]),
-        (["extend", "given", "--context", 7], 2, ["context 7: the clip has 6 frames; give 1 to 6"]),
+        (["extend", "given", "--context-frames", 7], 2, ["context 7: the clip has 6 frames; give 1 to 6"]),
         (["extend", "text.mp4"], 4, ["text.mp4: its content is text, not MP4, MOV, WebM, MKV or GIF"]),
         (["extend", "given", "--frames", 0], 2, ["frames 0: at least 1 is added"]),
-        (["connect", "given", "wide"], 2, ["clips of 8x8 and 12x12 px", "bring both to it with --size 8x8"]),
-        (["connect", "given", "short", "--way", "blend"], 2, ["clips of 6 and 3 frames", "cut both to 3"]),
-        (["connect", "given", "given", "--way", "belnd"], 2, ["must be one of bridge, blend; nearest: 'blend'"]),
-        (["edit", "given"], 2, ["edit needs words for what is to be seen"]),
+        (["join", "given", "wide"], 2, ["clips of 8x8 and 12x12 px", "bring both to it with --size 8x8"]),
+        (["join", "given", "short", "--method", "blend"], 2, ["clips of 6 and 3 frames", "cut both to 3"]),
+        (["join", "given", "given", "--method", "belnd"], 2, ["must be one of bridge, blend; nearest: 'blend'"]),
+        (["edit", "given"], 2, ["edit needs a prompt"]),
         (["edit", "given", "--prompt", WORDS[0], "--strength", "1.5"], 2, ["strength 1.5: must lie in [0, 1]"]),
         (["edit", "given", "--prompt", WORDS[0], "--strength", "much"], 2, ["--strength 'much': is a number"]),
-        (["loop"], 2, ["loop needs a clip, or --prompt"]),
+        (["loop"], 2, ["loop needs a video, or --prompt"]),
         (["storyboard"], 2, ["a storyboard is a file, or --scene repeated"]),
         (["storyboard", "--scene", f"0-3 {WORDS[0]}", "--scene", f"6-9 {WORDS[0]}"], 2, ["must begin at 4"]),
         (["storyboard", "--scene", "first"], 2, ["--scene 'first': needs frames as FIRST-LAST"]),
@@ -294,7 +304,7 @@ def test_faults(cli: Cli, model: Path, tmp_path: Path, arguments: list[Any], cod
 
 def test_what_is_there_is_not_overwritten_without_force(cli: Cli, model: Path, tmp_path: Path):
     (tmp_path / "out.mp4").write_text("mine")
-    refused(cli("video", WORDS[0], "--model", model, "-o", "out.mp4"), 5, "exists already", "--force")
+    refused(cli("video", WORDS[0], "--model", model, "-o", "out.mp4"), 2, "exists already", "--force")
     assert (tmp_path / "out.mp4").read_text() == "mine"
     assert cli("video", WORDS[0], "--model", model, "-o", "out.mp4", "--force").code == 0
 
@@ -328,7 +338,7 @@ def test_what_has_no_picture_is_no_clip(cli: Cli, model: Path, tmp_path: Path):
 
 def test_a_picture_of_several_frames_is_not_taken_for_its_first(cli: Cli, model: Path, tmp_path: Path):
     assert cli("video", WORDS[0], "--model", model, "-o", "out.webp").code == 0
-    refused(cli("video", "extend", "out.webp", "--model", model, "-o", "more"), 4, "out.webp: a picture of 6 frames")
+    refused(cli("video", "extend", "out.webp", "--model", model, "-o", "more"), 4, "out.webp: an image of 6 frames")
     assert list(tree(tmp_path)) == ["out.webp"]
 
 

@@ -24,7 +24,7 @@ SETTINGS = [
 
 @pytest.fixture
 def run(cli: Cli, tmp_path: Path) -> Path:
-    done = cli("train", "playground-video", "--small", "--run", "run", *SETTINGS)
+    done = cli("train", "playground-video", "--quick", "--output-dir", "run", *SETTINGS)
     assert done.code == 0, done.err
     return tmp_path / "run"
 
@@ -49,10 +49,10 @@ def test_a_clip_model_makes_clips_of_other_lengths_and_shapes_and_pictures(run: 
 def test_clips_go_on_from_a_model_of_pictures(cli: Cli, tmp_path: Path):
     settings = [one for one in SETTINGS if not one.startswith(("shape", "data.frames"))]
     pictures = ["shape=[3,16,16]", "data.frames=[1]"]
-    done = cli("train", "playground-image", "--small", "--run", "stills", *settings, *pictures)
+    done = cli("train", "playground-image", "--quick", "--output-dir", "stills", *settings, *pictures)
     assert done.code == 0, done.err
     clips = ["shape=[3,9,16,16]", "data.frames=[9]"]
-    done = cli("train", "playground-video", "--small", "--run", "clips", *settings, *clips, "base=stills")
+    done = cli("train", "playground-video", "--quick", "--output-dir", "clips", *settings, *clips, "base=stills")
     assert done.code == 0, done.err
     stills, moving = unveil.load(tmp_path / "stills"), unveil.load(tmp_path / "clips")
     assert moving.shape == (3, 9, 16, 16)
@@ -71,13 +71,13 @@ def test_clips_go_on_from_a_model_of_pictures(cli: Cli, tmp_path: Path):
 
 def test_a_model_goes_on_to_read_longer_prompts(cli: Cli, run: Path, tmp_path: Path):
     small = [*SETTINGS, "base=run", "train.steps=1", "train.lr=1.0e-12", "train.weight_decay=0"]
-    done = cli("train", "playground-video", "--small", "--run", "longer", *small, "condition.0.max_length=50")
+    done = cli("train", "playground-video", "--quick", "--output-dir", "longer", *small, "condition.0.max_length=50")
     assert done.code == 0, done.err
     before, after = unveil.load(run), unveil.load(tmp_path / "longer")
     assert [model.conditioners["prompt"].config.most for model in (before, after)] == [36, 50]
     raw = {"prompt": "a small red circle moves left"}  # a short one is read as before
     torch.testing.assert_close(before.generate(raw=raw), after.generate(raw=raw), rtol=1e-4, atol=1e-4)
-    done = cli("train", "playground-video", "--small", "--run", "wider", *small, "condition.0.width=64")
+    done = cli("train", "playground-video", "--quick", "--output-dir", "wider", *small, "condition.0.width=64")
     assert done.code == 2
     assert "condition of the base run is" in done.err
 
@@ -85,18 +85,18 @@ def test_a_model_goes_on_to_read_longer_prompts(cli: Cli, run: Path, tmp_path: P
 def test_a_base_of_another_process_is_refused(cli: Cli, tmp_path: Path):
     settings = [one for one in SETTINGS if not one.startswith(("shape", "data.frames"))]
     clips = ["shape=[3,9,16,16]", "data.frames=[9]"]
-    assert cli("train", "playground-video", "--small", "--run", "first", *settings, *clips).code == 0
+    assert cli("train", "playground-video", "--quick", "--output-dir", "first", *settings, *clips).code == 0
     other = "process={kind: sqrt-size-shifted, process: {kind: rectified-flow, index_scale: 1}, size: [16, 32, 32]}"
-    done = cli("train", "playground-video", "--small", "--run", "second", *settings, *clips, "base=first", other)
+    done = cli("train", "playground-video", "--quick", "--output-dir", "second", *settings, *clips, "base=first", other)
     assert done.code == 2
     assert "process of the base first is" in done.err
 
 
 @needs_fashion
 def test_a_base_whose_weights_hold_for_one_size_keeps_it(cli: Cli):
-    small = ["--small", "train.steps=2", "train.warmup=1", "train.sample_every=0", "train.validate_every=0"]
-    assert cli("train", "dit-fashion", "--run", "dit", *small).code == 0
-    done = cli("train", "dit-fashion", "--run", "wider", *small, "base=dit", "shape=[1,32,32]")
+    small = ["--quick", "train.steps=2", "train.warmup=1", "train.sample_every=0", "train.validate_every=0"]
+    assert cli("train", "dit-fashion", "--output-dir", "dit", *small).code == 0
+    done = cli("train", "dit-fashion", "--output-dir", "wider", *small, "base=dit", "shape=[1,32,32]")
     assert done.code == 2
     assert "make them equal" in done.err
 

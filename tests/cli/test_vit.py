@@ -16,15 +16,15 @@ CHANGES += ["network.depth=1", "train.epochs=1"]
 
 @pytest.mark.slow
 def test_a_trained_vit_judges_samples(cli: Cli, tmp_path: Path, saved: Path):
-    done = cli("train", "vit-fashion", *CHANGES, "--run", "vit", "--json")
+    done = cli("train", "vit-fashion", *CHANGES, "--output-dir", "vit", "--json")
     assert done.code == 0, done.err
-    asked = ["evaluate", saved, "--weights", "vit/vit-fashion.yaml", "--out", "report"]
+    asked = ["evaluate", saved, "--feature-weights", "vit/vit-fashion.yaml", "--out", "report"]
     asked += ["--set", "evaluate.features=digits", "--set", "evaluate.samples=20"]
     done = cli(*asked)
     assert done.code == 0, done.err
     features = json.loads((tmp_path / "report" / "report.json").read_text())["protocol"]["features"]
     assert features["name"] == "vit-fashion"
     assert features["sha256"] == sha256(tmp_path / "vit" / "vit-fashion.safetensors")
-    absent = cli(*asked[:2], "--weights", "none.yaml", "--out", "other", *asked[6:])
+    absent = cli(*asked[:2], "--feature-weights", "none.yaml", "--out", "other", *asked[6:])
     assert absent.code == 1
     assert "none.yaml: not a readable classifier" in absent.err

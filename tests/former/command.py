@@ -16,12 +16,46 @@ from safetensors.numpy import load_file
 from unveil.cli.commands import run
 
 FILES = Path(__file__).parent / "files"
-RENAMED: dict[str, str] = {}  # words of the command lines in index.json, as they are written today
+# Words of the command lines in index.json, as they are written today
+RENAMED: dict[str, tuple[str, ...]] = {
+    "--scale": ("--guidance-scale",),
+    "--guidance": ("--guidance-scale",),
+    "--like": ("--from-metadata",),
+    "--strip": ("--save-trajectory",),
+    "--count": ("-n",),
+    "--control": ("--controlnet",),
+    "--amount": ("--variation-strength",),
+    "--noise": ("--latents",),
+    "--no-expand": ("--expand-prompt", "none"),
+    "--at": ("--image-frame",),
+    "--keep": ("--keep-mask",),
+    "--fade": ("--prompt-crossfade",),
+    "--context": ("--context-frames",),
+    "--way": ("--method",),
+    "--source": ("--source-prompt",),
+}
+COMMANDS = {
+    ("vary",): ("variations",),
+    ("hint",): ("preprocess",),
+    ("video", "make"): ("video", "generate"),
+    ("video", "between"): ("video", "interpolate"),
+    ("video", "connect"): ("video", "join"),
+}
 
 
 def today(words: Iterable[str]) -> list[str]:
     """A command line of then in today's words."""
-    return [RENAMED.get(word, word) for word in words]
+    typed = list(words)
+    for former, new in COMMANDS.items():
+        if tuple(typed[: len(former)]) == former:
+            typed[: len(former)] = new
+    renamed = [one for word in typed for one in RENAMED.get(word, (word,))]
+    for place, word in enumerate(renamed[:-1]):
+        if word == "--negative":
+            renamed[place] = "--negative-cond" if "=" in renamed[place + 1] else "--negative-prompt"
+        if word == "--jumps":
+            renamed[place : place + 2] = ["--repaint-jump-length", renamed[place + 1], "--repaint-resamples"]
+    return renamed
 
 
 def unveil(*words: object, code: int = 0, folder: Path = FILES) -> str:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw
 
-from tests.former.command import FILES, unveil
+from tests.former.command import FILES, today, unveil
 from tests.former.pixels import pixels_sha256
 
 DIGIT = ("--label", 3, "--steps", 3)
@@ -98,7 +98,7 @@ def _edited() -> list[Made]:
         Made((*way, "--label", 8), "images/way", ()),
         *[Made(way, f"images/way.{form}") for form in ("gif", "webp", "apng")],
         Made(way, "images/way-like.gif", ("interpolate", "ddpm-digits")),
-        Made(("hint", "canny", square), "images/canny.png"),
+        Made(("preprocess", "canny", square), "images/canny.png"),
         Made(("hint", "boxes", "inputs/layout.json", "--width", 64, "--height", 64), "images/boxes.png"),
     ]  # fmt: skip
 
@@ -152,7 +152,7 @@ def make_inputs() -> None:
         mask = Image.new("L", size)
         ImageDraw.Draw(mask).rectangle((0, 0, size[0] // 2 - 1, size[1]), fill=255)
         mask.save(inputs / f"{name}.png")
-    unveil("hint", "canny", "inputs/three.png", "--out", "inputs/edge.png", "--low", 50, "--high", 100)
+    unveil("preprocess", "canny", "inputs/three.png", "--out", "inputs/edge.png", "--low", 50, "--high", 100)
     lines = [{"prompt": "a red circle", "seed": 4}, {"prompt": "a blue ring", "seed": 5, "negative": "red", "scale": 3}]
     (inputs / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (inputs / "layout.json").write_text(json.dumps({"boxes": [[0.5, 0.5, 0.2, 0.4]], "labels": [0]}))
@@ -178,7 +178,7 @@ def _entries(made: Made) -> list[dict[str, Any]]:
     target = FILES / made.out
     target.parent.mkdir(exist_ok=True)
     before = set(FILES.rglob("*"))
-    unveil(*made.words, "--out", made.out)
+    unveil(*today(made.words), "--out", made.out)
     added = [path for path in sorted(set(FILES.rglob("*")) - before) if path.is_file()]
     files = [target] if target.is_dir() and made.words[0] == "video" else added
     return [_entry(made, str(path.relative_to(FILES))) for path in files]
@@ -205,7 +205,7 @@ def _regenerates(facts: dict[str, Any]) -> bool:
     shutil.rmtree(again, ignore_errors=True)
     again.mkdir()
     try:
-        unveil(*facts["again"])
+        unveil(*today(facts["again"]))
     except RuntimeError as problem:
         facts["problem"] = str(problem)
         return False

@@ -90,12 +90,12 @@ AT = 5  # steps that are done when the signal arrives
 def make_models() -> None:
     """Trains each model in a few steps."""
     for name, words in {**FIRST_MODELS, **NEXT_MODELS}.items():
-        unveil("train", *words, "--run", f"runs/{name}", "--quiet")
+        unveil("train", *words, "--output-dir", f"runs/{name}", "--quiet")
         if name in WHOLE:
-            unveil("convert", f"runs/{name}", f"models/{name}", "--layout", "ours", "--quiet")
-    unveil("lora", "convert", "models/digits", "runs/lora", "additions/lora.safetensors", "--naming", "unveil")
-    unveil("lora", "convert", "models/digits", "runs/lora", "additions/kohya.safetensors", "--naming", "kohya")
-    unveil("convert", "runs/control", "additions/control.safetensors", "--layout", "ldm")
+            unveil("convert", f"runs/{name}", f"models/{name}", "--format", "ours", "--quiet")
+    unveil("lora", "convert", "models/digits", "runs/lora", "additions/lora.safetensors", "--format", "unveil")
+    unveil("lora", "convert", "models/digits", "runs/lora", "additions/kohya.safetensors", "--format", "kohya")
+    unveil("convert", "runs/control", "additions/control.safetensors", "--format", "ldm")
 
 
 def make_stopped_runs() -> None:
@@ -103,8 +103,8 @@ def make_stopped_runs() -> None:
     ends = {}
     for name, words in STOPPED.items():
         with signal_in_step(AT):
-            unveil("train", *words, "--run", f"runs/{name}", "--quiet", code=143)
-        unveil("train", *words, "--run", f"whole/{name}", "--quiet")
+            unveil("train", *words, "--output-dir", f"runs/{name}", "--quiet", code=143)
+        unveil("train", *words, "--output-dir", f"whole/{name}", "--quiet")
         ends[name] = run_end(FILES / "whole" / name)
     shutil.rmtree(FILES / "whole")
     (FILES / "ends.json").write_text(json.dumps(ends, indent=1) + "\n")

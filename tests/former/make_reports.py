@@ -10,7 +10,7 @@ from tests.former.command import FILES, unveil
 from tests.former.make_models import FEW, FIRST_MODELS, NEXT_MODELS
 from unveil.evaluate.report import Report, compare
 
-DIGITS = ("ddpm-digits", "--recipe", "ddpm-digits", "--samples", 20, "--set", "evaluate.floor_splits=2")
+DIGITS = ("ddpm-digits", "--recipe", "ddpm-digits", "--num-samples", 20, "--set", "evaluate.floor_splits=2")
 FULL = {  # name: a recipe and changes, written out with every key
     "diffusion": ("ddpm-digits",),
     "learned-variance": ("iddpm-fashion", "process={kind: discrete-vp, betas: linear, steps: 400, start: 2e-4, "
@@ -96,8 +96,8 @@ def make_reports() -> None:
     for name, steps in (("two-steps", 2), ("three-steps", 3)):
         unveil("evaluate", *DIGITS, "--set", f"sample.steps={steps}", "--out", f"reports/{name}")
     unveil("evaluate", "runs/autoencoder-kl", "--set", "evaluate.pictures=70", "--out", "reports/autoencoder")
-    unveil("evaluate", "runs/captioner", "--samples", 8, "--out", "reports/captioner")
-    unveil("evaluate", "models/video", "--recipe", "playground-small", "--samples", 4, "--set", "sample.steps=2",
+    unveil("evaluate", "runs/captioner", "--num-samples", 8, "--out", "reports/captioner")
+    unveil("evaluate", "models/video", "--recipe", "playground-small", "--num-samples", 4, "--set", "sample.steps=2",
            "--out", "reports/video")  # fmt: skip
     folder = FILES / "reports"
     first, second = (Report.load(folder / name) for name in ("two-steps", "three-steps"))
@@ -107,9 +107,9 @@ def make_reports() -> None:
 
 def make_studies() -> None:
     """A study of each form that is quick, and a claim."""
-    unveil("study", "samplers", "ddpm-digits", "--calls", "2,3", "--count", 4, "--only", "ddim", "--out", "studies")
-    unveil("study", "inverse", "ddpm-digits", "--count", 2, "--steps", 3, "--out", "studies")
-    unveil("study", "video", "playground-video", "--task", "loop", "--quick", "--out", "studies")
+    unveil("analyze", "samplers", "ddpm-digits", "--calls", "2,3", "-n", 4, "--only", "ddim", "--out", "studies")
+    unveil("analyze", "inverse", "ddpm-digits", "-n", 2, "--steps", 3, "--out", "studies")
+    unveil("analyze", "video-tasks", "playground-video", "--only", "loop", "--quick", "--out", "studies")
     unveil("reproduce", "ddim-steps", "--quick", "--out", "claims")
     for folder in ("reports", "studies", "claims"):
         for path in (FILES / folder).rglob("*"):

@@ -50,7 +50,7 @@ def test_a_run_that_was_stopped_goes_on_and_ends_as_one_that_was_not(files, name
     run, expected = f"runs/{name}", json.loads((FILES / "ends.json").read_text())[name]
     shutil.copy(files / run / "recipe.yaml", files / f"{name}.yaml")
     unveil("train", run, "--quiet", folder=files)
-    unveil("train", f"{name}.yaml", "--run", f"whole/{name}", "--quiet", folder=files)
+    unveil("train", f"{name}.yaml", "--output-dir", f"whole/{name}", "--quiet", folder=files)
     resumed, whole = run_end(files / run), run_end(files / "whole" / name)
     assert resumed["weights"] == whole["weights"]
     assert resumed["losses"] == whole["losses"]
@@ -78,7 +78,7 @@ def test_an_image_or_a_video_is_made_again(files, entry):
 def test_an_image_of_the_gallery_is_made_again(files, file):
     out = files / "from-gallery" / Path(file).name
     out.parent.mkdir(exist_ok=True)
-    unveil("sample", "--like", file, "--out", out, "--force", folder=files)
+    unveil("sample", "--from-metadata", file, "--out", out, "--force", folder=files)
     assert not SAME or pixels_sha256(out) == pixels_sha256(files / file)
 
 

@@ -72,6 +72,6 @@ def test_the_page_of_a_claim_is_made_from_its_record(name):
 
 @pytest.mark.slow
 def test_a_study_is_shown_beside_one_of_then(files):
-    words = ("--task", "loop", "--quick", "--beside", "studies/video.json", "--out", "beside", "--quiet")
-    unveil("study", "video", "playground-video", *words, folder=files)
+    words = ("--only", "loop", "--quick", "--compare-with", "studies/video.json", "--out", "beside", "--quiet")
+    unveil("analyze", "video-tasks", "playground-video", *words, folder=files)
     assert (files / "beside" / "video.json").exists()

@@ -284,12 +284,12 @@ def test_a_learned_variance_is_sampled_with():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"sampler": "dim"}, "sampling: sampler: sampler 'dim'; known: ddim, .*; nearest: 'ddim'"),
+        ({"sampler": "dim"}, "sampling: sampler: sampler 'dim': no such sampler; nearest: 'ddim'"),
         ({"clip": "hard"}, "sampling: clip = 'hard': must be one of static, dynamic, none"),
         ({"eta": 2.0}, "sampling: eta = 2.0: must be less than or equal to 1"),
         ({"steps": 0}, "sampling: steps = 0: must be greater than or equal to 1"),
         ({"scale": float("nan")}, "must be a finite number"),
-        ({"grid": "uniforn"}, "grid 'uniforn'; known: uniform, .*; nearest: 'uniform'"),
+        ({"grid": "uniforn"}, "schedule 'uniforn': must be one of uniform, .*; nearest: 'uniform'"),
         ({"count": 0}, "count = 0: at least 1"),
     ],
 )
@@ -486,3 +486,19 @@ def test_building_is_repeatable():
         torch.manual_seed(7)
         made.append(build(config()).state_dict())
     assert all(torch.equal(made[0][key], made[1][key]) for key in made[0])
+
+
+def test_generate_takes_the_words_of_other_programs():
+    model = unveil.load("ddpm-digits")
+    new = model.generate(label=[3, 4], num_inference_steps=2, seed=1, guidance_scale=2, negative_cond={"label": 8})
+    old = model.generate(raw={"label": [3, 4]}, count=2, steps=2, seed=1, scale=2, negative={"label": 8})
+    assert torch.equal(new, old)
+    for keyword, right in (
+        ("guidence_scale", "guidance_scale"),
+        ("num_images", "count"),
+        ("cfg_scale", "guidance_scale"),
+    ):
+        with pytest.raises(RecipeError, match=f"{keyword}: no such keyword; nearest: '{right}'"):
+            model.generate(**{keyword: 2})  # pyright: ignore
+    with pytest.raises(RecipeError, match="condition 'prompt': this model takes label"):
+        model.generate("a cat")

@@ -172,7 +172,7 @@ def test_a_model_that_nobody_could_build_again_is_not_saved_as_one(tmp_path):
 
 
 def test_places_without_a_model_say_so(tmp_path):
-    with pytest.raises(WeightsError, match="no such folder or shipped model"):
+    with pytest.raises(WeightsError, match="no such folder or bundled model"):
         unveil.load(tmp_path / "nothing")
     with pytest.raises(WeightsError, match="neither a saved model nor a run with a valid checkpoint"):
         unveil.load(tmp_path)

@@ -18,7 +18,7 @@ MANY_PARAMETERS = {
     "src/unveil/cli/commands.py sample": "one parameter per option",
     "src/unveil/cli/commands.py evaluate": "one parameter per option",
     "src/unveil/cli/text_options.py translate": "one parameter per option",
-    "src/unveil/cli/latent_options.py vary": "one parameter per option",
+    "src/unveil/cli/latent_options.py variations": "one parameter per option",
     "src/unveil/cli/latent_options.py interpolate": "one parameter per option",
     "src/unveil/cli/latent_options.py invert": "one parameter per option",
     "src/unveil/cli/analyze_options.py samplers": "one parameter per option",

@@ -59,9 +59,9 @@ import unveil
 assert "torch" not in sys.modules, "import unveil"
 from unveil.cli.commands import run
 for command in ([], ["train"], ["sample"], ["evaluate"], ["convert"], ["reproduce"], ["demo"],
-                ["img2img"], ["inpaint"], ["outpaint"], ["upscale"], ["vary"], ["interpolate"], ["invert"],
-                ["data"], ["data", "check"], ["data", "show"], ["data", "latents"],
-                ["hint"], ["hint", "canny"], ["hint", "boxes"], ["inspect"], ["inspect", "process"],
+                ["img2img"], ["inpaint"], ["outpaint"], ["upscale"], ["variations"], ["interpolate"], ["invert"],
+                ["data"], ["data", "check"], ["data", "show"], ["data", "cache-latents"],
+                ["preprocess"], ["preprocess", "canny"], ["preprocess", "boxes"], ["inspect"], ["inspect", "schedule"],
                 ["inspect", "model"], ["recipes"], ["recipes", "list"], ["recipes", "show"], ["recipes", "cite"]):
     assert run([*command, "--help"]) == 0, command
 heavy = {"torch", "numpy", "lightning", "rich", "PIL"} & set(sys.modules)

@@ -120,7 +120,7 @@ def _score_sde(theirs: Mapping[str, Tensor], said: ModelOverrides) -> Model:
     if name is None:
         raise WeightsError(
             f"the keys are those of score SDE's networks, but of none that is known: {', '.join(SCORE_SDE)}; "
-            "write a recipe of the network, and use `unveil convert --layout score-sde`"
+            "write a recipe of the network, and use `unveil convert --format score-sde`"
         )
     network, origin = score_sde_network(name), SCORE_SDE[name][1]
     if said.process is not None and said.process.kind in ("linear-vp", "sub-vp"):

@@ -87,7 +87,7 @@ LAYOUTS = (
         "DDPM's U-Net",
         "model",
         {"its time embedding": "temb.dense.0.weight", "its first convolution": "conv_in.weight"},
-        "give its recipe: unveil convert FILE OUT --layout ddpm --recipe NAME",
+        "give its recipe: unveil convert FILE OUT --format ddpm --recipe NAME",
     ),
     FileFormat(
         "an autoencoder of latent diffusion",

@@ -1,4 +1,4 @@
-"""`unveil study`: what samplers and guidance do on a model, what it restores, what it does with clips, as pages."""
+"""`unveil analyze`: what samplers and guidance do on a model, what it restores, what it does with clips, as pages."""
 
 from __future__ import annotations
 
@@ -85,15 +85,15 @@ def samplers(model: str, settings: SamplerStudySettings, device: str, place: Pla
     console.result({**record, "page": str(page)}, "\n".join([head, *rows, str(page)]))
 
 
-def guidance(ask: evaluation.Ask, scales: tuple[float, ...], place: Place, console: Console) -> None:
+def guidance(ask: evaluation.EvaluateRequest, scales: tuple[float, ...], place: Place, console: Console) -> None:
     """Judges a model along the scale of guidance, writes guidance.json and guidance.html."""
     check_scales(scales)
-    recipe = diffusion(ask.resolved(), "unveil study guidance")
+    recipe = diffusion(ask.resolved(), "unveil analyze guidance")
     folder = place.free(ask.model, "guidance")
     begun = time.process_time()
     model, source = open_model(ask.model, pick(ask.device))
     if recipe.key != "pixels":
-        raise RecipeError(f"{ask.model} makes {recipe.key}; fidelity and diversity are measured on pictures")
+        raise RecipeError(f"{ask.model} makes {recipe.key}; fidelity and diversity are measured on images")
     if "label" not in model.conditioners:
         raise RecipeError(f"{ask.model} takes no label, so there is nothing to guide towards")
     how = recipe.evaluate
@@ -115,7 +115,11 @@ def guidance(ask: evaluation.Ask, scales: tuple[float, ...], place: Place, conso
 
 
 def inverse(
-    ask: evaluation.Ask, settings: restoration.InverseSettings, part: data.Part, place: Place, console: Console
+    ask: evaluation.EvaluateRequest,
+    settings: restoration.InverseSettings,
+    part: data.Part,
+    place: Place,
+    console: Console,
 ) -> None:
     """Restores pictures that were measured in part, writes inverse.json and inverse.html."""
     recipe = ask.resolved()
@@ -123,10 +127,10 @@ def inverse(
     begun = time.process_time()
     model, source = open_model(ask.model, pick(ask.device))
     if recipe.key != "pixels":
-        raise RecipeError(f"{ask.model} makes {recipe.key}; what is restored here are pictures")
+        raise RecipeError(f"{ask.model} makes {recipe.key}; only images are restored here")
     there = data.open(recipe.data.build(), part)
     if settings.count > len(there):
-        raise RecipeError(f"count = {settings.count}: the {part} part of {recipe.data.kind} has {len(there)} pictures")
+        raise RecipeError(f"count = {settings.count}: the {part} part of {recipe.data.kind} has {len(there)} images")
     chosen = collect_images(there, settings.count)
     pictures = to_unit(chosen.pixels)
     with console.progress("step", 0) as progress:
@@ -222,7 +226,7 @@ def vit(
     about = {**_about(begun, "cpu"), "cpu_minutes": spent, "command": command()}
     record = {**sizes.record_of(recipe, settings, points), "about": about}
     page = _write(folder, "vit", record, sizes.page(record))
-    rows = [f"{one.size:>8} {one.amount:>7} pictures: {one.accuracy:.2%}" for one in points]
+    rows = [f"{one.size:>8} {one.amount:>7} images: {one.accuracy:.2%}" for one in points]
     console.result({**record, "page": str(page)}, "\n".join([*rows, str(page)]))
 
 
@@ -246,6 +250,17 @@ def text_settings(
         RecipeError: numbers that cannot be, or an unknown kind.
     """
     return _settings(prompt_benchmark.QUICK if quick else prompt_benchmark.PromptBenchmarkSettings(), wanted, sampling)
+
+
+def expands(expand: str) -> bool:
+    """Whether prompts are measured as the rules expand them too.
+
+    Raises:
+        RecipeError: neither rules nor none.
+    """
+    if expand not in ("rules", "none"):
+        raise RecipeError(f"--expand-prompt {expand!r}: must be one of rules, none")
+    return expand == "rules"
 
 
 def world_settings(wanted: Mapping[str, Any], sampling: Sequence[str], quick: bool) -> SharedSettings:
@@ -301,9 +316,9 @@ def _record(path: Path, tasks: Sequence[str]) -> dict[str, Any]:
             raise RecipeError(f"has {', '.join(found['tasks'])}, and nothing of what is studied: {', '.join(tasks)}")
         return found
     except OSError as problem:
-        raise RecipeError(f"--beside {path}: cannot be read: {problem.strerror}") from problem
+        raise RecipeError(f"--compare-with {path}: cannot be read: {problem.strerror}") from problem
     except (ValueError, RecipeError) as problem:
-        raise RecipeError(f"--beside {path}: {problem}") from problem
+        raise RecipeError(f"--compare-with {path}: {problem}") from problem
 
 
 def _about(begun: float, device: str) -> dict[str, Any]:

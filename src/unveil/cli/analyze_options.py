@@ -1,4 +1,4 @@
-"""`unveil study`: its commands; what they do lies in `study.py`, imported when it is asked for."""
+"""`unveil analyze`: its commands; what they do is in `analyze.py`, imported when one of them runs."""
 
 from __future__ import annotations
 
@@ -9,31 +9,53 @@ from typing import Annotated, Any
 import typer
 
 from unveil.cli.console import Console
-from unveil.cli.options import AsJson, Device, Dtype, Force, ModelName, Quiet, RecipeName, Reply
-
-study_app = typer.Typer(
-    no_args_is_help=True,
-    help="Compare samplers, scales of guidance, methods that restore pictures, or sizes of a ViT; try models of clips.",
+from unveil.cli.options import (
+    AsJson,
+    Device,
+    Dtype,
+    FeatureWeights,
+    Force,
+    ModelName,
+    OutFolder,
+    Quick,
+    Quiet,
+    RecipeName,
+    ReplyOptions,
+    Set,
 )
 
+analyze_app = typer.Typer(
+    no_args_is_help=True,
+    help="Compare samplers, guidance scales, restoration methods or ViT sizes; benchmark video models.",
+)
 
-@study_app.command("samplers")
+Seed = Annotated[int, typer.Option("--seed", help="Seed of the initial noise and of the data.")]
+
+
+@analyze_app.command("samplers")
 def samplers(
     model: ModelName,
-    calls: Annotated[str, typer.Option(help="Network calls of one sample, rising.")] = "5,10,20,50",
-    count: Annotated[int, typer.Option(help="Samples, drawn as one batch.")] = 16,
-    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
-    grid: Annotated[str | None, typer.Option(help="Of all samplers; karras where the process allows it.")] = None,
-    only: Annotated[list[str] | None, typer.Option(help="A sampler by name; may be repeated.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the page; the run's own when left out.")] = None,
+    calls: Annotated[
+        str, typer.Option(help="Numbers of network evaluations (NFE) of one sample, rising.")
+    ] = "5,10,20,50",
+    count: Annotated[int, typer.Option("--num-samples", "-n", help="Number of samples, generated as one batch.")] = 16,
+    seed: Seed = 0,
+    grid: Annotated[
+        str | None,
+        typer.Option("--schedule", help="Noise schedule of all samplers; karras where the process allows it."),
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Sampler to measure; all when left out; repeat for several.")
+    ] = None,
+    out: OutFolder = None,
     device: Device = "auto",
     force: Force = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure every sampler on a model: error against network calls, order, cost, as samplers.html and .json.
+    """Measure every sampler on a model: error against NFE, order, cost, as samplers.html and .json.
 
-    Example: unveil study samplers ddpm-digits --calls 5,10,20 --out runs/study
+    Example: unveil analyze samplers ddpm-digits --calls 5,10,20 -o runs/study
     """
     from unveil.cli import analyze as work
 
@@ -41,77 +63,81 @@ def samplers(
     work.samplers(model, settings, device, work.Place(out, force), Console(as_json, quiet))
 
 
-@study_app.command("guidance")
+@analyze_app.command("guidance")
 def guidance(
     model: ModelName,
-    scales: Annotated[str, typer.Option(help="Of guidance, rising; 1 is none.")] = "1,1.5,2,3,5,8",
-    recipe: Annotated[str | None, typer.Option(help="Recipe that says how to judge; the run's own otherwise.")] = None,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="A change such as evaluate.samples=100.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the page; the run's own when left out.")] = None,
-    weights: Annotated[Path | None, typer.Option(help="Published Inception, or a classifier's card.")] = None,
+    scales: Annotated[str, typer.Option(help="Guidance scales, rising; 1 is no guidance.")] = "1,1.5,2,3,5,8",
+    recipe: Annotated[str | None, typer.Option(help="Recipe of the evaluation; the run's own when left out.")] = None,
+    overrides: Set = None,
+    out: OutFolder = None,
+    weights: FeatureWeights = None,
     device: Device = "auto",
     force: Force = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Judge a model along the scale of guidance: fidelity against diversity, as guidance.html and .json.
+    """Evaluate a model at several guidance scales: fidelity against diversity, as guidance.html and .json.
 
-    Example: unveil study guidance ddpm-digits --scales 1,2,4 --set evaluate.samples=200 --out runs/study
+    Example: unveil analyze guidance ddpm-digits --scales 1,2,4 --set evaluate.samples=200 -o runs/study
     """
     from unveil.cli import analyze, evaluate
 
-    ask = evaluate.Ask(model, recipe, tuple(overrides or ()), weights=weights, device=device)
+    ask = evaluate.EvaluateRequest(model, recipe, tuple(overrides or ()), weights=weights, device=device)
     place = analyze.Place(out, force)
     analyze.guidance(ask, analyze.numbers(scales, float, "scales"), place, Console(as_json, quiet))
 
 
-@study_app.command("inverse")
+@analyze_app.command("inverse")
 def inverse(
     model: ModelName,
-    count: Annotated[int, typer.Option(help="Pictures, restored as one batch.")] = 64,
-    steps: Annotated[int, typer.Option(help="Of each method; DPS takes five times as many.")] = 20,
-    seed: Annotated[int, typer.Option(help="Of the noise, and of what is measured.")] = 0,
-    part: Annotated[str, typer.Option("--data", help="Part of the data: held-out or train.")] = "held-out",
-    recipe: Annotated[str | None, typer.Option(help="Recipe that names the data; the run's own otherwise.")] = None,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="A change such as data.path=photos.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the page; the run's own when left out.")] = None,
+    count: Annotated[int, typer.Option("--num-images", "-n", help="Number of images, restored as one batch.")] = 64,
+    steps: Annotated[
+        int, typer.Option(help="Number of sampling steps of each method; DPS takes five times as many.")
+    ] = 20,
+    seed: Seed = 0,
+    part: Annotated[str, typer.Option("--split", help="Split of the data: train or held-out.")] = "held-out",
+    recipe: Annotated[str | None, typer.Option(help="Recipe of the data; the run's own when left out.")] = None,
+    overrides: Set = None,
+    out: OutFolder = None,
     device: Device = "auto",
     force: Force = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Restore pictures from what was measured of them: masks, super-resolution, deblurring, colourisation.
+    """Restore images from measurements: inpainting, super-resolution, deblurring, colourization.
 
-    Writes inverse.html and inverse.json, with PSNR beyond what one would do without the model.
+    Writes inverse.html and inverse.json, with PSNR beside that of baselines without a model.
 
-    Example: unveil study inverse ddpm-digits --count 16 --out runs/study
+    Example: unveil analyze inverse ddpm-digits -n 16 -o runs/study
     """
     from unveil.cli import analyze, evaluate
     from unveil.data import check_split
 
-    ask = evaluate.Ask(model, recipe, tuple(overrides or ()), device=device)
+    ask = evaluate.EvaluateRequest(model, recipe, tuple(overrides or ()), device=device)
     settings = analyze.restoration.InverseSettings(count, steps, seed)
     analyze.inverse(ask, settings, check_split(part), analyze.Place(out, force), Console(as_json, quiet))
 
 
-@study_app.command("vit")
+@analyze_app.command("vit")
 def vit(
     recipe: RecipeName = "vit-fashion",
-    sizes: Annotated[str, typer.Option(help="Blocks x width.")] = "3x48,6x96,8x144",
-    amounts: Annotated[str, typer.Option(help="Training pictures, rising.")] = "1000,8000,60000",
-    steps: Annotated[int, typer.Option(help="Of training, for each network.")] = 1200,
-    seeds: Annotated[int, typer.Option(help="Networks of each size and amount.")] = 1,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="A change such as train.lr=1e-3.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the page; runs/RECIPE-sizes when left out.")] = None,
+    sizes: Annotated[str, typer.Option(help="Sizes of the network, as blocks x width.")] = "3x48,6x96,8x144",
+    amounts: Annotated[str, typer.Option(help="Numbers of training images, rising.")] = "1000,8000,60000",
+    steps: Annotated[int, typer.Option(help="Number of training steps of each network.")] = 1200,
+    seeds: Annotated[int, typer.Option(help="Number of networks of each size and amount.")] = 1,
+    overrides: Set = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Output folder of the page; runs/RECIPE-sizes when left out.")
+    ] = None,
     force: Force = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Train a ViT in several sizes on several amounts of data: accuracy as vit.html and vit.json.
 
-    Stopped, the same command goes on with the networks that are missing.
+    After an interruption the same command trains the networks that are missing.
 
-    Example: unveil study vit vit-fashion --amounts 500,5000 --steps 300 --out runs/study
+    Example: unveil analyze vit vit-fashion --amounts 500,5000 --steps 300 -o runs/study
     """
     from unveil.analysis import vit as study
     from unveil.cli import analyze as work
@@ -121,23 +147,27 @@ def vit(
 
 
 @dataclass(frozen=True)
-class Studied:
-    """How a model of clips is studied, and where the page goes."""
+class BenchmarkOptions:
+    """How a video model is benchmarked, and where the page is written."""
 
-    count: Annotated[int | None, typer.Option(help="Clips of each task; 48.")] = None
-    sampling: Annotated[
-        list[str] | None, typer.Option("--set", help="A setting of sampling, such as steps=24 or scale=2.")
+    count: Annotated[
+        int | None, typer.Option("--num-videos", "-n", help="Number of videos of each task; 48 when left out.")
     ] = None
-    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0
-    quick: Annotated[bool, typer.Option("--quick", help="A few clips in few steps, to show that it works.")] = False
+    sampling: Annotated[
+        list[str] | None, typer.Option("--set", help="Sampling setting, such as steps=24 or guidance_scale=2.")
+    ] = None
+    seed: Seed = 0
+    quick: Quick = False
     beside: Annotated[
         list[Path] | None,
-        typer.Option(help="The same study's .json of a model of another size, shown too; may be repeated."),
+        typer.Option(
+            "--compare-with", help=".json of the same benchmark of another model, shown beside; repeat for several."
+        ),
     ] = None
-    out: Annotated[Path | None, typer.Option(help="Folder of the page; the run's own when left out.")] = None
+    out: OutFolder = None
     dtype: Dtype = "bfloat16"
     device: Device = "auto"
-    reply: Reply = field(default_factory=Reply)
+    reply: ReplyOptions = field(default_factory=ReplyOptions)
 
     @property
     def wanted(self) -> dict[str, Any]:
@@ -152,31 +182,32 @@ class Studied:
         return work.Place(self.out, self.reply.force, tuple(self.beside or ()))
 
 
-@study_app.command("video")
+@analyze_app.command("video-tasks")
 def video(
     *,
     model: ModelName,
     only: Annotated[
         list[str] | None,
         typer.Option(
-            "--task",
-            help="picture, extend, loop, connect, edit, ground, sizes or twice; all when left out; may repeat.",
+            "--only",
+            help="Task: picture, extend, loop, connect, edit, ground, sizes or twice; all when left out; may repeat.",
         ),
     ] = None,
     sizes: Annotated[
-        list[str] | None, typer.Option("--size", help="Width x height x frames, such as 48x24x16; may be repeated.")
+        list[str] | None, typer.Option("--size", help="Width x height x frames, such as 48x24x16; repeat for several.")
     ] = None,
     asked: Annotated[
-        str, typer.Option("--list", help="Prompts of the playground: seen, held-out or validation.")
+        str, typer.Option("--prompt-set", help="Prompt set of the playground: seen, held-out or validation.")
     ] = "seen",
-    studied: Studied,
+    studied: BenchmarkOptions,
 ) -> None:
-    """Try what a model of clips does besides clips from text, Sora's list: each point with a number and a film.
+    """Benchmark a video model beyond text-to-video, by Sora's list of tasks.
 
-    Pictures that move, clips that go on both ways, loops, connections, edits of a thing and of the ground, other sizes,
-    aspects and lengths, twice the resolution; beside real clips and what takes no model. As video.html and .json.
+    Image-to-video, extension both ways, loops, joins, edits of an object and of the background, other sizes, aspect
+    ratios and lengths, twice the resolution; beside real videos and baselines without a model. Writes video.html and
+    .json.
 
-    Example: unveil study video runs/playground-video --task extend --task loop --count 16
+    Example: unveil analyze video-tasks runs/playground-video --only extend --only loop -n 16
     """
     from unveil.cli import analyze as work
 
@@ -185,54 +216,58 @@ def video(
     work.video(model, settings, studied.device, studied.place, studied.reply.console)
 
 
-@study_app.command("text")
+@analyze_app.command("prompts")
 def text(
     *,
     model: ModelName,
     only: Annotated[
         list[str] | None,
         typer.Option(
-            "--kind",
-            help="colour, shape, size, motion, position, ground, alt-text, chinese, rare, count, several, long or "
-            "negation; all when left out; may repeat.",
+            "--only",
+            help="Kind of prompt: colour, shape, size, motion, position, ground, alt-text, chinese, rare, count, "
+            "several, long or negation; all when left out; repeat for several.",
         ),
     ] = None,
-    expand: Annotated[bool, typer.Option("--expand/--no-expand", help="Also as the rules expand them.")] = True,
-    studied: Studied,
+    expand: Annotated[
+        str, typer.Option("--expand-prompt", help="Prompt expansion that is measured too: rules or none.")
+    ] = "rules",
+    studied: BenchmarkOptions,
 ) -> None:
-    """Try what a model of clips understands of prompts: kinds of them, each with its share of right clips.
+    """Benchmark how a video model follows prompts, by kind of prompt.
 
-    Colours, sizes, places, counts, several things, combinations that training never has, long prompts, negation and
-    others; beside real clips and chance, and as the rules expand them. As text.html and .json.
+    Colours, sizes, positions, counts, several objects, combinations that training never has, long prompts, negation and
+    others; beside real videos and chance, and with expanded prompts. Writes text.html and .json.
 
-    Example: unveil study text runs/playground-video --kind colour --kind position --count 16
+    Example: unveil analyze prompts runs/playground-video --only colour --only position -n 16
     """
     from unveil.cli import analyze as work
 
     settings = work.text_settings(
-        {**studied.wanted, "only": only, "expand": expand}, studied.sampling or (), studied.quick
+        {**studied.wanted, "only": only, "expand": work.expands(expand)}, studied.sampling or (), studied.quick
     )
     work.text(model, settings, studied.device, studied.place, studied.reply.console)
 
 
-@study_app.command("world")
+@analyze_app.command("physics")
 def world(
     *,
     model: ModelName,
     only: Annotated[
         list[str] | None,
         typer.Option(
-            "--law", help="occluder, frame, space, brush, corridor, game or impact; all when left out; may repeat."
+            "--only",
+            help="Law: occluder, frame, space, brush, corridor, game or impact; all when left out; repeat for several.",
         ),
     ] = None,
-    studied: Studied,
+    studied: BenchmarkOptions,
 ) -> None:
-    """Try what a model of clips knows about the world: what lasts, space, actions, rules, laws of motion.
+    """Benchmark what a video model knows about the world: permanence, space, actions, rules, motion.
 
-    Things behind a bar and out of the picture, pillars seen from all around, paint that stays, a corridor that obeys a
-    word, a game, breaking and falling; from words and from first frames, beside real clips. As world.html and .json.
+    Objects behind an occluder and out of frame, pillars seen from all sides, paint that stays, a corridor that follows
+    the prompt, a game, breaking and falling; from prompts and from first frames, beside real videos. Writes world.html
+    and .json.
 
-    Example: unveil study world runs/playground-video --law brush --law corridor --count 16
+    Example: unveil analyze physics runs/playground-video --only brush --only corridor -n 16
     """
     from unveil.cli import analyze as work
 
@@ -240,20 +275,22 @@ def world(
     work.world(model, settings, studied.device, studied.place, studied.reply.console)
 
 
-@study_app.command("detector")
+@analyze_app.command("detector")
 def detector(
-    count: Annotated[int, typer.Option(help="Clips.")] = 500,
-    seed: Annotated[int, typer.Option(help="Of the clips.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Folder of the page; runs/detector when left out.")] = None,
+    count: Annotated[int, typer.Option("--num-videos", "-n", help="Number of videos.")] = 500,
+    seed: Seed = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Output folder of the page; runs/detector when left out.")
+    ] = None,
     force: Force = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Read real clips of the playground back, before and after H.264: the ceiling of every score of a model of clips.
+    """Measure the detector on real videos, before and after H.264: the ceiling of every score of a video model.
 
-    Clips of mixed sizes, lengths and rates; writes detector.html and .json.
+    Videos of the playground of mixed sizes, lengths and frame rates; writes detector.html and .json.
 
-    Example: unveil study detector --count 200 --out runs/study
+    Example: unveil analyze detector -n 200 -o runs/study
     """
     from unveil.cli import analyze as work
 

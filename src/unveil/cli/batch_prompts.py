@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from unveil.cli.console import Console
-from unveil.cli.generation_options import PROMPT, Wish, assigned, opened
-from unveil.cli.image_output import Place, draw, filenames, write
-from unveil.cli.prompt_expansion import USUAL, Expander, Expanding, expanded
+from unveil.cli.generation_options import PROMPT, GenerationOptions, assigned, opened
+from unveil.cli.image_output import ImageOutput, draw, filenames, write
+from unveil.cli.prompt_expansion import USUAL, ExpansionOptions, PromptExpander, expanded
 from unveil.cli.sample import in_passes
 from unveil.data.prompts import Prompt, check_lines, read_prompts
 from unveil.model import Model
@@ -39,14 +39,14 @@ class Line:
 
 
 def sample_each(
-    wish: Wish,
+    wish: GenerationOptions,
     path: Path,
     changes: Mapping[str, Any],
-    place: Place,
+    place: ImageOutput,
     console: Console,
     *,
     beside: Mapping[str, object],
-    expanding: Expanding = USUAL,
+    expanding: ExpansionOptions = USUAL,
 ) -> None:
     """Draws a set of pictures for each line of a file, and writes each set when it is drawn.
 
@@ -65,24 +65,24 @@ def sample_each(
     """
     if wish.model is None:
         raise RecipeError(f"--prompts needs a model: unveil sample MODEL --prompts {path}")
-    typed = [*wish.prompts, *assigned(wish.given, "--given", {}).get(PROMPT, [])]
+    typed = [*wish.prompts, *assigned(wish.given, "--cond", {}).get(PROMPT, [])]
     others = [*(f"the prompt {one!r}" for one in typed[:1]), *(name for name, given in beside.items() if given)]
     if others:
-        raise RecipeError(f"--prompts {path} and {others[0]}: both say what is drawn; give one of them")
+        raise RecipeError(f"--prompts {path} and {others[0]}: give one of them")
     if place.one_file:
-        raise RecipeError(f"--out {place.out}: --prompts makes a set of pictures for each line; give a folder")
+        raise RecipeError(f"--out {place.out}: --prompts makes a set of images for each line; give a folder")
     place.check()
     prompts = read_prompts(path)
     model, source = opened(wish, wish.model, console)
     if PROMPT not in model.conditioners:
         raise RecipeError(
-            f"--prompts {path}: this model takes no prompt but {', '.join(model.conditioners) or 'nothing'}"
+            f"--prompts {path}: this model takes no prompt, only: {', '.join(model.conditioners) or 'nothing'}"
         )
     lines = asked(prompts, wish, model, changes, path)
     for one in lines:
         place.check(one.names, mark=one.mark)
     sets: list[dict[str, Any]] = []
-    expander = Expander(expanding, model, console, shown=bool(wish.controls))
+    expander = PromptExpander(expanding, model, console, shown=bool(wish.controls))
     for number, one in enumerate(lines, 1):
         console.say(f"line {one.prompt.line} ({number} of {len(lines)}): {one.prompt.prompt}")
         request = expander(one.request)
@@ -93,10 +93,12 @@ def sample_each(
         sets.append(told | expanded(request) | written.facts())
     files = [name for one in sets for name in one["pictures"]]
     facts = {"pictures": files, "count": len(files), "prompts": str(path), "sets": sets, "model": source._asdict()}
-    console.result(facts, f"{len(files)} pictures of {len(sets)} prompts: {files[0]} ... {Path(files[-1]).name}")
+    console.result(facts, f"{len(files)} images of {len(sets)} prompts: {files[0]} ... {Path(files[-1]).name}")
 
 
-def asked(prompts: Sequence[Prompt], wish: Wish, model: Model, changes: Mapping[str, Any], path: Path) -> list[Line]:
+def asked(
+    prompts: Sequence[Prompt], wish: GenerationOptions, model: Model, changes: Mapping[str, Any], path: Path
+) -> list[Line]:
     """What every line of a file asks for: what it says itself, and the wish for all else.
 
     Raises:

@@ -31,7 +31,16 @@ from unveil.prompting.captioners import (
 )
 from unveil.prompting.media_scan import MediaReader, PlaygroundReader, SampledFrames, scan_folder
 from unveil.prompting.openai_client import TokenUsage
-from unveil.types import DataError, NoAnswer, OutputError, RecipeError, WeightsError, did_you_mean, is_valid_utf8
+from unveil.types import (
+    AlreadyExists,
+    DataError,
+    NoAnswer,
+    OutputError,
+    RecipeError,
+    WeightsError,
+    did_you_mean,
+    is_valid_utf8,
+)
 
 COLUMN, CONFIDENCE = "caption", "confidence"
 BEAMS = 4  # of a captioner that is greedy by itself
@@ -79,7 +88,7 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
-class Ask:
+class CaptionRequest:
     """What is asked, as typed.
 
     Attributes:
@@ -115,11 +124,13 @@ class Ask:
         if self.out is not None:
             if self.out.suffix != ".jsonl":
                 raise RecipeError(
-                    f"--out {self.out}: captions are written as JSON, a line each; give a file such as told.jsonl"
+                    f"--out {self.out}: captions are written as JSON lines; give a file such as captions.jsonl"
                 )
             return self.out
         if self.count is not None:
-            raise RecipeError("--count tells clips that lie in no folder: give a file with --out, such as told.jsonl")
+            raise RecipeError(
+                "--num-videos captions videos that are in no folder: give a file with --out, such as captions.jsonl"
+            )
         return self.what / "metadata.jsonl"
 
     @property
@@ -137,14 +148,16 @@ class Ask:
         """
         if self.count is None:
             if self.overrides:
-                raise RecipeError(f"{self.overrides[0]!r}: changes are of a recipe; give --count with one")
+                raise RecipeError(f"{self.overrides[0]!r}: changes are of a recipe; give --num-videos with one")
             if not self.what.exists() and str(self.what) in recipe_names():
-                raise RecipeError(f"{self.what}: a recipe; give --count, how many of its clips are told")
+                raise RecipeError(f"{self.what}: a recipe; give --num-videos, the number of its videos to caption")
             return MediaReader(scan_folder(self.what), FRAMES)
         recipe = load_recipe(str(self.what), self.overrides)
         world = data.open(recipe.data.build()) if recipe.data.kind == "playground" else None
         if not isinstance(world, Playground):
-            raise RecipeError(f"{self.what}: its data are {recipe.data.kind}; only the playground's are told by number")
+            raise RecipeError(
+                f"{self.what}: its data are {recipe.data.kind}; only the playground's videos are captioned by number"
+            )
         return PlaygroundReader(world, self.count)
 
     def teller(self) -> CaptionWriter:
@@ -155,10 +168,10 @@ class Ask:
         """
         if self.how is not None and self.how not in DECODING_METHODS:
             raise RecipeError(
-                f"--how {self.how!r}: must be one of {', '.join(DECODING_METHODS)}{did_you_mean(self.how, DECODING_METHODS)}"
+                f"--decoding {self.how!r}: must be one of {', '.join(DECODING_METHODS)}{did_you_mean(self.how, DECODING_METHODS)}"
             )
         if self.beams is not None and self.beams < 1:
-            raise RecipeError(f"--beams {self.beams}: must be at least 1, which is greedy")
+            raise RecipeError(f"--num-beams {self.beams}: must be at least 1, which is greedy")
         if "://" in self.model:
             url, _, name = self.model.partition("#")
             return VisionEndpoint(url, name)
@@ -234,7 +247,7 @@ class Book:
         return row
 
 
-def run(ask: Ask, console: Console) -> None:
+def run(ask: CaptionRequest, console: Console) -> None:
     """Writes a caption for each picture and clip; what cannot be read or told is listed, and all others are written.
 
     Whatever ends it early, the captions until then are written; `resume` tells the others.
@@ -255,14 +268,14 @@ def run(ask: Ask, console: Console) -> None:
                 if in_a_row >= STOP:
                     raise NoAnswer(
                         f"{teller.name}: no caption of {in_a_row} files in a row; the last: {book.silent[-1][1]}; see "
-                        f"that it answers, and {'go on with --resume' if book.told else 'begin again'}"
+                        f"that it answers, and {'continue with --resume' if book.told else 'start again'}"
                     )
                 in_a_row = 0 if _tell(part, teller, book) else in_a_row + 1
     except BaseException:
         if book.told:
             book.write()
             took = f"; {spent} so far" if (spent := str(_spent(teller))) else ""
-            console.warn(f"{ask.place}: {len(book.told)} of {everything} told; --resume tells the others{took}")
+            console.warn(f"{ask.place}: {len(book.told)} of {everything} captioned; --resume captions the others{took}")
         raise
     failed = sorted([*book.unread, *book.silent])
     if not book.told:
@@ -271,7 +284,7 @@ def run(ask: Ask, console: Console) -> None:
     _report(ask, book, teller, console)
 
 
-def _report(ask: Ask, book: Book, teller: CaptionWriter, console: Console) -> None:
+def _report(ask: CaptionRequest, book: Book, teller: CaptionWriter, console: Console) -> None:
     failed, spent = sorted([*book.unread, *book.silent]), _spent(teller)
     facts = {"file": str(ask.place), "captions": len(book.told), "model": teller.name}
     facts |= {"failed": [{"path": path, "reason": reason} for path, reason in failed], "cost": spent._asdict()}
@@ -288,7 +301,7 @@ def _spent(teller: CaptionWriter) -> TokenUsage:
     return teller.spent if isinstance(teller, VisionEndpoint) else TokenUsage()
 
 
-def _opened(ask: Ask, source: Source) -> Book:
+def _opened(ask: CaptionRequest, source: Source) -> Book:
     """The file as it is, once all is refused that would be lost.
 
     Raises:
@@ -309,13 +322,13 @@ def _opened(ask: Ask, source: Source) -> Book:
         if book.told:
             return book
     if ask.out is None and not ask.force and there:
-        raise OutputError(f"{place}: is there already and is not overwritten; {ELSEWHERE}")
+        raise AlreadyExists(f"{place}: exists already and is not overwritten; {ELSEWHERE}")
     refuse_overwrite(place, ask.force)
     book.rows, book.own = ([] if table is None else _rows(table)), ask.inside
     return book
 
 
-def _classes(ask: Ask, source: Source) -> Mapping[str, str]:
+def _classes(ask: CaptionRequest, source: Source) -> Mapping[str, str]:
     """The sub-folders that are classes, as labels; none, where metadata cannot say these.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The commands: what can be asked. What they do lies in the modules beside this one, imported when it is asked for.
+"""The commands and their options; what they do is in the modules beside this one, imported when a command runs.
 
 Nothing here imports torch, so that help comes at once.
 """
@@ -8,63 +8,93 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
+import unveil
 from unveil.cli import image_options, latent_options, serve, text_options
-from unveil.cli.analyze_options import study_app
+from unveil.cli.analyze_options import analyze_app
+from unveil.cli.command_names import resolve_command, resolve_options
 from unveil.cli.console import Console
 from unveil.cli.exit_codes import guarded
 from unveil.cli.inspect_options import COMMANDS, inspect_app
 from unveil.cli.lora_options import lora_app
-from unveil.cli.option_groups import asked, flat
+from unveil.cli.option_groups import EVERY, flat, with_options
 from unveil.cli.options import (
     AsJson,
     Conditions,
     Device,
-    Drawing,
     Dtype,
     Expansion,
+    FeatureWeights,
     Force,
+    GuidanceScale,
     ModelName,
     ModelOrPrompt,
+    OutputOptions,
     Overrides,
+    Quick,
     Quiet,
     RecipeName,
     Sampler,
-    Scale,
     Seeds,
+    Set,
     Settings,
     Size,
-    Small,
     Steps,
 )
-from unveil.cli.preprocess_options import hint_app
+from unveil.cli.preprocess_options import preprocess_app
 from unveil.cli.video_options import COMMANDS as VIDEO_COMMANDS
 from unveil.cli.video_options import video_app
 
+# The order in which help lists the commands: by what one does with them
+SECTIONS = {
+    "Generate": ("sample", "video", "variations", "interpolate"),
+    "Edit images": ("img2img", "inpaint", "outpaint", "upscale", "invert", "preprocess"),
+    "Train": ("train", "recipes", "data", "caption"),
+    "Evaluate": ("evaluate", "analyze", "reproduce"),
+    "Models": ("inspect", "convert", "merge", "lora", "translate"),
+    "Serve": ("studio", "serve"),
+    "First steps": ("demo",),
+}
+
+
+class _ByWorkflow(TyperGroup):
+    """Lists its commands in the sections of `SECTIONS`."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        width = formatter.width - 6 - max(map(len, self.commands))
+        for title, names in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, self.commands[name].get_short_help_str(width)) for name in names])
+
+
 app = typer.Typer(
     name="unveil",
+    cls=_ByWorkflow,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich alone would double the time that help takes
-    help="Diffusion models: pictures in, a trained model, new pictures and honest numbers out.\n\n"
-    "Example: unveil train ddpm-digits, then unveil sample runs/ddpm-digits --label 3 --count 8\n\n"
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Diffusion models of images and video: generate, edit, train, evaluate.\n\n"
+    'Example: unveil sample "a large blue square on green" -o square.png\n\n'
+    "Example: unveil train ddpm-digits, then unveil sample runs/ddpm-digits --label 3 -n 8\n\n"
     "Every command takes --debug, which shows the traceback of an error.\n\n"
-    "Exit codes: 0 done, 1 failed, 2 usage or recipe, 3 non-finite numbers, 4 data, 5 resources, 130 interrupted, "
-    "143 terminated.",
+    "Exit codes: 0 done, 1 failed, 2 usage, recipe or existing output, 3 non-finite numbers, 4 data, 5 resources, "
+    "130 interrupted, 143 terminated.",
 )
-# The command of a group that other words than the names of its commands are for
-USUAL = {"inspect": ("model", COMMANDS), "video": ("make", VIDEO_COMMANDS)}
-data_app = typer.Typer(no_args_is_help=True, help="Look at pictures and clips before they train a model.")
-recipes_app = typer.Typer(no_args_is_help=True, help="The recipes that come with unveil.")
+# The sub-command of a group that runs where something else than the name of one follows
+USUAL = {"inspect": ("model", COMMANDS), "video": ("generate", VIDEO_COMMANDS)}
+data_app = typer.Typer(no_args_is_help=True, help="Check, show and cache training data.")
+recipes_app = typer.Typer(no_args_is_help=True, help="List, show and cite the bundled recipes.")
 app.add_typer(data_app, name="data")
-app.add_typer(hint_app, name="hint")
+app.add_typer(preprocess_app, name="preprocess")
 app.add_typer(inspect_app, name="inspect")
 app.add_typer(recipes_app, name="recipes")
-app.add_typer(study_app, name="study")
+app.add_typer(analyze_app, name="analyze")
 app.add_typer(lora_app, name="lora")
 app.add_typer(video_app, name="video")
 app.command("translate")(text_options.translate)
@@ -73,31 +103,62 @@ for command in (*image_options.COMMANDS, *latent_options.COMMANDS, *serve.COMMAN
     app.command(command.__name__)(command)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"unveil {unveil.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    del version
+
+
 @app.command()
 def train(
-    recipe: RecipeName,
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="Bundled recipe, YAML file or run folder; or at once a folder of images or videos to train on.",
+            metavar="RECIPE|FOLDER",
+        ),
+    ],
     overrides: Overrides = None,
     run: Annotated[
-        Path | None, typer.Option(help="The run's folder; runs/RECIPE when left out.", metavar="FOLDER")
+        Path | None,
+        typer.Option(
+            "--output-dir", "-o", help="Output folder of the run; runs/RECIPE when left out.", metavar="FOLDER"
+        ),
     ] = None,
-    small: Small = False,
+    quick: Quick = False,
     device: Device = "auto",
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the recipe's when left out.")] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Number format: float32, bfloat16 or float16; the recipe's when left out.", metavar="DTYPE"),
+    ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Measure one step, tell shapes, memory, disk, time.")
+        bool, typer.Option("--dry-run", help="Measure one step and estimate shapes, memory, disk and time.")
     ] = False,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print the whole recipe and stop.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Delete a run that is there and start over.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Delete an existing run and start over.")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a model by a recipe; the same command again goes on where it stopped.
+    """Train a model by a recipe, or on a folder of images or videos; the same command again resumes the run.
 
-    Example: unveil train ddpm-digits train.steps=300 --run runs/first
+    Example: unveil train ddpm-digits train.steps=300 -o runs/first
+
+    Example: unveil train ./photos
     """
     from unveil.cli import train as work
 
-    ask = work.Ask(recipe, tuple(overrides or ()), small=small, run=run, device=device, dtype=dtype, force=force)
+    ask = work.TrainRequest(
+        recipe, tuple(overrides or ()), small=quick, run=run, device=device, dtype=dtype, force=force
+    )
     console = Console(as_json, quiet)
     if print_config:
         work.print_config(ask, console)
@@ -108,20 +169,25 @@ def train(
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """Settings of sampling that have an option of their own."""
+class SamplingOptions:
+    """Sampling settings that have an option of their own."""
 
     steps: Steps = None
     sampler: Sampler = None
-    eta: Annotated[float | None, typer.Option(help="0 deterministic, 1 as noisy as ancestral.")] = None
-    scale: Scale = None
-    clip: Annotated[str | None, typer.Option(help="static, dynamic or none.")] = None
-    grid: Annotated[str | None, typer.Option(help="uniform, leading, trailing, quadratic, or a respacing string.")] = (
-        None
-    )
+    eta: Annotated[
+        float | None, typer.Option(help="Noise of the sampler, from 0 (deterministic) to 1 (as ancestral sampling).")
+    ] = None
+    guidance_scale: GuidanceScale = None
+    threshold: Annotated[
+        str | None, typer.Option(help="Thresholding of the predicted image: static, dynamic or none.")
+    ] = None
+    schedule: Annotated[
+        str | None,
+        typer.Option(help="Noise schedule: uniform, karras, exponential, leading, trailing, or a respacing string."),
+    ] = None
 
 
-SAMPLES = Drawing(batch=64, out=Path("samples"))
+SAMPLES = OutputOptions(batch=64, out=Path("samples"))
 
 
 @app.command()
@@ -130,47 +196,59 @@ def sample(
     model: ModelOrPrompt = None,
     settings: Settings = None,
     conditions: Conditions,
-    count: Annotated[int | None, typer.Option(help="Pictures; one per label when left out.")] = None,
+    count: Annotated[
+        int | None, typer.Option("--num-images", "-n", help="Number of images; one per label when left out.")
+    ] = None,
     seed: Seeds = None,
-    first: Annotated[int, typer.Option(help="Number of the set's first picture that is drawn.")] = 0,
-    sampling: Sampling,
+    first: Annotated[int, typer.Option("--start-index", help="Index of the first image in the set of its seed.")] = 0,
+    sampling: SamplingOptions,
     size: Size = None,
     prompts: Annotated[
         Path | None,
         typer.Option(
-            help="A text file with a prompt a line, or a .jsonl file with a map a line: prompt, negative, seed, count, "
-            "steps, scale, sampler. Each line makes a set of its own."
+            help="Text file with a prompt per line, or .jsonl file with an object per line: prompt, negative, seed, "
+            "count, steps, scale, sampler. Each line makes a set of images."
         ),
     ] = None,
-    noise: Annotated[Path | None, typer.Option(help="Start from noise that `unveil invert` found.")] = None,
-    classifier: Annotated[Path | None, typer.Option(help="A noisy classifier that guides towards the class.")] = None,
-    classifier_scale: Annotated[float, typer.Option(help="Of its gradient; 1 is Bayes' rule.")] = 1.0,
-    compiled: Annotated[bool, typer.Option("--compile", help="Compile the network first, for many pictures.")] = False,
+    noise: Annotated[
+        Path | None, typer.Option("--latents", help="File of initial noise, as `unveil invert` writes it.")
+    ] = None,
+    classifier: Annotated[Path | None, typer.Option(help="Noisy classifier that guides towards the class.")] = None,
+    classifier_scale: Annotated[
+        float, typer.Option(help="Scale of the classifier's gradient; 1 is Bayes' rule.")
+    ] = 1.0,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the network first, which pays for many images.")
+    ] = False,
     expansion: Expansion,
-    drawing: Drawing = SAMPLES,
+    output: OutputOptions = SAMPLES,
 ) -> None:
-    """Draw pictures from a model.
+    """Generate images from a prompt or from class labels.
 
-    Example: unveil sample ddpm-digits --label 3 --label 7 --count 8 --seed 1 --out digits.png
+    Example: unveil sample "a large blue square on green" -o square.png
 
-    Example: unveil sample "a large blue square on green" --out square.png
+    Example: unveil sample ddpm-digits --label 3 --label 7 -n 8 --seed 1 -o digits.png
     """
     options = flat(locals())
     from unveil.cli import sample as work
-    from unveil.cli.generation_options import spoken
+    from unveil.cli.generation_options import model_and_settings
 
-    options |= spoken(model, settings)
+    options |= model_and_settings(model, settings, conditions.cond or ())
 
-    console, place, wish = drawing.reply.console, work.Place.typed(options), work.Wish.typed(options)
+    console, place, wish = (
+        output.reply.console,
+        work.ImageOutput.from_options(options),
+        work.GenerationOptions.from_options(options),
+    )
     changes = work.changes(options["settings"] or (), vars(sampling))
-    expanding = work.Expanding(**vars(expansion))
+    expanding = work.ExpansionOptions.from_option(expansion.expand)
     if prompts is not None:
         from unveil.cli.batch_prompts import sample_each
 
-        beside = {"--like": drawing.like, "--noise": noise}
+        beside = {"--from-metadata": output.like, "--latents": noise}
         sample_each(wish, prompts, changes, place, console, beside=beside, expanding=expanding)
-    elif drawing.like is not None:
-        work.repeat(wish, drawing.like, place, console)
+    elif output.like is not None:
+        work.repeat(wish, output.like, place, console)
     else:
         work.sample(wish, changes, place, console, noise, expanding)
 
@@ -178,57 +256,75 @@ def sample(
 @app.command()
 def evaluate(
     model: ModelName,
-    recipe: Annotated[str | None, typer.Option(help="Recipe that says how; the run's own when left out.")] = None,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="A change such as evaluate.samples=100.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the report; the run's own when left out.")] = None,
-    weights: Annotated[Path | None, typer.Option(help="Published Inception, or a classifier's card.")] = None,
-    samples: Annotated[int | None, typer.Option(help="Drawn, or of each list; the recipe's when left out.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Recipe of the evaluation; the run's own when left out.")] = None,
+    overrides: Set = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Output folder of the report; the run's folder when left out."),
+    ] = None,
+    weights: FeatureWeights = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            "--num-samples", "-n", help="Number of samples, or of those per prompt set; the recipe's when left out."
+        ),
+    ] = None,
     lists: Annotated[
         list[str] | None,
-        typer.Option("--list", help="Prompts of the playground: validation, seen or held-out; may be repeated."),
+        typer.Option(
+            "--prompt-set", help="Prompt set of the playground: validation, seen or held-out; repeat for several."
+        ),
     ] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.", metavar="DTYPE")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Number format: float32, bfloat16 or float16.", metavar="DTYPE")
+    ] = None,
     device: Device = "auto",
     force: Force = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Judge a model: scores with their protocol, pictures and plots, as report.json and report.html.
+    """Evaluate a model: metrics with their protocol, images and plots, as report.json and report.html.
 
     Example: unveil evaluate runs/ddpm-digits --set sample.steps=50
 
-    Example: unveil evaluate runs/playground-video --list validation --samples 48 --dtype bfloat16
+    Example: unveil evaluate runs/playground-video --prompt-set validation -n 48 --dtype bfloat16
     """
     from unveil.cli import evaluate as work
 
-    ask = work.Ask(model, recipe, tuple(overrides or ()), out=out, weights=weights, device=device, force=force)
+    ask = work.EvaluateRequest(
+        model, recipe, tuple(overrides or ()), out=out, weights=weights, device=device, force=force
+    )
     work.evaluate(ask.changed({"samples": samples, "lists": lists, "dtype": dtype}), Console(as_json, quiet))
 
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(help="A published file of weights, or our model's folder.")],
-    out: Annotated[Path, typer.Argument(help="The folder, or the .safetensors file, that is written.")],
+    source: Annotated[Path, typer.Argument(help="Weights file of another project, or model folder.")],
+    out: Annotated[Path, typer.Argument(help="Output folder, or .safetensors file.")],
     layout: Annotated[
-        str, typer.Option(help="Of the other side: openai, ddpm, edm, score-sde, dit, diffusers, ldm or ours.")
+        str,
+        typer.Option(
+            "--format",
+            help="Format of the file that is not native: openai, ddpm, edm, score-sde, dit, diffusers, ldm; or ours.",
+        ),
     ] = "openai",
-    recipe: Annotated[str | None, typer.Option(help="Recipe of the model that the file holds (to ours only).")] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="A change to it, such as variance=learned-range.")
+    recipe: Annotated[
+        str | None, typer.Option(help="Recipe of the model in the weights file, for the native format.")
     ] = None,
+    overrides: Set = None,
     dtype: Annotated[
-        str, typer.Option(help="float32, bfloat16, float16; int8 with --layout ours.", metavar="DTYPE")
+        str, typer.Option(help="Number format: float32, bfloat16, float16; int8 with --format ours.", metavar="DTYPE")
     ] = "float32",
     force: Force = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Bring published weights into our folder, ours into a published layout, or a run into a model of its own.
+    """Convert weights of other projects to the native format, native ones to theirs, or a run to a model of its own.
 
-    Stable Diffusion goes from each of one file (ldm), diffusers' folder (diffusers) and our folder to the others; a
-    ControlNet from any of these, a run among them, to one file or to diffusers' folder.
+    Stable Diffusion is converted between a single file (ldm), a diffusers folder (diffusers) and the native format; a
+    ControlNet, or the run of one, to a single file or a diffusers folder.
 
-    A .pt, .pth or .ckpt file, which could run code, is read by a process of its own that accepts tensors only.
+    A .pt, .pth or .ckpt file, which could run code, is read in a sandbox that accepts tensors only.
 
     Example: unveil convert cifar10_uncond_50M_500K.pt cifar --recipe iddpm-cifar10
     """
@@ -241,17 +337,22 @@ def convert(
 
 @app.command()
 def merge(
-    models: Annotated[list[str], typer.Argument(help="Two or more; the first gives the settings.", metavar="MODEL...")],
-    out: Annotated[Path, typer.Option(help="The folder that is written.")],
-    shares: Annotated[str | None, typer.Option(help="Of each model, such as 0.7,0.3; equal when left out.")] = None,
+    models: Annotated[
+        list[str], typer.Argument(help="Two or more models; the first gives the settings.", metavar="MODEL...")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Output folder of the merged model.")],
+    shares: Annotated[
+        str | None,
+        typer.Option("--merge-weights", help="Weights of the average, such as 0.7,0.3; equal when left out."),
+    ] = None,
     dtype: Dtype = "float32",
     force: Force = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make a model whose weights lie between those of others that were trained on from one another.
+    """Merge models of one architecture by a weighted average of their weights.
 
-    Example: unveil merge runs/mine playground-video --shares 0.7,0.3 --out mixed
+    Example: unveil merge runs/mine playground-video --merge-weights 0.7,0.3 -o mixed
     """
     from unveil.cli import merge as work
 
@@ -260,14 +361,14 @@ def merge(
 
 @app.command()
 def reproduce(
-    name: Annotated[str | None, typer.Argument(help="Which claim; all are listed when left out.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="The form of seconds that shows that it works.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Folder of the page and its numbers.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Claim to reproduce; all are listed when left out.")] = None,
+    quick: Quick = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Output folder of the page and its numbers.")] = None,
     force: Force = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Run a paper's claim as a small experiment with a computed verdict.
+    """Reproduce a paper's claim as a small experiment with a computed verdict.
 
     Example: unveil reproduce ddim-steps --quick
     """
@@ -278,11 +379,11 @@ def reproduce(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder of everything that is made.")] = Path("runs/demo"),
-    minutes: Annotated[float, typer.Option(help="Wall time that the training may take at most.")] = 4.0,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Output folder of everything.")] = Path("runs/demo"),
+    minutes: Annotated[float, typer.Option(help="Maximum training time, in minutes.")] = 4.0,
     quiet: Quiet = False,
 ) -> None:
-    """Train on handwritten digits, draw some, judge them; says where everything lies.
+    """Train on handwritten digits, generate some, evaluate the model, and generate a video from a prompt.
 
     Example: unveil demo
     """
@@ -293,19 +394,27 @@ def demo(
 
 @data_app.command("check")
 def data_check(
-    path: Annotated[Path, typer.Argument(help="A folder of pictures or clips, or a file of latents.")],
-    size: Annotated[int | None, typer.Option(help="Side that is trained on; 64, of clips their own.")] = None,
-    fit: Annotated[str, typer.Option(help="crop, pad, stretch, or (clips) aspect.")] = "crop",
-    frames: Annotated[int, typer.Option(help="Frames of a clip.")] = 16,
-    fps: Annotated[float | None, typer.Option(help="Frames in a second; each clip's own if left out.")] = None,
-    resample: Annotated[str, typer.Option(help="Rule that brings clips to --fps: none, nearest or shown.")] = "none",
+    path: Annotated[Path, typer.Argument(help="Folder of images or videos, or file of latents.", metavar="PATH")],
+    size: Annotated[
+        int | None,
+        typer.Option(help="Side in pixels that is trained on; 64 for images, their own for videos, when left out."),
+    ] = None,
+    fit: Annotated[
+        str, typer.Option("--resize-mode", help="Resize mode: crop, pad, stretch, or (for videos) aspect.")
+    ] = "crop",
+    frames: Annotated[int, typer.Option(help="Number of frames of a training clip.")] = 16,
+    fps: Annotated[
+        float | None, typer.Option(help="Frame rate in frames per second; each video's own when left out.")
+    ] = None,
+    resample: Annotated[str, typer.Option(help="Rule that brings videos to --fps: none, nearest or shown.")] = "none",
     hop: Annotated[
-        int | None, typer.Option(help="Frames from piece to piece of a file; one piece if left out.")
+        int | None,
+        typer.Option("--stride", help="Stride between clips of a video, in frames; one clip when left out."),
     ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Decode every file once: counts, sizes, captions, duplicates, and what would be dropped or changed and why.
+    """Check training data: decode every file and report sizes, captions, duplicates, and what would be dropped.
 
     Example: unveil data check photos --size 64
 
@@ -321,16 +430,16 @@ def data_check(
 def data_show(
     recipe: RecipeName,
     overrides: Overrides = None,
-    count: Annotated[int, typer.Option(help="Pictures.")] = 64,
-    out: Annotated[Path, typer.Option(help="A .png file.")] = Path("data.png"),
-    part: Annotated[str, typer.Option(help="train or held-out.")] = "train",
+    count: Annotated[int, typer.Option("--num-images", "-n", help="Number of images.")] = 64,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Output .png file.")] = Path("data.png"),
+    part: Annotated[str, typer.Option("--split", help="Split of the data: train or held-out.")] = "train",
     force: Force = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Draw the pictures that a recipe trains on, as training sees them.
+    """Show the images that a recipe trains on, as training sees them.
 
-    Example: unveil data show ddpm-digits --count 100
+    Example: unveil data show ddpm-digits -n 100
     """
     from unveil.cli import data as work
 
@@ -338,20 +447,20 @@ def data_show(
     work.show(shown, out, force, Console(as_json, quiet))
 
 
-@data_app.command("latents")
-def data_latents(
+@data_app.command("cache-latents")
+def data_cache_latents(
     recipe: RecipeName,
     overrides: Overrides = None,
-    batch: Annotated[int, typer.Option(help="Pictures that are encoded at once.")] = 32,
+    batch: Annotated[int, typer.Option("--batch-size", help="Number of images that are encoded at once.")] = 32,
     device: Device = "auto",
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Encode the pictures of a recipe once, for training with train.cache_latents=true.
+    """Encode the images of a recipe once, for training with train.cache_latents=true.
 
-    Stopped, the same command goes on with what is missing.
+    After an interruption the same command encodes what is missing.
 
-    Example: unveil data latents my-latent-recipe.yaml --batch 64
+    Example: unveil data cache-latents my-latent-recipe.yaml --batch-size 64
     """
     from unveil.cli import latent_cache as work
 
@@ -360,7 +469,7 @@ def data_latents(
 
 @recipes_app.command("list")
 def recipes_list(as_json: AsJson = False, quiet: Quiet = False) -> None:
-    """Name every shipped recipe with its claim.
+    """List every bundled recipe with its claim.
 
     Example: unveil recipes list
     """
@@ -391,10 +500,31 @@ def recipes_cite(recipe: RecipeName, as_json: AsJson = False, quiet: Quiet = Fal
     work.cite(recipe, Console(as_json, quiet))
 
 
+def command_tree() -> dict[str, tuple[str, ...]]:
+    """The names of all commands, with those of their sub-commands."""
+    tree: dict[str, tuple[str, ...]] = {str(info.name or _name(info.callback)): () for info in app.registered_commands}
+    for group in app.registered_groups:
+        assert group.typer_instance is not None
+        inner = group.typer_instance.registered_commands
+        tree[str(group.name)] = tuple(str(info.name or _name(info.callback)) for info in inner)
+    return tree
+
+
 def run(arguments: Sequence[str]) -> int:
     """Runs a command line; returns its exit code."""
-    words = list(arguments)
-    for group, (usual, names) in USUAL.items():
-        if words[:1] == [group] and len(words) > 1 and words[1] not in (*names, "--help"):
-            words.insert(1, usual)
-    return guarded(asked(app, words), words)
+
+    def resolved(args: Sequence[str], **settings: Any) -> Any:
+        words = resolve_command(args, command_tree(), {group: usual for group, (usual, _) in USUAL.items()})
+        root = typer.main.get_command(with_options(app, words))
+        return root(args=resolve_options(words, root, every_command), **settings)
+
+    return guarded(resolved, list(arguments))
+
+
+def every_command() -> Any:
+    """All commands with all their options, as click has them."""
+    return typer.main.get_command(with_options(app, EVERY))
+
+
+def _name(callback: Any) -> str:
+    return callback.__name__.replace("_", "-")

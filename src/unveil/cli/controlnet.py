@@ -21,7 +21,7 @@ from unveil.types import ControlNetInfo, DataError, RecipeError, WeightsError
 _AFTER = re.compile(r"(?P<rest>.+?)(?::(?P<weight>-?[\d.]+)(?::(?P<start>[\d.]+)-(?P<stop>[\d.]+))?)?")
 
 
-class Asked(NamedTuple):
+class ControlNetOption(NamedTuple):
     """A ControlNet as it is typed: its file or run (None: the model's own), the picture, weight and part of the run."""
 
     network: Path | None
@@ -31,7 +31,7 @@ class Asked(NamedTuple):
     stop: float = 1.0
 
 
-def asked(text: str) -> Asked:
+def parse_controlnet(text: str) -> ControlNetOption:
     """[FILE=]PICTURE[:WEIGHT[:START-STOP]], as typed.
 
     Where names have an equals sign themselves, the one is meant that stands behind the path of something; and the whole
@@ -42,22 +42,24 @@ def asked(text: str) -> Asked:
     """
     found = _AFTER.fullmatch(text)
     if found is None:
-        raise RecipeError("--control: is written FILE=PICTURE[:WEIGHT[:START-STOP]], such as edges=hint.png:0.8:0-0.5")
+        raise RecipeError(
+            "--controlnet: is written FILE=IMAGE[:WEIGHT[:START-STOP]], such as edges=control.png:0.8:0-0.5"
+        )
     rest, numbers = found["rest"], [found[name] for name in ("weight", "start", "stop")]
     try:
         said = [float(number) for number in numbers if number is not None]
     except ValueError:
-        raise RecipeError(f"--control {text!r}: weight, start and stop are numbers, such as :0.8:0-0.5") from None
+        raise RecipeError(f"--controlnet {text!r}: weight, start and stop are numbers, such as :0.8:0-0.5") from None
     cuts = [place for place, letter in enumerate(rest) if letter == "="]
     if not cuts or Path(rest).is_file():
-        return Asked(None, Path(rest), *said)
+        return ControlNetOption(None, Path(rest), *said)
     cut = next((place for place in cuts if place and Path(rest[:place]).exists()), cuts[0])
     if not rest[:cut] or not rest[cut + 1 :]:
-        raise RecipeError(f"--control {text!r}: is written FILE=PICTURE, or PICTURE alone for a ControlNet's own run")
-    return Asked(model_dir.resolve(rest[:cut], "controlnets"), Path(rest[cut + 1 :]), *said)
+        raise RecipeError(f"--controlnet {text!r}: is written FILE=IMAGE, or IMAGE alone for a ControlNet's own run")
+    return ControlNetOption(model_dir.resolve(rest[:cut], "controlnets"), Path(rest[cut + 1 :]), *said)
 
 
-def put_on(model: Model, wanted: Sequence[Asked], mode: str, console: Console) -> tuple[ControlNetInfo, ...]:
+def put_on(model: Model, wanted: Sequence[ControlNetOption], mode: str, console: Console) -> tuple[ControlNetInfo, ...]:
     """Puts ControlNets on a model; those that it has already are given their pictures, weights and parts of the run.
 
     Args:
@@ -92,7 +94,7 @@ def put_on(model: Model, wanted: Sequence[Asked], mode: str, console: Console) -
             network, key, name, digest = there[mine.key].network, mine.key, mine.name, mine.sha256
         channels = network.hint_channels
         if channels not in (1, 3):
-            raise WeightsError(f"{name}: reads hints of {channels} channels, which no picture has")
+            raise WeightsError(f"{name}: takes control images of {channels} channels, which no image file has")
         picture = inputs.open_input("picture", one.picture, channels)
         controls.append(Control(key, network, one.weight, one.start, one.stop))
         file = picture.input
@@ -100,15 +102,17 @@ def put_on(model: Model, wanted: Sequence[Asked], mode: str, console: Console) -
             ControlNetInfo(key, name, digest, one.weight, one.start, one.stop, file.name, file.sha256, picture.content)
         )
     if left := [one.name for one in own.values() if one.key not in {each.key for each in controls}]:
-        raise RecipeError(f"this model is the ControlNet {left[0]!r} on its base; give its picture: --control PICTURE")
+        raise RecipeError(
+            f"this model is the ControlNet {left[0]!r} on its base; give its control image: --controlnet IMAGE"
+        )
     model.controlled(*controls, mode=cast(Mode, mode))
     model.steering = tuple(steering)
     return model.steering
 
 
 def again(
-    facts: Mapping[str, Any], given: Sequence[Asked], model: Model, places: Sequence[Path]
-) -> tuple[list[Asked], str]:
+    facts: Mapping[str, Any], given: Sequence[ControlNetOption], model: Model, places: Sequence[Path]
+) -> tuple[list[ControlNetOption], str]:
     """The ControlNets and the mode of a picture's record; files are found by hash among those given, or by name here.
 
     Args:
@@ -128,26 +132,27 @@ def again(
         ranges = [(float(one["weight"]), float(one["start"]), float(one["stop"])) for one in recorded]
     except (KeyError, TypeError, ValueError) as problem:
         raise DataError(
-            f"the picture's record of its ControlNets lacks {problem}; use it as it was written"
+            f"the image's metadata of its ControlNets lack {problem}; use it as it was written"
         ) from problem
     paths = inputs.find_inputs(pictures, [*(one.picture for one in given), *places])
     own: dict[str, Path | None] = {one.sha256: None for one in model.steering}
     own |= (
         {controlnet_loader.digest(one.network): one.network for one in given if one.network is not None} if told else {}
     )
-    found = [
-        Asked(_found(one, own), path, *numbers) for one, path, numbers in zip(told, paths, ranges, strict=True)
-    ]  # fmt: skip
-    return found, str(facts.get("control_mode", "balanced"))
+    options = [
+        ControlNetOption(_found(one, own), path, *numbers)
+        for one, path, numbers in zip(told, paths, ranges, strict=True)
+    ]
+    return options, str(facts.get("control_mode", "balanced"))
 
 
-def _own(one: Asked, own: Mapping[str, ControlNetInfo]) -> ControlNetInfo | None:
+def _own(one: ControlNetOption, own: Mapping[str, ControlNetInfo]) -> ControlNetInfo | None:
     """Which of the model's own ControlNets is meant, if one is."""
     if one.network is not None:
         return own.get(controlnet_loader.digest(one.network)) if own else None
     if not own:
         raise RecipeError(
-            f"--control {one.picture}: whose picture is this? The model has no ControlNet of its own: give "
+            f"--controlnet {one.picture}: names no ControlNet; give it with its control image: --controlnet "
             f"FILE={one.picture}"
         )
     return next(iter(own.values()))
@@ -161,6 +166,6 @@ def _found(one: SourceFile, known: Mapping[str, Path | None]) -> Path | None:
     if here.exists() and controlnet_loader.digest(here) == one.sha256:
         return here
     raise WeightsError(
-        f"the picture was made with the ControlNet {one.name!r} (sha256 {one.sha256[:12]}...); give it with "
-        "--control FILE=PICTURE"
+        f"the image was generated with the ControlNet {one.name!r} (sha256 {one.sha256[:12]}...); give it with "
+        "--controlnet FILE=IMAGE"
     )

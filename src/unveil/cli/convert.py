@@ -177,7 +177,7 @@ def _of_folder(source: Path, out: Path, layout: Layout, force: bool) -> dict[str
 def _written(read: single_file.LoadedCheckpoint, out: Path, layout: Layout, force: bool) -> dict[str, Any]:
     """Writes a latent diffusion model as diffusers' folder, as one file, or as a model of ours; tells how it was read.
 
-    One file is meant by --layout ldm, or by a name that ends in .safetensors.
+    One file is meant by --format ldm, or by a name that ends in .safetensors.
     """
     model = read.model.to(DTYPES[layout.dtype])
     if layout.name == "diffusers":

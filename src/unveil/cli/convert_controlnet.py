@@ -78,6 +78,6 @@ def write(network: ControlNet, out: Path, layout: str, dtype: str) -> None:
             write_tensors(temporary, theirs)
     else:
         raise RecipeError(
-            f"{out}: a ControlNet is written as one file, whose name ends in {ONE_FILE}, or with --layout diffusers as "
-            "a folder; to use it, give it as it is: unveil sample MODEL --control FILE=PICTURE"
+            f"{out}: a ControlNet is written as one file, whose name ends in {ONE_FILE}, or with --format diffusers as "
+            "a folder; to use it, give it as it is: unveil sample MODEL --controlnet FILE=IMAGE"
         )

@@ -64,14 +64,14 @@ def check(path: Path, size: int | None, fit: str, clips: InTime, console: Consol
     if path.is_dir() and has_videos(path):
         given: dict[str, Any] = asdict(clips) | {"fit": fit}
         moving = data.VideoFolderConfig(str(path), size or "native", **given)
-        with console.progress("decoding clip", 0) as progress:
+        with console.progress("decoding video", 0) as progress:
             report = data.check_videos(moving, progress.reach)
         console.result(report.to_dict(), report.to_text())
         return
     if fit == "aspect":
-        raise RecipeError("fit aspect: is for clips; pictures are cropped, padded or stretched")
+        raise RecipeError("--resize-mode aspect: is for videos; images are cropped, padded or stretched")
     config = FolderConfig(str(path), size or 64, fit=fit)  # pyright: ignore[reportArgumentType] - checked above
-    with console.progress("decoding picture", 0) as progress:
+    with console.progress("decoding image", 0) as progress:
         report = data.check_images(config, progress.reach)
     console.result(report.to_dict(), report.to_text())
 
@@ -81,14 +81,14 @@ def show(shown: Shown, out: Path, force: bool, console: Console) -> None:
     if out.suffix.lower() != ".png":
         raise RecipeError(f"--out {out}: must end in .png")
     if shown.count < 1:
-        raise RecipeError(f"--count {shown.count}: at least 1")
+        raise RecipeError(f"--num-images {shown.count}: at least 1")
     refuse_overwrite(out, force)
     recipe = load_recipe(shown.recipe, shown.overrides)
     if isinstance(recipe, SequenceRecipe):
-        raise RecipeError(f"{recipe.name}: its data are pairs of texts, which are no pictures")
+        raise RecipeError(f"{recipe.name}: its data are pairs of texts, not images")
     found = data.open(recipe.data.build(), data.check_split(shown.part))
     if isinstance(found, data.Latents):
-        raise RecipeError(f"{recipe.name}: its data are latents, which are no pictures; `unveil data check` reads them")
+        raise RecipeError(f"{recipe.name}: its data are latents, not images; `unveil data check` reads them")
     drawn = [found[i]["pixels"] for i in range(min(shown.count, len(found)))]
     shapes = {tuple(one.shape) for one in drawn}
     if len(shapes) > 1:

@@ -22,30 +22,30 @@ def demo(out: Path, minutes: float, console: Console) -> None:
     begun = time.monotonic()
     run = out / RECIPE
     console.say(f"1 of 4: training {RECIPE} on real handwritten digits")
-    training.train(training.Ask(RECIPE, (f"train.max_minutes={minutes}",), run=run), console)
+    training.train(training.TrainRequest(RECIPE, (f"train.max_minutes={minutes}",), run=run), console)
 
-    console.say("2 of 4: drawing each digit ten times")
+    console.say("2 of 4: generating each digit ten times")
     labels = tuple(str(digit) for digit in range(10))
-    place = drawing.Place(out / "digits.png", strip=True, force=True)
-    drawing.sample(drawing.Wish(str(run), labels, count=100, seed=1, batch=100), {}, place, console)
+    place = drawing.ImageOutput(out / "digits.png", strip=True, force=True)
+    drawing.sample(drawing.GenerationOptions(str(run), labels, count=100, seed=1, batch=100), {}, place, console)
 
-    console.say("3 of 4: judging 1,000 samples against digits that never trained")
-    judging.evaluate(judging.Ask(str(run), out=out, force=True), console)
-    console.say(f"4 of 4: a clip from the words {PROMPT!r}, by {PLAYGROUND}, which comes with the package")
+    console.say("3 of 4: evaluating 1,000 samples against held-out digits")
+    judging.evaluate(judging.EvaluateRequest(str(run), out=out, force=True), console)
+    console.say(f"4 of 4: generating a video from the prompt {PROMPT!r} by the bundled model {PLAYGROUND}")
     clip = out / ("clip.mp4" if importlib.util.find_spec("av") else "clip.gif")  # an extra is needed for the first
     filming.make(
-        filming.Ask(PLAYGROUND, clip, force=True, console=Console(quiet=True)),
+        filming.VideoRequest(PLAYGROUND, clip, force=True, console=Console(quiet=True)),
         PROMPT,
-        filming.Stills(),
+        filming.ConditioningImages(),
         filming.Length(None),
     )
     console.say(
         f"\ndone in {duration(time.monotonic() - begun)}\n"
         f"digits:  {out / 'digits.png'}\n"
-        f"on the way from noise: {out / 'digits.strip.png'}\n"
+        f"trajectory: {out / 'digits.strip.png'}\n"
         f"report:  {out / 'report.html'}\n"
-        f"clip:    {clip}\n"
+        f"video:   {clip}\n"
         f"the run: {run}\n"
-        f"try:     unveil sample {run} --label 7 --count 16 --out sevens.png\n"
-        f'         unveil video "a large blue square bounces" --out square.gif'
+        f"try:     unveil sample {run} --label 7 -n 16 -o sevens.png\n"
+        f'         unveil video "a large blue square bounces" -o square.gif'
     )

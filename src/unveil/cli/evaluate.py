@@ -56,7 +56,7 @@ Judge = Callable[[Recipe, Model, ImageDataset, SamplingOptions], Report]
 
 
 @dataclass(frozen=True)
-class Ask:
+class EvaluateRequest:
     """What is asked, as typed."""
 
     model: str
@@ -73,7 +73,7 @@ class Ask:
         path = Path(self.model)
         return path.parent.parent if path.parent.name == "checkpoints" else path
 
-    def changed(self, settings: Mapping[str, Any]) -> Ask:
+    def changed(self, settings: Mapping[str, Any]) -> EvaluateRequest:
         """The same with settings of the section `evaluate` that were given; None leaves one as it is."""
         given = {name: value for name, value in settings.items() if value not in (None, [])}
         changes = (f"evaluate.{name}={json.dumps(value)}" for name, value in given.items())
@@ -100,13 +100,13 @@ class Ask:
         recipe = diffusion(recipe, "unveil evaluate")
         if recipe.key == data.LATENTS:
             raise RecipeError(
-                f"{recipe.name}: makes latents, and without the autoencoder that turns them into pictures there is "
+                f"{recipe.name}: makes latents, and without the autoencoder that turns them into images there is "
                 "nothing to compare; the held-out loss lies in the run's metrics.jsonl"
             )
         return recipe
 
 
-def evaluate(ask: Ask, console: Console) -> None:
+def evaluate(ask: EvaluateRequest, console: Console) -> None:
     """Draws samples, measures, writes report.json and report.html."""
     recipe = ask.resolved()
     out = ask.out or (Path(ask.model) if Path(ask.model).is_dir() else Path("runs") / ask.model)
@@ -123,7 +123,7 @@ def evaluate(ask: Ask, console: Console) -> None:
     console.result(facts | {"missing": report.missing}, "\n".join([*report.summary(), str(page)]))
 
 
-def judge(ask: Ask, recipe: Recipe, console: Console) -> Report:
+def judge(ask: EvaluateRequest, recipe: Recipe, console: Console) -> Report:
     """The report; nothing is written."""
     how = recipe.evaluate
     begun = cpu_seconds()
@@ -145,7 +145,7 @@ def judge(ask: Ask, recipe: Recipe, console: Console) -> Report:
     return replace(found, about={**found.about, **_about(ask, source, cpu_seconds() - begun)})
 
 
-def judge_autoencoder(ask: Ask, recipe: AutoencoderRecipe, console: Console) -> Report:
+def judge_autoencoder(ask: EvaluateRequest, recipe: AutoencoderRecipe, console: Console) -> Report:
     """The report on an autoencoder; nothing is written."""
     begun, how = cpu_seconds(), recipe.evaluate
     device = pick(ask.device)
@@ -160,7 +160,7 @@ def judge_autoencoder(ask: Ask, recipe: AutoencoderRecipe, console: Console) -> 
     return replace(found, about={**found.about, "data": recipe.data.kind, "model": ask.model, **about})
 
 
-def judge_captioner(ask: Ask, recipe: CaptionerRecipe, console: Console) -> Report:
+def judge_captioner(ask: EvaluateRequest, recipe: CaptionerRecipe, console: Console) -> Report:
     """The report on a captioner; nothing is written."""
     begun, how = cpu_seconds(), recipe.decode
     model = load_captioner(ask.model, pick(ask.device))
@@ -201,7 +201,7 @@ def _shipped_perceptual(kind: str) -> tuple[str, LPIPS] | None:
     return (kind, perceptual(kind)) if kind in ("digits", "fashion") else None
 
 
-def _about(ask: Ask, source: Source | None, seconds: float) -> dict[str, Any]:
+def _about(ask: EvaluateRequest, source: Source | None, seconds: float) -> dict[str, Any]:
     """What is said of the origin of a report, and is no part of its protocol."""
     facts: dict[str, Any] = {} if source is None else {"model": source._asdict()}
     facts |= {"training": training_of(ask.run), "command": command(), "commit": commit()}
@@ -306,7 +306,7 @@ def _bits(model: Model, held_out: ImageDataset, how: EvaluateConfig, console: Co
         settings = {"pictures": len(by_chain.per_image), "steps": by_chain.terms.shape[1]}
         found["bits_per_dim"] = {**by_chain.interval._asdict(), **settings}
     if how.nll_images:
-        with console.progress("picture along the ODE", how.nll_images) as progress:
+        with console.progress("image along the ODE", how.nll_images) as progress:
             by_ode = ode_bits_per_dim(
                 model, held_out, count=how.nll_images, probes=how.nll_probes, seed=how.seed, on_progress=progress.reach
             )

@@ -26,7 +26,7 @@ class Terminated(BaseException):
     """SIGTERM, as an exception that unwinds like Ctrl-C does."""
 
 
-def guarded(app: typer.Typer, arguments: list[str]) -> int:
+def guarded(app: Callable[..., Any], arguments: list[str]) -> int:
     """Runs the app; every failure is one message on stderr (and in the JSON, if asked) and an exit code."""
     debug = "--debug" in arguments or bool(os.environ.get("UNVEIL_DEBUG"))
     arguments = [argument for argument in arguments if argument != "--debug"]
@@ -83,9 +83,9 @@ def outcome(problem: BaseException) -> tuple[int, str]:
     if hasattr(problem, "format_message"):  # the command line's own: a missing argument, an unknown option
         return USAGE, f"{problem.format_message()}\nunveil --help, and unveil COMMAND --help, show what is possible"  # type: ignore[attr-defined]
     if out_of_memory(problem):
-        return RESOURCES, "out of memory; lower the batch (train.batch_size, --batch), or the size of the pictures"
+        return RESOURCES, "out of memory; lower the batch size (train.batch_size, --batch-size), or the image size"
     if isinstance(problem, OSError):
-        return RESOURCES, f"{problem.filename or 'a file'}: {problem.strerror or problem}; choose another place"
+        return RESOURCES, f"{problem.filename or 'a file'}: {problem.strerror or problem}; choose another path"
     name = type(problem).__name__
     return FAILED, f"unexpected {name}: {problem}\n{OUR_FAULT}; --debug shows where"
 

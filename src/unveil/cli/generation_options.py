@@ -15,13 +15,14 @@ from unveil.checkpoints.guidance_classifier import load_guide
 from unveil.cli import controlnet as controls
 from unveil.cli import lora as loras
 from unveil.cli.console import Console
+from unveil.cli.foreign_names import SETTING_ALIASES, SETTING_OPTIONS
 from unveil.cli.model_loading import device as pick
 from unveil.cli.model_loading import open_model
 from unveil.cli.options import PLAYGROUND
 from unveil.conditioning.image import ConcatCondition
 from unveil.data.low_res import LOW
 from unveil.model import Model
-from unveil.model.config import override
+from unveil.model.config import SampleConfig, override
 from unveil.tasks.generate import DTYPES, ClassifierGuidance, Request, Source
 from unveil.tasks.inpaint import MASK, MASKED
 from unveil.tasks.single_frame import as_image_model
@@ -29,16 +30,28 @@ from unveil.tasks.size import is_video_model
 from unveil.types import RecipeError, did_you_mean
 
 PROMPT = "prompt"  # the key of a condition that is typed without it
+MEDIA = {"pictures": "images", "clips": "videos"}
 SHOWN = {"inpaint": (MASK, MASKED), "outpaint": (MASK, MASKED), "upscale": (LOW,)}  # what a verb gives a network
 _SETTING = re.compile(r"[A-Za-z_][\w.]*=")
+# Names of settings on the command line, and what `SampleConfig` calls them
+_FORMER_SETTINGS = {
+    "schedule": "grid",
+    "threshold": "clip",
+    "guidance_scale": "scale",
+    "guidance_kind": "guidance",
+    "guidance_schedule": "schedule",
+    "guidance_interval": "interval",
+    "guidance_rescale": "rescale",
+    "guidance_channels": "channels",
+}
 
 
-class Opener(Protocol):
+class ModelLoader(Protocol):
     """What opens a model for a command, such as `opened`, or one that keeps what it has opened."""
 
     def __call__(
         self,
-        wish: Wish,
+        wish: GenerationOptions,
         name: str,
         console: Console,
         *,
@@ -49,18 +62,21 @@ class Opener(Protocol):
         ...
 
 
-def spoken(model: str | None, words: Sequence[str] | None) -> dict[str, Any]:
-    """The options `model` and `settings`: what cannot be a model's name is a prompt for the shipped one.
+def model_and_settings(model: str | None, words: Sequence[str] | None, cond: Sequence[str] = ()) -> dict[str, Any]:
+    """The options `model` and `settings`: what cannot be a model's name is a prompt for the bundled model.
 
-    A name is one word of letters of one byte each, or there is something of this name.
+    A name is one word of ASCII characters, or there is something of this name. Without one, a prompt among the
+    conditions is for the bundled model too.
     """
+    if model is None and any(one.startswith(f"{PROMPT}=") for one in cond):
+        return {"model": PLAYGROUND, "settings": words}
     if model is None or os.path.exists(model) or (model.isascii() and " " not in model.strip()):
         return {"model": model, "settings": words}
     return {"model": PLAYGROUND, "settings": [model, *(words or ())]}
 
 
 @dataclass(frozen=True)
-class Wish:
+class GenerationOptions:
     """What is asked of which model, as typed."""
 
     model: str | None = None
@@ -83,11 +99,14 @@ class Wish:
     control_mode: str = "balanced"
 
     @classmethod
-    def typed(cls, options: Mapping[str, Any]) -> Wish:
+    def from_options(cls, options: Mapping[str, Any]) -> GenerationOptions:
         """The wish of a command's options, by their names; what a command does not have is as it is by default."""
-        lists = {"label": "labels", "given": "given", "negative": "negative", "settings": "words"}
+        lists = {"label": "labels", "cond": "given", "negative_cond": "negative", "settings": "words"}
         lists |= {"lora": "loras", "control": "controls"}
         found: dict[str, Any] = {to: tuple(options.get(name) or ()) for name, to in lists.items()}
+        found["negative"] = (
+            tuple(f"{PROMPT}={text}" for text in options.get("negative_prompt") or ()) + found["negative"]
+        )
         seeds: Sequence[int] = options.get("seed") or (0,)
         found["seed"] = seeds[0] if len(seeds) == 1 else tuple(seeds)
         plain = {one.name for one in fields(cls)} - found.keys()
@@ -110,16 +129,15 @@ class Wish:
             RecipeError: not KEY=VALUE, or a prompt for a model that takes none.
         """
         prompts = self.prompts
-        if prompts and PROMPT not in model.conditioners:
-            known = list(model.conditioners)
-            raise RecipeError(
-                f"{prompts[0]!r}: settings are written KEY=VALUE, and this model takes no prompt but "
-                f"{', '.join(known) or 'nothing'}{did_you_mean(prompts[0], known)}"
-            )
+        if prompts:
+            check_takes_prompt(model, repr(prompts[0]))
         given: dict[str, list[Any]] = {"label": list(self.labels)} if self.labels else {}
         if prompts:
             given[PROMPT] = prompts
-        return assigned(self.given, "--given", given)
+        conditions = assigned(self.given, "--cond", given)
+        if PROMPT in conditions:
+            check_takes_prompt(model, repr(conditions[PROMPT][0]))
+        return conditions
 
     def avoided(self, model: Model) -> dict[str, list[Any]]:
         """What is gone away from, by key; what is no KEY=VALUE is a prompt, for models that take one.
@@ -129,7 +147,10 @@ class Wish:
         """
         prompts = [word for word in self.negative if PROMPT in model.conditioners and not _SETTING.match(word)]
         others = [word for word in self.negative if word not in prompts]
-        return assigned(others, "--negative", {PROMPT: list(prompts)} if prompts else {})
+        conditions = assigned(others, "--negative-cond", {PROMPT: list(prompts)} if prompts else {})
+        if PROMPT in conditions:
+            check_takes_prompt(model, "--negative-prompt")
+        return conditions
 
     def request(self, model: Model, changes: Mapping[str, Any], count: int) -> Request:
         """The request for so many pictures.
@@ -175,7 +196,7 @@ class Wish:
 
 
 def opened(
-    wish: Wish,
+    wish: GenerationOptions,
     name: str,
     console: Console,
     *,
@@ -209,19 +230,19 @@ def opened(
     if recorded is None and (missing := [key for key in pictures if key not in shown]):
         verbs = " or ".join(f"`unveil {verb}`" for verb, keys in SHOWN.items() if missing[0] in keys)
         raise RecipeError(
-            f"this model is given a picture under {missing[0]!r}, which cannot be typed; "
-            + (f"use {verbs}" if verbs else "use it from Python: unveil.load(...).generate(raw=...)")
+            f"this model takes an image as the condition {missing[0]!r}, which cannot be typed; "
+            + (f"use {verbs}" if verbs else "use it from Python: unveil.load(...).generate(cond=...)")
         )
     if ((len(model.shape) != 3 or makes == "clips") and not is_video_model(model)) or model.shape[0] not in (1, 3):
         raise RecipeError(
-            f"this model makes samples of shape {model.shape}, which are no {makes}; "
+            f"this model generates samples of shape {model.shape}, which are no {MEDIA[makes]}; "
             "use it from Python: unveil.load(...).generate(...)"
         )
-    wanted = [loras.asked(one) for one in wish.loras]
+    wanted = [loras.parse_lora(one) for one in wish.loras]
     loras.put_on(
         model, source, wanted if recorded is None else loras.again(recorded.get("loras") or [], wanted), console
     )
-    steered, mode = [controls.asked(one) for one in wish.controls], wish.control_mode
+    steered, mode = [controls.parse_controlnet(one) for one in wish.controls], wish.control_mode
     if recorded is not None:
         steered, mode = controls.again(recorded, steered, model, places)
     controls.put_on(model, steered, mode, console)
@@ -238,8 +259,51 @@ def changes(words: Sequence[str], named: Mapping[str, Any]) -> dict[str, Any]:
     typed: dict[str, Any] = {}
     for word in words:
         if _SETTING.match(word):
-            override(typed, word)
-    return typed | {name: value for name, value in named.items() if value is not None}
+            key, _, value = word.partition("=")
+            override(typed, f"{setting_name(key, value)}={value}")
+    return typed | {setting_name(name): value for name, value in named.items() if value is not None}
+
+
+def setting_name(typed: str, value: str = "") -> str:
+    """The name of a sampling setting in `SampleConfig`, of its name on the command line or in another program.
+
+    Args:
+        value: that is set; `guidance=3` is a guidance scale, `guidance=apg` is a kind of guidance.
+
+    Raises:
+        RecipeError: it is no setting but an option; the message names it.
+    """
+    name, dot, rest = typed.partition(".")
+    if dot and name in ("options", "file"):
+        return typed
+    names = SampleConfig.names()
+    if name == "guidance" and _value(value) != value:
+        name = "guidance_scale"
+    today = SETTING_ALIASES.get(name, name)
+    if today in _FORMER_SETTINGS and "grid" in names:
+        return _FORMER_SETTINGS[today] + dot + rest
+    if today in names or name in names:
+        return (today if today in names else name) + dot + rest
+    if name in SETTING_OPTIONS:
+        option = SETTING_OPTIONS[name]
+        raise RecipeError(f"{typed}={value}: is no sampling setting but an option: {option} {value}")
+    known = [*_FORMER_SETTINGS, *(one for one in names if one not in _FORMER_SETTINGS.values())]
+    raise RecipeError(
+        f"{typed}: is no sampling setting{did_you_mean(name, known)}; conditions of the model are given by --cond KEY=VALUE"
+    )
+
+
+def check_takes_prompt(model: Model, what: str) -> None:
+    """Refuses a prompt for a model that takes none.
+
+    Args:
+        what: was given.
+
+    Raises:
+        RecipeError: the model takes no prompt; the message says what it takes.
+    """
+    if PROMPT not in model.conditioners:
+        raise RecipeError(f"{what}: this model takes no prompt, only: {', '.join(model.conditioners) or 'nothing'}")
 
 
 def assigned(assignments: Sequence[str], option: str, before: Mapping[str, list[Any]]) -> dict[str, list[Any]]:

@@ -1,4 +1,4 @@
-"""The commands that make pictures from pictures; what they do lies in `edit.py`, imported when it is asked for."""
+"""The commands that edit images; what they do is in `image_commands.py`, imported when one of them runs."""
 
 from __future__ import annotations
 
@@ -10,117 +10,134 @@ from typing import Annotated, Any
 import typer
 
 from unveil.cli.option_groups import flat
-from unveil.cli.options import Drawing, Size, Subject, Wanted
+from unveil.cli.options import EditArguments, EditOptions, OutputOptions, Size
 
-Beyond = Annotated[int, typer.Option(help="Pixels beyond this edge.")]
+Margin = Annotated[int, typer.Option(help="Number of pixels that are added at this edge.")]
 
 
 @dataclass(frozen=True)
-class Filling:
-    """How what is made anew is fitted to what is there."""
+class InpaintOptions:
+    """How the generated region is fitted to the rest of the image."""
 
     feather: Annotated[
-        int, typer.Option(help="Pixels over which old and new are blended; 0 keeps all that is known.")
+        int, typer.Option(help="Width in pixels of the blend between old and new; 0 keeps every unmasked pixel.")
     ] = 0
     method: Annotated[
-        str, typer.Option(help="auto, network (models trained with masks), replace or repaint (any model).")
+        str,
+        typer.Option(help="Method: auto, network (models trained with masks), replace or repaint (any model)."),
     ] = "auto"
-    jumps: Annotated[
-        tuple[int, int], typer.Option(help="Of repaint: steps of a jump back, and how often each stretch is walked.")
-    ] = (10, 10)
+    jump_length: Annotated[
+        int, typer.Option("--repaint-jump-length", help="Number of steps that repaint jumps back.")
+    ] = 10
+    resamples: Annotated[
+        int, typer.Option("--repaint-resamples", help="Number of times that repaint samples each stretch.")
+    ] = 10
+
+    def settings(self) -> dict[str, Any]:
+        """The settings of the task."""
+        return {"feather": self.feather, "method": self.method, "jumps": (self.jump_length, self.resamples)}
 
 
-ENLARGING = Drawing(batch=4)
+UPSCALED = OutputOptions(batch=4)
 
 
 def img2img(
     *,
-    subject: Subject,
-    strength: Annotated[float, typer.Option(help="0 keeps the picture, 1 keeps nothing of it.")] = 0.6,
-    wanted: Wanted,
+    arguments: EditArguments,
+    strength: Annotated[
+        float, typer.Option(help="Strength of the edit, from 0 (keeps the image) to 1 (keeps nothing of it).")
+    ] = 0.6,
+    edited: EditOptions,
     size: Size = None,
-    drawing: Drawing,
+    output: OutputOptions,
 ) -> None:
-    """Draw pictures again from a noised state: SDEdit.
+    """Generate variants of images from a noised state (SDEdit).
 
-    Of the grid the last steps * strength steps are run.
+    The last steps * strength steps of the schedule are run.
 
-    Example: unveil img2img ddpm-digits three.png --label 8 --strength 0.5 --out eight.png
+    Example: unveil img2img ddpm-digits three.png --label 8 --strength 0.5 -o eight.png
     """
-    _edit("img2img", {"strength": strength}, {"size": size}, subject, wanted, drawing)
+    _edit("img2img", {"strength": strength}, {"size": size}, arguments, edited, output)
 
 
 def inpaint(
     *,
-    subject: Subject,
+    arguments: EditArguments,
     mask: Annotated[
-        Path | None, typer.Option(help="White where the picture is made anew; or a folder, one for each picture.")
+        Path | None, typer.Option(help="Mask image, white where new content is generated; or a folder of masks.")
     ] = None,
-    strength: Annotated[float, typer.Option(help="Below 1 what is there shines through.")] = 1.0,
-    filling: Filling,
-    wanted: Wanted,
+    strength: Annotated[
+        float, typer.Option(help="Strength of the edit inside the mask; below 1 the old content shows through.")
+    ] = 1.0,
+    inpainting: InpaintOptions,
+    edited: EditOptions,
     size: Size = None,
-    drawing: Drawing,
+    output: OutputOptions,
 ) -> None:
-    """Make a part of a picture anew; what lies outside of the mask stays as it is.
+    """Generate new content inside a mask; what is outside the mask stays as it is.
 
-    Example: unveil inpaint ddpm-digits three.png --mask mask.png --count 4 --out mended
+    Example: unveil inpaint ddpm-digits three.png --mask mask.png -n 4 -o mended
     """
-    how = {"strength": strength, **vars(filling)}
-    _edit("inpaint", how, {"size": size, "mask": mask}, subject, wanted, drawing)
+    settings = {"strength": strength, **inpainting.settings()}
+    _edit("inpaint", settings, {"size": size, "mask": mask}, arguments, edited, output)
 
 
 def outpaint(
     *,
-    subject: Subject,
-    left: Beyond = 0,
-    right: Beyond = 0,
-    top: Beyond = 0,
-    bottom: Beyond = 0,
-    filling: Filling,
-    wanted: Wanted,
-    drawing: Drawing,
+    arguments: EditArguments,
+    left: Margin = 0,
+    right: Margin = 0,
+    top: Margin = 0,
+    bottom: Margin = 0,
+    inpainting: InpaintOptions,
+    edited: EditOptions,
+    output: OutputOptions,
 ) -> None:
-    """Go on beyond a picture's edges; the canvas is rounded up to a size that the network takes.
+    """Extend an image beyond its edges; the canvas is rounded up to a size that the network takes.
 
-    Example: unveil outpaint ddpm-digits three.png --left 4 --right 4 --out wide.png
+    Example: unveil outpaint ddpm-digits three.png --left 4 --right 4 -o wide.png
     """
-    _edit("outpaint", {"margins": (left, right, top, bottom), **vars(filling)}, {}, subject, wanted, drawing)
+    settings = {"margins": (left, right, top, bottom), **inpainting.settings()}
+    _edit("outpaint", settings, {}, arguments, edited, output)
 
 
 def upscale(
     *,
-    subject: Subject,
-    factor: Annotated[int, typer.Option(help="How many times as many pixels a side.")] = 4,
-    strength: Annotated[float, typer.Option(help="Of the edit, for models that were not trained to enlarge.")] = 0.3,
-    overlap: Annotated[float, typer.Option(help="Of tiles, as a share of their side.")] = 0.25,
-    wanted: Wanted,
-    drawing: Drawing = ENLARGING,
+    arguments: EditArguments,
+    factor: Annotated[int, typer.Option(help="Upscaling factor of each side.")] = 4,
+    strength: Annotated[
+        float, typer.Option(help="Strength of the edit, for models that were not trained for upscaling.")
+    ] = 0.3,
+    overlap: Annotated[float, typer.Option(help="Overlap of tiles, as a fraction of their side.")] = 0.25,
+    edited: EditOptions,
+    output: OutputOptions = UPSCALED,
 ) -> None:
-    """Enlarge pictures, in tiles of the model's size where the result is larger.
+    """Upscale images, in tiles of the model's size where the result is larger.
 
-    A model with the condition `low` draws what it was trained to; any other edits the bicubic enlargement.
+    A super-resolution model, with the condition `low`, does what it was trained for; any other model edits the bicubic
+    upsampling.
 
-    Example: unveil upscale ddpm-digits three.png --factor 2 --out large.png
+    Example: unveil upscale ddpm-digits three.png --factor 2 -o large.png
     """
-    _edit("upscale", {"factor": factor, "strength": strength, "overlap": overlap}, {}, subject, wanted, drawing)
+    settings = {"factor": factor, "strength": strength, "overlap": overlap}
+    _edit("upscale", settings, {}, arguments, edited, output)
 
 
 def _edit(
-    verb: str,
+    task: str,
     settings: Mapping[str, Any],
-    own: Mapping[str, Any],
-    subject: Subject,
-    wanted: Wanted,
-    drawing: Drawing,
+    extra: Mapping[str, Any],
+    arguments: EditArguments,
+    edited: EditOptions,
+    output: OutputOptions,
 ) -> None:
     from unveil.cli import image_commands as work
 
-    options = flat({**own, "subject": subject, "wanted": wanted, "drawing": drawing})
-    named = {"steps": wanted.steps, "guidance_scale": wanted.scale}
-    job = work.Job(verb, subject.picture, settings, options.get("mask"))
-    wish, place = work.Wish.typed(options), work.Place.typed(options)
-    work.edit(wish, job, named, place, drawing.reply.console, drawing.like)
+    options = flat({**extra, "arguments": arguments, "edited": edited, "output": output})
+    named = {"steps": edited.steps, "guidance_scale": edited.scale}
+    job = work.EditTask(task, arguments.image, settings, options.get("mask"))
+    wish, place = work.GenerationOptions.from_options(options), work.ImageOutput.from_options(options)
+    work.edit(wish, job, named, place, output.reply.console, output.like)
 
 
 COMMANDS = (img2img, inpaint, outpaint, upscale)

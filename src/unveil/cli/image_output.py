@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from unveil.cli.console import Console
+from unveil.cli.generation_options import setting_name
 from unveil.io.files import refuse_overwrite, write_atomically
 from unveil.io.images import METADATA_KEY, make_grid, png, to_pixels
 from unveil.model import Model
@@ -28,7 +29,7 @@ SHOWN = 256  # that the sheet of a folder does
 
 
 @dataclass(frozen=True)
-class Place:
+class ImageOutput:
     """Where pictures go: a folder, or one .png file; and where the estimate is shown on the way."""
 
     out: Path
@@ -39,7 +40,7 @@ class Place:
     preview_every: int = 5
 
     @classmethod
-    def typed(cls, options: Mapping[str, Any]) -> Place:
+    def from_options(cls, options: Mapping[str, Any]) -> ImageOutput:
         """The place of a command's options, by their names."""
         plain = {one.name for one in fields(cls)}
         return cls(**{name: value for name, value in options.items() if name in plain})
@@ -63,15 +64,17 @@ class Place:
             NotWritable: a file that would be overwritten.
         """
         if self.preview is not None and self.preview == self.out:
-            raise RecipeError(f"--preview {self.preview}: is what --out names; give it another name")
+            raise RecipeError(f"--preview {self.preview}: is the output file; choose another name")
         if self.one_file and not alike:
-            raise RecipeError(f"--out {self.out}: pictures of several sizes make no sheet; give a folder, or --size")
+            raise RecipeError(
+                f"--out {self.out}: images of several sizes fit no contact sheet; use a folder, or --size"
+            )
         found = [self.out] if self.one_file else [self.out / name for name in names]
         if names and alike:
             found += [self.out / f"{mark}sheet.png"] if len(names) > 1 and not self.one_file else []
             found += [self.strip_path(mark)] if self.strip else []
         if doubled := [path for path, often in Counter(found).items() if often > 1]:
-            raise RecipeError(f"{doubled[0]}: two results would have this name; rename the picture that it is made of")
+            raise RecipeError(f"{doubled[0]}: two results would have this name; rename one of the input images")
         for path in found + ([self.preview] if self.preview else []):
             refuse_overwrite(path, self.force)
 
@@ -81,7 +84,7 @@ class Place:
 
 
 @dataclass
-class Written:
+class WrittenFiles:
     """The files of a command."""
 
     pictures: list[Path] = field(default_factory=list)
@@ -100,7 +103,7 @@ class Written:
         """For a person."""
         lines = [str(self.pictures[0])] if len(self.pictures) == 1 else []
         if len(self.pictures) > 1:
-            lines.append(f"{len(self.pictures)} pictures: {self.pictures[0]} ... {self.pictures[-1].name}")
+            lines.append(f"{len(self.pictures)} images: {self.pictures[0]} ... {self.pictures[-1].name}")
         return "\n".join([*lines, *(str(path) for path in (self.sheet, self.strip) if path)])
 
 
@@ -123,14 +126,14 @@ def filenames(rows: Iterable[tuple[int, int]]) -> list[str]:
 
 
 def draw(
-    model: Model, source: Source, request: Request, place: Place, console: Console, edit: TaskSpec = PLAIN
+    model: Model, source: Source, request: Request, place: ImageOutput, console: Console, edit: TaskSpec = PLAIN
 ) -> Iterator[GeneratedSample]:
     """The pictures of a request as they come, with progress, and previews where the place asks for them.
 
     What is asked to be gone away from without guidance is told to have no effect.
     """
-    if request.negative and request.sampling.get("guidance_scale", model.sampling.guidance.scale) == 1:
-        console.warn("--negative: has no effect at a scale of 1, which is no guidance; give --scale above 1")
+    if request.negative and request.sampling.get(setting_name("guidance_scale"), model.sampling.guidance.scale) == 1:
+        console.warn("negative prompts and conditions have no effect without guidance; use --guidance-scale above 1")
     frames = FRAMES if place.strip else 0
     with console.progress("step", 0) as progress:
         yield from generate(
@@ -140,11 +143,11 @@ def draw(
 
 def write(
     pictures: Iterable[GeneratedSample],
-    place: Place,
+    place: ImageOutput,
     names: Sequence[str],
     columns: int | None = None,
     mark: str = "",
-) -> Written:
+) -> WrittenFiles:
     """One file each, as they come, and then a sheet of them; a single .png holds the picture, or the sheet.
 
     Who ends it in between has the pictures that were there by then.
@@ -160,7 +163,7 @@ def write(
         NotWritable: a file is there already, which `TextEncoderLocation.check` finds before the work.
     """
     files: dict[Path, bytes] = {}
-    written, count, alone = Written(), 0, b""
+    written, count, alone = WrittenFiles(), 0, b""
     kept: list[Tensor] = []
     ways: list[Tensor] = []
     shapes: set[tuple[int, ...]] = set()
@@ -199,7 +202,7 @@ def put(files: dict[Path, bytes], force: bool) -> None:
         write_atomically(path, content)
 
 
-def _preview(place: Place) -> Preview | None:
+def _preview(place: ImageOutput) -> Preview | None:
     if place.preview is None:
         return None
     path = place.preview

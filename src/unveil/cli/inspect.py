@@ -18,7 +18,7 @@ from unveil.types import Error, WeightsError
 
 
 @dataclass(frozen=True)
-class Ask:
+class InspectRequest:
     """What is looked at.
 
     Attributes:
@@ -35,7 +35,7 @@ class Ask:
     batch: int = 8
 
 
-def model(ask: Ask, console: Console) -> None:
+def model(ask: InspectRequest, console: Console) -> None:
     """Tells what the weights are, of which no number is read; or, of a network's name, what it would be."""
     from unveil.cli import architecture
 
@@ -94,7 +94,7 @@ def _kind(path: Path) -> dict[str, str]:
     return {"kind": found.kind, "what": found.what}
 
 
-def _fit(path: Path, ask: Ask) -> dict[str, Any]:
+def _fit(path: Path, ask: InspectRequest) -> dict[str, Any]:
     """How a published file fits the model that it is: of one with all parts the report, of an unknown one why not."""
     header = read_header(path)
     if formats.detect_format(header.tensors) is None and header.metadata.get("made_by") != "unveil":

@@ -1,4 +1,4 @@
-"""`unveil data latents`: what a recipe's encoder says of its pictures, written before or at the start of training."""
+"""`unveil data cache-latents`: the latents of a recipe's images, written before or at the start of training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from unveil.train.latents import cache_dataset, encoder_of
 
 def write(name: str, overrides: tuple[str, ...], batch: int, device: str, console: Console) -> None:
     """Writes the files of both parts, or finds them, and tells where they are."""
-    recipe = diffusion(load_recipe(name, overrides), "unveil data latents")
+    recipe = diffusion(load_recipe(name, overrides), "unveil data cache-latents")
     how = LatentCacheOptions(mirrored=recipe.train.random_flip, batch=batch)
     model = fresh(recipe).to(pick(device))
     encoder_of(model)  # without a codec nothing is read

@@ -27,7 +27,7 @@ class Asked(NamedTuple):
     weight: float = 1.0
 
 
-def asked(text: str) -> Asked:
+def parse_lora(text: str) -> Asked:
     """FILE or FILE:WEIGHT, as typed; what is not a path is looked up in the models folder."""
     path, colon, weight = text.rpartition(":")
     try:

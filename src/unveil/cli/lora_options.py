@@ -1,4 +1,4 @@
-"""`unveil lora`: its commands; what they do lies in `lora.py`, imported when it is asked for."""
+"""`unveil lora`: its commands; what they do is in `lora.py`, imported when one of them runs."""
 
 from __future__ import annotations
 
@@ -10,18 +10,22 @@ import typer
 from unveil.cli.console import Console
 from unveil.cli.options import AsJson, Force, ModelName, Quiet
 
-lora_app = typer.Typer(no_args_is_help=True, help="Look at LoRA files, rewrite them in other namings, merge them.")
-LoraPath = Annotated[Path, typer.Argument(help="A file, peft's folder, or a run of ours.", metavar="LORA")]
+lora_app = typer.Typer(
+    no_args_is_help=True, help="Inspect LoRA files, convert them to other formats, merge them into a model."
+)
+LoraPath = Annotated[Path, typer.Argument(help="LoRA file, peft folder, or run.", metavar="LORA")]
 
 
 @lora_app.command("inspect")
 def inspect(
     lora: LoraPath,
-    model: Annotated[str | None, typer.Option(help="Also say which modules this model has.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Model whose modules are compared with those of the LoRA.")
+    ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """What a LoRA file is, by its keys.
+    """Show what a LoRA file contains, by its keys.
 
     Example: unveil lora inspect style.safetensors --model runs/dit-fashion
     """
@@ -34,17 +38,18 @@ def inspect(
 def convert(
     model: ModelName,
     lora: LoraPath,
-    out: Annotated[Path, typer.Argument(help="The file that is written; for peft a folder.")],
+    out: Annotated[Path, typer.Argument(help="Output file; for peft a folder.")],
     naming: Annotated[
-        str, typer.Option(help="peft, diffusers, diffusers-old, kohya, cloneofsimo or unveil.")
+        str,
+        typer.Option("--format", help="Output format: peft, diffusers, diffusers-old, kohya, cloneofsimo or unveil."),
     ] = "diffusers",
     force: Force = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write a LoRA in another naming; the model says which modules there are.
+    """Convert a LoRA to another format; the model names the target modules.
 
-    Example: unveil lora convert runs/dit-fashion runs/lora-style style.safetensors --naming kohya
+    Example: unveil lora convert runs/dit-fashion runs/lora-style style.safetensors --format kohya
     """
     from unveil.cli import lora as work
 
@@ -54,16 +59,16 @@ def convert(
 @lora_app.command("merge")
 def merge(
     model: ModelName,
-    loras: Annotated[list[str], typer.Argument(help="FILE or FILE:WEIGHT; several add up.", metavar="LORA...")],
-    out: Annotated[Path, typer.Option(help="The folder of the model that is written.")],
+    loras: Annotated[list[str], typer.Argument(help="LoRA as FILE or FILE:WEIGHT; several add up.", metavar="LORA...")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Output folder of the merged model.")],
     force: Force = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Save a model with LoRAs in its weights.
+    """Merge LoRAs into the weights of a model.
 
-    Example: unveil lora merge runs/dit-fashion runs/lora-style:0.8 --out striped
+    Example: unveil lora merge runs/dit-fashion runs/lora-style:0.8 -o striped
     """
     from unveil.cli import lora as work
 
-    work.merge(model, [work.asked(one) for one in loras], out, force, Console(as_json, quiet))
+    work.merge(model, [work.parse_lora(one) for one in loras], out, force, Console(as_json, quiet))

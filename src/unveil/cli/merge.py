@@ -35,7 +35,7 @@ def merge(names: Sequence[str], shares: str | None, out: Path, dtype: str, force
     for name, (model, _) in zip(names, opened, strict=True):
         if model.home is not None or model.base is not None:
             raise RecipeError(
-                f"{name}: not a model of its own; bring it into one first: unveil convert {name} OUT --layout ours"
+                f"{name}: not a model of its own; bring it into one first: unveil convert {name} OUT --format ours"
             )
     made = average_weights([model for model, _ in opened], parts)
     facts = [
@@ -52,4 +52,6 @@ def _numbers(text: str) -> list[float]:
     try:
         return [float(one) for one in text.split(",")]
     except ValueError:
-        raise RecipeError(f"--shares {text!r}: must be numbers with commas between them, such as 0.7,0.3") from None
+        raise RecipeError(
+            f"--merge-weights {text!r}: must be numbers with commas between them, such as 0.7,0.3"
+        ) from None

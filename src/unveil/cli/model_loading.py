@@ -13,6 +13,7 @@ import torch
 from unveil.checkpoints import controlnet_loader, dit_pipeline, hf, lora, openai_models
 from unveil.checkpoints.lora_targets import parts_of
 from unveil.conditioning.controlnet import Control
+from unveil.data.folder_index import PICTURES
 from unveil.io.files import sha256
 from unveil.model import Model, base_model, checkpoint_store, model_dir, model_folder, model_identity
 from unveil.model.config import ModelConfig, read_yaml, validate
@@ -20,6 +21,7 @@ from unveil.model.lora_state import LORA
 from unveil.tasks.generate import Source
 from unveil.types import ADDITIONS, ControlNetInfo, OutOfResources, RecipeError, WeightsError, did_you_mean
 
+OPTIONS = {"lora": "lora", "control": "controlnet"}  # that put one on a model
 DEVICES = ("auto", "cpu", "cuda", "mps")
 OWN = "hint"  # the key of the picture that a run's own ControlNet reads: that of the data it was trained on
 
@@ -60,6 +62,8 @@ def open_model(
         said: what the keys of a published file do not say, by the names of `checkpoints.published.Said`.
         dtype: what it will compute in, where the folder can be read in it at once.
     """
+    if Path(name).suffix.lower() in PICTURES:
+        raise RecipeError(f"{name}: is an image where a model is expected; the model comes first: COMMAND MODEL IMAGE")
     path = model_dir.resolve(name, "checkpoints")
     name = str(path)
     if path.is_dir() and (folder := _of_addition(path)) is not None:
@@ -116,7 +120,7 @@ def _with_addition(
     if not model_identity.is_same(told.sha256, base.sha256):
         raise WeightsError(
             f"{told.path}: has changed since the {ADDITIONS[told.what]} in {name} was trained on it (sha256 "
-            f"{told.sha256[:12]}..., now {base.sha256[:12]}...); sample it with --{told.what} {name} if that is meant"
+            f"{told.sha256[:12]}..., now {base.sha256[:12]}...); use --{OPTIONS[told.what]} {name} if that is intended"
         )
     if told.what == "lora":
         file = lora_file(folder)

@@ -1,4 +1,4 @@
-"""`unveil inspect process`: what a noise schedule does, step by step, as a table and a picture."""
+"""`unveil inspect schedule`: a noise schedule, timestep by timestep, as a table and a plot."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ STEPS = 1000  # of the chain of a process of continuous time
 
 
 @dataclass(frozen=True)
-class Ask:
+class ScheduleRequest:
     """What is asked, as typed."""
 
     name: str
@@ -61,12 +61,12 @@ class Curves:
         return self.prior + sum(self.bound)
 
 
-def process(ask: Ask, out: Path, force: bool, console: Console) -> None:
+def process(ask: ScheduleRequest, out: Path, force: bool, console: Console) -> None:
     """Draws and prints."""
     if out.suffix.lower() != ".png":
         raise RecipeError(f"--out {out}: must end in .png")
     if ask.rows < 2 or ask.count < 1:
-        raise RecipeError(f"--rows {ask.rows}, --count {ask.count}: at least 2 and 1")
+        raise RecipeError(f"--rows {ask.rows}, --num-images {ask.count}: at least 2 and 1")
     refuse_overwrite(out, force)
     curves = _of_recipe(ask) if _is_recipe(ask.name) else _of_model(ask, console)
     write_atomically(out, draw(curves, ask.name))
@@ -143,7 +143,7 @@ def _chain(process: Process) -> Chain:
     return Chain(schedules.uniform(process, STEPS))
 
 
-def _of_recipe(ask: Ask) -> Curves:
+def _of_recipe(ask: ScheduleRequest) -> Curves:
     recipe = _diffusion(ask.name, ask.overrides)
     rule = recipe.build_variance()
     # whole values of 256, as pixels have them
@@ -156,7 +156,7 @@ def _of_recipe(ask: Ask) -> Curves:
     return curves_of(chain, found.terms, found.prior, of)
 
 
-def _of_model(ask: Ask, console: Console) -> Curves:
+def _of_model(ask: ScheduleRequest, console: Console) -> Curves:
     run = Path(ask.name)
     run = run.parent.parent if run.parent.name == "checkpoints" else run
     if not (run / "recipe.yaml").is_file():
@@ -173,4 +173,4 @@ def _of_model(ask: Ask, console: Console) -> Curves:
 
 
 def _diffusion(name: str, overrides: tuple[str, ...]) -> Recipe:
-    return diffusion(load_recipe(name, overrides), "unveil inspect process")
+    return diffusion(load_recipe(name, overrides), "unveil inspect schedule")

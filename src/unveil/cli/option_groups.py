@@ -18,7 +18,17 @@ from typer.models import CommandInfo
 Command = Callable[..., None]
 
 
-def asked(app: typer.Typer, words: Sequence[str]) -> typer.Typer:
+class _Every(tuple[str, ...]):
+    """Words that name every command."""
+
+    def __contains__(self, word: object) -> bool:
+        return True
+
+
+EVERY = _Every()
+
+
+def with_options(app: typer.Typer, words: Sequence[str]) -> typer.Typer:
     """The app as `words` need it: the commands that they name, spread, and of the others what a list of them shows.
 
     A start costs mostly what is read of options, and of all commands at most one is run.
@@ -28,7 +38,7 @@ def asked(app: typer.Typer, words: Sequence[str]) -> typer.Typer:
     made.registered_groups = [copy(group) for group in app.registered_groups]
     for group in made.registered_groups:
         assert group.typer_instance is not None
-        group.typer_instance = asked(group.typer_instance, words if group.name in words else ())
+        group.typer_instance = with_options(group.typer_instance, words if group.name in words else ())
     return made
 
 

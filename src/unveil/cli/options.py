@@ -10,75 +10,127 @@ import typer
 
 from unveil.cli.console import Console
 
-PLAYGROUND = "playground-video"  # the shipped model of words, which makes clips and pictures
+PLAYGROUND = "playground-video"  # the bundled text-to-video model, which makes images too
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.", metavar="DEVICE")]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.", metavar="DTYPE")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")]
+Device = Annotated[str, typer.Option(help="Device to compute on: auto, cpu, cuda or mps.", metavar="DEVICE")]
+Dtype = Annotated[
+    str, typer.Option(help="Number format of the network: float32, bfloat16 or float16.", metavar="DTYPE")
+]
 Settings = Annotated[
     list[str] | None,
     typer.Argument(
-        help="Of sampling, such as sampler=heun rescale=0.7; a prompt, for models that take one.",
+        help="Sampling settings, such as sampler=heun guidance_rescale=0.7; or a prompt, for models that take one "
+        "(--prompt works too).",
         metavar="[KEY=VALUE | PROMPT]...",
     ),
 ]
 SomeModel = Annotated[
-    str | None, typer.Argument(help="A shipped model, a folder (saved model or run), a file.", metavar="MODEL")
+    str | None,
+    typer.Argument(help="Bundled model, folder (saved model or run) or weights file; -m works too.", metavar="MODEL"),
 ]
 ModelOrPrompt = Annotated[
     str | None,
     typer.Argument(
-        help="A shipped model, a folder (saved model or run), a file; or at once a prompt for the shipped model.",
+        help="Bundled model, folder (saved model or run) or weights file; or at once a prompt for the bundled "
+        "text-to-image model. --model (-m) and --prompt work too.",
         metavar="[MODEL | PROMPT]",
     ),
 ]
-SomePictures = Annotated[Path | None, typer.Argument(help="A picture, or a folder of them.", metavar="PICTURE")]
+SomeImages = Annotated[
+    Path | None, typer.Argument(help="Input image, or a folder of images; --image works too.", metavar="IMAGE")
+]
 Labels = Annotated[
-    list[str] | None, typer.Option("--label", "--class", help="Class by number or name; may be repeated.")
+    list[str] | None, typer.Option("--label", "--class", help="Class by number or name; repeat for several.")
 ]
-Given = Annotated[list[str] | None, typer.Option(help="Another condition, as KEY=VALUE; may be repeated.")]
-Negative = Annotated[
+Cond = Annotated[list[str] | None, typer.Option("--cond", help="Other condition, as KEY=VALUE; repeat for several.")]
+NegativePrompt = Annotated[
     list[str] | None,
-    typer.Option(help="A condition to go away from, as KEY=VALUE, or a prompt; guidance needs a scale above 1."),
+    typer.Option("--negative-prompt", help="Prompt to guide away from; needs a guidance scale above 1."),
 ]
-Seeds = Annotated[list[int] | None, typer.Option("--seed", help="Of the whole set; or repeated, one for each picture.")]
-Sampler = Annotated[str | None, typer.Option(help="By name; `unveil inspect samplers` lists them.")]
-Steps = Annotated[int | None, typer.Option(help="Steps of the grid; the model's own when left out.")]
-Scale = Annotated[float | None, typer.Option(help="Classifier-free guidance; 1 is none.")]
-Batch = Annotated[int, typer.Option(help="Pictures at a time.")]
-Size = Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels, for networks that take any.", metavar="WxH")]
+NegativeCond = Annotated[
+    list[str] | None,
+    typer.Option("--negative-cond", help="Condition to guide away from, as KEY=VALUE, such as label=3."),
+]
+Seeds = Annotated[
+    list[int] | None,
+    typer.Option("--seed", help="Seed of the initial noise, 0 by default; repeat for several, one for each image."),
+]
+Sampler = Annotated[
+    str | None,
+    typer.Option(
+        help="Sampler by name, such as dpmpp-2m; `unveil inspect samplers` lists all, and names of other programs "
+        'such as euler_a or "DPM++ 2M Karras" are understood.'
+    ),
+]
+Steps = Annotated[int | None, typer.Option(help="Number of sampling steps; the model's default when left out.")]
+GuidanceScale = Annotated[
+    float | None,
+    typer.Option("--guidance-scale", help="Classifier-free guidance scale; 1 is no guidance, the model's default."),
+]
+BatchSize = Annotated[int, typer.Option("--batch-size", help="Number of images that are generated at once.")]
+Size = Annotated[
+    str | None,
+    typer.Option(
+        help="Width and height in pixels, for networks that take any; --width W --height H work too.", metavar="WxH"
+    ),
+]
 Loras = Annotated[
     list[str] | None,
-    typer.Option("--lora", help="A LoRA's file or run, FILE or FILE:WEIGHT; may be repeated.", metavar="FILE[:WEIGHT]"),
+    typer.Option("--lora", help="LoRA file or run, with its weight; repeat for several.", metavar="FILE[:WEIGHT]"),
 ]
 Controls = Annotated[
     list[str] | None,
     typer.Option(
-        "--control",
-        help="A ControlNet's file, folder or run, and the picture it reads; the picture alone for a model that is such "
-        "a run; start and stop are shares of the way from noise; may be repeated.",
-        metavar="[FILE=]PICTURE[:WEIGHT[:START-STOP]]",
+        "--controlnet",
+        help="ControlNet file, folder or run, and the control image; the image alone for a model that is such a run. "
+        "Start and stop are fractions of the sampling trajectory. Repeat for several.",
+        metavar="[FILE=]IMAGE[:WEIGHT[:START-STOP]]",
     ),
 ]
 ControlMode = Annotated[
-    str, typer.Option("--control-mode", help="balanced, or guess: most where the prompt says little.", metavar="MODE")
+    str,
+    typer.Option(
+        "--control-mode",
+        help="Balance of prompt and control image: balanced, or guess, which favours the control image.",
+        metavar="MODE",
+    ),
 ]
-Like = Annotated[Path | None, typer.Option(help="Repeat this picture exactly.", metavar="PICTURE")]
-Out = Annotated[Path, typer.Option(help="A folder, or a .png file.")]
+FromMetadata = Annotated[
+    Path | None,
+    typer.Option(
+        "--from-metadata",
+        help="Generated file that is generated once more, exactly, from its metadata.",
+        metavar="FILE",
+    ),
+]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Output folder, or .png file.")]
+OutFolder = Annotated[
+    Path | None, typer.Option("--out", "-o", help="Output folder of the page; the run's folder when left out.")
+]
 Preview = Annotated[
-    Path | None, typer.Option(help="Show the estimate in this .png file while it is drawn.", metavar="FILE")
+    Path | None, typer.Option(help=".png file that shows the predicted image while it is sampled.", metavar="FILE")
 ]
-Every = Annotated[int, typer.Option("--preview-every", help="Steps from one preview to the next.")]
-Metadata = Annotated[bool, typer.Option("--metadata/--no-metadata", help="Say in each file how it was made.")]
+PreviewEvery = Annotated[int, typer.Option("--preview-every", help="Number of steps from one preview to the next.")]
+Metadata = Annotated[
+    bool, typer.Option("--metadata/--no-metadata", help="Write the generation settings into each file.")
+]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(help="Changes such as train.steps=100.", metavar="[KEY=VALUE]...")
+    list[str] | None, typer.Argument(help="Changes of the recipe, such as train.steps=100.", metavar="[KEY=VALUE]...")
 ]
-Small = Annotated[bool, typer.Option("--small", help="The recipe's small mode, a run of seconds.")]
-RecipeName = Annotated[str, typer.Argument(help="A shipped recipe, a YAML file or a run's folder.", metavar="RECIPE")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="Change of the recipe, such as evaluate.samples=100; may repeat.")
+]
+Quick = Annotated[bool, typer.Option("--quick", help="Run a smoke test of seconds that shows that everything works.")]
+RecipeName = Annotated[str, typer.Argument(help="Bundled recipe, YAML file or run folder.", metavar="RECIPE")]
 ModelName = Annotated[
-    str, typer.Argument(help="A shipped model, or a folder: a saved model or a run.", metavar="MODEL")
+    str, typer.Argument(help="Bundled model, or a folder: a saved model or a run; -m works too.", metavar="MODEL")
+]
+FeatureWeights = Annotated[
+    Path | None,
+    typer.Option("--feature-weights", help="Weights of the feature network: published Inception, or a classifier."),
 ]
 
 
@@ -86,61 +138,66 @@ ModelName = Annotated[
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What is worked on: a model, pictures, and settings of sampling with a prompt."""
+class EditArguments:
+    """The arguments of an edit: a model, images, and sampling settings with a prompt."""
 
     model: SomeModel = None
-    picture: SomePictures = None
+    image: SomeImages = None
     settings: Settings = None
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """What is to be seen, and what not."""
+    """Conditions and negative conditions."""
 
     label: Labels = None
-    given: Given = None
-    negative: Negative = None
+    cond: Cond = None
+    negative_prompt: NegativePrompt = None
+    negative_cond: NegativeCond = None
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What is asked of an edit of pictures, and how it is drawn."""
+class EditOptions:
+    """Conditions, number, seeds and main sampling settings of an edit of images."""
 
     conditions: Conditions = Conditions()
-    count: Annotated[int | None, typer.Option(help="Results for each picture.")] = None
+    count: Annotated[int | None, typer.Option("--num-images", "-n", help="Number of results for each input image.")] = (
+        None
+    )
     seed: Seeds = None
     steps: Steps = None
-    scale: Scale = None
+    scale: GuidanceScale = None
 
 
 @dataclass(frozen=True)
 class Expansion:
-    """How prompts are made dense before the model is told them."""
+    """How prompts are expanded before the model reads them."""
 
     expand: Annotated[
         str | None,
         typer.Option(
-            help="What makes prompts dense: rules, the folder of a language model, or an address with a model's name. "
-            "Models of the playground are told by the rules when left out.",
-            metavar="rules|FOLDER|URL#NAME",
+            "--expand-prompt",
+            help="Prompt expansion: rules, the folder of a language model, a URL with a model's name, or none. When "
+            "left out, rules for the playground's models and none for others.",
+            metavar="rules|PATH|URL#NAME|none",
         ),
     ] = None
-    no_expand: Annotated[bool, typer.Option("--no-expand", help="Tell the model just what you typed.")] = False
 
 
 @dataclass(frozen=True)
-class Watched:
-    """How one sees what happens on the way."""
+class TrajectoryOptions:
+    """What is saved or shown of the sampling trajectory."""
 
-    strip: Annotated[bool, typer.Option("--strip", help="Also save the way from noise to picture.")] = False
+    strip: Annotated[
+        bool, typer.Option("--save-trajectory", help="Save the sampling trajectory too, from noise to image.")
+    ] = False
     preview: Preview = None
-    preview_every: Every = 5
+    preview_every: PreviewEvery = 5
 
 
 @dataclass(frozen=True)
-class Additions:
-    """What is put on the model."""
+class AdapterOptions:
+    """LoRAs and ControlNets."""
 
     lora: Loras = None
     control: Controls = None
@@ -148,16 +205,16 @@ class Additions:
 
 
 @dataclass(frozen=True)
-class Machine:
-    """What draws, and with which numbers."""
+class DeviceOptions:
+    """Device and number format."""
 
     device: Device = "auto"
     dtype: Dtype = "float32"
 
 
 @dataclass(frozen=True)
-class Reply:
-    """How a command answers."""
+class ReplyOptions:
+    """How a command reports."""
 
     force: Force = False
     as_json: AsJson = False
@@ -165,19 +222,19 @@ class Reply:
 
     @property
     def console(self) -> Console:
-        """What the answer goes to."""
+        """The console of these options."""
         return Console(self.as_json, self.quiet)
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """How pictures are drawn and where they go."""
+class OutputOptions:
+    """How images are generated and where they are written."""
 
-    batch: Batch = 16
+    batch: BatchSize = 16
     out: Out = Path("edited")
-    watched: Watched = Watched()
-    like: Like = None
-    additions: Additions = Additions()
+    watched: TrajectoryOptions = TrajectoryOptions()
+    like: FromMetadata = None
+    additions: AdapterOptions = AdapterOptions()
     metadata: Metadata = True
-    machine: Machine = Machine()
-    reply: Reply = Reply()
+    machine: DeviceOptions = DeviceOptions()
+    reply: ReplyOptions = ReplyOptions()

@@ -1,4 +1,4 @@
-"""`unveil hint`: hints drawn from pictures, one file or a whole folder."""
+"""`unveil preprocess`: control images made from images, one file or a whole folder."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def boxes(place: Place, width: int, height: int, style: str, console: Console) -
     _each(place, {".json"}, lambda path: hint({"pixels": blank, **_boxes(path)}), console)
 
 
-def given(place: Place, width: int, height: int, console: Console) -> None:
+def resize(place: Place, width: int, height: int, console: Console) -> None:
     """Brings hints that exist to a size."""
     _check_size(width, height)
     _each(place, IMAGE_SUFFIXES, lambda path: segmentation.resize_control_image(_picture(path), height, width), console)
@@ -84,10 +84,10 @@ def _each(place: Place, suffixes: Iterable[str], hint: Callable[[Path], Tensor],
         lines = [f"  {problem}" for problem in failed[:_SHOWN]]
         lines += [f"  and {len(failed) - _SHOWN} more"] if len(failed) > _SHOWN else []
         raise DataError(
-            "\n".join([f"{len(failed)} of {len(pairs)} could not be drawn, {len(drawn)} were:", *lines])
+            "\n".join([f"{len(failed)} of {len(pairs)} could not be processed, {len(drawn)} were:", *lines])
             + "\nrepair or remove them"
         )
-    told = f"{len(drawn)} hints in {place.out}" if place.source.is_dir() else str(place.out)
+    told = f"{len(drawn)} control images in {place.out}" if place.source.is_dir() else str(place.out)
     console.result({"hints": drawn}, told)
 
 
@@ -101,12 +101,14 @@ def _pairs(place: Place, suffixes: set[str]) -> list[tuple[Path, Path]]:
         if out.suffix.lower() != ".png":
             raise RecipeError(f"--out {out}: must end in .png")
         if out.resolve() == source.resolve():
-            raise OutputError(f"--out {out}: is the picture itself; choose another name")
+            raise OutputError(f"--out {out}: is the input image itself; choose another name")
         return [(source, refuse_overwrite(out, place.force))]
     if out.is_file() or out.suffix.lower() == ".png":
-        raise RecipeError(f"--out {out}: {source} is a folder, so the hints need a folder too, not a file")
+        raise RecipeError(f"--out {out}: {source} is a folder, so the control images need a folder too, not a file")
     if out.resolve().is_relative_to(source.resolve()):
-        raise RecipeError(f"--out {out}: lies in {source}, which would read its hints as pictures; choose another")
+        raise RecipeError(
+            f"--out {out}: is inside {source}, so that control images would be read as images; choose another"
+        )
     found = sorted(path for path in source.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
     found = [path for path in found if not any(part.startswith(".") for part in path.relative_to(source).parts)]
     if not found:
@@ -115,7 +117,7 @@ def _pairs(place: Place, suffixes: set[str]) -> list[tuple[Path, Path]]:
     for path in found:
         target = (out / path.relative_to(source)).with_suffix(".png")
         if target in targets:
-            raise DataError(f"{path} and {targets[target]}: both would be drawn as {target}; rename one of them")
+            raise DataError(f"{path} and {targets[target]}: both would be written to {target}; rename one of them")
         targets[target] = path
     return [(path, refuse_overwrite(target, place.force)) for target, path in targets.items()]
 

@@ -1,4 +1,4 @@
-"""`unveil hint`: its commands; what they do lies in `hint.py`, imported when it is asked for."""
+"""`unveil preprocess`: its commands; what they do is in `preprocess.py`, imported when one of them runs."""
 
 from __future__ import annotations
 
@@ -10,22 +10,24 @@ import typer
 from unveil.cli.console import Console
 from unveil.cli.options import AsJson, Force, Quiet
 
-hint_app = typer.Typer(
-    no_args_is_help=True, help="Draw what a ControlNet is told: edges, lines, scribbles, regions, masks, boxes."
+preprocess_app = typer.Typer(
+    no_args_is_help=True, help="Make control images for ControlNets: edges, lines, scribbles, segments, masks, boxes."
 )
 
-Source = Annotated[Path, typer.Argument(help="A PNG, JPEG or WebP picture, or a folder of them.", metavar="PICTURE")]
-Out = Annotated[Path, typer.Option(help="A .png file; for a folder of pictures, a folder.")]
-Low = Annotated[float, typer.Option(help="Gradient above which an edge goes on, 0 to 255.")]
-High = Annotated[float, typer.Option(help="Gradient above which an edge begins, 0 to 255.")]
-Sigma = Annotated[float, typer.Option(help="Of the smoothing before, in pixels.")]
-Width = Annotated[int, typer.Option(help="Of the hint, in pixels.")]
-Height = Annotated[int, typer.Option(help="Of the hint, in pixels.")]
+Source = Annotated[
+    Path, typer.Argument(help="Input PNG, JPEG or WebP image, or a folder of them; --image works too.", metavar="IMAGE")
+]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Output .png file; for a folder of images, a folder.")]
+Low = Annotated[float, typer.Option(help="Gradient above which an edge continues, 0 to 255.")]
+High = Annotated[float, typer.Option(help="Gradient above which an edge starts, 0 to 255.")]
+Sigma = Annotated[float, typer.Option(help="Standard deviation of the smoothing before, in pixels.")]
+Width = Annotated[int, typer.Option(help="Width of the control image, in pixels; --size WxH works too.")]
+Height = Annotated[int, typer.Option(help="Height of the control image, in pixels.")]
 
 
-@hint_app.command("canny")
+@preprocess_app.command("canny")
 def canny(
-    source: Source,
+    image: Source,
     out: Out,
     low: Low = 100,
     high: High = 200,
@@ -34,95 +36,95 @@ def canny(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Draw the edges of pictures, one pixel thick, white on black.
+    """Detect the edges of images, one pixel thick, white on black.
 
-    Example: unveil hint canny photo.png --out edges.png --low 50 --high 150
+    Example: unveil preprocess canny photo.png -o edges.png --low 50 --high 150
     """
     from unveil.cli import preprocess as work
 
     settings = {"low": low, "high": high, "sigma": sigma}
-    work.draw("canny", settings, work.Place(source, out, force), Console(as_json, quiet))
+    work.draw("canny", settings, work.Place(image, out, force), Console(as_json, quiet))
 
 
-@hint_app.command("lines")
+@preprocess_app.command("lines")
 def lines(
-    source: Source,
+    image: Source,
     out: Out,
     low: Low = 50,
     high: High = 100,
-    length: Annotated[int, typer.Option(help="Of the shortest line, in pixels.")] = 10,
+    length: Annotated[int, typer.Option(help="Length of the shortest line, in pixels.")] = 10,
     force: Force = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Draw the straight lines of pictures.
+    """Detect the straight lines of images.
 
-    Example: unveil hint lines room.jpg --out lines.png --length 30
+    Example: unveil preprocess lines room.jpg -o lines.png --length 30
     """
     from unveil.cli import preprocess as work
 
     settings = {"low": low, "high": high, "length": length}
-    work.draw("lines", settings, work.Place(source, out, force), Console(as_json, quiet))
+    work.draw("lines", settings, work.Place(image, out, force), Console(as_json, quiet))
 
 
-@hint_app.command("scribble")
+@preprocess_app.command("scribble")
 def scribble(
-    source: Source,
+    image: Source,
     out: Out,
     sigma: Sigma = 3.0,
-    width: Annotated[int, typer.Option(help="Of the pen, in pixels.")] = 4,
+    width: Annotated[int, typer.Option(help="Width of the pen, in pixels.")] = 4,
     force: Force = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Draw the outlines of what is large in pictures, as with a thick pen.
+    """Draw the outlines of large shapes in images, as with a thick pen.
 
-    Example: unveil hint scribble photos --out scribbles
+    Example: unveil preprocess scribble photos -o scribbles
     """
     from unveil.cli import preprocess as work
 
     settings = {"sigma": sigma, "width": width}
-    work.draw("scribble", settings, work.Place(source, out, force), Console(as_json, quiet))
+    work.draw("scribble", settings, work.Place(image, out, force), Console(as_json, quiet))
 
 
-@hint_app.command("segments")
+@preprocess_app.command("segments")
 def segments(
-    source: Source,
+    image: Source,
     out: Out,
-    scale: Annotated[float, typer.Option(help="Larger makes larger regions.")] = 100.0,
-    least: Annotated[int, typer.Option(help="Pixels of the smallest region.")] = 50,
+    scale: Annotated[float, typer.Option(help="Scale of the segments; larger makes larger segments.")] = 100.0,
+    least: Annotated[int, typer.Option("--min-size", help="Size of the smallest segment, in pixels.")] = 50,
     force: Force = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Draw the regions that are found in pictures, each in a colour of its own.
+    """Segment images into regions, each in a colour of its own.
 
-    Example: unveil hint segments photo.png --out regions.png --scale 300
+    Example: unveil preprocess segments photo.png -o regions.png --scale 300
     """
     from unveil.cli import preprocess as work
 
     settings = {"scale": scale, "least": least}
-    work.draw("segments", settings, work.Place(source, out, force), Console(as_json, quiet))
+    work.draw("segments", settings, work.Place(image, out, force), Console(as_json, quiet))
 
 
-@hint_app.command("mask")
-def mask(source: Source, out: Out, force: Force = False, as_json: AsJson = False, quiet: Quiet = False) -> None:
-    """Draw maps of classes, pictures whose pixels are the classes' numbers, in fixed colours.
+@preprocess_app.command("mask")
+def mask(image: Source, out: Out, force: Force = False, as_json: AsJson = False, quiet: Quiet = False) -> None:
+    """Colour class maps, images whose pixels are class numbers, in fixed colours.
 
-    Example: unveil hint mask classes.png --out colours.png
+    Example: unveil preprocess mask classes.png -o colours.png
     """
     from unveil.cli import preprocess as work
 
-    work.mask(work.Place(source, out, force), Console(as_json, quiet))
+    work.mask(work.Place(image, out, force), Console(as_json, quiet))
 
 
-@hint_app.command("boxes")
+@preprocess_app.command("boxes")
 def boxes(
-    source: Annotated[Path, typer.Argument(help="A .json file, or a folder of them.", metavar="FILE")],
+    image: Annotated[Path, typer.Argument(help="Input .json file, or a folder of them.", metavar="FILE")],
     out: Out,
     width: Width = 512,
     height: Height = 512,
-    style: Annotated[str, typer.Option(help="filled or outlined.")] = "filled",
+    style: Annotated[str, typer.Option(help="Style of the boxes: filled or outlined.")] = "filled",
     force: Force = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -130,18 +132,18 @@ def boxes(
     """Draw boxes in the colours of their classes.
 
     A file holds {"boxes": [[0.5, 0.5, 0.2, 0.4], ...], "labels": [0, ...]}: centre x, centre y, width and height,
-    all in [0, 1], and a class for each box, which may be left out.
+    all in [0, 1], and optionally a class for each box.
 
-    Example: unveil hint boxes layout.json --out layout.png --width 768
+    Example: unveil preprocess boxes layout.json -o layout.png --width 768
     """
     from unveil.cli import preprocess as work
 
-    work.boxes(work.Place(source, out, force), width, height, style, Console(as_json, quiet))
+    work.boxes(work.Place(image, out, force), width, height, style, Console(as_json, quiet))
 
 
-@hint_app.command("given")
-def given(
-    source: Source,
+@preprocess_app.command("resize")
+def resize(
+    image: Source,
     out: Out,
     width: Width = 512,
     height: Height = 512,
@@ -149,10 +151,10 @@ def given(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Bring pictures that are hints already, such as depth or poses, to a size without stretching them.
+    """Bring existing control images, such as depth maps or poses, to a size without stretching them.
 
-    Example: unveil hint given depth.png --out hint.png --width 768 --height 512
+    Example: unveil preprocess resize depth.png -o control.png --width 768 --height 512
     """
     from unveil.cli import preprocess as work
 
-    work.given(work.Place(source, out, force), width, height, Console(as_json, quiet))
+    work.resize(work.Place(image, out, force), width, height, Console(as_json, quiet))

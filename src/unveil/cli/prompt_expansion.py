@@ -1,4 +1,4 @@
-"""`--expand`: prompts made dense before a model is told them, shown on the screen and kept in the record."""
+"""`--expand-prompt`: prompts are expanded before a model reads them, printed, and stored in the metadata."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from unveil.types import PromptTruncated, RecipeError
 
 
 @dataclass(frozen=True)
-class Expanding:
+class ExpansionOptions:
     """How prompts are made dense, as typed.
 
     Attributes:
@@ -32,7 +32,12 @@ class Expanding:
 
     def __post_init__(self) -> None:
         if self.no_expand and self.expand is not None:
-            raise RecipeError("--expand and --no-expand: give one of them")
+            raise RecipeError("expand and no_expand: give one of them")
+
+    @classmethod
+    def from_option(cls, expand: str | None) -> ExpansionOptions:
+        """The value of the option `--expand-prompt`."""
+        return cls(no_expand=True) if expand == "none" else cls(expand)
 
     def writer(self, device: str) -> LanguageModel | None:
         """The language model that was asked for; None for the rules.
@@ -48,10 +53,10 @@ class Expanding:
         return LocalLanguageModel(Path(self.expand), device)
 
 
-USUAL = Expanding()
+USUAL = ExpansionOptions()
 
 
-class Expander:
+class PromptExpander:
     """Makes the prompts of requests dense, and keeps what was typed.
 
     Args:
@@ -67,7 +72,9 @@ class Expander:
         RecipeError, WeightsError: the language model that was asked for cannot be used, or the rules by this model.
     """
 
-    def __init__(self, how: Expanding, model: Model, console: Console, *, frames: int = 1, shown: bool = False) -> None:
+    def __init__(
+        self, how: ExpansionOptions, model: Model, console: Console, *, frames: int = 1, shown: bool = False
+    ) -> None:
         self._how, self._console, self._frames = how, console, frames
         self._reads = _reader(model)
         wanted = how.expand is not None or (self._reads is not None and not shown)
@@ -75,7 +82,7 @@ class Expander:
         self._writer = how.writer(str(model.device)) if self._on else None
         if self._on and self._writer is None and self._reads is None:
             raise RecipeError(
-                f"--expand {RULES}: these are for models that learned the playground's words; give the folder of a "
+                f"--expand-prompt {RULES}: is for models that learned the playground's captions; give the folder of a "
                 "language model"
             )
 
@@ -100,11 +107,11 @@ class Expander:
         if self._how.expand is None and one.text == prompt:
             return
         if self._writer is not None and one.by != self._writer.name:
-            self._console.warn(f"--expand: {prompt!r}: {one.note}")
+            self._console.warn(f"--expand-prompt: {prompt!r}: {one.note}")
         elif not one.by and one.note:
-            self._console.warn(f"--expand: {prompt!r} is left as it is: {one.note}")
+            self._console.warn(f"--expand-prompt: {prompt!r} is left as it is: {one.note}")
         if one.text != prompt:
-            self._console.say(f"told, by {one.by}: {one.text}" + (f" ({one.note})" if one.note else ""))
+            self._console.say(f"prompt, expanded by {one.by}: {one.text}" + (f" ({one.note})" if one.note else ""))
 
     def _expanded(self, prompt: str, seed: int) -> tuple[Expansion, str]:
         """A prompt made dense, and what the language model took for it."""

@@ -8,7 +8,7 @@ from unveil.types import RecipeError
 # What serves instead, by kind
 _INSTEAD = {
     "classifier": "the card that training writes says how well a classifier reads, and `unveil evaluate MODEL "
-    "--weights CARD` compares pictures by its features",
+    "--feature-weights CARD` compares images by its features",
     "autoencoder": "`unveil evaluate RUN` says what an autoencoder keeps, and a diffusion model's recipe names it as "
     "codec: {kind: saved, path: RUN}",
     "captioner": "`unveil evaluate RUN` says what a captioner tells right, and `unveil caption` lets it write",

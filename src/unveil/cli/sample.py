@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from unveil.cli.console import Console
-from unveil.cli.generation_options import Wish, changes, opened
-from unveil.cli.image_output import Place, draw, filenames, numbered, write
-from unveil.cli.prompt_expansion import USUAL, Expander, Expanding, expanded
+from unveil.cli.generation_options import GenerationOptions, changes, opened
+from unveil.cli.image_output import ImageOutput, draw, filenames, numbered, write
+from unveil.cli.prompt_expansion import USUAL, ExpansionOptions, PromptExpander, expanded
 from unveil.model import Model
 from unveil.tasks import hires, inputs, registry
 from unveil.tasks.generate import Request, Source, additions
@@ -25,16 +25,16 @@ from unveil.tasks.task_spec import PLAIN, SourceFile, TaskSpec
 from unveil.tasks.upscale import upscale
 from unveil.types import DataError, RecipeError
 
-__all__ = ["Expanding", "Place", "Wish", "again", "changes", "model_of", "repeat", "sample"]
+__all__ = ["ExpansionOptions", "GenerationOptions", "ImageOutput", "again", "changes", "model_of", "repeat", "sample"]
 
 
 def sample(
-    wish: Wish,
+    wish: GenerationOptions,
     changes: Mapping[str, Any],
-    place: Place,
+    place: ImageOutput,
     console: Console,
     noise: Path | None = None,
-    expanding: Expanding = USUAL,
+    expanding: ExpansionOptions = USUAL,
 ) -> None:
     """Draws and writes.
 
@@ -62,7 +62,7 @@ def sample(
             wish = replace(wish, negative=_typed(said.get("negative", {})))
         if wish.size is None and "size" in said and tuple(said["size"]) != tuple(model.shape[-2:]):
             wish = replace(wish, size=f"{said['size'][1]}x{said['size'][0]}")
-    expander = Expander(expanding, model, console, shown=noise is not None or bool(wish.controls))
+    expander = PromptExpander(expanding, model, console, shown=noise is not None or bool(wish.controls))
     request = expander(wish.request(model, changes, count or wish.number(model)))
     names = filenames(numbered(request))
     place.check(names)
@@ -80,7 +80,9 @@ def _typed(values: Mapping[str, Sequence[Any]]) -> tuple[str, ...]:
     return tuple(f"{key}={value}" for key, each in values.items() for value in each)
 
 
-def repeat(wish: Wish, like: Path, place: Place, console: Console, places: Sequence[Path] = ()) -> None:
+def repeat(
+    wish: GenerationOptions, like: Path, place: ImageOutput, console: Console, places: Sequence[Path] = ()
+) -> None:
     """Draws a picture again from its own record.
 
     Args:
@@ -105,7 +107,7 @@ def repeat(wish: Wish, like: Path, place: Place, console: Console, places: Seque
 
 
 def model_of(
-    wish: Wish, facts: Mapping[str, Any], like: Path, console: Console, places: Sequence[Path] = ()
+    wish: GenerationOptions, facts: Mapping[str, Any], like: Path, console: Console, places: Sequence[Path] = ()
 ) -> tuple[Model, Source]:
     """The model that a picture's record names, or the one that was given; its inputs lie in `places`, or beside it.
 
@@ -144,7 +146,7 @@ def again(model: Model, facts: Mapping[str, Any], places: Sequence[Path]) -> Tas
 
 
 def in_passes(
-    model: Model, source: Source, request: Request, place: Place, console: Console
+    model: Model, source: Source, request: Request, place: ImageOutput, console: Console
 ) -> tuple[TaskSpec, Request]:
     """The last of the passes in which a size far beyond that of a model of clips is drawn; draws those before it.
 

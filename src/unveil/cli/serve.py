@@ -1,4 +1,4 @@
-"""The command that serves; what it does lies in `unveil.server.http`, imported when it is asked for."""
+"""The commands that serve; what they do is in `unveil.server.http`, imported when one of them runs."""
 
 from __future__ import annotations
 
@@ -15,45 +15,60 @@ EXTRA = "server"
 
 
 @dataclass(frozen=True)
-class Reached:
-    """Where a server answers, and whom."""
+class NetworkOptions:
+    """Address of a server, and who may use it."""
 
-    host: Annotated[str, typer.Option(help="An address of this machine; others than its own need a key.")] = "127.0.0.1"
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 is a free one.")] = 7860
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; one that other machines can reach needs API keys.")
+    ] = "127.0.0.1"
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 7860
     keys: Annotated[
-        Path | None, typer.Option(help="A file of keys, NAME KEY a line; or set UNVEIL_SERVER_KEY.", metavar="FILE")
+        Path | None,
+        typer.Option(
+            "--api-keys", help="File of API keys, NAME KEY per line; or set UNVEIL_SERVER_KEY.", metavar="FILE"
+        ),
     ] = None
-    name: Annotated[list[str], typer.Option(help="By which it is called, beside its own; repeat for more.")] = field(
-        default_factory=list
-    )
-    origin: Annotated[list[str], typer.Option(help="Of pages that may ask, such as https://example.org.")] = field(
-        default_factory=list
-    )
+    name: Annotated[
+        list[str],
+        typer.Option("--allowed-host", help="Host name by which the server is called; repeat for several."),
+    ] = field(default_factory=list)
+    origin: Annotated[
+        list[str],
+        typer.Option("--allow-origin", help="Origin of pages that may call it (CORS), such as https://example.org."),
+    ] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Worked:
-    """How much is done, and by whom."""
+class WorkOptions:
+    """Devices and limits of a server."""
 
-    device: Annotated[list[str], typer.Option(help="A worker each: auto, cpu, cuda:0 ...")] = field(
-        default_factory=lambda: ["auto"]
-    )
-    queue: Annotated[int, typer.Option(min=1, help="Jobs that may wait.")] = 32
-    each: Annotated[int, typer.Option(min=1, help="Jobs of one key that may wait or run.")] = 8
-    budget: Annotated[float, typer.Option(min=0, help="Work of a job, in megapixels of network calls.")] = 5000.0
+    device: Annotated[
+        list[str], typer.Option(help="Device of a worker: auto, cpu, cuda:0 ...; repeat for several workers.")
+    ] = field(default_factory=lambda: ["auto"])
+    queue: Annotated[int, typer.Option("--max-queued", min=1, help="Maximum number of queued jobs.")] = 32
+    each: Annotated[
+        int, typer.Option("--max-jobs-per-key", min=1, help="Maximum number of queued and running jobs of one API key.")
+    ] = 8
+    budget: Annotated[
+        float,
+        typer.Option("--max-job-cost", min=0, help="Maximum cost of a job, in megapixels of network evaluations."),
+    ] = 5000.0
+
+
+StateDir = Annotated[Path, typer.Option("--state-dir", help="Folder of the jobs and of their results.")]
 
 
 def serve(
     *,
-    folder: Annotated[Path, typer.Option(help="Of jobs, and of what they make.")] = Path("service"),
-    reached: Reached,
-    worked: Worked,
+    folder: StateDir = Path("service"),
+    reached: NetworkOptions,
+    worked: WorkOptions,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Serve pictures and clips over HTTP, in the words of OpenAI's interface and in its own.
+    """Serve image and video generation over HTTP, by an OpenAI-compatible interface and by its own.
 
-    Jobs outlive the server: what waited when it ended goes on when it is started again on the same folder.
+    Jobs survive a restart: queued jobs are run when the server is started again with the same --state-dir.
 
     Example: unveil serve --port 7860
     """
@@ -62,15 +77,15 @@ def serve(
 
 def studio(
     *,
-    folder: Annotated[Path, typer.Option(help="Of jobs, and of what they make.")] = Path("service"),
-    reached: Reached,
-    worked: Worked,
+    folder: StateDir = Path("service"),
+    reached: NetworkOptions,
+    worked: WorkOptions,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make pictures and clips, train and judge models in a browser; the HTTP interface is served as well.
+    """Generate images and videos, train and evaluate models in a browser; serves the HTTP interface as well.
 
-    Jobs outlive the page and the server: what waited when it ended goes on when it is started again on the same folder.
+    Jobs survive a restart: queued jobs are run when the studio is started again with the same --state-dir.
 
     Example: unveil studio
     """
@@ -78,7 +93,7 @@ def studio(
 
 
 def _begun(
-    module: str, what: str, needs: str, folder: Path, reached: Reached, worked: Worked, console: Console
+    module: str, what: str, needs: str, folder: Path, reached: NetworkOptions, worked: WorkOptions, console: Console
 ) -> None:
     """Serves by a module that has `serve`."""
     from unveil.io.optional_deps import import_extra

@@ -1,4 +1,4 @@
-"""The commands for texts and captions; what they do lies in modules of their own, imported when it is asked for."""
+"""The commands for texts and captions; what they do is in modules that are imported when one of them runs."""
 
 from __future__ import annotations
 
@@ -9,28 +9,42 @@ from typing import Annotated
 import typer
 
 from unveil.cli.console import Console
-from unveil.cli.options import AsJson, Device, Force, Overrides, Quiet, Reply
+from unveil.cli.options import AsJson, Device, Force, Overrides, Quiet, ReplyOptions
+
+NumBeams = Annotated[
+    int | None,
+    typer.Option("--num-beams", help="Number of beams; 1 is greedy decoding; that of the recipe when left out."),
+]
 
 
 def translate(
-    model: Annotated[str, typer.Argument(help="A run's folder, or the card of a sequence model.", metavar="MODEL")],
-    texts: Annotated[list[str] | None, typer.Argument(help="What is translated.", metavar="[TEXT]...")] = None,
-    file: Annotated[Path | None, typer.Option(help="More texts, one a line.")] = None,
-    beams: Annotated[int | None, typer.Option(help="1 is greedy; the model's own when left out.")] = None,
-    length_power: Annotated[float | None, typer.Option(help="0 favours short texts; the model's own.")] = None,
-    attention: Annotated[Path | None, typer.Option(help="Folder of what every head looks at.")] = None,
+    model: Annotated[
+        str, typer.Argument(help="Run folder, or card of a sequence-to-sequence model; -m works too.", metavar="MODEL")
+    ],
+    texts: Annotated[
+        list[str] | None, typer.Argument(help="Text to translate; several are allowed.", metavar="[TEXT]...")
+    ] = None,
+    file: Annotated[Path | None, typer.Option(help="File of more texts, one per line.")] = None,
+    beams: NumBeams = None,
+    length_power: Annotated[
+        float | None,
+        typer.Option("--length-penalty", help="Length penalty of beam search; 0 favours short texts."),
+    ] = None,
+    attention: Annotated[
+        Path | None, typer.Option("--save-attention", help="Output folder of the attention maps of every head.")
+    ] = None,
     device: Device = "auto",
     force: Force = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Turn texts into others by a trained sequence model.
+    """Translate texts by a trained sequence-to-sequence model.
 
-    Example: unveil translate runs/transformer-translate "a small red circle above a large blue ring" --attention maps
+    Example: unveil translate runs/transformer-translate "a red circle above a blue ring" --save-attention maps
     """
     from unveil.cli import translate as work
 
-    ask = work.Ask(
+    ask = work.TranslateRequest(
         model,
         tuple(texts or ()),
         file=file,
@@ -44,13 +58,18 @@ def translate(
 
 
 @dataclass(frozen=True)
-class Writing:
-    """How a captioner of ours writes."""
+class DecodingOptions:
+    """Decoding of a native captioner."""
 
-    how: Annotated[str | None, typer.Option(help="greedy, beam or sampled; as our captioner's recipe says.")] = None
-    beams: Annotated[int | None, typer.Option(help="1 is greedy; as our captioner's recipe says.")] = None
-    temperature: Annotated[float, typer.Option(help="Of sampled; below 1 the likely grows likelier.")] = 1.0
-    seed: Annotated[int, typer.Option(help="Of sampled.")] = 0
+    how: Annotated[
+        str | None,
+        typer.Option("--decoding", help="Decoding: greedy, beam or sampled; that of the recipe when left out."),
+    ] = None
+    beams: NumBeams = None
+    temperature: Annotated[
+        float, typer.Option(help="Temperature of sampled decoding; below 1 favours likely words.")
+    ] = 1.0
+    seed: Annotated[int, typer.Option(help="Seed of sampled decoding.")] = 0
     device: Device = "auto"
 
 
@@ -58,33 +77,40 @@ def caption(
     *,
     what: Annotated[
         Path,
-        typer.Argument(help="A folder of pictures and clips, or a recipe of the playground.", metavar="FOLDER|RECIPE"),
+        typer.Argument(help="Folder of images and videos, or recipe of the playground.", metavar="FOLDER|RECIPE"),
     ],
     overrides: Overrides = None,
     model: Annotated[
         str,
         typer.Option(
-            help="A captioner or its run, the folder of an image-to-text model of transformers, or an address and a "
-            "model's name there.",
+            "--model",
+            "-m",
+            help="Captioner or its run, folder of a transformers image-to-text model, or URL and model name of a "
+            "vision endpoint.",
             metavar="MODEL|FOLDER|URL#NAME",
         ),
     ],
-    count: Annotated[int | None, typer.Option(help="Clips of the recipe to tell.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The file; metadata.jsonl in the folder when left out.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted call stopped.")] = False,
-    writing: Writing,
-    reply: Reply,
+    count: Annotated[
+        int | None, typer.Option("--num-videos", "-n", help="Number of videos of the recipe to caption.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Output .jsonl file; metadata.jsonl in the folder when left out."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted run with its output file.")] = False,
+    writing: DecodingOptions,
+    reply: ReplyOptions,
 ) -> None:
-    """Write captions of the pictures and clips of a folder, or of the clips of a recipe.
+    """Caption the images and videos of a folder, or the videos of a recipe.
 
-    The captions that are there stay as they are: the file holds both, as `text` and `caption`. Clips of a recipe are
-    named by their numbers, and it trains on such a file with data.captions_file=FILE.
+    Existing captions are kept: the file has both, as `text` and `caption`. Videos of a recipe are named by their
+    numbers, and the recipe trains on such a file with data.captions_file=FILE.
 
     Example: unveil caption clips --model playground-captioner
     """
     from unveil.cli import caption as work
 
-    ask = work.Ask(
+    ask = work.CaptionRequest(
         what,
         model,
         count,

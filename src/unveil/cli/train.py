@@ -18,9 +18,12 @@ from unveil import data
 from unveil.autoencoders import AutoencoderKL, VideoAutoencoderKL, VQModel
 from unveil.checkpoints import text_encoder_loader
 from unveil.cli.console import Console, duration
+from unveil.cli.foreign_names import RECIPE_KEYS
 from unveil.cli.model_loading import device as pick
 from unveil.cli.model_loading import open_model
 from unveil.cli.recipe_kind import diffusion
+from unveil.data.folder_index import PICTURES
+from unveil.data.video_validation import holds_clips
 from unveil.io.files import refuse_overwrite
 from unveil.model import Model, build
 from unveil.model.config import (
@@ -32,11 +35,14 @@ from unveil.model.config import (
     SequenceRecipe,
     dump,
     load_recipe,
+    recipe_names,
 )
-from unveil.types import BaseModel, OutputError, RecipeError, did_you_mean
+from unveil.types import BaseModel, DataError, OutputError, RecipeError, did_you_mean
 
 # items, held-out items, the run's folder -> trained
 Begin = Callable[[Any, Any, Path], object]
+# The recipe of a folder of images, and of one of videos; the first that there is
+OWN_IMAGES, OWN_VIDEOS = ("own-images", "own-pictures"), ("own-videos", "own-clips", "video-clips")
 PRECISIONS = {"float32": "float32", "bfloat16": "bf16", "float16": "16-mixed"}
 # What a run's folder may hold; a folder with anything else is not ours to delete.
 RUN_ENTRIES = {"recipe.yaml", "environment.json", "metrics.jsonl", "card.md", "report.html", "report.json", ".lock"}
@@ -44,7 +50,7 @@ RUN_ENTRIES |= {"events", "samples", "plots", "checkpoints"}
 
 
 @dataclass(frozen=True)
-class Ask:
+class TrainRequest:
     """What is asked, as typed."""
 
     recipe: str
@@ -61,7 +67,7 @@ class Ask:
         Raises:
             RecipeError: see `load_recipe`; or an unknown dtype.
         """
-        changes = list(self.overrides)
+        changes = [recipe_key(word) for word in self.overrides]
         if self.dtype is not None:
             if self.dtype not in PRECISIONS:
                 known = list(PRECISIONS)
@@ -69,23 +75,62 @@ class Ask:
                     f"dtype {self.dtype!r}: must be one of {', '.join(known)}{did_you_mean(self.dtype, known)}"
                 )
             changes.append(f"train.precision={PRECISIONS[self.dtype]}")
+        if self.data is not None:
+            changes.insert(0, f"data.path={json.dumps(str(self.data))}")
+            return load_recipe(_recipe_for(self.data), changes, small=self.small)
         return load_recipe(self.recipe, changes, small=self.small)
+
+    @property
+    def data(self) -> Path | None:
+        """The folder of images or videos that stands in the place of a recipe, if one does."""
+        path = Path(self.recipe).expanduser()
+        named = self.recipe in recipe_names() or not path.is_dir() or (path / "recipe.yaml").is_file()
+        return None if named else path
 
     def folder(self, recipe: AnyRecipe) -> Path:
         """Where the run goes: as asked; a run's own folder when it was named as the recipe; or runs/NAME."""
         if self.run is not None:
             return self.run
+        if self.data is not None:
+            return Path("runs") / (self.data.resolve().name + ("-small" if self.small else ""))
         named = Path(self.recipe)
         return named if named.is_dir() else Path("runs") / (recipe.name + ("-small" if self.small else ""))
 
 
-def print_config(ask: Ask, console: Console) -> None:
+def recipe_key(word: str) -> str:
+    """A change of a recipe with the key that recipes have for it, where it is written with one of another program."""
+    key, equals, value = word.partition("=")
+    for candidate in RECIPE_KEYS.get(key, ()):
+        section, _, name = candidate.partition(".")
+        settings = getattr(Recipe.model_fields[section].annotation, "model_fields", None)
+        if settings is None or name in settings:
+            return f"{candidate}{equals}{value}"
+    return word
+
+
+def _recipe_for(folder: Path) -> str:
+    """The recipe that trains on a folder: one for videos, or one for images.
+
+    Raises:
+        MediaError: neither is in it.
+    """
+    videos = holds_clips(folder)
+    if not videos and not any(path.suffix.lower() in PICTURES for path in folder.rglob("*")):
+        raise DataError(
+            f"{folder}: has neither images nor videos, nor the recipe.yaml of a run; `unveil recipes list` lists the "
+            "bundled recipes"
+        )
+    wanted = OWN_VIDEOS if videos else OWN_IMAGES
+    return next(name for name in wanted if name in recipe_names())
+
+
+def print_config(ask: TrainRequest, console: Console) -> None:
     """Prints the recipe with every setting."""
     recipe = ask.resolved()
     console.result(recipe.model_dump(mode="json"), dump(recipe).rstrip())
 
 
-def dry_run(ask: Ask, console: Console) -> None:
+def dry_run(ask: TrainRequest, console: Console) -> None:
     """Measures one step and tells what the whole run would take; writes nothing."""
     recipe = ask.resolved()
     if not isinstance(recipe, AutoencoderRecipe):
@@ -107,14 +152,14 @@ def dry_run(ask: Ask, console: Console) -> None:
     console.result(found.facts(), found.text())
 
 
-def train(ask: Ask, console: Console) -> None:
+def train(ask: TrainRequest, console: Console) -> None:
     """Trains, or goes on with the run that is there."""
     recipe = ask.resolved()
     run = ask.folder(recipe)
     device = pick(ask.device)
     if isinstance(recipe, ClassifierRecipe | SequenceRecipe):
         if ask.device != "auto" and device.type != "cpu":
-            raise RecipeError(f"--device {ask.device}: {recipe.name} is trained on the processor; leave it out")
+            raise RecipeError(f"--device {ask.device}: {recipe.name} is trained on the CPU; leave it out")
         if isinstance(recipe, ClassifierRecipe):
             _classifier(recipe, run, ask.force, console)
         else:
@@ -238,7 +283,7 @@ def _classifier(recipe: ClassifierRecipe, run: Path, force: bool, console: Conso
     facts |= {"accuracy_by_size": dict(trained.by_size)} if trained.by_size else {}
     others = ", ".join(f"{size} px {share:.2%}" for size, share in trained.by_size.items())
     beside = f"; brought to other sizes: {others}" if others else ""
-    console.result(facts, f"{card}: reads {trained.accuracy:.2%} of the held-out pictures{beside}")
+    console.result(facts, f"{card}: reads {trained.accuracy:.2%} of the held-out images{beside}")
 
 
 def _sequence(recipe: SequenceRecipe, run: Path, force: bool, console: Console) -> None:
@@ -278,14 +323,16 @@ def _start_over(run: Path) -> None:
     )
     if others or not (run / "recipe.yaml").is_file():
         shown = ", ".join(others[:5]) or "no recipe.yaml"
-        raise OutputError(f"{run}: is not only a run ({shown}), so --force does not delete it; choose another --run")
+        raise OutputError(
+            f"{run}: is not only a run ({shown}), so --force does not delete it; choose another --output-dir"
+        )
     lock = os.open(run / ".lock", os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         shutil.rmtree(run)
     except BlockingIOError as problem:
         raise OutputError(
-            f"{run}: another process trains in this folder; stop it, or choose another --run"
+            f"{run}: another process trains in this folder; stop it, or choose another --output-dir"
         ) from problem
     finally:
         os.close(lock)

@@ -26,7 +26,7 @@ _PARTS = {"encoder": "source on source", "decoder": "target on target", "crossed
 
 
 @dataclass(frozen=True)
-class Ask:
+class TranslateRequest:
     """What is asked, as typed."""
 
     model: str
@@ -39,7 +39,7 @@ class Ask:
     force: bool = False
 
 
-def run(ask: Ask, console: Console) -> None:
+def run(ask: TranslateRequest, console: Console) -> None:
     """Prints what the model writes for each text, a line each; draws its heads where that is asked."""
     texts = _texts(ask)
     if ask.attention is not None:
@@ -67,7 +67,7 @@ def run(ask: Ask, console: Console) -> None:
     console.result(facts, "\n".join(one.text for one in written))
 
 
-def _texts(ask: Ask) -> list[str]:
+def _texts(ask: TranslateRequest) -> list[str]:
     texts = list(ask.texts)
     if ask.file is not None:
         try:

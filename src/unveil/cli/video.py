@@ -12,9 +12,9 @@ from torch import Tensor
 
 from unveil.cli import video_inputs
 from unveil.cli.generation_options import PROMPT
-from unveil.cli.prompt_expansion import USUAL, Expander, Expanding
+from unveil.cli.prompt_expansion import USUAL, ExpansionOptions, PromptExpander
 from unveil.cli.storyboard import scenes_of
-from unveil.cli.video_output import Ask, Stage, check_prompt, opening, run, shoot
+from unveil.cli.video_output import Stage, VideoRequest, check_prompt, opening, run, shoot
 from unveil.tasks import hires, video
 from unveil.tasks.conditioning_frames import check_place
 from unveil.tasks.long_video import Direction, VideoSpec, exact_frames
@@ -22,12 +22,12 @@ from unveil.tasks.size import check_size
 from unveil.tasks.task_spec import SourceFile
 from unveil.types import RecipeError, did_you_mean
 
-__all__ = ["Ask", "Change", "Expanding", "Joint", "Length", "Stills"]
+__all__ = ["ConditioningImages", "ExpansionOptions", "JoinSettings", "Length", "VideoEdit", "VideoRequest"]
 WHITE = 128  # from here on a mask's pixel is white
 WAYS = {"connect": ("bridge", "blend"), "edit": ("noise", "difference")}
 
 
-class Stills(NamedTuple):
+class ConditioningImages(NamedTuple):
     """Pictures that are frames of a clip, and which."""
 
     images: tuple[Path, ...] = ()
@@ -42,7 +42,7 @@ class Length(NamedTuple):
     overlap: int | None = None
 
 
-class Joint(NamedTuple):
+class JoinSettings(NamedTuple):
     """How two clips are connected."""
 
     way: str
@@ -51,7 +51,7 @@ class Joint(NamedTuple):
     strength: float
 
 
-class Change(NamedTuple):
+class VideoEdit(NamedTuple):
     """How a clip is edited."""
 
     strength: str
@@ -61,7 +61,9 @@ class Change(NamedTuple):
     keep: Path | None
 
 
-def make(ask: Ask, prompt: str, stills: Stills, length: Length, expanding: Expanding = USUAL) -> None:
+def make(
+    ask: VideoRequest, prompt: str, stills: ConditioningImages, length: Length, expanding: ExpansionOptions = USUAL
+) -> None:
     """A clip from words, and from pictures that are frames of it."""
     stage = opening(ask, ask.rate(video_inputs.RATE), prompt)
     model = stage.model
@@ -72,13 +74,14 @@ def make(ask: Ask, prompt: str, stills: Stills, length: Length, expanding: Expan
     places = stills.at or tuple(range(len(stills.images)))[:1]
     if len(places) != len(stills.images):
         raise RecipeError(
-            f"--image: {len(stills.images)} pictures at {len(places)} places; give one --at for each, such as --at 0"
+            f"--image: {len(stills.images)} images but {len(places)} frame indices; give one "
+            "--image-frame for each, such as --image-frame 0"
         )
     if stills.images:
         shown = [video_inputs.read(path, model, size, None) for path in stills.images]
         known = [check_place(place, frames) for place in places]
         if len(set(known)) < len(known):
-            raise RecipeError(f"--at {' '.join(map(str, places))}: two pictures at one frame; give each its own")
+            raise RecipeError(f"--image-frame {' '.join(map(str, places))}: two images at one frame; give each its own")
         pairs = zip(known, shown, strict=True)
         shot = replace(
             shot,
@@ -88,11 +91,11 @@ def make(ask: Ask, prompt: str, stills: Stills, length: Length, expanding: Expan
         )
     if hires.needs_hires(model, size):
         stage.console.say(hires.describe_passes(model, size))
-    expander = Expander(expanding, model, stage.console, frames=frames, shown=bool(stills.images))
+    expander = PromptExpander(expanding, model, stage.console, frames=frames, shown=bool(stills.images))
     shoot(stage, expander(stage.request(prompt)), shot, ask.rate(video_inputs.RATE))
 
 
-def extend(ask: Ask, path: Path, frames: int | None, direction: Direction, context: int | None) -> None:
+def extend(ask: VideoRequest, path: Path, frames: int | None, direction: Direction, context: int | None) -> None:
     """A clip that goes on, or that is led up to."""
     stage = opening(ask, ask.rate(video_inputs.RATE))
     given = stage.read(path)
@@ -101,7 +104,7 @@ def extend(ask: Ask, path: Path, frames: int | None, direction: Direction, conte
     shoot(stage, stage.request(_text(ask, given)), _of(shot, given.input), given.rate, ends)
 
 
-def bridge(ask: Ask, verb: str, paths: tuple[Path, Path], frames: int | None, context: int | None) -> None:
+def bridge(ask: VideoRequest, verb: str, paths: tuple[Path, Path], frames: int | None, context: int | None) -> None:
     """The way between two pictures or clips, or from a clip's end to its beginning."""
     stage = opening(ask, ask.rate(video_inputs.RATE))
     first, last = (stage.read(path) for path in paths)
@@ -113,11 +116,11 @@ def bridge(ask: Ask, verb: str, paths: tuple[Path, Path], frames: int | None, co
     shoot(stage, stage.request(_text(ask, first)), _of(shot, first.input, last.input), rate, ends)
 
 
-def connect(ask: Ask, paths: tuple[Path, Path], prompts: tuple[str, ...], joint: Joint) -> None:
+def connect(ask: VideoRequest, paths: tuple[Path, Path], prompts: tuple[str, ...], joint: JoinSettings) -> None:
     """Two clips as one: by frames between them, or by turning the one into the other."""
     _check_way("connect", joint.way)
     if len(prompts) > 2:
-        raise RecipeError(f"--prompt: {len(prompts)} given; one for each of the two clips")
+        raise RecipeError(f"--prompt: {len(prompts)} given; one for each of the two videos")
     stage = opening(ask, ask.rate(video_inputs.RATE))
     first, last = (stage.read(path) for path in paths)
     rate = video_inputs.check_rates((first, last), paths)
@@ -137,25 +140,25 @@ def connect(ask: Ask, paths: tuple[Path, Path], prompts: tuple[str, ...], joint:
     run(stage, request, replace(made, inputs={"clip": [first.input], "other": [last.input]}), rate)
 
 
-def ring(ask: Ask, frames: int | None) -> None:
+def ring(ask: VideoRequest, frames: int | None) -> None:
     """A loop from words."""
     if ask.prompt is None:
-        raise RecipeError('loop needs a clip, or --prompt "a small red circle moves in a circle"')
+        raise RecipeError('loop needs a video, or --prompt "a small red circle moves in a circle"')
     stage = opening(ask, ask.rate(video_inputs.RATE), ask.prompt)
     cyclic = stage._replace(model=video.with_looping_vae(stage.model))
     run(cyclic, stage.request(ask.prompt), video.loop(cyclic.model, frames, ask.sized()), ask.rate(video_inputs.RATE))
 
 
-def edit(ask: Ask, path: Path, change: Change) -> None:
+def edit(ask: VideoRequest, path: Path, change: VideoEdit) -> None:
     """A clip edited by words."""
     _check_way("edit", change.way)
     if change.mask is not None and change.keep is not None:
-        raise RecipeError("--mask and --keep: give one of them; each says the opposite of the other")
+        raise RecipeError("--mask and --keep-mask: give one of them; each is the inverse of the other")
     stage = opening(ask, ask.rate(video_inputs.RATE))
     given = stage.read(path)
     prompt = ask.prompt
     if prompt is None:
-        raise RecipeError('edit needs words for what is to be seen: --prompt "a small blue circle moves left"')
+        raise RecipeError('edit needs a prompt: --prompt "a small blue circle moves left"')
     mask = _mask(stage, given, change)
     count = given.pixels.shape[2]
     if change.way == "noise":
@@ -163,14 +166,16 @@ def edit(ask: Ask, path: Path, change: Change) -> None:
     else:
         before = given.prompt if change.source is None else change.source
         if before is None:
-            raise RecipeError('edit by difference needs words for the clip as it is: --source "a small red circle"')
+            raise RecipeError(
+                'the method difference needs the prompt of the input video: --source-prompt "a small red circle"'
+            )
         check_prompt(stage.model, before)
         (strength,) = set(strengths(change.strength, 1))
         made = video.flow_edit_video(stage.model, given.pixels, {PROMPT: [before]}, strength=strength, mask=mask)
     run(stage, stage.request(prompt), replace(made, inputs={"clip": [given.input]}), given.rate)
 
 
-def storyboard(ask: Ask, script: Path | None, typed: Sequence[str], fade: int, length: Length) -> None:
+def storyboard(ask: VideoRequest, script: Path | None, typed: Sequence[str], fade: int, length: Length) -> None:
     """One clip of several scenes."""
     scenes = scenes_of(script, typed)
     stage = opening(ask, ask.rate(video_inputs.RATE), *(scene.prompt for scene in scenes))
@@ -182,7 +187,7 @@ def storyboard(ask: Ask, script: Path | None, typed: Sequence[str], fade: int, l
     shoot(stage, request, shot, ask.rate(video_inputs.RATE))
 
 
-def upscale(ask: Ask, path: Path, factor: int, strength: float) -> None:
+def upscale(ask: VideoRequest, path: Path, factor: int, strength: float) -> None:
     """A clip made larger."""
     stage = opening(replace(ask, size=None), ask.rate(video_inputs.RATE))
     given = stage.read(path)
@@ -214,10 +219,10 @@ def strengths(text: str, frames: int) -> list[float]:
 
 def _check_way(verb: str, way: str) -> None:
     if way not in WAYS[verb]:
-        raise RecipeError(f"--way {way!r}: must be one of {', '.join(WAYS[verb])}{did_you_mean(way, WAYS[verb])}")
+        raise RecipeError(f"--method {way!r}: must be one of {', '.join(WAYS[verb])}{did_you_mean(way, WAYS[verb])}")
 
 
-def _text(ask: Ask, given: video_inputs.Read) -> str | None:
+def _text(ask: VideoRequest, given: video_inputs.Read) -> str | None:
     return given.prompt if ask.prompt is None else ask.prompt
 
 
@@ -227,7 +232,7 @@ def _of(shot: VideoSpec, first: SourceFile, last: SourceFile | None = None) -> V
     return replace(shot, inputs=named)
 
 
-def _mask(stage: Stage, given: video_inputs.Read, change: Change) -> Tensor | None:
+def _mask(stage: Stage, given: video_inputs.Read, change: VideoEdit) -> Tensor | None:
     """Where a clip is made anew: boolean (1, 1, 1 or T, H, W)."""
     path = change.mask or change.keep
     if path is None:
@@ -236,7 +241,8 @@ def _mask(stage: Stage, given: video_inputs.Read, change: Change) -> Tensor | No
     found = video_inputs.read(path, stage.model, size, stage.ask.fps).pixels
     if found.shape[2] not in (1, given.pixels.shape[2]):
         raise RecipeError(
-            f"{path}: {found.shape[2]} frames for a clip of {given.pixels.shape[2]}; a mask is one picture, or as long"
+            f"{path}: {found.shape[2]} frames for a video of {given.pixels.shape[2]}; a mask is one image, or a "
+            "video of the same length"
         )
     white = found.float().mean(1, keepdim=True) >= WHITE
     return white if change.keep is None else ~white

@@ -49,13 +49,13 @@ def read(path: Path, model: Model, size: tuple[int, int] | None, rate: float | N
         RecipeError: its size is none that the model takes; the nearest is named.
     """
     if not path.exists():
-        raise DataError(f"{path}: no such clip")
+        raise DataError(f"{path}: no such file")
     if path.is_dir() or path.suffix.lower() in PICTURES:
         files = inputs.list_inputs(path)
         _refuse_animated(files[0])
         frames = [inputs.open_input(inputs.PICTURE, file, model.shape[0]) for file in files]
         if len({one.content.shape for one in frames}) > 1:
-            raise DataError(f"{path}: frames of several sizes; a clip has one")
+            raise DataError(f"{path}: frames of several sizes; a video has one")
         pixels, found = torch.stack([one.content for one in frames], dim=1), RATE if rate is None else rate
         named, told = frames[0].input, files[0]
     else:
@@ -75,7 +75,7 @@ def _refuse_animated(path: Path) -> None:
         count = header(open_image(file, inputs.MAX_PIXELS)).frames
     if count > 1:
         raise DataError(
-            f"{path}: a picture of {count} frames; clips are read from MP4, MOV, WebM, MKV, GIF or a folder of PNG: "
+            f"{path}: an image of {count} frames; videos are read from MP4, MOV, WebM, MKV, GIF or a folder of PNG: "
             "convert it to one of them"
         )
 
@@ -103,7 +103,7 @@ def check_rates(every: Sequence[Read], paths: Sequence[Path]) -> float:
     rates = {one.rate: path for one, path in zip(every, paths, strict=True) if one.pixels.shape[2] > 1}
     if len(rates) > 1:
         told = ", ".join(f"{path} {rate:g}" for rate, path in rates.items())
-        raise RecipeError(f"clips of unlike frames in a second ({told}): bring them to one with --fps {min(rates):g}")
+        raise RecipeError(f"videos of different frame rates ({told}): convert them to one with --fps {min(rates):g}")
     return next(iter(rates), RATE)
 
 

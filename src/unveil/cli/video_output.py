@@ -14,7 +14,7 @@ from torch import Tensor
 
 from unveil.cli import video_inputs
 from unveil.cli.console import Console
-from unveil.cli.generation_options import PROMPT, Opener, Wish, opened
+from unveil.cli.generation_options import PROMPT, GenerationOptions, ModelLoader, changes, opened
 from unveil.cli.prompt_expansion import expanded
 from unveil.io.files import refuse_overwrite
 from unveil.io.video.writer import check_video_path, write_video
@@ -29,7 +29,7 @@ Ends = tuple[Tensor | None, Tensor | None]  # frames uint8 (3, t, H, W) that sta
 
 
 @dataclass(frozen=True)
-class Ask:
+class VideoRequest:
     """What is asked of which model, as typed; `size` is WIDTHxHEIGHT."""
 
     model: str
@@ -48,10 +48,10 @@ class Ask:
     dtype: str = "float32"
     force: bool = False
     console: Console = field(default_factory=Console)  # what the answer goes to
-    opener: Opener = opened
+    opener: ModelLoader = opened
 
     @classmethod
-    def typed(cls, options: Mapping[str, Any]) -> Ask:
+    def from_options(cls, options: Mapping[str, Any]) -> VideoRequest:
         """The ask of a command's options, by their names."""
         plain = {one.name for one in fields(cls)}
         console = Console(bool(options.get("as_json")), bool(options.get("quiet")))
@@ -84,7 +84,7 @@ class Ask:
 class Stage(NamedTuple):
     """A model that is ready, and who is told how it goes."""
 
-    ask: Ask
+    ask: VideoRequest
     model: Model
     source: Source
     console: Console
@@ -105,12 +105,12 @@ class Stage(NamedTuple):
             check_prompt(self.model, text)
         # as conditions, and not as words: a prompt may begin as a setting does, such as "style=anime"
         given, away = (tuple(f"{PROMPT}={text}" for text in texts) for texts in (words, negative))
-        wish = Wish(ask.model, given=given, negative=away, seed=ask.seed, batch=1, dtype=ask.dtype)
+        wish = GenerationOptions(ask.model, given=given, negative=away, seed=ask.seed, batch=1, dtype=ask.dtype)
         named = {"steps": ask.steps, "guidance_scale": ask.guidance, "sampler": ask.sampler}
-        return wish.request(self.model, {name: value for name, value in named.items() if value is not None}, ask.count)
+        return wish.request(self.model, changes((), named), ask.count)
 
 
-def opening(ask: Ask, rate: float, *prompts: str) -> Stage:
+def opening(ask: VideoRequest, rate: float, *prompts: str) -> Stage:
     """The model, once all is refused that can be before it is read.
 
     Raises:
@@ -120,12 +120,12 @@ def opening(ask: Ask, rate: float, *prompts: str) -> Stage:
     for prompt in prompts:
         _check_words(prompt)
     if ask.count < 1:
-        raise RecipeError(f"count = {ask.count}: at least 1")
+        raise RecipeError(f"--num-videos {ask.count}: at least 1")
     ask.sized()
     for path in ask.paths():
         check_video_path(path, rate)
         refuse_overwrite(path, ask.force)
-    wish = Wish(ask.model, device=ask.device, dtype=ask.dtype)
+    wish = GenerationOptions(ask.model, device=ask.device, dtype=ask.dtype)
     model, source = ask.opener(wish, ask.model, ask.console, makes="clips")
     return Stage(ask, model, source, ask.console)
 
@@ -146,7 +146,7 @@ def check_prompt(model: Model, prompt: str) -> None:
         try:
             conditioner.encode([prompt])
         except PromptTooLong as problem:
-            raise RecipeError(f"{problem}; say it in fewer words") from problem
+            raise RecipeError(f"{problem}; use fewer words") from problem
 
 
 def shoot(stage: Stage, request: Request, shot: VideoSpec, rate: float, ends: Ends = (None, None)) -> None:
@@ -217,4 +217,4 @@ def _counted(pieces: Iterable[Tensor], shape: list[int]) -> Iterator[Tensor]:
 
 def _check_words(prompt: str) -> None:
     if not prompt.strip():
-        raise RecipeError('the prompt is empty: say what is to be seen, such as "a small red circle moves left"')
+        raise RecipeError('the prompt is empty; write one such as "a small red circle moves left"')

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unveil.core import foreign_names
 from unveil.core.flow_schedules import flow_sigmas, uniform_above, uniform_to
 from unveil.core.process import DATA, DiscreteVP, Process
 from unveil.core.scalar_math import Number
@@ -310,13 +311,16 @@ SCHEDULED: dict[str, Callable[[Process, int], Schedule]] = {
 
 
 def get_schedule(process: Process, spacing: str, steps: int) -> Schedule:
-    """A grid by its name in `GRIDS` or `SCHEDULED`, or by a respacing string, which holds its own number of steps."""
+    """A grid by its name, ours or that of another program, or by a respacing string, which holds its own step count."""
     known = GRIDS | SCHEDULED
+    spacing = foreign_names.schedule(spacing, known)
     if spacing in known:
         return known[spacing](process, steps)
     if spacing[:1].isdigit() or spacing.startswith(("ddim", "fast")):
         return respaced(process, spacing)
-    raise RecipeError(f"grid {spacing!r}; known: {', '.join(known)}{did_you_mean(spacing, list(known))}")
+    raise RecipeError(
+        f"schedule {spacing!r}: must be one of {', '.join(known)}, or a respacing string{did_you_mean(spacing, list(known))}"
+    )
 
 
 def _whole_stride(total: int, count: int) -> list[int]:

@@ -23,7 +23,7 @@ def by_number(file: Path) -> dict[int, CaptionRecord]:
         RecipeError: no such file.
         MediaError: not such a file, naming the line.
     """
-    _check_there(file, "with a recipe and --count")
+    _check_there(file, "with a recipe and --num-videos")
     records: dict[int, CaptionRecord] = {}
     for row in read_metadata(file, "text", "label"):
         if not row.path.isdecimal():

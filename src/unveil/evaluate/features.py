@@ -116,7 +116,7 @@ def load(
         if weights is None:
             raise RecipeError(
                 "the feature network 'inception' needs weights=: a file pt_inception-2015-12-05-6726825d.pth, "
-                "as other FID programs download it (--weights FILE), or choose evaluate.features=pixels"
+                "as other FID programs download it (--feature-weights FILE), or choose evaluate.features=pixels"
             )
         return _inception(Path(weights), device)
     if name == "pixels":

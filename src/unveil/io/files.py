@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from unveil.types import Error, OutOfResources, OutputError
+from unveil.types import AlreadyExists, Error, OutOfResources, OutputError
 
 _JUNK = (".DS_Store", "Thumbs.db")  # of systems that show folders
 _FRAME = re.compile(r"frame_\d+\.png")
@@ -40,7 +40,7 @@ def refuse_overwrite(path: str | os.PathLike[str], force: bool = False) -> Path:
                 raise OutputError(f"{path}: {parent} is a file, not a folder; choose another place")
             break
     if not force and (path.is_symlink() or path.exists()):
-        raise OutputError(f"{path}: exists already and is not overwritten; choose another name or pass --force")
+        raise AlreadyExists(f"{path}: exists already and is not overwritten; choose another name or pass --force")
     refuse_foreign(path)
     return path
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import shutil
@@ -41,6 +42,7 @@ from unveil.types import (
     OutOfResources,
     Raw,
     RecipeError,
+    did_you_mean,
 )
 
 if TYPE_CHECKING:
@@ -248,9 +250,18 @@ class Model(nn.Module):
     @torch.no_grad()
     def generate(
         self,
+        prompt: str | Sequence[str] | None = None,
         *,
+        label: Any = None,
+        cond: Raw | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        negative_cond: Raw | None = None,
+        guidance_scale: float | None = None,
+        num_inference_steps: int | None = None,
+        schedule: str | Sequence[float] | None = None,
+        threshold: str | None = None,
         raw: Raw | None = None,
-        count: int = 1,
+        count: int | None = None,
         seed: int | Sequence[int] = 0,
         sampler: str | None = None,
         steps: int | None = None,
@@ -267,24 +278,35 @@ class Model(nn.Module):
         batch: int | None = None,
         first_sample: int = 0,
         on_step: Callable[[SamplingProgress], object] | None = None,
+        **unknown: Any,
     ) -> Tensor:
         """Samples (count, *shape), pixels in [-1, 1]; what is left out is as the model's own `sample` says.
+
+        Example: `model.generate("a red circle", negative_prompt="blue", guidance_scale=3)`, or
+        `model.generate(label=[3, 4])`.
 
         Sample n of a seed is the same whatever `count`, `batch` and `first_sample` it comes out of (its noise to
         the bit, the picture within what kernels differ by).
 
         Args:
-            raw: the condition, see `encode`.
+            prompt: text prompt, or one for each sample, of a model that takes one.
+            label: class, or one for each sample, of a model that takes one.
+            cond: conditions by key, see `encode`; `prompt` and `label` are added to these.
+            negative_prompt: prompt to guide away from.
+            negative_cond: conditions to guide away from, by key.
+            guidance_scale: classifier-free guidance scale; 1 is no guidance, 0 leaves the condition away.
+            num_inference_steps: number of sampling steps, as `steps`.
+            schedule: noise schedule: a name in `schedules.GRIDS`, a respacing string, or falling times.
+            threshold: thresholding of the predicted x0: "static", "dynamic" or "none".
+            raw, negative, scale, grid, clip: former names of `cond`, `negative_cond`, `guidance_scale`, `schedule` and
+                `threshold`.
+            count: number of samples; as many as there are values of a condition when left out.
             seed: of the whole set; or one for each sample, each then the `first_sample` of its own.
             sampler: a name in `samplers.SAMPLERS`.
             steps: of the grid; most samplers make one network call in each, without guidance.
             eta: 0 deterministic, 1 as noisy as the ancestral chain; for samplers that take it.
-            clip: of the estimated x0: "static", "dynamic" or "none".
-            scale: of classifier-free guidance; 1 is none, 0 leaves the condition away.
-            grid: a name in `grids.GRIDS`, a respacing string, or falling times.
             sampling: further settings by the names of `SampleConfig.flat`, such as {"guidance_rescale": 0.7} or
                 {"options": {"s_churn": 40}}.
-            negative: a condition to go away from, in the place of none; see `encode`.
             shift: (x, level) -> the gradient of log p(y | x), such as `guidance.gradient` of a classifier's score:
                 moves the mean of samplers that take a shift (ADM's algorithm 1), and the eps of all others.
             size: height and width in pixels, or frames, height and width of a clip, where the network takes others
@@ -295,9 +317,20 @@ class Model(nn.Module):
             on_step: called after each step of each batch; it may raise `types.Cancelled`.
 
         Raises:
-            RecipeError: a setting that cannot work.
+            RecipeError: a setting that cannot work, or a keyword that there is not; the nearest is named.
             NonFinite: sampling left the finite numbers.
         """
+        if unknown:
+            raise RecipeError(_unknown_keyword(next(iter(unknown))))
+        scale = guidance_scale if scale is None else scale
+        steps = num_inference_steps if steps is None else steps
+        grid = schedule if grid is None else grid
+        clip = threshold if clip is None else clip
+        raw = _with_conditions({**(raw or {}), **(cond or {})}, prompt=prompt, label=label)
+        negative = _with_conditions({**(negative or {}), **(negative_cond or {})}, prompt=negative_prompt)
+        if count is None:
+            lengths = (len(value) for value in raw.values() if isinstance(value, list | tuple | Tensor))
+            count = max([1, *lengths]) if isinstance(seed, int) else len(seed)
         if count < 1:
             raise RecipeError(f"count = {count}: at least 1")
         changes = {"sampler": sampler, "steps": steps, "eta": eta, "threshold": clip}
@@ -305,8 +338,8 @@ class Model(nn.Module):
         how = self.sampling.changed(
             {**migrate_settings(sampling or {}), **{k: v for k, v in changes.items() if v is not None}}
         )
-        rows = {key: expand_per_sample(key, value, count) for key, value in (raw or {}).items()}
-        avoided = {key: expand_per_sample(key, value, count) for key, value in (negative or {}).items()}
+        rows = {key: expand_per_sample(key, value, count) for key, value in raw.items()}
+        avoided = {key: expand_per_sample(key, value, count) for key, value in negative.items()}
         seeds = [seed] * count if isinstance(seed, int) else list(seed)
         if len(seeds) != count:
             raise RecipeError(f"seed: {len(seeds)} for {count} samples; give one, or one for each")
@@ -429,3 +462,30 @@ class Model(nn.Module):
             for part in parts:
                 inside.enter_context(cast(Any, part).ahead(indices))
             yield
+
+
+# Keywords of other programs' pipelines, and what they are called here
+_KEYWORDS = {
+    "cfg": "guidance_scale",
+    "cfg_scale": "guidance_scale",
+    "num_images": "count",
+    "num_images_per_prompt": "count",
+    "n": "count",
+    "generator": "seed",
+    "scheduler": "schedule",
+    "class_labels": "label",
+    "height": "size",
+    "width": "size",
+    "given": "cond",
+}
+
+
+def _unknown_keyword(name: str) -> str:
+    allowed = [one for one in inspect.signature(Model.generate).parameters if one not in ("self", "unknown")]
+    near = f"; nearest: {_KEYWORDS[name]!r}" if name in _KEYWORDS else did_you_mean(name, allowed)
+    return f"generate: {name}: no such keyword{near}"
+
+
+def _with_conditions(conditions: Mapping[str, Any], **named: Any) -> dict[str, Any]:
+    """Conditions by key, with those that have a keyword of their own."""
+    return {**conditions, **{key: value for key, value in named.items() if value is not None}}

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 # "ema": the running average where there is one; "trained": the weights that the optimiser moves.
 Which = Literal["ema", "trained"]
 
-STEERS = "give it beside the model that it is for: unveil sample MODEL --control FILE=PICTURE"
+STEERS = "give it beside the model that it is for: unveil sample MODEL --controlnet FILE=IMAGE"
 WHOLE_PART = "a part of a model, which makes no pictures by itself; give the whole folder or file that it is from"
 SHIPPED = "assets/models"  # the package's folder of models that come with it
 
@@ -61,7 +61,7 @@ def load_model(path: Path | str, *, dtype: torch.dtype | None = torch.float32) -
     folder = resolve_checkpoint(path)
     checkpoint_store.verify(folder)
     if (base := base_of(folder)) is not None:
-        option = f"--lora {path}" if base.what == "lora" else f"--control {path}=PICTURE"
+        option = f"--lora {path}" if base.what == "lora" else f"--controlnet {path}=IMAGE"
         raise WeightsError(
             f"{folder}: holds a {ADDITIONS[base.what]} on {base.name!r}, not a whole model; "
             f"unveil sample {base.path} {option}"
@@ -164,9 +164,12 @@ def resolve_checkpoint(path: Path | str) -> Path:
         names = sorted(entry.name for entry in shipped.iterdir()) if shipped.is_dir() else []
         if given in names:
             return shipped / given
-        known = f"; shipped: {', '.join(names)}" if names else ""
+        known = f"; bundled: {', '.join(names)}" if names else ""
         there = [one.name for one in model_dir.entries("checkpoints")]
-        raise WeightsError(f"{given}: no such folder or shipped model{did_you_mean(given, [*names, *there])}{known}")
+        raise WeightsError(
+            f"{given}: no such folder or bundled model{did_you_mean(given, [*names, *there])}{known}; nothing is "
+            "downloaded, so give the path of a local folder or file"
+        )
     if path.is_file():
         read_header(path)  # a pickle or a broken file is named as that
         raise WeightsError(

@@ -54,6 +54,8 @@ def _picture_text(path: Path) -> str | None:
 
 
 def _unreadable(path: Path, problem: Exception) -> DataError:
+    if isinstance(problem, FileNotFoundError):
+        return DataError(f"{path}: no such file; give an image or video that this program wrote")
     return DataError(f"{path}: not a readable PNG file, nor a clip ({problem}); give a file that this program wrote")
 
 

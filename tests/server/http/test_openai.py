@@ -34,7 +34,19 @@ def test_a_picture_is_the_one_of_the_command_line(real: Server, tmp_path: Path):
     asked = {"seed": 3, "steps": 2, "expand": False}
     found = client(real).images.generate(prompt="a red ring", n=2, size="32x32", quality="high", extra_body=asked)
     made = [pixels(base64.b64decode(one.b64_json)) for one in found.data]
-    command = ["sample", "a red ring", "--no-expand", "--seed", "3", "--steps", "2", "--count", "2", "--size", "32x32"]
+    command = [
+        "sample",
+        "a red ring",
+        "--expand-prompt=none",
+        "--seed",
+        "3",
+        "--steps",
+        "2",
+        "-n",
+        "2",
+        "--size",
+        "32x32",
+    ]
     assert run([*command, "--quiet", "--out", str(tmp_path / "own")]) == 0
     own = sorted(path for path in (tmp_path / "own").glob("seed3_*.png"))
     assert all(np.array_equal(one, pixels(path.read_bytes())) for one, path in zip(made, own, strict=True))

@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 
 from tests.server.http.conftest import Begin
-from unveil.cli.serve import Worked
+from unveil.cli.serve import WorkOptions
 from unveil.server.http.schema import JobsAsk
 from unveil.server.http.security import SecurityPolicy
 from unveil.server.http.server import ServerOptions
@@ -23,11 +23,15 @@ def test_every_route_and_every_limit_is_told(begin: Begin, page: str):
     text = (DOCS / page).read_text("utf-8")
     for path in begin().ask("GET", "/v1/openapi.json").json["paths"]:
         assert path in text, path
-    worked, rules = Worked(), SecurityPolicy()
+    worked, rules = WorkOptions(), SecurityPolicy()
     ask, limits = ServerOptions(Path()), QueueLimits()
     assert (worked.queue, worked.each, worked.budget) == (ask.waiting, ask.each, ask.budget)
     assert (ask.waiting, ask.each) == (limits.waiting, limits.each)
-    for told in (f"--queue {worked.queue}", f"--each {worked.each}", f"--budget {worked.budget:g}"):
+    for told in (
+        f"--max-queued {worked.queue}",
+        f"--max-jobs-per-key {worked.each}",
+        f"--max-job-cost {worked.budget:g}",
+    ):
         assert f"`{told}`" in text
     assert f"{rules.json >> 10} KiB" in text
     assert f"{rules.body >> 20} MiB" in text

@@ -32,7 +32,7 @@ class Served:
 
     def __init__(self, folder: Path, *options: str, verb: str = "serve", port: int = 0) -> None:
         self.folder = folder
-        command = [sys.executable, "-m", "unveil", verb, "--folder", str(folder), "--port", str(port)]
+        command = [sys.executable, "-m", "unveil", verb, "--state-dir", str(folder), "--port", str(port)]
         self.process = subprocess.Popen(
             [*command, "--device", "cpu", *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )

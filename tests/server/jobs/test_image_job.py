@@ -29,7 +29,7 @@ def test_a_job_makes_the_pictures_of_the_command_line_and_says_how(queue, result
     job = done(queue, worker, **SEVEN)
     assert job.error is None
     assert job.outputs == ("seed5_00000.png", "seed5_00001.png", "sheet.png")
-    command = "sample ddpm-digits --label 7 --count 2 --seed 5 --steps 3 --out"
+    command = "sample ddpm-digits --label 7 -n 2 --seed 5 --steps 3 --out"
     assert run([*command.split(), str(tmp_path / "own")]) == 0
     for name in job.outputs:
         assert np.array_equal(pixels(results.file(job.id, name)), pixels(tmp_path / "own" / name))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from unveil.cli.console import Console
-from unveil.cli.generation_options import Wish
+from unveil.cli.generation_options import GenerationOptions
 from unveil.server.jobs import model_cache
 from unveil.server.jobs.model_cache import ModelCache
 
@@ -28,7 +28,7 @@ def test_a_file_that_is_replaced_is_read_again(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     opened = list[str]()
 
-    def open(wish: Wish, name: str, *_: Any, **__: Any) -> Any:
+    def open(wish: GenerationOptions, name: str, *_: Any, **__: Any) -> Any:
         opened.append(name)
         return torch.nn.Linear(1, 1), None
 
@@ -41,7 +41,7 @@ def test_a_file_that_is_replaced_is_read_again(tmp_path: Path, monkeypatch: pyte
     }
     picture = placed(tmp_path / "hint.png", "", 1000)
     steered = tuple(f"{one}={picture}:1:0-1" for one in (files["control"], files["folder"].parent))
-    wish = Wish(str(files["model"]), loras=(f"{files['lora']}:0.5",), controls=steered)
+    wish = GenerationOptions(str(files["model"]), loras=(f"{files['lora']}:0.5",), controls=steered)
     kept, name = ModelCache(), str(files["model"])
 
     for _ in range(2):

@@ -37,7 +37,7 @@ def sent(inputs, tmp_path: Path) -> dict[str, str]:
 
 
 def test_a_clip_from_words_is_the_one_of_the_command_line(queue, results, worker, tmp_path: Path):
-    command = ["video", "make", WORDS, "--frames", "4", "--seed", "3", "--steps", "2", "--size", "16x16", "--quiet"]
+    command = ["video", "generate", WORDS, "--frames", "4", "--seed", "3", "--steps", "2", "--size", "16x16", "--quiet"]
     found = []
     for name, typed, chosen in (("own", [], {}), ("other", ["--sampler", "ancestral"], {"sampler": "ancestral"})):
         job = done(queue, worker, CLIPS, prompt=WORDS, frames=4, seed=3, **SMALL | {"sampling": {"steps": 2, **chosen}})

@@ -2,6 +2,8 @@
 
 from itertools import chain
 
+from unveil.core import foreign_names as _foreign
+from unveil.core.foreign_names import Spelled
 from unveil.core.samplers.adaptive import LISTED as _ADAPTIVE
 from unveil.core.samplers.adaptive import dpm_adaptive
 from unveil.core.samplers.ancestral import LISTED as _ANCESTRAL
@@ -61,14 +63,25 @@ SAMPLERS: dict[str, SamplerSpec] = {
 
 
 def get_sampler(name: str) -> SamplerSpec:
-    """The sampler of a name.
+    """The sampler of a name, ours or that of another program, such as "euler_a"; see `core.foreign_names`.
 
     Raises:
         RecipeError: there is none; names the nearest.
     """
-    if name not in SAMPLERS:
-        raise RecipeError(f"sampler {name!r}; known: {', '.join(SAMPLERS)}{did_you_mean(name, list(SAMPLERS))}")
-    return SAMPLERS[name]
+    return SAMPLERS[spelled(name).sampler]
+
+
+def spelled(name: str) -> Spelled:
+    """The name here of a sampler, and the schedule that its name has with it, as "DPM++ 2M Karras" has.
+
+    Raises:
+        RecipeError: there is none; names the nearest.
+    """
+    found = _foreign.sampler(name, SAMPLERS)
+    if found is None:
+        close = did_you_mean(_foreign.plain(name), list(SAMPLERS))
+        raise RecipeError(f"sampler {name!r}: no such sampler{close}; `unveil inspect samplers` lists all")
+    return found
 
 
 __all__ = [
@@ -78,6 +91,7 @@ __all__ = [
     "SamplerSpec",
     "SamplerState",
     "SamplingProgress",
+    "Spelled",
     "StepResult",
     "StepRow",
     "adams_bashforth",
@@ -116,5 +130,6 @@ __all__ = [
     "reverse_diffusion",
     "run",
     "slerp",
+    "spelled",
     "unipc",
 ]

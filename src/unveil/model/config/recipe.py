@@ -235,10 +235,9 @@ def recipe_text(name_or_path: str | Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as problem:
-        known = recipe_names()
         reason = "not a text file" if isinstance(problem, UnicodeDecodeError) else "no such recipe or file"
         raise RecipeError(
-            f"recipe {given!r}: {reason}{did_you_mean(given, known)}; shipped: {', '.join(known)}"
+            f"recipe {given!r}: {reason}{did_you_mean(given, recipe_names())}; `unveil recipes list` lists the bundled ones"
         ) from problem
 
 

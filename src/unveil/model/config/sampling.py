@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
 from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, field_validator, model_validator
 
-from unveil.core import guidance, samplers, schedules
+from unveil.core import foreign_names, guidance, samplers, schedules
 from unveil.core.denoiser import DenoiseFn
 from unveil.core.process import Process
 from unveil.core.samplers import Plan
@@ -95,6 +95,21 @@ class SampleConfig(Section):
     schedule: str | tuple[Share, ...] = "uniform"
     threshold: Literal["static", "dynamic", "none"] = "static"
     guidance: GuidanceConfig = GuidanceConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_schedule(cls, plain: Any) -> Any:
+        """The schedule that is part of a sampler's foreign name, unless one is given."""
+        if not isinstance(plain, dict) or not isinstance(plain.get("sampler"), str) or "grid" in plain:
+            return plain
+        found = foreign_names.sampler(plain["sampler"], samplers.SAMPLERS)
+        return plain if found is None or found.schedule is None else {**plain, "grid": found.schedule}
+
+    @field_validator("grid")
+    @classmethod
+    def _is_ours(cls, grid: Any) -> Any:
+        """A foreign name of a schedule by the name here."""
+        return foreign_names.schedule(grid, schedules.GRIDS | schedules.SCHEDULED) if isinstance(grid, str) else grid
 
     @field_validator("sampler")
     @classmethod
@@ -188,6 +203,11 @@ class SampleConfig(Section):
         """
         wanted = {name: value for name, value in migrate_settings(changes).items() if value is not None}
         plain = self.model_dump(mode="json")
+        found = foreign_names.sampler(str(wanted.get("sampler", self.sampler)), samplers.SAMPLERS)
+        if "sampler" in wanted and found is not None:
+            wanted["sampler"] = found.sampler
+            if found.schedule is not None:
+                wanted.setdefault("grid", found.schedule)
         if wanted.get("sampler", self.sampler) != self.sampler:
             plain |= {"eta": None, "options": {}}
         if "steps" in wanted and "schedule" not in wanted and str(self.schedule).isdecimal():

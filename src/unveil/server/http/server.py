@@ -67,7 +67,7 @@ class ServerOptions:
             keys = {"key": key}
         if not keys and not is_loopback(self.host):
             raise RecipeError(
-                f"--host {self.host}: others can reach this address, and no key is set; give --keys FILE, or set "
+                f"--host {self.host}: others can reach this address, and no key is set; give --api-keys FILE, or set "
                 f"{VARIABLE}, or leave --host away"
             )
         return keys

@@ -110,8 +110,17 @@ def _train(request: TrainRequest, catalog: Catalog, out: Path, device: str) -> l
     changes = [f"{key}={_yaml_scalar(value)}" for key, value in request.settings.items()]
     if request.folder is not None:
         changes.append(f"data.path={catalog.folder(request.folder)}")
-    small = ["--small"] if request.small else []
-    return ["train", request.recipe, *changes, *small, "--run", str(catalog.runs / request.run), "--device", device]
+    small = ["--quick"] if request.small else []
+    return [
+        "train",
+        request.recipe,
+        *changes,
+        *small,
+        "--output-dir",
+        str(catalog.runs / request.run),
+        "--device",
+        device,
+    ]
 
 
 def _caption(request: CaptionRequest, catalog: Catalog, out: Path, device: str) -> list[str]:
@@ -122,7 +131,7 @@ def _caption(request: CaptionRequest, catalog: Catalog, out: Path, device: str) 
 def _evaluate(request: EvaluateRequest, catalog: Catalog, out: Path, device: str) -> list[str]:
     changes = [word for key, value in request.settings.items() for word in ("--set", f"{key}={_yaml_scalar(value)}")]
     recipe = [] if request.recipe is None else ["--recipe", request.recipe]
-    samples = [] if request.samples is None else ["--samples", str(request.samples)]
+    samples = [] if request.samples is None else ["--num-samples", str(request.samples)]
     model = str(catalog.model(request.model).path)
     return ["evaluate", model, *recipe, *samples, *changes, "--out", str(out / "report"), "--device", device]
 
@@ -141,7 +150,7 @@ def _convert(request: ConvertRequest, catalog: Catalog, out: Path, device: str) 
     if any(entry.name == request.name for entry in catalog.models()):
         raise RecipeError(f"request: name {request.name!r}: there is a model of this name; choose another")
     source = catalog.model(request.model)
-    return ["convert", str(source.path), str(destination), "--layout", request.layout, "--dtype", request.dtype]
+    return ["convert", str(source.path), str(destination), "--format", request.layout, "--dtype", request.dtype]
 
 
 COMMANDS: Mapping[str, tuple[type[Section], BuildArguments]] = {

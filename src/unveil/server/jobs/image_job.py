@@ -12,9 +12,9 @@ from pydantic import Field
 from torch import Tensor
 
 from unveil.cli import image_commands as editing
-from unveil.cli.generation_options import PROMPT, Wish
-from unveil.cli.image_output import FRAMES, Place, filenames, numbered, write
-from unveil.cli.prompt_expansion import USUAL, Expander, Expanding
+from unveil.cli.generation_options import PROMPT, GenerationOptions
+from unveil.cli.image_output import FRAMES, ImageOutput, filenames, numbered, write
+from unveil.cli.prompt_expansion import USUAL, ExpansionOptions, PromptExpander
 from unveil.data.image_decoding import alpha_channel
 from unveil.io.images import make_grid, png
 from unveil.model.config.base import Section
@@ -157,13 +157,13 @@ class ImageJob:
         wish = resolve_request(request, self._catalog, self._inputs, self._device)
         with job_console(progress) as console:
             if request.change is not None:
-                self._edit(request, request.change, wish, Place(folder, preview=progress.preview_file), console)
+                self._edit(request, request.change, wish, ImageOutput(folder, preview=progress.preview_file), console)
                 return
             assert wish.model is not None
             model, source = self._models.load(wish, wish.model, console)
             progress.check()
-            expanding = USUAL if request.expand else Expanding(no_expand=True)
-            expander = Expander(expanding, model, console, shown=bool(wish.controls))
+            expanding = USUAL if request.expand else ExpansionOptions(no_expand=True)
+            expander = PromptExpander(expanding, model, console, shown=bool(wish.controls))
             generation = expander(wish.request(model, request.sampling, request.count))
 
             def show(pixels: Tensor, done: int, total: int | None) -> None:
@@ -174,13 +174,15 @@ class ImageJob:
             preview = Preview(show, max(1, steps // PREVIEWS))
             frames = FRAMES if request.strip else 0
             images = list(generate(model, generation, source, frames=frames, on_step=progress.step, preview=preview))
-            write(images, Place(folder, strip=request.strip), filenames(numbered(generation)))
+            write(images, ImageOutput(folder, strip=request.strip), filenames(numbered(generation)))
 
-    def _edit(self, request: PictureRequest, change: EditSpec, wish: Wish, place: Place, console: Any) -> None:
+    def _edit(
+        self, request: PictureRequest, change: EditSpec, wish: GenerationOptions, place: ImageOutput, console: Any
+    ) -> None:
         image = self._inputs.path(change.picture)
         with TemporaryDirectory() as scratch:
             mask = None if change.mask is None else _white_mask(self._inputs.path(change.mask), Path(scratch))
-            job = editing.Job(change.verb, image, change.settings(), mask)
+            job = editing.EditTask(change.verb, image, change.settings(), mask)
             editing.edit(wish, job, request.sampling, place, console, opener=self._models.load)
 
 
@@ -189,7 +191,9 @@ def image_files(job: Job) -> list[str]:
     return [name for name in job.outputs if name.endswith(".png") and name not in BESIDE]
 
 
-def resolve_request(request: PictureRequest, catalog: Catalog, inputs: UploadStore, device: str = "auto") -> Wish:
+def resolve_request(
+    request: PictureRequest, catalog: Catalog, inputs: UploadStore, device: str = "auto"
+) -> GenerationOptions:
     """Turn a request into generation options, with names replaced by paths.
 
     Raises:
@@ -204,7 +208,7 @@ def resolve_request(request: PictureRequest, catalog: Catalog, inputs: UploadSto
         f"{catalog.controlnet(spec.name).path}={inputs.path(spec.picture)}:{spec.weight:g}:{spec.start:g}-{spec.stop:g}"
         for spec in request.controls
     ]
-    return Wish(
+    return GenerationOptions(
         str(catalog.model(request.model).path),
         labels=() if request.label is None else (request.label,),
         count=request.count,

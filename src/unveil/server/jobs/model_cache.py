@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 from unveil.cli import controlnet, lora
 from unveil.cli.console import Console
-from unveil.cli.generation_options import Wish, opened
+from unveil.cli.generation_options import GenerationOptions, opened
 from unveil.model import Model
 from unveil.tasks.generate import Source
 
@@ -56,7 +56,7 @@ class ModelCache:
 
     def load(
         self,
-        wish: Wish,
+        wish: GenerationOptions,
         name: str,
         console: Console,
         *,
@@ -65,10 +65,10 @@ class ModelCache:
     ) -> LoadedModel:
         """Load the model of generation options, or take it from the cache if its files have not changed."""
         added = (wish.loras, wish.controls, wish.control_mode)
-        nets = [controlnet.asked(spec).network for spec in wish.controls]
+        nets = [controlnet.parse_controlnet(spec).network for spec in wish.controls]
         places = [
             Path(name),
-            *(lora.asked(spec).path for spec in wish.loras),
+            *(lora.parse_lora(spec).path for spec in wish.loras),
             *(net for net in nets if net is not None),
         ]
         key = (name, *added, wish.dtype, wish.device, tuple(shown), makes, tuple(_stamp(spec) for spec in places))

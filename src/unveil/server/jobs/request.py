@@ -112,8 +112,8 @@ def validate_request(
     Raises:
         RecipeError: Names each invalid key, its value and the allowed values.
     """
-    if isinstance(settings := given.get("sampling"), Mapping):
-        given = {**given, "sampling": migrate_settings(settings)}  # a job that waited may have former names
+    if isinstance(settings := fields.get("sampling"), Mapping):
+        fields = {**fields, "sampling": migrate_settings(settings)}  # a job that waited may have former names
     request = validate(kind, fields, "request")
     names = allowed or SampleConfig.names()
     for name in request.sampling:

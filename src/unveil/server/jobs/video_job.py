@@ -10,8 +10,8 @@ from pydantic import Field
 
 from unveil.cli import video
 from unveil.cli import video_inputs as reading
-from unveil.cli.prompt_expansion import USUAL, Expanding
-from unveil.cli.video_output import Ask
+from unveil.cli.prompt_expansion import USUAL, ExpansionOptions
+from unveil.cli.video_output import VideoRequest
 from unveil.io.images import make_grid, png
 from unveil.model.config.base import Section
 from unveil.server.jobs.catalog import Catalog
@@ -171,7 +171,7 @@ class VideoJob:
         request = read_request(fields)
         out = folder / f"clip.{request.form}"
         with job_console(progress) as console:
-            options = Ask(
+            options = VideoRequest(
                 str(self._catalog.model(request.model).path),
                 out,
                 prompt=request.prompt,
@@ -190,7 +190,7 @@ class VideoJob:
         progress.check()
         _write_previews(out, folder)
 
-    def _shoot(self, request: ClipRequest, options: Ask) -> None:
+    def _shoot(self, request: ClipRequest, options: VideoRequest) -> None:
         """Call the function of the task."""
         # all fields in `NEEDS` are set
         first, second = (
@@ -201,8 +201,8 @@ class VideoJob:
         match request.verb:
             case "make":
                 pictures = tuple(self._inputs.path(item.picture) for item in request.known)
-                stills = video.Stills(pictures, tuple(item.at for item in request.known))
-                expanding = USUAL if request.expand else Expanding(no_expand=True)
+                stills = video.ConditioningImages(pictures, tuple(item.at for item in request.known))
+                expanding = USUAL if request.expand else ExpansionOptions(no_expand=True)
                 video.make(options, prompt, stills, video.Length(frames, request.window), expanding)
             case "ring":
                 video.ring(options, frames)
@@ -216,11 +216,13 @@ class VideoJob:
             case "between":
                 video.bridge(options, "between", (first, second), frames, context)
             case "connect":
-                joint = video.Joint(request.way or "bridge", frames, context, fields.get("strength", 0.7))
+                joint = video.JoinSettings(request.way or "bridge", frames, context, fields.get("strength", 0.7))
                 video.connect(options, (first, second), request.prompts, joint)
             case "edit":
                 masks = (None if item is None else self._inputs.path(item) for item in (request.mask, request.keep))
-                change = video.Change(f"{fields.get('strength', 0.7)}", request.way or "noise", request.source, *masks)
+                change = video.VideoEdit(
+                    f"{fields.get('strength', 0.7)}", request.way or "noise", request.source, *masks
+                )
                 video.edit(options, first, change)
             case "upscale":
                 video.upscale(options, first, request.factor, fields.get("strength", 0.3))

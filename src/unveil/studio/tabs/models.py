@@ -113,7 +113,7 @@ class ModelsTab(Tab):
         if entry is None:
             raise RecipeError(self.tr("This model no longer exists."))
         heard = CapturedConsole()
-        inspect.model(inspect.Ask(entry.path), heard)
+        inspect.model(inspect.InspectRequest(entry.path), heard)
         template = Markup('<h3>{}</h3><pre class="log" tabindex="0">{}</pre>')
         return template.format(job_html.safe_text(entry.name), job_html.safe_text("\n".join(heard.lines)))
 

@@ -1,0 +1,109 @@
+"""Samplers and schedules as diffusers, k-diffusion, ComfyUI and the A1111 web UI call them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+# Lower case, with "-" for spaces and underscores, and "pp" for "++"
+SAMPLERS: Mapping[str, str] = {
+    "euler-a": "euler-ancestral",
+    "k-euler": "euler",
+    "k-euler-a": "euler-ancestral",
+    "k-euler-ancestral": "euler-ancestral",
+    "k-heun": "heun",
+    "k-lms": "lms",
+    "k-dpm-2": "dpm2",
+    "k-dpm-2-a": "dpm2-ancestral",
+    "dpm2-a": "dpm2-ancestral",
+    "dpm-2": "dpm2",
+    "dpm-2-ancestral": "dpm2-ancestral",
+    "dpm-2-a": "dpm2-ancestral",
+    "dpmpp-2s-a": "dpmpp-2s-ancestral",
+    "dpmpp-2m-sde-gpu": "dpmpp-2m-sde",
+    "dpmpp-2m-sde-heun-gpu": "dpmpp-2m-sde-heun",
+    "dpmpp-3m-sde-gpu": "dpmpp-3m-sde",
+    "dpmpp-sde-gpu": "dpmpp-sde",
+    "k-dpmpp-2m": "dpmpp-2m",
+    "k-dpmpp-2m-sde": "dpmpp-2m-sde",
+    "k-dpmpp-sde": "dpmpp-sde",
+    "k-dpmpp-2s-a": "dpmpp-2s-ancestral",
+    "dpm-solverpp": "dpmpp-2m",
+    "dpmsolverpp": "dpmpp-2m",
+    "dpm-solver": "dpm-solver-2m",
+    "uni-pc": "unipc-3-b1",  # of ComfyUI and A1111: order 3, B(h) = h
+    "unipc": "unipc-3-b1",
+    "uni-pc-bh2": "unipc-3",
+    "ddpm": "ancestral",
+    "ddpm-ancestral": "ancestral",
+    "k-diffusion-euler": "euler",
+    "lcm": "consistency",
+    "plms-sampler": "plms",
+    "ddimscheduler": "ddim",
+    "ddpmscheduler": "ancestral",
+    "pndmscheduler": "pndm",
+    "lmsdiscretescheduler": "lms",
+    "eulerdiscretescheduler": "euler",
+    "eulerancestraldiscretescheduler": "euler-ancestral",
+    "heundiscretescheduler": "heun",
+    "kdpm2discretescheduler": "dpm2",
+    "kdpm2ancestraldiscretescheduler": "dpm2-ancestral",
+    "dpmsolvermultistepscheduler": "dpmpp-2m",
+    "dpmsolversinglestepscheduler": "dpmpp-2s",
+    "dpmsolversdescheduler": "dpmpp-sde",
+    "unipcmultistepscheduler": "unipc-2",
+    "lcmscheduler": "consistency",
+    "flowmatcheulerdiscretescheduler": "euler",
+    "flowmatchheundiscretescheduler": "heun-time",
+}
+SCHEDULES: Mapping[str, str] = {
+    "normal": "uniform",
+    "simple": "uniform",
+    "automatic": "uniform",
+    "linspace": "uniform",
+    "sgm-uniform": "trailing",
+    "ddim-uniform": "leading",
+    "kl-optimal": "uniform-log-snr",
+    "poly-exponential": "polyexponential",
+}
+SUFFIXES = ("karras", "exponential", "polyexponential", "sgm-uniform", "normal", "simple", "uniform")
+
+
+class Spelled(NamedTuple):
+    """A sampler by its name here, and the schedule that its foreign name has with it, if any."""
+
+    sampler: str
+    schedule: str | None = None
+
+
+def plain(name: str) -> str:
+    """A name in lower case, with dashes for spaces and underscores, and "pp" for "++"."""
+    text = re.sub(r"[\s_]+", "-", name.strip().lower().replace("++", "pp"))
+    return text.replace("dpm-pp", "dpmpp").replace("dpm-plus-plus", "dpmpp")
+
+
+def sampler(name: str, known: Mapping[str, object]) -> Spelled | None:
+    """The sampler of a foreign name, with its schedule, such as of "DPM++ 2M Karras"; None: there is none.
+
+    Args:
+        known: samplers by their names here.
+    """
+    text = plain(name)
+    if text in known:
+        return Spelled(text)
+    if text in SAMPLERS:
+        return Spelled(SAMPLERS[text])
+    for suffix in SUFFIXES:
+        base = text.removesuffix(f"-{suffix}")
+        if base != text and base and (found := sampler(base, known)) is not None and found.schedule is None:
+            return Spelled(found.sampler, SCHEDULES.get(suffix, suffix))
+    return None
+
+
+def schedule(name: str, known: Mapping[str, object]) -> str:
+    """The schedule of a foreign name; the name itself, where it is none of these."""
+    text = plain(name)
+    if name in known:
+        return name
+    return text if text in known else SCHEDULES.get(text, name)

@@ -1,0 +1,246 @@
+"""Names of other programs and former names of our own: each works, or is answered with the right one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.cli.conftest import Cli
+from unveil.cli import foreign_names as table
+from unveil.cli.command_names import resolve_command, resolve_options
+from unveil.cli.commands import USUAL, command_tree, every_command
+from unveil.cli.generation_options import setting_name
+from unveil.cli.train import recipe_key
+from unveil.core import foreign_names, schedules
+from unveil.core.samplers import SAMPLERS
+from unveil.model.config import Recipe, SampleConfig, load_recipe
+from unveil.types import RecipeError
+
+TREE = command_tree()
+DEFAULT = {group: usual for group, (usual, _) in USUAL.items()}
+EVERY = every_command()
+
+
+def leaves(command: Any = EVERY, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    """Each command with its words."""
+    inner = getattr(command, "commands", {})
+    found = {} if inner else {path: command}
+    for name, one in inner.items():
+        found |= leaves(one, (*path, name))
+    return found
+
+
+LEAVES = leaves()
+
+
+def opts(command: Any) -> set[str]:
+    return {opt for param in command.params for opt in (*param.opts, *param.secondary_opts)}
+
+
+def exists(words: tuple[str, ...]) -> bool:
+    return words[0] in TREE and (len(words) == 1 or words[1] in TREE[words[0]])
+
+
+@pytest.mark.parametrize("name", table.COMMAND_ALIASES)
+def test_a_foreign_command_runs_ours(name: str):
+    assert exists(table.COMMAND_ALIASES[name])
+    assert name not in TREE
+    assert resolve_command([name, "x"], TREE, DEFAULT)[0] == table.COMMAND_ALIASES[name][0]
+
+
+@pytest.mark.parametrize("words", table.FORMER_COMMANDS)
+def test_a_former_command_is_answered_with_todays(words: tuple[str, ...], cli: Cli):
+    new = table.FORMER_COMMANDS[words]
+    assert exists(new)
+    assert not exists(words)
+    done = cli(*words, "x.png")
+    assert done.code == 2
+    assert done.err.splitlines() == [f"error: `unveil {' '.join(words)}` is now `unveil {' '.join(new)}`"]
+
+
+@pytest.mark.parametrize("words", table.ANSWERED_COMMANDS)
+def test_what_is_no_command_is_answered(words: tuple[str, ...], cli: Cli):
+    assert not exists(words)
+    done = cli(*words, "x")
+    assert done.code == 2
+    assert len(done.err.splitlines()) == 1
+    assert table.ANSWERED_COMMANDS[words] in done.err
+
+
+@pytest.mark.parametrize("name", table.OPTION_ALIASES)
+def test_a_foreign_option_is_read_as_ours(name: str):
+    targets = [target.partition("=") for target in table.OPTION_ALIASES[name]]
+    reached = 0
+    for path, command in LEAVES.items():
+        arguments = {f"--{param.name}" for param in command.params if param.param_type_name == "argument"}
+        if name in opts(command) or not any(target in opts(command) | arguments for target, *_ in targets):
+            continue
+        fixed = any(equals for _, equals, _ in targets)
+        flag = any(param.is_flag for param in command.params if set(param.opts) & {target for target, *_ in targets})
+        words = resolve_options([*path, name, *([] if fixed or flag else ["3"])], EVERY, every_command)
+        assert name not in {word.partition("=")[0] for word in words[len(path) :]}
+        reached += 1
+    assert reached
+
+
+@pytest.mark.parametrize("name", table.FORMER_OPTIONS)
+def test_a_former_option_is_answered_with_todays(name: str):
+    reached = 0
+    for path, command in LEAVES.items():
+        new = [one for one in table.FORMER_OPTIONS[name] if one.split()[0] in opts(command)]
+        if name in opts(command) or not new or (path[0], name) in table.ANSWERED_OPTIONS:
+            continue
+        with pytest.raises(RecipeError) as caught:
+            resolve_options([*path, name, "3"], EVERY, every_command)
+        assert all(one in str(caught.value) for one in new)
+        assert "\n" not in str(caught.value)
+        reached += 1
+    assert reached, "an option that no command has any more"
+
+
+@pytest.mark.parametrize("command", LEAVES, ids=" ".join)
+def test_no_command_has_a_former_option(command: tuple[str, ...]):
+    former = opts(LEAVES[command]) & set(table.FORMER_OPTIONS)
+    assert former <= {"--scale", "--source", "--split"}, "these have another meaning there"
+
+
+@pytest.mark.parametrize("key", table.ANSWERED_OPTIONS, ids=str)
+def test_an_option_that_is_done_in_another_way_is_answered(key: tuple[str | None, str]):
+    command, name = key
+    with pytest.raises(RecipeError) as caught:
+        resolve_options([command or "sample", name, "3"], EVERY, every_command)
+    assert str(caught.value) == f"{name}: {table.ANSWERED_OPTIONS[key]}"
+
+
+@pytest.mark.parametrize("command", LEAVES, ids=" ".join)
+def test_an_unknown_option_lists_few_names(command: tuple[str, ...]):
+    with pytest.raises(RecipeError) as caught:
+        resolve_options([*command, "--sizze", "3"], EVERY, every_command)
+    assert str(caught.value).count(" --") <= 10
+    assert "\n" not in str(caught.value)
+
+
+def test_an_option_is_the_same_in_every_command():
+    texts: dict[str, set[str]] = {}
+    for command in LEAVES.values():
+        for param in command.params:
+            for opt in param.opts:
+                if opt in ("--guidance-scale", "--sampler", "--json", "--quiet", "--metadata", "--lora"):
+                    texts.setdefault(opt, set()).add(str(param.help))
+    assert all(len(one) == 1 for one in texts.values()), texts
+
+
+@pytest.mark.parametrize("name", table.SETTING_ALIASES)
+def test_a_foreign_setting_is_read_as_ours(name: str):
+    assert setting_name(name) in SampleConfig.names()
+
+
+@pytest.mark.parametrize("name", table.SETTING_OPTIONS)
+def test_a_setting_that_is_an_option_is_answered_with_it(name: str):
+    with pytest.raises(RecipeError, match=f"is no sampling setting but an option: {table.SETTING_OPTIONS[name]} 3"):
+        setting_name(name, "3")
+
+
+@pytest.mark.parametrize("name", table.RECIPE_KEYS)
+def test_a_foreign_key_of_a_recipe_is_read_as_ours(name: str):
+    key = recipe_key(f"{name}=1").removesuffix("=1")
+    assert key in table.RECIPE_KEYS[name]
+    if key.startswith("train."):
+        recipe = load_recipe("ddpm-digits")
+        assert isinstance(recipe, Recipe)
+        assert key.removeprefix("train.") in type(recipe.train).model_fields
+
+
+@pytest.mark.parametrize("name", foreign_names.SAMPLERS)
+def test_a_foreign_sampler_is_known(name: str):
+    assert name not in SAMPLERS
+    assert SampleConfig().changed({"sampler": name}).sampler == foreign_names.SAMPLERS[name]
+
+
+@pytest.mark.parametrize("name", foreign_names.SCHEDULES)
+def test_a_foreign_schedule_is_known(name: str):
+    assert foreign_names.schedule(name, schedules.GRIDS) in schedules.GRIDS
+    assert foreign_names.schedule(name.replace("-", "_"), schedules.GRIDS) == foreign_names.SCHEDULES[name]
+
+
+@pytest.mark.parametrize(
+    ("typed", "sampler", "schedule"),
+    [
+        ("DPM++ 2M Karras", "dpmpp-2m", "karras"),
+        ("DPM++ 2M SDE", "dpmpp-2m-sde", "uniform"),
+        ("DPM++ 3M SDE Exponential", "dpmpp-3m-sde", "exponential"),
+        ("DPM2 a Karras", "dpm2-ancestral", "karras"),
+        ("Euler a", "euler-ancestral", "uniform"),
+        ("euler_a", "euler-ancestral", "uniform"),
+        ("dpmpp_2m_sde", "dpmpp-2m-sde", "uniform"),
+        ("lms", "lms", "uniform"),
+        ("heun", "heun", "uniform"),
+        ("ddim", "ddim", "uniform"),
+    ],
+)
+def test_a_sampler_as_other_programs_write_it(typed: str, sampler: str, schedule: str):
+    changed = SampleConfig().changed({"sampler": typed})
+    assert (changed.sampler, changed.flat()[setting_name("schedule")]) == (sampler, schedule)
+    assert SampleConfig(sampler=typed) == changed
+
+
+@pytest.mark.parametrize(
+    ("typed", "answer"),
+    [
+        (["sample", "--width", "8"], "--width: give --height too, or both as --size WIDTHxHEIGHT"),
+        (["sample", "ddpm-digits", "label=3"], "is no sampling setting but an option: --label 3"),
+        (["sample", "ddpm-digits", "a photo of a cat"], "this model takes no prompt, only: label"),
+        (["sample", "ddpm-digits", "--prompt", "a cat"], "this model takes no prompt, only: label"),
+        (["sample", "ddpm-digits", "--negative-prompt", "a cat"], "this model takes no prompt, only: label"),
+        (["sample", "ddpm-digits", "--factor", "2"], "--factor is an option of `unveil upscale`"),
+        (["sample", "ddpm-digits", "--controlnet", "canny.png"], "--controlnet FILE=canny.png"),
+        (["upscale", "ddpm-digits", "a.png", "--scale", "2"], "use --factor for the upscaling factor, or --guidance"),
+        (["train", "ddpm-digits", "--resume"], "training resumes by itself"),
+        (["train", "."], "has neither images nor videos"),
+        (["interpolate", "a.png", "b.png"], "interpolate generates both ends itself and needs a model"),
+        (["variations", "missing.png"], "missing.png: no such file"),
+        (["sample", "--sampler", "DPM+ 2M", "a red circle"], "no such sampler; nearest: 'dpm"),
+        (["sampel"], "there is no such command; nearest: sample"),
+        (["a red circle"], 'use `unveil sample "a red circle"`'),
+        (["sample", "stabilityai/sd", "a cat"], "give the path of a local folder or file"),
+    ],
+)
+def test_what_newcomers_type_is_answered(cli: Cli, typed: list[str], answer: str):
+    done = cli(*typed)
+    assert done.code in (1, 2, 4), done.err
+    assert answer in done.err
+    assert len(done.err.strip().splitlines()) == 1
+
+
+def test_what_newcomers_type_works(cli: Cli, saved: Path, tmp_path: Path):
+    assert cli("--version").out.startswith("unveil ")
+    assert cli("-h").code == 0
+    words = ["--label", 3, "--cfg-scale", 2, "--num_inference_steps", 2, "--width", 8, "--height", 8, "--seed", 1]
+    done = cli("generate", "-m", saved, *words, "--output", "a.png")
+    assert done.code == 0, done.err
+    plain = ["--label", 3, "--guidance-scale", 2, "--steps", 2, "--size", "8x8", "--seed", 1, "guidance=2"]
+    assert cli("sample", saved, *plain, "-o", "b.png").code == 0
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    done = cli("img2img", saved, "--image", "a.png", "-n2", "--label", 3, "--denoise", 0.5, "-o", "c")
+    assert done.code == 0, done.err
+    assert len(list((tmp_path / "c").glob("a_*.png"))) == 2
+
+
+def test_a_folder_of_images_trains_the_recipe_for_it(cli: Cli, tmp_path: Path):
+    (tmp_path / "photos").mkdir()
+    for number in range(4):
+        Image.new("RGB", (32, 32), (60 * number, 90, 30)).save(tmp_path / "photos" / f"{number}.png")
+    done = cli("train", "./photos", "--print-config", "--json", "train.learning_rate=0.002")
+    assert done.code == 0, done.err
+    assert done.json["name"] in ("own-images", "own-pictures")
+    assert done.json["data"]["path"] == "photos"
+    assert done.json["train"]["lr"] == 0.002
+    (tmp_path / "films").mkdir()
+    (tmp_path / "films" / "a.mp4").write_bytes(b"")
+    done = cli("finetune", "films", "--print-config", "--json")
+    assert done.json["name"] in ("own-videos", "video-clips")
+    done = cli("train", "--config", "ddpm-digits", "--print-config", "--json")
+    assert done.json["name"] == "ddpm-digits"
