@@ -17,7 +17,7 @@ from unveil.data.report import FileAction, FolderReport, format_list
 from unveil.data.scan_cache import FileInfo, FileInspector, Progress, inspect_files
 from unveil.types import DataError
 
-ReportT = TypeVar("Told", bound=FolderReport)
+ReportT = TypeVar("ReportT", bound=FolderReport)
 _log = logging.getLogger("unveil.data")
 
 

@@ -15,7 +15,7 @@ from unveil.data.image_decoding import safe_join
 from unveil.types import DataError
 
 Progress = Callable[[int, int], None]
-HeaderT = TypeVar("Facts")
+HeaderT = TypeVar("HeaderT")
 
 _VERSION = 1  # of the kept form; another one is not read
 _THREADS = 4  # decoding leaves Python's lock; each thread may hold one image of max_pixels
