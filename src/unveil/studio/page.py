@@ -148,7 +148,7 @@ class Page:
 
         def dropped(owner: str, path: str | None) -> list[Any]:
             request, without = gallery.request_in(path)
-            return [gr.Tabs(selected="picture"), *picture.refilled(request, state=False, without=without)]
+            return [gr.Tabs(selected="picture"), *picture.refilled(request, in_gallery=False, without=without)]
 
         gallery.on(gallery.file.upload, dropped, [gallery.file], [self.tabs, *picture.filled])
 

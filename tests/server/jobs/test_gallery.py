@@ -84,7 +84,7 @@ def test_the_loras_of_a_record_are_said_as_requests_say_them(queue, catalog: Cat
     assert said("style.safetensors", "style.safetensors 1") == ["style:0.5", "style:0.5"]
     assert said("ink.safetensors") == ["art/ink:0.5"]
     assert said("ink") == ["art/ink:0.5"]
-    with pytest.raises(DataError, match="not here"):
+    with pytest.raises(DataError, match="not available"):
         said("pen.safetensors")  # two have this name
 
 
@@ -118,5 +118,5 @@ def test_jobs_are_found_by_all_words_that_they_say(queue, worker):
     assert of("5") == [ids[0]]
     assert of("\u00e4 \u7ea2") == of("\u00c4") == [ids[4]]
     assert of("%") == of('"') == of("prompt") == of("green") == of(owner="nobody") == []
-    assert of(begin=1, most=2) == [ids[2], ids[1]]
+    assert of(begin=1, limit=2) == [ids[2], ids[1]]
     assert search(queue, "ring", limit=1)[1] == 2
