@@ -30,11 +30,12 @@ ENDS = {"enter": "conv_in", "norm": "norm_out", "leave": "conv_out"}
 
 def prefixes(config: UNetConfig | AutoencoderConfig) -> dict[str, str]:
     """Our modules that hold weights and theirs; their way up is numbered by level, ours by order."""
-    found, last = dict(MIDDLE), len(config.channel_mult) - 1
+    found, last = dict(MIDDLE), len(config.rates) - 1
+    blocks = config.num_res_blocks if isinstance(config, UNetConfig) else config.blocks
     for level, rate in enumerate(config.rates):
         ways = {f"down.{level}": (f"down.{level}", "downsample"), f"up.{last - level}": (f"up.{level}", "upsample")}
         for ours, (theirs, resample) in ways.items():
-            for i in range(config.num_res_blocks + ours.startswith("up")):
+            for i in range(blocks + ours.startswith("up")):
                 found[f"{ours}.blocks.{i}"] = f"{theirs}.block.{i}"
                 if rate in config.attention:
                     found[f"{ours}.attention.{i}"] = f"{theirs}.attn.{i}"

@@ -49,8 +49,8 @@ def run(ask: TranslateRequest, console: Console) -> None:
         if missing := unknown_tokens(model, text):
             console.warn(f"{text!r}: the model has no token for {', '.join(map(repr, missing))}")
     own = model.facts.get("decode", {})
-    beams = int(own.get("beams", 1)) if ask.beams is None else ask.beams
-    power = float(own.get("length_power", 0.6)) if ask.length_power is None else ask.length_power
+    beams = int(own.get("num_beams", 1)) if ask.beams is None else ask.beams
+    power = float(own.get("length_penalty", 0.6)) if ask.length_power is None else ask.length_power
     written = translate(model, texts, beams=beams, length_power=power)
     for text, one in zip(texts, written, strict=True):
         if not one.ended:

@@ -359,7 +359,7 @@ def _section(raw: Any, section: str, path: str, former: Former, recipe_kind: str
     names = _renames(section, _kind_of(raw, section, recipe_kind))
     made: dict[Any, Any] = {}
     for key, value in raw.items():
-        name = names.get(key, key)
+        name = str(names.get(key, key))
         if name in made or (name != key and name in raw):
             raise RecipeError(f"{_join(path, key)} is the former name of {name}, and both are given; leave {key} out")
         if name != key:

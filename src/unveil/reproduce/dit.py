@@ -181,7 +181,8 @@ def _scaling(bench: ExperimentContext) -> ExperimentResults:
     comparisons = [*_trends(bench, grid), *_ends(grid, (again, grid.last((sizes[0], 2))))]
     pace = arms[sizes[0], 2].read(bench.scale.quick).train
     spent = {
-        _name(key): [3.0 * cost * pace.batch * step for step in grid.walks[key][0].steps] for key, cost in costs.items()
+        _name(key): [3.0 * cost * pace.batch_size * step for step in grid.walks[key][0].steps]
+        for key, cost in costs.items()
     }
     lines = {name: [walk.fid for walk in found] for name, found in walks.items()}
     panels = [

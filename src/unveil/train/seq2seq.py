@@ -170,7 +170,7 @@ def _judged(
 ) -> dict[str, dict[str, float]]:
     config = recipe.data.build()
     tasks = config.tasks if isinstance(config, TaskConfig) else ()
-    found = {"greedy": _shares(model, sets, tasks, recipe.decode.model_copy(update={"beams": 1}))}
+    found = {"greedy": _shares(model, sets, tasks, recipe.decode.model_copy(update={"num_beams": 1}))}
     if recipe.decode.num_beams > 1:
         found["beam"] = _shares(model, sets, tasks, recipe.decode)
     return found
