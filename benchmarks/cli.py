@@ -1,4 +1,4 @@
-"""What help costs, and importing the package: CPU seconds of a fresh process, the start of Python included."""
+"""Start-up of `--help` and of importing the package: CPU seconds of a fresh process, start of Python included."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading pieces of long clips for training: 16 frames each, from H.264 files of 12 seconds, 480 x 270 at 24 frames/s.
+"""Reading segments of long videos for training: 16 frames from H.264 files of 12 seconds, 480 x 270 at 24 frames/s.
 
 Plain is what PyAV offers at first: open the file, decode from its start until the piece is there, bring each frame to
 the wanted size and crop its centre. The data set `clips` begins at the last key frame before the piece, and decodes in

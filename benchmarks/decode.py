@@ -1,4 +1,4 @@
-"""Decoding a picture of 512 px by Stable Diffusion's autoencoder, against diffusers' AutoencoderKL of equal weights.
+"""Decoding an image of 512 px by Stable Diffusion's VAE, against diffusers' AutoencoderKL of equal weights.
 
 As shipped is float32 there, and `--dtype bfloat16` here, which a user asks for. A small latent is decoded first. The
 peak of memory is of the process, with its imports and the weights of both halves; `above_mb` is what decoding added.

@@ -1,4 +1,4 @@
-"""Guided sampling of DiT-S/4 on 4 x 32 x 32 latents: 20 steps of DDIM, batch 4, scale 4, random weights.
+"""Guided sampling of DiT-S/4 on 4 x 32 x 32 latents: 20 steps of DDIM, batch 4, guidance scale 4, random weights.
 
 The peer is the loop of diffusers' DiTPipeline, without the autoencoder. It embeds time and class in every block of
 every step, here they are computed for all steps before the first.

@@ -1,4 +1,4 @@
-"""Training step of DiT-S/4 on 4 x 32 x 32 latents, batch 8: forward to EMA, each library's own way.
+"""Training step of DiT-S/4 on 4 x 32 x 32 latents, batch 8: forward to EMA, as each library does it.
 
 The peer is diffusers' DiTTransformer2DModel with its DDPMScheduler and EMAModel. It embeds time and class in every
 block, 7 million weights more; the network is otherwise the same.

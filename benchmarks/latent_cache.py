@@ -1,4 +1,4 @@
-"""Latents of shape (4, 32, 32) in random order, from one packed file and from a file each; and training from either.
+"""Latents of shape (4, 32, 32) in random order, from one packed file or one file each; training with both.
 
 A step is one of DiT-S/4 on 8 pictures of 128 x 128, whose latents a small KL codec makes at every step or has made
 once.

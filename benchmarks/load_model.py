@@ -1,4 +1,4 @@
-"""Memory and time to load a saved model of nearly 500 MB, sha256 included: mapped and assigned, or read and copied.
+"""Memory and time to load a saved model of nearly 500 MB, with sha256: memory-mapped, or read and copied.
 
 `above_mb` is the peak of resident memory above that of the start, with every weight touched after loading.
 """

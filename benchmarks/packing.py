@@ -1,4 +1,4 @@
-"""A training step of DiT-S/4 on 24 pictures of mixed sizes, forward and backward: packed, padded, bucketed by size.
+"""A training step of DiT-S/4 on 24 images of mixed sizes, forward and backward: packed, padded, bucketed by size.
 
 Tokens count that are of a picture, not of padding. Padded pictures are all as large as the largest possible one;
 bucketed ones are computed size by size; packed ones share rows of 256 tokens, each picture seeing itself alone.

@@ -1,4 +1,4 @@
-"""Peak memory of a run at 10 and at 200 steps: it must not grow with the number of steps.
+"""Peak memory of a sampling run with 10 and with 200 steps: it must not grow with the number of steps.
 
 x is 64 MB; the step returns a fixed estimate. `above_mb` is the peak of resident memory above that before the run, with
 a multistep sampler that keeps a history, and with one of several stages that keeps a marked x.

@@ -1,4 +1,4 @@
-"""Guided sampling of a U-Net of Stable Diffusion 2's shape, a fifth as wide: 20 steps of DDIM, scale 7.5, no training.
+"""Guided sampling of a U-Net of Stable Diffusion 2's shape, a fifth as wide: 20 steps of DDIM, scale 7.5, untrained.
 
 The peer is diffusers' StableDiffusionPipeline, given the text's vectors, without the autoencoder. It reads the text in
 every step; here its keys and values are computed once. With 300 tokens, as of T5, that is more than with CLIP's 77.

@@ -1,4 +1,4 @@
-"""A server under load: 64 clients of 10 requests, 7 of them pictures of the shipped model in 4 steps, on one worker.
+"""A server under load: 64 clients of 10 requests, 7 of them images of the bundled model in 4 steps, on one worker.
 
 The clients draw pictures as base64 and by address, fetch a file, and list jobs and models; none is refused, and each
 waits for its answer before it asks again. `direct` draws the same pictures one after the other in one process, as a

@@ -1,4 +1,4 @@
-"""Training step of DDPM's 35.7M CIFAR-10 U-Net, batch 4: forward, loss, backward, AdamW, EMA, each library's own way.
+"""Training step of DDPM's 35.7M CIFAR-10 U-Net, batch 4: forward, loss, backward, AdamW, EMA, as each library does it.
 
 The peer is diffusers' UNet2DModel, configured to the same network, with its DDPMScheduler and EMAModel.
 

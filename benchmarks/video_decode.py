@@ -1,4 +1,4 @@
-"""Decoding clips of 96 x 96 px and of 17, 65 and 257 frames, a latent at a time, and the longest one whole.
+"""Decoding videos of 96 x 96 px with 17, 65 and 257 frames, one latent at a time, and the longest one at once.
 
 The autoencoder is that of the recipe `ae-playground` with random weights. Frames are let go as soon as they are there,
 as when a file is written. `above_mb` is what decoding added to the memory of the process at its peak, the frames that

@@ -1,4 +1,4 @@
-"""A training step of the transformer over clips on 24 clips and pictures of mixed sizes: packed, padded, in buckets.
+"""A training step of the video transformer on 24 videos and images of mixed sizes: packed, padded, in buckets.
 
 Lengths, heights and widths are drawn each by itself; every frame has a level of its own and every clip a text. Useful
 tokens are those of clips, not of padding. Padded clips are all as large as the batch's largest in each direction, as

@@ -1,4 +1,4 @@
-"""Clips and pictures far beyond the size and the length that the shipped model was trained on, by the command line.
+"""Videos and images far beyond the training size and length of the bundled model, by the command line.
 
 Each case is `unveil video make` or `unveil sample` in a process of its own, as shipped, in full steps and in bf16.
 `peak_mb` is that process's. `objects` counts the things of one colour each that hang together, mean over the frames:

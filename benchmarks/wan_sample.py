@@ -1,4 +1,4 @@
-"""Guided sampling of a network of Wan's shape, half as wide, 4 blocks: 10 steps of UniPC, 300 text tokens, scale 5.
+"""Guided sampling of a network of Wan's shape, half as wide, 4 blocks: 10 steps of UniPC, 300 tokens, guidance scale 5.
 
 The peer is diffusers' WanPipeline as it is called, given the text's vectors, without the autoencoder. It reads the text
 and embeds the level in every call; here a text's keys and values, a level's modulation and the table of places are

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.docs.pages import ROOT, guides, name, read
+from tests.docs.pages import ROOT, Block, guides, name, read
 from tests.docs.run import carry_out, commands, shortened
 from unveil.evaluate import features
 from unveil.io.images import to_pixels
@@ -15,12 +15,18 @@ from unveil.io.images import to_pixels
 README = ROOT / "README.md"
 
 
+def drawing_digits() -> list[Block]:
+    """The programs of the README that end in the pixels of digits."""
+    return [block for block in read(README).blocks if block.language == "python" and "pixels = " in block.text]
+
+
 def test_the_main_path_draws_what_it_was_asked_for(reader: Path):
-    """The two programs of the README, word for word, judged by a network that never saw them."""
-    programs = [block for block in read(README).blocks if block.language == "python"]
+    """The two programs of the README that draw digits, word for word, judged by a network that never saw them."""
+    programs = drawing_digits()
     digits = features.load("digits")
     names: dict[str, torch.Tensor] = {}
-    for program in programs[:2]:
+    assert len(programs) == 2
+    for program in programs:
         assert shortened(program) == program.text, "the main path runs as printed"
         torch.manual_seed(0)
         exec(compile(program.text, "README.md", "exec", dont_inherit=True), names)
@@ -30,7 +36,7 @@ def test_the_main_path_draws_what_it_was_asked_for(reader: Path):
 
 
 def test_the_main_path_is_six_lines():
-    program = next(block for block in read(README).blocks if block.language == "python")
+    program = drawing_digits()[0]
     lines = [line for line in program.text.splitlines() if line and not line.startswith(("import ", "from "))]
     assert len(lines) == 6
 
