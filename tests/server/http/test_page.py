@@ -27,7 +27,11 @@ def test_every_route_and_every_limit_is_told(begin: Begin, page: str):
     ask, limits = Ask(Path()), Limits()
     assert (worked.queue, worked.each, worked.budget) == (ask.waiting, ask.each, ask.budget)
     assert (ask.waiting, ask.each) == (limits.waiting, limits.each)
-    for told in (f"--queue {worked.queue}", f"--each {worked.each}", f"--budget {worked.budget:g}"):
+    for told in (
+        f"--max-queued {worked.queue}",
+        f"--max-jobs-per-key {worked.each}",
+        f"--max-job-cost {worked.budget:g}",
+    ):
         assert f"`{told}`" in text
     assert f"{rules.json >> 10} KiB" in text
     assert f"{rules.body >> 20} MiB" in text
