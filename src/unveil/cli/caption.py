@@ -168,7 +168,8 @@ class CaptionRequest:
         """
         if self.how is not None and self.how not in DECODING_METHODS:
             raise RecipeError(
-                f"--decoding {self.how!r}: must be one of {', '.join(DECODING_METHODS)}{did_you_mean(self.how, DECODING_METHODS)}"
+                f"--decoding {self.how!r}: must be one of {', '.join(DECODING_METHODS)}"
+                f"{did_you_mean(self.how, DECODING_METHODS)}"
             )
         if self.beams is not None and self.beams < 1:
             raise RecipeError(f"--num-beams {self.beams}: must be at least 1, which is greedy")

@@ -289,7 +289,8 @@ def setting_name(typed: str, value: str = "") -> str:
         raise RecipeError(f"{typed}={value}: is no sampling setting but an option: {option} {value}")
     known = [*_FORMER_SETTINGS, *(one for one in names if one not in _FORMER_SETTINGS.values())]
     raise RecipeError(
-        f"{typed}: is no sampling setting{did_you_mean(name, known)}; conditions of the model are given by --cond KEY=VALUE"
+        f"{typed}: is not a sampling setting{did_you_mean(name, known)}; "
+        "conditions of the model are given by --cond KEY=VALUE"
     )
 
 

@@ -319,7 +319,8 @@ def get_schedule(process: Process, spacing: str, steps: int) -> Schedule:
     if spacing[:1].isdigit() or spacing.startswith(("ddim", "fast")):
         return respaced(process, spacing)
     raise RecipeError(
-        f"schedule {spacing!r}: must be one of {', '.join(known)}, or a respacing string{did_you_mean(spacing, list(known))}"
+        f"schedule {spacing!r}: must be one of {', '.join(known)}, or a respacing string"
+        f"{did_you_mean(spacing, list(known))}"
     )
 
 

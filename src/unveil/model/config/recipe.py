@@ -237,7 +237,8 @@ def recipe_text(name_or_path: str | Path) -> str:
     except (OSError, UnicodeDecodeError) as problem:
         reason = "not a text file" if isinstance(problem, UnicodeDecodeError) else "no such recipe or file"
         raise RecipeError(
-            f"recipe {given!r}: {reason}{did_you_mean(given, recipe_names())}; `unveil recipes list` lists the bundled ones"
+            f"recipe {given!r}: {reason}{did_you_mean(given, recipe_names())}; "
+            "`unveil recipes list` lists the bundled ones"
         ) from problem
 
 
