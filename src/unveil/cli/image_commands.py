@@ -15,7 +15,7 @@ from unveil.cli.console import Console
 from unveil.cli.generation_options import SHOWN, GenerationOptions, ModelLoader, changes, opened
 from unveil.cli.image_output import ImageOutput, draw, filenames, numbered, put, write
 from unveil.cli.sample import model_of, repeat
-from unveil.data.folder_index import PICTURES
+from unveil.data.folder_index import IMAGE_SUFFIXES
 from unveil.io.files import refuse_overwrite
 from unveil.io.images import upscale_for_display
 from unveil.io.video.writer import FORMS, check_video_path, write_video
@@ -181,7 +181,7 @@ def interpolate(
         return
     if wish.model is None:
         raise RecipeError("interpolate needs a model: unveil interpolate ddpm-digits --seed 3 --seed 9")
-    if Path(wish.model).suffix.lower() in PICTURES:
+    if Path(wish.model).suffix.lower() in IMAGE_SUFFIXES:
         raise RecipeError(
             f"{wish.model}: is an image; interpolate generates both ends itself and needs a model; for frames between "
             f"two images use `unveil video interpolate {wish.model} LAST`"

@@ -13,7 +13,7 @@ import torch
 from unveil.checkpoints import controlnet_loader, dit_pipeline, hf, lora, openai_models
 from unveil.checkpoints.lora_targets import parts_of
 from unveil.conditioning.controlnet import Control
-from unveil.data.folder_index import PICTURES
+from unveil.data.folder_index import IMAGE_SUFFIXES
 from unveil.io.files import sha256
 from unveil.model import Model, base_model, checkpoint_store, model_dir, model_folder, model_identity
 from unveil.model.config import ModelConfig, read_yaml, validate
@@ -62,7 +62,7 @@ def open_model(
         said: what the keys of a published file do not say, by the names of `checkpoints.published.Said`.
         dtype: what it will compute in, where the folder can be read in it at once.
     """
-    if Path(name).suffix.lower() in PICTURES:
+    if Path(name).suffix.lower() in IMAGE_SUFFIXES:
         raise RecipeError(f"{name}: is an image where a model is expected; the model comes first: COMMAND MODEL IMAGE")
     path = model_dir.resolve(name, "checkpoints")
     name = str(path)

@@ -22,8 +22,8 @@ from unveil.cli.foreign_names import RECIPE_KEYS
 from unveil.cli.model_loading import device as pick
 from unveil.cli.model_loading import open_model
 from unveil.cli.recipe_kind import diffusion
-from unveil.data.folder_index import PICTURES
-from unveil.data.video_validation import holds_clips
+from unveil.data.folder_index import IMAGE_SUFFIXES
+from unveil.data.video_validation import has_videos
 from unveil.io.files import refuse_overwrite
 from unveil.model import Model, build
 from unveil.model.config import (
@@ -114,8 +114,8 @@ def _recipe_for(folder: Path) -> str:
     Raises:
         MediaError: neither is in it.
     """
-    videos = holds_clips(folder)
-    if not videos and not any(path.suffix.lower() in PICTURES for path in folder.rglob("*")):
+    videos = has_videos(folder)
+    if not videos and not any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.rglob("*")):
         raise DataError(
             f"{folder}: has neither images nor videos, nor the recipe.yaml of a run; `unveil recipes list` lists the "
             "bundled recipes"

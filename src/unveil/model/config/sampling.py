@@ -100,16 +100,17 @@ class SampleConfig(Section):
     @classmethod
     def _with_schedule(cls, plain: Any) -> Any:
         """The schedule that is part of a sampler's foreign name, unless one is given."""
-        if not isinstance(plain, dict) or not isinstance(plain.get("sampler"), str) or "grid" in plain:
+        if not isinstance(plain, dict) or not isinstance(plain.get("sampler"), str) or "schedule" in plain:
             return plain
         found = foreign_names.sampler(plain["sampler"], samplers.SAMPLERS)
-        return plain if found is None or found.schedule is None else {**plain, "grid": found.schedule}
+        return plain if found is None or found.schedule is None else {**plain, "schedule": found.schedule}
 
-    @field_validator("grid")
+    @field_validator("schedule")
     @classmethod
-    def _is_ours(cls, grid: Any) -> Any:
-        """A foreign name of a schedule by the name here."""
-        return foreign_names.schedule(grid, schedules.GRIDS | schedules.SCHEDULED) if isinstance(grid, str) else grid
+    def _is_ours(cls, schedule: Any) -> Any:
+        """Return our name of a schedule that is named as other programs name it."""
+        known = schedules.GRIDS | schedules.SCHEDULED
+        return foreign_names.schedule(schedule, known) if isinstance(schedule, str) else schedule
 
     @field_validator("sampler")
     @classmethod
@@ -207,7 +208,7 @@ class SampleConfig(Section):
         if "sampler" in wanted and found is not None:
             wanted["sampler"] = found.sampler
             if found.schedule is not None:
-                wanted.setdefault("grid", found.schedule)
+                wanted.setdefault("schedule", found.schedule)
         if wanted.get("sampler", self.sampler) != self.sampler:
             plain |= {"eta": None, "options": {}}
         if "steps" in wanted and "schedule" not in wanted and str(self.schedule).isdecimal():
