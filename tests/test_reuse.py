@@ -13,6 +13,7 @@ from unveil.core.denoiser import Denoiser
 from unveil.core.objective import DiffusionLoss
 from unveil.core.process import CosineVP
 from unveil.evaluate.conditional import evaluate_conditional
+from unveil.evaluate.html_report import write_report
 from unveil.model.config import Recipe, TrainConfig, load_recipe
 from unveil.train import fit
 
@@ -63,6 +64,6 @@ def test_states_are_made_for_pictures(name: str, steps: int, batch: int, at_leas
     report = evaluate_conditional(model, data.open(settings, "held-out"), settings.state, count=60)
     iou = report.results["iou"]
     assert iou["value"] > at_least * iou["chance"], iou
-    page = report.save(tmp_path / "report")
+    page = write_report(report, tmp_path / "report")
     assert "mean IoU" in page.read_text()
     assert report.summary()[0].startswith("mean IoU")

@@ -21,7 +21,7 @@ def kl(**changes: object) -> AutoencoderKL:
 
 def quantiser(**changes: object) -> Quantiser:
     torch.manual_seed(0)
-    return Quantiser(2, VQModelConfig(1, 1, 8, (1,), 1, 2, groups=4, **{"codes": 8} | changes))  # type: ignore[arg-type]
+    return Quantiser(2, VQModelConfig(1, 1, 8, (1,), 1, 2, groups=4, **{"codebook_size": 8} | changes))  # type: ignore[arg-type]
 
 
 def test_a_gaussian_is_sampled_at_its_mean_and_its_divergence_is_that_of_torch():

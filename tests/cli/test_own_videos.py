@@ -52,7 +52,7 @@ def test_fifty_files_go_through_check_training_and_sampling(
     assert not checked.json["unreadable"]
     assert {"retime", "turn", "cut"} <= checked.json["actions"].keys()
     trained = cli(
-        "train", "video-clips", "--quick", f"data.path={folder}", "train.steps=200", "--output-dir", "run", "--json"
+        "train", "own-videos", "--quick", f"data.path={folder}", "train.steps=200", "--output-dir", "run", "--json"
     )
     assert trained.code == 0, trained.err
     assert trained.json["step"] == 200

@@ -18,6 +18,7 @@ from unveil.autoencoders import (
     VQModelConfig,
 )
 from unveil.evaluate import Report, compare, features, fid
+from unveil.evaluate.html_report import write_report
 from unveil.evaluate.perceptual import perceptual
 from unveil.evaluate.reconstruction import MetricNetworks, evaluate_autoencoder, reconstruct
 from unveil.evaluate.report import findings
@@ -96,7 +97,7 @@ def test_the_other_numbers_are_those_of_the_same_pictures(report):
 
 
 def test_a_report_is_written_read_and_told(report, tmp_path):
-    page = report.save(tmp_path)
+    page = write_report(report, tmp_path)
     text = page.read_text()
     assert "Rebuilt pictures against real pictures" in text
     assert "each above what was made of its latents" in text

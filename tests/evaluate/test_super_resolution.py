@@ -13,6 +13,7 @@ from torch.nn import functional
 from unveil.data.low_res import area_downsample, bicubic_upsample
 from unveil.data.tensor_dataset import ImageTensorDataset
 from unveil.evaluate.conditional import SamplingOptions
+from unveil.evaluate.html_report import write_report
 from unveil.evaluate.perceptual import perceptual
 from unveil.evaluate.report import Report
 from unveil.evaluate.super_resolution import evaluate_super_resolution
@@ -81,6 +82,6 @@ def test_the_report_says_it_and_is_kept(tmp_path: Path):
     report = judged(0.5)
     assert report.missing == {"perceptual": "no perceptual network was given"}
     assert any(line.startswith("PSNR above bicubic: 6.") for line in report.summary())
-    page = report.save(tmp_path).read_text("utf-8")
+    page = write_report(report, tmp_path).read_text("utf-8")
     assert "Enlarged pictures against real pictures" in page
     assert Report.load(tmp_path).results == report.results

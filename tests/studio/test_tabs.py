@@ -276,18 +276,18 @@ def test_a_page_that_is_loaded_again_shows_the_run_that_it_watched_or_the_last(l
     data = Path(os.environ["UNVEIL_DATA"]) / "squares"
     data.mkdir(parents=True)
     (data / "a.png").write_bytes(b"")
-    first, _ = train._submit("", "squares", "own-pictures", "one", True, "train.steps: 20")
+    first, _ = train._submit("", "squares", "own-images", "one", True, "train.steps: 20")
     second, _ = train._submit("", "", "ddpm-digits", "two", False, "")
     client.service.queue.submit(TRAIN, {"recipe": "ddpm-digits", "run": "of another"}, owner="bob")
 
     def fields(kept: Any, typed: Any = None) -> list[Any]:
         return [getattr(one, "value", one) for one in train.restored("", kept, typed)]
 
-    assert fields({"job": first.id}) == [{"job": first.id}, "squares", "own-pictures", "one", True, "train.steps: 20\n"]
+    assert fields({"job": first.id}) == [{"job": first.id}, "squares", "own-images", "one", True, "train.steps: 20\n"]
     for kept in ({}, None, {"job": "deleted"}):
         assert fields(kept) == [{"job": second.id}, "", "ddpm-digits", "two", False, ""]
-    typed = {"folder": "squares", "recipe": "video-clips", "run": "three", "small": True, "changes": "train.steps: 7"}
-    assert fields({}, typed) == [{"job": second.id}, "squares", "video-clips", "three", True, "train.steps: 7"]
+    typed = {"folder": "squares", "recipe": "own-videos", "run": "three", "small": True, "changes": "train.steps: 7"}
+    assert fields({}, typed) == [{"job": second.id}, "squares", "own-videos", "three", True, "train.steps: 7"]
     assert fields({}, {"folder": "gone", "recipe": 3, "run": None}) == fields({})
 
 

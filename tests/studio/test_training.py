@@ -47,7 +47,7 @@ def test_a_folder_becomes_a_model_that_is_used_and_judged(page: Any, studio: Ser
     another(page, "prepare", looked)
     assert len((places / "data" / folder / "metadata.jsonl").read_text().splitlines()) == 20
 
-    assert page.locator("#train-recipe input").input_value() == "own-pictures"
+    assert page.locator("#train-recipe input").input_value() == "own-images"
     page.get_by_label("Smoke test (the recipe's small form)").check()
     page.get_by_label("Run name").fill("squares")
     page.get_by_label("Recipe overrides, one per line").fill(CHANGES)

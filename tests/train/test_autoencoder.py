@@ -50,7 +50,7 @@ class Pictures:
 def recipe(kind: str = "kl", **changes: Any) -> AutoencoderRecipe:
     """A recipe of milliseconds; `changes` by section."""
     codec = {"kind": kind, "channels": 8, "multipliers": [1], "blocks": 1, "z_channels": 2, "patch": 2}
-    codec |= {"norm": "pixel", "middle": "blocks"} | ({"codes": 8} if kind == "vq" else {})
+    codec |= {"norm": "pixel", "middle": "blocks"} | ({"codebook_size": 8} if kind == "vq" else {})
     train = {"batch": 4, "steps": STEPS, "lr": 1e-2, "ema": 0.9, "precision": "float32", "flip": True}
     train |= {"accumulate": 2, "save_every": 0, "sample_every": 0, "validate_every": 0}
     raw: dict[str, Any] = {

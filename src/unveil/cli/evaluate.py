@@ -21,6 +21,7 @@ from unveil.data.low_res import LOW
 from unveil.evaluate import features as networks
 from unveil.evaluate.captioner import evaluate_captions
 from unveil.evaluate.conditional import SamplingOptions, evaluate_conditional
+from unveil.evaluate.html_report import write_report
 from unveil.evaluate.image_alignment import PROMPT, evaluate_prompts
 from unveil.evaluate.image_set import ImageDataset
 from unveil.evaluate.likelihood import bits_per_dim, ode_bits_per_dim
@@ -118,7 +119,7 @@ def evaluate(ask: EvaluateRequest, console: Console) -> None:
         report = judge_autoencoder(ask, recipe, console)
     else:
         report = judge(ask, recipe, console)
-    page = report.save(out, force=ask.force)
+    page = write_report(report, out, force=ask.force)
     facts = {"report": str(page), "protocol_sha256": report.protocol_sha256, "results": report.results}
     console.result(facts | {"missing": report.missing}, "\n".join([*report.summary(), str(page)]))
 

@@ -8,11 +8,10 @@ from unveil import data
 from unveil.cli.console import Console, size
 from unveil.cli.model_loading import device as pick
 from unveil.cli.recipe_kind import diffusion
-from unveil.cli.train import fresh, held_out_of
-from unveil.data.latent_cache import CachedLatents, LatentCacheOptions
-from unveil.model import Model
-from unveil.model.config import Recipe, load_recipe
-from unveil.train.latents import cache_dataset, encoder_of
+from unveil.cli.train import encode_missing, fresh, held_out_of
+from unveil.data.latent_cache import LatentCacheOptions
+from unveil.model.config import load_recipe
+from unveil.train.latents import encoder_of
 
 
 def write(name: str, overrides: tuple[str, ...], batch: int, device: str, console: Console) -> None:
@@ -26,7 +25,7 @@ def write(name: str, overrides: tuple[str, ...], batch: int, device: str, consol
     for part, items in parts.items():
         if items is None:
             continue
-        cached, there = _kept(model, items, how, console)
+        cached, there = encode_missing(model, items, how, console)
         facts = {"part": part, "path": str(cached.path), "items": len(cached), "there": there}
         facts |= {"shape": list(cached.packed.latent), "versions": cached.versions}
         found.append(facts | {"bytes": cached.path.stat().st_size})
@@ -36,16 +35,3 @@ def write(name: str, overrides: tuple[str, ...], batch: int, device: str, consol
         for one in found
     ]
     console.result({"latents": found}, "\n".join(lines))
-
-
-def keep_both(recipe: Recipe, model: Model, train: Any, held_out: Any, console: Console) -> tuple[CachedLatents, Any]:
-    """Both parts of a recipe's data as training reads them from the cache; what is not there is encoded first."""
-    how = LatentCacheOptions(mirrored=recipe.train.random_flip)
-    both = [None if items is None else _kept(model, items, how, console)[0] for items in (train, held_out)]
-    assert both[0] is not None
-    return both[0], both[1]
-
-
-def _kept(model: Model, items: Any, how: LatentCacheOptions, console: Console) -> tuple[CachedLatents, bool]:
-    with console.progress("encoding picture", len(items)) as progress:
-        return cache_dataset(model, items, how, progress.reach)

@@ -23,6 +23,7 @@ from unveil.cli.model_loading import device as pick
 from unveil.cli.model_loading import open_model
 from unveil.cli.recipe_kind import diffusion
 from unveil.data.folder_index import IMAGE_SUFFIXES
+from unveil.data.latent_cache import CachedLatents, LatentCacheOptions
 from unveil.data.video_validation import has_videos
 from unveil.io.files import refuse_overwrite
 from unveil.model import Model, build
@@ -42,7 +43,7 @@ from unveil.types import BaseModel, DataError, OutputError, RecipeError, did_you
 # items, held-out items, the run's folder -> trained
 Begin = Callable[[Any, Any, Path], object]
 # The recipe of a folder of images, and of one of videos; the first that there is
-OWN_IMAGES, OWN_VIDEOS = ("own-images", "own-pictures"), ("own-videos", "own-clips", "video-clips")
+OWN_IMAGES, OWN_VIDEOS = "own-images", "own-videos"  # recipes for a folder that is given in place of one
 PRECISIONS = {"float32": "float32", "bfloat16": "bf16", "float16": "16-mixed"}
 # What a run's folder may hold; a folder with anything else is not ours to delete.
 RUN_ENTRIES = {"recipe.yaml", "environment.json", "metrics.jsonl", "card.md", "report.html", "report.json", ".lock"}
@@ -120,8 +121,7 @@ def _recipe_for(folder: Path) -> str:
             f"{folder}: has neither images nor videos, nor the recipe.yaml of a run; `unveil recipes list` lists the "
             "bundled recipes"
         )
-    wanted = OWN_VIDEOS if videos else OWN_IMAGES
-    return next(name for name in wanted if name in recipe_names())
+    return OWN_VIDEOS if videos else OWN_IMAGES
 
 
 def print_config(ask: TrainRequest, console: Console) -> None:
@@ -228,8 +228,6 @@ def _diffusion(recipe: Recipe, device: torch.device, console: Console) -> Begin:
         from unveil.train import fit  # with Lightning
 
         if recipe.train.cache_latents:
-            from unveil.cli.latent_cache import keep_both
-
             dataset, held_out = keep_both(recipe, model, dataset, held_out, console)
         fit(model, dataset, objective=objective, config=recipe.train, run=run, held_out=held_out, recipe=recipe)
 
@@ -344,3 +342,19 @@ def _last_metrics(run: Path) -> dict[str, Any]:
         return json.loads(lines[-1]) if lines else {}
     except (OSError, ValueError):
         return {}
+
+
+def keep_both(recipe: Recipe, model: Model, train: Any, held_out: Any, console: Console) -> tuple[CachedLatents, Any]:
+    """Both parts of a recipe's data as training reads them from the cache; what is not there is encoded first."""
+    how = LatentCacheOptions(mirrored=recipe.train.random_flip)
+    both = [None if items is None else encode_missing(model, items, how, console)[0] for items in (train, held_out)]
+    assert both[0] is not None
+    return both[0], both[1]
+
+
+def encode_missing(model: Model, items: Any, how: LatentCacheOptions, console: Console) -> tuple[CachedLatents, bool]:
+    """Return the cached latents of a data set, and whether they were there already; encode what is missing."""
+    from unveil.train.latents import cache_dataset
+
+    with console.progress("encoding picture", len(items)) as progress:
+        return cache_dataset(model, items, how, progress.reach)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from unveil.evaluate import features
 from unveil.evaluate.features import FeatureNetwork
 from unveil.evaluate.frechet import Statistics, fid
+from unveil.evaluate.html_report import write_report
 from unveil.evaluate.metrics import (
     Interval,
     bootstrap,
@@ -34,4 +35,5 @@ __all__ = [
     "kid_of_subsets",
     "nearest_neighbours",
     "precision_recall",
+    "write_report",
 ]

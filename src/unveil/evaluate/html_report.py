@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from unveil.evaluate import plots
 from unveil.evaluate.html import document, figure, table
 from unveil.evaluate.report import VIDEO_METRICS, Report, findings, flatten
+from unveil.io.files import refuse_overwrite, write_atomically
+
+
+def write_report(report: Report, folder: str | os.PathLike[str], *, force: bool = False) -> Path:
+    """Write report.json and report.html, one self-contained page, into the folder; return the page.
+
+    Raises:
+        OutputError: One of them exists and `force` is not set, or the folder cannot be written.
+    """
+    numbers, shown = Path(folder) / "report.json", Path(folder) / "report.html"
+    for path in (numbers, shown):
+        refuse_overwrite(path, force)
+    rendered = page(report)  # before anything is written
+    write_atomically(numbers, report.to_json())
+    return write_atomically(shown, rendered)
 
 
 def page(report: Report) -> str:

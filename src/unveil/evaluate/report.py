@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from unveil.io.files import refuse_overwrite, write_atomically
 from unveil.model.migration import migrate_settings
 from unveil.types import DataError, RecipeError
 
@@ -58,24 +57,6 @@ class Report:
     def memorised(self) -> bool:
         """True if the samples are closer to the training images than held-out images are."""
         return bool(self.results.get("nearest", {}).get("memorised", False))
-
-    def save(self, folder: str | os.PathLike[str], *, force: bool = False) -> Path:
-        """Writes report.json and report.html, one self-contained page, into the folder.
-
-        Returns:
-            The page.
-
-        Raises:
-            NotWritable: one of them is there and `force` is not set, or the folder cannot be written.
-        """
-        from unveil.evaluate.html_report import page
-
-        numbers, shown = Path(folder) / "report.json", Path(folder) / "report.html"
-        for path in (numbers, shown):
-            refuse_overwrite(path, force)
-        rendered = page(self)  # before anything is written
-        write_atomically(numbers, self.to_json())
-        return write_atomically(shown, rendered)
 
     def to_json(self) -> str:
         """Everything but the images; numbers in full."""

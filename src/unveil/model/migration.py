@@ -15,6 +15,8 @@ from typing import Any
 from unveil.types import RecipeError
 
 _log = logging.getLogger("unveil.model")
+# bundled recipes by their former names
+RECIPES = {"own-pictures": "own-images", "video-clips": "own-videos"}
 _UNET = {"channels": "model_channels", "multipliers": "channel_mult", "blocks": "num_res_blocks"}
 _FOLDER = {
     "small": "undersized",

@@ -192,7 +192,7 @@ def _controls(text: str, sent: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _commands(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Requests for commands with a text in each place that takes a name."""
-    train = {"recipe": "own-pictures", "run": "r"}
+    train = {"recipe": "own-images", "run": "r"}
     yield "train", {**train, "recipe": text}
     yield "train", {**train, "folder": text}
     yield "train", {**train, "run": f"{text}/x"}

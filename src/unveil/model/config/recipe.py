@@ -226,7 +226,7 @@ def recipe_text(name_or_path: str | Path) -> str:
     Raises:
         RecipeError: no such recipe and no such file, or a file that is not text.
     """
-    given = str(name_or_path)
+    given = migration.RECIPES.get(str(name_or_path), str(name_or_path))
     if given in recipe_names():
         return (resources.files("unveil") / "assets" / "recipes" / f"{given}.yaml").read_text(encoding="utf-8")
     path = Path(given)

@@ -27,7 +27,7 @@ from unveil.types import RecipeError
 
 LOOK_S = 3.0  # interval between two updates of the curves
 LAST = 40  # lines of the log that are shown
-FIRST = "own-pictures"
+FIRST = "own-images"
 KEPT = ("loss", "validation", "steps_per_second")  # metrics of the last line that are shown as text
 
 
