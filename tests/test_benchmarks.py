@@ -38,7 +38,7 @@ def test_the_one_for_gpus_counts_what_a_step_computes():
     done = subprocess.run(script, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.strip() == "cpu: its peak is not listed; give --peak, its TFLOPS of dense bf16"
-    arguments = ["--name", "dit-s-8", "--batch-size", "1", "--only", "plain", "--peak", "0.5"]
+    arguments = ["--name", "dit-s-8", "--batch", "1", "--only", "plain", "--peak", "0.5"]
     done = subprocess.run([*script, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)["plain"]

@@ -107,7 +107,7 @@ def test_both_orders_of_the_loss_have_one_value_and_their_own_gradients(order, o
 
 
 def test_running_means_are_those_of_the_paper():
-    book = quantiser(learned="ema", decay=0.75)
+    book = quantiser(learned="ema", ema_decay=0.75)
     assert not book.codebook.requires_grad
     before, z = book.codebook.clone(), torch.randn(2, 2, 3, 3)
     indices = book.nearest(z)
@@ -123,7 +123,7 @@ def test_running_means_are_those_of_the_paper():
 def test_dead_entries_are_put_on_places_of_the_batch_by_a_generator(learned):
     books = []
     for _ in range(2):
-        book = quantiser(learned=learned, decay=0.5, restart=0.2)
+        book = quantiser(learned=learned, ema_decay=0.5, restart_dead=0.2)
         with torch.no_grad():
             book.codebook[3:] = 50.0  # nobody will take these
             if learned == "ema":

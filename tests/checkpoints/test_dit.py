@@ -50,7 +50,7 @@ def shapes_of(theirs: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def model_of(config: DiTConfig, prediction: str = "eps") -> Model:
-    kept = ("patch", "depth", "width", "heads", "embedding", "embedders", "mlp_norm_eps")
+    kept = ("patch", "depth", "hidden_size", "heads", "embedding", "embedders", "mlp_norm_eps")
     network = {name: getattr(config, name) for name in kept}
     plain = {
         "shape": (4, 8, 8),
@@ -132,7 +132,7 @@ def test_from_one_layout_to_the_other_the_numbers_stay():
 
 
 def test_what_a_layout_cannot_hold_is_refused():
-    for changes in ({"design": "adaln"}, {"skips": "long"}, {"qk_norm": "rms"}):
+    for changes in ({"block_type": "adaln"}, {"skips": "long"}, {"qk_norm": "rms"}):
         with pytest.raises(RecipeError, match="the layout 'diffusers' has"):
             dit.names(replace(DIFFUSERS, **changes), "diffusers")
     with pytest.raises(RecipeError, match="the layout 'dit' has 'shared' only"):
@@ -187,7 +187,7 @@ def test_a_pt_file_becomes_a_model_that_is_sampled_as_published(tmp_path):
         "250",
         3,
     )
-    drawn = model.generate(raw={"label": 3}, sampling={"grid": "2", "steps": 2}, count=2)
+    drawn = model.generate(raw={"label": 3}, sampling={"schedule": "2", "steps": 2}, count=2)
     assert drawn.shape == (2, 4, 8, 8)
     with pytest.raises(RecipeError, match="label 10: must be 0 to 9; nearest: 9"):
         model.generate(raw={"label": 10}, steps=2)
@@ -260,14 +260,14 @@ def test_settings_of_a_folder_that_ours_lacks(tmp_path, file, change, words):
 
 def test_other_models_are_not_written():
     with pytest.raises(RecipeError, match="the layout 'diffusers' has"):
-        dit_pipeline.tensors_of(model_of_design("adaln"), "diffusers")
+        dit_pipeline.tensors_of(model_of_block_type("adaln"), "diffusers")
 
 
-def model_of_design(design: str) -> Model:
+def model_of_block_type(block_type: str) -> Model:
     config = model_of(SMALL).config
     assert config is not None
     plain = config.model_dump(mode="json")
-    plain["network"]["design"] = design
+    plain["network"]["block_type"] = block_type
     return build(validate(ModelConfig, plain, "test"))
 
 

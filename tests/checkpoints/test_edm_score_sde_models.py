@@ -127,7 +127,7 @@ def test_a_file_of_score_sde_is_known_by_its_keys(name):
 
 
 def test_a_model_of_score_sde_computes_what_its_network_does(monkeypatch: pytest.MonkeyPatch):
-    small = {"blocks": 1, "channels": 16, **NCSNPP}
+    small = {"num_res_blocks": 1, "model_channels": 16, **NCSNPP}
     monkeypatch.setitem(edm_score_sde_models.SCORE_SDE, "small", (small, edm_score_sde_models.VE))
     config = edm_score_sde_models.score_sde_network("small")
     torch.manual_seed(0)

@@ -38,11 +38,17 @@ TINY = {
     "resblock_updown": True,
 }
 SAID = ModelOverrides(
-    size=16, head_channels=16, attention_order="heads-first", betas="cosine", steps=50, rescale=None,
+    size=16, head_channels=16, attention_order="heads-first", beta_schedule="cosine", timesteps=50,
+    rescale_timesteps=None,
     variance="learned-range",
 )  # fmt: skip
 SAID_OF_CLASSIFIER = ModelOverrides(
-    head_channels=16, attention_order="heads-first", betas="cosine", steps=50, rescale=None, blocks=1
+    head_channels=16,
+    attention_order="heads-first",
+    beta_schedule="cosine",
+    timesteps=50,
+    rescale_timesteps=None,
+    num_res_blocks=1,
 )
 
 
@@ -103,9 +109,9 @@ def test_a_released_file_is_known_by_its_keys_and_shapes(name):
         assert found.network == from_classifier_flags(flags)
         assert found.classes == 1000
         # a classifier is told the index of the diffusion model of its size
-        assert found.process["betas"] == ("cosine" if found.size == 64 else "linear-scaled")
+        assert found.process["beta_schedule"] == ("cosine" if found.size == 64 else "linear-scaled")
         return
-    heads = ("heads", "heads_up", "head_channels", "attention_order", "modulation", "resample")
+    heads = ("heads", "heads_up", "head_channels", "attention_order", "time_scale_shift", "resample")
     for field in heads:
         assert getattr(found.network, field) == getattr(from_flags(flags), field)
     assert found.classes == (1000 if flags["class_cond"] else None)
@@ -202,10 +208,10 @@ def shapes(theirs: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 def test_an_unknown_file_asks_for_each_field_by_name():
     theirs, _ = tiny()
-    asked = "give size, heads or head_channels, attention_order, betas, steps, rescale, variance,"
+    asked = "give size, heads or head_channels, attention_order, beta_schedule, timesteps, rescale_timesteps, variance,"
     with pytest.raises(WeightsError, match=asked):
         openai_models.match(shapes(theirs))
-    for name in ("size", "attention_order", "betas", "steps", "rescale", "variance"):
+    for name in ("size", "attention_order", "beta_schedule", "timesteps", "rescale_timesteps", "variance"):
         said = ModelOverrides(**{key: getattr(SAID, key) for key in SAID.model_fields_set - {name}})
         with pytest.raises(WeightsError, match=rf"do not say everything: give {name}, "):
             openai_models.match(shapes(theirs), said)
@@ -216,7 +222,8 @@ def test_an_unknown_file_asks_for_each_field_by_name():
 def test_an_unknown_classifier_asks_for_its_own():
     for pool, size in {"attention": "", "spatial": "size, "}.items():
         theirs, _ = tiny_classifier(pool)
-        asked = f"give {size}heads or head_channels, attention_order, betas, steps, rescale, blocks,"
+        asked = f"give {size}heads or head_channels, attention_order, beta_schedule, timesteps, "
+        asked += "rescale_timesteps, num_res_blocks,"
         with pytest.raises(WeightsError, match=asked):
             openai_models.match(shapes(theirs))
 
@@ -251,9 +258,9 @@ def test_a_model_of_an_unknown_file_computes_what_its_network_does():
 
 def test_an_unknown_file_is_sampled_in_250_calls_or_the_whole_chain():
     shaped = shapes(tiny()[0])
-    short = openai_models.match(shaped, SAID.model_copy(update={"steps": 40})).model_config()
+    short = openai_models.match(shaped, SAID.model_copy(update={"timesteps": 40})).model_config()
     assert (short.sample.sampler, short.sample.steps) == ("ancestral", 40)
-    long = openai_models.match(shaped, SAID.model_copy(update={"steps": 4000})).model_config()
+    long = openai_models.match(shaped, SAID.model_copy(update={"timesteps": 4000})).model_config()
     assert long.sample.steps == 250
     said = validate(ModelOverrides, SAID.model_dump(exclude_unset=True) | {"process": {"kind": "cosine-vp"}}, "said")
     assert openai_models.match(shaped, said).model_config().process.kind == "cosine-vp"

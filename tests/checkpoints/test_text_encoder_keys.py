@@ -385,7 +385,7 @@ def model_config(**changes: Any) -> ModelConfig:
         "shape": [1, 4, 4],
         "network": {"kind": "unet", "model_channels": 4, "channel_mult": [1, 2], "num_res_blocks": 1, "groups": 4},
         "process": {"kind": "discrete-vp", "beta_schedule": "cosine", "timesteps": 20},
-        "condition": [section(gives="vector", **changes).model_dump(mode="json")],
+        "condition": [section(output="vector", **changes).model_dump(mode="json")],
         "sample": {"steps": 3, "guidance": {"scale": 3.0}},
     }
     return validate(ModelConfig, raw, "test")
@@ -474,9 +474,12 @@ def test_a_layer_or_a_padding_that_weights_do_not_hold_is_the_recipes(tmp_path):
             "encoder name 'clip-m': known are .*; nearest: 'clip-l'",
         ),
         ({"encoder": {"kind": "t5", **asdict(T5)}}, "tokenizer = 'clip': T5 has its own in its folder"),
-        ({"encoder": {"kind": "t5", **asdict(T5)}, "tokenizer": "file", "chunks": 2}, "chunks = 2: T5 takes rows"),
+        (
+            {"encoder": {"kind": "t5", **asdict(T5)}, "tokenizer": "file", "num_chunks": 2},
+            "num_chunks = 2: T5 takes rows",
+        ),
         ({"encoder": {"kind": "bert"}}, "encoder"),
-        ({"emphasis": "yes"}, "emphasis"),
+        ({"prompt_weighting": "yes"}, "prompt_weighting"),
     ],
 )
 def test_sections_that_cannot_work_are_told(changes, message):
@@ -500,8 +503,8 @@ def test_training_moves_the_network_and_leaves_the_encoder(tmp_path):
         {"pixels": torch.randint(0, 256, (1, 4, 4), generator=generator, dtype=torch.uint8), "prompt": word}
         for word in ("a cat", "a dog", "a red cat", "")
     ]
-    settings: dict[str, Any] = {"batch": 4, "steps": 2, "precision": "float32", "save_every": 0, "sample_every": 0}
-    config = unveil.model.config.TrainConfig(**settings, validate_every=0, ema=0.5)
+    settings: dict[str, Any] = {"batch_size": 4, "steps": 2, "precision": "float32", "save_every": 0, "sample_every": 0}
+    config = unveil.model.config.TrainConfig(**settings, validate_every=0, ema_decay=0.5)
     train.fit(made, items, objective=DiffusionLoss(), config=config, run=tmp_path / "run")
     moved = {key for key, tensor in made.state_dict().items() if not torch.equal(tensor, before[key])}
     assert moved

@@ -135,7 +135,7 @@ def settings(scheduler: Any, *sigmas: Any, **how: Any) -> tuple[Any, Any]:
 def test_levels_are_those_of_wans_solver(steps, shift):
     theirs, read = settings(diffusers.UniPCMultistepScheduler(**tiny_video.SOLVER | {"flow_shift": shift}), steps)
     process = ProcessSettings(process=read.process).process.build()
-    grid = schedules.get_schedule(process, read.sample["grid"], steps)
+    grid = schedules.get_schedule(process, read.sample["schedule"], steps)
     assert [level.sigma for level in grid] == pytest.approx(theirs.sigmas.tolist(), abs=1e-7)
     assert [process.index(level) for level in grid[:-1]] == theirs.timesteps.tolist()  # whole numbers
 
@@ -159,12 +159,12 @@ def test_levels_are_those_of_cogvideox(scale):
     made = diffusers.CogVideoXDDIMScheduler(**tiny_video.V_PREDICTION | {"snr_shift_scale": scale})
     theirs, read = settings(made, 20)
     process = ProcessSettings(process=read.process).process.build()
-    grid = schedules.get_schedule(process, read.sample["grid"], 20)
+    grid = schedules.get_schedule(process, read.sample["schedule"], 20)
     want = theirs.alphas_cumprod[theirs.timesteps].tolist()
     assert [level.alpha**2 for level in grid[:-1]] == pytest.approx(want, abs=1e-9)
     assert grid[0].alpha == 0  # no data is left
     assert read.prediction == "v"
-    assert read.sample["clip"] == "none"
+    assert read.sample["threshold"] == "none"
 
 
 # -- levels of parts ----------------------------------------------------------------------------------------------

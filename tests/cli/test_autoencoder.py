@@ -70,7 +70,7 @@ def test_a_dry_run_writes_nothing(cli: Cli, tmp_path: Path):
     assert tree(tmp_path) == {}
     printed = cli("train", "vq-fashion", "--print-config", "train.lr=0.5")
     assert "lr: 0.5" in printed.out
-    assert "log_scale: null" in printed.out
+    assert "logvar_init: null" in printed.out
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def test_a_set_is_drawn_for_each_line_as_it_would_be_by_itself(cli: Cli, folder:
         assert Path(f"own/seed3_0000{n}.png").read_bytes() == Path("made", names[n]).read_bytes()
     facts = read_facts(Path("made", names[2]))
     assert (facts["given"], facts["negative"]) == ({"prompt": "x=3"}, {"prompt": "2"})
-    assert (facts["steps"], facts["scale"], facts["sampler"], facts["seed"]) == (2, 3.0, "heun", 5)
+    assert (facts["steps"], facts["guidance_scale"], facts["sampler"], facts["seed"]) == (2, 3.0, "heun", 5)
     assert cli("sample", folder, "--from-metadata", Path("made", names[2]), "--out", "again.png").code == 0
     assert Path("again.png").read_bytes() == Path("made", names[2]).read_bytes()
 
@@ -71,7 +71,7 @@ def test_a_plain_line_is_a_prompt_and_options_hold_for_every_line(cli: Cli, fold
         for seed in (4, 6):
             facts = read_facts(Path(f"made/line{number:04d}_seed{seed}_00000.png"))
             assert (facts["given"], facts["negative"]) == ({"prompt": prompt}, {"prompt": "a dog"})
-            assert (facts["steps"], facts["scale"]) == (1, 2.0)
+            assert (facts["steps"], facts["guidance_scale"]) == (1, 2.0)
 
 
 @pytest.mark.slow

@@ -145,13 +145,13 @@ def test_a_file_of_a_user_is_gone_on_with_where_it_holds_captions_and_loses_noth
 @pytest.mark.parametrize(
     ("decode", "options", "how", "beams"),
     [
-        ({"beams": 1}, {}, "greedy", 4),
-        ({"beams": 3}, {}, "beam", 3),
-        ({"beams": 3}, {"beams": 1}, "greedy", 1),
-        ({"beams": 3}, {"how": "greedy"}, "greedy", 3),
-        ({"beams": 1}, {"how": "beam"}, "beam", 4),
-        ({"beams": 1}, {"beams": 2}, "beam", 2),
-        ({"beams": 3, "length_power": 1.0}, {}, "beam", 3),
+        ({"num_beams": 1}, {}, "greedy", 4),
+        ({"num_beams": 3}, {}, "beam", 3),
+        ({"num_beams": 3}, {"beams": 1}, "greedy", 1),
+        ({"num_beams": 3}, {"how": "greedy"}, "greedy", 3),
+        ({"num_beams": 1}, {"how": "beam"}, "beam", 4),
+        ({"num_beams": 1}, {"beams": 2}, "beam", 2),
+        ({"num_beams": 3, "length_penalty": 1.0}, {}, "beam", 3),
         (None, {}, "greedy", 4),
     ],
 )
@@ -163,12 +163,12 @@ def test_a_captioner_writes_as_its_recipe_says(
     monkeypatch.setattr(caption, "load_captioner", lambda *place: trained._replace(facts={"size": [8, 8], **said}))
     own = caption.CaptionRequest(tmp_path, str(tmp_path / "any"), **options).teller()
     assert isinstance(own, NativeCaptioner)
-    assert (own.how, own.beams, own.length_power) == (how, beams, (decode or {}).get("length_power", 0.6))
+    assert (own.how, own.beams, own.length_power) == (how, beams, (decode or {}).get("length_penalty", 0.6))
 
 
 def test_how_it_writes_that_cannot_be_read_is_refused(run: Path, tmp_path: Path, monkeypatch: Any):
     trained = load_captioner(run)
-    for wrong in ({"beams": 0}, {"beems": 1}, 3):
+    for wrong in ({"num_beams": 0}, {"beems": 1}, 3):
         monkeypatch.setattr(caption, "load_captioner", lambda *place, w=wrong: trained._replace(facts={"decode": w}))
         with pytest.raises(WeightsError, match="how it writes cannot be read"):
             caption.CaptionRequest(tmp_path, str(tmp_path / "any")).teller()

@@ -61,7 +61,7 @@ def test_metadata_of_the_other_form_is_not_joined_by_a_second(cli: Cli, tmp_path
     assert "train on them with data.captions_file=told.jsonl" in done.out
     assert rows(Path("told.jsonl"))[0] == {"file_name": "a.png", "text": "alpha", "label": "x", "caption": "Number 1."}
     assert tree(folder) == before
-    made = opened(folder, captions="told.jsonl")
+    made = opened(folder, captions_file="told.jsonl")
     assert [(one.text, one.synthetic) for one in made.entries] == [("alpha", "Number 1."), ("beta", "Number 2.")]
     assert made.classes == ["x", "y"]
 
@@ -84,7 +84,7 @@ def test_classes_that_metadata_cannot_say_are_not_hidden_by_it(cli: Cli, tmp_pat
     )
     assert not place.asked
     assert cli("caption", folder, *ask, "--out", "captions.jsonl").code == 0
-    made = opened(folder, captions="captions.jsonl")
+    made = opened(folder, captions_file="captions.jsonl")
     assert (made.classes, made[1]["text"]) == (["2023", "2024"], "Number 2.")
 
 

@@ -277,7 +277,7 @@ def test_previews_rewrite_one_file(cli: Cli, saved: Path, tmp_path: Path):
         (
             ["img2img", "MODEL", "a.png", "a cat"],
             2,
-            ["'a cat': this model takes no prompt, only: label", "no prompt but label"],
+            ["'a cat': this model takes no prompt, only: label"],
         ),
         (["img2img", "MODEL", "a.png", "--negative-cond", "lable=3"], 2, ["condition 'lable'", "nearest: 'label'"]),
         (["img2img", "MODEL", "a.png", "--seed", "1", "--seed", "2", "-n", "3"], 2, ["seed: 2 for 3 pictures"]),
@@ -400,4 +400,4 @@ def test_networks_that_were_trained_for_it_are_shown_what_they_need(
     assert read_facts(tmp_path / "edited" / "a_seed0_00001.png")["task"].get("method", "network") == "network"
     assert cli(verb, "trained", "--from-metadata", "edited/a_seed0_00001.png", "--out", "again.png").code == 0
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / "edited" / "a_seed0_00001.png").read_bytes()
-    refused(cli("img2img", "trained", path), 2, f"given a picture under '{keys[0]}', which cannot be typed")
+    refused(cli("img2img", "trained", path), 2, f"takes an image as the condition '{keys[0]}', which cannot be typed")

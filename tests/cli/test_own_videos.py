@@ -33,8 +33,8 @@ def films(folder: Path, count: int) -> Path:
 def test_what_is_known_of_sizes_is_what_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("UNVEIL_CACHE", str(tmp_path / "cache"))
     folder = films(tmp_path / "films", 10)
-    settings: dict[str, Any] = {"frames": 8, "fps": 8, "resample": "nearest", "short": "keep", "held_out": 0}
-    for how in ({"size": 24, "fit": "aspect", "multiple": 8}, {"size": 24, "fit": "pad"}, {"size": "native"}):
+    settings: dict[str, Any] = {"frames": 8, "fps": 8, "resample": "nearest", "too_short": "keep", "val_fraction": 0}
+    for how in ({"size": 24, "fit": "aspect", "size_multiple": 8}, {"size": 24, "fit": "pad"}, {"size": "native"}):
         clips = VideoDataset(VideoFolderConfig(str(folder), **settings, **how))
         assert clips.sizes().tolist() == [list(clips[n]["pixels"].shape[1:]) for n in range(len(clips))]
     assert len({tuple(size) for size in clips.sizes().tolist()}) > 5

@@ -72,7 +72,7 @@ def test_a_folder_becomes_a_folder(cli: Cli, picture: Path):
     (inner / "c.png").write_text("no picture")
     some = cli("preprocess", "canny", "photos", "--out", "others")
     assert some.code == 4
-    assert "1 of 3 could not be drawn, 2 were" in some.err
+    assert "1 of 3 could not be processed, 2 were" in some.err
     assert "c.png: its content is text" in some.err
     assert len(list(Path("others").rglob("*.png"))) == 2
 

@@ -27,9 +27,16 @@ NETWORK = UNetConfig(
     time_scale_shift="scale-shift",
     resample="residual",
 )
-SAID = ["size=16", "head_channels=16", "attention_order=heads-first", "betas=cosine", "steps=100", "rescale=1000"]
+SAID = [
+    "size=16",
+    "head_channels=16",
+    "attention_order=heads-first",
+    "beta_schedule=cosine",
+    "timesteps=100",
+    "rescale_timesteps=1000",
+]
 SAID_OF_MODEL = [f"file.{one}" for one in [*SAID, "variance=learned-range"]]
-SAID_OF_CLASSIFIER = [f"classifier.{one}" for one in [*SAID, "blocks=1"]]
+SAID_OF_CLASSIFIER = [f"classifier.{one}" for one in [*SAID, "num_res_blocks=1"]]
 
 
 def redrawn(state: dict[str, torch.Tensor], seed: int) -> dict[str, torch.Tensor]:
@@ -61,7 +68,15 @@ def files(tmp_path: Path) -> Path:
 def test_a_file_that_matches_none_asks_for_what_its_keys_do_not_say(cli: Cli, files: Path):
     done = cli("sample", "model.pt", "--class", 3, "steps=2")
     assert done.code == 1
-    for name in ("size", "heads or head_channels", "attention_order", "betas", "steps", "rescale", "variance"):
+    for name in (
+        "size",
+        "heads or head_channels",
+        "attention_order",
+        "beta_schedule",
+        "timesteps",
+        "rescale_timesteps",
+        "variance",
+    ):
         assert name in done.err
     assert "Traceback" not in done.err
     assert sorted(tree(files)) == ["classifier.pt", "model.pt"]

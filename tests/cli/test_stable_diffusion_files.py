@@ -283,13 +283,13 @@ def test_a_size_that_is_no_multiple_names_the_nearest(cli: Cli, folder: Path):
 def test_a_negative_prompt_without_guidance_is_told(cli: Cli, folder: Path):
     ask = ["sample", folder, "a cat", "--negative-cond", "prompt=a dog", "--steps", 1, "--out", "a.png", "--force"]
     done = cli(*ask, "--guidance-scale", 1)
-    assert "--negative-prompt: has no effect at a scale of 1" in done.err
+    assert "negative prompts and conditions have no effect without guidance" in done.err
     assert "no effect" not in cli(*ask).err  # the control
 
 
 def test_an_inpainting_model_names_its_command(cli: Cli, tmp_path: Path):
     tiny_sd.pipeline("StableDiffusionInpaintPipeline").save_pretrained(tmp_path / "masks")
-    refused(cli("sample", "masks", "a cat"), 2, "under 'mask'", "use `unveil inpaint` or `unveil outpaint`")
+    refused(cli("sample", "masks", "a cat"), 2, "as the condition 'mask'", "use `unveil inpaint` or `unveil outpaint`")
 
 
 def test_a_mask_of_another_size(cli: Cli, folder: Path, tmp_path: Path):

@@ -56,7 +56,7 @@ def test_words_alone_make_a_clip_in_every_form(cli: Cli, model: Path, tmp_path: 
     )
     assert done.code == 0, done.err
     assert done.json | {"model": None} == {
-        "clips": [f"out.{form}"], "model": None, "task": "generate", "seed": 4, "count": 1, "frames": 6, "size": [8, 8],
+        "clips": [f"out.{form}"], "model": None, "task": "make", "seed": 4, "count": 1, "frames": 6, "size": [8, 8],
         "fps": 8.0,
     }  # fmt: skip
     facts = read_facts(tmp_path / f"out.{form}")

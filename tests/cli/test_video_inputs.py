@@ -74,7 +74,7 @@ def test_a_model_goes_on_to_read_longer_prompts(cli: Cli, run: Path, tmp_path: P
     done = cli("train", "playground-video", "--quick", "--output-dir", "longer", *small, "condition.0.max_length=50")
     assert done.code == 0, done.err
     before, after = unveil.load(run), unveil.load(tmp_path / "longer")
-    assert [model.conditioners["prompt"].config.most for model in (before, after)] == [36, 50]
+    assert [model.conditioners["prompt"].config.max_length for model in (before, after)] == [36, 50]
     raw = {"prompt": "a small red circle moves left"}  # a short one is read as before
     torch.testing.assert_close(before.generate(raw=raw), after.generate(raw=raw), rtol=1e-4, atol=1e-4)
     done = cli("train", "playground-video", "--quick", "--output-dir", "wider", *small, "condition.0.width=64")

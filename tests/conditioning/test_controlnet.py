@@ -89,8 +89,8 @@ def test_the_network_that_trains_is_the_one_that_samples():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"channels": 32}, "widths of the levels 32, 64, here 64, 128"),
-        ({"blocks": 2}, "blocks of a level 2, here 1"),
+        ({"model_channels": 32}, "widths of the levels 32, 64, here 64, 128"),
+        ({"num_res_blocks": 2}, "blocks of a level 2, here 1"),
         ({"in_channels": 4}, "channels of x 4, here 1"),
         ({"patch": 1}, "patch 1, here 2"),
     ],

@@ -19,5 +19,5 @@ def test_a_folder_has_the_fingerprint_of_earlier_releases(tmp_path: Path):
     values = [("str", f'"{rule}"'), ("NoneType", "null"), ("str", f'"{PIL.__version__}"')]
     values += [("str", f'"{sha256(tmp_path / "a.png")}"'), ("NoneType", "null"), ("NoneType", "null")]
     expected = b"".join(f"{kind} {len(body)}\0{body}".encode() for kind, body in values)
-    found = dataset_fingerprint(data.open(data.FolderConfig(str(tmp_path), 4, held_out=0.0)))
+    found = dataset_fingerprint(data.open(data.FolderConfig(str(tmp_path), 4, val_fraction=0.0)))
     assert found == hashlib.sha256(expected).hexdigest()

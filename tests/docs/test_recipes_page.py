@@ -82,6 +82,6 @@ def test_the_page_has_no_table_twice():
 
 def test_a_key_is_told_by_what_its_section_derives_from():
     told = directives().documented(directives().named("unveil.model.config.latent_autoencoder", "VQSection"))
-    assert told["codes"] == "entries of the codebook."
+    assert told["codebook_size"] == "entries of the codebook."
     assert "deviation is near 1" in told["scale"]  # of CodecConfig
     assert told["z_channels"]  # of the autoencoder's networks

@@ -18,6 +18,7 @@ from tests.former.environment import key
 from tests.former.outputs import tensors, texts
 from tests.former.pixels import pixels_sha256
 from unveil.evaluate.report import Report, compare
+from unveil.model import migration
 
 OUTPUTS = json.loads((FILES / "outputs.json").read_text())
 INDEX = json.loads((FILES / "index.json").read_text())
@@ -118,7 +119,12 @@ def test_a_recipe_is_read_with_all_its_numbers(files, recipe):
 
 @pytest.mark.parametrize("recipe", SHIPPED)
 def test_a_copy_of_a_shipped_recipe_is_the_shipped_one(files, recipe):
-    assert resolved(files, recipe) == resolved(files, Path(recipe).stem)
+    copy, name = resolved(files, recipe), Path(recipe).stem
+    shipped = resolved(files, migration.RECIPES.get(name, name))
+    if name in migration.RECIPES:  # the copy bears its former name, and its command, a text, names it
+        for key_of_name in ("name", "command"):
+            assert copy.pop(key_of_name) != shipped.pop(key_of_name)
+    assert copy == shipped
 
 
 # ---------------------------------------------------------------------- reports

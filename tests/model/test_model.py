@@ -285,7 +285,7 @@ def test_a_learned_variance_is_sampled_with():
     ("settings", "message"),
     [
         ({"sampler": "dim"}, "sampling: sampler: sampler 'dim': no such sampler; nearest: 'ddim'"),
-        ({"clip": "hard"}, "sampling: clip = 'hard': must be one of static, dynamic, none"),
+        ({"clip": "hard"}, "sampling: threshold = 'hard': must be one of static, dynamic, none"),
         ({"eta": 2.0}, "sampling: eta = 2.0: must be less than or equal to 1"),
         ({"steps": 0}, "sampling: steps = 0: must be greater than or equal to 1"),
         ({"scale": float("nan")}, "must be a finite number"),

@@ -135,7 +135,7 @@ def test_without_a_text_the_picture_looks_at_itself_again():
     before = layer(x)
     nn.init.zeros_(layer.get_parameter("blocks.0.context.out.weight"))
     assert not torch.allclose(layer(x), before)
-    network = unet(replace(CONFIG, context_width=None))
+    network = unet(replace(CONFIG, cross_attention_dim=None))
     assert network(*inputs()[:2]).shape == (2, 4, 8, 8)
 
 

@@ -112,7 +112,7 @@ def test_samples_are_asked_for_what_held_out_clips_show(tmp_path: Path):
 
 def test_multiply_adds_count_the_text():
     arm = RecipeVariant(RECIPE)
-    longer = arm.read(quick=False).model_dump(mode="json")["condition"][0] | {"most": 72}
+    longer = arm.read(quick=False).model_dump(mode="json")["condition"][0] | {"max_length": 72}
     more = RecipeVariant(
         RECIPE, f"'condition=[{ {k: v for k, v in longer.items() if v is not None} }]'".replace("True", "true")
     )
@@ -197,7 +197,7 @@ def verdicts(found: ExperimentResults) -> tuple[str, set[str]]:
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_sizes_and_times_are_told_the_right_way(sign: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    faults = dict(zip(("width=12", "width=18", "width=24"), (0.4, 0.25, 0.1)[::sign], strict=True))
+    faults = dict(zip(("hidden_size=12", "hidden_size=18", "hidden_size=24"), (0.4, 0.25, 0.1)[::sign], strict=True))
     own = staged(monkeypatch, tmp_path, lambda arm: next(value for key, value in faults.items() if key in arm.changes))
     found = video_claims._scaling(own)
     at_end = [one for one in found.comparisons if "is better than" in one.name]
@@ -236,7 +236,9 @@ def test_native_sizes_are_told_the_right_way(bad: str, verdict: str, tmp_path: P
 def test_levels_of_frames_are_told_the_right_way(
     good: bool, verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    own = staged(monkeypatch, tmp_path, lambda arm: 0.1 if ("ways.own" in arm.changes) == good else 0.4)
+    own = staged(
+        monkeypatch, tmp_path, lambda arm: 0.1 if ("context_modes.independent" in arm.changes) == good else 0.4
+    )
     seen: list[diffusion_forcing.RealVideos] = []
     whole = diffusion_forcing._moving
 

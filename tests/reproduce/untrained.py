@@ -45,7 +45,7 @@ class Untrained(ExperimentContext):
             before = None if arm.after is None else self.course(arm.after, seed).model
             recipe = arm.read(self.scale.quick)
             model = init_recipe_model(arm, seed, self.scale.quick, before)
-            recipe.objective.build(recipe, model.process, recipe.train.batch)
+            recipe.objective.build(recipe, model.process, recipe.train.batch_size)
             shaken(model, seed)
             steps, draw = eval_steps(recipe), torch.Generator().manual_seed(seed)
             pixels = drawn((len(steps), self.scale.pictures, *model.shape), draw)

@@ -137,7 +137,7 @@ def test_a_grid_has_a_picture_for_every_setting(page: Any, studio: Server):
     page.wait_for_function("document.querySelectorAll('#grid-result img[data-state=completed]').length == 8")
     rings = [job.request for job in studio.service.queue.jobs("completed") if job.request["prompt"] == "a ring"]
     settings = [one["sampling"] for one in rings]
-    made = {(one["sampler"], one["steps"], one["scale"]) for one in settings}
+    made = {(one["sampler"], one["steps"], one["guidance_scale"]) for one in settings}
     assert made == {(name, steps, scale) for name in ("heun", "euler-time") for steps in (2, 3) for scale in (1, 4)}
     page.get_by_label("Steps to compare").fill("many")
     page.get_by_role("button", name="Generate the plot").click()

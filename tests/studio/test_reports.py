@@ -49,7 +49,7 @@ def test_a_file_is_brought_in_and_written_in_another_layout(page: Any, places: P
     page.get_by_label("LoRA", exact=True).check()
     page.get_by_role("button", name="Import", exact=True).click()
     page.locator("#models-table").get_by_text("style").first.wait_for()
-    page.get_by_role("status").get_by_text("style.safetensors was brought in: a LoRA.").wait_for()
+    page.get_by_role("status").get_by_text("style.safetensors was imported: a LoRA.").wait_for()
     there = places / "models" / "loras" / "style.safetensors"
     assert there.read_bytes() == (tmp_path / "style.safetensors").read_bytes()
 

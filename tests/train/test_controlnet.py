@@ -98,9 +98,7 @@ def test_the_base_stays_and_only_the_controlnet_is_kept(tmp_path: Path):
     state = found.network.state_dict()
     assert state.keys() == averaged.keys()
     assert all(torch.equal(tensor, averaged[key]) for key, tensor in state.items())
-    with pytest.raises(
-        WeightsError, match=r"holds a ControlNet on 'base', not a whole model; .*--controlnet .*=PICTURE"
-    ):
+    with pytest.raises(WeightsError, match=r"holds a ControlNet on 'base', not a whole model; .*--controlnet .*=IMAGE"):
         unveil.load(tmp_path / "run")
 
 

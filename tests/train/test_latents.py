@@ -119,7 +119,7 @@ def test_one_weight_or_setting_of_the_codec_makes_another_file(tmp_path: Path):
 
 def test_a_model_without_an_encoder_is_refused():
     bare = Model(model().denoiser, (2, 4, 4))
-    with pytest.raises(RecipeError, match=r"Identity, encodes nothing; set train\.latents: encode"):
+    with pytest.raises(RecipeError, match=r"Identity, encodes nothing; set train\.cache_latents: false"):
         encoder_of(bare)
 
 

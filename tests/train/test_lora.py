@@ -129,7 +129,9 @@ def test_recipe_and_base_have_to_agree():
     with pytest.raises(RecipeError, match=r"lora: without base"):
         recipe("base=null")
     other = build(recipe("network.hidden_size=64").model)
-    with pytest.raises(RecipeError, match=r"network of the base runs/base is .*width=64.*of the recipe .*width=32"):
+    with pytest.raises(
+        RecipeError, match=r"network of the base runs/base is .*hidden_size=64.*of the recipe .*hidden_size=32"
+    ):
         setup_lora(other, PLACE, recipe())
     with pytest.raises(RecipeError, match=r"'atention'.*matches no layer"):
         setup_lora(base(), PLACE, recipe("lora.targets=[atention]"))

@@ -133,7 +133,7 @@ def test_one_vocabulary_for_both_sides():
     ("changes", "message"),
     [
         ({"network": {"tie": "all"}}, "must be one; use tie = output"),
-        ({"network": {"limit": 4}}, r"network\.limit = 4: sequences of 3 letters need 5"),
+        ({"network": {"limit": 4}}, r"network\.max_length = 4: sequences of 3 letters need 5"),
         ({"evaluate": {"longer": [7]}}, "sequences of 7 letters need 9"),
         ({"tokens": {"shared": True, "source": "characters"}}, "give both one unit"),
         ({"data": {"tasks": ["cpy"]}}, "nearest: 'copy'"),
@@ -152,7 +152,7 @@ def test_pairs_beyond_the_limit_are_told_before_training(tmp_path: Path):
     raw = {**TINY, "data": {"kind": "pairs", "path": str(path)}}
     given = parse_recipe(raw, "tiny")
     assert isinstance(given, SequenceRecipe)
-    with pytest.raises(RecipeError, match=r"network\.limit = 8: the longest training text has 10 tokens"):
+    with pytest.raises(RecipeError, match=r"network\.max_length = 8: the longest training text has 10 tokens"):
         train_sequence(given)
 
 
@@ -165,7 +165,7 @@ def test_held_out_pairs_that_cannot_be_judged_are_told_before_training(tmp_path:
     apart = next(text for text in every if is_held_out(text + " b b b b b b b b"))
     train = [text for text in every if not is_held_out(text)]
     path.write_text("".join(f"{text}\tb\n" for text in [*train, apart + " b b b b b b b b"]))
-    with pytest.raises(RecipeError, match=r"network\.limit = 8: the held-out 'a .* has 10 tokens"):
+    with pytest.raises(RecipeError, match=r"network\.max_length = 8: the held-out 'a .* has 10 tokens"):
         train_sequence(given, told.append)
     path.write_text("".join(f"{text}\tb\n" for text in train))
     with pytest.raises(DataError, match="held-out"):

@@ -407,9 +407,9 @@ def data_check(
         float | None, typer.Option(help="Frame rate in frames per second; each video's own when left out.")
     ] = None,
     resample: Annotated[str, typer.Option(help="Rule that brings videos to --fps: none, nearest or shown.")] = "none",
-    hop: Annotated[
+    stride: Annotated[
         int | None,
-        typer.Option("--stride", help="Stride between clips of a video, in frames; one clip when left out."),
+        typer.Option(help="Stride between clips of a video, in frames; one clip when left out."),
     ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -422,7 +422,7 @@ def data_check(
     """
     from unveil.cli import data as work
 
-    clips = work.InTime(frames, fps, resample, hop)
+    clips = work.InTime(frames, fps, resample, stride)
     work.check(path, size, fit, clips, Console(as_json, quiet))
 
 

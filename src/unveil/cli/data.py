@@ -33,12 +33,12 @@ class Shown:
 
 @dataclass(frozen=True)
 class InTime:
-    """How clips are used: see `data.ClipsConfig`."""
+    """How clips are used: see `data.VideoFolderConfig`."""
 
     frames: int = 16
     fps: float | None = None
     resample: str = "none"
-    hop: int | None = None
+    stride: int | None = None
 
 
 def check(path: Path, size: int | None, fit: str, clips: InTime, console: Console) -> None:

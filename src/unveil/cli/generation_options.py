@@ -274,7 +274,7 @@ def setting_name(typed: str, value: str = "") -> str:
         RecipeError: it is no setting but an option; the message names it.
     """
     name, dot, rest = typed.partition(".")
-    if dot and name in ("options", "file"):
+    if dot and name in ("options", "file", "classifier"):
         return typed
     names = SampleConfig.names()
     if name == "guidance" and _value(value) != value:

@@ -143,6 +143,7 @@ KINDS: dict[str, dict[str, str]] = {
     "process": {"root-shifted": "sqrt-size-shifted"},
     "condition": {"words": "learned-text"},
     "objective": {"framewise": "diffusion-forcing"},
+    "context_modes": {"ways": "context_modes"},
 }
 
 # Values of a key (by its new name) that are written in another way now.

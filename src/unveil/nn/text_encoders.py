@@ -128,7 +128,7 @@ class T5EncoderConfig:
             RecipeError: more than one row; `length` makes a longer one.
         """
         if rows != 1:
-            raise RecipeError(f"chunks = {rows}: T5 takes rows of any length; raise length instead")
+            raise RecipeError(f"num_chunks = {rows}: T5 takes rows of any length; raise length instead")
         return TokenLayout(self.length, 1, None, self.end, self.padding)
 
 

@@ -29,7 +29,7 @@ JUDGED, QUICK_JUDGED = 400, 10  # held-out clips that its captions are compared 
 AT_ONCE = 64
 SHORT, DENSE = "captioner-short", "captioner-playground"
 _PACE = {SHORT: "train.steps=300 train.batch_size=64", DENSE: "train.steps=900 train.batch_size=64"}
-_WORLD = ("smallest", "largest", "frames", "objects", "motions")  # what a captioner sees as the arms do
+_WORLD = ("min_size", "max_size", "frames", "objects", "motions")  # what a captioner sees as the arms do
 _MADE = 1  # raised when captions come out otherwise, so that what was kept is not used any more
 
 

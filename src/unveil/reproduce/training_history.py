@@ -86,7 +86,17 @@ class TrainingHistory(NamedTuple):
 def train_schedule(recipe: Recipe) -> TrainSchedule:
     """How a recipe trains, in float32 whatever it asks for."""
     train = recipe.train
-    return TrainSchedule(*(getattr(train, name) for name in TrainSchedule._fields))
+    return TrainSchedule(
+        train.steps,
+        train.batch_size,
+        train.lr,
+        train.warmup,
+        train.lr_decay_ratio,
+        train.adam_betas,
+        train.ema_decay,
+        train.grad_clip_norm,
+        train.weight_decay,
+    )
 
 
 def eval_steps(recipe: Recipe) -> list[int]:

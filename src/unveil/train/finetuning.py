@@ -47,7 +47,7 @@ def _others(base: ModelConfig, wanted: ModelConfig) -> list[str]:
 
 
 def _of_any_length(part: Section) -> Section:
-    return part.model_copy(update={"most": 1}) if isinstance(part, WordsSection) else part
+    return part.model_copy(update={"max_length": 1}) if isinstance(part, WordsSection) else part
 
 
 def _remade(model: Model, base: BaseModel, config: ModelConfig) -> Model:

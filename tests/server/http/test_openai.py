@@ -131,7 +131,7 @@ def test_models_are_those_that_may_be_named(real: Server):
         ({"n": 65}, openai.UnprocessableEntityError, "n: "),
         ({"extra_body": {"stpes": 3}}, openai.UnprocessableEntityError, "stpes"),
         ({"extra_body": {"sampler": "dimm"}}, openai.BadRequestError, "ddim"),
-        ({"model": "ddpm-digits"}, openai.BadRequestError, "this model takes label"),
+        ({"model": "ddpm-digits"}, openai.BadRequestError, "this model takes no prompt, only: label"),
         ({"size": "8192x8192", "n": 64}, openai.UnprocessableEntityError, "megapixel evaluations"),
     ],
 )

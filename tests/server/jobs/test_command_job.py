@@ -54,7 +54,7 @@ def test_a_run_that_is_stopped_is_saved_and_gone_on_with(queue, worker):
     for _ in range(2):
         before = rows(run)
         id = queue.submit(TRAIN, ask).id
-        thread = threading.Thread(target=worker.one)
+        thread = threading.Thread(target=worker.run_next)
         thread.start()
         end = time.monotonic() + 120
         while rows(run) == before:

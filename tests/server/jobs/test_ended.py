@@ -51,19 +51,19 @@ time.sleep(60)
 WORKER = f"""
 import os, signal, sys, threading
 from pathlib import Path
-from unveil.server.jobs import child
+from unveil.server.jobs import command_process
 from unveil.server.jobs.catalog import Catalog
-from unveil.server.jobs.command_job import Command
+from unveil.server.jobs.command_job import CommandJob
 from unveil.server.jobs.queue import Queue
-from unveil.server.jobs.outputs import Results
+from unveil.server.jobs.outputs import JobOutputs
 from unveil.server.jobs.worker import Worker
 
 over = threading.Event()
 signal.signal(signal.SIGTERM, lambda number, frame: over.set())
-child.PROGRAM = (sys.executable, "-c", {SAVES!r})
+command_process.PROGRAM = (sys.executable, "-c", {SAVES!r})
 queue = Queue(Path(sys.argv[1]))
-work = Command("train", Catalog(queue.folder / "runs"), "cpu")
-Worker(sys.argv[2], queue, Results(queue.folder / "made"), {{"train": work}}).run(over.is_set)
+work = CommandJob("train", Catalog(queue.folder / "runs"), "cpu")
+Worker(sys.argv[2], queue, JobOutputs(queue.folder / "made"), {{"train": work}}).run(over.is_set)
 """
 
 
@@ -161,7 +161,7 @@ def test_what_a_command_says_is_read_while_it_runs_after_it_was_cancelled_and_un
 def test_a_command_that_somebody_ends_is_gone_on_with_and_its_log_too(queue, results, own, place, says):
     says(SAVES)
     id = queue.submit(TRAIN, ASK).id
-    thread = begun(own.one)
+    thread = begun(own.run_next)
     note = queue.folder / CHILDREN / f"{id}.json"
     until(lambda: (place / "begun").exists() and note.exists())
     os.kill(json.loads(note.read_text())["pid"], signal.SIGTERM)

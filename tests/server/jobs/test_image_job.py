@@ -83,7 +83,7 @@ def test_a_request_that_cannot_be_is_refused_before_it_waits(wrong, said):
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"model": "ddpm-digits", "prompt": "a ring"}, "condition 'prompt': this model takes label"),
+        ({"model": "ddpm-digits", "prompt": "a ring"}, "'a ring': this model takes no prompt, only: label"),
         ({"model": "nobody"}, "nobody"),
         ({"model": "ddpm-digits", "width": 30, "height": 33}, "33"),
         ({"model": "ddpm-digits", "loras": ["nothing"]}, "nothing"),

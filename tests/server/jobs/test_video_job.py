@@ -101,7 +101,7 @@ def test_every_verb_makes_its_clip(queue, results, worker, sent, ask, frames: in
         ({"verb": "loop", "clip": "../" + ONE}, "clip"),
         ({"prompt": "a", "frames": 0}, "frames"),
         ({"prompt": "a", "fps": 0}, "fps"),
-        ({"prompt": "a", "sampling": {"eta": 1}}, "allowed: steps, scale, sampler"),
+        ({"prompt": "a", "sampling": {"eta": 1}}, "allowed: steps, guidance_scale, sampler"),
         ({"prompt": "a", "sampling": {"sampler": "huen"}}, "sampler 'huen'.*'heun'"),
         ({"prompt": "a", "form": "exe"}, "form"),
     ],

@@ -176,11 +176,11 @@ class SimpleObjective(Section):
         return DiffusionLoss(distance=self.distance, weight=weight, time=time, variance=model.build_variance())
 
 
-WaysSection = section("ways", ContextModes)
+ContextModesSection = section("context_modes", ContextModes)
 if TYPE_CHECKING:
-    WaysChoice = PartSection
+    ContextModesChoice = PartSection
 else:
-    WaysChoice = WaysSection
+    ContextModesChoice = ContextModesSection
 
 
 class FramewiseObjective(Section):
@@ -193,7 +193,7 @@ class FramewiseObjective(Section):
     """
 
     kind: Literal["diffusion-forcing"] = "diffusion-forcing"
-    context_modes: WaysChoice = WaysSection(kind="ways")
+    context_modes: ContextModesChoice = ContextModesSection(kind="context_modes")
     distance: DistanceName = "l2"
     weight: WeightChoice = NoWeight()
     timestep_sampling: TimeChoice = UniformTime()
