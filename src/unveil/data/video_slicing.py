@@ -23,19 +23,23 @@ class VideoFolderConfig:
     The folder is laid out as that of images: metadata.jsonl or metadata.csv, a sub-folder per class, or plain; in
     each, name.txt beside name.mp4 is its caption.
 
-    size: "native" keeps the video's own; a number is used as `fit` says.
-    fit: crop, pad, stretch to size x size; aspect keeps the aspect ratio and has size x size pixels at most.
-    size_multiple: sides of native and aspect videos become multiples of it, by a crop around the centre.
-    frames: of a video. stride: frames from the start of one piece of a file to that of the next; None takes one piece,
-        from the file's beginning.
-    too_short: what happens to files with fewer frames: drop, or keep with as many as 1 + k temporal_multiple.
-    fps: frames per second; None takes each file's own.
-    resample: how a file of another rate, or a variable one, is brought to fps: none refuses it; nearest and shown are
-        the rules of `io.video.frame_timing`.
-    undersized: what happens to videos with fewer pixels than `size`: enlarge or drop.
-    max_pixels, max_frames, max_seconds: of a frame and of a file; what is larger is refused.
-    background, decode, labels, classes, caption_column, label_column, synthetic_column, captions_file,
-        synthetic_prob, max_bad, val_fraction: as for images.
+    Attributes:
+        size: "native" keeps the video's own; a number is used as `fit` says.
+        fit: crop, pad, stretch to size x size; aspect keeps the aspect ratio and has size x size pixels at most.
+        size_multiple: sides of native and aspect videos become multiples of it, by a crop around the centre.
+        frames: Frames of a video.
+        stride: Frames from the start of one piece of a file to that of the next; None takes one piece, from the file's
+            beginning.
+        too_short: what happens to files with fewer frames: drop, or keep with as many as 1 + k temporal_multiple.
+        fps: Frames per second; None takes each file's own.
+        resample: how a file of another rate, or a variable one, is brought to fps: none refuses it; nearest and shown
+            are the rules of `io.video.frame_timing`.
+        undersized: what happens to videos with fewer pixels than `size`: enlarge or drop.
+        max_pixels: Pixels of a frame; a larger one is refused.
+        max_frames, max_seconds: Length of a file; a longer one is refused.
+        background, decode, labels, classes: as for images.
+        caption_column, label_column, synthetic_column, captions_file, synthetic_prob: as for images.
+        max_bad, val_fraction: as for images.
     """
 
     path: str

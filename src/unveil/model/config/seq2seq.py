@@ -70,8 +70,8 @@ class DecodeConfig(Section):
     """How sequences are written.
 
     Attributes:
-        num_beams: of the beam search that is judged beside the greedy one, and that `unveil translate` takes; 1:
-            greedy.
+        num_beams: Width of the beam search that is evaluated beside greedy decoding, and that `unveil translate` uses;
+            1 is greedy.
         length_penalty: see `nn.decoding.beam`.
     """
 

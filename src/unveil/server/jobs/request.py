@@ -43,24 +43,6 @@ class BaseRequest(Section):
     """Fields that image and video requests share.
 
     Attributes:
-    <<<<<<< ours
-        model: a name in the models folder, of a shipped model, or of a run of this server.
-        prompt: what is to be seen, for models that take words.
-        negative: what is not.
-        seed: of the set; each sample has its own stream.
-        width, height: in pixels; none: the model's own.
-        sampling: changes of the model's own settings, by the names of `SampleConfig.flat`, such as steps and
-            guidance_scale.
-        expand: whether a short prompt is made dense before a model is told it that reads dense ones.
-    ||||||| base
-        model: a name in the models folder, of a shipped model, or of a run of this server.
-        prompt: what is to be seen, for models that take words.
-        negative: what is not.
-        seed: of the set; each sample has its own stream.
-        width, height: in pixels; none: the model's own.
-        sampling: changes of the model's own settings, by the names of `SampleConfig.flat`, such as steps and scale.
-        expand: whether a short prompt is made dense before a model is told it that reads dense ones.
-    =======
         model: Name of a bundled model, of a model in the models folder, or of a run of this server.
         prompt: Text prompt, for text-conditional models.
         negative: Negative prompt.
@@ -68,7 +50,6 @@ class BaseRequest(Section):
         width, height: Size in pixels; none: the model's own size.
         sampling: Overrides of the model's sampling settings by the keys of `SampleConfig.flat`, such as steps.
         expand: Expand a short prompt if the model was trained on detailed prompts.
-    >>>>>>> theirs
     """
 
     model: Name = PLAYGROUND
