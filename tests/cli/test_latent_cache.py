@@ -83,7 +83,7 @@ def test_latents_of_a_recipe_are_written_once(cli: Cli, tmp_path: Path, monkeypa
     monkeypatch.setenv("UNVEIL_CACHE", str(tmp_path / "cache"))
     refused = cli("data", "cache-latents", "ddpm-digits")
     assert refused.code == 2
-    assert "Identity, encodes nothing; set train.cache_latents: encode" in refused.err
+    assert "Identity, encodes nothing; set train.cache_latents: false" in refused.err
     assert not (tmp_path / "cache").exists()
     monkeypatch.setattr(work, "fresh", encoding)
     monkeypatch.setattr(train, "fresh", encoding)

@@ -168,7 +168,7 @@ def losses_of(name: str) -> list[str]:
     torch.Tensor.backward = backward  # type: ignore[assignment, method-assign]
     try:
         with TemporaryDirectory() as scratch:
-            command("train", f"recipes/trained/{name}.yaml", "--run", f"{scratch}/run", "--quiet")
+            command("train", f"recipes/trained/{name}.yaml", "-o", f"{scratch}/run", "--quiet")
     finally:
         torch.Tensor.backward = plain  # type: ignore[method-assign]
     return [loss.hex() for loss in seen[:LOSSES]]

@@ -146,7 +146,7 @@ def test_a_report_is_read(files, name):
 
 @pytest.mark.slow
 def test_a_report_of_today_compares_with_one_of_then(files):
-    words = ("--recipe", "ddpm-digits", "--samples", 20, "--set", "evaluate.floor_splits=2", "--set", "sample.steps=2")
+    words = ("--recipe", "ddpm-digits", "-n", 20, "--set", "evaluate.floor_splits=2", "--set", "sample.steps=2")
     unveil("evaluate", "ddpm-digits", *words, "--out", "today", "--quiet", folder=files)
     changes = compare(Report.load(files / "reports" / "two-steps"), Report.load(files / "today"))
     assert len(changes) == len(json.loads((FILES / "reports/compared.json").read_text()))

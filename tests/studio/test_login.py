@@ -64,7 +64,7 @@ def test_a_browser_is_asked_for_its_key_and_known_from_then_on(keyed: Server):
     assert (shown.status, b"<form" in shown.body) == (401, True)
     assert "密钥" in keyed.ask("GET", "/", headers={**HTML, "accept-language": "zh-CN"}).body.decode()
     wrong = entered(keyed, "open-sesame-open-sesame")
-    assert (wrong.status, b"no key of this server" in wrong.body) == (401, True)
+    assert (wrong.status, b"This key is not valid." in wrong.body) == (401, True)
     right = entered(keyed, KEY)
     assert right.status == 303
     cookie = right.headers["set-cookie"]
