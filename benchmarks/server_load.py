@@ -42,10 +42,10 @@ WARM = [{**asked(0, turn), "seed": 10**6 + turn} for turn in range(len(PROMPTS))
 
 def direct() -> dict[str, float]:
     """The pictures of all clients by the calls of `unveil sample`, the model read once."""
-    from unveil.cli.console import Console
     from unveil.cli.generation_options import Wish, opened
-    from unveil.cli.image_output import ImageOutput, draw, write
     from unveil.cli.options import PLAYGROUND
+    from unveil.generation.image_output import ImageOutput, draw, write
+    from unveil.io.console import Console
 
     console = Console(quiet=True)
     model, source = opened(Wish(PLAYGROUND, device="cpu"), PLAYGROUND, console)

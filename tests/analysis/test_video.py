@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.tasks.tiny import tiny_clips
+from tests.generation.tiny import tiny_clips
 from unveil.analysis import video as study
 from unveil.analysis.video_bench import MOVING, StudyContext, VideoStudySettings, stack_videos, text_of, thing
 from unveil.analysis.video_context_tasks import BETWEEN, ENDS, OPEN
 from unveil.analysis.video_edit_tasks import FINE
 from unveil.analysis.video_metrics import MetricRow
+from unveil.generation.long_video import VideoSpec
 from unveil.playground import temporal_consistency
 from unveil.playground.world.rendering import TONES
-from unveil.tasks.long_video import VideoSpec
 from unveil.types import Condition, RecipeError
 
 COUNT = 6

@@ -15,12 +15,12 @@ pytest.importorskip("transformers")
 import unveil
 from tests.checkpoints import tiny_video
 from unveil.core.rng import SampleRNG
+from unveil.generation import video
+from unveil.generation.generate import Request, generate
+from unveil.generation.long_video import concat_chunks, generate_long_video, new_frames_only
 from unveil.io.images import to_pixels
 from unveil.model import Model
 from unveil.model.config import SampleConfig, validate
-from unveil.tasks import video
-from unveil.tasks.generate import Request, generate
-from unveil.tasks.long_video import concat_chunks, generate_long_video, new_frames_only
 from unveil.types import ShapeError
 
 # diffusers' own, of numpy

@@ -17,8 +17,8 @@ from PIL import Image
 
 import unveil
 from tests.cli.conftest import CHANGES, Cli, Outcome, tree
-from unveil.cli import image_output
 from unveil.cli import sample as sampling
+from unveil.generation import image_output
 from unveil.model import build, checkpoint_store
 from unveil.model.config import Recipe, load_recipe
 

@@ -16,7 +16,7 @@ from tests.cli.conftest import Cli, tree
 from tests.cli.test_bad_input import refused
 from unveil.cli.generation_options import model_and_settings
 from unveil.cli.options import PLAYGROUND
-from unveil.tasks.metadata import read_facts
+from unveil.generation.metadata import read_facts
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 

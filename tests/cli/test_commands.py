@@ -15,10 +15,10 @@ import unveil
 from tests.cli.conftest import Cli, tree
 from tests.io.video.tiny_videos import film
 from unveil.checkpoints import openai
-from unveil.cli import image_output
+from unveil.generation import image_output
+from unveil.generation.metadata import read_facts
 from unveil.model import Model, build
 from unveil.model.config import Recipe, load_recipe
-from unveil.tasks.metadata import read_facts
 
 
 def pixels(path: Path) -> torch.Tensor:

@@ -16,13 +16,13 @@ import unveil
 from tests.cli.conftest import CHANGES, Cli
 from unveil.checkpoints import controlnet as layout
 from unveil.checkpoints import diffusers_unet
-from unveil.cli.controlnet import ControlNetOption, parse_controlnet
+from unveil.generation.controlnets import ControlNetOption, parse_controlnet
+from unveil.generation.metadata import read_facts
 from unveil.io.safetensors_io import write_tensors
 from unveil.model.config import load_recipe
 from unveil.nn.controlnet import ControlNet, hint_widths
 from unveil.nn.unet import UNet
 from unveil.nn.unet_config import UNetConfig
-from unveil.tasks.metadata import read_facts
 
 
 def pixels(path: Path | str) -> np.ndarray:

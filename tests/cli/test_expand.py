@@ -10,10 +10,10 @@ import pytest
 from tests.cli.conftest import Cli
 from tests.cli.test_bad_input import refused
 from tests.cli.test_commands import pixels
+from tests.generation.tiny import WORDS, tiny_clips
 from tests.prompting.test_llm_rewrite import DENSE, Place, late, place, saying
-from tests.tasks.tiny import WORDS, tiny_clips
+from unveil.generation.metadata import read_facts
 from unveil.prompting import expand_by_rules
-from unveil.tasks.metadata import read_facts
 
 __all__ = ["place"]  # a fixture
 ARABIC = "\u062f\u0627\u0626\u0631\u0629 \u062d\u0645\u0631\u0627\u0621"  # a red circle

@@ -14,11 +14,11 @@ from PIL import Image
 import unveil
 from tests.cli.conftest import CHANGES, Cli, tree
 from unveil.checkpoints import lora_export, lora_targets
+from unveil.generation.metadata import read_facts
 from unveil.io.safetensors_io import read_tensors
 from unveil.model.config import load_recipe
 from unveil.nn.lora import LoraConfig, init_lora
 from unveil.nn.lora_layer import LoraDelta
-from unveil.tasks.metadata import read_facts
 
 
 def pixels(path: Path) -> np.ndarray:

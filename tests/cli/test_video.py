@@ -20,13 +20,13 @@ from torch import Tensor
 from tests.cli.conftest import Cli, tree
 from tests.cli.test_bad_input import refused
 from tests.cli.test_commands import pixels
+from tests.generation.tiny import WORDS, tiny_clips
 from tests.io.video.tiny_videos import film
-from tests.tasks.tiny import WORDS, tiny_clips
+from unveil.generation.metadata import read_facts
 from unveil.io.images import png
 from unveil.io.video import writer
 from unveil.io.video.reader import VideoDecoder, VideoLimits
 from unveil.io.video.writer import write_video
-from unveil.tasks.metadata import read_facts
 
 
 @pytest.fixture(scope="session")

@@ -21,9 +21,9 @@ from unveil.analysis.metrics import (
     rank_correlation,
     rank_correlation_within,
 )
-from unveil.cli.console import Console
 from unveil.data.digits import digits
 from unveil.evaluate.verdict import Comparison, overall
+from unveil.io.console import Console
 from unveil.reproduce import dit
 from unveil.reproduce import training_history as courses
 from unveil.reproduce.claim_page import page

@@ -14,9 +14,9 @@ import torch
 from tests.needs import needs_fashion
 from tests.reproduce.untrained import Untrained
 from unveil.cli.commands import run
-from unveil.cli.console import Console
 from unveil.core.samplers import ddim
 from unveil.evaluate.verdict import PublishedResult
+from unveil.io.console import Console
 from unveil.reproduce import CLAIMS, reproduce, runner
 from unveil.reproduce import adm as adm_claims
 from unveil.reproduce import cfg as cfg_claims

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from unveil.cli.console import Console
 from unveil.conditioning.learned_text_encoder import LearnedTextEncoder
 from unveil.evaluate.verdict import overall
+from unveil.io.console import Console
 from unveil.io.images import to_unit
 from unveil.playground.dataset import Playground
 from unveil.reproduce import diffusion_forcing, experiment, video_claims

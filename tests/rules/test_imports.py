@@ -18,7 +18,7 @@ LAYERS = [
     {"model"},
     {"checkpoints"},
     {"evaluate", "prompting"},
-    {"train"},
+    {"train", "generation"},
     {"tasks"},
     {"analysis"},
     {"reproduce"},

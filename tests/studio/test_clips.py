@@ -13,7 +13,7 @@ pytest.importorskip("av")
 
 from tests.server.http.conftest import Server
 from tests.studio.conftest import MARKS, another, begun, chosen, ended, painted, settled
-from unveil.cli.video_inputs import decoded
+from unveil.generation.video_inputs import decoded
 
 pytestmark = MARKS
 

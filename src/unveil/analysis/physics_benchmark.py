@@ -30,12 +30,12 @@ from unveil.analysis.video_bench import (
 from unveil.analysis.video_metrics import MetricRow, Rule, StudyResult, means, shares
 from unveil.core.rng import key
 from unveil.evaluate.video_alignment import detect
+from unveil.generation import video
+from unveil.generation.long_video import VideoSpec
 from unveil.model import Model
 from unveil.playground import scene_detectors
 from unveil.playground.detector import detect_objects
 from unveil.playground.world import caption_templates
-from unveil.tasks import video
-from unveil.tasks.long_video import VideoSpec
 from unveil.types import Item, RecipeError
 
 SEED = 13  # of the worlds that scenes are taken from

@@ -14,15 +14,15 @@ from torch import Tensor
 
 from unveil.analysis.video_metrics import StudyResult
 from unveil.evaluate import plots
+from unveil.generation.generate import Request, generate
+from unveil.generation.hires import generate_hires
+from unveil.generation.long_video import VideoSpec, concat_chunks, generate_long_video
+from unveil.generation.task_spec import PLAIN, TaskSpec
 from unveil.model import Model
 from unveil.playground.dataset import Playground, PlaygroundConfig
 from unveil.playground.eval_prompts import PromptSet, eval_prompts, eval_videos
 from unveil.playground.world import caption_templates
 from unveil.playground.world.motion import TEN
-from unveil.tasks.generate import Request, generate
-from unveil.tasks.hires import generate_hires
-from unveil.tasks.long_video import VideoSpec, concat_chunks, generate_long_video
-from unveil.tasks.task_spec import PLAIN, TaskSpec
 from unveil.types import Item, PromptTruncated, RecipeError, did_you_mean
 
 MOVING = ("left", "right", "up", "down", "diagonal", "bounce", "orbit")

@@ -25,12 +25,12 @@ from unveil.analysis.video_bench import (
 )
 from unveil.analysis.video_metrics import MetricRow, StudyResult, means, ratios, shares
 from unveil.evaluate.video_alignment import Detection, detect
+from unveil.generation import video
+from unveil.generation.conditioning_frames import conditioned_generation, keyframes
+from unveil.generation.long_video import Direction
+from unveil.generation.prompt_schedule import prompt_schedule
+from unveil.generation.task_spec import TaskSpec
 from unveil.playground import temporal_consistency
-from unveil.tasks import video
-from unveil.tasks.conditioning_frames import conditioned_generation, keyframes
-from unveil.tasks.long_video import Direction
-from unveil.tasks.prompt_schedule import prompt_schedule
-from unveil.tasks.task_spec import TaskSpec
 from unveil.types import Item
 
 GIVEN = 8  # frames of a clip that goes on

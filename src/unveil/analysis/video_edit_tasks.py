@@ -26,12 +26,12 @@ from unveil.analysis.video_bench import (
 from unveil.analysis.video_metrics import MetricRow, StudyResult, means, shares
 from unveil.evaluate.metrics import bootstrap
 from unveil.evaluate.video_alignment import detect
+from unveil.generation import video
+from unveil.generation.long_video import VideoSpec
+from unveil.generation.task_spec import TaskSpec
 from unveil.playground import temporal_consistency
 from unveil.playground.shapes import COLOURS
 from unveil.playground.world.rendering import TONES
-from unveil.tasks import video
-from unveil.tasks.long_video import VideoSpec
-from unveil.tasks.task_spec import TaskSpec
 from unveil.types import Item, format_size
 
 APPLIED, KEPT, FALLEN, SINGLE = 0.8, 0.8, 0.05, 0.8

@@ -27,19 +27,19 @@ from unveil.analysis.samplers import SamplerStudySettings, study_samplers
 from unveil.analysis.video_bench import SharedSettings, VideoStudy, parameters
 from unveil.analysis.video_page import main_rows, text_page, video_page, world_page
 from unveil.cli import evaluate as evaluation
-from unveil.cli.console import Console
 from unveil.cli.generation_options import changes
-from unveil.cli.model_loading import device as pick
-from unveil.cli.model_loading import open_model
 from unveil.cli.recipe_kind import diffusion
 from unveil.core.samplers import SAMPLERS
 from unveil.evaluate import EvaluationSettings as Protocol
 from unveil.evaluate.image_set import collect_images
+from unveil.generation.generate import DTYPES
+from unveil.generation.model_loading import device as pick
+from unveil.generation.model_loading import open_model
+from unveil.io.console import Console
 from unveil.io.files import refuse_overwrite, write_atomically
 from unveil.io.images import to_unit
 from unveil.io.provenance import command, commit
 from unveil.model.config import ClassifierRecipe, load_recipe
-from unveil.tasks.generate import DTYPES
 from unveil.types import RecipeError
 
 FLOOR_SPLITS = 5  # of each report along the scale; the floor is the same for all

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from unveil.cli.console import Console
 from unveil.cli.options import (
     AsJson,
     Device,
@@ -23,6 +22,7 @@ from unveil.cli.options import (
     ReplyOptions,
     Set,
 )
+from unveil.io.console import Console
 
 analyze_app = typer.Typer(
     no_args_is_help=True,

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from unveil.cli.console import Console, size
+from unveil.io.console import Console, size
 from unveil.nn import dit_config, vit
 from unveil.nn.dit import DiT
 from unveil.nn.flops import activations, multiply_adds

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from unveil import data
-from unveil.cli.console import Console
-from unveil.cli.model_loading import device as pick
 from unveil.data.folder_index import IndexEntry
 from unveil.data.metadata import METADATA, labels_are_classes, read_columns, read_metadata
+from unveil.generation.model_loading import device as pick
+from unveil.io.console import Console
 from unveil.io.files import refuse_overwrite, write_atomically
 from unveil.model.captioner_folder import load_captioner
 from unveil.model.config import load_recipe, recipe_names

@@ -17,7 +17,6 @@ import unveil
 from unveil.cli import image_options, latent_options, serve, text_options
 from unveil.cli.analyze_options import analyze_app
 from unveil.cli.command_names import resolve_command, resolve_options
-from unveil.cli.console import Console
 from unveil.cli.exit_codes import guarded
 from unveil.cli.inspect_options import COMMANDS, inspect_app
 from unveil.cli.lora_options import lora_app
@@ -48,6 +47,7 @@ from unveil.cli.options import (
 from unveil.cli.preprocess_options import preprocess_app
 from unveil.cli.video_options import COMMANDS as VIDEO_COMMANDS
 from unveil.cli.video_options import video_app
+from unveil.io.console import Console
 
 # The order in which help lists the commands: by what one does with them
 SECTIONS = {

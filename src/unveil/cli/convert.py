@@ -28,17 +28,17 @@ from unveil.checkpoints.hf import stable_diffusion
 from unveil.checkpoints.key_mapping import abbreviate
 from unveil.checkpoints.overrides import shapes_of
 from unveil.cli import convert_controlnet
-from unveil.cli.console import Console
 from unveil.cli.convert_controlnet import ONE_FILE
 from unveil.cli.recipe_kind import diffusion
 from unveil.cli.safe_unpickle import tensors_of
 from unveil.conditioning.text_encoder import TextEncoder
+from unveil.generation.generate import DTYPES
+from unveil.io.console import Console
 from unveil.io.files import refuse_overwrite, staged
 from unveil.io.safetensors_io import read_tensors, write_tensors
 from unveil.model import Model, build, model_dir, model_folder, model_saving
 from unveil.model.config import load_recipe, override, validate
 from unveil.nn.unet import UNet
-from unveil.tasks.generate import DTYPES
 from unveil.types import RecipeError, WeightsError, did_you_mean
 
 # edm and score-sde are only read.

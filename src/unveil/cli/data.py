@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from unveil import data
-from unveil.cli.console import Console
 from unveil.data.folder_index import FolderConfig
 from unveil.data.video_validation import has_videos
+from unveil.io.console import Console
 from unveil.io.files import refuse_overwrite, write_atomically
 from unveil.io.images import frame_rows, make_grid, png
 from unveil.model.config import SequenceRecipe, load_recipe

@@ -10,8 +10,8 @@ from unveil.cli import evaluate as judging
 from unveil.cli import sample as drawing
 from unveil.cli import train as training
 from unveil.cli import video as filming
-from unveil.cli.console import Console, duration
 from unveil.cli.options import PLAYGROUND
+from unveil.io.console import Console, duration
 
 RECIPE = "ddpm-digits"
 PROMPT = "a small red circle moves left"

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unveil.cli.console import duration, size
 from unveil.core.rng import SampleRNG
+from unveil.io.console import duration, size
 from unveil.model.checkpoint_store import versions
 from unveil.model.config import AutoencoderRecipe, Recipe
 from unveil.model.config.train import Batching

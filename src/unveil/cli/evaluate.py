@@ -13,9 +13,6 @@ from torch import Tensor
 
 from unveil import data
 from unveil.autoencoders.perceptual import LPIPS
-from unveil.cli.console import Console
-from unveil.cli.model_loading import device as pick
-from unveil.cli.model_loading import open_model
 from unveil.cli.recipe_kind import diffusion
 from unveil.data.low_res import LOW
 from unveil.evaluate import features as networks
@@ -32,6 +29,10 @@ from unveil.evaluate.sample_quality import EvaluationSettings, SampleProvenance,
 from unveil.evaluate.sample_quality import evaluate as measure
 from unveil.evaluate.super_resolution import evaluate_super_resolution
 from unveil.evaluate.video_alignment import evaluate_videos
+from unveil.generation.generate import DTYPES, Request, Source, generate
+from unveil.generation.model_loading import device as pick
+from unveil.generation.model_loading import open_model
+from unveil.io.console import Console
 from unveil.io.files import refuse_overwrite
 from unveil.io.provenance import command, commit, cpu_seconds
 from unveil.model import Model, model_folder
@@ -46,7 +47,6 @@ from unveil.model.config import (
 )
 from unveil.playground.scene_captions import Language
 from unveil.prompting.captioners import MediaClip, NativeCaptioner, batched
-from unveil.tasks.generate import DTYPES, Request, Source, generate
 from unveil.train.run_folder import training_of
 from unveil.types import Item, RecipeError
 

@@ -12,24 +12,23 @@ from typing import Any, Literal, Protocol
 import torch
 
 from unveil.checkpoints.guidance_classifier import load_guide
-from unveil.cli import controlnet as controls
 from unveil.cli import lora as loras
-from unveil.cli.console import Console
 from unveil.cli.foreign_names import SETTING_ALIASES, SETTING_OPTIONS
-from unveil.cli.model_loading import device as pick
-from unveil.cli.model_loading import open_model
 from unveil.cli.options import PLAYGROUND
 from unveil.conditioning.image import ConcatCondition
 from unveil.data.low_res import LOW
+from unveil.generation import controlnets as controls
+from unveil.generation.generate import DTYPES, PROMPT, ClassifierGuidance, Request, Source
+from unveil.generation.inpaint import MASK, MASKED
+from unveil.generation.model_loading import device as pick
+from unveil.generation.model_loading import open_model
+from unveil.generation.single_frame import as_image_model
+from unveil.generation.size import is_video_model
+from unveil.io.console import Console
 from unveil.model import Model
 from unveil.model.config import SampleConfig, override
-from unveil.tasks.generate import DTYPES, ClassifierGuidance, Request, Source
-from unveil.tasks.inpaint import MASK, MASKED
-from unveil.tasks.single_frame import as_image_model
-from unveil.tasks.size import is_video_model
 from unveil.types import RecipeError, did_you_mean
 
-PROMPT = "prompt"  # the key of a condition that is typed without it
 MEDIA = {"pictures": "images", "clips": "videos"}
 SHOWN = {"inpaint": (MASK, MASKED), "outpaint": (MASK, MASKED), "upscale": (LOW,)}  # what a verb gives a network
 _SETTING = re.compile(r"[A-Za-z_][\w.]*=")

@@ -11,22 +11,22 @@ from typing import Any
 
 import torch
 
-from unveil.cli.console import Console
 from unveil.cli.generation_options import SHOWN, GenerationOptions, ModelLoader, changes, opened
-from unveil.cli.image_output import ImageOutput, draw, filenames, numbered, put, write
 from unveil.cli.sample import model_of, repeat
 from unveil.data.folder_index import IMAGE_SUFFIXES
+from unveil.generation import inputs, registry
+from unveil.generation.generate import GeneratedSample, Request, additions, generate, guided_by, sampling_of
+from unveil.generation.image_output import ImageOutput, draw, filenames, numbered, put, write
+from unveil.generation.inpaint import Padding, fitting
+from unveil.generation.invert import invert as find_noise
+from unveil.generation.invert import noise_bytes
+from unveil.generation.metadata import read_facts
+from unveil.generation.size import check_size
+from unveil.io.console import Console
 from unveil.io.files import refuse_overwrite
 from unveil.io.images import upscale_for_display
 from unveil.io.video.writer import FORMS, check_video_path, write_video
 from unveil.model import Model
-from unveil.tasks import inputs, registry
-from unveil.tasks.generate import GeneratedSample, Request, additions, generate, guided_by, sampling_of
-from unveil.tasks.inpaint import Padding, fitting
-from unveil.tasks.invert import invert as find_noise
-from unveil.tasks.invert import noise_bytes
-from unveil.tasks.metadata import read_facts
-from unveil.tasks.size import check_size
 from unveil.types import DataError, RecipeError, WeightsError, format_size
 
 

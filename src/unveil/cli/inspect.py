@@ -8,9 +8,9 @@ from typing import Any
 
 from unveil.checkpoints import controlnet_loader, formats, hf, inspection, openai_models
 from unveil.checkpoints.key_mapping import abbreviate
-from unveil.cli.console import Console
-from unveil.cli.console import size as bytes_of
 from unveil.cli.generation_options import changes
+from unveil.io.console import Console
+from unveil.io.console import size as bytes_of
 from unveil.io.safetensors_io import read_header
 from unveil.model import model_dir
 from unveil.model.config import validate

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from unveil.cli.console import Console
 from unveil.cli.options import AsJson, Force, Overrides, Quiet
+from unveil.io.console import Console
 
 inspect_app = typer.Typer(
     no_args_is_help=True, help="Inspect a checkpoint, the models folder or a noise schedule; list the samplers."

@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 from unveil.checkpoints import lora as files
 from unveil.checkpoints import lora_export, lora_targets
 from unveil.checkpoints.lora_formats import NAMINGS
-from unveil.cli.console import Console
-from unveil.cli.model_loading import device as pick
-from unveil.cli.model_loading import lora_file, open_model
+from unveil.generation.generate import Source
+from unveil.generation.model_loading import device as pick
+from unveil.generation.model_loading import lora_file, open_model
+from unveil.io.console import Console
 from unveil.io.files import refuse_overwrite, sha256
 from unveil.model import Model, model_dir
 from unveil.model.base_model import base_of
 from unveil.nn import lora
-from unveil.tasks.generate import Source
 from unveil.types import DataError, LoraInfo, RecipeError, WeightsError, did_you_mean
 
 

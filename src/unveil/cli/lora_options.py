@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from unveil.cli.console import Console
 from unveil.cli.options import AsJson, Force, ModelName, Quiet
+from unveil.io.console import Console
 
 lora_app = typer.Typer(
     no_args_is_help=True, help="Inspect LoRA files, convert them to other formats, merge them into a model."

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from unveil.cli.console import Console
-from unveil.cli.model_loading import device, open_model
+from unveil.generation.generate import DTYPES
+from unveil.generation.model_loading import device, open_model
+from unveil.io.console import Console
 from unveil.io.files import refuse_overwrite
 from unveil.model import model_saving
 from unveil.model.weight_averaging import average_weights
-from unveil.tasks.generate import DTYPES
 from unveil.types import RecipeError, did_you_mean
 
 

@@ -10,8 +10,6 @@ from typing import Any
 from torch import Tensor
 
 from unveil import data
-from unveil.cli.console import Console
-from unveil.cli.model_loading import device as pick
 from unveil.cli.recipe_kind import diffusion
 from unveil.core import schedules
 from unveil.core.denoiser import DenoiseFn, Estimate
@@ -21,6 +19,8 @@ from unveil.core.rng import SampleRNG
 from unveil.core.transition import Chain, chain_of
 from unveil.core.variance import fixed_small, is_learned
 from unveil.evaluate.likelihood import bits_per_dim
+from unveil.generation.model_loading import device as pick
+from unveil.io.console import Console
 from unveil.io.files import refuse_overwrite, write_atomically
 from unveil.model import model_folder
 from unveil.model.config import Recipe, load_recipe, recipe_names

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from unveil.cli.console import Console
+from unveil.io.console import Console
 
 PLAYGROUND = "playground-video"  # the bundled text-to-video model, which makes images too
 

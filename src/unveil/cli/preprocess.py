@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unveil.cli.console import Console
 from unveil.data.folder_index import IMAGE_SUFFIXES
 from unveil.data.image_decoding import DecodeOptions, read, read_classes
 from unveil.data.preprocessors import segmentation
 from unveil.data.preprocessors.registry import PREPROCESSORS
+from unveil.io.console import Console
 from unveil.io.files import refuse_overwrite, write_atomically
 from unveil.io.images import png
 from unveil.types import DataError, Error, OutputError, RecipeError, did_you_mean

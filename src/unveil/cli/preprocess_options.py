@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from unveil.cli.console import Console
 from unveil.cli.options import AsJson, Force, Quiet
+from unveil.io.console import Console
 
 preprocess_app = typer.Typer(
     no_args_is_help=True, help="Make control images for ControlNets: edges, lines, scribbles, segments, masks, boxes."

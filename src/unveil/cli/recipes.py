@@ -9,7 +9,6 @@ from typing import Any
 
 from unveil.autoencoders import losses
 from unveil.autoencoders.perceptual import LPIPS
-from unveil.cli.console import Console
 from unveil.conditioning.diffusion_forcing import DiffusionForcingLoss
 from unveil.core import guidance, loss_weights, samplers, schedules, score_matching, variance
 from unveil.core import objective as objectives
@@ -18,6 +17,7 @@ from unveil.core.process import CosineVP, DiscreteVP, LinearVP, Process
 from unveil.core.sde import SubVP
 from unveil.core.timestep_sampling import Stratified
 from unveil.core.ve import VE, DiscreteVE, EDMProcess
+from unveil.io.console import Console
 from unveil.model.config import (
     AnyRecipe,
     AutoencoderRecipe,

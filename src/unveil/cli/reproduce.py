@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from unveil.cli.console import Console
+from unveil.io.console import Console
 from unveil.reproduce import CLAIMS
 from unveil.reproduce import reproduce as experiment
 

@@ -10,19 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unveil.cli.console import Console
 from unveil.cli.generation_options import GenerationOptions, changes, opened
-from unveil.cli.image_output import ImageOutput, draw, filenames, numbered, write
-from unveil.cli.prompt_expansion import USUAL, ExpansionOptions, PromptExpander, expanded
+from unveil.generation import hires, inputs, registry
+from unveil.generation.generate import Request, Source, additions
+from unveil.generation.generate import repeat as draw_again
+from unveil.generation.image_output import ImageOutput, draw, filenames, numbered, write
+from unveil.generation.img2img import from_latents
+from unveil.generation.invert import read_noise
+from unveil.generation.metadata import read_facts
+from unveil.generation.prompt_expansion import USUAL, ExpansionOptions, PromptExpander, expanded
+from unveil.generation.task_spec import PLAIN, SourceFile, TaskSpec
+from unveil.generation.upscale import upscale
+from unveil.io.console import Console
 from unveil.model import Model
-from unveil.tasks import hires, inputs, registry
-from unveil.tasks.generate import Request, Source, additions
-from unveil.tasks.generate import repeat as draw_again
-from unveil.tasks.img2img import from_latents
-from unveil.tasks.invert import read_noise
-from unveil.tasks.metadata import read_facts
-from unveil.tasks.task_spec import PLAIN, SourceFile, TaskSpec
-from unveil.tasks.upscale import upscale
 from unveil.types import DataError, RecipeError
 
 __all__ = ["ExpansionOptions", "GenerationOptions", "ImageOutput", "again", "changes", "model_of", "repeat", "sample"]

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from unveil.cli.console import Console
 from unveil.cli.options import AsJson, Quiet
+from unveil.io.console import Console
 
 EXTRA = "server"
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from unveil.generation.prompt_schedule import Scene
 from unveil.model.config import read_yaml
-from unveil.tasks.prompt_schedule import Scene
 from unveil.types import DataError, RecipeError
 
 _SPAN = re.compile(r"\s*(\d+)\s*-\s*(\d+)\s*")

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from unveil.cli.console import Console
 from unveil.cli.options import AsJson, Device, Force, Overrides, Quiet, ReplyOptions
+from unveil.io.console import Console
 
 NumBeams = Annotated[
     int | None,

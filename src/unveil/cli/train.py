@@ -17,14 +17,14 @@ import torch
 from unveil import data
 from unveil.autoencoders import AutoencoderKL, VideoAutoencoderKL, VQModel
 from unveil.checkpoints import text_encoder_loader
-from unveil.cli.console import Console, duration
 from unveil.cli.foreign_names import RECIPE_KEYS
-from unveil.cli.model_loading import device as pick
-from unveil.cli.model_loading import open_model
 from unveil.cli.recipe_kind import diffusion
 from unveil.data.folder_index import IMAGE_SUFFIXES
 from unveil.data.latent_cache import CachedLatents, LatentCacheOptions
 from unveil.data.video_validation import has_videos
+from unveil.generation.model_loading import device as pick
+from unveil.generation.model_loading import open_model
+from unveil.io.console import Console, duration
 from unveil.io.files import refuse_overwrite
 from unveil.model import Model, build
 from unveil.model.config import (

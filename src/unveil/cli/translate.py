@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save as save_bytes
 
-from unveil.cli.console import Console
-from unveil.cli.model_loading import device as pick
+from unveil.generation.model_loading import device as pick
+from unveil.io.console import Console
 from unveil.io.files import refuse_overwrite, write_atomically
 from unveil.model.seq2seq import TranslationAttention, attention_maps, translate, unknown_tokens
 from unveil.model.seq2seq_folder import SequenceModel, load_sequence

@@ -12,17 +12,16 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from unveil.cli import video_inputs
-from unveil.cli.console import Console
 from unveil.cli.generation_options import PROMPT, GenerationOptions, ModelLoader, changes, opened
-from unveil.cli.prompt_expansion import expanded
+from unveil.generation import hires, video_inputs
+from unveil.generation.generate import OnStep, Request, Source, generate
+from unveil.generation.long_video import VideoChunk, VideoSpec, generate_long_video, new_frames_only
+from unveil.generation.prompt_expansion import expanded
+from unveil.generation.task_spec import TaskSpec
+from unveil.io.console import Console
 from unveil.io.files import refuse_overwrite
 from unveil.io.video.writer import check_video_path, write_video
 from unveil.model import Model
-from unveil.tasks import hires
-from unveil.tasks.generate import OnStep, Request, Source, generate
-from unveil.tasks.long_video import VideoChunk, VideoSpec, generate_long_video, new_frames_only
-from unveil.tasks.task_spec import TaskSpec
 from unveil.types import PromptTooLong, RecipeError, format_size
 
 Ends = tuple[Tensor | None, Tensor | None]  # frames uint8 (3, t, H, W) that stand before and after what is made

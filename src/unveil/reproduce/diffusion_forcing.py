@@ -14,6 +14,8 @@ from unveil.analysis.video_bench import StudyContext as Clips
 from unveil.analysis.video_bench import VideoStudySettings, quietly, stack_videos
 from unveil.core.inverse import replace_known
 from unveil.core.sampling_run import SamplingRun
+from unveil.generation.conditioning_frames import ConditioningFrames, conditioned_generation, keyframes
+from unveil.generation.task_spec import TaskSpec, input_to_unit, select_rows
 from unveil.model import Model
 from unveil.playground import temporal_consistency
 from unveil.playground.eval_prompts import dataset_prompts
@@ -21,8 +23,6 @@ from unveil.playground.shapes import Array
 from unveil.reproduce.experiment import Claim, Curve, ExperimentContext, ExperimentResults, compared
 from unveil.reproduce.prompt_following import CLIPS, QUICK_CLIPS, SHOWN, TRAINED, WORLD, arm_of, strips
 from unveil.reproduce.training_history import RecipeVariant, held_out_videos
-from unveil.tasks.conditioning_frames import ConditioningFrames, conditioned_generation, keyframes
-from unveil.tasks.task_spec import TaskSpec, input_to_unit, select_rows
 
 PAPER = "Diffusion Forcing, Chen et al. 2024 (arXiv:2407.01392), section 3.1"
 OWN, ONE, GIVEN = "a level for each frame", "one level for a clip", "frames given"

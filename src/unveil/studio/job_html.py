@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from markupsafe import Markup, escape
 
-from unveil.cli.console import duration
+from unveil.io.console import duration
 from unveil.server.jobs.image_job import PICTURES, STRIP, image_files
 from unveil.server.jobs.job import ENDED, Job
 from unveil.server.jobs.queue import QueuePosition

@@ -7,7 +7,7 @@ from dataclasses import replace
 from fastapi import FastAPI, Request
 from fastapi.responses import RedirectResponse, Response
 
-from unveil.cli.console import Console
+from unveil.io.console import Console
 from unveil.server.http import server
 from unveil.server.http.middleware import App, Message, Receive, Scope, Send
 from unveil.server.jobs.service import Service

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from tests.server.http.conftest import KEY, OTHER, Answer, Begin, Server, waited_for
-from unveil.cli.console import Console
+from unveil.io.console import Console
 from unveil.io.images import png
 from unveil.server.http.middleware import Receive, Scope, SecurityMiddleware, Send, json_depth
 from unveil.server.http.security import SecurityPolicy, read_keys

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.server.http.conftest import KEY, Begin, Server
 from unveil.cli.commands import run
-from unveil.cli.video_inputs import decoded
+from unveil.generation.video_inputs import decoded
 from unveil.server.http.security import SecurityPolicy
 from unveil.server.jobs.job import QueueLimits
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from unveil.cli.console import Console
 from unveil.cli.generation_options import GenerationOptions
+from unveil.io.console import Console
 from unveil.server.jobs import model_cache
 from unveil.server.jobs.model_cache import ModelCache
 

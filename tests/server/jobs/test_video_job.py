@@ -11,11 +11,11 @@ pytest.importorskip("av")
 
 from tests.server.jobs.conftest import done
 from unveil.cli.commands import run
-from unveil.cli.video_inputs import decoded
+from unveil.generation.metadata import read_facts
+from unveil.generation.video_inputs import decoded
 from unveil.io.images import png
 from unveil.io.video.writer import write_video
 from unveil.server.jobs.video_job import CLIPS, COVER, STRIP_FILE, read_request
-from unveil.tasks.metadata import read_facts
 from unveil.types import RecipeError
 
 WORDS = "a small red circle moves left"

@@ -8,7 +8,8 @@ from typing import Any
 
 from fastapi import Request
 
-from unveil.cli.video_inputs import RATE
+from unveil.generation.metadata import read_facts
+from unveil.generation.video_inputs import RATE
 from unveil.server.http import schema
 from unveil.server.jobs.catalog import CatalogEntry, ModelInfo, model_info
 from unveil.server.jobs.image_job import image_files
@@ -16,7 +17,6 @@ from unveil.server.jobs.job import Job
 from unveil.server.jobs.queue import QueuePosition
 from unveil.server.jobs.service import Service
 from unveil.server.jobs.video_job import COVER, STRIP_FILE
-from unveil.tasks.metadata import read_facts
 from unveil.types import DataError
 
 TYPES = {"png": "image/png", "mp4": "video/mp4", "webm": "video/webm", "gif": "image/gif"}

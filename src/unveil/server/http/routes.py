@@ -11,7 +11,7 @@ from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from pydantic import BaseModel, ValidationError
 
 from unveil.cli.options import PLAYGROUND
-from unveil.cli.video_inputs import RATE
+from unveil.generation.video_inputs import RATE
 from unveil.server.http import schema
 from unveil.server.http.errors import HttpProblem
 from unveil.server.http.forms import read_form, read_json

@@ -13,7 +13,7 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
-from unveil.cli.console import Console
+from unveil.io.console import Console
 from unveil.server.http.api import BUDGET, ExtendApp, api
 from unveil.server.http.middleware import App
 from unveil.server.http.security import LOOPBACK, SecurityPolicy, is_loopback, read_keys

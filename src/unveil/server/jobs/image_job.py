@@ -13,9 +13,12 @@ from torch import Tensor
 
 from unveil.cli import image_commands as editing
 from unveil.cli.generation_options import PROMPT, GenerationOptions
-from unveil.cli.image_output import FRAMES, ImageOutput, filenames, numbered, write
-from unveil.cli.prompt_expansion import USUAL, ExpansionOptions, PromptExpander
 from unveil.data.image_decoding import alpha_channel
+from unveil.generation.generate import generate
+from unveil.generation.image_output import FRAMES, ImageOutput, filenames, numbered, write
+from unveil.generation.inputs import BESIDE
+from unveil.generation.prompt_expansion import USUAL, ExpansionOptions, PromptExpander
+from unveil.generation.trajectory import Preview
 from unveil.io.images import make_grid, png
 from unveil.model.config.base import Section
 from unveil.server.jobs.catalog import Catalog
@@ -25,9 +28,6 @@ from unveil.server.jobs.model_cache import ModelCache
 from unveil.server.jobs.request import MAX_SEED, BaseRequest, Name, Text, UploadName, validate_request
 from unveil.server.jobs.uploads import MAX_PIXELS, UploadStore
 from unveil.server.jobs.worker import JobProgress
-from unveil.tasks.generate import generate
-from unveil.tasks.inputs import BESIDE
-from unveil.tasks.trajectory import Preview
 from unveil.types import RecipeError
 
 PICTURES = "pictures"

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from unveil.cli.console import Console, Progress
+from unveil.io.console import Console, Progress
 from unveil.server.jobs.worker import JobProgress
 from unveil.types import PromptTruncated
 

@@ -7,11 +7,12 @@ from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from unveil.cli import controlnet, lora
-from unveil.cli.console import Console
+from unveil.cli import lora
 from unveil.cli.generation_options import GenerationOptions, opened
+from unveil.generation import controlnets as controlnet
+from unveil.generation.generate import Source
+from unveil.io.console import Console
 from unveil.model import Model
-from unveil.tasks.generate import Source
 
 MAX_MODELS = 2  # models that are kept whatever their size
 KEEP_BYTES = 2 << 30

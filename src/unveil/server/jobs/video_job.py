@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from unveil.cli import video
-from unveil.cli import video_inputs as reading
-from unveil.cli.prompt_expansion import USUAL, ExpansionOptions
 from unveil.cli.video_output import VideoRequest
+from unveil.generation import video_inputs as reading
+from unveil.generation.prompt_expansion import USUAL, ExpansionOptions
 from unveil.io.images import make_grid, png
 from unveil.model.config.base import Section
 from unveil.server.jobs.catalog import Catalog

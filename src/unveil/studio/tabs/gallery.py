@@ -11,6 +11,7 @@ import gradio as gr
 from markupsafe import Markup
 
 from unveil.data.image_decoding import open_image
+from unveil.generation.metadata import read_facts
 from unveil.server.jobs.gallery import controlnets_used, request_from_metadata, search
 from unveil.server.jobs.image_job import image_files
 from unveil.server.jobs.job import Job
@@ -18,7 +19,6 @@ from unveil.server.jobs.uploads import MAX_PIXELS
 from unveil.server.jobs.video_job import CLIPS, COVER
 from unveil.studio import job_html
 from unveil.studio.tab_base import HEARD, Tab, TabContext
-from unveil.tasks.metadata import read_facts
 from unveil.types import RecipeError
 
 PAGE = 24  # cards per page

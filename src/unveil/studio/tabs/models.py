@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from unveil.checkpoints import formats
 from unveil.cli import inspect
-from unveil.cli.console import Console
+from unveil.io.console import Console
 from unveil.io.files import staged, sync_file
 from unveil.io.safetensors_io import read_header
 from unveil.model import model_dir

@@ -9,7 +9,7 @@ import gradio as gr
 from markupsafe import Markup
 
 from unveil.cli.options import PLAYGROUND
-from unveil.cli.video_inputs import RATE
+from unveil.generation.video_inputs import RATE
 from unveil.server.jobs.catalog import model_info
 from unveil.server.jobs.video_job import CLIPS, FRAMES, NEEDS, TAKES
 from unveil.studio.form_parsing import non_empty

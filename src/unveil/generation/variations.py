@@ -13,8 +13,8 @@ from unveil.conditioning.batching import build_conditions
 from unveil.core.rng import Noise, SampleRNG
 from unveil.core.samplers import slerp
 from unveil.core.sampling_run import SamplingRun
+from unveil.generation.task_spec import TaskSpec
 from unveil.model import Model
-from unveil.tasks.task_spec import TaskSpec
 from unveil.types import Condition, RecipeError, ShapeError, like
 
 

@@ -8,12 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from unveil.cli.console import Console
-from unveil.cli.generation_options import PROMPT
+from unveil.generation.generate import PROMPT, Request
+from unveil.io.console import Console
 from unveil.model import Model
 from unveil.playground.prompt_rules import RULES
 from unveil.prompting import Endpoint, Expansion, LanguageModel, LocalLanguageModel, expand_by_rules, rewrite
-from unveil.tasks.generate import Request
 from unveil.types import PromptTruncated, RecipeError
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from unveil.conditioning.batching import build_conditions
 from unveil.core import guidance
 from unveil.core.sampling_run import SamplingRun
+from unveil.generation.task_spec import select_list
 from unveil.model import RunTransform
-from unveil.tasks.task_spec import select_list
 from unveil.types import Condition, RecipeError
 
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 import unveil
 from unveil import data
+from unveil.generation.generate import Request, generate
+from unveil.generation.task_spec import PLAIN, TaskSpec
 from unveil.model import Model, build
 from unveil.model.config import ModelConfig, validate
-from unveil.tasks.generate import Request, generate
-from unveil.tasks.task_spec import PLAIN, TaskSpec
 
 LABEL = {"kind": "label", "classes": 3, "drop_prob": 0.1}
 

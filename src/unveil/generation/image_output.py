@@ -12,15 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unveil.cli.console import Console
-from unveil.cli.generation_options import setting_name
+from unveil.generation.generate import GeneratedSample, Request, Source, generate
+from unveil.generation.metadata import PARAMETERS, parameters
+from unveil.generation.task_spec import PLAIN, TaskSpec
+from unveil.generation.trajectory import Preview
+from unveil.io.console import Console
 from unveil.io.files import refuse_overwrite, write_atomically
 from unveil.io.images import METADATA_KEY, make_grid, png, to_pixels
 from unveil.model import Model
-from unveil.tasks.generate import GeneratedSample, Request, Source, generate
-from unveil.tasks.metadata import PARAMETERS, parameters
-from unveil.tasks.task_spec import PLAIN, TaskSpec
-from unveil.tasks.trajectory import Preview
 from unveil.types import RecipeError
 
 FRAMES = 9  # of a strip: the noise's first step to the picture
@@ -132,7 +131,7 @@ def draw(
 
     What is asked to be gone away from without guidance is told to have no effect.
     """
-    if request.negative and request.sampling.get(setting_name("guidance_scale"), model.sampling.guidance.scale) == 1:
+    if request.negative and request.sampling.get("guidance_scale", model.sampling.guidance.scale) == 1:
         console.warn("negative prompts and conditions have no effect without guidance; use --guidance-scale above 1")
     frames = FRAMES if place.strip else 0
     with console.progress("step", 0) as progress:

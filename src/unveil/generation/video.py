@@ -24,13 +24,13 @@ from unveil.core import guidance, inverse
 from unveil.core.denoiser import DenoiseFn
 from unveil.core.rng import START, key
 from unveil.core.sampling_run import SamplingRun
+from unveil.generation.conditioning_frames import FREE, ConditioningFrames, conditioned_generation, keyframes
+from unveil.generation.long_video import Direction, VideoSpec, exact_frames
+from unveil.generation.prompt_schedule import Scene, check_scenes, prompt_schedule
+from unveil.generation.size import TemporalCompression, temporal_compression
+from unveil.generation.task_spec import TaskSpec, identity, input_to_unit, latents_of, select_list, select_rows
 from unveil.io.images import to_pixels
 from unveil.model import Model
-from unveil.tasks.conditioning_frames import FREE, ConditioningFrames, conditioned_generation, keyframes
-from unveil.tasks.long_video import Direction, VideoSpec, exact_frames
-from unveil.tasks.prompt_schedule import Scene, check_scenes, prompt_schedule
-from unveil.tasks.size import TemporalCompression, temporal_compression
-from unveil.tasks.task_spec import TaskSpec, identity, input_to_unit, latents_of, select_list, select_rows
 from unveil.types import NoiseLevel, RecipeError, ShapeError
 
 _FORM = "T, H, W"

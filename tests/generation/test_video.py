@@ -11,19 +11,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tests.tasks.tiny import WORDS, Paired, clips, seen, tiny_clips
+from tests.generation.tiny import WORDS, Paired, clips, seen, tiny_clips
 from unveil.conditioning.circular_shift import circular_shift, shift_at
 from unveil.core import inverse
 from unveil.core.denoiser import Estimate
 from unveil.core.flow import RectifiedFlow, SqrtSizeShift
+from unveil.generation import hires, long_video, video
+from unveil.generation.generate import Request, generate
+from unveil.generation.img2img import img2img
+from unveil.generation.long_video import VideoSpec, concat_chunks, generate_long_video, new_frames_only, windows
+from unveil.generation.prompt_schedule import Scene, prompt_weights
+from unveil.generation.single_frame import as_image_model
+from unveil.generation.upscale import resized, upscale
 from unveil.io.images import to_pixels, to_unit
-from unveil.tasks import hires, long_video, video
-from unveil.tasks.generate import Request, generate
-from unveil.tasks.img2img import img2img
-from unveil.tasks.long_video import VideoSpec, concat_chunks, generate_long_video, new_frames_only, windows
-from unveil.tasks.prompt_schedule import Scene, prompt_weights
-from unveil.tasks.single_frame import as_image_model
-from unveil.tasks.upscale import resized, upscale
 from unveil.types import Condition, NoiseLevel, RecipeError
 
 CODECS = [None, Paired()]

@@ -15,16 +15,17 @@ from unveil.checkpoints.guidance_classifier import GuidanceClassifier
 from unveil.conditioning.class_label import Label
 from unveil.core import guidance
 from unveil.core.samplers.ancestral import Shift
+from unveil.generation.size import check_size
+from unveil.generation.task_spec import PLAIN, TaskSpec, hints
+from unveil.generation.trajectory import Preview, TrajectoryRecorder
 from unveil.io.images import to_pixels
 from unveil.model import Model, model_identity
 from unveil.model.config import SampleConfig
 from unveil.model.migration import migrate_settings
-from unveil.tasks.size import check_size
-from unveil.tasks.task_spec import PLAIN, TaskSpec, hints
-from unveil.tasks.trajectory import Preview, TrajectoryRecorder
 from unveil.types import DataError, RecipeError, WeightsError, did_you_mean, is_valid_utf8
 
 LABEL = "label"  # the key of what a classifier guides towards
+PROMPT = "prompt"  # the key of a text condition
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 

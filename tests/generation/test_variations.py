@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from tests.tasks.tiny import LABEL, Halved, digits_model, drawn, pictures, tiny
+from tests.generation.tiny import LABEL, Halved, digits_model, drawn, pictures, tiny
 from unveil.core.samplers import slerp
 from unveil.data.low_res import bicubic_upsample
+from unveil.generation.generate import Request
+from unveil.generation.upscale import upscale
+from unveil.generation.variations import interpolate, lerp, seed_variations
 from unveil.io.images import to_unit
-from unveil.tasks.generate import Request
-from unveil.tasks.upscale import upscale
-from unveil.tasks.variations import interpolate, lerp, seed_variations
 from unveil.types import Condition, RecipeError, ShapeError
 
 CODECS = pytest.mark.parametrize("codec", [None, Halved()], ids=["pixels", "latents"])

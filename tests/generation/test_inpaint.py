@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from tests.tasks.tiny import LABEL, Halved, digits, digits_model, drawn, pictures, seen, tiny
+from tests.generation.tiny import LABEL, Halved, digits, digits_model, drawn, pictures, seen, tiny
+from unveil.generation.generate import Request
+from unveil.generation.inpaint import Method, Padding, RePaintConfig, fitting, inpaint, outpaint
 from unveil.io.images import to_unit
 from unveil.model import Model
-from unveil.tasks.generate import Request
-from unveil.tasks.inpaint import Method, Padding, RePaintConfig, fitting, inpaint, outpaint
 from unveil.types import RecipeError, ShapeError
 
 METHODS: tuple[Method, ...] = ("replace", "repaint")

@@ -10,8 +10,8 @@ from unveil.core import inverse
 from unveil.core.rng import START
 from unveil.core.samplers import CoefficientTable
 from unveil.core.sampling_run import SamplingRun
+from unveil.generation.task_spec import TaskSpec, input_to_unit, latents_of, select_rows
 from unveil.model import Model
-from unveil.tasks.task_spec import TaskSpec, input_to_unit, latents_of, select_rows
 from unveil.types import RecipeError, ShapeError
 
 

@@ -18,22 +18,21 @@ from torch import Tensor
 
 from unveil.conditioning.tiled_denoising import tile_starts
 from unveil.core.rng import key
-from unveil.model import Model, RunTransform
-from unveil.tasks.conditioning_frames import (
+from unveil.generation.conditioning_frames import (
     FREE,
     ConditioningFrames,
     conditioned_generation,
     keyframes,
     merge_conditioning,
 )
-from unveil.tasks.generate import UNNAMED, OnStep, Request, Source, generate, part_of
-from unveil.tasks.position_scaling import scale_positions
-from unveil.tasks.prompt_schedule import Scene, prompt_schedule, prompt_weights
-from unveil.tasks.size import round_up_frames, temporal_compression
-from unveil.tasks.task_spec import SourceFile, identity
+from unveil.generation.generate import PROMPT, UNNAMED, OnStep, Request, Source, generate, part_of
+from unveil.generation.position_scaling import scale_positions
+from unveil.generation.prompt_schedule import Scene, prompt_schedule, prompt_weights
+from unveil.generation.size import round_up_frames, temporal_compression
+from unveil.generation.task_spec import SourceFile, identity
+from unveil.model import Model, RunTransform
 from unveil.types import RecipeError
 
-PROMPT = "prompt"
 OVERLAP = 0.25  # of a window, with its neighbour, where nothing else is said
 Direction = Literal["forward", "backward"]
 # (start, stop) of a window -> what is known in it; None: nothing

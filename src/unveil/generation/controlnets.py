@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from unveil.checkpoints import controlnet_loader
-from unveil.cli.console import Console
 from unveil.conditioning.controlnet import Control, Mode
+from unveil.generation import inputs
+from unveil.generation.task_spec import SourceFile
+from unveil.io.console import Console
 from unveil.model import Model, model_dir
 from unveil.nn.unet import UNet
-from unveil.tasks import inputs
-from unveil.tasks.task_spec import SourceFile
 from unveil.types import ControlNetInfo, DataError, RecipeError, WeightsError
 
 # What follows a picture: its weight, and the part of the run. Anything but numbers behind a colon is part of a path,

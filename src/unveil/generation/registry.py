@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
+from unveil.generation.img2img import from_latents, img2img
+from unveil.generation.inpaint import Padding, RePaintConfig, inpaint, outpaint
+from unveil.generation.inputs import MASK, NOISE, PICTURE
+from unveil.generation.task_spec import TaskSpec
+from unveil.generation.upscale import upscale
+from unveil.generation.variations import interpolate, seed_variations
 from unveil.model import Model
-from unveil.tasks.img2img import from_latents, img2img
-from unveil.tasks.inpaint import Padding, RePaintConfig, inpaint, outpaint
-from unveil.tasks.inputs import MASK, NOISE, PICTURE
-from unveil.tasks.task_spec import TaskSpec
-from unveil.tasks.upscale import upscale
-from unveil.tasks.variations import interpolate, seed_variations
 from unveil.types import DataError, RecipeError, did_you_mean
 
 Settings = Mapping[str, Any]
