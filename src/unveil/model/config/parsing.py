@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel
 
+from unveil.io.validation import short, validated
 from unveil.model import migration
-from unveil.types import RecipeError, did_you_mean
+from unveil.types import RecipeError
 
 MAX_BYTES = 256 * 1024  # a recipe is a page; anything larger is something else
 MAX_ALIASES = 20  # each alias may multiply what the text stands for ("billion laughs")
@@ -117,16 +118,12 @@ def validate(kind: type[S], raw: Any, where: str) -> S:
     """
     if not isinstance(raw, Mapping):
         raise RecipeError(
-            f"{where}: holds {_short(raw)}; a map of keys to values is needed, such as `data: {{kind: digits}}`"
+            f"{where}: holds {short(raw)}; a map of keys to values is needed, such as `data: {{kind: digits}}`"
         )
     former: str = getattr(kind, "former", "")
     if former:
         raw = migration.migrate(raw, former)
-    try:
-        return TypeAdapter(kind).validate_python(raw)
-    except ValidationError as problem:
-        faults = [_fault(error, raw) for error in problem.errors()]
-        raise RecipeError("\n".join(f"{where}: {fault}" for fault in faults)) from problem
+    return validated(kind, raw, where)
 
 
 def dump(section: BaseModel) -> str:
@@ -139,52 +136,3 @@ def _index(key: str, length: int, at: str) -> int:
     if not key.isdigit() or int(key) >= length:
         raise RecipeError(f"{at}.{key}: {at} is a list of {length}; its places are 0 to {length - 1}")
     return int(key)
-
-
-def _fault(error: Mapping[str, Any], raw: Any) -> str:
-    """One pydantic error in our words: `train.steps = -5: must be greater than 0`."""
-    path = _path(error["loc"], raw)
-    kind, context = error["type"], error.get("ctx", {})
-    given = error.get("input")
-    if kind == "unknown_key":
-        return f"{_join(path, context['key'])}: {error['msg']}"
-    if kind == "missing":
-        return f"{path}: missing; it has no default"
-    if kind == "unknown_kind":
-        allowed = context["allowed"]
-        if not isinstance(given, Mapping) or "kind" not in given:
-            return f"{path} = {_short(given)}: needs a map with a kind; allowed: {allowed}"
-        wrong = given["kind"]
-        return f"{path}.kind = {wrong!r}: must be one of {allowed}{did_you_mean(wrong, allowed.split(', '))}"
-    if kind == "literal_error":
-        allowed = [word.strip(" '") for word in str(context["expected"]).replace(" or ", ", ").split(",")]
-        return f"{path} = {_short(given)}: must be one of {', '.join(allowed)}{did_you_mean(given, allowed)}"
-    if kind == "value_error":  # ours, raised in a dataclass's or a section's own check
-        return f"{path}: {context['error']}" if path else str(context["error"])
-    message = str(error["msg"]).replace("Input should be", "must be")
-    return f"{path} = {_short(given)}: {message}"
-
-
-def _path(location: Sequence[int | str], raw: Any) -> str:
-    """The key path of a pydantic location, without the names of union members that it inserts."""
-    path, here = "", raw
-    for step in location:
-        if isinstance(here, Mapping) and step not in here and here.get("kind") == step:
-            continue
-        path = _join(path, step)
-        if isinstance(here, Mapping):
-            here = here.get(step)
-        elif isinstance(here, list | tuple) and isinstance(step, int) and step < len(here):
-            here = here[step]
-        else:
-            here = None
-    return path
-
-
-def _join(path: str, step: object) -> str:
-    return f"{path}.{step}" if path else str(step)
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -66,7 +66,7 @@ class ModelCache:
     ) -> LoadedModel:
         """Load the model of generation options, or take it from the cache if its files have not changed."""
         added = (wish.loras, wish.controls, wish.control_mode)
-        nets = [controlnet.parse_controlnet(spec).network for spec in wish.controls]
+        nets = [controlnets.parse_controlnet(spec).network for spec in wish.controls]
         places = [
             Path(name),
             *(lora.parse_lora(spec).path for spec in wish.loras),
