@@ -12,12 +12,13 @@ from typing import Any, Literal, Protocol
 import torch
 
 from unveil.checkpoints.guidance_classifier import load_guide
-from unveil.cli import lora as loras
 from unveil.cli.foreign_names import SETTING_ALIASES, SETTING_OPTIONS
+from unveil.cli.lora import parse_lora
 from unveil.cli.options import PLAYGROUND
 from unveil.conditioning.image import ConcatCondition
 from unveil.data.low_res import LOW
 from unveil.generation import controlnets as controls
+from unveil.generation import loras
 from unveil.generation.generate import DTYPES, PROMPT, ClassifierGuidance, Request, Source
 from unveil.generation.inpaint import MASK, MASKED
 from unveil.generation.model_loading import device as pick
@@ -237,7 +238,7 @@ def opened(
             f"this model generates samples of shape {model.shape}, which are no {MEDIA[makes]}; "
             "use it from Python: unveil.load(...).generate(...)"
         )
-    wanted = [loras.parse_lora(one) for one in wish.loras]
+    wanted = [parse_lora(one) for one in wish.loras]
     loras.put_on(
         model, source, wanted if recorded is None else loras.again(recorded.get("loras") or [], wanted), console
     )

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 from unveil.cli import lora
 from unveil.cli.generation_options import GenerationOptions, opened
-from unveil.generation import controlnets as controlnet
+from unveil.generation import controlnets
 from unveil.generation.generate import Source
 from unveil.io.console import Console
 from unveil.model import Model
