@@ -266,7 +266,7 @@ def test_what_is_inspected_says_that_it_is_a_controlnet(cli: Cli, edges: Path, m
 def test_a_controlnet_is_trained_and_its_run_is_a_model(cli: Cli, saved: Path, hint: Path):
     recipe = load_recipe("ddpm-digits", [*CHANGES, "train.steps=3", "train.warmup=0", "train.batch_size=8"])
     plain = recipe.model_dump(mode="json")
-    plain["data"]["preprocess"] = {"kind": "canny", "low": 50, "high": 100}
+    plain["data"]["control_image"] = {"kind": "canny", "low": 50, "high": 100}
     plain |= {"name": "tiny-edges", "base": str(saved), "control": {}}
     Path("tiny-edges.yaml").write_text(yaml.safe_dump(plain))
     assert cli("train", "tiny-edges.yaml", "--dry-run").code == 0

@@ -67,7 +67,10 @@ EXPECTED = {
 # What they measure has no value on networks that nobody trained, or it is all the same. A release trains every arm.
 REAL = {"imagen-threshold", "dit-scaling", "video-forcing"}
 OF_CLOTHES = {"controlnet-edges", "lora-style"}
-PLAIN = {"video-native"}  # after three steps its clips are plain, and nothing is at their edges
+# Claims whose shares do not depend on the seed: its clips are plain after three steps, and nothing is at their edges
+PLAIN = {"video-native"}
+# The same where nobody trained the base: the judge reads its samples as one class, so nine tenths are always misread
+UNTRAINED_PLAIN = PLAIN | {"lora-style"}
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +103,7 @@ def claims(*others: pytest.MarkDecorator) -> list[Any]:
 @pytest.mark.parametrize("name", claims(pytest.mark.release))
 def test_the_quick_form_goes_from_training_to_a_page(name: str, tmp_path: Path, cache: Path):
     record = reproduce(name, quick=True, out=tmp_path, console=QUIET, cache=cache)
-    whole(name, record, tmp_path, cache)
+    whole(record, tmp_path, cache, equal_shares=name in PLAIN)
 
 
 @pytest.mark.slow
@@ -111,11 +114,12 @@ def test_the_quick_form_makes_a_page_of_networks_that_nobody_trained(
     """All but the training of the arms, of which there are three loops: see REAL."""
     monkeypatch.setattr(runner, "ExperimentContext", Untrained)
     record = reproduce(name, quick=True, out=tmp_path, console=QUIET, cache=cache)
-    whole(name, record, tmp_path, cache)
+    whole(record, tmp_path, cache, equal_shares=name in UNTRAINED_PLAIN)
 
 
-def whole(name: str, record: Any, tmp_path: Path, cache: Path) -> None:
+def whole(record: Any, tmp_path: Path, cache: Path, *, equal_shares: bool) -> None:
     """The page, its numbers and its pictures are there, and they are one."""
+    name = record["name"]
     stored = json.loads((tmp_path / f"{name}.json").read_text())
     assert stored == json.loads(json.dumps(record))
     assert stored["quick"]
@@ -124,7 +128,7 @@ def whole(name: str, record: Any, tmp_path: Path, cache: Path) -> None:
         worse, better = comparison["worse"]["values"], comparison["better"]["values"]
         assert len(worse) == len(better) == len(comparison["placebo"]["values"]) == 3
         assert comparison["effects"] == [w - b for w, b in zip(worse, better, strict=True)]
-        if not (name in PLAIN and comparison["measure"].startswith("share")):
+        if not (equal_shares and comparison["measure"].startswith("share")):
             assert len(set(comparison["placebo"]["effects"])) > 1  # the placebo's arms do differ, by their seeds
     text = (tmp_path / f"{name}.md").read_text()
     assert text.startswith(MARK)

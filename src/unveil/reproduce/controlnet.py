@@ -99,7 +99,7 @@ def _measure(bench: ExperimentContext, seed: int) -> ControlSamples:
     first = draw(fresh, SHOWN, hint=hints[:SHOWN])
     alone = draw(base, SHOWN)  # as many at a time, since kernels differ by that
     section: Any = recipe.data
-    edges = section.hint.build()  # what hints are drawn by
+    edges = section.control_image.build()  # what hints are drawn by
 
     order = _order(count, seed)
 
