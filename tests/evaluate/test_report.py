@@ -15,6 +15,7 @@ from PIL import Image
 
 from unveil import data
 from unveil.evaluate import EvaluationSettings, Report, SampleProvenance, compare, evaluate, features, plots
+from unveil.evaluate.html_report import page, write_report
 from unveil.evaluate.image_set import collect_images
 from unveil.evaluate.metrics import Interval
 from unveil.types import DataError, OutputError, RecipeError, ShapeError
@@ -66,7 +67,7 @@ def test_real_pictures_pass_every_measure(fresh: Report):
 def test_copies_are_called_memorised(copied: Report):
     assert copied.memorised
     assert "memorised" in "\n".join(copied.summary())
-    assert "Memorised." in _html(copied)
+    assert "Memorised." in page(copied)
 
 
 def test_noise_scores_badly_everywhere(network: features.FeatureNetwork, copied: Report):
@@ -90,7 +91,7 @@ def test_fid_is_not_given_without_more_pictures_than_features(network: features.
     report = evaluate(PARTS[0].pixels[:64], None, *PARTS, network, QUICK)
     assert "fid" not in report.results
     assert "64 pictures on either side, 64 features" in report.missing["fid"]
-    assert "64 pictures on either side" in _html(report)
+    assert "64 pictures on either side" in page(report)
 
 
 def test_any_features_will_do_and_only_a_classifier_reads(copied: Report):
@@ -129,21 +130,21 @@ def test_every_setting_changes_the_hash(network: features.FeatureNetwork):
 
 
 def test_reports_come_back_and_are_never_overwritten(fresh: Report, tmp_path: Path):
-    page = fresh.save(tmp_path / "run")
+    written = write_report(fresh, tmp_path / "run")
     back = Report.load(tmp_path / "run")
     assert back.protocol_sha256 == fresh.protocol_sha256
     assert back.results == json.loads(json.dumps(fresh.results))
     with pytest.raises(OutputError, match="exists already"):
-        fresh.save(tmp_path / "run")
-    fresh.save(tmp_path / "run", force=True)
+        write_report(fresh, tmp_path / "run")
+    write_report(fresh, tmp_path / "run", force=True)
     (tmp_path / "file").touch()
     with pytest.raises(OutputError):
-        fresh.save(tmp_path / "file" / "run")
-    assert page.name == "report.html"
+        write_report(fresh, tmp_path / "file" / "run")
+    assert written.name == "report.html"
 
 
 def test_the_page_holds_everything_itself(fresh: Report):
-    html = _html(fresh)
+    html = page(fresh)
     linked = re.findall(r"""(?:src|href)\s*=\s*["']?([^"'\s>]*)""", html)
     assert all(target.startswith("data:image/png;base64,") for target in linked)
     assert not re.search(r"https?://|@import|url\(|<script", html)
@@ -179,7 +180,7 @@ def test_reports_of_different_protocols_are_refused_and_the_difference_is_named(
 
 
 def test_a_report_that_was_edited_or_is_none_is_refused(fresh: Report, tmp_path: Path):
-    fresh.save(tmp_path)
+    write_report(fresh, tmp_path)
     path = tmp_path / "report.json"
     path.write_text(path.read_text().replace('"steps": 20', '"steps": 19'))
     with pytest.raises(DataError, match="evaluate again"):
@@ -216,12 +217,6 @@ def test_data_sets_of_any_kind_are_gathered():
         collect_images([{"pixels": torch.zeros(3, 2, 2)}])  # pyright: ignore[reportArgumentType]
     with pytest.raises(DataError, match="without images"):
         collect_images([])  # pyright: ignore[reportArgumentType]
-
-
-def _html(report: Report) -> str:
-    from unveil.evaluate.html_report import page
-
-    return page(report)
 
 
 def _noisy() -> tuple[torch.Tensor, torch.Tensor]:

@@ -82,7 +82,7 @@ def test_clips_are_made_gone_on_with_looped_connected_and_edited(page: Any, stud
     assert frames_of(studio, edited).shape[1] == 5
     assert studio.service.queue.get(edited).request["strength"] == 0.7
 
-    page.get_by_label("stays", exact=True).check()
+    page.get_by_label("keep", exact=True).check()
     painted(page, "video")
     again = made(page, edited)
     request = studio.service.queue.get(again).request
