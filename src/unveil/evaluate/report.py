@@ -40,6 +40,7 @@ class Report:
         missing: Reason for each metric that is missing.
         about: Metadata outside the protocol: command, commit, CPU-minutes.
         images: PNGs of the HTML page: samples, held_out, nearest; empty in a loaded report.
+        stored_sha256: Hash that a file with former keys states; empty where the protocol is written as it is hashed.
     """
 
     protocol: Mapping[str, Any]
@@ -47,11 +48,12 @@ class Report:
     missing: Mapping[str, str] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
     images: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    stored_sha256: str = ""
 
     @property
     def protocol_sha256(self) -> str:
-        """The hash of the protocol: equal for two reports exactly when their numbers may be compared."""
-        return hashlib.sha256(_canonical(self.protocol).encode()).hexdigest()
+        """The hash of the protocol, as the file states it. Numbers of equal hashes may be compared."""
+        return self.stored_sha256 or _sha256(self.protocol)
 
     @property
     def memorised(self) -> bool:
@@ -62,7 +64,7 @@ class Report:
         """Everything but the images; numbers in full."""
         content = {
             "format": _FORMAT,
-            "protocol_sha256": self.protocol_sha256,
+            "protocol_sha256": _sha256(self.protocol),
             "protocol": self.protocol,
             "results": self.results,
             "missing": self.missing,
@@ -92,7 +94,9 @@ class Report:
                 f"{path}: the protocol is not the one that its hash {stated[:12]} was made of; evaluate again"
             )
         if isinstance(settings := report.protocol.get("sampling"), Mapping):
-            report = replace(report, protocol={**report.protocol, "sampling": migrate_settings(settings)})
+            protocol = {**report.protocol, "sampling": migrate_settings(settings)}
+            if protocol != report.protocol:
+                report = replace(report, protocol=protocol, stored_sha256=stated)
         return report
 
     def summary(self) -> list[str]:
@@ -298,6 +302,10 @@ def _canonical(tree: Mapping[str, Any]) -> str:
         return json.dumps(tree, sort_keys=True, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError) as problem:
         raise RecipeError(f"a protocol holds numbers, words, lists and mappings only: {problem}") from problem
+
+
+def _sha256(protocol: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_canonical(protocol).encode()).hexdigest()
 
 
 def _named(key: str, varying: Sequence[str]) -> bool:
