@@ -36,7 +36,7 @@ def test_sample_writes_pictures_a_sheet_and_a_strip(cli: Cli, saved: Path, tmp_p
     assert done.code == 0, done.err
     names = [f"seed0_{n:05d}.png" for n in range(5)]
     assert sorted(tree(tmp_path)) == sorted(f"made/{name}" for name in [*names, "sheet.png", "strip.png"])
-    assert done.json["pictures"] == [f"made/{name}" for name in names]
+    assert done.json["images"] == [f"made/{name}" for name in names]
     assert pixels(tmp_path / "made" / names[0]).shape == (8, 8)
     sheet = pixels(tmp_path / "made" / "sheet.png")
     assert min(sheet.shape) > 2 * 96, "8 x 8 pictures are enlarged to be seen"
