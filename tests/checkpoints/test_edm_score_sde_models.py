@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import unveil
-from unveil.checkpoints import edm, edm_score_sde_models, openai_models, score_sde
+from unveil.checkpoints import edm_keys, edm_score_sde_models, openai_models, score_sde_keys
 from unveil.checkpoints.overrides import ModelOverrides
 from unveil.core import preconditioning
 from unveil.core.process import LinearVP
@@ -31,7 +31,7 @@ ADM = DhariwalUNetConfig(
     3, 3, model_channels=16, channel_mult=(1, 4), num_res_blocks=1, attention=(2,), head_channels=64
 )
 # EDM's networks, small: the configuration, its preconditioning, and the steps and churn that it is sampled with
-OF_EDM: dict[str, tuple[edm.Config, preconditioning.Preconditioning, int, float | None]] = {
+OF_EDM: dict[str, tuple[edm_keys.Config, preconditioning.Preconditioning, int, float | None]] = {
     "augmented": (replace(SONG, augment_dim=9), preconditioning.EDMPreconditioning(), 18, None),
     "baseline DDPM++": (SONG, preconditioning.VPPreconditioning(), 18, None),
     "baseline NCSN++": (replace(SONG, **NCSNPP), preconditioning.VEPreconditioning(), 18, None),
@@ -40,14 +40,14 @@ OF_EDM: dict[str, tuple[edm.Config, preconditioning.Preconditioning, int, float 
 }
 
 
-def state_of(config: edm.Config, classes: int = 0, size: int = 32, device: str = "cpu") -> dict[str, Tensor]:
+def state_of(config: edm_keys.Config, classes: int = 0, size: int = 32, device: str = "cpu") -> dict[str, Tensor]:
     """A published state dict with random weights."""
     torch.manual_seed(0)
     with torch.device(device):
         network = SongUNet(config) if isinstance(config, SongUNetConfig) else DhariwalUNet(config)
         ours = {key: 0.05 * torch.randn_like(value) for key, value in network.state_dict().items()}
         rows = torch.randn(classes + isinstance(config, SongUNetConfig), config.vector_dim)
-    return edm.dump(ours, config, size, {"table.weight": rows} if classes else None)
+    return edm_keys.dump(ours, config, size, {"table.weight": rows} if classes else None)
 
 
 @pytest.mark.parametrize("name", OF_EDM)
@@ -77,7 +77,7 @@ def test_its_network_and_labels_are_those_of_the_file():
     theirs = state_of(config, classes=5)
     model = openai_models.model_of(theirs)
     mine: Any = model.denoiser.network
-    parts = edm.load(theirs, config)
+    parts = edm_keys.load(theirs, config)
     assert all(torch.equal(mine.state_dict()[key], value) for key, value in parts.network.items())
     assert parts.label is not None
     found = model.encode({"label": [3]})[0]
@@ -90,7 +90,7 @@ def test_its_network_and_labels_are_those_of_the_file():
 def test_released_configurations_are_known_by_their_keys():
     names = json.loads((Path(ROOT or "") / "edm" / "param_counts.json").read_text())
     for name, fact in names.items():
-        config = edm.from_arguments(fact["inner_class"], fact["inner_arguments"])
+        config = edm_keys.from_arguments(fact["inner_class"], fact["inner_arguments"])
         size = fact["inner_arguments"]["img_resolution"]
         origin = edm_score_sde_models.edm_origin(replace(config, dropout=0.0), size)
         kind = {"EDMPrecond": "edm", "VPPrecond": "vp", "VEPrecond": "ve", "iDDPMPrecond": "iddpm"}[fact["precond"]]
@@ -108,7 +108,7 @@ def test_released_configurations_are_known_by_their_keys():
 def test_a_file_of_score_sde_is_known_by_its_keys(name):
     config = edm_score_sde_models.score_sde_network(name)
     with torch.device("meta"):
-        theirs = score_sde.dump(SongUNet(config).state_dict(), config, torch.empty(1000))
+        theirs = score_sde_keys.dump(SongUNet(config).state_dict(), config, torch.empty(1000))
     assert edm_score_sde_models.reader_of({key: value.shape for key, value in theirs.items()}) is not None
     model = openai_models.model_of(theirs)
     assert model.config is not None
@@ -132,7 +132,7 @@ def test_a_model_of_score_sde_computes_what_its_network_does(monkeypatch: pytest
     config = edm_score_sde_models.score_sde_network("small")
     torch.manual_seed(0)
     state = {key: 0.05 * torch.randn_like(value) for key, value in SongUNet(config).state_dict().items()}
-    theirs = score_sde.dump(state, config, score_sde.sigmas(0.01, 50, 1000))
+    theirs = score_sde_keys.dump(state, config, score_sde_keys.sigmas(0.01, 50, 1000))
     model = openai_models.model_of({key.removeprefix("module."): value for key, value in theirs.items()})
     mine: Any = model.denoiser.network
     assert all(torch.equal(mine.state_dict()[key], value) for key, value in state.items())

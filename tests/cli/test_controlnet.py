@@ -14,7 +14,7 @@ from torch import nn
 
 import unveil
 from tests.cli.conftest import CHANGES, Cli
-from unveil.checkpoints import controlnet as layout
+from unveil.checkpoints import controlnet_keys as layout
 from unveil.checkpoints import diffusers_unet
 from unveil.generation.controlnets import ControlNetOption, parse_controlnet
 from unveil.generation.metadata import read_facts

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from tests.cli.conftest import Cli, tree
-from unveil.checkpoints import dit, dit_pipeline
+from unveil.checkpoints import dit_keys, dit_pipeline
 from unveil.io.safetensors_io import read_state
 from unveil.nn.dit import DiT
 from unveil.nn.dit_config import DiTConfig
@@ -21,8 +21,8 @@ CONFIG = DiTConfig(3, 6, size=8, patch=2, depth=2, hidden_size=32, heads=4)
 def written(path: Path, config: DiTConfig = CONFIG) -> Path:
     torch.manual_seed(0)
     network = {key: 0.05 * torch.randn(tensor.shape) for key, tensor in DiT(config).state_dict().items()}
-    label = {dit.OUR_LABEL: 0.05 * torch.randn(11, config.vector_dim)}
-    torch.save(dit.dump(network, config, label), path)
+    label = {dit_keys.OUR_LABEL: 0.05 * torch.randn(11, config.vector_dim)}
+    torch.save(dit_keys.dump(network, config, label), path)
     return path
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unveil.checkpoints import dit
+from unveil.checkpoints import dit_keys
 from unveil.checkpoints.hf_files import read_json, read_weights
 from unveil.checkpoints.overrides import ModelOverrides, in_float, shapes_of
 from unveil.checkpoints.scheduler import SchedulerConfig, process_settings, read_scheduler, scheduler_of
@@ -67,8 +67,8 @@ def model_of(theirs: Mapping[str, Tensor], said: ModelOverrides | None = None) -
     """
     said = said or ModelOverrides()
     said.only(SAYABLE, "files of DiT")
-    config = dit.infer_config(shapes_of(theirs), said.heads, said.size)
-    return _model(theirs, dit.with_untied_embeddings(theirs, config), PUBLISHED, said.classes)
+    config = dit_keys.infer_config(shapes_of(theirs), said.heads, said.size)
+    return _model(theirs, dit_keys.with_untied_embeddings(theirs, config), PUBLISHED, said.classes)
 
 
 def fill(model: Model, theirs: Mapping[str, Tensor]) -> None:
@@ -79,8 +79,8 @@ def fill(model: Model, theirs: Mapping[str, Tensor]) -> None:
         WeightsError: a file of another shape: names what it is, and the first tensors that differ.
     """
     network, label = _parts(model)
-    parts = dit.load(theirs, network.config)
-    rows, wanted = parts.label[dit.OUR_LABEL].shape, label.table.weight.shape
+    parts = dit_keys.load(theirs, network.config)
+    rows, wanted = parts.label[dit_keys.OUR_LABEL].shape, label.table.weight.shape
     if rows != wanted:
         raise WeightsError(
             f"the table of labels: {tuple(rows)} in the file, {tuple(wanted)} in the model; "
@@ -90,14 +90,14 @@ def fill(model: Model, theirs: Mapping[str, Tensor]) -> None:
     label.load_state_dict(in_float(parts.label))
 
 
-def tensors_of(model: Model, layout: dit.Layout = "dit") -> dict[str, Tensor]:
+def tensors_of(model: Model, layout: dit_keys.Layout = "dit") -> dict[str, Tensor]:
     """The state dict of a model in either layout.
 
     Raises:
         RecipeError: a model that the layouts cannot hold.
     """
     network, label = _parts(model)
-    return dit.dump(network.state_dict(), network.config, label.state_dict(), layout)
+    return dit_keys.dump(network.state_dict(), network.config, label.state_dict(), layout)
 
 
 def _parts(model: Model) -> tuple[DiT, Label]:
@@ -114,8 +114,8 @@ def _model(
     classes: int | None,
     names: tuple[str, ...] | None = None,
 ) -> Model:
-    parts = dit.load(theirs, config)
-    rows = len(parts.label[dit.OUR_LABEL])
+    parts = dit_keys.load(theirs, config)
+    rows = len(parts.label[dit_keys.OUR_LABEL])
     classes = rows - 1 if classes is None else classes
     if classes not in (rows, rows - 1):
         raise WeightsError(f"classes = {classes}: the file's table of labels has {rows} rows; one may be for none")
@@ -176,8 +176,8 @@ def read_folder(path: Path) -> Model:
         if said.get(name, value) != value:
             raise WeightsError(f"{place / 'config.json'}: {name} = {said[name]!r}: only {value!r} is supported")
     theirs = read_weights(place, WEIGHTS, pickled=f"{WEIGHTS}.bin")
-    config = dit.infer_config(shapes_of(theirs), int(said["num_attention_heads"]), int(said["sample_size"]))
-    config = dit.with_untied_embeddings(theirs, replace(config, mlp_norm_eps=float(said.get("norm_eps", 1e-5))))
+    config = dit_keys.infer_config(shapes_of(theirs), int(said["num_attention_heads"]), int(said["sample_size"]))
+    config = dit_keys.with_untied_embeddings(theirs, replace(config, mlp_norm_eps=float(said.get("norm_eps", 1e-5))))
     scheduler = _scheduler(path / "scheduler" / "scheduler_config.json")
     classes = int(said.get("num_embeds_ada_norm", 1000))
     return _model(theirs, config, scheduler, classes, _names(path / "model_index.json", classes))

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from unveil.checkpoints import edm, score_sde
+from unveil.checkpoints import edm_keys, score_sde_keys
 from unveil.checkpoints.overrides import ModelOverrides, Shapes, in_float, shapes_of
 from unveil.model import Model, build
 from unveil.model.config import ModelConfig, validate
@@ -77,7 +77,7 @@ def reader_of(shapes: Shapes) -> Callable[[Mapping[str, Tensor], ModelOverrides]
     """What makes a model of a state dict with these keys; None where they are of neither family."""
     if any("all_modules." in key for key in shapes):
         return _score_sde
-    if any(key.removeprefix(edm.PREFIX) == "map_layer0.weight" for key in shapes):
+    if any(key.removeprefix(edm_keys.PREFIX) == "map_layer0.weight" for key in shapes):
         return _edm
     return None
 
@@ -86,17 +86,17 @@ def reader_of(shapes: Shapes) -> Callable[[Mapping[str, Tensor], ModelOverrides]
 
 
 def _edm(theirs: Mapping[str, Tensor], said: ModelOverrides) -> Model:
-    network = edm.infer_config(shapes_of(theirs))
-    size, parts = edm.size_of(theirs), edm.load(theirs, network)
+    network = edm_keys.infer_config(shapes_of(theirs))
+    size, parts = edm_keys.size_of(theirs), edm_keys.load(theirs, network)
     label = None
     if parts.label is not None:
-        rows = parts.label[edm.OUR_LABEL]
+        rows = parts.label[edm_keys.OUR_LABEL]
         # SongUNet's last row is that of no label, which no released network was trained with
         label = rows[:-1] if isinstance(network, SongUNetConfig) else rows
     return _model(network, size, edm_origin(network, size), parts.network, said, label)
 
 
-def edm_origin(network: edm.Config, size: int) -> ReleaseDefaults:
+def edm_origin(network: edm_keys.Config, size: int) -> ReleaseDefaults:
     """How a released network with this configuration was trained, and is sampled."""
     doubled = network.out_channels == 2 * network.in_channels
     if isinstance(network, SongUNetConfig):
@@ -114,7 +114,7 @@ def edm_origin(network: edm.Config, size: int) -> ReleaseDefaults:
 
 
 def _score_sde(theirs: Mapping[str, Tensor], said: ModelOverrides) -> Model:
-    bare = {key.removeprefix(score_sde.PREFIX): tensor for key, tensor in theirs.items()}
+    bare = {key.removeprefix(score_sde_keys.PREFIX): tensor for key, tensor in theirs.items()}
     given = {key: shape for key, shape in shapes_of(bare).items() if key != "sigmas"}
     name = next((one for one in SCORE_SDE if _score_sde_shapes(one) == given), None)
     if name is None:
@@ -127,7 +127,7 @@ def _score_sde(theirs: Mapping[str, Tensor], said: ModelOverrides) -> Model:
         scale = {"index_scale": origin.process["index_scale"]} if origin is VP else {}
         process = {**scale, **said.process.model_dump(mode="json", exclude_unset=True)}
         origin, said = origin._replace(process=process), said.model_copy(update={"process": None})
-    return _model(network, 32, origin, score_sde.load(theirs, network), said, None)
+    return _model(network, 32, origin, score_sde_keys.load(theirs, network), said, None)
 
 
 def score_sde_network(name: str) -> SongUNetConfig:
@@ -139,11 +139,11 @@ def score_sde_network(name: str) -> SongUNetConfig:
 def _score_sde_shapes(name: str) -> dict[str, tuple[int, ...]]:
     network = score_sde_network(name)
     with meta_device():
-        theirs = score_sde.dump(SongUNet(network).state_dict(), network, torch.empty(0))
+        theirs = score_sde_keys.dump(SongUNet(network).state_dict(), network, torch.empty(0))
     return {
-        key.removeprefix(score_sde.PREFIX): tuple(tensor.shape)
+        key.removeprefix(score_sde_keys.PREFIX): tuple(tensor.shape)
         for key, tensor in theirs.items()
-        if key != score_sde.SIGMAS
+        if key != score_sde_keys.SIGMAS
     }
 
 
@@ -151,7 +151,7 @@ def _score_sde_shapes(name: str) -> dict[str, tuple[int, ...]]:
 
 
 def _model(
-    network: edm.Config,
+    network: edm_keys.Config,
     size: int,
     origin: ReleaseDefaults,
     state: Mapping[str, Tensor],
@@ -171,13 +171,13 @@ def _model(
     for section in config.condition:
         conditioner = section.build(config, network.vector_dim)
         assert label is not None
-        conditioner.load_state_dict(in_float({edm.OUR_LABEL: label}))
+        conditioner.load_state_dict(in_float({edm_keys.OUR_LABEL: label}))
         model.conditioners[section.key] = conditioner
     return model.eval()
 
 
 def model_config(
-    network: edm.Config, size: int, origin: ReleaseDefaults, said: ModelOverrides, classes: int | None
+    network: edm_keys.Config, size: int, origin: ReleaseDefaults, said: ModelOverrides, classes: int | None
 ) -> ModelConfig:
     """The configuration of the model of a file; what is said goes before the table."""
     section = SongUNetSection if isinstance(network, SongUNetConfig) else DhariwalUNetSection

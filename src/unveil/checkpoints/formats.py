@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
-from unveil.checkpoints import autoencoder, controlnet, ldm_unet
+from unveil.checkpoints import autoencoder_keys, ldm_unet
 from unveil.checkpoints.key_mapping import abbreviate
 from unveil.checkpoints.lora_formats import naming_of
 from unveil.model.model_folder import STEERS, WHOLE_PART
@@ -36,7 +36,7 @@ class FileFormat(NamedTuple):
 
 _UNET = ldm_unet.PREFIX
 _ADM = {"its time embedding": "time_embed.0.weight", "its first convolution": "input_blocks.0.0.weight"}
-_WHOLE = {"the U-Net": f"{_UNET}input_blocks.0.0.weight", "the autoencoder": autoencoder.PREFIX}
+_WHOLE = {"the U-Net": f"{_UNET}input_blocks.0.0.weight", "the autoencoder": autoencoder_keys.PREFIX}
 _HINT, _ZERO = "the network of the hint", "zero convolutions"
 LAYOUTS = (
     FileFormat("a LoRA", "LoRA", {}, "give it beside the model that it is for: unveil sample MODEL --lora FILE"),
@@ -44,7 +44,7 @@ LAYOUTS = (
     FileFormat(
         "a ControlNet",
         "ControlNet",
-        {_HINT: f"{controlnet.PREFIX}input_hint_block.", _ZERO: f"{controlnet.PREFIX}zero_convs."},
+        {_HINT: f"{controlnet_keys.PREFIX}input_hint_block.", _ZERO: f"{controlnet_keys.PREFIX}zero_convs."},
         STEERS,
     ),
     FileFormat(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from unveil.checkpoints import openai
+from unveil.checkpoints import openai_keys
 from unveil.nn.classifier import NoisyClassifierConfig
 from unveil.nn.unet_config import UNetConfig
 from unveil.types import RecipeError
@@ -145,7 +145,7 @@ def from_flags(flags: Mapping[str, Any]) -> UNetConfig:
         multipliers = known[size]
     else:
         raise RecipeError(f"image_size {size}: must be one of {', '.join(map(str, known))}, or give channel_mult")
-    config = openai.from_arguments(
+    config = openai_keys.from_arguments(
         {
             "in_channels": 3,
             "out_channels": 6 if given["learn_sigma"] else 3,
@@ -155,8 +155,8 @@ def from_flags(flags: Mapping[str, Any]) -> UNetConfig:
         }
         | {name: given[name] for name in ALIKE}
     )
-    config = openai.consistency(config) if "sigma_max" in given else config
-    return openai.upsampler(config) if "large_size" in given else config
+    config = openai_keys.consistency(config) if "sigma_max" in given else config
+    return openai_keys.upsampler(config) if "large_size" in given else config
 
 
 def from_classifier_flags(flags: Mapping[str, Any]) -> NoisyClassifierConfig:
@@ -169,7 +169,7 @@ def from_classifier_flags(flags: Mapping[str, Any]) -> NoisyClassifierConfig:
     size = given["image_size"]
     if size not in MULTIPLIERS:
         raise RecipeError(f"image_size {size}: must be one of {', '.join(map(str, MULTIPLIERS))}")
-    return openai.classifier_from_arguments(
+    return openai_keys.classifier_from_arguments(
         {
             "image_size": size,
             "in_channels": 3,

@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from unveil.checkpoints import dit, dit_pipeline, edm_score_sde_models, formats, openai, single_file
+from unveil.checkpoints import dit_keys, dit_pipeline, edm_score_sde_models, formats, openai_keys, single_file
 from unveil.checkpoints.openai_flags import CLASSIFIER_FLAGS, FILES, FLAGS, from_classifier_flags, from_flags
 from unveil.checkpoints.overrides import ModelOverrides, Shapes, in_float, shapes_of
 from unveil.io.safetensors_io import read_state
@@ -142,7 +142,7 @@ def released(shapes: Shapes) -> ReleasedModel | None:
     found = {
         "width": given.get("time_embed.0.weight", (0, 0))[-1],
         "classifier": "output_blocks.0.0.in_layers.0.weight" not in given,
-        "labels": openai.LABEL in given,
+        "labels": openai_keys.LABEL in given,
         "inputs": given.get("input_blocks.0.0.weight", (0, 0))[1],
     }
     for files, flags in FILES.items():
@@ -190,12 +190,12 @@ def _shapes(files: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
     found = release(files)
     with meta_device():
         if isinstance(found.network, NoisyClassifierConfig):
-            theirs = openai.dump_classifier(NoisyClassifier(found.network).state_dict(), found.network)
+            theirs = openai_keys.dump_classifier(NoisyClassifier(found.network).state_dict(), found.network)
         else:
             rows = None if found.classes is None else torch.empty(found.classes, found.network.vector_dim)
-            label = None if rows is None else {openai.OUR_LABEL: rows}
+            label = None if rows is None else {openai_keys.OUR_LABEL: rows}
             ones = 2 if found.process["kind"] == "edm" else 1
-            theirs = openai.dump(openai.UNet(found.network).state_dict(), found.network, label, ones=ones)
+            theirs = openai_keys.dump(openai_keys.UNet(found.network).state_dict(), found.network, label, ones=ones)
     return {key: tuple(tensor.shape) for key, tensor in theirs.items()}
 
 
@@ -204,7 +204,7 @@ def _seen(shapes: Shapes, said: ModelOverrides) -> ReleasedModel:
     diffusion = any(key.startswith("output_blocks.") for key in shapes)
     if not diffusion and not {"time_embed.0.weight", "input_blocks.0.0.weight", "out.0.weight"} <= shapes.keys():
         raise WeightsError(formats.explain_unknown_format(shapes))
-    network = openai.infer_config(shapes) if diffusion else None
+    network = openai_keys.infer_config(shapes) if diffusion else None
     wanted = [*ASKED, "variance" if diffusion else "num_res_blocks"]
     if "out.2.positional_embedding" in shapes:
         wanted.remove("size")  # that pooling has a row for each position
@@ -215,9 +215,9 @@ def _seen(shapes: Shapes, said: ModelOverrides) -> ReleasedModel:
             f"not say everything: give {names}, named as in a recipe (on the command line file.timesteps=1000)"
         )
     if network is None:
-        network = openai.infer_classifier_config(shapes, cast(int, said.num_res_blocks), said.size)
+        network = openai_keys.infer_classifier_config(shapes, cast(int, said.num_res_blocks), said.size)
         return ReleasedModel((), network, network.size, network.classes, {"kind": "discrete-vp"})
-    classes = shapes[openai.LABEL][0] if openai.LABEL in shapes else None
+    classes = shapes[openai_keys.LABEL][0] if openai_keys.LABEL in shapes else None
     return ReleasedModel((), network, cast(int, said.size), classes, {"kind": "discrete-vp"}, calls=CALLS)
 
 
@@ -233,7 +233,7 @@ def model_of(theirs: Mapping[str, Tensor], said: ModelOverrides | None = None) -
     shapes = shapes_of(theirs)
     if is_latent(shapes):
         return single_file.read(theirs, said).model
-    if dit.layout_of(shapes) is not None:
+    if dit_keys.layout_of(shapes) is not None:
         return dit_pipeline.model_of(theirs, said)
     read = edm_score_sde_models.reader_of(shapes)
     if read is not None:
@@ -241,7 +241,7 @@ def model_of(theirs: Mapping[str, Tensor], said: ModelOverrides | None = None) -
     found = match(shapes, said)
     config = found.model_config()
     assert isinstance(found.network, UNetConfig)
-    parts = openai.load(theirs, found.network)
+    parts = openai_keys.load(theirs, found.network)
     with meta_device():  # nothing is drawn that the file replaces
         model = build(config)
     model.denoiser.network.load_state_dict(in_float(parts.network), assign=True)
@@ -304,5 +304,5 @@ def classifier_of(theirs: Mapping[str, Tensor], said: ModelOverrides | None = No
         raise WeightsError("this file is a diffusion model, not a noisy classifier; give one such as 64x64_classifier")
     with meta_device():
         classifier = NoisyClassifier(found.network)
-    classifier.load_state_dict(in_float(openai.load_classifier(theirs, found.network)), assign=True)
+    classifier.load_state_dict(in_float(openai_keys.load_classifier(theirs, found.network)), assign=True)
     return classifier.eval()

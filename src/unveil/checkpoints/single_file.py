@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from unveil.autoencoders.autoencoder import Autoencoder, PerChannel
-from unveil.checkpoints import autoencoder, ldm_unet, text_encoder_keys, text_encoder_loader
+from unveil.checkpoints import autoencoder_keys, ldm_unet, text_encoder_keys, text_encoder_loader
 from unveil.checkpoints.key_mapping import abbreviate
 from unveil.checkpoints.overrides import ModelOverrides, Shapes, in_float, shapes_of
 from unveil.checkpoints.scheduler import SchedulerConfig
@@ -107,18 +107,20 @@ def read(theirs: Mapping[str, Tensor], said: ModelOverrides | None = None) -> Lo
     said.only(SAYABLE, "files of a whole latent diffusion model")
     unet = _unet(theirs, said)
     network = ldm_unet.infer_config(shapes_of(unet), _heads(said))
-    first = autoencoder.first_stage({k: v for k, v in theirs.items() if k.startswith(autoencoder.PREFIX)})
+    first = autoencoder_keys.first_stage({k: v for k, v in theirs.items() if k.startswith(autoencoder_keys.PREFIX)})
     if not first:
-        raise WeightsError(f"there is no autoencoder ({autoencoder.PREFIX}*) beside the U-Net; give the whole file")
+        raise WeightsError(
+            f"there is no autoencoder ({autoencoder_keys.PREFIX}*) beside the U-Net; give the whole file"
+        )
     encoder = _text_encoder(theirs, said)
     if encoder is None and network.cross_attention_dim is not None and CLASSES not in theirs:
         raise WeightsError(f"there is no text encoder ({STAGE}*), and the U-Net reads a text; give the whole file")
-    codec = autoencoder.codec_of(first, scale=_scale(theirs, encoder is not None))
+    codec = autoencoder_keys.codec_of(first, scale=_scale(theirs, encoder is not None))
     config = _config(theirs, network, codec, encoder, said)
     model = filled(config, ldm_unet.load(unet, network).network, codec, encoder)
     if CLASSES in theirs:
         model.conditioners[LABEL].load_state_dict(in_float({TABLE: theirs[CLASSES]}), assign=True)
-    used = {ldm_unet.PREFIX + key for key in unet} | {key for key in theirs if key.startswith(autoencoder.PREFIX)}
+    used = {ldm_unet.PREFIX + key for key in unet} | {key for key in theirs if key.startswith(autoencoder_keys.PREFIX)}
     used |= {key for key in theirs if key.startswith(STAGE)} | {key for key in SCHEDULE if key in theirs}
     return LoadedCheckpoint(model, len(used & theirs.keys()), tuple(sorted(theirs.keys() - used)))
 
@@ -161,7 +163,7 @@ def tensors_of(model: Model) -> dict[str, Tensor]:
         )
     theirs = schedule(process)
     theirs |= ldm_unet.add_prefix(ldm_unet.dump(network.state_dict(), network.config))
-    theirs |= ldm_unet.add_prefix(autoencoder.dump(codec), autoencoder.PREFIX)  # pyright: ignore[reportArgumentType]
+    theirs |= ldm_unet.add_prefix(autoencoder_keys.dump(codec), autoencoder_keys.PREFIX)  # pyright: ignore[reportArgumentType]
     for conditioner in model.conditioners.values():
         if isinstance(conditioner, TextEncoder):
             theirs |= _tower(conditioner)

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from unveil.checkpoints import (
     controlnet_loader,
-    ddpm,
-    dit,
+    ddpm_keys,
+    dit_keys,
     dit_pipeline,
-    edm,
+    edm_keys,
     hf,
-    openai,
+    openai_keys,
     openai_models,
-    score_sde,
+    score_sde_keys,
     single_file,
     text_encoder_export,
 )
@@ -133,7 +133,7 @@ def _from_theirs(theirs: Mapping[str, Tensor], out: Path, layout: Layout, force:
         model = _recognised(theirs, layout)
     else:
         model = build(diffusion(load_recipe(layout.recipe, layout.overrides), "unveil convert").model)
-        if dit.layout_of(shapes_of(theirs)) is not None:
+        if dit_keys.layout_of(shapes_of(theirs)) is not None:
             dit_pipeline.fill(model, theirs)
         else:
             _fill(model, theirs, layout.name)
@@ -259,17 +259,17 @@ def _parts(
     network: Any = model.denoiser.network
     match layout:
         case "openai":
-            found = openai.load(theirs, network.config)
+            found = openai_keys.load(theirs, network.config)
             return found.network, found.label
         case "edm":
-            state, label = edm.load(theirs, network.config)
+            state, label = edm_keys.load(theirs, network.config)
             if label is not None and type(network).__name__ == "SongUNet" and not _drops(model):
                 label = {key: rows[:-1] for key, rows in label.items()}  # without the row of no label
             return state, label
         case "score-sde":
-            return score_sde.load(theirs, network.config), None
+            return score_sde_keys.load(theirs, network.config), None
         case _:
-            return ddpm.load(theirs, network.config), None
+            return ddpm_keys.load(theirs, network.config), None
 
 
 def _to_theirs(source: Path, out: Path, layout: Layout) -> dict[str, Any]:
@@ -295,10 +295,10 @@ def _of_unet(model: Model, layout: Layout) -> dict[str, Tensor]:
     if layout.name not in ("openai", "ddpm"):
         raise RecipeError(f"layout {layout.name!r} is only read; written are openai, ddpm, dit, diffusers and ldm")
     if layout.name == "ddpm":
-        return ddpm.dump(network.state_dict(), network.config)
+        return ddpm_keys.dump(network.state_dict(), network.config)
     conditioner = dict(model.conditioners.items()).get("label")
     label = None if conditioner is None else _without_null(conditioner)
-    return openai.dump(network.state_dict(), network.config, label)
+    return openai_keys.dump(network.state_dict(), network.config, label)
 
 
 def _check_network(network: Any, layout: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from unveil.checkpoints import controlnet, controlnet_loader, diffusers_unet, formats, ldm_unet
+from unveil.checkpoints import controlnet_keys, controlnet_loader, diffusers_unet, formats, ldm_unet
 from unveil.checkpoints.overrides import ModelOverrides
 from unveil.generation.generate import DTYPES
 from unveil.io.files import staged
@@ -45,9 +45,9 @@ def of_file(theirs: Mapping[str, Tensor], said: ModelOverrides, out: Path, layou
     said.only({"heads", "head_channels"}, "files of a ControlNet")
     heads = {name: value for name in ("heads", "head_channels") if (value := getattr(said, name)) is not None}
     write(controlnet_loader.of_published(theirs, heads=heads or None), out, layout, dtype)
-    own = ldm_unet.strip_prefix(theirs, controlnet.PREFIX)
+    own = ldm_unet.strip_prefix(theirs, controlnet_keys.PREFIX)
     whole = theirs.keys() == own.keys()
-    rest = [] if whole else sorted(key for key in theirs if not key.startswith(controlnet.PREFIX))
+    rest = [] if whole else sorted(key for key in theirs if not key.startswith(controlnet_keys.PREFIX))
     return {"matched": len(own), "unmatched": len(rest), "unmatched_keys": rest}
 
 
@@ -73,7 +73,7 @@ def write(network: ControlNet, out: Path, layout: str, dtype: str) -> None:
         with staged(out) as temporary:
             diffusers_unet.write(network, temporary)
     elif out.suffix == ONE_FILE:
-        theirs = ldm_unet.add_prefix(controlnet.dump(network), controlnet.PREFIX)
+        theirs = ldm_unet.add_prefix(controlnet_keys.dump(network), controlnet_keys.PREFIX)
         with staged(out) as temporary:
             write_tensors(temporary, theirs)
     else:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from unveil.autoencoders.kl import AutoencoderKL
-from unveil.checkpoints import autoencoder, dit_pipeline
+from unveil.checkpoints import autoencoder_keys, dit_pipeline
 from unveil.checkpoints.hf import stable_diffusion, video_pipelines
 from unveil.checkpoints.hf.components import (
     assemble_model,
@@ -171,10 +171,10 @@ def _codec(folder: PipelineFolder) -> AutoencoderKL:
     if said.get("latents_std") is not None and said.get("latents_mean") is not None:
         scale, shift = tuple(scale / std for std in said["latents_std"]), tuple(said["latents_mean"])
     groups = int(said.get("norm_num_groups", 32))
-    config = autoencoder.infer_config(
-        shapes_of(autoencoder.first_stage(theirs)), groups=groups, scale=scale, shift=shift
+    config = autoencoder_keys.infer_config(
+        shapes_of(autoencoder_keys.first_stage(theirs)), groups=groups, scale=scale, shift=shift
     )
-    found = autoencoder.codec_of(theirs, config)
+    found = autoencoder_keys.codec_of(theirs, config)
     if not isinstance(found, AutoencoderKL):
         raise WeightsError(
             f"{folder.path / 'vae'}: an autoencoder with a codebook; {folder.kind} needs an AutoencoderKL"

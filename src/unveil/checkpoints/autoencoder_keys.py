@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from unveil.autoencoders.autoencoder import PerChannel, listed
 from unveil.autoencoders.kl import AutoencoderKL, AutoencoderKLConfig
 from unveil.autoencoders.vq import VQModel, VQModelConfig
-from unveil.checkpoints import ddpm
+from unveil.checkpoints import ddpm_keys
 from unveil.checkpoints.key_mapping import Names, SourceKeys, layer_keys, to_ours, to_theirs
 from unveil.checkpoints.overrides import in_float, shapes_of
 from unveil.nn.autoencoder import AutoencoderBlock
@@ -36,7 +36,7 @@ BESIDE = ("loss.", "model_ema.")
 SCALES = ("scale", "shift")
 # What belongs to training alone, and is in no published layout
 RUNNING = ("quantiser.count", "quantiser.total")
-ENDS = {"ldm": ddpm.ENDS, "diffusers": {"enter": "conv_in", "norm": "conv_norm_out", "leave": "conv_out"}}
+ENDS = {"ldm": ddpm_keys.ENDS, "diffusers": {"enter": "conv_in", "norm": "conv_norm_out", "leave": "conv_out"}}
 DIFFUSERS_MIDDLE = {
     "middle.blocks.0": "mid_block.resnets.0",
     "middle.attention.0": "mid_block.attentions.0",
@@ -101,7 +101,7 @@ def names(config: AutoencoderKLConfig | VQModelConfig, layout: Layout) -> Names:
         modules = dict(network.named_modules())
         for ours, theirs in _prefixes(config, layout).items():
             if ours in modules:
-                block = ddpm.block_names if layout == "ldm" else _diffusers_names
+                block = ddpm_keys.block_names if layout == "ldm" else _diffusers_names
                 found |= block(f"{part}.{ours}", f"{part}.{theirs}", modules[ours])
     if config.latent_channels is not None:
         found |= {f"enter.{kind}": SourceKeys((f"quant_conv.{kind}",)) for kind in ("weight", "bias")}
@@ -113,7 +113,7 @@ def names(config: AutoencoderKLConfig | VQModelConfig, layout: Layout) -> Names:
 
 def _prefixes(config: AutoencoderKLConfig | VQModelConfig, layout: Layout) -> dict[str, str]:
     if layout == "ldm":
-        return ddpm.prefixes(config)
+        return ddpm_keys.prefixes(config)
     found = dict(DIFFUSERS_MIDDLE)
     for level in range(len(config.multipliers)):
         for i in range(config.blocks + 1):
@@ -129,7 +129,7 @@ def _diffusers_names(ours: str, theirs: str, module: nn.Module) -> Names:
     match module:
         case AutoencoderBlock():
             skip = {} if isinstance(module.skip, nn.Identity) else {"skip": "conv_shortcut"}
-            return layer_keys(ours, theirs, ddpm.UNTIMED | skip)
+            return layer_keys(ours, theirs, ddpm_keys.UNTIMED | skip)
         case SelfAttention():
             found = layer_keys(ours, theirs, {"norm": "group_norm", "out": "to_out.0"})
             for kind in ("weight", "bias"):

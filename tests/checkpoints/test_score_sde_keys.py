@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from unveil.checkpoints import score_sde
+from unveil.checkpoints import score_sde_keys
 from unveil.nn.edm_unet import SongUNet, SongUNetConfig
 from unveil.types import RecipeError, WeightsError
 
@@ -56,7 +56,9 @@ CHANGES = {
 
 
 def config_of(change: dict[str, Any], size: int = 16) -> SongUNetConfig:
-    return score_sde.from_arguments({"model": MODEL | TINY | change, "data": {"image_size": size, "num_channels": 3}})
+    return score_sde_keys.from_arguments(
+        {"model": MODEL | TINY | change, "data": {"image_size": size, "num_channels": 3}}
+    )
 
 
 @needs_facts
@@ -64,13 +66,13 @@ def config_of(change: dict[str, Any], size: int = 16) -> SongUNetConfig:
 def test_a_published_network_has_its_count_of_keys_and_parameters(name):
     fact = json.loads((Path(ROOT or "") / "score_sde_pytorch" / "param_counts.json").read_text())[name]
     settings = {"model": MODEL | PUBLISHED[name], "data": {"image_size": 32, "num_channels": 3}}
-    config = score_sde.from_arguments(settings)
+    config = score_sde_keys.from_arguments(settings)
     with torch.device("meta"):
         network = SongUNet(config)
     assert sum(p.numel() for p in network.parameters()) == fact["trainable"]
-    theirs = score_sde.dump(network.state_dict(), config, score_sde.sigmas(0.01, 50, 1000))
+    theirs = score_sde_keys.dump(network.state_dict(), config, score_sde_keys.sigmas(0.01, 50, 1000))
     assert len(theirs) == fact["n_keys"]
-    assert sum(value.numel() for key, value in theirs.items() if key != score_sde.SIGMAS) == fact["params"]
+    assert sum(value.numel() for key, value in theirs.items() if key != score_sde_keys.SIGMAS) == fact["params"]
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
@@ -79,9 +81,9 @@ def test_there_and_back_is_the_identity(change):
     torch.manual_seed(0)
     ours = SongUNet(config).state_dict()
     ours = {key: torch.randn_like(value) for key, value in ours.items()}
-    theirs = score_sde.dump(ours, config, score_sde.sigmas(0.01, 50, 7))
+    theirs = score_sde_keys.dump(ours, config, score_sde_keys.sigmas(0.01, 50, 7))
     for found in (theirs, {key.removeprefix("module."): value for key, value in theirs.items()}):
-        back = score_sde.load(found, config)
+        back = score_sde_keys.load(found, config)
         assert back.keys() == ours.keys()
         assert all(torch.equal(back[key], ours[key]) for key in ours)
 
@@ -89,14 +91,14 @@ def test_there_and_back_is_the_identity(change):
 def test_a_layer_over_channels_is_stored_the_other_way_round():
     config = config_of({})
     ours = {key: torch.randn_like(value) for key, value in SongUNet(config).state_dict().items()}
-    theirs = score_sde.dump(ours, config, score_sde.sigmas(0.01, 50, 7))
-    number = score_sde.order(config).index("middle.0.attention")
+    theirs = score_sde_keys.dump(ours, config, score_sde_keys.sigmas(0.01, 50, 7))
+    number = score_sde_keys.order(config).index("middle.0.attention")
     key = theirs[f"module.all_modules.{number}.NIN_1.W"]
     assert torch.equal(key, ours["middle.0.attention.qkv.weight"][32:64].T)
 
 
 def test_the_table_of_sigmas_is_geometric_from_the_largest():
-    table = score_sde.sigmas(0.01, 50, 5)
+    table = score_sde_keys.sigmas(0.01, 50, 5)
     assert table.dtype == torch.float64
     assert (table[0].item(), table[-1].item()) == pytest.approx((50, 0.01))
     torch.testing.assert_close(table[1:] / table[:-1], torch.full((4,), (0.01 / 50) ** 0.25, dtype=torch.float64))
@@ -106,20 +108,24 @@ def test_the_table_of_sigmas_is_geometric_from_the_largest():
 def test_the_average_is_a_list_in_the_order_of_what_is_trained(change):
     config = config_of(change)
     network = SongUNet(config)
-    theirs = score_sde.dump(network.state_dict(), config, score_sde.sigmas(0.01, 50, 7))
-    places = list(range(len(score_sde.order(config))))
-    in_order = {score_sde.SIGMAS: theirs[score_sde.SIGMAS]}  # as a file has it: the buffer, then module by module
+    theirs = score_sde_keys.dump(network.state_dict(), config, score_sde_keys.sigmas(0.01, 50, 7))
+    places = list(range(len(score_sde_keys.order(config))))
+    in_order = {
+        score_sde_keys.SIGMAS: theirs[score_sde_keys.SIGMAS]
+    }  # as a file has it: the buffer, then module by module
     for place in places:
         prefix = f"module.all_modules.{place}."
         in_order |= {key: value for key, value in theirs.items() if key.startswith(prefix)}
-    average = [value + 1 for key, value in in_order.items() if key not in ("module.all_modules.0.W", score_sde.SIGMAS)]
-    got = score_sde.averaged(in_order, average)
-    back = score_sde.load(got, config)
+    average = [
+        value + 1 for key, value in in_order.items() if key not in ("module.all_modules.0.W", score_sde_keys.SIGMAS)
+    ]
+    got = score_sde_keys.averaged(in_order, average)
+    back = score_sde_keys.load(got, config)
     trained = dict(network.named_parameters())
     for key, value in network.state_dict().items():
         torch.testing.assert_close(back[key], value + (key in trained))
     with pytest.raises(WeightsError, match="the average holds"):
-        score_sde.averaged(in_order, average[1:])
+        score_sde_keys.averaged(in_order, average[1:])
 
 
 @pytest.mark.parametrize(
@@ -138,11 +144,11 @@ def test_settings_that_are_not_supported_are_named(change, message):
 
 def test_missing_settings_and_foreign_configurations_are_named():
     with pytest.raises(RecipeError, match="setting 'data' is missing"):
-        score_sde.from_arguments({"model": MODEL})
+        score_sde_keys.from_arguments({"model": MODEL})
     model = {key: value for key, value in MODEL.items() if key != "nf"}
     with pytest.raises(RecipeError, match="setting 'nf' is missing"):
-        score_sde.from_arguments({"model": model, "data": {"image_size": 8, "num_channels": 3}})
+        score_sde_keys.from_arguments({"model": model, "data": {"image_size": 8, "num_channels": 3}})
     with pytest.raises(RecipeError, match="augment_dim = 9: score SDE's networks have 0"):
-        score_sde.names(replace(config_of({}), augment_dim=9))
+        score_sde_keys.names(replace(config_of({}), augment_dim=9))
     with pytest.raises(WeightsError, match="missing keys"):
-        score_sde.load({}, config_of({}))
+        score_sde_keys.load({}, config_of({}))

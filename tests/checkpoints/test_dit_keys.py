@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unveil.checkpoints import dit, dit_pipeline
+from unveil.checkpoints import dit_keys, dit_pipeline
 from unveil.checkpoints.overrides import ModelOverrides
 from unveil.io.safetensors_io import read_state, write_tensors
 from unveil.model import Model, build
@@ -42,7 +42,7 @@ def state(config: DiTConfig, classes: int = 10) -> tuple[dict[str, Tensor], dict
     torch.manual_seed(0)
     network = {key: 0.1 * torch.randn(tensor.shape) for key, tensor in DiT(config).state_dict().items()}
     network["positions"] = DiT(config).state_dict()["positions"]
-    return network, {dit.OUR_LABEL: torch.randn(classes + 1, config.vector_dim)}
+    return network, {dit_keys.OUR_LABEL: torch.randn(classes + 1, config.vector_dim)}
 
 
 def shapes_of(theirs: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -81,14 +81,14 @@ def test_a_published_file_has_its_keys_shapes_and_count(file):
     fact = facts(file)
     made = fact["config"]
     config = get_preset(made["factory"].lower().replace("/", "-"), size=made["input_size"])
-    theirs = dit.published_shapes(config, "dit", made["num_classes"] + 1)
+    theirs = dit_keys.published_shapes(config, "dit", made["num_classes"] + 1)
     assert {key: list(tensor.shape) for key, tensor in theirs.items()} == fact["keys"]
     counted = json.loads((Path(ROOT or "") / "param_counts.json").read_text())[fact["name"]]
     assert sum(tensor.numel() for tensor in theirs.values()) == fact["params"] == counted["state_dict_elements"]
-    assert dit.layout_of(fact["keys"]) == "dit"
-    assert dit.infer_config(fact["keys"]) == config
-    assert dit.compare(fact["keys"], config).fits
-    assert dit.closest_named_config(fact["keys"]) == f"{config.name} for latents of {config.size}"
+    assert dit_keys.layout_of(fact["keys"]) == "dit"
+    assert dit_keys.infer_config(fact["keys"]) == config
+    assert dit_keys.compare(fact["keys"], config).fits
+    assert dit_keys.closest_named_config(fact["keys"]) == f"{config.name} for latents of {config.size}"
 
 
 # -- there and back -----------------------------------------------------------------------------------------------
@@ -106,37 +106,37 @@ def test_a_published_file_has_its_keys_shapes_and_count(file):
 )
 def test_weights_survive_the_way_there_and_back(config, layout):
     network, label = state(config)
-    theirs = dit.dump(network, config, label, layout)
+    theirs = dit_keys.dump(network, config, label, layout)
     shapes = shapes_of(theirs)
-    assert dit.layout_of(shapes) == layout
-    assert dit.with_untied_embeddings(theirs, dit.infer_config(shapes, heads=4, size=8)) == config
-    parts = dit.load(theirs, config)
+    assert dit_keys.layout_of(shapes) == layout
+    assert dit_keys.with_untied_embeddings(theirs, dit_keys.infer_config(shapes, heads=4, size=8)) == config
+    parts = dit_keys.load(theirs, config)
     assert parts.network.keys() == network.keys()
     assert all(torch.equal(parts.network[key], tensor) for key, tensor in network.items())
-    assert torch.equal(parts.label[dit.OUR_LABEL], label[dit.OUR_LABEL])
+    assert torch.equal(parts.label[dit_keys.OUR_LABEL], label[dit_keys.OUR_LABEL])
 
 
 def test_from_one_layout_to_the_other_the_numbers_stay():
     network, label = state(SMALL)
-    published_file = dit.dump(network, SMALL, label, "dit")
-    parts = dit.load(published_file, SMALL)
-    folder = dit.dump(parts.network, SMALL, parts.label, "diffusers")
+    published_file = dit_keys.dump(network, SMALL, label, "dit")
+    parts = dit_keys.load(published_file, SMALL)
+    folder = dit_keys.dump(parts.network, SMALL, parts.label, "diffusers")
     assert torch.equal(
         folder["transformer_blocks.1.norm1.emb.timestep_embedder.linear_1.weight"],
         published_file["t_embedder.mlp.0.weight"],
     )
-    back = dit.load(folder, DIFFUSERS)
+    back = dit_keys.load(folder, DIFFUSERS)
     plain = replace(DIFFUSERS, mlp_norm_eps=1e-6)
-    again = dit.dump(back.network, plain, back.label, "dit")
+    again = dit_keys.dump(back.network, plain, back.label, "dit")
     assert all(torch.equal(again[key], tensor) for key, tensor in published_file.items())
 
 
 def test_what_a_layout_cannot_hold_is_refused():
     for changes in ({"block_type": "adaln"}, {"skips": "long"}, {"qk_norm": "rms"}):
         with pytest.raises(RecipeError, match="the layout 'diffusers' has"):
-            dit.names(replace(DIFFUSERS, **changes), "diffusers")
+            dit_keys.names(replace(DIFFUSERS, **changes), "diffusers")
     with pytest.raises(RecipeError, match="the layout 'dit' has 'shared' only"):
-        dit.names(replace(DIFFUSERS, embedders="per-block"), "dit")
+        dit_keys.names(replace(DIFFUSERS, embedders="per-block"), "dit")
 
 
 # -- other files --------------------------------------------------------------------------------------------------
@@ -144,26 +144,26 @@ def test_what_a_layout_cannot_hold_is_refused():
 
 def test_a_file_of_another_size_is_named_with_the_first_tensors_that_differ():
     with torch.device("meta"):
-        large = dit.published_shapes(get_preset("dit-b-4"), "dit", 1001)
+        large = dit_keys.published_shapes(get_preset("dit-b-4"), "dit", 1001)
     with pytest.raises(WeightsError) as caught:
-        dit.load(large, get_preset("dit-s-2"))
+        dit_keys.load(large, get_preset("dit-s-2"))
     text = str(caught.value)
     assert "the file is a DiT, dit-b-4 for latents of 32; the network is dit-s-2 for latents of 32" in text
     assert "blocks.0.attn.qkv.weight: (2304, 768) in the file, (1152, 384) in the network" in text
     with pytest.raises(WeightsError, match=r"extra: .*blocks\.12"):
-        dit.load(dit.published_shapes(get_preset("dit-l-4"), "dit", 1001), get_preset("dit-b-4"))
+        dit_keys.load(dit_keys.published_shapes(get_preset("dit-l-4"), "dit", 1001), get_preset("dit-b-4"))
     with pytest.raises(WeightsError, match="dit-xl-2 for latents of 64; the network is dit-xl-2 for latents of 32"):
-        dit.load(dit.published_shapes(get_preset("dit-xl-2", size=64), "dit", 1001), get_preset("dit-xl-2"))
-    tiny = shapes_of(dit.published_shapes(SMALL, "dit", 11))
-    assert dit.closest_named_config(tiny) == "nearest to dit-s-2 for latents of 8"
+        dit_keys.load(dit_keys.published_shapes(get_preset("dit-xl-2", size=64), "dit", 1001), get_preset("dit-xl-2"))
+    tiny = shapes_of(dit_keys.published_shapes(SMALL, "dit", 11))
+    assert dit_keys.closest_named_config(tiny) == "nearest to dit-s-2 for latents of 8"
 
 
 def test_what_keys_do_not_show_is_asked_for():
-    theirs = dit.dump(*_of(SMALL), "dit")
+    theirs = dit_keys.dump(*_of(SMALL), "dit")
     with pytest.raises(WeightsError, match=r"2 blocks of width 32, .* file\.heads=6"):
         dit_pipeline.model_of(theirs)
     with pytest.raises(WeightsError, match="by its keys"):
-        dit.infer_config({"weight": (1,)})
+        dit_keys.infer_config({"weight": (1,)})
     with pytest.raises(WeightsError, match="classes = 5: the file's table of labels has 11 rows"):
         dit_pipeline.model_of(theirs, ModelOverrides(heads=4, classes=5))
 
@@ -178,7 +178,7 @@ def _of(config: DiTConfig) -> tuple[dict[str, Tensor], DiTConfig, dict[str, Tens
 
 def test_a_pt_file_becomes_a_model_that_is_sampled_as_published(tmp_path):
     network, config, label = _of(SMALL)
-    torch.save(dit.dump(network, config, label, "dit"), tmp_path / "dit.pt")
+    torch.save(dit_keys.dump(network, config, label, "dit"), tmp_path / "dit.pt")
     model = dit_pipeline.model_of(read_state(tmp_path / "dit.pt"), ModelOverrides(heads=4))
     assert model.config is not None
     assert model.config.network_config() == SMALL
@@ -200,7 +200,7 @@ def test_a_pt_file_becomes_a_model_that_is_sampled_as_published(tmp_path):
 
 def test_both_rows_of_labels_without_a_null():
     network, config, label = _of(SMALL)
-    model = dit_pipeline.model_of(dit.dump(network, config, label, "dit"), ModelOverrides(heads=4, classes=11))
+    model = dit_pipeline.model_of(dit_keys.dump(network, config, label, "dit"), ModelOverrides(heads=4, classes=11))
     assert model.encode({"label": 10})[1] is None
     assert model.sampling.guidance.scale == 1.0
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from unveil.autoencoders import AutoencoderKL, AutoencoderKLConfig, VQModel, VQModelConfig
-from unveil.checkpoints import autoencoder, diffusers_autoencoder, inspection, openai_models
+from unveil.checkpoints import autoencoder_keys, diffusers_autoencoder, inspection, openai_models
 from unveil.io.safetensors_io import write_tensors
 from unveil.nn.meta_device import meta_device
 from unveil.types import RecipeError, WeightsError
@@ -23,11 +23,11 @@ DD: dict[str, Any] = {
     "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0,
 }  # fmt: skip
 CONFIGS = {
-    "kl": autoencoder.from_arguments({"ddconfig": DD, "embed_dim": 3}),
-    "attention": autoencoder.from_arguments({"ddconfig": DD | {"attn_resolutions": [16, 8]}, "embed_dim": 3}),
+    "kl": autoencoder_keys.from_arguments({"ddconfig": DD, "embed_dim": 3}),
+    "attention": autoencoder_keys.from_arguments({"ddconfig": DD | {"attn_resolutions": [16, 8]}, "embed_dim": 3}),
     "without 1x1": AutoencoderKLConfig(3, 3, 32, (1, 2), 2, 4),
-    "vq": autoencoder.from_arguments({"ddconfig": DD | {"double_z": False}, "embed_dim": 2, "n_embed": 24}),
-    "noattn": autoencoder.from_arguments(
+    "vq": autoencoder_keys.from_arguments({"ddconfig": DD | {"double_z": False}, "embed_dim": 2, "n_embed": 24}),
+    "noattn": autoencoder_keys.from_arguments(
         {"ddconfig": DD | {"double_z": False, "attn_type": "none"}, "embed_dim": 3, "n_embed": 24}
     ),
 }
@@ -57,29 +57,29 @@ def test_the_published_autoencoders_have_their_counts_and_are_recognised_by_thei
     known = {name: fact for name, fact in facts.items() if "arguments" in fact}
     assert len(known) == 13
     for name, fact in known.items():
-        config = autoencoder.from_arguments(fact["arguments"])
+        config = autoencoder_keys.from_arguments(fact["arguments"])
         with meta_device():
-            theirs = autoencoder.dump(
+            theirs = autoencoder_keys.dump(
                 AutoencoderKL(config) if isinstance(config, AutoencoderKLConfig) else VQModel(config)
             )
         assert (len(theirs), sum(t.numel() for t in theirs.values())) == (fact["n_keys"], fact["params"]), name
         shapes = {f"first_stage_model.{key}": tuple(tensor.shape) for key, tensor in theirs.items()}
-        assert autoencoder.infer_config(shapes) == config, name
+        assert autoencoder_keys.infer_config(shapes) == config, name
 
 
 @pytest.mark.parametrize("layout", ["ldm", "diffusers"])
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 def test_there_and_back_is_the_identity_and_keys_tell_the_configuration(config, layout):
     codec = drawn(config)
-    theirs = autoencoder.dump(codec, layout)
-    assert autoencoder.layout_of({key: tensor.shape for key, tensor in theirs.items()}) == layout
+    theirs = autoencoder_keys.dump(codec, layout)
+    assert autoencoder_keys.layout_of({key: tensor.shape for key, tensor in theirs.items()}) == layout
     beside = {"loss.logvar": torch.zeros(()), "model_ema.decay": torch.zeros(())}
-    back = autoencoder.codec_of(theirs | beside)
+    back = autoencoder_keys.codec_of(theirs | beside)
     assert back.config == config
     assert all(torch.equal(back.state_dict()[key], tensor) for key, tensor in codec.state_dict().items())
     assert not any(parameter.requires_grad for parameter in back.parameters())
     whole = {f"first_stage_model.{key}": tensor for key, tensor in theirs.items()}
-    other = autoencoder.codec_of(whole | {"model.diffusion_model.out.2.bias": torch.zeros(4)}, scale=0.18215)
+    other = autoencoder_keys.codec_of(whole | {"model.diffusion_model.out.2.bias": torch.zeros(4)}, scale=0.18215)
     assert other.scale.tolist() == pytest.approx([0.18215] * config.width)
 
 
@@ -87,7 +87,7 @@ def test_attention_of_diffusers_old_files_has_other_names(tmp_path):
     codec = drawn(CONFIGS["kl"])
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     theirs: dict[str, Tensor] = {}
-    for key, tensor in autoencoder.dump(codec, "diffusers").items():
+    for key, tensor in autoencoder_keys.dump(codec, "diffusers").items():
         for new, name in old.items():
             key = key.replace(f"attentions.0.{new}.", f"attentions.0.{name}.")
         theirs[key] = tensor
@@ -178,26 +178,26 @@ def test_diffusers_vq_model_gives_the_same_and_opens_what_is_written(tmp_path):
 
 
 def test_mistakes_are_named(tmp_path):
-    theirs = autoencoder.dump(drawn(CONFIGS["kl"]))
+    theirs = autoencoder_keys.dump(drawn(CONFIGS["kl"]))
     bias = theirs.pop("decoder.up.1.block.0.conv1.bias")
     with pytest.raises(WeightsError, match=r"missing keys: 1 \(decoder.up.1.block.0.conv1.bias\)"):
-        autoencoder.codec_of(theirs)
+        autoencoder_keys.codec_of(theirs)
     theirs |= {"decoder.up.1.block.0.conv1.bias": bias[:3]}
     with pytest.raises(WeightsError, match=r"decoder.up.1.block.0.conv1.bias: \(3,\), expected \(64,\)"):
-        autoencoder.codec_of(theirs)
+        autoencoder_keys.codec_of(theirs)
     with pytest.raises(WeightsError, match="an autoencoder, which makes no pictures by itself"):
         openai_models.model_of(theirs)
     with pytest.raises(WeightsError, match="not an autoencoder by its keys"):
-        autoencoder.codec_of({"time_embed.0.weight": bias})
+        autoencoder_keys.codec_of({"time_embed.0.weight": bias})
     with pytest.raises(WeightsError, match=r"not a whole autoencoder: there is no 'encoder\.conv_in\.weight'"):
-        autoencoder.codec_of({key: tensor for key, tensor in theirs.items() if "encoder.conv_in" not in key})
+        autoencoder_keys.codec_of({key: tensor for key, tensor in theirs.items() if "encoder.conv_in" not in key})
     with pytest.raises(RecipeError, match="attn_type = 'linear': only 'vanilla' and 'none' are supported"):
-        autoencoder.from_arguments({"ddconfig": DD | {"attn_type": "linear"}, "embed_dim": 3})
+        autoencoder_keys.from_arguments({"ddconfig": DD | {"attn_type": "linear"}, "embed_dim": 3})
     with pytest.raises(RecipeError, match="setting 'ch_mult' is missing"):
-        autoencoder.from_arguments({"ddconfig": {k: v for k, v in DD.items() if k != "ch_mult"}, "embed_dim": 3})
+        autoencoder_keys.from_arguments({"ddconfig": {k: v for k, v in DD.items() if k != "ch_mult"}, "embed_dim": 3})
     local = AutoencoderKL(AutoencoderKLConfig(3, 3, 8, (1, 2), 1, 4, middle="blocks", norm="pixel"))
     with pytest.raises(RecipeError, match="norm = 'pixel': the layout 'ldm' has 'group' only"):
-        autoencoder.dump(local)
+        autoencoder_keys.dump(local)
     with pytest.raises(WeightsError, match="no folder of an autoencoder of diffusers"):
         diffusers_autoencoder.read(tmp_path)
     theirs_kl().save_pretrained(tmp_path / "vae")

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from unveil.checkpoints import ldm_unet, openai
+from unveil.checkpoints import ldm_unet, openai_keys
 from unveil.checkpoints.key_mapping import Names, layer_key, layer_keys, to_ours, to_theirs
 from unveil.nn.controlnet import ControlNet
 from unveil.nn.meta_device import meta_device
@@ -23,7 +23,7 @@ HINT = "input_hint_block"
 
 def names(network: ControlNet) -> Names:
     """Our keys of a ControlNet and the published ones, without prefix."""
-    found = openai.names_of(network, openai.first_half(network.config))
+    found = openai_keys.names_of(network, openai_keys.first_half(network.config))
     found |= layer_keys("hint", HINT, {f"layers.{i}": f"{2 * i}" for i in range(len(network.hint.layers))})
     found |= layer_keys("zero", "zero_convs", {f"{i}": f"{i}.0" for i in range(len(network.zero))})
     return found | layer_key("zero_middle", "middle_block_out.0")
