@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
-from unveil.checkpoints import autoencoder_keys, ldm_unet
+from unveil.checkpoints import autoencoder_keys, controlnet_keys, ldm_unet
 from unveil.checkpoints.key_mapping import abbreviate
 from unveil.checkpoints.lora_formats import naming_of
 from unveil.model.model_folder import STEERS, WHOLE_PART
