@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from unveil.autoencoders import AutoencoderKL, AutoencoderKLConfig, VQModel, VQModelConfig
-from unveil.checkpoints import autoencoder_keys, diffusers_autoencoder, inspection, openai_models
+from unveil.checkpoints import autoencoder_keys, diffusers_autoencoder, inspection
+from unveil.checkpoints.loader import load_state
 from unveil.io.safetensors_io import write_tensors
 from unveil.nn.meta_device import meta_device
 from unveil.types import RecipeError, WeightsError
@@ -185,8 +186,8 @@ def test_mistakes_are_named(tmp_path):
     theirs |= {"decoder.up.1.block.0.conv1.bias": bias[:3]}
     with pytest.raises(WeightsError, match=r"decoder.up.1.block.0.conv1.bias: \(3,\), expected \(64,\)"):
         autoencoder_keys.codec_of(theirs)
-    with pytest.raises(WeightsError, match="an autoencoder, which makes no pictures by itself"):
-        openai_models.model_of(theirs)
+    with pytest.raises(WeightsError, match="an autoencoder, which makes no images by itself"):
+        load_state(theirs)
     with pytest.raises(WeightsError, match="not an autoencoder by its keys"):
         autoencoder_keys.codec_of({"time_embed.0.weight": bias})
     with pytest.raises(WeightsError, match=r"not a whole autoencoder: there is no 'encoder\.conv_in\.weight'"):

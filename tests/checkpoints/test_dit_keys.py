@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from unveil.checkpoints import dit_keys, dit_pipeline
+from unveil.checkpoints import dit_keys
+from unveil.checkpoints.formats import dit
 from unveil.checkpoints.overrides import ModelOverrides
 from unveil.io.safetensors_io import read_state, write_tensors
 from unveil.model import Model, build
@@ -161,11 +162,11 @@ def test_a_file_of_another_size_is_named_with_the_first_tensors_that_differ():
 def test_what_keys_do_not_show_is_asked_for():
     theirs = dit_keys.dump(*_of(SMALL), "dit")
     with pytest.raises(WeightsError, match=r"2 blocks of width 32, .* file\.heads=6"):
-        dit_pipeline.model_of(theirs)
+        dit.load(theirs)
     with pytest.raises(WeightsError, match="by its keys"):
         dit_keys.infer_config({"weight": (1,)})
     with pytest.raises(WeightsError, match="classes = 5: the file's table of labels has 11 rows"):
-        dit_pipeline.model_of(theirs, ModelOverrides(heads=4, classes=5))
+        dit.load(theirs, ModelOverrides(heads=4, classes=5))
 
 
 def _of(config: DiTConfig) -> tuple[dict[str, Tensor], DiTConfig, dict[str, Tensor]]:
@@ -179,7 +180,7 @@ def _of(config: DiTConfig) -> tuple[dict[str, Tensor], DiTConfig, dict[str, Tens
 def test_a_pt_file_becomes_a_model_that_is_sampled_as_published(tmp_path):
     network, config, label = _of(SMALL)
     torch.save(dit_keys.dump(network, config, label, "dit"), tmp_path / "dit.pt")
-    model = dit_pipeline.model_of(read_state(tmp_path / "dit.pt"), ModelOverrides(heads=4))
+    model = dit.load(read_state(tmp_path / "dit.pt"), ModelOverrides(heads=4)).model
     assert model.config is not None
     assert model.config.network_config() == SMALL
     assert (model.sampling.sampler, model.sampling.schedule, model.sampling.guidance.channels) == (
@@ -191,16 +192,16 @@ def test_a_pt_file_becomes_a_model_that_is_sampled_as_published(tmp_path):
     assert drawn.shape == (2, 4, 8, 8)
     with pytest.raises(RecipeError, match="label 10: must be 0 to 9; nearest: 9"):
         model.generate(raw={"label": 10}, steps=2)
-    assert all(torch.equal(tensor, dit_pipeline.tensors_of(model)[key]) for key, tensor in read_state(
+    assert all(torch.equal(tensor, dit.tensors_of(model)[key]) for key, tensor in read_state(
         tmp_path / "dit.pt").items())  # fmt: skip
     other = model_of(SMALL)
-    dit_pipeline.fill(other, dit_pipeline.tensors_of(model))
+    dit.fill_model(other, dit.tensors_of(model))
     assert torch.equal(other.conditioners["label"].state_dict()["table.weight"], label["table.weight"])
 
 
 def test_both_rows_of_labels_without_a_null():
     network, config, label = _of(SMALL)
-    model = dit_pipeline.model_of(dit_keys.dump(network, config, label, "dit"), ModelOverrides(heads=4, classes=11))
+    model = dit.load(dit_keys.dump(network, config, label, "dit"), ModelOverrides(heads=4, classes=11)).model
     assert model.encode({"label": 10})[1] is None
     assert model.sampling.guidance.scale == 1.0
 
@@ -208,34 +209,34 @@ def test_both_rows_of_labels_without_a_null():
 @pytest.mark.parametrize("embedders", ["shared", "per-block"])
 def test_a_folder_there_and_back(tmp_path, embedders):
     model = model_of(replace(DIFFUSERS, embedders=embedders))
-    dit_pipeline.write_folder(model, tmp_path)
-    assert dit_pipeline.is_folder(tmp_path)
-    back = dit_pipeline.read_folder(tmp_path)
+    dit.write_folder(model, tmp_path)
+    assert dit.is_folder(tmp_path)
+    back = dit.read_folder(tmp_path)
     assert back.config is not None
     assert back.config.network == model.config.network  # type: ignore[union-attr]
     assert back.config.process == model.config.process  # type: ignore[union-attr]
     mine, theirs = model.state_dict(), back.state_dict()
     assert mine.keys() == theirs.keys()
     assert all(torch.equal(theirs[key], tensor) for key, tensor in mine.items())
-    assert dit_pipeline.is_folder(tmp_path / "transformer")
-    assert dit_pipeline.sha256_of(tmp_path) != dit_pipeline.sha256_of(tmp_path / "transformer")
+    assert dit.is_folder(tmp_path / "transformer")
+    assert dit.digest(tmp_path) != dit.digest(tmp_path / "transformer")
 
 
 def test_a_folder_in_parts(tmp_path):
     model = model_of(DIFFUSERS)
-    dit_pipeline.write_folder(model, tmp_path)
+    dit.write_folder(model, tmp_path)
     place = tmp_path / "transformer"
     whole = read_state(place / "diffusion_pytorch_model.safetensors")
     (place / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(WeightsError, match="holds no diffusion_pytorch_model"):
-        dit_pipeline.read_folder(tmp_path)
+        dit.read_folder(tmp_path)
     keys = sorted(whole)
     parts = {"a.safetensors": keys[:5], "b.safetensors": keys[5:]}
     for name, some in parts.items():
         write_tensors(place / name, {key: whole[key] for key in some})
     index = {"weight_map": {key: name for name, some in parts.items() for key in some}}
     (place / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
-    back = dit_pipeline.read_folder(tmp_path)
+    back = dit.read_folder(tmp_path)
     assert torch.equal(back.state_dict()["denoiser.network.leave.weight"], whole["proj_out_2.weight"])
 
 
@@ -248,19 +249,19 @@ def test_a_folder_in_parts(tmp_path):
     ],
 )
 def test_settings_of_a_folder_that_ours_lacks(tmp_path, file, change, words):
-    dit_pipeline.write_folder(model_of(DIFFUSERS), tmp_path)
+    dit.write_folder(model_of(DIFFUSERS), tmp_path)
     settings = json.loads((tmp_path / file).read_text()) | change
     (tmp_path / file).write_text(json.dumps(settings))
     with pytest.raises(WeightsError, match=words):
-        dit_pipeline.read_folder(tmp_path)
+        dit.read_folder(tmp_path)
     (tmp_path / file).write_text("{")
     with pytest.raises(WeightsError, match="cannot be read as JSON"):
-        dit_pipeline.read_folder(tmp_path)
+        dit.read_folder(tmp_path)
 
 
 def test_other_models_are_not_written():
     with pytest.raises(RecipeError, match="the layout 'diffusers' has"):
-        dit_pipeline.tensors_of(model_of_block_type("adaln"), "diffusers")
+        dit.tensors_of(model_of_block_type("adaln"), "diffusers")
 
 
 def model_of_block_type(block_type: str) -> Model:
@@ -292,7 +293,7 @@ def test_diffusers_pipeline_with_random_weights_gives_equal_latents(tmp_path):
     pipeline: Any = DiTPipeline(theirs.eval(), vae, DDIMScheduler(clip_sample=False))
     pipeline.set_progress_bar_config(disable=True)
     pipeline.save_pretrained(tmp_path)
-    model = dit_pipeline.read_folder(tmp_path).requires_grad_(False)
+    model = dit.read_folder(tmp_path).requires_grad_(False)
 
     x, t, label = torch.randn(3, 4, 8, 8), torch.tensor([10, 500, 999]), torch.tensor([1, 5, 1000])
     table: Any = model.conditioners["label"]
@@ -311,9 +312,9 @@ def test_diffusers_pipeline_with_random_weights_gives_equal_latents(tmp_path):
         ours = (vae.decode(latents / vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1)
     assert -10 * torch.log10((ours - pictures).square().mean()) > 60
 
-    written = dit_pipeline.tensors_of(model, "diffusers")
+    written = dit.tensors_of(model, "diffusers")
     assert written.keys() == theirs.state_dict().keys()
     assert all(torch.equal(written[key], tensor) for key, tensor in theirs.state_dict().items())
-    dit_pipeline.write_folder(model, tmp_path / "again")
+    dit.write_folder(model, tmp_path / "again")
     reopened: Any = DiTPipeline.from_pretrained(tmp_path / "again", vae=vae)
     assert torch.equal(reopened.transformer(x, t, label).sample, theirs(x, t, label).sample)

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from tests.cli.conftest import Cli, tree
-from unveil.checkpoints import dit_keys, dit_pipeline
+from unveil.checkpoints import dit_keys
+from unveil.checkpoints.formats import dit
 from unveil.io.safetensors_io import read_state
 from unveil.nn.dit import DiT
 from unveil.nn.dit_config import DiTConfig
@@ -79,7 +80,7 @@ def test_convert_knows_a_dit_by_its_keys_and_writes_both_layouts(cli: Cli, tmp_p
     assert all(torch.equal(back[key], tensor) for key, tensor in theirs.items())
     done = cli("convert", "ours", "folder", "--format", "diffusers")
     assert done.code == 0, done.err
-    assert dit_pipeline.is_folder(tmp_path / "folder")
+    assert dit.is_folder(tmp_path / "folder")
     assert cli("convert", "ours", "folder", "--format", "diffusers").code == 2  # nothing is overwritten
     assert cli("convert", "folder", "again").code == 0
     assert json.loads((tmp_path / "folder" / "model_index.json").read_text())["_class_name"] == "DiTPipeline"

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from unveil import data
-from unveil.checkpoints import controlnet_keys, lora_export, lora_targets, single_file
+from unveil.checkpoints import controlnet_keys, lora_export, lora_targets
+from unveil.checkpoints.formats import single_file
 from unveil.io.safetensors_io import write_tensors
 from unveil.model import Model, build
 from unveil.model.config import Recipe, load_recipe

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from unveil import build, data
 from unveil.checkpoints import edm_keys, openai_keys, score_sde_keys
-from unveil.checkpoints.openai_models import release
+from unveil.checkpoints.formats.openai import release
 from unveil.core.process import DiscreteVP
 from unveil.model.config import ClassifierRecipe, Recipe, load_recipe
 from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
@@ -206,6 +206,6 @@ def test_a_small_classifier_trains(pictures: Path):
 
 
 def _files() -> list[tuple[str, ...]]:
-    from unveil.checkpoints.openai_flags import FILES
+    from unveil.checkpoints.formats.openai import FILES
 
     return list(FILES)

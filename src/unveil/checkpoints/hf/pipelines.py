@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from unveil.autoencoders.kl import AutoencoderKL
-from unveil.checkpoints import autoencoder_keys, dit_pipeline
+from unveil.checkpoints import autoencoder_keys
 from unveil.checkpoints.hf import stable_diffusion, video_pipelines
 from unveil.checkpoints.hf.components import (
     assemble_model,
@@ -82,11 +82,6 @@ def flux(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     return assemble_model(folder, network, scheduler, codec, _shape(codec, FLUX_LATENTS), (prompt, *told), sample)
 
 
-def dit(folder: PipelineFolder, dtype: torch.dtype) -> Model:
-    """The model of a `DiTPipeline`."""
-    return dit_pipeline.read_folder(folder.path).lowered(dtype)
-
-
 def of_parts(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     """The model of a pipeline of Stable Diffusion 1 or 2, which is one of our own parts and can be saved."""
     return stable_diffusion.read(folder).model.lowered(dtype)
@@ -94,7 +89,6 @@ def of_parts(folder: PipelineFolder, dtype: torch.dtype) -> Model:
 
 # Pipeline -> what reads its folder. A pipeline whose network is one of ours has its reader here as well.
 PIPELINES: dict[str, Callable[[PipelineFolder, torch.dtype], Model]] = {
-    "DiTPipeline": dit,
     **dict.fromkeys(stable_diffusion.CLASSES, of_parts),
     "StableDiffusionXLPipeline": sdxl,
     "StableDiffusion3Pipeline": sd3,
@@ -155,8 +149,7 @@ def inspect(path: Path) -> dict[str, Any]:
     headers = {file.relative_to(path).as_posix(): read_header(file) for file in folder.weight_files()}
     more = f": {video_pipelines.describe(folder)}" if folder.kind in video_pipelines.PIPELINES else ""
     facts: dict[str, Any] = {"path": str(path), "what": f"a folder of diffusers, {folder.kind}{more}"}
-    known = folder.kind in PIPELINES and folder.kind != "DiTPipeline"  # whose keys its own reader compares
-    fits = {name: found.text() for name, found in report(path).items()} if known else {}
+    fits = {name: match.text() for name, match in report(path).items()} if folder.kind in PIPELINES else {}
     return facts | model_folder.summary(headers) | {"fits": fits}
 
 

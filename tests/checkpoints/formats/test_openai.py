@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from unveil.checkpoints import openai_keys, openai_models
-from unveil.checkpoints.openai_flags import FILES, from_classifier_flags, from_flags
-from unveil.checkpoints.openai_models import ModelOverrides
+from unveil.checkpoints import loader, openai_keys
+from unveil.checkpoints.formats import openai
+from unveil.checkpoints.formats.openai import FILES, from_classifier_flags, from_flags
+from unveil.checkpoints.overrides import ModelOverrides
 from unveil.core import preconditioning
 from unveil.core.process import DiscreteVP
 from unveil.model.config import ModelConfig, dump, read_yaml, validate
@@ -101,7 +102,7 @@ def test_a_released_network_has_its_keys_shapes_and_count(name):
 @needs_facts
 @pytest.mark.parametrize("name", names())
 def test_a_released_file_is_known_by_its_keys_and_shapes(name):
-    flags, found = flags_of(name), openai_models.match(facts(name)["keys"])
+    flags, found = flags_of(name), openai.match(facts(name)["keys"])
     if not name.startswith("consistency"):
         assert name.split("__")[1].split("_and_")[0] in found.files
     assert found.size == flags.get("large_size", flags.get("image_size"))
@@ -146,19 +147,19 @@ def test_a_released_file_is_known_by_its_keys_and_shapes(name):
     ],
 )
 def test_a_released_file_is_sampled_as_its_authors_do(name, sampler, steps, grid):
-    sample = next(openai_models.release(files) for files in FILES if name in files).model_config().sample
+    sample = next(openai.release(files) for files in FILES if name in files).model_config().sample
     assert (sample.sampler, sample.steps, sample.schedule, sample.threshold) == (sampler, steps, grid, "static")
     fewer = sample.changed({"steps": 2})
-    process = next(openai_models.release(files) for files in FILES if name in files).model_config().process.build()
+    process = next(openai.release(files) for files in FILES if name in files).model_config().process.build()
     assert len(fewer.levels(process)) == 3
 
 
 @needs_facts
 def test_what_a_released_file_says_can_be_read_back_as_a_recipe():
     for name in ("guided-diffusion__64_256_upsampler", "guided-diffusion__512x512_diffusion"):
-        config = openai_models.match(facts(name)["keys"]).model_config()
+        config = openai.match(facts(name)["keys"]).model_config()
         assert validate(ModelConfig, read_yaml(dump(config), "it"), "it") == config
-    upsampler = openai_models.match(facts("guided-diffusion__64_256_upsampler")["keys"]).model_config()
+    upsampler = openai.match(facts("guided-diffusion__64_256_upsampler")["keys"]).model_config()
     assert [one.kind for one in upsampler.condition] == ["label", "context"]
     assert upsampler.concat_channels == 3
 
@@ -166,18 +167,18 @@ def test_what_a_released_file_says_can_be_read_back_as_a_recipe():
 @needs_facts
 def test_one_tensor_of_another_shape_is_no_released_file():
     keys = dict(facts("guided-diffusion__64x64_classifier")["keys"])
-    assert openai_models.released(keys) is not None
+    assert openai.released(keys) is not None
     keys["out.2.c_proj.bias"] = [999]
-    assert openai_models.released(keys) is None
+    assert openai.released(keys) is None
     del keys["out.2.c_proj.bias"]
-    assert openai_models.released(keys) is None
+    assert openai.released(keys) is None
 
 
 @needs_facts
 def test_what_is_said_goes_before_the_table():
     keys = facts("consistency_models__imagenet64")["keys"]
     said = validate(ModelOverrides, {"prediction": {"kind": "edm", "index_scale": 1000}, "heads": 6}, "said")
-    teacher = openai_models.match(keys, said)
+    teacher = openai.match(keys, said)
     model = teacher.model_config()
     assert model.build_prediction(model.process.build()) == preconditioning.EDMPreconditioning(index_scale=1000)
     assert (model.sample.sampler, model.sample.steps, model.sample.schedule) == ("heun", 40, "karras")
@@ -210,11 +211,11 @@ def test_an_unknown_file_asks_for_each_field_by_name():
     theirs, _ = tiny()
     asked = "give size, heads or head_channels, attention_order, beta_schedule, timesteps, rescale_timesteps, variance,"
     with pytest.raises(WeightsError, match=asked):
-        openai_models.match(shapes(theirs))
+        openai.match(shapes(theirs))
     for name in ("size", "attention_order", "beta_schedule", "timesteps", "rescale_timesteps", "variance"):
         said = ModelOverrides(**{key: getattr(SAID, key) for key in SAID.model_fields_set - {name}})
         with pytest.raises(WeightsError, match=rf"do not say everything: give {name}, "):
-            openai_models.match(shapes(theirs), said)
+            openai.match(shapes(theirs), said)
     with pytest.raises(RecipeError, match=r"variance = 'learnt-range': must be one of .*; nearest: 'learned-range'"):
         validate(ModelOverrides, {"variance": "learnt-range"}, "said")
 
@@ -225,7 +226,7 @@ def test_an_unknown_classifier_asks_for_its_own():
         asked = f"give {size}heads or head_channels, attention_order, beta_schedule, timesteps, "
         asked += "rescale_timesteps, num_res_blocks,"
         with pytest.raises(WeightsError, match=asked):
-            openai_models.match(shapes(theirs))
+            openai.match(shapes(theirs))
 
 
 def test_another_familys_file_is_not_asked_about():
@@ -233,12 +234,12 @@ def test_another_familys_file_is_not_asked_about():
         WeightsError,
         match=r"the closest is a U-Net of diffusers, of which is missing: its time",
     ):
-        openai_models.match({"conv_in.weight": (64, 3, 3, 3)})
+        loader.load_state({"conv_in.weight": torch.zeros(64, 3, 3, 3)})
 
 
 def test_a_model_of_an_unknown_file_computes_what_its_network_does():
     theirs, config = tiny()
-    model = openai_models.model_of({key: value.half() for key, value in theirs.items()}, SAID)
+    model = openai.load({key: value.half() for key, value in theirs.items()}, SAID).model
     assert model.config is not None
     assert model.shape == (3, 16, 16)
     network = UNet(config).eval()
@@ -258,25 +259,25 @@ def test_a_model_of_an_unknown_file_computes_what_its_network_does():
 
 def test_an_unknown_file_is_sampled_in_250_calls_or_the_whole_chain():
     shaped = shapes(tiny()[0])
-    short = openai_models.match(shaped, SAID.model_copy(update={"timesteps": 40})).model_config()
+    short = openai.match(shaped, SAID.model_copy(update={"timesteps": 40})).model_config()
     assert (short.sample.sampler, short.sample.steps) == ("ancestral", 40)
-    long = openai_models.match(shaped, SAID.model_copy(update={"timesteps": 4000})).model_config()
+    long = openai.match(shaped, SAID.model_copy(update={"timesteps": 4000})).model_config()
     assert long.sample.steps == 250
     said = validate(ModelOverrides, SAID.model_dump(exclude_unset=True) | {"process": {"kind": "cosine-vp"}}, "said")
-    assert openai_models.match(shaped, said).model_config().process.kind == "cosine-vp"
+    assert openai.match(shaped, said).model_config().process.kind == "cosine-vp"
 
 
 def test_an_upsampler_takes_the_small_picture():
     config = openai_keys.upsampler(openai_keys.from_arguments(TINY))
     torch.manual_seed(0)
-    model = openai_models.model_of(openai_keys.dump(UNet(config).state_dict(), config), SAID)
+    model = openai.load(openai_keys.dump(UNet(config).state_dict(), config), SAID).model
     low = torch.rand(1, 3, 4, 4)
-    assert model.generate(count=1, seed=0, steps=1, raw={openai_models.SMALL_PICTURE: low}).shape == (1, 3, 16, 16)
+    assert model.generate(count=1, seed=0, steps=1, raw={openai.LOW_RES_KEY: low}).shape == (1, 3, 16, 16)
 
 
 def test_a_classifier_of_an_unknown_file_computes_what_its_network_does():
     theirs, config = tiny_classifier()
-    classifier = openai_models.classifier_of(theirs, SAID_OF_CLASSIFIER)
+    classifier = openai.classifier_of(theirs, SAID_OF_CLASSIFIER)
     network = NoisyClassifier(config).eval()
     network.load_state_dict(openai_keys.load_classifier(theirs, config))
     x, t = torch.randn(2, 3, 16, 16), torch.tensor([3.0, 40.0])
@@ -286,9 +287,9 @@ def test_a_classifier_of_an_unknown_file_computes_what_its_network_does():
 
 def test_the_one_is_not_taken_for_the_other():
     with pytest.raises(WeightsError, match="is a noisy classifier, which guides a model"):
-        openai_models.model_of(tiny_classifier()[0], SAID_OF_CLASSIFIER)
+        openai.load(tiny_classifier()[0], SAID_OF_CLASSIFIER)
     with pytest.raises(WeightsError, match="is a diffusion model, not a noisy classifier"):
-        openai_models.classifier_of(tiny()[0], SAID)
+        openai.classifier_of(tiny()[0], SAID)
 
 
 def test_flags_of_a_size_without_multipliers_are_refused():

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 import unveil
-from unveil.checkpoints import edm_keys, edm_score_sde_models, openai_models, score_sde_keys
+from unveil.checkpoints import edm_keys, registry, score_sde_keys
+from unveil.checkpoints.formats import edm, score_sde
+from unveil.checkpoints.loader import load_state
 from unveil.checkpoints.overrides import ModelOverrides
 from unveil.core import preconditioning
 from unveil.core.process import LinearVP
@@ -75,7 +77,7 @@ def test_a_file_of_edm_is_a_model_with_its_preconditioning_and_sampler(name, tmp
 def test_its_network_and_labels_are_those_of_the_file():
     config, _, _, _ = OF_EDM["augmented"]
     theirs = state_of(config, classes=5)
-    model = openai_models.model_of(theirs)
+    model = load_state(theirs).model
     mine: Any = model.denoiser.network
     parts = edm_keys.load(theirs, config)
     assert all(torch.equal(mine.state_dict()[key], value) for key, value in parts.network.items())
@@ -92,7 +94,7 @@ def test_released_configurations_are_known_by_their_keys():
     for name, fact in names.items():
         config = edm_keys.from_arguments(fact["inner_class"], fact["inner_arguments"])
         size = fact["inner_arguments"]["img_resolution"]
-        origin = edm_score_sde_models.edm_origin(replace(config, dropout=0.0), size)
+        origin = edm.release_defaults(replace(config, dropout=0.0), size)
         kind = {"EDMPrecond": "edm", "VPPrecond": "vp", "VEPrecond": "ve", "iDDPMPrecond": "iddpm"}[fact["precond"]]
         assert origin.prediction == {"kind": kind}, name
         assert origin.sample["steps"] == (18 if size == 32 else 256 if "imagenet" in name else 40), name
@@ -100,17 +102,16 @@ def test_released_configurations_are_known_by_their_keys():
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=pytest.mark.release if "deep" in name else ())
-        for name in edm_score_sde_models.SCORE_SDE
-    ],
+    [pytest.param(name, marks=pytest.mark.release if "deep" in name else ()) for name in score_sde.NETWORKS],
 )
 def test_a_file_of_score_sde_is_known_by_its_keys(name):
-    config = edm_score_sde_models.score_sde_network(name)
+    config = score_sde.network_config(name)
     with torch.device("meta"):
         theirs = score_sde_keys.dump(SongUNet(config).state_dict(), config, torch.empty(1000))
-    assert edm_score_sde_models.reader_of({key: value.shape for key, value in theirs.items()}) is not None
-    model = openai_models.model_of(theirs)
+    detected = registry.detect(theirs)
+    assert detected is not None
+    assert detected.format.name == "score-sde"
+    model = load_state(theirs).model
     assert model.config is not None
     ve = "ncsnpp" in name
     assert model.sampling.sampler == ("pc-reverse-diffusion" if ve else "euler-maruyama")
@@ -123,17 +124,17 @@ def test_a_file_of_score_sde_is_known_by_its_keys(name):
         return
     assert model.process == LinearVP(index_scale=999)
     said = validate(ModelOverrides, {"process": {"kind": "sub-vp"}}, "said")
-    assert openai_models.model_of(theirs, said).process == SubVP(index_scale=999)
+    assert load_state(theirs, said).model.process == SubVP(index_scale=999)
 
 
 def test_a_model_of_score_sde_computes_what_its_network_does(monkeypatch: pytest.MonkeyPatch):
     small = {"num_res_blocks": 1, "model_channels": 16, **NCSNPP}
-    monkeypatch.setitem(edm_score_sde_models.SCORE_SDE, "small", (small, edm_score_sde_models.VE))
-    config = edm_score_sde_models.score_sde_network("small")
+    monkeypatch.setitem(score_sde.NETWORKS, "small", (small, score_sde.VE))
+    config = score_sde.network_config("small")
     torch.manual_seed(0)
     state = {key: 0.05 * torch.randn_like(value) for key, value in SongUNet(config).state_dict().items()}
     theirs = score_sde_keys.dump(state, config, score_sde_keys.sigmas(0.01, 50, 1000))
-    model = openai_models.model_of({key.removeprefix("module."): value for key, value in theirs.items()})
+    model = load_state({key.removeprefix("module."): value for key, value in theirs.items()}).model
     mine: Any = model.denoiser.network
     assert all(torch.equal(mine.state_dict()[key], value) for key, value in state.items())
     assert bool(torch.isfinite(model.generate(seed=0, steps=2)).all())
@@ -142,13 +143,13 @@ def test_a_model_of_score_sde_computes_what_its_network_does(monkeypatch: pytest
 def test_what_is_said_goes_before_the_table_or_is_refused():
     theirs = state_of(OF_EDM["baseline DDPM++"][0])
     said = validate(ModelOverrides, {"prediction": {"kind": "edm", "sigma_data": 0.6}}, "said")
-    model = openai_models.model_of(theirs, said)
+    model = load_state(theirs, said).model
     assert model.config is not None
     assert model.config.build_prediction(model.process) == preconditioning.EDMPreconditioning(0.6)
-    with pytest.raises(WeightsError, match="heads, size: files of EDM and score SDE hold that"):
-        openai_models.model_of(theirs, validate(ModelOverrides, {"size": 32, "heads": 2}, "said"))
+    with pytest.raises(WeightsError, match="heads, size: files of EDM's network hold that"):
+        load_state(theirs, validate(ModelOverrides, {"size": 32, "heads": 2}, "said"))
 
 
 def test_an_unknown_network_of_score_sde_names_those_that_are_known():
     with pytest.raises(WeightsError, match=r"none that is known: cifar10_ddpmpp_continuous, .*score-sde"):
-        openai_models.model_of({"module.all_modules.0.weight": torch.zeros(2)})
+        load_state({"module.all_modules.0.weight": torch.zeros(2)})

@@ -1,6 +1,6 @@
-"""Models of DiT's files: the published `.pt`, and diffusers' `DiTPipeline` folder, read and written.
+"""The format `dit`: the published `.pt` of DiT, diffusers' transformer, and folders of a `DiTPipeline`.
 
-A folder's autoencoder is not a part of the model: what is made are its latents, scaled as the network sees them.
+A folder's autoencoder is not a part of the model. The model generates its latents, scaled as the network sees them.
 
 Facts: configuration files of diffusers' `DiTPipeline`, and of github.com/facebookresearch/DiT.
 """
@@ -18,13 +18,15 @@ import torch
 from torch import Tensor
 
 from unveil.checkpoints import dit_keys
-from unveil.checkpoints.hf_files import read_json, read_weights
+from unveil.checkpoints.format import Format, LoadedCheckpoint, SavedCheckpoint, Signature, loaded, save_file
+from unveil.checkpoints.hf import pipeline_folder, pipelines
+from unveil.checkpoints.hf_files import read_json, read_weights, weight_files
 from unveil.checkpoints.overrides import ModelOverrides, in_float, shapes_of
 from unveil.checkpoints.scheduler import SchedulerConfig, process_settings, read_scheduler, scheduler_of
 from unveil.conditioning.class_label import Label
 from unveil.io.files import sha256
-from unveil.io.safetensors_io import write_tensors
-from unveil.model import Model, build
+from unveil.io.safetensors_io import read_header, write_tensors
+from unveil.model import Model, build, model_folder
 from unveil.model.config import ModelConfig, validate
 from unveil.nn.dit import DiT
 from unveil.nn.dit_config import DiTConfig
@@ -41,17 +43,13 @@ PUBLISHED_SAMPLE = {
     "threshold": "none",
     "guidance": {"scale": 4.0, "channels": 3},
 }
+# Settings that are supported with one value only
 FIXED = {
     "activation_fn": "gelu-approximate",
     "norm_type": "ada_norm_zero",
     "norm_elementwise_affine": False,
     "attention_bias": True,
 }
-
-
-SAYABLE = {"heads", "classes", "size"}
-
-
 DDPM_PROCESS = {"kind": "discrete-vp", "beta_schedule": "linear", "timesteps": 1000}
 PUBLISHED = SchedulerConfig(DDPM_PROCESS, "eps", PUBLISHED_SAMPLE)
 
@@ -59,45 +57,50 @@ PUBLISHED = SchedulerConfig(DDPM_PROCESS, "eps", PUBLISHED_SAMPLE)
 # -- files of tensors ---------------------------------------------------------------------------------------------
 
 
-def model_of(theirs: Mapping[str, Tensor], said: ModelOverrides | None = None) -> Model:
-    """The model of a state dict of either layout, in evaluation mode; tensors of another type become float32.
+def load(theirs: Mapping[str, Tensor], overrides: ModelOverrides | None = None) -> LoadedCheckpoint:
+    """Load the model of a state dict of either layout; weights of another type become float32.
 
     Raises:
-        WeightsError: no DiT, something was not said that keys do not show, or something that they do.
+        WeightsError: Not a DiT, or a setting is missing that the keys do not show.
     """
-    said = said or ModelOverrides()
-    said.only(SAYABLE, "files of DiT")
-    config = dit_keys.infer_config(shapes_of(theirs), said.heads, said.size)
-    return _model(theirs, dit_keys.with_untied_embeddings(theirs, config), PUBLISHED, said.classes)
+    overrides = overrides or ModelOverrides()
+    config = dit_keys.infer_config(shapes_of(theirs), overrides.heads, overrides.size)
+    config = dit_keys.with_untied_embeddings(theirs, config)
+    return loaded(_model(theirs, config, PUBLISHED, overrides.classes), theirs)
 
 
-def fill(model: Model, theirs: Mapping[str, Tensor]) -> None:
-    """Copies a state dict of either layout into a model that is built already.
+def fill_model(model: Model, theirs: Mapping[str, Tensor]) -> None:
+    """Copy a state dict of either layout into a model that is built already.
 
     Raises:
-        RecipeError: a model that the layouts cannot hold.
-        WeightsError: a file of another shape: names what it is, and the first tensors that differ.
+        RecipeError: The layouts cannot hold the model.
+        WeightsError: A file of another shape; names what it is, and the first tensors that differ.
     """
     network, label = _parts(model)
-    parts = dit_keys.load(theirs, network.config)
-    rows, wanted = parts.label[dit_keys.OUR_LABEL].shape, label.table.weight.shape
-    if rows != wanted:
+    weights = dit_keys.load(theirs, network.config)
+    rows, expected = weights.label[dit_keys.OUR_LABEL].shape, label.table.weight.shape
+    if rows != expected:
         raise WeightsError(
-            f"the table of labels: {tuple(rows)} in the file, {tuple(wanted)} in the model; "
+            f"the table of labels: {tuple(rows)} in the file, {tuple(expected)} in the model; "
             "set its classes, and a drop above 0 where the file has a row for none"
         )
-    network.load_state_dict(in_float(parts.network))
-    label.load_state_dict(in_float(parts.label))
+    network.load_state_dict(in_float(weights.network))
+    label.load_state_dict(in_float(weights.label))
 
 
 def tensors_of(model: Model, layout: dit_keys.Layout = "dit") -> dict[str, Tensor]:
-    """The state dict of a model in either layout.
+    """Return the state dict of a model in either layout.
 
     Raises:
-        RecipeError: a model that the layouts cannot hold.
+        RecipeError: The layouts cannot hold the model.
     """
     network, label = _parts(model)
     return dit_keys.dump(network.state_dict(), network.config, label.state_dict(), layout)
+
+
+def save(model: Model, path: Path) -> SavedCheckpoint:
+    """Write a model in the published layout."""
+    return save_file(path, tensors_of(model))
 
 
 def _parts(model: Model) -> tuple[DiT, Label]:
@@ -114,21 +117,21 @@ def _model(
     classes: int | None,
     names: tuple[str, ...] | None = None,
 ) -> Model:
-    parts = dit_keys.load(theirs, config)
-    rows = len(parts.label[dit_keys.OUR_LABEL])
+    weights = dit_keys.load(theirs, config)
+    rows = len(weights.label[dit_keys.OUR_LABEL])
     classes = rows - 1 if classes is None else classes
     if classes not in (rows, rows - 1):
         raise WeightsError(f"classes = {classes}: the file's table of labels has {rows} rows; one may be for none")
     learned = config.out_channels == 2 * config.in_channels
     if not learned and config.out_channels != config.in_channels:
         raise WeightsError(f"{config.out_channels} channels out of {config.in_channels}: must be as many, or twice")
-    kept = ("patch", "depth", "hidden_size", "heads", "mlp_ratio", "embedding", "embedders", "mlp_norm_eps")
+    settings = ("patch", "depth", "hidden_size", "heads", "mlp_ratio", "embedding", "embedders", "mlp_norm_eps")
     sample = dict(scheduler.sample)
     if rows == classes or config.in_channels < sample["guidance"].get("channels", 0):
         sample.pop("guidance")
     plain = {
         "shape": (config.in_channels, config.size, config.size),
-        "network": {"kind": "dit", **{name: getattr(config, name) for name in kept}},
+        "network": {"kind": "dit", **{name: getattr(config, name) for name in settings}},
         "process": scheduler.process,
         "prediction": scheduler.prediction,
         "variance": "learned-range" if learned else "fixed-large",
@@ -144,10 +147,10 @@ def _model(
         "sample": sample,
     }
     described = validate(ModelConfig, plain, "the file")
-    with meta_device():  # nothing is drawn that the file replaces
+    with meta_device():  # no weight is initialised that the file replaces
         model = build(described)
-    model.denoiser.network.load_state_dict(in_float(parts.network), assign=True)
-    model.conditioners["label"].load_state_dict(in_float(parts.label), assign=True)
+    model.denoiser.network.load_state_dict(in_float(weights.network), assign=True)
+    model.conditioners["label"].load_state_dict(in_float(weights.label), assign=True)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     return model.eval()
@@ -157,34 +160,55 @@ def _model(
 
 
 def is_folder(path: Path) -> bool:
-    """Whether this is a folder of diffusers with a DiT in it, or the transformer's own."""
+    """Return whether this is a diffusers folder with a DiT in it, or the transformer's own."""
     place = _transformer(path)
     return place is not None and read_json(place / "config.json").get("_class_name") in CLASSES
 
 
-def read_folder(path: Path) -> Model:
-    """The model of a `DiTPipeline` folder, or of a folder of its transformer alone, in evaluation mode.
+def load_folder(path: Path, dtype: torch.dtype = torch.float32) -> LoadedCheckpoint:
+    """Load the model of a `DiTPipeline` folder, or of a folder of its transformer alone.
+
+    Args:
+        path: The folder.
+        dtype: Unused: the model is float32.
 
     Raises:
-        WeightsError: no such folder, files that are damaged, or settings that this network does not have.
+        WeightsError: No such folder, damaged files, settings that this network does not have, or anything in the
+            folder that would have to be run.
+    """
+    del dtype
+    if pipeline_folder.is_folder(path):
+        pipeline_folder.PipelineFolder(path)  # refuses code
+    model = read_folder(path)
+    return LoadedCheckpoint(model, len(model.state_dict()))
+
+
+def read_folder(path: Path) -> Model:
+    """Return the model of a folder, in evaluation mode.
+
+    Raises:
+        WeightsError: No such folder, damaged files, or settings that this network does not have.
     """
     place = _transformer(path)
     if place is None:
         raise WeightsError(f"{path}: no folder of diffusers' DiT: there is neither config.json nor transformer/")
-    said = read_json(place / "config.json")
+    settings = read_json(place / "config.json")
     for name, value in FIXED.items():
-        if said.get(name, value) != value:
-            raise WeightsError(f"{place / 'config.json'}: {name} = {said[name]!r}: only {value!r} is supported")
+        if settings.get(name, value) != value:
+            raise WeightsError(f"{place / 'config.json'}: {name} = {settings[name]!r}: only {value!r} is supported")
     theirs = read_weights(place, WEIGHTS, pickled=f"{WEIGHTS}.bin")
-    config = dit_keys.infer_config(shapes_of(theirs), int(said["num_attention_heads"]), int(said["sample_size"]))
-    config = dit_keys.with_untied_embeddings(theirs, replace(config, mlp_norm_eps=float(said.get("norm_eps", 1e-5))))
+    config = dit_keys.infer_config(
+        shapes_of(theirs), int(settings["num_attention_heads"]), int(settings["sample_size"])
+    )
+    config = replace(config, mlp_norm_eps=float(settings.get("norm_eps", 1e-5)))
+    config = dit_keys.with_untied_embeddings(theirs, config)
     scheduler = _scheduler(path / "scheduler" / "scheduler_config.json")
-    classes = int(said.get("num_embeds_ada_norm", 1000))
-    return _model(theirs, config, scheduler, classes, _names(path / "model_index.json", classes))
+    classes = int(settings.get("num_embeds_ada_norm", 1000))
+    return _model(theirs, config, scheduler, classes, _class_names(path / "model_index.json", classes))
 
 
-def sha256_of(path: Path) -> str:
-    """One hash over the settings and the weights that make a folder's pictures."""
+def digest(path: Path) -> str:
+    """Return one hash over the settings and the weights that determine a folder's images."""
     place = _transformer(path) or path
     files = sorted(file for file in place.iterdir() if file.suffix in (".json", ".safetensors", ".bin"))
     scheduler = path / "scheduler" / "scheduler_config.json"
@@ -192,13 +216,26 @@ def sha256_of(path: Path) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def write_folder(model: Model, path: Path) -> None:
-    """Writes transformer, scheduler and index of a `DiTPipeline`; the autoencoder has to be put beside them.
+def describe(path: Path) -> str:
+    """Return the title of a folder."""
+    return f"a folder of diffusers, {'DiTPipeline' if pipeline_folder.is_folder(path) else CLASSES[0]}"
 
-    `DiTPipeline.from_pretrained(path, vae=...)` opens it.
+
+def inspect_folder(path: Path) -> dict[str, Any]:
+    """Describe a folder by its headers and settings."""
+    if pipeline_folder.is_folder(path):
+        return pipelines.inspect(path)
+    headers = {file.name: read_header(file) for file in weight_files(path, WEIGHTS)}
+    return {"path": str(path), "what": describe(path)} | model_folder.summary(headers)
+
+
+def write_folder(model: Model, path: Path) -> int:
+    """Write transformer, scheduler and index of a `DiTPipeline`; returns the number of tensors.
+
+    The autoencoder has to be added to the folder, or passed to diffusers: `DiTPipeline.from_pretrained(path, vae=...)`.
 
     Raises:
-        RecipeError: a model that the layout cannot hold.
+        RecipeError: The layout cannot hold the model.
     """
     label = _parts(model)[1]
     settings = {
@@ -218,6 +255,7 @@ def write_folder(model: Model, path: Path) -> None:
         (path / name).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
     with torch.no_grad():
         write_tensors(path / "transformer" / f"{WEIGHTS}.safetensors", tensors)
+    return len(tensors)
 
 
 def _transformer_settings(model: Model) -> dict[str, Any]:
@@ -241,7 +279,7 @@ def _transformer_settings(model: Model) -> dict[str, Any]:
 
 def _scheduler_settings(model: Model) -> dict[str, Any]:
     if model.config is None:
-        raise RecipeError("this model was not built from a recipe, which says its process")
+        raise RecipeError("this model was not built from a recipe, which determines its process")
     sampling = {"_class_name": "DDIMScheduler", "clip_sample": False, "set_alpha_to_one": True, "steps_offset": 0}
     return sampling | process_settings(model.config)
 
@@ -251,14 +289,37 @@ def _transformer(path: Path) -> Path | None:
 
 
 def _scheduler(path: Path) -> SchedulerConfig:
-    """Process, prediction and sampling of a scheduler's settings; without the file those of the published model."""
-    read = read_scheduler(path) if path.is_file() else scheduler_of({"clip_sample": False}, path)
-    return replace(read, sample={**read.sample, "steps": 50, "guidance": {"scale": 4.0}})
+    """Return the scheduler of a folder; without the file that of the published model."""
+    scheduler = read_scheduler(path) if path.is_file() else scheduler_of({"clip_sample": False}, path)
+    return replace(scheduler, sample={**scheduler.sample, "steps": 50, "guidance": {"scale": 4.0}})
 
 
-def _names(path: Path, classes: int) -> tuple[str, ...] | None:
-    """The classes' names, where the folder has one for each."""
-    said = read_json(path).get("id2label") if path.is_file() else None
-    if not isinstance(said, dict) or sorted(said) != sorted(str(number) for number in range(classes)):
+def _class_names(path: Path, classes: int) -> tuple[str, ...] | None:
+    """Return the names of the classes, if the folder has one for each."""
+    labels = read_json(path).get("id2label") if path.is_file() else None
+    if not isinstance(labels, dict) or sorted(labels) != sorted(str(number) for number in range(classes)):
         return None
-    return tuple(str(said[str(number)]) for number in range(classes))
+    return tuple(str(labels[str(number)]) for number in range(classes))
+
+
+FORMATS = (
+    Format(
+        name="dit",
+        signatures=(
+            Signature("a DiT", {"patches": "x_embedder.proj.weight", "time embedding": "t_embedder.mlp.0.weight"}),
+            Signature("a DiT of diffusers", {"patches": "pos_embed.proj.weight", "blocks": "transformer_blocks.0."}),
+        ),
+        is_folder=is_folder,
+        load=load,
+        load_folder=load_folder,
+        fill=fill_model,
+        save=save,
+        describe=describe,
+        inspect_folder=inspect_folder,
+        digest=digest,
+        endings=(".safetensors", ".pt"),
+        overrides=frozenset({"heads", "classes", "size"}),
+        cannot_hold="a noise process, a prediction, an autoencoder, or a network other than a DiT with one label",
+        priority=1,  # a DiTPipeline is a diffusers folder too
+    ),
+)

@@ -1,7 +1,7 @@
-"""Reads the tensors of a .pt file in a process of its own, with limits, and writes them as safetensors.
+"""Reading of a .pt file's tensors in a separate process with limits, which writes them as safetensors.
 
-A pickle is a program. torch's weights-only reader refuses everything but tensors and plain containers; that
-reader had faults before, so it runs where it can take little with it: `python -m unveil.cli.safe_unpickle FROM TO`.
+A pickle is a program. torch's weights-only reader refuses everything except tensors and plain containers. That reader
+had faults before, so it runs where it can do little harm: `python -m unveil.checkpoints.safe_unpickle FROM TO`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def tensors_of(path: Path, out: Path) -> str:
     """
     from unveil.types import WeightsError
 
-    command = sandbox.command("unveil.cli.safe_unpickle", str(path.resolve()), str(out))
+    command = sandbox.command("unveil.checkpoints.safe_unpickle", str(path.resolve()), str(out))
     try:
         done = subprocess.run(
             command, env=sandbox.environment(), capture_output=True, text=True, timeout=SECONDS, check=False
