@@ -244,7 +244,7 @@ def test_a_part_that_is_missing_or_in_the_wrong_place_is_named(cli: Cli, folder:
     before = tree(tmp_path)
     sample = ["sample", folder, "a cat", "--steps", 1, "--out", "a.png"]
     for arguments, *words in (
-        (["sample", "silent.safetensors", "a cat", *SAID], "silent.safetensors: there is no text encoder (cond_stage"),
+        (["sample", "silent.safetensors", "a cat", *SAID], "silent.safetensors: no text encoder (cond_stage"),
         (["sample", "deaf.safetensors", "a cat", *SAID], "deaf.safetensors: ", "its attention to a text is missing"),
         ([*sample, "--lora", file], f"{file}: Stable Diffusion 1 in one file, no LoRA"),
         ([*sample, "--controlnet", f"{folder}=hint.png"], f"{folder}: holds no ControlNet"),
