@@ -110,9 +110,10 @@ class TaskForm:
         shown: dict[str, Any] = {"label": label, "elem_id": "task-" + "-".join(map(str, path))}
         mark = field_mark(field)
         if isinstance(mark, FileInput):
-            upload = ImageUpload if mark.medium in IMAGES else VideoUpload
-            options = {"type": "filepath", "height": 200} if upload is ImageUpload else {"height": 200}
-            return FormField(path, upload(**shown, **options), self._uploaded)
+            part: Any = VideoUpload(height=200, **shown)
+            if mark.medium in IMAGES:
+                part = ImageUpload(type="filepath", height=200, **shown)
+            return FormField(path, part, self._uploaded)
         shown["info"] = help
         if isinstance(mark, CatalogName):
             choices = [(self._tr("none"), ""), *((one, one) for one in self._names(mark))]
@@ -123,7 +124,7 @@ class TaskForm:
     def _plain(self, field: FieldInfo, label: str, shown: dict[str, Any]) -> tuple[Any, Callable[[Any], Any]]:
         """The component of a number, a text, a choice or a map, and how it is read."""
         kind, extra = plain_type(field), extra_of(field)
-        default = field.default if isinstance(field.default, bool | int | float | str) else None
+        default: Any = field.default if isinstance(field.default, bool | int | float | str) else None
         low, high = (limit(field, name) for name in ("ge", "le"))
         if kind is bool:
             return gr.Checkbox(bool(default), **shown), bool
