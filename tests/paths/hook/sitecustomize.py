@@ -8,14 +8,16 @@ import os
 import signal
 import sys
 import threading
+from types import FrameType
 
-OUT, PACKAGE = os.environ.get("UNVEIL_FILES_OUT"), os.environ.get("UNVEIL_FILES_PACKAGE", "")
+OUT, PACKAGE = os.environ.get("UNVEIL_FILES_OUT", ""), os.environ.get("UNVEIL_FILES_PACKAGE", "")
 OPTIMIZED = 1  # of code: the body of a function, and not of a module or a class
-noted = set()
+noted: set[str] = set()
 
 
-def note(frame, event, argument):
+def note(frame: FrameType, event: str, argument: object) -> None:
     """Notes the file of a call, once."""
+    del argument
     code = frame.f_code
     name = code.co_filename
     if event != "call" or name in noted or not code.co_flags & OPTIMIZED or not name.startswith(PACKAGE):
