@@ -51,13 +51,13 @@ def read(path: Path, base: UNetConfig | None = None) -> LoadedControlNet:
     if not path.exists():
         raise WeightsError(model_dir.not_found_message(path, "controlnets"))
     if path.is_file():
-        found = LoadedControlNet(_published(path, base), digest(path))
+        loaded = LoadedControlNet(_published(path, base), digest(path))
     elif (path / CONFIG).is_file():
-        found = LoadedControlNet(diffusers_unet.read_controlnet(path), digest(path))
+        loaded = LoadedControlNet(diffusers_unet.read_controlnet(path), digest(path))
     else:
-        found = _ours(path)
-    found.network.float().requires_grad_(False)
-    return found
+        loaded = _ours(path)
+    loaded.network.float().requires_grad_(False)
+    return loaded
 
 
 def of_published(tensors: Mapping[str, Tensor], heads: Mapping[str, int] | None = None) -> ControlNet:
@@ -82,7 +82,7 @@ def is_folder(path: Path) -> bool:
     """Whether a folder holds a ControlNet: diffusers', or one that was trained here."""
     if (path / CONFIG).is_file():
         return is_theirs(path)
-    return any(weights_of(one).is_file() for one in (path, *path.glob("checkpoints/*")))
+    return any(weights_of(folder).is_file() for folder in (path, *path.glob("checkpoints/*")))
 
 
 def is_theirs(path: Path) -> bool:
@@ -96,7 +96,7 @@ def inspect(path: Path) -> dict[str, Any]:
     Raises:
         WeightsError: a file that is damaged or not there.
     """
-    headers = {one.name: read_header(one) for one in hf_files.weight_files(path, diffusers_unet.WEIGHTS)}
+    headers = {file.name: read_header(file) for file in hf_files.weight_files(path, diffusers_unet.WEIGHTS)}
     what = f"a folder of diffusers, {diffusers_unet.CONTROLNET}"
     return {
         "path": str(path),
@@ -155,17 +155,17 @@ def _ours(path: Path) -> LoadedControlNet:
     if len(layers) < 2:
         raise WeightsError(f"{file}: not a ControlNet, which has hint.layers; copy it again")
     ordered = [tensors[f"hint.layers.{i}.weight"].shape for i in range(len(layers))]
-    made = controlnet_keys.controlnet_from_shapes(network, ordered)
-    model_folder.check_keys(file, made, tensors)
-    made.load_state_dict(tensors, assign=True)
-    return LoadedControlNet(made.eval(), sha256(file), base_model.base_of(folder))
+    controlnet = controlnet_keys.controlnet_from_shapes(network, ordered)
+    model_folder.check_keys(file, controlnet, tensors)
+    controlnet.load_state_dict(tensors, assign=True)
+    return LoadedControlNet(controlnet.eval(), sha256(file), base_model.base_of(folder))
 
 
 def _published(path: Path, base: UNetConfig | None) -> ControlNet:
     tensors = read_state(path)
     try:
-        if base is not None and (found := _copy_of(base, tensors, shapes_of(tensors))) is not None:
-            return found
+        if base is not None and (copied := _copy_of(base, tensors, shapes_of(tensors))) is not None:
+            return copied
         return of_published(tensors, None if base is None else _heads(base))
     except (WeightsError, RecipeError) as problem:
         raise WeightsError(f"{path}: {problem}") from problem

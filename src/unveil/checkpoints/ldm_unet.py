@@ -97,40 +97,40 @@ def from_arguments(arguments: Mapping[str, Any]) -> UNetConfig:
     Raises:
         RecipeError: an argument that is not known, is missing, or has a value that is not supported.
     """
-    given = {key: value for key, value in arguments.items() if key not in WITHOUT_EFFECT}
+    settings = {key: value for key, value in arguments.items() if key not in WITHOUT_EFFECT}
     if arguments.get("n_embed") is not None:
         raise RecipeError(f"n_embed = {arguments['n_embed']}: networks that predict codes are not supported; leave it")
     for key, allowed in ONLY.items():
-        value = given.pop(key, None)
+        value = settings.pop(key, None)
         if value not in allowed and not (key == "disable_self_attentions" and not any(value)):
             raise RecipeError(f"{key} = {value!r}: is not supported; it must be left out")
-    spatial = {key: given.pop(key, None) for key in SPATIAL}
-    if isinstance(given.get("num_classes"), str):
-        raise RecipeError(f"num_classes = {given['num_classes']!r}: only a number of classes is supported")
-    blocks = given.get("num_res_blocks")
+    spatial = {key: settings.pop(key, None) for key in SPATIAL}
+    if isinstance(settings.get("num_classes"), str):
+        raise RecipeError(f"num_classes = {settings['num_classes']!r}: only a number of classes is supported")
+    blocks = settings.get("num_res_blocks")
     if isinstance(blocks, Sequence) and blocks:
         if len(set(blocks)) > 1:
             raise RecipeError(f"num_res_blocks = {list(blocks)}: must be the same at all levels")
-        given["num_res_blocks"] = blocks[0]
+        settings["num_res_blocks"] = blocks[0]
     if not spatial["use_spatial_transformer"]:
         if spatial["context_dim"] is not None:
             raise RecipeError(f"context_dim = {spatial['context_dim']}: needs use_spatial_transformer = true")
-        return openai_keys.from_arguments(given)
-    given.pop("use_new_attention_order", None)  # of the attention that has spatial transformers in its place
-    given.pop("num_heads_upsample", None)
+        return openai_keys.from_arguments(settings)
+    settings.pop("use_new_attention_order", None)  # of the attention that has spatial transformers in its place
+    settings.pop("num_heads_upsample", None)
     depth = spatial["transformer_depth"]
     return replace(
-        openai_keys.from_arguments(given),
+        openai_keys.from_arguments(settings),
         transformer_depth=tuple(depth) if isinstance(depth, Sequence) else (1 if depth is None else depth,),
         cross_attention_dim=_one_width(spatial["context_dim"]),
         projection="linear" if spatial["use_linear_in_transformer"] else "conv",
     )
 
 
-def _one_width(given: int | Sequence[int] | None) -> int:
-    widths = set(given) if isinstance(given, Sequence) else {given}
+def _one_width(setting: int | Sequence[int] | None) -> int:
+    widths = set(setting) if isinstance(setting, Sequence) else {setting}
     if len(widths) != 1 or None in widths:
-        raise RecipeError(f"context_dim = {given}: must be the width of the tokens, one for all blocks")
+        raise RecipeError(f"context_dim = {setting}: must be the width of the tokens, one for all blocks")
     return int(widths.pop() or 0)
 
 
@@ -163,14 +163,14 @@ def infer_config(shapes: Mapping[str, Sequence[int]], heads: Mapping[str, int] |
         attention_order="heads-first",
         **_seen_transformers(shapes, config),
     )
-    known = heads or HEADS.get((config.cross_attention_dim, config.model_channels))
-    if known is None:
+    settings = heads or HEADS.get((config.cross_attention_dim, config.model_channels))
+    if settings is None:
         raise WeightsError(
             "heads: the shapes do not show them, and no released network has tokens of width "
             f"{config.cross_attention_dim} and {config.model_channels} channels; say file.heads or file.head_channels, "
             "such as file.heads=8 (for unveil convert --set file.heads=8)"
         )
-    return replace(config, **known)
+    return replace(config, **settings)
 
 
 def _seen_transformers(shapes: Mapping[str, Sequence[int]], config: UNetConfig) -> dict[str, Any]:
@@ -180,13 +180,13 @@ def _seen_transformers(shapes: Mapping[str, Sequence[int]], config: UNetConfig) 
     places = [f"input_blocks.{1 + level * (config.num_res_blocks + 1)}.1" for level in range(len(config.channel_mult))]
     places[-1] = "middle_block.1"  # has the last level's depth, and attention where that level has none
     depths = [_blocks_below(f"{place}.transformer_blocks.", shapes) for place in places]
-    found = [depth for depth in depths if depth]
+    attending = [depth for depth in depths if depth]
     read = {place: shapes.get(f"{place}.transformer_blocks.0.attn2.to_k.weight", (0, 0)) for place in places}
     widths = {columns for _, columns in read.values() if columns}
-    own = len(widths) > 1 and all(rows == columns for rows, columns in read.values())
+    self_only = len(widths) > 1 and all(rows == columns for rows, columns in read.values())
     return {
-        "transformer_depth": tuple(found[:1]) if len(set(found)) == 1 else tuple(depths),
-        "cross_attention_dim": None if own else widths.pop(),
+        "transformer_depth": tuple(attending[:1]) if len(set(attending)) == 1 else tuple(depths),
+        "cross_attention_dim": None if self_only else widths.pop(),
         "projection": "conv" if len(shapes["middle_block.1.proj_in.weight"]) == 4 else "linear",
     }
 

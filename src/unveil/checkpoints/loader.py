@@ -10,10 +10,11 @@ import torch
 
 from unveil.checkpoints import registry
 from unveil.checkpoints.format import Detected, Format, LoadedCheckpoint, StateDict
+from unveil.checkpoints.formats import native
 from unveil.checkpoints.overrides import ModelOverrides
 from unveil.io.files import sha256
 from unveil.io.safetensors_io import read_state
-from unveil.model import Model, checkpoint_store, model_dir, model_folder
+from unveil.model import Model, model_dir, model_folder
 from unveil.model.config import validate
 from unveil.types import RecipeError, WeightsError
 
@@ -98,7 +99,7 @@ def load_detected(detected: Detected, tensors: StateDict, overrides: ModelOverri
 
 def format_of(path: Path) -> Format | None:
     """Return the format of a folder; None: a native one, or a name."""
-    if not path.is_dir() or (path / checkpoint_store.MANIFEST).is_file():
+    if not path.is_dir() or native.is_folder(path):
         return None
     return registry.detect_folder(path)
 

@@ -100,7 +100,7 @@ def names(config: UNetConfig, ones: Ones = 1) -> Names:
 def classifier_names(config: NoisyClassifierConfig) -> Names:
     """Our keys of the noisy classifier and the published ones."""
     half = first_half(config.encoder)
-    found = names_of(_classifier_on_meta(config), half)
+    mapping = names_of(_classifier_on_meta(config), half)
     layers: dict[str, tuple[str, int]] = {
         "attention": {"norm": ("out.0", 0), "pool.qkv": ("out.2.qkv_proj", 1), "pool.out": ("out.2.c_proj", 1)},
         "adaptive": {"norm": ("out.0", 0), "pool": ("out.3", 2)},
@@ -108,21 +108,21 @@ def classifier_names(config: NoisyClassifierConfig) -> Names:
         "spatial_v2": {"pool.0": ("out.0", 0), "pool.1": ("out.1", 0), "pool.3": ("out.3", 0)},
     }[config.pool]
     for ours, (theirs, ones) in layers.items():
-        found[f"{ours}.weight"] = SourceKeys((f"{theirs}.weight",), ones)
-        found[f"{ours}.bias"] = SourceKeys((f"{theirs}.bias",))
+        mapping[f"{ours}.weight"] = SourceKeys((f"{theirs}.weight",), ones)
+        mapping[f"{ours}.bias"] = SourceKeys((f"{theirs}.bias",))
     if config.pool == "attention":
-        found["pool.places"] = SourceKeys(("out.2.positional_embedding",))
-    return found
+        mapping["pool.places"] = SourceKeys(("out.2.positional_embedding",))
+    return mapping
 
 
 def names_of(network: nn.Module, parts: Sequence[PublishedBlock], ones: Ones = 1) -> Names:
     """Our keys of these parts of a network and of its embedding of time, and the published ones."""
     modules = dict(network.named_modules())
-    found = layer_keys("time", "time_embed", TIME)
+    mapping = layer_keys("time", "time_embed", TIME)
     for entry in parts:
         for place, ours in enumerate(entry.ours):
-            found |= _block_names(ours, f"{entry.theirs}.{place}", modules[ours], ones)
-    return found
+            mapping |= _block_names(ours, f"{entry.theirs}.{place}", modules[ours], ones)
+    return mapping
 
 
 def _block_names(ours: str, theirs: str, module: nn.Module, ones: Ones) -> Names:
@@ -219,10 +219,10 @@ def from_arguments(arguments: Mapping[str, Any]) -> UNetConfig:
     Raises:
         RecipeError: an argument that is not known, or missing.
     """
-    given = {key: value for key, value in arguments.items() if value not in (None, -1)}
-    if given.get("dims", 2) != 2:
-        raise RecipeError(f"dims = {given['dims']}: only pictures (2) are supported")
-    rest = {key: value for key, value in given.items() if key not in WITHOUT_EFFECT}
+    settings = {key: value for key, value in arguments.items() if value not in (None, -1)}
+    if settings.get("dims", 2) != 2:
+        raise RecipeError(f"dims = {settings['dims']}: only pictures (2) are supported")
+    rest = {key: value for key, value in settings.items() if key not in WITHOUT_EFFECT}
     try:
         resample = "residual" if rest.pop("resblock_updown", False) else "conv"
         if not rest.pop("conv_resample", True) and resample == "conv":
@@ -245,7 +245,7 @@ def from_arguments(arguments: Mapping[str, Any]) -> UNetConfig:
             dropout=rest.pop("dropout", 0.0),
         )
     except KeyError as missing:
-        raise RecipeError(f"argument {missing} is missing; given: {', '.join(sorted(given))}") from None
+        raise RecipeError(f"argument {missing} is missing; given: {', '.join(sorted(settings))}") from None
     if rest:
         raise RecipeError(f"argument {min(rest)!r} is not one of UNetModel's")
     return config
@@ -382,6 +382,6 @@ def _seen_levels(shapes: Mapping[str, Sequence[int]], blocks: int) -> dict[str, 
         "model_channels": channels,
         "channel_mult": tuple(int(ratio) if ratio == int(ratio) else ratio for ratio in exact),
         "num_res_blocks": blocks,
-        "attention": tuple(2**i for i, found in enumerate(with_attention) if found),
+        "attention": tuple(2**i for i, attends in enumerate(with_attention) if attends),
         "time_scale_shift": "scale-shift" if shapes["input_blocks.1.0.emb_layers.1.weight"][0] > widths[0] else "add",
     }

@@ -124,5 +124,5 @@ def _write_tokenizer(conditioner: TextEncoder, words: Path) -> None:
     special = {"bos_token": clip_tokenizer.BEGIN, "eos_token": clip_tokenizer.END, "unk_token": clip_tokenizer.END}
     special["pad_token"] = tokenizer.pieces[config.padding]
     _write(words / "special_tokens_map.json", special)
-    said = {"tokenizer_class": "CLIPTokenizer", "model_max_length": config.length, "do_lower_case": True}
-    _write(words / "tokenizer_config.json", said | special)
+    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": config.length, "do_lower_case": True}
+    _write(words / "tokenizer_config.json", settings | special)

@@ -33,8 +33,10 @@ class DiffusersUNet(nn.Module):
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
-        said: Any = net.config
-        self.vector_dim = int(said.projection_class_embeddings_input_dim - SIZES * said.addition_time_embed_dim + SIZES)
+        settings: Any = net.config
+        self.vector_dim = int(
+            settings.projection_class_embeddings_input_dim - SIZES * settings.addition_time_embed_dim + SIZES
+        )
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         """The prediction at latents (B, C, H, W) and indices (B,)."""
@@ -60,8 +62,8 @@ class MMDiT(nn.Module):
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
-        said: Any = net.config
-        self.vector_dim, self.patch = int(said.pooled_projection_dim), int(said.patch_size)
+        settings: Any = net.config
+        self.vector_dim, self.patch = int(settings.pooled_projection_dim), int(settings.patch_size)
         self.multiple = self.patch  # of latents, what both sides are multiples of
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
@@ -88,9 +90,9 @@ class Flux(nn.Module):
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
-        said: Any = net.config
-        self.beside = 1 if said.guidance_embeds else 0
-        self.pooled = int(said.pooled_projection_dim)
+        settings: Any = net.config
+        self.beside = 1 if settings.guidance_embeds else 0
+        self.pooled = int(settings.pooled_projection_dim)
         self.vector_dim = self.pooled + self.beside
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
@@ -152,16 +154,16 @@ ONLY: dict[str, dict[str, tuple[Any, str]]] = {
 }
 
 
-def check_settings(kind: str, said: Mapping[str, Any], where: str) -> None:
+def check_settings(kind: str, settings: Mapping[str, Any], where: str) -> None:
     """Refuses settings of a network that its adapter does not serve.
 
     Raises:
         RecipeError: names the setting and what it may be.
     """
     for name, (allowed, why) in ONLY.get(kind, {}).items():
-        if said.get(name) != allowed:
-            raise RecipeError(f"{where}: {name} = {said.get(name)!r}: {why}")
-    inside, outside = said.get("in_channels"), said.get("out_channels")
+        if settings.get(name) != allowed:
+            raise RecipeError(f"{where}: {name} = {settings.get(name)!r}: {why}")
+    inside, outside = settings.get("in_channels"), settings.get("out_channels")
     if kind in CLIPS and outside is not None and inside != outside:
         raise RecipeError(
             f"{where}: in_channels = {inside}, out_channels = {outside}: networks that are shown more than the clip "

@@ -67,18 +67,18 @@ class PipelineFolder:
             raise WeightsError(f"{place}: is listed in {INDEX} and not there; copy the whole folder")
         return place
 
-    def settings(self, name: str, known: Iterable[str]) -> dict[str, Any]:
+    def settings(self, name: str, classes: Iterable[str]) -> dict[str, Any]:
         """The settings of a network, whose class must be one of `known`.
 
         Raises:
             WeightsError: as `place`, or another class.
         """
-        path, known = self.place(name) / "config.json", tuple(known)
-        said = read_json(path)
-        kind = said.get("_class_name") or self.index[name][1]
-        if kind not in known:
-            raise WeightsError(f"{path}: a {kind}; of a {self.kind} it must be {' or '.join(known)}")
-        return said
+        path, classes = self.place(name) / "config.json", tuple(classes)
+        config = read_json(path)
+        kind = config.get("_class_name") or self.index[name][1]
+        if kind not in classes:
+            raise WeightsError(f"{path}: a {kind}; of a {self.kind} it must be {' or '.join(classes)}")
+        return config
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The weights of a component, mapped into memory: a page is read when it is first used.
@@ -90,11 +90,11 @@ class PipelineFolder:
 
     def weight_files(self) -> list[Path]:
         """The safetensors files of every component that has some, by another name where there is but one."""
-        found: list[Path] = []
+        files: list[Path] = []
         for name in sorted(name for name in self.index if self.has(name) and (self.path / name).is_dir()):
             alone = sorted((self.path / name).glob("*.safetensors"))
-            found += weight_files(self.path / name, self._stem(name)) or (alone if len(alone) == 1 else [])
-        return found
+            files += weight_files(self.path / name, self._stem(name)) or (alone if len(alone) == 1 else [])
+        return files
 
     def _stem(self, name: str) -> str:
         return STEMS.get(self.index[name][0], "model")  # of a part that is not read

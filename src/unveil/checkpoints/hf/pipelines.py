@@ -58,11 +58,11 @@ def sdxl(folder: PipelineFolder, dtype: torch.dtype) -> Model:
 def sd3(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     """The model of a `StableDiffusion3Pipeline`, with its third text encoder or without."""
     network, codec, scheduler = network_of(folder, "transformer", MMDiT, dtype), _codec(folder), scheduler_of(folder)
-    said = folder.settings("transformer", NETWORKS)
-    rule = multi_text_encoder.sd3_concat(int(said["joint_attention_dim"]), SD3_TOKENS)
+    settings = folder.settings("transformer", NETWORKS)
+    rule = multi_text_encoder.sd3_concat(int(settings["joint_attention_dim"]), SD3_TOKENS)
     gives: tuple[Gives, ...] = ("both", "both", "tokens") if folder.has("text_encoder_3") else ("both", "both")
     prompt = _prompt(folder, rule, gives, dtype, length=SD3_TOKENS)
-    shape = _shape(codec, said.get("sample_size", 128))
+    shape = _shape(codec, settings.get("sample_size", 128))
     sample = {"steps": 28, "guidance": {"scale": 7.0}}
     return assemble_model(folder, network, scheduler, codec, shape, (prompt,), sample)
 
@@ -75,11 +75,11 @@ def flux(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     prompt = _prompt(
         folder, multi_text_encoder.flux_concat, ("vector", "tokens"), dtype, beside=network.beside, length=length
     )
-    told = [ScalarCondition((GUIDANCE,), network.pooled, key="guidance")] if network.beside else []
+    guidance = [ScalarCondition((GUIDANCE,), network.pooled, key="guidance")] if network.beside else []
     sample: dict[str, Any] = {"steps": 28 if network.beside else 4}
     if scheduler.size_shift is None:  # its pipeline spaces the levels evenly itself, whatever the scheduler would do
         sample["schedule"] = "uniform"
-    return assemble_model(folder, network, scheduler, codec, _shape(codec, FLUX_LATENTS), (prompt, *told), sample)
+    return assemble_model(folder, network, scheduler, codec, _shape(codec, FLUX_LATENTS), (prompt, *guidance), sample)
 
 
 def of_parts(folder: PipelineFolder, dtype: torch.dtype) -> Model:
@@ -114,10 +114,10 @@ def load(path: Path, dtype: torch.dtype = torch.float32) -> Model:
     """
     folder = PipelineFolder(path)
     if folder.kind not in PIPELINES:
-        known = list(PIPELINES)
+        supported = list(PIPELINES)
         raise WeightsError(
-            f"{path}: {folder.kind} is not a pipeline that can be read; those are {', '.join(known)}"
-            f"{did_you_mean(folder.kind, known)}"
+            f"{path}: {folder.kind} is not a pipeline that can be read; those are {', '.join(supported)}"
+            f"{did_you_mean(folder.kind, supported)}"
         )
     model = PIPELINES[folder.kind](folder, dtype)
     if model.config is None:
@@ -158,21 +158,21 @@ def inspect(path: Path) -> dict[str, Any]:
 
 def _codec(folder: PipelineFolder) -> AutoencoderKL:
     """The autoencoder, in float32."""
-    said = folder.settings("vae", ["AutoencoderKL"])
+    settings = folder.settings("vae", ["AutoencoderKL"])
     theirs = folder.tensors("vae")
-    scale, shift = said.get("scaling_factor", 0.18215), said.get("shift_factor") or 0.0
-    if said.get("latents_std") is not None and said.get("latents_mean") is not None:
-        scale, shift = tuple(scale / std for std in said["latents_std"]), tuple(said["latents_mean"])
-    groups = int(said.get("norm_num_groups", 32))
+    scale, shift = settings.get("scaling_factor", 0.18215), settings.get("shift_factor") or 0.0
+    if settings.get("latents_std") is not None and settings.get("latents_mean") is not None:
+        scale, shift = tuple(scale / std for std in settings["latents_std"]), tuple(settings["latents_mean"])
+    groups = int(settings.get("norm_num_groups", 32))
     config = autoencoder_keys.infer_config(
         shapes_of(autoencoder_keys.first_stage(theirs)), groups=groups, scale=scale, shift=shift
     )
-    found = autoencoder_keys.codec_of(theirs, config)
-    if not isinstance(found, AutoencoderKL):
+    codec = autoencoder_keys.codec_of(theirs, config)
+    if not isinstance(codec, AutoencoderKL):
         raise WeightsError(
             f"{folder.path / 'vae'}: an autoencoder with a codebook; {folder.kind} needs an AutoencoderKL"
         )
-    return found
+    return codec
 
 
 def _shape(codec: AutoencoderKL, side: int | Sequence[int]) -> tuple[int, int, int]:
@@ -197,7 +197,7 @@ def _prompt(
         beside: see `MultiTextEncoder`.
         length: tokens of T5.
     """
-    each = [encoder_of(folder, number, one, dtype, length) for number, one in enumerate(gives, 1)]
+    each = [encoder_of(folder, number, output, dtype, length) for number, output in enumerate(gives, 1)]
     return MultiTextEncoder(
-        [one for one, _ in each], together, beside=beside, precisions=[precision for _, precision in each]
+        [output for output, _ in each], together, beside=beside, precisions=[precision for _, precision in each]
     )

@@ -64,12 +64,12 @@ def report(folder: PipelineFolder) -> dict[str, KeyMatchReport]:
         WeightsError, RecipeError: as `read`, which lists keys that do not fit.
     """
     unused = {key for key in read(folder).unused}
-    found: dict[str, KeyMatchReport] = {}
+    reports: dict[str, KeyMatchReport] = {}
     for name in PARTS:
         keys = list(folder.tensors(name))
         rest = tuple(key for key in keys if f"{name}.{key}" in unused)
-        found[name] = KeyMatchReport(tuple(key for key in keys if key not in rest), unknown=rest)
-    return found
+        reports[name] = KeyMatchReport(tuple(key for key in keys if key not in rest), unknown=rest)
+    return reports
 
 
 def write(model: Model, path: Path) -> int:
@@ -79,7 +79,7 @@ def write(model: Model, path: Path) -> int:
         RecipeError: a model that such a folder cannot hold.
         NotWritable: something is there already, or the place cannot be written.
     """
-    texts = [one for one in model.conditioners.values() if isinstance(one, TextEncoder)]
+    texts = [conditioner for conditioner in model.conditioners.values() if isinstance(conditioner, TextEncoder)]
     network, codec = model.denoiser.network, model.codec
     if not isinstance(network, UNet) or not isinstance(codec, AutoencoderKL) or len(texts) != 1 or model.config is None:
         raise RecipeError(

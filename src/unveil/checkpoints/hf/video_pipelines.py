@@ -76,10 +76,10 @@ def cogvideox(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     assert isinstance(network, CogVideoX)
     codec = _codec(folder, "AutoencoderKLCogVideoX", network)
     codec.front = network.together - 1
-    said, unit = network.said, codec.rates[1]
-    frames = 1 + -(-(int(said.sample_frames) - 1) // codec.step) * codec.step
-    shape = (3, frames, int(said.sample_height) * unit, int(said.sample_width) * unit)
-    prompt = _prompt(folder, dtype, "text", int(said.max_text_seq_length or COG_TOKENS))
+    settings, unit = network.settings, codec.rates[1]
+    frames = 1 + -(-(int(settings.sample_frames) - 1) // codec.step) * codec.step
+    shape = (3, frames, int(settings.sample_height) * unit, int(settings.sample_width) * unit)
+    prompt = _prompt(folder, dtype, "text", int(settings.max_text_seq_length or COG_TOKENS))
     sample = {"steps": 50, "guidance": {"scale": 6.0}, "threshold": "none"}
     return assemble_model(folder, network, scheduler_of(folder), codec, shape, (prompt,), sample)
 
@@ -97,11 +97,11 @@ def hunyuan(folder: PipelineFolder, dtype: torch.dtype) -> Model:
             f"{folder.path}: prompts of a {folder.kind} are read from {PROMPTS}, which is not there: tensors tokens "
             "(N, L, D), mask (N, L) and vector (N, P) of its encode_prompt, and the N prompts in the header"
         )
-    told = [ScalarCondition((GUIDANCE,), network.pooled, key="guidance")] if network.beside else []
+    guidance = [ScalarCondition((GUIDANCE,), network.pooled, key="guidance")] if network.beside else []
     prompt = read_prompts(folder.path / PROMPTS, beside=network.beside)
     # its pipeline spaces the levels evenly itself
     sample = {"steps": 50, "schedule": "uniform"}
-    return assemble_model(folder, network, scheduler_of(folder), codec, (3, *HUNYUAN_SIZE), (prompt, *told), sample)
+    return assemble_model(folder, network, scheduler_of(folder), codec, (3, *HUNYUAN_SIZE), (prompt, *guidance), sample)
 
 
 # Pipeline -> what reads its folder; those that start from a picture or a clip have the same parts
@@ -148,8 +148,8 @@ def write_prompts(model: Model, prompts: Sequence[str], path: Path) -> None:
         NotWritable: the place cannot be written.
     """
     each = list(dict.fromkeys(["", *prompts]))
-    found: Condition = model.conditioners["prompt"].encode(each)  # pyright: ignore[reportCallIssue]
-    tensors = {name: value for name, value in found.routes().items() if value is not None}
+    condition: Condition = model.conditioners["prompt"].encode(each)  # pyright: ignore[reportCallIssue]
+    tensors = {name: value for name, value in condition.routes().items() if value is not None}
     with staged(path) as temporary:
         write_tensors(temporary, tensors, {"prompts": json.dumps(each)})
 
@@ -163,9 +163,9 @@ def read_prompts(path: Path, *, beside: int = 0) -> PrecomputedPrompts:
     Raises:
         WeightsError: damaged, or without the list of prompts.
     """
-    tensors, said = read_tensors(path), read_header(path).metadata.get("prompts")
+    tensors, listed = read_tensors(path), read_header(path).metadata.get("prompts")
     try:
-        prompts = json.loads(said or "")
+        prompts = json.loads(listed or "")
     except ValueError:
         prompts = None
     if not isinstance(prompts, list) or "tokens" not in tensors or set(tensors) - set(ROUTES):
@@ -178,7 +178,7 @@ def read_prompts(path: Path, *, beside: int = 0) -> PrecomputedPrompts:
     }
     if "vector" in routes:
         routes["vector"] = nn.functional.pad(routes["vector"], (0, beside))
-    return PrecomputedPrompts([str(one) for one in prompts], Condition(**routes), where=str(path))
+    return PrecomputedPrompts([str(prompt) for prompt in prompts], Condition(**routes), where=str(path))
 
 
 def _prompt(

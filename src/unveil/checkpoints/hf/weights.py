@@ -43,8 +43,8 @@ class KeyMatchReport:
     def text(self) -> str:
         """For a person, one line."""
         faults = {"missing": self.missing, "unknown": self.unknown, "of another shape": self.reshaped}
-        told = [f"{what}: {abbreviate(keys, 4)}" for what, keys in faults.items() if keys]
-        return "; ".join([f"{len(self.matched)} matched", *told])
+        lines = [f"{what}: {abbreviate(keys, 4)}" for what, keys in faults.items() if keys]
+        return "; ".join([f"{len(self.matched)} matched", *lines])
 
 
 def compare(theirs: Shapes, network: nn.Module) -> KeyMatchReport:
