@@ -63,7 +63,7 @@ def layout_of(shapes: Shapes) -> Layout | None:
 
 
 def first_stage(theirs: Mapping[str, T]) -> dict[str, T]:
-    """The autoencoder's part of a file, under plain keys: of its own file, or of one of a whole latent diffusion model.
+    """The autoencoder's part of a file under plain keys; the file may hold a whole latent diffusion model.
 
     The names of attention in diffusers' old files become the present ones.
 
@@ -84,7 +84,7 @@ def _present(key: str) -> str:
 
 
 def names(config: AutoencoderKLConfig | VQModelConfig, layout: Layout) -> Names:
-    """Our keys and theirs, but for the scale, which no state dict of theirs holds.
+    """Our keys and theirs, except the scale, which their state dicts do not hold.
 
     Raises:
         RecipeError: a configuration that the layout does not have.
@@ -242,7 +242,7 @@ def infer_config(
         }
         moments = shapes["encoder.conv_out.weight"][0] // z_channels
     except (KeyError, IndexError, ValueError) as missing:
-        raise WeightsError(f"not a whole autoencoder: there is no {missing}") from None
+        raise WeightsError(f"not a whole autoencoder: {missing} is missing") from None
     if CODEBOOK in shapes and moments == 1:
         return VQModelConfig(**settings, codebook_size=shapes[CODEBOOK][0])
     if moments != 2 or CODEBOOK in shapes:

@@ -44,7 +44,7 @@ def load(theirs: Mapping[str, Tensor], config: UNetConfig) -> ControlNet:
 
 
 def dump(network: ControlNet) -> dict[str, Tensor]:
-    """The published state dict of ours, without a prefix (`latent_unet.prefixed(..., PREFIX)` adds it)."""
+    """The published state dict of ours, without a prefix (`ldm_unet.add_prefix(..., PREFIX)` adds it)."""
     return to_theirs(network.state_dict(), names(network))
 
 
@@ -52,7 +52,7 @@ def meta_controlnet(config: UNetConfig, shapes: Mapping[str, Sequence[int]]) -> 
     """A ControlNet without memory, its hint network as published shapes show it.
 
     Raises:
-        WeightsError: there is no hint network among them.
+        WeightsError: They contain no hint network.
     """
     places = sorted({int(key.split(".")[1]) for key in shapes if key.startswith(f"{HINT}.")})
     layers = [shapes[f"{HINT}.{place}.weight"] for place in places]
@@ -72,7 +72,7 @@ def from_arguments(arguments: Mapping[str, Any]) -> tuple[UNetConfig, int]:
     """The U-Net's configuration and the channels of the hint, of `ControlNet(**arguments)`.
 
     Raises:
-        RecipeError: as `latent_unet.from_arguments`.
+        RecipeError: as `ldm_unet.from_arguments`.
     """
     settings = dict(arguments)
     if "hint_channels" not in settings:
@@ -82,7 +82,7 @@ def from_arguments(arguments: Mapping[str, Any]) -> tuple[UNetConfig, int]:
 
 
 def infer_config(shapes: Mapping[str, Sequence[int]], heads: Mapping[str, int] | None = None) -> UNetConfig:
-    """The configuration that a ControlNet's tensors show, as `latent_unet.seen` reads a U-Net's."""
+    """The configuration that a ControlNet's tensors show, as `ldm_unet.infer_config` reads a U-Net's."""
     bare = dict(ldm_unet.strip_prefix(shapes, PREFIX))
     if not any(key.startswith(f"{HINT}.") for key in bare):
         raise WeightsError(f"not a ControlNet: there is nothing under {HINT}")

@@ -67,7 +67,7 @@ def of_published(tensors: Mapping[str, Tensor], heads: Mapping[str, int] | None 
         heads: {"heads": 8} or {"head_channels": 64}, where it is none of the released ones.
 
     Raises:
-        WeightsError: there is none, it is not whole, or heads have to be said.
+        WeightsError: There is none, it is incomplete, or heads have to be given.
         RecipeError: settings that are not supported.
     """
     shapes = shapes_of(tensors)
@@ -79,14 +79,14 @@ def of_published(tensors: Mapping[str, Tensor], heads: Mapping[str, int] | None 
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a folder holds a ControlNet: diffusers', or one that was trained here."""
+    """Return whether a folder holds a ControlNet: diffusers', or one that was trained here."""
     if (path / CONFIG).is_file():
         return is_theirs(path)
     return any(weights_of(folder).is_file() for folder in (path, *path.glob("checkpoints/*")))
 
 
 def is_theirs(path: Path) -> bool:
-    """Whether a folder holds a ControlNet as diffusers writes it."""
+    """Return whether a folder holds a ControlNet as diffusers writes it."""
     return (path / CONFIG).is_file() and read_json(path / CONFIG).get("_class_name") == diffusers_unet.CONTROLNET
 
 
@@ -174,7 +174,7 @@ def _published(path: Path, base: UNetConfig | None) -> ControlNet:
 def _copy_of(
     base: UNetConfig, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
 ) -> ControlNet | None:
-    """The ControlNet of this U-Net, if these tensors are of one; it may have been trained without pictures beside x."""
+    """The ControlNet of this U-Net, if the tensors are those of one; x may lack the U-Net's concatenated images."""
     enter = ldm_unet.strip_prefix(shapes, controlnet_keys.PREFIX).get("input_blocks.0.0.weight")
     if enter is None:
         return None

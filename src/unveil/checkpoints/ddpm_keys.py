@@ -119,7 +119,7 @@ def from_arguments(arguments: Mapping[str, Any]) -> UNetConfig:
         if model.get("type", "simple") != "simple":
             raise RecipeError(f"model type {model['type']!r}: only 'simple' is supported")
         multipliers, channels = tuple(model["ch_mult"]), model["ch"]
-        # The resolutions are those that the picture has after halving with rounding down.
+        # The resolutions are those that the image has after halving with rounding down.
         rates = {2**level: size // 2**level for level in range(len(multipliers))}
         return UNetConfig(
             in_channels=model["in_channels"],
@@ -168,7 +168,7 @@ def infer_config(shapes: Mapping[str, Sequence[int]]) -> UNetConfig:
             stem_channels=None if stem == widths[0] else stem,
         )
     except (KeyError, ValueError) as missing:
-        raise WeightsError(f"not DDPM's own U-Net: there is no {missing}") from None
+        raise WeightsError(f"not DDPM's own U-Net: {missing} is missing") from None
 
 
 def _on_meta(config: UNetConfig) -> UNet:

@@ -206,7 +206,7 @@ def _fill(network: UNet | ControlNet, theirs: Mapping[str, Tensor]) -> None:
 def from_settings(settings: Mapping[str, Any]) -> UNetConfig:
     """The configuration that the settings of either class mean.
 
-    Channels in beyond those out are a picture given beside x (inpainting).
+    Input channels beyond the output channels are an image concatenated to x (inpainting).
 
     Raises:
         RecipeError: a setting that is not known, or a value that is not supported; it is named.
@@ -216,7 +216,7 @@ def from_settings(settings: Mapping[str, Any]) -> UNetConfig:
         if key in FIXED and value != FIXED[key]:
             raise RecipeError(f"{key} = {value!r}: is not supported; it must be {FIXED[key]!r}")
         if key not in FIXED and key not in READ and key not in WITHOUT_EFFECT:
-            raise RecipeError(f"{key} = {value!r}: is no known setting of {UNET} or {CONTROLNET}")
+            raise RecipeError(f"{key} = {value!r}: is not a known setting of {UNET} or {CONTROLNET}")
     values = DEFAULTS | {key: value for key, value in values.items() if value is not None}
     widths = tuple(values["block_out_channels"])
     levels = len(widths)
@@ -252,7 +252,7 @@ def settings(network: UNet | ControlNet, classes: int | None = None, size: int |
 
     Args:
         classes: of the labels that join the time embedding.
-        size: side of x, which only tells pipelines how large a picture is by default.
+        size: Side of x, from which pipelines take the default size of images.
 
     Raises:
         RecipeError: a configuration that diffusers' classes do not have.

@@ -1,10 +1,10 @@
 """State dicts of DiT: the published `.pt` and diffusers' transformer, both directions, and what their keys show.
 
-In diffusers each block holds an embedding of time and label of its own. Files converted from the published ones hold
+In diffusers each block holds its own embedding of time and label. Files converted from the published ones hold
 the same one in every block, and are read as one that is shared. Its sinusoid divides by 127 where the published one
 divides by 128, sines and cosines in the published order; ours of that spacing has the sines first, so that the first
 layer's columns change places. Weights written from one layout to the other stay the same numbers, as in published
-conversions, and the network is then told slightly other waves.
+conversions, and the network then gets slightly different sinusoids.
 
 Facts: key lists of github.com/facebookresearch/DiT, and of diffusers' `DiTTransformer2DModel`.
 """
@@ -72,7 +72,7 @@ class DiTKeyReport(NamedTuple):
 
     @property
     def fits(self) -> bool:
-        """Whether everything was matched."""
+        """Return whether everything was matched."""
         return not (self.missing or self.extra or self.different)
 
     def text(self) -> str:
@@ -130,7 +130,7 @@ def names(config: DiTConfig, layout: Layout) -> Names:
 
 
 def published_shapes(config: DiTConfig, layout: Layout, rows: int) -> dict[str, Tensor]:
-    """The published tensors of a configuration with so many rows of labels, without memory."""
+    """The published tensors of a configuration and a number of label rows, on the meta device."""
     with meta_device():
         label = {OUR_LABEL: torch.empty(rows, config.vector_dim)}
         return dump(DiT(config).state_dict(), config, label, layout)
@@ -207,7 +207,7 @@ def _turned(ours: Mapping[str, Tensor], config: DiTConfig) -> dict[str, Tensor]:
 
 
 def _repeats(key: str) -> bool:
-    """Whether this is an embedding of a block after the first."""
+    """Return whether this is an embedding of a block after the first."""
     return ".norm1.emb." in key and not key.startswith(EMBED.format(0))
 
 
@@ -220,7 +220,7 @@ def infer_config(shapes: Shapes, heads: int | None = None, size: int | None = No
     Args:
         shapes: of the tensors, by published key.
         heads: of the attention, which leave no trace; those of the published sizes are known.
-        size: side of x, which diffusers' files do not show; 32 if not said.
+        size: Side of x, which diffusers' files do not show; 32 by default.
 
     Raises:
         WeightsError: the keys are not a DiT's, or the heads are not known.
@@ -236,7 +236,7 @@ def infer_config(shapes: Shapes, heads: int | None = None, size: int | None = No
         if layout == "dit":
             size = math.isqrt(shapes[POSITIONS][1]) * patch
     except (KeyError, ValueError, IndexError) as missing:
-        raise WeightsError(f"not a whole DiT: there is no {missing}") from None
+        raise WeightsError(f"not a whole DiT: {missing} is missing") from None
     published = {(depth, width): heads for depth, width, heads in SIZES.values()}
     heads = heads or published.get((depth, width))
     if heads is None:

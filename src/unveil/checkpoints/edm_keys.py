@@ -44,7 +44,7 @@ class EDMWeights(NamedTuple):
 
 
 def places(config: Config, size: int) -> dict[str, str]:
-    """Our modules that hold weights and the published ones, whose names hold the side of the picture.
+    """Our modules that hold weights and the published ones, whose names hold the side of the images.
 
     Raises:
         RecipeError: a configuration that EDM's networks do not have.
@@ -81,7 +81,7 @@ def places(config: Config, size: int) -> dict[str, str]:
 
 
 def names(config: Config, size: int) -> Names:
-    """Our keys of the network and the published ones, for pictures of this side."""
+    """Our keys of the network and the published ones, for images of this side."""
     modules = dict(on_meta(config).named_modules())
     mapping: Names = {}
     for ours, theirs in places(config, size).items():
@@ -151,7 +151,7 @@ def dump(
     Args:
         network: state dict of the network.
         config: its configuration.
-        size: side of the pictures.
+        size: Side of the images.
         label: state dict of the label conditioner, as `load` gives it.
     """
     turned = dict(network)
@@ -196,7 +196,7 @@ def _attention(network: nn.Module) -> list[tuple[str, int]]:
 
 
 def size_of(shapes: Mapping[str, Any]) -> int:
-    """The side of the pictures, by the published keys.
+    """The side of the images, by the published keys.
 
     Raises:
         WeightsError: the keys are not those of such a network.
@@ -204,7 +204,7 @@ def size_of(shapes: Mapping[str, Any]) -> int:
     for key in (key.removeprefix(PREFIX) for key in shapes):
         if key.startswith("enc.") and key.endswith("_conv.weight"):
             return int(key.removeprefix("enc.").split("x")[0])
-    raise WeightsError("not a network of EDM: there is no 'enc.SIZExSIZE_conv.weight'")
+    raise WeightsError("not a network of EDM: 'enc.SIZExSIZE_conv.weight' is missing")
 
 
 # -- configurations -----------------------------------------------------------------------------------------------
@@ -325,4 +325,4 @@ def infer_config(shapes: Mapping[str, Sequence[int]]) -> Config:
             filter=(1, 1) if kernel[-1] == 2 else (1, 3, 3, 1),
         )
     except (KeyError, ValueError) as missing:
-        raise WeightsError(f"not a network of EDM: there is no {missing}") from None
+        raise WeightsError(f"not a network of EDM: {missing} is missing") from None

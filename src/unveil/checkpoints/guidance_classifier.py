@@ -59,7 +59,7 @@ def load_guide(path: str | Path, process: Process, overrides: Mapping[str, Any] 
 
     Args:
         process: that of the model it guides, which a published file does not name.
-        said: what the keys of a published file do not say, by the names of `published.Said`.
+        overrides: Settings that the keys of a published file do not determine, by the names of `ModelOverrides`.
 
     Raises:
         WeightsError: no such file, damaged, or no noisy classifier.
@@ -81,7 +81,7 @@ def _own(card: Path) -> GuidanceClassifier:
         facts: dict[str, Any] = migration.migrate(read_yaml(card.read_text("utf-8"), str(card)))
         network = dict(facts["network"])
         if network.pop("kind", "cnn") != "noisy-classifier":
-            raise WeightsError(f"{card}: a classifier of clean pictures, which cannot guide; train a noisy-classifier")
+            raise WeightsError(f"{card}: a classifier of clean images, which cannot guide; train a noisy-classifier")
         config = NoisyClassifierConfig(**network)
         levels = validate(_Levels, {"process": facts["process"]}, str(card))
         weights = card.with_suffix(".safetensors")

@@ -74,7 +74,7 @@ def read_weights(
     Args:
         place: the folder.
         stem: of the names, see `weight_files`.
-        pickled: name of a file of plain tensors that is read where there is no safetensors file; None: it is refused.
+        pickled: Name of a file of plain tensors that is read without a safetensors file; None: it is refused.
         apart: keys of tensors that are only read and not kept, as `read_tensors` takes them.
 
     Raises:

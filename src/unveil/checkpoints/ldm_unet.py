@@ -76,7 +76,7 @@ def load(theirs: Mapping[str, Tensor], config: UNetConfig) -> openai_keys.OpenAI
 def dump(
     network: Mapping[str, Tensor], config: UNetConfig, label: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """The published state dict of ours, without a prefix (`prefixed` adds it).
+    """The published state dict of ours, without a prefix (`add_prefix` adds it).
 
     Args:
         network: state dict of the U-Net.
@@ -90,9 +90,9 @@ def dump(
 
 
 def from_arguments(arguments: Mapping[str, Any]) -> UNetConfig:
-    """The configuration of latent diffusion's `UNetModel(**arguments)`, as `openai.from_arguments` reads the rest.
+    """The configuration of latent diffusion's `UNetModel(**arguments)`, as `openai_keys.from_arguments` reads the rest.
 
-    Pictures that a published model concatenates to x are part of its `in_channels`; `concatenated` tells them apart.
+    Images that a published model concatenates to x are part of its `in_channels`; see `with_concat_channels`.
 
     Raises:
         RecipeError: an argument that is not known, is missing, or has a value that is not supported.
@@ -135,7 +135,7 @@ def _one_width(setting: int | Sequence[int] | None) -> int:
 
 
 def with_concat_channels(config: UNetConfig, channels: int) -> UNetConfig:
-    """The same network where the last `channels` of its input are a picture given beside x (`condition.channels`)."""
+    """The same network where the last `channels` of its input are an image concatenated to x (`condition.channels`)."""
     if not 0 <= channels < config.in_channels:
         raise RecipeError(f"{channels} channels beside x: the network takes {config.in_channels} in all")
     return replace(config, in_channels=config.in_channels - channels, concat_channels=channels)
@@ -144,14 +144,14 @@ def with_concat_channels(config: UNetConfig, channels: int) -> UNetConfig:
 def infer_config(shapes: Mapping[str, Sequence[int]], heads: Mapping[str, int] | None = None) -> UNetConfig:
     """The configuration that a U-Net's tensors show, with the heads of released ones.
 
-    Channels in beyond those out are taken for a picture concatenated to x.
+    Input channels beyond the output channels are taken for an image concatenated to x.
 
     Args:
         shapes: of the tensors, by published key, without prefix.
         heads: {"heads": 8} or {"head_channels": 64}, where the network is none of the released ones.
 
     Raises:
-        WeightsError: the keys are not those of such a network, or heads have to be said.
+        WeightsError: the keys are not those of such a network, or heads have to be given.
     """
     config = openai_keys.infer_config(shapes)
     enter, out = shapes["input_blocks.0.0.weight"][1], shapes["out.2.weight"][0]

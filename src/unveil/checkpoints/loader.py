@@ -33,7 +33,7 @@ def load(
             `ModelOverrides`, such as {"heads": 8}.
 
     Raises:
-        WeightsError: There is no such model, it is damaged, its format is not known, or a setting is missing.
+        WeightsError: The model does not exist, is damaged, has no known format, or needs a setting that is missing.
     """
     path = model_dir.resolve(name_or_path, "checkpoints")
     settings = validate(ModelOverrides, dict(overrides or {}), "overrides")

@@ -101,7 +101,7 @@ def _joined(entries: Sequence[LoraEntry]) -> LoraEntry:
 
 
 def _folded(entry: LoraEntry) -> Tensor:
-    """B with the scale in it, for where none is told."""
+    """B with the scale in it, for namings without alpha."""
     alpha = float(entry.rank if entry.alpha is None else entry.alpha)
     return entry.up if alpha == entry.rank else entry.up * (alpha / entry.rank)
 

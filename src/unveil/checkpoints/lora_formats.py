@@ -7,7 +7,7 @@
     cloneofsimo   unet:3:down, unet:3:up: the layers of some classes by their number, without alpha
     unveil        denoiser.PATH.lora_A.weight, lora_B, alpha, PATH ours, such as blocks.0.attention.qkv[0:64]
 
-Where no alpha is told it is the rank, which makes the scale 1; so is kohya's alpha of 0. peft files hold no alpha
+Where a file has no alpha, it is the rank, which makes the scale 1; so is kohya's alpha of 0. peft files hold no alpha
 among their tensors, and diffusers' export to kohya's naming writes the rank in its place.
 
 Facts: files of these projects.
@@ -71,7 +71,7 @@ OTHERS = {
 
 
 class LoraEntry(NamedTuple):
-    """What a file adds to one module: its path as written, the matrices as stored, alpha where one is told."""
+    """What a file adds to one module: its path as written, the matrices as stored, alpha where there is one."""
 
     path: str
     down: Tensor
@@ -88,7 +88,7 @@ class ParsedLora(NamedTuple):
     """A LoRA file that has been read.
 
     Attributes:
-        rest: keys that are no LoRA's.
+        rest: Keys that are not those of a LoRA.
         classes: whose layers cloneofsimo's numbers count, by part.
     """
 
@@ -99,7 +99,7 @@ class ParsedLora(NamedTuple):
 
 
 def naming_of(keys: Mapping[str, Any]) -> Naming | None:
-    """Whose naming a file's keys are in, None where they are no LoRA's."""
+    """The naming of a file's keys; None: they are not those of a LoRA."""
     there: dict[Naming, str] = {naming: key for key in keys for naming, form in FORMS if form.fullmatch(key)}
     naming: Naming | None = next((naming for naming, _ in FORMS if naming in there), None)
     if naming != "diffusers":
@@ -138,8 +138,8 @@ def parse(
             rest.append(key)
     if halves := [path for path, pair in sides.items() if len(pair) < 2]:
         raise WeightsError(f"{len(halves)} modules lack one of their two matrices ({halves[0]}); copy the file again")
-    told_apart = naming in ("peft", "diffusers")  # the others take alpha from the file, or for the rank
-    settings = _settings(metadata, config) if told_apart else {"": {}}
+    configured = naming in ("peft", "diffusers")  # the others take alpha from the file, or for the rank
+    settings = _settings(metadata, config) if configured else {"": {}}
     entries = []
     for path, pair in sides.items():
         stored = tensors.get(f"{path}.alpha")

@@ -202,7 +202,7 @@ def _of_dit(network: DiT, layout: dit_keys.Layout) -> Names:
     mapping = dit_keys.names(network.config, layout)
     if network.config.embedding == "cos-sin":
         return mapping
-    # of sines first, the first layer's columns change places too, which are no rows
+    # of sines first, the first layer's columns change places too, which are not rows
     return {key: theirs for key, theirs in mapping.items() if not fnmatchcase(key, "time.*.linear_1.*")}
 
 

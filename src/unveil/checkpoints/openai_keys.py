@@ -1,6 +1,6 @@
 """State dicts of Improved DDPM, ADM with its classifiers, and consistency models: names, both directions.
 
-Which configuration a released file has, of which its keys tell only a part, is in `published`.
+The configurations of released files, which keys show only partly, are in `formats.openai`.
 
 Facts: key lists and constructor arguments of github.com/openai/improved-diffusion, openai/guided-diffusion and
 openai/consistency_models.
@@ -221,7 +221,7 @@ def from_arguments(arguments: Mapping[str, Any]) -> UNetConfig:
     """
     settings = {key: value for key, value in arguments.items() if value not in (None, -1)}
     if settings.get("dims", 2) != 2:
-        raise RecipeError(f"dims = {settings['dims']}: only pictures (2) are supported")
+        raise RecipeError(f"dims = {settings['dims']}: only images (2) are supported")
     rest = {key: value for key, value in settings.items() if key not in WITHOUT_EFFECT}
     try:
         resample = "residual" if rest.pop("resblock_updown", False) else "conv"
@@ -252,7 +252,7 @@ def from_arguments(arguments: Mapping[str, Any]) -> UNetConfig:
 
 
 def upsampler(config: UNetConfig) -> UNetConfig:
-    """The configuration of `SuperResModel` with the same arguments: a smaller picture of x's channels joins x."""
+    """The configuration of `SuperResModel` with the same arguments: a smaller image of x's channels joins x."""
     return replace(config, concat_channels=config.in_channels, context_size="smaller")
 
 
@@ -294,7 +294,7 @@ def classifier_from_arguments(arguments: Mapping[str, Any]) -> NoisyClassifierCo
 def infer_config(shapes: Mapping[str, Sequence[int]]) -> UNetConfig:
     """As much of a U-Net's configuration as its tensors show; heads and their order keep the class's defaults.
 
-    Six channels in are taken for a three-channel picture with a smaller one to enlarge. Dropout is 0.
+    Six input channels are taken for a three-channel image and a smaller one to upscale. Dropout is 0.
 
     Args:
         shapes: of the tensors, by published key.
@@ -321,7 +321,7 @@ def infer_config(shapes: Mapping[str, Sequence[int]]) -> UNetConfig:
             context_size="smaller" if low_res else "same",
         )
     except KeyError as missing:
-        raise WeightsError(f"not a U-Net of Improved DDPM or ADM: there is no {missing}") from None
+        raise WeightsError(f"not a U-Net of Improved DDPM or ADM: {missing} is missing") from None
     return config if stem == config.widths[0] else replace(config, stem_channels=stem)
 
 
@@ -333,7 +333,7 @@ def infer_classifier_config(
     Args:
         shapes: of the tensors, by published key.
         blocks: per level; blocks that halve look like those that do not.
-        size: side of the pictures; None where attention pooling shows it.
+        size: Side of the images; None where attention pooling shows it.
 
     Raises:
         WeightsError: the keys are not those of such a network.
@@ -363,7 +363,7 @@ def infer_classifier_config(
             hidden=hidden,
         )
     except KeyError as missing:
-        raise WeightsError(f"not a noisy classifier of ADM: there is no {missing}") from None
+        raise WeightsError(f"not a noisy classifier of ADM: {missing} is missing") from None
 
 
 def _entries(shapes: Mapping[str, Sequence[int]]) -> int:

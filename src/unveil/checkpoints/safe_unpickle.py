@@ -19,7 +19,7 @@ from unveil.io import sandbox
 SECONDS = 600
 ROOM = 8 << 30  # bytes of address space beside the file itself: torch maps much that it never touches
 CHOSEN, REFUSED = 0, 3
-# Classes that checkpoints of Lightning name beside their weights; what stands in their place does nothing
+# Classes that checkpoints of Lightning name beside their weights; their replacement does nothing
 BESIDE = (
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
     "lightning.pytorch.callbacks.model_checkpoint.ModelCheckpoint",

@@ -103,7 +103,7 @@ TERMINAL = 0.1  # sigma of the last call, of schedulers that name one
 
 @dataclass(frozen=True)
 class SchedulerConfig:
-    """What a folder's scheduler says.
+    """Process, prediction and sampling of a folder's scheduler.
 
     Attributes:
         process: a section of a recipe; of a shift that follows the size, the process that is shifted.
@@ -186,7 +186,7 @@ def scheduler_of(raw: Mapping[str, Any], path: Path) -> SchedulerConfig:
     sampler, spacing = SAMPLERS[kind]
     if kind in ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler"):
         sampler = _solver(settings, kind)
-    # DDIM and DDPM clip unless they are told not to; the others do not know the setting
+    # DDIM and DDPM clip by default; the others do not have the setting
     clips = bool(settings.get("clip_sample", True)) and kind in ("DDIMScheduler", "DDPMScheduler")
     sample = {**sampler, "schedule": _grid(settings, kind, spacing), "threshold": "static" if clips else "none"}
     return SchedulerConfig(process, PREDICTIONS[target], sample)
@@ -238,7 +238,7 @@ def _shifted_table(process: Mapping[str, Any], scale: float) -> list[float]:
 
 
 def _flow_solver(settings: _Settings) -> SchedulerConfig:
-    """UniPC over rectified flow, of Wan's folders; its network is told whole numbers."""
+    """UniPC over rectified flow, of Wan's folders; its network takes whole timesteps."""
     settings.only(ONLY_SOLVER)
     if settings.get("prediction_type") != "flow_prediction":
         raise WeightsError(f"{settings.path}: use_flow_sigmas goes with prediction_type 'flow_prediction'; set it so")
@@ -339,7 +339,7 @@ def _sampling_of(config: ModelConfig, spacing: Mapping[str, Any]) -> dict[str, A
         return {"_class_name": "DDIMScheduler", **spacing}
     if sample.schedule == "karras":
         return {"_class_name": kind, "use_karras_sigmas": True, **solver}
-    assert spacing_key is not None  # else the sampler is told above
+    assert spacing_key is not None  # else the sampler was returned above
     there, offset, onto_data = spacing_key
     more = {"set_alpha_to_one": onto_data} if kind in ENDS_AT_0 else {}
     if kind == "PNDMScheduler":

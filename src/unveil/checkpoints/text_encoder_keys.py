@@ -95,7 +95,7 @@ def infer_config(
     try:
         return _t5_config(shapes, place.prefix) if place.layout == "t5" else _clip(shapes, place, heads, activation)
     except (KeyError, ValueError, IndexError) as missing:
-        raise WeightsError(f"{place.prefix or place.layout}: not a whole text encoder: there is no {missing}") from None
+        raise WeightsError(f"{place.prefix or place.layout}: not a whole text encoder: {missing} is missing") from None
 
 
 def load(theirs: Mapping[str, Tensor], config: TowerConfig, place: TextEncoderLocation) -> TextEncoderWeights:

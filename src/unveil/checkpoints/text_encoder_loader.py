@@ -30,7 +30,7 @@ from unveil.types import RecipeError, WeightsError
 WEIGHTS = "model"
 PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt")  # one whose safetensors stands beside it may have a .bin
 SETTINGS = ("config.json", "tokenizer_config.json")
-OLD_END = 2  # what config.json said of CLIP's end token before it was put right; it was never used
+OLD_END = 2  # CLIP's end token in config.json before it was corrected; it was never used
 MERGES = "merges.txt"
 LONGEST = 4096  # a tokenizer without a limit says a number far beyond it
 
@@ -245,7 +245,7 @@ def _padding(words: Path, vocabulary: str | None, config: CLIPEncoderConfig) -> 
 
 
 def _own_vocabulary(words: Path) -> str | None:
-    """The content of the tokenizer's file; None where its merges are the published ones, or there is no file."""
+    """The content of the tokenizer's file; None if its merges are the published ones, or there is none."""
     file = words / MERGES
     if file.is_file():
         lines = [line for line in file.read_text("utf-8").splitlines() if line and not line.startswith("#version")]

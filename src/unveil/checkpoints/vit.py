@@ -50,7 +50,7 @@ FIXED = {"hidden_act": "gelu", "qkv_bias": True, "pooler_act": "tanh"}
 
 
 def is_vit(shapes: Shapes) -> bool:
-    """Whether these are a ViT's keys."""
+    """Return whether these are a ViT's keys."""
     bare = {key.removeprefix(PREFIX) for key in shapes}
     return {f"{PATCHES}.weight", *TABLES.values(), "layernorm.weight"} <= bare
 
@@ -133,7 +133,7 @@ def infer_config(shapes: Shapes, heads: int | None = None, norm_eps: float = 1e-
         hidden = shapes[f"{start}0.{BLOCK[era]['mlp.up']}.weight"][0] / width
         side = math.isqrt(shapes[prefix + TABLES["positions.table"]][1] - 1)
     except (KeyError, ValueError, IndexError) as missing:
-        raise WeightsError(f"not a whole ViT: there is no {missing}") from None
+        raise WeightsError(f"not a whole ViT: {missing} is missing") from None
     heads = heads or {(depth, width): heads for depth, width, heads in SIZES.values()}.get((depth, width))
     if heads is None:
         raise WeightsError(f"a ViT of {depth} blocks of width {width}, whose heads no key shows: give them, heads=12")

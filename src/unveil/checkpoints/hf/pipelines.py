@@ -34,17 +34,17 @@ from unveil.io.safetensors_io import read_header
 from unveil.model import Model, model_folder
 from unveil.types import WeightsError, did_you_mean
 
-FLUX_LATENTS = 128  # side that its pipeline makes when it is not told one
+FLUX_LATENTS = 128  # default side of its pipeline
 SD3_TOKENS = 256  # of T5
-FLUX_TOKENS = {"distilled": 512, "few-step": 256}  # of T5, for networks that are told a guidance and others
-GUIDANCE = 3.5  # that FLUX is told when it is not told one
+FLUX_TOKENS = {"distilled": 512, "few-step": 256}  # of T5, for networks with and without a guidance embedding
+GUIDANCE = 3.5  # default of FLUX's guidance embedding
 
 
 # -- the three pipelines ------------------------------------------------------------------------------------------
 
 
 def sdxl(folder: PipelineFolder, dtype: torch.dtype) -> Model:
-    """The model of a `StableDiffusionXLPipeline`; sizes are told as "size", see `numbers.PictureSize`."""
+    """The model of a `StableDiffusionXLPipeline`; sizes are given as "size", see `SizeCondition`."""
     network, codec, scheduler = network_of(folder, "unet", DiffusersUNet, dtype), _codec(folder), scheduler_of(folder)
     assert isinstance(network, DiffusersUNet)
     shape = _shape(codec, folder.settings("unet", NETWORKS).get("sample_size", 128))
@@ -68,7 +68,7 @@ def sd3(folder: PipelineFolder, dtype: torch.dtype) -> Model:
 
 
 def flux(folder: PipelineFolder, dtype: torch.dtype) -> Model:
-    """The model of a `FluxPipeline`; the guidance it was distilled from is told as "guidance"."""
+    """The model of a `FluxPipeline`; the scale of distilled guidance is given as "guidance"."""
     network, codec, scheduler = network_of(folder, "transformer", Flux, dtype), _codec(folder), scheduler_of(folder)
     assert isinstance(network, Flux)
     length = FLUX_TOKENS["distilled" if network.beside else "few-step"]
@@ -100,7 +100,7 @@ PIPELINES: dict[str, Callable[[PipelineFolder, torch.dtype], Model]] = {
 def load(path: Path, dtype: torch.dtype = torch.float32) -> Model:
     """The model of a folder of diffusers, in evaluation mode.
 
-    Weights that the files hold in the type asked for are mapped into memory and not copied: matrices in `dtype`,
+    Weights that the files hold in the requested type are mapped into memory and not copied: matrices in `dtype`,
     everything else in float32.
 
     Args:
@@ -129,7 +129,7 @@ def report(path: Path) -> dict[str, KeyMatchReport]:
     """How the weights of a folder's network fit what its settings describe, by component; no number is looked at.
 
     Raises:
-        WeightsError: as `load`, but for weights that do not fit.
+        WeightsError: as `load`, except for weights that do not fit.
     """
     folder = PipelineFolder(path)
     if folder.kind in stable_diffusion.CLASSES:
@@ -153,7 +153,7 @@ def inspect(path: Path) -> dict[str, Any]:
     return facts | model_folder.summary(headers) | {"fits": fits}
 
 
-# -- parts of pictures -----------------------------------------------------------------------------------------------
+# -- parts of images -----------------------------------------------------------------------------------------------
 
 
 def _codec(folder: PipelineFolder) -> AutoencoderKL:
@@ -176,7 +176,7 @@ def _codec(folder: PipelineFolder) -> AutoencoderKL:
 
 
 def _shape(codec: AutoencoderKL, side: int | Sequence[int]) -> tuple[int, int, int]:
-    """The shape of pictures whose latents have this side, or these two."""
+    """The shape of images whose latents have this side, or these two."""
     height, width = (side, side) if isinstance(side, int) else side
     return codec.config.in_channels, height * codec.config.factor, width * codec.config.factor
 

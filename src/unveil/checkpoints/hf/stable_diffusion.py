@@ -25,7 +25,7 @@ from unveil.types import RecipeError, WeightsError
 PLAIN, INPAINT = "StableDiffusionPipeline", "StableDiffusionInpaintPipeline"
 CLASSES = (PLAIN, "StableDiffusionImg2ImgPipeline", INPAINT)
 PARTS = ("unet", "vae", "text_encoder")  # that have weights
-# Components that the index may list and that make no picture
+# Components that the index may list and that generate nothing
 BESIDE = ("safety_checker", "feature_extractor", "image_encoder")
 # As Stable Diffusion's own folders space DDIM's levels
 SPACING = {"timestep_spacing": "leading", "steps_offset": 1, "set_alpha_to_one": False}
@@ -111,7 +111,7 @@ def write(model: Model, path: Path) -> int:
 
 
 def _size(folder: PipelineFolder, codec: AutoencoderKL) -> tuple[int, int]:
-    """Height and width of the pictures that the folder makes when it is not told."""
+    """Default height and width of the folder's images."""
     side = folder.settings("unet", [diffusers_unet.UNET]).get("sample_size") or 64
     height, width = (side, side) if isinstance(side, int) else side
     return height * codec.config.factor, width * codec.config.factor

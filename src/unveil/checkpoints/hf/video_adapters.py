@@ -18,7 +18,7 @@ from unveil.checkpoints.hf.wan_cache import CachedWan
 from unveil.io.optional_deps import import_extra
 from unveil.types import Condition, ShapeError
 
-FRAME_RATE = 25.0  # that LTX-Video is told when it is not told one
+FRAME_RATE = 25.0  # default of LTX-Video
 
 
 class Wan(nn.Module):
@@ -118,7 +118,7 @@ class WanTwoExperts(nn.Module):
 
 
 class LTX(nn.Module):
-    """LTX-Video's transformer: a level for each token, whose place is told in seconds and pixels.
+    """LTX-Video's transformer: a level for each token, whose position is given in seconds and pixels.
 
     Args:
         net: an `LTXVideoTransformer3DModel`.
@@ -150,7 +150,7 @@ class LTX(nn.Module):
             ShapeError: a vector of another width.
         """
         vector, tokens = pooled_and_tokens(condition, self.vector_dim)
-        assert condition is not None  # as asked
+        assert condition is not None  # as checked
         mask = condition.mask if condition.mask is not None else tokens.new_ones(tokens.shape[:2])
         levels = of_tokens(t, x, (1, 1, 1))
         y = self.net(
@@ -239,8 +239,8 @@ class Hunyuan(nn.Module):
     """HunyuanVideo's transformer: text and latents side by side, pooled text and a guidance beside the time.
 
     Args:
-        net: a `HunyuanVideoTransformer3DModel` of text to video; one with `guidance_embeds` is told the scale of the
-            guidance that it was distilled from, the last number of the vector.
+        net: a `HunyuanVideoTransformer3DModel` of text to video; one with `guidance_embeds` is conditioned on the
+            scale of the guidance that it was distilled from, the last number of the vector.
 
     Source: Kong et al. 2024, section 4.2 (arXiv:2412.03603).
     """

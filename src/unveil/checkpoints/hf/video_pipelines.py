@@ -35,8 +35,8 @@ from unveil.types import Condition, WeightsError
 PROMPTS = "prompts.safetensors"  # in a folder: prompts' tokens, in the place of the text encoder
 ROUTES = ("tokens", "mask", "vector")
 WAN_TOKENS, LTX_TOKENS, COG_TOKENS = 512, 128, 226
-GUIDANCE = 6.0  # that HunyuanVideo is told when it is not told one
-# frames, height and width of a clip when nothing else is asked for
+GUIDANCE = 6.0  # default of HunyuanVideo's guidance embedding
+# default frames, height and width of a video
 WAN_SIZE, LTX_SIZE, HUNYUAN_SIZE = (81, 480, 832), (161, 512, 704), (129, 720, 1280)
 
 
@@ -59,7 +59,7 @@ def wan(folder: PipelineFolder, dtype: torch.dtype) -> Model:
 
 
 def ltx(folder: PipelineFolder, dtype: torch.dtype) -> Model:
-    """The model of an `LTXPipeline`; the frames per second that it is told are given as "fps"."""
+    """The model of an `LTXPipeline`; its frame rate is given as "fps"."""
     network = network_of(folder, "transformer", LTX, dtype)
     assert isinstance(network, LTX)
     codec = _codec(folder, "AutoencoderKLLTXVideo", network)
@@ -85,9 +85,9 @@ def cogvideox(folder: PipelineFolder, dtype: torch.dtype) -> Model:
 
 
 def hunyuan(folder: PipelineFolder, dtype: torch.dtype) -> Model:
-    """The model of a `HunyuanVideoPipeline`; the guidance it was distilled from is told as "guidance".
+    """The model of a `HunyuanVideoPipeline`; the scale of distilled guidance is given as "guidance".
 
-    Its text encoder, a language model that is told what to look at, is not run: prompts come from `PROMPTS`.
+    Its text encoder, a language model with instructions, is not run: prompts come from `PROMPTS`.
     """
     network = network_of(folder, "transformer", Hunyuan, dtype)
     assert isinstance(network, Hunyuan)
@@ -104,7 +104,7 @@ def hunyuan(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     return assemble_model(folder, network, scheduler_of(folder), codec, (3, *HUNYUAN_SIZE), (prompt, *guidance), sample)
 
 
-# Pipeline -> what reads its folder; those that start from a picture or a clip have the same parts
+# Pipeline -> what reads its folder; those that start from an image or a video have the same parts
 PIPELINES: dict[str, Callable[[PipelineFolder, torch.dtype], Model]] = {
     "WanPipeline": wan,
     "WanVideoToVideoPipeline": wan,
@@ -139,7 +139,7 @@ def describe(folder: PipelineFolder) -> str:
 
 
 def write_prompts(model: Model, prompts: Sequence[str], path: Path) -> None:
-    """Writes what a model's text encoder says of prompts, and of none, to a file that stands in its place.
+    """Writes the tokens of prompts, and of the empty one, to a file that replaces the text encoder.
 
     In the folder as `prompts.safetensors` it lets the model be loaded without the encoder, for these prompts.
 
@@ -212,6 +212,6 @@ def _codec(folder: PipelineFolder, kind: str, network: Any) -> VideoVAE:
     if inside != codec.channels:
         raise WeightsError(
             f"{folder.path}: the transformer takes {inside} channels, the autoencoder gives {codec.channels}; "
-            "they are of different models, or the transformer is shown a picture as well, which is not supported"
+            "they are of different models, or the transformer is conditioned on an image too, which is not supported"
         )
     return codec

@@ -24,7 +24,7 @@ class VideoVAE(nn.Module):
         vae: the autoencoder.
         rates: frames and pixels of a side that one latent stands for, ct and cs.
         mean, scale: of each channel, or of all: latents are (z - mean) scale.
-        level: that a decoder which is told one is told; None: it is told none.
+        level: Noise level that the decoder is conditioned on; None: it is not.
         pairs: the latents after the first come in twos: of any other number the decoder makes the first ct frames too.
 
     Attributes:
@@ -77,7 +77,7 @@ class VideoVAE(nn.Module):
         """(Z, 1 + (T - 1) / ct, H / cs, W / cs) of (3, T, H, W), and `front` more.
 
         Raises:
-            ShapeError: other axes, a number of frames that is not 1 + k ct, k even in pairs, or sides that are no
+            ShapeError: other axes, a number of frames that is not 1 + k ct, k even in pairs, or sides that are not
                 multiples of cs; names the nearest.
         """
         if len(shape) != 4:

@@ -70,7 +70,7 @@ class CachedWan:
         return texts
 
     def _modulation(self, levels: Tensor, device: torch.device) -> CachedModulation:
-        """What blocks are told, of axes (B, T', H' W' or 1, ...) that broadcast against tokens."""
+        """Modulation of the blocks, of axes (B, T', H' W' or 1, ...) that broadcast against tokens."""
         if levels.ndim == 1:
             levels = levels[:, None, None]
         else:
@@ -91,7 +91,7 @@ class CachedWan:
             levels = self._expected if value in self._expected else [value]
             embedder = self.net.condition_embedder
             first = embedder.time_embedder
-            with torch.no_grad(), torch.autocast(device.type, enabled=False):  # levels are told in full
+            with torch.no_grad(), torch.autocast(device.type, enabled=False):  # levels are in full precision
                 waves = embedder.timesteps_proj(torch.tensor(levels, device=device)).float()
                 last = _in_full(first.linear_2, first.act(_in_full(first.linear_1, waves)))
                 blocks = _in_full(embedder.time_proj, embedder.act_fn(last)).unflatten(1, (6, -1))

@@ -37,7 +37,7 @@ class KeyMatchReport:
 
     @property
     def fits(self) -> bool:
-        """Whether every tensor has its place and every place its tensor."""
+        """Return whether every tensor has its place and every place its tensor."""
         return not self.unmatched
 
     def text(self) -> str:
