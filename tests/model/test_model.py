@@ -404,7 +404,7 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch, model):
 
 def test_numbers_that_are_not_finite_stop_with_a_remedy():
     broken = Model(Denoiser(Constant(float("nan")), CosineVP(), prediction=unveil.core.prediction.v), (2,))
-    with pytest.raises(NonFinite, match=r"step 1 of 3: .* at t = 1 .*is not finite; set clip = static"):
+    with pytest.raises(NonFinite, match=r"step 1 of 3: .* at t = 1 .*is not finite; set threshold = static"):
         broken.generate(steps=3)
 
 

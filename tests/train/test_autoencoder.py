@@ -384,6 +384,6 @@ def test_a_diffusion_model_and_an_autoencoder_are_told_apart(whole):
 
 def test_a_codebook_that_follows_trains_in_one_process(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RecipeError, match="set learned: gradient and restart: 0"):
+    with pytest.raises(RecipeError, match="set learned: gradient and restart_dead: 0"):
         fit(tmp_path / "run", recipe(**ASKED["vq"]))
     assert not (tmp_path / "run").exists()

@@ -238,7 +238,9 @@ class Model(nn.Module):
             OutOfResources: memory does not hold a tile either.
         """
         if not bool(torch.isfinite(latents).all()):
-            raise NonFinite("sampling left the finite numbers; set clip = static, use more steps, or dtype float32")
+            raise NonFinite(
+                "sampling left the finite numbers; set threshold = static, use more steps, or dtype float32"
+            )
         with torch.no_grad():
             if self.precision != torch.float32:
                 with torch.autocast(latents.device.type, self.precision):

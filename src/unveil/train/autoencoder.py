@@ -360,8 +360,8 @@ def fit_autoencoder(
         and int(os.environ.get("WORLD_SIZE", 1)) > 1
     ):
         raise RecipeError(
-            "codec.learned = ema, codec.restart > 0: a codebook that follows what is put on it does so in one process; "
-            "train in one, or set learned: gradient and restart: 0"
+            "codec.learned = ema, codec.restart_dead > 0: a codebook that follows what is put on it does so in one "
+            "process; train in one, or set learned: gradient and restart_dead: 0"
         )
     learner = learner_of(recipe, codec)
     check_items(dataset, recipe.key, [], recipe.shape)

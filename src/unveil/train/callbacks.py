@@ -285,7 +285,7 @@ class TrainingCallback(Callback):
         return (
             f"step {outcome.step}: the {fault.get('what')} is not finite, {module.in_a_row} steps in a row "
             f"(loss {fault.get('loss')}; {levels}examples {examples}; gradient norms: {norms}). "
-            "Look for NaN in those examples; else lower lr, set clip, or use precision float32"
+            "Look for NaN in those examples; else lower lr, set grad_clip_norm, or use precision float32"
         )
 
 
