@@ -42,7 +42,7 @@ SAMPLERS: Mapping[str, str] = {
     "plms-sampler": "plms",
     "ddimscheduler": "ddim",
     "ddpmscheduler": "ancestral",
-    "pndmscheduler": "pndm",
+    "pndmscheduler": "plms",  # as the folders of Stable Diffusion run it: skip_prk_steps is true
     "lmsdiscretescheduler": "lms",
     "eulerdiscretescheduler": "euler",
     "eulerancestraldiscretescheduler": "euler-ancestral",
@@ -54,6 +54,8 @@ SAMPLERS: Mapping[str, str] = {
     "dpmsolversdescheduler": "dpmpp-sde",
     "unipcmultistepscheduler": "unipc-2",
     "lcmscheduler": "consistency",
+    "cogvideoxddimscheduler": "ddim",
+    "cogvideoxdpmscheduler": "dpmpp-2m-sde",
     "flowmatcheulerdiscretescheduler": "euler",
     "flowmatchheundiscretescheduler": "heun-time",
 }
@@ -61,10 +63,9 @@ SCHEDULES: Mapping[str, str] = {
     "normal": "uniform",
     "simple": "uniform",
     "automatic": "uniform",
-    "linspace": "uniform",
+    "linspace": "both-ends",
     "sgm-uniform": "trailing",
-    "ddim-uniform": "leading",
-    "kl-optimal": "uniform-log-snr",
+    "ddim-uniform": "leading-1",  # of ComfyUI: from index 1, in whole strides
     "poly-exponential": "polyexponential",
 }
 SUFFIXES = ("karras", "exponential", "polyexponential", "sgm-uniform", "normal", "simple", "uniform")
