@@ -1,4 +1,4 @@
-"""What the training of an autoencoder minimises, beside the perceptual distance of `codec.perceptual`.
+"""What the training of an autoencoder minimises, beside the perceptual distance of `autoencoders.perceptual`.
 
     L = error / exp(s) + s + kl KL + w lambda G     s: learned or 0; w: the discriminator's weight, 0 until it starts
     error = |x - y| or (x - y)^2, plus the perceptual distance; G = -mean of the discriminator's logits of y

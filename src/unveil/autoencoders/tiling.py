@@ -343,7 +343,7 @@ class Decodes(Protocol):
 
 
 def decode_with_fallback(codec: Decodes, latents: Tensor) -> Tensor:
-    """Pixels of latents as `codec.decode` gives them; where memory runs out, once more in tiles.
+    """Pixels of latents as `Autoencoder.decode` gives them; where memory runs out, once more in tiles.
 
     Raises:
         OutOfResources: memory runs out there too; says what to lower.

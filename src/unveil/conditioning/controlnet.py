@@ -143,7 +143,7 @@ class MultiControlNet(nn.Module):
 
     @contextmanager
     def ahead(self, indices: Sequence[float] | Tensor) -> Iterator[None]:
-        """Inside, what follows from hints and texts alone is computed once; see `Encoder.ahead`."""
+        """Inside, what follows from hints and texts alone is computed once; see `UNetEncoder.ahead`."""
         before, self._features = self._features, Memo()
         with ExitStack() as inside:
             for one in self.controls:

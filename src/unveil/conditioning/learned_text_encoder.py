@@ -65,7 +65,7 @@ class LearnedTextEncoder(nn.Module):
     """Prompts as tokens that attention reads: a vector for each word, and a transformer in which they see each other.
 
     A word is a run of letters or digits, whatever its case; each Chinese character is one too, see
-    `vocabulary.terms`. A prompt without words is the tokens of its begin and end alone, and that is also what stands
+    `nn.tokenizer`. A prompt without words is the tokens of its begin and end alone, and that is also what stands
     for "none".
 
     Args:

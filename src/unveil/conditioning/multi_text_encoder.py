@@ -23,7 +23,7 @@ class MultiTextEncoder(nn.Module):
     Args:
         texts: the encoders.
         together: what becomes of what they say.
-        beside: numbers at the end of the vector that are left zero, for `numbers.Numbers` to fill.
+        beside: numbers at the end of the vector that are left zero, for `micro_conditioning.ScalarCondition` to fill.
         zeros: "none" is zeros in place of what is said of the empty prompt.
         precisions: of each encoder's products, None: float32. What they say is float32.
         key: of the item that holds the text.

@@ -88,7 +88,7 @@ def parse_weights(text: str) -> list[PromptChunk]:
 
 
 def chunk_prompt(pieces: Sequence[PromptChunk], tokenizer: Tokenizer, frame: TokenLayout) -> TokenizedPrompt:
-    """The tokens of a prompt in `frame.rows` rows; what does not fit is left out and said so."""
+    """The tokens of a prompt in as many rows as `frame` has; what does not fit is left out and said so."""
     tokens = [(number, span.weight) for span in pieces for number in tokenizer.encode(span.text)]
     room = frame.room * frame.rows
     rest = [number for number, _ in tokens[room:]]

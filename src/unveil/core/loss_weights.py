@@ -63,7 +63,7 @@ def edm(sigma_data: float = 0.5) -> Weight:
 def sigmoid(bias: float = 0.0) -> Weight:
     """On eps: 1 in the noise, falling to 0 as a sigmoid of bias - log SNR.
 
-    Published over levels even in log-SNR: train with `times.UniformLogSNR`.
+    Published over levels even in log-SNR: train with `timestep_sampling.UniformLogSNR`.
 
     Source: Kingma & Gao 2023, section 5 (arXiv:2303.00848); Hoogeboom et al. 2024, section 3 (arXiv:2410.19324).
     """

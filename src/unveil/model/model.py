@@ -313,7 +313,7 @@ class Model(nn.Module):
                 moves the mean of samplers that take a shift (ADM's algorithm 1), and the eps of all others.
             size: height and width in pixels, or frames, height and width of a clip, where the network takes others
                 than the model's own. seen: see `sized`.
-            change: (course, rows) -> what is run instead of each batch's course; see `core.course`.
+            change: (course, rows) -> what is run instead of each batch's course; see `core.sampling_run`.
             batch: samples at a time; None: all.
             first_sample: number of the first.
             on_step: called after each step of each batch; it may raise `types.Cancelled`.

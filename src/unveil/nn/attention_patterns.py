@@ -121,7 +121,7 @@ class AttentionGroups:
         return rows_apart.diagonal(dim1=0, dim2=2).permute(2, 0, 1)[:, None]
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False) -> Tensor:
-        """As `attention.attend`, each group by itself: (R, H, N, D); padding gathers 0.
+        """As `sdpa.scaled_dot_product_attention`, each group by itself: (R, H, N, D); padding gathers 0.
 
         Raises:
             ShapeError: causal, which is said when the groups are made.

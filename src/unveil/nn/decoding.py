@@ -17,7 +17,7 @@ from unveil.types import RecipeError, ShapeError
 
 
 class NextToken(Protocol):
-    """A batch of sequences in the middle of being read, such as `transformer.Reading`; it remembers what it read."""
+    """Sequences of a batch while they are read, such as `transformer.DecoderState`; it remembers what it read."""
 
     def next(self, tokens: Tensor) -> Tensor:
         """Logits (B, V) of what follows these tokens (B, n), which follow those of the calls before."""

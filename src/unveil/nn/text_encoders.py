@@ -1,7 +1,7 @@
 """Text encoders: the transformers that turn rows of tokens into vectors, CLIP's and T5's.
 
 The modules are those of the transformers library, built from a configuration and without its files; weights come
-from `checkpoints.text`.
+from `checkpoints.text_encoder_keys`.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ class VideoDiTConfig:
         depth, hidden_size, heads: blocks, width of a token, attention heads.
         mlp_ratio: width of the MLPs, in multiples of `hidden_size`.
         cross_attention_dim: of a text's tokens, which every block reads; None: there is none.
-        attention_pattern: which tokens of a clip see each other, see `patterns.labels`.
+        attention_pattern: which tokens of a clip see each other, see `attention_patterns.attention_groups`.
         window: frames, rows and columns of a box of tokens, for the pattern `windowed`.
         causal: a token sees none of a later frame.
         pos_fourier_dim: waves for each of time, height and width, by which a token is told where in its frame it

@@ -140,7 +140,7 @@ def report(path: Path) -> dict[str, KeyMatchReport]:
 
 
 def inspect(path: Path) -> dict[str, Any]:
-    """What a folder holds, from headers and settings alone: the facts of `ours.inspect`, and how its network fits.
+    """What a folder holds, from headers and settings alone: the facts of `checkpoints.inspection.inspect`, and how its network fits.
 
     Raises:
         WeightsError: as `report`.

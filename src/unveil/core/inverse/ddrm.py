@@ -18,7 +18,7 @@ def ddrm(
 ) -> DDRMPlan:
     """A plan that samples pictures x with A x = y (plus noise): each singular direction is led by what y says of it.
 
-    Start it at `plan.start(noise)`. On a grid that ends at the data a noiseless measurement is met exactly.
+    Start it at `DDRMPlan.start(noise)`. On a grid that ends at the data a noiseless measurement is met exactly.
 
     Args:
         grid: from noise to data; about 20 steps are enough.

@@ -104,7 +104,7 @@ def half_log_snr(level: NoiseLevel) -> Number:
 def at_half_log_snr(grid: Schedule, wanted: Number, otherwise: NoiseLevel) -> NoiseLevel:
     """The levels of the grid's process at these half log-SNRs, and `otherwise` where they are not finite.
 
-    Of a tensor all at once, so without the checks of `Grid.at`: they must lie within the grid.
+    Of a tensor all at once, so without the checks of `Schedule.at`: they must lie within the grid.
     """
     if not isinstance(wanted, Tensor):
         return grid.at(wanted) if math.isfinite(wanted) else otherwise

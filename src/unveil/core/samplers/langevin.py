@@ -27,7 +27,7 @@ def annealed_langevin(grid: Schedule, *, each: int = 5, size: float = 0.1) -> Co
     """Langevin dynamics at every noisy level of a grid in turn, so that modes mix while there is much noise.
 
     Where the grid ends with clean data, the last call's estimate of x0 is the sample; a grid that ends before
-    (`grids.uniform` on a VE process, without `onto_data`) leaves that level's noise in it.
+    (`schedules.uniform` on a VE process, without `onto_data`) leaves that level's noise in it.
 
     Args:
         grid: from noise to data; alpha above 0 everywhere, because x / alpha goes from level to level.

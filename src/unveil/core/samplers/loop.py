@@ -169,7 +169,7 @@ def run(
     Args:
         plan: what a sampler returned.
         step: the guided estimate.
-        x: (B, ...) as `grid.start(noise)` gives it, or the `SamplerState` of a run that was left half-way.
+        x: (B, ...) as `Schedule.start(noise)` gives it, or the `SamplerState` of a run that was left half-way.
         noise: noise(step, draw=0), for plans that add some.
         on_step: called after each step; to stop, let it raise `types.Cancelled`.
 

@@ -129,7 +129,7 @@ def build_codec(codec: CodecSection, shape: Sequence[int]) -> Identity | Autoenc
     """The codec, freshly initialised.
 
     Raises:
-        RecipeError: a saved one, whose weights have to be read: `unveil.checkpoints.codec.load_codec`.
+        RecipeError: a saved one, whose weights have to be read: `model.model_folder.load_codec`.
     """
     if isinstance(codec, IdentitySection):
         return Identity()
