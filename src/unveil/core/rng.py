@@ -173,7 +173,7 @@ class BrownianPath:
 
         def noise(step: int, draw: int = 0) -> Tensor:
             span = spans[step] if step >= 0 and draw == 0 else None
-            return self.SampleRNG.normal(self.shape, step, draw) if span is None else self.increment(*span)
+            return self.streams.normal(self.shape, step, draw) if span is None else self.increment(*span)
 
         return noise
 
@@ -189,7 +189,7 @@ class BrownianPath:
         known, self._nodes = self._nodes, {}
         for node, weight in needed.items():
             value = known.get(node)
-            self._nodes[node] = self.SampleRNG.normal(self.shape, PATH, node) if value is None else value
+            self._nodes[node] = self.streams.normal(self.shape, PATH, node) if value is None else value
             found.add_(self._nodes[node], alpha=weight)
         return found
 
