@@ -16,7 +16,7 @@ from unveil.core.process import partly
 from unveil.nn.attention_patterns import AttentionGroups, Pattern, TokenGrid, attention_mask
 from unveil.nn.packing import Packing
 from unveil.nn.sdpa import scaled_dot_product_attention
-from unveil.nn.video_dit import KEPT, VideoDiT, VideoDiTConfig
+from unveil.nn.video_dit import MAX_LAYOUTS, VideoDiT, VideoDiTConfig
 from unveil.types import Condition, RecipeError, ShapeError
 
 PATTERNS: tuple[Pattern, ...] = ("full", "factorised", "windowed")
@@ -150,7 +150,7 @@ def test_what_was_laid_out_before_a_run_serves_training_and_other_sizes(clips: T
     asked, t, condition = network(pattern), torch.tensor([100.0, 700.0]), told(2)
     with torch.inference_mode():
         before = asked(clips, t, condition), asked.packed(clips, t, condition)[0]  # a batch is a list of clips, too
-    for side in range(4, 4 * (KEPT + 3), 4):  # more sizes than are remembered
+    for side in range(4, 4 * (MAX_LAYOUTS + 3), 4):  # more sizes than are remembered
         asked(clips.new_zeros(2, 3, 1, 4, side), t, condition)
     for _ in range(2):
         close(asked(clips, t, condition), before[0])

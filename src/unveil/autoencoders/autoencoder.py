@@ -39,12 +39,12 @@ class CodecConfig(AutoencoderConfig):
         if self.latent_channels is not None and self.latent_channels < 1:
             raise RecipeError(f"latent_channels = {self.latent_channels}: must be at least 1")
         for name in ("scale", "shift"):
-            given: Any = getattr(self, name)
-            if not isinstance(given, float | int):
-                object.__setattr__(self, name, tuple(given))
-                if len(given) != self.width:
+            value: Any = getattr(self, name)
+            if not isinstance(value, float | int):
+                object.__setattr__(self, name, tuple(value))
+                if len(value) != self.width:
                     raise RecipeError(
-                        f"{name}: {len(given)} numbers for {self.width} channels; give one, or one for each"
+                        f"{name}: {len(value)} numbers for {self.width} channels; give one, or one for each"
                     )
         if any(number == 0 for number in listed(self.scale, 1)):
             raise RecipeError("scale = 0: must be another number, since decoding divides by it")

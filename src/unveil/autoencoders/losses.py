@@ -23,20 +23,20 @@ LARGEST = 1e4  # of the adaptive weight, as published
 _TINY = 1e-4  # beside the norm that is divided by, as published
 
 
-def hinge(real: Tensor, made: Tensor) -> Tensor:
+def hinge(real: Tensor, fake: Tensor) -> Tensor:
     """The mean of max(0, 1 - D(x)) and of max(0, 1 + D(y)), half of each.
 
     Source: Lim & Ye 2017, eq. 2 (arXiv:1705.02894).
     """
-    return 0.5 * (functional.relu(1 - real).mean() + functional.relu(1 + made).mean())
+    return 0.5 * (functional.relu(1 - real).mean() + functional.relu(1 + fake).mean())
 
 
-def vanilla(real: Tensor, made: Tensor) -> Tensor:
+def vanilla(real: Tensor, fake: Tensor) -> Tensor:
     """The mean of -log sigmoid(D(x)) and of -log(1 - sigmoid(D(y))), half of each.
 
     Source: Goodfellow et al. 2014, eq. 1 (arXiv:1406.2661).
     """
-    return 0.5 * (functional.softplus(-real).mean() + functional.softplus(made).mean())
+    return 0.5 * (functional.softplus(-real).mean() + functional.softplus(fake).mean())
 
 
 ADVERSARIAL: dict[str, AdversarialLoss] = {"hinge": hinge, "vanilla": vanilla}
@@ -44,9 +44,9 @@ ADVERSARIAL: dict[str, AdversarialLoss] = {"hinge": hinge, "vanilla": vanilla}
 ERRORS: dict[str, Callable[[Tensor], Tensor]] = {"l1": torch.abs, "l2": torch.square}
 
 
-def generator_loss(made: Tensor) -> Tensor:
+def generator_loss(fake: Tensor) -> Tensor:
     """What the decoder minimises of the logits of what it made, under either loss: minus their mean."""
-    return -made.mean()
+    return -fake.mean()
 
 
 def likelihood(error: Tensor, log_scale: Tensor) -> Tensor:

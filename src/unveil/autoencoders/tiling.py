@@ -183,8 +183,8 @@ def decode(codec: Autoencoder, latents: Tensor, tiling: TilingConfig | None = No
     reach, pixels = decoder_reach(config)
     side, overlap = _measures(config, tiling, reach, pixels)
     results = []
-    for one in latents.split(1):
-        z = codec.before_decoder(codec.z_of(one))
+    for sample in latents.split(1):
+        z = codec.before_decoder(codec.z_of(sample))
         source = z if config.local else decoder.whole(z)
         rows, columns = (tile_boundaries(length, side, overlap, reach) for length in source.shape[-2:])
         job = TileJob(decoder if config.local else decoder.tiled, source, rows, columns, (1, pixels))
@@ -209,10 +209,10 @@ def encode(
     reach, place = encoder_reach(config)
     side, overlap = _measures(config, tiling, reach, place)
     results = []
-    for number, one in enumerate(pixels.split(1)):
-        rows, columns = (tile_boundaries(length // place, side, overlap, reach) for length in one.shape[-2:])
-        job = TileJob(encoder if config.local else encoder.tiled, one, rows, columns, (place, 1))
-        h = job.result().to(one) if config.local else encoder.whole(_shared(job, encoder, tiling.norms).to(one))
+    for number, sample in enumerate(pixels.split(1)):
+        rows, columns = (tile_boundaries(length // place, side, overlap, reach) for length in sample.shape[-2:])
+        job = TileJob(encoder if config.local else encoder.tiled, sample, rows, columns, (place, 1))
+        h = job.result().to(sample) if config.local else encoder.whole(_shared(job, encoder, tiling.norms).to(sample))
         drawn = None if noise is None else noise[number : number + 1]
         results.append(codec.latents_of(codec.after_encoder(h), drawn).cpu())
     return torch.cat(results)
@@ -220,14 +220,14 @@ def encode(
 
 def decode_slicing(codec: Autoencoder, latents: Tensor) -> Tensor:
     """Pixels (B, C, H, W) of latents, one sample at a time."""
-    return torch.cat([codec.decode(one) for one in latents.split(1)])
+    return torch.cat([codec.decode(sample) for sample in latents.split(1)])
 
 
 def encode_slicing(codec: Autoencoder, pixels: Tensor, *, noise: Tensor | None = None) -> Tensor:
     """Latents of pixels (B, C, H, W), one sample at a time; `noise` as in `encode`."""
     rows = pixels.split(1)
     drawn = [None] * len(rows) if noise is None else noise.split(1)
-    return torch.cat([codec.encode(one, own) for one, own in zip(rows, drawn, strict=True)])
+    return torch.cat([codec.encode(sample, sample_noise) for sample, sample_noise in zip(rows, drawn, strict=True)])
 
 
 @dataclass
@@ -263,19 +263,19 @@ class TileJob:
 
     def result(self) -> Tensor:
         """All tiles in one, on the CPU."""
-        found: Tensor | None = None
+        output: Tensor | None = None
         step = self.steps[1]
         height, width = (axis.tiles[-1][1] * step for axis in (self.rows, self.columns))
         for i, j, part in self.parts():
-            made = self.run(part)
-            if found is None:
-                found = torch.zeros(*made.shape[:-2], height, width, dtype=made.dtype)
+            tile = self.run(part)
+            if output is None:
+                output = torch.zeros(*tile.shape[:-2], height, width, dtype=tile.dtype)
             weights = self.rows.weights(i, step)[:, None] * self.columns.weights(j, step)
             top, left = self.rows.tiles[i][0] * step, self.columns.tiles[j][0] * step
-            place = found[..., top : top + made.shape[-2], left : left + made.shape[-1]]
-            place.add_(made.cpu() * weights.to(made.dtype))
-        assert found is not None
-        return found
+            place = output[..., top : top + tile.shape[-2], left : left + tile.shape[-1]]
+            place.add_(tile.cpu() * weights.to(tile.dtype))
+        assert output is not None
+        return output
 
 
 # -- statistics that tiles share ----------------------------------------------------------------------------------
@@ -299,9 +299,9 @@ def _shared(job: TileJob, network: ImageEncoder | ImageDecoder, how: Norms) -> T
         return job.result()
 
 
-def _gather(job: TileJob, part: Tensor, norms: list[TiledGroupNorm], own: tuple[Share, Share]) -> None:
+def _gather(job: TileJob, part: Tensor, norms: list[TiledGroupNorm], shares: tuple[Share, Share]) -> None:
     for norm in norms:
-        norm.own = own
+        norm.shares = shares
     with suppress(StatisticsCollected):
         job.run(part)
 

@@ -123,11 +123,11 @@ class VideoAutoencoderKL(AutoencoderKL):
         cache: Cache | None = None
         for piece in self.encoder.pieces(before):
             cache = self.encoder.step(piece, cache)[1]
-        found: list[Tensor] = []
+        pieces: list[Tensor] = []
         for piece in x.split(time, 2):
             encoded, cache = self.encoder.step(piece, cache)
-            found.append(encoded)
-        return self.latents_of(self.after_encoder(torch.cat(found, 2)))
+            pieces.append(encoded)
+        return self.latents_of(self.after_encoder(torch.cat(pieces, 2)))
 
     def encode_cyclic(self, x: Tensor) -> Tensor:
         """The likeliest latents (B, C', k, h, w) of a loop (B, C, k time, H, W), whose last frame is before its first.
@@ -154,8 +154,8 @@ class VideoAutoencoderKL(AutoencoderKL):
         pieces, cache = z.split(1, 2), None
         for place in range(-self.config.decoder_look_back, 0):
             cache = self.decoder.step(pieces[place % len(pieces)], cache)[1]
-        found: list[Tensor] = []
+        decoded: list[Tensor] = []
         for piece in pieces:
             pixels, cache = self.decoder.step(piece, cache)
-            found.append(pixels)
-        return torch.cat(found, 2)
+            decoded.append(pixels)
+        return torch.cat(decoded, 2)

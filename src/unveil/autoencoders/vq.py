@@ -58,9 +58,9 @@ class VQModelConfig(CodecConfig):
                 "ema_decay must lie in [0, 1), the others must not be negative"
             )
         for name, kinds in (("order", Order), ("learned", Learned)):
-            if (given := getattr(self, name)) not in get_args(kinds):
+            if (value := getattr(self, name)) not in get_args(kinds):
                 allowed = ", ".join(get_args(kinds))
-                raise RecipeError(f"{name} = {given!r}: must be one of {allowed}{did_you_mean(given, get_args(kinds))}")
+                raise RecipeError(f"{name} = {value!r}: must be one of {allowed}{did_you_mean(value, get_args(kinds))}")
 
 
 class Quantised(NamedTuple):

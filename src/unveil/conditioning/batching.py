@@ -25,20 +25,21 @@ def build_conditions(
     """
     for key in raw:
         if key not in conditioners:
-            known = list(conditioners)
+            names = list(conditioners)
             raise RecipeError(
-                f"condition {key!r}: this model takes {', '.join(known) or 'none'}{did_you_mean(key, known)}"
+                f"condition {key!r}: this model takes {', '.join(names) or 'none'}{did_you_mean(key, names)}"
             )
     count = count or max([1, *(len(value) for value in raw.values() if is_per_sample(value))])
     wanted: list[Condition] = []
     nothing: list[Condition] = []
-    for key, one in conditioners.items():
-        none: list[Condition] = [one.null(count)] if one.drop > 0 or (keeps_in_uncond(one) and key not in raw) else []
+    for key, conditioner in conditioners.items():
+        optional = conditioner.drop > 0 or (keeps_in_uncond(conditioner) and key not in raw)
+        none: list[Condition] = [conditioner.null(count)] if optional else []
         if key not in raw and not none:
             raise RecipeError(f"{key}: missing, and this model was trained with it always; give one")
-        given = [one.encode(expand_per_sample(key, raw[key], count))] if key in raw else none
-        wanted += given
-        nothing += given if keeps_in_uncond(one) else none
+        encoded = [conditioner.encode(expand_per_sample(key, raw[key], count))] if key in raw else none
+        wanted += encoded
+        nothing += encoded if keeps_in_uncond(conditioner) else none
     condition = reduce(Condition.join, wanted) if wanted else None
     # one condition without a "nothing" leaves none for the whole
     null = reduce(Condition.join, nothing) if wanted and len(nothing) == len(wanted) else None

@@ -21,9 +21,9 @@ def circular_shift(step: DenoiseFn, axis: int) -> DenoiseFn:
 
     def estimate(x: Tensor, level: NoiseLevel) -> Estimate:
         places = shift_at(level, x.shape[axis])
-        found = step(x.roll(-places, axis), level)
-        extra = None if found.extra is None else found.extra.roll(places, axis)
-        return Estimate.of_x0(found.x0.roll(places, axis), x, level, extra)
+        shifted = step(x.roll(-places, axis), level)
+        extra = None if shifted.extra is None else shifted.extra.roll(places, axis)
+        return Estimate.of_x0(shifted.x0.roll(places, axis), x, level, extra)
 
     return estimate
 

@@ -175,7 +175,7 @@ class BinnedValue(nn.Module):
             RecipeError: no number, a value outside the range, or, with exact look-up, one that is no code.
         """
         try:
-            values = torch.tensor([float(one) for one in raw], dtype=torch.float64)
+            values = torch.tensor([float(number) for number in raw], dtype=torch.float64)
         except (TypeError, ValueError) as problem:
             raise RecipeError(
                 f"{self.key} {list(raw)}: must be numbers from {self.low:g} to {self.high:g}"

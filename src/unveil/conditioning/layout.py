@@ -68,16 +68,16 @@ class BoxTokens(nn.Module):
             ShapeError: rows of another length.
         """
         device = self.first.device
-        rows = [self._rows(one) for one in raw]
+        rows = [self._rows(boxes) for boxes in raw]
         padded = torch.zeros(len(rows), self.most, COLUMNS)
         mask = torch.zeros(len(rows), 1 + self.most, dtype=torch.bool)
-        for place, one in enumerate(rows):
-            padded[place, : len(one)] = one
-            mask[place, : 1 + len(one)] = True
-        known = self.rows.table(padded[..., 0].long().to(device))  # (B, most, dim)
-        told = torch.cat([known, fourier_features(padded[..., 1:]).to(known)], dim=-1)
+        for place, boxes in enumerate(rows):
+            padded[place, : len(boxes)] = boxes
+            mask[place, : 1 + len(boxes)] = True
+        labels = self.rows.table(padded[..., 0].long().to(device))  # (B, most, dim)
+        embedded = torch.cat([labels, fourier_features(padded[..., 1:]).to(labels)], dim=-1)
         first = self.first.expand(len(rows), 1, -1)
-        return Condition(tokens=torch.cat([first, self.enter(told)], dim=1), mask=mask.to(device))
+        return Condition(tokens=torch.cat([first, self.enter(embedded)], dim=1), mask=mask.to(device))
 
     def null(self, batch: int) -> Condition:
         """The layout without objects, `batch` times.
@@ -89,11 +89,11 @@ class BoxTokens(nn.Module):
             raise RecipeError(f"{self.key}: trained without dropout, so there is no null layout; set drop, e.g. 0.1")
         return self.encode([torch.zeros(0, COLUMNS)] * batch)
 
-    def _rows(self, given: Any) -> Tensor:
+    def _rows(self, boxes: Any) -> Tensor:
         """One layout as float32 (N, 5), its classes as numbers."""
-        if isinstance(given, str):
-            given = [part.split() for part in given.split(";") if part.strip()]
-        rows = list(given)
+        if isinstance(boxes, str):
+            boxes = [part.split() for part in boxes.split(";") if part.strip()]
+        rows = list(boxes)
         if any(len(row) != COLUMNS for row in rows):
             raise ShapeError(
                 f"{self.key}: a row of {[len(row) for row in rows]} values; give class, x, y, width, height"

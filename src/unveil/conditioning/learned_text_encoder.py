@@ -103,7 +103,7 @@ class LearnedTextEncoder(nn.Module):
         self.whole = None if vector_dim is None else nn.Linear(width, vector_dim)
         xavier_(self)
         self.vocabulary: Vocabulary | None = None
-        self._said = False
+        self._warned = False
 
     def learn(self, texts: Iterable[str]) -> None:
         """Takes the vocabulary of the texts that it is going to be trained with, behind the words that it has.
@@ -112,10 +112,10 @@ class LearnedTextEncoder(nn.Module):
             RecipeError: texts without a word.
         """
         before = () if self.vocabulary is None else self.vocabulary.tokens
-        found = Vocabulary.of(texts, "terms", limit=self.config.vocab_size, before=before, rarest=RAREST)
-        if not found.tokens:
+        vocabulary = Vocabulary.of(texts, "terms", limit=self.config.vocab_size, before=before, rarest=RAREST)
+        if not vocabulary.tokens:
             raise RecipeError(f"{self.key}: the training texts hold no word; give items a text, such as captions")
-        self.vocabulary = found
+        self.vocabulary = vocabulary
 
     def files(self) -> dict[str, str]:
         """What a saved model needs beside the weights, by the end of the file's name."""
@@ -130,12 +130,14 @@ class LearnedTextEncoder(nn.Module):
         if FILE not in files:
             return
         try:
-            found = Vocabulary.from_plain(json.loads(files[FILE]))
+            vocabulary = Vocabulary.from_plain(json.loads(files[FILE]))
         except (ValueError, KeyError, TypeError) as problem:
             raise WeightsError(f"{self.key}: {FILE} is not a vocabulary ({problem}); copy it again") from problem
-        if len(found) > self.config.vocab_size:
-            raise WeightsError(f"{self.key}: {FILE} holds {len(found)} words, the model knows {self.config.vocab_size}")
-        self.vocabulary = found
+        if len(vocabulary) > self.config.vocab_size:
+            raise WeightsError(
+                f"{self.key}: {FILE} holds {len(vocabulary)} words, the model knows {self.config.vocab_size}"
+            )
+        self.vocabulary = vocabulary
 
     def encode(self, raw: Sequence[str]) -> Condition:
         """Return tokens (B, most + 2, dim) of B prompts, their mask, a vector of each; warn of words unread.
@@ -147,8 +149,8 @@ class LearnedTextEncoder(nn.Module):
         """
         laid = [self._laid_out(text) for text in texts_of(self.key, raw)]
         device = self.leave.weight.device
-        numbers = torch.tensor([one.numbers[0] for one in laid], device=device)
-        used = torch.tensor([one.used[0] for one in laid], device=device)
+        numbers = torch.tensor([row.numbers[0] for row in laid], device=device)
+        used = torch.tensor([row.used[0] for row in laid], device=device)
         tokens: Tensor = self.stack(self.words(numbers), mask=used[:, None, None])  # (B, L, width)
         vector = None
         if self.whole is not None:
@@ -198,8 +200,8 @@ class LearnedTextEncoder(nn.Module):
         if laid.lost:
             room = self.config.frame.room
             shown = truncate_for_message(text)
-            told = f"{shown!r}: {laid.lost} words more than the {room} that fit, left out: {laid.left_out!r}"
-            self._tell(told, PromptTooLong)
+            message = f"{shown!r}: {laid.lost} words more than the {room} that fit, left out: {laid.left_out!r}"
+            self._tell(message, PromptTooLong)
         return laid
 
     def _split(self, text: str) -> tuple[list[str], list[str]]:
@@ -210,9 +212,9 @@ class LearnedTextEncoder(nn.Module):
         return split, [word for word in split if self.vocabulary.encode(word) == [UNKNOWN]]
 
     def _tell(self, what: str, kind: type[PromptTruncated] = PromptTruncated) -> None:
-        if not (self.training and self._said):
+        if not (self.training and self._warned):
             warnings.warn(f"{self.key} {what}", kind, stacklevel=4)
-            self._said = self.training
+            self._warned = self.training
 
 
 def _hint(unknown: Sequence[str], vocabulary: Vocabulary) -> str:

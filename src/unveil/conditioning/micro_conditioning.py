@@ -38,29 +38,29 @@ class ScalarCondition(nn.Module):
         Raises:
             RecipeError: another number of numbers, or something else.
         """
-        rows = torch.tensor([self.numbers(one) for one in raw], device=self.usual.device)
+        rows = torch.tensor([self.numbers(value) for value in raw], device=self.usual.device)
         return Condition(vector=torch.cat([rows.new_zeros(len(rows), self.before), rows], dim=1))
 
     def null(self, batch: int) -> Condition:
         """The usual ones, `batch` times."""
         return self.encode([self.usual.tolist()] * batch)
 
-    def numbers(self, given: Any) -> list[float]:
+    def numbers(self, value: Any) -> list[float]:
         """The numbers of one sample.
 
         Raises:
             RecipeError: see `encode`.
         """
-        several: list[Any] = list(given) if isinstance(given, Sequence | Tensor) else [given]
-        if isinstance(given, str):
-            several = re.findall(r"[0-9.]+", given)
+        several: list[Any] = list(value) if isinstance(value, Sequence | Tensor) else [value]
+        if isinstance(value, str):
+            several = re.findall(r"[0-9.]+", value)
         try:
-            found = [float(one) for one in several]
+            numbers = [float(number) for number in several]
         except (TypeError, ValueError):
-            found = []
-        if len(found) != len(self.usual):
-            raise RecipeError(f"{self.key} = {given!r}: give {self.wanted()}")
-        return found
+            numbers = []
+        if len(numbers) != len(self.usual):
+            raise RecipeError(f"{self.key} = {value!r}: give {self.wanted()}")
+        return numbers
 
     def wanted(self) -> str:
         """What may be given, for a message."""
@@ -90,10 +90,10 @@ class SizeCondition(ScalarCondition):
         """The same for pictures of another shape."""
         return SizeCondition(shape, self.before, key=self.key).to(self.usual.device)
 
-    def numbers(self, given: Any) -> list[float]:
+    def numbers(self, value: Any) -> list[float]:
         """See `Numbers`; two or four are completed."""
-        several = re.findall(r"\d+", given) if isinstance(given, str) else given
-        if isinstance(given, str) and len(several) in (2, 4):  # width before height, left before top
+        several = re.findall(r"\d+", value) if isinstance(value, str) else value
+        if isinstance(value, str) and len(several) in (2, 4):  # width before height, left before top
             several = [several[place ^ 1] for place in range(len(several))]
         if isinstance(several, Sequence | Tensor) and len(several) in (2, 4):
             several = [*several, *self.usual.tolist()[len(several) :]]

@@ -59,10 +59,10 @@ class MultiTextEncoder(nn.Module):
         for text, precision in zip(cast(Sequence[TextEncoder], self.texts), self.precisions, strict=True):
             with torch.autocast(device, precision, enabled=precision != torch.float32):
                 each.append(text.encode(raw).map(lambda tensor: tensor.float()))
-        said = self.together(each)
-        if said.vector is None:
+        joined = self.together(each)
+        if joined.vector is None:
             raise RecipeError(f"{self.key}: no encoder gives a vector for the whole prompt, which this network takes")
-        return Condition(vector=functional.pad(said.vector, (0, self.beside)), tokens=said.tokens)
+        return Condition(vector=functional.pad(joined.vector, (0, self.beside)), tokens=joined.tokens)
 
     def null(self, batch: int) -> Condition:
         """The condition of no prompt, `batch` times."""
@@ -73,12 +73,13 @@ class MultiTextEncoder(nn.Module):
         return self._nothing[1].map(lambda tensor: tensor.expand(batch, *tensor.shape[1:]))
 
 
-def sdxl_concat(said: Sequence[Condition]) -> Condition:
+def sdxl_concat(conditions: Sequence[Condition]) -> Condition:
     """SDXL's rule: tokens next to each other, (B, L, D1 + D2), and the vector of the last encoder.
 
     Source: Podell et al. 2023, section 2.1 (arXiv:2307.01952).
     """
-    return Condition(vector=said[-1].vector, tokens=torch.cat([_tokens(one) for one in said], dim=2))
+    tokens = torch.cat([_tokens(condition) for condition in conditions], dim=2)
+    return Condition(vector=conditions[-1].vector, tokens=tokens)
 
 
 def sd3_concat(width: int, length: int) -> Together:
@@ -94,24 +95,24 @@ def sd3_concat(width: int, length: int) -> Together:
     Source: Esser et al. 2024, appendix B.3 (arXiv:2403.03206).
     """
 
-    def together(said: Sequence[Condition]) -> Condition:
-        first = torch.cat([_tokens(one) for one in said[:2]], dim=2)
+    def together(conditions: Sequence[Condition]) -> Condition:
+        first = torch.cat([_tokens(condition) for condition in conditions[:2]], dim=2)
         first = functional.pad(first, (0, width - first.shape[2]))
-        third = _tokens(said[2]) if len(said) > 2 else first.new_zeros(len(first), length, width)
-        vectors = [one.vector for one in said[:2] if one.vector is not None]
+        third = _tokens(conditions[2]) if len(conditions) > 2 else first.new_zeros(len(first), length, width)
+        vectors = [condition.vector for condition in conditions[:2] if condition.vector is not None]
         return Condition(vector=torch.cat(vectors, dim=1), tokens=torch.cat([first, third], dim=1))
 
     return together
 
 
-def flux_concat(said: Sequence[Condition]) -> Condition:
+def flux_concat(conditions: Sequence[Condition]) -> Condition:
     """FLUX.1's rule: the vector of the first encoder, the tokens of the second.
 
     Source: FLUX.1's published inference code (github.com/black-forest-labs/flux).
     """
-    return Condition(vector=said[0].vector, tokens=_tokens(said[1]))
+    return Condition(vector=conditions[0].vector, tokens=_tokens(conditions[1]))
 
 
-def _tokens(said: Condition) -> Tensor:
-    assert said.tokens is not None  # as the encoders were asked
-    return said.tokens
+def _tokens(condition: Condition) -> Tensor:
+    assert condition.tokens is not None  # as the encoders were asked
+    return condition.tokens

@@ -69,12 +69,12 @@ def parse_weights(text: str) -> list[PromptChunk]:
     opened: dict[str, list[int]] = {"(": [], "[": []}
     for part in _PART.finditer(text):
         sign = part[0]
-        own = ")" if part[1] is not None else sign
+        bracket = ")" if part[1] is not None else sign
         if sign in opened:
             opened[sign].append(len(texts))
-        elif own in _OPENS and opened[_OPENS[own]]:
-            factor = _FACTORS[_OPENS[own]] if part[1] is None else float(part[1])
-            _strengthen(weights, opened[_OPENS[own]].pop(), factor)
+        elif bracket in _OPENS and opened[_OPENS[bracket]]:
+            factor = _FACTORS[_OPENS[bracket]] if part[1] is None else float(part[1])
+            _strengthen(weights, opened[_OPENS[bracket]].pop(), factor)
         else:
             texts.append(sign[1] if len(sign) == 2 and sign[0] == "\\" else sign)
             weights.append(1.0)
@@ -115,10 +115,10 @@ def texts_of(key: str, raw: Sequence[object]) -> list[str]:
         RecipeError: not a list of texts.
     """
     each = raw if isinstance(raw, list | tuple) else [None]
-    wrong = raw if each is not raw else next((one for one in each if not isinstance(one, str)), "")
+    wrong = raw if each is not raw else next((item for item in each if not isinstance(item, str)), "")
     if not isinstance(wrong, str) or wrong is raw:
         raise RecipeError(f"{key}: {type(wrong).__name__} given; needs a list of texts")
-    return [str(one) for one in each]
+    return [str(item) for item in each]
 
 
 def truncate_for_message(text: str) -> str:

@@ -36,12 +36,12 @@ class Tile(NamedTuple):
         Raises:
             ShapeError: its edges lie between pixels there.
         """
-        found: list[int] = []
+        edges: list[int] = []
         for place, size, side in zip(self, (rows, columns) * 2, whole * 2, strict=True):
             if place * size % side:
                 raise ShapeError(f"a condition of {rows} x {columns} for x of {whole}: tiles of {self} cut its pixels")
-            found.append(place * size // side)
-        return Tile(*found)
+            edges.append(place * size // side)
+        return Tile(*edges)
 
 
 def tiles(size: tuple[int, int], tile: tuple[int, int], *, overlap: float = OVERLAP, unit: int = 1) -> list[Tile]:
@@ -110,10 +110,11 @@ def for_tiles(
     Where the condition is the same for all tiles, several share a call of the network: as many as have about the
     pixels that one picture of `TOGETHER` a side has.
     """
-    pictures = [one for one in (condition, null) if one is not None and (one.channels, one.hint) != (None, None)]
+    pictures = [item for item in (condition, null) if item is not None and (item.channels, item.hint) != (None, None)]
     if len(places) == 1 or pictures:
         return multidiffusion(
-            [guided(crop_condition(condition, one, whole), crop_condition(null, one, whole)) for one in places], places
+            [guided(crop_condition(condition, tile, whole), crop_condition(null, tile, whole)) for tile in places],
+            places,
         )
     count = max(1, TOGETHER**2 // (places[0].height * places[0].width))
     groups = [places[first : first + count] for first in range(0, len(places), count)]
@@ -122,10 +123,10 @@ def for_tiles(
     def step(x: Tensor, level: NoiseLevel) -> Estimate:
         total, weights = torch.zeros_like(x), x.new_zeros(x.shape[-2:])
         for group in groups:
-            parts = torch.cat([one.of(x) for one in group])
-            found = shared[len(group)](parts, repeated(level, len(group), len(x))).x0
-            for one, x0 in zip(group, found.split(len(x)), strict=True):
-                _add(total, weights, one, x0)
+            parts = torch.cat([tile.of(x) for tile in group])
+            parts_x0 = shared[len(group)](parts, repeated(level, len(group), len(x))).x0
+            for tile, x0 in zip(group, parts_x0.split(len(x)), strict=True):
+                _add(total, weights, tile, x0)
         return Estimate.of_x0(total.div_(weights), x, level)
 
     return step
@@ -138,7 +139,7 @@ def _sharing(
     count: int,
 ) -> DenoiseFn:
     """The step of so many tiles in one batch."""
-    return guided(*(None if one is None else joined([one] * count) for one in (condition, null)))
+    return guided(*(None if item is None else joined([item] * count) for item in (condition, null)))
 
 
 def tile_starts(whole: int, side: int, stride: int, unit: int = 1) -> list[int]:

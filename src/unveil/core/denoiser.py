@@ -69,8 +69,8 @@ class Estimate:
 
         One pass over memory when x is the estimate's own and nobody asked for x0 (or eps).
         """
-        known = self._x0 if of == "x0" else self._eps
-        if self.solution is None or known is not None or self._x is not x or isinstance(self.solution.x0_x, Tensor):
+        computed = self._x0 if of == "x0" else self._eps
+        if self.solution is None or computed is not None or self._x is not x or isinstance(self.solution.x0_x, Tensor):
             quantity = self.x0 if of == "x0" else self.eps  # before `out` is written, which may be what it comes from
             return weighted_sum(x, keep, quantity, gain, out)
         q_x, q_y = self.solution[:2] if of == "x0" else self.solution[2:]
@@ -96,8 +96,8 @@ def weighted_sum(x: Tensor, on_x: float, y: Tensor, on_y: float, out: Tensor) ->
     """on_x x + on_y y of one shape, written into `out`, which may be either of them."""
     if x.is_contiguous() and y.is_contiguous() and out.is_contiguous() and x.dtype == y.dtype:
         # the outer product of y and (1,) added to x: the one operation that does it in a single pass over memory
-        one = _ones(x.dtype, x.device)
-        torch.addr(x.view(-1, 1), y.view(-1), one, beta=on_x, alpha=on_y, out=out.view(-1, 1))
+        unit = _ones(x.dtype, x.device)
+        torch.addr(x.view(-1, 1), y.view(-1), unit, beta=on_x, alpha=on_y, out=out.view(-1, 1))
         return out
     if y.data_ptr() == out.data_ptr():
         y = y.clone()
@@ -138,7 +138,7 @@ class Denoiser(nn.Module):
         self.prediction = prediction
         self.learns_variance = learns_variance
         # a grid's levels come again with every sample: (level, batch, device) -> solution, scale of x and index
-        self._known: dict[tuple[NoiseLevel, int, torch.device], tuple[Solution, Number, Tensor]] = {}
+        self._solutions: dict[tuple[NoiseLevel, int, torch.device], tuple[Solution, Number, Tensor]] = {}
 
     def forward(self, x: Tensor, level: NoiseLevel, condition: Condition | None = None) -> Estimate:
         """The estimate at x. The level's fields are floats, (B,) tensors, or broadcastable to x."""
@@ -146,11 +146,11 @@ class Denoiser(nn.Module):
             solution, scale, index = self.solve(level), self.scale(level), self.index(level, x)
         else:
             key = (level, len(x), x.device)
-            if key not in self._known:
-                if len(self._known) > 4096:
-                    self._known.clear()
-                self._known[key] = self.solve(level), self.scale(level), self.index(level, x)
-            solution, scale, index = self._known[key]
+            if key not in self._solutions:
+                if len(self._solutions) > 4096:
+                    self._solutions.clear()
+                self._solutions[key] = self.solve(level), self.scale(level), self.index(level, x)
+            solution, scale, index = self._solutions[key]
         y, extra = self.checked(self.network(_scaled(x, scale), index, condition), x)
         return Estimate.solved(solution, x, y, extra)
 
@@ -183,8 +183,8 @@ class Denoiser(nn.Module):
 
         A network with `tells_parts` is told each part's own, broadcastable to x.
         """
-        told = self.prediction if isinstance(self.prediction, Preconditioning) else self.process
-        index = told.index(level)
+        source = self.prediction if isinstance(self.prediction, Preconditioning) else self.process
+        index = source.index(level)
         if not isinstance(index, Tensor):
             return torch.full((len(x),), float(index), dtype=torch.float32, device=x.device)
         if index.ndim > 1 and getattr(self.network, "tells_parts", False):

@@ -149,8 +149,8 @@ class IDDPMPreconditioning:
 
     def rounded(self, r: Number) -> Number:
         """The nearest value of sigma / alpha that the network was trained at, or 0."""
-        found = self.ratios[self._place(r)]
-        return found if isinstance(r, Tensor) else found.item()
+        nearest = self.ratios[self._place(r)]
+        return nearest if isinstance(r, Tensor) else nearest.item()
 
     @cached_property
     def ratios(self) -> Tensor:

@@ -156,13 +156,13 @@ class BrownianPath:
         if not isinstance(starts, Tensor) and not isinstance(ends, Tensor):
             return self._between(starts, ends)
         starts, ends = torch.broadcast_tensors(torch.as_tensor(starts), torch.as_tensor(ends))
-        found = torch.zeros(len(self.streams.samples), *self.shape, device=self.streams.device)
+        increment = torch.zeros(len(self.streams.samples), *self.shape, device=self.streams.device)
         for start, end in product(starts.unique().tolist(), ends.unique().tolist()):
             chosen = (starts == start) & (ends == end)
             if bool(chosen.any()):
-                parts = torch.as_tensor(like(chosen.double(), found)).bool()
-                found = torch.where(parts, self._between(start, end), found)
-        return found
+                parts = torch.as_tensor(like(chosen.double(), increment)).bool()
+                increment = torch.where(parts, self._between(start, end), increment)
+        return increment
 
     def along(self, table: CoefficientTable) -> Noise:
         """noise(step, draw=0) for a table: row by row the increment over its span.
@@ -182,16 +182,16 @@ class BrownianPath:
         for node, weight in _weights(start, self.depth).items():
             weights[node] = weights.get(node, 0.0) - weight
         size = math.sqrt(math.fsum(weight**2 for weight in weights.values()))
-        found = torch.zeros(len(self.streams.samples), *self.shape, device=self.streams.device)
+        increment = torch.zeros(len(self.streams.samples), *self.shape, device=self.streams.device)
         if size == 0:
-            return found
+            return increment
         needed = {node: weight / size for node, weight in weights.items() if weight != 0}
-        known, self._nodes = self._nodes, {}
+        nodes, self._nodes = self._nodes, {}
         for node, weight in needed.items():
-            value = known.get(node)
+            value = nodes.get(node)
             self._nodes[node] = self.streams.normal(self.shape, PATH, node) if value is None else value
-            found.add_(self._nodes[node], alpha=weight)
-        return found
+            increment.add_(self._nodes[node], alpha=weight)
+        return increment
 
 
 def _place(level: NoiseLevel) -> float | Tensor:
@@ -217,16 +217,16 @@ def _weights(place: float, depth: int) -> dict[int, float]:
     Node 0 is the path's end. The others, numbered like a heap, are the deviations of the middle of an interval
     from the straight line in c between its ends, whose share falls to 0 at the ends.
     """
-    found = {0: math.sqrt(_clock(0.0, 1.0)) * _clock(0.0, place)}
+    weights = {0: math.sqrt(_clock(0.0, 1.0)) * _clock(0.0, place)}
     low, high, node = 0.0, 1.0, 1
     for _ in range(depth):
         middle = (low + high) / 2
         before, after = _clock(low, middle), _clock(middle, high)
         deviation = math.sqrt(before * after / (before + after))
         if place < middle:
-            found[node] = deviation * _clock(low, place) / before
+            weights[node] = deviation * _clock(low, place) / before
             high, node = middle, 2 * node
         else:
-            found[node] = deviation * _clock(place, high) / after
+            weights[node] = deviation * _clock(place, high) / after
             low, node = middle, 2 * node + 1
-    return found
+    return weights

@@ -89,7 +89,7 @@ class SamplingRun:
             return on_step
 
         def shown(progress: SamplingProgress) -> object:
-            found = progress.estimate
-            return on_step(progress._replace(estimate=Estimate(found.x0 + onto, found.eps, found.extra)))
+            estimate = progress.estimate
+            return on_step(progress._replace(estimate=Estimate(estimate.x0 + onto, estimate.eps, estimate.extra)))
 
         return shown

@@ -140,8 +140,8 @@ class BoxDenoiser(nn.Module):
             raise ShapeError(f"boxes {tuple(x.shape)}: must be (B, {config.slots}, {COLUMNS})")
         picture = condition.channels
         if picture is None or picture.ndim != 4 or picture.shape[1] != config.concat_channels:
-            given = None if picture is None else tuple(picture.shape)
-            raise ShapeError(f"condition.channels {given}: must be a picture (B, {config.concat_channels}, H, W)")
+            shape = None if picture is None else tuple(picture.shape)
+            raise ShapeError(f"condition.channels {shape}: must be a picture (B, {config.concat_channels}, H, W)")
         check_multiple(picture, STRIDE)
         time = self.time(t)
         if (vector := vector_of(condition, len(x), self.vector_dim)) is not None:
@@ -169,8 +169,8 @@ def regions_of(x: Tensor, features: Tensor, samples: int) -> Tensor:
     ticks = (2 * torch.arange(samples, device=x.device) + 1) / samples - 1
     offsets = torch.stack(torch.meshgrid(ticks, ticks, indexing="xy"), dim=-1).view(-1, 2).to(x)  # (S*S, 2)
     points = centre[:, :, None] + half[:, :, None] * offsets  # (B, N, S*S, 2)
-    found = F.grid_sample(features, points.to(features), padding_mode="border", align_corners=False)
-    return found.permute(0, 2, 3, 1).flatten(2)  # (B, F, N, S*S) -> (B, N, S*S*F)
+    sampled = F.grid_sample(features, points.to(features), padding_mode="border", align_corners=False)
+    return sampled.permute(0, 2, 3, 1).flatten(2)  # (B, F, N, S*S) -> (B, N, S*S*F)
 
 
 def _centres(features: Tensor) -> Tensor:

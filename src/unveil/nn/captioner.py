@@ -130,8 +130,8 @@ class Captioner(nn.Module):
         if rate is None:
             return sin_cos_positions(grid, self.config.width, "sin-cos")[None]
         steps = (RATE / rate.cpu().double()).tolist()
-        known = {step: _at(grid, step, self.config.width) for step in set(steps)}
-        return torch.stack([known[step] for step in steps]).view(batch, len(grid), -1)
+        positions = {step: _at(grid, step, self.config.width) for step in set(steps)}
+        return torch.stack([positions[step] for step in steps]).view(batch, len(grid), -1)
 
 
 def _at(grid: Tensor, step: float, width: int) -> Tensor:

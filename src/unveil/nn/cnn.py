@@ -50,16 +50,16 @@ class Cnn(nn.Module):
         super().__init__()
         self.config = config
         layers: list[nn.Module] = []
-        given = config.channels
+        channels = config.channels
         for i, width in enumerate(config.widths):
             if i:
                 layers.append(nn.MaxPool2d(2))
-            layers += [*_convolution(given, width), *_convolution(width, width)]
-            given = width
+            layers += [*_convolution(channels, width), *_convolution(width, width)]
+            channels = width
         self.body = nn.Sequential(*layers)
         # A 2 x 2 summary keeps some of where things are: a shoe's heel is at one end.
         self.pool = nn.AdaptiveAvgPool2d(2)
-        self.neck = nn.Linear(4 * given, config.features)
+        self.neck = nn.Linear(4 * channels, config.features)
         self.head = nn.Linear(config.features, config.classes)
 
     def forward(self, x: Tensor) -> ClassifierOutput:
@@ -83,5 +83,5 @@ class Cnn(nn.Module):
         self.head.weight.mul_(spread)
 
 
-def _convolution(given: int, made: int) -> list[nn.Module]:
-    return [nn.Conv2d(given, made, 3, padding=1, bias=False), nn.BatchNorm2d(made), nn.ReLU(inplace=True)]
+def _convolution(channels: int, width: int) -> list[nn.Module]:
+    return [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]

@@ -92,8 +92,8 @@ class ControlNet(UNetEncoder):
         """A ControlNet that begins as a copy of this U-Net's first half; the U-Net with it is what it was."""
         new = cls(unet.config, hint_channels=hint_channels, hint_widths=hint_widths)
         device = next(unet.parameters()).device
-        own = new.state_dict()
-        new.load_state_dict({key: value for key, value in unet.state_dict().items() if key in own}, strict=False)
+        names = new.state_dict()
+        new.load_state_dict({key: value for key, value in unet.state_dict().items() if key in names}, strict=False)
         return new.to(device).train(unet.training)
 
     @property
@@ -117,7 +117,7 @@ class ControlNet(UNetEncoder):
                 raise ShapeError("condition.hint: missing; a ControlNet reads a picture")
             features = self.features(condition.hint, x)
         h, stack, _, _ = self.encode(x, t, condition, features)
-        return (*(zero(kept) for zero, kept in zip(self.zero, stack, strict=True)), self.zero_middle(h))
+        return (*(zero(output) for zero, output in zip(self.zero, stack, strict=True)), self.zero_middle(h))
 
     def features(self, hint: Tensor, x: Tensor) -> Tensor:
         """What the hint network makes of a hint for an x: (B, C, H / patch, W / patch). It depends on no level.

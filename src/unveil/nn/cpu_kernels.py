@@ -61,13 +61,13 @@ def _plain(x: Tensor, layer: nn.Linear) -> bool:
     """Whether nothing but the product is wanted: no gradient, no compiling, no hook, no other kind of layer."""
     wanted = torch.is_grad_enabled() and (x.requires_grad or layer.weight.requires_grad)
     hooked = layer._forward_hooks or layer._forward_pre_hooks
-    known = type(layer) is nn.Linear and type(x) is Tensor and x.is_cpu and layer.weight.is_cpu and x.numel() > 0
-    return known and not wanted and not hooked and not torch.compiler.is_compiling()
+    supported = type(layer) is nn.Linear and type(x) is Tensor and x.is_cpu and layer.weight.is_cpu and x.numel() > 0
+    return supported and not wanted and not hooked and not torch.compiler.is_compiling()
 
 
-def _found() -> Any:
+def _kernel() -> Any:
     """The kernel that torch's compiler takes for the two; it is no documented one, so it may be missing."""
     return getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 
 
-_KERNEL = _found()
+_KERNEL = _kernel()

@@ -65,14 +65,14 @@ class PatchDiscriminator(nn.Module):
         width = config.width
         conv, norm, kernel, padding = KINDS[config.axes]
         layers: list[nn.Module] = [conv(channels, width, kernel, stride=2, padding=padding), nn.LeakyReLU(0.2)]
-        given = width
+        channels_in = width
         for number in range(1, config.layers + 1):
-            made = width * min(2**number, _WIDEST)
+            wider = width * min(2**number, _WIDEST)
             stride = 2 if number < config.layers else 1
-            layers += [conv(given, made, kernel, stride=stride, padding=padding, bias=False), norm(made)]
+            layers += [conv(channels_in, wider, kernel, stride=stride, padding=padding, bias=False), norm(wider)]
             layers.append(nn.LeakyReLU(0.2))
-            given = made
-        layers.append(conv(given, 1, kernel, padding=padding))
+            channels_in = wider
+        layers.append(conv(channels_in, 1, kernel, padding=padding))
         self.main = nn.Sequential(*layers)
         self.apply(_begin)
 

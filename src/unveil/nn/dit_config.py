@@ -85,9 +85,9 @@ class DiTConfig:
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name} = {getattr(self, name)}: must be at least 1")
         for name, kinds in CHOICES.items():
-            if (given := getattr(self, name)) not in get_args(kinds):
+            if (value := getattr(self, name)) not in get_args(kinds):
                 allowed = ", ".join(get_args(kinds))
-                raise RecipeError(f"{name} = {given!r}: must be one of {allowed}{did_you_mean(given, get_args(kinds))}")
+                raise RecipeError(f"{name} = {value!r}: must be one of {allowed}{did_you_mean(value, get_args(kinds))}")
         if self.size % self.patch:
             below = self.size // self.patch * self.patch
             near = f"{below} or {below + self.patch}" if below else f"{self.patch}"
@@ -155,6 +155,6 @@ def expand_preset(section: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         RecipeError: no such name; the nearest is named.
     """
-    given = dict(section)
-    name = given.pop("name", None)
-    return given if name is None else shape_of(name) | given
+    options = dict(section)
+    name = options.pop("name", None)
+    return options if name is None else shape_of(name) | options

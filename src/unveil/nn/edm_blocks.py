@@ -150,7 +150,7 @@ class EDMDown(nn.Module):
     def forward(self, h: Tensor, time: Tensor, stack: list[Tensor], pyramid: Tensor) -> tuple[Tensor, Tensor]:
         """The smaller features and pyramid; every result is left on the stack."""
         if self.resample is not None:
-            h = _told(self.resample, h, time)
+            h = _resampled(self.resample, h, time)
             if self.side is not None:
                 h, pyramid = self.side(h, pyramid)
             stack.append(h)
@@ -179,13 +179,13 @@ class EDMUp(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """The larger features and pyramid."""
         if self.resample is not None:
-            h = _told(self.resample, h, time)
+            h = _resampled(self.resample, h, time)
         for block in self.blocks:
             h = block(torch.cat([h, stack.pop()], dim=1), time)
         return (h, pyramid) if self.side is None else self.side(h, pyramid)
 
 
-def _told(resample: nn.Module, h: Tensor, time: Tensor) -> Tensor:
+def _resampled(resample: nn.Module, h: Tensor, time: Tensor) -> Tensor:
     return resample(h, time) if isinstance(resample, EDMBlock) else resample(h)
 
 

@@ -101,9 +101,9 @@ class SongUNetConfig:
     def __post_init__(self) -> None:
         _settle(self)
         for name, kinds in CHOICES.items():
-            if (given := getattr(self, name)) not in get_args(kinds):
+            if (value := getattr(self, name)) not in get_args(kinds):
                 allowed = ", ".join(get_args(kinds))
-                raise RecipeError(f"{name} = {given!r}: must be one of {allowed}{did_you_mean(given, get_args(kinds))}")
+                raise RecipeError(f"{name} = {value!r}: must be one of {allowed}{did_you_mean(value, get_args(kinds))}")
         if self.noise_multiplier < 1 or self.vector_dim % 2:
             raise RecipeError(f"noise_multiplier = {self.noise_multiplier}: at least 1, and even times channels")
         self.style.resample("down")  # refuses a filter that cannot be

@@ -74,8 +74,8 @@ def sin_cos_positions(
     if len(parts) != axes or any(part % 2 or part < 0 for part in parts) or sum(parts) != dim:
         raise RecipeError(f"dim {dim} in parts {list(parts)}: must be even parts, one for each of the {axes} axes")
     if order not in get_args(PositionOrder):
-        known = get_args(PositionOrder)
-        raise RecipeError(f"order {order!r}: must be one of {', '.join(known)}{did_you_mean(order, known)}")
+        orders = get_args(PositionOrder)
+        raise RecipeError(f"order {order!r}: must be one of {', '.join(orders)}{did_you_mean(order, orders)}")
     exact = coordinates.double() if coordinates.device.type == "cpu" else coordinates.float()
     waves: list[Tensor] = []
     for axis, part in enumerate(parts):
@@ -186,17 +186,17 @@ class Rotary:
         if self.pairs == "neighbours" and not torch.compiler.is_compiling():  # its compiler makes no complex products
             # one product of complex numbers: in training less than half the time of their four real ones
             pairs = torch.view_as_complex(exact.contiguous().unflatten(-1, (-1, 2)))
-            found = torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)
-            return found if turned == x.shape[-1] else torch.cat([found, x[..., turned:]], dim=-1)
+            rotated = torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)
+            return rotated if turned == x.shape[-1] else torch.cat([rotated, x[..., turned:]], dim=-1)
         cos, sin = turn.real.to(exact), turn.imag.to(exact)
         if self.pairs == "halves":
             first, second = exact.chunk(2, dim=-1)
-            found = torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+            rotated = torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
         else:
             first, second = exact[..., 0::2], exact[..., 1::2]
-            found = torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1).flatten(-2)
-        found = found.to(x.dtype)
-        return found if turned == x.shape[-1] else torch.cat([found, x[..., turned:]], dim=-1)
+            rotated = torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1).flatten(-2)
+        rotated = rotated.to(x.dtype)
+        return rotated if turned == x.shape[-1] else torch.cat([rotated, x[..., turned:]], dim=-1)
 
 
 def check_axes(coordinates: Tensor, ranks: Sequence[int]) -> int:

@@ -22,15 +22,15 @@ def multiply_adds(model: nn.Module, inputs: Sequence[Any]) -> int:
 def activations(model: nn.Module, inputs: Sequence[Any]) -> int:
     """Bytes that one call keeps for the gradient, in the type of the weights."""
     weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-    kept: dict[int, int] = {}
+    sizes: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in weights:
-            kept[storage._cdata] = storage.nbytes()
+            sizes[storage._cdata] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), torch.enable_grad():
         result = model(*inputs)
     del result
-    return sum(kept.values())
+    return sum(sizes.values())

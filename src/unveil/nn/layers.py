@@ -90,9 +90,9 @@ def with_context(x: Tensor, condition: Condition, channels: int, size: ContextSi
         ShapeError: another number of channels than the network was built for, or another size.
     """
     context = condition.channels
-    found = 0 if context is None else context.shape[1]
-    if found != channels:
-        raise ShapeError(f"condition.channels: {found} given, the network takes {channels}")
+    context_width = 0 if context is None else context.shape[1]
+    if context_width != channels:
+        raise ShapeError(f"condition.channels: {context_width} given, the network takes {channels}")
     if context is None:
         return x
     context = context.to(x)

@@ -80,20 +80,20 @@ def _in_parts(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None)
     query, key, value = (x.flatten(0, 1) for x in (query * query.shape[-1] ** -0.5, key, value))  # (B H, N, D)
     some = min(queries, max(1, PART // keys))
     several = max(1, PART // (some * keys))
-    found = query.new_empty(rows * heads, queries, value.shape[2])
+    output = query.new_empty(rows * heads, queries, value.shape[2])
     memory = query.new_empty(2, several * some * keys)
     steps = ((rows * heads, several), (queries, some))
     for r, n in product(*([slice(i, min(i + step, end)) for i in range(0, end, step)] for end, step in steps)):
         shape = (r.stop - r.start, n.stop - n.start, keys)
-        scores, weights = (one[: math.prod(shape)].view(shape) for one in memory)
+        scores, weights = (buffer[: math.prod(shape)].view(shape) for buffer in memory)
         torch.bmm(query[r, n], key[r].transpose(1, 2), out=scores)
         if allowed is not None:
             scores.masked_fill_(~allowed[r, n], torch.finfo(scores.dtype).min)
         torch.softmax(scores, dim=-1, out=weights)
         if allowed is not None:
             weights.masked_fill_(~allowed[r, n], 0)
-        torch.bmm(weights, value[r], out=found[r, n])
-    return found.unflatten(0, (rows, heads))
+        torch.bmm(weights, value[r], out=output[r, n])
+    return output.unflatten(0, (rows, heads))
 
 
 def repeat_kv(x: Tensor, heads: int) -> Tensor:

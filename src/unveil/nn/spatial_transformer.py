@@ -28,7 +28,7 @@ class TextContext(NamedTuple):
     """What the transformers of a network read, and the keys and values that are kept of it, by block."""
 
     context: EncoderStates
-    kept: Mapping[nn.Module, KVCache] | None = None
+    caches: Mapping[nn.Module, KVCache] | None = None
 
 
 class SpatialTransformer(nn.Module):
@@ -64,9 +64,9 @@ class SpatialTransformer(nn.Module):
         height, width = x.shape[2:]
         tokens = self.norm(x).permute(0, 2, 3, 1).flatten(1, 2)  # (B, N, C)
         tokens = _per_token(self.enter, tokens)
-        context, kept = text or (None, None)
+        context, caches = text or (None, None)
         for block in self.blocks:
-            tokens = block(tokens, context=context, kept=None if kept is None else kept[block])
+            tokens = block(tokens, context=context, stored=None if caches is None else caches[block])
         tokens = _per_token(self.leave, tokens)
         return x + tokens.unflatten(1, (height, width)).permute(0, 3, 1, 2)
 
@@ -126,17 +126,17 @@ class Memo(Generic[T]):
     """
 
     def __init__(self) -> None:
-        self._known: list[tuple[Tensor, tuple[Any, ...], T]] = []
+        self._entries: list[tuple[Tensor, tuple[Any, ...], T]] = []
 
     def of(self, tensor: Tensor, make: Callable[[], T]) -> T:
         """What `make` gave at this tensor's first call."""
         state = _state(tensor)
-        for known, at, value in self._known:
-            if known is tensor and at == state:
+        for past, at, value in self._entries:
+            if past is tensor and at == state:
                 return value
         with torch.no_grad():
             value = make()
-        self._known = [*self._known[1 - REMEMBERED :], (tensor, state, value)]
+        self._entries = [*self._entries[1 - REMEMBERED :], (tensor, state, value)]
         return value
 
 

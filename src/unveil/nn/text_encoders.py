@@ -146,7 +146,7 @@ class CLIPTextEncoder(nn.Module):
         super().__init__()
         self.config = config
         library = import_extra("transformers", WHO)
-        made = library.CLIPTextConfig(
+        library_config = library.CLIPTextConfig(
             vocab_size=config.vocabulary,
             hidden_size=config.width,
             intermediate_size=round(config.width * config.hidden),
@@ -159,19 +159,19 @@ class CLIPTextEncoder(nn.Module):
             eos_token_id=config.end,
             pad_token_id=config.padding,
         )
-        self.model: Any = library.CLIPTextModel(made)
+        self.model: Any = library.CLIPTextModel(library_config)
         self.projection = nn.Linear(config.width, config.projection, bias=False) if config.projection else None
 
     def forward(self, numbers: Tensor, used: Tensor) -> TextEncoderOutput:
         """Vectors of rows of tokens, (B, L) int64; padding takes part, as published, so `used` (B, L) is not."""
         check_numbers(numbers, self.config.vocabulary)
         earlier = bool(self.config.skip) or self.config.norm == "none"
-        found = self.model(input_ids=numbers, output_hidden_states=earlier)
-        tokens: Tensor = found.last_hidden_state
+        output = self.model(input_ids=numbers, output_hidden_states=earlier)
+        tokens: Tensor = output.last_hidden_state
         if earlier:  # results of blocks, before the final normalisation
-            tokens = found.hidden_states[-1 - self.config.skip]
+            tokens = output.hidden_states[-1 - self.config.skip]
             tokens = self.model.final_layer_norm(tokens) if self.config.norm == "final" else tokens
-        pooled: Tensor = found.pooler_output
+        pooled: Tensor = output.pooler_output
         return TextEncoderOutput(tokens, pooled if self.projection is None else self.projection(pooled))
 
 
@@ -187,7 +187,7 @@ class T5TextEncoder(nn.Module):
         self.config = config
         library = import_extra("transformers", WHO)
         family = "T5" if config.positions == "shared" else "UMT5"
-        made = getattr(library, f"{family}Config")(
+        library_config = getattr(library, f"{family}Config")(
             vocab_size=config.vocabulary,
             d_model=config.width,
             d_kv=config.head_width,
@@ -202,7 +202,7 @@ class T5TextEncoder(nn.Module):
             pad_token_id=config.padding,
         )
         self.model: Any = getattr(library, f"{family}EncoderModel")(
-            made
+            library_config
         ).encoder  # without the second name of its table
 
     def forward(self, numbers: Tensor, used: Tensor) -> TextEncoderOutput:
@@ -230,13 +230,13 @@ def expand_preset(section: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         RecipeError: no such name; the nearest is named.
     """
-    given = dict(section)
-    name = given.pop("name", None)
+    options = dict(section)
+    name = options.pop("name", None)
     if name is None:
-        return given
+        return options
     if name not in SIZES:
         raise RecipeError(f"encoder name {name!r}: known are {', '.join(SIZES)}{did_you_mean(name, list(SIZES))}")
-    return {**SIZES[name], **given}
+    return {**SIZES[name], **options}
 
 
 def check_numbers(numbers: Tensor, vocabulary: int) -> None:

@@ -76,8 +76,8 @@ class Vocabulary:
 
     def __post_init__(self) -> None:
         if self.unit not in get_args(Unit):
-            known = get_args(Unit)
-            raise RecipeError(f"unit {self.unit!r}: must be one of {', '.join(known)}{did_you_mean(self.unit, known)}")
+            units = get_args(Unit)
+            raise RecipeError(f"unit {self.unit!r}: must be one of {', '.join(units)}{did_you_mean(self.unit, units)}")
         numbers = {token: i for i, token in enumerate((*SPECIAL, *self.tokens))}
         if len(numbers) != len(self):
             twice = next(token for token, count in Counter((*SPECIAL, *self.tokens)).items() if count > 1)
@@ -106,9 +106,9 @@ class Vocabulary:
             count.update(set(_SPLIT[unit](text)) if rarest else _SPLIT[unit](text))
             number += 1
         there = set(before)
-        known = [token for token in count if count[token] >= rarest * number and token not in there]
-        found = [*before, *sorted(known, key=lambda token: (-count[token], token))]
-        return cls(unit, tuple(found if limit is None else found[: max(limit - len(SPECIAL), 0)]))
+        frequent = [token for token in count if count[token] >= rarest * number and token not in there]
+        tokens = [*before, *sorted(frequent, key=lambda token: (-count[token], token))]
+        return cls(unit, tuple(tokens if limit is None else tokens[: max(limit - len(SPECIAL), 0)]))
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Vocabulary:
@@ -149,8 +149,8 @@ class Vocabulary:
 
 def padded(sequences: Sequence[Sequence[int]]) -> Tensor:
     """Sequences of numbers as int64 (B, N) of the longest, filled up with PADDING."""
-    longest = max((len(one) for one in sequences), default=0)
-    found = torch.full((len(sequences), longest), PADDING)
-    for row, one in enumerate(sequences):
-        found[row, : len(one)] = torch.tensor(one, dtype=torch.long)
-    return found
+    longest = max((len(sequence) for sequence in sequences), default=0)
+    rows = torch.full((len(sequences), longest), PADDING)
+    for row, sequence in enumerate(sequences):
+        rows[row, : len(sequence)] = torch.tensor(sequence, dtype=torch.long)
+    return rows

@@ -88,9 +88,9 @@ class UNetConfig:
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name} = {getattr(self, name)}: must be at least 1")
         for name, kinds in CHOICES.items():
-            if (given := getattr(self, name)) not in get_args(kinds):
+            if (value := getattr(self, name)) not in get_args(kinds):
                 allowed = ", ".join(get_args(kinds))
-                raise RecipeError(f"{name} = {given!r}: must be one of {allowed}{did_you_mean(given, get_args(kinds))}")
+                raise RecipeError(f"{name} = {value!r}: must be one of {allowed}{did_you_mean(value, get_args(kinds))}")
         if not 0 <= self.dropout < 1:
             raise RecipeError(f"dropout = {self.dropout}: must lie in [0, 1)")
         if not self.channel_mult:

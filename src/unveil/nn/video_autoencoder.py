@@ -96,13 +96,13 @@ class VideoAutoencoderConfig(AutoencoderConfig):
 
     def look_back(self, blocks: int) -> int:
         """Latents in time that one depends on before itself, with so many blocks in each level."""
-        found, frames = 2 * 5 * 1.0, self.time  # the first or last convolution of z, and two blocks in the middle
+        frames_read, frames = 2 * 5 * 1.0, self.time  # the first or last convolution of z, and two blocks in the middle
         for level in reversed(range(len(self.rates))):
-            found += 4 * blocks * frames / self.time
+            frames_read += 4 * blocks * frames / self.time
             if level and self.halves[level - 1]:
                 frames //= 2
-                found += 2 * 2 * frames / self.time
-        return math.ceil(found + 2 * self.span / self.time) + 1
+                frames_read += 2 * 2 * frames / self.time
+        return math.ceil(frames_read + 2 * self.span / self.time) + 1
 
     @property
     def encoder_look_back(self) -> int:
@@ -179,8 +179,8 @@ class VideoLevel(nn.Module):
 
 def channels_to_time(x: Tensor, span: int, past: StreamState) -> Tensor:
     """Channels (B, C span, n, H, W) as frames (B, C, n span, H, W), of the first `span` at the beginning the last."""
-    found = x.unflatten(1, (-1, span)).transpose(2, 3).flatten(2, 3)
-    return found[:, :, span - 1 :] if past.begins else found
+    output = x.unflatten(1, (-1, span)).transpose(2, 3).flatten(2, 3)
+    return output[:, :, span - 1 :] if past.begins else output
 
 
 def time_to_channels(x: Tensor, span: int, past: StreamState) -> Tensor:
@@ -215,12 +215,12 @@ class StreamingModule(nn.Module, ABC):
         """The whole clip (B, C, T, H, W); where no gradient is wanted, some latents at a time, in less memory."""
         if torch.is_grad_enabled():
             return self.run(x, StreamState())
-        made: list[Tensor] = []
+        pieces: list[Tensor] = []
         cache: Cache | None = None
         for piece in self.pieces(x):
-            found, cache = self.step(piece, cache)
-            made.append(found)
-        return torch.cat(made, 2)
+            output, cache = self.step(piece, cache)
+            pieces.append(output)
+        return torch.cat(pieces, 2)
 
     def step(self, x: Tensor, cache: Cache | None = None) -> tuple[Tensor, Cache]:
         """What a piece (B, C, T, H, W) gives, and the cache for the piece after it.
@@ -232,8 +232,8 @@ class StreamingModule(nn.Module, ABC):
             ShapeError: other channels, a size that is no multiple, or frames that stop between two latents.
         """
         past = StreamState(cache)
-        made = self.run(x, past)
-        return made, tuple(past.kept)
+        output = self.run(x, past)
+        return output, tuple(past.saved)
 
     @abstractmethod
     def pieces(self, x: Tensor) -> tuple[Tensor, ...]:

@@ -56,15 +56,15 @@ class VideoDiTConfig:
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name} = {getattr(self, name)}: must be at least 1")
         for name, kinds in (("attention_pattern", get_args(Pattern)), ("qk_norm", get_args(QkNorm))):
-            if (given := getattr(self, name)) not in kinds:
-                raise RecipeError(f"{name} = {given!r}: must be one of {', '.join(kinds)}{did_you_mean(given, kinds)}")
+            if (value := getattr(self, name)) not in kinds:
+                raise RecipeError(f"{name} = {value!r}: must be one of {', '.join(kinds)}{did_you_mean(value, kinds)}")
         if self.pos_fourier_dim < 0:
             raise RecipeError(f"pos_fourier_dim = {self.pos_fourier_dim}: must be at least 0")
         for name in ("patch", "window"):
             if len(getattr(self, name)) != 3 or min(getattr(self, name)) < 1:
-                given = list(getattr(self, name))
+                values = list(getattr(self, name))
                 raise RecipeError(
-                    f"{name} = {given}: needs frames, height and width, each at least 1, such as [1, 2, 2]"
+                    f"{name} = {values}: needs frames, height and width, each at least 1, such as [1, 2, 2]"
                 )
         if self.hidden_size % self.heads or self.hidden_size // self.heads < 6:
             raise RecipeError(

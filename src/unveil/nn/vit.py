@@ -74,9 +74,9 @@ class ViTConfig:
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name} = {getattr(self, name)}: must be at least 1")
         for name, kinds in {"pool": Pool, "head": Head, "stem": Stem, "begin": Begin}.items():
-            if (given := getattr(self, name)) not in get_args(kinds):
+            if (value := getattr(self, name)) not in get_args(kinds):
                 allowed = ", ".join(get_args(kinds))
-                raise RecipeError(f"{name} = {given!r}: must be one of {allowed}{did_you_mean(given, get_args(kinds))}")
+                raise RecipeError(f"{name} = {value!r}: must be one of {allowed}{did_you_mean(value, get_args(kinds))}")
         if self.classes < 0 or not 0 <= self.dropout < 1:
             raise RecipeError(f"classes = {self.classes}, dropout = {self.dropout}: must be >= 0, and in [0, 1)")
         if self.size % self.patch:
@@ -97,11 +97,11 @@ def get_preset(name: str, *, size: int = 224, channels: int = 3, classes: int = 
     Raises:
         RecipeError: no such name; the nearest is named.
     """
-    known = [f"vit-{letter}-{patch}" for letter in SIZES for patch in PATCHES]
+    names = [f"vit-{letter}-{patch}" for letter in SIZES for patch in PATCHES]
     kind, _, rest = name.partition("-")
     letter, _, patch = rest.partition("-")
     if kind != "vit" or letter not in SIZES or not patch.isdigit() or not int(patch):
-        raise RecipeError(f"network {name!r}: known are {', '.join(known)}{did_you_mean(name, known)}")
+        raise RecipeError(f"network {name!r}: known are {', '.join(names)}{did_you_mean(name, names)}")
     depth, width, heads = SIZES[letter]
     return ViTConfig(channels, size, classes, int(patch), depth, width, heads, head=head)
 

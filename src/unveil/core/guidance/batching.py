@@ -25,13 +25,13 @@ def memoized(step: DenoiseFn) -> DenoiseFn:
     `step = once(model.step(condition))` lets `rescale(cfg(step, null, 5), step)` make two calls instead of three.
     """
     seen = _Seen()
-    kept: list[Estimate] = []
+    cached: list[Estimate] = []
 
     def shared(x: Tensor, level: NoiseLevel) -> Estimate:
         if not seen.again(x, level):
-            kept[:] = [step(x, level)]
+            cached[:] = [step(x, level)]
             seen.set(x, level)
-        return kept[0]
+        return cached[0]
 
     return shared
 
@@ -61,12 +61,12 @@ def batch_cond_uncond(denoiser: Conditioned, *conditions: Condition) -> list[Den
     """
     together = joined(conditions)
     seen = _Seen()
-    kept: list[Estimate] = []
+    estimates: list[Estimate] = []
 
     def all_of(x: Tensor, level: NoiseLevel) -> None:
         count = len(conditions)
         estimate = denoiser(torch.cat([x] * count), repeated(level, count, len(x)), together)
-        kept[:] = [_rows(estimate, x, slice(k * len(x), (k + 1) * len(x))) for k in range(count)]
+        estimates[:] = [_rows(estimate, x, slice(k * len(x), (k + 1) * len(x))) for k in range(count)]
         seen.set(x, level)
 
     def part(k: int) -> DenoiseFn:
@@ -75,7 +75,7 @@ def batch_cond_uncond(denoiser: Conditioned, *conditions: Condition) -> list[Den
                 if k == 0:
                     return denoiser(x, level, conditions[0])
                 all_of(x, level)
-            return kept[k]
+            return estimates[k]
 
         return shared
 
@@ -129,11 +129,11 @@ def repeated(level: NoiseLevel, count: int, size: int) -> NoiseLevel:
 
 def joined(conditions: Sequence[Condition]) -> Condition:
     """The rows of all conditions one after the other."""
-    padded = _of_one_length(conditions)
+    padded = _padded(conditions)
     routes: dict[str, Any] = {}
-    used = [one.routes() for one in padded]
+    used = [condition.routes() for condition in padded]
     for name in used[0]:
-        values = [one[name] for one in used]
+        values = [route[name] for route in used]
         unused = [value is None for value in values]
         if any(unused) and not all(unused):
             raise ShapeError(
@@ -147,19 +147,23 @@ def joined(conditions: Sequence[Condition]) -> Condition:
     return Condition(**routes)
 
 
-def _of_one_length(conditions: Sequence[Condition]) -> list[Condition]:
+def _padded(conditions: Sequence[Condition]) -> list[Condition]:
     """The same conditions with tokens of the longest one's length, and a mask each where one is needed."""
-    lengths = {one.tokens.shape[1] for one in conditions if one.tokens is not None}
-    masked = [one.mask is not None for one in conditions]
+    lengths = {condition.tokens.shape[1] for condition in conditions if condition.tokens is not None}
+    masked = [condition.mask is not None for condition in conditions]
     if len(lengths) < 2 and all(masked) == any(masked):
         return list(conditions)
     padded: list[Condition] = []
-    for one in conditions:
-        if one.tokens is None:
-            padded.append(one)
+    for condition in conditions:
+        if condition.tokens is None:
+            padded.append(condition)
             continue
-        mask = one.mask if one.mask is not None else one.tokens.new_ones(one.tokens.shape[:2], dtype=torch.bool)
-        more = max(lengths) - one.tokens.shape[1]
-        tokens = functional.pad(one.tokens, (0, 0, 0, more))
-        padded.append(replace(one, tokens=tokens, mask=functional.pad(mask, (0, more))))
+        mask = (
+            condition.mask
+            if condition.mask is not None
+            else condition.tokens.new_ones(condition.tokens.shape[:2], dtype=torch.bool)
+        )
+        more = max(lengths) - condition.tokens.shape[1]
+        tokens = functional.pad(condition.tokens, (0, 0, 0, more))
+        padded.append(replace(condition, tokens=tokens, mask=functional.pad(mask, (0, more))))
     return padded

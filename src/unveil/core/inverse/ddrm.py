@@ -65,7 +65,7 @@ class DDRMPlan:
 
     def start(self, noise: Tensor) -> Tensor:
         """What the run starts from: noise (B, ...) around what y says, at the first level. Source: eq. 7."""
-        measured, doubt = self._known(noise)
+        measured, doubt = self._measured(noise)
         alpha, sigma = (like(value, noise) for value in self.grid[0][1:3])
         spread = torch.where(measured, _left(sigma, alpha * doubt), sigma)
         return self.operator.back(torch.where(measured, alpha * self.target, 0.0) + spread * noise)
@@ -76,7 +76,7 @@ class DDRMPlan:
         here, there = self.grid[state.number], self.grid[state.number + 1]
         estimate = step(state.x, here)
         x0, eps = self.operator.rotate(estimate.x0), self.operator.rotate(estimate.eps)
-        measured, doubt = self._known(x0)
+        measured, doubt = self._measured(x0)
         alpha, sigma = (like(value, x0) for value in there[1:3])
         doubt = alpha * doubt
         certain = measured & (doubt <= sigma)
@@ -89,7 +89,7 @@ class DDRMPlan:
             mean = mean + spread * draw_noise(noise, state.number).to(mean.dtype)
         return StepResult(SamplerState(self.operator.back(mean), (), state.number + 1), here, estimate)
 
-    def _known(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _measured(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Which directions are measured, and the deviation of y's noise along them; both of x's shape."""
         singular = self.operator.singular(x).expand_as(x)
         measured = singular > 0

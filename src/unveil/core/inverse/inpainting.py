@@ -35,12 +35,12 @@ def inpaint(step: DenoiseFn, pixels: Tensor, keep: Tensor) -> DenoiseFn:
 
     Source: Song et al. 2021, appendix I.2 (arXiv:2011.13456); Lugmayr et al. 2022, eq. 8 (arXiv:2201.09865).
     """
-    known = fitted(boolean(keep), pixels)
+    mask = fitted(boolean(keep), pixels)
 
     def replaced(x: Tensor, level: NoiseLevel) -> Estimate:
         _same(pixels, x)
         estimate = step(x, level)
-        return Estimate.of_x0(torch.where(known, pixels, estimate.x0), x, level, estimate.extra)
+        return Estimate.of_x0(torch.where(mask, pixels, estimate.x0), x, level, estimate.extra)
 
     return replaced
 
@@ -115,8 +115,8 @@ class RePaintPlan:
             x = like(move.keep, x) * x + like(move.spread, x) * z.to(x.dtype)
             return StepResult(SamplerState(x, (), number + 1), None, None)
         # each visit draws its own noise: the number of this walk's step, not of the plan's
-        own = None if noise is None else lambda row, *draw: noise(number, *draw)
-        done = self.plan.advance(state._replace(number=move), step, own, out)
+        visit_noise = None if noise is None else lambda row, *draw: noise(number, *draw)
+        done = self.plan.advance(state._replace(number=move), step, visit_noise, out)
         return done._replace(state=done.state._replace(number=number + 1))
 
 

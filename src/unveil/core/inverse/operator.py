@@ -198,11 +198,11 @@ def blur(size: Sequence[int], kernel: Sequence[float] | Tensor, *, cutoff: float
     reach = len(weights) // 2
 
     def matrix(n: int) -> Tensor:
-        made = torch.zeros(n, n, dtype=torch.float64)
+        band = torch.zeros(n, n, dtype=torch.float64)
         rows = torch.arange(n)
         for offset, weight in zip(range(-reach, reach + 1), weights, strict=True):
-            made.index_put_((rows, (rows + offset).clamp(0, n - 1)), weight, accumulate=True)
-        return made
+            band.index_put_((rows, (rows + offset).clamp(0, n - 1)), weight, accumulate=True)
+        return band
 
     return _each_axis(size, matrix, cutoff)
 
@@ -260,8 +260,8 @@ def fitted(keep: Tensor, x: Tensor) -> Tensor:
 
 
 def _each_axis(size: Sequence[int], matrix: Callable[[int], Tensor], cutoff: float = 1e-4) -> Separable:
-    made = {n: matrix(n) for n in set(size)}
-    return Separable({k - len(size): made[n] for k, n in enumerate(size)}, cutoff=cutoff)
+    matrices = {n: matrix(n) for n in set(size)}
+    return Separable({k - len(size): matrices[n] for k, n in enumerate(size)}, cutoff=cutoff)
 
 
 def _mean_of(block: Tensor) -> Tensor:
@@ -273,9 +273,9 @@ def _mean_of(block: Tensor) -> Tensor:
 def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """U (m, n), the singular values (n,) and V (n, n) of an (m, n) matrix, filled up with zeros to n."""
     u, values, vt = torch.linalg.svd(matrix, full_matrices=True)
-    (m, n), found = matrix.shape, len(values)
+    (m, n), rank = matrix.shape, len(values)
     wide, filled = torch.zeros(m, n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
-    wide[:, :found], filled[:found] = u[:, :found], values
+    wide[:, :rank], filled[:rank] = u[:, :rank], values
     return wide, filled, vt.T
 
 

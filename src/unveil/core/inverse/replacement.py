@@ -18,7 +18,7 @@ from unveil.core.process import Process
 from unveil.types import NoiseLevel, ShapeError, like
 
 
-def per_token_conditioning(step: DenoiseFn, process: Process, known: Tensor, until: Tensor) -> DenoiseFn:
+def per_token_conditioning(step: DenoiseFn, process: Process, frames: Tensor, until: Tensor) -> DenoiseFn:
     """The step with parts held.
 
     With samplers of one call per step a grid that ends at the data gives back bit by bit what is known for sure;
@@ -27,7 +27,7 @@ def per_token_conditioning(step: DenoiseFn, process: Process, known: Tensor, unt
     Args:
         step: takes levels that differ between the parts of x.
         process: that it was trained under.
-        known: what is known, of x's shape (B, ...) or broadcastable to it; where nothing is held it may be anything.
+        frames: what is known, of x's shape (B, ...) or broadcastable to it; where nothing is held it may be anything.
         until: the time in [0, 1] at which each part is let go, broadcastable to x: 0 where it is known for sure,
             1 and above where nothing is.
 
@@ -41,19 +41,19 @@ def per_token_conditioning(step: DenoiseFn, process: Process, known: Tensor, unt
         holds = until < time
         if not bool(holds.any()):
             return step(x, level)
-        own = process.at(torch.where(holds, until, time))
+        part_level = process.at(torch.where(holds, until, time))
         here = process.at(time)
         keep = holds.to(x.device)
         # What noise a part has, it keeps: the sampler brought it here from what the run began with.
-        noise = (x - like(here.alpha, x) * known) / like(here.sigma, x)
-        waiting = like(own.alpha, x) * known + like(own.sigma, x) * noise
-        found = step(torch.where(keep, waiting, x), own)
-        return Estimate.of_x0(torch.where(keep, known.to(x), found.x0), x, level, found.extra)
+        noise = (x - like(here.alpha, x) * frames) / like(here.sigma, x)
+        waiting = like(part_level.alpha, x) * frames + like(part_level.sigma, x) * noise
+        predicted = step(torch.where(keep, waiting, x), part_level)
+        return Estimate.of_x0(torch.where(keep, frames.to(x), predicted.x0), x, level, predicted.extra)
 
     return estimate
 
 
-def replace_known(step: DenoiseFn, known: Tensor, until: Tensor) -> DenoiseFn:
+def replace_known(step: DenoiseFn, frames: Tensor, until: Tensor) -> DenoiseFn:
     """The step with parts held, for a denoiser that takes one level for all of x: after each step they are put back.
 
     Everything is at the level of the run. Parts that are held are told as the rest, so that a network that was not
@@ -61,7 +61,7 @@ def replace_known(step: DenoiseFn, known: Tensor, until: Tensor) -> DenoiseFn:
 
     Args:
         step: to guide.
-        known, until: as in `held`.
+        frames, until: as in `held`.
 
     Raises:
         ShapeError: a time below 0.
@@ -74,8 +74,8 @@ def replace_known(step: DenoiseFn, known: Tensor, until: Tensor) -> DenoiseFn:
         holds = until < _time(level, x)
         if not bool(holds.any()):
             return step(x, level)
-        found = step(x, level)
-        return Estimate.of_x0(torch.where(holds.to(x.device), known.to(x), found.x0), x, level, found.extra)
+        predicted = step(x, level)
+        return Estimate.of_x0(torch.where(holds.to(x.device), frames.to(x), predicted.x0), x, level, predicted.extra)
 
     return estimate
 

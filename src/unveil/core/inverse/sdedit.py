@@ -52,8 +52,8 @@ def share_of(grid: Schedule, strength: float) -> Schedule | None:
     if not 0 <= strength <= 1:
         raise RecipeError(f"strength = {strength}: must lie in [0, 1]; 0 keeps the picture, 1 is generation")
     steps = len(grid) - 1
-    kept = math.floor(steps * strength + 1e-9)  # 50 * 0.58 is 28.999999999999996 in floats
-    return Schedule(grid.process, grid[steps - kept :]) if kept else None
+    remaining = math.floor(steps * strength + 1e-9)  # 50 * 0.58 is 28.999999999999996 in floats
+    return Schedule(grid.process, grid[steps - remaining :]) if remaining else None
 
 
 def add_noise(level: NoiseLevel, pixels: Tensor, noise: Tensor) -> Tensor:

@@ -240,7 +240,7 @@ class AdaptivePlan:
     ) -> tuple[Tensor, IntegratorState]:
         """Which samples' steps stand, and where all of them are then."""
         order = 1.5 if self.pair.eta else float(self.pair.order)
-        good, found = moving.clone(), clocks._make(c.clone() for c in clocks)
+        good, judged = moving.clone(), clocks._make(c.clone() for c in clocks)
         for i in moving.nonzero().flatten().tolist():
             width, last, before = (clock[i].item() for clock in clocks[1:])
             verdict = self.control.judge(error[i].item(), width, taken[i].item(), (last, before), order)
@@ -250,10 +250,10 @@ class AdaptivePlan:
                     f"{i} would need steps below 1e-6 in log-SNR: raise them, or use float64"
                 )
             good[i] = verdict.good
-            found.width[i] = verdict.width
-            found.last[i], found.before[i] = verdict.past
-        found.place[good] += taken[good]
-        return good, found
+            judged.width[i] = verdict.width
+            judged.last[i], judged.before[i] = verdict.past
+        judged.place[good] += taken[good]
+        return good, judged
 
     def _error(self, low: Tensor, high: Tensor, earlier: Tensor) -> Tensor:
         """The mean square of the difference over what is allowed, across the batch as the tolerance says, (B,)."""
@@ -281,7 +281,7 @@ class AdaptivePlan:
 
 
 _PAPER = "Lu et al. 2022, adaptive step size algorithm (arXiv:2206.00927)"
-_OWN = {"control": IController(), "tolerance": Tolerance(unit=of_x)}
+_DEFAULTS = {"control": IController(), "tolerance": Tolerance(unit=of_x)}
 
 LISTED: tuple[SamplerSpec, ...] = (
     SamplerSpec("dpm-adaptive", dpm_adaptive, _PAPER, order=None, calls=None, couples=True, start="finite"),
@@ -294,7 +294,7 @@ LISTED: tuple[SamplerSpec, ...] = (
         couples=True,
         domain="time",
         start="finite",
-        options={"order": 2, **_OWN},
+        options={"order": 2, **_DEFAULTS},
     ),
     SamplerSpec(
         "dpm-solver-23",
@@ -305,6 +305,6 @@ LISTED: tuple[SamplerSpec, ...] = (
         couples=True,
         domain="time",
         start="finite",
-        options={"order": 3, **_OWN},
+        options={"order": 3, **_DEFAULTS},
     ),
 )

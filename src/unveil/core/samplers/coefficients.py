@@ -139,17 +139,17 @@ def _from_above(count: int, z: Number) -> list[Number]:
     value: Number = 0.0 * z
     for term in _INVERSE[count + 18 : count - 1 : -1]:  # |z| < 1: what is left out is below 1e-17
         value = value * z + term
-    found = [value]
+    values = [value]
     for k in range(count - 1, 0, -1):
-        found.append(z * found[-1] + _INVERSE[k])
-    return found[::-1]
+        values.append(z * values[-1] + _INVERSE[k])
+    return values[::-1]
 
 
 def _from_below(count: int, z: Number) -> list[Number]:
-    found = [scalar_math.expm1(z) / z]
+    values = [scalar_math.expm1(z) / z]
     for k in range(1, count):
-        found.append((found[-1] - _INVERSE[k]) / z)
-    return found
+        values.append((values[-1] - _INVERSE[k]) / z)
+    return values
 
 
 def exact(nodes: Sequence[Number], reach: Number) -> list[Number]:
@@ -232,14 +232,14 @@ def gains(now: LinearStep, before: Sequence[LinearStep], rule: Rule, most: Numbe
 
 
 def highest_usable(
-    tiers: Sequence[Tier], made: Callable[[int], Sequence[Number]], otherwise: tuple[Number, ...]
+    tiers: Sequence[Tier], gains: Callable[[int], Sequence[Number]], otherwise: tuple[Number, ...]
 ) -> tuple[Number, ...]:
     """In every part of x the gains made from the most nodes that can be used there."""
     if tiers and not isinstance(tiers[-1][0], Tensor):
-        return tuple(made(tiers[-1][1]))
+        return tuple(gains(tiers[-1][1]))
     best = otherwise
     for usable, count in tiers:
-        best = tuple(where(usable, new, old) for new, old in zip_longest(made(count), best, fillvalue=0.0))
+        best = tuple(where(usable, new, old) for new, old in zip_longest(gains(count), best, fillvalue=0.0))
     return best
 
 

@@ -281,8 +281,8 @@ class PredictorCorrectorPlan:
         row, done = divmod(state.number, 1 + self.corrector.steps)
         number = state.number + 1
         if done == self.corrector.steps:
-            own = None if noise is None else lambda _, draw=0: noise(state.number, draw)
-            moved = self.table.advance(state._replace(number=row), step, own, out)
+            row_noise = None if noise is None else lambda _, draw=0: noise(state.number, draw)
+            moved = self.table.advance(state._replace(number=row), step, row_noise, out)
             return moved._replace(state=moved.state._replace(number=number))
         level = self.levels[row]
         estimate = step(state.x, level)

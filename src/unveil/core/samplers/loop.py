@@ -219,8 +219,8 @@ def _blamed(plan: Plan, step: DenoiseFn, state: SamplerState, noise: Noise | Non
             if not _is_finite(state.x):
                 where = "" if level is None else f" from {_words(level)}"
                 return NonFinite(f"{place}: x left the finite numbers{where}; {REMEDY}")
-    except NonFinite as found:
-        return found
+    except NonFinite as error:
+        return error
     return NonFinite(f"x left the finite numbers within {most} steps, but not when they were repeated; {REMEDY}")
 
 

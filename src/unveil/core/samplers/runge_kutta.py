@@ -333,7 +333,7 @@ def _at_ratio(grid: Schedule, ratio: Number, otherwise: NoiseLevel) -> NoiseLeve
         return grid.at(-scalar_math.log(ratio)) if math.isfinite(ratio) else otherwise
     same = ~ratio.isfinite() | (ratio == _ratio(otherwise))
     level = grid.at(torch.where(same, math.inf, -ratio.log()))
-    return NoiseLevel(*(_where(same, kept, new) for kept, new in zip(otherwise, level, strict=True)))
+    return NoiseLevel(*(_where(same, old, new) for old, new in zip(otherwise, level, strict=True)))
 
 
 def _where(chosen: bool | Tensor, value: Number, otherwise: Number) -> Number:

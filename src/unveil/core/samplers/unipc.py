@@ -109,11 +109,11 @@ def _correction(
             break
         tiers.append((usable, len(nodes)))
 
-    def made(count: int) -> list[Number]:
+    def weights_of(count: int) -> list[Number]:
         start, end, *rest = (now.gain * weight for weight in rule(nodes[:count], now.reach))
         return [end, *(new - old for new, old in zip_longest([start, *rest], predicted, fillvalue=0.0))]
 
-    return highest_usable(tiers, made, (0.0,))
+    return highest_usable(tiers, weights_of, (0.0,))
 
 
 _PAPER = "Zhao et al. 2023, algorithms 1 and 2 (arXiv:2302.04867)"
