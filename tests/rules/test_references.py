@@ -27,7 +27,7 @@ VALUES: dict[str, str | None] = {
     "state": "SamplerState",
 }
 # Names of other projects, and keys of their files.
-OTHERS = {"DiTPipeline", "F", "torch", "button.click", "data.image_size", "ema.shadow_params"}
+OTHERS = {"DiTPipeline", "F", "pydantic", "torch", "button.click", "data.image_size", "ema.shadow_params"}
 
 
 def references(path: Path) -> Iterator[tuple[int, str]]:
