@@ -218,7 +218,7 @@ def test_what_cannot_work_is_refused(model: Model):
         Control("edges", network, place="midle")  # type: ignore[arg-type]
     with pytest.raises(RecipeError, match="the model has a condition of that name"):
         model.controlled(Control("label", network))
-    with pytest.raises(RecipeError, match="each under a key of its own"):
+    with pytest.raises(RecipeError, match="each under its own key"):
         model.controlled(Control("a", network), Control("a", network))
     with pytest.raises(RecipeError, match="nearest: 'guess'"):
         model.controlled(Control("a", network), mode="gues")  # type: ignore[arg-type]

@@ -687,7 +687,7 @@ def test_mistaken_settings_are_named(make, message):
 def test_inputs_that_do_not_fit_are_named(x):
     level = LEVELS["vp"]
     one = torch.tensor([0])
-    with pytest.raises(ShapeError, match=r"x \(2,\): the classifier reads pictures of \(3, 64, 64\); use one"):
+    with pytest.raises(ShapeError, match=r"x \(2,\): the classifier reads images of \(3, 64, 64\); use one"):
         guidance.gradient(guidance.log_probability(logits, one, shape=(3, 64, 64)))(x, level)
     with pytest.raises(RecipeError, match="label 3: the classifier knows 0 to 2"):
         guidance.gradient(guidance.log_probability(logits, torch.tensor([3])))(x, level)

@@ -243,7 +243,7 @@ def test_a_denoiser_tells_it_the_level_of_each_frame(clips: Tensor):
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
-        (lambda x: network()(x[:, :2], torch.zeros(2)), r"must be clips \(B, 3, T, H, W\), or pictures"),
+        (lambda x: network()(x[:, :2], torch.zeros(2)), r"must be clips \(B, 3, T, H, W\), or images"),
         (lambda x: network()(x[..., :10], torch.zeros(2)), "width 10: must be a multiple of 4; nearest 8 or 12"),
         (lambda x: network(patch=(2, 4, 4))(x, torch.zeros(2)), "frames 5: must be a multiple of 2; nearest 4 or 6"),
         (lambda x: network()(x, torch.zeros(2, 5)), r"t \(2, 5\): must be \(2,\), or broadcastable to x"),

@@ -58,10 +58,10 @@ class CodecConfig(AutoencoderConfig):
         """The shape (C, h, w) of one sample's latents, given that of its pixels.
 
         Raises:
-            ShapeError: pictures of other channels, or of a size that is no multiple of `factor`; names the nearest.
+            ShapeError: images of other channels, or of a size that is not a multiple of `factor`; names the nearest.
         """
         if len(shape) != 3 or shape[0] != self.in_channels:
-            raise ShapeError(f"pictures of shape {tuple(shape)}: must be ({self.in_channels}, H, W)")
+            raise ShapeError(f"images of shape {tuple(shape)}: must be ({self.in_channels}, H, W)")
         return (self.width, *self.latent_size((shape[1], shape[2])))
 
 
@@ -72,8 +72,8 @@ class Autoencoder(nn.Module, ABC):
 
     Attributes:
         scale, shift: (C,), saved with the weights.
-        stochastic: whether a picture has several latents, which noise picks from.
-        axes: behind the channels: "H, W" of pictures, or those of clips.
+        stochastic: whether an image has several latents, which noise picks from.
+        axes: behind the channels: "H, W" of images, or those of clips.
     """
 
     scale: Tensor
@@ -112,7 +112,7 @@ class Autoencoder(nn.Module, ABC):
 
     @abstractmethod
     def latents_of(self, encoded: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Latents (B, C, h, w) of what the encoder said, which `noise` of their shape may pick."""
+        """Latents (B, C, h, w) of the encoder's output, which `noise` of their shape may pick."""
 
     @abstractmethod
     def z_of(self, latents: Tensor) -> Tensor:
@@ -123,11 +123,11 @@ class Autoencoder(nn.Module, ABC):
 
         Args:
             pixels: of a size that is a multiple of `config.factor`.
-            noise: standard normal, of the latents' shape, for a codec with several latents of a picture; None: the
+            noise: standard normal, of the latents' shape, for a codec with several latents of an image; None: the
                 likeliest.
 
         Raises:
-            ShapeError: other channels, or a size that is no multiple; names the nearest.
+            ShapeError: other channels, or a size that is not a multiple; names the nearest.
         """
         return self.latents_of(self.encoded(pixels), noise)
 
@@ -139,7 +139,7 @@ class Autoencoder(nn.Module, ABC):
         """What the encoder says of z: (B, moments * C, h, w).
 
         Raises:
-            ShapeError: other channels, or a size that is no multiple of `config.factor`; names the nearest.
+            ShapeError: other channels, or a size that is not a multiple of `config.factor`; names the nearest.
         """
         return self.after_encoder(self.encoder(channels_last(pixels)))
 
@@ -171,7 +171,7 @@ class Autoencoder(nn.Module, ABC):
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """Pictures with their channels last in memory, as they stay, in which convolutions are fast; clips as they are."""
+    """Images with their channels last in memory, as they stay, in which convolutions are fast; clips as they are."""
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-AHEAD = 4  # times as many frames before the first that a codec without a way of its own for loops is shown
+AHEAD = 4  # times as many frames before the first that a codec without its own way for loops is shown
 
 
 class LoopingAutoencoder(nn.Module):

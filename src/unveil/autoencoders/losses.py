@@ -3,8 +3,8 @@
     L = error / exp(s) + s + kl KL + w lambda G     s: learned or 0; w: the discriminator's weight, 0 until it starts
     error = |x - y| or (x - y)^2, plus the perceptual distance; G = -mean of the discriminator's logits of y
 
-Every term is a mean over the values of a picture. Published code sums them and divides by the number of pictures,
-which is the same but for one factor on all of them; the divergence is therefore divided by the values of a picture.
+Every term is a mean over the values of an image. Published code sums them and divides by the number of images,
+which is the same except for one factor on all of them; the divergence is therefore divided by the values of an image.
 
 Sources: Esser et al. 2021, section 3.1 (arXiv:2012.09841); Rombach et al. 2022, appendix G (arXiv:2112.10752).
 """
@@ -50,7 +50,7 @@ def generator_loss(fake: Tensor) -> Tensor:
 
 
 def likelihood(error: Tensor, log_scale: Tensor) -> Tensor:
-    """Error / exp(s) + s: the error in units of its own scale, which may be learned.
+    """Error / exp(s) + s: the error in units of an own scale, which may be learned.
 
     Source: Rombach et al. 2022, appendix G; Kendall & Gal 2017, eq. 8, for the form (arXiv:1703.04977).
     """

@@ -1,4 +1,4 @@
-"""The perceptual distance: two pictures compared by what each layer of a frozen network makes of them."""
+"""The perceptual distance: two images compared by what each layer of a frozen network makes of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.nn import functional
 from unveil.nn.cnn import Cnn
 from unveil.types import RecipeError, ShapeError, WeightsError
 
-# ImageNet's mean and deviation for pictures in [-1, 1], as the published metric has them.
+# ImageNet's mean and deviation for images in [-1, 1], as the published metric has them.
 MEAN, DEVIATION = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 _TINY = 1e-10  # keeps the direction of a feature that is 0 everywhere
 
@@ -71,19 +71,19 @@ class Features(nn.Module, ABC):
 
     Attributes:
         widths: channels of each feature.
-        grey: whether it reads pictures of one channel alone.
+        grey: whether it reads images of one channel alone.
     """
 
     widths: tuple[int, ...]
     grey: bool = False
 
     @abstractmethod
-    def forward(self, pictures: Tensor) -> list[Tensor]:
-        """Features (B, C, h, w), one for each of `widths`, of pictures (B, C, H, W) in [-1, 1]."""
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Features (B, C, h, w), one for each of `widths`, of images (B, C, H, W) in [-1, 1]."""
 
 
 class PublishedFeatures(Features):
-    """The convolutions of VGG16 or AlexNet, whose classifier is left away; grey pictures are shown in three channels.
+    """The convolutions of VGG16 or AlexNet, whose classifier is left out; grey images are shown in three channels.
 
     Names are torchvision's: `features.0.weight` and on.
 
@@ -107,11 +107,11 @@ class PublishedFeatures(Features):
         self.register_buffer("shift", torch.tensor(MEAN)[:, None, None], persistent=False)
         self.register_buffer("scale", torch.tensor(DEVIATION)[:, None, None], persistent=False)
 
-    def forward(self, pictures: Tensor) -> list[Tensor]:
+    def forward(self, images: Tensor) -> list[Tensor]:
         """Features after the ReLU of each kept convolution."""
-        if pictures.shape[1] not in (1, 3):
-            raise ShapeError(f"pictures {tuple(pictures.shape)}: this network reads 1 or 3 channels")
-        x = (pictures.expand(-1, 3, -1, -1) - self.shift) / self.scale  # (B, 3, H, W)
+        if images.shape[1] not in (1, 3):
+            raise ShapeError(f"images {tuple(images.shape)}: this network reads 1 or 3 channels")
+        x = (images.expand(-1, 3, -1, -1) - self.shift) / self.scale  # (B, 3, H, W)
         features: list[Tensor] = []
         for name, convolution in self.features.items():
             number = int(name)
@@ -124,10 +124,10 @@ class PublishedFeatures(Features):
 
 
 class StageFeatures(Features):
-    """What each stage of a small classifier gives, before the picture is halved.
+    """What each stage of a small classifier gives, before the image is halved.
 
     Args:
-        network: trained on pictures like those that are compared.
+        network: trained on images like those that are compared.
     """
 
     def __init__(self, network: Cnn) -> None:
@@ -136,13 +136,13 @@ class StageFeatures(Features):
         self.widths = tuple(network.config.widths)
         self.grey = network.config.channels == 1
 
-    def forward(self, pictures: Tensor) -> list[Tensor]:
+    def forward(self, images: Tensor) -> list[Tensor]:
         """Features of each stage."""
         wanted = self.network.config.channels
-        if pictures.shape[1] != wanted:
-            raise ShapeError(f"pictures {tuple(pictures.shape)}: this classifier reads {wanted} channels")
+        if images.shape[1] != wanted:
+            raise ShapeError(f"images {tuple(images.shape)}: this classifier reads {wanted} channels")
         features: list[Tensor] = []
-        x = pictures
+        x = images
         for layer in self.network.body:
             if isinstance(layer, nn.MaxPool2d):
                 features.append(x)
@@ -175,22 +175,22 @@ class LPIPS(nn.Module):
         self.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> LPIPS:
-        """Stays in evaluation mode: its normalisations must not follow the pictures that it judges."""
+        """Stays in evaluation mode: its normalisations must not follow the images that it judges."""
         return super().train(False)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """The distance (B,) of two batches of pictures (B, C, H, W) in [-1, 1], or of clips (B, C, T, H, W).
+        """The distance (B,) of two batches of images (B, C, H, W) in [-1, 1], or of clips (B, C, T, H, W).
 
-        Of clips it is the mean over the frames; where the features are of grey pictures, that over the channels of
-        others, each of which is looked at as a grey picture.
+        Of clips it is the mean over the frames; where the features are of grey images, that over the channels of
+        others, each of which is looked at as a grey image.
         """
         apart = self._distance(self._shown(x), self._shown(y))
         return apart.view(len(x), -1).mean(1)
 
     def _shown(self, x: Tensor) -> Tensor:
-        """Pictures or clips as the pictures that the features are of: (B ..., C, H, W)."""
-        pictures = x if x.ndim == 4 else x.transpose(1, 2).flatten(0, 1)
-        return pictures.flatten(0, 1)[:, None] if self.features.grey and pictures.shape[1] > 1 else pictures
+        """Images or clips as the images that the features are of: (B ..., C, H, W)."""
+        images = x if x.ndim == 4 else x.transpose(1, 2).flatten(0, 1)
+        return images.flatten(0, 1)[:, None] if self.features.grey and images.shape[1] > 1 else images
 
     def _distance(self, x: Tensor, y: Tensor) -> Tensor:
         distance = torch.zeros(len(x), device=x.device)

@@ -1,4 +1,4 @@
-"""Group normalisations of a picture that is seen one tile at a time."""
+"""Group normalisations of an image that is seen one tile at a time."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class StatisticsCollected(Exception):
 
 
 class TiledGroupNorm(nn.Module):
-    """A group normalisation over a picture of which it sees one tile at a time.
+    """A group normalisation over an image of which it sees one tile at a time.
 
     Attributes:
-        statistics: mean and variance (groups,) of the whole picture; None: each tile's own.
+        statistics: mean and variance (groups,) of the whole image; None: each tile's own.
         shares: the rows and columns of the tile that it counts, as shares of its size; None: it counts none.
         last: whether a run ends here.
     """

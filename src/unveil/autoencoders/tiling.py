@@ -1,14 +1,14 @@
-"""Large pictures, and clips of large frames, through a codec in tiles: memory for one tile, whatever their size.
+"""Large images, and clips of large frames, through a codec in tiles: memory for one tile, whatever their size.
 
 A tile of a clip is all of its frames there, which the codec of clips computes some at a time.
 
 Neighbouring tiles share an overlap, in which the one fades linearly into the other. A local autoencoder (norms over the
-channels of each place, no attention) gives the whole picture's result, since by default the overlap is as wide as its
-convolutions reach. Other layouts are cut only before or after what attends; their group norms see the whole picture, so
-that means and variances are found in a first pass and then used by all tiles. That pass is of the picture shrunk to the
+channels of each place, no attention) gives the whole image's result, since by default the overlap is as wide as its
+convolutions reach. Other layouts are cut only before or after what attends; their group norms see the whole image, so
+that means and variances are found in a first pass and then used by all tiles. That pass is of the image shrunk to the
 size of a tile, which gives every norm a mean and a variance that fit those before it; or of all tiles, one norm after
 the other, which is exact and takes as many passes as there are norms, each as long as the way to its norm. (One pass
-over all tiles, each with its own mean and variance in the norms before, is far off where a picture is uneven.)
+over all tiles, each with its own mean and variance in the norms before, is far off where an image is uneven.)
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ OVERLAP = 128  # pixels, where no overlap is exact
 
 @dataclass(frozen=True)
 class TilingConfig:
-    """How a picture is cut.
+    """How an image is cut.
 
     Args:
         side: of a tile, in pixels, its overlaps included; None: 512, or four times what the convolutions reach.
         overlap: that neighbours share, in pixels; None: twice the reach for a local autoencoder, which is then exact,
             else 128.
-        norms: where they see the whole picture: `own` leaves each tile its own mean and variance, `shrunk` takes
-            those of the picture shrunk to a tile, `exact` gathers them over all tiles, one norm after the other.
+        norms: where they see the whole image: `own` leaves each tile its own mean and variance, `shrunk` takes
+            those of the image shrunk to a tile, `exact` gathers them over all tiles, one norm after the other.
 
     Raises:
         RecipeError: tiles that are not wider than their overlap, or another name.
@@ -66,7 +66,7 @@ class TilingConfig:
 
 
 class TilingDifference(NamedTuple):
-    """How a picture in tiles differs from the whole one, in units of [-1, 1]'s whole range of 255.
+    """How an image in tiles differs from the whole one, in units of [-1, 1]'s whole range of 255.
 
     mean, largest: of the absolute difference. seam: the mean gradient across seams over that across all other places.
     """
@@ -156,7 +156,7 @@ def encoder_reach(config: AutoencoderConfig) -> tuple[int, int]:
 
 
 def _measures(config: AutoencoderConfig, tiling: TilingConfig, reach: int, pixels: int) -> tuple[int, int]:
-    """Side and overlap of tiles in places of so many pixels."""
+    """Side and overlap of tiles in places of that many pixels."""
     wanted = tiling.overlap if tiling.overlap is not None else 2 * reach * pixels if config.local else OVERLAP
     overlap = math.ceil(wanted / pixels)
     side = tiling.side if tiling.side is not None else max(SIDE, 2 * overlap * pixels)
@@ -202,7 +202,7 @@ def encode(
 
     Raises:
         RecipeError: tiles that are not wider than their overlap.
-        ShapeError: other channels, or a size that is no multiple of the codec's factor; names the nearest.
+        ShapeError: other channels, or a size that is not a multiple of the codec's factor; names the nearest.
     """
     config, encoder, tiling = codec.config, codec.encoder, tiling or TilingConfig()
     codec.latent_shape(tuple(pixels.shape[1:]))
@@ -232,7 +232,7 @@ def encode_slicing(codec: Autoencoder, pixels: Tensor, *, noise: Tensor | None =
 
 @dataclass
 class TileJob:
-    """One picture in tiles: what is run on each, and where they lie.
+    """One image in tiles: what is run on each, and where they lie.
 
     Args:
         run: a tile of `source` (1, C, h, w), or of a clip (1, C, t, h, w), to its result.
@@ -354,7 +354,7 @@ def decode_with_fallback(codec: Decodes, latents: Tensor) -> Tensor:
         if not out_of_memory(problem):
             raise
     # Behind the except, whose traceback would keep what was computed.
-    advice = "lower the batch or the size of the pictures, or use dtype bfloat16"
+    advice = "lower the batch or the size of the images, or use dtype bfloat16"
     if not isinstance(codec, Autoencoder):
         raise OutOfResources(f"out of memory while decoding latents {tuple(latents.shape)}; {advice}")
     try:

@@ -201,7 +201,7 @@ class VQModel(Autoencoder):
         return self.quantiser.nearest(self.unscaled(latents))
 
     def latents_of(self, encoded: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Latents of what the encoder said, before they are quantised; `noise` has no effect."""
+        """Latents of the encoder's output, before they are quantised; `noise` has no effect."""
         return self.scaled(encoded)
 
     def z_of(self, latents: Tensor) -> Tensor:
@@ -253,7 +253,7 @@ def usage(indices: Tensor, codes: int) -> Usage:
         ShapeError: no indices.
     """
     if not indices.numel():
-        raise ShapeError("usage: there are no indices; encode at least one picture")
+        raise ShapeError("usage: no indices; encode at least one image")
     shares = torch.bincount(indices.reshape(-1), minlength=codes).double() / indices.numel()
     entropy = torch.special.entr(shares).sum()
     return Usage((shares > 0).double().mean().item(), entropy.exp().item())

@@ -8,7 +8,7 @@ from unveil.core.denoiser import DenoiseFn, Estimate
 from unveil.core.rng import key
 from unveil.types import NoiseLevel
 
-_FINE = 1 << 32  # levels are told apart by their time in these parts
+_FINE = 1 << 32  # levels differ by their time in these parts
 
 
 def circular_shift(step: DenoiseFn, axis: int) -> DenoiseFn:
@@ -29,5 +29,5 @@ def circular_shift(step: DenoiseFn, axis: int) -> DenoiseFn:
 
 
 def shift_at(level: NoiseLevel, places: int) -> int:
-    """By how many of so many places a ring is turned at this level: drawn by its time, always the same."""
+    """By how many of that many places a ring is turned at this level: drawn by its time, always the same."""
     return key(round(float(level.t) * _FINE)) % places

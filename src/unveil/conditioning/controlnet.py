@@ -22,7 +22,7 @@ from unveil.types import Condition, NoiseLevel, RecipeError, ShapeError, Weights
 
 # Where residuals are added: to everything that the U-Net's way down left and to its middle, or to the middle alone
 Place = Literal["all", "middle"]
-# `guess`: the hint speaks where the text says little, so that deep layers are steered more than shallow ones, and
+# `guess`: the hint speaks where the text says little, so that it acts on deep layers more than on shallow ones, and
 # what guidance goes away from is not controlled at all
 Mode = Literal["balanced", "guess"]
 PLACES, MODES = get_args(Place), get_args(Mode)
@@ -43,11 +43,11 @@ class Control:
     """One ControlNet and how it takes part.
 
     Args:
-        key: of the picture that it reads, in what a model is asked for.
+        key: of the image that it reads, in the values of a sample.
         network: the ControlNet.
         weight: of its residuals; one number, or one for each, the middle's last.
         start, stop: the part of the run in which it works, as shares of the process's time: 0 is pure noise, 1 the
-            picture. A level t counts as 1 - t, so that a range means the same levels for every sampler and grid; on
+            image. A level t counts as 1 - t, so that a range means the same levels for every sampler and grid; on
             a grid uniform in t it is the share of the steps. `stop` itself is outside, unless it is 1.
         place: where its residuals are added.
 
@@ -82,7 +82,7 @@ class Control:
         time = level.t
         if not isinstance(time, Tensor):
             return float(1 - time >= self.start and (1 - time < self.stop or self.stop == 1))
-        # the noisiest part of a sample counts, as it does for the index that the network is told
+        # the noisiest part of a sample counts, as it does for the index that the network is given
         progress = 1 - (time.flatten(1).amax(1) if time.ndim > 1 else time.expand(rows))
         works = (progress >= self.start) & ((progress < self.stop) if self.stop < 1 else True)
         return works.float().view(-1, 1, 1, 1)
@@ -99,7 +99,7 @@ class MultiControlNet(nn.Module):
         super().__init__()
         keys = [control.key for control in controls]
         if not keys or len(set(keys)) < len(keys):
-            raise RecipeError(f"controls {', '.join(keys) or 'none'}: at least one, each under a key of its own")
+            raise RecipeError(f"controls {', '.join(keys) or 'none'}: at least one, each under its own key")
         if mode not in MODES:
             raise RecipeError(f"mode = {mode!r}: must be balanced or guess{did_you_mean(mode, MODES)}")
         self.controls = tuple(controls)
@@ -109,7 +109,7 @@ class MultiControlNet(nn.Module):
 
     @property
     def conditioners(self) -> dict[str, ControlImageCondition]:
-        """What reads each control's picture."""
+        """What reads each control's image."""
         return {
             control.key: ControlImageCondition(control.network.hint_channels, key=control.key)
             for control in self.controls
@@ -138,7 +138,7 @@ class MultiControlNet(nn.Module):
         for control, share, seen in zip(self.controls, shares, features, strict=True):
             if not isinstance(share, Tensor) and not share:
                 continue
-            # one that was trained without the pictures beside x (of inpainting) is not given them
+            # one that was trained without the images beside x (of inpainting) is not given them
             condition = used if control.network.config.concat_channels else replace(used, channels=None)
             added = _weighted(control.network(x, t, condition, seen), control, self.mode, share)
             residuals = added if residuals is None else _sum(residuals, added)
@@ -194,7 +194,7 @@ def check_compatible(control: Control, network: nn.Module, factor: int | None) -
 
     Args:
         network: that its residuals are added in.
-        factor: how many times larger than x pictures are; None: not known.
+        factor: how many times larger than x images are; None: not known.
 
     Raises:
         WeightsError: another network than a U-Net, or another U-Net than the control was copied from; what differs is
@@ -220,7 +220,7 @@ def check_compatible(control: Control, network: nn.Module, factor: int | None) -
         )
     if factor is not None and control.network.factor != factor:
         raise WeightsError(
-            f"{control.key}: a ControlNet whose hints are {control.network.factor} times the size of x; here pictures "
+            f"{control.key}: a ControlNet whose hints are {control.network.factor} times the size of x; here images "
             f"are {factor} times its size; give one that was trained for this model"
         )
 
@@ -228,7 +228,7 @@ def check_compatible(control: Control, network: nn.Module, factor: int | None) -
 def replace_controlnets(
     conditioners: nn.ModuleDict, before: MultiControlNet | None, controls: Sequence[Control], mode: Mode
 ) -> MultiControlNet | None:
-    """Takes some controls' readers of pictures from a model's conditioners, and puts those of others there.
+    """Takes some controls' readers of images from a model's conditioners, and puts those of others there.
 
     Returns:
         the others; None where there are none.

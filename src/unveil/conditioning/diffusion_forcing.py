@@ -36,7 +36,7 @@ class ContextModes:
         prefix, suffix: from one frame to half of them are given, at the beginning or at the end.
         both_ends: up to a third of them at each end.
         random: each of them by chance, a tenth to seven tenths.
-        independent: none is given, and each has a level of its own.
+        independent: none is given, and each has its own level.
 
     Raises:
         RecipeError: a share below 0, or none above.
@@ -121,7 +121,7 @@ class DiffusionForcingLoss:
     def __call__(
         self, denoiser: Denoiser, x0: Tensor, condition: Condition | None, streams: SampleRNG, step: int
     ) -> LossOutput:
-        """The loss of clips x0 (B, C, T, H, W), or pictures, at training step `step`."""
+        """The loss of clips x0 (B, C, T, H, W), or images, at training step `step`."""
         return self.of(denoiser, x0, condition, *self.chance(denoiser.process, x0, streams, step))
 
     def chance(self, process: Process, x0: Tensor, streams: SampleRNG, step: int) -> tuple[SampledTimes, Tensor]:

@@ -17,7 +17,7 @@ from unveil.conditioning.class_label import Label
 from unveil.types import Condition, RecipeError, ShapeError
 
 COLUMNS = 5  # class, centre x, centre y, width, height
-FREQUENCIES = 6  # of each number of a box: 1 to 32 half turns over the picture
+FREQUENCIES = 6  # of each number of a box: 1 to 32 half turns over the image
 
 
 class BoxTokens(nn.Module):
@@ -64,7 +64,7 @@ class BoxTokens(nn.Module):
                 such as "circle 0.5 0.5 0.2 0.2; square 0.1 0.1 0.2 0.2".
 
         Raises:
-            RecipeError: an unknown class, too many objects, or numbers outside of the picture.
+            RecipeError: an unknown class, too many objects, or numbers outside of the image.
             ShapeError: rows of another length.
         """
         device = self.first.device
@@ -86,7 +86,7 @@ class BoxTokens(nn.Module):
             RecipeError: there is none, since nothing was dropped in training.
         """
         if not self.drop:
-            raise RecipeError(f"{self.key}: trained without dropout, so there is no null layout; set drop, e.g. 0.1")
+            raise RecipeError(f"{self.key}: trained without dropout, so it has no null layout; set drop, e.g. 0.1")
         return self.encode([torch.zeros(0, COLUMNS)] * batch)
 
     def _rows(self, boxes: Any) -> Tensor:
@@ -105,7 +105,7 @@ class BoxTokens(nn.Module):
         classes = self.rows.numbers([row[0] if isinstance(row[0], str) else int(row[0]) for row in rows])
         boxes = torch.tensor([[_number(self.key, value) for value in row[1:]] for row in rows])
         if not bool(((boxes >= 0) & (boxes <= 1)).all()):
-            raise RecipeError(f"{self.key} {boxes.tolist()}: places and sizes are shares of the picture, from 0 to 1")
+            raise RecipeError(f"{self.key} {boxes.tolist()}: places and sizes are shares of the image, from 0 to 1")
         return torch.cat([classes[:, None].float(), boxes], dim=1)
 
 
@@ -120,4 +120,4 @@ def _number(key: str, value: Any) -> float:
     try:
         return float(value)
     except (TypeError, ValueError) as problem:
-        raise RecipeError(f"{key}: {value!r} is no number; give class, x, y, width, height") from problem
+        raise RecipeError(f"{key}: {value!r} is not a number; give class, x, y, width, height") from problem

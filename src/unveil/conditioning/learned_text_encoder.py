@@ -23,7 +23,7 @@ from unveil.nn.transformer_blocks import BlockConfig, TransformerStack
 from unveil.types import Condition, PromptTooLong, PromptTruncated, RecipeError, WeightsError, did_you_mean
 
 FILE = "vocabulary.json"
-RAREST = 1 / 5000  # texts per text that a word stands in, below which it is a name or a number and not learned
+RAREST = 1 / 5000  # texts per text that a word is in, below which it is a name or a number and not learned
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class LearnedTextEncoderConfig:
     Attributes:
         vocab_size: words that are known at most, the most frequent ones; four of them are taken for begin, end and
             such.
-        max_length: words of a prompt that are read; what does not fit is left out and said so.
+        max_length: words of a prompt that are read; the rest is left out with a warning.
         width, depth, heads: of the transformer.
 
     Raises:
@@ -142,7 +142,7 @@ class LearnedTextEncoder(nn.Module):
     def encode(self, raw: Sequence[str]) -> Condition:
         """Return tokens (B, most + 2, dim) of B prompts, their mask, a vector of each; warn of words unread.
 
-        In training the first such text alone is told.
+        In training only the first such text gives a warning.
 
         Raises:
             RecipeError: not a list of texts, no vocabulary yet, or a prompt of unknown words alone.
@@ -174,7 +174,7 @@ class LearnedTextEncoder(nn.Module):
             RecipeError: there is none, since nothing was dropped in training.
         """
         if not self.drop:
-            raise RecipeError(f"{self.key}: trained without dropout, so there is no null prompt; set drop, e.g. 0.1")
+            raise RecipeError(f"{self.key}: trained without dropout, so it has no null prompt; set drop, e.g. 0.1")
         return self.encode([""]).map(lambda tensor: tensor.expand(batch, *tensor.shape[1:]))
 
     def _laid_out(self, text: str) -> TokenizedPrompt:

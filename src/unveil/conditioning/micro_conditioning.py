@@ -1,4 +1,4 @@
-"""Numbers that a network takes as they are, beside the text: the size of a picture, the scale of a guidance."""
+"""Numbers that a network takes as they are, beside the text: the size of an image, the scale of a guidance."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from unveil.types import Condition, RecipeError
 class ScalarCondition(nn.Module):
     """Some numbers at the end of a network's vector, the usual ones where none are given.
 
-    Guidance compares two conditions with the same numbers: there is no "none" of them.
+    Guidance compares two conditions with the same numbers: they have no "none".
 
     Args:
         usual: the numbers where none are given.
@@ -68,14 +68,14 @@ class ScalarCondition(nn.Module):
 
 
 class SizeCondition(ScalarCondition):
-    """What SDXL is told of a picture in training: its size before it was scaled, where it was cut, its size now.
+    """What SDXL is conditioned on in training: its size before it was scaled, where it was cut, its size now.
 
-    Six numbers: height and width of the original, top and left of the cut, height and width of the picture. Two are
+    Six numbers: height and width of the original, top and left of the cut, height and width of the image. Two are
     the original's size, four that and the cut; the rest is as usual. As text, width first as sizes are written:
     "1024x768", or with left and top of the cut "1024x768+128+0".
 
     Args:
-        shape: of the pictures, (C, H, W): what is usual is an original of that size, not cut.
+        shape: of the images, (C, H, W): what is usual is an original of that size, not cut.
         before: see `Numbers`.
         key: see `Numbers`.
 
@@ -87,7 +87,7 @@ class SizeCondition(ScalarCondition):
         super().__init__((height, width, 0, 0, height, width), before, key=key)
 
     def sized(self, shape: Sequence[int]) -> SizeCondition:
-        """The same for pictures of another shape."""
+        """The same for images of another shape."""
         return SizeCondition(shape, self.before, key=self.key).to(self.usual.device)
 
     def numbers(self, value: Any) -> list[float]:

@@ -1,4 +1,4 @@
-"""One prompt told to several text encoders, and what a network is given of what they say."""
+"""One prompt for several text encoders, and the condition that is made of their outputs."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class MultiTextEncoder(nn.Module):
         texts: the encoders.
         together: what becomes of what they say.
         beside: numbers at the end of the vector that are left zero, for `micro_conditioning.ScalarCondition` to fill.
-        zeros: "none" is zeros in place of what is said of the empty prompt.
+        zeros: "none" is zeros in place of the encoding of the empty prompt.
         precisions: of each encoder's products, None: float32. What they say is float32.
         key: of the item that holds the text.
     """
 
-    drop = 0.1  # published models were trained with dropped prompts, each at a rate of its own
+    drop = 0.1  # published models were trained with dropped prompts, each at its own rate
 
     def __init__(
         self,
@@ -114,5 +114,5 @@ def flux_concat(conditions: Sequence[Condition]) -> Condition:
 
 
 def _tokens(condition: Condition) -> Tensor:
-    assert condition.tokens is not None  # as the encoders were asked
+    assert condition.tokens is not None  # every encoder here gives tokens
     return condition.tokens

@@ -29,7 +29,7 @@ class LongPromptEncoder(nn.Module):
         key: of the item that holds the text.
     """
 
-    drop = 0.1  # published models were trained with dropped prompts, each at a rate of its own
+    drop = 0.1  # published models were trained with dropped prompts, each at its own rate
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class LongPromptEncoder(nn.Module):
         device = next(self.text.parameters()).device
         with torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):
             tokens = self.text.condition(rows).tokens
-        assert tokens is not None  # as the encoder was asked
+        assert tokens is not None  # the encoder gives tokens
         tokens, used = tokens.float(), rows.used.flatten(1).to(device)
         if self.padding == "zeros":
             tokens = tokens * used[..., None]

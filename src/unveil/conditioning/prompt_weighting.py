@@ -45,7 +45,7 @@ class TokenizedPrompt:
 
     Attributes:
         numbers: tokens, `rows` lists of `length`.
-        weights: of the same, 1 for what is no text.
+        weights: of the same, 1 for what is not a text.
         used: the same, False for padding.
         left_out: text that did not fit, as its tokens read; its number of tokens is `lost`.
     """
@@ -88,7 +88,7 @@ def parse_weights(text: str) -> list[PromptChunk]:
 
 
 def chunk_prompt(pieces: Sequence[PromptChunk], tokenizer: Tokenizer, frame: TokenLayout) -> TokenizedPrompt:
-    """The tokens of a prompt in as many rows as `frame` has; what does not fit is left out and said so."""
+    """The tokens of a prompt in as many rows as `frame` has; the rest is left out and reported."""
     tokens = [(number, span.weight) for span in pieces for number in tokenizer.encode(span.text)]
     room = frame.room * frame.rows
     rest = [number for number, _ in tokens[room:]]

@@ -61,7 +61,7 @@ class FileTokenizer:
         return str(self._library.decode(list(numbers)))
 
     def number(self, token: str) -> int | None:
-        """The number of a token as the file writes it; None where there is no such token."""
+        """The number of a token as the file writes it; None if the file has none."""
         return self._library.token_to_id(token)
 
     def merges(self) -> list[tuple[str, str]] | None:
@@ -72,7 +72,7 @@ class FileTokenizer:
 
 
 class TokenBatch(NamedTuple):
-    """Prompts as a tower takes them: tokens, weights and which are no padding, each (B, rows, L)."""
+    """Prompts as a tower takes them: tokens, weights and which are not padding, each (B, rows, L)."""
 
     numbers: Tensor
     weights: Tensor
@@ -93,7 +93,7 @@ class TextEncoder(nn.Module):
         nothing: the prompt that stands for "none".
 
     Weights: the vectors of a token are multiplied by its weight, and all of the prompt's then by one number, so that
-    their mean is what it was without weights; where it was zero but for rounding they stay. The rule is that of the
+    their mean is what it was without weights; where it was zero except for rounding they stay. The rule is that of the
     web user interface (AUTOMATIC1111/stable-diffusion-webui, modules/sd_hijack_clip.py), for each prompt by itself.
 
     Source: Rombach et al. 2022, section 3.3 (arXiv:2112.10752).
@@ -135,7 +135,7 @@ class TextEncoder(nn.Module):
         return self.tower.config.width
 
     def train(self, mode: bool = True) -> TextEncoder:
-        """The encoder stays in evaluation mode; in training only the first text that is too long is told."""
+        """The encoder stays in evaluation mode; in training only the first text that is too long gives a warning."""
         super().train(False)
         self._captions = mode
         return self
@@ -200,7 +200,7 @@ class TextEncoder(nn.Module):
             if (state := (fingerprint(self.tower), id(self.tokenizer))) != self._state:
                 self._cache, self._state = PromptCache(self._cache.room), state
             keys = [(text, *self._where()) for text in once]
-            if not self._captions:  # what is there is told again; in training the first one is, when it is made
+            if not self._captions:  # cached ones warn again; in training the first one does, when it is made
                 self._tell([key[0] for key in keys if key in self._cache])
             condition = _together([self._cache.get(key, self._alone) for key in keys])
         else:
@@ -266,7 +266,7 @@ class TextEncoder(nn.Module):
 
 
 class PromptCache:
-    """Conditions that were asked for last, as many as there is room for, by a text and whatever else they depend on.
+    """The most recently used conditions, as many as fit, by a text and whatever else they depend on.
 
     Args:
         room: bytes.

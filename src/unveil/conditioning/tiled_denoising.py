@@ -1,4 +1,4 @@
-"""Pictures larger than a network was trained on: the estimates of overlapping tiles, averaged at every step."""
+"""Images larger than a network was trained on: the estimates of overlapping tiles, averaged at every step."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from unveil.core.guidance.batching import joined, repeated
 from unveil.types import Condition, NoiseLevel, RecipeError, ShapeError
 
 TOGETHER = 128  # pixels a side of what small tiles are put together to, for one call of the network
-OVERLAP = 0.25  # of a tile's side, with its neighbour, where nothing else is said
+OVERLAP = 0.25  # of a tile's side, with its neighbour, by default
 
 
 class Tile(NamedTuple):
-    """A part of a picture, in pixels of x."""
+    """A part of an image, in pixels of x."""
 
     top: int
     left: int
@@ -31,7 +31,7 @@ class Tile(NamedTuple):
         return x[..., self.top : self.top + self.height, self.left : self.left + self.width]
 
     def scaled(self, rows: int, columns: int, whole: tuple[int, int]) -> Tile:
-        """The same part of a picture of rows x columns that shows the same as one of size `whole`.
+        """The same part of an image of rows x columns that shows the same as one of size `whole`.
 
         Raises:
             ShapeError: its edges lie between pixels there.
@@ -45,16 +45,16 @@ class Tile(NamedTuple):
 
 
 def tiles(size: tuple[int, int], tile: tuple[int, int], *, overlap: float = OVERLAP, unit: int = 1) -> list[Tile]:
-    """Tiles that cover a picture, each overlapping the next by at least this share of its side.
+    """Tiles that cover an image, each overlapping the next by at least this share of its side.
 
     Args:
-        size: height and width of the picture.
-        tile: of a tile; where the picture is smaller, its side.
+        size: height and width of the image.
+        tile: of a tile; where the image is smaller, its side.
         overlap: in [0, 1).
         unit: places are multiples of it, and so must the sizes be.
 
     Raises:
-        RecipeError: an overlap outside [0, 1), or a size that is no multiple of the unit.
+        RecipeError: an overlap outside [0, 1), or a size that is not a multiple of the unit.
     """
     if not 0 <= overlap < 1:
         raise RecipeError(f"overlap = {overlap}: must lie in [0, 1), such as {OVERLAP}")
@@ -84,17 +84,17 @@ def multidiffusion(steps: Sequence[DenoiseFn], places: Sequence[Tile]) -> Denois
 
 
 def crop_condition(condition: Condition | None, place: Tile, whole: tuple[int, int]) -> Condition | None:
-    """The condition of a tile: its pictures are cut to what lies there, all else is the same.
+    """The condition of a tile: its images are cut to what lies there, all else is the same.
 
     Args:
         whole: height and width of the x that the condition is for.
 
     Raises:
-        ShapeError: the tile's edges lie between a picture's pixels.
+        ShapeError: the tile's edges lie between an image's pixels.
     """
     if condition is None:
         return None
-    channels, hint = (_part(pictures, place, whole) for pictures in (condition.channels, condition.hint))
+    channels, hint = (_part(images, place, whole) for images in (condition.channels, condition.hint))
     return replace(condition, channels=channels, hint=hint)
 
 
@@ -108,10 +108,10 @@ def for_tiles(
     """`tiled` of a model's step, with its condition cut for every tile.
 
     Where the condition is the same for all tiles, several share a call of the network: as many as have about the
-    pixels that one picture of `TOGETHER` a side has.
+    pixels that one image of `TOGETHER` a side has.
     """
-    pictures = [item for item in (condition, null) if item is not None and (item.channels, item.hint) != (None, None)]
-    if len(places) == 1 or pictures:
+    images = [item for item in (condition, null) if item is not None and (item.channels, item.hint) != (None, None)]
+    if len(places) == 1 or images:
         return multidiffusion(
             [guided(crop_condition(condition, tile, whole), crop_condition(null, tile, whole)) for tile in places],
             places,
@@ -138,7 +138,7 @@ def _sharing(
     null: Condition | None,
     count: int,
 ) -> DenoiseFn:
-    """The step of so many tiles in one batch."""
+    """The step of that many tiles in one batch."""
     return guided(*(None if item is None else joined([item] * count) for item in (condition, null)))
 
 
@@ -159,12 +159,12 @@ def _places(whole: int, side: int, overlap: float, unit: int) -> list[int]:
     return tile_starts(whole, side, max(unit, int(side * (1 - overlap)) // unit * unit), unit)
 
 
-def _part(pictures: Tensor | None, place: Tile, whole: tuple[int, int]) -> Tensor | None:
-    """What of pictures (B, C, h, w) lies in a tile; one pixel stands for any size."""
-    if pictures is None or pictures.shape[-2:] == (1, 1):
-        return pictures
-    rows, columns = pictures.shape[-2:]
-    return place.scaled(rows, columns, whole).of(pictures).contiguous()
+def _part(images: Tensor | None, place: Tile, whole: tuple[int, int]) -> Tensor | None:
+    """What of images (B, C, h, w) lies in a tile; one pixel stands for any size."""
+    if images is None or images.shape[-2:] == (1, 1):
+        return images
+    rows, columns = images.shape[-2:]
+    return place.scaled(rows, columns, whole).of(images).contiguous()
 
 
 def _add(total: Tensor, weights: Tensor, place: Tile, x0: Tensor) -> None:

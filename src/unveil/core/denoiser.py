@@ -18,7 +18,7 @@ from unveil.types import Condition, NoiseLevel, ShapeError, like
 
 
 class Estimate:
-    """What a denoiser thinks of x: x0 and eps with x = alpha x0 + sigma eps, each worked out when asked for.
+    """What a denoiser thinks of x: x0 and eps with x = alpha x0 + sigma eps, each computed on first use.
 
     extra: what the network says beside it, such as the channels of a learned variance.
 
@@ -67,7 +67,7 @@ class Estimate:
     def mix(self, x: Tensor, keep: float, gain: float, out: Tensor, of: Literal["x0", "eps"] = "x0") -> Tensor:
         """The next x, keep x + gain x0 (or gain eps), written into `out`, which may be x itself.
 
-        One pass over memory when x is the estimate's own and nobody asked for x0 (or eps).
+        One pass over memory when x is the estimate's own and x0 (or eps) was not computed before.
         """
         computed = self._x0 if of == "x0" else self._eps
         if self.solution is None or computed is not None or self._x is not x or isinstance(self.solution.x0_x, Tensor):
@@ -179,9 +179,9 @@ class Denoiser(nn.Module):
         return self.prediction.scale(level) if isinstance(self.prediction, Preconditioning) else 1.0
 
     def index(self, level: NoiseLevel, x: Tensor) -> Tensor:
-        """What the network is told, float32: the index of the level, (B,), the noisiest one where parts differ.
+        """The time input of the network, float32: the index of the level, (B,), the noisiest one where parts differ.
 
-        A network with `tells_parts` is told each part's own, broadcastable to x.
+        A network with `tells_parts` gets each part's own index, broadcastable to x.
         """
         source = self.prediction if isinstance(self.prediction, Preconditioning) else self.process
         index = source.index(level)

@@ -67,7 +67,7 @@ class RectifiedFlow:
 class TimeShift:
     """Another process run through faster near the data and slower in the noise: its level at s t / (1 + (s - 1) t).
 
-    Larger pictures need more noise to lose the same share of what is in them, because neighbouring pixels tell
+    Larger images need more noise to lose the same share of what is in them, because neighbouring pixels tell
     the same; a shift of `resolution_shift` makes up for it. The network is given the index of the shifted time.
 
     Args:
@@ -161,7 +161,7 @@ class SqrtSizeShift(TimeShift):
 
     Args:
         process: that is shifted.
-        shift: of samples of so many places.
+        shift: of samples of that many places.
         places: pixels or latents of a sample, of all frames and one channel; tokens grow with them.
 
     Source: Esser et al. 2024, section 5.3.2 (arXiv:2403.03206).

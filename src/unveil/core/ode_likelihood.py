@@ -93,7 +93,7 @@ def log_density(
 ) -> LogDensity:
     """Log p(x) at a level, by the path from there to the noise.
 
-    Every sample takes steps of its own width, so that its value does not depend on the others in the batch.
+    Every sample takes its own steps, so that its value does not depend on the others in the batch.
 
     Args:
         step: condition bound; it is differentiated in x.

@@ -99,7 +99,7 @@ class VPPreconditioning:
 class VEPreconditioning:
     """Score SDE's variance-exploding networks: c_skip 1, c_out r, c_in 1, c_noise log(r / 2).
 
-    The network predicts -eps, sigma times the score. The half is there because its pictures lay in [0, 1].
+    The network predicts -eps, sigma times the score. The half is there because its images lay in [0, 1].
 
     Source: Karras et al. 2022, table 1, column VE, and appendix C.2.
     """

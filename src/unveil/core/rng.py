@@ -59,7 +59,7 @@ def mix(words: Words) -> Words:
 def words(starts: Words, count: int, first: int = 0) -> Words:
     """Words first to first + count of the streams that begin at `starts` (B,): (B, count).
 
-    Each stream walks with a stride of its own, so that two streams that meet do not go on together.
+    Each stream walks with its own stride, so that two streams that meet do not go on together.
     """
     strides = mix(starts ^ np.uint64(_GOLDEN)) | np.uint64(1)
     places = np.arange(first + 1, first + count + 1, dtype=np.uint64)
@@ -71,7 +71,7 @@ class SampleRNG:
 
     Args:
         seed: of the whole run, or one for each sample.
-        samples: the number of each sample in it, (B,): position in a set of generated pictures, or the
+        samples: the number of each sample in it, (B,): position in a set of generated images, or the
             global count of training examples seen before this one.
         device: where the numbers are sent; they are always drawn on the CPU, so every device gets the same.
     """
@@ -131,7 +131,7 @@ class BrownianPath:
     the steps' own error. The path's clock is the share of signal, c = alpha^2 / (alpha^2 + sigma^2), the same
     under every process. Its nodes halve the interval of u = sqrt(alpha) / (sqrt(alpha) + sqrt(sigma)), in
     which the usual grids are nearly even; each node's number comes from `streams` alone, so neither the order
-    of asking nor what else was asked matters. Below 2^-depth the path is a straight line.
+    nor the number of calls matters. Below 2^-depth the path is a straight line.
 
     Args:
         streams: of the samples.
@@ -150,7 +150,7 @@ class BrownianPath:
     def increment(self, here: NoiseLevel, there: NoiseLevel) -> Tensor:
         """The path's increment between two levels over its deviation: standard normal, (B, *shape) float32.
 
-        Where parts of x have levels of their own, each gets that of its own part; 0 where the two are one.
+        Where parts of x have levels of their own, its own gets that part; 0 where the two are one.
         """
         starts, ends = _place(here), _place(there)
         if not isinstance(starts, Tensor) and not isinstance(ends, Tensor):
@@ -195,7 +195,7 @@ class BrownianPath:
 
 
 def _place(level: NoiseLevel) -> float | Tensor:
-    """U in [0, 1]: 0 where there is no signal, 1 where there is no noise."""
+    """U in [0, 1]: 0 without signal, 1 without noise."""
     root = scalar_math.sqrt(level.alpha)
     return root / (root + scalar_math.sqrt(level.sigma))
 

@@ -277,7 +277,7 @@ def respaced_indices(total: int, spacing: str) -> list[int]:
     for part, count in enumerate(counts):
         size = total // len(counts) + (part < total % len(counts))
         if not 1 <= count <= size:
-            raise RecipeError(f"respacing {spacing!r}: part {part} has {size} steps, {count} asked")
+            raise RecipeError(f"respacing {spacing!r}: part {part} has {size} steps, {count} requested")
         stride = (size - 1) / (count - 1) if count > 1 else 1.0
         place = 0.0  # summed up, not multiplied: rounding of halves must fall as it did in the published code
         for _ in range(count):

@@ -96,13 +96,13 @@ def chain_of(process: object) -> Chain:
     """The chain over every level of a discrete process, worked out once.
 
     Raises:
-        RecipeError: a process of continuous time, which has no chain of its own.
+        RecipeError: a process of continuous time, which has no chain.
     """
     from unveil.core.process import DiscreteVP
 
     if not isinstance(process, DiscreteVP):
         raise RecipeError(
-            f"{type(process).__name__} has no chain of its own: pass chain=Chain(grids.uniform(process, steps)), "
+            f"{type(process).__name__} has no chain: pass chain=Chain(schedules.uniform(process, steps)), "
             "or use a discrete process"
         )
     chain = getattr(process, "_chain", None)

@@ -1,4 +1,4 @@
-"""What the commands say and where: results to stdout, progress and errors to stderr, one JSON document when asked."""
+"""Output of the commands: results to stdout, progress and errors to stderr, one JSON document with --json."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Progress:
     def _show(self, now: float) -> None:
         speed = self._done / max(now - self._begun, 1e-9)
         left = max(self._total - self._done, 0) / speed if speed else float("inf")
-        text = f"{self._what} {self._done}, {speed:.3g}/s"  # all that can be said of a run of unknown length
+        text = f"{self._what} {self._done}, {speed:.3g}/s"  # the length of this run is unknown
         if self._total:
             text = f"{self._what} {self._done}/{self._total}, {speed:.3g}/s, {duration(left)} left"
         if self._terminal:

@@ -21,7 +21,7 @@ def validated(kind: type[Checked], raw: Any, where: str) -> Checked:
         where: Name of the source, for errors.
 
     Raises:
-        RecipeError: Each fault on a line of its own: key path, value, what is allowed, nearest name.
+        RecipeError: Each fault on its own line: key path, value, what is allowed, nearest name.
     """
     try:
         return TypeAdapter(kind).validate_python(raw)

@@ -24,7 +24,7 @@ Pattern = Literal["full", "factorised", "windowed"]
 
 
 class TokenGrid(NamedTuple):
-    """Tokens of a clip along time, height and width; a picture has one frame."""
+    """Tokens of a clip along time, height and width; an image has one frame."""
 
     frames: int
     rows: int
@@ -124,10 +124,10 @@ class AttentionGroups:
         """As `sdpa.scaled_dot_product_attention`, each group by itself: (R, H, N, D); padding gathers 0.
 
         Raises:
-            ShapeError: causal, which is said when the groups are made.
+            ShapeError: causal, which is set when the groups are made.
         """
         if causal:
-            raise ShapeError("causal: is said when the groups are made, where frames are known")
+            raise ShapeError("causal: is set when the groups are made, where frames are known")
         tokens = [x.transpose(1, 2).flatten(0, 1) for x in (query, key, value)]  # (R N, H, D)
         output = torch.zeros_like(tokens[0])
         for index, mask in self.kinds:

@@ -3,9 +3,9 @@
     encoder: pixels -> enter -> [blocks (+ attention), half the size] per level -> middle -> leave -> z
     decoder: z -> enter -> middle -> [blocks (+ attention), twice the size] per level -> leave -> pixels
 
-Two kinds of normalisation: over groups of channels and the whole picture, as published; or over the channels of each
+Two kinds of normalisation: over groups of channels and the whole image, as published; or over the channels of each
 place, with which (and without attention) a result depends on its surroundings only as far as convolutions reach, so
-that a picture in tiles is the picture.
+that an image in tiles is the image.
 
 Sources: Rombach et al. 2022, appendix E.1 and G (arXiv:2112.10752); Esser et al. 2021, table 7 (arXiv:2012.09841).
 """
@@ -33,7 +33,7 @@ class AutoencoderConfig:
     """What defines an encoder and its decoder. A level is a resolution; level i has rate 2**i, counted after `patch`.
 
     Args:
-        in_channels: of the pictures.
+        in_channels: of the images.
         out_channels: of the result of the decoder.
         channels: width of the first convolution; levels have multiplier * channels.
         multipliers: one per level, finest first; the number of levels sets how much smaller latents are.
@@ -43,7 +43,7 @@ class AutoencoderConfig:
         middle: blocks with attention between them at the smallest resolution, or the blocks alone.
         moments: 2 for a mean and a logarithm of a variance, 1 for a code.
         dropout: in each residual block.
-        norm: over `groups` of channels and the whole picture, or over the channels of each place, by mean and variance
+        norm: over `groups` of channels and the whole image, or over the channels of each place, by mean and variance
             (pixel) or by their mean square alone (rms).
         groups: of normalisations of the first kind.
         norm_eps: 1e-6 as published.
@@ -111,11 +111,11 @@ class AutoencoderConfig:
 
     @property
     def split(self) -> int:
-        """How many levels, the finest ones, large pictures are cut into tiles for: those before any attention."""
+        """How many levels, the finest ones, large images are cut into tiles for: those before any attention."""
         return next((level for level, rate in enumerate(self.rates) if rate in self.attention), len(self.rates))
 
     def latent_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of the latents of pictures of this height and width.
+        """Height and width of the latents of images of this height and width.
 
         Raises:
             ShapeError: not multiples of `factor`; names the nearest.
@@ -215,7 +215,7 @@ class ImageEncoder(nn.Module):
         """(B, in_channels, H, W) to (B, moments * z_channels, H / factor, W / factor).
 
         Raises:
-            ShapeError: another number of channels, or a size that is no multiple of `factor`; names the nearest.
+            ShapeError: another number of channels, or a size that is not a multiple of `factor`; names the nearest.
         """
         return self.whole(self.tiled(pixels))
 
@@ -235,7 +235,7 @@ class ImageEncoder(nn.Module):
         return tuple(f"down.{level}." for level in range(self.config.split))
 
     def whole(self, h: Tensor) -> Tensor:
-        """The rest, which sees the whole picture and is small."""
+        """The rest, which sees the whole image and is small."""
         for level in self.down[self.config.split :]:
             h = level(h)
         return self.leave(activated(self.norm(self.middle(h))))
@@ -266,7 +266,7 @@ class ImageDecoder(nn.Module):
         return self.tiled(self.whole(z))
 
     def whole(self, z: Tensor) -> Tensor:
-        """The part that sees the whole picture and is small: (B, z_channels, h, w) to (B, C, h', w')."""
+        """The part that sees the whole image and is small: (B, z_channels, h, w) to (B, C, h', w')."""
         if z.ndim != 4 or z.shape[1] != self.config.z_channels:
             raise ShapeError(f"latents {tuple(z.shape)}: must be (B, {self.config.z_channels}, H, W)")
         h = self.middle(self.enter(z))

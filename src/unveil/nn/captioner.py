@@ -1,4 +1,4 @@
-"""A captioner: pictures and clips read by a transformer over patches in space and time, and told word by word.
+"""A captioner: images and clips read by a transformer over patches in space and time, and described word by word.
 
     x -> frames -> patches -> tokens + places -> blocks -> what the decoder looks at -> words
 
@@ -32,7 +32,7 @@ class CaptionerConfig:
 
     Args:
         vocabulary: words that it writes, the special ones included.
-        channels: of a picture.
+        channels: of an image.
         patch: side of the squares of a frame that become tokens.
         stem: how a square becomes a token, see `vit.ViTConfig`.
         depth, decoder_depth: blocks that look, and that write.
@@ -105,11 +105,11 @@ class Captioner(nn.Module):
         """What the decoder looks at: tokens (B, N, C).
 
         Args:
-            x: clips in [-1, 1]; a picture is a clip of one frame.
+            x: clips in [-1, 1]; an image is a clip of one frame.
             rate: (B,) frames a second; None: `RATE`.
 
         Raises:
-            ShapeError: another number of channels, or sides that are no multiples of the patch.
+            ShapeError: another number of channels, or sides that are not multiples of the patch.
         """
         if x.ndim != 5 or x.shape[1] != self.config.channels:
             raise ShapeError(f"x {tuple(x.shape)}: this network reads clips (B, {self.config.channels}, T, H, W)")

@@ -74,7 +74,7 @@ class CausalConv(nn.Conv3d):
         frames, stride = self.kernel_size[0], self.stride[0]
         if frames == 1:
             return super().forward(input)
-        if past.begins and input.shape[2] == 1:  # a picture, which meets the sum of the weights over time
+        if past.begins and input.shape[2] == 1:  # an image, which meets the sum of the weights over time
             past.keep(input.expand(-1, -1, frames - stride, -1, -1))
             side = self.padding[1]
             weight = self.weight.sum(2)
@@ -86,6 +86,6 @@ class CausalConv(nn.Conv3d):
 
 
 def by_frame(layer: Callable[[Tensor], Tensor], clips: Tensor) -> Tensor:
-    """What a layer for pictures (B, C, H, W) makes of each frame of clips (B, C, T, H, W)."""
+    """What a layer for images (B, C, H, W) makes of each frame of clips (B, C, T, H, W)."""
     output = layer(clips.transpose(1, 2).flatten(0, 1))  # (B T, C', H', W')
     return output.unflatten(0, (len(clips), -1)).transpose(1, 2)

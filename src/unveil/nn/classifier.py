@@ -1,4 +1,4 @@
-"""ADM's noisy classifier: the encoder half of the U-Net, pooled to logits, told the level like the U-Net.
+"""ADM's noisy classifier: the encoder half of the U-Net, pooled to logits, conditioned on the level like the U-Net.
 
     x -> enter -> [blocks (+ attention), downsample] per level -> middle -> pool -> logits
 
@@ -118,7 +118,7 @@ class AttentionPool(nn.Module):
 
 
 class NoisyClassifier(nn.Module):
-    """Reads pictures with noise: (x, t) to logits (B, classes)."""
+    """Reads images with noise: (x, t) to logits (B, classes)."""
 
     def __init__(self, config: NoisyClassifierConfig) -> None:
         super().__init__()
@@ -153,7 +153,7 @@ class NoisyClassifier(nn.Module):
             t: (B,) the number that stands for its level, as the U-Net of the same process is given it.
 
         Raises:
-            ShapeError: pictures of another shape.
+            ShapeError: images of another shape.
         """
         config = self.config
         self._check(x)

@@ -1,4 +1,4 @@
-"""ControlNet: a copy of a U-Net's first half that reads a picture and adds to what the U-Net keeps.
+"""ControlNet: a copy of a U-Net's first half that reads an image and adds to what the U-Net keeps.
 
     hint -> eight convolutions -> + -> [blocks (+ attention), downsample] per level -> middle
     x    -> enter ----------------^        each result, and the middle's -> a convolution that starts as zero
@@ -67,11 +67,11 @@ class ControlNet(UNetEncoder):
 
     Args:
         config: of the U-Net.
-        hint_channels: of the picture that it reads.
+        hint_channels: of the image that it reads.
         hint_widths: of the levels of its hint network, which has to halve at least as often as patches of x do.
 
     Raises:
-        RecipeError: patches of x that are no power of two, or larger than what the hint network halves.
+        RecipeError: patches of x that are not a power of two, or larger than what the hint network halves.
     """
 
     def __init__(self, config: UNetConfig, *, hint_channels: int = 3, hint_widths: Sequence[int] = HINT_WIDTHS) -> None:
@@ -114,7 +114,7 @@ class ControlNet(UNetEncoder):
         """
         if features is None:
             if condition.hint is None:
-                raise ShapeError("condition.hint: missing; a ControlNet reads a picture")
+                raise ShapeError("condition.hint: missing; a ControlNet reads an image")
             features = self.features(condition.hint, x)
         h, stack, _, _ = self.encode(x, t, condition, features)
         return (*(zero(output) for zero, output in zip(self.zero, stack, strict=True)), self.zero_middle(h))

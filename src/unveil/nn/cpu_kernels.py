@@ -30,7 +30,7 @@ def linear_geglu(x: Tensor, layer: nn.Linear) -> Tensor:
 def linear_gelu(x: Tensor, layer: nn.Linear, approximate: str = "none") -> Tensor:
     """The GELU of layer(x): (..., in_features) to (..., out_features).
 
-    On a processor and without gradients this is one call of oneDNN, which computes the GELU while the products are
+    On a CPU and without gradients this is one call of oneDNN, which computes the GELU while the products are
     at hand. Apart from them it costs a fifth of their time in float32, and half of it in bf16.
 
     Args:
@@ -66,7 +66,7 @@ def _plain(x: Tensor, layer: nn.Linear) -> bool:
 
 
 def _kernel() -> Any:
-    """The kernel that torch's compiler takes for the two; it is no documented one, so it may be missing."""
+    """The kernel that torch's compiler takes for the two; it is not a documented one, so it may be missing."""
     return getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 
 

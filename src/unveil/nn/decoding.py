@@ -71,7 +71,7 @@ def sampled(
     Args:
         streams: one for each sequence; the same draws whatever else is in the batch.
         temperature: that logits are divided by; below 1 the likely grows likelier.
-        top: only so many likeliest tokens are drawn from.
+        top: only that many likeliest tokens are drawn from.
         mass: and of them only the fewest whose probabilities reach this sum.
 
     Returns:

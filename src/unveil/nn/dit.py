@@ -1,6 +1,6 @@
-"""DiT: a transformer over patches of latents, told the time and the class by what it normalises with.
+"""DiT: a transformer over patches of latents, conditioned on the time and the class by its normalisations.
 
-    x -> patches -> tokens + positions -> blocks, each told (t, class) -> norm -> linear -> patches of the result
+    x -> patches -> tokens + positions -> blocks, modulated by (t, class) -> norm -> linear -> patches of the result
 
 Sources: Peebles & Xie 2023 (arXiv:2212.09748); long skips: Bao et al. 2023 (arXiv:2209.12152).
 """
@@ -30,12 +30,12 @@ AHEAD = 2**30  # bytes of modulation that are computed ahead at most
 
 @dataclass(frozen=True)
 class BlockConditioning:
-    """What blocks are told; it depends on the level and the condition, not on x. B rows, N tokens, C the width.
+    """The conditioning of blocks; it depends on the level and the condition, not on x. B rows, N tokens, C the width.
 
     modulation: of adaLN, per block shifts, scales and gates (B, 1, parts, C), or (B, N, parts, C) for each token;
         those of the last normalisation are behind all blocks'.
     tokens, mask: of the others, (B, L, C), and True where one of the (B, L) counts.
-    packing: of tokens that are several pictures in a row.
+    packing: of tokens that are several images in a row.
     """
 
     modulation: tuple[Tensor, ...] = ()
@@ -131,7 +131,7 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 def positions(config: DiTConfig, rows: int, columns: int) -> Tensor:
-    """The fixed positions of a picture of so many patches, (rows * columns, C), the column's part first."""
+    """The fixed positions of an image of that many patches, (rows * columns, C), the column's part first."""
     places = grid_coordinates((rows, columns))  # (N, 2)
     if config.resize == "interpolate":
         places = places * (config.side / torch.tensor([rows, columns], dtype=places.dtype))
@@ -174,19 +174,19 @@ class DiT(nn.Module):
                 are for the designs in-context and cross-attention.
 
         Raises:
-            ShapeError: a size that is no multiple of the patch, or a condition that does not fit.
+            ShapeError: a size that is not a multiple of the patch, or a condition that does not fit.
         """
         condition = condition or Condition()
         self._check(x)
         conditioning = self.tell(t, condition) if self._ahead is None else self._ahead(t, condition)
         h = self.patches(with_context(x, condition, self.config.concat_channels))  # (B, C, rows, columns)
         rows, columns = h.shape[2:]
-        # contiguous: else each residual keeps the picture's strides, and each normalisation copies
+        # contiguous: else each residual keeps the image's strides, and each normalisation copies
         h = h.flatten(2).transpose(1, 2).contiguous() + self._positions(rows, columns)  # (B, N, C)
         return self._unpatched(self.denoise(h, conditioning), rows, columns)  # (B, out_channels, H, W)
 
     def tell(self, t: Tensor, condition: Condition) -> BlockConditioning:
-        """What the blocks are told at the levels t (B,), under a condition of B rows.
+        """The blocks' conditioning at the levels t (B,), under a condition of B rows.
 
         Raises:
             ShapeError: a condition that does not fit.
@@ -209,7 +209,7 @@ class DiT(nn.Module):
         return BlockConditioning(tokens=torch.cat(tokens, dim=1), mask=mask if condition.tokens is not None else None)
 
     def denoise(self, h: Tensor, conditioning: BlockConditioning) -> Tensor:
-        """Tokens (B, N, C) of a picture to those of the result (B, N, patch * patch * out_channels)."""
+        """Tokens (B, N, C) of an image to those of the result (B, N, patch * patch * out_channels)."""
         count, depth, half = h.shape[1], self.config.depth, len(self.merge)
         if self.config.block_type == "in-context":
             h = torch.cat([h, cast(Tensor, conditioning.tokens).to(h)], dim=1)  # (B, N + L, C)
@@ -229,9 +229,9 @@ class DiT(nn.Module):
         return self.leave(h)  # (B, N, patch * patch * out_channels)
 
     def packed(
-        self, pictures: Sequence[Tensor], t: Tensor, condition: Condition | None = None, *, length: int | None = None
+        self, images: Sequence[Tensor], t: Tensor, condition: Condition | None = None, *, length: int | None = None
     ) -> tuple[list[Tensor], float]:
-        """The result for each of S pictures (in_channels, H, W) of any sizes, computed as rows of tokens.
+        """The result for each of S images (in_channels, H, W) of any sizes, computed as rows of tokens.
 
         Args:
             t: (S,).
@@ -243,17 +243,15 @@ class DiT(nn.Module):
 
         Raises:
             RecipeError: a design other than adaLN, which tells each token its own.
-            ShapeError: a picture that does not fit, or is longer than a row.
+            ShapeError: an image that does not fit, or is longer than a row.
         """
         if not self.adaptive:
-            raise RecipeError(
-                f"block_type = {self.config.block_type!r}: only adaln and adaln-zero read packed pictures"
-            )
+            raise RecipeError(f"block_type = {self.config.block_type!r}: only adaln and adaln-zero read packed images")
         condition = condition or Condition()
         tokens, sides = [], []
-        for picture in pictures:
-            self._check(picture[None])
-            h = self.patches(picture[None])  # (1, C, rows, columns)
+        for image in images:
+            self._check(image[None])
+            h = self.patches(image[None])  # (1, C, rows, columns)
             sides.append((h.shape[2], h.shape[3]))
             tokens.append(h[0].flatten(1).T + self._positions(*sides[-1]))  # (N, C)
         packing = Packing([len(sequence) for sequence in tokens], length=length)
@@ -344,7 +342,7 @@ class _Ahead:
         self.network = network
         self.indices = torch.unique(indices)
         self.places = {index: place for place, index in enumerate(self.indices.tolist())}
-        # the same tensor comes again with every picture of a level; it is kept, so that its id stays its own
+        # the same tensor comes again with every image of a level; it is kept, so that its id stays its own
         self.levels: dict[int, tuple[Tensor, int | None]] = {}
         self.entries: list[tuple[Tensor | None, _Table | None]] = []
 

@@ -43,7 +43,7 @@ class DiTConfig:
         patch: side of the squares of x that become tokens.
         depth, hidden_size, heads: blocks, width of a token, attention heads.
         mlp_ratio: width of the MLPs, in multiples of `hidden_size`.
-        block_type: how a block is told time and condition: as further tokens (`in-context`), by attention to them
+        block_type: how a block is conditioned on time and class: as further tokens (`in-context`), by attention to them
             (`cross-attention`), by scale and shift of its normalisations (`adaln`), with gates that begin at 0 too
             (`adaln-zero`).
         skips: `long` gives the result of each block of the first half to its mirror image in the second (U-ViT).

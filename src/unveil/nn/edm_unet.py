@@ -3,7 +3,7 @@
     x -> enter -> [resample, blocks] per level -> middle -> [resample, blocks] per level -> norm -> leave
 
 Score SDE's halves and doubles inside residual blocks through a small filter, weighs sums of two branches by
-1 / sqrt(2), and may carry pictures beside the features: a pyramid of inputs that joins every level on the way down,
+1 / sqrt(2), and may carry images beside the features: a pyramid of inputs that joins every level on the way down,
 and one of outputs that grows on the way up. ADM's tells the level by scale and shift and attends with 64 channels a
 head; it differs from `unet.UNet` in its groups of normalisation alone.
 
@@ -63,11 +63,11 @@ class SongUNetConfig:
         attention: rates of the levels with self-attention: after each block on the way down, the last on the way up.
         embedding: of the index: `positional` sinusoids, or random `fourier` frequencies (NCSN++, for log sigma).
         noise_multiplier: width of that embedding, and of a condition's vector, in `model_channels`.
-        embedding_multiplier: width of what the blocks are told, in `model_channels`.
+        embedding_multiplier: width of the blocks' conditioning vector, in `model_channels`.
         encoder: `standard`; `skip`: each level sees the smaller input; `residual`: and hands it on (NCSN++).
         decoder: `standard`; `skip`: each level adds its part to the output.
         combine: how a `skip` encoder joins the input: by `sum`, or `cat` beside the features.
-        filter: through which features and pictures are resampled: (1, 1) or NCSN++'s (1, 3, 3, 1); None is (1, 1),
+        filter: through which features and images are resampled: (1, 1) or NCSN++'s (1, 3, 3, 1); None is (1, 1),
             and in a `residual` encoder a strided convolution in its place.
         resample: in `residual` blocks, or without weights (`pool`).
         branch_weight: of a sum of two branches.
@@ -217,15 +217,15 @@ class SongUNet(nn.Module):
         self.config = config
         self.vector_dim = config.vector_dim
         self.multiple = config.rates[-1]  # of both sides of x
-        style, pictures = config.style, config.in_channels + config.concat_channels
+        style, channels = config.style, config.in_channels + config.concat_channels
         if config.embedding == "fourier":
             self.register_buffer("frequencies", FOURIER_SCALE * torch.randn(config.vector_dim // 2))
         self.map_1 = nn.Linear(config.vector_dim, style.vector)
         self.map_2 = nn.Linear(style.vector, style.vector)
         self.augment = nn.Linear(config.augment_dim, config.vector_dim, bias=False) if config.augment_dim else None
-        self.enter = nn.Conv2d(pictures, config.model_channels, 3, padding=1)
+        self.enter = nn.Conv2d(channels, config.model_channels, 3, padding=1)
         stack = [config.model_channels]
-        self.down = self._way_down(pictures, stack)
+        self.down = self._way_down(channels, stack)
         width = stack[-1]
         self.middle = nn.ModuleList([EDMBlock(width, width, style, attention=True), EDMBlock(width, width, style)])
         self.up = self._way_up(stack)
@@ -273,7 +273,7 @@ class SongUNet(nn.Module):
         angles = t.float()[:, None] * (2 * math.pi * self.get_buffer("frequencies").float())
         return torch.cat([angles.sin(), angles.cos()], dim=1)
 
-    def _way_down(self, pictures: int, stack: list[int]) -> nn.ModuleList:
+    def _way_down(self, channels: int, stack: list[int]) -> nn.ModuleList:
         """The levels of the way down, and on the stack the widths of all that they leave there."""
         config, style, levels = self.config, self.config.style, nn.ModuleList()
         for level, out in enumerate(config.widths):
@@ -281,10 +281,10 @@ class SongUNet(nn.Module):
             if level:
                 resample = self._resample(width, "down")
                 if config.encoder == "skip":
-                    side = InputSkip(pictures, width, style, config.combine)
+                    side = InputSkip(channels, width, style, config.combine)
                     width = 2 * width if config.combine == "cat" else width
                 elif config.encoder == "residual":
-                    side, pictures = InputResidual(pictures, width, style), width
+                    side, channels = InputResidual(channels, width, style), width
                 stack.append(width)
             blocks: list[EDMBlock] = []
             for _ in range(config.num_res_blocks):

@@ -1,4 +1,4 @@
-"""How a network is told the time, and where its tokens stand: waves, learned tables, rotations."""
+"""Embeddings of the time and of token positions: waves, learned tables, rotations."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def sinusoid(t: Tensor, dim: int, order: EmbeddingOrder) -> Tensor:
     """
     half = dim // 2
     divisor = half - 1 if order == "sin-cos" else half
-    # in float64: the last digit of a float32 exp is another on every kind of processor, and t is up to 1000 times that
+    # in float64: the last digit of a float32 exp is another on every kind of CPU, and t is up to 1000 times that
     steps = torch.arange(half, dtype=torch.float64)
     frequencies = torch.exp(-math.log(10000) / max(divisor, 1) * steps).float().to(t.device)
     angles = t.float()[:, None] * frequencies  # (B, dim/2)
@@ -58,7 +58,7 @@ def sin_cos_positions(
 ) -> Tensor:
     """(N, axes) coordinates, any real numbers, to (N, dim) waves of wavelengths 2 pi to 10000 * 2 pi, in float32.
 
-    Each axis has a part of its own, in the order of the axes; MAE and DiT give the column before the row.
+    Each axis has its own part, in the order of the axes; MAE and DiT give the column before the row.
 
     Args:
         split: numbers of each axis; equal parts when left out, the first axis taking the rest.
@@ -212,7 +212,7 @@ def check_axes(coordinates: Tensor, ranks: Sequence[int]) -> int:
 
 
 def even_split(width: int, axes: int) -> tuple[int, ...]:
-    """Parts of a width for each axis, all even and equal, but for the first, which takes the rest."""
+    """Parts of a width for each axis, all even and equal, except for the first, which takes the rest."""
     share = width // (2 * axes) * 2
     return (width // 2 * 2 - share * (axes - 1), *[share] * (axes - 1))
 

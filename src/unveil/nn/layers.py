@@ -14,7 +14,7 @@ from unveil.types import Condition, RecipeError, ShapeError
 
 # In which order the rows of a joint query-key-value projection stand
 AttentionOrder = Literal["heads-first", "qkv-first"]
-# The size of the picture that a network is given beside x
+# The size of the image that a network is given beside x
 ContextSize = Literal["same", "smaller"]
 M = TypeVar("M", bound=nn.Module)
 
@@ -107,7 +107,7 @@ def with_context(x: Tensor, condition: Condition, channels: int, size: ContextSi
 
 
 class SelfAttention(nn.Module):
-    """Residual self-attention over the positions of a picture (B, C, H, W).
+    """Residual self-attention over the positions of an image (B, C, H, W).
 
     Source: Ho et al. 2020, appendix B (one head); Dhariwal & Nichol 2021, section 3.1 (several).
     """

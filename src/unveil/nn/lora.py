@@ -6,7 +6,7 @@ Several LoRAs share a network, each with its own weight w; one may be added to s
 attention computes queries, keys and values in one layer where published files have three.
 
 A layer keeps its class, its weight and its name. Its additions are a child module `lora`, which moves and is copied
-with the layer, and is no part of any state dict: a network with LoRAs on it saves and loads its own files. They act
+with the layer, and is not a part of any state dict: a network with LoRAs on it saves and loads its own files. They act
 as the layer's forward hook, which is there only while something is added, so that with all of them off the layer
 runs as it ran before, to the bit and through the same kernels. A module in the layer's place, or torch's
 parametrisations, would rename the weight; the latter would also multiply B A out at every call.
@@ -77,7 +77,7 @@ def init_lora(network: nn.Module, config: LoraConfig) -> list[LoraDelta]:
     """New additions that change nothing yet: A is drawn by torch's generator as Kaiming's uniform, B is zero.
 
     Raises:
-        RecipeError: a target that is no layer of the network (names the nearest), or is one that takes no LoRA.
+        RecipeError: a target that is not a layer of the network (names the nearest), or is one that takes no LoRA.
 
     Source: Hu et al. 2021, section 4.1; A is drawn as in the authors' library.
     """
@@ -122,7 +122,7 @@ def attach(network: nn.Module, name: str, additions: Sequence[LoraDelta], weight
     for delta in additions:
         if delta.layer not in layers:
             raise RecipeError(
-                f"LoRA {name!r}: {delta.layer!r} is no layer here{did_you_mean(delta.layer, list(layers))}"
+                f"LoRA {name!r}: {delta.layer!r} is not a layer here{did_you_mean(delta.layer, list(layers))}"
             )
         kernel = _weight(layers[delta.layer], delta.layer)
         if delta.down.shape[1:] != kernel.shape[1:] or delta.stop > len(kernel):

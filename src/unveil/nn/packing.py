@@ -133,7 +133,7 @@ class Packing:
         longest = max(self.lengths)
         starts = range(0, longest * len(key), longest)
         each = [torch.arange(start, start + n) for start, n in zip(starts, self.lengths, strict=True)]
-        index = torch.cat(each).to(tokens.device)  # of each token, where each sequence has a row of its own
+        index = torch.cat(each).to(tokens.device)  # of each token, where each sequence has its own row
         rows = tokens.new_zeros(longest * len(key), *tokens.shape[1:]).index_copy(0, index, tokens)
         padded = scaled_dot_product_attention(
             rows.unflatten(0, (len(key), longest)).transpose(1, 2), key, value, mask=mask

@@ -18,7 +18,7 @@ from unveil.types import ShapeError
 # 64 they take two thirds of its time. Where a gradient keeps all weights (queries times keys), they do so up to this
 # many. In float32 the fused kernel of torch 2.13 is the faster one from 49 tokens on, both ways.
 PLAIN_UP_TO = {torch.bfloat16: 2**19}
-# Without gradients they are computed in parts of so many weights, which stay in the cache.
+# Without gradients they are computed in parts of that many weights, which stay in the cache.
 PART = 2**19
 
 

@@ -1,4 +1,4 @@
-"""The spatial transformer: the positions of a picture as tokens, which look at themselves and at a text.
+"""The spatial transformer: the positions of an image as tokens, which look at themselves and at a text.
 
 Source: Rombach et al. 2022, section 3.3 and appendix E.2.1 (arXiv:2112.10752).
 """
@@ -19,7 +19,7 @@ from unveil.types import Condition, ShapeError
 
 # What the layers around the blocks are: convolutions of one pixel, as in the paper, or linear layers of the tokens
 Projection = Literal["conv", "linear"]
-# A tensor is one of so many that are remembered: the condition's, the null's, and both in one batch, of a few runs
+# A tensor is one of that many that are remembered: the condition's, the null's, and both in one batch, of a few runs
 REMEMBERED = 8
 T = TypeVar("T")
 
@@ -32,12 +32,12 @@ class TextContext(NamedTuple):
 
 
 class SpatialTransformer(nn.Module):
-    """Residual transformer over the positions of a picture (B, C, H, W).
+    """Residual transformer over the positions of an image (B, C, H, W).
 
     Args:
-        channels: of the picture, and the width of its tokens.
+        channels: of the image, and the width of its tokens.
         depth: blocks.
-        context_width: of the text's tokens; None: in the text's place the picture looks at itself again.
+        context_width: of the text's tokens; None: in the text's place the image looks at itself again.
         groups: of the normalisation before the blocks.
     """
 
@@ -121,7 +121,7 @@ def keys_values(network: nn.Module, context: EncoderStates) -> dict[nn.Module, K
 class Memo(Generic[T]):
     """What follows from a tensor alone, worked out without gradients when that tensor is first seen.
 
-    It is known again by its identity, how often it was written to, and the precision asked for; a tensor that is
+    It is known again by its identity, how often it was written to, and the precision; a tensor that is
     remembered is held, so that no other one can take its identity. The oldest of `REMEMBERED` is forgotten.
     """
 

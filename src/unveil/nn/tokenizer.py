@@ -135,7 +135,7 @@ class Vocabulary:
         """The text of tokens; padding, begin and end are left out.
 
         Raises:
-            ShapeError: a number that is no token's.
+            ShapeError: a number that is not a token's.
         """
         words = [self.token(number) for number in numbers if number not in (PADDING, BEGIN, END)]
         return "".join(words) if self.unit == "characters" else _TIGHT.sub("", " ".join(words))

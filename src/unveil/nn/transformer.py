@@ -54,7 +54,7 @@ class TokenEmbedding(nn.Module):
         """(B, N) numbers, of which the first is the sequence's token `first`, to (B, N, C).
 
         Raises:
-            ShapeError: a sequence beyond the limit, numbers that are no tokens, or another shape.
+            ShapeError: a sequence beyond the limit, numbers that are not tokens, or another shape.
         """
         if tokens.ndim != 2 or tokens.is_floating_point():
             raise ShapeError(f"tokens {tuple(tokens.shape)} {tokens.dtype}: must be whole numbers (B, N)")
@@ -64,7 +64,7 @@ class TokenEmbedding(nn.Module):
                 "shorten it, or build the model with a higher limit"
             )
         size = self.table.num_embeddings
-        # asked of numbers on a CPU alone: on another device the question would wait for all that was sent there
+        # only checked on a CPU: on another device the check would wait for all work that was sent there
         if tokens.device.type == "cpu" and tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < size:
             raise ShapeError(f"token {int(tokens.max())}: must be 0 to {size - 1}, the model's vocabulary")
         places: Tensor = self.get_buffer("places")[first : first + tokens.shape[1]]

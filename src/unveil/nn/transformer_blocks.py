@@ -53,7 +53,7 @@ class BlockConfig:
     qkv_bias: bool = True
 
     def __post_init__(self) -> None:
-        """Raises RecipeError for a name that is none of the choices, or a dropout that is no share."""
+        """Raises RecipeError for a name that is none of the choices, or a dropout that is not a share."""
         for name, value, names in (("norm", self.norm, ("post", "pre")), ("activation", self.activation, _ACTIVATIONS)):
             if value not in names:
                 raise RecipeError(f"{name} {value!r}: must be one of {', '.join(names)}{did_you_mean(value, [*names])}")

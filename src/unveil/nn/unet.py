@@ -31,7 +31,7 @@ from unveil.types import Condition, ShapeError
 
 
 class UNetFeatures(NamedTuple):
-    """What the first half of a U-Net makes: the middle's result, the stack, and what the second half is told."""
+    """What the first half of a U-Net makes: the middle's result, the stack, and the second half's conditioning."""
 
     h: Tensor
     stack: list[Tensor]

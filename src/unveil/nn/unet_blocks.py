@@ -14,7 +14,7 @@ from unveil.nn.unet_config import UNetConfig
 
 
 class ResBlock(nn.Module):
-    """Two convolutions with a residual connection, told the time in between; `resample` changes the size first."""
+    """Residual block of two convolutions, conditioned on the time in between; `resample` changes the size first."""
 
     def __init__(self, width: int, out: int, config: UNetConfig, resample: nn.Module | None = None) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class Upsample(nn.Module):
         kernel = self.kernel() if self.memo is None else self.memo.of(self.conv.weight, self.kernel)
         if kernel.dtype == torch.float32 or not x.is_contiguous():
             return F.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1)
-        # In bf16 a processor takes half the time with the channels last.
+        # In bf16 a CPU takes half the time with the channels last.
         last = x.contiguous(memory_format=torch.channels_last)
         return F.conv_transpose2d(last, kernel, self.conv.bias, stride=2, padding=1).contiguous()
 

@@ -1,8 +1,8 @@
-"""A transformer over patches of clips in space and time, told a level, a place and a text token by token.
+"""A transformer over patches of clips in space and time, conditioned on a level, a position and a text token by token.
 
-    x -> patches -> tokens at (t, y, x) -> blocks, each told the level of every token -> norm -> linear -> patches
+    x -> patches -> tokens at (t, y, x) -> blocks, modulated by the level of each token -> norm -> linear -> patches
 
-A picture is a clip of one frame. Levels may differ between the frames or the places of a clip, which is how frames
+An image is a clip of one frame. Levels may differ between the frames or the places of a clip, which is how frames
 that are known are given: at the level of data. Positions turn queries and keys, so that any size, shape and length,
 times before the first frame and times between frames are only other coordinates. Waves, where there are some, tell each
 token besides where in its own frame it lies and how long after the start.
@@ -45,11 +45,11 @@ MAX_LAYOUTS = 8
 
 @dataclass(frozen=True)
 class VideoBlockConditioning:
-    """What blocks are told beside x.
+    """The conditioning of blocks, beside x.
 
     modulation: shifts, scales and gates (B, F or 1, S or 1, 6, C) of all blocks, before each adds its own.
     last: shift and scale (B, F or 1, S or 1, 2, C) of the last normalisation.
-    which: None, or of each token of rows (B, N) the level that it is told, a number of `modulation`'s and `last`'s B.
+    which: None, or of each token of rows (B, N) the level that it has, a number of `modulation`'s and `last`'s B.
     rotary: the places of the tokens.
     together: which tokens see each other in each block; None: all of a row.
     text, mask: tokens (clips, L, context_width), and True where one of the (clips, L) counts.
@@ -90,7 +90,7 @@ class _Laid:
 
 
 class SpaceTimeBlock(nn.Module):
-    """Attention of tokens on themselves and on a text, and an MLP; to what all blocks are told it adds its own.
+    """Attention of tokens on themselves and on a text, and an MLP; to the conditioning of all blocks it adds its own.
 
     Source: Chen et al. 2023, section 2.3 (arXiv:2310.00426).
     """
@@ -130,7 +130,7 @@ class SpaceTimeBlock(nn.Module):
 
 
 class VideoDiT(nn.Module):
-    """The denoising network of clips and pictures: (x, t, condition) to a tensor of x's size with `out_channels`.
+    """The denoising network of clips and images: (x, t, condition) to a tensor of x's size with `out_channels`.
 
     Attributes:
         tells_parts: t may differ between the parts of a sample.
@@ -159,14 +159,14 @@ class VideoDiT(nn.Module):
         """The raw result, in x's size.
 
         Args:
-            x: clips (B, in_channels, T, H, W), or pictures (B, in_channels, H, W), which are clips of one frame.
+            x: clips (B, in_channels, T, H, W), or images (B, in_channels, H, W), which are clips of one frame.
             t: the number that stands for the level, fractions allowed: (B,), or broadcastable to x for levels that
                 differ between frames or places; where they differ within a token, the noisiest counts.
             condition: its vector (B, vector_dim) is added to the time's embedding, its tokens are the text; its
                 places say where the clips lie, the first token at 0 and a step of 1 where they say nothing.
 
         Raises:
-            ShapeError: a size that is no multiple of the patch, or a condition that does not fit.
+            ShapeError: a size that is not a multiple of the patch, or a condition that does not fit.
         """
         condition, rows = condition or Condition(), len(x)
         clips, grid = self._checked(x)
@@ -189,7 +189,7 @@ class VideoDiT(nn.Module):
         *,
         length: int | None = None,
     ) -> tuple[list[Tensor], float]:
-        """The result for each of S clips (in_channels, T, H, W), or pictures, of any sizes, as rows of tokens.
+        """The result for each of S clips (in_channels, T, H, W), or images, of any sizes, as rows of tokens.
 
         Args:
             t: of each, a number, or broadcastable to the clip.
@@ -235,10 +235,10 @@ class VideoDiT(nn.Module):
         return results, packing.waste
 
     def tokens(self, shape: Sequence[int]) -> int:
-        """How many tokens a clip (in_channels, T, H, W) or a picture is.
+        """How many tokens a clip (in_channels, T, H, W) or an image is.
 
         Raises:
-            ShapeError: a size that is no multiple of the patch, or other channels.
+            ShapeError: a size that is not a multiple of the patch, or other channels.
         """
         return self._checked(torch.empty(1, *shape, device="meta"))[1].tokens
 
@@ -258,7 +258,7 @@ class VideoDiT(nn.Module):
         clips = x[:, :, None] if x.ndim == 4 else x
         if clips.ndim != 5 or clips.shape[1] != self.config.in_channels:
             raise ShapeError(
-                f"x {tuple(x.shape)}: must be clips (B, {self.config.in_channels}, T, H, W), or pictures "
+                f"x {tuple(x.shape)}: must be clips (B, {self.config.in_channels}, T, H, W), or images "
                 f"(B, {self.config.in_channels}, H, W)"
             )
         counts = []
@@ -271,7 +271,7 @@ class VideoDiT(nn.Module):
         return clips, TokenGrid(*counts)
 
     def _tokens(self, clips: Tensor, grid: TokenGrid, waves: Tensor | None) -> Tensor:
-        """Clips (B, in_channels, T, H, W) as tokens (B, F, S, C), each told where it is."""
+        """Clips (B, in_channels, T, H, W) as tokens (B, F, S, C), each with its position."""
         h = self.patches(self._boxes(clips))
         if self.where is None or waves is None:
             return h
@@ -324,7 +324,7 @@ class VideoDiT(nn.Module):
         return Rotary(places, self.config.hidden_size // self.config.heads, theta=self.config.rope_theta)
 
     def _cached_layout(self, key: tuple[object, ...], build: Callable[[], _Laid]) -> _Laid:
-        """What sizes alone decide, where the tokens are: made when it is first asked for, at every later call there."""
+        """What sizes alone decide, where the tokens are: computed on first use and then reused."""
         if key not in self._laid:
             if len(self._laid) >= MAX_LAYOUTS:
                 self._laid.clear()

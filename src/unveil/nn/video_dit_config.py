@@ -24,8 +24,8 @@ class VideoDiTConfig:
         attention_pattern: which tokens of a clip see each other, see `attention_patterns.attention_groups`.
         window: frames, rows and columns of a box of tokens, for the pattern `windowed`.
         causal: a token sees none of a later frame.
-        pos_fourier_dim: waves for each of time, height and width, by which a token is told where in its frame it
-            lies and how long after the start; 0: it is told nothing, and places are known of each other alone.
+        pos_fourier_dim: waves for each of time, height and width, that give a token its position in its frame
+            and its time after the start; 0: none, so that only relative positions are known.
         rope_theta: of the positions; the longest wavelength is just under 2 pi rope_theta tokens.
         qk_norm: of queries and keys.
         gradient_checkpointing: in training, keep no activations of blocks but compute them again: less memory, a

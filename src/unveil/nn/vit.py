@@ -1,4 +1,4 @@
-"""ViT: a picture as a sequence of patches, read by a transformer encoder.
+"""ViT: an image as a sequence of patches, read by a transformer encoder.
 
     x -> patches -> [class] + tokens + positions -> blocks -> norm -> pooled -> head
 
@@ -36,13 +36,13 @@ class ViTConfig:
     """What defines a ViT.
 
     Args:
-        channels: of a picture.
-        size: side of the pictures that the positions are learned for.
+        channels: of an image.
+        size: side of the images that the positions are learned for.
         classes: logits; 0: it gives features alone.
         patch: side of the squares that become tokens.
         depth, width, heads: blocks, width of a token, attention heads.
         hidden: width of the MLPs, in multiples of `width`.
-        pool: `class` reads a token of its own, `mean` averages those of the picture.
+        pool: `class` reads its own token, `mean` averages those of the image.
         head: `hidden` puts a tanh layer before the logits, as in pre-training; `linear` none, as in fine-tuning.
         stem: how a square becomes a token. `patches`: by one linear map; `convolutions`: by normalised 3 x 3 ones,
             one for each halving of its side and one before, which learns sooner (Xiao et al. 2021, arXiv:2106.14881).
@@ -87,7 +87,7 @@ class ViTConfig:
 
     @property
     def side(self) -> int:
-        """Patches along a side of the pictures that the positions are learned for."""
+        """Patches along a side of the images that the positions are learned for."""
         return self.size // self.patch
 
 
@@ -107,7 +107,7 @@ def get_preset(name: str, *, size: int = 224, channels: int = 3, classes: int = 
 
 
 class ViT(nn.Module):
-    """Reads pictures (B, channels, H, W): features and logits."""
+    """Reads images (B, channels, H, W): features and logits."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class ViT(nn.Module):
         """Features (B, width), which are what the logits are made of, and logits (B, classes).
 
         Raises:
-            ShapeError: another number of channels, or a side that is no multiple of the patch.
+            ShapeError: another number of channels, or a side that is not a multiple of the patch.
         """
         tokens = self.tokens(x)  # (B, N, width)
         features = tokens[:, 0] if self.first is not None else tokens.mean(1)  # (B, width)
@@ -138,7 +138,7 @@ class ViT(nn.Module):
     def tokens(self, x: Tensor) -> Tensor:
         """Every token after the last normalisation, (B, N, width); the class token, if there is one, first.
 
-        Pictures of another size than the positions were learned for get them interpolated.
+        Images of another size than the positions were learned for get them interpolated.
 
         Raises:
             ShapeError: as `forward`.
@@ -148,7 +148,7 @@ class ViT(nn.Module):
         check_multiple(x, self.config.patch)
         h = self.patches(x)  # (B, width, H / patch, W / patch)
         positions = self.positions(h.shape[2:])  # (N, width), that of the class token first
-        h = h.flatten(2).transpose(1, 2).contiguous()  # (B, N, width); else residuals keep the picture's strides
+        h = h.flatten(2).transpose(1, 2).contiguous()  # (B, N, width); else residuals keep the image's strides
         if self.first is not None:
             h = torch.cat([self.first.expand(len(h), 1, -1).to(h), h], dim=1)  # (B, 1 + N, width)
         h = F.dropout(h + positions, self.config.dropout, self.training)
@@ -190,7 +190,7 @@ class StemConfig(Protocol):
 
     @property
     def channels(self) -> int:
-        """Of a picture."""
+        """Of an image."""
         ...
 
     @property
@@ -212,7 +212,7 @@ class StemConfig(Protocol):
 def check_stem(config: StemConfig) -> None:
     """Raises RecipeError for a stem that cannot be built."""
     if config.stem == "convolutions" and (config.patch == 1 or config.patch & (config.patch - 1)):
-        raise RecipeError(f"patch {config.patch}: convolutions halve the picture; a power of 2 such as 4, or patches")
+        raise RecipeError(f"patch {config.patch}: convolutions halve the image; a power of 2 such as 4, or patches")
     if config.stem == "convolutions" and config.width < config.patch:
         raise RecipeError(
             f"width {config.width}: convolutions begin with 1/{config.patch} of it; at least {config.patch}"
@@ -220,7 +220,7 @@ def check_stem(config: StemConfig) -> None:
 
 
 def stem(config: StemConfig) -> nn.Module:
-    """Pictures (B, channels, H, W) to tokens (B, width, H / patch, W / patch)."""
+    """Images (B, channels, H, W) to tokens (B, width, H / patch, W / patch)."""
     if config.stem == "patches":
         return nn.Conv2d(config.channels, config.width, config.patch, stride=config.patch)
     halvings = config.patch.bit_length() - 1

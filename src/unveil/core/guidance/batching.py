@@ -13,7 +13,7 @@ from torch.nn import functional
 from unveil.core.denoiser import DenoiseFn, Estimate
 from unveil.types import Condition, NoiseLevel, ShapeError
 
-FEW = 8  # samples up to which a processor gains by one call
+FEW = 8  # samples up to which a CPU gains by one call
 
 # A denoiser that takes its condition with each call
 Conditioned = Callable[[Tensor, NoiseLevel, Condition], Estimate]
@@ -22,7 +22,8 @@ Conditioned = Callable[[Tensor, NoiseLevel, Condition], Estimate]
 def memoized(step: DenoiseFn) -> DenoiseFn:
     """The step, called once where several parts of a guidance ask for the same x and level.
 
-    `step = once(model.step(condition))` lets `rescale(cfg(step, null, 5), step)` make two calls instead of three.
+    With `step = memoized(model.denoise_fn(condition))`, `rescale(cfg(step, null, 5), step)` makes two calls instead of
+    three.
     """
     seen = _Seen()
     cached: list[Estimate] = []
@@ -39,7 +40,7 @@ def memoized(step: DenoiseFn) -> DenoiseFn:
 def should_batch(device: torch.device, count: int) -> bool:
     """Whether condition and null of `count` samples are faster in one call than in two; `benchmarks/guidance_call.py`.
 
-    A small batch leaves parts of a machine idle. A processor is full at a few samples, and two calls then move less
+    A small batch leaves parts of a machine idle. A CPU is full at a few samples, and two calls then move less
     memory through its caches.
     """
     return device.type != "cpu" or count <= FEW
@@ -48,8 +49,8 @@ def should_batch(device: torch.device, count: int) -> bool:
 def batch_cond_uncond(denoiser: Conditioned, *conditions: Condition) -> list[DenoiseFn]:
     """A step per condition, which share one call of the network with a batch of all of them.
 
-    `cfg(*batched(denoiser, condition, null), scale=4.0)` is one call where two steps would be two. The first step
-    asked for alone calls the network with its own rows only, as `cfg` does where its scale is 1 and `interval`
+    `cfg(*batch_cond_uncond(denoiser, condition, null), scale=4.0)` is one call where two steps would be two. The first
+    step used on its own calls the network with its own rows only, as `cfg` does where its scale is 1 and `interval`
     outside of its range. Tokens of different lengths are padded, with a mask that hides the padding.
 
     Args:

@@ -16,7 +16,7 @@ from unveil.types import NoiseLevel, RecipeError, like
 def ddrm(
     grid: Schedule, operator: Operator, y: Tensor, *, noise_level: float = 0.0, eta: float = 0.85, eta_b: float = 1.0
 ) -> DDRMPlan:
-    """A plan that samples pictures x with A x = y (plus noise): each singular direction is led by what y says of it.
+    """A plan that samples images x with A x = y (plus noise): each singular direction is led by what y says of it.
 
     Start it at `DDRMPlan.start(noise)`. On a grid that ends at the data a noiseless measurement is met exactly.
 
@@ -30,7 +30,7 @@ def ddrm(
 
     Raises:
         RecipeError: a negative noise level, or eta or eta_b outside [0, 1].
-        ShapeError: a y that is no measurement of this operator.
+        ShapeError: a y that is not a measurement of this operator.
 
     Source: Kawar et al. 2022, eq. 7 and 8 (arXiv:2201.11793), there for alpha = 1; x / alpha brings the others there.
     """

@@ -12,7 +12,7 @@ from unveil.types import NoiseLevel, ShapeError
 
 
 def low_frequency(step: DenoiseFn, reference: Tensor, low: Sequence[int]) -> DenoiseFn:
-    """The step whose x0 has the large forms of `reference` and fine ones of its own.
+    """The step whose x0 has the large forms of `reference` and its own fine ones.
 
     With P the mean over the pixels of a lower resolution, enlarged again, x0 becomes x0 + P(known) - P(x0).
 

@@ -22,7 +22,7 @@ def inpaint(step: DenoiseFn, pixels: Tensor, keep: Tensor) -> DenoiseFn:
 
     Whatever sampler carries it out then moves the known numbers as if they had been noised: along x_t = alpha x0 +
     sigma eps with one eps where it is deterministic, by q(x_s | x_t, x0) where it is ancestral, which at each level
-    is the law of pictures noised anew. A grid that ends at the data gives back the known numbers bit by bit with
+    is the law of images noised again. A grid that ends at the data gives back the known numbers bit by bit with
     samplers of one call per step; `paste` does so for all.
 
     Args:
@@ -49,7 +49,7 @@ def paste(x: Tensor, pixels: Tensor, keep: Tensor) -> Tensor:
     """X with the known numbers in their place, bit by bit.
 
     Raises:
-        ShapeError: a mask that is not boolean or does not fit, or pictures of another shape.
+        ShapeError: a mask that is not boolean or does not fit, or images of another shape.
     """
     _same(pixels, x)
     return torch.where(fitted(boolean(keep), x), pixels, x)

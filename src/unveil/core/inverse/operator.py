@@ -1,6 +1,6 @@
-"""Linear measurements y = A x with their singular value decomposition A = U S V^T, for pictures of any size.
+"""Linear measurements y = A x with their singular value decomposition A = U S V^T, for images of any size.
 
-No matrix here has more than (side of the picture)^2 entries: a measurement acts along each axis by itself, so its
+No matrix here has more than (side of the image)^2 entries: a measurement acts along each axis by itself, so its
 decomposition is the product of those of its axes.
 """
 
@@ -62,7 +62,7 @@ class Mask:
         return torch.where(fitted(self.keep, x), x, torch.zeros_like(x))
 
     def pinv(self, y: Tensor) -> Tensor:
-        """Y itself, but for what is not measured."""
+        """Y itself, except for what is not measured."""
         return self(y)
 
     def rotate(self, x: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ class Mask:
         return spectrum
 
     def observed(self, y: Tensor) -> Tensor:
-        """Y itself, but for what is not measured."""
+        """Y itself, except for what is not measured."""
         return self(y)
 
     def singular(self, x: Tensor) -> Tensor:
@@ -160,14 +160,14 @@ class Separable:
             if not there or x.shape[axis] != matrix.shape[side]:
                 raise ShapeError(
                     f"{('a measurement', 'x')[side]} {tuple(x.shape)}: this operator needs {matrix.shape[side]} along "
-                    f"axis {axis}; make it for the size of the pictures"
+                    f"axis {axis}; make it for the size of the images"
                 )
 
 
 def block_average(size: Sequence[int], factor: int) -> Separable:
     """Means over blocks of factor x factor, the measurement of super-resolution.
 
-    Where a side is no multiple of the factor its last block is smaller, and its mean that of what is there.
+    Where a side is not a multiple of the factor its last block is smaller, and its mean that of what is there.
 
     Args:
         size: of the last axes of x, such as (H, W).
@@ -221,7 +221,7 @@ def gaussian(deviation: float) -> Tensor:
 
 
 def channel_average(channels: int, weights: Sequence[float] | None = None) -> Separable:
-    """A weighted sum of the channels (axis 1), their mean unless told: what colourisation knows."""
+    """A weighted sum of the channels (axis 1), their mean by default: what colourisation knows."""
     row = torch.full((channels,), 1 / channels) if weights is None else torch.tensor(weights, dtype=torch.float64)
     if len(row) != channels:
         raise RecipeError(f"{len(row)} weights for {channels} channels: needs one for each")
@@ -229,7 +229,7 @@ def channel_average(channels: int, weights: Sequence[float] | None = None) -> Se
 
 
 def project(x: Tensor, operator: Operator, y: Tensor) -> Tensor:
-    """The picture nearest to x whose measurement is y: x + A^+ (y - A x)."""
+    """The image nearest to x whose measurement is y: x + A^+ (y - A x)."""
     return x + operator.pinv(y - operator(x))
 
 

@@ -1,9 +1,9 @@
-"""Parts of a sample that are held at what is known of them, each at a level of its own, until the run comes to it.
+"""Parts of a sample that are held at what is known of them, each at its own level, until the run comes to it.
 
 `held` asks for a denoiser that takes a level for each part, such as one that was trained on clips of which frames were
 given; for others there is `imposed`. A part held at the level of data stays what it is; one held at a higher level is
 known roughly, and is worked on once the run has come down to that level. So one step makes a clip from its first frame,
-goes on from its last ones, fills in between, and edits each frame by a strength of its own.
+goes on from its last ones, fills in between, and edits each frame by its own strength.
 
 Source: Zheng et al. 2024 (arXiv:2412.20404), section 3; a level for each part: Chen et al. 2024 (arXiv:2407.01392).
 """
@@ -56,12 +56,12 @@ def per_token_conditioning(step: DenoiseFn, process: Process, frames: Tensor, un
 def replace_known(step: DenoiseFn, frames: Tensor, until: Tensor) -> DenoiseFn:
     """The step with parts held, for a denoiser that takes one level for all of x: after each step they are put back.
 
-    Everything is at the level of the run. Parts that are held are told as the rest, so that a network that was not
-    trained on given parts sees nothing new; it also agrees with them less than `held` does.
+    Everything is at the level of the run. Parts that are held enter the network as the rest, so that a network that
+    was not trained on given parts sees nothing new; it also agrees with them less than `per_token_conditioning` does.
 
     Args:
         step: to guide.
-        frames, until: as in `held`.
+        frames, until: as in `per_token_conditioning`.
 
     Raises:
         ShapeError: a time below 0.

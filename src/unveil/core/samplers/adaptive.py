@@ -1,6 +1,6 @@
 """DPM-Solver with error control: two embedded orders share their calls, and their difference sets the next width.
 
-Every sample has a clock of its own, so that a batch never couples its members; a norm over the whole batch, as in
+Every sample has its own clock, so that a batch never couples its members; a norm over the whole batch, as in
 the published codes, gives all of them the same steps. The clocks are part of the `SamplerState`: a run can be left and
 taken up again.
 """
@@ -262,7 +262,7 @@ class AdaptivePlan:
         squares = squares if squares.dtype == torch.float64 else squares.float()
         moved = torch.ones_like(squares) * like(where(self.way != 0, 1.0, 0.0), squares)
         count = moved.reshape(len(moved), -1).sum(1).clamp(min=1)
-        # to the processor first: a device may lack float64
+        # to the CPU first: a device may lack float64
         return self.tolerance.across(((squares * moved).reshape(len(moved), -1).sum(1) / count).cpu().double())
 
     def _level(self, place: Tensor) -> NoiseLevel:

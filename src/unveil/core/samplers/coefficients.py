@@ -28,7 +28,7 @@ Mask = bool | Tensor
 # where the step begins, 1 where it ends, and what was before it is negative.
 Rule = Callable[[Sequence[Number], Number], list[Number]]
 
-# where so many nodes can be used
+# where that many nodes can be used
 Tier = tuple[Mask, int]
 
 
@@ -255,7 +255,7 @@ def check_order(order: int, most: int) -> None:
     """Refuses an order outside 1 to `most`.
 
     Raises:
-        RecipeError: there is no such order.
+        RecipeError: no such order.
     """
     if not 1 <= order <= most:
         raise RecipeError(f"order = {order}: must lie in 1 to {most}")

@@ -116,7 +116,7 @@ def _moved(grid: Schedule, k: int) -> Tensor:
 
 
 def _landing(row: StepRow, here: NoiseLevel, there: NoiseLevel) -> StepRow:
-    """The row of a step, but for what comes onto clean data: that takes the estimate of x0, without noise."""
+    """The row of a step, except for what comes onto clean data: that takes the estimate of x0, without noise."""
     lands = (there.sigma == 0) & (here.sigma > 0)
     return row._replace(
         keep=_where(lands, 0.0, row.keep),
@@ -201,7 +201,7 @@ class Corrector(Protocol):
 
     @property
     def steps(self) -> int:
-        """How often before each step of the predictor, each with a network call and a noise of its own."""
+        """How often before each step of the predictor, each with a network call and its own noise."""
         ...
 
     def move(self, x: Tensor, level: NoiseLevel, estimate: Estimate, noise: Tensor, scale: Number) -> Tensor:
@@ -277,7 +277,7 @@ class PredictorCorrectorPlan:
         return state.number >= self.total
 
     def advance(self, state: SamplerState, step: DenoiseFn, noise: Noise | None, out: Tensor) -> StepResult:
-        """A correction or a step; each draws the noise of its own number."""
+        """A correction or a step; each draws noise by its number."""
         row, done = divmod(state.number, 1 + self.corrector.steps)
         number = state.number + 1
         if done == self.corrector.steps:

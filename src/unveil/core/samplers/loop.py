@@ -131,7 +131,7 @@ class CoefficientTable:
         if estimate is None:
             new = torch.mul(x, like(row.keep, x), out=out)
         else:
-            if self._depth > 1:  # asked for before `out`, which may be the x that it is made of, is written
+            if self._depth > 1:  # computed before `out`, which may be the x that it is made of, is written
                 past = (self._quantity(estimate), *past)[: self._depth]
             new = self._combined(estimate, x, row, out)
             for gain, earlier in zip(row.gains[1:], past[1:], strict=False):
@@ -233,7 +233,7 @@ def draw_noise(noise: Noise | None, number: int) -> Tensor:
     """Standard normal noise of step `number`.
 
     Raises:
-        RecipeError: there is no source of it.
+        RecipeError: it has no source.
     """
     if noise is None:
         raise RecipeError("this sampler adds noise: pass noise=, for example Streams(seed, samples).bind(shape)")

@@ -200,7 +200,7 @@ def _averaged(age: Number) -> list[Number]:
 
 
 def _started(grid: Schedule, row: StepRow, there: NoiseLevel, start: WarmupSteps, starting: Mask) -> list[StepRow]:
-    """The rows of a step that begins anew in some parts of x, while the others make it as `row` has it."""
+    """The rows of a step that begins again in some parts of x, while the others make it as `row` has it."""
     here = row.level
     assert here is not None
     nodes = [there if share == 1 else grid.process.at(here.t + share * (there.t - here.t)) for share in start.nodes]
