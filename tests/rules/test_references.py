@@ -58,7 +58,9 @@ def names_of(path: Path) -> set[str]:
             bound.add(node.name)
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            bound |= {part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)}
+            names = {part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)}
+            # `__all__` also lists names that are imported when they are first used
+            bound |= set(ast.literal_eval(node.value)) if names == {"__all__"} and node.value else names
     return bound
 
 
@@ -102,11 +104,11 @@ def resolves(reference: str) -> bool:
     if head in classes():
         return has_member(head, rest[0])
     dotted = reference.removeprefix("unveil.").split(".")
-    for split in range(len(dotted), 0, -1):
+    for split in range(len(dotted), -1, -1):
         written, inside = ".".join(dotted[:split]), dotted[split:]
         # a module may be named by its last part only
         for module, path in module_files().items():
-            if module != written and not module.endswith(f".{written}"):
+            if module != written and not (written and module.endswith(f".{written}")):
                 continue
             if not inside or (inside[0] in names_of(path) and (len(inside) == 1 or has_member(*inside[:2]))):
                 return True
