@@ -7,14 +7,14 @@ section 3.1 (arXiv:2112.10752), whose diffusion models see z before it is quanti
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, get_args
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unveil.autoencoders.autoencoder import Autoencoder, CodecConfig
-from unveil.types import RecipeError, ShapeError, did_you_mean
+from unveil.types import Ge, RecipeError, ShapeError
 
 # Which of the loss' two terms beta weighs: the one that moves the codebook, as first published, or the one that commits
 # the encoder, as in the paper
@@ -41,7 +41,7 @@ class VQModelConfig(CodecConfig):
     """
 
     moments: int = field(default=1, init=False)
-    codebook_size: int = 512
+    codebook_size: Annotated[int, Ge(2)] = 512
     beta: float = 0.25
     order: Order = "legacy"
     learned: Learned = "gradient"
@@ -50,17 +50,11 @@ class VQModelConfig(CodecConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.codebook_size < 2:
-            raise RecipeError(f"codebook_size = {self.codebook_size}: must be at least 2")
         if not 0 <= self.ema_decay < 1 or self.restart_dead < 0 or self.beta < 0:
             raise RecipeError(
                 f"ema_decay = {self.ema_decay}, restart_dead = {self.restart_dead}, beta = {self.beta}: "
                 "ema_decay must lie in [0, 1), the others must not be negative"
             )
-        for name, kinds in (("order", Order), ("learned", Learned)):
-            if (value := getattr(self, name)) not in get_args(kinds):
-                allowed = ", ".join(get_args(kinds))
-                raise RecipeError(f"{name} = {value!r}: must be one of {allowed}{did_you_mean(value, get_args(kinds))}")
 
 
 class Quantised(NamedTuple):

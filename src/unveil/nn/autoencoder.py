@@ -13,7 +13,7 @@ Sources: Rombach et al. 2022, appendix E.1 and G (arXiv:2112.10752); Esser et al
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +21,10 @@ from torch.nn import functional as F
 
 from unveil.nn.layers import PixelNorm, PixelRMS, SelfAttention, check_multiple, group_norm
 from unveil.nn.unet_blocks import Downsample, Upsample
-from unveil.types import RecipeError, ShapeError, did_you_mean
+from unveil.types import Ge, Lt, RecipeError, ShapeError, checked
 
 Norm = Literal["group", "pixel", "rms"]
 Middle = Literal["attention", "blocks"]
-CHOICES = {"norm": Norm, "middle": Middle}
 
 
 @dataclass(frozen=True)
@@ -53,33 +52,25 @@ class AutoencoderConfig:
         RecipeError: settings that do not fit together.
     """
 
-    in_channels: int
-    out_channels: int
-    channels: int
+    in_channels: Annotated[int, Ge(1)]
+    out_channels: Annotated[int, Ge(1)]
+    channels: Annotated[int, Ge(1)]
     multipliers: tuple[float, ...]
-    blocks: int
-    z_channels: int
+    blocks: Annotated[int, Ge(1)]
+    z_channels: Annotated[int, Ge(1)]
     attention: tuple[int, ...] = ()
     middle: Middle = "attention"
-    moments: int = 1
-    dropout: float = 0.0
+    moments: Annotated[int, Ge(1)] = 1
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     norm: Norm = "group"
-    groups: int = 32
+    groups: Annotated[int, Ge(1)] = 32
     norm_eps: float = 1e-6
-    patch: int = 1
+    patch: Annotated[int, Ge(1)] = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "multipliers", tuple(self.multipliers))
         object.__setattr__(self, "attention", tuple(self.attention))
-        for name in ("in_channels", "out_channels", "channels", "blocks", "z_channels", "moments", "groups", "patch"):
-            if getattr(self, name) < 1:
-                raise RecipeError(f"{name} = {getattr(self, name)}: must be at least 1")
-        for name, kinds in CHOICES.items():
-            if (value := getattr(self, name)) not in get_args(kinds):
-                allowed = ", ".join(get_args(kinds))
-                raise RecipeError(f"{name} = {value!r}: must be one of {allowed}{did_you_mean(value, get_args(kinds))}")
-        if not 0 <= self.dropout < 1:
-            raise RecipeError(f"dropout = {self.dropout}: must lie in [0, 1)")
+        checked(self)
         if not self.multipliers:
             raise RecipeError("multipliers: none given; an autoencoder needs one per level, for example [1, 2, 4]")
         for rate in self.attention:

@@ -11,7 +11,7 @@ Vaswani et al. 2017 (arXiv:1706.03762); a captioner for what a generative model 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from unveil.nn.layers import check_multiple
 from unveil.nn.transformer import DecoderState, TransformerDecoder, xavier_
 from unveil.nn.transformer_blocks import BlockConfig, EncoderStates, TransformerStack
 from unveil.nn.vit import Stem, check_stem, stem
-from unveil.types import RecipeError, ShapeError, did_you_mean
+from unveil.types import Ge, RecipeError, ShapeError, checked
 
 RATE = 8.0  # frames a second of clips that say nothing else; a step of time is one of them
 
@@ -45,22 +45,20 @@ class CaptionerConfig:
         RecipeError: settings that do not fit together.
     """
 
-    vocabulary: int
-    channels: int = 3
-    patch: int = 8
+    vocabulary: Annotated[int, Ge(1)]
+    channels: Annotated[int, Ge(1)] = 3
+    patch: Annotated[int, Ge(1)] = 8
     stem: Stem = "convolutions"
-    depth: int = 4
-    decoder_depth: int = 2
-    width: int = 144
-    heads: int = 4
+    depth: Annotated[int, Ge(1)] = 4
+    decoder_depth: Annotated[int, Ge(1)] = 2
+    width: Annotated[int, Ge(1)] = 144
+    heads: Annotated[int, Ge(1)] = 4
     hidden: float = 4.0
     max_length: int = 64
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("vocabulary", "channels", "patch", "depth", "decoder_depth", "width", "heads"):
-            if getattr(self, name) < 1:
-                raise RecipeError(f"{name} = {getattr(self, name)}: must be at least 1")
+        checked(self)
         if self.max_length < 3 or not 0 <= self.dropout < 1:
             raise RecipeError(
                 f"max_length = {self.max_length}, dropout = {self.dropout}: must be at least 3, and in [0, 1)"
@@ -68,11 +66,6 @@ class CaptionerConfig:
         if self.width % 6 or self.width % self.heads:
             raise RecipeError(
                 f"width = {self.width}: must be a multiple of 6, for places along three axes, and of the heads"
-            )
-        if self.stem not in get_args(Stem):
-            allowed = ", ".join(get_args(Stem))
-            raise RecipeError(
-                f"stem = {self.stem!r}: must be one of {allowed}{did_you_mean(self.stem, get_args(Stem))}"
             )
         check_stem(self)
 

@@ -9,7 +9,7 @@ section 2.4 (arXiv:2103.00020).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from unveil.nn.embeddings import TimeEmbedding
 from unveil.nn.layers import AttentionOrder, check_multiple, group_norm, scaled_dot_product_attention, zeroed
 from unveil.nn.unet_blocks import down_blocks, mid_block
 from unveil.nn.unet_config import Modulation, Resampling, UNetConfig
-from unveil.types import RecipeError, ShapeError, did_you_mean
+from unveil.types import Ge, RecipeError, ShapeError, checked
 
 Pool = Literal["attention", "adaptive", "spatial", "spatial_v2"]
 
@@ -47,8 +47,8 @@ class NoisyClassifierConfig:
     """
 
     in_channels: int
-    classes: int
-    size: int
+    classes: Annotated[int, Ge(1)]
+    size: Annotated[int, Ge(1)]
     model_channels: int = 128
     channel_mult: tuple[float, ...] = (1, 2, 3, 4)
     num_res_blocks: int = 2
@@ -59,21 +59,14 @@ class NoisyClassifierConfig:
     time_scale_shift: Modulation = "scale-shift"
     resample: Resampling = "residual"
     pool: Pool = "attention"
-    hidden: int = 2048
+    hidden: Annotated[int, Ge(1)] = 2048
     groups: int = 32
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channel_mult", tuple(self.channel_mult))
         object.__setattr__(self, "attention", tuple(self.attention))
-        for name in ("classes", "size", "hidden"):
-            if getattr(self, name) < 1:
-                raise RecipeError(f"{name} = {getattr(self, name)}: must be at least 1")
-        if self.pool not in get_args(Pool):
-            allowed = get_args(Pool)
-            raise RecipeError(
-                f"pool = {self.pool!r}: must be one of {', '.join(allowed)}{did_you_mean(self.pool, allowed)}"
-            )
+        checked(self)
         rate = self.encoder.rates[-1]
         if self.size % rate:
             raise RecipeError(f"size {self.size} px: must be a multiple of {rate}, to be halved between all levels")

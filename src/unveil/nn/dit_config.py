@@ -7,24 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from unveil.nn.attention import QkNorm
 from unveil.nn.embeddings import EmbeddingOrder
-from unveil.types import RecipeError, did_you_mean
+from unveil.types import Ge, RecipeError, checked, did_you_mean
 
 Design = Literal["in-context", "cross-attention", "adaln", "adaln-zero"]
 Skips = Literal["none", "long"]
 Embedders = Literal["shared", "per-block"]
 Resize = Literal["interpolate", "extend"]
-CHOICES = {
-    "block_type": Design,
-    "skips": Skips,
-    "embedders": Embedders,
-    "resize": Resize,
-    "embedding": EmbeddingOrder,
-    "qk_norm": QkNorm,
-}
 
 # Letter: depth, width, heads
 SIZES = {"s": (12, 384, 6), "b": (12, 768, 12), "l": (24, 1024, 16), "xl": (28, 1152, 16)}
@@ -61,13 +53,13 @@ class DiTConfig:
         RecipeError: settings that do not fit together.
     """
 
-    in_channels: int
-    out_channels: int
-    size: int = 32
-    patch: int = 2
-    depth: int = 12
-    hidden_size: int = 384
-    heads: int = 6
+    in_channels: Annotated[int, Ge(1)]
+    out_channels: Annotated[int, Ge(1)]
+    size: Annotated[int, Ge(1)] = 32
+    patch: Annotated[int, Ge(1)] = 2
+    depth: Annotated[int, Ge(1)] = 12
+    hidden_size: Annotated[int, Ge(1)] = 384
+    heads: Annotated[int, Ge(1)] = 6
     mlp_ratio: float = 4.0
     block_type: Design = "adaln-zero"
     skips: Skips = "none"
@@ -81,13 +73,7 @@ class DiTConfig:
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("in_channels", "out_channels", "size", "patch", "depth", "hidden_size", "heads"):
-            if getattr(self, name) < 1:
-                raise RecipeError(f"{name} = {getattr(self, name)}: must be at least 1")
-        for name, kinds in CHOICES.items():
-            if (value := getattr(self, name)) not in get_args(kinds):
-                allowed = ", ".join(get_args(kinds))
-                raise RecipeError(f"{name} = {value!r}: must be one of {allowed}{did_you_mean(value, get_args(kinds))}")
+        checked(self)
         if self.size % self.patch:
             below = self.size // self.patch * self.patch
             near = f"{below} or {below + self.patch}" if below else f"{self.patch}"

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -35,19 +35,12 @@ from unveil.nn.edm_blocks import (
 )
 from unveil.nn.embeddings import sinusoid
 from unveil.nn.layers import check_multiple, vector_of, with_context, zeroed
-from unveil.types import Condition, RecipeError, ShapeError, did_you_mean
+from unveil.types import Condition, RecipeError, ShapeError, checked
 
 Embedding = Literal["positional", "fourier"]
 Encoder = Literal["standard", "skip", "residual"]
 Decoder = Literal["standard", "skip"]
 Resampling = Literal["residual", "pool"]
-CHOICES = {
-    "embedding": Embedding,
-    "encoder": Encoder,
-    "decoder": Decoder,
-    "resample": Resampling,
-    "combine": Combination,
-}
 FOURIER_SCALE = 16.0  # deviation of the random frequencies
 
 
@@ -100,10 +93,7 @@ class SongUNetConfig:
 
     def __post_init__(self) -> None:
         _settle(self)
-        for name, kinds in CHOICES.items():
-            if (value := getattr(self, name)) not in get_args(kinds):
-                allowed = ", ".join(get_args(kinds))
-                raise RecipeError(f"{name} = {value!r}: must be one of {allowed}{did_you_mean(value, get_args(kinds))}")
+        checked(self)
         if self.noise_multiplier < 1 or self.vector_dim % 2:
             raise RecipeError(f"noise_multiplier = {self.noise_multiplier}: at least 1, and even times channels")
         self.style.resample("down")  # refuses a filter that cannot be

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import get_args
+from typing import Annotated
 
 from unveil.nn.attention import QkNorm
 from unveil.nn.attention_patterns import Pattern
-from unveil.types import RecipeError, did_you_mean
+from unveil.types import Ge, RecipeError, checked
 
 
 @dataclass(frozen=True)
@@ -35,31 +35,24 @@ class VideoDiTConfig:
         RecipeError: settings that do not fit together.
     """
 
-    in_channels: int
-    out_channels: int
+    in_channels: Annotated[int, Ge(1)]
+    out_channels: Annotated[int, Ge(1)]
     patch: tuple[int, int, int] = (1, 2, 2)
-    depth: int = 12
-    hidden_size: int = 384
-    heads: int = 6
+    depth: Annotated[int, Ge(1)] = 12
+    hidden_size: Annotated[int, Ge(1)] = 384
+    heads: Annotated[int, Ge(1)] = 6
     mlp_ratio: float = 4.0
     cross_attention_dim: int | None = None
     attention_pattern: Pattern = "full"
     window: tuple[int, int, int] = (4, 8, 8)
     causal: bool = False
-    pos_fourier_dim: int = 0
+    pos_fourier_dim: Annotated[int, Ge(0)] = 0
     rope_theta: float = 10000.0
     qk_norm: QkNorm = "rms"
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("in_channels", "out_channels", "depth", "hidden_size", "heads"):
-            if getattr(self, name) < 1:
-                raise RecipeError(f"{name} = {getattr(self, name)}: must be at least 1")
-        for name, kinds in (("attention_pattern", get_args(Pattern)), ("qk_norm", get_args(QkNorm))):
-            if (value := getattr(self, name)) not in kinds:
-                raise RecipeError(f"{name} = {value!r}: must be one of {', '.join(kinds)}{did_you_mean(value, kinds)}")
-        if self.pos_fourier_dim < 0:
-            raise RecipeError(f"pos_fourier_dim = {self.pos_fourier_dim}: must be at least 0")
+        checked(self)
         for name in ("patch", "window"):
             if len(getattr(self, name)) != 3 or min(getattr(self, name)) < 1:
                 values = list(getattr(self, name))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, Protocol, cast, get_args
+from typing import Annotated, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from unveil.nn.cnn import ClassifierOutput
 from unveil.nn.embeddings import LearnedPositions, grid_coordinates, sin_cos_positions
 from unveil.nn.layers import check_multiple, zeroed
 from unveil.nn.transformer_blocks import BlockConfig, TransformerStack
-from unveil.types import RecipeError, ShapeError, did_you_mean
+from unveil.types import Ge, RecipeError, ShapeError, checked, did_you_mean
 
 Pool = Literal["class", "mean"]
 Head = Literal["linear", "hidden"]
@@ -54,13 +54,13 @@ class ViTConfig:
         RecipeError: settings that do not fit together.
     """
 
-    channels: int
-    size: int
+    channels: Annotated[int, Ge(1)]
+    size: Annotated[int, Ge(1)]
     classes: int = 0
-    patch: int = 16
-    depth: int = 12
-    width: int = 768
-    heads: int = 12
+    patch: Annotated[int, Ge(1)] = 16
+    depth: Annotated[int, Ge(1)] = 12
+    width: Annotated[int, Ge(1)] = 768
+    heads: Annotated[int, Ge(1)] = 12
     hidden: float = 4.0
     pool: Pool = "class"
     head: Head = "linear"
@@ -70,13 +70,7 @@ class ViTConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("channels", "size", "patch", "depth", "width", "heads"):
-            if getattr(self, name) < 1:
-                raise RecipeError(f"{name} = {getattr(self, name)}: must be at least 1")
-        for name, kinds in {"pool": Pool, "head": Head, "stem": Stem, "begin": Begin}.items():
-            if (value := getattr(self, name)) not in get_args(kinds):
-                allowed = ", ".join(get_args(kinds))
-                raise RecipeError(f"{name} = {value!r}: must be one of {allowed}{did_you_mean(value, get_args(kinds))}")
+        checked(self)
         if self.classes < 0 or not 0 <= self.dropout < 1:
             raise RecipeError(f"classes = {self.classes}, dropout = {self.dropout}: must be >= 0, and in [0, 1)")
         if self.size % self.patch:
