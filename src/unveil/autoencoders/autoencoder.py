@@ -1,4 +1,4 @@
-"""What the learned codecs share: an encoder, a decoder, 1x1 convolutions between them and the latents, and a scale."""
+"""Parts of all learned autoencoders: encoder, decoder, 1x1 convolutions between them and the latents, and a scale."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class Autoencoder(nn.Module, ABC):
 
     @abstractmethod
     def z_of(self, latents: Tensor) -> Tensor:
-        """What the decoder is given for latents, both (B, C, h, w)."""
+        """Input of the decoder for latents, both (B, C, h, w)."""
 
     def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
         """Latents (B, C, h, w) of pixels (B, C, H, W) in [-1, 1].
@@ -136,7 +136,7 @@ class Autoencoder(nn.Module, ABC):
         return self.decoded(self.z_of(latents))
 
     def encoded(self, pixels: Tensor) -> Tensor:
-        """What the encoder says of z: (B, moments * C, h, w).
+        """Output of the encoder: (B, moments * C, h, w).
 
         Raises:
             ShapeError: other channels, or a size that is not a multiple of `config.factor`; names the nearest.

@@ -76,5 +76,5 @@ class AutoencoderKL(Autoencoder):
         return self.scaled(posterior.mode if noise is None else posterior.sample(noise.to(posterior.mean)))
 
     def z_of(self, latents: Tensor) -> Tensor:
-        """What the decoder is given for latents: they without their scale."""
+        """Input of the decoder for latents: they without their scale."""
         return self.unscaled(latents)

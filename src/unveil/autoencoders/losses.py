@@ -1,4 +1,4 @@
-"""What the training of an autoencoder minimises, beside the perceptual distance of `autoencoders.perceptual`.
+"""Losses of an autoencoder's training, beside the perceptual distance of `autoencoders.perceptual`.
 
     L = error / exp(s) + s + kl KL + w lambda G     s: learned or 0; w: the discriminator's weight, 0 until it starts
     error = |x - y| or (x - y)^2, plus the perceptual distance; G = -mean of the discriminator's logits of y
@@ -45,7 +45,7 @@ ERRORS: dict[str, Callable[[Tensor], Tensor]] = {"l1": torch.abs, "l2": torch.sq
 
 
 def generator_loss(fake: Tensor) -> Tensor:
-    """What the decoder minimises of the logits of what it made, under either loss: minus their mean."""
+    """Loss of the decoder, under either loss: minus the mean of the logits of its output."""
     return -fake.mean()
 
 

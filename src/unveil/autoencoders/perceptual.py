@@ -124,7 +124,7 @@ class PublishedFeatures(Features):
 
 
 class StageFeatures(Features):
-    """What each stage of a small classifier gives, before the image is halved.
+    """Features of each stage of a small classifier, before the image is halved.
 
     Args:
         network: trained on images like those that are compared.

@@ -36,7 +36,7 @@ OVERLAP = 128  # pixels, where no overlap is exact
 
 @dataclass(frozen=True)
 class TilingConfig:
-    """How an image is cut.
+    """Layout of the tiles of an image.
 
     Args:
         side: of a tile, in pixels, its overlaps included; None: 512, or four times what the convolutions reach.
@@ -66,7 +66,7 @@ class TilingConfig:
 
 
 class TilingDifference(NamedTuple):
-    """How an image in tiles differs from the whole one, in units of [-1, 1]'s whole range of 255.
+    """Difference between an image in tiles and the whole one, in units of [-1, 1]'s whole range of 255.
 
     mean, largest: of the absolute difference. seam: the mean gradient across seams over that across all other places.
     """
@@ -88,7 +88,7 @@ class TileBoundaries(NamedTuple):
         return [math.floor((start + stop) / 2) for start, stop in self.fades]
 
     def weights(self, number: int, step: int) -> Tensor:
-        """How much a tile counts at each of its places, of which there are `step` for each of the axis: (N,)."""
+        """Weight of a tile at each of its places, of which there are `step` for each of the axis: (N,)."""
         start, stop = self.tiles[number]
         places = torch.arange(start * step, stop * step) / step + 0.5 / step
         ends = [_risen(places, *fade) for fade in self.fades]
@@ -311,7 +311,7 @@ def _gather(job: TileJob, part: Tensor, norms: list[TiledGroupNorm], shares: tup
 
 @torch.no_grad()
 def tiling_difference(codec: Autoencoder, latents: Tensor, tiling: TilingConfig | None = None) -> TilingDifference:
-    """How decoding in tiles differs from decoding as a whole, which has to fit into memory for this.
+    """Difference between decoding in tiles and decoding as a whole, which has to fit into memory for this.
 
     Raises:
         RecipeError: as `decode`.

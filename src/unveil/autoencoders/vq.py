@@ -70,7 +70,7 @@ class Quantised(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """How much of a codebook is in use.
+    """Usage of a codebook.
 
     used: the share of entries that occur. perplexity: the number of equally frequent entries with this entropy.
     """
@@ -199,7 +199,7 @@ class VQModel(Autoencoder):
         return self.scaled(encoded)
 
     def z_of(self, latents: Tensor) -> Tensor:
-        """What the decoder is given for latents: the nearest entries of the codebook."""
+        """Input of the decoder for latents: the nearest entries of the codebook."""
         return self.quantise(self.unscaled(latents)).latents
 
 
@@ -241,7 +241,7 @@ class Remap:
 
 
 def usage(indices: Tensor, codes: int) -> Usage:
-    """How much of a codebook of `codes` entries occurs among indices of any shape.
+    """Share of a codebook of `codes` entries that occurs among indices of any shape.
 
     Raises:
         ShapeError: no indices.

@@ -1,4 +1,4 @@
-"""What a user gives under the keys of conditions, one value for all samples or one for each, and what it becomes."""
+"""Conditions from a user's values, which are one for all samples or one for each."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def build_conditions(
 
 
 def is_per_sample(value: Any) -> bool:
-    """Whether a raw value holds one entry per row, as opposed to one for all."""
+    """Return True if a raw value holds one entry per row, as opposed to one for all."""
     return isinstance(value, list | tuple | range) or (isinstance(value, Tensor) and value.ndim > 0)
 
 
@@ -63,5 +63,5 @@ def expand_per_sample(key: str, value: Any, count: int) -> Any:
 
 
 def keeps_in_uncond(conditioner: nn.Module) -> bool:
-    """Whether guidance compares with the same value of this condition: it has a usual value, and no "none"."""
+    """Return True if guidance compares with the same value of this condition: it has a usual value, and no "none"."""
     return bool(getattr(conditioner, "stays", False))

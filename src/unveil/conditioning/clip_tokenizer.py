@@ -48,7 +48,7 @@ class BPETokenizer:
         self._of_word = lru_cache(maxsize=1 << 16)(self._merged)
 
     def __len__(self) -> int:
-        """How many tokens, the special ones included."""
+        """Number of tokens, the special ones included."""
         return len(self.pieces)
 
     @property
@@ -104,7 +104,7 @@ class BPETokenizer:
         return tuple(self._numbers[piece] for piece in pieces)
 
     def _rank(self, first: str, second: str) -> int:
-        """Of the merge of two pieces; that of no merge is behind all others."""
+        """Rank of the merge of two pieces; that of no merge is behind all others."""
         return self._ranks.get((first, second), len(self.merges))
 
 

@@ -71,7 +71,7 @@ class Control:
             raise RecipeError(f"place = {self.place!r}: must be all or middle{did_you_mean(self.place, PLACES)}")
 
     def weights(self, count: int, mode: Mode) -> Sequence[float]:
-        """Of each of its `count` residuals."""
+        """Weight of each of its `count` residuals."""
         weights = [self.weight] * count if isinstance(self.weight, int | float) else list(self.weight)
         if len(weights) != count:
             raise RecipeError(f"{self.key}: {len(weights)} weights for {count} residuals; give one, or one for each")
@@ -109,14 +109,14 @@ class MultiControlNet(nn.Module):
 
     @property
     def conditioners(self) -> dict[str, ControlImageCondition]:
-        """What reads each control's image."""
+        """Conditioner of each control's image."""
         return {
             control.key: ControlImageCondition(control.network.hint_channels, key=control.key)
             for control in self.controls
         }
 
     def without(self, null: Condition) -> Condition:
-        """What guidance goes away from: the same hint, but none in guess mode."""
+        """Null condition of guidance: the same control image, but none in guess mode."""
         return replace(null, hint=None) if self.mode == "guess" else null
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition, level: NoiseLevel | None = None) -> Condition:
@@ -190,7 +190,7 @@ def with_controlnets(denoiser: Denoiser, controls: MultiControlNet | None) -> De
 
 
 def check_compatible(control: Control, network: nn.Module, factor: int | None) -> None:
-    """Whether a control is for this network.
+    """Return True if a control is for this network.
 
     Args:
         network: that its residuals are added in.
@@ -263,7 +263,7 @@ def _weighted(residuals: Sequence[Tensor], control: Control, mode: Mode, share: 
 
 
 def _sum(first: Sequence[Tensor], second: Sequence[Tensor]) -> list[Tensor]:
-    """Of both, from the middle's backwards; either may be the middle's alone."""
+    """Sum of both, from the middle's backwards; either may hold only the middle's."""
     long, short = (first, second) if len(first) >= len(second) else (second, first)
     start = len(long) - len(short)
     return [*long[:start], *(a + b for a, b in zip(long[start:], short, strict=True))]

@@ -1,4 +1,4 @@
-"""What training on clips minimises: the error of frames at levels of their own, where others are given.
+"""Loss of training on clips: the error of frames at their own levels, while others are given.
 
 One network learns to make a clip from nothing, to go on from frames at its beginning, its end or both, to fill in
 between frames anywhere, and to work on frames of unlike noise, by what it is shown: frames that are given have the
@@ -28,7 +28,7 @@ _WAY, _CONTEXT, _FRAMES = 64, 65, 66
 
 @dataclass(frozen=True)
 class ContextModes:
-    """How often frames of a clip are given in each way; the shares are made to add up to 1.
+    """Shares of the ways in which frames of a clip are given; the shares are made to add up to 1.
 
     Args:
         none: every frame is to be made, all at one level.
@@ -65,7 +65,7 @@ class ContextModes:
 
 
 class NoisedBatch(NamedTuple):
-    """What a network is shown of clips x0 (B, C, T, H, W), and what is wanted of it.
+    """Input of a network for clips x0 (B, C, T, H, W), and its target.
 
     x: the clips, noised. seen: the level of each frame, that of data where it is given. target: of the prediction.
     drawn: what was drawn for them. level: the process at these times, (B T,).
@@ -79,7 +79,7 @@ class NoisedBatch(NamedTuple):
 
 
 class SampledTimes(NamedTuple):
-    """Of a batch of clips of T frames.
+    """Times of a batch of clips of T frames.
 
     t: time of each frame (B, T) float64; importance: what its error is multiplied with.
     generated: (B, T), False for a frame that is given.
@@ -158,7 +158,7 @@ class DiffusionForcingLoss:
         return self.judged(denoiser, shown, denoiser.output(shown.x, shown.seen, condition)[0])
 
     def shown(self, denoiser: Denoiser, x0: Tensor, drawn: SampledTimes, noise: Tensor) -> NoisedBatch:
-        """What the network is shown of clips, and what is wanted of it."""
+        """Input of the network for clips, and its target."""
         clips = (slice(None), None, slice(None), None, None) if x0.ndim == 5 else (slice(None), slice(None), None, None)
         flat = denoiser.process.at(drawn.t.flatten())
         level = NoiseLevel(*(_wide(value, drawn.t)[clips] for value in flat))
@@ -186,13 +186,13 @@ class DiffusionForcingLoss:
 
 
 def shared_time(x0: Tensor, t: Tensor) -> SampledTimes:
-    """Of clips of which nothing is given, each at one time, t (B,) float64."""
+    """Times of clips of which nothing is given, each at one time, t (B,) float64."""
     each = t[:, None].repeat(1, x0.shape[2] if x0.ndim == 5 else 1)
     return SampledTimes(each, torch.ones_like(each), torch.ones_like(each, dtype=torch.bool))
 
 
 def context_mask(way: str, u: Sequence[float]) -> Tensor:
-    """Which of a clip's frames are given in this way, (T,); at least one is left to be made.
+    """Mask of the frames of a clip that are given in this way, (T,); at least one is left to be made.
 
     Args:
         way: a field of `ContextModes`.

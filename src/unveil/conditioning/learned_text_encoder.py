@@ -28,7 +28,7 @@ RAREST = 1 / 5000  # texts per text that a word is in, below which it is a name 
 
 @dataclass(frozen=True)
 class LearnedTextEncoderConfig:
-    """What defines the encoder.
+    """Configuration of the encoder.
 
     Attributes:
         vocab_size: words that are known at most, the most frequent ones; four of them are taken for begin, end and
@@ -57,7 +57,7 @@ class LearnedTextEncoderConfig:
 
     @property
     def frame(self) -> TokenLayout:
-        """How a prompt's words are laid out."""
+        """Layout of a prompt's words."""
         return TokenLayout(self.max_length + 2, 1, BEGIN, END, PADDING)
 
 
@@ -118,7 +118,7 @@ class LearnedTextEncoder(nn.Module):
         self.vocabulary = vocabulary
 
     def files(self) -> dict[str, str]:
-        """What a saved model needs beside the weights, by the end of the file's name."""
+        """Files that a saved model needs beside the weights, by the end of the file's name."""
         return {} if self.vocabulary is None else {FILE: json.dumps(self.vocabulary.plain(), indent=1) + "\n"}
 
     def take_files(self, files: dict[str, str]) -> None:
@@ -159,7 +159,7 @@ class LearnedTextEncoder(nn.Module):
         return Condition(vector=vector, tokens=self.leave(tokens), mask=used)
 
     def knows(self, text: str) -> bool:
-        """Whether it knows a word of a text, or there is none in it.
+        """Return True if it knows a word of a text, or there is none in it.
 
         Raises:
             RecipeError: no vocabulary yet.

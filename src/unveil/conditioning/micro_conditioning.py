@@ -63,12 +63,12 @@ class ScalarCondition(nn.Module):
         return numbers
 
     def wanted(self) -> str:
-        """What may be given, for a message."""
+        """Description of the values that may be given, for a message."""
         return "a number" if len(self.usual) == 1 else f"{len(self.usual)} numbers"
 
 
 class SizeCondition(ScalarCondition):
-    """What SDXL is conditioned on in training: its size before it was scaled, where it was cut, its size now.
+    """Sizes that SDXL is conditioned on: an image's size before it was scaled, where it was cut, its size now.
 
     Six numbers: height and width of the original, top and left of the cut, height and width of the image. Two are
     the original's size, four that and the cut; the rest is as usual. As text, width first as sizes are written:
@@ -100,5 +100,5 @@ class SizeCondition(ScalarCondition):
         return super().numbers(several)
 
     def wanted(self) -> str:
-        """What may be given, for a message."""
+        """Description of the values that may be given, for a message."""
         return "WIDTHxHEIGHT of the original, WIDTHxHEIGHT+LEFT+TOP of its part, or six numbers"

@@ -109,7 +109,7 @@ def _strengthen(weights: list[float], start: int, factor: float) -> None:
 
 
 def texts_of(key: str, raw: Sequence[object]) -> list[str]:
-    """What was given under a key, as texts.
+    """Values of a key, as texts.
 
     Raises:
         RecipeError: not a list of texts.

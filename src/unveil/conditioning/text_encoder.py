@@ -131,7 +131,7 @@ class TextEncoder(nn.Module):
 
     @property
     def width(self) -> int:
-        """Of the vector of a token, which a network's cross-attention has to take."""
+        """Width of a token's vector, which a network's cross-attention has to take."""
         return self.tower.config.width
 
     def train(self, mode: bool = True) -> TextEncoder:
@@ -154,7 +154,7 @@ class TextEncoder(nn.Module):
         return self
 
     def files(self) -> dict[str, str]:
-        """What a saved model needs beside the weights, by the end of the file's name."""
+        """Files that a saved model needs beside the weights, by the end of the file's name."""
         return {"tokenizer.json": self.tokenizer.content} if isinstance(self.tokenizer, FileTokenizer) else {}
 
     def take_files(self, files: dict[str, str]) -> None:
@@ -278,7 +278,7 @@ class PromptCache:
         self._conditions: dict[tuple[str, ...], Condition] = {}  # the last used at the end
 
     def __contains__(self, key: tuple[str, ...]) -> bool:
-        """Whether the condition of a key is there."""
+        """Return True if the condition of a key is there."""
         return key in self._conditions
 
     def get(self, key: tuple[str, ...], make: Callable[[tuple[str, ...]], Condition]) -> Condition:

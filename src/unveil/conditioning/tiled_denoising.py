@@ -160,7 +160,7 @@ def _places(whole: int, side: int, overlap: float, unit: int) -> list[int]:
 
 
 def _part(images: Tensor | None, place: Tile, whole: tuple[int, int]) -> Tensor | None:
-    """What of images (B, C, h, w) lies in a tile; one pixel stands for any size."""
+    """Part of images (B, C, h, w) that lies in a tile; one pixel stands for any size."""
     if images is None or images.shape[-2:] == (1, 1):
         return images
     rows, columns = images.shape[-2:]

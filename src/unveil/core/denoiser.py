@@ -18,7 +18,7 @@ from unveil.types import Condition, NoiseLevel, ShapeError, like
 
 
 class Estimate:
-    """What a denoiser thinks of x: x0 and eps with x = alpha x0 + sigma eps, each computed on first use.
+    """Estimate of a denoiser at x: x0 and eps with x = alpha x0 + sigma eps, each computed on first use.
 
     extra: what the network says beside it, such as the channels of a learned variance.
 
@@ -159,7 +159,7 @@ class Denoiser(nn.Module):
         return Denoiser(self.network, process, prediction=self.prediction, learns_variance=self.learns_variance)
 
     def solve(self, level: NoiseLevel) -> Solution:
-        """How x and this network's output give x0 and eps at a level."""
+        """Coefficients of x and of the network's output in x0 and eps, at a level."""
         return solve(self.prediction, level)
 
     def output(self, x: Tensor, level: NoiseLevel, condition: Condition | None = None) -> tuple[Tensor, Tensor | None]:
@@ -171,11 +171,11 @@ class Denoiser(nn.Module):
         return self.checked(self.network(*self.inputs(x, level), condition), x)
 
     def inputs(self, x: Tensor, level: NoiseLevel) -> tuple[Tensor, Tensor]:
-        """What the network is given at a level: x as it sees it, and the index (B,)."""
+        """Inputs of the network at a level: x, scaled, and the index (B,)."""
         return _scaled(x, self.scale(level)), self.index(level, x)
 
     def scale(self, level: NoiseLevel) -> Number:
-        """What x is multiplied with before the network sees it; 1 without preconditioning."""
+        """Factor of x at the network's input; 1 without preconditioning."""
         return self.prediction.scale(level) if isinstance(self.prediction, Preconditioning) else 1.0
 
     def index(self, level: NoiseLevel, x: Tensor) -> Tensor:
@@ -193,7 +193,7 @@ class Denoiser(nn.Module):
         return index.to(torch.float32).to(x.device).expand(len(x))
 
     def checked(self, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What the network returned for x, as `output` gives it.
+        """Output of the network for x, as `output` gives it.
 
         Raises:
             ShapeError: it does not fit x.

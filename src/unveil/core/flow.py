@@ -100,7 +100,7 @@ class TimeShift:
         return self._outer(self.process.t_of(half_log_snr))
 
     def index(self, level: NoiseLevel) -> Number:
-        """What the process that is shifted would tell the network."""
+        """Index that the process without the shift gives the network."""
         return self.process.index(level._replace(t=self._inner(level.t)))
 
     def trainable(self, u: Tensor) -> Tensor:

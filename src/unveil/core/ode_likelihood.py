@@ -228,7 +228,7 @@ def _trained_ends(process: Process) -> tuple[NoiseLevel, NoiseLevel]:
 
 
 def _width(level: NoiseLevel) -> float:
-    """Of x, for data of unit variance."""
+    """Deviation of x, for data of unit variance."""
     return math.hypot(float(level.alpha), float(level.sigma))
 
 

@@ -1,4 +1,4 @@
-"""What stands between x and a network: how its input is scaled, what number says the level, what its output means.
+"""Preconditioning: the scale of a network's input, its number of the level, the meaning of its output.
 
 A preconditioned denoiser is D = c_skip x' + c_out F(c_in x'; c_noise), where x' = x / alpha = x0 + r eps and
 r = sigma / alpha. Solved for F that is a prediction like any other, y = a x0 + b eps with
@@ -38,7 +38,7 @@ class Preconditioning(Protocol):
         ...
 
     def scale(self, level: NoiseLevel) -> Number:
-        """What x is multiplied with: c_in / alpha."""
+        """Factor of x: c_in / alpha."""
         ...
 
     def index(self, level: NoiseLevel) -> Number:
@@ -228,7 +228,7 @@ class ConsistencyPreconditioning:
 
 
 def _unit(level: NoiseLevel, sigma_data: float = 1.0) -> Number:
-    """What gives x unit variance, for data of deviation sigma_data."""
+    """Factor that gives x unit variance, for data of deviation sigma_data."""
     return 1 / scalar_math.sqrt(level.sigma**2 + (level.alpha * sigma_data) ** 2)
 
 

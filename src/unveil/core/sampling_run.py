@@ -22,7 +22,7 @@ Ahead = Callable[[list[NoiseLevel]], AbstractContextManager[None]]
 
 @dataclass(frozen=True)
 class SamplingRun:
-    """What a model has made ready for one batch; whoever changes it before the run makes another task of it.
+    """Everything that is prepared for sampling one batch; whoever changes it before the run makes another task of it.
 
     Attributes:
         grid: from noise to data.

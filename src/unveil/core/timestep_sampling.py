@@ -1,4 +1,4 @@
-"""Which times a batch is trained at, and the weights that keep the loss unbiased."""
+"""Times that a batch is trained at, and the weights that keep the loss unbiased."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ class SecondMoment:
         # until the buffer is full its filled part is at the end; weights() is uniform then, so order is free
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps."""
+        """State for a checkpoint."""
         return {"history_table": self.history_table.clone(), "counts": self.counts.clone()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:

@@ -76,7 +76,7 @@ VARIANCES: dict[str, VarianceRule] = {**FIXED, **LEARNED}
 
 
 def is_learned(rule: VarianceRule) -> bool:
-    """Whether the rule needs the network's variance channels."""
+    """Return True if the rule needs the network's variance channels."""
     return rule in LEARNED.values()
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Console:
-    """How loud a command is.
+    """Verbosity of a command.
 
     Attributes:
         as_json: stdout holds one JSON document, the result, and nothing else.
@@ -25,7 +25,7 @@ class Console:
 
     @property
     def silent(self) -> bool:
-        """Whether plain text on the way is unwanted."""
+        """Return True if plain text on the way is unwanted."""
         return self.as_json or self.quiet
 
     def say(self, text: str) -> None:
@@ -38,7 +38,7 @@ class Console:
         print(f"warning: {text}", file=sys.stderr, flush=True)
 
     def result(self, facts: Mapping[str, Any], text: str) -> None:
-        """What the command found: `facts` as JSON, or `text` for a person."""
+        """Result of the command: `facts` as JSON, or `text` for a person."""
         if self.as_json:
             print(json.dumps(facts, indent=2, ensure_ascii=False), flush=True)
         elif not self.quiet:

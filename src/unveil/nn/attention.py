@@ -141,7 +141,7 @@ class Attention(nn.Module):
         packing: AttentionPattern | None = None,
         maps: list[Tensor] | None = None,
     ) -> Tensor:
-        """What each token of x (B, N, C) gathers, from x or from the context (B, M, context_width).
+        """Attention of each token of x (B, N, C), to x or to the context (B, M, context_width).
 
         Args:
             mask, causal: as in `attend`.

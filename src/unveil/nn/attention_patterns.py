@@ -1,4 +1,4 @@
-"""Which tokens of clips see each other: all of a clip, those of a frame or a place in turn, those of a window.
+"""Attention patterns of clips: tokens attend to all of a clip, those of a frame or a place in turn, those of a window.
 
 A pattern puts each token of a clip under a label; tokens see those of their own label, and with `causal` none of a
 later frame. What sees each other is computed together, groups of one kind in one product, so that a narrow pattern
@@ -32,7 +32,7 @@ class TokenGrid(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """Of all tokens."""
+        """Number of tokens."""
         return self.frames * self.rows * self.columns
 
 
@@ -61,7 +61,7 @@ def attention_groups(grid: TokenGrid, pattern: Pattern, number: int, window: tup
 def attention_mask(
     grid: TokenGrid, pattern: Pattern, number: int, *, window: tuple[int, int, int], causal: bool = False
 ) -> Tensor:
-    """Which token may see which of one clip, as a mask: boolean (N, N), True where the first may see the second."""
+    """Attention mask of one clip: boolean (N, N), True where the first may see the second."""
     label = attention_groups(grid, pattern, number, window)
     seen = label[:, None] == label[None]
     if not causal:
@@ -110,7 +110,7 @@ class AttentionGroups:
 
     @property
     def mask(self) -> Tensor:
-        """Which token may see which: boolean (R, 1, N, N)."""
+        """Attention mask: boolean (R, 1, N, N)."""
         rows, count = self.shape
         device = self.kinds[0][0].device
         allowed = torch.zeros(rows * count, rows * count, dtype=torch.bool, device=device)

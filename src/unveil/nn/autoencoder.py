@@ -29,7 +29,7 @@ Middle = Literal["attention", "blocks"]
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """What defines an encoder and its decoder. A level is a resolution; level i has rate 2**i, counted after `patch`.
+    """Configuration of encoder and decoder. A level is a resolution; level i has rate 2**i, counted after `patch`.
 
     Args:
         in_channels: of the images.
@@ -82,7 +82,7 @@ class AutoencoderConfig:
 
     @property
     def rates(self) -> tuple[int, ...]:
-        """How much smaller each level is than the first."""
+        """Downsampling rate of each level."""
         return tuple(2**level for level in range(len(self.multipliers)))
 
     @property
@@ -92,17 +92,17 @@ class AutoencoderConfig:
 
     @property
     def factor(self) -> int:
-        """How many pixels the side of one latent stands for."""
+        """Pixels along a side of one latent."""
         return self.patch * self.rates[-1]
 
     @property
     def local(self) -> bool:
-        """Whether a result depends on its surroundings only as far as the convolutions reach."""
+        """Return True if a result depends on its surroundings only as far as the convolutions reach."""
         return self.norm != "group" and self.middle == "blocks" and not self.attention
 
     @property
     def split(self) -> int:
-        """How many levels, the finest ones, large images are cut into tiles for: those before any attention."""
+        """Number of levels, the finest ones, that run in tiles for large images: those before any attention."""
         return next((level for level, rate in enumerate(self.rates) if rate in self.attention), len(self.rates))
 
     def latent_size(self, size: tuple[int, int]) -> tuple[int, int]:

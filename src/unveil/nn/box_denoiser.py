@@ -28,7 +28,7 @@ STRIDE = 8  # of the coarse map; the fine one has half of it
 
 @dataclass(frozen=True)
 class BoxesConfig:
-    """What defines the network.
+    """Configuration of the network.
 
     Args:
         slots: boxes in a set; each row has its own learned vector.
@@ -159,7 +159,7 @@ class BoxDenoiser(nn.Module):
 
 
 def regions_of(x: Tensor, features: Tensor, samples: int) -> Tensor:
-    """What a map (B, F, H, W) shows at samples x samples points inside each box, (B, N, samples**2 * F).
+    """Values of a map (B, F, H, W) at samples x samples points inside each box, (B, N, samples**2 * F).
 
     Boxes (B, N, 5) are cut off at [-1, 1] first; no box is narrower than 1/50 of the image.
     """

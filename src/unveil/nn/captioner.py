@@ -28,7 +28,7 @@ RATE = 8.0  # frames a second of clips that say nothing else; a step of time is 
 
 @dataclass(frozen=True)
 class CaptionerConfig:
-    """What defines a captioner.
+    """Configuration of a captioner.
 
     Args:
         vocabulary: words that it writes, the special ones included.
@@ -71,7 +71,7 @@ class CaptionerConfig:
 
     @property
     def block(self) -> BlockConfig:
-        """Of both halves."""
+        """Configuration of the blocks of both halves."""
         return BlockConfig(self.width, self.heads, int(self.hidden * self.width), dropout=self.dropout)
 
 
@@ -95,7 +95,7 @@ class Captioner(nn.Module):
         return self.decoder.logits(self.decoder(words, context=self.encode(x, rate)))
 
     def encode(self, x: Tensor, rate: Tensor | None = None) -> EncoderStates:
-        """What the decoder looks at: tokens (B, N, C).
+        """Context of the decoder: tokens (B, N, C).
 
         Args:
             x: clips in [-1, 1]; an image is a clip of one frame.

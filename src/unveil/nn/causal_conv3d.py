@@ -24,7 +24,7 @@ Cache = tuple[Tensor, ...]
 
 
 class StreamState:
-    """What the layers of one call take from a cache, and what they leave for the next.
+    """Cache that the layers of one call read, and the one that they write for the next.
 
     Args:
         before: the cache of the piece before; None: the clip begins here.
@@ -86,6 +86,6 @@ class CausalConv(nn.Conv3d):
 
 
 def by_frame(layer: Callable[[Tensor], Tensor], clips: Tensor) -> Tensor:
-    """What a layer for images (B, C, H, W) makes of each frame of clips (B, C, T, H, W)."""
+    """Output of a layer for images (B, C, H, W) on each frame of clips (B, C, T, H, W)."""
     output = layer(clips.transpose(1, 2).flatten(0, 1))  # (B T, C', H', W')
     return output.unflatten(0, (len(clips), -1)).transpose(1, 2)

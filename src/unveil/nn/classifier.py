@@ -26,7 +26,7 @@ Pool = Literal["attention", "adaptive", "spatial", "spatial_v2"]
 
 @dataclass(frozen=True)
 class NoisyClassifierConfig:
-    """What defines a noisy classifier; names that the U-Net has too mean the same.
+    """Configuration of a noisy classifier; names that the U-Net has too mean the same.
 
     Args:
         in_channels: of x.
@@ -102,7 +102,7 @@ class AttentionPool(nn.Module):
         self.out = zeroed(nn.Linear(width, out))
 
     def forward(self, x: Tensor) -> Tensor:
-        """What the mean gathers."""
+        """Features that the mean is taken of."""
         tokens = x.flatten(2)  # (B, C, N)
         tokens = torch.cat([tokens.mean(2, keepdim=True), tokens], dim=2) + self.places.to(x)
         qkv = self.qkv(tokens.transpose(1, 2)).unflatten(2, (3, self.heads, -1))  # (B, 1 + N, 3, heads, D)

@@ -37,7 +37,7 @@ class CnnConfig:
 
 
 class ClassifierOutput(NamedTuple):
-    """What a classifier makes of images."""
+    """Output of a classifier of images."""
 
     features: Tensor  # (B, features)
     logits: Tensor  # (B, classes)

@@ -61,7 +61,7 @@ class HintNetwork(nn.Module):
 
 
 class ControlNet(UNetEncoder):
-    """What a hint adds to a U-Net: (x, t, condition) to `Condition.residuals`.
+    """Residuals of a control image for a U-Net: (x, t, condition) to `Condition.residuals`.
 
     A new one adds zeros. Its own weights are drawn; `of` takes them from a U-Net, as the paper does.
 
@@ -98,7 +98,7 @@ class ControlNet(UNetEncoder):
 
     @property
     def factor(self) -> int:
-        """How many times larger than x a hint is."""
+        """Factor by which a control image is larger than x."""
         return 2 ** (len(self.hint_widths) - 1) // self.config.patch
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition, features: Tensor | None = None) -> tuple[Tensor, ...]:
@@ -120,7 +120,7 @@ class ControlNet(UNetEncoder):
         return (*(zero(output) for zero, output in zip(self.zero, stack, strict=True)), self.zero_middle(h))
 
     def features(self, hint: Tensor, x: Tensor) -> Tensor:
-        """What the hint network makes of a hint for an x: (B, C, H / patch, W / patch). It depends on no level.
+        """Output of the hint network for an x: (B, C, H / patch, W / patch). It does not depend on the level.
 
         A hint of one pixel stands for one of any size.
 

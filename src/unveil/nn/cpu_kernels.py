@@ -43,7 +43,7 @@ def linear_gelu(x: Tensor, layer: nn.Linear, approximate: str = "none") -> Tenso
 
 
 def formulas() -> dict[Any, Callable[..., int]]:
-    """What these kernels cost, for torch's FlopCounterMode(custom_mapping=...)."""
+    """Cost of these kernels, for torch's FlopCounterMode(custom_mapping=...)."""
 
     def products(x: Sequence[int], *_: object, out_shape: Sequence[int], **__: object) -> int:
         return 2 * math.prod(x) * out_shape[-1]
@@ -52,13 +52,13 @@ def formulas() -> dict[Any, Callable[..., int]]:
 
 
 def _dtype(x: Tensor) -> torch.dtype | None:
-    """What the product is computed in, None for a type that the kernel is not made for."""
+    """Type that the product is computed in, None for a type that the kernel is not made for."""
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     return dtype if dtype in (torch.float32, torch.bfloat16) else None
 
 
 def _plain(x: Tensor, layer: nn.Linear) -> bool:
-    """Whether nothing but the product is wanted: no gradient, no compiling, no hook, no other kind of layer."""
+    """Return True if nothing but the product is wanted: no gradient, no compiling, no hook, no other kind of layer."""
     wanted = torch.is_grad_enabled() and (x.requires_grad or layer.weight.requires_grad)
     hooked = layer._forward_hooks or layer._forward_pre_hooks
     supported = type(layer) is nn.Linear and type(x) is Tensor and x.is_cpu and layer.weight.is_cpu and x.numel() > 0

@@ -1,4 +1,4 @@
-"""What a next-token model says: its likeliest word at each place, words drawn by chance, or the best of several beams.
+"""Decoding of next-token models: the likeliest word at each place, words drawn by chance, or the best of beams.
 
 Letters of shapes: B sequences, V words of the vocabulary, K beams.
 """
@@ -29,7 +29,7 @@ class NextToken(Protocol):
 
 
 class Decoded(NamedTuple):
-    """What followed each of B sequences.
+    """Continuation of each of B sequences.
 
     tokens: without those given and without the end. log_probability: (B,) float64, natural, the end's included.
     ended: (B,), False where the limit cut a sequence off.
@@ -143,7 +143,7 @@ def beam(
 
 
 class _Search:
-    """What beams have found: for each sequence the best one that ended."""
+    """Result of a beam search: for each sequence the best one that ended."""
 
     def __init__(self, count: int, beams: int, end: int, norms: list[float]) -> None:
         self.beams, self.end, self.norms = beams, end, norms

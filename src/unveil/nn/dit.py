@@ -290,7 +290,7 @@ class DiT(nn.Module):
         return self._tables[key].to(table)
 
     def _modulations(self, embeddings: Tensor) -> tuple[Tensor, ...]:
-        """Of each block and of the last normalisation, from the activated embeddings (B, tellers, C)."""
+        """Modulation of each block and of the last normalisation, from the activated embeddings (B, tellers, C)."""
         of_block = embeddings.unbind(1) if self.config.tellers > 1 else [embeddings[:, 0]] * self.config.depth
         layers = [cast(AdaLN, block).modulation for block in self.blocks]
         each = [layer(embedding) for layer, embedding in zip(layers, of_block, strict=True)]
@@ -358,7 +358,7 @@ class _Ahead:
         return self.network.tell(t, condition) if pair[1] is None else pair[1].at(place)
 
     def _place(self, t: Tensor) -> int | None:
-        """Which of the levels all of t is."""
+        """Number of the level that all of t is."""
         if id(t) not in self.levels:
             first = float(t[0])
             self.levels[id(t)] = (t, self.places.get(first) if bool((t == first).all()) else None)
@@ -366,7 +366,7 @@ class _Ahead:
 
     @torch.no_grad()
     def _computed(self, condition: Condition, rows: int) -> _Table | None:
-        """Of every level and each different row of the condition; None where that would take too much memory."""
+        """Modulation of every level and each different row of the condition; None if it takes too much memory."""
         network, levels = self.network, len(self.indices)
         distinct: Tensor | None = None
         rows_of: Tensor | None = None
@@ -393,6 +393,6 @@ class _Table:
         self.tables, self.rows = tables, rows
 
     def at(self, place: int) -> BlockConditioning:
-        """Of one level."""
+        """Modulation of one level."""
         here = [table[place] for table in self.tables]
         return BlockConditioning(tuple(here if self.rows is None else [table[self.rows] for table in here]))

@@ -1,4 +1,4 @@
-"""What defines a DiT, and the published ones by name.
+"""Configuration of a DiT, and the published ones by name.
 
 Source: Peebles & Xie 2023, table 1 (arXiv:2212.09748).
 """
@@ -26,7 +26,7 @@ NAMES = tuple(f"dit-{letter}-{patch}" for letter in SIZES for patch in PATCHES)
 
 @dataclass(frozen=True)
 class DiTConfig:
-    """What defines a DiT.
+    """Configuration of a DiT.
 
     Args:
         in_channels: of x.
@@ -92,7 +92,7 @@ class DiTConfig:
 
     @property
     def tellers(self) -> int:
-        """How many embeddings of time and label there are."""
+        """Number of embeddings of time and label."""
         return self.depth if self.embedders == "per-block" else 1
 
     @property

@@ -19,7 +19,7 @@ Combination = Literal["sum", "cat"]
 
 
 class EDMBlockStyle(NamedTuple):
-    """What all blocks of a network have in common."""
+    """Settings that all blocks of a network share."""
 
     vector: int  # width of their conditioning vector
     modulation: Literal["add", "scale-shift"]

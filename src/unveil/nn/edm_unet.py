@@ -46,7 +46,7 @@ FOURIER_SCALE = 16.0  # deviation of the random frequencies
 
 @dataclass(frozen=True)
 class SongUNetConfig:
-    """What defines Score SDE's U-Net; the defaults are DDPM++. A level is a resolution; level i has rate 2**i.
+    """Configuration of Score SDE's U-Net; the defaults are DDPM++. A level is a resolution; level i has rate 2**i.
 
     Args:
         in_channels, out_channels: of x and of the result.
@@ -100,7 +100,7 @@ class SongUNetConfig:
 
     @property
     def rates(self) -> tuple[int, ...]:
-        """How much smaller each level is than the first."""
+        """Downsampling rate of each level."""
         return tuple(2**level for level in range(len(self.channel_mult)))
 
     @property
@@ -115,7 +115,7 @@ class SongUNetConfig:
 
     @property
     def style(self) -> EDMBlockStyle:
-        """What its blocks have in common."""
+        """Settings that its blocks share."""
         return EDMBlockStyle(
             self.embedding_multiplier * self.model_channels, "add", 1e-6, self.branch_weight, None, True, self.dropout,
             self.filter,
@@ -124,7 +124,7 @@ class SongUNetConfig:
 
 @dataclass(frozen=True)
 class DhariwalUNetConfig:
-    """What defines ADM's U-Net as EDM trained it; the defaults are its ImageNet-64 network.
+    """Configuration of ADM's U-Net as EDM trained it; the defaults are its ImageNet-64 network.
 
     Args:
         in_channels, out_channels: of x and of the result.
@@ -161,7 +161,7 @@ class DhariwalUNetConfig:
 
     @property
     def rates(self) -> tuple[int, ...]:
-        """How much smaller each level is than the first."""
+        """Downsampling rate of each level."""
         return tuple(2**level for level in range(len(self.channel_mult)))
 
     @property
@@ -176,7 +176,7 @@ class DhariwalUNetConfig:
 
     @property
     def style(self) -> EDMBlockStyle:
-        """What its blocks have in common."""
+        """Settings that its blocks share."""
         return EDMBlockStyle(self.vector_dim, "scale-shift", 1e-5, 1.0, self.head_channels, False, self.dropout, (1, 1))
 
 

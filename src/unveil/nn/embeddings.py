@@ -200,7 +200,7 @@ class Rotary:
 
 
 def check_axes(coordinates: Tensor, ranks: Sequence[int]) -> int:
-    """How many axes coordinates (N, axes) or (B, N, axes) have.
+    """Number of axes that coordinates (N, axes) or (B, N, axes) have.
 
     Raises:
         ShapeError: another rank than one of `ranks`, or not 1 to 3 axes.

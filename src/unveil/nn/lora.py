@@ -162,7 +162,7 @@ def weights(network: nn.Module) -> dict[str, float]:
 
 
 def fingerprint(network: nn.Module) -> Hashable:
-    """What tells whether a network would compute something else than before: its numbers, and the LoRAs that act."""
+    """State that a network's result depends on: its numbers, and the LoRAs that act."""
     tensors = [*network.parameters(), *network.buffers()]
     # a tensor of inference mode counts no versions, and cannot be written into outside of it
     numbers = tuple(
@@ -243,12 +243,12 @@ def unfuse_lora(network: nn.Module) -> None:
 
 
 def merged(network: nn.Module) -> bool:
-    """Whether LoRAs are in the weights."""
+    """Return True if LoRAs are in the weights."""
     return any(held.original is not None for _, held in _held(network))
 
 
 def lora_state(network: nn.Module, name: str) -> list[LoraDelta]:
-    """What a LoRA adds, in the order of the network's layers; the tensors are those that train.
+    """Additions of a LoRA, in the order of the network's layers; the tensors are those that train.
 
     Raises:
         RecipeError: none of this name.

@@ -18,7 +18,7 @@ from unveil.types import ShapeError
 
 @dataclass(frozen=True)
 class LoraDelta:
-    """What is added to rows of one layer: alpha / r times up @ down.
+    """Addition to rows of one layer's weight: alpha / r times up @ down.
 
     Attributes:
         layer: its path in the network.
@@ -50,7 +50,7 @@ class LoraDelta:
 
     @property
     def scale(self) -> float:
-        """What B A is multiplied by."""
+        """Factor of B A."""
         return self.alpha / self.rank
 
     @property
@@ -75,11 +75,11 @@ class LoraParams(nn.Module):
         self.up = nn.Parameter(delta.up.detach().to(like.device, dtype, copy=True), requires_grad=False)
 
     def addition(self) -> LoraDelta:
-        """What it adds, by the tensors that are trained."""
+        """The addition, with the tensors that are trained."""
         return LoraDelta(self.layer, self.down, self.up, self.alpha, self.start)
 
     def forward(self, layer: nn.Module, x: Tensor, weight: float) -> Tensor:
-        """What the rows gain from the layer's input, times `weight`; channels in the layer's own axis."""
+        """Addition to the rows' output for the layer's input, times `weight`; channels in the layer's own axis."""
         scale = weight * self.alpha / self.down.shape[0]
         x = x.to(self.down.dtype)
         if isinstance(layer, nn.Linear):

@@ -75,7 +75,7 @@ class Packing:
 
     @property
     def mask(self) -> Tensor:
-        """Which token may see which: boolean (rows, 1, N, N)."""
+        """Attention mask: boolean (rows, 1, N, N)."""
         segments = self.segments
         return ((segments[:, :, None] == segments[:, None]) & (segments >= 0)[:, None])[:, None]
 
@@ -106,7 +106,7 @@ class Packing:
         return self._rows(self._jagged(tokens, causal)).transpose(1, 2)
 
     def read(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-        """What the sequences gather of a context that each has for itself: (rows, H, N, D).
+        """Attention of the sequences to a context that each has for itself: (rows, H, N, D).
 
         Args:
             query: (rows, H, N, D).

@@ -52,7 +52,7 @@ def scaled_dot_product_attention(
 
 
 def attention_weights(query: Tensor, key: Tensor, *, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-    """How much each query looks at each key: (B, H, N, M), each row summing to 1, or all 0 where it may see nothing.
+    """Attention weights of queries to keys: (B, H, N, M), each row summing to 1, or all 0 where it may see nothing.
 
     Args:
         mask, causal: as in `attend`.

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class TextContext(NamedTuple):
-    """What the transformers of a network read, and the keys and values that are kept of it, by block."""
+    """Context of a network's transformers, with its cached keys and values by block."""
 
     context: EncoderStates
     caches: Mapping[nn.Module, KVCache] | None = None
@@ -85,7 +85,7 @@ def _per_token(layer: nn.Module, tokens: Tensor) -> Tensor:
 
 
 def text_of(condition: Condition, width: int | None, batch: int) -> EncoderStates | None:
-    """What a network that reads tokens of this width is given, None for one that reads none.
+    """Tokens for a network that reads this width, None for one that reads none.
 
     Raises:
         ShapeError: tokens are missing or of another width, or they are given to a network that reads none.
@@ -119,7 +119,7 @@ def keys_values(network: nn.Module, context: EncoderStates) -> dict[nn.Module, K
 
 
 class Memo(Generic[T]):
-    """What follows from a tensor alone, worked out without gradients when that tensor is first seen.
+    """Values that depend on one tensor only, computed without gradients when that tensor is first seen.
 
     It is known again by its identity, how often it was written to, and the precision; a tensor that is
     remembered is held, so that no other one can take its identity. The oldest of `REMEMBERED` is forgotten.
@@ -129,7 +129,7 @@ class Memo(Generic[T]):
         self._entries: list[tuple[Tensor, tuple[Any, ...], T]] = []
 
     def of(self, tensor: Tensor, make: Callable[[], T]) -> T:
-        """What `make` gave at this tensor's first call."""
+        """Result of `make` at this tensor's first call."""
         state = _state(tensor)
         for past, at, value in self._entries:
             if past is tensor and at == state:

@@ -29,7 +29,7 @@ SIZES: Mapping[str, Mapping[str, Any]] = {
 
 
 class TextEncoderOutput(NamedTuple):
-    """What a tower makes of rows of tokens: a vector each (B, L, D), and one for the whole row (B, P)."""
+    """Output of a tower for rows of tokens: a vector each (B, L, D), and one for the whole row (B, P)."""
 
     tokens: Tensor
     pooled: Tensor | None = None
@@ -37,7 +37,7 @@ class TextEncoderOutput(NamedTuple):
 
 @dataclass(frozen=True)
 class CLIPEncoderConfig:
-    """What defines CLIP's text tower.
+    """Configuration of CLIP's text tower.
 
     Args:
         width, depth, heads: width of a token, blocks, attention heads.
@@ -77,13 +77,13 @@ class CLIPEncoderConfig:
         _check_special(self.vocabulary, {"begin": self.begin, "end": self.end, "padding": self.padding})
 
     def frame(self, rows: int) -> TokenLayout:
-        """How its rows are laid out."""
+        """Layout of its rows."""
         return TokenLayout(self.length, rows, self.begin, self.end, self.padding)
 
 
 @dataclass(frozen=True)
 class T5EncoderConfig:
-    """What defines T5's encoder.
+    """Configuration of T5's encoder.
 
     Args:
         width, depth, heads: width of a token, blocks, attention heads.
@@ -122,7 +122,7 @@ class T5EncoderConfig:
         _check_special(self.vocabulary, {"end": self.end, "padding": self.padding})
 
     def frame(self, rows: int) -> TokenLayout:
-        """How its rows are laid out.
+        """Layout of its rows.
 
         Raises:
             RecipeError: more than one row; `length` makes a longer one.

@@ -28,7 +28,7 @@ _TERM = re.compile(rf"[{_ALONE}]|[^\W{_ALONE}]+")
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """How tokens are laid out in rows.
+    """Layout of tokens in rows.
 
     Attributes:
         length: of a row, the special tokens included.
@@ -120,7 +120,7 @@ class Vocabulary:
         return {"unit": self.unit, "tokens": list(self.tokens)}
 
     def __len__(self) -> int:
-        """How many tokens, the special ones included."""
+        """Number of tokens, the special ones included."""
         return len(SPECIAL) + len(self.tokens)
 
     def split(self, text: str) -> list[str]:

@@ -72,7 +72,7 @@ class TokenEmbedding(nn.Module):
 
 
 class TransformerDecoder(nn.Module):
-    """What follows a sequence of tokens, of which each sees those before it, and a context where there is one.
+    """Decoder of a sequence of tokens, each of which attends to those before it, and to a context if there is one.
 
     Args:
         tied: the table of the words is also that of the output.
@@ -181,7 +181,7 @@ class TransformerConfig:
 
     @property
     def block(self) -> BlockConfig:
-        """Of both halves."""
+        """Configuration of the blocks of both halves."""
         return BlockConfig(self.width, self.heads, self.hidden, self.norm, self.activation, self.dropout)
 
 

@@ -62,7 +62,7 @@ class BlockConfig:
 
 
 class EncoderStates(NamedTuple):
-    """What tokens look at beside themselves.
+    """Context that tokens attend to beside themselves.
 
     tokens: (B, M, width). mask: boolean (B, M), True where one counts; None: all count.
     """
@@ -73,7 +73,7 @@ class EncoderStates(NamedTuple):
 
 @dataclass
 class BlockCache:
-    """What one block remembers: its own tokens' keys and values, and those of its context."""
+    """Cache of one block: its own tokens' keys and values, and those of its context."""
 
     own: KVCache = field(default_factory=KVCache)
     context: KVCache = field(default_factory=KVCache)

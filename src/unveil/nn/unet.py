@@ -31,7 +31,7 @@ from unveil.types import Condition, ShapeError
 
 
 class UNetFeatures(NamedTuple):
-    """What the first half of a U-Net makes: the middle's result, the stack, and the second half's conditioning."""
+    """Output of the first half of a U-Net: the middle's result, the stack, and the second half's conditioning."""
 
     h: Tensor
     stack: list[Tensor]

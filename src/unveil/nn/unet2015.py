@@ -21,7 +21,7 @@ from unveil.types import Condition, RecipeError, ShapeError
 
 @dataclass(frozen=True)
 class UNet2015Config:
-    """What defines the network.
+    """Configuration of the network.
 
     Args:
         in_channels, out_channels: of x and of the result.

@@ -1,4 +1,4 @@
-"""What the U-Net is made of: residual blocks, changes of size, attention, and the levels that hold them."""
+"""Parts of the U-Net: residual blocks, changes of size, attention, and the levels that hold them."""
 
 from __future__ import annotations
 

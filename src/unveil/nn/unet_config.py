@@ -16,7 +16,7 @@ Resampling = Literal["conv", "conv-asymmetric", "pool", "residual"]
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """What defines a U-Net. A level is a resolution; level i has rate 2**i, counted after `patch`.
+    """Configuration of a U-Net. A level is a resolution; level i has rate 2**i, counted after `patch`.
 
     Args:
         in_channels: channels of x.
@@ -99,7 +99,7 @@ class UNetConfig:
 
     @property
     def rates(self) -> tuple[int, ...]:
-        """How much smaller each level is than the first."""
+        """Downsampling rate of each level."""
         return tuple(2**level for level in range(len(self.channel_mult)))
 
     @property

@@ -78,7 +78,7 @@ class VideoAutoencoderConfig(AutoencoderConfig):
 
     @property
     def halves(self) -> tuple[bool, ...]:
-        """Whether time is halved behind each level but the last."""
+        """Return True if time is halved behind each level but the last."""
         changes, count = len(self.rates) - 1, int(math.log2(self.time // self.span))
         return tuple(place >= changes - count for place in range(changes))
 
@@ -223,7 +223,7 @@ class StreamingModule(nn.Module, ABC):
         return torch.cat(pieces, 2)
 
     def step(self, x: Tensor, cache: Cache | None = None) -> tuple[Tensor, Cache]:
-        """What a piece (B, C, T, H, W) gives, and the cache for the piece after it.
+        """Output of a piece (B, C, T, H, W), and the cache for the piece after it.
 
         Args:
             cache: as it came back with the piece before, for the same clips; None: the clip begins here.

@@ -75,7 +75,7 @@ class VideoBlockConditioning:
 
 @dataclass
 class _Laid:
-    """Of clips of certain sizes: where their tokens stand, and which see each other in each block."""
+    """Layout of clips of certain sizes: positions of their tokens, and which attend to each other in each block."""
 
     rotary: Rotary
     together: Sequence[Packing | AttentionGroups | None]
@@ -122,7 +122,7 @@ class SpaceTimeBlock(nn.Module):
         return torch.addcmul(h, gate_2, self.mlp(modulate(self.norm_2(h), shift_2, scale_2)))
 
     def _read(self, tokens: Tensor, attention: Attention, conditioning: VideoBlockConditioning) -> Tensor:
-        """What tokens (B, N, C) gather of their clips' texts."""
+        """Output of the attention of tokens (B, N, C) to their clips' texts."""
         if conditioning.packing is not None:
             return attention(tokens, context=conditioning.text, mask=conditioning.mask, packing=conditioning.packing)
         mask = None if conditioning.mask is None else conditioning.mask[:, None, None]
@@ -235,7 +235,7 @@ class VideoDiT(nn.Module):
         return results, packing.waste
 
     def tokens(self, shape: Sequence[int]) -> int:
-        """How many tokens a clip (in_channels, T, H, W) or an image is.
+        """Number of tokens of a clip (in_channels, T, H, W) or an image.
 
         Raises:
             ShapeError: a size that is not a multiple of the patch, or other channels.
@@ -289,7 +289,7 @@ class VideoDiT(nn.Module):
         return parts.permute(0, 4, 1, 5, 2, 6, 3, 7).flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
     def _levels(self, t: Tensor, x: Tensor, grid: TokenGrid) -> Tensor:
-        """What stands for the level of each token: (B, F or 1, S or 1)."""
+        """Index of the level of each token: (B, F or 1, S or 1)."""
         if t.ndim <= 1:
             return t.expand(len(x)).view(-1, 1, 1)
         if t.ndim != x.ndim:
@@ -305,7 +305,7 @@ class VideoDiT(nn.Module):
     def _conditioning(
         self, level: Tensor, vector: Tensor | None, rotary: Rotary, together: Sequence[AttentionPattern | None]
     ) -> VideoBlockConditioning:
-        """Of levels (B, F or 1, S or 1) and vectors (B, vector_dim)."""
+        """Conditioning of levels (B, F or 1, S or 1) and vectors (B, vector_dim)."""
         embedded = self.time(level.flatten()).unflatten(0, level.shape)  # (B, F or 1, S or 1, C)
         if vector is not None:
             embedded = embedded + vector[:, None, None].to(embedded)
@@ -324,7 +324,7 @@ class VideoDiT(nn.Module):
         return Rotary(places, self.config.hidden_size // self.config.heads, theta=self.config.rope_theta)
 
     def _cached_layout(self, key: tuple[object, ...], build: Callable[[], _Laid]) -> _Laid:
-        """What sizes alone decide, where the tokens are: computed on first use and then reused."""
+        """Layout, which depends on sizes only, on the tokens' device: computed on first use and then reused."""
         if key not in self._laid:
             if len(self._laid) >= MAX_LAYOUTS:
                 self._laid.clear()

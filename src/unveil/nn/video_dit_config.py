@@ -1,4 +1,4 @@
-"""What defines a transformer over clips."""
+"""Configuration of a transformer over clips."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from unveil.types import Ge, RecipeError, checked
 
 @dataclass(frozen=True)
 class VideoDiTConfig:
-    """What defines a transformer over clips.
+    """Configuration of a transformer over clips.
 
     Args:
         in_channels: of x.

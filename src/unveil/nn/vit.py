@@ -33,7 +33,7 @@ PATCHES = (32, 16, 14)
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """What defines a ViT.
+    """Configuration of a ViT.
 
     Args:
         channels: of an image.
@@ -180,11 +180,11 @@ class ViT(nn.Module):
 
 
 class StemConfig(Protocol):
-    """What defines a stem; see `ViTConfig`."""
+    """Configuration of a stem; see `ViTConfig`."""
 
     @property
     def channels(self) -> int:
-        """Of an image."""
+        """Channels of an image."""
         ...
 
     @property
@@ -194,12 +194,12 @@ class StemConfig(Protocol):
 
     @property
     def width(self) -> int:
-        """Of a token."""
+        """Width of a token."""
         ...
 
     @property
     def stem(self) -> Stem:
-        """How it becomes one."""
+        """Kind of the stem, which makes a square a token."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""How many network calls a guidance makes: the executor's choice, which changes no result."""
+"""Number of network calls of a guidance: the executor's choice, which changes no result."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def memoized(step: DenoiseFn) -> DenoiseFn:
 
 
 def should_batch(device: torch.device, count: int) -> bool:
-    """Whether condition and null of `count` samples are faster in one call than in two; `benchmarks/guidance_call.py`.
+    """Return True if condition and null of `count` samples are faster in one call; `benchmarks/guidance_call.py`.
 
     A small batch leaves parts of a machine idle. A CPU is full at a few samples, and two calls then move less
     memory through its caches.
@@ -92,7 +92,7 @@ class _Seen:
         self._version: tuple[int, bool, bool] | None = None
 
     def again(self, x: Tensor, level: NoiseLevel) -> bool:
-        """Whether this is the last call once more."""
+        """Return True if this is the last call once more."""
         version = self._of(x)
         if x is not self._x or version is None or version != self._version or self._level is None:
             return False

@@ -60,11 +60,11 @@ class DDRMPlan:
         return len(self.grid) - 1
 
     def over(self, state: SamplerState) -> bool:
-        """Whether the grid has ended."""
+        """Return True if the grid has ended."""
         return state.number >= self.total
 
     def start(self, noise: Tensor) -> Tensor:
-        """What the run starts from: noise (B, ...) around what y says, at the first level. Source: eq. 7."""
+        """Start of the run: noise (B, ...) around what y says, at the first level. Source: eq. 7."""
         measured, doubt = self._measured(noise)
         alpha, sigma = (like(value, noise) for value in self.grid[0][1:3])
         spread = torch.where(measured, _left(sigma, alpha * doubt), sigma)
@@ -90,7 +90,7 @@ class DDRMPlan:
         return StepResult(SamplerState(self.operator.back(mean), (), state.number + 1), here, estimate)
 
     def _measured(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Which directions are measured, and the deviation of y's noise along them; both of x's shape."""
+        """Mask of the directions that are measured, and the deviation of y's noise along them; both of x's shape."""
         singular = self.operator.singular(x).expand_as(x)
         measured = singular > 0
         return measured, torch.where(measured, self.noise_level / torch.where(measured, singular, 1.0), 0.0)

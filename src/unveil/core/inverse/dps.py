@@ -50,7 +50,7 @@ class DPSPlan:
         return self.plan.total
 
     def over(self, state: SamplerState) -> bool:
-        """Whether the plan has ended."""
+        """Return True if the plan has ended."""
         return self.plan.over(state)
 
     def advance(self, state: SamplerState, step: DenoiseFn, noise: Noise | None, out: Tensor) -> StepResult:

@@ -104,7 +104,7 @@ class RePaintPlan:
         return len(self.moves)
 
     def over(self, state: SamplerState) -> bool:
-        """Whether every step and jump was made."""
+        """Return True if every step and jump was made."""
         return state.number >= len(self.moves)
 
     def advance(self, state: SamplerState, step: DenoiseFn, noise: Noise | None, out: Tensor) -> StepResult:

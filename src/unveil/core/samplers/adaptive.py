@@ -174,7 +174,7 @@ class AdaptivePlan:
         return
 
     def over(self, state: SamplerState) -> bool:
-        """Whether every sample has arrived, and the last step onto the data was made."""
+        """Return True if every sample has arrived, and the last step onto the data was made."""
         return bool(state.clock) and state.clock[0] == 1
 
     def advance(self, state: SamplerState, step: DenoiseFn, noise: Noise | None, out: Tensor) -> StepResult:
@@ -238,7 +238,7 @@ class AdaptivePlan:
     def _judged(
         self, clocks: IntegratorState, error: Tensor, taken: Tensor, moving: Tensor
     ) -> tuple[Tensor, IntegratorState]:
-        """Which samples' steps stand, and where all of them are then."""
+        """Mask of the samples whose steps are accepted, and where all of them are then."""
         order = 1.5 if self.pair.eta else float(self.pair.order)
         good, judged = moving.clone(), clocks._make(c.clone() for c in clocks)
         for i in moving.nonzero().flatten().tolist():

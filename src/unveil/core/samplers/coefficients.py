@@ -77,7 +77,7 @@ def linear_step(here: NoiseLevel, there: NoiseLevel, of: Of = "x0", eta: float =
 
 
 def delta_lambda(here: NoiseLevel, there: NoiseLevel) -> Number:
-    """How much log(alpha / sigma) rises, 0 where that is infinite."""
+    """Rise of log(alpha / sigma), 0 where that is infinite."""
     left = _left(here, there)
     return where(left > 0, -1.0 * scalar_math.log(left), 0.0)
 
@@ -279,7 +279,7 @@ def select_level(mask: Mask, yes: NoiseLevel, no: NoiseLevel) -> NoiseLevel:
 
 
 def any_of(mask: Mask) -> bool:
-    """Whether it is True anywhere."""
+    """Return True if it is True anywhere."""
     return bool(mask.any()) if isinstance(mask, Tensor) else mask
 
 

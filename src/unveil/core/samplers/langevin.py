@@ -108,7 +108,7 @@ def _dynamics(grid: Schedule, levels: Sequence[NoiseLevel], each: int, size: flo
 
 
 def _moved(grid: Schedule, k: int) -> Tensor:
-    """Whether level k is noisy, and one that is left at the next, or come to for the rest of the grid."""
+    """Return True if level k is noisy, and one that is left at the next, or come to for the rest of the grid."""
     here = grid[k]
     left = ~torch.as_tensor(k + 1 == len(grid) or _same(here, grid[k + 1]))
     come = ~torch.as_tensor(k == 0 or _same(here, grid[k - 1])) & torch.as_tensor(_same(here, grid[-1]))
@@ -188,7 +188,7 @@ def reverse_diffusion(grid: Schedule) -> CoefficientTable:
 
 
 def _forward(here: NoiseLevel, there: NoiseLevel) -> tuple[Number, Number]:
-    """What the forward step from the cleaner level multiplies x with, and the variance that it adds."""
+    """Factor of x in the forward step from the cleaner level, and the variance that the step adds."""
     ratio = scalar_math.safe_divide(here.alpha, there.alpha, 1.0)
     return ratio, here.sigma**2 - (ratio * there.sigma) ** 2
 
@@ -201,7 +201,7 @@ class Corrector(Protocol):
 
     @property
     def steps(self) -> int:
-        """How often before each step of the predictor, each with a network call and its own noise."""
+        """Number of corrections before each step of the predictor, each with a network call and its own noise."""
         ...
 
     def move(self, x: Tensor, level: NoiseLevel, estimate: Estimate, noise: Tensor, scale: Number) -> Tensor:
@@ -273,7 +273,7 @@ class PredictorCorrectorPlan:
         return len(self.table) * (1 + self.corrector.steps)
 
     def over(self, state: SamplerState) -> bool:
-        """Whether every step was made."""
+        """Return True if every step was made."""
         return state.number >= self.total
 
     def advance(self, state: SamplerState, step: DenoiseFn, noise: Noise | None, out: Tensor) -> StepResult:

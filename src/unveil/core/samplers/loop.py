@@ -1,4 +1,4 @@
-"""What a sampler returns, and the one loop that carries it out."""
+"""Plans, which samplers return, and the one loop that executes them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class SamplerState(NamedTuple):
 
 
 class SamplingProgress(NamedTuple):
-    """What a run shows after each network call. x is overwritten by later steps: clone it to keep it.
+    """State that a run shows after each network call. x is overwritten by later steps: clone it to keep it.
 
     total is the number of rows, or None where the plan cannot know it before the run.
     """
@@ -45,7 +45,7 @@ class SamplingProgress(NamedTuple):
 
 
 class StepResult(NamedTuple):
-    """What one step of a plan did: the level and the estimate of its call are None where it made none."""
+    """Result of one step of a plan: the level and the estimate of its call are None where it made none."""
 
     state: SamplerState
     level: NoiseLevel | None
@@ -61,7 +61,7 @@ class Plan(Protocol):
         ...
 
     def over(self, state: SamplerState) -> bool:
-        """Whether the run has ended."""
+        """Return True if the run has ended."""
         ...
 
     def advance(self, state: SamplerState, step: DenoiseFn, noise: Noise | None, out: Tensor) -> StepResult:
@@ -114,7 +114,7 @@ class CoefficientTable:
         return len(self.rows)
 
     def over(self, state: SamplerState) -> bool:
-        """Whether every row was applied."""
+        """Return True if every row was applied."""
         return state.number >= len(self.rows)
 
     def advance(self, state: SamplerState, step: DenoiseFn, noise: Noise | None, out: Tensor) -> StepResult:
@@ -197,12 +197,12 @@ def run(
 
 
 def _is_finite(x: Tensor) -> bool:
-    """Whether all of x is; a sum is the cheapest look at it."""
+    """Return True if all of x is finite; a sum is the cheapest look at it."""
     return math.isfinite(x.sum(dtype=torch.float32)) or bool(torch.isfinite(x).all())
 
 
 def _blamed(plan: Plan, step: DenoiseFn, state: SamplerState, noise: Noise | None, most: int) -> NonFinite:
-    """What names where a run of `most` steps lost the finite numbers: it is made once more, every call looked at."""
+    """Error that names where a run of `most` steps left the finite numbers: it is run again, every call checked."""
     place = ""
 
     def watched(x: Tensor, level: NoiseLevel) -> Estimate:

@@ -92,7 +92,7 @@ def unipc(
 def _correction(
     now: LinearStep, before: Sequence[LinearStep], predicted: Sequence[Number], rule: Rule, most: Number
 ) -> tuple[Number, ...]:
-    """What the call at a step's end adds to its x, as gains on that call and those before it.
+    """Correction of x by the call at a step's end, as gains on that call and those before it.
 
     Nothing where the step touches an end or is the last; from fewer estimates where one before it touched an end.
     """
