@@ -42,19 +42,20 @@ WARM = [{**asked(0, turn), "seed": 10**6 + turn} for turn in range(len(PROMPTS))
 
 def direct() -> dict[str, float]:
     """The pictures of all clients by the calls of `unveil sample`, the model read once."""
-    from unveil.cli.generation_options import Wish, opened
-    from unveil.cli.options import PLAYGROUND
-    from unveil.generation.image_output import ImageOutput, draw, write
+    from unveil.generation.opening import ModelOptions, open_for_generation
     from unveil.io.console import Console
+    from unveil.tasks.context import TaskContext, TaskOutput
+    from unveil.tasks.fields import PLAYGROUND
+    from unveil.tasks.text_to_image import TextToImage
 
     console = Console(quiet=True)
-    model, source = opened(Wish(PLAYGROUND, device="cpu"), PLAYGROUND, console)
+    opened = open_for_generation(ModelOptions(PLAYGROUND, "cpu"), console)
     with TemporaryDirectory() as folder:
 
         def one(ask: dict[str, Any]) -> None:
-            wish = Wish(PLAYGROUND, given=(f"prompt={ask['prompt']}",), seed=ask["seed"], batch=1, device="cpu")
-            place = ImageOutput(Path(folder) / str(ask["seed"]))
-            write(draw(model, source, wish.request(model, {"steps": STEPS}, 1), place, console), place)
+            task = TextToImage(prompt=(ask["prompt"],), seed=(ask["seed"],), steps=STEPS, expand_prompt="none")
+            output = TaskOutput(Path(folder) / str(ask["seed"]))
+            task.run(TaskContext(output, console, "cpu", opener=lambda *_, **__: opened))
 
         for ask in WARM:
             one(ask)

@@ -8,8 +8,8 @@ Error:
     +-- RecipeError (ValueError)        a setting that cannot work: what was given, what is allowed, what to do
     +-- ShapeError (ValueError)         a tensor of a shape or type that cannot be used
     +-- WeightsError (ValueError)       a checkpoint that does not fit or is damaged
-    +-- MediaError (OSError)            a picture, label or data folder that cannot be read
-    +-- NotWritable (OSError)           an output that cannot be written
+    +-- DataError (OSError)            a picture, label or data folder that cannot be read
+    +-- OutputError (OSError)           an output that cannot be written
     |   +-- AlreadyExists               an output that exists already
     +-- OutOfResources (RuntimeError)   memory, disk or time: says what to lower
     +-- NonFinite (RuntimeError)        training or sampling left the finite numbers

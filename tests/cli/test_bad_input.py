@@ -17,10 +17,10 @@ from PIL import Image
 
 import unveil
 from tests.cli.conftest import CHANGES, Cli, Outcome, tree
-from unveil.cli import sample as sampling
 from unveil.generation import image_output
 from unveil.model import build, checkpoint_store
 from unveil.model.config import Recipe, load_recipe
+from unveil.tasks import image_run
 
 
 def refused(done: Outcome, code: int, *words: str) -> None:
@@ -224,7 +224,7 @@ def test_what_is_there_already_is_told_before_anything_is_drawn(cli: Cli, saved:
         raise AssertionError("hours of work")
 
     monkeypatch.setattr(image_output, "generate", drawn)
-    monkeypatch.setattr(sampling, "draw_again", drawn)
+    monkeypatch.setattr(image_run, "repeat_batch", drawn)
     refused(cli(*draw), 2, "seed0_00000.png: exists already")
     refused(cli(*draw, "--seed", 1), 2, "strip.png: exists already")
     refused(cli(*draw[:-1], "-n", 2, "--seed", 6, "--out", "set"), 2, "sheet.png: exists already")
@@ -286,7 +286,7 @@ DISK = """
 import resource, signal, sys
 from unveil.cli.commands import run
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-from unveil.cli import sample  # everything is imported before the disk gets small
+from unveil.tasks import image_run  # everything is imported before the disk gets small
 resource.setrlimit(resource.RLIMIT_FSIZE, (700, 700))
 sys.exit(run(sys.argv[1:]))
 """

@@ -14,9 +14,10 @@ pytest.importorskip("transformers")
 from tests.checkpoints import tiny_sd
 from tests.cli.conftest import Cli, tree
 from tests.cli.test_bad_input import refused
-from unveil.cli.generation_options import model_and_settings
 from unveil.cli.options import PLAYGROUND
+from unveil.cli.text_forms import with_words
 from unveil.generation.metadata import read_facts
+from unveil.tasks.text_to_image import TextToImage
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -132,12 +133,13 @@ def test_what_does_not_go_with_a_file_of_prompts(cli: Cli, folder: Path):
     "typed",
     ["a large blue square on green", "\u4e00\u4e2a\u7ea2\u8272\u5706\u5f62", "a red circle " * 40, "\u7ea2" * 300],
 )
-def test_a_first_word_that_can_be_no_model_is_a_prompt_for_the_shipped_one(typed: str):
-    assert model_and_settings(typed, ["steps=4"]) == {"model": PLAYGROUND, "settings": [typed, "steps=4"]}
+def test_a_first_word_that_can_be_no_model_is_a_prompt_for_the_bundled_one(typed: str):
+    values = with_words(TextToImage, {"model": typed}, {"settings": ["steps=4"]})
+    assert values == {"model": PLAYGROUND, "prompt": [typed], "steps": 4}
 
 
 def test_a_first_word_that_can_be_a_model_is_one(tmp_path: Path):
     folder = tmp_path / "my runs"
     folder.mkdir()
-    for name in ("ddpm-digits", str(folder), "missing-model", None):
-        assert model_and_settings(name, None) == {"model": name, "settings": None}
+    for name in ("ddpm-digits", str(folder), "missing-model"):
+        assert with_words(TextToImage, {"model": name}, {"settings": None}) == {"model": name}

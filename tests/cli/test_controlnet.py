@@ -16,7 +16,7 @@ import unveil
 from tests.cli.conftest import CHANGES, Cli
 from unveil.checkpoints import controlnet_keys as layout
 from unveil.checkpoints import diffusers_unet
-from unveil.generation.controlnets import ControlNetOption, parse_controlnet
+from unveil.cli.text_forms import read_controlnet
 from unveil.generation.metadata import read_facts
 from unveil.io.safetensors_io import write_tensors
 from unveil.model.config import load_recipe
@@ -57,19 +57,19 @@ def hint(cli: Cli) -> Path:
 
 
 def test_pictures_weights_and_ranges_are_typed(cli: Cli):
-    assert parse_controlnet("edges=hint.png") == ControlNetOption(Path("edges"), Path("hint.png"))
-    assert parse_controlnet("edges=hint.png:0.5") == ControlNetOption(Path("edges"), Path("hint.png"), 0.5)
-    assert parse_controlnet("edges=hint.png:0.5:0.2-1") == ControlNetOption(
-        Path("edges"), Path("hint.png"), 0.5, 0.2, 1.0
-    )
-    assert parse_controlnet("hint.png:2") == ControlNetOption(None, Path("hint.png"), 2.0)
-    windows = parse_controlnet(r"C:\nets\edges=D:\my pictures\a.png:0.8:0-0.5")
-    assert windows == ControlNetOption(Path(r"C:\nets\edges"), Path(r"D:\my pictures\a.png"), 0.8, 0.0, 0.5)
-    assert parse_controlnet(r"D:\a.png") == ControlNetOption(None, Path(r"D:\a.png"))
+    assert read_controlnet("edges=hint.png") == {"network": "edges", "image": "hint.png"}
+    assert read_controlnet("edges=hint.png:0.5") == {"network": "edges", "image": "hint.png", "weight": 0.5}
+    whole = {"network": "edges", "image": "hint.png", "weight": 0.5, "start": 0.2, "stop": 1.0}
+    assert read_controlnet("edges=hint.png:0.5:0.2-1") == whole
+    assert read_controlnet("hint.png:2") == {"image": "hint.png", "weight": 2.0}
+    windows = read_controlnet(r"C:\nets\edges=D:\my pictures\a.png:0.8:0-0.5")
+    parts = {"network": r"C:\nets\edges", "image": r"D:\my pictures\a.png"}
+    assert windows == parts | {"weight": 0.8, "start": 0.0, "stop": 0.5}
+    assert read_controlnet(r"D:\a.png") == {"image": r"D:\a.png"}
     Path("a=b").mkdir()
-    assert parse_controlnet("a=b=c.png") == ControlNetOption(Path("a=b"), Path("c.png"))
+    assert read_controlnet("a=b=c.png") == {"network": "a=b", "image": "c.png"}
     Path("d=e.png").touch()
-    assert parse_controlnet("d=e.png:0.5") == ControlNetOption(None, Path("d=e.png"), 0.5)
+    assert read_controlnet("d=e.png:0.5") == {"image": "d=e.png", "weight": 0.5}
 
 
 def test_a_picture_with_a_control_is_drawn_and_repeated(cli: Cli, saved: Path, edges: Path, hint: Path):

@@ -13,7 +13,7 @@ from unveil.checkpoints import scheduler
 from unveil.cli import foreign_names as table
 from unveil.cli.command_names import resolve_command, resolve_options
 from unveil.cli.commands import USUAL, command_tree, every_command
-from unveil.cli.generation_options import setting_name
+from unveil.cli.text_forms import setting_name
 from unveil.cli.train import recipe_key
 from unveil.core import foreign_names, schedules
 from unveil.core.process import LinearVP

@@ -72,7 +72,7 @@ def write(codec: AutoencoderKL | VQModel, path: Path) -> Path:
 
     Raises:
         RecipeError: a codec that diffusers' layout does not have.
-        NotWritable: something is there already, or the place cannot be written.
+        OutputError: something is there already, or the place cannot be written.
     """
     settings = _settings(codec)
     tensors = autoencoder_keys.dump(codec, "diffusers")

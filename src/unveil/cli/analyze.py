@@ -27,8 +27,8 @@ from unveil.analysis.samplers import SamplerStudySettings, study_samplers
 from unveil.analysis.video_bench import SharedSettings, VideoStudy, parameters
 from unveil.analysis.video_page import main_rows, text_page, video_page, world_page
 from unveil.cli import evaluate as evaluation
-from unveil.cli.generation_options import changes
 from unveil.cli.recipe_kind import diffusion
+from unveil.cli.text_forms import sampling_of
 from unveil.core.samplers import SAMPLERS
 from unveil.evaluate import EvaluationSettings as Protocol
 from unveil.evaluate.image_set import collect_images
@@ -275,7 +275,7 @@ def world_settings(wanted: Mapping[str, Any], sampling: Sequence[str], quick: bo
 def _settings(plain: Any, wanted: Mapping[str, Any], sampling: Sequence[str]) -> Any:
     given = {name: value for name, value in wanted.items() if value is not None}
     given["only"] = tuple(given.get("only", ()))
-    return replace(plain, **given, sampling={**plain.sampling, **changes(sampling, {})})
+    return replace(plain, **given, sampling={**plain.sampling, **sampling_of(sampling)})
 
 
 def _size(text: str) -> tuple[int, ...]:

@@ -144,7 +144,7 @@ class CaptionRequest:
 
         Raises:
             RecipeError: data that are no playground's, changes without a count, or a recipe without one.
-            MediaError: no such folder, or nothing to tell in it.
+            DataError: no such folder, or nothing to tell in it.
         """
         if self.count is None:
             if self.overrides:
@@ -223,7 +223,7 @@ class Book:
         """All that is there, captions beside it. What has no caption keeps its row, so that it is trained on as before.
 
         Raises:
-            NotWritable: the place cannot be written.
+            OutputError: the place cannot be written.
         """
         entries, unread = {one.path: one for one in self.entries}, {path for path, _ in self.unread}
         found: list[Mapping[str, Any]] = []
@@ -254,8 +254,8 @@ def run(ask: CaptionRequest, console: Console) -> None:
     Whatever ends it early, the captions until then are written; `resume` tells the others.
 
     Raises:
-        NotWritable: a file of captions is there already, or it would hide what the folder says.
-        MediaError: no such folder, nothing to tell in it, or nothing that could be told.
+        OutputError: a file of captions is there already, or it would hide what the folder says.
+        DataError: no such folder, nothing to tell in it, or nothing that could be told.
         NoAnswer: several in a row had none.
     """
     ask = replace(ask, what=ask.what.expanduser(), out=ask.out and ask.out.expanduser())
@@ -306,8 +306,8 @@ def _opened(ask: CaptionRequest, source: Source) -> Book:
     """The file as it is, once all is refused that would be lost.
 
     Raises:
-        NotWritable: it is there already, or it would hide what the folder says.
-        MediaError: it is gone on with, and no file of metadata.
+        OutputError: it is there already, or it would hide what the folder says.
+        DataError: it is gone on with, and no file of metadata.
     """
     place, table = ask.place, source.table
     there = place.exists()
@@ -333,7 +333,7 @@ def _classes(ask: CaptionRequest, source: Source) -> Mapping[str, str]:
     """The sub-folders that are classes, as labels; none, where metadata cannot say these.
 
     Raises:
-        NotWritable: they would be lost.
+        OutputError: they would be lost.
     """
     named = set(source.classes.values())
     if all(one.path in source.classes for one in source.entries) and labels_are_classes(named):
@@ -350,7 +350,7 @@ def _rows(file: Path) -> list[tuple[str, dict[str, Any]]]:
     """The columns of each line of a file of metadata, by the name of what it tells.
 
     Raises:
-        MediaError: not such a file.
+        DataError: not such a file.
     """
     names = [row.path for row in read_metadata(file, "text", "label", COLUMN)]
     return list(zip(names, read_columns(file), strict=True))

@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 
 from unveil.cli import evaluate as judging
-from unveil.cli import sample as drawing
 from unveil.cli import train as training
 from unveil.cli.options import PLAYGROUND
 from unveil.io.console import Console, duration
 from unveil.tasks.context import TaskContext, TaskOutput
+from unveil.tasks.text_to_image import TextToImage
 from unveil.tasks.video_generate import VideoGenerate
 
 RECIPE = "ddpm-digits"
@@ -26,9 +26,11 @@ def demo(out: Path, minutes: float, console: Console) -> None:
     training.train(training.TrainRequest(RECIPE, (f"train.max_minutes={minutes}",), run=run), console)
 
     console.say("2 of 4: generating each digit ten times")
-    labels = tuple(str(digit) for digit in range(10))
-    place = drawing.ImageOutput(out / "digits.png", strip=True, force=True)
-    drawing.sample(drawing.GenerationOptions(str(run), labels, count=100, seed=1, batch=100), {}, place, console)
+    digits = TextToImage(
+        model=str(run), label=tuple(range(10)), count=100, seed=(1,), batch_size=100, save_trajectory=True
+    )
+    result = digits.run(TaskContext(TaskOutput(out / "digits.png", force=True), console))
+    console.result(result.facts, result.text)
 
     console.say("3 of 4: evaluating 1,000 samples against held-out digits")
     judging.evaluate(judging.EvaluateRequest(str(run), out=out, force=True), console)

@@ -9,7 +9,7 @@ from typing import Any
 from unveil.checkpoints import inspection
 from unveil.checkpoints.key_mapping import abbreviate
 from unveil.checkpoints.overrides import ModelOverrides
-from unveil.cli.generation_options import changes
+from unveil.cli.text_forms import sampling_of
 from unveil.io.console import Console
 from unveil.io.console import size as bytes_of
 from unveil.model import model_dir
@@ -41,7 +41,7 @@ def model(ask: InspectRequest, console: Console) -> None:
     if architecture.is_name(str(ask.path)) and not ask.path.exists():
         architecture.network(str(ask.path), ask.size, ask.batch, console)
         return
-    overrides = validate(ModelOverrides, changes(ask.words, {}).get("file", {}), "file")
+    overrides = validate(ModelOverrides, sampling_of(ask.words).get("file", {}), "file")
     facts = inspection.inspect(_place(ask.path), overrides)
     if not ask.keys:
         facts = facts | {"files": {name: _summed(file) for name, file in facts["files"].items()}}

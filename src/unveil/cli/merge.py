@@ -25,7 +25,7 @@ def merge(names: Sequence[str], shares: str | None, out: Path, dtype: str, force
         RecipeError: shares that are no numbers, or not one for each model; an unknown type; a folder of another
             program, which cannot be written.
         WeightsError: no such model, or models of unlike networks.
-        NotWritable: something is there already.
+        OutputError: something is there already.
     """
     refuse_overwrite(out, force)
     if dtype not in DTYPES:

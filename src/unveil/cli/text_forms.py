@@ -303,7 +303,7 @@ def with_words(kind: type[Task], values: Mapping[str, Any], typed: Mapping[str, 
     if given.get("label"):
         values["label"] = [*values.get("label", ()), *given.pop("label")]
         values["cond"] = given
-    for name, value in sampling_of([word for word in words if _SETTING.match(word)]).items():
+    for name, value in sampling_of(words).items():
         if name in ("file", "classifier"):
             values["file" if name == "file" else "classifier_file"] = value
         elif name in kind.model_fields:
@@ -319,7 +319,7 @@ def is_model_name(text: str) -> bool:
 
 
 def sampling_of(words: Sequence[str]) -> dict[str, Any]:
-    """The sampling settings of KEY=VALUE texts.
+    """The sampling settings of KEY=VALUE texts; other texts are passed over.
 
     Raises:
         RecipeError: A setting that cannot be read.
@@ -327,7 +327,7 @@ def sampling_of(words: Sequence[str]) -> dict[str, Any]:
     from unveil.model.config import override
 
     values: dict[str, Any] = {}
-    for word in words:
+    for word in filter(_SETTING.match, words):
         key, _, value = word.partition("=")
         override(values, f"{setting_name(key, value)}={value}")
     return values

@@ -113,7 +113,7 @@ def _recipe_for(folder: Path) -> str:
     """The recipe that trains on a folder: one for videos, or one for images.
 
     Raises:
-        MediaError: neither is in it.
+        DataError: neither is in it.
     """
     videos = has_videos(folder)
     if not videos and not any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.rglob("*")):
@@ -307,7 +307,7 @@ def _start_over(run: Path) -> None:
     """Deletes a run, and nothing that is not one.
 
     Raises:
-        NotWritable: the folder holds other things too, or is being trained in; or there are other processes, which
+        OutputError: the folder holds other things too, or is being trained in; or there are other processes, which
             may be reading it already.
     """
     if not run.exists():

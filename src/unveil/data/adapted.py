@@ -57,7 +57,7 @@ def adapt(source: SourceDataset, key: str) -> AdaptedDataset:
             floats in [-1, 1], of any shape with the channels first, kept as float32.
 
     Raises:
-        RecipeError, ShapeError, MediaError: when an item is read that has no such key, or a value that cannot
+        RecipeError, ShapeError, DataError: when an item is read that has no such key, or a value that cannot
             be used (another type, outside [-1, 1], not finite); the message names the item.
     """
     return AdaptedDataset(source, key)

@@ -21,7 +21,7 @@ def by_number(file: Path) -> dict[int, CaptionRecord]:
 
     Raises:
         RecipeError: no such file.
-        MediaError: not such a file, naming the line.
+        DataError: not such a file, naming the line.
     """
     _check_there(file, "with a recipe and --num-videos")
     records: dict[int, CaptionRecord] = {}
@@ -45,7 +45,7 @@ def by_name(file: Path, column: str = "caption") -> dict[str, str]:
 
     Raises:
         RecipeError: no such file.
-        MediaError: not such a file, naming the line, or one without a caption.
+        DataError: not such a file, naming the line, or one without a caption.
     """
     _check_there(file, "with a folder and --out")
     captions = {row.path: row.text for row in read_metadata(file, column, "label", column) if row.text}

@@ -28,7 +28,7 @@ def digits(part: Part = "train") -> ImageTensorDataset:
     The 450 indices with the lowest hash are held out, the other 1,347 train, on every machine alike.
 
     Raises:
-        MediaError: scikit-learn is not installed.
+        DataError: scikit-learn is not installed.
     Source: Alpaydin & Kaynak 1998, Optical Recognition of Handwritten Digits (test part, as scikit-learn ships it).
     """
     pixels, labels = _all()

@@ -25,8 +25,8 @@ def download(url: str, path: Path, md5: str, *, largest: int = 1 << 26) -> Path:
         largest: Maximum size in bytes.
 
     Raises:
-        MediaError: the address does not answer, or what it sends is not this file.
-        NotWritable, OutOfResources: the place cannot be written, or the disk is full.
+        DataError: the address does not answer, or what it sends is not this file.
+        OutputError, OutOfResources: the place cannot be written, or the disk is full.
     """
     if not url.startswith(("https://", "http://")):
         raise DataError(f"{url}: only http and https addresses are fetched")

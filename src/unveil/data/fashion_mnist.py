@@ -74,7 +74,7 @@ def fashion(config: FashionConfig, part: Part = "train", *, url: str = URL) -> I
         url: Base URL of the download.
 
     Raises:
-        MediaError: the files are nowhere, or one of them is damaged.
+        DataError: the files are nowhere, or one of them is damaged.
     Source: Xiao, Rasul & Vollgraf 2017, Fashion-MNIST (arXiv:1708.07747).
     """
     pictures, answers = (_file(name, config, url) for name in FILES[part])
@@ -93,7 +93,7 @@ def read_idx(path: Path) -> Tensor:
     """The uint8 array of an idx file, plain or gzipped, checked for its size.
 
     Raises:
-        MediaError: cannot be read, is not an idx file of bytes, or its size differs from its header.
+        DataError: cannot be read, is not an idx file of bytes, or its size differs from its header.
     Source: the idx format, as on the MNIST page: two zero bytes, type 8, the rank, then each length (big-endian).
     """
     try:

@@ -50,7 +50,7 @@ def fashion_in_style(config: StyleConfig, part: Part = "train") -> ImageTensorDa
     """The chosen images uint8 (N, 1, 28, 28) with their labels, in the style.
 
     Raises:
-        MediaError: Fashion-MNIST is nowhere, or damaged.
+        DataError: Fashion-MNIST is nowhere, or damaged.
         RecipeError: more images than the part has of some class.
     """
     everything = fashion(FashionConfig(config.folder, config.download), part)

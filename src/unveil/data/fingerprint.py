@@ -36,7 +36,7 @@ def dataset_fingerprint(items: SourceDataset, progress: Progress | None = None) 
         progress: called as progress(done, total), now and then.
 
     Raises:
-        MediaError: a file that has gone since it was checked.
+        DataError: a file that has gone since it was checked.
         ShapeError: an item with a value that is neither a tensor, an array, a number nor a text.
     """
     digest = hashlib.sha256()

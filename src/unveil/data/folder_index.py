@@ -206,7 +206,7 @@ def index_folder(config: FolderOptions, kind: MediaType = IMAGE) -> FolderIndex:
     """The folder's content.
 
     Raises:
-        MediaError: no such folder, nothing of the kind in it, metadata that cannot be read or that names a path outside
+        DataError: no such folder, nothing of the kind in it, metadata that cannot be read or that names a path outside
             the folder, a label that is not among `classes`.
     """
     root = _root(config.path, kind)
@@ -318,7 +318,7 @@ def _classes(config: FolderOptions, names: list[str], where: Callable[[str], str
     """Return the requested classes, or else those found.
 
     Raises:
-        MediaError: a name that is not among the requested classes.
+        DataError: a name that is not among the requested classes.
     """
     if config.classes is None:
         return names
@@ -350,7 +350,7 @@ def _add_told(result: FolderIndex, file: Path, column: str) -> None:
 
     Raises:
         RecipeError: no such file.
-        MediaError: it names no file of this folder.
+        DataError: it names no file of this folder.
     """
     captions = by_name(file, column)
     if not captions.keys() & ({entry.path for entry in result.entries} | {path for path, _ in result.refused}):

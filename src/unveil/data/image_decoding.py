@@ -116,7 +116,7 @@ def open_image(file: IO[bytes], max_pixels: int) -> ImageFile:
     limit is one number for the whole process.
 
     Raises:
-        MediaError: not a PNG, JPEG or WebP, damaged, or larger than max_pixels.
+        DataError: not a PNG, JPEG or WebP, damaged, or larger than max_pixels.
     """
     head = file.read(HEAD)
     name = format_of(head)
@@ -149,7 +149,7 @@ def load(image: ImageFile) -> None:
     """Decodes the pixels.
 
     Raises:
-        MediaError: the data end early or are damaged.
+        DataError: the data end early or are damaged.
     """
     try:
         image.load()
@@ -194,7 +194,7 @@ def alpha_channel(file: IO[bytes], max_pixels: int) -> Tensor | None:
     """Return the opacity of an image, uint8 (1, H, W); None if all of it is opaque.
 
     Raises:
-        MediaError: as `open_image`, or damaged.
+        DataError: as `open_image`, or damaged.
     """
     image = open_image(file, max_pixels)
     if not image.has_transparency_data:
@@ -208,7 +208,7 @@ def read(root: Path, relative: str, rule: DecodeOptions) -> Tensor:
     """The pixels of one file below `root`.
 
     Raises:
-        MediaError: with the path and the reason.
+        DataError: with the path and the reason.
     """
     try:
         with safe_join(root, relative).open("rb") as file:
@@ -223,7 +223,7 @@ def read_classes(path: Path, max_pixels: int) -> Tensor:
     """A map of classes, int64 (H, W), of an image with one channel, whose numbers are taken as they are stored.
 
     Raises:
-        MediaError: a file that cannot be read, or an image of several channels; with the path and the reason.
+        DataError: a file that cannot be read, or an image of several channels; with the path and the reason.
     """
     try:
         with path.open("rb") as file:
@@ -242,7 +242,7 @@ def safe_join(root: Path, relative: str) -> Path:
     """The file below `root`, links followed.
 
     Raises:
-        MediaError: a link leads out of the folder.
+        DataError: a link leads out of the folder.
     """
     real = Path(os.path.realpath(root / relative))
     if not real.is_relative_to(os.path.realpath(root)):

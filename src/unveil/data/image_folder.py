@@ -24,7 +24,7 @@ class ImageFolderDataset(Dataset[Item]):
     the text "" when others have one.
 
     Raises:
-        MediaError: see `check_images_or_raise`; or the part would be empty.
+        DataError: see `check_images_or_raise`; or the part would be empty.
     """
 
     def __init__(self, config: FolderConfig, part: Part = "train", report: FolderReport | None = None) -> None:
@@ -53,7 +53,7 @@ class ImageFolderDataset(Dataset[Item]):
         """One image and what is known about it.
 
         Raises:
-            MediaError: the file has changed or gone since it was checked.
+            DataError: the file has changed or gone since it was checked.
         """
         item: Item = {"pixels": read(self.root, self.entries[index].path, self.rule)}
         if self.low is not None:

@@ -31,7 +31,7 @@ def check_images(config: FolderConfig, progress: Progress | None = None) -> Fold
         progress: called as progress(done, total), now and then.
 
     Raises:
-        MediaError: see `index_folder`: no folder, no image, bad metadata.
+        DataError: see `index_folder`: no folder, no image, bad metadata.
     """
     index = index_folder(config)
     viewer = FileInspector(
@@ -53,7 +53,7 @@ def check_images_or_raise(
         progress: as for `check`.
 
     Raises:
-        MediaError: more than max_bad of the files are bad, with the list; or none is left; or as `check`.
+        DataError: more than max_bad of the files are bad, with the list; or none is left; or as `check`.
     """
     return enforce_max_bad(check_images(config, progress), config.path, config.max_bad if max_bad is None else max_bad)
 
@@ -62,7 +62,7 @@ def enforce_max_bad(report: ReportT, path: str, limit: float) -> ReportT:
     """The report, where no more than a share `limit` of its files is bad; what happens to the rest is logged.
 
     Raises:
-        MediaError: as `check_images_or_raise`.
+        DataError: as `check_images_or_raise`.
     """
     bad, total = len(report.refused), report.num_files
     if bad > limit * total or not report.entries:

@@ -143,10 +143,10 @@ def cache_latents(
         progress: called as progress(done, total), after every batch.
 
     Raises:
-        MediaError: items that cannot be read, or no items.
+        DataError: items that cannot be read, or no items.
         ShapeError: items without pixels that can be encoded, or of several sizes.
         NonFinite: the encoder gives NaN or infinite numbers.
-        NotWritable, OutOfResources: the place cannot be written, or the disk is full.
+        OutputError, OutOfResources: the place cannot be written, or the disk is full.
     """
     how = how or LatentCacheOptions()
     facts = _facts(items, encoder, how)

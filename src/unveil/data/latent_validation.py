@@ -83,7 +83,7 @@ def check_latents(path: Path, progress: Callable[[int, int], None] | None = None
         progress: called as progress(done, total), now and then.
 
     Raises:
-        MediaError: see `latents.open_latent_file`.
+        DataError: see `latents.open_latent_file`.
     """
     file = open_latent_file(path.expanduser())
     latents, labels = file.mapped(), file.mapped_labels()

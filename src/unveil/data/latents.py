@@ -113,7 +113,7 @@ class Latents(Dataset[Item]):
         classes: the name of each label, or None.
         metadata: Complete metadata of the file.
 
-    Raises MediaError: see `open_latent_file`; or the part would be empty.
+    Raises DataError: see `open_latent_file`; or the part would be empty.
     """
 
     def __init__(self, config: LatentsConfig, part: Part = "train") -> None:
@@ -162,7 +162,7 @@ def open_latent_file(path: Path) -> LatentFile:
     """Open a file of latents; of its tensors, only the labels are read.
 
     Raises:
-        MediaError: no such file, cut short, no safetensors; no latents; a wrong type, rank or number; labels that
+        DataError: no such file, cut short, no safetensors; no latents; a wrong type, rank or number; labels that
             are none of the classes; metadata that mean nothing. The file and what to do are named.
     """
     _check_there(path)
@@ -314,10 +314,10 @@ def write_latents(
 
     Raises:
         ShapeError: chunks that differ or are no latents, or not as many labels as latents.
-        MediaError: a scale or a shift that is neither a number nor one per channel, or a scale of 0.
+        DataError: a scale or a shift that is neither a number nor one per channel, or a scale of 0.
         NonFinite: NaN or infinite latents; the chunk is named.
         RecipeError: metadata under a key that has a meaning, or labels beyond the classes.
-        NotWritable: a file of that name is there and `force` is not set, or the place cannot be written.
+        OutputError: a file of that name is there and `force` is not set, or the place cannot be written.
         OutOfResources: the disk is full.
     """
     path = refuse_overwrite(path, force)

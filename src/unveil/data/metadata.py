@@ -36,7 +36,7 @@ def read_metadata(file: Path, text: str, label: str, synthetic: str = "caption")
         synthetic: the column of captions that a captioner wrote; may be absent where it is "caption".
 
     Raises:
-        MediaError: naming file and line; a path that leaves the folder refuses the whole file.
+        DataError: naming file and line; a path that leaves the folder refuses the whole file.
     """
     rows, columns = [], set[str]()
     for line, values in _lines(file):
@@ -68,7 +68,7 @@ def read_columns(file: Path) -> list[dict[str, Any]]:
     """All columns of the same rows, in the same order, without those that are empty.
 
     Raises:
-        MediaError: not such a file; the message has file and line.
+        DataError: not such a file; the message has file and line.
     """
     return [{key: value for key, value in values.items() if value is not None} for _, values in _lines(file)]
 

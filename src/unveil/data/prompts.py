@@ -46,7 +46,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     holds a plain prompt on each line. Blank lines are skipped, and those that begin with #.
 
     Raises:
-        MediaError: cannot be read as UTF-8, holds no prompt, or has faulty lines, which are listed by number.
+        DataError: cannot be read as UTF-8, holds no prompt, or has faulty lines, which are listed by number.
     """
     path = Path(path)
     try:
@@ -68,7 +68,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
 
 
 def check_lines(path: Path | str, faults: Sequence[str]) -> None:
-    """Raises MediaError where lines of a file are faulty, with the first of what is wrong with them."""
+    """Raises DataError where lines of a file are faulty, with the first of what is wrong with them."""
     if faults:
         more = [f"and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
         lines = "1 faulty line" if len(faults) == 1 else f"{len(faults)} faulty lines"

@@ -68,7 +68,7 @@ def open(config: Any, part: Part = "train") -> Any:
 
     Raises:
         RecipeError: An unknown kind or part.
-        MediaError: The data are not there, or too much of them is damaged.
+        DataError: The data are not there, or too much of them is damaged.
     """
     part = check_split(part)
     chosen = to_config(config)

@@ -33,7 +33,7 @@ class FileInspector(NamedTuple, Generic[HeaderT]):
     """Inspection of one kind of file.
 
     stamp: dependencies of the result besides the files: limits and versions. view: the header of an open file, or a
-    MediaError. again: the facts of what JSON kept of them.
+    DataError. again: the facts of what JSON kept of them.
     """
 
     stamp: str

@@ -37,7 +37,7 @@ class VideoDataset(Dataset[Item]):
     A file belongs to the held-out part by a hash of its content, with all its pieces.
 
     Raises:
-        MediaError: see `check_videos_or_raise`; or the part would be empty.
+        DataError: see `check_videos_or_raise`; or the part would be empty.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class VideoDataset(Dataset[Item]):
         """One video and what is known about it.
 
         Raises:
-            MediaError: the file has changed or gone since it was checked.
+            DataError: the file has changed or gone since it was checked.
         """
         entry, film, piece = self.entries[index]
         try:

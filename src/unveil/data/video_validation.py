@@ -89,7 +89,7 @@ def check_videos(config: VideoFolderConfig, progress: Progress | None = None) ->
         progress: called as progress(done, total), now and then.
 
     Raises:
-        MediaError: no such folder, no video in it, bad metadata.
+        DataError: no such folder, no video in it, bad metadata.
         RecipeError: what decodes videos is not installed.
     """
     versions = import_extra("av", "a folder of clips", "video").__version__
@@ -121,7 +121,7 @@ def check_videos_or_raise(
         progress: as for `check_videos`.
 
     Raises:
-        MediaError: more than max_bad of the files are bad, with the list; or none is left; or as `check_videos`.
+        DataError: more than max_bad of the files are bad, with the list; or none is left; or as `check_videos`.
     """
     return enforce_max_bad(check_videos(config, progress), config.path, config.max_bad if max_bad is None else max_bad)
 

@@ -49,7 +49,7 @@ def collect_images(dataset: ImageDataset, limit: int | None = None) -> ImageSet:
     """Collect the images or videos of a data set, or `limit` of them spaced evenly.
 
     Raises:
-        MediaError: the data set is empty.
+        DataError: the data set is empty.
         ShapeError: pixels that are not uint8 (C, H, W) or (C, T, H, W), or not all of one size.
     """
     classes = getattr(dataset, "classes", None)

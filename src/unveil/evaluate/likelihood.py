@@ -69,7 +69,7 @@ def bits_per_dim(
 
     Raises:
         RecipeError: a latent model, whose bound is not one on pixels, or no steps for a continuous process.
-        MediaError: an empty data set, or items without what the model is conditioned on.
+        DataError: an empty data set, or items without what the model is conditioned on.
     Source: Ho et al. 2020, eq. 5 (arXiv:2006.11239).
     """
     rows = _chosen(model, dataset, count)
@@ -113,7 +113,7 @@ def ode_bits_per_dim(
 
     Raises:
         RecipeError: a latent model, or no probe.
-        MediaError: an empty data set, or items without what the model is conditioned on.
+        DataError: an empty data set, or items without what the model is conditioned on.
         NonFinite: the ODE left the finite numbers.
     Source: Song et al. 2021, section 4.3 and appendix D.2 (arXiv:2011.13456).
     """

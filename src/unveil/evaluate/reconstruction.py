@@ -78,7 +78,7 @@ def evaluate_autoencoder(
 
     Raises:
         ShapeError: images that the codec does not take.
-        MediaError: no images.
+        DataError: no images.
     """
     tell = on_progress or (lambda _: None)
     real = collect_images(held_out, count)

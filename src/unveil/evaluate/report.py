@@ -77,7 +77,7 @@ class Report:
         """A report from its report.json, or from the folder that holds it; without its images.
 
         Raises:
-            MediaError: no such file, not a report, or one whose protocol was changed after the fact.
+            DataError: no such file, not a report, or one whose protocol was changed after the fact.
         """
         path = Path(path)
         path = path / "report.json" if path.is_dir() else path

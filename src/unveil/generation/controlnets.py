@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -12,13 +11,9 @@ from unveil.conditioning.controlnet import Control, Mode
 from unveil.generation import inputs
 from unveil.generation.task_spec import SourceFile
 from unveil.io.console import Console
-from unveil.model import Model, model_dir
+from unveil.model import Model
 from unveil.nn.unet import UNet
 from unveil.types import ControlNetInfo, DataError, RecipeError, WeightsError
-
-# What follows a picture: its weight, and the part of the run. Anything but numbers behind a colon is part of a path,
-# such as that of a drive.
-_AFTER = re.compile(r"(?P<rest>.+?)(?::(?P<weight>-?[\d.]+)(?::(?P<start>[\d.]+)-(?P<stop>[\d.]+))?)?")
 
 
 class ControlNetOption(NamedTuple):
@@ -29,34 +24,6 @@ class ControlNetOption(NamedTuple):
     weight: float = 1.0
     start: float = 0.0
     stop: float = 1.0
-
-
-def parse_controlnet(text: str) -> ControlNetOption:
-    """[FILE=]PICTURE[:WEIGHT[:START-STOP]], as typed.
-
-    Where names have an equals sign themselves, the one is meant that stands behind the path of something; and the whole
-    is a picture where there is one of that name.
-
-    Raises:
-        RecipeError: nothing before or behind the equals sign, or numbers that are none.
-    """
-    found = _AFTER.fullmatch(text)
-    if found is None:
-        raise RecipeError(
-            "--controlnet: is written FILE=IMAGE[:WEIGHT[:START-STOP]], such as edges=control.png:0.8:0-0.5"
-        )
-    rest, numbers = found["rest"], [found[name] for name in ("weight", "start", "stop")]
-    try:
-        said = [float(number) for number in numbers if number is not None]
-    except ValueError:
-        raise RecipeError(f"--controlnet {text!r}: weight, start and stop are numbers, such as :0.8:0-0.5") from None
-    cuts = [place for place, letter in enumerate(rest) if letter == "="]
-    if not cuts or Path(rest).is_file():
-        return ControlNetOption(None, Path(rest), *said)
-    cut = next((place for place in cuts if place and Path(rest[:place]).exists()), cuts[0])
-    if not rest[:cut] or not rest[cut + 1 :]:
-        raise RecipeError(f"--controlnet {text!r}: is written FILE=IMAGE, or IMAGE alone for a ControlNet's own run")
-    return ControlNetOption(model_dir.resolve(rest[:cut], "controlnets"), Path(rest[cut + 1 :]), *said)
 
 
 def put_on(model: Model, wanted: Sequence[ControlNetOption], mode: str, console: Console) -> tuple[ControlNetInfo, ...]:
@@ -71,7 +38,7 @@ def put_on(model: Model, wanted: Sequence[ControlNetOption], mode: str, console:
 
     Raises:
         WeightsError: a file that is none, or of another base.
-        MediaError: a picture that cannot be read.
+        DataError: a picture that cannot be read.
         RecipeError: a range or a mode that is none.
     """
     if not wanted and not model.steering:
@@ -123,7 +90,7 @@ def again(
 
     Raises:
         WeightsError: a ControlNet that was not given.
-        MediaError: a picture that is not there, or a damaged record.
+        DataError: a picture that is not there, or a damaged record.
     """
     recorded = facts.get("controls") or []
     try:

@@ -175,10 +175,11 @@ def repeat(
 
     Args:
         classifier: that guided it, if one did.
-        edit: of its batch, made again from what the record says and the inputs that it names (`cli.sample.again`).
+        edit: Edit of its batch, made of the metadata and the inputs that they name, see
+            `tasks.image_run.recorded_spec`.
 
     Raises:
-        MediaError: the record lacks something.
+        DataError: the record lacks something.
         WeightsError: another model than the record names.
     """
     try:

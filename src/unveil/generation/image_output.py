@@ -62,7 +62,7 @@ class ImageOutput:
         Raises:
             RecipeError: a preview that would be overwritten by the picture, two results of one name, or pictures of
                 several sizes for one file.
-            NotWritable: a file that would be overwritten.
+            OutputError: a file that would be overwritten.
         """
         if self.preview is not None and self.preview == self.out:
             raise RecipeError(f"--preview {self.preview}: is the output file; choose another name")
@@ -160,7 +160,7 @@ def write(
         mark: what the names of sheet and strip in a folder begin with.
 
     Raises:
-        NotWritable: a file is there already, which `ImageOutput.check` finds before the work.
+        OutputError: a file is there already, which `ImageOutput.check` finds before the work.
     """
     files: dict[Path, bytes] = {}
     written, count, alone = WrittenFiles(), 0, b""
@@ -194,7 +194,7 @@ def put(files: dict[Path, bytes], force: bool) -> None:
     """Writes every file, each whole or not at all.
 
     Raises:
-        NotWritable: one is there already; nothing was written.
+        OutputError: one is there already; nothing was written.
     """
     for path in files:
         refuse_overwrite(path, force)

@@ -33,7 +33,7 @@ def list_inputs(place: Path) -> list[Path]:
     """The file itself, or the pictures that lie in a folder, by name, without the sheet and the strip of a command.
 
     Raises:
-        MediaError: nothing there, or no picture in it.
+        DataError: nothing there, or no picture in it.
     """
     if place.is_file():
         return [place]
@@ -56,7 +56,7 @@ def open_input(role: str, path: Path, channels: int, size: tuple[int, int] | Non
         row: which noise of a file of several.
 
     Raises:
-        MediaError: no such file, not of this role, or damaged.
+        DataError: no such file, not of this role, or damaged.
     """
     if role == NOISE:
         return LoadedInput(path, read_noise(path)[0][row], SourceFile(path.name, sha256(path), row))
@@ -73,7 +73,7 @@ def find_inputs(wanted: Sequence[SourceFile], places: Sequence[Path]) -> list[Pa
     """The files that a record names, wherever they are among these files and folders.
 
     Raises:
-        MediaError: one is not there, or only one of the same name with another content.
+        DataError: one is not there, or only one of the same name with another content.
     """
     known: dict[str, list[Path]] = {}
     for place in places:

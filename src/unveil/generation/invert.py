@@ -92,7 +92,7 @@ def read_noise(path: Path) -> tuple[Tensor, dict[str, Any]]:
     """Noise (N, ...) and what it says about itself.
 
     Raises:
-        MediaError: no such file, or not one of noise.
+        DataError: no such file, or not one of noise.
     """
     from safetensors import SafetensorError, safe_open
 

@@ -59,7 +59,7 @@ def again(recorded: Sequence[Mapping[str, Any]], given: Sequence[LoraOption]) ->
 
     Raises:
         WeightsError: one that was not given.
-        MediaError: the record is damaged.
+        DataError: the record is damaged.
     """
     try:
         told = [LoraInfo(str(one["name"]), str(one["sha256"]), float(one["weight"])) for one in recorded]

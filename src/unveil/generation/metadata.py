@@ -22,7 +22,7 @@ def read_facts(path: Path) -> dict[str, Any]:
     """What a picture or a clip of ours says about how it was made.
 
     Raises:
-        MediaError: no such file, not a picture or a clip, or one without our metadata.
+        DataError: no such file, not a picture or a clip, or one without our metadata.
     """
     text = _clip_text(path) or _picture_text(path)
     if text is None:

@@ -47,7 +47,7 @@ def read(path: Path, model: Model, size: tuple[int, int] | None, rate: float | N
         rate: frames in a second that it is brought to, each frame the one closest in time; None: its own.
 
     Raises:
-        MediaError: it cannot be read, or its rate varies and none was given.
+        DataError: it cannot be read, or its rate varies and none was given.
         RecipeError: its size is none that the model takes; the nearest is named.
     """
     if not path.exists():
@@ -100,7 +100,7 @@ def find(wanted: SourceFile, places: Sequence[Path]) -> Path:
 
 
 def _refuse_animated(path: Path) -> None:
-    """Raises MediaError: a picture of several frames, of which the first alone would be seen."""
+    """Raises DataError: a picture of several frames, of which the first alone would be seen."""
     with path.open("rb") as file:
         count = header(open_image(file, inputs.MAX_PIXELS)).frames
     if count > 1:
@@ -141,7 +141,7 @@ def decoded(path: Path, rate: float | None) -> tuple[Tensor, float]:
     """Frames uint8 (3, T, H, W) of a file, and how many there are in a second.
 
     Raises:
-        MediaError: it cannot be read, or its rate varies and none was given.
+        DataError: it cannot be read, or its rate varies and none was given.
     """
     limits = VideoLimits()
     decoder = VideoDecoder()

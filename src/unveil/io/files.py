@@ -28,7 +28,7 @@ def refuse_overwrite(path: str | os.PathLike[str], force: bool = False) -> Path:
     """Check that a path may be written, before the work whose result goes there.
 
     Raises:
-        NotWritable: something is there and `force` is not set, or `force` would delete what no command wrote; a
+        OutputError: something is there and `force` is not set, or `force` would delete what no command wrote; a
             parent folder is a regular file, or the path has no last part.
     """
     path = Path(path)
@@ -49,7 +49,7 @@ def refuse_foreign(folder: Path) -> None:
     """Refuses to replace a folder that holds more than the frames of a video, or the files of a model.
 
     Raises:
-        NotWritable: names what else there is.
+        OutputError: names what else there is.
     """
     if folder.is_symlink() or not folder.is_dir():
         return
@@ -76,7 +76,7 @@ def staged(path: str | os.PathLike[str]) -> Iterator[Path]:
     folder that was there before is removed.
 
     Raises:
-        NotWritable: the place cannot be written.
+        OutputError: the place cannot be written.
         OutOfResources: the disk is full; what was there before is untouched.
     """
     path = Path(path)
@@ -113,7 +113,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> Path
     Missing parent folders are made. Text is written as UTF-8.
 
     Raises:
-        NotWritable: the place cannot be written.
+        OutputError: the place cannot be written.
         OutOfResources: the disk is full; what was there before is untouched.
     """
     with staged(path) as temporary, open(temporary, "xb") as file:

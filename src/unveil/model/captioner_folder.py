@@ -62,7 +62,7 @@ def save_captioner(
 
     Raises:
         NonFinite: a weight is not finite.
-        NotWritable: something is there already, or the place cannot be written.
+        OutputError: something is there already, or the place cannot be written.
     """
     require_finite(dict(model.network.named_parameters()), "the captioner")
     files = captioner_files(model, about=about)

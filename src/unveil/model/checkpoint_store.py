@@ -83,7 +83,7 @@ def save(
         replace: take the place of a folder that is there already.
 
     Raises:
-        NotWritable: something is there already, or the place cannot be written.
+        OutputError: something is there already, or the place cannot be written.
         OutOfResources: the disk is full; nothing changed.
     """
     if not replace and (folder.exists() or folder.is_symlink()):

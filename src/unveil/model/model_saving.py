@@ -70,7 +70,7 @@ def save_model(model: Model, folder: Path, *, force: bool = False, about: str = 
     Raises:
         RecipeError: the model was not built from a config, so nobody could build it again from the folder.
         NonFinite: a weight is not finite.
-        NotWritable: something is there already, or the place cannot be written.
+        OutputError: something is there already, or the place cannot be written.
     """
     if model.home is not None:
         raise RecipeError(f"this model is saved already: the folder {model.home} itself is the model; copy that")

@@ -41,7 +41,7 @@ def save_sequence(name: str, model: SequenceModel, folder: Path, *, force: bool 
         The card, which `load_sequence` opens.
 
     Raises:
-        NotWritable: a file of that name is there and `force` is not set.
+        OutputError: a file of that name is there and `force` is not set.
     """
     weights, words, card = (folder / f"{name}.{end}" for end in ("safetensors", "json", "yaml"))
     for path in (weights, words, card):

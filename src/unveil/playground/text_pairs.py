@@ -131,7 +131,7 @@ def open_pairs(config: SequenceConfig, part: Part = "train") -> Pairs:
     """The pairs that a config describes.
 
     Raises:
-        MediaError: a file that cannot be read, or has no pairs for a part.
+        DataError: a file that cannot be read, or has no pairs for a part.
         RecipeError: more different pairs requested than there are.
     """
     if isinstance(config, TaskConfig):

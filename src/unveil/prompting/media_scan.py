@@ -69,7 +69,7 @@ def scan_folder(folder: Path) -> MediaListing:
     """The images and videos of a folder.
 
     Raises:
-        MediaError: no such folder, neither an image nor a video in it, or metadata that cannot be read.
+        DataError: no such folder, neither an image nor a video in it, or metadata that cannot be read.
     """
     indices: dict[str, FolderIndex] = {}
     problems: list[DataError] = []
@@ -142,7 +142,7 @@ class MediaReader:
         """Some frames of it.
 
         Raises:
-            MediaError: it cannot be read.
+            DataError: it cannot be read.
         """
         path = safe_join(self.seen.root, entry.path)
         try:
@@ -195,7 +195,7 @@ def sample_frames(path: Path, decoder: VideoDecoder, count: int, limits: VideoLi
     """Decode at most `count` frames of a video, spaced evenly, both ends included.
 
     Raises:
-        MediaError: as `VideoDecoder.look`.
+        DataError: as `VideoDecoder.look`.
     """
     limits = limits or VideoLimits()
     film = decoder.look(path, limits)

@@ -78,7 +78,7 @@ def reproduce(
 
     Raises:
         RecipeError: an unknown name.
-        NotWritable: the page is there already and `force` is not set, or the folder cannot be written.
+        OutputError: the page is there already and `force` is not set, or the folder cannot be written.
         NonFinite: an arm left the finite numbers.
     """
     if name not in CLAIMS:

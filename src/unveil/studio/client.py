@@ -42,7 +42,7 @@ class StudioClient:
         """Validate a request and append it to the queue.
 
         Raises:
-            RecipeError, WeightsError, MediaError: The request is not possible.
+            RecipeError, WeightsError, DataError: The request is not possible.
             Busy: The queue is full.
         """
         cost = job_cost(kind, request, self.service.catalog, self.service.inputs, self.budget)
@@ -52,7 +52,7 @@ class StudioClient:
         """Store a file of the page as an upload, to which requests can refer; None if there is no file.
 
         Raises:
-            MediaError: Not a supported image or video, or too large.
+            DataError: Not a supported image or video, or too large.
         """
         if not path:
             return None
@@ -67,7 +67,7 @@ class StudioClient:
         """Return an image of the page, or the first frame of a video; None if there is no file.
 
         Raises:
-            MediaError: As `store_upload`.
+            DataError: As `store_upload`.
         """
         upload, inputs = self.store_upload(path), self.service.inputs
         if upload is None:
@@ -81,7 +81,7 @@ class StudioClient:
         """Store what was painted over an uploaded image or video as a mask, and return its upload name.
 
         Raises:
-            MediaError: As `painted_mask`.
+            DataError: As `painted_mask`.
         """
         mask = painted_mask(painted, (upload.height, upload.width))
         return None if mask is None else self.service.inputs.store(mask).name

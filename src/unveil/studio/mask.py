@@ -31,7 +31,7 @@ def painted_mask(painted: Mapping[str, Any] | None, size: tuple[int, int]) -> by
         size: Height and width of the edited image.
 
     Raises:
-        MediaError: A layer is too large or damaged.
+        DataError: A layer is too large or damaged.
     """
     height, width = size
     mask = Image.new("L", (width, height))

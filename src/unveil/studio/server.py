@@ -37,7 +37,7 @@ def serve(ask: server.ServerOptions, console: Console) -> None:
     """Serve until interrupted.
 
     Raises:
-        RecipeError, NotWritable: As `server.serve`.
+        RecipeError, OutputError: As `server.serve`.
     """
     weights = [f"/{language}/gradio_api/upload" for language in LANGUAGES]
     server.serve(replace(ask, large=weights), console, extend=add_studio, before=LoginMiddleware)

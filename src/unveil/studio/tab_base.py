@@ -243,7 +243,7 @@ class GenerationTab(Tab):
 
         Raises:
             RecipeError: Both were given.
-            MediaError: A file cannot be read.
+            DataError: A file cannot be read.
         """
         painted, mask_file = self.client.store_mask(form["editor"], upload), self.client.store_upload(form["mask"])
         if painted is not None and mask_file is not None:

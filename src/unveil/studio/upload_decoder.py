@@ -37,7 +37,7 @@ def decode_upload(file: IO[bytes], mode: Mode, size: tuple[int, int]) -> Image.I
         size: Width and height from the header.
 
     Raises:
-        MediaError: The file is damaged, or decoding took too many resources.
+        DataError: The file is damaged, or decoding took too many resources.
     """
     width, height = size
     count = width * height * len(mode)

@@ -352,7 +352,7 @@ def fit_autoencoder(
         RecipeError: settings that cannot work, or a folder with a run of another recipe.
         WeightsError: weights of the perceptual network that are missing or damaged.
         ShapeError: pictures of another shape than the recipe's.
-        NotWritable, NonFinite, OutOfResources, Cancelled: as `train.fit`.
+        OutputError, NonFinite, OutOfResources, Cancelled: as `train.fit`.
     """
     if (
         isinstance(codec, VQModel)

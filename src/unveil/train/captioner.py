@@ -81,7 +81,7 @@ def fit_captioner(
 
     Raises:
         RecipeError: items without captions, captions longer than the network writes, or a run of another recipe.
-        NotWritable, NonFinite, OutOfResources, Cancelled: as `train.fit`.
+        OutputError, NonFinite, OutOfResources, Cancelled: as `train.fit`.
     """
     check_items(dataset, recipe.key, [TEXT], None)
     batching = recipe.train.batching

@@ -182,7 +182,7 @@ def save_classifier(
         The card, which `evaluate.features.classifier` opens, or `guidance_classifier.load_guide` a noisy one's.
 
     Raises:
-        NotWritable: a file of that name is there and `force` is not set.
+        OutputError: a file of that name is there and `force` is not set.
     """
     weights, card = (folder / f"{name}.{end}" for end in ("safetensors", "yaml"))
     for path in (weights, card):

@@ -185,7 +185,7 @@ def check_items(items: IndexableItems, key: str, raw_keys: Sequence[str], shape:
     """Looks at the first item, before anything is written.
 
     Raises:
-        MediaError: the data set is empty.
+        DataError: the data set is empty.
         RecipeError: the first item lacks a key that training reads.
         ShapeError: its data has another shape than the model's, or a type that is neither float nor uint8.
     """

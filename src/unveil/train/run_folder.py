@@ -54,7 +54,7 @@ class RunFolder:
 
     Raises:
         RecipeError: the folder holds a run of another recipe.
-        NotWritable: the folder cannot be written, or another process trains in it.
+        OutputError: the folder cannot be written, or another process trains in it.
     """
 
     def __init__(self, path: Path, asked: Mapping[str, Any], *, writes: bool = True) -> None:

@@ -50,7 +50,7 @@ def train_sequence(
 
     Raises:
         RecipeError: pairs longer than the network's limit, those that never train among them.
-        MediaError: pairs that cannot be read, or none that never trains.
+        DataError: pairs that cannot be read, or none that never trains.
         NonFinite: the loss left the finite numbers.
     """
     spent = time.process_time()

@@ -34,7 +34,7 @@ def save(module: TrainingModule, window: RunningMean, parent: Path, *, items: in
     Raises:
         NonFinite: something in the state is not finite; nothing was written.
         OutOfResources: the disk is full; nothing was written.
-        NotWritable: the place cannot be written.
+        OutputError: the place cannot be written.
     """
     state = _tensors(module)
     # A buffer may hold infinities on purpose (masks of attention); NaN is always an accident (running means).

@@ -75,7 +75,7 @@ def fit(
     Raises:
         RecipeError: settings that cannot work, or a folder with a run of another recipe.
         ShapeError: data that the model does not take.
-        NotWritable: the folder cannot be written.
+        OutputError: the folder cannot be written.
         NonFinite: too many steps in a row were not finite.
         OutOfResources: memory ran out, the disk stayed full, or there is no compiler where one was asked for.
         Cancelled: Ctrl-C or SIGTERM, after saving; `exit_code` is 130 or 143.
@@ -111,7 +111,7 @@ def learn(
         lengths: tokens of each item, where a step is to have so many (`train.token_batching`).
 
     Raises:
-        RecipeError, NotWritable, NonFinite, OutOfResources, Cancelled: as `fit`.
+        RecipeError, OutputError, NonFinite, OutOfResources, Cancelled: as `fit`.
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     steps = _steps(config, lengths, len(dataset), world)

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from unveil.cli.generation_options import GenerationOptions
+from unveil.generation.controlnets import ControlNetOption
+from unveil.generation.loras import LoraOption
+from unveil.generation.opening import ModelOptions
 from unveil.io.console import Console
 from unveil.server.jobs import model_cache
 from unveil.server.jobs.model_cache import ModelCache
@@ -28,11 +30,11 @@ def test_a_file_that_is_replaced_is_read_again(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     opened = list[str]()
 
-    def open(wish: GenerationOptions, name: str, *_: Any, **__: Any) -> Any:
-        opened.append(name)
+    def open(options: ModelOptions, *_: Any, **__: Any) -> Any:
+        opened.append(options.name)
         return torch.nn.Linear(1, 1), None
 
-    monkeypatch.setattr(model_cache, "opened", open)
+    monkeypatch.setattr(model_cache, "open_for_generation", open)
     files = {
         "model": placed(tmp_path / "model.safetensors", "one", 1000),
         "lora": placed(tmp_path / "loras" / "style:2.safetensors", "one", 1000),
@@ -40,14 +42,14 @@ def test_a_file_that_is_replaced_is_read_again(tmp_path: Path, monkeypatch: pyte
         "folder": placed(tmp_path / "lines" / "diffusion_pytorch_model.safetensors", "one", 1000),
     }
     picture = placed(tmp_path / "hint.png", "", 1000)
-    steered = tuple(f"{one}={picture}:1:0-1" for one in (files["control"], files["folder"].parent))
-    wish = GenerationOptions(str(files["model"]), loras=(f"{files['lora']}:0.5",), controls=steered)
-    kept, name = ModelCache(), str(files["model"])
+    steered = tuple(ControlNetOption(one, picture) for one in (files["control"], files["folder"].parent))
+    options = ModelOptions(str(files["model"]), loras=(LoraOption(files["lora"], 0.5),), controlnets=steered)
+    kept = ModelCache()
 
     for _ in range(2):
-        kept.load(wish, name, Console())
+        kept.open(options, Console())
     assert len(opened) == 1
     placed(files[what], "two", 2000)
     for _ in range(2):
-        kept.load(wish, name, Console())
+        kept.open(options, Console())
     assert len(opened) == 2

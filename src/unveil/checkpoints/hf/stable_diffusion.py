@@ -77,7 +77,7 @@ def write(model: Model, path: Path) -> int:
 
     Raises:
         RecipeError: a model that such a folder cannot hold.
-        NotWritable: something is there already, or the place cannot be written.
+        OutputError: something is there already, or the place cannot be written.
     """
     texts = [conditioner for conditioner in model.conditioners.values() if isinstance(conditioner, TextEncoder)]
     network, codec = model.denoiser.network, model.codec

@@ -145,7 +145,7 @@ def write_prompts(model: Model, prompts: Sequence[str], path: Path) -> None:
 
     Raises:
         RecipeError: not a list of texts.
-        NotWritable: the place cannot be written.
+        OutputError: the place cannot be written.
     """
     each = list(dict.fromkeys(["", *prompts]))
     condition: Condition = model.conditioners["prompt"].encode(each)  # pyright: ignore[reportCallIssue]

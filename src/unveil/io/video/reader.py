@@ -150,7 +150,7 @@ class VideoDecoder:
         """Decode a whole video and return its properties.
 
         Raises:
-            MediaError: not a video, damaged, over a limit; the message has the reason without the path.
+            DataError: not a video, damaged, over a limit; the message has the reason without the path.
         """
         with path.open("rb") as file:
             head = file.read(HEAD)
@@ -172,7 +172,7 @@ class VideoDecoder:
         """The wanted frames as uint8 (3, T, height, width), as they are stored; and the time of each in seconds.
 
         Raises:
-            MediaError: as `probe`, or the file has changed since it was probed.
+            DataError: as `probe`, or the file has changed since it was probed.
         """
         request = limits.request("read", path) | cut._asdict()
         request |= {"first": info.first, "rate": info.rate, "since": info.since(cut.wanted[0])}
@@ -185,7 +185,7 @@ class VideoDecoder:
         """The comment in a video's container, None where there is none.
 
         Raises:
-            MediaError: it cannot be read.
+            DataError: it cannot be read.
         """
         return self._ask(VideoLimits().request("comment", path), 0)[0]["comment"]
 

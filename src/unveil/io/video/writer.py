@@ -85,7 +85,7 @@ def write_video(
     Raises:
         RecipeError: another suffix, a rate that is not above 0, or the extra `video` is not installed.
         ShapeError: not a video, no frame, or parts of several sizes.
-        NotWritable, OutOfResources: as `files.staged`.
+        OutputError, OutOfResources: as `files.staged`.
     """
     form = check_video_path(path, rate)
     frames = _frames([pixels] if isinstance(pixels, Tensor) else pixels)

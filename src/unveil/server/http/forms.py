@@ -35,8 +35,8 @@ async def read_form(
 
     Raises:
         HttpProblem: The form is malformed, repeats a field, has an unexpected file, or too many of them.
-        MediaError: A file is not a supported image or video.
-        NotWritable, OutOfResources: A file cannot be stored.
+        DataError: A file is not a supported image or video.
+        OutputError, OutOfResources: A file cannot be stored.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json":
         fields = await read_json(request)

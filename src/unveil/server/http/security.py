@@ -82,7 +82,7 @@ def read_keys(file: Path) -> dict[str, str]:
     """Read a file of keys, one NAME KEY or KEY per line; empty lines and lines that begin with # are ignored.
 
     Raises:
-        MediaError: It cannot be read.
+        DataError: It cannot be read.
         RecipeError: A name is repeated, or the file contains no key.
     """
     try:

@@ -135,7 +135,7 @@ def serve(
 
     Raises:
         RecipeError: A key is too short, or is missing for an address that other machines can reach.
-        NotWritable: The address is in use, or another server uses the folder.
+        OutputError: The address is in use, or another server uses the folder.
     """
     rules = options.policy(os.environ if variables is None else variables)
     check_unlocked(options.folder)  # first: its error names the other server, which probably has the same port
@@ -164,7 +164,7 @@ def bind_socket(host: str, port: int) -> socket.socket:
     """Bind a socket to an address.
 
     Raises:
-        NotWritable: The address is in use, or is not one of this machine.
+        OutputError: The address is in use, or is not one of this machine.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # with IPPROTO_TCP asyncio sets TCP_NODELAY; else the end of a response may be delayed by some 40 ms

@@ -148,7 +148,7 @@ class Catalog:
         """Return the data folder with this name.
 
         Raises:
-            MediaError: No folder has this name, or it is a link that leads out of the data folder.
+            DataError: No folder has this name, or it is a link that leads out of the data folder.
         """
         if name not in self.folders():
             raise DataError(

@@ -36,7 +36,7 @@ class CommandProcess:
         note: File that records the process while it runs.
 
     Raises:
-        NotWritable, OutOfResources: The log cannot be written.
+        OutputError, OutOfResources: The log cannot be written.
     """
 
     def __init__(self, arguments: Sequence[str], log: Path, note: Path) -> None:

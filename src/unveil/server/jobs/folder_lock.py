@@ -23,7 +23,7 @@ def folder_lock(folder: Path, address: str) -> Iterator[None]:
         address: Address of this server, shown to others that try to lock the folder.
 
     Raises:
-        NotWritable: Another process has locked the folder, or it cannot be written.
+        OutputError: Another process has locked the folder, or it cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,7 @@ def check_unlocked(folder: Path) -> None:
     """Check that no other process has locked a folder; writes nothing.
 
     Raises:
-        NotWritable: Another process has locked it.
+        OutputError: Another process has locked it.
     """
     try:
         handle = os.open(folder / FILE, os.O_RDONLY)

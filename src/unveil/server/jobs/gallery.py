@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unveil.cli.generation_options import PROMPT
-from unveil.generation.generate import LABEL, sampling_of
+from unveil.generation.generate import LABEL, PROMPT, sampling_of
 from unveil.server.jobs.catalog import Catalog, CatalogEntry
 from unveil.server.jobs.image_job import PICTURES
 from unveil.server.jobs.job import Job
@@ -53,7 +52,7 @@ def request_from_metadata(metadata: Mapping[str, Any], catalog: Catalog) -> dict
         catalog: Names that requests may use.
 
     Raises:
-        MediaError: The image was edited, the metadata is incomplete, or a model or LoRA is not available.
+        DataError: The image was edited, the metadata is incomplete, or a model or LoRA is not available.
     """
     recorded = metadata.get("task") or {}
     task = recorded.get("name", recorded.get("verb")) if isinstance(recorded, Mapping) else None

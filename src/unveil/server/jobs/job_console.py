@@ -51,7 +51,7 @@ class _Steps(Progress):
 
 @contextmanager
 def job_console(job: JobProgress) -> Iterator[JobConsole]:
-    """Open a console for a job; LeftOut warnings become messages of the job, others are shown as before."""
+    """Open a console for a job; PromptTruncated warnings become messages of the job, others are shown as before."""
     with warnings.catch_warnings():
         showwarning = warnings.showwarning
 

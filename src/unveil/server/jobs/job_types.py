@@ -34,7 +34,7 @@ class JobType(NamedTuple):
 
     Attributes:
         read: Validates a request, or raises RecipeError.
-        check: Looks up all names of a request, or raises WeightsError or MediaError.
+        check: Looks up all names of a request, or raises WeightsError or DataError.
         cost: Cost in network evaluations of a megapixel: samples x NFE x frames x height x width / 10^6.
     """
 
@@ -126,7 +126,7 @@ def job_cost(
     """Validate a request, look up all names in it, and return its cost.
 
     Raises:
-        RecipeError, WeightsError, MediaError: The request is not possible.
+        RecipeError, WeightsError, DataError: The request is not possible.
         JobTooLarge: The cost exceeds the budget.
     """
     _check_text(request)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from unveil.cli import lora
-from unveil.cli.generation_options import GenerationOptions, opened
-from unveil.generation import controlnets
 from unveil.generation.generate import Source
 from unveil.generation.opening import ModelOptions, open_for_generation
 from unveil.io.console import Console
@@ -55,26 +52,6 @@ class ModelCache:
         while len(self._kept) > self._most and self._size() > self._bytes:
             self._kept.popitem(last=False)
         return loaded
-
-    def load(
-        self,
-        wish: GenerationOptions,
-        name: str,
-        console: Console,
-        *,
-        shown: Sequence[str] = (),
-        makes: Literal["pictures", "clips"] = "pictures",
-    ) -> LoadedModel:
-        """Load the model of generation options, or take it from the cache if its files have not changed."""
-        added = (wish.loras, wish.controls, wish.control_mode)
-        nets = [controlnets.parse_controlnet(spec).network for spec in wish.controls]
-        places = [
-            Path(name),
-            *(lora.parse_lora(spec).path for spec in wish.loras),
-            *(net for net in nets if net is not None),
-        ]
-        key = (name, *added, wish.dtype, wish.device, tuple(shown), makes, tuple(_stamp(spec) for spec in places))
-        return self.get(key, lambda: opened(wish, name, console, shown=shown, makes=makes))
 
     def open(self, options: ModelOptions, console: Console, **how: Any) -> tuple[Model, Source]:
         """Open a model with its adapters, or take it from the cache if its files have not changed.

@@ -38,7 +38,7 @@ class JobOutputs:
         remains.
 
         Raises:
-            NotWritable, OutOfResources: As `files.staged`.
+            OutputError, OutOfResources: As `files.staged`.
         """
         with staged(self.folder_of(job.id)) as part:
             part.mkdir()
@@ -54,7 +54,7 @@ class JobOutputs:
         """Return the path of a job's folder, which may be missing.
 
         Raises:
-            MediaError: Not a valid job id.
+            DataError: Not a valid job id.
         """
         if not _ID.fullmatch(id):
             raise DataError(f"{id[:80]!r}: is not a job id")
@@ -77,7 +77,7 @@ class JobOutputs:
         """Return the path of an output file.
 
         Raises:
-            MediaError: The job does not exist, or has no such output file.
+            DataError: The job does not exist, or has no such output file.
         """
         job = self.read(id)
         if job is None or name not in job.outputs:

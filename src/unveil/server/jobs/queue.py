@@ -60,7 +60,7 @@ class Queue:
             new path, and `restore` adds the jobs that can be recovered.
 
     Raises:
-        NotWritable: The folder cannot be written.
+        OutputError: The folder cannot be written.
         RecipeError: A later version wrote the database.
         QueueCorrupted: The database is corrupt and `mends` is false.
     """
@@ -249,7 +249,7 @@ class Queue:
         """Return one page of an owner's jobs, and whether more follow; no other rows are read.
 
         Raises:
-            MediaError: The owner has no such job to start after.
+            DataError: The owner has no such job to start after.
         """
         return sqlite_store.page(self._table, part)
 

@@ -59,7 +59,7 @@ class Service:
 
         Raises:
             Busy: The queue is full.
-            NotWritable: The database is corrupt, so that no worker would claim the job.
+            OutputError: The database is corrupt, so that no worker would claim the job.
         """
         if self.workers.damaged:
             raise OutputError(f"{self.queue.file}: is damaged; restart the server, which moves it aside")
@@ -69,7 +69,7 @@ class Service:
         """Return the preview image of a running job as PNG; None if there is none.
 
         Raises:
-            MediaError: Not a valid job id.
+            DataError: Not a valid job id.
         """
         try:
             return (self.queue.folder / PREVIEWS / f"{self.results.folder_of(id).name}.png").read_bytes()
@@ -80,7 +80,7 @@ class Service:
         """Return the end of the log of a job's command; empty if it printed nothing.
 
         Raises:
-            MediaError: Not a valid job id.
+            DataError: Not a valid job id.
         """
         place = self.results.folder_of(id) / LOG  # for jobs of earlier versions
         for path in (log_path(self.queue.folder, id), place):
@@ -93,7 +93,7 @@ class Service:
         """Delete a job that has ended, its outputs and its log; return False if it is missing or has not ended.
 
         Raises:
-            MediaError: Not a valid job id.
+            DataError: Not a valid job id.
         """
         self.results.folder_of(id)
         if not self.queue.forget(id):
@@ -135,7 +135,7 @@ def serving(
         limits: Limits of the queue.
 
     Raises:
-        NotWritable: Another server uses the folder, or it cannot be written.
+        OutputError: Another server uses the folder, or it cannot be written.
         RecipeError: A later version wrote the database.
     """
     with folder_lock(folder, address):

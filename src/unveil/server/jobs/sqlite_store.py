@@ -131,7 +131,7 @@ def page(table: sqlite3.Connection, query: PageQuery) -> tuple[list[Job], bool]:
     """Return one page of jobs, and whether more follow.
 
     Raises:
-        MediaError: The owner has no such job to start after.
+        DataError: The owner has no such job to start after.
     """
     filters = {"owner": query.owner, "state": query.state, "kind": query.kind}
     conditions: dict[str, object] = {f"{name} = ?": value for name, value in filters.items() if value is not None}

@@ -63,8 +63,8 @@ class UploadStore:
         """Check a file and store it; identical files are stored once.
 
         Raises:
-            MediaError: Not a supported image or video, damaged, or over a limit.
-            NotWritable, OutOfResources: It cannot be stored.
+            DataError: Not a supported image or video, damaged, or over a limit.
+            OutputError, OutOfResources: It cannot be stored.
         """
         container = container_of(content[:HEAD])
         digest = hashlib.sha256(content).hexdigest()[:32]
@@ -92,7 +92,7 @@ class UploadStore:
         """Return the path of an upload.
 
         Raises:
-            MediaError: No file with this name was uploaded.
+            DataError: No file with this name was uploaded.
         """
         if not _NAME.fullmatch(name) or not (self.folder / name).is_file():
             raise DataError(f"{name[:80]!r}: no file with this name was uploaded; upload it again")
@@ -102,7 +102,7 @@ class UploadStore:
         """Return the type and size of an upload.
 
         Raises:
-            MediaError: No file with this name was uploaded.
+            DataError: No file with this name was uploaded.
         """
         path = self.path(name)
         try:
@@ -114,7 +114,7 @@ class UploadStore:
         """Decode the first frame of an uploaded video, upright.
 
         Raises:
-            MediaError: No video with this name was uploaded, or it cannot be decoded.
+            DataError: No video with this name was uploaded, or it cannot be decoded.
         """
         path = self.path(name)
         if self.info(name).kind != "clip":

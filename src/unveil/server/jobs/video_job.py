@@ -151,7 +151,7 @@ def files_of(request: ClipRequest, catalog: Catalog, inputs: UploadStore) -> lis
 
     Raises:
         WeightsError: The model does not exist.
-        MediaError: A file was not uploaded.
+        DataError: A file was not uploaded.
     """
     catalog.model(request.model)
     names = [request.clip, request.other, request.mask, request.keep, *(keyframe.picture for keyframe in request.known)]
@@ -175,7 +175,7 @@ class VideoJob:
         """Generate a video: the file with its metadata, its first frame as cover, and a strip of frames.
 
         Raises:
-            RecipeError, WeightsError, MediaError: The request is not possible.
+            RecipeError, WeightsError, DataError: The request is not possible.
             Cancelled: The job was cancelled.
         """
         request = read_request(fields)

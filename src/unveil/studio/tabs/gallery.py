@@ -119,7 +119,7 @@ class GalleryTab(Tab):
 
         Raises:
             RecipeError: No file was chosen.
-            MediaError: The image was not generated here, or needs something that is missing.
+            DataError: The image was not generated here, or needs something that is missing.
         """
         if not path:
             raise RecipeError(self.tr("Choose an image first."))

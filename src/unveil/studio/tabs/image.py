@@ -175,7 +175,7 @@ class ImageTab(GenerationTab):
 
         Raises:
             RecipeError: A field is missing or invalid.
-            MediaError: An image cannot be read.
+            DataError: An image cannot be read.
         """
         tr, whole, number = self.tr, self.typed.integer, self.typed.number
         sampling = self.typed.settings(form["others"], tr("Other sampling settings, one per line"))

@@ -139,7 +139,7 @@ class ModelsTab(Tab):
         """Return the type of a weights file, as text, from its content.
 
         Raises:
-            MediaError: It is not a weights file, or is damaged.
+            DataError: It is not a weights file, or is damaged.
             RecipeError: It belongs into another subfolder.
         """
         tr, name = self.tr, path.name

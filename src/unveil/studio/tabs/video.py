@@ -206,7 +206,7 @@ class VideoTab(GenerationTab):
 
         Raises:
             RecipeError: A field is missing or invalid.
-            MediaError: An image or a video cannot be read.
+            DataError: An image or a video cannot be read.
         """
         tr, verb, whole, number = self.tr, form["verb"], self.typed.integer, self.typed.number
         every = non_empty(
