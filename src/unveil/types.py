@@ -15,7 +15,7 @@ Error:
     +-- NonFinite (RuntimeError)        training or sampling left the finite numbers
     +-- NoAnswer (RuntimeError)         a language model gave none: says why
     +-- Cancelled (RuntimeError)        stopped on request
-    +-- Busy (RuntimeError)             as much waits as may: says when to come again
+    +-- QueueFull (RuntimeError)             as much waits as may: says when to come again
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class StudioClient:
 
         Raises:
             RecipeError, WeightsError, DataError: The request is not possible.
-            Busy: The queue is full.
+            QueueFull: The queue is full.
         """
         cost = job_cost(kind, request, self.service.catalog, self.service.inputs, self.budget)
         return self.service.submit(kind, request, owner, cost)

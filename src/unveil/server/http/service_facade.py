@@ -41,7 +41,7 @@ class AsyncService:
         Raises:
             RecipeError, WeightsError: The request is not possible.
             JobTooLarge: The job exceeds the budget.
-            Busy: The queue is full.
+            QueueFull: The queue is full.
         """
         self.service.queue.check_capacity(owner, self._coming)  # counts jobs that are being written; does not wait
         cost = await run_in_threadpool(  # looks up names on the disk

@@ -99,7 +99,7 @@ class Queue:
         """Append a job; it is on disk when this returns.
 
         Raises:
-            Busy: The queue is full, for all or for this owner; its `seconds` say when to retry.
+            QueueFull: The queue is full, for all or for this owner; its `seconds` say when to retry.
         """
         job = Job(secrets.token_hex(8), kind, dict(request), owner, cost, submitted=time.time())
         with self._change() as table:
@@ -116,7 +116,7 @@ class Queue:
                 submitted in between is not counted, and `submit` refuses it then, but no job is counted twice.
 
         Raises:
-            Busy: As `submit`.
+            QueueFull: As `submit`.
         """
         self._refuse_full(self._table, owner, coming)
 

@@ -58,7 +58,7 @@ class Service:
         """Append a job to the queue.
 
         Raises:
-            Busy: The queue is full.
+            QueueFull: The queue is full.
             OutputError: The database is corrupt, so that no worker would claim the job.
         """
         if self.workers.damaged:
