@@ -81,7 +81,7 @@ def step(*, cached: bool) -> dict[str, float]:
     network = DiT(replace(get_preset("dit-s-4"), out_channels=4))
     denoiser = Denoiser(network, DiscreteVP(betas("linear", 1000)))
     codec: Any = AutoencoderKL(config).requires_grad_(False)
-    model = Model(denoiser, (3, SIDE, SIDE), codec=codec).train()
+    model = Model(denoiser, (3, SIDE, SIDE), autoencoder=codec).train()
     pictures: Any = data.ImageTensorDataset(torch.randint(0, 256, (2 * BATCH, 3, SIDE, SIDE), dtype=torch.uint8))
     with tempfile.TemporaryDirectory() as folder:
         items: Any = cache_dataset(model, pictures, LatentCacheOptions(folder=Path(folder)))[0] if cached else pictures

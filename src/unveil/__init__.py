@@ -4,8 +4,8 @@ The main path is a few lines::
 
     import unveil
 
-    model = unveil.load("ddpm-digits")  # a shipped model, or the folder of one
-    pictures = model.generate(raw={"label": [3, 4]}, count=2, seed=0)  # (2, 1, 8, 8) in [-1, 1]
+    model = unveil.load("ddpm-digits")  # a bundled model, or the folder of one
+    images = model.generate(label=[3, 4], seed=0)  # (2, 1, 8, 8) in [-1, 1]
 
 Names below are imported when first used, so that `import unveil` costs nothing.
 """

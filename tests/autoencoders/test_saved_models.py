@@ -53,7 +53,7 @@ def test_a_model_of_latents_makes_pictures_and_comes_back_whole(tmp_path, kind):
     assert torch.equal(again.generate(count=2, seed=1), pictures)
     assert again.config == made.config
     assert validate(ModelConfig, read_yaml(dump(made.config), "it"), "it") == made.config
-    assert not any(parameter.requires_grad for parameter in again.codec.parameters())  # type: ignore[attr-defined]
+    assert not any(parameter.requires_grad for parameter in again.autoencoder.parameters())  # type: ignore[attr-defined]
 
 
 def test_a_saved_codec_becomes_a_part_of_the_model(tmp_path, monkeypatch):
@@ -63,10 +63,10 @@ def test_a_saved_codec_becomes_a_part_of_the_model(tmp_path, monkeypatch):
     second = model(codec=saved)
     assert second.config is not None
     assert second.config.codec.kind == "kl"
-    assert isinstance(first.codec, AutoencoderKL)
-    assert isinstance(second.codec, AutoencoderKL)
-    for key, tensor in first.codec.state_dict().items():
-        assert torch.equal(second.codec.state_dict()[key], tensor)
+    assert isinstance(first.autoencoder, AutoencoderKL)
+    assert isinstance(second.autoencoder, AutoencoderKL)
+    for key, tensor in first.autoencoder.state_dict().items():
+        assert torch.equal(second.autoencoder.state_dict()[key], tensor)
     second.save(tmp_path / "second")
     (tmp_path / "first").rename(tmp_path / "away")
     assert torch.equal(unveil.load(tmp_path / "second").generate(seed=1), second.generate(seed=1))
@@ -98,28 +98,28 @@ def test_what_does_not_fit_is_named(changes, message):
 def test_in_training_the_codec_stays_as_it_is_and_its_noise_is_the_examples_own():
     made = model()
     made.train()
-    assert not any(module.training for module in made.codec.modules())  # type: ignore[attr-defined]
-    assert not any(parameter.requires_grad for parameter in made.codec.parameters())  # type: ignore[attr-defined]
+    assert not any(module.training for module in made.autoencoder.modules())  # type: ignore[attr-defined]
+    assert not any(parameter.requires_grad for parameter in made.autoencoder.parameters())  # type: ignore[attr-defined]
     pixels = torch.randint(0, 256, (3, 1, 8, 12), dtype=torch.uint8)
 
     def latents(numbers: list[int], step: int | None) -> Tensor:
         return prepare(made, Batch(numbers, pixels[numbers], {}), SampleRNG(0, numbers), step)[0]
 
     whole = latents([0, 1, 2], 5)
-    assert isinstance(made.codec, AutoencoderKL)
+    assert isinstance(made.autoencoder, AutoencoderKL)
     noise = SampleRNG(0, [0, 1, 2]).normal((2, 4, 6), 5, ENCODE)
-    torch.testing.assert_close(whole, made.codec.encode(pixels / 127.5 - 1, noise))
+    torch.testing.assert_close(whole, made.autoencoder.encode(pixels / 127.5 - 1, noise))
     torch.testing.assert_close(latents([2, 0], 5), whole[[2, 0]], rtol=1e-4, atol=1e-5)
     assert not torch.equal(latents([0, 1, 2], 6), whole)
-    torch.testing.assert_close(latents([0, 1, 2], None), made.codec.encode(pixels / 127.5 - 1))
+    torch.testing.assert_close(latents([0, 1, 2], None), made.autoencoder.encode(pixels / 127.5 - 1))
 
 
 def test_pictures_that_do_not_fit_into_memory_are_decoded_in_tiles():
     made = model()
     latents = torch.randn(2, 2, 4, 6)
     with torch.no_grad():
-        whole = made.codec.decode(latents)
-    inner, calls = made.codec.decoder.forward, []  # type: ignore[attr-defined]
+        whole = made.autoencoder.decode(latents)
+    inner, calls = made.autoencoder.decoder.forward, []  # type: ignore[attr-defined]
 
     def full(z: Tensor) -> Tensor:
         calls.append(z.shape)
@@ -127,7 +127,7 @@ def test_pictures_that_do_not_fit_into_memory_are_decoded_in_tiles():
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return inner(z)
 
-    made.codec.decoder.forward = full  # type: ignore[attr-defined]
+    made.autoencoder.decoder.forward = full  # type: ignore[attr-defined]
     torch.testing.assert_close(made.decode(latents), whole, rtol=1e-4, atol=1e-5)
 
 
@@ -164,8 +164,8 @@ def test_a_model_of_the_latents_of_clips_trains_on_a_saved_codec_and_samples(tmp
     made = build(recipe.model)
     assert made.config is not None
     assert made.config.codec.kind == "video"
-    assert isinstance(made.codec, VideoAutoencoderKL)
-    assert torch.equal(made.codec.scale, codec.scale)
+    assert isinstance(made.autoencoder, VideoAutoencoderKL)
+    assert torch.equal(made.autoencoder.scale, codec.scale)
     objective = recipe.objective.build(recipe, made.process, 2)
     fit(made, open_data(recipe.data.build()), objective=objective, config=recipe.train, run=tmp_path / "run")
     clips = made.generate(count=1, seed=1)

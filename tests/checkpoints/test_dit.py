@@ -187,10 +187,10 @@ def test_a_pt_file_becomes_a_model_that_is_sampled_as_published(tmp_path):
         "250",
         3,
     )
-    drawn = model.generate(raw={"label": 3}, sampling={"schedule": "2", "steps": 2}, count=2)
+    drawn = model.generate(cond={"label": 3}, sampling={"schedule": "2", "steps": 2}, count=2)
     assert drawn.shape == (2, 4, 8, 8)
     with pytest.raises(RecipeError, match="label 10: must be 0 to 9; nearest: 9"):
-        model.generate(raw={"label": 10}, steps=2)
+        model.generate(cond={"label": 10}, steps=2)
     assert all(torch.equal(tensor, dit_pipeline.tensors_of(model)[key]) for key, tensor in read_state(
         tmp_path / "dit.pt").items())  # fmt: skip
     other = model_of(SMALL)
@@ -306,7 +306,9 @@ def test_diffusers_pipeline_with_random_weights_gives_equal_latents(tmp_path):
     noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     how = model.sampling.changed({"steps": 10})
     with torch.no_grad():
-        step = how.guidance.guide(*(model.step(one) for one in model.encode({"label": [3, 7]}) if one is not None))
+        step = how.guidance.guide(
+            *(model.denoise_fn(one) for one in model.encode({"label": [3, 7]}) if one is not None)
+        )
         latents = samplers.run(how.plan(how.levels(model.process), model.variance), step, noise)
         ours = (vae.decode(latents / vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1)
     assert -10 * torch.log10((ours - pictures).square().mean()) > 60

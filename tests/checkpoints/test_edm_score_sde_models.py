@@ -67,7 +67,7 @@ def test_a_file_of_edm_is_a_model_with_its_preconditioning_and_sampler(name, tmp
         type(prediction).__name__, 0.002
     )
     assert (low, high) == (pytest.approx(known, rel=1e-4), pytest.approx(80))
-    sample = model.generate(raw={"label": 4}, seed=0, steps=2)
+    sample = model.generate(cond={"label": 4}, seed=0, steps=2)
     assert sample.shape == (1, 3, 32, 32)
     assert bool(torch.isfinite(sample).all())
 

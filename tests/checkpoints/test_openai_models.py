@@ -251,7 +251,7 @@ def test_a_model_of_an_unknown_file_computes_what_its_network_does():
         got, want = model.denoiser.network(x, t, condition), network(x, t, Condition(vector=vector))
     torch.testing.assert_close(got, want, rtol=1e-2, atol=1e-2)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
-    sample = model.generate(count=1, seed=0, steps=2, raw={"label": 3})
+    sample = model.generate(count=1, seed=0, steps=2, cond={"label": 3})
     assert sample.shape == (1, 3, 16, 16)
     assert torch.isfinite(sample).all()
 
@@ -271,7 +271,7 @@ def test_an_upsampler_takes_the_small_picture():
     torch.manual_seed(0)
     model = openai_models.model_of(openai.dump(UNet(config).state_dict(), config), SAID)
     low = torch.rand(1, 3, 4, 4)
-    assert model.generate(count=1, seed=0, steps=1, raw={openai_models.SMALL_PICTURE: low}).shape == (1, 3, 16, 16)
+    assert model.generate(count=1, seed=0, steps=1, cond={openai_models.SMALL_PICTURE: low}).shape == (1, 3, 16, 16)
 
 
 def test_a_classifier_of_an_unknown_file_computes_what_its_network_does():

@@ -410,21 +410,21 @@ def test_a_model_told_in_words_is_saved_whole_and_samples_the_same(tmp_path):
     again = unveil.load(saved)
     assert not any(parameter.requires_grad for parameter in again.conditioners.parameters())
     raw = {"prompt": ["a cat", "a red dog"]}
-    pictures = [one.generate(raw=raw, count=2, seed=1) for one in (made, again)]
+    pictures = [one.generate(cond=raw, count=2, seed=1) for one in (made, again)]
     assert torch.equal(*pictures)
-    assert not torch.equal(pictures[0], made.generate(raw={"prompt": "a cat"}, count=2, seed=1))
+    assert not torch.equal(pictures[0], made.generate(cond={"prompt": "a cat"}, count=2, seed=1))
 
 
 def test_a_negative_prompt_takes_the_place_of_nothing(tmp_path):
     made = model(tmp_path)
     plain, away, empty = (
-        made.generate(raw={"prompt": "a cat"}, count=2, seed=1, negative=negative)
+        made.generate(cond={"prompt": "a cat"}, count=2, seed=1, negative_cond=negative)
         for negative in (None, {"prompt": "a dog"}, {"prompt": ""})
     )
     assert torch.equal(plain, empty)
     assert not torch.allclose(plain, away, atol=1e-4)
-    same = made.generate(raw={"prompt": "a cat"}, count=2, seed=1, negative={"prompt": "a cat"})
-    torch.testing.assert_close(same, made.generate(raw={"prompt": "a cat"}, count=2, seed=1, scale=1.0))
+    same = made.generate(cond={"prompt": "a cat"}, count=2, seed=1, negative_cond={"prompt": "a cat"})
+    torch.testing.assert_close(same, made.generate(cond={"prompt": "a cat"}, count=2, seed=1, guidance_scale=1.0))
 
 
 def test_a_vocabulary_of_its_own_goes_with_the_model(tmp_path):
@@ -510,4 +510,4 @@ def test_training_moves_the_network_and_leaves_the_encoder(tmp_path):
     assert moved
     assert not [key for key in moved if key.startswith("conditioners.")]
     loaded = unveil.load(tmp_path / "run")
-    assert torch.equal(*(one.generate(raw={"prompt": "a cat"}, seed=1) for one in (made, loaded)))
+    assert torch.equal(*(one.generate(cond={"prompt": "a cat"}, seed=1) for one in (made, loaded)))

@@ -74,7 +74,7 @@ def encoding(recipe: Recipe) -> Model:
     model = build(recipe.model)
     torch.manual_seed(0)
     sizes = {"in_channels": 3, "out_channels": 3, "z_channels": 3, "channels": 8, "multipliers": (1,), "groups": 4}
-    model.codec = AutoencoderKL(AutoencoderKLConfig(**sizes, blocks=1)).requires_grad_(False)  # type: ignore[arg-type]
+    model.autoencoder = AutoencoderKL(AutoencoderKLConfig(**sizes, blocks=1)).requires_grad_(False)  # type: ignore[arg-type]
     return model
 
 

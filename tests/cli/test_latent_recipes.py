@@ -43,7 +43,7 @@ def test_fine_tuning_describes_stable_diffusion_1():
     model = single_file.read(theirs).model
     ours = model_config_on_base(model, BaseModel("sd1", "sd1.safetensors", ""), recipe("sd1-finetune", small=False))
     assert model.config is not None
-    assert ours.codec == model.config.codec
+    assert ours.autoencoder == model.config.codec
     assert ours.latent_shape == (4, 64, 64)
     assert model.conditioners["prompt"]._kept.room == 256 * 2**20  # that is the recipe's to say
 
@@ -92,7 +92,7 @@ def test_fine_tuning_begins_with_the_base_and_moves_the_network_alone(cli: Cli, 
     pairs = zip(before.denoiser.parameters(), after.denoiser.parameters(), strict=True)
     moved = torch.tensor([float((one - two).detach().abs().max()) for one, two in pairs])
     assert 0 < float(moved.max()) < 3 * 1.0e-5  # two steps of AdamW at the published rate
-    assert after.generate(raw={"prompt": "noise"}, steps=2).shape == (1, 3, 32, 32)
+    assert after.generate(cond={"prompt": "noise"}, steps=2).shape == (1, 3, 32, 32)
 
 
 def test_the_caption_reaches_the_text_encoder(base: Path, pictures: Path):
@@ -138,9 +138,9 @@ def test_a_model_told_boxes_draws_others_where_boxes_differ():
         for parameter in model.denoiser.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
     one, other = ([[("circle", x, 0.5, 0.3, 0.3)]] for x in (0.3, 0.7))
-    first, second = (model.generate(raw={"layout": given}, steps=2) for given in (one, other))
+    first, second = (model.generate(cond={"layout": given}, steps=2) for given in (one, other))
     assert not torch.equal(first, second)
-    assert torch.equal(first, model.generate(raw={"layout": one}, steps=2))
+    assert torch.equal(first, model.generate(cond={"layout": one}, steps=2))
 
 
 def test_a_small_latent_recipe_is_whole(tmp_path: Path):
@@ -148,7 +148,7 @@ def test_a_small_latent_recipe_is_whole(tmp_path: Path):
     asked = recipe("ldm-fashion")
     assert asked.codec.kind == "kl"
     assert "runs/ae-fashion" not in dump(asked.model)
-    assert build(asked.model).codec.latent_shape(asked.shape) == recipe("ldm-fashion", small=False).latent_shape
+    assert build(asked.model).autoencoder.latent_shape(asked.shape) == recipe("ldm-fashion", small=False).latent_shape
 
 
 def test_a_typed_value_is_its_nearest_code():

@@ -172,17 +172,17 @@ def test_a_saved_model_knows_the_same_words(model: Model, tmp_path: Path):
 
 def test_a_negative_prompt_changes_the_picture(model: Model):
     def drawn(**asked: Any) -> torch.Tensor:
-        return model.generate(raw={"prompt": "a circle"}, steps=2, scale=2.0, **asked)
+        return model.generate(cond={"prompt": "a circle"}, steps=2, guidance_scale=2.0, **asked)
 
-    plain, away = drawn(), drawn(negative={"prompt": "red"})
-    assert torch.equal(plain, drawn(negative={"prompt": ""}))  # "none" is the prompt without words
+    plain, away = drawn(), drawn(negative_cond={"prompt": "red"})
+    assert torch.equal(plain, drawn(negative_cond={"prompt": ""}))  # "none" is the prompt without words
     assert not torch.allclose(plain, away)
-    assert torch.equal(away, drawn(negative={"prompt": "red"}))
+    assert torch.equal(away, drawn(negative_cond={"prompt": "red"}))
 
 
 def test_the_encoder_learns(model: Model):
     condition, _ = model.train().encode({"prompt": ["a red circle", "a blue ring"]})
-    x = torch.randn(2, *model.codec.latent_shape(model.shape))
+    x = torch.randn(2, *model.autoencoder.latent_shape(model.shape))
     model.denoiser.network(x, torch.tensor([300.0, 600.0]), condition).square().sum().backward()
     own = model.conditioners["prompt"]
     assert all(one.grad is not None and bool(one.grad.abs().sum() > 0) for one in own.parameters())

@@ -16,10 +16,10 @@ from unveil.evaluate.features import read_classifier
 from unveil.model.model_folder import load_codec
 
 DRAWN: dict[str, dict[str, Any]] = {
-    "digits": {"raw": {"label": [3, 7]}, "steps": 4},
-    "latents": {"raw": {"label": [3, 7]}, "steps": 3, "scale": 2.0},
-    "words": {"raw": {"prompt": ["a large red circle", "a ring"]}, "steps": 3, "scale": 2.0},
-    "video": {"raw": {"prompt": ["a small red circle moves left", "a ring"]}, "steps": 2},
+    "digits": {"cond": {"label": [3, 7]}, "steps": 4},
+    "latents": {"cond": {"label": [3, 7]}, "steps": 3, "guidance_scale": 2.0},
+    "words": {"cond": {"prompt": ["a large red circle", "a ring"]}, "steps": 3, "guidance_scale": 2.0},
+    "video": {"cond": {"prompt": ["a small red circle moves left", "a ring"]}, "steps": 2},
 }
 CODED = {"autoencoder-kl": (2, 1, 8, 8), "autoencoder-vq": (2, 1, 8, 8), "autoencoder-video": (1, 3, 5, 32, 32)}
 

@@ -96,7 +96,7 @@ def test_any_model_edits_the_bicubic_enlargement(codec: nn.Module | None):
     model, given = tiny(codec), pictures(2)
     made = drawn(model, Request(count=2), upscale(model, given, factor=2, strength=0.0))
     plain = bicubic_upsample(to_unit(given), (16, 16))
-    assert torch.equal(made, model.codec.decode(model.codec.encode(plain)).clamp(-1, 1))
+    assert torch.equal(made, model.autoencoder.decode(model.autoencoder.encode(plain)).clamp(-1, 1))
     edited = drawn(model, Request(count=2), upscale(model, given, factor=2, strength=0.5))
     assert edited.shape == (2, 1, 16, 16)
     assert not torch.equal(edited, made)
@@ -107,7 +107,7 @@ def test_a_model_that_was_trained_to_enlarge_is_shown_the_picture():
     model, given = tiny(condition=shown, context_size="smaller"), pictures(2, 4, 4)
     request = Request(count=2, seed=3)
     made = drawn(model, request, upscale(model, given, factor=2))
-    assert torch.equal(made, model.generate(raw={"low": given}, count=2, seed=3))
+    assert torch.equal(made, model.generate(cond={"low": given}, count=2, seed=3))
     large = drawn(model, request, upscale(model, pictures(2, 8, 6), factor=2))
     assert large.shape == (2, 1, 16, 12)
 

@@ -58,7 +58,7 @@ def tiny(codec: nn.Module | None = None, condition: list[dict[str, Any]] | None 
         for parameter in model.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.08)
     if codec is not None:
-        model.codec = codec  # pyright: ignore
+        model.autoencoder = codec  # pyright: ignore
     return model
 
 
@@ -109,7 +109,7 @@ def tiny_clips(codec: nn.Module | None = None, frames: int = 5, **sample: Any) -
         for parameter in model.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.15)
     if codec is not None:
-        model.codec = codec  # pyright: ignore
+        model.autoencoder = codec  # pyright: ignore
     return model
 
 

@@ -246,7 +246,7 @@ def test_every_process_trains_and_samples(process):
     loss = objective(model.denoiser, pictures, condition, SampleRNG(0, range(8)), 0)
     loss.value.backward()
     assert loss.value.isfinite()
-    assert model.generate(count=2, steps=3, raw={"label": 1}).isfinite().all()
+    assert model.generate(count=2, steps=3, cond={"label": 1}).isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def test_a_model_comes_back_with_every_bit_and_makes_the_same_samples(saved):
         torch.equal(a, b) for a, b in zip(before.state_dict().values(), after.state_dict().values(), strict=True)
     )
     raw = {"label": ["dog", "cat"], "picture": torch.zeros(2, 2, 4, 4)}
-    assert torch.equal(*(m.generate(raw=raw, count=2, seed=3) for m in (before, after)))
+    assert torch.equal(*(m.generate(cond=raw, count=2, seed=3) for m in (before, after)))
 
 
 def test_a_loaded_model_can_be_trained_and_its_file_stays_as_it_was(saved):

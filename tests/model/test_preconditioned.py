@@ -69,7 +69,7 @@ def test_a_recipe_builds_learns_and_samples(name):
         loss.value.backward()
         trained.step()
     assert losses[-1] < losses[0]
-    assert torch.isfinite(model.generate(count=2, seed=0, steps=3, raw={"label": 1})).all()
+    assert torch.isfinite(model.generate(count=2, seed=0, steps=3, cond={"label": 1})).all()
 
 
 @pytest.mark.parametrize(

@@ -70,10 +70,10 @@ def lines(run: Path) -> list[dict[str, Any]]:
 def test_it_begins_as_its_base_to_the_bit():
     model = base()
     wanted = {"label": [3, 4]}
-    before = model.generate(raw=wanted, count=2, seed=1)
+    before = model.generate(cond=wanted, count=2, seed=1)
     hints = torch.stack([Pictures()[place]["hint"] for place in range(2)])
     under = setup_controlnet(model, PLACE, recipe())
-    assert torch.equal(under.generate(raw={**wanted, "hint": hints}, count=2, seed=1), before)
+    assert torch.equal(under.generate(cond={**wanted, "hint": hints}, count=2, seed=1), before)
 
 
 def test_the_base_stays_and_only_the_controlnet_is_kept(tmp_path: Path):
@@ -145,7 +145,7 @@ def test_hints_of_latents_are_as_many_times_larger():
     assert under.controls is not None
     assert under.controls.controls[0].network.hint_widths == (16, 32, 96, 256)
     hints = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
-    assert under.generate(raw={"label": 3, "hint": hints}).shape == (1, 1, 32, 32)
+    assert under.generate(cond={"label": 3, "hint": hints}).shape == (1, 1, 32, 32)
 
 
 def test_recipe_and_base_have_to_agree():

@@ -158,8 +158,8 @@ def test_the_model_is_left_with_the_averaged_weights_that_loading_gives(finished
     same = [torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True)]
     assert all(same)
     assert not all(torch.equal(a, b) for a, b in zip(model.parameters(), trained.parameters(), strict=True))
-    pictures = loaded.generate(raw={"label": ["0", 1, 2]}, count=3, seed=4)
-    assert torch.equal(pictures, model.generate(raw={"label": [0, 1, 2]}, count=3, seed=4))
+    pictures = loaded.generate(cond={"label": ["0", 1, 2]}, count=3, seed=4)
+    assert torch.equal(pictures, model.generate(cond={"label": [0, 1, 2]}, count=3, seed=4))
 
 
 def test_the_held_out_loss_is_the_objective_at_fixed_times_and_noise():

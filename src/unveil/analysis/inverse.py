@@ -237,7 +237,7 @@ class _Bench:
     def __init__(self, model: Model, pictures: Tensor, settings: InverseSettings) -> None:
         self.model, self.pictures, self.settings = model, pictures, settings
         self.kind_of_grid = settings.grid or ("karras" if model.process.at(1.0).alpha == 1 else "uniform")
-        step = model.step(model.encode({}, len(pictures))[0])
+        step = model.denoise_fn(model.encode({}, len(pictures))[0])
         self.step = {"static": clip_static, "dynamic": clip_dynamic}.get(model.sampling.threshold, lambda same: same)(
             step
         )

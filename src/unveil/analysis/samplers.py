@@ -187,10 +187,10 @@ class _Bench:
 
     def __init__(self, model: Model, settings: SamplerStudySettings) -> None:
         self.model, self.settings = model, settings
-        self.shape = model.codec.latent_shape(model.shape)
+        self.shape = model.autoencoder.latent_shape(model.shape)
         blind = model.process.at(1.0).alpha == 0
         self.kind_of_grid = settings.grid or ("uniform" if blind else "karras")
-        step = model.step(model.encode(_labels(model, settings.count), settings.count)[0])
+        step = model.denoise_fn(model.encode(_labels(model, settings.count), settings.count)[0])
         self.step = {"static": clip_static, "dynamic": clip_dynamic}.get(model.sampling.threshold, lambda same: same)(
             step
         )

@@ -140,7 +140,7 @@ def filled(
     with EmptyParameters():  # nothing is drawn that the file replaces
         model = build(config)
     model.denoiser.network.load_state_dict(in_float(network), assign=True)
-    model.codec = codec
+    model.autoencoder = codec
     for conditioner in model.conditioners.values():
         if isinstance(conditioner, TextEncoder) and encoder is not None:
             encoder.fill(conditioner)
@@ -153,7 +153,7 @@ def tensors_of(model: Model) -> dict[str, Tensor]:
     Raises:
         RecipeError: a model that such files cannot hold.
     """
-    network, codec, process = model.denoiser.network, model.codec, model.process
+    network, codec, process = model.denoiser.network, model.autoencoder, model.process
     if not isinstance(network, UNet) or not isinstance(codec, Autoencoder) or not isinstance(process, DiscreteVP):
         raise RecipeError(
             "such a file holds a U-Net over the latents of an autoencoder under a table of betas; this model is "

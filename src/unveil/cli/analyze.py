@@ -175,7 +175,7 @@ def _of_clips(
     folder, others = place.free(name, what), [_record(path, settings.only or tuple(tasks)) for path in place.beside]
     begun = time.process_time()
     model, source = open_model(name, pick(device))
-    model.lowered(DTYPES[settings.dtype])
+    model.to_inference_dtype(DTYPES[settings.dtype])
     with console.progress("clip", 0) as progress:
         study = study_it(model, settings, progress.reach)
     record: dict[str, Any] = {

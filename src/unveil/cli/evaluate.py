@@ -129,7 +129,7 @@ def judge(ask: EvaluateRequest, recipe: Recipe, console: Console) -> Report:
     how = recipe.evaluate
     begun = cpu_seconds()
     model, source = open_model(ask.model, pick(ask.device))
-    model.lowered(DTYPES[how.dtype])
+    model.to_inference_dtype(DTYPES[how.dtype])
     train, held_out = (data.open(recipe.data.build(), part) for part in ("train", "held-out"))
     if (special := _judged_otherwise(recipe)) is not None:
         what, batch = ("clip", CLIPS) if special is _filmed else ("picture", BATCH)

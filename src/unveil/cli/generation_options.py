@@ -247,7 +247,7 @@ def opened(
         steered, mode = controls.again(recorded, steered, model, places)
     controls.put_on(model, steered, mode, console)
     model = as_image_model(model) if makes == "pictures" and is_video_model(model) else model
-    return model.lowered(dtype), source
+    return model.to_inference_dtype(dtype), source
 
 
 def changes(words: Sequence[str], named: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def merge(names: Sequence[str], shares: str | None, out: Path, dtype: str, force
     parts = _numbers(shares) if shares is not None else [1.0] * len(names)
     opened = [open_model(name, device("cpu")) for name in names]
     for name, (model, _) in zip(names, opened, strict=True):
-        if model.home is not None or model.base is not None:
+        if model.source_folder is not None or model.base is not None:
             raise RecipeError(
                 f"{name}: not a model of its own; bring it into one first: unveil convert {name} OUT --format ours"
             )

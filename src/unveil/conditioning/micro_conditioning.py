@@ -86,7 +86,7 @@ class SizeCondition(ScalarCondition):
         height, width = shape[-2:]
         super().__init__((height, width, 0, 0, height, width), before, key=key)
 
-    def sized(self, shape: Sequence[int]) -> SizeCondition:
+    def resized(self, shape: Sequence[int]) -> SizeCondition:
         """The same for pictures of another shape."""
         return SizeCondition(shape, self.before, key=self.key).to(self.usual.device)
 

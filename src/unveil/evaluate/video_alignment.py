@@ -126,7 +126,7 @@ def _of_the_world(model: Model) -> Model:
     if len(model.shape) not in (3, 4) or model.shape[0] != 3:
         raise RecipeError(f"a model of {tuple(model.shape)}: the score is of videos (3, T, H, W) and images (3, H, W)")
     size = SIZE if len(model.shape) == 4 else SIZE[1:]
-    return model if tuple(model.shape[1:]) == size else model.sized(size)
+    return model if tuple(model.shape[1:]) == size else model.resized(size)
 
 
 def _drawn(model: Model, items: Sequence[Item], how: SamplingOptions, before: int) -> Tensor:

@@ -144,7 +144,7 @@ def generate(
     sampling = model.sampling.changed(request.sampling).flat()
     model.precision = DTYPES[request.dtype]
     if request.compiled:
-        model.compiled()
+        model.compile_network()
     size = request.size or edit.size
     if size is not None:
         check_size(model, size)
@@ -227,10 +227,10 @@ def part_of(on_step: OnStep, number: int, count: int) -> OnStep:
 def additions(model: Model) -> dict[str, Any]:
     """What a record says of the LoRAs and ControlNets that are on a model."""
     facts: dict[str, Any] = {}
-    if model.worn:
-        facts["loras"] = [one._asdict() for one in model.worn]
-    if model.steering and model.controls is not None:
-        facts["controls"] = [one.record() for one in model.steering]
+    if model.lora_infos:
+        facts["loras"] = [one._asdict() for one in model.lora_infos]
+    if model.controlnet_infos and model.controls is not None:
+        facts["controls"] = [one.record() for one in model.controlnet_infos]
         facts["control_mode"] = model.controls.mode
     return facts
 
@@ -307,30 +307,30 @@ def _drawn(model: Model, part: Request, edit: TaskSpec, here: slice, film: Traje
     # what is shown stays where the rest of the condition is left away
     away = {**shown, **part.negative} if part.negative or (shown and part.sampling["guidance_scale"] != 1) else None
     return model.generate(
-        raw={**given, **hints(model, part.count, part.size), **shown},
+        cond={**given, **hints(model, part.count, part.size), **shown},
         count=part.count,
         seed=part.seed,
-        first_sample=part.first,
+        start_index=part.first,
         on_step=film,
         sampling=part.sampling,
-        negative=away,
-        shift=shift,
+        negative_cond=away,
+        cond_grad=shift,
         size=part.size,
-        seen=edit.seen,
-        change=lambda course, _: edit.change(course, here),
+        tile_size=edit.seen,
+        transform=lambda course, _: edit.change(course, here),
     )
 
 
 def _same_additions(model: Model, loras: Sequence[tuple[str, float]], controls: Sequence[tuple[Any, ...]]) -> None:
     """Raises WeightsError unless a record's LoRAs and ControlNets are those that are on the model."""
-    if loras != [(one.sha256, one.weight) for one in model.worn]:
+    if loras != [(one.sha256, one.weight) for one in model.lora_infos]:
         raise WeightsError(
-            f"the picture was made with {len(loras)} LoRAs, {len(model.worn)} others are on the model: give these"
+            f"the image was made with {len(loras)} LoRAs, {len(model.lora_infos)} others are on the model: give these"
         )
-    if controls != [_identity(one.record()) for one in model.steering]:
+    if controls != [_identity(one.record()) for one in model.controlnet_infos]:
         raise WeightsError(
-            f"the picture was made with {len(controls)} ControlNets and their pictures, {len(model.steering)} others "
-            "are on the model: give these"
+            f"the image was made with {len(controls)} ControlNets and their images, "
+            f"{len(model.controlnet_infos)} others are on the model: give these"
         )
 
 

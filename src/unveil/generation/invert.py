@@ -63,7 +63,7 @@ def invert(model: Model, pictures: Tensor, request: Request, *, on_step: OnStep 
         streams = SampleRNG(0, range(part.count), device=model.device)
         with torch.no_grad():
             raw = {**part.given, **hints(model, part.count, size)}
-            course = model.course(how, streams, raw=raw, negative=part.negative, size=size)
+            course = model.prepare(how, streams, cond=raw, negative_cond=part.negative, size=size)
         first = course.grid[0]
         back = replace(course, plan=encode(course.grid), x=latents_of(model, unit[here]))
         x = back.run(TrajectoryRecorder(model, 0, on_step and part_of(on_step, start // request.batch, batches)))

@@ -50,8 +50,8 @@ def put_on(model: Model, source: Source, wanted: Sequence[LoraOption], console: 
             raise WeightsError(f"{one.path}: {problem}") from problem
         console.say(f"{one.path}: {report.text()}")
         worn.append(LoraInfo(name, sha256(file), one.weight))
-    model.worn = tuple(worn)
-    return model.worn
+    model.lora_infos = tuple(worn)
+    return model.lora_infos
 
 
 def again(recorded: Sequence[Mapping[str, Any]], given: Sequence[LoraOption]) -> list[LoraOption]:

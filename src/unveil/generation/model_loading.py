@@ -128,8 +128,8 @@ def _with_addition(
         added = sha256(file)
     else:
         found = controlnet_loader.read(folder)
-        model.controlled(Control(OWN, found.network.to(where)))
-        model.steering = (ControlNetInfo(OWN, Path(name).resolve().name, found.sha256),)
+        model.with_controlnets(Control(OWN, found.network.to(where)))
+        model.controlnet_infos = (ControlNetInfo(OWN, Path(name).resolve().name, found.sha256),)
         added = found.sha256
     described = read_yaml((folder / "model.yaml").read_text("utf-8"), str(folder / "model.yaml"))
     model.config = validate(ModelConfig, described, str(folder / "model.yaml"))

@@ -51,7 +51,7 @@ class TaskSpec:
         shown: rows -> conditions that are pictures, by key, (B, C, H, W) each.
         finish: (pixels, rows) -> the pixels that are written; both uint8 (B, C, H, W) or (B, C, T, H, W).
         size: height and width of what is made, of a clip its frames before them, where it is not the model's own.
-        seen: the end of that size that the network is given at once, where that is a tile; see `Model.sized`.
+        seen: the end of that size that the network is given at once, where that is a tile; see `Model.resized`.
         inputs: the files of every row, by role: picture, mask, noise.
     """
 
@@ -120,11 +120,11 @@ def hints(model: Model, count: int, size: Sequence[int] | None) -> dict[str, Ten
     """
     height, width = (size or model.shape)[-2:]
     networks = {} if model.controls is None else {one.key: one.network for one in model.controls.controls}
-    fitted = {one.key: fit(one.pixels, height, width) for one in model.steering if one.pixels is not None}
+    fitted = {one.key: fit(one.pixels, height, width) for one in model.controlnet_infos if one.pixels is not None}
     return {key: pixels[: networks[key].hint_channels].expand(count, -1, -1, -1) for key, pixels in fitted.items()}
 
 
 @torch.no_grad()
 def latents_of(model: Model, pictures: Tensor) -> Tensor:
     """Latents of pictures or clips (B, C, ...) in [-1, 1], on the model's device; the same where there is no codec."""
-    return model.codec.encode(pictures.to(model.device))
+    return model.autoencoder.encode(pictures.to(model.device))

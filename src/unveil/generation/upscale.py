@@ -63,7 +63,7 @@ def upscale(
     before = unit.shape[-2], unit.shape[-1]
     wide = _larger(before, factor) if size is None else (size[0], size[1])
     trained = LOW in model.conditioners
-    latent, tile = (model.codec.latent_shape(ending(model.shape, end))[-2:] for end in (wide, ()))
+    latent, tile = (model.autoencoder.latent_shape(ending(model.shape, end))[-2:] for end in (wide, ()))
     # a pixel of `low` lies in one tile or the other, and so does what the network sees as one
     least = max(1, latent[-1] // before[1]) if trained else size_multiple(model) // vae_scale_factor(model)
     whole = latent[0], latent[1]

@@ -200,8 +200,8 @@ def with_looping_vae(model: Model) -> Model:
     step = temporal_compression(model)
     if not step.alone:
         return model
-    other = model.sized(model.shape[-2:])
-    other.codec = LoopingAutoencoder(model.codec, step.step, step.latents, step.first)
+    other = model.resized(model.shape[-2:])
+    other.autoencoder = LoopingAutoencoder(model.autoencoder, step.step, step.latents, step.first)
     frames = max(step.step, model.shape[1] // step.step * step.step)
     other.shape = (model.shape[0], frames, *model.shape[2:])
     return other

@@ -12,7 +12,7 @@ from unveil.core.denoiser import Denoiser
 from unveil.model.config import ModelConfig
 from unveil.model.config.latent_autoencoder import SavedSection, build_codec, section_of
 from unveil.model.model import Model
-from unveil.model.shapes import sized
+from unveil.model.shapes import resized
 
 
 def assemble(config: ModelConfig, load_autoencoder: Callable[[str | Path], AutoencoderKL | VQModel]) -> Model:
@@ -24,7 +24,7 @@ def assemble(config: ModelConfig, load_autoencoder: Callable[[str | Path], Autoe
     """
     network = config.build_network()
     with torch.device("cpu"):  # tables of levels live there, whatever device the weights are made on
-        process = sized(config.process.build(), config.latent_shape)
+        process = resized(config.process.build(), config.latent_shape)
         prediction = config.build_prediction(process)
     denoiser = Denoiser(network, process, prediction=prediction, learns_variance=config.learns_variance)
     if isinstance(config.codec, SavedSection):
@@ -37,7 +37,7 @@ def assemble(config: ModelConfig, load_autoencoder: Callable[[str | Path], Autoe
         denoiser,
         config.shape,
         conditioners=conditioners,
-        codec=codec,
+        autoencoder=codec,
         variance=config.build_variance(),
         config=config,
     )

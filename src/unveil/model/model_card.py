@@ -30,7 +30,7 @@ def card(model: Model, about: str = "") -> str:
     lines = ["# Model card", "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items()), ""]
     if model.config is not None:
         example = (
-            ", raw={" + ", ".join(f'"{key}": ...' for key in model.conditioners) + "}"
+            ", cond={" + ", ".join(f'"{key}": ...' for key in model.conditioners) + "}"
             if len(model.conditioners)
             else ""
         )

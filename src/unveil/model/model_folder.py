@@ -114,7 +114,7 @@ def load_codec(path: Path | str) -> AutoencoderKL | VQModel:
     described = resolve_checkpoint(path) / "model.yaml"
     if described.is_file() and _is_autoencoder(read_yaml(described.read_text("utf-8"), str(described))):
         return load_autoencoder(path)[1]
-    codec = load_model(path).codec
+    codec = load_model(path).autoencoder
     if not isinstance(codec, AutoencoderKL | VQModel):
         raise WeightsError(f"{path}: a model of pixels, without an autoencoder; name the folder of one")
     return codec

@@ -72,8 +72,10 @@ def save_model(model: Model, folder: Path, *, force: bool = False, about: str = 
         NonFinite: a weight is not finite.
         NotWritable: something is there already, or the place cannot be written.
     """
-    if model.home is not None:
-        raise RecipeError(f"this model is saved already: the folder {model.home} itself is the model; copy that")
+    if model.source_folder is not None:
+        raise RecipeError(
+            f"this model is saved already: the folder {model.source_folder} itself is the model; copy that"
+        )
     if model.config is None:
         raise RecipeError(
             "this model's network was not built from a recipe, so its folder could not be loaded by itself; "

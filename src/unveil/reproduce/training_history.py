@@ -282,7 +282,7 @@ def _follow(
     def look(average: Model, step: int) -> None:
         on_step()
         if step in points:
-            pixels.append(to_pixels(average.generate(raw=asked, count=count, seed=seed)))
+            pixels.append(to_pixels(average.generate(cond=asked, count=count, seed=seed)))
             levels = judge.by_level(average)
             losses.append(sum(levels) / len(levels))
 

@@ -46,7 +46,7 @@ class Samples:
     def draw(self, model: Model, path: Path, columns: int | None) -> None:
         """Writes one sheet; a request to stop leaves it out."""
         try:
-            samples = model.generate(raw=self.raw, count=self.count, seed=self.seed, on_step=self._check)
+            samples = model.generate(cond=self.raw, count=self.count, seed=self.seed, on_step=self._check)
         except Cancelled:
             return
         if model.controls is not None:
@@ -285,7 +285,7 @@ class TrainingCallback(Callback):
         return (
             f"step {outcome.step}: the {fault.get('what')} is not finite, {module.in_a_row} steps in a row "
             f"(loss {fault.get('loss')}; {levels}examples {examples}; gradient norms: {norms}). "
-            "Look for NaN in those examples; else lower lr, set clip, or use precision float32"
+            "Look for NaN in those examples; else lower lr, set grad_clip_norm, or use precision float32"
         )
 
 

@@ -87,7 +87,7 @@ class DiffusionLearner:
 
     def compile(self) -> None:
         """Compiles the network."""
-        self.model.compiled()
+        self.model.compile_network()
 
     def held_out(self, items: IndexableItems, at_once: int, count: int, seed: int) -> ValidationLoss:
         """The objective at fixed times and noise."""

@@ -62,7 +62,7 @@ def _remade(model: Model, base: BaseModel, config: ModelConfig) -> Model:
         )
     other = build(config)
     other.denoiser.load_state_dict(model.denoiser.state_dict())
-    other.codec = model.codec
+    other.autoencoder = model.autoencoder
     for key, part in model.conditioners.items():
         mine = other.conditioners[key]
         if isinstance(part, LearnedTextEncoder) and isinstance(mine, LearnedTextEncoder):

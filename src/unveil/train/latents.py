@@ -62,7 +62,7 @@ def encoder_of(model: Model) -> LatentEncoder:
     Raises:
         RecipeError: the model has no codec that encodes.
     """
-    codec: Any = model.codec
+    codec: Any = model.autoencoder
     if not isinstance(codec, SupportsEncode) or not isinstance(codec, nn.Module):
         raise RecipeError(
             f"latents cannot be kept: the model's codec, {type(codec).__name__}, encodes nothing; "
@@ -111,7 +111,7 @@ def latents(model: Model, data: Tensor, streams: SampleRNG, step: int | None, *,
         step: the training step whose noise picks them from the posterior; None takes the likeliest.
         encoded: what `data` is.
     """
-    codec: Any = model.codec
+    codec: Any = model.autoencoder
     with _at_rest(codec, data.device):
         noise = None
         if step is not None and codec.stochastic:

@@ -60,7 +60,7 @@ def model_config_on_base(model: Model, base: BaseModel, recipe: Recipe, besides:
     ours = recipe.model
     if model.config is None:
         return ours
-    if isinstance(ours.codec, SavedSection):  # the base holds that codec, and says what it is
+    if isinstance(ours.autoencoder, SavedSection):  # the base holds that codec, and says what it is
         ours = ours.model_copy(update={"codec": model.config.codec})
     for name in (name for name in SAME if name not in besides):
         theirs, mine = getattr(model.config, name), getattr(ours, name)

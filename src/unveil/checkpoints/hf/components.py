@@ -59,7 +59,7 @@ def assemble_model(
     process, prediction = process_of(folder, scheduler, codec.latent_shape(shape), network)
     how = validate(SampleConfig, {**scheduler.sample, **sample}, str(folder.path))
     denoiser = Denoiser(network, process, prediction=prediction)
-    return Model(denoiser, shape, conditioners=conditioners, codec=codec, sample=how)
+    return Model(denoiser, shape, conditioners=conditioners, autoencoder=codec, sample=how)
 
 
 def process_of(
@@ -70,7 +70,7 @@ def process_of(
     prediction = rectified_flow if scheduler.prediction == "flow" else PREDICTIONS[scheduler.prediction]
     if scheduler.size_shift is not None:
         patch = int(getattr(network, "patch", 1))
-        process = DynamicShift(process, 1.0, patch=patch, **scheduler.size_shift).sized(latents)
+        process = DynamicShift(process, 1.0, patch=patch, **scheduler.size_shift).resized(latents)
     return process, prediction
 
 

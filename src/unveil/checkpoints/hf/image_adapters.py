@@ -180,7 +180,7 @@ def prompt_tokens(condition: Condition | None, *, masked: bool) -> Tensor:
         ShapeError: a mask that would not be looked at.
     """
     if condition is None or condition.tokens is None:
-        raise RecipeError("this network is told a prompt with every call: give one, such as raw={'prompt': 'a cat'}")
+        raise RecipeError("this network is told a prompt with every call: give one, such as prompt='a cat'")
     if condition.mask is not None and not masked and not bool(condition.mask.all()):
         raise ShapeError("condition.mask: this network sees every token; give tokens of one length, without a mask")
     return condition.tokens
@@ -190,7 +190,7 @@ def pooled_and_tokens(condition: Condition | None, width: int, *, masked: bool =
     """Vector and tokens of a condition, checked; errors are those of `told`, and a vector of another width."""
     tokens = prompt_tokens(condition, masked=masked)
     if condition is None or condition.vector is None:
-        raise RecipeError("this network is told a prompt with every call: give one, such as raw={'prompt': 'a cat'}")
+        raise RecipeError("this network is told a prompt with every call: give one, such as prompt='a cat'")
     if condition.vector.shape[1] != width:
         raise ShapeError(f"condition.vector {tuple(condition.vector.shape)}: this network takes (B, {width})")
     return condition.vector, tokens

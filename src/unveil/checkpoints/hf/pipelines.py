@@ -84,12 +84,12 @@ def flux(folder: PipelineFolder, dtype: torch.dtype) -> Model:
 
 def dit(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     """The model of a `DiTPipeline`."""
-    return dit_pipeline.read_folder(folder.path).lowered(dtype)
+    return dit_pipeline.read_folder(folder.path).to_inference_dtype(dtype)
 
 
 def of_parts(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     """The model of a pipeline of Stable Diffusion 1 or 2, which is one of our own parts and can be saved."""
-    return stable_diffusion.read(folder).model.lowered(dtype)
+    return stable_diffusion.read(folder).model.to_inference_dtype(dtype)
 
 
 # Pipeline -> what reads its folder. A pipeline whose network is one of ours has its reader here as well.
@@ -127,8 +127,8 @@ def load(path: Path, dtype: torch.dtype = torch.float32) -> Model:
         )
     model = PIPELINES[folder.kind](folder, dtype)
     if model.config is None:
-        model.home = path
-    return model.lowered(dtype).eval()
+        model.source_folder = path
+    return model.to_inference_dtype(dtype).eval()
 
 
 def report(path: Path) -> dict[str, KeyMatchReport]:

@@ -84,7 +84,7 @@ def write(model: Model, path: Path) -> int:
         NotWritable: something is there already, or the place cannot be written.
     """
     texts = [one for one in model.conditioners.values() if isinstance(one, TextEncoder)]
-    network, codec = model.denoiser.network, model.codec
+    network, codec = model.denoiser.network, model.autoencoder
     if not isinstance(network, UNet) or not isinstance(codec, AutoencoderKL) or len(texts) != 1 or model.config is None:
         raise RecipeError(
             f"a folder of {PLAIN} holds a U-Net over a kl autoencoder's latents with one text encoder; this model is "

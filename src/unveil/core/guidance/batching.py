@@ -22,7 +22,7 @@ Conditioned = Callable[[Tensor, NoiseLevel, Condition], Estimate]
 def memoized(step: DenoiseFn) -> DenoiseFn:
     """The step, called once where several parts of a guidance ask for the same x and level.
 
-    `step = once(model.step(condition))` lets `rescale(cfg(step, null, 5), step)` make two calls instead of three.
+    `step = once(model.denoise_fn(condition))` lets `rescale(cfg(step, null, 5), step)` make two calls instead of three.
     """
     seen = _Seen()
     kept: list[Estimate] = []

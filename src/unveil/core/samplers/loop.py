@@ -14,7 +14,7 @@ from unveil.core.rng import Noise
 from unveil.core.scalar_math import Number
 from unveil.types import NoiseLevel, NonFinite, RecipeError, like
 
-REMEDY = "set clip = static, use more steps, or dtype float32"
+REMEDY = "set threshold = static, use more steps, or dtype float32"
 SPARSE = 4  # x is looked at after 1, 4, 16, 64 ... steps and at the end: each look waits for the device
 
 
