@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from unveil.checkpoints.loader import load
     from unveil.core import guidance, samplers, schedules
     from unveil.core.samplers import run
+    from unveil.errors import Error
     from unveil.model import Model, build
     from unveil.model.config import load_recipe
-    from unveil.types import Error
 
 __all__ = [
     "Error",
@@ -42,7 +42,7 @@ __all__ = [
 
 # name -> (module, attribute); no attribute: the module itself
 _HOME: dict[str, tuple[str, str | None]] = {
-    "Error": ("unveil.types", "Error"),
+    "Error": ("unveil.errors", "Error"),
     "Model": ("unveil.model", "Model"),
     "build": ("unveil.model", "build"),
     "schedules": ("unveil.core.schedules", None),

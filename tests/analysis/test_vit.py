@@ -13,10 +13,10 @@ from unveil import data
 from unveil.analysis import vit
 from unveil.analysis.vit import ViTPoint, ViTSize, ViTStudySettings, parse_sizes, study_vit
 from unveil.cli.commands import run
+from unveil.errors import Cancelled, RecipeError
 from unveil.model.config import ClassifierRecipe, load_recipe
 from unveil.nn.vit import ViTConfig
 from unveil.train.classifier import ClassifierConfig, TrainedClassifier
-from unveil.types import Cancelled, RecipeError
 
 CHANGES = ["data={kind: digits}", "network.size=8", "network.patch=2", "network.width=32", "network.heads=2"]
 CHANGES += [

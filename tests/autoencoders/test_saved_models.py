@@ -12,6 +12,7 @@ import unveil
 from unveil.autoencoders import AutoencoderKL, VideoAutoencoderKL
 from unveil.core.rng import SampleRNG
 from unveil.data import open as open_data
+from unveil.errors import RecipeError, ShapeError
 from unveil.model import Model, build, checkpoint_store, model_saving
 from unveil.model.config import AutoencoderConfig, ModelConfig, Recipe, dump, parse_recipe, read_yaml, validate
 from unveil.model.model_card import autoencoder_card
@@ -19,7 +20,6 @@ from unveil.train import fit
 from unveil.train.batch_preparation import prepare
 from unveil.train.data_order import Batch
 from unveil.train.latents import ENCODE
-from unveil.types import RecipeError, ShapeError
 
 CODEC: dict[str, Any] = {
     "kind": "kl", "channels": 8, "multipliers": [1, 2], "blocks": 1, "z_channels": 3, "groups": 4,

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from unveil.autoencoders import AutoencoderKL, AutoencoderKLConfig, tiling
 from unveil.autoencoders.tiling import TilingConfig, decode_with_fallback, tile_boundaries, tiling_difference
-from unveil.types import OutOfResources, RecipeError
+from unveil.errors import OutOfResources, RecipeError
 
 
 def local(**changes: object) -> AutoencoderKL:

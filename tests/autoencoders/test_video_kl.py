@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from unveil.autoencoders import VideoAutoencoderKL, VideoAutoencoderKLConfig, tiling
 from unveil.autoencoders.tiling import TilingConfig, decode_with_fallback, tiling_difference
-from unveil.types import RecipeError, ShapeError
+from unveil.errors import RecipeError, ShapeError
 
 # all of space and time on entry; halvings in levels; both; space alone
 LAYOUTS: dict[str, dict[str, Any]] = {

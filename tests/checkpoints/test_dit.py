@@ -15,12 +15,13 @@ from torch import Tensor
 
 from unveil.checkpoints import dit, dit_pipeline
 from unveil.checkpoints.overrides import ModelOverrides
+from unveil.errors import RecipeError, WeightsError
 from unveil.io.safetensors_io import read_state, write_tensors
 from unveil.model import Model, build
 from unveil.model.config import ModelConfig, validate
 from unveil.nn.dit import DiT
 from unveil.nn.dit_config import DiTConfig, get_preset
-from unveil.types import Condition, RecipeError, WeightsError
+from unveil.types import Condition
 
 ROOT = os.environ.get("UNVEIL_GOLDEN")
 needs_facts = pytest.mark.skipif(not ROOT, reason="UNVEIL_GOLDEN names no folder of recorded facts")

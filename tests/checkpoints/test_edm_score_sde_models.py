@@ -18,10 +18,10 @@ from unveil.checkpoints.overrides import ModelOverrides
 from unveil.core import preconditioning
 from unveil.core.process import LinearVP
 from unveil.core.sde import SubVP
+from unveil.errors import WeightsError
 from unveil.io.safetensors_io import write_tensors
 from unveil.model.config import validate
 from unveil.nn.edm_unet import DhariwalUNet, DhariwalUNetConfig, SongUNet, SongUNetConfig
-from unveil.types import WeightsError
 
 ROOT = os.environ.get("UNVEIL_GOLDEN")
 needs_facts = pytest.mark.skipif(not ROOT, reason="UNVEIL_GOLDEN names no folder of recorded facts")

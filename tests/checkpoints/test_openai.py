@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from unveil.checkpoints import openai
+from unveil.errors import RecipeError, WeightsError
 from unveil.nn.classifier import NoisyClassifier
 from unveil.nn.unet import UNet
 from unveil.nn.unet_config import UNetConfig
-from unveil.types import RecipeError, WeightsError
 
 TINY = {
     "in_channels": 3,

@@ -17,11 +17,12 @@ from unveil.checkpoints.openai_flags import FILES, from_classifier_flags, from_f
 from unveil.checkpoints.openai_models import ModelOverrides
 from unveil.core import preconditioning
 from unveil.core.process import DiscreteVP
+from unveil.errors import RecipeError, WeightsError
 from unveil.model.config import ModelConfig, dump, read_yaml, validate
 from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
 from unveil.nn.unet import UNet
 from unveil.nn.unet_config import UNetConfig
-from unveil.types import Condition, RecipeError, WeightsError
+from unveil.types import Condition
 
 ROOT = os.environ.get("UNVEIL_GOLDEN")
 needs_facts = pytest.mark.skipif(not ROOT, reason="UNVEIL_GOLDEN names no folder of recorded facts")

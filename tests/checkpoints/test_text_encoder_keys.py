@@ -18,11 +18,11 @@ from unveil.checkpoints import text_encoder_export, text_encoder_keys, text_enco
 from unveil.checkpoints.overrides import shapes_of
 from unveil.conditioning import clip_tokenizer
 from unveil.conditioning.text_encoder import FileTokenizer, TextEncoder
+from unveil.errors import PromptTruncated, RecipeError, WeightsError
 from unveil.model.config import ModelConfig, validate
 from unveil.model.config.text import TextSection
 from unveil.nn.meta_device import meta_device
 from unveil.nn.text_encoders import SIZES, CLIPEncoderConfig, build
-from unveil.types import PromptTruncated, RecipeError, WeightsError
 
 OPENCLIP = replace(CLIP, activation="gelu", projection=24, skip=1, padding=0)
 PLACES = {

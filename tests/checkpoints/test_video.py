@@ -27,9 +27,9 @@ from unveil.checkpoints.scheduler import scheduler_of
 from unveil.core import schedules
 from unveil.core.flow import RectifiedFlow, TimeShift
 from unveil.core.rng import START, SampleRNG
+from unveil.errors import RecipeError, ShapeError, WeightsError
 from unveil.io.safetensors_io import read_tensors, write_tensors
 from unveil.model import Model
-from unveil.types import RecipeError, ShapeError, WeightsError
 
 # diffusers' own, of numpy
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -15,13 +15,13 @@ pytest.importorskip("transformers")
 import unveil
 from tests.checkpoints import tiny_video
 from unveil.core.rng import SampleRNG
+from unveil.errors import ShapeError
 from unveil.generation import video
 from unveil.generation.generate import Request, generate
 from unveil.generation.long_video import concat_chunks, generate_long_video, new_frames_only
 from unveil.io.images import to_pixels
 from unveil.model import Model
 from unveil.model.config import SampleConfig, validate
-from unveil.types import ShapeError
 
 # diffusers' own, of numpy
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from unveil.checkpoints import vit
+from unveil.errors import RecipeError, WeightsError
 from unveil.nn.vit import ViT, ViTConfig, get_preset
-from unveil.types import RecipeError, WeightsError
 
 SMALL = ViTConfig(3, 8, 0, 4, 2, 16, 2, 2.0, head="hidden", norm_eps=1e-12)
 # Parameters of transformers' ViTModel: google/vit-base-patch16-224-in21k and its larger kin

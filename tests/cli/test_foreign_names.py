@@ -16,8 +16,8 @@ from unveil.cli.generation_options import setting_name
 from unveil.cli.train import recipe_key
 from unveil.core import foreign_names, schedules
 from unveil.core.samplers import SAMPLERS
+from unveil.errors import RecipeError
 from unveil.model.config import Recipe, SampleConfig, load_recipe
-from unveil.types import RecipeError
 
 TREE = command_tree()
 DEFAULT = {group: usual for group, (usual, _) in USUAL.items()}

@@ -17,12 +17,12 @@ from PIL import Image
 
 from tests.cli.conftest import CHANGES, Cli, tree
 from tests.cli.test_bad_input import refused
+from unveil.errors import DataError
 from unveil.generation.metadata import read_facts
 from unveil.io.images import METADATA_KEY, png
 from unveil.io.video.reader import VideoDecoder, VideoLimits
 from unveil.model import build
 from unveil.model.config import ModelConfig, Recipe, load_recipe, validate
-from unveil.types import DataError
 
 
 def pixels(path: Path) -> torch.Tensor:

@@ -19,10 +19,11 @@ from unveil import load
 from unveil.checkpoints import single_file
 from unveil.cli.train import start
 from unveil.core.process import betas
+from unveil.errors import RecipeError
 from unveil.model import Model, build
 from unveil.model.config import Recipe, dump, load_recipe
 from unveil.train.lora import model_config_on_base
-from unveil.types import BaseModel, RecipeError
+from unveil.types import BaseModel
 
 ROOT = os.environ.get("UNVEIL_GOLDEN")
 CODEC = "{kind: kl, channels: 32, multipliers: [1, 2], blocks: 1, z_channels: 4, latent_channels: 4, scale: 0.5}"
@@ -43,7 +44,7 @@ def test_fine_tuning_describes_stable_diffusion_1():
     model = single_file.read(theirs).model
     ours = model_config_on_base(model, BaseModel("sd1", "sd1.safetensors", ""), recipe("sd1-finetune", small=False))
     assert model.config is not None
-    assert ours.autoencoder == model.config.codec
+    assert ours.codec == model.config.codec
     assert ours.latent_shape == (4, 64, 64)
     assert model.conditioners["prompt"]._kept.room == 256 * 2**20  # that is the recipe's to say
 

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from unveil.conditioning.controlnet import Control, MultiControlNet
+from unveil.errors import RecipeError, ShapeError
 from unveil.model import Model, build
 from unveil.model.config import ModelConfig, validate
 from unveil.nn.controlnet import ControlNet
 from unveil.nn.unet import UNet
-from unveil.types import Condition, NoiseLevel, RecipeError, ShapeError
+from unveil.types import Condition, NoiseLevel
 
 RECIPE = {
     "shape": [4, 8, 8],

@@ -14,10 +14,11 @@ import unveil
 from unveil import train
 from unveil.conditioning.learned_text_encoder import FILE, LearnedTextEncoder, LearnedTextEncoderConfig
 from unveil.core.objective import DiffusionLoss
+from unveil.errors import PromptTruncated, RecipeError, WeightsError
 from unveil.model import Model, build
 from unveil.model.config import Recipe, TrainConfig, load_recipe
 from unveil.train.vocabulary import build_vocabulary
-from unveil.types import Condition, PromptTruncated, RecipeError, WeightsError
+from unveil.types import Condition
 
 RED_CIRCLE = "\u4e00\u4e2a\u7ea2\u8272\u5706\u5f62"  # a red circle
 TEXTS = ["a red circle, a blue ring", "a large blue circle", RED_CIRCLE, "\u7ea2\u8272"]

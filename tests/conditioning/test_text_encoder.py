@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from unveil.conditioning.clip_tokenizer import clip_tokenizer
 from unveil.conditioning.multi_text_encoder import MultiTextEncoder
 from unveil.conditioning.text_encoder import FileTokenizer, TextEncoder, apply_token_weights
+from unveil.errors import PromptTooLong, PromptTruncated, RecipeError, ShapeError, WeightsError
 from unveil.nn import lora
 from unveil.nn.text_encoders import CLIPEncoderConfig, T5EncoderConfig, build
-from unveil.types import Condition, PromptTooLong, PromptTruncated, RecipeError, ShapeError, WeightsError
+from unveil.types import Condition
 
 CLIP = CLIPEncoderConfig(16, 3, 2, length=12)
 T5 = T5EncoderConfig(16, 2, 2, 8, 32, vocabulary=60, length=9)

@@ -12,7 +12,8 @@ from unveil.core import schedules
 from unveil.core.flow import DynamicShift, RectifiedFlow, TimeShift
 from unveil.core.process import DATA, CosineVP, DiscreteVP, LinearVP, betas, partly
 from unveil.core.ve import VE, EDMProcess
-from unveil.types import NoiseLevel, RecipeError
+from unveil.errors import RecipeError
+from unveil.types import NoiseLevel
 
 DISCRETE = DiscreteVP(betas("linear", 1000))
 PROCESSES = {

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from unveil import data
-from unveil.types import DataError, RecipeError, ShapeError
+from unveil.errors import DataError, RecipeError, ShapeError
 
 COLOURS = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
 

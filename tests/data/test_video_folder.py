@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 from unveil import data
 from unveil.data.fingerprint import dataset_fingerprint
 from unveil.data.video_folder import apply_orientation
+from unveil.errors import DataError, RecipeError
 from unveil.model.config.data import PartSection
-from unveil.types import DataError, RecipeError
 
 
 def config(folder, **given):

@@ -10,11 +10,11 @@ import torch
 from unveil import data
 from unveil.core.ode_likelihood import ode_bits
 from unveil.core.rng import SampleRNG
+from unveil.errors import DataError, RecipeError
 from unveil.evaluate.likelihood import TOLERANCE, bits_per_dim, ode_bits_per_dim
 from unveil.io.images import to_unit
 from unveil.model import Model, build
 from unveil.model.config import load_recipe
-from unveil.types import DataError, RecipeError
 
 
 @pytest.fixture(scope="module")

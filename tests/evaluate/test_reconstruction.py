@@ -17,6 +17,7 @@ from unveil.autoencoders import (
     VQModel,
     VQModelConfig,
 )
+from unveil.errors import RecipeError, ShapeError
 from unveil.evaluate import Report, compare, features, fid
 from unveil.evaluate.html_report import write_report
 from unveil.evaluate.perceptual import perceptual
@@ -24,7 +25,7 @@ from unveil.evaluate.reconstruction import MetricNetworks, evaluate_autoencoder,
 from unveil.evaluate.report import findings
 from unveil.io import images
 from unveil.playground.dataset import Playground, PlaygroundConfig
-from unveil.types import Item, RecipeError, ShapeError
+from unveil.types import Item
 
 BASE = {"in_channels": 1, "out_channels": 1, "channels": 8, "multipliers": (1.0,), "blocks": 1, "z_channels": 4}
 BASE |= {"norm": "pixel", "middle": "blocks", "patch": 4}

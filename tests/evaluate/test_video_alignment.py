@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from unveil.errors import RecipeError
 from unveil.evaluate.conditional import SamplingOptions
 from unveil.evaluate.html_report import page
 from unveil.evaluate.report import Report, compare
@@ -18,7 +19,6 @@ from unveil.evaluate.video_alignment import detect, evaluate_videos
 from unveil.io.images import to_unit
 from unveil.model.config import SampleConfig
 from unveil.playground.eval_prompts import PromptSet, eval_prompts, eval_videos
-from unveil.types import RecipeError
 
 COUNT = 60
 

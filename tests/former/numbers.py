@@ -32,7 +32,8 @@ from unveil.core.rng import SampleRNG
 from unveil.core.samplers import SAMPLERS, CoefficientTable, run
 from unveil.core.sde import SubVP
 from unveil.core.ve import VE, EDMProcess
-from unveil.types import NonFinite, RecipeError, like
+from unveil.errors import NonFinite, RecipeError
+from unveil.types import like
 
 FILE = Path(__file__).with_name("numbers.json")
 STEPS, SHOWN = 7, 4  # of each grid; numbers of a table that are written out at each end

@@ -12,13 +12,13 @@ from tests.generation.tiny import Halved, digits, digits_model, drawn, pictures,
 from unveil.core import inverse, schedules
 from unveil.core.rng import START, SampleRNG
 from unveil.core.sampling_run import SamplingRun
+from unveil.errors import DataError, RecipeError, ShapeError
 from unveil.generation.generate import Request, generate
 from unveil.generation.img2img import from_latents, img2img
 from unveil.generation.invert import invert, noise_bytes, read_noise
 from unveil.generation.task_spec import latents_of
 from unveil.generation.trajectory import Preview
 from unveil.io.images import to_unit
-from unveil.types import DataError, RecipeError, ShapeError
 
 MODELS = [None, Halved()]
 NAMES = ["pixels", "latents"]

@@ -9,11 +9,12 @@ from torch import nn
 from tests.generation.tiny import LABEL, Halved, digits_model, drawn, pictures, tiny
 from unveil.core.samplers import slerp
 from unveil.data.low_res import bicubic_upsample
+from unveil.errors import RecipeError, ShapeError
 from unveil.generation.generate import Request
 from unveil.generation.upscale import upscale
 from unveil.generation.variations import interpolate, lerp, seed_variations
 from unveil.io.images import to_unit
-from unveil.types import Condition, RecipeError, ShapeError
+from unveil.types import Condition
 
 CODECS = pytest.mark.parametrize("codec", [None, Halved()], ids=["pixels", "latents"])
 

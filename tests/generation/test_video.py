@@ -16,6 +16,7 @@ from unveil.conditioning.circular_shift import circular_shift, shift_at
 from unveil.core import inverse
 from unveil.core.denoiser import Estimate
 from unveil.core.flow import RectifiedFlow, SqrtSizeShift
+from unveil.errors import RecipeError
 from unveil.generation import hires, long_video, video
 from unveil.generation.generate import Request, generate
 from unveil.generation.img2img import img2img
@@ -24,7 +25,7 @@ from unveil.generation.prompt_schedule import Scene, prompt_weights
 from unveil.generation.single_frame import as_image_model
 from unveil.generation.upscale import resized, upscale
 from unveil.io.images import to_pixels, to_unit
-from unveil.types import Condition, NoiseLevel, RecipeError
+from unveil.types import Condition, NoiseLevel
 
 CODECS = [None, Paired()]
 NAMES = ["pixels", "latents"]

@@ -10,6 +10,7 @@ import torch
 import unveil
 from unveil.core import timestep_sampling
 from unveil.core.rng import SampleRNG
+from unveil.errors import RecipeError
 from unveil.model.config import (
     AutoencoderRecipe,
     CaptionerRecipe,
@@ -25,7 +26,6 @@ from unveil.model.config import (
     validate,
 )
 from unveil.model.config.latent_autoencoder import SavedSection
-from unveil.types import RecipeError
 
 # Parameters of the published networks: Ho et al. 2020, appendix B; the released Improved DDPM checkpoints.
 PUBLISHED = {

@@ -14,9 +14,10 @@ from unveil.core.denoiser import Denoiser, Estimate
 from unveil.core.process import CosineVP, DiscreteVP, betas
 from unveil.core.rng import START, SampleRNG
 from unveil.core.variance import learned_range
+from unveil.errors import Cancelled, NonFinite, OutOfResources, RecipeError
 from unveil.model import Model, build
 from unveil.model.config import ModelConfig, validate
-from unveil.types import Cancelled, Condition, NoiseLevel, NonFinite, OutOfResources, RecipeError
+from unveil.types import Condition, NoiseLevel
 
 PLAIN = {
     "shape": [1, 8, 8],

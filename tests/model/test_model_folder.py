@@ -14,10 +14,10 @@ import unveil
 from unveil.checkpoints import inspection
 from unveil.core.denoiser import Denoiser
 from unveil.core.process import CosineVP
+from unveil.errors import NonFinite, OutputError, RecipeError, WeightsError
 from unveil.io import safetensors_io
 from unveil.model import Model, checkpoint_store, int8, model_folder, model_saving
 from unveil.model.config import ModelConfig, validate
-from unveil.types import NonFinite, OutputError, RecipeError, WeightsError
 
 torch.set_num_threads(1)
 

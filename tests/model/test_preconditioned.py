@@ -10,10 +10,10 @@ import torch
 from unveil.core import preconditioning
 from unveil.core.objective import DiffusionLoss
 from unveil.core.rng import SampleRNG
+from unveil.errors import RecipeError
 from unveil.model import build
 from unveil.model.config import ModelConfig, dump, read_yaml, validate
 from unveil.nn.edm_unet import DhariwalUNet, SongUNet
-from unveil.types import RecipeError
 
 SONG = {"kind": "song-unet", "model_channels": 16, "channel_mult": [1, 2], "num_res_blocks": 1, "filter": [1, 3, 3, 1]}
 BASE: dict[str, Any] = {

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from unveil.errors import RecipeError, ShapeError
 from unveil.nn.autoencoder import AutoencoderConfig, ImageDecoder, ImageEncoder
-from unveil.types import RecipeError, ShapeError
 
 SMALL = AutoencoderConfig(3, 3, 16, (1, 2), 1, 4, groups=4)
 VARIANTS = {

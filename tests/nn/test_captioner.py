@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from unveil.errors import RecipeError, ShapeError
 from unveil.nn.captioner import Captioner, CaptionerConfig
 from unveil.nn.decoding import greedy
 from unveil.nn.tokenizer import BEGIN, END
-from unveil.types import RecipeError, ShapeError
 
 CONFIG = CaptionerConfig(vocabulary=11, patch=4, depth=1, decoder_depth=1, width=24, heads=2, max_length=9)
 

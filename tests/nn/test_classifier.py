@@ -10,8 +10,8 @@ from torch import Tensor
 
 from unveil.core import guidance
 from unveil.core.process import DiscreteVP, betas
+from unveil.errors import RecipeError, ShapeError
 from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
-from unveil.types import RecipeError, ShapeError
 
 POOLS = ("attention", "adaptive", "spatial", "spatial_v2")
 SMALL = NoisyClassifierConfig(

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from unveil.errors import RecipeError, ShapeError
 from unveil.nn.box_denoiser import BoxDenoiser, BoxesConfig, regions_of
 from unveil.nn.unet2015 import UNet2015, UNet2015Config
-from unveil.types import Condition, RecipeError, ShapeError
+from unveil.types import Condition
 
 MASKS = UNet2015Config(in_channels=2, out_channels=4, concat_channels=3, widths=(8, 16, 24), groups=4)
 BOXES = BoxesConfig(slots=5, concat_channels=3, channels=16, blocks=2, heads=2, samples=2)

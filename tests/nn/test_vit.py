@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from unveil.errors import RecipeError, ShapeError
 from unveil.nn.embeddings import sin_cos_positions
 from unveil.nn.vit import ViT, ViTConfig, get_preset
-from unveil.types import RecipeError, ShapeError
 
 SMALL = ViTConfig(1, 8, 10, 2, 2, 16, 2, 2.0)
 

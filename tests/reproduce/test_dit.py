@@ -22,6 +22,7 @@ from unveil.analysis.metrics import (
     rank_correlation_within,
 )
 from unveil.data.digits import digits
+from unveil.errors import NonFinite, RecipeError
 from unveil.evaluate.verdict import Comparison, overall
 from unveil.io.console import Console
 from unveil.reproduce import dit
@@ -42,7 +43,6 @@ from unveil.reproduce.training_history import (
     train_and_track,
     train_schedule,
 )
-from unveil.types import NonFinite, RecipeError
 
 QUIET = Console(quiet=True)
 WHOLE = replace(QUICK, pictures=70, quick=False)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from unveil.autoencoders import AutoencoderKL, VQModel
 from unveil.core.rng import SampleRNG
+from unveil.errors import Cancelled, NonFinite, RecipeError, WeightsError
 from unveil.io.safetensors_io import read_tensors
 from unveil.model import checkpoint_store, model_folder
 from unveil.model.config import AutoencoderRecipe, parse_recipe
@@ -22,7 +23,6 @@ from unveil.train import callbacks
 from unveil.train.autoencoder import AutoencoderLearner, fit_autoencoder, learner_of, measure_latent_scaling
 from unveil.train.batch_preparation import to_float
 from unveil.train.data_order import Batch
-from unveil.types import Cancelled, NonFinite, RecipeError, WeightsError
 
 STEPS, START = 8, 4
 CRITIC = {"start": START, "layers": 1, "width": 4}

@@ -10,12 +10,12 @@ import torch
 
 from unveil.autoencoders import VideoAutoencoderKL
 from unveil.core.rng import SampleRNG
+from unveil.errors import RecipeError
 from unveil.model import model_folder
 from unveil.model.config import AutoencoderRecipe, parse_recipe
 from unveil.train.autoencoder import AutoencoderLearner, fit_autoencoder, learner_of
 from unveil.train.batch_preparation import to_float
 from unveil.train.data_order import Batch
-from unveil.types import RecipeError
 
 
 class Clips:

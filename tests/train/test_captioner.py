@@ -10,12 +10,12 @@ import torch
 
 from tests.prompting.tiny import Grounds, recipe, trained
 from unveil.core.rng import SampleRNG
+from unveil.errors import RecipeError, ShapeError, WeightsError
 from unveil.model.captioner_folder import load_captioner, save_captioner
 from unveil.nn.tokenizer import BEGIN, END
 from unveil.prompting.captioners import MediaClip, NativeCaptioner
 from unveil.train.batch_preparation import fixed_subset, slice_batch
 from unveil.train.captioner import CaptionerLearner, fit_captioner, start
-from unveil.types import RecipeError, ShapeError, WeightsError
 
 CPU = torch.device("cpu")
 

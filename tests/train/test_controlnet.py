@@ -14,12 +14,13 @@ import torch
 import unveil
 from unveil.checkpoints import controlnet_loader
 from unveil.data.preprocessors.edges import canny
+from unveil.errors import RecipeError, WeightsError
 from unveil.io.safetensors_io import read_header, read_tensors
 from unveil.model import Model, base_model, build, model_folder
 from unveil.model.config import Recipe, load_recipe
 from unveil.train import fit
 from unveil.train.controlnet import setup_controlnet
-from unveil.types import BaseModel, RecipeError, WeightsError
+from unveil.types import BaseModel
 
 CHANGES = ("shape=[1,8,8]", "network.patch=2", "network.groups=4", "network.model_channels=16",
            "network.channel_mult=[1]", "network.attention=[]",

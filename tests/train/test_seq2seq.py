@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from unveil.data.tensor_dataset import is_held_out
+from unveil.errors import DataError, NonFinite, OutputError, RecipeError, ShapeError, WeightsError
 from unveil.model.config import SequenceRecipe, parse_recipe
 from unveil.model.seq2seq import attention_maps, exact_match, translate, unknown_tokens
 from unveil.model.seq2seq_folder import SequenceModel, load_sequence, save_sequence
@@ -17,7 +18,6 @@ from unveil.nn.transformer import Transformer, TransformerConfig
 from unveil.playground.text_pairs import Pair
 from unveil.train import seq2seq
 from unveil.train.seq2seq import TrainedSequence, train_sequence, vocabularies
-from unveil.types import DataError, NonFinite, OutputError, RecipeError, ShapeError, WeightsError
 
 TINY: dict[str, Any] = {
     "kind": "sequence",

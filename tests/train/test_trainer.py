@@ -23,12 +23,12 @@ from unveil.core.objective import DiffusionLoss
 from unveil.core.prediction import v
 from unveil.core.process import CosineVP, DiscreteVP, betas
 from unveil.core.rng import START, SampleRNG
+from unveil.errors import DataError, OutputError, RecipeError, ShapeError
 from unveil.model import checkpoint_store, model_folder
 from unveil.model.config import ModelConfig, TrainConfig, validate
 from unveil.train.batch_preparation import fixed_subset
 from unveil.train.callbacks import KEEP, ValidationLoss
 from unveil.train.run_folder import training_of
-from unveil.types import DataError, OutputError, RecipeError, ShapeError
 
 SIDES = torch.tensor([[1.0, 0.5], [-1.0, 0.5], [0.0, -1.0]])
 

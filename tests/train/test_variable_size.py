@@ -17,6 +17,7 @@ from unveil.core.flow import RectifiedFlow, SqrtSizeShift
 from unveil.core.prediction import flow
 from unveil.core.rng import SampleRNG
 from unveil.core.timestep_sampling import LogitNormal
+from unveil.errors import RecipeError, ShapeError
 from unveil.model import Model, build
 from unveil.model.config import TrainConfig, load_recipe
 from unveil.nn.video_dit import VideoDiT, VideoDiTConfig
@@ -24,7 +25,6 @@ from unveil.train.data_order import BatchSampler, EpochShuffle, IndexedDataset
 from unveil.train.diffusion import DiffusionLearner
 from unveil.train.token_batching import TokenBudget
 from unveil.train.variable_size import token_counts
-from unveil.types import RecipeError, ShapeError
 
 SIZES = [(5, 8, 12), (1, 16, 8), (3, 8, 8), (5, 8, 12), (2, 16, 16)]
 

@@ -19,8 +19,9 @@ from unveil.core.guidance import clip_dynamic, clip_static
 from unveil.core.rng import START, BrownianPath, Noise, SampleRNG
 from unveil.core.samplers import SAMPLERS, CoefficientTable, Plan, SamplerSpec, get_sampler, heun, run
 from unveil.core.schedule import Schedule
+from unveil.errors import NonFinite, RecipeError
 from unveil.model import Model
-from unveil.types import NoiseLevel, NonFinite, RecipeError
+from unveil.types import NoiseLevel
 
 Tell = Callable[[str], object]
 ROUNDING = 1e-5  # distances below this are float32's own, and say nothing of an order

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 
 from unveil.data.tensor_dataset import ImageTensorDataset, stable_hash
+from unveil.errors import RecipeError
 from unveil.evaluate.charts import ChartLine, lines_chart
 from unveil.evaluate.html import document, figure, table
 from unveil.evaluate.image_set import ImageDataset, ImageSet, collect_images
@@ -26,7 +27,6 @@ from unveil.io.files import write_atomically
 from unveil.model.config import ClassifierRecipe
 from unveil.nn.vit import ViTConfig
 from unveil.train.classifier import ClassifierConfig, ClassifierProgress, train_classifier
-from unveil.types import RecipeError
 
 LOOP = 1  # raised when an arm comes to compute something else, so that what was kept is not used any more
 

@@ -26,8 +26,8 @@ from torch.nn import functional as F
 
 from unveil.autoencoders.autoencoder import Autoencoder
 from unveil.autoencoders.tiled_group_norm import Share, StatisticsCollected, TiledGroupNorm, norms_shared
+from unveil.errors import OutOfResources, RecipeError, did_you_mean, out_of_memory
 from unveil.nn.autoencoder import AutoencoderConfig, ImageDecoder, ImageEncoder
-from unveil.types import OutOfResources, RecipeError, did_you_mean, out_of_memory
 
 SIDE = 512  # pixels of a tile, or more where the overlap needs it
 Norms = Literal["own", "shrunk", "exact"]

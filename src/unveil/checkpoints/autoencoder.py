@@ -19,11 +19,11 @@ from unveil.autoencoders.vq import VQModel, VQModelConfig
 from unveil.checkpoints import ddpm
 from unveil.checkpoints.key_mapping import Names, SourceKeys, layer_keys, to_ours, to_theirs
 from unveil.checkpoints.overrides import in_float, shapes_of
+from unveil.errors import RecipeError, WeightsError
 from unveil.nn.autoencoder import AutoencoderBlock
 from unveil.nn.layers import SelfAttention
 from unveil.nn.meta_device import meta_device
 from unveil.nn.unet_blocks import Downsample, Upsample
-from unveil.types import RecipeError, WeightsError
 
 Layout = Literal["ldm", "diffusers"]
 Shapes = Mapping[str, Sequence[int]]

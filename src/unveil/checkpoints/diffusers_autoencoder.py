@@ -18,9 +18,9 @@ from unveil.autoencoders.vq import VQModelConfig
 from unveil.checkpoints import autoencoder
 from unveil.checkpoints.hf_files import read_json, read_weights
 from unveil.checkpoints.overrides import shapes_of
+from unveil.errors import RecipeError, WeightsError
 from unveil.io.files import staged
 from unveil.io.safetensors_io import read_state, write_tensors
-from unveil.types import RecipeError, WeightsError
 
 WEIGHTS = "diffusion_pytorch_model"
 CLASSES = ("AutoencoderKL", "VQModel")

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from unveil.checkpoints import edm, score_sde
 from unveil.checkpoints.overrides import ModelOverrides, Shapes, in_float, shapes_of
+from unveil.errors import WeightsError
 from unveil.model import Model, build
 from unveil.model.config import ModelConfig, validate
 from unveil.model.config.model import DhariwalUNetSection, SongUNetSection
 from unveil.nn.edm_unet import SongUNet, SongUNetConfig
 from unveil.nn.meta_device import meta_device
-from unveil.types import WeightsError
 
 
 class ReleaseDefaults(NamedTuple):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from unveil.checkpoints.key_mapping import Names, SourceKeys, check_keys, layer_key, layer_keys, to_ours, to_theirs
 from unveil.checkpoints.spatial_transformer_keys import spatial_key_mapping
+from unveil.errors import RecipeError, WeightsError
 from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
 from unveil.nn.layers import SelfAttention
 from unveil.nn.meta_device import meta_device
@@ -23,7 +24,6 @@ from unveil.nn.spatial_transformer import SpatialTransformer
 from unveil.nn.unet import UNet
 from unveil.nn.unet_blocks import Downsample, ResBlock, Upsample
 from unveil.nn.unet_config import UNetConfig
-from unveil.types import RecipeError, WeightsError
 
 RES_BLOCK = {
     "norm_1": "in_layers.0",

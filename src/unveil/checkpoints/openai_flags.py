@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from unveil.checkpoints import openai
+from unveil.errors import RecipeError
 from unveil.nn.classifier import NoisyClassifierConfig
 from unveil.nn.unet_config import UNetConfig
-from unveil.types import RecipeError
 
 # Defaults, both repositories.
 FLAGS: dict[str, Any] = {

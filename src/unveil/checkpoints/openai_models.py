@@ -19,6 +19,7 @@ from torch import Tensor
 from unveil.checkpoints import dit, dit_pipeline, edm_score_sde_models, formats, openai, single_file
 from unveil.checkpoints.openai_flags import CLASSIFIER_FLAGS, FILES, FLAGS, from_classifier_flags, from_flags
 from unveil.checkpoints.overrides import ModelOverrides, Shapes, in_float, shapes_of
+from unveil.errors import WeightsError
 from unveil.io.safetensors_io import read_state
 from unveil.model import Model, build
 from unveil.model.config import ModelConfig, validate
@@ -26,7 +27,6 @@ from unveil.model.config.model import UNetSection
 from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
 from unveil.nn.meta_device import meta_device
 from unveil.nn.unet_config import UNetConfig
-from unveil.types import WeightsError
 
 # The published names of schedules, and ours
 BETAS = {"linear": "linear-scaled", "cosine": "cosine"}

@@ -26,6 +26,7 @@ from unveil.checkpoints.scheduler import SchedulerConfig
 from unveil.conditioning.class_label import LabelToken
 from unveil.conditioning.text_encoder import TextEncoder
 from unveil.core.process import DiscreteVP, betas
+from unveil.errors import RecipeError, WeightsError
 from unveil.model import Model, build
 from unveil.model.config import ModelConfig, validate
 from unveil.model.config.latent_autoencoder import section_of
@@ -34,7 +35,6 @@ from unveil.nn.meta_device import EmptyParameters
 from unveil.nn.text_encoders import CLIPEncoderConfig
 from unveil.nn.unet import UNet
 from unveil.nn.unet_config import UNetConfig
-from unveil.types import RecipeError, WeightsError
 
 MARK = f"{ldm_unet.PREFIX}input_blocks.0.0.weight"
 STAGE = "cond_stage_model."

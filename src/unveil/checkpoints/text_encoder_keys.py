@@ -20,9 +20,9 @@ from torch import Tensor
 
 from unveil.checkpoints.key_mapping import Names, SourceKeys, check_keys, layer_keys, to_ours, to_theirs
 from unveil.checkpoints.overrides import Shapes, shapes_of
+from unveil.errors import WeightsError
 from unveil.nn.meta_device import meta_device
 from unveil.nn.text_encoders import CLIPEncoderConfig, T5EncoderConfig, TowerConfig, build
-from unveil.types import WeightsError
 
 Layout = Literal["clip", "openclip", "t5"]
 

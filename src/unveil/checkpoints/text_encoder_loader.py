@@ -20,12 +20,12 @@ from unveil.checkpoints.hf_files import read_json, read_weights
 from unveil.checkpoints.overrides import in_float, shapes_of
 from unveil.conditioning import clip_tokenizer
 from unveil.conditioning.text_encoder import FileTokenizer, TextEncoder
+from unveil.errors import RecipeError, WeightsError
 from unveil.io.safetensors_io import read_state
 from unveil.model import Model
 from unveil.model.config.text import TextSection
 from unveil.nn.meta_device import EmptyParameters
 from unveil.nn.text_encoders import ACTIVATIONS, CLIPEncoderConfig, T5EncoderConfig, TowerConfig
-from unveil.types import RecipeError, WeightsError
 
 WEIGHTS = "model"
 PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt")  # one whose safetensors stands beside it may have a .bin

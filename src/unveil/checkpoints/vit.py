@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from unveil.checkpoints.key_mapping import Names, SourceKeys, layer_keys, to_ours, to_theirs
+from unveil.errors import RecipeError, WeightsError
 from unveil.io.safetensors_io import read_state, write_tensors
 from unveil.nn.meta_device import meta_device
 from unveil.nn.vit import SIZES, ViT, ViTConfig
-from unveil.types import RecipeError, WeightsError
 
 Era = Literal["files", "modules"]
 Shapes = Mapping[str, Sequence[int]]

@@ -30,6 +30,7 @@ from unveil.cli import evaluate as evaluation
 from unveil.cli.generation_options import changes
 from unveil.cli.recipe_kind import diffusion
 from unveil.core.samplers import SAMPLERS
+from unveil.errors import RecipeError
 from unveil.evaluate import EvaluationSettings as Protocol
 from unveil.evaluate.image_set import collect_images
 from unveil.generation.generate import DTYPES
@@ -40,7 +41,6 @@ from unveil.io.files import refuse_overwrite, write_atomically
 from unveil.io.images import to_unit
 from unveil.io.provenance import command, commit
 from unveil.model.config import ClassifierRecipe, load_recipe
-from unveil.types import RecipeError
 
 FLOOR_SPLITS = 5  # of each report along the scale; the floor is the same for all
 

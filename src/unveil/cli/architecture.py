@@ -8,12 +8,13 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
+from unveil.errors import RecipeError
 from unveil.io.console import Console, size
 from unveil.nn import dit_config, vit
 from unveil.nn.dit import DiT
 from unveil.nn.flops import activations, multiply_adds
 from unveil.nn.meta_device import meta_device
-from unveil.types import Condition, RecipeError
+from unveil.types import Condition
 
 KINDS = ("dit", "vit")
 FLOAT = 4  # bytes; weights, gradients, moments and averages are float32

@@ -10,12 +10,12 @@ from typing import Any
 from unveil.cli.generation_options import PROMPT, GenerationOptions, assigned, opened
 from unveil.cli.sample import in_passes
 from unveil.data.prompts import Prompt, check_lines, read_prompts
+from unveil.errors import RecipeError
 from unveil.generation.generate import Request
 from unveil.generation.image_output import ImageOutput, draw, filenames, write
 from unveil.generation.prompt_expansion import USUAL, ExpansionOptions, PromptExpander, expanded
 from unveil.io.console import Console
 from unveil.model import Model
-from unveil.types import RecipeError
 
 
 @dataclass(frozen=True)

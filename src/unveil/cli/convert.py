@@ -32,6 +32,7 @@ from unveil.cli.convert_controlnet import ONE_FILE
 from unveil.cli.recipe_kind import diffusion
 from unveil.cli.safe_unpickle import tensors_of
 from unveil.conditioning.text_encoder import TextEncoder
+from unveil.errors import RecipeError, WeightsError, did_you_mean
 from unveil.generation.generate import DTYPES
 from unveil.io.console import Console
 from unveil.io.files import refuse_overwrite, staged
@@ -39,7 +40,6 @@ from unveil.io.safetensors_io import read_tensors, write_tensors
 from unveil.model import Model, build, model_dir, model_folder, model_saving
 from unveil.model.config import load_recipe, override, validate
 from unveil.nn.unet import UNet
-from unveil.types import RecipeError, WeightsError, did_you_mean
 
 # edm and score-sde are only read.
 LAYOUTS = ("openai", "ddpm", "edm", "score-sde", "dit", "diffusers", "ldm", "ours")

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from unveil.checkpoints import controlnet, controlnet_loader, diffusers_unet, formats, ldm_unet
 from unveil.checkpoints.overrides import ModelOverrides
+from unveil.errors import RecipeError
 from unveil.generation.generate import DTYPES
 from unveil.io.files import staged
 from unveil.io.safetensors_io import write_tensors
 from unveil.nn.controlnet import ControlNet
-from unveil.types import RecipeError
 
 ONE_FILE = ".safetensors"
 

@@ -15,6 +15,7 @@ from unveil import data
 from unveil.autoencoders.perceptual import LPIPS
 from unveil.cli.recipe_kind import diffusion
 from unveil.data.low_res import LOW
+from unveil.errors import RecipeError
 from unveil.evaluate import features as networks
 from unveil.evaluate.captioner import evaluate_captions
 from unveil.evaluate.conditional import SamplingOptions, evaluate_conditional
@@ -48,7 +49,7 @@ from unveil.model.config import (
 from unveil.playground.scene_captions import Language
 from unveil.prompting.captioners import MediaClip, NativeCaptioner, batched
 from unveil.train.run_folder import training_of
-from unveil.types import Item, RecipeError
+from unveil.types import Item
 
 BATCH = 100
 CLIPS = 16  # at a time: a clip has as many numbers as its frames

@@ -17,6 +17,7 @@ from unveil.cli.lora import parse_lora
 from unveil.cli.options import PLAYGROUND
 from unveil.conditioning.image import ConcatCondition
 from unveil.data.low_res import LOW
+from unveil.errors import RecipeError, did_you_mean
 from unveil.generation import controlnets as controls
 from unveil.generation import loras
 from unveil.generation.generate import DTYPES, PROMPT, ClassifierGuidance, Request, Source
@@ -28,7 +29,6 @@ from unveil.generation.size import is_video_model
 from unveil.io.console import Console
 from unveil.model import Model
 from unveil.model.config import SampleConfig, override
-from unveil.types import RecipeError, did_you_mean
 
 MEDIA = {"pictures": "images", "clips": "videos"}
 SHOWN = {"inpaint": (MASK, MASKED), "outpaint": (MASK, MASKED), "upscale": (LOW,)}  # what a verb gives a network

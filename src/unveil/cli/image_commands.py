@@ -14,6 +14,7 @@ import torch
 from unveil.cli.generation_options import SHOWN, GenerationOptions, ModelLoader, changes, opened
 from unveil.cli.sample import model_of, repeat
 from unveil.data.folder_index import IMAGE_SUFFIXES
+from unveil.errors import DataError, RecipeError, WeightsError
 from unveil.generation import inputs, registry
 from unveil.generation.generate import GeneratedSample, Request, additions, generate, guided_by, sampling_of
 from unveil.generation.image_output import ImageOutput, draw, filenames, numbered, put, write
@@ -27,7 +28,7 @@ from unveil.io.files import refuse_overwrite
 from unveil.io.images import upscale_for_display
 from unveil.io.video.writer import FORMS, check_video_path, write_video
 from unveil.model import Model
-from unveil.types import DataError, RecipeError, WeightsError, format_size
+from unveil.types import format_size
 
 
 @dataclass(frozen=True)

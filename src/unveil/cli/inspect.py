@@ -9,12 +9,12 @@ from typing import Any
 from unveil.checkpoints import controlnet_loader, formats, hf, inspection, openai_models
 from unveil.checkpoints.key_mapping import abbreviate
 from unveil.cli.generation_options import changes
+from unveil.errors import Error, WeightsError
 from unveil.io.console import Console
 from unveil.io.console import size as bytes_of
 from unveil.io.safetensors_io import read_header
 from unveil.model import model_dir
 from unveil.model.config import validate
-from unveil.types import Error, WeightsError
 
 
 @dataclass(frozen=True)

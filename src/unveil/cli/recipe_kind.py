@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from unveil.errors import RecipeError
 from unveil.model.config import AnyRecipe, Recipe
-from unveil.types import RecipeError
 
 # What serves instead, by kind
 _INSTEAD = {

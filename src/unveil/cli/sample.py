@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from unveil.cli.generation_options import GenerationOptions, changes, opened
+from unveil.errors import DataError, RecipeError
 from unveil.generation import hires, inputs, registry
 from unveil.generation.generate import Request, Source, additions
 from unveil.generation.generate import repeat as draw_again
@@ -23,7 +24,6 @@ from unveil.generation.task_spec import PLAIN, SourceFile, TaskSpec
 from unveil.generation.upscale import upscale
 from unveil.io.console import Console
 from unveil.model import Model
-from unveil.types import DataError, RecipeError
 
 __all__ = ["ExpansionOptions", "GenerationOptions", "ImageOutput", "again", "changes", "model_of", "repeat", "sample"]
 

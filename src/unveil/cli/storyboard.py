@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from unveil.errors import DataError, RecipeError
 from unveil.generation.prompt_schedule import Scene
 from unveil.model.config import read_yaml
-from unveil.types import DataError, RecipeError
 
 _SPAN = re.compile(r"\s*(\d+)\s*-\s*(\d+)\s*")
 _LINE = re.compile(r"\s*(\d+\s*-\s*\d+)[\s:]+(.*\S)\s*", re.DOTALL)

@@ -13,13 +13,13 @@ from torch import Tensor
 from unveil.cli.generation_options import PROMPT
 from unveil.cli.storyboard import scenes_of
 from unveil.cli.video_output import Stage, VideoRequest, check_prompt, opening, run, shoot
+from unveil.errors import RecipeError, did_you_mean
 from unveil.generation import hires, video, video_inputs
 from unveil.generation.conditioning_frames import check_place
 from unveil.generation.long_video import Direction, VideoSpec, exact_frames
 from unveil.generation.prompt_expansion import USUAL, ExpansionOptions, PromptExpander
 from unveil.generation.size import check_size
 from unveil.generation.task_spec import SourceFile
-from unveil.types import RecipeError, did_you_mean
 
 __all__ = ["ConditioningImages", "ExpansionOptions", "JoinSettings", "Length", "VideoEdit", "VideoRequest"]
 WHITE = 128  # from here on a mask's pixel is white

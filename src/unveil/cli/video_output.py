@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from unveil.cli.generation_options import PROMPT, GenerationOptions, ModelLoader, changes, opened
+from unveil.errors import PromptTooLong, RecipeError
 from unveil.generation import hires, video_inputs
 from unveil.generation.generate import OnStep, Request, Source, generate
 from unveil.generation.long_video import VideoChunk, VideoSpec, generate_long_video, new_frames_only
@@ -22,7 +23,7 @@ from unveil.io.console import Console
 from unveil.io.files import refuse_overwrite
 from unveil.io.video.writer import check_video_path, write_video
 from unveil.model import Model
-from unveil.types import PromptTooLong, RecipeError, format_size
+from unveil.types import format_size
 
 Ends = tuple[Tensor | None, Tensor | None]  # frames uint8 (3, t, H, W) that stand before and after what is made
 

@@ -17,10 +17,11 @@ from unveil.conditioning.prompt_weighting import (
     texts_of,
     truncate_for_message,
 )
+from unveil.errors import PromptTooLong, PromptTruncated, RecipeError, WeightsError, did_you_mean
 from unveil.nn.tokenizer import BEGIN, END, PADDING, SPECIAL, UNKNOWN, TokenLayout, Vocabulary
 from unveil.nn.transformer import TokenEmbedding, xavier_
 from unveil.nn.transformer_blocks import BlockConfig, TransformerStack
-from unveil.types import Condition, PromptTooLong, PromptTruncated, RecipeError, WeightsError, did_you_mean
+from unveil.types import Condition
 
 FILE = "vocabulary.json"
 RAREST = 1 / 5000  # texts per text that a word stands in, below which it is a name or a number and not learned

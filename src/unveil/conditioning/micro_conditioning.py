@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unveil.types import Condition, RecipeError
+from unveil.errors import RecipeError
+from unveil.types import Condition
 
 
 class ScalarCondition(nn.Module):

@@ -14,13 +14,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_bytes
 from torch import Tensor, nn
 
+from unveil.errors import RecipeError, ShapeError, WeightsError, did_you_mean
 from unveil.evaluate.inception import load_inception, load_weights
 from unveil.io.files import sha256
 from unveil.io.images import to_unit
 from unveil.model import migration
 from unveil.nn.cnn import Cnn, CnnConfig
 from unveil.nn.vit import ViT, ViTConfig
-from unveil.types import RecipeError, ShapeError, WeightsError, did_you_mean
 
 BUNDLED = Path(__file__).parent.parent / "assets" / "feature_networks"
 NAMES = ("digits", "fashion", "inception", "pixels")

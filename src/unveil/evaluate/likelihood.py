@@ -17,11 +17,12 @@ from unveil.core.ode_likelihood import ode_bits
 from unveil.core.process import DiscreteVP
 from unveil.core.rng import Noise, SampleRNG
 from unveil.core.transition import Chain
+from unveil.errors import DataError, RecipeError
 from unveil.evaluate.image_set import ImageDataset
 from unveil.evaluate.metrics import Interval, bootstrap
 from unveil.io.images import to_unit
 from unveil.model import Model
-from unveil.types import DataError, Item, RecipeError
+from unveil.types import Item
 
 TOLERANCE = 1e-4  # of the ODE: far below what the probes leave open
 

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple, cast
 
 from unveil.checkpoints import controlnet_loader
 from unveil.conditioning.controlnet import Control, Mode
+from unveil.errors import DataError, RecipeError, WeightsError
 from unveil.generation import inputs
 from unveil.generation.task_spec import SourceFile
 from unveil.io.console import Console
 from unveil.model import Model, model_dir
 from unveil.nn.unet import UNet
-from unveil.types import ControlNetInfo, DataError, RecipeError, WeightsError
+from unveil.types import ControlNetInfo
 
 # What follows a picture: its weight, and the part of the run. Anything but numbers behind a colon is part of a path,
 # such as that of a drive.

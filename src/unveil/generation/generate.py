@@ -15,6 +15,7 @@ from unveil.checkpoints.guidance_classifier import GuidanceClassifier
 from unveil.conditioning.class_label import Label
 from unveil.core import guidance
 from unveil.core.samplers.ancestral import Shift
+from unveil.errors import DataError, RecipeError, WeightsError, did_you_mean
 from unveil.generation.size import check_size
 from unveil.generation.task_spec import PLAIN, TaskSpec, hints
 from unveil.generation.trajectory import Preview, TrajectoryRecorder
@@ -22,7 +23,7 @@ from unveil.io.images import to_pixels
 from unveil.model import Model, model_identity
 from unveil.model.config import SampleConfig
 from unveil.model.migration import migrate_settings
-from unveil.types import DataError, RecipeError, WeightsError, did_you_mean, is_valid_utf8
+from unveil.types import is_valid_utf8
 
 LABEL = "label"  # the key of what a classifier guides towards
 PROMPT = "prompt"  # the key of a text condition
@@ -135,7 +136,7 @@ def generate(
         edit: what is made of generation: an edit of pictures, a path between two samples.
         frames: how many states on the way are kept for each.
         on_step: called after every step with the number of those made, and of all, 0 where that is not known; may
-            raise `types.Cancelled`.
+            raise `errors.Cancelled`.
         preview: shows the estimate on the way.
 
     Raises:

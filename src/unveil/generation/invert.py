@@ -14,6 +14,7 @@ from torch import Tensor
 
 from unveil.core.rng import SampleRNG
 from unveil.core.samplers import encode
+from unveil.errors import DataError
 from unveil.generation.generate import DTYPES, OnStep, Request, part_of
 from unveil.generation.metadata import MAX_TEXT
 from unveil.generation.size import check_size
@@ -22,7 +23,7 @@ from unveil.generation.trajectory import TrajectoryRecorder
 from unveil.io.files import write_atomically
 from unveil.model import Model
 from unveil.model.config import SampleConfig
-from unveil.types import DataError, like
+from unveil.types import like
 
 NOISE, FACTS = "noise", "unveil"  # the tensor of a file of noise, and its text
 

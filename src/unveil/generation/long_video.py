@@ -18,6 +18,7 @@ from torch import Tensor
 
 from unveil.conditioning.tiled_denoising import tile_starts
 from unveil.core.rng import key
+from unveil.errors import RecipeError
 from unveil.generation.conditioning_frames import (
     FREE,
     ConditioningFrames,
@@ -31,7 +32,6 @@ from unveil.generation.prompt_schedule import Scene, prompt_schedule, prompt_wei
 from unveil.generation.size import round_up_frames, temporal_compression
 from unveil.generation.task_spec import SourceFile, identity
 from unveil.model import Model, RunTransform
-from unveil.types import RecipeError
 
 OVERLAP = 0.25  # of a window, with its neighbour, where nothing else is said
 Direction = Literal["forward", "backward"]

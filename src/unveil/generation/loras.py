@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 
 from unveil.checkpoints import lora as files
 from unveil.checkpoints import lora_targets
+from unveil.errors import DataError, WeightsError
 from unveil.generation.generate import Source
 from unveil.generation.model_loading import lora_file
 from unveil.io.console import Console
 from unveil.io.files import sha256
 from unveil.model import Model, model_dir
 from unveil.model.base_model import base_of
-from unveil.types import DataError, LoraInfo, WeightsError
+from unveil.types import LoraInfo
 
 
 class LoraOption(NamedTuple):

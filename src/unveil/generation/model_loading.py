@@ -14,12 +14,13 @@ from unveil.checkpoints import controlnet_loader, dit_pipeline, hf, lora, openai
 from unveil.checkpoints.lora_targets import parts_of
 from unveil.conditioning.controlnet import Control
 from unveil.data.folder_index import IMAGE_SUFFIXES
+from unveil.errors import OutOfResources, RecipeError, WeightsError, did_you_mean
 from unveil.generation.generate import Source
 from unveil.io.files import sha256
 from unveil.model import Model, base_model, checkpoint_store, model_dir, model_folder, model_identity
 from unveil.model.config import ModelConfig, read_yaml, validate
 from unveil.model.lora_state import LORA
-from unveil.types import ADDITIONS, ControlNetInfo, OutOfResources, RecipeError, WeightsError, did_you_mean
+from unveil.types import ADDITIONS, ControlNetInfo
 
 OPTIONS = {"lora": "lora", "control": "controlnet"}  # that put one on a model
 DEVICES = ("auto", "cpu", "cuda", "mps")

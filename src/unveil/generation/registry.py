@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from unveil.errors import DataError, RecipeError, did_you_mean
 from unveil.generation.img2img import from_latents, img2img
 from unveil.generation.inpaint import Padding, RePaintConfig, inpaint, outpaint
 from unveil.generation.inputs import MASK, NOISE, PICTURE
@@ -14,7 +15,6 @@ from unveil.generation.task_spec import TaskSpec
 from unveil.generation.upscale import upscale
 from unveil.generation.variations import interpolate, seed_variations
 from unveil.model import Model
-from unveil.types import DataError, RecipeError, did_you_mean
 
 Settings = Mapping[str, Any]
 Inputs = Mapping[str, Tensor]  # by role, (N, ...): pictures and masks uint8, noise float32

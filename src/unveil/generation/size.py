@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
+from unveil.errors import RecipeError, ShapeError
 from unveil.model import Model
-from unveil.types import RecipeError, ShapeError, format_size
+from unveil.types import format_size
 
 _LONGEST = 65  # frames of one latent that are looked for
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from unveil.core.sampling_run import SamplingRun
 from unveil.data.preprocessors.segmentation import resize_control_image as fit
+from unveil.errors import ShapeError
 from unveil.io.images import to_unit
 from unveil.model import Model, RunTransform
-from unveil.types import ShapeError
 
 
 class SourceFile(NamedTuple):

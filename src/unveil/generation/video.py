@@ -24,6 +24,7 @@ from unveil.core import guidance, inverse
 from unveil.core.denoiser import DenoiseFn
 from unveil.core.rng import START, key
 from unveil.core.sampling_run import SamplingRun
+from unveil.errors import RecipeError, ShapeError
 from unveil.generation.conditioning_frames import FREE, ConditioningFrames, conditioned_generation, keyframes
 from unveil.generation.long_video import Direction, VideoSpec, exact_frames
 from unveil.generation.prompt_schedule import Scene, check_scenes, prompt_schedule
@@ -31,7 +32,7 @@ from unveil.generation.size import TemporalCompression, temporal_compression
 from unveil.generation.task_spec import TaskSpec, identity, input_to_unit, latents_of, select_list, select_rows
 from unveil.io.images import to_pixels
 from unveil.model import Model
-from unveil.types import NoiseLevel, RecipeError, ShapeError
+from unveil.types import NoiseLevel
 
 _FORM = "T, H, W"
 _DIFFERENCE = 1 << 20  # numbers of the draws of an edit by difference begin here, apart from those of samplers

@@ -12,13 +12,13 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from unveil.errors import WeightsError
 from unveil.io.files import refuse_foreign
 from unveil.io.safetensors_io import read_tensors, require_finite
 from unveil.model import checkpoint_store, migration, model_folder
 from unveil.model.config.parsing import read_yaml
 from unveil.nn.captioner import Captioner, CaptionerConfig
 from unveil.nn.tokenizer import Vocabulary
-from unveil.types import WeightsError
 
 FILE, WORDS, SETTINGS = "captioner.safetensors", "captioner.words.json", "captioner.yaml"
 WORD_TABLE = "decoder.words.table.weight"

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from unveil.types import RecipeError
+from unveil.errors import RecipeError
 
 _log = logging.getLogger("unveil.model")
 # bundled recipes by their former names

@@ -26,24 +26,14 @@ from unveil.core.samplers import SamplingProgress
 from unveil.core.samplers.ancestral import Shift
 from unveil.core.sampling_run import SamplingRun
 from unveil.core.variance import VarianceRule, fixed_small, is_learned
+from unveil.errors import NonFinite, OutOfResources, RecipeError, did_you_mean
 from unveil.model import model_saving
 from unveil.model.config import ModelConfig, SampleConfig
 from unveil.model.lora_state import CONTROL, LORA, TrainedLora
 from unveil.model.migration import migrate_settings
 from unveil.model.shapes import ending, resized
 from unveil.nn.mixed_precision import low_precision_parameters
-from unveil.types import (
-    BaseModel,
-    Condition,
-    ControlNetInfo,
-    LoraInfo,
-    NoiseLevel,
-    NonFinite,
-    OutOfResources,
-    Raw,
-    RecipeError,
-    did_you_mean,
-)
+from unveil.types import BaseModel, Condition, ControlNetInfo, LoraInfo, NoiseLevel, Raw
 
 if TYPE_CHECKING:
     from unveil.autoencoders import Codec

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from unveil.autoencoders import AutoencoderKL, VQModel
+from unveil.errors import WeightsError, did_you_mean
 from unveil.io.safetensors_io import SHOWN, read_header, read_tensors
 from unveil.model import checkpoint_store, model_dir, model_identity
 from unveil.model.assembly import assemble
@@ -31,7 +32,7 @@ from unveil.model.int8 import dequantize, is_scale
 from unveil.model.model import Model
 from unveil.model.model_saving import parts_of, texts_of
 from unveil.nn.meta_device import EmptyParameters
-from unveil.types import ADDITIONS, WeightsError, did_you_mean
+from unveil.types import ADDITIONS
 
 if TYPE_CHECKING:
     from unveil.io.safetensors_io import Header

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from unveil.conditioning.learned_text_encoder import LearnedTextEncoder
 from unveil.conditioning.text_encoder import TextEncoder
+from unveil.errors import RecipeError
 from unveil.io.files import refuse_foreign
 from unveil.io.safetensors_io import require_finite
 from unveil.model import checkpoint_store
@@ -25,7 +26,7 @@ from unveil.model.base_model import BASE
 from unveil.model.config import dump
 from unveil.model.int8 import quantize
 from unveil.model.model_card import card
-from unveil.types import ADDITIONS, RecipeError
+from unveil.types import ADDITIONS
 
 if TYPE_CHECKING:
     from unveil.model.model import Model

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unveil.errors import RecipeError, ShapeError, did_you_mean
 from unveil.nn.layers import PixelNorm, PixelRMS, SelfAttention, check_multiple, group_norm
 from unveil.nn.unet_blocks import Downsample, Upsample
-from unveil.types import RecipeError, ShapeError, did_you_mean
 
 Norm = Literal["group", "pixel", "rms"]
 Middle = Literal["attention", "blocks"]

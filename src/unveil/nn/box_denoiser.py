@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unveil.errors import RecipeError, ShapeError
 from unveil.nn.embeddings import TimeEmbedding
 from unveil.nn.layers import check_multiple, group_norm, vector_of, zeroed
 from unveil.nn.sdpa import scaled_dot_product_attention
-from unveil.types import Condition, RecipeError, ShapeError
+from unveil.types import Condition
 
 COLUMNS = 5  # centre x, centre y, width, height, presence
 STRIDE = 8  # of the coarse map; the fine one has half of it

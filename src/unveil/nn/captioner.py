@@ -16,12 +16,12 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from unveil.errors import RecipeError, ShapeError, did_you_mean
 from unveil.nn.embeddings import grid_coordinates, sin_cos_positions
 from unveil.nn.layers import check_multiple
 from unveil.nn.transformer import DecoderState, TransformerDecoder, xavier_
 from unveil.nn.transformer_blocks import BlockConfig, EncoderStates, TransformerStack
 from unveil.nn.vit import Stem, check_stem, stem
-from unveil.types import RecipeError, ShapeError, did_you_mean
 
 RATE = 8.0  # frames a second of clips that say nothing else; a step of time is one of them
 

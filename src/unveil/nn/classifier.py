@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unveil.errors import RecipeError, ShapeError, did_you_mean
 from unveil.nn.embeddings import TimeEmbedding
 from unveil.nn.layers import AttentionOrder, check_multiple, group_norm, scaled_dot_product_attention, zeroed
 from unveil.nn.unet_blocks import down_blocks, mid_block
 from unveil.nn.unet_config import Modulation, Resampling, UNetConfig
-from unveil.types import RecipeError, ShapeError, did_you_mean
 
 Pool = Literal["attention", "adaptive", "spatial", "spatial_v2"]
 

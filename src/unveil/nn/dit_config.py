@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from unveil.errors import RecipeError, did_you_mean
 from unveil.nn.attention import QkNorm
 from unveil.nn.embeddings import EmbeddingOrder
-from unveil.types import RecipeError, did_you_mean
 
 Design = Literal["in-context", "cross-attention", "adaln", "adaln-zero"]
 Skips = Literal["none", "long"]

@@ -13,9 +13,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from unveil.errors import RecipeError, ShapeError, did_you_mean
 from unveil.io.optional_deps import import_extra
 from unveil.nn.tokenizer import TokenLayout
-from unveil.types import RecipeError, ShapeError, did_you_mean
 
 WHO = "a text encoder"
 ACTIVATIONS = {"quick-gelu": "quick_gelu", "gelu": "gelu"}  # ours: transformers'

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unveil.errors import RecipeError, ShapeError, did_you_mean
 from unveil.nn.attention import Attention
 from unveil.nn.embeddings import sin_cos_positions
 from unveil.nn.transformer_blocks import (
@@ -26,7 +27,6 @@ from unveil.nn.transformer_blocks import (
     TransformerBlock,
     TransformerStack,
 )
-from unveil.types import RecipeError, ShapeError, did_you_mean
 
 # Which tables are one: none, the target's and the output's, or the source's with them
 Tie = Literal["none", "output", "all"]

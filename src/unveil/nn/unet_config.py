@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from unveil.errors import RecipeError, did_you_mean
 from unveil.nn.embeddings import EmbeddingOrder
 from unveil.nn.layers import AttentionOrder, ContextSize
 from unveil.nn.spatial_transformer import Projection
-from unveil.types import RecipeError, did_you_mean
 
 Modulation = Literal["add", "scale-shift"]
 Resampling = Literal["conv", "conv-asymmetric", "pool", "residual"]

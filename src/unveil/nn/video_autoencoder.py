@@ -27,12 +27,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unveil.errors import RecipeError, ShapeError
 from unveil.nn.autoencoder import AutoencoderConfig, Middle, Norm, activated
 from unveil.nn.causal_conv3d import Cache, CausalConv, StreamState, by_frame
 from unveil.nn.dct import lowpass_rows
 from unveil.nn.layers import PixelRMS, check_multiple, zeroed
 from unveil.nn.unet_blocks import Downsample, Upsample
-from unveil.types import RecipeError, ShapeError
 
 LOGVAR = -6.0  # of latents before training: little noise, so that what is left out of them can be learned
 AT_ONCE = 4  # latents that are computed at a time where no gradient is wanted

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import get_args
 
+from unveil.errors import RecipeError, did_you_mean
 from unveil.nn.attention import QkNorm
 from unveil.nn.attention_patterns import Pattern
-from unveil.types import RecipeError, did_you_mean
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unveil.errors import RecipeError, ShapeError, did_you_mean
 from unveil.nn.cnn import ClassifierOutput
 from unveil.nn.embeddings import LearnedPositions, grid_coordinates, sin_cos_positions
 from unveil.nn.layers import check_multiple, zeroed
 from unveil.nn.transformer_blocks import BlockConfig, TransformerStack
-from unveil.types import RecipeError, ShapeError, did_you_mean
 
 Pool = Literal["class", "mean"]
 Head = Literal["linear", "hidden"]

@@ -18,6 +18,7 @@ from torch import Tensor
 from unveil import data
 from unveil.core.objective import LossOutput
 from unveil.core.rng import SampleRNG
+from unveil.errors import PromptTruncated, RecipeError
 from unveil.io.images import to_pixels
 from unveil.model import Model, build
 from unveil.model.config import Recipe, load_recipe
@@ -27,7 +28,7 @@ from unveil.nn.meta_device import meta_device
 from unveil.playground.dataset import Playground
 from unveil.playground.eval_prompts import EvalPrompt, dataset_prompts
 from unveil.reproduce.variant import LOOP, CachedTraining, TrainSchedule, cache_get, cache_put, train_loop
-from unveil.types import Condition, PromptTruncated, Raw, RecipeError
+from unveil.types import Condition, Raw
 
 PROMPT = "prompt"
 # What a training and its points follow from; the rest of a recipe is words, or about other commands.

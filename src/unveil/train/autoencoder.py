@@ -25,6 +25,7 @@ from unveil.autoencoders.perceptual import LPIPS
 from unveil.core.objective import LossOutput
 from unveil.core.rng import SampleRNG
 from unveil.core.rng import key as hash_of
+from unveil.errors import RecipeError
 from unveil.evaluate.perceptual import perceptual
 from unveil.io.files import write_atomically
 from unveil.io.images import stack_rows
@@ -39,7 +40,6 @@ from unveil.train.latent_scaling import measure_latent_scaling
 from unveil.train.sample_images import sheet
 from unveil.train.signals import Stop
 from unveil.train.trainer import learn
-from unveil.types import RecipeError
 
 POSTERIOR, LATENT = 0, 1  # draws of an example's stream
 LENGTH, LOOKED = 2, 3  # draws of a step

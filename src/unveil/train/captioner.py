@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from unveil.core.objective import LossOutput
 from unveil.core.rng import SampleRNG
+from unveil.errors import RecipeError, WeightsError
 from unveil.model import checkpoint_store, model_folder
 from unveil.model.captioner_folder import (
     FILE,
@@ -37,7 +38,6 @@ from unveil.train.learner import SampleSheets
 from unveil.train.signals import Stop
 from unveil.train.trainer import learn
 from unveil.train.vocabulary import all_captions
-from unveil.types import RecipeError, WeightsError
 
 TEXT, FPS = "text", "fps"
 

@@ -12,12 +12,13 @@ import torch
 
 from unveil.conditioning.controlnet import Control
 from unveil.data.control_images import HINT
+from unveil.errors import RecipeError
 from unveil.model import Model
 from unveil.model.config import Recipe
 from unveil.nn.controlnet import ControlNet, hint_widths
 from unveil.nn.unet import UNet
 from unveil.train.lora import model_config_on_base
-from unveil.types import BaseModel, RecipeError
+from unveil.types import BaseModel
 
 
 def setup_controlnet(model: Model, base: BaseModel, recipe: Recipe) -> Model:

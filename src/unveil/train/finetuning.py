@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 
 from unveil.conditioning.learned_text_encoder import LearnedTextEncoder
+from unveil.errors import RecipeError
 from unveil.model import Model, build
 from unveil.model.config import ModelConfig, Recipe
 from unveil.model.config.base import Section
 from unveil.model.config.token_conditions import WordsSection
 from unveil.train.lora import model_config_on_base
-from unveil.types import BaseModel, RecipeError
+from unveil.types import BaseModel
 
 
 def setup_finetune(model: Model, base: BaseModel, recipe: Recipe) -> Model:

@@ -17,9 +17,9 @@ from unveil.core.rng import SampleRNG
 from unveil.data.adapted import SourceDataset
 from unveil.data.fingerprint import Progress, tensors_fingerprint
 from unveil.data.latent_cache import CachedLatents, LatentCacheOptions, LatentEncoder, cache_latents
+from unveil.errors import RecipeError
 from unveil.model import Model
 from unveil.train.data_order import ALSO
-from unveil.types import RecipeError
 
 ENCODE = 1 << 16  # the draw of an example's stream that picks its latents; conditions count up from small numbers
 

@@ -19,13 +19,14 @@ from unveil.conditioning.diffusion_forcing import DiffusionForcingLoss, NoisedBa
 from unveil.core.denoiser import Denoiser
 from unveil.core.objective import LossOutput
 from unveil.core.rng import SampleRNG
+from unveil.errors import RecipeError, ShapeError
 from unveil.model import Model
 from unveil.model.config.train import Batching
 from unveil.model.shapes import resized
 from unveil.nn.video_dit import VideoDiT
 from unveil.train.data_order import IndexableItems, value_of
 from unveil.train.token_batching import sizes_of
-from unveil.types import Condition, RecipeError, ShapeError
+from unveil.types import Condition
 
 
 @dataclass(frozen=True)

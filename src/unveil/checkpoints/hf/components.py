@@ -26,6 +26,7 @@ from unveil.core.denoiser import Denoiser
 from unveil.core.flow import DynamicShift
 from unveil.core.prediction import PREDICTIONS, Prediction, rectified_flow
 from unveil.core.process import Process
+from unveil.errors import WeightsError
 from unveil.io.optional_deps import import_extra
 from unveil.model import Model
 from unveil.model.config import SampleConfig, validate
@@ -34,7 +35,6 @@ from unveil.model.config.model import ProcessSection
 from unveil.nn import text_encoders
 from unveil.nn.meta_device import EmptyParameters
 from unveil.nn.text_encoders import T5EncoderConfig
-from unveil.types import WeightsError
 
 KNOWN = {**NETWORKS, **CLIP_NETWORKS}  # class -> adapter
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from unveil.types import Condition, RecipeError, ShapeError
+from unveil.errors import RecipeError, ShapeError
+from unveil.types import Condition
 
 NET = "net"  # where an adapter has its network
 SIZES = 6  # numbers that SDXL is told of a picture: two sizes and a place

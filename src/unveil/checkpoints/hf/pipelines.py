@@ -30,9 +30,9 @@ from unveil.conditioning import multi_text_encoder
 from unveil.conditioning.micro_conditioning import ScalarCondition, SizeCondition
 from unveil.conditioning.multi_text_encoder import MultiTextEncoder, Together
 from unveil.conditioning.text_encoder import Gives
+from unveil.errors import WeightsError, did_you_mean
 from unveil.io.safetensors_io import read_header
 from unveil.model import Model, model_folder
-from unveil.types import WeightsError, did_you_mean
 
 FLUX_LATENTS = 128  # side that its pipeline makes when it is not told one
 SD3_TOKENS = 256  # of T5

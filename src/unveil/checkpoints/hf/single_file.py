@@ -14,9 +14,9 @@ from torch import Tensor
 from unveil.checkpoints.hf.pipeline_folder import STEMS, PipelineFolder
 from unveil.checkpoints.hf_files import weight_files
 from unveil.checkpoints.key_mapping import abbreviate
+from unveil.errors import WeightsError
 from unveil.io.optional_deps import import_extra
 from unveil.io.safetensors_io import read_tensors
-from unveil.types import WeightsError
 
 MODULE, TABLE = "diffusers.loaders.single_file_model", "SINGLE_FILE_LOADABLE_CLASSES"
 

@@ -21,10 +21,10 @@ from unveil.checkpoints.hf.pipeline_folder import INDEX, PipelineFolder
 from unveil.checkpoints.hf.weights import KeyMatchReport
 from unveil.checkpoints.scheduler import read_scheduler, settings_of
 from unveil.conditioning.text_encoder import TextEncoder
+from unveil.errors import RecipeError, WeightsError
 from unveil.io.files import staged
 from unveil.model import Model
 from unveil.nn.unet import UNet
-from unveil.types import RecipeError, WeightsError
 
 PLAIN, INPAINT = "StableDiffusionPipeline", "StableDiffusionInpaintPipeline"
 CLASSES = (PLAIN, "StableDiffusionImg2ImgPipeline", INPAINT)

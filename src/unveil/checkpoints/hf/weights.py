@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from unveil.checkpoints.key_mapping import abbreviate
 from unveil.checkpoints.overrides import Shapes, shapes_of
+from unveil.errors import WeightsError
 from unveil.nn.mixed_precision import low_precision_parameters
-from unveil.types import WeightsError
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from unveil.autoencoders import AutoencoderKL, AutoencoderKLConfig, VQModel, VQModelConfig
+from unveil.errors import RecipeError, ShapeError
 from unveil.model.config.base import Section
 from unveil.model.config.latent_autoencoder import CODECS, LearnedSection, codec_config
 from unveil.model.config.train import TrainConfig
 from unveil.nn.discriminator import DiscriminatorConfig, PatchDiscriminator
-from unveil.types import RecipeError, ShapeError
 
 PUBLISHED_KL = 1e-6  # weight of the divergence in latent diffusion
 Positive = Annotated[int, Field(ge=1)]

@@ -10,8 +10,8 @@ from pydantic import model_validator
 import unveil.playground  # noqa: F401  enters its kinds of data
 from unveil.data import KINDS, ControlImageConfig
 from unveil.data.preprocessors.registry import PREPROCESSORS
+from unveil.errors import RecipeError
 from unveil.model.config.base import PartSection, choice, section
-from unveil.types import RecipeError
 
 if TYPE_CHECKING:  # made at run time, from the dataclasses
     HintSection = PartSection

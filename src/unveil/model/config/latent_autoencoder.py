@@ -21,10 +21,10 @@ from unveil.autoencoders import (
     VQModel,
     VQModelConfig,
 )
+from unveil.errors import RecipeError, ShapeError
 from unveil.model import migration
 from unveil.model.config.base import PartSection, Section, choice, section
 from unveil.model.config.parsing import read_yaml, validate
-from unveil.types import RecipeError, ShapeError
 
 Positive = Annotated[int, Field(ge=1)]
 PICTURES = ("in_channels", "out_channels")  # which follow from the shape of the data

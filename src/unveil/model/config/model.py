@@ -21,6 +21,7 @@ from unveil.core.sde import SubVP
 from unveil.core.transition import chain_of
 from unveil.core.variance import LEARNED, VARIANCES, VarianceRule
 from unveil.core.ve import VE, DiscreteVE, EDMProcess
+from unveil.errors import RecipeError, did_you_mean
 from unveil.model.config.base import ByKind, PartSection, Section, choice, section
 from unveil.model.config.latent_autoencoder import CodecSection, IdentitySection, latent_shape
 from unveil.model.config.sampling import SampleConfig
@@ -34,7 +35,6 @@ from unveil.nn.unet import UNet
 from unveil.nn.unet2015 import UNet2015, UNet2015Config
 from unveil.nn.unet_config import UNetConfig
 from unveil.nn.video_dit import VideoDiT, VideoDiTConfig
-from unveil.types import RecipeError, did_you_mean
 
 Positive = Annotated[int, Field(ge=1)]
 PredictionName = Literal["x0", "eps", "v", "score", "flow", "posterior-mean"]

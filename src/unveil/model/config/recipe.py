@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from unveil.errors import RecipeError, did_you_mean
 from unveil.model import migration
 from unveil.model.config.autoencoder import (
     AutoencoderConfig,
@@ -30,7 +31,7 @@ from unveil.nn.classifier import NoisyClassifierConfig
 from unveil.nn.cnn import CnnConfig
 from unveil.nn.lora import LoraConfig
 from unveil.nn.vit import ViTConfig
-from unveil.types import ADDITIONS, RecipeError, did_you_mean
+from unveil.types import ADDITIONS
 
 CnnSection = section("cnn", CnnConfig)
 NoisyClassifierSection = section("noisy-classifier", NoisyClassifierConfig)

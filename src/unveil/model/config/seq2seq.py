@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from unveil.errors import RecipeError
 from unveil.model.config.base import PartSection, Section, choice, section
 from unveil.model.config.train import Positive
 from unveil.nn.tokenizer import Unit
 from unveil.nn.transformer import TransformerConfig
 from unveil.playground.text_pairs import SEQUENCES, TaskConfig
-from unveil.types import RecipeError
 
 if TYPE_CHECKING:  # made at run time, from the dataclasses
     SequenceData = SequenceNetwork = PartSection

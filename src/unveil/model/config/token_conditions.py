@@ -9,8 +9,8 @@ from pydantic import Field, model_validator
 from unveil.conditioning.class_label import LabelToken
 from unveil.conditioning.layout import BoxTokens
 from unveil.conditioning.learned_text_encoder import LearnedTextEncoder, LearnedTextEncoderConfig
+from unveil.errors import RecipeError
 from unveil.model.config.base import Section
-from unveil.types import RecipeError
 
 if TYPE_CHECKING:
     from unveil.model.config.model import ModelConfig

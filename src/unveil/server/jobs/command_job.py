@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from unveil.errors import OUR_FAULT, Cancelled, Error, OutOfResources, RecipeError, did_you_mean
 from unveil.model import model_dir
 from unveil.model.config import recipe_names, validate
 from unveil.model.config.base import Section
@@ -28,7 +29,6 @@ from unveil.server.jobs.catalog import Catalog
 from unveil.server.jobs.command_process import CommandProcess, end_orphans
 from unveil.server.jobs.request import Name
 from unveil.server.jobs.worker import Interrupted, JobProgress, WorkerFailure
-from unveil.types import OUR_FAULT, Cancelled, Error, OutOfResources, RecipeError, did_you_mean
 
 TRAIN, CAPTION, EVALUATE, CHECK, CONVERT = "train", "caption", "evaluate", "check", "convert"
 LOG = "log.txt"

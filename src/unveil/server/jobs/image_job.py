@@ -14,6 +14,7 @@ from torch import Tensor
 from unveil.cli import image_commands as editing
 from unveil.cli.generation_options import PROMPT, GenerationOptions
 from unveil.data.image_decoding import alpha_channel
+from unveil.errors import RecipeError
 from unveil.generation.generate import generate
 from unveil.generation.image_output import FRAMES, ImageOutput, filenames, numbered, write
 from unveil.generation.inputs import BESIDE
@@ -28,7 +29,6 @@ from unveil.server.jobs.model_cache import ModelCache
 from unveil.server.jobs.request import MAX_SEED, BaseRequest, Name, Text, UploadName, validate_request
 from unveil.server.jobs.uploads import MAX_PIXELS, UploadStore
 from unveil.server.jobs.worker import JobProgress
-from unveil.types import RecipeError
 
 PICTURES = "pictures"
 MAX_IMAGES = 64  # per job

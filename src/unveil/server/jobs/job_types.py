@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from unveil.errors import RecipeError
 from unveil.model.config import SampleConfig
 from unveil.model.config.base import Section
 from unveil.server.jobs.catalog import RUNS, Catalog, ModelInfo, model_info
@@ -20,7 +21,7 @@ from unveil.server.jobs.uploads import FOLDER, UploadStore
 from unveil.server.jobs.video_job import CLIPS, ClipRequest, VideoJob, files_of
 from unveil.server.jobs.video_job import read_request as read_clips
 from unveil.server.jobs.worker import JobHandler
-from unveil.types import RecipeError, is_valid_utf8
+from unveil.types import is_valid_utf8
 
 DEFAULT_SIDE, DEFAULT_FRAMES = 512, 16  # assumed for models whose shape is unknown before loading
 

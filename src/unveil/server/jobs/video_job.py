@@ -10,6 +10,7 @@ from pydantic import Field
 
 from unveil.cli import video
 from unveil.cli.video_output import VideoRequest
+from unveil.errors import RecipeError
 from unveil.generation import video_inputs as reading
 from unveil.generation.prompt_expansion import USUAL, ExpansionOptions
 from unveil.io.images import make_grid, png
@@ -20,7 +21,6 @@ from unveil.server.jobs.model_cache import ModelCache
 from unveil.server.jobs.request import BaseRequest, Text, UploadName, validate_request
 from unveil.server.jobs.uploads import UploadStore
 from unveil.server.jobs.worker import JobProgress
-from unveil.types import RecipeError
 
 CLIPS = "clips"
 FRAMES = 4096
