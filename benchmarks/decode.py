@@ -41,9 +41,9 @@ def written(folder: Path) -> Path:
     config = AutoencoderKLConfig(
         in_channels=3,
         out_channels=3,
-        channels=128,
-        multipliers=(1, 2, 4, 4),
-        blocks=2,
+        model_channels=128,
+        channel_mult=(1, 2, 4, 4),
+        num_res_blocks=2,
         z_channels=4,
         latent_channels=4,
         scale=SCALE,

@@ -69,7 +69,7 @@ def guided(steps: int) -> Model:
         "network": {"kind": "dit", "name": "dit-s-4"},
         "process": {"kind": "discrete-vp", "beta_schedule": "linear-scaled"},
         "variance": "learned-range",
-        "condition": [{"kind": "label", "classes": CLASSES, "drop_prob": 0.1}],
+        "condition": [{"kind": "class-label", "num_classes": CLASSES, "drop_prob": 0.1}],
         "sample": {"sampler": "ddim", "steps": steps, "clip": "none", "guidance": {"scale": SCALE}},
     }
     return build(validate(ModelConfig, raw, "benchmark")).eval()

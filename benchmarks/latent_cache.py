@@ -76,7 +76,13 @@ def step(*, cached: bool) -> dict[str, float]:
     """A whole step of training, the batch read and the average updated."""
     torch.manual_seed(0)
     config = AutoencoderKLConfig(
-        in_channels=3, out_channels=3, channels=32, multipliers=(1, 2, 4), blocks=1, z_channels=4, latent_channels=4
+        in_channels=3,
+        out_channels=3,
+        model_channels=32,
+        channel_mult=(1, 2, 4),
+        num_res_blocks=1,
+        z_channels=4,
+        latent_channels=4,
     )
     network = DiT(replace(get_preset("dit-s-4"), out_channels=4))
     denoiser = Denoiser(network, DiscreteVP(betas("linear", 1000)))

@@ -190,7 +190,9 @@ def test_names_are_checked_and_lpips_needs_its_files(tmp_path):
     with pytest.raises(WeightsError, match="holds 0 cards of classifiers"):
         perceptual(str(tmp_path))
     with pytest.raises(RecipeError, match="a ViT has no stages"):
-        of_classifier(ViT(ViTConfig(channels=1, size=8, classes=2, patch=4, depth=1, width=8, heads=1)), "mine")
+        of_classifier(
+            ViT(ViTConfig(channels=1, size=8, num_classes=2, patch=4, depth=1, hidden_size=8, heads=1)), "mine"
+        )
     with pytest.raises(ShapeError, match="reads 3 channels"):
         of_classifier(Cnn(CnnConfig(3, 8, 2, (8,))), "mine")(torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8))
 

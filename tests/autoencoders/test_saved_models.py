@@ -22,7 +22,7 @@ from unveil.train.data_order import Batch
 from unveil.train.latents import ENCODE
 
 CODEC: dict[str, Any] = {
-    "kind": "kl", "channels": 8, "multipliers": [1, 2], "blocks": 1, "z_channels": 3, "groups": 4,
+    "kind": "kl", "model_channels": 8, "channel_mult": [1, 2], "num_res_blocks": 1, "z_channels": 3, "groups": 4,
     "latent_channels": 2, "scale": [1.0, 2.0], "dropout": 0.5,
 }  # fmt: skip
 PLAIN: dict[str, Any] = {
@@ -30,7 +30,7 @@ PLAIN: dict[str, Any] = {
     "network": {"kind": "unet", "model_channels": 16, "channel_mult": [1, 2], "num_res_blocks": 1, "groups": 4},
     "process": {"kind": "discrete-vp", "timesteps": 50},
     "sample": {"steps": 3, "clip": "none"},
-    "codec": CODEC,
+    "autoencoder": CODEC,
 }
 
 
@@ -41,8 +41,8 @@ def model(**changes: Any) -> Model:
 
 @pytest.mark.parametrize("kind", ["kl", "vq"])
 def test_a_model_of_latents_makes_pictures_and_comes_back_whole(tmp_path, kind):
-    codec = CODEC if kind == "kl" else CODEC | {"kind": "vq", "codes": 16, "learned": "ema"}
-    made = model(codec=codec)
+    codec = CODEC if kind == "kl" else CODEC | {"kind": "vq", "codebook_size": 16, "learned": "ema"}
+    made = model(autoencoder=codec)
     assert made.config is not None
     assert made.config.latent_shape == (2, 4, 6)
     assert made.denoiser.network.config.in_channels == 2
@@ -60,9 +60,9 @@ def test_a_saved_codec_becomes_a_part_of_the_model(tmp_path, monkeypatch):
     first = model()
     first.save(tmp_path / "first")
     saved = {"kind": "saved", "path": str(tmp_path / "first")}
-    second = model(codec=saved)
+    second = model(autoencoder=saved)
     assert second.config is not None
-    assert second.config.codec.kind == "kl"
+    assert second.config.autoencoder.kind == "kl"
     assert isinstance(first.autoencoder, AutoencoderKL)
     assert isinstance(second.autoencoder, AutoencoderKL)
     for key, tensor in first.autoencoder.state_dict().items():
@@ -71,22 +71,25 @@ def test_a_saved_codec_becomes_a_part_of_the_model(tmp_path, monkeypatch):
     (tmp_path / "first").rename(tmp_path / "away")
     assert torch.equal(unveil.load(tmp_path / "second").generate(seed=1), second.generate(seed=1))
     with pytest.raises(RecipeError, match="no such folder; train the autoencoder first, or say the shape of its"):
-        validate(ModelConfig, PLAIN | {"codec": saved}, "test")
-    told = validate(ModelConfig, PLAIN | {"codec": saved | {"latents": [2, 4, 6]}}, "test")
+        validate(ModelConfig, PLAIN | {"autoencoder": saved}, "test")
+    told = validate(ModelConfig, PLAIN | {"autoencoder": saved | {"latents": [2, 4, 6]}}, "test")
     assert told.latent_shape == (2, 4, 6)
     (tmp_path / "away").rename(tmp_path / "first")
-    with pytest.raises(RecipeError, match=r"latents = \[9, 4, 6\]: the codec in .* gives \[2, 4, 6\]"):
-        validate(ModelConfig, PLAIN | {"codec": saved | {"latents": [9, 4, 6]}}, "test")
+    with pytest.raises(RecipeError, match=r"latents = \[9, 4, 6\]: the autoencoder in .* has latents \[2, 4, 6\]"):
+        validate(ModelConfig, PLAIN | {"autoencoder": saved | {"latents": [9, 4, 6]}}, "test")
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"shape": [1, 9, 12]}, r"codec: shape = \[1, 9, 12\]: height 9 px: must be a multiple of 2; nearest 8 or 10"),
-        ({"codec": CODEC | {"z_chanels": 3}}, "codec.z_chanels: unknown key; nearest: 'z_channels'"),
         (
-            {"codec": {"kind": "klm"}},
-            "codec.kind = 'klm': must be one of .*, kl, vq, video; nearest: 'kl'",
+            {"shape": [1, 9, 12]},
+            r"autoencoder: shape = \[1, 9, 12\]: height 9 px: must be a multiple of 2; nearest 8 or 10",
+        ),
+        ({"autoencoder": CODEC | {"z_chanels": 3}}, "autoencoder.z_chanels: unknown key; nearest: 'z_channels'"),
+        (
+            {"autoencoder": {"kind": "klm"}},
+            "autoencoder.kind = 'klm': must be one of .*, kl, vq, video; nearest: 'kl'",
         ),
     ],
 )
@@ -134,7 +137,8 @@ def test_pictures_that_do_not_fit_into_memory_are_decoded_in_tiles():
 # ---------------------------------------------------------------------- clips
 
 CLIP: dict[str, Any] = {
-    "kind": "video", "channels": 8, "multipliers": [1], "blocks": 1, "z_channels": 4, "patch": 4, "span": 4,
+    "kind": "video", "model_channels": 8, "channel_mult": [1], "num_res_blocks": 1, "z_channels": 4,
+    "patch": 4, "span": 4,
 }  # fmt: skip
 LATENT_VIDEO: dict[str, Any] = {
     "name": "tiny", "paper": "none", "data": {"kind": "playground", "frames": [9], "count": 20, "held_out": 4},
@@ -147,7 +151,7 @@ LATENT_VIDEO: dict[str, Any] = {
 
 
 def test_a_model_of_the_latents_of_clips_trains_on_a_saved_codec_and_samples(tmp_path):
-    described = validate(AutoencoderConfig, {"kind": "autoencoder", "shape": [3, 9, 32, 32], "codec": CLIP}, "it")
+    described = validate(AutoencoderConfig, {"kind": "autoencoder", "shape": [3, 9, 32, 32], "autoencoder": CLIP}, "it")
     codec = described.build()
     codec.scale.copy_(torch.tensor([0.5, 1.0, 2.0, 3.0]))
     files = {
@@ -157,13 +161,13 @@ def test_a_model_of_the_latents_of_clips_trains_on_a_saved_codec_and_samples(tmp
     }
     checkpoint_store.save(tmp_path / "codec", files)
     saved = {"kind": "saved", "path": str(tmp_path / "codec")}
-    recipe = parse_recipe(LATENT_VIDEO | {"codec": saved}, "it")
+    recipe = parse_recipe(LATENT_VIDEO | {"autoencoder": saved}, "it")
     assert isinstance(recipe, Recipe)
     assert recipe.latent_shape == (4, 3, 8, 8)
     torch.manual_seed(0)
     made = build(recipe.model)
     assert made.config is not None
-    assert made.config.codec.kind == "video"
+    assert made.config.autoencoder.kind == "video"
     assert isinstance(made.autoencoder, VideoAutoencoderKL)
     assert torch.equal(made.autoencoder.scale, codec.scale)
     objective = recipe.objective.build(recipe, made.process, 2)
@@ -178,5 +182,5 @@ def test_a_model_of_the_latents_of_clips_trains_on_a_saved_codec_and_samples(tmp
 
 
 def test_clips_of_a_length_that_does_not_fit_are_named():
-    with pytest.raises(RecipeError, match=r"codec: shape = \[3, 16, 32, 32\]: 16 frames: .* nearest 13 or 17"):
-        parse_recipe(LATENT_VIDEO | {"shape": [3, 16, 32, 32], "codec": CLIP}, "it")
+    with pytest.raises(RecipeError, match=r"autoencoder: shape = \[3, 16, 32, 32\]: 16 frames: .* nearest 13 or 17"):
+        parse_recipe(LATENT_VIDEO | {"shape": [3, 16, 32, 32], "autoencoder": CLIP}, "it")

@@ -15,7 +15,7 @@ from unveil.errors import OutOfResources, RecipeError
 def local(**changes: object) -> AutoencoderKL:
     torch.manual_seed(0)
     settings = {"middle": "blocks", "norm": "pixel", "latent_channels": 4, "multipliers": (1, 2, 2)} | changes
-    return AutoencoderKL(AutoencoderKLConfig(3, 3, 8, blocks=1, z_channels=4, **settings)).eval()  # type: ignore[arg-type]
+    return AutoencoderKL(AutoencoderKLConfig(3, 3, 8, num_res_blocks=1, z_channels=4, **settings)).eval()  # type: ignore[arg-type]
 
 
 def ldm(**changes: object) -> AutoencoderKL:

@@ -29,7 +29,9 @@ def video(layout: str = "both", **changes: Any) -> VideoAutoencoderKL:
     """A codec in which every weight counts, those too that begin at 0."""
     torch.manual_seed(0)
     codec = VideoAutoencoderKL(
-        VideoAutoencoderKLConfig(3, 3, **{"channels": 8, "blocks": 1, "z_channels": 4} | LAYOUTS[layout] | changes)
+        VideoAutoencoderKLConfig(
+            3, 3, **{"model_channels": 8, "num_res_blocks": 1, "z_channels": 4} | LAYOUTS[layout] | changes
+        )
     )
     for part in (codec.encoder, codec.decoder):
         nn.init.normal_(part.leave.weight, 0, 0.05)

@@ -59,7 +59,7 @@ def model_of(config: DiTConfig, prediction: str = "eps") -> Model:
         "process": {"kind": "discrete-vp", "beta_schedule": "linear", "timesteps": 1000},
         "prediction": prediction,
         "variance": "learned-range",
-        "condition": [{"kind": "label", "classes": 10, "drop_prob": 0.1, "std": 0.02}],
+        "condition": [{"kind": "class-label", "num_classes": 10, "drop_prob": 0.1, "std": 0.02}],
     }
     model = build(validate(ModelConfig, plain, "test"))
     torch.manual_seed(1)

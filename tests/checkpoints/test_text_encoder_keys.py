@@ -60,8 +60,8 @@ def clip_folder(root: Path, config: CLIPEncoderConfig = CLIP) -> tuple[Path, Any
 
     torch.manual_seed(1)
     made = transformers.CLIPTextConfig(
-        vocab_size=config.vocabulary,
-        hidden_size=config.width,
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
         intermediate_size=64,
         num_hidden_layers=config.depth,
         num_attention_heads=config.heads,

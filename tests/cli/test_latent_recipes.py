@@ -26,7 +26,10 @@ from unveil.train.lora import model_config_on_base
 from unveil.types import BaseModel
 
 ROOT = os.environ.get("UNVEIL_GOLDEN")
-CODEC = "{kind: kl, channels: 32, multipliers: [1, 2], blocks: 1, z_channels: 4, latent_channels: 4, scale: 0.5}"
+CODEC = (
+    "{kind: kl, model_channels: 32, channel_mult: [1, 2], num_res_blocks: 1, z_channels: 4, latent_channels: 4, "
+    "scale: 0.5}"
+)
 
 
 def recipe(name: str, *changes: str, small: bool = True) -> Recipe:
@@ -44,7 +47,7 @@ def test_fine_tuning_describes_stable_diffusion_1():
     model = single_file.read(theirs).model
     ours = model_config_on_base(model, BaseModel("sd1", "sd1.safetensors", ""), recipe("sd1-finetune", small=False))
     assert model.config is not None
-    assert ours.codec == model.config.codec
+    assert ours.autoencoder == model.config.autoencoder
     assert ours.latent_shape == (4, 64, 64)
     assert model.conditioners["prompt"]._kept.room == 256 * 2**20  # that is the recipe's to say
 
@@ -53,7 +56,7 @@ def test_fine_tuning_describes_stable_diffusion_1():
 def base(tmp_path: Path) -> Path:
     """A tiny model of Stable Diffusion's parts with random weights, as a folder."""
     torch.manual_seed(0)
-    model = build(recipe("sd1-finetune", "base=null", f"codec={CODEC}").model)
+    model = build(recipe("sd1-finetune", "base=null", f"autoencoder={CODEC}").model)
     with torch.no_grad():
         for parameter in model.denoiser.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.02)
@@ -78,7 +81,7 @@ def test_fine_tuning_begins_with_the_base_and_moves_the_network_alone(cli: Cli, 
     pytest.importorskip("transformers")
     changes = (
         f"base={base}",
-        f"codec.path={base}",
+        f"autoencoder.path={base}",
         f"data.path={pictures}",
         "train.ema_decay=0",
         "train.precision=float32",
@@ -109,7 +112,7 @@ def test_the_caption_reaches_the_text_encoder(base: Path, pictures: Path):
 
 def test_another_base_is_refused(base: Path):
     pytest.importorskip("transformers")
-    asked = recipe("sd1-finetune", f"base={base}", f"codec.path={base}", "network.num_res_blocks=2")
+    asked = recipe("sd1-finetune", f"base={base}", f"autoencoder.path={base}", "network.num_res_blocks=2")
     with pytest.raises(RecipeError, match=r"network of the base .*num_res_blocks=1.*of the recipe .*num_res_blocks=2"):
         start(asked, torch.device("cpu"))
 
@@ -147,7 +150,7 @@ def test_a_model_told_boxes_draws_others_where_boxes_differ():
 def test_a_small_latent_recipe_is_whole(tmp_path: Path):
     """Without the folder of a trained autoencoder it has one of its own, and is written whole."""
     asked = recipe("ldm-fashion")
-    assert asked.codec.kind == "kl"
+    assert asked.autoencoder.kind == "kl"
     assert "runs/ae-fashion" not in dump(asked.model)
     assert build(asked.model).autoencoder.latent_shape(asked.shape) == recipe("ldm-fashion", small=False).latent_shape
 

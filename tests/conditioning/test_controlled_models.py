@@ -30,7 +30,7 @@ RECIPE = {
         "context_width": 24,
     },
     "process": {"kind": "discrete-vp", "beta_schedule": "cosine", "timesteps": 50},
-    "condition": [{"kind": "label-token", "classes": 4, "drop_prob": 0.1}],
+    "condition": [{"kind": "class-label-token", "num_classes": 4, "drop_prob": 0.1}],
     "sample": {"sampler": "ddim", "steps": 4, "clip": "none"},
 }
 

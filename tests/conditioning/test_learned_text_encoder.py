@@ -26,7 +26,7 @@ TEXTS = ["a red circle, a blue ring", "a large blue circle", RED_CIRCLE, "\u7ea2
 
 def encoder(drop: float = 0.1, most: int = 8) -> LearnedTextEncoder:
     torch.manual_seed(0)
-    made = LearnedTextEncoder(LearnedTextEncoderConfig(40, most, width=16, depth=1, heads=2), 16, drop)
+    made = LearnedTextEncoder(LearnedTextEncoderConfig(40, most, hidden_size=16, depth=1, heads=2), 16, drop)
     made.learn(TEXTS)
     return made.requires_grad_(False).eval()
 
@@ -56,7 +56,7 @@ def test_case_signs_and_width_of_letters_do_not_matter_but_words_and_their_order
 
 def test_one_vector_of_the_whole_prompt_where_it_is_asked_for():
     torch.manual_seed(0)
-    own = LearnedTextEncoder(LearnedTextEncoderConfig(40, 8, width=16, depth=1, heads=2), 16, 0.1, vector_dim=6)
+    own = LearnedTextEncoder(LearnedTextEncoderConfig(40, 8, hidden_size=16, depth=1, heads=2), 16, 0.1, vector_dim=6)
     own.learn(TEXTS)
     own.eval()
     told, short = own.encode(["a red circle", "a blue ring"]), own.encode(["a red circle"])

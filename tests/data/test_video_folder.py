@@ -292,7 +292,7 @@ def test_clips_in_a_recipe(folder):
 
     film(folder / "a.mp4", 4)
     section = TypeAdapter(Data).validate_python(
-        {"kind": "clips", "path": str(folder), "size": "native", "frames": 4, "resample": "nearest", "fps": 12}
+        {"kind": "video-folder", "path": str(folder), "size": "native", "frames": 4, "resample": "nearest", "fps": 12}
     )
     assert isinstance(section, PartSection)
     assert section.build() == data.VideoFolderConfig(str(folder), "native", 4, fps=12, resample="nearest")

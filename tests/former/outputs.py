@@ -13,7 +13,7 @@ from torch import Tensor
 import unveil
 from tests.former.command import unveil as command
 from unveil.evaluate.features import read_classifier
-from unveil.model.model_folder import load_codec
+from unveil.model.model_folder import load_latent_autoencoder
 
 DRAWN: dict[str, dict[str, Any]] = {
     "digits": {"cond": {"label": [3, 7]}, "steps": 4},
@@ -31,7 +31,7 @@ def tensors(folder: Path) -> dict[str, Tensor]:
         name: unveil.load(folder / "models" / name).generate(count=2, seed=5, **how) for name, how in DRAWN.items()
     }
     for name, shape in CODED.items():
-        codec = load_codec(folder / "runs" / name).eval()
+        codec = load_latent_autoencoder(folder / "runs" / name).eval()
         pixels = torch.linspace(-1, 1, torch.Size(shape).numel()).sin().reshape(shape)
         found[f"{name}.latents"] = codec.encode(pixels)
         found[f"{name}.pixels"] = codec.decode(found[f"{name}.latents"])

@@ -26,7 +26,7 @@ def hole(height: int = 8, width: int = 8) -> torch.Tensor:
 
 def trained() -> Model:
     """One that is given the mask and the masked picture's latents."""
-    shown = [{"kind": "context", "key": key, "channels": 1} for key in ("mask", "masked")]
+    shown = [{"kind": "concat", "key": key, "channels": 1} for key in ("mask", "masked")]
     return tiny(Halved(), [LABEL, *shown])
 
 

@@ -104,7 +104,7 @@ def test_any_model_edits_the_bicubic_enlargement(codec: nn.Module | None):
 
 
 def test_a_model_that_was_trained_to_enlarge_is_shown_the_picture():
-    shown = [LABEL, {"kind": "context", "key": "low", "channels": 1}]
+    shown = [LABEL, {"kind": "concat", "key": "low", "channels": 1}]
     model, given = tiny(condition=shown, context_size="smaller"), pictures(2, 4, 4)
     request = Request(count=2, seed=3)
     made = drawn(model, request, upscale(model, given, factor=2))
@@ -115,7 +115,7 @@ def test_a_model_that_was_trained_to_enlarge_is_shown_the_picture():
 
 def test_parts_of_a_large_picture_are_what_lies_there():
     """Tiles are shown their own part: what is far away changes nothing."""
-    shown = [{"kind": "context", "key": "low", "channels": 1}]
+    shown = [{"kind": "concat", "key": "low", "channels": 1}]
     model, given = tiny(condition=shown, context_size="smaller"), pictures(1, 4, 12)
     other = given.clone()
     other[..., 8:] = 255 - other[..., 8:]

@@ -72,10 +72,12 @@ def test_every_recipe_builds_without_taking_memory(name, small):
         recipe.network.build({"source": 40, "target": 40})
         return
     if isinstance(recipe, CaptionerRecipe):
-        recipe.network.build({"vocabulary": 40})
+        recipe.network.build({"vocab_size": 40})
         return
     with torch.device("meta"):
-        if isinstance(recipe, Recipe) and isinstance(recipe.codec, SavedSection):  # which another recipe trains first
+        if isinstance(recipe, Recipe) and isinstance(
+            recipe.autoencoder, SavedSection
+        ):  # which another recipe trains first
             model = recipe.build_network()
         else:
             model = recipe.build() if isinstance(recipe, AutoencoderRecipe) else unveil.build(recipe.model)
@@ -175,7 +177,7 @@ def test_overrides_that_go_nowhere(override, message):
         ("network.kind=unett", "network.kind = 'unett': must be one of unet"),
         (
             "data.kind=digit",
-            "data.kind = 'digit': must be one of clips, digits, fashion, fashion-style, folder, latents, playground, "
+            "data.kind = 'digit': must be one of digits, fashion, fashion-style, folder, latents, playground, "
             "scenes; "
             "nearest: 'digits'",
         ),

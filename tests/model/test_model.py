@@ -23,7 +23,7 @@ PLAIN = {
     "shape": [1, 8, 8],
     "network": {"kind": "unet", "model_channels": 16, "channel_mult": [1, 2], "num_res_blocks": 1, "groups": 4},
     "process": {"kind": "discrete-vp", "beta_schedule": "cosine", "timesteps": 50},
-    "condition": [{"kind": "label", "classes": 3, "names": ["boot", "coat", "sandal"], "drop_prob": 0.1}],
+    "condition": [{"kind": "class-label", "num_classes": 3, "names": ["boot", "coat", "sandal"], "drop_prob": 0.1}],
     "sample": {"steps": 4, "eta": 1.0},
 }
 
@@ -69,7 +69,7 @@ def test_a_condition_left_out_is_the_null_one(model):
 
 
 def test_without_dropout_there_is_no_null_and_no_leaving_out():
-    always = build(config(condition=[{"kind": "label", "classes": 3}]))
+    always = build(config(condition=[{"kind": "class-label", "num_classes": 3}]))
     condition, null = always.encode({"label": 0})
     assert condition is not None
     assert null is None
@@ -81,8 +81,8 @@ def test_without_dropout_there_is_no_null_and_no_leaving_out():
 
 def test_two_conditions_meet_in_one():
     parts = [
-        {"kind": "label", "classes": 3, "drop_prob": 0.1},
-        {"kind": "context", "key": "mask", "channels": 1, "drop_prob": 0.1},
+        {"kind": "class-label", "num_classes": 3, "drop_prob": 0.1},
+        {"kind": "concat", "key": "mask", "channels": 1, "drop_prob": 0.1},
     ]
     both = build(config(condition=parts))
     condition, null = both.encode({"label": [1, 2], "mask": torch.zeros(2, 1, 8, 8, dtype=torch.uint8)})

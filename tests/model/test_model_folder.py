@@ -35,8 +35,8 @@ def model(channels: int = 8, seed: int = 0) -> Model:
         },
         "process": {"kind": "discrete-vp", "beta_schedule": "cosine", "timesteps": 20},
         "condition": [
-            {"kind": "label", "classes": 3, "names": ["cat", "dog", "cow"], "drop_prob": 0.2},
-            {"kind": "context", "key": "picture", "channels": 2},
+            {"kind": "class-label", "num_classes": 3, "names": ["cat", "dog", "cow"], "drop_prob": 0.2},
+            {"kind": "concat", "key": "picture", "channels": 2},
         ],
         "sample": {"steps": 4},
     }

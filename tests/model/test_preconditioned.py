@@ -21,7 +21,7 @@ BASE: dict[str, Any] = {
     "network": SONG,
     "process": {"kind": "edm"},
     "prediction": {"kind": "edm", "sigma_data": 0.6},
-    "condition": [{"kind": "label", "classes": 3, "drop_prob": 0.1}],
+    "condition": [{"kind": "class-label", "num_classes": 3, "drop_prob": 0.1}],
 }
 RECIPES = {
     "edm": BASE,

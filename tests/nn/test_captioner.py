@@ -13,7 +13,7 @@ from unveil.nn.captioner import Captioner, CaptionerConfig
 from unveil.nn.decoding import greedy
 from unveil.nn.tokenizer import BEGIN, END
 
-CONFIG = CaptionerConfig(vocabulary=11, patch=4, depth=1, decoder_depth=1, width=24, heads=2, max_length=9)
+CONFIG = CaptionerConfig(vocab_size=11, patch=4, depth=1, decoder_depth=1, hidden_size=24, heads=2, max_length=9)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,9 @@ from unveil.nn.packing import Packing
 from unveil.nn.transformer import Transformer, TransformerConfig, TransformerDecoder, token_loss
 from unveil.nn.transformer_blocks import AttentionMaps, BlockConfig, EncoderStates, TransformerBlock, TransformerStack
 
-SMALL = TransformerConfig(source=11, target=13, width=16, heads=2, hidden=32, depth=2, dropout=0.0, max_length=20)
+SMALL = TransformerConfig(
+    source=11, target=13, hidden_size=16, heads=2, intermediate_size=32, depth=2, dropout=0.0, max_length=20
+)
 NAMES = {"own": "self_attn", "context": "multihead_attn", "up": "linear1", "down": "linear2"}
 
 

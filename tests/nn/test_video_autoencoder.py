@@ -13,7 +13,14 @@ from unveil.nn.video_autoencoder import VideoAutoencoderConfig, VideoDecoder, Vi
 
 
 def config(**changes: object) -> VideoAutoencoderConfig:
-    settings = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "z_channels": 4, "time": 2, "moments": 2}
+    settings = {
+        "model_channels": 8,
+        "channel_mult": (1, 2),
+        "num_res_blocks": 1,
+        "z_channels": 4,
+        "time": 2,
+        "moments": 2,
+    }
     return VideoAutoencoderConfig(3, 3, **settings | changes)  # type: ignore[arg-type]
 
 

@@ -38,7 +38,7 @@ def test_logits_begin_at_zero_and_every_weight_learns(pool, head, stem):
 
 
 def test_without_classes_it_gives_features_alone():
-    reading = drawn(replace(SMALL, classes=0))(torch.randn(3, 1, 8, 8))
+    reading = drawn(replace(SMALL, num_classes=0))(torch.randn(3, 1, 8, 8))
     assert reading.features.shape == (3, 16)
     assert reading.logits.shape == (3, 0)
 

@@ -140,7 +140,8 @@ def test_a_run_does_not_go_on_upon_another_base(tmp_path: Path):
 
 
 def test_hints_of_latents_are_as_many_times_larger():
-    codec = "codec={kind: kl, channels: 8, multipliers: [1, 1, 1], blocks: 1, z_channels: 2, groups: 4}"
+    sizes = "model_channels: 8, channel_mult: [1, 1, 1], num_res_blocks: 1, z_channels: 2, groups: 4"
+    codec = f"autoencoder={{kind: kl, {sizes}}}"
     asked = recipe(codec, "shape=[1,32,32]")
     under = setup_controlnet(build(asked.model), PLACE, asked)
     assert under.controls is not None

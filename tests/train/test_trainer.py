@@ -82,7 +82,7 @@ def unet() -> unveil.Model:
         "shape": [1, 4, 4],
         "network": {"kind": "unet", "model_channels": 8, "channel_mult": [1], "num_res_blocks": 1, "groups": 4},
         "process": {"kind": "discrete-vp", "beta_schedule": "cosine", "timesteps": tiny.STEPS},
-        "condition": [{"kind": "label", "classes": 3, "drop_prob": 0.2}],
+        "condition": [{"kind": "class-label", "num_classes": 3, "drop_prob": 0.2}],
         "sample": {"steps": 4},
     }
     return unveil.build(validate(ModelConfig, raw, "test"))

@@ -137,7 +137,7 @@ def decoder_reach(config: AutoencoderConfig) -> tuple[int, int]:
     """How many places what the decoder cuts into tiles depends on, to each side, and the pixels of such a place."""
     reach = 1  # the last convolution
     for level in range(config.split):
-        reach += 2 * (config.blocks + 1)
+        reach += 2 * (config.num_res_blocks + 1)
         if level + 1 < config.split:
             reach = math.ceil((reach + 1) / 2)
     if config.local:
@@ -150,7 +150,7 @@ def encoder_reach(config: AutoencoderConfig) -> tuple[int, int]:
     last = len(config.rates) - 1
     reach = 5 if config.local else 0
     for level in reversed(range(config.split)):
-        reach = (2 * reach + 1 if level < last else reach) + 2 * config.blocks
+        reach = (2 * reach + 1 if level < last else reach) + 2 * config.num_res_blocks
     rate = config.rates[min(config.split, last)]
     return math.ceil((reach + 1) / rate), config.patch * rate
 

@@ -31,7 +31,7 @@ ENDS = {"enter": "conv_in", "norm": "norm_out", "leave": "conv_out"}
 def prefixes(config: UNetConfig | AutoencoderConfig) -> dict[str, str]:
     """Our modules that hold weights and theirs; their way up is numbered by level, ours by order."""
     found, last = dict(MIDDLE), len(config.rates) - 1
-    blocks = config.num_res_blocks if isinstance(config, UNetConfig) else config.blocks
+    blocks = config.num_res_blocks
     for level, rate in enumerate(config.rates):
         ways = {f"down.{level}": (f"down.{level}", "downsample"), f"up.{last - level}": (f"up.{level}", "upsample")}
         for ours, (theirs, resample) in ways.items():

@@ -126,7 +126,7 @@ def _expected(config: Any) -> dict[str, Any]:
         "in_channels": config.in_channels,
         "out_channels": config.out_channels,
         "block_out_channels": config.widths,
-        "layers_per_block": config.blocks,
+        "layers_per_block": config.num_res_blocks,
         "latent_channels": config.z_channels,
         "down_block_types": tuple(DOWN[one] for one in attended),
         "up_block_types": tuple(UP[one] for one in reversed(attended)),

@@ -134,8 +134,8 @@ def _model(
         "variance": "learned-range" if learned else "fixed-large",
         "condition": [
             {
-                "kind": "label",
-                "classes": classes,
+                "kind": "class-label",
+                "num_classes": classes,
                 "names": names,
                 "drop_prob": 0.1 if rows > classes else 0.0,
                 "std": 0.02,

@@ -188,7 +188,7 @@ def model_config(
         "process": origin.process if said.process is None else said.process.model_dump(mode="json"),
         "prediction": origin.prediction if said.prediction is None else said.prediction,
         "variance": "learned-range" if network.out_channels > network.in_channels else "fixed-large",
-        "condition": [] if classes is None else [{"kind": "label", "classes": classes}],
+        "condition": [] if classes is None else [{"kind": "class-label", "num_classes": classes}],
         "sample": dict(origin.sample),
     }
     return validate(ModelConfig, plain, "the file")

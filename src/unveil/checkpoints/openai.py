@@ -272,7 +272,7 @@ def classifier_from_arguments(arguments: Mapping[str, Any]) -> NoisyClassifierCo
     encoder = from_arguments({key: value for key, value in arguments.items() if key != "pool"})
     return NoisyClassifierConfig(
         in_channels=encoder.in_channels,
-        classes=encoder.out_channels,
+        num_classes=encoder.out_channels,
         size=arguments["image_size"],
         model_channels=encoder.model_channels,
         channel_mult=encoder.channel_mult,
@@ -354,7 +354,7 @@ def infer_classifier_config(
         return NoisyClassifierConfig(
             **levels,
             in_channels=shapes["input_blocks.0.0.weight"][1],
-            classes=shapes[last][0],
+            num_classes=shapes[last][0],
             size=size or 0,
             heads=1,
             head_channels=None,

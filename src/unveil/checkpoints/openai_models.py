@@ -87,9 +87,9 @@ class ReleasedModel:
         network = {name: value for name, value in asdict(self.network).items() if name in UNetSection.model_fields}
         condition: list[dict[str, Any]] = []
         if self.classes is not None:
-            condition.append({"kind": "label", "classes": self.classes})
+            condition.append({"kind": "class-label", "num_classes": self.classes})
         if self.network.concat_channels:
-            condition.append({"kind": "context", "key": SMALL_PICTURE, "channels": self.network.concat_channels})
+            condition.append({"kind": "concat", "key": SMALL_PICTURE, "channels": self.network.concat_channels})
         plain = {
             "shape": (self.network.in_channels, self.size, self.size),
             "network": {"kind": "unet", **network},
@@ -172,7 +172,7 @@ def release(files: tuple[str, ...]) -> ReleasedModel:
     }
     if "classifier_depth" in given:
         classifier = from_classifier_flags(FILES[files])
-        return ReleasedModel(files, classifier, classifier.size, classifier.classes, process)
+        return ReleasedModel(files, classifier, classifier.size, classifier.num_classes, process)
     size = given.get("large_size", given["image_size"])
     classes = 1000 if given["class_cond"] else None
     network = from_flags(FILES[files])
@@ -216,7 +216,7 @@ def _seen(shapes: Shapes, said: ModelOverrides) -> ReleasedModel:
         )
     if network is None:
         network = openai.infer_classifier_config(shapes, cast(int, said.num_res_blocks), said.size)
-        return ReleasedModel((), network, network.size, network.classes, {"kind": "discrete-vp"})
+        return ReleasedModel((), network, network.size, network.num_classes, {"kind": "discrete-vp"})
     classes = shapes[openai.LABEL][0] if openai.LABEL in shapes else None
     return ReleasedModel((), network, cast(int, said.size), classes, {"kind": "discrete-vp"}, calls=CALLS)
 
@@ -247,7 +247,7 @@ def model_of(theirs: Mapping[str, Tensor], said: ModelOverrides | None = None) -
     model.denoiser.network.load_state_dict(in_float(parts.network), assign=True)
     for section in config.condition:
         conditioner = section.build(config, found.network.vector_dim)
-        if parts.label is not None and section.kind == "label":
+        if parts.label is not None and section.kind == "class-label":
             conditioner.load_state_dict(in_float(parts.label))
         model.conditioners[section.key] = conditioner
     return model.eval()

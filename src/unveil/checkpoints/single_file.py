@@ -286,7 +286,9 @@ def _config(
     if encoder is None and CLASSES in theirs:
         rows = len(theirs[CLASSES])
         classes = said.classes or (rows - 1 if rows == PUBLISHED_NULL else rows)
-        condition.append({"kind": "label-token", "classes": rows, "drop_prob": 0.1 if classes < rows else 0.0})
+        condition.append(
+            {"kind": "class-label-token", "num_classes": rows, "drop_prob": 0.1 if classes < rows else 0.0}
+        )
     usual = SIDES.get(str(prediction), 512) if network.cross_attention_dim == AMBIGUOUS else SIDES["eps"]
     side = said.size or (usual if encoder is not None else LDM_SIDE)
     process = {"kind": "discrete-vp", **_table(theirs, encoder is not None)}
@@ -320,9 +322,9 @@ def infer_model_config(
             "a text encoder, and a U-Net that reads no text: its attention to a text is missing "
             "(middle_block.1.transformer_blocks.0.attn2), or they are of two models; copy all parts of one again"
         )
-    if encoder is not None and encoder.config.width != network.cross_attention_dim:
+    if encoder is not None and encoder.config.hidden_size != network.cross_attention_dim:
         raise WeightsError(
-            f"text of width {encoder.config.width}, and a U-Net that takes {network.cross_attention_dim}: "
+            f"text of width {encoder.config.hidden_size}, and a U-Net that takes {network.cross_attention_dim}: "
             "the text encoder and the U-Net are of two models; copy all parts of one again"
         )
     every = [dict(one) for one in condition]
@@ -340,7 +342,7 @@ def infer_model_config(
         "process": dict(scheduler.process),
         "prediction": scheduler.prediction,
         "condition": every,
-        "codec": section_of(codec),
+        "autoencoder": section_of(codec),
         "sample": {**scheduler.sample, "steps": SAMPLE["steps"], "guidance": {"scale": guided[0] if guided else 1.0}},
     }
     return validate(ModelConfig, plain, "the file")
@@ -353,7 +355,7 @@ def _beside(network: UNetConfig, reads_text: bool) -> list[dict[str, Any]]:
         return []
     if reads_text and found == latents + 1:
         widths = {key: width or latents for key, width in INPAINTING.items()}
-        return [{"kind": "context", "key": key, "channels": width} for key, width in widths.items()]
+        return [{"kind": "concat", "key": key, "channels": width} for key, width in widths.items()]
     raise WeightsError(
         f"a U-Net with {found} channels beside its {latents}: known is Stable Diffusion's inpainting with "
         f"{latents + 1}, a mask and a masked picture; depth, super-resolution and inpainting without text are not"

@@ -197,7 +197,7 @@ def _published_rest(theirs: Mapping[str, Tensor], config: TowerConfig, place: Te
         return {f"{place.prefix}logit_scale": torch.tensor(_TEMPERATURE)}
     if place.layout == "t5":
         return {place.prefix + _T5_TABLES[1]: theirs[place.prefix + _T5_TABLES[0]]}
-    return {f"{place.prefix}embeddings.position_ids": torch.arange(config.length)[None]}
+    return {f"{place.prefix}embeddings.position_ids": torch.arange(config.max_length)[None]}
 
 
 def _clip(shapes: Shapes, place: TextEncoderLocation, heads: int | None, activation: str | None) -> CLIPEncoderConfig:

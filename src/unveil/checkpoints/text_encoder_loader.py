@@ -183,7 +183,7 @@ def fill(model: Model, base: Path = Path()) -> Model:
                 free = {"skip": asked.skip, "norm": asked.norm, "padding": asked.padding}
                 found = found._replace(config=replace(found.config, **free))
             if isinstance(asked, T5EncoderConfig) and isinstance(found.config, T5EncoderConfig):
-                found = found._replace(config=replace(found.config, length=asked.length, attend=asked.attend))
+                found = found._replace(config=replace(found.config, max_length=asked.max_length, attend=asked.attend))
             conditioner = model.conditioners[section.key]
             assert isinstance(conditioner, TextEncoder)  # as its section built it
             found.fill(conditioner)
@@ -267,10 +267,10 @@ def _tokenizer(words: Path) -> str:
 def _t5(config: TowerConfig, said: Mapping[str, Any], words: Path) -> T5EncoderConfig:
     assert isinstance(config, T5EncoderConfig)  # by its place
     file = words / "tokenizer_config.json"
-    longest = (read_json(file) if file.is_file() else {}).get("model_max_length", config.length)
+    longest = (read_json(file) if file.is_file() else {}).get("model_max_length", config.max_length)
     return replace(
         config,
-        length=int(longest) if longest <= LONGEST else config.length,
+        max_length=int(longest) if longest <= LONGEST else config.max_length,
         distance=int(said.get("relative_attention_max_distance", config.distance)),
         norm_eps=float(said.get("layer_norm_epsilon", config.norm_eps)),
         end=int(said.get("eos_token_id", config.end)),

@@ -73,7 +73,7 @@ def _vit(name: str, side: int, batch: int) -> dict[str, Any]:
     facts = {
         "network": name,
         "input": [config.channels, side, side],
-        "shape": {"depth": config.depth, "width": config.width, "heads": config.heads, "patch": config.patch},
+        "shape": {"depth": config.depth, "width": config.hidden_size, "heads": config.heads, "patch": config.patch},
         "parameters": trained,
         "trained": trained,
         "multiply_adds": multiply_adds(model, [one]),

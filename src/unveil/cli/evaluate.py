@@ -156,7 +156,7 @@ def judge_autoencoder(ask: EvaluateRequest, recipe: AutoencoderRecipe, console: 
     features = feature_network(recipe, how, ask.weights, str(device))
     compared_by = MetricNetworks(features, _perceptual(recipe))
     found = evaluate_autoencoder(
-        codec.to(device), held_out, compared_by, count=how.pictures, seed=how.seed, on_progress=console.say
+        codec.to(device), held_out, compared_by, count=how.num_images, seed=how.seed, on_progress=console.say
     )
     about = _about(ask, None, cpu_seconds() - begun)
     return replace(found, about={**found.about, "data": recipe.data.kind, "model": ask.model, **about})

@@ -10,7 +10,7 @@ _INSTEAD = {
     "classifier": "the card that training writes says how well a classifier reads, and `unveil evaluate MODEL "
     "--feature-weights CARD` compares images by its features",
     "autoencoder": "`unveil evaluate RUN` says what an autoencoder keeps, and a diffusion model's recipe names it as "
-    "codec: {kind: saved, path: RUN}",
+    "autoencoder: {kind: saved, path: RUN}",
     "captioner": "`unveil evaluate RUN` says what a captioner tells right, and `unveil caption` lets it write",
     "sequence": "the card that training writes says what a sequence model writes exactly, and `unveil translate` "
     "lets it write",

@@ -133,7 +133,7 @@ class TextEncoder(nn.Module):
     @property
     def width(self) -> int:
         """Of the vector of a token, which a network's cross-attention has to take."""
-        return self.tower.config.width
+        return self.tower.config.hidden_size
 
     def train(self, mode: bool = True) -> TextEncoder:
         """The encoder stays in evaluation mode; in training only the first text that is too long is told."""

@@ -67,7 +67,7 @@ class VideoFolderConfig:
     max_seconds: float = 600.0
     max_bad: float = 0.01
     val_fraction: float = 0.05
-    kind: Literal["clips"] = "clips"
+    kind: Literal["video-folder"] = "video-folder"
 
     def __post_init__(self) -> None:
         if self.size != "native":

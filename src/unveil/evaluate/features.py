@@ -137,8 +137,8 @@ def classifier(card: Path, device: str = "cpu") -> FeatureNetwork:
     config = network.config
     return FeatureNetwork(
         name=str(facts["name"]),
-        dim=config.features if isinstance(config, CnnConfig) else config.width,
-        classes=config.classes,
+        dim=config.features if isinstance(config, CnnConfig) else config.hidden_size,
+        classes=config.num_classes,
         sha256=str(facts["sha256"]),
         preprocessing=str(facts["preprocessing"]),
         run=functools.partial(_run_classifier, network),

@@ -85,7 +85,7 @@ def evaluate_autoencoder(
     real = collect_images(held_out, count)
     clips = real.pixels.ndim == 5
     networks = networks._replace(features=None) if clips else networks
-    tell("pictures through the codec")
+    tell("reconstructions")
     rebuilt = reconstruct(codec, real.pixels)
     results: dict[str, Any] = {
         "psnr": _psnr(real.pixels, rebuilt.pixels, seed),
@@ -107,7 +107,7 @@ def evaluate_autoencoder(
             "codes": codec.config.codebook_size,
         }
     else:
-        missing["codebook"] = "this codec has none"
+        missing["codebook"] = "this autoencoder has none"
     if clips:
         tell("what is seen in the rebuilt clips")
         truths = _truths(held_out, len(real.pixels))

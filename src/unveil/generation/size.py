@@ -51,7 +51,7 @@ def temporal_compression(model: Model) -> TemporalCompression:
             more = model.autoencoder.latent_shape((model.shape[0], frames + step, *model.shape[2:]))[1] - latents
             return TemporalCompression(frames % step, step, more, latents - frames // step * more)
     raise RecipeError(
-        f"this model's codec makes {latents} latents of {frames} frames; unveil cannot tell of which each"
+        f"this model's autoencoder makes {latents} latents of {frames} frames; unveil cannot tell of which each"
     )
 
 

@@ -421,7 +421,7 @@ class Model(nn.Module):
             if part.state_dict():
                 yield f"{name}.safetensors", part
         if isinstance(self.autoencoder, nn.Module) and self.autoencoder.state_dict():
-            yield model_saving.CODEC, self.autoencoder
+            yield model_saving.AUTOENCODER, self.autoencoder
 
     def save(self, folder: str | Path, *, force: bool = False) -> Path:
         """Write a folder of model.yaml, a safetensors file per part and card.md, whole or not at all."""

@@ -1,6 +1,6 @@
 """Saving of models: the files of a saved model's folder, written whole or not at all.
 
-    model.yaml  denoiser.safetensors  label.safetensors  codec.safetensors  card.md  manifest.json
+    model.yaml  denoiser.safetensors  label.safetensors  autoencoder.safetensors  card.md  manifest.json
 
 A text encoder's part is `prompt.safetensors`, with `prompt.tokenizer.json` where the vocabulary is its own, and
 `prompt.vocabulary.json` where it is made of the training texts. What was trained as a LoRA on a base that stays as it
@@ -31,7 +31,7 @@ from unveil.types import ADDITIONS
 if TYPE_CHECKING:
     from unveil.model.model import Model
 
-CODEC = "codec.safetensors"
+AUTOENCODER = "autoencoder.safetensors"
 
 
 def weight_files(model: nn.Module) -> dict[str, dict[str, Tensor]]:
@@ -93,7 +93,7 @@ def parts_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """File name and module of every part with tensors of its own; a module without `parts` is an autoencoder."""
     parts = getattr(model, "parts", None)
     if parts is None:
-        yield CODEC, model
+        yield AUTOENCODER, model
     else:
         yield from parts()
 

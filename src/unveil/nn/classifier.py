@@ -30,7 +30,7 @@ class NoisyClassifierConfig:
 
     Args:
         in_channels: of x.
-        classes: logits.
+        num_classes: Number of logits.
         size: side of x in pixels, which attention pooling learns a place for each of.
         model_channels, channel_mult, num_res_blocks, attention: of the encoder.
         heads, head_channels: of its attention; pooling by attention has the same width per head.
@@ -47,7 +47,7 @@ class NoisyClassifierConfig:
     """
 
     in_channels: int
-    classes: int
+    num_classes: int
     size: int
     model_channels: int = 128
     channel_mult: tuple[float, ...] = (1, 2, 3, 4)
@@ -66,7 +66,7 @@ class NoisyClassifierConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "channel_mult", tuple(self.channel_mult))
         object.__setattr__(self, "attention", tuple(self.attention))
-        for name in ("classes", "size", "hidden"):
+        for name in ("num_classes", "size", "hidden"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name} = {getattr(self, name)}: must be at least 1")
         if self.pool not in get_args(Pool):
@@ -128,7 +128,7 @@ class NoisyClassifier(nn.Module):
         self.enter = nn.Conv2d(encoder.in_channels, encoder.widths[0], 3, padding=1)
         self.down, stack = down_blocks(encoder)
         self.middle = mid_block(encoder)
-        width, classes = encoder.widths[-1], config.classes
+        width, classes = encoder.widths[-1], config.num_classes
         if config.pool in ("attention", "adaptive"):
             self.norm = group_norm(width, config.groups, encoder.norm_eps)
             if config.pool == "attention":

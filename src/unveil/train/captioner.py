@@ -56,7 +56,7 @@ def start(recipe: CaptionerRecipe, dataset: IndexableItems, device: torch.device
     words = Vocabulary.of(captions, recipe.words.unit, limit=recipe.words.vocab_size, before=before)
     if not words.tokens:
         raise RecipeError("the training captions hold no word; give items a text")
-    config = recipe.network.build({"vocabulary": len(words)})
+    config = recipe.network.build({"vocab_size": len(words)})
     _refuse_long(max((len(words.encode(text)) for text in dict.fromkeys(captions)), default=0), config.max_length)
     facts = {"decode": recipe.decode.model_dump(mode="json"), "size": list(shape_of(dataset, recipe.key)[-2:])}
     with torch.random.fork_rng(devices=[]):

@@ -331,6 +331,6 @@ def _labelled(pictures: ImageSet, config: ClassifierConfig) -> ImageSet:
     if pictures.labels is None:
         raise RecipeError("a classifier needs pictures with a label each; this data set has none")
     low, high = int(pictures.labels.min()), int(pictures.labels.max())
-    if low < 0 or high >= config.network.classes:
-        raise RecipeError(f"labels {low} to {high}: the network has {config.network.classes} classes, 0 and up")
+    if low < 0 or high >= config.network.num_classes:
+        raise RecipeError(f"labels {low} to {high}: the network has {config.network.num_classes} classes, 0 and up")
     return pictures

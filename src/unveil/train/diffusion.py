@@ -123,7 +123,9 @@ class DiffusionLearner:
     def averaged(self, average: Model) -> dict[str, dict[str, Tensor]]:
         """Of denoiser and conditioners; the codec is frozen."""
         return {
-            name: tensors for name, tensors in model_saving.weight_files(average).items() if name != model_saving.CODEC
+            name: tensors
+            for name, tensors in model_saving.weight_files(average).items()
+            if name != model_saving.AUTOENCODER
         }
 
     def files(self, about: str) -> dict[str, checkpoint_store.Content]:

@@ -9,7 +9,7 @@ from unveil.errors import RecipeError
 from unveil.model import Model, build
 from unveil.model.config import ModelConfig, Recipe
 from unveil.model.config.base import Section
-from unveil.model.config.token_conditions import WordsSection
+from unveil.model.config.token_conditions import LearnedTextSection
 from unveil.train.lora import model_config_on_base
 from unveil.types import BaseModel
 
@@ -48,7 +48,7 @@ def _others(base: ModelConfig, wanted: ModelConfig) -> list[str]:
 
 
 def _of_any_length(part: Section) -> Section:
-    return part.model_copy(update={"max_length": 1}) if isinstance(part, WordsSection) else part
+    return part.model_copy(update={"max_length": 1}) if isinstance(part, LearnedTextSection) else part
 
 
 def _remade(model: Model, base: BaseModel, config: ModelConfig) -> Model:

@@ -65,8 +65,8 @@ def encoder_of(model: Model) -> LatentEncoder:
     codec: Any = model.autoencoder
     if not isinstance(codec, SupportsEncode) or not isinstance(codec, nn.Module):
         raise RecipeError(
-            f"latents cannot be kept: the model's codec, {type(codec).__name__}, encodes nothing; "
-            "set train.cache_latents: false, or give the recipe a codec"
+            f"latents cannot be kept: the model's autoencoder, {type(codec).__name__}, encodes nothing; "
+            "set train.cache_latents: false, or give the recipe an autoencoder"
         )
 
     def encode(pixels: Tensor) -> Tensor:

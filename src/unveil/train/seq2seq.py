@@ -158,7 +158,7 @@ def _batches(examples: list[_Example], batch: int) -> Iterator[tuple[Tensor, Ten
 def _held_out(recipe: SequenceRecipe, config: Any) -> dict[str, Sequence[Pair]]:
     """The pairs that never train, by the name of their set."""
     sets: dict[str, Sequence[Pair]] = {"all": open_pairs(config, "held-out").pairs[: recipe.evaluate.count]}
-    for length in recipe.evaluate.longer:
+    for length in recipe.evaluate.extra_lengths:
         assert isinstance(config, TaskConfig)
         longer = replace(config, min_length=length, max_length=length, num_val=len(sets["all"]))
         sets[f"length {length}"] = open_pairs(longer, "held-out").pairs

@@ -153,7 +153,7 @@ def encoder_of(
     found = text_encoder_loader.read_folder(folder.path, number=number)
     config = found.config
     if isinstance(config, T5EncoderConfig):
-        config = replace(config, length=length, attend=attend)
+        config = replace(config, max_length=length, attend=attend)
         if dtype == torch.float16:  # whose range T5 leaves
             dtype = torch.bfloat16
     elif gives != "vector":

@@ -276,7 +276,7 @@ class TrainTab(Tab):
 def of_folders() -> list[str]:
     """Return the bundled recipes whose data is a folder of images or videos."""
     datasets = ((name, getattr(load_recipe(name, []), "data", None)) for name in recipe_names())
-    return [name for name, data in datasets if getattr(data, "kind", "") in ("folder", "clips")]
+    return [name for name, data in datasets if getattr(data, "kind", "") in ("folder", "video-folder")]
 
 
 def _sheets(run: Path) -> list[Path]:
