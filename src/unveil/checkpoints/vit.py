@@ -63,8 +63,8 @@ def names(config: ViTConfig, era: Era = "files", prefix: str = "") -> Names:
     """
     if config.pool != "class" or (config.head == "hidden" and config.num_classes):
         raise RecipeError(
-            f"pool = {config.pool!r}, head = {config.head!r}, num_classes = {config.num_classes}: transformers' ViT has "
-            "a class token, and a hidden layer only where no logits follow"
+            f"pool = {config.pool!r}, head = {config.head!r}, num_classes = {config.num_classes}: transformers' ViT "
+            "has a class token, and a hidden layer only where no logits follow"
         )
     if config.stem != "patches":
         raise RecipeError(f"stem = {config.stem!r}: transformers' ViT has patches")
