@@ -70,7 +70,7 @@ def test_a_saved_codec_becomes_a_part_of_the_model(tmp_path, monkeypatch):
     second.save(tmp_path / "second")
     (tmp_path / "first").rename(tmp_path / "away")
     assert torch.equal(unveil.load(tmp_path / "second").generate(seed=1), second.generate(seed=1))
-    with pytest.raises(RecipeError, match="no such folder; train the autoencoder first, or say the shape of its"):
+    with pytest.raises(RecipeError, match="no such folder; train the autoencoder first, or state the shape of"):
         validate(ModelConfig, PLAIN | {"autoencoder": saved}, "test")
     told = validate(ModelConfig, PLAIN | {"autoencoder": saved | {"latents": [2, 4, 6]}}, "test")
     assert told.latent_shape == (2, 4, 6)

@@ -17,10 +17,10 @@ from unveil.errors import RecipeError, ShapeError
 
 # all of space and time on entry; halvings in levels; both; space alone
 LAYOUTS: dict[str, dict[str, Any]] = {
-    "boxes": {"multipliers": (1,), "patch": 4, "span": 4, "time": 4},
-    "levels": {"multipliers": (1, 1, 2), "time": 4},
-    "both": {"multipliers": (1, 2), "time": 4, "span": 2, "patch": 2},
-    "space": {"multipliers": (1, 2), "time": 1},
+    "boxes": {"channel_mult": (1,), "patch": 4, "span": 4, "time": 4},
+    "levels": {"channel_mult": (1, 1, 2), "time": 4},
+    "both": {"channel_mult": (1, 2), "time": 4, "span": 2, "patch": 2},
+    "space": {"channel_mult": (1, 2), "time": 1},
 }
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 

@@ -161,7 +161,7 @@ def test_overrides_that_go_nowhere(override, message):
         ("train.stpes=3", "train.stpes: unknown key; nearest: 'steps'; allowed: batch_size, batching, tokens, steps"),
         ("trian={}", "trian: unknown key; nearest: 'train'"),
         ("network.chanels=3", "network.chanels: unknown key; nearest: 'stem_channels'"),
-        ("condition.0.clases=3", "condition.0.clases: unknown key; nearest: 'classes'"),
+        ("condition.0.clases=3", "condition.0.clases: unknown key; nearest: 'num_classes'"),
         ("train.steps=-3", "train.steps = -3: must be greater than or equal to 1"),
         ("train.steps=many", "train.steps = 'many': must be a valid integer"),
         ("train.steps=null", "train.steps = None: must be a valid integer"),
@@ -178,14 +178,14 @@ def test_overrides_that_go_nowhere(override, message):
         (
             "data.kind=digit",
             "data.kind = 'digit': must be one of digits, fashion, fashion-style, folder, latents, playground, "
-            "scenes; "
+            "scenes, video-folder; "
             "nearest: 'digits'",
         ),
         (
             "data={size: 8}",
-            "data = {'size': 8}: needs a map with a kind; allowed: clips, digits, fashion, fashion-style, folder",
+            "data = {'size': 8}: needs a map with a kind; allowed: digits, fashion, fashion-style, folder",
         ),
-        ("data=3", "data = 3: needs a map with a kind; allowed: clips, digits, fashion, fashion-style, folder"),
+        ("data=3", "data = 3: needs a map with a kind; allowed: digits, fashion, fashion-style, folder"),
         ("network=null", "network = None: needs a map with a kind; allowed: unet"),
         ("process.beta_schedule=cosin", "beta_schedule = 'cosin': known are linear, linear-scaled, cosine"),
         ("process={kind: discrete-vp, betas: [0.1, 2.0]}", "betas[1] = 2.0: must lie inside (0, 1)"),

@@ -77,8 +77,8 @@ def test_frames_in_another_order_are_another_clip(network):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"width": 20}, "must be a multiple of 6"),
-        ({"width": 30, "heads": 4}, "and of the heads"),
+        ({"hidden_size": 20}, "must be a multiple of 6"),
+        ({"hidden_size": 30, "heads": 4}, "and of the heads"),
         ({"max_length": 2}, "max_length = 2"),
         ({"patch": 3}, "convolutions halve the picture"),
         ({"stem": "patch"}, "stem = 'patch': must be one of patches, convolutions; nearest: 'patches'"),

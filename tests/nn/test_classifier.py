@@ -123,7 +123,7 @@ def test_it_guides():
     [
         ({"pool": "atention"}, "pool = 'atention': must be one of .*; nearest: 'attention'"),
         ({"size": 9}, "size 9 px: must be a multiple of 2"),
-        ({"classes": 0}, "classes = 0: must be at least 1"),
+        ({"num_classes": 0}, "num_classes = 0: must be at least 1"),
         ({"attention": (4,)}, "attention 4: must be a rate"),
     ],
 )

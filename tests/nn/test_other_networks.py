@@ -97,7 +97,7 @@ def test_the_picture_is_encoded_once_for_many_steps():
 def test_mistakes_are_named():
     with pytest.raises(RecipeError, match=r"widths \(8, 12\): at least one, each a multiple of the 8 groups"):
         UNet2015Config(1, 1, widths=(8, 12))
-    with pytest.raises(RecipeError, match="channels = 20: must be a multiple of heads = 3"):
+    with pytest.raises(RecipeError, match="hidden_size = 20: must be a multiple of heads = 3"):
         BoxesConfig(slots=2, concat_channels=3, hidden_size=20, heads=3)
     network, x, t, condition, _ = given("masks")
     with pytest.raises(ShapeError, match=r"condition.channels: 0 given, the network takes 3"):

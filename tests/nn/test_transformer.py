@@ -169,7 +169,7 @@ def test_the_loss_is_its_formula():
     [
         (lambda: small(tie="al"), "nearest: 'all'"),
         (lambda: small(tie="all"), "vocabularies of 11 and 13 words must be one"),
-        (lambda: small(width=15), "width 15"),
+        (lambda: small(hidden_size=15), "hidden_size 15"),
         (lambda: small(norm="past"), "nearest: 'post'"),
         (lambda: small(dropout=1.0), "dropout 1.0"),
         (lambda: TransformerStack(0, SMALL.block), "at least 1 block"),

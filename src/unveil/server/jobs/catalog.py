@@ -200,7 +200,7 @@ def _find(name: str, entries: Sequence[CatalogEntry], kind: str) -> CatalogEntry
 
 
 def _bundled(marker: str = MODEL) -> list[CatalogEntry]:
-    folder = Path(str(resources.files("unveil"))) / model_folder.SHIPPED
+    folder = Path(str(resources.files("unveil"))) / model_folder.BUNDLED
     paths = sorted(folder.iterdir()) if folder.is_dir() else []
     return [CatalogEntry(path.name, path, "shipped") for path in paths if (path / marker).is_file()]
 
