@@ -210,7 +210,7 @@ def test_half_precision_stays_near(folders, name):
     assert {parameter.dtype for one in norms for parameter in one.parameters()} <= {torch.float32}
     assert {tensor.dtype for tensor in low.denoiser.parameters()} >= {torch.bfloat16}
     assert 25 < psnr(ours(low, PROMPTS), full) < 80
-    with pytest.raises(RecipeError, match="were lowered"):
+    with pytest.raises(RecipeError, match="were converted"):
         low.to_inference_dtype(torch.float16)
 
 

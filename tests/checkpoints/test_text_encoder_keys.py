@@ -65,7 +65,7 @@ def clip_folder(root: Path, config: CLIPEncoderConfig = CLIP) -> tuple[Path, Any
         intermediate_size=64,
         num_hidden_layers=config.depth,
         num_attention_heads=config.heads,
-        max_position_embeddings=config.length,
+        max_position_embeddings=config.max_length,
         hidden_act="quick_gelu",
         eos_token_id=2,
         bos_token_id=0,
@@ -102,7 +102,7 @@ def test_a_state_goes_into_every_layout_and_comes_back(case):
     assert text_encoder_keys.places(theirs) == [place]
     shapes = shapes_of(theirs)
     seen = text_encoder_keys.infer_config(shapes, place, heads=2, activation=getattr(config, "activation", None))
-    assert seen == (replace(config, length=seen.length) if place.layout == "t5" else config)
+    assert seen == (replace(config, max_length=seen.max_length) if place.layout == "t5" else config)
     other = {"first_stage_model.x": torch.zeros(1), "visual.proj": torch.zeros(1)}
     found = text_encoder_keys.load(theirs | (other if place.prefix else {}), config, place)
     assert found.state.keys() == state.keys()
@@ -143,7 +143,7 @@ def test_a_t5_of_either_name_of_its_table_is_read():
     theirs = text_encoder_keys.dump(state, config, place)
     for missing in ("shared.weight", "encoder.embed_tokens.weight"):
         part = {key: tensor for key, tensor in theirs.items() if key != missing}
-        assert text_encoder_keys.infer_config(shapes_of(part), place) == replace(config, length=77)
+        assert text_encoder_keys.infer_config(shapes_of(part), place) == replace(config, max_length=77)
         assert torch.equal(
             text_encoder_keys.load(part, config, place).state["model.embed_tokens.weight"], theirs[missing]
         )
@@ -232,7 +232,7 @@ def test_a_folder_and_a_single_file_of_one_encoder_give_the_same(tmp_path):
 def test_a_folder_of_a_t5_gives_its_own_numbers_with_a_mask(tmp_path):
     folder, theirs = t5_folder(tmp_path)
     found = text_encoder_loader.read(folder)
-    assert found.config == replace(T5, length=77)
+    assert found.config == replace(T5, max_length=77)
     one = found.conditioner(validate(TextSection, found.described(), "test"))
     condition = one.encode(["a cat", "a red dog"])
     rows = one.rows(["a cat", "a red dog"])

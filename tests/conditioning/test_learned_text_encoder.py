@@ -125,7 +125,9 @@ def test_a_vocabulary_is_needed_and_fits():
         own.take_files({FILE: "{}"})
 
 
-@pytest.mark.parametrize("wrong", ["width: 15", "vocab_size: 4", "max_length: 0", "drop: 1.0", "heads: 3", "limt: 5"])
+@pytest.mark.parametrize(
+    "wrong", ["hidden_size: 15", "vocab_size: 4", "max_length: 0", "drop: 1.0", "heads: 3", "limt: 5"]
+)
 def test_what_cannot_be_is_refused(wrong: str):
     with pytest.raises(RecipeError, match=wrong.split(":")[0]):
         load_recipe("words-scenes", [f"condition=[{{kind: words, {wrong}}}]"])

@@ -353,7 +353,7 @@ def test_settings_of_encoders_that_cannot_work_are_told():
         replace(CLIP, heads=3)
     with pytest.raises(RecipeError, match="padding = 60: the vocabulary has 0 to 59"):
         replace(T5, padding=60)
-    with pytest.raises(RecipeError, match="chunks = 2: T5 takes rows of any length; raise length"):
+    with pytest.raises(RecipeError, match="chunks = 2: T5 takes rows of any length; raise max_length"):
         T5.frame(2)
     with pytest.raises(RecipeError, match="T5 has no vector"):
         TextEncoder(build(T5), None, gives="both")

@@ -55,7 +55,7 @@ def recipe(kind: str = "kl", **changes: Any) -> AutoencoderRecipe:
     train |= {"accumulate": 2, "save_every": 0, "sample_every": 0, "validate_every": 0}
     raw: dict[str, Any] = {
         "kind": "autoencoder", "name": "tiny", "paper": "none", "data": {"kind": "digits"}, "shape": [1, 8, 8],
-        "autoencoder": codec | changes.pop("codec", {}), "train": train | changes.pop("train", {}),
+        "autoencoder": codec | changes.pop("autoencoder", {}), "train": train | changes.pop("train", {}),
         "loss": {"distance": "l2"} | changes.pop("loss", {}), **changes,
     }  # fmt: skip
     found = parse_recipe(raw, "test")
@@ -354,8 +354,8 @@ def test_pictures_that_are_not_finite_are_named_and_leave_nothing(tmp_path, capl
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"loss": {"discriminator": {**CRITIC, "start": STEPS}}}, r"start = 8: must lie below train.steps = 8"),
-        ({"loss": {"discriminator": {**CRITIC, "layers": 3}}}, r"layers = 3: shrinks pictures of 8 pixels to nothing"),
+        ({"loss": {"discriminator": {**CRITIC, "start": STEPS}}}, r"start = 8: must be below train.steps = 8"),
+        ({"loss": {"discriminator": {**CRITIC, "layers": 3}}}, r"layers = 3: shrinks images of 8 pixels to nothing"),
         ({"kind": "vq", "loss": {"kl": 0.1}}, r"loss.kl_weight: a vq autoencoder has no distribution"),
         ({"loss": {"codebook": 1.0}}, r"loss.codebook_weight: a kl autoencoder has no codebook"),
         ({"shape": [1, 9, 9]}, r"autoencoder: .*8 or 10"),
@@ -384,6 +384,6 @@ def test_a_diffusion_model_and_an_autoencoder_are_told_apart(whole):
 
 def test_a_codebook_that_follows_trains_in_one_process(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RecipeError, match="set learned: gradient and restart: 0"):
+    with pytest.raises(RecipeError, match="set learned: gradient and restart_dead: 0"):
         fit(tmp_path / "run", recipe(**ASKED["vq"]))
     assert not (tmp_path / "run").exists()

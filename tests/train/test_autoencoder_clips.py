@@ -128,11 +128,11 @@ def test_training_stores_the_statistics_of_each_channel_and_leaves_what_comes_ba
     ("changes", "said"),
     [
         ({"lengths": {"shortest": 7}}, r"lengths.min_frames = 7: must be 1 \+ a multiple of 4, .*nearest (5|9)"),
-        ({"lengths": {"shortest": 13}}, r"at most the 9 frames of the clips; nearest 9"),
+        ({"lengths": {"shortest": 13}}, r"at most the 9 frames of the videos; nearest 9"),
         ({"shape": [3, 8, 8, 8]}, r"autoencoder: 8 frames: must be 1 \+ a multiple of 4; nearest 5 or 9"),
         ({"shape": [3, 8, 8]}, r"autoencoder: clips of shape \(3, 8, 8\): must be \(3, T, H, W\)"),
         ({"loss": {"codebook": 1.0}}, r"loss.codebook_weight: a video autoencoder has no codebook"),
-        ({"loss": {"discriminator": {"start": 1, "layers": 3}}}, r"layers = 3: shrinks pictures of 8 pixels"),
+        ({"loss": {"discriminator": {"start": 1, "layers": 3}}}, r"layers = 3: shrinks images of 8 pixels"),
     ],
 )
 def test_settings_that_cannot_work_are_named(changes, said):

@@ -75,7 +75,7 @@ def test_dense_captions_are_learned_after_short_ones_with_their_words(tmp_path):
     model = trained(tmp_path / "dense", dense, base=str(tmp_path / "short"))
     assert told(model, dense, 2) == [dense[k]["text"] for k in range(2)]
     with pytest.raises(RecipeError, match=r"its network is .* the recipe says"):
-        start(recipe(base=str(tmp_path / "short"), network={"width": 36}), dense, CPU)
+        start(recipe(base=str(tmp_path / "short"), network={"hidden_size": 36}), dense, CPU)
     with pytest.raises(WeightsError, match="not a captioner"):
         start(recipe(base="ddpm-digits"), dense, CPU)
 
