@@ -83,7 +83,7 @@ def test_a_dry_run_writes_nothing(cli: Cli, tmp_path: Path):
         (["train", "ae-kl-f8", "data={kind: digits}", "shape=[1, 8, 8]", "loss.discriminator=null"], 2, "lpips"),
         (["train", "ae-fashion", "shape=[1, 30, 30]"], 2, "28 or 32"),
         (["inspect", "schedule", "ae-fashion"], 2, "`unveil evaluate RUN`"),
-        (["sample", "{run}"], 1, "an autoencoder, which makes no pictures by itself"),
+        (["sample", "{run}"], 1, "an autoencoder, which generates no images by itself"),
         (["evaluate", "ddpm-digits", "--recipe", "ae-fashion"], 1, "holds no autoencoder"),
     ],
 )

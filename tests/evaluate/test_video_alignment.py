@@ -45,9 +45,9 @@ class Told:
                 self.clips[prompt.text] = clip
         self.asked: list[int] = []
 
-    def generate(self, *, raw: dict[str, list[str]], **_: Any) -> Tensor:
-        self.asked.append(len(raw["prompt"]))
-        return torch.stack([to_unit(self.clips[text]) for text in raw["prompt"]])
+    def generate(self, *, cond: dict[str, list[str]], **_: Any) -> Tensor:
+        self.asked.append(len(cond["prompt"]))
+        return torch.stack([to_unit(self.clips[text]) for text in cond["prompt"]])
 
 
 def judged(model: Told, lists: Sequence[PromptSet] = ("seen",)) -> Report:

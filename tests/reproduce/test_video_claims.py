@@ -143,8 +143,8 @@ class Player:
     def __init__(self, clips: Callable[[int, Any], Tensor]) -> None:
         self.clips = clips
 
-    def generate(self, *, raw: dict[str, list[str]], count: int, seed: int, **rest: Any) -> Tensor:
-        return to_unit(self.clips(len(raw["prompt"]), rest.get("size")))
+    def generate(self, *, cond: dict[str, list[str]], count: int, seed: int, **rest: Any) -> Tensor:
+        return to_unit(self.clips(len(cond["prompt"]), rest.get("size")))
 
 
 def spoiled(clips: Tensor, share: float, seed: int) -> Tensor:
