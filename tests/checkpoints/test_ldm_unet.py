@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from unveil.checkpoints import controlnet, ldm_unet
+from unveil.checkpoints import controlnet_keys, ldm_unet
 from unveil.errors import RecipeError, WeightsError
 from unveil.nn.controlnet import ControlNet
 from unveil.nn.meta_device import meta_device
@@ -73,11 +73,11 @@ def test_stable_diffusion_2_and_the_controlnets_have_these_keys_and_shapes():
     counts = recorded("ControlNet/param_counts.json")
     assert published(config) == (theirs, counts["cldm_v21"]["unet"])
     for name, context in (("cldm_v15", 768), ("cldm_v21", 1024)):
-        theirs = ldm_unet.strip_prefix(shapes_of(file[name]), controlnet.PREFIX)
-        config = controlnet.infer_config(theirs)
-        network = controlnet.meta_controlnet(config, theirs)
+        theirs = ldm_unet.strip_prefix(shapes_of(file[name]), controlnet_keys.PREFIX)
+        config = controlnet_keys.infer_config(theirs)
+        network = controlnet_keys.meta_controlnet(config, theirs)
         assert config.cross_attention_dim == context
-        assert shapes_of(controlnet.dump(network)) == theirs
+        assert shapes_of(controlnet_keys.dump(network)) == theirs
         assert len(theirs) == counts[name]["n_control_keys"]
         assert sum(p.numel() for p in network.parameters()) == counts[name]["controlnet"]
 
@@ -125,9 +125,9 @@ def test_a_state_dict_goes_there_and_back_unchanged_and_shows_its_configuration(
 def test_a_controlnet_goes_there_and_back_unchanged():
     config = ldm_unet.from_arguments(ARGUMENTS)
     network = ControlNet(config, hint_channels=1, hint_widths=(8, 16))
-    theirs = ldm_unet.add_prefix(controlnet.dump(network), controlnet.PREFIX)
-    assert controlnet.infer_config(shapes_of(theirs), {"heads": 4}) == config
-    again = controlnet.load(theirs, config)
+    theirs = ldm_unet.add_prefix(controlnet_keys.dump(network), controlnet_keys.PREFIX)
+    assert controlnet_keys.infer_config(shapes_of(theirs), {"heads": 4}) == config
+    again = controlnet_keys.load(theirs, config)
     assert (again.hint_channels, again.hint_widths, again.factor) == (1, (8, 16), 2)
     assert all(torch.equal(value, network.state_dict()[key]) for key, value in again.state_dict().items())
 
@@ -158,4 +158,4 @@ def test_heads_that_no_released_network_tells_have_to_be_said():
     with pytest.raises(WeightsError, match="tokens of width 24 and 64 channels; say file"):
         ldm_unet.infer_config(shapes)
     with pytest.raises(WeightsError, match="not a ControlNet"):
-        controlnet.infer_config(shapes)
+        controlnet_keys.infer_config(shapes)

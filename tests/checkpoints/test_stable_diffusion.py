@@ -12,7 +12,8 @@ pytest.importorskip("transformers")
 
 import unveil
 from tests.checkpoints import tiny_sd
-from unveil.checkpoints import formats, single_file
+from unveil.checkpoints import registry
+from unveil.checkpoints.formats import single_file
 from unveil.checkpoints.hf import stable_diffusion
 from unveil.checkpoints.overrides import ModelOverrides
 from unveil.checkpoints.scheduler import SAMPLERS, scheduler_of, settings_of
@@ -50,9 +51,9 @@ def test_the_tower_of_stable_diffusion_2_goes_into_a_folder_and_back(folder: Pat
     model = single_file.read({**rest, **tower}, said).model  # with the exact GELU, as OpenCLIP has it
     second = single_file.tensors_of(model)
     assert "cond_stage_model.model.transformer.resblocks.2.attn.in_proj_weight" in second  # of two blocks that are used
-    found = formats.detect_format(second)
+    found = registry.detect(second)
     assert found is not None
-    assert found.what == "Stable Diffusion 2 in one file"
+    assert found.signature.title == "Stable Diffusion 2 in one file"
     read = single_file.read(second, said)
     prompt = {"prompt": "a cat on the moon"}
     with torch.no_grad():
@@ -74,5 +75,5 @@ def test_the_tower_of_stable_diffusion_2_goes_into_a_folder_and_back(folder: Pat
     ],
 )
 def test_the_closest_layout_is_named(keys: list[str], closest: str):
-    assert formats.detect_format(dict.fromkeys(keys)) is None
-    assert f"the closest is {closest}, of which is missing" in formats.explain_unknown_format(dict.fromkeys(keys))
+    assert registry.detect(dict.fromkeys(keys)) is None
+    assert f"the closest is {closest}, of which is missing" in registry.explain_unknown(dict.fromkeys(keys))

@@ -220,7 +220,7 @@ def test_a_folder_and_a_single_file_of_one_encoder_give_the_same(tmp_path):
     single = {f"{text_encoder_keys.SD1}{key}": tensor for key, tensor in theirs.state_dict().items()}
     single[f"{text_encoder_keys.SD1}embeddings.position_ids"] = torch.arange(12)[None]
     save_file(single | {"betas": torch.ones(3)}, tmp_path / "all.safetensors")
-    other = text_encoder_loader.read(tmp_path / "all.safetensors", said=SAID)
+    other = text_encoder_loader.read(tmp_path / "all.safetensors", settings=SAID)
     two = other.conditioner(validate(TextSection, other.described(), "test"))
     prompts = ["a red cat", "a dog, 2 cats"]
     with torch.no_grad():

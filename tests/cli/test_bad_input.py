@@ -54,7 +54,7 @@ def refused(done: Outcome, code: int, *words: str) -> None:
             ["data", "check", ".", "--resize-mode", "crob"],
             ["fit 'crob': must be one of crop, pad, stretch, aspect; nearest: 'crop'"],
         ),
-        (["convert", "a.pt", "b", "--format", "openia"], ["layout 'openia': must be one of openai, ddpm"]),
+        (["convert", "a.pt", "b", "--format", "openia"], ["format 'openia': must be one of ddpm, diffusers"]),
         (["reproduce", "no-such-claim"], ["claim 'no-such-claim': unknown"]),
         (["inspect", "schedule", "ddpm-digits", "--out", "a.jpg"], ["--out a.jpg: must end in .png"]),
     ],

@@ -48,7 +48,7 @@ def test_a_set_is_drawn_for_each_line_as_it_would_be_by_itself(cli: Cli, folder:
     names = ["line0002_seed3_00000.png", "line0002_seed3_00001.png", "line0004_seed5_00000.png"]
     extra = ["line0002_sheet.png", "line0002_strip.png", "line0004_strip.png"]
     assert sorted(tree(Path("made"))) == sorted([*names, *extra])
-    assert done.json["pictures"] == [f"made/{name}" for name in names]
+    assert done.json["images"] == [f"made/{name}" for name in names]
     assert [(one["line"], one["prompt"], one["count"]) for one in done.json["sets"]] == [(2, "a cat", 2), (4, "x=3", 1)]
     assert cli("sample", folder, "a cat", "--seed", 3, "-n", 2, "--steps", 1, "--out", "own").code == 0
     for n in range(2):
@@ -120,9 +120,9 @@ def test_what_does_not_go_with_a_file_of_prompts(cli: Cli, folder: Path):
     refused(cli(*draw, "a dog"), 2, "--prompts p.txt and the prompt 'a dog': give one of them")
     refused(cli(*draw, "--cond", "prompt=a dog"), 2, "--prompts p.txt and the prompt 'a dog'")
     refused(cli(*draw, "--latents", "n.safetensors"), 2, "--prompts p.txt and --latents")
-    refused(cli(*draw, "--from-metadata", "a.png"), 2, "--prompts p.txt and --from-metadata")
+    refused(cli(*draw, "--from-metadata", "a.png"), 2, "--prompts and --from-metadata: give one of them")
     refused(cli(*draw[:-1], "made.png"), 2, "--out made.png", "give a folder")
-    refused(cli("sample", "--prompts", path), 2, "--prompts needs a model")
+    refused(cli("sample", "--prompts", path), 2, "sample needs a model")
     refused(cli("sample", "ddpm-digits", *draw[2:]), 2, "this model takes no prompt, only: label")
     refused(cli("sample", folder, "--prompts", "none.txt"), 4, "none.txt: cannot be read")
     assert tree(Path()) == before

@@ -14,7 +14,7 @@ from PIL import Image
 import unveil
 from tests.cli.conftest import Cli, tree
 from tests.io.video.tiny_videos import film
-from unveil.checkpoints import openai
+from unveil.checkpoints import openai_keys
 from unveil.generation import image_output
 from unveil.generation.metadata import read_facts
 from unveil.model import Model, build
@@ -36,7 +36,7 @@ def test_sample_writes_pictures_a_sheet_and_a_strip(cli: Cli, saved: Path, tmp_p
     assert done.code == 0, done.err
     names = [f"seed0_{n:05d}.png" for n in range(5)]
     assert sorted(tree(tmp_path)) == sorted(f"made/{name}" for name in [*names, "sheet.png", "strip.png"])
-    assert done.json["pictures"] == [f"made/{name}" for name in names]
+    assert done.json["images"] == [f"made/{name}" for name in names]
     assert pixels(tmp_path / "made" / names[0]).shape == (8, 8)
     sheet = pixels(tmp_path / "made" / "sheet.png")
     assert min(sheet.shape) > 2 * 96, "8 x 8 pictures are enlarged to be seen"
@@ -275,7 +275,7 @@ def published(path: Path) -> Model:
     torch.manual_seed(1)
     model = build(recipe.model)
     network = model.denoiser.network
-    torch.save(openai.dump(network.state_dict(), network.config), path)  # pyright: ignore
+    torch.save(openai_keys.dump(network.state_dict(), network.config), path)  # pyright: ignore
     return model
 
 
@@ -286,7 +286,9 @@ def test_published_weights_come_in_and_go_out(cli: Cli, tmp_path: Path):
     done = cli("convert", tmp_path / "theirs.pt", "ours", *settings, "--json")
     assert done.code == 0, done.err
     assert done.json["unmatched"] == 0
-    assert done.json["matched"] == len(openai.dump(model.denoiser.network.state_dict(), model.denoiser.network.config))
+    assert done.json["matched"] == len(
+        openai_keys.dump(model.denoiser.network.state_dict(), model.denoiser.network.config)
+    )
     mine = unveil.load(tmp_path / "ours").state_dict()
     assert all(torch.equal(mine[key], tensor) for key, tensor in model.state_dict().items())
     done = cli("convert", "ours", "back.safetensors")

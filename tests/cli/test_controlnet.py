@@ -14,7 +14,7 @@ from torch import nn
 
 import unveil
 from tests.cli.conftest import CHANGES, Cli
-from unveil.checkpoints import controlnet as layout
+from unveil.checkpoints import controlnet_keys as layout
 from unveil.checkpoints import diffusers_unet
 from unveil.generation.controlnets import ControlNetOption, parse_controlnet
 from unveil.generation.metadata import read_facts
@@ -147,7 +147,7 @@ def test_edits_take_controls_and_modes(cli: Cli, saved: Path, edges: Path, hint:
     assert (pixels("guess.png") == pixels("again.png")).all()
     outcome = cli(*draw, "x.png", *named, "--control-mode", "ges")
     assert outcome.code == 2
-    assert "balanced or guess" in outcome.err
+    assert "balanced, guess" in outcome.err
 
 
 def test_an_enlargement_takes_controls_tile_by_tile(cli: Cli, saved: Path, edges: Path, hint: Path):

@@ -16,7 +16,7 @@ import diffusers
 from tests.checkpoints import tiny_sd
 from tests.cli.conftest import Cli, tree
 from tests.cli.test_bad_input import refused
-from unveil.checkpoints.controlnet import PREFIX
+from unveil.checkpoints.controlnet_keys import PREFIX
 from unveil.checkpoints.controlnet_loader import read
 from unveil.io.safetensors_io import read_tensors, write_tensors
 from unveil.model import checkpoint_store

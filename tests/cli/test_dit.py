@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from tests.cli.conftest import Cli, tree
-from unveil.checkpoints import dit, dit_pipeline
+from unveil.checkpoints import dit_keys
+from unveil.checkpoints.formats import dit
 from unveil.io.safetensors_io import read_state
 from unveil.nn.dit import DiT
 from unveil.nn.dit_config import DiTConfig
@@ -21,8 +22,8 @@ CONFIG = DiTConfig(3, 6, size=8, patch=2, depth=2, hidden_size=32, heads=4)
 def written(path: Path, config: DiTConfig = CONFIG) -> Path:
     torch.manual_seed(0)
     network = {key: 0.05 * torch.randn(tensor.shape) for key, tensor in DiT(config).state_dict().items()}
-    label = {dit.OUR_LABEL: 0.05 * torch.randn(11, config.vector_dim)}
-    torch.save(dit.dump(network, config, label), path)
+    label = {dit_keys.OUR_LABEL: 0.05 * torch.randn(11, config.vector_dim)}
+    torch.save(dit_keys.dump(network, config, label), path)
     return path
 
 
@@ -79,7 +80,7 @@ def test_convert_knows_a_dit_by_its_keys_and_writes_both_layouts(cli: Cli, tmp_p
     assert all(torch.equal(back[key], tensor) for key, tensor in theirs.items())
     done = cli("convert", "ours", "folder", "--format", "diffusers")
     assert done.code == 0, done.err
-    assert dit_pipeline.is_folder(tmp_path / "folder")
+    assert dit.is_folder(tmp_path / "folder")
     assert cli("convert", "ours", "folder", "--format", "diffusers").code == 2  # nothing is overwritten
     assert cli("convert", "folder", "again").code == 0
     assert json.loads((tmp_path / "folder" / "model_index.json").read_text())["_class_name"] == "DiTPipeline"

@@ -63,7 +63,7 @@ def test_each_line_of_a_file_is_expanded(cli: Cli, tmp_path: Path):
     assert done.code == 0, done.err
     for one, typed in zip(done.json["sets"], ("red circle", "large green ring on black"), strict=True):
         assert one["prompt"] == typed
-        told = facts(tmp_path / one["pictures"][0])
+        told = facts(tmp_path / one["images"][0])
         dense = expand_by_rules(typed, frames=1).text
         assert told == {"given": {"prompt": dense}, "asked": {"prompt": typed, "by": "rules"}}
         assert one["expanded"] == [{"told": dense, "asked": typed, "by": "rules"}]

@@ -16,7 +16,7 @@ from PIL import Image
 from tests.cli.conftest import Cli
 from tests.needs import needs_fashion
 from unveil import load
-from unveil.checkpoints import single_file
+from unveil.checkpoints.formats import single_file
 from unveil.cli.train import start
 from unveil.core.process import betas
 from unveil.errors import RecipeError

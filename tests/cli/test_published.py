@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from tests.cli.conftest import Cli, tree
-from unveil.checkpoints import openai
-from unveil.checkpoints.openai_models import release
+from unveil.checkpoints import openai_keys
+from unveil.checkpoints.formats.openai import release
 from unveil.io.safetensors_io import read_tensors
 from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
 from unveil.nn.unet import UNet
@@ -47,8 +47,8 @@ def redrawn(state: dict[str, torch.Tensor], seed: int) -> dict[str, torch.Tensor
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
     """A model and a classifier in the published layout, of no released size."""
-    label = {openai.OUR_LABEL: torch.zeros(10, NETWORK.vector_dim)}
-    torch.save(redrawn(openai.dump(UNet(NETWORK).state_dict(), NETWORK, label), 0), tmp_path / "model.pt")
+    label = {openai_keys.OUR_LABEL: torch.zeros(10, NETWORK.vector_dim)}
+    torch.save(redrawn(openai_keys.dump(UNet(NETWORK).state_dict(), NETWORK, label), 0), tmp_path / "model.pt")
     config = NoisyClassifierConfig(
         3,
         10,
@@ -60,7 +60,7 @@ def files(tmp_path: Path) -> Path:
         head_channels=16,
         pool="attention",
     )
-    state = openai.dump_classifier(NoisyClassifier(config).state_dict(), config)
+    state = openai_keys.dump_classifier(NoisyClassifier(config).state_dict(), config)
     torch.save(redrawn(state, 1), tmp_path / "classifier.pt")
     return tmp_path
 
@@ -113,7 +113,7 @@ def test_a_classifier_of_another_size_is_refused(cli: Cli, files: Path):
         head_channels=16,
         pool="attention",
     )
-    state = openai.dump_classifier(NoisyClassifier(config).state_dict(), config)
+    state = openai_keys.dump_classifier(NoisyClassifier(config).state_dict(), config)
     torch.save(redrawn(state, 1), files / "large.pt")
     done = cli("sample", "model.pt", *SAID_OF_MODEL, *other, "steps=2", "--class", 3, "--classifier", "large.pt")
     assert done.code != 0
@@ -128,10 +128,10 @@ def test_random_files_of_the_released_64_pixel_pair(cli: Cli, tmp_path: Path):
         found = release((name,))
         network = found.network
         if isinstance(network, UNetConfig):
-            label = {openai.OUR_LABEL: torch.zeros(1000, network.vector_dim)}
-            state = openai.dump(UNet(network).state_dict(), network, label)
+            label = {openai_keys.OUR_LABEL: torch.zeros(1000, network.vector_dim)}
+            state = openai_keys.dump(UNet(network).state_dict(), network, label)
         else:
-            state = openai.dump_classifier(NoisyClassifier(network).state_dict(), network)
+            state = openai_keys.dump_classifier(NoisyClassifier(network).state_dict(), network)
         torch.save(redrawn(state, seed), tmp_path / f"{name}.pt")
         del state
     arguments = ["--classifier", "64x64_classifier.pt", "--class", 207, "steps=2", "--out", "dog.png"]

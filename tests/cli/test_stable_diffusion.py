@@ -192,8 +192,7 @@ def test_a_controlnet_draws_the_picture_of_the_pipeline(plain: Both, tmp_path: P
     hint = photo(tmp_path / "photo.png")
     pipeline = of_kind("StableDiffusionControlNetPipeline", plain, controlnet=control)
     want = theirs(pipeline, image=(hint + 1) / 2, latents=noise(), controlnet_conditioning_scale=0.7)
-    said = unveil.checkpoints.openai_models.ModelOverrides(**tiny_sd.SAID)
-    for model in (unveil.load(plain.folder), unveil.checkpoints.openai_models.load(plain.file, said)):
+    for model in (unveil.load(plain.folder), unveil.load(plain.file, overrides=tiny_sd.SAID)):
         without = model.generate(cond={"prompt": PROMPT}, seed=SEED, steps=STEPS, guidance_scale=SCALE)
         network = diffusers_unet.read_controlnet(tmp_path / "control")
         model.with_controlnets(Control("edges", network, weight=0.7))

@@ -211,7 +211,7 @@ def test_an_unknown_layout_names_the_closest_and_what_is_missing(cli: Cli, file:
     refused(cli("convert", "nothing.safetensors", "out"), 1, "none that its keys resemble")
     without = {key: tensor for key, tensor in whole.items() if not key.startswith("first_stage_model.")}
     write_tensors(tmp_path / "without.safetensors", without)
-    refused(cli("convert", "without.safetensors", "out", *SET), 1, "there is no autoencoder (first_stage_model.*)")
+    refused(cli("convert", "without.safetensors", "out", *SET), 1, "no autoencoder (first_stage_model.*)")
     assert not (tmp_path / "out").exists()
     assert cli("convert", file, "out", *SET).code == 0  # the control
 
@@ -244,7 +244,7 @@ def test_a_part_that_is_missing_or_in_the_wrong_place_is_named(cli: Cli, folder:
     before = tree(tmp_path)
     sample = ["sample", folder, "a cat", "--steps", 1, "--out", "a.png"]
     for arguments, *words in (
-        (["sample", "silent.safetensors", "a cat", *SAID], "silent.safetensors: there is no text encoder (cond_stage"),
+        (["sample", "silent.safetensors", "a cat", *SAID], "silent.safetensors: no text encoder (cond_stage"),
         (["sample", "deaf.safetensors", "a cat", *SAID], "deaf.safetensors: ", "its attention to a text is missing"),
         ([*sample, "--lora", file], f"{file}: Stable Diffusion 1 in one file, no LoRA"),
         ([*sample, "--controlnet", f"{folder}=hint.png"], f"{folder}: holds no ControlNet"),

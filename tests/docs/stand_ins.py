@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from unveil import data
-from unveil.checkpoints import controlnet, lora_export, lora_targets, single_file
+from unveil.checkpoints import controlnet_keys, lora_export, lora_targets
+from unveil.checkpoints.formats import single_file
 from unveil.io.safetensors_io import write_tensors
 from unveil.model import Model, build
 from unveil.model.config import Recipe, load_recipe
@@ -45,7 +46,7 @@ def stable_diffusion(folder: Path) -> None:
     steered = ControlNet.of(model.denoiser.network, hint_widths=hint_widths(2))
     for parameter in steered.parameters():
         parameter.data = parameter.data + 0.02  # what is new is zero, and adds nothing
-    write_tensors(shelf / "controlnets" / "canny.safetensors", controlnet.dump(steered))
+    write_tensors(shelf / "controlnets" / "canny.safetensors", controlnet_keys.dump(steered))
     y, x = np.mgrid[0:SIDE, 0:SIDE]
     picture = np.stack([x * 8, y * 8, (x + y) * 4], axis=-1).astype(np.uint8)
     picture[8:24, 8:24] = (200, 30, 30)

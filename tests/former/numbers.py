@@ -1,16 +1,14 @@
 """Numbers that no renaming may change: tables of samplers, losses of training, samples of the bundled models.
 
-`python -m tests.former.numbers --write` records them in numbers.json; `test_numbers` compares.
+`make_record` records them, `test_numbers` compares.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import struct
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -199,10 +197,3 @@ def samples() -> dict[str, Any]:
 def everything() -> dict[str, Any]:
     """All that is recorded, and where."""
     return {"key": key(), "tables": tables(), "losses": losses(), "samples": samples()}
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    if sys.argv[1:] != ["--write"]:
-        sys.exit("python -m tests.former.numbers --write")
-    FILE.write_text(json.dumps(everything(), ensure_ascii=False, indent=None, separators=(",", ":")) + "\n")

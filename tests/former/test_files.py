@@ -11,18 +11,19 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
 
+from tests.former import records
 from tests.former.command import FILES, run_end, today, unveil
-from tests.former.environment import key
 from tests.former.outputs import tensors, texts
-from tests.former.pixels import pixels_sha256
+from tests.former.pixels import mean_difference, pixels_sha256
 from unveil.evaluate.report import Report, compare
 from unveil.model import migration
 
 OUTPUTS = json.loads((FILES / "outputs.json").read_text())
 INDEX = json.loads((FILES / "index.json").read_text())
-SAME = OUTPUTS["key"] == key()  # bits can be expected
+FIRST, HERE = records.first(), records.here()
+PIXEL_TOLERANCE = 0.1  # mean of 255 levels; two processors differ by 0.003 where an encoder rounds otherwise
+NOISE_TOLERANCE = 1e-5  # mean of noise that was found by inversion; two processors differ by 2e-7
 RECIPES = sorted(str(path.relative_to(FILES)) for path in FILES.glob("recipes/*/*.yaml"))
 SHIPPED = [path for path in RECIPES if "/shipped/" in path]
 GALLERY = sorted(str(path.relative_to(FILES)) for path in FILES.glob("service/made/*/seed*.png"))
@@ -33,46 +34,50 @@ def given(files: Path) -> dict[str, torch.Tensor]:
     return tensors(files)
 
 
-@pytest.mark.parametrize("name", sorted(load_file(FILES / "outputs.safetensors")))
+@pytest.mark.parametrize("name", sorted(records.first_outputs()))
 def test_a_model_gives_the_numbers_that_it_gave(given, name):
-    before = load_file(FILES / "outputs.safetensors")[name]
-    assert torch.equal(given[name], before) if SAME else torch.allclose(given[name], before, rtol=1e-5, atol=1e-5)
+    assert torch.allclose(given[name], records.first_outputs()[name], rtol=1e-5, atol=1e-5)
+    assert HERE is None or torch.equal(given[name], records.outputs_here()[name])
 
 
 def test_a_captioner_and_a_sequence_model_write_what_they_wrote(files):
     written = texts(files)
     assert len(written["captions"]) == len(OUTPUTS["captions"])
-    assert not SAME or written == {name: OUTPUTS[name] for name in ("captions", "texts")}
+    assert HERE is None or written == HERE["outputs"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["stopped", "stopped-captioner"])
 def test_a_run_that_was_stopped_goes_on_and_ends_as_one_that_was_not(files, name):
-    run, expected = f"runs/{name}", json.loads((FILES / "ends.json").read_text())[name]
+    run = f"runs/{name}"
     shutil.copy(files / run / "recipe.yaml", files / f"{name}.yaml")
     unveil("train", run, "--quiet", folder=files)
     unveil("train", f"{name}.yaml", "--output-dir", f"whole/{name}", "--quiet", folder=files)
     resumed, whole = run_end(files / run), run_end(files / "whole" / name)
-    assert resumed["weights"] == whole["weights"]
-    assert resumed["losses"] == whole["losses"]
-    if SAME:
-        assert sorted(whole["weights"].values()) == sorted(expected["weights"].values())
-        assert whole["losses"] == expected["losses"]
-    else:
-        losses = [[float.fromhex(loss) for _, loss in each["losses"]] for each in (whole, expected)]
-        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    former = losses_of(FIRST["ends"][name])
+    assert losses_of(resumed) == pytest.approx(former, rel=1e-4)
+    assert losses_of(whole) == pytest.approx(former, rel=1e-4)
+    if HERE is not None:  # the first half of `resumed` is of another processor, so the two ends differ in the last bits
+        for end, recorded in ((resumed, HERE["resumed"][name]), (whole, HERE["ends"][name])):
+            assert sorted(end["weights"].values()) == sorted(recorded["weights"].values())
+            assert end["losses"] == recorded["losses"]
+
+
+def losses_of(end: dict[str, Any]) -> list[float]:
+    return [float.fromhex(loss) for _, loss in end["losses"]]
 
 
 @pytest.mark.parametrize("entry", [one for one in INDEX if one["regenerates"]], ids=lambda one: one["file"])
 def test_an_image_or_a_video_is_made_again(files, entry):
-    assert pixels_sha256(files / entry["file"]) == entry["pixels"] or not SAME
+    assert HERE is None or pixels_sha256(files / entry["file"]) == entry["pixels"]
     again = files / "again"
     shutil.rmtree(again, ignore_errors=True)
     again.mkdir()
     unveil(*today(entry["again"]), folder=files)
     made = again / entry["file"].rsplit("/", 1)[1]
-    assert made.exists()
-    assert not SAME or pixels_sha256(made) == entry["pixels"]
+    tolerance = NOISE_TOLERANCE if made.suffix == ".safetensors" else PIXEL_TOLERANCE
+    assert mean_difference(made, files / entry["file"]) < tolerance
+    assert HERE is None or pixels_sha256(made) == HERE["pixels"][entry["file"]]
 
 
 @pytest.mark.parametrize("file", GALLERY)
@@ -80,7 +85,8 @@ def test_an_image_of_the_gallery_is_made_again(files, file):
     out = files / "from-gallery" / Path(file).name
     out.parent.mkdir(exist_ok=True)
     unveil("sample", "--from-metadata", file, "--out", out, "--force", folder=files)
-    assert not SAME or pixels_sha256(out) == pixels_sha256(files / file)
+    assert mean_difference(out, files / file) < PIXEL_TOLERANCE
+    assert HERE is None or pixels_sha256(out) == HERE["gallery"][file]
 
 
 @pytest.mark.parametrize("model", sorted(path.name for path in (FILES / "models").iterdir()))
@@ -150,5 +156,6 @@ def test_a_report_of_today_compares_with_one_of_then(files):
     words = ("--recipe", "ddpm-digits", "-n", 20, "--set", "evaluate.floor_splits=2", "--set", "sample.steps=2")
     unveil("evaluate", "ddpm-digits", *words, "--out", "today", "--quiet", folder=files)
     changes = compare(Report.load(files / "reports" / "two-steps"), Report.load(files / "today"))
-    assert len(changes) == len(json.loads((FILES / "reports/compared.json").read_text()))
-    assert not SAME or all(change[1] == change[2] for change in changes)
+    values = [change.second for change in changes]
+    assert values == pytest.approx(FIRST["report"], rel=1e-5)
+    assert HERE is None or values == HERE["report"]

@@ -13,7 +13,7 @@ from tests.golden import published_order
 from tests.golden.case import Case, Comparison
 from tests.golden.diffusion import Formula, Setup, drawn, expanded
 from tests.golden.networks import loaded_classifier
-from unveil.checkpoints import openai
+from unveil.checkpoints import openai_keys
 from unveil.conditioning.class_label import Label
 from unveil.core import guidance, schedules
 from unveil.core import prediction as predictions
@@ -48,8 +48,8 @@ class Guided:
         settings, learns = self.case.meta["model"], is_learned(self.variance)
         condition = None
         if "cls" in settings:
-            config = openai.from_arguments(settings["constructor"])
-            parts = openai.load(self.case.weights(), config)
+            config = openai_keys.from_arguments(settings["constructor"])
+            parts = openai_keys.load(self.case.weights(), config)
             network: nn.Module = UNet(config)
             network.load_state_dict(parts.network)
             if parts.label is not None:
@@ -73,7 +73,7 @@ class Guided:
             return lambda x, level: scale * (like(0.1 * classes - 0.4, x) - x) * (1 + 0.0005 * self.told(level, x))
         settings = self.case.meta["classifier"]
         theirs = load_file(self.case.folder / settings["weights"])
-        config = openai.classifier_from_arguments(settings["constructor"])
+        config = openai_keys.classifier_from_arguments(settings["constructor"])
         network = loaded_classifier(config, {key: value.float() for key, value in theirs.items()}).to(dtype)
         score = guidance.log_probability(lambda x, level: network(x, self.told(level, x).flatten()), classes)
         return guidance.gradient(score, settings["scale"])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tests.golden import dit
 from tests.golden.case import Case, Comparison, Unsupported
-from unveil.checkpoints import openai
+from unveil.checkpoints import openai_keys
 from unveil.conditioning.class_label import Label
 from unveil.core import prediction as predictions
 from unveil.core import schedules
@@ -341,8 +341,8 @@ def openai_denoiser(case: Case, setup: Setup) -> tuple[Denoiser, VarianceRule, C
 
 def openai_unet(case: Case) -> tuple[nn.Module, Condition | None]:
     """The recorded U-Net, and the condition that its label table makes of the case's classes."""
-    config = openai.from_arguments(case.meta["network"]["constructor"])
-    parts = openai.load(case.weights(), config)
+    config = openai_keys.from_arguments(case.meta["network"]["constructor"])
+    parts = openai_keys.load(case.weights(), config)
     network = UNet(config)
     network.load_state_dict(parts.network)
     if parts.label is None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.golden.case import Case, Comparison
-from unveil.checkpoints import dit
+from unveil.checkpoints import dit_keys
 from unveil.conditioning.class_label import Label
 from unveil.core import guidance
 from unveil.core.denoiser import Denoiser
@@ -40,9 +40,9 @@ def config_of(made: dict[str, Any]) -> DiTConfig:
 def built(case: Case, made: dict[str, Any]) -> tuple[DiT, Label]:
     """The network with the case's weights, and its table of labels."""
     config, theirs = config_of(made), case.weights()
-    seen = dit.infer_config({key: tensor.shape for key, tensor in theirs.items()}, heads=made["num_heads"])
+    seen = dit_keys.infer_config({key: tensor.shape for key, tensor in theirs.items()}, heads=made["num_heads"])
     assert seen == config, "keys and shapes show another configuration than the case's"
-    parts = dit.load(theirs, config)
+    parts = dit_keys.load(theirs, config)
     network = DiT(config)
     network.load_state_dict(parts.network)
     label = Label(made["num_classes"], config.vector_dim, made["class_dropout_prob"])
@@ -82,7 +82,7 @@ def model(folder: Path) -> Iterator[Comparison]:
         yield case.compare("output.forward_t_fractional", fractional)
     if "input.cfg_x" in io:
         yield from guided(case, network, label)
-    theirs = dit.dump(network.state_dict(), network.config, label.state_dict())
+    theirs = dit_keys.dump(network.state_dict(), network.config, label.state_dict())
     same = {key: torch.equal(theirs[key], tensor) for key, tensor in case.weights().items()}
     yield case.compare("written back", torch.tensor([*same.values(), theirs.keys() == same.keys()]).long(),
                        want=torch.ones(len(same) + 1, dtype=torch.long))  # fmt: skip

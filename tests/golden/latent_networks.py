@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from tests.golden.case import Case, Comparison
-from unveil.checkpoints import controlnet as control
-from unveil.checkpoints import ldm_unet, openai
+from unveil.checkpoints import controlnet_keys as control
+from unveil.checkpoints import ldm_unet, openai_keys
 from unveil.conditioning.class_label import Label, LabelToken
 from unveil.conditioning.controlnet import Control, Mode, MultiControlNet, Place
 from unveil.nn.embeddings import sinusoid
@@ -36,10 +36,10 @@ def unet(folder: Path) -> Iterator[Comparison]:
     network = loaded(config, theirs)
     x, t, tokens = io["x"], io["timesteps"], io.get("context")
     condition = Condition(tokens=tokens)
-    if openai.LABEL in theirs:
-        classes, dim = theirs[openai.LABEL].shape
+    if openai_keys.LABEL in theirs:
+        classes, dim = theirs[openai_keys.LABEL].shape
         label = Label(classes, dim)
-        label.load_state_dict({openai.OUR_LABEL: theirs[openai.LABEL]})
+        label.load_state_dict({openai_keys.OUR_LABEL: theirs[openai_keys.LABEL]})
         condition = condition.join(label.encode(io["y"]))
     yield case.compare("out", network(x, t, condition))
     if "timestep_embedding" in io:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.golden.case import Case, Comparison, Unsupported
-from unveil.checkpoints import diffusers_unet, dit, lora
+from unveil.checkpoints import diffusers_unet, dit_keys, lora
 from unveil.checkpoints.lora_targets import LoraNetwork, denoiser, text_encoder
 from unveil.conditioning.class_label import Label
 from unveil.nn import lora as layers
@@ -35,10 +35,10 @@ def dit_base(case: Case) -> Base:
     """diffusers' DiTTransformer2DModel with a case's weights."""
     made, theirs = case.meta["arguments"], case.weights()
     shapes = {key: tuple(tensor.shape) for key, tensor in theirs.items()}
-    config = dit.with_untied_embeddings(
-        theirs, dit.infer_config(shapes, made["num_attention_heads"], made["sample_size"])
+    config = dit_keys.with_untied_embeddings(
+        theirs, dit_keys.infer_config(shapes, made["num_attention_heads"], made["sample_size"])
     )
-    parts = dit.load(theirs, config)
+    parts = dit_keys.load(theirs, config)
     network = DiT(config)
     network.load_state_dict(parts.network)
     label = Label(made["num_embeds_ada_norm"], config.vector_dim, 0.1)
@@ -48,7 +48,7 @@ def dit_base(case: Case) -> Base:
     return Base(
         denoiser(network.eval().requires_grad_(False)),
         lambda: network(io["hidden_states"], io["timestep"], condition),
-        lambda: dit.dump(network.state_dict(), config, label.state_dict(), "diffusers"),
+        lambda: dit_keys.dump(network.state_dict(), config, label.state_dict(), "diffusers"),
     )
 
 

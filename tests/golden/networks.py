@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.golden.case import Case, Comparison
-from unveil.checkpoints import ddpm, openai
+from unveil.checkpoints import ddpm_keys, openai_keys
 from unveil.conditioning.class_label import Label
 from unveil.core import guidance, preconditioning
 from unveil.core.denoiser import Denoiser
@@ -24,20 +24,20 @@ from unveil.types import Condition
 def unet(folder: Path) -> Iterator[Comparison]:
     """UNetModel of either repository."""
     case = Case(folder)
-    yield from _openai(case, openai.from_arguments(case.meta["constructor"]))
+    yield from _openai(case, openai_keys.from_arguments(case.meta["constructor"]))
 
 
 def superres(folder: Path) -> Iterator[Comparison]:
     """SuperResModel of either repository."""
     case = Case(folder)
-    yield from _openai(case, openai.upsampler(openai.from_arguments(case.meta["constructor"])))
+    yield from _openai(case, openai_keys.upsampler(openai_keys.from_arguments(case.meta["constructor"])))
 
 
 def ddpm_unet(folder: Path) -> Iterator[Comparison]:
     """DDPM's own network in its PyTorch port."""
     case = Case(folder)
-    config = ddpm.from_arguments(case.meta["arguments"])
-    network = _loaded(config, ddpm.load(case.weights(), config))
+    config = ddpm_keys.from_arguments(case.meta["arguments"])
+    network = _loaded(config, ddpm_keys.load(case.weights(), config))
     yield case.compare("out", _run(network, case.io["x"], case.io["t"], None))
     if "temb_sin" in case.io:
         yield case.compare("temb_sin", sinusoid(case.io["t"], config.model_channels, config.embedding))
@@ -46,9 +46,9 @@ def ddpm_unet(folder: Path) -> Iterator[Comparison]:
 def consistency_unet(folder: Path) -> Iterator[Comparison]:
     """UNetModel of consistency models, alone and behind both of its preconditionings."""
     case = Case(folder)
-    config = openai.consistency(openai.from_arguments(case.meta["constructor"]))
+    config = openai_keys.consistency(openai_keys.from_arguments(case.meta["constructor"]))
     yield from _openai(case, config)
-    parts = openai.load(case.weights(), config)
+    parts = openai_keys.load(case.weights(), config)
     network, condition = _loaded(config, parts.network), _condition(case, parts)
     sigma = case.io["input.sigma"]
     level = EDMProcess().at(sigma.double() / EDMProcess().sigma_max)
@@ -64,7 +64,7 @@ def consistency_unet(folder: Path) -> Iterator[Comparison]:
 def classifier(folder: Path) -> Iterator[Comparison]:
     """EncoderUNetModel: its logits, and the gradient of the log-probability of a class."""
     case = Case(folder)
-    config = openai.classifier_from_arguments(case.meta["constructor"])
+    config = openai_keys.classifier_from_arguments(case.meta["constructor"])
     network = loaded_classifier(config, case.weights())
     x, t = case.io["input.x"], case.io["input.t"]
     with torch.no_grad():
@@ -77,11 +77,11 @@ def classifier(folder: Path) -> Iterator[Comparison]:
 def loaded_classifier(config: NoisyClassifierConfig, theirs: dict[str, Tensor]) -> NoisyClassifier:
     """The classifier with published weights."""
     network = NoisyClassifier(config)
-    network.load_state_dict(openai.load_classifier(theirs, config))
+    network.load_state_dict(openai_keys.load_classifier(theirs, config))
     return network.eval()
 
 
-def _condition(case: Case, parts: openai.OpenAIWeights) -> Condition:
+def _condition(case: Case, parts: openai_keys.OpenAIWeights) -> Condition:
     condition = Condition(channels=case.io.get("input.low_res"))
     if parts.label is None:
         return condition
@@ -92,7 +92,7 @@ def _condition(case: Case, parts: openai.OpenAIWeights) -> Condition:
 
 
 def _openai(case: Case, config: UNetConfig) -> Iterator[Comparison]:
-    parts = openai.load(case.weights(), config)
+    parts = openai_keys.load(case.weights(), config)
     network, condition = _loaded(config, parts.network), _condition(case, parts)
 
     x, t = case.io["input.x"], case.io["input.t"]
@@ -115,7 +115,7 @@ def _openai(case: Case, config: UNetConfig) -> Iterator[Comparison]:
 def _recorded_features(config: UNetConfig) -> Iterator[tuple[str, str]]:
     """Names under which a case may hold results in between, and our module that gives each."""
     parts = {"input_blocks": "down", "output_blocks": "up"}
-    for entry in openai.entries(config):
+    for entry in openai_keys.entries(config):
         part, _, number = entry.theirs.partition(".")
         if part == "middle_block":
             yield "output.middle", entry.ours[-1]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.golden.case import Case, Comparison, Unsupported
 from tests.golden.text import encoded
-from unveil.checkpoints import single_file
+from unveil.checkpoints.formats import single_file
 from unveil.checkpoints.overrides import ModelOverrides
 from unveil.conditioning.text_encoder import TextEncoder
 from unveil.core.guidance import cfg

@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from unveil import build, data
-from unveil.checkpoints import edm, openai, score_sde
-from unveil.checkpoints.openai_models import release
+from unveil.checkpoints import edm_keys, openai_keys, score_sde_keys
+from unveil.checkpoints.formats.openai import release
 from unveil.core.process import DiscreteVP
 from unveil.model.config import ClassifierRecipe, Recipe, load_recipe
 from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
@@ -82,7 +82,7 @@ def test_its_network_and_labels_are_those_of_the_released_file(name: str):
     conditioners = dict(model.conditioners.items())
     label = conditioners["label"].state_dict() if "label" in conditioners else None
     fact = recorded(UNETS[name])
-    theirs = openai.dump(model.denoiser.network.state_dict(), config, label)
+    theirs = openai_keys.dump(model.denoiser.network.state_dict(), config, label)
     assert shapes(theirs) == fact["keys"]
     assert sum(p.numel() for p in model.parameters()) == fact["params"]
 
@@ -112,7 +112,7 @@ def test_a_classifier_is_that_of_the_released_file(name: str):
     assert isinstance(config, NoisyClassifierConfig)
     assert config == found.network
     with torch.device("meta"):
-        theirs = openai.dump_classifier(NoisyClassifier(config).state_dict(), config)
+        theirs = openai_keys.dump_classifier(NoisyClassifier(config).state_dict(), config)
     fact = recorded(CLASSIFIERS[name])
     assert shapes(theirs) == fact["keys"]
     assert sum(tensor.numel() for tensor in theirs.values()) == fact["params"]
@@ -135,14 +135,16 @@ def test_score_sde_networks_are_those_of_the_released_files(name: str, published
             network = recipe.build_network()
         fact = facts("score_sde_pytorch")[published.replace("_continuous", f"{deep}_continuous")]
         assert sum(p.numel() for p in network.parameters()) == fact["trainable"]
-        theirs = score_sde.dump(network.state_dict(), recipe.network_config(), score_sde.sigmas(0.01, 50, 1000))
+        theirs = score_sde_keys.dump(
+            network.state_dict(), recipe.network_config(), score_sde_keys.sigmas(0.01, 50, 1000)
+        )
         assert len(theirs) == fact["n_keys"]
 
 
 @needs_facts
 def test_edm_has_the_published_network_but_for_what_augmentation_tells_it():
     fact = facts("edm")["edm-cifar10-32x32-cond-vp"]
-    published = edm.from_arguments(fact["inner_class"], fact["inner_arguments"])
+    published = edm_keys.from_arguments(fact["inner_class"], fact["inner_arguments"])
     recipe = diffusion("edm-cifar10")
     assert isinstance(published, SongUNetConfig)
     assert recipe.network_config() == replace(published, augment_dim=0)
@@ -204,6 +206,6 @@ def test_a_small_classifier_trains(pictures: Path):
 
 
 def _files() -> list[tuple[str, ...]]:
-    from unveil.checkpoints.openai_flags import FILES
+    from unveil.checkpoints.formats.openai import FILES
 
     return list(FILES)

@@ -15,7 +15,6 @@ LONG_FUNCTIONS = {
 }
 MANY_PARAMETERS = {
     "src/unveil/cli/commands.py train": "one parameter per option: that is how typer reads a command line",
-    "src/unveil/cli/commands.py sample": "one parameter per option",
     "src/unveil/cli/commands.py evaluate": "one parameter per option",
     "src/unveil/cli/text_options.py translate": "one parameter per option",
     "src/unveil/cli/latent_options.py variations": "one parameter per option",

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from unveil.checkpoints import controlnet, diffusers_unet, hf_files, ldm_unet
+from unveil.checkpoints import controlnet_keys, diffusers_unet, hf_files, ldm_unet
 from unveil.checkpoints.hf_files import read_json
 from unveil.checkpoints.overrides import shapes_of
 from unveil.errors import RecipeError, WeightsError
@@ -74,9 +74,9 @@ def of_published(tensors: Mapping[str, Tensor], heads: Mapping[str, int] | None 
     shapes = shapes_of(tensors)
     if any(key.startswith(THEIRS) for key in shapes):
         raise WeightsError("a ControlNet of diffusers, whose settings lie beside it; give its whole folder")
-    config = controlnet.infer_config(shapes, heads)
+    config = controlnet_keys.infer_config(shapes, heads)
     # 32 groups in every released one; a smaller one of another base is read as far as telling its widths
-    return controlnet.load(tensors, replace(config, groups=math.gcd(32, *config.widths)))
+    return controlnet_keys.load(tensors, replace(config, groups=math.gcd(32, *config.widths)))
 
 
 def is_folder(path: Path) -> bool:
@@ -156,7 +156,7 @@ def _ours(path: Path) -> LoadedControlNet:
     if len(layers) < 2:
         raise WeightsError(f"{file}: not a ControlNet, which has hint.layers; copy it again")
     ordered = [tensors[f"hint.layers.{i}.weight"].shape for i in range(len(layers))]
-    made = controlnet.controlnet_from_shapes(network, ordered)
+    made = controlnet_keys.controlnet_from_shapes(network, ordered)
     model_folder.check_keys(file, made, tensors)
     made.load_state_dict(tensors, assign=True)
     return LoadedControlNet(made.eval(), sha256(file), base_model.base_of(folder))
@@ -176,11 +176,11 @@ def _copy_of(
     base: UNetConfig, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
 ) -> ControlNet | None:
     """The ControlNet of this U-Net, if these tensors are of one; it may have been trained without pictures beside x."""
-    enter = ldm_unet.strip_prefix(shapes, controlnet.PREFIX).get("input_blocks.0.0.weight")
+    enter = ldm_unet.strip_prefix(shapes, controlnet_keys.PREFIX).get("input_blocks.0.0.weight")
     if enter is None:
         return None
     try:
-        return controlnet.load(tensors, replace(base, concat_channels=max(enter[1] - base.in_channels, 0)))
+        return controlnet_keys.load(tensors, replace(base, concat_channels=max(enter[1] - base.in_channels, 0)))
     except (WeightsError, RecipeError):  # of another base, which its shapes will tell
         return None
 

@@ -15,7 +15,7 @@ import torch
 from unveil.autoencoders import AutoencoderKL, VQModel
 from unveil.autoencoders.autoencoder import PerChannel
 from unveil.autoencoders.vq import VQModelConfig
-from unveil.checkpoints import autoencoder
+from unveil.checkpoints import autoencoder_keys
 from unveil.checkpoints.hf_files import read_json, read_weights
 from unveil.checkpoints.overrides import shapes_of
 from unveil.errors import RecipeError, WeightsError
@@ -48,7 +48,7 @@ def read(path: Path) -> AutoencoderKL | VQModel:
         WeightsError: no autoencoder there, damaged, or with settings that it does not have here.
     """
     if path.is_file():
-        return autoencoder.codec_of(read_state(path))
+        return autoencoder_keys.codec_of(read_state(path))
     place = place_of(path)
     if place is None:
         names = ", ".join(CLASSES)
@@ -56,7 +56,7 @@ def read(path: Path) -> AutoencoderKL | VQModel:
     said = read_json(place / "config.json")
     theirs = read_weights(place, WEIGHTS)
     scale, shift = _scale(said, str(place / "config.json"))
-    config = autoencoder.infer_config(
+    config = autoencoder_keys.infer_config(
         shapes_of(theirs), groups=int(said.get("norm_num_groups", 32)), scale=scale, shift=shift
     )
     for name, value in [*FIXED.items(), *_expected(config).items()]:
@@ -64,7 +64,7 @@ def read(path: Path) -> AutoencoderKL | VQModel:
         given = tuple(given) if isinstance(given, list) else given
         if given is not None and given != value:
             raise WeightsError(f"{place / 'config.json'}: {name} = {given!r}: only {value!r} is supported here")
-    return autoencoder.codec_of(theirs, config)
+    return autoencoder_keys.codec_of(theirs, config)
 
 
 def write(codec: AutoencoderKL | VQModel, path: Path) -> Path:
@@ -75,7 +75,7 @@ def write(codec: AutoencoderKL | VQModel, path: Path) -> Path:
         NotWritable: something is there already, or the place cannot be written.
     """
     settings = _settings(codec)
-    tensors = autoencoder.dump(codec, "diffusers")
+    tensors = autoencoder_keys.dump(codec, "diffusers")
     with staged(path) as temporary, torch.no_grad():
         temporary.mkdir()
         (temporary / "config.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")

@@ -13,7 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_bytes
 from torch import Tensor
 
-from unveil.checkpoints import openai_models
+from unveil.checkpoints.formats import openai
+from unveil.checkpoints.overrides import ModelOverrides
 from unveil.core.process import Process
 from unveil.errors import WeightsError
 from unveil.io import safetensors_io
@@ -70,8 +71,8 @@ def load_guide(path: str | Path, process: Process, said: Mapping[str, Any] | Non
         raise WeightsError(f"{path}: holds {len(cards)} cards; give the folder of one trained classifier, or its card")
     if cards:
         return _own(cards[0])
-    network = openai_models.classifier_of(
-        safetensors_io.read_state(given), validate(openai_models.ModelOverrides, dict(said or {}), "classifier")
+    network = openai.classifier_of(
+        safetensors_io.read_state(given), validate(ModelOverrides, dict(said or {}), "classifier")
     )
     return GuidanceClassifier(network, process, given.name, sha256(given))
 

@@ -1,57 +1,81 @@
-"""What a file or folder of weights is, from headers alone."""
+"""Description of weights by headers and settings: no number of a tensor is read."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from unveil.checkpoints import formats
-from unveil.io.safetensors_io import read_header
-from unveil.model import checkpoint_store
-from unveil.model.base_model import base_of
-from unveil.model.config import read_yaml
-from unveil.model.model_folder import resolve_checkpoint, summary
-from unveil.types import ADDITIONS
+from unveil.checkpoints import registry
+from unveil.checkpoints.format import Kind
+from unveil.checkpoints.formats import native
+from unveil.checkpoints.overrides import ModelOverrides
+from unveil.errors import Error, WeightsError
+from unveil.io.safetensors_io import Header, read_header, read_state
+from unveil.model.model_folder import summary
 
-if TYPE_CHECKING:
-    from unveil.io.safetensors_io import Header
+UNKNOWN = "tensors of an unknown model"
 
 
-def inspect(path: Path | str) -> dict[str, Any]:
-    """What a file or folder of weights is, from headers alone: no number of it is read.
+def inspect(path: Path | str, overrides: ModelOverrides | None = None) -> dict[str, Any]:
+    """Describe a file or folder of weights.
+
+    Args:
+        path: File or folder.
+        overrides: Settings that a file's keys do not determine.
 
     Returns:
-        path, what, parameters, bytes, and `files`: per safetensors file its metadata and, per key, type and shape.
+        path, what, parameters, bytes, and `files`: for each safetensors file its metadata and, by key, type and shape.
+        For a published file also how its tensors fit its model, or the problem.
 
     Raises:
-        WeightsError: nothing there, or a file that is not safetensors.
+        WeightsError: There is nothing, or a file that is not safetensors.
     """
     path = Path(path)
-    facts: dict[str, Any] = {"path": str(path)}
     if path.is_file():
-        headers = {path.name: read_header(path)}
-        facts["what"] = _what(headers[path.name])
-    else:
-        folder = resolve_checkpoint(path)
-        manifest = checkpoint_store.read_manifest(folder)
-        names = [name for name in manifest.files if name.endswith(".safetensors")]
-        headers = {name: read_header(folder / name) for name in names}
-        facts["what"] = (
-            "a saved model" if manifest.kind == "model" else f"a training checkpoint at step {manifest.step}"
-        )
-        facts |= {"folder": str(folder), "step": manifest.step, "versions": dict(manifest.versions)}
-        if (base := base_of(folder)) is not None:
-            facts["what"] += f", of a {ADDITIONS[base.what]} on {base.name} (sha256 {base.sha256[:12]})"
-            facts["base"] = base._asdict()
-        if (folder / "model.yaml").is_file():
-            facts["model"] = read_yaml((folder / "model.yaml").read_text("utf-8"), str(folder / "model.yaml"))
-    return facts | summary(headers)
+        header = read_header(path)
+        facts = {"path": str(path), "what": _title(header), **summary({path.name: header})}
+        return facts | _fit(path, header, overrides or ModelOverrides())
+    entry = registry.detect_folder(path) if path.is_dir() else None
+    describe = native.inspect_folder if entry is None or entry.inspect_folder is None else entry.inspect_folder
+    return describe(path)
 
 
-def _what(header: Header) -> str:
-    found = formats.detect_format(header.tensors)
-    if found is not None:
-        return found.what
-    if header.metadata.get("made_by") == "unveil":
-        return "a part of a model that unveil saved"
-    return "tensors of an unknown model"
+def kind_of(path: Path) -> tuple[Kind, str]:
+    """Return what a file or folder of the models folder is: its kind, and its title."""
+    if path.is_dir():
+        entry = registry.detect_folder(path)
+        if entry is not None:
+            return entry.kind, entry.name if entry.describe is None else entry.describe(path)
+        file = next(iter(sorted(path.glob("*.safetensors"))), None)
+        return ("model", "a model or a run of unveil") if file is None else kind_of(file)
+    try:
+        detected = registry.detect(read_header(path).tensors)
+    except WeightsError as problem:
+        pickled = path.suffix != ".safetensors"
+        return "unknown", "a pickle, which is not opened; `unveil convert` reads it apart" if pickled else str(problem)
+    return ("unknown", UNKNOWN) if detected is None else (detected.format.kind, detected.signature.title)
+
+
+def _title(header: Header) -> str:
+    detected = registry.detect(header.tensors)
+    if detected is not None:
+        return detected.signature.title
+    return "a part of a model that unveil saved" if header.metadata.get("made_by") == "unveil" else UNKNOWN
+
+
+def _fit(path: Path, header: Header, overrides: ModelOverrides) -> dict[str, Any]:
+    """Return how a published file fits its model, or why it cannot be loaded."""
+    detected = registry.detect(header.tensors)
+    if detected is None:
+        saved_here = header.metadata.get("made_by") == "unveil"
+        return {} if saved_here else {"problem": registry.explain_unknown(header.tensors)}
+    entry, signature = detected
+    if signature.instead:
+        return {"problem": f"{signature.title}: {signature.instead}"}
+    if entry.fit is None:
+        return {}
+    try:
+        fitted = entry.fit(read_state(path), overrides)
+    except Error as problem:
+        return {"problem": str(problem)}
+    return {"matched": fitted.matched, "unmatched": len(fitted.unused), "unmatched_keys": list(fitted.unused)}

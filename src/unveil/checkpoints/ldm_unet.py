@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from unveil.checkpoints import openai
+from unveil.checkpoints import openai_keys
 from unveil.errors import RecipeError, WeightsError
 from unveil.nn.unet_config import UNetConfig
 
@@ -64,13 +64,13 @@ def ema_key(key: str) -> str:
     return EMA + key.removeprefix("model.").replace(".", "")
 
 
-def load(theirs: Mapping[str, Tensor], config: UNetConfig) -> openai.OpenAIWeights:
+def load(theirs: Mapping[str, Tensor], config: UNetConfig) -> openai_keys.OpenAIWeights:
     """Our state dicts of a published one, with or without its prefix; tensors are not copied.
 
     Raises:
         WeightsError: missing or extra keys, or tensors of another shape.
     """
-    return openai.load(strip_prefix(theirs), config)
+    return openai_keys.load(strip_prefix(theirs), config)
 
 
 def dump(
@@ -83,7 +83,7 @@ def dump(
         config: its configuration.
         label: state dict of the label conditioner, without a row for "no label".
     """
-    return openai.dump(network, config, label)
+    return openai_keys.dump(network, config, label)
 
 
 # -- configurations -----------------------------------------------------------------------------------------------
@@ -115,12 +115,12 @@ def from_arguments(arguments: Mapping[str, Any]) -> UNetConfig:
     if not spatial["use_spatial_transformer"]:
         if spatial["context_dim"] is not None:
             raise RecipeError(f"context_dim = {spatial['context_dim']}: needs use_spatial_transformer = true")
-        return openai.from_arguments(given)
+        return openai_keys.from_arguments(given)
     given.pop("use_new_attention_order", None)  # of the attention that has spatial transformers in its place
     given.pop("num_heads_upsample", None)
     depth = spatial["transformer_depth"]
     return replace(
-        openai.from_arguments(given),
+        openai_keys.from_arguments(given),
         transformer_depth=tuple(depth) if isinstance(depth, Sequence) else (1 if depth is None else depth,),
         cross_attention_dim=_one_width(spatial["context_dim"]),
         projection="linear" if spatial["use_linear_in_transformer"] else "conv",
@@ -153,7 +153,7 @@ def infer_config(shapes: Mapping[str, Sequence[int]], heads: Mapping[str, int] |
     Raises:
         WeightsError: the keys are not those of such a network, or heads have to be said.
     """
-    config = openai.infer_config(shapes)
+    config = openai_keys.infer_config(shapes)
     enter, out = shapes["input_blocks.0.0.weight"][1], shapes["out.2.weight"][0]
     config = replace(
         config,

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from unveil.checkpoints import formats
+from unveil.checkpoints import registry
 from unveil.checkpoints.key_mapping import abbreviate
 from unveil.checkpoints.lora_formats import DENOISER, LoraEntry, Naming, ParsedLora, candidates, parse
 from unveil.checkpoints.lora_targets import LoraNetwork, LoraTarget
@@ -55,9 +55,10 @@ def read(path: Path) -> ParsedLora:
     """
     file = path / ADAPTER if path.is_dir() else path
     tensors = read_state(file)
-    layout = formats.detect_format(tensors)
-    if layout is not None and layout.kind != "LoRA":
-        raise WeightsError(f"{file}: {layout.what}, no LoRA, which adds to a model; give a LoRA's file")
+    detected = registry.detect(tensors)
+    if detected is not None and detected.format.kind != "LoRA":
+        title = detected.signature.title
+        raise WeightsError(f"{file}: {title}, no LoRA, which adds to a model; give a LoRA's file")
     beside = file.with_name(CONFIG)
     config = None
     if beside.is_file():

@@ -15,7 +15,7 @@ from typing import NamedTuple, cast
 
 from torch import Tensor, nn
 
-from unveil.checkpoints import ddpm, diffusers_unet, dit, openai
+from unveil.checkpoints import ddpm_keys, diffusers_unet, dit_keys, openai_keys
 from unveil.checkpoints.key_mapping import Names
 from unveil.checkpoints.lora_formats import DENOISER
 from unveil.errors import RecipeError, WeightsError
@@ -187,7 +187,10 @@ def _names_of(network: nn.Module) -> Iterator[tuple[str, Names]]:
         layouts = {"diffusers": lambda: _of_dit(network, "diffusers"), "dit": lambda: _of_dit(network, "dit")}
     elif isinstance(network, UNet):
         layouts = {"diffusers": lambda: diffusers_unet.names(network)}
-        layouts |= {"openai": lambda: openai.names(network.config), "ddpm": lambda: ddpm.names(network.config)}
+        layouts |= {
+            "openai": lambda: openai_keys.names(network.config),
+            "ddpm": lambda: ddpm_keys.names(network.config),
+        }
     for layout, names in layouts.items():
         try:
             yield layout, names()
@@ -195,8 +198,8 @@ def _names_of(network: nn.Module) -> Iterator[tuple[str, Names]]:
             continue
 
 
-def _of_dit(network: DiT, layout: dit.Layout) -> Names:
-    found = dit.names(network.config, layout)
+def _of_dit(network: DiT, layout: dit_keys.Layout) -> Names:
+    found = dit_keys.names(network.config, layout)
     if network.config.embedding == "cos-sin":
         return found
     # of sines first, the first layer's columns change places too, which are no rows

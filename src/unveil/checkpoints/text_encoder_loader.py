@@ -83,31 +83,31 @@ class LoadedTextEncoder(NamedTuple):
         return self.fill(built)
 
 
-def read(path: Path, *, number: int = 1, said: Mapping[str, Any] | None = None) -> LoadedTextEncoder:
+def read(path: Path, *, number: int = 1, settings: Mapping[str, Any] | None = None) -> LoadedTextEncoder:
     """The text encoder of a folder or a file.
 
     Args:
         path: diffusers' folder of a whole model, transformers' folder of one encoder, or a file with a whole model.
         number: which, where there are several.
-        said: of a file, see `read_state_of`; a folder says it itself.
+        settings: Settings of a file's encoder, see `read_state_of`; a folder determines them itself.
 
     Raises:
         WeightsError: none there, damaged, or something that is not opened.
     """
     if path.is_dir():
         return read_folder(path, number=number)
-    return read_state_of(read_state(path), number=number, said=said)
+    return read_state_of(read_state(path), number=number, settings=settings)
 
 
 def read_state_of(
-    theirs: Mapping[str, Tensor], *, number: int = 1, said: Mapping[str, Any] | None = None
+    theirs: Mapping[str, Tensor], *, number: int = 1, settings: Mapping[str, Any] | None = None
 ) -> LoadedTextEncoder:
     """The text encoder in a state dict; such files hold no vocabulary, so it is CLIP's.
 
     Args:
         theirs: names and tensors, those of other parts too.
         number: which, where there are several.
-        said: `heads` and `activation`, where the width is that of no published encoder.
+        settings: `heads` and `activation`, if the width is that of no published encoder.
 
     Raises:
         WeightsError: none there, or one that is not whole.
@@ -118,9 +118,9 @@ def read_state_of(
     place = found[number - 1]
     if place.layout == "t5":
         raise WeightsError(f"{place.prefix}: a T5 without its vocabulary; give the folder with its tokenizer.json")
-    said = said or {}
+    settings = settings or {}
     config = text_encoder_keys.infer_config(
-        shapes_of(theirs), place, heads=said.get("heads"), activation=said.get("activation")
+        shapes_of(theirs), place, heads=settings.get("heads"), activation=settings.get("activation")
     )
     loaded = text_encoder_keys.load(theirs, config, place)
     return LoadedTextEncoder(config, loaded.state, None, loaded.rest)
@@ -176,7 +176,7 @@ def fill(model: Model, base: Path = Path()) -> Model:
             shape = (
                 {"heads": asked.heads, "activation": asked.activation} if isinstance(asked, CLIPEncoderConfig) else None
             )
-            found = read(base / section.weights, said=shape)
+            found = read(base / section.weights, settings=shape)
             if isinstance(asked, CLIPEncoderConfig) and isinstance(
                 found.config, CLIPEncoderConfig
             ):  # what no weight depends on

@@ -89,10 +89,10 @@ def sample_each(
         edit, request = in_passes(model, source, request, place, console)
         written = write(draw(model, source, request, place, console, edit), place, one.names, mark=one.mark)
         told = {"line": one.prompt.line, "prompt": one.prompt.prompt, "seed": one.request.seed}
-        told["count"] = len(written.pictures)
+        told["count"] = len(written.images)
         sets.append(told | expanded(request) | written.facts())
-    files = [name for one in sets for name in one["pictures"]]
-    facts = {"pictures": files, "count": len(files), "prompts": str(path), "sets": sets, "model": source._asdict()}
+    files = [name for one in sets for name in one["images"]]
+    facts = {"images": files, "count": len(files), "prompts": str(path), "sets": sets, "model": source._asdict()}
     console.result(facts, f"{len(files)} images of {len(sets)} prompts: {files[0]} ... {Path(files[-1]).name}")
 
 

@@ -5,8 +5,7 @@ Nothing here imports torch, so that help comes at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,44 +13,35 @@ import typer
 from typer.core import TyperGroup
 
 import unveil
-from unveil.cli import image_options, latent_options, serve, text_options
+from unveil.cli import serve, text_options
 from unveil.cli.analyze_options import analyze_app
 from unveil.cli.command_names import resolve_command, resolve_options
 from unveil.cli.exit_codes import guarded
 from unveil.cli.inspect_options import COMMANDS, inspect_app
 from unveil.cli.lora_options import lora_app
-from unveil.cli.option_groups import EVERY, flat, with_options
+from unveil.cli.option_groups import EVERY, Command, TaskCommand, with_options
 from unveil.cli.options import (
     AsJson,
-    Conditions,
     Device,
     Dtype,
-    Expansion,
     FeatureWeights,
     Force,
-    GuidanceScale,
     ModelName,
-    ModelOrPrompt,
-    OutputOptions,
     Overrides,
     Quick,
     Quiet,
     RecipeName,
-    Sampler,
-    Seeds,
     Set,
-    Settings,
-    Size,
-    Steps,
 )
 from unveil.cli.preprocess_options import preprocess_app
 from unveil.cli.video_options import COMMANDS as VIDEO_COMMANDS
 from unveil.cli.video_options import video_app
 from unveil.io.console import Console
+from unveil.tasks import registry
 
 # The order in which help lists the commands: by what one does with them
 SECTIONS = {
-    "Generate": ("sample", "video", "variations", "interpolate"),
+    "Generate": ("sample", "video", "variations", "interpolate", "regenerate"),
     "Edit images": ("img2img", "inpaint", "outpaint", "upscale", "invert", "preprocess"),
     "Train": ("train", "recipes", "data", "caption"),
     "Evaluate": ("evaluate", "analyze", "reproduce"),
@@ -66,7 +56,12 @@ class _ByWorkflow(TyperGroup):
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         width = formatter.width - 6 - max(map(len, self.commands))
-        for title, names in SECTIONS.items():
+        sections = {title: list(names) for title, names in SECTIONS.items()}
+        listed = {name for names in sections.values() for name in names}
+        for name in registry.entries():
+            if name not in listed:
+                sections.setdefault(registry.described(name).section, []).append(name)
+        for title, names in sections.items():
             with formatter.section(title):
                 formatter.write_dl([(name, self.commands[name].get_short_help_str(width)) for name in names])
 
@@ -99,8 +94,21 @@ app.add_typer(lora_app, name="lora")
 app.add_typer(video_app, name="video")
 app.command("translate")(text_options.translate)
 app.command("caption")(text_options.caption)
-for command in (*image_options.COMMANDS, *latent_options.COMMANDS, *serve.COMMANDS):
+for command in serve.COMMANDS:
     app.command(command.__name__)(command)
+
+
+def _task_command(name: str) -> Callable[[], Command]:
+    def build() -> Command:
+        from unveil.cli.task_command import command_of
+
+        return command_of(registry.task_class(name))
+
+    return build
+
+
+for name in registry.entries():
+    app.command(name, help=registry.described(name).summary)(TaskCommand(_task_command(name)))
 
 
 def _print_version(wanted: bool) -> None:
@@ -166,91 +174,6 @@ def train(
         work.dry_run(ask, console)
     else:
         work.train(ask, console)
-
-
-@dataclass(frozen=True)
-class SamplingOptions:
-    """Sampling settings that have an option of their own."""
-
-    steps: Steps = None
-    sampler: Sampler = None
-    eta: Annotated[
-        float | None, typer.Option(help="Noise of the sampler, from 0 (deterministic) to 1 (as ancestral sampling).")
-    ] = None
-    guidance_scale: GuidanceScale = None
-    threshold: Annotated[
-        str | None, typer.Option(help="Thresholding of the predicted image: static, dynamic or none.")
-    ] = None
-    schedule: Annotated[
-        str | None,
-        typer.Option(help="Noise schedule: uniform, karras, exponential, leading, trailing, or a respacing string."),
-    ] = None
-
-
-SAMPLES = OutputOptions(batch=64, out=Path("samples"))
-
-
-@app.command()
-def sample(
-    *,
-    model: ModelOrPrompt = None,
-    settings: Settings = None,
-    conditions: Conditions,
-    count: Annotated[
-        int | None, typer.Option("--num-images", "-n", help="Number of images; one per label when left out.")
-    ] = None,
-    seed: Seeds = None,
-    first: Annotated[int, typer.Option("--start-index", help="Index of the first image in the set of its seed.")] = 0,
-    sampling: SamplingOptions,
-    size: Size = None,
-    prompts: Annotated[
-        Path | None,
-        typer.Option(
-            help="Text file with a prompt per line, or .jsonl file with an object per line: prompt, negative, seed, "
-            "count, steps, scale, sampler. Each line makes a set of images."
-        ),
-    ] = None,
-    noise: Annotated[
-        Path | None, typer.Option("--latents", help="File of initial noise, as `unveil invert` writes it.")
-    ] = None,
-    classifier: Annotated[Path | None, typer.Option(help="Noisy classifier that guides towards the class.")] = None,
-    classifier_scale: Annotated[
-        float, typer.Option(help="Scale of the classifier's gradient; 1 is Bayes' rule.")
-    ] = 1.0,
-    compiled: Annotated[
-        bool, typer.Option("--compile", help="Compile the network first, which pays for many images.")
-    ] = False,
-    expansion: Expansion,
-    output: OutputOptions = SAMPLES,
-) -> None:
-    """Generate images from a prompt or from class labels.
-
-    Example: unveil sample "a large blue square on green" -o square.png
-
-    Example: unveil sample ddpm-digits --label 3 --label 7 -n 8 --seed 1 -o digits.png
-    """
-    options = flat(locals())
-    from unveil.cli import sample as work
-    from unveil.cli.generation_options import model_and_settings
-
-    options |= model_and_settings(model, settings, conditions.cond or ())
-
-    console, place, wish = (
-        output.reply.console,
-        work.ImageOutput.from_options(options),
-        work.GenerationOptions.from_options(options),
-    )
-    changes = work.changes(options["settings"] or (), vars(sampling))
-    expanding = work.ExpansionOptions.from_option(expansion.expand)
-    if prompts is not None:
-        from unveil.cli.batch_prompts import sample_each
-
-        beside = {"--from-metadata": output.like, "--latents": noise}
-        sample_each(wish, prompts, changes, place, console, beside=beside, expanding=expanding)
-    elif output.like is not None:
-        work.repeat(wish, output.like, place, console)
-    else:
-        work.sample(wish, changes, place, console, noise, expanding)
 
 
 @app.command()

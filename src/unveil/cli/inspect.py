@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unveil.checkpoints import controlnet_loader, formats, hf, inspection, openai_models
+from unveil.checkpoints import inspection
 from unveil.checkpoints.key_mapping import abbreviate
+from unveil.checkpoints.overrides import ModelOverrides
 from unveil.cli.generation_options import changes
-from unveil.errors import Error, WeightsError
 from unveil.io.console import Console
 from unveil.io.console import size as bytes_of
-from unveil.io.safetensors_io import read_header
 from unveil.model import model_dir
 from unveil.model.config import validate
 
@@ -42,13 +41,8 @@ def model(ask: InspectRequest, console: Console) -> None:
     if architecture.is_name(str(ask.path)) and not ask.path.exists():
         architecture.network(str(ask.path), ask.size, ask.batch, console)
         return
-    path = _place(ask.path)
-    if controlnet_loader.is_theirs(path):
-        facts = controlnet_loader.inspect(path)
-    else:
-        facts = hf.inspect(path) if hf.is_folder(path) else inspection.inspect(path)
-    if path.is_file():
-        facts |= _fit(path, ask)
+    overrides = validate(ModelOverrides, changes(ask.words, {}).get("file", {}), "file")
+    facts = inspection.inspect(_place(ask.path), overrides)
     if not ask.keys:
         facts = facts | {"files": {name: _summed(file) for name, file in facts["files"].items()}}
     console.result(facts, _text(facts, ask.keys))
@@ -63,50 +57,14 @@ def _place(path: Path) -> Path:
 def models(console: Console) -> None:
     """Lists the models folder, with what each is by its keys."""
     listed = [
-        {"name": one.name, "folder": one.drawer, "path": str(one.path), **_kind(one.path)}
-        for one in model_dir.entries()
+        {"name": entry.name, "folder": entry.drawer, "path": str(entry.path), "kind": kind, "what": title}
+        for entry in model_dir.entries()
+        for kind, title in [inspection.kind_of(entry.path)]
     ]
     where = f"{model_dir.models_dir()} ({model_dir.VARIABLE} names another)"
     rows = [f"{one['folder']:<12}  {one['name']}: {one['what']}" for one in listed]
     text = "\n".join([f"{where}:", *rows] if rows else [f"{where}: nothing in {', '.join(model_dir.DRAWERS)}"])
     console.result({"root": str(model_dir.models_dir()), "models": listed}, text)
-
-
-def _kind(path: Path) -> dict[str, str]:
-    """What a file or a folder of the models folder is: its kind and a few words."""
-    if path.is_dir():
-        if hf.is_folder(path):
-            return {"kind": "model", "what": f"a folder of diffusers, {hf.PipelineFolder(path).kind}"}
-        if controlnet_loader.is_folder(path):
-            return {"kind": "ControlNet", "what": "a ControlNet"}
-        file = next((one for one in sorted(path.glob("*.safetensors"))), None)
-        if file is None or (path / "manifest.json").is_file() or (path / "checkpoints").is_dir():
-            return {"kind": "model", "what": "a model or a run of unveil"}
-        return _kind(file)
-    try:
-        found = formats.detect_format(read_header(path).tensors)
-    except WeightsError as problem:
-        pickled = path.suffix != ".safetensors"
-        what = "a pickle, which is not opened; `unveil convert` reads it apart" if pickled else str(problem)
-        return {"kind": "unknown", "what": what}
-    if found is None:
-        return {"kind": "unknown", "what": "tensors of an unknown model"}
-    return {"kind": found.kind, "what": found.what}
-
-
-def _fit(path: Path, ask: InspectRequest) -> dict[str, Any]:
-    """How a published file fits the model that it is: of one with all parts the report, of an unknown one why not."""
-    header = read_header(path)
-    if formats.detect_format(header.tensors) is None and header.metadata.get("made_by") != "unveil":
-        return {"problem": formats.explain_unknown_format(header.tensors)}
-    said = validate(openai_models.ModelOverrides, changes(ask.words, {}).get("file", {}), "file")
-    try:
-        found = openai_models.fit(path, said)
-    except Error as problem:
-        return {"problem": str(problem)}
-    if found is None:
-        return {}
-    return {"matched": found.matched, "unmatched": len(found.unused), "unmatched_keys": list(found.unused)}
 
 
 def samplers(console: Console) -> None:

@@ -18,6 +18,21 @@ from typer.models import CommandInfo
 Command = Callable[..., None]
 
 
+class TaskCommand:
+    """Stands for the command of a task, whose class is imported only when the command is named.
+
+    Args:
+        build: Makes the command's function.
+    """
+
+    def __init__(self, build: Callable[[], Command]) -> None:
+        self.build = build
+
+    def __call__(self) -> None:
+        """Never called: the function that `build` makes takes its place."""
+        raise AssertionError("a command that was not built")
+
+
 class _Every(tuple[str, ...]):
     """Words that name every command."""
 
@@ -47,6 +62,10 @@ def _asked(info: CommandInfo, words: Sequence[str]) -> CommandInfo:
     command, made = info.callback, copy(info)
     assert command is not None
     made.name = info.name or command.__name__.replace("_", "-")
+    if isinstance(command, TaskCommand) and made.name in words:
+        made.callback = command.build()
+        made.help = getdoc(made.callback)
+        return made
     made.help = info.help or getdoc(command)
     made.callback = spread(command) if made.name in words else _unasked
     return made

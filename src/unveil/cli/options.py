@@ -106,7 +106,7 @@ FromMetadata = Annotated[
         metavar="FILE",
     ),
 ]
-Out = Annotated[Path, typer.Option("--out", "-o", help="Output folder, or .png file.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Output folder or file.")]
 OutFolder = Annotated[
     Path | None, typer.Option("--out", "-o", help="Output folder of the page; the run's folder when left out.")
 ]

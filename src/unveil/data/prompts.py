@@ -67,7 +67,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     return prompts
 
 
-def check_lines(path: Path, faults: Sequence[str]) -> None:
+def check_lines(path: Path | str, faults: Sequence[str]) -> None:
     """Raises MediaError where lines of a file are faulty, with the first of what is wrong with them."""
     if faults:
         more = [f"and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from unveil.model import Model
 FRAMES = 9  # of a strip: the noise's first step to the picture
 STRIPS = 8  # samples that a strip shows at most
 SHOWN = 256  # that the sheet of a folder does
+PREVIEWS = 8  # of a run, at most, that `on_preview` is given
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class ImageOutput:
     force: bool = False
     preview: Path | None = None
     preview_every: int = 5
+    on_preview: Callable[[bytes, int, int | None], object] | None = None
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> ImageOutput:
@@ -86,23 +88,23 @@ class ImageOutput:
 class WrittenFiles:
     """The files of a command."""
 
-    pictures: list[Path] = field(default_factory=list)
+    images: list[Path] = field(default_factory=list)
     sheet: Path | None = None
     strip: Path | None = None
 
     def facts(self) -> dict[str, Any]:
         """For JSON."""
         return {
-            "pictures": [str(path) for path in self.pictures],
+            "images": [str(path) for path in self.images],
             "sheet": str(self.sheet) if self.sheet else None,
             "strip": str(self.strip) if self.strip else None,
         }
 
     def text(self) -> str:
         """For a person."""
-        lines = [str(self.pictures[0])] if len(self.pictures) == 1 else []
-        if len(self.pictures) > 1:
-            lines.append(f"{len(self.pictures)} images: {self.pictures[0]} ... {self.pictures[-1].name}")
+        lines = [str(self.images[0])] if len(self.images) == 1 else []
+        if len(self.images) > 1:
+            lines.append(f"{len(self.images)} images: {self.images[0]} ... {self.images[-1].name}")
         return "\n".join([*lines, *(str(path) for path in (self.sheet, self.strip) if path)])
 
 
@@ -134,10 +136,9 @@ def draw(
     if request.negative and request.sampling.get("guidance_scale", model.sampling.guidance.scale) == 1:
         console.warn("negative prompts and conditions have no effect without guidance; use --guidance-scale above 1")
     frames = FRAMES if place.strip else 0
+    preview = _preview(place, model.sampling.changed(request.sampling).steps)
     with console.progress("step", 0) as progress:
-        yield from generate(
-            model, request, source, edit, frames=frames, on_step=progress.reach, preview=_preview(place)
-        )  # fmt: skip
+        yield from generate(model, request, source, edit, frames=frames, on_step=progress.reach, preview=preview)
 
 
 def write(
@@ -171,14 +172,14 @@ def write(
         if place.one_file:
             alone = alone or content
         else:
-            written.pictures.append(place.out / names[count - 1])
-            put({written.pictures[-1]: content}, place.force)
+            written.images.append(place.out / names[count - 1])
+            put({written.images[-1]: content}, place.force)
         shapes.add(tuple(picture.pixels.shape))
         kept += [picture.pixels] if place.one_file or len(kept) < SHOWN else []
         ways += [to_pixels(picture.frames)] if place.strip and len(ways) < STRIPS else []
     if count == 1 and place.one_file:
         files[place.out] = alone
-        written.pictures.append(place.out)
+        written.images.append(place.out)
     if count > 1 and len(shapes) == 1:
         written.sheet = place.out if place.one_file else place.out / f"{mark}sheet.png"
         files[written.sheet] = png(make_grid(torch.stack(kept), columns))
@@ -201,10 +202,14 @@ def put(files: dict[Path, bytes], force: bool) -> None:
         write_atomically(path, content)
 
 
-def _preview(place: ImageOutput) -> Preview | None:
-    if place.preview is None:
+def _preview(place: ImageOutput, steps: int) -> Preview | None:
+    path, on_preview = place.preview, place.on_preview
+    if on_preview is not None:
+        return Preview(
+            lambda pixels, done, total: on_preview(png(make_grid(pixels)), done, total), max(1, steps // PREVIEWS)
+        )
+    if path is None:
         return None
-    path = place.preview
 
     def show(pixels: Tensor, done: int, total: int | None) -> None:
         del done, total

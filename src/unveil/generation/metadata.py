@@ -11,6 +11,7 @@ from unveil.errors import DataError
 from unveil.io.images import EXIF, METADATA_KEY, UNICODE, USER_COMMENT
 from unveil.io.video.containers import HEAD, container_of
 from unveil.io.video.reader import VideoDecoder
+from unveil.model.metadata_migration import migrate_metadata
 from unveil.model.migration import migrate_settings
 from unveil.types import format_size
 
@@ -35,7 +36,7 @@ def read_facts(path: Path) -> dict[str, Any]:
             raise ValueError("not an object")
     except (ValueError, RecursionError) as problem:
         raise DataError(f"{path}: its record is damaged ({problem}); use the file as it was written") from problem
-    return facts
+    return migrate_metadata(facts)
 
 
 def _picture_text(path: Path) -> str | None:

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from unveil.checkpoints import controlnet_loader, dit_pipeline, hf, lora, openai_models
+from unveil.checkpoints import controlnet_loader, loader, lora
 from unveil.checkpoints.lora_targets import parts_of
+from unveil.checkpoints.overrides import ModelOverrides
 from unveil.conditioning.controlnet import Control
 from unveil.data.folder_index import IMAGE_SUFFIXES
 from unveil.errors import OutOfResources, RecipeError, WeightsError, did_you_mean
@@ -69,16 +70,14 @@ def open_model(
     name = str(path)
     if path.is_dir() and (folder := _of_addition(path)) is not None:
         return _with_addition(folder, name, where, said)
+    overrides = validate(ModelOverrides, dict(said or {}), "file")
+    model = loader.open_checkpoint(path, overrides, dtype).model.to(where)
     if path.is_file():
-        known = validate(openai_models.ModelOverrides, dict(said or {}), "file")
-        return openai_models.load(path, known).to(where), Source(path.name, sha256(path))
-    if said:
-        raise RecipeError(f"file.{next(iter(said))}: {name} is no published file, and says everything itself")
-    if dit_pipeline.is_folder(path):
-        return dit_pipeline.read_folder(path).to(where), Source(path.resolve().name, dit_pipeline.sha256_of(path))
-    if hf.is_folder(path):
-        return hf.load(path, dtype).to(where), Source(path.resolve().name, hf.PipelineFolder(path).sha256())
-    return model_folder.load_model(name).to(where), source(name)
+        return model, Source(path.name, loader.digest(path))
+    entry = loader.format_of(path)
+    if entry is None or entry.converts_to is None:
+        return model, source(name)
+    return model, Source(path.resolve().name, loader.digest(path))
 
 
 def lora_file(path: Path) -> Path:

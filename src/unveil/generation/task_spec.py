@@ -15,6 +15,8 @@ from unveil.errors import ShapeError
 from unveil.io.images import to_unit
 from unveil.model import Model, RunTransform
 
+FORMAT = 2  # of metadata
+
 
 class SourceFile(NamedTuple):
     """A file that a picture was made from: its name, the hash of its content, and the place in it of several."""
@@ -51,8 +53,10 @@ class TaskSpec:
         shown: rows -> conditions that are pictures, by key, (B, C, H, W) each.
         finish: (pixels, rows) -> the pixels that are written; both uint8 (B, C, H, W) or (B, C, T, H, W).
         size: height and width of what is made, of a clip its frames before them, where it is not the model's own.
-        seen: the end of that size that the network is given at once, where that is a tile; see `Model.resized`.
-        inputs: the files of every row, by role: picture, mask, noise.
+        seen: the end of that size that the network is given at once, where that is a tile; see `Model.sized`.
+        inputs: The files of every row, by the field that names them.
+        record: Task for the metadata, as `tasks.task.Task.metadata` gives it.
+        notes: Warnings for the user.
     """
 
     verb: str = ""
@@ -63,12 +67,23 @@ class TaskSpec:
     size: tuple[int, ...] | None = None
     seen: tuple[int, int] | None = None
     inputs: Mapping[str, Sequence[SourceFile]] = field(default_factory=dict)
+    record: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether generation is not changed."""
+        return not self.verb and self.change is identity and self.finish is _untouched and self.size is None
 
     def of_picture(self, row: int) -> dict[str, Any]:
-        """What the record of one picture says of the task."""
+        """What the metadata of one image say of the task."""
+        files = {role: select_row(every, row)._asdict() for role, every in self.inputs.items()}
+        if self.record:
+            facts: dict[str, Any] = {"format": FORMAT, "task": dict(self.record)}
+            facts |= {name: self.settings[name] for name in ("passes",) if name in self.settings}
+            return facts | ({"inputs": files} if files else {})
         if not self.verb:
             return {}
-        files = {role: select_row(every, row)._asdict() for role, every in self.inputs.items()}
         return {"task": {"verb": self.verb, **self.settings, **({"inputs": files} if files else {})}}
 
     def of_batch(self, rows: slice) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from unveil.autoencoders.kl import AutoencoderKL
-from unveil.checkpoints import autoencoder, dit_pipeline
+from unveil.checkpoints import autoencoder_keys
 from unveil.checkpoints.hf import stable_diffusion, video_pipelines
 from unveil.checkpoints.hf.components import (
     assemble_model,
@@ -82,11 +82,6 @@ def flux(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     return assemble_model(folder, network, scheduler, codec, _shape(codec, FLUX_LATENTS), (prompt, *told), sample)
 
 
-def dit(folder: PipelineFolder, dtype: torch.dtype) -> Model:
-    """The model of a `DiTPipeline`."""
-    return dit_pipeline.read_folder(folder.path).to_inference_dtype(dtype)
-
-
 def of_parts(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     """The model of a pipeline of Stable Diffusion 1 or 2, which is one of our own parts and can be saved."""
     return stable_diffusion.read(folder).model.to_inference_dtype(dtype)
@@ -94,7 +89,6 @@ def of_parts(folder: PipelineFolder, dtype: torch.dtype) -> Model:
 
 # Pipeline -> what reads its folder. A pipeline whose network is one of ours has its reader here as well.
 PIPELINES: dict[str, Callable[[PipelineFolder, torch.dtype], Model]] = {
-    "DiTPipeline": dit,
     **dict.fromkeys(stable_diffusion.CLASSES, of_parts),
     "StableDiffusionXLPipeline": sdxl,
     "StableDiffusion3Pipeline": sd3,
@@ -155,8 +149,7 @@ def inspect(path: Path) -> dict[str, Any]:
     headers = {file.relative_to(path).as_posix(): read_header(file) for file in folder.weight_files()}
     more = f": {video_pipelines.describe(folder)}" if folder.kind in video_pipelines.PIPELINES else ""
     facts: dict[str, Any] = {"path": str(path), "what": f"a folder of diffusers, {folder.kind}{more}"}
-    known = folder.kind in PIPELINES and folder.kind != "DiTPipeline"  # whose keys its own reader compares
-    fits = {name: found.text() for name, found in report(path).items()} if known else {}
+    fits = {name: match.text() for name, match in report(path).items()} if folder.kind in PIPELINES else {}
     return facts | model_folder.summary(headers) | {"fits": fits}
 
 
@@ -171,10 +164,10 @@ def _codec(folder: PipelineFolder) -> AutoencoderKL:
     if said.get("latents_std") is not None and said.get("latents_mean") is not None:
         scale, shift = tuple(scale / std for std in said["latents_std"]), tuple(said["latents_mean"])
     groups = int(said.get("norm_num_groups", 32))
-    config = autoencoder.infer_config(
-        shapes_of(autoencoder.first_stage(theirs)), groups=groups, scale=scale, shift=shift
+    config = autoencoder_keys.infer_config(
+        shapes_of(autoencoder_keys.first_stage(theirs)), groups=groups, scale=scale, shift=shift
     )
-    found = autoencoder.codec_of(theirs, config)
+    found = autoencoder_keys.codec_of(theirs, config)
     if not isinstance(found, AutoencoderKL):
         raise WeightsError(
             f"{folder.path / 'vae'}: an autoencoder with a codebook; {folder.kind} needs an AutoencoderKL"

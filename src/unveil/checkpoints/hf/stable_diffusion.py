@@ -10,13 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from unveil.autoencoders.kl import AutoencoderKL
-from unveil.checkpoints import (
-    diffusers_autoencoder,
-    diffusers_unet,
-    single_file,
-    text_encoder_export,
-    text_encoder_loader,
-)
+from unveil.checkpoints import diffusers_autoencoder, diffusers_unet, text_encoder_export, text_encoder_loader
+from unveil.checkpoints.format import LoadedCheckpoint
+from unveil.checkpoints.formats import single_file
 from unveil.checkpoints.hf.pipeline_folder import INDEX, PipelineFolder
 from unveil.checkpoints.hf.weights import KeyMatchReport
 from unveil.checkpoints.scheduler import read_scheduler, settings_of
@@ -36,7 +32,7 @@ SPACING = {"timestep_spacing": "leading", "steps_offset": 1, "set_alpha_to_one":
 CONFIG = "scheduler_config.json"
 
 
-def read(folder: PipelineFolder) -> single_file.LoadedCheckpoint:
+def read(folder: PipelineFolder) -> LoadedCheckpoint:
     """The model of a folder, in evaluation mode and float32, and how the folder fitted it.
 
     Raises:
@@ -55,10 +51,10 @@ def read(folder: PipelineFolder) -> single_file.LoadedCheckpoint:
     network = unet.network.config
     scheduler = read_scheduler(folder.place("scheduler") / CONFIG)
     config = single_file.infer_model_config(network, codec, encoder, scheduler, _size(folder, codec))
-    model = single_file.filled(config, unet.network.state_dict(), codec, encoder)
+    model = single_file.assemble_model(config, unet.network.state_dict(), codec, encoder)
     unused = [f"text_encoder.{key}" for key in encoder.rest] + [name for name in BESIDE if folder.has(name)]
     total = sum(len(folder.tensors(name)) for name in PARTS)
-    return single_file.LoadedCheckpoint(model, total - len(encoder.rest), tuple(unused))
+    return LoadedCheckpoint(model, total - len(encoder.rest), tuple(unused))
 
 
 def report(folder: PipelineFolder) -> dict[str, KeyMatchReport]:

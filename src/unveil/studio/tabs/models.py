@@ -11,7 +11,7 @@ from typing import Any, get_args
 import gradio as gr
 from markupsafe import Markup
 
-from unveil.checkpoints import formats
+from unveil.checkpoints import registry
 from unveil.cli import inspect
 from unveil.errors import DataError, OutputError, RecipeError, WeightsError
 from unveil.io.console import Console
@@ -144,7 +144,7 @@ class ModelsTab(Tab):
         """
         tr, name = self.tr, path.name
         try:
-            detected = formats.detect_format(read_header(path).tensors)
+            detected = registry.detect(read_header(path).tensors)
         except WeightsError as problem:
             with path.open("rb") as file:
                 if file.read(4).startswith(PICKLES):
@@ -153,11 +153,11 @@ class ModelsTab(Tab):
             raise DataError(tr("{name} was not imported: {why}", name=name, why=why)) from problem
         if detected is None:
             return tr("tensors in an unknown format")
-        fits = DRAWERS.get(detected.kind, "checkpoints")
+        fits = DRAWERS.get(detected.format.kind, "checkpoints")
         if fits != drawer:
             kind = self._drawers[fits]
             raise RecipeError(tr("{name} was not imported: its content is of type {kind}.", name=name, kind=kind))
-        return detected.what
+        return detected.signature.title
 
     def _converted(self, owner: str, source: str, layout: str, dtype: str, name: str) -> tuple[Job, list[Any]]:
         request = {"model": source or "", "layout": layout, "dtype": dtype, "name": name}

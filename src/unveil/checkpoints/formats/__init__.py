@@ -1,0 +1,1 @@
+"""Published formats of weights, one module each; `registry` finds them here."""

@@ -1,0 +1,102 @@
+"""The format `diffusers`: folders of pipelines. Those of Stable Diffusion 1 and 2 consist of native parts.
+
+Other pipelines run through diffusers' own networks, see `checkpoints.hf`. Nothing in a folder is executed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unveil.checkpoints import text_encoder_export
+from unveil.checkpoints.format import Format, LoadedCheckpoint, SavedCheckpoint, Signature
+from unveil.checkpoints.formats import dit
+from unveil.checkpoints.hf import pipelines, stable_diffusion
+from unveil.checkpoints.hf.pipeline_folder import INDEX, PipelineFolder, is_folder
+from unveil.checkpoints.hf_files import read_json
+from unveil.conditioning.text_encoder import TextEncoder
+from unveil.io.files import staged
+from unveil.model import Model, model_folder
+from unveil.nn.unet import UNet
+
+
+def is_stable_diffusion(path: Path) -> bool:
+    """Return whether a folder is a pipeline of Stable Diffusion 1 or 2."""
+    return is_folder(path) and read_json(path / INDEX).get("_class_name") in stable_diffusion.CLASSES
+
+
+def load_stable_diffusion(path: Path, dtype: torch.dtype) -> LoadedCheckpoint:
+    """Load the model of a folder of Stable Diffusion 1 or 2; the type is applied by the caller."""
+    del dtype
+    return stable_diffusion.read(PipelineFolder(path))
+
+
+def load_pipeline(path: Path, dtype: torch.dtype) -> LoadedCheckpoint:
+    """Load the model of a folder of another pipeline, its matrices in a type."""
+    model = pipelines.load(path, dtype)
+    return LoadedCheckpoint(model, len(model.state_dict()))
+
+
+def save(model: Model, path: Path) -> SavedCheckpoint:
+    """Write a folder that diffusers opens with `from_pretrained`: of Stable Diffusion, or of a DiT."""
+    if not isinstance(model.denoiser.network, UNet):
+        with staged(path) as temporary:
+            temporary.mkdir()
+            return SavedCheckpoint(dit.write_folder(model, temporary))
+    notes = tuple(
+        f"left out: {len(unused)} tensors of the text encoder's last block, which nothing reads and diffusers' folders "
+        "do not hold; one file of such a folder has a copy of the block before in its place"
+        for conditioner in model.conditioners.values()
+        if isinstance(conditioner, TextEncoder) and (unused := text_encoder_export.left_out(conditioner))
+    )
+    return SavedCheckpoint(stable_diffusion.write(model, path), notes)
+
+
+def describe(path: Path) -> str:
+    """Return the title of a folder."""
+    return f"a folder of diffusers, {PipelineFolder(path).kind}"
+
+
+def inspect_folder(path: Path) -> dict[str, Any]:
+    """Describe a folder, and how its weights fit its settings."""
+    return pipelines.inspect(path)
+
+
+def digest(path: Path) -> str:
+    """Return one hash over the files that determine a folder's output."""
+    return PipelineFolder(path).sha256()
+
+
+FORMATS = (
+    Format(
+        name="diffusers",
+        signatures=(
+            Signature(
+                "a U-Net of diffusers",
+                {"its time embedding": "time_embedding.linear_1.weight", "its first convolution": "conv_in.weight"},
+                model_folder.WHOLE_PART,
+            ),
+        ),
+        is_folder=is_stable_diffusion,
+        load_folder=load_stable_diffusion,
+        save=save,
+        describe=describe,
+        inspect_folder=inspect_folder,
+        digest=digest,
+        converts_to=("diffusers", "ldm"),
+        cannot_hold="a process other than a table of betas, samplers that diffusers does not have, or a codebook",
+        priority=1,  # its first convolution has the key of DDPM's
+    ),
+    Format(
+        name="diffusers-pipeline",
+        is_folder=is_folder,
+        load_folder=load_pipeline,
+        describe=describe,
+        inspect_folder=inspect_folder,
+        digest=digest,
+        in_native_parts=False,
+        priority=-1,  # any other pipeline
+    ),
+)

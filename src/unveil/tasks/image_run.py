@@ -1,0 +1,446 @@
+"""Running image tasks: inputs, requests, output files with metadata, and regeneration from these."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+
+from unveil.checkpoints.guidance_classifier import load_guide
+from unveil.errors import DataError
+from unveil.generation import hires, inputs
+from unveil.generation.controlnets import ControlNetOption
+from unveil.generation.generate import PROMPT, ClassifierGuidance, GeneratedSample, Request, Source
+from unveil.generation.generate import repeat as repeat_batch
+from unveil.generation.image_output import ImageOutput, draw, filenames, numbered, write
+from unveil.generation.invert import read_noise
+from unveil.generation.loras import LoraOption
+from unveil.generation.opening import ModelOptions, check_takes_prompt
+from unveil.generation.prompt_expansion import ExpansionOptions, PromptExpander, expanded
+from unveil.generation.size import check_size
+from unveil.generation.task_spec import PLAIN, SourceFile, TaskSpec
+from unveil.generation.upscale import upscale
+from unveil.io.console import Console
+from unveil.io.files import sha256
+from unveil.model import Model, model_dir
+from unveil.tasks.context import TaskContext
+from unveil.tasks.fields import AdapterFields, CatalogName, FileInput, PromptFields
+from unveil.tasks.task import Task, TaskResult, mark_of
+from unveil.types import format_size
+
+if TYPE_CHECKING:
+    from unveil.tasks.image_task import ClassifierFields, GeneratesImages, ImageTask, ModelTask
+    from unveil.tasks.interpolate import Interpolate
+    from unveil.tasks.regenerate import Regenerate
+
+
+@dataclass(frozen=True)
+class InputRow:
+    """The files of one input, by field, and its number."""
+
+    files: Mapping[str, inputs.LoadedInput]
+    number: int
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the first file's content; rows of one shape are generated together."""
+        return next(iter(self.files.values())).content.shape
+
+
+# ------------------------------------------------------------------------------------------- from fields to requests
+
+
+def model_options(task: ModelTask, context: TaskContext) -> ModelOptions:
+    """The model of a task with its adapters, found where the context says."""
+    return ModelOptions(
+        context.resolver.path(task.model, CatalogName("model")),
+        context.device,
+        task.dtype,
+        lora_options(task, context),
+        controlnet_options(task, context),
+        task.control_mode,
+        task.file,
+    )
+
+
+def lora_options(task: AdapterFields | Regenerate, context: TaskContext) -> tuple[LoraOption, ...]:
+    """The LoRAs of a task."""
+    paths = (context.path(lora.file, CatalogName("lora")) for lora in task.lora)
+    return tuple(
+        LoraOption(model_dir.resolve(path, "loras"), lora.weight) for path, lora in zip(paths, task.lora, strict=True)
+    )
+
+
+def controlnet_options(task: AdapterFields | Regenerate, context: TaskContext) -> tuple[ControlNetOption, ...]:
+    """The ControlNets of a task."""
+    return tuple(
+        ControlNetOption(
+            None
+            if control.network is None
+            else model_dir.resolve(context.path(control.network, CatalogName("controlnet")), "controlnets"),
+            context.path(control.image, FileInput("image")),
+            control.weight,
+            control.start,
+            control.stop,
+        )
+        for control in task.controlnet
+    )
+
+
+def conditions(task: PromptFields, model: Model) -> dict[str, list[Any]]:
+    """The conditions of a task by key.
+
+    Raises:
+        RecipeError: A prompt for a model that takes none.
+    """
+    values = {"label": task.label, PROMPT: task.prompt, **task.cond}
+    given = {key: list(each) for key, each in values.items() if each}
+    if PROMPT in given:
+        check_takes_prompt(model, repr(given[PROMPT][0]))
+    return given
+
+
+def negative_conditions(task: PromptFields, model: Model) -> dict[str, list[Any]]:
+    """The negative conditions of a task by key.
+
+    Raises:
+        RecipeError: A negative prompt for a model that takes none.
+    """
+    values = {PROMPT: task.negative_prompt, **task.negative_cond}
+    given = {key: list(each) for key, each in values.items() if each}
+    if PROMPT in given:
+        check_takes_prompt(model, "negative_prompt")
+    return given
+
+
+def classifier_guidance(task: Task, model: Model, context: TaskContext) -> ClassifierGuidance | None:
+    """Guidance by the classifier that a task names; None without one."""
+    if getattr(task, "classifier", None) is None:
+        return None
+    with_classifier = cast("ClassifierFields", task)
+    path = context.path(str(with_classifier.classifier), CatalogName("classifier"))
+    guide = load_guide(path, model.process, with_classifier.classifier_file or None)
+    guide.network.to(model.device)
+    return ClassifierGuidance(guide, with_classifier.classifier_scale)
+
+
+def request_of(task: ImageTask | Interpolate, model: Model, context: TaskContext, count: int) -> Request:
+    """The request of a task for so many images."""
+    return Request(
+        conditions(task, model),
+        task.seed[0] if len(task.seed) == 1 else task.seed,
+        task.start_index,
+        count,
+        task.batch_size,
+        task.sampling_changes,
+        task.dtype,
+        classifier_guidance(task, model, context),
+        bool(getattr(task, "compile", False)),
+        negative_conditions(task, model),
+        task.size,
+    )
+
+
+def number_of_results(task: ImageTask, model: Model) -> int:
+    """Number of images of one input: as the task states, or one per seed or value of a condition."""
+    if task.count is not None:
+        return task.count
+    return max([1, len(task.seed), *map(len, conditions(task, model).values())])
+
+
+def image_output(task: Task, context: TaskContext) -> ImageOutput:
+    """Where the files of a task go."""
+    output = context.output
+    return ImageOutput(
+        output.path,
+        bool(getattr(task, "save_trajectory", False)),
+        output.metadata,
+        output.force,
+        output.preview,
+        output.preview_every,
+        context.on_preview,
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ inputs
+
+
+def input_fields(task: Task) -> dict[str, str]:
+    """The value of each field that names an input file of the task itself."""
+    fields = type(task).model_fields
+    named = {name: getattr(task, name) for name in fields if isinstance(mark_of(type(task), name), FileInput)}
+    return {name: value for name, value in named.items() if isinstance(value, str)}
+
+
+def file_mark(task: Task, name: str) -> FileInput:
+    """What the file of a field is."""
+    mark = mark_of(type(task), name)
+    assert isinstance(mark, FileInput), name
+    return mark
+
+
+def read_inputs(task: ModelTask, model: Model, context: TaskContext) -> list[InputRow]:
+    """Every input with all that belongs to it: of a folder each image, with the mask of the same name.
+
+    Raises:
+        DataError: A file that is missing or damaged, or files of one input that differ in size.
+    """
+    named = input_fields(task)
+    if not named:
+        return []
+    marks = {name: file_mark(task, name) for name in named}
+    for name, mark in marks.items():
+        if mark.medium == "noise":
+            path = context.path(named[name], mark)
+            noise = read_noise(path)[0]
+            digest = sha256(path)
+            return [
+                InputRow({name: inputs.LoadedInput(path, one, SourceFile(path.name, digest, row))}, row)
+                for row, one in enumerate(noise)
+            ]
+    places = {
+        name: context.path(value, mark) for (name, value), mark in zip(named.items(), marks.values(), strict=True)
+    }
+    first = next((name for name, mark in marks.items() if mark.medium == "image"), next(iter(named)))
+    order = [first, *(name for name in named if name != first)]
+    rows: list[InputRow] = []
+    for number, path in enumerate(inputs.list_inputs(places[first])):
+        files: dict[str, inputs.LoadedInput] = {}
+        for name in order:
+            place = path if name == first else places[name] / path.name if places[name].is_dir() else places[name]
+            medium = marks[name].medium
+            channels = 1 if medium == "mask" else model.shape[0]
+            files[name] = inputs.open_input(medium, place, channels, task.size)
+            _same_size(files[first], files[name])
+        rows.append(InputRow(files, number))
+    return rows
+
+
+def _same_size(image: inputs.LoadedInput, other: inputs.LoadedInput) -> None:
+    sizes = [format_size(file.content.shape) for file in (other, image)]
+    if sizes[0] != sizes[1]:
+        raise DataError(
+            f"{other.path} is {sizes[0]}, {image.path} is {sizes[1]}: "
+            "a mask has the size of its image; give --size WIDTHxHEIGHT to bring both to one"
+        )
+
+
+def spec_of(task: GeneratesImages, model: Model, rows: Sequence[InputRow], each: int) -> TaskSpec:
+    """How a task changes the generation of some inputs of one size, `each` results of each."""
+    roles = list(rows[0].files) if rows else []
+    stacked = {role: torch.stack([row.files[role].content for row in rows]) for role in roles}
+    content = {role: each_row.repeat_interleave(each, 0) for role, each_row in stacked.items()}
+    sources = {role: [row.files[role].input for row in rows for _ in range(each)] for role in roles}
+    return replace(task.spec(model, content), record=task.metadata(), inputs=sources)
+
+
+# -------------------------------------------------------------------------------------------------------------- runs
+
+
+def run_images(task: ImageTask, context: TaskContext) -> TaskResult:
+    """Generate the images of a task and write them.
+
+    Raises:
+        Error: They cannot be generated or written.
+    """
+    output, console = image_output(task, context), context.console
+    output.check()
+    model, source = context.open(model_options(task, context), shown=task.gives)
+    if (latents := getattr(task, "latents", None)) is not None:
+        task = from_noise_file(task, model, source, context.path(latents, FileInput("noise")), console)
+    rows = read_inputs(task, model, context)
+    each = task.count if task.count is not None else number_of_results(task, model) if len(rows) < 2 else 1
+    noises = latents is not None and bool(rows)
+    is_edit = bool(rows) and not noises
+    count = each * len(rows) if is_edit else each
+    request = request_of(task, model, context, count)
+    expander = PromptExpander(
+        ExpansionOptions.from_option(getattr(task, "expand_prompt", None)),
+        model,
+        console,
+        shown=bool(rows) or bool(task.controlnet),
+    )
+    request = expander(request)
+    groups = [list(group) for _, group in groupby(rows, key=lambda row: row.shape)] or [[]]
+    names = (
+        _edit_names([next(iter(row.files.values())).path for row in rows for _ in range(each)], numbered(request))
+        if is_edit
+        else filenames(numbered(request))
+    )
+    names = [f"{context.output.mark}{name}" for name in names]
+    output.check(names, len(groups) == 1, context.output.mark)
+    specs = [spec_of(task, model, group, each if is_edit else 1) for group in groups]
+    for spec in specs:
+        for note in spec.notes:
+            console.warn(note)
+        if spec.size is not None:  # before the first image is generated
+            check_size(model, spec.size)
+    if not rows and specs[0].is_plain:
+        specs[0], request = in_passes(model, source, request, output, console, specs[0])
+
+    def drawn() -> Iterator[GeneratedSample]:
+        for group, spec in zip(groups, specs, strict=True):
+            part = request.part(group[0].number * each, (group[-1].number + 1) * each) if is_edit else request
+            yield from draw(model, source, part, output, console, spec)
+
+    columns = len(task.label) if 1 < len(task.label) < request.count else None  # a column for each label
+    if is_edit:
+        columns = each if each > 1 and len(rows) > 1 else None
+    written = write(drawn(), output, names, columns, context.output.mark)
+    facts = written.facts() | {"model": source._asdict(), "task": task.name, "count": len(names)}
+    facts |= {"seed": task.seed[0] if len(task.seed) == 1 else list(task.seed), **expanded(request)}
+    return TaskResult(facts, written.text())
+
+
+def from_noise_file(task: ImageTask, model: Model, source: Source, path: Path, console: Console) -> ImageTask:
+    """A task with the settings and conditions of a file of noise, where it states none itself."""
+    from unveil.generation.generate import additions
+
+    noise, stated = read_noise(path)
+    made_by = stated.get("model", {}).get("sha256", source.sha256)
+    if made_by != source.sha256:
+        console.warn(f"{path}: its noise was found with another model, {stated['model'].get('name')!r}")
+    if _adapters(stated) != _adapters(additions(model)):
+        console.warn(f"{path}: its noise was found with other LoRAs or ControlNets; give the same to come back to it")
+    changes: dict[str, Any] = {"sampling": {**stated.get("sampling", {}), **task.sampling_changes}}
+    changes |= dict.fromkeys(("steps", "sampler", "guidance_scale", "schedule", "eta", "threshold"))
+    if len(noise) > 1:
+        changes["count"] = len(noise)
+    if not conditions(task, model):
+        changes |= condition_fields(stated.get("given", {}))
+    if not (task.negative_prompt or task.negative_cond):
+        changes |= condition_fields(stated.get("negative", {}), "negative_")
+    if task.size is None and "size" in stated and tuple(stated["size"]) != tuple(model.shape[-2:]):
+        changes |= {"height": int(stated["size"][0]), "width": int(stated["size"][1])}
+    return task.model_copy(update=changes)
+
+
+def condition_fields(values: Mapping[str, Sequence[Any]], prefix: str = "") -> dict[str, Any]:
+    """The fields of a task that hold conditions, of conditions by key."""
+    own = ("prompt",) if prefix else ("prompt", "label")
+    fields: dict[str, Any] = {f"{prefix}{key}": tuple(each) for key, each in values.items() if key in own}
+    others = {key: tuple(each) for key, each in values.items() if key not in own}
+    return fields | ({f"{prefix}cond": others} if others else {})
+
+
+def _adapters(facts: Mapping[str, Any]) -> list[Any]:
+    """What metadata say of LoRAs and ControlNets but for the names of files."""
+    each = [*facts.get("loras", []), *facts.get("controls", [])]
+    return [{key: item[key] for key in item if key not in ("name", "picture")} for item in each]
+
+
+def in_passes(
+    model: Model, source: Source, request: Request, output: ImageOutput, console: Console, spec: TaskSpec = PLAIN
+) -> tuple[TaskSpec, Request]:
+    """The last of the passes in which a size far beyond that of a video model is generated, after those before it.
+
+    Any other size has one pass.
+    """
+    if request.size is None or not hires.goes_in_passes(model, request.size):
+        return spec, request
+    size = request.size[0], request.size[1]
+    console.say(hires.describe_passes(model, size))
+    plain, every = replace(output, strip=False, preview=None, on_preview=None), hires.sizes(model, size)
+    edit, asked = PLAIN, replace(request, size=every[0])
+    for after in every[1:]:
+        small = torch.stack([image.pixels for image in draw(model, source, asked, plain, console, edit)])
+        edit = upscale(model, small, size=after, strength=hires.AGAIN, faithful=True)
+        asked = hires.without_guidance(request)
+    settings = {**edit.settings, "passes": [list(one) for one in every]}
+    return replace(edit, settings=settings, record=spec.record), asked
+
+
+def _edit_names(sources: Sequence[Path], rows: Sequence[tuple[int, int]]) -> list[str]:
+    """A file name for each result: that of its input, with seed and number where several have the same."""
+    count = Counter(path.stem for path in sources)
+    return [
+        f"{path.stem}.png" if count[path.stem] == 1 else f"{path.stem}_{name}"
+        for path, name in zip(sources, filenames(rows), strict=True)
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------ regeneration
+
+
+def open_recorded(
+    facts: Mapping[str, Any], file: Path, found: Regenerate, context: TaskContext, places: Sequence[Path]
+) -> tuple[Model, Source]:
+    """The model that a file's metadata name, or the one that is given, with the recorded adapters.
+
+    Raises:
+        DataError: The metadata name no model, or an input is missing.
+    """
+    recorded = facts.get("model")
+    name = found.model or (recorded.get("name") if isinstance(recorded, dict) else None)
+    if not isinstance(name, str):
+        raise DataError(f"{file}: its metadata name no model; give the model's folder")
+    options = ModelOptions(
+        context.resolver.path(name, CatalogName("model")),
+        context.device,
+        loras=lora_options(found, context),
+        controlnets=controlnet_options(found, context),
+        file=found.file_settings,
+    )
+    return context.open(options, recorded=facts, places=places)
+
+
+def regenerate_image(
+    task: GeneratesImages, context: TaskContext, facts: Mapping[str, Any], found: Regenerate
+) -> TaskResult:
+    """Generate an image again and write it.
+
+    Raises:
+        DataError: An input is missing, or the metadata lack something.
+        WeightsError: Another model, adapter or classifier than the metadata name.
+    """
+    file = context.path(found.source, FileInput("media"))
+    if facts.get("passes"):
+        raise DataError(f"{file}: images of several passes are not generated again from their metadata; sample anew")
+    names = filenames([(int(facts.get("seed", 0)), int(facts.get("sample", 0)))])
+    output = image_output(found, context)
+    output.check(names)
+    places = [*context.places, file.parent, Path()]
+    model, source = open_recorded(facts, file, found, context, places)
+    guided = classifier_guidance(found, model, context)
+    spec = recorded_spec(task, model, facts, places)
+    with context.console.progress("step", 0) as progress:
+        classifier = None if guided is None else guided.classifier
+        image = repeat_batch(model, facts, source, progress.reach, classifier=classifier, edit=spec)
+    written = write([image], output, names)
+    return TaskResult(
+        written.facts() | {"model": source._asdict(), "task": task.name, "source": str(file)}, written.text()
+    )
+
+
+def recorded_spec(task: GeneratesImages, model: Model, facts: Mapping[str, Any], places: Sequence[Path]) -> TaskSpec:
+    """How the task of some metadata changes generation, its inputs read again.
+
+    Raises:
+        DataError: An input is missing, or the metadata lack something.
+    """
+    try:
+        size = facts.get("size")
+        fitted = (int(size[0]), int(size[1])) if size else None
+        content: dict[str, Tensor] = {}
+        sources: dict[str, list[SourceFile]] = {}
+        for role, files in facts.get("batch", {}).get("inputs", {}).items():
+            mark = mark_of(type(task), role) if role in type(task).model_fields else None
+            medium = mark.medium if isinstance(mark, FileInput) else "image"
+            sources[role] = [SourceFile(str(one["name"]), str(one["sha256"]), int(one["row"])) for one in files]
+            paths = inputs.find_inputs(sources[role], places)
+            content[role] = torch.stack(
+                [
+                    inputs.open_input(medium, path, model.shape[0], fitted, source.row).content
+                    for path, source in zip(paths, sources[role], strict=True)
+                ]
+            )
+        spec = task.spec(model, content)
+    except (KeyError, TypeError, AttributeError, IndexError) as problem:
+        raise DataError(f"the image's metadata lack {problem}; use the file as it was written") from problem
+    return replace(spec, record=task.metadata(), inputs=sources)

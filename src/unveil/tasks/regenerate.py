@@ -1,0 +1,67 @@
+"""Regeneration: a generated file once more, exactly, from its metadata."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from unveil.tasks import NAME, registry
+from unveil.tasks.fields import CatalogName, ControlNet, FileInput, Lora, MediaFile, Name, Settings, info
+from unveil.tasks.image_task import ClassifierFields
+from unveil.tasks.task import Task, TaskResult
+
+if TYPE_CHECKING:
+    from unveil.tasks.context import TaskContext
+
+
+class Regenerate(ClassifierFields, Task):
+    """Generate a file again, exactly, from its metadata.
+
+    Inputs are looked for beside the file and in the current folder; they are recognised by their content.
+
+    Example: unveil regenerate samples/seed0_00000.png -o again.png
+    """
+
+    name: ClassVar[str] = "regenerate"
+    section: ClassVar[str] = "Generate"
+    group: ClassVar[str] = "Files"
+    arguments: ClassVar[tuple[str, ...]] = ("source",)
+    out: ClassVar[str] = "again"
+    makes: ClassVar[str] = "media"
+
+    source: Annotated[MediaFile, info("Generated image or video.", metavar="FILE")]
+    model: Annotated[
+        Annotated[Name, CatalogName("model")] | None,
+        info("Model that generated the file, where the name in its metadata is not enough.", flags=["--model", "-m"]),
+    ] = None
+    lora: Annotated[
+        tuple[Lora, ...],
+        info("LoRA file or run, with its weight; repeat for several.", metavar="FILE[:WEIGHT]"),
+    ] = ()
+    controlnet: Annotated[
+        tuple[ControlNet, ...],
+        info(
+            "ControlNet of the file, where its name in the metadata is not enough.",
+            metavar="[FILE=]IMAGE[:WEIGHT[:START-STOP]]",
+        ),
+    ] = ()
+    inputs: Annotated[
+        tuple[Annotated[Name, FileInput("media", folder=True)], ...],
+        info("File or folder in which the inputs of the file are looked for; repeat for several.", flags=["--input"]),
+    ] = ()
+    file_settings: Annotated[
+        Settings, info("Facts that a weights file does not state itself, by name.", advanced=True, option=False)
+    ] = Field(default_factory=dict)
+
+    def run(self, context: TaskContext) -> TaskResult:
+        """Read the metadata, and let their task generate the file again."""
+        from unveil.generation.metadata import read_facts
+
+        file = context.path(self.source, FileInput("media"))
+        facts = read_facts(file)
+        recorded: Any = facts.get("task") or {NAME: "sample"}
+        task = registry.parse(recorded, f"{file}: its metadata")
+        places = [*context.places, *(context.path(name, FileInput("media")) for name in self.inputs)]
+        return task.regenerate(replace(context, places=places), facts, self)

@@ -1,0 +1,112 @@
+"""All tasks by name. A task is imported when it is used, so that help and completion stay fast.
+
+A package adds tasks by the entry point group `unveil.tasks`: the entry's name is the task's, its value "module:Class".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from unveil.errors import DataError, RecipeError, did_you_mean
+from unveil.tasks import NAME
+
+if TYPE_CHECKING:  # pydantic takes a tenth of a second to import, and help must not wait for it
+    from unveil.tasks.task import Task
+
+GROUP = "unveil.tasks"
+
+
+class TaskEntry(NamedTuple):
+    """A task in the registry: the place of its class, and what help shows without importing it."""
+
+    target: str
+    section: str = ""
+    summary: str = ""
+
+
+# Each bundled task by section: its name, the place of its class, and the first line of its help; in the order in which
+# help lists them. A test compares them with the classes.
+_BUNDLED = {
+    "Generate": (
+        ("sample", "text_to_image:TextToImage", "Generate images from a prompt or from class labels."),
+        ("variations", "variations:Variations", "Generate variations of an image from noise near its own."),
+        (
+            "interpolate",
+            "interpolate:Interpolate",
+            "Interpolate between two generated images, frame by frame.",
+        ),
+        ("regenerate", "regenerate:Regenerate", "Generate a file again, exactly, from its metadata."),
+    ),
+    "Edit images": (
+        ("img2img", "img2img:Img2Img", "Generate variants of images from a noised state (SDEdit)."),
+        ("inpaint", "inpaint:Inpaint", "Generate new content inside a mask."),
+        ("outpaint", "outpaint:Outpaint", "Extend an image beyond its edges."),
+        ("upscale", "upscale:Upscale", "Upscale images, in tiles where the result is larger than the model's size."),
+        ("invert", "invert:Invert", "Find the initial noise of an image by DDIM inversion."),
+    ),
+}
+BUNDLED: dict[str, TaskEntry] = {
+    name: TaskEntry(f"unveil.tasks.{target}", section, summary)
+    for section, rows in _BUNDLED.items()
+    for name, target, summary in rows
+}
+
+
+@cache
+def entries() -> Mapping[str, TaskEntry]:
+    """Every task: the bundled ones, and those of installed packages."""
+    added = {entry.name: TaskEntry(entry.value) for entry in entry_points(group=GROUP) if entry.name not in BUNDLED}
+    return BUNDLED | added
+
+
+@cache
+def task_class(name: str) -> type[Task]:
+    """The class of a task.
+
+    Raises:
+        RecipeError: No task of this name, or the class of a package cannot be used.
+    """
+    from unveil.tasks.task import Task
+
+    every = entries()
+    if name not in every:
+        raise RecipeError(f"task {name!r}: there is no such task{did_you_mean(name, [*every])}")
+    module, _, attribute = every[name].target.partition(":")
+    try:
+        found: Any = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as problem:
+        raise RecipeError(f"task {name!r}: {every[name].target} cannot be imported: {problem}") from problem
+    if not (isinstance(found, type) and issubclass(found, Task) and found.name == name):
+        raise RecipeError(f"task {name!r}: {every[name].target} is not a task of this name")
+    return found
+
+
+def described(name: str) -> TaskEntry:
+    """The entry of a task with its section and summary, imported if they are not known without."""
+    entry = entries()[name]
+    if entry.summary:
+        return entry
+    kind = task_class(name)
+    return TaskEntry(entry.target, kind.section, summary(kind))
+
+
+def summary(kind: type[Task]) -> str:
+    """The first line of a task's description."""
+    return (kind.__doc__ or "").strip().partition("\n")[0]
+
+
+def parse(values: Mapping[str, Any], where: str = "") -> Task:
+    """The task of plain values, whose key `name` says which.
+
+    Raises:
+        RecipeError: No such task, or faulty values.
+        DataError: No name.
+    """
+    if not isinstance(values.get(NAME), str):
+        raise DataError(f"{where or 'the task'}: names no task")
+    kind = task_class(str(values[NAME]))
+    return kind.parse({key: value for key, value in values.items() if key != NAME}, where or kind.name)

@@ -1,0 +1,174 @@
+"""What a task is: one class whose fields are the options of its command, the body of its request and its form.
+
+The same class is the Python call, the queued job, and the metadata in the files that it writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, get_args
+
+from pydantic import BaseModel
+
+from unveil.errors import DataError
+from unveil.io.validation import validated
+from unveil.tasks import NAME
+from unveil.tasks.fields import CatalogName, Fields, FileInput
+
+if TYPE_CHECKING:
+    from unveil.tasks.context import TaskContext
+    from unveil.tasks.regenerate import Regenerate
+
+WORDS = "..."  # in `Task.arguments`: settings as KEY=VALUE, and a prompt
+
+
+class TaskResult(NamedTuple):
+    """What a task did: facts for programs, and a text for a person."""
+
+    facts: dict[str, Any]
+    text: str
+
+
+class Reference(NamedTuple):
+    """A field's value that names a file, a model or the like.
+
+    Attributes:
+        path: Keys and indices of the value in the task.
+        value: What it names.
+        mark: Kind of the reference.
+    """
+
+    path: tuple[str | int, ...]
+    value: str
+    mark: FileInput | CatalogName
+
+
+class Workload(NamedTuple):
+    """What the cost of a task depends on besides its fields: facts of its model and of its inputs.
+
+    Attributes:
+        shape: Shape of the model's samples, channels first.
+        nfe: Network evaluations of one sample, given the jump length of RePaint and how often it samples each stretch.
+        inputs: (frames, height, width) of each input file, by field.
+    """
+
+    shape: tuple[int, ...]
+    nfe: Callable[[int, int], float]
+    inputs: Mapping[str, tuple[int, int, int]]
+
+
+class Task(Fields):
+    """A task. A subclass states its fields, and what is done with them in `run`.
+
+    Class attributes:
+        name: Name of the task: of its command, its route and its job.
+        section: Heading under which help lists it.
+        arguments: Fields that are positional on the command line, in order; "..." stands for KEY=VALUE and a prompt.
+        out: Default of the option --out; none: the task writes no file.
+        makes: What its files are.
+        served: Why a server does not offer it; empty: it does.
+    """
+
+    name: ClassVar[str] = ""
+    section: ClassVar[str] = "More"
+    arguments: ClassVar[tuple[str, ...]] = ()
+    out: ClassVar[str] = ""
+    makes: ClassVar[str] = "files"
+    served: ClassVar[str] = ""
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], where: str = "") -> Any:
+        """The task of plain values, such as those of a request or of metadata.
+
+        Raises:
+            RecipeError: A value that is unknown, missing or out of its range; the message names all.
+        """
+        task = validated(cls, dict(values), where or cls.name)
+        task.check()
+        return task
+
+    def check(self) -> None:
+        """Check what fields must be together, as far as that is possible without the model.
+
+        Raises:
+            RecipeError: Names the fields and the remedy.
+        """
+
+    def cost(self, load: Workload) -> float:
+        """Work in network evaluations of a megapixel; 0 is work that is not limited."""
+        del load
+        return 0.0
+
+    def run(self, context: TaskContext) -> TaskResult:
+        """Do the work.
+
+        Raises:
+            Error: It cannot be done.
+        """
+        raise NotImplementedError
+
+    def regenerate(self, context: TaskContext, facts: Mapping[str, Any], found: Regenerate) -> TaskResult:
+        """Generate one result again, from its metadata, of which this task is a part.
+
+        Args:
+            context: As of `run`.
+            facts: Metadata of the file.
+            found: Where the model, its adapters and the classifier are now.
+
+        Raises:
+            DataError: Files of this task cannot be generated again.
+        """
+        del context, facts, found
+        raise DataError(f"files of {self.name} cannot be generated again from their metadata")
+
+    def references(self) -> Iterator[Reference]:
+        """Every value that names a file, a model or the like."""
+        yield from _references(self, ())
+
+    def metadata(self) -> dict[str, Any]:
+        """The task for the metadata of a file: its name and the fields that were set, without the folders of files."""
+        values = self.model_dump(mode="json", exclude_defaults=True)
+        for reference in self.references():
+            *path, last = reference.path
+            part: Any = values
+            for key in path:
+                part = part[key] if not isinstance(part, dict) or key in part else None
+                if part is None:
+                    break
+            if part is not None and (not isinstance(part, dict) or last in part):
+                part[last] = PurePath(reference.value).name or reference.value
+        return {NAME: self.name, **values}
+
+
+def _references(fields: BaseModel, path: tuple[str | int, ...]) -> Iterator[Reference]:
+    for name, field in type(fields).model_fields.items():
+        value = getattr(fields, name)
+        mark = next((one for one in (*field.metadata, *_marks(field.annotation)) if _is_mark(one)), None)
+        if mark is not None and isinstance(value, str):
+            yield Reference((*path, name), value, mark)
+        elif isinstance(value, BaseModel):
+            yield from _references(value, (*path, name))
+        elif isinstance(value, tuple):
+            for place, inner in enumerate(value):
+                if isinstance(inner, BaseModel):
+                    yield from _references(inner, (*path, name, place))
+                elif mark is not None and isinstance(inner, str):
+                    yield Reference((*path, name, place), inner, mark)
+
+
+def _marks(annotation: Any) -> Iterator[Any]:
+    """The metadata of annotated types inside an annotation, such as a union."""
+    for inner in get_args(annotation):
+        yield from getattr(inner, "__metadata__", ())
+        yield from _marks(inner)
+
+
+def _is_mark(value: object) -> bool:
+    return isinstance(value, FileInput | CatalogName)
+
+
+def mark_of(task: type[Task], name: str) -> FileInput | CatalogName | None:
+    """The kind of reference that a field holds; None for other fields."""
+    field = task.model_fields[name]
+    return next((one for one in (*field.metadata, *_marks(field.annotation)) if _is_mark(one)), None)
