@@ -26,8 +26,8 @@ def load(
     Args:
         name_or_path: Name of a bundled model or of a model in the models folder, path of a folder (a saved model, a
             checkpoint, a run, a diffusers folder), or path of a published file of tensors.
-        dtype: Type that the model computes in; see `Model.to_inference_dtype`. Tensors of a diffusers folder are copied only if
-            they have another type.
+        dtype: Type that the model computes in; see `Model.to_inference_dtype`. Tensors of a diffusers
+            folder are copied only if they have another type.
         overrides: Settings that the keys and shapes of a published file do not determine, by the names of
             `ModelOverrides`, such as {"heads": 8}.
 

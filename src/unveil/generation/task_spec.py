@@ -53,7 +53,7 @@ class TaskSpec:
         shown: rows -> conditions that are pictures, by key, (B, C, H, W) each.
         finish: (pixels, rows) -> the pixels that are written; both uint8 (B, C, H, W) or (B, C, T, H, W).
         size: height and width of what is made, of a clip its frames before them, where it is not the model's own.
-        seen: the end of that size that the network is given at once, where that is a tile; see `Model.sized`.
+        seen: the end of that size that the network is given at once, where that is a tile; see `Model.resized`.
         inputs: The files of every row, by the field that names them.
         record: Task for the metadata, as `tasks.task.Task.metadata` gives it.
         notes: Warnings for the user.

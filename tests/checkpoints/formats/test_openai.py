@@ -161,7 +161,7 @@ def test_what_a_released_file_says_can_be_read_back_as_a_recipe():
         config = openai.match(facts(name)["keys"]).model_config()
         assert validate(ModelConfig, read_yaml(dump(config), "it"), "it") == config
     upsampler = openai.match(facts("guided-diffusion__64_256_upsampler")["keys"]).model_config()
-    assert [one.kind for one in upsampler.condition] == ["label", "context"]
+    assert [one.kind for one in upsampler.condition] == ["class-label", "concat"]
     assert upsampler.concat_channels == 3
 
 
