@@ -20,7 +20,7 @@ from unveil.errors import RecipeError
 from unveil.io.console import Console
 from unveil.tasks.context import TaskContext, TaskOutput
 from unveil.tasks.fields import FileInput, Repeated
-from unveil.tasks.task import WORDS, Task, mark_of
+from unveil.tasks.task import WORDS, Task, field_group, mark_of
 
 SETTINGS = "settings"  # the argument for KEY=VALUE and a prompt
 _WORDS_HELP = (
@@ -79,17 +79,9 @@ def _output_options(kind: type[Task]) -> Iterator[Parameter]:
 def _by_group(kind: type[Task]) -> list[str]:
     """The fields of a task, its own first, then those of each group together."""
     own = [name for name in kind.model_fields if name in get_annotations(kind)]
-    groups = dict.fromkeys(group_of(kind, name) for name in kind.model_fields)
-    others = [name for group in groups for name in kind.model_fields if group_of(kind, name) == group]
+    groups = dict.fromkeys(field_group(kind, name) for name in kind.model_fields)
+    others = [name for group in groups for name in kind.model_fields if field_group(kind, name) == group]
     return list(dict.fromkeys([*own, *others]))
-
-
-def group_of(kind: type[Task], name: str) -> str:
-    """The heading of a field: that of the class that states it."""
-    for base in kind.__mro__:
-        if name in get_annotations(base):
-            return str(getattr(base, "group", ""))
-    return ""
 
 
 def _argument(kind: type[Task], name: str) -> Parameter:

@@ -12,6 +12,8 @@ Language = Literal["en", "zh"]
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
 CATALOGUE = Path(__file__).parent / "chinese.yaml"
 CHINESE: dict[str, str] = read_yaml(CATALOGUE.read_text("utf-8"), CATALOGUE.name)
+TASK_CATALOGUE = Path(__file__).parent / "chinese_tasks.yaml"
+CHINESE_TASKS: dict[str, str] = read_yaml(TASK_CATALOGUE.read_text("utf-8"), TASK_CATALOGUE.name)
 
 
 class Localized(str):
@@ -36,3 +38,7 @@ class Translator:
         """
         translated = text if self.language == "en" else CHINESE[text]
         return Localized(translated.format(**values) if values else translated)
+
+    def optional(self, text: str) -> Localized:
+        """Translate a text of a task, which stays English where the catalogue of tasks lacks it."""
+        return Localized(text if self.language == "en" else CHINESE_TASKS.get(text, text))

@@ -103,7 +103,7 @@ def outputs_html(job: Job, tr: Translator) -> Markup:
     if job.kind == CLIPS:
         return _clip(job, tr)
     if job.kind != PICTURES:
-        return Markup("")
+        return _files(job, tr)
     figures = Markup("").join(
         Markup('<figure><a href="{0}" target="_blank" rel="noopener"><img src="{0}" alt="{1}"></a>'
                '<figcaption><a href="{0}" download="{2}">{3}</a></figcaption></figure>').format(
@@ -117,6 +117,24 @@ def outputs_html(job: Job, tr: Translator) -> Markup:
         strip = Markup('<details open><summary>{}</summary><img class="wide strip" src="{}" alt="{}"></details>')
         strip = strip.format(safe_text(words[0]), file_url(job, STRIP), safe_text(words[1]))
     return Markup('<div class="figures">{}</div>{}').format(figures, strip)
+
+
+def _files(job: Job, tr: Translator) -> Markup:
+    """Return the files of a task: images and videos as such, others as links."""
+    shown: list[Markup] = []
+    for name in job.outputs:
+        url, words = file_url(job, name), job_title(job)
+        if name.endswith((".mp4", ".webm")):
+            body = video_html(url, words)
+        elif name.endswith((".png", ".gif", ".webp", ".apng")):
+            body = Markup('<img src="{}" alt="{}">').format(url, safe_text(words))
+        else:
+            continue
+        link = Markup('<a href="{0}" download="{1}">{2}</a>').format(
+            url, name, safe_text(tr("Download {name}", name=name))
+        )
+        shown.append(Markup("<figure>{}<figcaption>{}</figcaption></figure>").format(body, link))
+    return Markup('<div class="figures">{}</div>').format(Markup("").join(shown)) if shown else Markup("")
 
 
 def _clip(job: Job, tr: Translator) -> Markup:

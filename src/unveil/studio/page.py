@@ -25,6 +25,7 @@ from unveil.studio.tabs.gallery import GalleryTab
 from unveil.studio.tabs.image import ImageTab
 from unveil.studio.tabs.models import ModelsTab
 from unveil.studio.tabs.queue import QueueTab
+from unveil.studio.tabs.tasks import TasksTab
 from unveil.studio.tabs.train import TrainTab
 from unveil.studio.tabs.video import VideoTab
 
@@ -49,6 +50,7 @@ class Page:
         desk = TabContext(client.with_language(self.tr), self.tr)
         self.picture, self.video, self.train = ImageTab(desk), VideoTab(desk), TrainTab(desk)
         self.models, self.evaluate = ModelsTab(desk), EvaluateTab(desk)
+        self.tasks = TasksTab(desk)
         self.gallery, self.queue = GalleryTab(desk), QueueTab(desk)
 
     @property
@@ -56,9 +58,9 @@ class Page:
         """Tabs and their titles."""
         tr = self.tr
         return [
-            (self.picture, tr("Image")), (self.video, tr("Video")), (self.train, tr("Train")),
-            (self.models, tr("Models")), (self.evaluate, tr("Evaluate")), (self.gallery, tr("Gallery")),
-            (self.queue, tr("Queue")),
+            (self.picture, tr("Image")), (self.video, tr("Video")), (self.tasks, tr("All tasks")),
+            (self.train, tr("Train")), (self.models, tr("Models")), (self.evaluate, tr("Evaluate")),
+            (self.gallery, tr("Gallery")), (self.queue, tr("Queue")),
         ]  # fmt: skip
 
     def blocks(self) -> gr.Blocks:
@@ -100,7 +102,7 @@ class Page:
     @property
     def watched(self) -> list[tuple[Tab, JobWatcher]]:
         """All job watchers, with their tabs."""
-        pairs = [(tab, tab.watch) for tab in (self.picture, self.video, self.models, self.evaluate)]
+        pairs = [(tab, tab.watch) for tab in (self.picture, self.video, self.tasks, self.models, self.evaluate)]
         return [*pairs, (self.train, self.train.prepared)]
 
     def _refresh(self, tabs: dict[str, Any]) -> None:

@@ -38,12 +38,20 @@ class FileInput:
     medium: Medium
     folder: bool = False
 
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
+        """The schema of the value, which says what the file is."""
+        return {**handler(schema), "file": self.medium}
+
 
 @dataclass(frozen=True)
 class CatalogName:
     """Marks a field that names a model or the like: a path or a name on a command line, a name on a server."""
 
     kind: Kind
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
+        """The schema of the value, which says what it names."""
+        return {**handler(schema), "catalog": self.kind}
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,7 @@ class Repeated:
 def info(
     help: str,
     *,
+    title: str = "",
     unit: str = "",
     advanced: bool = False,
     flags: Iterable[str] = (),
@@ -66,6 +75,7 @@ def info(
 
     Args:
         help: Complete sentence or noun phrase that is understood without the field's name.
+        title: Label of the field, where it is not its name in words.
         unit: Unit of the value, such as px.
         advanced: Whether a form hides it at first.
         flags: Options of the command line, where they are not the field's name.
@@ -77,7 +87,7 @@ def info(
     shown = {"unit": unit, "advanced": advanced, "flags": list(flags), "metavar": metavar, "widget": widget}
     extra: dict[str, Any] = {name: value for name, value in shown.items() if value}
     extra |= {} if option else {"option": False}
-    return Field(description=help, json_schema_extra=extra, **limits)
+    return Field(title=title or None, description=help, json_schema_extra=extra, **limits)
 
 
 def _is_text(text: Any) -> Any:
@@ -172,7 +182,12 @@ class ModelFields(Fields):
     ] = PLAYGROUND
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"],
-        info("Number format of the network: float32, bfloat16 or float16.", advanced=True, metavar="DTYPE"),
+        info(
+            "Number format of the network: float32, bfloat16 or float16.",
+            title="Number format",
+            advanced=True,
+            metavar="DTYPE",
+        ),
     ] = "float32"
     file: Annotated[
         Settings,
@@ -194,12 +209,22 @@ class PromptFields(Fields):
     ] = ()
     cond: Annotated[
         dict[str, Values],
-        info("Other condition, as KEY=VALUE; repeat for several.", advanced=True, metavar="KEY=VALUE"),
+        info(
+            "Other condition, as KEY=VALUE; repeat for several.",
+            title="Other conditions",
+            advanced=True,
+            metavar="KEY=VALUE",
+        ),
     ] = Field(default_factory=dict)
     negative_prompt: Annotated[Texts, info("Prompt to guide away from; needs a guidance scale above 1.")] = ()
     negative_cond: Annotated[
         dict[str, Values],
-        info("Condition to guide away from, as KEY=VALUE, such as label=3.", advanced=True, metavar="KEY=VALUE"),
+        info(
+            "Condition to guide away from, as KEY=VALUE, such as label=3.",
+            title="Other negative conditions",
+            advanced=True,
+            metavar="KEY=VALUE",
+        ),
     ] = Field(default_factory=dict)
 
 
@@ -213,6 +238,7 @@ class ExpansionFields(Fields):
         info(
             "Prompt expansion: rules, the folder of a language model, a URL with a model's name, or none. When left "
             "out, rules for the playground's models and none for others.",
+            title="Prompt expansion",
             metavar="rules|PATH|URL#NAME|none",
         ),
     ] = None
@@ -246,7 +272,13 @@ class GuidedFields(Fields):
     ] = None
     sampling: Annotated[
         Settings,
-        info("Other sampling settings by name, such as guidance_rescale.", advanced=True, option=False, max_length=50),
+        info(
+            "Other sampling settings by name, such as guidance_rescale.",
+            title="Other settings",
+            advanced=True,
+            option=False,
+            max_length=50,
+        ),
     ] = Field(default_factory=dict)
 
     @property
@@ -308,13 +340,19 @@ class AdapterFields(Fields):
 
     lora: Annotated[
         tuple[Lora, ...],
-        info("LoRA file or run, with its weight; repeat for several.", metavar="FILE[:WEIGHT]", max_length=8),
+        info(
+            "LoRA file or run, with its weight; repeat for several.",
+            title="LoRA",
+            metavar="FILE[:WEIGHT]",
+            max_length=8,
+        ),
     ] = ()
     controlnet: Annotated[
         tuple[ControlNet, ...],
         info(
             "ControlNet file, folder or run, and the control image; the image alone for a model that is such a run. "
             "Start and stop are fractions of the sampling trajectory. Repeat for several.",
+            title="ControlNet",
             metavar="[FILE=]IMAGE[:WEIGHT[:START-STOP]]",
             max_length=4,
         ),

@@ -75,6 +75,7 @@ class CountFields(StartFields):
         int | None,
         info(
             "Number of images, for each input image; one per prompt, label or seed when left out.",
+            title="Number of images",
             flags=["--num-images", "-n"],
             ge=1,
         ),

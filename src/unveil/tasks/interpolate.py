@@ -38,7 +38,9 @@ class Interpolate(StartFields, SamplingFields, ModelTask, GeneratesImages):
     format: Annotated[
         Literal["gif", "webp", "apng", "mp4", "webm"], info("Format of the animation: gif, webp, apng, mp4 or webm.")
     ] = "gif"
-    fps: Annotated[float, info("Frame rate of the animation, in frames per second.", unit="fps", gt=0, le=120)] = 12.0
+    fps: Annotated[
+        float, info("Frame rate of the animation, in frames per second.", title="Frame rate", unit="fps", gt=0, le=120)
+    ] = 12.0
 
     def check(self) -> None:
         """At most two values of each condition, and a model instead of an image."""

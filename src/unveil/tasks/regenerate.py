@@ -38,12 +38,13 @@ class Regenerate(ClassifierFields, Task):
     ] = None
     lora: Annotated[
         tuple[Lora, ...],
-        info("LoRA file or run, with its weight; repeat for several.", metavar="FILE[:WEIGHT]"),
+        info("LoRA file or run, with its weight; repeat for several.", title="LoRA", metavar="FILE[:WEIGHT]"),
     ] = ()
     controlnet: Annotated[
         tuple[ControlNet, ...],
         info(
             "ControlNet of the file, where its name in the metadata is not enough.",
+            title="ControlNet",
             metavar="[FILE=]IMAGE[:WEIGHT[:START-STOP]]",
         ),
     ] = ()

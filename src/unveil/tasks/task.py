@@ -6,10 +6,12 @@ The same class is the Python call, the queued job, and the metadata in the files
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from inspect import get_annotations
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, get_args
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from unveil.errors import DataError
 from unveil.io.validation import validated
@@ -144,7 +146,7 @@ class Task(Fields):
 def _references(fields: BaseModel, path: tuple[str | int, ...]) -> Iterator[Reference]:
     for name, field in type(fields).model_fields.items():
         value = getattr(fields, name)
-        mark = next((one for one in (*field.metadata, *_marks(field.annotation)) if _is_mark(one)), None)
+        mark = field_mark(field)
         if mark is not None and isinstance(value, str):
             yield Reference((*path, name), value, mark)
         elif isinstance(value, BaseModel):
@@ -170,5 +172,17 @@ def _is_mark(value: object) -> bool:
 
 def mark_of(task: type[Task], name: str) -> FileInput | CatalogName | None:
     """The kind of reference that a field holds; None for other fields."""
-    field = task.model_fields[name]
+    return field_mark(task.model_fields[name])
+
+
+def field_mark(field: FieldInfo) -> FileInput | CatalogName | None:
+    """The kind of reference that a field holds; None for other fields."""
     return next((one for one in (*field.metadata, *_marks(field.annotation)) if _is_mark(one)), None)
+
+
+def field_group(task: type[Task], name: str) -> str:
+    """The heading of a field: that of the class that states it."""
+    for base in task.__mro__:
+        if name in get_annotations(base):
+            return str(getattr(base, "group", ""))
+    return ""

@@ -11,7 +11,9 @@ from tests.server.http.conftest import server
 from unveil.server.http import schema
 from unveil.server.jobs.command_job import COMMANDS
 from unveil.server.jobs.image_job import PICTURES, PictureRequest
+from unveil.server.jobs.task_job import is_task
 from unveil.server.jobs.video_job import CLIPS, ClipRequest
+from unveil.tasks import registry
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +27,7 @@ def test_a_job_of_each_kind_is_described_with_all_that_its_kind_takes(said):
     known = said.json["components"]["schemas"]
     one = known["JobsAsk"]
     requests = {PICTURES: PictureRequest, CLIPS: ClipRequest} | {kind: asked for kind, (asked, _) in COMMANDS.items()}
+    requests |= {name: registry.task_class(name) for name in filter(is_task, registry.entries())}
     mapping = one["discriminator"]["mapping"]
     assert mapping.keys() == requests.keys()
     assert {found["$ref"] for found in one["oneOf"]} == set(mapping.values())

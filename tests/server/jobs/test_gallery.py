@@ -54,7 +54,7 @@ def test_what_cannot_be_drawn_again_is_told(queue, results, worker, catalog: Cat
     job = done(queue, worker, model="ddpm-digits", label="7", sampling=STEPS)
     facts = read_facts(results.file(job.id, job.outputs[0]))
     for change, said in (
-        ({"task": {"verb": "img2img"}}, "made by 'img2img' from another image"),
+        ({"task": {"name": "img2img"}}, "made by 'img2img' from another image"),
         ({"model": {"name": "../../etc"}}, "is not available"),
         ({"model": None}, "lacks"),
         ({"seed": "x"}, "lacks"),

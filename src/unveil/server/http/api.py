@@ -20,6 +20,7 @@ from unveil.server.http.openapi import add_schemas
 from unveil.server.http.routes import router, validation_error
 from unveil.server.http.security import SecurityPolicy
 from unveil.server.http.service_facade import AsyncService
+from unveil.server.http.task_routes import task_router
 from unveil.server.jobs.service import Service
 
 BUDGET = 5_000.0  # maximum cost of a job, in megapixel evaluations
@@ -72,6 +73,7 @@ def api(service: Service, rules: SecurityPolicy, budget: float | None = BUDGET, 
     meter = MetricsCollector(service)
     app.state.calls = AsyncService(service, budget)
     app.include_router(router)
+    app.include_router(task_router())
 
     @app.get("/health", response_model=Health)
     async def health() -> Health:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import reduce
 from operator import or_
 from typing import Annotated, Any, Literal
@@ -12,7 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, create_model
 from unveil.server.http import schema
 from unveil.server.jobs.command_job import COMMANDS
 from unveil.server.jobs.image_job import PICTURES, PictureRequest
+from unveil.server.jobs.task_job import is_task
 from unveil.server.jobs.video_job import CLIPS, ClipRequest
+from unveil.tasks import registry
 
 _PLACE = "#/components/schemas/"
 _REQUESTS: dict[str, type[BaseModel]] = {PICTURES: PictureRequest, CLIPS: ClipRequest}
@@ -23,10 +26,13 @@ def _jobs() -> Any:
     """Return the union of all job types, each with its own request."""
     closed = ConfigDict(extra="forbid")
     models = list[Any]()
-    for kind, request in _REQUESTS.items():
+    tasks = {name: registry.task_class(name) for name in filter(is_task, registry.entries()) if name not in _REQUESTS}
+    for kind, request in {**_REQUESTS, **tasks}.items():
         literal: Any = Literal[kind]
         models.append(
-            create_model(f"{kind.capitalize()}Job", __config__=closed, kind=(literal, ...), request=(request, ...))
+            create_model(
+                f"{kind.title().replace('-', '')}Job", __config__=closed, kind=(literal, ...), request=(request, ...)
+            )
         )
     return Annotated[reduce(or_, models), Field(discriminator="kind")]
 
@@ -50,10 +56,28 @@ def form_body(kind: type[BaseModel] | None, *files: str) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": body}}}}
 
 
+def schema_of(kind: type[BaseModel]) -> dict[str, Any]:
+    """The JSON schema of a class, complete in itself."""
+    return kind.model_json_schema()
+
+
+def task_body(kind: type[BaseModel], files: Sequence[str]) -> dict[str, Any]:
+    """Return the OpenAPI request body of a task: JSON, or a form with the files that its fields name."""
+    body = _json_schema(kind)[0]
+    content: dict[str, Any] = {"application/json": {"schema": body}}
+    if files:
+        binary = {"type": "string", "format": "binary"}
+        properties = {**body["properties"], **dict.fromkeys(files, binary)}
+        content["multipart/form-data"] = {"schema": {**body, "properties": properties}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
 def add_schemas(app: FastAPI) -> None:
     """Add the schemas of forms and job types to the OpenAPI document of an application."""
     original, (job, named) = app.openapi, _json_schema(_jobs())
     named |= _json_schema(schema.EditsAsk)[1] | _json_schema(schema.VideosAsk)[1]
+    for name in filter(is_task, registry.entries()):
+        named |= _json_schema(registry.task_class(name))[1]
 
     def with_schemas() -> dict[str, Any]:
         document = original()

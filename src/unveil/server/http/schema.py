@@ -153,7 +153,7 @@ class JobsAsk(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    kind: Literal["pictures", "clips", "train", "caption", "evaluate", "check", "convert"]
+    kind: Annotated[str, Field(max_length=100)]
     request: dict[str, Any]
 
 

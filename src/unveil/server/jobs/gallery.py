@@ -55,8 +55,9 @@ def request_from_metadata(metadata: Mapping[str, Any], catalog: Catalog) -> dict
     Raises:
         MediaError: The image was edited, the metadata is incomplete, or a model or LoRA is not available.
     """
-    if metadata.get("task"):
-        task = metadata["task"].get("verb") if isinstance(metadata["task"], Mapping) else None
+    recorded = metadata.get("task") or {}
+    task = recorded.get("name", recorded.get("verb")) if isinstance(recorded, Mapping) else None
+    if (recorded and task != "sample") or metadata.get("inputs"):
         raise DataError(f"made by {task!r} from another image, which its metadata does not contain; use that image")
     try:
         name = _catalog_name(str(metadata["model"]["name"]), catalog.models(), "model")

@@ -181,7 +181,7 @@ class ImageJob:
     ) -> None:
         image = self._inputs.path(change.picture)
         with TemporaryDirectory() as scratch:
-            mask = None if change.mask is None else _white_mask(self._inputs.path(change.mask), Path(scratch))
+            mask = None if change.mask is None else white_mask(self._inputs.path(change.mask), Path(scratch))
             job = editing.EditTask(change.verb, image, change.settings(), mask)
             editing.edit(wish, job, request.sampling, place, console, opener=self._models.load)
 
@@ -224,7 +224,7 @@ def resolve_request(
     )
 
 
-def _white_mask(mask: Path, scratch: Path) -> Path:
+def white_mask(mask: Path, scratch: Path) -> Path:
     """Return a mask that is white in the part to regenerate; a mask with transparency marks that part by it."""
     with mask.open("rb") as file:
         alpha = alpha_channel(file, MAX_PIXELS)

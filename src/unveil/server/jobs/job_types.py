@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from unveil.errors import RecipeError
+from pydantic import BaseModel
+
+from unveil.errors import RecipeError, did_you_mean
 from unveil.model.config import SampleConfig
-from unveil.model.config.base import Section
 from unveil.server.jobs.catalog import RUNS, Catalog, ModelInfo, model_info
 from unveil.server.jobs.command_job import COMMANDS, CommandJob, request_reader
 from unveil.server.jobs.cost import check_sampler_options, count_nfe
@@ -17,10 +18,13 @@ from unveil.server.jobs.image_job import PICTURES, ImageJob, PictureRequest, res
 from unveil.server.jobs.image_job import read_request as read_pictures
 from unveil.server.jobs.model_cache import ModelCache
 from unveil.server.jobs.request import BaseRequest
+from unveil.server.jobs.task_job import TaskJob, check_references, is_task, parse_request, task_cost
 from unveil.server.jobs.uploads import FOLDER, UploadStore
 from unveil.server.jobs.video_job import CLIPS, ClipRequest, VideoJob, files_of
 from unveil.server.jobs.video_job import read_request as read_clips
 from unveil.server.jobs.worker import JobHandler
+from unveil.tasks import registry
+from unveil.tasks.task import Task
 from unveil.types import is_valid_utf8
 
 DEFAULT_SIDE, DEFAULT_FRAMES = 512, 16  # assumed for models whose shape is unknown before loading
@@ -35,7 +39,7 @@ class JobType(NamedTuple):
         cost: Cost in network evaluations of a megapixel: samples x NFE x frames x height x width / 10^6.
     """
 
-    read: Callable[[Mapping[str, Any]], Section]
+    read: Callable[[Mapping[str, Any]], BaseModel]
     check: Callable[[Any, Catalog, UploadStore], object]
     cost: Callable[[Any, ModelInfo, UploadStore], float]
 
@@ -93,6 +97,20 @@ JOB_TYPES: Mapping[str, JobType] = {
 }
 
 
+def job_type(kind: str) -> JobType:
+    """Validation and cost of the jobs of one kind.
+
+    Raises:
+        RecipeError: There are no jobs of this kind.
+    """
+    if kind in JOB_TYPES:
+        return JOB_TYPES[kind]
+    if not is_task(kind):
+        allowed = [*JOB_TYPES, *filter(is_task, registry.entries())]
+        raise RecipeError(f"kind {kind[:100]!r}: no such type of job{did_you_mean(kind, allowed)}")
+    return JobType(lambda request: parse_request(kind, request), check_references, task_cost)
+
+
 class JobTooLarge(RecipeError):
     """The job costs more than one job may."""
 
@@ -107,10 +125,12 @@ def job_cost(
         JobTooLarge: The cost exceeds the budget.
     """
     _check_text(request)
-    parsed = JOB_TYPES[kind].read(request)
-    JOB_TYPES[kind].check(parsed, catalog, inputs)
-    model = model_info(catalog.model(parsed.model)) if isinstance(parsed, BaseRequest) else ModelInfo()
-    cost = JOB_TYPES[kind].cost(parsed, model, inputs)
+    type_of_job = job_type(kind)
+    parsed = type_of_job.read(request)
+    type_of_job.check(parsed, catalog, inputs)
+    name = getattr(parsed, "model", None) if isinstance(parsed, BaseRequest | Task) else None
+    model = ModelInfo() if name is None else model_info(catalog.model(name))
+    cost = type_of_job.cost(parsed, model, inputs)
     if budget is not None and cost > budget:
         raise JobTooLarge(
             f"{cost:.4g} megapixel evaluations, and a job may take {budget:g}; reduce the number, size, length or steps"
@@ -131,4 +151,7 @@ def job_handlers(folder: Path, device: str) -> Mapping[str, JobHandler]:
         PICTURES: ImageJob(models, catalog, inputs, device),
         CLIPS: VideoJob(models, catalog, inputs, device),
         **{kind: CommandJob(kind, catalog, device) for kind in COMMANDS},
+        **{
+            name: TaskJob(name, models, catalog, inputs, device) for name in registry.entries() if name not in JOB_TYPES
+        },
     }

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from unveil.cli import lora
 from unveil.cli.generation_options import GenerationOptions, opened
 from unveil.generation import controlnets
 from unveil.generation.generate import Source
+from unveil.generation.opening import ModelOptions, open_for_generation
 from unveil.io.console import Console
 from unveil.model import Model
 
@@ -74,6 +75,20 @@ class ModelCache:
         ]
         key = (name, *added, wish.dtype, wish.device, tuple(shown), makes, tuple(_stamp(spec) for spec in places))
         return self.get(key, lambda: opened(wish, name, console, shown=shown, makes=makes))
+
+    def open(self, options: ModelOptions, console: Console, **how: Any) -> tuple[Model, Source]:
+        """Open a model with its adapters, or take it from the cache if its files have not changed.
+
+        A model that is opened for the metadata of a file is not kept.
+        """
+        if how.get("recorded") is not None:
+            return open_for_generation(options, console, **how)
+        paths = [Path(options.name), *(lora.path for lora in options.loras)]
+        paths += [control.network for control in options.controlnets if control.network is not None]
+        shown, media = tuple(how.get("shown", ())), how.get("media", "images")
+        key = (options.name, options.loras, options.controlnets, options.control_mode, options.dtype, options.device)
+        key += (repr(options.file), shown, media, tuple(_stamp(path) for path in paths))
+        return self.get(key, lambda: open_for_generation(options, console, **how))
 
     def __len__(self) -> int:
         """Number of cached models."""

@@ -1,0 +1,52 @@
+"""Tab of all tasks: the form of the chosen one is made of its class."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from unveil.server.jobs.job import Job
+from unveil.server.jobs.task_job import is_task
+from unveil.studio.tab_base import JobWatcher, Tab, TabContext
+from unveil.studio.task_form import TaskForm
+from unveil.tasks import registry
+
+FIRST = "sample"
+
+
+class TasksTab(Tab):
+    """Tab of all tasks."""
+
+    def __init__(self, desk: TabContext) -> None:
+        super().__init__(desk, "tasks")
+
+    def build(self) -> None:
+        """Create the components."""
+        self.begin()
+        tr = self.tr
+        with gr.Row(elem_classes="columns"):
+            with gr.Column(scale=2, min_width=300):
+                self.choice = gr.Dropdown(self._choices(), value=FIRST, label=tr("Task"), elem_id="tasks-choice")
+                form_place = gr.Column()
+            with gr.Column(scale=3, min_width=300):
+                self.watch = JobWatcher(self, "tasks", tr("Choose a task, fill in its form and run it."))
+                self.watch.build()
+        with form_place:
+            gr.render(inputs=[self.choice])(self._form)
+
+    def _choices(self) -> list[tuple[str, str]]:
+        names = [name for name in registry.entries() if is_task(name)]
+        return [(f"{name}: {self.tr.optional(registry.described(name).summary)}", name) for name in names]
+
+    def _form(self, name: str) -> None:
+        """Create the form of a task each time that it is chosen."""
+        kind = registry.task_class(name)
+        form = TaskForm(kind, self.client, self.tr)
+        form.build()
+        go = gr.Button(self.tr("Run"), variant="primary", elem_id="tasks-go")
+
+        def submitted(owner: str, *values: Any) -> tuple[Job, list[Any]]:
+            return self.client.submit(kind.name, form.request(values), owner), []
+
+        self.watch.begins(go.click, submitted, [field.part for field in form.fields])
