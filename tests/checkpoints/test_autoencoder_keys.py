@@ -190,7 +190,7 @@ def test_mistakes_are_named(tmp_path):
         load_state(theirs)
     with pytest.raises(WeightsError, match="not an autoencoder by its keys"):
         autoencoder_keys.codec_of({"time_embed.0.weight": bias})
-    with pytest.raises(WeightsError, match=r"not a whole autoencoder: there is no 'encoder\.conv_in\.weight'"):
+    with pytest.raises(WeightsError, match=r"not a whole autoencoder: 'encoder\.conv_in\.weight' is missing"):
         autoencoder_keys.codec_of({key: tensor for key, tensor in theirs.items() if "encoder.conv_in" not in key})
     with pytest.raises(RecipeError, match="attn_type = 'linear': only 'vanilla' and 'none' are supported"):
         autoencoder_keys.from_arguments({"ddconfig": DD | {"attn_type": "linear"}, "embed_dim": 3})

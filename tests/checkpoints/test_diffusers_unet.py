@@ -113,7 +113,7 @@ def test_a_controlnet_of_diffusers_gives_the_same_results_and_is_written_back_un
         ({"layers_per_block": [1, 2]}, r"layers_per_block = \[1, 2\]"),
         ({"up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"]}, "up_block_types"),
         ({"down_block_types": ["AttnDownBlock2D", "DownBlock2D"]}, "down_block_types"),
-        ({"frequency": 3}, "frequency = 3: is no known setting"),
+        ({"frequency": 3}, "frequency = 3: is not a known setting"),
     ],
 )
 def test_a_setting_that_is_not_supported_is_refused_by_its_name(changes: dict[str, Any], named: str):

@@ -276,12 +276,12 @@ def no_code(path: Path) -> str:
 
 def no_map(path: Path) -> str:
     changed(path / "unet" / "config.json", auto_map={"AutoModel": "mine.Net"})
-    return "auto_map names code"
+    return "auto_map names the folder"
 
 
 def no_pipeline(path: Path) -> str:
     changed(path / "model_index.json", _class_name=["mine", "MyPipeline"])
-    return "a pipeline of its own"
+    return "a custom pipeline"
 
 
 def no_library(path: Path) -> str:
@@ -337,7 +337,7 @@ def only_a_pickle(path: Path) -> str:
 
 def another_prediction(path: Path) -> str:
     changed(path / "unet" / "config.json", time_cond_proj_dim=8)
-    return "networks that are told the guidance"
+    return "networks that are conditioned on the guidance scale"
 
 
 SPOILED = [

@@ -106,9 +106,9 @@ def test_missing_extra_and_misshapen_tensors_are_listed():
     theirs["out.2.weight"] = torch.zeros(3, 32, 3, 3)
     with pytest.raises(WeightsError, match=r"out.2.weight: \(3, 32, 3, 3\), expected \(6, 32, 3, 3\)"):
         openai_keys.load(theirs, config)
-    with pytest.raises(WeightsError, match=r"there is no 'input_blocks.0.0.weight'"):
+    with pytest.raises(WeightsError, match=r"'input_blocks.0.0.weight' is missing"):
         openai_keys.infer_config({"conv_in.weight": (64, 3, 3, 3)})
-    with pytest.raises(WeightsError, match=r"not a noisy classifier of ADM: there is no 'time_embed.0.weight'"):
+    with pytest.raises(WeightsError, match=r"not a noisy classifier of ADM: 'time_embed.0.weight' is missing"):
         openai_keys.infer_classifier_config({"input_blocks.0.0.weight": (64, 3, 3, 3)}, 2, 64)
 
 

@@ -271,7 +271,7 @@ def another_network(path: Path) -> str:
 
 def of_pictures(path: Path) -> str:
     changed(path / "transformer" / "config.json", image_dim=8)
-    return "image_dim = 8: networks that are shown a picture by another encoder are not supported"
+    return "image_dim = 8: networks that are conditioned on an image by another encoder are not supported"
 
 
 def more_channels(path: Path) -> str:

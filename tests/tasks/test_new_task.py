@@ -55,8 +55,10 @@ def unveil(*words: object) -> str:
     return done.stdout
 
 
-def test_the_class_is_short():
+def test_the_class_is_short_and_is_that_of_the_guide():
     assert len(MODULE[MODULE.index("class ") :].splitlines()) <= 20
+    guide = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text("utf-8")
+    assert "".join(f"+{line}\n" for line in MODULE.splitlines()) in guide
 
 
 def test_a_new_task_is_in_the_help_and_is_a_command(installed: Path, tmp_path: Path):

@@ -237,7 +237,7 @@ def test_mistakes_are_found_before_anything_is_written(tmp_path):
 
 def test_flipping_what_has_no_sides_is_refused(tmp_path):
     config = TrainConfig(batch_size=4, steps=1, random_flip=True, precision="float32")
-    with pytest.raises(RecipeError, match=r"flip: data of shape \(2,\) has no left and right"):
+    with pytest.raises(RecipeError, match=r"random_flip: data of shape \(2,\) has no left and right"):
         train.fit(
             Denoiser(Mlp(), CosineVP()), Corners(), objective=DiffusionLoss(), config=config, run=tmp_path, key="signal"
         )

@@ -63,7 +63,7 @@ def layout_of(shapes: Shapes) -> Layout | None:
 
 
 def first_stage(theirs: Mapping[str, T]) -> dict[str, T]:
-    """The autoencoder's part of a file, under plain keys: of its own file, or of one of a whole latent diffusion model.
+    """The autoencoder's part of a file under plain keys; the file may hold a whole latent diffusion model.
 
     The names of attention in diffusers' old files become the present ones.
 
@@ -71,8 +71,8 @@ def first_stage(theirs: Mapping[str, T]) -> dict[str, T]:
         theirs: tensors or shapes, by published key.
     """
     whole = any(key.startswith(PREFIX) for key in theirs)
-    found = {key.removeprefix(PREFIX): tensor for key, tensor in theirs.items() if not whole or key.startswith(PREFIX)}
-    return {_present(key): tensor for key, tensor in found.items() if not key.startswith(BESIDE)}
+    part = {key.removeprefix(PREFIX): tensor for key, tensor in theirs.items() if not whole or key.startswith(PREFIX)}
+    return {_present(key): tensor for key, tensor in part.items() if not key.startswith(BESIDE)}
 
 
 def _present(key: str) -> str:
@@ -84,7 +84,7 @@ def _present(key: str) -> str:
 
 
 def names(config: AutoencoderKLConfig | VQModelConfig, layout: Layout) -> Names:
-    """Our keys and theirs, but for the scale, which no state dict of theirs holds.
+    """Our keys and theirs, except the scale, which their state dicts do not hold.
 
     Raises:
         RecipeError: a configuration that the layout does not have.
@@ -94,35 +94,35 @@ def names(config: AutoencoderKLConfig | VQModelConfig, layout: Layout) -> Names:
             raise RecipeError(f"{name} = {getattr(config, name)!r}: the layout {layout!r} has {only!r} only")
     if layout == "diffusers" and config.widths[0] != config.model_channels:
         raise RecipeError(f"channel_mult {config.channel_mult}: diffusers' autoencoders begin with 1")
-    found: Names = {}
+    mapping: Names = {}
     for part, network in (("encoder", _on_meta(config).encoder), ("decoder", _on_meta(config).decoder)):
         for ours, theirs in ENDS[layout].items():
-            found |= layer_keys(part, part, {ours: theirs})
+            mapping |= layer_keys(part, part, {ours: theirs})
         modules = dict(network.named_modules())
         for ours, theirs in _prefixes(config, layout).items():
             if ours in modules:
                 block = ddpm_keys.block_names if layout == "ldm" else _diffusers_names
-                found |= block(f"{part}.{ours}", f"{part}.{theirs}", modules[ours])
+                mapping |= block(f"{part}.{ours}", f"{part}.{theirs}", modules[ours])
     if config.latent_channels is not None:
-        found |= {f"enter.{kind}": SourceKeys((f"quant_conv.{kind}",)) for kind in ("weight", "bias")}
-        found |= {f"leave.{kind}": SourceKeys((f"post_quant_conv.{kind}",)) for kind in ("weight", "bias")}
+        mapping |= {f"enter.{kind}": SourceKeys((f"quant_conv.{kind}",)) for kind in ("weight", "bias")}
+        mapping |= {f"leave.{kind}": SourceKeys((f"post_quant_conv.{kind}",)) for kind in ("weight", "bias")}
     if isinstance(config, VQModelConfig):
-        found["quantiser.codebook"] = SourceKeys((CODEBOOK,))
-    return found
+        mapping["quantiser.codebook"] = SourceKeys((CODEBOOK,))
+    return mapping
 
 
 def _prefixes(config: AutoencoderKLConfig | VQModelConfig, layout: Layout) -> dict[str, str]:
     if layout == "ldm":
         return ddpm_keys.prefixes(config)
-    found = dict(DIFFUSERS_MIDDLE)
+    prefixes = dict(DIFFUSERS_MIDDLE)
     for level in range(len(config.channel_mult)):
         for i in range(config.num_res_blocks + 1):
             for way in ("down", "up"):
-                found[f"{way}.{level}.blocks.{i}"] = f"{way}_blocks.{level}.resnets.{i}"
-                found[f"{way}.{level}.attention.{i}"] = f"{way}_blocks.{level}.attentions.{i}"
-        found[f"down.{level}.resample"] = f"down_blocks.{level}.downsamplers.0"
-        found[f"up.{level}.resample"] = f"up_blocks.{level}.upsamplers.0"
-    return found
+                prefixes[f"{way}.{level}.blocks.{i}"] = f"{way}_blocks.{level}.resnets.{i}"
+                prefixes[f"{way}.{level}.attention.{i}"] = f"{way}_blocks.{level}.attentions.{i}"
+        prefixes[f"down.{level}.resample"] = f"down_blocks.{level}.downsamplers.0"
+        prefixes[f"up.{level}.resample"] = f"up_blocks.{level}.upsamplers.0"
+    return prefixes
 
 
 def _diffusers_names(ours: str, theirs: str, module: nn.Module) -> Names:
@@ -131,10 +131,10 @@ def _diffusers_names(ours: str, theirs: str, module: nn.Module) -> Names:
             skip = {} if isinstance(module.skip, nn.Identity) else {"skip": "conv_shortcut"}
             return layer_keys(ours, theirs, ddpm_keys.UNTIMED | skip)
         case SelfAttention():
-            found = layer_keys(ours, theirs, {"norm": "group_norm", "out": "to_out.0"})
+            mapping = layer_keys(ours, theirs, {"norm": "group_norm", "out": "to_out.0"})
             for kind in ("weight", "bias"):
-                found[f"{ours}.qkv.{kind}"] = SourceKeys(tuple(f"{theirs}.to_{part}.{kind}" for part in "qkv"))
-            return found
+                mapping[f"{ours}.qkv.{kind}"] = SourceKeys(tuple(f"{theirs}.to_{part}.{kind}" for part in "qkv"))
+            return mapping
         case Downsample() | Upsample():
             return layer_keys(ours, theirs, {"conv": "conv"})
         case _:
@@ -171,8 +171,8 @@ def dump(codec: AutoencoderKL | VQModel, layout: Layout = "ldm") -> dict[str, Te
     Raises:
         RecipeError: a configuration that the layout does not have.
     """
-    kept = {key: tensor for key, tensor in codec.state_dict().items() if key not in (*SCALES, *RUNNING)}
-    return to_theirs(kept, names(codec.config, layout))
+    state = {key: tensor for key, tensor in codec.state_dict().items() if key not in (*SCALES, *RUNNING)}
+    return to_theirs(state, names(codec.config, layout))
 
 
 def codec_of(
@@ -192,10 +192,10 @@ def codec_of(
     Raises:
         WeightsError: as `load`.
     """
-    found = first_stage(theirs)
-    config = config or infer_config(shapes_of(found), scale=scale, shift=shift)
+    state = first_stage(theirs)
+    config = config or infer_config(shapes_of(state), scale=scale, shift=shift)
     codec = _on_meta(config)
-    codec.load_state_dict(in_float(load(found, config)), assign=True)
+    codec.load_state_dict(in_float(load(state, config)), assign=True)
     return codec.requires_grad_(False).eval()
 
 
@@ -242,7 +242,7 @@ def infer_config(
         }
         moments = shapes["encoder.conv_out.weight"][0] // z_channels
     except (KeyError, IndexError, ValueError) as missing:
-        raise WeightsError(f"not a whole autoencoder: there is no {missing}") from None
+        raise WeightsError(f"not a whole autoencoder: {missing} is missing") from None
     if CODEBOOK in shapes and moments == 1:
         return VQModelConfig(**settings, codebook_size=shapes[CODEBOOK][0])
     if moments != 2 or CODEBOOK in shapes:
@@ -264,33 +264,33 @@ def from_arguments(arguments: Mapping[str, Any]) -> AutoencoderKLConfig | VQMode
         RecipeError: a setting that is missing, or that this network does not have.
     """
     try:
-        given = arguments["ddconfig"]
-        kind = given.get("attn_type", "vanilla")
-        for name, found, allowed in (
+        network = arguments["ddconfig"]
+        kind = network.get("attn_type", "vanilla")
+        for name, value, allowed in (
             ("attn_type", kind, ("vanilla", "none")),
-            ("use_linear_attn", bool(given.get("use_linear_attn", False)), (False,)),
-            ("resamp_with_conv", bool(given.get("resamp_with_conv", True)), (True,)),
-            ("tanh_out", bool(given.get("tanh_out", False)), (False,)),
-            ("give_pre_end", bool(given.get("give_pre_end", False)), (False,)),
+            ("use_linear_attn", bool(network.get("use_linear_attn", False)), (False,)),
+            ("resamp_with_conv", bool(network.get("resamp_with_conv", True)), (True,)),
+            ("tanh_out", bool(network.get("tanh_out", False)), (False,)),
+            ("give_pre_end", bool(network.get("give_pre_end", False)), (False,)),
         ):
-            if found not in allowed:
-                raise RecipeError(f"{name} = {found!r}: only {' and '.join(map(repr, allowed))} are supported")
-        multipliers = tuple(given["ch_mult"])
-        sides = {2**level: given["resolution"] // 2**level for level in range(len(multipliers))}
-        attended = tuple(rate for rate, side in sides.items() if side in given["attn_resolutions"])
+            if value not in allowed:
+                raise RecipeError(f"{name} = {value!r}: only {' and '.join(map(repr, allowed))} are supported")
+        multipliers = tuple(network["ch_mult"])
+        sides = {2**level: network["resolution"] // 2**level for level in range(len(multipliers))}
+        attended = tuple(rate for rate, side in sides.items() if side in network["attn_resolutions"])
         settings: dict[str, Any] = {
-            "in_channels": given["in_channels"],
-            "out_channels": given["out_ch"],
-            "model_channels": given["ch"],
+            "in_channels": network["in_channels"],
+            "out_channels": network["out_ch"],
+            "model_channels": network["ch"],
             "channel_mult": multipliers,
-            "num_res_blocks": given["num_res_blocks"],
-            "z_channels": given["z_channels"],
+            "num_res_blocks": network["num_res_blocks"],
+            "z_channels": network["z_channels"],
             "attention": attended if kind == "vanilla" else (),
             "middle": "attention" if kind == "vanilla" else "blocks",
-            "dropout": given.get("dropout", 0.0),
+            "dropout": network.get("dropout", 0.0),
             "latent_channels": arguments["embed_dim"],
         }
-        if bool(given.get("double_z", True)) != ("n_embed" not in arguments):
+        if bool(network.get("double_z", True)) != ("n_embed" not in arguments):
             raise RecipeError("double_z: must be true without a codebook (n_embed), and false with one")
         return (
             VQModelConfig(**settings, codebook_size=arguments["n_embed"])

@@ -23,10 +23,10 @@ HINT = "input_hint_block"
 
 def names(network: ControlNet) -> Names:
     """Our keys of a ControlNet and the published ones, without prefix."""
-    found = openai_keys.names_of(network, openai_keys.first_half(network.config))
-    found |= layer_keys("hint", HINT, {f"layers.{i}": f"{2 * i}" for i in range(len(network.hint.layers))})
-    found |= layer_keys("zero", "zero_convs", {f"{i}": f"{i}.0" for i in range(len(network.zero))})
-    return found | layer_key("zero_middle", "middle_block_out.0")
+    mapping = openai_keys.names_of(network, openai_keys.first_half(network.config))
+    mapping |= layer_keys("hint", HINT, {f"layers.{i}": f"{2 * i}" for i in range(len(network.hint.layers))})
+    mapping |= layer_keys("zero", "zero_convs", {f"{i}": f"{i}.0" for i in range(len(network.zero))})
+    return mapping | layer_key("zero_middle", "middle_block_out.0")
 
 
 def load(theirs: Mapping[str, Tensor], config: UNetConfig) -> ControlNet:
@@ -44,7 +44,7 @@ def load(theirs: Mapping[str, Tensor], config: UNetConfig) -> ControlNet:
 
 
 def dump(network: ControlNet) -> dict[str, Tensor]:
-    """The published state dict of ours, without a prefix (`latent_unet.prefixed(..., PREFIX)` adds it)."""
+    """The published state dict of ours, without a prefix (`ldm_unet.add_prefix(..., PREFIX)` adds it)."""
     return to_theirs(network.state_dict(), names(network))
 
 
@@ -52,7 +52,7 @@ def meta_controlnet(config: UNetConfig, shapes: Mapping[str, Sequence[int]]) -> 
     """A ControlNet without memory, its hint network as published shapes show it.
 
     Raises:
-        WeightsError: there is no hint network among them.
+        WeightsError: They contain no hint network.
     """
     places = sorted({int(key.split(".")[1]) for key in shapes if key.startswith(f"{HINT}.")})
     layers = [shapes[f"{HINT}.{place}.weight"] for place in places]
@@ -72,19 +72,19 @@ def from_arguments(arguments: Mapping[str, Any]) -> tuple[UNetConfig, int]:
     """The U-Net's configuration and the channels of the hint, of `ControlNet(**arguments)`.
 
     Raises:
-        RecipeError: as `latent_unet.from_arguments`.
+        RecipeError: as `ldm_unet.from_arguments`.
     """
-    given = dict(arguments)
-    if "hint_channels" not in given:
+    settings = dict(arguments)
+    if "hint_channels" not in settings:
         raise RecipeError("argument 'hint_channels' is missing")
-    channels = given.pop("hint_channels")
-    return ldm_unet.from_arguments({"out_channels": given.get("in_channels"), **given}), channels
+    channels = settings.pop("hint_channels")
+    return ldm_unet.from_arguments({"out_channels": settings.get("in_channels"), **settings}), channels
 
 
 def infer_config(shapes: Mapping[str, Sequence[int]], heads: Mapping[str, int] | None = None) -> UNetConfig:
-    """The configuration that a ControlNet's tensors show, as `latent_unet.seen` reads a U-Net's."""
-    given = dict(ldm_unet.strip_prefix(shapes, PREFIX))
-    if not any(key.startswith(f"{HINT}.") for key in given):
+    """The configuration that a ControlNet's tensors show, as `ldm_unet.infer_config` reads a U-Net's."""
+    bare = dict(ldm_unet.strip_prefix(shapes, PREFIX))
+    if not any(key.startswith(f"{HINT}.") for key in bare):
         raise WeightsError(f"not a ControlNet: there is nothing under {HINT}")
-    given["out.2.weight"] = (given["input_blocks.0.0.weight"][1], 0, 0, 0)  # x's channels: it has no way out
-    return ldm_unet.infer_config(given, heads)
+    bare["out.2.weight"] = (bare["input_blocks.0.0.weight"][1], 0, 0, 0)  # x's channels: it has no way out
+    return ldm_unet.infer_config(bare, heads)

@@ -52,13 +52,13 @@ def read(path: Path, base: UNetConfig | None = None) -> LoadedControlNet:
     if not path.exists():
         raise WeightsError(model_dir.not_found_message(path, "controlnets"))
     if path.is_file():
-        found = LoadedControlNet(_published(path, base), digest(path))
+        loaded = LoadedControlNet(_published(path, base), digest(path))
     elif (path / CONFIG).is_file():
-        found = LoadedControlNet(diffusers_unet.read_controlnet(path), digest(path))
+        loaded = LoadedControlNet(diffusers_unet.read_controlnet(path), digest(path))
     else:
-        found = _ours(path)
-    found.network.float().requires_grad_(False)
-    return found
+        loaded = _ours(path)
+    loaded.network.float().requires_grad_(False)
+    return loaded
 
 
 def of_published(tensors: Mapping[str, Tensor], heads: Mapping[str, int] | None = None) -> ControlNet:
@@ -68,7 +68,7 @@ def of_published(tensors: Mapping[str, Tensor], heads: Mapping[str, int] | None 
         heads: {"heads": 8} or {"head_channels": 64}, where it is none of the released ones.
 
     Raises:
-        WeightsError: there is none, it is not whole, or heads have to be said.
+        WeightsError: There is none, it is incomplete, or heads have to be given.
         RecipeError: settings that are not supported.
     """
     shapes = shapes_of(tensors)
@@ -80,14 +80,14 @@ def of_published(tensors: Mapping[str, Tensor], heads: Mapping[str, int] | None 
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a folder holds a ControlNet: diffusers', or one that was trained here."""
+    """Return whether a folder holds a ControlNet: diffusers', or one that was trained here."""
     if (path / CONFIG).is_file():
         return is_theirs(path)
-    return any(weights_of(one).is_file() for one in (path, *path.glob("checkpoints/*")))
+    return any(weights_of(folder).is_file() for folder in (path, *path.glob("checkpoints/*")))
 
 
 def is_theirs(path: Path) -> bool:
-    """Whether a folder holds a ControlNet as diffusers writes it."""
+    """Return whether a folder holds a ControlNet as diffusers writes it."""
     return (path / CONFIG).is_file() and read_json(path / CONFIG).get("_class_name") == diffusers_unet.CONTROLNET
 
 
@@ -97,7 +97,7 @@ def inspect(path: Path) -> dict[str, Any]:
     Raises:
         WeightsError: a file that is damaged or not there.
     """
-    headers = {one.name: read_header(one) for one in hf_files.weight_files(path, diffusers_unet.WEIGHTS)}
+    headers = {file.name: read_header(file) for file in hf_files.weight_files(path, diffusers_unet.WEIGHTS)}
     what = f"a folder of diffusers, {diffusers_unet.CONTROLNET}"
     return {
         "path": str(path),
@@ -156,17 +156,17 @@ def _ours(path: Path) -> LoadedControlNet:
     if len(layers) < 2:
         raise WeightsError(f"{file}: not a ControlNet, which has hint.layers; copy it again")
     ordered = [tensors[f"hint.layers.{i}.weight"].shape for i in range(len(layers))]
-    made = controlnet_keys.controlnet_from_shapes(network, ordered)
-    model_folder.check_keys(file, made, tensors)
-    made.load_state_dict(tensors, assign=True)
-    return LoadedControlNet(made.eval(), sha256(file), base_model.base_of(folder))
+    controlnet = controlnet_keys.controlnet_from_shapes(network, ordered)
+    model_folder.check_keys(file, controlnet, tensors)
+    controlnet.load_state_dict(tensors, assign=True)
+    return LoadedControlNet(controlnet.eval(), sha256(file), base_model.base_of(folder))
 
 
 def _published(path: Path, base: UNetConfig | None) -> ControlNet:
     tensors = read_state(path)
     try:
-        if base is not None and (found := _copy_of(base, tensors, shapes_of(tensors))) is not None:
-            return found
+        if base is not None and (copied := _copy_of(base, tensors, shapes_of(tensors))) is not None:
+            return copied
         return of_published(tensors, None if base is None else _heads(base))
     except (WeightsError, RecipeError) as problem:
         raise WeightsError(f"{path}: {problem}") from problem
@@ -175,7 +175,7 @@ def _published(path: Path, base: UNetConfig | None) -> ControlNet:
 def _copy_of(
     base: UNetConfig, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
 ) -> ControlNet | None:
-    """The ControlNet of this U-Net, if these tensors are of one; it may have been trained without pictures beside x."""
+    """The ControlNet of this U-Net, if the tensors are those of one; x may lack the U-Net's concatenated images."""
     enter = ldm_unet.strip_prefix(shapes, controlnet_keys.PREFIX).get("input_blocks.0.0.weight")
     if enter is None:
         return None

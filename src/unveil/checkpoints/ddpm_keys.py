@@ -30,18 +30,18 @@ ENDS = {"enter": "conv_in", "norm": "norm_out", "leave": "conv_out"}
 
 def prefixes(config: UNetConfig | AutoencoderConfig) -> dict[str, str]:
     """Our modules that hold weights and theirs; their way up is numbered by level, ours by order."""
-    found, last = dict(MIDDLE), len(config.rates) - 1
+    modules, last = dict(MIDDLE), len(config.rates) - 1
     blocks = config.num_res_blocks
     for level, rate in enumerate(config.rates):
         ways = {f"down.{level}": (f"down.{level}", "downsample"), f"up.{last - level}": (f"up.{level}", "upsample")}
         for ours, (theirs, resample) in ways.items():
             for i in range(blocks + ours.startswith("up")):
-                found[f"{ours}.blocks.{i}"] = f"{theirs}.block.{i}"
+                modules[f"{ours}.blocks.{i}"] = f"{theirs}.block.{i}"
                 if rate in config.attention:
-                    found[f"{ours}.attention.{i}"] = f"{theirs}.attn.{i}"
-            found[f"{ours}.resample"] = f"{theirs}.{resample}"
-    del found[f"down.{last}.resample"], found[f"up.{last}.resample"]
-    return found
+                    modules[f"{ours}.attention.{i}"] = f"{theirs}.attn.{i}"
+            modules[f"{ours}.resample"] = f"{theirs}.{resample}"
+    del modules[f"down.{last}.resample"], modules[f"up.{last}.resample"]
+    return modules
 
 
 def names(config: UNetConfig) -> Names:
@@ -62,12 +62,12 @@ def names(config: UNetConfig) -> Names:
         if getattr(config, name) != getattr(plain, name):
             raise RecipeError(f"{name} = {getattr(config, name)!r}: DDPM's own network has {getattr(plain, name)!r}")
     modules = dict(_on_meta(config).named_modules())
-    found = layer_keys("time", "temb.dense", TIME)
+    mapping = layer_keys("time", "temb.dense", TIME)
     for ours, theirs in ENDS.items():
-        found |= {f"{ours}.{kind}": SourceKeys((f"{theirs}.{kind}",)) for kind in ("weight", "bias")}
+        mapping |= {f"{ours}.{kind}": SourceKeys((f"{theirs}.{kind}",)) for kind in ("weight", "bias")}
     for ours, theirs in prefixes(config).items():
-        found |= block_names(ours, theirs, modules[ours])
-    return found
+        mapping |= block_names(ours, theirs, modules[ours])
+    return mapping
 
 
 def block_names(ours: str, theirs: str, module: nn.Module) -> Names:
@@ -77,12 +77,12 @@ def block_names(ours: str, theirs: str, module: nn.Module) -> Names:
             layers = RES_BLOCK if isinstance(module, ResBlock) else UNTIMED
             return layer_keys(ours, theirs, layers | ({} if isinstance(module.skip, nn.Identity) else SKIP))
         case SelfAttention():
-            found = layer_keys(ours, theirs, {"norm": "norm"})
+            mapping = layer_keys(ours, theirs, {"norm": "norm"})
             for kind, ones in {"weight": 2, "bias": 0}.items():
                 projections = tuple(f"{theirs}.{part}.{kind}" for part in "qkv")
-                found[f"{ours}.qkv.{kind}"] = SourceKeys(projections, ones)
-                found[f"{ours}.out.{kind}"] = SourceKeys((f"{theirs}.proj_out.{kind}",), ones)
-            return found
+                mapping[f"{ours}.qkv.{kind}"] = SourceKeys(projections, ones)
+                mapping[f"{ours}.out.{kind}"] = SourceKeys((f"{theirs}.proj_out.{kind}",), ones)
+            return mapping
         case Downsample() | Upsample():
             return layer_keys(ours, theirs, {"conv": "conv"})
         case _:
@@ -119,7 +119,7 @@ def from_arguments(arguments: Mapping[str, Any]) -> UNetConfig:
         if model.get("type", "simple") != "simple":
             raise RecipeError(f"model type {model['type']!r}: only 'simple' is supported")
         multipliers, channels = tuple(model["ch_mult"]), model["ch"]
-        # The resolutions are those that the picture has after halving with rounding down.
+        # The resolutions are those that the image has after halving with rounding down.
         rates = {2**level: size // 2**level for level in range(len(multipliers))}
         return UNetConfig(
             in_channels=model["in_channels"],
@@ -168,7 +168,7 @@ def infer_config(shapes: Mapping[str, Sequence[int]]) -> UNetConfig:
             stem_channels=None if stem == widths[0] else stem,
         )
     except (KeyError, ValueError) as missing:
-        raise WeightsError(f"not DDPM's own U-Net: there is no {missing}") from None
+        raise WeightsError(f"not DDPM's own U-Net: {missing} is missing") from None
 
 
 def _on_meta(config: UNetConfig) -> UNet:

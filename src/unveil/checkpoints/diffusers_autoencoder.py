@@ -53,17 +53,17 @@ def read(path: Path) -> AutoencoderKL | VQModel:
     if place is None:
         names = ", ".join(CLASSES)
         raise WeightsError(f"{path}: no folder of an autoencoder of diffusers, whose config.json names {names}")
-    said = read_json(place / "config.json")
+    settings = read_json(place / "config.json")
     theirs = read_weights(place, WEIGHTS)
-    scale, shift = _scale(said, str(place / "config.json"))
+    scale, shift = _scale(settings, str(place / "config.json"))
     config = autoencoder_keys.infer_config(
-        shapes_of(theirs), groups=int(said.get("norm_num_groups", 32)), scale=scale, shift=shift
+        shapes_of(theirs), groups=int(settings.get("norm_num_groups", 32)), scale=scale, shift=shift
     )
     for name, value in [*FIXED.items(), *_expected(config).items()]:
-        given = said.get(name, value)
-        given = tuple(given) if isinstance(given, list) else given
-        if given is not None and given != value:
-            raise WeightsError(f"{place / 'config.json'}: {name} = {given!r}: only {value!r} is supported here")
+        setting = settings.get(name, value)
+        setting = tuple(setting) if isinstance(setting, list) else setting
+        if setting is not None and setting != value:
+            raise WeightsError(f"{place / 'config.json'}: {name} = {setting!r}: only {value!r} is supported here")
     return autoencoder_keys.codec_of(theirs, config)
 
 
@@ -83,10 +83,10 @@ def write(codec: AutoencoderKL | VQModel, path: Path) -> Path:
     return path
 
 
-def _scale(said: Mapping[str, Any], where: str) -> tuple[PerChannel, PerChannel]:
+def _scale(settings: Mapping[str, Any], where: str) -> tuple[PerChannel, PerChannel]:
     """Scale and shift of the latents: diffusers' factors, or with them means and deviations per channel."""
-    factor, shift = said.get("scaling_factor", SCALE), said.get("shift_factor")
-    means, deviations = said.get("latents_mean"), said.get("latents_std")
+    factor, shift = settings.get("scaling_factor", SCALE), settings.get("shift_factor")
+    means, deviations = settings.get("latents_mean"), settings.get("latents_std")
     scale = 1.0 if factor is None else float(factor)
     if means is None and deviations is None:
         return scale, float(shift or 0.0)
@@ -94,7 +94,7 @@ def _scale(said: Mapping[str, Any], where: str) -> tuple[PerChannel, PerChannel]
         raise WeightsError(
             f"{where}: latents_mean and latents_std go together, and without shift_factor; copy it again"
         )
-    return tuple(scale / float(one) for one in deviations), tuple(float(one) for one in means)
+    return tuple(scale / float(number) for number in deviations), tuple(float(number) for number in means)
 
 
 def _settings(codec: AutoencoderKL | VQModel) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def _settings(codec: AutoencoderKL | VQModel) -> dict[str, Any]:
         raise RecipeError("shift, or a scale per channel: diffusers' VQModel has one scaling_factor alone")
     numbers: dict[str, Any] = {"scaling_factor": scale[0], "shift_factor": shift[0] or None}
     if not plain:
-        numbers = {"scaling_factor": 1.0, "latents_mean": shift, "latents_std": [1 / one for one in scale]}
+        numbers = {"scaling_factor": 1.0, "latents_mean": shift, "latents_std": [1 / number for number in scale]}
     if isinstance(codec, VQModel):
         numbers = {"scaling_factor": scale[0], "norm_type": "group"}
     return {
@@ -122,22 +122,22 @@ def _settings(codec: AutoencoderKL | VQModel) -> dict[str, Any]:
 def _expected(config: Any) -> dict[str, Any]:
     """The settings that the shapes of the tensors show too."""
     attended = [rate in config.attention for rate in config.rates]
-    found = {
+    expected = {
         "in_channels": config.in_channels,
         "out_channels": config.out_channels,
         "block_out_channels": config.widths,
         "layers_per_block": config.num_res_blocks,
         "latent_channels": config.z_channels,
-        "down_block_types": tuple(DOWN[one] for one in attended),
-        "up_block_types": tuple(UP[one] for one in reversed(attended)),
+        "down_block_types": tuple(DOWN[attends] for attends in attended),
+        "up_block_types": tuple(UP[attends] for attends in reversed(attended)),
         "mid_block_add_attention": config.middle == "attention",
     }
     if isinstance(config, VQModelConfig):
-        return found | {"num_vq_embeddings": config.codebook_size, "vq_embed_dim": config.width}
+        return expected | {"num_vq_embeddings": config.codebook_size, "vq_embed_dim": config.width}
     projected = config.latent_channels is not None
     if projected and config.latent_channels != config.z_channels:
         raise RecipeError(
             f"latent_channels = {config.latent_channels}: diffusers' AutoencoderKL has as many as z_channels, "
             f"{config.z_channels}"
         )
-    return found | {"use_quant_conv": projected, "use_post_quant_conv": projected}
+    return expected | {"use_quant_conv": projected, "use_post_quant_conv": projected}

@@ -131,43 +131,43 @@ def names(network: UNet | ControlNet) -> Names:
     Raises:
         RecipeError: a network that diffusers' classes cannot be.
     """
-    found: Names = {}
+    mapping: Names = {}
     single = ENDS if isinstance(network, ControlNet) else ENDS | OUT
     for ours, theirs in single.items():
-        found |= layer_key(ours, theirs)
+        mapping |= layer_key(ours, theirs)
     for number, level in enumerate(network.down):
-        found |= _level_names(f"down.{number}", f"down_blocks.{number}", level, "downsamplers")
-    found |= _level_names("middle", "mid_block", network.middle, "")
+        mapping |= _level_names(f"down.{number}", f"down_blocks.{number}", level, "downsamplers")
+    mapping |= _level_names("middle", "mid_block", network.middle, "")
     if isinstance(network, UNet):
         for number, level in enumerate(network.up):
-            found |= _level_names(f"up.{number}", f"up_blocks.{number}", level, "upsamplers")
-        return found
+            mapping |= _level_names(f"up.{number}", f"up_blocks.{number}", level, "upsamplers")
+        return mapping
     last = len(network.hint.layers) - 1
     inside = {f"layers.{1 + i}": f"blocks.{i}" for i in range(last - 1)}
-    found |= layer_keys(
+    mapping |= layer_keys(
         "hint", "controlnet_cond_embedding", {"layers.0": "conv_in", **inside, f"layers.{last}": "conv_out"}
     )
-    found |= layer_keys("zero", "controlnet_down_blocks", {f"{i}": f"{i}" for i in range(len(network.zero))})
-    return found | layer_key("zero_middle", "controlnet_mid_block")
+    mapping |= layer_keys("zero", "controlnet_down_blocks", {f"{i}": f"{i}" for i in range(len(network.zero))})
+    return mapping | layer_key("zero_middle", "controlnet_mid_block")
 
 
 def _level_names(ours: str, theirs: str, level: nn.Module, resampled: str) -> Names:
     assert isinstance(level, UNetLevel)
-    found: Names = {}
+    mapping: Names = {}
     for place, block in enumerate(level.blocks):
         assert isinstance(block, ResBlock)
         skip = {} if isinstance(block.skip, nn.Identity) else {"skip": "conv_shortcut"}
-        found |= layer_keys(f"{ours}.blocks.{place}", f"{theirs}.resnets.{place}", RES_BLOCK | skip)
+        mapping |= layer_keys(f"{ours}.blocks.{place}", f"{theirs}.resnets.{place}", RES_BLOCK | skip)
     for place, attention in enumerate(level.attention):
         if isinstance(attention, SpatialTransformer):
-            found |= spatial_key_mapping(f"{ours}.attention.{place}", f"{theirs}.attentions.{place}", attention)
+            mapping |= spatial_key_mapping(f"{ours}.attention.{place}", f"{theirs}.attentions.{place}", attention)
         elif not isinstance(attention, nn.Identity):
             raise RecipeError("self-attention without spatial transformers: diffusers' conditional U-Nets have none")
     if level.resample is not None:
         if not hasattr(level.resample, "conv"):
             raise RecipeError("resample: diffusers' conditional U-Nets have convolutions there (resample = conv)")
-        found |= layer_key(f"{ours}.resample.conv", f"{theirs}.{resampled}.0.conv")
-    return found
+        mapping |= layer_key(f"{ours}.resample.conv", f"{theirs}.{resampled}.0.conv")
+    return mapping
 
 
 def load(theirs: Mapping[str, Tensor], config: UNetConfig) -> DiffusersUNetWeights:
@@ -206,44 +206,44 @@ def _fill(network: UNet | ControlNet, theirs: Mapping[str, Tensor]) -> None:
 def from_settings(settings: Mapping[str, Any]) -> UNetConfig:
     """The configuration that the settings of either class mean.
 
-    Channels in beyond those out are a picture given beside x (inpainting).
+    Input channels beyond the output channels are an image concatenated to x (inpainting).
 
     Raises:
         RecipeError: a setting that is not known, or a value that is not supported; it is named.
     """
-    given = {key: value for key, value in settings.items() if not key.startswith("_")}
-    for key, value in given.items():
+    values = {key: value for key, value in settings.items() if not key.startswith("_")}
+    for key, value in values.items():
         if key in FIXED and value != FIXED[key]:
             raise RecipeError(f"{key} = {value!r}: is not supported; it must be {FIXED[key]!r}")
         if key not in FIXED and key not in READ and key not in WITHOUT_EFFECT:
-            raise RecipeError(f"{key} = {value!r}: is no known setting of {UNET} or {CONTROLNET}")
-    given = DEFAULTS | {key: value for key, value in given.items() if value is not None}
-    widths = tuple(given["block_out_channels"])
+            raise RecipeError(f"{key} = {value!r}: is not a known setting of {UNET} or {CONTROLNET}")
+    values = DEFAULTS | {key: value for key, value in values.items() if value is not None}
+    widths = tuple(values["block_out_channels"])
     levels = len(widths)
-    with_attention = _attends(given["down_block_types"], DOWN, "down_block_types", levels)
-    ups = given.get("up_block_types")
+    with_attention = _attends(values["down_block_types"], DOWN, "down_block_types", levels)
+    ups = values.get("up_block_types")
     if ups is not None and _attends(ups, UP, "up_block_types", levels) != with_attention[::-1]:
-        raise RecipeError(f"up_block_types = {list(ups)}: must mirror {list(given['down_block_types'])}")
-    depths = _of_levels(given["transformer_layers_per_block"], levels, "transformer_layers_per_block")
-    enter, out = given["in_channels"], given["out_channels"]
-    if given["resnet_time_scale_shift"] not in SHAPES:
-        raise RecipeError(f"resnet_time_scale_shift = {given['resnet_time_scale_shift']!r}: known are {list(SHAPES)}")
+        raise RecipeError(f"up_block_types = {list(ups)}: must mirror {list(values['down_block_types'])}")
+    depths = _of_levels(values["transformer_layers_per_block"], levels, "transformer_layers_per_block")
+    enter, out = values["in_channels"], values["out_channels"]
+    if values["resnet_time_scale_shift"] not in SHAPES:
+        raise RecipeError(f"resnet_time_scale_shift = {values['resnet_time_scale_shift']!r}: known are {list(SHAPES)}")
     return UNetConfig(
         in_channels=min(enter, out),
         out_channels=out,
         model_channels=widths[0],
         channel_mult=tuple(width // widths[0] if width % widths[0] == 0 else width / widths[0] for width in widths),
-        num_res_blocks=_one(given["layers_per_block"], levels, "layers_per_block"),
-        attention=tuple(2**level for level, found in enumerate(with_attention) if found),
-        time_scale_shift=SHAPES[given["resnet_time_scale_shift"]],  # type: ignore[arg-type]
-        norm_eps=given["norm_eps"],
-        groups=given["norm_num_groups"],
-        dropout=given["dropout"],
+        num_res_blocks=_equal_at_all_levels(values["layers_per_block"], levels, "layers_per_block"),
+        attention=tuple(2**level for level, attends in enumerate(with_attention) if attends),
+        time_scale_shift=SHAPES[values["resnet_time_scale_shift"]],  # type: ignore[arg-type]
+        norm_eps=values["norm_eps"],
+        groups=values["norm_num_groups"],
+        dropout=values["dropout"],
         concat_channels=max(enter - out, 0),
         transformer_depth=depths[:1] if len(set(depths)) == 1 else depths,
-        cross_attention_dim=_one(given["cross_attention_dim"], levels, "cross_attention_dim"),
-        projection="linear" if given.get("use_linear_projection") else "conv",
-        **_heads(given, widths),
+        cross_attention_dim=_equal_at_all_levels(values["cross_attention_dim"], levels, "cross_attention_dim"),
+        projection="linear" if values.get("use_linear_projection") else "conv",
+        **_heads(values, widths),
     )
 
 
@@ -252,7 +252,7 @@ def settings(network: UNet | ControlNet, classes: int | None = None, size: int |
 
     Args:
         classes: of the labels that join the time embedding.
-        size: side of x, which only tells pipelines how large a picture is by default.
+        size: Side of x, from which pipelines take the default size of images.
 
     Raises:
         RecipeError: a configuration that diffusers' classes do not have.
@@ -274,12 +274,12 @@ def settings(network: UNet | ControlNet, classes: int | None = None, size: int |
     attends = [rate in config.attention for rate in config.rates]
     heads = [config.heads_of(width, config.heads) for width in config.widths]
     depths = [config.depth_of(level) for level in range(len(heads))]
-    found = {
+    values = {
         "_class_name": UNET if isinstance(network, UNet) else CONTROLNET,
         "in_channels": config.in_channels + config.concat_channels,
         "block_out_channels": list(config.widths),
         "layers_per_block": config.num_res_blocks,
-        "down_block_types": [{yes: name for name, yes in DOWN.items()}[found] for found in attends],
+        "down_block_types": [{yes: name for name, yes in DOWN.items()}[attention] for attention in attends],
         "cross_attention_dim": config.cross_attention_dim,
         "attention_head_dim": heads[0] if len(set(heads)) == 1 else heads,  # means heads, by a mistake that stayed
         "transformer_layers_per_block": depths[0] if len(set(depths)) == 1 else depths,
@@ -290,36 +290,36 @@ def settings(network: UNet | ControlNet, classes: int | None = None, size: int |
         "num_class_embeds": classes,
     }
     if isinstance(network, ControlNet):
-        own = {"conditioning_channels": network.hint_channels}
-        return found | own | {"conditioning_embedding_out_channels": list(network.hint_widths)}
-    ups = [{yes: name for name, yes in UP.items()}[found] for found in reversed(attends)]
-    return found | {"out_channels": config.out_channels, "up_block_types": ups, "sample_size": size}
+        hint = {"conditioning_channels": network.hint_channels}
+        return values | hint | {"conditioning_embedding_out_channels": list(network.hint_widths)}
+    ups = [{yes: name for name, yes in UP.items()}[attention] for attention in reversed(attends)]
+    return values | {"out_channels": config.out_channels, "up_block_types": ups, "sample_size": size}
 
 
-def _attends(types: Sequence[str], known: Mapping[str, bool], what: str, levels: int) -> list[bool]:
-    if len(types) != levels or any(one not in known for one in types):
-        raise RecipeError(f"{what} = {list(types)}: must be {levels} of {', '.join(known)}")
-    return [known[one] for one in types]
+def _attends(types: Sequence[str], classes: Mapping[str, bool], what: str, levels: int) -> list[bool]:
+    if len(types) != levels or any(name not in classes for name in types):
+        raise RecipeError(f"{what} = {list(types)}: must be {levels} of {', '.join(classes)}")
+    return [classes[name] for name in types]
 
 
-def _of_levels(given: Any, levels: int, what: str) -> tuple[int, ...]:
-    found = tuple(given) if isinstance(given, Sequence) else (given,) * levels
-    if len(found) != levels or not all(isinstance(one, int) for one in found):
-        raise RecipeError(f"{what} = {given}: must be a number, or {levels}, one for each level")
-    return found
+def _of_levels(setting: Any, levels: int, what: str) -> tuple[int, ...]:
+    values = tuple(setting) if isinstance(setting, Sequence) else (setting,) * levels
+    if len(values) != levels or not all(isinstance(value, int) for value in values):
+        raise RecipeError(f"{what} = {setting}: must be a number, or {levels}, one for each level")
+    return values
 
 
-def _one(given: Any, levels: int, what: str) -> int:
-    found = _of_levels(given, levels, what)
-    if len(set(found)) != 1:
-        raise RecipeError(f"{what} = {list(found)}: must be the same at all levels")
-    return found[0]
+def _equal_at_all_levels(setting: Any, levels: int, what: str) -> int:
+    values = _of_levels(setting, levels, what)
+    if len(set(values)) != 1:
+        raise RecipeError(f"{what} = {list(values)}: must be the same at all levels")
+    return values[0]
 
 
-def _heads(given: Mapping[str, Any], widths: Sequence[int]) -> dict[str, Any]:
+def _heads(values: Mapping[str, Any], widths: Sequence[int]) -> dict[str, Any]:
     """Heads of all levels, or their width: what diffusers calls a head's width is the number of heads."""
-    name = "num_attention_heads" if given.get("num_attention_heads") is not None else "attention_head_dim"
-    heads = _of_levels(given[name], len(widths), name)
+    name = "num_attention_heads" if values.get("num_attention_heads") is not None else "attention_head_dim"
+    heads = _of_levels(values[name], len(widths), name)
     if len(set(heads)) == 1:
         return {"heads": heads[0]}
     each = {width / count for width, count in zip(widths, heads, strict=True)}
@@ -339,12 +339,14 @@ def read_unet(folder: Path) -> DiffusersUNetWeights:
         WeightsError: files that are damaged or missing, or do not fit each other.
         RecipeError: settings that are not supported.
     """
-    said = _said(folder, UNET)
+    config = _read_config(folder, UNET)
     with meta_device():
-        network = UNet(from_settings(said))
+        network = UNet(from_settings(config))
     parts = _parts(network, read_weights(folder, WEIGHTS, apart=fused_keys(names(network))))
-    if (parts.label is None) != (said.get("num_class_embeds") is None):
-        raise WeightsError(f"{folder}: num_class_embeds = {said.get('num_class_embeds')}, which the weights contradict")
+    if (parts.label is None) != (config.get("num_class_embeds") is None):
+        raise WeightsError(
+            f"{folder}: num_class_embeds = {config.get('num_class_embeds')}, which the weights contradict"
+        )
     return parts
 
 
@@ -355,16 +357,16 @@ def read_controlnet(folder: Path) -> ControlNet:
     Raises:
         WeightsError, RecipeError: as `read_unet`.
     """
-    said = _said(folder, CONTROLNET)
-    if said.get("num_class_embeds") is not None:
-        raise RecipeError(f"num_class_embeds = {said['num_class_embeds']}: is not supported in a ControlNet")
-    config = from_settings({"out_channels": said.get("in_channels", 4), **said})
-    given = DEFAULTS | said
+    raw = _read_config(folder, CONTROLNET)
+    if raw.get("num_class_embeds") is not None:
+        raise RecipeError(f"num_class_embeds = {raw['num_class_embeds']}: is not supported in a ControlNet")
+    config = from_settings({"out_channels": raw.get("in_channels", 4), **raw})
+    values = DEFAULTS | raw
     with meta_device():
         network = ControlNet(
             config,
-            hint_channels=given["conditioning_channels"],
-            hint_widths=given["conditioning_embedding_out_channels"],
+            hint_channels=values["conditioning_channels"],
+            hint_widths=values["conditioning_embedding_out_channels"],
         )
     _fill(network, read_weights(folder, WEIGHTS, apart=fused_keys(names(network))))
     return network.eval()
@@ -378,16 +380,16 @@ def write(
     Raises:
         RecipeError: a network that diffusers' class cannot be.
     """
-    said = settings(network, None if label is None else len(label[OUR_LABEL]), size)
+    values = settings(network, None if label is None else len(label[OUR_LABEL]), size)
     with torch.no_grad():
         tensors = dump(network, label)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(said, indent=2) + "\n", "utf-8")
+    (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", "utf-8")
     write_tensors(folder / f"{WEIGHTS}.safetensors", tensors)
 
 
-def _said(folder: Path, wanted: str) -> dict[str, Any]:
-    said = read_json(folder / "config.json")
-    if said.get("_class_name", wanted) != wanted:
-        raise WeightsError(f"{folder}: holds a {said['_class_name']}, not a {wanted}")
-    return said
+def _read_config(folder: Path, wanted: str) -> dict[str, Any]:
+    raw = read_json(folder / "config.json")
+    if raw.get("_class_name", wanted) != wanted:
+        raise WeightsError(f"{folder}: holds a {raw['_class_name']}, not a {wanted}")
+    return raw

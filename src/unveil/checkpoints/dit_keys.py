@@ -1,10 +1,10 @@
 """State dicts of DiT: the published `.pt` and diffusers' transformer, both directions, and what their keys show.
 
-In diffusers each block holds an embedding of time and label of its own. Files converted from the published ones hold
+In diffusers each block holds its own embedding of time and label. Files converted from the published ones hold
 the same one in every block, and are read as one that is shared. Its sinusoid divides by 127 where the published one
 divides by 128, sines and cosines in the published order; ours of that spacing has the sines first, so that the first
 layer's columns change places. Weights written from one layout to the other stay the same numbers, as in published
-conversions, and the network is then told slightly other waves.
+conversions, and the network then gets slightly different sinusoids.
 
 Facts: key lists of github.com/facebookresearch/DiT, and of diffusers' `DiTTransformer2DModel`.
 """
@@ -72,16 +72,16 @@ class DiTKeyReport(NamedTuple):
 
     @property
     def fits(self) -> bool:
-        """Whether everything was matched."""
+        """Return whether everything was matched."""
         return not (self.missing or self.extra or self.different)
 
     def text(self) -> str:
         """One line: how many were matched, and the first of the others."""
-        found = [f"{len(self.matched)} tensors matched"]
+        parts = [f"{len(self.matched)} tensors matched"]
         for what in ("different", "missing", "extra"):
             if lines := getattr(self, what):
-                found.append(f"{what}: {abbreviate(lines)}")
-        return "; ".join(found)
+                parts.append(f"{what}: {abbreviate(lines)}")
+        return "; ".join(parts)
 
 
 def layout_of(shapes: Shapes) -> Layout | None:
@@ -111,26 +111,26 @@ def names(config: DiTConfig, layout: Layout) -> Names:
             raise RecipeError(
                 f"{name} = {getattr(config, name)!r}: the layout {layout!r} has {getattr(plain, name)!r} only"
             )
-    found: Names = {}
+    mapping: Names = {}
     for ours, theirs in {"patches": ENTER[layout], "modulation": LAST[layout], "leave": LEAVE[layout]}.items():
-        found |= {f"{ours}.{kind}": SourceKeys((f"{theirs}.{kind}",)) for kind in ("weight", "bias")}
+        mapping |= {f"{ours}.{kind}": SourceKeys((f"{theirs}.{kind}",)) for kind in ("weight", "bias")}
     for number in range(config.depth):
-        found |= layer_keys(f"blocks.{number}", f"{BLOCKS[layout]}{number}", BLOCK[layout])
+        mapping |= layer_keys(f"blocks.{number}", f"{BLOCKS[layout]}{number}", BLOCK[layout])
     if layout == "dit":
-        found["positions"] = SourceKeys((POSITIONS,))
-        return found | layer_keys("time.0", "t_embedder.mlp", {"linear_1": "0", "linear_2": "2"})
+        mapping["positions"] = SourceKeys((POSITIONS,))
+        return mapping | layer_keys("time.0", "t_embedder.mlp", {"linear_1": "0", "linear_2": "2"})
     layers = {"linear_1": "linear_1", "linear_2": "linear_2"}
     for number in range(config.tellers):
-        found |= layer_keys(f"time.{number}", f"{EMBED.format(number)}timestep_embedder", layers)
+        mapping |= layer_keys(f"time.{number}", f"{EMBED.format(number)}timestep_embedder", layers)
     for number in range(config.depth):
         for kind in ("weight", "bias"):
             parts = tuple(f"transformer_blocks.{number}.attn1.to_{part}.{kind}" for part in "qkv")
-            found[f"blocks.{number}.attention.qkv.{kind}"] = SourceKeys(parts)
-    return found
+            mapping[f"blocks.{number}.attention.qkv.{kind}"] = SourceKeys(parts)
+    return mapping
 
 
 def published_shapes(config: DiTConfig, layout: Layout, rows: int) -> dict[str, Tensor]:
-    """The published tensors of a configuration with so many rows of labels, without memory."""
+    """The published tensors of a configuration and a number of label rows, on the meta device."""
     with meta_device():
         label = {OUR_LABEL: torch.empty(rows, config.vector_dim)}
         return dump(DiT(config).state_dict(), config, label, layout)
@@ -148,23 +148,23 @@ def load(theirs: Mapping[str, Tensor], config: DiTConfig) -> DiTWeights:
     report = compare({key: tensor.shape for key, tensor in theirs.items()}, config)
     if not report.fits:
         raise WeightsError(explain_mismatch(theirs, config, report))
-    given, shared = dict(theirs), config.embedders == "shared"
+    state, shared = dict(theirs), config.embedders == "shared"
     if report.layout == "dit":
-        label = given.pop(LABEL)
-        given[POSITIONS] = given[POSITIONS][0]
+        label = state.pop(LABEL)
+        state[POSITIONS] = state[POSITIONS][0]
     else:
-        tables = [given.pop(f"{EMBED.format(n)}class_embedder.embedding_table.weight") for n in range(config.depth)]
+        tables = [state.pop(f"{EMBED.format(n)}class_embedder.embedding_table.weight") for n in range(config.depth)]
         label = tables[0] if shared else torch.cat(tables, dim=1)
         if shared:
-            given = {key: tensor for key, tensor in given.items() if not _repeats(key)}
+            state = {key: tensor for key, tensor in state.items() if not _repeats(key)}
     with meta_device():
         shapes = {key: tensor.shape for key, tensor in DiT(config).state_dict().items()}
     if report.layout == "diffusers":
-        given["positions"] = positions(config, config.side, config.side)
+        state["positions"] = positions(config, config.side, config.side)
         named = names(config, "diffusers") | {"positions": SourceKeys(("positions",))}
     else:
         named = names(config, "dit")
-    return DiTWeights(_turned(to_ours(given, named, shapes), config), {OUR_LABEL: label})
+    return DiTWeights(_turned(to_ours(state, named, shapes), config), {OUR_LABEL: label})
 
 
 def dump(
@@ -207,7 +207,7 @@ def _turned(ours: Mapping[str, Tensor], config: DiTConfig) -> dict[str, Tensor]:
 
 
 def _repeats(key: str) -> bool:
-    """Whether this is an embedding of a block after the first."""
+    """Return whether this is an embedding of a block after the first."""
     return ".norm1.emb." in key and not key.startswith(EMBED.format(0))
 
 
@@ -220,7 +220,7 @@ def infer_config(shapes: Shapes, heads: int | None = None, size: int | None = No
     Args:
         shapes: of the tensors, by published key.
         heads: of the attention, which leave no trace; those of the published sizes are known.
-        size: side of x, which diffusers' files do not show; 32 if not said.
+        size: Side of x, which diffusers' files do not show; 32 by default.
 
     Raises:
         WeightsError: the keys are not a DiT's, or the heads are not known.
@@ -236,9 +236,9 @@ def infer_config(shapes: Shapes, heads: int | None = None, size: int | None = No
         if layout == "dit":
             size = math.isqrt(shapes[POSITIONS][1]) * patch
     except (KeyError, ValueError, IndexError) as missing:
-        raise WeightsError(f"not a whole DiT: there is no {missing}") from None
-    known = {(depth, width): heads for depth, width, heads in SIZES.values()}
-    heads = heads or known.get((depth, width))
+        raise WeightsError(f"not a whole DiT: {missing} is missing") from None
+    published = {(depth, width): heads for depth, width, heads in SIZES.values()}
+    heads = heads or published.get((depth, width))
     if heads is None:
         raise WeightsError(
             f"a DiT of {depth} blocks of width {width}, which is none of the published sizes, and keys do not show "
@@ -268,8 +268,8 @@ def closest_named_config(shapes: Shapes) -> str:
         letter: abs(math.log(config.hidden_size / width)) + abs(math.log(config.depth / depth))
         for letter, (depth, width, _) in SIZES.items()
     }
-    letter = min(distance, key=lambda one: distance[one])
-    patch = min(PATCHES, key=lambda one: abs(math.log(config.patch / one)))
+    letter = min(distance, key=lambda candidate: distance[candidate])
+    patch = min(PATCHES, key=lambda candidate: abs(math.log(config.patch / candidate)))
     exact = distance[letter] == 0 and patch == config.patch
     latents = f" for latents of {config.size}" if layout == "dit" else ""
     return f"{'' if exact else 'nearest to '}dit-{letter}-{patch}{latents}"
@@ -290,9 +290,9 @@ def compare(shapes: Shapes, config: DiTConfig) -> DiTKeyReport:
     matched, different = [], []
     for key, shape in wanted.items():
         if key in shapes:
-            given = tuple(shapes[key])
-            matched += [key] if given == shape else []
-            different += [f"{key}: {given} in the file, {shape} in the network"] if given != shape else []
+            actual = tuple(shapes[key])
+            matched += [key] if actual == shape else []
+            different += [f"{key}: {actual} in the file, {shape} in the network"] if actual != shape else []
     missing = tuple(key for key in wanted if key not in shapes)
     extra = tuple(key for key in shapes if key not in wanted)
     return DiTKeyReport(layout, tuple(matched), missing, extra, tuple(different))

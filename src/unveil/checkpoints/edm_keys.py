@@ -44,7 +44,7 @@ class EDMWeights(NamedTuple):
 
 
 def places(config: Config, size: int) -> dict[str, str]:
-    """Our modules that hold weights and the published ones, whose names hold the side of the picture.
+    """Our modules that hold weights and the published ones, whose names hold the side of the images.
 
     Raises:
         RecipeError: a configuration that EDM's networks do not have.
@@ -59,64 +59,64 @@ def places(config: Config, size: int) -> dict[str, str]:
                 raise RecipeError(f"{name} = {getattr(config, name)!r}: EDM's SongUNet has no such setting")
         encoder, decoder = config.encoder, config.decoder
         ends = (f"dec.{sides[0]}_aux_norm", f"dec.{sides[0]}_aux_conv")
-    found = {"map_1": "map_layer0", "map_2": "map_layer1", "enter": f"enc.{sides[0]}_conv"}
-    found |= {f"middle.{i}": f"dec.{sides[last]}_in{i}" for i in range(2)}
+    modules = {"map_1": "map_layer0", "map_2": "map_layer1", "enter": f"enc.{sides[0]}_conv"}
+    modules |= {f"middle.{i}": f"dec.{sides[last]}_in{i}" for i in range(2)}
     for level, side in enumerate(sides):
         up = f"up.{last - level}"
-        found |= {f"down.{level}.blocks.{i}": f"enc.{side}_block{i}" for i in range(config.num_res_blocks)}
-        found |= {f"{up}.blocks.{i}": f"dec.{side}_block{i}" for i in range(config.num_res_blocks + 1)}
+        modules |= {f"down.{level}.blocks.{i}": f"enc.{side}_block{i}" for i in range(config.num_res_blocks)}
+        modules |= {f"{up}.blocks.{i}": f"dec.{side}_block{i}" for i in range(config.num_res_blocks + 1)}
         if level:
-            found[f"down.{level}.resample"] = f"enc.{side}_down"
+            modules[f"down.{level}.resample"] = f"enc.{side}_down"
         if level < last:
-            found[f"{up}.resample"] = f"dec.{side}_up"
+            modules[f"{up}.resample"] = f"dec.{side}_up"
         if level and encoder == "skip":
-            found[f"down.{level}.side.conv"] = f"enc.{side}_aux_skip"
+            modules[f"down.{level}.side.conv"] = f"enc.{side}_aux_skip"
         if level and encoder == "residual":
-            found[f"down.{level}.side.resample.conv"] = f"enc.{side}_aux_residual"
+            modules[f"down.{level}.side.resample.conv"] = f"enc.{side}_aux_residual"
         if decoder == "skip":
-            found |= {f"{up}.side.norm": f"dec.{side}_aux_norm", f"{up}.side.conv": f"dec.{side}_aux_conv"}
+            modules |= {f"{up}.side.norm": f"dec.{side}_aux_norm", f"{up}.side.conv": f"dec.{side}_aux_conv"}
     if decoder != "skip":
-        found |= {"norm": ends[0], "leave": ends[1]}
-    return found
+        modules |= {"norm": ends[0], "leave": ends[1]}
+    return modules
 
 
 def names(config: Config, size: int) -> Names:
-    """Our keys of the network and the published ones, for pictures of this side."""
+    """Our keys of the network and the published ones, for images of this side."""
     modules = dict(on_meta(config).named_modules())
-    found: Names = {}
+    mapping: Names = {}
     for ours, theirs in places(config, size).items():
         module = modules[ours]
         if not isinstance(module, EDMBlock):
-            found |= {f"{ours}.{kind}": SourceKeys((f"{theirs}.{kind}",)) for kind in ("weight", "bias")}
+            mapping |= {f"{ours}.{kind}": SourceKeys((f"{theirs}.{kind}",)) for kind in ("weight", "bias")}
             continue
-        found |= layer_keys(ours, theirs, BLOCK | ({} if isinstance(module.skip, nn.Identity) else {"skip": "skip"}))
+        mapping |= layer_keys(ours, theirs, BLOCK | ({} if isinstance(module.skip, nn.Identity) else {"skip": "skip"}))
         if module.attention is not None:
-            found |= layer_keys(f"{ours}.attention", theirs, {"norm": "norm2"})
+            mapping |= layer_keys(f"{ours}.attention", theirs, {"norm": "norm2"})
             for our, their in {"qkv": "qkv", "out": "proj"}.items():
-                found[f"{ours}.attention.{our}.weight"] = SourceKeys((f"{theirs}.{their}.weight",), ones=2)
-                found[f"{ours}.attention.{our}.bias"] = SourceKeys((f"{theirs}.{their}.bias",))
+                mapping[f"{ours}.attention.{our}.weight"] = SourceKeys((f"{theirs}.{their}.weight",), ones=2)
+                mapping[f"{ours}.attention.{our}.bias"] = SourceKeys((f"{theirs}.{their}.bias",))
     if isinstance(config, SongUNetConfig) and config.embedding == "fourier":
-        found["frequencies"] = SourceKeys(("map_noise.freqs",))
+        mapping["frequencies"] = SourceKeys(("map_noise.freqs",))
     if config.augment_dim:
-        found["augment.weight"] = SourceKeys(("map_augment.weight",))
-    return found
+        mapping["augment.weight"] = SourceKeys(("map_augment.weight",))
+    return mapping
 
 
 def filters(config: Config, size: int) -> dict[str, Tensor]:
     """The published buffers, which hold no more than the filter of the configuration."""
     taps = torch.tensor(config.filter or (1, 1) if isinstance(config, SongUNetConfig) else (1, 1), dtype=torch.float32)
     kernel = (taps.outer(taps) / taps.sum() ** 2)[None, None]
-    found: list[str] = []
+    keys: list[str] = []
     for ours, theirs in places(config, size).items():
         if ours.endswith(".resample"):
-            found += [f"{theirs}.conv0", f"{theirs}.skip"]
+            keys += [f"{theirs}.conv0", f"{theirs}.skip"]
         elif ours.endswith(".side.resample.conv"):
-            found.append(theirs)
+            keys.append(theirs)
         elif theirs.endswith("_aux_skip"):
-            found.append(theirs.replace("skip", "down"))
+            keys.append(theirs.replace("skip", "down"))
         elif theirs.endswith("_aux_norm") and ".side." in ours and not ours.startswith("up.0."):
-            found.append(theirs.replace("norm", "up"))
-    return {key + FILTER: kernel.clone() for key in found}
+            keys.append(theirs.replace("norm", "up"))
+    return {key + FILTER: kernel.clone() for key in keys}
 
 
 def load(theirs: Mapping[str, Tensor], config: Config) -> EDMWeights:
@@ -151,7 +151,7 @@ def dump(
     Args:
         network: state dict of the network.
         config: its configuration.
-        size: side of the pictures.
+        size: Side of the images.
         label: state dict of the label conditioner, as `load` gives it.
     """
     turned = dict(network)
@@ -196,7 +196,7 @@ def _attention(network: nn.Module) -> list[tuple[str, int]]:
 
 
 def size_of(shapes: Mapping[str, Any]) -> int:
-    """The side of the pictures, by the published keys.
+    """The side of the images, by the published keys.
 
     Raises:
         WeightsError: the keys are not those of such a network.
@@ -204,7 +204,7 @@ def size_of(shapes: Mapping[str, Any]) -> int:
     for key in (key.removeprefix(PREFIX) for key in shapes):
         if key.startswith("enc.") and key.endswith("_conv.weight"):
             return int(key.removeprefix("enc.").split("x")[0])
-    raise WeightsError("not a network of EDM: there is no 'enc.SIZExSIZE_conv.weight'")
+    raise WeightsError("not a network of EDM: 'enc.SIZExSIZE_conv.weight' is missing")
 
 
 # -- configurations -----------------------------------------------------------------------------------------------
@@ -243,14 +243,14 @@ def from_arguments(kind: str, arguments: Mapping[str, Any]) -> Config:
     """
     if kind not in DEFAULTS:
         raise RecipeError(f"{kind!r}: must be one of {', '.join(DEFAULTS)}{did_you_mean(kind, list(DEFAULTS))}")
-    known = SONG_ARGUMENTS if kind == "SongUNet" else ARGUMENTS
+    allowed = SONG_ARGUMENTS if kind == "SongUNet" else ARGUMENTS
     for name in arguments:
-        if name not in known and name not in WITHOUT_EFFECT:
+        if name not in allowed and name not in WITHOUT_EFFECT:
             raise RecipeError(
-                f"argument {name!r} is not one of {kind}'s{did_you_mean(name, [*known, *WITHOUT_EFFECT])}"
+                f"argument {name!r} is not one of {kind}'s{did_you_mean(name, [*allowed, *WITHOUT_EFFECT])}"
             )
-    given = {known[name]: value for name, value in arguments.items() if name in known}
-    settings = {name: value for name, value in DEFAULTS[kind].items() if name != "attn_resolutions"} | given
+    renamed = {allowed[name]: value for name, value in arguments.items() if name in allowed}
+    settings = {name: value for name, value in DEFAULTS[kind].items() if name != "attn_resolutions"} | renamed
     config = (SongUNetConfig if kind == "SongUNet" else DhariwalUNetConfig)(**settings, attention=())
     sides = arguments.get("attn_resolutions", DEFAULTS[kind]["attn_resolutions"])
     rates = tuple(rate for rate in config.rates if arguments["img_resolution"] // rate in sides)
@@ -325,4 +325,4 @@ def infer_config(shapes: Mapping[str, Sequence[int]]) -> Config:
             filter=(1, 1) if kernel[-1] == 2 else (1, 3, 3, 1),
         )
     except (KeyError, ValueError) as missing:
-        raise WeightsError(f"not a network of EDM: there is no {missing}") from None
+        raise WeightsError(f"not a network of EDM: {missing} is missing") from None

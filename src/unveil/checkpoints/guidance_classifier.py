@@ -50,31 +50,31 @@ class GuidanceClassifier:
     def __call__(self, x: Tensor, level: NoiseLevel) -> Tensor:
         """The logits; differentiable in x. The level is floats, or the same for all samples."""
         ratio = torch.as_tensor(level.half_log_snr, dtype=torch.float64).flatten()[0].item()
-        known = self.process.at(self.process.t_of(ratio))
-        index = torch.full((len(x),), float(self.process.index(known)), dtype=torch.float32, device=x.device)
-        return self.network(x * like(known.alpha / level.alpha, x), index)
+        nearest = self.process.at(self.process.t_of(ratio))
+        index = torch.full((len(x),), float(self.process.index(nearest)), dtype=torch.float32, device=x.device)
+        return self.network(x * like(nearest.alpha / level.alpha, x), index)
 
 
-def load_guide(path: str | Path, process: Process, said: Mapping[str, Any] | None = None) -> GuidanceClassifier:
+def load_guide(path: str | Path, process: Process, overrides: Mapping[str, Any] | None = None) -> GuidanceClassifier:
     """The noisy classifier of a card, of the folder that holds it, or of a published file of tensors.
 
     Args:
         process: that of the model it guides, which a published file does not name.
-        said: what the keys of a published file do not say, by the names of `published.Said`.
+        overrides: Settings that the keys of a published file do not determine, by the names of `ModelOverrides`.
 
     Raises:
         WeightsError: no such file, damaged, or no noisy classifier.
     """
-    given = Path(path)
-    cards = sorted(given.glob("*.yaml")) if given.is_dir() else [given] if given.suffix == ".yaml" else []
-    if given.is_dir() and len(cards) != 1:
+    file = Path(path)
+    cards = sorted(file.glob("*.yaml")) if file.is_dir() else [file] if file.suffix == ".yaml" else []
+    if file.is_dir() and len(cards) != 1:
         raise WeightsError(f"{path}: holds {len(cards)} cards; give the folder of one trained classifier, or its card")
     if cards:
         return _own(cards[0])
     network = openai.classifier_of(
-        safetensors_io.read_state(given), validate(ModelOverrides, dict(said or {}), "classifier")
+        safetensors_io.read_state(file), validate(ModelOverrides, dict(overrides or {}), "classifier")
     )
-    return GuidanceClassifier(network, process, given.name, sha256(given))
+    return GuidanceClassifier(network, process, file.name, sha256(file))
 
 
 def _own(card: Path) -> GuidanceClassifier:
@@ -82,15 +82,15 @@ def _own(card: Path) -> GuidanceClassifier:
         facts: dict[str, Any] = migration.migrate(read_yaml(card.read_text("utf-8"), str(card)))
         network = dict(facts["network"])
         if network.pop("kind", "cnn") != "noisy-classifier":
-            raise WeightsError(f"{card}: a classifier of clean pictures, which cannot guide; train a noisy-classifier")
+            raise WeightsError(f"{card}: a classifier of clean images, which cannot guide; train a noisy-classifier")
         config = NoisyClassifierConfig(**network)
         levels = validate(_Levels, {"process": facts["process"]}, str(card))
         weights = card.with_suffix(".safetensors")
-        found, state = sha256(weights), load_bytes(weights.read_bytes())
+        digest, state = sha256(weights), load_bytes(weights.read_bytes())
     except (OSError, KeyError, TypeError, yaml.YAMLError, SafetensorError) as problem:
         raise WeightsError(f"{card}: not a readable classifier: {problem}; train it again") from problem
-    if found != facts["sha256"]:
-        raise WeightsError(f"{weights}: sha256 {found[:12]}... is not {facts['sha256'][:12]}... of its card; damaged")
+    if digest != facts["sha256"]:
+        raise WeightsError(f"{weights}: sha256 {digest[:12]}... is not {facts['sha256'][:12]}... of its card; damaged")
     classifier = NoisyClassifier(config).eval().requires_grad_(False)
     classifier.load_state_dict({key: tensor.float() for key, tensor in state.items()})
-    return GuidanceClassifier(classifier, levels.process.build(), str(facts["name"]), found)
+    return GuidanceClassifier(classifier, levels.process.build(), str(facts["name"]), digest)

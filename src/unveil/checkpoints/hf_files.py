@@ -23,12 +23,12 @@ def read_json(path: Path) -> dict[str, Any]:
         WeightsError: cannot be read, or holds something else than a map.
     """
     try:
-        found = json.loads(path.read_text("utf-8"))
+        content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as problem:
         raise WeightsError(f"{path}: cannot be read as JSON ({problem}); copy it again") from problem
-    if not isinstance(found, dict):
-        raise WeightsError(f"{path}: holds a {type(found).__name__}, not settings; copy it again")
-    return found
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path}: holds a {type(content).__name__}, not settings; copy it again")
+    return content
 
 
 def weight_files(place: Path, stem: str) -> list[Path]:
@@ -52,10 +52,10 @@ def weight_files(place: Path, stem: str) -> list[Path]:
 
     # those without a variant first
     names = ("{}.safetensors", "{}.safetensors.index.json", "{}.*.safetensors", "{}.*safetensors.index*.json")
-    found = [file for name in names for file in there(name.format(stem))]
-    if not found or found[0].suffix == ".safetensors":
-        return found[:1]
-    index = found[0]
+    files = [file for name in names for file in there(name.format(stem))]
+    if not files or files[0].suffix == ".safetensors":
+        return files[:1]
+    index = files[0]
     shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict):
         raise WeightsError(f"{index}: not an index of shards, which has a weight_map; copy it again")
@@ -74,7 +74,7 @@ def read_weights(
     Args:
         place: the folder.
         stem: of the names, see `weight_files`.
-        pickled: name of a file of plain tensors that is read where there is no safetensors file; None: it is refused.
+        pickled: Name of a file of plain tensors that is read without a safetensors file; None: it is refused.
         apart: keys of tensors that are only read and not kept, as `read_tensors` takes them.
 
     Raises:

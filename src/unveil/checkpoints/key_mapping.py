@@ -27,10 +27,10 @@ Names = dict[str, SourceKeys]
 
 def layer_keys(ours: str, theirs: str, layers: Mapping[str, str]) -> Names:
     """Names of the weights and biases of the layers of one block, given the block's two prefixes."""
-    found: Names = {}
+    mapping: Names = {}
     for our, their in layers.items():
-        found |= layer_key(f"{ours}.{our}", f"{theirs}.{their}")
-    return found
+        mapping |= layer_key(f"{ours}.{our}", f"{theirs}.{their}")
+    return mapping
 
 
 def layer_key(ours: str, theirs: str) -> Names:
@@ -84,13 +84,13 @@ def to_theirs(ours: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
     return theirs
 
 
-def check_keys(found: Iterable[str], wanted: Iterable[str]) -> None:
+def check_keys(actual: Iterable[str], wanted: Iterable[str]) -> None:
     """Raises WeightsError that lists the missing and the extra keys, if there are any."""
-    found, wanted = set(found), set(wanted)
+    actual, wanted = set(actual), set(wanted)
     faults = []
-    if missing := sorted(wanted - found):
+    if missing := sorted(wanted - actual):
         faults.append("missing keys: " + abbreviate(missing))
-    if extra := sorted(found - wanted):
+    if extra := sorted(actual - wanted):
         faults.append("extra keys: " + abbreviate(extra))
     if faults:
         raise WeightsError("; ".join(faults) + "; check that the configuration is that of the checkpoint")

@@ -76,7 +76,7 @@ def load(theirs: Mapping[str, Tensor], config: UNetConfig) -> openai_keys.OpenAI
 def dump(
     network: Mapping[str, Tensor], config: UNetConfig, label: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """The published state dict of ours, without a prefix (`prefixed` adds it).
+    """The published state dict of ours, without a prefix (`add_prefix` adds it).
 
     Args:
         network: state dict of the U-Net.
@@ -90,52 +90,52 @@ def dump(
 
 
 def from_arguments(arguments: Mapping[str, Any]) -> UNetConfig:
-    """The configuration of latent diffusion's `UNetModel(**arguments)`, as `openai.from_arguments` reads the rest.
+    """The configuration of latent diffusion's `UNetModel(**arguments)`, as `openai_keys.from_arguments` reads the rest.
 
-    Pictures that a published model concatenates to x are part of its `in_channels`; `concatenated` tells them apart.
+    Images that a published model concatenates to x are part of its `in_channels`; see `with_concat_channels`.
 
     Raises:
         RecipeError: an argument that is not known, is missing, or has a value that is not supported.
     """
-    given = {key: value for key, value in arguments.items() if key not in WITHOUT_EFFECT}
+    settings = {key: value for key, value in arguments.items() if key not in WITHOUT_EFFECT}
     if arguments.get("n_embed") is not None:
         raise RecipeError(f"n_embed = {arguments['n_embed']}: networks that predict codes are not supported; leave it")
     for key, allowed in ONLY.items():
-        value = given.pop(key, None)
+        value = settings.pop(key, None)
         if value not in allowed and not (key == "disable_self_attentions" and not any(value)):
             raise RecipeError(f"{key} = {value!r}: is not supported; it must be left out")
-    spatial = {key: given.pop(key, None) for key in SPATIAL}
-    if isinstance(given.get("num_classes"), str):
-        raise RecipeError(f"num_classes = {given['num_classes']!r}: only a number of classes is supported")
-    blocks = given.get("num_res_blocks")
+    spatial = {key: settings.pop(key, None) for key in SPATIAL}
+    if isinstance(settings.get("num_classes"), str):
+        raise RecipeError(f"num_classes = {settings['num_classes']!r}: only a number of classes is supported")
+    blocks = settings.get("num_res_blocks")
     if isinstance(blocks, Sequence) and blocks:
         if len(set(blocks)) > 1:
             raise RecipeError(f"num_res_blocks = {list(blocks)}: must be the same at all levels")
-        given["num_res_blocks"] = blocks[0]
+        settings["num_res_blocks"] = blocks[0]
     if not spatial["use_spatial_transformer"]:
         if spatial["context_dim"] is not None:
             raise RecipeError(f"context_dim = {spatial['context_dim']}: needs use_spatial_transformer = true")
-        return openai_keys.from_arguments(given)
-    given.pop("use_new_attention_order", None)  # of the attention that has spatial transformers in its place
-    given.pop("num_heads_upsample", None)
+        return openai_keys.from_arguments(settings)
+    settings.pop("use_new_attention_order", None)  # of the attention that has spatial transformers in its place
+    settings.pop("num_heads_upsample", None)
     depth = spatial["transformer_depth"]
     return replace(
-        openai_keys.from_arguments(given),
+        openai_keys.from_arguments(settings),
         transformer_depth=tuple(depth) if isinstance(depth, Sequence) else (1 if depth is None else depth,),
         cross_attention_dim=_one_width(spatial["context_dim"]),
         projection="linear" if spatial["use_linear_in_transformer"] else "conv",
     )
 
 
-def _one_width(given: int | Sequence[int] | None) -> int:
-    widths = set(given) if isinstance(given, Sequence) else {given}
+def _one_width(setting: int | Sequence[int] | None) -> int:
+    widths = set(setting) if isinstance(setting, Sequence) else {setting}
     if len(widths) != 1 or None in widths:
-        raise RecipeError(f"context_dim = {given}: must be the width of the tokens, one for all blocks")
+        raise RecipeError(f"context_dim = {setting}: must be the width of the tokens, one for all blocks")
     return int(widths.pop() or 0)
 
 
 def with_concat_channels(config: UNetConfig, channels: int) -> UNetConfig:
-    """The same network where the last `channels` of its input are a picture given beside x (`condition.channels`)."""
+    """The same network where the last `channels` of its input are an image concatenated to x (`condition.channels`)."""
     if not 0 <= channels < config.in_channels:
         raise RecipeError(f"{channels} channels beside x: the network takes {config.in_channels} in all")
     return replace(config, in_channels=config.in_channels - channels, concat_channels=channels)
@@ -144,14 +144,14 @@ def with_concat_channels(config: UNetConfig, channels: int) -> UNetConfig:
 def infer_config(shapes: Mapping[str, Sequence[int]], heads: Mapping[str, int] | None = None) -> UNetConfig:
     """The configuration that a U-Net's tensors show, with the heads of released ones.
 
-    Channels in beyond those out are taken for a picture concatenated to x.
+    Input channels beyond the output channels are taken for an image concatenated to x.
 
     Args:
         shapes: of the tensors, by published key, without prefix.
         heads: {"heads": 8} or {"head_channels": 64}, where the network is none of the released ones.
 
     Raises:
-        WeightsError: the keys are not those of such a network, or heads have to be said.
+        WeightsError: the keys are not those of such a network, or heads have to be given.
     """
     config = openai_keys.infer_config(shapes)
     enter, out = shapes["input_blocks.0.0.weight"][1], shapes["out.2.weight"][0]
@@ -163,14 +163,14 @@ def infer_config(shapes: Mapping[str, Sequence[int]], heads: Mapping[str, int] |
         attention_order="heads-first",
         **_seen_transformers(shapes, config),
     )
-    known = heads or HEADS.get((config.cross_attention_dim, config.model_channels))
-    if known is None:
+    settings = heads or HEADS.get((config.cross_attention_dim, config.model_channels))
+    if settings is None:
         raise WeightsError(
             "heads: the shapes do not show them, and no released network has tokens of width "
             f"{config.cross_attention_dim} and {config.model_channels} channels; say file.heads or file.head_channels, "
             "such as file.heads=8 (for unveil convert --set file.heads=8)"
         )
-    return replace(config, **known)
+    return replace(config, **settings)
 
 
 def _seen_transformers(shapes: Mapping[str, Sequence[int]], config: UNetConfig) -> dict[str, Any]:
@@ -180,13 +180,13 @@ def _seen_transformers(shapes: Mapping[str, Sequence[int]], config: UNetConfig) 
     places = [f"input_blocks.{1 + level * (config.num_res_blocks + 1)}.1" for level in range(len(config.channel_mult))]
     places[-1] = "middle_block.1"  # has the last level's depth, and attention where that level has none
     depths = [_blocks_below(f"{place}.transformer_blocks.", shapes) for place in places]
-    found = [depth for depth in depths if depth]
+    attending = [depth for depth in depths if depth]
     read = {place: shapes.get(f"{place}.transformer_blocks.0.attn2.to_k.weight", (0, 0)) for place in places}
     widths = {columns for _, columns in read.values() if columns}
-    own = len(widths) > 1 and all(rows == columns for rows, columns in read.values())
+    self_only = len(widths) > 1 and all(rows == columns for rows, columns in read.values())
     return {
-        "transformer_depth": tuple(found[:1]) if len(set(found)) == 1 else tuple(depths),
-        "cross_attention_dim": None if own else widths.pop(),
+        "transformer_depth": tuple(attending[:1]) if len(set(attending)) == 1 else tuple(depths),
+        "cross_attention_dim": None if self_only else widths.pop(),
         "projection": "conv" if len(shapes["middle_block.1.proj_in.weight"]) == 4 else "linear",
     }
 

@@ -10,11 +10,12 @@ import torch
 
 from unveil.checkpoints import registry
 from unveil.checkpoints.format import Detected, Format, LoadedCheckpoint, StateDict
+from unveil.checkpoints.formats import native
 from unveil.checkpoints.overrides import ModelOverrides
 from unveil.errors import RecipeError, WeightsError
 from unveil.io.files import sha256
 from unveil.io.safetensors_io import read_state
-from unveil.model import Model, checkpoint_store, model_dir, model_folder
+from unveil.model import Model, model_dir, model_folder
 from unveil.model.config import validate
 
 
@@ -32,7 +33,7 @@ def load(
             `ModelOverrides`, such as {"heads": 8}.
 
     Raises:
-        WeightsError: There is no such model, it is damaged, its format is not known, or a setting is missing.
+        WeightsError: The model does not exist, is damaged, has no known format, or needs a setting that is missing.
     """
     path = model_dir.resolve(name_or_path, "checkpoints")
     settings = validate(ModelOverrides, dict(overrides or {}), "overrides")
@@ -98,7 +99,7 @@ def load_detected(detected: Detected, tensors: StateDict, overrides: ModelOverri
 
 def format_of(path: Path) -> Format | None:
     """Return the format of a folder; None: a native one, or a name."""
-    if not path.is_dir() or (path / checkpoint_store.MANIFEST).is_file():
+    if not path.is_dir() or native.is_folder(path):
         return None
     return registry.detect_folder(path)
 

@@ -79,7 +79,7 @@ def match(file: ParsedLora, parts: Mapping[str, LoraNetwork]) -> tuple[Matched, 
     Raises:
         WeightsError: none was: says what the file looks like, and what would match.
     """
-    found: Matched = {}
+    additions: Matched = {}
     matched, unmatched = [], list(file.rest)
     named = _named(file, parts)
     for entry in file.entries:
@@ -90,13 +90,13 @@ def match(file: ParsedLora, parts: Mapping[str, LoraNetwork]) -> tuple[Matched, 
             continue
         role, site = places[0]
         try:
-            found.setdefault(role, []).append(_addition(entry, site, parts[role]))
+            additions.setdefault(role, []).append(_addition(entry, site, parts[role]))
             matched.append(path)
         except ShapeError as problem:
             unmatched.append(f"{path}: {problem}")
     if not matched:
         raise WeightsError(_another(file, unmatched, parts))
-    return {role: added for role, added in found.items() if added}, LoraMatchReport(
+    return {role: added for role, added in additions.items() if added}, LoraMatchReport(
         file.naming, tuple(matched), tuple(unmatched)
     )
 
@@ -108,8 +108,8 @@ def attach(parts: Mapping[str, LoraNetwork], name: str, file: ParsedLora, weight
         WeightsError: the model has none of them.
         RecipeError: the name is taken.
     """
-    found, report = match(file, parts)
-    for role, added in found.items():
+    additions, report = match(file, parts)
+    for role, added in additions.items():
         lora.attach(parts[role].network, name, added, weight)
     if report.unmatched:
         _log.warning("LoRA %s: %s", name, report.text())
@@ -143,7 +143,7 @@ def _named(file: ParsedLora, parts: Mapping[str, LoraNetwork]) -> dict[str, str]
     """The paths behind cloneofsimo's numbers; the order of modules is the first in which every shape fits."""
     if file.naming != "cloneofsimo":
         return {}
-    found: dict[str, str] = {}
+    paths: dict[str, str] = {}
     for name, role in (("unet", DENOISER), ("text_encoder", "text_encoder")):
         entries = {int(e.path.partition(":")[2]): e for e in file.entries if e.path.startswith(f"{name}:")}
         if not entries or role not in parts:
@@ -151,8 +151,8 @@ def _named(file: ParsedLora, parts: Mapping[str, LoraNetwork]) -> dict[str, str]
         part, convolutions = parts[role], any(entry.down.ndim > 2 for entry in entries.values())
         orders = [o for o in part.numbered(file.classes[name], convolutions=convolutions) if len(o) > max(entries)]
         chosen = next((order for order in orders if _all_fit(entries, order, part)), orders[0] if orders else [])
-        found |= {entry.path: chosen[n] for n, entry in entries.items() if chosen}
-    return found
+        paths |= {entry.path: chosen[n] for n, entry in entries.items() if chosen}
+    return paths
 
 
 def _all_fit(entries: Mapping[int, LoraEntry], order: Sequence[str], part: LoraNetwork) -> bool:

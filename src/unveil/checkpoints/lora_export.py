@@ -77,19 +77,21 @@ def _split(added: Sequence[LoraDelta], part: LoraNetwork) -> dict[str, LoraEntry
     by_layer: dict[str, list[tuple[str, LoraTarget]]] = {}
     for path, site in part.written.items():
         by_layer.setdefault(site.layer, []).append((path, site))
-    for one in added:
-        if one.layer not in by_layer:
-            raise RecipeError(f"{one.layer}: has no name in published files; write the naming {OWN!r}, or leave it out")
-        for path, site in by_layer[one.layer]:
-            start, stop = max(one.start, site.start), min(one.stop, site.start + site.rows)
+    for delta in added:
+        if delta.layer not in by_layer:
+            raise RecipeError(
+                f"{delta.layer}: has no name in published files; write the naming {OWN!r}, or leave it out"
+            )
+        for path, site in by_layer[delta.layer]:
+            start, stop = max(delta.start, site.start), min(delta.stop, site.start + site.rows)
             if start >= stop:
                 continue
-            up = one.up.new_zeros(site.rows, one.rank)
-            up[start - site.start : stop - site.start] = one.up[start - one.start : stop - one.start]
+            up = delta.up.new_zeros(site.rows, delta.rank)
+            up[start - site.start : stop - site.start] = delta.up[start - delta.start : stop - delta.start]
             trailing = (1,) * site.ones
-            below = (1,) * (one.down.ndim - 2 + site.ones)
-            down = one.down.reshape(*one.down.shape, *trailing)
-            pieces.setdefault(path, []).append(LoraEntry(path, down, up.reshape(*up.shape, *below), one.alpha))
+            below = (1,) * (delta.down.ndim - 2 + site.ones)
+            down = delta.down.reshape(*delta.down.shape, *trailing)
+            pieces.setdefault(path, []).append(LoraEntry(path, down, up.reshape(*up.shape, *below), delta.alpha))
     return {path: listed[0] if len(listed) == 1 else _joined(listed) for path, listed in pieces.items()}
 
 
@@ -99,7 +101,7 @@ def _joined(entries: Sequence[LoraEntry]) -> LoraEntry:
 
 
 def _folded(entry: LoraEntry) -> Tensor:
-    """B with the scale in it, for where none is told."""
+    """B with the scale in it, for namings without alpha."""
     alpha = float(entry.rank if entry.alpha is None else entry.alpha)
     return entry.up if alpha == entry.rank else entry.up * (alpha / entry.rank)
 
@@ -113,8 +115,8 @@ def _kohya(entries: Mapping[str, Mapping[str, LoraEntry]]) -> LoraFile:
             tensors[f"{flat}.alpha"] = torch.tensor(entry.alpha)
     every = [entry for listed in entries.values() for entry in listed.values()]
     alphas = [float(entry.alpha or entry.rank) for entry in every]
-    told = {"ss_network_module": "networks.lora", "ss_network_dim": str(max(entry.rank for entry in every))}
-    return LoraFile(tensors, told | {"ss_network_alpha": str(max(alphas))})
+    metadata = {"ss_network_module": "networks.lora", "ss_network_dim": str(max(entry.rank for entry in every))}
+    return LoraFile(tensors, metadata | {"ss_network_alpha": str(max(alphas))})
 
 
 def _peft(entries: Mapping[str, Mapping[str, LoraEntry]], parts: Mapping[str, LoraNetwork], naming: Naming) -> LoraFile:
@@ -122,18 +124,18 @@ def _peft(entries: Mapping[str, Mapping[str, LoraEntry]], parts: Mapping[str, Lo
     if naming == "peft" and len(entries) > 1:
         raise RecipeError(f"peft's files hold one network, this LoRA is on {', '.join(entries)}; write another naming")
     tensors: dict[str, Tensor] = {}
-    told: dict[str, Any] = {}
+    metadata: dict[str, Any] = {}
     config: dict[str, Any] = {}
     for role, listed in entries.items():
         prefix = parts[role].prefix
         config = _config(listed)
-        told |= {f"{prefix}.{name}": value for name, value in config.items()}
+        metadata |= {f"{prefix}.{name}": value for name, value in config.items()}
         for path, entry in listed.items():
             below = f"{RAW}{path}" if naming == "peft" else f"{prefix}.{path}"
             tensors |= {f"{below}.lora_A.weight": entry.down, f"{below}.lora_B.weight": entry.up}
     if naming == "peft":
         return LoraFile(tensors, {}, {"peft_type": "LORA", **config})
-    return LoraFile(tensors, {METADATA: json.dumps(told)})
+    return LoraFile(tensors, {METADATA: json.dumps(metadata)})
 
 
 def _config(listed: Mapping[str, LoraEntry]) -> dict[str, Any]:
@@ -145,8 +147,8 @@ def _config(listed: Mapping[str, LoraEntry]) -> dict[str, Any]:
         "r": rank,
         "lora_alpha": int(alpha) if alpha.is_integer() else alpha,
         "target_modules": sorted(listed),
-        "rank_pattern": {re.escape(path): found for path, found in ranks.items() if found != rank},
-        "alpha_pattern": {re.escape(path): found for path, found in alphas.items() if found != alpha},
+        "rank_pattern": {re.escape(path): value for path, value in ranks.items() if value != rank},
+        "alpha_pattern": {re.escape(path): value for path, value in alphas.items() if value != alpha},
     }
 
 

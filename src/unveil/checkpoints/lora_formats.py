@@ -7,7 +7,7 @@
     cloneofsimo   unet:3:down, unet:3:up: the layers of some classes by their number, without alpha
     unveil        denoiser.PATH.lora_A.weight, lora_B, alpha, PATH ours, such as blocks.0.attention.qkv[0:64]
 
-Where no alpha is told it is the rank, which makes the scale 1; so is kohya's alpha of 0. peft files hold no alpha
+Where a file has no alpha, it is the rank, which makes the scale 1; so is kohya's alpha of 0. peft files hold no alpha
 among their tensors, and diffusers' export to kohya's naming writes the rank in its place.
 
 Facts: files of these projects.
@@ -71,7 +71,7 @@ OTHERS = {
 
 
 class LoraEntry(NamedTuple):
-    """What a file adds to one module: its path as written, the matrices as stored, alpha where one is told."""
+    """What a file adds to one module: its path as written, the matrices as stored, alpha where there is one."""
 
     path: str
     down: Tensor
@@ -88,7 +88,7 @@ class ParsedLora(NamedTuple):
     """A LoRA file that has been read.
 
     Attributes:
-        rest: keys that are no LoRA's.
+        rest: Keys that are not those of a LoRA.
         classes: whose layers cloneofsimo's numbers count, by part.
     """
 
@@ -99,14 +99,14 @@ class ParsedLora(NamedTuple):
 
 
 def naming_of(keys: Mapping[str, Any]) -> Naming | None:
-    """Whose naming a file's keys are in, None where they are no LoRA's."""
+    """The naming of a file's keys; None: they are not those of a LoRA."""
     there: dict[Naming, str] = {naming: key for key in keys for naming, form in FORMS if form.fullmatch(key)}
-    found: Naming | None = next((naming for naming, _ in FORMS if naming in there), None)
-    if found != "diffusers":
-        return found
+    naming: Naming | None = next((naming for naming, _ in FORMS if naming in there), None)
+    if naming != "diffusers":
+        return naming
     if all(key.startswith(RAW) for key in keys):
         return "peft"
-    return "unveil" if there[found].startswith(f"{DENOISER}.") else found
+    return "unveil" if there[naming].startswith(f"{DENOISER}.") else naming
 
 
 def parse(
@@ -131,19 +131,19 @@ def parse(
     sides: dict[str, dict[str, Tensor]] = {}
     rest: list[str] = []
     for key, tensor in tensors.items():
-        found = next((match for _, form in FORMS if (match := form.fullmatch(key))), None)
-        if found is not None:
-            sides.setdefault(_path(found), {})["down" if found["side"] in DOWN else "up"] = tensor
+        matched = next((match for _, form in FORMS if (match := form.fullmatch(key))), None)
+        if matched is not None:
+            sides.setdefault(_path(matched), {})["down" if matched["side"] in DOWN else "up"] = tensor
         elif not key.endswith(".alpha"):
             rest.append(key)
     if halves := [path for path, pair in sides.items() if len(pair) < 2]:
         raise WeightsError(f"{len(halves)} modules lack one of their two matrices ({halves[0]}); copy the file again")
-    told_apart = naming in ("peft", "diffusers")  # the others take alpha from the file, or for the rank
-    settings = _settings(metadata, config) if told_apart else {"": {}}
+    configured = naming in ("peft", "diffusers")  # the others take alpha from the file, or for the rank
+    settings = _settings(metadata, config) if configured else {"": {}}
     entries = []
     for path, pair in sides.items():
-        told = tensors.get(f"{path}.alpha")
-        alpha = _configured(path, pair["down"].shape[0], settings) if told is None else float(told)
+        stored = tensors.get(f"{path}.alpha")
+        alpha = _configured(path, pair["down"].shape[0], settings) if stored is None else float(stored)
         entries.append(LoraEntry(path, pair["down"], pair["up"], alpha or None))
     rest += [key for key in tensors if key.endswith(".alpha") and key.removesuffix(".alpha") not in sides]
     classes = {part: tuple(json.loads(metadata[part])) for part in CLASSES if part in metadata}
@@ -161,9 +161,9 @@ def candidates(path: str) -> list[tuple[str, str]]:
     return [*named, ("", path)]
 
 
-def _path(found: re.Match[str]) -> str:
+def _path(match: re.Match[str]) -> str:
     """The module's path; diffusers' first files name an attention's processor in the place of its layers."""
-    path, old = found["path"], found.groupdict().get("old")
+    path, old = match["path"], match.groupdict().get("old")
     if old is None:
         return path
     which = old.rpartition(".to_")[2].removesuffix("_lora")
@@ -174,27 +174,27 @@ def _path(found: re.Match[str]) -> str:
 
 def _settings(metadata: Mapping[str, str], config: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
     """What peft's configurations say, by part; "" is for all."""
-    found: dict[str, dict[str, Any]] = {"": dict(config or {})}
+    settings: dict[str, dict[str, Any]] = {"": dict(config or {})}
     try:
-        told = json.loads(metadata.get(METADATA, "{}"))
-        for key, value in dict(told).items():
+        stored = json.loads(metadata.get(METADATA, "{}"))
+        for key, value in dict(stored).items():
             part, dot, name = str(key).partition(".")
-            found.setdefault(DOTTED.get(f"{part}.", part) if dot else "", {})[name or part] = value
+            settings.setdefault(DOTTED.get(f"{part}.", part) if dot else "", {})[name or part] = value
     except (ValueError, TypeError) as problem:
         raise WeightsError(f"{METADATA}: damaged ({problem}); remove it, or copy the file again") from problem
-    return found
+    return settings
 
 
 def _configured(path: str, rank: int, settings: Mapping[str, Mapping[str, Any]]) -> float | None:
     """The alpha of a configuration, as that of a scale alpha / rank."""
     role, module = candidates(path)[0]
-    said = settings.get(role) or settings[""]
-    if said.get("use_dora"):
+    config = settings.get(role) or settings[""]
+    if config.get("use_dora"):
         raise WeightsError("use_dora: DoRA is not read; merge it with the program that made it")
-    alpha = said.get("lora_alpha")
-    for pattern, other in dict(said.get("alpha_pattern") or {}).items():
+    alpha = config.get("lora_alpha")
+    for pattern, other in dict(config.get("alpha_pattern") or {}).items():
         if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", module):
             alpha = other
     if alpha is None:
         return None
-    return float(alpha) * (math.sqrt(rank) if said.get("use_rslora") else 1.0)
+    return float(alpha) * (math.sqrt(rank) if config.get("use_rslora") else 1.0)

@@ -110,12 +110,12 @@ class LoraNetwork:
             return
         if strange := [name for name in classes if name not in INSIDE]:
             raise WeightsError(f"class {strange[0]!r}: its layers are not known; known are {', '.join(INSIDE)}")
-        known = layers_of(self.network)
+        layers = layers_of(self.network)
         chosen = [
             path
             for path, site in self.written.items()
             if any(fnmatchcase(path, INSIDE[name]) for name in classes)
-            and (convolutions or (isinstance(known[site.layer], nn.Linear) and not site.ones))
+            and (convolutions or (isinstance(layers[site.layer], nn.Linear) and not site.ones))
         ]
         earlier = [name for name in MADE if name != "ff"]
         earlier.insert(earlier.index("attn2"), "ff")  # a block's second attention was made last
@@ -125,13 +125,13 @@ class LoraNetwork:
 
 def parts_of(model: Model) -> dict[str, LoraNetwork]:
     """The networks of a model that LoRAs may be on, by role: its denoiser, and text encoders of transformers."""
-    found = {DENOISER: denoiser(model.denoiser.network)}
+    parts = {DENOISER: denoiser(model.denoiser.network)}
     for conditioner in model.conditioners.values():
         for module in conditioner.modules():
             if type(module).__name__.startswith("CLIPTextModel"):
-                role = "text_encoder" if "text_encoder" not in found else "text_encoder_2"
-                found[role] = text_encoder(module, role)
-    return found
+                role = "text_encoder" if "text_encoder" not in parts else "text_encoder_2"
+                parts[role] = text_encoder(module, role)
+    return parts
 
 
 def denoiser(network: nn.Module) -> LoraNetwork:
@@ -163,16 +163,16 @@ def text_encoder(network: nn.Module, role: str = "text_encoder") -> LoraNetwork:
 
 def sites_of(network: nn.Module, names: Names) -> dict[str, LoraTarget]:
     """The sites that a name map gives, by published path."""
-    found: dict[str, LoraTarget] = {}
-    known = layers_of(network)
+    sites: dict[str, LoraTarget] = {}
+    layers = layers_of(network)
     for key, published in names.items():
         layer = key.removesuffix(WEIGHT)
-        if not key.endswith(WEIGHT) or layer not in known:
+        if not key.endswith(WEIGHT) or layer not in layers:
             continue
-        rows = len(cast(Tensor, known[layer].weight)) // len(published.keys)
+        rows = len(cast(Tensor, layers[layer].weight)) // len(published.keys)
         for place, theirs in enumerate(published.keys):
-            found[theirs.removesuffix(WEIGHT)] = LoraTarget(layer, place * rows, rows, published.ones)
-    return found
+            sites[theirs.removesuffix(WEIGHT)] = LoraTarget(layer, place * rows, rows, published.ones)
+    return sites
 
 
 def native_layers(network: nn.Module) -> dict[str, LoraTarget]:
@@ -199,20 +199,20 @@ def _names_of(network: nn.Module) -> Iterator[tuple[str, Names]]:
 
 
 def _of_dit(network: DiT, layout: dit_keys.Layout) -> Names:
-    found = dit_keys.names(network.config, layout)
+    mapping = dit_keys.names(network.config, layout)
     if network.config.embedding == "cos-sin":
-        return found
-    # of sines first, the first layer's columns change places too, which are no rows
-    return {key: theirs for key, theirs in found.items() if not fnmatchcase(key, "time.*.linear_1.*")}
+        return mapping
+    # of sines first, the first layer's columns change places too, which are not rows
+    return {key: theirs for key, theirs in mapping.items() if not fnmatchcase(key, "time.*.linear_1.*")}
 
 
 def _inside(network: nn.Module, classes: Sequence[str]) -> list[str]:
     """Of a network that is built as published: the paths of its linear layers inside some classes."""
-    found: dict[str, None] = {}
+    paths: dict[str, None] = {}
     for path, module in network.named_modules():
         if type(module).__name__ in classes:
-            found |= {f"{path}.{inner}": None for inner, leaf in module.named_modules() if isinstance(leaf, nn.Linear)}
-    return list(found)
+            paths |= {f"{path}.{inner}": None for inner, leaf in module.named_modules() if isinstance(leaf, nn.Linear)}
+    return list(paths)
 
 
 def _place(path: str, order: Sequence[str]) -> list[tuple[int, int]]:

@@ -1,6 +1,6 @@
 """State dicts of Improved DDPM, ADM with its classifiers, and consistency models: names, both directions.
 
-Which configuration a released file has, of which its keys tell only a part, is in `published`.
+The configurations of released files, which keys show only partly, are in `formats.openai`.
 
 Facts: key lists and constructor arguments of github.com/openai/improved-diffusion, openai/guided-diffusion and
 openai/consistency_models.
@@ -100,7 +100,7 @@ def names(config: UNetConfig, ones: Ones = 1) -> Names:
 def classifier_names(config: NoisyClassifierConfig) -> Names:
     """Our keys of the noisy classifier and the published ones."""
     half = first_half(config.encoder)
-    found = names_of(_classifier_on_meta(config), half)
+    mapping = names_of(_classifier_on_meta(config), half)
     layers: dict[str, tuple[str, int]] = {
         "attention": {"norm": ("out.0", 0), "pool.qkv": ("out.2.qkv_proj", 1), "pool.out": ("out.2.c_proj", 1)},
         "adaptive": {"norm": ("out.0", 0), "pool": ("out.3", 2)},
@@ -108,21 +108,21 @@ def classifier_names(config: NoisyClassifierConfig) -> Names:
         "spatial_v2": {"pool.0": ("out.0", 0), "pool.1": ("out.1", 0), "pool.3": ("out.3", 0)},
     }[config.pool]
     for ours, (theirs, ones) in layers.items():
-        found[f"{ours}.weight"] = SourceKeys((f"{theirs}.weight",), ones)
-        found[f"{ours}.bias"] = SourceKeys((f"{theirs}.bias",))
+        mapping[f"{ours}.weight"] = SourceKeys((f"{theirs}.weight",), ones)
+        mapping[f"{ours}.bias"] = SourceKeys((f"{theirs}.bias",))
     if config.pool == "attention":
-        found["pool.places"] = SourceKeys(("out.2.positional_embedding",))
-    return found
+        mapping["pool.places"] = SourceKeys(("out.2.positional_embedding",))
+    return mapping
 
 
 def names_of(network: nn.Module, parts: Sequence[PublishedBlock], ones: Ones = 1) -> Names:
     """Our keys of these parts of a network and of its embedding of time, and the published ones."""
     modules = dict(network.named_modules())
-    found = layer_keys("time", "time_embed", TIME)
+    mapping = layer_keys("time", "time_embed", TIME)
     for entry in parts:
         for place, ours in enumerate(entry.ours):
-            found |= _block_names(ours, f"{entry.theirs}.{place}", modules[ours], ones)
-    return found
+            mapping |= _block_names(ours, f"{entry.theirs}.{place}", modules[ours], ones)
+    return mapping
 
 
 def _block_names(ours: str, theirs: str, module: nn.Module, ones: Ones) -> Names:
@@ -219,10 +219,10 @@ def from_arguments(arguments: Mapping[str, Any]) -> UNetConfig:
     Raises:
         RecipeError: an argument that is not known, or missing.
     """
-    given = {key: value for key, value in arguments.items() if value not in (None, -1)}
-    if given.get("dims", 2) != 2:
-        raise RecipeError(f"dims = {given['dims']}: only pictures (2) are supported")
-    rest = {key: value for key, value in given.items() if key not in WITHOUT_EFFECT}
+    settings = {key: value for key, value in arguments.items() if value not in (None, -1)}
+    if settings.get("dims", 2) != 2:
+        raise RecipeError(f"dims = {settings['dims']}: only images (2) are supported")
+    rest = {key: value for key, value in settings.items() if key not in WITHOUT_EFFECT}
     try:
         resample = "residual" if rest.pop("resblock_updown", False) else "conv"
         if not rest.pop("conv_resample", True) and resample == "conv":
@@ -245,14 +245,14 @@ def from_arguments(arguments: Mapping[str, Any]) -> UNetConfig:
             dropout=rest.pop("dropout", 0.0),
         )
     except KeyError as missing:
-        raise RecipeError(f"argument {missing} is missing; given: {', '.join(sorted(given))}") from None
+        raise RecipeError(f"argument {missing} is missing; given: {', '.join(sorted(settings))}") from None
     if rest:
         raise RecipeError(f"argument {min(rest)!r} is not one of UNetModel's")
     return config
 
 
 def upsampler(config: UNetConfig) -> UNetConfig:
-    """The configuration of `SuperResModel` with the same arguments: a smaller picture of x's channels joins x."""
+    """The configuration of `SuperResModel` with the same arguments: a smaller image of x's channels joins x."""
     return replace(config, concat_channels=config.in_channels, context_size="smaller")
 
 
@@ -294,7 +294,7 @@ def classifier_from_arguments(arguments: Mapping[str, Any]) -> NoisyClassifierCo
 def infer_config(shapes: Mapping[str, Sequence[int]]) -> UNetConfig:
     """As much of a U-Net's configuration as its tensors show; heads and their order keep the class's defaults.
 
-    Six channels in are taken for a three-channel picture with a smaller one to enlarge. Dropout is 0.
+    Six input channels are taken for a three-channel image and a smaller one to upscale. Dropout is 0.
 
     Args:
         shapes: of the tensors, by published key.
@@ -321,7 +321,7 @@ def infer_config(shapes: Mapping[str, Sequence[int]]) -> UNetConfig:
             context_size="smaller" if low_res else "same",
         )
     except KeyError as missing:
-        raise WeightsError(f"not a U-Net of Improved DDPM or ADM: there is no {missing}") from None
+        raise WeightsError(f"not a U-Net of Improved DDPM or ADM: {missing} is missing") from None
     return config if stem == config.widths[0] else replace(config, stem_channels=stem)
 
 
@@ -333,7 +333,7 @@ def infer_classifier_config(
     Args:
         shapes: of the tensors, by published key.
         blocks: per level; blocks that halve look like those that do not.
-        size: side of the pictures; None where attention pooling shows it.
+        size: Side of the images; None where attention pooling shows it.
 
     Raises:
         WeightsError: the keys are not those of such a network.
@@ -363,7 +363,7 @@ def infer_classifier_config(
             hidden=hidden,
         )
     except KeyError as missing:
-        raise WeightsError(f"not a noisy classifier of ADM: there is no {missing}") from None
+        raise WeightsError(f"not a noisy classifier of ADM: {missing} is missing") from None
 
 
 def _entries(shapes: Mapping[str, Sequence[int]]) -> int:
@@ -382,6 +382,6 @@ def _seen_levels(shapes: Mapping[str, Sequence[int]], blocks: int) -> dict[str, 
         "model_channels": channels,
         "channel_mult": tuple(int(ratio) if ratio == int(ratio) else ratio for ratio in exact),
         "num_res_blocks": blocks,
-        "attention": tuple(2**i for i, found in enumerate(with_attention) if found),
+        "attention": tuple(2**i for i, attends in enumerate(with_attention) if attends),
         "time_scale_shift": "scale-shift" if shapes["input_blocks.1.0.emb_layers.1.weight"][0] > widths[0] else "add",
     }

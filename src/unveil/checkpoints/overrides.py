@@ -1,4 +1,4 @@
-"""What the keys and shapes of a published file do not hold, as its user says it."""
+"""Settings that the keys and shapes of a published file do not determine, as its user gives them."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 class ModelOverrides(Section):
-    """What keys and shapes do not hold, by the names of recipes.
+    """Settings that keys and shapes do not determine, by the names of recipes.
 
     Attributes:
-        size: side of the pictures.
+        size: Side of the images.
         heads: of every attention; or `head_channels`, their width.
         attention_order: `heads-first`, or `qkv-first` where the file was made with the new order.
         beta_schedule, timesteps, rescale_timesteps: of the discrete process.
         process: the whole of it, such as {kind: sub-vp} for score SDE's files of that kind.
         prediction: {kind: edm, index_scale: 1000} for consistency models' teachers, which have the same keys.
         variance: what the network's second half of channels is, if it has one.
-        num_res_blocks: per level, asked for a classifier.
+        num_res_blocks: Number per level, needed for a classifier.
         classes: of a table of labels; None: for a DiT one row less than it has, the last being "none".
         text_heads, activation: of a text encoder of a width that no published one has.
         weights: `trained` where a file holds averages too, which are read otherwise.
@@ -52,18 +52,18 @@ class ModelOverrides(Section):
     weights: Literal["ema", "trained"] | None = None
 
     def lacks(self, wanted: Sequence[str]) -> list[str]:
-        """Which of these names, where a bar stands between alternatives, were not said."""
+        """Return which of these names were not given; a bar separates alternatives."""
         return [name for name in wanted if not self.model_fields_set.intersection(name.split("|"))]
 
     def only(self, useful: Collection[str], files: str) -> None:
-        """Refuses what such files hold themselves.
+        """Refuse settings that such files determine themselves.
 
         Raises:
-            WeightsError: something beyond `useful` was said.
+            WeightsError: A setting beyond `useful` was given.
         """
         if useless := sorted(self.model_fields_set.difference(useful)):
             raise WeightsError(
-                f"{', '.join(useless)}: {files} hold that; what may be said of them is {' and '.join(sorted(useful))}"
+                f"{', '.join(useless)}: {files} hold that; settings that may be given: {', '.join(sorted(useful))}"
             )
 
 

@@ -55,8 +55,8 @@ def get_format(name: str, kind: Kind = "model") -> Format:
     for entry in formats():
         if (entry.kind, entry.name) == (kind, name):
             return entry
-    known = names(kind)
-    raise RecipeError(f"format {name!r}: must be one of {', '.join(known)}{did_you_mean(name, known)}")
+    choices = names(kind)
+    raise RecipeError(f"format {name!r}: must be one of {', '.join(choices)}{did_you_mean(name, choices)}")
 
 
 def detect(keys: Keys) -> Detected | None:

@@ -19,7 +19,7 @@ from unveil.io import sandbox
 SECONDS = 600
 ROOM = 8 << 30  # bytes of address space beside the file itself: torch maps much that it never touches
 CHOSEN, REFUSED = 0, 3
-# Classes that checkpoints of Lightning name beside their weights; what stands in their place does nothing
+# Classes that checkpoints of Lightning name beside their weights; their replacement does nothing
 BESIDE = (
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
     "lightning.pytorch.callbacks.model_checkpoint.ModelCheckpoint",
@@ -66,27 +66,27 @@ class Unread:
         del state
 
 
-def _weights(found: Any, path: str = "the file") -> tuple[str, dict[str, Any]] | None:
+def _weights(content: Any, path: str = "the file") -> tuple[str, dict[str, Any]] | None:
     """The state dict inside: the whole, or the best-named part of it; of a list the last one that is one."""
     import torch
 
-    if isinstance(found, Mapping):
-        own = {
-            str(key).removeprefix("module."): value for key, value in found.items() if isinstance(value, torch.Tensor)
+    if isinstance(content, Mapping):
+        tensors = {
+            str(key).removeprefix("module."): value for key, value in content.items() if isinstance(value, torch.Tensor)
         }
-        if len(own) > 1 and len(own) == len(found):
-            return path, own
+        if len(tensors) > 1 and len(tensors) == len(content):
+            return path, tensors
         for name in NAMES:
-            if name in found and (inner := _weights(found[name], f"{path}[{name!r}]")):
+            if name in content and (inner := _weights(content[name], f"{path}[{name!r}]")):
                 return inner
-    if isinstance(found, list | tuple):
-        for place in reversed(range(len(found))):
-            if inner := _weights(found[place], f"{path}[{place}]"):
+    if isinstance(content, list | tuple):
+        for place in reversed(range(len(content))):
+            if inner := _weights(content[place], f"{path}[{place}]"):
                 return inner
     return None
 
 
-def _averaged(found: Any) -> tuple[str, dict[str, Any]] | None:
+def _averaged(content: Any) -> tuple[str, dict[str, Any]] | None:
     """Score SDE's average: a list of tensors without names, in the order of what `model` trains.
 
     Raises:
@@ -94,9 +94,9 @@ def _averaged(found: Any) -> tuple[str, dict[str, Any]] | None:
     """
     from unveil.checkpoints import score_sde_keys
 
-    average = found.get("ema") if isinstance(found, Mapping) else None
+    average = content.get("ema") if isinstance(content, Mapping) else None
     listed = average.get("shadow_params") if isinstance(average, Mapping) else None
-    trained = _weights(found.get("model")) if listed else None
+    trained = _weights(content.get("model")) if listed else None
     if listed is None or trained is None:
         return None
     return "the file['ema']['shadow_params']", score_sde_keys.averaged(trained[1], listed)
@@ -112,7 +112,7 @@ def _main(source: str, out: str) -> int:
 
     try:
         with torch.serialization.safe_globals([(Unread, name) for name in BESIDE]):
-            found = torch.load(source, map_location="cpu", weights_only=True)
+            content = torch.load(source, map_location="cpu", weights_only=True)
     except Exception as problem:  # whatever a hostile or damaged file makes the reader raise
         named = re.search(r"GLOBAL (\S+)", str(problem))
         first = f"{type(problem).__name__}: {(str(problem).splitlines() or [''])[0][:200]}"
@@ -120,7 +120,7 @@ def _main(source: str, out: str) -> int:
         print(f"holds more than tensors, or is damaged ({reason})", file=sys.stderr)
         return REFUSED
     try:
-        chosen = _averaged(found) or _weights(found)
+        chosen = _averaged(content) or _weights(content)
     except WeightsError as problem:
         print(problem, file=sys.stderr)
         return REFUSED

@@ -103,7 +103,7 @@ TERMINAL = 0.1  # sigma of the last call, of schedulers that name one
 
 @dataclass(frozen=True)
 class SchedulerConfig:
-    """What a folder's scheduler says.
+    """Process, prediction and sampling of a folder's scheduler.
 
     Attributes:
         process: a section of a recipe; of a shift that follows the size, the process that is shifted.
@@ -123,16 +123,18 @@ class _Settings:
     """The settings, with the file that they are from for messages."""
 
     path: Path
-    said: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
 
     def get(self, name: str, usual: Any = None) -> Any:
-        value = self.said.get(name, usual)
+        value = self.values.get(name, usual)
         return usual if value is None else value
 
     def only(self, allowed: Mapping[str, Any]) -> None:
         for name, value in allowed.items():
             if self.get(name, value) != value:
-                raise WeightsError(f"{self.path}: {name} = {self.said[name]!r}: only {value!r} is supported; set it so")
+                raise WeightsError(
+                    f"{self.path}: {name} = {self.values[name]!r}: only {value!r} is supported; set it so"
+                )
 
 
 def read_scheduler(path: Path) -> SchedulerConfig:
@@ -144,24 +146,24 @@ def read_scheduler(path: Path) -> SchedulerConfig:
     return scheduler_of(read_json(path), path)
 
 
-def scheduler_of(said: Mapping[str, Any], path: Path) -> SchedulerConfig:
+def scheduler_of(raw: Mapping[str, Any], path: Path) -> SchedulerConfig:
     """The scheduler of its settings; `path` is for messages.
 
     Raises:
         WeightsError: as `read_scheduler`.
     """
-    kind = said.get("_class_name", "DDIMScheduler")
-    settings = _Settings(path, said)
+    kind = raw.get("_class_name", "DDIMScheduler")
+    settings = _Settings(path, raw)
     if kind == FLOW:
         return _flow(settings)
     if kind not in SAMPLERS:
-        known = [*SAMPLERS, FLOW]
-        raise WeightsError(f"{path}: scheduler {kind!r}; known: {', '.join(known)}{did_you_mean(kind, known)}")
+        supported = [*SAMPLERS, FLOW]
+        raise WeightsError(f"{path}: scheduler {kind!r}; known: {', '.join(supported)}{did_you_mean(kind, supported)}")
     settings.only(ONLY)
     if kind == "UniPCMultistepScheduler" and settings.get("use_flow_sigmas", False):
         return _flow_solver(settings)
     if kind in SHIFTED:
-        settings = _Settings(path, {**USUAL, **said})
+        settings = _Settings(path, {**USUAL, **raw})
     schedule, target = settings.get("beta_schedule", "linear"), settings.get("prediction_type", "epsilon")
     if schedule not in BETAS or target not in PREDICTIONS:
         raise WeightsError(
@@ -184,7 +186,7 @@ def scheduler_of(said: Mapping[str, Any], path: Path) -> SchedulerConfig:
     sampler, spacing = SAMPLERS[kind]
     if kind in ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler"):
         sampler = _solver(settings, kind)
-    # DDIM and DDPM clip unless they are told not to; the others do not know the setting
+    # DDIM and DDPM clip by default; the others do not have the setting
     clips = bool(settings.get("clip_sample", True)) and kind in ("DDIMScheduler", "DDPMScheduler")
     sample = {**sampler, "schedule": _grid(settings, kind, spacing), "threshold": "static" if clips else "none"}
     return SchedulerConfig(process, PREDICTIONS[target], sample)
@@ -199,14 +201,14 @@ def _solver(settings: _Settings, kind: str) -> dict[str, Any]:
     else:
         algorithm, how = settings.get("algorithm_type", "dpmsolver++"), settings.get("solver_type", "midpoint")
     how = SAME_TYPES[kind].get(how, how)
-    found = SOLVERS.get((algorithm, order, None)) or SOLVERS.get((algorithm, order, how))
-    if found is None:
-        known = ", ".join(f"{one} {number} {kind or 'any'}" for one, number, kind in SOLVERS)
+    sampler = SOLVERS.get((algorithm, order, None)) or SOLVERS.get((algorithm, order, how))
+    if sampler is None:
+        supported = ", ".join(f"{name} {number} {kind or 'any'}" for name, number, kind in SOLVERS)
         raise WeightsError(
             f"{settings.path}: {algorithm} of solver_order {order} and solver_type {how!r} is not supported; these are "
-            f"(algorithm, order, type): {known}"
+            f"(algorithm, order, type): {supported}"
         )
-    return found
+    return sampler
 
 
 def _grid(settings: _Settings, kind: str, usual: str) -> str:
@@ -236,7 +238,7 @@ def _shifted_table(process: Mapping[str, Any], scale: float) -> list[float]:
 
 
 def _flow_solver(settings: _Settings) -> SchedulerConfig:
-    """UniPC over rectified flow, of Wan's folders; its network is told whole numbers."""
+    """UniPC over rectified flow, of Wan's folders; its network takes whole timesteps."""
     settings.only(ONLY_SOLVER)
     if settings.get("prediction_type") != "flow_prediction":
         raise WeightsError(f"{settings.path}: use_flow_sigmas goes with prediction_type 'flow_prediction'; set it so")
@@ -294,47 +296,51 @@ def process_settings(config: ModelConfig) -> dict[str, Any]:
     Raises:
         RecipeError: another process than a table of betas, or a prediction that diffusers does not know.
     """
-    known = config.process
-    if not isinstance(known, DiscreteVPSection):
-        raise RecipeError(f"process {known.kind}: diffusers' schedulers of such pipelines know discrete-vp alone")
-    written = {name: getattr(known, name) for name in ("beta_schedule", "timesteps", "beta_start", "beta_end", "last")}
+    process = config.process
+    if not isinstance(process, DiscreteVPSection):
+        raise RecipeError(f"process {process.kind}: diffusers' schedulers of such pipelines know discrete-vp alone")
+    written = {
+        name: getattr(process, name) for name in ("beta_schedule", "timesteps", "beta_start", "beta_end", "last")
+    }
     schedules, targets = ({ours: theirs for theirs, ours in table.items()} for table in (BETAS, PREDICTIONS))
-    named = isinstance(known.beta_schedule, str)
-    if known != DiscreteVPSection(**written) or (named and known.beta_schedule not in schedules):
+    named = isinstance(process.beta_schedule, str)
+    if process != DiscreteVPSection(**written) or (named and process.beta_schedule not in schedules):
         raise RecipeError(
-            f"process {known}: diffusers' scheduler knows {', '.join(schedules)} and betas written out, "
+            f"process {process}: diffusers' scheduler knows {', '.join(schedules)} and betas written out, "
             "without further settings"
         )
     if config.prediction not in targets:
         raise RecipeError(f"prediction {config.prediction!r}: diffusers' scheduler knows {', '.join(targets)}")
     table = (
-        {"beta_schedule": schedules[str(known.beta_schedule)]}
+        {"beta_schedule": schedules[str(process.beta_schedule)]}
         if named
-        else {"trained_betas": list(known.beta_schedule)}
+        else {"trained_betas": list(process.beta_schedule)}
     )
     return {
         **table,
-        "beta_start": known.beta_start,
-        "beta_end": known.beta_end,
-        "num_train_timesteps": (known.timesteps or 1000) if named else len(known.beta_schedule),
+        "beta_start": process.beta_start,
+        "beta_end": process.beta_end,
+        "num_train_timesteps": (process.timesteps or 1000) if named else len(process.beta_schedule),
         "prediction_type": targets[str(config.prediction)],
-        "rescale_betas_zero_snr": known.last == "zero-snr",
+        "rescale_betas_zero_snr": process.last == "zero-snr",
     }
 
 
 def _sampling_of(config: ModelConfig, spacing: Mapping[str, Any]) -> dict[str, Any]:
     """Class and spacing of the levels; DDIM where the sampler, its options or its levels have no counterpart."""
     sample = config.sample
-    known = {way["sampler"]: name for name, (way, _) in SAMPLERS.items() if name not in SHIFTED}
+    classes = {way["sampler"]: name for name, (way, _) in SAMPLERS.items() if name not in SHIFTED}
     solver = _solver_settings(sample)
-    kind = None if sample.options else solver.get("_class_name", known.get(sample.sampler))
-    found = next((key for key, grid in GRIDS.items() if grid == sample.schedule), None)
-    if kind is None or (sample.schedule != "karras" and (found is None or (not found[2] and kind not in ENDS_AT_0))):
+    kind = None if sample.options else solver.get("_class_name", classes.get(sample.sampler))
+    spacing_key = next((key for key, grid in GRIDS.items() if grid == sample.schedule), None)
+    if kind is None or (
+        sample.schedule != "karras" and (spacing_key is None or (not spacing_key[2] and kind not in ENDS_AT_0))
+    ):
         return {"_class_name": "DDIMScheduler", **spacing}
     if sample.schedule == "karras":
         return {"_class_name": kind, "use_karras_sigmas": True, **solver}
-    assert found is not None  # else the sampler is told above
-    there, offset, onto_data = found
+    assert spacing_key is not None  # else the sampler was returned above
+    there, offset, onto_data = spacing_key
     more = {"set_alpha_to_one": onto_data} if kind in ENDS_AT_0 else {}
     if kind == "PNDMScheduler":
         more |= {"skip_prk_steps": True}
@@ -348,8 +354,8 @@ def _solver_settings(sample: SampleConfig) -> dict[str, Any]:
     for (algorithm, order, how), way in SOLVERS.items():
         if way != {"sampler": sample.sampler}:
             continue
-        found = {"solver_order": order} | ({} if how is None else {"solver_type": how})
+        settings = {"solver_order": order} | ({} if how is None else {"solver_type": how})
         if algorithm.startswith("unipc"):
-            return {"_class_name": "UniPCMultistepScheduler", "predict_x0": algorithm == "unipc", **found}
-        return {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": algorithm, **found}
+            return {"_class_name": "UniPCMultistepScheduler", "predict_x0": algorithm == "unipc", **settings}
+        return {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": algorithm, **settings}
     return {}

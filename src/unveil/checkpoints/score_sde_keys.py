@@ -3,7 +3,7 @@
 The published modules stand in one numbered list, `all_modules`, in the order in which they are used. Their files hold
 a dict with `model` (keys behind `module.`) and, as the average, a list of tensors in the order of the parameters.
 
-The published NCSN++ is given sigma of pictures in [0, 1] and divides its result by it; ours takes x in [-1, 1], is
+The published NCSN++ is given sigma of images in [0, 1] and divides its result by it; ours takes x in [-1, 1], is
 given log(sigma / 2) with the doubled sigma, and gives the result itself: `precondition.VE`. The published DDPM++ is
 given 999 t and gives -sigma times the score, that is eps: `precondition.VP`.
 
@@ -34,25 +34,27 @@ def order(config: SongUNetConfig) -> list[str]:
     """Our modules (and the buffer of frequencies) in the order of `all_modules`; attention stands for itself."""
     last = len(config.channel_mult) - 1
     attends = [rate in config.attention for rate in config.rates]
-    found = ["frequencies"] if config.embedding == "fourier" else []
-    found += ["map_1", "map_2", "enter"]
+    modules = ["frequencies"] if config.embedding == "fourier" else []
+    modules += ["map_1", "map_2", "enter"]
     for level in range(last + 1):
         if level:
-            found += [f"down.{level}.resample"]
-            found += {"standard": [], "skip": [f"down.{level}.side.conv"], "residual": [f"down.{level}.side.resample"]}[
-                config.encoder
-            ]
+            modules += [f"down.{level}.resample"]
+            modules += {
+                "standard": [],
+                "skip": [f"down.{level}.side.conv"],
+                "residual": [f"down.{level}.side.resample"],
+            }[config.encoder]
         for i in range(config.num_res_blocks):
-            found.append(f"down.{level}.blocks.{i}")
-            found += [f"down.{level}.blocks.{i}.attention"] if attends[level] else []
-    found += ["middle.0", "middle.0.attention", "middle.1"]
+            modules.append(f"down.{level}.blocks.{i}")
+            modules += [f"down.{level}.blocks.{i}.attention"] if attends[level] else []
+    modules += ["middle.0", "middle.0.attention", "middle.1"]
     for place, level in enumerate(range(last, -1, -1)):
         up = f"up.{place}"
-        found += [f"{up}.resample"] if place else []
-        found += [f"{up}.blocks.{i}" for i in range(config.num_res_blocks + 1)]
-        found += [f"{up}.blocks.{config.num_res_blocks}.attention"] if attends[level] else []
-        found += [f"{up}.side.norm", f"{up}.side.conv"] if config.decoder == "skip" else []
-    return found if config.decoder == "skip" else [*found, "norm", "leave"]
+        modules += [f"{up}.resample"] if place else []
+        modules += [f"{up}.blocks.{i}" for i in range(config.num_res_blocks + 1)]
+        modules += [f"{up}.blocks.{config.num_res_blocks}.attention"] if attends[level] else []
+        modules += [f"{up}.side.norm", f"{up}.side.conv"] if config.decoder == "skip" else []
+    return modules if config.decoder == "skip" else [*modules, "norm", "leave"]
 
 
 def names(config: SongUNetConfig) -> Names:
@@ -65,29 +67,29 @@ def names(config: SongUNetConfig) -> Names:
         if getattr(config, name) not in values:
             raise RecipeError(f"{name} = {getattr(config, name)}: score SDE's networks have {values[0]}")
     modules: dict[str, nn.Module] = dict(_on_meta(config).named_modules())
-    found: Names = {}
+    mapping: Names = {}
     for number, ours in enumerate(order(config)):
-        found |= _names_of(ours, f"{PREFIX}all_modules.{number}", modules.get(ours), config)
-    return found
+        mapping |= _names_of(ours, f"{PREFIX}all_modules.{number}", modules.get(ours), config)
+    return mapping
 
 
 def _names_of(ours: str, theirs: str, module: nn.Module | None, config: SongUNetConfig) -> Names:
     if module is None:
         return {ours: SourceKeys((f"{theirs}.W",))}
     if isinstance(module, EDMBlock):
-        found = layer_keys(ours, theirs, BLOCK)
+        mapping = layer_keys(ours, theirs, BLOCK)
         if isinstance(module.skip, nn.Conv2d):
             kinds = {"weight": "Conv_2.weight", "bias": "Conv_2.bias"}
             if config.resample != "residual":
                 kinds = {"weight": "NIN_0.W", "bias": "NIN_0.b"}
-            found |= {f"{ours}.skip.{kind}": SourceKeys((f"{theirs}.{their}",)) for kind, their in kinds.items()}
-        return found
+            mapping |= {f"{ours}.skip.{kind}": SourceKeys((f"{theirs}.{their}",)) for kind, their in kinds.items()}
+        return mapping
     if ours.endswith(".attention"):
-        found = layer_keys(ours, theirs, {"norm": "GroupNorm_0"})
+        mapping = layer_keys(ours, theirs, {"norm": "GroupNorm_0"})
         for kind, their in {"weight": "W", "bias": "b"}.items():
-            found[f"{ours}.qkv.{kind}"] = SourceKeys(tuple(f"{theirs}.NIN_{i}.{their}" for i in range(3)))
-            found[f"{ours}.out.{kind}"] = SourceKeys((f"{theirs}.NIN_3.{their}",))
-        return found
+            mapping[f"{ours}.qkv.{kind}"] = SourceKeys(tuple(f"{theirs}.NIN_{i}.{their}" for i in range(3)))
+            mapping[f"{ours}.out.{kind}"] = SourceKeys((f"{theirs}.NIN_3.{their}",))
+        return mapping
     if ours.endswith(".resample"):
         if not list(module.parameters()):
             return {}  # only its number is taken
@@ -188,10 +190,10 @@ def from_arguments(arguments: Mapping[str, Any]) -> SongUNetConfig:
         model, data = arguments["model"], arguments["data"]
         ours: dict[str, Any] = {}
         for name, values in KNOWN.items():
-            given = model[name].lower() if isinstance(model[name], str) else model[name]
-            if given not in values:
-                raise RecipeError(f"{name} = {given!r}: must be one of {', '.join(map(str, values))}")
-            ours[name] = values[given]
+            value = model[name].lower() if isinstance(model[name], str) else model[name]
+            if value not in values:
+                raise RecipeError(f"{name} = {value!r}: must be one of {', '.join(map(str, values))}")
+            ours[name] = values[value]
         if ours["resblock_type"] == "pool" and model["resamp_with_conv"]:
             raise RecipeError("resamp_with_conv = True with resblock_type = 'ddpm': only False is supported")
         sides = {2**level: data["image_size"] // 2**level for level in range(len(model["ch_mult"]))}

@@ -24,18 +24,18 @@ def spatial_key_mapping(ours: str, theirs: str, module: SpatialTransformer) -> N
 
     Its layers around the blocks are convolutions or linear layers here as there, so that shapes agree too.
     """
-    found = layer_keys(ours, theirs, AROUND)
+    mapping = layer_keys(ours, theirs, AROUND)
     for place, block in enumerate(module.blocks):
         assert isinstance(block, TransformerBlock)
         mine, other = f"{ours}.blocks.{place}", f"{theirs}.transformer_blocks.{place}"
-        found |= layer_keys(mine, other, IN_BLOCK)
+        mapping |= layer_keys(mine, other, IN_BLOCK)
         for ours_part, theirs_part, fused in (("own", "attn1", True), ("context", "attn2", not block.reads)):
             stacked = tuple(f"{other}.{theirs_part}.{layer}.weight" for _, layer in READ)
             if fused:
-                found[f"{mine}.{ours_part}.qkv.weight"] = SourceKeys(stacked)
+                mapping[f"{mine}.{ours_part}.qkv.weight"] = SourceKeys(stacked)
             else:
-                found |= {
+                mapping |= {
                     f"{mine}.{ours_part}.{name}.weight": SourceKeys((key,))
                     for (name, _), key in zip(READ, stacked, strict=True)
                 }
-    return found
+    return mapping

@@ -117,12 +117,14 @@ def _write_tokenizer(conditioner: TextEncoder, words: Path) -> None:
         _write(words / "tokenizer_config.json", {"model_max_length": config.max_length})
         return
     if not isinstance(tokenizer, clip_tokenizer.BPETokenizer):
-        raise RecipeError(f"{conditioner.key}: a {type(tokenizer).__name__} is no vocabulary that transformers reads")
+        raise RecipeError(
+            f"{conditioner.key}: a {type(tokenizer).__name__} is not a vocabulary that transformers reads"
+        )
     merges = ["#version: 0.2", *(" ".join(pair) for pair in tokenizer.merges)]
     (words / "merges.txt").write_text("\n".join(merges) + "\n", "utf-8")
     _write(words / "vocab.json", {piece: number for number, piece in enumerate(tokenizer.pieces)})
     special = {"bos_token": clip_tokenizer.BEGIN, "eos_token": clip_tokenizer.END, "unk_token": clip_tokenizer.END}
     special["pad_token"] = tokenizer.pieces[config.padding]
     _write(words / "special_tokens_map.json", special)
-    said = {"tokenizer_class": "CLIPTokenizer", "model_max_length": config.max_length, "do_lower_case": True}
-    _write(words / "tokenizer_config.json", said | special)
+    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": config.max_length, "do_lower_case": True}
+    _write(words / "tokenizer_config.json", settings | special)

@@ -69,13 +69,13 @@ class TextEncoderWeights(NamedTuple):
 
 def places(keys: Iterable[str]) -> list[TextEncoderLocation]:
     """The text encoders of a file, in the order of their prefixes."""
-    found = [
+    locations = [
         TextEncoderLocation(layout, key.removesuffix(mark))
         for key in keys
         for layout, mark in _MARKS.items()
         if key.endswith(mark) and "visual." not in key and "vision_model." not in key
     ]
-    return sorted(set(found), key=lambda place: place.prefix)
+    return sorted(set(locations), key=lambda place: place.prefix)
 
 
 def infer_config(
@@ -95,7 +95,7 @@ def infer_config(
     try:
         return _t5_config(shapes, place.prefix) if place.layout == "t5" else _clip(shapes, place, heads, activation)
     except (KeyError, ValueError, IndexError) as missing:
-        raise WeightsError(f"{place.prefix or place.layout}: not a whole text encoder: there is no {missing}") from None
+        raise WeightsError(f"{place.prefix or place.layout}: not a whole text encoder: {missing} is missing") from None
 
 
 def load(theirs: Mapping[str, Tensor], config: TowerConfig, place: TextEncoderLocation) -> TextEncoderWeights:
@@ -104,18 +104,18 @@ def load(theirs: Mapping[str, Tensor], config: TowerConfig, place: TextEncoderLo
     Raises:
         WeightsError: missing or extra keys behind the prefix, or tensors of another shape.
     """
-    own = {key: tensor for key, tensor in theirs.items() if _belongs(key, place)}
-    if place.layout == "t5" and f"{place.prefix}shared.weight" not in own:
+    part = {key: tensor for key, tensor in theirs.items() if _belongs(key, place)}
+    if place.layout == "t5" and f"{place.prefix}shared.weight" not in part:
         table, other = _T5_TABLES
-        own = {key.replace(other, table): tensor for key, tensor in own.items()}
-    rest = {key: own.pop(key) for key in [place.prefix + name for name in _REST[place.layout]] if key in own}
+        part = {key.replace(other, table): tensor for key, tensor in part.items()}
+    rest = {key: part.pop(key) for key in [place.prefix + name for name in _REST[place.layout]] if key in part}
     with meta_device():
         shapes = shapes_of(build(config).state_dict())
     if place.layout != "openclip":
-        return TextEncoderWeights(to_ours(own, _names(shapes, place), shapes), rest)
-    if (key := f"{place.prefix}text_projection") in own:
-        own[key] = own[key].T  # theirs multiplies from the right
-    split = to_theirs(own, _fused(config, place.prefix))
+        return TextEncoderWeights(to_ours(part, _names(shapes, place), shapes), rest)
+    if (key := f"{place.prefix}text_projection") in part:
+        part[key] = part[key].T  # theirs multiplies from the right
+    split = to_theirs(part, _fused(config, place.prefix))
     return TextEncoderWeights(to_ours(split, {key: SourceKeys((key,)) for key in shapes}, shapes), rest)
 
 
@@ -146,7 +146,7 @@ def dump(
 
 def _names(shapes: Mapping[str, Any], place: TextEncoderLocation) -> Names:
     """Our keys and theirs, for CLIP and T5."""
-    found: Names = {}
+    mapping: Names = {}
     for key in shapes:
         inner = key.removeprefix("model.")
         if key == "projection.weight":
@@ -155,13 +155,13 @@ def _names(shapes: Mapping[str, Any], place: TextEncoderLocation) -> Names:
             their = place.prefix + (_T5_TABLES[0] if inner == "embed_tokens.weight" else f"encoder.{inner}")
         else:
             their = place.prefix + inner
-        found[key] = SourceKeys((their,))
-    return found
+        mapping[key] = SourceKeys((their,))
+    return mapping
 
 
 def _fused(config: TowerConfig, prefix: str) -> Names:
     """OpenCLIP's keys and ours: here theirs are those made of several, so the map is read the other way round."""
-    found: Names = {
+    mapping: Names = {
         f"{prefix}token_embedding.weight": SourceKeys(("model.embeddings.token_embedding.weight",)),
         f"{prefix}positional_embedding": SourceKeys(("model.embeddings.position_embedding.weight",)),
         f"{prefix}ln_final.weight": SourceKeys(("model.final_layer_norm.weight",)),
@@ -169,13 +169,13 @@ def _fused(config: TowerConfig, prefix: str) -> Names:
     }
     for number in range(config.depth):
         theirs, ours = f"{prefix}transformer.resblocks.{number}", f"model.encoder.layers.{number}"
-        found |= layer_keys(theirs, ours, {their: our for our, their in _OPENCLIP.items()})
+        mapping |= layer_keys(theirs, ours, {their: our for our, their in _OPENCLIP.items()})
         for kind in ("weight", "bias"):
             parts = tuple(f"{ours}.self_attn.{part}_proj.{kind}" for part in "qkv")
-            found[f"{theirs}.attn.in_proj_{kind}"] = SourceKeys(parts)
+            mapping[f"{theirs}.attn.in_proj_{kind}"] = SourceKeys(parts)
     if isinstance(config, CLIPEncoderConfig) and config.projection:
-        found[f"{prefix}text_projection"] = SourceKeys(("projection.weight",))
-    return found
+        mapping[f"{prefix}text_projection"] = SourceKeys(("projection.weight",))
+    return mapping
 
 
 def _belongs(key: str, place: TextEncoderLocation) -> bool:

@@ -30,7 +30,7 @@ from unveil.nn.text_encoders import ACTIVATIONS, CLIPEncoderConfig, T5EncoderCon
 WEIGHTS = "model"
 PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt")  # one whose safetensors stands beside it may have a .bin
 SETTINGS = ("config.json", "tokenizer_config.json")
-OLD_END = 2  # what config.json said of CLIP's end token before it was put right; it was never used
+OLD_END = 2  # CLIP's end token in config.json before it was corrected; it was never used
 MERGES = "merges.txt"
 LONGEST = 4096  # a tokenizer without a limit says a number far beyond it
 
@@ -112,10 +112,10 @@ def read_state_of(
     Raises:
         WeightsError: none there, or one that is not whole.
     """
-    found = text_encoder_keys.places(theirs)
-    if not 1 <= number <= len(found):
-        raise WeightsError(f"text encoder {number}: the file holds {len(found)}")
-    place = found[number - 1]
+    locations = text_encoder_keys.places(theirs)
+    if not 1 <= number <= len(locations):
+        raise WeightsError(f"text encoder {number}: the file holds {len(locations)}")
+    place = locations[number - 1]
     if place.layout == "t5":
         raise WeightsError(f"{place.prefix}: a T5 without its vocabulary; give the folder with its tokenizer.json")
     settings = settings or {}
@@ -143,19 +143,19 @@ def read_folder(path: Path, *, number: int = 1) -> LoadedTextEncoder:
             words = beside
     for place in {home, words}:
         check_folder(place)
-    said = read_json(home / "config.json")
+    settings = read_json(home / "config.json")
     theirs = read_weights(home, WEIGHTS)
-    found = text_encoder_keys.places(theirs)
-    if not found:
+    locations = text_encoder_keys.places(theirs)
+    if not locations:
         raise WeightsError(f"{home}: no text encoder of a known kind, by its keys; CLIP's and T5's are known")
-    place = found[0]
-    said = said.get("text_config") or said
+    place = locations[0]
+    settings = settings.get("text_config") or settings
     if place.layout == "t5":
-        config = _t5(text_encoder_keys.infer_config(shapes_of(theirs), place), said, words)
+        config = _t5(text_encoder_keys.infer_config(shapes_of(theirs), place), settings, words)
         return LoadedTextEncoder(config, text_encoder_keys.load(theirs, config, place).state, _tokenizer(words))
-    config, own = _clip(theirs, place, said, words)
+    config, vocabulary = _clip(theirs, place, settings, words)
     loaded = text_encoder_keys.load(theirs, config, place)
-    return LoadedTextEncoder(config, loaded.state, own, loaded.rest)
+    return LoadedTextEncoder(config, loaded.state, vocabulary, loaded.rest)
 
 
 def fill(model: Model, base: Path = Path()) -> Model:
@@ -172,21 +172,25 @@ def fill(model: Model, base: Path = Path()) -> Model:
         if isinstance(section, TextSection):
             if section.weights is None:
                 raise RecipeError(f"{section.key}: the text encoder needs its weights; set weights to a folder or file")
-            asked = section.encoder.build()
+            expected = section.encoder.build()
             shape = (
-                {"heads": asked.heads, "activation": asked.activation} if isinstance(asked, CLIPEncoderConfig) else None
+                {"heads": expected.heads, "activation": expected.activation}
+                if isinstance(expected, CLIPEncoderConfig)
+                else None
             )
-            found = read(base / section.weights, settings=shape)
-            if isinstance(asked, CLIPEncoderConfig) and isinstance(
-                found.config, CLIPEncoderConfig
+            loaded = read(base / section.weights, settings=shape)
+            if isinstance(expected, CLIPEncoderConfig) and isinstance(
+                loaded.config, CLIPEncoderConfig
             ):  # what no weight depends on
-                free = {"skip": asked.skip, "norm": asked.norm, "padding": asked.padding}
-                found = found._replace(config=replace(found.config, **free))
-            if isinstance(asked, T5EncoderConfig) and isinstance(found.config, T5EncoderConfig):
-                found = found._replace(config=replace(found.config, max_length=asked.max_length, attend=asked.attend))
+                free = {"skip": expected.skip, "norm": expected.norm, "padding": expected.padding}
+                loaded = loaded._replace(config=replace(loaded.config, **free))
+            if isinstance(expected, T5EncoderConfig) and isinstance(loaded.config, T5EncoderConfig):
+                loaded = loaded._replace(
+                    config=replace(loaded.config, max_length=expected.max_length, attend=expected.attend)
+                )
             conditioner = model.conditioners[section.key]
             assert isinstance(conditioner, TextEncoder)  # as its section built it
-            found.fill(conditioner)
+            loaded.fill(conditioner)
     return model
 
 
@@ -207,43 +211,43 @@ def check_folder(path: Path) -> None:
 
 
 def _clip(
-    theirs: Mapping[str, Tensor], place: text_encoder_keys.TextEncoderLocation, said: Mapping[str, Any], words: Path
+    theirs: Mapping[str, Tensor], place: text_encoder_keys.TextEncoderLocation, settings: Mapping[str, Any], words: Path
 ) -> tuple[CLIPEncoderConfig, str | None]:
     """The architecture, and the content of the tokenizer's file where it is not CLIP's vocabulary."""
     acts = {their: our for our, their in ACTIVATIONS.items()}
-    act = str(said.get("hidden_act", "quick_gelu"))
+    act = str(settings.get("hidden_act", "quick_gelu"))
     if act not in acts:
         raise WeightsError(f"config.json: hidden_act = {act!r}: known are {', '.join(acts)}")
-    heads = said.get("num_attention_heads")
+    heads = settings.get("num_attention_heads")
     config = text_encoder_keys.infer_config(shapes_of(theirs), place, heads=heads, activation=acts[act])
     assert isinstance(config, CLIPEncoderConfig)  # by its place
-    end = int(said.get("eos_token_id", config.end))
-    own = _own_vocabulary(words)
+    end = int(settings.get("eos_token_id", config.end))
+    vocabulary = _own_vocabulary(words)
     config = replace(
         config,
-        norm_eps=float(said.get("layer_norm_eps", config.norm_eps)),
-        begin=int(said.get("bos_token_id", config.begin)) if end != OLD_END else config.begin,
+        norm_eps=float(settings.get("layer_norm_eps", config.norm_eps)),
+        begin=int(settings.get("bos_token_id", config.begin)) if end != OLD_END else config.begin,
         end=end if end != OLD_END else config.end,
     )
-    return replace(config, padding=_padding(words, own, config)), own
+    return replace(config, padding=_padding(words, vocabulary, config)), vocabulary
 
 
-def _padding(words: Path, own: str | None, config: CLIPEncoderConfig) -> int:
+def _padding(words: Path, vocabulary: str | None, config: CLIPEncoderConfig) -> int:
     """The token that rows are filled up with, which the tokenizer's settings name."""
     file = words / "tokenizer_config.json"
-    said = read_json(file).get("pad_token") if file.is_file() else None
-    name = said.get("content") if isinstance(said, dict) else said
+    token = read_json(file).get("pad_token") if file.is_file() else None
+    name = token.get("content") if isinstance(token, dict) else token
     if name is None or name == clip_tokenizer.END:
         return config.end
-    if own is None:
+    if vocabulary is None:
         pieces = clip_tokenizer.clip_tokenizer().pieces
         return pieces.index(str(name)) if name in pieces else config.end
-    number = FileTokenizer(own).number(str(name))
+    number = FileTokenizer(vocabulary).number(str(name))
     return config.end if number is None else number
 
 
 def _own_vocabulary(words: Path) -> str | None:
-    """The content of the tokenizer's file; None where its merges are the published ones, or there is no file."""
+    """The content of the tokenizer's file; None if its merges are the published ones, or there is none."""
     file = words / MERGES
     if file.is_file():
         lines = [line for line in file.read_text("utf-8").splitlines() if line and not line.startswith("#version")]
@@ -264,15 +268,15 @@ def _tokenizer(words: Path) -> str:
     return file.read_text("utf-8")
 
 
-def _t5(config: TowerConfig, said: Mapping[str, Any], words: Path) -> T5EncoderConfig:
+def _t5(config: TowerConfig, settings: Mapping[str, Any], words: Path) -> T5EncoderConfig:
     assert isinstance(config, T5EncoderConfig)  # by its place
     file = words / "tokenizer_config.json"
     longest = (read_json(file) if file.is_file() else {}).get("model_max_length", config.max_length)
     return replace(
         config,
         max_length=int(longest) if longest <= LONGEST else config.max_length,
-        distance=int(said.get("relative_attention_max_distance", config.distance)),
-        norm_eps=float(said.get("layer_norm_epsilon", config.norm_eps)),
-        end=int(said.get("eos_token_id", config.end)),
-        padding=int(said.get("pad_token_id", config.padding)),
+        distance=int(settings.get("relative_attention_max_distance", config.distance)),
+        norm_eps=float(settings.get("layer_norm_epsilon", config.norm_eps)),
+        end=int(settings.get("eos_token_id", config.end)),
+        padding=int(settings.get("pad_token_id", config.padding)),
     )

@@ -50,7 +50,7 @@ FIXED = {"hidden_act": "gelu", "qkv_bias": True, "pooler_act": "tanh"}
 
 
 def is_vit(shapes: Shapes) -> bool:
-    """Whether these are a ViT's keys."""
+    """Return whether these are a ViT's keys."""
     bare = {key.removeprefix(PREFIX) for key in shapes}
     return {f"{PATCHES}.weight", *TABLES.values(), "layernorm.weight"} <= bare
 
@@ -68,20 +68,22 @@ def names(config: ViTConfig, era: Era = "files", prefix: str = "") -> Names:
         )
     if config.stem != "patches":
         raise RecipeError(f"stem = {config.stem!r}: transformers' ViT has patches")
-    found = {ours: SourceKeys((prefix + theirs,)) for ours, theirs in TABLES.items()}
+    mapping = {ours: SourceKeys((prefix + theirs,)) for ours, theirs in TABLES.items()}
     ends = {"patches": PATCHES, "encoder.norm": "layernorm"} | (
         {"pooled": "pooler.dense"} if config.head == "hidden" else {}
     )
     for ours, theirs in ends.items():
-        found |= {f"{ours}.{kind}": SourceKeys((f"{prefix}{theirs}.{kind}",)) for kind in ("weight", "bias")}
+        mapping |= {f"{ours}.{kind}": SourceKeys((f"{prefix}{theirs}.{kind}",)) for kind in ("weight", "bias")}
     for number in range(config.depth):
         ours, theirs = f"encoder.blocks.{number}", f"{prefix}{BLOCKS[era]}{number}"
-        found |= layer_keys(ours, theirs, BLOCK[era])
+        mapping |= layer_keys(ours, theirs, BLOCK[era])
         for kind in ("weight", "bias"):
-            found[f"{ours}.own.qkv.{kind}"] = SourceKeys(tuple(f"{theirs}.{part}.{kind}" for part in PROJECTIONS[era]))
+            mapping[f"{ours}.own.qkv.{kind}"] = SourceKeys(
+                tuple(f"{theirs}.{part}.{kind}" for part in PROJECTIONS[era])
+            )
     if config.num_classes:
-        found |= {f"head.{kind}": SourceKeys((f"classifier.{kind}",)) for kind in ("weight", "bias")}
-    return found
+        mapping |= {f"head.{kind}": SourceKeys((f"classifier.{kind}",)) for kind in ("weight", "bias")}
+    return mapping
 
 
 def load(theirs: Mapping[str, Tensor], config: ViTConfig) -> dict[str, Tensor]:
@@ -94,8 +96,8 @@ def load(theirs: Mapping[str, Tensor], config: ViTConfig) -> dict[str, Tensor]:
     with meta_device():
         shapes = {key: tensor.shape for key, tensor in ViT(config).state_dict().items()}
     tables = [prefix + table for table in TABLES.values()]
-    given = {key: tensor[0] if key in tables and tensor.ndim == 3 else tensor for key, tensor in theirs.items()}
-    return to_ours(given, names(config, era, prefix), shapes)
+    state = {key: tensor[0] if key in tables and tensor.ndim == 3 else tensor for key, tensor in theirs.items()}
+    return to_ours(state, names(config, era, prefix), shapes)
 
 
 def dump(ours: Mapping[str, Tensor], config: ViTConfig, era: Era = "files") -> dict[str, Tensor]:
@@ -131,7 +133,7 @@ def infer_config(shapes: Shapes, heads: int | None = None, norm_eps: float = 1e-
         hidden = shapes[f"{start}0.{BLOCK[era]['mlp.up']}.weight"][0] / width
         side = math.isqrt(shapes[prefix + TABLES["positions.table"]][1] - 1)
     except (KeyError, ValueError, IndexError) as missing:
-        raise WeightsError(f"not a whole ViT: there is no {missing}") from None
+        raise WeightsError(f"not a whole ViT: {missing} is missing") from None
     heads = heads or {(depth, width): heads for depth, width, heads in SIZES.values()}.get((depth, width))
     if heads is None:
         raise WeightsError(f"a ViT of {depth} blocks of width {width}, whose heads no key shows: give them, heads=12")
@@ -157,15 +159,15 @@ def read_folder(path: Path) -> ViT:
         WeightsError: no such folder, damaged, or settings that this network does not have.
     """
     try:
-        said: dict[str, Any] = json.loads((path / "config.json").read_text("utf-8"))
+        settings: dict[str, Any] = json.loads((path / "config.json").read_text("utf-8"))
     except (OSError, ValueError) as problem:
         raise WeightsError(f"{path / 'config.json'}: cannot be read as JSON ({problem}); give the folder") from problem
     for name, value in FIXED.items():
-        if said.get(name, value) != value:
-            raise WeightsError(f"{path / 'config.json'}: {name} = {said[name]!r}: only {value!r} is supported")
+        if settings.get(name, value) != value:
+            raise WeightsError(f"{path / 'config.json'}: {name} = {settings[name]!r}: only {value!r} is supported")
     theirs = read_state(path / WEIGHTS)
     shapes = {key: tensor.shape for key, tensor in theirs.items()}
-    config = infer_config(shapes, said.get("num_attention_heads"), float(said.get("layer_norm_eps", 1e-12)))
+    config = infer_config(shapes, settings.get("num_attention_heads"), float(settings.get("layer_norm_eps", 1e-12)))
     with meta_device():
         network = ViT(config)
     network.load_state_dict({key: tensor.float() for key, tensor in load(theirs, config).items()}, assign=True)

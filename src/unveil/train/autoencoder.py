@@ -360,8 +360,8 @@ def fit_autoencoder(
         and int(os.environ.get("WORLD_SIZE", 1)) > 1
     ):
         raise RecipeError(
-            "autoencoder.learned = ema, autoencoder.restart_dead > 0: such a codebook is trained in one process; "
-            "train in one, or set learned: gradient and restart_dead: 0"
+            "autoencoder.learned = ema, autoencoder.restart_dead > 0: such a codebook is trained in one "
+            "process; train in one, or set learned: gradient and restart_dead: 0"
         )
     learner = learner_of(recipe, codec)
     check_items(dataset, recipe.key, [], recipe.shape)

@@ -84,7 +84,9 @@ def random_flip_mask(pictures: Tensor, streams: SampleRNG, step: int) -> Tensor:
         RecipeError: data that have no left and right.
     """
     if pictures.ndim < 4:
-        raise RecipeError(f"flip: data of shape {tuple(pictures.shape[1:])} has no left and right; set flip: false")
+        raise RecipeError(
+            f"random_flip: data of shape {tuple(pictures.shape[1:])} has no left and right; set random_flip: false"
+        )
     return streams.uniform(step, FLIP) < 0.5
 
 

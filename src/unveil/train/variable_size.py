@@ -119,7 +119,7 @@ def _tokens(model: Model, size: Sequence[int]) -> int:
     except (ShapeError, RecipeError) as problem:
         raise ShapeError(
             f"items of {size[0]} frames of {size[2]} x {size[1]} (width x height): {problem}; bring the data to "
-            "sizes that fit, such as by data.multiple"
+            "sizes that fit, such as by data.size_multiple"
         ) from problem
 
 

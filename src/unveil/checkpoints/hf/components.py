@@ -113,13 +113,13 @@ def empty_adapter(folder: PipelineFolder, name: str) -> Any:
         WeightsError: a network that is not known.
         RecipeError: settings that are not supported, or diffusers is not installed.
     """
-    said = folder.settings(name, KNOWN)
-    kind = str(said["_class_name"])
-    check_settings(kind, said, str(folder.path / name / "config.json"))
-    return KNOWN[kind](build_module(folder, kind, said))
+    settings = folder.settings(name, KNOWN)
+    kind = str(settings["_class_name"])
+    check_settings(kind, settings, str(folder.path / name / "config.json"))
+    return KNOWN[kind](build_module(folder, kind, settings))
 
 
-def build_module(folder: PipelineFolder, kind: str, said: Mapping[str, Any]) -> Any:
+def build_module(folder: PipelineFolder, kind: str, settings: Mapping[str, Any]) -> Any:
     """A module of diffusers by its settings, without memory for its weights.
 
     Raises:
@@ -130,7 +130,7 @@ def build_module(folder: PipelineFolder, kind: str, said: Mapping[str, Any]) -> 
     if not hasattr(library, kind):
         raise WeightsError(f"{folder.path}: {kind} is not in diffusers {library.__version__}; install a newer one")
     with EmptyParameters(), silence_warnings():
-        return getattr(library, kind).from_config(said)
+        return getattr(library, kind).from_config(settings)
 
 
 def encoder_of(
@@ -150,8 +150,8 @@ def encoder_of(
     end = "" if number == 1 else f"_{number}"
     for name in (f"text_encoder{end}", f"tokenizer{end}"):
         folder.place(name)
-    found = text_encoder_loader.read_folder(folder.path, number=number)
-    config = found.config
+    loaded = text_encoder_loader.read_folder(folder.path, number=number)
+    config = loaded.config
     if isinstance(config, T5EncoderConfig):
         config = replace(config, max_length=length, attend=attend)
         if dtype == torch.float16:  # whose range T5 leaves
@@ -160,8 +160,8 @@ def encoder_of(
         config = replace(config, skip=1, norm="none")
     with EmptyParameters(), silence_warnings():
         tower = text_encoders.build(config)
-    fill(tower, found.state, dtype, folder.path / f"text_encoder{end}")
-    tokenizer = clip_tokenizer.clip_tokenizer() if found.tokenizer is None else FileTokenizer(found.tokenizer)
+    fill(tower, loaded.state, dtype, folder.path / f"text_encoder{end}")
+    tokenizer = clip_tokenizer.clip_tokenizer() if loaded.tokenizer is None else FileTokenizer(loaded.tokenizer)
     return TextEncoder(tower, tokenizer, gives=gives), dtype
 
 

@@ -1,7 +1,7 @@
 """Diffusers' networks as ours: forward(x, t, condition), with their own classes inside.
 
 A prompt's tokens are `condition.tokens`; its pooled text is the beginning of `condition.vector`, and numbers that a
-network is told beside it (sizes, a guidance) are its end.
+network takes besides it (sizes, a guidance scale) are its end.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from unveil.errors import RecipeError, ShapeError
 from unveil.types import Condition
 
 NET = "net"  # where an adapter has its network
-SIZES = 6  # numbers that SDXL is told of a picture: two sizes and a place
+SIZES = 6  # size conditioning of SDXL: two sizes and a position
 
 
 class DiffusersUNet(nn.Module):
-    """SDXL's U-Net: text across, pooled text and six numbers of the picture's size beside the time.
+    """SDXL's U-Net: text across, pooled text and six numbers of the image's size added to the time embedding.
 
     Args:
         net: a `UNet2DConditionModel` with `addition_embed_type` "text_time".
@@ -34,8 +34,10 @@ class DiffusersUNet(nn.Module):
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
-        said: Any = net.config
-        self.vector_dim = int(said.projection_class_embeddings_input_dim - SIZES * said.addition_time_embed_dim + SIZES)
+        settings: Any = net.config
+        self.vector_dim = int(
+            settings.projection_class_embeddings_input_dim - SIZES * settings.addition_time_embed_dim + SIZES
+        )
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         """The prediction at latents (B, C, H, W) and indices (B,)."""
@@ -61,8 +63,8 @@ class MMDiT(nn.Module):
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
-        said: Any = net.config
-        self.vector_dim, self.patch = int(said.pooled_projection_dim), int(said.patch_size)
+        settings: Any = net.config
+        self.vector_dim, self.patch = int(settings.pooled_projection_dim), int(settings.patch_size)
         self.multiple = self.patch  # of latents, what both sides are multiples of
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
@@ -78,8 +80,8 @@ class Flux(nn.Module):
     """FLUX.1's transformer: squares of 2 x 2 latents are tokens, at the place of their row and column.
 
     Args:
-        net: a `FluxTransformer2DModel`; one with `guidance_embeds` is told the scale of the guidance that it was
-            distilled from, the last number of the vector.
+        net: a `FluxTransformer2DModel`; one with `guidance_embeds` is conditioned on the scale of the guidance that
+            it was distilled from, the last number of the vector.
 
     Source: FLUX.1's published inference code (github.com/black-forest-labs/flux).
     """
@@ -89,9 +91,9 @@ class Flux(nn.Module):
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
-        said: Any = net.config
-        self.beside = 1 if said.guidance_embeds else 0
-        self.pooled = int(said.pooled_projection_dim)
+        settings: Any = net.config
+        self.beside = 1 if settings.guidance_embeds else 0
+        self.pooled = int(settings.pooled_projection_dim)
         self.vector_dim = self.pooled + self.beside
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
@@ -135,34 +137,37 @@ ONLY: dict[str, dict[str, tuple[Any, str]]] = {
     "UNet2DConditionModel": {
         "addition_embed_type": ("text_time", "SDXL's U-Net has 'text_time'"),
         "class_embed_type": (None, "SDXL's U-Net has None"),
-        "time_cond_proj_dim": (None, "networks that are told the guidance are not supported"),
+        "time_cond_proj_dim": (None, "networks that are conditioned on the guidance scale are not supported"),
     },
     "WanTransformer3DModel": {
-        "image_dim": (None, "networks that are shown a picture by another encoder are not supported; take a T2V one"),
-        "added_kv_proj_dim": (None, "networks that attend to a picture are not supported; take a T2V or TI2V one"),
+        "image_dim": (
+            None,
+            "networks that are conditioned on an image by another encoder are not supported; take a T2V one",
+        ),
+        "added_kv_proj_dim": (None, "networks that attend to an image are not supported; take a T2V or TI2V one"),
     },
     "CogVideoXTransformer3DModel": {
-        "ofs_embed_dim": (None, "networks that continue a picture's latents are not supported; take the text one"),
+        "ofs_embed_dim": (None, "networks that continue an image's latents are not supported; take the text one"),
     },
     "HunyuanVideoTransformer3DModel": {
         "image_condition_type": (
             None,
-            "networks that continue a picture's latents are not supported; take the text one",
+            "networks that continue an image's latents are not supported; take the text one",
         ),
     },
 }
 
 
-def check_settings(kind: str, said: Mapping[str, Any], where: str) -> None:
+def check_settings(kind: str, settings: Mapping[str, Any], where: str) -> None:
     """Refuses settings of a network that its adapter does not serve.
 
     Raises:
         RecipeError: names the setting and what it may be.
     """
     for name, (allowed, why) in ONLY.get(kind, {}).items():
-        if said.get(name) != allowed:
-            raise RecipeError(f"{where}: {name} = {said.get(name)!r}: {why}")
-    inside, outside = said.get("in_channels"), said.get("out_channels")
+        if settings.get(name) != allowed:
+            raise RecipeError(f"{where}: {name} = {settings.get(name)!r}: {why}")
+    inside, outside = settings.get("in_channels"), settings.get("out_channels")
     if kind in CLIPS and outside is not None and inside != outside:
         raise RecipeError(
             f"{where}: in_channels = {inside}, out_channels = {outside}: networks that are shown more than the clip "
@@ -181,17 +186,17 @@ def prompt_tokens(condition: Condition | None, *, masked: bool) -> Tensor:
         ShapeError: a mask that would not be looked at.
     """
     if condition is None or condition.tokens is None:
-        raise RecipeError("this network is told a prompt with every call: give one, such as prompt='a cat'")
+        raise RecipeError("this network needs a prompt in every call: give one, such as prompt='a cat'")
     if condition.mask is not None and not masked and not bool(condition.mask.all()):
         raise ShapeError("condition.mask: this network sees every token; give tokens of one length, without a mask")
     return condition.tokens
 
 
 def pooled_and_tokens(condition: Condition | None, width: int, *, masked: bool = True) -> tuple[Tensor, Tensor]:
-    """Vector and tokens of a condition, checked; errors are those of `told`, and a vector of another width."""
+    """Vector and tokens of a condition, checked; errors are those of `prompt_tokens`, and a vector of another width."""
     tokens = prompt_tokens(condition, masked=masked)
     if condition is None or condition.vector is None:
-        raise RecipeError("this network is told a prompt with every call: give one, such as prompt='a cat'")
+        raise RecipeError("this network needs a prompt in every call: give one, such as prompt='a cat'")
     if condition.vector.shape[1] != width:
         raise ShapeError(f"condition.vector {tuple(condition.vector.shape)}: this network takes (B, {width})")
     return condition.vector, tokens

@@ -27,10 +27,10 @@ STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 
 @dataclass(frozen=True)
 class PipelineFolder:
-    """A folder of diffusers, whose files are read when they are asked for.
+    """A folder of diffusers, whose files are read when they are needed.
 
     Raises:
-        WeightsError: no model_index.json, or something in the folder that would have to be run: code of its own, a
+        WeightsError: no model_index.json, or something in the folder that would have to be run: its own code, a
             component of another library, a pipeline that is not one of diffusers'.
     """
 
@@ -50,7 +50,7 @@ class PipelineFolder:
         return str(self.index.get("_class_name"))
 
     def has(self, name: str) -> bool:
-        """Whether the index lists a component with this name, and not as left away."""
+        """Return whether the index lists a component with this name, and not as missing."""
         entry = self.index.get(name)
         return isinstance(entry, list) and len(entry) == 2 and entry[1] is not None
 
@@ -67,18 +67,18 @@ class PipelineFolder:
             raise WeightsError(f"{place}: is listed in {INDEX} and not there; copy the whole folder")
         return place
 
-    def settings(self, name: str, known: Iterable[str]) -> dict[str, Any]:
+    def settings(self, name: str, classes: Iterable[str]) -> dict[str, Any]:
         """The settings of a network, whose class must be one of `known`.
 
         Raises:
             WeightsError: as `place`, or another class.
         """
-        path, known = self.place(name) / "config.json", tuple(known)
-        said = read_json(path)
-        kind = said.get("_class_name") or self.index[name][1]
-        if kind not in known:
-            raise WeightsError(f"{path}: a {kind}; of a {self.kind} it must be {' or '.join(known)}")
-        return said
+        path, classes = self.place(name) / "config.json", tuple(classes)
+        config = read_json(path)
+        kind = config.get("_class_name") or self.index[name][1]
+        if kind not in classes:
+            raise WeightsError(f"{path}: a {kind}; of a {self.kind} it must be {' or '.join(classes)}")
+        return config
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The weights of a component, mapped into memory: a page is read when it is first used.
@@ -90,17 +90,17 @@ class PipelineFolder:
 
     def weight_files(self) -> list[Path]:
         """The safetensors files of every component that has some, by another name where there is but one."""
-        found: list[Path] = []
+        files: list[Path] = []
         for name in sorted(name for name in self.index if self.has(name) and (self.path / name).is_dir()):
             alone = sorted((self.path / name).glob("*.safetensors"))
-            found += weight_files(self.path / name, self._stem(name)) or (alone if len(alone) == 1 else [])
-        return found
+            files += weight_files(self.path / name, self._stem(name)) or (alone if len(alone) == 1 else [])
+        return files
 
     def _stem(self, name: str) -> str:
         return STEMS.get(self.index[name][0], "model")  # of a part that is not read
 
     def sha256(self) -> str:
-        """One hash over every file that makes the folder's pictures."""
+        """One hash over every file that determines the folder's images."""
         ends = (".json", ".safetensors", ".txt", ".model")
         files = sorted(file for file in self.path.rglob("*") if file.is_file() and file.suffix in ends)
         text = "".join(f"{file.relative_to(self.path).as_posix()} {sha256(file)}\n" for file in files)
@@ -110,7 +110,7 @@ class PipelineFolder:
         """Raises WeightsError where something in the folder would have to be run."""
         kind = self.index.get("_class_name")
         if not isinstance(kind, str):
-            raise WeightsError(f"{self.path / INDEX}: _class_name = {kind!r}: a pipeline of its own, which is not run")
+            raise WeightsError(f"{self.path / INDEX}: _class_name = {kind!r}: a custom pipeline, which is not run")
         code = sorted(self.path.rglob("*.py"))
         if code:
             raise WeightsError(f"{code[0]}: code in the folder of a model, which is never run; remove it or ask why")
@@ -121,9 +121,11 @@ class PipelineFolder:
                 )
         for path in sorted(self.path.glob("*/*.json")):
             if path.name.endswith("config.json") and "auto_map" in read_json(path):
-                raise WeightsError(f"{path}: auto_map names code of its own, which is never run; remove it or ask why")
+                raise WeightsError(
+                    f"{path}: auto_map names the folder's own code, which is never run; remove it or ask why"
+                )
 
 
 def is_folder(path: Path) -> bool:
-    """Whether diffusers wrote this folder."""
+    """Return whether diffusers wrote this folder."""
     return (path / INDEX).is_file()

@@ -34,17 +34,17 @@ from unveil.errors import WeightsError, did_you_mean
 from unveil.io.safetensors_io import read_header
 from unveil.model import Model, model_folder
 
-FLUX_LATENTS = 128  # side that its pipeline makes when it is not told one
+FLUX_LATENTS = 128  # default side of its pipeline
 SD3_TOKENS = 256  # of T5
-FLUX_TOKENS = {"distilled": 512, "few-step": 256}  # of T5, for networks that are told a guidance and others
-GUIDANCE = 3.5  # that FLUX is told when it is not told one
+FLUX_TOKENS = {"distilled": 512, "few-step": 256}  # of T5, for networks with and without a guidance embedding
+GUIDANCE = 3.5  # default of FLUX's guidance embedding
 
 
 # -- the three pipelines ------------------------------------------------------------------------------------------
 
 
 def sdxl(folder: PipelineFolder, dtype: torch.dtype) -> Model:
-    """The model of a `StableDiffusionXLPipeline`; sizes are told as "size", see `numbers.PictureSize`."""
+    """The model of a `StableDiffusionXLPipeline`; sizes are given as "size", see `SizeCondition`."""
     network, codec, scheduler = network_of(folder, "unet", DiffusersUNet, dtype), _codec(folder), scheduler_of(folder)
     assert isinstance(network, DiffusersUNet)
     shape = _shape(codec, folder.settings("unet", NETWORKS).get("sample_size", 128))
@@ -58,28 +58,28 @@ def sdxl(folder: PipelineFolder, dtype: torch.dtype) -> Model:
 def sd3(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     """The model of a `StableDiffusion3Pipeline`, with its third text encoder or without."""
     network, codec, scheduler = network_of(folder, "transformer", MMDiT, dtype), _codec(folder), scheduler_of(folder)
-    said = folder.settings("transformer", NETWORKS)
-    rule = multi_text_encoder.sd3_concat(int(said["joint_attention_dim"]), SD3_TOKENS)
+    settings = folder.settings("transformer", NETWORKS)
+    rule = multi_text_encoder.sd3_concat(int(settings["joint_attention_dim"]), SD3_TOKENS)
     gives: tuple[Gives, ...] = ("both", "both", "tokens") if folder.has("text_encoder_3") else ("both", "both")
     prompt = _prompt(folder, rule, gives, dtype, length=SD3_TOKENS)
-    shape = _shape(codec, said.get("sample_size", 128))
+    shape = _shape(codec, settings.get("sample_size", 128))
     sample = {"steps": 28, "guidance": {"scale": 7.0}}
     return assemble_model(folder, network, scheduler, codec, shape, (prompt,), sample)
 
 
 def flux(folder: PipelineFolder, dtype: torch.dtype) -> Model:
-    """The model of a `FluxPipeline`; the guidance it was distilled from is told as "guidance"."""
+    """The model of a `FluxPipeline`; the scale of distilled guidance is given as "guidance"."""
     network, codec, scheduler = network_of(folder, "transformer", Flux, dtype), _codec(folder), scheduler_of(folder)
     assert isinstance(network, Flux)
     length = FLUX_TOKENS["distilled" if network.beside else "few-step"]
     prompt = _prompt(
         folder, multi_text_encoder.flux_concat, ("vector", "tokens"), dtype, beside=network.beside, length=length
     )
-    told = [ScalarCondition((GUIDANCE,), network.pooled, key="guidance")] if network.beside else []
+    guidance = [ScalarCondition((GUIDANCE,), network.pooled, key="guidance")] if network.beside else []
     sample: dict[str, Any] = {"steps": 28 if network.beside else 4}
     if scheduler.size_shift is None:  # its pipeline spaces the levels evenly itself, whatever the scheduler would do
         sample["schedule"] = "uniform"
-    return assemble_model(folder, network, scheduler, codec, _shape(codec, FLUX_LATENTS), (prompt, *told), sample)
+    return assemble_model(folder, network, scheduler, codec, _shape(codec, FLUX_LATENTS), (prompt, *guidance), sample)
 
 
 def of_parts(folder: PipelineFolder, dtype: torch.dtype) -> Model:
@@ -100,7 +100,7 @@ PIPELINES: dict[str, Callable[[PipelineFolder, torch.dtype], Model]] = {
 def load(path: Path, dtype: torch.dtype = torch.float32) -> Model:
     """The model of a folder of diffusers, in evaluation mode.
 
-    Weights that the files hold in the type asked for are mapped into memory and not copied: matrices in `dtype`,
+    Weights that the files hold in the requested type are mapped into memory and not copied: matrices in `dtype`,
     everything else in float32.
 
     Args:
@@ -114,10 +114,10 @@ def load(path: Path, dtype: torch.dtype = torch.float32) -> Model:
     """
     folder = PipelineFolder(path)
     if folder.kind not in PIPELINES:
-        known = list(PIPELINES)
+        supported = list(PIPELINES)
         raise WeightsError(
-            f"{path}: {folder.kind} is not a pipeline that can be read; those are {', '.join(known)}"
-            f"{did_you_mean(folder.kind, known)}"
+            f"{path}: {folder.kind} is not a pipeline that can be read; those are {', '.join(supported)}"
+            f"{did_you_mean(folder.kind, supported)}"
         )
     model = PIPELINES[folder.kind](folder, dtype)
     if model.config is None:
@@ -129,7 +129,7 @@ def report(path: Path) -> dict[str, KeyMatchReport]:
     """How the weights of a folder's network fit what its settings describe, by component; no number is looked at.
 
     Raises:
-        WeightsError: as `load`, but for weights that do not fit.
+        WeightsError: as `load`, except for weights that do not fit.
     """
     folder = PipelineFolder(path)
     if folder.kind in stable_diffusion.CLASSES:
@@ -153,30 +153,30 @@ def inspect(path: Path) -> dict[str, Any]:
     return facts | model_folder.summary(headers) | {"fits": fits}
 
 
-# -- parts of pictures -----------------------------------------------------------------------------------------------
+# -- parts of images -----------------------------------------------------------------------------------------------
 
 
 def _codec(folder: PipelineFolder) -> AutoencoderKL:
     """The autoencoder, in float32."""
-    said = folder.settings("vae", ["AutoencoderKL"])
+    settings = folder.settings("vae", ["AutoencoderKL"])
     theirs = folder.tensors("vae")
-    scale, shift = said.get("scaling_factor", 0.18215), said.get("shift_factor") or 0.0
-    if said.get("latents_std") is not None and said.get("latents_mean") is not None:
-        scale, shift = tuple(scale / std for std in said["latents_std"]), tuple(said["latents_mean"])
-    groups = int(said.get("norm_num_groups", 32))
+    scale, shift = settings.get("scaling_factor", 0.18215), settings.get("shift_factor") or 0.0
+    if settings.get("latents_std") is not None and settings.get("latents_mean") is not None:
+        scale, shift = tuple(scale / std for std in settings["latents_std"]), tuple(settings["latents_mean"])
+    groups = int(settings.get("norm_num_groups", 32))
     config = autoencoder_keys.infer_config(
         shapes_of(autoencoder_keys.first_stage(theirs)), groups=groups, scale=scale, shift=shift
     )
-    found = autoencoder_keys.codec_of(theirs, config)
-    if not isinstance(found, AutoencoderKL):
+    codec = autoencoder_keys.codec_of(theirs, config)
+    if not isinstance(codec, AutoencoderKL):
         raise WeightsError(
             f"{folder.path / 'vae'}: an autoencoder with a codebook; {folder.kind} needs an AutoencoderKL"
         )
-    return found
+    return codec
 
 
 def _shape(codec: AutoencoderKL, side: int | Sequence[int]) -> tuple[int, int, int]:
-    """The shape of pictures whose latents have this side, or these two."""
+    """The shape of images whose latents have this side, or these two."""
     height, width = (side, side) if isinstance(side, int) else side
     return codec.config.in_channels, height * codec.config.factor, width * codec.config.factor
 
@@ -197,7 +197,7 @@ def _prompt(
         beside: see `MultiTextEncoder`.
         length: tokens of T5.
     """
-    each = [encoder_of(folder, number, one, dtype, length) for number, one in enumerate(gives, 1)]
+    each = [encoder_of(folder, number, output, dtype, length) for number, output in enumerate(gives, 1)]
     return MultiTextEncoder(
-        [one for one, _ in each], together, beside=beside, precisions=[precision for _, precision in each]
+        [output for output, _ in each], together, beside=beside, precisions=[precision for _, precision in each]
     )

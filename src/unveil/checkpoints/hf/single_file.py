@@ -39,12 +39,16 @@ def tensors_of(folder: PipelineFolder, name: str, kind: str, wanted: Collection[
     theirs = read_tensors(files[0])
     if set(wanted) <= set(theirs):
         return theirs
-    known = cast(dict[str, Any], getattr(import_extra(MODULE, f"a {kind}"), TABLE))
-    if kind not in known:
+    converters = cast(dict[str, Any], getattr(import_extra(MODULE, f"a {kind}"), TABLE))
+    if kind not in converters:
         raise WeightsError(f"{files[0]}: {kind} is not read out of single files; copy the folder that diffusers writes")
     try:
-        found: dict[str, Tensor] = known[kind]["checkpoint_mapping_fn"](checkpoint=dict(theirs), config=None)
+        converted: dict[str, Tensor] = converters[kind]["checkpoint_mapping_fn"](checkpoint=dict(theirs), config=None)
     except (KeyError, ValueError, IndexError, RuntimeError) as problem:
         shown = abbreviate(sorted(theirs), 3)
         raise WeightsError(f"{files[0]}: not {kind}'s weights as published ({problem!r}): {shown}") from problem
-    return {key: tensor for key, tensor in found.items() if key in wanted} if set(wanted) <= set(found) else found
+    return (
+        {key: tensor for key, tensor in converted.items() if key in wanted}
+        if set(wanted) <= set(converted)
+        else converted
+    )

@@ -25,7 +25,7 @@ from unveil.nn.unet import UNet
 PLAIN, INPAINT = "StableDiffusionPipeline", "StableDiffusionInpaintPipeline"
 CLASSES = (PLAIN, "StableDiffusionImg2ImgPipeline", INPAINT)
 PARTS = ("unet", "vae", "text_encoder")  # that have weights
-# Components that the index may list and that make no picture
+# Components that the index may list and that generate nothing
 BESIDE = ("safety_checker", "feature_extractor", "image_encoder")
 # As Stable Diffusion's own folders space DDIM's levels
 SPACING = {"timestep_spacing": "leading", "steps_offset": 1, "set_alpha_to_one": False}
@@ -64,12 +64,12 @@ def report(folder: PipelineFolder) -> dict[str, KeyMatchReport]:
         WeightsError, RecipeError: as `read`, which lists keys that do not fit.
     """
     unused = {key for key in read(folder).unused}
-    found: dict[str, KeyMatchReport] = {}
+    reports: dict[str, KeyMatchReport] = {}
     for name in PARTS:
         keys = list(folder.tensors(name))
         rest = tuple(key for key in keys if f"{name}.{key}" in unused)
-        found[name] = KeyMatchReport(tuple(key for key in keys if key not in rest), unknown=rest)
-    return found
+        reports[name] = KeyMatchReport(tuple(key for key in keys if key not in rest), unknown=rest)
+    return reports
 
 
 def write(model: Model, path: Path) -> int:
@@ -79,7 +79,7 @@ def write(model: Model, path: Path) -> int:
         RecipeError: a model that such a folder cannot hold.
         NotWritable: something is there already, or the place cannot be written.
     """
-    texts = [one for one in model.conditioners.values() if isinstance(one, TextEncoder)]
+    texts = [conditioner for conditioner in model.conditioners.values() if isinstance(conditioner, TextEncoder)]
     network, codec = model.denoiser.network, model.autoencoder
     if not isinstance(network, UNet) or not isinstance(codec, AutoencoderKL) or len(texts) != 1 or model.config is None:
         raise RecipeError(
@@ -111,7 +111,7 @@ def write(model: Model, path: Path) -> int:
 
 
 def _size(folder: PipelineFolder, codec: AutoencoderKL) -> tuple[int, int]:
-    """Height and width of the pictures that the folder makes when it is not told."""
+    """Default height and width of the folder's images."""
     side = folder.settings("unet", [diffusers_unet.UNET]).get("sample_size") or 64
     height, width = (side, side) if isinstance(side, int) else side
     return height * codec.config.factor, width * codec.config.factor

@@ -19,7 +19,7 @@ from unveil.errors import ShapeError
 from unveil.io.optional_deps import import_extra
 from unveil.types import Condition
 
-FRAME_RATE = 25.0  # that LTX-Video is told when it is not told one
+FRAME_RATE = 25.0  # default of LTX-Video
 
 
 class Wan(nn.Module):
@@ -36,8 +36,8 @@ class Wan(nn.Module):
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
-        said: Any = net.config
-        self.patch: tuple[int, int, int] = tuple(said.patch_size)
+        settings: Any = net.config
+        self.patch: tuple[int, int, int] = tuple(settings.patch_size)
         self.multiple = self.patch[-1]
         self._run: CachedWan | None = None
 
@@ -103,8 +103,10 @@ class WanTwoExperts(nn.Module):
             return self.clean(x, t, condition)
         result = torch.empty_like(x)
         for rows, network in ((above, self.noisy), (~above, self.clean)):
-            own = None if condition is None else condition.map(lambda tensor, rows=rows: tensor[rows.to(tensor.device)])
-            result[rows] = network(x[rows], t[rows], own).to(result)
+            selected = (
+                None if condition is None else condition.map(lambda tensor, rows=rows: tensor[rows.to(tensor.device)])
+            )
+            result[rows] = network(x[rows], t[rows], selected).to(result)
         return result
 
     @contextmanager
@@ -117,7 +119,7 @@ class WanTwoExperts(nn.Module):
 
 
 class LTX(nn.Module):
-    """LTX-Video's transformer: a level for each token, whose place is told in seconds and pixels.
+    """LTX-Video's transformer: a level for each token, whose position is given in seconds and pixels.
 
     Args:
         net: an `LTXVideoTransformer3DModel`.
@@ -132,9 +134,11 @@ class LTX(nn.Module):
     def __init__(self, net: nn.Module, rates: tuple[int, int] = (8, 32)) -> None:
         super().__init__()
         self.net, self.rates = net, rates
-        said: Any = net.config
-        if (said.patch_size, said.patch_size_t) != (1, 1):
-            raise ShapeError(f"patches of {said.patch_size_t} x {said.patch_size}: LTX-Video's have one latent each")
+        settings: Any = net.config
+        if (settings.patch_size, settings.patch_size_t) != (1, 1):
+            raise ShapeError(
+                f"patches of {settings.patch_size_t} x {settings.patch_size}: LTX-Video's have one latent each"
+            )
         self.patch = self.multiple = 1
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
@@ -147,7 +151,7 @@ class LTX(nn.Module):
             ShapeError: a vector of another width.
         """
         vector, tokens = pooled_and_tokens(condition, self.vector_dim)
-        assert condition is not None  # as asked
+        assert condition is not None  # as checked
         mask = condition.mask if condition.mask is not None else tokens.new_ones(tokens.shape[:2])
         levels = of_tokens(t, x, (1, 1, 1))
         y = self.net(
@@ -186,9 +190,9 @@ class CogVideoX(nn.Module):
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
-        self.said: Any = net.config
-        self.patch = self.multiple = int(self.said.patch_size)
-        self.together = int(self.said.patch_size_t or 1)  # latent frames of a token
+        self.settings: Any = net.config
+        self.patch = self.multiple = int(self.settings.patch_size)
+        self.together = int(self.settings.patch_size_t or 1)  # latent frames of a token
         self._tables: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
@@ -213,20 +217,20 @@ class CogVideoX(nn.Module):
 
     def _rotary(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
         """The table of places of this size, of networks that have one."""
-        said, size = self.said, tuple(x.shape[2:])
-        if not said.use_rotary_positional_embeddings:
+        settings, size = self.settings, tuple(x.shape[2:])
+        if not settings.use_rotary_positional_embeddings:
             return None
         if size not in self._tables:
             grid = (size[1] // self.patch, size[2] // self.patch)
-            base = (said.sample_height // self.patch, said.sample_width // self.patch)
+            base = (settings.sample_height // self.patch, settings.sample_width // self.patch)
             table = cast(Any, import_extra("diffusers.models.embeddings", "CogVideoX")).get_3d_rotary_pos_embed
-            if said.patch_size_t is None:
+            if settings.patch_size_t is None:
                 where: dict[str, Any] = {"crops_coords": _centred(grid, base)}
             else:
                 where = {"crops_coords": None, "grid_type": "slice", "max_size": base}
             frames = size[0] // self.together
             self._tables[size] = table(
-                embed_dim=said.attention_head_dim, grid_size=grid, temporal_size=frames, device=x.device, **where
+                embed_dim=settings.attention_head_dim, grid_size=grid, temporal_size=frames, device=x.device, **where
             )
         cos, sin = self._tables[size]
         return cos.to(x.device), sin.to(x.device)
@@ -236,8 +240,8 @@ class Hunyuan(nn.Module):
     """HunyuanVideo's transformer: text and latents side by side, pooled text and a guidance beside the time.
 
     Args:
-        net: a `HunyuanVideoTransformer3DModel` of text to video; one with `guidance_embeds` is told the scale of the
-            guidance that it was distilled from, the last number of the vector.
+        net: a `HunyuanVideoTransformer3DModel` of text to video; one with `guidance_embeds` is conditioned on the
+            scale of the guidance that it was distilled from, the last number of the vector.
 
     Source: Kong et al. 2024, section 4.2 (arXiv:2412.03603).
     """
@@ -247,10 +251,10 @@ class Hunyuan(nn.Module):
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
-        said: Any = net.config
-        self.patch = self.multiple = int(said.patch_size)
-        self.beside = 1 if said.guidance_embeds else 0
-        self.pooled = int(said.pooled_projection_dim)
+        settings: Any = net.config
+        self.patch = self.multiple = int(settings.patch_size)
+        self.beside = 1 if settings.guidance_embeds else 0
+        self.pooled = int(settings.pooled_projection_dim)
         self.vector_dim = self.pooled + self.beside
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:

@@ -36,8 +36,8 @@ from unveil.types import Condition
 PROMPTS = "prompts.safetensors"  # in a folder: prompts' tokens, in the place of the text encoder
 ROUTES = ("tokens", "mask", "vector")
 WAN_TOKENS, LTX_TOKENS, COG_TOKENS = 512, 128, 226
-GUIDANCE = 6.0  # that HunyuanVideo is told when it is not told one
-# frames, height and width of a clip when nothing else is asked for
+GUIDANCE = 6.0  # default of HunyuanVideo's guidance embedding
+# default frames, height and width of a video
 WAN_SIZE, LTX_SIZE, HUNYUAN_SIZE = (81, 480, 832), (161, 512, 704), (129, 720, 1280)
 
 
@@ -60,7 +60,7 @@ def wan(folder: PipelineFolder, dtype: torch.dtype) -> Model:
 
 
 def ltx(folder: PipelineFolder, dtype: torch.dtype) -> Model:
-    """The model of an `LTXPipeline`; the frames per second that it is told are given as "fps"."""
+    """The model of an `LTXPipeline`; its frame rate is given as "fps"."""
     network = network_of(folder, "transformer", LTX, dtype)
     assert isinstance(network, LTX)
     codec = _codec(folder, "AutoencoderKLLTXVideo", network)
@@ -77,18 +77,18 @@ def cogvideox(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     assert isinstance(network, CogVideoX)
     codec = _codec(folder, "AutoencoderKLCogVideoX", network)
     codec.front = network.together - 1
-    said, unit = network.said, codec.rates[1]
-    frames = 1 + -(-(int(said.sample_frames) - 1) // codec.step) * codec.step
-    shape = (3, frames, int(said.sample_height) * unit, int(said.sample_width) * unit)
-    prompt = _prompt(folder, dtype, "text", int(said.max_text_seq_length or COG_TOKENS))
+    settings, unit = network.settings, codec.rates[1]
+    frames = 1 + -(-(int(settings.sample_frames) - 1) // codec.step) * codec.step
+    shape = (3, frames, int(settings.sample_height) * unit, int(settings.sample_width) * unit)
+    prompt = _prompt(folder, dtype, "text", int(settings.max_text_seq_length or COG_TOKENS))
     sample = {"steps": 50, "guidance": {"scale": 6.0}, "threshold": "none"}
     return assemble_model(folder, network, scheduler_of(folder), codec, shape, (prompt,), sample)
 
 
 def hunyuan(folder: PipelineFolder, dtype: torch.dtype) -> Model:
-    """The model of a `HunyuanVideoPipeline`; the guidance it was distilled from is told as "guidance".
+    """The model of a `HunyuanVideoPipeline`; the scale of distilled guidance is given as "guidance".
 
-    Its text encoder, a language model that is told what to look at, is not run: prompts come from `PROMPTS`.
+    Its text encoder, a language model with instructions, is not run: prompts come from `PROMPTS`.
     """
     network = network_of(folder, "transformer", Hunyuan, dtype)
     assert isinstance(network, Hunyuan)
@@ -98,14 +98,14 @@ def hunyuan(folder: PipelineFolder, dtype: torch.dtype) -> Model:
             f"{folder.path}: prompts of a {folder.kind} are read from {PROMPTS}, which is not there: tensors tokens "
             "(N, L, D), mask (N, L) and vector (N, P) of its encode_prompt, and the N prompts in the header"
         )
-    told = [ScalarCondition((GUIDANCE,), network.pooled, key="guidance")] if network.beside else []
+    guidance = [ScalarCondition((GUIDANCE,), network.pooled, key="guidance")] if network.beside else []
     prompt = read_prompts(folder.path / PROMPTS, beside=network.beside)
     # its pipeline spaces the levels evenly itself
     sample = {"steps": 50, "schedule": "uniform"}
-    return assemble_model(folder, network, scheduler_of(folder), codec, (3, *HUNYUAN_SIZE), (prompt, *told), sample)
+    return assemble_model(folder, network, scheduler_of(folder), codec, (3, *HUNYUAN_SIZE), (prompt, *guidance), sample)
 
 
-# Pipeline -> what reads its folder; those that start from a picture or a clip have the same parts
+# Pipeline -> what reads its folder; those that start from an image or a video have the same parts
 PIPELINES: dict[str, Callable[[PipelineFolder, torch.dtype], Model]] = {
     "WanPipeline": wan,
     "WanVideoToVideoPipeline": wan,
@@ -140,7 +140,7 @@ def describe(folder: PipelineFolder) -> str:
 
 
 def write_prompts(model: Model, prompts: Sequence[str], path: Path) -> None:
-    """Writes what a model's text encoder says of prompts, and of none, to a file that stands in its place.
+    """Writes the tokens of prompts, and of the empty one, to a file that replaces the text encoder.
 
     In the folder as `prompts.safetensors` it lets the model be loaded without the encoder, for these prompts.
 
@@ -149,8 +149,8 @@ def write_prompts(model: Model, prompts: Sequence[str], path: Path) -> None:
         NotWritable: the place cannot be written.
     """
     each = list(dict.fromkeys(["", *prompts]))
-    found: Condition = model.conditioners["prompt"].encode(each)  # pyright: ignore[reportCallIssue]
-    tensors = {name: value for name, value in found.routes().items() if value is not None}
+    condition: Condition = model.conditioners["prompt"].encode(each)  # pyright: ignore[reportCallIssue]
+    tensors = {name: value for name, value in condition.routes().items() if value is not None}
     with staged(path) as temporary:
         write_tensors(temporary, tensors, {"prompts": json.dumps(each)})
 
@@ -164,9 +164,9 @@ def read_prompts(path: Path, *, beside: int = 0) -> PrecomputedPrompts:
     Raises:
         WeightsError: damaged, or without the list of prompts.
     """
-    tensors, said = read_tensors(path), read_header(path).metadata.get("prompts")
+    tensors, listed = read_tensors(path), read_header(path).metadata.get("prompts")
     try:
-        prompts = json.loads(said or "")
+        prompts = json.loads(listed or "")
     except ValueError:
         prompts = None
     if not isinstance(prompts, list) or "tokens" not in tensors or set(tensors) - set(ROUTES):
@@ -179,7 +179,7 @@ def read_prompts(path: Path, *, beside: int = 0) -> PrecomputedPrompts:
     }
     if "vector" in routes:
         routes["vector"] = nn.functional.pad(routes["vector"], (0, beside))
-    return PrecomputedPrompts([str(one) for one in prompts], Condition(**routes), where=str(path))
+    return PrecomputedPrompts([str(prompt) for prompt in prompts], Condition(**routes), where=str(path))
 
 
 def _prompt(
@@ -213,6 +213,6 @@ def _codec(folder: PipelineFolder, kind: str, network: Any) -> VideoVAE:
     if inside != codec.channels:
         raise WeightsError(
             f"{folder.path}: the transformer takes {inside} channels, the autoencoder gives {codec.channels}; "
-            "they are of different models, or the transformer is shown a picture as well, which is not supported"
+            "they are of different models, or the transformer is conditioned on an image too, which is not supported"
         )
     return codec

@@ -25,7 +25,7 @@ class VideoVAE(nn.Module):
         vae: the autoencoder.
         rates: frames and pixels of a side that one latent stands for, ct and cs.
         mean, scale: of each channel, or of all: latents are (z - mean) scale.
-        level: that a decoder which is told one is told; None: it is told none.
+        level: Noise level that the decoder is conditioned on; None: it is not.
         pairs: the latents after the first come in twos: of any other number the decoder makes the first ct frames too.
 
     Attributes:
@@ -47,8 +47,8 @@ class VideoVAE(nn.Module):
         super().__init__()
         self.vae, self.rates, self.level = vae, rates, level
         self.step, self.front = rates[0] * (2 if pairs else 1), 0
-        said: Any = vae.config
-        self.channels = int(said["z_dim"] if "z_dim" in said else said["latent_channels"])
+        settings: Any = vae.config
+        self.channels = int(settings["z_dim"] if "z_dim" in settings else settings["latent_channels"])
         self.mean: Tensor
         self.scale: Tensor
         for name, values in (("mean", mean), ("scale", scale)):
@@ -78,7 +78,7 @@ class VideoVAE(nn.Module):
         """(Z, 1 + (T - 1) / ct, H / cs, W / cs) of (3, T, H, W), and `front` more.
 
         Raises:
-            ShapeError: other axes, a number of frames that is not 1 + k ct, k even in pairs, or sides that are no
+            ShapeError: other axes, a number of frames that is not 1 + k ct, k even in pairs, or sides that are not
                 multiples of cs; names the nearest.
         """
         if len(shape) != 4:
@@ -86,7 +86,7 @@ class VideoVAE(nn.Module):
         (_, frames, *sides), step, (ct, unit) = shape, self.step, self.rates
         if frames < 1 or (frames - 1) % step:
             below = max(0, (frames - 1) // step) * step + 1
-            near = " or ".join(dict.fromkeys(str(one) for one in (below, below + step) if one > 0))
+            near = " or ".join(dict.fromkeys(str(count) for count in (below, below + step) if count > 0))
             raise ShapeError(f"{frames} frames: this model's clips have 1 + {step} k frames; nearest {near}")
         if any(side < unit or side % unit for side in sides):
             near = format_size([max(1, round(side / unit)) * unit for side in sides])
@@ -98,17 +98,17 @@ class VideoVAE(nn.Module):
 
 def video_vae(vae: Any) -> VideoVAE:
     """The codec of one of diffusers' autoencoders, with the rates and the scale that its settings say."""
-    said, kind = vae.config, type(vae).__name__
+    settings, kind = vae.config, type(vae).__name__
     if kind == "AutoencoderKLWan":
-        rates = (int(said.scale_factor_temporal), int(said.scale_factor_spatial))
-        return VideoVAE(vae, rates, mean=said.latents_mean, scale=[1 / one for one in said.latents_std])
+        rates = (int(settings.scale_factor_temporal), int(settings.scale_factor_spatial))
+        return VideoVAE(vae, rates, mean=settings.latents_mean, scale=[1 / std for std in settings.latents_std])
     if kind == "AutoencoderKLLTXVideo":
         rates = (int(vae.temporal_compression_ratio), int(vae.spatial_compression_ratio))
-        scale = [float(said.scaling_factor) / one for one in vae.latents_std.tolist()]
-        level = 0.0 if said.timestep_conditioning else None
+        scale = [float(settings.scaling_factor) / std for std in vae.latents_std.tolist()]
+        level = 0.0 if settings.timestep_conditioning else None
         return VideoVAE(vae, rates, mean=vae.latents_mean.tolist(), scale=scale, level=level)
     if kind == "AutoencoderKLCogVideoX":
-        rates = (int(said.temporal_compression_ratio), 2 ** (len(said.block_out_channels) - 1))
-        return VideoVAE(vae, rates, scale=[float(said.scaling_factor)], pairs=True)
+        rates = (int(settings.temporal_compression_ratio), 2 ** (len(settings.block_out_channels) - 1))
+        return VideoVAE(vae, rates, scale=[float(settings.scaling_factor)], pairs=True)
     rates = (int(vae.temporal_compression_ratio), int(vae.spatial_compression_ratio))
-    return VideoVAE(vae, rates, scale=[float(said.scaling_factor)])
+    return VideoVAE(vae, rates, scale=[float(settings.scaling_factor)])

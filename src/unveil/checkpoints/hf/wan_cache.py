@@ -48,29 +48,29 @@ class CachedWan:
             tokens: of the text, (B, L, D).
         """
         texts = self._texts.of(tokens, lambda: self._read(tokens))
-        told = self._told(levels, x.device)
+        modulation = self._modulation(levels, x.device)
         h = self.net.patch_embedding(x)  # (B, D, T', H', W')
         grid = h.shape[2:]
         h = h.flatten(3).permute(0, 2, 3, 1).float().contiguous()  # (B, T', H' W', D)
         places = self._places(x)
         for block, text in zip(self.net.blocks, texts, strict=True):
-            h = _block(block, h, told.blocks, text, places)
-        shift, scale = (self.net.scale_shift_table[0] + told.last[..., None, :]).unbind(-2)
+            h = _block(block, h, modulation.blocks, text, places)
+        shift, scale = (self.net.scale_shift_table[0] + modulation.last[..., None, :]).unbind(-2)
         h = torch.addcmul(shift, self.net.norm_out(h), 1 + scale)
         return self._unpatched(_linear(self.net.proj_out, h), grid).to(x.dtype)
 
     def _read(self, tokens: Tensor) -> list[KeysValues]:
         """Keys and values of a text in each block."""
         text = self.net.condition_embedder.text_embedder(tokens)
-        found = []
+        texts = []
         for block in self.net.blocks:
-            one = block.attn2
-            key, value = one.norm_k(_linear(one.to_k, text)), _linear(one.to_v, text)
-            found.append((_heads(key, one.heads), _heads(value, one.heads)))
-        return found
+            attention = block.attn2
+            key, value = attention.norm_k(_linear(attention.to_k, text)), _linear(attention.to_v, text)
+            texts.append((_heads(key, attention.heads), _heads(value, attention.heads)))
+        return texts
 
-    def _told(self, levels: Tensor, device: torch.device) -> CachedModulation:
-        """What blocks are told, of axes (B, T', H' W' or 1, ...) that broadcast against tokens."""
+    def _modulation(self, levels: Tensor, device: torch.device) -> CachedModulation:
+        """Modulation of the blocks, of axes (B, T', H' W' or 1, ...) that broadcast against tokens."""
         if levels.ndim == 1:
             levels = levels[:, None, None]
         else:
@@ -88,15 +88,15 @@ class CachedWan:
     def _level(self, value: float, device: torch.device) -> CachedModulation:
         """Of one level; all that are expected are worked out with the first."""
         if value not in self._levels:
-            asked = self._expected if value in self._expected else [value]
+            levels = self._expected if value in self._expected else [value]
             embedder = self.net.condition_embedder
             first = embedder.time_embedder
-            with torch.no_grad(), torch.autocast(device.type, enabled=False):  # levels are told in full
-                waves = embedder.timesteps_proj(torch.tensor(asked, device=device)).float()
+            with torch.no_grad(), torch.autocast(device.type, enabled=False):  # levels are in full precision
+                waves = embedder.timesteps_proj(torch.tensor(levels, device=device)).float()
                 last = _in_full(first.linear_2, first.act(_in_full(first.linear_1, waves)))
                 blocks = _in_full(embedder.time_proj, embedder.act_fn(last)).unflatten(1, (6, -1))
-            each = zip(asked, blocks, last, strict=True)
-            self._levels |= {one: CachedModulation(*told) for one, *told in each}
+            each = zip(levels, blocks, last, strict=True)
+            self._levels |= {level: CachedModulation(*modulation) for level, *modulation in each}
         return self._levels[value]
 
     def _places(self, x: Tensor) -> Tensor:
@@ -113,9 +113,9 @@ class CachedWan:
         return cut.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
 
-def _block(block: Any, h: Tensor, told: Tensor, text: KeysValues, places: Tensor) -> Tensor:
+def _block(block: Any, h: Tensor, modulation: Tensor, text: KeysValues, places: Tensor) -> Tensor:
     """Tokens (B, T', H' W', D) after a block."""
-    shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (block.scale_shift_table[0] + told).unbind(-2)
+    shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (block.scale_shift_table[0] + modulation).unbind(-2)
     seen = torch.addcmul(shift_1, _normal(block.norm1, h), 1 + scale_1)
     h = torch.addcmul(h, gate_1, _itself(block.attn1, seen, places).float())
     h = h + _across(block.attn2, block.norm2(h), text)
@@ -126,25 +126,26 @@ def _block(block: Any, h: Tensor, told: Tensor, text: KeysValues, places: Tensor
 def _itself(attention: Any, x: Tensor, places: Tensor) -> Tensor:
     """Self-attention of (B, T', H' W', D)."""
     x = _as(x, attention.to_q)
-    query, key, value = (_linear(one, x).flatten(1, 2) for one in (attention.to_q, attention.to_k, attention.to_v))
+    query, key, value = (_linear(layer, x).flatten(1, 2) for layer in (attention.to_q, attention.to_k, attention.to_v))
     count = attention.heads
     query, key = (
-        _turned(_heads(norm(one), count), places) for norm, one in ((attention.norm_q, query), (attention.norm_k, key))
+        _turned(_heads(norm(layer), count), places)
+        for norm, layer in ((attention.norm_q, query), (attention.norm_k, key))
     )
-    found = functional.scaled_dot_product_attention(query.to(value), key.to(value), _heads(value, count))
-    return _linear(attention.to_out[0], found.transpose(1, 2).flatten(2)).view(x.shape)
+    attended = functional.scaled_dot_product_attention(query.to(value), key.to(value), _heads(value, count))
+    return _linear(attention.to_out[0], attended.transpose(1, 2).flatten(2)).view(x.shape)
 
 
 def _across(attention: Any, x: Tensor, text: KeysValues) -> Tensor:
     """Attention of (B, T', H' W', D) to a text."""
     query = attention.norm_q(_linear(attention.to_q, x).flatten(1, 2))
     key, value = text
-    found = functional.scaled_dot_product_attention(_heads(query, attention.heads).to(value), key.to(value), value)
-    return _linear(attention.to_out[0], found.transpose(1, 2).flatten(2)).view(x.shape).float()
+    attended = functional.scaled_dot_product_attention(_heads(query, attention.heads).to(value), key.to(value), value)
+    return _linear(attention.to_out[0], attended.transpose(1, 2).flatten(2)).view(x.shape).float()
 
 
 def _perceptron(layers: Any, x: Tensor) -> Tensor:
-    inner, *_, outer = (one for one in layers.net if not isinstance(one, nn.Dropout))
+    inner, *_, outer = (layer for layer in layers.net if not isinstance(layer, nn.Dropout))
     return _linear(outer, functional.gelu(_linear(inner.proj, x), approximate="tanh"))
 
 

@@ -37,14 +37,14 @@ class KeyMatchReport:
 
     @property
     def fits(self) -> bool:
-        """Whether every tensor has its place and every place its tensor."""
+        """Return whether every tensor has its place and every place its tensor."""
         return not self.unmatched
 
     def text(self) -> str:
         """For a person, one line."""
         faults = {"missing": self.missing, "unknown": self.unknown, "of another shape": self.reshaped}
-        told = [f"{what}: {abbreviate(keys, 4)}" for what, keys in faults.items() if keys]
-        return "; ".join([f"{len(self.matched)} matched", *told])
+        lines = [f"{what}: {abbreviate(keys, 4)}" for what, keys in faults.items() if keys]
+        return "; ".join([f"{len(self.matched)} matched", *lines])
 
 
 def compare(theirs: Shapes, network: nn.Module) -> KeyMatchReport:

@@ -4,31 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
-from unveil.cli import image_commands as editing
-from unveil.cli.generation_options import PROMPT, GenerationOptions
 from unveil.data.image_decoding import alpha_channel
 from unveil.errors import RecipeError
-from unveil.generation.generate import generate
-from unveil.generation.image_output import FRAMES, ImageOutput, filenames, numbered, write
 from unveil.generation.inputs import BESIDE
-from unveil.generation.prompt_expansion import USUAL, ExpansionOptions, PromptExpander
-from unveil.generation.trajectory import Preview
-from unveil.io.images import make_grid, png
+from unveil.io.images import png
 from unveil.model.config.base import Section
 from unveil.server.jobs.catalog import Catalog
 from unveil.server.jobs.job import Job
-from unveil.server.jobs.job_console import job_console
-from unveil.server.jobs.model_cache import ModelCache
 from unveil.server.jobs.request import MAX_SEED, BaseRequest, Name, Text, UploadName, validate_request
-from unveil.server.jobs.uploads import MAX_PIXELS, UploadStore
-from unveil.server.jobs.worker import JobProgress
+from unveil.server.jobs.uploads import MAX_PIXELS
+from unveil.server.jobs.worker import JobHandler, JobProgress
 
 PICTURES = "pictures"
 MAX_IMAGES = 64  # per job
@@ -75,18 +65,15 @@ class EditSpec(Section):
         return REPAINT_JUMPS if self.method == "repaint" and self.verb in ("inpaint", "outpaint") else (0, 1)
 
     def settings(self) -> dict[str, Any]:
-        """Return the arguments of the task."""
-        default_strength = {"img2img": 0.6, "inpaint": 1.0, "upscale": 0.3}
-        strength = self.strength if self.strength is not None else default_strength.get(self.verb)
-        inpainting = {"feather": self.feather, "method": self.method, "jumps": REPAINT_JUMPS}
-        margins = (self.left, self.right, self.top, self.bottom)
-        arguments: dict[str, dict[str, Any]] = {
-            "img2img": {"strength": strength},
-            "inpaint": {"strength": strength, **inpainting},
-            "outpaint": {"margins": margins, **inpainting},
-            "upscale": {"factor": self.factor, "strength": strength, "overlap": 0.25},
+        """Return the fields of the task, without those that were left out."""
+        own = {
+            "img2img": ("strength",),
+            "inpaint": ("strength", "mask", "feather", "method"),
+            "outpaint": ("left", "right", "top", "bottom", "feather", "method"),
+            "upscale": ("factor", "strength"),
         }
-        return arguments[self.verb]
+        values = {name: getattr(self, name) for name in own[self.verb]}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 class ControlNetSpec(Section):
@@ -134,17 +121,15 @@ def read_request(fields: Mapping[str, Any]) -> PictureRequest:
 
 
 class ImageJob:
-    """Handler of image jobs.
+    """Handler of image jobs, which are tasks in another form.
 
     Args:
-        models: Cache of loaded models.
         catalog: Names that requests may use.
-        inputs: Uploaded files.
-        device: Device to compute on.
+        handlers: Handler of the jobs of each task.
     """
 
-    def __init__(self, models: ModelCache, catalog: Catalog, inputs: UploadStore, device: str) -> None:
-        self._models, self._catalog, self._inputs, self._device = models, catalog, inputs, device
+    def __init__(self, catalog: Catalog, handlers: Mapping[str, JobHandler]) -> None:
+        self._catalog, self._handlers = catalog, handlers
 
     def __call__(self, fields: Mapping[str, Any], folder: Path, progress: JobProgress) -> None:
         """Generate the images of a request: a file with metadata each, and a contact sheet if there are several.
@@ -153,37 +138,8 @@ class ImageJob:
             RecipeError, WeightsError: The request is not possible.
             Cancelled: The job was cancelled.
         """
-        request = read_request(fields)
-        wish = resolve_request(request, self._catalog, self._inputs, self._device)
-        with job_console(progress) as console:
-            if request.change is not None:
-                self._edit(request, request.change, wish, ImageOutput(folder, preview=progress.preview_file), console)
-                return
-            assert wish.model is not None
-            model, source = self._models.load(wish, wish.model, console)
-            progress.check()
-            expanding = USUAL if request.expand else ExpansionOptions(no_expand=True)
-            expander = PromptExpander(expanding, model, console, shown=bool(wish.controls))
-            generation = expander(wish.request(model, request.sampling, request.count))
-
-            def show(pixels: Tensor, done: int, total: int | None) -> None:
-                if total is None or done < total:
-                    progress.preview(png(make_grid(pixels)))
-
-            steps = model.sampling.changed(request.sampling).steps
-            preview = Preview(show, max(1, steps // PREVIEWS))
-            frames = FRAMES if request.strip else 0
-            images = list(generate(model, generation, source, frames=frames, on_step=progress.step, preview=preview))
-            write(images, ImageOutput(folder, strip=request.strip), filenames(numbered(generation)))
-
-    def _edit(
-        self, request: PictureRequest, change: EditSpec, wish: GenerationOptions, place: ImageOutput, console: Any
-    ) -> None:
-        image = self._inputs.path(change.picture)
-        with TemporaryDirectory() as scratch:
-            mask = None if change.mask is None else white_mask(self._inputs.path(change.mask), Path(scratch))
-            job = editing.EditTask(change.verb, image, change.settings(), mask)
-            editing.edit(wish, job, request.sampling, place, console, opener=self._models.load)
+        name, values = task_values(read_request(fields), self._catalog)
+        self._handlers[name](values, folder, progress)
 
 
 def image_files(job: Job) -> list[str]:
@@ -191,37 +147,36 @@ def image_files(job: Job) -> list[str]:
     return [name for name in job.outputs if name.endswith(".png") and name not in BESIDE]
 
 
-def resolve_request(
-    request: PictureRequest, catalog: Catalog, inputs: UploadStore, device: str = "auto"
-) -> GenerationOptions:
-    """Turn a request into generation options, with names replaced by paths.
+def task_values(request: PictureRequest, catalog: Catalog) -> tuple[str, dict[str, Any]]:
+    """The name and the plain values of the task that a request stands for.
 
     Raises:
-        WeightsError: A model, LoRA or ControlNet does not exist.
-        MediaError: A file was not uploaded.
+        WeightsError: A LoRA does not exist.
     """
-    if request.change is not None:
-        for name in (request.change.picture, request.change.mask):
-            _ = name and inputs.path(name)
+    change = request.change
     loras = [catalog.lora(spec) for spec in request.loras]
-    controls = [
-        f"{catalog.controlnet(spec.name).path}={inputs.path(spec.picture)}:{spec.weight:g}:{spec.start:g}-{spec.stop:g}"
-        for spec in request.controls
-    ]
-    return GenerationOptions(
-        str(catalog.model(request.model).path),
-        labels=() if request.label is None else (request.label,),
-        count=request.count,
-        seed=request.seed,
-        first=request.first,
-        batch=min(request.count, BATCH_SIZE),
-        device=device,
-        given=_prompt(request.prompt),
-        negative=_prompt(request.negative),
-        size=request.size_typed,
-        loras=tuple(f"{lora.path}:{weight:g}" for lora, weight in loras),
-        controls=tuple(controls),
-    )
+    values: dict[str, Any] = {
+        "model": request.model,
+        "prompt": request.prompt,
+        "negative_prompt": request.negative,
+        "label": request.label,
+        "seed": request.seed,
+        "count": request.count,
+        "start_index": request.first,
+        "width": request.width,
+        "height": request.height,
+        "sampling": dict(request.sampling),
+        "lora": [{"file": entry.name, "weight": weight} for entry, weight in loras],
+        "controlnet": [
+            {"network": spec.name, "image": spec.picture, "weight": spec.weight, "start": spec.start, "stop": spec.stop}
+            for spec in request.controls
+        ],
+    }
+    if change is None:
+        values |= {"save_trajectory": request.strip, "expand_prompt": None if request.expand else "none"}
+    else:
+        values |= {"image": change.picture, **change.settings()}
+    return "sample" if change is None else change.verb, {key: one for key, one in values.items() if one is not None}
 
 
 def white_mask(mask: Path, scratch: Path) -> Path:
@@ -233,7 +188,3 @@ def white_mask(mask: Path, scratch: Path) -> Path:
     path = scratch / mask.with_suffix(".png").name
     path.write_bytes(png(torch.where(alpha < ALPHA_THRESHOLD, 255, 0).to(torch.uint8)))
     return path
-
-
-def _prompt(text: str | None) -> tuple[str, ...]:
-    return () if text is None else (f"{PROMPT}={text}",)

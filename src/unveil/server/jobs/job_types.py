@@ -14,7 +14,7 @@ from unveil.model.config import SampleConfig
 from unveil.server.jobs.catalog import RUNS, Catalog, ModelInfo, model_info
 from unveil.server.jobs.command_job import COMMANDS, CommandJob, request_reader
 from unveil.server.jobs.cost import check_sampler_options, count_nfe
-from unveil.server.jobs.image_job import PICTURES, ImageJob, PictureRequest, resolve_request
+from unveil.server.jobs.image_job import PICTURES, ImageJob, PictureRequest, task_values
 from unveil.server.jobs.image_job import read_request as read_pictures
 from unveil.server.jobs.model_cache import ModelCache
 from unveil.server.jobs.request import BaseRequest
@@ -79,6 +79,12 @@ def _nfe(request: BaseRequest, about: ModelInfo, jumps: tuple[int, int] = (0, 1)
     return count_nfe(settings, *jumps)
 
 
+def _check_pictures(request: PictureRequest, catalog: Catalog, inputs: UploadStore) -> None:
+    """Look up all names of a request."""
+    name, values = task_values(request, catalog)
+    check_references(parse_request(name, values), catalog, inputs)
+
+
 def _checker(kind: str) -> Callable[[Any, Catalog, UploadStore], object]:
     """Return a function that looks up all names of a command's request."""
     return lambda request, catalog, inputs: COMMANDS[kind][1](request, catalog, Path(), "auto")
@@ -91,7 +97,7 @@ def _no_cost(request: Any, about: ModelInfo, inputs: UploadStore) -> float:
 
 
 JOB_TYPES: Mapping[str, JobType] = {
-    PICTURES: JobType(read_pictures, resolve_request, _image_cost),
+    PICTURES: JobType(read_pictures, _check_pictures, _image_cost),
     CLIPS: JobType(read_clips, files_of, _video_cost),
     **{kind: JobType(request_reader(kind), _checker(kind), _no_cost) for kind in COMMANDS},
 }
@@ -147,11 +153,12 @@ def _check_text(request: Mapping[str, Any]) -> None:
 def job_handlers(folder: Path, device: str) -> Mapping[str, JobHandler]:
     """Return the handlers of all job types, for a state folder and a device."""
     models, catalog, inputs = ModelCache(), Catalog(folder / RUNS), UploadStore(folder / FOLDER)
+    tasks: dict[str, JobHandler] = {
+        name: TaskJob(name, models, catalog, inputs, device) for name in registry.entries() if name not in JOB_TYPES
+    }
     return {
-        PICTURES: ImageJob(models, catalog, inputs, device),
+        PICTURES: ImageJob(catalog, tasks),
         CLIPS: VideoJob(models, catalog, inputs, device),
         **{kind: CommandJob(kind, catalog, device) for kind in COMMANDS},
-        **{
-            name: TaskJob(name, models, catalog, inputs, device) for name in registry.entries() if name not in JOB_TYPES
-        },
+        **tasks,
     }

@@ -247,7 +247,7 @@ class ImageTab(GenerationTab):
             values |= {"mode": change["verb"], "source": self.client.upload_path(change["picture"])}
             values["mask"] = self.client.upload_path(change.get("mask"))
             values |= {key: getattr(edit, key) for key in ("feather", "factor", *SIDES)}
-            values |= {key: value for key, value in edit.settings().items() if key == "strength"}
+            values["strength"] = USUAL.get(edit.verb, gr.skip()) if edit.strength is None else edit.strength
         return [values.get(name, gr.skip()) for name in self.fields]
 
     def left_out(self, request: Mapping[str, Any]) -> list[str]:
