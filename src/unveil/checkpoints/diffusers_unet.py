@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from unveil.checkpoints.hf_files import read_json, read_weights
 from unveil.checkpoints.key_mapping import Names, check_keys, fused_keys, layer_key, layer_keys, to_ours, to_theirs
-from unveil.checkpoints.openai_keys import OUR_LABEL
-from unveil.checkpoints.spatial_transformer_keys import spatial_key_mapping
+from unveil.checkpoints.openai_keys import OUR_LABEL, spatial_key_mapping
 from unveil.errors import RecipeError, WeightsError
 from unveil.io.safetensors_io import write_tensors
 from unveil.nn.controlnet import HINT_WIDTHS, ControlNet

@@ -15,12 +15,12 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor, nn
 
 from unveil.checkpoints.key_mapping import Names, SourceKeys, check_keys, layer_key, layer_keys, to_ours, to_theirs
-from unveil.checkpoints.spatial_transformer_keys import spatial_key_mapping
 from unveil.errors import RecipeError, WeightsError
 from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
 from unveil.nn.layers import SelfAttention
 from unveil.nn.meta_device import meta_device
 from unveil.nn.spatial_transformer import SpatialTransformer
+from unveil.nn.transformer_blocks import TransformerBlock
 from unveil.nn.unet import UNet
 from unveil.nn.unet_blocks import Downsample, ResBlock, Upsample
 from unveil.nn.unet_config import UNetConfig
@@ -38,6 +38,18 @@ PROJECTIONS = {"qkv": "qkv", "out": "proj_out"}  # stored as convolutions
 TIME = {"linear_1": "0", "linear_2": "2"}
 OUTPUT = layer_key("norm", "out.0") | layer_key("leave", "out.2")
 LABEL, OUR_LABEL = "label_emb.weight", "table.weight"
+# A spatial transformer's layers around its blocks and in each, in latent diffusion, ControlNet and diffusers
+AROUND = {"norm": "norm", "enter": "proj_in", "leave": "proj_out"}
+IN_BLOCK = {
+    "own_norm": "norm1",
+    "context_norm": "norm2",
+    "mlp_norm": "norm3",
+    "own.out": "attn1.to_out.0",
+    "context.out": "attn2.to_out.0",
+    "mlp.up": "ff.net.0.proj",
+    "mlp.down": "ff.net.2",
+}
+READ = ("query", "to_q"), ("key", "to_k"), ("value", "to_v")
 # Ones at the end of a projection's shape: a convolution in one dimension, or in two (consistency models)
 Ones = Literal[1, 2]
 
@@ -143,6 +155,28 @@ def _block_names(ours: str, theirs: str, module: nn.Module, ones: Ones) -> Names
             return layer_key(ours, theirs)
         case _:
             return {}  # resampling without weights
+
+
+def spatial_key_mapping(ours: str, theirs: str, module: SpatialTransformer) -> Names:
+    """Our keys of one spatial transformer and the published ones, given the two prefixes.
+
+    Its layers around the blocks are convolutions or linear layers here as there, so that shapes agree too.
+    """
+    mapping = layer_keys(ours, theirs, AROUND)
+    for place, block in enumerate(module.blocks):
+        assert isinstance(block, TransformerBlock)
+        mine, other = f"{ours}.blocks.{place}", f"{theirs}.transformer_blocks.{place}"
+        mapping |= layer_keys(mine, other, IN_BLOCK)
+        for ours_part, theirs_part, fused in (("own", "attn1", True), ("context", "attn2", not block.reads)):
+            stacked = tuple(f"{other}.{theirs_part}.{layer}.weight" for _, layer in READ)
+            if fused:
+                mapping[f"{mine}.{ours_part}.qkv.weight"] = SourceKeys(stacked)
+            else:
+                mapping |= {
+                    f"{mine}.{ours_part}.{name}.weight": SourceKeys((key,))
+                    for (name, _), key in zip(READ, stacked, strict=True)
+                }
+    return mapping
 
 
 def load(theirs: Mapping[str, Tensor], config: UNetConfig) -> OpenAIWeights:

@@ -15,10 +15,9 @@ from unveil.autoencoders import Codec
 from unveil.checkpoints import text_encoder_loader
 from unveil.checkpoints.hf.image_adapters import CLIPS, NETWORKS, check_settings
 from unveil.checkpoints.hf.pipeline_folder import PipelineFolder
-from unveil.checkpoints.hf.single_file import tensors_of
 from unveil.checkpoints.hf.video_adapters import CLIP_NETWORKS
 from unveil.checkpoints.hf.video_vaes import CLIP_CODECS
-from unveil.checkpoints.hf.weights import fill
+from unveil.checkpoints.hf.weights import fill, tensors_of
 from unveil.checkpoints.scheduler import SchedulerConfig, read_scheduler
 from unveil.conditioning import clip_tokenizer
 from unveil.conditioning.text_encoder import FileTokenizer, Gives, TextEncoder

@@ -1,17 +1,29 @@
-"""Weights into a network that was built without any, and a report of what fits."""
+"""Weights of a component of a diffusers folder: read, compared with its network, and put into it.
+
+A component's folder may hold the file that was first published in place of diffusers' own. Diffusers' converters give
+its tensors their names in its classes; nothing is downloaded. They read Wan's transformer and autoencoder,
+LTX-Video's, of which one file may hold both, and HunyuanVideo's transformer.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from unveil.checkpoints.hf.pipeline_folder import STEMS, PipelineFolder
+from unveil.checkpoints.hf_files import weight_files
 from unveil.checkpoints.key_mapping import abbreviate
 from unveil.checkpoints.overrides import Shapes, shapes_of
 from unveil.errors import WeightsError
+from unveil.io.optional_deps import import_extra
+from unveil.io.safetensors_io import read_tensors
 from unveil.nn.mixed_precision import low_precision_parameters
+
+MODULE, TABLE = "diffusers.loaders.single_file_model", "SINGLE_FILE_LOADABLE_CLASSES"
 
 
 @dataclass(frozen=True)
@@ -73,3 +85,36 @@ def fill(network: nn.Module, theirs: Mapping[str, Tensor], dtype: torch.dtype, w
     state = {key: tensor.to(dtype if key in low else torch.float32) for key, tensor in theirs.items()}
     network.load_state_dict(state, assign=True)
     return report
+
+
+def tensors_of(folder: PipelineFolder, name: str, kind: str, wanted: Collection[str]) -> dict[str, Tensor]:
+    """The weights of a component, as diffusers writes them or out of a single file.
+
+    Args:
+        name: of the component.
+        kind: its class.
+        wanted: keys of its state dict.
+
+    Raises:
+        WeightsError: none there, damaged, or a file that diffusers does not read for this class.
+    """
+    place = folder.place(name)
+    files = sorted(place.glob("*.safetensors"))
+    if weight_files(place, STEMS["diffusers"]) or len(files) != 1:
+        return folder.tensors(name)
+    theirs = read_tensors(files[0])
+    if set(wanted) <= set(theirs):
+        return theirs
+    converters = cast(dict[str, Any], getattr(import_extra(MODULE, f"a {kind}"), TABLE))
+    if kind not in converters:
+        raise WeightsError(f"{files[0]}: {kind} is not read out of single files; copy the folder that diffusers writes")
+    try:
+        converted: dict[str, Tensor] = converters[kind]["checkpoint_mapping_fn"](checkpoint=dict(theirs), config=None)
+    except (KeyError, ValueError, IndexError, RuntimeError) as problem:
+        shown = abbreviate(sorted(theirs), 3)
+        raise WeightsError(f"{files[0]}: not {kind}'s weights as published ({problem!r}): {shown}") from problem
+    return (
+        {key: tensor for key, tensor in converted.items() if key in wanted}
+        if set(wanted) <= set(converted)
+        else converted
+    )
