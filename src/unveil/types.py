@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
-from unveil.errors import ShapeError
+from unveil.errors import RecipeError, ShapeError, did_you_mean
 
 if TYPE_CHECKING:  # torch takes seconds to import, and the command line's help must not wait for it
     from torch import Tensor
@@ -34,6 +35,58 @@ def is_valid_utf8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+class Ge(NamedTuple):
+    """Bound of a number's type: at least `value`; `Annotated[int, Ge(1)]` is a positive number."""
+
+    value: float
+
+
+class Lt(NamedTuple):
+    """Bound of a number's type: below `value`."""
+
+    value: float
+
+
+class _Rule(NamedTuple):
+    """What a field's type allows: one of `choices`, or a number from `least` to below `below`."""
+
+    name: str
+    choices: tuple[Any, ...] = ()
+    least: float | None = None
+    below: float | None = None
+
+
+def checked(config: Any) -> None:
+    """Check the fields of a dataclass by their types: the choices of a `Literal`, the bounds of an `Annotated` number.
+
+    Raises:
+        RecipeError: A value that its type does not allow; names the nearest choice.
+    """
+    for name, choices, least, below in _rules(type(config)):
+        value = getattr(config, name)
+        if choices and value not in choices:
+            raise RecipeError(f"{name} = {value!r}: must be one of {', '.join(choices)}{did_you_mean(value, choices)}")
+        if least is not None and below is not None and not least <= value < below:
+            raise RecipeError(f"{name} = {value}: must lie in [{least}, {below})")
+        if least is not None and value < least:
+            raise RecipeError(f"{name} = {value}: must be at least {least}")
+
+
+@cache
+def _rules(kind: type[Any]) -> tuple[_Rule, ...]:
+    hints = get_type_hints(kind, include_extras=True)
+    rules: list[_Rule] = []
+    for field in fields(kind):
+        hint = hints[field.name]
+        if get_origin(hint) is Literal:
+            rules.append(_Rule(field.name, get_args(hint)))
+        elif get_origin(hint) is Annotated:
+            least = next((bound.value for bound in hint.__metadata__ if isinstance(bound, Ge)), None)
+            below = next((bound.value for bound in hint.__metadata__ if isinstance(bound, Lt)), None)
+            rules.append(_Rule(field.name, (), least, below))
+    return tuple(rules)
 
 
 class NoiseLevel(NamedTuple):

@@ -58,7 +58,7 @@ def test_the_shape_of_latents_and_sizes_that_do_not_fit():
     assert kl(latent_channels=None).latent_shape((1, 4, 8)) == (3, 2, 4)
     with pytest.raises(ShapeError, match="width 7 px: must be a multiple of 2; nearest 6 or 8"):
         kl().latent_shape((1, 4, 7))
-    with pytest.raises(ShapeError, match=r"pictures of shape \(3, 4, 8\): must be \(1, H, W\)"):
+    with pytest.raises(ShapeError, match=r"images of shape \(3, 4, 8\): must be \(1, H, W\)"):
         kl().latent_shape((3, 4, 8))
     with pytest.raises(RecipeError, match="scale = 0"):
         kl(scale=0.0)
@@ -147,7 +147,7 @@ def test_usage_and_perplexity():
     assert usage(torch.tensor([[0, 1], [2, 3]]), 8) == (0.5, pytest.approx(4.0))
     uneven = usage(torch.tensor([0, 0, 0, 5]), 8)
     assert uneven.perplexity == pytest.approx(math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25)))
-    with pytest.raises(ShapeError, match="there are no indices"):
+    with pytest.raises(ShapeError, match="no indices"):
         usage(torch.tensor([], dtype=torch.long), 8)
 
 

@@ -128,9 +128,9 @@ def test_alexnet_is_the_sum_over_its_five_relus_written_out():
 def test_vgg_has_the_published_numbering():
     layout = LAYOUTS["vgg"]
     assert {number: shape[1] for number, shape in layout.convolutions.items()} == VGG
-    assert tuple(number + 1 for number in layout.kept) == VGG_KEPT
+    assert tuple(number + 1 for number in layout.read_layers) == VGG_KEPT
     assert sorted(layout.pools) == [5, 10, 17, 24]
-    assert tuple(number + 1 for number in LAYOUTS["alex"].kept) == ALEX_KEPT
+    assert tuple(number + 1 for number in LAYOUTS["alex"].read_layers) == ALEX_KEPT
 
 
 def test_the_heads_that_torchmetrics_ships_are_read():

@@ -176,5 +176,5 @@ def test_other_errors_are_left_alone_and_other_codecs_say_what_to_lower():
         def decode(self, latents: Tensor) -> Tensor:
             raise MemoryError
 
-    with pytest.raises(OutOfResources, match="lower the batch or the size of the pictures"):
+    with pytest.raises(OutOfResources, match="lower the batch or the size of the images"):
         decode_with_fallback(Other(), torch.randn(1, 4, 8, 8))

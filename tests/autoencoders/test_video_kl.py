@@ -243,7 +243,7 @@ def test_lengths_sizes_and_ranks_that_do_not_fit_are_named():
         codec.encode(torch.zeros(1, 3, 2, 16, 16))
     with pytest.raises(ShapeError, match="width 18 px: must be a multiple of 4; nearest 16 or 20"):
         codec.encode(torch.zeros(1, 3, 5, 16, 18))
-    with pytest.raises(ShapeError, match="a picture is a clip of one frame; give x"):
+    with pytest.raises(ShapeError, match="an image is a clip of one frame; give x"):
         codec.encode(torch.zeros(1, 3, 16, 16))
     with pytest.raises(ShapeError, match=r"clips of shape \(3, 16, 16\)"):
         codec.latent_shape((3, 16, 16))

@@ -9,12 +9,14 @@ import pytest
 from PIL import Image
 
 from tests.cli.conftest import Cli
+from unveil.checkpoints import scheduler
 from unveil.cli import foreign_names as table
 from unveil.cli.command_names import resolve_command, resolve_options
 from unveil.cli.commands import USUAL, command_tree, every_command
 from unveil.cli.generation_options import setting_name
 from unveil.cli.train import recipe_key
 from unveil.core import foreign_names, schedules
+from unveil.core.process import LinearVP
 from unveil.core.samplers import SAMPLERS
 from unveil.errors import RecipeError
 from unveil.model.config import Recipe, SampleConfig, load_recipe
@@ -162,8 +164,34 @@ def test_a_foreign_sampler_is_known(name: str):
 
 @pytest.mark.parametrize("name", foreign_names.SCHEDULES)
 def test_a_foreign_schedule_is_known(name: str):
-    assert foreign_names.schedule(name, schedules.GRIDS) in schedules.GRIDS
-    assert foreign_names.schedule(name.replace("-", "_"), schedules.GRIDS) == foreign_names.SCHEDULES[name]
+    ours = schedules.GRIDS | schedules.SCHEDULED
+    assert name not in ours
+    assert foreign_names.schedule(name, ours) in ours
+    assert foreign_names.schedule(name.replace("-", "_"), ours) == foreign_names.SCHEDULES[name]
+
+
+@pytest.mark.parametrize("name", scheduler.SAMPLERS)
+def test_a_scheduler_of_diffusers_by_name_is_the_sampler_that_its_settings_are_read_as(name: str):
+    sampler, spacing = scheduler.SAMPLERS[name]
+    assert foreign_names.sampler(name, SAMPLERS) == foreign_names.Spelled(sampler["sampler"])
+    assert spacing in {spacing for spacing, *_ in scheduler.GRIDS}
+
+
+def test_flow_matching_by_name_is_the_sampler_that_its_settings_are_read_as():
+    read = scheduler.scheduler_of({"_class_name": scheduler.FLOW}, Path("scheduler_config.json"))
+    assert foreign_names.sampler(scheduler.FLOW, SAMPLERS) == foreign_names.Spelled(read.sample["sampler"])
+
+
+@pytest.mark.parametrize("spacing", sorted({spacing for spacing, *_ in scheduler.GRIDS}))
+def test_a_spacing_of_diffusers_by_name_is_the_schedule_that_its_settings_are_read_as(spacing: str):
+    ours = schedules.GRIDS | schedules.SCHEDULED
+    assert foreign_names.schedule(spacing, ours) == scheduler.GRIDS[spacing, 0, True]
+
+
+@pytest.mark.parametrize("name", ["kl-optimal", "beta", "align-your-steps", "turbo"])
+def test_a_schedule_that_we_do_not_have_is_not_taken_for_another(name: str):
+    with pytest.raises(RecipeError, match="must be one of"):
+        schedules.get_schedule(LinearVP(), name, 4)
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def test_what_a_folder_holds_that_was_not_written_here_stays_whatever_is_forced(
     refused(cli("merge", model, model, "--out", "photos", "--force"), 5, "holds holiday.jpg")
     assert tree(tmp_path) == {"photos/holiday.jpg": b"mine"}
     for place in (".", ".."):
-        refused(cli(*ask, place), 5, "names no file or folder of its own")
+        refused(cli(*ask, place), 5, "names no file or folder; add a name")
     assert cli(*ask, "frames").code == 0
     assert cli(*ask, "frames", "--frames", 4).code == 0  # ours, and fewer of them
     assert sorted(path.name for path in (tmp_path / "frames").iterdir()) == [f"frame_{n:05d}.png" for n in range(4)]

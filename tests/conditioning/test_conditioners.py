@@ -27,7 +27,7 @@ def test_none_has_a_row_of_its_own_with_dropout_and_no_row_without():
     assert vector is not None
     assert torch.equal(vector, label.table.weight[[3, 3]])
     assert Label(3, 4).table.weight.shape == (3, 4)
-    with pytest.raises(RecipeError, match=r"trained without dropout, so there is no null label; set drop"):
+    with pytest.raises(RecipeError, match=r"trained without dropout, so it has no null label; set drop"):
         Label(3, 4).null(1)
 
 

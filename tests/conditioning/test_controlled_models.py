@@ -223,7 +223,7 @@ def test_what_cannot_work_is_refused(model: Model):
         Control("edges", network, place="midle")  # type: ignore[arg-type]
     with pytest.raises(RecipeError, match="the model has a condition of that name"):
         model.with_controlnets(Control("label", network))
-    with pytest.raises(RecipeError, match="each under a key of its own"):
+    with pytest.raises(RecipeError, match="each under its own key"):
         model.with_controlnets(Control("a", network), Control("a", network))
     with pytest.raises(RecipeError, match="nearest: 'guess'"):
         model.with_controlnets(Control("a", network), mode="gues")  # type: ignore[arg-type]

@@ -105,7 +105,7 @@ def test_one_of_another_base_is_refused(change: dict[str, int], said: str):
 
 def test_hints_of_another_size_are_refused():
     model = model_of(PATCHED)
-    with pytest.raises(WeightsError, match="hints are 4 times the size of x; here pictures are 1 times"):
+    with pytest.raises(WeightsError, match="hints are 4 times the size of x; here images are 1 times"):
         model.with_controlnets(Control("edges", control_of(model, 8)))
     with pytest.raises(RecipeError, match="patches of 2 need a multiple of 2"):
         control_of(model, 1)

@@ -62,7 +62,7 @@ def test_with_no_frame_given_it_is_the_plain_objective(seen: Denoiser, weight: A
 def test_given_frames_are_shown_as_they_are_at_the_level_of_data_and_not_scored(seen: Denoiser):
     x0, streams = clips(), SampleRNG(3, range(4))
     objective = DiffusionForcingLoss(only("prefix"), time=LogitNormal())
-    made = objective.draw(seen.process, 6, streams, 0).made
+    made = objective.draw(seen.process, 6, streams, 0).generated
     loss = objective(seen, x0, None, streams, 0)
     asked: Any = seen.network
     assert 0 < int((~made).sum()) < made.numel()
@@ -77,7 +77,7 @@ def test_given_frames_are_shown_as_they_are_at_the_level_of_data_and_not_scored(
 
 def test_frames_of_their_own_have_different_levels(seen: Denoiser):
     drawn = DiffusionForcingLoss(only("independent")).draw(seen.process, 6, SampleRNG(3, range(4)), 0)
-    assert bool(drawn.made.all())
+    assert bool(drawn.generated.all())
     assert all(len(set(row.tolist())) == 6 for row in drawn.t)
     same = DiffusionForcingLoss(only("first")).draw(seen.process, 6, SampleRNG(3, range(4)), 0)
     assert all(len(set(row.tolist())) == 1 for row in same.t)

@@ -65,8 +65,8 @@ def test_none_is_the_layout_without_objects():
         ([("circel", 0.5, 0.5, 0.1, 0.1)], RecipeError, "'circel'.*nearest: 'circle'"),
         ([*TWO, *ONE], RecipeError, "3 objects; this model was trained with 2 at most"),
         ([("circle", 0.5, 0.5, 0.1)], ShapeError, "give class, x, y, width, height"),
-        ([("circle", 16.0, 0.5, 0.1, 0.1)], RecipeError, "shares of the picture, from 0 to 1"),
-        ("circle a 0.5 0.1 0.1", RecipeError, "'a' is no number"),
+        ([("circle", 16.0, 0.5, 0.1, 0.1)], RecipeError, "shares of the image, from 0 to 1"),
+        ("circle a 0.5 0.1 0.1", RecipeError, "'a' is not a number"),
     ],
 )
 def test_what_is_no_layout_is_refused(layout: object, error: type[Exception], message: str):

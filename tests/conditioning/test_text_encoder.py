@@ -142,7 +142,7 @@ def test_a_prompt_that_is_too_long_is_told_again_where_it_is_kept(tower):
 def test_the_prompts_that_were_used_last_are_kept(tower):
     counted = Counted(tower)
     text = TextEncoder(counted, clip_tokenizer()).keep(1)
-    text._kept.room = 3 * 12 * 16 * 4  # of three prompts
+    text._cache.room = 3 * 12 * 16 * 4  # of three prompts
     for prompt in ("a", "b", "c", "a", "d"):
         text.encode([prompt])
     assert counted.count == 4

@@ -688,13 +688,13 @@ def test_mistaken_settings_are_named(make, message):
 def test_inputs_that_do_not_fit_are_named(x):
     level = LEVELS["vp"]
     one = torch.tensor([0])
-    with pytest.raises(ShapeError, match=r"x \(2,\): the classifier reads pictures of \(3, 64, 64\); use one"):
+    with pytest.raises(ShapeError, match=r"x \(2,\): the classifier reads images of \(3, 64, 64\); use one"):
         guidance.gradient(guidance.log_probability(logits, one, shape=(3, 64, 64)))(x, level)
     with pytest.raises(RecipeError, match="label 3: the classifier knows 0 to 2"):
         guidance.gradient(guidance.log_probability(logits, torch.tensor([3])))(x, level)
-    with pytest.raises(ShapeError, match=r"7 labels and logits \(30, 3\) for 30 pictures"):
+    with pytest.raises(ShapeError, match=r"7 labels and logits \(30, 3\) for 30 images"):
         guidance.gradient(guidance.log_probability(logits, torch.zeros(7, dtype=torch.long)))(x, level)
-    with pytest.raises(ShapeError, match=r"a reference \(1, 1, 6, 6\) for x \(30, 2\): give a picture of x's size"):
+    with pytest.raises(ShapeError, match=r"a reference \(1, 1, 6, 6\) for x \(30, 2\): give an image of x's size"):
         guidance.gradient(guidance.content(lambda x, level: x, STRIPES[None]))(x, level)
     with pytest.raises(ShapeError, match=r"noise \(6, 6\) for a reference \(1, 6, 6\)"):
         guidance.style(maps, STRIPES, STRIPES[0])

@@ -551,7 +551,7 @@ GRID = schedules.uniform(CosineVP(), 4)
          r"a measurement \(2, 3, 8, 8\): this operator needs 4 along axis -2"),
         (lambda: inverse.sdedit(GRID, PICTURE, PICTURE, 0.0), RecipeError, r"start = 0.0: must lie in \(0, 1\]"),
         (lambda: inverse.sdedit(GRID, PICTURE, PICTURE, 1.2), RecipeError, r"start = 1.2: must lie in \(0, 1\]"),
-        (lambda: inverse.sdedit(GRID, PICTURE, PICTURE[:1], 0.5), ShapeError, r"noise \(1, 3, 8, 8\) for a picture"),
+        (lambda: inverse.sdedit(GRID, PICTURE, PICTURE[:1], 0.5), ShapeError, r"noise \(1, 3, 8, 8\) for an image"),
         (lambda: inverse.repaint(ancestral(GRID), GRID, length=0), RecipeError, "length = 0, count = 10: both"),
         (lambda: inverse.repaint(ancestral(FINE), GRID), RecipeError, "a plan of 20 rows over 4 steps"),
         (lambda: inverse.ddrm(GRID, inverse.Mask(PICTURE > 0), PICTURE, eta=1.5), RecipeError, "eta = 1.5: must lie"),

@@ -64,5 +64,5 @@ def test_what_cannot_have_a_bound_is_named(model: Model):
         bits_per_dim(model, data.ImageTensorDataset(data.digits("held-out").pixels[:6]), steps=5)
     with pytest.raises(DataError, match="without images"):
         bits_per_dim(model, data.ImageTensorDataset(data.digits("held-out").pixels[:0]), steps=5)
-    with pytest.raises(RecipeError, match="part 0 has 1000 steps, 5000 asked"):
+    with pytest.raises(RecipeError, match="part 0 has 1000 steps, 5000 requested"):
         bits_per_dim(model, data.digits("held-out"), steps=5000)

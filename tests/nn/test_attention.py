@@ -253,11 +253,11 @@ def test_packing_fills_rows_and_tells_its_waste():
 
 @pytest.mark.parametrize("length", [None, 11])
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("way", ["_one_by_one", "_padded"])
+@pytest.mark.parametrize("way", ["_sequence_by_sequence", "_padded"])
 def test_packed_sequences_read_each_its_own_context(
     length: int | None, masked: bool, way: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(Packing, "_one_by_one", getattr(Packing, way))
+    monkeypatch.setattr(Packing, "_sequence_by_sequence", getattr(Packing, way))
     ours, packing = layer(context_width=10, kv_heads=2), Packing(LENGTHS, length=length)
     alone = [drawn(n, WIDTH, seed=n).requires_grad_() for n in LENGTHS]
     together = [x.detach().clone().requires_grad_() for x in alone]

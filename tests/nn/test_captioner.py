@@ -80,7 +80,7 @@ def test_frames_in_another_order_are_another_clip(network):
         ({"hidden_size": 20}, "must be a multiple of 6"),
         ({"hidden_size": 30, "heads": 4}, "and of the heads"),
         ({"max_length": 2}, "max_length = 2"),
-        ({"patch": 3}, "convolutions halve the picture"),
+        ({"patch": 3}, "convolutions halve the image"),
         ({"stem": "patch"}, "stem = 'patch': must be one of patches, convolutions; nearest: 'patches'"),
         ({"depth": 0}, "depth = 0: must be at least 1"),
     ],

@@ -56,5 +56,5 @@ def test_one_logit_per_patch_of_clips_of_any_length(frames):
     assert logits.shape == (2, 1, -(-frames // 4), config.side(16), config.side(16))
     with pytest.raises(ShapeError, match=r"reads \(B, 3, T, H, W\) of at least 12 pixels a side"):
         PatchDiscriminator(config, 3)(torch.zeros(1, 3, 16, 16))
-    with pytest.raises(RecipeError, match=r"axes = 1: must be 2 \(pictures\) or 3 \(clips\)"):
+    with pytest.raises(RecipeError, match=r"axes = 1: must be 2 \(images\) or 3 \(clips\)"):
         DiscriminatorConfig(axes=1)

@@ -105,7 +105,7 @@ def test_mistakes_are_named():
     with pytest.raises(ShapeError, match=r"height 14 px: must be a multiple of 4; nearest 12 or 16"):
         network(x[:, :, :14], t, condition)
     network, x, t, condition, _ = given("boxes")
-    with pytest.raises(ShapeError, match=r"condition.channels None: must be a picture \(B, 3, H, W\)"):
+    with pytest.raises(ShapeError, match=r"condition.channels None: must be an image \(B, 3, H, W\)"):
         network(x, t)
     with pytest.raises(ShapeError, match=r"boxes \(2, 4, 5\): must be \(B, 5, 5\)"):
         network(x[:, :4], t, condition)

@@ -35,7 +35,7 @@ def test_a_causal_convolution_is_one_over_a_clip_with_copies_of_its_first_frame(
     past = StreamState()
     one = layer(x[:, :, :1], past)
     torch.testing.assert_close(one, expected[:, :, :1])
-    assert [tuple(kept.shape) for kept in past.kept] == [(1, 2, 3 - stride, 4, 4)]
+    assert [tuple(kept.shape) for kept in past.saved] == [(1, 2, 3 - stride, 4, 4)]
 
 
 def test_the_norm_of_a_place_is_by_its_root_mean_square():

@@ -17,7 +17,7 @@ from unveil.errors import RecipeError, ShapeError
 from unveil.nn.attention_patterns import AttentionGroups, Pattern, TokenGrid, attention_mask
 from unveil.nn.packing import Packing
 from unveil.nn.sdpa import scaled_dot_product_attention
-from unveil.nn.video_dit import KEPT, VideoDiT, VideoDiTConfig
+from unveil.nn.video_dit import MAX_LAYOUTS, VideoDiT, VideoDiTConfig
 from unveil.types import Condition
 
 PATTERNS: tuple[Pattern, ...] = ("full", "factorised", "windowed")
@@ -151,7 +151,7 @@ def test_what_was_laid_out_before_a_run_serves_training_and_other_sizes(clips: T
     asked, t, condition = network(pattern), torch.tensor([100.0, 700.0]), told(2)
     with torch.inference_mode():
         before = asked(clips, t, condition), asked.packed(clips, t, condition)[0]  # a batch is a list of clips, too
-    for side in range(4, 4 * (KEPT + 3), 4):  # more sizes than are remembered
+    for side in range(4, 4 * (MAX_LAYOUTS + 3), 4):  # more sizes than are remembered
         asked(clips.new_zeros(2, 3, 1, 4, side), t, condition)
     for _ in range(2):
         close(asked(clips, t, condition), before[0])
@@ -244,7 +244,7 @@ def test_a_denoiser_tells_it_the_level_of_each_frame(clips: Tensor):
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
-        (lambda x: network()(x[:, :2], torch.zeros(2)), r"must be clips \(B, 3, T, H, W\), or pictures"),
+        (lambda x: network()(x[:, :2], torch.zeros(2)), r"must be clips \(B, 3, T, H, W\), or images"),
         (lambda x: network()(x[..., :10], torch.zeros(2)), "width 10: must be a multiple of 4; nearest 8 or 12"),
         (lambda x: network(patch=(2, 4, 4))(x, torch.zeros(2)), "frames 5: must be a multiple of 2; nearest 4 or 6"),
         (lambda x: network()(x, torch.zeros(2, 5)), r"t \(2, 5\): must be \(2,\), or broadcastable to x"),

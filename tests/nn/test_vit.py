@@ -60,7 +60,7 @@ def test_convolutions_halve_a_picture_down_to_its_tokens():
     layers = [layer for layer in network.patches.modules() if isinstance(layer, nn.Conv2d)]
     assert [(layer.in_channels, layer.out_channels) for layer in layers] == [(1, 4), (4, 8), (8, 16), (16, 16)]
     assert network.tokens(torch.randn(2, 1, 12, 8)).shape == (2, 1 + 6, 16)
-    with pytest.raises(RecipeError, match="patch 3: convolutions halve the picture"):
+    with pytest.raises(RecipeError, match="patch 3: convolutions halve the image"):
         replace(SMALL, size=9, patch=3, stem="convolutions")
     with pytest.raises(RecipeError, match="hidden_size 2: convolutions begin with 1/4 of it; at least 4"):
         replace(SMALL, patch=4, hidden_size=2, heads=1, stem="convolutions")

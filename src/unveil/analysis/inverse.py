@@ -49,7 +49,7 @@ class InverseSettings:
     Attributes:
         count: pictures, restored as one batch.
         steps: of every method but DPS, which takes `DPS_STEPS` times as many.
-        grid: a name in `grids.GRIDS`; None: "karras" where the process does not scale pictures, "uniform" elsewhere.
+        grid: a name in `schedules.GRIDS`; None: "karras" if the process does not scale images, else "uniform".
         eta: of DDRM.
         noises: deviations of the noise of those rows that have some, in pixels of [-1, 1].
 

@@ -39,7 +39,7 @@ class SamplerStudySettings:
     Attributes:
         calls: network calls of one sample, rising.
         count: samples, drawn as one batch.
-        grid: a name in `grids.GRIDS`; None: "karras", or "uniform" where the process reaches alpha = 0.
+        grid: a name in `schedules.GRIDS`; None: "karras", or "uniform" where the process reaches alpha = 0.
         only: names of samplers; empty: all of them.
         fine: a fine solve has so many times the most calls, and at least 200.
 

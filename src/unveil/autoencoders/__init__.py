@@ -18,7 +18,7 @@ class Codec(Protocol):
 
     @property
     def stochastic(self) -> bool:
-        """Whether `encode` does something with noise."""
+        """Return True if `encode` does something with noise."""
         ...
 
     def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:

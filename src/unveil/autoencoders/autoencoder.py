@@ -1,4 +1,4 @@
-"""What the learned codecs share: an encoder, a decoder, 1x1 convolutions between them and the latents, and a scale."""
+"""Parts of all learned autoencoders: encoder, decoder, 1x1 convolutions between them and the latents, and a scale."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ class CodecConfig(AutoencoderConfig):
         if self.latent_channels is not None and self.latent_channels < 1:
             raise RecipeError(f"latent_channels = {self.latent_channels}: must be at least 1")
         for name in ("scale", "shift"):
-            given: Any = getattr(self, name)
-            if not isinstance(given, float | int):
-                object.__setattr__(self, name, tuple(given))
-                if len(given) != self.width:
+            value: Any = getattr(self, name)
+            if not isinstance(value, float | int):
+                object.__setattr__(self, name, tuple(value))
+                if len(value) != self.width:
                     raise RecipeError(
-                        f"{name}: {len(given)} numbers for {self.width} channels; give one, or one for each"
+                        f"{name}: {len(value)} numbers for {self.width} channels; give one, or one for each"
                     )
         if any(number == 0 for number in listed(self.scale, 1)):
             raise RecipeError("scale = 0: must be another number, since decoding divides by it")
@@ -58,10 +58,10 @@ class CodecConfig(AutoencoderConfig):
         """The shape (C, h, w) of one sample's latents, given that of its pixels.
 
         Raises:
-            ShapeError: pictures of other channels, or of a size that is no multiple of `factor`; names the nearest.
+            ShapeError: images of other channels, or of a size that is not a multiple of `factor`; names the nearest.
         """
         if len(shape) != 3 or shape[0] != self.in_channels:
-            raise ShapeError(f"pictures of shape {tuple(shape)}: must be ({self.in_channels}, H, W)")
+            raise ShapeError(f"images of shape {tuple(shape)}: must be ({self.in_channels}, H, W)")
         return (self.width, *self.latent_size((shape[1], shape[2])))
 
 
@@ -72,8 +72,8 @@ class Autoencoder(nn.Module, ABC):
 
     Attributes:
         scale, shift: (C,), saved with the weights.
-        stochastic: whether a picture has several latents, which noise picks from.
-        axes: behind the channels: "H, W" of pictures, or those of clips.
+        stochastic: whether an image has several latents, which noise picks from.
+        axes: behind the channels: "H, W" of images, or those of clips.
     """
 
     scale: Tensor
@@ -112,22 +112,22 @@ class Autoencoder(nn.Module, ABC):
 
     @abstractmethod
     def latents_of(self, encoded: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Latents (B, C, h, w) of what the encoder said, which `noise` of their shape may pick."""
+        """Latents (B, C, h, w) of the encoder's output, which `noise` of their shape may pick."""
 
     @abstractmethod
     def z_of(self, latents: Tensor) -> Tensor:
-        """What the decoder is given for latents, both (B, C, h, w)."""
+        """Input of the decoder for latents, both (B, C, h, w)."""
 
     def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
         """Latents (B, C, h, w) of pixels (B, C, H, W) in [-1, 1].
 
         Args:
             pixels: of a size that is a multiple of `config.factor`.
-            noise: standard normal, of the latents' shape, for a codec with several latents of a picture; None: the
+            noise: standard normal, of the latents' shape, for a codec with several latents of an image; None: the
                 likeliest.
 
         Raises:
-            ShapeError: other channels, or a size that is no multiple; names the nearest.
+            ShapeError: other channels, or a size that is not a multiple; names the nearest.
         """
         return self.latents_of(self.encoded(pixels), noise)
 
@@ -136,10 +136,10 @@ class Autoencoder(nn.Module, ABC):
         return self.decoded(self.z_of(latents))
 
     def encoded(self, pixels: Tensor) -> Tensor:
-        """What the encoder says of z: (B, moments * C, h, w).
+        """Output of the encoder: (B, moments * C, h, w).
 
         Raises:
-            ShapeError: other channels, or a size that is no multiple of `config.factor`; names the nearest.
+            ShapeError: other channels, or a size that is not a multiple of `config.factor`; names the nearest.
         """
         return self.after_encoder(self.encoder(channels_last(pixels)))
 
@@ -171,7 +171,7 @@ class Autoencoder(nn.Module, ABC):
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """Pictures with their channels last in memory, as they stay, in which convolutions are fast; clips as they are."""
+    """Images with their channels last in memory, as they stay, in which convolutions are fast; clips as they are."""
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 

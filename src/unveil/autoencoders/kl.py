@@ -1,4 +1,4 @@
-"""The continuous codec of latent diffusion: an encoder that gives a Gaussian for each picture.
+"""The continuous codec of latent diffusion: an encoder that gives a Gaussian for each image.
 
 Sources: Rombach et al. 2022, section 3.1 (arXiv:2112.10752); Kingma & Welling 2014, appendix B (arXiv:1312.6114).
 """
@@ -61,7 +61,7 @@ class AutoencoderKL(Autoencoder):
         """The Gaussian over z of pixels (B, C, H, W) in [-1, 1].
 
         Raises:
-            ShapeError: other channels, or a size that is no multiple of `config.factor`; names the nearest.
+            ShapeError: other channels, or a size that is not a multiple of `config.factor`; names the nearest.
         """
         return self.posterior_of(self.encoded(pixels))
 
@@ -71,10 +71,10 @@ class AutoencoderKL(Autoencoder):
         return DiagonalGaussian(mean, logvar.clamp(*LOGVAR))
 
     def latents_of(self, encoded: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Latents of what the encoder said: those that noise picks, without it the likeliest."""
+        """Latents of the encoder's output: those that noise picks; without noise, the likeliest."""
         posterior = self.posterior_of(encoded)
         return self.scaled(posterior.mode if noise is None else posterior.sample(noise.to(posterior.mean)))
 
     def z_of(self, latents: Tensor) -> Tensor:
-        """What the decoder is given for latents: they without their scale."""
+        """Input of the decoder for latents: they without their scale."""
         return self.unscaled(latents)

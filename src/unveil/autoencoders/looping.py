@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-AHEAD = 4  # times as many frames before the first that a codec without a way of its own for loops is shown
+AHEAD = 4  # times as many frames before the first that a codec without its own way for loops is shown
 
 
 class LoopingAutoencoder(nn.Module):
@@ -29,7 +29,7 @@ class LoopingAutoencoder(nn.Module):
 
     @property
     def stochastic(self) -> bool:
-        """Whether `encode` does something with noise: it gives the likeliest latents."""
+        """Return True if `encode` does something with noise: it gives the likeliest latents."""
         return False
 
     def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -49,6 +49,6 @@ class LoopingAutoencoder(nn.Module):
         return self.codec.decode(torch.cat([latents[:, :, before], latents], dim=2))[:, :, 1 + AHEAD * self.time :]
 
     def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Of the latents of a loop (C, k time, H, W)."""
+        """Pixels of the latents of a loop (C, k time, H, W)."""
         channels, frames, *sides = self.codec.latent_shape((shape[0], shape[1] + 1, *shape[2:]))
         return channels, frames - self.first, *sides

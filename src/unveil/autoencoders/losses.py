@@ -1,10 +1,10 @@
-"""What the training of an autoencoder minimises, beside the perceptual distance of `codec.perceptual`.
+"""Losses of an autoencoder's training, beside the perceptual distance of `autoencoders.perceptual`.
 
     L = error / exp(s) + s + kl KL + w lambda G     s: learned or 0; w: the discriminator's weight, 0 until it starts
     error = |x - y| or (x - y)^2, plus the perceptual distance; G = -mean of the discriminator's logits of y
 
-Every term is a mean over the values of a picture. Published code sums them and divides by the number of pictures,
-which is the same but for one factor on all of them; the divergence is therefore divided by the values of a picture.
+Every term is a mean over the values of an image. Published code sums them and divides by the number of images,
+which is the same except for one factor on all of them; the divergence is therefore divided by the values of an image.
 
 Sources: Esser et al. 2021, section 3.1 (arXiv:2012.09841); Rombach et al. 2022, appendix G (arXiv:2112.10752).
 """
@@ -23,20 +23,20 @@ LARGEST = 1e4  # of the adaptive weight, as published
 _TINY = 1e-4  # beside the norm that is divided by, as published
 
 
-def hinge(real: Tensor, made: Tensor) -> Tensor:
+def hinge(real: Tensor, fake: Tensor) -> Tensor:
     """The mean of max(0, 1 - D(x)) and of max(0, 1 + D(y)), half of each.
 
     Source: Lim & Ye 2017, eq. 2 (arXiv:1705.02894).
     """
-    return 0.5 * (functional.relu(1 - real).mean() + functional.relu(1 + made).mean())
+    return 0.5 * (functional.relu(1 - real).mean() + functional.relu(1 + fake).mean())
 
 
-def vanilla(real: Tensor, made: Tensor) -> Tensor:
+def vanilla(real: Tensor, fake: Tensor) -> Tensor:
     """The mean of -log sigmoid(D(x)) and of -log(1 - sigmoid(D(y))), half of each.
 
     Source: Goodfellow et al. 2014, eq. 1 (arXiv:1406.2661).
     """
-    return 0.5 * (functional.softplus(-real).mean() + functional.softplus(made).mean())
+    return 0.5 * (functional.softplus(-real).mean() + functional.softplus(fake).mean())
 
 
 ADVERSARIAL: dict[str, AdversarialLoss] = {"hinge": hinge, "vanilla": vanilla}
@@ -44,13 +44,13 @@ ADVERSARIAL: dict[str, AdversarialLoss] = {"hinge": hinge, "vanilla": vanilla}
 ERRORS: dict[str, Callable[[Tensor], Tensor]] = {"l1": torch.abs, "l2": torch.square}
 
 
-def generator_loss(made: Tensor) -> Tensor:
-    """What the decoder minimises of the logits of what it made, under either loss: minus their mean."""
-    return -made.mean()
+def generator_loss(fake: Tensor) -> Tensor:
+    """Loss of the decoder, under either loss: minus the mean of the logits of its output."""
+    return -fake.mean()
 
 
 def likelihood(error: Tensor, log_scale: Tensor) -> Tensor:
-    """Error / exp(s) + s: the error in units of its own scale, which may be learned.
+    """Error / exp(s) + s: the error in units of an own scale, which may be learned.
 
     Source: Rombach et al. 2022, appendix G; Kendall & Gal 2017, eq. 8, for the form (arXiv:1703.04977).
     """

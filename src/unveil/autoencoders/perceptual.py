@@ -1,4 +1,4 @@
-"""The perceptual distance: two pictures compared by what each layer of a frozen network makes of them."""
+"""The perceptual distance: two images compared by what each layer of a frozen network makes of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.nn import functional
 from unveil.errors import RecipeError, ShapeError, WeightsError
 from unveil.nn.cnn import Cnn
 
-# ImageNet's mean and deviation for pictures in [-1, 1], as the published metric has them.
+# ImageNet's mean and deviation for images in [-1, 1], as the published metric has them.
 MEAN, DEVIATION = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 _TINY = 1e-10  # keeps the direction of a feature that is 0 everywhere
 
@@ -24,29 +24,29 @@ class BackboneSpec(NamedTuple):
 
     convolutions: by their number in `features`: channels in and out, kernel, stride, padding.
     pools: kernel of the max-pooling of stride 2 that stands before a convolution, by its number.
-    kept: convolutions after whose ReLU the features are compared.
+    read_layers: convolutions after whose ReLU the features are compared.
     """
 
     convolutions: dict[int, tuple[int, int, int, int, int]]
     pools: dict[int, int]
-    kept: tuple[int, ...]
+    read_layers: tuple[int, ...]
 
 
 def _vgg() -> BackboneSpec:
     """Configuration D of the paper. Source: Simonyan & Zisserman 2015, table 1 (arXiv:1409.1556)."""
     convolutions: dict[int, tuple[int, int, int, int, int]] = {}
     pools: dict[int, int] = {}
-    kept: list[int] = []
-    given, number = 3, 0
+    read_layers: list[int] = []
+    channels, number = 3, 0
     for width, count in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
         for place in range(count):
-            convolutions[number] = (given, width, 3, 1, 1)
+            convolutions[number] = (channels, width, 3, 1, 1)
             if place == 0 and number:
                 pools[number] = 2
-            given, number = width, number + 2  # a ReLU has a number too
-        kept.append(number - 2)
+            channels, number = width, number + 2  # a ReLU has a number too
+        read_layers.append(number - 2)
         number += 1  # and so has the pooling
-    return BackboneSpec(convolutions, pools, tuple(kept))
+    return BackboneSpec(convolutions, pools, tuple(read_layers))
 
 
 LAYOUTS = {
@@ -71,19 +71,19 @@ class Features(nn.Module, ABC):
 
     Attributes:
         widths: channels of each feature.
-        grey: whether it reads pictures of one channel alone.
+        grey: whether it reads images of one channel alone.
     """
 
     widths: tuple[int, ...]
     grey: bool = False
 
     @abstractmethod
-    def forward(self, pictures: Tensor) -> list[Tensor]:
-        """Features (B, C, h, w), one for each of `widths`, of pictures (B, C, H, W) in [-1, 1]."""
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Features (B, C, h, w), one for each of `widths`, of images (B, C, H, W) in [-1, 1]."""
 
 
 class PublishedFeatures(Features):
-    """The convolutions of VGG16 or AlexNet, whose classifier is left away; grey pictures are shown in three channels.
+    """The convolutions of VGG16 or AlexNet, whose classifier is left out; grey images are shown in three channels.
 
     Names are torchvision's: `features.0.weight` and on.
 
@@ -97,37 +97,37 @@ class PublishedFeatures(Features):
     def __init__(self, layout: str) -> None:
         super().__init__()
         self.layout = LAYOUTS[layout]
-        self.widths = tuple(self.layout.convolutions[number][1] for number in self.layout.kept)
+        self.widths = tuple(self.layout.convolutions[number][1] for number in self.layout.read_layers)
         self.features = nn.ModuleDict(
             {
-                str(number): nn.Conv2d(given, made, kernel, stride=stride, padding=padding)
-                for number, (given, made, kernel, stride, padding) in self.layout.convolutions.items()
+                str(number): nn.Conv2d(channels, width, kernel, stride=stride, padding=padding)
+                for number, (channels, width, kernel, stride, padding) in self.layout.convolutions.items()
             }
         )
         self.register_buffer("shift", torch.tensor(MEAN)[:, None, None], persistent=False)
         self.register_buffer("scale", torch.tensor(DEVIATION)[:, None, None], persistent=False)
 
-    def forward(self, pictures: Tensor) -> list[Tensor]:
+    def forward(self, images: Tensor) -> list[Tensor]:
         """Features after the ReLU of each kept convolution."""
-        if pictures.shape[1] not in (1, 3):
-            raise ShapeError(f"pictures {tuple(pictures.shape)}: this network reads 1 or 3 channels")
-        x = (pictures.expand(-1, 3, -1, -1) - self.shift) / self.scale  # (B, 3, H, W)
-        found: list[Tensor] = []
+        if images.shape[1] not in (1, 3):
+            raise ShapeError(f"images {tuple(images.shape)}: this network reads 1 or 3 channels")
+        x = (images.expand(-1, 3, -1, -1) - self.shift) / self.scale  # (B, 3, H, W)
+        features: list[Tensor] = []
         for name, convolution in self.features.items():
             number = int(name)
             if number in self.layout.pools:
                 x = functional.max_pool2d(x, self.layout.pools[number], stride=2)
             x = functional.relu(convolution(x))  # (B, C, h, w)
-            if number in self.layout.kept:
-                found.append(x)
-        return found
+            if number in self.layout.read_layers:
+                features.append(x)
+        return features
 
 
 class StageFeatures(Features):
-    """What each stage of a small classifier gives, before the picture is halved.
+    """Features of each stage of a small classifier, before the image is halved.
 
     Args:
-        network: trained on pictures like those that are compared.
+        network: trained on images like those that are compared.
     """
 
     def __init__(self, network: Cnn) -> None:
@@ -136,18 +136,18 @@ class StageFeatures(Features):
         self.widths = tuple(network.config.widths)
         self.grey = network.config.channels == 1
 
-    def forward(self, pictures: Tensor) -> list[Tensor]:
+    def forward(self, images: Tensor) -> list[Tensor]:
         """Features of each stage."""
         wanted = self.network.config.channels
-        if pictures.shape[1] != wanted:
-            raise ShapeError(f"pictures {tuple(pictures.shape)}: this classifier reads {wanted} channels")
-        found: list[Tensor] = []
-        x = pictures
+        if images.shape[1] != wanted:
+            raise ShapeError(f"images {tuple(images.shape)}: this classifier reads {wanted} channels")
+        features: list[Tensor] = []
+        x = images
         for layer in self.network.body:
             if isinstance(layer, nn.MaxPool2d):
-                found.append(x)
+                features.append(x)
             x = layer(x)
-        return [*found, x]
+        return [*features, x]
 
 
 class LPIPS(nn.Module):
@@ -165,32 +165,32 @@ class LPIPS(nn.Module):
     def __init__(self, features: Features, heads: Sequence[Tensor] | None = None) -> None:
         super().__init__()
         self.features = features
-        given = [torch.ones(width) for width in features.widths] if heads is None else list(heads)
-        if [tuple(head.shape) for head in given] != [(width,) for width in features.widths]:
+        weights = [torch.ones(width) for width in features.widths] if heads is None else list(heads)
+        if [tuple(head.shape) for head in weights] != [(width,) for width in features.widths]:
             raise ShapeError(
-                f"heads {[tuple(head.shape) for head in given]}: the features have {list(features.widths)} channels"
+                f"heads {[tuple(head.shape) for head in weights]}: the features have {list(features.widths)} channels"
             )
-        for number, head in enumerate(given):
+        for number, head in enumerate(weights):
             self.register_buffer(f"head{number}", head.float().clone())
         self.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> LPIPS:
-        """Stays in evaluation mode: its normalisations must not follow the pictures that it judges."""
+        """Stays in evaluation mode: its normalisations must not follow the images that it judges."""
         return super().train(False)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """The distance (B,) of two batches of pictures (B, C, H, W) in [-1, 1], or of clips (B, C, T, H, W).
+        """The distance (B,) of two batches of images (B, C, H, W) in [-1, 1], or of clips (B, C, T, H, W).
 
-        Of clips it is the mean over the frames; where the features are of grey pictures, that over the channels of
-        others, each of which is looked at as a grey picture.
+        Of clips it is the mean over the frames; where the features are of grey images, that over the channels of
+        others, each of which is looked at as a grey image.
         """
         apart = self._distance(self._shown(x), self._shown(y))
         return apart.view(len(x), -1).mean(1)
 
     def _shown(self, x: Tensor) -> Tensor:
-        """Pictures or clips as the pictures that the features are of: (B ..., C, H, W)."""
-        pictures = x if x.ndim == 4 else x.transpose(1, 2).flatten(0, 1)
-        return pictures.flatten(0, 1)[:, None] if self.features.grey and pictures.shape[1] > 1 else pictures
+        """Images or clips as the images that the features are of: (B ..., C, H, W)."""
+        images = x if x.ndim == 4 else x.transpose(1, 2).flatten(0, 1)
+        return images.flatten(0, 1)[:, None] if self.features.grey and images.shape[1] > 1 else images
 
     def _distance(self, x: Tensor, y: Tensor) -> Tensor:
         distance = torch.zeros(len(x), device=x.device)
@@ -214,16 +214,16 @@ def published(state: Mapping[str, Tensor], where: str) -> LPIPS:
     Raises:
         WeightsError: a convolution or a head is missing, or has another shape (lists them).
     """
-    found = {_plain(key): tensor for key, tensor in state.items()}
-    layout = "alex" if tuple(found.get("features.0.weight", torch.empty(0)).shape) == (64, 3, 11, 11) else "vgg"
+    tensors = {_plain(key): tensor for key, tensor in state.items()}
+    layout = "alex" if tuple(tensors.get("features.0.weight", torch.empty(0)).shape) == (64, 3, 11, 11) else "vgg"
     features = PublishedFeatures(layout)
     shapes = {key: tuple(tensor.shape) for key, tensor in features.state_dict().items()}
     shapes |= {f"lin{number}": (1, width, 1, 1) for number, width in enumerate(features.widths)}
-    faults = [f"{key}: missing" for key in shapes if key not in found]
+    faults = [f"{key}: missing" for key in shapes if key not in tensors]
     faults += [
-        f"{key}: {tuple(found[key].shape)}, must be {shape}"
+        f"{key}: {tuple(tensors[key].shape)}, must be {shape}"
         for key, shape in shapes.items()
-        if key in found and tuple(found[key].shape) != shape
+        if key in tensors and tuple(tensors[key].shape) != shape
     ]
     if faults:
         more = f" and {len(faults) - 4} more" if len(faults) > 4 else ""
@@ -231,8 +231,8 @@ def published(state: Mapping[str, Tensor], where: str) -> LPIPS:
             f"{where}: not the perceptual metric of {layout}: {'; '.join(faults[:4])}{more}; give torchvision's "
             "convolutions (features.0.weight ...) and the linear heads (lin0.model.1.weight ...)"
         )
-    features.load_state_dict({key: found[key].float() for key in features.state_dict()})
-    return LPIPS(features, [found[f"lin{number}"].flatten() for number in range(len(features.widths))])
+    features.load_state_dict({key: tensors[key].float() for key in features.state_dict()})
+    return LPIPS(features, [tensors[f"lin{number}"].flatten() for number in range(len(features.widths))])
 
 
 def of_classifier(network: nn.Module, name: str) -> LPIPS:

@@ -1,14 +1,14 @@
-"""Large pictures, and clips of large frames, through a codec in tiles: memory for one tile, whatever their size.
+"""Large images, and clips of large frames, through a codec in tiles: memory for one tile, whatever their size.
 
 A tile of a clip is all of its frames there, which the codec of clips computes some at a time.
 
 Neighbouring tiles share an overlap, in which the one fades linearly into the other. A local autoencoder (norms over the
-channels of each place, no attention) gives the whole picture's result, since by default the overlap is as wide as its
-convolutions reach. Other layouts are cut only before or after what attends; their group norms see the whole picture, so
-that means and variances are found in a first pass and then used by all tiles. That pass is of the picture shrunk to the
+channels of each place, no attention) gives the whole image's result, since by default the overlap is as wide as its
+convolutions reach. Other layouts are cut only before or after what attends; their group norms see the whole image, so
+that means and variances are found in a first pass and then used by all tiles. That pass is of the image shrunk to the
 size of a tile, which gives every norm a mean and a variance that fit those before it; or of all tiles, one norm after
 the other, which is exact and takes as many passes as there are norms, each as long as the way to its norm. (One pass
-over all tiles, each with its own mean and variance in the norms before, is far off where a picture is uneven.)
+over all tiles, each with its own mean and variance in the norms before, is far off where an image is uneven.)
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ OVERLAP = 128  # pixels, where no overlap is exact
 
 @dataclass(frozen=True)
 class TilingConfig:
-    """How a picture is cut.
+    """Layout of the tiles of an image.
 
     Args:
         side: of a tile, in pixels, its overlaps included; None: 512, or four times what the convolutions reach.
         overlap: that neighbours share, in pixels; None: twice the reach for a local autoencoder, which is then exact,
             else 128.
-        norms: where they see the whole picture: `own` leaves each tile its own mean and variance, `shrunk` takes
-            those of the picture shrunk to a tile, `exact` gathers them over all tiles, one norm after the other.
+        norms: where they see the whole image: `own` leaves each tile its own mean and variance, `shrunk` takes
+            those of the image shrunk to a tile, `exact` gathers them over all tiles, one norm after the other.
 
     Raises:
         RecipeError: tiles that are not wider than their overlap, or another name.
@@ -66,7 +66,7 @@ class TilingConfig:
 
 
 class TilingDifference(NamedTuple):
-    """How a picture in tiles differs from the whole one, in units of [-1, 1]'s whole range of 255.
+    """Difference between an image in tiles and the whole one, in units of [-1, 1]'s whole range of 255.
 
     mean, largest: of the absolute difference. seam: the mean gradient across seams over that across all other places.
     """
@@ -88,7 +88,7 @@ class TileBoundaries(NamedTuple):
         return [math.floor((start + stop) / 2) for start, stop in self.fades]
 
     def weights(self, number: int, step: int) -> Tensor:
-        """How much a tile counts at each of its places, of which there are `step` for each of the axis: (N,)."""
+        """Weight of a tile at each of its places, of which there are `step` for each of the axis: (N,)."""
         start, stop = self.tiles[number]
         places = torch.arange(start * step, stop * step) / step + 0.5 / step
         ends = [_risen(places, *fade) for fade in self.fades]
@@ -156,7 +156,7 @@ def encoder_reach(config: AutoencoderConfig) -> tuple[int, int]:
 
 
 def _measures(config: AutoencoderConfig, tiling: TilingConfig, reach: int, pixels: int) -> tuple[int, int]:
-    """Side and overlap of tiles in places of so many pixels."""
+    """Side and overlap of tiles in places of that many pixels."""
     wanted = tiling.overlap if tiling.overlap is not None else 2 * reach * pixels if config.local else OVERLAP
     overlap = math.ceil(wanted / pixels)
     side = tiling.side if tiling.side is not None else max(SIDE, 2 * overlap * pixels)
@@ -183,8 +183,8 @@ def decode(codec: Autoencoder, latents: Tensor, tiling: TilingConfig | None = No
     reach, pixels = decoder_reach(config)
     side, overlap = _measures(config, tiling, reach, pixels)
     results = []
-    for one in latents.split(1):
-        z = codec.before_decoder(codec.z_of(one))
+    for sample in latents.split(1):
+        z = codec.before_decoder(codec.z_of(sample))
         source = z if config.local else decoder.whole(z)
         rows, columns = (tile_boundaries(length, side, overlap, reach) for length in source.shape[-2:])
         job = TileJob(decoder if config.local else decoder.tiled, source, rows, columns, (1, pixels))
@@ -202,17 +202,17 @@ def encode(
 
     Raises:
         RecipeError: tiles that are not wider than their overlap.
-        ShapeError: other channels, or a size that is no multiple of the codec's factor; names the nearest.
+        ShapeError: other channels, or a size that is not a multiple of the codec's factor; names the nearest.
     """
     config, encoder, tiling = codec.config, codec.encoder, tiling or TilingConfig()
     codec.latent_shape(tuple(pixels.shape[1:]))
     reach, place = encoder_reach(config)
     side, overlap = _measures(config, tiling, reach, place)
     results = []
-    for number, one in enumerate(pixels.split(1)):
-        rows, columns = (tile_boundaries(length // place, side, overlap, reach) for length in one.shape[-2:])
-        job = TileJob(encoder if config.local else encoder.tiled, one, rows, columns, (place, 1))
-        h = job.result().to(one) if config.local else encoder.whole(_shared(job, encoder, tiling.norms).to(one))
+    for number, sample in enumerate(pixels.split(1)):
+        rows, columns = (tile_boundaries(length // place, side, overlap, reach) for length in sample.shape[-2:])
+        job = TileJob(encoder if config.local else encoder.tiled, sample, rows, columns, (place, 1))
+        h = job.result().to(sample) if config.local else encoder.whole(_shared(job, encoder, tiling.norms).to(sample))
         drawn = None if noise is None else noise[number : number + 1]
         results.append(codec.latents_of(codec.after_encoder(h), drawn).cpu())
     return torch.cat(results)
@@ -220,19 +220,19 @@ def encode(
 
 def decode_slicing(codec: Autoencoder, latents: Tensor) -> Tensor:
     """Pixels (B, C, H, W) of latents, one sample at a time."""
-    return torch.cat([codec.decode(one) for one in latents.split(1)])
+    return torch.cat([codec.decode(sample) for sample in latents.split(1)])
 
 
 def encode_slicing(codec: Autoencoder, pixels: Tensor, *, noise: Tensor | None = None) -> Tensor:
     """Latents of pixels (B, C, H, W), one sample at a time; `noise` as in `encode`."""
     rows = pixels.split(1)
     drawn = [None] * len(rows) if noise is None else noise.split(1)
-    return torch.cat([codec.encode(one, own) for one, own in zip(rows, drawn, strict=True)])
+    return torch.cat([codec.encode(sample, sample_noise) for sample, sample_noise in zip(rows, drawn, strict=True)])
 
 
 @dataclass
 class TileJob:
-    """One picture in tiles: what is run on each, and where they lie.
+    """One image in tiles: what is run on each, and where they lie.
 
     Args:
         run: a tile of `source` (1, C, h, w), or of a clip (1, C, t, h, w), to its result.
@@ -263,19 +263,19 @@ class TileJob:
 
     def result(self) -> Tensor:
         """All tiles in one, on the CPU."""
-        found: Tensor | None = None
+        output: Tensor | None = None
         step = self.steps[1]
         height, width = (axis.tiles[-1][1] * step for axis in (self.rows, self.columns))
         for i, j, part in self.parts():
-            made = self.run(part)
-            if found is None:
-                found = torch.zeros(*made.shape[:-2], height, width, dtype=made.dtype)
+            tile = self.run(part)
+            if output is None:
+                output = torch.zeros(*tile.shape[:-2], height, width, dtype=tile.dtype)
             weights = self.rows.weights(i, step)[:, None] * self.columns.weights(j, step)
             top, left = self.rows.tiles[i][0] * step, self.columns.tiles[j][0] * step
-            place = found[..., top : top + made.shape[-2], left : left + made.shape[-1]]
-            place.add_(made.cpu() * weights.to(made.dtype))
-        assert found is not None
-        return found
+            place = output[..., top : top + tile.shape[-2], left : left + tile.shape[-1]]
+            place.add_(tile.cpu() * weights.to(tile.dtype))
+        assert output is not None
+        return output
 
 
 # -- statistics that tiles share ----------------------------------------------------------------------------------
@@ -299,9 +299,9 @@ def _shared(job: TileJob, network: ImageEncoder | ImageDecoder, how: Norms) -> T
         return job.result()
 
 
-def _gather(job: TileJob, part: Tensor, norms: list[TiledGroupNorm], own: tuple[Share, Share]) -> None:
+def _gather(job: TileJob, part: Tensor, norms: list[TiledGroupNorm], shares: tuple[Share, Share]) -> None:
     for norm in norms:
-        norm.own = own
+        norm.shares = shares
     with suppress(StatisticsCollected):
         job.run(part)
 
@@ -311,7 +311,7 @@ def _gather(job: TileJob, part: Tensor, norms: list[TiledGroupNorm], own: tuple[
 
 @torch.no_grad()
 def tiling_difference(codec: Autoencoder, latents: Tensor, tiling: TilingConfig | None = None) -> TilingDifference:
-    """How decoding in tiles differs from decoding as a whole, which has to fit into memory for this.
+    """Difference between decoding in tiles and decoding as a whole, which has to fit into memory for this.
 
     Raises:
         RecipeError: as `decode`.
@@ -343,7 +343,7 @@ class Decodes(Protocol):
 
 
 def decode_with_fallback(codec: Decodes, latents: Tensor) -> Tensor:
-    """Pixels of latents as `codec.decode` gives them; where memory runs out, once more in tiles.
+    """Pixels of latents as `Autoencoder.decode` gives them; where memory runs out, once more in tiles.
 
     Raises:
         OutOfResources: memory runs out there too; says what to lower.
@@ -354,7 +354,7 @@ def decode_with_fallback(codec: Decodes, latents: Tensor) -> Tensor:
         if not out_of_memory(problem):
             raise
     # Behind the except, whose traceback would keep what was computed.
-    advice = "lower the batch or the size of the pictures, or use dtype bfloat16"
+    advice = "lower the batch or the size of the images, or use dtype bfloat16"
     if not isinstance(codec, Autoencoder):
         raise OutOfResources(f"out of memory while decoding latents {tuple(latents.shape)}; {advice}")
     try:

@@ -1,6 +1,6 @@
-"""The codec of clips: a Gaussian for each clip, whose latents are those of a picture and of what follows it.
+"""The codec of clips: a Gaussian for each clip, whose latents are those of an image and of what follows it.
 
-A clip of 1 + k ct frames has 1 + k latents; a picture is a clip of one frame. Whole or in pieces, encoding and decoding
+A clip of 1 + k ct frames has 1 + k latents; an image is a clip of one frame. Whole or in pieces, encoding and decoding
 give the same, since all that a piece needs of those before it is in a cache, which is a value. What was cut from the
 middle of a clip, or has no beginning, is encoded behind frames that stand for what came before: the first latent of a
 clip codes one frame alone and occurs nowhere else.
@@ -41,7 +41,7 @@ class VideoAutoencoderKLConfig(VideoAutoencoderConfig, AutoencoderKLConfig):
         """
         if len(shape) != 4 or shape[0] != self.in_channels:
             raise ShapeError(
-                f"clips of shape {tuple(shape)}: must be ({self.in_channels}, T, H, W); a picture is a clip of a frame"
+                f"clips of shape {tuple(shape)}: must be ({self.in_channels}, T, H, W); an image is a clip of a frame"
             )
         return (self.width, self.latent_frames(shape[1]), *self.latent_size((shape[2], shape[3])))
 
@@ -110,7 +110,7 @@ class VideoAutoencoderKL(AutoencoderKL):
                 None: copies of x's first frame, as if the clip had stood still until then.
 
         Raises:
-            ShapeError: other channels or sizes, or a length that is no multiple; names the nearest.
+            ShapeError: other channels or sizes, or a length that is not a multiple; names the nearest.
         """
         time, frames = self.config.time, x.shape[2] if x.ndim == 5 else 0
         if not frames or frames % time:
@@ -123,17 +123,17 @@ class VideoAutoencoderKL(AutoencoderKL):
         cache: Cache | None = None
         for piece in self.encoder.pieces(before):
             cache = self.encoder.step(piece, cache)[1]
-        found: list[Tensor] = []
+        pieces: list[Tensor] = []
         for piece in x.split(time, 2):
             encoded, cache = self.encoder.step(piece, cache)
-            found.append(encoded)
-        return self.latents_of(self.after_encoder(torch.cat(found, 2)))
+            pieces.append(encoded)
+        return self.latents_of(self.after_encoder(torch.cat(pieces, 2)))
 
     def encode_cyclic(self, x: Tensor) -> Tensor:
         """The likeliest latents (B, C', k, h, w) of a loop (B, C, k time, H, W), whose last frame is before its first.
 
         Raises:
-            ShapeError: other channels or sizes, or a length that is no multiple; names the nearest.
+            ShapeError: other channels or sizes, or a length that is not a multiple; names the nearest.
         """
         wanted = 1 + self.config.time * self.config.encoder_look_back
         rounds = -(-wanted // max(x.shape[2], 1)) if x.ndim == 5 else 1
@@ -154,8 +154,8 @@ class VideoAutoencoderKL(AutoencoderKL):
         pieces, cache = z.split(1, 2), None
         for place in range(-self.config.decoder_look_back, 0):
             cache = self.decoder.step(pieces[place % len(pieces)], cache)[1]
-        found: list[Tensor] = []
+        decoded: list[Tensor] = []
         for piece in pieces:
             pixels, cache = self.decoder.step(piece, cache)
-            found.append(pixels)
-        return torch.cat(found, 2)
+            decoded.append(pixels)
+        return torch.cat(decoded, 2)

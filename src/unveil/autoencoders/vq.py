@@ -7,14 +7,15 @@ section 3.1 (arXiv:2112.10752), whose diffusion models see z before it is quanti
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, get_args
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unveil.autoencoders.autoencoder import Autoencoder, CodecConfig
-from unveil.errors import RecipeError, ShapeError, did_you_mean
+from unveil.errors import RecipeError, ShapeError
+from unveil.types import Ge
 
 # Which of the loss' two terms beta weighs: the one that moves the codebook, as first published, or the one that commits
 # the encoder, as in the paper
@@ -41,7 +42,7 @@ class VQModelConfig(CodecConfig):
     """
 
     moments: int = field(default=1, init=False)
-    codebook_size: int = 512
+    codebook_size: Annotated[int, Ge(2)] = 512
     beta: float = 0.25
     order: Order = "legacy"
     learned: Learned = "gradient"
@@ -50,17 +51,11 @@ class VQModelConfig(CodecConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.codebook_size < 2:
-            raise RecipeError(f"codebook_size = {self.codebook_size}: must be at least 2")
         if not 0 <= self.ema_decay < 1 or self.restart_dead < 0 or self.beta < 0:
             raise RecipeError(
                 f"ema_decay = {self.ema_decay}, restart_dead = {self.restart_dead}, beta = {self.beta}: "
                 "ema_decay must lie in [0, 1), the others must not be negative"
             )
-        for name, kinds in (("order", Order), ("learned", Learned)):
-            if (given := getattr(self, name)) not in get_args(kinds):
-                allowed = ", ".join(get_args(kinds))
-                raise RecipeError(f"{name} = {given!r}: must be one of {allowed}{did_you_mean(given, get_args(kinds))}")
 
 
 class Quantised(NamedTuple):
@@ -76,7 +71,7 @@ class Quantised(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """How much of a codebook is in use.
+    """Usage of a codebook.
 
     used: the share of entries that occur. perplexity: the number of equally frequent entries with this entropy.
     """
@@ -201,11 +196,11 @@ class VQModel(Autoencoder):
         return self.quantiser.nearest(self.unscaled(latents))
 
     def latents_of(self, encoded: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Latents of what the encoder said, before they are quantised; `noise` has no effect."""
+        """Latents of the encoder's output, before they are quantised; `noise` has no effect."""
         return self.scaled(encoded)
 
     def z_of(self, latents: Tensor) -> Tensor:
-        """What the decoder is given for latents: the nearest entries of the codebook."""
+        """Input of the decoder for latents: the nearest entries of the codebook."""
         return self.quantise(self.unscaled(latents)).latents
 
 
@@ -247,13 +242,13 @@ class Remap:
 
 
 def usage(indices: Tensor, codes: int) -> Usage:
-    """How much of a codebook of `codes` entries occurs among indices of any shape.
+    """Share of a codebook of `codes` entries that occurs among indices of any shape.
 
     Raises:
         ShapeError: no indices.
     """
     if not indices.numel():
-        raise ShapeError("usage: there are no indices; encode at least one picture")
+        raise ShapeError("usage: no indices; encode at least one image")
     shares = torch.bincount(indices.reshape(-1), minlength=codes).double() / indices.numel()
     entropy = torch.special.entr(shares).sum()
     return Usage((shares > 0).double().mean().item(), entropy.exp().item())

@@ -92,7 +92,7 @@ def is_theirs(path: Path) -> bool:
 
 
 def inspect(path: Path) -> dict[str, Any]:
-    """What a ControlNet's folder of diffusers holds, from headers alone: the facts of `ours.inspect`.
+    """What a ControlNet's folder of diffusers holds, from headers alone: the facts of `checkpoints.inspection.inspect`.
 
     Raises:
         WeightsError: a file that is damaged or not there.

@@ -109,7 +109,7 @@ class SchedulerConfig:
         process: a section of a recipe; of a shift that follows the size, the process that is shifted.
         prediction: by name.
         sample: sampler, grid and clip.
-        size_shift: arguments of `core.flow.SizeShifted`, where the shift follows the size.
+        size_shift: arguments of `core.flow.DynamicShift`, where the shift follows the size.
     """
 
     process: Mapping[str, Any]

@@ -4,8 +4,8 @@ The published modules stand in one numbered list, `all_modules`, in the order in
 a dict with `model` (keys behind `module.`) and, as the average, a list of tensors in the order of the parameters.
 
 The published NCSN++ is given sigma of images in [0, 1] and divides its result by it; ours takes x in [-1, 1], is
-given log(sigma / 2) with the doubled sigma, and gives the result itself: `precondition.VE`. The published DDPM++ is
-given 999 t and gives -sigma times the score, that is eps: `precondition.VP`.
+given log(sigma / 2) with the doubled sigma, and gives the result itself: `VEPreconditioning`. The published DDPM++ is
+given 999 t and gives -sigma times the score, that is eps: `VPPreconditioning`.
 
 Facts: state-dict keys and configuration files of github.com/yang-song/score_sde_pytorch.
 """

@@ -36,7 +36,7 @@ class EditTask:
     """What is done to which pictures.
 
     Attributes:
-        verb: its name in `tasks.verbs`.
+        verb: its name, such as inpaint.
         pictures: a file or a folder.
         settings: of the verb, by the names of its arguments.
         mask: a file for all pictures, or a folder with one of the same name for each.

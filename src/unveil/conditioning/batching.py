@@ -1,4 +1,4 @@
-"""What a user gives under the keys of conditions, one value for all samples or one for each, and what it becomes."""
+"""Conditions from a user's values, which are one for all samples or one for each."""
 
 from __future__ import annotations
 
@@ -26,20 +26,21 @@ def build_conditions(
     """
     for key in raw:
         if key not in conditioners:
-            known = list(conditioners)
+            names = list(conditioners)
             raise RecipeError(
-                f"condition {key!r}: this model takes {', '.join(known) or 'none'}{did_you_mean(key, known)}"
+                f"condition {key!r}: this model takes {', '.join(names) or 'none'}{did_you_mean(key, names)}"
             )
     count = count or max([1, *(len(value) for value in raw.values() if is_per_sample(value))])
     wanted: list[Condition] = []
     nothing: list[Condition] = []
-    for key, one in conditioners.items():
-        none: list[Condition] = [one.null(count)] if one.drop > 0 or (keeps_in_uncond(one) and key not in raw) else []
+    for key, conditioner in conditioners.items():
+        optional = conditioner.drop > 0 or (keeps_in_uncond(conditioner) and key not in raw)
+        none: list[Condition] = [conditioner.null(count)] if optional else []
         if key not in raw and not none:
             raise RecipeError(f"{key}: missing, and this model was trained with it always; give one")
-        given = [one.encode(expand_per_sample(key, raw[key], count))] if key in raw else none
-        wanted += given
-        nothing += given if keeps_in_uncond(one) else none
+        encoded = [conditioner.encode(expand_per_sample(key, raw[key], count))] if key in raw else none
+        wanted += encoded
+        nothing += encoded if keeps_in_uncond(conditioner) else none
     condition = reduce(Condition.join, wanted) if wanted else None
     # one condition without a "nothing" leaves none for the whole
     null = reduce(Condition.join, nothing) if wanted and len(nothing) == len(wanted) else None
@@ -47,7 +48,7 @@ def build_conditions(
 
 
 def is_per_sample(value: Any) -> bool:
-    """Whether a raw value holds one entry per row, as opposed to one for all."""
+    """Return True if a raw value holds one entry per row, as opposed to one for all."""
     return isinstance(value, list | tuple | range) or (isinstance(value, Tensor) and value.ndim > 0)
 
 
@@ -63,5 +64,5 @@ def expand_per_sample(key: str, value: Any, count: int) -> Any:
 
 
 def keeps_in_uncond(conditioner: nn.Module) -> bool:
-    """Whether guidance compares with the same value of this condition: it has a usual value, and no "none"."""
+    """Return True if guidance compares with the same value of this condition: it has a usual value, and no "none"."""
     return bool(getattr(conditioner, "stays", False))

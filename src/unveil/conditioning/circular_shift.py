@@ -8,7 +8,7 @@ from unveil.core.denoiser import DenoiseFn, Estimate
 from unveil.core.rng import key
 from unveil.types import NoiseLevel
 
-_FINE = 1 << 32  # levels are told apart by their time in these parts
+_FINE = 1 << 32  # levels differ by their time in these parts
 
 
 def circular_shift(step: DenoiseFn, axis: int) -> DenoiseFn:
@@ -21,13 +21,13 @@ def circular_shift(step: DenoiseFn, axis: int) -> DenoiseFn:
 
     def estimate(x: Tensor, level: NoiseLevel) -> Estimate:
         places = shift_at(level, x.shape[axis])
-        found = step(x.roll(-places, axis), level)
-        extra = None if found.extra is None else found.extra.roll(places, axis)
-        return Estimate.of_x0(found.x0.roll(places, axis), x, level, extra)
+        shifted = step(x.roll(-places, axis), level)
+        extra = None if shifted.extra is None else shifted.extra.roll(places, axis)
+        return Estimate.of_x0(shifted.x0.roll(places, axis), x, level, extra)
 
     return estimate
 
 
 def shift_at(level: NoiseLevel, places: int) -> int:
-    """By how many of so many places a ring is turned at this level: drawn by its time, always the same."""
+    """By how many of that many places a ring is turned at this level: drawn by its time, always the same."""
     return key(round(float(level.t) * _FINE)) % places

@@ -42,7 +42,7 @@ class Label(nn.Module):
         """The classes of B labels, given by number or name, (B,) int64.
 
         Raises:
-            RecipeError: a label that is no class; names the nearest.
+            RecipeError: a label that is not a class; names the nearest.
         """
         if isinstance(raw, Tensor):
             if raw.is_floating_point() or raw.ndim != 1:
@@ -55,7 +55,7 @@ class Label(nn.Module):
         """The rows of B labels.
 
         Raises:
-            RecipeError: a label that is no class; names the nearest.
+            RecipeError: a label that is not a class; names the nearest.
         """
         return Condition(vector=self.table(self.numbers(raw).to(self.table.weight.device)))
 
@@ -66,7 +66,7 @@ class Label(nn.Module):
             RecipeError: there is none, since nothing was dropped in training.
         """
         if not self.drop:
-            raise RecipeError(f"{self.key}: trained without dropout, so there is no null label; set drop, e.g. 0.1")
+            raise RecipeError(f"{self.key}: trained without dropout, so it has no null label; set drop, e.g. 0.1")
         none = torch.full((batch,), self.classes, device=self.table.weight.device)
         return Condition(vector=self.table(none))
 
@@ -116,7 +116,7 @@ class LabelToken(nn.Module):
         return self.rows.drop
 
     def encode(self, raw: Tensor | Sequence[int | str]) -> Condition:
-        """The tokens (B, 1, dim) of B labels; raises RecipeError for a label that is no class."""
+        """The tokens (B, 1, dim) of B labels; raises RecipeError for a label that is not a class."""
         return _as_token(self.rows.encode(raw))
 
     def null(self, batch: int) -> Condition:
@@ -173,10 +173,10 @@ class BinnedValue(nn.Module):
         """The rows of B values, numbers or the text of numbers.
 
         Raises:
-            RecipeError: no number, a value outside the range, or, with exact look-up, one that is no code.
+            RecipeError: no number, a value outside the range, or, with exact look-up, one that is not a code.
         """
         try:
-            values = torch.tensor([float(one) for one in raw], dtype=torch.float64)
+            values = torch.tensor([float(number) for number in raw], dtype=torch.float64)
         except (TypeError, ValueError) as problem:
             raise RecipeError(
                 f"{self.key} {list(raw)}: must be numbers from {self.low:g} to {self.high:g}"

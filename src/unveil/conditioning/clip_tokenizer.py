@@ -18,7 +18,7 @@ from itertools import pairwise
 from unveil.errors import ShapeError
 from unveil.io.optional_deps import import_extra
 
-SHIPPED = "assets/vocabularies/clip.txt.gz"
+MERGES = "assets/vocabularies/clip.txt.gz"
 ENDS = "</w>"  # marks the last piece of a word
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 # What is one word wherever a word may begin; case is ignored as published, which tells for signs like the long s.
@@ -48,7 +48,7 @@ class BPETokenizer:
         self._of_word = lru_cache(maxsize=1 << 16)(self._merged)
 
     def __len__(self) -> int:
-        """How many tokens, the special ones included."""
+        """Number of tokens, the special ones included."""
         return len(self.pieces)
 
     @property
@@ -75,7 +75,7 @@ class BPETokenizer:
         """The text of tokens, a space behind every word.
 
         Raises:
-            ShapeError: a number that is no token's.
+            ShapeError: a number that is not a token's.
         """
         for number in numbers:
             if not 0 <= number < len(self):
@@ -104,7 +104,7 @@ class BPETokenizer:
         return tuple(self._numbers[piece] for piece in pieces)
 
     def _rank(self, first: str, second: str) -> int:
-        """Of the merge of two pieces; that of no merge is behind all others."""
+        """Rank of the merge of two pieces; that of no merge is behind all others."""
         return self._ranks.get((first, second), len(self.merges))
 
 
@@ -116,7 +116,7 @@ def clip_tokenizer() -> BPETokenizer:
 
 def clip_merges() -> list[tuple[str, str]]:
     """Its 48,894 merges, those of the lowest rank first."""
-    packed = resources.files("unveil").joinpath(SHIPPED).read_bytes()
+    packed = resources.files("unveil").joinpath(MERGES).read_bytes()
     return [(first, second) for first, second in map(str.split, gzip.decompress(packed).decode().splitlines())]
 
 

@@ -23,7 +23,7 @@ from unveil.types import Condition, NoiseLevel
 
 # Where residuals are added: to everything that the U-Net's way down left and to its middle, or to the middle alone
 Place = Literal["all", "middle"]
-# `guess`: the hint speaks where the text says little, so that deep layers are steered more than shallow ones, and
+# `guess`: the hint speaks where the text says little, so that it acts on deep layers more than on shallow ones, and
 # what guidance goes away from is not controlled at all
 Mode = Literal["balanced", "guess"]
 PLACES, MODES = get_args(Place), get_args(Mode)
@@ -44,11 +44,11 @@ class Control:
     """One ControlNet and how it takes part.
 
     Args:
-        key: of the picture that it reads, in what a model is asked for.
+        key: of the image that it reads, in the values of a sample.
         network: the ControlNet.
         weight: of its residuals; one number, or one for each, the middle's last.
         start, stop: the part of the run in which it works, as shares of the process's time: 0 is pure noise, 1 the
-            picture. A level t counts as 1 - t, so that a range means the same levels for every sampler and grid; on
+            image. A level t counts as 1 - t, so that a range means the same levels for every sampler and grid; on
             a grid uniform in t it is the share of the steps. `stop` itself is outside, unless it is 1.
         place: where its residuals are added.
 
@@ -72,18 +72,18 @@ class Control:
             raise RecipeError(f"place = {self.place!r}: must be all or middle{did_you_mean(self.place, PLACES)}")
 
     def weights(self, count: int, mode: Mode) -> Sequence[float]:
-        """Of each of its `count` residuals."""
-        given = [self.weight] * count if isinstance(self.weight, int | float) else list(self.weight)
-        if len(given) != count:
-            raise RecipeError(f"{self.key}: {len(given)} weights for {count} residuals; give one, or one for each")
-        return [w * GUESS_DECAY ** (count - 1 - i) for i, w in enumerate(given)] if mode == "guess" else given
+        """Weight of each of its `count` residuals."""
+        weights = [self.weight] * count if isinstance(self.weight, int | float) else list(self.weight)
+        if len(weights) != count:
+            raise RecipeError(f"{self.key}: {len(weights)} weights for {count} residuals; give one, or one for each")
+        return [w * GUESS_DECAY ** (count - 1 - i) for i, w in enumerate(weights)] if mode == "guess" else weights
 
     def share(self, level: NoiseLevel, rows: int) -> float | Tensor:
         """1 where it works, else 0: a number, or (rows, 1, 1, 1) where samples differ in their level."""
         time = level.t
         if not isinstance(time, Tensor):
             return float(1 - time >= self.start and (1 - time < self.stop or self.stop == 1))
-        # the noisiest part of a sample counts, as it does for the index that the network is told
+        # the noisiest part of a sample counts, as it does for the index that the network is given
         progress = 1 - (time.flatten(1).amax(1) if time.ndim > 1 else time.expand(rows))
         works = (progress >= self.start) & ((progress < self.stop) if self.stop < 1 else True)
         return works.float().view(-1, 1, 1, 1)
@@ -98,23 +98,26 @@ class MultiControlNet(nn.Module):
 
     def __init__(self, controls: Sequence[Control], mode: Mode = "balanced") -> None:
         super().__init__()
-        keys = [one.key for one in controls]
+        keys = [control.key for control in controls]
         if not keys or len(set(keys)) < len(keys):
-            raise RecipeError(f"controls {', '.join(keys) or 'none'}: at least one, each under a key of its own")
+            raise RecipeError(f"controls {', '.join(keys) or 'none'}: at least one, each under its own key")
         if mode not in MODES:
             raise RecipeError(f"mode = {mode!r}: must be balanced or guess{did_you_mean(mode, MODES)}")
         self.controls = tuple(controls)
         self.mode: Mode = mode
-        self.networks = nn.ModuleList(one.network for one in controls)
+        self.networks = nn.ModuleList(control.network for control in controls)
         self._features: Memo[list[Tensor]] | None = None
 
     @property
     def conditioners(self) -> dict[str, ControlImageCondition]:
-        """What reads each control's picture."""
-        return {one.key: ControlImageCondition(one.network.hint_channels, key=one.key) for one in self.controls}
+        """Conditioner of each control's image."""
+        return {
+            control.key: ControlImageCondition(control.network.hint_channels, key=control.key)
+            for control in self.controls
+        }
 
     def without(self, null: Condition) -> Condition:
-        """What guidance goes away from: the same hint, but none in guess mode."""
+        """Null condition of guidance: the same control image, but none in guess mode."""
         return replace(null, hint=None) if self.mode == "guess" else null
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition, level: NoiseLevel | None = None) -> Condition:
@@ -127,44 +130,44 @@ class MultiControlNet(nn.Module):
         Raises:
             ShapeError: a hint that does not fit.
         """
-        shares = [1.0 if level is None else one.share(level, len(x)) for one in self.controls]
+        shares = [1.0 if level is None else control.share(level, len(x)) for control in self.controls]
         used = replace(condition, hint=None)
         if condition.hint is None or not any(isinstance(share, Tensor) or share for share in shares):
             return used
         residuals: list[Tensor] | None = None
         features = self._all_features(condition.hint, x)
-        for one, share, seen in zip(self.controls, shares, features, strict=True):
+        for control, share, seen in zip(self.controls, shares, features, strict=True):
             if not isinstance(share, Tensor) and not share:
                 continue
-            # one that was trained without the pictures beside x (of inpainting) is not given them
-            told = used if one.network.config.concat_channels else replace(used, channels=None)
-            added = _weighted(one.network(x, t, told, seen), one, self.mode, share)
+            # one that was trained without the images beside x (of inpainting) is not given them
+            condition = used if control.network.config.concat_channels else replace(used, channels=None)
+            added = _weighted(control.network(x, t, condition, seen), control, self.mode, share)
             residuals = added if residuals is None else _sum(residuals, added)
         return used if residuals is None else replace(used, residuals=tuple(residuals))
 
     @contextmanager
     def ahead(self, indices: Sequence[float] | Tensor) -> Iterator[None]:
-        """Inside, what follows from hints and texts alone is computed once; see `Encoder.ahead`."""
+        """Inside, what follows from hints and texts alone is computed once; see `UNetEncoder.ahead`."""
         before, self._features = self._features, Memo()
         with ExitStack() as inside:
-            for one in self.controls:
-                inside.enter_context(one.network.ahead(indices))
+            for control in self.controls:
+                inside.enter_context(control.network.ahead(indices))
             try:
                 yield
             finally:
                 self._features = before
 
     def _all_features(self, hint: Tensor, x: Tensor) -> list[Tensor]:
-        widths = [one.network.hint_channels for one in self.controls]
+        widths = [control.network.hint_channels for control in self.controls]
         if hint.shape[1] != sum(widths):
-            keys = ", ".join(f"{one.key} {width}" for one, width in zip(self.controls, widths, strict=True))
+            keys = ", ".join(f"{control.key} {width}" for control, width in zip(self.controls, widths, strict=True))
             raise ShapeError(f"condition.hint {tuple(hint.shape)}: the controls read {sum(widths)} channels ({keys})")
 
-        def made() -> list[Tensor]:
+        def features() -> list[Tensor]:
             parts = zip(self.controls, hint.split(widths, dim=1), strict=True)
-            return [one.network.features(part, x) for one, part in parts]
+            return [control.network.features(part, x) for control, part in parts]
 
-        return made() if self._features is None else self._features.of(hint, made)
+        return features() if self._features is None else self._features.of(hint, features)
 
 
 class ControlledUNet(nn.Module):
@@ -188,11 +191,11 @@ def with_controlnets(denoiser: Denoiser, controls: MultiControlNet | None) -> De
 
 
 def check_compatible(control: Control, network: nn.Module, factor: int | None) -> None:
-    """Whether a control is for this network.
+    """Return True if a control is for this network.
 
     Args:
         network: that its residuals are added in.
-        factor: how many times larger than x pictures are; None: not known.
+        factor: how many times larger than x images are; None: not known.
 
     Raises:
         WeightsError: another network than a U-Net, or another U-Net than the control was copied from; what differs is
@@ -205,7 +208,7 @@ def check_compatible(control: Control, network: nn.Module, factor: int | None) -
         )
     theirs, ours = control.network.config, network.config
     differ = [
-        f"{words} {_said(theirs, name)}, here {_said(ours, name)}"
+        f"{words} {_described(theirs, name)}, here {_described(ours, name)}"
         for name, words in ALIKE.items()
         if getattr(theirs, name) != getattr(ours, name)
     ]
@@ -218,7 +221,7 @@ def check_compatible(control: Control, network: nn.Module, factor: int | None) -
         )
     if factor is not None and control.network.factor != factor:
         raise WeightsError(
-            f"{control.key}: a ControlNet whose hints are {control.network.factor} times the size of x; here pictures "
+            f"{control.key}: a ControlNet whose hints are {control.network.factor} times the size of x; here images "
             f"are {factor} times its size; give one that was trained for this model"
         )
 
@@ -226,7 +229,7 @@ def check_compatible(control: Control, network: nn.Module, factor: int | None) -
 def replace_controlnets(
     conditioners: nn.ModuleDict, before: MultiControlNet | None, controls: Sequence[Control], mode: Mode
 ) -> MultiControlNet | None:
-    """Takes some controls' readers of pictures from a model's conditioners, and puts those of others there.
+    """Takes some controls' readers of images from a model's conditioners, and puts those of others there.
 
     Returns:
         the others; None where there are none.
@@ -234,10 +237,10 @@ def replace_controlnets(
     Raises:
         RecipeError: a key that another condition has, or two controls of one key; nothing is changed then.
     """
-    old = set() if before is None else {one.key for one in before.controls}
-    for one in controls:
-        if one.key in conditioners and one.key not in old:
-            raise RecipeError(f"control {one.key!r}: the model has a condition of that name; give another key")
+    old = set() if before is None else {control.key for control in before.controls}
+    for control in controls:
+        if control.key in conditioners and control.key not in old:
+            raise RecipeError(f"control {control.key!r}: the model has a condition of that name; give another key")
     new = MultiControlNet(controls, mode) if controls else None
     for key in old:
         del conditioners[key]
@@ -247,7 +250,7 @@ def replace_controlnets(
     return new
 
 
-def _said(config: UNetConfig, name: str) -> str:
+def _described(config: UNetConfig, name: str) -> str:
     value = getattr(config, name)
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
@@ -256,12 +259,12 @@ def _weighted(residuals: Sequence[Tensor], control: Control, mode: Mode, share: 
     weights = control.weights(len(residuals), mode)
     chosen = list(zip(residuals, weights, strict=True))[-1 if control.place == "middle" else 0 :]
     if isinstance(share, Tensor):
-        return [one * (weight * share.to(one)) for one, weight in chosen]
-    return [one if weight == 1 else one * weight for one, weight in chosen]
+        return [residual * (weight * share.to(residual)) for residual, weight in chosen]
+    return [residual if weight == 1 else residual * weight for residual, weight in chosen]
 
 
-def _sum(one: Sequence[Tensor], other: Sequence[Tensor]) -> list[Tensor]:
-    """Of both, from the middle's backwards; either may be the middle's alone."""
-    long, short = (one, other) if len(one) >= len(other) else (other, one)
+def _sum(first: Sequence[Tensor], second: Sequence[Tensor]) -> list[Tensor]:
+    """Sum of both, from the middle's backwards; either may hold only the middle's."""
+    long, short = (first, second) if len(first) >= len(second) else (second, first)
     start = len(long) - len(short)
     return [*long[:start], *(a + b for a, b in zip(long[start:], short, strict=True))]

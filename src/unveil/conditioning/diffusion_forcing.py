@@ -1,4 +1,4 @@
-"""What training on clips minimises: the error of frames at levels of their own, where others are given.
+"""Loss of training on clips: the error of frames at their own levels, while others are given.
 
 One network learns to make a clip from nothing, to go on from frames at its beginning, its end or both, to fill in
 between frames anywhere, and to work on frames of unlike noise, by what it is shown: frames that are given have the
@@ -24,12 +24,12 @@ from unveil.errors import RecipeError
 from unveil.types import Condition, NoiseLevel, like
 
 # Draws of a training example's stream; the objective has 0 and 1, preparing a batch a few from 2 on
-_WAY, _GIVEN, _FRAMES = 64, 65, 66
+_WAY, _CONTEXT, _FRAMES = 64, 65, 66
 
 
 @dataclass(frozen=True)
 class ContextModes:
-    """How often frames of a clip are given in each way; the shares are made to add up to 1.
+    """Shares of the ways in which frames of a clip are given; the shares are made to add up to 1.
 
     Args:
         none: every frame is to be made, all at one level.
@@ -37,7 +37,7 @@ class ContextModes:
         prefix, suffix: from one frame to half of them are given, at the beginning or at the end.
         both_ends: up to a third of them at each end.
         random: each of them by chance, a tenth to seven tenths.
-        independent: none is given, and each has a level of its own.
+        independent: none is given, and each has its own level.
 
     Raises:
         RecipeError: a share below 0, or none above.
@@ -52,13 +52,13 @@ class ContextModes:
     independent: float = 0.1
 
     def __post_init__(self) -> None:
-        shares = {one.name: getattr(self, one.name) for one in fields(self)}
+        shares = {field.name: getattr(self, field.name) for field in fields(self)}
         if min(shares.values()) < 0 or not sum(shares.values()) > 0:
             raise RecipeError(f"ways {shares}: shares are at least 0, and one is above")
 
     def drawn(self, u: Tensor) -> list[str]:
         """The way of each clip, of numbers in [0, 1) (B,)."""
-        names = [one.name for one in fields(self)]
+        names = [field.name for field in fields(self)]
         shares = torch.tensor([getattr(self, name) for name in names], dtype=torch.float64)
         ends = shares.cumsum(0) / shares.sum()
         places = torch.searchsorted(ends, u.contiguous(), right=True).clamp(max=len(names) - 1)
@@ -66,7 +66,7 @@ class ContextModes:
 
 
 class NoisedBatch(NamedTuple):
-    """What a network is shown of clips x0 (B, C, T, H, W), and what is wanted of it.
+    """Input of a network for clips x0 (B, C, T, H, W), and its target.
 
     x: the clips, noised. seen: the level of each frame, that of data where it is given. target: of the prediction.
     drawn: what was drawn for them. level: the process at these times, (B T,).
@@ -80,15 +80,15 @@ class NoisedBatch(NamedTuple):
 
 
 class SampledTimes(NamedTuple):
-    """Of a batch of clips of T frames.
+    """Times of a batch of clips of T frames.
 
     t: time of each frame (B, T) float64; importance: what its error is multiplied with.
-    made: (B, T), False for a frame that is given.
+    generated: (B, T), False for a frame that is given.
     """
 
     t: Tensor
     importance: Tensor
-    made: Tensor
+    generated: Tensor
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class DiffusionForcingLoss:
     def __call__(
         self, denoiser: Denoiser, x0: Tensor, condition: Condition | None, streams: SampleRNG, step: int
     ) -> LossOutput:
-        """The loss of clips x0 (B, C, T, H, W), or pictures, at training step `step`."""
+        """The loss of clips x0 (B, C, T, H, W), or images, at training step `step`."""
         return self.of(denoiser, x0, condition, *self.chance(denoiser.process, x0, streams, step))
 
     def chance(self, process: Process, x0: Tensor, streams: SampleRNG, step: int) -> tuple[SampledTimes, Tensor]:
@@ -133,19 +133,19 @@ class DiffusionForcingLoss:
     def draw(self, process: Process, frames: int, streams: SampleRNG, step: int) -> SampledTimes:
         """Times of frames, and which are given."""
         u = streams.uniform(step, TIME)
-        t, importance = (one[:, None].repeat(1, frames) for one in self.time.times(process, u, streams.samples))
-        chosen = streams.uniforms(frames + 2, step, _GIVEN)
-        made = torch.ones(len(u), frames, dtype=torch.bool)
+        t, importance = (tensor[:, None].repeat(1, frames) for tensor in self.time.times(process, u, streams.samples))
+        chosen = streams.uniforms(frames + 2, step, _CONTEXT)
+        generated = torch.ones(len(u), frames, dtype=torch.bool)
         ways = self.ways.drawn(streams.uniform(step, _WAY))
-        own = torch.tensor([way == "independent" for way in ways])
-        if bool(own.any()):
+        independent = torch.tensor([way == "independent" for way in ways])
+        if bool(independent.any()):
             each = streams.uniforms(frames, step, _FRAMES)
             for place in range(frames):
                 of_frame, weight = self.time.times(process, each[:, place], streams.samples)
-                t[own, place], importance[own, place] = of_frame[own], weight[own]
+                t[independent, place], importance[independent, place] = of_frame[independent], weight[independent]
         for row, way in enumerate(ways):
-            made[row] = ~context_mask(way, chosen[row].tolist())
-        return SampledTimes(t, importance, made)
+            generated[row] = ~context_mask(way, chosen[row].tolist())
+        return SampledTimes(t, importance, generated)
 
     def at(self, denoiser: Denoiser, x0: Tensor, condition: Condition | None, t: Tensor, noise: Tensor) -> LossOutput:
         """The loss of clips of which nothing is given, each at one time, t (B,) float64."""
@@ -159,11 +159,11 @@ class DiffusionForcingLoss:
         return self.judged(denoiser, shown, denoiser.output(shown.x, shown.seen, condition)[0])
 
     def shown(self, denoiser: Denoiser, x0: Tensor, drawn: SampledTimes, noise: Tensor) -> NoisedBatch:
-        """What the network is shown of clips, and what is wanted of it."""
+        """Input of the network for clips, and its target."""
         clips = (slice(None), None, slice(None), None, None) if x0.ndim == 5 else (slice(None), slice(None), None, None)
         flat = denoiser.process.at(drawn.t.flatten())
         level = NoiseLevel(*(_wide(value, drawn.t)[clips] for value in flat))
-        seen = partly(level, drawn.made[clips])
+        seen = partly(level, drawn.generated[clips])
         x = like(seen.alpha, x0) * x0 + like(seen.sigma, x0) * noise
         a, b = denoiser.prediction(level)
         return NoisedBatch(x, seen, like(a, x0) * x0 + like(b, x0) * noise, drawn, flat)
@@ -176,10 +176,10 @@ class DiffusionForcingLoss:
         each = error.mean(axes).view(drawn.t.shape)  # (B, T)
         if self.weight is not None:
             each = each * on_target(self.weight, denoiser.prediction, shown.level).view(drawn.t.shape).to(each)
-        scored = drawn.made.to(each)
+        scored = drawn.generated.to(each)
         plain = (each * scored).sum(1) / scored.sum(1)  # (B,)
         weighted = (each * scored * drawn.importance.to(each)).sum(1) / scored.sum(1)
-        worst = torch.where(drawn.made, drawn.t, 0).amax(1)
+        worst = torch.where(drawn.generated, drawn.t, 0).amax(1)
         return LossOutput(weighted.mean(), plain.detach(), worst, {"simple": plain.detach()})
 
     def observe(self, process: object, t: Tensor, per_sample: Tensor) -> None:
@@ -187,37 +187,37 @@ class DiffusionForcingLoss:
 
 
 def shared_time(x0: Tensor, t: Tensor) -> SampledTimes:
-    """Of clips of which nothing is given, each at one time, t (B,) float64."""
+    """Times of clips of which nothing is given, each at one time, t (B,) float64."""
     each = t[:, None].repeat(1, x0.shape[2] if x0.ndim == 5 else 1)
     return SampledTimes(each, torch.ones_like(each), torch.ones_like(each, dtype=torch.bool))
 
 
 def context_mask(way: str, u: Sequence[float]) -> Tensor:
-    """Which of a clip's frames are given in this way, (T,); at least one is left to be made.
+    """Mask of the frames of a clip that are given in this way, (T,); at least one is left to be made.
 
     Args:
         way: a field of `ContextModes`.
         u: T + 2 numbers in [0, 1).
     """
     count = len(u) - 2
-    found = torch.zeros(count, dtype=torch.bool)
+    context = torch.zeros(count, dtype=torch.bool)
     if count < 2 or way in ("none", "independent"):
-        return found
+        return context
     half, third = count // 2, max(1, count // 3)
     if way == "first":
-        found[0] = True
+        context[0] = True
     elif way == "prefix":
-        found[: 1 + int(u[0] * half)] = True
+        context[: 1 + int(u[0] * half)] = True
     elif way == "suffix":
-        found[count - 1 - int(u[0] * half) :] = True
+        context[count - 1 - int(u[0] * half) :] = True
     elif way == "both_ends":
-        found[: 1 + int(u[0] * third)] = True
-        found[count - 1 - int(u[1] * third) :] = True
+        context[: 1 + int(u[0] * third)] = True
+        context[count - 1 - int(u[1] * third) :] = True
     else:
-        found = torch.tensor(u[2:]) < 0.1 + 0.6 * u[0]
-    if bool(found.all()):
-        found[int(u[1] * count)] = False
-    return found
+        context = torch.tensor(u[2:]) < 0.1 + 0.6 * u[0]
+    if bool(context.all()):
+        context[int(u[1] * count)] = False
+    return context
 
 
 def _wide(value: object, t: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Pictures as a condition: concatenated to x by the network, or read by a ControlNet."""
+"""Images as a condition: concatenated to x by the network, or read by a ControlNet."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from unveil.types import Condition
 
 
 class ConcatCondition(nn.Module):
-    """A picture, unchanged but for its range, as channels beside x; "none" is zeros, mid-grey.
+    """An image, unchanged except for its range, as channels beside x; "none" is zeros, mid-grey.
 
     Args:
-        channels: of the picture.
+        channels: of the image.
         drop: share of the training samples that see "none" instead, in [0, 1).
         size: height and width of "none"; (1, 1) stands for any size.
-        key: of the item that holds the picture.
+        key: of the item that holds the image.
     """
 
     def __init__(
@@ -33,12 +33,12 @@ class ConcatCondition(nn.Module):
         self.register_buffer("none", torch.zeros(1, channels, *size))
 
     def encode(self, raw: Tensor | Sequence[Tensor]) -> Condition:
-        """(B, C, H, W) pictures, uint8 or already in [-1, 1], or B pictures of one size.
+        """(B, C, H, W) images, uint8 or already in [-1, 1], or B images of one size.
 
         Raises:
             ShapeError: another number of channels or axes, or integers other than uint8.
         """
-        return Condition(channels=_pictures(raw, self.channels, self.key).to(self.none.device))
+        return Condition(channels=_images(raw, self.channels, self.key).to(self.none.device))
 
     def null(self, batch: int) -> Condition:
         """Zeros."""
@@ -46,14 +46,14 @@ class ConcatCondition(nn.Module):
 
 
 class ControlImageCondition(nn.Module):
-    """The picture that a ControlNet reads, in [0, 1] as published ones do; "none" is black.
+    """The image that a ControlNet reads, in [0, 1] as published ones do; "none" is black.
 
-    Guidance compares with the same hint: it goes away from what the text does not say, not from the picture.
+    Guidance compares with the same hint: it goes away from what the text does not say, not from the image.
 
     Args:
-        channels: of the picture.
+        channels: of the image.
         drop: share of the training samples that see "none" instead, in [0, 1).
-        key: of the item that holds the picture.
+        key: of the item that holds the image.
     """
 
     stays = True
@@ -67,32 +67,32 @@ class ControlImageCondition(nn.Module):
         self.register_buffer("none", torch.zeros(1, channels, 1, 1), persistent=False)
 
     def encode(self, raw: Tensor | Sequence[Tensor]) -> Condition:
-        """(B, C, H, W) pictures, uint8 or already in [-1, 1] as everywhere, or B pictures of one size.
+        """(B, C, H, W) images, uint8 or already in [-1, 1] as everywhere, or B images of one size.
 
         Raises:
             ShapeError: another number of channels or axes, or integers other than uint8.
         """
-        pictures = _pictures(raw, self.channels, self.key).to(self.none.device)
-        return Condition(hint=(pictures + 1) / 2)
+        images = _images(raw, self.channels, self.key).to(self.none.device)
+        return Condition(hint=(images + 1) / 2)
 
     def null(self, batch: int) -> Condition:
-        """Black, one pixel for pictures of any size.
+        """Black, one pixel for images of any size.
 
         Raises:
-            RecipeError: hints were never dropped in training, so that there is no "none".
+            RecipeError: hints were never dropped in training, so the model has no "none".
         """
         if not self.drop:
-            raise RecipeError(f"{self.key}: missing; give a picture for this control, or take the control away")
+            raise RecipeError(f"{self.key}: missing; give an image for this control, or take the control away")
         return Condition(hint=self.none.expand(batch, -1, -1, -1))
 
 
-def _pictures(raw: Tensor | Sequence[Tensor], channels: int, key: str) -> Tensor:
-    """Pictures (B, C, H, W) in [-1, 1], of those or of uint8."""
-    pictures = raw if isinstance(raw, Tensor) else torch.stack(list(raw))
-    if pictures.ndim != 4 or pictures.shape[1] != channels:
-        raise ShapeError(f"{key} {tuple(pictures.shape)}: must be (B, {channels}, H, W)")
-    if pictures.dtype == torch.uint8:
-        return to_unit(pictures)
-    if not pictures.is_floating_point():
-        raise ShapeError(f"{key} {pictures.dtype}: must be uint8 in [0, 255] or floating point in [-1, 1]")
-    return pictures
+def _images(raw: Tensor | Sequence[Tensor], channels: int, key: str) -> Tensor:
+    """Images (B, C, H, W) in [-1, 1], of those or of uint8."""
+    images = raw if isinstance(raw, Tensor) else torch.stack(list(raw))
+    if images.ndim != 4 or images.shape[1] != channels:
+        raise ShapeError(f"{key} {tuple(images.shape)}: must be (B, {channels}, H, W)")
+    if images.dtype == torch.uint8:
+        return to_unit(images)
+    if not images.is_floating_point():
+        raise ShapeError(f"{key} {images.dtype}: must be uint8 in [0, 255] or floating point in [-1, 1]")
+    return images

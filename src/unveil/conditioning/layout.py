@@ -18,7 +18,7 @@ from unveil.errors import RecipeError, ShapeError
 from unveil.types import Condition
 
 COLUMNS = 5  # class, centre x, centre y, width, height
-FREQUENCIES = 6  # of each number of a box: 1 to 32 half turns over the picture
+FREQUENCIES = 6  # of each number of a box: 1 to 32 half turns over the image
 
 
 class BoxTokens(nn.Module):
@@ -65,20 +65,20 @@ class BoxTokens(nn.Module):
                 such as "circle 0.5 0.5 0.2 0.2; square 0.1 0.1 0.2 0.2".
 
         Raises:
-            RecipeError: an unknown class, too many objects, or numbers outside of the picture.
+            RecipeError: an unknown class, too many objects, or numbers outside of the image.
             ShapeError: rows of another length.
         """
         device = self.first.device
-        rows = [self._rows(one) for one in raw]
+        rows = [self._rows(boxes) for boxes in raw]
         padded = torch.zeros(len(rows), self.most, COLUMNS)
         mask = torch.zeros(len(rows), 1 + self.most, dtype=torch.bool)
-        for place, one in enumerate(rows):
-            padded[place, : len(one)] = one
-            mask[place, : 1 + len(one)] = True
-        known = self.rows.table(padded[..., 0].long().to(device))  # (B, most, dim)
-        told = torch.cat([known, fourier_features(padded[..., 1:]).to(known)], dim=-1)
+        for place, boxes in enumerate(rows):
+            padded[place, : len(boxes)] = boxes
+            mask[place, : 1 + len(boxes)] = True
+        labels = self.rows.table(padded[..., 0].long().to(device))  # (B, most, dim)
+        embedded = torch.cat([labels, fourier_features(padded[..., 1:]).to(labels)], dim=-1)
         first = self.first.expand(len(rows), 1, -1)
-        return Condition(tokens=torch.cat([first, self.enter(told)], dim=1), mask=mask.to(device))
+        return Condition(tokens=torch.cat([first, self.enter(embedded)], dim=1), mask=mask.to(device))
 
     def null(self, batch: int) -> Condition:
         """The layout without objects, `batch` times.
@@ -87,14 +87,14 @@ class BoxTokens(nn.Module):
             RecipeError: there is none, since nothing was dropped in training.
         """
         if not self.drop:
-            raise RecipeError(f"{self.key}: trained without dropout, so there is no null layout; set drop, e.g. 0.1")
+            raise RecipeError(f"{self.key}: trained without dropout, so it has no null layout; set drop, e.g. 0.1")
         return self.encode([torch.zeros(0, COLUMNS)] * batch)
 
-    def _rows(self, given: Any) -> Tensor:
+    def _rows(self, boxes: Any) -> Tensor:
         """One layout as float32 (N, 5), its classes as numbers."""
-        if isinstance(given, str):
-            given = [part.split() for part in given.split(";") if part.strip()]
-        rows = list(given)
+        if isinstance(boxes, str):
+            boxes = [part.split() for part in boxes.split(";") if part.strip()]
+        rows = list(boxes)
         if any(len(row) != COLUMNS for row in rows):
             raise ShapeError(
                 f"{self.key}: a row of {[len(row) for row in rows]} values; give class, x, y, width, height"
@@ -106,7 +106,7 @@ class BoxTokens(nn.Module):
         classes = self.rows.numbers([row[0] if isinstance(row[0], str) else int(row[0]) for row in rows])
         boxes = torch.tensor([[_number(self.key, value) for value in row[1:]] for row in rows])
         if not bool(((boxes >= 0) & (boxes <= 1)).all()):
-            raise RecipeError(f"{self.key} {boxes.tolist()}: places and sizes are shares of the picture, from 0 to 1")
+            raise RecipeError(f"{self.key} {boxes.tolist()}: places and sizes are shares of the image, from 0 to 1")
         return torch.cat([classes[:, None].float(), boxes], dim=1)
 
 
@@ -121,4 +121,4 @@ def _number(key: str, value: Any) -> float:
     try:
         return float(value)
     except (TypeError, ValueError) as problem:
-        raise RecipeError(f"{key}: {value!r} is no number; give class, x, y, width, height") from problem
+        raise RecipeError(f"{key}: {value!r} is not a number; give class, x, y, width, height") from problem

@@ -24,17 +24,17 @@ from unveil.nn.transformer_blocks import BlockConfig, TransformerStack
 from unveil.types import Condition
 
 FILE = "vocabulary.json"
-RAREST = 1 / 5000  # texts per text that a word stands in, below which it is a name or a number and not learned
+RAREST = 1 / 5000  # texts per text that a word is in, below which it is a name or a number and not learned
 
 
 @dataclass(frozen=True)
 class LearnedTextEncoderConfig:
-    """What defines the encoder.
+    """Configuration of the encoder.
 
     Attributes:
         vocab_size: words that are known at most, the most frequent ones; four of them are taken for begin, end and
             such.
-        max_length: words of a prompt that are read; what does not fit is left out and said so.
+        max_length: words of a prompt that are read; the rest is left out with a warning.
         hidden_size, depth, heads: Width of a token, number of blocks, number of attention heads.
 
     Raises:
@@ -58,7 +58,7 @@ class LearnedTextEncoderConfig:
 
     @property
     def frame(self) -> TokenLayout:
-        """How a prompt's words are laid out."""
+        """Layout of a prompt's words."""
         return TokenLayout(self.max_length + 2, 1, BEGIN, END, PADDING)
 
 
@@ -66,7 +66,7 @@ class LearnedTextEncoder(nn.Module):
     """Prompts as tokens that attention reads: a vector for each word, and a transformer in which they see each other.
 
     A word is a run of letters or digits, whatever its case; each Chinese character is one too, see
-    `vocabulary.terms`. A prompt without words is the tokens of its begin and end alone, and that is also what stands
+    `nn.tokenizer`. A prompt without words is the tokens of its begin and end alone, and that is also what stands
     for "none".
 
     Args:
@@ -104,7 +104,7 @@ class LearnedTextEncoder(nn.Module):
         self.whole = None if vector_dim is None else nn.Linear(width, vector_dim)
         xavier_(self)
         self.vocabulary: Vocabulary | None = None
-        self._said = False
+        self._warned = False
 
     def learn(self, texts: Iterable[str]) -> None:
         """Takes the vocabulary of the texts that it is going to be trained with, behind the words that it has.
@@ -113,13 +113,13 @@ class LearnedTextEncoder(nn.Module):
             RecipeError: texts without a word.
         """
         before = () if self.vocabulary is None else self.vocabulary.tokens
-        found = Vocabulary.of(texts, "terms", limit=self.config.vocab_size, before=before, rarest=RAREST)
-        if not found.tokens:
+        vocabulary = Vocabulary.of(texts, "terms", limit=self.config.vocab_size, before=before, rarest=RAREST)
+        if not vocabulary.tokens:
             raise RecipeError(f"{self.key}: the training texts hold no word; give items a text, such as captions")
-        self.vocabulary = found
+        self.vocabulary = vocabulary
 
     def files(self) -> dict[str, str]:
-        """What a saved model needs beside the weights, by the end of the file's name."""
+        """Files that a saved model needs beside the weights, by the end of the file's name."""
         return {} if self.vocabulary is None else {FILE: json.dumps(self.vocabulary.plain(), indent=1) + "\n"}
 
     def take_files(self, files: dict[str, str]) -> None:
@@ -131,25 +131,27 @@ class LearnedTextEncoder(nn.Module):
         if FILE not in files:
             return
         try:
-            found = Vocabulary.from_plain(json.loads(files[FILE]))
+            vocabulary = Vocabulary.from_plain(json.loads(files[FILE]))
         except (ValueError, KeyError, TypeError) as problem:
             raise WeightsError(f"{self.key}: {FILE} is not a vocabulary ({problem}); copy it again") from problem
-        if len(found) > self.config.vocab_size:
-            raise WeightsError(f"{self.key}: {FILE} holds {len(found)} words, the model knows {self.config.vocab_size}")
-        self.vocabulary = found
+        if len(vocabulary) > self.config.vocab_size:
+            raise WeightsError(
+                f"{self.key}: {FILE} holds {len(vocabulary)} words, the model knows {self.config.vocab_size}"
+            )
+        self.vocabulary = vocabulary
 
     def encode(self, raw: Sequence[str]) -> Condition:
         """Return tokens (B, most + 2, dim) of B prompts, their mask, a vector of each; warn of words unread.
 
-        In training the first such text alone is told.
+        In training only the first such text gives a warning.
 
         Raises:
             RecipeError: not a list of texts, no vocabulary yet, or a prompt of unknown words alone.
         """
         laid = [self._laid_out(text) for text in texts_of(self.key, raw)]
         device = self.leave.weight.device
-        numbers = torch.tensor([one.numbers[0] for one in laid], device=device)
-        used = torch.tensor([one.used[0] for one in laid], device=device)
+        numbers = torch.tensor([row.numbers[0] for row in laid], device=device)
+        used = torch.tensor([row.used[0] for row in laid], device=device)
         tokens: Tensor = self.stack(self.words(numbers), mask=used[:, None, None])  # (B, L, width)
         vector = None
         if self.whole is not None:
@@ -158,7 +160,7 @@ class LearnedTextEncoder(nn.Module):
         return Condition(vector=vector, tokens=self.leave(tokens), mask=used)
 
     def knows(self, text: str) -> bool:
-        """Whether it knows a word of a text, or there is none in it.
+        """Return True if it knows a word of a text, or there is none in it.
 
         Raises:
             RecipeError: no vocabulary yet.
@@ -173,7 +175,7 @@ class LearnedTextEncoder(nn.Module):
             RecipeError: there is none, since nothing was dropped in training.
         """
         if not self.drop:
-            raise RecipeError(f"{self.key}: trained without dropout, so there is no null prompt; set drop, e.g. 0.1")
+            raise RecipeError(f"{self.key}: trained without dropout, so it has no null prompt; set drop, e.g. 0.1")
         return self.encode([""]).map(lambda tensor: tensor.expand(batch, *tensor.shape[1:]))
 
     def _laid_out(self, text: str) -> TokenizedPrompt:
@@ -199,8 +201,8 @@ class LearnedTextEncoder(nn.Module):
         if laid.lost:
             room = self.config.frame.room
             shown = truncate_for_message(text)
-            told = f"{shown!r}: {laid.lost} words more than the {room} that fit, left out: {laid.left_out!r}"
-            self._tell(told, PromptTooLong)
+            message = f"{shown!r}: {laid.lost} words more than the {room} that fit, left out: {laid.left_out!r}"
+            self._tell(message, PromptTooLong)
         return laid
 
     def _split(self, text: str) -> tuple[list[str], list[str]]:
@@ -211,9 +213,9 @@ class LearnedTextEncoder(nn.Module):
         return split, [word for word in split if self.vocabulary.encode(word) == [UNKNOWN]]
 
     def _tell(self, what: str, kind: type[PromptTruncated] = PromptTruncated) -> None:
-        if not (self.training and self._said):
+        if not (self.training and self._warned):
             warnings.warn(f"{self.key} {what}", kind, stacklevel=4)
-            self._said = self.training
+            self._warned = self.training
 
 
 def _hint(unknown: Sequence[str], vocabulary: Vocabulary) -> str:

@@ -1,4 +1,4 @@
-"""Numbers that a network takes as they are, beside the text: the size of a picture, the scale of a guidance."""
+"""Numbers that a network takes as they are, beside the text: the size of an image, the scale of a guidance."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from unveil.types import Condition
 class ScalarCondition(nn.Module):
     """Some numbers at the end of a network's vector, the usual ones where none are given.
 
-    Guidance compares two conditions with the same numbers: there is no "none" of them.
+    Guidance compares two conditions with the same numbers: they have no "none".
 
     Args:
         usual: the numbers where none are given.
@@ -39,44 +39,44 @@ class ScalarCondition(nn.Module):
         Raises:
             RecipeError: another number of numbers, or something else.
         """
-        rows = torch.tensor([self.numbers(one) for one in raw], device=self.usual.device)
+        rows = torch.tensor([self.numbers(value) for value in raw], device=self.usual.device)
         return Condition(vector=torch.cat([rows.new_zeros(len(rows), self.before), rows], dim=1))
 
     def null(self, batch: int) -> Condition:
         """The usual ones, `batch` times."""
         return self.encode([self.usual.tolist()] * batch)
 
-    def numbers(self, given: Any) -> list[float]:
+    def numbers(self, value: Any) -> list[float]:
         """The numbers of one sample.
 
         Raises:
             RecipeError: see `encode`.
         """
-        several: list[Any] = list(given) if isinstance(given, Sequence | Tensor) else [given]
-        if isinstance(given, str):
-            several = re.findall(r"[0-9.]+", given)
+        several: list[Any] = list(value) if isinstance(value, Sequence | Tensor) else [value]
+        if isinstance(value, str):
+            several = re.findall(r"[0-9.]+", value)
         try:
-            found = [float(one) for one in several]
+            numbers = [float(number) for number in several]
         except (TypeError, ValueError):
-            found = []
-        if len(found) != len(self.usual):
-            raise RecipeError(f"{self.key} = {given!r}: give {self.wanted()}")
-        return found
+            numbers = []
+        if len(numbers) != len(self.usual):
+            raise RecipeError(f"{self.key} = {value!r}: give {self.wanted()}")
+        return numbers
 
     def wanted(self) -> str:
-        """What may be given, for a message."""
+        """Description of the values that may be given, for a message."""
         return "a number" if len(self.usual) == 1 else f"{len(self.usual)} numbers"
 
 
 class SizeCondition(ScalarCondition):
-    """What SDXL is told of a picture in training: its size before it was scaled, where it was cut, its size now.
+    """Sizes that SDXL is conditioned on: an image's size before it was scaled, where it was cut, its size now.
 
-    Six numbers: height and width of the original, top and left of the cut, height and width of the picture. Two are
+    Six numbers: height and width of the original, top and left of the cut, height and width of the image. Two are
     the original's size, four that and the cut; the rest is as usual. As text, width first as sizes are written:
     "1024x768", or with left and top of the cut "1024x768+128+0".
 
     Args:
-        shape: of the pictures, (C, H, W): what is usual is an original of that size, not cut.
+        shape: of the images, (C, H, W): what is usual is an original of that size, not cut.
         before: see `Numbers`.
         key: see `Numbers`.
 
@@ -88,18 +88,18 @@ class SizeCondition(ScalarCondition):
         super().__init__((height, width, 0, 0, height, width), before, key=key)
 
     def resized(self, shape: Sequence[int]) -> SizeCondition:
-        """The same for pictures of another shape."""
+        """The same for images of another shape."""
         return SizeCondition(shape, self.before, key=self.key).to(self.usual.device)
 
-    def numbers(self, given: Any) -> list[float]:
+    def numbers(self, value: Any) -> list[float]:
         """See `Numbers`; two or four are completed."""
-        several = re.findall(r"\d+", given) if isinstance(given, str) else given
-        if isinstance(given, str) and len(several) in (2, 4):  # width before height, left before top
+        several = re.findall(r"\d+", value) if isinstance(value, str) else value
+        if isinstance(value, str) and len(several) in (2, 4):  # width before height, left before top
             several = [several[place ^ 1] for place in range(len(several))]
         if isinstance(several, Sequence | Tensor) and len(several) in (2, 4):
             several = [*several, *self.usual.tolist()[len(several) :]]
         return super().numbers(several)
 
     def wanted(self) -> str:
-        """What may be given, for a message."""
+        """Description of the values that may be given, for a message."""
         return "WIDTHxHEIGHT of the original, WIDTHxHEIGHT+LEFT+TOP of its part, or six numbers"

@@ -1,4 +1,4 @@
-"""One prompt told to several text encoders, and what a network is given of what they say."""
+"""One prompt for several text encoders, and the condition that is made of their outputs."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class MultiTextEncoder(nn.Module):
     Args:
         texts: the encoders.
         together: what becomes of what they say.
-        beside: numbers at the end of the vector that are left zero, for `numbers.Numbers` to fill.
-        zeros: "none" is zeros in place of what is said of the empty prompt.
+        beside: numbers at the end of the vector that are left zero, for `micro_conditioning.ScalarCondition` to fill.
+        zeros: "none" is zeros in place of the encoding of the empty prompt.
         precisions: of each encoder's products, None: float32. What they say is float32.
         key: of the item that holds the text.
     """
 
-    drop = 0.1  # published models were trained with dropped prompts, each at a rate of its own
+    drop = 0.1  # published models were trained with dropped prompts, each at its own rate
 
     def __init__(
         self,
@@ -60,10 +60,10 @@ class MultiTextEncoder(nn.Module):
         for text, precision in zip(cast(Sequence[TextEncoder], self.texts), self.precisions, strict=True):
             with torch.autocast(device, precision, enabled=precision != torch.float32):
                 each.append(text.encode(raw).map(lambda tensor: tensor.float()))
-        said = self.together(each)
-        if said.vector is None:
+        joined = self.together(each)
+        if joined.vector is None:
             raise RecipeError(f"{self.key}: no encoder gives a vector for the whole prompt, which this network takes")
-        return Condition(vector=functional.pad(said.vector, (0, self.beside)), tokens=said.tokens)
+        return Condition(vector=functional.pad(joined.vector, (0, self.beside)), tokens=joined.tokens)
 
     def null(self, batch: int) -> Condition:
         """The condition of no prompt, `batch` times."""
@@ -74,12 +74,13 @@ class MultiTextEncoder(nn.Module):
         return self._nothing[1].map(lambda tensor: tensor.expand(batch, *tensor.shape[1:]))
 
 
-def sdxl_concat(said: Sequence[Condition]) -> Condition:
+def sdxl_concat(conditions: Sequence[Condition]) -> Condition:
     """SDXL's rule: tokens next to each other, (B, L, D1 + D2), and the vector of the last encoder.
 
     Source: Podell et al. 2023, section 2.1 (arXiv:2307.01952).
     """
-    return Condition(vector=said[-1].vector, tokens=torch.cat([_tokens(one) for one in said], dim=2))
+    tokens = torch.cat([_tokens(condition) for condition in conditions], dim=2)
+    return Condition(vector=conditions[-1].vector, tokens=tokens)
 
 
 def sd3_concat(width: int, length: int) -> Together:
@@ -95,24 +96,24 @@ def sd3_concat(width: int, length: int) -> Together:
     Source: Esser et al. 2024, appendix B.3 (arXiv:2403.03206).
     """
 
-    def together(said: Sequence[Condition]) -> Condition:
-        first = torch.cat([_tokens(one) for one in said[:2]], dim=2)
+    def together(conditions: Sequence[Condition]) -> Condition:
+        first = torch.cat([_tokens(condition) for condition in conditions[:2]], dim=2)
         first = functional.pad(first, (0, width - first.shape[2]))
-        third = _tokens(said[2]) if len(said) > 2 else first.new_zeros(len(first), length, width)
-        vectors = [one.vector for one in said[:2] if one.vector is not None]
+        third = _tokens(conditions[2]) if len(conditions) > 2 else first.new_zeros(len(first), length, width)
+        vectors = [condition.vector for condition in conditions[:2] if condition.vector is not None]
         return Condition(vector=torch.cat(vectors, dim=1), tokens=torch.cat([first, third], dim=1))
 
     return together
 
 
-def flux_concat(said: Sequence[Condition]) -> Condition:
+def flux_concat(conditions: Sequence[Condition]) -> Condition:
     """FLUX.1's rule: the vector of the first encoder, the tokens of the second.
 
     Source: FLUX.1's published inference code (github.com/black-forest-labs/flux).
     """
-    return Condition(vector=said[0].vector, tokens=_tokens(said[1]))
+    return Condition(vector=conditions[0].vector, tokens=_tokens(conditions[1]))
 
 
-def _tokens(said: Condition) -> Tensor:
-    assert said.tokens is not None  # as the encoders were asked
-    return said.tokens
+def _tokens(condition: Condition) -> Tensor:
+    assert condition.tokens is not None  # every encoder here gives tokens
+    return condition.tokens

@@ -30,7 +30,7 @@ class LongPromptEncoder(nn.Module):
         key: of the item that holds the text.
     """
 
-    drop = 0.1  # published models were trained with dropped prompts, each at a rate of its own
+    drop = 0.1  # published models were trained with dropped prompts, each at its own rate
 
     def __init__(
         self,
@@ -53,11 +53,11 @@ class LongPromptEncoder(nn.Module):
         """
         texts = texts_of(self.key, raw)
         once = list(dict.fromkeys(texts))
-        rows = self.text.rows([self.cleaned(one) if self.cleaned else one for one in once])
+        rows = self.text.rows([self.cleaned(text) if self.cleaned else text for text in once])
         device = next(self.text.parameters()).device
         with torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):
             tokens = self.text.condition(rows).tokens
-        assert tokens is not None  # as the encoder was asked
+        assert tokens is not None  # the encoder gives tokens
         tokens, used = tokens.float(), rows.used.flatten(1).to(device)
         if self.padding == "zeros":
             tokens = tokens * used[..., None]

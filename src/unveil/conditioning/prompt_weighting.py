@@ -45,7 +45,7 @@ class TokenizedPrompt:
 
     Attributes:
         numbers: tokens, `rows` lists of `length`.
-        weights: of the same, 1 for what is no text.
+        weights: of the same, 1 for what is not a text.
         used: the same, False for padding.
         left_out: text that did not fit, as its tokens read; its number of tokens is `lost`.
     """
@@ -69,12 +69,12 @@ def parse_weights(text: str) -> list[PromptChunk]:
     opened: dict[str, list[int]] = {"(": [], "[": []}
     for part in _PART.finditer(text):
         sign = part[0]
-        own = ")" if part[1] is not None else sign
+        bracket = ")" if part[1] is not None else sign
         if sign in opened:
             opened[sign].append(len(texts))
-        elif own in _OPENS and opened[_OPENS[own]]:
-            factor = _FACTORS[_OPENS[own]] if part[1] is None else float(part[1])
-            _strengthen(weights, opened[_OPENS[own]].pop(), factor)
+        elif bracket in _OPENS and opened[_OPENS[bracket]]:
+            factor = _FACTORS[_OPENS[bracket]] if part[1] is None else float(part[1])
+            _strengthen(weights, opened[_OPENS[bracket]].pop(), factor)
         else:
             texts.append(sign[1] if len(sign) == 2 and sign[0] == "\\" else sign)
             weights.append(1.0)
@@ -88,7 +88,7 @@ def parse_weights(text: str) -> list[PromptChunk]:
 
 
 def chunk_prompt(pieces: Sequence[PromptChunk], tokenizer: Tokenizer, frame: TokenLayout) -> TokenizedPrompt:
-    """The tokens of a prompt in `frame.rows` rows; what does not fit is left out and said so."""
+    """The tokens of a prompt in as many rows as `frame` has; the rest is left out and reported."""
     tokens = [(number, span.weight) for span in pieces for number in tokenizer.encode(span.text)]
     room = frame.room * frame.rows
     rest = [number for number, _ in tokens[room:]]
@@ -109,16 +109,16 @@ def _strengthen(weights: list[float], start: int, factor: float) -> None:
 
 
 def texts_of(key: str, raw: Sequence[object]) -> list[str]:
-    """What was given under a key, as texts.
+    """Values of a key, as texts.
 
     Raises:
         RecipeError: not a list of texts.
     """
     each = raw if isinstance(raw, list | tuple) else [None]
-    wrong = raw if each is not raw else next((one for one in each if not isinstance(one, str)), "")
+    wrong = raw if each is not raw else next((item for item in each if not isinstance(item, str)), "")
     if not isinstance(wrong, str) or wrong is raw:
         raise RecipeError(f"{key}: {type(wrong).__name__} given; needs a list of texts")
-    return [str(one) for one in each]
+    return [str(item) for item in each]
 
 
 def truncate_for_message(text: str) -> str:

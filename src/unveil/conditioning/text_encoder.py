@@ -62,18 +62,18 @@ class FileTokenizer:
         return str(self._library.decode(list(numbers)))
 
     def number(self, token: str) -> int | None:
-        """The number of a token as the file writes it; None where there is no such token."""
+        """The number of a token as the file writes it; None if the file has none."""
         return self._library.token_to_id(token)
 
     def merges(self) -> list[tuple[str, str]] | None:
         """The merges of a byte-pair vocabulary, those of the lowest rank first; None for another kind."""
-        found = json.loads(self.content)["model"].get("merges")
-        pairs = [one.split(" ") if isinstance(one, str) else one for one in found or []]
+        merges = json.loads(self.content)["model"].get("merges")
+        pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges or []]
         return [(first, second) for first, second in pairs] or None
 
 
 class TokenBatch(NamedTuple):
-    """Prompts as a tower takes them: tokens, weights and which are no padding, each (B, rows, L)."""
+    """Prompts as a tower takes them: tokens, weights and which are not padding, each (B, rows, L)."""
 
     numbers: Tensor
     weights: Tensor
@@ -94,7 +94,7 @@ class TextEncoder(nn.Module):
         nothing: the prompt that stands for "none".
 
     Weights: the vectors of a token are multiplied by its weight, and all of the prompt's then by one number, so that
-    their mean is what it was without weights; where it was zero but for rounding they stay. The rule is that of the
+    their mean is what it was without weights; where it was zero except for rounding they stay. The rule is that of the
     web user interface (AUTOMATIC1111/stable-diffusion-webui, modules/sd_hijack_clip.py), for each prompt by itself.
 
     Source: Rombach et al. 2022, section 3.3 (arXiv:2112.10752).
@@ -126,17 +126,17 @@ class TextEncoder(nn.Module):
         self.tokenizer, self.drop, self.key = tokenizer, drop, key
         self.gives, self.emphasis, self.nothing = gives, emphasis, nothing
         self.frame: TokenLayout = tower.config.frame(chunks)
-        self._captions = self._said = False
-        self._kept = PromptCache(0)
+        self._captions = self._warned = False
+        self._cache = PromptCache(0)
         self._state: Hashable = None  # of the encoder when they were made
 
     @property
     def width(self) -> int:
-        """Of the vector of a token, which a network's cross-attention has to take."""
+        """Width of a token's vector, which a network's cross-attention has to take."""
         return self.tower.config.hidden_size
 
     def train(self, mode: bool = True) -> TextEncoder:
-        """The encoder stays in evaluation mode; in training only the first text that is too long is told."""
+        """The encoder stays in evaluation mode; in training only the first text that is too long gives a warning."""
         super().train(False)
         self._captions = mode
         return self
@@ -151,11 +151,11 @@ class TextEncoder(nn.Module):
         """
         if megabytes < 0:
             raise RecipeError(f"cache = {megabytes}: megabytes, at least 0")
-        self._kept = PromptCache(megabytes * 2**20)
+        self._cache = PromptCache(megabytes * 2**20)
         return self
 
     def files(self) -> dict[str, str]:
-        """What a saved model needs beside the weights, by the end of the file's name."""
+        """Files that a saved model needs beside the weights, by the end of the file's name."""
         return {"tokenizer.json": self.tokenizer.content} if isinstance(self.tokenizer, FileTokenizer) else {}
 
     def take_files(self, files: dict[str, str]) -> None:
@@ -173,8 +173,8 @@ class TextEncoder(nn.Module):
         Raises:
             RecipeError: not a list of texts, or no tokenizer.
         """
-        found = {text: self._laid_out(text) for text in texts_of(self.key, prompts)}
-        return [self._line(text, laid) for text, laid in found.items() if laid.lost]
+        layouts = {text: self._laid_out(text) for text in texts_of(self.key, prompts)}
+        return [self._line(text, laid) for text, laid in layouts.items() if laid.lost]
 
     def rows(self, prompts: Sequence[str]) -> TokenBatch:
         """The tokens of B prompts; warns of what does not fit (`PromptTooLong`).
@@ -184,9 +184,9 @@ class TextEncoder(nn.Module):
         """
         texts = texts_of(self.key, prompts)
         laid = self._tell(texts)
-        numbers = torch.tensor([one.numbers for one in laid], dtype=torch.long)
-        weights = torch.tensor([one.weights for one in laid], dtype=torch.float32)
-        used = torch.tensor([one.used for one in laid], dtype=torch.bool)
+        numbers = torch.tensor([row.numbers for row in laid], dtype=torch.long)
+        weights = torch.tensor([row.weights for row in laid], dtype=torch.float32)
+        used = torch.tensor([row.used for row in laid], dtype=torch.bool)
         return TokenBatch(numbers, weights, used)
 
     def encode(self, raw: Sequence[str]) -> Condition:
@@ -197,19 +197,19 @@ class TextEncoder(nn.Module):
         """
         texts = texts_of(self.key, raw)
         once = list(dict.fromkeys(texts))
-        if self._kept.room:
+        if self._cache.room:
             if (state := (fingerprint(self.tower), id(self.tokenizer))) != self._state:
-                self._kept, self._state = PromptCache(self._kept.room), state
+                self._cache, self._state = PromptCache(self._cache.room), state
             keys = [(text, *self._where()) for text in once]
-            if not self._captions:  # what is there is told again; in training the first one is, when it is made
-                self._tell([key[0] for key in keys if key in self._kept])
-            found = _together([self._kept.get(key, self._alone) for key in keys])
+            if not self._captions:  # cached ones warn again; in training the first one does, when it is made
+                self._tell([key[0] for key in keys if key in self._cache])
+            condition = _together([self._cache.get(key, self._alone) for key in keys])
         else:
-            found = self.condition(self.rows(once))
+            condition = self.condition(self.rows(once))
         if len(once) == len(texts):
-            return found
+            return condition
         places = torch.tensor([once.index(text) for text in texts])
-        return found.map(lambda tensor: tensor[places.to(tensor.device)])
+        return condition.map(lambda tensor: tensor[places.to(tensor.device)])
 
     def null(self, batch: int) -> Condition:
         """The condition of `nothing`, `batch` times."""
@@ -246,10 +246,10 @@ class TextEncoder(nn.Module):
     def _tell(self, texts: Sequence[str]) -> list[TokenizedPrompt]:
         """Texts laid out, after a warning of each that does not fit."""
         laid = [self._laid_out(text) for text in texts]
-        for text, one in zip(texts, laid, strict=True):
-            if one.lost and not (self._captions and self._said):
-                warnings.warn(self._line(text, one), PromptTooLong, stacklevel=3)
-                self._said = self._captions
+        for text, row in zip(texts, laid, strict=True):
+            if row.lost and not (self._captions and self._warned):
+                warnings.warn(self._line(text, row), PromptTooLong, stacklevel=3)
+                self._warned = self._captions
         return laid
 
     def _laid_out(self, text: str) -> TokenizedPrompt:
@@ -267,7 +267,7 @@ class TextEncoder(nn.Module):
 
 
 class PromptCache:
-    """Conditions that were asked for last, as many as there is room for, by a text and whatever else they depend on.
+    """The most recently used conditions, as many as fit, by a text and whatever else they depend on.
 
     Args:
         room: bytes.
@@ -276,31 +276,31 @@ class PromptCache:
     def __init__(self, room: int) -> None:
         self.room = room
         self._used = 0
-        self._found: dict[tuple[str, ...], Condition] = {}  # the last used at the end
+        self._conditions: dict[tuple[str, ...], Condition] = {}  # the last used at the end
 
     def __contains__(self, key: tuple[str, ...]) -> bool:
-        """Whether the condition of a key is there."""
-        return key in self._found
+        """Return True if the condition of a key is there."""
+        return key in self._conditions
 
     def get(self, key: tuple[str, ...], make: Callable[[tuple[str, ...]], Condition]) -> Condition:
         """The condition of a key, made where it is not there."""
-        found = self._found.pop(key, None)
-        if found is None:
-            found = make(key)
-            self._used += _bytes(found)
-        self._found[key] = found
-        while self._used > self.room and len(self._found) > 1:
-            oldest = next(iter(self._found))
-            self._used -= _bytes(self._found.pop(oldest))
-        return found
+        condition = self._conditions.pop(key, None)
+        if condition is None:
+            condition = make(key)
+            self._used += _bytes(condition)
+        self._conditions[key] = condition
+        while self._used > self.room and len(self._conditions) > 1:
+            oldest = next(iter(self._conditions))
+            self._used -= _bytes(self._conditions.pop(oldest))
+        return condition
 
 
 def _together(each: Sequence[Condition]) -> Condition:
     """The rows of several conditions one after the other."""
     return Condition(
-        vector=_rows([one.vector for one in each]),
-        tokens=_rows([one.tokens for one in each]),
-        mask=_rows([one.mask for one in each]),
+        vector=_rows([condition.vector for condition in each]),
+        tokens=_rows([condition.tokens for condition in each]),
+        mask=_rows([condition.mask for condition in each]),
     )
 
 
@@ -322,8 +322,8 @@ def apply_token_weights(tokens: Tensor, weights: Tensor) -> Tensor:
     if bool(plain.all()):
         return tokens
     weighted = tokens * weights[..., None].to(tokens.dtype)
-    before, after = (one.float().mean(dim=(1, 2), keepdim=True) for one in (tokens, weighted))
+    before, after = (part.float().mean(dim=(1, 2), keepdim=True) for part in (tokens, weighted))
     size = tokens.float().square().mean(dim=(1, 2), keepdim=True).sqrt()
-    told = (before.abs() > NO_MEAN * size) & (after.abs() > NO_MEAN * size)
-    factor = torch.where(told, before / torch.where(told, after, 1.0), 1.0)
+    usable = (before.abs() > NO_MEAN * size) & (after.abs() > NO_MEAN * size)
+    factor = torch.where(usable, before / torch.where(usable, after, 1.0), 1.0)
     return torch.where(plain, tokens, weighted * factor.to(tokens.dtype))

@@ -1,4 +1,4 @@
-"""Pictures larger than a network was trained on: the estimates of overlapping tiles, averaged at every step."""
+"""Images larger than a network was trained on: the estimates of overlapping tiles, averaged at every step."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from unveil.errors import RecipeError, ShapeError
 from unveil.types import Condition, NoiseLevel
 
 TOGETHER = 128  # pixels a side of what small tiles are put together to, for one call of the network
-OVERLAP = 0.25  # of a tile's side, with its neighbour, where nothing else is said
+OVERLAP = 0.25  # of a tile's side, with its neighbour, by default
 
 
 class Tile(NamedTuple):
-    """A part of a picture, in pixels of x."""
+    """A part of an image, in pixels of x."""
 
     top: int
     left: int
@@ -32,30 +32,30 @@ class Tile(NamedTuple):
         return x[..., self.top : self.top + self.height, self.left : self.left + self.width]
 
     def scaled(self, rows: int, columns: int, whole: tuple[int, int]) -> Tile:
-        """The same part of a picture of rows x columns that shows the same as one of size `whole`.
+        """The same part of an image of rows x columns that shows the same as one of size `whole`.
 
         Raises:
             ShapeError: its edges lie between pixels there.
         """
-        found: list[int] = []
+        edges: list[int] = []
         for place, size, side in zip(self, (rows, columns) * 2, whole * 2, strict=True):
             if place * size % side:
                 raise ShapeError(f"a condition of {rows} x {columns} for x of {whole}: tiles of {self} cut its pixels")
-            found.append(place * size // side)
-        return Tile(*found)
+            edges.append(place * size // side)
+        return Tile(*edges)
 
 
 def tiles(size: tuple[int, int], tile: tuple[int, int], *, overlap: float = OVERLAP, unit: int = 1) -> list[Tile]:
-    """Tiles that cover a picture, each overlapping the next by at least this share of its side.
+    """Tiles that cover an image, each overlapping the next by at least this share of its side.
 
     Args:
-        size: height and width of the picture.
-        tile: of a tile; where the picture is smaller, its side.
+        size: height and width of the image.
+        tile: of a tile; where the image is smaller, its side.
         overlap: in [0, 1).
         unit: places are multiples of it, and so must the sizes be.
 
     Raises:
-        RecipeError: an overlap outside [0, 1), or a size that is no multiple of the unit.
+        RecipeError: an overlap outside [0, 1), or a size that is not a multiple of the unit.
     """
     if not 0 <= overlap < 1:
         raise RecipeError(f"overlap = {overlap}: must lie in [0, 1), such as {OVERLAP}")
@@ -85,17 +85,17 @@ def multidiffusion(steps: Sequence[DenoiseFn], places: Sequence[Tile]) -> Denois
 
 
 def crop_condition(condition: Condition | None, place: Tile, whole: tuple[int, int]) -> Condition | None:
-    """The condition of a tile: its pictures are cut to what lies there, all else is the same.
+    """The condition of a tile: its images are cut to what lies there, all else is the same.
 
     Args:
         whole: height and width of the x that the condition is for.
 
     Raises:
-        ShapeError: the tile's edges lie between a picture's pixels.
+        ShapeError: the tile's edges lie between an image's pixels.
     """
     if condition is None:
         return None
-    channels, hint = (_part(pictures, place, whole) for pictures in (condition.channels, condition.hint))
+    channels, hint = (_part(images, place, whole) for images in (condition.channels, condition.hint))
     return replace(condition, channels=channels, hint=hint)
 
 
@@ -109,12 +109,13 @@ def for_tiles(
     """`tiled` of a model's step, with its condition cut for every tile.
 
     Where the condition is the same for all tiles, several share a call of the network: as many as have about the
-    pixels that one picture of `TOGETHER` a side has.
+    pixels that one image of `TOGETHER` a side has.
     """
-    pictures = [one for one in (condition, null) if one is not None and (one.channels, one.hint) != (None, None)]
-    if len(places) == 1 or pictures:
+    images = [item for item in (condition, null) if item is not None and (item.channels, item.hint) != (None, None)]
+    if len(places) == 1 or images:
         return multidiffusion(
-            [guided(crop_condition(condition, one, whole), crop_condition(null, one, whole)) for one in places], places
+            [guided(crop_condition(condition, tile, whole), crop_condition(null, tile, whole)) for tile in places],
+            places,
         )
     count = max(1, TOGETHER**2 // (places[0].height * places[0].width))
     groups = [places[first : first + count] for first in range(0, len(places), count)]
@@ -123,10 +124,10 @@ def for_tiles(
     def step(x: Tensor, level: NoiseLevel) -> Estimate:
         total, weights = torch.zeros_like(x), x.new_zeros(x.shape[-2:])
         for group in groups:
-            parts = torch.cat([one.of(x) for one in group])
-            found = shared[len(group)](parts, repeated(level, len(group), len(x))).x0
-            for one, x0 in zip(group, found.split(len(x)), strict=True):
-                _add(total, weights, one, x0)
+            parts = torch.cat([tile.of(x) for tile in group])
+            parts_x0 = shared[len(group)](parts, repeated(level, len(group), len(x))).x0
+            for tile, x0 in zip(group, parts_x0.split(len(x)), strict=True):
+                _add(total, weights, tile, x0)
         return Estimate.of_x0(total.div_(weights), x, level)
 
     return step
@@ -138,8 +139,8 @@ def _sharing(
     null: Condition | None,
     count: int,
 ) -> DenoiseFn:
-    """The step of so many tiles in one batch."""
-    return guided(*(None if one is None else joined([one] * count) for one in (condition, null)))
+    """The step of that many tiles in one batch."""
+    return guided(*(None if item is None else joined([item] * count) for item in (condition, null)))
 
 
 def tile_starts(whole: int, side: int, stride: int, unit: int = 1) -> list[int]:
@@ -159,12 +160,12 @@ def _places(whole: int, side: int, overlap: float, unit: int) -> list[int]:
     return tile_starts(whole, side, max(unit, int(side * (1 - overlap)) // unit * unit), unit)
 
 
-def _part(pictures: Tensor | None, place: Tile, whole: tuple[int, int]) -> Tensor | None:
-    """What of pictures (B, C, h, w) lies in a tile; one pixel stands for any size."""
-    if pictures is None or pictures.shape[-2:] == (1, 1):
-        return pictures
-    rows, columns = pictures.shape[-2:]
-    return place.scaled(rows, columns, whole).of(pictures).contiguous()
+def _part(images: Tensor | None, place: Tile, whole: tuple[int, int]) -> Tensor | None:
+    """Part of images (B, C, h, w) that lies in a tile; one pixel stands for any size."""
+    if images is None or images.shape[-2:] == (1, 1):
+        return images
+    rows, columns = images.shape[-2:]
+    return place.scaled(rows, columns, whole).of(images).contiguous()
 
 
 def _add(total: Tensor, weights: Tensor, place: Tile, x0: Tensor) -> None:

@@ -19,7 +19,7 @@ from unveil.types import Condition, NoiseLevel, like
 
 
 class Estimate:
-    """What a denoiser thinks of x: x0 and eps with x = alpha x0 + sigma eps, each worked out when asked for.
+    """Estimate of a denoiser at x: x0 and eps with x = alpha x0 + sigma eps, each computed on first use.
 
     extra: what the network says beside it, such as the channels of a learned variance.
 
@@ -68,10 +68,10 @@ class Estimate:
     def mix(self, x: Tensor, keep: float, gain: float, out: Tensor, of: Literal["x0", "eps"] = "x0") -> Tensor:
         """The next x, keep x + gain x0 (or gain eps), written into `out`, which may be x itself.
 
-        One pass over memory when x is the estimate's own and nobody asked for x0 (or eps).
+        One pass over memory when x is the estimate's own and x0 (or eps) was not computed before.
         """
-        known = self._x0 if of == "x0" else self._eps
-        if self.solution is None or known is not None or self._x is not x or isinstance(self.solution.x0_x, Tensor):
+        computed = self._x0 if of == "x0" else self._eps
+        if self.solution is None or computed is not None or self._x is not x or isinstance(self.solution.x0_x, Tensor):
             quantity = self.x0 if of == "x0" else self.eps  # before `out` is written, which may be what it comes from
             return weighted_sum(x, keep, quantity, gain, out)
         q_x, q_y = self.solution[:2] if of == "x0" else self.solution[2:]
@@ -97,8 +97,8 @@ def weighted_sum(x: Tensor, on_x: float, y: Tensor, on_y: float, out: Tensor) ->
     """on_x x + on_y y of one shape, written into `out`, which may be either of them."""
     if x.is_contiguous() and y.is_contiguous() and out.is_contiguous() and x.dtype == y.dtype:
         # the outer product of y and (1,) added to x: the one operation that does it in a single pass over memory
-        one = _ones(x.dtype, x.device)
-        torch.addr(x.view(-1, 1), y.view(-1), one, beta=on_x, alpha=on_y, out=out.view(-1, 1))
+        unit = _ones(x.dtype, x.device)
+        torch.addr(x.view(-1, 1), y.view(-1), unit, beta=on_x, alpha=on_y, out=out.view(-1, 1))
         return out
     if y.data_ptr() == out.data_ptr():
         y = y.clone()
@@ -139,7 +139,7 @@ class Denoiser(nn.Module):
         self.prediction = prediction
         self.learns_variance = learns_variance
         # a grid's levels come again with every sample: (level, batch, device) -> solution, scale of x and index
-        self._known: dict[tuple[NoiseLevel, int, torch.device], tuple[Solution, Number, Tensor]] = {}
+        self._solutions: dict[tuple[NoiseLevel, int, torch.device], tuple[Solution, Number, Tensor]] = {}
 
     def forward(self, x: Tensor, level: NoiseLevel, condition: Condition | None = None) -> Estimate:
         """The estimate at x. The level's fields are floats, (B,) tensors, or broadcastable to x."""
@@ -147,11 +147,11 @@ class Denoiser(nn.Module):
             solution, scale, index = self.solve(level), self.scale(level), self.index(level, x)
         else:
             key = (level, len(x), x.device)
-            if key not in self._known:
-                if len(self._known) > 4096:
-                    self._known.clear()
-                self._known[key] = self.solve(level), self.scale(level), self.index(level, x)
-            solution, scale, index = self._known[key]
+            if key not in self._solutions:
+                if len(self._solutions) > 4096:
+                    self._solutions.clear()
+                self._solutions[key] = self.solve(level), self.scale(level), self.index(level, x)
+            solution, scale, index = self._solutions[key]
         y, extra = self.checked(self.network(_scaled(x, scale), index, condition), x)
         return Estimate.solved(solution, x, y, extra)
 
@@ -160,7 +160,7 @@ class Denoiser(nn.Module):
         return Denoiser(self.network, process, prediction=self.prediction, learns_variance=self.learns_variance)
 
     def solve(self, level: NoiseLevel) -> Solution:
-        """How x and this network's output give x0 and eps at a level."""
+        """Coefficients of x and of the network's output in x0 and eps, at a level."""
         return solve(self.prediction, level)
 
     def output(self, x: Tensor, level: NoiseLevel, condition: Condition | None = None) -> tuple[Tensor, Tensor | None]:
@@ -172,20 +172,20 @@ class Denoiser(nn.Module):
         return self.checked(self.network(*self.inputs(x, level), condition), x)
 
     def inputs(self, x: Tensor, level: NoiseLevel) -> tuple[Tensor, Tensor]:
-        """What the network is given at a level: x as it sees it, and the index (B,)."""
+        """Inputs of the network at a level: x, scaled, and the index (B,)."""
         return _scaled(x, self.scale(level)), self.index(level, x)
 
     def scale(self, level: NoiseLevel) -> Number:
-        """What x is multiplied with before the network sees it; 1 without preconditioning."""
+        """Factor of x at the network's input; 1 without preconditioning."""
         return self.prediction.scale(level) if isinstance(self.prediction, Preconditioning) else 1.0
 
     def index(self, level: NoiseLevel, x: Tensor) -> Tensor:
-        """What the network is told, float32: the index of the level, (B,), the noisiest one where parts differ.
+        """The time input of the network, float32: the index of the level, (B,), the noisiest one where parts differ.
 
-        A network with `tells_parts` is told each part's own, broadcastable to x.
+        A network with `tells_parts` gets each part's own index, broadcastable to x.
         """
-        told = self.prediction if isinstance(self.prediction, Preconditioning) else self.process
-        index = told.index(level)
+        source = self.prediction if isinstance(self.prediction, Preconditioning) else self.process
+        index = source.index(level)
         if not isinstance(index, Tensor):
             return torch.full((len(x),), float(index), dtype=torch.float32, device=x.device)
         if index.ndim > 1 and getattr(self.network, "tells_parts", False):
@@ -194,7 +194,7 @@ class Denoiser(nn.Module):
         return index.to(torch.float32).to(x.device).expand(len(x))
 
     def checked(self, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What the network returned for x, as `output` gives it.
+        """Output of the network for x, as `output` gives it.
 
         Raises:
             ShapeError: it does not fit x.

@@ -68,7 +68,7 @@ class RectifiedFlow:
 class TimeShift:
     """Another process run through faster near the data and slower in the noise: its level at s t / (1 + (s - 1) t).
 
-    Larger pictures need more noise to lose the same share of what is in them, because neighbouring pixels tell
+    Larger images need more noise to lose the same share of what is in them, because neighbouring pixels tell
     the same; a shift of `resolution_shift` makes up for it. The network is given the index of the shifted time.
 
     Args:
@@ -101,7 +101,7 @@ class TimeShift:
         return self._outer(self.process.t_of(half_log_snr))
 
     def index(self, level: NoiseLevel) -> Number:
-        """What the process that is shifted would tell the network."""
+        """Index that the process without the shift gives the network."""
         return self.process.index(level._replace(t=self._inner(level.t)))
 
     def trainable(self, u: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ class SqrtSizeShift(TimeShift):
 
     Args:
         process: that is shifted.
-        shift: of samples of so many places.
+        shift: of samples of that many places.
         places: pixels or latents of a sample, of all frames and one channel; tokens grow with them.
 
     Source: Esser et al. 2024, section 5.3.2 (arXiv:2403.03206).

@@ -42,7 +42,7 @@ SAMPLERS: Mapping[str, str] = {
     "plms-sampler": "plms",
     "ddimscheduler": "ddim",
     "ddpmscheduler": "ancestral",
-    "pndmscheduler": "pndm",
+    "pndmscheduler": "plms",  # as the folders of Stable Diffusion run it: skip_prk_steps is true
     "lmsdiscretescheduler": "lms",
     "eulerdiscretescheduler": "euler",
     "eulerancestraldiscretescheduler": "euler-ancestral",
@@ -54,6 +54,8 @@ SAMPLERS: Mapping[str, str] = {
     "dpmsolversdescheduler": "dpmpp-sde",
     "unipcmultistepscheduler": "unipc-2",
     "lcmscheduler": "consistency",
+    "cogvideoxddimscheduler": "ddim",
+    "cogvideoxdpmscheduler": "dpmpp-2m-sde",
     "flowmatcheulerdiscretescheduler": "euler",
     "flowmatchheundiscretescheduler": "heun-time",
 }
@@ -61,10 +63,9 @@ SCHEDULES: Mapping[str, str] = {
     "normal": "uniform",
     "simple": "uniform",
     "automatic": "uniform",
-    "linspace": "uniform",
+    "linspace": "both-ends",
     "sgm-uniform": "trailing",
-    "ddim-uniform": "leading",
-    "kl-optimal": "uniform-log-snr",
+    "ddim-uniform": "leading-1",  # of ComfyUI: from index 1, in whole strides
     "poly-exponential": "polyexponential",
 }
 SUFFIXES = ("karras", "exponential", "polyexponential", "sgm-uniform", "normal", "simple", "uniform")
@@ -83,27 +84,27 @@ def plain(name: str) -> str:
     return text.replace("dpm-pp", "dpmpp").replace("dpm-plus-plus", "dpmpp")
 
 
-def sampler(name: str, known: Mapping[str, object]) -> Spelled | None:
+def sampler(name: str, ours: Mapping[str, object]) -> Spelled | None:
     """The sampler of a foreign name, with its schedule, such as of "DPM++ 2M Karras"; None: there is none.
 
     Args:
-        known: samplers by their names here.
+        ours: samplers by their names here.
     """
     text = plain(name)
-    if text in known:
+    if text in ours:
         return Spelled(text)
     if text in SAMPLERS:
         return Spelled(SAMPLERS[text])
     for suffix in SUFFIXES:
         base = text.removesuffix(f"-{suffix}")
-        if base != text and base and (found := sampler(base, known)) is not None and found.schedule is None:
-            return Spelled(found.sampler, SCHEDULES.get(suffix, suffix))
+        if base != text and base and (spelled := sampler(base, ours)) is not None and spelled.schedule is None:
+            return Spelled(spelled.sampler, SCHEDULES.get(suffix, suffix))
     return None
 
 
-def schedule(name: str, known: Mapping[str, object]) -> str:
+def schedule(name: str, ours: Mapping[str, object]) -> str:
     """The schedule of a foreign name; the name itself, where it is none of these."""
     text = plain(name)
-    if name in known:
+    if name in ours:
         return name
-    return text if text in known else SCHEDULES.get(text, name)
+    return text if text in ours else SCHEDULES.get(text, name)

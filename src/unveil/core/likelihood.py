@@ -108,7 +108,7 @@ def bound(
 
     Args:
         step: condition bound; clip x0 by wrapping it, which may only tighten the bound for data in [-1, 1].
-        chain: the steps; a respaced chain is a model of its own, with its own bound.
+        chain: the steps; a respaced chain is its own model, with its own bound.
         x0: (B, ...), whole values of `bins` scaled to [-1, 1].
         variance: of p(x_s | x_t).
         noise: noise(k) at the k-th term, noisiest first.

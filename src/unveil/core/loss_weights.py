@@ -42,7 +42,7 @@ def p2(k: float = 1.0, gamma: float = 1.0) -> Weight:
 
 
 def flow(most: float = math.inf) -> Weight:
-    """min((1 + alpha / sigma)^2, most): even on a rectified flow's velocity eps - x0, but for the cleanest levels.
+    """min((1 + alpha / sigma)^2, most): even on a rectified flow's velocity eps - x0, except for the cleanest levels.
 
     Source: a velocity loss on predicted data: Li & He 2025 (arXiv:2511.13720), who bound t at the clean end instead.
     """
@@ -63,7 +63,7 @@ def edm(sigma_data: float = 0.5) -> Weight:
 def sigmoid(bias: float = 0.0) -> Weight:
     """On eps: 1 in the noise, falling to 0 as a sigmoid of bias - log SNR.
 
-    Published over levels even in log-SNR: train with `times.UniformLogSNR`.
+    Published over levels even in log-SNR: train with `timestep_sampling.UniformLogSNR`.
 
     Source: Kingma & Gao 2023, section 5 (arXiv:2303.00848); Hoogeboom et al. 2024, section 3 (arXiv:2410.19324).
     """
@@ -73,7 +73,7 @@ def sigmoid(bias: float = 0.0) -> Weight:
 def elbo(chain: Chain) -> Weight:
     """c0^2 / (2 var): that of the variational bound's terms, in nats. Source: Ho et al. 2020, eq. 8 and 12.
 
-    The step onto the data, whose term is no KL, takes its neighbour's weight in eps space, as the latent
+    The step onto the data, whose term is not a KL divergence, takes its neighbour's weight in eps space, as the latent
     diffusion framework does for `original_elbo_weight`.
     """
     neighbour = chain[-2] if len(chain) > 1 else chain[-1]

@@ -1,4 +1,4 @@
-"""What training minimises: the error of a prediction, the variational bound, or both."""
+"""Losses of training: the error of a prediction, the variational bound, or both."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ DISTANCES: dict[str, Distance] = {
 
 
 class LossOutput(NamedTuple):
-    """What a training step gets back.
+    """Result of an objective for one training step.
 
     value: the scalar to descend. per_sample: (B,) detached, before importance weights. t: (B,) float64.
     terms: parts of it by name, (B,) detached.

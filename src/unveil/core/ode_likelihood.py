@@ -76,9 +76,9 @@ def ode_bits(
     """
     x = dequantised(x0, noise(0).to(x0), width)
     signs = rademacher(lambda k: noise(k + 1))
-    found = log_density(step, process, x, probes=signs, count=probes, rtol=tolerance, atol=tolerance)
+    density = log_density(step, process, x, probes=signs, count=probes, rtol=tolerance, atol=tolerance)
     size = x0[0].numel()
-    return OdeBitsPerDim(bits_per_dim(found.value, size, width), found.error / (size * math.log(2)), found.calls)
+    return OdeBitsPerDim(bits_per_dim(density.value, size, width), density.error / (size * math.log(2)), density.calls)
 
 
 def log_density(
@@ -94,7 +94,7 @@ def log_density(
 ) -> LogDensity:
     """Log p(x) at a level, by the path from there to the noise.
 
-    Every sample takes steps of its own width, so that its value does not depend on the others in the batch.
+    Every sample takes its own steps, so that its value does not depend on the others in the batch.
 
     Args:
         step: condition bound; it is differentiated in x.
@@ -213,8 +213,8 @@ class _Path:
             estimate = self.step(like(whole, y) * y, level)
             speed = like(s * c * c, y) * estimate.eps - like(s * s * c, y) * estimate.x0
             traces = [_trace(speed, y, v, keep=k + 1 < len(probes)) for k, v in enumerate(probes)]
-        found = torch.stack(traces, 1) if traces else torch.zeros(len(y), 0, dtype=torch.float64)
-        return speed.detach(), found
+        divergence = torch.stack(traces, 1) if traces else torch.zeros(len(y), 0, dtype=torch.float64)
+        return speed.detach(), divergence
 
 
 def _trace(speed: Tensor, y: Tensor, probe: Tensor, *, keep: bool) -> Tensor:
@@ -229,7 +229,7 @@ def _trained_ends(process: Process) -> tuple[NoiseLevel, NoiseLevel]:
 
 
 def _width(level: NoiseLevel) -> float:
-    """Of x, for data of unit variance."""
+    """Deviation of x, for data of unit variance."""
     return math.hypot(float(level.alpha), float(level.sigma))
 
 

@@ -1,4 +1,4 @@
-"""What stands between x and a network: how its input is scaled, what number says the level, what its output means.
+"""Preconditioning: the scale of a network's input, its number of the level, the meaning of its output.
 
 A preconditioned denoiser is D = c_skip x' + c_out F(c_in x'; c_noise), where x' = x / alpha = x0 + r eps and
 r = sigma / alpha. Solved for F that is a prediction like any other, y = a x0 + b eps with
@@ -39,7 +39,7 @@ class Preconditioning(Protocol):
         ...
 
     def scale(self, level: NoiseLevel) -> Number:
-        """What x is multiplied with: c_in / alpha."""
+        """Factor of x: c_in / alpha."""
         ...
 
     def index(self, level: NoiseLevel) -> Number:
@@ -100,7 +100,7 @@ class VPPreconditioning:
 class VEPreconditioning:
     """Score SDE's variance-exploding networks: c_skip 1, c_out r, c_in 1, c_noise log(r / 2).
 
-    The network predicts -eps, sigma times the score. The half is there because its pictures lay in [0, 1].
+    The network predicts -eps, sigma times the score. The half is there because its images lay in [0, 1].
 
     Source: Karras et al. 2022, table 1, column VE, and appendix C.2.
     """
@@ -150,8 +150,8 @@ class IDDPMPreconditioning:
 
     def rounded(self, r: Number) -> Number:
         """The nearest value of sigma / alpha that the network was trained at, or 0."""
-        found = self.ratios[self._place(r)]
-        return found if isinstance(r, Tensor) else found.item()
+        nearest = self.ratios[self._place(r)]
+        return nearest if isinstance(r, Tensor) else nearest.item()
 
     @cached_property
     def ratios(self) -> Tensor:
@@ -229,7 +229,7 @@ class ConsistencyPreconditioning:
 
 
 def _unit(level: NoiseLevel, sigma_data: float = 1.0) -> Number:
-    """What gives x unit variance, for data of deviation sigma_data."""
+    """Factor that gives x unit variance, for data of deviation sigma_data."""
     return 1 / scalar_math.sqrt(level.sigma**2 + (level.alpha * sigma_data) ** 2)
 
 

@@ -1,4 +1,4 @@
-"""What a network may be trained to predict: y = a x0 + b eps, with (a, b) a function of the level.
+"""Targets that a network may be trained to predict: y = a x0 + b eps, with (a, b) a function of the level.
 
 Together with x = alpha x0 + sigma eps this is two equations for two unknowns, so one 2x2 solve turns
 any output into x0 and eps:

@@ -20,7 +20,7 @@ DATA = NoiseLevel(0.0, 1.0, 0.0, 0.0, 1.0)
 
 
 class Process(Protocol):
-    """What every process answers; everything else in `core` is written against this."""
+    """Interface of every noise process; everything else in `core` is written against this."""
 
     def at(self, t: Number) -> NoiseLevel:
         """The level at t in [0, 1]: floats for a float, float64 tensors for a tensor."""

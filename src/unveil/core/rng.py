@@ -59,7 +59,7 @@ def mix(words: Words) -> Words:
 def words(starts: Words, count: int, first: int = 0) -> Words:
     """Words first to first + count of the streams that begin at `starts` (B,): (B, count).
 
-    Each stream walks with a stride of its own, so that two streams that meet do not go on together.
+    Each stream walks with its own stride, so that two streams that meet do not go on together.
     """
     strides = mix(starts ^ np.uint64(_GOLDEN)) | np.uint64(1)
     places = np.arange(first + 1, first + count + 1, dtype=np.uint64)
@@ -71,7 +71,7 @@ class SampleRNG:
 
     Args:
         seed: of the whole run, or one for each sample.
-        samples: the number of each sample in it, (B,): position in a set of generated pictures, or the
+        samples: the number of each sample in it, (B,): position in a set of generated images, or the
             global count of training examples seen before this one.
         device: where the numbers are sent; they are always drawn on the CPU, so every device gets the same.
     """
@@ -115,7 +115,7 @@ class SampleRNG:
     def bind(self, shape: Sequence[int]) -> Noise:
         """noise(step, draw=0), as samplers want it, for samples of this shape.
 
-        Draw 0 of step -1 is what a run starts from: `streams.normal(shape, START)`.
+        Draw 0 of step -1 is what a run starts from: `SampleRNG.normal(shape, START)`.
         """
         return lambda step, draw=0: self.normal(shape, step, draw)
 
@@ -131,7 +131,7 @@ class BrownianPath:
     the steps' own error. The path's clock is the share of signal, c = alpha^2 / (alpha^2 + sigma^2), the same
     under every process. Its nodes halve the interval of u = sqrt(alpha) / (sqrt(alpha) + sqrt(sigma)), in
     which the usual grids are nearly even; each node's number comes from `streams` alone, so neither the order
-    of asking nor what else was asked matters. Below 2^-depth the path is a straight line.
+    nor the number of calls matters. Below 2^-depth the path is a straight line.
 
     Args:
         streams: of the samples.
@@ -150,19 +150,19 @@ class BrownianPath:
     def increment(self, here: NoiseLevel, there: NoiseLevel) -> Tensor:
         """The path's increment between two levels over its deviation: standard normal, (B, *shape) float32.
 
-        Where parts of x have levels of their own, each gets that of its own part; 0 where the two are one.
+        Where parts of x have levels of their own, its own gets that part; 0 where the two are one.
         """
         starts, ends = _place(here), _place(there)
         if not isinstance(starts, Tensor) and not isinstance(ends, Tensor):
             return self._between(starts, ends)
         starts, ends = torch.broadcast_tensors(torch.as_tensor(starts), torch.as_tensor(ends))
-        found = torch.zeros(len(self.streams.samples), *self.shape, device=self.streams.device)
+        increment = torch.zeros(len(self.streams.samples), *self.shape, device=self.streams.device)
         for start, end in product(starts.unique().tolist(), ends.unique().tolist()):
             chosen = (starts == start) & (ends == end)
             if bool(chosen.any()):
-                parts = torch.as_tensor(like(chosen.double(), found)).bool()
-                found = torch.where(parts, self._between(start, end), found)
-        return found
+                parts = torch.as_tensor(like(chosen.double(), increment)).bool()
+                increment = torch.where(parts, self._between(start, end), increment)
+        return increment
 
     def along(self, table: CoefficientTable) -> Noise:
         """noise(step, draw=0) for a table: row by row the increment over its span.
@@ -182,20 +182,20 @@ class BrownianPath:
         for node, weight in _weights(start, self.depth).items():
             weights[node] = weights.get(node, 0.0) - weight
         size = math.sqrt(math.fsum(weight**2 for weight in weights.values()))
-        found = torch.zeros(len(self.streams.samples), *self.shape, device=self.streams.device)
+        increment = torch.zeros(len(self.streams.samples), *self.shape, device=self.streams.device)
         if size == 0:
-            return found
+            return increment
         needed = {node: weight / size for node, weight in weights.items() if weight != 0}
-        known, self._nodes = self._nodes, {}
+        nodes, self._nodes = self._nodes, {}
         for node, weight in needed.items():
-            value = known.get(node)
+            value = nodes.get(node)
             self._nodes[node] = self.streams.normal(self.shape, PATH, node) if value is None else value
-            found.add_(self._nodes[node], alpha=weight)
-        return found
+            increment.add_(self._nodes[node], alpha=weight)
+        return increment
 
 
 def _place(level: NoiseLevel) -> float | Tensor:
-    """U in [0, 1]: 0 where there is no signal, 1 where there is no noise."""
+    """U in [0, 1]: 0 without signal, 1 without noise."""
     root = scalar_math.sqrt(level.alpha)
     return root / (root + scalar_math.sqrt(level.sigma))
 
@@ -217,16 +217,16 @@ def _weights(place: float, depth: int) -> dict[int, float]:
     Node 0 is the path's end. The others, numbered like a heap, are the deviations of the middle of an interval
     from the straight line in c between its ends, whose share falls to 0 at the ends.
     """
-    found = {0: math.sqrt(_clock(0.0, 1.0)) * _clock(0.0, place)}
+    weights = {0: math.sqrt(_clock(0.0, 1.0)) * _clock(0.0, place)}
     low, high, node = 0.0, 1.0, 1
     for _ in range(depth):
         middle = (low + high) / 2
         before, after = _clock(low, middle), _clock(middle, high)
         deviation = math.sqrt(before * after / (before + after))
         if place < middle:
-            found[node] = deviation * _clock(low, place) / before
+            weights[node] = deviation * _clock(low, place) / before
             high, node = middle, 2 * node
         else:
-            found[node] = deviation * _clock(place, high) / after
+            weights[node] = deviation * _clock(place, high) / after
             low, node = middle, 2 * node + 1
-    return found
+    return weights

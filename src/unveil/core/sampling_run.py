@@ -22,7 +22,7 @@ Ahead = Callable[[list[NoiseLevel]], AbstractContextManager[None]]
 
 @dataclass(frozen=True)
 class SamplingRun:
-    """What a model has made ready for one batch; whoever changes it before the run makes another task of it.
+    """Everything that is prepared for sampling one batch; whoever changes it before the run makes another task of it.
 
     Attributes:
         grid: from noise to data.
@@ -89,7 +89,7 @@ class SamplingRun:
             return on_step
 
         def shown(progress: SamplingProgress) -> object:
-            found = progress.estimate
-            return on_step(progress._replace(estimate=Estimate(found.x0 + onto, found.eps, found.extra)))
+            estimate = progress.estimate
+            return on_step(progress._replace(estimate=Estimate(estimate.x0 + onto, estimate.eps, estimate.extra)))
 
         return shown

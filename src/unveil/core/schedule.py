@@ -55,7 +55,7 @@ class Schedule(Sequence[NoiseLevel]):
         return level_at_lambda(self.process, half_log_snr)
 
     def start(self, noise: Tensor) -> Tensor:
-        """What a sampler's x must be: standard normal noise (B, ...) at the first level.
+        """Start of a sampler's x: standard normal noise (B, ...) at the first level.
 
         The deviation is the one that the process was published with, `process.prior`: 1 for variance-preserving
         ones and rectified flow, sigma where alpha stays 1.
@@ -105,7 +105,7 @@ def unit_fractions(steps: int) -> list[float]:
 
 
 def _falls(here: NoiseLevel, there: NoiseLevel) -> bool:
-    """Whether sigma / alpha does; where levels are tensors it may stay. Multiplied out, since alpha may be 0."""
+    """Return True if sigma / alpha falls; for tensors it may stay. Multiplied out, since alpha may be 0."""
     before, after = here.sigma * there.alpha, there.sigma * here.alpha
     if isinstance(before, Tensor) or isinstance(after, Tensor):
         return bool((torch.as_tensor(before - after) >= 0).all())

@@ -265,26 +265,26 @@ def respaced_indices(total: int, spacing: str) -> list[int]:
     if spacing == "":
         return list(range(total))
     if spacing == "fast27":
-        kept = respaced_indices(total, "10,10,3,2,2")
-        return [*kept[:-1], 997] if total == 1000 else kept  # as published: 999 is replaced
+        indices = respaced_indices(total, "10,10,3,2,2")
+        return [*indices[:-1], 997] if total == 1000 else indices  # as published: 999 is replaced
     if spacing.startswith("ddim") and spacing[4:].isdigit():
         return _whole_stride(total, int(spacing[4:]))
     try:
         counts = [int(part) for part in spacing.split(",")]
     except ValueError:
         raise RecipeError(f"respacing {spacing!r}: write '250', '10,15,20', 'ddim25' or 'fast27'") from None
-    kept, start = [], 0
+    indices, start = [], 0
     for part, count in enumerate(counts):
         size = total // len(counts) + (part < total % len(counts))
         if not 1 <= count <= size:
-            raise RecipeError(f"respacing {spacing!r}: part {part} has {size} steps, {count} asked")
+            raise RecipeError(f"respacing {spacing!r}: part {part} has {size} steps, {count} requested")
         stride = (size - 1) / (count - 1) if count > 1 else 1.0
         place = 0.0  # summed up, not multiplied: rounding of halves must fall as it did in the published code
         for _ in range(count):
-            kept.append(start + round(place))
+            indices.append(start + round(place))
             place += stride
         start += size
-    return kept
+    return indices
 
 
 GRIDS: dict[str, Callable[[Process, int], Schedule]] = {
@@ -312,15 +312,15 @@ SCHEDULED: dict[str, Callable[[Process, int], Schedule]] = {
 
 def get_schedule(process: Process, spacing: str, steps: int) -> Schedule:
     """A grid by its name, ours or that of another program, or by a respacing string, which holds its own step count."""
-    known = GRIDS | SCHEDULED
-    spacing = foreign_names.schedule(spacing, known)
-    if spacing in known:
-        return known[spacing](process, steps)
+    schedules = GRIDS | SCHEDULED
+    spacing = foreign_names.schedule(spacing, schedules)
+    if spacing in schedules:
+        return schedules[spacing](process, steps)
     if spacing[:1].isdigit() or spacing.startswith(("ddim", "fast")):
         return respaced(process, spacing)
     raise RecipeError(
-        f"schedule {spacing!r}: must be one of {', '.join(known)}, or a respacing string"
-        f"{did_you_mean(spacing, list(known))}"
+        f"schedule {spacing!r}: must be one of {', '.join(schedules)}, or a respacing string"
+        f"{did_you_mean(spacing, list(schedules))}"
     )
 
 

@@ -22,7 +22,7 @@ def drift(level: NoiseLevel) -> Number:
 
 
 def neg_dlogsnr_dt(level: NoiseLevel) -> Number:
-    """How fast log SNR falls with t: g^2 / sigma^2 = 2 (sigma' / sigma - f). Source: as `drift`."""
+    """Rate at which log SNR falls with t: g^2 / sigma^2 = 2 (sigma' / sigma - f). Source: as `drift`."""
     return 2 * (scalar_math.safe_divide(level.dsigma, level.sigma, 0.0) - drift(level))
 
 

@@ -1,4 +1,4 @@
-"""Which times a batch is trained at, and the weights that keep the loss unbiased."""
+"""Times that a batch is trained at, and the weights that keep the loss unbiased."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ class Importance:
     def __init__(self, density: Callable[[NoiseLevel], Tensor], cells: int = 1000) -> None:
         self.density = density
         self.cells = cells
-        self._known: tuple[Process, Tensor] | None = None
+        self._shares: tuple[Process, Tensor] | None = None
 
     def times(self, process: Process, u: Tensor, samples: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The process's even spread at numbers drawn with the density, and 1 / density.
@@ -166,13 +166,13 @@ class Importance:
             RecipeError: a density that is not positive and finite on the whole process.
         """
         del samples
-        if self._known is None or self._known[0] is not process:
+        if self._shares is None or self._shares[0] is not process:
             middles = (torch.arange(self.cells, dtype=torch.float64) + 0.5) / self.cells
             height = torch.as_tensor(self.density(process.at(process.trainable(middles))), dtype=torch.float64)
             if not bool((torch.isfinite(height) & (height > 0)).all()):
                 raise RecipeError(f"density {self.density}: must be positive and finite on the whole of {process}")
-            self._known = process, height / height.sum()
-        share = self._known[1]
+            self._shares = process, height / height.sum()
+        share = self._shares[1]
         cell, inside = _invert(share, u)
         return process.trainable((cell.double() + inside) / self.cells), 1 / (self.cells * share[cell])
 
@@ -221,7 +221,7 @@ class SecondMoment:
         # until the buffer is full its filled part is at the end; weights() is uniform then, so order is free
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps."""
+        """State for a checkpoint."""
         return {"history_table": self.history_table.clone(), "counts": self.counts.clone()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:

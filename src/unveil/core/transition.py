@@ -87,8 +87,8 @@ class Chain(Sequence[Transition]):
         wanted = torch.as_tensor(level.t, dtype=torch.float64)
         rising = self._t.flip(0)
         at = torch.searchsorted(rising, (wanted - 1e-9).reshape(-1)).clamp(max=len(rising) - 1)
-        found = rising[at].reshape(wanted.shape)
-        if bool(((found - wanted).abs() > 1e-6).any()):
+        nearest = rising[at].reshape(wanted.shape)
+        if bool(((nearest - wanted).abs() > 1e-6).any()):
             raise RecipeError(f"t = {level.t}: not a level of this chain of {len(self)} steps")
         return _pick(self._table, (len(rising) - 1 - at).reshape(wanted.shape))
 
@@ -97,20 +97,20 @@ def chain_of(process: object) -> Chain:
     """The chain over every level of a discrete process, worked out once.
 
     Raises:
-        RecipeError: a process of continuous time, which has no chain of its own.
+        RecipeError: a process of continuous time, which has no chain.
     """
     from unveil.core.process import DiscreteVP
 
     if not isinstance(process, DiscreteVP):
         raise RecipeError(
-            f"{type(process).__name__} has no chain of its own: pass chain=Chain(grids.uniform(process, steps)), "
+            f"{type(process).__name__} has no chain: pass chain=Chain(schedules.uniform(process, steps)), "
             "or use a discrete process"
         )
-    known = getattr(process, "_chain", None)
-    if known is None:
-        known = Chain([process.at(i / process.steps) for i in range(process.steps, -1, -1)])
-        process._chain = known  # type: ignore[attr-defined]
-    return known
+    chain = getattr(process, "_chain", None)
+    if chain is None:
+        chain = Chain([process.at(i / process.steps) for i in range(process.steps, -1, -1)])
+        process._chain = chain  # type: ignore[attr-defined]
+    return chain
 
 
 def _stack(steps: Sequence[Transition]) -> Transition:

@@ -44,7 +44,7 @@ def fixed_large(step: Transition, extra: Tensor | None = None) -> Variance:
 def learned(step: Transition, extra: Tensor | None) -> Variance:
     """The network's channels are the log variance itself."""
     del step
-    extra = _given(extra, "learned")
+    extra = _channels(extra, "learned")
     return Variance(extra.exp(), extra)
 
 
@@ -53,7 +53,7 @@ def learned_range(step: Transition, extra: Tensor | None) -> Variance:
 
     Source: Nichol & Dhariwal 2021, eq. 15 (arXiv:2102.09672).
     """
-    extra = _given(extra, "learned-range")
+    extra = _channels(extra, "learned-range")
     high, low = (like(scalar_math.log(bound), extra) for bound in (step.beta, step.floor))
     part = (extra + 1) / 2
     log = part * high + (1 - part) * low
@@ -77,11 +77,11 @@ VARIANCES: dict[str, VarianceRule] = {**FIXED, **LEARNED}
 
 
 def is_learned(rule: VarianceRule) -> bool:
-    """Whether the rule needs the network's variance channels."""
+    """Return True if the rule needs the network's variance channels."""
     return rule in LEARNED.values()
 
 
-def _given(extra: Tensor | None, name: str) -> Tensor:
+def _channels(extra: Tensor | None, name: str) -> Tensor:
     if extra is None:
         raise ShapeError(f"variance {name!r} needs a network with variance channels; this one has none")
     return extra

@@ -43,7 +43,7 @@ def check_images(config: FolderConfig, progress: Progress | None = None) -> Fold
 def check_images_or_raise(
     config: FolderConfig, max_bad: float | None = None, progress: Progress | None = None
 ) -> FolderReport:
-    """The report of a folder that may be trained on; `Report.entries` is what is left to train on.
+    """The report of a folder that may be trained on; `FolderReport.entries` is what is left to train on.
 
     What is left out, and what is enlarged, is logged as a warning: nothing is dropped silently.
 

@@ -1,9 +1,9 @@
 """What is known of a clip before it is made: frames or parts of them, each until a time of the run.
 
 Everything that is done with clips is a choice of these: a picture that begins to move, a clip that goes on, a way from
-one clip to another, an edit of unlike strength from frame to frame. They are held as `core.inverse.held` says, or put
-back after each step where the network takes one level for a whole clip, and come out exactly where they are known for
-sure.
+one clip to another, an edit of unlike strength from frame to frame. They are held as in
+`core.inverse.replacement`, or put back after each step where the network takes one level for a whole clip, and come out
+exactly where they are known for sure.
 
 Source: Zheng et al. 2024 (arXiv:2412.20404), section 3.
 """

@@ -176,7 +176,7 @@ def repeat(
 
     Args:
         classifier: that guided it, if one did.
-        edit: of its batch, made again from what the record says and the inputs that it names (`verbs.again`).
+        edit: of its batch, made again from what the record says and the inputs that it names (`cli.sample.again`).
 
     Raises:
         MediaError: the record lacks something.

@@ -160,7 +160,7 @@ def write(
         mark: what the names of sheet and strip in a folder begin with.
 
     Raises:
-        NotWritable: a file is there already, which `TextEncoderLocation.check` finds before the work.
+        NotWritable: a file is there already, which `ImageOutput.check` finds before the work.
     """
     files: dict[Path, bytes] = {}
     written, count, alone = WrittenFiles(), 0, b""

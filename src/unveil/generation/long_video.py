@@ -68,7 +68,7 @@ class VideoSpec:
         known: what is known of it.
         window: frames of a window; None: the model's own.
         overlap: frames that neighbouring windows share at least; None: a quarter of the window.
-        spacing: of tokens in space, see `places.spaced`.
+        spacing: of tokens in space, see `position_scaling.scale_positions`.
         seen: height and width that the network is given at once, where that is a tile; see `Model.resized`.
         change: (start, stop) of a window -> what else changes its course, such as where it begins; None: nothing.
         direction: where the windows begin; backward makes the end first.

@@ -60,8 +60,8 @@ def open_model(
     """The model of a name, a folder or a published file of tensors, and which one it is.
 
     Args:
-        name: a path, of a model in the models folder (see `checkpoints.shelf`), or of a shipped one.
-        said: what the keys of a published file do not say, by the names of `checkpoints.published.Said`.
+        name: a path, of a model in the models folder (see `model.model_dir`), or of a shipped one.
+        said: what the keys of a published file do not say, by the names of `checkpoints.overrides.ModelOverrides`.
         dtype: what it will compute in, where the folder can be read in it at once.
     """
     if Path(name).suffix.lower() in IMAGE_SUFFIXES:
@@ -83,7 +83,7 @@ def open_model(
 def lora_file(path: Path) -> Path:
     """The file of a LoRA: itself, the one in peft's folder, or the averaged one of a run's newest checkpoint.
 
-    What is not a path is looked up in the models folder, see `checkpoints.shelf`.
+    What is not a path is looked up in the models folder, see `model.model_dir`.
 
     Raises:
         WeightsError: there is none.

@@ -48,7 +48,7 @@ class TaskSpec:
 
     Attributes:
         verb: its name; none is plain generation.
-        settings: what `verbs.edit` makes it of again, besides its inputs; plain enough for JSON.
+        settings: what the command makes it of again, besides its inputs; plain enough for JSON.
         change: (course, rows) -> the course that is run.
         shown: rows -> conditions that are pictures, by key, (B, C, H, W) each.
         finish: (pixels, rows) -> the pixels that are written; both uint8 (B, C, H, W) or (B, C, T, H, W).

@@ -50,7 +50,7 @@ def upscale(
         reach: how many of the model's own sides a tile has; its tokens lie so much closer, so that they are where
             those of the model's own pictures are. For networks that read places (`Condition.places`).
         faithful: the results have the large forms of the pictures, whatever a tile may take itself for; see
-            `core.inverse.coarse`. Of models that were not trained to enlarge.
+            `core.inverse.ilvr`. Of models that were not trained to enlarge.
 
     Raises:
         RecipeError: a factor below 1, or a strength or an overlap outside its range.

@@ -1,7 +1,8 @@
 """What is done with clips: each task is what is known of a clip, until when, where and under which text.
 
-Tasks that end in one run are edits as those of pictures are, for `generate`; those that make longer clips are films,
-for `reel.film`, part by part. Clips are (N, C, T, H, W), uint8 or in [-1, 1]: one for all results, or one each.
+Tasks that end in one run are edits, as those of images are, for `generate`; those that make longer videos are for
+`long_video.generate_long_video`, part by part. Clips are (N, C, T, H, W), uint8 or in [-1, 1]: one for all results, or
+one each.
 
 Sources: Brooks et al. 2024, "Video generation models as world simulators", the section on prompting with images and
 videos; the mechanism: Zheng et al. 2024 (arXiv:2412.20404), section 3.
@@ -63,7 +64,7 @@ def extend(
 ) -> VideoSpec:
     """A film that goes on with clips, or leads up to them, by `frames` more.
 
-    The film begins (backwards: ends) with frames of the clip; `reel.fresh` gives the others.
+    The film begins (backwards: ends) with frames of the clip; `long_video.new_frames_only` gives the others.
 
     Args:
         clips: (N, C, T, H, W).
@@ -103,8 +104,8 @@ def interpolate_between(
 ) -> VideoSpec:
     """A film, of one window, from the end of one clip to the beginning of another, by `frames` between them.
 
-    It begins and ends with frames of the clips; `reel.fresh` gives the others. With one clip as both, they close a
-    loop: the clip, then these frames, then the clip again.
+    It begins and ends with frames of the clips; `long_video.new_frames_only` gives the others. With one clip as both,
+    they close a loop: the clip, then these frames, then the clip again.
 
     Args:
         first, last: (N, C, T, H, W) of one size.

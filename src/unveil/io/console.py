@@ -1,4 +1,4 @@
-"""What the commands say and where: results to stdout, progress and errors to stderr, one JSON document when asked."""
+"""Output of the commands: results to stdout, progress and errors to stderr, one JSON document with --json."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Console:
-    """How loud a command is.
+    """Verbosity of a command.
 
     Attributes:
         as_json: stdout holds one JSON document, the result, and nothing else.
@@ -25,7 +25,7 @@ class Console:
 
     @property
     def silent(self) -> bool:
-        """Whether plain text on the way is unwanted."""
+        """Return True if plain text on the way is unwanted."""
         return self.as_json or self.quiet
 
     def say(self, text: str) -> None:
@@ -38,7 +38,7 @@ class Console:
         print(f"warning: {text}", file=sys.stderr, flush=True)
 
     def result(self, facts: Mapping[str, Any], text: str) -> None:
-        """What the command found: `facts` as JSON, or `text` for a person."""
+        """Result of the command: `facts` as JSON, or `text` for a person."""
         if self.as_json:
             print(json.dumps(facts, indent=2, ensure_ascii=False), flush=True)
         elif not self.quiet:
@@ -88,7 +88,7 @@ class Progress:
     def _show(self, now: float) -> None:
         speed = self._done / max(now - self._begun, 1e-9)
         left = max(self._total - self._done, 0) / speed if speed else float("inf")
-        text = f"{self._what} {self._done}, {speed:.3g}/s"  # all that can be said of a run of unknown length
+        text = f"{self._what} {self._done}, {speed:.3g}/s"  # the length of this run is unknown
         if self._total:
             text = f"{self._what} {self._done}/{self._total}, {speed:.3g}/s, {duration(left)} left"
         if self._terminal:

@@ -29,11 +29,11 @@ def refuse_overwrite(path: str | os.PathLike[str], force: bool = False) -> Path:
 
     Raises:
         NotWritable: something is there and `force` is not set, or `force` would delete what no command wrote; a
-            parent folder is a regular file, or the path has no name of its own.
+            parent folder is a regular file, or the path has no last part.
     """
     path = Path(path)
     if path.name in ("", ".."):
-        raise OutputError(f"{path}: names no file or folder of its own; give it a name")
+        raise OutputError(f"{path}: names no file or folder; add a name")
     for parent in path.parents:
         if parent.exists():
             if not parent.is_dir():

@@ -122,9 +122,9 @@ def make_grid(pixels: Tensor, columns: int | None = None, factor: int | None = N
     page = torch.full(
         (channels, down * math.ceil(count / columns) + gap, across * columns + gap), 255, dtype=torch.uint8
     )
-    for number, picture in enumerate(large):
+    for number, image in enumerate(large):
         top, left = gap + number // columns * down, gap + number % columns * across
-        page[:, top : top + picture.shape[1], left : left + picture.shape[2]] = picture
+        page[:, top : top + image.shape[1], left : left + image.shape[2]] = image
     return page
 
 

@@ -120,7 +120,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     except Exception as problem:  # whatever the unpickler met
         raise WeightsError(
             f"{path}: a pickle of more than tensors, or damaged, so it was not opened; `unveil convert` reads "
-            f"its tensors in a process of its own: unveil convert {path} OUT"
+            f"its tensors in its own process: unveil convert {path} OUT"
         ) from problem
     if not isinstance(content, dict):
         raise WeightsError(f"{path}: holds a {type(content).__name__}, not a dict of tensors; use `unveil convert`")

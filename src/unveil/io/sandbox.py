@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-_KEPT = ("PATH", "LD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR")
+_PASSED = ("PATH", "LD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR")
 # -I leaves out the working folder and PYTHONPATH, so the child gets the path of its parent's source
 _RUN = (
     "import runpy, sys; sys.path.insert(0, sys.argv.pop(1)); "
@@ -25,7 +25,7 @@ def command(module: str, *arguments: str) -> list[str]:
 
 def environment() -> dict[str, str]:
     """The few variables that a child needs; none of the user's secrets."""
-    return {key: value for key, value in os.environ.items() if key in _KEPT}
+    return {key: value for key, value in os.environ.items() if key in _PASSED}
 
 
 def limit(*, seconds: int, memory: int, written: int) -> None:

@@ -21,7 +21,7 @@ def validated(kind: type[Checked], raw: Any, where: str) -> Checked:
         where: Name of the source, for errors.
 
     Raises:
-        RecipeError: Each fault on a line of its own: key path, value, what is allowed, nearest name.
+        RecipeError: Each fault on its own line: key path, value, what is allowed, nearest name.
     """
     try:
         return TypeAdapter(kind).validate_python(raw)
@@ -34,24 +34,24 @@ def fault(error: Mapping[str, Any], raw: Any) -> str:
     """One error of pydantic in plain words: `train.steps = -5: must be greater than 0`."""
     path = _path(error["loc"], raw)
     kind, context = error["type"], error.get("ctx", {})
-    given = error.get("input")
+    value = error.get("input")
     if kind == "unknown_key":
         return f"{_join(path, context['key'])}: {error['msg']}"
     if kind == "missing":
         return f"{path}: missing; it has no default"
     if kind == "unknown_kind":
         allowed = context["allowed"]
-        if not isinstance(given, Mapping) or "kind" not in given:
-            return f"{path} = {short(given)}: needs a map with a kind; allowed: {allowed}"
-        wrong = given["kind"]
+        if not isinstance(value, Mapping) or "kind" not in value:
+            return f"{path} = {short(value)}: needs a map with a kind; allowed: {allowed}"
+        wrong = value["kind"]
         return f"{path}.kind = {wrong!r}: must be one of {allowed}{did_you_mean(wrong, allowed.split(', '))}"
     if kind == "literal_error":
         allowed = [word.strip(" '") for word in str(context["expected"]).replace(" or ", ", ").split(",")]
-        return f"{path} = {short(given)}: must be one of {', '.join(allowed)}{did_you_mean(given, allowed)}"
+        return f"{path} = {short(value)}: must be one of {', '.join(allowed)}{did_you_mean(value, allowed)}"
     if kind == "value_error":  # ours, raised in a dataclass's or a section's own check
         return f"{path}: {context['error']}" if path else str(context["error"])
     message = str(error["msg"]).replace("Input should be", "must be")
-    return f"{path} = {short(given)}: {message}"
+    return f"{path} = {short(value)}: {message}"
 
 
 def _path(location: Sequence[int | str], raw: Any) -> str:

@@ -27,16 +27,19 @@ class KVCache:
 
     def __init__(self) -> None:
         self.length = 0
-        self._kept: tuple[Tensor, Tensor] | None = None  # with room for more than `length`
+        self._tensors: tuple[Tensor, Tensor] | None = None  # with room for more than `length`
 
     @property
-    def kept(self) -> tuple[Tensor, Tensor] | None:
+    def stored(self) -> tuple[Tensor, Tensor] | None:
         """All keys and values, None before there are any."""
-        return None if self._kept is None else (self._kept[0][:, :, : self.length], self._kept[1][:, :, : self.length])
+        if self._tensors is None:
+            return None
+        key, value = self._tensors
+        return key[:, :, : self.length], value[:, :, : self.length]
 
     def fix(self, key: Tensor, value: Tensor) -> None:
         """Keeps these and no others."""
-        self._kept, self.length = (key, value), key.shape[2]
+        self._tensors, self.length = (key, value), key.shape[2]
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Keeps these behind the others; returns all of them.
@@ -46,24 +49,25 @@ class KVCache:
         """
         if torch.is_grad_enabled() and (key.requires_grad or value.requires_grad):
             raise ShapeError("a cache keeps no gradients: read the model under torch.no_grad(), or without a cache")
-        if self._kept is None:
-            self._kept = key[:, :, :0], value[:, :, :0]
-        if self._kept[0].shape[0] != key.shape[0]:
-            raise ShapeError(f"{key.shape[0]} rows given, the cache holds {self._kept[0].shape[0]}; select rows first")
+        if self._tensors is None:
+            self._tensors = key[:, :, :0], value[:, :, :0]
+        rows = self._tensors[0].shape[0]
+        if rows != key.shape[0]:
+            raise ShapeError(f"{key.shape[0]} rows given, the cache holds {rows}; select rows first")
         before, self.length = self.length, self.length + key.shape[2]
-        if self._kept[0].shape[2] < self.length:
-            more = (0, 0, 0, 2 * self.length - self._kept[0].shape[2])
-            self._kept = F.pad(self._kept[0], more), F.pad(self._kept[1], more)
-        for kept, new in zip(self._kept, (key, value), strict=True):
-            kept[:, :, before : self.length] = new
-        found = self.kept
-        assert found is not None
-        return found
+        if self._tensors[0].shape[2] < self.length:
+            more = (0, 0, 0, 2 * self.length - self._tensors[0].shape[2])
+            self._tensors = F.pad(self._tensors[0], more), F.pad(self._tensors[1], more)
+        for tensor, new in zip(self._tensors, (key, value), strict=True):
+            tensor[:, :, before : self.length] = new
+        stored = self.stored
+        assert stored is not None
+        return stored
 
     def select(self, rows: Tensor) -> None:
         """Keeps the rows of these numbers, in this order; a row may be kept several times."""
-        if self._kept is not None:
-            self._kept = self._kept[0].index_select(0, rows), self._kept[1].index_select(0, rows)
+        if self._tensors is not None:
+            self._tensors = self._tensors[0].index_select(0, rows), self._tensors[1].index_select(0, rows)
 
 
 class AttentionPattern(Protocol):
@@ -137,7 +141,7 @@ class Attention(nn.Module):
         packing: AttentionPattern | None = None,
         maps: list[Tensor] | None = None,
     ) -> Tensor:
-        """What each token of x (B, N, C) gathers, from x or from the context (B, M, context_width).
+        """Attention of each token of x (B, N, C), to x or to the context (B, M, context_width).
 
         Args:
             mask, causal: as in `attend`.
@@ -161,15 +165,15 @@ class Attention(nn.Module):
                 "context, without maps; give a mask instead"
             )
         query, key, value = (
-            self._crossed(x, context, rotary, cache) if crossed else self._own(x, context, rotary, cache)
+            self._crossed(x, context, rotary, cache) if crossed else self._self_attended(x, context, rotary, cache)
         )
         if reads:
             return self._out(cast(Packing, packing).read(query, key, value, mask))
         if packing is not None and mask is None and maps is None:
             return self._out(packing.attend(query, key, value, causal=causal))
         if packing is not None:
-            own = packing.mask.to(x.device)
-            mask = own if mask is None else own & mask
+            packed = packing.mask.to(x.device)
+            mask = packed if mask is None else packed & mask
         if maps is None:
             return self._out(scaled_dot_product_attention(query, key, value, mask=mask, causal=causal))
         weights = attention_weights(query, key, mask=mask, causal=causal)
@@ -186,7 +190,7 @@ class Attention(nn.Module):
         cache.fix(*self._keys_values(context))
         return cache
 
-    def _own(
+    def _self_attended(
         self, x: Tensor, context: Tensor | None, rotary: Rotary | None, cache: KVCache | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         if context is not None:
@@ -205,14 +209,14 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         if rotary is not None:
             raise ShapeError("rotary: a context has no place among the tokens' positions; leave it out")
-        kept = None if cache is None else cache.kept
-        if kept is None:
+        stored = None if cache is None else cache.stored
+        if stored is None:
             if context is None:
                 raise ShapeError("context: missing; this layer's tokens look at one, or at what a cache has kept of it")
-            kept = self._keys_values(context)
+            stored = self._keys_values(context)
             if cache is not None:
-                cache.fix(*kept)
-        return self.query_norm(self._split(self.query(x))), *kept
+                cache.fix(*stored)
+        return self.query_norm(self._split(self.query(x))), *stored
 
     def _keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
         if self.context_width is None or context.ndim != 3 or context.shape[2] != self.context_width:

@@ -1,4 +1,4 @@
-"""Which tokens of clips see each other: all of a clip, those of a frame or a place in turn, those of a window.
+"""Attention patterns of clips: tokens attend to all of a clip, those of a frame or a place in turn, those of a window.
 
 A pattern puts each token of a clip under a label; tokens see those of their own label, and with `causal` none of a
 later frame. What sees each other is computed together, groups of one kind in one product, so that a narrow pattern
@@ -24,7 +24,7 @@ Pattern = Literal["full", "factorised", "windowed"]
 
 
 class TokenGrid(NamedTuple):
-    """Tokens of a clip along time, height and width; a picture has one frame."""
+    """Tokens of a clip along time, height and width; an image has one frame."""
 
     frames: int
     rows: int
@@ -32,7 +32,7 @@ class TokenGrid(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """Of all tokens."""
+        """Number of tokens."""
         return self.frames * self.rows * self.columns
 
 
@@ -61,7 +61,7 @@ def attention_groups(grid: TokenGrid, pattern: Pattern, number: int, window: tup
 def attention_mask(
     grid: TokenGrid, pattern: Pattern, number: int, *, window: tuple[int, int, int], causal: bool = False
 ) -> Tensor:
-    """Which token may see which of one clip, as a mask: boolean (N, N), True where the first may see the second."""
+    """Attention mask of one clip: boolean (N, N), True where the first may see the second."""
     label = attention_groups(grid, pattern, number, window)
     seen = label[:, None] == label[None]
     if not causal:
@@ -97,10 +97,10 @@ class AttentionGroups:
                 key = (len(members), frames if causal else ())
                 kinds.setdefault(key, []).append(packing.index[start + members])
         self.kinds: list[tuple[Tensor, Tensor | None]] = []
-        for (_, frames), found in kinds.items():
+        for (_, frames), indices in kinds.items():
             frame = torch.tensor(frames)
             mask = frame[:, None] >= frame[None] if causal and len(set(frames)) > 1 else None  # (n, n)
-            self.kinds.append((torch.stack(found), mask))  # (groups, n)
+            self.kinds.append((torch.stack(indices), mask))  # (groups, n)
         self.shape = packing.shape
 
     def to(self, device: torch.device | str) -> AttentionGroups:
@@ -110,32 +110,32 @@ class AttentionGroups:
 
     @property
     def mask(self) -> Tensor:
-        """Which token may see which: boolean (R, 1, N, N)."""
+        """Attention mask: boolean (R, 1, N, N)."""
         rows, count = self.shape
         device = self.kinds[0][0].device
-        found = torch.zeros(rows * count, rows * count, dtype=torch.bool, device=device)
+        allowed = torch.zeros(rows * count, rows * count, dtype=torch.bool, device=device)
         for index, mask in self.kinds:
             each = torch.ones(index.shape[1:] * 2, dtype=torch.bool, device=device) if mask is None else mask
-            found[index[:, :, None], index[:, None]] = each
-        rows_apart = found.unflatten(1, self.shape).unflatten(0, self.shape)  # (R, N, R, N)
+            allowed[index[:, :, None], index[:, None]] = each
+        rows_apart = allowed.unflatten(1, self.shape).unflatten(0, self.shape)  # (R, N, R, N)
         return rows_apart.diagonal(dim1=0, dim2=2).permute(2, 0, 1)[:, None]
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False) -> Tensor:
-        """As `attention.attend`, each group by itself: (R, H, N, D); padding gathers 0.
+        """As `sdpa.scaled_dot_product_attention`, each group by itself: (R, H, N, D); padding gathers 0.
 
         Raises:
-            ShapeError: causal, which is said when the groups are made.
+            ShapeError: causal, which is set when the groups are made.
         """
         if causal:
-            raise ShapeError("causal: is said when the groups are made, where frames are known")
+            raise ShapeError("causal: is set when the groups are made, where frames are known")
         tokens = [x.transpose(1, 2).flatten(0, 1) for x in (query, key, value)]  # (R N, H, D)
-        found = torch.zeros_like(tokens[0])
+        output = torch.zeros_like(tokens[0])
         for index, mask in self.kinds:
             index = index.to(query.device)
-            own = [x[index].transpose(1, 2) for x in tokens]  # (groups, H, n, D)
-            gathered = scaled_dot_product_attention(*own, mask=None if mask is None else mask.to(query.device))
-            found = found.index_copy(0, index.flatten(), gathered.transpose(1, 2).flatten(0, 1).to(found.dtype))
-        return found.unflatten(0, self.shape).transpose(1, 2)
+            grouped = [x[index].transpose(1, 2) for x in tokens]  # (groups, H, n, D)
+            gathered = scaled_dot_product_attention(*grouped, mask=None if mask is None else mask.to(query.device))
+            output = output.index_copy(0, index.flatten(), gathered.transpose(1, 2).flatten(0, 1).to(output.dtype))
+        return output.unflatten(0, self.shape).transpose(1, 2)
 
 
 def _members(

@@ -3,9 +3,9 @@
     encoder: pixels -> enter -> [blocks (+ attention), half the size] per level -> middle -> leave -> z
     decoder: z -> enter -> middle -> [blocks (+ attention), twice the size] per level -> leave -> pixels
 
-Two kinds of normalisation: over groups of channels and the whole picture, as published; or over the channels of each
+Two kinds of normalisation: over groups of channels and the whole image, as published; or over the channels of each
 place, with which (and without attention) a result depends on its surroundings only as far as convolutions reach, so
-that a picture in tiles is the picture.
+that an image in tiles is the image.
 
 Sources: Rombach et al. 2022, appendix E.1 and G (arXiv:2112.10752); Esser et al. 2021, table 7 (arXiv:2012.09841).
 """
@@ -13,27 +13,27 @@ Sources: Rombach et al. 2022, appendix E.1 and G (arXiv:2112.10752); Esser et al
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unveil.errors import RecipeError, ShapeError, did_you_mean
+from unveil.errors import RecipeError, ShapeError
 from unveil.nn.layers import PixelNorm, PixelRMS, SelfAttention, check_multiple, group_norm
 from unveil.nn.unet_blocks import Downsample, Upsample
+from unveil.types import Ge, Lt, checked
 
 Norm = Literal["group", "pixel", "rms"]
 Middle = Literal["attention", "blocks"]
-CHOICES = {"norm": Norm, "middle": Middle}
 
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """What defines an encoder and its decoder. A level is a resolution; level i has rate 2**i, counted after `patch`.
+    """Configuration of encoder and decoder. A level is a resolution; level i has rate 2**i, counted after `patch`.
 
     Args:
-        in_channels: of the pictures.
+        in_channels: of the images.
         out_channels: of the result of the decoder.
         model_channels: Channels of the first convolution; each level has multiplier * model_channels.
         channel_mult: Multiplier of each level, finest first; the number of levels sets how much smaller latents are.
@@ -43,7 +43,7 @@ class AutoencoderConfig:
         middle: blocks with attention between them at the smallest resolution, or the blocks alone.
         moments: 2 for a mean and a logarithm of a variance, 1 for a code.
         dropout: in each residual block.
-        norm: over `groups` of channels and the whole picture, or over the channels of each place, by mean and variance
+        norm: over `groups` of channels and the whole image, or over the channels of each place, by mean and variance
             (pixel) or by their mean square alone (rms).
         groups: of normalisations of the first kind.
         norm_eps: 1e-6 as published.
@@ -53,42 +53,25 @@ class AutoencoderConfig:
         RecipeError: settings that do not fit together.
     """
 
-    in_channels: int
-    out_channels: int
-    model_channels: int
+    in_channels: Annotated[int, Ge(1)]
+    out_channels: Annotated[int, Ge(1)]
+    model_channels: Annotated[int, Ge(1)]
     channel_mult: tuple[float, ...]
-    num_res_blocks: int
-    z_channels: int
+    num_res_blocks: Annotated[int, Ge(1)]
+    z_channels: Annotated[int, Ge(1)]
     attention: tuple[int, ...] = ()
     middle: Middle = "attention"
-    moments: int = 1
-    dropout: float = 0.0
+    moments: Annotated[int, Ge(1)] = 1
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     norm: Norm = "group"
-    groups: int = 32
+    groups: Annotated[int, Ge(1)] = 32
     norm_eps: float = 1e-6
-    patch: int = 1
+    patch: Annotated[int, Ge(1)] = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channel_mult", tuple(self.channel_mult))
         object.__setattr__(self, "attention", tuple(self.attention))
-        for name in (
-            "in_channels",
-            "out_channels",
-            "model_channels",
-            "num_res_blocks",
-            "z_channels",
-            "moments",
-            "groups",
-            "patch",
-        ):
-            if getattr(self, name) < 1:
-                raise RecipeError(f"{name} = {getattr(self, name)}: must be at least 1")
-        for name, kinds in CHOICES.items():
-            if (given := getattr(self, name)) not in get_args(kinds):
-                allowed = ", ".join(get_args(kinds))
-                raise RecipeError(f"{name} = {given!r}: must be one of {allowed}{did_you_mean(given, get_args(kinds))}")
-        if not 0 <= self.dropout < 1:
-            raise RecipeError(f"dropout = {self.dropout}: must lie in [0, 1)")
+        checked(self)
         if not self.channel_mult:
             raise RecipeError("channel_mult: none given; an autoencoder needs one per level, for example [1, 2, 4]")
         for rate in self.attention:
@@ -102,7 +85,7 @@ class AutoencoderConfig:
 
     @property
     def rates(self) -> tuple[int, ...]:
-        """How much smaller each level is than the first."""
+        """Downsampling rate of each level."""
         return tuple(2**level for level in range(len(self.channel_mult)))
 
     @property
@@ -112,21 +95,21 @@ class AutoencoderConfig:
 
     @property
     def factor(self) -> int:
-        """How many pixels the side of one latent stands for."""
+        """Pixels along a side of one latent."""
         return self.patch * self.rates[-1]
 
     @property
     def local(self) -> bool:
-        """Whether a result depends on its surroundings only as far as the convolutions reach."""
+        """Return True if a result depends on its surroundings only as far as the convolutions reach."""
         return self.norm != "group" and self.middle == "blocks" and not self.attention
 
     @property
     def split(self) -> int:
-        """How many levels, the finest ones, large pictures are cut into tiles for: those before any attention."""
+        """Number of levels, the finest ones, that run in tiles for large images: those before any attention."""
         return next((level for level, rate in enumerate(self.rates) if rate in self.attention), len(self.rates))
 
     def latent_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of the latents of pictures of this height and width.
+        """Height and width of the latents of images of this height and width.
 
         Raises:
             ShapeError: not multiples of `factor`; names the nearest.
@@ -226,7 +209,7 @@ class ImageEncoder(nn.Module):
         """(B, in_channels, H, W) to (B, moments * z_channels, H / factor, W / factor).
 
         Raises:
-            ShapeError: another number of channels, or a size that is no multiple of `factor`; names the nearest.
+            ShapeError: another number of channels, or a size that is not a multiple of `factor`; names the nearest.
         """
         return self.whole(self.tiled(pixels))
 
@@ -246,7 +229,7 @@ class ImageEncoder(nn.Module):
         return tuple(f"down.{level}." for level in range(self.config.split))
 
     def whole(self, h: Tensor) -> Tensor:
-        """The rest, which sees the whole picture and is small."""
+        """The rest, which sees the whole image and is small."""
         for level in self.down[self.config.split :]:
             h = level(h)
         return self.leave(activated(self.norm(self.middle(h))))
@@ -277,7 +260,7 @@ class ImageDecoder(nn.Module):
         return self.tiled(self.whole(z))
 
     def whole(self, z: Tensor) -> Tensor:
-        """The part that sees the whole picture and is small: (B, z_channels, h, w) to (B, C, h', w')."""
+        """The part that sees the whole image and is small: (B, z_channels, h, w) to (B, C, h', w')."""
         if z.ndim != 4 or z.shape[1] != self.config.z_channels:
             raise ShapeError(f"latents {tuple(z.shape)}: must be (B, {self.config.z_channels}, H, W)")
         h = self.middle(self.enter(z))

@@ -1,7 +1,7 @@
-"""Sets of boxes denoised, given the picture that they lie in, from what the picture shows inside each box.
+"""Sets of boxes denoised, given the image that they lie in, from what the image shows inside each box.
 
 In the spirit of DiffusionDet: the features of the present, noisy boxes are cut out of a feature map and a small
-transformer over the set moves the boxes. Deviation: the boxes also look at the whole picture in coarse cells, so
+transformer over the set moves the boxes. Deviation: the boxes also look at the whole image in coarse cells, so
 that a box that lies on nothing learns where something is.
 
 Source: Chen et al. 2022, section 3 (arXiv:2211.09788); regions by bilinear sampling: He et al. 2017 (RoIAlign,
@@ -29,11 +29,11 @@ STRIDE = 8  # of the coarse map; the fine one has half of it
 
 @dataclass(frozen=True)
 class BoxesConfig:
-    """What defines the network.
+    """Configuration of the network.
 
     Args:
-        slots: boxes in a set; each row has a learned vector of its own.
-        concat_channels: of the picture in `condition.channels`.
+        slots: boxes in a set; each row has its own learned vector.
+        concat_channels: of the image in `condition.channels`.
         hidden_size: Width of the features and of the transformer.
         depth: Number of transformer blocks.
         heads: of its attention.
@@ -64,7 +64,7 @@ class BoxesConfig:
 
 
 class BoxBackbone(nn.Module):
-    """A picture (B, C, H, W) to a fine map (B, F, H/4, W/4) and coarse cells (B, N, F)."""
+    """An image (B, C, H, W) to a fine map (B, F, H/4, W/4) and coarse cells (B, N, F)."""
 
     def __init__(self, config: BoxesConfig) -> None:
         super().__init__()
@@ -74,9 +74,9 @@ class BoxBackbone(nn.Module):
         self.norms = nn.ModuleList(group_norm(b, 4) for b in widths[1:])
         self.place = nn.Linear(2, width)
 
-    def forward(self, picture: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Both maps."""
-        maps = [picture]
+        maps = [image]
         for conv, norm in zip(self.convs, self.norms, strict=True):
             maps.append(F.silu(norm(conv(maps[-1]))))
         fine, coarse = maps[-2], maps[-1]
@@ -86,7 +86,7 @@ class BoxBackbone(nn.Module):
 
 
 class BoxDecoderBlock(nn.Module):
-    """Boxes (B, N, D) look at one another, at the picture's cells, and think."""
+    """Boxes (B, N, D) look at one another, at the image's cells, and think."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class BoxDecoderBlock(nn.Module):
 
 
 class BoxDenoiser(nn.Module):
-    """The denoising network: boxes (B, slots, 5) in [-1, 1], t and a picture to a tensor like the boxes."""
+    """The denoising network: boxes (B, slots, 5) in [-1, 1], t and an image to a tensor like the boxes."""
 
     def __init__(self, config: BoxesConfig) -> None:
         super().__init__()
@@ -131,26 +131,26 @@ class BoxDenoiser(nn.Module):
         Args:
             x: (B, slots, 5): centre x, centre y, width, height, presence, each scaled to [-1, 1], with noise.
             t: (B,) the number that stands for the level.
-            condition: its channels are the picture (B, C, H, W), sides multiples of 8; its vector joins the time.
+            condition: its channels are the image (B, C, H, W), sides multiples of 8; its vector joins the time.
 
         Raises:
-            ShapeError: another shape, or no picture.
+            ShapeError: another shape, or no image.
         """
         config, condition = self.config, condition or Condition()
         if x.shape[1:] != (config.slots, COLUMNS):
             raise ShapeError(f"boxes {tuple(x.shape)}: must be (B, {config.slots}, {COLUMNS})")
-        picture = condition.channels
-        if picture is None or picture.ndim != 4 or picture.shape[1] != config.concat_channels:
-            given = None if picture is None else tuple(picture.shape)
-            raise ShapeError(f"condition.channels {given}: must be a picture (B, {config.concat_channels}, H, W)")
-        check_multiple(picture, STRIDE)
+        image = condition.channels
+        if image is None or image.ndim != 4 or image.shape[1] != config.concat_channels:
+            shape = None if image is None else tuple(image.shape)
+            raise ShapeError(f"condition.channels {shape}: must be an image (B, {config.concat_channels}, H, W)")
+        check_multiple(image, STRIDE)
         time = self.time(t)
         if (vector := vector_of(condition, len(x), self.vector_dim)) is not None:
             time = time + vector.to(time)
-        return self.move(x, time, self.features(picture.to(x)))
+        return self.move(x, time, self.features(image.to(x)))
 
     def move(self, x: Tensor, time: Tensor, features: tuple[Tensor, Tensor]) -> Tensor:
-        """The result, given the time embedding (B, D) and the picture's features, which no step changes."""
+        """The result, given the time embedding (B, D) and the image's features, which no step changes."""
         fine, cells = features
         regions = regions_of(x, fine, self.config.samples)  # (B, N, samples**2 * D)
         h = self.region(regions) + self.coordinates(x) + self.rows + time[:, None]  # (B, N, D)
@@ -160,18 +160,18 @@ class BoxDenoiser(nn.Module):
 
 
 def regions_of(x: Tensor, features: Tensor, samples: int) -> Tensor:
-    """What a map (B, F, H, W) shows at samples x samples points inside each box, (B, N, samples**2 * F).
+    """Values of a map (B, F, H, W) at samples x samples points inside each box, (B, N, samples**2 * F).
 
-    Boxes (B, N, 5) are cut off at [-1, 1] first; no box is narrower than 1/50 of the picture.
+    Boxes (B, N, 5) are cut off at [-1, 1] first; no box is narrower than 1/50 of the image.
     """
     x = x.clamp(-1, 1)
-    # In coordinates from -1 to 1 a box's half width is its width as a part of the picture.
+    # In coordinates from -1 to 1 a box's half width is its width as a part of the image.
     centre, half = x[..., :2], ((x[..., 2:4] + 1) / 2).clamp(min=0.02)
     ticks = (2 * torch.arange(samples, device=x.device) + 1) / samples - 1
     offsets = torch.stack(torch.meshgrid(ticks, ticks, indexing="xy"), dim=-1).view(-1, 2).to(x)  # (S*S, 2)
     points = centre[:, :, None] + half[:, :, None] * offsets  # (B, N, S*S, 2)
-    found = F.grid_sample(features, points.to(features), padding_mode="border", align_corners=False)
-    return found.permute(0, 2, 3, 1).flatten(2)  # (B, F, N, S*S) -> (B, N, S*S*F)
+    sampled = F.grid_sample(features, points.to(features), padding_mode="border", align_corners=False)
+    return sampled.permute(0, 2, 3, 1).flatten(2)  # (B, F, N, S*S) -> (B, N, S*S*F)
 
 
 def _centres(features: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A captioner: pictures and clips read by a transformer over patches in space and time, and told word by word.
+"""A captioner: images and clips read by a transformer over patches in space and time, and described word by word.
 
     x -> frames -> patches -> tokens + places -> blocks -> what the decoder looks at -> words
 
@@ -11,28 +11,29 @@ Vaswani et al. 2017 (arXiv:1706.03762); a captioner for what a generative model 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
-from unveil.errors import RecipeError, ShapeError, did_you_mean
+from unveil.errors import RecipeError, ShapeError
 from unveil.nn.embeddings import grid_coordinates, sin_cos_positions
 from unveil.nn.layers import check_multiple
 from unveil.nn.transformer import DecoderState, TransformerDecoder, xavier_
 from unveil.nn.transformer_blocks import BlockConfig, EncoderStates, TransformerStack
 from unveil.nn.vit import Stem, check_stem, stem
+from unveil.types import Ge, checked
 
 RATE = 8.0  # frames a second of clips that say nothing else; a step of time is one of them
 
 
 @dataclass(frozen=True)
 class CaptionerConfig:
-    """What defines a captioner.
+    """Configuration of a captioner.
 
     Args:
         vocab_size: Size of the vocabulary, special tokens included.
-        channels: of a picture.
+        channels: of an image.
         patch: side of the squares of a frame that become tokens.
         stem: how a square becomes a token, see `vit.ViTConfig`.
         depth, decoder_depth: blocks that look, and that write.
@@ -45,22 +46,20 @@ class CaptionerConfig:
         RecipeError: settings that do not fit together.
     """
 
-    vocab_size: int
-    channels: int = 3
-    patch: int = 8
+    vocab_size: Annotated[int, Ge(1)]
+    channels: Annotated[int, Ge(1)] = 3
+    patch: Annotated[int, Ge(1)] = 8
     stem: Stem = "convolutions"
-    depth: int = 4
-    decoder_depth: int = 2
-    hidden_size: int = 144
-    heads: int = 4
+    depth: Annotated[int, Ge(1)] = 4
+    decoder_depth: Annotated[int, Ge(1)] = 2
+    hidden_size: Annotated[int, Ge(1)] = 144
+    heads: Annotated[int, Ge(1)] = 4
     mlp_ratio: float = 4.0
     max_length: int = 64
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "channels", "patch", "depth", "decoder_depth", "hidden_size", "heads"):
-            if getattr(self, name) < 1:
-                raise RecipeError(f"{name} = {getattr(self, name)}: must be at least 1")
+        checked(self)
         if self.max_length < 3 or not 0 <= self.dropout < 1:
             raise RecipeError(
                 f"max_length = {self.max_length}, dropout = {self.dropout}: must be at least 3, and in [0, 1)"
@@ -69,16 +68,11 @@ class CaptionerConfig:
             raise RecipeError(
                 f"hidden_size = {self.hidden_size}: must be a multiple of 6, for three axes, and of the heads"
             )
-        if self.stem not in get_args(Stem):
-            allowed = ", ".join(get_args(Stem))
-            raise RecipeError(
-                f"stem = {self.stem!r}: must be one of {allowed}{did_you_mean(self.stem, get_args(Stem))}"
-            )
         check_stem(self)
 
     @property
     def block(self) -> BlockConfig:
-        """Of both halves."""
+        """Configuration of the blocks of both halves."""
         return BlockConfig(self.hidden_size, self.heads, int(self.mlp_ratio * self.hidden_size), dropout=self.dropout)
 
 
@@ -106,14 +100,14 @@ class Captioner(nn.Module):
         return self.decoder.logits(self.decoder(words, context=self.encode(x, rate)))
 
     def encode(self, x: Tensor, rate: Tensor | None = None) -> EncoderStates:
-        """What the decoder looks at: tokens (B, N, C).
+        """Context of the decoder: tokens (B, N, C).
 
         Args:
-            x: clips in [-1, 1]; a picture is a clip of one frame.
+            x: clips in [-1, 1]; an image is a clip of one frame.
             rate: (B,) frames a second; None: `RATE`.
 
         Raises:
-            ShapeError: another number of channels, or sides that are no multiples of the patch.
+            ShapeError: another number of channels, or sides that are not multiples of the patch.
         """
         if x.ndim != 5 or x.shape[1] != self.config.channels:
             raise ShapeError(f"x {tuple(x.shape)}: this network reads clips (B, {self.config.channels}, T, H, W)")
@@ -134,8 +128,8 @@ class Captioner(nn.Module):
         if rate is None:
             return sin_cos_positions(grid, self.config.hidden_size, "sin-cos")[None]
         steps = (RATE / rate.cpu().double()).tolist()
-        known = {step: _at(grid, step, self.config.hidden_size) for step in set(steps)}
-        return torch.stack([known[step] for step in steps]).view(batch, len(grid), -1)
+        positions = {step: _at(grid, step, self.config.hidden_size) for step in set(steps)}
+        return torch.stack([positions[step] for step in steps]).view(batch, len(grid), -1)
 
 
 def _at(grid: Tensor, step: float, width: int) -> Tensor:

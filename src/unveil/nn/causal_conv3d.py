@@ -24,7 +24,7 @@ Cache = tuple[Tensor, ...]
 
 
 class StreamState:
-    """What the layers of one call take from a cache, and what they leave for the next.
+    """Cache that the layers of one call read, and the one that they write for the next.
 
     Args:
         before: the cache of the piece before; None: the clip begins here.
@@ -32,7 +32,7 @@ class StreamState:
 
     def __init__(self, before: Cache | None = None) -> None:
         self.begins = before is None
-        self.kept: list[Tensor] = []
+        self.saved: list[Tensor] = []
         self._before: Iterator[Tensor] = iter(before or ())
 
     def behind(self, x: Tensor, frames: int) -> Tensor:
@@ -45,16 +45,16 @@ class StreamState:
             return torch.cat([x[:, :, :1].expand(-1, -1, frames, -1, -1), x], 2)
         before = next(self._before, None)
         if before is None or (*before.shape[:2], *before.shape[3:]) != (*x.shape[:2], *x.shape[3:]):
-            found = "nothing" if before is None else tuple(before.shape)
+            shape = "nothing" if before is None else tuple(before.shape)
             raise ShapeError(
-                f"cache: {found} for {tuple(x.shape)}: give the cache that came back with the piece before, of the "
+                f"cache: {shape} for {tuple(x.shape)}: give the cache that came back with the piece before, of the "
                 "same network and the same clips"
             )
         return torch.cat([before.to(x.dtype), x], 2)
 
     def keep(self, frames: Tensor) -> None:
         """Leaves frames (B, C, n, H, W) for the next piece: alone, without what they were cut from."""
-        self.kept.append(frames if torch.is_grad_enabled() else frames.clone())
+        self.saved.append(frames if torch.is_grad_enabled() else frames.clone())
 
 
 class CausalConv(nn.Conv3d):
@@ -74,18 +74,18 @@ class CausalConv(nn.Conv3d):
         frames, stride = self.kernel_size[0], self.stride[0]
         if frames == 1:
             return super().forward(input)
-        if past.begins and input.shape[2] == 1:  # a picture, which meets the sum of the weights over time
+        if past.begins and input.shape[2] == 1:  # an image, which meets the sum of the weights over time
             past.keep(input.expand(-1, -1, frames - stride, -1, -1))
             side = self.padding[1]
             weight = self.weight.sum(2)
             return F.conv2d(input[:, :, 0], weight, self.bias, padding=int(side))[:, :, None]
         x = past.behind(input, frames - 1)
-        made = super().forward(x)
-        past.keep(x[:, :, made.shape[2] * stride :])
-        return made
+        output = super().forward(x)
+        past.keep(x[:, :, output.shape[2] * stride :])
+        return output
 
 
 def by_frame(layer: Callable[[Tensor], Tensor], clips: Tensor) -> Tensor:
-    """What a layer for pictures (B, C, H, W) makes of each frame of clips (B, C, T, H, W)."""
-    made = layer(clips.transpose(1, 2).flatten(0, 1))  # (B T, C', H', W')
-    return made.unflatten(0, (len(clips), -1)).transpose(1, 2)
+    """Output of a layer for images (B, C, H, W) on each frame of clips (B, C, T, H, W)."""
+    output = layer(clips.transpose(1, 2).flatten(0, 1))  # (B T, C', H', W')
+    return output.unflatten(0, (len(clips), -1)).transpose(1, 2)

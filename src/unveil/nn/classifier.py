@@ -1,4 +1,4 @@
-"""ADM's noisy classifier: the encoder half of the U-Net, pooled to logits, told the level like the U-Net.
+"""ADM's noisy classifier: the encoder half of the U-Net, pooled to logits, conditioned on the level like the U-Net.
 
     x -> enter -> [blocks (+ attention), downsample] per level -> middle -> pool -> logits
 
@@ -9,24 +9,25 @@ section 2.4 (arXiv:2103.00020).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unveil.errors import RecipeError, ShapeError, did_you_mean
+from unveil.errors import RecipeError, ShapeError
 from unveil.nn.embeddings import TimeEmbedding
 from unveil.nn.layers import AttentionOrder, check_multiple, group_norm, scaled_dot_product_attention, zeroed
 from unveil.nn.unet_blocks import down_blocks, mid_block
 from unveil.nn.unet_config import Modulation, Resampling, UNetConfig
+from unveil.types import Ge, checked
 
 Pool = Literal["attention", "adaptive", "spatial", "spatial_v2"]
 
 
 @dataclass(frozen=True)
 class NoisyClassifierConfig:
-    """What defines a noisy classifier; names that the U-Net has too mean the same.
+    """Configuration of a noisy classifier; names that the U-Net has too mean the same.
 
     Args:
         in_channels: of x.
@@ -47,8 +48,8 @@ class NoisyClassifierConfig:
     """
 
     in_channels: int
-    num_classes: int
-    size: int
+    num_classes: Annotated[int, Ge(1)]
+    size: Annotated[int, Ge(1)]
     model_channels: int = 128
     channel_mult: tuple[float, ...] = (1, 2, 3, 4)
     num_res_blocks: int = 2
@@ -59,21 +60,14 @@ class NoisyClassifierConfig:
     time_scale_shift: Modulation = "scale-shift"
     resample: Resampling = "residual"
     pool: Pool = "attention"
-    hidden: int = 2048
+    hidden: Annotated[int, Ge(1)] = 2048
     groups: int = 32
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channel_mult", tuple(self.channel_mult))
         object.__setattr__(self, "attention", tuple(self.attention))
-        for name in ("num_classes", "size", "hidden"):
-            if getattr(self, name) < 1:
-                raise RecipeError(f"{name} = {getattr(self, name)}: must be at least 1")
-        if self.pool not in get_args(Pool):
-            allowed = get_args(Pool)
-            raise RecipeError(
-                f"pool = {self.pool!r}: must be one of {', '.join(allowed)}{did_you_mean(self.pool, allowed)}"
-            )
+        checked(self)
         rate = self.encoder.rates[-1]
         if self.size % rate:
             raise RecipeError(f"size {self.size} px: must be a multiple of {rate}, to be halved between all levels")
@@ -109,7 +103,7 @@ class AttentionPool(nn.Module):
         self.out = zeroed(nn.Linear(width, out))
 
     def forward(self, x: Tensor) -> Tensor:
-        """What the mean gathers."""
+        """Features that the mean is taken of."""
         tokens = x.flatten(2)  # (B, C, N)
         tokens = torch.cat([tokens.mean(2, keepdim=True), tokens], dim=2) + self.places.to(x)
         qkv = self.qkv(tokens.transpose(1, 2)).unflatten(2, (3, self.heads, -1))  # (B, 1 + N, 3, heads, D)
@@ -118,7 +112,7 @@ class AttentionPool(nn.Module):
 
 
 class NoisyClassifier(nn.Module):
-    """Reads pictures with noise: (x, t) to logits (B, classes)."""
+    """Reads images with noise: (x, t) to logits (B, classes)."""
 
     def __init__(self, config: NoisyClassifierConfig) -> None:
         super().__init__()
@@ -153,7 +147,7 @@ class NoisyClassifier(nn.Module):
             t: (B,) the number that stands for its level, as the U-Net of the same process is given it.
 
         Raises:
-            ShapeError: pictures of another shape.
+            ShapeError: images of another shape.
         """
         config = self.config
         self._check(x)

@@ -1,4 +1,4 @@
-"""ControlNet: a copy of a U-Net's first half that reads a picture and adds to what the U-Net keeps.
+"""ControlNet: a copy of a U-Net's first half that reads an image and adds to what the U-Net keeps.
 
     hint -> eight convolutions -> + -> [blocks (+ attention), downsample] per level -> middle
     x    -> enter ----------------^        each result, and the middle's -> a convolution that starts as zero
@@ -62,17 +62,17 @@ class HintNetwork(nn.Module):
 
 
 class ControlNet(UNetEncoder):
-    """What a hint adds to a U-Net: (x, t, condition) to `Condition.residuals`.
+    """Residuals of a control image for a U-Net: (x, t, condition) to `Condition.residuals`.
 
     A new one adds zeros. Its own weights are drawn; `of` takes them from a U-Net, as the paper does.
 
     Args:
         config: of the U-Net.
-        hint_channels: of the picture that it reads.
+        hint_channels: of the image that it reads.
         hint_widths: of the levels of its hint network, which has to halve at least as often as patches of x do.
 
     Raises:
-        RecipeError: patches of x that are no power of two, or larger than what the hint network halves.
+        RecipeError: patches of x that are not a power of two, or larger than what the hint network halves.
     """
 
     def __init__(self, config: UNetConfig, *, hint_channels: int = 3, hint_widths: Sequence[int] = HINT_WIDTHS) -> None:
@@ -93,13 +93,13 @@ class ControlNet(UNetEncoder):
         """A ControlNet that begins as a copy of this U-Net's first half; the U-Net with it is what it was."""
         new = cls(unet.config, hint_channels=hint_channels, hint_widths=hint_widths)
         device = next(unet.parameters()).device
-        own = new.state_dict()
-        new.load_state_dict({key: value for key, value in unet.state_dict().items() if key in own}, strict=False)
+        names = new.state_dict()
+        new.load_state_dict({key: value for key, value in unet.state_dict().items() if key in names}, strict=False)
         return new.to(device).train(unet.training)
 
     @property
     def factor(self) -> int:
-        """How many times larger than x a hint is."""
+        """Factor by which a control image is larger than x."""
         return 2 ** (len(self.hint_widths) - 1) // self.config.patch
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition, features: Tensor | None = None) -> tuple[Tensor, ...]:
@@ -115,13 +115,13 @@ class ControlNet(UNetEncoder):
         """
         if features is None:
             if condition.hint is None:
-                raise ShapeError("condition.hint: missing; a ControlNet reads a picture")
+                raise ShapeError("condition.hint: missing; a ControlNet reads an image")
             features = self.features(condition.hint, x)
         h, stack, _, _ = self.encode(x, t, condition, features)
-        return (*(zero(kept) for zero, kept in zip(self.zero, stack, strict=True)), self.zero_middle(h))
+        return (*(zero(output) for zero, output in zip(self.zero, stack, strict=True)), self.zero_middle(h))
 
     def features(self, hint: Tensor, x: Tensor) -> Tensor:
-        """What the hint network makes of a hint for an x: (B, C, H / patch, W / patch). It depends on no level.
+        """Output of the hint network for an x: (B, C, H / patch, W / patch). It does not depend on the level.
 
         A hint of one pixel stands for one of any size.
 

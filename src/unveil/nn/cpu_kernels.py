@@ -30,7 +30,7 @@ def linear_geglu(x: Tensor, layer: nn.Linear) -> Tensor:
 def linear_gelu(x: Tensor, layer: nn.Linear, approximate: str = "none") -> Tensor:
     """The GELU of layer(x): (..., in_features) to (..., out_features).
 
-    On a processor and without gradients this is one call of oneDNN, which computes the GELU while the products are
+    On a CPU and without gradients this is one call of oneDNN, which computes the GELU while the products are
     at hand. Apart from them it costs a fifth of their time in float32, and half of it in bf16.
 
     Args:
@@ -43,7 +43,7 @@ def linear_gelu(x: Tensor, layer: nn.Linear, approximate: str = "none") -> Tenso
 
 
 def formulas() -> dict[Any, Callable[..., int]]:
-    """What these kernels cost, for torch's FlopCounterMode(custom_mapping=...)."""
+    """Cost of these kernels, for torch's FlopCounterMode(custom_mapping=...)."""
 
     def products(x: Sequence[int], *_: object, out_shape: Sequence[int], **__: object) -> int:
         return 2 * math.prod(x) * out_shape[-1]
@@ -52,22 +52,22 @@ def formulas() -> dict[Any, Callable[..., int]]:
 
 
 def _dtype(x: Tensor) -> torch.dtype | None:
-    """What the product is computed in, None for a type that the kernel is not made for."""
+    """Type that the product is computed in, None for a type that the kernel is not made for."""
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     return dtype if dtype in (torch.float32, torch.bfloat16) else None
 
 
 def _plain(x: Tensor, layer: nn.Linear) -> bool:
-    """Whether nothing but the product is wanted: no gradient, no compiling, no hook, no other kind of layer."""
+    """Return True if nothing but the product is wanted: no gradient, no compiling, no hook, no other kind of layer."""
     wanted = torch.is_grad_enabled() and (x.requires_grad or layer.weight.requires_grad)
     hooked = layer._forward_hooks or layer._forward_pre_hooks
-    known = type(layer) is nn.Linear and type(x) is Tensor and x.is_cpu and layer.weight.is_cpu and x.numel() > 0
-    return known and not wanted and not hooked and not torch.compiler.is_compiling()
+    supported = type(layer) is nn.Linear and type(x) is Tensor and x.is_cpu and layer.weight.is_cpu and x.numel() > 0
+    return supported and not wanted and not hooked and not torch.compiler.is_compiling()
 
 
-def _found() -> Any:
-    """The kernel that torch's compiler takes for the two; it is no documented one, so it may be missing."""
+def _kernel() -> Any:
+    """The kernel that torch's compiler takes for the two; it is not a documented one, so it may be missing."""
     return getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 
 
-_KERNEL = _found()
+_KERNEL = _kernel()

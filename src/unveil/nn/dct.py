@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def dct_matrix(length: int) -> Tensor:
-    """The orthonormal waves of so many places, (frequency, place), the constant one first."""
+    """The orthonormal waves of that many places, (frequency, place), the constant one first."""
     frequency, place = torch.arange(length)[:, None], torch.arange(length)
     waves = torch.cos(math.pi / length * (place + 0.5) * frequency) * math.sqrt(2 / length)
     return torch.cat([waves[:1] / math.sqrt(2), waves[1:]])

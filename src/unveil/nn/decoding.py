@@ -1,4 +1,4 @@
-"""What a next-token model says: its likeliest word at each place, words drawn by chance, or the best of several beams.
+"""Decoding of next-token models: the likeliest word at each place, words drawn by chance, or the best of beams.
 
 Letters of shapes: B sequences, V words of the vocabulary, K beams.
 """
@@ -17,7 +17,7 @@ from unveil.errors import RecipeError, ShapeError
 
 
 class NextToken(Protocol):
-    """A batch of sequences in the middle of being read, such as `transformer.Reading`; it remembers what it read."""
+    """Sequences of a batch while they are read, such as `transformer.DecoderState`; it remembers what it read."""
 
     def next(self, tokens: Tensor) -> Tensor:
         """Logits (B, V) of what follows these tokens (B, n), which follow those of the calls before."""
@@ -29,7 +29,7 @@ class NextToken(Protocol):
 
 
 class Decoded(NamedTuple):
-    """What followed each of B sequences.
+    """Continuation of each of B sequences.
 
     tokens: without those given and without the end. log_probability: (B,) float64, natural, the end's included.
     ended: (B,), False where the limit cut a sequence off.
@@ -51,7 +51,7 @@ def greedy(model: NextToken, start: Tensor, *, end: int, limit: int) -> Decoded:
     Raises:
         ShapeError, RecipeError: a start that is not (B, n) with n at least 1, or a limit below 1.
     """
-    return _one_by_one(model, start, end, limit, lambda logp, rows, step: logp.argmax(dim=1))
+    return _token_by_token(model, start, end, limit, lambda logp, rows, step: logp.argmax(dim=1))
 
 
 @torch.no_grad()
@@ -71,7 +71,7 @@ def sampled(
     Args:
         streams: one for each sequence; the same draws whatever else is in the batch.
         temperature: that logits are divided by; below 1 the likely grows likelier.
-        top: only so many likeliest tokens are drawn from.
+        top: only that many likeliest tokens are drawn from.
         mass: and of them only the fewest whose probabilities reach this sum.
 
     Returns:
@@ -100,7 +100,7 @@ def sampled(
         place = (reached <= at).sum(dim=1, keepdim=True).clamp(max=logp.shape[1] - 1)
         return order.gather(1, place)[:, 0]
 
-    return _one_by_one(model, start, end, limit, choose)
+    return _token_by_token(model, start, end, limit, choose)
 
 
 @torch.no_grad()
@@ -143,7 +143,7 @@ def beam(
 
 
 class _Search:
-    """What beams have found: for each sequence the best one that ended."""
+    """Result of a beam search: for each sequence the best one that ended."""
 
     def __init__(self, count: int, beams: int, end: int, norms: list[float]) -> None:
         self.beams, self.end, self.norms = beams, end, norms
@@ -165,15 +165,15 @@ class _Search:
             if score > self.score[row]:
                 self.score[row], self.logp[row] = score, float(best[i, j])
                 self.tokens[row] = history[i, parents[i, j]].tolist()
-        live, kept = best.masked_fill(tokens == self.end, -math.inf).topk(self.beams, dim=1)
-        return live, parents.gather(1, kept), tokens.gather(1, kept)
+        live, places = best.masked_fill(tokens == self.end, -math.inf).topk(self.beams, dim=1)
+        return live, parents.gather(1, places), tokens.gather(1, places)
 
     def open(self, rows: Tensor, live: Tensor) -> Tensor:
         """The places in `rows` of sequences of which a beam may still beat what ended."""
         # log-probabilities only fall, and no norm is larger than the last one
         hope = live[:, 0] / self.norms[-1]
-        known = torch.tensor([self.score[row] for row in rows.tolist()], dtype=hope.dtype)
-        return ((hope > known) & hope.isfinite()).nonzero()[:, 0]
+        best = torch.tensor([self.score[row] for row in rows.tolist()], dtype=hope.dtype)
+        return ((hope > best) & hope.isfinite()).nonzero()[:, 0]
 
     def result(self, rows: Tensor, live: Tensor, history: Tensor) -> Decoded:
         ended = torch.tensor([score > -math.inf for score in self.score])
@@ -183,10 +183,10 @@ class _Search:
         return Decoded(self.tokens, torch.tensor(self.logp, dtype=torch.float64), ended)
 
 
-def _one_by_one(model: NextToken, start: Tensor, end: int, limit: int, choose: Choose) -> Decoded:
+def _token_by_token(model: NextToken, start: Tensor, end: int, limit: int, choose: Choose) -> Decoded:
     """Goes on token by token; what has ended leaves the batch."""
     _check(start, limit)
-    found: list[list[int]] = [[] for _ in range(len(start))]
+    sequences: list[list[int]] = [[] for _ in range(len(start))]
     total = torch.zeros(len(start), dtype=torch.float64)
     ended = torch.zeros(len(start), dtype=torch.bool)
     rows, tokens = torch.arange(len(start)), start
@@ -198,14 +198,14 @@ def _one_by_one(model: NextToken, start: Tensor, end: int, limit: int, choose: C
             if token == end:
                 ended[row] = True
             else:
-                found[row].append(token)
+                sequences[row].append(token)
         going = (chosen != end).nonzero()[:, 0]
         if not len(going):
             break
         if len(going) < len(rows):
             model.select(going.to(start.device))
         rows, tokens = rows[going], chosen[going, None].to(start.device)
-    return Decoded(found, total, ended)
+    return Decoded(sequences, total, ended)
 
 
 def _log_softmax(logits: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The patch discriminator: a small convolutional network that tells real patches of pictures or clips from others."""
+"""The patch discriminator: a small convolutional network that tells real patches of images or clips from others."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ KINDS: dict[int, tuple[type[nn.Conv2d] | type[nn.Conv3d], type[nn.Module], Any, 
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
-    """PatchGAN: 4 x 4 convolutions, of which all but the last two halve the picture.
+    """PatchGAN: 4 x 4 convolutions, of which all but the last two halve the image.
 
     Attributes:
         width: channels after the first convolution, doubled by each that follows, up to eight times.
         layers: convolutions that halve; 3 makes each output see 70 x 70 pixels.
-        axes: 2 for pictures; 3 for clips, which are halved in time too, by kernels of 3 frames, so that a clip of one
+        axes: 2 for images; 3 for clips, which are halved in time too, by kernels of 3 frames, so that a clip of one
             frame has an output as well.
 
     Raises:
@@ -40,10 +40,10 @@ class DiscriminatorConfig:
         if self.width < 1 or self.layers < 1:
             raise RecipeError(f"width = {self.width}, layers = {self.layers}: a discriminator has at least 1 of either")
         if self.axes not in KINDS:
-            raise RecipeError(f"axes = {self.axes}: must be 2 (pictures) or 3 (clips)")
+            raise RecipeError(f"axes = {self.axes}: must be 2 (images) or 3 (clips)")
 
     def side(self, size: int) -> int:
-        """Outputs along a side of pictures with `size` pixels; below 1 the picture is too small."""
+        """Outputs along a side of images with `size` pixels; below 1 the image is too small."""
         for _ in range(self.layers):
             size //= 2
         return size - 2  # each of the last two takes one away
@@ -65,31 +65,31 @@ class PatchDiscriminator(nn.Module):
         width = config.width
         conv, norm, kernel, padding = KINDS[config.axes]
         layers: list[nn.Module] = [conv(channels, width, kernel, stride=2, padding=padding), nn.LeakyReLU(0.2)]
-        given = width
+        channels_in = width
         for number in range(1, config.layers + 1):
-            made = width * min(2**number, _WIDEST)
+            wider = width * min(2**number, _WIDEST)
             stride = 2 if number < config.layers else 1
-            layers += [conv(given, made, kernel, stride=stride, padding=padding, bias=False), norm(made)]
+            layers += [conv(channels_in, wider, kernel, stride=stride, padding=padding, bias=False), norm(wider)]
             layers.append(nn.LeakyReLU(0.2))
-            given = made
-        layers.append(conv(given, 1, kernel, padding=padding))
+            channels_in = wider
+        layers.append(conv(channels_in, 1, kernel, padding=padding))
         self.main = nn.Sequential(*layers)
         self.apply(_begin)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Logits (B, 1, h, w) of pictures (B, channels, H, W), or (B, 1, t, h, w) of clips (B, channels, T, H, W).
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, 1, h, w) of images (B, channels, H, W), or (B, 1, t, h, w) of clips (B, channels, T, H, W).
 
         Raises:
-            ShapeError: other channels, or a picture that the convolutions shrink to nothing.
+            ShapeError: other channels, or an image that the convolutions shrink to nothing.
         """
-        side = min(pictures.shape[-2:], default=0)
-        if pictures.ndim != 2 + self.config.axes or pictures.shape[1] != self.channels or self.config.side(side) < 1:
+        side = min(images.shape[-2:], default=0)
+        if images.ndim != 2 + self.config.axes or images.shape[1] != self.channels or self.config.side(side) < 1:
             axes = "H, W" if self.config.axes == 2 else "T, H, W"
             raise ShapeError(
-                f"pictures {tuple(pictures.shape)}: this discriminator reads (B, {self.channels}, {axes}) of at least "
+                f"images {tuple(images.shape)}: this discriminator reads (B, {self.channels}, {axes}) of at least "
                 f"{3 * 2**self.config.layers} pixels a side; use fewer layers for smaller ones"
             )
-        return self.main(pictures)
+        return self.main(images)
 
 
 def _begin(layer: nn.Module) -> None:

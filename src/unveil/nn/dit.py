@@ -1,6 +1,6 @@
-"""DiT: a transformer over patches of latents, told the time and the class by what it normalises with.
+"""DiT: a transformer over patches of latents, conditioned on the time and the class by its normalisations.
 
-    x -> patches -> tokens + positions -> blocks, each told (t, class) -> norm -> linear -> patches of the result
+    x -> patches -> tokens + positions -> blocks, modulated by (t, class) -> norm -> linear -> patches of the result
 
 Sources: Peebles & Xie 2023 (arXiv:2212.09748); long skips: Bao et al. 2023 (arXiv:2209.12152).
 """
@@ -31,12 +31,12 @@ AHEAD = 2**30  # bytes of modulation that are computed ahead at most
 
 @dataclass(frozen=True)
 class BlockConditioning:
-    """What blocks are told; it depends on the level and the condition, not on x. B rows, N tokens, C the width.
+    """The conditioning of blocks; it depends on the level and the condition, not on x. B rows, N tokens, C the width.
 
     modulation: of adaLN, per block shifts, scales and gates (B, 1, parts, C), or (B, N, parts, C) for each token;
         those of the last normalisation are behind all blocks'.
     tokens, mask: of the others, (B, L, C), and True where one of the (B, L) counts.
-    packing: of tokens that are several pictures in a row.
+    packing: of tokens that are several images in a row.
     """
 
     modulation: tuple[Tensor, ...] = ()
@@ -62,10 +62,10 @@ class AdaLN(nn.Module):
         self.mlp = Mlp(width, int(config.mlp_ratio * width), "gelu-tanh")
         self.modulation = nn.Linear(width, self.parts * width)
 
-    def forward(self, x: Tensor, told: BlockConditioning, number: int) -> Tensor:
+    def forward(self, x: Tensor, conditioning: BlockConditioning, number: int) -> Tensor:
         """Tokens (B, N, C) after block `number`."""
-        shift_1, scale_1, shift_2, scale_2 = told.modulation[number].unbind(2)  # each (B, 1, C)
-        x = x + self.attention(modulate(self.norm_1(x), shift_1, scale_1), packing=told.packing)  # (B, N, C)
+        shift_1, scale_1, shift_2, scale_2 = conditioning.modulation[number].unbind(2)  # each (B, 1, C)
+        x = x + self.attention(modulate(self.norm_1(x), shift_1, scale_1), packing=conditioning.packing)  # (B, N, C)
         return x + self.mlp(modulate(self.norm_2(x), shift_2, scale_2))  # (B, N, C)
 
 
@@ -74,10 +74,10 @@ class AdaLNZero(AdaLN):
 
     parts = 6
 
-    def forward(self, x: Tensor, told: BlockConditioning, number: int) -> Tensor:
+    def forward(self, x: Tensor, conditioning: BlockConditioning, number: int) -> Tensor:
         """Tokens (B, N, C) after block `number`."""
-        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = told.modulation[number].unbind(2)  # each (B, 1, C)
-        gathered = self.attention(modulate(self.norm_1(x), shift_1, scale_1), packing=told.packing)  # (B, N, C)
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = conditioning.modulation[number].unbind(2)  # each (B, 1, C)
+        gathered = self.attention(modulate(self.norm_1(x), shift_1, scale_1), packing=conditioning.packing)  # (B, N, C)
         x = torch.addcmul(x, gate_1, gathered)
         return torch.addcmul(x, gate_2, self.mlp(modulate(self.norm_2(x), shift_2, scale_2)))  # (B, N, C)
 
@@ -89,9 +89,9 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.plain = TransformerBlock(_plain(config), context_width=config.hidden_size)
 
-    def forward(self, x: Tensor, told: BlockConditioning, number: int) -> Tensor:
+    def forward(self, x: Tensor, conditioning: BlockConditioning, number: int) -> Tensor:
         """Tokens (B, N, C) after block `number`."""
-        return self.plain(x, context=EncoderStates(cast(Tensor, told.tokens), told.mask))  # (B, N, C)
+        return self.plain(x, context=EncoderStates(cast(Tensor, conditioning.tokens), conditioning.mask))  # (B, N, C)
 
 
 class InContext(nn.Module):
@@ -101,11 +101,12 @@ class InContext(nn.Module):
         super().__init__()
         self.plain = TransformerBlock(_plain(config))
 
-    def forward(self, x: Tensor, told: BlockConditioning, number: int) -> Tensor:
+    def forward(self, x: Tensor, conditioning: BlockConditioning, number: int) -> Tensor:
         """Tokens (B, N + L, C) after block `number`."""
-        if told.mask is None:
+        if conditioning.mask is None:
             return self.plain(x)
-        seen = nn.functional.pad(told.mask, (x.shape[1] - told.mask.shape[1], 0), value=True)  # (B, N + L)
+        mask = conditioning.mask
+        seen = nn.functional.pad(mask, (x.shape[1] - mask.shape[1], 0), value=True)  # (B, N + L)
         return self.plain(x, mask=seen[:, None, None])  # (B, N + L, C)
 
 
@@ -131,7 +132,7 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 def positions(config: DiTConfig, rows: int, columns: int) -> Tensor:
-    """The fixed positions of a picture of so many patches, (rows * columns, C), the column's part first."""
+    """The fixed positions of an image of that many patches, (rows * columns, C), the column's part first."""
     places = grid_coordinates((rows, columns))  # (N, 2)
     if config.resize == "interpolate":
         places = places * (config.side / torch.tensor([rows, columns], dtype=places.dtype))
@@ -174,19 +175,19 @@ class DiT(nn.Module):
                 are for the designs in-context and cross-attention.
 
         Raises:
-            ShapeError: a size that is no multiple of the patch, or a condition that does not fit.
+            ShapeError: a size that is not a multiple of the patch, or a condition that does not fit.
         """
         condition = condition or Condition()
         self._check(x)
-        told = self.tell(t, condition) if self._ahead is None else self._ahead(t, condition)
+        conditioning = self.tell(t, condition) if self._ahead is None else self._ahead(t, condition)
         h = self.patches(with_context(x, condition, self.config.concat_channels))  # (B, C, rows, columns)
         rows, columns = h.shape[2:]
-        # contiguous: else each residual keeps the picture's strides, and each normalisation copies
+        # contiguous: else each residual keeps the image's strides, and each normalisation copies
         h = h.flatten(2).transpose(1, 2).contiguous() + self._positions(rows, columns)  # (B, N, C)
-        return self._unpatched(self.denoise(h, told), rows, columns)  # (B, out_channels, H, W)
+        return self._unpatched(self.denoise(h, conditioning), rows, columns)  # (B, out_channels, H, W)
 
     def tell(self, t: Tensor, condition: Condition) -> BlockConditioning:
-        """What the blocks are told at the levels t (B,), under a condition of B rows.
+        """The blocks' conditioning at the levels t (B,), under a condition of B rows.
 
         Raises:
             ShapeError: a condition that does not fit.
@@ -208,30 +209,30 @@ class DiT(nn.Module):
             tokens.append(condition.tokens.to(embedded))
         return BlockConditioning(tokens=torch.cat(tokens, dim=1), mask=mask if condition.tokens is not None else None)
 
-    def denoise(self, h: Tensor, told: BlockConditioning) -> Tensor:
-        """Tokens (B, N, C) of a picture to those of the result (B, N, patch * patch * out_channels)."""
+    def denoise(self, h: Tensor, conditioning: BlockConditioning) -> Tensor:
+        """Tokens (B, N, C) of an image to those of the result (B, N, patch * patch * out_channels)."""
         count, depth, half = h.shape[1], self.config.depth, len(self.merge)
         if self.config.block_type == "in-context":
-            h = torch.cat([h, cast(Tensor, told.tokens).to(h)], dim=1)  # (B, N + L, C)
+            h = torch.cat([h, cast(Tensor, conditioning.tokens).to(h)], dim=1)  # (B, N + L, C)
         stack: list[Tensor] = []
         for number, block in enumerate(self.blocks):
             if number >= depth - half:
                 h = self.merge[number - depth + half](torch.cat([h, stack.pop()], dim=2))
             if self.config.gradient_checkpointing and self.training and torch.is_grad_enabled():
-                h = cast(Tensor, checkpoint(block, h, told, number, use_reentrant=False))
+                h = cast(Tensor, checkpoint(block, h, conditioning, number, use_reentrant=False))
             else:
-                h = block(h, told, number)
+                h = block(h, conditioning, number)
             if number < half:
                 stack.append(h)
         h = self.norm(h[:, :count])  # (B, N, C)
         if self.adaptive:
-            h = modulate(h, *told.modulation[-1].unbind(2))
+            h = modulate(h, *conditioning.modulation[-1].unbind(2))
         return self.leave(h)  # (B, N, patch * patch * out_channels)
 
     def packed(
-        self, pictures: Sequence[Tensor], t: Tensor, condition: Condition | None = None, *, length: int | None = None
+        self, images: Sequence[Tensor], t: Tensor, condition: Condition | None = None, *, length: int | None = None
     ) -> tuple[list[Tensor], float]:
-        """The result for each of S pictures (in_channels, H, W) of any sizes, computed as rows of tokens.
+        """The result for each of S images (in_channels, H, W) of any sizes, computed as rows of tokens.
 
         Args:
             t: (S,).
@@ -243,24 +244,23 @@ class DiT(nn.Module):
 
         Raises:
             RecipeError: a design other than adaLN, which tells each token its own.
-            ShapeError: a picture that does not fit, or is longer than a row.
+            ShapeError: an image that does not fit, or is longer than a row.
         """
         if not self.adaptive:
-            raise RecipeError(
-                f"block_type = {self.config.block_type!r}: only adaln and adaln-zero read packed pictures"
-            )
+            raise RecipeError(f"block_type = {self.config.block_type!r}: only adaln and adaln-zero read packed images")
         condition = condition or Condition()
         tokens, sides = [], []
-        for picture in pictures:
-            self._check(picture[None])
-            h = self.patches(picture[None])  # (1, C, rows, columns)
+        for image in images:
+            self._check(image[None])
+            h = self.patches(image[None])  # (1, C, rows, columns)
             sides.append((h.shape[2], h.shape[3]))
             tokens.append(h[0].flatten(1).T + self._positions(*sides[-1]))  # (N, C)
-        packing = Packing([len(one) for one in tokens], length=length)
-        told = self.tell(t, condition)
-        each = tuple(packing.spread(one[:, 0]) for one in told.modulation)  # (rows, N, parts, C)
-        found = packing.unpack(self.denoise(packing.pack(tokens), replace(told, modulation=each, packing=packing)))
-        return [self._unpatched(one[None], *side)[0] for one, side in zip(found, sides, strict=True)], packing.waste
+        packing = Packing([len(sequence) for sequence in tokens], length=length)
+        conditioning = self.tell(t, condition)
+        each = tuple(packing.spread(parts[:, 0]) for parts in conditioning.modulation)  # (rows, N, parts, C)
+        conditioning = replace(conditioning, modulation=each, packing=packing)
+        outputs = zip(packing.unpack(self.denoise(packing.pack(tokens), conditioning)), sides, strict=True)
+        return [self._unpatched(output[None], *side)[0] for output, side in outputs], packing.waste
 
     @contextmanager
     def ahead(self, indices: Sequence[float] | Tensor) -> Iterator[None]:
@@ -271,7 +271,7 @@ class DiT(nn.Module):
         """
         before = self._ahead
         if self.adaptive:
-            self._ahead = _Ahead(self, torch.as_tensor(indices, dtype=torch.float32)).told
+            self._ahead = _Ahead(self, torch.as_tensor(indices, dtype=torch.float32)).conditioning
             if getattr(self, "_compiled_call_impl", None):
                 # it is only looked up; a compiler would make a variant of it for each level
                 self._ahead = cast(Any, torch.compiler.disable(self._ahead))
@@ -281,22 +281,22 @@ class DiT(nn.Module):
             self._ahead = before
 
     def _positions(self, rows: int, columns: int) -> Tensor:
-        known = cast(Tensor, self.positions)
+        table = cast(Tensor, self.positions)
         if (rows, columns) == (self.config.side, self.config.side):
-            return known
-        key = (rows, columns, known.device)
+            return table
+        key = (rows, columns, table.device)
         if key not in self._tables:
             with torch.device("cpu"):
-                self._tables[key] = positions(self.config, rows, columns).to(known)
-        return self._tables[key].to(known)
+                self._tables[key] = positions(self.config, rows, columns).to(table)
+        return self._tables[key].to(table)
 
-    def _modulations(self, told: Tensor) -> tuple[Tensor, ...]:
-        """Of each block and of the last normalisation, from the activated embeddings (B, tellers, C)."""
-        of_block = told.unbind(1) if self.config.tellers > 1 else [told[:, 0]] * self.config.depth
+    def _modulations(self, embeddings: Tensor) -> tuple[Tensor, ...]:
+        """Modulation of each block and of the last normalisation, from the activated embeddings (B, tellers, C)."""
+        of_block = embeddings.unbind(1) if self.config.tellers > 1 else [embeddings[:, 0]] * self.config.depth
         layers = [cast(AdaLN, block).modulation for block in self.blocks]
-        each = [layer(one) for layer, one in zip(layers, of_block, strict=True)]
-        each.append(cast(nn.Linear, self.modulation)(told[:, 0]))
-        return tuple(one.unflatten(1, (1, -1, self.config.hidden_size)) for one in each)
+        each = [layer(embedding) for layer, embedding in zip(layers, of_block, strict=True)]
+        each.append(cast(nn.Linear, self.modulation)(embeddings[:, 0]))
+        return tuple(modulation.unflatten(1, (1, -1, self.config.hidden_size)) for modulation in each)
 
     def _unpatched(self, tokens: Tensor, rows: int, columns: int) -> Tensor:
         """(B, N, patch * patch * out_channels) to (B, out_channels, H, W)."""
@@ -343,23 +343,23 @@ class _Ahead:
         self.network = network
         self.indices = torch.unique(indices)
         self.places = {index: place for place, index in enumerate(self.indices.tolist())}
-        # the same tensor comes again with every picture of a level; it is kept, so that its id stays its own
+        # the same tensor comes again with every image of a level; it is kept, so that its id stays its own
         self.levels: dict[int, tuple[Tensor, int | None]] = {}
-        self.known: list[tuple[Tensor | None, _Table | None]] = []
+        self.entries: list[tuple[Tensor | None, _Table | None]] = []
 
-    def told(self, t: Tensor, condition: Condition) -> BlockConditioning:
+    def conditioning(self, t: Tensor, condition: Condition) -> BlockConditioning:
         """As `DiT.tell`."""
         place = self._place(t)
         if place is None or condition.tokens is not None:
             return self.network.tell(t, condition)
-        found = next((entry for entry in self.known if entry[0] is condition.vector), None)
-        if found is None:
-            found = condition.vector, self._computed(condition, len(t))
-            self.known.append(found)
-        return self.network.tell(t, condition) if found[1] is None else found[1].at(place)
+        pair = next((entry for entry in self.entries if entry[0] is condition.vector), None)
+        if pair is None:
+            pair = condition.vector, self._computed(condition, len(t))
+            self.entries.append(pair)
+        return self.network.tell(t, condition) if pair[1] is None else pair[1].at(place)
 
     def _place(self, t: Tensor) -> int | None:
-        """Which of the levels all of t is."""
+        """Number of the level that all of t is."""
         if id(t) not in self.levels:
             first = float(t[0])
             self.levels[id(t)] = (t, self.places.get(first) if bool((t == first).all()) else None)
@@ -367,7 +367,7 @@ class _Ahead:
 
     @torch.no_grad()
     def _computed(self, condition: Condition, rows: int) -> _Table | None:
-        """Of every level and each different row of the condition; None where that would take too much memory."""
+        """Modulation of every level and each different row of the condition; None if it takes too much memory."""
         network, levels = self.network, len(self.indices)
         distinct: Tensor | None = None
         rows_of: Tensor | None = None
@@ -379,8 +379,9 @@ class _Ahead:
         if 4 * levels * kinds * parts * network.config.hidden_size > AHEAD:
             return None
         t = self.indices.to(network.patches.weight.device).repeat_interleave(kinds)  # (levels * kinds,)
-        told = network.tell(t, Condition(None if distinct is None else distinct.repeat(levels, 1)))
-        tables = [one.unflatten(0, (levels, kinds)) for one in told.modulation]  # (levels, kinds, 1, parts, C)
+        conditioning = network.tell(t, Condition(None if distinct is None else distinct.repeat(levels, 1)))
+        # each (levels, kinds, 1, parts, C)
+        tables = [part.unflatten(0, (levels, kinds)) for part in conditioning.modulation]
         if rows_of is not None and kinds == rows:  # put in order once
             return _Table([table[:, rows_of] for table in tables])
         return _Table(tables, rows_of if kinds > 1 else None)
@@ -393,6 +394,6 @@ class _Table:
         self.tables, self.rows = tables, rows
 
     def at(self, place: int) -> BlockConditioning:
-        """Of one level."""
+        """Modulation of one level."""
         here = [table[place] for table in self.tables]
-        return BlockConditioning(tuple(here if self.rows is None else [one[self.rows] for one in here]))
+        return BlockConditioning(tuple(here if self.rows is None else [table[self.rows] for table in here]))

@@ -1,4 +1,4 @@
-"""What defines a DiT, and the published ones by name.
+"""Configuration of a DiT, and the published ones by name.
 
 Source: Peebles & Xie 2023, table 1 (arXiv:2212.09748).
 """
@@ -7,24 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from unveil.errors import RecipeError, did_you_mean
 from unveil.nn.attention import QkNorm
 from unveil.nn.embeddings import EmbeddingOrder
+from unveil.types import Ge, checked
 
 Design = Literal["in-context", "cross-attention", "adaln", "adaln-zero"]
 Skips = Literal["none", "long"]
 Embedders = Literal["shared", "per-block"]
 Resize = Literal["interpolate", "extend"]
-CHOICES = {
-    "block_type": Design,
-    "skips": Skips,
-    "embedders": Embedders,
-    "resize": Resize,
-    "embedding": EmbeddingOrder,
-    "qk_norm": QkNorm,
-}
 
 # Letter: depth, width, heads
 SIZES = {"s": (12, 384, 6), "b": (12, 768, 12), "l": (24, 1024, 16), "xl": (28, 1152, 16)}
@@ -34,7 +27,7 @@ NAMES = tuple(f"dit-{letter}-{patch}" for letter in SIZES for patch in PATCHES)
 
 @dataclass(frozen=True)
 class DiTConfig:
-    """What defines a DiT.
+    """Configuration of a DiT.
 
     Args:
         in_channels: of x.
@@ -43,7 +36,7 @@ class DiTConfig:
         patch: side of the squares of x that become tokens.
         depth, hidden_size, heads: blocks, width of a token, attention heads.
         mlp_ratio: width of the MLPs, in multiples of `hidden_size`.
-        block_type: how a block is told time and condition: as further tokens (`in-context`), by attention to them
+        block_type: how a block is conditioned on time and class: as further tokens (`in-context`), by attention to them
             (`cross-attention`), by scale and shift of its normalisations (`adaln`), with gates that begin at 0 too
             (`adaln-zero`).
         skips: `long` gives the result of each block of the first half to its mirror image in the second (U-ViT).
@@ -61,13 +54,13 @@ class DiTConfig:
         RecipeError: settings that do not fit together.
     """
 
-    in_channels: int
-    out_channels: int
-    size: int = 32
-    patch: int = 2
-    depth: int = 12
-    hidden_size: int = 384
-    heads: int = 6
+    in_channels: Annotated[int, Ge(1)]
+    out_channels: Annotated[int, Ge(1)]
+    size: Annotated[int, Ge(1)] = 32
+    patch: Annotated[int, Ge(1)] = 2
+    depth: Annotated[int, Ge(1)] = 12
+    hidden_size: Annotated[int, Ge(1)] = 384
+    heads: Annotated[int, Ge(1)] = 6
     mlp_ratio: float = 4.0
     block_type: Design = "adaln-zero"
     skips: Skips = "none"
@@ -81,13 +74,7 @@ class DiTConfig:
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("in_channels", "out_channels", "size", "patch", "depth", "hidden_size", "heads"):
-            if getattr(self, name) < 1:
-                raise RecipeError(f"{name} = {getattr(self, name)}: must be at least 1")
-        for name, kinds in CHOICES.items():
-            if (given := getattr(self, name)) not in get_args(kinds):
-                allowed = ", ".join(get_args(kinds))
-                raise RecipeError(f"{name} = {given!r}: must be one of {allowed}{did_you_mean(given, get_args(kinds))}")
+        checked(self)
         if self.size % self.patch:
             below = self.size // self.patch * self.patch
             near = f"{below} or {below + self.patch}" if below else f"{self.patch}"
@@ -106,7 +93,7 @@ class DiTConfig:
 
     @property
     def tellers(self) -> int:
-        """How many embeddings of time and label there are."""
+        """Number of embeddings of time and label."""
         return self.depth if self.embedders == "per-block" else 1
 
     @property
@@ -155,6 +142,6 @@ def expand_preset(section: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         RecipeError: no such name; the nearest is named.
     """
-    given = dict(section)
-    name = given.pop("name", None)
-    return given if name is None else shape_of(name) | given
+    options = dict(section)
+    name = options.pop("name", None)
+    return options if name is None else shape_of(name) | options

@@ -1,4 +1,4 @@
-"""Blocks of score SDE's and ADM's U-Nets as EDM writes them, and the pyramids of pictures beside the features.
+"""Blocks of score SDE's and ADM's U-Nets as EDM writes them, and the pyramids of images beside the features.
 
 Sources: Song et al. 2021, appendix H (arXiv:2011.13456); Karras et al. 2022, appendix F.1 (arXiv:2206.00364).
 """
@@ -19,9 +19,9 @@ Combination = Literal["sum", "cat"]
 
 
 class EDMBlockStyle(NamedTuple):
-    """What all blocks of a network have in common."""
+    """Settings that all blocks of a network share."""
 
-    vector: int  # width of what they are told
+    vector: int  # width of their conditioning vector
     modulation: Literal["add", "scale-shift"]
     norm_eps: float
     branch_weight: float  # of a sum of two branches
@@ -85,20 +85,20 @@ class EDMBlock(nn.Module):
         return h if self.attention is None else self.attention(h) * weight
 
 
-# ---------------------------------------------------------------------- pyramids of pictures
+# ---------------------------------------------------------------------- pyramids of images
 
 
 class InputSkip(nn.Module):
     """The input, smaller by one level, joins the features."""
 
-    def __init__(self, pictures: int, width: int, style: EDMBlockStyle, combine: Combination) -> None:
+    def __init__(self, channels: int, width: int, style: EDMBlockStyle, combine: Combination) -> None:
         super().__init__()
         self.resample = style.resample("down")
-        self.conv = nn.Conv2d(pictures, width, 1)
+        self.conv = nn.Conv2d(channels, width, 1)
         self.combine: Combination = combine
 
     def forward(self, h: Tensor, pyramid: Tensor) -> tuple[Tensor, Tensor]:
-        """The features and the pyramid's next picture."""
+        """The features and the pyramid's next image."""
         pyramid = self.resample(pyramid)
         seen = self.conv(pyramid)
         return (seen + h if self.combine == "sum" else torch.cat([seen, h], dim=1)), pyramid
@@ -107,9 +107,9 @@ class InputSkip(nn.Module):
 class InputResidual(nn.Module):
     """The pyramid becomes features itself, and what is handed on holds both."""
 
-    def __init__(self, pictures: int, width: int, style: EDMBlockStyle) -> None:
+    def __init__(self, channels: int, width: int, style: EDMBlockStyle) -> None:
         super().__init__()
-        self.resample = style.halved(pictures, width)
+        self.resample = style.halved(channels, width)
         self.weight = style.branch_weight
 
     def forward(self, h: Tensor, pyramid: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,10 +121,10 @@ class InputResidual(nn.Module):
 class OutputSkip(nn.Module):
     """Each level's part of the output, added to the enlarged sum of the levels below."""
 
-    def __init__(self, width: int, pictures: int, style: EDMBlockStyle) -> None:
+    def __init__(self, width: int, channels: int, style: EDMBlockStyle) -> None:
         super().__init__()
         self.norm = style.norm(width)
-        self.conv = zeroed(nn.Conv2d(width, pictures, 3, padding=1))
+        self.conv = zeroed(nn.Conv2d(width, channels, 3, padding=1))
         self.resample = style.resample("up")
 
     def forward(self, h: Tensor, pyramid: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -150,7 +150,7 @@ class EDMDown(nn.Module):
     def forward(self, h: Tensor, time: Tensor, stack: list[Tensor], pyramid: Tensor) -> tuple[Tensor, Tensor]:
         """The smaller features and pyramid; every result is left on the stack."""
         if self.resample is not None:
-            h = _told(self.resample, h, time)
+            h = _resampled(self.resample, h, time)
             if self.side is not None:
                 h, pyramid = self.side(h, pyramid)
             stack.append(h)
@@ -179,13 +179,13 @@ class EDMUp(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """The larger features and pyramid."""
         if self.resample is not None:
-            h = _told(self.resample, h, time)
+            h = _resampled(self.resample, h, time)
         for block in self.blocks:
             h = block(torch.cat([h, stack.pop()], dim=1), time)
         return (h, pyramid) if self.side is None else self.side(h, pyramid)
 
 
-def _told(resample: nn.Module, h: Tensor, time: Tensor) -> Tensor:
+def _resampled(resample: nn.Module, h: Tensor, time: Tensor) -> Tensor:
     return resample(h, time) if isinstance(resample, EDMBlock) else resample(h)
 
 

@@ -3,7 +3,7 @@
     x -> enter -> [resample, blocks] per level -> middle -> [resample, blocks] per level -> norm -> leave
 
 Score SDE's halves and doubles inside residual blocks through a small filter, weighs sums of two branches by
-1 / sqrt(2), and may carry pictures beside the features: a pyramid of inputs that joins every level on the way down,
+1 / sqrt(2), and may carry images beside the features: a pyramid of inputs that joins every level on the way down,
 and one of outputs that grows on the way up. ADM's tells the level by scale and shift and attends with 64 channels a
 head; it differs from `unet.UNet` in its groups of normalisation alone.
 
@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unveil.errors import RecipeError, ShapeError, did_you_mean
+from unveil.errors import RecipeError, ShapeError
 from unveil.nn.edm_blocks import (
     Combination,
     EDMBlock,
@@ -36,25 +36,18 @@ from unveil.nn.edm_blocks import (
 )
 from unveil.nn.embeddings import sinusoid
 from unveil.nn.layers import check_multiple, vector_of, with_context, zeroed
-from unveil.types import Condition
+from unveil.types import Condition, checked
 
 Embedding = Literal["positional", "fourier"]
 Encoder = Literal["standard", "skip", "residual"]
 Decoder = Literal["standard", "skip"]
 Resampling = Literal["residual", "pool"]
-CHOICES = {
-    "embedding": Embedding,
-    "encoder": Encoder,
-    "decoder": Decoder,
-    "resample": Resampling,
-    "combine": Combination,
-}
 FOURIER_SCALE = 16.0  # deviation of the random frequencies
 
 
 @dataclass(frozen=True)
 class SongUNetConfig:
-    """What defines Score SDE's U-Net; the defaults are DDPM++. A level is a resolution; level i has rate 2**i.
+    """Configuration of Score SDE's U-Net; the defaults are DDPM++. A level is a resolution; level i has rate 2**i.
 
     Args:
         in_channels, out_channels: of x and of the result.
@@ -64,11 +57,11 @@ class SongUNetConfig:
         attention: rates of the levels with self-attention: after each block on the way down, the last on the way up.
         embedding: of the index: `positional` sinusoids, or random `fourier` frequencies (NCSN++, for log sigma).
         noise_multiplier: width of that embedding, and of a condition's vector, in `model_channels`.
-        embedding_multiplier: width of what the blocks are told, in `model_channels`.
+        embedding_multiplier: width of the blocks' conditioning vector, in `model_channels`.
         encoder: `standard`; `skip`: each level sees the smaller input; `residual`: and hands it on (NCSN++).
         decoder: `standard`; `skip`: each level adds its part to the output.
         combine: how a `skip` encoder joins the input: by `sum`, or `cat` beside the features.
-        filter: through which features and pictures are resampled: (1, 1) or NCSN++'s (1, 3, 3, 1); None is (1, 1),
+        filter: through which features and images are resampled: (1, 1) or NCSN++'s (1, 3, 3, 1); None is (1, 1),
             and in a `residual` encoder a strided convolution in its place.
         resample: in `residual` blocks, or without weights (`pool`).
         branch_weight: of a sum of two branches.
@@ -101,17 +94,14 @@ class SongUNetConfig:
 
     def __post_init__(self) -> None:
         _settle(self)
-        for name, kinds in CHOICES.items():
-            if (given := getattr(self, name)) not in get_args(kinds):
-                allowed = ", ".join(get_args(kinds))
-                raise RecipeError(f"{name} = {given!r}: must be one of {allowed}{did_you_mean(given, get_args(kinds))}")
+        checked(self)
         if self.noise_multiplier < 1 or self.vector_dim % 2:
             raise RecipeError(f"noise_multiplier = {self.noise_multiplier}: at least 1, and even times channels")
         self.style.resample("down")  # refuses a filter that cannot be
 
     @property
     def rates(self) -> tuple[int, ...]:
-        """How much smaller each level is than the first."""
+        """Downsampling rate of each level."""
         return tuple(2**level for level in range(len(self.channel_mult)))
 
     @property
@@ -126,7 +116,7 @@ class SongUNetConfig:
 
     @property
     def style(self) -> EDMBlockStyle:
-        """What its blocks have in common."""
+        """Settings that its blocks share."""
         return EDMBlockStyle(
             self.embedding_multiplier * self.model_channels, "add", 1e-6, self.branch_weight, None, True, self.dropout,
             self.filter,
@@ -135,7 +125,7 @@ class SongUNetConfig:
 
 @dataclass(frozen=True)
 class DhariwalUNetConfig:
-    """What defines ADM's U-Net as EDM trained it; the defaults are its ImageNet-64 network.
+    """Configuration of ADM's U-Net as EDM trained it; the defaults are its ImageNet-64 network.
 
     Args:
         in_channels, out_channels: of x and of the result.
@@ -172,7 +162,7 @@ class DhariwalUNetConfig:
 
     @property
     def rates(self) -> tuple[int, ...]:
-        """How much smaller each level is than the first."""
+        """Downsampling rate of each level."""
         return tuple(2**level for level in range(len(self.channel_mult)))
 
     @property
@@ -187,7 +177,7 @@ class DhariwalUNetConfig:
 
     @property
     def style(self) -> EDMBlockStyle:
-        """What its blocks have in common."""
+        """Settings that its blocks share."""
         return EDMBlockStyle(self.vector_dim, "scale-shift", 1e-5, 1.0, self.head_channels, False, self.dropout, (1, 1))
 
 
@@ -218,15 +208,15 @@ class SongUNet(nn.Module):
         self.config = config
         self.vector_dim = config.vector_dim
         self.multiple = config.rates[-1]  # of both sides of x
-        style, pictures = config.style, config.in_channels + config.concat_channels
+        style, channels = config.style, config.in_channels + config.concat_channels
         if config.embedding == "fourier":
             self.register_buffer("frequencies", FOURIER_SCALE * torch.randn(config.vector_dim // 2))
         self.map_1 = nn.Linear(config.vector_dim, style.vector)
         self.map_2 = nn.Linear(style.vector, style.vector)
         self.augment = nn.Linear(config.augment_dim, config.vector_dim, bias=False) if config.augment_dim else None
-        self.enter = nn.Conv2d(pictures, config.model_channels, 3, padding=1)
+        self.enter = nn.Conv2d(channels, config.model_channels, 3, padding=1)
         stack = [config.model_channels]
-        self.down = self._way_down(pictures, stack)
+        self.down = self._way_down(channels, stack)
         width = stack[-1]
         self.middle = nn.ModuleList([EDMBlock(width, width, style, attention=True), EDMBlock(width, width, style)])
         self.up = self._way_up(stack)
@@ -274,7 +264,7 @@ class SongUNet(nn.Module):
         angles = t.float()[:, None] * (2 * math.pi * self.get_buffer("frequencies").float())
         return torch.cat([angles.sin(), angles.cos()], dim=1)
 
-    def _way_down(self, pictures: int, stack: list[int]) -> nn.ModuleList:
+    def _way_down(self, channels: int, stack: list[int]) -> nn.ModuleList:
         """The levels of the way down, and on the stack the widths of all that they leave there."""
         config, style, levels = self.config, self.config.style, nn.ModuleList()
         for level, out in enumerate(config.widths):
@@ -282,10 +272,10 @@ class SongUNet(nn.Module):
             if level:
                 resample = self._resample(width, "down")
                 if config.encoder == "skip":
-                    side = InputSkip(pictures, width, style, config.combine)
+                    side = InputSkip(channels, width, style, config.combine)
                     width = 2 * width if config.combine == "cat" else width
                 elif config.encoder == "residual":
-                    side, pictures = InputResidual(pictures, width, style), width
+                    side, channels = InputResidual(channels, width, style), width
                 stack.append(width)
             blocks: list[EDMBlock] = []
             for _ in range(config.num_res_blocks):

@@ -1,4 +1,4 @@
-"""How a network is told the time, and where its tokens stand: waves, learned tables, rotations."""
+"""Embeddings of the time and of token positions: waves, learned tables, rotations."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def sinusoid(t: Tensor, dim: int, order: EmbeddingOrder) -> Tensor:
     """
     half = dim // 2
     divisor = half - 1 if order == "sin-cos" else half
-    # in float64: the last digit of a float32 exp is another on every kind of processor, and t is up to 1000 times that
+    # in float64: the last digit of a float32 exp is another on every kind of CPU, and t is up to 1000 times that
     steps = torch.arange(half, dtype=torch.float64)
     frequencies = torch.exp(-math.log(10000) / max(divisor, 1) * steps).float().to(t.device)
     angles = t.float()[:, None] * frequencies  # (B, dim/2)
@@ -58,7 +58,7 @@ def sin_cos_positions(
 ) -> Tensor:
     """(N, axes) coordinates, any real numbers, to (N, dim) waves of wavelengths 2 pi to 10000 * 2 pi, in float32.
 
-    Each axis has a part of its own, in the order of the axes; MAE and DiT give the column before the row.
+    Each axis has its own part, in the order of the axes; MAE and DiT give the column before the row.
 
     Args:
         split: numbers of each axis; equal parts when left out, the first axis taking the rest.
@@ -74,8 +74,8 @@ def sin_cos_positions(
     if len(parts) != axes or any(part % 2 or part < 0 for part in parts) or sum(parts) != dim:
         raise RecipeError(f"dim {dim} in parts {list(parts)}: must be even parts, one for each of the {axes} axes")
     if order not in get_args(PositionOrder):
-        known = get_args(PositionOrder)
-        raise RecipeError(f"order {order!r}: must be one of {', '.join(known)}{did_you_mean(order, known)}")
+        orders = get_args(PositionOrder)
+        raise RecipeError(f"order {order!r}: must be one of {', '.join(orders)}{did_you_mean(order, orders)}")
     exact = coordinates.double() if coordinates.device.type == "cpu" else coordinates.float()
     waves: list[Tensor] = []
     for axis, part in enumerate(parts):
@@ -186,21 +186,21 @@ class Rotary:
         if self.pairs == "neighbours" and not torch.compiler.is_compiling():  # its compiler makes no complex products
             # one product of complex numbers: in training less than half the time of their four real ones
             pairs = torch.view_as_complex(exact.contiguous().unflatten(-1, (-1, 2)))
-            found = torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)
-            return found if turned == x.shape[-1] else torch.cat([found, x[..., turned:]], dim=-1)
+            rotated = torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)
+            return rotated if turned == x.shape[-1] else torch.cat([rotated, x[..., turned:]], dim=-1)
         cos, sin = turn.real.to(exact), turn.imag.to(exact)
         if self.pairs == "halves":
             first, second = exact.chunk(2, dim=-1)
-            found = torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+            rotated = torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
         else:
             first, second = exact[..., 0::2], exact[..., 1::2]
-            found = torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1).flatten(-2)
-        found = found.to(x.dtype)
-        return found if turned == x.shape[-1] else torch.cat([found, x[..., turned:]], dim=-1)
+            rotated = torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1).flatten(-2)
+        rotated = rotated.to(x.dtype)
+        return rotated if turned == x.shape[-1] else torch.cat([rotated, x[..., turned:]], dim=-1)
 
 
 def check_axes(coordinates: Tensor, ranks: Sequence[int]) -> int:
-    """How many axes coordinates (N, axes) or (B, N, axes) have.
+    """Number of axes that coordinates (N, axes) or (B, N, axes) have.
 
     Raises:
         ShapeError: another rank than one of `ranks`, or not 1 to 3 axes.
@@ -212,7 +212,7 @@ def check_axes(coordinates: Tensor, ranks: Sequence[int]) -> int:
 
 
 def even_split(width: int, axes: int) -> tuple[int, ...]:
-    """Parts of a width for each axis, all even and equal, but for the first, which takes the rest."""
+    """Parts of a width for each axis, all even and equal, except for the first, which takes the rest."""
     share = width // (2 * axes) * 2
     return (width // 2 * 2 - share * (axes - 1), *[share] * (axes - 1))
 

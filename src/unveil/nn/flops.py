@@ -1,4 +1,4 @@
-"""What one call of a network costs: multiply-adds, and the memory that training keeps for the gradient."""
+"""Cost of one call of a network: multiply-adds, and the memory that training keeps for the gradient."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from unveil.nn.cpu_kernels import formulas
 
 
 def multiply_adds(model: nn.Module, inputs: Sequence[Any]) -> int:
-    """Of one call, the products of matrices and the convolutions; model and inputs may be on the meta device."""
+    """Multiply-adds of one call, in matrix products and convolutions; model and inputs may be on the meta device."""
     with FlopCounterMode(display=False, custom_mapping=formulas()) as counter, torch.no_grad():
         model(*inputs)
     return counter.get_total_flops() // 2
@@ -22,15 +22,15 @@ def multiply_adds(model: nn.Module, inputs: Sequence[Any]) -> int:
 def activations(model: nn.Module, inputs: Sequence[Any]) -> int:
     """Bytes that one call keeps for the gradient, in the type of the weights."""
     weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-    kept: dict[int, int] = {}
+    sizes: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in weights:
-            kept[storage._cdata] = storage.nbytes()
+            sizes[storage._cdata] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), torch.enable_grad():
         result = model(*inputs)
     del result
-    return sum(kept.values())
+    return sum(sizes.values())

@@ -15,7 +15,7 @@ from unveil.types import Condition
 
 # In which order the rows of a joint query-key-value projection stand
 AttentionOrder = Literal["heads-first", "qkv-first"]
-# The size of the picture that a network is given beside x
+# The size of the image that a network is given beside x
 ContextSize = Literal["same", "smaller"]
 M = TypeVar("M", bound=nn.Module)
 
@@ -91,9 +91,9 @@ def with_context(x: Tensor, condition: Condition, channels: int, size: ContextSi
         ShapeError: another number of channels than the network was built for, or another size.
     """
     context = condition.channels
-    found = 0 if context is None else context.shape[1]
-    if found != channels:
-        raise ShapeError(f"condition.channels: {found} given, the network takes {channels}")
+    context_width = 0 if context is None else context.shape[1]
+    if context_width != channels:
+        raise ShapeError(f"condition.channels: {context_width} given, the network takes {channels}")
     if context is None:
         return x
     context = context.to(x)
@@ -108,7 +108,7 @@ def with_context(x: Tensor, condition: Condition, channels: int, size: ContextSi
 
 
 class SelfAttention(nn.Module):
-    """Residual self-attention over the positions of a picture (B, C, H, W).
+    """Residual self-attention over the positions of an image (B, C, H, W).
 
     Source: Ho et al. 2020, appendix B (one head); Dhariwal & Nichol 2021, section 3.1 (several).
     """

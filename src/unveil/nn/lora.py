@@ -6,7 +6,7 @@ Several LoRAs share a network, each with its own weight w; one may be added to s
 attention computes queries, keys and values in one layer where published files have three.
 
 A layer keeps its class, its weight and its name. Its additions are a child module `lora`, which moves and is copied
-with the layer, and is no part of any state dict: a network with LoRAs on it saves and loads its own files. They act
+with the layer, and is not a part of any state dict: a network with LoRAs on it saves and loads its own files. They act
 as the layer's forward hook, which is there only while something is added, so that with all of them off the layer
 runs as it ran before, to the bit and through the same kernels. A module in the layer's place, or torch's
 parametrisations, would rename the weight; the latter would also multiply B A out at every call.
@@ -77,30 +77,30 @@ def init_lora(network: nn.Module, config: LoraConfig) -> list[LoraDelta]:
     """New additions that change nothing yet: A is drawn by torch's generator as Kaiming's uniform, B is zero.
 
     Raises:
-        RecipeError: a target that is no layer of the network (names the nearest), or is one that takes no LoRA.
+        RecipeError: a target that is not a layer of the network (names the nearest), or is one that takes no LoRA.
 
     Source: Hu et al. 2021, section 4.1; A is drawn as in the authors' library.
     """
-    known, chosen = layers_of(network), dict[str, nn.Module]()
+    layers, chosen = layers_of(network), dict[str, nn.Module]()
     for target in config.targets:
-        found = {p: m for p, m in known.items() if fnmatchcase(p, target) or fnmatchcase(p, f"*.{target}")}
-        if not found:
-            ends = sorted({".".join(path.split(".")[-2:]) for path in known})
+        matches = {p: m for p, m in layers.items() if fnmatchcase(p, target) or fnmatchcase(p, f"*.{target}")}
+        if not matches:
+            ends = sorted({".".join(path.split(".")[-2:]) for path in layers})
             raise RecipeError(
-                f"lora target {target!r}: matches no layer of this network{did_you_mean(target, [*known, *ends])}; "
+                f"lora target {target!r}: matches no layer of this network{did_you_mean(target, [*layers, *ends])}; "
                 f"layers end in {', '.join(ends[:8])}"
             )
-        chosen |= found
+        chosen |= matches
     alpha = float(config.rank if config.alpha is None else config.alpha)
     if config.scaling == "root":
         alpha *= math.sqrt(config.rank)
-    made = []
-    for path in (path for path in known if path in chosen):
-        weight = _weight(known[path], path)
+    deltas = []
+    for path in (path for path in layers if path in chosen):
+        weight = _weight(layers[path], path)
         down = torch.empty(config.rank, *weight.shape[1:])
         nn.init.kaiming_uniform_(down, a=math.sqrt(5))
-        made.append(LoraDelta(path, down, torch.zeros(len(weight), config.rank), alpha))
-    return made
+        deltas.append(LoraDelta(path, down, torch.zeros(len(weight), config.rank), alpha))
+    return deltas
 
 
 def attach(network: nn.Module, name: str, additions: Sequence[LoraDelta], weight: float = 1.0) -> None:
@@ -118,22 +118,24 @@ def attach(network: nn.Module, name: str, additions: Sequence[LoraDelta], weight
             f"LoRA {name!r}: " + ("is on this network already; detach it first" if additions else "adds nothing")
         )
     _not_merged(network)
-    known = layers_of(network)
-    for one in additions:
-        if one.layer not in known:
-            raise RecipeError(f"LoRA {name!r}: {one.layer!r} is no layer here{did_you_mean(one.layer, list(known))}")
-        kernel = _weight(known[one.layer], one.layer)
-        if one.down.shape[1:] != kernel.shape[1:] or one.stop > len(kernel):
-            raise ShapeError(
-                f"LoRA {name!r}, {one.layer}: adds {(one.up.shape[0], *one.down.shape[1:])} from row {one.start} to a "
-                f"weight {tuple(kernel.shape)}"
+    layers = layers_of(network)
+    for delta in additions:
+        if delta.layer not in layers:
+            raise RecipeError(
+                f"LoRA {name!r}: {delta.layer!r} is not a layer here{did_you_mean(delta.layer, list(layers))}"
             )
-    for one in additions:
-        layer = known[one.layer]
+        kernel = _weight(layers[delta.layer], delta.layer)
+        if delta.down.shape[1:] != kernel.shape[1:] or delta.stop > len(kernel):
+            raise ShapeError(
+                f"LoRA {name!r}, {delta.layer}: adds {(delta.up.shape[0], *delta.down.shape[1:])} from row "
+                f"{delta.start} to a weight {tuple(kernel.shape)}"
+            )
+    for delta in additions:
+        layer = layers[delta.layer]
         held = getattr(layer, CHILD, None)
         if held is None:
             layer.add_module(CHILD, held := LoraLayer())
-        held.lows.append(LoraParams(name, one, cast(Tensor, layer.weight)))
+        held.lows.append(LoraParams(name, delta, cast(Tensor, layer.weight)))
         held.weights[name] = weight
         held.attend(layer)
 
@@ -144,7 +146,7 @@ def detach(network: nn.Module, name: str) -> None:
     Raises:
         RecipeError: none of this name, or LoRAs are merged.
     """
-    _known(network, [name])
+    _check_names(network, [name])
     _not_merged(network)
     for layer, held in list(_held(network)):
         held.lows = nn.ModuleList(low for low in held.lows if low.name != name)
@@ -160,10 +162,12 @@ def weights(network: nn.Module) -> dict[str, float]:
 
 
 def fingerprint(network: nn.Module) -> Hashable:
-    """What tells whether a network would compute something else than before: its numbers, and the LoRAs that act."""
+    """State that a network's result depends on: its numbers, and the LoRAs that act."""
     tensors = [*network.parameters(), *network.buffers()]
     # a tensor of inference mode counts no versions, and cannot be written into outside of it
-    numbers = tuple((one.data_ptr(), 0 if one.is_inference() else one._version, one.dtype) for one in tensors)
+    numbers = tuple(
+        (tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version, tensor.dtype) for tensor in tensors
+    )
     return numbers, tuple(tuple(held.weights.items()) for _, held in _held(network) if not held.silent)
 
 
@@ -173,7 +177,7 @@ def set_weights(network: nn.Module, changed: Mapping[str, float]) -> None:
     Raises:
         RecipeError: a name that is not on the network (names the nearest), or LoRAs are merged.
     """
-    _known(network, changed)
+    _check_names(network, changed)
     _not_merged(network)
     for layer, held in _held(network):
         held.weights |= {name: weight for name, weight in changed.items() if name in held.weights}
@@ -214,8 +218,8 @@ def fuse_lora(network: nn.Module) -> None:
         weight = cast(Tensor, layer.weight)
         changed = weight.detach().to(torch.promote_types(weight.dtype, torch.float32), copy=True)
         for low in held.on():
-            made = low.addition()
-            changed[made.start : made.stop] += held.weights[low.name] * made.delta().detach()
+            delta = low.addition()
+            changed[delta.start : delta.stop] += held.weights[low.name] * delta.delta().detach()
         held.original = weight.detach().clone()
         with torch.no_grad():
             weight.copy_(changed)
@@ -239,17 +243,17 @@ def unfuse_lora(network: nn.Module) -> None:
 
 
 def merged(network: nn.Module) -> bool:
-    """Whether LoRAs are in the weights."""
+    """Return True if LoRAs are in the weights."""
     return any(held.original is not None for _, held in _held(network))
 
 
 def lora_state(network: nn.Module, name: str) -> list[LoraDelta]:
-    """What a LoRA adds, in the order of the network's layers; the tensors are those that train.
+    """Additions of a LoRA, in the order of the network's layers; the tensors are those that train.
 
     Raises:
         RecipeError: none of this name.
     """
-    _known(network, [name])
+    _check_names(network, [name])
     return [
         low.addition() for _, held in _held(network) for low in cast(list[LoraParams], held.lows) if low.name == name
     ]
@@ -262,9 +266,9 @@ def freeze_except(network: nn.Module, name: str) -> None:
         RecipeError: none of this name.
     """
     network.requires_grad_(False)
-    for one in lora_state(network, name):
-        one.down.requires_grad_(True)
-        one.up.requires_grad_(True)
+    for delta in lora_state(network, name):
+        delta.down.requires_grad_(True)
+        delta.up.requires_grad_(True)
 
 
 # -- details ------------------------------------------------------------------------------------------------------
@@ -283,7 +287,7 @@ def _weight(layer: nn.Module, path: str) -> Tensor:
     return cast(Tensor, layer.weight)
 
 
-def _known(network: nn.Module, names: Sequence[str] | Mapping[str, float]) -> None:
+def _check_names(network: nn.Module, names: Sequence[str] | Mapping[str, float]) -> None:
     there = list(weights(network))
     for name in names:
         if name not in there:

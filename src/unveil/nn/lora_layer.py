@@ -18,7 +18,7 @@ from unveil.errors import ShapeError
 
 @dataclass(frozen=True)
 class LoraDelta:
-    """What is added to rows of one layer: alpha / r times up @ down.
+    """Addition to rows of one layer's weight: alpha / r times up @ down.
 
     Attributes:
         layer: its path in the network.
@@ -50,7 +50,7 @@ class LoraDelta:
 
     @property
     def scale(self) -> float:
-        """What B A is multiplied by."""
+        """Factor of B A."""
         return self.alpha / self.rank
 
     @property
@@ -67,19 +67,19 @@ class LoraDelta:
 class LoraParams(nn.Module):
     """One addition with its parameters; in no state dict."""
 
-    def __init__(self, name: str, made: LoraDelta, like: Tensor) -> None:
+    def __init__(self, name: str, delta: LoraDelta, like: Tensor) -> None:
         super().__init__()
         dtype = like.dtype if like.dtype == torch.float64 else torch.float32
-        self.name, self.layer, self.alpha, self.start = name, made.layer, made.alpha, made.start
-        self.down = nn.Parameter(made.down.detach().to(like.device, dtype, copy=True), requires_grad=False)
-        self.up = nn.Parameter(made.up.detach().to(like.device, dtype, copy=True), requires_grad=False)
+        self.name, self.layer, self.alpha, self.start = name, delta.layer, delta.alpha, delta.start
+        self.down = nn.Parameter(delta.down.detach().to(like.device, dtype, copy=True), requires_grad=False)
+        self.up = nn.Parameter(delta.up.detach().to(like.device, dtype, copy=True), requires_grad=False)
 
     def addition(self) -> LoraDelta:
-        """What it adds, by the tensors that are trained."""
+        """The addition, with the tensors that are trained."""
         return LoraDelta(self.layer, self.down, self.up, self.alpha, self.start)
 
     def forward(self, layer: nn.Module, x: Tensor, weight: float) -> Tensor:
-        """What the rows gain from the layer's input, times `weight`; channels in the layer's own axis."""
+        """Addition to the rows' output for the layer's input, times `weight`; channels in the layer's own axis."""
         scale = weight * self.alpha / self.down.shape[0]
         x = x.to(self.down.dtype)
         if isinstance(layer, nn.Linear):
@@ -124,12 +124,12 @@ class LoraLayer(nn.Module):
         self.register_buffer("original", None, persistent=False)
         self._handle: RemovableHandle | None = None
 
-    def forward(self, layer: nn.Module, given: tuple[Tensor, ...], result: Tensor) -> Tensor:
+    def forward(self, layer: nn.Module, inputs: tuple[Tensor, ...], result: Tensor) -> Tensor:
         """The hook: the layer's result with what is added to it."""
-        axis = -1 if isinstance(layer, nn.Linear) else given[0].ndim - cast(Tensor, layer.weight).ndim + 1
+        axis = -1 if isinstance(layer, nn.Linear) else inputs[0].ndim - cast(Tensor, layer.weight).ndim + 1
         rows = result.shape[axis]
         for low in self.on():
-            gained = low(layer, given[0], self.weights[low.name]).to(result.dtype)
+            gained = low(layer, inputs[0], self.weights[low.name]).to(result.dtype)
             behind = rows - low.start - low.up.shape[0]
             if low.start or behind:  # the other rows gain nothing
                 inner = (0, 0) * (0 if axis == -1 else result.ndim - axis - 1)

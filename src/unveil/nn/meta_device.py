@@ -20,9 +20,9 @@ class SkipInit(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        given = args[0] if args else kwargs.get("tensor")
-        if getattr(func, "__module__", None) == "torch.nn.init" and isinstance(given, Tensor) and given.is_meta:
-            return given
+        tensor = args[0] if args else kwargs.get("tensor")
+        if getattr(func, "__module__", None) == "torch.nn.init" and isinstance(tensor, Tensor) and tensor.is_meta:
+            return tensor
         return func(*args, **kwargs)
 
 

@@ -69,15 +69,15 @@ class Packing:
     @property
     def segments(self) -> Tensor:
         """The sequence of every token, -1 for padding: int64 (rows, N)."""
-        found = torch.full((self.shape[0] * self.shape[1],), -1, device=self.index.device)
-        found[self.index] = self.owner
-        return found.view(self.shape)
+        segments = torch.full((self.shape[0] * self.shape[1],), -1, device=self.index.device)
+        segments[self.index] = self.owner
+        return segments.view(self.shape)
 
     @property
     def mask(self) -> Tensor:
-        """Which token may see which: boolean (rows, 1, N, N)."""
-        own = self.segments
-        return ((own[:, :, None] == own[:, None]) & (own >= 0)[:, None])[:, None]
+        """Attention mask: boolean (rows, 1, N, N)."""
+        segments = self.segments
+        return ((segments[:, :, None] == segments[:, None]) & (segments >= 0)[:, None])[:, None]
 
     def pack(self, sequences: Sequence[Tensor]) -> Tensor:
         """Sequences (n, ...) in the caller's order as rows (rows, N, ...), padded with 0.
@@ -85,7 +85,7 @@ class Packing:
         Raises:
             ShapeError: sequences of other lengths than this packing is for.
         """
-        if tuple(len(one) for one in sequences) != self.lengths:
+        if tuple(len(sequence) for sequence in sequences) != self.lengths:
             raise ShapeError(f"lengths {[len(one) for one in sequences]}: packed for {list(self.lengths)}")
         return self._rows(torch.cat([*sequences]))
 
@@ -106,7 +106,7 @@ class Packing:
         return self._rows(self._jagged(tokens, causal)).transpose(1, 2)
 
     def read(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-        """What the sequences gather of a context that each has for itself: (rows, H, N, D).
+        """Attention of the sequences to a context that each has for itself: (rows, H, N, D).
 
         Args:
             query: (rows, H, N, D).
@@ -118,27 +118,27 @@ class Packing:
         """
         if len(key) != len(self.lengths):
             raise ShapeError(f"{len(key)} contexts for {len(self.lengths)} sequences: one for each")
-        gathered = self._one_by_one if query.device.type == "cpu" else self._padded
-        found = gathered(self._in_line(query), key, value, None if mask is None else mask[:, None, None])
-        return self._parted(found)
+        gathered = self._sequence_by_sequence if query.device.type == "cpu" else self._padded
+        gathered_tokens = gathered(self._in_line(query), key, value, None if mask is None else mask[:, None, None])
+        return self._parted(gathered_tokens)
 
-    def _one_by_one(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    def _sequence_by_sequence(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         # on a CPU small products cost little, and padding what it computes
         masks = [None] * len(key) if mask is None else mask.split(1)
         parts = zip(query.split(self.lengths, dim=2), key.split(1), value.split(1), masks, strict=True)
-        return torch.cat([scaled_dot_product_attention(own, k, v, mask=seen) for own, k, v, seen in parts], dim=2)
+        return torch.cat([scaled_dot_product_attention(q, k, v, mask=seen) for q, k, v, seen in parts], dim=2)
 
     def _padded(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         tokens = query[0].transpose(0, 1)
         longest = max(self.lengths)
         starts = range(0, longest * len(key), longest)
         each = [torch.arange(start, start + n) for start, n in zip(starts, self.lengths, strict=True)]
-        index = torch.cat(each).to(tokens.device)  # of each token, where each sequence has a row of its own
+        index = torch.cat(each).to(tokens.device)  # of each token, where each sequence has its own row
         rows = tokens.new_zeros(longest * len(key), *tokens.shape[1:]).index_copy(0, index, tokens)
-        found = scaled_dot_product_attention(
+        padded = scaled_dot_product_attention(
             rows.unflatten(0, (len(key), longest)).transpose(1, 2), key, value, mask=mask
         )
-        return found.transpose(1, 2).flatten(0, 1).index_select(0, index).transpose(0, 1)[None]
+        return padded.transpose(1, 2).flatten(0, 1).index_select(0, index).transpose(0, 1)[None]
 
     def _alone(self, each: Sequence[Tensor], causal: bool) -> Tensor:
         # Sequence by sequence: on a CPU this is five times faster than jagged tensors, twice than one masked product.

@@ -18,7 +18,7 @@ from unveil.errors import ShapeError
 # 64 they take two thirds of its time. Where a gradient keeps all weights (queries times keys), they do so up to this
 # many. In float32 the fused kernel of torch 2.13 is the faster one from 49 tokens on, both ways.
 PLAIN_UP_TO = {torch.bfloat16: 2**19}
-# Without gradients they are computed in parts of so many weights, which stay in the cache.
+# Without gradients they are computed in parts of that many weights, which stay in the cache.
 PART = 2**19
 
 
@@ -52,7 +52,7 @@ def scaled_dot_product_attention(
 
 
 def attention_weights(query: Tensor, key: Tensor, *, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-    """How much each query looks at each key: (B, H, N, M), each row summing to 1, or all 0 where it may see nothing.
+    """Attention weights of queries to keys: (B, H, N, M), each row summing to 1, or all 0 where it may see nothing.
 
     Args:
         mask, causal: as in `attend`.
@@ -80,20 +80,20 @@ def _in_parts(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None)
     query, key, value = (x.flatten(0, 1) for x in (query * query.shape[-1] ** -0.5, key, value))  # (B H, N, D)
     some = min(queries, max(1, PART // keys))
     several = max(1, PART // (some * keys))
-    found = query.new_empty(rows * heads, queries, value.shape[2])
+    output = query.new_empty(rows * heads, queries, value.shape[2])
     memory = query.new_empty(2, several * some * keys)
     steps = ((rows * heads, several), (queries, some))
     for r, n in product(*([slice(i, min(i + step, end)) for i in range(0, end, step)] for end, step in steps)):
         shape = (r.stop - r.start, n.stop - n.start, keys)
-        scores, weights = (one[: math.prod(shape)].view(shape) for one in memory)
+        scores, weights = (buffer[: math.prod(shape)].view(shape) for buffer in memory)
         torch.bmm(query[r, n], key[r].transpose(1, 2), out=scores)
         if allowed is not None:
             scores.masked_fill_(~allowed[r, n], torch.finfo(scores.dtype).min)
         torch.softmax(scores, dim=-1, out=weights)
         if allowed is not None:
             weights.masked_fill_(~allowed[r, n], 0)
-        torch.bmm(weights, value[r], out=found[r, n])
-    return found.unflatten(0, (rows, heads))
+        torch.bmm(weights, value[r], out=output[r, n])
+    return output.unflatten(0, (rows, heads))
 
 
 def repeat_kv(x: Tensor, heads: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The spatial transformer: the positions of a picture as tokens, which look at themselves and at a text.
+"""The spatial transformer: the positions of an image as tokens, which look at themselves and at a text.
 
 Source: Rombach et al. 2022, section 3.3 and appendix E.2.1 (arXiv:2112.10752).
 """
@@ -20,25 +20,25 @@ from unveil.types import Condition
 
 # What the layers around the blocks are: convolutions of one pixel, as in the paper, or linear layers of the tokens
 Projection = Literal["conv", "linear"]
-# A tensor is one of so many that are remembered: the condition's, the null's, and both in one batch, of a few runs
+# A tensor is one of that many that are remembered: the condition's, the null's, and both in one batch, of a few runs
 REMEMBERED = 8
 T = TypeVar("T")
 
 
 class TextContext(NamedTuple):
-    """What the transformers of a network read, and the keys and values that are kept of it, by block."""
+    """Context of a network's transformers, with its cached keys and values by block."""
 
     context: EncoderStates
-    kept: Mapping[nn.Module, KVCache] | None = None
+    caches: Mapping[nn.Module, KVCache] | None = None
 
 
 class SpatialTransformer(nn.Module):
-    """Residual transformer over the positions of a picture (B, C, H, W).
+    """Residual transformer over the positions of an image (B, C, H, W).
 
     Args:
-        channels: of the picture, and the width of its tokens.
+        channels: of the image, and the width of its tokens.
         depth: blocks.
-        context_width: of the text's tokens; None: in the text's place the picture looks at itself again.
+        context_width: of the text's tokens; None: in the text's place the image looks at itself again.
         groups: of the normalisation before the blocks.
     """
 
@@ -65,9 +65,9 @@ class SpatialTransformer(nn.Module):
         height, width = x.shape[2:]
         tokens = self.norm(x).permute(0, 2, 3, 1).flatten(1, 2)  # (B, N, C)
         tokens = _per_token(self.enter, tokens)
-        context, kept = text or (None, None)
+        context, caches = text or (None, None)
         for block in self.blocks:
-            tokens = block(tokens, context=context, kept=None if kept is None else kept[block])
+            tokens = block(tokens, context=context, stored=None if caches is None else caches[block])
         tokens = _per_token(self.leave, tokens)
         return x + tokens.unflatten(1, (height, width)).permute(0, 3, 1, 2)
 
@@ -86,7 +86,7 @@ def _per_token(layer: nn.Module, tokens: Tensor) -> Tensor:
 
 
 def text_of(condition: Condition, width: int | None, batch: int) -> EncoderStates | None:
-    """What a network that reads tokens of this width is given, None for one that reads none.
+    """Tokens for a network that reads this width, None for one that reads none.
 
     Raises:
         ShapeError: tokens are missing or of another width, or they are given to a network that reads none.
@@ -120,24 +120,24 @@ def keys_values(network: nn.Module, context: EncoderStates) -> dict[nn.Module, K
 
 
 class Memo(Generic[T]):
-    """What follows from a tensor alone, worked out without gradients when that tensor is first seen.
+    """Values that depend on one tensor only, computed without gradients when that tensor is first seen.
 
-    It is known again by its identity, how often it was written to, and the precision asked for; a tensor that is
+    It is known again by its identity, how often it was written to, and the precision; a tensor that is
     remembered is held, so that no other one can take its identity. The oldest of `REMEMBERED` is forgotten.
     """
 
     def __init__(self) -> None:
-        self._known: list[tuple[Tensor, tuple[Any, ...], T]] = []
+        self._entries: list[tuple[Tensor, tuple[Any, ...], T]] = []
 
     def of(self, tensor: Tensor, make: Callable[[], T]) -> T:
-        """What `make` gave at this tensor's first call."""
+        """Result of `make` at this tensor's first call."""
         state = _state(tensor)
-        for known, at, value in self._known:
-            if known is tensor and at == state:
+        for past, at, value in self._entries:
+            if past is tensor and at == state:
                 return value
         with torch.no_grad():
             value = make()
-        self._known = [*self._known[1 - REMEMBERED :], (tensor, state, value)]
+        self._entries = [*self._entries[1 - REMEMBERED :], (tensor, state, value)]
         return value
 
 

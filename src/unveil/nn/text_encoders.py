@@ -1,7 +1,7 @@
 """Text encoders: the transformers that turn rows of tokens into vectors, CLIP's and T5's.
 
 The modules are those of the transformers library, built from a configuration and without its files; weights come
-from `checkpoints.text`.
+from `checkpoints.text_encoder_keys`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SIZES: Mapping[str, Mapping[str, Any]] = {
 
 
 class TextEncoderOutput(NamedTuple):
-    """What a tower makes of rows of tokens: a vector each (B, L, D), and one for the whole row (B, P)."""
+    """Output of a tower for rows of tokens: a vector each (B, L, D), and one for the whole row (B, P)."""
 
     tokens: Tensor
     pooled: Tensor | None = None
@@ -51,7 +51,7 @@ class TextEncoderOutput(NamedTuple):
 
 @dataclass(frozen=True)
 class CLIPEncoderConfig:
-    """What defines CLIP's text tower.
+    """Configuration of CLIP's text tower.
 
     Args:
         hidden_size, depth, heads: Width of a token, number of blocks, number of attention heads.
@@ -91,13 +91,13 @@ class CLIPEncoderConfig:
         _check_special(self.vocab_size, {"begin": self.begin, "end": self.end, "padding": self.padding})
 
     def frame(self, rows: int) -> TokenLayout:
-        """How its rows are laid out."""
+        """Layout of its rows."""
         return TokenLayout(self.max_length, rows, self.begin, self.end, self.padding)
 
 
 @dataclass(frozen=True)
 class T5EncoderConfig:
-    """What defines T5's encoder.
+    """Configuration of T5's encoder.
 
     Args:
         hidden_size, depth, heads: Width of a token, number of blocks, number of attention heads.
@@ -136,7 +136,7 @@ class T5EncoderConfig:
         _check_special(self.vocab_size, {"end": self.end, "padding": self.padding})
 
     def frame(self, rows: int) -> TokenLayout:
-        """How its rows are laid out.
+        """Layout of its rows.
 
         Raises:
             RecipeError: more than one row; `max_length` makes a longer one.
@@ -160,7 +160,7 @@ class CLIPTextEncoder(nn.Module):
         super().__init__()
         self.config = config
         library = import_extra("transformers", WHO)
-        made = library.CLIPTextConfig(
+        library_config = library.CLIPTextConfig(
             vocab_size=config.vocab_size,
             hidden_size=config.hidden_size,
             intermediate_size=round(config.hidden_size * config.mlp_ratio),
@@ -173,19 +173,19 @@ class CLIPTextEncoder(nn.Module):
             eos_token_id=config.end,
             pad_token_id=config.padding,
         )
-        self.model: Any = library.CLIPTextModel(made)
+        self.model: Any = library.CLIPTextModel(library_config)
         self.projection = nn.Linear(config.hidden_size, config.projection, bias=False) if config.projection else None
 
     def forward(self, numbers: Tensor, used: Tensor) -> TextEncoderOutput:
         """Vectors of rows of tokens, (B, L) int64; padding takes part, as published, so `used` (B, L) is not."""
         check_numbers(numbers, self.config.vocab_size)
         earlier = bool(self.config.skip) or self.config.norm == "none"
-        found = self.model(input_ids=numbers, output_hidden_states=earlier)
-        tokens: Tensor = found.last_hidden_state
+        output = self.model(input_ids=numbers, output_hidden_states=earlier)
+        tokens: Tensor = output.last_hidden_state
         if earlier:  # results of blocks, before the final normalisation
-            tokens = found.hidden_states[-1 - self.config.skip]
+            tokens = output.hidden_states[-1 - self.config.skip]
             tokens = self.model.final_layer_norm(tokens) if self.config.norm == "final" else tokens
-        pooled: Tensor = found.pooler_output
+        pooled: Tensor = output.pooler_output
         return TextEncoderOutput(tokens, pooled if self.projection is None else self.projection(pooled))
 
 
@@ -201,7 +201,7 @@ class T5TextEncoder(nn.Module):
         self.config = config
         library = import_extra("transformers", WHO)
         family = "T5" if config.positions == "shared" else "UMT5"
-        made = getattr(library, f"{family}Config")(
+        library_config = getattr(library, f"{family}Config")(
             vocab_size=config.vocab_size,
             d_model=config.hidden_size,
             d_kv=config.head_dim,
@@ -216,7 +216,7 @@ class T5TextEncoder(nn.Module):
             pad_token_id=config.padding,
         )
         self.model: Any = getattr(library, f"{family}EncoderModel")(
-            made
+            library_config
         ).encoder  # without the second name of its table
 
     def forward(self, numbers: Tensor, used: Tensor) -> TextEncoderOutput:
@@ -244,13 +244,13 @@ def expand_preset(section: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         RecipeError: no such name; the nearest is named.
     """
-    given = dict(section)
-    name = given.pop("name", None)
+    options = dict(section)
+    name = options.pop("name", None)
     if name is None:
-        return given
+        return options
     if name not in SIZES:
         raise RecipeError(f"encoder name {name!r}: known are {', '.join(SIZES)}{did_you_mean(name, list(SIZES))}")
-    return {**SIZES[name], **given}
+    return {**SIZES[name], **options}
 
 
 def check_numbers(numbers: Tensor, vocabulary: int) -> None:

@@ -28,7 +28,7 @@ _TERM = re.compile(rf"[{_ALONE}]|[^\W{_ALONE}]+")
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """How tokens are laid out in rows.
+    """Layout of tokens in rows.
 
     Attributes:
         length: of a row, the special tokens included.
@@ -76,8 +76,8 @@ class Vocabulary:
 
     def __post_init__(self) -> None:
         if self.unit not in get_args(Unit):
-            known = get_args(Unit)
-            raise RecipeError(f"unit {self.unit!r}: must be one of {', '.join(known)}{did_you_mean(self.unit, known)}")
+            units = get_args(Unit)
+            raise RecipeError(f"unit {self.unit!r}: must be one of {', '.join(units)}{did_you_mean(self.unit, units)}")
         numbers = {token: i for i, token in enumerate((*SPECIAL, *self.tokens))}
         if len(numbers) != len(self):
             twice = next(token for token, count in Counter((*SPECIAL, *self.tokens)).items() if count > 1)
@@ -106,9 +106,9 @@ class Vocabulary:
             count.update(set(_SPLIT[unit](text)) if rarest else _SPLIT[unit](text))
             number += 1
         there = set(before)
-        known = [token for token in count if count[token] >= rarest * number and token not in there]
-        found = [*before, *sorted(known, key=lambda token: (-count[token], token))]
-        return cls(unit, tuple(found if limit is None else found[: max(limit - len(SPECIAL), 0)]))
+        frequent = [token for token in count if count[token] >= rarest * number and token not in there]
+        tokens = [*before, *sorted(frequent, key=lambda token: (-count[token], token))]
+        return cls(unit, tuple(tokens if limit is None else tokens[: max(limit - len(SPECIAL), 0)]))
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Vocabulary:
@@ -120,7 +120,7 @@ class Vocabulary:
         return {"unit": self.unit, "tokens": list(self.tokens)}
 
     def __len__(self) -> int:
-        """How many tokens, the special ones included."""
+        """Number of tokens, the special ones included."""
         return len(SPECIAL) + len(self.tokens)
 
     def split(self, text: str) -> list[str]:
@@ -135,7 +135,7 @@ class Vocabulary:
         """The text of tokens; padding, begin and end are left out.
 
         Raises:
-            ShapeError: a number that is no token's.
+            ShapeError: a number that is not a token's.
         """
         words = [self.token(number) for number in numbers if number not in (PADDING, BEGIN, END)]
         return "".join(words) if self.unit == "characters" else _TIGHT.sub("", " ".join(words))
@@ -149,8 +149,8 @@ class Vocabulary:
 
 def padded(sequences: Sequence[Sequence[int]]) -> Tensor:
     """Sequences of numbers as int64 (B, N) of the longest, filled up with PADDING."""
-    longest = max((len(one) for one in sequences), default=0)
-    found = torch.full((len(sequences), longest), PADDING)
-    for row, one in enumerate(sequences):
-        found[row, : len(one)] = torch.tensor(one, dtype=torch.long)
-    return found
+    longest = max((len(sequence) for sequence in sequences), default=0)
+    rows = torch.full((len(sequences), longest), PADDING)
+    for row, sequence in enumerate(sequences):
+        rows[row, : len(sequence)] = torch.tensor(sequence, dtype=torch.long)
+    return rows

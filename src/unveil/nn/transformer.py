@@ -54,7 +54,7 @@ class TokenEmbedding(nn.Module):
         """(B, N) numbers, of which the first is the sequence's token `first`, to (B, N, C).
 
         Raises:
-            ShapeError: a sequence beyond the limit, numbers that are no tokens, or another shape.
+            ShapeError: a sequence beyond the limit, numbers that are not tokens, or another shape.
         """
         if tokens.ndim != 2 or tokens.is_floating_point():
             raise ShapeError(f"tokens {tuple(tokens.shape)} {tokens.dtype}: must be whole numbers (B, N)")
@@ -63,16 +63,16 @@ class TokenEmbedding(nn.Module):
                 f"a sequence of {first + tokens.shape[1]} tokens: this model reads at most {self.limit}; "
                 "shorten it, or build the model with a higher limit"
             )
-        known = self.table.num_embeddings
-        # asked of numbers on a CPU alone: on another device the question would wait for all that was sent there
-        if tokens.device.type == "cpu" and tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < known:
-            raise ShapeError(f"token {int(tokens.max())}: must be 0 to {known - 1}, the model's vocabulary")
+        size = self.table.num_embeddings
+        # only checked on a CPU: on another device the check would wait for all work that was sent there
+        if tokens.device.type == "cpu" and tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < size:
+            raise ShapeError(f"token {int(tokens.max())}: must be 0 to {size - 1}, the model's vocabulary")
         places: Tensor = self.get_buffer("places")[first : first + tokens.shape[1]]
         return self.dropout(self.table(tokens) * math.sqrt(self.table.embedding_dim) + places)
 
 
 class TransformerDecoder(nn.Module):
-    """What follows a sequence of tokens, of which each sees those before it, and a context where there is one.
+    """Decoder of a sequence of tokens, each of which attends to those before it, and to a context if there is one.
 
     Args:
         tied: the table of the words is also that of the output.
@@ -99,12 +99,12 @@ class TransformerDecoder(nn.Module):
         tokens: Tensor,
         *,
         context: EncoderStates | None = None,
-        kept: Sequence[BlockCache] | None = None,
+        caches: Sequence[BlockCache] | None = None,
         maps: list[AttentionMaps] | None = None,
     ) -> Tensor:
         """Tokens (B, N), behind those that are kept, to the vectors (B, N, C) that `logits` reads."""
-        x = self.words(tokens, kept[0].own.length if kept else 0)
-        return self.stack(x, context=context, causal=True, kept=kept, maps=maps)
+        x = self.words(tokens, caches[0].own.length if caches else 0)
+        return self.stack(x, context=context, causal=True, caches=caches, maps=maps)
 
     def logits(self, x: Tensor) -> Tensor:
         """(..., C) to (..., V): of the token that follows each."""
@@ -112,32 +112,32 @@ class TransformerDecoder(nn.Module):
 
     def start(self, context: EncoderStates | None = None) -> DecoderState:
         """A reading of sequences with this context, whose keys and values are computed now, once."""
-        kept = [BlockCache() for _ in self.stack.blocks]
+        caches = [BlockCache() for _ in self.stack.blocks]
         if context is not None:
-            for one, block in zip(kept, self.stack.blocks, strict=True):
+            for cache, block in zip(caches, self.stack.blocks, strict=True):
                 assert isinstance(block, TransformerBlock)
                 assert block.context is not None
-                one.context = block.context.remember(context.tokens)
-        return DecoderState(self, context, kept)
+                cache.context = block.context.remember(context.tokens)
+        return DecoderState(self, context, caches)
 
 
 class DecoderState:
     """A batch of sequences in the middle of being read; what `decoding` asks for."""
 
-    def __init__(self, decoder: TransformerDecoder, context: EncoderStates | None, kept: list[BlockCache]) -> None:
+    def __init__(self, decoder: TransformerDecoder, context: EncoderStates | None, caches: list[BlockCache]) -> None:
         self.decoder = decoder
         self.context = context
-        self.kept = kept
+        self.caches = caches
 
     def next(self, tokens: Tensor) -> Tensor:
         """Logits (B, V) of what follows these tokens (B, n), which follow those of the calls before."""
-        return self.decoder.logits(self.decoder(tokens, context=self.context, kept=self.kept)[:, -1])
+        return self.decoder.logits(self.decoder(tokens, context=self.context, caches=self.caches)[:, -1])
 
     def select(self, rows: Tensor) -> None:
         """Goes on with the sequences of these numbers, in this order; one may come several times."""
-        for one in self.kept:
-            one.own.select(rows)
-            one.context.select(rows)
+        for cache in self.caches:
+            cache.own.select(rows)
+            cache.context.select(rows)
         if self.context is not None:
             tokens, mask = self.context
             # the tokens themselves are not read again: their keys and values are kept
@@ -170,8 +170,8 @@ class TransformerConfig:
     def __post_init__(self) -> None:
         """Raises RecipeError for a setting that cannot work."""
         if self.tie not in ("none", "output", "all"):
-            known = ("none", "output", "all")
-            raise RecipeError(f"tie {self.tie!r}: must be one of {', '.join(known)}{did_you_mean(self.tie, known)}")
+            choices = ("none", "output", "all")
+            raise RecipeError(f"tie {self.tie!r}: must be one of {', '.join(choices)}{did_you_mean(self.tie, choices)}")
         if self.tie == "all" and self.source != self.target:
             raise RecipeError(
                 f"tie = all: the vocabularies of {self.source} and {self.target} words must be one; use tie = output"
@@ -181,7 +181,7 @@ class TransformerConfig:
 
     @property
     def block(self) -> BlockConfig:
-        """Of both halves."""
+        """Configuration of the blocks of both halves."""
         return BlockConfig(
             self.hidden_size, self.heads, self.intermediate_size, self.norm, self.activation, self.dropout
         )

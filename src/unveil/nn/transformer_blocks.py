@@ -53,16 +53,16 @@ class BlockConfig:
     qkv_bias: bool = True
 
     def __post_init__(self) -> None:
-        """Raises RecipeError for a name that is none of the choices, or a dropout that is no share."""
-        for what, given, known in (("norm", self.norm, ("post", "pre")), ("activation", self.activation, _ACTIVATIONS)):
-            if given not in known:
-                raise RecipeError(f"{what} {given!r}: must be one of {', '.join(known)}{did_you_mean(given, [*known])}")
+        """Raises RecipeError for a name that is none of the choices, or a dropout that is not a share."""
+        for name, value, names in (("norm", self.norm, ("post", "pre")), ("activation", self.activation, _ACTIVATIONS)):
+            if value not in names:
+                raise RecipeError(f"{name} {value!r}: must be one of {', '.join(names)}{did_you_mean(value, [*names])}")
         if not 0 <= self.dropout < 1 or self.hidden < 1:
             raise RecipeError(f"dropout {self.dropout}, hidden {self.hidden}: must be in [0, 1), and at least 1")
 
 
 class EncoderStates(NamedTuple):
-    """What tokens look at beside themselves.
+    """Context that tokens attend to beside themselves.
 
     tokens: (B, M, width). mask: boolean (B, M), True where one counts; None: all count.
     """
@@ -73,7 +73,7 @@ class EncoderStates(NamedTuple):
 
 @dataclass
 class BlockCache:
-    """What one block remembers: its own tokens' keys and values, and those of its context."""
+    """Cache of one block: its own tokens' keys and values, and those of its context."""
 
     own: KVCache = field(default_factory=KVCache)
     context: KVCache = field(default_factory=KVCache)
@@ -118,7 +118,7 @@ class TransformerBlock(nn.Module):
         mask: Tensor | None = None,
         causal: bool = False,
         rotary: Rotary | None = None,
-        kept: BlockCache | KVCache | None = None,
+        stored: BlockCache | KVCache | None = None,
         packing: AttentionPattern | None = None,
         maps: AttentionMaps | None = None,
     ) -> Tensor:
@@ -126,7 +126,7 @@ class TransformerBlock(nn.Module):
 
         Args:
             mask: of x on itself, as `attend` takes it.
-            kept: earlier calls' tokens, and the context, read once; or a cache of a context alone.
+            stored: earlier calls' tokens, and the context, read once; or a cache of a context alone.
 
         Raises:
             ShapeError: a context for a block without one, or the other way round.
@@ -138,7 +138,7 @@ class TransformerBlock(nn.Module):
             mask=mask,
             causal=causal,
             rotary=rotary,
-            cache=kept.own if isinstance(kept, BlockCache) else None,
+            cache=stored.own if isinstance(stored, BlockCache) else None,
             packing=packing,
             maps=None if maps is None else maps.own,
         )
@@ -148,7 +148,7 @@ class TransformerBlock(nn.Module):
                 self._before(x, self.context_norm),
                 context=None if context is None else context.tokens,
                 mask=None if context is None or context.mask is None else context.mask[:, None, None],
-                cache=kept.context if isinstance(kept, BlockCache) else kept,
+                cache=stored.context if isinstance(stored, BlockCache) else stored,
                 maps=None if maps is None else maps.context,
             )
             x = self._after(x, added, self.context_norm)
@@ -210,11 +210,11 @@ class TransformerStack(nn.Module):
         mask: Tensor | None = None,
         causal: bool = False,
         rotary: Rotary | None = None,
-        kept: Sequence[BlockCache] | None = None,
+        caches: Sequence[BlockCache] | None = None,
         packing: AttentionPattern | None = None,
         maps: list[AttentionMaps] | None = None,
     ) -> Tensor:
-        """(B, N, C) to the same; settings as a block's, `kept` and `maps` one for each block, the maps appended."""
+        """(B, N, C) to the same; settings as a block's, `caches` and `maps` one for each block, the maps appended."""
         for i, block in enumerate(self.blocks):
             shown = None if maps is None else AttentionMaps()
             if maps is not None and shown is not None:
@@ -225,7 +225,7 @@ class TransformerStack(nn.Module):
                 mask=mask,
                 causal=causal,
                 rotary=rotary,
-                kept=None if kept is None else kept[i],
+                stored=None if caches is None else caches[i],
                 packing=packing,
                 maps=shown,
             )

@@ -32,7 +32,7 @@ from unveil.types import Condition
 
 
 class UNetFeatures(NamedTuple):
-    """What the first half of a U-Net makes: the middle's result, the stack, and what the second half is told."""
+    """Output of the first half of a U-Net: the middle's result, the stack, and the second half's conditioning."""
 
     h: Tensor
     stack: list[Tensor]
@@ -96,21 +96,21 @@ class UNetEncoder(nn.Module):
         before, texts = self._read, Memo[dict[nn.Module, KVCache]]()
         # a compiler would make a variant of the network for each text, and does a kernel's sums at little cost
         compiled = bool(getattr(self, "_compiled_call_impl", None))
-        enlarging = [] if compiled else [one for one in self.modules() if isinstance(one, Upsample)]
-        kernels = [one.kept for one in enlarging]
+        enlarging = [] if compiled else [upsample for upsample in self.modules() if isinstance(upsample, Upsample)]
+        kernels = [upsample.memo for upsample in enlarging]
 
         def read(context: EncoderStates) -> TextContext:
             return TextContext(context, texts.of(context.tokens, lambda: keys_values(self, context)))
 
         self._read = cast(Any, torch.compiler.disable(read)) if compiled else read
-        for one in enlarging:
-            one.kept = Memo()
+        for upsample in enlarging:
+            upsample.memo = Memo()
         try:
             yield
         finally:
             self._read = before
-            for one, kernel in zip(enlarging, kernels, strict=True):
-                one.kept = kernel
+            for upsample, kernel in zip(enlarging, kernels, strict=True):
+                upsample.memo = kernel
 
 
 class UNet(UNetEncoder):

@@ -1,4 +1,4 @@
-"""The U-Net of 2015 as a denoiser: for states that lie over a picture pixel by pixel, such as masks.
+"""The U-Net of 2015 as a denoiser: for states that lie over an image pixel by pixel, such as masks.
 
 Deviations from the paper: convolutions are padded, so that the size is kept; each is followed by group
 normalisation, which trains without a schedule for it; the time embedding joins every stage.
@@ -22,11 +22,11 @@ from unveil.types import Condition
 
 @dataclass(frozen=True)
 class UNet2015Config:
-    """What defines the network.
+    """Configuration of the network.
 
     Args:
         in_channels, out_channels: of x and of the result.
-        concat_channels: of the picture in `condition.channels`, concatenated to x.
+        concat_channels: of the image in `condition.channels`, concatenated to x.
         widths: channels of the stages, finest first; the size halves between them.
         groups: of every normalisation, a divisor of every width.
 
@@ -52,7 +52,7 @@ class UNet2015Config:
 
 
 class UNet2015Stage(nn.Module):
-    """Two convolutions at one resolution, told the time in between."""
+    """Two convolutions at one resolution, conditioned on the time in between."""
 
     def __init__(self, width: int, out: int, config: UNet2015Config) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What the U-Net is made of: residual blocks, changes of size, attention, and the levels that hold them."""
+"""Parts of the U-Net: residual blocks, changes of size, attention, and the levels that hold them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from unveil.nn.unet_config import UNetConfig
 
 
 class ResBlock(nn.Module):
-    """Two convolutions with a residual connection, told the time in between; `resample` changes the size first."""
+    """Residual block of two convolutions, conditioned on the time in between; `resample` changes the size first."""
 
     def __init__(self, width: int, out: int, config: UNetConfig, resample: nn.Module | None = None) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class Upsample(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, padding=1)
-        self.kept: Memo[Tensor] | None = None  # the kernel, in a run
+        self.memo: Memo[Tensor] | None = None  # the kernel, in a run
 
     def kernel(self) -> Tensor:
         """That of the transposed convolution, (C, C, 4, 4), in memory with the channels last."""
@@ -93,10 +93,10 @@ class Upsample(nn.Module):
         """(B, C, H, W) to (B, C, 2H, 2W)."""
         if self.conv._forward_hooks:  # they act on the layer's own call
             return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-        kernel = self.kernel() if self.kept is None else self.kept.of(self.conv.weight, self.kernel)
+        kernel = self.kernel() if self.memo is None else self.memo.of(self.conv.weight, self.kernel)
         if kernel.dtype == torch.float32 or not x.is_contiguous():
             return F.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1)
-        # In bf16 a processor takes half the time with the channels last.
+        # In bf16 a CPU takes half the time with the channels last.
         last = x.contiguous(memory_format=torch.channels_last)
         return F.conv_transpose2d(last, kernel, self.conv.bias, stride=2, padding=1).contiguous()
 

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
-from unveil.errors import RecipeError, did_you_mean
+from unveil.errors import RecipeError
 from unveil.nn.embeddings import EmbeddingOrder
 from unveil.nn.layers import AttentionOrder, ContextSize
 from unveil.nn.spatial_transformer import Projection
+from unveil.types import Ge, Lt, checked
 
 Modulation = Literal["add", "scale-shift"]
 Resampling = Literal["conv", "conv-asymmetric", "pool", "residual"]
-CHOICES = {
-    "attention_order": AttentionOrder,
-    "time_scale_shift": Modulation,
-    "resample": Resampling,
-    "embedding": EmbeddingOrder,
-    "context_size": ContextSize,
-    "projection": Projection,
-}
 
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """What defines a U-Net. A level is a resolution; level i has rate 2**i, counted after `patch`.
+    """Configuration of a U-Net. A level is a resolution; level i has rate 2**i, counted after `patch`.
 
     Args:
         in_channels: channels of x.
@@ -57,13 +50,13 @@ class UNetConfig:
         RecipeError: settings that do not fit together.
     """
 
-    in_channels: int
-    out_channels: int
-    model_channels: int
+    in_channels: Annotated[int, Ge(1)]
+    out_channels: Annotated[int, Ge(1)]
+    model_channels: Annotated[int, Ge(1)]
     channel_mult: tuple[float, ...]
-    num_res_blocks: int
+    num_res_blocks: Annotated[int, Ge(1)]
     attention: tuple[int, ...] = ()
-    heads: int = 1
+    heads: Annotated[int, Ge(1)] = 1
     heads_up: int | None = None
     head_channels: int | None = None
     attention_order: AttentionOrder = "qkv-first"
@@ -71,12 +64,12 @@ class UNetConfig:
     resample: Resampling = "conv"
     embedding: EmbeddingOrder = "cos-sin"
     norm_eps: float = 1e-5
-    groups: int = 32
-    dropout: float = 0.0
+    groups: Annotated[int, Ge(1)] = 32
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     stem_channels: int | None = None
     concat_channels: int = 0
     context_size: ContextSize = "same"
-    patch: int = 1
+    patch: Annotated[int, Ge(1)] = 1
     transformer_depth: tuple[int, ...] = ()
     cross_attention_dim: int | None = None
     projection: Projection = "conv"
@@ -84,15 +77,7 @@ class UNetConfig:
     def __post_init__(self) -> None:
         for name in ("channel_mult", "attention", "transformer_depth"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name in ("in_channels", "out_channels", "model_channels", "num_res_blocks", "heads", "groups", "patch"):
-            if getattr(self, name) < 1:
-                raise RecipeError(f"{name} = {getattr(self, name)}: must be at least 1")
-        for name, kinds in CHOICES.items():
-            if (given := getattr(self, name)) not in get_args(kinds):
-                allowed = ", ".join(get_args(kinds))
-                raise RecipeError(f"{name} = {given!r}: must be one of {allowed}{did_you_mean(given, get_args(kinds))}")
-        if not 0 <= self.dropout < 1:
-            raise RecipeError(f"dropout = {self.dropout}: must lie in [0, 1)")
+        checked(self)
         if not self.channel_mult:
             raise RecipeError("channel_mult: none given; a U-Net needs one per level, for example [1, 2, 2]")
         for rate in self.attention:
@@ -115,7 +100,7 @@ class UNetConfig:
 
     @property
     def rates(self) -> tuple[int, ...]:
-        """How much smaller each level is than the first."""
+        """Downsampling rate of each level."""
         return tuple(2**level for level in range(len(self.channel_mult)))
 
     @property

@@ -4,11 +4,11 @@
     decoder: z -> enter -> middle -> [blocks, twice the frames, twice the size] per level -> leave -> frames
 
 A clip has 1 + k ct frames and 1 + k latents: the first latent stands for the first frame alone, each other for ct
-frames, and none has seen a later frame. A picture is a clip of one frame. Nothing is normalised over time or place, so
+frames, and none has seen a later frame. An image is a clip of one frame. Nothing is normalised over time or place, so
 that pieces and tiles give what the whole gives.
 
 Beside either network a linear map goes the direct way between a latent and its box of ct x cs x cs pixels. It begins as
-the lowest frequencies of the box, so that training has a picture from its first step on, and the networks learn what
+the lowest frequencies of the box, so that training has an image from its first step on, and the networks learn what
 is missing in it.
 
 Sources: Yu et al. 2024, section 3.2 (arXiv:2310.05737); Wan Team 2025, section 4.1
@@ -78,12 +78,12 @@ class VideoAutoencoderConfig(AutoencoderConfig):
 
     @property
     def halves(self) -> tuple[bool, ...]:
-        """Whether time is halved behind each level but the last."""
+        """Return True if time is halved behind each level but the last."""
         changes, count = len(self.rates) - 1, int(math.log2(self.time // self.span))
         return tuple(place >= changes - count for place in range(changes))
 
     def latent_frames(self, frames: int) -> int:
-        """Latents in time of a clip of so many frames.
+        """Latents in time of a clip of that many frames.
 
         Raises:
             ShapeError: not 1 + a multiple of `time`; names the nearest.
@@ -95,14 +95,14 @@ class VideoAutoencoderConfig(AutoencoderConfig):
         return 1 + (frames - 1) // self.time
 
     def look_back(self, blocks: int) -> int:
-        """Latents in time that one depends on before itself, with so many blocks in each level."""
-        found, frames = 2 * 5 * 1.0, self.time  # the first or last convolution of z, and two blocks in the middle
+        """Latents in time that one depends on before itself, with that many blocks in each level."""
+        frames_read, frames = 2 * 5 * 1.0, self.time  # the first or last convolution of z, and two blocks in the middle
         for level in reversed(range(len(self.rates))):
-            found += 4 * blocks * frames / self.time
+            frames_read += 4 * blocks * frames / self.time
             if level and self.halves[level - 1]:
                 frames //= 2
-                found += 2 * 2 * frames / self.time
-        return math.ceil(found + 2 * self.span / self.time) + 1
+                frames_read += 2 * 2 * frames / self.time
+        return math.ceil(frames_read + 2 * self.span / self.time) + 1
 
     @property
     def encoder_look_back(self) -> int:
@@ -135,7 +135,7 @@ class VideoBlock(nn.Module):
 
 
 class VideoDownsample(nn.Module):
-    """Half the size, frame by frame, and where it is asked for half the frames, by a causal convolution over time."""
+    """Half the size, frame by frame, and optionally half the frames, by a causal convolution over time."""
 
     def __init__(self, width: int, time: bool) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ class VideoDownsample(nn.Module):
 
 
 class VideoUpsample(nn.Module):
-    """Twice the frames but for the very first, where it is asked for, and twice the size, frame by frame."""
+    """Twice the frames except for the very first, optionally, and twice the size, frame by frame."""
 
     def __init__(self, width: int, time: bool) -> None:
         super().__init__()
@@ -179,8 +179,8 @@ class VideoLevel(nn.Module):
 
 def channels_to_time(x: Tensor, span: int, past: StreamState) -> Tensor:
     """Channels (B, C span, n, H, W) as frames (B, C, n span, H, W), of the first `span` at the beginning the last."""
-    found = x.unflatten(1, (-1, span)).transpose(2, 3).flatten(2, 3)
-    return found[:, :, span - 1 :] if past.begins else found
+    output = x.unflatten(1, (-1, span)).transpose(2, 3).flatten(2, 3)
+    return output[:, :, span - 1 :] if past.begins else output
 
 
 def time_to_channels(x: Tensor, span: int, past: StreamState) -> Tensor:
@@ -215,25 +215,25 @@ class StreamingModule(nn.Module, ABC):
         """The whole clip (B, C, T, H, W); where no gradient is wanted, some latents at a time, in less memory."""
         if torch.is_grad_enabled():
             return self.run(x, StreamState())
-        made: list[Tensor] = []
+        pieces: list[Tensor] = []
         cache: Cache | None = None
         for piece in self.pieces(x):
-            found, cache = self.step(piece, cache)
-            made.append(found)
-        return torch.cat(made, 2)
+            output, cache = self.step(piece, cache)
+            pieces.append(output)
+        return torch.cat(pieces, 2)
 
     def step(self, x: Tensor, cache: Cache | None = None) -> tuple[Tensor, Cache]:
-        """What a piece (B, C, T, H, W) gives, and the cache for the piece after it.
+        """Output of a piece (B, C, T, H, W), and the cache for the piece after it.
 
         Args:
             cache: as it came back with the piece before, for the same clips; None: the clip begins here.
 
         Raises:
-            ShapeError: other channels, a size that is no multiple, or frames that stop between two latents.
+            ShapeError: other channels, a size that is not a multiple, or frames that stop between two latents.
         """
         past = StreamState(cache)
-        made = self.run(x, past)
-        return made, tuple(past.kept)
+        output = self.run(x, past)
+        return output, tuple(past.saved)
 
     @abstractmethod
     def pieces(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -334,7 +334,7 @@ class VideoDecoder(StreamingModule):
 def _checked(x: Tensor, channels: int, what: str) -> Tensor:
     """X, which is a clip with these channels and at least a frame."""
     if x.ndim == 4 and x.shape[1] == channels:
-        raise ShapeError(f"{what} {tuple(x.shape)}: a picture is a clip of one frame; give x[:, :, None]")
+        raise ShapeError(f"{what} {tuple(x.shape)}: an image is a clip of one frame; give x[:, :, None]")
     if x.ndim != 5 or x.shape[1] != channels or not x.shape[2]:
         raise ShapeError(f"{what} {tuple(x.shape)}: must be (B, {channels}, T, H, W) of at least one frame")
     return x

@@ -1,8 +1,8 @@
-"""A transformer over patches of clips in space and time, told a level, a place and a text token by token.
+"""A transformer over patches of clips in space and time, conditioned on a level, a position and a text token by token.
 
-    x -> patches -> tokens at (t, y, x) -> blocks, each told the level of every token -> norm -> linear -> patches
+    x -> patches -> tokens at (t, y, x) -> blocks, modulated by the level of each token -> norm -> linear -> patches
 
-A picture is a clip of one frame. Levels may differ between the frames or the places of a clip, which is how frames
+An image is a clip of one frame. Levels may differ between the frames or the places of a clip, which is how frames
 that are known are given: at the level of data. Positions turn queries and keys, so that any size, shape and length,
 times before the first frame and times between frames are only other coordinates. Waves, where there are some, tell each
 token besides where in its own frame it lies and how long after the start.
@@ -41,16 +41,16 @@ from unveil.types import Condition
 SPAN = 64
 
 # Layouts of clips, such as positions, that a network remembers: a run has a few, training on mixed sizes ever others
-KEPT = 8
+MAX_LAYOUTS = 8
 
 
 @dataclass(frozen=True)
 class VideoBlockConditioning:
-    """What blocks are told beside x.
+    """The conditioning of blocks, beside x.
 
     modulation: shifts, scales and gates (B, F or 1, S or 1, 6, C) of all blocks, before each adds its own.
     last: shift and scale (B, F or 1, S or 1, 2, C) of the last normalisation.
-    which: None, or of each token of rows (B, N) the level that it is told, a number of `modulation`'s and `last`'s B.
+    which: None, or of each token of rows (B, N) the level that it has, a number of `modulation`'s and `last`'s B.
     rotary: the places of the tokens.
     together: which tokens see each other in each block; None: all of a row.
     text, mask: tokens (clips, L, context_width), and True where one of the (clips, L) counts.
@@ -71,12 +71,12 @@ class VideoBlockConditioning:
         if self.which is None:
             return list(each.unbind(-2))
         index = self.which.flatten()
-        return [one[:, 0, 0].index_select(0, index).view(*self.which.shape, 1, -1) for one in each.unbind(-2)]
+        return [part[:, 0, 0].index_select(0, index).view(*self.which.shape, 1, -1) for part in each.unbind(-2)]
 
 
 @dataclass
 class _Laid:
-    """Of clips of certain sizes: where their tokens stand, and which see each other in each block."""
+    """Layout of clips of certain sizes: positions of their tokens, and which attend to each other in each block."""
 
     rotary: Rotary
     together: Sequence[Packing | AttentionGroups | None]
@@ -84,13 +84,14 @@ class _Laid:
     waves: Sequence[Tensor | None] = (None,)
 
     def to(self, device: torch.device) -> None:
-        self.waves = [None if one is None else one.to(device) for one in self.waves]
-        for one in {id(one): one for one in (self.rotary, self.packing, *self.together) if one is not None}.values():
-            one.to(device)
+        self.waves = [None if table is None else table.to(device) for table in self.waves]
+        parts = (self.rotary, self.packing, *self.together)
+        for part in {id(part): part for part in parts if part is not None}.values():
+            part.to(device)
 
 
 class SpaceTimeBlock(nn.Module):
-    """Attention of tokens on themselves and on a text, and an MLP; to what all blocks are told it adds its own.
+    """Attention of tokens on themselves and on a text, and an MLP; to the conditioning of all blocks it adds its own.
 
     Source: Chen et al. 2023, section 2.3 (arXiv:2310.00426).
     """
@@ -110,25 +111,27 @@ class SpaceTimeBlock(nn.Module):
         self.mlp = Mlp(width, int(config.mlp_ratio * width), "gelu-tanh")
         self.table = nn.Parameter(torch.zeros(6, width))
 
-    def forward(self, h: Tensor, told: VideoBlockConditioning, number: int) -> Tensor:
+    def forward(self, h: Tensor, conditioning: VideoBlockConditioning, number: int) -> Tensor:
         """Tokens (B, F, S, C) after block `number`."""
-        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = told.parts(told.modulation + self.table)
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = conditioning.parts(conditioning.modulation + self.table)
         seen = modulate(self.norm_1(h), shift_1, scale_1).flatten(1, 2)  # (B, N, C)
-        gathered = self.attention(seen, rotary=told.rotary, packing=told.together[number])
+        gathered = self.attention(seen, rotary=conditioning.rotary, packing=conditioning.together[number])
         h = torch.addcmul(h, gate_1, gathered.unflatten(1, h.shape[1:3]))
         if self.context is not None:
-            h = h + self._read(self.context_norm(h).flatten(1, 2), self.context, told).unflatten(1, h.shape[1:3])
+            read = self._read(self.context_norm(h).flatten(1, 2), self.context, conditioning)
+            h = h + read.unflatten(1, h.shape[1:3])
         return torch.addcmul(h, gate_2, self.mlp(modulate(self.norm_2(h), shift_2, scale_2)))
 
-    def _read(self, tokens: Tensor, attention: Attention, told: VideoBlockConditioning) -> Tensor:
-        """What tokens (B, N, C) gather of their clips' texts."""
-        if told.packing is not None:
-            return attention(tokens, context=told.text, mask=told.mask, packing=told.packing)
-        return attention(tokens, context=told.text, mask=None if told.mask is None else told.mask[:, None, None])
+    def _read(self, tokens: Tensor, attention: Attention, conditioning: VideoBlockConditioning) -> Tensor:
+        """Output of the attention of tokens (B, N, C) to their clips' texts."""
+        if conditioning.packing is not None:
+            return attention(tokens, context=conditioning.text, mask=conditioning.mask, packing=conditioning.packing)
+        mask = None if conditioning.mask is None else conditioning.mask[:, None, None]
+        return attention(tokens, context=conditioning.text, mask=mask)
 
 
 class VideoDiT(nn.Module):
-    """The denoising network of clips and pictures: (x, t, condition) to a tensor of x's size with `out_channels`.
+    """The denoising network of clips and images: (x, t, condition) to a tensor of x's size with `out_channels`.
 
     Attributes:
         tells_parts: t may differ between the parts of a sample.
@@ -157,27 +160,27 @@ class VideoDiT(nn.Module):
         """The raw result, in x's size.
 
         Args:
-            x: clips (B, in_channels, T, H, W), or pictures (B, in_channels, H, W), which are clips of one frame.
+            x: clips (B, in_channels, T, H, W), or images (B, in_channels, H, W), which are clips of one frame.
             t: the number that stands for the level, fractions allowed: (B,), or broadcastable to x for levels that
                 differ between frames or places; where they differ within a token, the noisiest counts.
             condition: its vector (B, vector_dim) is added to the time's embedding, its tokens are the text; its
                 places say where the clips lie, the first token at 0 and a step of 1 where they say nothing.
 
         Raises:
-            ShapeError: a size that is no multiple of the patch, or a condition that does not fit.
+            ShapeError: a size that is not a multiple of the patch, or a condition that does not fit.
         """
         condition, rows = condition or Condition(), len(x)
         clips, grid = self._checked(x)
-        laid = self._kept(("alone", grid, rows, x.device), lambda: self._alone(grid, rows))
+        laid = self._cached_layout(("alone", grid, rows, x.device), lambda: self._alone(grid, rows))
         waves = (
             laid.waves[0] if condition.places is None else _waves(grid, condition.places, self.config.pos_fourier_dim)
         )
         h = self._tokens(clips, grid, waves)  # (B, F, S, C)
         rotary = laid.rotary if condition.places is None else self._rotary(_coordinates(grid, condition.places))
         vector = vector_of(condition, rows, self.vector_dim)
-        told = self._told(self._levels(t, x, grid), vector, rotary, laid.together)
-        told = self._with_text(told, condition, rows)
-        return self._unboxed(self.denoise(h, told), grid).view(rows, -1, *x.shape[2:])
+        conditioning = self._conditioning(self._levels(t, x, grid), vector, rotary, laid.together)
+        conditioning = self._with_text(conditioning, condition, rows)
+        return self._unboxed(self.denoise(h, conditioning), grid).view(rows, -1, *x.shape[2:])
 
     def packed(
         self,
@@ -187,7 +190,7 @@ class VideoDiT(nn.Module):
         *,
         length: int | None = None,
     ) -> tuple[list[Tensor], float]:
-        """The result for each of S clips (in_channels, T, H, W), or pictures, of any sizes, as rows of tokens.
+        """The result for each of S clips (in_channels, T, H, W), or images, of any sizes, as rows of tokens.
 
         Args:
             t: of each, a number, or broadcastable to the clip.
@@ -201,9 +204,9 @@ class VideoDiT(nn.Module):
             ShapeError: a clip that does not fit, or is longer than a row.
         """
         condition, count = condition or Condition(), len(clips)
-        whole = [self._checked(one[None]) for one in clips]
+        whole = [self._checked(video[None]) for video in clips]
         grids = tuple(grid for _, grid in whole)
-        laid = self._kept(("packed", grids, length, clips[0].device), lambda: self._in_rows(grids, length))
+        laid = self._cached_layout(("packed", grids, length, clips[0].device), lambda: self._in_rows(grids, length))
         packing, rotary = cast(Packing, laid.packing), laid.rotary
         tokens, levels, which = [], [], []
         for number, (clip, grid) in enumerate(whole):
@@ -211,41 +214,43 @@ class VideoDiT(nn.Module):
             waves = laid.waves[number] if places is None else _waves(grid, places, self.config.pos_fourier_dim)
             tokens.append(self._tokens(clip, grid, waves)[0].flatten(0, 1))  # (N, C)
             level = self._levels(t[number][None], clips[number][None], grid)[0]  # (F or 1, S or 1)
-            own_levels = torch.arange(sum(map(len, levels)), sum(map(len, levels)) + level.numel(), device=clip.device)
-            which.append(own_levels.view(level.shape).expand(grid.frames, grid.rows * grid.columns).flatten())
+            start = sum(map(len, levels))
+            rows = torch.arange(start, start + level.numel(), device=clip.device)
+            which.append(rows.view(level.shape).expand(grid.frames, grid.rows * grid.columns).flatten())
             levels.append(level.flatten())
         if condition.places is not None:
-            own = zip(grids, condition.places.split(1), strict=True)
-            rotary = self._rotary(packing.pack([_coordinates(grid, places)[0] for grid, places in own]))
+            coordinates = zip(grids, condition.places.split(1), strict=True)
+            rotary = self._rotary(packing.pack([_coordinates(grid, places)[0] for grid, places in coordinates]))
         vector = vector_of(condition, count, self.vector_dim)
         if vector is not None:  # of the clip of each level
-            vector = vector.repeat_interleave(torch.tensor([len(one) for one in levels], device=vector.device), dim=0)
-        told = self._told(torch.cat(levels)[:, None, None], vector, rotary, laid.together)
-        told = replace(told, packing=packing, which=packing.pack(which))
-        told = self._with_text(told, condition, count)
-        found = packing.unpack(self.denoise(packing.pack(tokens)[:, :, None], told)[:, :, 0])
+            counts = torch.tensor([len(level) for level in levels], device=vector.device)
+            vector = vector.repeat_interleave(counts, dim=0)
+        conditioning = self._conditioning(torch.cat(levels)[:, None, None], vector, rotary, laid.together)
+        conditioning = replace(conditioning, packing=packing, which=packing.pack(which))
+        conditioning = self._with_text(conditioning, condition, count)
+        outputs = packing.unpack(self.denoise(packing.pack(tokens)[:, :, None], conditioning)[:, :, 0])
         results = [
-            self._unboxed(one.view(1, grid.frames, -1, one.shape[-1]), grid).view(-1, *clip.shape[1:])
-            for one, grid, clip in zip(found, grids, clips, strict=True)
+            self._unboxed(output.view(1, grid.frames, -1, output.shape[-1]), grid).view(-1, *clip.shape[1:])
+            for output, grid, clip in zip(outputs, grids, clips, strict=True)
         ]
         return results, packing.waste
 
     def tokens(self, shape: Sequence[int]) -> int:
-        """How many tokens a clip (in_channels, T, H, W) or a picture is.
+        """Number of tokens of a clip (in_channels, T, H, W) or an image.
 
         Raises:
-            ShapeError: a size that is no multiple of the patch, or other channels.
+            ShapeError: a size that is not a multiple of the patch, or other channels.
         """
         return self._checked(torch.empty(1, *shape, device="meta"))[1].tokens
 
-    def denoise(self, h: Tensor, told: VideoBlockConditioning) -> Tensor:
+    def denoise(self, h: Tensor, conditioning: VideoBlockConditioning) -> Tensor:
         """Tokens (B, F, S, C) to those of the result (B, F, S, out_channels * box)."""
         for number, block in enumerate(self.blocks):
             if self.config.gradient_checkpointing and self.training and torch.is_grad_enabled():
-                h = cast(Tensor, checkpoint(block, h, told, number, use_reentrant=False))
+                h = cast(Tensor, checkpoint(block, h, conditioning, number, use_reentrant=False))
             else:
-                h = block(h, told, number)
-        return self.leave(modulate(self.norm(h), *told.parts(told.last)))
+                h = block(h, conditioning, number)
+        return self.leave(modulate(self.norm(h), *conditioning.parts(conditioning.last)))
 
     # -- details ------------------------------------------------------------------------------------------------
 
@@ -254,7 +259,7 @@ class VideoDiT(nn.Module):
         clips = x[:, :, None] if x.ndim == 4 else x
         if clips.ndim != 5 or clips.shape[1] != self.config.in_channels:
             raise ShapeError(
-                f"x {tuple(x.shape)}: must be clips (B, {self.config.in_channels}, T, H, W), or pictures "
+                f"x {tuple(x.shape)}: must be clips (B, {self.config.in_channels}, T, H, W), or images "
                 f"(B, {self.config.in_channels}, H, W)"
             )
         counts = []
@@ -267,7 +272,7 @@ class VideoDiT(nn.Module):
         return clips, TokenGrid(*counts)
 
     def _tokens(self, clips: Tensor, grid: TokenGrid, waves: Tensor | None) -> Tensor:
-        """Clips (B, in_channels, T, H, W) as tokens (B, F, S, C), each told where it is."""
+        """Clips (B, in_channels, T, H, W) as tokens (B, F, S, C), each with its position."""
         h = self.patches(self._boxes(clips))
         if self.where is None or waves is None:
             return h
@@ -285,7 +290,7 @@ class VideoDiT(nn.Module):
         return parts.permute(0, 4, 1, 5, 2, 6, 3, 7).flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
     def _levels(self, t: Tensor, x: Tensor, grid: TokenGrid) -> Tensor:
-        """What stands for the level of each token: (B, F or 1, S or 1)."""
+        """Index of the level of each token: (B, F or 1, S or 1)."""
         if t.ndim <= 1:
             return t.expand(len(x)).view(-1, 1, 1)
         if t.ndim != x.ndim:
@@ -298,10 +303,10 @@ class VideoDiT(nn.Module):
             return t.flatten(2).expand(len(x), -1, -1)
         return t.expand(len(x), -1, grid.rows, grid.columns).flatten(2)
 
-    def _told(
+    def _conditioning(
         self, level: Tensor, vector: Tensor | None, rotary: Rotary, together: Sequence[AttentionPattern | None]
     ) -> VideoBlockConditioning:
-        """Of levels (B, F or 1, S or 1) and vectors (B, vector_dim)."""
+        """Conditioning of levels (B, F or 1, S or 1) and vectors (B, vector_dim)."""
         embedded = self.time(level.flatten()).unflatten(0, level.shape)  # (B, F or 1, S or 1, C)
         if vector is not None:
             embedded = embedded + vector[:, None, None].to(embedded)
@@ -310,20 +315,22 @@ class VideoDiT(nn.Module):
         modulation, last = (layer(embedded).unflatten(3, (-1, width)) for layer in (self.modulation, self.last))
         return VideoBlockConditioning(modulation, last, rotary, together)
 
-    def _with_text(self, told: VideoBlockConditioning, condition: Condition, clips: int) -> VideoBlockConditioning:
+    def _with_text(
+        self, conditioning: VideoBlockConditioning, condition: Condition, clips: int
+    ) -> VideoBlockConditioning:
         context = text_of(condition, self.config.cross_attention_dim, clips)
-        return told if context is None else replace(told, text=context.tokens, mask=context.mask)
+        return conditioning if context is None else replace(conditioning, text=context.tokens, mask=context.mask)
 
     def _rotary(self, places: Tensor) -> Rotary:
         return Rotary(places, self.config.hidden_size // self.config.heads, theta=self.config.rope_theta)
 
-    def _kept(self, key: tuple[object, ...], made: Callable[[], _Laid]) -> _Laid:
-        """What sizes alone decide, where the tokens are: made when it is first asked for, at every later call there."""
+    def _cached_layout(self, key: tuple[object, ...], build: Callable[[], _Laid]) -> _Laid:
+        """Layout, which depends on sizes only, on the tokens' device: computed on first use and then reused."""
         if key not in self._laid:
-            if len(self._laid) >= KEPT:
+            if len(self._laid) >= MAX_LAYOUTS:
                 self._laid.clear()
             with torch.device("cpu"), torch.inference_mode(mode=False):  # for calls that train, too
-                self._laid[key] = made()
+                self._laid[key] = build()
             self._laid[key].to(cast(torch.device, key[-1]))
         return self._laid[key]
 

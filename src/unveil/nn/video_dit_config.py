@@ -1,18 +1,19 @@
-"""What defines a transformer over clips."""
+"""Configuration of a transformer over clips."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import get_args
+from typing import Annotated
 
-from unveil.errors import RecipeError, did_you_mean
+from unveil.errors import RecipeError
 from unveil.nn.attention import QkNorm
 from unveil.nn.attention_patterns import Pattern
+from unveil.types import Ge, checked
 
 
 @dataclass(frozen=True)
 class VideoDiTConfig:
-    """What defines a transformer over clips.
+    """Configuration of a transformer over clips.
 
     Args:
         in_channels: of x.
@@ -21,11 +22,11 @@ class VideoDiTConfig:
         depth, hidden_size, heads: blocks, width of a token, attention heads.
         mlp_ratio: width of the MLPs, in multiples of `hidden_size`.
         cross_attention_dim: of a text's tokens, which every block reads; None: there is none.
-        attention_pattern: which tokens of a clip see each other, see `patterns.labels`.
+        attention_pattern: which tokens of a clip see each other, see `attention_patterns.attention_groups`.
         window: frames, rows and columns of a box of tokens, for the pattern `windowed`.
         causal: a token sees none of a later frame.
-        pos_fourier_dim: waves for each of time, height and width, by which a token is told where in its frame it
-            lies and how long after the start; 0: it is told nothing, and places are known of each other alone.
+        pos_fourier_dim: waves for each of time, height and width, that give a token its position in its frame
+            and its time after the start; 0: none, so that only relative positions are known.
         rope_theta: of the positions; the longest wavelength is just under 2 pi rope_theta tokens.
         qk_norm: of queries and keys.
         gradient_checkpointing: in training, keep no activations of blocks but compute them again: less memory, a
@@ -35,36 +36,29 @@ class VideoDiTConfig:
         RecipeError: settings that do not fit together.
     """
 
-    in_channels: int
-    out_channels: int
+    in_channels: Annotated[int, Ge(1)]
+    out_channels: Annotated[int, Ge(1)]
     patch: tuple[int, int, int] = (1, 2, 2)
-    depth: int = 12
-    hidden_size: int = 384
-    heads: int = 6
+    depth: Annotated[int, Ge(1)] = 12
+    hidden_size: Annotated[int, Ge(1)] = 384
+    heads: Annotated[int, Ge(1)] = 6
     mlp_ratio: float = 4.0
     cross_attention_dim: int | None = None
     attention_pattern: Pattern = "full"
     window: tuple[int, int, int] = (4, 8, 8)
     causal: bool = False
-    pos_fourier_dim: int = 0
+    pos_fourier_dim: Annotated[int, Ge(0)] = 0
     rope_theta: float = 10000.0
     qk_norm: QkNorm = "rms"
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("in_channels", "out_channels", "depth", "hidden_size", "heads"):
-            if getattr(self, name) < 1:
-                raise RecipeError(f"{name} = {getattr(self, name)}: must be at least 1")
-        for name, kinds in (("attention_pattern", get_args(Pattern)), ("qk_norm", get_args(QkNorm))):
-            if (given := getattr(self, name)) not in kinds:
-                raise RecipeError(f"{name} = {given!r}: must be one of {', '.join(kinds)}{did_you_mean(given, kinds)}")
-        if self.pos_fourier_dim < 0:
-            raise RecipeError(f"pos_fourier_dim = {self.pos_fourier_dim}: must be at least 0")
+        checked(self)
         for name in ("patch", "window"):
             if len(getattr(self, name)) != 3 or min(getattr(self, name)) < 1:
-                given = list(getattr(self, name))
+                values = list(getattr(self, name))
                 raise RecipeError(
-                    f"{name} = {given}: needs frames, height and width, each at least 1, such as [1, 2, 2]"
+                    f"{name} = {values}: needs frames, height and width, each at least 1, such as [1, 2, 2]"
                 )
         if self.hidden_size % self.heads or self.hidden_size // self.heads < 6:
             raise RecipeError(

@@ -1,4 +1,4 @@
-"""ViT: a picture as a sequence of patches, read by a transformer encoder.
+"""ViT: an image as a sequence of patches, read by a transformer encoder.
 
     x -> patches -> [class] + tokens + positions -> blocks -> norm -> pooled -> head
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, Protocol, cast, get_args
+from typing import Annotated, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from unveil.nn.cnn import ClassifierOutput
 from unveil.nn.embeddings import LearnedPositions, grid_coordinates, sin_cos_positions
 from unveil.nn.layers import check_multiple, zeroed
 from unveil.nn.transformer_blocks import BlockConfig, TransformerStack
+from unveil.types import Ge, checked
 
 Pool = Literal["class", "mean"]
 Head = Literal["linear", "hidden"]
@@ -33,16 +34,16 @@ PATCHES = (32, 16, 14)
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """What defines a ViT.
+    """Configuration of a ViT.
 
     Args:
-        channels: of a picture.
-        size: side of the pictures that the positions are learned for.
+        channels: of an image.
+        size: side of the images that the positions are learned for.
         num_classes: Number of logits; 0: the network returns only features.
         patch: side of the squares that become tokens.
         depth, hidden_size, heads: Number of blocks, width of a token, number of attention heads.
         mlp_ratio: Width of the MLPs, in multiples of `hidden_size`.
-        pool: `class` reads a token of its own, `mean` averages those of the picture.
+        pool: `class` reads its own token, `mean` averages those of the image.
         head: `hidden` puts a tanh layer before the logits, as in pre-training; `linear` none, as in fine-tuning.
         stem: how a square becomes a token. `patches`: by one linear map; `convolutions`: by normalised 3 x 3 ones,
             one for each halving of its side and one before, which learns sooner (Xiao et al. 2021, arXiv:2106.14881).
@@ -54,13 +55,13 @@ class ViTConfig:
         RecipeError: settings that do not fit together.
     """
 
-    channels: int
-    size: int
+    channels: Annotated[int, Ge(1)]
+    size: Annotated[int, Ge(1)]
     num_classes: int = 0
-    patch: int = 16
-    depth: int = 12
-    hidden_size: int = 768
-    heads: int = 12
+    patch: Annotated[int, Ge(1)] = 16
+    depth: Annotated[int, Ge(1)] = 12
+    hidden_size: Annotated[int, Ge(1)] = 768
+    heads: Annotated[int, Ge(1)] = 12
     mlp_ratio: float = 4.0
     pool: Pool = "class"
     head: Head = "linear"
@@ -70,13 +71,7 @@ class ViTConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("channels", "size", "patch", "depth", "hidden_size", "heads"):
-            if getattr(self, name) < 1:
-                raise RecipeError(f"{name} = {getattr(self, name)}: must be at least 1")
-        for name, kinds in {"pool": Pool, "head": Head, "stem": Stem, "begin": Begin}.items():
-            if (given := getattr(self, name)) not in get_args(kinds):
-                allowed = ", ".join(get_args(kinds))
-                raise RecipeError(f"{name} = {given!r}: must be one of {allowed}{did_you_mean(given, get_args(kinds))}")
+        checked(self)
         if self.num_classes < 0 or not 0 <= self.dropout < 1:
             raise RecipeError(
                 f"num_classes = {self.num_classes}, dropout = {self.dropout}: must be >= 0, and in [0, 1)"
@@ -89,7 +84,7 @@ class ViTConfig:
 
     @property
     def side(self) -> int:
-        """Patches along a side of the pictures that the positions are learned for."""
+        """Patches along a side of the images that the positions are learned for."""
         return self.size // self.patch
 
 
@@ -99,17 +94,17 @@ def get_preset(name: str, *, size: int = 224, channels: int = 3, classes: int = 
     Raises:
         RecipeError: no such name; the nearest is named.
     """
-    known = [f"vit-{letter}-{patch}" for letter in SIZES for patch in PATCHES]
+    names = [f"vit-{letter}-{patch}" for letter in SIZES for patch in PATCHES]
     kind, _, rest = name.partition("-")
     letter, _, patch = rest.partition("-")
     if kind != "vit" or letter not in SIZES or not patch.isdigit() or not int(patch):
-        raise RecipeError(f"network {name!r}: known are {', '.join(known)}{did_you_mean(name, known)}")
+        raise RecipeError(f"network {name!r}: known are {', '.join(names)}{did_you_mean(name, names)}")
     depth, width, heads = SIZES[letter]
     return ViTConfig(channels, size, classes, int(patch), depth, width, heads, head=head)
 
 
 class ViT(nn.Module):
-    """Reads pictures (B, channels, H, W): features and logits."""
+    """Reads images (B, channels, H, W): features and logits."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -128,7 +123,7 @@ class ViT(nn.Module):
         """Features (B, width), which are what the logits are made of, and logits (B, classes).
 
         Raises:
-            ShapeError: another number of channels, or a side that is no multiple of the patch.
+            ShapeError: another number of channels, or a side that is not a multiple of the patch.
         """
         tokens = self.tokens(x)  # (B, N, width)
         features = tokens[:, 0] if self.first is not None else tokens.mean(1)  # (B, width)
@@ -140,7 +135,7 @@ class ViT(nn.Module):
     def tokens(self, x: Tensor) -> Tensor:
         """Every token after the last normalisation, (B, N, width); the class token, if there is one, first.
 
-        Pictures of another size than the positions were learned for get them interpolated.
+        Images of another size than the positions were learned for get them interpolated.
 
         Raises:
             ShapeError: as `forward`.
@@ -150,7 +145,7 @@ class ViT(nn.Module):
         check_multiple(x, self.config.patch)
         h = self.patches(x)  # (B, width, H / patch, W / patch)
         positions = self.positions(h.shape[2:])  # (N, width), that of the class token first
-        h = h.flatten(2).transpose(1, 2).contiguous()  # (B, N, width); else residuals keep the picture's strides
+        h = h.flatten(2).transpose(1, 2).contiguous()  # (B, N, width); else residuals keep the image's strides
         if self.first is not None:
             h = torch.cat([self.first.expand(len(h), 1, -1).to(h), h], dim=1)  # (B, 1 + N, width)
         h = F.dropout(h + positions, self.config.dropout, self.training)
@@ -188,11 +183,11 @@ class ViT(nn.Module):
 
 
 class StemConfig(Protocol):
-    """What defines a stem; see `ViTConfig`."""
+    """Configuration of a stem; see `ViTConfig`."""
 
     @property
     def channels(self) -> int:
-        """Of a picture."""
+        """Channels of an image."""
         ...
 
     @property
@@ -202,19 +197,19 @@ class StemConfig(Protocol):
 
     @property
     def hidden_size(self) -> int:
-        """Of a token."""
+        """Width of a token."""
         ...
 
     @property
     def stem(self) -> Stem:
-        """How it becomes one."""
+        """Kind of the stem, which makes a square a token."""
         ...
 
 
 def check_stem(config: StemConfig) -> None:
     """Raises RecipeError for a stem that cannot be built."""
     if config.stem == "convolutions" and (config.patch == 1 or config.patch & (config.patch - 1)):
-        raise RecipeError(f"patch {config.patch}: convolutions halve the picture; a power of 2 such as 4, or patches")
+        raise RecipeError(f"patch {config.patch}: convolutions halve the image; a power of 2 such as 4, or patches")
     if config.stem == "convolutions" and config.hidden_size < config.patch:
         raise RecipeError(
             f"hidden_size {config.hidden_size}: convolutions begin with 1/{config.patch} of it; at least {config.patch}"
@@ -222,7 +217,7 @@ def check_stem(config: StemConfig) -> None:
 
 
 def stem(config: StemConfig) -> nn.Module:
-    """Pictures (B, channels, H, W) to tokens (B, width, H / patch, W / patch)."""
+    """Images (B, channels, H, W) to tokens (B, width, H / patch, W / patch)."""
     if config.stem == "patches":
         return nn.Conv2d(config.channels, config.hidden_size, config.patch, stride=config.patch)
     halvings = config.patch.bit_length() - 1

@@ -195,7 +195,7 @@ def sample_frames(path: Path, decoder: VideoDecoder, count: int, limits: VideoLi
     """Decode at most `count` frames of a video, spaced evenly, both ends included.
 
     Raises:
-        MediaError: as `VideoDecoder.probe`.
+        MediaError: as `VideoDecoder.look`.
     """
     limits = limits or VideoLimits()
     film = decoder.look(path, limits)

@@ -72,7 +72,19 @@ class Variant:
 
 
 class TrainSchedule(NamedTuple):
-    """How long and how fast anything is trained, by AdamW, in the words of a recipe's `train`."""
+    """Length and rates of a training run with AdamW; the recipe key of each field is in parentheses where it differs.
+
+    Attributes:
+        steps: Steps of the optimiser.
+        batch: Samples of a step (batch_size).
+        lr: Highest learning rate.
+        warmup: Steps over which the learning rate rises.
+        decay: Share of the steps, at the end, over which the learning rate falls to 0 (lr_decay_ratio).
+        betas: Decay rates of AdamW's two averages (adam_betas).
+        ema: Decay of the averaged weights (ema_decay).
+        clip: Maximum norm of the gradient (grad_clip_norm).
+        weight_decay: Weight decay of AdamW.
+    """
 
     steps: int
     batch: int

@@ -29,7 +29,7 @@ _one = threading.Lock()  # one child at a time, which bounds the total resources
 
 
 def decode_upload(file: IO[bytes], mode: Mode, size: tuple[int, int]) -> Image.Image:
-    """Decode an image, upright, as `data.image_decoding.natural` does; or decode its alpha channel.
+    """Decode an image, upright, as `data.image_decoding.decode_native_size` does; or decode its alpha channel.
 
     Args:
         file: Open file at any position; its header was checked.

@@ -180,7 +180,7 @@ def save_classifier(
         process: the recipe's section of a noisy classifier's process.
 
     Returns:
-        The card, which `evaluate.features.classifier` opens, or `checkpoints.guide.load_guide` a noisy one's.
+        The card, which `evaluate.features.classifier` opens, or `guidance_classifier.load_guide` a noisy one's.
 
     Raises:
         NotWritable: a file of that name is there and `force` is not set.

@@ -48,7 +48,7 @@ def cache_dataset(
 
     Raises:
         RecipeError: the model has no codec that encodes.
-        MediaError, ShapeError, NonFinite, NotWritable, OutOfResources: see `latent_cache.kept`.
+        MediaError, ShapeError, NonFinite, NotWritable, OutOfResources: see `latent_cache.cache_latents`.
     """
     own = model.config.key if model.config is not None else "pixels"
     path, there = cache_latents(items, encoder_of(model), replace(how or LatentCacheOptions(), key=own), progress)

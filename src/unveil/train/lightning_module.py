@@ -28,7 +28,7 @@ LARGEST_NORM = 1e18
 
 
 class Objective(Protocol):
-    """What training minimises; `core.objective.Diffusion` is one."""
+    """What training minimises; `core.objective.DiffusionLoss` is one."""
 
     def __call__(
         self, denoiser: Denoiser, x0: Tensor, condition: Condition | None, streams: SampleRNG, step: int

@@ -65,7 +65,7 @@ def fit(
         model: a model, or only a denoiser round any network of your own.
         dataset: items as dicts; `key` names the value that is learned: uint8 counts as pixels and is scaled
             to [-1, 1], floating point of any shape is taken as it is.
-        objective: what is minimised, such as `core.objective.Diffusion()`.
+        objective: what is minimised, such as `core.objective.DiffusionLoss()`.
         config: the settings of training.
         run: the folder; new, or one of the same recipe.
         held_out: items that never train, for the held-out loss.
@@ -108,7 +108,7 @@ def learn(
 
     Args:
         asked: what the folder records, as plain values; a run in the same folder must have been asked the same.
-        lengths: tokens of each item, where a step is to have so many (`train.tokens`).
+        lengths: tokens of each item, where a step is to have so many (`train.token_batching`).
 
     Raises:
         RecipeError, NotWritable, NonFinite, OutOfResources, Cancelled: as `fit`.

@@ -145,7 +145,7 @@ FAULTS = {
     "truncated": "truncated: .* bytes are there; fetch it again",
     "truncated webm": "truncated: .* bytes are there; fetch it again",
     "size changes": "its size changes from 16 x 16 to 32 x 32 at frame 4; cut it there",
-    "no frame": "no frame in it|holds no pictures",
+    "no frame": "no frame in it|holds no images",
     "bomb": "8192 x 8192 = 67,108,864 pixels a frame: the limit is 8,294,400; .* raise max_pixels",
     "another codec": "codec is ffv1, which is not on the list: av1, gif, h264.*convert it",
 }

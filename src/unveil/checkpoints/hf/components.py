@@ -144,7 +144,7 @@ def encoder_of(
 
     Args:
         number: which, where there are several.
-        length, attend: of T5, see `towers.T5Config`.
+        length, attend: of T5, see `T5EncoderConfig`.
     """
     end = "" if number == 1 else f"_{number}"
     for name in (f"text_encoder{end}", f"tokenizer{end}"):

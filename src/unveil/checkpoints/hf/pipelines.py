@@ -140,7 +140,7 @@ def report(path: Path) -> dict[str, KeyMatchReport]:
 
 
 def inspect(path: Path) -> dict[str, Any]:
-    """What a folder holds, from headers and settings alone: the facts of `ours.inspect`, and how its network fits.
+    """Facts of a folder, from headers and settings only: those of `inspection.inspect`, and how its network fits.
 
     Raises:
         WeightsError: as `report`.

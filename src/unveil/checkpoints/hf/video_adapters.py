@@ -64,7 +64,7 @@ class Wan(nn.Module):
 
     @contextmanager
     def ahead(self, indices: Sequence[float] | Tensor) -> Iterator[None]:
-        """Inside, what follows from a text, a level or a size alone is computed once; see `wan_run.WanRun`.
+        """Inside, what follows from a text, a level or a size alone is computed once; see `wan_cache.CachedWan`.
 
         A compiled network is called as it is: a compiler would make a variant of it for each text and level.
         """

@@ -38,7 +38,7 @@ class Momentum:
     def add(self, difference: Tensor, level: NoiseLevel) -> Tensor:
         """The difference plus beta times the sum so far."""
         t = float(level.t.max()) if isinstance(level.t, Tensor) else level.t
-        self._past = [(at, kept) for at, kept in self._past if at > t and kept.shape == difference.shape][-2:]
+        self._past = [(at, total) for at, total in self._past if at > t and total.shape == difference.shape][-2:]
         if self._past:
             difference = difference + self.beta * self._past[-1][1]
         self._past.append((t, difference))

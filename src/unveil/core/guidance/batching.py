@@ -1,4 +1,4 @@
-"""How many network calls a guidance makes: the executor's choice, which changes no result."""
+"""Number of network calls of a guidance: the executor's choice, which changes no result."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from unveil.core.denoiser import DenoiseFn, Estimate
 from unveil.errors import ShapeError
 from unveil.types import Condition, NoiseLevel
 
-FEW = 8  # samples up to which a processor gains by one call
+FEW = 8  # samples up to which a CPU gains by one call
 
 # A denoiser that takes its condition with each call
 Conditioned = Callable[[Tensor, NoiseLevel, Condition], Estimate]
@@ -23,24 +23,25 @@ Conditioned = Callable[[Tensor, NoiseLevel, Condition], Estimate]
 def memoized(step: DenoiseFn) -> DenoiseFn:
     """The step, called once where several parts of a guidance ask for the same x and level.
 
-    `step = once(model.denoise_fn(condition))` lets `rescale(cfg(step, null, 5), step)` make two calls instead of three.
+    With `step = memoized(model.denoise_fn(condition))`, `rescale(cfg(step, null, 5), step)` makes two calls instead of
+    three.
     """
     seen = _Seen()
-    kept: list[Estimate] = []
+    cached: list[Estimate] = []
 
     def shared(x: Tensor, level: NoiseLevel) -> Estimate:
         if not seen.again(x, level):
-            kept[:] = [step(x, level)]
+            cached[:] = [step(x, level)]
             seen.set(x, level)
-        return kept[0]
+        return cached[0]
 
     return shared
 
 
 def should_batch(device: torch.device, count: int) -> bool:
-    """Whether condition and null of `count` samples are faster in one call than in two; `benchmarks/guidance_call.py`.
+    """Return True if condition and null of `count` samples are faster in one call; `benchmarks/guidance_call.py`.
 
-    A small batch leaves parts of a machine idle. A processor is full at a few samples, and two calls then move less
+    A small batch leaves parts of a machine idle. A CPU is full at a few samples, and two calls then move less
     memory through its caches.
     """
     return device.type != "cpu" or count <= FEW
@@ -49,8 +50,8 @@ def should_batch(device: torch.device, count: int) -> bool:
 def batch_cond_uncond(denoiser: Conditioned, *conditions: Condition) -> list[DenoiseFn]:
     """A step per condition, which share one call of the network with a batch of all of them.
 
-    `cfg(*batched(denoiser, condition, null), scale=4.0)` is one call where two steps would be two. The first step
-    asked for alone calls the network with its own rows only, as `cfg` does where its scale is 1 and `interval`
+    `cfg(*batch_cond_uncond(denoiser, condition, null), scale=4.0)` is one call where two steps would be two. The first
+    step used on its own calls the network with its own rows only, as `cfg` does where its scale is 1 and `interval`
     outside of its range. Tokens of different lengths are padded, with a mask that hides the padding.
 
     Args:
@@ -62,12 +63,12 @@ def batch_cond_uncond(denoiser: Conditioned, *conditions: Condition) -> list[Den
     """
     together = joined(conditions)
     seen = _Seen()
-    kept: list[Estimate] = []
+    estimates: list[Estimate] = []
 
     def all_of(x: Tensor, level: NoiseLevel) -> None:
         count = len(conditions)
         estimate = denoiser(torch.cat([x] * count), repeated(level, count, len(x)), together)
-        kept[:] = [_rows(estimate, x, slice(k * len(x), (k + 1) * len(x))) for k in range(count)]
+        estimates[:] = [_rows(estimate, x, slice(k * len(x), (k + 1) * len(x))) for k in range(count)]
         seen.set(x, level)
 
     def part(k: int) -> DenoiseFn:
@@ -76,7 +77,7 @@ def batch_cond_uncond(denoiser: Conditioned, *conditions: Condition) -> list[Den
                 if k == 0:
                     return denoiser(x, level, conditions[0])
                 all_of(x, level)
-            return kept[k]
+            return estimates[k]
 
         return shared
 
@@ -92,7 +93,7 @@ class _Seen:
         self._version: tuple[int, bool, bool] | None = None
 
     def again(self, x: Tensor, level: NoiseLevel) -> bool:
-        """Whether this is the last call once more."""
+        """Return True if this is the last call once more."""
         version = self._of(x)
         if x is not self._x or version is None or version != self._version or self._level is None:
             return False
@@ -130,11 +131,11 @@ def repeated(level: NoiseLevel, count: int, size: int) -> NoiseLevel:
 
 def joined(conditions: Sequence[Condition]) -> Condition:
     """The rows of all conditions one after the other."""
-    padded = _of_one_length(conditions)
+    padded = _padded(conditions)
     routes: dict[str, Any] = {}
-    used = [one.routes() for one in padded]
+    used = [condition.routes() for condition in padded]
     for name in used[0]:
-        values = [one[name] for one in used]
+        values = [route[name] for route in used]
         unused = [value is None for value in values]
         if any(unused) and not all(unused):
             raise ShapeError(
@@ -148,19 +149,23 @@ def joined(conditions: Sequence[Condition]) -> Condition:
     return Condition(**routes)
 
 
-def _of_one_length(conditions: Sequence[Condition]) -> list[Condition]:
+def _padded(conditions: Sequence[Condition]) -> list[Condition]:
     """The same conditions with tokens of the longest one's length, and a mask each where one is needed."""
-    lengths = {one.tokens.shape[1] for one in conditions if one.tokens is not None}
-    masked = [one.mask is not None for one in conditions]
+    lengths = {condition.tokens.shape[1] for condition in conditions if condition.tokens is not None}
+    masked = [condition.mask is not None for condition in conditions]
     if len(lengths) < 2 and all(masked) == any(masked):
         return list(conditions)
     padded: list[Condition] = []
-    for one in conditions:
-        if one.tokens is None:
-            padded.append(one)
+    for condition in conditions:
+        if condition.tokens is None:
+            padded.append(condition)
             continue
-        mask = one.mask if one.mask is not None else one.tokens.new_ones(one.tokens.shape[:2], dtype=torch.bool)
-        more = max(lengths) - one.tokens.shape[1]
-        tokens = functional.pad(one.tokens, (0, 0, 0, more))
-        padded.append(replace(one, tokens=tokens, mask=functional.pad(mask, (0, more))))
+        mask = (
+            condition.mask
+            if condition.mask is not None
+            else condition.tokens.new_ones(condition.tokens.shape[:2], dtype=torch.bool)
+        )
+        more = max(lengths) - condition.tokens.shape[1]
+        tokens = functional.pad(condition.tokens, (0, 0, 0, more))
+        padded.append(replace(condition, tokens=tokens, mask=functional.pad(mask, (0, more))))
     return padded

@@ -19,7 +19,7 @@ from unveil.types import NoiseLevel, like
 
 
 def cfg(conditional: DenoiseFn, null: DenoiseFn, scale: Scale, *, channels: int | None = None) -> DenoiseFn:
-    """Classifier-free guidance: null + scale (conditional - null); scale 0 is the null, 1 is no guidance.
+    """Classifier-free guidance: null + scale (conditional - null); scale 0 is the null, 1 means no guidance.
 
     Scales above 1 go beyond the condition, negative ones away from it. The paper's w is scale - 1. A negative
     prompt is another condition in the place of null. Where the scale is 1 the null step is not called.
@@ -28,7 +28,7 @@ def cfg(conditional: DenoiseFn, null: DenoiseFn, scale: Scale, *, channels: int 
         conditional: with the condition.
         null: without it, or with what to avoid.
         scale: a number, one per sample (B,), or a function of the level (`SCHEDULES`).
-        channels: guide only so many of the first channels (axis 1), the rest stay conditional: DiT does 3 of 4.
+        channels: guide only that many of the first channels (axis 1), the rest stay conditional: DiT does 3 of 4.
 
     Raises:
         RecipeError: channels below 1.
@@ -47,7 +47,7 @@ def cfg(conditional: DenoiseFn, null: DenoiseFn, scale: Scale, *, channels: int 
                 return conditional(x, level)
             if weight == 0 and channels is None:
                 return null(x, level)
-        start = null(x, level)  # first: a batched call is made for both when the null is asked for
+        start = null(x, level)  # first: a batched call is made for both when the null is computed
         return lerp_estimates(start, conditional(x, level), _per_channel(weight, x, channels), x)
 
     return guided
@@ -194,7 +194,7 @@ def _blended(steps: Sequence[DenoiseFn], weights: Sequence[Number], x: Tensor, l
     if len(used) == 1:
         return used[0][0](x, level)
     x0, eps, extra = torch.zeros_like(x), torch.zeros_like(x), None
-    for step, weight in reversed(used):  # the first step of a batch asked for last: the others make the call for all
+    for step, weight in reversed(used):  # the first step of a batch is called last: the others make the call for all
         estimate = step(x, level)
         share = like(weight, x)
         x0, eps = x0 + share * estimate.x0, eps + share * estimate.eps

@@ -80,7 +80,7 @@ def gradient(score: Score, scale: Scale = 1.0) -> Shift:
 
 
 def on_estimate(step: DenoiseFn, score: Score) -> Score:
-    """A score of clean pictures, taken of the x0 that the step sees in x; its gradient goes through the network.
+    """A score of clean images, taken of the x0 that the step sees in x; its gradient goes through the network.
 
     Source: Bansal et al. 2023, eq. 6 (arXiv:2302.07121).
     """
@@ -90,16 +90,16 @@ def on_estimate(step: DenoiseFn, score: Score) -> Score:
 def log_probability(
     classifier: Callable[[Tensor, NoiseLevel], Tensor], labels: Tensor, *, shape: Sequence[int] | None = None
 ) -> Score:
-    """Log p(label | x), of a classifier that was trained on noisy pictures.
+    """Log p(label | x), of a classifier that was trained on noisy images.
 
     Args:
         classifier: (x, level) -> logits (B, K). A network that is given an index is
             `lambda x, level: network(x, denoiser.index(level, x))`.
         labels: (B,) or (1,), whole numbers below K.
-        shape: of one picture that the classifier reads, if it reads one only.
+        shape: of one image that the classifier reads, if it reads one only.
 
     Raises:
-        ShapeError: when called, pictures of another shape, or logits that do not fit.
+        ShapeError: when called, images of another shape, or logits that do not fit.
         RecipeError: when called, a label that the classifier does not know.
 
     Source: Dhariwal & Nichol 2021, section 4 (arXiv:2105.05233).
@@ -108,13 +108,13 @@ def log_probability(
     def score(x: Tensor, level: NoiseLevel) -> Tensor:
         if shape is not None and tuple(x.shape[1:]) != tuple(shape):
             raise ShapeError(
-                f"x {tuple(x.shape[1:])}: the classifier reads pictures of {tuple(shape)}; use one of the model's size"
+                f"x {tuple(x.shape[1:])}: the classifier reads images of {tuple(shape)}; use one of the model's size"
             )
         logits = classifier(x, level)
         if logits.ndim != 2 or len(logits) != len(x) or len(labels) not in (1, len(x)):
             raise ShapeError(
-                f"{len(labels)} labels and logits {tuple(logits.shape)} for {len(x)} pictures: needs logits (B, K) "
-                "and a label for each picture, or one for all"
+                f"{len(labels)} labels and logits {tuple(logits.shape)} for {len(x)} images: needs logits (B, K) "
+                "and a label for each image, or one for all"
             )
         wrong = labels[(labels < 0) | (labels >= logits.shape[1])]
         if len(wrong):
@@ -131,7 +131,7 @@ def regression(
     """Log-density of a continuous value that is normal around what a network predicts, up to a constant.
 
     Args:
-        predictor: (x, level) -> (B,) or (B, 1), trained on noisy pictures.
+        predictor: (x, level) -> (B,) or (B, 1), trained on noisy images.
         target: the value wanted, a number or one per sample.
         deviation: of the prediction's error; guidance is as strong as this is small.
 

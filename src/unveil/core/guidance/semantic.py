@@ -1,7 +1,7 @@
-"""Semantic Diffusion Guidance: scores of likeness to a reference picture, by content, structure or style.
+"""Semantic Diffusion Guidance: scores of likeness to a reference image, by content, structure or style.
 
 The reference is noised to the level of x before it is looked at, because the feature network was trained on noisy
-pictures. One that was trained on clean ones goes through `on_estimate(step, content(network, reference))`.
+images. One that was trained on clean ones goes through `on_estimate(step, content(network, reference))`.
 
 Source: Liu et al. 2021, section 3.3 (arXiv:2112.05744).
 """
@@ -29,8 +29,8 @@ def content(embed: Callable[[Tensor, NoiseLevel], Tensor], reference: Tensor, no
 
     Args:
         embed: (x, level) -> (B, ...), such as an image encoder.
-        reference: a clean picture for each sample, or one (1, ...) for all.
-        noise: what the reference is noised with, of its shape; None leaves it clean but for alpha.
+        reference: a clean image for each sample, or one (1, ...) for all.
+        noise: what the reference is noised with, of its shape; None leaves it clean except for alpha.
 
     Raises:
         ShapeError: noise, or when called x, of another shape than the reference.
@@ -102,7 +102,7 @@ class _Noised:
     def seen_by(self, network: Callable[[Tensor, NoiseLevel], Seen], x: Tensor, level: NoiseLevel) -> Seen:
         if self.reference.shape[1:] != x.shape[1:] or len(self.reference) not in (1, len(x)):
             raise ShapeError(
-                f"a reference {tuple(self.reference.shape)} for x {tuple(x.shape)}: give a picture of x's size for "
+                f"a reference {tuple(self.reference.shape)} for x {tuple(x.shape)}: give an image of x's size for "
                 "each sample, or one for all"
             )
         pixels, noise = (part.to(x).expand_as(x) for part in (self.reference, self.noise))

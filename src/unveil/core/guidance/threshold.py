@@ -1,4 +1,4 @@
-"""Keeps x0 where pictures are, after guidance has pushed it out."""
+"""Keeps x0 where images are, after guidance has pushed it out."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def clip_static(step: DenoiseFn, limit: float = 1.0) -> DenoiseFn:
 
 
 def clip_dynamic(step: DenoiseFn, percentile: float = 0.995, limit: float = 1.0) -> DenoiseFn:
-    """x0 clamped to a percentile of its own absolute values, if above `limit`, and scaled back to it.
+    """x0 clamped to its own percentile absolute values, if above `limit`, and scaled back to it.
 
     Args:
         step: the step to guide.

@@ -17,9 +17,9 @@ from unveil.types import NoiseLevel, like
 def ddrm(
     grid: Schedule, operator: Operator, y: Tensor, *, noise_level: float = 0.0, eta: float = 0.85, eta_b: float = 1.0
 ) -> DDRMPlan:
-    """A plan that samples pictures x with A x = y (plus noise): each singular direction is led by what y says of it.
+    """A plan that samples images x with A x = y (plus noise): each singular direction is led by what y says of it.
 
-    Start it at `plan.start(noise)`. On a grid that ends at the data a noiseless measurement is met exactly.
+    Start it at `DDRMPlan.start(noise)`. On a grid that ends at the data a noiseless measurement is met exactly.
 
     Args:
         grid: from noise to data; about 20 steps are enough.
@@ -31,7 +31,7 @@ def ddrm(
 
     Raises:
         RecipeError: a negative noise level, or eta or eta_b outside [0, 1].
-        ShapeError: a y that is no measurement of this operator.
+        ShapeError: a y that is not a measurement of this operator.
 
     Source: Kawar et al. 2022, eq. 7 and 8 (arXiv:2201.11793), there for alpha = 1; x / alpha brings the others there.
     """
@@ -61,12 +61,12 @@ class DDRMPlan:
         return len(self.grid) - 1
 
     def over(self, state: SamplerState) -> bool:
-        """Whether the grid has ended."""
+        """Return True if the grid has ended."""
         return state.number >= self.total
 
     def start(self, noise: Tensor) -> Tensor:
-        """What the run starts from: noise (B, ...) around what y says, at the first level. Source: eq. 7."""
-        measured, doubt = self._known(noise)
+        """Start of the run: noise (B, ...) around what y says, at the first level. Source: eq. 7."""
+        measured, doubt = self._measured(noise)
         alpha, sigma = (like(value, noise) for value in self.grid[0][1:3])
         spread = torch.where(measured, _left(sigma, alpha * doubt), sigma)
         return self.operator.back(torch.where(measured, alpha * self.target, 0.0) + spread * noise)
@@ -77,7 +77,7 @@ class DDRMPlan:
         here, there = self.grid[state.number], self.grid[state.number + 1]
         estimate = step(state.x, here)
         x0, eps = self.operator.rotate(estimate.x0), self.operator.rotate(estimate.eps)
-        measured, doubt = self._known(x0)
+        measured, doubt = self._measured(x0)
         alpha, sigma = (like(value, x0) for value in there[1:3])
         doubt = alpha * doubt
         certain = measured & (doubt <= sigma)
@@ -90,8 +90,8 @@ class DDRMPlan:
             mean = mean + spread * draw_noise(noise, state.number).to(mean.dtype)
         return StepResult(SamplerState(self.operator.back(mean), (), state.number + 1), here, estimate)
 
-    def _known(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Which directions are measured, and the deviation of y's noise along them; both of x's shape."""
+    def _measured(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mask of the directions that are measured, and the deviation of y's noise along them; both of x's shape."""
         singular = self.operator.singular(x).expand_as(x)
         measured = singular > 0
         return measured, torch.where(measured, self.noise_level / torch.where(measured, singular, 1.0), 0.0)

@@ -21,7 +21,7 @@ def dps(plan: Plan, measure: Callable[[Tensor], Tensor], y: Tensor, *, scale: fl
 
     Args:
         plan: of one call per step; the published one is `ancestral(grid)`.
-        measure: of clean pictures (B, ...), differentiable; an `Operator` is one.
+        measure: of clean images (B, ...), differentiable; an `Operator` is one.
         y: what was measured, as `measure` gives it.
         scale: of the step. The paper's zeta' is half of it, the published code's 0.3 to 1 are this number.
 
@@ -51,7 +51,7 @@ class DPSPlan:
         return self.plan.total
 
     def over(self, state: SamplerState) -> bool:
-        """Whether the plan has ended."""
+        """Return True if the plan has ended."""
         return self.plan.over(state)
 
     def advance(self, state: SamplerState, step: DenoiseFn, noise: Noise | None, out: Tensor) -> StepResult:

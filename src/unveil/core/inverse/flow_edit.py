@@ -1,6 +1,6 @@
 """Editing along the difference of two estimates, without going back to the noise of what is edited.
 
-What is edited is noised at every level anew, and the sample moves by what the estimate for the new condition says more
+What is edited is noised at every level again, and the sample moves by what the estimate for the new condition says more
 than that for the old one. What both say alike stays as it is.
 
 Source: Kulikov et al. 2024, algorithm 1 (arXiv:2412.08629).
@@ -23,7 +23,7 @@ def flow_edit(
     """The step of a run of what the edited is more than the source: it begins at zeros.
 
     The paper moves the data by the difference of two velocities; here the state is what the noised results differ by,
-    for which the difference of the estimates of x0 is the same under every process. The source is no part of it, so
+    for which the difference of the estimates of x0 is the same under every process. The source is not a part of it, so
     what both conditions say alike stays to the bit, whatever errors a sampler makes. A sampler must not add noise of
     its own.
 

@@ -12,36 +12,36 @@ from unveil.errors import ShapeError
 from unveil.types import NoiseLevel
 
 
-def low_frequency(step: DenoiseFn, known: Tensor, low: Sequence[int]) -> DenoiseFn:
-    """The step whose x0 has the large forms of `known` and fine ones of its own.
+def low_frequency(step: DenoiseFn, reference: Tensor, low: Sequence[int]) -> DenoiseFn:
+    """The step whose x0 has the large forms of `reference` and its own fine ones.
 
     With P the mean over the pixels of a lower resolution, enlarged again, x0 becomes x0 + P(known) - P(x0).
 
     Args:
         step: the step to guide.
-        known: of x's shape, (B, C, H, W) or (B, C, T, H, W); what is finer than `low` is not looked at.
+        reference: of x's shape, (B, C, H, W) or (B, C, T, H, W); what is finer than `low` is not looked at.
         low: height and width of the lower resolution, at most those of x.
 
     Raises:
-        ShapeError: a resolution above that of `known`, or when called, an x of another shape.
+        ShapeError: a resolution above that of `reference`, or when called, an x of another shape.
 
     Source: Choi et al. 2021, algorithm 1 (arXiv:2108.02938), with estimates of x0 in the place of noised samples.
     """
-    size = known.shape[-2:]
+    size = reference.shape[-2:]
     if any(below > side for below, side in zip(low, size, strict=True)):
         raise ShapeError(f"large forms of {tuple(low)} for x of {tuple(size)}: must not have more pixels")
 
     def forms(x: Tensor) -> Tensor:
         frames = x.movedim(1, -3).flatten(0, -4)
-        found = functional.interpolate(functional.interpolate(frames, tuple(low), mode="area"), size, mode="bicubic")
-        return found.reshape(x.movedim(1, -3).shape).movedim(-3, 1)
+        coarse = functional.interpolate(functional.interpolate(frames, tuple(low), mode="area"), size, mode="bicubic")
+        return coarse.reshape(x.movedim(1, -3).shape).movedim(-3, 1)
 
-    wanted = forms(known)
+    wanted = forms(reference)
 
-    def kept(x: Tensor, level: NoiseLevel) -> Estimate:
-        if x.shape != known.shape:
-            raise ShapeError(f"x {tuple(x.shape)}: its large forms are known for {tuple(known.shape)}")
+    def guided(x: Tensor, level: NoiseLevel) -> Estimate:
+        if x.shape != reference.shape:
+            raise ShapeError(f"x {tuple(x.shape)}: its large forms are known for {tuple(reference.shape)}")
         estimate = step(x, level)
         return Estimate.of_x0(estimate.x0 + wanted - forms(estimate.x0), x, level, estimate.extra)
 
-    return kept
+    return guided

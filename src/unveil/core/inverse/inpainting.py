@@ -23,7 +23,7 @@ def inpaint(step: DenoiseFn, pixels: Tensor, keep: Tensor) -> DenoiseFn:
 
     Whatever sampler carries it out then moves the known numbers as if they had been noised: along x_t = alpha x0 +
     sigma eps with one eps where it is deterministic, by q(x_s | x_t, x0) where it is ancestral, which at each level
-    is the law of pictures noised anew. A grid that ends at the data gives back the known numbers bit by bit with
+    is the law of images noised again. A grid that ends at the data gives back the known numbers bit by bit with
     samplers of one call per step; `paste` does so for all.
 
     Args:
@@ -36,12 +36,12 @@ def inpaint(step: DenoiseFn, pixels: Tensor, keep: Tensor) -> DenoiseFn:
 
     Source: Song et al. 2021, appendix I.2 (arXiv:2011.13456); Lugmayr et al. 2022, eq. 8 (arXiv:2201.09865).
     """
-    known = fitted(boolean(keep), pixels)
+    mask = fitted(boolean(keep), pixels)
 
     def replaced(x: Tensor, level: NoiseLevel) -> Estimate:
         _same(pixels, x)
         estimate = step(x, level)
-        return Estimate.of_x0(torch.where(known, pixels, estimate.x0), x, level, estimate.extra)
+        return Estimate.of_x0(torch.where(mask, pixels, estimate.x0), x, level, estimate.extra)
 
     return replaced
 
@@ -50,7 +50,7 @@ def paste(x: Tensor, pixels: Tensor, keep: Tensor) -> Tensor:
     """X with the known numbers in their place, bit by bit.
 
     Raises:
-        ShapeError: a mask that is not boolean or does not fit, or pictures of another shape.
+        ShapeError: a mask that is not boolean or does not fit, or images of another shape.
     """
     _same(pixels, x)
     return torch.where(fitted(boolean(keep), x), pixels, x)
@@ -105,7 +105,7 @@ class RePaintPlan:
         return len(self.moves)
 
     def over(self, state: SamplerState) -> bool:
-        """Whether every step and jump was made."""
+        """Return True if every step and jump was made."""
         return state.number >= len(self.moves)
 
     def advance(self, state: SamplerState, step: DenoiseFn, noise: Noise | None, out: Tensor) -> StepResult:
@@ -116,8 +116,8 @@ class RePaintPlan:
             x = like(move.keep, x) * x + like(move.spread, x) * z.to(x.dtype)
             return StepResult(SamplerState(x, (), number + 1), None, None)
         # each visit draws its own noise: the number of this walk's step, not of the plan's
-        own = None if noise is None else lambda row, *draw: noise(number, *draw)
-        done = self.plan.advance(state._replace(number=move), step, own, out)
+        visit_noise = None if noise is None else lambda row, *draw: noise(number, *draw)
+        done = self.plan.advance(state._replace(number=move), step, visit_noise, out)
         return done._replace(state=done.state._replace(number=number + 1))
 
 

@@ -1,6 +1,6 @@
-"""Linear measurements y = A x with their singular value decomposition A = U S V^T, for pictures of any size.
+"""Linear measurements y = A x with their singular value decomposition A = U S V^T, for images of any size.
 
-No matrix here has more than (side of the picture)^2 entries: a measurement acts along each axis by itself, so its
+No matrix here has more than (side of the image)^2 entries: a measurement acts along each axis by itself, so its
 decomposition is the product of those of its axes.
 """
 
@@ -63,7 +63,7 @@ class Mask:
         return torch.where(fitted(self.keep, x), x, torch.zeros_like(x))
 
     def pinv(self, y: Tensor) -> Tensor:
-        """Y itself, but for what is not measured."""
+        """Y itself, except for what is not measured."""
         return self(y)
 
     def rotate(self, x: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class Mask:
         return spectrum
 
     def observed(self, y: Tensor) -> Tensor:
-        """Y itself, but for what is not measured."""
+        """Y itself, except for what is not measured."""
         return self(y)
 
     def singular(self, x: Tensor) -> Tensor:
@@ -161,14 +161,14 @@ class Separable:
             if not there or x.shape[axis] != matrix.shape[side]:
                 raise ShapeError(
                     f"{('a measurement', 'x')[side]} {tuple(x.shape)}: this operator needs {matrix.shape[side]} along "
-                    f"axis {axis}; make it for the size of the pictures"
+                    f"axis {axis}; make it for the size of the images"
                 )
 
 
 def block_average(size: Sequence[int], factor: int) -> Separable:
     """Means over blocks of factor x factor, the measurement of super-resolution.
 
-    Where a side is no multiple of the factor its last block is smaller, and its mean that of what is there.
+    Where a side is not a multiple of the factor its last block is smaller, and its mean that of what is there.
 
     Args:
         size: of the last axes of x, such as (H, W).
@@ -199,11 +199,11 @@ def blur(size: Sequence[int], kernel: Sequence[float] | Tensor, *, cutoff: float
     reach = len(weights) // 2
 
     def matrix(n: int) -> Tensor:
-        made = torch.zeros(n, n, dtype=torch.float64)
+        band = torch.zeros(n, n, dtype=torch.float64)
         rows = torch.arange(n)
         for offset, weight in zip(range(-reach, reach + 1), weights, strict=True):
-            made.index_put_((rows, (rows + offset).clamp(0, n - 1)), weight, accumulate=True)
-        return made
+            band.index_put_((rows, (rows + offset).clamp(0, n - 1)), weight, accumulate=True)
+        return band
 
     return _each_axis(size, matrix, cutoff)
 
@@ -222,7 +222,7 @@ def gaussian(deviation: float) -> Tensor:
 
 
 def channel_average(channels: int, weights: Sequence[float] | None = None) -> Separable:
-    """A weighted sum of the channels (axis 1), their mean unless told: what colourisation knows."""
+    """A weighted sum of the channels (axis 1), their mean by default: what colourisation knows."""
     row = torch.full((channels,), 1 / channels) if weights is None else torch.tensor(weights, dtype=torch.float64)
     if len(row) != channels:
         raise RecipeError(f"{len(row)} weights for {channels} channels: needs one for each")
@@ -230,7 +230,7 @@ def channel_average(channels: int, weights: Sequence[float] | None = None) -> Se
 
 
 def project(x: Tensor, operator: Operator, y: Tensor) -> Tensor:
-    """The picture nearest to x whose measurement is y: x + A^+ (y - A x)."""
+    """The image nearest to x whose measurement is y: x + A^+ (y - A x)."""
     return x + operator.pinv(y - operator(x))
 
 
@@ -261,8 +261,8 @@ def fitted(keep: Tensor, x: Tensor) -> Tensor:
 
 
 def _each_axis(size: Sequence[int], matrix: Callable[[int], Tensor], cutoff: float = 1e-4) -> Separable:
-    made = {n: matrix(n) for n in set(size)}
-    return Separable({k - len(size): made[n] for k, n in enumerate(size)}, cutoff=cutoff)
+    matrices = {n: matrix(n) for n in set(size)}
+    return Separable({k - len(size): matrices[n] for k, n in enumerate(size)}, cutoff=cutoff)
 
 
 def _mean_of(block: Tensor) -> Tensor:
@@ -274,9 +274,9 @@ def _mean_of(block: Tensor) -> Tensor:
 def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """U (m, n), the singular values (n,) and V (n, n) of an (m, n) matrix, filled up with zeros to n."""
     u, values, vt = torch.linalg.svd(matrix, full_matrices=True)
-    (m, n), found = matrix.shape, len(values)
+    (m, n), rank = matrix.shape, len(values)
     wide, filled = torch.zeros(m, n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
-    wide[:, :found], filled[:found] = u[:, :found], values
+    wide[:, :rank], filled[:rank] = u[:, :rank], values
     return wide, filled, vt.T
 
 

@@ -1,9 +1,9 @@
-"""Parts of a sample that are held at what is known of them, each at a level of its own, until the run comes to it.
+"""Parts of a sample that are held at what is known of them, each at its own level, until the run comes to it.
 
 `held` asks for a denoiser that takes a level for each part, such as one that was trained on clips of which frames were
 given; for others there is `imposed`. A part held at the level of data stays what it is; one held at a higher level is
 known roughly, and is worked on once the run has come down to that level. So one step makes a clip from its first frame,
-goes on from its last ones, fills in between, and edits each frame by a strength of its own.
+goes on from its last ones, fills in between, and edits each frame by its own strength.
 
 Source: Zheng et al. 2024 (arXiv:2412.20404), section 3; a level for each part: Chen et al. 2024 (arXiv:2407.01392).
 """
@@ -19,7 +19,7 @@ from unveil.errors import ShapeError
 from unveil.types import NoiseLevel, like
 
 
-def per_token_conditioning(step: DenoiseFn, process: Process, known: Tensor, until: Tensor) -> DenoiseFn:
+def per_token_conditioning(step: DenoiseFn, process: Process, frames: Tensor, until: Tensor) -> DenoiseFn:
     """The step with parts held.
 
     With samplers of one call per step a grid that ends at the data gives back bit by bit what is known for sure;
@@ -28,7 +28,7 @@ def per_token_conditioning(step: DenoiseFn, process: Process, known: Tensor, unt
     Args:
         step: takes levels that differ between the parts of x.
         process: that it was trained under.
-        known: what is known, of x's shape (B, ...) or broadcastable to it; where nothing is held it may be anything.
+        frames: what is known, of x's shape (B, ...) or broadcastable to it; where nothing is held it may be anything.
         until: the time in [0, 1] at which each part is let go, broadcastable to x: 0 where it is known for sure,
             1 and above where nothing is.
 
@@ -42,27 +42,27 @@ def per_token_conditioning(step: DenoiseFn, process: Process, known: Tensor, unt
         holds = until < time
         if not bool(holds.any()):
             return step(x, level)
-        own = process.at(torch.where(holds, until, time))
+        part_level = process.at(torch.where(holds, until, time))
         here = process.at(time)
         keep = holds.to(x.device)
         # What noise a part has, it keeps: the sampler brought it here from what the run began with.
-        noise = (x - like(here.alpha, x) * known) / like(here.sigma, x)
-        waiting = like(own.alpha, x) * known + like(own.sigma, x) * noise
-        found = step(torch.where(keep, waiting, x), own)
-        return Estimate.of_x0(torch.where(keep, known.to(x), found.x0), x, level, found.extra)
+        noise = (x - like(here.alpha, x) * frames) / like(here.sigma, x)
+        waiting = like(part_level.alpha, x) * frames + like(part_level.sigma, x) * noise
+        predicted = step(torch.where(keep, waiting, x), part_level)
+        return Estimate.of_x0(torch.where(keep, frames.to(x), predicted.x0), x, level, predicted.extra)
 
     return estimate
 
 
-def replace_known(step: DenoiseFn, known: Tensor, until: Tensor) -> DenoiseFn:
+def replace_known(step: DenoiseFn, frames: Tensor, until: Tensor) -> DenoiseFn:
     """The step with parts held, for a denoiser that takes one level for all of x: after each step they are put back.
 
-    Everything is at the level of the run. Parts that are held are told as the rest, so that a network that was not
-    trained on given parts sees nothing new; it also agrees with them less than `held` does.
+    Everything is at the level of the run. Parts that are held enter the network as the rest, so that a network that
+    was not trained on given parts sees nothing new; it also agrees with them less than `per_token_conditioning` does.
 
     Args:
         step: to guide.
-        known, until: as in `held`.
+        frames, until: as in `per_token_conditioning`.
 
     Raises:
         ShapeError: a time below 0.
@@ -75,8 +75,8 @@ def replace_known(step: DenoiseFn, known: Tensor, until: Tensor) -> DenoiseFn:
         holds = until < _time(level, x)
         if not bool(holds.any()):
             return step(x, level)
-        found = step(x, level)
-        return Estimate.of_x0(torch.where(holds.to(x.device), known.to(x), found.x0), x, level, found.extra)
+        predicted = step(x, level)
+        return Estimate.of_x0(torch.where(holds.to(x.device), frames.to(x), predicted.x0), x, level, predicted.extra)
 
     return estimate
 

@@ -1,4 +1,4 @@
-"""Where editing starts: a picture noised to a level between data and noise."""
+"""Where editing starts: an image noised to a level between data and noise."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from unveil.types import NoiseLevel, like
 
 
 def sdedit(grid: Schedule, pixels: Tensor, noise: Tensor, start: float) -> tuple[Schedule, Tensor]:
-    """The rest of a grid from t = start on, and the picture noised to where it begins: `run(ddim(rest), step, x)`.
+    """The rest of a grid from t = start on, and the image noised to where it begins: `run(ddim(rest), step, x)`.
 
     The rest begins at `start` itself (a process with indices: at the next one), so that the strength of an edit does
     not depend on the number of steps.
@@ -22,7 +22,7 @@ def sdedit(grid: Schedule, pixels: Tensor, noise: Tensor, start: float) -> tuple
         grid: from noise to data.
         pixels: what to edit, (B, ...).
         noise: standard normal, of the same shape.
-        start: t in (0, 1]; near 0 keeps the picture, 1 is the whole grid.
+        start: t in (0, 1]; near 0 keeps the image, 1 is the whole grid.
 
     Raises:
         RecipeError: start outside (0, 1].
@@ -31,7 +31,7 @@ def sdedit(grid: Schedule, pixels: Tensor, noise: Tensor, start: float) -> tuple
     Source: Meng et al. 2021, algorithm 1 (arXiv:2108.01073).
     """
     if not 0 < start <= 1:
-        raise RecipeError(f"start = {start}: must lie in (0, 1]; near 0 keeps the picture, 1 is noise alone")
+        raise RecipeError(f"start = {start}: must lie in (0, 1]; near 0 keeps the image, 1 is noise alone")
     process = grid.process
     if isinstance(process, DiscreteVP):
         start = math.ceil(start * process.steps - 1e-9) / process.steps
@@ -51,18 +51,18 @@ def share_of(grid: Schedule, strength: float) -> Schedule | None:
         RecipeError: a strength outside [0, 1].
     """
     if not 0 <= strength <= 1:
-        raise RecipeError(f"strength = {strength}: must lie in [0, 1]; 0 keeps the picture, 1 is generation")
+        raise RecipeError(f"strength = {strength}: must lie in [0, 1]; 0 keeps the image, 1 is generation")
     steps = len(grid) - 1
-    kept = math.floor(steps * strength + 1e-9)  # 50 * 0.58 is 28.999999999999996 in floats
-    return Schedule(grid.process, grid[steps - kept :]) if kept else None
+    remaining = math.floor(steps * strength + 1e-9)  # 50 * 0.58 is 28.999999999999996 in floats
+    return Schedule(grid.process, grid[steps - remaining :]) if remaining else None
 
 
 def add_noise(level: NoiseLevel, pixels: Tensor, noise: Tensor) -> Tensor:
-    """The picture (B, ...) at a level, with standard normal noise of its shape.
+    """The image (B, ...) at a level, with standard normal noise of its shape.
 
     Raises:
         ShapeError: noise of another shape.
     """
     if noise.shape != pixels.shape:
-        raise ShapeError(f"noise {tuple(noise.shape)} for a picture {tuple(pixels.shape)}: must be equal")
+        raise ShapeError(f"noise {tuple(noise.shape)} for an image {tuple(pixels.shape)}: must be equal")
     return like(level.alpha, pixels) * pixels + like(level.sigma, pixels) * noise

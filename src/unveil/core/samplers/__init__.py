@@ -77,11 +77,11 @@ def spelled(name: str) -> Spelled:
     Raises:
         RecipeError: there is none; names the nearest.
     """
-    found = _foreign.sampler(name, SAMPLERS)
-    if found is None:
+    entry = _foreign.sampler(name, SAMPLERS)
+    if entry is None:
         close = did_you_mean(_foreign.plain(name), list(SAMPLERS))
         raise RecipeError(f"sampler {name!r}: no such sampler{close}; `unveil inspect samplers` lists all")
-    return found
+    return entry
 
 
 __all__ = [

@@ -1,6 +1,6 @@
 """DPM-Solver with error control: two embedded orders share their calls, and their difference sets the next width.
 
-Every sample has a clock of its own, so that a batch never couples its members; a norm over the whole batch, as in
+Every sample has its own clock, so that a batch never couples its members; a norm over the whole batch, as in
 the published codes, gives all of them the same steps. The clocks are part of the `SamplerState`: a run can be left and
 taken up again.
 """
@@ -175,7 +175,7 @@ class AdaptivePlan:
         return
 
     def over(self, state: SamplerState) -> bool:
-        """Whether every sample has arrived, and the last step onto the data was made."""
+        """Return True if every sample has arrived, and the last step onto the data was made."""
         return bool(state.clock) and state.clock[0] == 1
 
     def advance(self, state: SamplerState, step: DenoiseFn, noise: Noise | None, out: Tensor) -> StepResult:
@@ -239,9 +239,9 @@ class AdaptivePlan:
     def _judged(
         self, clocks: IntegratorState, error: Tensor, taken: Tensor, moving: Tensor
     ) -> tuple[Tensor, IntegratorState]:
-        """Which samples' steps stand, and where all of them are then."""
+        """Mask of the samples whose steps are accepted, and where all of them are then."""
         order = 1.5 if self.pair.eta else float(self.pair.order)
-        good, found = moving.clone(), clocks._make(c.clone() for c in clocks)
+        good, judged = moving.clone(), clocks._make(c.clone() for c in clocks)
         for i in moving.nonzero().flatten().tolist():
             width, last, before = (clock[i].item() for clock in clocks[1:])
             verdict = self.control.judge(error[i].item(), width, taken[i].item(), (last, before), order)
@@ -251,10 +251,10 @@ class AdaptivePlan:
                     f"{i} would need steps below 1e-6 in log-SNR: raise them, or use float64"
                 )
             good[i] = verdict.good
-            found.width[i] = verdict.width
-            found.last[i], found.before[i] = verdict.past
-        found.place[good] += taken[good]
-        return good, found
+            judged.width[i] = verdict.width
+            judged.last[i], judged.before[i] = verdict.past
+        judged.place[good] += taken[good]
+        return good, judged
 
     def _error(self, low: Tensor, high: Tensor, earlier: Tensor) -> Tensor:
         """The mean square of the difference over what is allowed, across the batch as the tolerance says, (B,)."""
@@ -263,7 +263,7 @@ class AdaptivePlan:
         squares = squares if squares.dtype == torch.float64 else squares.float()
         moved = torch.ones_like(squares) * like(where(self.way != 0, 1.0, 0.0), squares)
         count = moved.reshape(len(moved), -1).sum(1).clamp(min=1)
-        # to the processor first: a device may lack float64
+        # to the CPU first: a device may lack float64
         return self.tolerance.across(((squares * moved).reshape(len(moved), -1).sum(1) / count).cpu().double())
 
     def _level(self, place: Tensor) -> NoiseLevel:
@@ -282,7 +282,7 @@ class AdaptivePlan:
 
 
 _PAPER = "Lu et al. 2022, adaptive step size algorithm (arXiv:2206.00927)"
-_OWN = {"control": IController(), "tolerance": Tolerance(unit=of_x)}
+_DEFAULTS = {"control": IController(), "tolerance": Tolerance(unit=of_x)}
 
 LISTED: tuple[SamplerSpec, ...] = (
     SamplerSpec("dpm-adaptive", dpm_adaptive, _PAPER, order=None, calls=None, couples=True, start="finite"),
@@ -295,7 +295,7 @@ LISTED: tuple[SamplerSpec, ...] = (
         couples=True,
         domain="time",
         start="finite",
-        options={"order": 2, **_OWN},
+        options={"order": 2, **_DEFAULTS},
     ),
     SamplerSpec(
         "dpm-solver-23",
@@ -306,6 +306,6 @@ LISTED: tuple[SamplerSpec, ...] = (
         couples=True,
         domain="time",
         start="finite",
-        options={"order": 3, **_OWN},
+        options={"order": 3, **_DEFAULTS},
     ),
 )

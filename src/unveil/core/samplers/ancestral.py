@@ -54,7 +54,7 @@ class AncestralPlan:
         return len(self.chain)
 
     def over(self, state: SamplerState) -> bool:
-        """Whether the chain has reached the data."""
+        """Return True if the chain has reached the data."""
         return state.number >= len(self.chain)
 
     def advance(self, state: SamplerState, step: DenoiseFn, noise: Noise | None, out: Tensor) -> StepResult:

@@ -29,7 +29,7 @@ Mask = bool | Tensor
 # where the step begins, 1 where it ends, and what was before it is negative.
 Rule = Callable[[Sequence[Number], Number], list[Number]]
 
-# where so many nodes can be used
+# where that many nodes can be used
 Tier = tuple[Mask, int]
 
 
@@ -78,7 +78,7 @@ def linear_step(here: NoiseLevel, there: NoiseLevel, of: Of = "x0", eta: float =
 
 
 def delta_lambda(here: NoiseLevel, there: NoiseLevel) -> Number:
-    """How much log(alpha / sigma) rises, 0 where that is infinite."""
+    """Rise of log(alpha / sigma), 0 where that is infinite."""
     left = _left(here, there)
     return where(left > 0, -1.0 * scalar_math.log(left), 0.0)
 
@@ -105,7 +105,7 @@ def half_log_snr(level: NoiseLevel) -> Number:
 def at_half_log_snr(grid: Schedule, wanted: Number, otherwise: NoiseLevel) -> NoiseLevel:
     """The levels of the grid's process at these half log-SNRs, and `otherwise` where they are not finite.
 
-    Of a tensor all at once, so without the checks of `Grid.at`: they must lie within the grid.
+    Of a tensor all at once, so without the checks of `Schedule.at`: they must lie within the grid.
     """
     if not isinstance(wanted, Tensor):
         return grid.at(wanted) if math.isfinite(wanted) else otherwise
@@ -140,17 +140,17 @@ def _from_above(count: int, z: Number) -> list[Number]:
     value: Number = 0.0 * z
     for term in _INVERSE[count + 18 : count - 1 : -1]:  # |z| < 1: what is left out is below 1e-17
         value = value * z + term
-    found = [value]
+    values = [value]
     for k in range(count - 1, 0, -1):
-        found.append(z * found[-1] + _INVERSE[k])
-    return found[::-1]
+        values.append(z * values[-1] + _INVERSE[k])
+    return values[::-1]
 
 
 def _from_below(count: int, z: Number) -> list[Number]:
-    found = [scalar_math.expm1(z) / z]
+    values = [scalar_math.expm1(z) / z]
     for k in range(1, count):
-        found.append((found[-1] - _INVERSE[k]) / z)
-    return found
+        values.append((values[-1] - _INVERSE[k]) / z)
+    return values
 
 
 def exact(nodes: Sequence[Number], reach: Number) -> list[Number]:
@@ -233,14 +233,14 @@ def gains(now: LinearStep, before: Sequence[LinearStep], rule: Rule, most: Numbe
 
 
 def highest_usable(
-    tiers: Sequence[Tier], made: Callable[[int], Sequence[Number]], otherwise: tuple[Number, ...]
+    tiers: Sequence[Tier], gains: Callable[[int], Sequence[Number]], otherwise: tuple[Number, ...]
 ) -> tuple[Number, ...]:
     """In every part of x the gains made from the most nodes that can be used there."""
     if tiers and not isinstance(tiers[-1][0], Tensor):
-        return tuple(made(tiers[-1][1]))
+        return tuple(gains(tiers[-1][1]))
     best = otherwise
     for usable, count in tiers:
-        best = tuple(where(usable, new, old) for new, old in zip_longest(made(count), best, fillvalue=0.0))
+        best = tuple(where(usable, new, old) for new, old in zip_longest(gains(count), best, fillvalue=0.0))
     return best
 
 
@@ -256,7 +256,7 @@ def check_order(order: int, most: int) -> None:
     """Refuses an order outside 1 to `most`.
 
     Raises:
-        RecipeError: there is no such order.
+        RecipeError: no such order.
     """
     if not 1 <= order <= most:
         raise RecipeError(f"order = {order}: must lie in 1 to {most}")
@@ -280,7 +280,7 @@ def select_level(mask: Mask, yes: NoiseLevel, no: NoiseLevel) -> NoiseLevel:
 
 
 def any_of(mask: Mask) -> bool:
-    """Whether it is True anywhere."""
+    """Return True if it is True anywhere."""
     return bool(mask.any()) if isinstance(mask, Tensor) else mask
 
 

@@ -114,7 +114,7 @@ def order_per_step(grid: Schedule, order: int, lower_below: float) -> list[Numbe
 def dpm_singlestep(
     grid: Schedule, orders: int | Sequence[int] = 2, *, of: Of = "x0", rule: Rule = last_stage_only
 ) -> CoefficientTable:
-    """DPM-Solver of order 1 to 3 that begins anew with every step: as many calls a step as its order.
+    """DPM-Solver of order 1 to 3 that begins again with every step: as many calls a step as its order.
 
     The inner calls are at halves or thirds of the step in log-SNR. A step that touches an end is of order 1.
 
@@ -152,7 +152,7 @@ def dpm_singlestep_on_schedule(
 
     Args:
         grid: from noise to data; with `of` "eps" it begins at alpha > 0.
-        orders: how many of the grid's steps each single step takes; one number: `orders_for` so many calls.
+        orders: how many of the grid's steps each single step takes; one number: `orders_for` that many calls.
         of: "x0" is DPM-Solver++, "eps" DPM-Solver.
         rule: of the last stage, `farthest` or `exact`.
 

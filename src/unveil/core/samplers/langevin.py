@@ -28,7 +28,7 @@ def annealed_langevin(grid: Schedule, *, each: int = 5, size: float = 0.1) -> Co
     """Langevin dynamics at every noisy level of a grid in turn, so that modes mix while there is much noise.
 
     Where the grid ends with clean data, the last call's estimate of x0 is the sample; a grid that ends before
-    (`grids.uniform` on a VE process, without `onto_data`) leaves that level's noise in it.
+    (`schedules.uniform` on a VE process, without `onto_data`) leaves that level's noise in it.
 
     Args:
         grid: from noise to data; alpha above 0 everywhere, because x / alpha goes from level to level.
@@ -109,7 +109,7 @@ def _dynamics(grid: Schedule, levels: Sequence[NoiseLevel], each: int, size: flo
 
 
 def _moved(grid: Schedule, k: int) -> Tensor:
-    """Whether level k is noisy, and one that is left at the next, or come to for the rest of the grid."""
+    """Return True if level k is noisy, and one that is left at the next, or come to for the rest of the grid."""
     here = grid[k]
     left = ~torch.as_tensor(k + 1 == len(grid) or _same(here, grid[k + 1]))
     come = ~torch.as_tensor(k == 0 or _same(here, grid[k - 1])) & torch.as_tensor(_same(here, grid[-1]))
@@ -117,7 +117,7 @@ def _moved(grid: Schedule, k: int) -> Tensor:
 
 
 def _landing(row: StepRow, here: NoiseLevel, there: NoiseLevel) -> StepRow:
-    """The row of a step, but for what comes onto clean data: that takes the estimate of x0, without noise."""
+    """The row of a step, except for what comes onto clean data: that takes the estimate of x0, without noise."""
     lands = (there.sigma == 0) & (here.sigma > 0)
     return row._replace(
         keep=_where(lands, 0.0, row.keep),
@@ -189,7 +189,7 @@ def reverse_diffusion(grid: Schedule) -> CoefficientTable:
 
 
 def _forward(here: NoiseLevel, there: NoiseLevel) -> tuple[Number, Number]:
-    """What the forward step from the cleaner level multiplies x with, and the variance that it adds."""
+    """Factor of x in the forward step from the cleaner level, and the variance that the step adds."""
     ratio = scalar_math.safe_divide(here.alpha, there.alpha, 1.0)
     return ratio, here.sigma**2 - (ratio * there.sigma) ** 2
 
@@ -202,7 +202,7 @@ class Corrector(Protocol):
 
     @property
     def steps(self) -> int:
-        """How often before each step of the predictor, each with a network call and a noise of its own."""
+        """Number of corrections before each step of the predictor, each with a network call and its own noise."""
         ...
 
     def move(self, x: Tensor, level: NoiseLevel, estimate: Estimate, noise: Tensor, scale: Number) -> Tensor:
@@ -274,16 +274,16 @@ class PredictorCorrectorPlan:
         return len(self.table) * (1 + self.corrector.steps)
 
     def over(self, state: SamplerState) -> bool:
-        """Whether every step was made."""
+        """Return True if every step was made."""
         return state.number >= self.total
 
     def advance(self, state: SamplerState, step: DenoiseFn, noise: Noise | None, out: Tensor) -> StepResult:
-        """A correction or a step; each draws the noise of its own number."""
+        """A correction or a step; each draws noise by its number."""
         row, done = divmod(state.number, 1 + self.corrector.steps)
         number = state.number + 1
         if done == self.corrector.steps:
-            own = None if noise is None else lambda _, draw=0: noise(state.number, draw)
-            moved = self.table.advance(state._replace(number=row), step, own, out)
+            row_noise = None if noise is None else lambda _, draw=0: noise(state.number, draw)
+            moved = self.table.advance(state._replace(number=row), step, row_noise, out)
             return moved._replace(state=moved.state._replace(number=number))
         level = self.levels[row]
         estimate = step(state.x, level)

@@ -1,4 +1,4 @@
-"""What a sampler returns, and the one loop that carries it out."""
+"""Plans, which samplers return, and the one loop that executes them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class SamplerState(NamedTuple):
 
 
 class SamplingProgress(NamedTuple):
-    """What a run shows after each network call. x is overwritten by later steps: clone it to keep it.
+    """State that a run shows after each network call. x is overwritten by later steps: clone it to keep it.
 
     total is the number of rows, or None where the plan cannot know it before the run.
     """
@@ -46,7 +46,7 @@ class SamplingProgress(NamedTuple):
 
 
 class StepResult(NamedTuple):
-    """What one step of a plan did: the level and the estimate of its call are None where it made none."""
+    """Result of one step of a plan: the level and the estimate of its call are None where it made none."""
 
     state: SamplerState
     level: NoiseLevel | None
@@ -62,7 +62,7 @@ class Plan(Protocol):
         ...
 
     def over(self, state: SamplerState) -> bool:
-        """Whether the run has ended."""
+        """Return True if the run has ended."""
         ...
 
     def advance(self, state: SamplerState, step: DenoiseFn, noise: Noise | None, out: Tensor) -> StepResult:
@@ -115,7 +115,7 @@ class CoefficientTable:
         return len(self.rows)
 
     def over(self, state: SamplerState) -> bool:
-        """Whether every row was applied."""
+        """Return True if every row was applied."""
         return state.number >= len(self.rows)
 
     def advance(self, state: SamplerState, step: DenoiseFn, noise: Noise | None, out: Tensor) -> StepResult:
@@ -132,7 +132,7 @@ class CoefficientTable:
         if estimate is None:
             new = torch.mul(x, like(row.keep, x), out=out)
         else:
-            if self._depth > 1:  # asked for before `out`, which may be the x that it is made of, is written
+            if self._depth > 1:  # computed before `out`, which may be the x that it is made of, is written
                 past = (self._quantity(estimate), *past)[: self._depth]
             new = self._combined(estimate, x, row, out)
             for gain, earlier in zip(row.gains[1:], past[1:], strict=False):
@@ -170,7 +170,7 @@ def run(
     Args:
         plan: what a sampler returned.
         step: the guided estimate.
-        x: (B, ...) as `grid.start(noise)` gives it, or the `SamplerState` of a run that was left half-way.
+        x: (B, ...) as `Schedule.start(noise)` gives it, or the `SamplerState` of a run that was left half-way.
         noise: noise(step, draw=0), for plans that add some.
         on_step: called after each step; to stop, let it raise `errors.Cancelled`.
 
@@ -198,12 +198,12 @@ def run(
 
 
 def _is_finite(x: Tensor) -> bool:
-    """Whether all of x is; a sum is the cheapest look at it."""
+    """Return True if all of x is finite; a sum is the cheapest look at it."""
     return math.isfinite(x.sum(dtype=torch.float32)) or bool(torch.isfinite(x).all())
 
 
 def _blamed(plan: Plan, step: DenoiseFn, state: SamplerState, noise: Noise | None, most: int) -> NonFinite:
-    """What names where a run of `most` steps lost the finite numbers: it is made once more, every call looked at."""
+    """Error that names where a run of `most` steps left the finite numbers: it is run again, every call checked."""
     place = ""
 
     def watched(x: Tensor, level: NoiseLevel) -> Estimate:
@@ -220,8 +220,8 @@ def _blamed(plan: Plan, step: DenoiseFn, state: SamplerState, noise: Noise | Non
             if not _is_finite(state.x):
                 where = "" if level is None else f" from {_words(level)}"
                 return NonFinite(f"{place}: x left the finite numbers{where}; {REMEDY}")
-    except NonFinite as found:
-        return found
+    except NonFinite as error:
+        return error
     return NonFinite(f"x left the finite numbers within {most} steps, but not when they were repeated; {REMEDY}")
 
 
@@ -234,7 +234,7 @@ def draw_noise(noise: Noise | None, number: int) -> Tensor:
     """Standard normal noise of step `number`.
 
     Raises:
-        RecipeError: there is no source of it.
+        RecipeError: it has no source.
     """
     if noise is None:
         raise RecipeError("this sampler adds noise: pass noise=, for example Streams(seed, samples).bind(shape)")

@@ -98,7 +98,7 @@ class AdamsBashforth:
         return len(self.levels)
 
     def over(self, state: SamplerState) -> bool:
-        """Whether every step was made."""
+        """Return True if every step was made."""
         return state.number >= len(self.levels)
 
     def advance(self, state: SamplerState, step: DenoiseFn, noise: Noise | None, out: Tensor) -> StepResult:
@@ -137,7 +137,7 @@ BASHFORTH = (
 
 
 class WarmupSteps(NamedTuple):
-    """How a step begins that has too few estimates behind it: calls along the step, each from its beginning.
+    """Rows of a step that has too few estimates behind it: calls along the step, each from its beginning.
 
     nodes: where the calls after the first are, as shares of the step in t; each is reached with the newest eps.
     weights: of all calls' eps in the step itself, oldest first.
@@ -200,7 +200,7 @@ def _averaged(age: Number) -> list[Number]:
 
 
 def _started(grid: Schedule, row: StepRow, there: NoiseLevel, start: WarmupSteps, starting: Mask) -> list[StepRow]:
-    """The rows of a step that begins anew in some parts of x, while the others make it as `row` has it."""
+    """The rows of a step that begins again in some parts of x, while the others make it as `row` has it."""
     here = row.level
     assert here is not None
     nodes = [there if share == 1 else grid.process.at(here.t + share * (there.t - here.t)) for share in start.nodes]

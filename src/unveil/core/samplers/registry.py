@@ -1,4 +1,4 @@
-"""What is known of a sampler: its order, its noise, its cost, and what it is invariant under."""
+"""Properties of a sampler: its order, its noise, its cost, and its invariance."""
 
 from __future__ import annotations
 

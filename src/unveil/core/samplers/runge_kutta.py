@@ -329,12 +329,12 @@ def _mean(a: Number, b: Number, power: float) -> Number:
 
 
 def _at_ratio(grid: Schedule, ratio: Number, otherwise: NoiseLevel) -> NoiseLevel:
-    """The level of a sigma / alpha; `otherwise` where that is no finite number or keeps a part's own level."""
+    """The level of a sigma / alpha; `otherwise` where that is not a finite number or keeps a part's own level."""
     if not isinstance(ratio, Tensor):
         return grid.at(-scalar_math.log(ratio)) if math.isfinite(ratio) else otherwise
     same = ~ratio.isfinite() | (ratio == _ratio(otherwise))
     level = grid.at(torch.where(same, math.inf, -ratio.log()))
-    return NoiseLevel(*(_where(same, kept, new) for kept, new in zip(otherwise, level, strict=True)))
+    return NoiseLevel(*(_where(same, old, new) for old, new in zip(otherwise, level, strict=True)))
 
 
 def _where(chosen: bool | Tensor, value: Number, otherwise: Number) -> Number:

@@ -40,7 +40,7 @@ def last_stage_only(nodes: Sequence[Number], reach: Number) -> list[Number]:
 
 
 def orders_for(calls: int, order: int) -> list[int]:
-    """Orders of single steps that take so many calls: the highest, and lower ones at the end.
+    """Orders of single steps that take that many calls: the highest, and lower ones at the end.
 
     Source: Lu et al. 2022, "DPM-Solver-fast" (arXiv:2206.00927).
     """

@@ -1,4 +1,4 @@
-"""How far a step of an adaptive solver may be off, and how wide the next one is."""
+"""Tolerance of an adaptive solver's steps, and controllers of the width of the next step."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def of_x(level: NoiseLevel) -> Number:
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far the two orders may differ: by max(absolute, relative |x|) in every element, in the mean square.
+    """Tolerance of the two orders' difference: by max(absolute, relative |x|) in every element, in the mean square.
 
     Args:
         absolute: the default is two steps of 8-bit pixels in [-1, 1].
@@ -64,7 +64,7 @@ class Tolerance:
 
 
 class StepDecision(NamedTuple):
-    """Whether a step stands, the width to try next, and what the controller must remember."""
+    """Verdict on a step, the width to try next, and what the controller must remember."""
 
     good: bool
     width: float

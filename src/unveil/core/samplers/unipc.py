@@ -92,7 +92,7 @@ def unipc(
 def _correction(
     now: LinearStep, before: Sequence[LinearStep], predicted: Sequence[Number], rule: Rule, most: Number
 ) -> tuple[Number, ...]:
-    """What the call at a step's end adds to its x, as gains on that call and those before it.
+    """Correction of x by the call at a step's end, as gains on that call and those before it.
 
     Nothing where the step touches an end or is the last; from fewer estimates where one before it touched an end.
     """
@@ -109,11 +109,11 @@ def _correction(
             break
         tiers.append((usable, len(nodes)))
 
-    def made(count: int) -> list[Number]:
+    def weights_of(count: int) -> list[Number]:
         start, end, *rest = (now.gain * weight for weight in rule(nodes[:count], now.reach))
         return [end, *(new - old for new, old in zip_longest([start, *rest], predicted, fillvalue=0.0))]
 
-    return highest_usable(tiers, made, (0.0,))
+    return highest_usable(tiers, weights_of, (0.0,))
 
 
 _PAPER = "Zhao et al. 2023, algorithms 1 and 2 (arXiv:2302.04867)"

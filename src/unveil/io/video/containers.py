@@ -90,7 +90,7 @@ def _matroska(file: IO[bytes], size: int) -> str | None:
         if name not in (_EBML, _SEGMENT):
             return None
         first = file.read(1)[0]
-        width = 9 - first.bit_length()  # bytes of the length, told by its leading zeros
+        width = 9 - first.bit_length()  # bytes of the length, by its leading zeros
         if width > 8:
             return "damaged: an element without a length; fetch it again or remove it"
         value = int.from_bytes(bytes([first & (0xFF >> width)]) + file.read(width - 1), "big")

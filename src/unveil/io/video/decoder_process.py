@@ -73,7 +73,7 @@ def probe(request: dict[str, Any]) -> dict[str, Any]:
             "codec": _codec(stream), "width": first.width, "height": first.height, "turn": turn,
             "wide": float(aspect) if aspect else 1.0, "first": first.pts, "tick": tick, "times": times,
             "claimed": float(rate) if rate else None, "transparent": alpha,
-            "notes": notes + (["interlaced: its half pictures are not separated"] if interlaced else []),
+            "notes": notes + (["interlaced: its fields are not separated"] if interlaced else []),
         }  # fmt: skip
 
 
@@ -132,8 +132,8 @@ def _opened(request: dict[str, Any]) -> Iterator[tuple[InputContainer, VideoStre
         still = Disposition.attached_pic  # the cover of a song
         streams = [stream for stream in container.streams.video if not stream.disposition & still]
         if not streams:
-            sound = "holds sound only" if container.streams.audio else "holds no pictures"
-            raise Refused(f"{sound}; remove it, or export it with its pictures")
+            sound = "holds sound only" if container.streams.audio else "holds no images"
+            raise Refused(f"{sound}; remove it, or export it with its images")
         stream = streams[0]
         if _codec(stream) not in CODECS:
             allowed = ", ".join(sorted(set(CODECS) - {"libdav1d"}))
@@ -202,7 +202,7 @@ def _decoded(container: InputContainer, stream: VideoStream, since: float = -mat
             yield from packet.decode()  # pyright: ignore[reportReturnType] - the stream is one of images
     except FFmpegError as problem:
         why, what = problem.strerror, "fetch it again"
-        if not stream.codec_context.width:  # as where the limit was over before a frame told its size
+        if not stream.codec_context.width:  # as where the limit was over before the first frame gave its size
             why, what = "damaged, or its frames have more pixels than max_pixels", "make it smaller"
         raise Refused(f"cannot be decoded: {why}; {what} or remove it") from problem
 

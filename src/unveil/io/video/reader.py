@@ -127,7 +127,7 @@ class VideoDecoder:
     """A child process that decodes, started when it is first needed, and again where it died.
 
     One object may be used by several threads, which wait for each other, and after a fork or in another process,
-    which then has a child of its own.
+    which then has its own child.
 
     Args:
         wait: seconds for one answer; a file that takes longer is refused, and the child ended.
@@ -162,12 +162,12 @@ class VideoDecoder:
             raise DataError(problem)
         answer, _ = self._ask(limits.request("look", path), 0)
         try:
-            return _film(container, answer)
+            return _info(container, answer)
         except (KeyError, TypeError, ValueError, OverflowError) as problem:
             raise DataError("its decoder gave no sense; remove it") from problem
 
     def read(
-        self, path: Path, film: VideoInfo, cut: FrameSelection, limits: VideoLimits
+        self, path: Path, info: VideoInfo, cut: FrameSelection, limits: VideoLimits
     ) -> tuple[Tensor, tuple[float, ...]]:
         """The wanted frames as uint8 (3, T, height, width), as they are stored; and the time of each in seconds.
 
@@ -175,7 +175,7 @@ class VideoDecoder:
             MediaError: as `probe`, or the file has changed since it was probed.
         """
         request = limits.request("read", path) | cut._asdict()
-        request |= {"first": film.first, "rate": film.rate, "since": film.since(cut.wanted[0])}
+        request |= {"first": info.first, "rate": info.rate, "since": info.since(cut.wanted[0])}
         width, height = cut.size
         answer, raw = self._ask(request, len(cut.wanted) * height * width * 3)
         pixels = raw.view(len(cut.wanted), height, width, 3).permute(3, 0, 1, 2).contiguous()
@@ -271,7 +271,7 @@ def _died(child: subprocess.Popen[bytes]) -> str:
     return f"its decoding ended with {name}: it took too much time or memory, or is hostile; remove it"
 
 
-def _film(container: str, answer: Mapping[str, Any]) -> VideoInfo:
+def _info(container: str, answer: Mapping[str, Any]) -> VideoInfo:
     """The answer of the child as a record, with types that it cannot choose."""
     tick = float(answer["tick"])
     times = [int(time) * tick for time in answer["times"]]

@@ -41,7 +41,7 @@ _CODINGS = {
     "webm": _Coding("webm", "libvpx-vp9", {"crf": "16", "b": "0", "cpu-used": "4", "row-mt": "0"}, _SAME),
 }
 FORMS = (*_CODINGS, *ANIMATIONS)
-_BT709 = 1  # of ITU-T H.273: the colours of a screen, said in the file, so that players need not guess
+_BT709 = 1  # of ITU-T H.273: the colours of a screen, stated in the file, so that players need not guess
 _LIMITED = 1
 
 
@@ -73,14 +73,14 @@ def write_video(
 
     MP4 is H.264 and WebM is VP9, both with colour at half resolution (4:2:0) and BT.709. These codecs need even
     sizes: an odd last row or column is written twice, and `facts` keep what size it was. GIF, WebP and APNG are
-    those of `images.animation`. The same pixels give the same bytes, whatever the number of processors.
+    those of `images.animation`. The same pixels give the same bytes, whatever the number of CPUs.
 
     Args:
         path: a key of `FORMS` as its suffix, or none for a folder of frame_00000.png and so on.
         pixels: uint8 (1 or 3, T, H, W); or parts of a video, one after another along T, of one size.
         rate: frames per second.
-        facts: Generation metadata in JSON's types; `tasks.metadata.read_facts` reads them back. "clip" is added: size,
-            frames per second.
+        facts: Generation metadata in JSON's types; `generation.metadata.read_facts` reads them back. "clip" is
+            added: size, frames per second.
 
     Raises:
         RecipeError: another suffix, a rate that is not above 0, or the extra `video` is not installed.
@@ -160,11 +160,11 @@ def _encode_into(container: OutputContainer, coding: _Coding, frames: Iterator[T
         if stream is None:
             stream = _stream(container, coding, even, rate)
         shown = VideoFrame.from_ndarray(even.permute(1, 2, 0).contiguous().numpy(), format="rgb24")
-        picture = convert.reformat(
+        converted = convert.reformat(
             shown, format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG, threads=1
         )
-        picture.pts = number
-        container.mux(stream.encode(picture))
+        converted.pts = number
+        container.mux(stream.encode(converted))
     assert stream is not None
     container.mux(stream.encode(None))
 
