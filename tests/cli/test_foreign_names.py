@@ -22,7 +22,7 @@ from unveil.errors import RecipeError
 from unveil.model.config import Recipe, SampleConfig, load_recipe
 
 TREE = command_tree()
-DEFAULT = {group: usual for group, (usual, _) in USUAL.items()}
+DEFAULT = USUAL
 EVERY = every_command()
 
 

@@ -17,7 +17,7 @@ from unveil.cli import serve, text_options
 from unveil.cli.analyze_options import analyze_app
 from unveil.cli.command_names import resolve_command, resolve_options
 from unveil.cli.exit_codes import guarded
-from unveil.cli.inspect_options import COMMANDS, inspect_app
+from unveil.cli.inspect_options import inspect_app
 from unveil.cli.lora_options import lora_app
 from unveil.cli.option_groups import EVERY, Command, TaskCommand, with_options
 from unveil.cli.options import (
@@ -34,8 +34,6 @@ from unveil.cli.options import (
     Set,
 )
 from unveil.cli.preprocess_options import preprocess_app
-from unveil.cli.video_options import COMMANDS as VIDEO_COMMANDS
-from unveil.cli.video_options import video_app
 from unveil.io.console import Console
 from unveil.tasks import registry
 
@@ -59,7 +57,7 @@ class _ByWorkflow(TyperGroup):
         sections = {title: list(names) for title, names in SECTIONS.items()}
         listed = {name for names in sections.values() for name in names}
         for name in registry.entries():
-            if name not in listed:
+            if name not in listed and name in self.commands:
                 sections.setdefault(registry.described(name).section, []).append(name)
         for title, names in sections.items():
             with formatter.section(title):
@@ -82,8 +80,14 @@ app = typer.Typer(
     "130 interrupted, 143 terminated.",
 )
 # The sub-command of a group that runs where something else than the name of one follows
-USUAL = {"inspect": ("model", COMMANDS), "video": ("generate", VIDEO_COMMANDS)}
+USUAL = {"inspect": "model", "video": "generate"}
 data_app = typer.Typer(no_args_is_help=True, help="Check, show and cache training data.")
+video_app = typer.Typer(
+    no_args_is_help=True,
+    help="Generate, extend, join and edit videos.\n\n"
+    'Example: unveil video "a small red circle moves left" -o out.mp4\n\n'
+    "A prompt alone runs `unveil video generate`.",
+)
 recipes_app = typer.Typer(no_args_is_help=True, help="List, show and cite the bundled recipes.")
 app.add_typer(data_app, name="data")
 app.add_typer(preprocess_app, name="preprocess")
@@ -98,17 +102,33 @@ for command in serve.COMMANDS:
     app.command(command.__name__)(command)
 
 
-def _task_command(name: str) -> Callable[[], Command]:
+def _task_command(name: str, called: str) -> Callable[[], Command]:
     def build() -> Command:
         from unveil.cli.task_command import command_of
 
-        return command_of(registry.task_class(name))
+        return command_of(registry.task_class(name), called)
 
     return build
 
 
+def command_words(task: str) -> tuple[str, ...]:
+    """The words of a task's command: a task whose name begins with that of a group is a command of the group."""
+    groups = (str(info.name) for info in app.registered_groups)
+    group = next((name for name in groups if task.startswith(f"{name}-")), None)
+    return (task,) if group is None else (group, task.removeprefix(f"{group}-"))
+
+
+def _add_task(task: str) -> None:
+    *groups, name = command_words(task)
+    inner = [info.typer_instance for info in app.registered_groups if info.name in groups]
+    home = app if not inner or inner[0] is None else inner[0]
+    home.command(name, help=registry.described(task).summary)(
+        TaskCommand(_task_command(task, " ".join([*groups, name])))
+    )
+
+
 for name in registry.entries():
-    app.command(name, help=registry.described(name).summary)(TaskCommand(_task_command(name)))
+    _add_task(name)
 
 
 def _print_version(wanted: bool) -> None:
@@ -437,7 +457,7 @@ def run(arguments: Sequence[str]) -> int:
     """Runs a command line; returns its exit code."""
 
     def resolved(args: Sequence[str], **settings: Any) -> Any:
-        words = resolve_command(args, command_tree(), {group: usual for group, (usual, _) in USUAL.items()})
+        words = resolve_command(args, command_tree(), USUAL)
         root = typer.main.get_command(with_options(app, words))
         return root(args=resolve_options(words, root, every_command), **settings)
 

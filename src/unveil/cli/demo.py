@@ -9,9 +9,10 @@ from pathlib import Path
 from unveil.cli import evaluate as judging
 from unveil.cli import sample as drawing
 from unveil.cli import train as training
-from unveil.cli import video as filming
 from unveil.cli.options import PLAYGROUND
 from unveil.io.console import Console, duration
+from unveil.tasks.context import TaskContext, TaskOutput
+from unveil.tasks.video_generate import VideoGenerate
 
 RECIPE = "ddpm-digits"
 PROMPT = "a small red circle moves left"
@@ -33,12 +34,7 @@ def demo(out: Path, minutes: float, console: Console) -> None:
     judging.evaluate(judging.EvaluateRequest(str(run), out=out, force=True), console)
     console.say(f"4 of 4: generating a video from the prompt {PROMPT!r} by the bundled model {PLAYGROUND}")
     clip = out / ("clip.mp4" if importlib.util.find_spec("av") else "clip.gif")  # an extra is needed for the first
-    filming.make(
-        filming.VideoRequest(PLAYGROUND, clip, force=True, console=Console(quiet=True)),
-        PROMPT,
-        filming.ConditioningImages(),
-        filming.Length(None),
-    )
+    VideoGenerate(prompt=PROMPT).run(TaskContext(TaskOutput(clip, force=True), Console(quiet=True)))
     console.say(
         f"\ndone in {duration(time.monotonic() - begun)}\n"
         f"digits:  {out / 'digits.png'}\n"

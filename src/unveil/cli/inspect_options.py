@@ -13,7 +13,6 @@ from unveil.io.console import Console
 inspect_app = typer.Typer(
     no_args_is_help=True, help="Inspect a checkpoint, the models folder or a noise schedule; list the samplers."
 )
-COMMANDS = ("model", "models", "schedule", "samplers")  # `unveil inspect ANYTHING` else is `unveil inspect model`
 
 
 @inspect_app.command("model")

@@ -107,6 +107,12 @@ FromMetadata = Annotated[
     ),
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Output folder or file.")]
+VideoOut = Annotated[
+    Path,
+    typer.Option(
+        "--out", "-o", help="Output .mp4, .webm, .gif, .webp or .apng file; without a suffix, a folder of PNG."
+    ),
+]
 OutFolder = Annotated[
     Path | None, typer.Option("--out", "-o", help="Output folder of the page; the run's folder when left out.")
 ]

@@ -15,8 +15,18 @@ import typer
 from pydantic.fields import FieldInfo
 
 from unveil.cli import text_forms
-from unveil.cli.options import AsJson, Device, Force, FromMetadata, Metadata, Out, Preview, PreviewEvery, Quiet
-from unveil.errors import RecipeError
+from unveil.cli.options import (
+    AsJson,
+    Device,
+    Force,
+    FromMetadata,
+    Metadata,
+    Out,
+    Preview,
+    PreviewEvery,
+    Quiet,
+    VideoOut,
+)
 from unveil.io.console import Console
 from unveil.tasks.context import TaskContext, TaskOutput
 from unveil.tasks.fields import FileInput, Repeated
@@ -30,11 +40,16 @@ _WORDS_HELP = (
 _OUTPUT = ("out", "force", "metadata", "preview", "preview_every", "from_metadata", "device")
 
 
-def command_of(kind: type[Task]) -> Callable[..., None]:
-    """The function whose signature typer reads as the command of a task."""
+def command_of(kind: type[Task], called: str = "") -> Callable[..., None]:
+    """The function whose signature typer reads as the command of a task.
+
+    Args:
+        kind: Class of the task.
+        called: Words of the command; the task's name when left out.
+    """
 
     def run(**typed: Any) -> None:
-        _run(kind, typed)
+        _run(kind, typed, called or kind.name)
 
     parameters = list(_parameters(kind))
     run.__name__ = kind.name.replace("-", "_")
@@ -55,8 +70,7 @@ def _parameters(kind: type[Task]) -> Iterator[Parameter]:
         else:
             yield _argument(kind, name)
     for name in _by_group(kind):
-        if (option := _option(kind, name)) is not None:
-            yield option
+        yield from _options(kind, name)
     if {"width", "height"} <= kind.model_fields.keys():
         help = "Width and height in pixels, for networks that take any; --width W --height H work too."
         yield _parameter("size", str | None, typer.Option(help=help, metavar="WxH"), None)
@@ -64,7 +78,8 @@ def _parameters(kind: type[Task]) -> Iterator[Parameter]:
 
 
 def _output_options(kind: type[Task]) -> Iterator[Parameter]:
-    shared: list[tuple[str, Any, Any]] = [("out", Out, Path(kind.out))] if kind.out else []
+    out = VideoOut if kind.makes == "videos" else Out
+    shared: list[tuple[str, Any, Any]] = [("out", out, Path(kind.out))] if kind.out else []
     if kind.makes in ("images", "media"):
         shared += [("preview", Preview, None), ("preview_every", PreviewEvery, 5)]
     if kind.makes in ("images", "videos", "media"):
@@ -88,15 +103,23 @@ def _argument(kind: type[Task], name: str) -> Parameter:
     field = kind.model_fields[name]
     metavar = {"model": "[MODEL | PROMPT]" if WORDS in kind.arguments and "image" not in kind.arguments else "MODEL"}
     also = f" --{name} works too." if name != "model" else " -m works too."
-    shown = typer.Argument(help=str(field.description) + also, metavar=metavar.get(name, name.upper()))
+    metavar_of = metavar.get(name) or _extra(field).get("metavar") or name.upper()
+    shown = typer.Argument(help=str(field.description) + also, metavar=metavar_of)
     return _parameter(name, str | None, shown, None)
 
 
-def _option(kind: type[Task], name: str) -> Parameter | None:
+def _options(kind: type[Task], name: str) -> Iterator[Parameter]:
     field = kind.model_fields[name]
+    several = text_forms.several_options(field)
+    if several is not None:
+        for option, (typed, flag, help) in several.options.items():
+            yield _parameter(option, typed | None, typer.Option(flag, help=help), None)
+    elif name not in kind.arguments and _extra(field).get("option") is not False:
+        yield _option(field, name)
+
+
+def _option(field: FieldInfo, name: str) -> Parameter:
     extra = _extra(field)
-    if name in kind.arguments or extra.get("option") is False:
-        return None
     typed = text_forms.option_type(field)
     if typed is None:
         typed = _plain_type(field)
@@ -140,7 +163,7 @@ def _parameter(name: str, kind: Any, shown: Any, default: Any) -> Parameter:
 # ----------------------------------------------------------------------------------------------------------- the run
 
 
-def _run(kind: type[Task], typed: Mapping[str, Any]) -> None:
+def _run(kind: type[Task], typed: Mapping[str, Any], called: str) -> None:
     console = Console(bool(typed["as_json"]), bool(typed["quiet"]))
     preview = typed.get("preview")
     output = TaskOutput(
@@ -152,7 +175,7 @@ def _run(kind: type[Task], typed: Mapping[str, Any]) -> None:
     )
     files = [Path(value) for name, value in typed.items() if value and _is_file(kind, name)]
     context = TaskContext(output, console, str(typed.get("device", "auto")), places=files)
-    task = _regeneration(kind, typed) if typed.get("from_metadata") else task_of(kind, typed)
+    task = _regeneration(kind, typed) if typed.get("from_metadata") else task_of(kind, typed, called)
     result = task.run(context)
     console.result(result.facts, result.text)
 
@@ -161,16 +184,23 @@ def _is_file(kind: type[Task], name: str) -> bool:
     return name in kind.model_fields and isinstance(mark_of(kind, name), FileInput)
 
 
-def task_of(kind: type[Task], typed: Mapping[str, Any]) -> Task:
+def task_of(kind: type[Task], typed: Mapping[str, Any], called: str = "") -> Task:
     """The task of what was typed.
+
+    Args:
+        kind: Class of the task.
+        typed: Values of options and arguments by name.
+        called: Words of the command, for errors; the task's name when left out.
 
     Raises:
         RecipeError: A value that cannot be read, or that is missing or out of its range.
     """
     values: dict[str, Any] = {}
     for name, field in kind.model_fields.items():
-        value = typed.get(name)
-        if value is not None and value != [] and name not in _OUTPUT:
+        value, several = typed.get(name), text_forms.several_options(field)
+        if several is not None:
+            values |= {} if (read := several.read(typed)) is None else {name: read}
+        elif value is not None and value != [] and name not in _OUTPUT:
             values[name] = text_forms.read(field, name, value)
     values = {name: value for name, value in values.items() if not _is_default(kind, name, value)}
     values |= text_forms.read_size(typed.get("size"))
@@ -180,8 +210,8 @@ def task_of(kind: type[Task], typed: Mapping[str, Any]) -> Task:
         raise RecipeError(f"--{sides[0]}: give --{other} too, or both as --size WIDTHxHEIGHT")
     if SETTINGS in typed:
         values = text_forms.with_words(kind, values, typed)
-    _check_required(kind, values)
-    return kind.parse(values, f"unveil {kind.name}")
+    _check_required(kind, values, called or kind.name)
+    return kind.parse(values, f"unveil {called or kind.name}")
 
 
 def _is_default(kind: type[Task], name: str, value: Any) -> bool:
@@ -189,7 +219,7 @@ def _is_default(kind: type[Task], name: str, value: Any) -> bool:
     return name not in kind.arguments and value == kind.model_fields[name].default
 
 
-def _check_required(kind: type[Task], values: Mapping[str, Any]) -> None:
+def _check_required(kind: type[Task], values: Mapping[str, Any], called: str) -> None:
     missing = [name for name, field in kind.model_fields.items() if field.is_required() and name not in values]
     if "model" in kind.arguments and "model" not in values:
         missing = ["model", *missing]
@@ -200,10 +230,14 @@ def _check_required(kind: type[Task], values: Mapping[str, Any]) -> None:
     names = {
         "model": "a model",
         "image": "an image",
+        "video": "a video",
+        "prompt": "a prompt",
+        "first": "a first video",
+        "last": "a last video",
         "mask": "a mask (--mask FILE, white where new content is generated)",
     }
     listed = " and ".join(names.get(name, f"--{name.replace('_', '-')}") for name in missing)
-    raise RecipeError(f"{kind.name} needs {listed}: {example}")
+    raise RecipeError(f"{called} needs {listed}: {example}")
 
 
 def _regeneration(kind: type[Task], typed: Mapping[str, Any]) -> Task:

@@ -1,4 +1,7 @@
-"""The text forms of values, which only the command line knows: FILE:WEIGHT, FILE=IMAGE:WEIGHT:START-STOP, KEY=VALUE."""
+"""The text forms of values, which only the command line knows: FILE:WEIGHT, FILE=IMAGE:WEIGHT:START-STOP, KEY=VALUE.
+
+Some values have several options, such as --image and --image-frame of a keyframe.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,22 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from pydantic.fields import FieldInfo
 
 from unveil.cli.foreign_names import SETTING_ALIASES, SETTING_OPTIONS
-from unveil.errors import RecipeError, did_you_mean
-from unveil.tasks.fields import PLAYGROUND
+from unveil.errors import DataError, RecipeError, did_you_mean
+from unveil.tasks.fields import PLAYGROUND, PerFrame
 from unveil.tasks.task import WORDS, Task
 
 PROMPT = "prompt"
 _SETTING = re.compile(r"[A-Za-z_][\w.]*=")
 _NUMBERS = re.compile(r"(?P<rest>.+?)(?::(?P<weight>-?[\d.]+)(?::(?P<start>[\d.]+)-(?P<stop>[\d.]+))?)?")
 _SIZE = re.compile(r"(\d+)x(\d+)")
+_SPAN = re.compile(r"\s*(\d+)\s*-\s*(\d+)\s*")
+_SCENE = re.compile(r"\s*(\d+\s*-\s*\d+)[\s:]+(.*\S)\s*", re.DOTALL)
+_SCENE_FORM = 'frames as FIRST-LAST, and words, such as "0-15 a red circle moves left"'
 
 
 def read_lora(text: str) -> dict[str, Any]:
@@ -104,6 +110,120 @@ def read_prompt_file(path: str) -> list[dict[str, Any]]:
     return [{**vars(line), "file": path} for line in read_prompts(path)]
 
 
+def read_numbers(text: str, option: str) -> list[float]:
+    """The numbers of a text with commas.
+
+    Raises:
+        RecipeError: Not numbers.
+    """
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise RecipeError(f"{option} {text!r}: is a number, or several with commas, such as 0,0.8") from None
+
+
+def read_keyframes(typed: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """The values of --image and --image-frame.
+
+    Raises:
+        RecipeError: Not one frame index for each image.
+    """
+    images, places = list(typed.get("image") or ()), list(typed.get("image_frame") or ())
+    if not images and not places:
+        return None
+    places = places or [0]
+    if len(places) != len(images):
+        raise RecipeError(
+            f"--image: {len(images)} images but {len(places)} frame indices; give one --image-frame for each, such as "
+            "--image-frame 0"
+        )
+    return [{"image": str(image), "frame": place} for image, place in zip(images, places, strict=True)]
+
+
+def read_scenes(typed: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """The scenes of a file, or those of --scene, each "0-15 words".
+
+    The file is YAML or JSON: a list of {frames: 0-15, prompt: ...}, or a map that has it under `scenes`.
+
+    Raises:
+        RecipeError: Neither or both given, or a scene that cannot be read.
+        DataError: No such file.
+    """
+    from unveil.model.config import read_yaml
+
+    file, texts = typed.get("scenes"), list(typed.get("scene") or ())
+    if typed.get("from_metadata"):
+        return None
+    if (file is None) == (not texts):
+        raise RecipeError(f"a storyboard is a file, or --scene repeated: {_SCENE_FORM}")
+    if file is None:
+        return [_typed_scene(text) for text in texts]
+    try:
+        content: Any = read_yaml(Path(file).read_text("utf-8"), str(file))
+    except (OSError, UnicodeDecodeError) as problem:
+        raise DataError(f"{file}: {getattr(problem, 'strerror', None) or problem}") from problem
+    scenes = content.get("scenes") if isinstance(content, dict) else content
+    if not isinstance(scenes, list) or not scenes:
+        raise RecipeError(f"{file}: holds no list of scenes; each has frames: 0-15 and a prompt")
+    return [_written_scene(scene, f"{file}: scene {number}") for number, scene in enumerate(scenes, 1)]
+
+
+def _written_scene(scene: Any, where: str) -> dict[str, Any]:
+    if not isinstance(scene, dict) or set(scene) != {"frames", "prompt"} or not isinstance(scene["prompt"], str):
+        raise RecipeError(f"{where}: {scene!r}; needs frames: 0-15 and a prompt, and nothing else")
+    return _scene(str(scene["frames"]), scene["prompt"], where)
+
+
+def _typed_scene(text: str) -> dict[str, Any]:
+    parts = _SCENE.fullmatch(text)
+    if parts is None:
+        raise RecipeError(f"--scene {text!r}: needs {_SCENE_FORM}")
+    return _scene(parts[1], parts[2], f"--scene {text!r}")
+
+
+def _scene(span: str, prompt: str, where: str) -> dict[str, Any]:
+    frames = _SPAN.fullmatch(span)
+    if frames is None:
+        raise RecipeError(f"{where}: frames {span!r}; written FIRST-LAST, such as 0-15")
+    return {"first": int(frames[1]), "last": int(frames[2]), "prompt": prompt}
+
+
+class SeveralOptions(NamedTuple):
+    """Options that together are the values of one field.
+
+    Attributes:
+        options: Type, flag and help of each option, by its name.
+        read: The values of the field, of what was typed; None where nothing was.
+    """
+
+    options: Mapping[str, tuple[Any, str, str]]
+    read: Callable[[Mapping[str, Any]], list[dict[str, Any]] | None]
+
+
+# Fields of several options, by the name of a value's type
+SEVERAL: dict[str, SeveralOptions] = {
+    "Keyframe": SeveralOptions(
+        {
+            "image": (list[str], "--image", "Image that is a frame of the video; repeat for several."),
+            "image_frame": (
+                list[int],
+                "--image-frame",
+                "Frame index of each image, from 0, or below 0 from the end; 0 when left out.",
+            ),
+        },
+        read_keyframes,
+    ),
+    "Scene": SeveralOptions(
+        {
+            "scene": (
+                list[str],
+                "--scene",
+                'Scene as frames and a prompt, such as "0-15 a red circle moves left"; repeat for several.',
+            )
+        },
+        read_scenes,
+    ),
+}
 # The text forms by the name of a value's type; each option of one may be repeated
 FORMS: dict[str, Callable[[str], dict[str, Any]]] = {"Lora": read_lora, "ControlNet": read_controlnet}
 # The same for files that contain all values of a field
@@ -122,8 +242,19 @@ def _is_map(field: FieldInfo) -> bool:
     return getattr(field.annotation, "__origin__", None) is dict
 
 
+def several_options(field: FieldInfo) -> SeveralOptions | None:
+    """The options of a field that has several; None for others."""
+    return _form_in(SEVERAL, field)
+
+
+def _is_per_frame(field: FieldInfo) -> bool:
+    return any(isinstance(mark, PerFrame) for mark in field.metadata)
+
+
 def option_type(field: FieldInfo) -> Any:
     """The type of the option of a field with a text form; None for others."""
+    if _is_per_frame(field):
+        return str
     if _form_in(FILE_FORMS, field) is not None:
         return Path
     return list[str] if _form_in(FORMS, field) is not None or _is_map(field) else None
@@ -138,6 +269,8 @@ def read(field: FieldInfo, name: str, value: Any) -> Any:
         return [form(text) if isinstance(text, str) else text for text in value]
     if _is_map(field) and isinstance(value, list):
         return read_assignments(value, f"--{name.replace('_', '-')}")
+    if _is_per_frame(field) and isinstance(value, str):
+        return read_numbers(value, f"--{name.replace('_', '-')}")
     return str(value) if isinstance(value, Path) else value
 
 

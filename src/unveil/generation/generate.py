@@ -183,21 +183,8 @@ def repeat(
         WeightsError: another model than the record names.
     """
     try:
-        made_by, batch = facts["model"]["sha256"], facts["batch"]
-        request = Request(
-            given={str(key): list(values) for key, values in batch["given"].items()},
-            negative={str(key): list(values) for key, values in batch.get("negative", {}).items()},
-            asked={str(key): list(values) for key, values in batch.get("asked", {}).items()},
-            seed=tuple(map(int, batch["seeds"])) if "seeds" in batch else int(facts["seed"]),
-            first=int(batch["first"]),
-            count=int(batch["count"]),
-            batch=int(batch["count"]),
-            sampling=sampling_of(facts),
-            dtype=str(facts["dtype"]),
-            compiled=bool(facts.get("compiled", False)),
-            guided=guided_by(facts.get("classifier"), classifier),
-            size=tuple(map(int, facts["size"])) if "size" in facts else None,
-        )
+        made_by = facts["model"]["sha256"]
+        request = replace(recorded_request(facts), guided=guided_by(facts.get("classifier"), classifier))
         told = [(str(one["sha256"]), float(one["weight"])) for one in facts.get("loras", [])]
         steered = [_identity(one) for one in facts.get("controls", [])]
         place = int(facts["place"]) if "place" in facts else int(facts["sample"]) - request.first
@@ -218,6 +205,28 @@ def repeat(
         return list(generate(model, request, source, edit, on_step=on_step))[place]
     finally:
         torch.set_num_threads(before)
+
+
+def recorded_request(facts: Mapping[str, Any]) -> Request:
+    """The request for the whole batch of some metadata, without the classifier.
+
+    Raises:
+        KeyError, IndexError, TypeError, ValueError, AttributeError: The metadata lack something.
+    """
+    batch = facts["batch"]
+    return Request(
+        given={str(key): list(values) for key, values in batch["given"].items()},
+        negative={str(key): list(values) for key, values in batch.get("negative", {}).items()},
+        asked={str(key): list(values) for key, values in batch.get("asked", {}).items()},
+        seed=tuple(map(int, batch["seeds"])) if "seeds" in batch else int(facts["seed"]),
+        first=int(batch["first"]),
+        count=int(batch["count"]),
+        batch=int(batch["count"]),
+        sampling=sampling_of(facts),
+        dtype=str(facts["dtype"]),
+        compiled=bool(facts.get("compiled", False)),
+        size=tuple(map(int, facts["size"])) if "size" in facts else None,
+    )
 
 
 def part_of(on_step: OnStep, number: int, count: int) -> OnStep:

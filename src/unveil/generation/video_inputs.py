@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,7 +59,7 @@ def read(path: Path, model: Model, size: tuple[int, int] | None, rate: float | N
         if len({one.content.shape for one in frames}) > 1:
             raise DataError(f"{path}: frames of several sizes; a video has one")
         pixels, found = torch.stack([one.content for one in frames], dim=1), RATE if rate is None else rate
-        named, told = frames[0].input, files[0]
+        named, told = (_of_folder(path, frames) if path.is_dir() else frames[0].input), files[0]
     else:
         pixels, found = decoded(path, rate)
         named, told = SourceFile(path.name, sha256(path)), path
@@ -67,6 +69,34 @@ def read(path: Path, model: Model, size: tuple[int, int] | None, rate: float | N
     except RecipeError as problem:
         raise RecipeError(f"{path}: {problem}; --size WIDTHxHEIGHT brings it to one") from problem
     return Read(pixels[None], found, named, _prompt(told))
+
+
+def _of_folder(path: Path, frames: Sequence[inputs.LoadedInput]) -> SourceFile:
+    """A folder of frames as an input: its name, and a hash of the hashes of its files."""
+    return SourceFile(path.resolve().name, _digest(frame.input.sha256 for frame in frames))
+
+
+def _digest(hashes: Iterable[str]) -> str:
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def find(wanted: SourceFile, places: Sequence[Path]) -> Path:
+    """The file or the folder of frames that metadata name, recognised by its content.
+
+    Args:
+        wanted: Its name and hash.
+        places: Files and folders where it may lie.
+
+    Raises:
+        DataError: It is not there.
+    """
+    near = [inner for place in places if place.is_dir() for inner in (place, *sorted(place.iterdir()))]
+    for path in near:
+        if path.is_dir() and path.resolve().name == wanted.name:
+            with suppress(DataError):
+                if _digest(map(sha256, inputs.list_inputs(path))) == wanted.sha256:
+                    return path
+    return inputs.find_inputs([wanted], places)[0]
 
 
 def _refuse_animated(path: Path) -> None:

@@ -24,6 +24,8 @@ def migrate_metadata(facts: Mapping[str, Any]) -> dict[str, Any]:
         DataError: They are damaged.
     """
     facts = dict(facts)
+    if "fps" in facts:  # a video: its metadata of format 1 lack what is needed to generate it again
+        return facts
     if facts.get("format", 1) >= FORMAT or not isinstance(facts.get("model"), Mapping):
         return facts
     former = facts.get("task")

@@ -59,6 +59,11 @@ class Repeated:
     """Marks a field of one or more values, whose option may be repeated."""
 
 
+@dataclass(frozen=True)
+class PerFrame:
+    """Marks a field of one value for each frame, or of fewer that change evenly from the first frame to the last."""
+
+
 def info(
     help: str,
     *,
@@ -118,12 +123,17 @@ Texts = Annotated[tuple[Text, ...], *_repeat]
 Seeds = Annotated[tuple[Seed, ...], *_repeat]
 Values = Annotated[tuple[Value, ...], *_repeat]
 Settings = dict[Annotated[str, Field(max_length=100)], Any]
+FrameValues = Annotated[
+    tuple[Fraction, ...], BeforeValidator(_as_tuple), PlainSerializer(_short_form), PerFrame(), Field(min_length=1)
+]
 ImageFile = Annotated[Name, FileInput("image")]
 ImageFiles = Annotated[Name, FileInput("image", folder=True)]
 MaskFile = Annotated[Name, FileInput("mask")]
 MaskFiles = Annotated[Name, FileInput("mask", folder=True)]
 VideoFile = Annotated[Name, FileInput("video")]
+VideoOrFrames = Annotated[Name, FileInput("video", folder=True)]
 MediaFile = Annotated[Name, FileInput("media")]
+MediaOrFrames = Annotated[Name, FileInput("media", folder=True)]
 NoiseFile = Annotated[Name, FileInput("noise")]
 ModelName = Annotated[Name, CatalogName("model")]
 

@@ -21,7 +21,7 @@ from unveil.generation.generate import repeat as repeat_batch
 from unveil.generation.image_output import ImageOutput, draw, filenames, numbered, write
 from unveil.generation.invert import read_noise
 from unveil.generation.loras import LoraOption
-from unveil.generation.opening import ModelOptions, check_takes_prompt
+from unveil.generation.opening import Media, ModelOptions, check_takes_prompt
 from unveil.generation.prompt_expansion import ExpansionOptions, PromptExpander, expanded
 from unveil.generation.size import check_size
 from unveil.generation.task_spec import PLAIN, SourceFile, TaskSpec
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from unveil.tasks.image_task import ClassifierFields, GeneratesImages, ImageTask, ModelTask
     from unveil.tasks.interpolate import Interpolate
     from unveil.tasks.regenerate import Regenerate
+    from unveil.tasks.video_task import VideoTask
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class InputRow:
 # ------------------------------------------------------------------------------------------- from fields to requests
 
 
-def model_options(task: ModelTask, context: TaskContext) -> ModelOptions:
+def model_options(task: ModelTask | VideoTask, context: TaskContext) -> ModelOptions:
     """The model of a task with its adapters, found where the context says."""
     return ModelOptions(
         context.resolver.path(task.model, CatalogName("model")),
@@ -306,7 +307,7 @@ def from_noise_file(task: ImageTask, model: Model, source: Source, path: Path, c
     made_by = stated.get("model", {}).get("sha256", source.sha256)
     if made_by != source.sha256:
         console.warn(f"{path}: its noise was found with another model, {stated['model'].get('name')!r}")
-    if _adapters(stated) != _adapters(additions(model)):
+    if adapters_of(stated) != adapters_of(additions(model)):
         console.warn(f"{path}: its noise was found with other LoRAs or ControlNets; give the same to come back to it")
     changes: dict[str, Any] = {"sampling": {**stated.get("sampling", {}), **task.sampling_changes}}
     changes |= dict.fromkeys(("steps", "sampler", "guidance_scale", "schedule", "eta", "threshold"))
@@ -329,7 +330,7 @@ def condition_fields(values: Mapping[str, Sequence[Any]], prefix: str = "") -> d
     return fields | ({f"{prefix}cond": others} if others else {})
 
 
-def _adapters(facts: Mapping[str, Any]) -> list[Any]:
+def adapters_of(facts: Mapping[str, Any]) -> list[Any]:
     """What metadata say of LoRAs and ControlNets but for the names of files."""
     each = [*facts.get("loras", []), *facts.get("controls", [])]
     return [{key: item[key] for key in item if key not in ("name", "picture")} for item in each]
@@ -369,7 +370,12 @@ def _edit_names(sources: Sequence[Path], rows: Sequence[tuple[int, int]]) -> lis
 
 
 def open_recorded(
-    facts: Mapping[str, Any], file: Path, found: Regenerate, context: TaskContext, places: Sequence[Path]
+    facts: Mapping[str, Any],
+    file: Path,
+    found: Regenerate,
+    context: TaskContext,
+    places: Sequence[Path],
+    media: Media = "images",
 ) -> tuple[Model, Source]:
     """The model that a file's metadata name, or the one that is given, with the recorded adapters.
 
@@ -387,7 +393,7 @@ def open_recorded(
         controlnets=controlnet_options(found, context),
         file=found.file_settings,
     )
-    return context.open(options, recorded=facts, places=places)
+    return context.open(options, recorded=facts, places=places, media=media)
 
 
 def regenerate_image(

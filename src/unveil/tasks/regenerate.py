@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
+from unveil.errors import DataError
 from unveil.tasks import NAME, registry
 from unveil.tasks.fields import CatalogName, ControlNet, FileInput, Lora, MediaFile, Name, Settings, info
 from unveil.tasks.image_task import ClassifierFields
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
 class Regenerate(ClassifierFields, Task):
     """Generate a file again, exactly, from its metadata.
 
-    Inputs are looked for beside the file and in the current folder; they are recognised by their content.
+    Inputs are looked for beside the file and in the current folder; they are recognised by their content. A video goes
+    into the folder under its own name.
 
     Example: unveil regenerate samples/seed0_00000.png -o again.png
     """
@@ -63,6 +66,11 @@ class Regenerate(ClassifierFields, Task):
         file = context.path(self.source, FileInput("media"))
         facts = read_facts(file)
         recorded: Any = facts.get("task") or {NAME: "sample"}
+        if isinstance(recorded, Mapping) and NAME not in recorded and "fps" in facts:
+            raise DataError(
+                f"{file}: a video of a former version, whose metadata do not state how to generate it again; generate "
+                "a new one"
+            )
         task = registry.parse(recorded, f"{file}: its metadata")
         places = [*context.places, *(context.path(name, FileInput("media")) for name in self.inputs)]
         return task.regenerate(replace(context, places=places), facts, self)

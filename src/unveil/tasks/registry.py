@@ -48,6 +48,44 @@ _BUNDLED = {
         ("upscale", "upscale:Upscale", "Upscale images, in tiles where the result is larger than the model's size."),
         ("invert", "invert:Invert", "Find the initial noise of an image by DDIM inversion."),
     ),
+    "Videos": (
+        (
+            "video-generate",
+            "video_generate:VideoGenerate",
+            "Generate a video from a prompt, and from images that are frames of it.",
+        ),
+        (
+            "video-extend",
+            "video_extend:VideoExtend",
+            "Extend a video forward or backward; its own frames stay as they are.",
+        ),
+        (
+            "video-interpolate",
+            "video_interpolate:VideoInterpolate",
+            "Generate the frames between two images, or between the end of a video and the start of another.",
+        ),
+        ("video-loop", "video_loop:VideoLoop", "Close a video to a loop, or generate a looping video from a prompt."),
+        (
+            "video-join",
+            "video_join:VideoJoin",
+            "Join two videos of one size: the result starts as the first and ends as the last.",
+        ),
+        (
+            "video-edit",
+            "video_edit:VideoEdit",
+            "Edit a video by a prompt: the whole frame, a region, or everything except a region.",
+        ),
+        (
+            "video-storyboard",
+            "video_storyboard:VideoStoryboard",
+            "Generate one video of several scenes, each a span of frames with its own prompt.",
+        ),
+        (
+            "video-upscale",
+            "video_upscale:VideoUpscale",
+            "Upscale a video: bicubic upsampling, whose details are regenerated in overlapping windows.",
+        ),
+    ),
 }
 BUNDLED: dict[str, TaskEntry] = {
     name: TaskEntry(f"unveil.tasks.{target}", section, summary)

@@ -90,6 +90,11 @@ class Task(Fields):
         task.check()
         return task
 
+    @property
+    def file_name(self) -> str:
+        """Name of the file on a server; empty: the files go into a folder."""
+        return self.out if PurePath(self.out).suffix else ""
+
     def check(self) -> None:
         """Check what fields must be together, as far as that is possible without the model.
 

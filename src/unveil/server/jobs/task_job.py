@@ -141,7 +141,7 @@ class TaskJob:
             console: Console = stack.enter_context(job_console(progress))
             scratch = Path(stack.enter_context(TemporaryDirectory()))
             context = TaskContext(
-                TaskOutput(folder if not Path(task.out).suffix else folder / task.out),
+                TaskOutput(folder / task.file_name),
                 console,
                 self._device,
                 ServerNames(self._catalog, self._uploads, scratch),

@@ -8,11 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from unveil.cli import video
-from unveil.cli.video_output import VideoRequest
 from unveil.errors import RecipeError
 from unveil.generation import video_inputs as reading
-from unveil.generation.prompt_expansion import USUAL, ExpansionOptions
 from unveil.io.images import make_grid, png
 from unveil.model.config.base import Section
 from unveil.server.jobs.catalog import Catalog
@@ -21,6 +18,8 @@ from unveil.server.jobs.model_cache import ModelCache
 from unveil.server.jobs.request import BaseRequest, Text, UploadName, validate_request
 from unveil.server.jobs.uploads import UploadStore
 from unveil.server.jobs.worker import JobProgress
+from unveil.tasks import NAME, registry
+from unveil.tasks.context import TaskContext, TaskOutput
 
 CLIPS = "clips"
 FRAMES = 4096
@@ -38,6 +37,17 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     "edit": ("clip", "prompt"),
     "storyboard": ("scenes",),
     "upscale": ("clip",),
+}
+TASKS: Mapping[VideoTask, str] = {
+    "make": "video-generate",
+    "extend": "video-extend",
+    "between": "video-interpolate",
+    "connect": "video-join",
+    "loop": "video-loop",
+    "ring": "video-loop",
+    "edit": "video-edit",
+    "storyboard": "video-storyboard",
+    "upscale": "video-upscale",
 }
 TAKES: Mapping[str, tuple[str, ...]] = {
     "make": ("frames", "known", "window"),
@@ -170,62 +180,62 @@ class VideoJob:
         """
         request = read_request(fields)
         out = folder / f"clip.{request.form}"
+        task = registry.parse(self._task_values(request), "request")
         with job_console(progress) as console:
-            options = VideoRequest(
-                str(self._catalog.model(request.model).path),
-                out,
-                prompt=request.prompt,
-                size=request.size_typed,
-                fps=request.fps,
-                steps=request.sampling.get("steps"),
-                guidance=request.sampling.get("guidance_scale"),
-                sampler=request.sampling.get("sampler"),
-                seed=request.seed,
-                negative=request.negative,
-                device=self._device,
-                console=console,
-                opener=self._models.load,
-            )
-            self._shoot(request, options)
+            task.run(TaskContext(TaskOutput(out), console, self._device, opener=self._models.open))
         progress.check()
         _write_previews(out, folder)
 
-    def _shoot(self, request: ClipRequest, options: VideoRequest) -> None:
-        """Call the function of the task."""
-        # all fields in `NEEDS` are set
-        first, second = (
-            options.out if item is None else self._inputs.path(item) for item in (request.clip, request.other)
+    def _task_values(self, request: ClipRequest) -> dict[str, Any]:
+        """The values of the task of a request, with the paths of its model and of its uploads."""
+        common = {
+            NAME: TASKS[request.verb],
+            "model": str(self._catalog.model(request.model).path),
+            "negative_prompt": request.negative,
+            "seed": request.seed,
+            "fps": request.fps,
+            "format": request.form,
+            **request.sampling,
+        }
+        if request.size is not None:
+            common |= {"height": request.size[0], "width": request.size[1]}
+        values = common | self._own_values(request)
+        return {name: value for name, value in values.items() if value is not None}
+
+    def _own_values(self, request: ClipRequest) -> dict[str, Any]:
+        """The values of the task besides those that all tasks have."""
+        clip, other, mask, keep_mask = (
+            None if name is None else str(self._inputs.path(name))
+            for name in (request.clip, request.other, request.mask, request.keep)
         )
-        frames, context, prompt = request.frames, request.context, request.prompt or ""
-        fields = {} if request.strength is None else {"strength": request.strength}
+        added = {"frames": request.frames, "context_frames": request.context}
         match request.verb:
             case "make":
-                pictures = tuple(self._inputs.path(item.picture) for item in request.known)
-                stills = video.ConditioningImages(pictures, tuple(item.at for item in request.known))
-                expanding = USUAL if request.expand else ExpansionOptions(no_expand=True)
-                video.make(options, prompt, stills, video.Length(frames, request.window), expanding)
+                keyframes = [{"image": str(self._inputs.path(one.picture)), "frame": one.at} for one in request.known]
+                expand = None if request.expand else "none"
+                values = {"prompt": request.prompt, "keyframes": keyframes, "expand_prompt": expand}
+                return values | {"frames": request.frames, "window": request.window}
             case "ring":
-                video.ring(options, frames)
+                return {"prompt": request.prompt, "frames": request.frames}
             case "storyboard":
-                typed = [f"{item.first}-{item.last} {item.prompt}" for item in request.scenes]
-                video.storyboard(options, None, typed, request.fade, video.Length(None, request.window))
+                scenes = [scene.model_dump() for scene in request.scenes]
+                return {"scenes": scenes, "prompt_crossfade": request.fade, "window": request.window}
             case "extend":
-                video.extend(options, first, frames, request.direction, context)
+                backward = request.direction == "backward"
+                return {"video": clip, "prompt": request.prompt, "backward": backward, **added}
             case "loop":
-                video.bridge(options, "loop", (first, first), frames, context)
+                return {"video": clip, "prompt": request.prompt, **added}
             case "between":
-                video.bridge(options, "between", (first, second), frames, context)
+                return {"first": clip, "last": other, "prompt": request.prompt, **added}
             case "connect":
-                joint = video.JoinSettings(request.way or "bridge", frames, context, fields.get("strength", 0.7))
-                video.connect(options, (first, second), request.prompts, joint)
+                values = {"first": clip, "last": other, "prompt": request.prompts, **added}
+                return values | {"method": request.way, "strength": request.strength}
             case "edit":
-                masks = (None if item is None else self._inputs.path(item) for item in (request.mask, request.keep))
-                change = video.VideoEdit(
-                    f"{fields.get('strength', 0.7)}", request.way or "noise", request.source, *masks
-                )
-                video.edit(options, first, change)
+                values = {"video": clip, "prompt": request.prompt, "method": request.way, "strength": request.strength}
+                return values | {"source_prompt": request.source, "mask": mask, "keep_mask": keep_mask}
             case "upscale":
-                video.upscale(options, first, request.factor, fields.get("strength", 0.3))
+                values = {"video": clip, "prompt": request.prompt, "factor": request.factor}
+                return values | {"strength": request.strength}
 
 
 def _write_previews(clip: Path, folder: Path) -> None:

@@ -1,0 +1,423 @@
+"""Running video tasks: inputs, requests, output files with metadata, and regeneration from these."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from unveil.errors import DataError, PromptTooLong, RecipeError, WeightsError
+from unveil.generation import hires, video, video_inputs
+from unveil.generation.conditioning_frames import check_place
+from unveil.generation.generate import PROMPT, OnStep, Request, Source, additions, generate, recorded_request
+from unveil.generation.long_video import VideoChunk, VideoSpec, exact_frames, generate_long_video, new_frames_only
+from unveil.generation.prompt_expansion import ExpansionOptions, PromptExpander, expanded
+from unveil.generation.size import check_size
+from unveil.generation.task_spec import FORMAT, SourceFile, TaskSpec
+from unveil.io.files import refuse_overwrite
+from unveil.io.video.writer import FORMS, check_video_path, write_video
+from unveil.model import Model, model_identity
+from unveil.tasks.context import TaskContext
+from unveil.tasks.fields import FileInput
+from unveil.tasks.image_run import adapters_of, model_options, open_recorded
+from unveil.tasks.task import TaskResult
+from unveil.types import format_size
+
+if TYPE_CHECKING:
+    from unveil.tasks.regenerate import Regenerate
+    from unveil.tasks.video_edit import VideoEdit
+    from unveil.tasks.video_generate import VideoGenerate
+    from unveil.tasks.video_join import VideoJoin
+    from unveil.tasks.video_task import VideoTask
+
+WHITE = 128  # value from which on a pixel of a mask is white
+Ends = tuple[Tensor | None, Tensor | None]  # frames uint8 (3, t, H, W) before and after those that are generated
+
+
+@dataclass(frozen=True)
+class VideoStage:
+    """An open model with the input files of a task.
+
+    Attributes:
+        task: The task.
+        context: What it runs with.
+        model: Model that generates.
+        source: Its name and hash.
+        files: Path of each input file, by the place of its value in the task, such as keyframes.0.image.
+        recorded: Metadata of the file that is generated again.
+        sources: Name and hash of each input file that was read.
+    """
+
+    task: VideoTask
+    context: TaskContext
+    model: Model
+    source: Source
+    files: Mapping[str, Path]
+    recorded: Mapping[str, Any] | None = None
+    sources: dict[str, SourceFile] = field(default_factory=dict)
+
+    def read(self, name: str, *, at_task_size: bool = True) -> video_inputs.Read:
+        """An input video or image, in the size and at the frame rate of the task."""
+        return self.read_at(name, self.task.size if at_task_size else None)
+
+    def read_at(self, name: str, size: tuple[int, int] | None) -> video_inputs.Read:
+        """An input video or image in a height and width, and at the frame rate of the task."""
+        content = video_inputs.read(self.files[name], self.model, size, self.task.fps)
+        self.sources[name] = content.input
+        return content
+
+    def read_two(self, first: str, last: str) -> tuple[video_inputs.Read, video_inputs.Read, float]:
+        """Two input videos of one frame rate, and the rate."""
+        both = self.read(first), self.read(last)
+        return *both, video_inputs.check_rates(both, [self.files[first], self.files[last]])
+
+    def prompt_of(self, clip: video_inputs.Read) -> str | None:
+        """The prompt of the task, or else that of an input's metadata."""
+        prompt = getattr(self.task, "prompt", None)
+        return clip.prompt if prompt is None else prompt
+
+    def request(self, prompt: str | None) -> Request:
+        """The request for all videos under one prompt, or that of the metadata.
+
+        Raises:
+            RecipeError: A prompt that is empty or too long.
+            DataError: The metadata lack something.
+        """
+        if self.recorded is not None:
+            return _recorded_request(self.recorded)
+        task = self.task
+        given, negative = (() if text is None else (text,) for text in (prompt, task.negative_prompt))
+        for text in (*given, *negative):
+            check_prompt(self.model, text)
+        return Request(
+            {PROMPT: list(given)} if given else {},
+            task.seed[0] if len(task.seed) == 1 else task.seed,
+            count=task.results,
+            batch=1,
+            sampling=task.sampling_changes,
+            dtype=task.dtype,
+            negative={PROMPT: list(negative)} if negative else {},
+        )
+
+    def expanded(self, request: Request, options: ExpansionOptions, *, frames: int, shown: bool) -> Request:
+        """The request under expanded prompts; that of metadata as it is."""
+        if self.recorded is not None:
+            return request
+        return PromptExpander(options, self.model, self.context.console, frames=frames, shown=shown)(request)
+
+
+class VideoShot(NamedTuple):
+    """What a task generates.
+
+    Attributes:
+        task: The task for the metadata, with what it took from the metadata of its inputs.
+        spec: How generation is changed; a `TaskSpec` generates a video at once.
+        request: Request for all videos.
+        rate: Frame rate, where the task states none.
+        ends: Frames before and after those that are generated.
+        model: Model that generates, where it is not that of the stage.
+    """
+
+    task: VideoTask
+    spec: VideoSpec | TaskSpec
+    request: Request
+    rate: float
+    ends: Ends = (None, None)
+    model: Model | None = None
+
+
+# --------------------------------------------------------------------------------------------------------- the tasks
+
+
+def generation_shot(task: VideoGenerate, stage: VideoStage) -> VideoShot:
+    """A video from a prompt, with keyframes.
+
+    Raises:
+        RecipeError: A keyframe outside the video, or two at one frame.
+    """
+    model = stage.model
+    frames = model.shape[1] if task.frames is None else task.frames
+    size = task.size or (model.shape[-2], model.shape[-1])
+    check_size(model, size)
+    spec = VideoSpec(frames, size, window=task.window, overlap=task.overlap, verb="make")
+    if task.keyframes:
+        images = [stage.read_at(f"keyframes.{number}.image", size) for number in range(len(task.keyframes))]
+        places = [check_place(keyframe.frame, frames) for keyframe in task.keyframes]
+        if len(set(places)) < len(places):
+            listed = " ".join(str(keyframe.frame) for keyframe in task.keyframes)
+            raise RecipeError(f"--image-frame {listed}: two images at one frame; give each its own")
+        exact = {place: image.pixels[:, :, 0] for place, image in zip(places, images, strict=True)}
+        spec = replace(spec, known=exact_frames(exact))
+    if hires.needs_hires(model, size):
+        stage.context.console.say(hires.describe_passes(model, size))
+    options = ExpansionOptions.from_option(task.expand_prompt)
+    request = stage.expanded(stage.request(task.prompt), options, frames=frames, shown=bool(task.keyframes))
+    return VideoShot(task, spec, request, video_inputs.RATE)
+
+
+def joining_shot(task: VideoJoin, stage: VideoStage) -> VideoShot:
+    """Two videos as one: by frames between them, or by turning the one into the other."""
+    first, last, rate = stage.read_two("first", "last")
+    texts = [
+        task.prompt[min(number, len(task.prompt) - 1)] if task.prompt else clip.prompt
+        for number, clip in enumerate((first, last))
+    ]
+    prompts = [text for text in texts if text is not None]
+    has_both = len(prompts) == len(texts)
+    if has_both:
+        task = task.model_copy(update={"prompt": tuple(prompts)})
+    request = stage.request(texts[0])
+    if task.method == "blend":
+        conditions = [{PROMPT: [text]} for text in prompts] if has_both else ()
+        blend = video.crossfade(stage.model, first.pixels, last.pixels, strength=task.strength, texts=conditions)
+        return VideoShot(task, blend, request, rate)
+    spec = video.interpolate_between(stage.model, first.pixels, last.pixels, task.frames, context=task.context_frames)
+    middle = spec.frames // 2
+    if has_both and prompts[0] != prompts[1]:
+        scenes = (video.Scene(0, middle, prompts[0]), video.Scene(middle, spec.frames, prompts[1]))
+        spec = replace(spec, scenes=scenes, fade=spec.settings["added"])
+    return VideoShot(task, spec, request, rate, (first.pixels[0], last.pixels[0]))
+
+
+def edit_shot(task: VideoEdit, stage: VideoStage) -> VideoShot:
+    """A video edited by a prompt.
+
+    Raises:
+        RecipeError: No prompt of the input video for the method difference, or a mask of another length.
+    """
+    clip = stage.read("video")
+    mask = _mask(task, stage, clip)
+    if task.method == "noise":
+        strengths = per_frame(task.strength, clip.pixels.shape[2])
+        spec = video.sdedit_video(stage.model, clip.pixels, strengths, mask)
+    else:
+        source_prompt = clip.prompt if task.source_prompt is None else task.source_prompt
+        if source_prompt is None:
+            raise RecipeError(
+                'the method difference needs the prompt of the input video: --source-prompt "a small red circle"'
+            )
+        check_prompt(stage.model, source_prompt)
+        task = task.model_copy(update={"source_prompt": source_prompt})
+        before = {PROMPT: [source_prompt]}
+        spec = video.flow_edit_video(stage.model, clip.pixels, before, strength=task.strength[0], mask=mask)
+    return VideoShot(task, spec, stage.request(task.prompt), clip.rate)
+
+
+def per_frame(values: Sequence[float], frames: int) -> list[float]:
+    """A value for each frame: the only one, or on straight lines through several, evenly spread."""
+    if len(values) == 1 or frames == 1:
+        return list(values[:1]) * frames
+    along = torch.linspace(0, len(values) - 1, frames, dtype=torch.float64)
+    low = along.floor().long().clamp(max=len(values) - 2)
+    points = torch.tensor(values, dtype=torch.float64)
+    return torch.lerp(points[low], points[low + 1], along - low).tolist()
+
+
+def _mask(task: VideoEdit, stage: VideoStage, clip: video_inputs.Read) -> Tensor | None:
+    """Where new content is generated: boolean (1, 1, 1 or T, H, W)."""
+    name = "mask" if task.mask is not None else "keep_mask"
+    if name not in stage.files:
+        return None
+    pixels = stage.read_at(name, (clip.pixels.shape[3], clip.pixels.shape[4])).pixels
+    if pixels.shape[2] not in (1, clip.pixels.shape[2]):
+        raise RecipeError(
+            f"{stage.files[name]}: {pixels.shape[2]} frames for a video of {clip.pixels.shape[2]}; a mask is one "
+            "image, or a video of the same length"
+        )
+    white = pixels.float().mean(1, keepdim=True) >= WHITE
+    return white if name == "mask" else ~white
+
+
+def check_prompt(model: Model, prompt: str) -> None:
+    """Refuse a prompt that is empty, or has more words than the model reads.
+
+    Raises:
+        RecipeError: The message says how many fit.
+    """
+    if not prompt.strip():
+        raise RecipeError('the prompt is empty; write one such as "a small red circle moves left"')
+    conditioner: Any = dict(model.conditioners.items()).get(PROMPT)
+    if conditioner is None:
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", PromptTooLong)
+        try:
+            conditioner.encode([prompt])
+        except PromptTooLong as problem:
+            raise RecipeError(f"{problem}; use fewer words") from problem
+
+
+# -------------------------------------------------------------------------------------------------------------- runs
+
+
+def run_video(task: VideoTask, context: TaskContext) -> TaskResult:
+    """Generate the videos of a task and write them, each part as soon as it is generated.
+
+    Raises:
+        Error: They cannot be generated or written.
+    """
+    paths = output_paths(context.output.path, task.results)
+    _check_outputs(paths, task.fps, context)
+    model, source = context.open(model_options(task, context), media="videos")
+    files = {name: context.path(value, mark) for name, (value, mark) in _file_values(task).items()}
+    stage = VideoStage(task, context, model, source, files)
+    return _write(stage, task.shot(stage), paths)
+
+
+def output_paths(out: Path, count: int) -> list[Path]:
+    """The file of each video; several are numbered."""
+    if count == 1:
+        return [out]
+    return [out.with_name(f"{out.stem}_{number:03d}{out.suffix}") for number in range(count)]
+
+
+def _check_outputs(paths: Sequence[Path], rate: float | None, context: TaskContext) -> None:
+    for path in paths:
+        check_video_path(path, video_inputs.RATE if rate is None else rate)
+        refuse_overwrite(path, context.output.force)
+
+
+def _file_values(task: VideoTask) -> dict[str, tuple[str, FileInput]]:
+    """The value of each input file by its place in the task, without the control images, which belong to the model."""
+    return {
+        ".".join(map(str, reference.path)): (reference.value, reference.mark)
+        for reference in task.references()
+        if isinstance(reference.mark, FileInput) and reference.path[0] != "controlnet"
+    }
+
+
+def _write(stage: VideoStage, shot: VideoShot, paths: Sequence[Path]) -> TaskResult:
+    console, count = stage.context.console, len(paths)
+    rate = shot.rate if stage.task.fps is None else stage.task.fps
+    written, shape = list[str](), [0, 0, 0]
+    with console.progress("step", 0) as progress:
+        for number, path in enumerate(paths):
+
+            def on_step(done: int, total: int, number: int = number) -> None:
+                progress.reach(number * total + done, count * total)
+
+            request = shot.request.part(number, number + 1)
+            parts = iter(_chunks(stage, shot, request, on_step))
+            first = next(parts)
+            facts = _facts(stage, shot, request, first.facts[0], rate) if stage.context.output.metadata else None
+            shape = [0, *first.pixels.shape[3:]]
+            write_video(path, _counted(_pieces(chain([first], parts), shot.ends), shape), rate, facts)
+            written.append(str(path))
+    task, seed = stage.task, shot.request.seed
+    result = {"clips": written, "model": stage.source._asdict(), "task": task.name}
+    result |= {"seed": seed if isinstance(seed, int) else list(seed), "count": count}
+    result |= {"frames": shape[0], "size": shape[1:], "fps": rate, **expanded(shot.request)}
+    text = f"{shape[0]} frames of {format_size(shape)} at {rate:g} fps: " + ", ".join(written)
+    return TaskResult(result, text)
+
+
+def _chunks(stage: VideoStage, shot: VideoShot, request: Request, on_step: OnStep) -> Iterable[VideoChunk]:
+    """The parts of a video as they are generated."""
+    model, spec = shot.model or stage.model, shot.spec
+    if isinstance(spec, TaskSpec):
+        results = generate(model, request, stage.source, spec, on_step=on_step)
+        return (VideoChunk(result.pixels[None], (result.facts,)) for result in results)
+    if spec.change is None and spec.size is not None and hires.needs_hires(model, spec.size):
+        return hires.generate_hires(model, request, spec, stage.source, on_step)
+    return new_frames_only(generate_long_video(model, request, spec, stage.source, on_step), spec)
+
+
+def _facts(
+    stage: VideoStage, shot: VideoShot, request: Request, generated: Mapping[str, Any], rate: float
+) -> dict[str, Any]:
+    """The metadata of a video: those of its first window, with the task and its inputs.
+
+    A window has its own seed, and the last of several passes other settings; those of the request are stored.
+    """
+    settings = generated.get("task", {})
+    seed = request.seed if isinstance(request.seed, int) else request.seed[0]
+    batch = generated["batch"] | ({} if isinstance(request.seed, int) else {"seeds": list(request.seed)})
+    facts = {**generated, "format": FORMAT, "task": shot.task.metadata(), "seed": seed, "batch": batch}
+    facts |= {name: settings[name] for name in ("windows", "passes") if name in settings}
+    facts |= {"inputs": {name: source._asdict() for name, source in stage.sources.items()}} if stage.sources else {}
+    facts |= stage.model.sampling.changed(request.sampling).flat()
+    facts |= {"negative": {key: values[0] for key, values in request.negative.items()}} if request.negative else {}
+    return facts | {"fps": rate}
+
+
+def _pieces(parts: Iterable[VideoChunk], ends: Ends) -> Iterator[Tensor]:
+    """The parts of one video (3, t, H, W), with what is before and after them."""
+    if ends[0] is not None:
+        yield ends[0]
+    for part in parts:
+        yield part.pixels[0]
+    if ends[1] is not None:
+        yield ends[1]
+
+
+def _counted(pieces: Iterable[Tensor], shape: list[int]) -> Iterator[Tensor]:
+    for piece in pieces:
+        shape[0] += piece.shape[1]
+        yield piece
+
+
+# ------------------------------------------------------------------------------------------------------ regeneration
+
+
+def regenerate_video(task: VideoTask, context: TaskContext, facts: Mapping[str, Any], found: Regenerate) -> TaskResult:
+    """Generate a video again and write it; into a folder under the name of the file.
+
+    Raises:
+        DataError: An input is missing, or the metadata lack something.
+        WeightsError: Another model or adapter than the metadata name.
+    """
+    file = context.path(found.source, FileInput("media"))
+    out = context.output.path
+    is_folder = not out.suffix and file.suffix.lower().removeprefix(".") in FORMS
+    paths = [out / file.name if is_folder else out]
+    _check_outputs(paths, task.fps, context)
+    places = [*context.places, file.parent, Path()]
+    try:
+        sources = {name: SourceFile(str(one["name"]), str(one["sha256"])) for name, one in _inputs(facts).items()}
+        threads = int(facts["threads"])
+        sha256 = str(facts["model"]["sha256"])
+        _recorded_request(facts)
+    except (KeyError, TypeError, ValueError, AttributeError) as problem:
+        raise DataError(f"{file}: its metadata lack {problem}; use the file as it was written") from problem
+    files = {name: video_inputs.find(wanted, places) for name, wanted in sources.items()}
+    model, source = open_recorded(facts, file, found, context, places, "videos")
+    if not model_identity.is_same(sha256, source.sha256):
+        raise WeightsError(
+            f"{file}: generated by {facts['model'].get('name')!r} (sha256 {sha256[:12]}...), this is {source.name!r} "
+            f"({source.sha256[:12]}...); give the model that generated it with --model"
+        )
+    if adapters_of(facts) != adapters_of(additions(model)):
+        raise WeightsError(f"{file}: generated with other LoRAs or ControlNets than are on the model; give the same")
+    stage = VideoStage(task, context, model, source, files, facts)
+    with _threads(threads):
+        result = _write(stage, task.shot(stage), paths)
+    return TaskResult(result.facts | {"source": str(file)}, result.text)
+
+
+def _inputs(facts: Mapping[str, Any]) -> Mapping[str, Any]:
+    return facts.get("inputs") or {}
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Run on a number of threads, since sums are split by thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, count))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _recorded_request(facts: Mapping[str, Any]) -> Request:
+    """The request for the one video of some metadata; its frames have the size that the task states."""
+    negative = {str(key): [value] for key, value in facts.get("negative", {}).items()}
+    return replace(recorded_request(facts), negative=negative, size=None)

@@ -1,0 +1,41 @@
+"""The registry: what help shows without importing a task is what its class says."""
+
+from __future__ import annotations
+
+import pytest
+
+from unveil.cli.commands import command_words
+from unveil.errors import DataError, RecipeError
+from unveil.tasks import NAME, registry
+
+
+@pytest.mark.parametrize("name", registry.BUNDLED)
+def test_an_entry_is_that_of_its_class(name: str):
+    entry, kind = registry.BUNDLED[name], registry.task_class(name)
+    assert kind.name == name
+    assert (entry.section, entry.summary) == (kind.section, registry.summary(kind))
+
+
+@pytest.mark.parametrize("name", registry.BUNDLED)
+def test_every_field_has_help_and_every_argument_is_a_field(name: str):
+    kind = registry.task_class(name)
+    assert not [field for field, about in kind.model_fields.items() if not about.description]
+    assert {argument for argument in kind.arguments if argument != "..."} <= kind.model_fields.keys()
+
+
+def test_a_task_that_is_not_there_is_refused():
+    with pytest.raises(RecipeError, match="nearest: 'video-edit'"):
+        registry.task_class("video-edti")
+    with pytest.raises(DataError, match="names no task"):
+        registry.parse({"verb": "make"})
+    assert registry.parse({NAME: "video-loop", "prompt": "a red ring"}).metadata() == {
+        NAME: "video-loop",
+        "prompt": "a red ring",
+    }
+
+
+def test_a_task_whose_name_begins_with_a_group_is_a_command_of_it():
+    assert command_words("video-edit") == ("video", "edit")
+    assert command_words("lora-average") == ("lora", "average")
+    assert command_words("sample") == ("sample",)
+    assert command_words("video") == ("video",)
