@@ -27,6 +27,7 @@ from unveil.cli.options import (
     Quiet,
     VideoOut,
 )
+from unveil.errors import RecipeError
 from unveil.io.console import Console
 from unveil.tasks.context import TaskContext, TaskOutput
 from unveil.tasks.fields import FileInput, Repeated
