@@ -41,9 +41,9 @@ def written(folder: Path) -> Path:
     config = AutoencoderKLConfig(
         in_channels=3,
         out_channels=3,
-        channels=128,
-        multipliers=(1, 2, 4, 4),
-        blocks=2,
+        model_channels=128,
+        channel_mult=(1, 2, 4, 4),
+        num_res_blocks=2,
         z_channels=4,
         latent_channels=4,
         scale=SCALE,
@@ -98,7 +98,7 @@ def ours(dtype: torch.dtype) -> dict[str, float]:
     """`Model.decode`, of a model with a network of next to no weights."""
     codec = diffusers_autoencoder.read(Path(os.environ[FOLDER]))
     network = UNet(UNetConfig(in_channels=4, out_channels=4, model_channels=32, channel_mult=(1,), num_res_blocks=1))
-    model = Model(Denoiser(network, CosineVP()), (3, 512, 512), codec=codec).eval().lowered(dtype)
+    model = Model(Denoiser(network, CosineVP()), (3, 512, 512), autoencoder=codec).eval().to_inference_dtype(dtype)
     return measured(model.decode)
 
 

@@ -69,7 +69,7 @@ def guided(steps: int) -> Model:
         "network": {"kind": "dit", "name": "dit-s-4"},
         "process": {"kind": "discrete-vp", "beta_schedule": "linear-scaled"},
         "variance": "learned-range",
-        "condition": [{"kind": "label", "classes": CLASSES, "drop_prob": 0.1}],
+        "condition": [{"kind": "class-label", "num_classes": CLASSES, "drop_prob": 0.1}],
         "sample": {"sampler": "ddim", "steps": steps, "clip": "none", "guidance": {"scale": SCALE}},
     }
     return build(validate(ModelConfig, raw, "benchmark")).eval()
@@ -77,8 +77,8 @@ def guided(steps: int) -> Model:
 
 def ours(precision: torch.dtype) -> dict[str, float]:
     """A model as `unveil.load` gives it, asked as `unveil sample` asks."""
-    model = guided(STEPS).lowered(precision)
-    return harness.measure(lambda: model.generate(raw={"label": [0, 1, 2, 3]}, count=BATCH), repeats=3, warmup=1)
+    model = guided(STEPS).to_inference_dtype(precision)
+    return harness.measure(lambda: model.generate(cond={"label": [0, 1, 2, 3]}, count=BATCH), repeats=3, warmup=1)
 
 
 def product(dtype: torch.dtype) -> dict[str, float]:

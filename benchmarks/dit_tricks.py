@@ -33,8 +33,8 @@ def sampling(precision: torch.dtype = torch.float32, without: Callable[[], objec
 
     def case() -> dict[str, float]:
         without()
-        model = guided(STEPS).lowered(precision)
-        return harness.measure(lambda: model.generate(raw={"label": 3}, count=BATCH), repeats=4, warmup=1)
+        model = guided(STEPS).to_inference_dtype(precision)
+        return harness.measure(lambda: model.generate(cond={"label": 3}, count=BATCH), repeats=4, warmup=1)
 
     return case
 
@@ -49,7 +49,7 @@ def no_fusion() -> None:
 
 def no_lowering() -> None:
     """The matrices stay as they are; each call converts them."""
-    Model.lowered = lambda self, dtype: (setattr(self, "precision", dtype), self)[1]  # type: ignore[assignment]
+    Model.to_inference_dtype = lambda self, dtype: (setattr(self, "precision", dtype), self)[1]  # type: ignore[assignment]
 
 
 def no_order() -> None:

@@ -33,7 +33,7 @@ def timed(batched: bool, batch: int) -> Callable[[], dict[str, float]]:
         steps = (
             guidance.batch_cond_uncond(model.denoiser, condition, null)
             if batched
-            else [model.step(condition), model.step(null)]
+            else [model.denoise_fn(condition), model.denoise_fn(null)]
         )
         guided = guidance.cfg(steps[0], steps[1], 3.0)
         grid = schedules.uniform(model.process, STEPS)

@@ -76,12 +76,18 @@ def step(*, cached: bool) -> dict[str, float]:
     """A whole step of training, the batch read and the average updated."""
     torch.manual_seed(0)
     config = AutoencoderKLConfig(
-        in_channels=3, out_channels=3, channels=32, multipliers=(1, 2, 4), blocks=1, z_channels=4, latent_channels=4
+        in_channels=3,
+        out_channels=3,
+        model_channels=32,
+        channel_mult=(1, 2, 4),
+        num_res_blocks=1,
+        z_channels=4,
+        latent_channels=4,
     )
     network = DiT(replace(get_preset("dit-s-4"), out_channels=4))
     denoiser = Denoiser(network, DiscreteVP(betas("linear", 1000)))
     codec: Any = AutoencoderKL(config).requires_grad_(False)
-    model = Model(denoiser, (3, SIDE, SIDE), codec=codec).train()
+    model = Model(denoiser, (3, SIDE, SIDE), autoencoder=codec).train()
     pictures: Any = data.ImageTensorDataset(torch.randint(0, 256, (2 * BATCH, 3, SIDE, SIDE), dtype=torch.uint8))
     with tempfile.TemporaryDirectory() as folder:
         items: Any = cache_dataset(model, pictures, LatentCacheOptions(folder=Path(folder)))[0] if cached else pictures

@@ -109,9 +109,13 @@ def ours(dtype: torch.dtype, tokens: int) -> dict[str, float]:
     )
     process = DiscreteVP(betas("sqrt-linear", 1000, start=0.00085, end=0.012))
     prompt, none = text(tokens)
-    model = Model(Denoiser(UNet(config), process), (4, SIZE, SIZE), conditioners=[Vectors(none)]).eval().lowered(dtype)
+    model = (
+        Model(Denoiser(UNet(config), process), (4, SIZE, SIZE), conditioners=[Vectors(none)])
+        .eval()
+        .to_inference_dtype(dtype)
+    )
     how = {"sampler": "ddim", "steps": STEPS, "grid": "leading", "clip": "none", "scale": SCALE}
-    return harness.measure(lambda: model.generate(raw={"text": [prompt]}, sampling=how), repeats=3, warmup=1)
+    return harness.measure(lambda: model.generate(cond={"text": [prompt]}, sampling=how), repeats=3, warmup=1)
 
 
 if __name__ == "__main__":

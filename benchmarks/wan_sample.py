@@ -83,9 +83,9 @@ def ours(dtype: torch.dtype) -> dict[str, float]:
 
     denoiser = Denoiser(Wan(network()), TimeShift(RectifiedFlow(rounding="down"), 3.0), prediction=rectified_flow)
     words = PrecomputedPrompts(["a cat", ""], Condition(tokens=text()), where="the benchmark")
-    model = Model(denoiser, LATENTS, conditioners=[words]).eval().lowered(dtype)
+    model = Model(denoiser, LATENTS, conditioners=[words]).eval().to_inference_dtype(dtype)
     how = {"sampler": "unipc-2", "steps": STEPS, "grid": "flow-sigmas", "clip": "none", "scale": SCALE}
-    return harness.measure(lambda: model.generate(raw={"prompt": "a cat"}, sampling=how), repeats=1, warmup=1)
+    return harness.measure(lambda: model.generate(cond={"prompt": "a cat"}, sampling=how), repeats=1, warmup=1)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def playground() -> tuple[bytes, bytes]:
     """Clips by the shipped model of the first 12 prompts for validation, nothing chosen: as a film, and in rows."""
     prompts = [one.text for one in eval_prompts("validation")[:12]]
     model = unveil.load("playground-video")
-    made = images.to_pixels(model.generate(raw={"prompt": prompts}, count=len(prompts), batch=8))
+    made = images.to_pixels(model.generate(cond={"prompt": prompts}, count=len(prompts), batch=8))
     film = torch.stack([images.make_grid(made[:, :, frame], columns=6) for frame in range(made.shape[2])])
     return images.animation(film, "gif", 8), images.png(images.frame_rows(made[:8]))
 

@@ -4,8 +4,8 @@ The main path is a few lines::
 
     import unveil
 
-    model = unveil.load("ddpm-digits")  # a shipped model, or the folder of one
-    pictures = model.generate(raw={"label": [3, 4]}, count=2, seed=0)  # (2, 1, 8, 8) in [-1, 1]
+    model = unveil.load("ddpm-digits")  # a bundled model, or the folder of one
+    images = model.generate(label=[3, 4], seed=0)  # (2, 1, 8, 8) in [-1, 1]
 
 Names below are imported when first used, so that `import unveil` costs nothing.
 """
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from unveil.checkpoints.loader import load
     from unveil.core import guidance, samplers, schedules
     from unveil.core.samplers import run
+    from unveil.errors import Error
     from unveil.model import Model, build
     from unveil.model.config import load_recipe
-    from unveil.types import Error
 
 __all__ = [
     "Error",
@@ -42,7 +42,7 @@ __all__ = [
 
 # name -> (module, attribute); no attribute: the module itself
 _HOME: dict[str, tuple[str, str | None]] = {
-    "Error": ("unveil.types", "Error"),
+    "Error": ("unveil.errors", "Error"),
     "Model": ("unveil.model", "Model"),
     "build": ("unveil.model", "build"),
     "schedules": ("unveil.core.schedules", None),

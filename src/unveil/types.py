@@ -1,21 +1,6 @@
-"""The words everything else is written in: levels, estimates, conditions, items, errors.
+"""Data types that all packages share: noise levels, conditions, items of data sets, what a model was changed by.
 
 Time runs from t = 0 (data) to t = 1 (noise). Pixels lie in [-1, 1]; images are (B, C, H, W).
-
-The tree of errors; each also derives from the built-in that a caller would catch:
-
-Error:
-    +-- RecipeError (ValueError)        a setting that cannot work: what was given, what is allowed, what to do
-    +-- ShapeError (ValueError)         a tensor of a shape or type that cannot be used
-    +-- WeightsError (ValueError)       a checkpoint that does not fit or is damaged
-    +-- DataError (OSError)            a picture, label or data folder that cannot be read
-    +-- OutputError (OSError)           an output that cannot be written
-    |   +-- AlreadyExists               an output that exists already
-    +-- OutOfResources (RuntimeError)   memory, disk or time: says what to lower
-    +-- NonFinite (RuntimeError)        training or sampling left the finite numbers
-    +-- NoAnswer (RuntimeError)         a language model gave none: says why
-    +-- Cancelled (RuntimeError)        stopped on request
-    +-- QueueFull (RuntimeError)             as much waits as may: says when to come again
 """
 
 from __future__ import annotations
@@ -23,127 +8,33 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from difflib import get_close_matches
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+from unveil.errors import RecipeError, ShapeError, did_you_mean
 
 if TYPE_CHECKING:  # torch takes seconds to import, and the command line's help must not wait for it
     from torch import Tensor
 
     Number = float | Tensor
 
-# One element of a data set: "pixels" uint8 (C, H, W), of a clip (C, T, H, W), optional "label" int, "text" str, "mask",
-# "boxes".
+# One element of a data set: "pixels" uint8 (C, H, W), or (C, T, H, W) of a video; optional "label" int, "text" str,
+# "mask", "boxes".
 Item = dict[str, Any]
 
 
-OUR_FAULT = "this is a fault of unveil"  # what is said, everywhere, of an error that is not one of these
-
-
-class Error(Exception):
-    """Root of every error that unveil raises on purpose; `exit_code` is what the command line returns."""
-
-    exit_code = 1
-
-
-class RecipeError(Error, ValueError):
-    """A setting that cannot work: what was given, what is allowed, what to do."""
-
-    exit_code = 2
-
-
-class ShapeError(Error, ValueError):
-    """A tensor of a shape or type that cannot be used."""
-
-
-class WeightsError(Error, ValueError):
-    """A checkpoint that does not fit the network, or whose files are damaged."""
-
-
-class DataError(Error, OSError):
-    """A picture, a label or a data folder that cannot be read."""
-
-    exit_code = 4
-
-
-class OutputError(Error, OSError):
-    """An output that cannot be written, or that would overwrite something of the user's."""
-
-    exit_code = 5
-
-
-class AlreadyExists(OutputError):
-    """An output that exists already; `--force` overwrites it."""
-
-    exit_code = 2
-
-
-class OutOfResources(Error, RuntimeError):
-    """Memory, disk or time ran out; the message says what to lower."""
-
-    exit_code = 5
-
-
-class NonFinite(Error, RuntimeError):
-    """Training or sampling left the finite numbers."""
-
-    exit_code = 3
-
-
-class NoAnswer(Error, RuntimeError):
-    """A language model that was asked gave no answer; the message says why."""
-
-
-class Cancelled(Error, RuntimeError):
-    """Stopped on request."""
-
-    exit_code = 130
-
-
-class QueueFull(Error, RuntimeError):
-    """As much waits as may; come again after `seconds`."""
-
-    exit_code = 5
-
-    def __init__(self, message: str, seconds: float) -> None:
-        super().__init__(message)
-        self.seconds = seconds
-
-
-class PromptTruncated(UserWarning):
-    """A prompt has words that its encoder does not see: beyond its length, or not known; the message says which."""
-
-
-class PromptTooLong(PromptTruncated):
-    """A prompt has more words than its encoder reads."""
-
-
-def out_of_memory(problem: BaseException) -> bool:
-    """Whether an error says that memory ran out, on any device."""
-    if isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError":  # the latter is torch's
-        return True
-    words = ("can't allocate memory", "not enough memory", "out of memory")
-    return isinstance(problem, RuntimeError) and any(word in str(problem) for word in words)
-
-
 def format_size(sides: Sequence[int]) -> str:
-    """A height and a width, the last two of `sides`, as a person writes and reads them: WIDTHxHEIGHT."""
+    """Format a height and a width, the last two of `sides`, as WIDTHxHEIGHT."""
     return f"{sides[-1]}x{sides[-2]}"
 
 
 def is_valid_utf8(text: str) -> bool:
-    """Whether a text can be written in UTF-8: it holds no half of a character, as names of files and JSON may."""
+    """Return True if a text can be written in UTF-8: it has no half of a character, as names of files and JSON may."""
     try:
         text.encode()
     except UnicodeEncodeError:
         return False
     return True
-
-
-def did_you_mean(name: object, allowed: Sequence[object]) -> str:
-    """`; nearest: 'x'` when one of `allowed` resembles `name`, else an empty string."""
-    close = get_close_matches(str(name), [str(a) for a in allowed], n=1, cutoff=0.5)
-    return f"; nearest: {close[0]!r}" if close else ""
 
 
 class Ge(NamedTuple):
@@ -199,7 +90,7 @@ def _rules(kind: type[Any]) -> tuple[_Rule, ...]:
 
 
 class NoiseLevel(NamedTuple):
-    """A point of a process: x = alpha x0 + sigma eps, with the derivatives of both in t.
+    """A point of a noise process: x = alpha x0 + sigma eps, with the derivatives of both in t.
 
     Each field is a Python float, a float64 table (N,), one number per sample (B,), or a tensor that
     broadcasts against x (per channel, per frame, per token). Tensors of levels stay on the CPU in
@@ -223,7 +114,7 @@ class NoiseLevel(NamedTuple):
 
 
 def like(value: Number, x: Tensor) -> Tensor | float:
-    """`value` ready to be multiplied with x: the only place that expands ranks and casts.
+    """Expand and cast `value` so that it can be multiplied with x; the only function that does so.
 
     Floats pass unchanged. A tensor of n axes is matched with the first n axes of x (so (B,) is one number
     per sample) and cast to x's type before it moves to x's device, which may lack float64.
@@ -233,13 +124,13 @@ def like(value: Number, x: Tensor) -> Tensor | float:
     return value.reshape(value.shape + (1,) * (x.ndim - value.ndim)).to(x.dtype).to(x.device)
 
 
-ADDITIONS = {"lora": "LoRA", "control": "ControlNet"}  # what is trained on a model that stays as it is
+ADDITIONS = {"lora": "LoRA", "control": "ControlNet"}  # trained on a frozen base model
 
 
 class BaseModel(NamedTuple):
-    """The model that an addition is trained on: its name, where it was found, the hash of its files.
+    """Base model of a LoRA or a ControlNet: its name, its path and the hash of its files.
 
-    what: is added, a key of `ADDITIONS`.
+    what: Kind of addition, a key of `ADDITIONS`.
     """
 
     name: str
@@ -249,7 +140,7 @@ class BaseModel(NamedTuple):
 
 
 class LoraInfo(NamedTuple):
-    """A LoRA that is on a model: its name, the hash of its file, and its weight."""
+    """A LoRA that is attached to a model: its name, the hash of its file, and its weight."""
 
     name: str
     sha256: str
@@ -257,11 +148,13 @@ class LoraInfo(NamedTuple):
 
 
 class ControlNetInfo(NamedTuple):
-    """A ControlNet that is on a model.
+    """A ControlNet that is attached to a model.
 
-    key: that its picture is asked for by. name, sha256: of its weights' file. weight, start, stop: of `Control`.
-    picture, picture_sha256: the name of the picture's file and its hash; empty: none was chosen yet.
-    pixels: the picture, uint8 (1 or 3, H, W) of any size.
+    key: Key of its control image among the conditions.
+    name, sha256: Name and hash of the file of weights.
+    weight, start, stop: Settings of `Control`.
+    picture, picture_sha256: Name and hash of the file of the control image; empty: none was chosen yet.
+    pixels: Control image, uint8 (1 or 3, H, W), of any size.
     """
 
     key: str
@@ -275,23 +168,23 @@ class ControlNetInfo(NamedTuple):
     pixels: Tensor | None = None
 
     def record(self) -> dict[str, Any]:
-        """All that a picture's record holds of it; the pixels are found again by their hash."""
+        """Return the metadata of an image about this ControlNet; the control image is identified by its hash."""
         return {name: value for name, value in self._asdict().items() if name not in ("key", "pixels")}
 
 
 @dataclass(frozen=True)
 class Condition:
-    """What reaches a network besides x and the level, by route. None: that route is unused.
+    """The conditions of a network, by route. None: the route is not used.
 
     vector: (B, D), added to the time embedding (a label, pooled text).
     tokens: (B, L, D), with mask (B, L) True where a token counts (cross-attention, in-context).
-    channels: (B, C, H, W), a picture given to the network (low resolution, mask, context).
-    hint: (B, C, H, W), the pictures of ControlNets, side by side along the channels.
-    places: (B, 2, 3), where clips lie: the time, height and width of a clip's first token, and the steps from each
-        token to the next.
-    residuals: what ControlNets make of the hint, added inside a U-Net: one tensor for each result that its way down
-        leaves and one for its middle, or that of the middle alone. They hold for one x and one level, so they are set
-        at the network's call and nowhere else.
+    channels: (B, C, H, W), concatenated to x (low-resolution image, mask, context).
+    hint: (B, C, H, W), the control images of ControlNets, concatenated along the channels.
+    places: (B, 2, 3), positions of video tokens: the time, height and width of the first token, and the steps from
+        each token to the next.
+    residuals: Outputs of ControlNets, added inside a U-Net: one tensor for each output of the down blocks and one for
+        the middle block, or that of the middle block only. They are valid for one x and one noise level, so they are
+        set only at the call of the network.
     """
 
     vector: Tensor | None = None
@@ -303,29 +196,29 @@ class Condition:
     residuals: tuple[Tensor, ...] | None = None
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Condition:
-        """The same condition with `change` applied to every route in use.
+        """Apply `change` to every route in use.
 
         Raises:
-            ShapeError: residuals, which hold for one call.
+            ShapeError: The condition has residuals, which are valid for one call.
         """
         changed: dict[str, Any] = {k: None if v is None else change(v) for k, v in self.routes().items()}
         return Condition(**changed)
 
     def routes(self) -> dict[str, Any]:
-        """Every route but the residuals, by name.
+        """Return every route except the residuals, by name.
 
         Raises:
-            ShapeError: residuals, which hold for one call.
+            ShapeError: The condition has residuals, which are valid for one call.
         """
         if self.residuals is not None:
             raise ShapeError("condition.residuals: hold for one call of a network; change the hint that they come from")
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "residuals"}
 
     def where(self, keep: Tensor, other: Condition) -> Condition:
-        """Row by row: this condition where `keep` (B,) is True, the other one elsewhere.
+        """Select rows: this condition where `keep` (B,) is True, the other elsewhere.
 
         Raises:
-            ShapeError: the two do not use the same routes.
+            ShapeError: The two do not use the same routes.
         """
         import torch
 
@@ -343,9 +236,9 @@ class Condition:
         return Condition(**chosen)
 
     def join(self, other: Condition) -> Condition:
-        """Both at once: vectors add, tokens, channels and hints are concatenated, masks follow the tokens.
+        """Join two conditions: vectors are added; tokens, masks, channels and control images are concatenated.
 
-        Where both say places, the other's count.
+        If both have positions, those of `other` are used.
         """
         import torch
 
@@ -359,8 +252,8 @@ class Condition:
         side_by_side = lambda a, b: torch.cat([a, b], dim=1)  # noqa: E731
         mine, theirs = self.mask, other.mask
         if self.tokens is not None and other.tokens is not None and (mine is None) != (theirs is None):
-            mine = self._all_count() if mine is None else mine
-            theirs = other._all_count() if theirs is None else theirs
+            mine = self._full_mask() if mine is None else mine
+            theirs = other._full_mask() if theirs is None else theirs
         return replace(
             self,
             vector=both(self.vector, other.vector, lambda a, b: a + b),
@@ -371,18 +264,18 @@ class Condition:
             places=both(self.places, other.places, lambda a, b: b),
         )
 
-    def _all_count(self) -> Tensor | None:
+    def _full_mask(self) -> Tensor | None:
         import torch
 
         return None if self.tokens is None else self.tokens.new_ones(self.tokens.shape[:2], dtype=torch.bool)
 
 
-def _of_one_size(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """Pictures, of which one may be a single pixel that stands for a picture of any size."""
-    if one.shape[-2:] == (1, 1):
-        return one.expand(-1, -1, *other.shape[-2:]), other
-    return one, other.expand(-1, -1, *one.shape[-2:]) if other.shape[-2:] == (1, 1) else other
+def _of_one_size(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Expand a control image of one pixel, which is valid for any size, to the size of the other."""
+    if first.shape[-2:] == (1, 1):
+        return first.expand(-1, -1, *second.shape[-2:]), second
+    return first, second.expand(-1, -1, *first.shape[-2:]) if second.shape[-2:] == (1, 1) else second
 
 
-# What a user hands to a conditioner: {"label": 3}, {"label": [3, 4]}, {"pixels": tensor}
+# The values of conditions by key: {"label": 3}, {"label": [3, 4]}, {"pixels": tensor}
 Raw = Mapping[str, Any]

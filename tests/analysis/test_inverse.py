@@ -22,8 +22,8 @@ from unveil.core.denoiser import Denoiser
 from unveil.core.process import LinearVP, Process
 from unveil.core.ve import EDMProcess
 from unveil.data.gaussian_mixture import Mixture
+from unveil.errors import NonFinite, RecipeError
 from unveil.model import Model
-from unveil.types import NonFinite, RecipeError
 
 COUNT = 12
 

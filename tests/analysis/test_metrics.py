@@ -17,9 +17,9 @@ from unveil.core.rng import SampleRNG
 from unveil.core.transition import Chain, chain_of
 from unveil.core.variance import fixed_large, fixed_small
 from unveil.data.digits import digits
+from unveil.errors import NonFinite
 from unveil.io.images import to_unit
 from unveil.reproduce.variant import TrainBudget, Variant, build, train, trained
-from unveil.types import NonFinite
 
 TINY = TrainBudget(channels=8, steps=3, batch=4, warmup=1, ema=0.5, chain=20)
 

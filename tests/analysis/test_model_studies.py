@@ -19,8 +19,8 @@ from unveil.core.denoiser import Denoiser
 from unveil.core.process import CosineVP, LinearVP, Process
 from unveil.core.samplers import SAMPLERS
 from unveil.data.gaussian_mixture import Mixture
+from unveil.errors import RecipeError
 from unveil.model import Model
-from unveil.types import RecipeError
 
 SHAPE = (1, 4, 4)
 

@@ -13,8 +13,8 @@ from unveil.analysis import physics_benchmark
 from unveil.analysis.physics_benchmark import LAWS, scenes_of, study_world, told
 from unveil.analysis.video_bench import SharedSettings, StudyContext, stack_videos
 from unveil.analysis.video_page import world_page
+from unveil.errors import RecipeError
 from unveil.playground.detector import detect_objects
-from unveil.types import RecipeError
 
 COUNT = 16
 BLACK = torch.zeros(3, 16, 32, 32, dtype=torch.uint8)

@@ -20,9 +20,9 @@ from unveil.analysis.prompt_benchmark import (
 )
 from unveil.analysis.video_bench import StudyContext
 from unveil.analysis.video_page import text_page
+from unveil.errors import RecipeError
 from unveil.playground.caption_parser import parse, unparsed
 from unveil.playground.shapes import COLOURS
-from unveil.types import RecipeError
 
 COUNT = 12
 

@@ -16,10 +16,11 @@ from unveil.analysis.video_bench import MOVING, StudyContext, VideoStudySettings
 from unveil.analysis.video_context_tasks import BETWEEN, ENDS, OPEN
 from unveil.analysis.video_edit_tasks import FINE
 from unveil.analysis.video_metrics import MetricRow
+from unveil.errors import RecipeError
 from unveil.generation.long_video import VideoSpec
 from unveil.playground import temporal_consistency
 from unveil.playground.world.rendering import TONES
-from unveil.types import Condition, RecipeError
+from unveil.types import Condition
 
 COUNT = 6
 

@@ -13,12 +13,12 @@ from unveil import data
 from unveil.analysis import vit
 from unveil.analysis.vit import ViTPoint, ViTSize, ViTStudySettings, parse_sizes, study_vit
 from unveil.cli.commands import run
+from unveil.errors import Cancelled, RecipeError
 from unveil.model.config import ClassifierRecipe, load_recipe
 from unveil.nn.vit import ViTConfig
 from unveil.train.classifier import ClassifierConfig, TrainedClassifier
-from unveil.types import Cancelled, RecipeError
 
-CHANGES = ["data={kind: digits}", "network.size=8", "network.patch=2", "network.width=32", "network.heads=2"]
+CHANGES = ["data={kind: digits}", "network.size=8", "network.patch=2", "network.hidden_size=32", "network.heads=2"]
 CHANGES += [
     "train.batch_size=32",
     "train.translate=0",
@@ -72,7 +72,7 @@ def test_a_stopped_study_goes_on_with_what_is_missing(
 
     def counted(config: ClassifierConfig, *rest: Any) -> TrainedClassifier:
         assert isinstance(config.network, ViTConfig)
-        trained.append(config.network.width)
+        trained.append(config.network.hidden_size)
         return train(config, *rest)
 
     monkeypatch.setattr(vit, "train_classifier", counted)

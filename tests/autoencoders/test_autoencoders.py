@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unveil.autoencoders import AutoencoderKL, AutoencoderKLConfig, DiagonalGaussian, VQModel, VQModelConfig
 from unveil.autoencoders.vq import Quantiser, Remap, usage
-from unveil.types import RecipeError, ShapeError
+from unveil.errors import RecipeError, ShapeError
 
 
 def kl(**changes: object) -> AutoencoderKL:

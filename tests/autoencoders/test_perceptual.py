@@ -14,11 +14,11 @@ from torch.nn import functional as F
 from unveil import data
 from unveil.autoencoders.perceptual import LAYOUTS, LPIPS, Features, of_classifier, published
 from unveil.data.digits import DigitsConfig
+from unveil.errors import RecipeError, ShapeError, WeightsError
 from unveil.evaluate.inception import read_weights
 from unveil.evaluate.perceptual import fingerprint, perceptual
 from unveil.nn.cnn import Cnn, CnnConfig
 from unveil.nn.vit import ViT, ViTConfig
-from unveil.types import RecipeError, ShapeError, WeightsError
 
 # torchvision's numbering of VGG16: the convolutions, and the layers after which features are compared (relu*_2 and _3)
 VGG = {0: 64, 2: 64, 5: 128, 7: 128, 10: 256, 12: 256, 14: 256, 17: 512, 19: 512, 21: 512, 24: 512, 26: 512, 28: 512}
@@ -190,7 +190,9 @@ def test_names_are_checked_and_lpips_needs_its_files(tmp_path):
     with pytest.raises(WeightsError, match="holds 0 cards of classifiers"):
         perceptual(str(tmp_path))
     with pytest.raises(RecipeError, match="a ViT has no stages"):
-        of_classifier(ViT(ViTConfig(channels=1, size=8, classes=2, patch=4, depth=1, width=8, heads=1)), "mine")
+        of_classifier(
+            ViT(ViTConfig(channels=1, size=8, num_classes=2, patch=4, depth=1, hidden_size=8, heads=1)), "mine"
+        )
     with pytest.raises(ShapeError, match="reads 3 channels"):
         of_classifier(Cnn(CnnConfig(3, 8, 2, (8,))), "mine")(torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8))
 

@@ -12,6 +12,7 @@ import unveil
 from unveil.autoencoders import AutoencoderKL, VideoAutoencoderKL
 from unveil.core.rng import SampleRNG
 from unveil.data import open as open_data
+from unveil.errors import RecipeError, ShapeError
 from unveil.model import Model, build, checkpoint_store, model_saving
 from unveil.model.config import AutoencoderConfig, ModelConfig, Recipe, dump, parse_recipe, read_yaml, validate
 from unveil.model.model_card import autoencoder_card
@@ -19,10 +20,9 @@ from unveil.train import fit
 from unveil.train.batch_preparation import prepare
 from unveil.train.data_order import Batch
 from unveil.train.latents import ENCODE
-from unveil.types import RecipeError, ShapeError
 
 CODEC: dict[str, Any] = {
-    "kind": "kl", "channels": 8, "multipliers": [1, 2], "blocks": 1, "z_channels": 3, "groups": 4,
+    "kind": "kl", "model_channels": 8, "channel_mult": [1, 2], "num_res_blocks": 1, "z_channels": 3, "groups": 4,
     "latent_channels": 2, "scale": [1.0, 2.0], "dropout": 0.5,
 }  # fmt: skip
 PLAIN: dict[str, Any] = {
@@ -30,7 +30,7 @@ PLAIN: dict[str, Any] = {
     "network": {"kind": "unet", "model_channels": 16, "channel_mult": [1, 2], "num_res_blocks": 1, "groups": 4},
     "process": {"kind": "discrete-vp", "timesteps": 50},
     "sample": {"steps": 3, "clip": "none"},
-    "codec": CODEC,
+    "autoencoder": CODEC,
 }
 
 
@@ -41,8 +41,8 @@ def model(**changes: Any) -> Model:
 
 @pytest.mark.parametrize("kind", ["kl", "vq"])
 def test_a_model_of_latents_makes_pictures_and_comes_back_whole(tmp_path, kind):
-    codec = CODEC if kind == "kl" else CODEC | {"kind": "vq", "codes": 16, "learned": "ema"}
-    made = model(codec=codec)
+    codec = CODEC if kind == "kl" else CODEC | {"kind": "vq", "codebook_size": 16, "learned": "ema"}
+    made = model(autoencoder=codec)
     assert made.config is not None
     assert made.config.latent_shape == (2, 4, 6)
     assert made.denoiser.network.config.in_channels == 2
@@ -53,40 +53,43 @@ def test_a_model_of_latents_makes_pictures_and_comes_back_whole(tmp_path, kind):
     assert torch.equal(again.generate(count=2, seed=1), pictures)
     assert again.config == made.config
     assert validate(ModelConfig, read_yaml(dump(made.config), "it"), "it") == made.config
-    assert not any(parameter.requires_grad for parameter in again.codec.parameters())  # type: ignore[attr-defined]
+    assert not any(parameter.requires_grad for parameter in again.autoencoder.parameters())  # type: ignore[attr-defined]
 
 
 def test_a_saved_codec_becomes_a_part_of_the_model(tmp_path, monkeypatch):
     first = model()
     first.save(tmp_path / "first")
     saved = {"kind": "saved", "path": str(tmp_path / "first")}
-    second = model(codec=saved)
+    second = model(autoencoder=saved)
     assert second.config is not None
-    assert second.config.codec.kind == "kl"
-    assert isinstance(first.codec, AutoencoderKL)
-    assert isinstance(second.codec, AutoencoderKL)
-    for key, tensor in first.codec.state_dict().items():
-        assert torch.equal(second.codec.state_dict()[key], tensor)
+    assert second.config.autoencoder.kind == "kl"
+    assert isinstance(first.autoencoder, AutoencoderKL)
+    assert isinstance(second.autoencoder, AutoencoderKL)
+    for key, tensor in first.autoencoder.state_dict().items():
+        assert torch.equal(second.autoencoder.state_dict()[key], tensor)
     second.save(tmp_path / "second")
     (tmp_path / "first").rename(tmp_path / "away")
     assert torch.equal(unveil.load(tmp_path / "second").generate(seed=1), second.generate(seed=1))
-    with pytest.raises(RecipeError, match="no such folder; train the autoencoder first, or say the shape of its"):
-        validate(ModelConfig, PLAIN | {"codec": saved}, "test")
-    told = validate(ModelConfig, PLAIN | {"codec": saved | {"latents": [2, 4, 6]}}, "test")
+    with pytest.raises(RecipeError, match="no such folder; train the autoencoder first, or state the shape of"):
+        validate(ModelConfig, PLAIN | {"autoencoder": saved}, "test")
+    told = validate(ModelConfig, PLAIN | {"autoencoder": saved | {"latents": [2, 4, 6]}}, "test")
     assert told.latent_shape == (2, 4, 6)
     (tmp_path / "away").rename(tmp_path / "first")
-    with pytest.raises(RecipeError, match=r"latents = \[9, 4, 6\]: the codec in .* gives \[2, 4, 6\]"):
-        validate(ModelConfig, PLAIN | {"codec": saved | {"latents": [9, 4, 6]}}, "test")
+    with pytest.raises(RecipeError, match=r"latents = \[9, 4, 6\]: the autoencoder in .* has latents \[2, 4, 6\]"):
+        validate(ModelConfig, PLAIN | {"autoencoder": saved | {"latents": [9, 4, 6]}}, "test")
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"shape": [1, 9, 12]}, r"codec: shape = \[1, 9, 12\]: height 9 px: must be a multiple of 2; nearest 8 or 10"),
-        ({"codec": CODEC | {"z_chanels": 3}}, "codec.z_chanels: unknown key; nearest: 'z_channels'"),
         (
-            {"codec": {"kind": "klm"}},
-            "codec.kind = 'klm': must be one of .*, kl, vq, video; nearest: 'kl'",
+            {"shape": [1, 9, 12]},
+            r"autoencoder: shape = \[1, 9, 12\]: height 9 px: must be a multiple of 2; nearest 8 or 10",
+        ),
+        ({"autoencoder": CODEC | {"z_chanels": 3}}, "autoencoder.z_chanels: unknown key; nearest: 'z_channels'"),
+        (
+            {"autoencoder": {"kind": "klm"}},
+            "autoencoder.kind = 'klm': must be one of .*, kl, vq, video; nearest: 'kl'",
         ),
     ],
 )
@@ -98,28 +101,28 @@ def test_what_does_not_fit_is_named(changes, message):
 def test_in_training_the_codec_stays_as_it_is_and_its_noise_is_the_examples_own():
     made = model()
     made.train()
-    assert not any(module.training for module in made.codec.modules())  # type: ignore[attr-defined]
-    assert not any(parameter.requires_grad for parameter in made.codec.parameters())  # type: ignore[attr-defined]
+    assert not any(module.training for module in made.autoencoder.modules())  # type: ignore[attr-defined]
+    assert not any(parameter.requires_grad for parameter in made.autoencoder.parameters())  # type: ignore[attr-defined]
     pixels = torch.randint(0, 256, (3, 1, 8, 12), dtype=torch.uint8)
 
     def latents(numbers: list[int], step: int | None) -> Tensor:
         return prepare(made, Batch(numbers, pixels[numbers], {}), SampleRNG(0, numbers), step)[0]
 
     whole = latents([0, 1, 2], 5)
-    assert isinstance(made.codec, AutoencoderKL)
+    assert isinstance(made.autoencoder, AutoencoderKL)
     noise = SampleRNG(0, [0, 1, 2]).normal((2, 4, 6), 5, ENCODE)
-    torch.testing.assert_close(whole, made.codec.encode(pixels / 127.5 - 1, noise))
+    torch.testing.assert_close(whole, made.autoencoder.encode(pixels / 127.5 - 1, noise))
     torch.testing.assert_close(latents([2, 0], 5), whole[[2, 0]], rtol=1e-4, atol=1e-5)
     assert not torch.equal(latents([0, 1, 2], 6), whole)
-    torch.testing.assert_close(latents([0, 1, 2], None), made.codec.encode(pixels / 127.5 - 1))
+    torch.testing.assert_close(latents([0, 1, 2], None), made.autoencoder.encode(pixels / 127.5 - 1))
 
 
 def test_pictures_that_do_not_fit_into_memory_are_decoded_in_tiles():
     made = model()
     latents = torch.randn(2, 2, 4, 6)
     with torch.no_grad():
-        whole = made.codec.decode(latents)
-    inner, calls = made.codec.decoder.forward, []  # type: ignore[attr-defined]
+        whole = made.autoencoder.decode(latents)
+    inner, calls = made.autoencoder.decoder.forward, []  # type: ignore[attr-defined]
 
     def full(z: Tensor) -> Tensor:
         calls.append(z.shape)
@@ -127,14 +130,15 @@ def test_pictures_that_do_not_fit_into_memory_are_decoded_in_tiles():
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return inner(z)
 
-    made.codec.decoder.forward = full  # type: ignore[attr-defined]
+    made.autoencoder.decoder.forward = full  # type: ignore[attr-defined]
     torch.testing.assert_close(made.decode(latents), whole, rtol=1e-4, atol=1e-5)
 
 
 # ---------------------------------------------------------------------- clips
 
 CLIP: dict[str, Any] = {
-    "kind": "video", "channels": 8, "multipliers": [1], "blocks": 1, "z_channels": 4, "patch": 4, "span": 4,
+    "kind": "video", "model_channels": 8, "channel_mult": [1], "num_res_blocks": 1, "z_channels": 4,
+    "patch": 4, "span": 4,
 }  # fmt: skip
 LATENT_VIDEO: dict[str, Any] = {
     "name": "tiny", "paper": "none", "data": {"kind": "playground", "frames": [9], "count": 20, "held_out": 4},
@@ -147,7 +151,7 @@ LATENT_VIDEO: dict[str, Any] = {
 
 
 def test_a_model_of_the_latents_of_clips_trains_on_a_saved_codec_and_samples(tmp_path):
-    described = validate(AutoencoderConfig, {"kind": "autoencoder", "shape": [3, 9, 32, 32], "codec": CLIP}, "it")
+    described = validate(AutoencoderConfig, {"kind": "autoencoder", "shape": [3, 9, 32, 32], "autoencoder": CLIP}, "it")
     codec = described.build()
     codec.scale.copy_(torch.tensor([0.5, 1.0, 2.0, 3.0]))
     files = {
@@ -157,15 +161,15 @@ def test_a_model_of_the_latents_of_clips_trains_on_a_saved_codec_and_samples(tmp
     }
     checkpoint_store.save(tmp_path / "codec", files)
     saved = {"kind": "saved", "path": str(tmp_path / "codec")}
-    recipe = parse_recipe(LATENT_VIDEO | {"codec": saved}, "it")
+    recipe = parse_recipe(LATENT_VIDEO | {"autoencoder": saved}, "it")
     assert isinstance(recipe, Recipe)
     assert recipe.latent_shape == (4, 3, 8, 8)
     torch.manual_seed(0)
     made = build(recipe.model)
     assert made.config is not None
-    assert made.config.codec.kind == "video"
-    assert isinstance(made.codec, VideoAutoencoderKL)
-    assert torch.equal(made.codec.scale, codec.scale)
+    assert made.config.autoencoder.kind == "video"
+    assert isinstance(made.autoencoder, VideoAutoencoderKL)
+    assert torch.equal(made.autoencoder.scale, codec.scale)
     objective = recipe.objective.build(recipe, made.process, 2)
     fit(made, open_data(recipe.data.build()), objective=objective, config=recipe.train, run=tmp_path / "run")
     clips = made.generate(count=1, seed=1)
@@ -178,5 +182,5 @@ def test_a_model_of_the_latents_of_clips_trains_on_a_saved_codec_and_samples(tmp
 
 
 def test_clips_of_a_length_that_does_not_fit_are_named():
-    with pytest.raises(RecipeError, match=r"codec: shape = \[3, 16, 32, 32\]: 16 frames: .* nearest 13 or 17"):
-        parse_recipe(LATENT_VIDEO | {"shape": [3, 16, 32, 32], "codec": CLIP}, "it")
+    with pytest.raises(RecipeError, match=r"autoencoder: shape = \[3, 16, 32, 32\]: 16 frames: .* nearest 13 or 17"):
+        parse_recipe(LATENT_VIDEO | {"shape": [3, 16, 32, 32], "autoencoder": CLIP}, "it")

@@ -9,13 +9,13 @@ from torch.nn import functional as F
 
 from unveil.autoencoders import AutoencoderKL, AutoencoderKLConfig, tiling
 from unveil.autoencoders.tiling import TilingConfig, decode_with_fallback, tile_boundaries, tiling_difference
-from unveil.types import OutOfResources, RecipeError
+from unveil.errors import OutOfResources, RecipeError
 
 
 def local(**changes: object) -> AutoencoderKL:
     torch.manual_seed(0)
-    settings = {"middle": "blocks", "norm": "pixel", "latent_channels": 4, "multipliers": (1, 2, 2)} | changes
-    return AutoencoderKL(AutoencoderKLConfig(3, 3, 8, blocks=1, z_channels=4, **settings)).eval()  # type: ignore[arg-type]
+    settings = {"middle": "blocks", "norm": "pixel", "latent_channels": 4, "channel_mult": (1, 2, 2)} | changes
+    return AutoencoderKL(AutoencoderKLConfig(3, 3, 8, num_res_blocks=1, z_channels=4, **settings)).eval()  # type: ignore[arg-type]
 
 
 def ldm(**changes: object) -> AutoencoderKL:
@@ -35,7 +35,7 @@ def uneven(height: int = 32, width: int = 48) -> Tensor:
 
 @pytest.mark.parametrize("patch", [1, 2])
 def test_a_local_decoder_in_tiles_is_the_whole_one(patch):
-    codec = local(patch=patch, multipliers=(1, 2) if patch > 1 else (1, 2, 2))
+    codec = local(patch=patch, channel_mult=(1, 2) if patch > 1 else (1, 2, 2))
     found = tiling_difference(codec, uneven(), TilingConfig(side=112))
     assert found.largest < 0.01
     assert found.seam < 1.1

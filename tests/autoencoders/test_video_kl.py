@@ -13,14 +13,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from unveil.autoencoders import VideoAutoencoderKL, VideoAutoencoderKLConfig, tiling
 from unveil.autoencoders.tiling import TilingConfig, decode_with_fallback, tiling_difference
-from unveil.types import RecipeError, ShapeError
+from unveil.errors import RecipeError, ShapeError
 
 # all of space and time on entry; halvings in levels; both; space alone
 LAYOUTS: dict[str, dict[str, Any]] = {
-    "boxes": {"multipliers": (1,), "patch": 4, "span": 4, "time": 4},
-    "levels": {"multipliers": (1, 1, 2), "time": 4},
-    "both": {"multipliers": (1, 2), "time": 4, "span": 2, "patch": 2},
-    "space": {"multipliers": (1, 2), "time": 1},
+    "boxes": {"channel_mult": (1,), "patch": 4, "span": 4, "time": 4},
+    "levels": {"channel_mult": (1, 1, 2), "time": 4},
+    "both": {"channel_mult": (1, 2), "time": 4, "span": 2, "patch": 2},
+    "space": {"channel_mult": (1, 2), "time": 1},
 }
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -29,7 +29,9 @@ def video(layout: str = "both", **changes: Any) -> VideoAutoencoderKL:
     """A codec in which every weight counts, those too that begin at 0."""
     torch.manual_seed(0)
     codec = VideoAutoencoderKL(
-        VideoAutoencoderKLConfig(3, 3, **{"channels": 8, "blocks": 1, "z_channels": 4} | LAYOUTS[layout] | changes)
+        VideoAutoencoderKLConfig(
+            3, 3, **{"model_channels": 8, "num_res_blocks": 1, "z_channels": 4} | LAYOUTS[layout] | changes
+        )
     )
     for part in (codec.encoder, codec.decoder):
         nn.init.normal_(part.leave.weight, 0, 0.05)

@@ -9,9 +9,9 @@ from unveil.checkpoints.format import Format, LoadedCheckpoint, SavedCheckpoint,
 from unveil.checkpoints.overrides import ModelOverrides, shapes_of
 from unveil.checkpoints.unet_model import build_model, network_of, network_section
 from unveil.core.process import DiscreteVP
+from unveil.errors import RecipeError
 from unveil.model import Model
 from unveil.model.config import ModelConfig, validate
-from unveil.types import RecipeError
 
 
 def load(theirs: StateDict, overrides: ModelOverrides) -> LoadedCheckpoint:

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from unveil.autoencoders import AutoencoderKL, AutoencoderKLConfig, VQModel, VQModelConfig
 from unveil.checkpoints import autoencoder_keys, diffusers_autoencoder, inspection
 from unveil.checkpoints.loader import load_state
+from unveil.errors import RecipeError, WeightsError
 from unveil.io.safetensors_io import write_tensors
 from unveil.nn.meta_device import meta_device
-from unveil.types import RecipeError, WeightsError
 
 ROOT = os.environ.get("UNVEIL_GOLDEN")
 DD: dict[str, Any] = {

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from unveil.checkpoints import ddpm_keys
+from unveil.errors import RecipeError, WeightsError
 from unveil.nn.unet import UNet
 from unveil.nn.unet_config import UNetConfig
-from unveil.types import RecipeError, WeightsError
 
 ROOT = os.environ.get("UNVEIL_GOLDEN")
 MODEL = {

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from unveil.checkpoints import diffusers_unet
 from unveil.conditioning.class_label import Label
+from unveil.errors import RecipeError, WeightsError
 from unveil.nn.controlnet import ControlNet
-from unveil.types import Condition, RecipeError, WeightsError
+from unveil.types import Condition
 
 diffusers = pytest.importorskip("diffusers")
 

@@ -16,12 +16,13 @@ from torch import Tensor
 from unveil.checkpoints import dit_keys
 from unveil.checkpoints.formats import dit
 from unveil.checkpoints.overrides import ModelOverrides
+from unveil.errors import RecipeError, WeightsError
 from unveil.io.safetensors_io import read_state, write_tensors
 from unveil.model import Model, build
 from unveil.model.config import ModelConfig, validate
 from unveil.nn.dit import DiT
 from unveil.nn.dit_config import DiTConfig, get_preset
-from unveil.types import Condition, RecipeError, WeightsError
+from unveil.types import Condition
 
 ROOT = os.environ.get("UNVEIL_GOLDEN")
 needs_facts = pytest.mark.skipif(not ROOT, reason="UNVEIL_GOLDEN names no folder of recorded facts")
@@ -59,7 +60,7 @@ def model_of(config: DiTConfig, prediction: str = "eps") -> Model:
         "process": {"kind": "discrete-vp", "beta_schedule": "linear", "timesteps": 1000},
         "prediction": prediction,
         "variance": "learned-range",
-        "condition": [{"kind": "label", "classes": 10, "drop_prob": 0.1, "std": 0.02}],
+        "condition": [{"kind": "class-label", "num_classes": 10, "drop_prob": 0.1, "std": 0.02}],
     }
     model = build(validate(ModelConfig, plain, "test"))
     torch.manual_seed(1)
@@ -188,10 +189,10 @@ def test_a_pt_file_becomes_a_model_that_is_sampled_as_published(tmp_path):
         "250",
         3,
     )
-    drawn = model.generate(raw={"label": 3}, sampling={"schedule": "2", "steps": 2}, count=2)
+    drawn = model.generate(cond={"label": 3}, sampling={"schedule": "2", "steps": 2}, count=2)
     assert drawn.shape == (2, 4, 8, 8)
     with pytest.raises(RecipeError, match="label 10: must be 0 to 9; nearest: 9"):
-        model.generate(raw={"label": 10}, steps=2)
+        model.generate(cond={"label": 10}, steps=2)
     assert all(torch.equal(tensor, dit.tensors_of(model)[key]) for key, tensor in read_state(
         tmp_path / "dit.pt").items())  # fmt: skip
     other = model_of(SMALL)
@@ -307,7 +308,9 @@ def test_diffusers_pipeline_with_random_weights_gives_equal_latents(tmp_path):
     noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     how = model.sampling.changed({"steps": 10})
     with torch.no_grad():
-        step = how.guidance.guide(*(model.step(one) for one in model.encode({"label": [3, 7]}) if one is not None))
+        step = how.guidance.guide(
+            *(model.denoise_fn(one) for one in model.encode({"label": [3, 7]}) if one is not None)
+        )
         latents = samplers.run(how.plan(how.levels(model.process), model.variance), step, noise)
         ours = (vae.decode(latents / vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1)
     assert -10 * torch.log10((ours - pictures).square().mean()) > 60

@@ -14,8 +14,8 @@ from torch import Tensor
 from unveil.checkpoints import edm_keys
 from unveil.conditioning.class_label import Label
 from unveil.core import preconditioning
+from unveil.errors import RecipeError, WeightsError
 from unveil.nn.edm_unet import DhariwalUNet, DhariwalUNetConfig, SongUNet, SongUNetConfig
-from unveil.types import RecipeError, WeightsError
 
 ROOT = os.environ.get("UNVEIL_GOLDEN")
 needs_facts = pytest.mark.skipif(not ROOT, reason="UNVEIL_GOLDEN names no folder of recorded facts")

@@ -23,10 +23,10 @@ from unveil.checkpoints import hf
 from unveil.checkpoints.hf.components import ProcessSettings
 from unveil.checkpoints.scheduler import NOT_TO_THE_DATA, SOLVERS, scheduler_of, settings_of
 from unveil.core.rng import START, SampleRNG
+from unveil.errors import RecipeError, ShapeError, WeightsError
 from unveil.io.safetensors_io import read_tensors, write_tensors
 from unveil.model import Model
 from unveil.model.config import ModelConfig, validate
-from unveil.types import RecipeError, ShapeError, WeightsError
 
 # diffusers' own, of numpy
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -65,7 +65,7 @@ def copied(folders: Any, tmp_path: Path) -> Any:
 
 def theirs(pipeline: Any, model: Model, prompts: list[str], **how: Any) -> Tensor:
     """The pipeline's pictures from our noise, in [0, 1]."""
-    shape = model.codec.latent_shape((3, *SIZE))
+    shape = model.autoencoder.latent_shape((3, *SIZE))
     x = SampleRNG(SEED, range(len(prompts))).normal(shape, START)
     if isinstance(pipeline, diffusers.FluxPipeline):
         x = pipeline._pack_latents(x, len(prompts), *shape)
@@ -75,8 +75,8 @@ def theirs(pipeline: Any, model: Model, prompts: list[str], **how: Any) -> Tenso
 
 
 def ours(model: Model, prompts: list[str], **how: Any) -> Tensor:
-    given = {"prompt": prompts, **how.pop("raw", {})}
-    samples = model.generate(raw=given, count=len(prompts), seed=SEED, steps=STEPS, size=SIZE, **how)
+    given = {"prompt": prompts, **how.pop("cond", {})}
+    samples = model.generate(cond=given, count=len(prompts), seed=SEED, steps=STEPS, size=SIZE, **how)
     return (samples / 2 + 0.5).clamp(0, 1)
 
 
@@ -103,7 +103,7 @@ def test_sdxl_makes_the_pictures_of_its_pipeline(folders, copied, scheduler):
         want = theirs(pipeline, model, PROMPTS, guidance_scale=4.0)
     finally:
         pipeline.scheduler = before
-    got = ours(model, PROMPTS, scale=4.0)
+    got = ours(model, PROMPTS, guidance_scale=4.0)
     assert 0.05 < want.std() < 0.3
     # Euler from both ends begins at sigma times the noise there, which the variance-preserving x rounds to 1
     assert psnr(got, want) > (40 if scheduler == "both-ends" else 60)
@@ -116,32 +116,32 @@ def test_sdxl_is_told_sizes_and_a_negative_prompt(folders):
     asked = {"original_size": (64, 48), "crops_coords_top_left": (8, 4), "guidance_scale": 4.0}
     same = {"negative_original_size": (64, 48), "negative_crops_coords_top_left": (8, 4), "negative_target_size": SIZE}
     want = theirs(pipeline, model, PROMPTS, negative_prompt=["the dog"] * 2, **asked, **same)
-    got = ours(model, PROMPTS, scale=4.0, negative={"prompt": "the dog"}, raw={"size": "48x64+4+8"})
+    got = ours(model, PROMPTS, guidance_scale=4.0, negative_cond={"prompt": "the dog"}, cond={"size": "48x64+4+8"})
     assert psnr(got, want) > 60
-    assert psnr(ours(model, PROMPTS, scale=4.0, negative={"prompt": "the dog"}), want) < 50
+    assert psnr(ours(model, PROMPTS, guidance_scale=4.0, negative_cond={"prompt": "the dog"}), want) < 50
     # an empty prompt is encoded where it is given, and zeros where none is
     empty = theirs(pipeline, model, PROMPTS, negative_prompt=[""] * 2, guidance_scale=4.0)
-    assert psnr(ours(model, PROMPTS, scale=4.0, negative={"prompt": ""}), empty) > 60
-    assert psnr(ours(model, PROMPTS, scale=4.0), empty) < 50
+    assert psnr(ours(model, PROMPTS, guidance_scale=4.0, negative_cond={"prompt": ""}), empty) > 60
+    assert psnr(ours(model, PROMPTS, guidance_scale=4.0), empty) < 50
 
 
 def test_stable_diffusion_3_makes_the_pictures_of_its_pipeline(folders):
     pipeline, path = folders("sd3")
     model = unveil.load(path)
     want = theirs(pipeline, model, PROMPTS, guidance_scale=4.0)
-    got = ours(model, PROMPTS, scale=4.0)
+    got = ours(model, PROMPTS, guidance_scale=4.0)
     assert 0.05 < want.std() < 0.3
     assert psnr(got, want) > 60
     assert psnr(got, want.roll(1, 0)) < 30
     avoided = theirs(pipeline, model, PROMPTS, guidance_scale=4.0, negative_prompt=["the dog"] * 2)
-    assert psnr(ours(model, PROMPTS, scale=4.0, negative={"prompt": "the dog"}), avoided) > 60
+    assert psnr(ours(model, PROMPTS, guidance_scale=4.0, negative_cond={"prompt": "the dog"}), avoided) > 60
 
 
 def test_stable_diffusion_3_without_t5(tmp_path):
     pipeline = tiny_hf.sd3(with_t5=False)
     model = unveil.load(tiny_hf.saved(pipeline, tmp_path / "sd3"))
     want = theirs(pipeline, model, PROMPTS, guidance_scale=4.0)
-    assert psnr(ours(model, PROMPTS, scale=4.0), want) > 60
+    assert psnr(ours(model, PROMPTS, guidance_scale=4.0), want) > 60
 
 
 def test_flux_makes_the_pictures_of_its_pipeline(folders):
@@ -149,7 +149,7 @@ def test_flux_makes_the_pictures_of_its_pipeline(folders):
     model = unveil.load(path)
     how = {"true_cfg_scale": 3.0, "negative_prompt": ["the moon"] * 2, "guidance_scale": 2.5}
     want = theirs(pipeline, model, PROMPTS, **how)
-    got = ours(model, PROMPTS, scale=3.0, negative={"prompt": "the moon"}, raw={"guidance": 2.5})
+    got = ours(model, PROMPTS, guidance_scale=3.0, negative_cond={"prompt": "the moon"}, cond={"guidance": 2.5})
     assert 0.05 < want.std() < 0.3
     assert psnr(got, want) > 60
     assert psnr(got, want.roll(1, 0)) < 30
@@ -173,17 +173,17 @@ def test_the_shift_of_flux_follows_the_size(folders):
     model = unveil.load(folders("flux")[1])
     assert model.shape == (3, 256, 256)  # 128 latents of this codec's 2 pixels
     assert model.process.shift == pytest.approx(2.71828**1.15, rel=1e-4)  # type: ignore[attr-defined]
-    assert model.sized((32, 32)).process.shift == pytest.approx(2.71828**0.4675, rel=1e-2)  # type: ignore[attr-defined]
-    small = model.sized((32, 32))
+    assert model.resized((32, 32)).process.shift == pytest.approx(2.71828**0.4675, rel=1e-2)  # type: ignore[attr-defined]
+    small = model.resized((32, 32))
     assert small.shape == (3, 32, 32)
     assert small.denoiser.network is model.denoiser.network
     with pytest.raises(ShapeError, match="multiples of 2"):
-        model.generate(raw={"prompt": "cat"}, steps=1, size=(18, 20))
+        model.generate(cond={"prompt": "cat"}, steps=1, size=(18, 20))
 
 
 def test_sdxl_is_told_the_size_that_is_made(folders):
     model = unveil.load(folders("sdxl")[1])
-    size = model.sized((32, 48)).conditioners["size"]
+    size = model.resized((32, 48)).conditioners["size"]
     assert size.null(1).vector[0, -6:].tolist() == [32, 48, 0, 0, 32, 48]
     assert size.encode(["32x64+2+1"]).vector[0, -6:].tolist() == [64, 32, 1, 2, 32, 48]
     assert size.encode([(1, 2, 3, 4, 5, 6)]).vector[0, -6:].tolist() == [1, 2, 3, 4, 5, 6]
@@ -198,7 +198,7 @@ def test_the_codec_is_that_of_the_folder(folders):
     with torch.no_grad():
         z = pipeline.vae.encode(pixels).latent_dist.mode()
         want = (z - pipeline.vae.config.shift_factor) * pipeline.vae.config.scaling_factor
-        assert torch.allclose(model.codec.encode(pixels), want, atol=1e-5)
+        assert torch.allclose(model.autoencoder.encode(pixels), want, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["sdxl", "sd3", "flux"])
@@ -210,8 +210,8 @@ def test_half_precision_stays_near(folders, name):
     assert {parameter.dtype for one in norms for parameter in one.parameters()} <= {torch.float32}
     assert {tensor.dtype for tensor in low.denoiser.parameters()} >= {torch.bfloat16}
     assert 25 < psnr(ours(low, PROMPTS), full) < 80
-    with pytest.raises(RecipeError, match="were lowered"):
-        low.lowered(torch.float16)
+    with pytest.raises(RecipeError, match="were converted"):
+        low.to_inference_dtype(torch.float16)
 
 
 def test_a_file_in_half_precision_is_not_widened_when_it_need_not_be(folders, tmp_path):

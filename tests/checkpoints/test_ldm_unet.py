@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from unveil.checkpoints import controlnet_keys, ldm_unet
+from unveil.errors import RecipeError, WeightsError
 from unveil.nn.controlnet import ControlNet
 from unveil.nn.meta_device import meta_device
 from unveil.nn.unet import UNet
 from unveil.nn.unet_config import UNetConfig
-from unveil.types import RecipeError, WeightsError
 
 ROOT = Path(os.environ.get("UNVEIL_GOLDEN", ""))
 golden = pytest.mark.skipif(not os.environ.get("UNVEIL_GOLDEN"), reason="UNVEIL_GOLDEN names no recorded cases")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from unveil.checkpoints import diffusers_unet, lora, lora_export
 from unveil.checkpoints.lora_formats import METADATA, NAMINGS, naming_of, parse
 from unveil.checkpoints.lora_targets import LoraNetwork, denoiser, native_layers, text_encoder
+from unveil.errors import RecipeError, WeightsError
 from unveil.io.safetensors_io import write_tensors
 from unveil.nn import lora as layers
 from unveil.nn.dit import DiT
@@ -24,7 +25,6 @@ from unveil.nn.lora_layer import LoraDelta
 from unveil.nn.meta_device import meta_device
 from unveil.nn.unet import UNet
 from unveil.nn.unet_config import UNetConfig
-from unveil.types import RecipeError, WeightsError
 
 ROOT = os.environ.get("UNVEIL_GOLDEN")
 BLOCK = "transformer_blocks.0"

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from unveil.checkpoints import openai_keys
+from unveil.errors import RecipeError, WeightsError
 from unveil.nn.classifier import NoisyClassifier
 from unveil.nn.unet import UNet
 from unveil.nn.unet_config import UNetConfig
-from unveil.types import RecipeError, WeightsError
 
 TINY = {
     "in_channels": 3,
@@ -83,7 +83,7 @@ def test_a_consistency_model_stores_its_attention_in_two_dimensions_and_its_own_
 )
 def test_a_classifier_goes_there_and_back_and_keys_tell_its_shape(pool, resample):
     config = openai_keys.classifier_from_arguments(TINY | {"image_size": 8, "pool": pool} | resample)
-    assert (config.classes, config.size, config.pool) == (6, 8, pool)
+    assert (config.num_classes, config.size, config.pool) == (6, 8, pool)
     torch.manual_seed(0)
     ours = {key: torch.randn_like(value) for key, value in NoisyClassifier(config).state_dict().items()}
     theirs = openai_keys.dump_classifier(ours, config)

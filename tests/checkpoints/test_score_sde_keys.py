@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from unveil.checkpoints import score_sde_keys
+from unveil.errors import RecipeError, WeightsError
 from unveil.nn.edm_unet import SongUNet, SongUNetConfig
-from unveil.types import RecipeError, WeightsError
 
 ROOT = os.environ.get("UNVEIL_GOLDEN")
 needs_facts = pytest.mark.skipif(not ROOT, reason="UNVEIL_GOLDEN names no folder of recorded facts")

@@ -18,11 +18,11 @@ from unveil.checkpoints import text_encoder_export, text_encoder_keys, text_enco
 from unveil.checkpoints.overrides import shapes_of
 from unveil.conditioning import clip_tokenizer
 from unveil.conditioning.text_encoder import FileTokenizer, TextEncoder
+from unveil.errors import PromptTruncated, RecipeError, WeightsError
 from unveil.model.config import ModelConfig, validate
 from unveil.model.config.text import TextSection
 from unveil.nn.meta_device import meta_device
 from unveil.nn.text_encoders import SIZES, CLIPEncoderConfig, build
-from unveil.types import PromptTruncated, RecipeError, WeightsError
 
 OPENCLIP = replace(CLIP, activation="gelu", projection=24, skip=1, padding=0)
 PLACES = {
@@ -60,12 +60,12 @@ def clip_folder(root: Path, config: CLIPEncoderConfig = CLIP) -> tuple[Path, Any
 
     torch.manual_seed(1)
     made = transformers.CLIPTextConfig(
-        vocab_size=config.vocabulary,
-        hidden_size=config.width,
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
         intermediate_size=64,
         num_hidden_layers=config.depth,
         num_attention_heads=config.heads,
-        max_position_embeddings=config.length,
+        max_position_embeddings=config.max_length,
         hidden_act="quick_gelu",
         eos_token_id=2,
         bos_token_id=0,
@@ -102,7 +102,7 @@ def test_a_state_goes_into_every_layout_and_comes_back(case):
     assert text_encoder_keys.places(theirs) == [place]
     shapes = shapes_of(theirs)
     seen = text_encoder_keys.infer_config(shapes, place, heads=2, activation=getattr(config, "activation", None))
-    assert seen == (replace(config, length=seen.length) if place.layout == "t5" else config)
+    assert seen == (replace(config, max_length=seen.max_length) if place.layout == "t5" else config)
     other = {"first_stage_model.x": torch.zeros(1), "visual.proj": torch.zeros(1)}
     found = text_encoder_keys.load(theirs | (other if place.prefix else {}), config, place)
     assert found.state.keys() == state.keys()
@@ -143,7 +143,7 @@ def test_a_t5_of_either_name_of_its_table_is_read():
     theirs = text_encoder_keys.dump(state, config, place)
     for missing in ("shared.weight", "encoder.embed_tokens.weight"):
         part = {key: tensor for key, tensor in theirs.items() if key != missing}
-        assert text_encoder_keys.infer_config(shapes_of(part), place) == replace(config, length=77)
+        assert text_encoder_keys.infer_config(shapes_of(part), place) == replace(config, max_length=77)
         assert torch.equal(
             text_encoder_keys.load(part, config, place).state["model.embed_tokens.weight"], theirs[missing]
         )
@@ -232,7 +232,7 @@ def test_a_folder_and_a_single_file_of_one_encoder_give_the_same(tmp_path):
 def test_a_folder_of_a_t5_gives_its_own_numbers_with_a_mask(tmp_path):
     folder, theirs = t5_folder(tmp_path)
     found = text_encoder_loader.read(folder)
-    assert found.config == replace(T5, length=77)
+    assert found.config == replace(T5, max_length=77)
     one = found.conditioner(validate(TextSection, found.described(), "test"))
     condition = one.encode(["a cat", "a red dog"])
     rows = one.rows(["a cat", "a red dog"])
@@ -410,21 +410,21 @@ def test_a_model_told_in_words_is_saved_whole_and_samples_the_same(tmp_path):
     again = unveil.load(saved)
     assert not any(parameter.requires_grad for parameter in again.conditioners.parameters())
     raw = {"prompt": ["a cat", "a red dog"]}
-    pictures = [one.generate(raw=raw, count=2, seed=1) for one in (made, again)]
+    pictures = [one.generate(cond=raw, count=2, seed=1) for one in (made, again)]
     assert torch.equal(*pictures)
-    assert not torch.equal(pictures[0], made.generate(raw={"prompt": "a cat"}, count=2, seed=1))
+    assert not torch.equal(pictures[0], made.generate(cond={"prompt": "a cat"}, count=2, seed=1))
 
 
 def test_a_negative_prompt_takes_the_place_of_nothing(tmp_path):
     made = model(tmp_path)
     plain, away, empty = (
-        made.generate(raw={"prompt": "a cat"}, count=2, seed=1, negative=negative)
+        made.generate(cond={"prompt": "a cat"}, count=2, seed=1, negative_cond=negative)
         for negative in (None, {"prompt": "a dog"}, {"prompt": ""})
     )
     assert torch.equal(plain, empty)
     assert not torch.allclose(plain, away, atol=1e-4)
-    same = made.generate(raw={"prompt": "a cat"}, count=2, seed=1, negative={"prompt": "a cat"})
-    torch.testing.assert_close(same, made.generate(raw={"prompt": "a cat"}, count=2, seed=1, scale=1.0))
+    same = made.generate(cond={"prompt": "a cat"}, count=2, seed=1, negative_cond={"prompt": "a cat"})
+    torch.testing.assert_close(same, made.generate(cond={"prompt": "a cat"}, count=2, seed=1, guidance_scale=1.0))
 
 
 def test_a_vocabulary_of_its_own_goes_with_the_model(tmp_path):
@@ -510,4 +510,4 @@ def test_training_moves_the_network_and_leaves_the_encoder(tmp_path):
     assert moved
     assert not [key for key in moved if key.startswith("conditioners.")]
     loaded = unveil.load(tmp_path / "run")
-    assert torch.equal(*(one.generate(raw={"prompt": "a cat"}, seed=1) for one in (made, loaded)))
+    assert torch.equal(*(one.generate(cond={"prompt": "a cat"}, seed=1) for one in (made, loaded)))

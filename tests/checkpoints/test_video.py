@@ -27,9 +27,9 @@ from unveil.checkpoints.scheduler import scheduler_of
 from unveil.core import schedules
 from unveil.core.flow import RectifiedFlow, TimeShift
 from unveil.core.rng import START, SampleRNG
+from unveil.errors import RecipeError, ShapeError, WeightsError
 from unveil.io.safetensors_io import read_tensors, write_tensors
 from unveil.model import Model
-from unveil.types import RecipeError, ShapeError, WeightsError
 
 # diffusers' own, of numpy
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -50,7 +50,7 @@ def copied(clip_folders: Any, tmp_path: Path) -> Any:
 
 def theirs(pipeline: Any, model: Model, prompts: list[str] | None, size: tuple[int, int, int], **how: Any) -> Tensor:
     """The pipeline's clips from our noise, in [0, 1]."""
-    shape = model.codec.latent_shape((3, *size))
+    shape = model.autoencoder.latent_shape((3, *size))
     x = SampleRNG(SEED, range(len(prompts or PROMPTS))).normal(shape, START)
     if isinstance(pipeline, diffusers.LTXPipeline):
         x = pipeline._pack_latents(x)
@@ -63,8 +63,8 @@ def theirs(pipeline: Any, model: Model, prompts: list[str] | None, size: tuple[i
 
 
 def ours(model: Model, prompts: list[str], size: tuple[int, int, int], **how: Any) -> Tensor:
-    given = {"prompt": prompts, **how.pop("raw", {})}
-    samples = model.generate(raw=given, count=len(prompts), seed=SEED, steps=STEPS, size=size, **how)
+    given = {"prompt": prompts, **how.pop("cond", {})}
+    samples = model.generate(cond=given, count=len(prompts), seed=SEED, steps=STEPS, size=size, **how)
     return (samples / 2 + 0.5).clamp(0, 1)
 
 
@@ -77,7 +77,7 @@ def test_clips_are_those_of_the_pipeline(clip_folders, name):
     pipeline, path = clip_folders(name)
     model, size = unveil.load(path), size_of(name)
     want = theirs(pipeline, model, PROMPTS, size, guidance_scale=4.0)
-    got = ours(model, PROMPTS, size, scale=4.0)
+    got = ours(model, PROMPTS, size, guidance_scale=4.0)
     assert got.shape == (2, 3, *size)
     assert 0.05 < want.std() < 0.3
     assert psnr(got, want) > 60
@@ -100,20 +100,20 @@ def test_hunyuan_makes_the_clips_of_its_pipeline_of_prompts_that_were_written_do
     model, size = unveil.load(path), size_of("hunyuan")
     given = {"prompt_embeds": tokens[:2], "prompt_attention_mask": mask[:2], "pooled_prompt_embeds": vector[:2]}
     want = theirs(pipeline, model, None, size, guidance_scale=4.0, **given)
-    got = ours(model, PROMPTS, size, raw={"guidance": 4.0})
+    got = ours(model, PROMPTS, size, cond={"guidance": 4.0})
     assert psnr(got, want) > 60
     assert psnr(got, want.roll(1, 0)) < 40
-    assert psnr(ours(model, PROMPTS, size, raw={"guidance": 1.0}), want) < 60
+    assert psnr(ours(model, PROMPTS, size, cond={"guidance": 1.0}), want) < 60
 
 
 def test_prompts_written_down_take_the_place_of_the_encoder(copied):
     path = copied("wan")
     model, size = unveil.load(path), size_of("wan")
-    want = ours(model, PROMPTS, size, scale=2.0)
+    want = ours(model, PROMPTS, size, guidance_scale=2.0)
     write_prompts(model, PROMPTS, path / WRITTEN)
     shutil.rmtree(path / "text_encoder")
     found = unveil.load(path)
-    assert torch.equal(ours(found, PROMPTS, size, scale=2.0), want)
+    assert torch.equal(ours(found, PROMPTS, size, guidance_scale=2.0), want)
     with pytest.raises(RecipeError, match=r"'a dog on the moon': not one of the 3 in .*nearest: 'a cat on the moon'"):
         ours(found, ["a dog on the moon"] * 2, size)
     write_tensors(path / WRITTEN, {"embeds": torch.zeros(1)})
@@ -234,7 +234,7 @@ def test_ltx_is_told_the_level_of_each_token_and_its_place(clip_folders):
 @pytest.mark.parametrize("name", ["wan", "ltx", "cogvideox"])
 def test_the_codec_goes_there_and_back_as_the_pipelines_do(clip_folders, name):
     pipeline, path = clip_folders(name)
-    codec, size = unveil.load(path).codec, size_of(name)
+    codec, size = unveil.load(path).autoencoder, size_of(name)
     vae, pixels = pipeline.vae, torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(1)) * 2 - 1
     with torch.no_grad():
         z = vae.encode(pixels).latent_dist.mode()

@@ -15,13 +15,13 @@ pytest.importorskip("transformers")
 import unveil
 from tests.checkpoints import tiny_video
 from unveil.core.rng import SampleRNG
+from unveil.errors import ShapeError
 from unveil.generation import video
 from unveil.generation.generate import Request, generate
 from unveil.generation.long_video import concat_chunks, generate_long_video, new_frames_only
 from unveil.io.images import to_pixels
 from unveil.model import Model
 from unveil.model.config import SampleConfig, validate
-from unveil.types import ShapeError
 
 # diffusers' own, of numpy
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -31,7 +31,7 @@ TASKS = ["wan", "wan-ti2v", "wan-pair", "ltx", "cogvideox", "cogvideox-1.5"]
 
 def small(clip_folders: Any, name: str) -> tuple[Model, Request, Tensor]:
     """A model of short clips, what is asked of it, and a clip to work on."""
-    model = unveil.load(clip_folders(name)[1]).sized(tiny_video.size_of(name))
+    model = unveil.load(clip_folders(name)[1]).resized(tiny_video.size_of(name))
     asked = Request({"prompt": PROMPTS[:1]}, sampling=model.sampling.changed({"steps": 3, "scale": 2.0}).flat())
     pixels = torch.rand(1, 3, *tiny_video.size_of(name), generator=torch.Generator().manual_seed(5)) * 255
     return model, asked, pixels.to(torch.uint8)
@@ -51,11 +51,11 @@ def test_a_picture_begins_to_move(clip_folders, name):
     assert not torch.equal(found[:, :, 1:], other[:, :, 1:])  # and the rest has seen it
     # the sample itself holds it, as the latents that the codec gives it
     how, streams = validate(SampleConfig, model.sampling.model_dump() | {"steps": 3}, "test"), SampleRNG(1, range(1))
-    course = edit.change(model.course(how, streams, raw=asked.given), slice(0, 1))
+    course = edit.change(model.prepare(how, streams, cond=asked.given), slice(0, 1))
     with torch.no_grad():
         latents = course.run()
         shown = (clip[:, :, :1].float() / 127.5 - 1).expand(1, *model.shape)  # what stands where nothing is known
-        torch.testing.assert_close(latents[:, :, :1], model.codec.encode(shown)[:, :, :1], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(latents[:, :, :1], model.autoencoder.encode(shown)[:, :, :1], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -79,10 +79,10 @@ def test_clips_and_loops_come_back_from_their_latents_as_long_as_they_were(clip_
         (channels, _, *sides), taken = other.shape, 0
         for frames in range(1, 34):
             with suppress(ShapeError):
-                latents = other.codec.latent_shape((channels, frames, *sides))
+                latents = other.autoencoder.latent_shape((channels, frames, *sides))
                 with torch.no_grad():
-                    assert other.codec.decode(torch.zeros(1, *latents)).shape[1:] == (channels, frames, *sides)
-                    assert other.codec.encode(torch.zeros(1, channels, frames, *sides)).shape[1:] == latents
+                    assert other.autoencoder.decode(torch.zeros(1, *latents)).shape[1:] == (channels, frames, *sides)
+                    assert other.autoencoder.encode(torch.zeros(1, channels, frames, *sides)).shape[1:] == latents
                 assert latents[1] % getattr(other.denoiser.network, "together", 1) == 0
                 taken += 1
         assert taken >= 4
@@ -95,7 +95,7 @@ def test_a_clip_is_edited_as_strongly_as_is_said(clip_folders, name):
     kept = made(model, asked, video.sdedit_video(model, clip, 0.0))
     assert torch.equal(kept, clip)
     with torch.no_grad():
-        base = to_pixels(model.codec.decode(model.codec.encode(clip.float() / 127.5 - 1)))
+        base = to_pixels(model.autoencoder.decode(model.autoencoder.encode(clip.float() / 127.5 - 1)))
     change = [float((one.int() - base.int()).abs().float().mean()) for one in (near, far)]
     assert 0 < change[0] < change[1]
     mask = torch.zeros(1, 1, 1, *clip.shape[3:], dtype=torch.bool)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from unveil.checkpoints import vit
+from unveil.errors import RecipeError, WeightsError
 from unveil.nn.vit import ViT, ViTConfig, get_preset
-from unveil.types import RecipeError, WeightsError
 
 SMALL = ViTConfig(3, 8, 0, 4, 2, 16, 2, 2.0, head="hidden", norm_eps=1e-12)
 # Parameters of transformers' ViTModel: google/vit-base-patch16-224-in21k and its larger kin
@@ -30,15 +30,15 @@ def theirs_of(config: ViTConfig) -> Any:
     from transformers import ViTForImageClassification, ViTModel
 
     settings = Theirs(
-        hidden_size=config.width,
+        hidden_size=config.hidden_size,
         num_hidden_layers=config.depth,
         num_attention_heads=config.heads,
-        intermediate_size=int(config.hidden * config.width),
+        intermediate_size=int(config.mlp_ratio * config.hidden_size),
         image_size=config.size,
         patch_size=config.patch,
-        num_labels=config.classes or 2,
+        num_labels=config.num_classes or 2,
     )
-    return (ViTForImageClassification if config.classes else ViTModel)(settings)
+    return (ViTForImageClassification if config.num_classes else ViTModel)(settings)
 
 
 @pytest.mark.slow
@@ -59,7 +59,7 @@ def test_transformers_gives_the_same_and_reads_what_is_written(tmp_path):
     assert back.config == SMALL
     assert all(torch.equal(tensor, back.state_dict()[key]) for key, tensor in ours.state_dict().items())
 
-    labelled = replace(SMALL, classes=5, head="linear")
+    labelled = replace(SMALL, num_classes=5, head="linear")
     ours = drawn(labelled)
     vit.write_folder(ours, tmp_path / "ours")
     model = type(theirs_of(labelled)).from_pretrained(tmp_path / "ours").eval()
@@ -68,7 +68,7 @@ def test_transformers_gives_the_same_and_reads_what_is_written(tmp_path):
 
 
 @pytest.mark.parametrize("era", ["files", "modules"])
-@pytest.mark.parametrize("config", [SMALL, replace(SMALL, classes=5, head="linear")], ids=["model", "classifier"])
+@pytest.mark.parametrize("config", [SMALL, replace(SMALL, num_classes=5, head="linear")], ids=["model", "classifier"])
 def test_weights_survive_the_way_there_and_back(config, era):
     ours = drawn(config).state_dict()
     theirs = vit.dump(ours, config, era)
@@ -90,7 +90,7 @@ def test_published_sizes_have_transformers_counts(name):
 
 
 def test_what_transformers_does_not_have_is_refused():
-    for config in (replace(SMALL, pool="mean"), replace(SMALL, classes=3)):
+    for config in (replace(SMALL, pool="mean"), replace(SMALL, num_classes=3)):
         with pytest.raises(RecipeError, match="class token"):
             vit.names(config)
     with pytest.raises(RecipeError, match="transformers' ViT has patches"):

@@ -10,7 +10,8 @@ from tests.cli.conftest import Cli, tree
 from unveil.evaluate.report import Report
 
 TINY = [
-    "data={kind: digits}", "shape=[1, 8, 8]", "codec.patch=2", "codec.channels=8", "train.steps=6", "train.warmup=2",
+    "data={kind: digits}", "shape=[1, 8, 8]", "autoencoder.patch=2", "autoencoder.model_channels=8",
+    "train.steps=6", "train.warmup=2",
     "train.batch_size=8", "train.precision=float32", "train.sample_every=0", "train.validate_every=0",
 ]  # fmt: skip
 
@@ -21,7 +22,9 @@ def trained(tmp_path_factory) -> Path:
     from unveil.cli.commands import run
 
     folder = tmp_path_factory.mktemp("runs") / "vq"
-    assert run(["train", "vq-fashion", *TINY, "codec.codebook_size=16", "--output-dir", str(folder), "--quiet"]) == 0
+    assert (
+        run(["train", "vq-fashion", *TINY, "autoencoder.codebook_size=16", "--output-dir", str(folder), "--quiet"]) == 0
+    )
     return folder
 
 
@@ -52,7 +55,7 @@ def test_it_is_told_what_it_is(cli: Cli, trained: Path):
     shown = cli("inspect", "model", trained).out
     assert "a training checkpoint at step 6" in shown
     assert "pictures     pixels of shape (1, 8, 8)" in shown
-    assert "codec        vq, channels 8" in shown
+    assert "autoencoder  vq, model_channels 8" in shown
     assert "network" not in shown
     listed = cli("recipes", "list").out
     assert all(name in listed for name in ("ae-fashion", "vq-fashion", "ae-kl-f8", "vq-f4"))
@@ -76,11 +79,11 @@ def test_a_dry_run_writes_nothing(cli: Cli, tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["train", "ae-fashion", "codec.z_chanels=2"], 2, "nearest: 'z_channels'"),
+        (["train", "ae-fashion", "autoencoder.z_chanels=2"], 2, "nearest: 'z_channels'"),
         (["train", "ae-kl-f8", "data={kind: digits}", "shape=[1, 8, 8]", "loss.discriminator=null"], 2, "lpips"),
         (["train", "ae-fashion", "shape=[1, 30, 30]"], 2, "28 or 32"),
         (["inspect", "schedule", "ae-fashion"], 2, "`unveil evaluate RUN`"),
-        (["sample", "{run}"], 1, "an autoencoder, which makes no pictures by itself"),
+        (["sample", "{run}"], 1, "an autoencoder, which generates no images by itself"),
         (["evaluate", "ddpm-digits", "--recipe", "ae-fashion"], 1, "holds no autoencoder"),
     ],
 )

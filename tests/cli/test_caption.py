@@ -19,11 +19,11 @@ from tests.prompting.test_llm_rewrite import Place, place, saying
 from tests.prompting.tiny import COLOURS, Grounds, trained
 from unveil import playground
 from unveil.cli import caption
+from unveil.errors import DataError, RecipeError, WeightsError
 from unveil.io.images import png
 from unveil.io.video.writer import write_video
 from unveil.model.captioner_folder import load_captioner
 from unveil.prompting.captioners import NativeCaptioner
-from unveil.types import DataError, RecipeError, WeightsError
 
 __all__ = ["place"]  # a fixture
 AXIS = ("still", "left", "right", "up", "down")

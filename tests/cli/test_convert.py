@@ -99,7 +99,7 @@ def test_eight_bits_are_written_of_our_own_folders_alone(cli: Cli, tmp_path: Pat
         for place in (small, model_folder.resolve_checkpoint("ddpm-digits"))
     ]
     assert sizes[0] < 0.6 * sizes[1]
-    how: dict[str, Any] = {"count": 2, "seed": 0, "raw": {"label": ["3", "8"]}, "sampling": {"steps": 4}}
+    how: dict[str, Any] = {"count": 2, "seed": 0, "cond": {"label": ["3", "8"]}, "sampling": {"steps": 4}}
     one, two = (unveil.load(place).generate(**how) for place in ("ddpm-digits", small))
     assert 0 < (one - two).abs().mean() < 0.02
     said = cli("convert", "ddpm-digits", "a.safetensors", "--format", "ddpm", "--dtype", "int8")

@@ -94,7 +94,7 @@ def test_a_checkpoint_of_another_size(cli: Cli, tmp_path: Path):
         "network.hidden_size=64",
         "network.heads=4",
         "shape=[3, 8, 8]",
-        "condition.0.classes=10",
+        "condition.0.num_classes=10",
     ]
     changes = [word for change in small for word in ("--set", change)]
     done = cli("convert", "dit.pt", "ours", "--recipe", "dit-s-2-imagenet256", *changes)

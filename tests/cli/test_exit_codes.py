@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from unveil.cli.exit_codes import guarded, outcome
-from unveil.types import PromptTruncated
+from unveil.errors import PromptTruncated
 
 
 def warning(category: type[Warning]) -> typer.Typer:

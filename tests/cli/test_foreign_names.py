@@ -18,8 +18,8 @@ from unveil.cli.train import recipe_key
 from unveil.core import foreign_names, schedules
 from unveil.core.process import LinearVP
 from unveil.core.samplers import SAMPLERS
+from unveil.errors import RecipeError
 from unveil.model.config import Recipe, SampleConfig, load_recipe
-from unveil.types import RecipeError
 
 TREE = command_tree()
 DEFAULT = USUAL

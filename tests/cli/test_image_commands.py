@@ -17,12 +17,12 @@ from PIL import Image
 
 from tests.cli.conftest import CHANGES, Cli, tree
 from tests.cli.test_bad_input import refused
+from unveil.errors import DataError
 from unveil.generation.metadata import read_facts
 from unveil.io.images import METADATA_KEY, png
 from unveil.io.video.reader import VideoDecoder, VideoLimits
 from unveil.model import build
 from unveil.model.config import ModelConfig, Recipe, load_recipe, validate
-from unveil.types import DataError
 
 
 def pixels(path: Path) -> torch.Tensor:
@@ -370,7 +370,7 @@ def test_ctrl_c_leaves_no_half_file(saved: Path, tmp_path: Path):
 def test_a_word_that_is_no_setting_is_the_prompt(cli: Cli, tmp_path: Path):
     recipe = load_recipe("ddpm-digits", CHANGES)
     assert isinstance(recipe, Recipe)
-    told = {"kind": "label", "key": "prompt", "classes": 3, "names": ["cat", "dog", "owl"], "drop_prob": 0.1}
+    told = {"kind": "class-label", "key": "prompt", "num_classes": 3, "names": ["cat", "dog", "owl"], "drop_prob": 0.1}
     config = validate(ModelConfig, {**recipe.model.model_dump(mode="json"), "condition": [told]}, "test")
     build(config).save(tmp_path / "told")
     done = cli("sample", "told", "dog", "steps=2", "--out", "dog.png")
@@ -395,7 +395,7 @@ def test_networks_that_were_trained_for_it_are_shown_what_they_need(
     recipe = load_recipe("ddpm-digits", CHANGES)
     assert isinstance(recipe, Recipe)
     plain = recipe.model.model_dump(mode="json")
-    shown = [{"kind": "context", "key": key, "channels": 1} for key in keys]
+    shown = [{"kind": "concat", "key": key, "channels": 1} for key in keys]
     config = {**plain, "network": plain["network"] | network, "condition": [*plain["condition"], *shown]}
     build(validate(ModelConfig, config, "test")).save(tmp_path / "trained")
     path = picture(tmp_path / "a.png")

@@ -73,8 +73,15 @@ def encoding(recipe: Recipe) -> Model:
     """The recipe's model with a codec that leaves the number of channels and the size as they are."""
     model = build(recipe.model)
     torch.manual_seed(0)
-    sizes = {"in_channels": 3, "out_channels": 3, "z_channels": 3, "channels": 8, "multipliers": (1,), "groups": 4}
-    model.codec = AutoencoderKL(AutoencoderKLConfig(**sizes, blocks=1)).requires_grad_(False)  # type: ignore[arg-type]
+    sizes = {
+        "in_channels": 3,
+        "out_channels": 3,
+        "z_channels": 3,
+        "model_channels": 8,
+        "channel_mult": (1,),
+        "groups": 4,
+    }
+    model.autoencoder = AutoencoderKL(AutoencoderKLConfig(**sizes, num_res_blocks=1)).requires_grad_(False)  # type: ignore[arg-type]
     return model
 
 

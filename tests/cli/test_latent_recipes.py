@@ -19,13 +19,17 @@ from unveil import load
 from unveil.checkpoints.formats import single_file
 from unveil.cli.train import start
 from unveil.core.process import betas
+from unveil.errors import RecipeError
 from unveil.model import Model, build
 from unveil.model.config import Recipe, dump, load_recipe
 from unveil.train.lora import model_config_on_base
-from unveil.types import BaseModel, RecipeError
+from unveil.types import BaseModel
 
 ROOT = os.environ.get("UNVEIL_GOLDEN")
-CODEC = "{kind: kl, channels: 32, multipliers: [1, 2], blocks: 1, z_channels: 4, latent_channels: 4, scale: 0.5}"
+CODEC = (
+    "{kind: kl, model_channels: 32, channel_mult: [1, 2], num_res_blocks: 1, z_channels: 4, latent_channels: 4, "
+    "scale: 0.5}"
+)
 
 
 def recipe(name: str, *changes: str, small: bool = True) -> Recipe:
@@ -43,7 +47,7 @@ def test_fine_tuning_describes_stable_diffusion_1():
     model = single_file.read(theirs).model
     ours = model_config_on_base(model, BaseModel("sd1", "sd1.safetensors", ""), recipe("sd1-finetune", small=False))
     assert model.config is not None
-    assert ours.codec == model.config.codec
+    assert ours.autoencoder == model.config.autoencoder
     assert ours.latent_shape == (4, 64, 64)
     assert model.conditioners["prompt"]._kept.room == 256 * 2**20  # that is the recipe's to say
 
@@ -52,7 +56,7 @@ def test_fine_tuning_describes_stable_diffusion_1():
 def base(tmp_path: Path) -> Path:
     """A tiny model of Stable Diffusion's parts with random weights, as a folder."""
     torch.manual_seed(0)
-    model = build(recipe("sd1-finetune", "base=null", f"codec={CODEC}").model)
+    model = build(recipe("sd1-finetune", "base=null", f"autoencoder={CODEC}").model)
     with torch.no_grad():
         for parameter in model.denoiser.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.02)
@@ -77,7 +81,7 @@ def test_fine_tuning_begins_with_the_base_and_moves_the_network_alone(cli: Cli, 
     pytest.importorskip("transformers")
     changes = (
         f"base={base}",
-        f"codec.path={base}",
+        f"autoencoder.path={base}",
         f"data.path={pictures}",
         "train.ema_decay=0",
         "train.precision=float32",
@@ -92,7 +96,7 @@ def test_fine_tuning_begins_with_the_base_and_moves_the_network_alone(cli: Cli, 
     pairs = zip(before.denoiser.parameters(), after.denoiser.parameters(), strict=True)
     moved = torch.tensor([float((one - two).detach().abs().max()) for one, two in pairs])
     assert 0 < float(moved.max()) < 3 * 1.0e-5  # two steps of AdamW at the published rate
-    assert after.generate(raw={"prompt": "noise"}, steps=2).shape == (1, 3, 32, 32)
+    assert after.generate(cond={"prompt": "noise"}, steps=2).shape == (1, 3, 32, 32)
 
 
 def test_the_caption_reaches_the_text_encoder(base: Path, pictures: Path):
@@ -108,7 +112,7 @@ def test_the_caption_reaches_the_text_encoder(base: Path, pictures: Path):
 
 def test_another_base_is_refused(base: Path):
     pytest.importorskip("transformers")
-    asked = recipe("sd1-finetune", f"base={base}", f"codec.path={base}", "network.num_res_blocks=2")
+    asked = recipe("sd1-finetune", f"base={base}", f"autoencoder.path={base}", "network.num_res_blocks=2")
     with pytest.raises(RecipeError, match=r"network of the base .*num_res_blocks=1.*of the recipe .*num_res_blocks=2"):
         start(asked, torch.device("cpu"))
 
@@ -138,17 +142,17 @@ def test_a_model_told_boxes_draws_others_where_boxes_differ():
         for parameter in model.denoiser.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
     one, other = ([[("circle", x, 0.5, 0.3, 0.3)]] for x in (0.3, 0.7))
-    first, second = (model.generate(raw={"layout": given}, steps=2) for given in (one, other))
+    first, second = (model.generate(cond={"layout": given}, steps=2) for given in (one, other))
     assert not torch.equal(first, second)
-    assert torch.equal(first, model.generate(raw={"layout": one}, steps=2))
+    assert torch.equal(first, model.generate(cond={"layout": one}, steps=2))
 
 
 def test_a_small_latent_recipe_is_whole(tmp_path: Path):
     """Without the folder of a trained autoencoder it has one of its own, and is written whole."""
     asked = recipe("ldm-fashion")
-    assert asked.codec.kind == "kl"
+    assert asked.autoencoder.kind == "kl"
     assert "runs/ae-fashion" not in dump(asked.model)
-    assert build(asked.model).codec.latent_shape(asked.shape) == recipe("ldm-fashion", small=False).latent_shape
+    assert build(asked.model).autoencoder.latent_shape(asked.shape) == recipe("ldm-fashion", small=False).latent_shape
 
 
 def test_a_typed_value_is_its_nearest_code():

@@ -8,10 +8,10 @@ from torch import Tensor
 
 import unveil
 from tests.cli.conftest import Cli
+from unveil.errors import RecipeError, WeightsError
 from unveil.model import Model, build
 from unveil.model.config import Recipe, load_recipe
 from unveil.model.weight_averaging import average_weights
-from unveil.types import RecipeError, WeightsError
 
 TABLE = "conditioners.prompt.words.table.weight"
 CHANGES = [

@@ -125,7 +125,7 @@ def test_img2img_draws_the_picture_of_the_pipeline(cli: Cli, plain: Both, tmp_pa
         lambda *shape, **how: noise(),
     )
     with torch.no_grad():
-        latents = unveil.load(plain.folder).codec.encode(pixels)
+        latents = unveil.load(plain.folder).autoencoder.encode(pixels)
     want = theirs(pipeline, image=latents, strength=0.6)
     words = [tmp_path / "photo.png", PROMPT, "--strength", 0.6]
     assert psnr(drawn(cli, "img2img", plain, words), want) >= 60
@@ -139,7 +139,7 @@ def test_inpaint_draws_the_hole_of_the_pipeline(cli: Cli, inpainting: Both, tmp_
     hole[8:24, 4:20] = True
     Image.fromarray((hole.byte() * 255).numpy()).save(tmp_path / "mask.png")
     with torch.no_grad():
-        masked = unveil.load(inpainting.folder).codec.encode(pixels.masked_fill(hole, 0.0))
+        masked = unveil.load(inpainting.folder).autoencoder.encode(pixels.masked_fill(hole, 0.0))
     want = theirs(
         inpainting.pipeline,
         image=(pixels + 1) / 2,
@@ -193,10 +193,10 @@ def test_a_controlnet_draws_the_picture_of_the_pipeline(plain: Both, tmp_path: P
     pipeline = of_kind("StableDiffusionControlNetPipeline", plain, controlnet=control)
     want = theirs(pipeline, image=(hint + 1) / 2, latents=noise(), controlnet_conditioning_scale=0.7)
     for model in (unveil.load(plain.folder), unveil.load(plain.file, overrides=tiny_sd.SAID)):
-        without = model.generate(raw={"prompt": PROMPT}, seed=SEED, steps=STEPS, scale=SCALE)
+        without = model.generate(cond={"prompt": PROMPT}, seed=SEED, steps=STEPS, guidance_scale=SCALE)
         network = diffusers_unet.read_controlnet(tmp_path / "control")
-        model.controlled(Control("edges", network, weight=0.7))
+        model.with_controlnets(Control("edges", network, weight=0.7))
         raw = {"prompt": PROMPT, "edges": hint}
-        got = model.generate(raw=raw, seed=SEED, steps=STEPS, scale=SCALE)
+        got = model.generate(cond=raw, seed=SEED, steps=STEPS, guidance_scale=SCALE)
         assert psnr(to_pixels(got)[0], want) >= 60
         assert psnr(to_pixels(without)[0], want) < 40

@@ -12,7 +12,14 @@ from safetensors.torch import load_file
 from tests.cli.conftest import Cli, tree
 
 RECIPE = "transformer-translate"
-TINY = ["train.steps=2", "data.count=60", "data.num_val=8", "network.width=16", "network.heads=2", "network.depth=1"]
+TINY = [
+    "train.steps=2",
+    "data.count=60",
+    "data.num_val=8",
+    "network.hidden_size=16",
+    "network.heads=2",
+    "network.depth=1",
+]
 TINY += ["network.max_length=40", "train.batch_size=8", "decode.num_beams=2"]
 
 

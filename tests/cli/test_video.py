@@ -69,7 +69,7 @@ def test_words_alone_make_a_clip_in_every_form(cli: Cli, model: Path, tmp_path: 
         assert VideoDecoder().look(tmp_path / f"out.{form}", VideoLimits()).frames == 6
 
 
-@pytest.mark.filterwarnings("ignore::unveil.types.PromptTruncated")  # of the words that it does not know
+@pytest.mark.filterwarnings("ignore::unveil.errors.PromptTruncated")  # of the words that it does not know
 def test_a_prompt_that_begins_as_a_setting_does_is_a_prompt(cli: Cli, model: Path, tmp_path: Path):
     typed = "style=plain, " + WORDS[0]
     done = cli("video", typed, "--model", model, "-o", "out.gif", "--negative-prompt", "look=blue", "--quiet")

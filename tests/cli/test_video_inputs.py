@@ -39,10 +39,10 @@ def test_a_clip_model_makes_clips_of_other_lengths_and_shapes_and_pictures(run: 
     model = unveil.load(run)
     assert model.shape == (3, 9, 16, 16)
     raw = {"prompt": "a small red circle moves left"}
-    assert model.generate(raw=raw, count=2).shape == (2, 3, 9, 16, 16)
-    assert model.generate(raw=raw, size=(1, 24, 16)).shape == (1, 3, 1, 24, 16)
-    assert model.generate(raw=raw, size=(8, 24)).shape == (1, 3, 9, 8, 24)
-    one, many = (model.generate(raw=raw, count=count, size=(3, 16, 16)) for count in (1, 3))
+    assert model.generate(cond=raw, count=2).shape == (2, 3, 9, 16, 16)
+    assert model.generate(cond=raw, size=(1, 24, 16)).shape == (1, 3, 1, 24, 16)
+    assert model.generate(cond=raw, size=(8, 24)).shape == (1, 3, 9, 8, 24)
+    one, many = (model.generate(cond=raw, count=count, size=(3, 16, 16)) for count in (1, 3))
     torch.testing.assert_close(one, many[:1], rtol=1e-5, atol=1e-5)
 
 
@@ -76,7 +76,7 @@ def test_a_model_goes_on_to_read_longer_prompts(cli: Cli, run: Path, tmp_path: P
     before, after = unveil.load(run), unveil.load(tmp_path / "longer")
     assert [model.conditioners["prompt"].config.max_length for model in (before, after)] == [36, 50]
     raw = {"prompt": "a small red circle moves left"}  # a short one is read as before
-    torch.testing.assert_close(before.generate(raw=raw), after.generate(raw=raw), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(before.generate(cond=raw), after.generate(cond=raw), rtol=1e-4, atol=1e-4)
     done = cli("train", "playground-video", "--quick", "--output-dir", "wider", *small, "condition.0.width=64")
     assert done.code == 2
     assert "condition of the base run is" in done.err

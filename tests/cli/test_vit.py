@@ -10,7 +10,7 @@ import pytest
 from tests.cli.conftest import Cli
 from unveil.io.files import sha256
 
-CHANGES = ["data={kind: digits}", "network.size=8", "network.patch=2", "network.width=16", "network.heads=2"]
+CHANGES = ["data={kind: digits}", "network.size=8", "network.patch=2", "network.hidden_size=16", "network.heads=2"]
 CHANGES += ["network.depth=1", "train.epochs=1"]
 
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from unveil.conditioning.clip_tokenizer import BPETokenizer, clean, clip_tokenizer, words
-from unveil.types import RecipeError, ShapeError
+from unveil.errors import RecipeError, ShapeError
 
 # Published numbers of some prompts
 KNOWN = {

@@ -7,7 +7,7 @@ import torch
 
 from unveil.conditioning.class_label import BinnedValue, Label
 from unveil.conditioning.image import ConcatCondition
-from unveil.types import RecipeError, ShapeError
+from unveil.errors import RecipeError, ShapeError
 
 ANIMALS = ["cat", "dog", "horse"]
 

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from unveil.conditioning.controlnet import Control, MultiControlNet
+from unveil.errors import RecipeError, ShapeError
 from unveil.model import Model, build
 from unveil.model.config import ModelConfig, validate
 from unveil.nn.controlnet import ControlNet
 from unveil.nn.unet import UNet
-from unveil.types import Condition, NoiseLevel, RecipeError, ShapeError
+from unveil.types import Condition, NoiseLevel
 
 RECIPE = {
     "shape": [4, 8, 8],
@@ -29,7 +30,7 @@ RECIPE = {
         "context_width": 24,
     },
     "process": {"kind": "discrete-vp", "beta_schedule": "cosine", "timesteps": 50},
-    "condition": [{"kind": "label-token", "classes": 4, "drop_prob": 0.1}],
+    "condition": [{"kind": "class-label-token", "num_classes": 4, "drop_prob": 0.1}],
     "sample": {"sampler": "ddim", "steps": 4, "clip": "none"},
 }
 
@@ -79,35 +80,39 @@ def counted(network: nn.Module) -> Iterator[list[int]]:
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_a_new_controlnet_leaves_every_sample_what_it_was_bit_for_bit(model: Model, scale: float):
-    plain = model.generate(raw={"label": [0, 1]}, count=2, scale=scale)
+    plain = model.generate(cond={"label": [0, 1]}, count=2, guidance_scale=scale)
     new = ControlNet.of(unet_of(model))
     own, copied = unet_of(model).state_dict(), new.state_dict()
     assert all(torch.equal(copied[key], own[key]) for key in copied if key in own)
     assert own["enter.weight"].data_ptr() != copied["enter.weight"].data_ptr()
-    model.controlled(Control("edges", new))
+    model.with_controlnets(Control("edges", new))
     asked = {"label": [0, 1], "edges": pictures()}
-    assert torch.equal(model.generate(raw=asked, count=2, scale=scale), plain)
+    assert torch.equal(model.generate(cond=asked, count=2, guidance_scale=scale), plain)
 
 
 def test_a_control_moves_the_sample_by_its_hint_and_goes_again(model: Model):
-    plain = model.generate(raw={"label": 1}, scale=3.0)
-    model.controlled(Control("edges", controlnet(model)))
-    one, other = (model.generate(raw={"label": 1, "edges": pictures(count=1, seed=s)}, scale=3.0) for s in (3, 4))
+    plain = model.generate(cond={"label": 1}, guidance_scale=3.0)
+    model.with_controlnets(Control("edges", controlnet(model)))
+    one, other = (
+        model.generate(cond={"label": 1, "edges": pictures(count=1, seed=s)}, guidance_scale=3.0) for s in (3, 4)
+    )
     assert not torch.allclose(one, plain)
     assert not torch.allclose(one, other)
-    assert torch.equal(model.controlled().generate(raw={"label": 1}, scale=3.0), plain)
+    assert torch.equal(model.with_controlnets().generate(cond={"label": 1}, guidance_scale=3.0), plain)
     with pytest.raises(RecipeError, match="edges"):
-        model.generate(raw={"label": 1, "edges": pictures(count=1)})
+        model.generate(cond={"label": 1, "edges": pictures(count=1)})
 
 
 def test_every_sampler_and_one_call_or_two_give_the_same_control(model: Model, monkeypatch: pytest.MonkeyPatch):
-    model.controlled(Control("edges", controlnet(model)))
+    model.with_controlnets(Control("edges", controlnet(model)))
     asked = {"label": 1, "edges": pictures(count=1)}
     samples = {}
     for together in (True, False):
         monkeypatch.setattr("unveil.core.guidance.should_batch", lambda *_, together=together: together)
         for sampler in ("ddim", "heun", "dpmpp-2m"):
-            samples[sampler, together] = model.generate(raw=asked, scale=3.0, sampler=sampler, clip="static")
+            samples[sampler, together] = model.generate(
+                cond=asked, guidance_scale=3.0, sampler=sampler, threshold="static"
+            )
     for sampler in ("ddim", "heun", "dpmpp-2m"):
         torch.testing.assert_close(samples[sampler, True], samples[sampler, False], rtol=1e-3, atol=1e-3)
 
@@ -161,9 +166,9 @@ def test_a_control_works_in_its_part_of_the_run_alone(model: Model):
     asked = {"label": 1, "edges": pictures(count=1)}
     calls = {}
     for start, stop in ((0.0, 1.0), (0.0, 0.5), (0.5, 1.0), (0.0, 0.0)):
-        model.controlled(Control("edges", network, start=start, stop=stop))
+        model.with_controlnets(Control("edges", network, start=start, stop=stop))
         with counted(network) as rows:
-            model.generate(raw=asked, scale=1.0, grid="uniform", steps=8)
+            model.generate(cond=asked, guidance_scale=1.0, schedule="uniform", steps=8)
         calls[start, stop] = len(rows)
     assert calls[0.0, 1.0] == calls[0.0, 0.5] + calls[0.5, 1.0] == 8
     assert calls[0.0, 0.5] == 4
@@ -178,18 +183,18 @@ def test_a_control_works_in_its_part_of_the_run_alone(model: Model):
 def test_in_guess_mode_what_guidance_goes_away_from_is_not_controlled(model: Model):
     network = controlnet(model)
     asked = {"label": [1, 2], "edges": pictures()}
-    model.controlled(Control("edges", network))
+    model.with_controlnets(Control("edges", network))
     with counted(network) as rows:
-        model.generate(raw=asked, count=2, scale=3.0)
+        model.generate(cond=asked, count=2, guidance_scale=3.0)
     assert set(rows) == {4}
-    model.controlled(Control("edges", network), mode="guess")
+    model.with_controlnets(Control("edges", network), mode="guess")
     with counted(network) as rows:
-        model.generate(raw=asked, count=2, scale=3.0)
+        model.generate(cond=asked, count=2, guidance_scale=3.0)
     assert rows == [2, 2, 2, 2]
 
 
 def test_a_hint_is_the_same_on_both_sides_of_guidance_and_beside_a_negative(model: Model):
-    model.controlled(Control("edges", controlnet(model)))
+    model.with_controlnets(Control("edges", controlnet(model)))
     condition, null = model.encode({"label": 1, "edges": pictures(count=1)})
     assert condition is not None
     assert null is not None
@@ -197,16 +202,16 @@ def test_a_hint_is_the_same_on_both_sides_of_guidance_and_beside_a_negative(mode
     assert null.hint is not None
     assert torch.equal(condition.hint, null.hint)
     torch.testing.assert_close(condition.hint, pictures(count=1) / 255)
-    model.generate(raw={"label": 1, "edges": pictures(count=1)}, negative={"label": 2}, scale=3.0)
+    model.generate(cond={"label": 1, "edges": pictures(count=1)}, negative_cond={"label": 2}, guidance_scale=3.0)
     with pytest.raises(RecipeError, match="edges: missing"):
-        model.generate(raw={"label": 1})
+        model.generate(cond={"label": 1})
 
 
 def test_hints_and_texts_are_read_once_in_a_run(model: Model):
     network = controlnet(model)
-    model.controlled(Control("edges", network))
+    model.with_controlnets(Control("edges", network))
     with counted(network.hint) as rows:
-        model.generate(raw={"label": 1, "edges": pictures(count=1)}, scale=3.0)
+        model.generate(cond={"label": 1, "edges": pictures(count=1)}, guidance_scale=3.0)
     assert rows == [2]
 
 
@@ -217,16 +222,16 @@ def test_what_cannot_work_is_refused(model: Model):
     with pytest.raises(RecipeError, match="nearest: 'middle'"):
         Control("edges", network, place="midle")  # type: ignore[arg-type]
     with pytest.raises(RecipeError, match="the model has a condition of that name"):
-        model.controlled(Control("label", network))
+        model.with_controlnets(Control("label", network))
     with pytest.raises(RecipeError, match="each under its own key"):
-        model.controlled(Control("a", network), Control("a", network))
+        model.with_controlnets(Control("a", network), Control("a", network))
     with pytest.raises(RecipeError, match="nearest: 'guess'"):
-        model.controlled(Control("a", network), mode="gues")  # type: ignore[arg-type]
-    model.controlled(Control("edges", network, (1.0, 2.0)))
+        model.with_controlnets(Control("a", network), mode="gues")  # type: ignore[arg-type]
+    model.with_controlnets(Control("edges", network, (1.0, 2.0)))
     with pytest.raises(RecipeError, match="2 weights for 5 residuals"):
-        model.generate(raw={"label": 1, "edges": pictures(count=1)})
-    model.controlled(Control("edges", network))
+        model.generate(cond={"label": 1, "edges": pictures(count=1)})
+    model.with_controlnets(Control("edges", network))
     with pytest.raises(ShapeError, match=r"must be \(1, 3, 64, 64\), 8 times the size of x"):
-        model.generate(raw={"label": 1, "edges": pictures(count=1)[..., :32]}, scale=1.0)
+        model.generate(cond={"label": 1, "edges": pictures(count=1)[..., :32]}, guidance_scale=1.0)
     with pytest.raises(ShapeError, match="edges"):
-        model.generate(raw={"label": 1, "edges": pictures(1, count=1)})
+        model.generate(cond={"label": 1, "edges": pictures(1, count=1)})

@@ -11,11 +11,12 @@ from torch import Tensor
 from unveil.conditioning.controlnet import Control, with_controlnets
 from unveil.core.denoiser import Denoiser
 from unveil.core.process import DiscreteVP, betas
+from unveil.errors import RecipeError, WeightsError
 from unveil.model import Model
 from unveil.nn.controlnet import HINT_WIDTHS, ControlNet, hint_widths
 from unveil.nn.unet import UNet
 from unveil.nn.unet_config import UNetConfig
-from unveil.types import Condition, RecipeError, WeightsError
+from unveil.types import Condition
 
 PLAIN = UNetConfig(1, 1, 64, (1, 2), 1, groups=16)
 PATCHED = replace(PLAIN, patch=2)
@@ -44,7 +45,7 @@ def hint() -> Tensor:
 
 
 def sampled(model: Model, **more: Tensor) -> Tensor:
-    return model.generate(count=2, seed=3, steps=2, raw=more)
+    return model.generate(count=2, seed=3, steps=2, cond=more)
 
 
 @pytest.mark.parametrize(("config", "factor"), [(PLAIN, 1), (PATCHED, 2)], ids=["pixels", "patches"])
@@ -52,23 +53,23 @@ def test_a_new_one_changes_no_bit_and_a_trained_one_does(config: UNetConfig, fac
     model = model_of(config)
     before = sampled(model)
     control = control_of(model, factor)
-    model.controlled(Control("edges", control))
+    model.with_controlnets(Control("edges", control))
     assert torch.equal(sampled(model, edges=hint()), before)
     drawn(control)
     assert not torch.equal(sampled(model, edges=hint()), before)
     assert not torch.equal(sampled(model, edges=hint()), sampled(model, edges=255 - hint()))
-    assert torch.equal(sampled(model.controlled()), before)
+    assert torch.equal(sampled(model.with_controlnets()), before)
 
 
 def test_two_add_up_with_their_weights():
     model = model_of(PATCHED)
     control = control_of(model, 2)
     drawn(control)
-    whole = sampled(model.controlled(Control("one", control)), one=hint())
+    whole = sampled(model.with_controlnets(Control("one", control)), one=hint())
     parts = [Control("one", control, 0.25), Control("two", control, 0.75)]
-    both = sampled(model.controlled(*parts), one=hint(), two=hint())
+    both = sampled(model.with_controlnets(*parts), one=hint(), two=hint())
     torch.testing.assert_close(both, whole, atol=1e-4, rtol=0)
-    half = sampled(model.controlled(Control("one", control, 0.25)), one=hint())
+    half = sampled(model.with_controlnets(Control("one", control, 0.25)), one=hint())
     assert (half - whole).abs().max() > 1e-2
 
 
@@ -76,12 +77,13 @@ def test_the_network_that_trains_is_the_one_that_samples():
     model = model_of(PATCHED)
     control = control_of(model, 2)
     drawn(control)
-    model.controlled(Control("edges", control))
+    model.with_controlnets(Control("edges", control))
     level = model.process.at(torch.tensor([0.3, 0.7], dtype=torch.float64))
     condition, _ = model.encode({"edges": hint()})
     x = torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(2))
     assert torch.equal(
-        with_controlnets(model.denoiser, model.controls)(x, level, condition).x0, model.step(condition)(x, level).x0
+        with_controlnets(model.denoiser, model.controls)(x, level, condition).x0,
+        model.denoise_fn(condition)(x, level).x0,
     )
     assert with_controlnets(model.denoiser, None) is model.denoiser
 
@@ -98,13 +100,13 @@ def test_the_network_that_trains_is_the_one_that_samples():
 def test_one_of_another_base_is_refused(change: dict[str, int], said: str):
     other = ControlNet(replace(PATCHED, **change), hint_widths=hint_widths(2))
     with pytest.raises(WeightsError, match=rf"edges: a ControlNet of another base \(.*{said}"):
-        model_of(PATCHED).controlled(Control("edges", other))
+        model_of(PATCHED).with_controlnets(Control("edges", other))
 
 
 def test_hints_of_another_size_are_refused():
     model = model_of(PATCHED)
     with pytest.raises(WeightsError, match="hints are 4 times the size of x; here images are 1 times"):
-        model.controlled(Control("edges", control_of(model, 8)))
+        model.with_controlnets(Control("edges", control_of(model, 8)))
     with pytest.raises(RecipeError, match="patches of 2 need a multiple of 2"):
         control_of(model, 1)
 

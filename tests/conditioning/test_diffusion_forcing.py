@@ -16,7 +16,7 @@ from unveil.core.objective import DiffusionLoss
 from unveil.core.prediction import flow
 from unveil.core.rng import SampleRNG
 from unveil.core.timestep_sampling import LogitNormal, SecondMoment
-from unveil.types import RecipeError
+from unveil.errors import RecipeError
 
 NOTHING = dict.fromkeys(("none", "first", "prefix", "suffix", "both_ends", "random", "independent"), 0.0)
 

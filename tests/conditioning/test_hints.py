@@ -8,7 +8,7 @@ from torch import Tensor
 
 from unveil.data.preprocessors import edges, segmentation
 from unveil.data.preprocessors.registry import PREPROCESSORS, Boxes, Canny, MaskColours, ResizeOnly
-from unveil.types import RecipeError, ShapeError
+from unveil.errors import RecipeError, ShapeError
 
 
 def step(height: int = 32, width: int = 40, at: int = 20, to: int = 255) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from unveil.conditioning.layout import BoxTokens, fourier_features
-from unveil.types import RecipeError, ShapeError
+from unveil.errors import RecipeError, ShapeError
 
 NAMES = ["circle", "square", "ring"]
 ONE = [("circle", 0.25, 0.5, 0.2, 0.2)]

@@ -14,10 +14,11 @@ import unveil
 from unveil import train
 from unveil.conditioning.learned_text_encoder import FILE, LearnedTextEncoder, LearnedTextEncoderConfig
 from unveil.core.objective import DiffusionLoss
+from unveil.errors import PromptTruncated, RecipeError, WeightsError
 from unveil.model import Model, build
 from unveil.model.config import Recipe, TrainConfig, load_recipe
 from unveil.train.vocabulary import build_vocabulary
-from unveil.types import Condition, PromptTruncated, RecipeError, WeightsError
+from unveil.types import Condition
 
 RED_CIRCLE = "\u4e00\u4e2a\u7ea2\u8272\u5706\u5f62"  # a red circle
 TEXTS = ["a red circle, a blue ring", "a large blue circle", RED_CIRCLE, "\u7ea2\u8272"]
@@ -25,7 +26,7 @@ TEXTS = ["a red circle, a blue ring", "a large blue circle", RED_CIRCLE, "\u7ea2
 
 def encoder(drop: float = 0.1, most: int = 8) -> LearnedTextEncoder:
     torch.manual_seed(0)
-    made = LearnedTextEncoder(LearnedTextEncoderConfig(40, most, width=16, depth=1, heads=2), 16, drop)
+    made = LearnedTextEncoder(LearnedTextEncoderConfig(40, most, hidden_size=16, depth=1, heads=2), 16, drop)
     made.learn(TEXTS)
     return made.requires_grad_(False).eval()
 
@@ -55,7 +56,7 @@ def test_case_signs_and_width_of_letters_do_not_matter_but_words_and_their_order
 
 def test_one_vector_of_the_whole_prompt_where_it_is_asked_for():
     torch.manual_seed(0)
-    own = LearnedTextEncoder(LearnedTextEncoderConfig(40, 8, width=16, depth=1, heads=2), 16, 0.1, vector_dim=6)
+    own = LearnedTextEncoder(LearnedTextEncoderConfig(40, 8, hidden_size=16, depth=1, heads=2), 16, 0.1, vector_dim=6)
     own.learn(TEXTS)
     own.eval()
     told, short = own.encode(["a red circle", "a blue ring"]), own.encode(["a red circle"])
@@ -124,7 +125,9 @@ def test_a_vocabulary_is_needed_and_fits():
         own.take_files({FILE: "{}"})
 
 
-@pytest.mark.parametrize("wrong", ["width: 15", "vocab_size: 4", "max_length: 0", "drop: 1.0", "heads: 3", "limt: 5"])
+@pytest.mark.parametrize(
+    "wrong", ["hidden_size: 15", "vocab_size: 4", "max_length: 0", "drop: 1.0", "heads: 3", "limt: 5"]
+)
 def test_what_cannot_be_is_refused(wrong: str):
     with pytest.raises(RecipeError, match=wrong.split(":")[0]):
         load_recipe("words-scenes", [f"condition=[{{kind: words, {wrong}}}]"])
@@ -172,17 +175,17 @@ def test_a_saved_model_knows_the_same_words(model: Model, tmp_path: Path):
 
 def test_a_negative_prompt_changes_the_picture(model: Model):
     def drawn(**asked: Any) -> torch.Tensor:
-        return model.generate(raw={"prompt": "a circle"}, steps=2, scale=2.0, **asked)
+        return model.generate(cond={"prompt": "a circle"}, steps=2, guidance_scale=2.0, **asked)
 
-    plain, away = drawn(), drawn(negative={"prompt": "red"})
-    assert torch.equal(plain, drawn(negative={"prompt": ""}))  # "none" is the prompt without words
+    plain, away = drawn(), drawn(negative_cond={"prompt": "red"})
+    assert torch.equal(plain, drawn(negative_cond={"prompt": ""}))  # "none" is the prompt without words
     assert not torch.allclose(plain, away)
-    assert torch.equal(away, drawn(negative={"prompt": "red"}))
+    assert torch.equal(away, drawn(negative_cond={"prompt": "red"}))
 
 
 def test_the_encoder_learns(model: Model):
     condition, _ = model.train().encode({"prompt": ["a red circle", "a blue ring"]})
-    x = torch.randn(2, *model.codec.latent_shape(model.shape))
+    x = torch.randn(2, *model.autoencoder.latent_shape(model.shape))
     model.denoiser.network(x, torch.tensor([300.0, 600.0]), condition).square().sum().backward()
     own = model.conditioners["prompt"]
     assert all(one.grad is not None and bool(one.grad.abs().sum() > 0) for one in own.parameters())

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from unveil.conditioning.clip_tokenizer import clip_tokenizer
 from unveil.conditioning.multi_text_encoder import MultiTextEncoder
 from unveil.conditioning.text_encoder import FileTokenizer, TextEncoder, apply_token_weights
+from unveil.errors import PromptTooLong, PromptTruncated, RecipeError, ShapeError, WeightsError
 from unveil.nn import lora
 from unveil.nn.text_encoders import CLIPEncoderConfig, T5EncoderConfig, build
-from unveil.types import Condition, PromptTooLong, PromptTruncated, RecipeError, ShapeError, WeightsError
+from unveil.types import Condition
 
-CLIP = CLIPEncoderConfig(16, 3, 2, length=12)
-T5 = T5EncoderConfig(16, 2, 2, 8, 32, vocabulary=60, length=9)
+CLIP = CLIPEncoderConfig(16, 3, 2, max_length=12)
+T5 = T5EncoderConfig(16, 2, 2, 8, 32, vocab_size=60, max_length=9)
 
 
 @pytest.fixture(scope="module")
@@ -352,7 +353,7 @@ def test_settings_of_encoders_that_cannot_work_are_told():
         replace(CLIP, heads=3)
     with pytest.raises(RecipeError, match="padding = 60: the vocabulary has 0 to 59"):
         replace(T5, padding=60)
-    with pytest.raises(RecipeError, match="chunks = 2: T5 takes rows of any length; raise length"):
+    with pytest.raises(RecipeError, match="chunks = 2: T5 takes rows of any length; raise max_length"):
         T5.frame(2)
     with pytest.raises(RecipeError, match="T5 has no vector"):
         TextEncoder(build(T5), None, gives="both")
@@ -360,7 +361,7 @@ def test_settings_of_encoders_that_cannot_work_are_told():
 
 def test_a_vocabulary_that_is_not_the_encoders_is_told():
     small = TextEncoder(
-        build(CLIPEncoderConfig(16, 1, 2, vocabulary=40, length=12, begin=38, end=39, padding=39)), clip_tokenizer()
+        build(CLIPEncoderConfig(16, 1, 2, vocab_size=40, max_length=12, begin=38, end=39, padding=39)), clip_tokenizer()
     )
     with pytest.raises(ShapeError, match=r"token \d+: this encoder has 40"):
         small.encode(["a cat"])

@@ -11,7 +11,8 @@ from torch import Tensor
 from unveil.conditioning.tiled_denoising import Tile, crop_condition, for_tiles, multidiffusion, tiles
 from unveil.core.denoiser import DenoiseFn, Estimate
 from unveil.core.process import CosineVP
-from unveil.types import Condition, NoiseLevel, RecipeError, ShapeError, like
+from unveil.errors import RecipeError, ShapeError
+from unveil.types import Condition, NoiseLevel, like
 
 LEVEL = CosineVP().at(0.5)
 

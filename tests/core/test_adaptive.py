@@ -34,7 +34,8 @@ from unveil.core.samplers.coefficients import exact
 from unveil.core.samplers.exponential import dpm_singlestep
 from unveil.core.samplers.stages import last_stage_only
 from unveil.core.ve import EDMProcess
-from unveil.types import Cancelled, NoiseLevel, NonFinite, RecipeError, like
+from unveil.errors import Cancelled, NonFinite, RecipeError
+from unveil.types import NoiseLevel, like
 
 GRID = schedules.uniform_log_snr(LinearVP(), 1, low=-4, high=4)
 SHARE = torch.linspace(0.05, 0.95, 6, dtype=torch.float64)

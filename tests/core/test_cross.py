@@ -14,7 +14,7 @@ from tests.core.cross import CASES, PREDICTED, SIZE, UNFIT, cell, distance, grid
 from tests.core.mixture import MEANS, SPREADS, WEIGHTS, draw
 from unveil.core import schedules
 from unveil.core.samplers import SAMPLERS
-from unveil.types import RecipeError
+from unveil.errors import RecipeError
 
 # Each sampler once, walking through processes and predictions so that all of them meet.
 DIAGONAL = [

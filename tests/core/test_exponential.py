@@ -32,7 +32,8 @@ from unveil.core.samplers.exponential import (
 )
 from unveil.core.samplers.stages import last_stage_only, orders_for, stage
 from unveil.core.ve import EDMProcess
-from unveil.types import NoiseLevel, RecipeError
+from unveil.errors import RecipeError
+from unveil.types import NoiseLevel
 
 PROCESS = LinearVP()
 SDES = {

@@ -16,7 +16,8 @@ from unveil.core.process import CosineVP, LinearVP, partly
 from unveil.core.rng import SampleRNG
 from unveil.core.samplers import ancestral, ddim, run
 from unveil.data.gaussian_mixture import Mixture
-from unveil.types import Condition, NoiseLevel, RecipeError, ShapeError, like
+from unveil.errors import RecipeError, ShapeError
+from unveil.types import Condition, NoiseLevel, like
 
 MEANS = torch.tensor([[-1.4, 0.2], [1.2, 0.9], [0.9, -1.1]], dtype=torch.float64)
 WHOLE = Mixture([0.4, 0.35, 0.25], MEANS, [0.3, 0.4, 0.25])

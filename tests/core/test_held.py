@@ -15,7 +15,8 @@ from unveil.core.process import CosineVP, Process
 from unveil.core.rng import START, SampleRNG
 from unveil.core.samplers import run
 from unveil.data.gaussian_mixture import Mixture
-from unveil.types import NoiseLevel, ShapeError
+from unveil.errors import ShapeError
+from unveil.types import NoiseLevel
 
 SHAPE = (1, 4, 1, 1)  # clips of four frames, of which all are near -1 or all near 1
 

@@ -17,7 +17,8 @@ from unveil.core.rng import START, Noise, SampleRNG
 from unveil.core.samplers import Plan, ancestral, ddim, run
 from unveil.core.schedules import Schedule
 from unveil.core.variance import learned_range
-from unveil.types import NoiseLevel, RecipeError, ShapeError
+from unveil.errors import RecipeError, ShapeError
+from unveil.types import NoiseLevel
 
 FINE = schedules.uniform(CosineVP(), 20)
 

@@ -26,7 +26,8 @@ from unveil.core.samplers.langevin import (
 )
 from unveil.core.ve import VE, DiscreteVE, EDMProcess
 from unveil.data.gaussian_mixture import Mixture
-from unveil.types import NoiseLevel, RecipeError
+from unveil.errors import RecipeError
+from unveil.types import NoiseLevel
 
 
 def noise(*shape: int):

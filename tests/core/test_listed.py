@@ -31,7 +31,8 @@ from unveil.core.samplers import (
 from unveil.core.schedule import Schedule
 from unveil.core.sde import SubVP
 from unveil.core.ve import VE, EDMProcess
-from unveil.types import Cancelled, NoiseLevel, RecipeError, like
+from unveil.errors import Cancelled, RecipeError
+from unveil.types import NoiseLevel, like
 
 PROCESSES: dict[str, Process] = {
     "cosine-vp": CosineVP(),

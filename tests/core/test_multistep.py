@@ -17,7 +17,8 @@ from unveil.core.samplers import Plan, ddim, run
 from unveil.core.samplers.coefficients import adams
 from unveil.core.samplers.multistep import BASHFORTH, adams_bashforth, improved_euler, lms, plms, pndm, runge_kutta
 from unveil.core.ve import VE, EDMProcess
-from unveil.types import NoiseLevel, RecipeError
+from unveil.errors import RecipeError
+from unveil.types import NoiseLevel
 
 SIGMAS = [9.0, 5.0, 4.5, 2.0, 1.1, 0.7, 0.15, 0.0]  # uneven on purpose
 

@@ -21,7 +21,7 @@ from unveil.core.timestep_sampling import SecondMoment, Stratified, Uniform
 from unveil.core.transition import Chain, chain_of
 from unveil.core.variance import fixed_large, fixed_small, learned_range, posterior_mix
 from unveil.core.ve import EDMProcess
-from unveil.types import RecipeError
+from unveil.errors import RecipeError
 
 PREDICTIONS = {**prediction.PREDICTIONS, "edm-f": prediction.edm_f(0.5)}
 

@@ -27,7 +27,8 @@ from unveil.core.transition import chain_of
 from unveil.core.variance import fixed_small
 from unveil.core.ve import EDMProcess
 from unveil.data.gaussian_mixture import Mixture
-from unveil.types import NoiseLevel, NonFinite, RecipeError
+from unveil.errors import NonFinite, RecipeError
+from unveil.types import NoiseLevel
 
 GAUSSIAN = Mixture([1.0], torch.tensor([[0.1, -0.2, 0.3]]), [0.4])
 MIXTURE = Mixture([0.3, 0.7], torch.tensor([[-0.5, 0.4, 0.1], [0.5, 0.0, -0.6]]), [0.2, 0.35])

@@ -16,7 +16,8 @@ from unveil.core.process import DiscreteVP, LinearVP, betas, partly
 from unveil.core.samplers import ddim, run
 from unveil.core.schedules import karras
 from unveil.core.ve import EDMProcess
-from unveil.types import Condition, NoiseLevel, RecipeError
+from unveil.errors import RecipeError
+from unveil.types import Condition, NoiseLevel
 
 SHELLS = {
     "vp": preconditioning.VPPreconditioning(),

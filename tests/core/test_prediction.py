@@ -11,7 +11,8 @@ from unveil.core.denoiser import Denoiser, Estimate
 from unveil.core.prediction import PREDICTIONS, solve
 from unveil.core.process import CosineVP, DiscreteVP, LinearVP, betas
 from unveil.core.transition import Chain, chain_of
-from unveil.types import Condition, NoiseLevel, RecipeError, ShapeError, like
+from unveil.errors import RecipeError, ShapeError
+from unveil.types import Condition, NoiseLevel, like
 
 ALL = {**PREDICTIONS, "edm-f": prediction.edm_f(0.5)}
 

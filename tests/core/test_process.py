@@ -11,7 +11,8 @@ from unveil.core.flow import RectifiedFlow, TimeShift, resolution_shift
 from unveil.core.process import BETAS, DATA, CosineVP, DiscreteVP, LinearVP, betas, partly, zero_terminal_snr
 from unveil.core.sde import SubVP, diffusion, drift
 from unveil.core.ve import VE, DiscreteVE, EDMProcess
-from unveil.types import NoiseLevel, RecipeError
+from unveil.errors import RecipeError
+from unveil.types import NoiseLevel
 
 PRESERVING = {
     "linear-vp": LinearVP(),

@@ -30,7 +30,8 @@ from unveil.core.samplers import (
     run,
 )
 from unveil.core.ve import EDMProcess
-from unveil.types import NoiseLevel, RecipeError
+from unveil.errors import RecipeError
+from unveil.types import NoiseLevel
 
 GRID = schedules.karras(EDMProcess(), 18)
 X = torch.linspace(-100, 100, 30, dtype=torch.float64)

@@ -15,7 +15,8 @@ from unveil.core.rng import START, SampleRNG, key, keys
 from unveil.core.samplers import SamplerState, ancestral, ddim, encode, run, slerp
 from unveil.core.transition import Chain
 from unveil.core.variance import fixed_large, fixed_small, learned_range
-from unveil.types import Cancelled, NoiseLevel, RecipeError
+from unveil.errors import Cancelled, RecipeError
+from unveil.types import NoiseLevel
 
 PROCESSES = {
     "linear-vp": LinearVP(),

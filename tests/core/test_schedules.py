@@ -12,7 +12,8 @@ from unveil.core import schedules
 from unveil.core.flow import DynamicShift, RectifiedFlow, TimeShift
 from unveil.core.process import DATA, CosineVP, DiscreteVP, LinearVP, betas, partly
 from unveil.core.ve import VE, EDMProcess
-from unveil.types import NoiseLevel, RecipeError
+from unveil.errors import RecipeError
+from unveil.types import NoiseLevel
 
 DISCRETE = DiscreteVP(betas("linear", 1000))
 PROCESSES = {
@@ -227,9 +228,9 @@ def test_the_last_call_of_uniform_above_is_shifted_twice():
 
 def test_a_shift_follows_the_number_of_tokens():
     process = DynamicShift(RectifiedFlow(), 1.0)
-    assert process.sized((16, 32, 32)).shift == pytest.approx(math.exp(0.5))  # 256 tokens
-    assert process.sized((16, 128, 128)).shift == pytest.approx(math.exp(1.15))  # 4096
-    assert process.sized((16, 64, 136)).shift == pytest.approx(math.exp(0.5 + 0.65 * (32 * 68 - 256) / 3840))
-    plain = DynamicShift(RectifiedFlow(), 1.0, exponential=False, patch=1).sized((4, 16, 16))
+    assert process.resized((16, 32, 32)).shift == pytest.approx(math.exp(0.5))  # 256 tokens
+    assert process.resized((16, 128, 128)).shift == pytest.approx(math.exp(1.15))  # 4096
+    assert process.resized((16, 64, 136)).shift == pytest.approx(math.exp(0.5 + 0.65 * (32 * 68 - 256) / 3840))
+    plain = DynamicShift(RectifiedFlow(), 1.0, exponential=False, patch=1).resized((4, 16, 16))
     assert plain.shift == pytest.approx(0.5)
     assert plain.at(0.5) == TimeShift(RectifiedFlow(), 0.5).at(0.5)

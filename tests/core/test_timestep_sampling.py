@@ -21,7 +21,7 @@ from unveil.core.timestep_sampling import (
     UniformLogSNR,
 )
 from unveil.core.ve import VE, EDMProcess
-from unveil.types import RecipeError
+from unveil.errors import RecipeError
 
 SAMPLERS = {
     "uniform": Uniform(),

@@ -17,7 +17,7 @@ from unveil.core.samplers import run
 from unveil.core.samplers.coefficients import midpoint, phi_functions
 from unveil.core.samplers.exponential import dpm_multistep
 from unveil.core.samplers.unipc import b1, b2, unipc, varying
-from unveil.types import RecipeError
+from unveil.errors import RecipeError
 
 VARIANTS = {"b1": b1, "b2": b2, "varying": varying}
 

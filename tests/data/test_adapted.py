@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from unveil import data
-from unveil.types import DataError, RecipeError, ShapeError
+from unveil.errors import DataError, RecipeError, ShapeError
 
 COLOURS = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
 
@@ -83,6 +83,6 @@ def test_a_recipes_section_opens_by_its_kind(folder, paint):
     assert len(data.open(SimpleNamespace(kind="scenes", count=3))) == 3
     with pytest.raises(
         RecipeError,
-        match=r"must be clips, digits, fashion, fashion-style, folder, latents, playground, scenes; nearest: 'f",
+        match=r"must be video-folder, digits, fashion, fashion-style, folder, latents, playground, scenes; nearest: 'f",
     ):
         data.open(SimpleNamespace(kind="folders"))

@@ -20,7 +20,7 @@ from PIL import Image
 
 from unveil import data
 from unveil.data.image_decoding import DecodeOptions, read
-from unveil.types import DataError, RecipeError
+from unveil.errors import DataError, RecipeError
 
 
 def naive(folder: Path) -> list[str]:

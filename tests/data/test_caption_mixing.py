@@ -16,8 +16,8 @@ from unveil.data.caption_mixing import pick_caption
 from unveil.data.fingerprint import dataset_fingerprint
 from unveil.data.folder_index import IndexEntry
 from unveil.data.metadata import labels_are_classes
+from unveil.errors import DataError, RecipeError
 from unveil.train.vocabulary import all_captions
-from unveil.types import DataError, RecipeError
 
 BOTH = IndexEntry("a.png", text="mine", synthetic="told")
 

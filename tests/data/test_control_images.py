@@ -7,8 +7,8 @@ import torch
 
 from unveil import data, playground
 from unveil.data.preprocessors import edges, segmentation
+from unveil.errors import RecipeError
 from unveil.model.config import dump, load_recipe, parse_recipe, read_yaml
-from unveil.types import RecipeError
 
 
 def test_a_recipe_asks_for_hints():

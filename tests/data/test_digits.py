@@ -3,7 +3,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from unveil import data
-from unveil.types import RecipeError, ShapeError
+from unveil.errors import RecipeError, ShapeError
 
 
 def test_the_parts_are_disjoint_complete_and_of_the_stated_size():

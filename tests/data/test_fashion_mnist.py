@@ -14,7 +14,7 @@ from tests.needs import needs_fashion
 from unveil import data
 from unveil.data.download import download
 from unveil.data.fashion_mnist import FILES, MD5, fashion, read_idx
-from unveil.types import DataError, OutputError
+from unveil.errors import DataError, OutputError
 
 
 def idx(*shape: int, fill: int = 0, kind: bytes = b"\0\0\x08") -> bytes:

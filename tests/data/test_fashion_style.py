@@ -14,7 +14,7 @@ from unveil import data
 from unveil.data import StyleConfig, apply_style
 from unveil.data.fashion_mnist import FILES
 from unveil.data.fashion_style import Style, remove_style
-from unveil.types import RecipeError
+from unveil.errors import RecipeError
 
 
 def idx(array: Tensor) -> bytes:

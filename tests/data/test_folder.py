@@ -10,7 +10,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from unveil import data
-from unveil.types import DataError, RecipeError
+from unveil.errors import DataError, RecipeError
 
 
 def config(folder: Path, **given: object) -> data.FolderConfig:

@@ -5,7 +5,8 @@ import torch
 
 from unveil.core.process import CosineVP, LinearVP
 from unveil.data.gaussian_mixture import Mixture
-from unveil.types import NoiseLevel, RecipeError, ShapeError
+from unveil.errors import RecipeError, ShapeError
+from unveil.types import NoiseLevel
 
 
 def mixture(*shape: int) -> Mixture:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from unveil.data.image_decoding import DecodeOptions, read
-from unveil.types import DataError
+from unveil.errors import DataError
 
 
 def shown(path: Path, **rule: object) -> np.ndarray:

@@ -13,7 +13,7 @@ from tests.data.test_bad_folders import black_png, chunk
 
 from unveil.data.image_decoding import header, load, open_image
 from unveil.data.image_metadata import MAX_BYTES, MAX_CHUNKS, MAX_READS, exif_orientation
-from unveil.types import DataError
+from unveil.errors import DataError
 
 LIMIT = 10_000
 XMP = '<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'

@@ -17,7 +17,7 @@ from torch import Tensor
 from unveil import data, playground
 from unveil.data.fingerprint import dataset_fingerprint, tensors_fingerprint
 from unveil.data.latent_cache import CachedLatents, LatentCacheOptions, LatentEncoder, cache_latents
-from unveil.types import DataError, NonFinite, OutputError, RecipeError, ShapeError
+from unveil.errors import DataError, NonFinite, OutputError, RecipeError, ShapeError
 
 NUMBERS = torch.Generator().manual_seed(0)
 PIXELS = torch.randint(0, 256, (7, 1, 4, 6), dtype=torch.uint8, generator=NUMBERS)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from unveil import data
 from unveil.data.latents import open_latent_file
-from unveil.types import DataError, NonFinite, OutputError, RecipeError, ShapeError
+from unveil.errors import DataError, NonFinite, OutputError, RecipeError, ShapeError
 
 SHAPE = (4, 3, 5)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from unveil.data.prompts import Prompt, read_prompts
-from unveil.types import DataError
+from unveil.errors import DataError
 
 
 def write(folder: Path, text: str | bytes, name: str = "prompts.txt") -> Path:

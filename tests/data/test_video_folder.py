@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 from unveil import data
 from unveil.data.fingerprint import dataset_fingerprint
 from unveil.data.video_folder import apply_orientation
+from unveil.errors import DataError, RecipeError
 from unveil.model.config.data import PartSection
-from unveil.types import DataError, RecipeError
 
 
 def config(folder, **given):
@@ -292,7 +292,7 @@ def test_clips_in_a_recipe(folder):
 
     film(folder / "a.mp4", 4)
     section = TypeAdapter(Data).validate_python(
-        {"kind": "clips", "path": str(folder), "size": "native", "frames": 4, "resample": "nearest", "fps": 12}
+        {"kind": "video-folder", "path": str(folder), "size": "native", "frames": 4, "resample": "nearest", "fps": 12}
     )
     assert isinstance(section, PartSection)
     assert section.build() == data.VideoFolderConfig(str(folder), "native", 4, fps=12, resample="nearest")

@@ -25,7 +25,10 @@ from unveil.nn.unet import UNet
 from unveil.playground import PlaygroundConfig
 
 SIDE, FILMS = 32, 8
-CODEC = "{kind: kl, channels: 32, multipliers: [1, 2], blocks: 1, z_channels: 4, latent_channels: 4, scale: 0.18215}"
+CODEC = (
+    "{kind: kl, model_channels: 32, channel_mult: [1, 2], num_res_blocks: 1, z_channels: 4, latent_channels: 4, "
+    "scale: 0.18215}"
+)
 
 
 def stable_diffusion(folder: Path) -> None:
@@ -125,7 +128,7 @@ def provide(names: Sequence[str], folder: Path) -> None:
 
 
 def _model() -> Model:
-    recipe = load_recipe("sd1-finetune", ["base=null", f"codec={CODEC}"], small=True)
+    recipe = load_recipe("sd1-finetune", ["base=null", f"autoencoder={CODEC}"], small=True)
     assert isinstance(recipe, Recipe)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)

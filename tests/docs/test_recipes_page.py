@@ -71,7 +71,7 @@ def test_a_kind_that_is_not_on_the_page_is_seen():
     gone = "```{settings} unveil.model.config.model VideoDiTSection\n"
     assert gone in text
     assert missing(text.replace(gone, "")) == ["network: no table of VideoDiTConfigSection (kind video-dit)"]
-    assert missing(text.replace("`kind: vq`", "")) == ["codec: kind vq is not named"]
+    assert missing(text.replace("`kind: vq`", "")) == ["autoencoder: kind vq is not named"]
     assert missing(text.replace("truncated-snr", "")) == ["objective.weight: kind truncated-snr is not named"]
 
 

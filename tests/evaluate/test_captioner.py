@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from unveil import data, playground
+from unveil.errors import RecipeError
 from unveil.evaluate.captioner import check, evaluate_captions
 from unveil.evaluate.html_report import page
 from unveil.playground.caption_parser import parse
 from unveil.playground.world.caption_templates import DRAWS, write_caption
-from unveil.types import RecipeError
 
 TRUTH = parse("a small red circle starts at the centre and moves left. black background, camera static")
 

@@ -11,11 +11,11 @@ import yaml
 
 from unveil import data
 from unveil.data import ImageTensorDataset
+from unveil.errors import OutputError, RecipeError, ShapeError
 from unveil.evaluate import features
 from unveil.nn.cnn import Cnn, CnnConfig
 from unveil.nn.vit import ViTConfig
 from unveil.train.classifier import ClassifierConfig, ClassifierProgress, save_classifier, train_classifier
-from unveil.types import OutputError, RecipeError, ShapeError
 
 SMALL = ClassifierConfig(CnnConfig(1, 8, 10, (8, 16), features=12), epochs=4, batch_size=64, translate=0.5, degrees=10)
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from unveil.errors import RecipeError, ShapeError
 from unveil.evaluate.edge_f1 import edge_f1, pooled_edge_f1
-from unveil.types import RecipeError, ShapeError
 
 
 def line(*columns: int) -> Tensor:

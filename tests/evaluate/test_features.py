@@ -10,8 +10,8 @@ import torch
 import yaml
 
 from unveil import data
+from unveil.errors import DataError, RecipeError, ShapeError, WeightsError
 from unveil.evaluate import features
-from unveil.types import DataError, RecipeError, ShapeError, WeightsError
 
 SHIPPED = Path(features.__file__).parent.parent / "assets" / "feature_networks"
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from unveil.errors import OutOfResources, OutputError
 from unveil.io.files import refuse_overwrite, sha256, write_atomically
-from unveil.types import OutOfResources, OutputError
 
 
 def test_content_arrives_whole_and_leaves_no_other_file(tmp_path: Path):

@@ -10,8 +10,8 @@ import torch
 from scipy.linalg import sqrtm
 from torch import Tensor
 
+from unveil.errors import NonFinite, RecipeError, ShapeError, WeightsError
 from unveil.evaluate.frechet import Statistics, fid, statistics
-from unveil.types import NonFinite, RecipeError, ShapeError, WeightsError
 
 
 def gaussian(count: int, dim: int, seed: int, spread: float = 1.0) -> Tensor:

@@ -35,9 +35,9 @@ class Told:
         items = [HELD_OUT[n] for n in range(len(HELD_OUT))]
         self.scenes = {item["text"]: items[(n + shift) % len(items)] for n, item in enumerate(items)}
 
-    def generate(self, *, raw: dict[str, list[str]], negative: dict[str, list[str]] | None, **_: Any) -> Tensor:
-        away = (negative or {}).get("prompt", [""] * len(raw["prompt"]))
-        pairs = zip(raw["prompt"], away, strict=True)
+    def generate(self, *, cond: dict[str, list[str]], negative_cond: dict[str, list[str]] | None, **_: Any) -> Tensor:
+        away = (negative_cond or {}).get("prompt", [""] * len(cond["prompt"]))
+        pairs = zip(cond["prompt"], away, strict=True)
         return torch.stack([to_unit(self._item(number, *pair)["pixels"]) for number, pair in enumerate(pairs)])
 
     def _item(self, number: int, prompt: str, away: str) -> Item:

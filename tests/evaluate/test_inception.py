@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from unveil.errors import ShapeError, WeightsError
 from unveil.evaluate.inception import FidInception, load_inception, load_weights, resize
-from unveil.types import ShapeError, WeightsError
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,11 @@ import torch
 from unveil import data
 from unveil.core.ode_likelihood import ode_bits
 from unveil.core.rng import SampleRNG
+from unveil.errors import DataError, RecipeError
 from unveil.evaluate.likelihood import TOLERANCE, bits_per_dim, ode_bits_per_dim
 from unveil.io.images import to_unit
 from unveil.model import Model, build
 from unveil.model.config import load_recipe
-from unveil.types import DataError, RecipeError
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_the_odes_likelihood_is_the_mean_over_pictures_each_with_its_own_conditi
     row = 150  # the second of three out of 450
     condition, _ = model.encode({"label": [held_out[row]["label"]]}, 1)
     x0, noise = to_unit(held_out[row]["pixels"][None]), SampleRNG(0, [row]).bind((1, 8, 8))
-    alone = ode_bits(model.step(condition), model.process, x0, noise=noise, probes=2, tolerance=TOLERANCE)
+    alone = ode_bits(model.denoise_fn(condition), model.process, x0, noise=noise, probes=2, tolerance=TOLERANCE)
     assert float(found.per_image[1]) == pytest.approx(float(alone.value), rel=1e-3)
     assert found.interval.value == pytest.approx(float(found.per_image.mean()))
     assert 0 < found.error < found.interval.value

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from unveil.errors import NonFinite, RecipeError, ShapeError
 from unveil.evaluate import metrics
-from unveil.types import NonFinite, RecipeError, ShapeError
 
 
 def rows(count: int, dim: int, seed: int) -> Tensor:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from unveil.errors import ShapeError
 from unveil.evaluate.psnr_ssim import mse, psnr, ssim
-from unveil.types import ShapeError
 
 
 def pair(channels: int = 1, size: int = 28) -> tuple[torch.Tensor, torch.Tensor]:

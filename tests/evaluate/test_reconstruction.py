@@ -17,6 +17,7 @@ from unveil.autoencoders import (
     VQModel,
     VQModelConfig,
 )
+from unveil.errors import RecipeError, ShapeError
 from unveil.evaluate import Report, compare, features, fid
 from unveil.evaluate.html_report import write_report
 from unveil.evaluate.perceptual import perceptual
@@ -24,9 +25,16 @@ from unveil.evaluate.reconstruction import MetricNetworks, evaluate_autoencoder,
 from unveil.evaluate.report import findings
 from unveil.io import images
 from unveil.playground.dataset import Playground, PlaygroundConfig
-from unveil.types import Item, RecipeError, ShapeError
+from unveil.types import Item
 
-BASE = {"in_channels": 1, "out_channels": 1, "channels": 8, "multipliers": (1.0,), "blocks": 1, "z_channels": 4}
+BASE = {
+    "in_channels": 1,
+    "out_channels": 1,
+    "model_channels": 8,
+    "channel_mult": (1.0,),
+    "num_res_blocks": 1,
+    "z_channels": 4,
+}
 BASE |= {"norm": "pixel", "middle": "blocks", "patch": 4}
 
 
@@ -93,7 +101,7 @@ def test_the_other_numbers_are_those_of_the_same_pictures(report):
     latents = report.results["latents"]
     assert (latents["shape"], latents["values"], latents["share"]) == ([4, 3, 3], 36, 0.25)
     assert latents["deviation"] == pytest.approx(1, abs=0.1)
-    assert report.missing["codebook"] == "this codec has none"
+    assert report.missing["codebook"] == "this autoencoder has none"
 
 
 def test_a_report_is_written_read_and_told(report, tmp_path):
@@ -165,7 +173,9 @@ class Clips:
 def test_clips_are_measured_frame_by_frame_and_read_by_the_detector():
     torch.manual_seed(0)
     codec = VideoAutoencoderKL(
-        VideoAutoencoderKLConfig(3, 3, channels=8, multipliers=(1,), blocks=1, z_channels=192, patch=4, span=4)
+        VideoAutoencoderKLConfig(
+            3, 3, model_channels=8, channel_mult=(1,), num_res_blocks=1, z_channels=192, patch=4, span=4
+        )
     ).eval()
     found = evaluate_autoencoder(
         codec, Clips(wrong=(1,)), MetricNetworks(perceptual=("fashion", perceptual("fashion")))

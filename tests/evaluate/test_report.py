@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 
 from unveil import data
+from unveil.errors import DataError, OutputError, RecipeError, ShapeError
 from unveil.evaluate import EvaluationSettings, Report, SampleProvenance, compare, evaluate, features, plots
 from unveil.evaluate.html_report import page, write_report
 from unveil.evaluate.image_set import collect_images
 from unveil.evaluate.metrics import Interval
-from unveil.types import DataError, OutputError, RecipeError, ShapeError
 
 QUICK = EvaluationSettings(floor_splits=4, draws=20, kid_subsets=3)
 PARTS = data.digits("train"), data.digits("held-out")

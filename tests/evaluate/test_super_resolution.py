@@ -40,9 +40,9 @@ class Enlarges:
     def __init__(self, share: float) -> None:
         self.share, self.conditioners, self.sampling = share, {"low": None}, SampleConfig()
 
-    def generate(self, *, raw: dict[str, list[Tensor]], **_: Any) -> Tensor:
-        true = torch.stack([TRUE[tuple(one.flatten().tolist())] for one in raw["low"]])
-        plain = bicubic_upsample(torch.stack(raw["low"]), (SIDE, SIDE))
+    def generate(self, *, cond: dict[str, list[Tensor]], **_: Any) -> Tensor:
+        true = torch.stack([TRUE[tuple(one.flatten().tolist())] for one in cond["low"]])
+        plain = bicubic_upsample(torch.stack(cond["low"]), (SIDE, SIDE))
         return plain + self.share * (true - plain)
 
 

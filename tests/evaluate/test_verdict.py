@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from unveil.errors import NonFinite, RecipeError
 from unveil.evaluate.verdict import Comparison, PublishedResult, interval, judge, overall
-from unveil.types import NonFinite, RecipeError
 
 T_2 = 0.95 / math.sqrt(2 * 0.975 * 0.025)  # the 97.5 % point of Student's t with 2 degrees of freedom, closed form
 T_3 = 3.18244630528  # with 3, from a table

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from unveil.errors import RecipeError
 from unveil.evaluate.conditional import SamplingOptions
 from unveil.evaluate.html_report import page
 from unveil.evaluate.report import Report, compare
@@ -18,7 +19,6 @@ from unveil.evaluate.video_alignment import detect, evaluate_videos
 from unveil.io.images import to_unit
 from unveil.model.config import SampleConfig
 from unveil.playground.eval_prompts import PromptSet, eval_prompts, eval_videos
-from unveil.types import RecipeError
 
 COUNT = 60
 
@@ -45,9 +45,9 @@ class Told:
                 self.clips[prompt.text] = clip
         self.asked: list[int] = []
 
-    def generate(self, *, raw: dict[str, list[str]], **_: Any) -> Tensor:
-        self.asked.append(len(raw["prompt"]))
-        return torch.stack([to_unit(self.clips[text]) for text in raw["prompt"]])
+    def generate(self, *, cond: dict[str, list[str]], **_: Any) -> Tensor:
+        self.asked.append(len(cond["prompt"]))
+        return torch.stack([to_unit(self.clips[text]) for text in cond["prompt"]])
 
 
 def judged(model: Told, lists: Sequence[PromptSet] = ("seen",)) -> Report:

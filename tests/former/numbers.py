@@ -30,7 +30,8 @@ from unveil.core.rng import SampleRNG
 from unveil.core.samplers import SAMPLERS, CoefficientTable, run
 from unveil.core.sde import SubVP
 from unveil.core.ve import VE, EDMProcess
-from unveil.types import NonFinite, RecipeError, like
+from unveil.errors import NonFinite, RecipeError
+from unveil.types import like
 
 FILE = Path(__file__).with_name("numbers.json")
 STEPS, SHOWN = 7, 4  # of each grid; numbers of a table that are written out at each end
@@ -47,21 +48,21 @@ PROCESSES: dict[str, Process] = {
     "rectified-flow": FLOW,
     "shifted-flow": TimeShift(FLOW, 3.0),
     "shifted-vp": TimeShift(CosineVP(), 2.0),
-    "root-shifted-flow": SqrtSizeShift(FLOW, 4.0, 16 * 32 * 32).sized((8, 16, 16)),
+    "root-shifted-flow": SqrtSizeShift(FLOW, 4.0, 16 * 32 * 32).resized((8, 16, 16)),
 }
 GRIDS = {**grids.GRIDS, **grids.SCHEDULED}
 TRAINED = sorted(path.stem for path in (FILES / "recipes" / "trained").glob("*.yaml"))
 PROMPTS = {"prompt": ["a small red circle moves left", "a large blue square on green"]}
 SAMPLED: dict[str, tuple[str, dict[str, Any]]] = {
-    "digits": ("ddpm-digits", {"raw": {"label": [3, 7]}, "steps": 4}),
-    "digits, dpmpp-2m-sde": ("ddpm-digits", {"raw": {"label": [3, 7]}, "steps": 4, "sampler": "dpmpp-2m-sde"}),
-    "digits, heun on karras": ("ddpm-digits", {"steps": 3, "sampler": "heun", "sampling": {"grid": "karras"}}),
-    "digits, guided": ("ddpm-digits", {"raw": {"label": [3, 7]}, "steps": 4, "scale": 3.0}),
-    "image": ("playground-video", {"raw": PROMPTS, "size": (1, 32, 32), "steps": 3}),
-    "video": ("playground-video", {"raw": PROMPTS, "size": (8, 32, 32), "steps": 3}),
-    "wide video": ("playground-video", {"raw": PROMPTS, "size": (4, 16, 48), "steps": 2}),
-    "world, image": ("playground-world", {"raw": PROMPTS, "size": (1, 32, 32), "steps": 3}),
-    "world, video": ("playground-world", {"raw": PROMPTS, "size": (8, 32, 32), "steps": 3}),
+    "digits": ("ddpm-digits", {"cond": {"label": [3, 7]}, "steps": 4}),
+    "digits, dpmpp-2m-sde": ("ddpm-digits", {"cond": {"label": [3, 7]}, "steps": 4, "sampler": "dpmpp-2m-sde"}),
+    "digits, heun on karras": ("ddpm-digits", {"steps": 3, "sampler": "heun", "sampling": {"schedule": "karras"}}),
+    "digits, guided": ("ddpm-digits", {"cond": {"label": [3, 7]}, "steps": 4, "guidance_scale": 3.0}),
+    "image": ("playground-video", {"cond": PROMPTS, "size": (1, 32, 32), "steps": 3}),
+    "video": ("playground-video", {"cond": PROMPTS, "size": (8, 32, 32), "steps": 3}),
+    "wide video": ("playground-video", {"cond": PROMPTS, "size": (4, 16, 48), "steps": 2}),
+    "world, image": ("playground-world", {"cond": PROMPTS, "size": (1, 32, 32), "steps": 3}),
+    "world, video": ("playground-world", {"cond": PROMPTS, "size": (8, 32, 32), "steps": 3}),
 }
 
 

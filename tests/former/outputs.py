@@ -13,13 +13,13 @@ from torch import Tensor
 import unveil
 from tests.former.command import unveil as command
 from unveil.evaluate.features import read_classifier
-from unveil.model.model_folder import load_codec
+from unveil.model.model_folder import load_latent_autoencoder
 
 DRAWN: dict[str, dict[str, Any]] = {
-    "digits": {"raw": {"label": [3, 7]}, "steps": 4},
-    "latents": {"raw": {"label": [3, 7]}, "steps": 3, "scale": 2.0},
-    "words": {"raw": {"prompt": ["a large red circle", "a ring"]}, "steps": 3, "scale": 2.0},
-    "video": {"raw": {"prompt": ["a small red circle moves left", "a ring"]}, "steps": 2},
+    "digits": {"cond": {"label": [3, 7]}, "steps": 4},
+    "latents": {"cond": {"label": [3, 7]}, "steps": 3, "guidance_scale": 2.0},
+    "words": {"cond": {"prompt": ["a large red circle", "a ring"]}, "steps": 3, "guidance_scale": 2.0},
+    "video": {"cond": {"prompt": ["a small red circle moves left", "a ring"]}, "steps": 2},
 }
 CODED = {"autoencoder-kl": (2, 1, 8, 8), "autoencoder-vq": (2, 1, 8, 8), "autoencoder-video": (1, 3, 5, 32, 32)}
 
@@ -31,7 +31,7 @@ def tensors(folder: Path) -> dict[str, Tensor]:
         name: unveil.load(folder / "models" / name).generate(count=2, seed=5, **how) for name, how in DRAWN.items()
     }
     for name, shape in CODED.items():
-        codec = load_codec(folder / "runs" / name).eval()
+        codec = load_latent_autoencoder(folder / "runs" / name).eval()
         pixels = torch.linspace(-1, 1, torch.Size(shape).numel()).sin().reshape(shape)
         found[f"{name}.latents"] = codec.encode(pixels)
         found[f"{name}.pixels"] = codec.decode(found[f"{name}.latents"])

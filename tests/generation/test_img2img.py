@@ -12,13 +12,13 @@ from tests.generation.tiny import Halved, digits, digits_model, drawn, pictures,
 from unveil.core import inverse, schedules
 from unveil.core.rng import START, SampleRNG
 from unveil.core.sampling_run import SamplingRun
+from unveil.errors import DataError, RecipeError, ShapeError
 from unveil.generation.generate import Request, generate
 from unveil.generation.img2img import from_latents, img2img
 from unveil.generation.invert import invert, noise_bytes, read_noise
 from unveil.generation.task_spec import latents_of
 from unveil.generation.trajectory import Preview
 from unveil.io.images import to_unit
-from unveil.types import DataError, RecipeError, ShapeError
 
 MODELS = [None, Halved()]
 NAMES = ["pixels", "latents"]
@@ -28,7 +28,7 @@ NAMES = ["pixels", "latents"]
 def test_strength_0_is_the_round_trip_of_the_codec(codec: nn.Module | None):
     model, given = tiny(codec), pictures(3)
     made = drawn(model, Request(count=3, seed=5), img2img(model, given, strength=0.0))
-    assert torch.equal(made, model.codec.decode(model.codec.encode(to_unit(given))).clamp(-1, 1))
+    assert torch.equal(made, model.autoencoder.decode(model.autoencoder.encode(to_unit(given))).clamp(-1, 1))
     if codec is not None:
         assert not torch.equal(made, to_unit(given)), "a codec that loses nothing would prove nothing"
 
@@ -68,7 +68,7 @@ def test_half_strength_starts_at_the_level_of_its_first_step():
         started.append(course)
         return course
 
-    model.generate(count=2, seed=4, change=watched)
+    model.generate(count=2, seed=4, transform=watched)
     (course,) = started
     assert len(course.grid) == 4  # 3 of 6 steps
     level, noise = course.grid[0], SampleRNG(4, range(2)).normal((1, 4, 4), START)

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from tests.generation.tiny import LABEL, Halved, digits, digits_model, drawn, pictures, seen, tiny
+from unveil.errors import RecipeError, ShapeError
 from unveil.generation.generate import Request
 from unveil.generation.inpaint import Method, Padding, RePaintConfig, fitting, inpaint, outpaint
 from unveil.io.images import to_unit
 from unveil.model import Model
-from unveil.types import RecipeError, ShapeError
 
 METHODS: tuple[Method, ...] = ("replace", "repaint")
 
@@ -26,7 +26,7 @@ def hole(height: int = 8, width: int = 8) -> torch.Tensor:
 
 def trained() -> Model:
     """One that is given the mask and the masked picture's latents."""
-    shown = [{"kind": "context", "key": key, "channels": 1} for key in ("mask", "masked")]
+    shown = [{"kind": "concat", "key": key, "channels": 1} for key in ("mask", "masked")]
     return tiny(Halved(), [LABEL, *shown])
 
 

@@ -9,11 +9,12 @@ from torch import nn
 from tests.generation.tiny import LABEL, Halved, digits_model, drawn, pictures, tiny
 from unveil.core.samplers import slerp
 from unveil.data.low_res import bicubic_upsample
+from unveil.errors import RecipeError, ShapeError
 from unveil.generation.generate import Request
 from unveil.generation.upscale import upscale
 from unveil.generation.variations import interpolate, lerp, seed_variations
 from unveil.io.images import to_unit
-from unveil.types import Condition, RecipeError, ShapeError
+from unveil.types import Condition
 
 CODECS = pytest.mark.parametrize("codec", [None, Halved()], ids=["pixels", "latents"])
 
@@ -96,25 +97,25 @@ def test_any_model_edits_the_bicubic_enlargement(codec: nn.Module | None):
     model, given = tiny(codec), pictures(2)
     made = drawn(model, Request(count=2), upscale(model, given, factor=2, strength=0.0))
     plain = bicubic_upsample(to_unit(given), (16, 16))
-    assert torch.equal(made, model.codec.decode(model.codec.encode(plain)).clamp(-1, 1))
+    assert torch.equal(made, model.autoencoder.decode(model.autoencoder.encode(plain)).clamp(-1, 1))
     edited = drawn(model, Request(count=2), upscale(model, given, factor=2, strength=0.5))
     assert edited.shape == (2, 1, 16, 16)
     assert not torch.equal(edited, made)
 
 
 def test_a_model_that_was_trained_to_enlarge_is_shown_the_picture():
-    shown = [LABEL, {"kind": "context", "key": "low", "channels": 1}]
+    shown = [LABEL, {"kind": "concat", "key": "low", "channels": 1}]
     model, given = tiny(condition=shown, context_size="smaller"), pictures(2, 4, 4)
     request = Request(count=2, seed=3)
     made = drawn(model, request, upscale(model, given, factor=2))
-    assert torch.equal(made, model.generate(raw={"low": given}, count=2, seed=3))
+    assert torch.equal(made, model.generate(cond={"low": given}, count=2, seed=3))
     large = drawn(model, request, upscale(model, pictures(2, 8, 6), factor=2))
     assert large.shape == (2, 1, 16, 12)
 
 
 def test_parts_of_a_large_picture_are_what_lies_there():
     """Tiles are shown their own part: what is far away changes nothing."""
-    shown = [{"kind": "context", "key": "low", "channels": 1}]
+    shown = [{"kind": "concat", "key": "low", "channels": 1}]
     model, given = tiny(condition=shown, context_size="smaller"), pictures(1, 4, 12)
     other = given.clone()
     other[..., 8:] = 255 - other[..., 8:]

@@ -16,6 +16,7 @@ from unveil.conditioning.circular_shift import circular_shift, shift_at
 from unveil.core import inverse
 from unveil.core.denoiser import Estimate
 from unveil.core.flow import RectifiedFlow, SqrtSizeShift
+from unveil.errors import RecipeError
 from unveil.generation import hires, long_video, video
 from unveil.generation.generate import Request, generate
 from unveil.generation.img2img import img2img
@@ -24,7 +25,7 @@ from unveil.generation.prompt_schedule import Scene, prompt_weights
 from unveil.generation.single_frame import as_image_model
 from unveil.generation.upscale import resized, upscale
 from unveil.io.images import to_pixels, to_unit
-from unveil.types import Condition, NoiseLevel, RecipeError
+from unveil.types import Condition, NoiseLevel
 
 CODECS = [None, Paired()]
 NAMES = ["pixels", "latents"]
@@ -57,7 +58,7 @@ def test_frames_that_are_given_come_out_and_the_others_go_with_them(codec: nn.Mo
 def test_given_frames_are_exact_in_the_sample_itself_not_only_in_what_is_written():
     model = tiny_clips()
     edit = video.inpaint_frames(model, clips(1, 2), [0, 1])
-    plain = to_pixels(model.generate(raw=PROMPT, change=edit.change))
+    plain = to_pixels(model.generate(cond=PROMPT, transform=edit.change))
     assert torch.equal(plain[:, :, :2], clips(1, 2))
 
 
@@ -268,7 +269,7 @@ def test_a_run_that_edits_begins_at_its_strength():
         begun.append(video.sdedit_video(model, given, [0.1, 0.2, 0.3, 0.3, 0.3]).change(course, rows))
         return begun[0]
 
-    model.generate(raw=PROMPT, change=change)
+    model.generate(cond=PROMPT, transform=change)
     assert float(begun[0].grid[0].t) == pytest.approx(0.3)
 
 
@@ -312,7 +313,7 @@ def test_clips_of_another_size_are_held_and_moved_by_the_levels_of_their_own_siz
         assert torch.equal(kept[:, :, 0], clip[:, :, 0])
     small, large = (float(process.at(0.5).alpha) for process in used)
     assert small == float(model.process.at(0.5).alpha)
-    assert large == float(model.sized((5, 16, 16)).process.at(0.5).alpha)
+    assert large == float(model.resized((5, 16, 16)).process.at(0.5).alpha)
     assert small != large
 
 
@@ -345,10 +346,10 @@ def test_a_ring_that_begins_elsewhere_is_the_same_ring_turned():
         def change(course: Any, rows: slice) -> Any:
             return replace(edit.change(course, rows), x=course.start().roll(by, 2))
 
-        return model.generate(raw=PROMPT, change=change)
+        return model.generate(cond=PROMPT, transform=change)
 
     # the network sees the ring cut at another place, so it is not the same to the bit; without turning it would differ
-    plain = model.generate(raw=PROMPT)
+    plain = model.generate(cond=PROMPT)
     assert not torch.equal(drawn(0), plain)
     assert drawn(0).shape == plain.shape
 
@@ -380,9 +381,9 @@ def test_a_ring_of_latents_is_decoded_all_around():
     made = seen(model, request(), video.loop(model, 6))
     assert made.shape == (1, 3, 6, 8, 8)
     latents = torch.randn(1, 3, 3, 4, 4, generator=torch.Generator().manual_seed(2))
-    one, other = model.codec.decode(latents), model.codec.decode(latents.roll(1, 2))
+    one, other = model.autoencoder.decode(latents), model.autoencoder.decode(latents.roll(1, 2))
     torch.testing.assert_close(one.roll(2, 2), other)
-    torch.testing.assert_close(model.codec.encode(one), latents)
+    torch.testing.assert_close(model.autoencoder.encode(one), latents)
     assert video.with_looping_vae(tiny_clips()).shape == (3, 5, 8, 8), (
         "without a codec every frame has a token of its own"
     )

@@ -16,7 +16,7 @@ from unveil.generation.task_spec import PLAIN, TaskSpec
 from unveil.model import Model, build
 from unveil.model.config import ModelConfig, validate
 
-LABEL = {"kind": "label", "classes": 3, "drop_prob": 0.1}
+LABEL = {"kind": "class-label", "num_classes": 3, "drop_prob": 0.1}
 
 
 class Halved(nn.Module):
@@ -58,7 +58,7 @@ def tiny(codec: nn.Module | None = None, condition: list[dict[str, Any]] | None 
         for parameter in model.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.08)
     if codec is not None:
-        model.codec = codec  # pyright: ignore
+        model.autoencoder = codec  # pyright: ignore
     return model
 
 
@@ -94,7 +94,7 @@ def tiny_clips(codec: nn.Module | None = None, frames: int = 5, **sample: Any) -
             "process": {"kind": "rectified-flow"},
             "prediction": "x0",
             "condition": [
-                {"kind": "learned-text", "vocab_size": 40, "max_length": 8, "width": 16, "depth": 1, "heads": 2,
+                {"kind": "learned-text", "vocab_size": 40, "max_length": 8, "hidden_size": 16, "depth": 1, "heads": 2,
                  "vector": True, "drop_prob": 0.1}
             ],
             "sample": {"sampler": "euler-time", "steps": 4, "clip": "none", "guidance": {"scale": 2.0}, **sample},
@@ -109,7 +109,7 @@ def tiny_clips(codec: nn.Module | None = None, frames: int = 5, **sample: Any) -
         for parameter in model.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.15)
     if codec is not None:
-        model.codec = codec  # pyright: ignore
+        model.autoencoder = codec  # pyright: ignore
     return model
 
 

@@ -47,7 +47,7 @@ def pipeline(folder: Path) -> Iterator[Comparison]:
             yield case.compare(name, tokens)
         how = model.sampling.changed({"steps": steps, "eta": eta})
         levels = how.levels(model.process)
-        step = cfg(*(model.step(Condition(tokens=tokens)) for tokens in both.values()), scale)
+        step = cfg(*(model.denoise_fn(Condition(tokens=tokens)) for tokens in both.values()), scale)
         streams = SampleRNG(0, range(len(case.io["x_T"])))
         plan = how.plan(levels, model.variance, None)
         latents = run(plan, step, case.io["x_T"], noise=streams.bind(case.io["x_T"].shape[1:]))

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from unveil.errors import OutOfResources, OutputError, WeightsError
 from unveil.io.safetensors_io import read_header, read_tensors, write_tensors
 from unveil.model import checkpoint_store
-from unveil.types import OutOfResources, OutputError, WeightsError
 
 HARNESS = Path(__file__).with_name("kill_harness.py")
 

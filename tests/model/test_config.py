@@ -10,6 +10,7 @@ import torch
 import unveil
 from unveil.core import timestep_sampling
 from unveil.core.rng import SampleRNG
+from unveil.errors import RecipeError
 from unveil.model.config import (
     AutoencoderRecipe,
     CaptionerRecipe,
@@ -25,7 +26,6 @@ from unveil.model.config import (
     validate,
 )
 from unveil.model.config.latent_autoencoder import SavedSection
-from unveil.types import RecipeError
 
 # Parameters of the published networks: Ho et al. 2020, appendix B; the released Improved DDPM checkpoints.
 PUBLISHED = {
@@ -72,10 +72,12 @@ def test_every_recipe_builds_without_taking_memory(name, small):
         recipe.network.build({"source": 40, "target": 40})
         return
     if isinstance(recipe, CaptionerRecipe):
-        recipe.network.build({"vocabulary": 40})
+        recipe.network.build({"vocab_size": 40})
         return
     with torch.device("meta"):
-        if isinstance(recipe, Recipe) and isinstance(recipe.codec, SavedSection):  # which another recipe trains first
+        if isinstance(recipe, Recipe) and isinstance(
+            recipe.autoencoder, SavedSection
+        ):  # which another recipe trains first
             model = recipe.build_network()
         else:
             model = recipe.build() if isinstance(recipe, AutoencoderRecipe) else unveil.build(recipe.model)
@@ -159,7 +161,7 @@ def test_overrides_that_go_nowhere(override, message):
         ("train.stpes=3", "train.stpes: unknown key; nearest: 'steps'; allowed: batch_size, batching, tokens, steps"),
         ("trian={}", "trian: unknown key; nearest: 'train'"),
         ("network.chanels=3", "network.chanels: unknown key; nearest: 'stem_channels'"),
-        ("condition.0.clases=3", "condition.0.clases: unknown key; nearest: 'classes'"),
+        ("condition.0.clases=3", "condition.0.clases: unknown key; nearest: 'num_classes'"),
         ("train.steps=-3", "train.steps = -3: must be greater than or equal to 1"),
         ("train.steps=many", "train.steps = 'many': must be a valid integer"),
         ("train.steps=null", "train.steps = None: must be a valid integer"),
@@ -175,15 +177,15 @@ def test_overrides_that_go_nowhere(override, message):
         ("network.kind=unett", "network.kind = 'unett': must be one of unet"),
         (
             "data.kind=digit",
-            "data.kind = 'digit': must be one of clips, digits, fashion, fashion-style, folder, latents, playground, "
-            "scenes; "
+            "data.kind = 'digit': must be one of digits, fashion, fashion-style, folder, latents, playground, "
+            "scenes, video-folder; "
             "nearest: 'digits'",
         ),
         (
             "data={size: 8}",
-            "data = {'size': 8}: needs a map with a kind; allowed: clips, digits, fashion, fashion-style, folder",
+            "data = {'size': 8}: needs a map with a kind; allowed: digits, fashion, fashion-style, folder",
         ),
-        ("data=3", "data = 3: needs a map with a kind; allowed: clips, digits, fashion, fashion-style, folder"),
+        ("data=3", "data = 3: needs a map with a kind; allowed: digits, fashion, fashion-style, folder"),
         ("network=null", "network = None: needs a map with a kind; allowed: unet"),
         ("process.beta_schedule=cosin", "beta_schedule = 'cosin': known are linear, linear-scaled, cosine"),
         ("process={kind: discrete-vp, betas: [0.1, 2.0]}", "betas[1] = 2.0: must lie inside (0, 1)"),
@@ -246,7 +248,7 @@ def test_every_process_trains_and_samples(process):
     loss = objective(model.denoiser, pictures, condition, SampleRNG(0, range(8)), 0)
     loss.value.backward()
     assert loss.value.isfinite()
-    assert model.generate(count=2, steps=3, raw={"label": 1}).isfinite().all()
+    assert model.generate(count=2, steps=3, cond={"label": 1}).isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import logging
 import pytest
 import yaml
 
+from unveil.errors import RecipeError
 from unveil.model import migration, model_identity
 from unveil.model.config import ModelConfig, SampleConfig, load_recipe, override, read_yaml, recipe_text, validate
-from unveil.types import RecipeError
 
 FORMER = """
 paper: a paper

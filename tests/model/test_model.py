@@ -14,15 +14,16 @@ from unveil.core.denoiser import Denoiser, Estimate
 from unveil.core.process import CosineVP, DiscreteVP, betas
 from unveil.core.rng import START, SampleRNG
 from unveil.core.variance import learned_range
+from unveil.errors import Cancelled, NonFinite, OutOfResources, RecipeError
 from unveil.model import Model, build
 from unveil.model.config import ModelConfig, validate
-from unveil.types import Cancelled, Condition, NoiseLevel, NonFinite, OutOfResources, RecipeError
+from unveil.types import Condition, NoiseLevel
 
 PLAIN = {
     "shape": [1, 8, 8],
     "network": {"kind": "unet", "model_channels": 16, "channel_mult": [1, 2], "num_res_blocks": 1, "groups": 4},
     "process": {"kind": "discrete-vp", "beta_schedule": "cosine", "timesteps": 50},
-    "condition": [{"kind": "label", "classes": 3, "names": ["boot", "coat", "sandal"], "drop_prob": 0.1}],
+    "condition": [{"kind": "class-label", "num_classes": 3, "names": ["boot", "coat", "sandal"], "drop_prob": 0.1}],
     "sample": {"steps": 4, "eta": 1.0},
 }
 
@@ -68,20 +69,20 @@ def test_a_condition_left_out_is_the_null_one(model):
 
 
 def test_without_dropout_there_is_no_null_and_no_leaving_out():
-    always = build(config(condition=[{"kind": "label", "classes": 3}]))
+    always = build(config(condition=[{"kind": "class-label", "num_classes": 3}]))
     condition, null = always.encode({"label": 0})
     assert condition is not None
     assert null is None
     with pytest.raises(RecipeError, match="label: missing, and this model was trained with it always"):
         always.encode({})
-    with pytest.raises(RecipeError, match="guidance needs a model trained with drop > 0; use scale 1"):
-        always.generate(raw={"label": 0}, scale=2.0)
+    with pytest.raises(RecipeError, match="guidance needs a model trained with drop_prob > 0; use guidance_scale 1"):
+        always.generate(cond={"label": 0}, guidance_scale=2.0)
 
 
 def test_two_conditions_meet_in_one():
     parts = [
-        {"kind": "label", "classes": 3, "drop_prob": 0.1},
-        {"kind": "context", "key": "mask", "channels": 1, "drop_prob": 0.1},
+        {"kind": "class-label", "num_classes": 3, "drop_prob": 0.1},
+        {"kind": "concat", "key": "mask", "channels": 1, "drop_prob": 0.1},
     ]
     both = build(config(condition=parts))
     condition, null = both.encode({"label": [1, 2], "mask": torch.zeros(2, 1, 8, 8, dtype=torch.uint8)})
@@ -90,7 +91,7 @@ def test_two_conditions_meet_in_one():
         assert found.channels.shape == (2, 1, 8, 8)
     assert (condition.channels == -1).all()
     assert (null.channels == 0).all()
-    samples = both.generate(raw={"label": 1, "mask": torch.zeros(1, 1, 8, 8, dtype=torch.uint8)}, count=3)
+    samples = both.generate(cond={"label": 1, "mask": torch.zeros(1, 1, 8, 8, dtype=torch.uint8)}, count=3)
     assert samples.shape == (3, 1, 8, 8)
 
 
@@ -112,7 +113,7 @@ def test_a_model_without_conditions_takes_none():
 )
 def test_what_cannot_be_asked_for(model, raw, message):
     with pytest.raises(RecipeError, match=message):
-        model.generate(raw=raw, count=3)
+        model.generate(cond=raw, count=3)
 
 
 # ---------------------------------------------------------------------- samples
@@ -120,13 +121,13 @@ def test_what_cannot_be_asked_for(model, raw, message):
 
 def test_samples_do_not_depend_on_how_they_are_split(model):
     raw = {"label": [0, 1, 2, 0, 1]}
-    whole = model.generate(raw=raw, count=5, seed=3)
-    parts = model.generate(raw=raw, count=5, seed=3, batch=2)
-    later = model.generate(raw={"label": [0, 1]}, count=2, seed=3, first_sample=3)
+    whole = model.generate(cond=raw, count=5, seed=3)
+    parts = model.generate(cond=raw, count=5, seed=3, batch=2)
+    later = model.generate(cond={"label": [0, 1]}, count=2, seed=3, start_index=3)
     torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(later, whole[3:], rtol=1e-5, atol=1e-5)
-    assert not torch.allclose(model.generate(raw=raw, count=5, seed=4), whole, atol=1e-2)
-    assert torch.equal(model.generate(raw=raw, count=5, seed=3), whole)
+    assert not torch.allclose(model.generate(cond=raw, count=5, seed=4), whole, atol=1e-2)
+    assert torch.equal(model.generate(cond=raw, count=5, seed=3), whole)
     assert whole.abs().max() <= 1
 
 
@@ -138,39 +139,43 @@ def test_generate_is_the_main_path_written_out(model):
     streams = SampleRNG(5, range(2))
     noise = streams.bind(model.shape)
     x = unveil.run(samplers.ddim(grid, eta=0.5), step, grid.start(streams.normal(model.shape, START)), noise=noise)
-    given = model.generate(raw={"label": [2, 0]}, count=2, seed=5, steps=6, eta=0.5, scale=3.0)
+    given = model.generate(cond={"label": [2, 0]}, count=2, seed=5, steps=6, eta=0.5, guidance_scale=3.0)
     assert torch.equal(given, x.clamp(-1, 1))
 
 
 def test_the_models_own_settings_are_the_defaults(model):
     seen: list[int] = []
-    model.generate(raw={"label": 0}, on_step=lambda progress: seen.append(progress.total))
+    model.generate(cond={"label": 0}, on_step=lambda progress: seen.append(progress.total))
     assert seen == [4] * 4
-    own = model.generate(raw={"label": 0}, seed=1)
-    assert torch.equal(own, model.generate(raw={"label": 0}, seed=1, steps=4, eta=1.0, sampler="ddim", clip="static"))
-    assert not torch.allclose(own, model.generate(raw={"label": 0}, seed=1, eta=0.0), atol=1e-3)
+    own = model.generate(cond={"label": 0}, seed=1)
+    assert torch.equal(
+        own, model.generate(cond={"label": 0}, seed=1, steps=4, eta=1.0, sampler="ddim", threshold="static")
+    )
+    assert not torch.allclose(own, model.generate(cond={"label": 0}, seed=1, eta=0.0), atol=1e-3)
 
 
 def test_eta_one_is_the_ancestral_chain(model):
-    ancestral = model.generate(raw={"label": 0}, count=2, sampler="ancestral")
-    torch.testing.assert_close(model.generate(raw={"label": 0}, count=2, eta=1.0), ancestral, rtol=0, atol=1e-5)
+    ancestral = model.generate(cond={"label": 0}, count=2, sampler="ancestral")
+    torch.testing.assert_close(model.generate(cond={"label": 0}, count=2, eta=1.0), ancestral, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["heun", "euler-time", "euler-ancestral", "dpmpp-2m"])
 def test_any_sampler_runs_by_its_name_with_its_own_options(model, name):
-    one = model.generate(raw={"label": 0}, sampler=name, steps=5, grid="karras")
+    one = model.generate(cond={"label": 0}, sampler=name, steps=5, schedule="karras")
     assert torch.isfinite(one).all()
-    assert not torch.allclose(model.generate(raw={"label": 0}, sampler=name, steps=9, grid="karras"), one, atol=1e-4)
+    assert not torch.allclose(
+        model.generate(cond={"label": 0}, sampler=name, steps=9, schedule="karras"), one, atol=1e-4
+    )
 
 
 def test_a_samplers_option_reaches_it(model):
-    given = {"raw": {"label": 0}, "sampler": "euler", "steps": 5, "grid": "karras"}
+    given = {"cond": {"label": 0}, "sampler": "euler", "steps": 5, "schedule": "karras"}
     churned = model.generate(**given, sampling={"options": {"s_churn": 3.0, "s_tmax": 50.0}})
     assert not torch.allclose(model.generate(**given), churned, atol=1e-3)
     with pytest.raises(RecipeError, match=r"s_chern: sampler 'euler' takes no such setting; .*; nearest: 's_churn'"):
         model.generate(**given, sampling={"options": {"s_chern": 3.0}})
     with pytest.raises(RecipeError, match="eta: sampler 'heun' takes no such setting"):
-        model.generate(raw={"label": 0}, sampler="heun", eta=0.5)
+        model.generate(cond={"label": 0}, sampler="heun", eta=0.5)
 
 
 @pytest.mark.parametrize(
@@ -185,20 +190,20 @@ def test_a_samplers_option_reaches_it(model):
 )
 def test_a_samplers_option_is_of_its_kind(model, sampler, options, said):
     with pytest.raises(RecipeError, match=said):
-        model.generate(raw={"label": 0}, sampler=sampler, steps=3, sampling={"options": options})
+        model.generate(cond={"label": 0}, sampler=sampler, steps=3, sampling={"options": options})
 
 
 def test_a_number_that_yaml_reads_as_a_word_is_a_number(model):
-    given = {"raw": {"label": 0}, "sampler": "heun", "steps": 3}
+    given = {"cond": {"label": 0}, "sampler": "heun", "steps": 3}
     one, two = (model.generate(**given, sampling={"options": {"node": node}}) for node in ("5e-1", 0.5))
     assert torch.equal(one, two)
 
 
 def test_a_grid_may_be_written_out(model):
-    written = model.generate(raw={"label": 0}, eta=0.0, grid=[1.0, 0.5, 0.0])
-    assert torch.equal(written, model.generate(raw={"label": 0}, eta=0.0, steps=2))
+    written = model.generate(cond={"label": 0}, eta=0.0, schedule=[1.0, 0.5, 0.0])
+    assert torch.equal(written, model.generate(cond={"label": 0}, eta=0.0, steps=2))
     with pytest.raises(RecipeError, match=r"0.7"):
-        model.generate(raw={"label": 0}, grid=[0.5, 0.7, 0.0])
+        model.generate(cond={"label": 0}, schedule=[0.5, 0.7, 0.0])
 
 
 @pytest.mark.parametrize(
@@ -212,16 +217,16 @@ def test_a_grid_may_be_written_out(model):
     ],
 )
 def test_every_form_of_guidance_changes_the_sample(model, settings):
-    given = {"raw": {"label": 0}, "count": 2, "scale": 4.0, "clip": "none"}
+    given = {"cond": {"label": 0}, "count": 2, "guidance_scale": 4.0, "threshold": "none"}
     plain = model.generate(**given)
     assert not torch.allclose(model.generate(**given, sampling=settings), plain, atol=1e-4), settings
 
 
 def test_a_negative_condition_takes_the_place_of_none(model):
-    away = model.generate(raw={"label": 0}, negative={"label": 1}, scale=3.0, clip="none")
-    assert not torch.allclose(away, model.generate(raw={"label": 0}, scale=3.0, clip="none"), atol=1e-3)
-    itself = model.generate(raw={"label": 0}, negative={"label": 0}, scale=3.0, clip="none")
-    torch.testing.assert_close(itself, model.generate(raw={"label": 0}, clip="none"), rtol=1e-4, atol=1e-4)
+    away = model.generate(cond={"label": 0}, negative_cond={"label": 1}, guidance_scale=3.0, threshold="none")
+    assert not torch.allclose(away, model.generate(cond={"label": 0}, guidance_scale=3.0, threshold="none"), atol=1e-3)
+    itself = model.generate(cond={"label": 0}, negative_cond={"label": 0}, guidance_scale=3.0, threshold="none")
+    torch.testing.assert_close(itself, model.generate(cond={"label": 0}, threshold="none"), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("count", "scale", "rows"), [(2, 3.0, [4]), (9, 3.0, [9, 9]), (2, 1.0, [2]), (2, 0.0, [2])])
@@ -229,7 +234,7 @@ def test_a_few_samples_are_guided_in_one_call_and_many_in_two(model, count, scal
     seen = []
     hook = model.denoiser.network.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
     try:
-        model.generate(raw={"label": 1}, count=count, steps=3, scale=scale)
+        model.generate(cond={"label": 1}, count=count, steps=3, guidance_scale=scale)
     finally:
         hook.remove()
     assert seen == rows * 3
@@ -243,7 +248,14 @@ def test_what_depends_on_the_levels_alone_is_computed_once(sampler, scale):
     network = model.denoiser.network
     told: list[int] = []
     network.time[0].register_forward_hook(lambda _module, given, _result: told.append(len(given[0])))
-    how = {"raw": {"label": [0, 2, 2]}, "count": 3, "sampler": sampler, "steps": 5, "scale": scale, "grid": "uniform"}
+    how = {
+        "cond": {"label": [0, 2, 2]},
+        "count": 3,
+        "sampler": sampler,
+        "steps": 5,
+        "guidance_scale": scale,
+        "schedule": "uniform",
+    }
     found = model.generate(**how)
     assert len(told) == 1  # for all levels and classes, and none
     network.ahead = lambda indices: contextlib.nullcontext()
@@ -253,15 +265,18 @@ def test_what_depends_on_the_levels_alone_is_computed_once(sampler, scale):
 
 def test_scale_0_is_unconditional(model):
     torch.testing.assert_close(
-        model.generate(raw={"label": 0}, scale=0.0), model.generate(raw={"label": 1}, scale=0.0), rtol=0, atol=0
+        model.generate(cond={"label": 0}, guidance_scale=0.0),
+        model.generate(cond={"label": 1}, guidance_scale=0.0),
+        rtol=0,
+        atol=0,
     )
 
 
 def test_a_shift_moves_the_mean_or_the_eps(model):
     towards = lambda x, level: 5 * torch.ones_like(x)  # noqa: E731 - a gradient that asks for brighter pictures
     for sampler in ("ancestral", "ddim"):
-        plain = model.generate(raw={"label": 0}, sampler=sampler, steps=10, clip="none")
-        moved = model.generate(raw={"label": 0}, sampler=sampler, steps=10, clip="none", shift=towards)
+        plain = model.generate(cond={"label": 0}, sampler=sampler, steps=10, threshold="none")
+        moved = model.generate(cond={"label": 0}, sampler=sampler, steps=10, threshold="none", cond_grad=towards)
         assert (moved - plain).mean() > 0.1, sampler
 
 
@@ -275,33 +290,33 @@ def test_another_sampler_leaves_the_old_ones_settings_behind():
 
 def test_a_learned_variance_is_sampled_with():
     learned = shaken(build(config(variance="learned-range", sample={"steps": 4, "sampler": "ancestral"})))
-    one = learned.generate(raw={"label": 0}, seed=0)
+    one = learned.generate(cond={"label": 0}, seed=0)
     with torch.no_grad():
         learned.denoiser.network.leave.bias[1:] += 3.0  # the variance's own output
-    assert not torch.allclose(learned.generate(raw={"label": 0}, seed=0), one, atol=1e-3)
+    assert not torch.allclose(learned.generate(cond={"label": 0}, seed=0), one, atol=1e-3)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"sampler": "dim"}, "sampling: sampler: sampler 'dim': no such sampler; nearest: 'ddim'"),
-        ({"clip": "hard"}, "sampling: threshold = 'hard': must be one of static, dynamic, none"),
+        ({"threshold": "hard"}, "sampling: threshold = 'hard': must be one of static, dynamic, none"),
         ({"eta": 2.0}, "sampling: eta = 2.0: must be less than or equal to 1"),
         ({"steps": 0}, "sampling: steps = 0: must be greater than or equal to 1"),
-        ({"scale": float("nan")}, "must be a finite number"),
-        ({"grid": "uniforn"}, "schedule 'uniforn': must be one of uniform, .*; nearest: 'uniform'"),
+        ({"guidance_scale": float("nan")}, "must be a finite number"),
+        ({"schedule": "uniforn"}, "schedule 'uniforn': must be one of uniform, .*; nearest: 'uniform'"),
         ({"count": 0}, "count = 0: at least 1"),
     ],
 )
 def test_settings_that_cannot_work(model, settings, message):
     with pytest.raises(RecipeError, match=message):
-        model.generate(raw={"label": 0}, **settings)
+        model.generate(cond={"label": 0}, **settings)
 
 
 def test_training_mode_is_left_as_it_was():
     dropping = build(config(network=PLAIN["network"] | {"dropout": 0.5}))
     shaken(dropping).train()
-    one, two = (dropping.generate(raw={"label": 0}) for _ in range(2))
+    one, two = (dropping.generate(cond={"label": 0}) for _ in range(2))
     assert dropping.training
     assert torch.equal(one, two), "dropout was on while sampling"
 
@@ -311,14 +326,14 @@ def test_a_step_may_cancel(model):
         raise Cancelled("enough")
 
     with pytest.raises(Cancelled, match="enough"):
-        model.generate(raw={"label": 0}, on_step=stop)
+        model.generate(cond={"label": 0}, on_step=stop)
 
 
 def test_lower_precision_is_close_and_leaves_the_weights_alone(model):
-    exact = model.generate(raw={"label": [0, 1]}, count=2)
+    exact = model.generate(cond={"label": [0, 1]}, count=2)
     model.precision = torch.bfloat16
     try:
-        rough = model.generate(raw={"label": [0, 1]}, count=2)
+        rough = model.generate(cond={"label": [0, 1]}, count=2)
     finally:
         model.precision = torch.float32
     assert not torch.equal(rough, exact)
@@ -331,17 +346,17 @@ def test_a_lowered_model_gives_what_its_precision_gives_and_no_other():
     for way in ("precision", "lowered"):
         one = shaken(build(config())).eval()
         if way == "lowered":
-            assert one.lowered(torch.float32) is one  # nothing happens
-            one.lowered(torch.bfloat16)
+            assert one.to_inference_dtype(torch.float32) is one  # nothing happens
+            one.to_inference_dtype(torch.bfloat16)
         one.precision = torch.bfloat16
-        drawn[way] = one.generate(raw={"label": 1}, count=2)
+        drawn[way] = one.generate(cond={"label": 1}, count=2)
         held = {type(m).__name__: m.weight.dtype for m in one.denoiser.network.modules() if hasattr(m, "weight")}
         assert held["Conv2d"] == held["Linear"] == (torch.bfloat16 if way == "lowered" else torch.float32)
         assert held["GroupNorm"] == torch.float32
     assert torch.equal(drawn["lowered"], drawn["precision"])
     assert drawn["lowered"].std() > 0
     for dtype in (torch.float32, torch.float16):
-        with pytest.raises(RecipeError, match=r"lowered to torch\.bfloat16; load the model again"):
+        with pytest.raises(RecipeError, match=r"converted to torch\.bfloat16; load the model again"):
             one.precision = dtype
 
 
@@ -376,7 +391,7 @@ def check_compiled(model: Model) -> None:
     expected = model.generate(steps=3)
     network = model.denoiser.network
     network.register_forward_hook(lambda *_: calls.append(torch.compiler.is_compiling()))  # pyright: ignore
-    torch.testing.assert_close(model.compiled().generate(steps=3), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(model.compile_network().generate(steps=3), expected, rtol=0, atol=1e-4)
     assert any(calls)
     assert list(model.state_dict()) == names
 
@@ -399,7 +414,7 @@ def test_every_kind_of_network_can_be_compiled(network):
 def test_compiling_without_a_compiler_is_refused(monkeypatch, model):
     monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.raises(OutOfResources, match="C\\+\\+ compiler"):
-        model.compiled()
+        model.compile_network()
 
 
 def test_numbers_that_are_not_finite_stop_with_a_remedy():
@@ -440,7 +455,7 @@ class HalfBlind(nn.Module):
 
 def test_a_decoder_that_overflows_in_half_precision_is_repeated_once_in_float32():
     codec = HalfBlind()
-    model = Model(Denoiser(Constant(0.1), CosineVP(), prediction=unveil.core.prediction.v), (2,), codec=codec)
+    model = Model(Denoiser(Constant(0.1), CosineVP(), prediction=unveil.core.prediction.v), (2,), autoencoder=codec)
     model.precision = torch.bfloat16
     assert torch.isfinite(model.generate(steps=2)).all()
     assert codec.calls == [True, False]
@@ -459,7 +474,7 @@ def test_no_float64_is_sent_to_a_device(model, monkeypatch):
 
     monkeypatch.setattr(Tensor, "to", spy)
     for sampler in ("ddim", "ancestral"):
-        model.generate(raw={"label": [0, 1]}, count=2, sampler=sampler, scale=2.0)
+        model.generate(cond={"label": [0, 1]}, count=2, sampler=sampler, guidance_scale=2.0)
     assert sent, "the spy saw nothing"
     assert torch.float64 not in sent
     torch.zeros(1, dtype=torch.float64).to("cpu")
@@ -491,7 +506,7 @@ def test_building_is_repeatable():
 def test_generate_takes_the_words_of_other_programs():
     model = unveil.load("ddpm-digits")
     new = model.generate(label=[3, 4], num_inference_steps=2, seed=1, guidance_scale=2, negative_cond={"label": 8})
-    old = model.generate(raw={"label": [3, 4]}, count=2, steps=2, seed=1, scale=2, negative={"label": 8})
+    old = model.generate(cond={"label": [3, 4]}, count=2, steps=2, seed=1, guidance_scale=2, negative_cond={"label": 8})
     assert torch.equal(new, old)
     for keyword, right in (
         ("guidence_scale", "guidance_scale"),
@@ -500,5 +515,10 @@ def test_generate_takes_the_words_of_other_programs():
     ):
         with pytest.raises(RecipeError, match=f"{keyword}: no such keyword; nearest: '{right}'"):
             model.generate(**{keyword: 2})  # pyright: ignore
+    for former, now in (("raw", "cond"), ("scale", "guidance_scale"), ("grid", "schedule"), ("clip", "threshold")):
+        with pytest.raises(RecipeError, match=f"generate: {former} is the former name of {now}; write {now}"):
+            model.generate(**{former: None})  # pyright: ignore
+    with pytest.raises(RecipeError, match="steps and num_inference_steps are the same setting"):
+        model.generate(steps=2, num_inference_steps=3)
     with pytest.raises(RecipeError, match="condition 'prompt': this model takes label"):
         model.generate("a cat")

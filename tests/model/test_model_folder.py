@@ -14,10 +14,10 @@ import unveil
 from unveil.checkpoints import inspection
 from unveil.core.denoiser import Denoiser
 from unveil.core.process import CosineVP
+from unveil.errors import NonFinite, OutputError, RecipeError, WeightsError
 from unveil.io import safetensors_io
 from unveil.model import Model, checkpoint_store, int8, model_folder, model_saving
 from unveil.model.config import ModelConfig, validate
-from unveil.types import NonFinite, OutputError, RecipeError, WeightsError
 
 torch.set_num_threads(1)
 
@@ -35,8 +35,8 @@ def model(channels: int = 8, seed: int = 0) -> Model:
         },
         "process": {"kind": "discrete-vp", "beta_schedule": "cosine", "timesteps": 20},
         "condition": [
-            {"kind": "label", "classes": 3, "names": ["cat", "dog", "cow"], "drop_prob": 0.2},
-            {"kind": "context", "key": "picture", "channels": 2},
+            {"kind": "class-label", "num_classes": 3, "names": ["cat", "dog", "cow"], "drop_prob": 0.2},
+            {"kind": "concat", "key": "picture", "channels": 2},
         ],
         "sample": {"steps": 4},
     }
@@ -60,7 +60,7 @@ def test_a_model_comes_back_with_every_bit_and_makes_the_same_samples(saved):
         torch.equal(a, b) for a, b in zip(before.state_dict().values(), after.state_dict().values(), strict=True)
     )
     raw = {"label": ["dog", "cat"], "picture": torch.zeros(2, 2, 4, 4)}
-    assert torch.equal(*(m.generate(raw=raw, count=2, seed=3) for m in (before, after)))
+    assert torch.equal(*(m.generate(cond=raw, count=2, seed=3) for m in (before, after)))
 
 
 def test_a_loaded_model_can_be_trained_and_its_file_stays_as_it_was(saved):

@@ -10,10 +10,10 @@ import torch
 from unveil.core import preconditioning
 from unveil.core.objective import DiffusionLoss
 from unveil.core.rng import SampleRNG
+from unveil.errors import RecipeError
 from unveil.model import build
 from unveil.model.config import ModelConfig, dump, read_yaml, validate
 from unveil.nn.edm_unet import DhariwalUNet, SongUNet
-from unveil.types import RecipeError
 
 SONG = {"kind": "song-unet", "model_channels": 16, "channel_mult": [1, 2], "num_res_blocks": 1, "filter": [1, 3, 3, 1]}
 BASE: dict[str, Any] = {
@@ -21,7 +21,7 @@ BASE: dict[str, Any] = {
     "network": SONG,
     "process": {"kind": "edm"},
     "prediction": {"kind": "edm", "sigma_data": 0.6},
-    "condition": [{"kind": "label", "classes": 3, "drop_prob": 0.1}],
+    "condition": [{"kind": "class-label", "num_classes": 3, "drop_prob": 0.1}],
 }
 RECIPES = {
     "edm": BASE,
@@ -69,7 +69,7 @@ def test_a_recipe_builds_learns_and_samples(name):
         loss.value.backward()
         trained.step()
     assert losses[-1] < losses[0]
-    assert torch.isfinite(model.generate(count=2, seed=0, steps=3, raw={"label": 1})).all()
+    assert torch.isfinite(model.generate(count=2, seed=0, steps=3, cond={"label": 1})).all()
 
 
 @pytest.mark.parametrize(

@@ -186,7 +186,7 @@ def test_the_small_form_trains_two_steps_and_samples(name: str, pictures: Path, 
     assert any(not torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
     raw = {key: items[0][key] for key in model.conditioners}
     raw = {key: value[None] if isinstance(value, Tensor) else value for key, value in raw.items()}
-    sample = model.generate(raw=raw, seed=0)
+    sample = model.generate(cond=raw, seed=0)
     assert sample.shape == (1, *recipe.shape)
     assert bool(torch.isfinite(sample).all())
 

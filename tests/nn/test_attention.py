@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from unveil.errors import RecipeError, ShapeError
 from unveil.nn.attention import Attention, KVCache
 from unveil.nn.embeddings import Rotary
 from unveil.nn.packing import Packing
 from unveil.nn.sdpa import attention_weights, scaled_dot_product_attention
-from unveil.types import RecipeError, ShapeError
 
 WIDTH, HEADS = 24, 4
 

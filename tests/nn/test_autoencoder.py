@@ -7,14 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from unveil.errors import RecipeError, ShapeError
 from unveil.nn.autoencoder import AutoencoderConfig, ImageDecoder, ImageEncoder
-from unveil.types import RecipeError, ShapeError
 
 SMALL = AutoencoderConfig(3, 3, 16, (1, 2), 1, 4, groups=4)
 VARIANTS = {
     "ldm": SMALL,
-    "attention": replace(SMALL, attention=(1, 2), multipliers=(1, 1.5), moments=2),
-    "local": replace(SMALL, norm="pixel", middle="blocks", multipliers=(1, 1, 2)),
+    "attention": replace(SMALL, attention=(1, 2), channel_mult=(1, 1.5), moments=2),
+    "local": replace(SMALL, norm="pixel", middle="blocks", channel_mult=(1, 1, 2)),
     "patched": replace(SMALL, patch=2, out_channels=1, dropout=0.1),
 }
 

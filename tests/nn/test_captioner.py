@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from unveil.errors import RecipeError, ShapeError
 from unveil.nn.captioner import Captioner, CaptionerConfig
 from unveil.nn.decoding import greedy
 from unveil.nn.tokenizer import BEGIN, END
-from unveil.types import RecipeError, ShapeError
 
-CONFIG = CaptionerConfig(vocabulary=11, patch=4, depth=1, decoder_depth=1, width=24, heads=2, max_length=9)
+CONFIG = CaptionerConfig(vocab_size=11, patch=4, depth=1, decoder_depth=1, hidden_size=24, heads=2, max_length=9)
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +77,8 @@ def test_frames_in_another_order_are_another_clip(network):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"width": 20}, "must be a multiple of 6"),
-        ({"width": 30, "heads": 4}, "and of the heads"),
+        ({"hidden_size": 20}, "must be a multiple of 6"),
+        ({"hidden_size": 30, "heads": 4}, "and of the heads"),
         ({"max_length": 2}, "max_length = 2"),
         ({"patch": 3}, "convolutions halve the image"),
         ({"stem": "patch"}, "stem = 'patch': must be one of patches, convolutions; nearest: 'patches'"),

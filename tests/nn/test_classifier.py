@@ -10,8 +10,8 @@ from torch import Tensor
 
 from unveil.core import guidance
 from unveil.core.process import DiscreteVP, betas
+from unveil.errors import RecipeError, ShapeError
 from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
-from unveil.types import RecipeError, ShapeError
 
 POOLS = ("attention", "adaptive", "spatial", "spatial_v2")
 SMALL = NoisyClassifierConfig(
@@ -123,7 +123,7 @@ def test_it_guides():
     [
         ({"pool": "atention"}, "pool = 'atention': must be one of .*; nearest: 'attention'"),
         ({"size": 9}, "size 9 px: must be a multiple of 2"),
-        ({"classes": 0}, "classes = 0: must be at least 1"),
+        ({"num_classes": 0}, "num_classes = 0: must be at least 1"),
         ({"attention": (4,)}, "attention 4: must be a rate"),
     ],
 )

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from unveil.core.rng import SampleRNG
+from unveil.errors import RecipeError, ShapeError
 from unveil.nn.decoding import Decoded, beam, greedy, sampled
-from unveil.types import RecipeError, ShapeError
 
 WORDS, END, LIMIT = 3, 2, 4
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from unveil.errors import RecipeError, ShapeError
 from unveil.nn.discriminator import DiscriminatorConfig, PatchDiscriminator
-from unveil.types import RecipeError, ShapeError
 
 
 @pytest.mark.parametrize(("layers", "size"), [(1, 8), (2, 28), (3, 28), (3, 64)])

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from unveil.errors import RecipeError, ShapeError
 from unveil.nn.dit import BlockConditioning, DiT, positions
 from unveil.nn.dit_config import NAMES, Design, DiTConfig, expand_preset, get_preset, shape_of
 from unveil.nn.flops import multiply_adds
-from unveil.types import Condition, RecipeError, ShapeError
+from unveil.types import Condition
 
 SMALL = DiTConfig(4, 8, size=8, patch=2, depth=3, hidden_size=32, heads=4)
 DESIGNS: tuple[Design, ...] = ("in-context", "cross-attention", "adaln", "adaln-zero")

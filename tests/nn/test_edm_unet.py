@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unveil.errors import RecipeError, ShapeError
 from unveil.nn.edm_unet import DhariwalUNet, DhariwalUNetConfig, SongUNet, SongUNetConfig
 from unveil.nn.layers import Fir, FirConv
-from unveil.types import Condition, RecipeError, ShapeError
+from unveil.types import Condition
 
 CIFAR = SongUNetConfig(3, 3)
 VE = {"embedding": "fourier", "noise_multiplier": 2, "encoder": "residual", "filter": (1, 3, 3, 1)}

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
+from unveil.errors import RecipeError, ShapeError
 from unveil.nn.embeddings import LearnedPositions, even_split, grid_coordinates, sin_cos_positions, sinusoid
-from unveil.types import RecipeError, ShapeError
 
 
 @pytest.mark.parametrize("t", [0.0, 0.25, 871.25])

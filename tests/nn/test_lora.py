@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unveil.errors import RecipeError, ShapeError
 from unveil.nn import lora
 from unveil.nn.attention import Attention
 from unveil.nn.dit import DiT
@@ -22,7 +23,7 @@ from unveil.nn.transformer_blocks import EncoderStates
 from unveil.nn.unet import UNet
 from unveil.nn.unet_blocks import Upsample
 from unveil.nn.unet_config import UNetConfig
-from unveil.types import Condition, RecipeError, ShapeError
+from unveil.types import Condition
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:

@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from unveil.errors import RecipeError, ShapeError
 from unveil.nn.box_denoiser import BoxDenoiser, BoxesConfig, regions_of
 from unveil.nn.unet2015 import UNet2015, UNet2015Config
-from unveil.types import Condition, RecipeError, ShapeError
+from unveil.types import Condition
 
 MASKS = UNet2015Config(in_channels=2, out_channels=4, concat_channels=3, widths=(8, 16, 24), groups=4)
-BOXES = BoxesConfig(slots=5, concat_channels=3, channels=16, blocks=2, heads=2, samples=2)
+BOXES = BoxesConfig(slots=5, concat_channels=3, hidden_size=16, depth=2, heads=2, samples=2)
 
 
 def drawn(network: nn.Module) -> nn.Module:
@@ -96,8 +97,8 @@ def test_the_picture_is_encoded_once_for_many_steps():
 def test_mistakes_are_named():
     with pytest.raises(RecipeError, match=r"widths \(8, 12\): at least one, each a multiple of the 8 groups"):
         UNet2015Config(1, 1, widths=(8, 12))
-    with pytest.raises(RecipeError, match="channels = 20: must be a multiple of heads = 3"):
-        BoxesConfig(slots=2, concat_channels=3, channels=20, heads=3)
+    with pytest.raises(RecipeError, match="hidden_size = 20: must be a multiple of heads = 3"):
+        BoxesConfig(slots=2, concat_channels=3, hidden_size=20, heads=3)
     network, x, t, condition, _ = given("masks")
     with pytest.raises(ShapeError, match=r"condition.channels: 0 given, the network takes 3"):
         network(x, t)

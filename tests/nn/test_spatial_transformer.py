@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from unveil.errors import RecipeError, ShapeError
 from unveil.nn.attention import Attention
 from unveil.nn.spatial_transformer import REMEMBERED, Memo, SpatialTransformer
 from unveil.nn.unet import UNet
 from unveil.nn.unet_config import UNetConfig
-from unveil.types import Condition, RecipeError, ShapeError
+from unveil.types import Condition
 
 CONFIG = UNetConfig(
     in_channels=4,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from unveil.errors import RecipeError, ShapeError
 from unveil.nn.tokenizer import BEGIN, END, PADDING, UNKNOWN, Vocabulary, padded
-from unveil.types import RecipeError, ShapeError
 
 
 def test_words_by_frequency_then_alphabet():

@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from unveil.errors import RecipeError, ShapeError
 from unveil.nn.packing import Packing
 from unveil.nn.transformer import Transformer, TransformerConfig, TransformerDecoder, token_loss
 from unveil.nn.transformer_blocks import AttentionMaps, BlockConfig, EncoderStates, TransformerBlock, TransformerStack
-from unveil.types import RecipeError, ShapeError
 
-SMALL = TransformerConfig(source=11, target=13, width=16, heads=2, hidden=32, depth=2, dropout=0.0, max_length=20)
+SMALL = TransformerConfig(
+    source=11, target=13, hidden_size=16, heads=2, intermediate_size=32, depth=2, dropout=0.0, max_length=20
+)
 NAMES = {"own": "self_attn", "context": "multihead_attn", "up": "linear1", "down": "linear2"}
 
 
@@ -167,7 +169,7 @@ def test_the_loss_is_its_formula():
     [
         (lambda: small(tie="al"), "nearest: 'all'"),
         (lambda: small(tie="all"), "vocabularies of 11 and 13 words must be one"),
-        (lambda: small(width=15), "width 15"),
+        (lambda: small(hidden_size=15), "hidden_size 15"),
         (lambda: small(norm="past"), "nearest: 'post'"),
         (lambda: small(dropout=1.0), "dropout 1.0"),
         (lambda: TransformerStack(0, SMALL.block), "at least 1 block"),

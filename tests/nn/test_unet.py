@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from unveil.errors import RecipeError, ShapeError
 from unveil.nn.layers import scaled_dot_product_attention
 from unveil.nn.unet import UNet
 from unveil.nn.unet_blocks import Downsample, Upsample
 from unveil.nn.unet_config import UNetConfig
-from unveil.types import Condition, RecipeError, ShapeError
+from unveil.types import Condition
 
 DDPM = UNetConfig(
     in_channels=3,

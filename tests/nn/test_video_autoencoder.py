@@ -13,7 +13,14 @@ from unveil.nn.video_autoencoder import VideoAutoencoderConfig, VideoDecoder, Vi
 
 
 def config(**changes: object) -> VideoAutoencoderConfig:
-    settings = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "z_channels": 4, "time": 2, "moments": 2}
+    settings = {
+        "model_channels": 8,
+        "channel_mult": (1, 2),
+        "num_res_blocks": 1,
+        "z_channels": 4,
+        "time": 2,
+        "moments": 2,
+    }
     return VideoAutoencoderConfig(3, 3, **settings | changes)  # type: ignore[arg-type]
 
 
@@ -70,7 +77,7 @@ def test_every_weight_learns():
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"time": 4, "multipliers": (1, 1, 1)}, {"span": 2}, {"multipliers": (1,), "span": 2, "patch": 2}]
+    "changes", [{}, {"time": 4, "channel_mult": (1, 1, 1)}, {"span": 2}, {"channel_mult": (1,), "span": 2, "patch": 2}]
 )
 def test_nothing_depends_on_more_of_the_past_than_is_said(changes):
     torch.manual_seed(0)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from unveil.errors import RecipeError, ShapeError
 from unveil.nn.embeddings import sin_cos_positions
 from unveil.nn.vit import ViT, ViTConfig, get_preset
-from unveil.types import RecipeError, ShapeError
 
 SMALL = ViTConfig(1, 8, 10, 2, 2, 16, 2, 2.0)
 
@@ -38,7 +38,7 @@ def test_logits_begin_at_zero_and_every_weight_learns(pool, head, stem):
 
 
 def test_without_classes_it_gives_features_alone():
-    reading = drawn(replace(SMALL, classes=0))(torch.randn(3, 1, 8, 8))
+    reading = drawn(replace(SMALL, num_classes=0))(torch.randn(3, 1, 8, 8))
     assert reading.features.shape == (3, 16)
     assert reading.logits.shape == (3, 0)
 
@@ -62,8 +62,8 @@ def test_convolutions_halve_a_picture_down_to_its_tokens():
     assert network.tokens(torch.randn(2, 1, 12, 8)).shape == (2, 1 + 6, 16)
     with pytest.raises(RecipeError, match="patch 3: convolutions halve the image"):
         replace(SMALL, size=9, patch=3, stem="convolutions")
-    with pytest.raises(RecipeError, match="width 2: convolutions begin with 1/4 of it; at least 4"):
-        replace(SMALL, patch=4, width=2, heads=1, stem="convolutions")
+    with pytest.raises(RecipeError, match="hidden_size 2: convolutions begin with 1/4 of it; at least 4"):
+        replace(SMALL, patch=4, hidden_size=2, heads=1, stem="convolutions")
 
 
 @pytest.mark.parametrize("pool", ["class", "mean"])

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from unveil import data, playground
+from unveil.errors import RecipeError
 from unveil.model.config import recipe_names  # noqa: F401 - the sections of all kinds are made
 from unveil.model.config.data import Data
 from unveil.playground.dataset import MOTIONS, Playground
@@ -14,7 +15,6 @@ from unveil.playground.eval_prompts import dataset_prompts, eval_prompts
 from unveil.playground.shapes import COLOURS, KINDS, PALETTE
 from unveil.playground.world.motion import TEN, VideoShape, between_sizes, is_possible, min_travel, radii, trajectories
 from unveil.playground.world.objects import is_held_out_combination
-from unveil.types import RecipeError
 
 WIDE = {
     "min_size": 16,

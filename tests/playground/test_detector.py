@@ -13,11 +13,11 @@ from unveil import data, playground
 from unveil.analysis.detector_accuracy import BARS, coded, study_detector
 from unveil.analysis.detector_accuracy import DetectorSettings as Reading
 from unveil.analysis.detector_accuracy import agreement as read_as_it_is
+from unveil.errors import RecipeError, ShapeError
 from unveil.playground.dataset import MOTIONS, TEN
 from unveil.playground.detector import detect_objects, to_frames
 from unveil.playground.motion_detector import camera_of, pan_of
 from unveil.playground.shapes import COLOURS
-from unveil.types import RecipeError, ShapeError
 
 SIZES = {"min_size": 16, "max_size": 96, "aspect": 2.0, "frames": (8, 12, 16, 24, 33), "fps": (4, 8, 16)}
 

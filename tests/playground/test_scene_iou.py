@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
+from unveil.errors import ShapeError
 from unveil.playground.scene_iou import box_iou, class_iou, detect_boxes, matched_iou, matched_ious
 from unveil.playground.scenes import Scenes, ScenesConfig
-from unveil.types import ShapeError
 
 LEFT = torch.tensor([0.25, 0.5, 0.5, 1.0])
 RIGHT = torch.tensor([0.75, 0.5, 0.5, 1.0])

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from unveil import data, playground
+from unveil.errors import RecipeError, ShapeError
 from unveil.playground.scene_captions import SceneObject, chinese_caption, english_caption
 from unveil.playground.scenes import CLASSES, OVERLAP, uniforms
 from unveil.playground.shapes import COLOURS, KINDS, PALETTE, Shapes, boxes, coverage
-from unveil.types import RecipeError, ShapeError
 
 SIDE = 48
 THING = re.compile(rf"a (small|large) ({'|'.join(COLOURS)}) ({'|'.join(KINDS)})")

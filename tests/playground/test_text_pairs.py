@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from unveil.data.tensor_dataset import is_held_out
+from unveil.errors import DataError, RecipeError
 from unveil.playground.scene_captions import SceneObject, chinese_caption, english_caption
 from unveil.playground.shapes import COLOURS, KINDS
 from unveil.playground.text_pairs import (
@@ -15,7 +16,6 @@ from unveil.playground.text_pairs import (
     TaskConfig,
     open_pairs,
 )
-from unveil.types import DataError, RecipeError
 
 FEW = TaskConfig(count=300, num_val=60)
 SCENES = ScenePairsConfig(count=3000, num_val=300)

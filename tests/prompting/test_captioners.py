@@ -14,11 +14,11 @@ from PIL import Image
 
 from tests.prompting.test_llm_rewrite import Place, place, saying
 from tests.prompting.tiny import Grounds, trained
+from unveil.errors import NoAnswer, RecipeError, WeightsError
 from unveil.model.captioner_folder import CaptionModel
 from unveil.nn.tokenizer import BEGIN, END, PADDING, UNKNOWN
 from unveil.prompting import captioners
 from unveil.prompting.captioners import ImageToText, MediaClip, NativeCaptioner, VisionEndpoint
-from unveil.types import NoAnswer, RecipeError, WeightsError
 
 __all__ = ["place"]  # a fixture
 TEXTS = ["a red ground", "a green ground", "a blue ground", "a white ground"]

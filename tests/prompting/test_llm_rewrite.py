@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 import torch
 
+from unveil.errors import NoAnswer, RecipeError, WeightsError
 from unveil.playground.caption_parser import parse
 from unveil.prompting import Endpoint, LocalLanguageModel, dropped_attributes, expand_by_rules, rewrite
 from unveil.prompting.llm_rewrite import rewrite_messages
-from unveil.types import NoAnswer, RecipeError, WeightsError
 
 PROMPT = "a small red circle moves left"
 DENSE = "a small red circle starts at the lower right and moves left slowly. blue background, camera static"

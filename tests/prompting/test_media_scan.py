@@ -12,8 +12,8 @@ from PIL import Image
 pytest.importorskip("av")
 
 from tests.io.video.tiny_videos import film, number_of
+from unveil.errors import DataError
 from unveil.prompting.media_scan import MediaReader, scan_folder
-from unveil.types import DataError
 
 BAD = {"bad.mp4": "its content is text", "empty.png": "empty"}
 

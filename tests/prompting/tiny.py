@@ -12,7 +12,7 @@ from unveil.model.config import CaptionerRecipe, parse_recipe
 from unveil.train.captioner import fit_captioner, start
 
 COLOURS = {"red": (200, 30, 30), "green": (20, 160, 40), "blue": (30, 40, 220), "white": (240, 240, 240)}
-NETWORK = {"kind": "captioner", "patch": 4, "depth": 1, "decoder_depth": 1, "width": 24, "heads": 2, "limit": 12}
+NETWORK = {"kind": "captioner", "patch": 4, "depth": 1, "decoder_depth": 1, "hidden_size": 24, "heads": 2, "limit": 12}
 
 
 class Grounds:

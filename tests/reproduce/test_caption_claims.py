@@ -84,10 +84,10 @@ class Teller:
     def __init__(self, wrong: Callable[[str], float]) -> None:
         self.wrong = wrong
 
-    def generate(self, *, raw: dict[str, list[str]], count: int, seed: int, **rest: Any) -> Tensor:
+    def generate(self, *, cond: dict[str, list[str]], count: int, seed: int, **rest: Any) -> Tensor:
         world = Playground(PlaygroundConfig(seed=caption_claims.SEED + seed, num_val=count), "held-out")
         clips = torch.stack([item["pixels"] for item in world.__getitems__(range(count))])
-        return to_unit(spoiled(clips, self.wrong(raw["prompt"][0]), seed))
+        return to_unit(spoiled(clips, self.wrong(cond["prompt"][0]), seed))
 
 
 @pytest.mark.parametrize(("expanded", "verdict"), [(0.1, "shown"), (0.5, "reversed")])

@@ -22,6 +22,7 @@ from unveil.analysis.metrics import (
     rank_correlation_within,
 )
 from unveil.data.digits import digits
+from unveil.errors import NonFinite, RecipeError
 from unveil.evaluate.verdict import Comparison, overall
 from unveil.io.console import Console
 from unveil.reproduce import dit
@@ -42,7 +43,6 @@ from unveil.reproduce.training_history import (
     train_and_track,
     train_schedule,
 )
-from unveil.types import NonFinite, RecipeError
 
 QUIET = Console(quiet=True)
 WHOLE = replace(QUICK, pictures=70, quick=False)
@@ -135,7 +135,7 @@ def test_a_course_is_kept_and_found_again(tmp_path: Path):
     assert not any(parameter.requires_grad for parameter in again.model.parameters())
     asked = cycle_labels(again.model, 12)
     assert asked == {"label": [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]}
-    drawn = again.model.generate(raw=asked, count=12, seed=3)
+    drawn = again.model.generate(cond=asked, count=12, seed=3)
     assert torch.equal(courses.to_pixels(drawn), first.pixels[-1])  # the last point is what the model draws
     assert not train_and_track(arm, True, 4, 12, tmp_path).kept
     assert len(list(tmp_path.iterdir())) == 2

@@ -15,6 +15,7 @@ from tests.needs import needs_fashion
 from tests.reproduce.untrained import Untrained
 from unveil.cli.commands import run
 from unveil.core.samplers import ddim
+from unveil.errors import OutputError, RecipeError
 from unveil.evaluate.verdict import PublishedResult
 from unveil.io.console import Console
 from unveil.reproduce import CLAIMS, reproduce, runner
@@ -25,7 +26,6 @@ from unveil.reproduce import iddpm as iddpm_claims
 from unveil.reproduce import ncsn as ncsn_claims
 from unveil.reproduce.claim_page import MARK, index
 from unveil.reproduce.experiment import QUICK, ExperimentContext, ExperimentResults, compared
-from unveil.types import OutputError, RecipeError
 
 QUIET = Console(quiet=True)
 EXPECTED = {

@@ -16,13 +16,13 @@ from unveil.core.timestep_sampling import LogitNormal
 from unveil.core.ve import VE
 from unveil.data.digits import digits
 from unveil.data.gaussian_mixture import Mixture
+from unveil.errors import RecipeError
 from unveil.evaluate import features
 from unveil.io.images import to_unit
 from unveil.reproduce import ncsn, solvers
 from unveil.reproduce.fidelity import fidelity, wanted_labels
 from unveil.reproduce.guidance_classifier import train_guide
 from unveil.reproduce.variant import TrainBudget, Variant, bind_labels, build, loss_of, train
-from unveil.types import RecipeError
 
 TINY = TrainBudget(channels=8, steps=3, batch=8, warmup=1, ema=0.0, chain=20)
 

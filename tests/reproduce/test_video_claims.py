@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from unveil.conditioning.learned_text_encoder import LearnedTextEncoder
+from unveil.errors import RecipeError, ShapeError
 from unveil.evaluate.verdict import overall
 from unveil.io.console import Console
 from unveil.io.images import to_unit
@@ -33,7 +34,6 @@ from unveil.reproduce.training_history import (
     prompts_of,
     train_and_track,
 )
-from unveil.types import RecipeError, ShapeError
 
 QUIET = Console(quiet=True)
 FEW = replace(QUICK, pictures=12)
@@ -143,8 +143,8 @@ class Player:
     def __init__(self, clips: Callable[[int, Any], Tensor]) -> None:
         self.clips = clips
 
-    def generate(self, *, raw: dict[str, list[str]], count: int, seed: int, **rest: Any) -> Tensor:
-        return to_unit(self.clips(len(raw["prompt"]), rest.get("size")))
+    def generate(self, *, cond: dict[str, list[str]], count: int, seed: int, **rest: Any) -> Tensor:
+        return to_unit(self.clips(len(cond["prompt"]), rest.get("size")))
 
 
 def spoiled(clips: Tensor, share: float, seed: int) -> Tensor:

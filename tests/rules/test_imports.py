@@ -9,6 +9,7 @@ from pathlib import Path
 from tests.rules.source import PACKAGE, modules, name, parsed
 
 LAYERS = [
+    {"errors"},
     {"types"},
     {"io"},
     {"core"},

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import unveil.errors
 import unveil.types
 from tests.rules.source import PACKAGE, modules, parsed
 
@@ -44,8 +45,9 @@ def test_public_names_are_those_of_all(path: Path):
     module = importlib.import_module(".".join(path.parent.relative_to(PACKAGE.parent).parts))
     missing = [name for name in sorted(names) if not hasattr(module, name)]
     assert not missing
-    rest = bound(parsed(path)) - names - set(vars(unveil.types)) - ARGUMENTS.get(path.parent.name, set())
-    assert not rest, "what is neither private nor of unveil.types is offered"
+    shared = set(vars(unveil.types)) | set(vars(unveil.errors))
+    rest = bound(parsed(path)) - names - shared - ARGUMENTS.get(path.parent.name, set())
+    assert not rest, "what is neither private nor of unveil.types or unveil.errors is offered"
 
 
 def test_an_unknown_name_is_told():

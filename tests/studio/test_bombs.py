@@ -23,11 +23,11 @@ from tests.data.test_bad_folders import black_png, grown_mb
 from tests.server.http.conftest import Many, Server, server
 from tests.server.http.test_middleware import form
 from tests.studio.conftest import LEFT
+from unveil.errors import RecipeError
 from unveil.studio.client import StudioClient
 from unveil.studio.page import Page
 from unveil.studio.server import add_studio
 from unveil.studio.upload_components import LAYERS, PAINTED, ImageUpload, MaskEditor, VideoUpload
-from unveil.types import RecipeError
 
 pytestmark = LEFT
 LINUX = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of memory is read from Linux")

@@ -14,10 +14,10 @@ pytest.importorskip("gradio")
 
 from tests.studio.conftest import LEFT
 from tests.studio.test_tabs import Laid, client, laid
+from unveil.errors import Error, OutOfResources, OutputError
 from unveil.io.safetensors_io import write_tensors
 from unveil.model import model_dir
 from unveil.studio.tabs.models import ModelsTab
-from unveil.types import Error, OutOfResources, OutputError
 
 __all__ = ["client", "laid"]
 pytestmark = LEFT

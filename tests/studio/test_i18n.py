@@ -11,12 +11,12 @@ import pytest
 pytest.importorskip("markupsafe")
 
 import unveil
+from unveil.errors import DataError, Error, OutOfResources, OutputError, QueueFull, RecipeError, WeightsError
 from unveil.server.jobs.job import Job
 from unveil.server.jobs.job_types import JobTooLarge
 from unveil.studio import job_html
 from unveil.studio.error_messages import error_text, failure_text
 from unveil.studio.i18n import CHINESE, Translator
-from unveil.types import DataError, Error, OutOfResources, OutputError, QueueFull, RecipeError, WeightsError
 
 STUDIO = Path(unveil.__file__).parent / "studio"
 

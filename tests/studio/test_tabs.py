@@ -20,6 +20,7 @@ import gradio as gr
 
 from tests.server.http.conftest import Crew
 from tests.studio.conftest import LEFT
+from unveil.errors import Error, RecipeError
 from unveil.io.images import png
 from unveil.server.jobs import sqlite_store
 from unveil.server.jobs.catalog import RUNS, Catalog
@@ -42,7 +43,6 @@ from unveil.studio.tabs.models import ModelsTab
 from unveil.studio.tabs.queue import ENDED_SHOWN, QueueTab
 from unveil.studio.tabs.train import LAST, TrainTab
 from unveil.studio.tabs.video import VideoTab
-from unveil.types import Error, RecipeError
 
 pytestmark = LEFT
 Laid = Callable[..., Any]

@@ -14,10 +14,10 @@ from PIL import Image
 
 from tests.data.test_bad_folders import black_png, chunk, grown_mb
 from unveil.data.image_decoding import decode_native_size, header, open_image
+from unveil.errors import DataError
 from unveil.server.jobs.uploads import FOLDER, MAX_PIXELS, UploadStore
 from unveil.studio import upload_decoder
 from unveil.studio.mask import painted_mask
-from unveil.types import DataError
 
 LINUX = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of memory is read from Linux")
 NOISE = np.random.default_rng(0).integers(0, 256, (5, 7, 4), dtype=np.uint8)

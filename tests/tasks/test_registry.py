@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from unveil.cli.commands import command_words
+from unveil.errors import DataError, RecipeError
 from unveil.tasks import NAME, registry
-from unveil.types import DataError, RecipeError
 
 
 @pytest.mark.parametrize("name", registry.BUNDLED)

@@ -11,6 +11,7 @@ import torch
 
 from tests.cli.test_video import clip, frames, model
 from tests.generation.tiny import WORDS, tiny_clips
+from unveil.errors import DataError, RecipeError, WeightsError
 from unveil.generation.metadata import read_facts
 from unveil.io.console import Console
 from unveil.io.images import png
@@ -20,7 +21,6 @@ from unveil.tasks.context import TaskContext, TaskOutput
 from unveil.tasks.regenerate import Regenerate
 from unveil.tasks.video_edit import VideoEdit
 from unveil.tasks.video_run import per_frame
-from unveil.types import DataError, RecipeError, WeightsError
 
 __all__ = ["model"]
 TWO = [WORDS[0], WORDS[1]]

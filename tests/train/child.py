@@ -22,7 +22,7 @@ import torch
 from tests.train import tiny
 from unveil.core.objective import DiffusionLoss, LossOutput
 from unveil.core.timestep_sampling import SecondMoment
-from unveil.types import Error
+from unveil.errors import Error
 
 ASKED = "then leaving"  # what a run says when a signal arrives
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from unveil.autoencoders import AutoencoderKL, VQModel
 from unveil.core.rng import SampleRNG
+from unveil.errors import Cancelled, NonFinite, RecipeError, WeightsError
 from unveil.io.safetensors_io import read_tensors
 from unveil.model import checkpoint_store, model_folder
 from unveil.model.config import AutoencoderRecipe, parse_recipe
@@ -22,7 +23,6 @@ from unveil.train import callbacks
 from unveil.train.autoencoder import AutoencoderLearner, fit_autoencoder, learner_of, measure_latent_scaling
 from unveil.train.batch_preparation import to_float
 from unveil.train.data_order import Batch
-from unveil.types import Cancelled, NonFinite, RecipeError, WeightsError
 
 STEPS, START = 8, 4
 CRITIC = {"start": START, "layers": 1, "width": 4}
@@ -49,13 +49,13 @@ class Pictures:
 
 def recipe(kind: str = "kl", **changes: Any) -> AutoencoderRecipe:
     """A recipe of milliseconds; `changes` by section."""
-    codec = {"kind": kind, "channels": 8, "multipliers": [1], "blocks": 1, "z_channels": 2, "patch": 2}
+    codec = {"kind": kind, "model_channels": 8, "channel_mult": [1], "num_res_blocks": 1, "z_channels": 2, "patch": 2}
     codec |= {"norm": "pixel", "middle": "blocks"} | ({"codebook_size": 8} if kind == "vq" else {})
     train = {"batch": 4, "steps": STEPS, "lr": 1e-2, "ema": 0.9, "precision": "float32", "flip": True}
     train |= {"accumulate": 2, "save_every": 0, "sample_every": 0, "validate_every": 0}
     raw: dict[str, Any] = {
         "kind": "autoencoder", "name": "tiny", "paper": "none", "data": {"kind": "digits"}, "shape": [1, 8, 8],
-        "codec": codec | changes.pop("codec", {}), "train": train | changes.pop("train", {}),
+        "autoencoder": codec | changes.pop("autoencoder", {}), "train": train | changes.pop("train", {}),
         "loss": {"distance": "l2"} | changes.pop("loss", {}), **changes,
     }  # fmt: skip
     found = parse_recipe(raw, "test")
@@ -86,7 +86,7 @@ def tensors(run: Path, step: int = STEPS) -> dict[str, Tensor]:
     folder = run / "checkpoints" / checkpoint_store.step_name(step)
     files = sorted(folder.rglob("*.safetensors"))
     assert [str(path.relative_to(folder)) for path in files] == [
-        "codec.safetensors", "ema/codec.safetensors", "train_state.safetensors",
+        "autoencoder.safetensors", "ema/autoencoder.safetensors", "train_state.safetensors",
     ]  # fmt: skip
     return {f"{path.relative_to(folder)}:{k}": v.clone() for path in files for k, v in read_tensors(path).items()}
 
@@ -205,7 +205,7 @@ ASKED = {
     "vq": {
         "kind": "vq",
         "loss": {"discriminator": CRITIC},
-        "codec": {"learned": "ema", "restart": 0.5, "decay": 0.5},
+        "autoencoder": {"learned": "ema", "restart": 0.5, "decay": 0.5},
     },
 }
 
@@ -354,13 +354,13 @@ def test_pictures_that_are_not_finite_are_named_and_leave_nothing(tmp_path, capl
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"loss": {"discriminator": {**CRITIC, "start": STEPS}}}, r"start = 8: must lie below train.steps = 8"),
-        ({"loss": {"discriminator": {**CRITIC, "layers": 3}}}, r"layers = 3: shrinks pictures of 8 pixels to nothing"),
-        ({"kind": "vq", "loss": {"kl": 0.1}}, r"loss.kl_weight: a vq codec has no distribution"),
-        ({"loss": {"codebook": 1.0}}, r"loss.codebook_weight: a kl codec has no codebook"),
-        ({"shape": [1, 9, 9]}, r"codec: .*8 or 10"),
+        ({"loss": {"discriminator": {**CRITIC, "start": STEPS}}}, r"start = 8: must be below train.steps = 8"),
+        ({"loss": {"discriminator": {**CRITIC, "layers": 3}}}, r"layers = 3: shrinks images of 8 pixels to nothing"),
+        ({"kind": "vq", "loss": {"kl": 0.1}}, r"loss.kl_weight: a vq autoencoder has no distribution"),
+        ({"loss": {"codebook": 1.0}}, r"loss.codebook_weight: a kl autoencoder has no codebook"),
+        ({"shape": [1, 9, 9]}, r"autoencoder: .*8 or 10"),
         ({"loss": {"distanse": "l1"}}, r"unknown key; nearest: 'distance'"),
-        ({"codec": {"kind": "vae"}}, r"codec.*kl, vq, video"),
+        ({"autoencoder": {"kind": "vae"}}, r"autoencoder.*kl, vq, video"),
         ({"loss": {"discriminator": {"kind": "wasserstein"}}}, r"hinge"),
     ],
 )
@@ -376,7 +376,7 @@ def test_a_discriminator_of_another_size_is_not_gone_on_with(whole, tmp_path):
 
 
 def test_a_diffusion_model_and_an_autoencoder_are_told_apart(whole):
-    with pytest.raises(WeightsError, match=r"an autoencoder, which makes no pictures by itself; name it as the codec"):
+    with pytest.raises(WeightsError, match=r"an autoencoder, which generates no images by itself; name it"):
         model_folder.load_model(whole["kl"])
     with pytest.raises(WeightsError, match="holds no autoencoder"):
         model_folder.load_autoencoder("ddpm-digits")

@@ -10,12 +10,12 @@ import torch
 
 from unveil.autoencoders import VideoAutoencoderKL
 from unveil.core.rng import SampleRNG
+from unveil.errors import RecipeError
 from unveil.model import model_folder
 from unveil.model.config import AutoencoderRecipe, parse_recipe
 from unveil.train.autoencoder import AutoencoderLearner, fit_autoencoder, learner_of
 from unveil.train.batch_preparation import to_float
 from unveil.train.data_order import Batch
-from unveil.types import RecipeError
 
 
 class Clips:
@@ -35,12 +35,20 @@ class Clips:
 
 def recipe(**changes: Any) -> AutoencoderRecipe:
     """A recipe of milliseconds; `changes` by section."""
-    codec = {"kind": "video", "channels": 8, "multipliers": [1], "blocks": 1, "z_channels": 4, "patch": 4, "span": 4}
+    codec = {
+        "kind": "video",
+        "model_channels": 8,
+        "channel_mult": [1],
+        "num_res_blocks": 1,
+        "z_channels": 4,
+        "patch": 4,
+        "span": 4,
+    }
     train = {"batch": 4, "steps": 4, "lr": 1e-3, "ema": 0.5, "precision": "float32"}
     train |= {"save_every": 0, "sample_every": 4, "validate_every": 4}
     raw: dict[str, Any] = {
         "kind": "autoencoder", "name": "tiny", "paper": "none", "shape": [3, 9, 8, 8], "scale": "channel",
-        "data": {"kind": "playground", "frames": [9]}, "codec": codec, "lengths": {"pictures": 0.5},
+        "data": {"kind": "playground", "frames": [9]}, "autoencoder": codec, "lengths": {"image_prob": 0.5},
         "train": train | changes.pop("train", {}), "loss": changes.pop("loss", {}), **changes,
     }  # fmt: skip
     found = parse_recipe(raw, "test")
@@ -80,7 +88,7 @@ def test_a_step_has_one_length_and_place_of_its_own_and_the_share_of_pictures_as
     assert {round(value, 4) for length, value in seen if length == 9} == {round(values[0], 4)}
     assert lengths_seen(recipe(), 5) == seen[:5]
     assert {length for length, _ in lengths_seen(recipe(lengths=None), 5)} == {9}
-    assert {length for length, _ in lengths_seen(recipe(lengths={"pictures": 0.0, "shortest": 9}), 5)} == {9}
+    assert {length for length, _ in lengths_seen(recipe(lengths={"image_prob": 0.0, "min_frames": 9}), 5)} == {9}
 
 
 def test_the_perceptual_distance_looks_at_as_many_frames_as_are_asked_for():
@@ -119,12 +127,12 @@ def test_training_stores_the_statistics_of_each_channel_and_leaves_what_comes_ba
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"lengths": {"shortest": 7}}, r"lengths.shortest = 7: must be 1 \+ a multiple of 4, .*nearest (5|9)"),
-        ({"lengths": {"shortest": 13}}, r"at most the 9 frames of the clips; nearest 9"),
-        ({"shape": [3, 8, 8, 8]}, r"codec: 8 frames: must be 1 \+ a multiple of 4; nearest 5 or 9"),
-        ({"shape": [3, 8, 8]}, r"codec: clips of shape \(3, 8, 8\): must be \(3, T, H, W\)"),
-        ({"loss": {"codebook": 1.0}}, r"loss.codebook_weight: a video codec has no codebook"),
-        ({"loss": {"discriminator": {"start": 1, "layers": 3}}}, r"layers = 3: shrinks pictures of 8 pixels"),
+        ({"lengths": {"shortest": 7}}, r"lengths.min_frames = 7: must be 1 \+ a multiple of 4, .*nearest (5|9)"),
+        ({"lengths": {"shortest": 13}}, r"at most the 9 frames of the videos; nearest 9"),
+        ({"shape": [3, 8, 8, 8]}, r"autoencoder: 8 frames: must be 1 \+ a multiple of 4; nearest 5 or 9"),
+        ({"shape": [3, 8, 8]}, r"autoencoder: clips of shape \(3, 8, 8\): must be \(3, T, H, W\)"),
+        ({"loss": {"codebook": 1.0}}, r"loss.codebook_weight: a video autoencoder has no codebook"),
+        ({"loss": {"discriminator": {"start": 1, "layers": 3}}}, r"layers = 3: shrinks images of 8 pixels"),
     ],
 )
 def test_settings_that_cannot_work_are_named(changes, said):
@@ -133,6 +141,13 @@ def test_settings_that_cannot_work_are_named(changes, said):
 
 
 def test_lengths_are_of_clips_alone():
-    codec = {"kind": "kl", "channels": 8, "multipliers": [1], "blocks": 1, "z_channels": 2, "norm": "rms"}
-    with pytest.raises(RecipeError, match="lengths: this codec is of pictures"):
-        recipe(codec=codec | {"middle": "blocks"}, shape=[3, 8, 8])
+    codec = {
+        "kind": "kl",
+        "model_channels": 8,
+        "channel_mult": [1],
+        "num_res_blocks": 1,
+        "z_channels": 2,
+        "norm": "rms",
+    }
+    with pytest.raises(RecipeError, match="lengths: this autoencoder is for images"):
+        recipe(autoencoder=codec | {"middle": "blocks"}, shape=[3, 8, 8])

@@ -10,12 +10,12 @@ import torch
 
 from tests.prompting.tiny import Grounds, recipe, trained
 from unveil.core.rng import SampleRNG
+from unveil.errors import RecipeError, ShapeError, WeightsError
 from unveil.model.captioner_folder import load_captioner, save_captioner
 from unveil.nn.tokenizer import BEGIN, END
 from unveil.prompting.captioners import MediaClip, NativeCaptioner
 from unveil.train.batch_preparation import fixed_subset, slice_batch
 from unveil.train.captioner import CaptionerLearner, fit_captioner, start
-from unveil.types import RecipeError, ShapeError, WeightsError
 
 CPU = torch.device("cpu")
 
@@ -75,7 +75,7 @@ def test_dense_captions_are_learned_after_short_ones_with_their_words(tmp_path):
     model = trained(tmp_path / "dense", dense, base=str(tmp_path / "short"))
     assert told(model, dense, 2) == [dense[k]["text"] for k in range(2)]
     with pytest.raises(RecipeError, match=r"its network is .* the recipe says"):
-        start(recipe(base=str(tmp_path / "short"), network={"width": 36}), dense, CPU)
+        start(recipe(base=str(tmp_path / "short"), network={"hidden_size": 36}), dense, CPU)
     with pytest.raises(WeightsError, match="not a captioner"):
         start(recipe(base="ddpm-digits"), dense, CPU)
 

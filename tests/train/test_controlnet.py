@@ -14,12 +14,13 @@ import torch
 import unveil
 from unveil.checkpoints import controlnet_loader
 from unveil.data.preprocessors.edges import canny
+from unveil.errors import RecipeError, WeightsError
 from unveil.io.safetensors_io import read_header, read_tensors
 from unveil.model import Model, base_model, build, model_folder
 from unveil.model.config import Recipe, load_recipe
 from unveil.train import fit
 from unveil.train.controlnet import setup_controlnet
-from unveil.types import BaseModel, RecipeError, WeightsError
+from unveil.types import BaseModel
 
 CHANGES = ("shape=[1,8,8]", "network.patch=2", "network.groups=4", "network.model_channels=16",
            "network.channel_mult=[1]", "network.attention=[]",
@@ -70,10 +71,10 @@ def lines(run: Path) -> list[dict[str, Any]]:
 def test_it_begins_as_its_base_to_the_bit():
     model = base()
     wanted = {"label": [3, 4]}
-    before = model.generate(raw=wanted, count=2, seed=1)
+    before = model.generate(cond=wanted, count=2, seed=1)
     hints = torch.stack([Pictures()[place]["hint"] for place in range(2)])
     under = setup_controlnet(model, PLACE, recipe())
-    assert torch.equal(under.generate(raw={**wanted, "hint": hints}, count=2, seed=1), before)
+    assert torch.equal(under.generate(cond={**wanted, "hint": hints}, count=2, seed=1), before)
 
 
 def test_the_base_stays_and_only_the_controlnet_is_kept(tmp_path: Path):
@@ -139,13 +140,14 @@ def test_a_run_does_not_go_on_upon_another_base(tmp_path: Path):
 
 
 def test_hints_of_latents_are_as_many_times_larger():
-    codec = "codec={kind: kl, channels: 8, multipliers: [1, 1, 1], blocks: 1, z_channels: 2, groups: 4}"
+    sizes = "model_channels: 8, channel_mult: [1, 1, 1], num_res_blocks: 1, z_channels: 2, groups: 4"
+    codec = f"autoencoder={{kind: kl, {sizes}}}"
     asked = recipe(codec, "shape=[1,32,32]")
     under = setup_controlnet(build(asked.model), PLACE, asked)
     assert under.controls is not None
     assert under.controls.controls[0].network.hint_widths == (16, 32, 96, 256)
     hints = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
-    assert under.generate(raw={"label": 3, "hint": hints}).shape == (1, 1, 32, 32)
+    assert under.generate(cond={"label": 3, "hint": hints}).shape == (1, 1, 32, 32)
 
 
 def test_recipe_and_base_have_to_agree():

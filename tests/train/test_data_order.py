@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from unveil.errors import DataError, RecipeError, ShapeError
 from unveil.train.data_order import BatchSampler, EpochShuffle, check_items, collate
-from unveil.types import DataError, RecipeError, ShapeError
 
 
 def test_every_item_comes_once_an_epoch_and_epochs_differ():

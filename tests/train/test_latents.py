@@ -19,13 +19,13 @@ from unveil.core.objective import DiffusionLoss
 from unveil.core.process import DiscreteVP, betas
 from unveil.core.rng import SampleRNG
 from unveil.data.latent_cache import CachedLatents, LatentCacheOptions
+from unveil.errors import RecipeError
 from unveil.model import Model
 from unveil.train.batch_preparation import prepare
 from unveil.train.data_order import collate
 from unveil.train.latents import cache_dataset, encoder_of
-from unveil.types import RecipeError
 
-SIZES: dict[str, Any] = {"channels": 16, "multipliers": (1, 1), "blocks": 1, "groups": 8, "dropout": 0.1}
+SIZES: dict[str, Any] = {"model_channels": 16, "channel_mult": (1, 1), "num_res_blocks": 1, "groups": 8, "dropout": 0.1}
 PIXELS = torch.randint(0, 256, (30, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 DATA = data.ImageTensorDataset(PIXELS, torch.arange(30) % 3, ["a", "b", "c"])
 
@@ -41,7 +41,7 @@ def model(kind: str = "kl") -> Model:
     )
     codec.requires_grad_(False)
     denoiser = Denoiser(Net(2), DiscreteVP(betas("cosine", STEPS)))
-    return Model(denoiser, (1, 8, 8), conditioners=[Label(3, 8, 0.3)], codec=codec)
+    return Model(denoiser, (1, 8, 8), conditioners=[Label(3, 8, 0.3)], autoencoder=codec)
 
 
 def cached(tmp_path: Path, of: Model, mirrored: bool = True) -> CachedLatents:
@@ -94,7 +94,7 @@ def test_mirroring_needs_both_versions(tmp_path: Path):
     one = model()
     kept = cached(tmp_path, one, mirrored=False)
     batch = collate([0, 1], [0, 1], [kept[0], kept[1]], "pixels", [])
-    plain = prepare(Model(one.denoiser, one.shape, codec=one.codec), batch, SampleRNG(0, [0, 1]), 0)[0]
+    plain = prepare(Model(one.denoiser, one.shape, autoencoder=one.autoencoder), batch, SampleRNG(0, [0, 1]), 0)[0]
     assert plain.shape == (2, 2, 4, 4)
     with pytest.raises(RecipeError, match=r"mirrored=True, set random_flip: false, or train.cache_latents: false"):
         prepare(one, batch, SampleRNG(0, [0, 1]), 0, flip=True)
@@ -104,7 +104,7 @@ def test_one_weight_or_setting_of_the_codec_makes_another_file(tmp_path: Path):
     one = model()
     paths = [cached(tmp_path, one).path]
     for name in ("encoder.enter.weight", "scale"):
-        before = dict(one.codec.state_dict())[name].flatten()  # type: ignore[attr-defined]
+        before = dict(one.autoencoder.state_dict())[name].flatten()  # type: ignore[attr-defined]
         value = before[0].item()
         before[0] = torch.nextafter(before[0], torch.tensor(9.0))
         paths.append(cached(tmp_path, one).path)
@@ -129,7 +129,7 @@ def test_texts_of_a_cached_picture_are_read_without_painting_it(tmp_path: Path, 
         model().denoiser,
         (1, 8, 8),
         conditioners=[LearnedTextEncoder(LearnedTextEncoderConfig(), 8)],
-        codec=model().codec,
+        autoencoder=model().autoencoder,
     )
     scenes = data.open(playground.ScenesConfig(size=16, count=6))
 

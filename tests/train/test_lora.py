@@ -12,6 +12,7 @@ import torch
 
 import unveil
 from unveil.core.rng import SampleRNG
+from unveil.errors import RecipeError, WeightsError
 from unveil.io.safetensors_io import read_header, read_tensors
 from unveil.model import Model, base_model, build, model_folder
 from unveil.model.config import Recipe, load_recipe
@@ -19,7 +20,7 @@ from unveil.model.lora_state import NAME
 from unveil.nn import lora
 from unveil.train import fit
 from unveil.train.lora import setup_lora
-from unveil.types import BaseModel, RecipeError, WeightsError
+from unveil.types import BaseModel
 
 CHANGES = ("shape=[1,8,8]", "network.depth=1", "network.hidden_size=32", "network.heads=2", "lora.rank=2",
            "train.batch_size=4",

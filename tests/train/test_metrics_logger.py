@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from unveil.errors import ShapeError
 from unveil.train.metrics_logger import MetricsLogger, RunningMean, duration
 from unveil.train.sample_images import plot_run, sheet
-from unveil.types import ShapeError
 
 
 def test_a_window_averages_steps_and_sorts_losses_by_noise_level():

@@ -17,10 +17,10 @@ from tests.train import tiny
 from unveil import train
 from unveil.core.objective import DiffusionLoss
 from unveil.core.timestep_sampling import SecondMoment
+from unveil.errors import Cancelled, RecipeError
 from unveil.io.safetensors_io import read_tensors
 from unveil.model import checkpoint_store
 from unveil.train import callbacks
-from unveil.types import Cancelled, RecipeError
 
 
 class Interrupted(DiffusionLoss):

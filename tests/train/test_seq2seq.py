@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from unveil.data.tensor_dataset import is_held_out
+from unveil.errors import DataError, NonFinite, OutputError, RecipeError, ShapeError, WeightsError
 from unveil.model.config import SequenceRecipe, parse_recipe
 from unveil.model.seq2seq import attention_maps, exact_match, translate, unknown_tokens
 from unveil.model.seq2seq_folder import SequenceModel, load_sequence, save_sequence
@@ -17,14 +18,21 @@ from unveil.nn.transformer import Transformer, TransformerConfig
 from unveil.playground.text_pairs import Pair
 from unveil.train import seq2seq
 from unveil.train.seq2seq import TrainedSequence, train_sequence, vocabularies
-from unveil.types import DataError, NonFinite, OutputError, RecipeError, ShapeError, WeightsError
 
 TINY: dict[str, Any] = {
     "kind": "sequence",
     "name": "tiny",
     "paper": "none",
     "data": {"kind": "task", "tasks": ["copy"], "symbols": 4, "longest": 3, "count": 400, "held_out": 24},
-    "network": {"kind": "transformer", "width": 32, "heads": 2, "hidden": 64, "depth": 1, "dropout": 0.0, "limit": 8},
+    "network": {
+        "kind": "transformer",
+        "hidden_size": 32,
+        "heads": 2,
+        "intermediate_size": 64,
+        "depth": 1,
+        "dropout": 0.0,
+        "limit": 8,
+    },
     "train": {"steps": 3, "batch": 32, "warmup": 10, "lr": 5e-3, "smoothing": 0.0},
     "decode": {"beams": 2},
 }
@@ -47,7 +55,7 @@ def untrained(seed: int = 0) -> SequenceModel:
 
 @pytest.fixture(scope="module")
 def trained() -> TrainedSequence:
-    return train_sequence(recipe(train={"steps": 250}, evaluate={"longer": [4]}))
+    return train_sequence(recipe(train={"steps": 250}, evaluate={"extra_lengths": [4]}))
 
 
 @pytest.mark.slow
@@ -134,7 +142,7 @@ def test_one_vocabulary_for_both_sides():
     [
         ({"network": {"tie": "all"}}, "must be one; use tie = output"),
         ({"network": {"limit": 4}}, r"network\.max_length = 4: sequences of 3 letters need 5"),
-        ({"evaluate": {"longer": [7]}}, "sequences of 7 letters need 9"),
+        ({"evaluate": {"extra_lengths": [7]}}, "sequences of 7 letters need 9"),
         ({"tokens": {"shared": True, "source": "characters"}}, "give both one unit"),
         ({"data": {"tasks": ["cpy"]}}, "nearest: 'copy'"),
         ({"train": {"decay": "sqrt"}}, "must be one of inverse-sqrt, cosine"),

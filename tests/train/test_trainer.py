@@ -23,12 +23,12 @@ from unveil.core.objective import DiffusionLoss
 from unveil.core.prediction import v
 from unveil.core.process import CosineVP, DiscreteVP, betas
 from unveil.core.rng import START, SampleRNG
+from unveil.errors import DataError, OutputError, RecipeError, ShapeError
 from unveil.model import checkpoint_store, model_folder
 from unveil.model.config import ModelConfig, TrainConfig, validate
 from unveil.train.batch_preparation import fixed_subset
 from unveil.train.callbacks import KEEP, ValidationLoss
 from unveil.train.run_folder import training_of
-from unveil.types import DataError, OutputError, RecipeError, ShapeError
 
 SIDES = torch.tensor([[1.0, 0.5], [-1.0, 0.5], [0.0, -1.0]])
 
@@ -82,7 +82,7 @@ def unet() -> unveil.Model:
         "shape": [1, 4, 4],
         "network": {"kind": "unet", "model_channels": 8, "channel_mult": [1], "num_res_blocks": 1, "groups": 4},
         "process": {"kind": "discrete-vp", "beta_schedule": "cosine", "timesteps": tiny.STEPS},
-        "condition": [{"kind": "label", "classes": 3, "drop_prob": 0.2}],
+        "condition": [{"kind": "class-label", "num_classes": 3, "drop_prob": 0.2}],
         "sample": {"steps": 4},
     }
     return unveil.build(validate(ModelConfig, raw, "test"))
@@ -158,8 +158,8 @@ def test_the_model_is_left_with_the_averaged_weights_that_loading_gives(finished
     same = [torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True)]
     assert all(same)
     assert not all(torch.equal(a, b) for a, b in zip(model.parameters(), trained.parameters(), strict=True))
-    pictures = loaded.generate(raw={"label": ["0", 1, 2]}, count=3, seed=4)
-    assert torch.equal(pictures, model.generate(raw={"label": [0, 1, 2]}, count=3, seed=4))
+    pictures = loaded.generate(cond={"label": ["0", 1, 2]}, count=3, seed=4)
+    assert torch.equal(pictures, model.generate(cond={"label": [0, 1, 2]}, count=3, seed=4))
 
 
 def test_the_held_out_loss_is_the_objective_at_fixed_times_and_noise():

@@ -17,6 +17,7 @@ from unveil.core.flow import RectifiedFlow, SqrtSizeShift
 from unveil.core.prediction import flow
 from unveil.core.rng import SampleRNG
 from unveil.core.timestep_sampling import LogitNormal
+from unveil.errors import RecipeError, ShapeError
 from unveil.model import Model, build
 from unveil.model.config import TrainConfig, load_recipe
 from unveil.nn.video_dit import VideoDiT, VideoDiTConfig
@@ -24,7 +25,6 @@ from unveil.train.data_order import BatchSampler, EpochShuffle, IndexedDataset
 from unveil.train.diffusion import DiffusionLearner
 from unveil.train.token_batching import TokenBudget
 from unveil.train.variable_size import token_counts
-from unveil.types import RecipeError, ShapeError
 
 SIZES = [(5, 8, 12), (1, 16, 8), (3, 8, 8), (5, 8, 12), (2, 16, 16)]
 
@@ -91,7 +91,7 @@ def test_together_clips_get_the_loss_and_gradient_that_they_get_alone(how: Any, 
     alone = IndexedDataset(items, EpochShuffle(10, 0), "pixels", [])
     wanted: list[Any] = []
     for number in numbers:  # the process for its own size is what `sized` gives, in sampling too
-        own = made.sized(tuple(items[alone.order.index(number)]["pixels"].shape[1:]))
+        own = made.resized(tuple(items[alone.order.index(number)]["pixels"].shape[1:]))
         wanted.append(gradients(DiffusionLearner(own, objective(), "pixels"), alone, [number]))
     torch.testing.assert_close(loss.per_sample, torch.cat([one.per_sample for one, _ in wanted]), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(loss.value, torch.stack([one.value for one, _ in wanted]).mean(), rtol=1e-5, atol=1e-5)
@@ -103,7 +103,7 @@ def test_together_clips_get_the_loss_and_gradient_that_they_get_alone(how: Any, 
 
 def test_a_batch_of_one_size_is_what_it_is_stacked():
     made, items, numbers = model(), Clips(6, SIZES[:1]), [0, 1, 2]
-    made = made.sized(SIZES[0])
+    made = made.resized(SIZES[0])
     stacked = gradients(
         DiffusionLearner(made, objective(), "pixels"), IndexedDataset(items, EpochShuffle(6, 0), "pixels", []), numbers
     )
@@ -118,10 +118,10 @@ def test_a_batch_of_one_size_is_what_it_is_stacked():
 def test_larger_clips_are_trained_at_more_noise():
     process = model().process
     assert isinstance(process, SqrtSizeShift)
-    assert process.sized((3, 5, 8, 8)) == process
-    four = process.sized((3, 5, 16, 16))
+    assert process.resized((3, 5, 8, 8)) == process
+    four = process.resized((3, 5, 16, 16))
     assert four.shift == pytest.approx(2)
-    assert four.sized((3, 20, 16, 16)).shift == pytest.approx(4)
+    assert four.resized((3, 20, 16, 16)).shift == pytest.approx(4)
     assert four.at(0.5).sigma == pytest.approx(2 / 3)
 
 
@@ -206,4 +206,4 @@ def test_a_process_of_a_recipe_is_that_of_the_models_size():
     recipe = load_recipe("playground-video", [f"process={process}"], small=True)
     made = build(recipe.model)  # type: ignore[union-attr]
     assert made.process.shift == pytest.approx(2)  # type: ignore[attr-defined]
-    assert made.sized((8, 16, 16)).process.shift == pytest.approx(math.sqrt(0.5))  # type: ignore[attr-defined]
+    assert made.resized((8, 16, 16)).process.shift == pytest.approx(math.sqrt(0.5))  # type: ignore[attr-defined]

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from unveil.analysis.pages import settings_tables
+from unveil.errors import RecipeError
 from unveil.evaluate.html import document, table
 from unveil.evaluate.metrics import proportion
 from unveil.io.optional_deps import import_extra
 from unveil.playground.dataset import Playground, PlaygroundConfig
 from unveil.playground.detector import detect_objects
 from unveil.playground.world.motion import TEN
-from unveil.types import Item, RecipeError
+from unveil.types import Item
 
 BARS = {"colour": 0.99, "shape": 0.97, **dict.fromkeys(TEN, 0.94)}
 ATTRIBUTES = ("colour", "shape", "size")

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unveil.errors import RecipeError
 from unveil.evaluate import EvaluationSettings as Protocol
 from unveil.evaluate import FeatureNetwork, Report, SampleProvenance
 from unveil.evaluate.image_set import ImageDataset
 from unveil.evaluate.sample_quality import evaluate
-from unveil.types import RecipeError
 
 SHOWN = 10  # samples of each scale on the page
 

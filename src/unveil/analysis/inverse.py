@@ -18,9 +18,10 @@ from unveil.core.guidance import clip_dynamic, clip_static
 from unveil.core.rng import START, SampleRNG
 from unveil.core.samplers import Plan, ancestral, run
 from unveil.core.schedule import Schedule
+from unveil.errors import NonFinite, RecipeError
 from unveil.evaluate.verdict import EffectInterval, interval
 from unveil.model import Model
-from unveil.types import NoiseLevel, NonFinite, RecipeError
+from unveil.types import NoiseLevel
 
 Reach = Callable[[int, int], object]  # steps made, of how many
 RESIDUAL = 1e-3  # the most that |A x - y| / |y| may be where the measurement has no noise
@@ -237,7 +238,7 @@ class _Bench:
     def __init__(self, model: Model, pictures: Tensor, settings: InverseSettings) -> None:
         self.model, self.pictures, self.settings = model, pictures, settings
         self.kind_of_grid = settings.grid or ("karras" if model.process.at(1.0).alpha == 1 else "uniform")
-        step = model.step(model.encode({}, len(pictures))[0])
+        step = model.denoise_fn(model.encode({}, len(pictures))[0])
         self.step = {"static": clip_static, "dynamic": clip_dynamic}.get(model.sampling.threshold, lambda same: same)(
             step
         )

@@ -17,9 +17,10 @@ from unveil.core.rng import START, SampleRNG
 from unveil.core.samplers import Plan, run
 from unveil.core.transition import Chain, chain_of
 from unveil.core.variance import VarianceRule
+from unveil.errors import NonFinite, RecipeError
 from unveil.evaluate import features, fid
 from unveil.io.images import to_pixels
-from unveil.types import NoiseLevel, NonFinite, RecipeError, like
+from unveil.types import NoiseLevel, like
 
 SHAPE = (1, 8, 8)
 FEATURES = ("pixels", "digits")

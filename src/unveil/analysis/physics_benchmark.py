@@ -29,6 +29,7 @@ from unveil.analysis.video_bench import (
 )
 from unveil.analysis.video_metrics import MetricRow, Rule, StudyResult, means, shares
 from unveil.core.rng import key
+from unveil.errors import RecipeError
 from unveil.evaluate.video_alignment import detect
 from unveil.generation import video
 from unveil.generation.long_video import VideoSpec
@@ -36,7 +37,7 @@ from unveil.model import Model
 from unveil.playground import scene_detectors
 from unveil.playground.detector import detect_objects
 from unveil.playground.world import caption_templates
-from unveil.types import Item, RecipeError
+from unveil.types import Item
 
 SEED = 13  # of the worlds that scenes are taken from
 GIVEN = 6  # frames that a clip goes on from

@@ -19,8 +19,9 @@ from unveil.core.guidance import clip_dynamic, clip_static
 from unveil.core.rng import START, BrownianPath, Noise, SampleRNG
 from unveil.core.samplers import SAMPLERS, CoefficientTable, Plan, SamplerSpec, get_sampler, heun, run
 from unveil.core.schedule import Schedule
+from unveil.errors import NonFinite, RecipeError
 from unveil.model import Model
-from unveil.types import NoiseLevel, NonFinite, RecipeError
+from unveil.types import NoiseLevel
 
 Tell = Callable[[str], object]
 ROUNDING = 1e-5  # distances below this are float32's own, and say nothing of an order
@@ -187,10 +188,10 @@ class _Bench:
 
     def __init__(self, model: Model, settings: SamplerStudySettings) -> None:
         self.model, self.settings = model, settings
-        self.shape = model.codec.latent_shape(model.shape)
+        self.shape = model.autoencoder.latent_shape(model.shape)
         blind = model.process.at(1.0).alpha == 0
         self.kind_of_grid = settings.grid or ("uniform" if blind else "karras")
-        step = model.step(model.encode(_labels(model, settings.count), settings.count)[0])
+        step = model.denoise_fn(model.encode(_labels(model, settings.count), settings.count)[0])
         self.step = {"static": clip_static, "dynamic": clip_dynamic}.get(model.sampling.threshold, lambda same: same)(
             step
         )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from unveil.analysis.video_metrics import StudyResult
+from unveil.errors import PromptTruncated, RecipeError, did_you_mean
 from unveil.evaluate import plots
 from unveil.generation.generate import Request, generate
 from unveil.generation.hires import generate_hires
@@ -23,7 +24,7 @@ from unveil.playground.dataset import Playground, PlaygroundConfig
 from unveil.playground.eval_prompts import PromptSet, eval_prompts, eval_videos
 from unveil.playground.world import caption_templates
 from unveil.playground.world.motion import TEN
-from unveil.types import Item, PromptTruncated, RecipeError, did_you_mean
+from unveil.types import Item
 
 MOVING = ("left", "right", "up", "down", "diagonal", "bounce", "orbit")
 LOOPING = ("bounce", "orbit")  # what moves and comes back

@@ -9,9 +9,9 @@ from typing import Any
 from unveil.analysis.pages import settings_tables
 from unveil.analysis.video_bench import VideoStudy
 from unveil.analysis.video_metrics import StudyResult, format_row
+from unveil.errors import RecipeError
 from unveil.evaluate.charts import ChartLine, lines_chart
 from unveil.evaluate.html import document, figure, table
-from unveil.types import RecipeError
 
 _EDGE = "What was made stands below what it was made of or is compared with, and its frames have a coloured edge."
 

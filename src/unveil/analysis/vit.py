@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 
 from unveil.data.tensor_dataset import ImageTensorDataset, stable_hash
+from unveil.errors import RecipeError
 from unveil.evaluate.charts import ChartLine, lines_chart
 from unveil.evaluate.html import document, figure, table
 from unveil.evaluate.image_set import ImageDataset, ImageSet, collect_images
@@ -26,7 +27,6 @@ from unveil.io.files import write_atomically
 from unveil.model.config import ClassifierRecipe
 from unveil.nn.vit import ViTConfig
 from unveil.train.classifier import ClassifierConfig, ClassifierProgress, train_classifier
-from unveil.types import RecipeError
 
 LOOP = 1  # raised when an arm comes to compute something else, so that what was kept is not used any more
 
@@ -168,7 +168,7 @@ def record_of(recipe: ClassifierRecipe, settings: ViTStudySettings, points: Sequ
             "steps": settings.steps,
             "seeds": settings.seeds,
             "training": recipe.train.model_dump(mode="json", exclude={"epochs", "seed"}),
-            "network": recipe.network.model_dump(mode="json", exclude={"depth", "width", "heads"}),
+            "network": recipe.network.model_dump(mode="json", exclude={"depth", "hidden_size", "heads"}),
         },
         "points": [point._asdict() for point in points],
     }
@@ -213,11 +213,11 @@ def _config(
     network = recipe.network.build()
     if not isinstance(network, ViTConfig):
         raise RecipeError(f"{recipe.name}: a recipe of a {recipe.network.kind}; sizes are studied of a vit")
-    head = network.width // network.heads
+    head = network.hidden_size // network.heads
     if size.width % head:
         near = max(round(size.width / head), 1) * head
         raise RecipeError(f"size {size.name}: the width must be a multiple of a head's, {head}; nearest {near}")
-    network = replace(network, depth=size.depth, width=size.width, heads=size.width // head)
+    network = replace(network, depth=size.depth, hidden_size=size.width, heads=size.width // head)
     passes = max(1, round(settings.steps / max(amount // recipe.train.batch_size, 1)))
     own = recipe.train.model_copy(update={"epochs": passes, "seed": recipe.train.seed + seed})
     return ClassifierConfig(network, **own.model_dump())

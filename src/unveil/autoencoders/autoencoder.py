@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unveil.errors import RecipeError, ShapeError
 from unveil.nn.autoencoder import AutoencoderConfig, ImageDecoder, ImageEncoder
-from unveil.types import RecipeError, ShapeError
 
 PerChannel = float | tuple[float, ...]
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from unveil.errors import RecipeError, ShapeError, WeightsError
 from unveil.nn.cnn import Cnn
-from unveil.types import RecipeError, ShapeError, WeightsError
 
 # ImageNet's mean and deviation for images in [-1, 1], as the published metric has them.
 MEAN, DEVIATION = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)

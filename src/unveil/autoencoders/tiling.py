@@ -26,8 +26,8 @@ from torch.nn import functional as F
 
 from unveil.autoencoders.autoencoder import Autoencoder
 from unveil.autoencoders.tiled_group_norm import Share, StatisticsCollected, TiledGroupNorm, norms_shared
+from unveil.errors import OutOfResources, RecipeError, did_you_mean, out_of_memory
 from unveil.nn.autoencoder import AutoencoderConfig, ImageDecoder, ImageEncoder
-from unveil.types import OutOfResources, RecipeError, did_you_mean, out_of_memory
 
 SIDE = 512  # pixels of a tile, or more where the overlap needs it
 Norms = Literal["own", "shrunk", "exact"]
@@ -137,7 +137,7 @@ def decoder_reach(config: AutoencoderConfig) -> tuple[int, int]:
     """How many places what the decoder cuts into tiles depends on, to each side, and the pixels of such a place."""
     reach = 1  # the last convolution
     for level in range(config.split):
-        reach += 2 * (config.blocks + 1)
+        reach += 2 * (config.num_res_blocks + 1)
         if level + 1 < config.split:
             reach = math.ceil((reach + 1) / 2)
     if config.local:
@@ -150,7 +150,7 @@ def encoder_reach(config: AutoencoderConfig) -> tuple[int, int]:
     last = len(config.rates) - 1
     reach = 5 if config.local else 0
     for level in reversed(range(config.split)):
-        reach = (2 * reach + 1 if level < last else reach) + 2 * config.blocks
+        reach = (2 * reach + 1 if level < last else reach) + 2 * config.num_res_blocks
     rate = config.rates[min(config.split, last)]
     return math.ceil((reach + 1) / rate), config.patch * rate
 
@@ -364,5 +364,5 @@ def decode_with_fallback(codec: Decodes, latents: Tensor) -> Tensor:
             raise
         raise OutOfResources(
             f"out of memory while decoding latents {tuple(latents.shape)}, in tiles of {SIDE} px too; {advice}, or "
-            "decode in smaller ones: unveil.autoencoders.tiling.decode(model.codec, latents, Tiling(side=256))"
+            "decode in smaller ones: unveil.autoencoders.tiling.decode(model.autoencoder, latents, Tiling(side=256))"
         ) from problem

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from unveil.autoencoders.kl import AutoencoderKL, AutoencoderKLConfig
+from unveil.errors import ShapeError
 from unveil.nn.causal_conv3d import Cache
 from unveil.nn.video_autoencoder import VideoAutoencoderConfig, VideoDecoder, VideoEncoder
-from unveil.types import ShapeError
 
 
 @dataclass(frozen=True)

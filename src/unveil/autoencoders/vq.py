@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unveil.autoencoders.autoencoder import Autoencoder, CodecConfig
-from unveil.types import Ge, RecipeError, ShapeError
+from unveil.errors import RecipeError, ShapeError
+from unveil.types import Ge
 
 # Which of the loss' two terms beta weighs: the one that moves the codebook, as first published, or the one that commits
 # the encoder, as in the paper

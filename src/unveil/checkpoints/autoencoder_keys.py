@@ -19,11 +19,11 @@ from unveil.autoencoders.vq import VQModel, VQModelConfig
 from unveil.checkpoints import ddpm_keys
 from unveil.checkpoints.key_mapping import Names, SourceKeys, layer_keys, to_ours, to_theirs
 from unveil.checkpoints.overrides import in_float, shapes_of
+from unveil.errors import RecipeError, WeightsError
 from unveil.nn.autoencoder import AutoencoderBlock
 from unveil.nn.layers import SelfAttention
 from unveil.nn.meta_device import meta_device
 from unveil.nn.unet_blocks import Downsample, Upsample
-from unveil.types import RecipeError, WeightsError
 
 Layout = Literal["ldm", "diffusers"]
 Shapes = Mapping[str, Sequence[int]]
@@ -92,8 +92,8 @@ def names(config: AutoencoderKLConfig | VQModelConfig, layout: Layout) -> Names:
     for name, only in (("norm", "group"), ("patch", 1)):
         if getattr(config, name) != only:
             raise RecipeError(f"{name} = {getattr(config, name)!r}: the layout {layout!r} has {only!r} only")
-    if layout == "diffusers" and config.widths[0] != config.channels:
-        raise RecipeError(f"multipliers {config.multipliers}: diffusers' autoencoders begin with 1")
+    if layout == "diffusers" and config.widths[0] != config.model_channels:
+        raise RecipeError(f"channel_mult {config.channel_mult}: diffusers' autoencoders begin with 1")
     mapping: Names = {}
     for part, network in (("encoder", _on_meta(config).encoder), ("decoder", _on_meta(config).decoder)):
         for ours, theirs in ENDS[layout].items():
@@ -115,8 +115,8 @@ def _prefixes(config: AutoencoderKLConfig | VQModelConfig, layout: Layout) -> di
     if layout == "ldm":
         return ddpm_keys.prefixes(config)
     prefixes = dict(DIFFUSERS_MIDDLE)
-    for level in range(len(config.multipliers)):
-        for i in range(config.blocks + 1):
+    for level in range(len(config.channel_mult)):
+        for i in range(config.num_res_blocks + 1):
             for way in ("down", "up"):
                 prefixes[f"{way}.{level}.blocks.{i}"] = f"{way}_blocks.{level}.resnets.{i}"
                 prefixes[f"{way}.{level}.attention.{i}"] = f"{way}_blocks.{level}.attentions.{i}"
@@ -229,9 +229,9 @@ def infer_config(
         settings: dict[str, Any] = {
             "in_channels": in_channels,
             "out_channels": shapes["decoder.conv_out.weight"][0],
-            "channels": channels,
-            "multipliers": tuple(int(ratio) if ratio == int(ratio) else ratio for ratio in ratios),
-            "blocks": blocks,
+            "model_channels": channels,
+            "channel_mult": tuple(int(ratio) if ratio == int(ratio) else ratio for ratio in ratios),
+            "num_res_blocks": blocks,
             "z_channels": z_channels,
             "attention": tuple(2**level for level in range(levels) if attention.format(level) in shapes),
             "middle": "attention" if MIDDLE[layout] in shapes else "blocks",
@@ -281,9 +281,9 @@ def from_arguments(arguments: Mapping[str, Any]) -> AutoencoderKLConfig | VQMode
         settings: dict[str, Any] = {
             "in_channels": network["in_channels"],
             "out_channels": network["out_ch"],
-            "channels": network["ch"],
-            "multipliers": multipliers,
-            "blocks": network["num_res_blocks"],
+            "model_channels": network["ch"],
+            "channel_mult": multipliers,
+            "num_res_blocks": network["num_res_blocks"],
             "z_channels": network["z_channels"],
             "attention": attended if kind == "vanilla" else (),
             "middle": "attention" if kind == "vanilla" else "blocks",

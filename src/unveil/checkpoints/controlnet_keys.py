@@ -12,10 +12,10 @@ from torch import Tensor
 
 from unveil.checkpoints import ldm_unet, openai_keys
 from unveil.checkpoints.key_mapping import Names, layer_key, layer_keys, to_ours, to_theirs
+from unveil.errors import RecipeError, WeightsError
 from unveil.nn.controlnet import ControlNet
 from unveil.nn.meta_device import meta_device
 from unveil.nn.unet_config import UNetConfig
-from unveil.types import RecipeError, WeightsError
 
 PREFIX = "control_model."  # of its keys in a file that holds Stable Diffusion too
 HINT = "input_hint_block"

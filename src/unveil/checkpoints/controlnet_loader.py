@@ -15,6 +15,7 @@ from torch import Tensor
 from unveil.checkpoints import controlnet_keys, diffusers_unet, hf_files, ldm_unet
 from unveil.checkpoints.hf_files import read_json
 from unveil.checkpoints.overrides import shapes_of
+from unveil.errors import RecipeError, WeightsError
 from unveil.io.files import sha256
 from unveil.io.safetensors_io import read_header, read_state, read_tensors
 from unveil.model import base_model, checkpoint_store, model_dir, model_folder
@@ -22,7 +23,7 @@ from unveil.model.config import ModelConfig, read_yaml, validate
 from unveil.model.lora_state import CONTROL
 from unveil.nn.controlnet import ControlNet
 from unveil.nn.unet_config import UNetConfig
-from unveil.types import BaseModel, RecipeError, WeightsError
+from unveil.types import BaseModel
 
 CONFIG = "config.json"
 THEIRS = "controlnet_cond_embedding."  # begins keys of diffusers' layout

@@ -13,10 +13,10 @@ from torch import Tensor
 from unveil.checkpoints import loader, registry, safe_unpickle
 from unveil.checkpoints.format import Format, LoadedCheckpoint
 from unveil.checkpoints.overrides import ModelOverrides
+from unveil.errors import RecipeError, WeightsError
 from unveil.io.safetensors_io import read_tensors
 from unveil.model import build, model_folder
 from unveil.model.config import ModelConfig
-from unveil.types import RecipeError, WeightsError
 
 NATIVE = "ours"  # name of the native format
 PICKLES = (b"PK\x03\x04", b"\x80")  # first bytes of files written by `torch.save`

@@ -12,13 +12,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from unveil.checkpoints.key_mapping import Names, SourceKeys, layer_keys, to_ours, to_theirs
+from unveil.errors import RecipeError, WeightsError
 from unveil.nn.autoencoder import AutoencoderBlock, AutoencoderConfig
 from unveil.nn.layers import SelfAttention
 from unveil.nn.meta_device import meta_device
 from unveil.nn.unet import UNet
 from unveil.nn.unet_blocks import Downsample, ResBlock, Upsample
 from unveil.nn.unet_config import UNetConfig
-from unveil.types import RecipeError, WeightsError
 
 UNTIMED = {"norm_1": "norm1", "conv_1": "conv1", "norm_2": "norm2", "conv_2": "conv2"}
 RES_BLOCK = UNTIMED | {"time": "temb_proj"}
@@ -31,7 +31,7 @@ ENDS = {"enter": "conv_in", "norm": "norm_out", "leave": "conv_out"}
 def prefixes(config: UNetConfig | AutoencoderConfig) -> dict[str, str]:
     """Our modules that hold weights and theirs; their way up is numbered by level, ours by order."""
     modules, last = dict(MIDDLE), len(config.rates) - 1
-    blocks = config.num_res_blocks if isinstance(config, UNetConfig) else config.blocks
+    blocks = config.num_res_blocks
     for level, rate in enumerate(config.rates):
         ways = {f"down.{level}": (f"down.{level}", "downsample"), f"up.{last - level}": (f"up.{level}", "upsample")}
         for ours, (theirs, resample) in ways.items():

@@ -18,9 +18,9 @@ from unveil.autoencoders.vq import VQModelConfig
 from unveil.checkpoints import autoencoder_keys
 from unveil.checkpoints.hf_files import read_json, read_weights
 from unveil.checkpoints.overrides import shapes_of
+from unveil.errors import RecipeError, WeightsError
 from unveil.io.files import staged
 from unveil.io.safetensors_io import read_state, write_tensors
-from unveil.types import RecipeError, WeightsError
 
 WEIGHTS = "diffusion_pytorch_model"
 CLASSES = ("AutoencoderKL", "VQModel")
@@ -126,7 +126,7 @@ def _expected(config: Any) -> dict[str, Any]:
         "in_channels": config.in_channels,
         "out_channels": config.out_channels,
         "block_out_channels": config.widths,
-        "layers_per_block": config.blocks,
+        "layers_per_block": config.num_res_blocks,
         "latent_channels": config.z_channels,
         "down_block_types": tuple(DOWN[attends] for attends in attended),
         "up_block_types": tuple(UP[attends] for attends in reversed(attended)),

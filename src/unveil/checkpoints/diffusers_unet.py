@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from unveil.checkpoints.hf_files import read_json, read_weights
 from unveil.checkpoints.key_mapping import Names, check_keys, fused_keys, layer_key, layer_keys, to_ours, to_theirs
 from unveil.checkpoints.openai_keys import OUR_LABEL, spatial_key_mapping
+from unveil.errors import RecipeError, WeightsError
 from unveil.io.safetensors_io import write_tensors
 from unveil.nn.controlnet import HINT_WIDTHS, ControlNet
 from unveil.nn.meta_device import gc_disabled, meta_device
@@ -23,7 +24,6 @@ from unveil.nn.spatial_transformer import SpatialTransformer
 from unveil.nn.unet import UNet
 from unveil.nn.unet_blocks import ResBlock, UNetLevel
 from unveil.nn.unet_config import UNetConfig
-from unveil.types import RecipeError, WeightsError
 
 WEIGHTS = "diffusion_pytorch_model"
 UNET, CONTROLNET = "UNet2DConditionModel", "ControlNetModel"

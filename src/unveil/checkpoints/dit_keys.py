@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from unveil.checkpoints.key_mapping import Names, SourceKeys, abbreviate, layer_keys, to_ours, to_theirs
+from unveil.errors import RecipeError, WeightsError
 from unveil.nn.dit import DiT, positions
 from unveil.nn.dit_config import PATCHES, SIZES, DiTConfig
 from unveil.nn.meta_device import meta_device
-from unveil.types import RecipeError, WeightsError
 
 Layout = Literal["dit", "diffusers"]
 Shapes = Mapping[str, Sequence[int]]

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from unveil.checkpoints.key_mapping import Names, SourceKeys, layer_keys, to_ours, to_theirs
 from unveil.core import preconditioning
 from unveil.core.preconditioning import Preconditioning
+from unveil.errors import RecipeError, WeightsError, did_you_mean
 from unveil.nn.edm_blocks import EDMBlock
 from unveil.nn.edm_unet import DhariwalUNet, DhariwalUNetConfig, SongUNet, SongUNetConfig
 from unveil.nn.meta_device import meta_device
-from unveil.types import RecipeError, WeightsError, did_you_mean
 
 Config = SongUNetConfig | DhariwalUNetConfig
 

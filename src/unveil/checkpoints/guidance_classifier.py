@@ -16,6 +16,7 @@ from torch import Tensor
 from unveil.checkpoints.formats import openai
 from unveil.checkpoints.overrides import ModelOverrides
 from unveil.core.process import Process
+from unveil.errors import WeightsError
 from unveil.io import safetensors_io
 from unveil.io.files import sha256
 from unveil.model import migration
@@ -23,7 +24,7 @@ from unveil.model.config.base import Section
 from unveil.model.config.model import ProcessSection
 from unveil.model.config.parsing import read_yaml, validate
 from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
-from unveil.types import NoiseLevel, WeightsError, like
+from unveil.types import NoiseLevel, like
 
 
 class _Levels(Section):

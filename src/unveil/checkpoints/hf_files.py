@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
+from unveil.errors import WeightsError
 from unveil.io.safetensors_io import read_state, read_tensors
-from unveil.types import WeightsError
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 

@@ -9,9 +9,9 @@ from unveil.checkpoints import registry
 from unveil.checkpoints.format import Kind
 from unveil.checkpoints.formats import native
 from unveil.checkpoints.overrides import ModelOverrides
+from unveil.errors import Error, WeightsError
 from unveil.io.safetensors_io import Header, read_header, read_state
 from unveil.model.model_folder import summary
-from unveil.types import Error, WeightsError
 
 UNKNOWN = "tensors of an unknown model"
 

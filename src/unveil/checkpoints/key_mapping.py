@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unveil.types import WeightsError
+from unveil.errors import WeightsError
 
 
 class SourceKeys(NamedTuple):

@@ -12,11 +12,11 @@ from unveil.checkpoints import registry
 from unveil.checkpoints.format import Detected, Format, LoadedCheckpoint, StateDict
 from unveil.checkpoints.formats import native
 from unveil.checkpoints.overrides import ModelOverrides
+from unveil.errors import RecipeError, WeightsError
 from unveil.io.files import sha256
 from unveil.io.safetensors_io import read_state
 from unveil.model import Model, model_dir, model_folder
 from unveil.model.config import validate
-from unveil.types import RecipeError, WeightsError
 
 
 def load(
@@ -27,8 +27,8 @@ def load(
     Args:
         name_or_path: Name of a bundled model or of a model in the models folder, path of a folder (a saved model, a
             checkpoint, a run, a diffusers folder), or path of a published file of tensors.
-        dtype: Type that the model computes in; see `Model.lowered`. Tensors of a diffusers folder are copied only if
-            they have another type.
+        dtype: Type that the model computes in; see `Model.to_inference_dtype`. Tensors of a diffusers
+            folder are copied only if they have another type.
         overrides: Settings that the keys and shapes of a published file do not determine, by the names of
             `ModelOverrides`, such as {"heads": 8}.
 
@@ -37,7 +37,7 @@ def load(
     """
     path = model_dir.resolve(name_or_path, "checkpoints")
     settings = validate(ModelOverrides, dict(overrides or {}), "overrides")
-    return open_checkpoint(path, settings, dtype).model.lowered(dtype).eval()
+    return open_checkpoint(path, settings, dtype).model.to_inference_dtype(dtype).eval()
 
 
 def open_checkpoint(

@@ -17,10 +17,10 @@ from unveil.checkpoints import registry
 from unveil.checkpoints.key_mapping import abbreviate
 from unveil.checkpoints.lora_formats import DENOISER, LoraEntry, Naming, ParsedLora, candidates, parse
 from unveil.checkpoints.lora_targets import LoraNetwork, LoraTarget
+from unveil.errors import ShapeError, WeightsError
 from unveil.io.safetensors_io import read_header, read_state
 from unveil.nn import lora
 from unveil.nn.lora_layer import LoraDelta
-from unveil.types import ShapeError, WeightsError
 
 ADAPTER, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 # What a file is for, by what only its paths have

@@ -23,8 +23,8 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from torch import Tensor
 
+from unveil.errors import WeightsError
 from unveil.model.lora_state import DENOISER
-from unveil.types import WeightsError
 
 Naming = Literal["peft", "diffusers", "diffusers-old", "kohya", "cloneofsimo", "unveil"]
 NAMINGS: tuple[Naming, ...] = get_args(Naming)

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from unveil.checkpoints import ddpm_keys, diffusers_unet, dit_keys, openai_keys
 from unveil.checkpoints.key_mapping import Names
 from unveil.checkpoints.lora_formats import DENOISER
+from unveil.errors import RecipeError, WeightsError
 from unveil.model import Model
 from unveil.nn.dit import DiT
 from unveil.nn.lora import layers_of
 from unveil.nn.unet import UNet
-from unveil.types import RecipeError, WeightsError
 
 WEIGHT = ".weight"
 OWN = "unveil"  # the layout of our own paths

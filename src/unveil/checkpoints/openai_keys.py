@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor, nn
 
 from unveil.checkpoints.key_mapping import Names, SourceKeys, check_keys, layer_key, layer_keys, to_ours, to_theirs
+from unveil.errors import RecipeError, WeightsError
 from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
 from unveil.nn.layers import SelfAttention
 from unveil.nn.meta_device import meta_device
@@ -23,7 +24,6 @@ from unveil.nn.transformer_blocks import TransformerBlock
 from unveil.nn.unet import UNet
 from unveil.nn.unet_blocks import Downsample, ResBlock, Upsample
 from unveil.nn.unet_config import UNetConfig
-from unveil.types import RecipeError, WeightsError
 
 RES_BLOCK = {
     "norm_1": "in_layers.0",
@@ -306,7 +306,7 @@ def classifier_from_arguments(arguments: Mapping[str, Any]) -> NoisyClassifierCo
     encoder = from_arguments({key: value for key, value in arguments.items() if key != "pool"})
     return NoisyClassifierConfig(
         in_channels=encoder.in_channels,
-        classes=encoder.out_channels,
+        num_classes=encoder.out_channels,
         size=arguments["image_size"],
         model_channels=encoder.model_channels,
         channel_mult=encoder.channel_mult,
@@ -388,7 +388,7 @@ def infer_classifier_config(
         return NoisyClassifierConfig(
             **levels,
             in_channels=shapes["input_blocks.0.0.weight"][1],
-            classes=shapes[last][0],
+            num_classes=shapes[last][0],
             size=size or 0,
             heads=1,
             head_channels=None,

@@ -8,10 +8,10 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
+from unveil.errors import WeightsError
 from unveil.model.config.base import Section
 from unveil.model.config.model import PredictionSection, ProcessSection, VarianceName
 from unveil.nn.layers import AttentionOrder
-from unveil.types import WeightsError
 
 Shapes = Mapping[str, Sequence[int]]
 Positive = Annotated[int, Field(ge=1)]

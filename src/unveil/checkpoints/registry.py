@@ -15,7 +15,7 @@ from pkgutil import iter_modules
 from unveil.checkpoints import formats as package
 from unveil.checkpoints.format import Detected, Format, Keys, Kind
 from unveil.checkpoints.key_mapping import abbreviate
-from unveil.types import RecipeError, did_you_mean
+from unveil.errors import RecipeError, did_you_mean
 
 GROUP = "unveil.formats"
 

@@ -37,7 +37,7 @@ def tensors_of(path: Path, out: Path) -> str:
     Raises:
         WeightsError: the file holds more than tensors and plain containers, no tensors, or is damaged.
     """
-    from unveil.types import WeightsError
+    from unveil.errors import WeightsError
 
     command = sandbox.command("unveil.checkpoints.safe_unpickle", str(path.resolve()), str(out))
     try:
@@ -107,8 +107,8 @@ def _main(source: str, out: str) -> int:
     sandbox.limit(seconds=SECONDS, memory=ROOM + 4 * size, written=2 * size + (1 << 20))
     import torch
 
+    from unveil.errors import WeightsError
     from unveil.io.safetensors_io import write_tensors
-    from unveil.types import WeightsError
 
     try:
         with torch.serialization.safe_globals([(Unread, name) for name in BESIDE]):

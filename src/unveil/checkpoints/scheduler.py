@@ -14,9 +14,9 @@ import torch
 
 from unveil.checkpoints.hf_files import read_json
 from unveil.core.process import betas, snr_shifted
+from unveil.errors import RecipeError, WeightsError, did_you_mean
 from unveil.model.config import ModelConfig, SampleConfig
 from unveil.model.config.model import DiscreteVPSection
-from unveil.types import RecipeError, WeightsError, did_you_mean
 
 BETAS = {"linear": "linear", "scaled_linear": "sqrt-linear", "squaredcos_cap_v2": "cosine"}
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}

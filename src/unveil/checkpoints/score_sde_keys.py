@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from unveil.checkpoints.key_mapping import Names, SourceKeys, layer_keys, to_ours, to_theirs
+from unveil.errors import RecipeError, WeightsError
 from unveil.nn.edm_blocks import EDMBlock
 from unveil.nn.edm_unet import SongUNet, SongUNetConfig
 from unveil.nn.meta_device import meta_device
-from unveil.types import RecipeError, WeightsError
 
 PREFIX, SIGMAS = "module.", "module.sigmas"
 BLOCK = {"norm_1": "GroupNorm_0", "conv_1": "Conv_0", "time": "Dense_0", "norm_2": "GroupNorm_1", "conv_2": "Conv_1"}

@@ -15,9 +15,9 @@ import torch
 from unveil.checkpoints import text_encoder_keys
 from unveil.conditioning import clip_tokenizer
 from unveil.conditioning.text_encoder import FileTokenizer, TextEncoder
+from unveil.errors import RecipeError
 from unveil.io.safetensors_io import write_tensors
 from unveil.nn.text_encoders import ACTIVATIONS, CLIPEncoderConfig, T5EncoderConfig
-from unveil.types import RecipeError
 
 FILES = text_encoder_keys.TextEncoderLocation("clip", "text_model.")
 
@@ -73,13 +73,13 @@ def _clip(config: CLIPEncoderConfig) -> dict[str, Any]:
     return {
         "architectures": ["CLIPTextModelWithProjection" if config.projection else "CLIPTextModel"],
         "model_type": "clip_text_model",
-        "vocab_size": config.vocabulary,
-        "hidden_size": config.width,
-        "intermediate_size": round(config.width * config.hidden),
-        "projection_dim": config.projection or config.width,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": round(config.hidden_size * config.mlp_ratio),
+        "projection_dim": config.projection or config.hidden_size,
         "num_hidden_layers": config.depth,
         "num_attention_heads": config.heads,
-        "max_position_embeddings": config.length,
+        "max_position_embeddings": config.max_length,
         "hidden_act": ACTIVATIONS[config.activation],
         "layer_norm_eps": config.norm_eps,
         "attention_dropout": 0.0,
@@ -94,10 +94,10 @@ def _t5(config: T5EncoderConfig) -> dict[str, Any]:
     return {
         "architectures": [f"{family}EncoderModel"],
         "model_type": family.lower(),
-        "vocab_size": config.vocabulary,
-        "d_model": config.width,
-        "d_kv": config.head_width,
-        "d_ff": config.hidden,
+        "vocab_size": config.vocab_size,
+        "d_model": config.hidden_size,
+        "d_kv": config.head_dim,
+        "d_ff": config.intermediate_size,
         "num_layers": config.depth,
         "num_heads": config.heads,
         "relative_attention_num_buckets": config.buckets,
@@ -114,7 +114,7 @@ def _write_tokenizer(conditioner: TextEncoder, words: Path) -> None:
     config, tokenizer = conditioner.tower.config, conditioner.tokenizer
     if isinstance(tokenizer, FileTokenizer):
         (words / "tokenizer.json").write_text(tokenizer.content, "utf-8")
-        _write(words / "tokenizer_config.json", {"model_max_length": config.length})
+        _write(words / "tokenizer_config.json", {"model_max_length": config.max_length})
         return
     if not isinstance(tokenizer, clip_tokenizer.BPETokenizer):
         raise RecipeError(
@@ -126,5 +126,5 @@ def _write_tokenizer(conditioner: TextEncoder, words: Path) -> None:
     special = {"bos_token": clip_tokenizer.BEGIN, "eos_token": clip_tokenizer.END, "unk_token": clip_tokenizer.END}
     special["pad_token"] = tokenizer.pieces[config.padding]
     _write(words / "special_tokens_map.json", special)
-    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": config.length, "do_lower_case": True}
+    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": config.max_length, "do_lower_case": True}
     _write(words / "tokenizer_config.json", settings | special)

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from unveil.checkpoints.key_mapping import Names, SourceKeys, check_keys, layer_keys, to_ours, to_theirs
 from unveil.checkpoints.overrides import Shapes, shapes_of
+from unveil.errors import WeightsError
 from unveil.nn.meta_device import meta_device
 from unveil.nn.text_encoders import CLIPEncoderConfig, T5EncoderConfig, TowerConfig, build
-from unveil.types import WeightsError
 
 Layout = Literal["clip", "openclip", "t5"]
 
@@ -197,7 +197,7 @@ def _published_rest(theirs: Mapping[str, Tensor], config: TowerConfig, place: Te
         return {f"{place.prefix}logit_scale": torch.tensor(_TEMPERATURE)}
     if place.layout == "t5":
         return {place.prefix + _T5_TABLES[1]: theirs[place.prefix + _T5_TABLES[0]]}
-    return {f"{place.prefix}embeddings.position_ids": torch.arange(config.length)[None]}
+    return {f"{place.prefix}embeddings.position_ids": torch.arange(config.max_length)[None]}
 
 
 def _clip(shapes: Shapes, place: TextEncoderLocation, heads: int | None, activation: str | None) -> CLIPEncoderConfig:

@@ -20,12 +20,12 @@ from unveil.checkpoints.hf_files import read_json, read_weights
 from unveil.checkpoints.overrides import in_float, shapes_of
 from unveil.conditioning import clip_tokenizer
 from unveil.conditioning.text_encoder import FileTokenizer, TextEncoder
+from unveil.errors import RecipeError, WeightsError
 from unveil.io.safetensors_io import read_state
 from unveil.model import Model
 from unveil.model.config.text import TextSection
 from unveil.nn.meta_device import EmptyParameters
 from unveil.nn.text_encoders import ACTIVATIONS, CLIPEncoderConfig, T5EncoderConfig, TowerConfig
-from unveil.types import RecipeError, WeightsError
 
 WEIGHTS = "model"
 PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt")  # one whose safetensors stands beside it may have a .bin
@@ -185,7 +185,9 @@ def fill(model: Model, base: Path = Path()) -> Model:
                 free = {"skip": expected.skip, "norm": expected.norm, "padding": expected.padding}
                 loaded = loaded._replace(config=replace(loaded.config, **free))
             if isinstance(expected, T5EncoderConfig) and isinstance(loaded.config, T5EncoderConfig):
-                loaded = loaded._replace(config=replace(loaded.config, length=expected.length, attend=expected.attend))
+                loaded = loaded._replace(
+                    config=replace(loaded.config, max_length=expected.max_length, attend=expected.attend)
+                )
             conditioner = model.conditioners[section.key]
             assert isinstance(conditioner, TextEncoder)  # as its section built it
             loaded.fill(conditioner)
@@ -269,10 +271,10 @@ def _tokenizer(words: Path) -> str:
 def _t5(config: TowerConfig, settings: Mapping[str, Any], words: Path) -> T5EncoderConfig:
     assert isinstance(config, T5EncoderConfig)  # by its place
     file = words / "tokenizer_config.json"
-    longest = (read_json(file) if file.is_file() else {}).get("model_max_length", config.length)
+    longest = (read_json(file) if file.is_file() else {}).get("model_max_length", config.max_length)
     return replace(
         config,
-        length=int(longest) if longest <= LONGEST else config.length,
+        max_length=int(longest) if longest <= LONGEST else config.max_length,
         distance=int(settings.get("relative_attention_max_distance", config.distance)),
         norm_eps=float(settings.get("layer_norm_epsilon", config.norm_eps)),
         end=int(settings.get("eos_token_id", config.end)),

@@ -8,12 +8,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from unveil.checkpoints.overrides import in_float
+from unveil.errors import RecipeError, WeightsError
 from unveil.model import Model, build
 from unveil.model.config import ModelConfig
 from unveil.model.config.model import UNetSection
 from unveil.nn.meta_device import meta_device
 from unveil.nn.unet_config import UNetConfig
-from unveil.types import RecipeError, WeightsError
 
 OUR_LABEL = "table.weight"  # key of the table in a label conditioner's state dict
 
@@ -55,7 +55,7 @@ def build_model(config: ModelConfig, network: Mapping[str, Tensor], label: Mappi
     model.denoiser.network.load_state_dict(in_float(network), assign=True)
     for section in config.condition:
         conditioner = section.build(config, getattr(model.denoiser.network, "vector_dim", None))
-        if label is not None and section.kind == "label":
+        if label is not None and section.kind == "class-label":
             conditioner.load_state_dict(in_float(label))
         model.conditioners[section.key] = conditioner
     return model.eval()

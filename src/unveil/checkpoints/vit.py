@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from unveil.checkpoints.key_mapping import Names, SourceKeys, layer_keys, to_ours, to_theirs
+from unveil.errors import RecipeError, WeightsError
 from unveil.io.safetensors_io import read_state, write_tensors
 from unveil.nn.meta_device import meta_device
 from unveil.nn.vit import SIZES, ViT, ViTConfig
-from unveil.types import RecipeError, WeightsError
 
 Era = Literal["files", "modules"]
 Shapes = Mapping[str, Sequence[int]]
@@ -61,10 +61,10 @@ def names(config: ViTConfig, era: Era = "files", prefix: str = "") -> Names:
     Raises:
         RecipeError: a configuration that transformers does not have.
     """
-    if config.pool != "class" or (config.head == "hidden" and config.classes):
+    if config.pool != "class" or (config.head == "hidden" and config.num_classes):
         raise RecipeError(
-            f"pool = {config.pool!r}, head = {config.head!r} with {config.classes} classes: transformers' ViT has a "
-            "class token, and a hidden layer only where no logits follow"
+            f"pool = {config.pool!r}, head = {config.head!r}, num_classes = {config.num_classes}: transformers' ViT "
+            "has a class token, and a hidden layer only where no logits follow"
         )
     if config.stem != "patches":
         raise RecipeError(f"stem = {config.stem!r}: transformers' ViT has patches")
@@ -81,7 +81,7 @@ def names(config: ViTConfig, era: Era = "files", prefix: str = "") -> Names:
             mapping[f"{ours}.own.qkv.{kind}"] = SourceKeys(
                 tuple(f"{theirs}.{part}.{kind}" for part in PROJECTIONS[era])
             )
-    if config.classes:
+    if config.num_classes:
         mapping |= {f"head.{kind}": SourceKeys((f"classifier.{kind}",)) for kind in ("weight", "bias")}
     return mapping
 
@@ -106,7 +106,7 @@ def dump(ours: Mapping[str, Tensor], config: ViTConfig, era: Era = "files") -> d
     Raises:
         RecipeError: a configuration that transformers does not have.
     """
-    prefix = PREFIX if config.classes else ""
+    prefix = PREFIX if config.num_classes else ""
     theirs = to_theirs(ours, names(config, era, prefix))
     for table in TABLES.values():
         theirs[prefix + table] = theirs[prefix + table][None]
@@ -183,12 +183,12 @@ def write_folder(network: ViT, path: Path) -> None:
     config = network.config
     tensors = dump(network.state_dict(), config)
     settings: dict[str, Any] = {
-        "architectures": ["ViTForImageClassification" if config.classes else "ViTModel"],
+        "architectures": ["ViTForImageClassification" if config.num_classes else "ViTModel"],
         "model_type": "vit",
-        "hidden_size": config.width,
+        "hidden_size": config.hidden_size,
         "num_hidden_layers": config.depth,
         "num_attention_heads": config.heads,
-        "intermediate_size": int(config.hidden * config.width),
+        "intermediate_size": int(config.mlp_ratio * config.hidden_size),
         "image_size": config.size,
         "patch_size": config.patch,
         "num_channels": config.channels,
@@ -196,9 +196,9 @@ def write_folder(network: ViT, path: Path) -> None:
         "hidden_dropout_prob": config.dropout,
         **FIXED,
     }
-    if config.classes:
-        settings["id2label"] = {str(number): str(number) for number in range(config.classes)}
-        settings["label2id"] = {str(number): number for number in range(config.classes)}
+    if config.num_classes:
+        settings["id2label"] = {str(number): str(number) for number in range(config.num_classes)}
+        settings["label2id"] = {str(number): number for number in range(config.num_classes)}
     path.mkdir(parents=True, exist_ok=True)
     with torch.no_grad():
         write_tensors(path / WEIGHTS, tensors)

@@ -30,6 +30,7 @@ from unveil.cli import evaluate as evaluation
 from unveil.cli.recipe_kind import diffusion
 from unveil.cli.text_forms import sampling_of
 from unveil.core.samplers import SAMPLERS
+from unveil.errors import RecipeError
 from unveil.evaluate import EvaluationSettings as Protocol
 from unveil.evaluate.image_set import collect_images
 from unveil.generation.generate import DTYPES
@@ -40,7 +41,6 @@ from unveil.io.files import refuse_overwrite, write_atomically
 from unveil.io.images import to_unit
 from unveil.io.provenance import command, commit
 from unveil.model.config import ClassifierRecipe, load_recipe
-from unveil.types import RecipeError
 
 FLOOR_SPLITS = 5  # of each report along the scale; the floor is the same for all
 
@@ -175,7 +175,7 @@ def _of_clips(
     folder, others = place.free(name, what), [_record(path, settings.only or tuple(tasks)) for path in place.beside]
     begun = time.process_time()
     model, source = open_model(name, pick(device))
-    model.lowered(DTYPES[settings.dtype])
+    model.to_inference_dtype(DTYPES[settings.dtype])
     with console.progress("clip", 0) as progress:
         study = study_it(model, settings, progress.reach)
     record: dict[str, Any] = {

@@ -8,12 +8,13 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
+from unveil.errors import RecipeError
 from unveil.io.console import Console, size
 from unveil.nn import dit_config, vit
 from unveil.nn.dit import DiT
 from unveil.nn.flops import activations, multiply_adds
 from unveil.nn.meta_device import meta_device
-from unveil.types import Condition, RecipeError
+from unveil.types import Condition
 
 KINDS = ("dit", "vit")
 FLOAT = 4  # bytes; weights, gradients, moments and averages are float32
@@ -72,7 +73,7 @@ def _vit(name: str, side: int, batch: int) -> dict[str, Any]:
     facts = {
         "network": name,
         "input": [config.channels, side, side],
-        "shape": {"depth": config.depth, "width": config.width, "heads": config.heads, "patch": config.patch},
+        "shape": {"depth": config.depth, "width": config.hidden_size, "heads": config.heads, "patch": config.patch},
         "parameters": trained,
         "trained": trained,
         "multiply_adds": multiply_adds(model, [one]),

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from unveil import data
 from unveil.data.folder_index import IndexEntry
 from unveil.data.metadata import METADATA, labels_are_classes, read_columns, read_metadata
+from unveil.errors import AlreadyExists, DataError, NoAnswer, OutputError, RecipeError, WeightsError, did_you_mean
 from unveil.generation.model_loading import device as pick
 from unveil.io.console import Console
 from unveil.io.files import refuse_overwrite, write_atomically
@@ -31,16 +32,7 @@ from unveil.prompting.captioners import (
 )
 from unveil.prompting.media_scan import MediaReader, PlaygroundReader, SampledFrames, scan_folder
 from unveil.prompting.openai_client import TokenUsage
-from unveil.types import (
-    AlreadyExists,
-    DataError,
-    NoAnswer,
-    OutputError,
-    RecipeError,
-    WeightsError,
-    did_you_mean,
-    is_valid_utf8,
-)
+from unveil.types import is_valid_utf8
 
 COLUMN, CONFIDENCE = "caption", "confidence"
 BEAMS = 4  # of a captioner that is greedy by itself

@@ -19,7 +19,7 @@ from unveil.cli.foreign_names import (
     FORMER_OPTIONS,
     OPTION_ALIASES,
 )
-from unveil.types import RecipeError
+from unveil.errors import RecipeError
 
 Tree = Mapping[str, Sequence[str]]  # the names of commands, with those of their sub-commands
 HELP = ("-h", "--help")

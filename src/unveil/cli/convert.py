@@ -11,12 +11,12 @@ from unveil.checkpoints.key_mapping import abbreviate
 from unveil.checkpoints.overrides import ModelOverrides
 from unveil.checkpoints.registry import get_format
 from unveil.cli.recipe_kind import diffusion
+from unveil.errors import RecipeError, did_you_mean
 from unveil.generation.generate import DTYPES
 from unveil.io.console import Console
 from unveil.io.files import refuse_overwrite
 from unveil.model import model_dir
 from unveil.model.config import load_recipe, override, validate
-from unveil.types import RecipeError, did_you_mean
 
 INT8 = "int8"  # weights of native folders only, with the scale of each row
 

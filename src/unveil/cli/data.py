@@ -11,11 +11,11 @@ import torch
 from unveil import data
 from unveil.data.folder_index import FolderConfig
 from unveil.data.video_validation import has_videos
+from unveil.errors import RecipeError, did_you_mean
 from unveil.io.console import Console
 from unveil.io.files import refuse_overwrite, write_atomically
 from unveil.io.images import frame_rows, make_grid, png
 from unveil.model.config import SequenceRecipe, load_recipe
-from unveil.types import RecipeError, did_you_mean
 
 FITS = ("crop", "pad", "stretch", "aspect")
 RULES = ("none", "nearest", "shown")

@@ -15,6 +15,7 @@ from unveil import data
 from unveil.autoencoders.perceptual import LPIPS
 from unveil.cli.recipe_kind import diffusion
 from unveil.data.low_res import LOW
+from unveil.errors import RecipeError
 from unveil.evaluate import features as networks
 from unveil.evaluate.captioner import evaluate_captions
 from unveil.evaluate.conditional import SamplingOptions, evaluate_conditional
@@ -48,7 +49,7 @@ from unveil.model.config import (
 from unveil.playground.scene_captions import Language
 from unveil.prompting.captioners import MediaClip, NativeCaptioner, batched
 from unveil.train.run_folder import training_of
-from unveil.types import Item, RecipeError
+from unveil.types import Item
 
 BATCH = 100
 CLIPS = 16  # at a time: a clip has as many numbers as its frames
@@ -129,7 +130,7 @@ def judge(ask: EvaluateRequest, recipe: Recipe, console: Console) -> Report:
     how = recipe.evaluate
     begun = cpu_seconds()
     model, source = open_model(ask.model, pick(ask.device))
-    model.lowered(DTYPES[how.dtype])
+    model.to_inference_dtype(DTYPES[how.dtype])
     train, held_out = (data.open(recipe.data.build(), part) for part in ("train", "held-out"))
     if (special := _judged_otherwise(recipe)) is not None:
         what, batch = ("clip", CLIPS) if special is _filmed else ("picture", BATCH)
@@ -155,7 +156,7 @@ def judge_autoencoder(ask: EvaluateRequest, recipe: AutoencoderRecipe, console: 
     features = feature_network(recipe, how, ask.weights, str(device))
     compared_by = MetricNetworks(features, _perceptual(recipe))
     found = evaluate_autoencoder(
-        codec.to(device), held_out, compared_by, count=how.pictures, seed=how.seed, on_progress=console.say
+        codec.to(device), held_out, compared_by, count=how.num_images, seed=how.seed, on_progress=console.say
     )
     about = _about(ask, None, cpu_seconds() - begun)
     return replace(found, about={**found.about, "data": recipe.data.kind, "model": ask.model, **about})

@@ -15,7 +15,7 @@ from typing import Any
 
 import typer
 
-from unveil.types import OUR_FAULT, Error, PromptTruncated, out_of_memory
+from unveil.errors import OUR_FAULT, Error, PromptTruncated, out_of_memory
 
 _log = logging.getLogger("unveil")
 

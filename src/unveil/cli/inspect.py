@@ -127,7 +127,7 @@ def _text(facts: dict[str, Any], keys: bool) -> str:
     if described:
         makes = "pictures" if described.get("kind") == "autoencoder" else "samples "
         lines.append(f"{makes}     {described.get('key', 'pixels')} of shape {tuple(described['shape'])}")
-        named = ("network", "process", "prediction", "variance", "condition", "codec", "sample")
+        named = ("network", "process", "prediction", "variance", "condition", "autoencoder", "sample")
         lines += [f"{name:<13}{_brief(described[name])}" for name in named if name in described]
     for name, file in facts["files"].items():
         if keys:

@@ -9,6 +9,7 @@ from typing import Any
 from unveil.checkpoints import lora as files
 from unveil.checkpoints import lora_export, lora_targets
 from unveil.checkpoints.lora_formats import NAMINGS
+from unveil.errors import RecipeError, WeightsError, did_you_mean
 from unveil.generation.loras import LoraOption, put_on
 from unveil.generation.model_loading import device as pick
 from unveil.generation.model_loading import lora_file, open_model
@@ -16,7 +17,6 @@ from unveil.io.console import Console
 from unveil.io.files import refuse_overwrite
 from unveil.model import model_dir
 from unveil.nn import lora
-from unveil.types import RecipeError, WeightsError, did_you_mean
 
 
 def parse_lora(text: str) -> LoraOption:

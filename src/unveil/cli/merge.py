@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from unveil.errors import RecipeError, did_you_mean
 from unveil.generation.generate import DTYPES
 from unveil.generation.model_loading import device, open_model
 from unveil.io.console import Console
 from unveil.io.files import refuse_overwrite
 from unveil.model import model_saving
 from unveil.model.weight_averaging import average_weights
-from unveil.types import RecipeError, did_you_mean
 
 
 def merge(names: Sequence[str], shares: str | None, out: Path, dtype: str, force: bool, console: Console) -> None:
@@ -33,7 +33,7 @@ def merge(names: Sequence[str], shares: str | None, out: Path, dtype: str, force
     parts = _numbers(shares) if shares is not None else [1.0] * len(names)
     opened = [open_model(name, device("cpu")) for name in names]
     for name, (model, _) in zip(names, opened, strict=True):
-        if model.home is not None or model.base is not None:
+        if model.source_folder is not None or model.base is not None:
             raise RecipeError(
                 f"{name}: not a model of its own; bring it into one first: unveil convert {name} OUT --format ours"
             )

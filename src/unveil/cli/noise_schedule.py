@@ -18,13 +18,14 @@ from unveil.core.process import DiscreteVP, Process
 from unveil.core.rng import SampleRNG
 from unveil.core.transition import Chain, chain_of
 from unveil.core.variance import fixed_small, is_learned
+from unveil.errors import RecipeError
 from unveil.evaluate.likelihood import bits_per_dim
 from unveil.generation.model_loading import device as pick
 from unveil.io.console import Console
 from unveil.io.files import refuse_overwrite, write_atomically
 from unveil.model import model_folder
 from unveil.model.config import Recipe, load_recipe, recipe_names
-from unveil.types import NoiseLevel, RecipeError, like
+from unveil.types import NoiseLevel, like
 
 DEVIATION = 0.5  # of the Gaussian data whose exact bound is drawn where there is no model
 STEPS = 1000  # of the chain of a process of continuous time

@@ -15,10 +15,10 @@ from unveil.data.folder_index import IMAGE_SUFFIXES
 from unveil.data.image_decoding import DecodeOptions, read, read_classes
 from unveil.data.preprocessors import segmentation
 from unveil.data.preprocessors.registry import PREPROCESSORS
+from unveil.errors import DataError, Error, OutputError, RecipeError, did_you_mean
 from unveil.io.console import Console
 from unveil.io.files import refuse_overwrite, write_atomically
 from unveil.io.images import png
-from unveil.types import DataError, Error, OutputError, RecipeError, did_you_mean
 
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 1 << 24  # of a file of boxes

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from unveil.errors import RecipeError
 from unveil.model.config import AnyRecipe, Recipe
-from unveil.types import RecipeError
 
 # What serves instead, by kind
 _INSTEAD = {
     "classifier": "the card that training writes says how well a classifier reads, and `unveil evaluate MODEL "
     "--feature-weights CARD` compares images by its features",
     "autoencoder": "`unveil evaluate RUN` says what an autoencoder keeps, and a diffusion model's recipe names it as "
-    "codec: {kind: saved, path: RUN}",
+    "autoencoder: {kind: saved, path: RUN}",
     "captioner": "`unveil evaluate RUN` says what a captioner tells right, and `unveil caption` lets it write",
     "sequence": "the card that training writes says what a sequence model writes exactly, and `unveil translate` "
     "lets it write",

@@ -115,7 +115,7 @@ def _autoencoder_parts(recipe: AutoencoderRecipe) -> list[tuple[str, Any]]:
         codec = recipe.build()
     parts: list[tuple[str, Any]] = [
         ("network", inspect.getmodule(type(codec.encoder))),
-        ("codec", inspect.getmodule(type(codec))),
+        ("autoencoder", inspect.getmodule(type(codec))),
     ]
     if loss.logvar_init is not None:
         parts.append(("scale of the error", losses.likelihood))

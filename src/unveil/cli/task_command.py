@@ -27,11 +27,11 @@ from unveil.cli.options import (
     Quiet,
     VideoOut,
 )
+from unveil.errors import RecipeError
 from unveil.io.console import Console
 from unveil.tasks.context import TaskContext, TaskOutput
 from unveil.tasks.fields import FileInput, Repeated
 from unveil.tasks.task import WORDS, Task, field_group, mark_of
-from unveil.types import RecipeError
 
 SETTINGS = "settings"  # the argument for KEY=VALUE and a prompt
 _WORDS_HELP = (

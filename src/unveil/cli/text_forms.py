@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, get_args
 from pydantic.fields import FieldInfo
 
 from unveil.cli.foreign_names import SETTING_ALIASES, SETTING_OPTIONS
+from unveil.errors import DataError, RecipeError, did_you_mean
 from unveil.tasks.fields import PLAYGROUND, PerFrame
 from unveil.tasks.task import WORDS, Task
-from unveil.types import DataError, RecipeError, did_you_mean
 
 PROMPT = "prompt"
 _SETTING = re.compile(r"[A-Za-z_][\w.]*=")

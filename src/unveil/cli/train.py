@@ -22,6 +22,7 @@ from unveil.cli.recipe_kind import diffusion
 from unveil.data.folder_index import IMAGE_SUFFIXES
 from unveil.data.latent_cache import CachedLatents, LatentCacheOptions
 from unveil.data.video_validation import has_videos
+from unveil.errors import DataError, OutputError, RecipeError, did_you_mean
 from unveil.generation.model_loading import device as pick
 from unveil.generation.model_loading import open_model
 from unveil.io.console import Console, duration
@@ -38,7 +39,7 @@ from unveil.model.config import (
     load_recipe,
     recipe_names,
 )
-from unveil.types import BaseModel, DataError, OutputError, RecipeError, did_you_mean
+from unveil.types import BaseModel
 
 # items, held-out items, the run's folder -> trained
 Begin = Callable[[Any, Any, Path], object]

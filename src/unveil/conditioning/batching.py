@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from unveil.types import Condition, Raw, RecipeError, did_you_mean
+from unveil.errors import RecipeError, did_you_mean
+from unveil.types import Condition, Raw
 
 
 def build_conditions(

@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from unveil.types import Condition, RecipeError, did_you_mean
+from unveil.errors import RecipeError, did_you_mean
+from unveil.types import Condition
 
 
 class Label(nn.Module):

@@ -15,8 +15,8 @@ from functools import cache, lru_cache
 from importlib import resources
 from itertools import pairwise
 
+from unveil.errors import ShapeError
 from unveil.io.optional_deps import import_extra
-from unveil.types import ShapeError
 
 MERGES = "assets/vocabularies/clip.txt.gz"
 ENDS = "</w>"  # marks the last piece of a word

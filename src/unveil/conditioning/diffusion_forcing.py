@@ -20,7 +20,8 @@ from unveil.core.objective import DISTANCES, NOISE, TIME, LossOutput
 from unveil.core.process import Process, partly
 from unveil.core.rng import SampleRNG
 from unveil.core.timestep_sampling import SecondMoment, TimeSampler, Uniform
-from unveil.types import Condition, NoiseLevel, RecipeError, like
+from unveil.errors import RecipeError
+from unveil.types import Condition, NoiseLevel, like
 
 # Draws of a training example's stream; the objective has 0 and 1, preparing a batch a few from 2 on
 _WAY, _CONTEXT, _FRAMES = 64, 65, 66

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from unveil.errors import RecipeError, ShapeError
 from unveil.io.images import to_unit
-from unveil.types import Condition, RecipeError, ShapeError
+from unveil.types import Condition
 
 
 class ConcatCondition(nn.Module):

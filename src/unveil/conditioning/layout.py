@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from unveil.conditioning.class_label import Label
-from unveil.types import Condition, RecipeError, ShapeError
+from unveil.errors import RecipeError, ShapeError
+from unveil.types import Condition
 
 COLUMNS = 5  # class, centre x, centre y, width, height
 FREQUENCIES = 6  # of each number of a box: 1 to 32 half turns over the image

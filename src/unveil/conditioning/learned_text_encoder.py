@@ -17,10 +17,11 @@ from unveil.conditioning.prompt_weighting import (
     texts_of,
     truncate_for_message,
 )
+from unveil.errors import PromptTooLong, PromptTruncated, RecipeError, WeightsError, did_you_mean
 from unveil.nn.tokenizer import BEGIN, END, PADDING, SPECIAL, UNKNOWN, TokenLayout, Vocabulary
 from unveil.nn.transformer import TokenEmbedding, xavier_
 from unveil.nn.transformer_blocks import BlockConfig, TransformerStack
-from unveil.types import Condition, PromptTooLong, PromptTruncated, RecipeError, WeightsError, did_you_mean
+from unveil.types import Condition
 
 FILE = "vocabulary.json"
 RAREST = 1 / 5000  # texts per text that a word is in, below which it is a name or a number and not learned
@@ -34,7 +35,7 @@ class LearnedTextEncoderConfig:
         vocab_size: words that are known at most, the most frequent ones; four of them are taken for begin, end and
             such.
         max_length: words of a prompt that are read; the rest is left out with a warning.
-        width, depth, heads: of the transformer.
+        hidden_size, depth, heads: Width of a token, number of blocks, number of attention heads.
 
     Raises:
         RecipeError: numbers that do not fit together.
@@ -42,7 +43,7 @@ class LearnedTextEncoderConfig:
 
     vocab_size: int = 1000
     max_length: int = 32
-    width: int = 64
+    hidden_size: int = 64
     depth: int = 2
     heads: int = 4
 
@@ -52,8 +53,8 @@ class LearnedTextEncoderConfig:
                 f"vocab_size = {self.vocab_size}, max_length = {self.max_length}, depth = {self.depth}, "
                 f"heads = {self.heads}: vocab_size must be above {len(SPECIAL)}, the others at least 1"
             )
-        if self.width < 2 or self.width % self.heads or self.width % 2:
-            raise RecipeError(f"width = {self.width}: must be even and a multiple of heads = {self.heads}")
+        if self.hidden_size < 2 or self.hidden_size % self.heads or self.hidden_size % 2:
+            raise RecipeError(f"hidden_size = {self.hidden_size}: must be even and a multiple of heads = {self.heads}")
 
     @property
     def frame(self) -> TokenLayout:
@@ -96,7 +97,7 @@ class LearnedTextEncoder(nn.Module):
         if not 0 <= drop < 1:
             raise RecipeError(f"drop = {drop}: must lie in [0, 1)")
         self.config, self.drop, self.key = config, drop, key
-        width = config.width
+        width = config.hidden_size
         self.words = TokenEmbedding(config.vocab_size, width, limit=config.frame.length)
         self.stack = TransformerStack(config.depth, BlockConfig(width, config.heads, 4 * width))
         self.leave = nn.Linear(width, dim)

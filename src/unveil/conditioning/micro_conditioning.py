@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unveil.types import Condition, RecipeError
+from unveil.errors import RecipeError
+from unveil.types import Condition
 
 
 class ScalarCondition(nn.Module):
@@ -86,7 +87,7 @@ class SizeCondition(ScalarCondition):
         height, width = shape[-2:]
         super().__init__((height, width, 0, 0, height, width), before, key=key)
 
-    def sized(self, shape: Sequence[int]) -> SizeCondition:
+    def resized(self, shape: Sequence[int]) -> SizeCondition:
         """The same for images of another shape."""
         return SizeCondition(shape, self.before, key=self.key).to(self.usual.device)
 

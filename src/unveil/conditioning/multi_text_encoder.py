@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from unveil.conditioning.text_encoder import TextEncoder
+from unveil.errors import RecipeError
 from unveil.nn.lora import fingerprint
-from unveil.types import Condition, RecipeError
+from unveil.types import Condition
 
 # What each encoder says, in their order -> what the network is given
 Together = Callable[[Sequence[Condition]], Condition]

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from unveil.conditioning.prompt_weighting import texts_of, truncate_for_message
 from unveil.conditioning.text_encoder import TextEncoder
+from unveil.errors import RecipeError, did_you_mean
 from unveil.io.optional_deps import import_extra
-from unveil.types import Condition, RecipeError, did_you_mean
+from unveil.types import Condition
 
 # What a network sees behind a prompt's end: the encoder's vectors, zeros, or nothing by a mask
 Padding = Literal["text", "zeros", "hidden"]

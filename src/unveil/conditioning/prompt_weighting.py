@@ -9,8 +9,8 @@ from itertools import groupby
 from operator import itemgetter
 from typing import NamedTuple, Protocol
 
+from unveil.errors import RecipeError
 from unveil.nn.tokenizer import TokenLayout
-from unveil.types import RecipeError
 
 SHOWN = 60  # signs of a text that a message shows
 STRONGER = 1.1  # of one pair of round brackets; square ones divide by it

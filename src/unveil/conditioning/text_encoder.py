@@ -19,11 +19,12 @@ from unveil.conditioning.prompt_weighting import (
     texts_of,
     truncate_for_message,
 )
+from unveil.errors import PromptTooLong, RecipeError, WeightsError, did_you_mean
 from unveil.io.optional_deps import import_extra
 from unveil.nn.lora import fingerprint
 from unveil.nn.text_encoders import WHO, T5EncoderConfig, TextEncoderOutput, Tower
 from unveil.nn.tokenizer import TokenLayout
-from unveil.types import Condition, PromptTooLong, RecipeError, WeightsError, did_you_mean
+from unveil.types import Condition
 
 Gives = Literal["tokens", "vector", "both"]
 Emphasis = Literal["none", "brackets"]
@@ -132,7 +133,7 @@ class TextEncoder(nn.Module):
     @property
     def width(self) -> int:
         """Width of a token's vector, which a network's cross-attention has to take."""
-        return self.tower.config.width
+        return self.tower.config.hidden_size
 
     def train(self, mode: bool = True) -> TextEncoder:
         """The encoder stays in evaluation mode; in training only the first text that is too long gives a warning."""

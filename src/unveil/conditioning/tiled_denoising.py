@@ -12,7 +12,8 @@ from torch import Tensor
 
 from unveil.core.denoiser import DenoiseFn, Estimate
 from unveil.core.guidance.batching import joined, repeated
-from unveil.types import Condition, NoiseLevel, RecipeError, ShapeError
+from unveil.errors import RecipeError, ShapeError
+from unveil.types import Condition, NoiseLevel
 
 TOGETHER = 128  # pixels a side of what small tiles are put together to, for one call of the network
 OVERLAP = 0.25  # of a tile's side, with its neighbour, by default

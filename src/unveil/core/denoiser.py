@@ -14,7 +14,8 @@ from unveil.core.preconditioning import Preconditioning
 from unveil.core.prediction import Prediction, Solution, solve
 from unveil.core.process import Process
 from unveil.core.scalar_math import Number
-from unveil.types import Condition, NoiseLevel, ShapeError, like
+from unveil.errors import ShapeError
+from unveil.types import Condition, NoiseLevel, like
 
 
 class Estimate:

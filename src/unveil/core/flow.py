@@ -13,7 +13,8 @@ from torch import Tensor
 from unveil.core import scalar_math
 from unveil.core.process import Process, check_time
 from unveil.core.scalar_math import Number
-from unveil.types import NoiseLevel, RecipeError
+from unveil.errors import RecipeError
+from unveil.types import NoiseLevel
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ class DynamicShift(TimeShift):
     patch: int = 2
     exponential: bool = True
 
-    def sized(self, shape: Sequence[int]) -> DynamicShift:
+    def resized(self, shape: Sequence[int]) -> DynamicShift:
         """The process for latents (C, H, W), or (C, T, H, W) of clips, whose frames count as well."""
         tokens = math.prod(shape[1:-2]) * (shape[-2] // self.patch) * (shape[-1] // self.patch)
         slope = (self.high[1] - self.low[1]) / (self.high[0] - self.low[0])
@@ -169,7 +170,7 @@ class SqrtSizeShift(TimeShift):
 
     places: int
 
-    def sized(self, shape: Sequence[int]) -> SqrtSizeShift:
+    def resized(self, shape: Sequence[int]) -> SqrtSizeShift:
         """The process for samples (C, H, W) or (C, T, H, W)."""
         places = math.prod(shape[1:])
         return replace(self, shift=self.shift * resolution_shift(places, self.places), places=places)

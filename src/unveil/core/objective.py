@@ -17,7 +17,8 @@ from unveil.core.rng import SampleRNG
 from unveil.core.timestep_sampling import SecondMoment, TimeSampler, Uniform
 from unveil.core.transition import Chain, chain_of
 from unveil.core.variance import VarianceRule, fixed_small
-from unveil.types import Condition, NoiseLevel, RecipeError, like
+from unveil.errors import RecipeError
+from unveil.types import Condition, NoiseLevel, like
 
 TIME, NOISE = 0, 1  # draws of a training example's stream; what wraps the objective numbers its own from 2
 

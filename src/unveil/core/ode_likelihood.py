@@ -21,7 +21,8 @@ from unveil.core import scalar_math
 from unveil.core.denoiser import DenoiseFn
 from unveil.core.process import Process
 from unveil.core.rng import Noise
-from unveil.types import NoiseLevel, NonFinite, RecipeError, like
+from unveil.errors import NonFinite, RecipeError
+from unveil.types import NoiseLevel, like
 
 BIN = 2 / 255  # between neighbours of 256 whole values scaled to [-1, 1]
 MOST_STEPS = 10_000

@@ -24,7 +24,8 @@ from unveil.core import scalar_math
 from unveil.core.prediction import edm_f, eps, solve
 from unveil.core.process import DiscreteVP, betas
 from unveil.core.scalar_math import Number
-from unveil.types import NoiseLevel, RecipeError
+from unveil.errors import RecipeError
+from unveil.types import NoiseLevel
 
 _LEAST = 1e-44  # stands for sigma = 0 in logarithms
 

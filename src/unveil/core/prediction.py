@@ -18,7 +18,8 @@ from torch import Tensor
 from unveil.core import scalar_math
 from unveil.core.scalar_math import Number
 from unveil.core.transition import Chain
-from unveil.types import NoiseLevel, RecipeError
+from unveil.errors import RecipeError
+from unveil.types import NoiseLevel
 
 # level -> (a, b), the coefficients of the target y = a x0 + b eps
 Prediction = Callable[[NoiseLevel], tuple[Number, Number]]

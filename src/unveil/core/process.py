@@ -12,7 +12,8 @@ from torch import Tensor
 
 from unveil.core import scalar_math
 from unveil.core.scalar_math import Number
-from unveil.types import NoiseLevel, RecipeError, did_you_mean
+from unveil.errors import RecipeError, did_you_mean
+from unveil.types import NoiseLevel
 
 # Clean data, where a sample ends. Any dsigma but 0 lets a velocity, too, say that x0 is x there.
 DATA = NoiseLevel(0.0, 1.0, 0.0, 0.0, 1.0)

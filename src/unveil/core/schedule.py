@@ -11,7 +11,8 @@ from torch import Tensor
 
 from unveil.core.process import DATA, Process
 from unveil.core.scalar_math import Number
-from unveil.types import NoiseLevel, RecipeError, like
+from unveil.errors import RecipeError
+from unveil.types import NoiseLevel, like
 
 
 class Schedule(Sequence[NoiseLevel]):

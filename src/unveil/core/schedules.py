@@ -15,7 +15,7 @@ from unveil.core.flow_schedules import flow_sigmas, uniform_above, uniform_to
 from unveil.core.process import DATA, DiscreteVP, Process
 from unveil.core.scalar_math import Number
 from unveil.core.schedule import Schedule, check_steps, level_at_lambda, unit_fractions
-from unveil.types import RecipeError, did_you_mean
+from unveil.errors import RecipeError, did_you_mean
 
 
 def uniform(process: Process, steps: int) -> Schedule:

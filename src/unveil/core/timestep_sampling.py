@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from unveil.core.process import Process
-from unveil.types import NoiseLevel, RecipeError
+from unveil.errors import RecipeError
+from unveil.types import NoiseLevel
 
 
 class TimeSampler(Protocol):

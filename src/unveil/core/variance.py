@@ -10,7 +10,8 @@ from torch import Tensor
 from unveil.core import scalar_math
 from unveil.core.scalar_math import Number
 from unveil.core.transition import Transition
-from unveil.types import ShapeError, like
+from unveil.errors import ShapeError
+from unveil.types import like
 
 
 class Variance(NamedTuple):

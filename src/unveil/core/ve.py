@@ -11,7 +11,8 @@ from torch import Tensor
 from unveil.core import scalar_math
 from unveil.core.process import check_time
 from unveil.core.scalar_math import Number
-from unveil.types import NoiseLevel, RecipeError
+from unveil.errors import RecipeError
+from unveil.types import NoiseLevel
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from unveil.data.video_folder import VideoDataset
 from unveil.data.video_slicing import VideoFolderConfig
 from unveil.data.video_validation import VideoFolderReport, check_videos, check_videos_or_raise
 
-register("clips", VideoFolderConfig, VideoDataset, has_images=False)
+register("video-folder", VideoFolderConfig, VideoDataset, has_images=False)
 register("digits", DigitsConfig, lambda config, part: digits(part))
 register("fashion", FashionConfig, fashion)
 register("fashion-style", StyleConfig, fashion_in_style)

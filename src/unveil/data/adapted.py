@@ -11,8 +11,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from unveil.errors import DataError, RecipeError, ShapeError, did_you_mean
 from unveil.io.image_modes import eight_bits
-from unveil.types import DataError, Item, RecipeError, ShapeError, did_you_mean
+from unveil.types import Item
 
 _SLACK = 1e-3  # how far beyond [-1, 1] rounding may take a value
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unveil.types import ShapeError
+from unveil.errors import ShapeError
 
 PRESENT = 4  # the column of a boxes state that marks rows with a box
 

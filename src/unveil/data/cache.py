@@ -8,8 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from unveil.errors import OutOfResources, OutputError
 from unveil.io.files import write_atomically
-from unveil.types import OutOfResources, OutputError
 
 _log = logging.getLogger(__name__)
 

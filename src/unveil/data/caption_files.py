@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from unveil.data.metadata import read_metadata
-from unveil.types import DataError, RecipeError
+from unveil.errors import DataError, RecipeError
 
 
 class CaptionRecord(NamedTuple):

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from unveil.data.adapted import SourceDataset
-from unveil.types import DataError, Item, RecipeError, ShapeError
+from unveil.errors import DataError, RecipeError, ShapeError
+from unveil.types import Item
 
 HINT = "hint"  # the item's key
 Draw = Callable[[Item], Tensor]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from unveil.data.tensor_dataset import ImageTensorDataset, Part, stable_hash
-from unveil.types import DataError
+from unveil.errors import DataError
 
 HELD_OUT = 450  # the other 1,347 train
 

@@ -8,8 +8,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from unveil.errors import DataError
 from unveil.io.files import write_atomically
-from unveil.types import DataError
 
 TIMEOUT_SECONDS = 30.0  # of silence, not of the whole download
 _BLOCK = 1 << 20

@@ -15,7 +15,7 @@ from unveil.data.cache import cache_folder
 from unveil.data.download import download
 from unveil.data.low_res import check_low
 from unveil.data.tensor_dataset import ImageTensorDataset, Part
-from unveil.types import DataError
+from unveil.errors import DataError
 
 CLASSES = (
     "T-shirt/top",

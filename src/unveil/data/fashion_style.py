@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from unveil.data.fashion_mnist import CLASSES, FashionConfig, fashion
 from unveil.data.tensor_dataset import ImageTensorDataset, Part
-from unveil.types import RecipeError, did_you_mean
+from unveil.errors import RecipeError, did_you_mean
 
 Style = Literal["inverted", "outlined", "striped"]
 STRIPES, DARK = 4, 0.3  # rows of a pair of stripes, and what is left of the lower one's brightness

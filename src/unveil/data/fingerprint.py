@@ -19,8 +19,8 @@ from unveil.data.image_decoding import safe_join
 from unveil.data.image_folder import ImageFolderDataset
 from unveil.data.tensor_dataset import ImageTensorDataset
 from unveil.data.video_folder import VideoDataset
+from unveil.errors import DataError, ShapeError
 from unveil.io.files import sha256
-from unveil.types import DataError, ShapeError
 
 Progress = Callable[[int, int], None]
 _TOLD = 256  # items between two calls of progress

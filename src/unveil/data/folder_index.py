@@ -15,7 +15,7 @@ from unveil.data.folder_walk import FolderWalk
 from unveil.data.image_decoding import HEAD, DecodeOptions, format_of, safe_join
 from unveil.data.low_res import check_low
 from unveil.data.metadata import METADATA, MetadataRow, read_metadata
-from unveil.types import DataError, RecipeError, did_you_mean
+from unveil.errors import DataError, RecipeError, did_you_mean
 
 # Names that promise an image: what is in them must be one, or is reported as bad.
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp"}

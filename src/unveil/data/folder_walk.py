@@ -8,7 +8,7 @@ import stat
 from pathlib import Path, PurePosixPath
 
 from unveil.data.image_decoding import safe_join
-from unveil.types import DataError
+from unveil.errors import DataError
 
 
 class FolderWalk:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from unveil.core.denoiser import Estimate
-from unveil.types import Condition, NoiseLevel, RecipeError, ShapeError, like
+from unveil.errors import RecipeError, ShapeError
+from unveil.types import Condition, NoiseLevel, like
 
 
 class Mixture:

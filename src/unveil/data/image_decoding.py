@@ -24,8 +24,8 @@ from PIL.WebPImagePlugin import WebPImageFile
 from torch import Tensor
 
 from unveil.data import image_metadata
+from unveil.errors import DataError
 from unveil.io.image_modes import eight_bits
-from unveil.types import DataError
 
 # The first bytes decide what a file is, never its name; what is not here is not decoded.
 _FORMATS = {

@@ -13,7 +13,8 @@ from unveil.data.image_validation import check_images_or_raise
 from unveil.data.low_res import LOW, area_downsample
 from unveil.data.report import FolderReport
 from unveil.data.tensor_dataset import Part
-from unveil.types import DataError, Item
+from unveil.errors import DataError
+from unveil.types import Item
 
 
 class ImageFolderDataset(Dataset[Item]):

@@ -15,7 +15,7 @@ from unveil.data.folder_index import FolderConfig, FolderIndex, index_folder
 from unveil.data.image_decoding import DecodeOptions, ImageHeader, fit_box, header, load, open_image
 from unveil.data.report import FileAction, FolderReport, format_list
 from unveil.data.scan_cache import FileInfo, FileInspector, Progress, inspect_files
-from unveil.types import DataError
+from unveil.errors import DataError
 
 ReportT = TypeVar("ReportT", bound=FolderReport)
 _log = logging.getLogger("unveil.data")

@@ -31,9 +31,10 @@ from unveil.data.cache import cache_folder
 from unveil.data.control_images import ControlImageDataset
 from unveil.data.fingerprint import Progress, dataset_fingerprint
 from unveil.data.latents import LABELS, LATENTS, LatentFile, open_latent_file, write_latents
+from unveil.errors import DataError, NonFinite, OutputError, RecipeError, ShapeError
 from unveil.io.files import write_atomically
 from unveil.io.images import to_unit
-from unveil.types import DataError, Item, NonFinite, OutputError, RecipeError, ShapeError
+from unveil.types import Item
 
 _VERSION = 1  # of what is in a file; another one is another name
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -28,9 +28,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from unveil.data.tensor_dataset import Part, stable_hash
+from unveil.errors import DataError, NonFinite, RecipeError, ShapeError
+from unveil.errors import did_you_mean as near
 from unveil.io.files import refuse_overwrite, staged
-from unveil.types import DataError, Item, NonFinite, RecipeError, ShapeError
-from unveil.types import did_you_mean as near
+from unveil.types import Item
 
 LATENTS, LABELS = "latents", "labels"  # the tensors, and the first of them the item's key
 # As the format names them; numpy has no bfloat16, whose bits are read as integers.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from unveil.types import RecipeError
+from unveil.errors import RecipeError
 
 LOW = "low"  # the item's key
 

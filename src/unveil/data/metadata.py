@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
-from unveil.types import DataError, did_you_mean
+from unveil.errors import DataError, did_you_mean
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 _EXAMPLE = '{"file_name": "cat.png", "text": "a sleeping cat"}'

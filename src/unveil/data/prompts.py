@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from unveil.types import DataError, did_you_mean
+from unveil.errors import DataError, did_you_mean
 
 SHOWN = 5  # faulty lines that an error lists
 _KINDS: Mapping[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float)}

@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from unveil.data.tensor_dataset import Part, check_split
-from unveil.types import RecipeError, did_you_mean
+from unveil.errors import RecipeError, did_you_mean
 
 
 @runtime_checkable

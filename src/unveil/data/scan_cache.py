@@ -12,7 +12,7 @@ from typing import IO, Any, Generic, NamedTuple, TypeVar
 from unveil.data.cache import cache_get, cache_put
 from unveil.data.folder_index import FolderIndex
 from unveil.data.image_decoding import safe_join
-from unveil.types import DataError
+from unveil.errors import DataError
 
 Progress = Callable[[int, int], None]
 HeaderT = TypeVar("HeaderT")

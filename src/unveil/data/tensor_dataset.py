@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from unveil.data.low_res import LOW, area_downsample
-from unveil.types import Item, RecipeError, ShapeError, did_you_mean
+from unveil.errors import RecipeError, ShapeError, did_you_mean
+from unveil.types import Item
 
 # "train" is what a network may learn from; "held-out" is what it is judged on and never sees.
 Part = Literal["train", "held-out"]

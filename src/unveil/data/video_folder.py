@@ -16,8 +16,9 @@ from unveil.data.image_folder import held_out_files
 from unveil.data.tensor_dataset import Part
 from unveil.data.video_slicing import VideoFolderConfig, VideoSegment
 from unveil.data.video_validation import VideoFolderReport, check_videos_or_raise
+from unveil.errors import DataError
 from unveil.io.video.reader import FrameSelection, VideoDecoder, VideoInfo
-from unveil.types import DataError, Item
+from unveil.types import Item
 
 
 class VideoItem(NamedTuple):

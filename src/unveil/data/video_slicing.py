@@ -8,10 +8,10 @@ from typing import Literal, NamedTuple
 from unveil.data.folder_index import check_mix, check_shares, check_size, colour
 from unveil.data.image_decoding import DecodeOptions
 from unveil.data.image_validation import resize_actions
+from unveil.errors import RecipeError
 from unveil.io.video.frame_timing import Rule as TimeRule
 from unveil.io.video.frame_timing import frame_count, resample_frames, same_rate
 from unveil.io.video.reader import VideoInfo, VideoLimits
-from unveil.types import RecipeError
 
 _RULES = "resample: nearest (the frame closest in time) or resample: shown (the one a player shows), with fps"
 
@@ -67,7 +67,7 @@ class VideoFolderConfig:
     max_seconds: float = 600.0
     max_bad: float = 0.01
     val_fraction: float = 0.05
-    kind: Literal["clips"] = "clips"
+    kind: Literal["video-folder"] = "video-folder"
 
     def __post_init__(self) -> None:
         if self.size != "native":

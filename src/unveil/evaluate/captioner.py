@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from unveil import __version__
+from unveil.errors import RecipeError
 from unveil.evaluate.image_set import ImageDataset, evenly_spaced
 from unveil.evaluate.metrics import bootstrap, proportion
 from unveil.evaluate.report import Report
 from unveil.io import images as pictures
 from unveil.playground.caption_parser import parse, unparsed
 from unveil.playground.world.caption_templates import LISTS, Facts
-from unveil.types import Item, RecipeError
+from unveil.types import Item
 
 VERSION = 1  # of the protocol: raised when the same settings would give other numbers
 SHOWN = 8  # videos on the page

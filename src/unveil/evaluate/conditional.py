@@ -10,6 +10,7 @@ from torch import Tensor
 
 from unveil import __version__
 from unveil.data.box_mask_encoding import state_to_boxes, state_to_mask
+from unveil.errors import RecipeError, did_you_mean
 from unveil.evaluate import plots
 from unveil.evaluate.image_set import ImageDataset, condition_value, digest_of, evenly_spaced
 from unveil.evaluate.metrics import bootstrap
@@ -19,7 +20,7 @@ from unveil.model import Model
 from unveil.model.config import SampleConfig
 from unveil.playground.scene_iou import class_iou, detect_boxes, matched_ious
 from unveil.playground.scenes import CLASSES
-from unveil.types import Item, Raw, RecipeError, did_you_mean
+from unveil.types import Item, Raw
 
 VERSION = 1  # of the protocol: raised when the same settings would give other numbers
 SHOWN = 24  # images on the page
@@ -58,7 +59,7 @@ def generate_for(model: Model, items: Sequence[Item], how: SamplingOptions, nega
         count = len(items[here])
         batches.append(
             model.generate(
-                raw=raw, count=count, seed=how.seed, first_sample=start, sampling=settings, negative=away or None
+                cond=raw, count=count, seed=how.seed, start_index=start, sampling=settings, negative_cond=away or None
             )
         )
         if how.on_batch is not None:

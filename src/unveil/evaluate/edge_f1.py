@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unveil.types import RecipeError, ShapeError
+from unveil.errors import RecipeError, ShapeError
 
 
 class EdgeF1(NamedTuple):

@@ -14,13 +14,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_bytes
 from torch import Tensor, nn
 
+from unveil.errors import RecipeError, ShapeError, WeightsError, did_you_mean
 from unveil.evaluate.inception import load_inception, load_weights
 from unveil.io.files import sha256
 from unveil.io.images import to_unit
 from unveil.model import migration
 from unveil.nn.cnn import Cnn, CnnConfig
 from unveil.nn.vit import ViT, ViTConfig
-from unveil.types import RecipeError, ShapeError, WeightsError, did_you_mean
 
 BUNDLED = Path(__file__).parent.parent / "assets" / "feature_networks"
 NAMES = ("digits", "fashion", "inception", "pixels")
@@ -137,8 +137,8 @@ def classifier(card: Path, device: str = "cpu") -> FeatureNetwork:
     config = network.config
     return FeatureNetwork(
         name=str(facts["name"]),
-        dim=config.features if isinstance(config, CnnConfig) else config.width,
-        classes=config.classes,
+        dim=config.features if isinstance(config, CnnConfig) else config.hidden_size,
+        classes=config.num_classes,
         sha256=str(facts["sha256"]),
         preprocessing=str(facts["preprocessing"]),
         run=functools.partial(_run_classifier, network),

@@ -23,8 +23,8 @@ import torch
 from scipy.linalg import lapack
 from torch import Tensor
 
+from unveil.errors import NonFinite, RecipeError, ShapeError, WeightsError
 from unveil.io.files import write_atomically
-from unveil.types import NonFinite, RecipeError, ShapeError, WeightsError
 
 _BLOCK = 512  # rows per product: long enough for the arithmetic to outweigh the traffic of the (D, D) result
 

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from unveil.types import DataError, Item, ShapeError
+from unveil.errors import DataError, ShapeError
+from unveil.types import Item
 
 
 class ImageDataset(Protocol):

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from unveil.types import ShapeError, WeightsError
+from unveil.errors import ShapeError, WeightsError
 
 SIZE = 299
 FILE = "pt_inception-2015-12-05-6726825d.pth"

@@ -17,11 +17,12 @@ from unveil.core.ode_likelihood import ode_bits
 from unveil.core.process import DiscreteVP
 from unveil.core.rng import Noise, SampleRNG
 from unveil.core.transition import Chain
+from unveil.errors import DataError, RecipeError
 from unveil.evaluate.image_set import ImageDataset
 from unveil.evaluate.metrics import Interval, bootstrap
 from unveil.io.images import to_unit
 from unveil.model import Model
-from unveil.types import DataError, Item, RecipeError
+from unveil.types import Item
 
 TOLERANCE = 1e-4  # of the ODE: far below what the probes leave open
 
@@ -137,7 +138,7 @@ def _interval(per_picture: Tensor, seed: int) -> Interval:
 
 def _chosen(model: Model, dataset: ImageDataset, count: int | None) -> list[int]:
     """The rows of the images, spread evenly over the data set."""
-    if not isinstance(model.codec, Identity):
+    if not isinstance(model.autoencoder, Identity):
         raise RecipeError("bits/dim of latents are not those of pixels; they need a model without an autoencoder")
     if not len(dataset):
         raise DataError("a data set without images has no bits/dim")
@@ -158,7 +159,11 @@ def _batches(
             x0 = to_unit(torch.stack([item["pixels"] for item in items])).to(model.device)
             with torch.no_grad():
                 condition, _ = model.encode(_raw(model, items), len(items))
-            yield model.step(condition), x0, SampleRNG(seed, chosen, device=model.device).bind(tuple(x0.shape[1:]))
+            yield (
+                model.denoise_fn(condition),
+                x0,
+                SampleRNG(seed, chosen, device=model.device).bind(tuple(x0.shape[1:])),
+            )
     finally:
         model.train(training)
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unveil.types import NonFinite, RecipeError, ShapeError
+from unveil.errors import NonFinite, RecipeError, ShapeError
 
 _PAIRS = 4_000_000  # distances held at once (32 MB)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from unveil.types import ShapeError
+from unveil.errors import ShapeError
 
 WINDOW, SPREAD = 11, 1.5  # pixels of the window's side, and its deviation
 STEADY = (0.01, 0.03)  # K1 and K2

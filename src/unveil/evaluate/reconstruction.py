@@ -15,6 +15,7 @@ from unveil.autoencoders.autoencoder import channels_last
 from unveil.autoencoders.perceptual import LPIPS
 from unveil.autoencoders.video_kl import VideoAutoencoderKL
 from unveil.autoencoders.vq import usage
+from unveil.errors import ShapeError
 from unveil.evaluate.features import FeatureNetwork
 from unveil.evaluate.frechet import fid
 from unveil.evaluate.image_set import ImageDataset, ImageSet, collect_images, evenly_spaced
@@ -24,7 +25,7 @@ from unveil.evaluate.psnr_ssim import BATCH, WINDOW, chunked, mse, psnr, ssim
 from unveil.evaluate.report import Report
 from unveil.io import images as pictures
 from unveil.playground.detector import detect_objects
-from unveil.types import Item, ShapeError
+from unveil.types import Item
 
 VERSION = 1  # of the protocol: raised when the same settings would give other numbers
 COLUMNS, SHOWN = 10, 40  # of the page's sheet of images
@@ -84,7 +85,7 @@ def evaluate_autoencoder(
     real = collect_images(held_out, count)
     clips = real.pixels.ndim == 5
     networks = networks._replace(features=None) if clips else networks
-    tell("pictures through the codec")
+    tell("reconstructions")
     rebuilt = reconstruct(codec, real.pixels)
     results: dict[str, Any] = {
         "psnr": _psnr(real.pixels, rebuilt.pixels, seed),
@@ -106,7 +107,7 @@ def evaluate_autoencoder(
             "codes": codec.config.codebook_size,
         }
     else:
-        missing["codebook"] = "this codec has none"
+        missing["codebook"] = "this autoencoder has none"
     if clips:
         tell("what is seen in the rebuilt clips")
         truths = _truths(held_out, len(real.pixels))

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from unveil.errors import DataError, RecipeError
 from unveil.model.migration import migrate_settings
-from unveil.types import DataError, RecipeError
 
 MEMORISED = 0.8  # samples this much nearer to the training images than held-out ones are copies
 BITS = {"": "bits_per_dim", ", ODE": "ode_bits_per_dim"}  # the forms of bits/dim by their metric

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from unveil import __version__
+from unveil.errors import RecipeError, ShapeError
 from unveil.evaluate import metrics, plots
 from unveil.evaluate.features import FeatureNetwork, FeatureOutput
 from unveil.evaluate.frechet import fid
 from unveil.evaluate.image_set import ImageDataset, ImageSet, collect_images
 from unveil.evaluate.report import MEMORISED, Report
-from unveil.types import RecipeError, ShapeError
 
 VERSION = 1  # of the protocol: raised when the same settings would give other numbers
 _COSTLY = 256  # features from which on a Frechet distance takes long enough to draw a fifth of the bootstrap

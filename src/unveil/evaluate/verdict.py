@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from unveil.types import NonFinite, RecipeError
+from unveil.errors import NonFinite, RecipeError
 
 Verdict = Literal["shown", "reversed", "not shown"]
 

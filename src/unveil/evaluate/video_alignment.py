@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from unveil import __version__
+from unveil.errors import PromptTruncated, RecipeError
 from unveil.evaluate import plots
 from unveil.evaluate.conditional import SamplingOptions, generate_for
 from unveil.evaluate.image_set import digest_of
@@ -24,7 +25,7 @@ from unveil.playground.eval_prompts import EvalPrompt, PromptSet, eval_prompts, 
 from unveil.playground.shapes import COLOURS, KINDS
 from unveil.playground.world.caption_templates import REGISTERS, Language
 from unveil.playground.world.motion import TEN
-from unveil.types import Item, PromptTruncated, RecipeError
+from unveil.types import Item
 
 VERSION = 1  # of the protocol: raised when the same settings would give other numbers
 SIZE, RATE = (16, 32, 32), 8  # of the evaluation split: frames, height, width; frames per second
@@ -126,7 +127,7 @@ def _of_the_world(model: Model) -> Model:
     if len(model.shape) not in (3, 4) or model.shape[0] != 3:
         raise RecipeError(f"a model of {tuple(model.shape)}: the score is of videos (3, T, H, W) and images (3, H, W)")
     size = SIZE if len(model.shape) == 4 else SIZE[1:]
-    return model if tuple(model.shape[1:]) == size else model.sized(size)
+    return model if tuple(model.shape[1:]) == size else model.resized(size)
 
 
 def _drawn(model: Model, items: Sequence[Item], how: SamplingOptions, before: int) -> Tensor:

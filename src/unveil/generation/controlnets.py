@@ -8,12 +8,13 @@ from typing import Any, NamedTuple, cast
 
 from unveil.checkpoints import controlnet_loader
 from unveil.conditioning.controlnet import Control, Mode
+from unveil.errors import DataError, RecipeError, WeightsError
 from unveil.generation import inputs
 from unveil.generation.task_spec import SourceFile
 from unveil.io.console import Console
 from unveil.model import Model
 from unveil.nn.unet import UNet
-from unveil.types import ControlNetInfo, DataError, RecipeError, WeightsError
+from unveil.types import ControlNetInfo
 
 
 class ControlNetOption(NamedTuple):
@@ -41,9 +42,9 @@ def put_on(model: Model, wanted: Sequence[ControlNetOption], mode: str, console:
         DataError: a picture that cannot be read.
         RecipeError: a range or a mode that is none.
     """
-    if not wanted and not model.steering:
+    if not wanted and not model.controlnet_infos:
         return ()
-    own = {one.sha256: one for one in model.steering}
+    own = {one.sha256: one for one in model.controlnet_infos}
     there = {} if model.controls is None else {one.key: one for one in model.controls.controls}
     base = model.denoiser.network
     controls: list[Control] = []
@@ -72,9 +73,9 @@ def put_on(model: Model, wanted: Sequence[ControlNetOption], mode: str, console:
         raise RecipeError(
             f"this model is the ControlNet {left[0]!r} on its base; give its control image: --controlnet IMAGE"
         )
-    model.controlled(*controls, mode=cast(Mode, mode))
-    model.steering = tuple(steering)
-    return model.steering
+    model.with_controlnets(*controls, mode=cast(Mode, mode))
+    model.controlnet_infos = tuple(steering)
+    return model.controlnet_infos
 
 
 def again(
@@ -102,7 +103,7 @@ def again(
             f"the image's metadata of its ControlNets lack {problem}; use it as it was written"
         ) from problem
     paths = inputs.find_inputs(pictures, [*(one.picture for one in given), *places])
-    own: dict[str, Path | None] = {one.sha256: None for one in model.steering}
+    own: dict[str, Path | None] = {one.sha256: None for one in model.controlnet_infos}
     own |= (
         {controlnet_loader.digest(one.network): one.network for one in given if one.network is not None} if told else {}
     )

@@ -15,6 +15,7 @@ from unveil.checkpoints.guidance_classifier import GuidanceClassifier
 from unveil.conditioning.class_label import Label
 from unveil.core import guidance
 from unveil.core.samplers.ancestral import Shift
+from unveil.errors import DataError, RecipeError, WeightsError, did_you_mean
 from unveil.generation.size import check_size
 from unveil.generation.task_spec import PLAIN, TaskSpec, hints
 from unveil.generation.trajectory import Preview, TrajectoryRecorder
@@ -22,7 +23,7 @@ from unveil.io.images import to_pixels
 from unveil.model import Model, model_identity
 from unveil.model.config import SampleConfig
 from unveil.model.migration import migrate_settings
-from unveil.types import DataError, RecipeError, WeightsError, did_you_mean, is_valid_utf8
+from unveil.types import is_valid_utf8
 
 LABEL = "label"  # the key of what a classifier guides towards
 PROMPT = "prompt"  # the key of a text condition
@@ -135,7 +136,7 @@ def generate(
         edit: what is made of generation: an edit of pictures, a path between two samples.
         frames: how many states on the way are kept for each.
         on_step: called after every step with the number of those made, and of all, 0 where that is not known; may
-            raise `types.Cancelled`.
+            raise `errors.Cancelled`.
         preview: shows the estimate on the way.
 
     Raises:
@@ -144,7 +145,7 @@ def generate(
     sampling = model.sampling.changed(request.sampling).flat()
     model.precision = DTYPES[request.dtype]
     if request.compiled:
-        model.compiled()
+        model.compile_network()
     size = request.size or edit.size
     if size is not None:
         check_size(model, size)
@@ -237,10 +238,10 @@ def part_of(on_step: OnStep, number: int, count: int) -> OnStep:
 def additions(model: Model) -> dict[str, Any]:
     """What a record says of the LoRAs and ControlNets that are on a model."""
     facts: dict[str, Any] = {}
-    if model.worn:
-        facts["loras"] = [one._asdict() for one in model.worn]
-    if model.steering and model.controls is not None:
-        facts["controls"] = [one.record() for one in model.steering]
+    if model.lora_infos:
+        facts["loras"] = [one._asdict() for one in model.lora_infos]
+    if model.controlnet_infos and model.controls is not None:
+        facts["controls"] = [one.record() for one in model.controlnet_infos]
         facts["control_mode"] = model.controls.mode
     return facts
 
@@ -317,30 +318,30 @@ def _drawn(model: Model, part: Request, edit: TaskSpec, here: slice, film: Traje
     # what is shown stays where the rest of the condition is left away
     away = {**shown, **part.negative} if part.negative or (shown and part.sampling["guidance_scale"] != 1) else None
     return model.generate(
-        raw={**given, **hints(model, part.count, part.size), **shown},
+        cond={**given, **hints(model, part.count, part.size), **shown},
         count=part.count,
         seed=part.seed,
-        first_sample=part.first,
+        start_index=part.first,
         on_step=film,
         sampling=part.sampling,
-        negative=away,
-        shift=shift,
+        negative_cond=away,
+        cond_grad=shift,
         size=part.size,
-        seen=edit.seen,
-        change=lambda course, _: edit.change(course, here),
+        tile_size=edit.seen,
+        transform=lambda course, _: edit.change(course, here),
     )
 
 
 def _same_additions(model: Model, loras: Sequence[tuple[str, float]], controls: Sequence[tuple[Any, ...]]) -> None:
     """Raises WeightsError unless a record's LoRAs and ControlNets are those that are on the model."""
-    if loras != [(one.sha256, one.weight) for one in model.worn]:
+    if loras != [(one.sha256, one.weight) for one in model.lora_infos]:
         raise WeightsError(
-            f"the picture was made with {len(loras)} LoRAs, {len(model.worn)} others are on the model: give these"
+            f"the image was made with {len(loras)} LoRAs, {len(model.lora_infos)} others are on the model: give these"
         )
-    if controls != [_identity(one.record()) for one in model.steering]:
+    if controls != [_identity(one.record()) for one in model.controlnet_infos]:
         raise WeightsError(
-            f"the picture was made with {len(controls)} ControlNets and their pictures, {len(model.steering)} others "
-            "are on the model: give these"
+            f"the image was made with {len(controls)} ControlNets and their images, "
+            f"{len(model.controlnet_infos)} others are on the model: give these"
         )
 
 

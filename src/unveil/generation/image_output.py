@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unveil.errors import RecipeError
 from unveil.generation.generate import GeneratedSample, Request, Source, generate
 from unveil.generation.metadata import PARAMETERS, parameters
 from unveil.generation.task_spec import PLAIN, TaskSpec
@@ -20,7 +21,6 @@ from unveil.io.console import Console
 from unveil.io.files import refuse_overwrite, write_atomically
 from unveil.io.images import METADATA_KEY, make_grid, png, to_pixels
 from unveil.model import Model
-from unveil.types import RecipeError
 
 FRAMES = 9  # of a strip: the noise's first step to the picture
 STRIPS = 8  # samples that a strip shows at most

@@ -10,9 +10,9 @@ from unveil.core import inverse
 from unveil.core.rng import START
 from unveil.core.samplers import CoefficientTable
 from unveil.core.sampling_run import SamplingRun
+from unveil.errors import RecipeError, ShapeError
 from unveil.generation.task_spec import TaskSpec, input_to_unit, latents_of, select_rows
 from unveil.model import Model
-from unveil.types import RecipeError, ShapeError
 
 
 def img2img(model: Model, pictures: Tensor, *, strength: float) -> TaskSpec:

@@ -11,10 +11,10 @@ from typing import Literal, NamedTuple, cast
 from torch import Tensor
 
 from unveil.data.image_decoding import HEAD, decode_native_size, format_of, open_image
+from unveil.errors import DataError
 from unveil.generation.invert import read_noise
 from unveil.generation.task_spec import SourceFile
 from unveil.io.files import sha256
-from unveil.types import DataError
 
 PICTURE, MASK, NOISE = "picture", "mask", "noise"  # roles
 BESIDE = ("sheet.png", "strip.png")  # what commands write into a folder beside its pictures

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from unveil.core.rng import SampleRNG
 from unveil.core.samplers import encode
+from unveil.errors import DataError
 from unveil.generation.generate import DTYPES, OnStep, Request, part_of
 from unveil.generation.metadata import MAX_TEXT
 from unveil.generation.size import check_size
@@ -22,7 +23,7 @@ from unveil.generation.trajectory import TrajectoryRecorder
 from unveil.io.files import write_atomically
 from unveil.model import Model
 from unveil.model.config import SampleConfig
-from unveil.types import DataError, like
+from unveil.types import like
 
 NOISE, FACTS = "noise", "unveil"  # the tensor of a file of noise, and its text
 
@@ -63,7 +64,7 @@ def invert(model: Model, pictures: Tensor, request: Request, *, on_step: OnStep 
         streams = SampleRNG(0, range(part.count), device=model.device)
         with torch.no_grad():
             raw = {**part.given, **hints(model, part.count, size)}
-            course = model.course(how, streams, raw=raw, negative=part.negative, size=size)
+            course = model.prepare(how, streams, cond=raw, negative_cond=part.negative, size=size)
         first = course.grid[0]
         back = replace(course, plan=encode(course.grid), x=latents_of(model, unit[here]))
         x = back.run(TrajectoryRecorder(model, 0, on_step and part_of(on_step, start // request.batch, batches)))

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from unveil.conditioning.tiled_denoising import tile_starts
 from unveil.core.rng import key
+from unveil.errors import RecipeError
 from unveil.generation.conditioning_frames import (
     FREE,
     ConditioningFrames,
@@ -31,7 +32,6 @@ from unveil.generation.prompt_schedule import Scene, prompt_schedule, prompt_wei
 from unveil.generation.size import round_up_frames, temporal_compression
 from unveil.generation.task_spec import SourceFile, identity
 from unveil.model import Model, RunTransform
-from unveil.types import RecipeError
 
 OVERLAP = 0.25  # of a window, with its neighbour, where nothing else is said
 Direction = Literal["forward", "backward"]
@@ -69,7 +69,7 @@ class VideoSpec:
         window: frames of a window; None: the model's own.
         overlap: frames that neighbouring windows share at least; None: a quarter of the window.
         spacing: of tokens in space, see `position_scaling.scale_positions`.
-        seen: height and width that the network is given at once, where that is a tile; see `Model.sized`.
+        seen: height and width that the network is given at once, where that is a tile; see `Model.resized`.
         change: (start, stop) of a window -> what else changes its course, such as where it begins; None: nothing.
         direction: where the windows begin; backward makes the end first.
         fresh: the frames that are not known already, from one to the one before another; None: all.

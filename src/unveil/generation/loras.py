@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 
 from unveil.checkpoints import lora as files
 from unveil.checkpoints import lora_targets
+from unveil.errors import DataError, WeightsError
 from unveil.generation.generate import Source
 from unveil.generation.model_loading import lora_file
 from unveil.io.console import Console
 from unveil.io.files import sha256
 from unveil.model import Model, model_dir
 from unveil.model.base_model import base_of
-from unveil.types import DataError, LoraInfo, WeightsError
+from unveil.types import LoraInfo
 
 
 class LoraOption(NamedTuple):
@@ -50,8 +51,8 @@ def put_on(model: Model, source: Source, wanted: Sequence[LoraOption], console: 
             raise WeightsError(f"{one.path}: {problem}") from problem
         console.say(f"{one.path}: {report.text()}")
         worn.append(LoraInfo(name, sha256(file), one.weight))
-    model.worn = tuple(worn)
-    return model.worn
+    model.lora_infos = tuple(worn)
+    return model.lora_infos
 
 
 def again(recorded: Sequence[Mapping[str, Any]], given: Sequence[LoraOption]) -> list[LoraOption]:

@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from unveil.errors import DataError
 from unveil.io.images import EXIF, METADATA_KEY, UNICODE, USER_COMMENT
 from unveil.io.video.containers import HEAD, container_of
 from unveil.io.video.reader import VideoDecoder
 from unveil.model.metadata_migration import migrate_metadata
 from unveil.model.migration import migrate_settings
-from unveil.types import DataError, format_size
+from unveil.types import format_size
 
 MAX_TEXT = 1_000_000  # characters of a record that are read
 PARAMETERS = "parameters"  # the name of the text that picture tools show

@@ -15,12 +15,13 @@ from unveil.checkpoints.lora_targets import parts_of
 from unveil.checkpoints.overrides import ModelOverrides
 from unveil.conditioning.controlnet import Control
 from unveil.data.folder_index import IMAGE_SUFFIXES
+from unveil.errors import OutOfResources, RecipeError, WeightsError, did_you_mean
 from unveil.generation.generate import Source
 from unveil.io.files import sha256
 from unveil.model import Model, base_model, checkpoint_store, model_dir, model_folder, model_identity
 from unveil.model.config import ModelConfig, read_yaml, validate
 from unveil.model.lora_state import LORA
-from unveil.types import ADDITIONS, ControlNetInfo, OutOfResources, RecipeError, WeightsError, did_you_mean
+from unveil.types import ADDITIONS, ControlNetInfo
 
 OPTIONS = {"lora": "lora", "control": "controlnet"}  # that put one on a model
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -127,8 +128,8 @@ def _with_addition(
         added = sha256(file)
     else:
         found = controlnet_loader.read(folder)
-        model.controlled(Control(OWN, found.network.to(where)))
-        model.steering = (ControlNetInfo(OWN, Path(name).resolve().name, found.sha256),)
+        model.with_controlnets(Control(OWN, found.network.to(where)))
+        model.controlnet_infos = (ControlNetInfo(OWN, Path(name).resolve().name, found.sha256),)
         added = found.sha256
     described = read_yaml((folder / "model.yaml").read_text("utf-8"), str(folder / "model.yaml"))
     model.config = validate(ModelConfig, described, str(folder / "model.yaml"))

@@ -11,6 +11,7 @@ import torch
 
 from unveil.conditioning.image import ConcatCondition
 from unveil.data.low_res import LOW
+from unveil.errors import RecipeError
 from unveil.generation import controlnets, loras
 from unveil.generation.controlnets import ControlNetOption
 from unveil.generation.generate import DTYPES, PROMPT, Source
@@ -21,7 +22,6 @@ from unveil.generation.single_frame import as_image_model
 from unveil.generation.size import is_video_model
 from unveil.io.console import Console
 from unveil.model import Model
-from unveil.types import RecipeError
 
 Media = Literal["images", "videos"]
 # Conditions that are images, which a task gives to networks that were trained with them
@@ -93,7 +93,7 @@ def open_for_generation(
         controls, mode = controlnets.again(recorded, controls, model, places)
     controlnets.put_on(model, controls, mode, console)
     model = as_image_model(model) if media == "images" and is_video_model(model) else model
-    return model.lowered(dtype), source
+    return model.to_inference_dtype(dtype), source
 
 
 def check_takes_prompt(model: Model, what: str) -> None:

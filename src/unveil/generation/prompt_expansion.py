@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from unveil.errors import PromptTruncated, RecipeError
 from unveil.generation.generate import PROMPT, Request
 from unveil.io.console import Console
 from unveil.model import Model
 from unveil.playground.prompt_rules import RULES
 from unveil.prompting import Endpoint, Expansion, LanguageModel, LocalLanguageModel, expand_by_rules, rewrite
-from unveil.types import PromptTruncated, RecipeError
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from torch import Tensor
 from unveil.conditioning.batching import build_conditions
 from unveil.core import guidance
 from unveil.core.sampling_run import SamplingRun
+from unveil.errors import RecipeError
 from unveil.generation.task_spec import select_list
 from unveil.model import RunTransform
-from unveil.types import Condition, RecipeError
+from unveil.types import Condition
 
 
 class Scene(NamedTuple):

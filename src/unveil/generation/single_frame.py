@@ -14,7 +14,7 @@ from unveil.types import Condition
 
 def as_image_model(model: Model) -> Model:
     """The model of pictures (C, H, W) that a model of clips (C, T, H, W) is; it shares the weights."""
-    other = model.sized(model.shape[-2:])
+    other = model.resized(model.shape[-2:])
     inner = model.denoiser
     other.denoiser = Denoiser(
         SingleFrameNetwork(inner.network),
@@ -22,7 +22,9 @@ def as_image_model(model: Model) -> Model:
         prediction=inner.prediction,
         learns_variance=inner.learns_variance,
     )
-    other.codec = model.codec if isinstance(model.codec, Identity) else SingleFrameCodec(model.codec)
+    other.autoencoder = (
+        model.autoencoder if isinstance(model.autoencoder, Identity) else SingleFrameCodec(model.autoencoder)
+    )
     other.shape = (model.shape[0], *model.shape[2:])
     return other.train(model.training)
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
+from unveil.errors import RecipeError, ShapeError
 from unveil.model import Model
-from unveil.types import RecipeError, ShapeError, format_size
+from unveil.types import format_size
 
 _LONGEST = 65  # frames of one latent that are looked for
 
@@ -20,7 +21,7 @@ def size_multiple(model: Model) -> int:
 
 def vae_scale_factor(model: Model) -> int:
     """How many pixels of a side one latent stands for; 1 without a codec."""
-    return model.shape[-1] // model.codec.latent_shape(model.shape)[-1]
+    return model.shape[-1] // model.autoencoder.latent_shape(model.shape)[-1]
 
 
 class TemporalCompression(NamedTuple):
@@ -41,16 +42,16 @@ class TemporalCompression(NamedTuple):
 
 def temporal_compression(model: Model) -> TemporalCompression:
     """How many frames of a clip share their latents, and a token where there is no codec."""
-    frames, latents = model.shape[1], model.codec.latent_shape(model.shape)[1]
+    frames, latents = model.shape[1], model.autoencoder.latent_shape(model.shape)[1]
     if frames == latents:
         patch = getattr(getattr(model.denoiser.network, "config", None), "patch", None)
         return TemporalCompression(0, patch[0] if isinstance(patch, tuple) and len(patch) == 3 else 1)
     for step in range(2, _LONGEST):
         with suppress(ShapeError):
-            more = model.codec.latent_shape((model.shape[0], frames + step, *model.shape[2:]))[1] - latents
+            more = model.autoencoder.latent_shape((model.shape[0], frames + step, *model.shape[2:]))[1] - latents
             return TemporalCompression(frames % step, step, more, latents - frames // step * more)
     raise RecipeError(
-        f"this model's codec makes {latents} latents of {frames} frames; unveil cannot tell of which each"
+        f"this model's autoencoder makes {latents} latents of {frames} frames; unveil cannot tell of which each"
     )
 
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from unveil.core.sampling_run import SamplingRun
 from unveil.data.preprocessors.segmentation import resize_control_image as fit
+from unveil.errors import ShapeError
 from unveil.io.images import to_unit
 from unveil.model import Model, RunTransform
-from unveil.types import ShapeError
 
 FORMAT = 2  # of metadata
 
@@ -53,7 +53,7 @@ class TaskSpec:
         shown: rows -> conditions that are pictures, by key, (B, C, H, W) each.
         finish: (pixels, rows) -> the pixels that are written; both uint8 (B, C, H, W) or (B, C, T, H, W).
         size: height and width of what is made, of a clip its frames before them, where it is not the model's own.
-        seen: the end of that size that the network is given at once, where that is a tile; see `Model.sized`.
+        seen: the end of that size that the network is given at once, where that is a tile; see `Model.resized`.
         inputs: The files of every row, by the field that names them.
         record: Task for the metadata, as `tasks.task.Task.metadata` gives it.
         notes: Warnings for the user.
@@ -135,11 +135,11 @@ def hints(model: Model, count: int, size: Sequence[int] | None) -> dict[str, Ten
     """
     height, width = (size or model.shape)[-2:]
     networks = {} if model.controls is None else {one.key: one.network for one in model.controls.controls}
-    fitted = {one.key: fit(one.pixels, height, width) for one in model.steering if one.pixels is not None}
+    fitted = {one.key: fit(one.pixels, height, width) for one in model.controlnet_infos if one.pixels is not None}
     return {key: pixels[: networks[key].hint_channels].expand(count, -1, -1, -1) for key, pixels in fitted.items()}
 
 
 @torch.no_grad()
 def latents_of(model: Model, pictures: Tensor) -> Tensor:
     """Latents of pictures or clips (B, C, ...) in [-1, 1], on the model's device; the same where there is no codec."""
-    return model.codec.encode(pictures.to(model.device))
+    return model.autoencoder.encode(pictures.to(model.device))

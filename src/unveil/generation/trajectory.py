@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from unveil.core.samplers import SamplingProgress
+from unveil.errors import RecipeError
 from unveil.io.images import to_pixels
 from unveil.model import Model
-from unveil.types import RecipeError
 
 
 class Preview(NamedTuple):

@@ -12,13 +12,13 @@ from unveil.conditioning.tiled_denoising import OVERLAP, for_tiles, tiles
 from unveil.core.inverse import low_frequency
 from unveil.core.sampling_run import SamplingRun
 from unveil.data.low_res import LOW, bicubic_upsample
+from unveil.errors import RecipeError
 from unveil.generation.img2img import check_strength, start_from
 from unveil.generation.position_scaling import scale_positions
 from unveil.generation.size import size_multiple, vae_scale_factor
 from unveil.generation.task_spec import TaskSpec, input_to_unit, latents_of, select_rows
 from unveil.model import Model
 from unveil.model.shapes import ending
-from unveil.types import RecipeError
 
 STRENGTH = 0.3  # of the edit after a plain enlargement, where nothing else is said
 
@@ -63,7 +63,7 @@ def upscale(
     before = unit.shape[-2], unit.shape[-1]
     wide = _larger(before, factor) if size is None else (size[0], size[1])
     trained = LOW in model.conditioners
-    latent, tile = (model.codec.latent_shape(ending(model.shape, end))[-2:] for end in (wide, ()))
+    latent, tile = (model.autoencoder.latent_shape(ending(model.shape, end))[-2:] for end in (wide, ()))
     # a pixel of `low` lies in one tile or the other, and so does what the network sees as one
     least = max(1, latent[-1] // before[1]) if trained else size_multiple(model) // vae_scale_factor(model)
     whole = latent[0], latent[1]

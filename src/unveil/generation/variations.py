@@ -13,9 +13,10 @@ from unveil.conditioning.batching import build_conditions
 from unveil.core.rng import Noise, SampleRNG
 from unveil.core.samplers import slerp
 from unveil.core.sampling_run import SamplingRun
+from unveil.errors import RecipeError, ShapeError
 from unveil.generation.task_spec import TaskSpec
 from unveil.model import Model
-from unveil.types import Condition, RecipeError, ShapeError, like
+from unveil.types import Condition, like
 
 
 def seed_variations(of: tuple[int, int], *, amount: float) -> TaskSpec:

@@ -25,6 +25,7 @@ from unveil.core import guidance, inverse
 from unveil.core.denoiser import DenoiseFn
 from unveil.core.rng import START, key
 from unveil.core.sampling_run import SamplingRun
+from unveil.errors import RecipeError, ShapeError
 from unveil.generation.conditioning_frames import FREE, ConditioningFrames, conditioned_generation, keyframes
 from unveil.generation.long_video import Direction, VideoSpec, exact_frames
 from unveil.generation.prompt_schedule import Scene, check_scenes, prompt_schedule
@@ -32,7 +33,7 @@ from unveil.generation.size import TemporalCompression, temporal_compression
 from unveil.generation.task_spec import TaskSpec, identity, input_to_unit, latents_of, select_list, select_rows
 from unveil.io.images import to_pixels
 from unveil.model import Model
-from unveil.types import NoiseLevel, RecipeError, ShapeError
+from unveil.types import NoiseLevel
 
 _FORM = "T, H, W"
 _DIFFERENCE = 1 << 20  # numbers of the draws of an edit by difference begin here, apart from those of samplers
@@ -201,8 +202,8 @@ def with_looping_vae(model: Model) -> Model:
     step = temporal_compression(model)
     if not step.alone:
         return model
-    other = model.sized(model.shape[-2:])
-    other.codec = LoopingAutoencoder(model.codec, step.step, step.latents, step.first)
+    other = model.resized(model.shape[-2:])
+    other.autoencoder = LoopingAutoencoder(model.autoencoder, step.step, step.latents, step.first)
     frames = max(step.step, model.shape[1] // step.step * step.step)
     other.shape = (model.shape[0], frames, *model.shape[2:])
     return other

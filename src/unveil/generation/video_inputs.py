@@ -15,6 +15,7 @@ from torch.nn import functional
 from unveil.data.image_decoding import header, open_image
 from unveil.data.video_folder import apply_orientation, frame_selection
 from unveil.data.video_slicing import VideoFolderConfig, plan_segments
+from unveil.errors import DataError, RecipeError
 from unveil.generation import inputs
 from unveil.generation.metadata import read_facts
 from unveil.generation.size import check_size
@@ -22,7 +23,6 @@ from unveil.generation.task_spec import SourceFile
 from unveil.io.files import sha256
 from unveil.io.video.reader import VideoDecoder, VideoLimits
 from unveil.model import Model
-from unveil.types import DataError, RecipeError
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 RATE = 8.0  # frames in a second of what is made from nothing

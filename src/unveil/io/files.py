@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from unveil.types import AlreadyExists, Error, OutOfResources, OutputError
+from unveil.errors import AlreadyExists, Error, OutOfResources, OutputError
 
 _JUNK = (".DS_Store", "Thumbs.db")  # of systems that show folders
 _FRAME = re.compile(r"frame_\d+\.png")

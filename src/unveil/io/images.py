@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unveil.types import RecipeError, ShapeError, did_you_mean
+from unveil.errors import RecipeError, ShapeError, did_you_mean
 
 # Forms of animations, and what Pillow calls them
 ANIMATIONS = {"gif": "GIF", "webp": "WEBP", "apng": "PNG"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-from unveil.types import RecipeError
+from unveil.errors import RecipeError
 
 
 def import_extra(module: str, what: str, name: str = "hf") -> ModuleType:

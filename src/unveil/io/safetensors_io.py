@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-from unveil.types import NonFinite, WeightsError
+from unveil.errors import NonFinite, WeightsError
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from unveil.errors import WeightsError
 from unveil.model import checkpoint_store
-from unveil.types import ADDITIONS, BaseModel, WeightsError
+from unveil.types import ADDITIONS, BaseModel
 
 BASE = "base.json"
 

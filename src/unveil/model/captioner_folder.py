@@ -12,13 +12,13 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from unveil.errors import WeightsError
 from unveil.io.files import refuse_foreign
 from unveil.io.safetensors_io import read_tensors, require_finite
 from unveil.model import checkpoint_store, migration, model_folder
 from unveil.model.config.parsing import read_yaml
 from unveil.nn.captioner import Captioner, CaptionerConfig
 from unveil.nn.tokenizer import Vocabulary
-from unveil.types import WeightsError
 
 FILE, WORDS, SETTINGS = "captioner.safetensors", "captioner.words.json", "captioner.yaml"
 WORD_TABLE = "decoder.words.table.weight"
@@ -95,8 +95,8 @@ def load_captioner(path: str | Path, device: torch.device | str = "cpu") -> Capt
         model = Captioner(CaptionerConfig(**network))
     except (OSError, KeyError, TypeError, ValueError) as problem:
         raise WeightsError(f"{folder}: not a readable captioner: {problem}; train it again") from problem
-    if len(words) != model.config.vocabulary:
-        raise WeightsError(f"{folder / WORDS}: {len(words)} words for a network of {model.config.vocabulary}; damaged")
+    if len(words) != model.config.vocab_size:
+        raise WeightsError(f"{folder / WORDS}: {len(words)} words for a network of {model.config.vocab_size}; damaged")
     copy_captioner(model, folder, "ema")
     return CaptionModel(model.to(device).eval().requires_grad_(False), words, settings)
 
@@ -124,7 +124,7 @@ def extend_vocabulary(base: CaptionModel, words: Vocabulary) -> Captioner:
     Args:
         words: the base's and more behind them.
     """
-    network = Captioner(replace(base.network.config, vocabulary=len(words)))
+    network = Captioner(replace(base.network.config, vocab_size=len(words)))
     state: dict[str, Tensor] = dict(base.network.state_dict())
     table = network.state_dict()[WORD_TABLE].clone()
     table[: len(base.words)] = state[WORD_TABLE]

@@ -22,9 +22,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from unveil.errors import OutOfResources, OutputError, WeightsError
 from unveil.io.files import sha256
 from unveil.io.safetensors_io import write_tensors
-from unveil.types import OutOfResources, OutputError, WeightsError
 
 FORMAT = 1
 MANIFEST = "manifest.json"

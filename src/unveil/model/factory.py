@@ -14,4 +14,4 @@ def build(config: ModelConfig) -> Model:
     Raises:
         WeightsError: The saved autoencoder that the config names cannot be read.
     """
-    return assemble(config, model_folder.load_codec)
+    return assemble(config, model_folder.load_latent_autoencoder)

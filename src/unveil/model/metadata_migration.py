@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from unveil.types import DataError
+from unveil.errors import DataError
 
 FORMAT = 2
 ROLES = {"picture": "image", "noise": "latents"}  # former names of the fields that hold inputs

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from unveil.types import RecipeError
+from unveil.errors import RecipeError
 
 _log = logging.getLogger("unveil.model")
 # bundled recipes by their former names
@@ -31,7 +31,7 @@ _DIT = {"width": "hidden_size", "hidden": "mlp_ratio", "recompute": "gradient_ch
 
 # The former name of each key and its name now, by section.
 RENAMED: dict[str, dict[str, str]] = {
-    "recipe": {"paper": "reference", "small": "smoke_test"},
+    "recipe": {"paper": "reference", "small": "smoke_test", "codec": "autoencoder"},
     "train": {
         "batch": "batch_size",
         "betas": "adam_betas",
@@ -56,6 +56,8 @@ RENAMED: dict[str, dict[str, str]] = {
         "ode": "nll_images",
         "ode_probes": "nll_probes",
         "lists": "prompt_sets",
+        "pictures": "num_images",
+        "longer": "extra_lengths",
     },
     "sample": {"grid": "schedule", "clip": "threshold"},
     "process/discrete-vp": {
@@ -72,17 +74,24 @@ RENAMED: dict[str, dict[str, str]] = {
         "rescale": "rescale_timesteps",
         "blocks": "num_res_blocks",
     },
-    "network": {"context_channels": "concat_channels"},
+    "network": {"context_channels": "concat_channels", "classes": "num_classes"},
     "network/unet": {**_UNET, "modulation": "time_scale_shift", "context_width": "cross_attention_dim"},
     "network/song-unet": _UNET,
     "network/dhariwal-unet": _UNET,
     "network/noisy-classifier": {**_UNET, "modulation": "time_scale_shift"},
     "network/dit": {**_DIT, "design": "block_type"},
-    "network/transformer": {"limit": "max_length"},
-    "network/captioner": {"limit": "max_length"},
+    "network/transformer": {"limit": "max_length", "width": "hidden_size", "hidden": "intermediate_size"},
+    "network/captioner": {
+        "limit": "max_length",
+        "vocabulary": "vocab_size",
+        "width": "hidden_size",
+        "hidden": "mlp_ratio",
+    },
+    "network/vit": {"width": "hidden_size", "hidden": "mlp_ratio"},
+    "network/boxes": {"channels": "hidden_size", "blocks": "depth"},
     "data": {"hint": "control_image"},
     "data/folder": {**_FOLDER, "low": "low_res"},
-    "data/clips": {
+    "data/video-folder": {
         **_FOLDER,
         "hop": "stride",
         "short": "too_short",
@@ -107,15 +116,19 @@ RENAMED: dict[str, dict[str, str]] = {
     "data/scenes": {"held_out": "num_val"},
     "data/task": {"held_out": "num_val", "shortest": "min_length", "longest": "max_length"},
     "data/scene-pairs": {"held_out": "num_val"},
-    "condition": {"drop": "drop_prob"},
+    "condition": {"drop": "drop_prob", "classes": "num_classes"},
     "condition/layout": {"most": "max_objects"},
-    "condition/learned-text": {"limit": "vocab_size", "most": "max_length"},
+    "condition/learned-text": {"limit": "vocab_size", "most": "max_length", "width": "hidden_size"},
     "condition/text": {
         "gives": "output",
         "emphasis": "prompt_weighting",
         "chunks": "num_chunks",
         "nothing": "uncond",
     },
+    "encoder": {"vocabulary": "vocab_size", "length": "max_length", "width": "hidden_size"},
+    "encoder/clip": {"hidden": "mlp_ratio"},
+    "encoder/t5": {"hidden": "intermediate_size", "head_width": "head_dim"},
+    "weight/flow": {"most": "max_weight"},
     "objective": {"time": "timestep_sampling", "ways": "context_modes"},
     "context_modes": {
         "head": "prefix",
@@ -127,7 +140,9 @@ RENAMED: dict[str, dict[str, str]] = {
     "tokens": {"limit": "vocab_size"},
     "words": {"limit": "vocab_size"},
     "decode": {"beams": "num_beams", "length_power": "length_penalty"},
-    "codec/vq": {"codes": "codebook_size", "decay": "ema_decay", "restart": "restart_dead"},
+    "autoencoder": _UNET,
+    "autoencoder/vq": {"codes": "codebook_size", "decay": "ema_decay", "restart": "restart_dead"},
+    "lengths": {"pictures": "image_prob", "shortest": "min_frames"},
     "loss": {"kl": "kl_weight", "codebook": "codebook_weight", "log_scale": "logvar_init"},
     "network/video-dit": {
         **_DIT,
@@ -140,8 +155,15 @@ RENAMED: dict[str, dict[str, str]] = {
 
 # The former name of each kind that was renamed, by section.
 KINDS: dict[str, dict[str, str]] = {
+    "data": {"clips": "video-folder"},
     "process": {"root-shifted": "sqrt-size-shifted"},
-    "condition": {"words": "learned-text"},
+    "condition": {
+        "words": "learned-text",
+        "label": "class-label",
+        "label-token": "class-label-token",
+        "quantised": "binned-value",
+        "context": "concat",
+    },
     "objective": {"framewise": "diffusion-forcing"},
     "context_modes": {"ways": "context_modes"},
 }
@@ -157,7 +179,17 @@ VALUES: dict[tuple[str, str], Callable[[Any], Any]] = {
 INSIDE: dict[str, dict[str, str]] = {
     "recipe": {
         name: name
-        for name in ("train", "data", "network", "process", "prediction", "condition", "codec", "sample", "objective")
+        for name in (
+            "train",
+            "data",
+            "network",
+            "process",
+            "prediction",
+            "condition",
+            "autoencoder",
+            "sample",
+            "objective",
+        )
     }
     | {name: name for name in ("evaluate", "loss", "tokens", "words", "decode", "lengths", "lora", "control")},
     "file": {"process": "process", "prediction": "prediction"},
@@ -237,7 +269,7 @@ FOREIGN: dict[str, str] = {
     **dict.fromkeys(
         ("class_dropout_prob", "cond_drop_prob", "p_uncond", "uncond_prob", "ucg_rate"), "condition.0.drop_prob"
     ),
-    **dict.fromkeys(("num_classes", "class_cond"), "condition: [{kind: label, classes: ...}]"),
+    **dict.fromkeys(("num_classes", "class_cond"), "condition: [{kind: class-label, num_classes: ...}]"),
     **dict.fromkeys(("snr_gamma",), "objective.weight: {kind: min-snr, gamma: ...}"),
     **dict.fromkeys(("lora_rank", "network_dim", "r"), "lora.rank"),
     **dict.fromkeys(("lora_alpha", "network_alpha"), "lora.alpha"),

@@ -1,4 +1,4 @@
-"""Model: a denoiser with everything around it that turns a wish into pictures."""
+"""Model: a denoiser with the conditioners, autoencoder and settings that turn conditions into images."""
 
 from __future__ import annotations
 
@@ -26,43 +26,33 @@ from unveil.core.samplers import SamplingProgress
 from unveil.core.samplers.ancestral import Shift
 from unveil.core.sampling_run import SamplingRun
 from unveil.core.variance import VarianceRule, fixed_small, is_learned
+from unveil.errors import NonFinite, OutOfResources, RecipeError, did_you_mean
 from unveil.model import model_saving
 from unveil.model.config import ModelConfig, SampleConfig
 from unveil.model.lora_state import CONTROL, LORA, TrainedLora
 from unveil.model.migration import migrate_settings
-from unveil.model.shapes import ending, sized
+from unveil.model.shapes import ending, resized
 from unveil.nn.mixed_precision import low_precision_parameters
-from unveil.types import (
-    BaseModel,
-    Condition,
-    ControlNetInfo,
-    LoraInfo,
-    NoiseLevel,
-    NonFinite,
-    OutOfResources,
-    Raw,
-    RecipeError,
-    did_you_mean,
-)
+from unveil.types import BaseModel, Condition, ControlNetInfo, LoraInfo, NoiseLevel, Raw
 
 if TYPE_CHECKING:
     from unveil.autoencoders import Codec
 
-# a batch's course and the rows that it is of a set -> the course that is run
+# (run of one batch, its rows in the whole set) -> the run that takes its place
 RunTransform = Callable[[SamplingRun, slice], SamplingRun]
 
 
 class Model(nn.Module):
-    """What recipes build, training trains and checkpoints hold.
+    """A diffusion model: recipes describe it, training fits it, and checkpoints hold it.
 
     Args:
-        denoiser: the network, the process it was trained under and what it predicts.
-        shape: of one sample, such as (C, H, W).
-        conditioners: modules with `key`, `drop`, `encode(values)` and `null(batch)`, each reading its own key.
-        codec: between pixels and what the network sees; None: nothing is between.
-        variance: of a reverse step, for ancestral sampling and for the bound.
-        config: what it was built from; without one it can be saved only by whoever builds it again.
-        sample: how it samples when nothing else is asked for; None: as the config says.
+        denoiser: Network with its noise process and its prediction target.
+        shape: Shape of one sample, such as (C, H, W).
+        conditioners: Modules with `key`, `drop`, `encode(values)` and `null(batch)`, each for one key.
+        autoencoder: Maps between pixels and the latents of the network; None: the network works on pixels.
+        variance: Variance of a reverse step, for ancestral sampling and for the variational bound.
+        config: Configuration that the model was built from. `save` needs one.
+        sample: Default sampling settings; None: those of `config`.
     """
 
     def __init__(
@@ -71,7 +61,7 @@ class Model(nn.Module):
         shape: Sequence[int],
         *,
         conditioners: Sequence[nn.Module] = (),
-        codec: Codec | None = None,
+        autoencoder: Codec | None = None,
         variance: VarianceRule = fixed_small,
         config: ModelConfig | None = None,
         sample: SampleConfig | None = None,
@@ -83,144 +73,158 @@ class Model(nn.Module):
                 f"given is {'' if is_learned(variance) else 'not '}a learned one; the two must agree"
             )
         self.denoiser = denoiser
-        self.conditioners = nn.ModuleDict({str(one.key): one for one in conditioners})
-        self.codec: Codec = codec or Identity()
-        if isinstance(self.codec, nn.Module):  # a diffusion model's latents must stay what they are
-            self.codec.requires_grad_(False).eval()
+        self.conditioners = nn.ModuleDict({str(part.key): part for part in conditioners})
+        self.autoencoder: Codec = autoencoder or Identity()
+        if isinstance(self.autoencoder, nn.Module):  # a diffusion model's latents must stay what they are
+            self.autoencoder.requires_grad_(False).eval()
         self.shape = tuple(shape)
         self.variance = variance
         self.config = config
         self.sampling = sample or (config.sample if config is not None else SampleConfig())
-        self.home: Path | None = None  # another program's folder that it was read from, and that keeps it
-        self.base: BaseModel | None = None  # of a LoRA or a ControlNet, where that alone is trained and saved
-        self.worn: tuple[LoraInfo, ...] = ()  # LoRAs that are on it, for the records of pictures
-        self.steering: tuple[ControlNetInfo, ...] = ()  # its controls from files, with their pictures, for the same
-        self._precision = self._lowered = torch.float32
+        self.source_folder: Path | None = None  # folder of another program that the model was read from
+        self.base: BaseModel | None = None  # base model, if only a LoRA or a ControlNet is trained and saved
+        self.lora_infos: tuple[LoraInfo, ...] = ()  # attached LoRAs, for the metadata of images
+        self.controlnet_infos: tuple[ControlNetInfo, ...] = ()  # ControlNets from files, with their control images
+        self._precision = self._weight_dtype = torch.float32
         self.controls: MultiControlNet | None = None
 
     def train(self, mode: bool = True) -> Model:
-        """Training or evaluation mode; the codec is frozen and stays in the latter."""
+        """Set training or evaluation mode; the autoencoder is frozen and stays in evaluation mode."""
         super().train(mode)
-        if isinstance(self.codec, nn.Module):
-            self.codec.eval()
+        if isinstance(self.autoencoder, nn.Module):
+            self.autoencoder.eval()
         return self
 
     @property
     def process(self) -> Process:
-        """The process that the denoiser was trained under."""
+        """Noise process that the denoiser was trained under."""
         return self.denoiser.process
 
     @property
     def precision(self) -> torch.dtype:
-        """What the network computes in: products in this type, sums and normalisations in float32.
+        """Type of the network's products; sums and normalisations are computed in float32.
 
-        The weights stay as they are, and are converted at every call; `lowered` converts them for good.
+        The weights keep their type and are converted at every call; `to_inference_dtype` converts them once.
 
         Raises:
-            RecipeError: set to another type than the weights were lowered to.
+            RecipeError: The weights were converted to another type before.
         """
         return self._precision
 
     @precision.setter
     def precision(self, dtype: torch.dtype) -> None:
-        if self._lowered not in (torch.float32, dtype):
-            raise RecipeError(f"precision {dtype}: the weights were lowered to {self._lowered}; load the model again")
+        if self._weight_dtype not in (torch.float32, dtype):
+            raise RecipeError(
+                f"precision {dtype}: the weights were converted to {self._weight_dtype}; load the model again"
+            )
         self._precision = dtype
 
-    def lowered(self, dtype: torch.dtype) -> Model:
-        """This model, computing in `dtype`, the matrices of its network converted for good.
+    def to_inference_dtype(self, dtype: torch.dtype) -> Model:
+        """Convert the network's matrices to `dtype` in place and compute in it; return this model.
 
-        Results are those of `precision = dtype` within its rounding, sooner and in less memory. What is lost of the
-        weights is lost, so it is for a model that is only sampled.
+        Results are those of `precision = dtype` up to rounding, with less time and memory. The precision of the
+        weights is lost, so use this for a model that only samples.
 
         Raises:
-            RecipeError: it was lowered to another type before.
+            RecipeError: The weights were converted to another type before.
         """
         self.precision = dtype
         if dtype != torch.float32:
             for part in (self.denoiser.network, *([] if self.controls is None else [self.controls])):
                 for _, parameter in low_precision_parameters(part):
                     parameter.data = parameter.data.to(dtype)
-            self._lowered = dtype
+            self._weight_dtype = dtype
         return self
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return next((p.device for p in self.denoiser.parameters()), torch.device("cpu"))
 
-    def controlled(self, *controls: Control, mode: Mode = "balanced") -> Model:
-        """This model under these ControlNets and no others; without any, as it was before.
+    def with_controlnets(self, *controls: Control, mode: Mode = "balanced") -> Model:
+        """Attach these ControlNets in place of all earlier ones, or detach all; return this model.
 
-        The picture that a control reads is asked for by the control's key, beside the model's own conditions. How
-        pictures are drawn, and by which sampler and guidance, stays as it is.
+        A control image is passed to `generate` as a condition, under the key of its ControlNet.
 
         Args:
-            mode: `guess` makes the most of the hint where the text says little: deep layers are steered more than
-                shallow ones, and what guidance goes away from is not controlled.
+            mode: "balanced", or "guess": the control image counts more than the prompt. Deep layers are then
+                controlled more strongly than shallow ones, and the negative condition is not controlled.
 
         Raises:
-            RecipeError: a key that one of the model's conditions has, or two controls of one key.
-            WeightsError: a ControlNet of another base.
+            RecipeError: A key that a conditioner of the model has, or two ControlNets with one key.
+            WeightsError: A ControlNet for another base model.
         """
-        factor = self.shape[-1] // self.codec.latent_shape(self.shape)[-1]
-        bare = isinstance(self.codec, Identity) and self.shape[0] not in (1, 3)  # latents, whose codec is elsewhere
-        for one in controls:
-            check_compatible(one, self.denoiser.network, None if bare else factor)
+        factor = self.shape[-1] // self.autoencoder.latent_shape(self.shape)[-1]
+        # a model of latents whose autoencoder is not part of it
+        latents_only = isinstance(self.autoencoder, Identity) and self.shape[0] not in (1, 3)
+        for control in controls:
+            check_compatible(control, self.denoiser.network, None if latents_only else factor)
         self.controls = replace_controlnets(self.conditioners, self.controls, controls, mode)
         return self
 
-    def sized(self, size: Sequence[int], seen: Sequence[int] | None = None) -> Model:
-        """This model for samples of another size; it shares the weights.
+    def resized(self, size: Sequence[int], tile_size: Sequence[int] | None = None) -> Model:
+        """Model for samples of another size; it shares the weights.
 
         Args:
-            size: the end of the new shape: height and width, or frames, height and width of a clip.
-            seen: the same of what the network is given at once, where that is a tile; None: the whole. The process is
-                the one for this, since what a tile shows is lost in as much noise as in a picture of its size.
+            size: End of the new shape: height and width, or frames, height and width of a video.
+            tile_size: End of the shape that the network takes in one call, if it works in tiles; None: the whole.
+                The noise process depends on this size, because a tile loses as much signal as an image of its size.
 
-        Parts that depend on the size follow by a `sized` of their own, which is given a shape: of latents for a
-        process whose shift grows with them, of samples for a condition that tells the network the size.
+        A part that depends on the size has a method `resized`: a noise process whose shift grows with the shape of the
+        latents, a conditioner that encodes the size of the samples.
         """
         shape = ending(self.shape, size)
         other = Model(
-            self.denoiser.under(sized(self.process, self.codec.latent_shape(ending(shape, seen or ())))),
+            self.denoiser.under(resized(self.process, self.autoencoder.latent_shape(ending(shape, tile_size or ())))),
             shape,
-            conditioners=[sized(one, shape) for one in self.conditioners.values()],
-            codec=self.codec,
+            conditioners=[resized(part, shape) for part in self.conditioners.values()],
+            autoencoder=self.autoencoder,
             variance=self.variance,
             config=self.config,
             sample=self.sampling,
         )
-        for name in ("home", "controls", "base", "worn", "steering", "_precision", "_lowered"):
+        inherited = (
+            "source_folder",
+            "controls",
+            "base",
+            "lora_infos",
+            "controlnet_infos",
+            "_precision",
+            "_weight_dtype",
+        )
+        for name in inherited:
             setattr(other, name, getattr(self, name))
         return other.train(self.training)
 
-    def encode(self, raw: Raw | None = None, count: int | None = None) -> tuple[Condition | None, Condition | None]:
-        """The condition that `raw` asks for, and the null condition, each of `count` rows.
+    def encode(self, cond: Raw | None = None, count: int | None = None) -> tuple[Condition | None, Condition | None]:
+        """Encode conditions for `count` samples.
 
         Args:
-            raw: by key, one value for all rows or a list (tensor) of one per row; a key left out means "none".
-            count: rows; None takes the longest value given, at least 1.
+            cond: Conditions by key: one value for all samples, or a list (tensor) with one for each. A key that is
+                left out is unconditional.
+            count: Number of samples; None: length of the longest list, at least 1.
 
         Returns:
-            condition and null; None where the model takes no condition, or was trained without dropping it.
+            Condition and null condition. Each is None if the model takes no conditions; the second also if the model
+            was trained without condition dropout.
 
         Raises:
-            RecipeError: a key or a value that the model does not know (names the nearest), or a wrong number.
+            RecipeError: An unknown key (the nearest is named) or value, or a list of another length.
         """
-        return build_conditions(cast(Mapping[str, Any], self.conditioners), raw or {}, count)
+        return build_conditions(cast(Mapping[str, Any], self.conditioners), cond or {}, count)
 
-    def step(self, condition: Condition | None) -> DenoiseFn:
-        """The denoiser with its condition bound: what samplers and guidance take."""
+    def denoise_fn(self, condition: Condition | None) -> DenoiseFn:
+        """Bind a condition to the denoiser, for samplers and guidance."""
         return lambda x, level: self._estimate(x, level, condition)
 
-    def compiled(self) -> Model:
-        """This model with its network compiled by torch: the first calls take a minute, later ones less time.
+    def compile_network(self) -> Model:
+        """Compile the network with torch.compile and return this model.
 
-        Weights and their names stay; results stay within what kernels differ by.
+        The first calls take about a minute. Weights and their names do not change; results differ only by the
+        rounding of the kernels.
 
         Raises:
-            OutOfResources: a processor is to be compiled for, and there is no C++ compiler.
+            OutOfResources: The model is on the CPU, and no C++ compiler was found.
         """
         compilers = (os.environ.get("CXX"), "c++", "g++", "clang++", "cl")
         if self.device.type == "cpu" and not any(shutil.which(name) for name in compilers if name):
@@ -229,13 +233,14 @@ class Model(nn.Module):
         return self
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Pixels of latents; what is not finite in half precision is decoded once more in float32.
+        """Decode latents to pixels.
 
-        Where memory does not hold the whole, it is decoded once more in tiles.
+        Values that are not finite in half precision are decoded again in float32. If memory runs out, the latents are
+        decoded in tiles.
 
         Raises:
-            NonFinite: the latents themselves are not finite.
-            OutOfResources: memory does not hold a tile either.
+            NonFinite: The latents are not finite.
+            OutOfResources: The memory is too small for one tile.
         """
         if not bool(torch.isfinite(latents).all()):
             raise NonFinite(
@@ -244,10 +249,10 @@ class Model(nn.Module):
         with torch.no_grad():
             if self.precision != torch.float32:
                 with torch.autocast(latents.device.type, self.precision):
-                    pixels = decode_with_fallback(self.codec, latents).float()
+                    pixels = decode_with_fallback(self.autoencoder, latents).float()
                 if bool(torch.isfinite(pixels).all()):
                     return pixels
-            return decode_with_fallback(self.codec, latents.float())
+            return decode_with_fallback(self.autoencoder, latents.float())
 
     @torch.no_grad()
     def generate(
@@ -262,130 +267,129 @@ class Model(nn.Module):
         num_inference_steps: int | None = None,
         schedule: str | Sequence[float] | None = None,
         threshold: str | None = None,
-        raw: Raw | None = None,
         count: int | None = None,
         seed: int | Sequence[int] = 0,
         sampler: str | None = None,
         steps: int | None = None,
         eta: float | None = None,
-        clip: str | None = None,
-        scale: float | None = None,
-        grid: str | Sequence[float] | None = None,
         sampling: Mapping[str, Any] | None = None,
-        negative: Raw | None = None,
-        shift: Shift | None = None,
+        cond_grad: Shift | None = None,
         size: Sequence[int] | None = None,
-        seen: Sequence[int] | None = None,
-        change: RunTransform | None = None,
+        tile_size: Sequence[int] | None = None,
+        transform: RunTransform | None = None,
         batch: int | None = None,
-        first_sample: int = 0,
+        start_index: int = 0,
         on_step: Callable[[SamplingProgress], object] | None = None,
         **unknown: Any,
     ) -> Tensor:
-        """Samples (count, *shape), pixels in [-1, 1]; what is left out is as the model's own `sample` says.
+        """Generate samples (count, *shape), pixels in [-1, 1]; the defaults are those of the model's `sample`.
 
         Example: `model.generate("a red circle", negative_prompt="blue", guidance_scale=3)`, or
         `model.generate(label=[3, 4])`.
 
-        Sample n of a seed is the same whatever `count`, `batch` and `first_sample` it comes out of (its noise to
-        the bit, the picture within what kernels differ by).
+        A sample depends only on the seed and its index, not on `count` and `batch`: its noise is equal to the bit,
+        the image up to the rounding of the kernels.
 
         Args:
-            prompt: text prompt, or one for each sample, of a model that takes one.
-            label: class, or one for each sample, of a model that takes one.
-            cond: conditions by key, see `encode`; `prompt` and `label` are added to these.
-            negative_prompt: prompt to guide away from.
-            negative_cond: conditions to guide away from, by key.
-            guidance_scale: classifier-free guidance scale; 1 is no guidance, 0 leaves the condition away.
-            num_inference_steps: number of sampling steps, as `steps`.
-            schedule: noise schedule: a name in `schedules.GRIDS`, a respacing string, or falling times.
-            threshold: thresholding of the predicted x0: "static", "dynamic" or "none".
-            raw, negative, scale, grid, clip: former names of `cond`, `negative_cond`, `guidance_scale`, `schedule` and
-                `threshold`.
-            count: number of samples; as many as there are values of a condition when left out.
-            seed: of the whole set; or one for each sample, each then the `first_sample` of its own.
-            sampler: a name in `samplers.SAMPLERS`.
-            steps: of the grid; most samplers make one network call in each, without guidance.
-            eta: 0 deterministic, 1 as noisy as the ancestral chain; for samplers that take it.
-            sampling: further settings by the names of `SampleConfig.flat`, such as {"guidance_rescale": 0.7} or
+            prompt: Text prompt, or one for each sample, of a model that takes one.
+            label: Class, or one for each sample, of a model that takes one.
+            cond: Conditions by key, see `encode`; `prompt` and `label` are added to these.
+            negative_prompt: Prompt to guide away from.
+            negative_cond: Conditions to guide away from, by key.
+            guidance_scale: Classifier-free guidance scale; 1: no guidance, 0: unconditional.
+            num_inference_steps: Number of sampling steps, as `steps`.
+            schedule: Noise schedule: a name in `schedules.GRIDS`, a respacing string, or falling times.
+            threshold: Thresholding of the predicted x0: "static", "dynamic" or "none".
+            count: Number of samples; None: the number of values of a condition.
+            seed: Seed of the whole set, or a list with one seed for each sample.
+            sampler: Name in `samplers.SAMPLERS`.
+            steps: Number of sampling steps; most samplers make one network call in each, without guidance.
+            eta: 0: deterministic, 1: as noisy as the ancestral chain; for samplers that take it.
+            sampling: Further settings by the names of `SampleConfig.flat`, such as {"guidance_rescale": 0.7} or
                 {"options": {"s_churn": 40}}.
-            shift: (x, level) -> the gradient of log p(y | x), such as `guidance.gradient` of a classifier's score:
+            cond_grad: (x, level) -> gradient of log p(y | x), such as `guidance.gradient` of a classifier's score. It
                 moves the mean of samplers that take a shift (ADM's algorithm 1), and the eps of all others.
-            size: height and width in pixels, or frames, height and width of a clip, where the network takes others
-                than the model's own. seen: see `sized`.
-            change: (course, rows) -> what is run instead of each batch's course; see `core.sampling_run`.
-            batch: samples at a time; None: all.
-            first_sample: number of the first.
-            on_step: called after each step of each batch; it may raise `types.Cancelled`.
+            size: Height and width in pixels, or frames, height and width of a video, if other than the model's shape.
+            tile_size: Size that the network takes in one call, see `resized`.
+            transform: (run, rows) -> the run that takes the place of each batch's run; see `core.sampling_run`.
+            batch: Number of samples in one batch; None: all.
+            start_index: Index of the first sample; with one seed for each sample, index of every sample.
+            on_step: Called after each step of each batch; it may raise `errors.Cancelled`.
 
         Raises:
-            RecipeError: a setting that cannot work, or a keyword that there is not; the nearest is named.
-            NonFinite: sampling left the finite numbers.
+            RecipeError: A setting that cannot work, or an unknown keyword (the nearest is named).
+            NonFinite: Sampling left the finite numbers.
         """
         if unknown:
             raise RecipeError(_unknown_keyword(next(iter(unknown))))
-        scale = guidance_scale if scale is None else scale
-        steps = num_inference_steps if steps is None else steps
-        grid = schedule if grid is None else grid
-        clip = threshold if clip is None else clip
-        raw = _with_conditions({**(raw or {}), **(cond or {})}, prompt=prompt, label=label)
-        negative = _with_conditions({**(negative or {}), **(negative_cond or {})}, prompt=negative_prompt)
+        if steps is not None and num_inference_steps is not None:
+            raise RecipeError("generate: steps and num_inference_steps are the same setting; give one of them")
+        cond = _with_conditions(cond or {}, prompt=prompt, label=label)
+        negative_cond = _with_conditions(negative_cond or {}, prompt=negative_prompt)
         if count is None:
-            lengths = (len(value) for value in raw.values() if isinstance(value, list | tuple | Tensor))
+            lengths = (len(value) for value in cond.values() if isinstance(value, list | tuple | Tensor))
             count = max([1, *lengths]) if isinstance(seed, int) else len(seed)
         if count < 1:
             raise RecipeError(f"count = {count}: at least 1")
-        changes = {"sampler": sampler, "steps": steps, "eta": eta, "threshold": clip}
-        changes |= {"guidance_scale": scale, "schedule": grid}
-        how = self.sampling.changed(
+        changes = {"sampler": sampler, "steps": num_inference_steps if steps is None else steps, "eta": eta}
+        changes |= {"threshold": threshold, "guidance_scale": guidance_scale, "schedule": schedule}
+        settings = self.sampling.changed(
             {**migrate_settings(sampling or {}), **{k: v for k, v in changes.items() if v is not None}}
         )
-        rows = {key: expand_per_sample(key, value, count) for key, value in raw.items()}
-        avoided = {key: expand_per_sample(key, value, count) for key, value in negative.items()}
+        rows = {key: expand_per_sample(key, value, count) for key, value in cond.items()}
+        negative_rows = {key: expand_per_sample(key, value, count) for key, value in negative_cond.items()}
         seeds = [seed] * count if isinstance(seed, int) else list(seed)
         if len(seeds) != count:
             raise RecipeError(f"seed: {len(seeds)} for {count} samples; give one, or one for each")
-        numbers = [first_sample + (n if isinstance(seed, int) else 0) for n in range(count)]
+        numbers = [start_index + (n if isinstance(seed, int) else 0) for n in range(count)]
         training = self.training
         self.eval()
         try:
-            parts = []
+            batches = []
             length = min(batch or count, count)
             for start in range(0, count, length):
                 here = slice(start, start + length)
-                part, away = ({key: value[here] for key, value in one.items()} for one in (rows, avoided))
-                streams = SampleRNG(seeds[here], numbers[here], device=self.device)
-                course = self.course(how, streams, raw=part, negative=away, size=size, seen=seen, shift=shift)
-                pixels = self.decode((course if change is None else change(course, here)).run(on_step))
-                parts.append(pixels if how.threshold == "none" else pixels.clamp(-1, 1))
+                run = self.prepare(
+                    settings,
+                    SampleRNG(seeds[here], numbers[here], device=self.device),
+                    cond={key: value[here] for key, value in rows.items()},
+                    negative_cond={key: value[here] for key, value in negative_rows.items()},
+                    size=size,
+                    tile_size=tile_size,
+                    cond_grad=cond_grad,
+                )
+                pixels = self.decode((run if transform is None else transform(run, here)).run(on_step))
+                batches.append(pixels if settings.threshold == "none" else pixels.clamp(-1, 1))
         finally:
             self.train(training)
-        return torch.cat(parts)
+        return torch.cat(batches)
 
-    def course(
+    def prepare(
         self,
-        how: SampleConfig,
+        settings: SampleConfig,
         streams: SampleRNG,
         *,
-        raw: Raw | None = None,
-        negative: Raw | None = None,
+        cond: Raw | None = None,
+        negative_cond: Raw | None = None,
         size: Sequence[int] | None = None,
-        seen: Sequence[int] | None = None,
-        shift: Shift | None = None,
+        tile_size: Sequence[int] | None = None,
+        cond_grad: Shift | None = None,
     ) -> SamplingRun:
-        """One batch made ready to run; arguments are those of `generate`, with as many rows as `streams` has."""
+        """Prepare the sampling run of one batch; the arguments are those of `generate`, one row for each stream."""
         if size is not None and tuple(size) != self.shape[-len(size) :]:
-            return self.sized(size, seen).course(how, streams, raw=raw, negative=negative, shift=shift)
+            return self.resized(size, tile_size).prepare(
+                settings, streams, cond=cond, negative_cond=negative_cond, cond_grad=cond_grad
+            )
         count = len(streams.samples)
-        condition, null = self.encode(raw, count)
-        if negative:
-            kept = {key: value for key, value in (raw or {}).items() if keeps_in_uncond(self.conditioners[key])}
-            null = self.encode({**kept, **negative}, count)[0]
-        shape = self.codec.latent_shape(self.shape)
+        condition, null = self.encode(cond, count)
+        if negative_cond:
+            shared = {key: value for key, value in (cond or {}).items() if keeps_in_uncond(self.conditioners[key])}
+            null = self.encode({**shared, **negative_cond}, count)[0]
+        shape = self.autoencoder.latent_shape(self.shape)
         return SamplingRun(
-            grid=how.levels(self.process),
-            planned=lambda grid: how.plan(grid, self.variance, shift),
-            guided=lambda condition, null: self._guided(how, condition, null, count, shift),
+            grid=settings.levels(self.process),
+            planned=lambda grid: settings.plan(grid, self.variance, cond_grad),
+            guided=lambda condition, null: self._guided(settings, condition, null, count, cond_grad),
             condition=condition,
             null=null,
             streams=streams,
@@ -393,11 +397,11 @@ class Model(nn.Module):
             noise=streams.bind(shape),
             ahead=self._ahead,
             conditioners=dict(self.conditioners.items()),
-            plain=self.step,
+            plain=self.denoise_fn,
         )
 
     def parts(self) -> Iterator[tuple[str, nn.Module]]:
-        """File name and module of every part that a saved model has weights of.
+        """Yield file name and module of every part whose weights are saved.
 
         Raises:
             RecipeError: The key of a condition cannot be the name of a file.
@@ -410,53 +414,60 @@ class Model(nn.Module):
             return
         yield "denoiser.safetensors", self.denoiser
         for name, part in self.conditioners.items():
-            if name in ("denoiser", "codec", "train_state") or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+            if name in ("denoiser", "autoencoder", "codec", "train_state") or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
                 raise RecipeError(
                     f"condition key {name!r}: names a file of the saved model; use letters, digits, - and _"
                 )
             if part.state_dict():
                 yield f"{name}.safetensors", part
-        if isinstance(self.codec, nn.Module) and self.codec.state_dict():
-            yield model_saving.CODEC, self.codec
+        if isinstance(self.autoencoder, nn.Module) and self.autoencoder.state_dict():
+            yield model_saving.AUTOENCODER, self.autoencoder
 
     def save(self, folder: str | Path, *, force: bool = False) -> Path:
         """Write a folder of model.yaml, a safetensors file per part and card.md, whole or not at all."""
         return model_saving.save_model(self, Path(folder), force=force)
 
     def _estimate(self, x: Tensor, level: NoiseLevel, condition: Condition | None) -> Estimate:
-        """The denoiser under its controls, in the precision asked for."""
-        whole = self.precision == torch.float32
-        with nullcontext() if whole else torch.autocast(x.device.type, self.precision):
+        """Call the denoiser with its ControlNets, in the chosen precision."""
+        full_precision = self.precision == torch.float32
+        with nullcontext() if full_precision else torch.autocast(x.device.type, self.precision):
             if self.controls is not None and condition is not None:
                 condition = self.controls(*self.denoiser.inputs(x, level), condition, level)
             return self.denoiser(x, level, condition)
 
     def _guided(
-        self, how: SampleConfig, condition: Condition | None, null: Condition | None, count: int, shift: Shift | None
+        self,
+        settings: SampleConfig,
+        condition: Condition | None,
+        null: Condition | None,
+        count: int,
+        cond_grad: Shift | None,
     ) -> DenoiseFn:
-        """The step of one batch with its condition bound, guided and clipped."""
-        step = self.step(condition)
-        if how.guidance.scale != 1:
+        """Bind the conditions of one batch, with guidance and thresholding."""
+        denoise = self.denoise_fn(condition)
+        scale = settings.guidance.scale
+        if scale != 1:
             if null is None:
                 raise RecipeError(
-                    f"scale = {how.guidance.scale}: guidance needs a model trained with drop > 0; use scale 1"
+                    f"guidance_scale = {scale}: guidance needs a model trained with drop_prob > 0; use guidance_scale 1"
                 )
-            assert condition is not None  # without one there is no null
+            assert condition is not None  # without a condition there is no null condition
             null = null if self.controls is None else self.controls.without(null)
             alike = (condition.hint is None) == (null.hint is None)
-            if how.guidance.scale != 0 and alike and guidance.should_batch(self.device, count):
-                step = how.guidance.guide(*guidance.batch_cond_uncond(self._estimate, condition, null))
+            if scale != 0 and alike and guidance.should_batch(self.device, count):
+                denoise = settings.guidance.guide(*guidance.batch_cond_uncond(self._estimate, condition, null))
             else:
-                step = how.guidance.guide(step, self.step(null))
-        if shift is not None and not how.takes_shift:
-            step = guidance.shift_eps(step, shift)
-        if how.threshold != "none":
-            step = guidance.clip_static(step) if how.threshold == "static" else guidance.clip_dynamic(step)
-        return step
+                denoise = settings.guidance.guide(denoise, self.denoise_fn(null))
+        if cond_grad is not None and not settings.takes_shift:
+            denoise = guidance.shift_eps(denoise, cond_grad)
+        if settings.threshold != "none":
+            limit = guidance.clip_static if settings.threshold == "static" else guidance.clip_dynamic
+            denoise = limit(denoise)
+        return denoise
 
     @contextmanager
     def _ahead(self, levels: Iterable[NoiseLevel]) -> Iterator[None]:
-        """Where a network can work out before the run what depends on levels or conditions alone, it does."""
+        """Let the networks compute before the run what depends only on noise levels or conditions."""
         parts = [part for part in (self.denoiser.network, self.controls) if hasattr(part, "ahead")]
         plain = [level for level in levels if not isinstance(level.t, Tensor) and level.sigma != 0] if parts else []
         indices = [self.denoiser.index(level, torch.empty(1)).item() for level in plain]
@@ -466,8 +477,20 @@ class Model(nn.Module):
             yield
 
 
-# Keywords of other programs' pipelines, and what they are called here
-_KEYWORDS = {
+# Former names of keywords
+_FORMER_KEYWORDS = {
+    "raw": "cond",
+    "negative": "negative_cond",
+    "scale": "guidance_scale",
+    "grid": "schedule",
+    "clip": "threshold",
+    "first_sample": "start_index",
+    "seen": "tile_size",
+    "shift": "cond_grad",
+    "change": "transform",
+}
+# Keywords of other programs' pipelines, and the keywords of `generate`
+_FOREIGN_KEYWORDS = {
     "cfg": "guidance_scale",
     "cfg_scale": "guidance_scale",
     "num_images": "count",
@@ -483,11 +506,13 @@ _KEYWORDS = {
 
 
 def _unknown_keyword(name: str) -> str:
-    allowed = [one for one in inspect.signature(Model.generate).parameters if one not in ("self", "unknown")]
-    near = f"; nearest: {_KEYWORDS[name]!r}" if name in _KEYWORDS else did_you_mean(name, allowed)
+    if name in _FORMER_KEYWORDS:
+        return f"generate: {name} is the former name of {_FORMER_KEYWORDS[name]}; write {_FORMER_KEYWORDS[name]}"
+    allowed = [key for key in inspect.signature(Model.generate).parameters if key not in ("self", "unknown")]
+    near = f"; nearest: {_FOREIGN_KEYWORDS[name]!r}" if name in _FOREIGN_KEYWORDS else did_you_mean(name, allowed)
     return f"generate: {name}: no such keyword{near}"
 
 
 def _with_conditions(conditions: Mapping[str, Any], **named: Any) -> dict[str, Any]:
-    """Conditions by key, with those that have a keyword of their own."""
+    """Add the conditions that have a keyword to the conditions by key."""
     return {**conditions, **{key: value for key, value in named.items() if value is not None}}

@@ -30,7 +30,7 @@ def card(model: Model, about: str = "") -> str:
     lines = ["# Model card", "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items()), ""]
     if model.config is not None:
         example = (
-            ", raw={" + ", ".join(f'"{key}": ...' for key in model.conditioners) + "}"
+            ", cond={" + ", ".join(f'"{key}": ...' for key in model.conditioners) + "}"
             if len(model.conditioners)
             else ""
         )
@@ -56,12 +56,12 @@ def autoencoder_card(codec: AutoencoderKL | VQModel, config: AutoencoderConfig, 
     rows = {
         "pictures": f"of shape {tuple(config.shape)}",
         "latents": f"of shape {latents}: {values:,} values, {share} of the picture's",
-        "codec": f"{type(codec).__name__}, {sum(p.numel() for p in codec.parameters()):,} parameters",
+        "autoencoder": f"{type(codec).__name__}, {sum(p.numel() for p in codec.parameters()):,} parameters",
         "scale": ", ".join(f"{number:.4g}" for number in codec.scale.tolist()),
         "shift": ", ".join(f"{number:.4g}" for number in codec.shift.tolist()),
     }
     lines = ["# Card of an autoencoder", "", "| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items()), ""]
-    lines += ["```yaml", "codec: {kind: saved, path: this/folder}  # of a diffusion model's recipe", "```", ""]
+    lines += ["```yaml", "autoencoder: {kind: saved, path: this/folder}  # of a diffusion model's recipe", "```", ""]
     lines += ["What it rebuilds resembles the pictures it was trained on; others lose more.", ""]
     return "\n".join(lines) + (f"\n{about.strip()}\n" if about.strip() else "")
 

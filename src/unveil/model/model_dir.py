@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from unveil.types import WeightsError, did_you_mean
+from unveil.errors import WeightsError, did_you_mean
 
 VARIABLE, HERE = "UNVEIL_MODELS", "models"
 Drawer = Literal["checkpoints", "loras", "controlnets"]

@@ -1,6 +1,6 @@
 """Saved models: a folder of model.yaml, a safetensors file per part, card.md and the manifest.
 
-    model.yaml  denoiser.safetensors  label.safetensors  codec.safetensors  card.md  manifest.json
+    model.yaml  denoiser.safetensors  label.safetensors  autoencoder.safetensors  card.md  manifest.json
 
 A text encoder's part is `prompt.safetensors`, with `prompt.tokenizer.json` where the vocabulary is its own, and
 `prompt.vocabulary.json` where it is made of the training texts. What was trained as a LoRA on a base that stays as it
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from unveil.autoencoders import AutoencoderKL, VQModel
+from unveil.errors import WeightsError, did_you_mean
 from unveil.io.safetensors_io import SHOWN, read_header, read_tensors
 from unveil.model import checkpoint_store, model_dir, model_identity
 from unveil.model.assembly import assemble
@@ -29,9 +30,9 @@ from unveil.model.base_model import base_of
 from unveil.model.config import AutoencoderConfig, ModelConfig, read_yaml, validate
 from unveil.model.int8 import dequantize, is_scale
 from unveil.model.model import Model
-from unveil.model.model_saving import parts_of, texts_of
+from unveil.model.model_saving import AUTOENCODER, parts_of, texts_of
 from unveil.nn.meta_device import EmptyParameters
-from unveil.types import ADDITIONS, WeightsError, did_you_mean
+from unveil.types import ADDITIONS
 
 if TYPE_CHECKING:
     from unveil.io.safetensors_io import Header
@@ -41,7 +42,8 @@ Which = Literal["ema", "trained"]
 
 STEERS = "give it beside the model that it is for: unveil sample MODEL --controlnet FILE=IMAGE"
 WHOLE_PART = "a part of a model, which makes no pictures by itself; give the whole folder or file that it is from"
-SHIPPED = "assets/models"  # the package's folder of models that come with it
+BUNDLED = "assets/models"  # the package's folder of bundled models
+FORMER_AUTOENCODER = "codec.safetensors"  # former file name of the autoencoder's weights
 
 
 # ---------------------------------------------------------------------- loading
@@ -75,12 +77,12 @@ def load_model(path: Path | str, *, dtype: torch.dtype | None = torch.float32) -
     raw = read_yaml(described.read_text("utf-8"), str(described))
     if _is_autoencoder(raw):
         raise WeightsError(
-            f"{folder}: an autoencoder, which makes no pictures by itself; name it as the codec of a diffusion model: "
-            "codec: {kind: saved, path: ...}"
+            f"{folder}: an autoencoder, which generates no images by itself; name it in the recipe of a diffusion "
+            "model: autoencoder: {kind: saved, path: ...}"
         )
     config = validate(ModelConfig, raw, str(described))
     with EmptyParameters():
-        model = assemble(config, load_codec)
+        model = assemble(config, load_latent_autoencoder)
     _assign(model, folder, "ema", dtype)
     _take_files(model, folder)
     return model.eval()
@@ -100,24 +102,24 @@ def load_autoencoder(path: Path | str) -> tuple[AutoencoderConfig, AutoencoderKL
         raise WeightsError(f"{folder}: holds no autoencoder; name the run of one, such as that of ae-fashion")
     config = validate(AutoencoderConfig, raw, str(described))
     with EmptyParameters():
-        codec = config.build()
-    _assign(codec, folder, "ema", torch.float32)
-    return config, codec.eval().requires_grad_(False)
+        autoencoder = config.build()
+    _assign(autoencoder, folder, "ema", torch.float32)
+    return config, autoencoder.eval().requires_grad_(False)
 
 
-def load_codec(path: Path | str) -> AutoencoderKL | VQModel:
-    """The codec in a folder: an autoencoder as `load_autoencoder` gives it, or the one that a model has, frozen.
+def load_latent_autoencoder(path: Path | str) -> AutoencoderKL | VQModel:
+    """Load the autoencoder of a folder, frozen: a saved autoencoder, or that of a latent diffusion model.
 
     Raises:
-        WeightsError: as `load_autoencoder` and `load_model`, or a model of pixels.
+        WeightsError: As `load_autoencoder` and `load_model`, or a model of pixels.
     """
     described = resolve_checkpoint(path) / "model.yaml"
     if described.is_file() and _is_autoencoder(read_yaml(described.read_text("utf-8"), str(described))):
         return load_autoencoder(path)[1]
-    codec = load_model(path).codec
-    if not isinstance(codec, AutoencoderKL | VQModel):
+    autoencoder = load_model(path).autoencoder
+    if not isinstance(autoencoder, AutoencoderKL | VQModel):
         raise WeightsError(f"{path}: a model of pixels, without an autoencoder; name the folder of one")
-    return codec
+    return autoencoder
 
 
 def load_weights(model: Model, path: Path | str, *, which: Which = "ema") -> Model:
@@ -160,7 +162,7 @@ def resolve_checkpoint(path: Path | str) -> Path:
     """
     given, path = str(path), Path(path)
     if not path.exists():
-        shipped = Path(str(resources.files("unveil"))) / SHIPPED
+        shipped = Path(str(resources.files("unveil"))) / BUNDLED
         names = sorted(entry.name for entry in shipped.iterdir()) if shipped.is_dir() else []
         if given in names:
             return shipped / given
@@ -223,7 +225,9 @@ def _diffusers_class(path: Path) -> str | None:
 
 
 def weights_of(folder: Path, name: str, which: Which) -> Path:
-    """The file of a part in a verified folder: the averaged one ("ema"), where there is one, or that "trained"."""
+    """File of a part in a verified folder: its EMA weights ("ema") if the folder has some, or the "trained" ones."""
+    if name == AUTOENCODER and not (folder / name).is_file():
+        name = FORMER_AUTOENCODER
     averaged = folder / "ema" / name
     return averaged if which == "ema" and averaged.is_file() else folder / name
 

@@ -1,6 +1,6 @@
 """Saving of models: the files of a saved model's folder, written whole or not at all.
 
-    model.yaml  denoiser.safetensors  label.safetensors  codec.safetensors  card.md  manifest.json
+    model.yaml  denoiser.safetensors  label.safetensors  autoencoder.safetensors  card.md  manifest.json
 
 A text encoder's part is `prompt.safetensors`, with `prompt.tokenizer.json` where the vocabulary is its own, and
 `prompt.vocabulary.json` where it is made of the training texts. What was trained as a LoRA on a base that stays as it
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from unveil.conditioning.learned_text_encoder import LearnedTextEncoder
 from unveil.conditioning.text_encoder import TextEncoder
+from unveil.errors import RecipeError
 from unveil.io.files import refuse_foreign
 from unveil.io.safetensors_io import require_finite
 from unveil.model import checkpoint_store
@@ -25,12 +26,12 @@ from unveil.model.base_model import BASE
 from unveil.model.config import dump
 from unveil.model.int8 import quantize
 from unveil.model.model_card import card
-from unveil.types import ADDITIONS, RecipeError
+from unveil.types import ADDITIONS
 
 if TYPE_CHECKING:
     from unveil.model.model import Model
 
-CODEC = "codec.safetensors"
+AUTOENCODER = "autoencoder.safetensors"
 
 
 def weight_files(model: nn.Module) -> dict[str, dict[str, Tensor]]:
@@ -72,8 +73,10 @@ def save_model(model: Model, folder: Path, *, force: bool = False, about: str = 
         NonFinite: a weight is not finite.
         OutputError: something is there already, or the place cannot be written.
     """
-    if model.home is not None:
-        raise RecipeError(f"this model is saved already: the folder {model.home} itself is the model; copy that")
+    if model.source_folder is not None:
+        raise RecipeError(
+            f"this model is saved already: the folder {model.source_folder} itself is the model; copy that"
+        )
     if model.config is None:
         raise RecipeError(
             "this model's network was not built from a recipe, so its folder could not be loaded by itself; "
@@ -90,7 +93,7 @@ def parts_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """File name and module of every part with tensors of its own; a module without `parts` is an autoencoder."""
     parts = getattr(model, "parts", None)
     if parts is None:
-        yield CODEC, model
+        yield AUTOENCODER, model
     else:
         yield from parts()
 

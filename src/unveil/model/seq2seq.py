@@ -8,12 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from unveil.errors import RecipeError
 from unveil.model.seq2seq_folder import SequenceModel
 from unveil.nn.decoding import beam, greedy
 from unveil.nn.tokenizer import BEGIN, END, PADDING, UNKNOWN, padded
 from unveil.nn.transformer_blocks import AttentionMaps
 from unveil.playground.text_pairs import Pair
-from unveil.types import RecipeError
 
 
 class Translation(NamedTuple):

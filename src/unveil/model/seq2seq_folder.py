@@ -14,12 +14,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
 
+from unveil.errors import WeightsError
 from unveil.io.files import refuse_overwrite, sha256, write_atomically
 from unveil.model import migration
 from unveil.model.config.parsing import read_yaml
 from unveil.nn.tokenizer import Vocabulary
 from unveil.nn.transformer import Transformer, TransformerConfig
-from unveil.types import WeightsError
 
 
 class SequenceModel(NamedTuple):

@@ -11,6 +11,6 @@ def ending(shape: tuple[int, ...], end: Sequence[int]) -> tuple[int, ...]:
     return (*shape[: len(shape) - len(end)], *end)
 
 
-def sized(part: Any, shape: tuple[int, ...]) -> Any:
+def resized(part: Any, shape: tuple[int, ...]) -> Any:
     """The part for another shape, where it depends on it."""
-    return part.sized(shape) if hasattr(part, "sized") else part
+    return part.resized(shape) if hasattr(part, "resized") else part

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from unveil.conditioning.learned_text_encoder import LearnedTextEncoder
+from unveil.errors import RecipeError, WeightsError
 from unveil.model.model import Model
 from unveil.nn.tokenizer import Vocabulary
-from unveil.types import RecipeError, WeightsError
 
 
 def average_weights(models: Sequence[Model], shares: Sequence[float]) -> Model:

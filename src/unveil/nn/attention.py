@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unveil.errors import RecipeError, ShapeError, did_you_mean
 from unveil.nn.embeddings import Rotary
 from unveil.nn.packing import Packing
 from unveil.nn.sdpa import attention_weights, repeat_kv, scaled_dot_product_attention
-from unveil.types import RecipeError, ShapeError, did_you_mean
 
 QkNorm = Literal["none", "layer", "rms"]
 

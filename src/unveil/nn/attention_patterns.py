@@ -15,10 +15,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from unveil.errors import ShapeError
 from unveil.nn.embeddings import grid_coordinates
 from unveil.nn.packing import Packing
 from unveil.nn.sdpa import scaled_dot_product_attention
-from unveil.types import ShapeError
 
 Pattern = Literal["full", "factorised", "windowed"]
 

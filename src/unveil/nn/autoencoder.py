@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unveil.errors import RecipeError, ShapeError
 from unveil.nn.layers import PixelNorm, PixelRMS, SelfAttention, check_multiple, group_norm
 from unveil.nn.unet_blocks import Downsample, Upsample
-from unveil.types import Ge, Lt, RecipeError, ShapeError, checked
+from unveil.types import Ge, Lt, checked
 
 Norm = Literal["group", "pixel", "rms"]
 Middle = Literal["attention", "blocks"]
@@ -34,9 +35,9 @@ class AutoencoderConfig:
     Args:
         in_channels: of the images.
         out_channels: of the result of the decoder.
-        channels: width of the first convolution; levels have multiplier * channels.
-        multipliers: one per level, finest first; the number of levels sets how much smaller latents are.
-        blocks: residual blocks per level of the encoder (the decoder has one more).
+        model_channels: Channels of the first convolution; each level has multiplier * model_channels.
+        channel_mult: Multiplier of each level, finest first; the number of levels sets how much smaller latents are.
+        num_res_blocks: Residual blocks per level of the encoder (the decoder has one more).
         z_channels: what the decoder takes, and what the encoder gives `moments` times.
         attention: rates of the levels with self-attention after each block.
         middle: blocks with attention between them at the smallest resolution, or the blocks alone.
@@ -54,9 +55,9 @@ class AutoencoderConfig:
 
     in_channels: Annotated[int, Ge(1)]
     out_channels: Annotated[int, Ge(1)]
-    channels: Annotated[int, Ge(1)]
-    multipliers: tuple[float, ...]
-    blocks: Annotated[int, Ge(1)]
+    model_channels: Annotated[int, Ge(1)]
+    channel_mult: tuple[float, ...]
+    num_res_blocks: Annotated[int, Ge(1)]
     z_channels: Annotated[int, Ge(1)]
     attention: tuple[int, ...] = ()
     middle: Middle = "attention"
@@ -68,27 +69,29 @@ class AutoencoderConfig:
     patch: Annotated[int, Ge(1)] = 1
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "multipliers", tuple(self.multipliers))
+        object.__setattr__(self, "channel_mult", tuple(self.channel_mult))
         object.__setattr__(self, "attention", tuple(self.attention))
         checked(self)
-        if not self.multipliers:
-            raise RecipeError("multipliers: none given; an autoencoder needs one per level, for example [1, 2, 4]")
+        if not self.channel_mult:
+            raise RecipeError("channel_mult: none given; an autoencoder needs one per level, for example [1, 2, 4]")
         for rate in self.attention:
             if rate not in self.rates:
                 allowed = ", ".join(map(str, self.rates))
                 raise RecipeError(f"attention {rate}: must be a rate of downsampling that a level has: {allowed}")
-        if self.norm == "group" and (odd := [width for width in (self.channels, *self.widths) if width % self.groups]):
+        if self.norm == "group" and (
+            odd := [width for width in (self.model_channels, *self.widths) if width % self.groups]
+        ):
             raise RecipeError(f"{odd[0]} channels: must be a multiple of the {self.groups} groups of the normalisation")
 
     @property
     def rates(self) -> tuple[int, ...]:
         """Downsampling rate of each level."""
-        return tuple(2**level for level in range(len(self.multipliers)))
+        return tuple(2**level for level in range(len(self.channel_mult)))
 
     @property
     def widths(self) -> tuple[int, ...]:
         """Channels of each level."""
-        return tuple(round(multiplier * self.channels) for multiplier in self.multipliers)
+        return tuple(round(multiplier * self.model_channels) for multiplier in self.channel_mult)
 
     @property
     def factor(self) -> int:
@@ -192,12 +195,12 @@ class ImageEncoder(nn.Module):
         super().__init__()
         self.config = config
         last, widths = len(config.widths) - 1, config.widths
-        self.enter = nn.Conv2d(config.in_channels * config.patch**2, config.channels, 3, padding=1)
+        self.enter = nn.Conv2d(config.in_channels * config.patch**2, config.model_channels, 3, padding=1)
         self.down = nn.ModuleList()
         for level, out in enumerate(widths):
             resample = None if level == last else Downsample(out, asymmetric=True)
-            width = config.channels if level == 0 else widths[level - 1]
-            self.down.append(_level(width, level, config.blocks, config, resample))
+            width = config.model_channels if level == 0 else widths[level - 1]
+            self.down.append(_level(width, level, config.num_res_blocks, config, resample))
         self.middle = _middle(config)
         self.norm = _norm(widths[-1], config)
         self.leave = nn.Conv2d(widths[-1], config.moments * config.z_channels, 3, padding=1)
@@ -244,7 +247,7 @@ class ImageDecoder(nn.Module):
         self.up = nn.ModuleList()
         for level in range(last, -1, -1):
             resample = None if level == 0 else Upsample(widths[level])
-            self.up.append(_level(widths[min(level + 1, last)], level, config.blocks + 1, config, resample))
+            self.up.append(_level(widths[min(level + 1, last)], level, config.num_res_blocks + 1, config, resample))
         self.norm = _norm(widths[0], config)
         self.leave = nn.Conv2d(widths[0], config.out_channels * config.patch**2, 3, padding=1)
 

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unveil.errors import RecipeError, ShapeError
 from unveil.nn.embeddings import TimeEmbedding
 from unveil.nn.layers import check_multiple, group_norm, vector_of, zeroed
 from unveil.nn.sdpa import scaled_dot_product_attention
-from unveil.types import Condition, RecipeError, ShapeError
+from unveil.types import Condition
 
 COLUMNS = 5  # centre x, centre y, width, height, presence
 STRIDE = 8  # of the coarse map; the fine one has half of it
@@ -33,33 +34,33 @@ class BoxesConfig:
     Args:
         slots: boxes in a set; each row has its own learned vector.
         concat_channels: of the image in `condition.channels`.
-        channels: width of the features and of the transformer.
-        blocks: of the transformer.
+        hidden_size: Width of the features and of the transformer.
+        depth: Number of transformer blocks.
         heads: of its attention.
         samples: side of the grid of points that is read inside each box.
 
     Raises:
-        RecipeError: channels that the heads do not divide, or a number below 1.
+        RecipeError: A hidden_size that the heads do not divide, or a number below 1.
     """
 
     slots: int
     concat_channels: int
-    channels: int = 64
-    blocks: int = 3
+    hidden_size: int = 64
+    depth: int = 3
     heads: int = 4
     samples: int = 3
 
     def __post_init__(self) -> None:
-        for name in ("slots", "concat_channels", "channels", "blocks", "heads", "samples"):
+        for name in ("slots", "concat_channels", "hidden_size", "depth", "heads", "samples"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name} = {getattr(self, name)}: must be at least 1")
-        if self.channels % self.heads or self.channels % 8:
-            raise RecipeError(f"channels = {self.channels}: must be a multiple of heads = {self.heads} and of 8")
+        if self.hidden_size % self.heads or self.hidden_size % 8:
+            raise RecipeError(f"hidden_size = {self.hidden_size}: must be a multiple of heads = {self.heads} and of 8")
 
     @property
     def vector_dim(self) -> int:
         """Width of the time embedding, and of a condition's vector."""
-        return self.channels
+        return self.hidden_size
 
 
 class BoxBackbone(nn.Module):
@@ -67,7 +68,7 @@ class BoxBackbone(nn.Module):
 
     def __init__(self, config: BoxesConfig) -> None:
         super().__init__()
-        width = config.channels
+        width = config.hidden_size
         widths = [config.concat_channels, width // 2, width, width]
         self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in pairwise(widths))
         self.norms = nn.ModuleList(group_norm(b, 4) for b in widths[1:])
@@ -114,13 +115,13 @@ class BoxDenoiser(nn.Module):
         super().__init__()
         self.config = config
         self.vector_dim = config.vector_dim
-        width = config.channels
+        width = config.hidden_size
         self.features = BoxBackbone(config)
         self.time = TimeEmbedding(width, width, "cos-sin")
         self.coordinates = nn.Linear(COLUMNS, width)
         self.region = nn.Linear(config.samples**2 * width, width)
         self.rows = nn.Parameter(0.02 * torch.randn(config.slots, width))
-        self.blocks = nn.ModuleList(BoxDecoderBlock(width, config.heads) for _ in range(config.blocks))
+        self.blocks = nn.ModuleList(BoxDecoderBlock(width, config.heads) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width)
         self.leave = zeroed(nn.Linear(width, COLUMNS))
 

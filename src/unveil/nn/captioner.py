@@ -16,12 +16,13 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor, nn
 
+from unveil.errors import RecipeError, ShapeError
 from unveil.nn.embeddings import grid_coordinates, sin_cos_positions
 from unveil.nn.layers import check_multiple
 from unveil.nn.transformer import DecoderState, TransformerDecoder, xavier_
 from unveil.nn.transformer_blocks import BlockConfig, EncoderStates, TransformerStack
 from unveil.nn.vit import Stem, check_stem, stem
-from unveil.types import Ge, RecipeError, ShapeError, checked
+from unveil.types import Ge, checked
 
 RATE = 8.0  # frames a second of clips that say nothing else; a step of time is one of them
 
@@ -31,13 +32,13 @@ class CaptionerConfig:
     """Configuration of a captioner.
 
     Args:
-        vocabulary: words that it writes, the special ones included.
+        vocab_size: Size of the vocabulary, special tokens included.
         channels: of an image.
         patch: side of the squares of a frame that become tokens.
         stem: how a square becomes a token, see `vit.ViTConfig`.
         depth, decoder_depth: blocks that look, and that write.
-        width, heads: of a token, and of attention.
-        hidden: width of the perceptrons, in multiples of `width`.
+        hidden_size, heads: Width of a token, number of attention heads.
+        mlp_ratio: Width of the MLPs, in multiples of `hidden_size`.
         max_length: words of a caption at most, begin and end included.
         dropout: in training.
 
@@ -45,15 +46,15 @@ class CaptionerConfig:
         RecipeError: settings that do not fit together.
     """
 
-    vocabulary: Annotated[int, Ge(1)]
+    vocab_size: Annotated[int, Ge(1)]
     channels: Annotated[int, Ge(1)] = 3
     patch: Annotated[int, Ge(1)] = 8
     stem: Stem = "convolutions"
     depth: Annotated[int, Ge(1)] = 4
     decoder_depth: Annotated[int, Ge(1)] = 2
-    width: Annotated[int, Ge(1)] = 144
+    hidden_size: Annotated[int, Ge(1)] = 144
     heads: Annotated[int, Ge(1)] = 4
-    hidden: float = 4.0
+    mlp_ratio: float = 4.0
     max_length: int = 64
     dropout: float = 0.0
 
@@ -63,16 +64,16 @@ class CaptionerConfig:
             raise RecipeError(
                 f"max_length = {self.max_length}, dropout = {self.dropout}: must be at least 3, and in [0, 1)"
             )
-        if self.width % 6 or self.width % self.heads:
+        if self.hidden_size % 6 or self.hidden_size % self.heads:
             raise RecipeError(
-                f"width = {self.width}: must be a multiple of 6, for places along three axes, and of the heads"
+                f"hidden_size = {self.hidden_size}: must be a multiple of 6, for three axes, and of the heads"
             )
         check_stem(self)
 
     @property
     def block(self) -> BlockConfig:
         """Configuration of the blocks of both halves."""
-        return BlockConfig(self.width, self.heads, int(self.hidden * self.width), dropout=self.dropout)
+        return BlockConfig(self.hidden_size, self.heads, int(self.mlp_ratio * self.hidden_size), dropout=self.dropout)
 
 
 class Captioner(nn.Module):
@@ -87,7 +88,11 @@ class Captioner(nn.Module):
         self.encoder = TransformerStack(config.depth, config.block)
         xavier_(self.encoder)
         self.decoder = TransformerDecoder(
-            config.vocabulary, config.decoder_depth, config.block, limit=config.max_length, context_width=config.width
+            config.vocab_size,
+            config.decoder_depth,
+            config.block,
+            limit=config.max_length,
+            context_width=config.hidden_size,
         )
 
     def forward(self, x: Tensor, words: Tensor, rate: Tensor | None = None) -> Tensor:
@@ -110,7 +115,7 @@ class Captioner(nn.Module):
         frames = x.transpose(1, 2).flatten(0, 1)  # (B T, channels, H, W)
         h = self.patches(frames)  # (B T, C, H / patch, W / patch)
         size = (x.shape[2], *h.shape[2:])
-        tokens = h.flatten(2).transpose(1, 2).reshape(len(x), -1, self.config.width)  # (B, N, C)
+        tokens = h.flatten(2).transpose(1, 2).reshape(len(x), -1, self.config.hidden_size)  # (B, N, C)
         return EncoderStates(self.encoder(tokens + self._places(size, len(x), rate).to(tokens)))
 
     def start(self, x: Tensor, rate: Tensor | None = None) -> DecoderState:
@@ -121,9 +126,9 @@ class Captioner(nn.Module):
         """Waves of when and where each token is, (1 or B, N, C): time counts in frames of `RATE`."""
         grid = grid_coordinates(size)  # (N, 3)
         if rate is None:
-            return sin_cos_positions(grid, self.config.width, "sin-cos")[None]
+            return sin_cos_positions(grid, self.config.hidden_size, "sin-cos")[None]
         steps = (RATE / rate.cpu().double()).tolist()
-        positions = {step: _at(grid, step, self.config.width) for step in set(steps)}
+        positions = {step: _at(grid, step, self.config.hidden_size) for step in set(steps)}
         return torch.stack([positions[step] for step in steps]).view(batch, len(grid), -1)
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unveil.types import ShapeError
+from unveil.errors import ShapeError
 
 Cache = tuple[Tensor, ...]
 

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unveil.errors import RecipeError, ShapeError
 from unveil.nn.embeddings import TimeEmbedding
 from unveil.nn.layers import AttentionOrder, check_multiple, group_norm, scaled_dot_product_attention, zeroed
 from unveil.nn.unet_blocks import down_blocks, mid_block
 from unveil.nn.unet_config import Modulation, Resampling, UNetConfig
-from unveil.types import Ge, RecipeError, ShapeError, checked
+from unveil.types import Ge, checked
 
 Pool = Literal["attention", "adaptive", "spatial", "spatial_v2"]
 
@@ -30,7 +31,7 @@ class NoisyClassifierConfig:
 
     Args:
         in_channels: of x.
-        classes: logits.
+        num_classes: Number of logits.
         size: side of x in pixels, which attention pooling learns a place for each of.
         model_channels, channel_mult, num_res_blocks, attention: of the encoder.
         heads, head_channels: of its attention; pooling by attention has the same width per head.
@@ -47,7 +48,7 @@ class NoisyClassifierConfig:
     """
 
     in_channels: int
-    classes: Annotated[int, Ge(1)]
+    num_classes: Annotated[int, Ge(1)]
     size: Annotated[int, Ge(1)]
     model_channels: int = 128
     channel_mult: tuple[float, ...] = (1, 2, 3, 4)
@@ -121,7 +122,7 @@ class NoisyClassifier(nn.Module):
         self.enter = nn.Conv2d(encoder.in_channels, encoder.widths[0], 3, padding=1)
         self.down, stack = down_blocks(encoder)
         self.middle = mid_block(encoder)
-        width, classes = encoder.widths[-1], config.classes
+        width, classes = encoder.widths[-1], config.num_classes
         if config.pool in ("attention", "adaptive"):
             self.norm = group_norm(width, config.groups, encoder.norm_eps)
             if config.pool == "attention":

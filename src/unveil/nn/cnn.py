@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from unveil.types import RecipeError, ShapeError
+from unveil.errors import RecipeError, ShapeError
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class CnnConfig:
 
     channels: int
     size: int
-    classes: int
+    num_classes: int
     widths: tuple[int, ...]
     features: int = 64
 
@@ -60,7 +60,7 @@ class Cnn(nn.Module):
         # A 2 x 2 summary keeps some of where things are: a shoe's heel is at one end.
         self.pool = nn.AdaptiveAvgPool2d(2)
         self.neck = nn.Linear(4 * channels, config.features)
-        self.head = nn.Linear(config.features, config.classes)
+        self.head = nn.Linear(config.features, config.num_classes)
 
     def forward(self, x: Tensor) -> ClassifierOutput:
         """Features and logits.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from unveil.core.rng import SampleRNG
-from unveil.types import RecipeError, ShapeError
+from unveil.errors import RecipeError, ShapeError
 
 
 class NextToken(Protocol):

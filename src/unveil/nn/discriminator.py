@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from unveil.types import RecipeError, ShapeError
+from unveil.errors import RecipeError, ShapeError
 
 _WIDEST = 8  # times the first width
 # By the number of axes: convolution, normalisation, kernel and padding; time has a kernel that leaves its length

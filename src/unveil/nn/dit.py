@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from unveil.errors import RecipeError, ShapeError
 from unveil.nn.attention import Attention
 from unveil.nn.dit_config import DiTConfig
 from unveil.nn.embeddings import TimeEmbedding, grid_coordinates, sin_cos_positions
 from unveil.nn.layers import check_multiple, vector_of, with_context, zeroed
 from unveil.nn.packing import Packing
 from unveil.nn.transformer_blocks import BlockConfig, EncoderStates, Mlp, TransformerBlock
-from unveil.types import Condition, RecipeError, ShapeError
+from unveil.types import Condition
 
 WAVES = 256  # numbers of the sinusoid of t
 AHEAD = 2**30  # bytes of modulation that are computed ahead at most

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+from unveil.errors import RecipeError, did_you_mean
 from unveil.nn.attention import QkNorm
 from unveil.nn.embeddings import EmbeddingOrder
-from unveil.types import Ge, RecipeError, checked, did_you_mean
+from unveil.types import Ge, checked
 
 Design = Literal["in-context", "cross-attention", "adaln", "adaln-zero"]
 Skips = Literal["none", "long"]

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unveil.errors import RecipeError, ShapeError
 from unveil.nn.layers import Fir, FirConv, SelfAttention, group_norm, zeroed
-from unveil.types import RecipeError, ShapeError
 
 Way = Literal["down", "up"]
 Combination = Literal["sum", "cat"]

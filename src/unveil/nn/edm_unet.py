@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unveil.errors import RecipeError, ShapeError
 from unveil.nn.edm_blocks import (
     Combination,
     EDMBlock,
@@ -35,7 +36,7 @@ from unveil.nn.edm_blocks import (
 )
 from unveil.nn.embeddings import sinusoid
 from unveil.nn.layers import check_multiple, vector_of, with_context, zeroed
-from unveil.types import Condition, RecipeError, ShapeError, checked
+from unveil.types import Condition, checked
 
 Embedding = Literal["positional", "fourier"]
 Encoder = Literal["standard", "skip", "residual"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unveil.types import RecipeError, ShapeError, did_you_mean
+from unveil.errors import RecipeError, ShapeError, did_you_mean
 
 EmbeddingOrder = Literal["sin-cos", "cos-sin"]
 # sin and cos of a wave side by side (Vaswani 2017), or all sines of an axis before its cosines (MAE, DiT)

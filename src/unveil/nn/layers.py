@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unveil.errors import RecipeError, ShapeError
 from unveil.nn.sdpa import scaled_dot_product_attention
-from unveil.types import Condition, RecipeError, ShapeError
+from unveil.types import Condition
 
 # In which order the rows of a joint query-key-value projection stand
 AttentionOrder = Literal["heads-first", "qkv-first"]

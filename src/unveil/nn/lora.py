@@ -27,8 +27,8 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
+from unveil.errors import RecipeError, ShapeError, did_you_mean
 from unveil.nn.lora_layer import LoraDelta, LoraLayer, LoraParams
-from unveil.types import RecipeError, ShapeError, did_you_mean
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 CHILD = "lora"  # the name of the module that holds a layer's additions

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
-from unveil.types import ShapeError
+from unveil.errors import ShapeError
 
 
 @dataclass(frozen=True)

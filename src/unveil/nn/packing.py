@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from unveil.errors import ShapeError
 from unveil.nn.sdpa import repeat_kv, scaled_dot_product_attention
-from unveil.types import ShapeError
 
 
 class Packing:

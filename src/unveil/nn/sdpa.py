@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unveil.types import ShapeError
+from unveil.errors import ShapeError
 
 # On a CPU two plain products beat torch's fused kernel in bf16, which computes at the speed of float32: with heads of
 # 64 they take two thirds of its time. Where a gradient keeps all weights (queries times keys), they do so up to this

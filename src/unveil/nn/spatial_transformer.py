@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unveil.errors import ShapeError
 from unveil.nn.attention import KVCache
 from unveil.nn.layers import group_norm, zeroed
 from unveil.nn.transformer_blocks import BlockConfig, EncoderStates, TransformerBlock
-from unveil.types import Condition, ShapeError
+from unveil.types import Condition
 
 # What the layers around the blocks are: convolutions of one pixel, as in the paper, or linear layers of the tokens
 Projection = Literal["conv", "linear"]

@@ -13,18 +13,32 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from unveil.errors import RecipeError, ShapeError, did_you_mean
 from unveil.io.optional_deps import import_extra
 from unveil.nn.tokenizer import TokenLayout
-from unveil.types import RecipeError, ShapeError, did_you_mean
 
 WHO = "a text encoder"
 ACTIVATIONS = {"quick-gelu": "quick_gelu", "gelu": "gelu"}  # ours: transformers'
 
 # Published towers: width, depth, heads and what else differs from the defaults
 SIZES: Mapping[str, Mapping[str, Any]] = {
-    "clip-l": {"width": 768, "depth": 12, "heads": 12},
-    "openclip-h": {"width": 1024, "depth": 24, "heads": 16, "activation": "gelu", "projection": 1024, "padding": 0},
-    "openclip-g": {"width": 1280, "depth": 32, "heads": 20, "activation": "gelu", "projection": 1280, "padding": 0},
+    "clip-l": {"hidden_size": 768, "depth": 12, "heads": 12},
+    "openclip-h": {
+        "hidden_size": 1024,
+        "depth": 24,
+        "heads": 16,
+        "activation": "gelu",
+        "projection": 1024,
+        "padding": 0,
+    },
+    "openclip-g": {
+        "hidden_size": 1280,
+        "depth": 32,
+        "heads": 20,
+        "activation": "gelu",
+        "projection": 1280,
+        "padding": 0,
+    },
 }
 
 
@@ -40,10 +54,10 @@ class CLIPEncoderConfig:
     """Configuration of CLIP's text tower.
 
     Args:
-        width, depth, heads: width of a token, blocks, attention heads.
-        hidden: width of the MLPs, in multiples of `width`.
-        vocabulary: tokens.
-        length: of a row, its two special tokens included.
+        hidden_size, depth, heads: Width of a token, number of blocks, number of attention heads.
+        mlp_ratio: Width of the MLPs, in multiples of `hidden_size`.
+        vocab_size: Size of the vocabulary.
+        max_length: Tokens of a row, its two special tokens included.
         activation: OpenAI's towers have the quick GELU, x sigmoid(1.702 x), OpenCLIP's the exact one.
         projection: width of the pooled vector behind a linear layer; 0: the pooled vector as it is.
         skip: last blocks whose work is not used for tokens; 1 is the penultimate layer's result.
@@ -55,12 +69,12 @@ class CLIPEncoderConfig:
     FrozenOpenCLIPEmbedder.
     """
 
-    width: int
+    hidden_size: int
     depth: int
     heads: int
-    hidden: float = 4.0
-    vocabulary: int = 49408
-    length: int = 77
+    mlp_ratio: float = 4.0
+    vocab_size: int = 49408
+    max_length: int = 77
     activation: Literal["quick-gelu", "gelu"] = "quick-gelu"
     projection: int = 0
     skip: int = 0
@@ -71,14 +85,14 @@ class CLIPEncoderConfig:
     padding: int = 49407
 
     def __post_init__(self) -> None:
-        _check_heads(self.width, self.heads)
+        _check_heads(self.hidden_size, self.heads)
         if not 0 <= self.skip < self.depth:
             raise RecipeError(f"skip = {self.skip}: must be 0 to {self.depth - 1}, below the depth")
-        _check_special(self.vocabulary, {"begin": self.begin, "end": self.end, "padding": self.padding})
+        _check_special(self.vocab_size, {"begin": self.begin, "end": self.end, "padding": self.padding})
 
     def frame(self, rows: int) -> TokenLayout:
         """Layout of its rows."""
-        return TokenLayout(self.length, rows, self.begin, self.end, self.padding)
+        return TokenLayout(self.max_length, rows, self.begin, self.end, self.padding)
 
 
 @dataclass(frozen=True)
@@ -86,11 +100,11 @@ class T5EncoderConfig:
     """Configuration of T5's encoder.
 
     Args:
-        width, depth, heads: width of a token, blocks, attention heads.
-        head_width: of one attention head.
-        hidden: width of the MLPs.
-        vocabulary: rows of the embedding table.
-        length: of a row; any is possible, positions being relative.
+        hidden_size, depth, heads: Width of a token, number of blocks, number of attention heads.
+        head_dim: Width of one attention head.
+        intermediate_size: Width of the MLPs.
+        vocab_size: Rows of the embedding table.
+        max_length: Tokens of a row; any number is possible, because positions are relative.
         feed: of the MLPs: `relu` in the first T5, `gated-gelu` in version 1.1.
         buckets, distance: of the relative positions.
         norm_eps: of the normalisations.
@@ -102,13 +116,13 @@ class T5EncoderConfig:
         Chung et al. 2023 (arXiv:2304.09151).
     """
 
-    width: int
+    hidden_size: int
     depth: int
     heads: int
-    head_width: int
-    hidden: int
-    vocabulary: int = 32128
-    length: int = 77
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int = 32128
+    max_length: int = 77
     feed: Literal["relu", "gated-gelu"] = "gated-gelu"
     buckets: int = 32
     distance: int = 128
@@ -119,17 +133,17 @@ class T5EncoderConfig:
     padding: int = 0
 
     def __post_init__(self) -> None:
-        _check_special(self.vocabulary, {"end": self.end, "padding": self.padding})
+        _check_special(self.vocab_size, {"end": self.end, "padding": self.padding})
 
     def frame(self, rows: int) -> TokenLayout:
         """Layout of its rows.
 
         Raises:
-            RecipeError: more than one row; `length` makes a longer one.
+            RecipeError: more than one row; `max_length` makes a longer one.
         """
         if rows != 1:
-            raise RecipeError(f"num_chunks = {rows}: T5 takes rows of any length; raise length instead")
-        return TokenLayout(self.length, 1, None, self.end, self.padding)
+            raise RecipeError(f"num_chunks = {rows}: T5 takes rows of any length; raise max_length instead")
+        return TokenLayout(self.max_length, 1, None, self.end, self.padding)
 
 
 TowerConfig = CLIPEncoderConfig | T5EncoderConfig
@@ -147,12 +161,12 @@ class CLIPTextEncoder(nn.Module):
         self.config = config
         library = import_extra("transformers", WHO)
         library_config = library.CLIPTextConfig(
-            vocab_size=config.vocabulary,
-            hidden_size=config.width,
-            intermediate_size=round(config.width * config.hidden),
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            intermediate_size=round(config.hidden_size * config.mlp_ratio),
             num_hidden_layers=config.depth,
             num_attention_heads=config.heads,
-            max_position_embeddings=config.length,
+            max_position_embeddings=config.max_length,
             hidden_act=ACTIVATIONS[config.activation],
             layer_norm_eps=config.norm_eps,
             bos_token_id=config.begin,
@@ -160,11 +174,11 @@ class CLIPTextEncoder(nn.Module):
             pad_token_id=config.padding,
         )
         self.model: Any = library.CLIPTextModel(library_config)
-        self.projection = nn.Linear(config.width, config.projection, bias=False) if config.projection else None
+        self.projection = nn.Linear(config.hidden_size, config.projection, bias=False) if config.projection else None
 
     def forward(self, numbers: Tensor, used: Tensor) -> TextEncoderOutput:
         """Vectors of rows of tokens, (B, L) int64; padding takes part, as published, so `used` (B, L) is not."""
-        check_numbers(numbers, self.config.vocabulary)
+        check_numbers(numbers, self.config.vocab_size)
         earlier = bool(self.config.skip) or self.config.norm == "none"
         output = self.model(input_ids=numbers, output_hidden_states=earlier)
         tokens: Tensor = output.last_hidden_state
@@ -188,10 +202,10 @@ class T5TextEncoder(nn.Module):
         library = import_extra("transformers", WHO)
         family = "T5" if config.positions == "shared" else "UMT5"
         library_config = getattr(library, f"{family}Config")(
-            vocab_size=config.vocabulary,
-            d_model=config.width,
-            d_kv=config.head_width,
-            d_ff=config.hidden,
+            vocab_size=config.vocab_size,
+            d_model=config.hidden_size,
+            d_kv=config.head_dim,
+            d_ff=config.intermediate_size,
             num_layers=config.depth,
             num_heads=config.heads,
             relative_attention_num_buckets=config.buckets,
@@ -207,7 +221,7 @@ class T5TextEncoder(nn.Module):
 
     def forward(self, numbers: Tensor, used: Tensor) -> TextEncoderOutput:
         """Vectors of rows of tokens, (B, L) int64; `used` (B, L) is False for padding."""
-        check_numbers(numbers, self.config.vocabulary)
+        check_numbers(numbers, self.config.vocab_size)
         mask = used if self.config.attend == "tokens" else torch.ones_like(used)
         return TextEncoderOutput(self.model(input_ids=numbers, attention_mask=mask.long()).last_hidden_state)
 

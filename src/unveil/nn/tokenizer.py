@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from unveil.types import RecipeError, ShapeError, did_you_mean
+from unveil.errors import RecipeError, ShapeError, did_you_mean
 
 Unit = Literal["characters", "words", "terms"]
 PADDING, BEGIN, END, UNKNOWN = range(4)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unveil.errors import RecipeError, ShapeError, did_you_mean
 from unveil.nn.attention import Attention
 from unveil.nn.embeddings import sin_cos_positions
 from unveil.nn.transformer_blocks import (
@@ -26,7 +27,6 @@ from unveil.nn.transformer_blocks import (
     TransformerBlock,
     TransformerStack,
 )
-from unveil.types import RecipeError, ShapeError, did_you_mean
 
 # Which tables are one: none, the target's and the output's, or the source's with them
 Tie = Literal["none", "output", "all"]
@@ -156,9 +156,9 @@ class TransformerConfig:
 
     source: int
     target: int
-    width: int = 512
+    hidden_size: int = 512
     heads: int = 8
-    hidden: int = 2048
+    intermediate_size: int = 2048
     depth: int = 6
     decoder_depth: int | None = None
     dropout: float = 0.1
@@ -176,13 +176,15 @@ class TransformerConfig:
             raise RecipeError(
                 f"tie = all: the vocabularies of {self.source} and {self.target} words must be one; use tie = output"
             )
-        if self.width % 2 or self.width % self.heads:
-            raise RecipeError(f"width {self.width}: must be even and a multiple of the {self.heads} heads")
+        if self.hidden_size % 2 or self.hidden_size % self.heads:
+            raise RecipeError(f"hidden_size {self.hidden_size}: must be even and a multiple of the {self.heads} heads")
 
     @property
     def block(self) -> BlockConfig:
         """Configuration of the blocks of both halves."""
-        return BlockConfig(self.width, self.heads, self.hidden, self.norm, self.activation, self.dropout)
+        return BlockConfig(
+            self.hidden_size, self.heads, self.intermediate_size, self.norm, self.activation, self.dropout
+        )
 
 
 class Transformer(nn.Module):
@@ -196,13 +198,15 @@ class Transformer(nn.Module):
         self.config = config
         self.words = None
         if config.tie != "all":
-            self.words = TokenEmbedding(config.source, config.width, limit=config.max_length, dropout=config.dropout)
+            self.words = TokenEmbedding(
+                config.source, config.hidden_size, limit=config.max_length, dropout=config.dropout
+            )
         self.encoder = TransformerStack(config.depth, config.block)
         xavier_(self)
         depth = config.decoder_depth or config.depth
         tied = config.tie != "none"
         self.decoder = TransformerDecoder(
-            config.target, depth, config.block, limit=config.max_length, context_width=config.width, tied=tied
+            config.target, depth, config.block, limit=config.max_length, context_width=config.hidden_size, tied=tied
         )
 
     def forward(self, source: Tensor, target: Tensor, *, mask: Tensor | None = None) -> Tensor:

@@ -11,10 +11,10 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
+from unveil.errors import RecipeError, ShapeError, did_you_mean
 from unveil.nn.attention import Attention, AttentionPattern, KVCache, QkNorm
 from unveil.nn.cpu_kernels import linear_geglu, linear_gelu
 from unveil.nn.embeddings import Rotary
-from unveil.types import RecipeError, ShapeError, did_you_mean
 
 # Whether the sum of a residual is normalised (2017), or what goes into its branch (Xiong et al. 2020, arXiv:2002.04745)
 NormPlace = Literal["post", "pre"]

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unveil.errors import ShapeError
 from unveil.nn.attention import KVCache
 from unveil.nn.embeddings import TimeEmbedding
 from unveil.nn.layers import check_multiple, group_norm, vector_of, with_context, zeroed
@@ -27,7 +28,7 @@ from unveil.nn.spatial_transformer import Memo, TextContext, keys_values, text_o
 from unveil.nn.transformer_blocks import EncoderStates
 from unveil.nn.unet_blocks import Upsample, down_blocks, mid_block, up_blocks
 from unveil.nn.unet_config import UNetConfig
-from unveil.types import Condition, ShapeError
+from unveil.types import Condition
 
 
 class UNetFeatures(NamedTuple):

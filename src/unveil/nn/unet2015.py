@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unveil.errors import RecipeError, ShapeError
 from unveil.nn.embeddings import TimeEmbedding
 from unveil.nn.layers import check_multiple, group_norm, vector_of, with_context, zeroed
-from unveil.types import Condition, RecipeError, ShapeError
+from unveil.types import Condition
 
 
 @dataclass(frozen=True)

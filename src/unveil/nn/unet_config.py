@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from unveil.errors import RecipeError
 from unveil.nn.embeddings import EmbeddingOrder
 from unveil.nn.layers import AttentionOrder, ContextSize
 from unveil.nn.spatial_transformer import Projection
-from unveil.types import Ge, Lt, RecipeError, checked
+from unveil.types import Ge, Lt, checked
 
 Modulation = Literal["add", "scale-shift"]
 Resampling = Literal["conv", "conv-asymmetric", "pool", "residual"]

@@ -27,12 +27,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unveil.errors import RecipeError, ShapeError
 from unveil.nn.autoencoder import AutoencoderConfig, Middle, Norm, activated
 from unveil.nn.causal_conv3d import Cache, CausalConv, StreamState, by_frame
 from unveil.nn.dct import lowpass_rows
 from unveil.nn.layers import PixelRMS, check_multiple, zeroed
 from unveil.nn.unet_blocks import Downsample, Upsample
-from unveil.types import RecipeError, ShapeError
 
 LOGVAR = -6.0  # of latents before training: little noise, so that what is left out of them can be learned
 AT_ONCE = 4  # latents that are computed at a time where no gradient is wanted
@@ -67,8 +67,8 @@ class VideoAutoencoderConfig(AutoencoderConfig):
         most = self.span * self.rates[-1]
         if not self.span <= self.time <= most:
             raise RecipeError(
-                f"time = {self.time}: {len(self.multipliers)} levels and span {self.span} reach {self.span} to {most} "
-                "frames for a latent; change span, or add multipliers"
+                f"time = {self.time}: {len(self.channel_mult)} levels and span {self.span} reach {self.span} to {most} "
+                "frames for a latent; change span, or add levels to channel_mult"
             )
 
     @property
@@ -107,12 +107,12 @@ class VideoAutoencoderConfig(AutoencoderConfig):
     @property
     def encoder_look_back(self) -> int:
         """Latents in time before itself that a latent depends on by its frames."""
-        return self.look_back(self.blocks)
+        return self.look_back(self.num_res_blocks)
 
     @property
     def decoder_look_back(self) -> int:
         """Latents in time before its own that a frame depends on."""
-        return self.look_back(self.blocks + 1)
+        return self.look_back(self.num_res_blocks + 1)
 
 
 class VideoBlock(nn.Module):
@@ -251,12 +251,12 @@ class VideoEncoder(StreamingModule):
         super().__init__()
         self.config = config
         last, widths = len(config.widths) - 1, config.widths
-        self.enter = CausalConv(config.in_channels * config.span * config.patch**2, config.channels, (3, 3))
+        self.enter = CausalConv(config.in_channels * config.span * config.patch**2, config.model_channels, (3, 3))
         self.down = nn.ModuleList()
         for level, out in enumerate(widths):
             resample = None if level == last else VideoDownsample(out, config.halves[level])
-            width = config.channels if level == 0 else widths[level - 1]
-            self.down.append(_level(width, level, config.blocks, config, resample))
+            width = config.model_channels if level == 0 else widths[level - 1]
+            self.down.append(_level(width, level, config.num_res_blocks, config, resample))
         self.middle = VideoLevel([VideoBlock(widths[-1], widths[-1], config) for _ in range(2)])
         self.norm = PixelRMS(widths[-1], config.norm_eps)
         self.leave = zeroed(CausalConv(widths[-1], config.moments * config.z_channels, (3, 3)))
@@ -307,7 +307,7 @@ class VideoDecoder(StreamingModule):
         self.up = nn.ModuleList()
         for level in range(last, -1, -1):
             resample = None if level == 0 else VideoUpsample(widths[level], config.halves[level - 1])
-            self.up.append(_level(widths[min(level + 1, last)], level, config.blocks + 1, config, resample))
+            self.up.append(_level(widths[min(level + 1, last)], level, config.num_res_blocks + 1, config, resample))
         self.norm = PixelRMS(widths[0], config.norm_eps)
         self.leave = zeroed(CausalConv(widths[0], config.out_channels * config.span * config.patch**2, (3, 3)))
         self.direct = zeroed(nn.Conv3d(config.z_channels, config.out_channels * config.box, 1))

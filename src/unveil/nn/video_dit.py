@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from unveil.errors import ShapeError
 from unveil.nn.attention import Attention, AttentionPattern
 from unveil.nn.attention_patterns import AttentionGroups, TokenGrid
 from unveil.nn.dit import WAVES, modulate
@@ -34,7 +35,7 @@ from unveil.nn.packing import Packing
 from unveil.nn.spatial_transformer import text_of
 from unveil.nn.transformer_blocks import Mlp
 from unveil.nn.video_dit_config import VideoDiTConfig
-from unveil.types import Condition, ShapeError
+from unveil.types import Condition
 
 # Frames of half the longest wave that tells when a token is
 SPAN = 64

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+from unveil.errors import RecipeError
 from unveil.nn.attention import QkNorm
 from unveil.nn.attention_patterns import Pattern
-from unveil.types import Ge, RecipeError, checked
+from unveil.types import Ge, checked
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unveil.errors import RecipeError, ShapeError, did_you_mean
 from unveil.nn.cnn import ClassifierOutput
 from unveil.nn.embeddings import LearnedPositions, grid_coordinates, sin_cos_positions
 from unveil.nn.layers import check_multiple, zeroed
 from unveil.nn.transformer_blocks import BlockConfig, TransformerStack
-from unveil.types import Ge, RecipeError, ShapeError, checked, did_you_mean
+from unveil.types import Ge, checked
 
 Pool = Literal["class", "mean"]
 Head = Literal["linear", "hidden"]
@@ -38,10 +39,10 @@ class ViTConfig:
     Args:
         channels: of an image.
         size: side of the images that the positions are learned for.
-        classes: logits; 0: it gives features alone.
+        num_classes: Number of logits; 0: the network returns only features.
         patch: side of the squares that become tokens.
-        depth, width, heads: blocks, width of a token, attention heads.
-        hidden: width of the MLPs, in multiples of `width`.
+        depth, hidden_size, heads: Number of blocks, width of a token, number of attention heads.
+        mlp_ratio: Width of the MLPs, in multiples of `hidden_size`.
         pool: `class` reads its own token, `mean` averages those of the image.
         head: `hidden` puts a tanh layer before the logits, as in pre-training; `linear` none, as in fine-tuning.
         stem: how a square becomes a token. `patches`: by one linear map; `convolutions`: by normalised 3 x 3 ones,
@@ -56,12 +57,12 @@ class ViTConfig:
 
     channels: Annotated[int, Ge(1)]
     size: Annotated[int, Ge(1)]
-    classes: int = 0
+    num_classes: int = 0
     patch: Annotated[int, Ge(1)] = 16
     depth: Annotated[int, Ge(1)] = 12
-    width: Annotated[int, Ge(1)] = 768
+    hidden_size: Annotated[int, Ge(1)] = 768
     heads: Annotated[int, Ge(1)] = 12
-    hidden: float = 4.0
+    mlp_ratio: float = 4.0
     pool: Pool = "class"
     head: Head = "linear"
     stem: Stem = "patches"
@@ -71,8 +72,10 @@ class ViTConfig:
 
     def __post_init__(self) -> None:
         checked(self)
-        if self.classes < 0 or not 0 <= self.dropout < 1:
-            raise RecipeError(f"classes = {self.classes}, dropout = {self.dropout}: must be >= 0, and in [0, 1)")
+        if self.num_classes < 0 or not 0 <= self.dropout < 1:
+            raise RecipeError(
+                f"num_classes = {self.num_classes}, dropout = {self.dropout}: must be >= 0, and in [0, 1)"
+            )
         if self.size % self.patch:
             below = self.size // self.patch * self.patch
             near = f"{below} or {below + self.patch}" if below else f"{self.patch}"
@@ -106,14 +109,14 @@ class ViT(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.config = config
-        width, hidden = config.width, int(config.hidden * config.width)
+        width, hidden = config.hidden_size, int(config.mlp_ratio * config.hidden_size)
         block = BlockConfig(width, config.heads, hidden, dropout=config.dropout, eps=config.norm_eps)
         self.patches = stem(config)
         self.first = nn.Parameter(torch.zeros(1, width)) if config.pool == "class" else None
         self.positions = LearnedPositions((config.side, config.side), width, first=int(config.pool == "class"))
         self.encoder = TransformerStack(config.depth, block)
         self.pooled = nn.Linear(width, width) if config.head == "hidden" else None
-        self.head = nn.Linear(width, config.classes) if config.classes else None
+        self.head = nn.Linear(width, config.num_classes) if config.num_classes else None
         self._initialise()
 
     def forward(self, x: Tensor) -> ClassifierOutput:
@@ -174,7 +177,7 @@ class ViT(nn.Module):
             places = grid_coordinates((self.config.side, self.config.side)).flip(1)  # the column's part first
             with torch.no_grad():
                 grid = self.positions.table[self.positions.first :]
-                grid.copy_(sin_cos_positions(places, self.config.width, "sin-cos"))
+                grid.copy_(sin_cos_positions(places, self.config.hidden_size, "sin-cos"))
         if self.head is not None:
             zeroed(self.head)
 
@@ -193,7 +196,7 @@ class StemConfig(Protocol):
         ...
 
     @property
-    def width(self) -> int:
+    def hidden_size(self) -> int:
         """Width of a token."""
         ...
 
@@ -207,19 +210,19 @@ def check_stem(config: StemConfig) -> None:
     """Raises RecipeError for a stem that cannot be built."""
     if config.stem == "convolutions" and (config.patch == 1 or config.patch & (config.patch - 1)):
         raise RecipeError(f"patch {config.patch}: convolutions halve the image; a power of 2 such as 4, or patches")
-    if config.stem == "convolutions" and config.width < config.patch:
+    if config.stem == "convolutions" and config.hidden_size < config.patch:
         raise RecipeError(
-            f"width {config.width}: convolutions begin with 1/{config.patch} of it; at least {config.patch}"
+            f"hidden_size {config.hidden_size}: convolutions begin with 1/{config.patch} of it; at least {config.patch}"
         )
 
 
 def stem(config: StemConfig) -> nn.Module:
     """Images (B, channels, H, W) to tokens (B, width, H / patch, W / patch)."""
     if config.stem == "patches":
-        return nn.Conv2d(config.channels, config.width, config.patch, stride=config.patch)
+        return nn.Conv2d(config.channels, config.hidden_size, config.patch, stride=config.patch)
     halvings = config.patch.bit_length() - 1
-    widths = [config.channels, *(config.width // 2**left for left in reversed(range(halvings + 1)))]
+    widths = [config.channels, *(config.hidden_size // 2**left for left in reversed(range(halvings + 1)))]
     layers: list[nn.Module] = []
     for number, (before, after) in enumerate(pairwise(widths)):
         layers += [nn.Conv2d(before, after, 3, 2 if number else 1, 1), nn.BatchNorm2d(after), nn.GELU()]
-    return nn.Sequential(*layers, nn.Conv2d(config.width, config.width, 1))
+    return nn.Sequential(*layers, nn.Conv2d(config.hidden_size, config.hidden_size, 1))

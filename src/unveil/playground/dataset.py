@@ -21,6 +21,7 @@ from unveil.data.caption_files import CaptionRecord, by_number
 from unveil.data.caption_mixing import SHARE, mix_captions
 from unveil.data.folder_index import check_mix
 from unveil.data.tensor_dataset import Part
+from unveil.errors import RecipeError, did_you_mean
 from unveil.playground.scenes import HELD_OUT, uniforms
 from unveil.playground.shapes import COLOURS
 from unveil.playground.world import caption_templates
@@ -32,7 +33,7 @@ from unveil.playground.world.caption_templates import Facts, Language, Register
 from unveil.playground.world.motion import MOTIONS, SHORTEST, TEN, Real, VideoShape
 from unveil.playground.world.special_scenes import DRAWS as SHOT_DRAWS
 from unveil.playground.world.special_scenes import MIN_FRAMES, MIN_SIDE, SceneBatch, brush, impact, paddle
-from unveil.types import Item, RecipeError, did_you_mean
+from unveil.types import Item
 
 Motion = Literal["still", "left", "right", "up", "down", "diagonal", "bounce", "orbit", "grow", "shrink", "spin"]
 Scene = Literal["objects", "brush", "pillars", "paddle", "corridor", "impact"]

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
+from unveil.errors import ShapeError
 from unveil.playground.motion_detector import DetectedMotion, camera_of, motion_of, pan_of
 from unveil.playground.scene_iou import DARK, ground_of, mixtures
 from unveil.playground.shape_classifier import TRACE, likeness, rotation_of
 from unveil.playground.shapes import AREAS, COLOURS, KINDS, PALETTE, Array
 from unveil.playground.world.motion import TURNS, VideoShape, between_sizes
 from unveil.playground.world.rendering import LOST
-from unveil.types import ShapeError
 
 MIN_PIXELS = 8  # pixels of an object in a frame; the smallest ring has three times as many
 _FAINT = 0.12  # of the largest colour's pixels: what is less comes from its edges

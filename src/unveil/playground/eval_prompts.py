@@ -7,11 +7,12 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
+from unveil.errors import RecipeError, did_you_mean
 from unveil.playground.dataset import Playground, PlaygroundConfig
 from unveil.playground.scenes import uniforms
 from unveil.playground.world import caption_templates
 from unveil.playground.world.caption_templates import Facts, Language, Register
-from unveil.types import Item, RecipeError, did_you_mean
+from unveil.types import Item
 
 PromptSet = Literal["validation", "seen", "held-out"]
 _ASKED = get_args(PromptSet)

@@ -12,8 +12,8 @@ from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from unveil.errors import ShapeError
 from unveil.playground.shapes import KINDS, PALETTE, SQUARE, Shapes, coverage
-from unveil.types import ShapeError
 
 DARK = 110  # grounds of scenes are darker than this in every channel, objects brighter in one
 MIN_PIXELS = 10  # pixels of an object; the smallest of 32 x 32 scenes have twice as many

@@ -19,9 +19,10 @@ from torch.utils.data import Dataset
 from unveil.core.rng import keys, words
 from unveil.data.box_mask_encoding import boxes_to_state, mask_to_state
 from unveil.data.tensor_dataset import Part
+from unveil.errors import RecipeError
 from unveil.playground.scene_captions import CAPTIONS, Language, SceneObject
 from unveil.playground.shapes import COLOURS, KINDS, PALETTE, Array, Shapes, boxes, coverage, paint
-from unveil.types import Item, RecipeError
+from unveil.types import Item
 
 CLASSES = ("background", *KINDS)
 SMALL, LARGE = (0.11, 0.14), (0.18, 0.23)  # radii, in parts of the side

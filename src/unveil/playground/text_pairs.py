@@ -16,9 +16,10 @@ from torch.utils.data import Dataset
 
 from unveil.core.rng import keys, words
 from unveil.data.tensor_dataset import Part, is_held_out
+from unveil.errors import DataError, RecipeError, did_you_mean
 from unveil.playground.scene_captions import SceneObject, chinese_caption, english_caption
 from unveil.playground.shapes import COLOURS, KINDS
-from unveil.types import DataError, Item, RecipeError, did_you_mean
+from unveil.types import Item
 
 Task = Literal["copy", "reverse", "sort"]
 Direction = Literal["en-zh", "zh-en"]

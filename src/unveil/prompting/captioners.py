@@ -17,6 +17,7 @@ from torch import Tensor
 from unveil.checkpoints.text_encoder_loader import check_folder
 from unveil.core.rng import SampleRNG
 from unveil.data.tensor_dataset import stable_hash
+from unveil.errors import NoAnswer, RecipeError, WeightsError, did_you_mean
 from unveil.io.images import make_grid, png, to_unit
 from unveil.io.optional_deps import import_extra
 from unveil.model.captioner_folder import CaptionModel
@@ -25,7 +26,6 @@ from unveil.nn.tokenizer import BEGIN, END, PADDING, UNKNOWN
 from unveil.prompting.llm_rewrite import first_line
 from unveil.prompting.media_scan import MAX_SIDE, resized
 from unveil.prompting.openai_client import ChatClient
-from unveil.types import NoAnswer, RecipeError, WeightsError, did_you_mean
 
 DecodingMethod = Literal["greedy", "beam", "sampled"]
 DECODING_METHODS: tuple[DecodingMethod, ...] = ("greedy", "beam", "sampled")

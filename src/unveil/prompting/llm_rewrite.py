@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from unveil.errors import NoAnswer
 from unveil.playground.caption_parser import ambiguous, contradictory, language_of, parse, unparsed
 from unveil.playground.prompt_rules import FRAMES, RULES, Expansion, dropped_attributes, expand_by_rules
-from unveil.types import NoAnswer
 
 RewriteStyle = Literal["playground", "free"]
 MAX_LENGTH = 2000  # characters of an answer that are taken

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from unveil.checkpoints.text_encoder_loader import check_folder
+from unveil.errors import NoAnswer, WeightsError
 from unveil.io.optional_deps import import_extra
 from unveil.prompting.llm_rewrite import ChatMessage, first_line
-from unveil.types import NoAnswer, WeightsError
 
 WHAT = "a language model from a folder"
 MAX_TOKENS = 256  # tokens of an answer

@@ -15,9 +15,9 @@ from unveil.data.image_decoding import decode_native_size, open_image, safe_join
 from unveil.data.metadata import METADATA
 from unveil.data.video_folder import apply_orientation
 from unveil.data.video_validation import VIDEO
+from unveil.errors import DataError, RecipeError
 from unveil.io.video.reader import FrameSelection, VideoDecoder, VideoLimits
 from unveil.playground.dataset import Playground
-from unveil.types import DataError, RecipeError
 
 MAX_SIDE = 512  # pixels of the longer side that anybody is shown
 MAX_PIXELS = 100_000_000  # of an image that is opened

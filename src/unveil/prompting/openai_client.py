@@ -11,9 +11,10 @@ from threading import Thread
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from unveil.errors import NoAnswer, RecipeError
 from unveil.io.optional_deps import import_extra
 from unveil.prompting.llm_rewrite import ChatMessage, first_line
-from unveil.types import NoAnswer, RecipeError, is_valid_utf8
+from unveil.types import is_valid_utf8
 
 KEYS = ("UNVEIL_API_KEY", "OPENAI_API_KEY")  # of the environment, the first that is set
 TIMEOUT_VARIABLE = "UNVEIL_API_SECONDS"  # of the environment: seconds that an answer may take

@@ -138,7 +138,7 @@ def _wrong(
     asked = dataset_prompts(world, count, [register])
     raw, steps = {"prompt": [expand(one.text) for one in asked]}, 2 if bench.scale.quick else None
     with quietly():
-        clips = to_pixels(model.generate(raw=raw, count=count, seed=seed, batch=16, steps=steps))
+        clips = to_pixels(model.generate(cond=raw, count=count, seed=seed, batch=16, steps=steps))
     hits = [matches_prompt(one, detect(clip))["all"] for one, clip in zip(asked, clips, strict=True)]
     return 1 - sum(hits) / count, clips[:SHOWN]
 

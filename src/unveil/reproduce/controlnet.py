@@ -93,7 +93,7 @@ def _measure(bench: ExperimentContext, seed: int) -> ControlSamples:
     hints = torch.stack([held_out[place * len(held_out) // count]["hint"] for place in range(count)])
 
     def draw(model: Model, number: int, **raw: Tensor) -> Tensor:
-        return model.generate(raw=raw, count=number, seed=seed, batch=100, steps=bench.scale.pick(25, 2))
+        return model.generate(cond=raw, count=number, seed=seed, batch=100, steps=bench.scale.pick(25, 2))
 
     plain, under = draw(base, count), draw(trained, count, hint=hints)
     first = draw(fresh, SHOWN, hint=hints[:SHOWN])

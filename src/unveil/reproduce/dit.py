@@ -340,7 +340,7 @@ def _flow(bench: ExperimentContext) -> ExperimentResults:
         model, count = bench.course(arm, seed).model, bench.scale.pictures
         wanted = cycle_labels(model, count)
         return [
-            score(bench, model.generate(raw=wanted, count=count, seed=seed, sampler=sampler, steps=steps))
+            score(bench, model.generate(cond=wanted, count=count, seed=seed, sampler=sampler, steps=steps))
             for steps in counts
         ]
 

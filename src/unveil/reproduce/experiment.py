@@ -13,11 +13,11 @@ from torch import Tensor
 
 from unveil.core.denoiser import Denoiser
 from unveil.data.digits import digits
+from unveil.errors import RecipeError
 from unveil.evaluate.verdict import MIN_SEEDS, Comparison, PublishedResult
 from unveil.io.images import to_unit
 from unveil.reproduce.training_history import RecipeVariant, TrainingHistory, train_and_track
 from unveil.reproduce.variant import TrainBudget, Variant, trained
-from unveil.types import RecipeError
 
 T = TypeVar("T")
 

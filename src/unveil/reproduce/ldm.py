@@ -33,7 +33,7 @@ from unveil.reproduce.variant_metrics import FID
 PAPER = "High-Resolution Image Synthesis with Latent Diffusion Models, Rombach et al. 2022 (arXiv:2112.10752), figure 6"
 RECIPE, AUTOENCODER = "ldm-digits", "ae-digits"
 LATENTS, PIXELS, PATCHES = "latents", "pixels", "pixels, patches of 2"
-IDENTITY = "'codec={kind: identity}'"
+IDENTITY = "'autoencoder={kind: identity}'"
 POINTS = 5
 BACKWARD = 3  # a training step costs as much as three forward passes
 
@@ -100,7 +100,7 @@ def arms_of(bench: ExperimentContext, seed: int, folder: Path) -> dict[str, Late
     """The arms of a seed: each has as many steps as the multiply-adds of the pixels' training pay for."""
     quick = bench.scale.quick
     spent = spent_on(_autoencoder_recipe(bench, seed))
-    codec = f"'codec={{kind: saved, path: \"{folder}\"}}'"
+    codec = f"'autoencoder={{kind: saved, path: \"{folder}\"}}'"
     plain = RecipeVariant(RECIPE, IDENTITY).read(quick)
     budget = float(plain.train.steps * _step(plain, 0.0))
     made: dict[str, LatentVariant] = {}

@@ -112,7 +112,7 @@ def _measure(bench: ExperimentContext, seed: int) -> StyleSamples:
     labels = torch.tensor(next(iter(cycle_labels(model, count).values())))
 
     def draw(of: Model, number: int = count, noise: int = seed) -> Tensor:
-        return of.generate(raw=cycle_labels(of, number), count=number, seed=noise, batch=100)
+        return of.generate(cond=cycle_labels(of, number), count=number, seed=noise, batch=100)
 
     def worth(samples: Tensor) -> StyleMetrics:
         pixels = to_pixels(samples)

@@ -113,7 +113,7 @@ def score_prompts_of(
     def draw(asked: Sequence[EvalPrompt], scale: float | None = 1.0) -> Tensor:
         with quietly():
             raw = {"prompt": [one.text for one in asked]}
-            return to_pixels(course.model.generate(raw=raw, count=count, seed=seed, scale=scale))
+            return to_pixels(course.model.generate(cond=raw, count=count, seed=seed, guidance_scale=scale))
 
     plain = draw(own)
     return PromptFollowingScores(

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from unveil.analysis.video_bench import quietly
+from unveil.errors import RecipeError
 from unveil.evaluate.captioner import check
 from unveil.io.files import write_atomically
 from unveil.model.captioner_folder import CaptionModel, load_captioner
@@ -22,7 +23,7 @@ from unveil.model.config import CaptionerRecipe, Recipe, load_recipe
 from unveil.playground.dataset import Playground, PlaygroundConfig
 from unveil.prompting.captioners import MediaClip, NativeCaptioner
 from unveil.reproduce.experiment import ExperimentContext
-from unveil.types import Item, RecipeError
+from unveil.types import Item
 
 LABELLED = 10  # one clip of so many has a dense caption that the captioner learns from
 JUDGED, QUICK_JUDGED = 400, 10  # held-out clips that its captions are compared with

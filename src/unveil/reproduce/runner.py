@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from unveil.data.cache import cache_folder
+from unveil.errors import OutputError, RecipeError, did_you_mean
 from unveil.evaluate.plots import make_grid
 from unveil.io.files import refuse_overwrite, write_atomically
 from unveil.reproduce import (
@@ -34,7 +35,6 @@ from unveil.reproduce.claim_page import MARK, index, page
 from unveil.reproduce.experiment import FULL, QUICK, Claim, ExperimentContext, ExperimentResults, ProgressConsole
 from unveil.reproduce.plot import curves_chart, effects_chart
 from unveil.reproduce.results_json import Record, record_of, results_of
-from unveil.types import OutputError, RecipeError, did_you_mean
 
 _MODULES = (
     ddpm,

@@ -18,20 +18,21 @@ from torch import Tensor
 from unveil import data
 from unveil.core.objective import LossOutput
 from unveil.core.rng import SampleRNG
+from unveil.errors import PromptTruncated, RecipeError
 from unveil.io.images import to_pixels
 from unveil.model import Model, build
 from unveil.model.config import Recipe, load_recipe
-from unveil.model.config.token_conditions import WordsSection
+from unveil.model.config.token_conditions import LearnedTextSection
 from unveil.nn.flops import multiply_adds
 from unveil.nn.meta_device import meta_device
 from unveil.playground.dataset import Playground
 from unveil.playground.eval_prompts import EvalPrompt, dataset_prompts
 from unveil.reproduce.variant import LOOP, CachedTraining, TrainSchedule, cache_get, cache_put, train_loop
-from unveil.types import Condition, PromptTruncated, Raw, RecipeError
+from unveil.types import Condition, Raw
 
 PROMPT = "prompt"
 # What a training and its points follow from; the rest of a recipe is words, or about other commands.
-_PARTS = {"key", "shape", "network", "process", "prediction", "variance", "condition", "codec", "sample", "data"}
+_PARTS = {"key", "shape", "network", "process", "prediction", "variance", "condition", "autoencoder", "sample", "data"}
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def cost_of(recipe: Recipe) -> int:
     with meta_device():
         network: Any = recipe.build_network()
         read = [
-            one.max_length + 2 for one in recipe.condition if isinstance(one, WordsSection)
+            one.max_length + 2 for one in recipe.condition if isinstance(one, LearnedTextSection)
         ]  # with its begin and end
         text = torch.empty(1, read[0], network.config.cross_attention_dim) if read else None
         condition = Condition(vector=torch.empty(1, network.vector_dim), tokens=text) if recipe.condition else None
@@ -282,7 +283,7 @@ def _follow(
     def look(average: Model, step: int) -> None:
         on_step()
         if step in points:
-            pixels.append(to_pixels(average.generate(raw=asked, count=count, seed=seed)))
+            pixels.append(to_pixels(average.generate(cond=asked, count=count, seed=seed)))
             levels = judge.by_level(average)
             losses.append(sum(levels) / len(levels))
 

@@ -30,11 +30,12 @@ from unveil.core.transition import chain_of
 from unveil.core.variance import VARIANCES, VarianceRule, is_learned
 from unveil.core.ve import VE
 from unveil.data.digits import digits
+from unveil.errors import NonFinite, OutOfResources, OutputError
 from unveil.io.files import write_atomically
 from unveil.io.images import to_unit
 from unveil.nn.unet import UNet
 from unveil.nn.unet_config import UNetConfig
-from unveil.types import Condition, NoiseLevel, NonFinite, OutOfResources, OutputError
+from unveil.types import Condition, NoiseLevel
 
 M = TypeVar("M", bound=nn.Module)
 

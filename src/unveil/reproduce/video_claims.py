@@ -208,7 +208,7 @@ def _framed(bench: ExperimentContext, arm: RecipeVariant, seed: int) -> CropRate
     course, count = bench.course(arm, seed), bench.scale.pick(150, 6)
     texts = [one.text for one in prompts_of(arm.read(bench.scale.quick), count)]
     wide = [
-        cut_share(to_pixels(course.model.generate(raw={"prompt": texts}, count=count, seed=seed, size=size)))
+        cut_share(to_pixels(course.model.generate(cond={"prompt": texts}, count=count, seed=seed, size=size)))
         for size in OBLONG
     ]
     return CropRate(cut_share(course.pixels[-1]), sum(wide) / len(wide), course.pixels[-1][:SHOWN])

@@ -8,6 +8,7 @@ from typing import Any
 
 from PIL import Image
 
+from unveil.errors import DataError, RecipeError
 from unveil.server.jobs.catalog import model_info
 from unveil.server.jobs.job import ENDED, Job
 from unveil.server.jobs.job_types import job_cost
@@ -17,7 +18,6 @@ from unveil.server.jobs.uploads import MAX_BYTES, UploadedFile
 from unveil.studio.i18n import LANGUAGES, Translator
 from unveil.studio.mask import painted_mask
 from unveil.studio.upload_decoder import decode_upload
-from unveil.types import DataError, RecipeError
 
 Owner = str
 

@@ -5,10 +5,10 @@ The kind of an error is translated; its details, with names of files, settings a
 
 from __future__ import annotations
 
+from unveil.errors import DataError, Error, OutOfResources, OutputError, QueueFull, WeightsError
 from unveil.server.jobs.job import Job
 from unveil.server.jobs.job_types import JobTooLarge
 from unveil.studio.i18n import Localized, Translator
-from unveil.types import DataError, Error, OutOfResources, OutputError, QueueFull, WeightsError
 
 
 def error_text(problem: Error, tr: Translator) -> str:

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from unveil.errors import RecipeError
 from unveil.model.config import read_yaml
 from unveil.studio.i18n import Translator
-from unveil.types import RecipeError
 
 LONGEST = 40  # characters of a value quoted in an error
 

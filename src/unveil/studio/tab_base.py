@@ -12,6 +12,7 @@ import gradio as gr
 from markupsafe import Markup
 
 from unveil.core.samplers import SAMPLERS
+from unveil.errors import Error, RecipeError
 from unveil.server.jobs.job import Job
 from unveil.server.jobs.request import random_seed
 from unveil.server.jobs.uploads import UploadedFile
@@ -23,7 +24,6 @@ from unveil.studio.form_parsing import FormParser
 from unveil.studio.i18n import Translator
 from unveil.studio.mask import enlarge
 from unveil.studio.upload_components import ImageUpload, MaskEditor
-from unveil.types import Error, RecipeError
 
 _log = logging.getLogger(__name__)
 POLL_S = 0.5  # polling interval of a job

@@ -17,7 +17,7 @@ from gradio.components.base import server
 from gradio.data_classes import FileData
 from gradio.processing_utils import save_bytes_to_cache
 
-from unveil.types import RecipeError
+from unveil.errors import RecipeError
 
 LAYERS = 8  # maximum number of layers of a painting
 PAINTED = 32  # paintings received but not yet taken by a handler

@@ -16,9 +16,9 @@ from typing import IO, Literal
 
 from PIL import Image, ImageOps
 
+from unveil.errors import DataError
 from unveil.io import sandbox
 from unveil.io.image_modes import eight_bits
-from unveil.types import DataError
 
 WAIT_S = 60.0
 SECONDS, MEMORY = 30, 2 << 30  # CPU time, and bytes of address space

@@ -13,7 +13,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 from pydantic_core import PydanticCustomError
 
-from unveil.types import RecipeError, did_you_mean, is_valid_utf8
+from unveil.errors import RecipeError, did_you_mean
+from unveil.types import is_valid_utf8
 
 PLAYGROUND = "playground-video"  # the bundled text-to-video model, which generates images too
 MAX_SEED = 2**63 - 1

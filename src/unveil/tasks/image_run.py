@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from unveil.checkpoints.guidance_classifier import load_guide
+from unveil.errors import DataError
 from unveil.generation import hires, inputs
 from unveil.generation.controlnets import ControlNetOption
 from unveil.generation.generate import PROMPT, ClassifierGuidance, GeneratedSample, Request, Source
@@ -31,7 +32,7 @@ from unveil.model import Model, model_dir
 from unveil.tasks.context import TaskContext
 from unveil.tasks.fields import AdapterFields, CatalogName, FileInput, PromptFields
 from unveil.tasks.task import Task, TaskResult, mark_of
-from unveil.types import DataError, format_size
+from unveil.types import format_size
 
 if TYPE_CHECKING:
     from unveil.tasks.image_task import ClassifierFields, GeneratesImages, ImageTask, ModelTask

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+from unveil.errors import RecipeError
 from unveil.tasks.fields import IMAGE_SUFFIXES, SamplingFields, info
 from unveil.tasks.image_task import GeneratesImages, ModelTask, StartFields
 from unveil.tasks.task import TaskResult, Workload
-from unveil.types import RecipeError
 
 if TYPE_CHECKING:
     from torch import Tensor

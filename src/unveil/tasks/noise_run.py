@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from unveil.errors import DataError, RecipeError, WeightsError
 from unveil.generation.generate import Request, additions, generate, guided_by, sampling_of
 from unveil.generation.image_output import draw, filenames, numbered, put, write
 from unveil.generation.invert import invert, noise_bytes
@@ -30,7 +31,6 @@ from unveil.tasks.image_run import (
     spec_of,
 )
 from unveil.tasks.task import TaskResult
-from unveil.types import DataError, RecipeError, WeightsError
 
 if TYPE_CHECKING:
     from unveil.tasks.interpolate import Interpolate

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
+from unveil.errors import DataError
 from unveil.tasks import NAME, registry
 from unveil.tasks.fields import CatalogName, ControlNet, FileInput, Lora, MediaFile, Name, Settings, info
 from unveil.tasks.image_task import ClassifierFields
 from unveil.tasks.task import Task, TaskResult
-from unveil.types import DataError
 
 if TYPE_CHECKING:
     from unveil.tasks.context import TaskContext

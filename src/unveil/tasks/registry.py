@@ -11,8 +11,8 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from unveil.errors import DataError, RecipeError, did_you_mean
 from unveil.tasks import NAME
-from unveil.types import DataError, RecipeError, did_you_mean
 
 if TYPE_CHECKING:  # pydantic takes a tenth of a second to import, and help must not wait for it
     from unveil.tasks.task import Task

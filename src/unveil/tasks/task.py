@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, get_args
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from unveil.errors import DataError
 from unveil.io.validation import validated
 from unveil.tasks import NAME
 from unveil.tasks.fields import CatalogName, Fields, FileInput
-from unveil.types import DataError
 
 if TYPE_CHECKING:
     from unveil.tasks.context import TaskContext

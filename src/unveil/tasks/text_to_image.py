@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
+from unveil.errors import RecipeError
 from unveil.tasks.fields import ExpansionFields, Fields, Name, NoiseFile, Seed, Text, info
 from unveil.tasks.image_task import ClassifierFields, ImageTask
 from unveil.tasks.task import TaskResult
-from unveil.types import RecipeError
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
+from unveil.errors import RecipeError
 from unveil.tasks.fields import VideoOrFrames, info
 from unveil.tasks.task import Workload
 from unveil.tasks.video_task import FramesAdded, InputPrompt, VideoTask
-from unveil.types import RecipeError
 
 if TYPE_CHECKING:
     from unveil.tasks.video_run import VideoShot, VideoStage

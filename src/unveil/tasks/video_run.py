@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from unveil.errors import DataError, PromptTooLong, RecipeError, WeightsError
 from unveil.generation import hires, video, video_inputs
 from unveil.generation.conditioning_frames import check_place
 from unveil.generation.generate import PROMPT, OnStep, Request, Source, additions, generate, recorded_request
@@ -27,7 +28,7 @@ from unveil.tasks.context import TaskContext
 from unveil.tasks.fields import FileInput
 from unveil.tasks.image_run import adapters_of, model_options, open_recorded
 from unveil.tasks.task import TaskResult
-from unveil.types import DataError, PromptTooLong, RecipeError, WeightsError, format_size
+from unveil.types import format_size
 
 if TYPE_CHECKING:
     from unveil.tasks.regenerate import Regenerate

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from unveil.errors import RecipeError
 from unveil.tasks.fields import AdapterFields, Fields, ModelFields, SamplingFields, SizeFields, Text, info
 from unveil.tasks.task import Task, TaskResult, Workload
-from unveil.types import RecipeError
 
 if TYPE_CHECKING:
     from unveil.tasks.context import TaskContext

@@ -25,12 +25,13 @@ from unveil.autoencoders.perceptual import LPIPS
 from unveil.core.objective import LossOutput
 from unveil.core.rng import SampleRNG
 from unveil.core.rng import key as hash_of
+from unveil.errors import RecipeError
 from unveil.evaluate.perceptual import perceptual
 from unveil.io.files import write_atomically
 from unveil.io.images import stack_rows
 from unveil.model import checkpoint_store, model_folder, model_saving
 from unveil.model.config import AutoencoderConfig, AutoencoderLossSection, AutoencoderRecipe, dump
-from unveil.model.config.autoencoder import PUBLISHED_KL, LengthsSection
+from unveil.model.config.autoencoder import PUBLISHED_KL, ClipLengthSection
 from unveil.model.model_card import autoencoder_card
 from unveil.nn.discriminator import PatchDiscriminator
 from unveil.train.batch_preparation import fixed_subset, hflip, random_flip_mask, slice_batch, to_float
@@ -39,7 +40,6 @@ from unveil.train.latent_scaling import measure_latent_scaling
 from unveil.train.sample_images import sheet
 from unveil.train.signals import Stop
 from unveil.train.trainer import learn
-from unveil.types import RecipeError
 
 POSTERIOR, LATENT = 0, 1  # draws of an example's stream
 LENGTH, LOOKED = 2, 3  # draws of a step
@@ -90,7 +90,7 @@ class AutoencoderLearner:
         loss: AutoencoderLossSection,
         *,
         by_channel: bool = False,
-        lengths: LengthsSection | None = None,
+        lengths: ClipLengthSection | None = None,
         key: str = "pixels",
         seed: int = 0,
     ) -> None:
@@ -139,14 +139,14 @@ class AutoencoderLearner:
         """Pictures in [-1, 1], their channels last in memory, which convolutions are fastest on; clips as they are."""
         return channels_last(to_float(cast(Tensor, batch.data)))
 
-    def _cut(self, clips: Tensor, lengths: LengthsSection, step: int) -> Tensor:
+    def _cut(self, clips: Tensor, lengths: ClipLengthSection, step: int) -> Tensor:
         """Clips of the step's length out of clips (B, C, T, H, W), from a place that is the step's too."""
         drawn = self._drawn(LENGTH, step)
         time, whole = getattr(self.model.config, "time"), clips.shape[2]  # noqa: B009 - of a codec of clips
-        shortest = min(lengths.shortest or 1 + time, whole)
+        shortest = min(lengths.min_frames or 1 + time, whole)
         allowed = torch.arange(shortest, whole + 1, time)
         picture, length, place = drawn.tolist()
-        frames = 1 if picture < lengths.pictures else int(allowed[int(length * len(allowed))])
+        frames = 1 if picture < lengths.image_prob else int(allowed[int(length * len(allowed))])
         start = int(place * (whole - frames + 1))
         return clips[:, :, start : start + frames]
 
@@ -360,7 +360,7 @@ def fit_autoencoder(
         and int(os.environ.get("WORLD_SIZE", 1)) > 1
     ):
         raise RecipeError(
-            "codec.learned = ema, codec.restart_dead > 0: a codebook that follows what is put on it does so in one "
+            "autoencoder.learned = ema, autoencoder.restart_dead > 0: such a codebook is trained in one "
             "process; train in one, or set learned: gradient and restart_dead: 0"
         )
     learner = learner_of(recipe, codec)

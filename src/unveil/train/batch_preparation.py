@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from unveil.core.rng import SampleRNG
+from unveil.errors import RecipeError, ShapeError
 from unveil.model import Model
 from unveil.model.config.train import Batching
 from unveil.train.data_order import Batch, IndexableItems, collate
 from unveil.train.latents import flip_variants, is_cached, latents
-from unveil.types import Condition, RecipeError, ShapeError
+from unveil.types import Condition
 
 # Draws of an example's stream; the objective has 0 and 1. DROP is that of the first condition, others follow.
 FLIP, DROP = 2, 3

@@ -16,6 +16,7 @@ from unveil.conditioning.controlnet import with_controlnets
 from unveil.core.process import Process
 from unveil.core.rng import SampleRNG
 from unveil.core.rng import key as hash_of
+from unveil.errors import Cancelled, NonFinite, OutOfResources, OutputError, RecipeError
 from unveil.io.files import write_atomically
 from unveil.model import Model, checkpoint_store
 from unveil.model.config import TrainConfig
@@ -28,7 +29,6 @@ from unveil.train.metrics_logger import BINS, MetricsLogger, ProgressBar, Runnin
 from unveil.train.run_folder import RunFolder
 from unveil.train.sample_images import beside, plot_run, sheet
 from unveil.train.signals import INTERRUPTED, TERMINATED, Stop
-from unveil.types import Cancelled, NonFinite, OutOfResources, OutputError, RecipeError
 
 KEEP = 3  # checkpoints kept
 LINES = 500  # of the log, about
@@ -46,7 +46,7 @@ class Samples:
     def draw(self, model: Model, path: Path, columns: int | None) -> None:
         """Writes one sheet; a request to stop leaves it out."""
         try:
-            samples = model.generate(raw=self.raw, count=self.count, seed=self.seed, on_step=self._check)
+            samples = model.generate(cond=self.raw, count=self.count, seed=self.seed, on_step=self._check)
         except Cancelled:
             return
         if model.controls is not None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from unveil.core.objective import LossOutput
 from unveil.core.rng import SampleRNG
+from unveil.errors import RecipeError, WeightsError
 from unveil.model import checkpoint_store, model_folder
 from unveil.model.captioner_folder import (
     FILE,
@@ -37,7 +38,6 @@ from unveil.train.learner import SampleSheets
 from unveil.train.signals import Stop
 from unveil.train.trainer import learn
 from unveil.train.vocabulary import all_captions
-from unveil.types import RecipeError, WeightsError
 
 TEXT, FPS = "text", "fps"
 
@@ -56,7 +56,7 @@ def start(recipe: CaptionerRecipe, dataset: IndexableItems, device: torch.device
     words = Vocabulary.of(captions, recipe.words.unit, limit=recipe.words.vocab_size, before=before)
     if not words.tokens:
         raise RecipeError("the training captions hold no word; give items a text")
-    config = recipe.network.build({"vocabulary": len(words)})
+    config = recipe.network.build({"vocab_size": len(words)})
     _refuse_long(max((len(words.encode(text)) for text in dict.fromkeys(captions)), default=0), config.max_length)
     facts = {"decode": recipe.decode.model_dump(mode="json"), "size": list(shape_of(dataset, recipe.key)[-2:])}
     with torch.random.fork_rng(devices=[]):

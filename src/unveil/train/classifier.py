@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from unveil.core.process import Process
 from unveil.core.rng import SampleRNG
+from unveil.errors import NonFinite, RecipeError
 from unveil.evaluate.features import classifier_accuracy
 from unveil.evaluate.image_set import ImageDataset, ImageSet, collect_images
 from unveil.io.files import refuse_overwrite, sha256, write_atomically
@@ -28,7 +29,7 @@ from unveil.io.images import to_unit
 from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
 from unveil.nn.cnn import Cnn, CnnConfig
 from unveil.nn.vit import ViT, ViTConfig
-from unveil.types import NoiseLevel, NonFinite, RecipeError, like
+from unveil.types import NoiseLevel, like
 
 TIME, NOISE = 0, 1  # draws of a training step
 LEVELS, HELD_OUT = 10, 1000  # tenths of the times, and pictures, that a noisy classifier is judged at
@@ -116,7 +117,7 @@ def train_classifier(
     """A classifier of `dataset`, the same for the same seed, machine and number of compute threads.
 
     Args:
-        on_progress: called after each step; to stop, let it raise `types.Cancelled`.
+        on_progress: called after each step; to stop, let it raise `errors.Cancelled`.
 
     Raises:
         RecipeError: pictures without labels, or a label that the network has no output for.
@@ -330,6 +331,6 @@ def _labelled(pictures: ImageSet, config: ClassifierConfig) -> ImageSet:
     if pictures.labels is None:
         raise RecipeError("a classifier needs pictures with a label each; this data set has none")
     low, high = int(pictures.labels.min()), int(pictures.labels.max())
-    if low < 0 or high >= config.network.classes:
-        raise RecipeError(f"labels {low} to {high}: the network has {config.network.classes} classes, 0 and up")
+    if low < 0 or high >= config.network.num_classes:
+        raise RecipeError(f"labels {low} to {high}: the network has {config.network.num_classes} classes, 0 and up")
     return pictures

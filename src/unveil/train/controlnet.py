@@ -12,12 +12,13 @@ import torch
 
 from unveil.conditioning.controlnet import Control
 from unveil.data.control_images import HINT
+from unveil.errors import RecipeError
 from unveil.model import Model
 from unveil.model.config import Recipe
 from unveil.nn.controlnet import ControlNet, hint_widths
 from unveil.nn.unet import UNet
 from unveil.train.lora import model_config_on_base
-from unveil.types import BaseModel, RecipeError
+from unveil.types import BaseModel
 
 
 def setup_controlnet(model: Model, base: BaseModel, recipe: Recipe) -> Model:
@@ -40,7 +41,7 @@ def setup_controlnet(model: Model, base: BaseModel, recipe: Recipe) -> Model:
     if config.network_config() != network.config:
         raise RecipeError(f"network of the base {base.path} is {network.config}, which the recipe has to say")
     model.requires_grad_(False)
-    model.controlled(Control(HINT, init_controlnet(model, network, recipe)))
+    model.with_controlnets(Control(HINT, init_controlnet(model, network, recipe)))
     model.config, model.sampling = config, recipe.sample
     model.base = base._replace(what="control")
     return model
@@ -53,7 +54,7 @@ def init_controlnet(model: Model, network: UNet, recipe: Recipe) -> ControlNet:
         RecipeError: hints cannot be brought to the size of what the network's first convolution makes.
     """
     assert recipe.control is not None
-    factor = model.shape[-1] // model.codec.latent_shape(model.shape)[-1] * network.config.patch
+    factor = model.shape[-1] // model.autoencoder.latent_shape(model.shape)[-1] * network.config.patch
     widths = recipe.control.hint_widths or hint_widths(factor)
     if 2 ** (len(widths) - 1) != factor:
         raise RecipeError(

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
+from unveil.errors import Error
 from unveil.model.config import TrainConfig
 from unveil.train.data_order import Batch, BatchPlan, BatchSampler, IndexedDataset
 from unveil.train.signals import ignore_in_worker
-from unveil.types import Error
 
 
 class DataWorkerError(NamedTuple):

@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from unveil.core.rng import key as hash_of
+from unveil.errors import DataError, RecipeError, ShapeError, did_you_mean
 from unveil.model.config.train import Batching
-from unveil.types import DataError, Item, RecipeError, ShapeError, did_you_mean
+from unveil.types import Item
 
 # What a model is told under one key, and data call by another
 ALSO = {"prompt": "text"}

@@ -15,6 +15,7 @@ from unveil.conditioning.diffusion_forcing import DiffusionForcingLoss
 from unveil.core.objective import LossOutput
 from unveil.core.rng import SampleRNG
 from unveil.core.timestep_sampling import SecondMoment
+from unveil.errors import WeightsError
 from unveil.model import Model, checkpoint_store, model_folder, model_saving
 from unveil.model.config.train import Batching
 from unveil.model.model_card import card
@@ -23,7 +24,6 @@ from unveil.train.data_order import Batch, IndexableItems
 from unveil.train.signals import Stop
 from unveil.train.variable_size import VariableSizeLoss
 from unveil.train.vocabulary import drop_unknown_captions
-from unveil.types import WeightsError
 
 if TYPE_CHECKING:  # with these comes Lightning, which takes seconds
     from unveil.train.callbacks import Samples, ValidationLoss
@@ -87,7 +87,7 @@ class DiffusionLearner:
 
     def compile(self) -> None:
         """Compiles the network."""
-        self.model.compiled()
+        self.model.compile_network()
 
     def held_out(self, items: IndexableItems, at_once: int, count: int, seed: int) -> ValidationLoss:
         """The objective at fixed times and noise."""
@@ -123,7 +123,9 @@ class DiffusionLearner:
     def averaged(self, average: Model) -> dict[str, dict[str, Tensor]]:
         """Of denoiser and conditioners; the codec is frozen."""
         return {
-            name: tensors for name, tensors in model_saving.weight_files(average).items() if name != model_saving.CODEC
+            name: tensors
+            for name, tensors in model_saving.weight_files(average).items()
+            if name != model_saving.AUTOENCODER
         }
 
     def files(self, about: str) -> dict[str, checkpoint_store.Content]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 
 from unveil.conditioning.learned_text_encoder import LearnedTextEncoder
+from unveil.errors import RecipeError
 from unveil.model import Model, build
 from unveil.model.config import ModelConfig, Recipe
 from unveil.model.config.base import Section
-from unveil.model.config.token_conditions import WordsSection
+from unveil.model.config.token_conditions import LearnedTextSection
 from unveil.train.lora import model_config_on_base
-from unveil.types import BaseModel, RecipeError
+from unveil.types import BaseModel
 
 
 def setup_finetune(model: Model, base: BaseModel, recipe: Recipe) -> Model:
@@ -47,7 +48,7 @@ def _others(base: ModelConfig, wanted: ModelConfig) -> list[str]:
 
 
 def _of_any_length(part: Section) -> Section:
-    return part.model_copy(update={"max_length": 1}) if isinstance(part, WordsSection) else part
+    return part.model_copy(update={"max_length": 1}) if isinstance(part, LearnedTextSection) else part
 
 
 def _remade(model: Model, base: BaseModel, config: ModelConfig) -> Model:
@@ -62,7 +63,7 @@ def _remade(model: Model, base: BaseModel, config: ModelConfig) -> Model:
         )
     other = build(config)
     other.denoiser.load_state_dict(model.denoiser.state_dict())
-    other.codec = model.codec
+    other.autoencoder = model.autoencoder
     for key, part in model.conditioners.items():
         mine = other.conditioners[key]
         if isinstance(part, LearnedTextEncoder) and isinstance(mine, LearnedTextEncoder):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from unveil.autoencoders import AutoencoderKL, VQModel
 from unveil.autoencoders.autoencoder import channels_last
-from unveil.types import NonFinite
+from unveil.errors import NonFinite
 
 
 @torch.no_grad()

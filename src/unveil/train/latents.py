@@ -17,9 +17,9 @@ from unveil.core.rng import SampleRNG
 from unveil.data.adapted import SourceDataset
 from unveil.data.fingerprint import Progress, tensors_fingerprint
 from unveil.data.latent_cache import CachedLatents, LatentCacheOptions, LatentEncoder, cache_latents
+from unveil.errors import RecipeError
 from unveil.model import Model
 from unveil.train.data_order import ALSO
-from unveil.types import RecipeError
 
 ENCODE = 1 << 16  # the draw of an example's stream that picks its latents; conditions count up from small numbers
 
@@ -62,11 +62,11 @@ def encoder_of(model: Model) -> LatentEncoder:
     Raises:
         RecipeError: the model has no codec that encodes.
     """
-    codec: Any = model.codec
+    codec: Any = model.autoencoder
     if not isinstance(codec, SupportsEncode) or not isinstance(codec, nn.Module):
         raise RecipeError(
-            f"latents cannot be kept: the model's codec, {type(codec).__name__}, encodes nothing; "
-            "set train.cache_latents: false, or give the recipe a codec"
+            f"latents cannot be kept: the model's autoencoder, {type(codec).__name__}, encodes nothing; "
+            "set train.cache_latents: false, or give the recipe an autoencoder"
         )
 
     def encode(pixels: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ def latents(model: Model, data: Tensor, streams: SampleRNG, step: int | None, *,
         step: the training step whose noise picks them from the posterior; None takes the likeliest.
         encoded: what `data` is.
     """
-    codec: Any = model.codec
+    codec: Any = model.autoencoder
     with _at_rest(codec, data.device):
         noise = None
         if step is not None and codec.stochastic:

@@ -13,16 +13,17 @@ from typing import Any, cast
 import torch
 
 from unveil.conditioning.text_encoder import TextEncoder
+from unveil.errors import RecipeError
 from unveil.model import Model
 from unveil.model.config import ModelConfig, Recipe
 from unveil.model.config.latent_autoencoder import SavedSection
 from unveil.model.config.text import TextSection
 from unveil.model.lora_state import NAME
 from unveil.nn import lora
-from unveil.types import BaseModel, RecipeError
+from unveil.types import BaseModel
 
 # What a base and a recipe have to agree on: all that the weights were trained for
-SAME = ("shape", "key", "network", "process", "prediction", "variance", "condition", "codec")
+SAME = ("shape", "key", "network", "process", "prediction", "variance", "condition", "autoencoder")
 
 
 def setup_lora(model: Model, base: BaseModel, recipe: Recipe) -> Model:
@@ -60,8 +61,8 @@ def model_config_on_base(model: Model, base: BaseModel, recipe: Recipe, besides:
     ours = recipe.model
     if model.config is None:
         return ours
-    if isinstance(ours.codec, SavedSection):  # the base holds that codec, and says what it is
-        ours = ours.model_copy(update={"codec": model.config.codec})
+    if isinstance(ours.autoencoder, SavedSection):  # the base holds that codec, and says what it is
+        ours = ours.model_copy(update={"autoencoder": model.config.autoencoder})
     for name in (name for name in SAME if name not in besides):
         theirs, mine = getattr(model.config, name), getattr(ours, name)
         if _uncached(theirs) != _uncached(mine):

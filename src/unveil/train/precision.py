@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from unveil.errors import RecipeError
 from unveil.model.config.train import Precision
-from unveil.types import RecipeError
 
 
 def resolve(wanted: Precision, device: torch.device) -> str:

@@ -19,12 +19,12 @@ from typing import Any
 import torch
 import yaml
 
+from unveil.errors import OutputError, RecipeError, WeightsError
 from unveil.io.files import write_atomically
 from unveil.io.provenance import command, commit
 from unveil.model import checkpoint_store, migration
 from unveil.model.config import read_yaml
 from unveil.train.metrics_logger import log
-from unveil.types import OutputError, RecipeError, WeightsError
 
 # What may differ between two starts of one run: none of it changes a number, but two of them within rounding.
 FREE = {"train.num_workers", "train.save_every", "train.sample_every", "train.validate_every", "train.max_minutes"}

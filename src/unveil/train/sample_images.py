@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unveil.errors import ShapeError
 from unveil.io import images
 from unveil.io.files import write_atomically
-from unveil.types import ShapeError
 
 # What a line of the log holds whatever is trained
 COMMON = {"step", "loss", "grad_norm", "loss_by_t", "lr", "skipped", "steps_per_second"}

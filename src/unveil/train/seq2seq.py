@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from unveil.errors import NonFinite, RecipeError
 from unveil.model.config import SequenceRecipe
 from unveil.model.config.seq2seq import DecodeConfig, SequenceTrainConfig, TokensConfig
 from unveil.model.seq2seq import exact_match
@@ -23,7 +24,6 @@ from unveil.nn.transformer import Transformer, TransformerConfig, token_loss
 from unveil.playground.text_pairs import Pair, TaskConfig, open_pairs
 from unveil.train import lr_schedule
 from unveil.train.classifier import ClassifierProgress
-from unveil.types import NonFinite, RecipeError
 
 WINDOW = 32  # batches whose pairs are sorted by length, so that a batch holds little padding
 
@@ -46,7 +46,7 @@ def train_sequence(
     """The model of a recipe, the same for the same seed, machine and number of compute threads.
 
     Args:
-        on_progress: called after each step; to stop, let it raise `types.Cancelled`.
+        on_progress: called after each step; to stop, let it raise `errors.Cancelled`.
 
     Raises:
         RecipeError: pairs longer than the network's limit, those that never train among them.
@@ -158,7 +158,7 @@ def _batches(examples: list[_Example], batch: int) -> Iterator[tuple[Tensor, Ten
 def _held_out(recipe: SequenceRecipe, config: Any) -> dict[str, Sequence[Pair]]:
     """The pairs that never train, by the name of their set."""
     sets: dict[str, Sequence[Pair]] = {"all": open_pairs(config, "held-out").pairs[: recipe.evaluate.count]}
-    for length in recipe.evaluate.longer:
+    for length in recipe.evaluate.extra_lengths:
         assert isinstance(config, TaskConfig)
         longer = replace(config, min_length=length, max_length=length, num_val=len(sets["all"]))
         sets[f"length {length}"] = open_pairs(longer, "held-out").pairs

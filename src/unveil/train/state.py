@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unveil.errors import WeightsError
 from unveil.io.safetensors_io import read_tensors, require_finite
 from unveil.model import checkpoint_store
 from unveil.train.lightning_module import TrainingModule
 from unveil.train.metrics_logger import RunningMean
-from unveil.types import WeightsError
 
 TENSORS, VALUES = "train_state.safetensors", "train_state.json"
 BESIDE = "beside."  # before the names of what is trained beside the model

@@ -8,8 +8,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from unveil.errors import RecipeError
 from unveil.train.data_order import EpochShuffle, IndexableItems
-from unveil.types import RecipeError
 
 
 @runtime_checkable

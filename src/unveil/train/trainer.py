@@ -18,6 +18,7 @@ import torch
 
 from unveil.core.denoiser import Denoiser
 from unveil.core.variance import fixed_small
+from unveil.errors import Cancelled, OutOfResources, OutputError, RecipeError
 from unveil.io.files import write_atomically
 from unveil.io.provenance import cpu_seconds
 from unveil.model import Model, checkpoint_store
@@ -34,7 +35,6 @@ from unveil.train.signals import INTERRUPTED, Stop
 from unveil.train.token_batching import TokenBudget
 from unveil.train.variable_size import check_sizes, token_counts
 from unveil.train.vocabulary import build_vocabulary
-from unveil.types import Cancelled, OutOfResources, OutputError, RecipeError
 
 if TYPE_CHECKING:  # importing Lightning takes seconds; only a run that trains pays for it
     from lightning.pytorch import Trainer

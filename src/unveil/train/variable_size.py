@@ -19,13 +19,14 @@ from unveil.conditioning.diffusion_forcing import DiffusionForcingLoss, NoisedBa
 from unveil.core.denoiser import Denoiser
 from unveil.core.objective import LossOutput
 from unveil.core.rng import SampleRNG
+from unveil.errors import RecipeError, ShapeError
 from unveil.model import Model
 from unveil.model.config.train import Batching
-from unveil.model.shapes import sized
+from unveil.model.shapes import resized
 from unveil.nn.video_dit import VideoDiT
 from unveil.train.data_order import IndexableItems, value_of
 from unveil.train.token_batching import sizes_of
-from unveil.types import Condition, RecipeError, ShapeError
+from unveil.types import Condition
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def _tokens(model: Model, size: Sequence[int]) -> int:
     try:
         shape = (model.shape[0], *size)
         return _network(model.denoiser).tokens(
-            model.codec.latent_shape(shape if len(model.shape) == 4 else shape[:1] + shape[2:])
+            model.autoencoder.latent_shape(shape if len(model.shape) == 4 else shape[:1] + shape[2:])
         )
     except (ShapeError, RecipeError) as problem:
         raise ShapeError(
@@ -127,7 +128,7 @@ def _each(denoiser: Denoiser, x0: Sequence[Tensor]) -> list[Denoiser]:
     known: dict[torch.Size, Denoiser] = {}
     for clip in x0:
         if clip.shape not in known:
-            process = sized(denoiser.process, tuple(clip.shape))
+            process = resized(denoiser.process, tuple(clip.shape))
             known[clip.shape] = denoiser if process is denoiser.process else denoiser.under(process)
     return [known[clip.shape] for clip in x0]
 

@@ -20,10 +20,10 @@ from unveil.checkpoints.overrides import ModelOverrides
 from unveil.core import preconditioning
 from unveil.core.process import LinearVP
 from unveil.core.sde import SubVP
+from unveil.errors import WeightsError
 from unveil.io.safetensors_io import write_tensors
 from unveil.model.config import validate
 from unveil.nn.edm_unet import DhariwalUNet, DhariwalUNetConfig, SongUNet, SongUNetConfig
-from unveil.types import WeightsError
 
 ROOT = os.environ.get("UNVEIL_GOLDEN")
 needs_facts = pytest.mark.skipif(not ROOT, reason="UNVEIL_GOLDEN names no folder of recorded facts")
@@ -69,7 +69,7 @@ def test_a_file_of_edm_is_a_model_with_its_preconditioning_and_sampler(name, tmp
         type(prediction).__name__, 0.002
     )
     assert (low, high) == (pytest.approx(known, rel=1e-4), pytest.approx(80))
-    sample = model.generate(raw={"label": 4}, seed=0, steps=2)
+    sample = model.generate(cond={"label": 4}, seed=0, steps=2)
     assert sample.shape == (1, 3, 32, 32)
     assert bool(torch.isfinite(sample).all())
 

@@ -18,11 +18,12 @@ from unveil.checkpoints.formats.openai import FILES, from_classifier_flags, from
 from unveil.checkpoints.overrides import ModelOverrides
 from unveil.core import preconditioning
 from unveil.core.process import DiscreteVP
+from unveil.errors import RecipeError, WeightsError
 from unveil.model.config import ModelConfig, dump, read_yaml, validate
 from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
 from unveil.nn.unet import UNet
 from unveil.nn.unet_config import UNetConfig
-from unveil.types import Condition, RecipeError, WeightsError
+from unveil.types import Condition
 
 ROOT = os.environ.get("UNVEIL_GOLDEN")
 needs_facts = pytest.mark.skipif(not ROOT, reason="UNVEIL_GOLDEN names no folder of recorded facts")
@@ -160,7 +161,7 @@ def test_what_a_released_file_says_can_be_read_back_as_a_recipe():
         config = openai.match(facts(name)["keys"]).model_config()
         assert validate(ModelConfig, read_yaml(dump(config), "it"), "it") == config
     upsampler = openai.match(facts("guided-diffusion__64_256_upsampler")["keys"]).model_config()
-    assert [one.kind for one in upsampler.condition] == ["label", "context"]
+    assert [one.kind for one in upsampler.condition] == ["class-label", "concat"]
     assert upsampler.concat_channels == 3
 
 
@@ -252,7 +253,7 @@ def test_a_model_of_an_unknown_file_computes_what_its_network_does():
         got, want = model.denoiser.network(x, t, condition), network(x, t, Condition(vector=vector))
     torch.testing.assert_close(got, want, rtol=1e-2, atol=1e-2)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
-    sample = model.generate(count=1, seed=0, steps=2, raw={"label": 3})
+    sample = model.generate(count=1, seed=0, steps=2, cond={"label": 3})
     assert sample.shape == (1, 3, 16, 16)
     assert torch.isfinite(sample).all()
 
@@ -272,7 +273,7 @@ def test_an_upsampler_takes_the_small_picture():
     torch.manual_seed(0)
     model = openai.load(openai_keys.dump(UNet(config).state_dict(), config), SAID).model
     low = torch.rand(1, 3, 4, 4)
-    assert model.generate(count=1, seed=0, steps=1, raw={openai.LOW_RES_KEY: low}).shape == (1, 3, 16, 16)
+    assert model.generate(count=1, seed=0, steps=1, cond={openai.LOW_RES_KEY: low}).shape == (1, 3, 16, 16)
 
 
 def test_a_classifier_of_an_unknown_file_computes_what_its_network_does():

@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 
 from tests.io.video.tiny_videos import CODECS, film, number_of, one_frame, sound, spliced
+from unveil.errors import DataError
 from unveil.io.video import decoder_process
 from unveil.io.video.containers import frames_of_gif
 from unveil.io.video.reader import FrameSelection, VideoDecoder, VideoInfo, VideoLimits
-from unveil.types import DataError
 
 LIMITS = VideoLimits()
 

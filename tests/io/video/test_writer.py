@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
+from unveil.errors import DataError, OutputError, RecipeError, ShapeError
 from unveil.generation.metadata import read_facts
 from unveil.io.video.reader import FrameSelection, VideoDecoder, VideoLimits
 from unveil.io.video.writer import FORMS, write_video
-from unveil.types import DataError, OutputError, RecipeError, ShapeError
 
 FACTS = {"seed": 3, "given": {"prompt": 'a "red" circle \u4e2d\u6587'}}
 

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from tests.server.http.conftest import KEY, OTHER, Begin, Server
+from unveil.errors import RecipeError
 from unveil.io.images import png
 from unveil.server.http.security import SecurityPolicy
 from unveil.server.jobs.worker import JobProgress
-from unveil.types import RecipeError
 
 RING = {"prompt": "a ring", "seed": 7}
 LONG = {"kind": "pictures", "request": {**RING, "sampling": {"steps": 1000}}}

@@ -15,10 +15,10 @@ import torch
 
 from tests.server.http.conftest import Begin, Server
 from tests.server.http.test_middleware import form
+from unveil.errors import DataError, RecipeError, WeightsError
 from unveil.io.images import png
 from unveil.server.jobs.job_types import job_cost
 from unveil.server.jobs.uploads import INFO_SUFFIX
-from unveil.types import DataError, RecipeError, WeightsError
 
 RING = {"prompt": "a ring", "seed": 7}
 SHORT = {"kind": "pictures", "request": RING}

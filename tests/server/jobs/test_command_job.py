@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from tests.server.jobs.conftest import done
+from unveil.errors import RecipeError
 from unveil.io.images import png
 from unveil.server.jobs.catalog import Catalog
 from unveil.server.jobs.command_job import CAPTION, CHECK, CONVERT, EVALUATE, LOG, TRAIN, request_reader
 from unveil.server.jobs.job_types import job_cost
 from unveil.server.jobs.uploads import UploadStore
-from unveil.types import RecipeError
 
 TINY = {"recipe": "ddpm-digits", "run": "mine", "small": True}
 

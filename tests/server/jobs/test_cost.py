@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from unveil.errors import RecipeError
 from unveil.io.images import png
 from unveil.server.jobs.catalog import RUNS, Catalog
 from unveil.server.jobs.image_job import PICTURES
 from unveil.server.jobs.job_types import JobTooLarge, job_cost
 from unveil.server.jobs.uploads import UploadStore
 from unveil.server.jobs.video_job import CLIPS
-from unveil.types import RecipeError
 
 SIDE = 28
 PIXELS = SIDE * SIDE / 1e6  # millions

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from unveil.errors import OutOfResources
 from unveil.server.jobs import command_process
 from unveil.server.jobs.catalog import Catalog
 from unveil.server.jobs.command_job import CHECK, LOG, TRAIN, CommandJob
@@ -23,7 +24,6 @@ from unveil.server.jobs.queue import Queue
 from unveil.server.jobs.service import Service, serving
 from unveil.server.jobs.worker import LOGS, JobProgress, Worker, log_path
 from unveil.server.jobs.worker_pool import WorkerPool
-from unveil.types import OutOfResources
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are known by /proc")
 ASK = {"recipe": "ddpm-digits", "run": "mine"}

@@ -10,6 +10,7 @@ import pytest
 
 from tests.server.jobs.disk import Disk, no_file_above
 from tests.server.jobs.test_queue import Clock
+from unveil.errors import OutOfResources
 from unveil.server.jobs import sqlite_store
 from unveil.server.jobs.job import QueueLimits
 from unveil.server.jobs.outputs import JobOutputs
@@ -18,7 +19,6 @@ from unveil.server.jobs.service import serving
 from unveil.server.jobs.uploads import UploadStore
 from unveil.server.jobs.worker import Worker
 from unveil.server.jobs.worker_pool import WorkerPool
-from unveil.types import OutOfResources
 
 
 @pytest.fixture

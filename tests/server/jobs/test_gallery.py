@@ -10,13 +10,13 @@ from PIL import Image
 
 from tests.checkpoints import tiny_sd
 from tests.server.jobs.conftest import done
+from unveil.errors import DataError
 from unveil.generation.metadata import read_facts
 from unveil.io.safetensors_io import write_tensors
 from unveil.server.jobs.catalog import Catalog
 from unveil.server.jobs.gallery import controlnets_used, request_from_metadata, search
 from unveil.server.jobs.image_job import read_request
 from unveil.server.jobs.video_job import CLIPS
-from unveil.types import DataError
 
 STEPS = {"steps": 2}
 

@@ -13,10 +13,10 @@ from PIL import Image
 
 from tests.server.jobs.conftest import done
 from unveil.cli.commands import run
+from unveil.errors import RecipeError
 from unveil.generation.metadata import read_facts
 from unveil.server.jobs.image_job import PICTURES, read_request
 from unveil.server.jobs.worker_pool import LOGS, WorkerPool
-from unveil.types import RecipeError
 
 SEVEN = {"model": "ddpm-digits", "label": "7", "count": 2, "seed": 5, "sampling": {"steps": 3}}
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from unveil.errors import DataError
 from unveil.server.jobs.job import Job
 from unveil.server.jobs.outputs import RECORD, JobOutputs
 from unveil.server.jobs.queue import Queue
-from unveil.types import DataError
 
 ID = "00112233445566ff"
 

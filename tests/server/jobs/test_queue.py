@@ -12,11 +12,11 @@ import time
 
 import pytest
 
+from unveil.errors import DataError, OutputError, QueueFull, RecipeError
 from unveil.server.jobs import sqlite_store
 from unveil.server.jobs.job import Job, QueueLimits
 from unveil.server.jobs.queue import FILE, Queue
 from unveil.server.jobs.sqlite_store import PageQuery
-from unveil.types import DataError, OutputError, QueueFull, RecipeError
 
 
 class Clock:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from unveil.errors import DataError, OutputError
 from unveil.server.jobs import service as services
 from unveil.server.jobs.folder_lock import folder_lock
 from unveil.server.jobs.job import QueueLimits
@@ -18,7 +19,6 @@ from unveil.server.jobs.outputs import JobOutputs
 from unveil.server.jobs.queue import Queue
 from unveil.server.jobs.service import serving
 from unveil.server.jobs.worker_main import MADE
-from unveil.types import DataError, OutputError
 
 # A worker of its own, without torch: each job writes a file after some steps.
 WORK = """

@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
+from unveil.errors import DataError, OutOfResources
 from unveil.io.images import png
 from unveil.io.video.writer import write_video
 from unveil.server.jobs import uploads as module
 from unveil.server.jobs.uploads import INFO_SUFFIX, UploadStore, names_in
-from unveil.types import DataError, OutOfResources
 
 
 def picture(side: int = 8) -> bytes:

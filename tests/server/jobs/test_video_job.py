@@ -11,12 +11,12 @@ pytest.importorskip("av")
 
 from tests.server.jobs.conftest import done
 from unveil.cli.commands import run
+from unveil.errors import RecipeError
 from unveil.generation.metadata import read_facts
 from unveil.generation.video_inputs import decoded
 from unveil.io.images import png
 from unveil.io.video.writer import write_video
 from unveil.server.jobs.video_job import CLIPS, COVER, STRIP_FILE, read_request
-from unveil.types import RecipeError
 
 WORDS = "a small red circle moves left"
 SMALL = {"sampling": {"steps": 1}, "width": 16, "height": 16}

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from unveil.errors import OutOfResources, RecipeError
 from unveil.server.jobs.job import QueueLimits
 from unveil.server.jobs.outputs import JobOutputs
 from unveil.server.jobs.queue import Queue
 from unveil.server.jobs.worker import PREVIEWS, JobHandler, JobProgress, Worker
-from unveil.types import OutOfResources, RecipeError
 
 
 @pytest.fixture

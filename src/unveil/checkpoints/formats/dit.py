@@ -24,6 +24,7 @@ from unveil.checkpoints.hf_files import read_json, read_weights, weight_files
 from unveil.checkpoints.overrides import ModelOverrides, in_float, shapes_of
 from unveil.checkpoints.scheduler import SchedulerConfig, process_settings, read_scheduler, scheduler_of
 from unveil.conditioning.class_label import Label
+from unveil.errors import RecipeError, WeightsError
 from unveil.io.files import sha256
 from unveil.io.safetensors_io import read_header, write_tensors
 from unveil.model import Model, build, model_folder
@@ -31,7 +32,6 @@ from unveil.model.config import ModelConfig, validate
 from unveil.nn.dit import DiT
 from unveil.nn.dit_config import DiTConfig
 from unveil.nn.meta_device import meta_device
-from unveil.types import RecipeError, WeightsError
 
 WEIGHTS = "diffusion_pytorch_model"
 CLASSES = ("DiTTransformer2DModel", "Transformer2DModel")
@@ -137,8 +137,8 @@ def _model(
         "variance": "learned-range" if learned else "fixed-large",
         "condition": [
             {
-                "kind": "label",
-                "classes": classes,
+                "kind": "class-label",
+                "num_classes": classes,
                 "names": names,
                 "drop_prob": 0.1 if rows > classes else 0.0,
                 "std": 0.02,

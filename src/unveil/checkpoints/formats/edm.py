@@ -85,7 +85,7 @@ def model_config(
         "process": defaults.process if overrides.process is None else overrides.process.model_dump(mode="json"),
         "prediction": defaults.prediction if overrides.prediction is None else overrides.prediction,
         "variance": "learned-range" if network.out_channels > network.in_channels else "fixed-large",
-        "condition": [] if classes is None else [{"kind": "label", "classes": classes}],
+        "condition": [] if classes is None else [{"kind": "class-label", "num_classes": classes}],
         "sample": dict(defaults.sample),
     }
     return validate(ModelConfig, plain, "the file")

@@ -24,13 +24,13 @@ from unveil.checkpoints import openai_keys
 from unveil.checkpoints.format import Format, LoadedCheckpoint, SavedCheckpoint, Signature, loaded, save_file
 from unveil.checkpoints.overrides import ModelOverrides, Shapes, in_float, shapes_of
 from unveil.checkpoints.unet_model import build_model, fill, label_table, network_of, network_section
+from unveil.errors import RecipeError, WeightsError
 from unveil.model import Model
 from unveil.model.config import ModelConfig, validate
 from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
 from unveil.nn.meta_device import meta_device
 from unveil.nn.unet import UNet
 from unveil.nn.unet_config import UNetConfig
-from unveil.types import RecipeError, WeightsError
 
 # -- released files, as flags of the scripts that trained them --------------------------------------------------------
 
@@ -271,9 +271,9 @@ class ReleasedModel:
             raise WeightsError("this file is a noisy classifier, which guides a model and makes no images itself")
         condition: list[dict[str, Any]] = []
         if self.classes is not None:
-            condition.append({"kind": "label", "classes": self.classes})
+            condition.append({"kind": "class-label", "num_classes": self.classes})
         if self.network.concat_channels:
-            condition.append({"kind": "context", "key": LOW_RES_KEY, "channels": self.network.concat_channels})
+            condition.append({"kind": "concat", "key": LOW_RES_KEY, "channels": self.network.concat_channels})
         plain = {
             "shape": (self.network.in_channels, self.size, self.size),
             "network": network_section(self.network),
@@ -351,7 +351,7 @@ def release(files: tuple[str, ...]) -> ReleasedModel:
     }
     if "classifier_depth" in flags:
         classifier = from_classifier_flags(FILES[files])
-        return ReleasedModel(files, classifier, classifier.size, classifier.classes, process)
+        return ReleasedModel(files, classifier, classifier.size, classifier.num_classes, process)
     size = flags.get("large_size", flags["image_size"])
     classes = 1000 if flags["class_cond"] else None
     network = from_flags(FILES[files])
@@ -394,7 +394,7 @@ def _from_overrides(shapes: Shapes, overrides: ModelOverrides) -> ReleasedModel:
     if network is None:
         blocks = cast(int, overrides.num_res_blocks)
         classifier = openai_keys.infer_classifier_config(shapes, blocks, overrides.size)
-        return ReleasedModel((), classifier, classifier.size, classifier.classes, {"kind": "discrete-vp"})
+        return ReleasedModel((), classifier, classifier.size, classifier.num_classes, {"kind": "discrete-vp"})
     classes = shapes[openai_keys.LABEL][0] if openai_keys.LABEL in shapes else None
     process = {"kind": "discrete-vp"}
     return ReleasedModel((), network, cast(int, overrides.size), classes, process, steps=ANCESTRAL_STEPS)

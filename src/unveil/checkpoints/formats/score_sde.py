@@ -20,10 +20,10 @@ from unveil.checkpoints.format import Format, LoadedCheckpoint, Signature, loade
 from unveil.checkpoints.formats.edm import ReleaseDefaults, model_config
 from unveil.checkpoints.overrides import ModelOverrides, shapes_of
 from unveil.checkpoints.unet_model import build_model, fill, network_of
+from unveil.errors import WeightsError
 from unveil.model import Model
 from unveil.nn.edm_unet import SongUNet, SongUNetConfig
 from unveil.nn.meta_device import meta_device
-from unveil.types import WeightsError
 
 NCSNPP = {"embedding": "fourier", "noise_multiplier": 2, "encoder": "residual", "filter": (1, 3, 3, 1)}
 PC_SAMPLE = {

@@ -29,6 +29,7 @@ from unveil.checkpoints.unet_model import network_section
 from unveil.conditioning.class_label import LabelToken
 from unveil.conditioning.text_encoder import TextEncoder
 from unveil.core.process import DiscreteVP, betas
+from unveil.errors import RecipeError, WeightsError
 from unveil.model import Model, build, model_folder
 from unveil.model.config import ModelConfig, validate
 from unveil.model.config.latent_autoencoder import section_of
@@ -36,7 +37,6 @@ from unveil.nn.meta_device import EmptyParameters
 from unveil.nn.text_encoders import CLIPEncoderConfig
 from unveil.nn.unet import UNet
 from unveil.nn.unet_config import UNetConfig
-from unveil.types import RecipeError, WeightsError
 
 STAGE = "cond_stage_model."
 CLASSES = f"{STAGE}embedding.weight"
@@ -130,7 +130,7 @@ def assemble_model(
     with EmptyParameters():  # no weight is initialised that the file replaces
         model = build(config)
     model.denoiser.network.load_state_dict(in_float(network), assign=True)
-    model.codec = codec
+    model.autoencoder = codec
     for conditioner in model.conditioners.values():
         if isinstance(conditioner, TextEncoder) and encoder is not None:
             encoder.fill(conditioner)
@@ -143,7 +143,7 @@ def tensors_of(model: Model) -> dict[str, Tensor]:
     Raises:
         RecipeError: Such files cannot hold the model.
     """
-    network, codec, process = model.denoiser.network, model.codec, model.process
+    network, codec, process = model.denoiser.network, model.autoencoder, model.process
     if not isinstance(network, UNet) or not isinstance(codec, Autoencoder) or not isinstance(process, DiscreteVP):
         raise RecipeError(
             "such a file holds a U-Net over the latents of an autoencoder under a table of betas; this model is "
@@ -288,7 +288,9 @@ def _config(
     if encoder is None and CLASSES in theirs:
         rows = len(theirs[CLASSES])
         classes = overrides.classes or (rows - 1 if rows == PUBLISHED_NULL else rows)
-        condition.append({"kind": "label-token", "classes": rows, "drop_prob": 0.1 if classes < rows else 0.0})
+        condition.append(
+            {"kind": "class-label-token", "num_classes": rows, "drop_prob": 0.1 if classes < rows else 0.0}
+        )
     default = SIDES.get(str(prediction), 512) if network.cross_attention_dim == AMBIGUOUS else SIDES["eps"]
     side = overrides.size or (default if encoder is not None else LDM_SIDE)
     process = {"kind": "discrete-vp", **_beta_schedule(theirs, encoder is not None)}
@@ -322,9 +324,9 @@ def infer_model_config(
             "a text encoder, and a U-Net that reads no text: its attention to a text is missing "
             "(middle_block.1.transformer_blocks.0.attn2), or they are of two models; copy all parts of one again"
         )
-    if encoder is not None and encoder.config.width != network.cross_attention_dim:
+    if encoder is not None and encoder.config.hidden_size != network.cross_attention_dim:
         raise WeightsError(
-            f"text of width {encoder.config.width}, and a U-Net that takes {network.cross_attention_dim}: "
+            f"text of width {encoder.config.hidden_size}, and a U-Net that takes {network.cross_attention_dim}: "
             "the text encoder and the U-Net are of two models; copy all parts of one again"
         )
     sections = [dict(section) for section in condition]
@@ -340,7 +342,7 @@ def infer_model_config(
         "process": dict(scheduler.process),
         "prediction": scheduler.prediction,
         "condition": sections,
-        "codec": section_of(codec),
+        "autoencoder": section_of(codec),
         "sample": {**scheduler.sample, "steps": SAMPLE["steps"], "guidance": {"scale": guided[0] if guided else 1.0}},
     }
     return validate(ModelConfig, plain, "the file")
@@ -353,7 +355,7 @@ def _concatenated(network: UNetConfig, reads_text: bool) -> list[dict[str, Any]]
         return []
     if reads_text and channels == latents + 1:
         widths = {key: width or latents for key, width in INPAINTING.items()}
-        return [{"kind": "context", "key": key, "channels": width} for key, width in widths.items()]
+        return [{"kind": "concat", "key": key, "channels": width} for key, width in widths.items()]
     raise WeightsError(
         f"a U-Net with {channels} channels beside its {latents}: known is Stable Diffusion's inpainting with "
         f"{latents + 1}, a mask and a masked image; depth, super-resolution and inpainting without text are not"

@@ -25,6 +25,7 @@ from unveil.core.denoiser import Denoiser
 from unveil.core.flow import DynamicShift
 from unveil.core.prediction import PREDICTIONS, Prediction, rectified_flow
 from unveil.core.process import Process
+from unveil.errors import WeightsError
 from unveil.io.optional_deps import import_extra
 from unveil.model import Model
 from unveil.model.config import SampleConfig, validate
@@ -33,7 +34,6 @@ from unveil.model.config.model import ProcessSection
 from unveil.nn import text_encoders
 from unveil.nn.meta_device import EmptyParameters
 from unveil.nn.text_encoders import T5EncoderConfig
-from unveil.types import WeightsError
 
 KNOWN = {**NETWORKS, **CLIP_NETWORKS}  # class -> adapter
 
@@ -58,7 +58,7 @@ def assemble_model(
     process, prediction = process_of(folder, scheduler, codec.latent_shape(shape), network)
     how = validate(SampleConfig, {**scheduler.sample, **sample}, str(folder.path))
     denoiser = Denoiser(network, process, prediction=prediction)
-    return Model(denoiser, shape, conditioners=conditioners, codec=codec, sample=how)
+    return Model(denoiser, shape, conditioners=conditioners, autoencoder=codec, sample=how)
 
 
 def process_of(
@@ -69,7 +69,7 @@ def process_of(
     prediction = rectified_flow if scheduler.prediction == "flow" else PREDICTIONS[scheduler.prediction]
     if scheduler.size_shift is not None:
         patch = int(getattr(network, "patch", 1))
-        process = DynamicShift(process, 1.0, patch=patch, **scheduler.size_shift).sized(latents)
+        process = DynamicShift(process, 1.0, patch=patch, **scheduler.size_shift).resized(latents)
     return process, prediction
 
 
@@ -152,7 +152,7 @@ def encoder_of(
     loaded = text_encoder_loader.read_folder(folder.path, number=number)
     config = loaded.config
     if isinstance(config, T5EncoderConfig):
-        config = replace(config, length=length, attend=attend)
+        config = replace(config, max_length=length, attend=attend)
         if dtype == torch.float16:  # whose range T5 leaves
             dtype = torch.bfloat16
     elif gives != "vector":

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from unveil.types import Condition, RecipeError, ShapeError
+from unveil.errors import RecipeError, ShapeError
+from unveil.types import Condition
 
 NET = "net"  # where an adapter has its network
 SIZES = 6  # size conditioning of SDXL: two sizes and a position
@@ -185,7 +186,7 @@ def prompt_tokens(condition: Condition | None, *, masked: bool) -> Tensor:
         ShapeError: a mask that would not be looked at.
     """
     if condition is None or condition.tokens is None:
-        raise RecipeError("this network needs a prompt in every call: give one, such as raw={'prompt': 'a cat'}")
+        raise RecipeError("this network needs a prompt in every call: give one, such as prompt='a cat'")
     if condition.mask is not None and not masked and not bool(condition.mask.all()):
         raise ShapeError("condition.mask: this network sees every token; give tokens of one length, without a mask")
     return condition.tokens
@@ -195,7 +196,7 @@ def pooled_and_tokens(condition: Condition | None, width: int, *, masked: bool =
     """Vector and tokens of a condition, checked; errors are those of `prompt_tokens`, and a vector of another width."""
     tokens = prompt_tokens(condition, masked=masked)
     if condition is None or condition.vector is None:
-        raise RecipeError("this network needs a prompt in every call: give one, such as raw={'prompt': 'a cat'}")
+        raise RecipeError("this network needs a prompt in every call: give one, such as prompt='a cat'")
     if condition.vector.shape[1] != width:
         raise ShapeError(f"condition.vector {tuple(condition.vector.shape)}: this network takes (B, {width})")
     return condition.vector, tokens

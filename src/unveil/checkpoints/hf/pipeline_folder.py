@@ -16,8 +16,8 @@ from typing import Any
 from torch import Tensor
 
 from unveil.checkpoints.hf_files import read_json, read_weights, weight_files
+from unveil.errors import WeightsError
 from unveil.io.files import sha256
-from unveil.types import WeightsError
 
 INDEX = "model_index.json"
 LIBRARIES = ("diffusers", "transformers")

@@ -30,9 +30,9 @@ from unveil.conditioning import multi_text_encoder
 from unveil.conditioning.micro_conditioning import ScalarCondition, SizeCondition
 from unveil.conditioning.multi_text_encoder import MultiTextEncoder, Together
 from unveil.conditioning.text_encoder import Gives
+from unveil.errors import WeightsError, did_you_mean
 from unveil.io.safetensors_io import read_header
 from unveil.model import Model, model_folder
-from unveil.types import WeightsError, did_you_mean
 
 FLUX_LATENTS = 128  # default side of its pipeline
 SD3_TOKENS = 256  # of T5
@@ -84,7 +84,7 @@ def flux(folder: PipelineFolder, dtype: torch.dtype) -> Model:
 
 def of_parts(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     """The model of a pipeline of Stable Diffusion 1 or 2, which is one of our own parts and can be saved."""
-    return stable_diffusion.read(folder).model.lowered(dtype)
+    return stable_diffusion.read(folder).model.to_inference_dtype(dtype)
 
 
 # Pipeline -> what reads its folder. A pipeline whose network is one of ours has its reader here as well.
@@ -121,8 +121,8 @@ def load(path: Path, dtype: torch.dtype = torch.float32) -> Model:
         )
     model = PIPELINES[folder.kind](folder, dtype)
     if model.config is None:
-        model.home = path
-    return model.lowered(dtype).eval()
+        model.source_folder = path
+    return model.to_inference_dtype(dtype).eval()
 
 
 def report(path: Path) -> dict[str, KeyMatchReport]:

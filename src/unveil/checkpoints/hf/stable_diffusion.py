@@ -17,10 +17,10 @@ from unveil.checkpoints.hf.pipeline_folder import INDEX, PipelineFolder
 from unveil.checkpoints.hf.weights import KeyMatchReport
 from unveil.checkpoints.scheduler import read_scheduler, settings_of
 from unveil.conditioning.text_encoder import TextEncoder
+from unveil.errors import RecipeError, WeightsError
 from unveil.io.files import staged
 from unveil.model import Model
 from unveil.nn.unet import UNet
-from unveil.types import RecipeError, WeightsError
 
 PLAIN, INPAINT = "StableDiffusionPipeline", "StableDiffusionInpaintPipeline"
 CLASSES = (PLAIN, "StableDiffusionImg2ImgPipeline", INPAINT)
@@ -80,7 +80,7 @@ def write(model: Model, path: Path) -> int:
         OutputError: something is there already, or the place cannot be written.
     """
     texts = [conditioner for conditioner in model.conditioners.values() if isinstance(conditioner, TextEncoder)]
-    network, codec = model.denoiser.network, model.codec
+    network, codec = model.denoiser.network, model.autoencoder
     if not isinstance(network, UNet) or not isinstance(codec, AutoencoderKL) or len(texts) != 1 or model.config is None:
         raise RecipeError(
             f"a folder of {PLAIN} holds a U-Net over a kl autoencoder's latents with one text encoder; this model is "

@@ -15,8 +15,9 @@ from torch.nn import functional
 
 from unveil.checkpoints.hf.image_adapters import check_size, pooled_and_tokens, prompt_tokens
 from unveil.checkpoints.hf.wan_cache import CachedWan
+from unveil.errors import ShapeError
 from unveil.io.optional_deps import import_extra
-from unveil.types import Condition, ShapeError
+from unveil.types import Condition
 
 FRAME_RATE = 25.0  # default of LTX-Video
 

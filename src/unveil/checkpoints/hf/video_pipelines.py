@@ -27,10 +27,11 @@ from unveil.checkpoints.hf.video_vaes import VideoVAE, video_vae
 from unveil.checkpoints.hf.weights import fill
 from unveil.conditioning.micro_conditioning import ScalarCondition
 from unveil.conditioning.prompt_embeds import LongPromptEncoder, Padding, PrecomputedPrompts, clean_prompt
+from unveil.errors import WeightsError
 from unveil.io.files import staged
 from unveil.io.safetensors_io import read_header, read_tensors, write_tensors
 from unveil.model import Model
-from unveil.types import Condition, WeightsError
+from unveil.types import Condition
 
 PROMPTS = "prompts.safetensors"  # in a folder: prompts' tokens, in the place of the text encoder
 ROUTES = ("tokens", "mask", "vector")

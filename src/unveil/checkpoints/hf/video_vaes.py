@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unveil.types import ShapeError, format_size
+from unveil.errors import ShapeError
+from unveil.types import format_size
 
 CLIP_CODECS = ("AutoencoderKLWan", "AutoencoderKLLTXVideo", "AutoencoderKLCogVideoX", "AutoencoderKLHunyuanVideo")
 

@@ -12,7 +12,8 @@ from unveil.core.denoiser import DenoiseFn, Estimate
 from unveil.core.guidance.classifier_free import target_of
 from unveil.core.guidance.schedule import Scale, scale_at
 from unveil.core.prediction import Prediction, solve
-from unveil.types import NoiseLevel, RecipeError, like
+from unveil.errors import RecipeError
+from unveil.types import NoiseLevel, like
 
 
 class Momentum:

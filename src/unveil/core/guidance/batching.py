@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from unveil.core.denoiser import DenoiseFn, Estimate
-from unveil.types import Condition, NoiseLevel, ShapeError
+from unveil.errors import ShapeError
+from unveil.types import Condition, NoiseLevel
 
 FEW = 8  # samples up to which a CPU gains by one call
 

@@ -14,7 +14,8 @@ from unveil.core.denoiser import DenoiseFn, Estimate
 from unveil.core.guidance.schedule import Scale, scale_at
 from unveil.core.prediction import Prediction, solve
 from unveil.core.scalar_math import Number
-from unveil.types import NoiseLevel, RecipeError, ShapeError, like
+from unveil.errors import RecipeError, ShapeError
+from unveil.types import NoiseLevel, like
 
 
 def cfg(conditional: DenoiseFn, null: DenoiseFn, scale: Scale, *, channels: int | None = None) -> DenoiseFn:

@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 from unveil.core import scalar_math
 from unveil.core.scalar_math import Number
-from unveil.types import NoiseLevel, RecipeError
+from unveil.errors import RecipeError
+from unveil.types import NoiseLevel
 
 Schedule = Callable[[NoiseLevel], Number]
 

@@ -19,7 +19,8 @@ from unveil.core import scalar_math
 from unveil.core.denoiser import DenoiseFn, Estimate
 from unveil.core.guidance.schedule import Scale, scale_at
 from unveil.core.process import DATA
-from unveil.types import NoiseLevel, RecipeError, ShapeError, like
+from unveil.errors import RecipeError, ShapeError
+from unveil.types import NoiseLevel, like
 
 if TYPE_CHECKING:
     from unveil.core.samplers.ancestral import Shift

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from unveil.core.guidance.score import Score
-from unveil.types import NoiseLevel, ShapeError, like
+from unveil.errors import ShapeError
+from unveil.types import NoiseLevel, like
 
 # (x, level) -> maps (B, C, ...) of some layers of a network
 Features = Callable[[Tensor, NoiseLevel], Sequence[Tensor]]

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from unveil.core.denoiser import DenoiseFn, Estimate
-from unveil.types import NoiseLevel, RecipeError
+from unveil.errors import RecipeError
+from unveil.types import NoiseLevel
 
 
 def clip_static(step: DenoiseFn, limit: float = 1.0) -> DenoiseFn:

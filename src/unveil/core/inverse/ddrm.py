@@ -10,7 +10,8 @@ from unveil.core.inverse.operator import Operator
 from unveil.core.rng import Noise
 from unveil.core.samplers.loop import SamplerState, StepResult, draw_noise
 from unveil.core.schedule import Schedule
-from unveil.types import NoiseLevel, RecipeError, like
+from unveil.errors import RecipeError
+from unveil.types import NoiseLevel, like
 
 
 def ddrm(

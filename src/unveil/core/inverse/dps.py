@@ -10,7 +10,8 @@ from unveil.core.denoiser import DenoiseFn, Estimate
 from unveil.core.guidance.score import grad_of, requires_grad_copy
 from unveil.core.rng import Noise
 from unveil.core.samplers.loop import Plan, SamplerState, StepResult
-from unveil.types import NoiseLevel, RecipeError, ShapeError
+from unveil.errors import RecipeError, ShapeError
+from unveil.types import NoiseLevel
 
 
 def dps(plan: Plan, measure: Callable[[Tensor], Tensor], y: Tensor, *, scale: float = 1.0) -> DPSPlan:

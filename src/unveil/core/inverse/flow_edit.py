@@ -13,7 +13,8 @@ from collections.abc import Callable
 from torch import Tensor
 
 from unveil.core.denoiser import DenoiseFn, Estimate
-from unveil.types import NoiseLevel, ShapeError, like
+from unveil.errors import ShapeError
+from unveil.types import NoiseLevel, like
 
 
 def flow_edit(

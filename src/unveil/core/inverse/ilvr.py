@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from unveil.core.denoiser import DenoiseFn, Estimate
-from unveil.types import NoiseLevel, ShapeError
+from unveil.errors import ShapeError
+from unveil.types import NoiseLevel
 
 
 def low_frequency(step: DenoiseFn, reference: Tensor, low: Sequence[int]) -> DenoiseFn:

@@ -14,7 +14,8 @@ from unveil.core.inverse.operator import boolean, fitted
 from unveil.core.rng import Noise
 from unveil.core.samplers.loop import CoefficientTable, Plan, SamplerState, StepResult, draw_noise
 from unveil.core.schedule import Schedule
-from unveil.types import NoiseLevel, RecipeError, ShapeError, like
+from unveil.errors import RecipeError, ShapeError
+from unveil.types import NoiseLevel, like
 
 
 def inpaint(step: DenoiseFn, pixels: Tensor, keep: Tensor) -> DenoiseFn:

@@ -13,7 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from unveil.types import RecipeError, ShapeError, like
+from unveil.errors import RecipeError, ShapeError
+from unveil.types import like
 
 
 class Operator(Protocol):

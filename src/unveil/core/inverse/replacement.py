@@ -15,7 +15,8 @@ from torch import Tensor
 
 from unveil.core.denoiser import DenoiseFn, Estimate
 from unveil.core.process import Process
-from unveil.types import NoiseLevel, ShapeError, like
+from unveil.errors import ShapeError
+from unveil.types import NoiseLevel, like
 
 
 def per_token_conditioning(step: DenoiseFn, process: Process, frames: Tensor, until: Tensor) -> DenoiseFn:

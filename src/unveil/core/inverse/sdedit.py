@@ -8,7 +8,8 @@ from torch import Tensor
 
 from unveil.core.process import DiscreteVP
 from unveil.core.schedule import Schedule
-from unveil.types import NoiseLevel, RecipeError, ShapeError, like
+from unveil.errors import RecipeError, ShapeError
+from unveil.types import NoiseLevel, like
 
 
 def sdedit(grid: Schedule, pixels: Tensor, noise: Tensor, start: float) -> tuple[Schedule, Tensor]:

@@ -51,7 +51,7 @@ from unveil.core.samplers.runge_kutta import LISTED as _RUNGE_KUTTA
 from unveil.core.samplers.runge_kutta import dpm2, dpm2_ancestral, euler, euler_ancestral, euler_time, heun, heun_time
 from unveil.core.samplers.unipc import LISTED as _UNIPC
 from unveil.core.samplers.unipc import unipc
-from unveil.types import RecipeError, did_you_mean
+from unveil.errors import RecipeError, did_you_mean
 
 # Every sampler by the name that recipes and the command line use.
 SAMPLERS: dict[str, SamplerSpec] = {

@@ -45,7 +45,8 @@ from unveil.core.samplers.step_size import (
     per_sample_norm,
 )
 from unveil.core.schedule import Schedule
-from unveil.types import NoiseLevel, NonFinite, RecipeError, like
+from unveil.errors import NonFinite, RecipeError
+from unveil.types import NoiseLevel, like
 
 __all__ = [
     "LISTED",

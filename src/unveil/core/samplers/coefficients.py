@@ -20,7 +20,8 @@ from torch import Tensor
 from unveil.core import scalar_math
 from unveil.core.scalar_math import Number
 from unveil.core.schedule import Schedule
-from unveil.types import NoiseLevel, RecipeError
+from unveil.errors import RecipeError
+from unveil.types import NoiseLevel
 
 Of = Literal["x0", "eps"]
 Mask = bool | Tensor

@@ -32,7 +32,7 @@ from unveil.core.samplers.runge_kutta import sigma_down
 from unveil.core.samplers.stages import clamp_level, inner_nodes, last_noisy, last_stage_only, orders_for, stages
 from unveil.core.scalar_math import Number
 from unveil.core.schedule import Schedule
-from unveil.types import RecipeError
+from unveil.errors import RecipeError
 
 # ---------------------------------------------------------------------- multistep
 

@@ -18,7 +18,8 @@ from unveil.core.samplers.loop import CoefficientTable, Plan, SamplerState, Step
 from unveil.core.samplers.registry import SamplerSpec
 from unveil.core.scalar_math import Number
 from unveil.core.schedule import Schedule
-from unveil.types import NoiseLevel, RecipeError, like
+from unveil.errors import RecipeError
+from unveil.types import NoiseLevel, like
 
 # ---------------------------------------------------------------------- Langevin at given levels
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from unveil.core.denoiser import DenoiseFn, Estimate
 from unveil.core.rng import Noise
 from unveil.core.scalar_math import Number
-from unveil.types import NoiseLevel, NonFinite, RecipeError, like
+from unveil.errors import NonFinite, RecipeError
+from unveil.types import NoiseLevel, like
 
 REMEDY = "set threshold = static, use more steps, or dtype float32"
 SPARSE = 4  # x is looked at after 1, 4, 16, 64 ... steps and at the end: each look waits for the device
@@ -171,7 +172,7 @@ def run(
         step: the guided estimate.
         x: (B, ...) as `Schedule.start(noise)` gives it, or the `SamplerState` of a run that was left half-way.
         noise: noise(step, draw=0), for plans that add some.
-        on_step: called after each step; to stop, let it raise `types.Cancelled`.
+        on_step: called after each step; to stop, let it raise `errors.Cancelled`.
 
     Raises:
         RecipeError: the plan adds noise and no source of it was given.

@@ -20,7 +20,8 @@ from unveil.core.samplers.loop import CoefficientTable, StepRow
 from unveil.core.samplers.registry import SamplerSpec
 from unveil.core.scalar_math import Number
 from unveil.core.schedules import Schedule
-from unveil.types import NoiseLevel, RecipeError
+from unveil.errors import RecipeError
+from unveil.types import NoiseLevel
 
 # ---------------------------------------------------------------------- in the noise ratio
 

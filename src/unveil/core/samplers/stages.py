@@ -24,7 +24,8 @@ from unveil.core.samplers.coefficients import (
 from unveil.core.samplers.loop import StepRow
 from unveil.core.scalar_math import Number
 from unveil.core.schedule import Schedule
-from unveil.types import NoiseLevel, RecipeError
+from unveil.errors import RecipeError
+from unveil.types import NoiseLevel
 
 
 def last_stage_only(nodes: Sequence[Number], reach: Number) -> list[Number]:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unveil.types import RecipeError, ShapeError
+from unveil.errors import RecipeError, ShapeError
 
 # ITU-R BT.601, the weights that decoding to one channel uses
 _GREY = (0.299, 0.587, 0.114)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from unveil.data.preprocessors import edges, segmentation
-from unveil.types import Item, RecipeError, did_you_mean
+from unveil.errors import RecipeError, did_you_mean
+from unveil.types import Item
 
 
 class Preprocessor(Protocol):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from unveil.data.preprocessors.edges import check_image
-from unveil.types import RecipeError, ShapeError, did_you_mean
+from unveil.errors import RecipeError, ShapeError, did_you_mean
 
 Style = Literal["filled", "outlined"]
 COLOURS = 1 << 24  # numbers that have a colour of their own

@@ -19,11 +19,11 @@ from typing import IO, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from unveil.errors import DataError
 from unveil.io import sandbox
 from unveil.io.optional_deps import import_extra
 from unveil.io.video.containers import HEAD, container_of, fault
 from unveil.io.video.frame_timing import Rule, constant_rate
-from unveil.types import DataError
 
 WAIT = 600.0  # s for one answer, by default
 _LINE = 16_000_000  # bytes of an answer without its pixels

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import Tensor
 from torch.nn.functional import pad
 
+from unveil.errors import RecipeError, ShapeError, did_you_mean
 from unveil.io.files import staged, sync_file
 from unveil.io.images import ANIMATIONS, METADATA_KEY, animation, png
 from unveil.io.optional_deps import import_extra
-from unveil.types import RecipeError, ShapeError, did_you_mean
 
 if TYPE_CHECKING:
     from av.container import OutputContainer

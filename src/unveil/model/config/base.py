@@ -9,8 +9,8 @@ from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_type_
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, create_model, model_validator
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from unveil.errors import did_you_mean
 from unveil.model import migration
-from unveil.types import did_you_mean
 
 
 class Section(BaseModel):

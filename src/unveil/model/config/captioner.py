@@ -17,10 +17,10 @@ if TYPE_CHECKING:  # made at run time, from the dataclasses
     CaptionerNetwork = PartSection
 else:
     # the size of the vocabulary follows from the captions
-    CaptionerNetwork = choice(section("captioner", CaptionerConfig, derived=("vocabulary",)))
+    CaptionerNetwork = choice(section("captioner", CaptionerConfig, derived=("vocab_size",)))
 
 
-class WrittenWords(Section):
+class VocabularySection(Section):
     """The words that a captioner writes, which are those of its training captions.
 
     Attributes:
@@ -42,7 +42,7 @@ class CaptionEvaluateConfig(Section):
     samples: Positive = 500
 
 
-class CaptionerParts(Section):
+class CaptionerFields(Section):
     """The parts of a recipe of kind captioner, beside what describes it.
 
     Attributes:
@@ -56,7 +56,7 @@ class CaptionerParts(Section):
     key: str = "pixels"
     data: Data
     network: CaptionerNetwork
-    words: WrittenWords = WrittenWords()
+    words: VocabularySection = VocabularySection()
     train: TrainConfig
     decode: DecodeConfig = DecodeConfig(num_beams=1)
     evaluate: CaptionEvaluateConfig = CaptionEvaluateConfig()

@@ -10,8 +10,8 @@ from pydantic import model_validator
 import unveil.playground  # noqa: F401  enters its kinds of data
 from unveil.data import KINDS, ControlImageConfig
 from unveil.data.preprocessors.registry import PREPROCESSORS
+from unveil.errors import RecipeError
 from unveil.model.config.base import PartSection, choice, section
-from unveil.types import RecipeError
 
 if TYPE_CHECKING:  # made at run time, from the dataclasses
     HintSection = PartSection
@@ -19,7 +19,7 @@ else:
     HintSection = choice(*(section(kind, part) for kind, part in PREPROCESSORS.items()))
 
 
-class PictureSection(PartSection):
+class ImageDataSection(PartSection):
     """Data with pictures.
 
     Attributes:
@@ -30,7 +30,7 @@ class PictureSection(PartSection):
     control_image: HintSection | None = None
 
     @model_validator(mode="after")
-    def _hint_works(self) -> PictureSection:
+    def _hint_works(self) -> ImageDataSection:
         try:
             if self.control_image is not None:
                 self.control_image.build()
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 else:
     Data = choice(
         *(
-            section(name, kind.config, base=PictureSection if kind.has_images else PartSection)
+            section(name, kind.config, base=ImageDataSection if kind.has_images else PartSection)
             for name, kind in sorted(KINDS.items())
         )
     )

@@ -1,4 +1,4 @@
-"""What stands between pixels and a network, as a recipe says it: nothing, an autoencoder, or one that was trained."""
+"""The section `autoencoder` of a diffusion model: none, an untrained one, or a trained one from a folder."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from unveil.autoencoders import (
     VQModel,
     VQModelConfig,
 )
+from unveil.errors import RecipeError, ShapeError
 from unveil.model import migration
 from unveil.model.config.base import PartSection, Section, choice, section
 from unveil.model.config.parsing import read_yaml, validate
-from unveil.types import RecipeError, ShapeError
 
 Positive = Annotated[int, Field(ge=1)]
-PICTURES = ("in_channels", "out_channels")  # which follow from the shape of the data
+DERIVED = ("in_channels", "out_channels")  # follow from the shape of the data
 
 
 class IdentitySection(Section):
-    """The network sees the pixels themselves."""
+    """No autoencoder: the network works on pixels."""
 
     kind: Literal["identity"] = "identity"
 
 
 class SavedSection(Section):
-    """The codec of a folder: an autoencoder that was trained or saved, or that of a model.
+    """The autoencoder in a folder: a trained or saved autoencoder, or that of a model.
 
     Attributes:
-        path: the folder, or the name of a shipped model.
-        latents: the shape of a sample's latents, (C, h, w), or (C, t, h, w) of a clip; needed where the folder may not
-            be there yet, as in a recipe whose autoencoder is trained by another one.
+        path: Folder, or name of a bundled model.
+        latents: Shape of the latents of one sample, (C, h, w), or (C, t, h, w) of a video. It is needed if the folder
+            may not exist yet, as in a recipe whose autoencoder another recipe trains.
     """
 
     kind: Literal["saved"] = "saved"
@@ -50,27 +50,28 @@ class SavedSection(Section):
     latents: Annotated[tuple[Positive, ...], Field(min_length=3, max_length=4)] | None = None
 
     def described(self) -> PartSection | None:
-        """The section of the codec in the folder; None where there is no such folder.
+        """Section of the autoencoder in the folder; None if there is no such folder.
 
         Raises:
-            RecipeError: a folder that describes no codec.
+            RecipeError: The folder describes no autoencoder.
         """
-        shipped = Path(str(resources.files("unveil"))) / "assets" / "models" / self.path
-        folder = next((place for place in (Path(self.path), shipped) if place.is_dir()), None)
+        bundled = Path(str(resources.files("unveil"))) / "assets" / "models" / self.path
+        folder = next((path for path in (Path(self.path), bundled) if path.is_dir()), None)
         if folder is None:
             return None
         for name in ("model.yaml", "recipe.yaml"):
             if (folder / name).is_file():
-                found = migration.migrate(read_yaml((folder / name).read_text("utf-8"), str(folder / name)))
-                if isinstance(found, dict) and found.get("codec", {}).get("kind") in CODECS:
-                    return validate(_Described, {"codec": found["codec"]}, str(folder / name)).codec
+                raw = migration.migrate(read_yaml((folder / name).read_text("utf-8"), str(folder / name)))
+                section = raw.get("autoencoder") if isinstance(raw, dict) else None
+                if isinstance(section, dict) and section.get("kind") in AUTOENCODERS:
+                    return validate(_AutoencoderField, {"autoencoder": section}, str(folder / name)).autoencoder
         raise RecipeError(f"path = {self.path!r}: describes no autoencoder; train one, or name another folder")
 
 
-KLSection = section("kl", AutoencoderKLConfig, derived=PICTURES)
-VQSection = section("vq", VQModelConfig, derived=PICTURES)
-VideoSection = section("video", VideoAutoencoderKLConfig, derived=PICTURES)
-CODECS: dict[str, type[AutoencoderKL] | type[VQModel]] = {
+KLSection = section("kl", AutoencoderKLConfig, derived=DERIVED)
+VQSection = section("vq", VQModelConfig, derived=DERIVED)
+VideoSection = section("video", VideoAutoencoderKLConfig, derived=DERIVED)
+AUTOENCODERS: dict[str, type[AutoencoderKL] | type[VQModel]] = {
     "kl": AutoencoderKL,
     "vq": VQModel,
     "video": VideoAutoencoderKL,
@@ -81,70 +82,74 @@ SECTIONS: dict[type[CodecConfig], type[PartSection]] = {
     VideoAutoencoderKLConfig: VideoSection,
 }
 if TYPE_CHECKING:  # made at run time, from the dataclasses
-    CodecSection = IdentitySection | SavedSection | PartSection
+    AutoencoderChoice = IdentitySection | SavedSection | PartSection
     LearnedSection = PartSection
 else:
-    CodecSection = choice(IdentitySection, SavedSection, KLSection, VQSection, VideoSection)
+    AutoencoderChoice = choice(IdentitySection, SavedSection, KLSection, VQSection, VideoSection)
     LearnedSection = choice(KLSection, VQSection, VideoSection)
 
 
-class _Described(Section):
+class _AutoencoderField(Section):
     former: ClassVar[str] = "recipe"
-    codec: LearnedSection
+    autoencoder: LearnedSection
 
 
-def latent_shape(codec: CodecSection, shape: Sequence[int]) -> tuple[int, ...]:
-    """The shape of one sample's latents, given that of its pixels.
+def latent_shape(autoencoder: AutoencoderChoice, shape: Sequence[int]) -> tuple[int, ...]:
+    """Shape of the latents of one sample, given the shape of its pixels.
 
     Raises:
-        RecipeError: pictures of a shape that the codec does not take, or a saved codec of which nothing is known.
+        RecipeError: A shape that the autoencoder does not take, or a saved autoencoder whose latents are unknown.
     """
-    if isinstance(codec, IdentitySection):
+    if isinstance(autoencoder, IdentitySection):
         return tuple(shape)
-    if isinstance(codec, SavedSection):
-        described = codec.described()
+    if isinstance(autoencoder, SavedSection):
+        described = autoencoder.described()
         if described is None:
-            if codec.latents is None:
+            if autoencoder.latents is None:
                 raise RecipeError(
-                    f"path = {codec.path!r}: no such folder; train the autoencoder first, or say the shape of its "
-                    "latents, such as latents: [4, 8, 8]"
+                    f"path = {autoencoder.path!r}: no such folder; train the autoencoder first, or state the shape of "
+                    "its latents, such as latents: [4, 8, 8]"
                 )
-            return codec.latents
-        found = latent_shape(described, shape)
-        if codec.latents is not None and codec.latents != found:
-            raise RecipeError(f"latents = {list(codec.latents)}: the codec in {codec.path!r} gives {list(found)}")
-        return found
+            return autoencoder.latents
+        latents = latent_shape(described, shape)
+        if autoencoder.latents is not None and autoencoder.latents != latents:
+            raise RecipeError(
+                f"latents = {list(autoencoder.latents)}: the autoencoder in {autoencoder.path!r} has latents "
+                f"{list(latents)}"
+            )
+        return latents
     try:
-        return codec_config(codec, shape).latent_shape(shape)
+        return autoencoder_config(autoencoder, shape).latent_shape(shape)
     except ShapeError as problem:
         raise RecipeError(f"shape = {list(shape)}: {problem}") from problem
 
 
-def codec_config(codec: PartSection, shape: Sequence[int]) -> Any:
-    """The codec's own configuration, for pictures of a shape."""
-    return codec.build(dict.fromkeys(PICTURES, shape[0]))
+def autoencoder_config(autoencoder: PartSection, shape: Sequence[int]) -> Any:
+    """Configuration of the autoencoder for images or videos of a shape."""
+    return autoencoder.build(dict.fromkeys(DERIVED, shape[0]))
 
 
-def build_codec(codec: CodecSection, shape: Sequence[int]) -> Identity | AutoencoderKL | VQModel:
-    """The codec, freshly initialised.
+def build_autoencoder(autoencoder: AutoencoderChoice, shape: Sequence[int]) -> Identity | AutoencoderKL | VQModel:
+    """Build the autoencoder, freshly initialised.
 
     Raises:
-        RecipeError: a saved one, whose weights have to be read: `model.model_folder.load_codec`.
+        RecipeError: A saved autoencoder; its weights are read by `unveil.model.model_folder.load_latent_autoencoder`.
     """
-    if isinstance(codec, IdentitySection):
+    if isinstance(autoencoder, IdentitySection):
         return Identity()
-    if isinstance(codec, SavedSection):
-        raise RecipeError(f"path = {codec.path!r}: a saved codec is read, not built anew")
-    return CODECS[codec.kind](codec_config(codec, shape))
+    if isinstance(autoencoder, SavedSection):
+        raise RecipeError(f"path = {autoencoder.path!r}: a saved autoencoder is loaded, not built")
+    return AUTOENCODERS[autoencoder.kind](autoencoder_config(autoencoder, shape))
 
 
-def section_of(codec: Autoencoder) -> PartSection:
-    """The section of a codec, with the scale and shift that it has now."""
-    config: CodecConfig = codec.config
+def section_of(autoencoder: Autoencoder) -> PartSection:
+    """Section of an autoencoder, with its present scale and shift."""
+    config: CodecConfig = autoencoder.config
     kind = SECTIONS[type(config)]
-    given: dict[str, Any] = {
+    settings: dict[str, Any] = {
         f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name in kind.model_fields
     }
-    numbers = {name: tuple(getattr(codec, name).tolist()) for name in ("scale", "shift")}
-    given |= {name: found[0] if len(set(found)) == 1 else found for name, found in numbers.items()}
-    return kind(**given)
+    for name in ("scale", "shift"):
+        numbers = tuple(getattr(autoencoder, name).tolist())
+        settings[name] = numbers[0] if len(set(numbers)) == 1 else numbers
+    return kind(**settings)

@@ -36,7 +36,7 @@ class WeightSection(Section, ABC):
         """The weight."""
 
 
-class NoWeight(WeightSection):
+class UniformWeight(WeightSection):
     """Even on what is predicted."""
 
     kind: Literal["none"] = "none"
@@ -104,18 +104,18 @@ class EDMWeight(WeightSection):
 
 
 class FlowWeight(WeightSection):
-    """min((1 + alpha / sigma)^2, most), which is even on a rectified flow's velocity.
+    """min((1 + alpha / sigma)^2, max_weight), which is uniform on the velocity of a rectified flow.
 
     Attributes:
-        most: what it is bounded by; none is no bound.
+        max_weight: Upper bound of the weight; None: no bound.
     """
 
     kind: Literal["flow"] = "flow"
-    most: Positive | None = None
+    max_weight: Positive | None = None
 
     def build(self) -> Weight:
         """The weight."""
-        return loss_weights.flow(math.inf if self.most is None else self.most)
+        return loss_weights.flow(math.inf if self.max_weight is None else self.max_weight)
 
 
 class SigmoidWeight(WeightSection):
@@ -137,6 +137,8 @@ if TYPE_CHECKING:
     WeightChoice = WeightSection
 else:
     WeightChoice = Annotated[
-        choice(NoWeight, SNRWeight, TruncatedSNRWeight, MinSNRWeight, P2Weight, EDMWeight, FlowWeight, SigmoidWeight),
+        choice(
+            UniformWeight, SNRWeight, TruncatedSNRWeight, MinSNRWeight, P2Weight, EDMWeight, FlowWeight, SigmoidWeight
+        ),
         *ByName,
     ]

@@ -21,11 +21,12 @@ from unveil.core.sde import SubVP
 from unveil.core.transition import chain_of
 from unveil.core.variance import LEARNED, VARIANCES, VarianceRule
 from unveil.core.ve import VE, DiscreteVE, EDMProcess
+from unveil.errors import RecipeError, did_you_mean
 from unveil.model.config.base import ByKind, PartSection, Section, choice, section
-from unveil.model.config.latent_autoencoder import CodecSection, IdentitySection, latent_shape
+from unveil.model.config.latent_autoencoder import AutoencoderChoice, IdentitySection, latent_shape
 from unveil.model.config.sampling import SampleConfig
 from unveil.model.config.text import TextSection
-from unveil.model.config.token_conditions import LabelTokenSection, LayoutSection, WordsSection
+from unveil.model.config.token_conditions import LabelTokenSection, LayoutSection, LearnedTextSection
 from unveil.nn.box_denoiser import BoxDenoiser, BoxesConfig
 from unveil.nn.dit import DiT
 from unveil.nn.dit_config import DiTConfig, expand_preset
@@ -34,7 +35,6 @@ from unveil.nn.unet import UNet
 from unveil.nn.unet2015 import UNet2015, UNet2015Config
 from unveil.nn.unet_config import UNetConfig
 from unveil.nn.video_dit import VideoDiT, VideoDiTConfig
-from unveil.types import RecipeError, did_you_mean
 
 Positive = Annotated[int, Field(ge=1)]
 PredictionName = Literal["x0", "eps", "v", "score", "flow", "posterior-mean"]
@@ -176,7 +176,7 @@ else:
     UnshiftedSection = choice(*UNSHIFTED)
 
 
-class ShiftedSection(Section):
+class TimeShiftSection(Section):
     """Another process, shifted towards noise, as larger pictures need it.
 
     Attributes:
@@ -193,7 +193,7 @@ class ShiftedSection(Section):
         return TimeShift(self.process.build(), self.shift)
 
 
-class RootShiftedSection(Section):
+class SqrtSizeShiftSection(Section):
     """Another process, shifted towards noise by the root of how much larger a sample is than one of `size`.
 
     Attributes:
@@ -212,9 +212,9 @@ class RootShiftedSection(Section):
 
 
 if TYPE_CHECKING:
-    ProcessSection = UnshiftedSection | ShiftedSection | RootShiftedSection
+    ProcessSection = UnshiftedSection | TimeShiftSection | SqrtSizeShiftSection
 else:
-    ProcessSection = choice(*UNSHIFTED, ShiftedSection, RootShiftedSection)
+    ProcessSection = choice(*UNSHIFTED, TimeShiftSection, SqrtSizeShiftSection)
 
 # ---------------------------------------------------------------------- conditions
 
@@ -229,31 +229,33 @@ class LabelSection(Section):
         std: of the numbers that a fresh table is drawn with; 0.02 in DiT.
     """
 
-    kind: Literal["label"] = "label"
+    kind: Literal["class-label"] = "class-label"
     key: str = "label"
-    classes: Positive
+    num_classes: Positive
     names: tuple[str, ...] | None = None
     drop_prob: float = Field(default=0.0, ge=0, lt=1)
     std: float = Field(default=1.0, gt=0)
 
     @model_validator(mode="after")
     def _a_name_each(self) -> LabelSection:
-        if self.names is not None and len(self.names) != self.classes:
-            raise RecipeError(f"names: {len(self.names)} given for {self.classes} classes; give one for each, or none")
+        if self.names is not None and len(self.names) != self.num_classes:
+            raise RecipeError(
+                f"names: {len(self.names)} given for {self.num_classes} classes; give one for each, or none"
+            )
         return self
 
     def build(self, model: ModelConfig, vector_dim: int | None) -> Label:
         """The conditioner, for a network whose time embedding has this width."""
-        label = Label(self.classes, _vector_dim(self.key, vector_dim), self.drop_prob, self.names, key=self.key)
+        label = Label(self.num_classes, _vector_dim(self.key, vector_dim), self.drop_prob, self.names, key=self.key)
         if self.std != 1:
             nn.init.normal_(label.table.weight, std=self.std)
         return label
 
 
-class QuantisedSection(Section):
+class BinnedValueSection(Section):
     """A number, by the row of the nearest of `codes` evenly spaced values."""
 
-    kind: Literal["quantised"] = "quantised"
+    kind: Literal["binned-value"] = "binned-value"
     key: str
     low: float
     high: float
@@ -267,10 +269,10 @@ class QuantisedSection(Section):
         return BinnedValue(self.low, self.high, self.codes, width, self.drop_prob, lookup=self.lookup, key=self.key)
 
 
-class ContextSection(Section):
+class ConcatSection(Section):
     """A picture beside the state, concatenated to its channels."""
 
-    kind: Literal["context"] = "context"
+    kind: Literal["concat"] = "concat"
     key: str = "pixels"
     channels: Positive = 3
     drop_prob: float = Field(default=0.0, ge=0, lt=1)
@@ -282,7 +284,13 @@ class ContextSection(Section):
 
 
 ConditionSection = Annotated[
-    LabelSection | LabelTokenSection | LayoutSection | QuantisedSection | ContextSection | TextSection | WordsSection,
+    LabelSection
+    | LabelTokenSection
+    | LayoutSection
+    | BinnedValueSection
+    | ConcatSection
+    | TextSection
+    | LearnedTextSection,
     ByKind(),
 ]
 
@@ -308,7 +316,7 @@ class ModelConfig(Section):
     prediction: PredictionSection = "eps"
     variance: VarianceName = "fixed-small"
     condition: tuple[ConditionSection, ...] = ()
-    codec: CodecSection = IdentitySection()
+    autoencoder: AutoencoderChoice = IdentitySection()
     sample: SampleConfig = SampleConfig()
 
     @model_validator(mode="after")
@@ -325,7 +333,7 @@ class ModelConfig(Section):
                 "prediction = 'posterior-mean': is bound to a table of betas; use process kind discrete-vp"
             )
         checks: dict[str, Callable[[], Any]] = {
-            "codec": lambda: self.latent_shape,
+            "autoencoder": lambda: self.latent_shape,
             "network": self.network_config,
             "process": self.process.build,
         }
@@ -339,7 +347,7 @@ class ModelConfig(Section):
     @property
     def concat_channels(self) -> int:
         """Channels that the conditions add to the network's input."""
-        return sum(one.channels for one in self.condition if isinstance(one, ContextSection))
+        return sum(one.channels for one in self.condition if isinstance(one, ConcatSection))
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -348,7 +356,7 @@ class ModelConfig(Section):
         Raises:
             RecipeError: pictures of a shape that the codec does not take.
         """
-        return latent_shape(self.codec, self.shape)
+        return latent_shape(self.autoencoder, self.shape)
 
     @property
     def learns_variance(self) -> bool:

@@ -14,10 +14,10 @@ from unveil.core.objective import DiffusionLoss
 from unveil.core.process import DiscreteVP, Process
 from unveil.core.score_matching import SCORE_WEIGHTS, Sliced, denoising, likelihood
 from unveil.core.timestep_sampling import TimeSampler
+from unveil.errors import RecipeError
 from unveil.model.config.base import ByKind, PartSection, Section, choice, section
-from unveil.model.config.loss_weights import ByName, NoWeight, Positive, WeightChoice
+from unveil.model.config.loss_weights import ByName, Positive, UniformWeight, WeightChoice
 from unveil.model.config.model import ModelConfig
-from unveil.types import RecipeError
 
 DistanceName = Literal["l2", "l1", "huber"]
 ScoreWeightName = Literal["variance", "likelihood"]
@@ -166,7 +166,7 @@ class SimpleObjective(Section):
 
     kind: Literal["simple"] = "simple"
     distance: DistanceName = "l2"
-    weight: WeightChoice = NoWeight()
+    weight: WeightChoice = UniformWeight()
     timestep_sampling: TimeChoice = UniformTime()
 
     def build(self, model: ModelConfig, process: Process, batch: int) -> DiffusionLoss:
@@ -195,7 +195,7 @@ class FramewiseObjective(Section):
     kind: Literal["diffusion-forcing"] = "diffusion-forcing"
     context_modes: ContextModesChoice = ContextModesSection(kind="context_modes")
     distance: DistanceName = "l2"
-    weight: WeightChoice = NoWeight()
+    weight: WeightChoice = UniformWeight()
     timestep_sampling: TimeChoice = UniformTime()
 
     def build(self, model: ModelConfig, process: Process, batch: int) -> DiffusionForcingLoss:

@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel
 
+from unveil.errors import RecipeError
 from unveil.io.validation import short, validated
 from unveil.model import migration
-from unveil.types import RecipeError
 
 MAX_BYTES = 256 * 1024  # a recipe is a page; anything larger is something else
 MAX_ALIASES = 20  # each alias may multiply what the text stands for ("billion laughs")

@@ -9,28 +9,29 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from unveil.errors import RecipeError, did_you_mean
 from unveil.model import migration
 from unveil.model.config.autoencoder import (
     AutoencoderConfig,
     AutoencoderLossSection,
-    LengthsSection,
+    ClipLengthSection,
     ReconstructionConfig,
     check_lengths,
     check_loss,
 )
 from unveil.model.config.base import PartSection, Section, choice, section
-from unveil.model.config.captioner import CaptionerParts
+from unveil.model.config.captioner import CaptionerFields
 from unveil.model.config.data import Data
 from unveil.model.config.model import ModelConfig, ProcessSection
 from unveil.model.config.objective import Objective, SimpleObjective
 from unveil.model.config.parsing import assign, override, read_yaml, validate
-from unveil.model.config.seq2seq import SequenceParts
+from unveil.model.config.seq2seq import Seq2SeqFields
 from unveil.model.config.train import ClassifierTrainConfig, EvaluateConfig, TrainConfig
 from unveil.nn.classifier import NoisyClassifierConfig
 from unveil.nn.cnn import CnnConfig
 from unveil.nn.lora import LoraConfig
 from unveil.nn.vit import ViTConfig
-from unveil.types import ADDITIONS, RecipeError, did_you_mean
+from unveil.types import ADDITIONS
 
 CnnSection = section("cnn", CnnConfig)
 NoisyClassifierSection = section("noisy-classifier", NoisyClassifierConfig)
@@ -44,7 +45,7 @@ else:
 Score = str | float
 
 
-class Expected(Section):
+class ReportedResults(Section):
     """What a run of the recipe gives.
 
     Attributes:
@@ -58,7 +59,7 @@ class Expected(Section):
     published: dict[str, Score] = Field(default_factory=dict)
 
 
-class Described(Section):
+class RecipeHeader(Section):
     """How a recipe introduces itself.
 
     Attributes:
@@ -70,7 +71,7 @@ class Described(Section):
     reference: str = ""
     claim: str = ""
     command: str = ""
-    expected: Expected = Expected()
+    expected: ReportedResults = ReportedResults()
 
 
 class ControlSection(Section):
@@ -86,7 +87,7 @@ class ControlSection(Section):
     hint_widths: tuple[Annotated[int, Field(ge=1)], ...] | None = None
 
 
-class Recipe(ModelConfig, Described):
+class Recipe(ModelConfig, RecipeHeader):
     """A diffusion model: the parts of `ModelConfig` flat, and what is done with them.
 
     Attributes:
@@ -150,7 +151,7 @@ class Recipe(ModelConfig, Described):
         return ModelConfig.model_construct(**{name: getattr(self, name) for name in ModelConfig.model_fields})
 
 
-class ClassifierRecipe(Described):
+class ClassifierRecipe(RecipeHeader):
     """A classifier: one that reads samples and gives the features they are compared by, or one that guides.
 
     Attributes:
@@ -165,7 +166,7 @@ class ClassifierRecipe(Described):
     smoke_test: dict[str, Any] = Field(default_factory=dict)
 
 
-class AutoencoderRecipe(AutoencoderConfig, Described):
+class AutoencoderRecipe(AutoencoderConfig, RecipeHeader):
     """An autoencoder: a codec that makes latents of pictures, and pictures of latents.
 
     Attributes:
@@ -180,34 +181,34 @@ class AutoencoderRecipe(AutoencoderConfig, Described):
     data: Data
     loss: AutoencoderLossSection = AutoencoderLossSection()
     scale: Literal["one", "channel"] = "one"
-    lengths: LengthsSection | None = None
+    lengths: ClipLengthSection | None = None
     train: TrainConfig
     evaluate: ReconstructionConfig = ReconstructionConfig()
     smoke_test: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _loss_fits(self) -> AutoencoderRecipe:
-        check_loss(self.shape, self.codec, self.loss, self.train)
+        check_loss(self.shape, self.autoencoder, self.loss, self.train)
         if self.train.batching is not None:
             raise RecipeError(
                 f"train.batching = {self.train.batching!r}: an autoencoder's batches are of one size; "
                 "leave it out, and train.tokens"
             )
         if self.lengths is not None:
-            check_lengths(self.codec, self.shape[1], self.lengths)
+            check_lengths(self.autoencoder, self.shape[1], self.lengths)
         return self
 
     @property
     def model(self) -> AutoencoderConfig:
         """The part that a saved autoencoder keeps."""
-        return AutoencoderConfig.model_construct(shape=self.shape, codec=self.codec)
+        return AutoencoderConfig.model_construct(shape=self.shape, autoencoder=self.autoencoder)
 
 
-class SequenceRecipe(SequenceParts, Described):
+class SequenceRecipe(Seq2SeqFields, RecipeHeader):
     """A model that turns one sequence into another, such as a sentence into its translation."""
 
 
-class CaptionerRecipe(CaptionerParts, Described):
+class CaptionerRecipe(CaptionerFields, RecipeHeader):
     """A model that writes captions of pictures and clips."""
 
 

@@ -16,10 +16,10 @@ from unveil.core.samplers import Plan
 from unveil.core.samplers.ancestral import Shift
 from unveil.core.schedules import Schedule
 from unveil.core.variance import VarianceRule
+from unveil.errors import RecipeError, did_you_mean
 from unveil.model.config.base import Section
 from unveil.model.config.parsing import validate
 from unveil.model.migration import migrate_settings
-from unveil.types import RecipeError, did_you_mean
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]

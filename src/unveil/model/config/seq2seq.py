@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from unveil.errors import RecipeError
 from unveil.model.config.base import PartSection, Section, choice, section
 from unveil.model.config.train import Positive
 from unveil.nn.tokenizer import Unit
 from unveil.nn.transformer import TransformerConfig
 from unveil.playground.text_pairs import SEQUENCES, TaskConfig
-from unveil.types import RecipeError
 
 if TYPE_CHECKING:  # made at run time, from the dataclasses
     SequenceData = SequenceNetwork = PartSection
@@ -84,14 +84,14 @@ class SequenceEvaluateConfig(Section):
 
     Attributes:
         count: held-out pairs; None: all.
-        longer: lengths beyond the trained ones that a task is judged at too.
+        extra_lengths: Lengths beyond the trained ones, at which a task is evaluated too.
     """
 
     count: Positive | None = None
-    longer: tuple[Positive, ...] = ()
+    extra_lengths: tuple[Positive, ...] = ()
 
 
-class SequenceParts(Section):
+class Seq2SeqFields(Section):
     """The parts of a recipe of kind sequence, beside what describes it."""
 
     kind: Literal["sequence"] = "sequence"
@@ -104,15 +104,15 @@ class SequenceParts(Section):
     smoke_test: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
-    def _agrees(self) -> SequenceParts:
+    def _agrees(self) -> Seq2SeqFields:
         data = self.data.build()
-        if self.evaluate.longer and not isinstance(data, TaskConfig):
-            raise RecipeError("evaluate.longer: only tasks have lengths to choose; leave it out")
+        if self.evaluate.extra_lengths and not isinstance(data, TaskConfig):
+            raise RecipeError("evaluate.extra_lengths: only tasks have lengths to choose; leave it out")
         # the vocabularies' sizes are not known yet, but whether they are one is
         network = self.network.build({"source": 5, "target": 5 if self.tokens.shared else 6})
         if (
             isinstance(data, TaskConfig)
-            and (longest := max((data.max_length, *self.evaluate.longer))) + 2 > network.max_length
+            and (longest := max((data.max_length, *self.evaluate.extra_lengths))) + 2 > network.max_length
         ):
             raise RecipeError(
                 f"network.max_length = {network.max_length}: sequences of {longest} letters need {longest + 2}"

@@ -8,9 +8,9 @@ from pydantic import Field, model_validator
 
 from unveil.conditioning import clip_tokenizer
 from unveil.conditioning.text_encoder import Emphasis, Gives, TextEncoder
+from unveil.errors import RecipeError
 from unveil.model.config.base import PartSection, Section, choice, section
 from unveil.nn.text_encoders import CLIPEncoderConfig, T5EncoderConfig, build, expand_preset
-from unveil.types import RecipeError
 
 if TYPE_CHECKING:
     from unveil.model.config.model import ModelConfig

@@ -9,8 +9,8 @@ from pydantic import Field, model_validator
 from unveil.conditioning.class_label import LabelToken
 from unveil.conditioning.layout import BoxTokens
 from unveil.conditioning.learned_text_encoder import LearnedTextEncoder, LearnedTextEncoderConfig
+from unveil.errors import RecipeError
 from unveil.model.config.base import Section
-from unveil.types import RecipeError
 
 if TYPE_CHECKING:
     from unveil.model.config.model import ModelConfig
@@ -27,15 +27,15 @@ class LabelTokenSection(Section):
         drop_prob: how often training leaves the label away, so that guidance has its "nothing".
     """
 
-    kind: Literal["label-token"] = "label-token"
+    kind: Literal["class-label-token"] = "class-label-token"
     key: str = "label"
-    classes: Positive
+    num_classes: Positive
     names: tuple[str, ...] | None = None
     drop_prob: float = Field(default=0.0, ge=0, lt=1)
 
     def build(self, model: ModelConfig, vector_dim: int | None) -> LabelToken:
         """The conditioner, for a network that reads tokens."""
-        return LabelToken(self.classes, _token_width(self.key, model), self.drop_prob, self.names, key=self.key)
+        return LabelToken(self.num_classes, _token_width(self.key, model), self.drop_prob, self.names, key=self.key)
 
 
 class LayoutSection(Section):
@@ -50,7 +50,7 @@ class LayoutSection(Section):
 
     kind: Literal["layout"] = "layout"
     key: str = "layout"
-    classes: Positive
+    num_classes: Positive
     names: tuple[str, ...] | None = None
     max_objects: Positive
     drop_prob: float = Field(default=0.0, ge=0, lt=1)
@@ -58,17 +58,17 @@ class LayoutSection(Section):
     def build(self, model: ModelConfig, vector_dim: int | None) -> BoxTokens:
         """The conditioner, for a network that reads tokens."""
         width = _token_width(self.key, model)
-        return BoxTokens(self.classes, width, self.max_objects, self.drop_prob, self.names, key=self.key)
+        return BoxTokens(self.num_classes, width, self.max_objects, self.drop_prob, self.names, key=self.key)
 
 
-class WordsSection(Section):
+class LearnedTextSection(Section):
     """A prompt, by a small encoder that is trained with the network; its words are those of the training texts.
 
     Attributes:
         key: the item's key that is read; "prompt" is what data call text.
         vocab_size: words that are known at most, the most frequent ones.
         max_length: words of a prompt that are read; what does not fit is left out and said so.
-        width, depth, heads: of the encoder.
+        hidden_size, depth, heads: of the encoder.
         vector: whether the network is also told one vector of the whole prompt, beside its tokens.
         drop_prob: how often training leaves the prompt away, so that guidance has its "nothing".
     """
@@ -77,20 +77,20 @@ class WordsSection(Section):
     key: str = "prompt"
     vocab_size: Annotated[int, Field(le=100_000)] = LearnedTextEncoderConfig.vocab_size
     max_length: Annotated[int, Field(le=1000)] = LearnedTextEncoderConfig.max_length
-    width: int = LearnedTextEncoderConfig.width
+    hidden_size: int = LearnedTextEncoderConfig.hidden_size
     depth: int = LearnedTextEncoderConfig.depth
     heads: int = LearnedTextEncoderConfig.heads
     vector: bool = False
     drop_prob: float = Field(default=0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
-    def _agrees(self) -> WordsSection:
+    def _agrees(self) -> LearnedTextSection:
         self.encoder()  # whose faults are told here
         return self
 
     def encoder(self) -> LearnedTextEncoderConfig:
         """The encoder's own configuration."""
-        return LearnedTextEncoderConfig(self.vocab_size, self.max_length, self.width, self.depth, self.heads)
+        return LearnedTextEncoderConfig(self.vocab_size, self.max_length, self.hidden_size, self.depth, self.heads)
 
     def build(self, model: ModelConfig, vector_dim: int | None) -> LearnedTextEncoder:
         """The conditioner, for a network that reads tokens."""

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from unveil.errors import RecipeError
 from unveil.model.config.base import Section
-from unveil.types import RecipeError
 
 Precision = Literal["auto", "float32", "bf16", "16-mixed"]
 Batching = Literal["packed", "buckets"]

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException as Plain
 
 from unveil import __version__
+from unveil.errors import Error
 from unveil.server.http.errors import HttpProblem, http_problem
 from unveil.server.http.metrics import CONTENT_TYPE, MetricsCollector
 from unveil.server.http.middleware import App, SecurityMiddleware
@@ -21,7 +22,6 @@ from unveil.server.http.security import SecurityPolicy
 from unveil.server.http.service_facade import AsyncService
 from unveil.server.http.task_routes import task_router
 from unveil.server.jobs.service import Service
-from unveil.types import Error
 
 BUDGET = 5_000.0  # maximum cost of a job, in megapixel evaluations
 

@@ -6,8 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from unveil.server.jobs.job_types import JobTooLarge
-from unveil.types import (
+from unveil.errors import (
     Cancelled,
     DataError,
     Error,
@@ -18,6 +17,7 @@ from unveil.types import (
     ShapeError,
     WeightsError,
 )
+from unveil.server.jobs.job_types import JobTooLarge
 
 # the first match counts: status and machine-readable code
 _KINDS: tuple[tuple[type[Error], int, str], ...] = (

@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import Request
 
+from unveil.errors import DataError
 from unveil.generation.metadata import read_facts
 from unveil.generation.video_inputs import RATE
 from unveil.server.http import schema
@@ -17,7 +18,6 @@ from unveil.server.jobs.job import Job
 from unveil.server.jobs.queue import QueuePosition
 from unveil.server.jobs.service import Service
 from unveil.server.jobs.video_job import COVER, STRIP_FILE
-from unveil.types import DataError
 
 TYPES = {"png": "image/png", "mp4": "video/mp4", "webm": "video/webm", "gif": "image/gif"}
 TYPES |= {"jpg": "image/jpeg", "webp": "image/webp", "mov": "video/quicktime", "mkv": "video/x-matroska"}

@@ -7,12 +7,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from unveil.errors import RecipeError
 from unveil.server.jobs.image_job import MAX_IMAGES, ControlNetSpec
 from unveil.server.jobs.image_job import EditTask as PictureVerb
 from unveil.server.jobs.job import Fault
 from unveil.server.jobs.request import MAX_SEED, MAX_SIDE, Name, Text
 from unveil.server.jobs.video_job import Keyframe, Scene, VideoTask
-from unveil.types import RecipeError
 
 _SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
 Ignored = Annotated[Any, Field(description="field of OpenAI's API; ignored")]

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from unveil.errors import DataError, RecipeError
 from unveil.server.jobs.uploads import MAX_BYTES
-from unveil.types import DataError, RecipeError
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 SHORTEST = 16  # characters of a key

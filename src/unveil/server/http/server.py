@@ -13,6 +13,7 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
+from unveil.errors import OutputError, RecipeError
 from unveil.io.console import Console
 from unveil.server.http.api import BUDGET, ExtendApp, api
 from unveil.server.http.middleware import App
@@ -20,7 +21,6 @@ from unveil.server.http.security import LOOPBACK, SecurityPolicy, is_loopback, r
 from unveil.server.jobs.folder_lock import check_unlocked
 from unveil.server.jobs.job import QueueLimits
 from unveil.server.jobs.service import serving
-from unveil.types import OutputError, RecipeError
 
 VARIABLE = "UNVEIL_SERVER_KEY"
 PATIENCE_S = 30.0  # time until the head of a request must be complete

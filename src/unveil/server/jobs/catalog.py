@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from unveil.data.image_decoding import safe_join
+from unveil.errors import DataError, Error, WeightsError, did_you_mean
 from unveil.model import model_dir, model_folder
 from unveil.model.config import ModelConfig, SampleConfig, read_yaml, validate
-from unveil.types import DataError, Error, WeightsError, did_you_mean
 
 RUNS = "runs"  # subfolder of the state folder that holds the runs
 Origin = Literal["shipped", "models", "runs"]
@@ -200,7 +200,7 @@ def _find(name: str, entries: Sequence[CatalogEntry], kind: str) -> CatalogEntry
 
 
 def _bundled(marker: str = MODEL) -> list[CatalogEntry]:
-    folder = Path(str(resources.files("unveil"))) / model_folder.SHIPPED
+    folder = Path(str(resources.files("unveil"))) / model_folder.BUNDLED
     paths = sorted(folder.iterdir()) if folder.is_dir() else []
     return [CatalogEntry(path.name, path, "shipped") for path in paths if (path / marker).is_file()]
 

@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from unveil.errors import OUR_FAULT, Cancelled, Error, OutOfResources, RecipeError, did_you_mean
 from unveil.model import model_dir
 from unveil.model.config import recipe_names, validate
 from unveil.model.config.base import Section
@@ -28,7 +29,6 @@ from unveil.server.jobs.catalog import Catalog
 from unveil.server.jobs.command_process import CommandProcess, end_orphans
 from unveil.server.jobs.request import Name
 from unveil.server.jobs.worker import Interrupted, JobProgress, WorkerFailure
-from unveil.types import OUR_FAULT, Cancelled, Error, OutOfResources, RecipeError, did_you_mean
 
 TRAIN, CAPTION, EVALUATE, CHECK, CONVERT = "train", "caption", "evaluate", "check", "convert"
 LOG = "log.txt"
@@ -36,7 +36,9 @@ POLL_S = 0.2  # interval at which the command and the cancellation flag are chec
 STOP_CODES = (130, 143, -signal.SIGINT, -signal.SIGTERM)  # exit codes of an interrupted command
 ERROR_BYTES = 4_000  # at the end of the log, searched for the error message
 RUN = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
-_KEY = re.compile(r"(?:train|network|objective|data|process|sample|condition|codec|evaluate|loss)(?:\.[a-z_0-9]+){1,4}")
+_KEY = re.compile(
+    r"(?:train|network|objective|data|process|sample|condition|autoencoder|lengths|evaluate|loss)(?:\.[a-z_0-9]+){1,4}"
+)
 _FORBIDDEN = re.compile(r"(?:path|file|folder|base|weights|captions|encoder|model|network)$")  # keys that take a path
 _WORD = re.compile(r"[A-Za-z0-9 _+-]{0,100}")
 RunName = Annotated[str, Field(pattern=rf"^{RUN}$")]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from unveil.core.samplers import get_sampler
+from unveil.errors import RecipeError
 from unveil.model.config import SampleConfig
-from unveil.types import RecipeError
 
 MAX_NFE = 100_000  # per sample, whatever its size
 MAX_OPTION = 10_000  # largest value of a sampler option; adaptive samplers never end with eta > 1

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from unveil.types import OutputError
+from unveil.errors import OutputError
 
 FILE = ".server"
 

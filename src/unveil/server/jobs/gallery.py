@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from unveil.errors import DataError
 from unveil.generation.generate import LABEL, PROMPT, sampling_of
 from unveil.server.jobs.catalog import Catalog, CatalogEntry
 from unveil.server.jobs.image_job import PICTURES
@@ -13,7 +14,6 @@ from unveil.server.jobs.queue import Queue
 from unveil.server.jobs.request import MAX_SEED
 from unveil.server.jobs.sqlite_store import SearchQuery
 from unveil.server.jobs.video_job import CLIPS
-from unveil.types import DataError
 
 MEDIA_KINDS = (PICTURES, CLIPS)
 _SEARCHED_KEYS = (

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 
 from unveil.data.image_decoding import alpha_channel
+from unveil.errors import RecipeError
 from unveil.generation.inputs import BESIDE
 from unveil.io.images import png
 from unveil.model.config.base import Section
@@ -18,7 +19,6 @@ from unveil.server.jobs.job import Job
 from unveil.server.jobs.request import MAX_SEED, BaseRequest, Name, Text, UploadName, validate_request
 from unveil.server.jobs.uploads import MAX_PIXELS
 from unveil.server.jobs.worker import JobHandler, JobProgress
-from unveil.types import RecipeError
 
 PICTURES = "pictures"
 MAX_IMAGES = 64  # per job

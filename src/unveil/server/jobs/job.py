@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from unveil.types import RecipeError
+from unveil.errors import RecipeError
 
 State = Literal["queued", "running", "completed", "failed", "cancelled"]
 STATES: tuple[State, ...] = ("queued", "running", "completed", "failed", "cancelled")

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from unveil.errors import PromptTruncated
 from unveil.io.console import Console, Progress
 from unveil.server.jobs.worker import JobProgress
-from unveil.types import PromptTruncated
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
+from unveil.errors import RecipeError, did_you_mean
 from unveil.model.config import SampleConfig
 from unveil.server.jobs.catalog import RUNS, Catalog, ModelInfo, model_info
 from unveil.server.jobs.command_job import COMMANDS, CommandJob, request_reader
@@ -24,7 +25,7 @@ from unveil.server.jobs.video_job import read_request as read_clips
 from unveil.server.jobs.worker import JobHandler
 from unveil.tasks import registry
 from unveil.tasks.task import Task
-from unveil.types import RecipeError, did_you_mean, is_valid_utf8
+from unveil.types import is_valid_utf8
 
 DEFAULT_SIDE, DEFAULT_FRAMES = 512, 16  # assumed for models whose shape is unknown before loading
 

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from unveil.errors import DataError
 from unveil.io.files import staged, sync_file, write_atomically
 from unveil.server.jobs.job import Job
-from unveil.types import DataError
 
 RECORD = "job.json"
 _ID = re.compile(r"[0-9a-f]{8,64}")

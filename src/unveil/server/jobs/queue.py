@@ -21,12 +21,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from unveil.errors import Error, OutOfResources, OutputError, QueueFull, RecipeError
 from unveil.io.files import FULL
 from unveil.server.jobs import sqlite_store
 from unveil.server.jobs.fair_share import DEFAULT_S, Throughput, fair_order, throughput
 from unveil.server.jobs.job import ENDED, STATES, Fault, Job, QueueLimits, State
 from unveil.server.jobs.sqlite_store import PageQuery, SearchQuery
-from unveil.types import Error, OutOfResources, OutputError, QueueFull, RecipeError
 
 FILE = "jobs.sqlite3"
 DAMAGED = 6  # exit code of a worker that cannot read the table

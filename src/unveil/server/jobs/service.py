@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from unveil.errors import OutOfResources, OutputError
 from unveil.server.jobs.catalog import RUNS, Catalog
 from unveil.server.jobs.command_job import LOG
 from unveil.server.jobs.folder_lock import folder_lock
@@ -27,7 +28,6 @@ from unveil.server.jobs.uploads import FOLDER, UploadStore, names_in
 from unveil.server.jobs.worker import LOGS, PREVIEWS, log_path
 from unveil.server.jobs.worker_main import MADE
 from unveil.server.jobs.worker_pool import WorkerPool
-from unveil.types import OutOfResources, OutputError
 
 SWEEP_S = 3600.0  # interval between two clean-ups
 LOG_BYTES = 1 << 18  # of a command's log that are returned

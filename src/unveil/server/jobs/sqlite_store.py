@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from unveil.errors import DataError
 from unveil.server.jobs.job import Job, State
-from unveil.types import DataError
 
 VERSION = 2  # of the schema
 # turn numbers the claims; lease is the time, by the queue's clock, until which a worker counts as alive

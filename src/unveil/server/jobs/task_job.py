@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from unveil.errors import RecipeError
 from unveil.io.console import Console
 from unveil.model.config import SampleConfig
 from unveil.server.jobs.catalog import Catalog, ModelInfo
@@ -23,7 +24,6 @@ from unveil.tasks import registry
 from unveil.tasks.context import TaskContext, TaskOutput
 from unveil.tasks.fields import CatalogName, FileInput
 from unveil.tasks.task import Task, Workload
-from unveil.types import RecipeError
 
 MAX_RESULTS = 64  # images or videos of one job
 EXPANSIONS = (None, "rules", "none")  # other expansions are paths and addresses of the server's machine

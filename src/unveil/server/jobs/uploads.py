@@ -19,12 +19,12 @@ from typing import Literal, NamedTuple
 from PIL import Image
 
 from unveil.data.image_decoding import header, open_image
+from unveil.errors import DataError, Error
 from unveil.io.files import explained, write_atomically
 from unveil.io.images import png
 from unveil.io.video.containers import HEAD, container_of
 from unveil.io.video.reader import VideoDecoder, VideoLimits
 from unveil.prompting.media_scan import sample_frames
-from unveil.types import DataError, Error
 
 FOLDER = "inputs"
 MAX_BYTES = 32 << 20  # per file

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from unveil.errors import RecipeError
 from unveil.generation import video_inputs as reading
 from unveil.io.images import make_grid, png
 from unveil.model.config.base import Section
@@ -19,7 +20,6 @@ from unveil.server.jobs.uploads import UploadStore
 from unveil.server.jobs.worker import JobProgress
 from unveil.tasks import NAME, registry
 from unveil.tasks.context import TaskContext, TaskOutput
-from unveil.types import RecipeError
 
 CLIPS = "clips"
 FRAMES = 4096

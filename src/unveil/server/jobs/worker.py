@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from unveil.errors import OUR_FAULT, Cancelled, Error, OutOfResources, out_of_memory
 from unveil.io.files import write_atomically
 from unveil.server.jobs.command_process import CHILDREN
 from unveil.server.jobs.job import Fault, Job
 from unveil.server.jobs.outputs import JobOutputs
 from unveil.server.jobs.queue import Queue
-from unveil.types import OUR_FAULT, Cancelled, Error, OutOfResources, out_of_memory
 
 PROGRESS_S = 0.5  # interval between progress updates, which wait for the disk
 IDLE_S = 0.05  # polling interval of an empty queue

@@ -16,11 +16,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from unveil.errors import OutOfResources
 from unveil.server.jobs.command_process import CHILDREN, SAVING_S, has_running_command
 from unveil.server.jobs.queue import DAMAGED, Queue
 from unveil.server.jobs.sqlite_store import is_damage
 from unveil.server.jobs.worker import LOGS
-from unveil.types import OutOfResources
 
 STABLE_S = 10.0  # a worker that lived this long is restarted without delay
 MAX_RESTART_S = 30.0  # maximum delay before restarting a worker that dies at once

@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 from markupsafe import Markup
 
+from unveil.errors import DataError, RecipeError
 from unveil.model.config import recipe_names
 from unveil.server.jobs.command_job import EVALUATE
 from unveil.server.jobs.job import Job
@@ -17,7 +18,6 @@ from unveil.server.jobs.sqlite_store import PageQuery
 from unveil.studio import job_html
 from unveil.studio.form_parsing import non_empty
 from unveil.studio.tab_base import JobWatcher, Tab, TabContext
-from unveil.types import DataError, RecipeError
 
 PAGE, NUMBERS = "report.html", "report.json"
 REPORTS = 200  # maximum number of listed reports

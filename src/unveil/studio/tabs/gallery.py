@@ -11,6 +11,7 @@ import gradio as gr
 from markupsafe import Markup
 
 from unveil.data.image_decoding import open_image
+from unveil.errors import RecipeError
 from unveil.generation.metadata import read_facts
 from unveil.server.jobs.gallery import controlnets_used, request_from_metadata, search
 from unveil.server.jobs.image_job import image_files
@@ -19,7 +20,6 @@ from unveil.server.jobs.uploads import MAX_PIXELS
 from unveil.server.jobs.video_job import CLIPS, COVER
 from unveil.studio import job_html
 from unveil.studio.tab_base import HEARD, Tab, TabContext
-from unveil.types import RecipeError
 
 PAGE = 24  # cards per page
 

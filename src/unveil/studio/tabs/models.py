@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from unveil.checkpoints import registry
 from unveil.cli import inspect
+from unveil.errors import DataError, OutputError, RecipeError, WeightsError
 from unveil.io.console import Console
 from unveil.io.files import staged, sync_file
 from unveil.io.safetensors_io import read_header
@@ -23,7 +24,6 @@ from unveil.server.jobs.job import Job
 from unveil.studio import job_html
 from unveil.studio.tab_base import HEARD, Tab, TabContext
 from unveil.studio.tabs.train import LogWatcher
-from unveil.types import DataError, OutputError, RecipeError, WeightsError
 
 DRAWERS = {"LoRA": "loras", "ControlNet": "controlnets"}  # subfolders of other files than models
 PICKLES = (b"PK\x03\x04", b"\x80")  # first bytes of files written by `torch.save`

@@ -8,11 +8,11 @@ from typing import Any
 import gradio as gr
 from markupsafe import Markup
 
+from unveil.errors import DataError
 from unveil.server.jobs.job import ENDED, Job
 from unveil.server.jobs.sqlite_store import PageQuery
 from unveil.studio import job_html
 from unveil.studio.tab_base import HEARD, Tab, TabContext
-from unveil.types import DataError
 
 LOOK_S = 1.5
 ENDED_SHOWN = 30  # maximum number of ended jobs

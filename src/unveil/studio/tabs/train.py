@@ -12,6 +12,7 @@ from typing import Any
 import gradio as gr
 from markupsafe import Markup
 
+from unveil.errors import RecipeError
 from unveil.model.config import load_recipe, recipe_names
 from unveil.server.jobs.catalog import data_root
 from unveil.server.jobs.command_job import CAPTION, CHECK, TRAIN
@@ -23,7 +24,6 @@ from unveil.studio.form_parsing import settings_text
 from unveil.studio.tab_base import JobWatcher, Tab, TabContext
 from unveil.studio.tabs.queue import job_log
 from unveil.train.sample_images import plot_run
-from unveil.types import RecipeError
 
 LOOK_S = 3.0  # interval between two updates of the curves
 LAST = 40  # lines of the log that are shown
@@ -276,7 +276,7 @@ class TrainTab(Tab):
 def of_folders() -> list[str]:
     """Return the bundled recipes whose data is a folder of images or videos."""
     datasets = ((name, getattr(load_recipe(name, []), "data", None)) for name in recipe_names())
-    return [name for name, data in datasets if getattr(data, "kind", "") in ("folder", "clips")]
+    return [name for name, data in datasets if getattr(data, "kind", "") in ("folder", "video-folder")]
 
 
 def _sheets(run: Path) -> list[Path]:

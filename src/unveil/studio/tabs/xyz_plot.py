@@ -10,12 +10,12 @@ import gradio as gr
 from markupsafe import Markup
 
 from unveil.core.samplers import SAMPLERS
+from unveil.errors import RecipeError
 from unveil.server.jobs.image_job import PICTURES, image_files
 from unveil.server.jobs.job import Job
 from unveil.studio import job_html
 from unveil.studio.error_messages import failure_text
 from unveil.studio.tab_base import POLL_S, Tab
-from unveil.types import RecipeError
 
 MAX_CELLS = 24  # images per plot
 
