@@ -1,13 +1,12 @@
 """How captioners are trained: the learner of a network that looks at clips and writes their captions.
 
 Source: Betker et al. 2023, "Improving image generation with better captions", section 2.1: a language model over the
-words of captions, given the picture, trained first on short captions and then on dense ones.
+words of captions, given the image, trained first on short captions and then on dense ones.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +32,7 @@ from unveil.nn.captioner import Captioner
 from unveil.nn.tokenizer import BEGIN, END, PADDING, Vocabulary, padded
 from unveil.train.batch_preparation import fixed_subset, slice_batch, to_float
 from unveil.train.data_order import Batch, IndexableItems, check_items
-from unveil.train.learner import SampleSheets
-from unveil.train.signals import Stop
+from unveil.train.learner import Learner
 from unveil.train.trainer import learn
 from unveil.train.vocabulary import all_captions
 from unveil.types import RecipeError, WeightsError
@@ -88,8 +86,8 @@ def fit_captioner(
     if batching == "packed" or recipe.train.tokens is not None:
         raise RecipeError("train.batching: a captioner computes size by size; set buckets, and leave tokens out")
     learner = CaptionerLearner(model, recipe.key, shape_of(dataset, recipe.key), FPS in dataset[0], batching)
-    asked = recipe.model_dump(mode="json")
-    return learn(learner, dataset, config=recipe.train, run=run, held_out=held_out, asked=asked)
+    recorded = recipe.model_dump(mode="json")
+    return learn(learner, dataset, config=recipe.train, run=run, held_out=held_out, recorded=recorded)
 
 
 def _refuse_long(words: int, limit: int) -> None:
@@ -103,43 +101,35 @@ def shape_of(dataset: IndexableItems, key: str) -> tuple[int, ...]:
     return tuple(torch.as_tensor(dataset[0][key]).shape)
 
 
-class CaptionerLearner:
-    """A `train.learner.Learner` of a captioner.
+class CaptionerLearner(Learner):
+    """The learner of a captioner.
 
     Args:
         model: what is trained.
         key: of the items, what is looked at.
         shape: of one item's data.
         timed: whether items say how many frames a second has.
-        batching: "buckets" for clips and pictures of different sizes; None: all are of one.
+        batching: "buckets" for clips and images of different sizes; None: all are of one.
     """
-
-    logged: tuple[str, ...] = ()
 
     def __init__(
         self, model: CaptionModel, key: str, shape: tuple[int, ...], timed: bool, batching: Batching | None = None
     ) -> None:
-        self.model: Captioner = model.network
+        super().__init__(model.network)
         self.words, self.facts = model.words, model.facts
         self.key, self.shape = key, shape
         self.batching: Batching | None = batching
         self.raw_keys = [TEXT, *([FPS] if timed else [])]
-        self.beside = nn.Module()
-
-    @property
-    def device(self) -> torch.device:
-        """Where it trains."""
-        return next(self.model.parameters()).device
 
     def loss(self, batch: Batch, streams: SampleRNG, step: int, flip: bool) -> LossOutput:
         """Mean nats of a word, of each caption and of all.
 
         Raises:
-            RecipeError: mirrored pictures, whose captions would be wrong.
+            RecipeError: mirrored images, whose captions would be wrong.
         """
         del streams, step
         if flip:
-            raise RecipeError("train.random_flip: a mirrored picture has another caption; set it to false")
+            raise RecipeError("train.random_flip: a mirrored image has another caption; set it to false")
         return self.judged(self.model, batch)
 
     def judged(self, network: Captioner, batch: Batch) -> LossOutput:
@@ -169,16 +159,6 @@ class CaptionerLearner:
         _refuse_long(max(map(len, numbers)) - 2, self.model.config.max_length)
         return padded(numbers)
 
-    def observe(self, step: int, t: Tensor, per_sample: Tensor) -> None:
-        """Nothing follows the losses."""
-
-    def state(self) -> dict[str, Tensor]:
-        """Nothing beside weights and moments."""
-        return {}
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing is put back."""
-
     def compile(self) -> None:
         """Compiles what looks and what writes."""
         self.model.encoder.compile()
@@ -188,13 +168,6 @@ class CaptionerLearner:
         """The loss of captions that never train."""
         del seed
         return CaptionValidation(self, fixed_subset(items, count, self.key, self.raw_keys, self.batching), at_once)
-
-    def samples(self, items: IndexableItems, seed: int, stop: Stop) -> tuple[SampleSheets, int | None] | None:
-        """Words are no pictures."""
-        return None
-
-    def finish(self, average: Captioner, items: IndexableItems) -> None:
-        """Nothing is left to be done."""
 
     def averaged(self, average: Captioner) -> dict[str, dict[str, Tensor]]:
         """Of the network."""
@@ -244,7 +217,7 @@ class CaptionValidation:
 
 
 def clips(x: Tensor) -> Tensor:
-    """Pictures (B, C, H, W) as clips of one frame; clips as they are."""
+    """Images (B, C, H, W) as clips of one frame; clips as they are."""
     return x[:, :, None] if x.ndim == 4 else x
 
 
@@ -252,7 +225,7 @@ def of_one_size(data: Tensor | list[Tensor]) -> list[list[int]]:
     """The places of items of one shape, for each shape that occurs."""
     if isinstance(data, Tensor):
         return [list(range(len(data)))]
-    found: dict[tuple[int, ...], list[int]] = {}
-    for place, one in enumerate(data):
-        found.setdefault(tuple(one.shape), []).append(place)
-    return list(found.values())
+    by_shape: dict[tuple[int, ...], list[int]] = {}
+    for place, item in enumerate(data):
+        by_shape.setdefault(tuple(item.shape), []).append(place)
+    return list(by_shape.values())

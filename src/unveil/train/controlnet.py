@@ -62,5 +62,5 @@ def init_controlnet(model: Model, network: UNet, recipe: Recipe) -> ControlNet:
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)
-        made = ControlNet.of(network, hint_channels=recipe.control.hint_channels, hint_widths=widths)
-    return made.requires_grad_(True)
+        control = ControlNet.of(network, hint_channels=recipe.control.hint_channels, hint_widths=widths)
+    return control.requires_grad_(True)

@@ -19,7 +19,7 @@ from unveil.core.rng import key as hash_of
 from unveil.model.config.train import Batching
 from unveil.types import DataError, Item, RecipeError, ShapeError, did_you_mean
 
-# What a model is told under one key, and data call by another
+# A condition's key and the other name of it in data
 ALSO = {"prompt": "text"}
 
 
@@ -89,28 +89,38 @@ class BatchSampler(Sampler[list[int]]):
     """The example numbers of each forward pass of one process, from an optimiser step on.
 
     Args:
-        first: the optimiser step to begin with.
+        first: the optimiser step that the length counts from.
         last: the one to end before.
-        batch: examples of one optimiser step, over all processes and parts; or what says them.
+        batch: examples of one optimiser step, over all processes and parts; or a plan of them.
         parts: forward passes of one optimiser step in each process.
         rank: of this process.
-        world: how many processes.
+        world: number of processes.
+        start: the optimiser step to begin with, where Lightning has counted the steps before it already; None: first.
     """
 
     def __init__(
-        self, first: int, last: int, *, batch: int | BatchPlan, parts: int, rank: int = 0, world: int = 1
+        self,
+        first: int,
+        last: int,
+        *,
+        batch: int | BatchPlan,
+        parts: int,
+        rank: int = 0,
+        world: int = 1,
+        start: int | None = None,
     ) -> None:
         self.first, self.last = first, last
+        self.start = first if start is None else start
         self.parts, self.rank, self.world = parts, rank, world
         self.steps: BatchPlan = FixedBatch(batch) if isinstance(batch, int) else batch
 
     def __len__(self) -> int:
-        """Forward passes left."""
+        """Forward passes from the first step to the last."""
         return (self.last - self.first) * self.parts
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Process r computes the r-th slice of each step's examples, part by part."""
-        for step in range(self.first, self.last):
+        """The example numbers of each forward pass: process r computes the r-th slice of a step, part by part."""
+        for step in range(self.start, self.last):
             for part in range(self.rank * self.parts, (self.rank + 1) * self.parts):
                 yield list(self.steps.examples(step, part, self.world * self.parts))
 
@@ -138,7 +148,7 @@ class IndexedDataset(Dataset[Batch]):
     def __getitems__(self, numbers: list[int]) -> Batch:
         """The examples as one batch.
 
-        A data set may draw random numbers of its own (crops, captions): the global generators are set from
+        A data set may draw random numbers itself (crops, captions): the global generators are set from
         the first example's number, so those are the same after resuming and with any number of workers.
         """
         seed = hash_of(self.order.seed, numbers[0], len(numbers))
@@ -164,7 +174,7 @@ def collate(
 
     Raises:
         RecipeError: an item lacks a key.
-        ShapeError: the data of two items differ in shape, and there is no batching for it.
+        ShapeError: the data of two items differ in shape, and batching is off.
     """
     data = [torch.as_tensor(value_of(item, key, index)) for item, index in zip(items, indices, strict=True)]
     raw = {

@@ -1,4 +1,4 @@
-"""The scale of a codec's latents, measured on the pictures or clips that it was trained on."""
+"""The scale of a codec's latents, measured on the images or clips that it was trained on."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from unveil.types import NonFinite
 def measure_latent_scaling(
     codec: AutoencoderKL | VQModel, parts: Iterator[Tensor], *, by_channel: bool
 ) -> tuple[Tensor, Tensor]:
-    """Scale and shift (C,) that bring the codec's latents of pictures to mean 0 and deviation 1.
+    """Scale and shift (C,) that bring the codec's latents of images to mean 0 and deviation 1.
 
     Args:
-        parts: batches of pictures (B, C, H, W), or clips (B, C, T, H, W), in [-1, 1]; those that are not finite are
+        parts: batches of images (B, C, H, W), or clips (B, C, T, H, W), in [-1, 1]; those that are not finite are
             left out.
         by_channel: a scale and a shift for each channel; else one of both for all.
 
@@ -30,13 +30,13 @@ def measure_latent_scaling(
     count, total, squares = 0, torch.zeros(len(codec.scale)).double(), torch.zeros(len(codec.scale)).double()
     for pixels in parts:
         z = codec.unscaled(codec.encode(channels_last(pixels))).cpu().double()
-        z = z[z.flatten(1).isfinite().all(1)]  # a broken picture, which training skips too
+        z = z[z.flatten(1).isfinite().all(1)]  # a broken image, which training skips too
         places = (0, *range(2, z.ndim))
         total += z.sum(places)
         squares += z.square().sum(places)
         count += z.numel() // z.shape[1]
     if not count:
-        raise NonFinite("the latents of all training pictures are not finite, so they have no scale; lower train.lr")
+        raise NonFinite("the latents of all training images are not finite, so they have no scale; lower train.lr")
     mean, square = total / count, squares / count
     if not by_channel:
         mean, square = (each.mean().expand_as(each) for each in (mean, square))

@@ -40,20 +40,20 @@ class SupportsEncode(Protocol):
 def cache_dataset(
     model: Model, items: SourceDataset, how: LatentCacheOptions | None = None, progress: Progress | None = None
 ) -> tuple[CachedLatents, bool]:
-    """A data set with what the model's encoder says of each picture, from the cache, and whether it was there.
+    """A data set with what the model's encoder says of each image, from the cache, and whether it was there.
 
     Args:
         how: `key` is the model's own, whatever is given.
-        progress: called as progress(done, total) while pictures are encoded.
+        progress: called as progress(done, total) while images are encoded.
 
     Raises:
         RecipeError: the model has no codec that encodes.
         MediaError, ShapeError, NonFinite, NotWritable, OutOfResources: see `latent_cache.cache_latents`.
     """
-    own = model.config.key if model.config is not None else "pixels"
-    path, there = cache_latents(items, encoder_of(model), replace(how or LatentCacheOptions(), key=own), progress)
-    keys = [str(one.key) for one in model.conditioners.values()]
-    return CachedLatents(items, path, own, [ALSO.get(key, key) for key in keys]), there
+    key = model.config.key if model.config is not None else "pixels"
+    path, there = cache_latents(items, encoder_of(model), replace(how or LatentCacheOptions(), key=key), progress)
+    keys = [str(conditioner.key) for conditioner in model.conditioners.values()]
+    return CachedLatents(items, path, key, [ALSO.get(name, name) for name in keys]), there
 
 
 def encoder_of(model: Model) -> LatentEncoder:
@@ -89,7 +89,7 @@ def flip_variants(data: Tensor, mirrored: Tensor | None) -> Tensor:
     """Of each example the version that is asked for, (B, moments * C', h, w) of (B, versions, moments * C', h, w).
 
     Args:
-        mirrored: (B,), which of them are the mirrored pictures'; None: none.
+        mirrored: (B,), which of them are the mirrored images'; None: none.
 
     Raises:
         RecipeError: some are, and what is kept has no such version.
@@ -98,8 +98,8 @@ def flip_variants(data: Tensor, mirrored: Tensor | None) -> Tensor:
         return data[:, 0]
     if data.shape[1] < 2:
         raise RecipeError(
-            "flip: what is kept of the encoder is of the pictures as they are, and mirrored latents are not those of "
-            "mirrored pictures; keep them with mirrored=True, set random_flip: false, or train.cache_latents: false"
+            "flip: what is kept of the encoder is of the images as they are, and mirrored latents are not those of "
+            "mirrored images; keep them with mirrored=True, set random_flip: false, or train.cache_latents: false"
         )
     return data[torch.arange(len(data), device=data.device), mirrored.long().to(data.device)]
 

@@ -1,4 +1,4 @@
-"""The folder of a run: what it was asked, on what machine, and where its parts lie.
+"""The folder of a run: its recipe, the machine it ran on, and its files.
 
     recipe.yaml  environment.json  metrics.jsonl  events/  samples/  plots/  checkpoints/step_000500/  card.md
 
@@ -49,7 +49,7 @@ class RunFolder:
 
     Args:
         path: of the folder; made when missing.
-        asked: the resolved recipe, or what stands for one, as plain values.
+        recorded: the resolved recipe, or the settings of the call, as plain values.
         writes: False for the other processes of a distributed run, which only read.
 
     Raises:
@@ -57,13 +57,13 @@ class RunFolder:
         NotWritable: the folder cannot be written, or another process trains in it.
     """
 
-    def __init__(self, path: Path, asked: Mapping[str, Any], *, writes: bool = True) -> None:
+    def __init__(self, path: Path, recorded: Mapping[str, Any], *, writes: bool = True) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.samples = path / "samples"
         self.plots = path / "plots"
         self._lock: int | None = None
-        self._check_same(asked)
+        self._check_same(recorded)
         if not writes:
             return
         try:
@@ -79,7 +79,7 @@ class RunFolder:
                 f"{path}: another process trains in this folder; wait for it, or choose another"
             ) from problem
         write_atomically(
-            path / "recipe.yaml", yaml.safe_dump(dict(asked), sort_keys=False, allow_unicode=True, width=120)
+            path / "recipe.yaml", yaml.safe_dump(dict(recorded), sort_keys=False, allow_unicode=True, width=120)
         )
         checkpoint_store.remove_stale(self.checkpoints)
 
@@ -95,13 +95,13 @@ class RunFolder:
             skipped.append(folder.name)
             log.warning("checkpoint passed over: %s", problem)
 
-        found = checkpoint_store.latest_valid(self.checkpoints, passed_over)
-        if found is None and skipped:
+        valid = checkpoint_store.latest_valid(self.checkpoints, passed_over)
+        if valid is None and skipped:
             raise WeightsError(
                 f"{self.checkpoints}: {', '.join(skipped)} damaged, no valid checkpoint left; "
                 "delete the run folder to start over, or choose another"
             )
-        return found
+        return valid
 
     def record_start(self, facts: Mapping[str, Any], step: int) -> None:
         """Adds this start to environment.json."""
@@ -126,7 +126,7 @@ class RunFolder:
             os.close(self._lock)  # which also unlocks
             self._lock = None
 
-    def _check_same(self, asked: Mapping[str, Any]) -> None:
+    def _check_same(self, recorded: Mapping[str, Any]) -> None:
         path = self.path / "recipe.yaml"
         if not path.is_file():
             if checkpoint_store.checkpoints(self.checkpoints):
@@ -138,7 +138,7 @@ class RunFolder:
                     )
             return
         before = _leaves(migration.migrate(read_yaml(path.read_text("utf-8"), str(path))))
-        now = _leaves(read_yaml(yaml.safe_dump(dict(asked)), "the recipe"))
+        now = _leaves(read_yaml(yaml.safe_dump(dict(recorded)), "the recipe"))
         changed = [
             key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key) and not _free(key)
         ]

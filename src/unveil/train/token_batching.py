@@ -1,4 +1,4 @@
-"""Steps of so many tokens, whatever the sizes of the examples: a function of the seed and the step alone."""
+"""Steps of a fixed number of tokens for examples of any size: a function of the seed and the step alone."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class TokenBudget:
         self.split(1)
 
     def split(self, parts: int) -> None:
-        """Whether each of so many parts of a step is sure of an example.
+        """Check that each of a number of parts of a step has an example.
 
         Raises:
             RecipeError: none is.
@@ -81,6 +81,6 @@ class TokenBudget:
         if epoch not in self._begins:
             if len(self._begins) > 1:
                 self._begins.clear()
-            own = self.lengths[self.order.permutation(epoch)]
-            self._begins[epoch] = own.cumsum(0) - own
+            lengths = self.lengths[self.order.permutation(epoch)]
+            self._begins[epoch] = lengths.cumsum(0) - lengths
         return epoch * len(self.lengths) + int(torch.searchsorted(self._begins[epoch], place))
