@@ -1,7 +1,7 @@
-"""How autoencoders of images and of clips are trained: the learner of a codec, with or without a discriminator.
+"""Training of autoencoders of images and videos: the learner of an autoencoder, with or without a discriminator.
 
-In one step the decoder's images are judged once, by a discriminator that is held still, and the discriminator
-learns from the same images, through which no gradient goes back. So one loss has the gradients of both.
+In one step a frozen discriminator judges the decoder's images, and the discriminator learns from the same images,
+through which no gradient goes back. So one loss has the gradients of both.
 
 Sources: Esser et al. 2021, section 3.1 (arXiv:2012.09841); Rombach et al. 2022, appendix G (arXiv:2112.10752).
 """
@@ -44,13 +44,13 @@ from unveil.types import RecipeError
 
 POSTERIOR, LATENT = 0, 1  # draws of an example's stream
 LENGTH, LOOKED = 2, 3  # draws of a step
-COLUMNS = 8  # of a sheet, whose two rows of images each stand above what is made of them
+COLUMNS = 8  # of a sheet, whose two rows of images are each above their reconstructions
 MEASURED = 10_000  # training images, or frames, that scale and shift are measured on, at most
 PART = 256  # of them at a time, but at least a clip
 
 
 class ReconstructedBatch(NamedTuple):
-    """Images (B, C, H, W), or clips (B, C, T, H, W), through the codec, and its own loss of each.
+    """Reconstructed images (B, C, H, W), or clips (B, C, T, H, W), and the regularising loss of each.
 
     regulariser: (B,), a divergence, or the loss of the codebook.
     """
@@ -60,7 +60,7 @@ class ReconstructedBatch(NamedTuple):
 
 
 class AuxModules(nn.Module):
-    """What is trained beside a codec: a discriminator, the logarithm of the error's scale, both, or nothing."""
+    """Auxiliary modules of an autoencoder: a discriminator, the logarithm of the error's scale, both, or nothing."""
 
     def __init__(self, loss: AutoencoderLossSection, shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -72,13 +72,13 @@ class AutoencoderLearner(Learner):
     """The learner of an autoencoder.
 
     Args:
-        codec: what is trained.
+        codec: the autoencoder.
         config: what a saved one is built from.
         loss: what is minimised.
         by_channel: whether the latents' scale is measured channel by channel.
         lengths: that clips are cut to in training; None: they stay whole.
-        key: of the items, the images.
-        seed: of the places that unused entries of a codebook are put on, and of lengths.
+        key: the items' key of the images.
+        seed: of the latents that replace unused entries of a codebook, and of lengths.
 
     Raises:
         RecipeError, WeightsError: a perceptual network that cannot be opened.
@@ -120,7 +120,7 @@ class AutoencoderLearner(Learner):
     # ------------------------------------------------------------------ the loss
 
     def loss(self, batch: Batch, streams: SampleRNG, step: int, flip: bool) -> LossOutput:
-        """Error, perceptual distance, the codec's own loss and, from its start on, the discriminator's share."""
+        """Error, perceptual distance, the regularising loss and, from its start on, the discriminator's share."""
         if step != self._at:  # a step that was skipped leaves no trace
             self._at, self._taken = step, []
         x = self.pixels(batch)
@@ -153,7 +153,7 @@ class AutoencoderLearner(Learner):
     def rebuilt(
         self, codec: AutoencoderKL | VQModel, x: Tensor, streams: SampleRNG | None, step: int
     ) -> ReconstructedBatch:
-        """What a codec, the trained or the averaged one, makes in a step; without streams, of the likeliest latents."""
+        """The reconstruction by an autoencoder, trained or averaged; without streams, from the likeliest latents."""
         settings = self.settings
         if isinstance(codec, AutoencoderKL):
             posterior = codec.posterior(x)
@@ -173,7 +173,7 @@ class AutoencoderLearner(Learner):
         return ReconstructedBatch(codec.decoded(z).float(), regulariser)
 
     def judged(self, x: Tensor, reconstruction: ReconstructedBatch, step: int) -> LossOutput:
-        """The loss of images and what was made of them, without a discriminator where no gradient is wanted."""
+        """The loss of images and their reconstructions, without a discriminator where no gradient is computed."""
         settings = self.settings
         error = ERRORS[settings.distance](x - reconstruction.pixels).flatten(1).mean(1)  # (B,)
         terms = {"error": error}
@@ -199,7 +199,7 @@ class AutoencoderLearner(Learner):
         return LossOutput(value, rebuilt.detach(), nowhere, detached)
 
     def _looked(self, judge: LPIPS, x: Tensor, y: Tensor, step: int) -> Tensor:
-        """The perceptual distance (B,), in training of some frames of clips where no more are asked for."""
+        """The perceptual distance (B,), in training of as many frames of clips as the settings say."""
         wanted = self.settings.perceptual.frames if self.settings.perceptual is not None else None
         if wanted is not None and x.ndim == 5 and torch.is_grad_enabled():
             places = (torch.arange(wanted) + self._drawn(LOOKED, step)[0]) / wanted
@@ -217,10 +217,10 @@ class AutoencoderLearner(Learner):
         adversarial = ADVERSARIAL[self.settings.discriminator.kind](real, fake)
         return {"generator": generator, "weight": weight, "discriminator": adversarial}
 
-    # ------------------------------------------------------------------ what a run asks for
+    # ------------------------------------------------------------------ what a run calls
 
     def observe(self, step: int, t: Tensor, per_sample: Tensor) -> None:
-        """Lets a codebook follow what was put on its entries in the step."""
+        """Let a codebook follow the latents that its entries represented in the step."""
         taken, self._taken = self._taken, []
         if isinstance(self.model, VQModel) and taken:
             z, indices = (torch.cat(part) for part in zip(*taken, strict=True))
@@ -228,7 +228,7 @@ class AutoencoderLearner(Learner):
             self.model.quantiser.observe(z, indices, generator)
 
     def compile(self) -> None:
-        """Compiles encoder and decoder."""
+        """Compile encoder and decoder."""
         self.model.encoder.compile()
         self.model.decoder.compile()
 
@@ -237,15 +237,15 @@ class AutoencoderLearner(Learner):
         return AutoencoderValidation(self, fixed_subset(items, count, self.key, []), at_once)
 
     def samples(self, items: IndexableItems, seed: int, stop: Stop) -> tuple[ReconstructionSheets, int | None] | None:
-        """Sheets of images above what is made of them."""
+        """Sheets of images above their reconstructions."""
         if self.shape[0] not in (1, 3):
             return None
-        columns = min(COLUMNS, len(items)) if len(self.shape) == 3 else 1  # a clip has a row of its own
+        columns = min(COLUMNS, len(items)) if len(self.shape) == 3 else 1  # a clip has its own row
         count = min(2 if columns > 1 else COLUMNS, len(items) // columns) * columns
         return ReconstructionSheets(self, fixed_subset(items, count, self.key, [])), columns
 
     def finish(self, average: AutoencoderKL | VQModel, items: IndexableItems) -> None:
-        """Measures scale and shift of the latents on training images, and stores them with the codec."""
+        """Measure scale and shift of the latents on training images, and store them with the autoencoder."""
         frames = self.shape[1] if len(self.shape) == 4 else 1
         count, part = min(max(MEASURED // frames, 1), len(items)), max(PART // frames, 1)
         device = self.device
@@ -262,24 +262,24 @@ class AutoencoderLearner(Learner):
             codec.shift.copy_(shift)
 
     def averaged(self, average: AutoencoderKL | VQModel) -> dict[str, dict[str, Tensor]]:
-        """Of the codec."""
+        """Tensors of the autoencoder."""
         return model_saving.weight_files(average)
 
     def files(self, about: str) -> dict[str, checkpoint_store.Content]:
-        """Of the codec as trained."""
+        """The autoencoder as trained."""
         return {**model_saving.weight_files(self.model), "model.yaml": dump(self.config), "card.md": self.card(about)}
 
     def load(self, model: AutoencoderKL | VQModel, folder: Path, which: model_folder.Which) -> None:
-        """Copies a folder's weights."""
+        """Copy a folder's weights."""
         model_folder.load_into(model, folder, which)
 
     def card(self, about: str) -> str:
-        """The codec's card."""
+        """The autoencoder's card."""
         return autoencoder_card(self.model, self.config, about)
 
 
 class AutoencoderValidation:
-    """How well the averaged codec rebuilds some images that never train."""
+    """How well the averaged autoencoder reconstructs some images that never train."""
 
     from_start = False
 
@@ -302,14 +302,14 @@ class AutoencoderValidation:
 
 
 class ReconstructionSheets:
-    """Images above what the averaged codec makes of them, in rows."""
+    """Images above their reconstructions by the averaged autoencoder, in rows."""
 
     def __init__(self, learner: AutoencoderLearner, batch: Batch) -> None:
         self.learner, self.batch = learner, batch
 
     @torch.no_grad()
     def draw(self, model: AutoencoderKL | VQModel, path: Path, columns: int | None) -> None:
-        """Writes one sheet."""
+        """Write one sheet."""
         batch = slice_batch(self.batch, 0, len(self.batch.numbers), self.learner.device)
         x = self.learner.pixels(batch)
         reconstruction = self.learner.rebuilt(model, x, None, 0).pixels
@@ -324,15 +324,15 @@ def fit_autoencoder(
     run: Path | str,
     held_out: IndexableItems | None = None,
 ) -> Path:
-    """Trains a codec in a run folder, or goes on with the run that is there; returns the folder.
+    """Train an autoencoder in a run folder, or resume the run in it; return the folder.
 
-    All that `train.fit` promises holds: the same seed gives the same weights to the bit, however often the run was
-    interrupted. At the end the codec holds the averaged weights, and the scale and shift that bring the latents of
+    As with `train.fit`, the same seed gives the same weights to the bit, however often the run was
+    interrupted. At the end the autoencoder holds the EMA weights, and the scale and shift that bring the latents of
     training images to mean 0 and deviation 1.
 
     Args:
         recipe: what is minimised, and the settings of training.
-        codec: as `recipe.model.build()` makes it; on the device that it is to train on.
+        codec: as `recipe.model.build()` returns it; on the device that it is to train on.
         dataset: items with images or clips, uint8, or floats in [-1, 1].
         run: the folder; new, or one of the same recipe.
         held_out: items that never train, for the held-out loss.
@@ -374,7 +374,7 @@ def learner_of(recipe: AutoencoderRecipe, codec: AutoencoderKL | VQModel) -> Aut
 
 @contextmanager
 def _still(network: nn.Module) -> Iterator[None]:
-    """Inside, gradients pass through a network and none is of its weights."""
+    """Inside, gradients pass through a network and its weights get none."""
     network.requires_grad_(False)
     try:
         yield

@@ -1,4 +1,4 @@
-"""How captioners are trained: the learner of a network that looks at clips and writes their captions.
+"""Training of captioners: the learner of a network that looks at clips and writes their captions.
 
 Source: Betker et al. 2023, "Improving image generation with better captions", section 2.1: a language model over the
 words of captions, given the image, trained first on short captions and then on dense ones.
@@ -41,12 +41,12 @@ TEXT, FPS = "text", "fps"
 
 
 def start(recipe: CaptionerRecipe, dataset: IndexableItems, device: torch.device) -> CaptionModel:
-    """What training begins with: fresh weights and the words of the data, or a base with these words beside its own.
+    """The initial captioner: fresh weights and the words of the data, or a base with these words beside its own.
 
     Raises:
         RecipeError: items without a text, texts without a word or longer than the network writes, or a base of another
             network.
-        WeightsError: the base is no captioner.
+        WeightsError: the base is not a captioner.
     """
     base = None if recipe.base is None else load_captioner(recipe.base)
     before = () if base is None else base.words.tokens
@@ -73,9 +73,9 @@ def fit_captioner(
     run: Path | str,
     held_out: IndexableItems | None = None,
 ) -> Path:
-    """Trains a captioner in a run folder, or goes on with the run that is there; returns the folder.
+    """Train a captioner in a run folder, or resume the run in it; return the folder.
 
-    All that `train.fit` promises holds. At the end the network holds the averaged weights.
+    Training resumes and repeats as that of `train.fit`. At the end the network holds the EMA weights.
 
     Raises:
         RecipeError: items without captions, captions longer than the network writes, or a run of another recipe.
@@ -91,13 +91,17 @@ def fit_captioner(
 
 
 def _refuse_long(words: int, limit: int) -> None:
-    """Raises RecipeError for a caption of more words, with its end, than the network writes."""
+    """Check that a caption has no more words, with its end, than the network writes.
+
+    Raises:
+        RecipeError: it has.
+    """
     if words + 1 > limit:
         raise RecipeError(f"network.max_length = {limit}: a caption has {words + 1} words with its end; raise it")
 
 
 def shape_of(dataset: IndexableItems, key: str) -> tuple[int, ...]:
-    """Of the first item's data."""
+    """The shape of the first item's data."""
     return tuple(torch.as_tensor(dataset[0][key]).shape)
 
 
@@ -106,7 +110,7 @@ class CaptionerLearner(Learner):
 
     Args:
         model: what is trained.
-        key: of the items, what is looked at.
+        key: the items' key of the images or videos.
         shape: of one item's data.
         timed: whether items say how many frames a second has.
         batching: "buckets" for clips and images of different sizes; None: all are of one.
@@ -160,7 +164,7 @@ class CaptionerLearner(Learner):
         return padded(numbers)
 
     def compile(self) -> None:
-        """Compiles what looks and what writes."""
+        """Compile the image encoder and the decoder."""
         self.model.encoder.compile()
         self.model.decoder.stack.compile()
 
@@ -170,15 +174,15 @@ class CaptionerLearner(Learner):
         return CaptionValidation(self, fixed_subset(items, count, self.key, self.raw_keys, self.batching), at_once)
 
     def averaged(self, average: Captioner) -> dict[str, dict[str, Tensor]]:
-        """Of the network."""
+        """Tensors of the network."""
         return {FILE: dict(average.state_dict())}
 
     def files(self, about: str) -> dict[str, checkpoint_store.Content]:
-        """Of the captioner as trained."""
+        """The captioner as trained."""
         return captioner_files(self._whole(self.model), about=about)
 
     def load(self, model: Captioner, folder: Path, which: model_folder.Which) -> None:
-        """Copies a folder's weights.
+        """Copy a folder's weights.
 
         Raises:
             WeightsError: they are of other words, as they are when captions were changed since.
@@ -199,7 +203,7 @@ class CaptionerLearner(Learner):
 
 
 class CaptionValidation:
-    """How likely the averaged captioner finds captions that never train."""
+    """The loss of captions that never train, by the averaged captioner."""
 
     from_start = False
 

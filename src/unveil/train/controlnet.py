@@ -28,7 +28,7 @@ def setup_controlnet(model: Model, base: BaseModel, recipe: Recipe) -> Model:
         base: which one it is.
 
     Raises:
-        RecipeError: no ControlNet in the recipe, another model than the recipe describes, or a base that is no U-Net.
+        RecipeError: no ControlNet in the recipe, another model than it describes, or a base that is not a U-Net.
     """
     if recipe.control is None:
         raise RecipeError("the recipe has no section control, so there is nothing to train on the base; add one")

@@ -53,7 +53,7 @@ class RunningMean:
     def means(self) -> dict[str, Any]:
         """Mean loss and gradient norm, the loss by noise level, the terms; None where there was nothing.
 
-        Where every loss was at no level, there is no `loss_by_t`.
+        Where every loss was at no level, `loss_by_t` is absent.
         """
         some = self.steps > 0
         bins = [s / n if n else None for s, n in zip(self.bin_sums, self.bin_counts, strict=True)]

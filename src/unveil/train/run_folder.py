@@ -84,10 +84,10 @@ class RunFolder:
         checkpoint_store.remove_stale(self.checkpoints)
 
     def newest(self) -> Path | None:
-        """The checkpoint to go on from; damaged newer ones are named in a warning.
+        """The checkpoint to resume from; damaged newer ones are named in a warning.
 
         Raises:
-            WeightsError: there are checkpoints and none of them is valid, so going on would start over.
+            WeightsError: there are checkpoints and none of them is valid, so resuming would start over.
         """
         skipped: list[str] = []
 
@@ -104,7 +104,7 @@ class RunFolder:
         return valid
 
     def record_start(self, facts: Mapping[str, Any], step: int) -> None:
-        """Adds this start to environment.json."""
+        """Add this start to environment.json."""
         path = self.path / "environment.json"
         try:
             starts = json.loads(path.read_text("utf-8"))["starts"]
@@ -114,14 +114,14 @@ class RunFolder:
         write_atomically(path, json.dumps({"starts": starts}, indent=1, ensure_ascii=False) + "\n")
 
     def record_end(self, step: int, cpu_seconds: float) -> None:
-        """Adds to the last start what it cost: a start that was killed has no such entry."""
+        """Add to the last start what it cost: a start that was killed has no such entry."""
         path = self.path / "environment.json"
         starts = json.loads(path.read_text("utf-8"))["starts"]
         starts[-1] |= {"to_step": step, "cpu_minutes": round(cpu_seconds / 60, 2)}
         write_atomically(path, json.dumps({"starts": starts}, indent=1, ensure_ascii=False) + "\n")
 
     def close(self) -> None:
-        """Lets others use the folder."""
+        """Release the folder for other processes."""
         if self._lock is not None:
             os.close(self._lock)  # which also unlocks
             self._lock = None
@@ -134,7 +134,7 @@ class RunFolder:
             for name in OURS:  # of others, since a run that began here has a recipe
                 if (self.path / name).exists():
                     raise OutputError(
-                        f"{self.path}: holds {name} but no recipe.yaml, and is no run; choose another folder"
+                        f"{self.path}: holds {name} but no recipe.yaml, so it is not a run; choose another folder"
                     )
             return
         before = _leaves(migration.migrate(read_yaml(path.read_text("utf-8"), str(path))))
@@ -152,7 +152,7 @@ class RunFolder:
 
 
 def environment(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What a start ran on."""
+    """Facts of the machine and the software of a start."""
     import lightning
 
     return {
@@ -167,9 +167,9 @@ def environment(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def training_of(run: Path) -> dict[str, Any]:
-    """What a run's folder says of its training: command, commit, last step and CPU-minutes of all starts.
+    """Facts of a run's training: command, commit, last step and CPU-minutes of all starts.
 
-    Empty where the folder is no run; a cost is missing where a start was killed before it could tell.
+    Empty where the folder is not a run; the cost is missing where a start was killed.
     """
     try:
         starts = json.loads((run / "environment.json").read_text("utf-8"))["starts"]

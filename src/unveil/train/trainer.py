@@ -79,7 +79,7 @@ def fit(
         ShapeError: data that the model does not take.
         NotWritable: the folder cannot be written.
         NonFinite: too many steps in a row were not finite.
-        OutOfResources: memory ran out, the disk stayed full, or there is no compiler where one was asked for.
+        OutOfResources: memory ran out, the disk stayed full, or `compile` is set and there is not a compiler.
         Cancelled: Ctrl-C or SIGTERM, after saving; `exit_code` is 130 or 143.
     """
     key = key or _key_of(model)
