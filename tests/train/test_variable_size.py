@@ -20,9 +20,8 @@ from unveil.core.timestep_sampling import LogitNormal
 from unveil.model import Model, build
 from unveil.model.config import TrainConfig, load_recipe
 from unveil.nn.video_dit import VideoDiT, VideoDiTConfig
-from unveil.train.data_order import BatchSampler, EpochShuffle, IndexedDataset
+from unveil.train.data_order import BatchSampler, EpochShuffle, IndexedDataset, TokenBudget
 from unveil.train.diffusion import DiffusionLearner
-from unveil.train.token_batching import TokenBudget
 from unveil.train.variable_size import token_counts
 from unveil.types import RecipeError, ShapeError
 

@@ -25,7 +25,7 @@ from unveil.io.files import write_atomically
 from unveil.io.provenance import cpu_seconds
 from unveil.model import Model, checkpoint_store
 from unveil.model.config import Recipe, TrainConfig
-from unveil.train.data_order import BatchPlan, EpochShuffle, FixedBatch, IndexableItems, check_items
+from unveil.train.data_order import BatchPlan, EpochShuffle, FixedBatch, IndexableItems, TokenBudget, check_items
 from unveil.train.diffusion import DiffusionLearner
 from unveil.train.latents import shape_of
 from unveil.train.learner import Learner
@@ -33,7 +33,6 @@ from unveil.train.metrics_logger import duration, log
 from unveil.train.precision import resolve
 from unveil.train.run_folder import RunFolder, environment
 from unveil.train.signals import INTERRUPTED, Stop
-from unveil.train.token_batching import TokenBudget
 from unveil.train.variable_size import check_sizes, token_counts
 from unveil.train.vocabulary import build_vocabulary
 from unveil.types import Cancelled, OutOfResources, OutputError, RecipeError

@@ -23,8 +23,7 @@ from unveil.model import Model
 from unveil.model.config.train import Batching
 from unveil.model.shapes import sized
 from unveil.nn.video_dit import VideoDiT
-from unveil.train.data_order import IndexableItems, value_of
-from unveil.train.token_batching import sizes_of
+from unveil.train.data_order import IndexableItems, sizes_of, value_of
 from unveil.types import Condition, RecipeError, ShapeError
 
 
