@@ -57,25 +57,6 @@ CLASSIFIERS: dict[str, ClassifierConfig] = {
 }  # fmt: skip
 
 
-def where() -> dict[str, str]:
-    """Where the same bits can be expected: the environment, and what some operations give in it.
-
-    Kernels choose by the model of the CPU and the size of its caches, which the environment does not name.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        digest = hashlib.sha256()
-        for channels, side in ((4, 8), (8, 4), (16, 6)):
-            x = torch.randn(64, channels, side, side, requires_grad=True)
-            y = torch.nn.functional.conv2d(x, torch.randn(8, channels, 3, 3), padding=1).flatten(1)
-            logits = torch.nn.functional.layer_norm(y @ torch.randn(y.shape[1], 32), (32,)).softmax(1).log()
-            logits.square().sum().backward()
-            assert x.grad is not None
-            for tensor in (logits.detach(), x.grad, x.detach().exp(), x.detach().tanh()):
-                digest.update(tensor.contiguous().numpy().tobytes())
-    return {**key(), "operations": digest.hexdigest()[:16]}
-
-
 def sequence_recipe(*, dropout: float = 0.1, **train: Any) -> SequenceRecipe:
     """The tiny recipe with changes of its training."""
     network = {**SEQUENCE["network"], "dropout": dropout}
@@ -145,4 +126,4 @@ def measured(name: str) -> dict[str, Any]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     numbers = {name: measured(name) for name in cases()}
-    FILE.write_text(json.dumps({"where": where(), "cases": numbers}, separators=(",", ":")) + "\n")
+    FILE.write_text(json.dumps({"key": key(), "cases": numbers}, separators=(",", ":")) + "\n")

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.former.environment import key
 from tests.train import loop_numbers, tiny
 from unveil.core.objective import DiffusionLoss
 from unveil.core.timestep_sampling import SecondMoment
@@ -83,7 +84,7 @@ def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
 @pytest.mark.parametrize("name", loop_numbers.cases())
 def test_losses_and_weights_are_those_of_the_former_loops(name):
     now, then = loop_numbers.measured(name), STORED["cases"][name]
-    if STORED["where"] == loop_numbers.where():
+    if STORED["key"] == key():
         assert now == then
     assert now["steps"] == then["steps"]
     former = [float.fromhex(loss) for loss in then["losses"]]
