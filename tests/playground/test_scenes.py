@@ -103,7 +103,7 @@ def test_captions_that_say_some_of_it():
     assert english_caption(things) == "red and a small ring"
     assert english_caption([SceneObject("ring", "orange", None, 0, 0)]) == "an orange ring"
     assert chinese_caption(things) == "\u7ea2\u8272\u548c\u4e00\u4e2a\u5c0f\u7684\u5706\u73af"
-    whole, some = (data.open(playground.ScenesConfig(count=300, said=said)) for said in ("all", "some"))
+    whole, some = (data.open(playground.ScenesConfig(count=300, mentioned=said)) for said in ("all", "some"))
     named = 0
     for number in range(300):
         one, other = whole[number], some[number]
