@@ -15,7 +15,7 @@ from unveil.errors import OutputError, RecipeError, ShapeError
 from unveil.evaluate import features
 from unveil.nn.cnn import Cnn, CnnConfig
 from unveil.nn.vit import ViTConfig
-from unveil.train.classifier import ClassifierConfig, ClassifierProgress, save_classifier, train_classifier
+from unveil.train.classifier import ClassifierConfig, StepProgress, save_classifier, train_classifier
 
 SMALL = ClassifierConfig(CnnConfig(1, 8, 10, (8, 16), features=12), epochs=4, batch_size=64, translate=0.5, degrees=10)
 
@@ -26,7 +26,7 @@ def parts() -> tuple[ImageTensorDataset, ImageTensorDataset]:
 
 
 def test_it_learns_the_same_from_the_same_seed_and_leaves_the_global_one_alone(parts, tmp_path: Path):
-    told: list[ClassifierProgress] = []
+    told: list[StepProgress] = []
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
     one = train_classifier(SMALL, *parts, told.append)
@@ -52,7 +52,7 @@ def test_it_learns_the_same_from_the_same_seed_and_leaves_the_global_one_alone(p
 
 def test_fewer_pictures_than_a_batch_are_refused(parts):
     few = ImageTensorDataset(parts[0].pixels[:90], parts[0].labels[:90], parts[0].classes)
-    with pytest.raises(RecipeError, match="batch_size = 128: more than the 90 training pictures"):
+    with pytest.raises(RecipeError, match="batch_size = 128: more than the 90 training images"):
         train_classifier(replace(SMALL, batch_size=128), few, parts[1])
 
 

@@ -18,7 +18,7 @@ from unveil.playground.scenes import Scenes, ScenesConfig
 from unveil.playground.shapes import COLOURS, KINDS
 from unveil.types import Item
 
-HELD_OUT = data.open(ScenesConfig(count=1, num_val=120, objects=2, said="some"), "held-out")
+HELD_OUT = data.open(ScenesConfig(count=1, num_val=120, objects=2, mentioned="some"), "held-out")
 SINGLE = Scenes(ScenesConfig(count=400, objects=1)).__getitems__(range(400))
 
 

@@ -221,7 +221,7 @@ def test_raw_captions_are_wrong_or_short_of_attributes_as_often_as_stated(faults
     )
     right, wrong, missing = 0, 0, 0
     for item in items:
-        thing, said = item["attributes"]["objects"][0], item["said"]["objects"][0]
+        thing, said = item["attributes"]["objects"][0], item["mentioned"]["objects"][0]
         for name in ("colour", "shape", "size", "motion"):
             missing += name not in said
             right += said.get(name) == thing[name]
@@ -236,7 +236,7 @@ def test_short_and_dense_captions_say_nothing_but_the_truth():
     for item in data.open(playground.PlaygroundConfig(**WIDE | {"caption_styles": ("short", "dense")})).annotations(
         range(1000)
     ):
-        for thing, said in zip(item["attributes"]["objects"], item["said"]["objects"], strict=True):
+        for thing, said in zip(item["attributes"]["objects"], item["mentioned"]["objects"], strict=True):
             assert said.items() <= thing.items()
 
 

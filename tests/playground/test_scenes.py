@@ -103,20 +103,20 @@ def test_captions_that_say_some_of_it():
     assert english_caption(things) == "red and a small ring"
     assert english_caption([SceneObject("ring", "orange", None, 0, 0)]) == "an orange ring"
     assert chinese_caption(things) == "\u7ea2\u8272\u548c\u4e00\u4e2a\u5c0f\u7684\u5706\u73af"
-    whole, some = (data.open(playground.ScenesConfig(count=300, said=said)) for said in ("all", "some"))
+    whole, some = (data.open(playground.ScenesConfig(count=300, mentioned=said)) for said in ("all", "some"))
     named = 0
     for number in range(300):
         one, other = whole[number], some[number]
         assert torch.equal(one["pixels"], other["pixels"])
-        assert bool(one["said"].all())
-        assert bool(other["said"].any(1).all())
-        for kind, colour, said in zip(other["kinds"], other["colours"], other["said"], strict=True):
+        assert bool(one["mentioned"].all())
+        assert bool(other["mentioned"].any(1).all())
+        for kind, colour, said in zip(other["kinds"], other["colours"], other["mentioned"], strict=True):
             assert not said[1] or list(COLOURS)[colour] in other["text"]
             assert not said[2] or KINDS[kind] in other["text"]
         for word, column in ((list(COLOURS), 1), (KINDS, 2)):
-            assert sum(other["text"].count(one) for one in word) == int(other["said"][:, column].sum())
-        named += int(other["said"].sum())
-    assert 0.4 < named / sum(3 * len(whole[n]["said"]) for n in range(300)) < 0.7
+            assert sum(other["text"].count(one) for one in word) == int(other["mentioned"][:, column].sum())
+        named += int(other["mentioned"].sum())
+    assert 0.4 < named / sum(3 * len(whole[n]["mentioned"]) for n in range(300)) < 0.7
 
 
 def test_captions_in_both_languages():
@@ -127,12 +127,12 @@ def test_captions_in_both_languages():
 
 
 def test_facts_are_what_items_say_but_for_pictures():
-    scenes = data.open(playground.ScenesConfig(count=20, said="some", language="both"))
+    scenes = data.open(playground.ScenesConfig(count=20, mentioned="some", language="both"))
     for number in (0, 7, 19):
         item, facts = scenes[number], scenes.facts(number)
         assert item.keys() - facts.keys() == {"pixels", "mask"}
         assert item["text"] == facts["text"]
-        assert all(torch.equal(item[key], facts[key]) for key in ("boxes", "kinds", "said", "layout"))
+        assert all(torch.equal(item[key], facts[key]) for key in ("boxes", "kinds", "mentioned", "layout"))
 
 
 def test_counts_kinds_and_colours_all_occur_and_colours_differ_within_a_scene(scenes):
@@ -209,7 +209,7 @@ def test_a_scene_may_carry_its_state():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"size": 8}, "size 8: shapes cannot be told apart below 16 pixels"),
+        ({"size": 8}, "size 8: shapes are indistinguishable below 16 pixels"),
         ({"objects": 9}, "objects 9: must be 1 to 8"),
         ({"state": "boxes", "objects": 5}, "slots 4: must hold all 5 objects"),
         ({"count": 0}, "count 0, num_val 1000: each part needs"),

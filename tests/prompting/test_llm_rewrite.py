@@ -56,13 +56,13 @@ def test_an_answer_that_keeps_everything_is_taken():
 @pytest.mark.parametrize(
     ("answer", "why"),
     [
-        ("a small red circle starts at the top centre and moves right", r"changes what was said \(motion\)"),
+        ("a small red circle starts at the top centre and moves right", r"changes the prompt \(motion\)"),
         ("a small red ball starts at the top centre and glides left", "words that the model does not know: glides"),
         ("I cannot help with that.", "words that the model does not know: i, cannot"),
-        ("a red circle moves left", r"changes what was said \(size\)"),
+        ("a red circle moves left", r"changes the prompt \(size\)"),
         (f"{PROMPT} and grows", r"says two things at once \(motion\)"),
         (f"{PROMPT}. black background, red background", r"says two things at once \(ground\)"),
-        (f"{DENSE} and a blue ring", r"changes what was said \(objects\)"),
+        (f"{DENSE} and a blue ring", r"changes the prompt \(objects\)"),
         (DENSE * 100, "must have 1 to 2000"),
         ("", "it is asleep"),
         ('""', "must have 1 to 2000"),

@@ -13,16 +13,19 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch  # noqa: F401 - before the forks
 import torch
 
-from tests.train import tiny
+from tests.train import loop_numbers, tiny
 from unveil.core.objective import DiffusionLoss, LossOutput
 from unveil.core.timestep_sampling import SecondMoment
 from unveil.errors import Error
+from unveil.train.classifier import fit_classifier
+from unveil.train.seq2seq import fit_sequence
 
 ASKED = "then leaving"  # what a run says when a signal arrives
 
@@ -46,6 +49,17 @@ def short(run: Path) -> None:
     torch.nn.Dropout.forward = lambda self, x: x  # type: ignore[method-assign]
     time = SecondMoment(tiny.STEPS, history=1)
     tiny.fit(run, objective=DiffusionLoss(time=time), grad_accum_steps=2, steps=10, save_every=5)
+
+
+def sequence(run: Path) -> None:
+    """A run of a sequence model without dropout, whose losses are compared."""
+    fit_sequence(loop_numbers.sequence_recipe(steps=6, dropout=0.0), run=run)
+
+
+def classifier(run: Path) -> None:
+    """A run of a classifier without a normalisation over the batch, whose losses are compared."""
+    config = replace(loop_numbers.CLASSIFIERS["noisy"], epochs=1, batch_size=200)
+    fit_classifier(config, *loop_numbers.parts(), run=run, recorded={"name": "noisy"})
 
 
 def forked(work: Callable[[Path], None], run: Path, said: Path, **environment: str) -> int:
@@ -89,8 +103,8 @@ def signalled(folder: Path, name: str, number: int, times: int = 1) -> dict[str,
     return {"code": code, "seconds": time.monotonic() - begun, "said": said.read_text()}
 
 
-def together(folder: Path, runs: list[str]) -> list[int]:
-    """The exit codes of short runs in processes that train together, with torchrun's environment."""
+def together(folder: Path, runs: list[str], work: Callable[[Path], None] = short) -> list[int]:
+    """The exit codes of runs in processes that train together, with torchrun's environment."""
     world = len(runs)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -98,7 +112,7 @@ def together(folder: Path, runs: list[str]) -> list[int]:
     shared = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     shared |= {"TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": "0"}
     ranks = [
-        forked(short, folder / run, folder / f"{run}-rank{rank}.txt", RANK=str(rank), LOCAL_RANK=str(rank), **shared)
+        forked(work, folder / run, folder / f"{run}-rank{rank}.txt", RANK=str(rank), LOCAL_RANK=str(rank), **shared)
         for rank, run in enumerate(runs)
     ]
     return [ended(child) for child in ranks]
@@ -114,6 +128,10 @@ def main(folder: Path) -> None:
         "one": [ended(forked(short, folder / "world1", folder / "alone.txt"))],
         "two": together(folder, ["world2", "world2"]),
     }
+    for work in (sequence, classifier):
+        name = work.__name__
+        results[name] = [ended(forked(work, folder / f"{name}1", folder / f"{name}.txt"))]
+        results[name] += together(folder, [f"{name}2"] * 2, work)
     shutil.copytree(folder / "world1", folder / "half")
     shutil.rmtree(folder / "half" / "checkpoints" / "step_000010")
     results["apart"] = together(folder, ["half", "new"])

@@ -148,7 +148,7 @@ def test_a_discriminator_counts_from_its_start_on():
     learner, before = adversarial(START - 1)
     assert "weight" not in before.terms
     before.value.backward()
-    assert all(p.grad is None for p in learner.beside.parameters())
+    assert all(p.grad is None for p in learner.auxiliary.parameters())
     _, after = adversarial(START)
     assert {"weight", "generator", "discriminator"} <= after.terms.keys()
     assert set(learner.logged) == {"error", "kl", "weight", "generator", "discriminator"}
@@ -159,7 +159,7 @@ def test_one_loss_has_the_gradients_of_two_optimisers(kind):
     """Those of the decoder's loss at a discriminator that is held still, and of the discriminator's own."""
     learner, found = adversarial(START, kind)
     found.value.backward()
-    critic, model = learner.beside.discriminator, learner.model
+    critic, model = learner.auxiliary.discriminator, learner.model
     assert critic is not None
     theirs = {name: p.grad.clone() for name, p in critic.named_parameters() if p.grad is not None}
     mine = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}

@@ -150,7 +150,7 @@ def test_what_cannot_be(tmp_path):
     with pytest.raises(RecipeError, match="a caption has 10 words with its end; raise it"):
         trained(tmp_path / "run", Grounds(long=True), network={"limit": 6})
     assert not (tmp_path / "run").exists()  # it is told before the training
-    with pytest.raises(RecipeError, match="a mirrored picture has another caption"):
+    with pytest.raises(RecipeError, match="a mirrored image has another caption"):
         trained(tmp_path / "flip", train={"flip": True})
     nothing = Grounds()
     nothing.__class__ = type("Mute", (Grounds,), {"__getitem__": lambda self, k: {"pixels": torch.zeros(3, 1, 8, 8)}})

@@ -76,6 +76,19 @@ def test_two_processes_see_the_samples_of_one_and_agree_with_it(ended, folder):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["sequence", "classifier"])
+def test_two_processes_train_other_learners_as_one_does(ended, folder, kind):
+    assert ended[kind] == [0, 0, 0]
+    one, two = (
+        [json.loads(line) for line in (folder / f"{kind}{world}" / "metrics.jsonl").read_text().splitlines()]
+        for world in (1, 2)
+    )
+    assert len(one) == len(two) >= 5
+    for mine, theirs in zip(one, two, strict=True):
+        assert mine["step"] == theirs["step"]
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+
+
 def test_processes_that_share_no_folder_are_told_so(ended, folder):
     assert ended["apart"] == [2, 2]  # one would go on at step 5, and one begin anew
     for run, rank in (("half", 0), ("new", 1)):

@@ -21,9 +21,8 @@ from unveil.errors import RecipeError, ShapeError
 from unveil.model import Model, build
 from unveil.model.config import TrainConfig, load_recipe
 from unveil.nn.video_dit import VideoDiT, VideoDiTConfig
-from unveil.train.data_order import BatchSampler, EpochShuffle, IndexedDataset
+from unveil.train.data_order import BatchSampler, EpochShuffle, IndexedDataset, TokenBudget
 from unveil.train.diffusion import DiffusionLearner
-from unveil.train.token_batching import TokenBudget
 from unveil.train.variable_size import token_counts
 
 SIZES = [(5, 8, 12), (1, 16, 8), (3, 8, 8), (5, 8, 12), (2, 16, 16)]

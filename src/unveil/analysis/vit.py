@@ -26,7 +26,7 @@ from unveil.evaluate.metrics import proportion
 from unveil.io.files import write_atomically
 from unveil.model.config import ClassifierRecipe
 from unveil.nn.vit import ViTConfig
-from unveil.train.classifier import ClassifierConfig, ClassifierProgress, train_classifier
+from unveil.train.classifier import ClassifierConfig, StepProgress, train_classifier
 
 LOOP = 1  # raised when an arm comes to compute something else, so that what was kept is not used any more
 
@@ -232,7 +232,7 @@ def _point(
     size: ViTSize,
     chosen: ImageSet,
     test: ImageSet,
-    on_progress: Callable[[ClassifierProgress], object],
+    on_progress: Callable[[StepProgress], object],
 ) -> ViTPoint:
     names = None if test.classes is None else list(test.classes)
     parts = [ImageTensorDataset(one.pixels, one.labels, names) for one in (chosen, test)]
@@ -254,7 +254,7 @@ def _point(
     )
 
 
-def _after(done: int, total: int, told: Callable[[int, int], object] | None) -> Callable[[ClassifierProgress], object]:
+def _after(done: int, total: int, told: Callable[[int, int], object] | None) -> Callable[[StepProgress], object]:
     return lambda progress: told(done + progress.step, total) if told else None
 
 

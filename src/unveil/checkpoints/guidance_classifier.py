@@ -66,7 +66,9 @@ def load_guide(path: str | Path, process: Process, overrides: Mapping[str, Any] 
         WeightsError: no such file, damaged, or no noisy classifier.
     """
     file = Path(path)
-    cards = sorted(file.glob("*.yaml")) if file.is_dir() else [file] if file.suffix == ".yaml" else []
+    cards = [file] if file.suffix == ".yaml" else []
+    if file.is_dir():
+        cards = sorted({*file.glob("*.yaml")} - {file / "recipe.yaml"})
     if file.is_dir() and len(cards) != 1:
         raise WeightsError(f"{path}: holds {len(cards)} cards; give the folder of one trained classifier, or its card")
     if cards:

@@ -132,7 +132,7 @@ class _Step:
         self.learner, self.dataset, self.device = learner, dataset, device
         self.step = recipe.train.steps - 1
         self.batching: Batching | None = recipe.train.batching
-        parts = [part.to(device).train() for part in (learner.model, learner.beside)]
+        parts = [part.to(device).train() for part in (learner.model, learner.auxiliary)]
         self.trained = [parameter for part in parts for parameter in part.parameters()]
         self.optimiser = torch.optim.AdamW(self.trained, lr=0.0)
         self.optimiser.step()  # of no gradient: the first one imports what takes seconds

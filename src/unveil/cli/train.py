@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -271,13 +271,12 @@ def _classifier(recipe: ClassifierRecipe, run: Path, force: bool, console: Conso
     process = recipe.process.build() if recipe.process else None
     config = classifier.ClassifierConfig(recipe.network.build(), **settings, process=process)
     dataset, held_out = data.open(recipe.data.build()), data.open(recipe.data.build(), "held-out")
-    if not force:
-        refuse_overwrite(run)
-    steps = config.epochs * (len(dataset) // config.batch_size)
-    with console.progress("training step", steps) as progress:
-        trained = classifier.train_classifier(config, dataset, held_out, lambda _: progress.advance())
+    _check_unfinished(recipe.name, run, force)
+    trained = classifier.fit_classifier(config, dataset, held_out, run=run, recorded=recipe.model_dump(mode="json"))
+    if os.environ.get("RANK", "0") != "0":
+        return
     levels = recipe.process.model_dump(mode="json") if recipe.process else None
-    card = classifier.save_classifier(recipe.name, trained, config, run, process=levels, force=force)
+    card = classifier.save_classifier(recipe.name, trained, config, run, process=levels, force=True)
     facts = {"card": str(card), "accuracy": trained.accuracy, "cpu_seconds": round(trained.cpu_seconds, 1)}
     facts |= {"accuracy_by_size": dict(trained.by_size)} if trained.by_size else {}
     others = ", ".join(f"{size} px {share:.2%}" for size, share in trained.by_size.items())
@@ -287,16 +286,16 @@ def _classifier(recipe: ClassifierRecipe, run: Path, force: bool, console: Conso
 
 def _sequence(recipe: SequenceRecipe, run: Path, force: bool, console: Console) -> None:
     from unveil.model.seq2seq_folder import save_sequence
-    from unveil.train.seq2seq import train_sequence
+    from unveil.train.seq2seq import fit_sequence
 
-    if not force:
-        refuse_overwrite(run)
-    with console.progress("training step", recipe.train.steps) as progress:
-        trained = train_sequence(recipe, lambda _: progress.advance())
+    _check_unfinished(recipe.name, run, force)
+    trained = fit_sequence(recipe, run=run)
+    if os.environ.get("RANK", "0") != "0":
+        return
     spent = round(trained.cpu_seconds, 1)
     told = {"exact": trained.exact, "cpu_seconds": spent, "command": f"unveil train {recipe.name}"}
     model = trained.model._replace(facts={**trained.model.facts, **told})
-    card = save_sequence(recipe.name, model, run, force=force)
+    card = save_sequence(recipe.name, model, run, force=True)
     lines = [f"{card}: held-out targets written exactly"]
     for what in trained.exact["greedy"]:
         shares = ", ".join(f"{how} {found[what]:.2%}" for how, found in trained.exact.items())
@@ -304,8 +303,27 @@ def _sequence(recipe: SequenceRecipe, run: Path, force: bool, console: Console) 
     console.result({"card": str(card), **told}, "\n".join(lines))
 
 
-def _start_over(run: Path) -> None:
-    """Deletes a run, and nothing that is not one.
+def _check_unfinished(name: str, run: Path, force: bool) -> None:
+    """Check that a folder is new or holds an interrupted run; with force, delete the run in it.
+
+    Raises:
+        NotWritable: it holds a finished run or anything else, and `force` is not set.
+    """
+    if os.environ.get("RANK", "0") != "0":  # the first process may have begun to write
+        return
+    written = [run / f"{name}.{suffix}" for suffix in ("yaml", "safetensors", "json")]
+    unfinished = (run / "recipe.yaml").is_file() and not written[0].is_file()
+    if not force and not unfinished:
+        refuse_overwrite(run)
+    if force and (run / "recipe.yaml").is_file():
+        _start_over(run, {path.name for path in written})
+
+
+def _start_over(run: Path, results: Collection[str] = ()) -> None:
+    """Delete a run, and nothing that is not one.
+
+    Args:
+        results: names of files that the command has written beside those of every run.
 
     Raises:
         OutputError: the folder holds other things too, or is being trained in; or there are other processes, which
@@ -318,7 +336,9 @@ def _start_over(run: Path) -> None:
             f"{run}: is there; with several processes --force deletes nothing: delete it before the start"
         )
     others = (
-        sorted(entry.name for entry in run.iterdir() if entry.name not in RUN_ENTRIES) if run.is_dir() else [run.name]
+        sorted(entry.name for entry in run.iterdir() if entry.name not in {*RUN_ENTRIES, *results})
+        if run.is_dir()
+        else [run.name]
     )
     if others or not (run / "recipe.yaml").is_file():
         shown = ", ".join(others[:5]) or "no recipe.yaml"

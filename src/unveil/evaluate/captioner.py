@@ -69,7 +69,7 @@ def evaluate_captions(
 
     Args:
         captioner: Function from items to their captions.
-        held_out: Playground videos, whose items hold the true attributes as "said".
+        held_out: Playground videos, whose items hold the true attributes as "mentioned".
         count: Number of videos, spaced evenly.
         seed: Seed of the bootstrap intervals.
         about: additional metadata, not part of the protocol.
@@ -78,11 +78,11 @@ def evaluate_captions(
         RecipeError: the items have no true attributes.
     """
     items = evenly_spaced(held_out, count)
-    if "said" not in items[0]:
+    if "mentioned" not in items[0]:
         raise RecipeError("evaluate: these data do not say what is true of them; only those of the playground do")
     captions = captioner(items)
-    checked = [check(item["said"], caption) for item, caption in zip(items, captions, strict=True)]
-    others = [check(item["said"], captions[place - 1]) for place, item in enumerate(items)]
+    checked = [check(item["mentioned"], caption) for item, caption in zip(items, captions, strict=True)]
+    others = [check(item["mentioned"], captions[place - 1]) for place, item in enumerate(items)]
     results = {
         "captions": {
             "count": len(items),

@@ -84,7 +84,7 @@ def evaluate_prompts(
 def _named(item: Item) -> Counter[str]:
     """The attributes that a caption names, and how often."""
     things = _each(DetectedObjects(item["boxes"], item["kinds"], item["colours"]))
-    pairs = zip(things, item["said"].tolist(), strict=True)
+    pairs = zip(things, item["mentioned"].tolist(), strict=True)
     return Counter(
         word for words, mentioned in pairs for word, is_said in zip(words, mentioned, strict=True) if is_said
     )
@@ -139,7 +139,7 @@ def _together(seen: list[DetectedObjects], items: list[Item]) -> float:
                 all(mine == actual for mine, actual, is_said in zip(a, b, mentioned, strict=True) if is_said)
                 for b in _each(detected)
             ]
-            for a, mentioned in zip(_each(true), item["said"].tolist(), strict=True)
+            for a, mentioned in zip(_each(true), item["mentioned"].tolist(), strict=True)
         ]
         if fits[0]:
             rows, columns = linear_sum_assignment(np.array(fits), maximize=True)

@@ -113,7 +113,7 @@ RENAMED: dict[str, dict[str, str]] = {
         "held_out": "num_val",
         "cut": "crop",
     },
-    "data/scenes": {"held_out": "num_val"},
+    "data/scenes": {"held_out": "num_val", "said": "mentioned"},
     "data/task": {"held_out": "num_val", "shortest": "min_length", "longest": "max_length"},
     "data/scene-pairs": {"held_out": "num_val"},
     "condition": {"drop": "drop_prob", "classes": "num_classes"},

@@ -174,8 +174,8 @@ class PlaygroundConfig:
 class Playground(Dataset[Item]):
     """Videos as items.
 
-    pixels uint8 (3, T, H, W), or (3, H, W) where all are images; fps; text, with its register and language; said,
-    what the video's own text claims; texts, this one and a captioner's, where there are both and text is one of them;
+    pixels uint8 (3, T, H, W), or (3, H, W) where all are images; fps; text, with its register and language; mentioned,
+    the attributes that its text names; texts, this one and a captioner's, where there are both and text is one of them;
     attributes, what is true; unseen, whether training never has such a combination; track float32 (N, T, 4), of each
     object x, y and radius in pixels and how much of it is seen, in [0, 1].
     """
@@ -259,7 +259,7 @@ class Playground(Dataset[Item]):
             ),
             "register": register,
             "language": language,
-            "said": caption.facts,
+            "mentioned": caption.facts,
             "attributes": facts,
             "unseen": has_held_out_combination(facts),
             "fps": group.view.fps,
@@ -338,13 +338,13 @@ def _objects(config: PlaygroundConfig, part: Part, draws: Real, view: VideoShape
     shares = staging.SceneProbabilities(config.p_pattern, config.p_occluder, config.p_camera)
     cast, stage = staging.set_up_scene(cast, draws[:, _STAGE:_HUES], view, shares)
 
-    def film() -> tuple[Real, Real]:
+    def draw_video() -> tuple[Real, Real]:
         canvas, seen = staging.render(cast, stage, view)
         x, y, radius, _ = (field.reshape(seen.shape) for field in cast.paths[:4])
         return canvas, np.stack([x, y, radius, seen], axis=-1)
 
     facts = [facts_of(cast, stage, view, row) for row in range(len(draws))]
-    return _Group(places, draws, view, SceneBatch(facts, film), cast.present)
+    return _Group(places, draws, view, SceneBatch(facts, draw_video), cast.present)
 
 
 def _pick(values: Sequence[_T], draw: float) -> _T:

@@ -15,7 +15,7 @@ from unveil.playground.world.caption_templates import Facts, Language, Register
 from unveil.types import Item
 
 PromptSet = Literal["validation", "seen", "held-out"]
-_ASKED = get_args(PromptSet)
+_SETS = get_args(PromptSet)
 _ENOUGH = 40  # candidate videos per prompt: one of ten is held out
 
 
@@ -48,7 +48,7 @@ def eval_prompts(
     if prompt_set == "held-out" and frames == 1:
         raise RecipeError("list 'held-out': holds out colours, shapes and motions together, and images do not move")
     prompts = list[EvalPrompt]()
-    world = _asked_of(prompt_set, _ENOUGH * count, frames)
+    world = _source_of(prompt_set, _ENOUGH * count, frames)
     draws = uniforms(world.config.seed, np.arange(count, dtype=np.uint64), caption_templates.DRAWS).tolist()
     for begin in range(0, len(world), count):
         for number, item in enumerate(world.annotations(range(begin, begin + count)), begin):
@@ -93,12 +93,12 @@ def eval_videos(prompt_set: PromptSet, prompts: Sequence[EvalPrompt], *, frames:
         RecipeError: another list.
     """
     numbers = [prompt.video_index for prompt in prompts]
-    return _asked_of(prompt_set, max(numbers, default=0) + 1, frames).__getitems__(numbers)
+    return _source_of(prompt_set, max(numbers, default=0) + 1, frames).__getitems__(numbers)
 
 
-def _asked_of(prompt_set: PromptSet, count: int, frames: int) -> Playground:
+def _source_of(prompt_set: PromptSet, count: int, frames: int) -> Playground:
     """Return the data set that a prompt set is taken from."""
-    if prompt_set not in _ASKED:
-        raise RecipeError(f"list {prompt_set!r}: must be one of {', '.join(_ASKED)}{did_you_mean(prompt_set, _ASKED)}")
-    seed = _ASKED.index(prompt_set) + 1
+    if prompt_set not in _SETS:
+        raise RecipeError(f"list {prompt_set!r}: must be one of {', '.join(_SETS)}{did_you_mean(prompt_set, _SETS)}")
+    seed = _SETS.index(prompt_set) + 1
     return Playground(PlaygroundConfig(seed=seed, num_val=count, frames=(frames,)), "held-out")

@@ -45,7 +45,7 @@ class ScenesConfig:
     state: adds "state", a float tensor to diffuse: boxes (slots, 5) as `boxes_to_state` makes them, or the
         mask as 6 channels of -1 and 1.
     slots: rows of a boxes state, at least `objects`.
-    said: captions name size, colour and kind of each object, or some of them, at least one.
+    mentioned: captions name size, colour and kind of each object, or some of them, at least one.
     language: of the captions; "both" is either, equally often.
     """
 
@@ -56,13 +56,13 @@ class ScenesConfig:
     objects: int = 3
     state: Literal["none", "boxes", "mask"] = "none"
     slots: int = 4
-    said: Literal["all", "some"] = "all"
+    mentioned: Literal["all", "some"] = "all"
     language: Literal[Language, "both"] = "en"
     kind: Literal["scenes"] = "scenes"
 
     def __post_init__(self) -> None:
         if self.size < 16:
-            raise RecipeError(f"size {self.size}: shapes cannot be told apart below 16 pixels")
+            raise RecipeError(f"size {self.size}: shapes are indistinguishable below 16 pixels")
         if not 1 <= self.objects <= len(COLOURS):
             raise RecipeError(f"objects {self.objects}: must be 1 to {len(COLOURS)}, one colour each")
         if self.state == "boxes" and self.slots < self.objects:
@@ -159,7 +159,7 @@ def _described(config: ScenesConfig, objects: _Objects, draws: Array, row: int) 
     there = np.flatnonzero(objects.present[row])
     kinds = objects.shapes.kind.reshape(objects.present.shape)[row, there]
     colours, outlines = objects.colour[row, there], objects.outlines[row, there]
-    mentioned = _said(config, draws, there)
+    mentioned = _mentioned(config, draws, there)
     things = _things(kinds, colours, objects.large[row, there], outlines, mentioned)
     chosen: Language = "zh" if draws[_LANGUAGE] < 0.5 else "en"
     language: Language = chosen if config.language == "both" else config.language
@@ -169,16 +169,16 @@ def _described(config: ScenesConfig, objects: _Objects, draws: Array, row: int) 
         "boxes": torch.from_numpy(outlines),
         "kinds": torch.from_numpy(kinds),
         "colours": torch.from_numpy(colours),
-        "said": torch.from_numpy(mentioned),
+        "mentioned": torch.from_numpy(mentioned),
     }
     item["largest"] = float(item["boxes"][:, 2:].max())
     item["layout"] = torch.cat([item["kinds"][:, None].float(), item["boxes"]], dim=1)
     return item
 
 
-def _said(config: ScenesConfig, draws: Array, there: NDArray[np.int64]) -> NDArray[np.bool_]:
+def _mentioned(config: ScenesConfig, draws: Array, there: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Choose whether a caption names size, colour and kind of each object, (N, 3); at least one of them."""
-    if config.said == "all":
+    if config.mentioned == "all":
         return np.ones((len(there), 3), dtype=np.bool_)
     object_draws = draws[_OBJECTS:].reshape(config.objects, _PER_OBJECT)[there]
     mentioned = object_draws[:, 3:6] < 0.5

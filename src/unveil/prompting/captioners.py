@@ -1,4 +1,4 @@
-"""Captions of images and videos: by our own captioner, by a model of transformers, or by one behind an address.
+"""Captions of images and videos: by the native captioner, by a model of transformers, or by one behind an address.
 
 Source: Betker et al. 2023, "Improving image generation with better captions", section 2; Brooks et al. 2024.
 """
@@ -30,13 +30,13 @@ from unveil.prompting.openai_client import ChatClient
 DecodingMethod = Literal["greedy", "beam", "sampled"]
 DECODING_METHODS: tuple[DecodingMethod, ...] = ("greedy", "beam", "sampled")
 FRAMES = 16  # maximum frames for the native captioner
-SHOWN = 4  # frames that other models are shown of a video, side by side
+SHOWN = 4  # frames of a video that other models get, side by side
 BATCH = 16
-_ASKED = (
+_IMAGE_INSTRUCTION = (
     "Describe this picture for training a model that makes pictures from words: what is to be seen, how it looks, "
     "where it is, what is around it. Two or three plain sentences, and nothing else."
 )
-_ASKED_CLIP = (
+_VIDEO_INSTRUCTION = (
     "These are frames of one clip from left to right. Describe the clip for training a model that makes clips from "
     "words: what is to be seen, how it looks, how it moves, what is around it, what the camera does. Two or three "
     "plain sentences, and nothing else."
@@ -70,7 +70,7 @@ class CaptionWriter(Protocol):
     name: str
     at_once: int
 
-    def __call__(self, reels: Sequence[MediaClip]) -> list[Caption]:
+    def __call__(self, clips: Sequence[MediaClip]) -> list[Caption]:
         """A caption for each.
 
         Raises:
@@ -89,7 +89,7 @@ class NativeCaptioner:
         length_power: Length penalty of "beam"; see `nn.decoding.beam`.
 
     Raises:
-        RecipeError: another way.
+        RecipeError: another decoding method.
     """
 
     at_once = BATCH
@@ -111,34 +111,34 @@ class NativeCaptioner:
             )
         self.model, self.name, self.how = model, name, how
         self.beams, self.temperature, self.seed, self.length_power = beams, temperature, seed, length_power
-        self._told = 0
+        self._captioned = 0
 
-    def __call__(self, reels: Sequence[MediaClip]) -> list[Caption]:
+    def __call__(self, clips: Sequence[MediaClip]) -> list[Caption]:
         """Return a caption for each; media of one size and length are batched."""
         captions: dict[int, Caption] = {}
-        ready = [self._prepared(reel) for reel in reels]
-        for shape in dict.fromkeys(clip.pixels.shape for clip in ready):
-            places = [place for place, clip in enumerate(ready) if clip.pixels.shape == shape]
+        ready = [self._prepared(clip) for clip in clips]
+        for shape in dict.fromkeys(prepared.pixels.shape for prepared in ready):
+            places = [place for place, prepared in enumerate(ready) if prepared.pixels.shape == shape]
             for start in range(0, len(places), self.at_once):
                 part = places[start : start + self.at_once]
                 # by name, so that a call that goes on draws what one that was never interrupted draws
                 numbers = [
-                    stable_hash(reels[place].name) if reels[place].name else self._told + place for place in part
+                    stable_hash(clips[place].name) if clips[place].name else self._captioned + place for place in part
                 ]
                 decoded = self._decoded([ready[place] for place in part], numbers)
                 for place, tokens, logp in zip(part, decoded.tokens, decoded.log_probability.tolist(), strict=True):
                     captions[place] = Caption(self.model.words.decode(tokens), math.exp(logp))
-        self._told += len(reels)
-        return [captions[place] for place in range(len(reels))]
+        self._captioned += len(clips)
+        return [captions[place] for place in range(len(clips))]
 
     @torch.no_grad()
-    def _decoded(self, reels: Sequence[MediaClip], numbers: Sequence[int]) -> Decoded:
+    def _decoded(self, clips: Sequence[MediaClip], numbers: Sequence[int]) -> Decoded:
         network = self.model.network
         device = next(network.parameters()).device
-        x = to_unit(torch.stack([reel.pixels for reel in reels])).to(device)
-        rate = torch.tensor([reel.rate for reel in reels], dtype=torch.float64)
+        x = to_unit(torch.stack([clip.pixels for clip in clips])).to(device)
+        rate = torch.tensor([clip.rate for clip in clips], dtype=torch.float64)
         reading = _Words(network.start(x, rate))
-        start = torch.full((len(reels), 1), BEGIN, device=device)
+        start = torch.full((len(clips), 1), BEGIN, device=device)
         limit = network.config.max_length - 1
         if self.how == "beam":
             power = self.length_power
@@ -148,14 +148,14 @@ class NativeCaptioner:
             return sampled(reading, start, end=END, limit=limit, streams=streams, temperature=self.temperature)
         return greedy(reading, start, end=END, limit=limit)
 
-    def _prepared(self, reel: MediaClip) -> MediaClip:
+    def _prepared(self, clip: MediaClip) -> MediaClip:
         """At most FRAMES frames, evenly spread, in the size that the captioner knows best, as far as the aspect allows.
 
         Raises:
             RecipeError: other channels than those of the captioner.
         """
         config = self.model.network.config
-        pixels, rate = reel.pixels, reel.rate
+        pixels, rate = clip.pixels, clip.rate
         if pixels.shape[0] == 1 and config.channels == 3:
             pixels = pixels.expand(3, -1, -1, -1)
         if pixels.shape[0] != config.channels:
@@ -176,7 +176,8 @@ class ImageToText:
     A model with a chat template gets an instruction; others get only the image.
 
     Args:
-        folder: Model folder as written by transformers: config.json, safetensors, a processor. No code in it is run.
+        folder: Model folder as written by transformers: config.json, safetensors, settings of its
+            `AutoProcessor`. No code in it is run.
         device: Device of the model.
 
     Raises:
@@ -201,33 +202,33 @@ class ImageToText:
             ) from problem
         self._model, self.name = model.to(device).eval(), folder.name
 
-    def __call__(self, reels: Sequence[MediaClip]) -> list[Caption]:
+    def __call__(self, clips: Sequence[MediaClip]) -> list[Caption]:
         """The likeliest caption of each.
 
         Raises:
             NoAnswer: it writes nothing, or fails.
         """
-        return [self._one(reel) for reel in reels]
+        return [self._caption(clip) for clip in clips]
 
-    def _one(self, reel: MediaClip) -> Caption:
+    def _caption(self, clip: MediaClip) -> Caption:
         try:
-            text = self._text(reel)
+            text = self._text(clip)
         except Exception as problem:  # code of many hands: whatever it raises is of this image
             raise NoAnswer(f"{self.name}: it fails ({first_line(problem)})") from problem
         if not text:
             raise NoAnswer(f"{self.name}: it writes nothing")
         return Caption(text)
 
-    def _text(self, reel: MediaClip) -> str:
+    def _text(self, clip: MediaClip) -> str:
         from PIL import Image
 
         arguments: dict[str, Any] = {
-            "images": Image.fromarray(_row(reel).permute(1, 2, 0).numpy()),
+            "images": Image.fromarray(_row(clip).permute(1, 2, 0).numpy()),
             "return_tensors": "pt",
         }
         talks = bool(getattr(self._processor, "chat_template", None))
         if talks:  # a chat model needs an instruction, and its answer follows it
-            turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": _asked(reel)}]}
+            turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": _instruction(clip)}]}
             arguments["text"] = self._processor.apply_chat_template([turn], add_generation_prompt=True)
         inputs: Any = self._processor(**arguments).to(self._model.device)
         with torch.no_grad():
@@ -241,17 +242,17 @@ class VisionEndpoint(ChatClient):
 
     at_once = 1
 
-    def __call__(self, reels: Sequence[MediaClip]) -> list[Caption]:
+    def __call__(self, clips: Sequence[MediaClip]) -> list[Caption]:
         """A caption for each.
 
         Raises:
             NoAnswer: as `answer`.
         """
-        return [Caption(" ".join(self.answer(self._messages(reel)).split())) for reel in reels]
+        return [Caption(" ".join(self.answer(self._messages(clip)).split())) for clip in clips]
 
-    def _messages(self, reel: MediaClip) -> list[dict[str, Any]]:
-        url = "data:image/png;base64," + base64.b64encode(png(_row(reel))).decode()
-        content = [{"type": "text", "text": _asked(reel)}, {"type": "image_url", "image_url": {"url": url}}]
+    def _messages(self, clip: MediaClip) -> list[dict[str, Any]]:
+        url = "data:image/png;base64," + base64.b64encode(png(_row(clip))).decode()
+        content = [{"type": "text", "text": _instruction(clip)}, {"type": "image_url", "image_url": {"url": url}}]
         return [{"role": "user", "content": content}]
 
 
@@ -269,15 +270,15 @@ class _Words:
         return logits
 
 
-def _asked(reel: MediaClip) -> str:
-    return _ASKED if reel.pixels.shape[1] == 1 else _ASKED_CLIP
+def _instruction(clip: MediaClip) -> str:
+    return _IMAGE_INSTRUCTION if clip.pixels.shape[1] == 1 else _VIDEO_INSTRUCTION
 
 
-def batched(reels: Iterator[MediaClip], count: int) -> Iterator[list[MediaClip]]:
-    """Reels in lists of that many."""
+def batched(clips: Iterator[MediaClip], count: int) -> Iterator[list[MediaClip]]:
+    """Clips in lists of `count`."""
     part: list[MediaClip] = []
-    for reel in reels:
-        part.append(reel)
+    for clip in clips:
+        part.append(clip)
         if len(part) == count:
             yield part
             part = []
@@ -285,9 +286,9 @@ def batched(reels: Iterator[MediaClip], count: int) -> Iterator[list[MediaClip]]
         yield part
 
 
-def _row(reel: MediaClip) -> Tensor:
+def _row(clip: MediaClip) -> Tensor:
     """One image uint8 (3, H, W): of a video some of its frames side by side."""
-    pixels = reel.pixels.expand(3, -1, -1, -1) if reel.pixels.shape[0] == 1 else reel.pixels
+    pixels = clip.pixels.expand(3, -1, -1, -1) if clip.pixels.shape[0] == 1 else clip.pixels
     scale = min(1.0, MAX_SIDE / max(pixels.shape[2:]))
     if scale < 1:
         pixels = resized(pixels, tuple(max(1, round(side * scale)) for side in pixels.shape[2:]))

@@ -120,4 +120,4 @@ def _fault(prompt: str, text: str, register: RewriteStyle) -> str:
     if unsure := ambiguous(text):
         return f"its answer leaves open of which thing it says something ({', '.join(unsure)})"
     missing = dropped_attributes(parse(prompt), parse(text))
-    return f"its answer changes what was said ({', '.join(missing)})" if missing else ""
+    return f"its answer changes the prompt ({', '.join(missing)})" if missing else ""

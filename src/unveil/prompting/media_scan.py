@@ -19,7 +19,7 @@ from unveil.errors import DataError, RecipeError
 from unveil.io.video.reader import FrameSelection, VideoDecoder, VideoLimits
 from unveil.playground.dataset import Playground
 
-MAX_SIDE = 512  # pixels of the longer side that anybody is shown
+MAX_SIDE = 512  # pixels of the longer side of what a captioner gets
 MAX_PIXELS = 100_000_000  # of an image that is opened
 
 
@@ -47,13 +47,13 @@ class SampledFrames(NamedTuple):
 class MediaListing:
     """Images and videos of a folder.
 
-    pictures, clips: images and videos by name, with their captions. refused: path and reason of
-    what promises an image or a video and cannot be opened. table: the name of its metadata, None where it has none.
+    images, clips: images and videos by name, with their captions. refused: path and reason of
+    what promises an image or a video and cannot be opened. table: the name of its metadata, None without metadata.
     classes: the sub-folders that are the classes of files, by their names, where there is no metadata.
     """
 
     root: Path
-    pictures: list[IndexEntry] = field(default_factory=list)
+    images: list[IndexEntry] = field(default_factory=list)
     clips: list[IndexEntry] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)
     table: str | None = None
@@ -62,7 +62,7 @@ class MediaListing:
     @property
     def entries(self) -> list[IndexEntry]:
         """Images and videos by name."""
-        return sorted([*self.pictures, *self.clips], key=lambda entry: entry.path)
+        return sorted([*self.images, *self.clips], key=lambda entry: entry.path)
 
 
 def scan_folder(folder: Path) -> MediaListing:
@@ -88,10 +88,10 @@ def scan_folder(folder: Path) -> MediaListing:
     seen.classes = {path: name for entry in indices.values() for path, name in _classes(entry).items()}
     seen.clips = indices[VIDEO.noun].entries if VIDEO.noun in indices else []
     listed = {entry.path for entry in seen.clips}  # a GIF promises either
-    seen.pictures = (
+    seen.images = (
         [entry for entry in indices[IMAGE.noun].entries if entry.path not in listed] if IMAGE.noun in indices else []
     )
-    listed |= {entry.path for entry in seen.pictures}
+    listed |= {entry.path for entry in seen.images}
     refused = {path: reason for entry in indices.values() for path, reason in entry.refused if path not in listed}
     seen.refused = sorted(refused.items())
     return seen
@@ -148,14 +148,14 @@ class MediaReader:
         try:
             if entry.path in self._clips:
                 return sample_frames(path, self._decoder, self.frames)
-            return SampledFrames(_picture(path)[:, None], 1.0)
+            return SampledFrames(_read_image(path)[:, None], 1.0)
         except DataError:
             raise
         except OSError as problem:
             raise DataError(problem.strerror or str(problem)) from problem
 
     def close(self) -> None:
-        """Ends the process that decodes."""
+        """End the process that decodes."""
         self._decoder.close()
 
 
@@ -188,7 +188,7 @@ class PlaygroundReader:
         return SampledFrames(pixels if pixels.ndim == 4 else pixels[:, None], float(item["fps"]))
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: nothing is open."""
 
 
 def sample_frames(path: Path, decoder: VideoDecoder, count: int, limits: VideoLimits | None = None) -> SampledFrames:
@@ -198,17 +198,17 @@ def sample_frames(path: Path, decoder: VideoDecoder, count: int, limits: VideoLi
         DataError: as `VideoDecoder.look`.
     """
     limits = limits or VideoLimits()
-    film = decoder.look(path, limits)
-    moments = film.moments()
+    video = decoder.look(path, limits)
+    moments = video.moments()
     chosen = torch.linspace(0, len(moments) - 1, min(count, len(moments))).round().long().tolist()
     times = tuple(moments[place] for place in chosen)
-    cut = FrameSelection(times, "nearest", (0.0, 0.0, float(film.width), float(film.height)), _within(*film.shown))
-    pixels, _ = decoder.read(path, film, cut, limits)
+    cut = FrameSelection(times, "nearest", (0.0, 0.0, float(video.width), float(video.height)), _within(*video.shown))
+    pixels, _ = decoder.read(path, video, cut, limits)
     rate = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else 1.0
-    return SampledFrames(apply_orientation(pixels, film.turn), rate)
+    return SampledFrames(apply_orientation(pixels, video.turn), rate)
 
 
-def _picture(path: Path) -> Tensor:
+def _read_image(path: Path) -> Tensor:
     with path.open("rb") as file:
         pixels = decode_native_size(open_image(file, MAX_PIXELS), 3)
     wide, high = _within(pixels.shape[2], pixels.shape[1])

@@ -107,7 +107,7 @@ class ChatClient:
         except self._openai.OpenAIError as problem:
             raise NoAnswer(f"no answer ({first_line(problem)})") from problem
         except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError) as problem:
-            raise NoAnswer("what came is no answer in this protocol") from problem
+            raise NoAnswer("the response has no answer in this protocol") from problem
         if getattr(completion.choices[0], "finish_reason", None) == "length":
             raise NoAnswer(f"its answer is cut off after {MAX_TOKENS} tokens, and a part of one is not taken")
         if not isinstance(text, str) or not text.strip():

@@ -108,7 +108,7 @@ def _judged(model: CaptionModel, world: Playground, count: int) -> float:
     """The share of attributes of held-out clips that its captions tell right."""
     items = world.__getitems__(range(count))
     told = zip(items, _captions(_teller(model), items), strict=True)
-    right = [ok for item, said in told for _, ok in check(item["said"], said).right]
+    right = [ok for item, said in told for _, ok in check(item["mentioned"], said).right]
     return sum(right) / len(right)
 
 

@@ -1,7 +1,7 @@
-"""How autoencoders of pictures and of clips are trained: the learner of a codec, with or without a discriminator.
+"""Training of autoencoders of images and videos: the learner of an autoencoder, with or without a discriminator.
 
-In one step the decoder's pictures are judged once, by a discriminator that is held still, and the discriminator
-learns from the same pictures, through which no gradient goes back. So one loss has the gradients of both.
+In one step a frozen discriminator judges the decoder's images, and the discriminator learns from the same images,
+through which no gradient goes back. So one loss has the gradients of both.
 
 Sources: Esser et al. 2021, section 3.1 (arXiv:2012.09841); Rombach et al. 2022, appendix G (arXiv:2112.10752).
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -25,7 +25,7 @@ from unveil.autoencoders.perceptual import LPIPS
 from unveil.core.objective import LossOutput
 from unveil.core.rng import SampleRNG
 from unveil.core.rng import key as hash_of
-from unveil.errors import RecipeError
+from unveil.errors import NonFinite, RecipeError
 from unveil.evaluate.perceptual import perceptual
 from unveil.io.files import write_atomically
 from unveil.io.images import stack_rows
@@ -36,30 +36,30 @@ from unveil.model.model_card import autoencoder_card
 from unveil.nn.discriminator import PatchDiscriminator
 from unveil.train.batch_preparation import fixed_subset, hflip, random_flip_mask, slice_batch, to_float
 from unveil.train.data_order import Batch, IndexableItems, check_items
-from unveil.train.latent_scaling import measure_latent_scaling
+from unveil.train.learner import Learner
 from unveil.train.sample_images import sheet
 from unveil.train.signals import Stop
 from unveil.train.trainer import learn
 
 POSTERIOR, LATENT = 0, 1  # draws of an example's stream
 LENGTH, LOOKED = 2, 3  # draws of a step
-COLUMNS = 8  # of a sheet, whose two rows of pictures each stand above what is made of them
-MEASURED = 10_000  # training pictures, or frames, that scale and shift are measured on, at most
+COLUMNS = 8  # of a sheet, whose two rows of images are each above their reconstructions
+MEASURED = 10_000  # training images, or frames, that scale and shift are measured on, at most
 PART = 256  # of them at a time, but at least a clip
 
 
 class ReconstructedBatch(NamedTuple):
-    """Pictures (B, C, H, W), or clips (B, C, T, H, W), through the codec, and its own loss of each.
+    """Reconstructed images (B, C, H, W), or clips (B, C, T, H, W), and the regularising loss of each.
 
-    own: (B,), a divergence, or the codebook's.
+    regulariser: (B,), a divergence, or the loss of the codebook.
     """
 
     pixels: Tensor
-    own: Tensor
+    regulariser: Tensor
 
 
 class AuxModules(nn.Module):
-    """What is trained beside a codec: a discriminator, the logarithm of the error's scale, both, or nothing."""
+    """Auxiliary modules of an autoencoder: a discriminator, the logarithm of the error's scale, both, or nothing."""
 
     def __init__(self, loss: AutoencoderLossSection, shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -67,17 +67,17 @@ class AuxModules(nn.Module):
         self.log_scale = None if loss.logvar_init is None else nn.Parameter(torch.tensor(loss.logvar_init))
 
 
-class AutoencoderLearner:
-    """A `train.learner.Learner` of a codec.
+class AutoencoderLearner(Learner):
+    """The learner of an autoencoder.
 
     Args:
-        codec: what is trained.
+        codec: the autoencoder.
         config: what a saved one is built from.
         loss: what is minimised.
         by_channel: whether the latents' scale is measured channel by channel.
         lengths: that clips are cut to in training; None: they stay whole.
-        key: of the items, the pictures.
-        seed: of the places that unused entries of a codebook are put on, and of lengths.
+        key: the items' key of the images.
+        seed: of the latents that replace unused entries of a codebook, and of lengths.
 
     Raises:
         RecipeError, WeightsError: a perceptual network that cannot be opened.
@@ -94,37 +94,32 @@ class AutoencoderLearner:
         key: str = "pixels",
         seed: int = 0,
     ) -> None:
-        self.model = codec
+        super().__init__(codec)
         self.config = config
         self.settings = loss
         self.by_channel, self.lengths = by_channel, lengths
-        self.key, self.raw_keys = key, list[str]()
+        self.key = key
         self.shape = config.shape
-        self.beside = AuxModules(loss, config.shape)
+        self.auxiliary = AuxModules(loss, config.shape)
         wanted = loss.perceptual
         self.judge: LPIPS | None = None if wanted is None else perceptual(wanted.network, wanted.weights)
         self._seed = seed
         self._taken: list[tuple[Tensor, Tensor]] = []  # of step `_at`, what was put on which entries
         self._at = -1
-        own, weight, published = (
+        regulariser, weight, published = (
             ("kl", loss.kl_weight, PUBLISHED_KL)
             if isinstance(codec, AutoencoderKL)
             else ("codebook", loss.codebook_weight, 1.0)
         )
-        self._own = published if weight is None else weight
-        self.logged = ("error", own, *(("perceptual",) if self.judge else ()))
-        if self.beside.discriminator is not None:
+        self._regulariser_weight = published if weight is None else weight
+        self.logged = ("error", regulariser, *(("perceptual",) if self.judge else ()))
+        if self.auxiliary.discriminator is not None:
             self.logged += ("generator", "discriminator", "weight")
-
-    @property
-    def device(self) -> torch.device:
-        """Where it trains."""
-        return next(self.model.parameters()).device
 
     # ------------------------------------------------------------------ the loss
 
     def loss(self, batch: Batch, streams: SampleRNG, step: int, flip: bool) -> LossOutput:
-        """Error, perceptual distance, the codec's own loss and, from its start on, the discriminator's share."""
+        """Error, perceptual distance, the regularising loss and, from its start on, the discriminator's share."""
         if step != self._at:  # a step that was skipped leaves no trace
             self._at, self._taken = step, []
         x = self.pixels(batch)
@@ -132,11 +127,11 @@ class AutoencoderLearner:
             x = hflip(x, random_flip_mask(x, streams, step))
         if self.lengths is not None:
             x = self._cut(x, self.lengths, step)
-        made = self.rebuilt(self.model, x, streams, step)
-        return self.judged(x, made, step)
+        reconstruction = self.rebuilt(self.model, x, streams, step)
+        return self.judged(x, reconstruction, step)
 
     def pixels(self, batch: Batch) -> Tensor:
-        """Pictures in [-1, 1], their channels last in memory, which convolutions are fastest on; clips as they are."""
+        """Images in [-1, 1], their channels last in memory, which convolutions are fastest on; clips as they are."""
         return channels_last(to_float(cast(Tensor, batch.data)))
 
     def _cut(self, clips: Tensor, lengths: ClipLengthSection, step: int) -> Tensor:
@@ -145,8 +140,8 @@ class AutoencoderLearner:
         time, whole = getattr(self.model.config, "time"), clips.shape[2]  # noqa: B009 - of a codec of clips
         shortest = min(lengths.min_frames or 1 + time, whole)
         allowed = torch.arange(shortest, whole + 1, time)
-        picture, length, place = drawn.tolist()
-        frames = 1 if picture < lengths.image_prob else int(allowed[int(length * len(allowed))])
+        still, length, place = drawn.tolist()
+        frames = 1 if still < lengths.image_prob else int(allowed[int(length * len(allowed))])
         start = int(place * (whole - frames + 1))
         return clips[:, :, start : start + frames]
 
@@ -157,45 +152,45 @@ class AutoencoderLearner:
     def rebuilt(
         self, codec: AutoencoderKL | VQModel, x: Tensor, streams: SampleRNG | None, step: int
     ) -> ReconstructedBatch:
-        """What a codec, the trained or the averaged one, makes in a step; without streams, of the likeliest latents."""
+        """The reconstruction by an autoencoder, trained or averaged; without streams, from the likeliest latents."""
         settings = self.settings
         if isinstance(codec, AutoencoderKL):
             posterior = codec.posterior(x)
             z = posterior.mode
             if streams is not None:
                 z = posterior.sample(streams.normal(z.shape[1:], step, POSTERIOR).to(z))
-            own = posterior.kl().float() / math.prod(x.shape[1:])
+            regulariser = posterior.kl().float() / math.prod(x.shape[1:])
         else:
-            found = codec.encoded(x)
-            quantised = codec.quantise(found.float())
+            features = codec.encoded(x)
+            quantised = codec.quantise(features.float())
             if streams is not None and torch.is_grad_enabled():
-                self._taken.append((found.detach().float(), quantised.indices))
-            z, own = quantised.latents, quantised.loss.float().expand(len(x))
+                self._taken.append((features.detach().float(), quantised.indices))
+            z, regulariser = quantised.latents, quantised.loss.float().expand(len(x))
         if streams is not None and settings.latent_noise:
             spread = z.detach().float().std().to(z)
             z = z + settings.latent_noise * spread * streams.normal(z.shape[1:], step, LATENT).to(z)
-        return ReconstructedBatch(codec.decoded(z).float(), own)
+        return ReconstructedBatch(codec.decoded(z).float(), regulariser)
 
-    def judged(self, x: Tensor, made: ReconstructedBatch, step: int) -> LossOutput:
-        """The loss of pictures and what was made of them, without a discriminator where no gradient is wanted."""
+    def judged(self, x: Tensor, reconstruction: ReconstructedBatch, step: int) -> LossOutput:
+        """The loss of images and their reconstructions, without a discriminator where no gradient is computed."""
         settings = self.settings
-        error = ERRORS[settings.distance](x - made.pixels).flatten(1).mean(1)  # (B,)
+        error = ERRORS[settings.distance](x - reconstruction.pixels).flatten(1).mean(1)  # (B,)
         terms = {"error": error}
         if self.judge is not None and settings.perceptual is not None:
-            terms["perceptual"] = self._looked(self.judge.to(x.device), x, made.pixels, step)
+            terms["perceptual"] = self._looked(self.judge.to(x.device), x, reconstruction.pixels, step)
             error = error + settings.perceptual.weight * terms["perceptual"]
-        log_scale = x.new_zeros(()) if self.beside.log_scale is None else self.beside.log_scale
+        log_scale = x.new_zeros(()) if self.auxiliary.log_scale is None else self.auxiliary.log_scale
         rebuilt = likelihood(error, log_scale)  # (B,)
-        own = "kl" if isinstance(self.model, AutoencoderKL) else "codebook"
-        terms[own] = made.own
-        value = rebuilt.mean() + self._own * made.own.mean()
-        critic, at = self.beside.discriminator, settings.discriminator
+        regulariser = "kl" if isinstance(self.model, AutoencoderKL) else "codebook"
+        terms[regulariser] = reconstruction.regulariser
+        value = rebuilt.mean() + self._regulariser_weight * reconstruction.regulariser.mean()
+        critic, at = self.auxiliary.discriminator, settings.discriminator
         judged = critic is not None and at is not None and step >= at.start and torch.is_grad_enabled()
         # what is not finite would stay in the running means of the discriminator's normalisations
         if judged and bool(rebuilt.detach().isfinite().all()):
             assert critic is not None
             assert at is not None
-            shares = self._adversarial(critic, x, made.pixels, rebuilt.mean())
+            shares = self._adversarial(critic, x, reconstruction.pixels, rebuilt.mean())
             value = value + at.weight * shares["weight"] * shares["generator"] + shares["discriminator"]
             terms |= {name: share.detach().expand(len(x)) for name, share in shares.items()}
         detached = {name: term.detach() for name, term in terms.items()}
@@ -203,7 +198,7 @@ class AutoencoderLearner:
         return LossOutput(value, rebuilt.detach(), nowhere, detached)
 
     def _looked(self, judge: LPIPS, x: Tensor, y: Tensor, step: int) -> Tensor:
-        """The perceptual distance (B,), in training of some frames of clips where no more are asked for."""
+        """The perceptual distance (B,), in training of as many frames of clips as the settings say."""
         wanted = self.settings.perceptual.frames if self.settings.perceptual is not None else None
         if wanted is not None and x.ndim == 5 and torch.is_grad_enabled():
             places = (torch.arange(wanted) + self._drawn(LOOKED, step)[0]) / wanted
@@ -221,25 +216,18 @@ class AutoencoderLearner:
         adversarial = ADVERSARIAL[self.settings.discriminator.kind](real, fake)
         return {"generator": generator, "weight": weight, "discriminator": adversarial}
 
-    # ------------------------------------------------------------------ what a run asks for
+    # ------------------------------------------------------------------ what a run calls
 
     def observe(self, step: int, t: Tensor, per_sample: Tensor) -> None:
-        """Lets a codebook follow what was put on its entries in the step."""
+        """Let a codebook follow the latents that its entries represented in the step."""
         taken, self._taken = self._taken, []
         if isinstance(self.model, VQModel) and taken:
             z, indices = (torch.cat(part) for part in zip(*taken, strict=True))
             generator = torch.Generator().manual_seed(hash_of(self._seed, step) >> 1)
             self.model.quantiser.observe(z, indices, generator)
 
-    def state(self) -> dict[str, Tensor]:
-        """Nothing beside the weights and what is trained with them."""
-        return {}
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing is put back."""
-
     def compile(self) -> None:
-        """Compiles encoder and decoder."""
+        """Compile encoder and decoder."""
         self.model.encoder.compile()
         self.model.decoder.compile()
 
@@ -248,15 +236,15 @@ class AutoencoderLearner:
         return AutoencoderValidation(self, fixed_subset(items, count, self.key, []), at_once)
 
     def samples(self, items: IndexableItems, seed: int, stop: Stop) -> tuple[ReconstructionSheets, int | None] | None:
-        """Sheets of pictures above what is made of them."""
+        """Sheets of images above their reconstructions."""
         if self.shape[0] not in (1, 3):
             return None
-        columns = min(COLUMNS, len(items)) if len(self.shape) == 3 else 1  # a clip has a row of its own
+        columns = min(COLUMNS, len(items)) if len(self.shape) == 3 else 1  # a clip has its own row
         count = min(2 if columns > 1 else COLUMNS, len(items) // columns) * columns
         return ReconstructionSheets(self, fixed_subset(items, count, self.key, [])), columns
 
     def finish(self, average: AutoencoderKL | VQModel, items: IndexableItems) -> None:
-        """Measures scale and shift of the latents on training pictures, and stores them with the codec."""
+        """Measure scale and shift of the latents on training images, and store them with the autoencoder."""
         frames = self.shape[1] if len(self.shape) == 4 else 1
         count, part = min(max(MEASURED // frames, 1), len(items)), max(PART // frames, 1)
         device = self.device
@@ -273,24 +261,24 @@ class AutoencoderLearner:
             codec.shift.copy_(shift)
 
     def averaged(self, average: AutoencoderKL | VQModel) -> dict[str, dict[str, Tensor]]:
-        """Of the codec."""
+        """Tensors of the autoencoder."""
         return model_saving.weight_files(average)
 
     def files(self, about: str) -> dict[str, checkpoint_store.Content]:
-        """Of the codec as trained."""
+        """The autoencoder as trained."""
         return {**model_saving.weight_files(self.model), "model.yaml": dump(self.config), "card.md": self.card(about)}
 
     def load(self, model: AutoencoderKL | VQModel, folder: Path, which: model_folder.Which) -> None:
-        """Copies a folder's weights."""
+        """Copy a folder's weights."""
         model_folder.load_into(model, folder, which)
 
     def card(self, about: str) -> str:
-        """The codec's card."""
+        """The autoencoder's card."""
         return autoencoder_card(self.model, self.config, about)
 
 
 class AutoencoderValidation:
-    """How well the averaged codec rebuilds some pictures that never train."""
+    """How well the averaged autoencoder reconstructs some images that never train."""
 
     from_start = False
 
@@ -305,26 +293,26 @@ class AutoencoderValidation:
         for start in range(0, count, self.at_once):
             part = slice_batch(self.batch, start, min(start + self.at_once, count), learner.device)
             x = learner.pixels(part)
-            made = learner.rebuilt(model, x, None, 0)
-            loss = learner.judged(x, made, 0)
+            reconstruction = learner.rebuilt(model, x, None, 0)
+            loss = learner.judged(x, reconstruction, 0)
             total += loss.value.item() * len(part.numbers)
-            squared += ((made.pixels.clamp(-1, 1) - x) / 2).square().flatten(1).mean(1).sum().item()
+            squared += ((reconstruction.pixels.clamp(-1, 1) - x) / 2).square().flatten(1).mean(1).sum().item()
         return {"validation": total / count, "psnr": -10 * math.log10(max(squared / count, 1e-12))}
 
 
 class ReconstructionSheets:
-    """Pictures above what the averaged codec makes of them, in rows."""
+    """Images above their reconstructions by the averaged autoencoder, in rows."""
 
     def __init__(self, learner: AutoencoderLearner, batch: Batch) -> None:
         self.learner, self.batch = learner, batch
 
     @torch.no_grad()
     def draw(self, model: AutoencoderKL | VQModel, path: Path, columns: int | None) -> None:
-        """Writes one sheet."""
+        """Write one sheet."""
         batch = slice_batch(self.batch, 0, len(self.batch.numbers), self.learner.device)
         x = self.learner.pixels(batch)
-        made = self.learner.rebuilt(model, x, None, 0).pixels
-        write_atomically(path, sheet(stack_rows(x, made, columns or len(x)), columns))
+        reconstruction = self.learner.rebuilt(model, x, None, 0).pixels
+        write_atomically(path, sheet(stack_rows(x, reconstruction, columns or len(x)), columns))
 
 
 def fit_autoencoder(
@@ -335,23 +323,23 @@ def fit_autoencoder(
     run: Path | str,
     held_out: IndexableItems | None = None,
 ) -> Path:
-    """Trains a codec in a run folder, or goes on with the run that is there; returns the folder.
+    """Train an autoencoder in a run folder, or resume the run in it; return the folder.
 
-    All that `train.fit` promises holds: the same seed gives the same weights to the bit, however often the run was
-    interrupted. At the end the codec holds the averaged weights, and the scale and shift that bring the latents of
-    training pictures to mean 0 and deviation 1.
+    As with `train.fit`, the same seed gives the same weights to the bit, however often the run was
+    interrupted. At the end the autoencoder holds the EMA weights, and the scale and shift that bring the latents of
+    training images to mean 0 and deviation 1.
 
     Args:
         recipe: what is minimised, and the settings of training.
-        codec: as the recipe's `model` builds it; on the device that it is to train on.
-        dataset: items with pictures or clips, uint8, or floats in [-1, 1].
+        codec: as `recipe.model.build()` returns it; on the device that it is to train on.
+        dataset: items with images or clips, uint8, or floats in [-1, 1].
         run: the folder; new, or one of the same recipe.
         held_out: items that never train, for the held-out loss.
 
     Raises:
         RecipeError: settings that cannot work, or a folder with a run of another recipe.
         WeightsError: weights of the perceptual network that are missing or damaged.
-        ShapeError: pictures of another shape than the recipe's.
+        ShapeError: images of another shape than the recipe's.
         OutputError, NonFinite, OutOfResources, Cancelled: as `train.fit`.
     """
     if (
@@ -365,8 +353,8 @@ def fit_autoencoder(
         )
     learner = learner_of(recipe, codec)
     check_items(dataset, recipe.key, [], recipe.shape)
-    asked = recipe.model_dump(mode="json")
-    return learn(learner, dataset, config=recipe.train, run=run, held_out=held_out, asked=asked)
+    recorded = recipe.model_dump(mode="json")
+    return learn(learner, dataset, config=recipe.train, run=run, held_out=held_out, recorded=recorded)
 
 
 def learner_of(recipe: AutoencoderRecipe, codec: AutoencoderKL | VQModel) -> AutoencoderLearner:
@@ -383,9 +371,41 @@ def learner_of(recipe: AutoencoderRecipe, codec: AutoencoderKL | VQModel) -> Aut
         )  # fmt: skip
 
 
+@torch.no_grad()
+def measure_latent_scaling(
+    codec: AutoencoderKL | VQModel, parts: Iterator[Tensor], *, by_channel: bool
+) -> tuple[Tensor, Tensor]:
+    """Scale and shift (C,) that bring the codec's latents of images to mean 0 and deviation 1.
+
+    Args:
+        parts: batches of images (B, C, H, W), or clips (B, C, T, H, W), in [-1, 1]; those that are not finite are
+            left out.
+        by_channel: a scale and a shift for each channel; else one of both for all.
+
+    Raises:
+        NonFinite: no latents are finite.
+    Source: Rombach et al. 2022, appendix D.1, for the deviation of one batch; here over all of them, and the mean.
+    """
+    count, total, squares = 0, torch.zeros(len(codec.scale)).double(), torch.zeros(len(codec.scale)).double()
+    for pixels in parts:
+        z = codec.unscaled(codec.encode(channels_last(pixels))).cpu().double()
+        z = z[z.flatten(1).isfinite().all(1)]  # a broken image, which training skips too
+        places = (0, *range(2, z.ndim))
+        total += z.sum(places)
+        squares += z.square().sum(places)
+        count += z.numel() // z.shape[1]
+    if not count:
+        raise NonFinite("the latents of all training images are not finite, so they have no scale; lower train.lr")
+    mean, square = total / count, squares / count
+    if not by_channel:
+        mean, square = (each.mean().expand_as(each) for each in (mean, square))
+    deviation = (square - mean.square()).clamp(min=1e-12).sqrt()
+    return (1 / deviation).float(), mean.float()
+
+
 @contextmanager
 def _still(network: nn.Module) -> Iterator[None]:
-    """Inside, gradients pass through a network and none is of its weights."""
+    """Inside, gradients pass through a network and its weights get none."""
     network.requires_grad_(False)
     try:
         yield

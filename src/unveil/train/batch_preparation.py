@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -27,16 +27,16 @@ def prepare(
     """A batch as the objective takes it: x0 (B, ...), or a list of (...), scaled and encoded, and its condition.
 
     Args:
-        step: the training step whose random numbers mirror pictures, choose among the codec's latents and drop
+        step: the training step whose random numbers mirror images, choose among the codec's latents and drop
             conditions; None does nothing of it.
-        flip: mirror every second picture, left to right, with its context picture and its hint.
+        flip: mirror every second image, left to right, with its context image and its control image.
     """
     condition: Condition | None = None
     mirrored: Tensor | None = None
     if isinstance(batch.data, list):
         each = zip(batch.data, streams.each(), strict=True)
-        found = [_encoded(model, data[None], own, step, flip) for data, own in each]
-        x0: Any = [one[0] for one, _ in found]
+        encoded = [_encoded(model, data[None], stream, step, flip) for data, stream in each]
+        x0: Any = [x[0] for x, _ in encoded]
     else:
         x0, mirrored = _encoded(model, batch.data, streams, step, flip)
     for place, conditioner in enumerate(cast(Mapping[str, Any], model.conditioners).values()):
@@ -56,12 +56,12 @@ def _encoded(
     model: Model, data: Tensor, streams: SampleRNG, step: int | None, flip: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Data of one size, scaled and encoded, and which of them are mirrored."""
-    x0, kept = to_float(data), is_cached(model, data)
+    x0, cached = to_float(data), is_cached(model, data)
     mirrored: Tensor | None = None
     if flip and step is not None:
         mirrored = random_flip_mask(x0, streams, step)
-        x0 = x0 if kept else hflip(x0, mirrored)
-    return latents(model, flip_variants(x0, mirrored) if kept else x0, streams, step, encoded=kept), mirrored
+        x0 = x0 if cached else hflip(x0, mirrored)
+    return latents(model, flip_variants(x0, mirrored) if cached else x0, streams, step, encoded=cached), mirrored
 
 
 def to_float(data: Tensor) -> Tensor:
@@ -77,27 +77,27 @@ def to_float(data: Tensor) -> Tensor:
     return data.float()
 
 
-def random_flip_mask(pictures: Tensor, streams: SampleRNG, step: int) -> Tensor:
+def random_flip_mask(images: Tensor, streams: SampleRNG, step: int) -> Tensor:
     """Which of a batch (B, C, H, W) a training step mirrors, every second one: (B,) bool.
 
     Raises:
         RecipeError: data that have no left and right.
     """
-    if pictures.ndim < 4:
+    if images.ndim < 4:
         raise RecipeError(
-            f"random_flip: data of shape {tuple(pictures.shape[1:])} has no left and right; set random_flip: false"
+            f"random_flip: data of shape {tuple(images.shape[1:])} has no left and right; set random_flip: false"
         )
     return streams.uniform(step, FLIP) < 0.5
 
 
-def hflip(pictures: Tensor, which: Tensor) -> Tensor:
-    """The pictures, those chosen by `which` (B,) left to right."""
-    rows = which.reshape(-1, *(1,) * (pictures.ndim - 1)).to(pictures.device)
-    return torch.where(rows, pictures.flip(-1), pictures)
+def hflip(images: Tensor, which: Tensor) -> Tensor:
+    """The images, those chosen by `which` (B,) left to right."""
+    rows = which.reshape(-1, *(1,) * (images.ndim - 1)).to(images.device)
+    return torch.where(rows, images.flip(-1), images)
 
 
 def fixed_subset(
-    items: IndexableItems, count: int, key: str, raw_keys: list[str], batching: Batching | None = None
+    items: IndexableItems, count: int, key: str, raw_keys: Sequence[str], batching: Batching | None = None
 ) -> Batch:
     """Items spread evenly over a data set, numbered by their index."""
     indices = [place * len(items) // count for place in range(count)]
@@ -117,12 +117,15 @@ def slice_batch(batch: Batch, start: int, stop: int, device: torch.device) -> Ba
 def to_device(value: Any, device: torch.device) -> Any:
     """A tensor, or a list of tensors, on a device; anything else as it is."""
     if isinstance(value, list):
-        return [to_device(one, device) for one in value]
+        return [to_device(element, device) for element in value]
     return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
 
 
 def noise_for(x0: Any, streams: SampleRNG, step: int) -> Any:
     """Standard normal noise for a batch (B, ...), or for a list of (...), the same for each example."""
     if isinstance(x0, list):
-        return [own.normal(one.shape, step)[0].to(one) for own, one in zip(streams.each(), x0, strict=True)]
+        return [
+            stream.normal(element.shape, step)[0].to(element)
+            for stream, element in zip(streams.each(), x0, strict=True)
+        ]
     return streams.normal(x0.shape[1:], step).to(x0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ class Samples:
         except Cancelled:
             return
         if model.controls is not None:
-            samples, columns = beside([self.raw[one.key] for one in model.controls.controls], samples)
+            samples, columns = beside([self.raw[control.key] for control in model.controls.controls], samples)
         write_atomically(path, sheet(samples, columns))
 
     def _check(self, progress: object) -> None:
@@ -63,7 +63,7 @@ class ValidationLoss:
     """The objective on held-out items at fixed times and fixed noise, one number per noise level.
 
     Attributes:
-        hints: keys of the pictures that ControlNets read; where there are some, the loss is also that of the same items
+        hints: keys of the images that ControlNets read; where there are some, the loss is also that of the same items
             with each other's hints, and is known from step 0.
     """
 
@@ -105,16 +105,53 @@ class ValidationLoss:
         with those of others.
         """
         levels = self.by_level(model)
-        found: dict[str, Any] = {"validation": sum(levels) / len(levels), "validation_by_t": levels}
+        measures: dict[str, Any] = {"validation": sum(levels) / len(levels), "validation_by_t": levels}
         if self.hints:
             exchanged = {key: _of_the_next(self.batch.raw[key]) for key in self.hints}
             other = sum(self.by_level(model, self.batch._replace(raw={**self.batch.raw, **exchanged}))) / len(levels)
-            found |= {"validation_shuffled": other, "condition_use": other / found["validation"] - 1}
-        return found
+            measures |= {"validation_shuffled": other, "condition_use": other / measures["validation"] - 1}
+        return measures
+
+
+class StepCallback(Callback):
+    """Reports the optimiser steps of a run that writes nothing.
+
+    Args:
+        on_step: called after each step.
+
+    Raises (from a step):
+        NonFinite: more than `nonfinite_limit` steps in a row were not finite.
+        Cancelled: a signal requested to stop.
+    """
+
+    def __init__(self, config: TrainConfig, stop: Stop, on_step: Callable[[StepOutput], object] | None) -> None:
+        self.config, self.stop, self.on_step = config, stop, on_step
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen for signals, whose handlers Lightning has just replaced."""
+        self.stop.listen()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """After the last part of a step: check it and report it."""
+        module = _training_module(pl_module)
+        if module.outcome is None:
+            return
+        if module.in_a_row > self.config.nonfinite_limit:
+            raise NonFinite(
+                f"step {module.outcome.step}: the loss is {module.outcome.loss}; lower train.lr, now {self.config.lr}"
+            )
+        if self.stop.code is not None:
+            stopped = Cancelled(f"stopped at step {module.step} of {self.config.steps}; nothing was saved")
+            stopped.exit_code = self.stop.code
+            raise stopped
+        if self.on_step is not None:
+            self.on_step(module.outcome)
 
 
 class TrainingCallback(Callback):
-    """Follows the optimiser steps; in a distributed run the first process writes and the others follow.
+    """Follows the optimiser steps of a run folder; of several processes, the first one writes.
 
     Raises (from a step):
         NonFinite: more than `nonfinite_limit` steps in a row were not finite.
@@ -148,7 +185,7 @@ class TrainingCallback(Callback):
         Raises:
             RecipeError: the processes would go on from different steps, as in folders that they do not share.
         """
-        module = _ours(pl_module)
+        module = _training_module(pl_module)
         steps = torch.as_tensor(module.all_gather(torch.tensor(module.step, device=module.device))).flatten().tolist()
         if len(set(steps)) > 1:
             raise RecipeError(
@@ -177,7 +214,7 @@ class TrainingCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """After the last part of a step: log, judge, show, save."""
-        module = _ours(pl_module)
+        module = _training_module(pl_module)
         outcome = module.outcome
         if outcome is None:
             return
@@ -185,7 +222,7 @@ class TrainingCallback(Callback):
         if module.in_a_row > self.config.nonfinite_limit:
             raise NonFinite(self._story(module, outcome))
         last = module.step >= self.config.steps
-        interrupted, terminated, late = (wish > 0 for wish in outcome.wishes)
+        interrupted, terminated, late = (request > 0 for request in outcome.stop_requests)
         leaving = interrupted or terminated or late
         if self._writes and not leaving:
             self._show(module, last)
@@ -289,7 +326,7 @@ class TrainingCallback(Callback):
         )
 
 
-def _ours(module: LightningModule) -> TrainingModule:
+def _training_module(module: LightningModule) -> TrainingModule:
     assert isinstance(module, TrainingModule)
     return module
 
@@ -302,5 +339,5 @@ def _of_the_next(values: Any) -> Any:
 def _middle(process: Process, place: int) -> Tensor:
     """The trainable time nearest the middle of a bin of t; some processes count their numbers from noise down."""
     middle = (place + 0.5) / BINS
-    found = process.trainable(torch.tensor([middle, 1 - middle], dtype=torch.float64))
-    return found[(found - middle).abs().argmin()]
+    times = process.trainable(torch.tensor([middle, 1 - middle], dtype=torch.float64))
+    return times[(times - middle).abs().argmin()]

@@ -1,13 +1,12 @@
-"""How captioners are trained: the learner of a network that looks at clips and writes their captions.
+"""Training of captioners: the learner of a network that looks at clips and writes their captions.
 
 Source: Betker et al. 2023, "Improving image generation with better captions", section 2.1: a language model over the
-words of captions, given the picture, trained first on short captions and then on dense ones.
+words of captions, given the image, trained first on short captions and then on dense ones.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +33,7 @@ from unveil.nn.captioner import Captioner
 from unveil.nn.tokenizer import BEGIN, END, PADDING, Vocabulary, padded
 from unveil.train.batch_preparation import fixed_subset, slice_batch, to_float
 from unveil.train.data_order import Batch, IndexableItems, check_items
-from unveil.train.learner import SampleSheets
-from unveil.train.signals import Stop
+from unveil.train.learner import Learner
 from unveil.train.trainer import learn
 from unveil.train.vocabulary import all_captions
 
@@ -43,12 +41,12 @@ TEXT, FPS = "text", "fps"
 
 
 def start(recipe: CaptionerRecipe, dataset: IndexableItems, device: torch.device) -> CaptionModel:
-    """What training begins with: fresh weights and the words of the data, or a base with these words beside its own.
+    """The initial captioner: fresh weights and the words of the data, or a base with these words beside its own.
 
     Raises:
         RecipeError: items without a text, texts without a word or longer than the network writes, or a base of another
             network.
-        WeightsError: the base is no captioner.
+        WeightsError: the base is not a captioner.
     """
     base = None if recipe.base is None else load_captioner(recipe.base)
     before = () if base is None else base.words.tokens
@@ -75,9 +73,9 @@ def fit_captioner(
     run: Path | str,
     held_out: IndexableItems | None = None,
 ) -> Path:
-    """Trains a captioner in a run folder, or goes on with the run that is there; returns the folder.
+    """Train a captioner in a run folder, or resume the run in it; return the folder.
 
-    All that `train.fit` promises holds. At the end the network holds the averaged weights.
+    Training resumes and repeats as that of `train.fit`. At the end the network holds the EMA weights.
 
     Raises:
         RecipeError: items without captions, captions longer than the network writes, or a run of another recipe.
@@ -88,58 +86,54 @@ def fit_captioner(
     if batching == "packed" or recipe.train.tokens is not None:
         raise RecipeError("train.batching: a captioner computes size by size; set buckets, and leave tokens out")
     learner = CaptionerLearner(model, recipe.key, shape_of(dataset, recipe.key), FPS in dataset[0], batching)
-    asked = recipe.model_dump(mode="json")
-    return learn(learner, dataset, config=recipe.train, run=run, held_out=held_out, asked=asked)
+    recorded = recipe.model_dump(mode="json")
+    return learn(learner, dataset, config=recipe.train, run=run, held_out=held_out, recorded=recorded)
 
 
 def _refuse_long(words: int, limit: int) -> None:
-    """Raises RecipeError for a caption of more words, with its end, than the network writes."""
+    """Check that a caption has no more words, with its end, than the network writes.
+
+    Raises:
+        RecipeError: it has.
+    """
     if words + 1 > limit:
         raise RecipeError(f"network.max_length = {limit}: a caption has {words + 1} words with its end; raise it")
 
 
 def shape_of(dataset: IndexableItems, key: str) -> tuple[int, ...]:
-    """Of the first item's data."""
+    """The shape of the first item's data."""
     return tuple(torch.as_tensor(dataset[0][key]).shape)
 
 
-class CaptionerLearner:
-    """A `train.learner.Learner` of a captioner.
+class CaptionerLearner(Learner):
+    """The learner of a captioner.
 
     Args:
         model: what is trained.
-        key: of the items, what is looked at.
+        key: the items' key of the images or videos.
         shape: of one item's data.
         timed: whether items say how many frames a second has.
-        batching: "buckets" for clips and pictures of different sizes; None: all are of one.
+        batching: "buckets" for clips and images of different sizes; None: all are of one.
     """
-
-    logged: tuple[str, ...] = ()
 
     def __init__(
         self, model: CaptionModel, key: str, shape: tuple[int, ...], timed: bool, batching: Batching | None = None
     ) -> None:
-        self.model: Captioner = model.network
+        super().__init__(model.network)
         self.words, self.facts = model.words, model.facts
         self.key, self.shape = key, shape
         self.batching: Batching | None = batching
         self.raw_keys = [TEXT, *([FPS] if timed else [])]
-        self.beside = nn.Module()
-
-    @property
-    def device(self) -> torch.device:
-        """Where it trains."""
-        return next(self.model.parameters()).device
 
     def loss(self, batch: Batch, streams: SampleRNG, step: int, flip: bool) -> LossOutput:
         """Mean nats of a word, of each caption and of all.
 
         Raises:
-            RecipeError: mirrored pictures, whose captions would be wrong.
+            RecipeError: mirrored images, whose captions would be wrong.
         """
         del streams, step
         if flip:
-            raise RecipeError("train.random_flip: a mirrored picture has another caption; set it to false")
+            raise RecipeError("train.random_flip: a mirrored image has another caption; set it to false")
         return self.judged(self.model, batch)
 
     def judged(self, network: Captioner, batch: Batch) -> LossOutput:
@@ -169,18 +163,8 @@ class CaptionerLearner:
         _refuse_long(max(map(len, numbers)) - 2, self.model.config.max_length)
         return padded(numbers)
 
-    def observe(self, step: int, t: Tensor, per_sample: Tensor) -> None:
-        """Nothing follows the losses."""
-
-    def state(self) -> dict[str, Tensor]:
-        """Nothing beside weights and moments."""
-        return {}
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing is put back."""
-
     def compile(self) -> None:
-        """Compiles what looks and what writes."""
+        """Compile the image encoder and the decoder."""
         self.model.encoder.compile()
         self.model.decoder.stack.compile()
 
@@ -189,23 +173,16 @@ class CaptionerLearner:
         del seed
         return CaptionValidation(self, fixed_subset(items, count, self.key, self.raw_keys, self.batching), at_once)
 
-    def samples(self, items: IndexableItems, seed: int, stop: Stop) -> tuple[SampleSheets, int | None] | None:
-        """Words are no pictures."""
-        return None
-
-    def finish(self, average: Captioner, items: IndexableItems) -> None:
-        """Nothing is left to be done."""
-
     def averaged(self, average: Captioner) -> dict[str, dict[str, Tensor]]:
-        """Of the network."""
+        """Tensors of the network."""
         return {FILE: dict(average.state_dict())}
 
     def files(self, about: str) -> dict[str, checkpoint_store.Content]:
-        """Of the captioner as trained."""
+        """The captioner as trained."""
         return captioner_files(self._whole(self.model), about=about)
 
     def load(self, model: Captioner, folder: Path, which: model_folder.Which) -> None:
-        """Copies a folder's weights.
+        """Copy a folder's weights.
 
         Raises:
             WeightsError: they are of other words, as they are when captions were changed since.
@@ -226,7 +203,7 @@ class CaptionerLearner:
 
 
 class CaptionValidation:
-    """How likely the averaged captioner finds captions that never train."""
+    """The loss of captions that never train, by the averaged captioner."""
 
     from_start = False
 
@@ -244,7 +221,7 @@ class CaptionValidation:
 
 
 def clips(x: Tensor) -> Tensor:
-    """Pictures (B, C, H, W) as clips of one frame; clips as they are."""
+    """Images (B, C, H, W) as clips of one frame; clips as they are."""
     return x[:, :, None] if x.ndim == 4 else x
 
 
@@ -252,7 +229,7 @@ def of_one_size(data: Tensor | list[Tensor]) -> list[list[int]]:
     """The places of items of one shape, for each shape that occurs."""
     if isinstance(data, Tensor):
         return [list(range(len(data)))]
-    found: dict[tuple[int, ...], list[int]] = {}
-    for place, one in enumerate(data):
-        found.setdefault(tuple(one.shape), []).append(place)
-    return list(found.values())
+    by_shape: dict[tuple[int, ...], list[int]] = {}
+    for place, item in enumerate(data):
+        by_shape.setdefault(tuple(item.shape), []).append(place)
+    return list(by_shape.values())

@@ -1,4 +1,4 @@
-"""Trains classifiers: those that read samples and give FID its features, and those of noisy pictures that guide.
+"""Training of classifiers: those of clean images, whose features FID compares, and those of noisy images that guide.
 
 They see the training part alone.
 """
@@ -7,53 +7,73 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import torch
 import yaml
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
+from torch.utils.data import Dataset
 
+from unveil.core.objective import LossOutput
 from unveil.core.process import Process
 from unveil.core.rng import SampleRNG
-from unveil.errors import NonFinite, RecipeError
+from unveil.errors import RecipeError
 from unveil.evaluate.features import classifier_accuracy
 from unveil.evaluate.image_set import ImageDataset, ImageSet, collect_images
 from unveil.io.files import refuse_overwrite, sha256, write_atomically
 from unveil.io.images import to_unit
+from unveil.io.safetensors_io import read_tensors
+from unveil.model import checkpoint_store, model_folder
+from unveil.model.config import TrainConfig
+from unveil.model.config.parsing import validate
 from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
 from unveil.nn.cnn import Cnn, CnnConfig
 from unveil.nn.vit import ViT, ViTConfig
+from unveil.train.data_order import Batch, IndexableItems
+from unveil.train.learner import AdamWOptions, Learner
+from unveil.train.lr_schedule import Schedule
+from unveil.train.random_order import ExampleNumbers, Part, ShuffledRows
+from unveil.train.trainer import learn, learn_in_memory
 from unveil.types import NoiseLevel, like
 
+if TYPE_CHECKING:  # with it comes Lightning, which takes seconds
+    from unveil.train.lightning_module import StepOutput
+
+FILE = "classifier.safetensors"  # of a checkpoint
 TIME, NOISE = 0, 1  # draws of a training step
-LEVELS, HELD_OUT = 10, 1000  # tenths of the times, and pictures, that a noisy classifier is judged at
+LEVELS, HELD_OUT = 10, 1000  # tenths of the times, and images, that a noisy classifier is judged at
 OTHER_SIDES = (-1, 0, 1, 2)  # patches more than it was trained for that a ViT is judged at too
+RUN_ONLY = ("save_every", "max_minutes")  # settings that change no number
 
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """How a classifier is trained: AdamW, a short warm-up, then a cosine to zero.
+    """Training of a classifier: AdamW, a short warm-up, then a cosine to zero.
 
     Attributes:
         epochs: passes over the training part.
         label_smoothing: probability taken from the true class and spread over all.
-        translate: pictures are moved by up to so many pixels either way.
-        degrees: and turned by up to so many degrees either way.
-        scale: and enlarged or reduced by up to this share.
+        translate: maximum shift of images in pixels, in either direction.
+        degrees: maximum rotation of images, in either direction.
+        scale: maximum share by which images are enlarged or reduced.
         sizes: sides in pixels, of which each batch has one, for networks that will read other sizes; none: the
-            pictures' own.
-        random_flip: and mirrored half of the time.
-        precision: of products in training; what is reported is read in float32.
-        process: whose levels a noisy classifier reads, each time equally often; None for clean pictures.
+            images' own.
+        random_flip: mirror images half of the time.
+        precision: of products in training; what is reported is computed in float32.
+        process: whose noise levels a noisy classifier reads, each time equally often; None for clean images.
+        ema_decay: of the running average of the weights, per step; 0: the result is the last weights.
+        grad_accum_steps: parts that a batch is split into, to save memory.
+        save_every: steps between checkpoints of a run folder.
+        max_minutes: wall time after which a run folder's training stops, to be resumed.
 
     Raises:
-        RecipeError: a noisy classifier without process, or a process for one of clean pictures.
+        RecipeError: a noisy classifier without process, or a process for one of clean images.
     """
 
     network: CnnConfig | ViTConfig | NoisyClassifierConfig
@@ -70,6 +90,10 @@ class ClassifierConfig:
     precision: Literal["float32", "bf16"] = "float32"
     seed: int = 0
     process: Process | None = None
+    ema_decay: float = 0.0
+    grad_accum_steps: int = 1
+    save_every: int = 1000
+    max_minutes: float | None = None
 
     def __post_init__(self) -> None:
         noisy = isinstance(self.network, NoisyClassifierConfig)
@@ -77,15 +101,39 @@ class ClassifierConfig:
             raise RecipeError(
                 "a noisy classifier needs the process whose levels it reads: give the diffusion model's"
                 if noisy
-                else "process: this classifier reads clean pictures; leave process away, or take a noisy-classifier"
+                else "process: this classifier reads clean images; leave process out, or take a noisy-classifier"
             )
         if self.sizes and not isinstance(self.network, ViTConfig):
-            raise RecipeError("sizes: only a vit reads pictures of several sizes; leave them away")
+            raise RecipeError("sizes: only a vit reads images of several sizes; leave them out")
         if isinstance(self.network, ViTConfig) and any(side < 1 or side % self.network.patch for side in self.sizes):
             raise RecipeError(f"sizes {list(self.sizes)}: each must be a multiple of the patch, {self.network.patch}")
 
+    def loop(self, images: int) -> TrainConfig:
+        """The settings of the training loop, for a number of training images.
 
-class ClassifierProgress(NamedTuple):
+        Raises:
+            RecipeError: settings that cannot work, such as a batch that cannot be split.
+        """
+        settings = {
+            "batch_size": self.batch_size,
+            "steps": self.epochs * (images // self.batch_size),
+            "lr": self.lr,
+            "weight_decay": self.weight_decay,
+            "ema_decay": self.ema_decay,
+            "grad_clip_norm": 0.0,
+            "grad_accum_steps": self.grad_accum_steps,
+            "precision": self.precision,
+            "seed": self.seed,
+            "save_every": self.save_every,
+            "sample_every": 0,
+            "validate_every": 0,
+            "max_minutes": self.max_minutes,
+            "nonfinite_limit": 0,
+        }
+        return validate(TrainConfig, settings, "train")
+
+
+class StepProgress(NamedTuple):
     """Where training is, after a step."""
 
     step: int
@@ -95,10 +143,10 @@ class ClassifierProgress(NamedTuple):
 
 
 class TrainedClassifier(NamedTuple):
-    """A classifier, its share of held-out pictures read correctly, and what it took.
+    """A classifier, its share of held-out images read correctly, and the cost of its training.
 
     by_level: of a noisy one, the same at each tenth of the times, from the data on; `accuracy` is their mean.
-    by_size: of a ViT, the same for pictures brought to other sides in pixels, with interpolated positions.
+    by_size: of a ViT, the same for images resized to other sides in pixels, with interpolated positions.
     """
 
     network: Cnn | ViT | NoisyClassifier
@@ -108,11 +156,112 @@ class TrainedClassifier(NamedTuple):
     by_size: Mapping[int, float] = MappingProxyType({})
 
 
+class ClassifierLearner(Learner):
+    """The learner of a classifier, whose training images are in memory.
+
+    Weights, order of the images, augmentations and dropout are drawn from one generator.
+
+    Args:
+        images: with a label each.
+    """
+
+    adamw = AdamWOptions(fused=False)
+
+    def __init__(self, config: ClassifierConfig, images: ImageSet) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            super().__init__(_fresh(config))
+            self.order = ShuffledRows(len(images.pixels), config.batch_size)
+        self.config = config
+        self.images = images
+        self.shape = tuple(images.pixels.shape[1:])
+        self._batch: tuple[int, Tensor, Tensor] | None = None  # of a step: its number, pixels and labels
+
+    def dataset(self, items: IndexableItems, config: TrainConfig) -> Dataset[Batch]:
+        """Example numbers alone."""
+        return ExampleNumbers()
+
+    def schedule(self, config: TrainConfig) -> Schedule:
+        """Up over the first tenth of the training, then a cosine to 0."""
+        return lambda step: _schedule((step + 1) / config.steps)
+
+    def loss(self, batch: Batch, streams: SampleRNG, step: int, flip: bool) -> LossOutput:
+        """The cross-entropy of the images' labels."""
+        part = self.order.part(batch.numbers)
+        pixels, labels = (whole[part.positions] for whole in self._augmented_batch(step))
+        with self.order.forward_pass(part):
+            logits = self._logits(pixels, step, part).float()
+        smoothing = self.config.label_smoothing
+        value = functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+        each = functional.cross_entropy(logits.detach(), labels, label_smoothing=smoothing, reduction="none")
+        return LossOutput(value, each, torch.full((len(labels),), math.nan, dtype=torch.float64), {})
+
+    def _augmented_batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Pixels in [-1, 1] and labels of a step's batch, the same for all of its parts."""
+        if self._batch is None or self._batch[0] != step:
+            assert self.images.labels is not None
+            with self.order.drawing(), torch.autocast(self.device.type, enabled=False):
+                rows = self.order.draw()
+                pixels = _augmented(self.images.pixels[rows], self.config)
+            self._batch = step, pixels, self.images.labels[rows]
+        return self._batch[1:]
+
+    def _logits(self, pixels: Tensor, step: int, part: Part) -> Tensor:
+        """The logits of images; a noisy classifier's have noise of times that step and position decide alone.
+
+        Source: Dhariwal & Nichol 2021, section 4 (arXiv:2105.05233).
+        """
+        process = self.config.process
+        if process is None:
+            return self.model(pixels).logits
+        streams = SampleRNG(self.config.seed, range(part.positions.start, part.positions.stop))
+        level = process.at(process.trainable(streams.uniform(step + 1, TIME)))
+        x, index = _noised(process, level, pixels, streams.normal(pixels.shape[1:], step + 1, NOISE))
+        return self.model(x, index)
+
+    def state(self) -> dict[str, Tensor]:
+        """The order of the images and the generator."""
+        return self.order.state()
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Restore the order of the images and the generator.
+
+        Raises:
+            WeightsError: a tensor is missing.
+        """
+        self.order.restore(state)
+        self._batch = None
+
+    def averaged(self, average: Any) -> dict[str, dict[str, Tensor]]:
+        """Tensors of the network."""
+        return {FILE: dict(average.state_dict())}
+
+    def files(self, about: str) -> dict[str, checkpoint_store.Content]:
+        """The network as trained, and the card."""
+        return {FILE: dict(self.model.state_dict()), "card.md": self.card(about)}
+
+    def load(self, model: Any, folder: Path, which: model_folder.Which) -> None:
+        """Copy a folder's weights.
+
+        Raises:
+            WeightsError: weights of another network.
+        """
+        path = model_folder.weights_of(folder, FILE, which)
+        tensors = read_tensors(path)
+        model_folder.check_keys(path, model, tensors)
+        model.load_state_dict(tensors)
+
+    def card(self, about: str) -> str:
+        """The network's name and size."""
+        parameters = sum(p.numel() for p in self.model.parameters())
+        return f"# A classifier\n\n{type(self.model).__name__}, {parameters:,} parameters\n\n{about}\n"
+
+
 def train_classifier(
     config: ClassifierConfig,
     dataset: ImageDataset,
     held_out: ImageDataset,
-    on_progress: Callable[[ClassifierProgress], object] | None = None,
+    on_progress: Callable[[StepProgress], object] | None = None,
 ) -> TrainedClassifier:
     """A classifier of `dataset`, the same for the same seed, machine and number of compute threads.
 
@@ -120,47 +269,73 @@ def train_classifier(
         on_progress: called after each step; to stop, let it raise `errors.Cancelled`.
 
     Raises:
-        RecipeError: pictures without labels, or a label that the network has no output for.
+        RecipeError: images without labels, or a label that the network has no output for.
         NonFinite: the loss left the finite numbers.
     """
+    begun, spent = time.perf_counter(), time.process_time()
+    learner, test = _prepared(config, dataset, held_out)
+    loop = config.loop(len(learner.images.pixels))
+
+    def report(step: StepOutput) -> None:
+        if on_progress:
+            on_progress(StepProgress(step.step, loop.steps, step.loss, time.perf_counter() - begun))
+
+    learn_in_memory(learner, cast(Any, dataset), config=loop, on_step=report)
+    return _finished(learner, test, spent)
+
+
+def fit_classifier(
+    config: ClassifierConfig,
+    dataset: ImageDataset,
+    held_out: ImageDataset,
+    *,
+    run: Path | str,
+    recorded: Mapping[str, Any],
+) -> TrainedClassifier:
+    """Train a classifier in a run folder, or resume the run in it, by one process or by those of `torchrun`.
+
+    Args:
+        run: the folder; new, or one of the same recipe.
+        recorded: the recipe, as plain values.
+
+    Raises:
+        RecipeError: images without labels, a label that the network has no output for, or a run of another recipe.
+        NotWritable, NonFinite, OutOfResources, Cancelled: as `train.fit`.
+    """
+    spent = time.process_time()
+    learner, test = _prepared(config, dataset, held_out)
+    loop = config.loop(len(learner.images.pixels))
+    learn(learner, cast(Any, dataset), config=loop, run=run, held_out=None, recorded=recorded)
+    return _finished(learner, test, spent)
+
+
+def _prepared(
+    config: ClassifierConfig, dataset: ImageDataset, held_out: ImageDataset
+) -> tuple[ClassifierLearner, ImageSet]:
+    """The learner of checked images, and the held-out ones."""
     train, test = _labelled(collect_images(dataset), config), _labelled(collect_images(held_out), config)
     if len(train.pixels) < config.batch_size:
         raise RecipeError(
-            f"batch_size = {config.batch_size}: more than the {len(train.pixels)} training pictures; lower it"
+            f"batch_size = {config.batch_size}: more than the {len(train.pixels)} training images; lower it"
         )
-    began, spent = time.perf_counter(), time.process_time()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        network = _fresh(config)
-        optimiser = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-        steps = config.epochs * (len(train.pixels) // config.batch_size)
-        network.train()
-        reads = _Noisy(network, config.process, config.seed) if config.process else _clean(network)
-        for step, (pixels, labels) in enumerate(_batches(config, train), start=1):
-            for group in optimiser.param_groups:
-                group["lr"] = config.lr * _schedule(step / steps)
-            with torch.autocast(pixels.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-                logits = reads(pixels, step)
-            loss = functional.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
-            if not math.isfinite(value := loss.item()):
-                raise NonFinite(f"step {step}: the loss is {value}; lower lr, now {config.lr}")
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            if on_progress:
-                on_progress(ClassifierProgress(step, steps, value, time.perf_counter() - began))
-    network.eval().requires_grad_(False)
+    return ClassifierLearner(config, train), test
+
+
+def _finished(learner: ClassifierLearner, test: ImageSet, spent: float) -> TrainedClassifier:
+    """The trained network with features of order 1 and weights of half precision, and how well it reads."""
+    network: Cnn | ViT | NoisyClassifier = learner.model.eval().requires_grad_(False)
     if not isinstance(network, NoisyClassifier):
-        _scale_features(network, train.pixels[:10_000])
-    # The shipped weights are halves; what is reported must hold for them.
+        _scale_features(network, learner.images.pixels[:10_000])
+    # The saved weights are halves; what is reported must hold for them.
     network.load_state_dict({k: v.half() if v.is_floating_point() else v for k, v in network.state_dict().items()})
     assert test.labels is not None
     if not isinstance(network, NoisyClassifier):
         accuracy = classifier_accuracy(network, test.pixels, test.labels)
         by_size = _accuracy_by_size(network, test) if isinstance(network, ViT) else {}
         return TrainedClassifier(network, accuracy, time.process_time() - spent, by_size=by_size)
-    assert config.process is not None
-    by_level = tuple(_accuracy_at(network, config.process, test, k) for k in range(LEVELS))
+    process = learner.config.process
+    assert process is not None
+    by_level = tuple(_accuracy_at(network, process, test, tenth) for tenth in range(LEVELS))
     return TrainedClassifier(network, sum(by_level) / LEVELS, time.process_time() - spent, by_level)
 
 
@@ -173,11 +348,12 @@ def save_classifier(
     process: Mapping[str, Any] | None = None,
     force: bool = False,
 ) -> Path:
-    """Writes NAME.safetensors in half precision and, last, the card NAME.yaml with its hash.
+    """Write NAME.safetensors in half precision and, last, the card NAME.yaml with its hash.
 
     Args:
         name: of the recipe, such as classifier-digits.
         process: the recipe's section of a noisy classifier's process.
+        force: replace files of that name.
 
     Returns:
         The card, which `evaluate.features.classifier` opens, or `guidance_classifier.load_guide` a noisy one's.
@@ -195,14 +371,14 @@ def save_classifier(
     settings = {
         key: list(value) if isinstance(value, tuple) else value for key, value in asdict(config.network).items()
     }
-    training = {key: value for key, value in vars(config).items() if key not in ("network", "process")}
+    training = {key: value for key, value in vars(config).items() if key not in ("network", "process", *RUN_ONLY)}
     training["sizes"] = list(config.sizes)
     facts = {
         "name": name.removeprefix("classifier-"),
         "network": settings if kind == "cnn" else {"kind": kind, **settings},
         "preprocessing": "uint8 / 127.5 - 1",
         "accuracy": round(trained.accuracy, 4),
-        "accuracy_of": "held-out pictures, with these weights",
+        "accuracy_of": "held-out images, with these weights",
         "trained_on": "the training part only",
         "training": training,
         "parameters": sum(p.numel() for p in trained.network.parameters()),
@@ -224,34 +400,14 @@ def _fresh(config: ClassifierConfig) -> Cnn | ViT | NoisyClassifier:
     return network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
-def _clean(network: nn.Module) -> Callable[[Tensor, int], Tensor]:
-    return lambda pixels, step: network(pixels).logits
-
-
-@dataclass(frozen=True)
-class _Noisy:
-    """Reads pictures with the noise of random times. Source: Dhariwal & Nichol 2021, section 4 (arXiv:2105.05233)."""
-
-    network: nn.Module
-    process: Process
-    seed: int
-
-    def __call__(self, pixels: Tensor, step: int) -> Tensor:
-        """The logits of a batch at training step `step`, of times and noises that it alone decides."""
-        streams = SampleRNG(self.seed, range(len(pixels)))
-        level = self.process.at(self.process.trainable(streams.uniform(step, TIME)))
-        x, index = _noised(self.process, level, pixels, streams.normal(pixels.shape[1:], step, NOISE))
-        return self.network(x, index)
-
-
 def _noised(process: Process, level: NoiseLevel, pixels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Pictures (B, C, H, W) at a level, and the index (B,) of it that the network is given."""
+    """Images (B, C, H, W) at a noise level, and the index (B,) of it that the network is given."""
     x = like(level.alpha, pixels) * pixels + like(level.sigma, pixels) * noise
     return x, torch.as_tensor(process.index(level), dtype=torch.float32).expand(len(x))
 
 
 def _accuracy_at(network: NoisyClassifier, process: Process, test: ImageSet, tenth: int) -> float:
-    """The share of the first held-out pictures read correctly with the noise of a tenth of the times."""
+    """The share of the first held-out images read correctly with the noise of a tenth of the times."""
     assert test.labels is not None
     pixels, labels = to_unit(test.pixels[:HELD_OUT]), test.labels[:HELD_OUT]
     streams = SampleRNG(0, range(len(pixels)))
@@ -264,18 +420,18 @@ def _accuracy_at(network: NoisyClassifier, process: Process, test: ImageSet, ten
 
 
 def _accuracy_by_size(network: ViT, test: ImageSet) -> dict[int, float]:
-    """The share of held-out pictures read correctly at other sides: one patch less and up to two more than its own.
+    """The share of held-out images read correctly at other sides: one patch less and up to two more than its own.
 
     Source: Dosovitskiy et al. 2021, section 3.2 (arXiv:2010.11929), where the network is trained on at that size.
     """
     assert test.labels is not None
     sides = [network.config.side + more for more in OTHER_SIDES if network.config.side + more > 0]
-    found: dict[int, float] = {}
+    by_size: dict[int, float] = {}
     with torch.inference_mode():
         for size in (side * network.config.patch for side in sides):
             read = [network(_resized(part, size)).logits.argmax(1) for part in test.pixels.split(256)]
-            found[size] = float((torch.cat(read) == test.labels).double().mean())
-    return found
+            by_size[size] = float((torch.cat(read) == test.labels).double().mean())
+    return by_size
 
 
 def _resized(pixels: Tensor, size: int) -> Tensor:
@@ -283,18 +439,10 @@ def _resized(pixels: Tensor, size: int) -> Tensor:
     return functional.interpolate(to_unit(pixels), (size, size), mode="bilinear", antialias=True)
 
 
-def _batches(config: ClassifierConfig, train: ImageSet) -> Iterator[tuple[Tensor, Tensor]]:
-    assert train.labels is not None
-    for _ in range(config.epochs):
-        order = torch.randperm(len(train.pixels))
-        for rows in order[: len(order) // config.batch_size * config.batch_size].split(config.batch_size):
-            yield _augmented(train.pixels[rows], config), train.labels[rows]
-
-
 def _augmented(pixels: Tensor, config: ClassifierConfig) -> Tensor:
-    """In [-1, 1], each picture mirrored, turned, zoomed and moved by its own amount; bilinear, edges repeated.
+    """In [-1, 1], each image mirrored, rotated, scaled and shifted by its own amount; bilinear, edges repeated.
 
-    Where there are `sides`, the batch comes in one of them.
+    Where there are `sizes`, the batch has one of them.
     """
     x = to_unit(pixels)
     mirror = 1 - 2 * (torch.rand(len(x)) < 0.5).float() if config.random_flip else torch.ones(len(x))
@@ -313,7 +461,7 @@ def _augmented(pixels: Tensor, config: ClassifierConfig) -> Tensor:
 
 
 def _scale_features(network: Cnn | ViT, pixels: Tensor) -> None:
-    """Divides the features by their spread and makes up for it in the head: the same logits, features of order 1.
+    """Divide the features by their spread and multiply the head by it: the same logits, features of order 1.
 
     Distances of features then have a size that means something, whatever the network grew to during training.
     """
@@ -327,10 +475,10 @@ def _schedule(part: float) -> float:
     return part / 0.1 if part < 0.1 else 0.5 * (1 + math.cos(math.pi * (part - 0.1) / 0.9))
 
 
-def _labelled(pictures: ImageSet, config: ClassifierConfig) -> ImageSet:
-    if pictures.labels is None:
-        raise RecipeError("a classifier needs pictures with a label each; this data set has none")
-    low, high = int(pictures.labels.min()), int(pictures.labels.max())
+def _labelled(images: ImageSet, config: ClassifierConfig) -> ImageSet:
+    if images.labels is None:
+        raise RecipeError("a classifier needs images with a label each; this data set has none")
+    low, high = int(images.labels.min()), int(images.labels.max())
     if low < 0 or high >= config.network.num_classes:
         raise RecipeError(f"labels {low} to {high}: the network has {config.network.num_classes} classes, 0 and up")
-    return pictures
+    return images

@@ -29,7 +29,7 @@ def setup_controlnet(model: Model, base: BaseModel, recipe: Recipe) -> Model:
         base: which one it is.
 
     Raises:
-        RecipeError: no ControlNet in the recipe, another model than the recipe describes, or a base that is no U-Net.
+        RecipeError: no ControlNet in the recipe, another model than it describes, or a base that is not a U-Net.
     """
     if recipe.control is None:
         raise RecipeError("the recipe has no section control, so there is nothing to train on the base; add one")
@@ -63,5 +63,5 @@ def init_controlnet(model: Model, network: UNet, recipe: Recipe) -> ControlNet:
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)
-        made = ControlNet.of(network, hint_channels=recipe.control.hint_channels, hint_widths=widths)
-    return made.requires_grad_(True)
+        control = ControlNet.of(network, hint_channels=recipe.control.hint_channels, hint_widths=widths)
+    return control.requires_grad_(True)

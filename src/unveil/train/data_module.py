@@ -1,52 +1,59 @@
-"""The data of a run as Lightning asks for it: batches by example number, from the step that a run starts at."""
+"""The data of a run as a LightningDataModule: batches by example number, from the step that a run starts at."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 from unveil.errors import Error
 from unveil.model.config import TrainConfig
-from unveil.train.data_order import Batch, BatchPlan, BatchSampler, IndexedDataset
+from unveil.train.data_order import Batch, BatchPlan, BatchSampler, FixedBatch
+from unveil.train.lightning_module import TrainingModule
 from unveil.train.signals import ignore_in_worker
 
 
 class DataWorkerError(NamedTuple):
-    """What a process that reads data found wrong: the training raises it, whom its words reach as they are."""
+    """An error of a process that reads data; the training process raises it with its message unchanged."""
 
     fault: Error
 
 
 class _Reading(Dataset[Batch | DataWorkerError]):
-    """Batches, or what was wrong with one."""
+    """Batches, or the error of reading one."""
 
-    def __init__(self, numbered: IndexedDataset) -> None:
-        self._numbered = numbered
+    def __init__(self, examples: Dataset[Batch]) -> None:
+        self._examples: Any = examples
 
     def __getitems__(self, numbers: list[int]) -> Batch | DataWorkerError:
         try:
-            return self._numbered.__getitems__(numbers)
+            return self._examples.__getitems__(numbers)
         except Error as problem:
             return DataWorkerError(problem)
 
 
 class TrainingData(LightningDataModule):
-    """Batches of this process from optimiser step `first` to the last one.
+    """Batches of this process up to the last optimiser step.
 
-    steps: which examples each step takes.
+    Args:
+        examples: batches by example numbers, as `Learner.dataset` returns them.
+        config: settings of training.
+        first: the optimiser step that the Trainer counts from; 0 in a Trainer that starts or resumes a run by itself.
+        steps: the examples of each step; None: `config.batch_size` each.
     """
 
-    def __init__(self, numbered: IndexedDataset, config: TrainConfig, first: int, steps: BatchPlan) -> None:
+    def __init__(
+        self, examples: Dataset[Batch], config: TrainConfig, first: int = 0, steps: BatchPlan | None = None
+    ) -> None:
         super().__init__()
-        self.steps = steps
-        self.numbered = numbered
+        self.steps: BatchPlan = steps or FixedBatch(config.batch_size)
+        self.examples = examples
         self.config = config
         self.first = first
 
     def train_dataloader(self) -> DataLoader[Batch | DataWorkerError]:
-        """One pass over all that is left of the run; what Lightning calls an epoch is the whole of it."""
+        """One pass over the rest of the run; what Lightning calls an epoch is the whole of it."""
         config, trainer = self.config, self.trainer
         assert trainer is not None
         numbers = BatchSampler(
@@ -56,9 +63,10 @@ class TrainingData(LightningDataModule):
             parts=config.grad_accum_steps,
             rank=trainer.global_rank,
             world=trainer.world_size,
+            start=cast(TrainingModule, trainer.lightning_module).step,
         )
         return DataLoader(
-            _Reading(self.numbered),
+            _Reading(self.examples),
             batch_sampler=numbers,
             num_workers=config.num_workers,
             collate_fn=_as_is,
@@ -78,4 +86,4 @@ class TrainingData(LightningDataModule):
 
 
 def _as_is(batch: Any) -> Any:
-    return batch  # `IndexedDataset` has collated it
+    return batch  # the data set has collated it

@@ -1,14 +1,15 @@
 """Which item a training example is: a function of the seed and the example's number alone.
 
 Optimiser step s takes the examples s * batch ... (s + 1) * batch - 1, whatever the number of workers,
-processes and accumulated parts, so a run that resumes at a step has nothing to fast-forward.
+processes and accumulated parts, so a run that resumes at a step has nothing to fast-forward. A step of a fixed number
+of tokens is a function of the seed and the step too, whatever the sizes of the examples.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence, Sized
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from unveil.errors import DataError, RecipeError, ShapeError, did_you_mean
 from unveil.model.config.train import Batching
 from unveil.types import Item
 
-# What a model is told under one key, and data call by another
+# A condition's key and the other name of it in data
 ALSO = {"prompt": "text"}
 
 
@@ -86,32 +87,116 @@ class FixedBatch:
         return range(begin + part * share, begin + (part + 1) * share)
 
 
+@runtime_checkable
+class SupportsSizes(Protocol):
+    """A data set that knows the sizes of its items without reading them."""
+
+    def sizes(self) -> Tensor:
+        """Frames, height and width of each item: int64 (N, 3)."""
+        ...
+
+
+def sizes_of(items: IndexableItems) -> Tensor:
+    """What a data set says of its items' sizes, int64 (N, 3).
+
+    Raises:
+        RecipeError: it does not know them.
+    """
+    if not isinstance(items, SupportsSizes):
+        raise RecipeError(
+            f"train.tokens: {type(items).__name__} does not tell the sizes of its items without reading them; "
+            "give a number of examples, train.batch_size, instead"
+        )
+    return items.sizes()
+
+
+class TokenBudget:
+    """The examples of each step when a step is to be of `tokens` tokens.
+
+    All examples' tokens are laid end to end in their order. Step s takes the examples that begin in its `tokens` of
+    them, those from s * tokens on: at most one example's length more or less. So any step is known at once, and a run
+    that resumes has nothing to count.
+
+    Args:
+        order: which item an example is.
+        lengths: of each item, in tokens.
+        tokens: of a step.
+
+    Raises:
+        RecipeError: an item that is longer than a step.
+    """
+
+    def __init__(self, order: EpochShuffle, lengths: Sequence[int] | Tensor, tokens: int) -> None:
+        self.order, self.tokens = order, tokens
+        self.lengths = torch.as_tensor(lengths, dtype=torch.int64)
+        self.longest, self.epoch = int(self.lengths.max()), int(self.lengths.sum())
+        self._begins: dict[int, Tensor] = {}
+        self.split(1)
+
+    def split(self, parts: int) -> None:
+        """Check that each of a number of parts of a step has an example.
+
+        Raises:
+            RecipeError: none is.
+        """
+        if self.tokens < parts * self.longest:
+            raise RecipeError(
+                f"train.tokens = {self.tokens}: the longest item has {self.longest} tokens, in {parts} part(s) of a "
+                f"step; at least {parts * self.longest}"
+            )
+
+    def examples(self, step: int, part: int = 0, parts: int = 1) -> range:
+        """The numbers of the examples of one of a step's parts, all of about as many tokens."""
+        first, last = (step * self.tokens + self.tokens * place // parts for place in (part, part + 1))
+        return range(self._from(first), self._from(last))
+
+    def _from(self, token: int) -> int:
+        """The first example that begins at this token or later."""
+        epoch, place = divmod(token, self.epoch)
+        if epoch not in self._begins:
+            if len(self._begins) > 1:
+                self._begins.clear()
+            lengths = self.lengths[self.order.permutation(epoch)]
+            self._begins[epoch] = lengths.cumsum(0) - lengths
+        return epoch * len(self.lengths) + int(torch.searchsorted(self._begins[epoch], place))
+
+
 class BatchSampler(Sampler[list[int]]):
     """The example numbers of each forward pass of one process, from an optimiser step on.
 
     Args:
-        first: the optimiser step to begin with.
+        first: the optimiser step that the length counts from.
         last: the one to end before.
-        batch: examples of one optimiser step, over all processes and parts; or what says them.
+        batch: examples of one optimiser step, over all processes and parts; or a plan of them.
         parts: forward passes of one optimiser step in each process.
         rank: of this process.
-        world: how many processes.
+        world: number of processes.
+        start: the optimiser step to begin with, where Lightning has counted the steps before it already; None: first.
     """
 
     def __init__(
-        self, first: int, last: int, *, batch: int | BatchPlan, parts: int, rank: int = 0, world: int = 1
+        self,
+        first: int,
+        last: int,
+        *,
+        batch: int | BatchPlan,
+        parts: int,
+        rank: int = 0,
+        world: int = 1,
+        start: int | None = None,
     ) -> None:
         self.first, self.last = first, last
+        self.start = first if start is None else start
         self.parts, self.rank, self.world = parts, rank, world
         self.steps: BatchPlan = FixedBatch(batch) if isinstance(batch, int) else batch
 
     def __len__(self) -> int:
-        """Forward passes left."""
+        """Forward passes from the first step to the last."""
         return (self.last - self.first) * self.parts
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Process r computes the r-th slice of each step's examples, part by part."""
-        for step in range(self.first, self.last):
+        """The example numbers of each forward pass: process r computes the r-th slice of a step, part by part."""
+        for step in range(self.start, self.last):
             for part in range(self.rank * self.parts, (self.rank + 1) * self.parts):
                 yield list(self.steps.examples(step, part, self.world * self.parts))
 
@@ -139,7 +224,7 @@ class IndexedDataset(Dataset[Batch]):
     def __getitems__(self, numbers: list[int]) -> Batch:
         """The examples as one batch.
 
-        A data set may draw random numbers of its own (crops, captions): the global generators are set from
+        A data set may draw random numbers itself (crops, captions): the global generators are set from
         the first example's number, so those are the same after resuming and with any number of workers.
         """
         seed = hash_of(self.order.seed, numbers[0], len(numbers))
@@ -165,7 +250,7 @@ def collate(
 
     Raises:
         RecipeError: an item lacks a key.
-        ShapeError: the data of two items differ in shape, and there is no batching for it.
+        ShapeError: the data of two items differ in shape, and batching is off.
     """
     data = [torch.as_tensor(value_of(item, key, index)) for item, index in zip(items, indices, strict=True)]
     raw = {

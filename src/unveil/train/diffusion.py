@@ -1,4 +1,4 @@
-"""How diffusion models are trained: the learner of a denoiser with its conditioners, round an objective."""
+"""Training of diffusion models: the learner of a denoiser with its conditioners, round an objective."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from unveil.conditioning.class_label import Label
 from unveil.conditioning.controlnet import with_controlnets
@@ -21,6 +21,7 @@ from unveil.model.config.train import Batching
 from unveil.model.model_card import card
 from unveil.train.batch_preparation import fixed_subset, prepare
 from unveil.train.data_order import Batch, IndexableItems
+from unveil.train.learner import Learner
 from unveil.train.signals import Stop
 from unveil.train.variable_size import VariableSizeLoss
 from unveil.train.vocabulary import drop_unknown_captions
@@ -32,51 +33,52 @@ if TYPE_CHECKING:  # with these comes Lightning, which takes seconds
 SHEET = 16  # samples on a sheet, or two rows of the classes
 
 
-class DiffusionLearner:
-    """A `train.learner.Learner` of a diffusion model.
+class DiffusionLearner(Learner):
+    """The learner of a diffusion model: a denoiser with its conditioners.
 
     Args:
         model: what is trained.
         objective: what is minimised.
-        key: of the items, what is learned.
-        batching: how clips of different sizes are computed together; None: all are of the model's.
+        key: the items' key of the training data.
+        batching: how clips of different sizes are computed together; None: all have the model's size.
     """
 
-    logged: tuple[str, ...] = ()
-
     def __init__(self, model: Model, objective: Objective, key: str, batching: Batching | None = None) -> None:
-        self.model = model
+        super().__init__(model)
         self.objective: Any = (
             objective if batching is None else VariableSizeLoss(cast(DiffusionForcingLoss, objective), batching)
         )
         self.batching: Batching | None = batching
         self.key = key
         conditioners: list[Any] = list(model.conditioners.values())
-        self.raw_keys = [str(one.key) for one in conditioners]
+        self.raw_keys = [str(conditioner.key) for conditioner in conditioners]
         self.shape = model.shape
-        self.beside = nn.Module()
 
     @property
     def device(self) -> torch.device:
-        """Where it trains."""
+        """Where the model is trained."""
         return self.model.device
 
     def loss(self, batch: Batch, streams: SampleRNG, step: int, flip: bool) -> LossOutput:
-        """The objective's."""
+        """The objective's loss."""
         x0, condition = prepare(self.model, batch, streams, step, flip)
         return self.objective(with_controlnets(self.model.denoiser, self.model.controls), x0, condition, streams, step)
 
     def observe(self, step: int, t: Tensor, per_sample: Tensor) -> None:
-        """Lets the objective see times and losses."""
+        """Let the objective follow times and losses."""
         self.objective.observe(self.model.process, t, per_sample)
 
     def state(self) -> dict[str, Tensor]:
-        """What the sampler of times has learned."""
+        """The statistics of the timestep sampling."""
         time = self._time()
         return {} if time is None else {f"time.{key}": value for key, value in time.state_dict().items()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Puts it back."""
+        """Restore the statistics of the timestep sampling.
+
+        Raises:
+            WeightsError: a tensor is missing.
+        """
         time = self._time()
         if time is None:
             return
@@ -86,7 +88,7 @@ class DiffusionLearner:
         time.load_state_dict({key.removeprefix("time."): state[key] for key in wanted})
 
     def compile(self) -> None:
-        """Compiles the network."""
+        """Compile the network."""
         self.model.compile_network()
 
     def held_out(self, items: IndexableItems, at_once: int, count: int, seed: int) -> ValidationLoss:
@@ -94,12 +96,12 @@ class DiffusionLearner:
         from unveil.train.callbacks import ValidationLoss
 
         controls = self.model.controls
-        hints = [] if controls is None else [one.key for one in controls.controls]
+        hints = [] if controls is None else [control.key for control in controls.controls]
         batch = self._fixed(items, count)
         return ValidationLoss(batch, self.objective, seed, at_once, hints)
 
     def samples(self, items: IndexableItems, seed: int, stop: Stop) -> tuple[Samples, int | None] | None:
-        """Two rows of the classes, or pictures for the conditions of some items."""
+        """Two rows of the classes, or images for the conditions of some items."""
         from unveil.train.callbacks import Samples
 
         if len(self.shape) not in (3, 4) or self.shape[0] not in (1, 3):
@@ -117,11 +119,8 @@ class DiffusionLearner:
         batch = fixed_subset(items, count, self.key, self.raw_keys, self.batching)
         return batch._replace(raw=drop_unknown_captions(self.model, batch.raw))
 
-    def finish(self, average: Model, items: IndexableItems) -> None:
-        """Nothing is left to be done."""
-
     def averaged(self, average: Model) -> dict[str, dict[str, Tensor]]:
-        """Of denoiser and conditioners; the codec is frozen."""
+        """Tensors of denoiser and conditioners; the autoencoder is frozen."""
         return {
             name: tensors
             for name, tensors in model_saving.weight_files(average).items()
@@ -129,11 +128,11 @@ class DiffusionLearner:
         }
 
     def files(self, about: str) -> dict[str, checkpoint_store.Content]:
-        """Of the model as trained."""
+        """The model as trained."""
         return model_saving.model_files(self.model, about=about)
 
     def load(self, model: Model, folder: Path, which: model_folder.Which) -> None:
-        """Copies a folder's weights."""
+        """Copy a folder's weights."""
         model_folder.load_into(model, folder, which)
 
     def card(self, about: str) -> str:

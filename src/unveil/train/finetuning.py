@@ -38,8 +38,8 @@ def setup_finetune(model: Model, base: BaseModel, recipe: Recipe) -> Model:
 
 def _others(base: ModelConfig, wanted: ModelConfig) -> list[str]:
     """What differs between two models that may: the shape, the shift of one process, the length of one's prompts."""
-    within = [getattr(one.process, "process", one.process) for one in (base, wanted)]
-    prompts = [[_of_any_length(part) for part in one.condition] for one in (base, wanted)]
+    within = [getattr(config.process, "process", config.process) for config in (base, wanted)]
+    prompts = [[_of_any_length(part) for part in config.condition] for config in (base, wanted)]
     return [
         *(["shape"] if tuple(base.shape) != tuple(wanted.shape) else []),
         *(["process"] if base.process != wanted.process and within[0] == within[1] else []),
@@ -55,8 +55,8 @@ def _remade(model: Model, base: BaseModel, config: ModelConfig) -> Model:
     """The base's parts as a model of the config's shape, process and length of prompts."""
     with torch.device("meta"):
         wanted = {key: value.shape for key, value in build(config).denoiser.state_dict().items()}
-    given = {key: value.shape for key, value in model.denoiser.state_dict().items()}
-    if given != wanted:
+    present = {key: value.shape for key, value in model.denoiser.state_dict().items()}
+    if present != wanted:
         raise RecipeError(
             f"shape of the base {base.path} is {list(model.shape)}, of the recipe {list(config.shape)}: this network's "
             "weights hold for the first alone; make them equal"

@@ -1,4 +1,4 @@
-"""Latents of training examples: encoded from pixels at every step, or taken from what the encoder said once.
+"""Latents of training examples: encoded from pixels at every step, or taken from cached encoder outputs.
 
 Both draw the same latents from the same posterior with the same noise, which belongs to the example and the step.
 """
@@ -26,34 +26,34 @@ ENCODE = 1 << 16  # the draw of an example's stream that picks its latents; cond
 
 @runtime_checkable
 class SupportsEncode(Protocol):
-    """A codec whose encoder's result may be kept."""
+    """An autoencoder whose encoder outputs can be cached."""
 
     def encoded(self, pixels: Tensor) -> Tensor:
-        """All that the encoder says of pixels (B, C, H, W)."""
+        """The encoder's output for pixels (B, C, H, W)."""
         ...
 
     def latents_of(self, encoded: Tensor, noise: Tensor | None = None) -> Tensor:
-        """What `encode` makes of it: latents of unit scale."""
+        """Latents of unit scale, as `encode` returns them."""
         ...
 
 
 def cache_dataset(
     model: Model, items: SourceDataset, how: LatentCacheOptions | None = None, progress: Progress | None = None
 ) -> tuple[CachedLatents, bool]:
-    """A data set with what the model's encoder says of each picture, from the cache, and whether it was there.
+    """A data set with the encoder's output for each image, from the cache, and whether it was there.
 
     Args:
-        how: `key` is the model's own, whatever is given.
-        progress: called as progress(done, total) while pictures are encoded.
+        how: options of the cache; the model's key replaces theirs.
+        progress: called as progress(done, total) while images are encoded.
 
     Raises:
         RecipeError: the model has no codec that encodes.
         DataError, ShapeError, NonFinite, OutputError, OutOfResources: see `latent_cache.cache_latents`.
     """
-    own = model.config.key if model.config is not None else "pixels"
-    path, there = cache_latents(items, encoder_of(model), replace(how or LatentCacheOptions(), key=own), progress)
-    keys = [str(one.key) for one in model.conditioners.values()]
-    return CachedLatents(items, path, own, [ALSO.get(key, key) for key in keys]), there
+    key = model.config.key if model.config is not None else "pixels"
+    path, there = cache_latents(items, encoder_of(model), replace(how or LatentCacheOptions(), key=key), progress)
+    keys = [str(conditioner.key) for conditioner in model.conditioners.values()]
+    return CachedLatents(items, path, key, [ALSO.get(name, name) for name in keys]), there
 
 
 def encoder_of(model: Model) -> LatentEncoder:
@@ -65,7 +65,7 @@ def encoder_of(model: Model) -> LatentEncoder:
     codec: Any = model.autoencoder
     if not isinstance(codec, SupportsEncode) or not isinstance(codec, nn.Module):
         raise RecipeError(
-            f"latents cannot be kept: the model's autoencoder, {type(codec).__name__}, encodes nothing; "
+            f"latents cannot be cached: the model's autoencoder, {type(codec).__name__}, encodes nothing; "
             "set train.cache_latents: false, or give the recipe an autoencoder"
         )
 
@@ -81,31 +81,31 @@ def encoder_of(model: Model) -> LatentEncoder:
 
 
 def is_cached(model: Model, data: Tensor) -> bool:
-    """Whether a batch holds what an encoder said: it then has an axis more, of versions, than the model's samples."""
+    """Whether a batch holds encoder outputs: it then has one axis more, of versions, than the model's samples."""
     return data.ndim == len(model.shape) + 2
 
 
 def flip_variants(data: Tensor, mirrored: Tensor | None) -> Tensor:
-    """Of each example the version that is asked for, (B, moments * C', h, w) of (B, versions, moments * C', h, w).
+    """The requested version of each example, (B, moments * C', h, w) of (B, versions, moments * C', h, w).
 
     Args:
-        mirrored: (B,), which of them are the mirrored pictures'; None: none.
+        mirrored: (B,), which of them are the mirrored images'; None: none.
 
     Raises:
-        RecipeError: some are, and what is kept has no such version.
+        RecipeError: some are, and the cache has no such version.
     """
     if mirrored is None:
         return data[:, 0]
     if data.shape[1] < 2:
         raise RecipeError(
-            "flip: what is kept of the encoder is of the pictures as they are, and mirrored latents are not those of "
-            "mirrored pictures; keep them with mirrored=True, set random_flip: false, or train.cache_latents: false"
+            "flip: the cached encoder outputs are of the images as they are, and mirrored latents are not those of "
+            "mirrored images; cache them with mirrored=True, set random_flip: false, or train.cache_latents: false"
         )
     return data[torch.arange(len(data), device=data.device), mirrored.long().to(data.device)]
 
 
 def latents(model: Model, data: Tensor, streams: SampleRNG, step: int | None, *, encoded: bool) -> Tensor:
-    """Latents (B, C', h, w) of pixels, or of what the encoder said of them.
+    """Latents (B, C', h, w) of pixels, or of the encoder's outputs for them.
 
     Args:
         step: the training step whose noise picks them from the posterior; None takes the likeliest.
@@ -121,7 +121,7 @@ def latents(model: Model, data: Tensor, streams: SampleRNG, step: int | None, *,
 
 
 def shape_of(items: object, model: Model) -> tuple[int, ...]:
-    """The shape that a data set's data must have: the model's, or that of what is kept of its encoder."""
+    """The shape that a data set's data must have: the model's, or that of the cached encoder outputs."""
     return items.shape if isinstance(items, CachedLatents) else model.shape
 
 

@@ -1,130 +1,177 @@
-"""What a run trains: the part of training that differs between a diffusion model and an autoencoder.
+"""What a run trains: the part of training that differs between the kinds of models.
 
-`fit` and the module, the callbacks and the checkpoints know a learner alone; each kind of model has one.
+The loop (`trainer`, `lightning_module`, `callbacks`, `state`) knows a `Learner` alone. There is one for each kind:
+diffusion models, autoencoders, captioners, classifiers and sequence models.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from unveil.core.objective import LossOutput
 from unveil.core.rng import SampleRNG
 from unveil.model import checkpoint_store
-from unveil.train.data_order import Batch, IndexableItems
+from unveil.model.config import TrainConfig
+from unveil.train import lr_schedule
+from unveil.train.data_order import Batch, EpochShuffle, IndexableItems, IndexedDataset
+from unveil.train.lr_schedule import Schedule
 from unveil.train.signals import Stop
 
 
 class SampleSheets(Protocol):
-    """Sheets of pictures that a run shows as it goes."""
+    """Sheets of images that a run writes as it goes."""
 
     def draw(self, model: Any, path: Path, columns: int | None) -> None:
-        """Writes one sheet, made with the averaged weights."""
+        """Write one sheet, made with the EMA weights."""
         ...
 
 
 class Validator(Protocol):
-    """What a run says of items that never train.
+    """Measures a model on items that never train.
 
     Attributes:
-        from_start: whether it says it before the first step too.
+        from_start: whether there is a measurement before the first step too.
     """
 
     @property
     def from_start(self) -> bool:
-        """Whether there is a line of step 0."""
+        """Whether the log has a line of step 0."""
         ...
 
     def line(self, model: Any) -> dict[str, Any]:
-        """Numbers for the log, by the averaged weights; `validation` is the loss."""
+        """Numbers for the log, by the EMA weights; `validation` is the loss."""
         ...
 
 
-class Learner(Protocol):
-    """How a batch becomes a loss, and what is averaged, kept and shown of a model.
+class AdamWOptions(NamedTuple):
+    """Options of AdamW that belong to a kind of model, beside those of `TrainConfig`.
+
+    eps: added to the root of the second moment. fused: one kernel for all weights; without a loss scaler only.
+    """
+
+    eps: float = 1e-8
+    fused: bool = True
+
+
+class Learner(ABC):
+    """How a batch becomes a loss, and what is averaged, saved and shown of a model.
+
+    A subclass defines `loss`, `averaged`, `files`, `load` and `card`; everything else has a default.
 
     Attributes:
-        model: trained, averaged and saved; `beside` is trained with it, and kept for going on alone: a discriminator.
-        key: of the items, what is learned; `raw_keys` of them are read too.
+        model: what is trained, averaged and saved.
+        auxiliary: modules that are trained with the model and saved only to resume, such as a discriminator.
+        key: the items' key of the training data; `raw_keys` are read too.
         shape: of one item's data.
-        logged: names of the loss's terms that the log states.
+        logged: names of the loss's terms that the log has.
+        adamw: options of the optimiser.
     """
 
     model: Any
-    key: str
-    raw_keys: list[str]
-    shape: tuple[int, ...]
-    logged: tuple[str, ...]
+    key: str = ""
+    raw_keys: Sequence[str] = ()
+    shape: tuple[int, ...] = ()
+    logged: tuple[str, ...] = ()
+    adamw: AdamWOptions = AdamWOptions()
 
-    @property
-    def beside(self) -> nn.Module:
-        """What is trained with the model; without parameters where there is nothing."""
-        ...
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.auxiliary: Any = nn.Module()
 
     @property
     def device(self) -> torch.device:
-        """Where it trains."""
-        ...
+        """Where the model is trained."""
+        return next(self.model.parameters()).device
 
+    # ------------------------------------------------------------------ a step
+
+    def dataset(self, items: IndexableItems, config: TrainConfig) -> Dataset[Batch]:
+        """The batches of a run, by example numbers."""
+        order = EpochShuffle(len(items), config.seed)
+        return IndexedDataset(items, order, self.key, self.raw_keys, config.batching)
+
+    @abstractmethod
     def loss(self, batch: Batch, streams: SampleRNG, step: int, flip: bool) -> LossOutput:
-        """The loss of a batch at a training step; every random number is keyed by step and example.
+        """The loss of a batch at a training step.
 
-        Its `t` is NaN where the loss is at no level of noise.
+        Args:
+            batch: the step's examples, or those of one part of the step.
+            streams: random numbers keyed by seed, example, step and draw.
+            step: number of the step, from 0.
+            flip: mirror every second image.
+
+        Returns:
+            The loss, whose `t` is NaN where it is at no noise level.
         """
-        ...
 
-    def observe(self, step: int, t: Tensor, per_sample: Tensor) -> None:
-        """Is shown every finished step: its number, and by example the times and losses."""
-        ...
+    def schedule(self, config: TrainConfig) -> Schedule:
+        """The factor on the learning rate at each step."""
+        return lr_schedule.linear(config.steps, warmup=config.warmup, decay=config.lr_decay_ratio)
 
-    def state(self) -> dict[str, Tensor]:
-        """Tensors that going on needs, beside weights and moments."""
-        ...
+    def clip(self, parameters: Sequence[nn.Parameter], norm: float, limit: float) -> None:
+        """Scale a gradient whose norm is above the limit down to it."""
+        if norm > limit:
+            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            torch._foreach_mul_(gradients, limit / norm)  # pyright: ignore[reportPrivateImportUsage]
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Puts them back.
-
-        Raises:
-            WeightsError: one is missing.
-        """
-        ...
+    def observe(self, step: int, t: Tensor, per_sample: Tensor) -> None:  # noqa: B027 - a default
+        """Follow a finished step: its number, and the times and losses of its examples."""
 
     def compile(self) -> None:
-        """Compiles what is trained."""
-        ...
+        """Compile the network."""
+        self.model.compile()
 
-    def held_out(self, items: IndexableItems, at_once: int, count: int, seed: int) -> Validator:
-        """What says how well items that never train are learned."""
-        ...
+    # ------------------------------------------------------------------ the state of a run
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors that a resumed run needs, beside weights and moments."""
+        return {}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027 - a default
+        """Restore what `state` returned.
+
+        Raises:
+            WeightsError: a tensor is missing.
+        """
+
+    # ------------------------------------------------------------------ what a run shows
+
+    def held_out(self, items: IndexableItems, at_once: int, count: int, seed: int) -> Validator | None:
+        """A measurement on items that never train; None where there is none."""
+        return None
 
     def samples(self, items: IndexableItems, seed: int, stop: Stop) -> tuple[SampleSheets, int | None] | None:
-        """What draws sheets, and the pictures in a row of them; None where there is nothing to see."""
-        ...
+        """What draws sheets, and the images in a row of them; None where there is nothing to see."""
+        return None
 
-    def finish(self, average: Any, items: IndexableItems) -> None:
-        """The last thing that is done to the averaged weights, before the last checkpoint."""
-        ...
+    # ------------------------------------------------------------------ what a run leaves
 
+    def finish(self, average: Any, items: IndexableItems) -> None:  # noqa: B027 - a default
+        """Change the EMA weights one last time, before the last checkpoint."""
+
+    @abstractmethod
     def averaged(self, average: Any) -> dict[str, dict[str, Tensor]]:
-        """The tensors of the averaged model by file name, but for frozen parts, which lie among `files`."""
-        ...
+        """Tensors of the averaged model by file name; frozen parts are among `files` only."""
 
+    @abstractmethod
     def files(self, about: str) -> dict[str, checkpoint_store.Content]:
-        """Everything that a folder of the model holds, but for the manifest."""
-        ...
+        """Everything that a folder of the model holds, except the manifest."""
 
+    @abstractmethod
     def load(self, model: Any, folder: Path, which: Any) -> None:
-        """Copies the weights of a verified folder into a model: the averaged ones ("ema") or those "trained".
+        """Copy the weights of a verified folder into a model: the averaged ones ("ema") or those "trained".
 
         Raises:
             WeightsError: weights of another shape.
         """
-        ...
 
+    @abstractmethod
     def card(self, about: str) -> str:
         """The model's card in Markdown."""
-        ...

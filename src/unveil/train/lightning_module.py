@@ -1,4 +1,15 @@
-"""The LightningModule: from a batch to a loss, a judged gradient, one AdamW step and one step of the average."""
+"""The LightningModule: from a batch to a loss, a checked gradient, one AdamW step and one step of the EMA.
+
+`unveil.train.fit` runs it in a run folder. It works in a `lightning.Trainer` of yours as well:
+
+    module = TrainingModule(learner, config)
+    Trainer(max_steps=config.steps, accumulate_grad_batches=config.grad_accum_steps).fit(
+        module, datamodule=TrainingData(learner.dataset(items, config), config)
+    )
+
+Precision, devices, logging and checkpoints are then the Trainer's; what it saves holds the EMA weights and all that
+an exact resume needs.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +26,12 @@ from unveil.core.denoiser import Denoiser
 from unveil.core.objective import LossOutput
 from unveil.core.rng import SampleRNG
 from unveil.core.rng import key as hash_of
+from unveil.errors import RecipeError
 from unveil.model.config import TrainConfig
 from unveil.train.batch_preparation import to_device
 from unveil.train.data_order import Batch, BatchPlan, FixedBatch
 from unveil.train.ema import Ema
 from unveil.train.learner import Learner
-from unveil.train.lr_schedule import Schedule
 from unveil.types import Condition
 
 # Beyond it AdamW's second moment, a square in float32, would overflow.
@@ -37,11 +48,11 @@ class Objective(Protocol):
         ...
 
     def at(self, denoiser: Denoiser, x0: Tensor, condition: Condition | None, t: Tensor, noise: Tensor) -> LossOutput:
-        """The loss at given times and noise, for validation."""
+        """The loss at stated times and noise, for validation."""
         ...
 
     def observe(self, process: object, t: Tensor, per_sample: Tensor) -> None:
-        """Is shown the times and losses of every finished step."""
+        """Follow a finished step by its times and losses."""
         ...
 
 
@@ -50,7 +61,7 @@ class StepOutput(NamedTuple):
 
     step: steps behind the run afterwards. loss: mean over the batch. rate: the learning rate. norm: of the
     model's gradient before clipping. numbers, t, per_sample: (batch,) by rising number; t is NaN where the loss is
-    at no level. terms: means of the terms that are logged, NaN for one that was not there. wishes: summed over
+    at no noise level. terms: means of the terms that are logged, NaN for an absent one. stop_requests: summed over
     processes. fault: None, or what was not finite.
     """
 
@@ -62,79 +73,103 @@ class StepOutput(NamedTuple):
     t: Tensor
     per_sample: Tensor
     terms: dict[str, float]
-    wishes: list[float]
+    stop_requests: list[float]
     fault: dict[str, Any] | None = None
 
 
 class ReducedStats(NamedTuple):
-    """What one exchange between the processes gives; as in `StepOutput`."""
+    """The result of one exchange between the processes; as in `StepOutput`."""
 
     numbers: Tensor
     t: Tensor
     per_sample: Tensor
     loss: float
     terms: dict[str, float]
-    wishes: list[float]
+    stop_requests: list[float]
 
 
 class StopSignals(Protocol):
-    """What may ask a run to stop; each entry above 0 is one reason."""
+    """Reasons to stop a run; each entry above 0 is one."""
 
-    def wishes(self) -> list[float]:
-        """As many numbers each time."""
+    def requests(self) -> list[float]:
+        """The same number of entries each time."""
         ...
+
+
+class NoStopSignals:
+    """No reason to stop."""
+
+    def requests(self) -> list[float]:
+        """An empty list."""
+        return []
 
 
 class TrainingModule(LightningModule):
     """A model in training.
 
+    Args:
+        learner: the model, its loss and what is saved of it.
+        config: settings of training; precision and devices are those of the Trainer.
+        stop_signals: reasons to stop that all processes exchange.
+        steps: the examples of each step; None: `config.batch_size` each.
+
     Attributes:
         step: optimiser steps behind it, skipped ones included.
-        outcome: of the optimiser step that the last forward pass completed, None inside a step.
+        outcome: the optimiser step that the last forward pass completed, None inside a step.
         skipped: non-finite steps so far; `in_a_row` of them until now.
-        ema: the averaged model; made when training starts, on the device that it trains on.
+        ema: the averaged model; created when training starts, on the device that it trains on.
     """
 
     def __init__(
         self,
         learner: Learner,
         config: TrainConfig,
-        schedule: Schedule,
-        wishes: StopSignals,
+        *,
+        stop_signals: StopSignals | None = None,
         steps: BatchPlan | None = None,
     ) -> None:
         super().__init__()
         self.learner = learner
         self.steps: BatchPlan = steps or FixedBatch(config.batch_size)
         self.model: nn.Module = learner.model
-        self.beside = learner.beside
+        self.auxiliary: nn.Module = learner.auxiliary
         self.config = config
-        self.schedule = schedule
-        self._wishes = wishes
+        self.schedule = learner.schedule(config)
+        self._stop_signals = stop_signals or NoStopSignals()
         self.step = self.skipped = self.in_a_row = 0
         self.outcome: StepOutput | None = None
         self.ema: Ema[Any] | None = None
         self.optimizer: AdamW | None = None
         self._passes: list[tuple[list[int], LossOutput]] = []  # their losses are means over their parts of the step
+        self._loaded: dict[str, Any] | None = None  # of a checkpoint of Lightning, until the average exists
         self.model.train()
-        self.beside.train()
+        self.auxiliary.train()
 
     # ------------------------------------------------------------------ what Lightning calls
 
     def configure_optimizers(self) -> Optimizer:
         """AdamW, fused where gradients need no unscaling before it.
 
-        What is trained beside the model is a group of its own, which is clipped by itself; as AdamW looks at each
-        number alone, one optimiser of two groups is two optimisers.
+        The auxiliary modules are a second group, which is clipped by itself; as AdamW treats each number alone, one
+        optimiser of two groups is two optimisers.
+
+        Raises:
+            RecipeError: the Trainer accumulates another number of parts than the config says.
         """
-        config = self.config
-        trained = [[p for p in part.parameters() if p.requires_grad] for part in (self.model, self.beside)]
+        config, options = self.config, self.learner.adamw
+        if self.trainer.accumulate_grad_batches != config.grad_accum_steps:
+            raise RecipeError(
+                f"train.grad_accum_steps = {config.grad_accum_steps}: the Trainer has accumulate_grad_batches = "
+                f"{self.trainer.accumulate_grad_batches}; make them equal"
+            )
+        trained = [[p for p in part.parameters() if p.requires_grad] for part in (self.model, self.auxiliary)]
         self.optimizer = AdamW(
             [{"params": group} for group in trained if group],
             lr=config.lr,
             betas=config.adam_betas,
+            eps=options.eps,
             weight_decay=config.weight_decay,
-            fused=self.scaler is None,  # with a scaler, the fused one would hide the true gradients from us
+            fused=options.fused and self.scaler is None,  # with a scaler, the fused one hides the true gradients
         )
         return self.optimizer
 
@@ -155,12 +190,39 @@ class TrainingModule(LightningModule):
         return loss.value
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Its tensors; Lightning would visit every number of the batch too."""
+        """The batch's tensors on the device; Lightning would visit every number of the batch too."""
         moved = {key: v.to(device) if isinstance(v, Tensor) else v for key, v in batch.raw.items()}
         return Batch(batch.numbers, to_device(batch.data, device), moved)
 
+    def on_train_start(self) -> None:
+        """Create the average where no callback has, and restore the state of a checkpoint of Lightning."""
+        if self.ema is None:
+            self.start_average()
+        if self._loaded is not None:
+            self.average.model.load_state_dict(self._loaded["ema"])
+            self.average.updates = self._loaded["ema_updates"]
+            self._loaded = None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the average, the counters and the learner's state to a checkpoint of Lightning."""
+        checkpoint["unveil"] = {
+            "step": self.step,
+            "skipped": self.skipped,
+            "in_a_row": self.in_a_row,
+            "ema": self.average.model.state_dict(),
+            "ema_updates": self.average.updates,
+            "learner": self.learner.state(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore what `on_save_checkpoint` added; the average once it exists."""
+        loaded = checkpoint["unveil"]
+        self.step, self.skipped, self.in_a_row = loaded["step"], loaded["skipped"], loaded["in_a_row"]
+        self.learner.restore(loaded["learner"])
+        self._loaded = loaded
+
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
-        """One step: the closure computes the gradient, which `on_before_optimizer_step` then judges."""
+        """Take one step: the closure computes the gradient, which `on_before_optimizer_step` then checks."""
         rate = self.config.lr * self.schedule(self.step)
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -174,41 +236,44 @@ class TrainingModule(LightningModule):
         elif not outcome.fault["rescaled"]:
             self.in_a_row += 1
             self.skipped += 1
+        if self.trainer.loggers:
+            self.log_dict({"loss": outcome.loss, "lr": outcome.rate, "grad_norm": outcome.norm})
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Clips the gradient, or takes it away on every process when loss or gradient is not finite.
+        """Clip the gradient, or remove it on every process when loss or gradient is not finite.
 
         Without gradients the optimiser leaves weights and moments as they are.
         """
-        found = self._gathered()
+        stats = self._reduced_stats()
         groups = [[p for p in group["params"] if p.grad is not None] for group in optimizer.param_groups]
-        gradients = [[cast(Tensor, p.grad) for p in group] for group in groups]
-        norms = [torch.nn.utils.get_total_norm(group).item() if group else 0.0 for group in gradients]
+        norms = [
+            torch.nn.utils.get_total_norm([cast(Tensor, p.grad) for p in group]).item() if group else 0.0
+            for group in groups
+        ]
         fault = None
-        if not (math.isfinite(found.loss) and all(norm < LARGEST_NORM for norm in norms)):
-            fault = self._fault(found, max(norms, key=lambda norm: (not math.isfinite(norm), norm)))
+        if not (math.isfinite(stats.loss) and all(norm < LARGEST_NORM for norm in norms)):
+            fault = self._fault(stats, max(norms, key=lambda norm: (not math.isfinite(norm), norm)))
             for parameter in (p for group in groups for p in group):
                 parameter.grad = None
         elif self.config.grad_clip_norm:
-            for group, norm in zip(gradients, norms, strict=True):
-                if norm > self.config.grad_clip_norm:
-                    torch._foreach_mul_(group, self.config.grad_clip_norm / norm)  # pyright: ignore[reportPrivateImportUsage]
+            for group, norm in zip(groups, norms, strict=True):
+                self.learner.clip(group, norm, self.config.grad_clip_norm)
         rate = optimizer.param_groups[0]["lr"]
         self.outcome = StepOutput(
-            self.step + 1, found.loss, rate, norms[0], found.numbers, found.t, found.per_sample, found.terms,
-            found.wishes, fault,
+            self.step + 1, stats.loss, rate, norms[0], stats.numbers, stats.t, stats.per_sample, stats.terms,
+            stats.stop_requests, fault,
         )  # fmt: skip
 
-    # ------------------------------------------------------------------ ours
+    # ------------------------------------------------------------------ the average, and what a step amounts to
 
     @property
     def average(self) -> Ema[Any]:
-        """The running average, which exists once training has started."""
+        """The EMA of the weights, which exists once training has started."""
         assert self.ema is not None
         return self.ema
 
     def start_average(self) -> None:
-        """Makes the running average, once the model is on the device that it trains on."""
+        """Create the EMA, once the model is on the device that it trains on."""
         self.ema = Ema(self.model, self.config.ema_decay)
 
     @property
@@ -216,28 +281,28 @@ class TrainingModule(LightningModule):
         """The loss scaler of 16-bit training, if there is one."""
         return getattr(self.trainer.precision_plugin, "scaler", None)
 
-    def _gathered(self) -> ReducedStats:
-        """The step's examples from all processes by number, the mean loss and terms, and the wishes to stop."""
-        numbers = torch.tensor([n for found, _ in self._passes for n in found], dtype=torch.float64)
+    def _reduced_stats(self) -> ReducedStats:
+        """The step's examples from all processes by number, the mean loss and terms, and the requests to stop."""
+        numbers = torch.tensor([n for part, _ in self._passes for n in part], dtype=torch.float64)
         t = torch.cat([loss.t.double().cpu() for _, loss in self._passes])
         per_sample = torch.cat([loss.per_sample.flatten() for _, loss in self._passes]).cpu().double()
         value = torch.stack([loss.value.detach() for _, loss in self._passes]).cpu().double().mean()
         terms = torch.tensor([self._term(name) for name in self.learner.logged], dtype=torch.float64)
-        wishes = torch.tensor(self._wishes.wishes(), dtype=torch.float64)
+        stops = torch.tensor(self._stop_signals.requests(), dtype=torch.float64)
         if self.trainer.world_size > 1:  # one exchange a step: everything that all must agree on
             longest = self._longest()
             columns = [F.pad(column, (0, longest - len(numbers)), value=-1.0) for column in (numbers, t, per_sample)]
-            mine = torch.cat([*columns, value[None], terms, wishes]).to(self.device)
+            mine = torch.cat([*columns, value[None], terms, stops]).to(self.device)
             every = [torch.empty_like(mine) for _ in range(self.trainer.world_size)]
             torch.distributed.all_gather(every, mine)
-            sizes = [longest] * 3 + [1, len(terms), len(wishes)]
+            sizes = [longest] * 3 + [1, len(terms), len(stops)]
             columns = [torch.stack(column) for column in zip(*(v.cpu().split(sizes) for v in every), strict=True)]
-            there = columns[0].flatten() >= 0
-            numbers, t, per_sample = (column.flatten()[there] for column in columns[:3])
-            value, terms, wishes = columns[3].mean(), columns[4].mean(0), columns[5].sum(0)
+            present = columns[0].flatten() >= 0
+            numbers, t, per_sample = (column.flatten()[present] for column in columns[:3])
+            value, terms, stops = columns[3].mean(), columns[4].mean(0), columns[5].sum(0)
         order = numbers.argsort()
         named = dict(zip(self.learner.logged, terms.tolist(), strict=True))
-        return ReducedStats(numbers[order].long(), t[order], per_sample[order], value.item(), named, wishes.tolist())
+        return ReducedStats(numbers[order].long(), t[order], per_sample[order], value.item(), named, stops.tolist())
 
     def _share(self, numbers: list[int]) -> float:
         """How many examples a part of the step has, in multiples of the mean part's."""
@@ -254,14 +319,14 @@ class TrainingModule(LightningModule):
 
     def _term(self, name: str) -> float:
         """The mean of a term over this process's parts of the batch; NaN where it is not there."""
-        found = [loss.terms[name].cpu().double().mean().item() for _, loss in self._passes if name in loss.terms]
-        return sum(found) / len(found) if found else math.nan
+        means = [loss.terms[name].cpu().double().mean().item() for _, loss in self._passes if name in loss.terms]
+        return sum(means) / len(means) if means else math.nan
 
-    def _fault(self, found: ReducedStats, norm: float) -> dict[str, Any]:
+    def _fault(self, stats: ReducedStats, norm: float) -> dict[str, Any]:
         """What a person needs to find the cause of a non-finite step."""
-        loss, bad = found.loss, ~found.per_sample.isfinite()
+        loss, bad = stats.loss, ~stats.per_sample.isfinite()
         chosen = bad if bool(bad.any()) else torch.ones_like(bad)
-        levels = found.t[chosen]
+        levels = stats.t[chosen]
         # An overflow of scaled 16-bit gradients is how the scaler finds its scale, until there is none left to lower.
         rescaled = self.scaler is not None and math.isfinite(loss) and self.scaler.get_scale() > 1
         return {
@@ -269,25 +334,25 @@ class TrainingModule(LightningModule):
             "loss": str(loss),
             "grad_norm": str(norm),
             **({} if bool(levels.isnan().all()) else {"t": [levels.min().item(), levels.max().item()]}),
-            "examples": found.numbers[chosen].tolist(),
+            "examples": stats.numbers[chosen].tolist(),
             "grad_norms": module_norms(self.model),
             "rescaled": rescaled,
         }
 
 
 def module_norms(model: nn.Module, most: int = 12) -> dict[str, str]:
-    """The gradient norm of each part of a model, non-finite and largest ones first."""
+    """The gradient norm of each part of a model, at most `most` of them, non-finite and largest ones first."""
     parts: dict[str, list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             parts.setdefault(".".join(name.split(".")[:4]), []).append(parameter.grad)
-    norms = {name: torch.nn.utils.get_total_norm(found).item() for name, found in parts.items()}
+    norms = {name: torch.nn.utils.get_total_norm(gradients).item() for name, gradients in parts.items()}
     worst = sorted(norms.items(), key=lambda entry: (math.isfinite(entry[1]), -entry[1]))
     return {name: f"{norm:.4g}" for name, norm in worst[:most]}
 
 
 def _seed(seed: int, device: torch.device) -> None:
-    """Sets the global generators that matter; `torch.manual_seed` spends a millisecond on those of absent devices."""
+    """Set the global generators that matter; `torch.manual_seed` spends a millisecond on those of absent devices."""
     torch.default_generator.manual_seed(seed)
     if device.type != "cpu":
         torch.get_device_module(device).manual_seed(seed)

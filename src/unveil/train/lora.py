@@ -67,9 +67,9 @@ def model_config_on_base(model: Model, base: BaseModel, recipe: Recipe, besides:
         theirs, mine = getattr(model.config, name), getattr(ours, name)
         if _uncached(theirs) != _uncached(mine):
             raise RecipeError(f"{name} of the base {base.path} is {theirs}, of the recipe {mine}; make them equal")
-    for one in ours.condition:
-        if isinstance(one, TextSection):
-            cast(TextEncoder, model.conditioners[one.key]).keep(one.cache)
+    for section in ours.condition:
+        if isinstance(section, TextSection):
+            cast(TextEncoder, model.conditioners[section.key]).keep(section.cache)
     return ours
 
 
@@ -78,4 +78,4 @@ def _uncached(value: Any) -> Any:
     if not isinstance(value, tuple):
         return value
     parts = cast(tuple[Any, ...], value)
-    return tuple(one.model_copy(update={"cache": 0}) if isinstance(one, TextSection) else one for one in parts)
+    return tuple(part.model_copy(update={"cache": 0}) if isinstance(part, TextSection) else part for part in parts)

@@ -53,7 +53,7 @@ class RunningMean:
     def means(self) -> dict[str, Any]:
         """Mean loss and gradient norm, the loss by noise level, the terms; None where there was nothing.
 
-        Where every loss was at no level, there is no `loss_by_t`.
+        Where every loss was at no level, `loss_by_t` is absent.
         """
         some = self.steps > 0
         bins = [s / n if n else None for s, n in zip(self.bin_sums, self.bin_counts, strict=True)]
@@ -90,8 +90,8 @@ class MetricsLogger:
         self._events: Any = None
         self._broken: set[str] = set()
         if self.path.exists():
-            kept = [line for line in self.path.read_text("utf-8").splitlines() if _step_of(line) <= after]
-            write_atomically(self.path, "".join(line + "\n" for line in kept))
+            lines = [line for line in self.path.read_text("utf-8").splitlines() if _step_of(line) <= after]
+            write_atomically(self.path, "".join(line + "\n" for line in lines))
         try:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -168,7 +168,7 @@ class ProgressBar:
             self.say(f"step {step}/{self.total}: {', '.join(parts)}")
 
     def say(self, text: str) -> None:
-        """A line of its own."""
+        """Print a line."""
         if self._shown and self._bar is not None:
             self._bar.console.print(text, highlight=False)
         elif self._shown:
@@ -189,16 +189,16 @@ def duration(seconds: float) -> str:
 
 
 def guarded(what: str, action: Any) -> Any:
-    """Runs what a run can do without (pictures, plots); a fault is a warning. Returns None after one."""
+    """Run an action that a run can do without (images, plots); an exception is a warning, after which it is None."""
     try:
         return action()
-    except Exception as problem:  # hours of training are worth more than a picture
+    except Exception as problem:  # hours of training are worth more than an image
         log.warning("%s: left out (%s: %s); training goes on", what, type(problem).__name__, problem)
         return None
 
 
 def _flat(line: Mapping[str, Any]) -> list[tuple[str, float]]:
-    found: list[tuple[str, float]] = []
+    scalars: list[tuple[str, float]] = []
     for name, value in line.items():
         values: Sequence[Any] = value if isinstance(value, list) else [value]
         for place, number in enumerate(values):
@@ -208,8 +208,8 @@ def _flat(line: Mapping[str, Any]) -> list[tuple[str, float]]:
                 and math.isfinite(number)
                 and name != "step"
             ):
-                found.append((f"{name}/{place}" if isinstance(value, list) else name, float(number)))
-    return found
+                scalars.append((f"{name}/{place}" if isinstance(value, list) else name, float(number)))
+    return scalars
 
 
 def _step_of(line: str) -> float:

@@ -1,4 +1,4 @@
-"""The folder of a run: what it was asked, on what machine, and where its parts lie.
+"""The folder of a run: its recipe, the machine it ran on, and its files.
 
     recipe.yaml  environment.json  metrics.jsonl  events/  samples/  plots/  checkpoints/step_000500/  card.md
 
@@ -49,7 +49,7 @@ class RunFolder:
 
     Args:
         path: of the folder; made when missing.
-        asked: the resolved recipe, or what stands for one, as plain values.
+        recorded: the resolved recipe, or the settings of the call, as plain values.
         writes: False for the other processes of a distributed run, which only read.
 
     Raises:
@@ -57,13 +57,13 @@ class RunFolder:
         OutputError: the folder cannot be written, or another process trains in it.
     """
 
-    def __init__(self, path: Path, asked: Mapping[str, Any], *, writes: bool = True) -> None:
+    def __init__(self, path: Path, recorded: Mapping[str, Any], *, writes: bool = True) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.samples = path / "samples"
         self.plots = path / "plots"
         self._lock: int | None = None
-        self._check_same(asked)
+        self._check_same(recorded)
         if not writes:
             return
         try:
@@ -79,15 +79,15 @@ class RunFolder:
                 f"{path}: another process trains in this folder; wait for it, or choose another"
             ) from problem
         write_atomically(
-            path / "recipe.yaml", yaml.safe_dump(dict(asked), sort_keys=False, allow_unicode=True, width=120)
+            path / "recipe.yaml", yaml.safe_dump(dict(recorded), sort_keys=False, allow_unicode=True, width=120)
         )
         checkpoint_store.remove_stale(self.checkpoints)
 
     def newest(self) -> Path | None:
-        """The checkpoint to go on from; damaged newer ones are named in a warning.
+        """The checkpoint to resume from; damaged newer ones are named in a warning.
 
         Raises:
-            WeightsError: there are checkpoints and none of them is valid, so going on would start over.
+            WeightsError: there are checkpoints and none of them is valid, so resuming would start over.
         """
         skipped: list[str] = []
 
@@ -95,16 +95,16 @@ class RunFolder:
             skipped.append(folder.name)
             log.warning("checkpoint passed over: %s", problem)
 
-        found = checkpoint_store.latest_valid(self.checkpoints, passed_over)
-        if found is None and skipped:
+        valid = checkpoint_store.latest_valid(self.checkpoints, passed_over)
+        if valid is None and skipped:
             raise WeightsError(
                 f"{self.checkpoints}: {', '.join(skipped)} damaged, no valid checkpoint left; "
                 "delete the run folder to start over, or choose another"
             )
-        return found
+        return valid
 
     def record_start(self, facts: Mapping[str, Any], step: int) -> None:
-        """Adds this start to environment.json."""
+        """Add this start to environment.json."""
         path = self.path / "environment.json"
         try:
             starts = json.loads(path.read_text("utf-8"))["starts"]
@@ -114,19 +114,19 @@ class RunFolder:
         write_atomically(path, json.dumps({"starts": starts}, indent=1, ensure_ascii=False) + "\n")
 
     def record_end(self, step: int, cpu_seconds: float) -> None:
-        """Adds to the last start what it cost: a start that was killed has no such entry."""
+        """Add to the last start what it cost: a start that was killed has no such entry."""
         path = self.path / "environment.json"
         starts = json.loads(path.read_text("utf-8"))["starts"]
         starts[-1] |= {"to_step": step, "cpu_minutes": round(cpu_seconds / 60, 2)}
         write_atomically(path, json.dumps({"starts": starts}, indent=1, ensure_ascii=False) + "\n")
 
     def close(self) -> None:
-        """Lets others use the folder."""
+        """Release the folder for other processes."""
         if self._lock is not None:
             os.close(self._lock)  # which also unlocks
             self._lock = None
 
-    def _check_same(self, asked: Mapping[str, Any]) -> None:
+    def _check_same(self, recorded: Mapping[str, Any]) -> None:
         path = self.path / "recipe.yaml"
         if not path.is_file():
             if checkpoint_store.checkpoints(self.checkpoints):
@@ -134,11 +134,11 @@ class RunFolder:
             for name in OURS:  # of others, since a run that began here has a recipe
                 if (self.path / name).exists():
                     raise OutputError(
-                        f"{self.path}: holds {name} but no recipe.yaml, and is no run; choose another folder"
+                        f"{self.path}: holds {name} but no recipe.yaml, so it is not a run; choose another folder"
                     )
             return
         before = _leaves(migration.migrate(read_yaml(path.read_text("utf-8"), str(path))))
-        now = _leaves(read_yaml(yaml.safe_dump(dict(asked)), "the recipe"))
+        now = _leaves(read_yaml(yaml.safe_dump(dict(recorded)), "the recipe"))
         changed = [
             key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key) and not _free(key)
         ]
@@ -152,7 +152,7 @@ class RunFolder:
 
 
 def environment(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What a start ran on."""
+    """Facts of the machine and the software of a start."""
     import lightning
 
     return {
@@ -167,9 +167,9 @@ def environment(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def training_of(run: Path) -> dict[str, Any]:
-    """What a run's folder says of its training: command, commit, last step and CPU-minutes of all starts.
+    """Facts of a run's training: command, commit, last step and CPU-minutes of all starts.
 
-    Empty where the folder is no run; a cost is missing where a start was killed before it could tell.
+    Empty where the folder is not a run; the cost is missing where a start was killed.
     """
     try:
         starts = json.loads((run / "environment.json").read_text("utf-8"))["starts"]

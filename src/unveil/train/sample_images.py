@@ -25,7 +25,7 @@ def sheet(samples: Tensor, columns: int | None = None) -> bytes:
     Small ones are enlarged pixel by pixel, so that an 8 x 8 digit can be seen and nothing is smoothed away.
 
     Raises:
-        ShapeError: neither pictures nor clips.
+        ShapeError: neither images nor clips.
     """
     if samples.ndim not in (4, 5) or samples.shape[1] not in (1, 3):
         raise ShapeError(f"samples {tuple(samples.shape)}: a sheet needs (B, 1 or 3, H, W) or (B, 1 or 3, T, H, W)")
@@ -34,14 +34,14 @@ def sheet(samples: Tensor, columns: int | None = None) -> bytes:
 
 
 def beside(hints: Sequence[Tensor], samples: Tensor) -> tuple[Tensor, int]:
-    """Each sample behind the hints that it was drawn by, and the pictures in a row of a sheet of these.
+    """Each sample behind the hints that it was drawn by, and the images in a row of a sheet of these.
 
     Args:
         hints: of each control (B, 1 or 3, H, W), uint8 or in [-1, 1], of the samples' size.
         samples: (B, 1 or 3, H, W) in [-1, 1].
     """
-    shown = [one if one.is_floating_point() else images.to_unit(one) for one in hints]
-    every = torch.stack([one.to(samples).expand(-1, 3, -1, -1) for one in (*shown, samples)], 1)
+    shown = [image if image.is_floating_point() else images.to_unit(image) for image in hints]
+    every = torch.stack([image.to(samples).expand(-1, 3, -1, -1) for image in (*shown, samples)], 1)
     across = max(1, round(math.sqrt(len(samples)) / 2)) * 2  # samples, an even number of them
     return every.flatten(0, 1), min(across, len(samples)) * every.shape[1]
 

@@ -1,4 +1,4 @@
-"""Trains models that turn one sequence into another, and counts what they write exactly.
+"""Training of sequence models, which turn one sequence into another, and the share that they write exactly.
 
 They see the training part alone, their vocabularies too.
 """
@@ -7,15 +7,22 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import Dataset
 
-from unveil.errors import NonFinite, RecipeError
-from unveil.model.config import SequenceRecipe
+from unveil.core.objective import LossOutput
+from unveil.core.rng import SampleRNG
+from unveil.errors import RecipeError, WeightsError
+from unveil.io.safetensors_io import read_tensors
+from unveil.model import checkpoint_store, model_folder
+from unveil.model.config import SequenceRecipe, TrainConfig
+from unveil.model.config.parsing import validate
 from unveil.model.config.seq2seq import DecodeConfig, SequenceTrainConfig, TokensConfig
 from unveil.model.seq2seq import exact_match
 from unveil.model.seq2seq_folder import SequenceModel
@@ -23,16 +30,23 @@ from unveil.nn.tokenizer import BEGIN, END, PADDING, Vocabulary, padded
 from unveil.nn.transformer import Transformer, TransformerConfig, token_loss
 from unveil.playground.text_pairs import Pair, TaskConfig, open_pairs
 from unveil.train import lr_schedule
-from unveil.train.classifier import ClassifierProgress
+from unveil.train.classifier import StepProgress
+from unveil.train.data_order import Batch, IndexableItems
+from unveil.train.learner import AdamWOptions, Learner
+from unveil.train.lr_schedule import Schedule
+from unveil.train.random_order import ExampleNumbers, SortedWindows
+from unveil.train.trainer import learn, learn_in_memory
 
-WINDOW = 32  # batches whose pairs are sorted by length, so that a batch holds little padding
+if TYPE_CHECKING:  # with it comes Lightning, which takes seconds
+    from unveil.train.lightning_module import StepOutput
+
+FILE, WORDS = "transformer.safetensors", "vocabularies.json"  # of a checkpoint
 
 
 class TrainedSequence(NamedTuple):
-    """A sequence model, the shares of held-out targets it writes exactly, and what it took.
+    """A sequence model, the shares of held-out targets it writes exactly, and the cost of its training.
 
-    exact: by how it decodes, greedy or beam, then by what: all, each task, and `length N` beyond the
-        trained ones.
+    exact: by decoding, greedy or beam, then by set: all, each task, and `length N` beyond the trained ones.
     """
 
     model: SequenceModel
@@ -40,8 +54,155 @@ class TrainedSequence(NamedTuple):
     cpu_seconds: float
 
 
+class Example(NamedTuple):
+    """A training pair as token numbers.
+
+    source: with the end. target: with begin and end.
+    """
+
+    source: list[int]
+    target: list[int]
+
+    @property
+    def length(self) -> int:
+        """Tokens of both."""
+        return len(self.source) + len(self.target)
+
+
+class SequenceLearner(Learner):
+    """The learner of a sequence model, whose training pairs are in memory.
+
+    Weights, order of the pairs and dropout are drawn from one generator.
+
+    Args:
+        network: its settings.
+        examples: the training pairs.
+        config: settings of training.
+        vocabularies: of sources and of targets.
+    """
+
+    adamw = AdamWOptions(eps=1e-9)
+
+    def __init__(
+        self,
+        network: TransformerConfig,
+        examples: list[Example],
+        config: SequenceTrainConfig,
+        vocabularies: tuple[Vocabulary, Vocabulary],
+    ) -> None:
+        self.batch_size = min(config.batch_size, len(examples))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            super().__init__(Transformer(network))
+            self.order = SortedWindows([example.length for example in examples], self.batch_size)
+        self.examples, self.config, self.vocabularies = examples, config, vocabularies
+        self._rows: tuple[int, list[int]] | None = None  # of a step: its number, and the examples of its batch
+
+    def loop(self) -> TrainConfig:
+        """The settings of the training loop.
+
+        Raises:
+            RecipeError: settings that cannot work, such as a batch that cannot be split.
+        """
+        config = self.config
+        settings = {
+            "batch_size": self.batch_size,
+            "steps": config.steps,
+            "lr": config.lr,
+            "adam_betas": config.adam_betas,
+            "weight_decay": config.weight_decay,
+            "ema_decay": config.ema_decay,
+            "grad_clip_norm": config.grad_clip_norm,
+            "grad_accum_steps": config.grad_accum_steps,
+            "precision": config.precision,
+            "seed": config.seed,
+            "save_every": config.save_every,
+            "sample_every": 0,
+            "validate_every": 0,
+            "max_minutes": config.max_minutes,
+            "nonfinite_limit": 0,
+        }
+        return validate(TrainConfig, settings, "train")
+
+    def dataset(self, items: IndexableItems, config: TrainConfig) -> Dataset[Batch]:
+        """Example numbers alone."""
+        return ExampleNumbers()
+
+    def schedule(self, config: TrainConfig) -> Schedule:
+        """Up over the warm-up, then down with the root of the steps or like half a cosine."""
+        if self.config.lr_schedule == "cosine":
+            return lr_schedule.cosine(config.steps, warmup=self.config.warmup)
+        return lr_schedule.inverse_sqrt(warmup=self.config.warmup)
+
+    def clip(self, parameters: Sequence[nn.Parameter], norm: float, limit: float) -> None:
+        """Scale a gradient down to the limit as torch does, which adds 1e-6 to the norm."""
+        torch.nn.utils.clip_grads_with_norm_(parameters, limit, torch.tensor(norm))
+
+    def loss(self, batch: Batch, streams: SampleRNG, step: int, flip: bool) -> LossOutput:
+        """The mean cross-entropy of the targets' tokens, over all parts of the step."""
+        part = self.order.part(batch.numbers)
+        if self._rows is None or self._rows[0] != step:
+            with self.order.drawing():
+                self._rows = step, self.order.draw().tolist()
+        rows = self._rows[1]
+        chosen = [self.examples[row] for row in rows[part.positions]]
+        source, target = padded([each.source for each in chosen]), padded([each.target for each in chosen])
+        source, target = source.to(self.device), target.to(self.device)
+        with self.order.forward_pass(part):
+            logits = self.model(source, target[:, :-1], mask=source != PADDING)
+        value = token_loss(logits, target[:, 1:], smoothing=self.config.label_smoothing, padding=PADDING)
+        if not part.whole:  # the mean over the parts is that over the tokens of all
+            tokens = [sum(len(self.examples[row].target) - 1 for row in some) for some in (rows[part.positions], rows)]
+            value = value * (tokens[0] / tokens[1] * len(rows) / len(chosen))
+        nowhere = torch.full((len(chosen),), math.nan, dtype=torch.float64)
+        return LossOutput(value, value.detach().expand(len(chosen)), nowhere, {})
+
+    def state(self) -> dict[str, Tensor]:
+        """The order of the pairs and the generator."""
+        return self.order.state()
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Restore the order of the pairs and the generator.
+
+        Raises:
+            WeightsError: a tensor is missing.
+        """
+        self.order.restore(state)
+        self._rows = None
+
+    def averaged(self, average: Any) -> dict[str, dict[str, Tensor]]:
+        """Tensors of the network."""
+        return {FILE: dict(average.state_dict())}
+
+    def files(self, about: str) -> dict[str, checkpoint_store.Content]:
+        """The network as trained, its vocabularies and the card."""
+        return {FILE: dict(self.model.state_dict()), WORDS: self._words(), "card.md": self.card(about)}
+
+    def load(self, model: Any, folder: Path, which: model_folder.Which) -> None:
+        """Copy a folder's weights.
+
+        Raises:
+            WeightsError: weights of another network, or of other words.
+        """
+        if checkpoint_store.read_json(folder / WORDS) != self._words():
+            raise WeightsError(f"{folder}: the texts have other words now; use those of the run, or begin another run")
+        path = model_folder.weights_of(folder, FILE, which)
+        tensors = read_tensors(path)
+        model_folder.check_keys(path, model, tensors)
+        model.load_state_dict(tensors)
+
+    def card(self, about: str) -> str:
+        """The network's size."""
+        parameters = sum(p.numel() for p in self.model.parameters())
+        return f"# A sequence model\n\nTransformer, {parameters:,} parameters\n\n{about}\n"
+
+    def _words(self) -> dict[str, Any]:
+        source, target = self.vocabularies
+        return {"source": source.plain(), "target": target.plain()}
+
+
 def train_sequence(
-    recipe: SequenceRecipe, on_progress: Callable[[ClassifierProgress], object] | None = None
+    recipe: SequenceRecipe, on_progress: Callable[[StepProgress], object] | None = None
 ) -> TrainedSequence:
     """The model of a recipe, the same for the same seed, machine and number of compute threads.
 
@@ -53,34 +214,66 @@ def train_sequence(
         DataError: pairs that cannot be read, or none that never trains.
         NonFinite: the loss left the finite numbers.
     """
+    begun, spent = time.perf_counter(), time.process_time()
+    learner, held_out = _prepared(recipe)
+
+    def report(step: StepOutput) -> None:
+        if on_progress:
+            on_progress(StepProgress(step.step, recipe.train.steps, step.loss, time.perf_counter() - begun))
+
+    learn_in_memory(learner, cast(Any, learner.examples), config=learner.loop(), on_step=report)
+    return _finished(learner, recipe, held_out, spent)
+
+
+def fit_sequence(recipe: SequenceRecipe, *, run: Path | str) -> TrainedSequence:
+    """Train the model of a recipe in a run folder, or resume the run in it; by one process or those of `torchrun`.
+
+    Args:
+        run: the folder; new, or one of the same recipe.
+
+    Raises:
+        RecipeError, MediaError: as `train_sequence`; or a folder with a run of another recipe.
+        NotWritable, NonFinite, OutOfResources, Cancelled: as `train.fit`.
+    """
     spent = time.process_time()
+    learner, held_out = _prepared(recipe)
+    recorded = recipe.model_dump(mode="json")
+    learn(learner, cast(Any, learner.examples), config=learner.loop(), run=run, held_out=None, recorded=recorded)
+    return _finished(learner, recipe, held_out, spent)
+
+
+def _prepared(recipe: SequenceRecipe) -> tuple[SequenceLearner, dict[str, Sequence[Pair]]]:
+    """The learner of a recipe, and the pairs that never train, both checked."""
     config = recipe.data.build()
     pairs = open_pairs(config, "train")
     source, target = vocabularies(pairs.pairs, recipe.tokens)
     network = recipe.network.build({"source": len(source), "target": len(target)})
     examples = _encoded(pairs.pairs, source, target, network)
     held_out = _held_out(recipe, config)  # before hours that would be lost with it
-    for pair in (pair for own in held_out.values() for pair in own):
+    for pair in (pair for pairs_of_set in held_out.values() for pair in pairs_of_set):
         if not 1 <= len(source.encode(pair.source)) < network.max_length:
-            told = f"{pair.source[:60]!r} has {len(source.encode(pair.source))} tokens"
+            text = f"{pair.source[:60]!r} has {len(source.encode(pair.source))} tokens"
             raise RecipeError(
-                f"network.max_length = {network.max_length}: the held-out {told}; raise it, or mend the text"
+                f"network.max_length = {network.max_length}: the held-out {text}; raise it, or mend the text"
             )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.train.seed)
-        transformer = Transformer(network).train()
-        _fit(transformer, examples, recipe.train, on_progress)
+    return SequenceLearner(network, examples, recipe.train, (source, target)), held_out
+
+
+def _finished(
+    learner: SequenceLearner, recipe: SequenceRecipe, held_out: Mapping[str, Sequence[Pair]], spent: float
+) -> TrainedSequence:
+    """The trained model, and the shares that it writes exactly."""
     facts = {
         "data": recipe.data.model_dump(mode="json"),
         "train": recipe.train.model_dump(mode="json"),
         "decode": recipe.decode.model_dump(mode="json"),
     }
-    model = SequenceModel(transformer.eval().requires_grad_(False), source, target, facts)
+    model = SequenceModel(learner.model.eval().requires_grad_(False), *learner.vocabularies, facts)
     return TrainedSequence(model, _judged(model, recipe, held_out), time.process_time() - spent)
 
 
 def vocabularies(pairs: Sequence[Pair], config: TokensConfig) -> tuple[Vocabulary, Vocabulary]:
-    """Those of sources and of targets; the same one twice where they share."""
+    """The vocabularies of sources and of targets; the same one twice where they share."""
     sources, targets = ([pair[side] for pair in pairs] for side in (0, 1))
     if config.shared:
         both = Vocabulary.of([*sources, *targets], config.source, limit=config.vocab_size)
@@ -91,68 +284,16 @@ def vocabularies(pairs: Sequence[Pair], config: TokensConfig) -> tuple[Vocabular
     )
 
 
-class _Example(NamedTuple):
-    source: list[int]  # with the end
-    target: list[int]  # with begin and end
-
-
 def _encoded(
     pairs: Sequence[Pair], source: Vocabulary, target: Vocabulary, network: TransformerConfig
-) -> list[_Example]:
-    examples = [_Example([*source.encode(a), END], [BEGIN, *target.encode(b), END]) for a, b in pairs]
-    longest = max(max(len(one.source), len(one.target) - 1) for one in examples)
+) -> list[Example]:
+    examples = [Example([*source.encode(a), END], [BEGIN, *target.encode(b), END]) for a, b in pairs]
+    longest = max(max(len(example.source), len(example.target) - 1) for example in examples)
     if longest > network.max_length:
         raise RecipeError(
             f"network.max_length = {network.max_length}: the longest training text has {longest} tokens; raise it"
         )
     return examples
-
-
-def _fit(
-    network: Transformer,
-    examples: list[_Example],
-    config: SequenceTrainConfig,
-    on_progress: Callable[[ClassifierProgress], object] | None,
-) -> None:
-    began = time.perf_counter()
-    optimiser = torch.optim.AdamW(
-        network.parameters(),
-        lr=config.lr,
-        betas=config.adam_betas,
-        eps=1e-9,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
-    falling = lr_schedule.inverse_sqrt(warmup=config.warmup)
-    if config.lr_schedule == "cosine":
-        falling = lr_schedule.cosine(config.steps, warmup=config.warmup)
-    for step, (source, target) in zip(range(1, config.steps + 1), _batches(examples, config.batch_size), strict=False):
-        for group in optimiser.param_groups:
-            group["lr"] = config.lr * falling(step - 1)
-        logits = network(source, target[:, :-1], mask=source != PADDING)
-        loss = token_loss(logits, target[:, 1:], smoothing=config.label_smoothing, padding=PADDING)
-        if not math.isfinite(value := loss.item()):
-            raise NonFinite(f"step {step}: the loss is {value}; lower train.lr, now {config.lr}")
-        optimiser.zero_grad()
-        loss.backward()
-        if config.grad_clip_norm:
-            torch.nn.utils.clip_grad_norm_(network.parameters(), config.grad_clip_norm)
-        optimiser.step()
-        if on_progress:
-            on_progress(ClassifierProgress(step, config.steps, value, time.perf_counter() - began))
-
-
-def _batches(examples: list[_Example], batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Sources and targets (B, N), each pair once before any comes again, pairs of like length together."""
-    batch = min(batch, len(examples))
-    while True:
-        order = torch.randperm(len(examples)).tolist()
-        for begin in range(0, len(order) - batch + 1, WINDOW * batch):
-            window = sorted(order[begin : begin + WINDOW * batch], key=lambda i: sum(map(len, examples[i])))
-            parts = [window[i : i + batch] for i in range(0, len(window) - batch + 1, batch)]
-            for place in torch.randperm(len(parts)).tolist():
-                chosen = [examples[i] for i in parts[place]]
-                yield padded([one.source for one in chosen]), padded([one.target for one in chosen])
 
 
 def _held_out(recipe: SequenceRecipe, config: Any) -> dict[str, Sequence[Pair]]:
@@ -170,22 +311,22 @@ def _judged(
 ) -> dict[str, dict[str, float]]:
     config = recipe.data.build()
     tasks = config.tasks if isinstance(config, TaskConfig) else ()
-    found = {"greedy": _shares(model, sets, tasks, recipe.decode.model_copy(update={"num_beams": 1}))}
+    exact = {"greedy": _shares(model, sets, tasks, recipe.decode.model_copy(update={"num_beams": 1}))}
     if recipe.decode.num_beams > 1:
-        found["beam"] = _shares(model, sets, tasks, recipe.decode)
-    return found
+        exact["beam"] = _shares(model, sets, tasks, recipe.decode)
+    return exact
 
 
 def _shares(
     model: SequenceModel, sets: Mapping[str, Sequence[Pair]], tasks: Sequence[str], decode: DecodeConfig
 ) -> dict[str, float]:
     """The share written exactly of each set, and of each task in it."""
-    found: dict[str, float] = {}
+    shares: dict[str, float] = {}
     for name, pairs in sets.items():
         right = exact_match(model, pairs, beams=decode.num_beams, length_power=decode.length_penalty)
-        found[name] = sum(right) / len(right)
+        shares[name] = sum(right) / len(right)
         for task in tasks:
-            own = [one for one, pair in zip(right, pairs, strict=True) if pair.source.split()[0] == task]
-            if own:
-                found[task if name == "all" else f"{name}, {task}"] = sum(own) / len(own)
-    return found
+            of_task = [hit for hit, pair in zip(right, pairs, strict=True) if pair.source.split()[0] == task]
+            if of_task:
+                shares[task if name == "all" else f"{name}, {task}"] = sum(of_task) / len(of_task)
+    return shares

@@ -14,19 +14,21 @@ INTERRUPTED, TERMINATED = 130, 143  # exit codes: 128 + the signal's number
 
 
 class Stop:
-    """Listens for signals while it is entered; the first one asks, a second Ctrl-C leaves at once.
+    """Listens for signals while it is entered; the first one requests a stop, a second Ctrl-C exits at once.
 
     Args:
         minutes: wall time after which the run should stop, None for never.
+        answer: what is printed after a signal.
     """
 
-    def __init__(self, minutes: float | None = None) -> None:
+    def __init__(self, minutes: float | None = None, answer: str = "saving a checkpoint, then leaving") -> None:
+        self._answer = answer
         self._end = None if minutes is None else time.monotonic() + 60 * minutes
         self._before: dict[int, Any] = {}
         self.code: int | None = None
 
     def __enter__(self) -> Stop:
-        """Starts to listen; outside the main thread, where Python allows no handlers, only the time counts."""
+        """Start to listen; outside the main thread, where Python allows no handlers, only the time counts."""
         self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         self.listen()
         return self
@@ -34,18 +36,18 @@ class Stop:
     def __exit__(
         self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Gives the signals back to whoever had them."""
+        """Restore the former signal handlers."""
         if threading.current_thread() is threading.main_thread():
             for number, handler in self._before.items():
                 signal.signal(number, handler)
 
     def listen(self) -> None:
-        """Takes the signals (again: Lightning puts its own handler in when it starts)."""
+        """Install the signal handlers (again: Lightning installs its handler when it starts)."""
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, self._on_signal)
             signal.signal(signal.SIGTERM, self._on_signal)
 
-    def wishes(self) -> list[float]:
+    def requests(self) -> list[float]:
         """Interrupted, terminated, out of time: 1 for yes."""
         late = self._end is not None and time.monotonic() >= self._end
         return [float(self.code == INTERRUPTED), float(self.code == TERMINATED), float(late)]
@@ -57,12 +59,12 @@ class Stop:
                 os.write(2, b"\033[?25h\n")  # the progress bar hides the cursor
             os._exit(INTERRUPTED)
         self.code = INTERRUPTED if number == signal.SIGINT else TERMINATED
-        what = "saving a checkpoint, then leaving; Ctrl-C again leaves at once\n"
+        what = f"{self._answer}; Ctrl-C again leaves at once\n"
         os.write(2, f"\n{signal.Signals(number).name}: {what}".encode())
 
 
 def ignore_in_worker(number: int) -> None:
-    """For data workers, which a terminal's Ctrl-C reaches too: the main process tells them when to stop."""
+    """Ignore signals in a data worker, which a terminal's Ctrl-C reaches too: the main process stops it."""
     del number
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,6 +1,7 @@
-"""What training needs, besides the weights, to go on as if nothing had happened; as tensors and plain values.
+"""What training needs, besides the weights, to resume exactly; as tensors and plain values.
 
-Nothing is kept of random generators: every number drawn is keyed by the step and the example.
+Most learners key every random number by the step and the example, so nothing is saved of random generators. Those
+that draw from a generator of their own save its state among the learner's tensors.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from unveil.train.lightning_module import TrainingModule
 from unveil.train.metrics_logger import RunningMean
 
 TENSORS, VALUES = "train_state.safetensors", "train_state.json"
-BESIDE = "beside."  # before the names of what is trained beside the model
+AUXILIARY = "beside."  # before the names of auxiliary modules in the file
 
 
 def save(module: TrainingModule, window: RunningMean, parent: Path, *, items: int, about: str) -> Path:
-    """Publishes a training checkpoint; returns its folder.
+    """Publish a training checkpoint; return its folder.
 
     Args:
         window: the log's sums since its last line.
@@ -63,7 +64,7 @@ def save(module: TrainingModule, window: RunningMean, parent: Path, *, items: in
 
 
 class TrainingState:
-    """A verified checkpoint to go on from; the parts are put in as training makes room for them.
+    """A verified checkpoint to resume from; its parts are restored as training creates what holds them.
 
     Raises:
         WeightsError: the checkpoint lacks something.
@@ -79,32 +80,32 @@ class TrainingState:
         self.step = int(self.values["step"])
 
     def into_weights(self, module: TrainingModule) -> None:
-        """The weights as trained, the counters and what the learner keeps; before Lightning starts."""
+        """Restore the weights as trained, the counters and the learner's state; before Lightning starts."""
         module.learner.load(module.model, self.folder, "trained")
         module.step = self.step
         module.skipped = int(self.values["skipped"])
         module.in_a_row = int(self.values["skipped_in_a_row"])
         module.learner.restore(self.tensors)
-        found = {k.removeprefix(BESIDE): v for k, v in self.tensors.items() if k.startswith(BESIDE)}
-        if found.keys() != module.beside.state_dict().keys():
+        auxiliary = {k.removeprefix(AUXILIARY): v for k, v in self.tensors.items() if k.startswith(AUXILIARY)}
+        if auxiliary.keys() != module.auxiliary.state_dict().keys():
             raise WeightsError(f"{self.folder / TENSORS}: holds another discriminator; use another checkpoint")
-        module.beside.load_state_dict(found)
+        module.auxiliary.load_state_dict(auxiliary)
 
     def into_training(self, module: TrainingModule) -> None:
-        """The average, the optimiser's moments and the loss scale; once they exist on their device."""
+        """Restore the average, the optimiser's moments and the loss scale; once they exist on their device."""
         module.learner.load(module.average.model, self.folder, "ema")
         module.average.updates = int(self.values["ema_updates"])
         optimizer = module.optimizer
         assert optimizer is not None
         fused = bool(optimizer.defaults["fused"])
         for name, parameter in _trained(module):
-            found = {
+            moments = {
                 k: self.tensors[f"optimizer.{name}.{k}"] for k in _MOMENTS if f"optimizer.{name}.{k}" in self.tensors
             }
-            if not found:
+            if not moments:
                 continue
-            fresh = {k: torch.empty_like(parameter).copy_(v) for k, v in found.items() if k != "step"}
-            step = found["step"].clone()
+            fresh = {k: torch.empty_like(parameter).copy_(v) for k, v in moments.items() if k != "step"}
+            step = moments["step"].clone()
             optimizer.state[parameter] = {"step": step.to(parameter.device) if fused else step, **fresh}
         if module.scaler is not None and self.values["scaler"]:
             module.scaler.load_state_dict(self.values["scaler"])
@@ -116,7 +117,7 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's
 def _tensors(module: TrainingModule) -> dict[str, Tensor]:
     optimizer = module.optimizer
     assert optimizer is not None
-    state = {f"{BESIDE}{name}": value for name, value in module.beside.state_dict().items()}
+    state = {f"{AUXILIARY}{name}": value for name, value in module.auxiliary.state_dict().items()}
     for name, parameter in _trained(module):
         for key, value in optimizer.state.get(parameter, {}).items():
             state[f"optimizer.{name}.{key}"] = value
@@ -124,6 +125,6 @@ def _tensors(module: TrainingModule) -> dict[str, Tensor]:
 
 
 def _trained(module: TrainingModule) -> Iterator[tuple[str, nn.Parameter]]:
-    """Every parameter by the name that its moments are kept under."""
+    """Every parameter by the name that its moments are saved under."""
     yield from module.model.named_parameters()
-    yield from module.beside.named_parameters(prefix=BESIDE.removesuffix("."))
+    yield from module.auxiliary.named_parameters(prefix=AUXILIARY.removesuffix("."))

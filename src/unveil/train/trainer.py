@@ -1,4 +1,7 @@
-"""Training from the first step, or from wherever a run stopped, to the last."""
+"""Training from the first step, or from the step that a run stopped at, to the last.
+
+`learn` trains any learner in a run folder, and `learn_in_memory` without one.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,10 @@ import os
 import random
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -23,8 +26,7 @@ from unveil.io.files import write_atomically
 from unveil.io.provenance import cpu_seconds
 from unveil.model import Model, checkpoint_store
 from unveil.model.config import Recipe, TrainConfig
-from unveil.train import lr_schedule
-from unveil.train.data_order import BatchPlan, EpochShuffle, FixedBatch, IndexableItems, IndexedDataset, check_items
+from unveil.train.data_order import BatchPlan, EpochShuffle, FixedBatch, IndexableItems, TokenBudget, check_items
 from unveil.train.diffusion import DiffusionLearner
 from unveil.train.latents import shape_of
 from unveil.train.learner import Learner
@@ -32,16 +34,15 @@ from unveil.train.metrics_logger import duration, log
 from unveil.train.precision import resolve
 from unveil.train.run_folder import RunFolder, environment
 from unveil.train.signals import INTERRUPTED, Stop
-from unveil.train.token_batching import TokenBudget
 from unveil.train.variable_size import check_sizes, token_counts
 from unveil.train.vocabulary import build_vocabulary
 
 if TYPE_CHECKING:  # importing Lightning takes seconds; only a run that trains pays for it
-    from lightning.pytorch import Trainer
+    from lightning.pytorch import Callback, Trainer
 
     from unveil.train.callbacks import TrainingCallback
     from unveil.train.data_module import TrainingData
-    from unveil.train.lightning_module import Objective, TrainingModule
+    from unveil.train.lightning_module import Objective, StepOutput, TrainingModule
 
 
 def fit(
@@ -55,29 +56,29 @@ def fit(
     key: str | None = None,
     recipe: Recipe | None = None,
 ) -> Path:
-    """Trains a model in a run folder, or goes on with the run that is there; returns the folder.
+    """Train a model in a run folder, or resume the run in it; return the folder.
 
     Training takes place on the device that the model is on, by one process, or by as many as `torchrun`
-    started. At the end the model holds the averaged weights. The same seed gives the same weights to the
+    started. At the end the model holds the EMA weights. The same seed gives the same weights to the
     bit, however often a run was interrupted and whatever the number of data workers.
 
     Args:
-        model: a model, or only a denoiser round any network of your own.
-        dataset: items as dicts; `key` names the value that is learned: uint8 counts as pixels and is scaled
-            to [-1, 1], floating point of any shape is taken as it is.
-        objective: what is minimised, such as `core.objective.DiffusionLoss()`.
+        model: a model, or only a denoiser round any network.
+        dataset: items as dicts; `key` names the training data: uint8 counts as pixels and is scaled
+            to [-1, 1], floating point of any shape stays as it is.
+        objective: what is minimised, such as `core.objective.Diffusion()`.
         config: the settings of training.
         run: the folder; new, or one of the same recipe.
         held_out: items that never train, for the held-out loss.
-        key: the item's key that is learned; None takes the model's own, "pixels" without one.
-        recipe: what the folder records; None records the settings given here.
+        key: the items' key of the training data; None takes the model's, or "pixels" where it has none.
+        recipe: what the folder records; None records the settings of this call.
 
     Raises:
         RecipeError: settings that cannot work, or a folder with a run of another recipe.
         ShapeError: data that the model does not take.
         OutputError: the folder cannot be written.
         NonFinite: too many steps in a row were not finite.
-        OutOfResources: memory ran out, the disk stayed full, or there is no compiler where one was asked for.
+        OutOfResources: memory ran out, the disk stayed full, or `compile` is set and there is not a compiler.
         Cancelled: Ctrl-C or SIGTERM, after saving; `exit_code` is 130 or 143.
     """
     key = key or _key_of(model)
@@ -89,7 +90,7 @@ def fit(
     build_vocabulary(whole, dataset)
     return learn(
         learner, dataset, config=config, run=run, held_out=held_out,
-        asked=_asked(whole, objective, config, recipe, len(dataset)),
+        recorded=_recorded(whole, objective, config, recipe, len(dataset)),
         lengths=None if config.tokens is None else token_counts(whole, dataset),
     )  # fmt: skip
 
@@ -101,14 +102,14 @@ def learn(
     config: TrainConfig,
     run: Path | str,
     held_out: IndexableItems | None,
-    asked: Mapping[str, Any],
+    recorded: Mapping[str, Any],
     lengths: torch.Tensor | None = None,
 ) -> Path:
-    """Trains whatever a learner trains, as `fit` does; the model is left with the averaged weights.
+    """Train the model of a learner, as `fit` does; afterwards it holds the EMA weights.
 
     Args:
-        asked: what the folder records, as plain values; a run in the same folder must have been asked the same.
-        lengths: tokens of each item, where a step is to have so many (`train.token_batching`).
+        recorded: the settings that the folder records, as plain values; a run in the same folder must have the same.
+        lengths: tokens of each item, where a step has a number of tokens (`train.tokens`).
 
     Raises:
         RecipeError, OutputError, NonFinite, OutOfResources, Cancelled: as `fit`.
@@ -118,7 +119,7 @@ def learn(
     precision = resolve(config.precision, learner.device)
     if config.compile:
         learner.compile()
-    folder = RunFolder(Path(run), asked, writes=rank == 0)
+    folder = RunFolder(Path(run), recorded, writes=rank == 0)
     try:
         job = _Job(learner, dataset, config, held_out, folder, precision, rank, world, steps)
         newest = folder.newest()
@@ -131,9 +132,41 @@ def learn(
     return folder.path
 
 
+def learn_in_memory(
+    learner: Learner,
+    dataset: IndexableItems,
+    *,
+    config: TrainConfig,
+    on_step: Callable[[StepOutput], object] | None = None,
+) -> None:
+    """Train the model of a learner in this process without writing anything; afterwards it holds the EMA weights.
+
+    Args:
+        on_step: called after each step; to stop, let it raise `types.Cancelled`.
+
+    Raises:
+        RecipeError: settings that cannot work.
+        NonFinite: more steps in a row were not finite than `config.nonfinite_limit`.
+        OutOfResources: memory ran out.
+        Cancelled: Ctrl-C or SIGTERM; `exit_code` is 130 or 143.
+    """
+    precision = resolve(config.precision, learner.device)
+    steps = _steps(config, None, len(dataset), 1)
+    with Stop(answer="leaving") as stop, _quiet_lightning(), _own_generators(learner.device):
+        from unveil.train.callbacks import StepCallback
+        from unveil.train.data_module import TrainingData
+        from unveil.train.lightning_module import TrainingModule
+
+        module = TrainingModule(learner, config, stop_signals=stop, steps=steps)
+        trainer = _trainer(config, precision, learner, StepCallback(config, stop, on_step), config.steps)
+        _run(trainer, module, TrainingData(learner.dataset(dataset, config), config, 0, steps))
+    learner.model.load_state_dict(module.average.model.state_dict())
+    learner.model.eval()
+
+
 @dataclass(frozen=True)
 class _Job:
-    """What one call of `learn` was given, checked, and where it runs."""
+    """The checked arguments of one call of `learn`, and where it runs."""
 
     learner: Learner
     dataset: IndexableItems
@@ -154,8 +187,7 @@ class _Job:
             from unveil.train.lightning_module import TrainingModule
             from unveil.train.state import TrainingState
 
-            rate = lr_schedule.linear(config.steps, warmup=config.warmup, decay=config.lr_decay_ratio)
-            module = TrainingModule(learner, config, rate, stop, self.steps)
+            module = TrainingModule(learner, config, stop_signals=stop, steps=self.steps)
             watch = TrainingCallback(self.folder, config, stop, self.dataset)
             if newest is not None:
                 watch.saved = TrainingState(newest)
@@ -165,12 +197,14 @@ class _Job:
             if self.rank == 0:
                 self.folder.record_start(environment(self._facts()), module.step)
                 self._show_on(watch, stop)
-            order = EpochShuffle(len(self.dataset), config.seed)
-            numbered = IndexedDataset(self.dataset, order, learner.key, learner.raw_keys, config.batching)
-            trainer = _trainer(config, self.precision, learner, watch, config.steps - module.step)
+            examples = learner.dataset(self.dataset, config)
+            trainer = _trainer(
+                config, self.precision, learner, watch, config.steps - module.step, folder=self.folder.path
+            )
             try:
-                _run(trainer, module, TrainingData(numbered, config, module.step, self.steps), watch)
+                _run(trainer, module, TrainingData(examples, config, module.step, self.steps))
             finally:
+                watch.close()
                 if self.rank == 0:
                     with contextlib.suppress(OutputError, OutOfResources):  # the run's own error says it better
                         self.folder.record_end(module.step, cpu_seconds() - begun)
@@ -185,7 +219,7 @@ class _Job:
         }
 
     def _show_on(self, watch: TrainingCallback, stop: Stop) -> None:
-        """Chooses what the run shows as it goes: held-out items, and samples where they are pictures."""
+        """Choose what the run shows as it goes: held-out items, and samples where they are images."""
         config, held_out = self.config, self.held_out
         if held_out is not None and len(held_out):
             at_once = config.batch_size // (self.world * config.grad_accum_steps)
@@ -211,13 +245,13 @@ class _Job:
             log.warning("%s: %s are over at step %d of %d; start it again to go on", path, minutes, step, config.steps)
         if self.rank == 0:
             shown = sorted(self.folder.samples.glob("step_*.png"))
-            picture = f"\n\n![samples](samples/{shown[-1].name})" if shown else ""
-            about = f"## Training\n\n{step} of {config.steps} steps of {config.amount}, seed {config.seed}.{picture}"
+            image = f"\n\n![samples](samples/{shown[-1].name})" if shown else ""
+            about = f"## Training\n\n{step} of {config.steps} steps of {config.amount}, seed {config.seed}.{image}"
             write_atomically(path / "card.md", self.learner.card(about))
         return self.folder.checkpoints / checkpoint_store.step_name(step)
 
 
-def _run(trainer: Trainer, module: TrainingModule, data: TrainingData, watch: TrainingCallback) -> None:
+def _run(trainer: Trainer, module: TrainingModule, data: TrainingData) -> None:
     try:
         trainer.fit(module, datamodule=data)
     except torch.OutOfMemoryError as problem:
@@ -226,22 +260,25 @@ def _run(trainer: Trainer, module: TrainingModule, data: TrainingData, watch: Tr
             f"out of memory ({problem}); set train.grad_accum_steps to {more}: the same batch in smaller parts"
         ) from problem
     except SystemExit:  # Lightning's own answer to a SIGTERM that came before our handler was back in place
-        if watch.ended is None:
+        if all(getattr(callback, "ended", None) is None for callback in cast(Any, trainer).callbacks):
             raise
-    finally:
-        watch.close()
 
 
 # ---------------------------------------------------------------------- what Lightning is given
 
 
-def _trainer(config: TrainConfig, precision: str, learner: Learner, watch: TrainingCallback, steps: int) -> Trainer:
+def _trainer(
+    config: TrainConfig, precision: str, learner: Learner, callback: Callback, steps: int, *, folder: Path | None = None
+) -> Trainer:
+    """A Trainer that does nothing by itself; without a folder, it is of this process alone."""
     from lightning.pytorch import Trainer
 
     device = learner.device
-    # a discriminator has no gradients until it starts, which the exchange of gradients has to be told
-    ddp = "ddp_find_unused_parameters_true" if any(True for _ in learner.beside.parameters()) else "ddp"
-    world, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    # a discriminator has no gradients until it starts, which the exchange of gradients has to know
+    ddp = "ddp_find_unused_parameters_true" if any(True for _ in learner.auxiliary.parameters()) else "ddp"
+    world, local = (
+        (1, 1) if folder is None else (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    )
     return Trainer(
         accelerator=device.type,
         devices=local if world > 1 else [device.index or 0] if device.type == "cuda" else 1,
@@ -251,8 +288,8 @@ def _trainer(config: TrainConfig, precision: str, learner: Learner, watch: Train
         max_steps=steps,
         max_epochs=1,
         accumulate_grad_batches=config.grad_accum_steps,
-        callbacks=[watch],
-        default_root_dir=watch.folder.path,
+        callbacks=[callback],
+        default_root_dir=folder,
         # what Lightning would do by itself and we do: logging, checkpoints, the bar, the order of the data
         logger=False,
         enable_checkpointing=False,
@@ -325,7 +362,7 @@ def _whole(model: Model | Denoiser, dataset: IndexableItems, objective: Objectiv
     return Model(model, shape, variance=getattr(objective, "variance", fixed_small))
 
 
-def _asked(
+def _recorded(
     model: Model, objective: Objective, config: TrainConfig, recipe: Recipe | None, items: int
 ) -> dict[str, Any]:
     """The recipe as plain values; without one, everything that would make another run of this one."""

@@ -1,9 +1,9 @@
-"""Clips and pictures of different sizes in one step: what each of them gives alone, computed together.
+"""Videos and images of different sizes in one step: the loss of each of them alone, computed together.
 
-Each is noised by itself, with random numbers of its own and under the process for its size; the network then answers
-all at once. So the loss, its gradient and every random number are those of each clip alone, but for rounding.
+Each is noised by itself, with its own random numbers and under the process for its size; the network then answers
+all at once. So the loss, its gradient and every random number are those of each clip alone, except for rounding.
 
-Source: clips and pictures of any size in one row: Dehghani et al. 2023 (arXiv:2307.06304).
+Source: videos and images of any size in one row: Dehghani et al. 2023 (arXiv:2307.06304).
 """
 
 from __future__ import annotations
@@ -22,10 +22,8 @@ from unveil.core.rng import SampleRNG
 from unveil.errors import RecipeError, ShapeError
 from unveil.model import Model
 from unveil.model.config.train import Batching
-from unveil.model.shapes import resized
 from unveil.nn.video_dit import VideoDiT
-from unveil.train.data_order import IndexableItems, value_of
-from unveil.train.token_batching import sizes_of
+from unveil.train.data_order import IndexableItems, sizes_of, value_of
 from unveil.types import Condition
 
 
@@ -45,12 +43,12 @@ class VariableSizeLoss:
         self, denoiser: Denoiser, x0: Sequence[Tensor], condition: Condition | None, streams: SampleRNG, step: int
     ) -> LossOutput:
         """The loss of a batch at a training step, with that step's random numbers."""
-        own = _each(denoiser, x0)
+        denoisers = _each(denoiser, x0)
         drawn = [
-            self.of.chance(one.process, clip[None], streams_of, step)
-            for one, clip, streams_of in zip(own, x0, streams.each(), strict=True)
+            self.of.chance(each.process, clip[None], streams_of, step)
+            for each, clip, streams_of in zip(denoisers, x0, streams.each(), strict=True)
         ]
-        return self._loss(own, x0, condition, drawn)
+        return self._loss(denoisers, x0, condition, drawn)
 
     def at(
         self, denoiser: Denoiser, x0: Sequence[Tensor], condition: Condition | None, t: Tensor, noise: Sequence[Tensor]
@@ -62,22 +60,27 @@ class VariableSizeLoss:
         return self._loss(_each(denoiser, x0), x0, condition, drawn)
 
     def observe(self, process: object, t: Tensor, per_sample: Tensor) -> None:
-        """Lets the objective see times and losses."""
+        """Let the objective follow times and losses."""
         self.of.observe(process, t, per_sample)
 
     def _loss(
         self,
-        own: Sequence[Denoiser],
+        denoisers: Sequence[Denoiser],
         x0: Sequence[Tensor],
         condition: Condition | None,
         drawn: Sequence[tuple[SampledTimes, Tensor]],
     ) -> LossOutput:
-        shown = [self.of.shown(one, clip[None], *chance) for one, clip, chance in zip(own, x0, drawn, strict=True)]
-        answers = _packed(own, shown, condition) if self.how == "packed" else _by_size(own, shown, condition)
-        found = [self.of.judged(*each) for each in zip(own, shown, answers, strict=True)]
-        per_sample, t = (torch.cat([getattr(one, name) for one in found]) for name in ("per_sample", "t"))
-        terms = {name: torch.cat([one.terms[name] for one in found]) for name in found[0].terms}
-        return LossOutput(torch.stack([one.value for one in found]).mean(), per_sample, t, terms)
+        shown = [
+            self.of.shown(denoiser, clip[None], *chance)
+            for denoiser, clip, chance in zip(denoisers, x0, drawn, strict=True)
+        ]
+        answers = (
+            _packed(denoisers, shown, condition) if self.how == "packed" else _by_size(denoisers, shown, condition)
+        )
+        losses = [self.of.judged(*each) for each in zip(denoisers, shown, answers, strict=True)]
+        per_sample, t = (torch.cat([getattr(loss, name) for loss in losses]) for name in ("per_sample", "t"))
+        terms = {name: torch.cat([loss.terms[name] for loss in losses]) for name in losses[0].terms}
+        return LossOutput(torch.stack([loss.value for loss in losses]).mean(), per_sample, t, terms)
 
 
 def token_counts(model: Model, items: IndexableItems) -> Tensor:
@@ -92,7 +95,7 @@ def token_counts(model: Model, items: IndexableItems) -> Tensor:
 
 
 def check_sizes(model: Model, items: IndexableItems) -> None:
-    """Whether the model takes the sizes of all items, or where these are not known, that of the first.
+    """Check that the model takes the sizes of all items or, where they are unknown, that of the first.
 
     Raises:
         ShapeError: it does not.
@@ -105,7 +108,7 @@ def check_sizes(model: Model, items: IndexableItems) -> None:
     if data.ndim not in (3, 4) or data.shape[0] != model.shape[0]:
         raise ShapeError(
             f"item 0: {key!r} has the shape {tuple(data.shape)}; the model takes clips ({model.shape[0]}, T, H, W) and "
-            f"pictures ({model.shape[0]}, H, W)"
+            f"images ({model.shape[0]}, H, W)"
         )
     _tokens(model, data[:, None].shape[1:] if data.ndim == 3 else data.shape[1:])
 
@@ -125,34 +128,34 @@ def _tokens(model: Model, size: Sequence[int]) -> int:
 
 def _each(denoiser: Denoiser, x0: Sequence[Tensor]) -> list[Denoiser]:
     """The denoiser under the process of each clip's size."""
-    known: dict[torch.Size, Denoiser] = {}
+    denoisers: dict[torch.Size, Denoiser] = {}
     for clip in x0:
-        if clip.shape not in known:
+        if clip.shape not in denoisers:
             process = resized(denoiser.process, tuple(clip.shape))
-            known[clip.shape] = denoiser if process is denoiser.process else denoiser.under(process)
-    return [known[clip.shape] for clip in x0]
+            denoisers[clip.shape] = denoiser if process is denoiser.process else denoiser.under(process)
+    return [denoisers[clip.shape] for clip in x0]
 
 
-def _packed(own: Sequence[Denoiser], shown: Sequence[NoisedBatch], condition: Condition | None) -> list[Tensor]:
-    """What the network answers, all clips in one row."""
-    asked = [one.inputs(each.x, each.seen) for one, each in zip(own, shown, strict=True)]
-    found, _ = _network(own[0]).packed([x[0] for x, _ in asked], [t[0] for _, t in asked], condition)
-    return [one.checked(y[None], x)[0] for one, y, (x, _) in zip(own, found, asked, strict=True)]
+def _packed(denoisers: Sequence[Denoiser], shown: Sequence[NoisedBatch], condition: Condition | None) -> list[Tensor]:
+    """The network's predictions, all clips in one row."""
+    inputs = [denoiser.inputs(each.x, each.seen) for denoiser, each in zip(denoisers, shown, strict=True)]
+    answers, _ = _network(denoisers[0]).packed([x[0] for x, _ in inputs], [t[0] for _, t in inputs], condition)
+    return [denoiser.checked(y[None], x)[0] for denoiser, y, (x, _) in zip(denoisers, answers, inputs, strict=True)]
 
 
-def _by_size(own: Sequence[Denoiser], shown: Sequence[NoisedBatch], condition: Condition | None) -> list[Tensor]:
-    """The same, by one call for each size."""
-    asked = [one.inputs(each.x, each.seen) for one, each in zip(own, shown, strict=True)]
+def _by_size(denoisers: Sequence[Denoiser], shown: Sequence[NoisedBatch], condition: Condition | None) -> list[Tensor]:
+    """The network's predictions, by one call for each size."""
+    inputs = [denoiser.inputs(each.x, each.seen) for denoiser, each in zip(denoisers, shown, strict=True)]
     buckets: dict[torch.Size, list[int]] = defaultdict(list)
-    for place, (x, _) in enumerate(asked):
+    for place, (x, _) in enumerate(inputs):
         buckets[x.shape].append(place)
     answers: dict[int, Tensor] = {}
     for places in buckets.values():
-        x, t = (torch.cat([asked[place][which] for place in places]) for which in range(2))
+        x, t = (torch.cat([inputs[place][which] for place in places]) for which in range(2))
         part = None if condition is None else condition.map(lambda route, rows=places: route[rows])
-        y, _ = own[places[0]].checked(own[0].network(x, t, part), x)
+        y, _ = denoisers[places[0]].checked(denoisers[0].network(x, t, part), x)
         answers |= dict(zip(places, y.split(1), strict=True))
-    return [answers[place] for place in range(len(asked))]
+    return [answers[place] for place in range(len(inputs))]
 
 
 def _network(denoiser: Denoiser) -> VideoDiT:

@@ -1,4 +1,4 @@
-"""The words of the training texts, which encoders that are trained with the network know."""
+"""The vocabulary of text encoders that are trained with the network: the words of the training texts."""
 
 from __future__ import annotations
 
@@ -16,46 +16,46 @@ _AT_ONCE = 500
 
 
 def build_vocabulary(model: Model, items: IndexableItems) -> None:
-    """Gives conditioners whose words are trained with the network the vocabulary of a data set's texts.
+    """Give conditioners whose words are trained with the network the vocabulary of a data set's texts.
 
     Raises:
         RecipeError: items without a text, or texts without a word.
     """
-    for one in model.conditioners.values():
-        if isinstance(one, LearnedTextEncoder) and (
-            one.vocabulary is None or any(parameter.requires_grad for parameter in one.parameters())
+    for encoder in model.conditioners.values():
+        if isinstance(encoder, LearnedTextEncoder) and (
+            encoder.vocabulary is None or any(parameter.requires_grad for parameter in encoder.parameters())
         ):
-            one.learn(all_captions(items, one.key))
+            encoder.learn(all_captions(items, encoder.key))
 
 
 def drop_unknown_captions(model: Model, raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Conditions of items that never train, in which captions of unknown words alone are empty, as in training."""
-    found = dict(raw)
-    for one in model.conditioners.values():
-        if isinstance(one, LearnedTextEncoder) and one.vocabulary is not None and one.key in found:
-            own = [str(text) for text in found[one.key]]
-            found[one.key] = [text if one.knows(text) else "" for text in own]
-            if count := sum(map(str.__ne__, own, found[one.key])):
-                _log.warning("%d of %d captions hold no word that the model knows: read as none", count, len(own))
-    return found
+    """Raw conditions of items that never train, with captions of only unknown words emptied, as in training."""
+    conditions = dict(raw)
+    for encoder in model.conditioners.values():
+        if isinstance(encoder, LearnedTextEncoder) and encoder.vocabulary is not None and encoder.key in conditions:
+            texts = [str(text) for text in conditions[encoder.key]]
+            conditions[encoder.key] = [text if encoder.knows(text) else "" for text in texts]
+            if count := sum(map(str.__ne__, texts, conditions[encoder.key])):
+                _log.warning("%d of %d captions hold no word that the model knows: read as none", count, len(texts))
+    return conditions
 
 
 def all_captions(items: IndexableItems, key: str) -> Iterator[str]:
-    """The texts of a data set, of a large one some, spread evenly.
+    """The texts of a data set; of a large one, some of them, spread evenly.
 
     Raises:
         RecipeError: an item without one.
     """
     count = min(len(items), MOST)
     places = [place * len(items) // count for place in range(count)]
-    facts: Any = getattr(items, "facts", None)  # what is known without reading a picture
-    told: Any = getattr(items, "told", None)  # the same of several items at once
+    facts: Any = getattr(items, "facts", None)  # of one item, without reading its image
+    annotations: Any = getattr(items, "annotations", None)  # the same of several items at once
     for start in range(0, count, _AT_ONCE):
         part = places[start : start + _AT_ONCE]
-        if told is not None:
-            found = told(part)
+        if annotations is not None:
+            annotated = annotations(part)
         else:
-            found = items_of(items, part) if facts is None else [facts(place) for place in part]
-        for item, place in zip(found, part, strict=True):
+            annotated = items_of(items, part) if facts is None else [facts(place) for place in part]
+        for item, place in zip(annotated, part, strict=True):
             text = str(value_of(item, key, place))  # of several, each is a text of the data
             yield from item.get("texts") or (text,)

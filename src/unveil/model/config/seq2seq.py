@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from unveil.errors import RecipeError
 from unveil.model.config.base import PartSection, Section, choice, section
-from unveil.model.config.train import Positive
+from unveil.model.config.train import LoopConfig, Positive
 from unveil.nn.tokenizer import Unit
 from unveil.nn.transformer import TransformerConfig
 from unveil.playground.text_pairs import SEQUENCES, TaskConfig
@@ -43,7 +43,7 @@ class TokensConfig(Section):
         return self
 
 
-class SequenceTrainConfig(Section):
+class SequenceTrainConfig(LoopConfig):
     """Training of a sequence model with AdamW; every count is in optimiser steps.
 
     Attributes:

@@ -38,7 +38,7 @@ class TrainConfig(Section):
         save_every: steps between checkpoints; the last step always writes one. `sample_every` and
             `validate_every` likewise; 0 turns them off.
         max_minutes: stop early, whole and resumable, after this wall time.
-        nonfinite_limit: more non-finite steps in a row than this end the run.
+        nonfinite_limit: more non-finite steps in a row than this end the run; 0: the first one does.
     """
 
     batch_size: Positive = 64
@@ -63,7 +63,7 @@ class TrainConfig(Section):
     sample_every: int = Field(default=500, ge=0)
     validate_every: int = Field(default=500, ge=0)
     max_minutes: float | None = Field(default=None, gt=0)
-    nonfinite_limit: Positive = 5
+    nonfinite_limit: int = Field(default=5, ge=0)
 
     @model_validator(mode="after")
     def _agrees(self) -> TrainConfig:
@@ -88,7 +88,25 @@ class TrainConfig(Section):
         return f"{self.batch_size}" if self.tokens is None else f"about {self.tokens} tokens"
 
 
-class ClassifierTrainConfig(Section):
+class LoopConfig(Section):
+    """Settings of the training loop that classifiers and sequence models share.
+
+    Attributes:
+        ema_decay: of the running average of the weights, per step; 0: the result is the last weights.
+        grad_accum_steps: parts that a batch is split into, to save memory.
+        precision: of products in training; what is reported is computed in float32.
+        save_every: steps between checkpoints; the last step always writes one.
+        max_minutes: stop early, whole and resumable, after this wall time.
+    """
+
+    ema_decay: float = Field(default=0.0, ge=0, lt=1)
+    grad_accum_steps: Positive = 1
+    precision: Literal["float32", "bf16"] = "float32"
+    save_every: int = Field(default=1000, ge=0)
+    max_minutes: float | None = Field(default=None, gt=0)
+
+
+class ClassifierTrainConfig(LoopConfig):
     """Training of a classifier: AdamW, a short warm-up, then a cosine to zero.
 
     Attributes:
@@ -100,7 +118,6 @@ class ClassifierTrainConfig(Section):
         sizes: sides in pixels, of which each batch has one, for networks that will read other sizes; none: the
             pictures' own.
         random_flip: and mirrored half of the time.
-        precision: of products in training; what is reported is read in float32.
     """
 
     epochs: Positive
@@ -113,7 +130,6 @@ class ClassifierTrainConfig(Section):
     scale: float = Field(default=0.0, ge=0, le=1)
     sizes: tuple[Positive, ...] = ()
     random_flip: bool = False
-    precision: Literal["float32", "bf16"] = "float32"
     seed: int = Field(default=0, ge=0, lt=2**63)
 
 

@@ -72,7 +72,7 @@ def corridor(draws: Real, view: VideoShape) -> SceneBatch:
     step = np.maximum((0.6 + draws[:, 2]) / view.fps, 0.8 / (view.frames - 1)).clip(0.05, PERIOD / 4)
     gone = np.where(forward, step, -step)[:, None] * np.arange(view.frames) + PERIOD / 4 * draws[:, 3, None]
 
-    def film() -> tuple[Real, Real]:
+    def draw_video() -> tuple[Real, Real]:
         depth, blur, tone, light = corridor_geometry(view)
         at = (depth + gone[..., None, None].astype(np.float32)) % PERIOD
         door = np.clip((DOOR / 2 - np.abs(at - PERIOD / 2)) / blur + 0.5, 0, 1)
@@ -84,7 +84,7 @@ def corridor(draws: Real, view: VideoShape) -> SceneBatch:
         {"scene": "corridor", "colour": names[c], "walk": WALKS[int(not ahead)], "gone": way.tolist()}
         for c, ahead, way in zip(colour, forward, gone, strict=True)
     ]
-    return SceneBatch(facts, film)
+    return SceneBatch(facts, draw_video)
 
 
 def corridor_geometry(view: VideoShape) -> tuple[Real, Real, Real, Real]:

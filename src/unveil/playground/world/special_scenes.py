@@ -44,7 +44,7 @@ def brush(draws: Real, view: VideoShape) -> SceneBatch:
     line, colour = _choice(draws[:, 0], len(LINES)), _choice(draws[:, 1], _WHITE)
     begin = _line(line, draws, view, tip, np.zeros(1, dtype=np.float32))
 
-    def film() -> tuple[Real, Real]:
+    def draw_video() -> tuple[Real, Real]:
         canvas = _black(len(draws), view)
         x, y = np.arange(view.width, dtype=np.float32) + 0.5, np.arange(view.height, dtype=np.float32)[:, None] + 0.5
         nearest = np.full((len(draws), view.height, view.width), np.inf, dtype=np.float32)
@@ -63,7 +63,7 @@ def brush(draws: Real, view: VideoShape) -> SceneBatch:
 
     names = list(COLOURS)
     return SceneBatch(
-        [_facts("brush", colour=names[c], line=LINES[k]) for c, k in zip(colour, line, strict=True)], film
+        [_facts("brush", colour=names[c], line=LINES[k]) for c, k in zip(colour, line, strict=True)], draw_video
     )
 
 
@@ -84,7 +84,7 @@ def paddle(draws: Real, view: VideoShape) -> SceneBatch:
     y = radius + _reflected(fall[:, None] + (gone * steep)[:, None] * time, high)
     bounces = [sum(len(turning_points(way, CLEAR)) for way in ways) for ways in zip(x, y, strict=True)]
 
-    def film() -> tuple[Real, Real]:
+    def draw_video() -> tuple[Real, Real]:
         canvas = _black(len(draws), view)
         ball = _track(x, y, np.full_like(x, radius))
         _place(canvas, np.zeros(len(draws), dtype=np.int64), ball, colour, view)
@@ -95,7 +95,7 @@ def paddle(draws: Real, view: VideoShape) -> SceneBatch:
 
     names = list(COLOURS)
     facts = [_facts("paddle", colour=names[c], bounces=n) for c, n in zip(colour, bounces, strict=True)]
-    return SceneBatch(facts, film)
+    return SceneBatch(facts, draw_video)
 
 
 def impact(draws: Real, view: VideoShape) -> SceneBatch:
@@ -113,7 +113,7 @@ def impact(draws: Real, view: VideoShape) -> SceneBatch:
     y = radius + 1 + (floor - 2 * radius - 1) * np.minimum(time / hit, 1) ** 2
     since = np.clip((time - hit) / (last - hit) / 0.8, 0, 1)  # of the pieces' flight
 
-    def film() -> tuple[Real, Real]:
+    def draw_video() -> tuple[Real, Real]:
         canvas = _black(len(draws), view)
         ground = np.clip(np.arange(view.height, dtype=np.float32) + 1 - floor, 0, 1)[:, None]
         canvas += ground * (np.array(BAR, dtype=np.float32)[:, None, None] - canvas)
@@ -132,7 +132,7 @@ def impact(draws: Real, view: VideoShape) -> SceneBatch:
         _facts("impact", colour=names[c], shape=KINDS[k], fate="breaks" if b else "lands", hit=float(when))
         for c, k, b, when in zip(colour, shape, breaks, hit[:, 0], strict=True)
     ]
-    return SceneBatch(facts, film)
+    return SceneBatch(facts, draw_video)
 
 
 def _line(line: Whole, draws: Real, view: VideoShape, tip: float, gone: Real) -> tuple[Real, Real]:
