@@ -12,7 +12,7 @@ from torch import Tensor
 from unveil.evaluate import EvaluationSettings as Protocol
 from unveil.evaluate import FeatureNetwork, Report, SampleProvenance
 from unveil.evaluate.image_set import ImageDataset
-from unveil.evaluate.sample_quality import evaluate
+from unveil.evaluate.judges.sample_quality import evaluate
 from unveil.types import RecipeError
 
 SHOWN = 10  # samples of each scale on the page

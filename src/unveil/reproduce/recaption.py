@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from unveil.analysis.video_bench import quietly
-from unveil.evaluate.captioner import check
+from unveil.evaluate.judges.captioner import check
 from unveil.io.files import write_atomically
 from unveil.model.captioner_folder import CaptionModel, load_captioner
 from unveil.model.config import CaptionerRecipe, Recipe, load_recipe
