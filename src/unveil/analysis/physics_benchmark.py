@@ -9,7 +9,7 @@ Source: Brooks et al. 2024, "Video generation models as world simulators", emerg
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -300,13 +300,15 @@ def _row(
 ) -> Finding:  # fmt: skip
     values, true = (_values(measure, items, clips) for clips in (made, real))
     alone = how == "from words"
-    bar: dict[str, Any] = {"bar": measure.bar if alone else None, "rule": measure.rule, "is_main": alone}
-    words = f"{measure.words}, {how}"
+    name, bar = f"{measure.words}, {how}", measure.bar if alone else None
     if measure.unit == "%":
-        right, ceiling = ([value > 0.5 for value in one] for one in (values, true))
-        return shares(words, right, ceiling, **bar, baselines=baselines)
-    unit, ceiling = "%" if measure.unit == "part" else measure.unit, float(np.mean(true))
-    return means(words, values, bench.settings.seed, unit=unit, **bar, ceiling=ceiling, baselines=baselines)
+        right, ceiling = ([value > 0.5 for value in outcomes] for outcomes in (values, true))
+        finding = shares(name, right, ceiling, bar=bar, rule=measure.rule, baselines=baselines)
+    else:
+        unit, mean = "%" if measure.unit == "part" else measure.unit, float(np.mean(true))
+        seed = bench.settings.seed
+        finding = means(name, values, seed, unit=unit, bar=bar, rule=measure.rule, ceiling=mean, baselines=baselines)
+    return replace(finding, is_main=alone)
 
 
 def _values(measure: PhysicsMetric, items: Sequence[Item], clips: Tensor) -> list[float]:

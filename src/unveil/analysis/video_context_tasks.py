@@ -6,7 +6,6 @@ Source: Brooks et al. 2024, "Video generation models as world simulators", on pr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -149,25 +148,28 @@ def loop(bench: StudyContext[VideoStudySettings]) -> StudyResult:
     rings = [_seam(clip) if _goes(clip) else max(_seam(clip), least) for clip, least in zip(ring, cuts, strict=True)]
     bridges = [_jump(_around(clip), range(OPEN - 1, closed.shape[2])) for clip in closed]
     cut, again, open_cut = (float(np.mean([_seam(clip) for clip in clips])) for clips in (real, plain, part))
-    said = {"bar": SEAM, "rule": "at most", "ceiling": within}
     held = [max(_seam(clip), least) for clip, least in zip(real[:, :, :1].expand_as(real), cuts, strict=True)]
     beside = {"real clip again": cut, "same model, no ring": again, "a frame held": float(np.mean(held))}
-    whole: dict[str, Any] = {"baselines": beside}
     looks = [detect(one) for one in ring]
     asked = [_has(item, seen, ("colour", "shape", "motion")) for item, seen in zip(items, looks, strict=True)]
     rows = [
-        means("ring: step at the seam over the median step", rings, seed, **said, **whole),
+        means(
+            "ring: step at the seam over the median step",
+            rings,
+            seed,
+            bar=SEAM,
+            rule="at most",
+            ceiling=within,
+            baselines=beside,
+        ),
         shares("ring: clips whose seam is within the bar", [one <= SEAM for one in rings]),
         shares("ring: colour, shape and motion as asked", asked),
         means(
-            "bridge: largest step of what closes the loop over the median step",
-            bridges,
-            seed,
-            **said,
-            baselines={"hard cut": open_cut},
+            "bridge: largest step of what closes the loop over the median step", bridges, seed, bar=SEAM,
+            rule="at most", ceiling=within, baselines={"hard cut": open_cut},
         ),
         shares("bridge: clips within the bar", [one <= SEAM for one in bridges]),
-    ]
+    ]  # fmt: skip
     method = (
         f"Texts of what goes round or to and fro. Ring: {real.shape[2]} frames made as a circle; real clips of what "
         f"goes round come back in as many frames by themselves. Where its thing is "

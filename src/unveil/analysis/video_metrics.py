@@ -79,13 +79,12 @@ def shares(
     bar: float | None = None,
     rule: Rule = "at least",
     baselines: Mapping[str, float] | None = None,
-    is_main: bool = False,
 ) -> Finding:
     """The share of videos for which a test holds."""
     return Finding(
         name, *proportion(torch.tensor(hits)), unit="%", bar=bar, rule=rule,
         ceiling=None if ceiling is None else sum(map(bool, ceiling)) / len(ceiling),
-        baselines=baselines or {}, count=len(hits), is_main=is_main,
+        baselines=baselines or {}, count=len(hits),
     )  # fmt: skip
 
 
@@ -99,11 +98,10 @@ def means(
     rule: Rule = "at least",
     ceiling: float | None = None,
     baselines: Mapping[str, float] | None = None,
-    is_main: bool = False,
 ) -> Finding:
     """The mean of a measure over videos."""
     finding = ratios(name, values, [1.0] * len(values), seed, bar=bar, rule=rule, ceiling=ceiling, baselines=baselines)
-    return replace(finding, unit=unit, is_main=is_main)
+    return replace(finding, unit=unit)
 
 
 def ratios(

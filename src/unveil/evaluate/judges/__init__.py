@@ -8,6 +8,8 @@ from pkgutil import iter_modules
 
 from unveil.evaluate.judge import Judge
 
+__all__ = ["Judge", "judges"]
+
 
 @cache
 def judges() -> tuple[Judge, ...]:
