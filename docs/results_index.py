@@ -11,7 +11,9 @@ from typing import Any
 
 import yaml
 
-from unveil.evaluate.report import CAPTION_METRICS, VIDEO_METRICS, Report
+from unveil.evaluate.judges.captioner import CAPTION_METRICS
+from unveil.evaluate.judges.video_alignment import VIDEO_METRICS
+from unveil.evaluate.report import Report
 from unveil.io.files import write_atomically
 
 RESULTS = Path(__file__).parent / "results"

@@ -12,8 +12,8 @@ from unveil import data
 from unveil.core.denoiser import Denoiser
 from unveil.core.objective import DiffusionLoss
 from unveil.core.process import CosineVP
-from unveil.evaluate.conditional import evaluate_conditional
-from unveil.evaluate.html_report import write_report
+from unveil.evaluate.judges.conditional import evaluate_conditional
+from unveil.evaluate.report_page import summary, write_report
 from unveil.model.config import Recipe, TrainConfig, load_recipe
 from unveil.train import fit
 
@@ -66,4 +66,4 @@ def test_states_are_made_for_pictures(name: str, steps: int, batch: int, at_leas
     assert iou["value"] > at_least * iou["chance"], iou
     page = write_report(report, tmp_path / "report")
     assert "mean IoU" in page.read_text()
-    assert report.summary()[0].startswith("mean IoU")
+    assert summary(report)[0].startswith("mean IoU")

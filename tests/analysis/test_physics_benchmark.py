@@ -176,9 +176,9 @@ def test_a_study_of_a_model_has_a_page():
     assert len(record["tasks"]["occluder"]["rows"]) == 6
     assert record["tasks"]["occluder"]["rows"][0]["baselines"]["the first frame of real ones, held"] == 0
     page = world_page(study, record)
-    assert "What tiny knows about the world" in page
+    assert "Laws of the world that tiny follows" in page
     assert "<h2>Bars</h2>" in page
-    assert page.count("What it cannot do") == 1  # a single step makes no brush that paints
+    assert page.count("Limits of the model") == 1  # a single step makes no brush that paints
 
 
 def test_what_cannot_be():

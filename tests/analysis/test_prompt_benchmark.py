@@ -90,16 +90,16 @@ def test_a_kind_is_scored_by_what_is_made():
         return half
 
     found = of_kind(kind, bench(made=made))
-    plain, expanded = found.rows
-    assert (plain.found.value, plain.ceiling) == (0.5, 1.0)
+    plain, expanded = found.findings
+    assert (plain.value, plain.ceiling) == (0.5, 1.0)
     others = [items[n - by]["attributes"]["objects"][0]["colour"] for by in (1, 2, 3, 4) for n in range(COUNT)]
     alike = [one == items[n % COUNT]["attributes"]["objects"][0]["colour"] for n, one in enumerate(others)]
     assert plain.baselines["others"] == pytest.approx(sum(alike) / len(alike))
-    assert expanded.measure == "the colour, expanded by the rules"
+    assert expanded.name == "the colour, expanded by the rules"
     assert all("camera static" in text for text in asked[1])
     assert not any("camera static" in text for text in asked[0])
-    assert len(of_kind(KINDS["position"], bench(made=made)).rows) == 1  # dense already
-    assert len(of_kind(kind, bench(made=made, expand=False)).rows) == 1
+    assert len(of_kind(KINDS["position"], bench(made=made)).findings) == 1  # dense already
+    assert len(of_kind(kind, bench(made=made, expand=False)).findings) == 1
 
 
 def test_negation_names_the_colour_that_a_clip_has_by_itself():
@@ -116,9 +116,9 @@ def test_negation_names_the_colour_that_a_clip_has_by_itself():
 
     items = clips_of(bench(), KINDS["colour"])
     colours = [item["attributes"]["objects"][0]["colour"] for item in items]
-    (row,) = negation(bench(made=made)).rows
+    (row,) = negation(bench(made=made)).findings
     assert asked == [colours]
-    assert row.found.value == pytest.approx(1 / COUNT)  # the first alone has another colour than the one named
+    assert row.value == pytest.approx(1 / COUNT)  # the first alone has another colour than the one named
     differ = sum(one != colours[n - 1] for n, one in enumerate(colours))
     assert row.baselines["other noise, no negative prompt"] == pytest.approx(differ / COUNT)
 
@@ -131,7 +131,7 @@ def test_a_study_of_a_model_has_a_page(tmp_path):
     record = {"model": {"name": "tiny"}, "about": {}, **study.record()}
     assert list(record["tasks"]) == ["colour", "several", NEGATION]
     page = text_page(study, record)
-    assert "What tiny understands" in page
+    assert "Prompts that tiny follows" in page
     assert page.count("data:image/webp") >= 3
     assert "<h2>Bars</h2>" not in page
 

@@ -15,8 +15,8 @@ from unveil.analysis import video as study
 from unveil.analysis.video_bench import MOVING, StudyContext, VideoStudySettings, stack_videos, text_of, thing
 from unveil.analysis.video_context_tasks import BETWEEN, ENDS, OPEN
 from unveil.analysis.video_edit_tasks import FINE
-from unveil.analysis.video_metrics import MetricRow
 from unveil.errors import RecipeError
+from unveil.evaluate.findings import Finding
 from unveil.generation.long_video import VideoSpec
 from unveil.playground import temporal_consistency
 from unveil.playground.world.rendering import TONES
@@ -39,8 +39,8 @@ class Known(StudyContext):
     filmed = made
 
 
-def rows(found: study.StudyResult) -> dict[str, MetricRow]:
-    return {row.measure: row for row in found.rows}
+def rows(found: study.StudyResult) -> dict[str, Finding]:
+    return {row.name: row for row in found.findings}
 
 
 def chosen(motions: Sequence[str] | None = None) -> Tensor:
@@ -72,20 +72,20 @@ def test_pairs_are_of_one_ground_and_two_colours_and_no_clip_is_there_twice():
 def test_real_clips_go_on_as_pictures_should_and_frozen_ones_do_not():
     real = chosen()
     good = rows(study.TASKS["picture"](Known(lambda *_: real)))
-    assert good["colour kept"].found.value == good["colour kept"].ceiling == 1
-    assert good["motion as asked"].found.value == good["motion as asked"].ceiling
-    assert good["the picture comes out to the bit"].found.value == 1
+    assert good["colour kept"].value == good["colour kept"].ceiling == 1
+    assert good["motion as asked"].value == good["motion as asked"].ceiling
+    assert good["the picture comes out to the bit"].value == 1
     still = real[:, :, :1].repeat(1, 1, 16, 1, 1)
     frozen = rows(study.TASKS["picture"](Known(lambda *_: still)))
     assert frozen["colour kept"].met
     assert (
-        frozen["motion as asked"].found.value
+        frozen["motion as asked"].value
         < 0.5
-        == frozen["motion as asked"].baselines["freeze"] + (0.5 - frozen["motion as asked"].found.value)
+        == frozen["motion as asked"].baselines["freeze"] + (0.5 - frozen["motion as asked"].value)
     )
     other = rows(study.TASKS["picture"](Known(lambda *_: real.roll(1, 0))))
-    assert other["the picture comes out to the bit"].found.value == 0
-    assert not other["colour, shape and motion"].found.value > 0.3
+    assert other["the picture comes out to the bit"].value == 0
+    assert not other["colour, shape and motion"].value > 0.3
 
 
 def test_extensions_are_measured_on_what_was_made_against_freezing():
@@ -93,11 +93,11 @@ def test_extensions_are_measured_on_what_was_made_against_freezing():
     true = rows(study.TASKS["extend"](Known(lambda *_: real)))
     for way in ("forward", "backward"):
         row = true[f"{way}: error over that of freezing"]
-        assert row.found.value < 0.02
+        assert row.value < 0.02
         assert row.met
         assert row.ceiling is not None
         assert row.ceiling < 0.15
-        assert true[f"{way}: colour and shape kept"].found.value == 1
+        assert true[f"{way}: colour and shape kept"].value == 1
 
     def frozen(asked: int, _: Sequence[str]) -> Tensor:
         ahead = torch.cat([real[:, :, :8], real[:, :, 7:8].repeat(1, 1, 8, 1, 1)], dim=2)
@@ -107,9 +107,9 @@ def test_extensions_are_measured_on_what_was_made_against_freezing():
     still = rows(study.TASKS["extend"](Known(frozen)))
     for way in ("forward", "backward"):
         row = still[f"{way}: error over that of freezing"]
-        assert row.found.value == pytest.approx(1, abs=0.05)
+        assert row.value == pytest.approx(1, abs=0.05)
         assert not row.met
-        assert still[f"{way}: error of places"].found.value > 1
+        assert still[f"{way}: error of places"].value > 1
 
 
 def test_a_circle_has_no_seam_and_a_clip_that_begins_again_has_one():
@@ -125,19 +125,19 @@ def test_a_circle_has_no_seam_and_a_clip_that_begins_again_has_one():
 
     found = rows(study.TASKS["loop"](Known(closing)))
     ring, bridge = (row for name, row in found.items() if "over the median step" in name)
-    assert ring.found.value < 1.01
+    assert ring.value < 1.01
     assert ring.met
     assert ring.ceiling is not None
     assert ring.ceiling < 1.6
     assert ring.baselines["same model, no ring"] == ring.baselines["real clip again"]
     cut = bridge.baselines["hard cut"]
     assert cut > 3
-    assert bridge.found.value == pytest.approx(cut), "standing still and then jumping is a cut, a little later"
+    assert bridge.value == pytest.approx(cut), "standing still and then jumping is a cut, a little later"
     assert not bridge.met
     whole = torch.cat([real[:, :, OPEN - ENDS :], real[:, :, :2], real[:, :, :ENDS]], dim=2)
     goes_on = rows(study.TASKS["loop"](Known(lambda asked, _: whole if asked == 2 else real)))
     way = goes_on["bridge: largest step of what closes the loop over the median step"]
-    assert way.found.value < cut / 2
+    assert way.value < cut / 2
 
 
 @pytest.mark.parametrize("made", ["nothing", "still", "noise"])
@@ -151,8 +151,8 @@ def test_what_does_not_go_round_is_no_ring(made):
     found = rows(study.TASKS["loop"](Known(lambda asked, _: clips if asked == 0 else real)))
     ring = found["ring: step at the seam over the median step"]
     assert not ring.met
-    assert ring.found.value >= ring.baselines["a frame held"] > 3
-    assert found["ring: clips whose seam is within the bar"].found.value < 0.1
+    assert ring.value >= ring.baselines["a frame held"] > 3
+    assert found["ring: clips whose seam is within the bar"].value < 0.1
 
 
 def test_cuts_and_fades_connect_as_the_table_says():
@@ -167,27 +167,27 @@ def test_cuts_and_fades_connect_as_the_table_says():
 
     found = rows(study.TASKS["connect"](Known(cut)))
     for name in ("bridge", "blend"):
-        assert found[f"{name}: ends equal the given clips to the bit"].found.value == 1
+        assert found[f"{name}: ends equal the given clips to the bit"].value == 1
         change = found[f"{name}: largest change from frame to frame over the median one"]
-        assert change.found.value > 2
+        assert change.value > 2
         assert not change.met
         assert change.ceiling is not None
         assert change.ceiling < 1.2
         assert change.baselines["cross-fade"] < change.baselines["hard cut"] or name == "bridge"
         things = found[f"{name}: frames between that show one thing"]
-        assert things.baselines["cross-fade"] < things.found.value == 1
+        assert things.baselines["cross-fade"] < things.value == 1
     wrong = rows(study.TASKS["connect"](Known(lambda asked, _: cut(asked, _).flip(0))))
-    assert wrong["bridge: ends equal the given clips to the bit"].found.value < 1
+    assert wrong["bridge: ends equal the given clips to the bit"].value < 1
 
 
 def test_an_edit_that_changes_nothing_keeps_all_and_one_that_recolours_applies():
     real = chosen(MOVING)
     same = rows(study.TASKS["edit"](Known(lambda *_: real)))
-    assert same["new colour"].found.value == 0
-    assert same["shape kept"].found.value == same["shape kept"].ceiling
-    assert same["ground kept"].found.value == 1
-    assert same["error of places"].found.value == 0
-    assert same["new colour falls by, from strength to strength"].found.value == 0
+    assert same["new colour"].value == 0
+    assert same["shape kept"].value == same["shape kept"].ceiling
+    assert same["ground kept"].value == 1
+    assert same["error of places"].value == 0
+    assert same["new colour falls by, from strength to strength"].value == 0
 
     def grounded(asked: int, _: Sequence[str]) -> Tensor:
         ahead = torch.stack([temporal_consistency.object_mask(clip, 0) for clip in real])
@@ -198,12 +198,12 @@ def test_an_edit_that_changes_nothing_keeps_all_and_one_that_recolours_applies()
         return torch.where(ahead, real, new) if asked else real
 
     applied = rows(study.TASKS["ground"](Known(grounded)))
-    assert applied["new ground"].found.value == 1
+    assert applied["new ground"].value == 1
     assert applied["new ground"].met
-    assert applied["colour kept"].found.value > 0.8
+    assert applied["colour kept"].value > 0.8
     fallen = rows(study.TASKS["ground"](Known(lambda asked, texts: grounded(1 - asked, texts))))
     row = fallen["new ground falls by, from strength to strength"]
-    assert row.found.value == 1
+    assert row.value == 1
     assert not row.met
 
 
@@ -217,15 +217,15 @@ def test_other_sizes_have_clips_and_texts_of_their_own():
         assert not any(item["unseen"] for item in items)
     answers = [stack_videos(bench.world(size)) for size in sizes]
     found = rows(study.TASKS["sizes"](Known(lambda asked, _: answers[asked], sizes=sizes)))
-    assert found["12 frames of 48x24: colour, shape and motion"].found.value > 0.8
-    assert found["12 frames of 48x24: one thing in every frame"].found.value == 1
-    assert found["pictures of 32x32: colour and shape"].found.value > 0.8
+    assert found["12 frames of 48x24: colour, shape and motion"].value > 0.8
+    assert found["12 frames of 48x24: one thing in every frame"].value == 1
+    assert found["pictures of 32x32: colour and shape"].value > 0.8
     fine = stack_videos(bench.world(FINE))
     tiled = torch.nn.functional.interpolate(fine.flatten(0, 1).float(), scale_factor=0.5).to(torch.uint8)
     tiled = tiled.view(COUNT, 3, 16, 32, 32).repeat(1, 1, 1, 2, 2)
     found = rows(study.TASKS["twice"](Known(lambda asked, _: tiled if asked else fine)))
     assert found["places scaled: one thing in every frame"].met
-    assert found["places as they are: one thing in every frame"].found.value == 0, "four instead of one"
+    assert found["places as they are: one thing in every frame"].value == 0, "four instead of one"
 
 
 def test_places_of_a_finer_grid_lie_in_the_trained_one(monkeypatch: pytest.MonkeyPatch):

@@ -83,7 +83,7 @@ def test_models_of_other_sizes_stand_beside_it(cli: Cli):
     page = Path("large/world.html").read_text("utf-8")
     table = page[page.index("Models of other sizes") :]
     sizes = [one.json["about"]["parameters"] / 1e6 for one in (small, done)]
-    places = [table.index(f", {size:.2f} million, 2 clips</th>") for size in sizes]
+    places = [table.index(f", {size:.2f} million, 2 videos</th>") for size in sizes]
     assert places[0] < places[1] < table.index("data:image/png;base64,")
     Path("other.json").write_text("{}")
     for file, law, why in (

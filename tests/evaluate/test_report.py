@@ -16,9 +16,9 @@ from PIL import Image
 from unveil import data
 from unveil.errors import DataError, OutputError, RecipeError, ShapeError
 from unveil.evaluate import EvaluationSettings, Report, SampleProvenance, compare, evaluate, features, plots
-from unveil.evaluate.html_report import page, write_report
 from unveil.evaluate.image_set import collect_images
 from unveil.evaluate.metrics import Interval
+from unveil.evaluate.report_page import page, summary, write_report
 
 QUICK = EvaluationSettings(floor_splits=4, draws=20, kid_subsets=3)
 PARTS = data.digits("train"), data.digits("held-out")
@@ -66,7 +66,7 @@ def test_real_pictures_pass_every_measure(fresh: Report):
 
 def test_copies_are_called_memorised(copied: Report):
     assert copied.memorised
-    assert "memorised" in "\n".join(copied.summary())
+    assert "memorised" in "\n".join(summary(copied))
     assert "Memorised." in page(copied)
 
 

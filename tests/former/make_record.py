@@ -21,7 +21,7 @@ from tests.former.environment import key, key_digest
 from tests.former.make_reports import DIGITS
 from tests.former.outputs import tensors, texts
 from tests.former.pixels import pixels_sha256
-from unveil.evaluate.report import Report, compare
+from unveil.evaluate import Report, compare
 
 STOPPED = ("stopped", "stopped-captioner")
 

@@ -8,7 +8,7 @@ from importlib import resources
 
 from tests.former.command import FILES, unveil
 from tests.former.make_models import FEW, FIRST_MODELS, NEXT_MODELS
-from unveil.evaluate.report import Report, compare
+from unveil.evaluate import Report, compare
 
 DIGITS = ("ddpm-digits", "--recipe", "ddpm-digits", "--num-samples", 20, "--set", "evaluate.floor_splits=2")
 FULL = {  # name: a recipe and changes, written out with every key

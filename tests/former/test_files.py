@@ -16,7 +16,7 @@ from tests.former import records
 from tests.former.command import FILES, run_end, today, unveil
 from tests.former.outputs import tensors, texts
 from tests.former.pixels import mean_difference, pixels_sha256
-from unveil.evaluate.report import Report, compare
+from unveil.evaluate import Report, compare
 from unveil.model import migration
 
 OUTPUTS = json.loads((FILES / "outputs.json").read_text())

@@ -216,7 +216,7 @@ def test_the_index_counts_each_placebo_once():
     placebo = {"values": [[1.0, 2.0]], "verdict": "shown"}
     comparison = {"placebo": placebo, "verdict": "shown", "primary": True}
     record = {"name": "n", "claim": "c", "verdict": "shown", "comparisons": [comparison, comparison]}
-    assert "1 of 1 came out other" in index([record])
+    assert "1 of 1 have a verdict other than" in index([record])
 
 
 # ------------------------------------------------------------- would the experiments see that something is broken?

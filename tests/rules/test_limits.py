@@ -11,7 +11,7 @@ LINES, BODY, PARAMETERS = 600, 60, 8
 LONG_FILES: dict[str, str] = {}
 LONG_FUNCTIONS = {
     "src/unveil/model/model.py generate": "half of it is its docstring",
-    "src/unveil/evaluate/sample_quality.py evaluate": "a third is its docstring, then one list of measurements",
+    "src/unveil/evaluate/judges/sample_quality.py evaluate": "a third is its docstring, then one list of measurements",
 }
 MANY_PARAMETERS = {
     "src/unveil/cli/commands.py train": "one parameter per option: that is how typer reads a command line",

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unveil.analysis.pages import settings_tables
 from unveil.errors import RecipeError
-from unveil.evaluate.html import document, table
+from unveil.evaluate.findings import Finding, interval_of
 from unveil.evaluate.metrics import proportion
+from unveil.evaluate.page_writer import Page, Paragraph, Table, to_html
+from unveil.evaluate.report_page import record_tables
 from unveil.io.optional_deps import import_extra
 from unveil.playground.dataset import Playground, PlaygroundConfig
 from unveil.playground.detector import detect_objects
@@ -109,27 +110,28 @@ def coded(pixels: Tensor, fps: int, crf: int = CRF) -> Tensor:
 
 def detector_page(record: Mapping[str, Any]) -> str:
     """The shares in a table, before and after the codec, and whether each bar is met."""
-    settings, title = record["settings"], "What the playground's detector reads of real clips"
-    names = [name for name in (*ATTRIBUTES, *TEN) if name in record["found"]["plain"]]
-    parts = [
-        f"<h1>{title}</h1>",
-        f"<p>{settings['count']} held-out clips of one thing, {settings['smallest']} to {settings['largest']} pixels a "
-        f"side, {min(settings['frames'])} to {max(settings['frames'])} frames; as they are drawn, and after H.264 of "
-        f"quality {settings['crf']} with colour at half the resolution. No score of a model can be read more surely. "
-        "In brackets the 95 % interval.</p>",
-        table(
-            ("", "as drawn", "after H.264", "bar", "clips", "met"),
-            [_line(name, *(record["found"][way][name] for way in ("plain", "h264"))) for name in names],
+    settings, results = record["settings"], record["found"]
+    names = [name for name in (*ATTRIBUTES, *TEN) if name in results["plain"]]
+    blocks = [
+        Paragraph(
+            f"{settings['count']} held-out videos of one object, {settings['smallest']} to {settings['largest']} "
+            f"pixels a side, {min(settings['frames'])} to {max(settings['frames'])} frames; before coding, and after "
+            f"H.264 of quality {settings['crf']} with colour at half the resolution. No score of a model can be more "
+            "certain. In brackets the 95 % interval."
+        ),
+        Table(
+            ("", "before coding", "after H.264", "bar", "videos", "met"),
+            [_line(name, *(results[way][name] for way in ("plain", "h264"))) for name in names],
         ),
     ]
-    return document(title, [*parts, *settings_tables(record)])
+    return to_html(Page("Accuracy of the playground's detector on real videos", [*blocks, *record_tables(record)]))
 
 
-def _line(name: str, plain: Mapping[str, Any], after: Mapping[str, Any]) -> Sequence[str]:
-    both = [f"{one['value']:.1%} ({one['low']:.1%} to {one['high']:.1%})" for one in (plain, after)]
+def _line(name: str, plain: Mapping[str, Any], coded: Mapping[str, Any]) -> Sequence[str]:
+    shares = [Finding(name, *interval_of(share), unit="%").text for share in (plain, coded)]
     bar = "" if plain["bar"] is None else f"{plain['bar']:.0%}"
-    met = "" if plain["bar"] is None else "yes" if plain["met"] and after["met"] else "no"
-    return name, *both, bar, str(plain["count"]), met
+    met = "" if plain["bar"] is None else "yes" if plain["met"] and coded["met"] else "no"
+    return name, *shares, bar, str(plain["count"]), met
 
 
 def _shares(hits: Mapping[str, Sequence[bool]]) -> dict[str, dict[str, Any]]:

@@ -13,7 +13,7 @@ from unveil.errors import RecipeError
 from unveil.evaluate import EvaluationSettings as Protocol
 from unveil.evaluate import FeatureNetwork, Report, SampleProvenance
 from unveil.evaluate.image_set import ImageDataset
-from unveil.evaluate.sample_quality import evaluate
+from unveil.evaluate.judges.sample_quality import evaluate
 
 SHOWN = 10  # samples of each scale on the page
 

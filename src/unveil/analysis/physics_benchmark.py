@@ -9,7 +9,7 @@ Source: Brooks et al. 2024, "Video generation models as world simulators", emerg
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -27,10 +27,11 @@ from unveil.analysis.video_bench import (
     run_study,
     stack_videos,
 )
-from unveil.analysis.video_metrics import MetricRow, Rule, StudyResult, means, shares
+from unveil.analysis.video_metrics import StudyResult, means, shares
 from unveil.core.rng import key
 from unveil.errors import RecipeError
-from unveil.evaluate.video_alignment import detect
+from unveil.evaluate.findings import Finding, Rule
+from unveil.evaluate.judges.video_alignment import detect
 from unveil.generation import video
 from unveil.generation.long_video import VideoSpec
 from unveil.model import Model
@@ -255,8 +256,8 @@ def of_law(law: PhysicsTest, bench: StudyContext[SharedSettings]) -> StudyResult
     mixed = torch.stack([_mixed(clip, bench.settings.seed, n) for n, clip in enumerate(real)])
     held = real[:, :, :1].expand_as(real)
     stopped = real[:, :, torch.arange(real.shape[2]).clamp(max=known - 1)]
-    rows: list[MetricRow] = []
-    films: dict[str, bytes] = {}
+    rows: list[Finding] = []
+    animations: dict[str, bytes] = {}
     for measure in law.measures:
         beside = {
             "real clips with their frames mixed": _mean(measure, items, mixed),
@@ -266,16 +267,16 @@ def of_law(law: PhysicsTest, bench: StudyContext[SharedSettings]) -> StudyResult
         rows.append(alone)
         without = {
             f"the {known} frames, the last one held": _mean(measure, items, stopped),
-            **beside, "without these frames": alone.found.value,
+            **beside, "without these frames": alone.value,
         }  # fmt: skip
         rows.append(_row(bench, measure, f"from {known} frames", items, later, real, without))
-        films |= _films(measure, items, words, later, (real, known))
+        animations |= _films(measure, items, words, later, (real, known))
     method = (
         f"Prompts such as {texts[0]!r}; and the first {known} frames of real clips with the same words. Ceiling: real "
         "clips. Baselines: these with their frames in another order, their first frame, or the last one of the first "
         f"{known}, held still, and what is made without the first frames."
     )
-    return StudyResult(law.title, method, rows, films=films)
+    return StudyResult(law.title, method, rows, animations=animations)
 
 
 def scenes_of(bench: StudyContext[SharedSettings], law: PhysicsTest) -> list[Item]:
@@ -297,16 +298,18 @@ def _row(
     bench: StudyContext[SharedSettings], measure: PhysicsMetric, how: str, items: Sequence[Item],
     made: Tensor, real: Tensor,
     baselines: Mapping[str, float],
-) -> MetricRow:  # fmt: skip
+) -> Finding:  # fmt: skip
     values, true = (_values(measure, items, clips) for clips in (made, real))
     alone = how == "from words"
-    bar: dict[str, Any] = {"bar": measure.bar if alone else None, "rule": measure.rule, "main": alone}
-    words = f"{measure.words}, {how}"
+    name, bar = f"{measure.words}, {how}", measure.bar if alone else None
     if measure.unit == "%":
-        right, ceiling = ([value > 0.5 for value in one] for one in (values, true))
-        return shares(words, right, ceiling, **bar, baselines=baselines)
-    unit, ceiling = "%" if measure.unit == "part" else measure.unit, float(np.mean(true))
-    return means(words, values, bench.settings.seed, unit=unit, **bar, ceiling=ceiling, baselines=baselines)
+        right, ceiling = ([value > 0.5 for value in outcomes] for outcomes in (values, true))
+        finding = shares(name, right, ceiling, bar=bar, rule=measure.rule, baselines=baselines)
+    else:
+        unit, mean = "%" if measure.unit == "part" else measure.unit, float(np.mean(true))
+        seed = bench.settings.seed
+        finding = means(name, values, seed, unit=unit, bar=bar, rule=measure.rule, ceiling=mean, baselines=baselines)
+    return replace(finding, is_main=alone)
 
 
 def _values(measure: PhysicsMetric, items: Sequence[Item], clips: Tensor) -> list[float]:
@@ -326,7 +329,7 @@ def _films(
         return {}
     low, high = measure.well
     alone, going = ([low <= value <= high for value in _values(measure, items, clips)] for clips in (words, later))
-    films = {f"From words, {measure.words}. {name}": film for name, film in example_videos([words], alone).items()}
+    animations = {f"From words, {measure.words}. {name}": film for name, film in example_videos([words], alone).items()}
     seen = example_videos([real, later], going, range(known, real.shape[2]))
     how = f"From {known} frames, below the real clips, {measure.words}"
-    return films | {f"{how}. {name}": film for name, film in seen.items()}
+    return animations | {f"{how}. {name}": film for name, film in seen.items()}

@@ -23,8 +23,9 @@ from unveil.analysis.video_bench import (
     text_of,
     thing,
 )
-from unveil.analysis.video_metrics import MetricRow, StudyResult, shares
-from unveil.evaluate.video_alignment import detect
+from unveil.analysis.video_metrics import StudyResult, shares
+from unveil.evaluate.findings import Finding
+from unveil.evaluate.judges.video_alignment import detect
 from unveil.model import Model
 from unveil.playground import temporal_consistency
 from unveil.playground.detector import DetectedObject, detect_objects
@@ -189,18 +190,18 @@ def of_kind(kind: PromptKind, bench: StudyContext[PromptBenchmarkSettings]) -> S
     asked = {kind.asked: texts}
     if bench.settings.expand and kind.register != "dense":
         asked[f"{kind.asked}, expanded by the rules"] = [expand_by_rules(text).text for text in texts]
-    rows: list[MetricRow] = []
-    films: dict[str, bytes] = {}
+    rows: list[Finding] = []
+    animations: dict[str, bytes] = {}
     for words, told in asked.items():
         made = bench.made(told)
         good = [kind.right(item, clip) for item, clip in zip(items, made, strict=True)]
         rows.append(shares(words, good, real, baselines={"others": sum(other) / len(other)}))
-        films |= {f"{words}. {name}": film for name, film in example_videos([made], good).items()}
+        animations |= {f"{words}. {name}": film for name, film in example_videos([made], good).items()}
     method = (
         f"Prompts in the register {kind.register!r}, such as {texts[0]!r}. Ceiling: the real clips that they are said "
         "of. Baseline: real clips of other prompts of the kind."
     )
-    return StudyResult(kind.title, method, rows, films=films)
+    return StudyResult(kind.title, method, rows, animations=animations)
 
 
 def negation(bench: StudyContext[PromptBenchmarkSettings]) -> StudyResult:
@@ -217,7 +218,7 @@ def negation(bench: StudyContext[PromptBenchmarkSettings]) -> StudyResult:
         f"Prompts that name no colour, such as {texts[0]!r}, and a negative prompt that names the colour of what is "
         f"made of them without one, such as {named[0]!r}, from the same noise. Below those: what is made with it."
     )
-    return StudyResult("Negation", method, [row], films=example_videos([plain, without], good))
+    return StudyResult("Negation", method, [row], animations=example_videos([plain, without], good))
 
 
 def _colour(clip: Tensor) -> str | None:

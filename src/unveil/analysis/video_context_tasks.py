@@ -6,7 +6,6 @@ Source: Brooks et al. 2024, "Video generation models as world simulators", on pr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,8 +22,9 @@ from unveil.analysis.video_bench import (
     text_of,
     thing,
 )
-from unveil.analysis.video_metrics import MetricRow, StudyResult, means, ratios, shares
-from unveil.evaluate.video_alignment import Detection, detect
+from unveil.analysis.video_metrics import StudyResult, means, ratios, shares
+from unveil.evaluate.findings import Finding
+from unveil.evaluate.judges.video_alignment import Detection, detect
 from unveil.generation import video
 from unveil.generation.conditioning_frames import conditioned_generation, keyframes
 from unveil.generation.long_video import Direction
@@ -63,25 +63,25 @@ def picture(bench: StudyContext[VideoStudySettings]) -> StudyResult:
     ]
     method = "The first frame of a real clip is given, and its text; read back from the frames that were made."
     good = [_has(item, seen, ("colour", "shape", "motion")) for item, seen in zip(items, looks, strict=True)]
-    return StudyResult("Picture to clip", method, rows, films=example_videos([real, made], good, range(1, 16)))
+    return StudyResult("Picture to clip", method, rows, animations=example_videos([real, made], good, range(1, 16)))
 
 
 def extended(bench: StudyContext[VideoStudySettings]) -> StudyResult:
     """Clips that go on, and clips that are led up to: where a thing is, against where it truly was."""
     items = bench.items(MOVING)
     real, texts = stack_videos(items), [text_of(item) for item in items]
-    rows: list[MetricRow] = []
-    films: dict[str, bytes] = {}
+    rows: list[Finding] = []
+    animations: dict[str, bytes] = {}
     for direction in ("forward", "backward"):
         found, film = _extended(bench, items, real, texts, direction)
         rows += found
-        films |= film
+        animations |= film
     method = (
         f"Half of a real clip of what moves is given, {GIVEN} frames, and its text; places in the frames that were "
         "made against those in the real clip. Where nothing is seen, it counts as half a side off. Ceiling: how far "
         "the detector is from the truth in real clips. Baseline: the last known frame stays."
     )
-    return StudyResult("Extend", method, rows, films=films)
+    return StudyResult("Extend", method, rows, animations=animations)
 
 
 def _extended(
@@ -90,7 +90,7 @@ def _extended(
     real: Tensor,
     texts: Sequence[str],
     direction: Direction,
-) -> tuple[list[MetricRow], dict[str, bytes]]:
+) -> tuple[list[Finding], dict[str, bytes]]:
     ahead = direction == "forward"
     length = real.shape[2]
     given = real[:, :, :GIVEN] if ahead else real[:, :, -GIVEN:]
@@ -126,8 +126,8 @@ def _extended(
         shares(f"{direction}: colour and shape kept", kept),
     ]  # fmt: skip
     good = [mine <= STRAYED * theirs for mine, theirs in zip(ours, frozen, strict=True)]
-    films = example_videos([real, made], good, range(*new.indices(length)))
-    return rows, {f"{direction.capitalize()}. {words}": film for words, film in films.items()}
+    animations = example_videos([real, made], good, range(*new.indices(length)))
+    return rows, {f"{direction.capitalize()}. {words}": film for words, film in animations.items()}
 
 
 def loop(bench: StudyContext[VideoStudySettings]) -> StudyResult:
@@ -148,25 +148,28 @@ def loop(bench: StudyContext[VideoStudySettings]) -> StudyResult:
     rings = [_seam(clip) if _goes(clip) else max(_seam(clip), least) for clip, least in zip(ring, cuts, strict=True)]
     bridges = [_jump(_around(clip), range(OPEN - 1, closed.shape[2])) for clip in closed]
     cut, again, open_cut = (float(np.mean([_seam(clip) for clip in clips])) for clips in (real, plain, part))
-    said = {"bar": SEAM, "rule": "at most", "ceiling": within}
     held = [max(_seam(clip), least) for clip, least in zip(real[:, :, :1].expand_as(real), cuts, strict=True)]
     beside = {"real clip again": cut, "same model, no ring": again, "a frame held": float(np.mean(held))}
-    whole: dict[str, Any] = {"baselines": beside}
     looks = [detect(one) for one in ring]
     asked = [_has(item, seen, ("colour", "shape", "motion")) for item, seen in zip(items, looks, strict=True)]
     rows = [
-        means("ring: step at the seam over the median step", rings, seed, **said, **whole),
+        means(
+            "ring: step at the seam over the median step",
+            rings,
+            seed,
+            bar=SEAM,
+            rule="at most",
+            ceiling=within,
+            baselines=beside,
+        ),
         shares("ring: clips whose seam is within the bar", [one <= SEAM for one in rings]),
         shares("ring: colour, shape and motion as asked", asked),
         means(
-            "bridge: largest step of what closes the loop over the median step",
-            bridges,
-            seed,
-            **said,
-            baselines={"hard cut": open_cut},
+            "bridge: largest step of what closes the loop over the median step", bridges, seed, bar=SEAM,
+            rule="at most", ceiling=within, baselines={"hard cut": open_cut},
         ),
         shares("bridge: clips within the bar", [one <= SEAM for one in bridges]),
-    ]
+    ]  # fmt: skip
     method = (
         f"Texts of what goes round or to and fro. Ring: {real.shape[2]} frames made as a circle; real clips of what "
         f"goes round come back in as many frames by themselves. Where its thing is "
@@ -175,12 +178,14 @@ def loop(bench: StudyContext[VideoStudySettings]) -> StudyResult:
         "between their end and their beginning. Ceiling: the largest step inside a real clip over its median. Hard "
         "cut: what is given begins again."
     )
-    films = {
+    animations = {
         f"Ring. {w}": f for w, f in example_videos([ring.repeat(1, 1, 2, 1, 1)], [one <= SEAM for one in rings]).items()
     }
     made = range(OPEN, closed.shape[2])
-    films |= {f"Bridge. {w}": f for w, f in example_videos([closed], [one <= SEAM for one in bridges], made).items()}
-    return StudyResult("Loop", method, rows, films=films)
+    animations |= {
+        f"Bridge. {w}": f for w, f in example_videos([closed], [one <= SEAM for one in bridges], made).items()
+    }
+    return StudyResult("Loop", method, rows, animations=animations)
 
 
 def connect(bench: StudyContext[VideoStudySettings]) -> StudyResult:
@@ -206,8 +211,8 @@ def connect(bench: StudyContext[VideoStudySettings]) -> StudyResult:
     edges = [0, -1]
     given = torch.stack([first[:, :, 0], last[:, :, -1]], 2)
     blended = {"hard cut": torch.cat([first[:, :, :8], last[:, :, 8:]], 2), "cross-fade": _mixed(first, last)}
-    rows: list[MetricRow] = []
-    films: dict[str, bytes] = {}
+    rows: list[Finding] = []
+    animations: dict[str, bytes] = {}
     for name, edit, kept, at, others in (
         ("bridge", bridge, ends, [*range(ENDS), *range(-ENDS, 0)], simple),
         ("blend", blend, given, edges, blended),
@@ -216,7 +221,7 @@ def connect(bench: StudyContext[VideoStudySettings]) -> StudyResult:
         new = range(ENDS, ENDS + BETWEEN) if name == "bridge" else range(1, made.shape[2] - 1)
         found, good = _connected(bench, name, made, _equal(made[:, :, at], kept), new, (first, last), others)
         rows += found
-        films |= {
+        animations |= {
             f"{name.capitalize()}. {w}": f for w, f in example_videos([others["cross-fade"], made], good, new).items()
         }
     method = (
@@ -224,7 +229,7 @@ def connect(bench: StudyContext[VideoStudySettings]) -> StudyResult:
         f"first of the other are given, {BETWEEN} between are made. Blend: both at once, mixed, noised and made again; "
         "the first frame of one and the last of the other are given. Above: a cross-fade."
     )
-    return StudyResult("Connect", method, rows, films=films)
+    return StudyResult("Connect", method, rows, animations=animations)
 
 
 def _connected(
@@ -235,7 +240,7 @@ def _connected(
     new: range,
     ends: tuple[Tensor, Tensor],
     others: dict[str, Tensor],
-) -> tuple[list[MetricRow], list[bool]]:
+) -> tuple[list[Finding], list[bool]]:
     """The rows of a way to connect, and which clips are as the bars ask."""
     seed, near = bench.settings.seed, slice(new.start - 1, new.stop + 1)
     colours = [(_hue(a), _hue(b)) for a, b in zip(*ends, strict=True)]
@@ -286,7 +291,7 @@ def _kept(
     still: Sequence[Detection],
     names: Sequence[str],
     bar: float | None = None,
-) -> MetricRow:
+) -> Finding:
     """A row of how many clips are read as their real ones are, beside those themselves and frozen pictures."""
     ours, ceiling, frozen = (
         [_has(item, seen, names) for item, seen in zip(items, own, strict=True)] for own in (looks, true, still)

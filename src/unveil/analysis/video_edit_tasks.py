@@ -23,9 +23,10 @@ from unveil.analysis.video_bench import (
     text_of,
     thing,
 )
-from unveil.analysis.video_metrics import MetricRow, StudyResult, means, shares
+from unveil.analysis.video_metrics import StudyResult, means, shares
+from unveil.evaluate.findings import Finding
+from unveil.evaluate.judges.video_alignment import detect
 from unveil.evaluate.metrics import bootstrap
-from unveil.evaluate.video_alignment import detect
 from unveil.generation import video
 from unveil.generation.long_video import VideoSpec
 from unveil.generation.task_spec import TaskSpec
@@ -66,7 +67,7 @@ def edit(bench: StudyContext[VideoStudySettings]) -> StudyResult:
         lambda n, clip: _same(items[n], clip, ("shape", "motion", SEEN)) | {"ground": _ground_kept(items[n], clip)},
     )
     masks = torch.stack([temporal_consistency.object_mask(clip, AROUND) for clip in real])
-    rows, curve, films = _strengths(bench, change, masks)
+    rows, curve, animations = _strengths(bench, change, masks)
     whole = _curve(bench, change, None)
     moved = bench.made(change.texts, lambda rows: _moved(bench, items, real, rows))
     rows += _applied(bench, change, moved, "by the difference of texts: ")
@@ -77,7 +78,7 @@ def edit(bench: StudyContext[VideoStudySettings]) -> StudyResult:
         f"noise of strength {bench.settings.strength:g} (bars), and of others; everywhere, as far as the text leads; "
         "and without noising, by the difference of what the model says under both texts. Baseline: the clip as it is."
     )
-    return StudyResult("Edit the thing", method, rows, curve, films)
+    return StudyResult("Edit the thing", method, rows, curve, animations)
 
 
 def ground(bench: StudyContext[VideoStudySettings]) -> StudyResult:
@@ -93,33 +94,33 @@ def ground(bench: StudyContext[VideoStudySettings]) -> StudyResult:
         lambda n, clip: _same(items[n], clip, ("colour", "shape", "motion", SEEN)),
     )
     masks = torch.stack([~temporal_consistency.object_mask(clip, 0) for clip in real])
-    rows, curve, films = _strengths(bench, change, masks)
+    rows, curve, animations = _strengths(bench, change, masks)
     method = (
         "Real clips of what moves; the text names another ground. All but the thing is made again, from noise of "
         f"strength {bench.settings.strength:g} (bars), and of others. Baseline: the clip as it is."
     )
-    return StudyResult("Edit the ground", method, rows, curve, films)
+    return StudyResult("Edit the ground", method, rows, curve, animations)
 
 
 def sizes(bench: StudyContext[VideoStudySettings]) -> StudyResult:
     """Clips of other sizes, aspects and lengths than the model's own, by their texts."""
-    rows: list[MetricRow] = []
-    films: dict[str, bytes] = {}
+    rows: list[Finding] = []
+    animations: dict[str, bytes] = {}
     for size in bench.settings.sizes:
         words = f"{size[0]} frames of {format_size(size)}" if size[0] > 1 else f"pictures of {format_size(size)}"
         own, made, good = _sized(bench, words, size)
         rows += own
-        films |= {f"{words}. {told}": film for told, film in example_videos([made], good).items()}
+        animations |= {f"{words}. {told}": film for told, film in example_videos([made], good).items()}
     method = (
         "Texts of real clips of the same size; a clip for each. Width x height. Ceiling: those clips. Baseline: chance."
     )
-    return StudyResult("Other sizes, aspects and lengths", method, rows, films=films)
+    return StudyResult("Other sizes, aspects and lengths", method, rows, animations=animations)
 
 
 def twice(bench: StudyContext[VideoStudySettings]) -> StudyResult:
     """Clips of twice the resolution: places of tokens are half as far apart as in training."""
-    rows: list[MetricRow] = []
-    films: dict[str, bytes] = {}
+    rows: list[Finding] = []
+    animations: dict[str, bytes] = {}
     for words, spacing, bar, passes in (
         ("places scaled", 0.5, SINGLE, False),
         ("places as they are", 1.0, None, False),
@@ -127,12 +128,12 @@ def twice(bench: StudyContext[VideoStudySettings]) -> StudyResult:
     ):
         own, made, good = _sized(bench, words, FINE, spacing, bar, passes=passes)
         rows += own
-        films |= {f"{words.capitalize()}. {told}": film for told, film in example_videos([made], good).items()}
+        animations |= {f"{words.capitalize()}. {told}": film for told, film in example_videos([made], good).items()}
     method = (
         "As for other sizes, at 64 x 64; places scaled, the tokens of a clip reach as far as those of a 32 x 32 one; "
         "in passes, as `unveil video` does at this size: made at 32 x 32, enlarged, and made again in windows."
     )
-    return StudyResult("Twice the resolution", method, rows, films=films)
+    return StudyResult("Twice the resolution", method, rows, animations=animations)
 
 
 # ---------------------------------------------------------------------- details
@@ -140,8 +141,8 @@ def twice(bench: StudyContext[VideoStudySettings]) -> StudyResult:
 
 def _strengths(
     bench: StudyContext[VideoStudySettings], change: _Change, masks: Tensor
-) -> tuple[list[MetricRow], dict[str, dict[str, float]], dict[str, bytes]]:
-    """The rows of an edit of a region, the shares by strength, and films of the strength that is judged."""
+) -> tuple[list[Finding], dict[str, dict[str, float]], dict[str, bytes]]:
+    """The rows of an edit of a region, the shares by strength, and animations of the strength that is judged."""
     hits, curve, made = _curve(bench, change, masks)
     judged = made[bench.settings.strength]
     rows = _applied(bench, change, judged, "", APPLIED, KEPT)
@@ -179,7 +180,7 @@ def _applied(
     words: str,
     applied: float | None = None,
     kept: float | None = None,
-) -> list[MetricRow]:
+) -> list[Finding]:
     """What an edit changed, and what it left."""
     clips = list(enumerate(made))
     others = [change.kept(n, clip) for n, clip in clips]
@@ -203,7 +204,7 @@ def _applied(
     return rows
 
 
-def _rising(measure: str, bench: StudyContext[VideoStudySettings], hits: Tensor, bar: float | None = None) -> MetricRow:
+def _rising(measure: str, bench: StudyContext[VideoStudySettings], hits: Tensor, bar: float | None = None) -> Finding:
     """The largest fall of a share from one strength to the next; 0 where it only rises."""
 
     def fall(rows: Tensor) -> float:
@@ -211,7 +212,7 @@ def _rising(measure: str, bench: StudyContext[VideoStudySettings], hits: Tensor,
 
     found = bootstrap(fall, hits.shape[1], draws=500, seed=bench.settings.seed)
     found = found._replace(low=max(0.0, found.low))  # an interval round the value reaches below what can be
-    return MetricRow(measure, found, hits.shape[1], "%", bar=bar, rule="at most")
+    return Finding(measure, *found, unit="%", bar=bar, rule="at most", count=hits.shape[1])
 
 
 def _moved(bench: StudyContext[VideoStudySettings], items: Sequence[Item], real: Tensor, rows: slice) -> TaskSpec:
@@ -248,7 +249,7 @@ def _sized(
     bar: float | None = None,
     *,
     passes: bool = False,
-) -> tuple[list[MetricRow], Tensor, list[bool]]:
+) -> tuple[list[Finding], Tensor, list[bool]]:
     """The rows of clips of a size, the clips, and which are as asked."""
     items = bench.world(size)
     shot = VideoSpec(size[0], size[1:], window=size[0], spacing=spacing)

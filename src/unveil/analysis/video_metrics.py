@@ -1,113 +1,121 @@
-"""The rows of a study of clips: what is measured, with its interval, its bar, and what stands beside it."""
+"""Findings of a study of videos, and their form in its record."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
-from unveil.evaluate.metrics import Interval, bootstrap, proportion
-
-Rule = Literal["at least", "at most", "like"]  # which side of a number is better; "like": none, being it is
-
-
-@dataclass(frozen=True)
-class MetricRow:
-    """One number of a task.
-
-    Attributes:
-        measure: what it is of; `unit` is "%", "px" or "" for ratios.
-        found: with its 95 % interval, over `count` clips.
-        bar, rule: which number must be reached, from which side; None: there is none.
-        ceiling: the same of real clips, which is what the detector allows.
-        baselines: the same of what takes no model, by name.
-        main: whether models of several sizes are compared by it; where no row of a task is, they are by its first.
-    """
-
-    measure: str
-    found: Interval
-    count: int
-    unit: Literal["%", "px", ""] = ""
-    bar: float | None = None
-    rule: Rule = "at least"
-    ceiling: float | None = None
-    baselines: Mapping[str, float] = field(default_factory=dict)
-    main: bool = False
-
-    @property
-    def met(self) -> bool | None:
-        """Whether the bar is reached; None without one."""
-        if self.bar is None:
-            return None
-        return self.found.value >= self.bar if self.rule == "at least" else self.found.value <= self.bar
-
-    @property
-    def short(self) -> bool:
-        """Whether it is worse than real clips are by more than chance."""
-        if self.ceiling is None:
-            return False
-        below, above = self.found.high < self.ceiling, self.found.low > self.ceiling
-        return {"at least": below, "at most": above, "like": below or above}[self.rule]
-
-    def record(self) -> dict[str, Any]:
-        """All of it as plain values."""
-        return {**asdict(self), "found": self.found._asdict(), "met": self.met, "short": self.short}
-
-    @property
-    def text(self) -> str:
-        """One line for a person."""
-        value, low, high = (format_row(one, self.unit) for one in self.found)
-        met = "met" if self.met else "not met"
-        bar = "" if self.bar is None else f", bar {self.rule} {format_row(self.bar, self.unit)} {met}"
-        return f"{self.measure}: {value} ({low} to {high}){bar}"
+from unveil.evaluate.findings import Finding, Rule, interval_of
+from unveil.evaluate.metrics import bootstrap, proportion
 
 
 @dataclass(frozen=True)
 class StudyResult:
-    """What a task gave.
+    """Findings and figures of one task of a study.
 
     Attributes:
         title, method: in words.
-        rows: its numbers. curve: further ones, such as those of each strength, by what they are of.
-        films: animated WebPs by their captions.
+        findings: its numbers.
+        curve: further numbers, such as those of each strength, by what they are of.
+        animations: animated WebPs by their captions.
     """
 
     title: str
     method: str
-    rows: Sequence[MetricRow]
+    findings: Sequence[Finding]
     curve: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    films: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    animations: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
     def record(self) -> dict[str, Any]:
-        """All but the films."""
-        plain = {name: dict(one) for name, one in self.curve.items()}
-        return {"title": self.title, "method": self.method, "rows": [row.record() for row in self.rows], "curve": plain}
+        """Everything except the animations, as plain values."""
+        return {
+            "title": self.title,
+            "method": self.method,
+            "rows": [finding_record(finding) for finding in self.findings],
+            "curve": {name: dict(numbers) for name, numbers in self.curve.items()},
+        }
 
 
-def format_row(value: float, unit: str) -> str:
-    """A number in its unit."""
-    return f"{value:.1%}" if unit == "%" else f"{value:.2f}" + (f" {unit}" if unit else "")
+def finding_record(finding: Finding) -> dict[str, Any]:
+    """A finding as plain values, under the keys of stored records."""
+    return {
+        "measure": finding.name,
+        "found": {"value": finding.value, "low": finding.low, "high": finding.high},
+        "count": finding.count,
+        "unit": finding.unit,
+        "bar": finding.bar,
+        "rule": finding.rule,
+        "ceiling": finding.ceiling,
+        "baselines": dict(finding.baselines),
+        "main": finding.is_main,
+        "met": finding.met,
+        "short": finding.is_worse_than_ceiling,
+    }
 
 
-def shares(measure: str, hits: Sequence[bool], ceiling: Sequence[bool] | None = None, **rest: Any) -> MetricRow:
-    """A row of how many clips are right."""
-    top = None if ceiling is None else _part(ceiling)
-    return MetricRow(measure, proportion(torch.tensor(hits)), len(hits), "%", ceiling=top, **rest)
+def finding_of(row: Mapping[str, Any], title: str = "") -> Finding:
+    """The finding of a stored record; its name begins with the title of its task if one is passed."""
+    return Finding(
+        f"{title}: {row['measure']}" if title else row["measure"],
+        *interval_of(row["found"]),
+        unit=row["unit"],
+        bar=row["bar"],
+        rule=row["rule"],
+        ceiling=row["ceiling"],
+        baselines=row["baselines"],
+        count=row["count"],
+        is_main=row["main"],
+    )
 
 
-def means(measure: str, values: Sequence[float], seed: int, **rest: Any) -> MetricRow:
-    """A row of the mean of a measure over clips."""
-    return ratios(measure, values, [1.0] * len(values), seed, **rest)
+def shares(
+    name: str,
+    hits: Sequence[bool],
+    ceiling: Sequence[bool] | None = None,
+    *,
+    bar: float | None = None,
+    rule: Rule = "at least",
+    baselines: Mapping[str, float] | None = None,
+) -> Finding:
+    """The share of videos for which a test holds."""
+    return Finding(
+        name, *proportion(torch.tensor(hits)), unit="%", bar=bar, rule=rule,
+        ceiling=None if ceiling is None else sum(map(bool, ceiling)) / len(ceiling),
+        baselines=baselines or {}, count=len(hits),
+    )  # fmt: skip
 
 
-def ratios(measure: str, values: Sequence[float], over: Sequence[float], seed: int, **rest: Any) -> MetricRow:
-    """A row of the mean of a measure over the mean of another one of the same clips."""
-    top, bottom = (torch.tensor(one, dtype=torch.float64) for one in (values, over))
-    found = bootstrap(lambda rows: float(top[rows].mean() / bottom[rows].mean()), len(top), draws=1000, seed=seed)
-    return MetricRow(measure, found, len(values), **rest)
+def means(
+    name: str,
+    values: Sequence[float],
+    seed: int,
+    *,
+    unit: str = "",
+    bar: float | None = None,
+    rule: Rule = "at least",
+    ceiling: float | None = None,
+    baselines: Mapping[str, float] | None = None,
+) -> Finding:
+    """The mean of a measure over videos."""
+    finding = ratios(name, values, [1.0] * len(values), seed, bar=bar, rule=rule, ceiling=ceiling, baselines=baselines)
+    return replace(finding, unit=unit)
 
 
-def _part(hits: Sequence[bool]) -> float:
-    return sum(map(bool, hits)) / len(hits)
+def ratios(
+    name: str,
+    values: Sequence[float],
+    divisors: Sequence[float],
+    seed: int,
+    *,
+    bar: float | None = None,
+    rule: Rule = "at least",
+    ceiling: float | None = None,
+    baselines: Mapping[str, float] | None = None,
+) -> Finding:
+    """The mean of a measure over the mean of another measure of the same videos."""
+    top, bottom = (torch.tensor(column, dtype=torch.float64) for column in (values, divisors))
+    interval = bootstrap(lambda rows: float(top[rows].mean() / bottom[rows].mean()), len(top), draws=1000, seed=seed)
+    return Finding(name, *interval, bar=bar, rule=rule, ceiling=ceiling, baselines=baselines or {}, count=len(values))

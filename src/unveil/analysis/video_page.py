@@ -1,86 +1,81 @@
-"""The pages of studies of clips, drawn from their records and films."""
+"""Pages of the studies of video models, made of their records and animations."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from unveil.analysis.pages import settings_tables
 from unveil.analysis.video_bench import VideoStudy
-from unveil.analysis.video_metrics import StudyResult, format_row
+from unveil.analysis.video_metrics import StudyResult, finding_of
 from unveil.errors import RecipeError
 from unveil.evaluate.charts import ChartLine, lines_chart
-from unveil.evaluate.html import document, figure, table
+from unveil.evaluate.findings import Figure, Finding
+from unveil.evaluate.page_writer import Block, Heading, Page, Paragraph, Table, bars_table, to_html
+from unveil.evaluate.report_page import record_tables
 
-_EDGE = "What was made stands below what it was made of or is compared with, and its frames have a coloured edge."
+_EDGE = "The model's output stands below its input or reference, and its frames have a coloured edge."
 
 
 def video_page(study: VideoStudy, record: Mapping[str, Any]) -> str:
-    """Whether each bar is met, then each task with its numbers and films."""
-    told = f"{record['settings']['count']} clips of each task, of the list of prompts {record['settings']['asked']!r}"
-    return _page(f"What {record['model']['name']} does with clips", told, study.found, record)
+    """The bars, then each task with its numbers and animations."""
+    settings = record["settings"]
+    scope = f"{settings['count']} videos of each task, of the list of prompts {settings['asked']!r}"
+    return _page(f"Video tasks of {record['model']['name']}", scope, study.found, record)
 
 
 def text_page(study: VideoStudy, record: Mapping[str, Any]) -> str:
-    """Each kind of prompts with its share of right clips, and films."""
-    told = f"{record['settings']['count']} prompts of each kind"
-    return _page(f"What {record['model']['name']} understands", told, study.found, record)
+    """Each kind of prompt with its share of correct videos, and animations."""
+    scope = f"{record['settings']['count']} prompts of each kind"
+    return _page(f"Prompts that {record['model']['name']} follows", scope, study.found, record)
 
 
 def world_page(study: VideoStudy, record: Mapping[str, Any]) -> str:
-    """Whether each bar is met, then each law with its numbers and films."""
-    told = f"{record['settings']['count']} clips of each law"
-    return _page(f"What {record['model']['name']} knows about the world", told, study.found, record)
+    """The bars, then each law with its numbers and animations."""
+    scope = f"{record['settings']['count']} videos of each law"
+    return _page(f"Laws of the world that {record['model']['name']} follows", scope, study.found, record)
 
 
-def _page(title: str, told: str, found: Mapping[str, StudyResult], record: Mapping[str, Any]) -> str:
-    bars = list(_bars(record))
-    parts = [
-        f"<h1>{escape(title)}</h1>",
-        f"<p>{escape(told)}, one sample each, nothing filtered; read by the detector on frames before any compression. "
-        "In brackets the 95 % interval over clips.</p>",
-        *(("<h2>Bars</h2>", table(("task", "found", "bar", "met"), bars)) if bars else ()),
-        *_beside(record),
-        *_short(record),
+def _page(title: str, scope: str, results: Mapping[str, StudyResult], record: Mapping[str, Any]) -> str:
+    tasks: Mapping[str, Any] = record["tasks"]
+    findings = [finding_of(row, task["title"]) for task in tasks.values() for row in task["rows"]]
+    blocks: list[Block] = [
+        Paragraph(
+            f"{scope}, one sample each, nothing filtered; read by the detector on frames before any compression. "
+            "In brackets the 95 % interval over videos."
+        ),
+        *bars_table(findings),
+        *_size_comparison(record),
+        *_shortfalls(findings),
     ]
-    for name, task in record["tasks"].items():
-        parts += [
-            f"<h2>{escape(task['title'])}</h2>",
-            f"<p>{escape(task['method'])}</p>",
-            table(("", "found", "bar", "real clips", "without a model"), [_row(row) for row in task["rows"]]),
+    for name, task in tasks.items():
+        rows = [_row(finding_of(row)) for row in task["rows"]]
+        blocks += [
+            Heading(task["title"]),
+            Paragraph(task["method"]),
+            Table(("", "value", "bar", "real videos", "without a model"), rows),
             *_curve(task["curve"]),
-            *(figure(film, f"{words}. {_EDGE}") for words, film in found[name].films.items()),
+            *(Figure(f"{caption}. {_EDGE}", image) for caption, image in results[name].animations.items()),
         ]
-    return document(title, [*parts, *settings_tables(record)])
+    return to_html(Page(title, [*blocks, *record_tables(record)]))
 
 
-def _bars(record: Mapping[str, Any]) -> Iterable[Sequence[str]]:
-    for task in record["tasks"].values():
-        for row in task["rows"]:
-            if row["bar"] is not None:
-                bar, met = f"{row['rule']} {format_row(row['bar'], row['unit'])}", "yes" if row["met"] else "no"
-                yield f"{task['title']}: {row['measure']}", _found(row), bar, met
-
-
-def _short(record: Mapping[str, Any]) -> Iterable[str]:
-    """The numbers that are worse than what real clips reach, by their whole interval."""
+def _shortfalls(findings: Iterable[Finding]) -> Iterable[Block]:
+    """Yield the findings whose whole interval is worse than the ceiling of real videos."""
     rows = [
-        (f"{task['title']}: {row['measure']}", _found(row), format_row(row["ceiling"], row["unit"]))
-        for task in record["tasks"].values()
-        for row in task["rows"]
-        if row["short"]
+        (finding.name, finding.text, finding.number(finding.ceiling))
+        for finding in findings
+        if finding.is_worse_than_ceiling and finding.ceiling is not None
     ]
-    yield "<h2>What it cannot do</h2>"
+    yield Heading("Limits of the model")
     if rows:
-        yield "<p>Or not as real clips do: what the same program reads from them is better than the whole interval.</p>"
-        yield table(("", "found", "real clips"), rows)
+        yield Paragraph("The detector reads a better number from real videos than the whole interval.")
+        yield Table(("", "value", "real videos"), rows)
     else:
-        yield "<p>No number is worse than what the same program reads from real clips by its whole interval.</p>"
+        yield Paragraph("No number is worse by its whole interval than the detector's number of real videos.")
 
 
 def main_rows(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What other models' pages show of a study beside their own: its model, its size, the main numbers of each task.
+    """The part of a study that pages of other models show: model, size, and the main numbers of each task.
 
     Raises:
         RecipeError: not the record of a study of clips.
@@ -96,56 +91,58 @@ def main_rows(record: Mapping[str, Any]) -> dict[str, Any]:
             for name, task in tasks.items()
         }
     except (KeyError, TypeError, IndexError, AttributeError, ValueError) as problem:
-        raise RecipeError("not the record of a study of clips, or an earlier version's; make it again") from problem
+        raise RecipeError("not the record of a study of videos, or an earlier version's; make it again") from problem
     return {"model": name, "parameters": parameters, "count": count, "tasks": numbers}
 
 
-def _interval(found: Mapping[str, Any]) -> dict[str, float]:
-    return {name: float(found[name]) for name in ("value", "low", "high")}
+def _interval(stored: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(stored[name]) for name in ("value", "low", "high")}
 
 
-def _beside(record: Mapping[str, Any]) -> Iterable[str]:
-    """The main numbers of every task against the size of the model, where other models stand beside it."""
+def _size_comparison(record: Mapping[str, Any]) -> Iterable[Block]:
+    """Yield the main numbers of every task against the size of the model, if records of other models are there."""
     if not record.get("beside"):
         return
-    models = sorted([main_rows(record), *record["beside"]], key=lambda one: one["parameters"])
-    found = [{words: row for rows in one["tasks"].values() for words, row in rows.items()} for one in models]
-    common = [words for words in found[0] if all(words in rows for rows in found)]
-    sizes = [one["parameters"] / 1e6 for one in models]
-    heads = [
-        f"{one['model']}, {size:.2f} million, {one['count']} clips" for one, size in zip(models, sizes, strict=True)
+    models = sorted([main_rows(record), *record["beside"]], key=lambda model: model["parameters"])
+    by_model = [
+        {
+            name: Finding(name, *(row["found"][key] for key in ("value", "low", "high")), unit=row["unit"])
+            for rows in model["tasks"].values()
+            for name, row in rows.items()
+        }
+        for model in models
     ]
-    yield "<h2>Models of other sizes</h2>"
-    yield table(("", *heads), [(words, *(_found(rows[words]) for rows in found)) for words in common])
+    common = [name for name in by_model[0] if all(name in findings for findings in by_model)]
+    sizes = [model["parameters"] / 1e6 for model in models]
+    heads = [
+        f"{model['model']}, {size:.2f} million, {model['count']} videos"
+        for model, size in zip(models, sizes, strict=True)
+    ]
+    yield Heading("Models of other sizes")
+    yield Table(("", *heads), [(name, *(findings[name].text for findings in by_model)) for name in common])
     for units, axis in ((("%", "part"), "share"), (("px",), "pixels"), (("",), "ratio or degrees")):
         lines = [
-            ChartLine(words, [(size, rows[words]["found"]["value"]) for size, rows in zip(sizes, found, strict=True)])
-            for words in common
-            if found[0][words]["unit"] in units
+            ChartLine(name, [(size, findings[name].value) for size, findings in zip(sizes, by_model, strict=True)])
+            for name in common
+            if by_model[0][name].unit in units
         ]
         if lines:
-            what = axis if len(lines) > 1 else f"{lines[0].name}, {axis}"  # a line alone has no legend
-            chart = lines_chart(lines, "millions of parameters", what, log_x=True)
-            yield figure(chart, "By the parameters of network and text encoder.")
+            label = axis if len(lines) > 1 else f"{lines[0].name}, {axis}"  # a single line has no legend
+            chart = lines_chart(lines, "millions of parameters", label, log_x=True)
+            yield Figure("By the parameters of network and text encoder.", chart)
 
 
-def _row(row: Mapping[str, Any]) -> Sequence[str]:
-    bar = "" if row["bar"] is None else f"{row['rule']} {format_row(row['bar'], row['unit'])}"
-    ceiling = "" if row["ceiling"] is None else format_row(row["ceiling"], row["unit"])
-    baselines = "; ".join(f"{name} {format_row(value, row['unit'])}" for name, value in row["baselines"].items())
-    return row["measure"], _found(row), bar, ceiling, baselines
+def _row(finding: Finding) -> tuple[str, ...]:
+    ceiling = "" if finding.ceiling is None else finding.number(finding.ceiling)
+    baselines = "; ".join(f"{name} {finding.number(value)}" for name, value in finding.baselines.items())
+    return finding.name, finding.text, finding.bar_text, ceiling, baselines
 
 
-def _found(row: Mapping[str, Any]) -> str:
-    value, low, high = (format_row(row["found"][name], row["unit"]) for name in ("value", "low", "high"))
-    return f"{value} ({low} to {high})"
-
-
-def _curve(curve: Mapping[str, Mapping[str, float]]) -> Iterable[str]:
+def _curve(curve: Mapping[str, Mapping[str, float]]) -> Iterable[Block]:
     if curve:
-        names = list(dict.fromkeys(name for own in curve.values() for name in own))
+        names = list(dict.fromkeys(name for numbers in curve.values() for name in numbers))
         rows = [
-            (words, *(f"{own[name]:.2f} px" if name == "path" else f"{own[name]:.1%}" for name in names))
-            for words, own in curve.items()
+            (label, *(f"{numbers[name]:.2f} px" if name == "path" else f"{numbers[name]:.1%}" for name in names))
+            for label, numbers in curve.items()
         ]
-        yield table(("by strength of the noise", *names), rows)
+        yield Table(("by strength of the noise", *names), rows)

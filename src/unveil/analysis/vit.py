@@ -11,7 +11,6 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,9 +19,10 @@ import torch
 from unveil.data.tensor_dataset import ImageTensorDataset, stable_hash
 from unveil.errors import RecipeError
 from unveil.evaluate.charts import ChartLine, lines_chart
-from unveil.evaluate.html import document, figure, table
+from unveil.evaluate.findings import Figure, Finding
 from unveil.evaluate.image_set import ImageDataset, ImageSet, collect_images
 from unveil.evaluate.metrics import proportion
+from unveil.evaluate.page_writer import Block, Heading, Page, Paragraph, Table, to_html
 from unveil.io.files import write_atomically
 from unveil.model.config import ClassifierRecipe
 from unveil.nn.vit import ViTConfig
@@ -176,35 +176,36 @@ def record_of(recipe: ClassifierRecipe, settings: ViTStudySettings, points: Sequ
 
 def page(record: Mapping[str, Any]) -> str:
     """Accuracy against the amount of data, a line per size; the same as a table; and every network."""
-    title = f"{record['recipe']}: sizes and amounts of data"
     settings, points = record["settings"], record["points"]
     seeds = f"The mean of {settings['seeds']} networks each. " if settings["seeds"] > 1 else ""
     lines = [
         ChartLine(size, [(amount, 100 * _mean(points, size, amount)) for amount in settings["amounts"]])
         for size in settings["sizes"]
     ]
-    chart = lines_chart(lines, "training pictures", "% of the held-out pictures read correctly", log_x=True)
-    return document(
-        title,
-        [
-            f"<h1>{escape(title)}</h1>",
-            f"<p>A ViT of {len(settings['sizes'])} sizes (blocks x width), each trained for about "
-            f"{settings['steps']} steps on {len(settings['amounts'])} amounts of {escape(record['data'])}. The smaller "
-            "amounts are parts of the larger ones, and what is held out is the same for all.</p>",
-            figure(chart, f"Accuracy on held-out pictures against the number of training pictures. {seeds}"),
-            "<h2>Numbers</h2>",
-            table(("size", *(f"{amount} pictures" for amount in settings["amounts"])), _grid(record)),
-            "<h2>Every network</h2>",
-            table(_HEADS, (_row(point) for point in points)),
-            '<p class="remark">Intervals are of the held-out pictures, at 95 %, and not of other seeds. Other sides: '
-            "the same pictures brought to so many pixels, with interpolated positions.</p>",
-            "<h2>Settings</h2>",
-            table(("", ""), [(key, str(value)) for key, value in _flat(record)]),
-        ],
-    )
+    chart = lines_chart(lines, "training images", "accuracy on held-out images in %", log_x=True)
+    blocks: list[Block] = [
+        Paragraph(
+            f"A ViT of {len(settings['sizes'])} sizes (blocks x width), each trained for about "
+            f"{settings['steps']} steps on {len(settings['amounts'])} amounts of {record['data']}. The smaller "
+            "amounts are parts of the larger ones, and the held-out images are the same for all."
+        ),
+        Figure(f"Accuracy on held-out images against the number of training images. {seeds}", chart),
+        Heading("Numbers"),
+        Table(("size", *(f"{amount} images" for amount in settings["amounts"])), list(_grid(record))),
+        Heading("Every network"),
+        Table(_HEADS, [_row(point) for point in points]),
+        Paragraph(
+            "Intervals are of the held-out images, at 95 %, and not of other seeds. Other sides: the same images "
+            "resized to so many pixels, with interpolated positions.",
+            "remark",
+        ),
+        Heading("Settings"),
+        Table(("", ""), [(key, str(value)) for key, value in _flat(record)]),
+    ]
+    return to_html(Page(f"{record['recipe']}: sizes and amounts of data", blocks))
 
 
-_HEADS = ("size", "parameters", "pictures", "seed", "passes", "accuracy", "at other sides", "CPU seconds")
+_HEADS = ("size", "parameters", "images", "seed", "epochs", "accuracy", "at other sides", "CPU seconds")
 
 
 def _config(
@@ -293,7 +294,7 @@ def _row(point: Mapping[str, Any]) -> list[str]:
         str(point["amount"]),
         str(point["seed"]),
         str(point["epochs"]),
-        f"{point['accuracy']:.2%} ({point['low']:.2%} to {point['high']:.2%})",
+        Finding("accuracy", point["accuracy"], point["low"], point["high"], form=".2%").text,
         ", ".join(f"{side} px {found:.1%}" for side, found in point["by_size"].items()),
         f"{point['cpu_seconds']:.0f}",
     ]

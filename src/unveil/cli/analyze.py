@@ -185,7 +185,7 @@ def _of_clips(
         "about": {**_about(begun, str(model.device)), "command": command(), "parameters": parameters(model)},
     }
     page = _write(folder, what, record, page_of(study, record))
-    rows = [f"{one.title}: {row.text}" for one in study.found.values() for row in one.rows]
+    rows = [f"{result.title}: {row.line}" for result in study.found.values() for row in result.findings]
     console.result({**record, "page": str(page)}, "\n".join([*rows, str(page)]))
 
 

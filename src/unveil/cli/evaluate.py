@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,22 +14,19 @@ from torch import Tensor
 from unveil import data
 from unveil.autoencoders.perceptual import LPIPS
 from unveil.cli.recipe_kind import diffusion
-from unveil.data.low_res import LOW
 from unveil.errors import RecipeError
 from unveil.evaluate import features as networks
-from unveil.evaluate.captioner import evaluate_captions
-from unveil.evaluate.conditional import SamplingOptions, evaluate_conditional
-from unveil.evaluate.html_report import write_report
-from unveil.evaluate.image_alignment import PROMPT, evaluate_prompts
 from unveil.evaluate.image_set import ImageDataset
+from unveil.evaluate.judges import judges
+from unveil.evaluate.judges.captioner import evaluate_captions
+from unveil.evaluate.judges.reconstruction import MetricNetworks, evaluate_autoencoder
+from unveil.evaluate.judges.sample_quality import EvaluationSettings, SampleProvenance, comparison_size
+from unveil.evaluate.judges.sample_quality import evaluate as measure
 from unveil.evaluate.likelihood import bits_per_dim, ode_bits_per_dim
-from unveil.evaluate.perceptual import perceptual
-from unveil.evaluate.reconstruction import MetricNetworks, evaluate_autoencoder
+from unveil.evaluate.perceptual import bundled_perceptual, perceptual
 from unveil.evaluate.report import Report
-from unveil.evaluate.sample_quality import EvaluationSettings, SampleProvenance, comparison_size
-from unveil.evaluate.sample_quality import evaluate as measure
-from unveil.evaluate.super_resolution import evaluate_super_resolution
-from unveil.evaluate.video_alignment import evaluate_videos
+from unveil.evaluate.report_page import summary, write_report
+from unveil.evaluate.sampling import SamplingOptions
 from unveil.generation.generate import DTYPES, Request, Source, generate
 from unveil.generation.model_loading import device as pick
 from unveil.generation.model_loading import open_model
@@ -46,15 +43,11 @@ from unveil.model.config import (
     ReconstructionConfig,
     load_recipe,
 )
-from unveil.playground.scene_captions import Language
 from unveil.prompting.captioners import MediaClip, NativeCaptioner, batched
 from unveil.train.run_folder import training_of
 from unveil.types import Item
 
 BATCH = 100
-CLIPS = 16  # at a time: a clip has as many numbers as its frames
-LAYOUT = "layout"  # what models are told whose scenes are looked at for the boxes of objects
-Judge = Callable[[Recipe, Model, ImageDataset, SamplingOptions], Report]
 
 
 @dataclass(frozen=True)
@@ -122,7 +115,7 @@ def evaluate(ask: EvaluateRequest, console: Console) -> None:
         report = judge(ask, recipe, console)
     page = write_report(report, out, force=ask.force)
     facts = {"report": str(page), "protocol_sha256": report.protocol_sha256, "results": report.results}
-    console.result(facts | {"missing": report.missing}, "\n".join([*report.summary(), str(page)]))
+    console.result(facts | {"missing": report.missing}, "\n".join([*summary(report), str(page)]))
 
 
 def judge(ask: EvaluateRequest, recipe: Recipe, console: Console) -> Report:
@@ -132,12 +125,12 @@ def judge(ask: EvaluateRequest, recipe: Recipe, console: Console) -> Report:
     model, source = open_model(ask.model, pick(ask.device))
     model.to_inference_dtype(DTYPES[how.dtype])
     train, held_out = (data.open(recipe.data.build(), part) for part in ("train", "held-out"))
-    if (special := _judged_otherwise(recipe)) is not None:
-        what, batch = ("clip", CLIPS) if special is _filmed else ("picture", BATCH)
-        with console.progress(what, 0) as progress:
-            how_drawn = SamplingOptions(recipe.sample, how.seed, batch, lambda done: progress.reach(done, 0))
-            found = special(recipe, model, held_out, how_drawn)
-        return replace(found, about={**found.about, **_about(ask, source, cpu_seconds() - begun)})
+    special = next((judge for judge in judges() if judge.run is not None and judge.applies(recipe)), None)
+    if special is not None and special.run is not None:
+        with console.progress(special.unit, 0) as progress:
+            options = SamplingOptions(recipe.sample, how.seed, special.batch, lambda done: progress.reach(done, 0))
+            report = special.run(recipe, model, held_out, options)
+        return replace(report, about={**report.about, **_about(ask, source, cpu_seconds() - begun)})
     network = feature_network(recipe, how, ask.weights, str(model.device))
     settings = EvaluationSettings(count=how.num_real, floor_splits=how.fid_floor_splits, seed=how.seed)
     comparison_size(how.samples, len(train), len(held_out), settings)  # minutes before it would fail
@@ -194,13 +187,8 @@ def _perceptual(recipe: AutoencoderRecipe) -> tuple[str, LPIPS] | None:
     """The network that is asked for; else that of the loss, and then the shipped one of the data, if there is one."""
     wanted = recipe.evaluate.perceptual or recipe.loss.perceptual
     if wanted is None:
-        return _shipped_perceptual(recipe.data.kind)
+        return bundled_perceptual(recipe.data.kind)
     return wanted.network, perceptual(wanted.network, wanted.weights)
-
-
-def _shipped_perceptual(kind: str) -> tuple[str, LPIPS] | None:
-    """The perceptual network that comes with the package for a kind of data, if one does."""
-    return (kind, perceptual(kind)) if kind in ("digits", "fashion") else None
 
 
 def _about(ask: EvaluateRequest, source: Source | None, seconds: float) -> dict[str, Any]:
@@ -208,44 +196,6 @@ def _about(ask: EvaluateRequest, source: Source | None, seconds: float) -> dict[
     facts: dict[str, Any] = {} if source is None else {"model": source._asdict()}
     facts |= {"training": training_of(ask.run), "command": command(), "commit": commit()}
     return {**facts, "cpu_minutes": round(seconds / 60, 2)}
-
-
-def _judged_otherwise(recipe: Recipe) -> Judge | None:
-    """What judges a model by what it is told, where that is more than a label."""
-    told = {one.key: one.kind for one in recipe.condition}
-    if LOW in told and recipe.key == "pixels":
-        return _enlarged
-    if recipe.key != "pixels" or list(told.values()) == [LAYOUT]:
-        return _given
-    by_words = {"scenes": _prompted, "playground": _filmed}
-    return by_words.get(recipe.data.kind) if list(told) == [PROMPT] else None
-
-
-def _filmed(recipe: Recipe, model: Model, held_out: ImageDataset, how: SamplingOptions) -> Report:
-    """The report on a model that makes clips of words."""
-    del held_out  # the score has a world of its own
-    asked = recipe.evaluate
-    return evaluate_videos(model, how, asked.prompt_sets, count=asked.samples, language=asked.language)
-
-
-def _given(recipe: Recipe, model: Model, held_out: ImageDataset, how: SamplingOptions) -> Report:
-    """The report on a model that makes something else for pictures, boxes or masks, or scenes for layouts."""
-    state = LAYOUT if recipe.key == "pixels" else getattr(recipe.data, "state", "none")
-    return evaluate_conditional(model, held_out, state, how, count=recipe.evaluate.samples)
-
-
-def _prompted(recipe: Recipe, model: Model, held_out: ImageDataset, how: SamplingOptions) -> Report:
-    """The report on a model that makes scenes of words."""
-    languages: dict[str, tuple[Language, ...]] = {"zh": ("zh",), "both": ("en", "zh")}
-    spoken = languages.get(getattr(recipe.data, "language", "en"), ("en",))
-    return evaluate_prompts(model, held_out, how, languages=spoken, count=recipe.evaluate.samples)
-
-
-def _enlarged(recipe: Recipe, model: Model, held_out: ImageDataset, how: SamplingOptions) -> Report:
-    """The report on a model that enlarges pictures."""
-    judge, count = _shipped_perceptual(recipe.data.kind), recipe.evaluate.samples
-    found = evaluate_super_resolution(model, held_out, how, perceptual=judge, count=count)
-    return replace(found, about={"data": recipe.data.kind, **found.about})
 
 
 def feature_network(

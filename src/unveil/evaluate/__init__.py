@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from unveil.evaluate import features
+from unveil.evaluate.comparison import compare
 from unveil.evaluate.features import FeatureNetwork
 from unveil.evaluate.frechet import Statistics, fid
-from unveil.evaluate.html_report import write_report
+from unveil.evaluate.judges.sample_quality import EvaluationSettings, SampleProvenance, evaluate
 from unveil.evaluate.metrics import (
     Interval,
     bootstrap,
@@ -15,8 +16,8 @@ from unveil.evaluate.metrics import (
     nearest_neighbours,
     precision_recall,
 )
-from unveil.evaluate.report import Report, compare
-from unveil.evaluate.sample_quality import EvaluationSettings, SampleProvenance, evaluate
+from unveil.evaluate.report import Report
+from unveil.evaluate.report_page import write_report
 
 __all__ = [
     "EvaluationSettings",

@@ -69,3 +69,8 @@ def _card(network: str) -> Path:
     if len(cards) != 1:
         raise WeightsError(f"{network}: holds {len(cards)} cards of classifiers; name one, such as NAME.yaml")
     return cards[0]
+
+
+def bundled_perceptual(kind: str) -> tuple[str, LPIPS] | None:
+    """Name and network of the bundled perceptual distance for a kind of data; None if there is none."""
+    return (kind, perceptual(kind)) if kind in ("digits", "fashion") else None

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from unveil.analysis.video_bench import parameters, quietly
 from unveil.checkpoints.loader import load
-from unveil.evaluate.video_alignment import detect, matches_prompt
+from unveil.evaluate.judges.video_alignment import detect, matches_prompt
 from unveil.io.images import to_pixels
 from unveil.model import Model
 from unveil.playground.dataset import Playground, PlaygroundConfig

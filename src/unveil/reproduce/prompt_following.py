@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from unveil.analysis.video_bench import quietly
-from unveil.evaluate.video_alignment import PROMPT_ATTRIBUTES, detect, matches_prompt
+from unveil.evaluate.judges.video_alignment import PROMPT_ATTRIBUTES, detect, matches_prompt
 from unveil.io.images import to_pixels
 from unveil.playground.eval_prompts import EvalPrompt, dataset_prompts
 from unveil.playground.world.caption_templates import Register

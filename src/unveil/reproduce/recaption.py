@@ -16,7 +16,7 @@ import torch
 
 from unveil.analysis.video_bench import quietly
 from unveil.errors import RecipeError
-from unveil.evaluate.captioner import check
+from unveil.evaluate.judges.captioner import check
 from unveil.io.files import write_atomically
 from unveil.model.captioner_folder import CaptionModel, load_captioner
 from unveil.model.config import CaptionerRecipe, Recipe, load_recipe

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,59 +12,24 @@ from unveil import __version__
 from unveil.data.box_mask_encoding import state_to_boxes, state_to_mask
 from unveil.errors import RecipeError, did_you_mean
 from unveil.evaluate import plots
-from unveil.evaluate.image_set import ImageDataset, condition_value, digest_of, evenly_spaced
+from unveil.evaluate.findings import Finding, interval_of
+from unveil.evaluate.image_set import ImageDataset, digest_of, evenly_spaced
+from unveil.evaluate.judge import Judge, Results
 from unveil.evaluate.metrics import bootstrap
 from unveil.evaluate.report import Report
+from unveil.evaluate.sampling import SamplingOptions, generate_for
 from unveil.io.images import to_pixels
 from unveil.model import Model
-from unveil.model.config import SampleConfig
+from unveil.model.config import Recipe
 from unveil.playground.scene_iou import class_iou, detect_boxes, matched_ious
 from unveil.playground.scenes import CLASSES
-from unveil.types import Item, Raw
+from unveil.types import Item
 
 VERSION = 1  # of the protocol: raised when the same settings would give other numbers
+LAYOUT = "layout"  # the condition of models whose images are searched for the boxes of objects
 SHOWN = 24  # images on the page
 _ENLARGED = 4  # so that outlines are thin beside what they surround
 _TRUE, _MADE = (0, 200, 0), (255, 0, 200)
-
-
-class SamplingOptions(NamedTuple):
-    """Options of sampling, one sample per item.
-
-    sampling: sampling settings; None: those of the model. seed: seed of all samples. batch: samples per batch.
-    on_batch: called with the number of finished samples after each batch.
-    """
-
-    sampling: SampleConfig | None = None
-    seed: int = 0
-    batch: int = 100
-    on_batch: Callable[[int], object] | None = None
-
-
-def generate_for(model: Model, items: Sequence[Item], how: SamplingOptions, negative: Raw | None = None) -> Tensor:
-    """Generate one sample per item, conditioned on the item: (N, ...) as the model outputs them.
-
-    Args:
-        model: Model conditioned on keys of the items; a prompt is read from "text".
-        items: Items that hold the conditions.
-        how: Options of sampling.
-        negative: Negative conditions by key, one per item.
-    """
-    settings = (how.sampling or model.sampling).flat()
-    batches: list[Tensor] = []
-    for start in range(0, len(items), how.batch):
-        here = slice(start, start + how.batch)
-        raw = {key: [condition_value(item, key) for item in items[here]] for key in model.conditioners}
-        away = {key: values[here] for key, values in (negative or {}).items()}
-        count = len(items[here])
-        batches.append(
-            model.generate(
-                cond=raw, count=count, seed=how.seed, start_index=start, sampling=settings, negative_cond=away or None
-            )
-        )
-        if how.on_batch is not None:
-            how.on_batch(start + count)
-    return torch.cat(batches)
 
 
 def evaluate_conditional(
@@ -195,3 +160,30 @@ def _coloured(masks: Tensor) -> Tensor:
 
 
 _JUDGES = {"boxes": _boxes, "mask": _masks, "layout": _scenes}
+
+
+def _findings(results: Results) -> list[Finding]:
+    if not (iou := results.get("iou")):
+        return []
+    remark = f"{iou['rule']}; against the truth of another image: {iou['chance']:.3f}"
+    return [Finding("mean IoU", *interval_of(iou), form=".3f", baselines={"chance": iou["chance"]}, remark=remark)]
+
+
+def _applies(recipe: Recipe) -> bool:
+    return recipe.key != "pixels" or [condition.kind for condition in recipe.condition] == [LAYOUT]
+
+
+def _run(recipe: Recipe, model: Model, held_out: ImageDataset, options: SamplingOptions) -> Report:
+    state = LAYOUT if recipe.key == "pixels" else getattr(recipe.data, "state", "none")
+    return evaluate_conditional(model, held_out, state, options, count=recipe.evaluate.samples)
+
+
+JUDGE = Judge(
+    key="iou",
+    title="Samples",
+    findings=_findings,
+    metrics=lambda results: {"mean IoU": "iou.value"},
+    figures={"samples": "The first samples."},
+    applies=_applies,
+    run=_run,
+)

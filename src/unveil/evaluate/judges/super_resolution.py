@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,14 +13,17 @@ from unveil import __version__
 from unveil.autoencoders.perceptual import LPIPS
 from unveil.data.low_res import LOW, area_downsample, bicubic_upsample
 from unveil.evaluate import plots
-from unveil.evaluate.conditional import SamplingOptions, generate_for
+from unveil.evaluate.findings import Finding, interval_of
 from unveil.evaluate.image_set import ImageDataset, digest_of, evenly_spaced
+from unveil.evaluate.judge import Judge, Results
 from unveil.evaluate.metrics import mean_interval
-from unveil.evaluate.perceptual import fingerprint
+from unveil.evaluate.perceptual import bundled_perceptual, fingerprint
 from unveil.evaluate.psnr_ssim import WINDOW, chunked, mse, psnr, ssim
 from unveil.evaluate.report import Report
+from unveil.evaluate.sampling import SamplingOptions, generate_for
 from unveil.io import images as pictures
 from unveil.model import Model
+from unveil.model.config import Recipe
 
 VERSION = 1  # of the protocol: raised when the same settings would give other numbers
 SHOWN = 12  # images on the page, a column each
@@ -99,3 +103,47 @@ def _sheet(low: Tensor, plain: Tensor, upscaled: Tensor, real: Tensor) -> bytes:
     rate = real.shape[2] // low.shape[2]
     blocks = pictures.to_pixels(low[rows]).repeat_interleave(rate, 2).repeat_interleave(rate, 3)
     return plots.make_grid(torch.cat([blocks, plain[rows], upscaled[rows], real[rows]]), count)
+
+
+def _findings(results: Results) -> list[Finding]:
+    gains, findings = results.get("enlarged", {}), list[Finding]()
+    for key, name, unit, form in (
+        ("psnr", "PSNR above bicubic", "dB", ".2f"),
+        ("ssim", "SSIM above bicubic", "", ".4f"),
+        ("perceptual", "perceptual distance below bicubic", "", ".4f"),
+    ):
+        if gain := gains.get(key):
+            finding = Finding(name, *interval_of(gain), unit=unit, form=form, baselines={"bicubic": gain["bicubic"]})
+            remark = f"mean over images; {finding.number(gain['model'])}, bicubic {finding.number(gain['bicubic'])}"
+            findings.append(replace(finding, remark=remark))
+    if consistency := gains.get("kept"):
+        remark = "mean difference from the input image"
+        findings.append(
+            Finding("downsampled again", consistency["mean"], form=".4f", note=f" {consistency['rule']}", remark=remark)
+        )
+    return findings
+
+
+def _applies(recipe: Recipe) -> bool:
+    return recipe.key == "pixels" and LOW in [condition.key for condition in recipe.condition]
+
+
+def _run(recipe: Recipe, model: Model, held_out: ImageDataset, options: SamplingOptions) -> Report:
+    network, count = bundled_perceptual(recipe.data.kind), recipe.evaluate.samples
+    report = evaluate_super_resolution(model, held_out, options, perceptual=network, count=count)
+    return replace(report, about={"data": recipe.data.kind, **report.about})
+
+
+JUDGE = Judge(
+    key="enlarged",
+    title="Upscaled images",
+    findings=_findings,
+    metrics=lambda results: {
+        "PSNR above bicubic": "enlarged.psnr.value",
+        "SSIM above bicubic": "enlarged.ssim.value",
+        "perceptual distance below bicubic": "enlarged.perceptual.value",
+    },
+    figures={"enlarged": "From above: the input, its bicubic upsampling, the model's output, the true image."},
+    applies=_applies,
+    run=_run,
+)

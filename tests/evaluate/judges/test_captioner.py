@@ -6,8 +6,8 @@ import pytest
 
 from unveil import data, playground
 from unveil.errors import RecipeError
-from unveil.evaluate.captioner import check, evaluate_captions
-from unveil.evaluate.html_report import page
+from unveil.evaluate.judges.captioner import check, evaluate_captions
+from unveil.evaluate.report_page import page, summary
 from unveil.playground.caption_parser import parse
 from unveil.playground.world.caption_templates import DRAWS, write_caption
 
@@ -54,11 +54,11 @@ def test_a_report_has_shares_intervals_and_chance():
     assert found["attributes"]["value"] > 0.9
     assert found["whole"]["value"] == 0.5
     assert found["chance"] < 0.6
-    assert [line.split(":")[0] for line in report.summary()] == [
+    assert [line.split(":")[0] for line in summary(report)] == [
         "attributes told right", "captions that can be read back", "captions right as a whole",
     ]  # fmt: skip
     shown = page(report)
-    assert "Captions against real pictures" in shown
+    assert "Captions against real images" in shown
     assert found["shown"][0]["truth"] in shown
 
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from unveil import data
-from unveil.evaluate.conditional import SamplingOptions
-from unveil.evaluate.image_alignment import evaluate_prompts
+from unveil.evaluate.judges.image_alignment import evaluate_prompts
+from unveil.evaluate.report_page import summary
+from unveil.evaluate.sampling import SamplingOptions
 from unveil.io.images import to_unit
 from unveil.model.config import SampleConfig
 from unveil.playground.scene_iou import detect_scene
@@ -85,7 +86,7 @@ def test_a_negative_prompt_that_is_obeyed_is_seen_and_one_that_is_not_is_not():
 
 def test_findings_and_page_say_it():
     report = evaluate_prompts(Told(), HELD_OUT, SamplingOptions(batch=40), count=80)  # type: ignore[arg-type]
-    lines = report.summary()
+    lines = summary(report)
     assert any(line.startswith("named attributes seen: ") for line in lines)
-    assert any(line.startswith("what a negative prompt names: ") for line in lines)
+    assert any(line.startswith("attributes in the negative prompt: ") for line in lines)
     assert report.images.keys() == {"samples", "negative"}

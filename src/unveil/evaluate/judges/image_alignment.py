@@ -14,12 +14,15 @@ from torch import Tensor
 
 from unveil import __version__
 from unveil.evaluate import plots
-from unveil.evaluate.conditional import SamplingOptions, generate_for
+from unveil.evaluate.findings import Finding, interval_of
 from unveil.evaluate.image_set import ImageDataset, digest_of, evenly_spaced
+from unveil.evaluate.judge import Judge, Results
 from unveil.evaluate.metrics import mean_interval
 from unveil.evaluate.report import Report
+from unveil.evaluate.sampling import SamplingOptions, generate_for
 from unveil.io.images import to_pixels
 from unveil.model import Model
+from unveil.model.config import Recipe
 from unveil.playground.scene_captions import CAPTIONS, Language, SceneObject
 from unveil.playground.scene_iou import DetectedObjects, detect_scene
 from unveil.playground.scenes import LARGE, SMALL
@@ -180,3 +183,52 @@ def _lowered(plain: Tensor, other: Tensor, colours: list[int], seed: int) -> dic
     drop = mean_interval(without.double() - negated.double(), seed)
     shares = {"without": without.double().mean().item(), "with": negated.double().mean().item()}
     return {**drop, **shares, "count": len(colours)}
+
+
+def _findings(results: Results) -> list[Finding]:
+    findings: list[Finding] = []
+    if named := results.get("named"):
+        shares = [*named["by_attribute"].items(), *named["by_language"].items()]
+        remark = (
+            f"{', '.join(f'{name} {share:.1%}' for name, share in shares)}; all attributes of an object on one object "
+            f"{named['together']:.1%}; right number of objects {named['right_number']:.1%}; against another caption "
+            f"{named['chance']:.1%}, real images {named['real_pictures']:.1%}"
+        )
+        baselines = {"chance": named["chance"], "real images": named["real_pictures"]}
+        findings.append(
+            Finding("named attributes seen", *interval_of(named), unit="%", baselines=baselines, remark=remark)
+        )
+    if negative := results.get("negative"):
+        remark = (
+            f"{negative['count']} pairs of the same noise: {negative['without']:.1%}, with it {negative['with']:.1%}"
+        )
+        name, note = "attributes in the negative prompt", " less often seen"
+        findings.append(Finding(name, *interval_of(negative), unit="%", note=note, remark=remark))
+    return findings
+
+
+def _applies(recipe: Recipe) -> bool:
+    return recipe.data.kind == "scenes" and [condition.key for condition in recipe.condition] == [PROMPT]
+
+
+def _run(recipe: Recipe, model: Model, held_out: ImageDataset, options: SamplingOptions) -> Report:
+    languages: dict[str, tuple[Language, ...]] = {"zh": ("zh",), "both": ("en", "zh")}
+    prompt_languages = languages.get(getattr(recipe.data, "language", "en"), ("en",))
+    return evaluate_prompts(model, held_out, options, languages=prompt_languages, count=recipe.evaluate.samples)
+
+
+JUDGE = Judge(
+    key="named",
+    title="Samples",
+    findings=_findings,
+    metrics=lambda results: {
+        "named attributes seen": "named.value",
+        "fall by a negative prompt": "negative.value",
+    },
+    figures={
+        "samples": "The first samples.",
+        "negative": "Pairs of the same noise: without a negative prompt (left) and with one (right).",
+    },
+    applies=_applies,
+    run=_run,
+)

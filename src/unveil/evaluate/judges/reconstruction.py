@@ -17,8 +17,10 @@ from unveil.autoencoders.video_kl import VideoAutoencoderKL
 from unveil.autoencoders.vq import usage
 from unveil.errors import ShapeError
 from unveil.evaluate.features import FeatureNetwork
+from unveil.evaluate.findings import Finding, interval_of
 from unveil.evaluate.frechet import fid
 from unveil.evaluate.image_set import ImageDataset, ImageSet, collect_images, evenly_spaced
+from unveil.evaluate.judge import Judge, Results
 from unveil.evaluate.metrics import bootstrap, mean_interval, proportion
 from unveil.evaluate.perceptual import fingerprint
 from unveil.evaluate.psnr_ssim import BATCH, WINDOW, chunked, mse, psnr, ssim
@@ -30,6 +32,7 @@ from unveil.types import Item
 VERSION = 1  # of the protocol: raised when the same settings would give other numbers
 COLUMNS, SHOWN = 10, 40  # of the page's sheet of images
 CLIPS = 8  # shown on it, a row of frames each
+_SEEN_TOGETHER = "colour, shape and motion seen"
 SEEN = ("colour", "shape", "motion")  # of an object, that the detector reads
 # The names of the classes in protocols; reports are compared by a hash of these, so they never change.
 _STORED_NAMES: dict[type[Any], str] = {AutoencoderKL: "KL", VQModel: "VQ", VideoAutoencoderKL: "Video"}
@@ -245,3 +248,48 @@ def _sheet(real: Tensor, rebuilt: Tensor) -> bytes:
     rows = torch.arange(count) * len(real) // count
     columns = min(COLUMNS, count)
     return pictures.png(pictures.make_grid(pictures.stack_rows(real[rows], rebuilt[rows], columns), columns))
+
+
+def _findings(results: Results) -> list[Finding]:
+    if not (psnr_results := results.get("psnr")):
+        return []
+    each = Finding("", *interval_of(psnr_results["per_picture"]), unit="dB").text
+    remark = f"of the mean squared error over all {psnr_results['count']} images; mean over images: {each}"
+    findings = [Finding("PSNR", *interval_of(psnr_results), unit="dB", remark=remark)]
+    if ssim_results := results.get("ssim"):
+        findings.append(Finding("SSIM", *interval_of(ssim_results), form=".4f", remark="1 for equal images"))
+    if distance := results.get("perceptual"):
+        remark = f"by {distance['network']}; 0 for equal images"
+        findings.append(Finding("perceptual distance", *interval_of(distance), form=".4f", remark=remark))
+    if rfid := results.get("rfid"):
+        remark = f"reconstructions against their {rfid['count']} originals, by {rfid['features']}"
+        findings.append(Finding("rFID", rfid["value"], form=".3f", remark=remark))
+    if codebook := results.get("codebook"):
+        note, remark = f" of {codebook['codes']} entries used", f"perplexity {codebook['perplexity']:.0f}"
+        findings.append(Finding("codebook", codebook["used"], unit="%", note=note, remark=remark))
+    if seen := results.get("things"):
+        shares = ", ".join(f"{name} {rate['value']:.1%}" for name, rate in seen.items() if name != "together")
+        real = seen["together"]["real"]
+        remark = f"{shares}; in the original videos all three {real:.1%}"
+        findings.append(Finding(_SEEN_TOGETHER, *interval_of(seen["together"]), unit="%", ceiling=real, remark=remark))
+    if latents := results.get("latents"):
+        note = f" values, {latents['share']:.3g} of the image's"
+        remark = f"of shape {tuple(latents['shape'])}; mean {latents['mean']:.3f}, deviation {latents['deviation']:.3f}"
+        findings.append(Finding("latents", latents["values"], form="d", note=note, remark=remark))
+    return findings
+
+
+JUDGE = Judge(
+    key="psnr",
+    title="Reconstructions",
+    findings=_findings,
+    metrics=lambda results: {
+        "PSNR": "psnr.value",
+        "SSIM": "ssim.value",
+        "perceptual distance": "perceptual.value",
+        "rFID": "rfid.value",
+        "codebook used": "codebook.used",
+        _SEEN_TOGETHER: "things.together.value",
+    },
+    figures={"rebuilt": "Held-out images, spaced evenly, each above its reconstruction."},
+)

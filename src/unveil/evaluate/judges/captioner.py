@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,8 +12,11 @@ from torch import Tensor
 
 from unveil import __version__
 from unveil.errors import RecipeError
+from unveil.evaluate.findings import Finding, interval_of
 from unveil.evaluate.image_set import ImageDataset, evenly_spaced
+from unveil.evaluate.judge import Judge, Results
 from unveil.evaluate.metrics import bootstrap, proportion
+from unveil.evaluate.page_writer import Block, Heading, Table
 from unveil.evaluate.report import Report
 from unveil.io import images as pictures
 from unveil.playground.caption_parser import parse, unparsed
@@ -22,6 +25,11 @@ from unveil.types import Item
 
 VERSION = 1  # of the protocol: raised when the same settings would give other numbers
 SHOWN = 8  # videos on the page
+CAPTION_METRICS = {
+    "attributes": "attributes told right",
+    "parse": "captions that can be read back",
+    "whole": "captions right as a whole",
+}  # names of the measures of captions; recipes state expected values under them
 CaptionFn = Callable[[Sequence[Item]], list[str]]  # from items with "pixels" and "fps" to their captions
 
 
@@ -128,3 +136,32 @@ def _by_attribute(checked: Sequence[CaptionScore]) -> dict[str, float]:
 
 def _clip(pixels: Tensor) -> Tensor:
     return pixels[:, None] if pixels.ndim == 3 else pixels
+
+
+def _findings(results: Results) -> list[Finding]:
+    if not (captions := results.get("captions")):
+        return []
+    shares = ", ".join(f"{name} {share:.1%}" for name, share in captions["by_attribute"].items())
+    remark = f"{shares}; of {captions['count']} captions; captions of other videos {captions['chance']:.1%}"
+    remarks = {"attributes": remark, "parse": "no unknown word in them", "whole": "every attribute"}
+    return [
+        Finding(name, *interval_of(captions[key]), unit="%", remark=remarks[key])
+        for key, name in CAPTION_METRICS.items()
+    ]
+
+
+def _details(report: Report) -> Iterable[Block]:
+    if not (captions := report.results.get("captions")):
+        return
+    yield Heading("Captions")
+    yield from report.figure("told", "Held-out videos, spaced evenly, a row of frames each.")
+    yield Table(("caption", "true caption"), [(row["told"], row["truth"]) for row in captions["shown"]])
+
+
+JUDGE = Judge(
+    key="captions",
+    title="Captions",
+    findings=_findings,
+    metrics=lambda results: {name: f"captions.{key}.value" for key, name in CAPTION_METRICS.items()},
+    details=_details,
+)

@@ -19,10 +19,9 @@ from unveil.autoencoders import (
 )
 from unveil.errors import RecipeError, ShapeError
 from unveil.evaluate import Report, compare, features, fid
-from unveil.evaluate.html_report import write_report
+from unveil.evaluate.judges.reconstruction import MetricNetworks, evaluate_autoencoder, reconstruct
 from unveil.evaluate.perceptual import perceptual
-from unveil.evaluate.reconstruction import MetricNetworks, evaluate_autoencoder, reconstruct
-from unveil.evaluate.report import findings
+from unveil.evaluate.report_page import findings, write_report
 from unveil.io import images
 from unveil.playground.dataset import Playground, PlaygroundConfig
 from unveil.types import Item
@@ -107,14 +106,14 @@ def test_the_other_numbers_are_those_of_the_same_pictures(report):
 def test_a_report_is_written_read_and_told(report, tmp_path):
     page = write_report(report, tmp_path)
     text = page.read_text()
-    assert "Rebuilt pictures against real pictures" in text
-    assert "each above what was made of its latents" in text
+    assert "Reconstructions against real images" in text
+    assert "each above its reconstruction" in text
     again = Report.load(tmp_path / "report.json")
     assert again.protocol_sha256 == report.protocol_sha256
     told = {finding.name: finding for finding in findings(again)}
     assert list(told) == ["PSNR", "SSIM", "perceptual distance", "rFID", "latents"]
     assert told["PSNR"].text.startswith("16.9")
-    assert "mean of each picture's own: 24.07" in told["PSNR"].remark
+    assert "mean over images: 24.07" in told["PSNR"].remark
     assert [change.name for change in compare(report, again)] == ["PSNR", "SSIM", "perceptual distance", "rFID"]
     json.dumps(report.results, allow_nan=False)
 

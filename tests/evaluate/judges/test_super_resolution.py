@@ -12,11 +12,11 @@ from torch.nn import functional
 
 from unveil.data.low_res import area_downsample, bicubic_upsample
 from unveil.data.tensor_dataset import ImageTensorDataset
-from unveil.evaluate.conditional import SamplingOptions
-from unveil.evaluate.html_report import write_report
+from unveil.evaluate.judges.super_resolution import evaluate_super_resolution
 from unveil.evaluate.perceptual import perceptual
 from unveil.evaluate.report import Report
-from unveil.evaluate.super_resolution import evaluate_super_resolution
+from unveil.evaluate.report_page import summary, write_report
+from unveil.evaluate.sampling import SamplingOptions
 from unveil.io.images import to_unit
 from unveil.model.config import SampleConfig
 
@@ -81,7 +81,7 @@ def test_a_worse_model_is_told_so():
 def test_the_report_says_it_and_is_kept(tmp_path: Path):
     report = judged(0.5)
     assert report.missing == {"perceptual": "no perceptual network was given"}
-    assert any(line.startswith("PSNR above bicubic: 6.") for line in report.summary())
+    assert any(line.startswith("PSNR above bicubic: 6.") for line in summary(report))
     page = write_report(report, tmp_path).read_text("utf-8")
-    assert "Enlarged pictures against real pictures" in page
+    assert "Upscaled images against real images" in page
     assert Report.load(tmp_path).results == report.results

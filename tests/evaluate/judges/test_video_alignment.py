@@ -12,10 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from unveil.errors import RecipeError
-from unveil.evaluate.conditional import SamplingOptions
-from unveil.evaluate.html_report import page
-from unveil.evaluate.report import Report, compare
-from unveil.evaluate.video_alignment import detect, evaluate_videos
+from unveil.evaluate import Report, compare
+from unveil.evaluate.judges.video_alignment import detect, evaluate_videos
+from unveil.evaluate.report_page import page, summary
+from unveil.evaluate.sampling import SamplingOptions
 from unveil.io.images import to_unit
 from unveil.model.config import SampleConfig
 from unveil.playground.eval_prompts import PromptSet, eval_prompts, eval_videos
@@ -71,7 +71,7 @@ def test_real_clips_are_all_right(good: Report):
         assert sum(own["count"] for own in found["by_motion"].values()) == COUNT
         assert set(found["by_register"]) == {"raw", "short", "dense"}
         assert all(len(own) <= 2 and own[name] for name, own in found["motions_read"].items())
-    assert good.summary()[0].startswith("colour as asked, seen: ")
+    assert summary(good)[0].startswith("colour as asked, seen: ")
 
 
 def test_clips_of_other_prompts_score_as_chance_does():
@@ -116,7 +116,7 @@ def test_clips_are_drawn_so_many_at_a_time_and_reports_say_how():
 
 def test_the_page_plays_the_clips(good: Report):
     shown = page(good)
-    assert "The playground from words" in shown
+    assert "Playground videos from text" in shown
     assert shown.count("data:image/webp;base64,") >= 2
     film = Image.open(io.BytesIO(good.images["clips held-out"]))
     assert getattr(film, "n_frames", 1) > 8
@@ -137,7 +137,7 @@ def test_pictures_are_asked_for_what_does_not_move():
     assert "motion" not in found
     assert list(report.missing) == ["held-out"]
     assert report.images["clips seen"].startswith(b"\x89PNG")
-    assert "The playground from words" in page(report)
+    assert "Playground videos from text" in page(report)
     with pytest.raises(RecipeError, match="images do not move"):
         eval_prompts("held-out", frames=1)
 

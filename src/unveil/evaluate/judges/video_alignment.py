@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,12 +14,16 @@ from torch import Tensor
 from unveil import __version__
 from unveil.errors import PromptTruncated, RecipeError
 from unveil.evaluate import plots
-from unveil.evaluate.conditional import SamplingOptions, generate_for
-from unveil.evaluate.image_set import digest_of
+from unveil.evaluate.findings import Finding, interval_of
+from unveil.evaluate.image_set import ImageDataset, digest_of
+from unveil.evaluate.judge import Judge, Results
 from unveil.evaluate.metrics import proportion
+from unveil.evaluate.page_writer import Block, Heading, Table
 from unveil.evaluate.report import Report
+from unveil.evaluate.sampling import SamplingOptions, generate_for
 from unveil.io.images import to_pixels
 from unveil.model import Model
+from unveil.model.config import Recipe
 from unveil.playground.detector import detect_objects
 from unveil.playground.eval_prompts import EvalPrompt, PromptSet, eval_prompts, eval_videos
 from unveil.playground.shapes import COLOURS, KINDS
@@ -35,6 +39,13 @@ SHOWN, MISSED = 20, 40  # videos in the film; those in the list of what went wro
 _VISIBLE = "visible"  # in every frame
 # of a video that shows anything whatever of the evaluation split
 _CHANCE = {"colour": 1 / len(COLOURS), "shape": 1 / len(KINDS), "motion": 1 / len(TEN)}
+VIDEO_METRICS = {
+    "colour": "colour as asked",
+    "shape": "shape as asked",
+    "motion": "motion as asked",
+    "all": "all as asked",
+    "visible": "seen in every frame",
+}  # names of the measures of videos of one object; recipes state expected values under them
 _STILL = "pictures do not move, and only combinations with a motion are held out"
 
 
@@ -240,3 +251,85 @@ def _shown(
     if wrong:
         images[f"missed {prompt_set}"] = plots.animated_sheet(pixels[wrong], RATE, SHOWN // 2)
     return images
+
+
+def _findings(results: Results) -> list[Finding]:
+    findings: list[Finding] = []
+    for prompt_set, scores in results.get("clips", {}).items():
+        for key, name in VIDEO_METRICS.items():
+            if key not in scores:
+                continue
+            real, chance = scores["real_clips"][key], scores["chance"].get(key)
+            remark = f"{scores['count']} prompts; real videos of them {real:.1%}"
+            remark += "" if chance is None else f", chance {chance:.1%}"
+            baselines = {} if chance is None else {"chance": chance}
+            findings.append(
+                Finding(
+                    f"{name}, {prompt_set}", *interval_of(scores[key]), unit="%", ceiling=real, baselines=baselines,
+                    remark=remark,
+                )
+            )  # fmt: skip
+    return findings
+
+
+def _details(report: Report) -> Iterable[Block]:
+    """Yield the section of each prompt set: example videos, accuracies by group, and the prompts that were missed."""
+    for prompt_set, scores in report.results.get("clips", {}).items():
+        yield Heading(f"Prompts: {prompt_set}")
+        yield from report.figure(f"clips {prompt_set}", "The first videos, of each motion if prompts name one.")
+        yield from report.figure(f"frames {prompt_set}", "Frames of the first video of each motion, a row each.")
+        measures = {key: name for key, name in VIDEO_METRICS.items() if key in scores}
+        for kind in ("register", "motion", "shape"):
+            rows = [
+                (
+                    name,
+                    str(shares["count"]),
+                    *(Finding("", *interval_of(shares[key]), unit="%").text for key in measures),
+                )
+                for name, shares in scores[f"by_{kind}"].items()
+            ]
+            if rows:
+                yield Table((kind, "prompts", *measures.values()), rows)
+        references = {"real_clips": "real videos of these prompts", "chance": "chance: any video of the world"}
+        rows = [
+            (name, "", *(f"{scores[key][row]:.1%}" if row in scores[key] else "" for row in measures))
+            for key, name in references.items()
+        ]
+        yield Table(("for comparison", "", *measures.values()), rows)
+        if scores["missed"]:
+            yield from report.figure(f"missed {prompt_set}", "The first videos that do not show every attribute.")
+            yield Table(
+                ("prompt", "number", "detected"),
+                [(row["prompt"], str(row["number"]), _attributes(row["read"])) for row in scores["missed"]],
+            )
+
+
+def _attributes(facts: Mapping[str, str | None]) -> str:
+    return ", ".join(str(value) for value in facts.values() if value is not None) or "nothing"
+
+
+def _applies(recipe: Recipe) -> bool:
+    return recipe.data.kind == "playground" and [condition.key for condition in recipe.condition] == ["prompt"]
+
+
+def _run(recipe: Recipe, model: Model, held_out: ImageDataset, options: SamplingOptions) -> Report:
+    del held_out  # prompts have an evaluation split of their own
+    settings = recipe.evaluate
+    return evaluate_videos(model, options, settings.prompt_sets, count=settings.samples, language=settings.language)
+
+
+JUDGE = Judge(
+    key="clips",
+    title="Playground videos from text",
+    findings=_findings,
+    metrics=lambda results: {
+        f"{name}, {prompt_set}": f"clips.{prompt_set}.{key}.value"
+        for prompt_set in results.get("clips", {})
+        for key, name in VIDEO_METRICS.items()
+    },
+    details=_details,
+    applies=_applies,
+    run=_run,
+    batch=16,  # a video has as many numbers as its frames
+    unit="video",
+)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -14,11 +14,15 @@ from unveil import __version__
 from unveil.errors import RecipeError, ShapeError
 from unveil.evaluate import metrics, plots
 from unveil.evaluate.features import FeatureNetwork, FeatureOutput
+from unveil.evaluate.findings import Figure, Finding, interval_of
 from unveil.evaluate.frechet import fid
 from unveil.evaluate.image_set import ImageDataset, ImageSet, collect_images
-from unveil.evaluate.report import MEMORISED, Report
+from unveil.evaluate.judge import Judge, Results
+from unveil.evaluate.page_writer import Block, Heading, Paragraph, Table
+from unveil.evaluate.report import Report
 
 VERSION = 1  # of the protocol: raised when the same settings would give other numbers
+MEMORISED = 0.8  # samples this much nearer to the training images than held-out ones are copies
 _COSTLY = 256  # features from which on a Frechet distance takes long enough to draw a fifth of the bootstrap
 
 
@@ -328,3 +332,117 @@ def _images(
         "held_out": plots.make_grid(held_out[:50], 10),
         "nearest": plots.pair_grid(*closest),
     }
+
+
+def _findings(results: Results) -> list[Finding]:
+    findings: list[Finding] = []
+    if read := results.get("read"):
+        remark = f"{read['count']} samples; accuracy of the classifier on held-out images {read['accuracy']:.1%}"
+        findings.append(Finding("read as their class", *interval_of(read), unit="%", remark=remark))
+    if distance := results.get("fid"):
+        floor, ratio = distance["floor"], distance["ratio"]
+        note = f"; {ratio:.2f} times the floor" if ratio is not None else ""
+        remark = (
+            f"floor {floor['mean']:.3f} ({floor['least']:.3f} to {floor['most']:.3f}): "
+            f"real images against real images, {floor['splits']} random splits of the same number"
+        )
+        baselines = {"floor": floor["mean"]}
+        findings.append(
+            Finding("FID", *interval_of(distance), form=".3f", baselines=baselines, note=note, remark=remark)
+        )
+    if kid := results.get("kid"):
+        remark = f"0 for equal sets; subsets: {kid['subsets_mean']:.5f}, standard deviation {kid['subsets_std']:.5f}"
+        findings.append(Finding("KID", *interval_of(kid), form=".5f", remark=remark))
+    for key, remark in (("precision", "samples among real images"), ("recall", "real images among samples")):
+        if key in results:
+            findings.append(Finding(key, *interval_of(results[key]), unit="%", remark=remark))
+    if score := results.get("inception_score"):
+        note, real = f", standard deviation {score['std']:.3f}", score["held_out_mean"]
+        baselines, remark = {"held-out images": real}, f"held-out images: {real:.3f}"
+        findings.append(
+            Finding("Inception score", score["mean"], form=".3f", baselines=baselines, note=note, remark=remark)
+        )
+    if nearest := results.get("nearest"):
+        verdict = "memorised" if nearest["memorised"] else "not memorised"
+        note = f" times the distance of held-out images; {verdict}"
+        remark = (
+            f"median distance to the nearest training image {nearest['median']:.4f}, of held-out images "
+            f"{nearest['held_out_median']:.4f}; below {MEMORISED} is memorised"
+        )
+        findings.append(Finding("nearness", *interval_of(nearest["ratio"]), form=".3f", note=note, remark=remark))
+    return findings + _likelihoods(results)
+
+
+def _likelihoods(results: Results) -> list[Finding]:
+    findings: list[Finding] = []
+    if bits := results.get("bits_per_dim"):
+        remark = "the variational bound on held-out images; lower is better"
+        findings.append(Finding("bits/dim", *interval_of(bits), form=".3f", remark=remark))
+    if bits := results.get("ode_bits_per_dim"):
+        remark = f"the probability-flow ODE on {bits['pictures']} held-out images; lower is better"
+        if (error := bits.get("probe_error")) is not None:
+            remark += f"; standard error of its {bits['probes']} probes {error:.4f}"
+        findings.append(Finding("bits/dim, ODE", *interval_of(bits), form=".3f", remark=remark))
+    return findings
+
+
+def _details(report: Report) -> Iterable[Block]:
+    results = report.results
+    if read := results.get("read"):
+        rows = [
+            (str(row["name"]), str(row["count"]), f"{row['value']:.1%}", f"{row['low']:.1%} to {row['high']:.1%}")
+            for row in read["per_class"]
+        ]
+        yield Heading("Read as their class")
+        yield Figure(
+            "Share of samples read as the class they are conditioned on.", plots.class_chart(read["per_class"])
+        )
+        yield Table(("class", "samples", "read as it", "95 % interval"), rows)
+    if distance := results.get("fid"):
+        yield Heading("Frechet distance and its floor")
+        yield Figure(
+            "Real images differ from other real images too: the floor is the score of a perfect model.",
+            plots.floor_chart(distance["floor"]["values"], distance["value"]),
+        )
+    if nearest := results.get("nearest"):
+        yield Heading("Nearest training images", anchor="nearest")
+        yield Figure(
+            "A model that copies has its samples left of the held-out images.",
+            plots.nearest_chart(nearest["histogram"]),
+        )
+        caption = "The samples nearest to a training image (left of each pair) beside it (right)."
+        yield from report.figure("nearest", caption)
+    yield from report.figure("held_out", "Held-out images.")
+
+
+def memorised_warning(report: Report) -> Iterable[Paragraph]:
+    """Yield a warning if the samples are copies of training images."""
+    if report.memorised:
+        nearest = report.results["nearest"]
+        yield Paragraph(
+            "**Memorised.** The distance of the samples from their nearest training images is "
+            f"{nearest['ratio']['value']:.2f} times that of new images. {nearest['exact_copies']} are exact copies.",
+            "warning",
+        )
+
+
+JUDGE = Judge(
+    key="kid",
+    title="Samples",
+    findings=_findings,
+    metrics=lambda results: {
+        "read": "read.value",
+        "fid": "fid.value",
+        "fid / floor": "fid.ratio",
+        "kid": "kid.value",
+        "precision": "precision.value",
+        "recall": "recall.value",
+        "inception score": "inception_score.mean",
+        "nearness": "nearest.ratio.value",
+        "bits/dim": "bits_per_dim.value",
+        "bits/dim, ODE": "ode_bits_per_dim.value",
+    },
+    figures={"samples": "The first samples of each class."},
+    details=_details,
+    warnings=memorised_warning,
+)

@@ -1,0 +1,18 @@
+"""Judges: a module of this package is a kind of evaluation, found by its `JUDGE`."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from pkgutil import iter_modules
+
+from unveil.evaluate.judge import Judge
+
+__all__ = ["Judge", "judges"]
+
+
+@cache
+def judges() -> tuple[Judge, ...]:
+    """Every judge of this package; another one is another module with a `JUDGE`."""
+    modules = (import_module(f"{__name__}.{info.name}") for info in iter_modules(__path__))
+    return tuple(module.JUDGE for module in modules)
