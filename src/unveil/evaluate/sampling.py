@@ -45,7 +45,7 @@ def generate_for(model: Model, items: Sequence[Item], how: SamplingOptions, nega
         count = len(items[here])
         batches.append(
             model.generate(
-                raw=raw, count=count, seed=how.seed, first_sample=start, sampling=settings, negative=away or None
+                cond=raw, count=count, seed=how.seed, start_index=start, sampling=settings, negative_cond=away or None
             )
         )
         if how.on_batch is not None:
