@@ -86,12 +86,12 @@ def test_debug_shows_where(cli: Cli):
         (["--label", "tree"], ["label 'tree': must be a number from 0 to 9"]),
         (["--cond", "lable=3"], ["condition 'lable': this model takes label; nearest: 'label'"]),
         (["--cond", "label"], ["is written KEY=VALUE"]),
-        (["--label", "3", "-n", "0"], ["count = 0: at least 1"]),
+        (["--label", "3", "-n", "0"], ["count = 0: must be greater than or equal to 1"]),
         (["--label", "3", "--label", "4", "-n", "1"], ["label: ['3', '4'] for 1 pictures"]),
         (["--label", "3", "--sampler", "dim"], ["sampler 'dim': no such sampler"]),
         (["--label", "3", "--eta", "2"], ["eta = 2.0: must be less than or equal to 1"]),
         (["--label", "3", "--steps", "99", "--schedule", "leading"], ["steps = 99: this process has 50"]),
-        (["--label", "3", "--dtype", "int8"], ["dtype 'int8': must be one of float32, bfloat16, float16"]),
+        (["--label", "3", "--dtype", "int8"], ["dtype = 'int8': must be one of float32, bfloat16, float16"]),
     ],
 )
 def test_wishes_that_a_model_cannot_fulfil(

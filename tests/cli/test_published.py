@@ -117,7 +117,7 @@ def test_a_classifier_of_another_size_is_refused(cli: Cli, files: Path):
     torch.save(redrawn(state, 1), files / "large.pt")
     done = cli("sample", "model.pt", *SAID_OF_MODEL, *other, "steps=2", "--class", 3, "--classifier", "large.pt")
     assert done.code != 0
-    assert "the classifier reads pictures of (3, 32, 32)" in done.err
+    assert "the classifier reads images of (3, 32, 32)" in done.err
     assert not (files / "samples").exists()
 
 
