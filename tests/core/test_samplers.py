@@ -266,7 +266,7 @@ def test_published_spacings():
         (lambda p: schedules.uniform(p, 0), "at least 1 network call"),
         (lambda p: schedules.respaced(p, "10;20"), "write '250'"),
         (lambda p: schedules.respaced(p, "ddim300"), "no whole stride gives 300 of 1000"),
-        (lambda p: schedules.respaced(p, "600,2"), "part 0 has 500 steps, 600 asked"),
+        (lambda p: schedules.respaced(p, "600,2"), "part 0 has 500 steps, 600 requested"),
         (lambda p: schedules.at_indices(p, [1000]), "index 1000: this process has 0 to 999"),
         (lambda p: schedules.leading(LinearVP(), 10), "LinearVP has no indices"),
         (lambda p: schedules.get_schedule(p, "trailin", 10), "nearest: 'trailing'"),

@@ -307,7 +307,7 @@ def _check_unfinished(name: str, run: Path, force: bool) -> None:
     """Check that a folder is new or holds an interrupted run; with force, delete the run in it.
 
     Raises:
-        NotWritable: it holds a finished run or anything else, and `force` is not set.
+        OutputError: it holds a finished run or anything else, and `force` is not set.
     """
     if os.environ.get("RANK", "0") != "0":  # the first process may have begun to write
         return

@@ -331,7 +331,7 @@ def fit_autoencoder(
 
     Args:
         recipe: what is minimised, and the settings of training.
-        codec: as `recipe.model.build()` returns it; on the device that it is to train on.
+        codec: as the recipe builds it; on the device that it is to train on.
         dataset: items with images or clips, uint8, or floats in [-1, 1].
         run: the folder; new, or one of the same recipe.
         held_out: items that never train, for the held-out loss.

@@ -300,7 +300,7 @@ def fit_classifier(
 
     Raises:
         RecipeError: images without labels, a label that the network has no output for, or a run of another recipe.
-        NotWritable, NonFinite, OutOfResources, Cancelled: as `train.fit`.
+        OutputError, NonFinite, OutOfResources, Cancelled: as `train.fit`.
     """
     spent = time.process_time()
     learner, test = _prepared(config, dataset, held_out)

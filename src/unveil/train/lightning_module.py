@@ -1,6 +1,6 @@
 """The LightningModule: from a batch to a loss, a checked gradient, one AdamW step and one step of the EMA.
 
-`unveil.train.fit` runs it in a run folder. It works in a `lightning.Trainer` of yours as well:
+`unveil.train.fit` runs it in a run folder. It works in a Trainer of Lightning that you make as well:
 
     module = TrainingModule(learner, config)
     Trainer(max_steps=config.steps, accumulate_grad_batches=config.grad_accum_steps).fit(

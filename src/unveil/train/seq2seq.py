@@ -232,8 +232,8 @@ def fit_sequence(recipe: SequenceRecipe, *, run: Path | str) -> TrainedSequence:
         run: the folder; new, or one of the same recipe.
 
     Raises:
-        RecipeError, MediaError: as `train_sequence`; or a folder with a run of another recipe.
-        NotWritable, NonFinite, OutOfResources, Cancelled: as `train.fit`.
+        RecipeError, DataError: as `train_sequence`; or a folder with a run of another recipe.
+        OutputError, NonFinite, OutOfResources, Cancelled: as `train.fit`.
     """
     spent = time.process_time()
     learner, held_out = _prepared(recipe)

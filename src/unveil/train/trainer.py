@@ -66,7 +66,7 @@ def fit(
         model: a model, or only a denoiser round any network.
         dataset: items as dicts; `key` names the training data: uint8 counts as pixels and is scaled
             to [-1, 1], floating point of any shape stays as it is.
-        objective: what is minimised, such as `core.objective.Diffusion()`.
+        objective: what is minimised, such as `core.objective.DiffusionLoss`.
         config: the settings of training.
         run: the folder; new, or one of the same recipe.
         held_out: items that never train, for the held-out loss.
@@ -109,7 +109,7 @@ def learn(
 
     Args:
         recorded: the settings that the folder records, as plain values; a run in the same folder must have the same.
-        lengths: tokens of each item, where a step has a number of tokens (`train.tokens`).
+        lengths: tokens of each item, where a step has a number of tokens.
 
     Raises:
         RecipeError, OutputError, NonFinite, OutOfResources, Cancelled: as `fit`.
@@ -142,7 +142,7 @@ def learn_in_memory(
     """Train the model of a learner in this process without writing anything; afterwards it holds the EMA weights.
 
     Args:
-        on_step: called after each step; to stop, let it raise `types.Cancelled`.
+        on_step: called after each step; to stop, let it raise `errors.Cancelled`.
 
     Raises:
         RecipeError: settings that cannot work.
