@@ -43,7 +43,7 @@ def test_the_main_path_is_six_lines():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning", "ignore:.*many workers", "ignore:.*in eval mode")
-@pytest.mark.filterwarnings("always::unveil.types.PromptTruncated")  # told to a reader, as every command tells it
+@pytest.mark.filterwarnings("always::unveil.errors.PromptTruncated")  # told to a reader, as every command tells it
 @pytest.mark.parametrize("path", guides(), ids=name)
 def test_every_block_runs(path: Path, reader: Path, capsys: pytest.CaptureFixture[str]):
     carry_out(read(path), reader, capsys)
