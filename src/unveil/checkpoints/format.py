@@ -95,8 +95,8 @@ class Format:
         digest: Return one hash over the files of a folder that determine its output.
         endings: Allowed endings of a file that `save` writes; empty: it writes a folder.
         overrides: Settings that keys and shapes do not determine and `load` takes, by their names in `ModelOverrides`.
-        converts_to: Names of formats that a model can be written in directly; all others go to the native format. None:
-            every format.
+        converts_to: Names of formats that a model can be written in directly; all others go to the native format. None
+            stands for every format.
         in_native_parts: Whether its models consist of native modules, so that they can be saved.
         cannot_hold: What of a native model the format cannot hold, as a noun phrase.
         read_only: Why the format has no `save`, for the error of `unveil convert`.
