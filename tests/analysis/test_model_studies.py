@@ -147,7 +147,7 @@ def test_the_samplers_of_a_shipped_model_as_a_page(tmp_path: Path, capsys: pytes
     assert [one["name"] for one in stored["samplers"]] == ["ddim", "pc-ancestral"]
     assert stored["settings"]["clip"] == "static"
     page = (tmp_path / "samplers.html").read_text()
-    for words in ("Samples at 6 network calls", "consistency function", "fitted", KINDS["solution"][1:]):
+    for words in ("Samples at 6 NFE", "consistency function", "fitted", KINDS["solution"][1:]):
         assert words in page
     assert page.count("data:image/png;base64,") == 2 + 3  # two charts, the fine solve and two samplers
     assert 'src="http' not in page

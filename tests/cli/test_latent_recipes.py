@@ -49,7 +49,7 @@ def test_fine_tuning_describes_stable_diffusion_1():
     assert model.config is not None
     assert ours.autoencoder == model.config.autoencoder
     assert ours.latent_shape == (4, 64, 64)
-    assert model.conditioners["prompt"]._kept.room == 256 * 2**20  # that is the recipe's to say
+    assert model.conditioners["prompt"]._cache.room == 256 * 2**20  # that is the recipe's to say
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_fine_tuning_begins_with_the_base_and_moves_the_network_alone(cli: Cli, 
     done = cli("train", "sd1-finetune", "--quick", *changes, "--output-dir", "run", "--json")
     assert done.code == 0, done.err
     before, after = load(str(base)), load("run")
-    for own in ("conditioners", "codec"):
+    for own in ("conditioners", "autoencoder"):
         theirs = getattr(before, own).state_dict()
         assert theirs
         assert all(torch.equal(tensor, theirs[key]) for key, tensor in getattr(after, own).state_dict().items())

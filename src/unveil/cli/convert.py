@@ -66,8 +66,7 @@ def convert(source: Path, out: Path, layout: Layout, force: bool, console: Conso
         "matched": result.matched,
         "unmatched": len(result.unused),
     }
-    if result.unused:
-        facts["unmatched_keys"] = list(result.unused)
+    facts["unmatched_keys"] = list(result.unused)
     if result.notes:
         facts["notes"] = list(result.notes)
     rest = f": {abbreviate(result.unused, 4)}" if result.unused else ""
