@@ -5,37 +5,33 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from types import FrameType
 from typing import Any
 
 import typer
 
 from unveil.errors import OUR_FAULT, Error, PromptTruncated, out_of_memory
+from unveil.io.interrupts import Terminated, listening
 
 _log = logging.getLogger("unveil")
 
 FAILED, USAGE, RESOURCES, INTERRUPTED, TERMINATED = 1, 2, 5, 130, 143
 
 
-class Terminated(BaseException):
-    """SIGTERM, as an exception that unwinds like Ctrl-C does."""
-
-
 def guarded(app: Callable[..., Any], arguments: list[str]) -> int:
     """Runs the app; every failure is one message on stderr (and in the JSON, if asked) and an exit code."""
     debug = "--debug" in arguments or bool(os.environ.get("UNVEIL_DEBUG"))
     arguments = [argument for argument in arguments if argument != "--debug"]
-    before, shown, level = _listen(), warnings.showwarning, _log.level
+    shown, level = warnings.showwarning, _log.level
     warnings.showwarning = _plainly(shown)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr, force=True)
     _log.setLevel(logging.ERROR if _has(arguments, "--quiet", "-q") else logging.INFO)
     try:
-        code = app(args=arguments, prog_name="unveil", standalone_mode=False)
+        with listening():
+            code = app(args=arguments, prog_name="unveil", standalone_mode=False)
         # typer answers Ctrl-C with this code and no word
         return _explained(KeyboardInterrupt(), "--json" in arguments) if code == INTERRUPTED else code or 0
     except BaseException as problem:
@@ -45,8 +41,6 @@ def guarded(app: Callable[..., Any], arguments: list[str]) -> int:
     finally:
         warnings.showwarning = shown
         _log.setLevel(level)
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
 
 
 def _plainly(others: Callable[..., None]) -> Callable[..., None]:
@@ -88,19 +82,6 @@ def outcome(problem: BaseException) -> tuple[int, str]:
         return RESOURCES, f"{problem.filename or 'a file'}: {problem.strerror or problem}; choose another path"
     name = type(problem).__name__
     return FAILED, f"unexpected {name}: {problem}\n{OUR_FAULT}; --debug shows where"
-
-
-def _listen() -> Any:
-    """Turns SIGTERM into an exception, so that no half file stays; None where that is not possible."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        raise Terminated
-
-    try:
-        return signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread
-        return None
 
 
 def _has(arguments: Sequence[str], *names: str) -> bool:

@@ -36,6 +36,7 @@ def download(url: str, path: Path, md5: str, *, largest: int = 1 << 26) -> Path:
             while len(content) <= largest and (block := answer.read(_BLOCK)):
                 content += block
     except urllib.error.HTTPError as error:
+        error.close()  # it holds the connection
         raise DataError(f"{url}: the server answers {error.code} {error.reason}; try later, or {_BY_HAND}") from error
     except (OSError, http.client.HTTPException) as error:  # no network, a timeout, a connection that broke off
         reason = getattr(error, "reason", None) or error

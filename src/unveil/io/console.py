@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from unveil.io import interrupts
+
 
 @dataclass(frozen=True)
 class Console:
@@ -67,7 +69,12 @@ class Progress:
         self._next = self._begun + self._every
 
     def advance(self, by: int = 1) -> None:
-        """Counts on, and shows it now and then."""
+        """Advance the count, and show it now and then.
+
+        Raises:
+            KeyboardInterrupt, Terminated: A signal was received, and a library has swallowed its exception.
+        """
+        interrupts.check()
         self._done += by
         now = time.monotonic()
         if self._shown and now >= self._next:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -79,17 +80,22 @@ class ChatClient:
 
         self._opened = opened
         try:
-            self._client: Any = opened()
+            self._open()
         except Exception as problem:  # the errors of the package below it, whose name changes
             raise RecipeError(f"{url!r}: no address ({first_line(problem)}); write it such as {_EXAMPLE}") from None
         self._whole = seconds * tries + MAX_BACKOFF * (tries - 1) + 1
         self._model = model
         self.name, self.cost, self.spent = f"{model} at {place}", "", TokenUsage()
 
+    def _open(self) -> None:
+        """Open the client; its connections are closed when this object is collected, also as a part of a cycle."""
+        self._client: Any = self._opened()
+        self._close = weakref.finalize(self, self._client.close)
+
     def _leave(self) -> None:
         """Abort the request and reopen the client."""
-        self._client.close()
-        self._client = self._opened()
+        self._close()
+        self._open()
 
     def answer(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """Return the answer; `cost` describes its token usage and price, and `spent` sums them.

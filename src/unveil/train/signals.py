@@ -10,6 +10,8 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
+from unveil.io import interrupts
+
 INTERRUPTED, TERMINATED = 130, 143  # exit codes: 128 + the signal's number
 
 
@@ -28,7 +30,12 @@ class Stop:
         self.code: int | None = None
 
     def __enter__(self) -> Stop:
-        """Start to listen; outside the main thread, where Python allows no handlers, only the time counts."""
+        """Start to listen; outside the main thread, where Python allows no handlers, only the time counts.
+
+        A signal that came before, and whose exception a library has swallowed, counts as the first one.
+        """
+        if (number := interrupts.pending()) is not None:
+            self._on_signal(number, None)
         self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         self.listen()
         return self

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,17 +23,26 @@ openai = pytest.importorskip("openai")
 pytest.importorskip("av")
 # the client says so of its own calls for clips
 pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
+Opens = Callable[..., Any]
 
 
-def client(server: Server, key: str = "none"):
-    return openai.OpenAI(api_key=key, base_url=f"http://127.0.0.1:{server.port}/v1", max_retries=0)
+@pytest.fixture
+def client() -> Iterator[Opens]:
+    """Opens clients of a server; each is closed, since its sockets may be collected before it."""
+    with ExitStack() as stack:
+
+        def opened(server: Server, key: str = "none") -> Any:
+            url = f"http://127.0.0.1:{server.port}/v1"
+            return stack.enter_context(openai.OpenAI(api_key=key, base_url=url, max_retries=0))
+
+        yield opened
 
 
 def pixels(content: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(content)))
 
 
-def test_a_picture_is_the_one_of_the_command_line(real: Server, tmp_path: Path):
+def test_a_picture_is_the_one_of_the_command_line(client: Opens, real: Server, tmp_path: Path):
     asked = {"seed": 3, "steps": 2, "expand": False}
     found = client(real).images.generate(prompt="a red ring", n=2, size="32x32", quality="high", extra_body=asked)
     made = [pixels(base64.b64decode(one.b64_json)) for one in found.data]
@@ -53,13 +65,13 @@ def test_a_picture_is_the_one_of_the_command_line(real: Server, tmp_path: Path):
     assert (found.size, found.output_format) == ("32x32", "png")
 
 
-def test_a_short_prompt_is_made_dense_and_told(real: Server):
+def test_a_short_prompt_is_made_dense_and_told(client: Opens, real: Server):
     (one,) = client(real).images.generate(prompt="a red ring", extra_body={"steps": 1}).data
     assert one.revised_prompt.startswith("a ")
     assert len(one.revised_prompt) > len("a red ring")
 
 
-def test_a_picture_lies_at_its_address(real: Server):
+def test_a_picture_lies_at_its_address(client: Opens, real: Server):
     (one,) = client(real).images.generate(prompt="a red ring", response_format="url", extra_body={"steps": 1}).data
     path = one.url.partition(f"127.0.0.1:{real.port}")[2]
     found = real.ask("GET", path)
@@ -68,7 +80,7 @@ def test_a_picture_lies_at_its_address(real: Server):
     assert pixels(found.body).shape == (32, 32, 3)
 
 
-def test_a_picture_is_edited_where_the_mask_is_transparent(real: Server):
+def test_a_picture_is_edited_where_the_mask_is_transparent(client: Opens, real: Server):
     """OpenAI's masks are the picture with a hole; ours are white where it is made anew. Both are read."""
     grey = np.full((32, 32, 3), 90, np.uint8)
     hole = np.dstack([np.full((32, 32, 3), 255, np.uint8), np.full((32, 32), 255, np.uint8)])
@@ -90,7 +102,7 @@ def test_a_picture_is_edited_where_the_mask_is_transparent(real: Server):
     assert not np.array_equal(made[0][:, :16], grey[:, :16])
 
 
-def test_a_clip_is_made_shown_gone_on_with_and_deleted(real: Server, tmp_path: Path):
+def test_a_clip_is_made_shown_gone_on_with_and_deleted(client: Opens, real: Server, tmp_path: Path):
     videos = client(real).videos
     small = {"steps": 1}
     made = videos.create_and_poll(prompt="a small red circle moves left", seconds="1", size="16x16", extra_body=small)
@@ -114,7 +126,7 @@ def test_a_clip_is_made_shown_gone_on_with_and_deleted(real: Server, tmp_path: P
         videos.retrieve(made.id)
 
 
-def test_models_are_those_that_may_be_named(real: Server):
+def test_models_are_those_that_may_be_named(client: Opens, real: Server):
     models = client(real).models
     assert {"ddpm-digits", "playground-video"} <= {one.id for one in models.list()}
     assert models.retrieve("playground-video").makes == "clips"
@@ -135,12 +147,12 @@ def test_models_are_those_that_may_be_named(real: Server):
         ({"size": "8192x8192", "n": 64}, openai.UnprocessableEntityError, "megapixel evaluations"),
     ],
 )
-def test_what_cannot_be_done_is_told_as_the_client_expects(real: Server, ask, kind, said: str):
+def test_what_cannot_be_done_is_told_as_the_client_expects(client: Opens, real: Server, ask: Any, kind: Any, said: str):
     with pytest.raises(kind, match=said):
         client(real).images.generate(**{"prompt": "a ring", **ask})
 
 
-def test_a_wrong_key_and_a_full_queue_are_told(begin: Begin):
+def test_a_wrong_key_and_a_full_queue_are_told(client: Opens, begin: Begin):
     server = begin(rules=SecurityPolicy(keys={"me": KEY}), limits=QueueLimits(waiting=1, each=5), workers=0)
     with pytest.raises(openai.AuthenticationError):
         client(server, "another-another-another").images.generate(prompt="a ring")

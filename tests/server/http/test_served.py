@@ -241,11 +241,12 @@ def test_what_runs_is_cancelled_at_any_moment_without_a_trace(served: Served, mo
     (worker,) = children(served.process.pid)
     ask = {"kind": "pictures", "request": {"prompt": "a ring", "seed": 5, "count": 8, "sampling": {"steps": 30}}}
     served.until(served.ask("POST", "/v1/jobs", ask)[1]["id"], "completed")
-    begun = time.monotonic()
-    served.until(served.ask("POST", "/v1/jobs", ask)[1]["id"], "completed")
-    lasts = time.monotonic() - begun
-    before, draw, stops = memory(worker), random.Random(0), list[float]()
-    for _ in range(moments):
+    first = served.until(served.ask("POST", "/v1/jobs", ask)[1]["id"], "completed")
+    lasts = first["ended_at"] - first["started_at"]
+    before, draw, stops, tries = memory(worker), random.Random(0), list[float](), 0
+    while len(stops) < moments / 2 or tries < moments:
+        assert tries < 3 * moments, stops
+        tries += 1
         id = served.ask("POST", "/v1/jobs", ask)[1]["id"]
         time.sleep(lasts * draw.random())
         told = time.time()
@@ -254,13 +255,15 @@ def test_what_runs_is_cancelled_at_any_moment_without_a_trace(served: Served, mo
         begun = time.monotonic()
         job = served.until(id, "cancelled", "completed")
         assert time.monotonic() - begun < 5
-        stops += [job["ended_at"] - told] if job["status"] == "cancelled" else []
+        if job["status"] == "cancelled":
+            stops.append(job["ended_at"] - told)
+        else:  # on a busy machine the first one may have taken longer than the others
+            lasts = min(lasts, job["ended_at"] - job["started_at"])
         assert bool(job["outputs"]) == (job["status"] == "completed")
         assert (served.folder / "made" / id).exists() == (job["status"] == "completed")
-    assert len(stops) >= moments / 2
     stops.sort()
     step, half = lasts / 30, stops[len(stops) // 2]
-    print(f"{len(stops)} of {moments} cancelled, after {half:.3f} s in the median, {stops[-1]:.3f} s at most; ", end="")
+    print(f"{len(stops)} of {tries} cancelled, after {half:.3f} s in the median, {stops[-1]:.3f} s at most; ", end="")
     print(f"a step is {step:.3f} s; {(memory(worker) - before) / 2**20:.1f} MB more")
     assert half <= step + 0.25  # which is for the disk
     assert stops[-1] <= (1.0 if moments > 20 else 3.0)
