@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import argparse
 import ast
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from benchmarks.harness import recorded
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "benchmarks.md"
@@ -42,9 +43,8 @@ def page() -> str:
     """All records as Markdown."""
     parts = [HEAD]
     for name in names():
-        path = HERE / "results" / f"{name}.json"
-        if path.exists():
-            parts.append(section(name, json.loads(path.read_text())))
+        if record := recorded(name):
+            parts.append(section(name, record))
     return "\n".join(parts)
 
 
@@ -66,7 +66,7 @@ def section(name: str, record: dict[str, Any]) -> str:
     bf16 = ", ".join(machine["bf16"]) or "no bf16"
     lines += [
         "",
-        f"{machine['processor']}, {machine['cores']} cores, {bf16}; {machine['threads']} thread; "
+        f"{machine['cpu']}, {machine['cores']} cores, {bf16}; {machine['threads']} thread; "
         f"load {machine['load']}; Python {machine['python']}, torch {machine['torch']}; "
         f"{record['rounds']} rounds, {record['date']}.",
         "",
@@ -75,7 +75,7 @@ def section(name: str, record: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Runs what is asked."""
+    """Run the chosen benchmarks and write the page."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names())}; all when left out")
     parser.add_argument("--short", action="store_true", help="one quick round, compared with the records")

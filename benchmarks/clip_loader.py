@@ -24,8 +24,8 @@ WIDTH, HEIGHT, SIZE = 480, 270, 128
 FRAMES, HOP = 16, 24
 
 
-def films(folder: Path) -> list[Path]:
-    """Smooth pictures that move: as large on disk as plain footage is."""
+def videos(folder: Path) -> list[Path]:
+    """Smooth images that move: as large on disk as plain footage is."""
     import av
 
     draw = np.random.default_rng(0)
@@ -38,8 +38,8 @@ def films(folder: Path) -> list[Path]:
             stream = container.add_stream("libx264", rate=RATE, options={"g": str(KEY), "preset": "veryfast"})
             stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
             for number in range(SECONDS * RATE):
-                picture = np.ascontiguousarray(scene[:, 3 * number : 3 * number + WIDTH])
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+                image = np.ascontiguousarray(scene[:, 3 * number : 3 * number + WIDTH])
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
             container.mux(stream.encode(None))
     return paths
 
@@ -73,7 +73,7 @@ def from_the_start(path: Path, start: int) -> torch.Tensor:
 def plain() -> dict[str, float]:
     """PyAV, decoding from the start."""
     with tempfile.TemporaryDirectory() as folder:
-        files = films(Path(folder))
+        files = videos(Path(folder))
         return _per_clip(lambda: [from_the_start(files[file], start) for file, start in pieces()])
 
 
@@ -84,7 +84,7 @@ def ours() -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder, _cache(Path(folder) / "cache"):
         clips = Path(folder) / "clips"
         clips.mkdir()
-        films(clips)
+        videos(clips)
         config = data.VideoFolderConfig(
             path=str(clips), size=SIZE, frames=FRAMES, stride=HOP, fps=RATE, fit="crop", val_fraction=0.0, decode="fast"
         )

@@ -4,7 +4,7 @@ The peer is the loop of diffusers' DiTPipeline, without the autoencoder. It embe
 every step, here they are computed for all steps before the first.
 
 bf16 is the whole network's weights there; here sums, normalisations and the state stay in float32, and only products
-are computed in it. What a processor gains by it is measured beside it, on one product alone.
+are computed in it. What the CPU gains by it is measured beside it, on one product alone.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def diffusers(dtype: torch.dtype) -> dict[str, float]:
 
 
 def guided(steps: int) -> Model:
-    """Our model, freshly built, that samples with guidance in so many steps."""
+    """Build our model, which samples with guidance in `steps` steps."""
     from unveil.model import build
     from unveil.model.config import ModelConfig, validate  # here, so that the peer's process does not hold it
 
@@ -76,7 +76,7 @@ def guided(steps: int) -> Model:
 
 
 def ours(precision: torch.dtype) -> dict[str, float]:
-    """A model as `unveil.load` gives it, asked as `unveil sample` asks."""
+    """Our model as `unveil.load` returns it, called as `unveil sample` calls it."""
     model = guided(STEPS).to_inference_dtype(precision)
     return harness.measure(lambda: model.generate(cond={"label": [0, 1, 2, 3]}, count=BATCH), repeats=3, warmup=1)
 
@@ -104,7 +104,7 @@ if __name__ == "__main__":
         [
             harness.Ratio("equal precision, fp32", "diffusers fp32", "unveil fp32", at_least=1.1, goal=1.2),
             harness.Ratio("equal precision, bf16", "diffusers bf16", "unveil bf16", at_least=1.1, goal=1.2),
-            harness.Ratio("as shipped", "diffusers fp32", "unveil bf16", at_least=2.5, goal=3.4),
+            harness.Ratio("default settings", "diffusers fp32", "unveil bf16", at_least=2.5, goal=3.4),
             harness.Ratio("peak memory, fp32", "unveil fp32", "diffusers fp32", "peak_mb", at_most=0.75),
             harness.Ratio("peak memory, bf16", "unveil bf16", "diffusers bf16", "peak_mb", at_most=0.75),
             harness.Ratio("bf16 of a product alone", "product fp32", "product bf16"),

@@ -5,7 +5,7 @@ Each ratio is the time without the trick over the time with it:
 - modulation ahead: time and class are turned into every block's shifts and scales for all steps in one call;
 - fused GELU: computed by the kernel of the product before it;
 - bf16 held: matrices are converted for good, not in every call;
-- contiguous tokens: patches are put in order once, else each residual keeps the strides of the picture;
+- contiguous tokens: patches are put in order once, else each residual keeps the strides of the image;
 - fused AdamW and joint EMA: one pass over each tensor, one call for all.
 """
 
@@ -56,8 +56,8 @@ def no_order() -> None:
     """Tokens as the convolution's result lies in memory."""
     original: Any = DiT.denoise
 
-    def strided(self: DiT, h: Tensor, told: Any) -> Tensor:
-        return original(self, h.transpose(1, 2).contiguous().transpose(1, 2), told)
+    def strided(self: DiT, h: Tensor, conditioning: Any) -> Tensor:
+        return original(self, h.transpose(1, 2).contiguous().transpose(1, 2), conditioning)
 
     DiT.denoise = strided  # type: ignore[assignment]
 

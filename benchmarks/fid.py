@@ -26,7 +26,7 @@ def features(seed: int, count: int) -> Tensor:
 
 @cache
 def sides() -> tuple[Statistics, Statistics]:
-    """Statistics of two sets of more pictures than features."""
+    """Statistics of two sets of more images than features."""
     return statistics(features(1, 6000)), statistics(features(2, 6000))
 
 

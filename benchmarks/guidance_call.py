@@ -1,7 +1,7 @@
 """Classifier-free guidance: conditional and unconditional prediction in one batched network call, against two calls.
 
 The network of `ddpm-fashion` at batch 1 and 16, 5 steps. Small batches gain by one call: they leave parts of a
-machine idle. A processor is full at a few samples, so that `guidance.together` takes two calls beyond 8 there.
+machine idle. The CPU is full at a few samples, so that `guidance.together` takes two calls beyond 8 there.
 """
 
 from __future__ import annotations

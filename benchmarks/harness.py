@@ -11,8 +11,8 @@ A benchmark is a script that names its cases and calls `main`:
     if __name__ == "__main__":
         harness.main("forward", {"peer": peer, "ours": ours}, [harness.Ratio("ours", "peer", "ours", at_least=2.0)])
 
-A case may also return a plain float (CPU seconds) or a dictionary of measures of its own. In a full run each
-has a process of its own with one compute thread, so that its CPU seconds and peak memory are its alone, and the cases
+A case may also return a plain float (CPU seconds) or a dictionary of several measures. In a full run each
+has its own process with one compute thread, so that its CPU seconds and peak memory are its alone, and the cases
 of a round follow one another, so that a busy machine hits all alike. A ratio is the median over the rounds of the ratio
 within a round.
 
@@ -42,6 +42,8 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+# Names in records made before they were renamed.
+FORMER_NAMES = {"as shipped": "default settings", "picture": "image", '"processor"': '"cpu"'}
 SHORT = "UNVEIL_BENCH_SHORT"  # set for the case's process by --short
 DOUBT = 2  # rounds that a short run adds when it found something lost: one alone may have been disturbed
 Case = Callable[[], "float | dict[str, float]"]
@@ -212,7 +214,7 @@ def _machine(threads: int) -> dict[str, object]:
     about = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
     flags = about.get("flags", "").split()
     return {
-        "processor": about.get("model name", platform.processor()),
+        "cpu": about.get("model name", platform.processor()),
         "cores": os.cpu_count(),
         "bf16": [flag for flag in ("avx512_bf16", "amx_bf16") if flag in flags],
         "threads": threads,
@@ -222,10 +224,20 @@ def _machine(threads: int) -> dict[str, object]:
     }
 
 
+def recorded(name: str) -> dict[str, Any] | None:
+    """Return the record of a benchmark in today's names; None if there is no record."""
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        return None
+    text = path.read_text()
+    for former, current in FORMER_NAMES.items():
+        text = text.replace(former, current)
+    return json.loads(text)
+
+
 def _lost(name: str, record: dict, ratios: Sequence[Ratio]) -> list[str]:
     """Names of the ratios that fell to half of the recorded gain (or rose to twice a recorded overhead)."""
-    path = RESULTS / f"{name}.json"
-    known = json.loads(path.read_text())["ratios"] if path.exists() else {}
+    known = (recorded(name) or {"ratios": {}})["ratios"]
     lost = []
     for ratio in ratios:
         value, before = record["ratios"][ratio.name]["value"], known.get(ratio.name, {}).get("value")

@@ -3,7 +3,7 @@
 Plain is what most loaders do: decode every pixel with Pillow, resize the short side (bicubic), crop the centre.
 `fast` lets the decoder leave out detail that the resize would average away, `exact` decodes every pixel too.
 Fast pixels differ a little (the measure `difference`: mean of |fast - exact| in levels of 255), so metrics and
-held-out pictures always use `exact`.
+held-out images always use `exact`.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ def photographs(folder: Path) -> list[Path]:
 
 def plain(path: Path) -> torch.Tensor:
     """Decode, resize, crop."""
-    with Image.open(path) as image:
-        picture = image.convert("RGB")
-    scale = SIZE / min(picture.size)
-    picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC)
-    left, top = (picture.width - SIZE) // 2, (picture.height - SIZE) // 2
-    array = np.array(picture.crop((left, top, left + SIZE, top + SIZE)))
+    with Image.open(path) as opened:
+        image = opened.convert("RGB")
+    scale = SIZE / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (image.width - SIZE) // 2, (image.height - SIZE) // 2
+    array = np.array(image.crop((left, top, left + SIZE, top + SIZE)))
     return torch.from_numpy(array).permute(2, 0, 1).contiguous()
 
 
@@ -55,7 +55,7 @@ def peer() -> dict[str, float]:
     """Pillow, as most loaders use it."""
     with tempfile.TemporaryDirectory() as folder:
         files = photographs(Path(folder))
-        return _per_picture(lambda: [plain(path) for path in files])
+        return _per_image(lambda: [plain(path) for path in files])
 
 
 def ours(decode: str) -> dict[str, float]:
@@ -65,19 +65,19 @@ def ours(decode: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         photographs(Path(folder))
         config = data.FolderConfig(path=folder, size=SIZE, val_fraction=0.0, decode=decode)
-        pictures = data.ImageFolderDataset(config)
+        images = data.ImageFolderDataset(config)
         exact = data.ImageFolderDataset(
-            data.FolderConfig(path=folder, size=SIZE, val_fraction=0.0), report=pictures.report
+            data.FolderConfig(path=folder, size=SIZE, val_fraction=0.0), report=images.report
         )
-        found = _per_picture(lambda: [pictures[i]["pixels"] for i in range(len(pictures))])
-        gaps = [pictures[i]["pixels"].float() - exact[i]["pixels"].float() for i in range(len(pictures))]
-        return found | {"difference": float(torch.stack(gaps).abs().mean())}
+        result = _per_image(lambda: [images[i]["pixels"] for i in range(len(images))])
+        gaps = [images[i]["pixels"].float() - exact[i]["pixels"].float() for i in range(len(images))]
+        return result | {"difference": float(torch.stack(gaps).abs().mean())}
 
 
-def _per_picture(read: Callable[[], list[torch.Tensor]]) -> dict[str, float]:
+def _per_image(read: Callable[[], list[torch.Tensor]]) -> dict[str, float]:
     assert all(pixels.shape == (3, SIZE, SIZE) for pixels in read())
-    found = harness.measure(read, repeats=5, warmup=1)
-    return found | {"pictures_per_cpu_s": PHOTOS / found["cpu_s"]}
+    result = harness.measure(read, repeats=5, warmup=1)
+    return result | {"images_per_cpu_s": PHOTOS / result["cpu_s"]}
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Latents of shape (4, 32, 32) in random order, from one packed file or one file each; training with both.
 
-A step is one of DiT-S/4 on 8 pictures of 128 x 128, whose latents a small KL codec makes at every step or has made
+A step is one of DiT-S/4 on 8 images of 128 x 128, whose latents a small KL codec makes at every step or has made
 once.
 """
 
@@ -57,7 +57,7 @@ def reading(read: Callable[[list[int]], list[torch.Tensor]]) -> dict[str, float]
 
 
 def a_file_each() -> dict[str, float]:
-    """Each latent in a safetensors file of its own, as scripts that encode a folder leave them."""
+    """One safetensors file per latent, as scripts that encode a folder write them."""
     with tempfile.TemporaryDirectory() as folder:
         for row, one in enumerate(latents()):
             save_file({"latents": one.contiguous()}, f"{folder}/{row}.safetensors")
@@ -88,9 +88,9 @@ def step(*, cached: bool) -> dict[str, float]:
     denoiser = Denoiser(network, DiscreteVP(betas("linear", 1000)))
     codec: Any = AutoencoderKL(config).requires_grad_(False)
     model = Model(denoiser, (3, SIDE, SIDE), autoencoder=codec).train()
-    pictures: Any = data.ImageTensorDataset(torch.randint(0, 256, (2 * BATCH, 3, SIDE, SIDE), dtype=torch.uint8))
+    images: Any = data.ImageTensorDataset(torch.randint(0, 256, (2 * BATCH, 3, SIDE, SIDE), dtype=torch.uint8))
     with tempfile.TemporaryDirectory() as folder:
-        items: Any = cache_dataset(model, pictures, LatentCacheOptions(folder=Path(folder)))[0] if cached else pictures
+        items: Any = cache_dataset(model, images, LatentCacheOptions(folder=Path(folder)))[0] if cached else images
         numbered = IndexedDataset(items, EpochShuffle(len(items), 0), "pixels", [])
         parameters: list[nn.Parameter] = list(denoiser.parameters())
         optimiser = torch.optim.AdamW(parameters, lr=1e-4, fused=True)

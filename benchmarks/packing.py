@@ -1,7 +1,7 @@
 """A training step of DiT-S/4 on 24 images of mixed sizes, forward and backward: packed, padded, bucketed by size.
 
-Tokens count that are of a picture, not of padding. Padded pictures are all as large as the largest possible one;
-bucketed ones are computed size by size; packed ones share rows of 256 tokens, each picture seeing itself alone.
+Tokens count that are of an image, not of padding. Padded images are all as large as the largest possible one;
+bucketed ones are computed size by size; packed ones share rows of 256 tokens, each image seeing itself alone.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ SIDES = (16, 20, 24, 28, 32)
 
 
 class Batch:
-    """The network and a batch: pictures of any of 25 sizes, their levels and what else they are told."""
+    """The network and a batch: images of any of 25 sizes, their noise levels and conditions."""
 
     def __init__(self) -> None:
         torch.manual_seed(0)
         chosen = random.Random(0)
         count = 6 if harness.short() else COUNT
         self.network = DiT(get_preset("dit-s-4")).train()
-        self.pictures = [torch.randn(4, chosen.choice(SIDES), chosen.choice(SIDES)) for _ in range(count)]
+        self.images = [torch.randn(4, chosen.choice(SIDES), chosen.choice(SIDES)) for _ in range(count)]
         self.t = torch.randint(0, 1000, (count,)).float()
-        self.told = torch.randn(count, self.network.vector_dim)
-        self.tokens = sum(one.shape[1] * one.shape[2] // PATCH**2 for one in self.pictures)
+        self.vectors = torch.randn(count, self.network.vector_dim)
+        self.tokens = sum(one.shape[1] * one.shape[2] // PATCH**2 for one in self.images)
 
     def measured(self, forward: Callable[[], Sequence[Tensor]], computed: int) -> dict[str, float]:
         """Useful tokens a CPU second of a step, and the share of the computed ones that is padding."""
@@ -48,42 +48,42 @@ class Batch:
 
 
 def padded() -> dict[str, float]:
-    """Zeros around each picture up to the largest size; what comes back is cropped."""
+    """Zeros around each image up to the largest size; what comes back is cropped."""
     batch = Batch()
 
     def forward() -> list[Tensor]:
-        sides = [one.shape[1:] for one in batch.pictures]
-        x = torch.stack([F.pad(p, (0, LARGEST - p.shape[2], 0, LARGEST - p.shape[1])) for p in batch.pictures])
-        found = batch.network(x, batch.t, Condition(vector=batch.told))
+        sides = [one.shape[1:] for one in batch.images]
+        x = torch.stack([F.pad(p, (0, LARGEST - p.shape[2], 0, LARGEST - p.shape[1])) for p in batch.images])
+        found = batch.network(x, batch.t, Condition(vector=batch.vectors))
         return [one[:, :h, :w] for one, (h, w) in zip(found, sides, strict=True)]
 
-    return batch.measured(forward, len(batch.pictures) * (LARGEST // PATCH) ** 2)
+    return batch.measured(forward, len(batch.images) * (LARGEST // PATCH) ** 2)
 
 
 def bucketed() -> dict[str, float]:
     """One call for each size that occurs."""
     batch = Batch()
     buckets: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for number, picture in enumerate(batch.pictures):
-        buckets[tuple(picture.shape)].append(number)
+    for number, image in enumerate(batch.images):
+        buckets[tuple(image.shape)].append(number)
 
     def forward() -> list[Tensor]:
         results: list[Tensor] = []
         for numbers in buckets.values():
-            x = torch.stack([batch.pictures[number] for number in numbers])
-            results += batch.network(x, batch.t[numbers], Condition(vector=batch.told[numbers]))
+            x = torch.stack([batch.images[number] for number in numbers])
+            results += batch.network(x, batch.t[numbers], Condition(vector=batch.vectors[numbers]))
         return results
 
     return batch.measured(forward, batch.tokens)
 
 
 def packed() -> dict[str, float]:
-    """Several pictures in a row of tokens."""
+    """Several images in a row of tokens."""
     batch = Batch()
-    condition = Condition(vector=batch.told)
-    waste = batch.network.packed(batch.pictures, batch.t, condition, length=ROW)[1]
+    condition = Condition(vector=batch.vectors)
+    waste = batch.network.packed(batch.images, batch.t, condition, length=ROW)[1]
     found = batch.measured(
-        lambda: batch.network.packed(batch.pictures, batch.t, condition, length=ROW)[0],
+        lambda: batch.network.packed(batch.images, batch.t, condition, length=ROW)[0],
         round(batch.tokens / (1 - waste)),
     )
     return found

@@ -24,14 +24,14 @@ def start(batch: int) -> torch.Tensor:
     return torch.randn(batch, 4, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
-_SAID: dict[int, torch.Tensor] = {}
+_OUTPUTS: dict[int, torch.Tensor] = {}
 
 
-def said(x: torch.Tensor) -> torch.Tensor:
+def output_of(x: torch.Tensor) -> torch.Tensor:
     """What the network returns: not x, which would spare memory traffic that a real network causes."""
-    if len(x) not in _SAID:
-        _SAID[len(x)] = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
-    return _SAID[len(x)]
+    if len(x) not in _OUTPUTS:
+        _OUTPUTS[len(x)] = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    return _OUTPUTS[len(x)]
 
 
 def scheduler(name: str) -> Any:
@@ -55,10 +55,10 @@ def diffusers_run(name: str) -> Loop:
 
     @torch.no_grad()
     def loop(x: torch.Tensor) -> torch.Tensor:
-        if name != "ddim":  # these count their steps, and are told at each run to begin again
+        if name != "ddim":  # these count their steps, and begin again at each run
             made.set_timesteps(STEPS)
         for t in made.timesteps:
-            x = made.step(said(x), t, x).prev_sample
+            x = made.step(output_of(x), t, x).prev_sample
         return x
 
     return loop
@@ -88,14 +88,14 @@ def our_run(name: str, through_denoiser: bool = False) -> Loop:
 
     class Fixed(torch.nn.Module):
         def forward(self, x: torch.Tensor, t: torch.Tensor, condition: object) -> torch.Tensor:
-            return said(x)
+            return output_of(x)
 
     plan, process = our_plan(name)
     if through_denoiser:
         denoiser = Denoiser(Fixed(), process)
         return lambda x: run(plan, denoiser, x)
     solutions = {level: prediction.solve(prediction.eps, level) for level in plan.levels}
-    return lambda x: run(plan, lambda x, level: Estimate.solved(solutions[level], x, said(x)), x)
+    return lambda x: run(plan, lambda x, level: Estimate.solved(solutions[level], x, output_of(x)), x)
 
 
 def timed(make: Callable[[], Loop], batch: int) -> Callable[[], dict[str, float]]:

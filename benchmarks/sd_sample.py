@@ -87,7 +87,7 @@ class Vectors(nn.Module):
 
 
 def ours(dtype: torch.dtype, tokens: int) -> dict[str, float]:
-    """A model as `unveil.load` gives it, asked as `unveil sample` asks."""
+    """Our model as `unveil.load` returns it, called as `unveil sample` calls it."""
     from unveil.core.denoiser import Denoiser
     from unveil.core.process import DiscreteVP, betas
     from unveil.model import Model
@@ -132,6 +132,6 @@ if __name__ == "__main__":
         [
             harness.Ratio("77 tokens, fp32", "diffusers fp32, 77", "unveil fp32, 77", at_least=1.05),
             harness.Ratio("300 tokens, fp32", "diffusers fp32, 300", "unveil fp32, 300", at_least=1.2),
-            harness.Ratio("77 tokens, as shipped", "diffusers fp32, 77", "unveil bf16, 77", at_least=1.7),
+            harness.Ratio("77 tokens, default settings", "diffusers fp32, 77", "unveil bf16, 77", at_least=1.7),
         ],
     )

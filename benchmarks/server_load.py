@@ -1,7 +1,7 @@
 """A server under load: 64 clients of 10 requests, 7 of them images of the bundled model in 4 steps, on one worker.
 
-The clients draw pictures as base64 and by address, fetch a file, and list jobs and models; none is refused, and each
-waits for its answer before it asks again. `direct` draws the same pictures one after the other in one process, as a
+The clients draw images as base64 and by address, fetch a file, and list jobs and models; none is refused, and each
+waits for its answer before it asks again. `direct` draws the same images one after the other in one process, as a
 script would, with their records in files. The CPU seconds of `server` are those of the server and its worker together,
 from its first answer on, the clients' own left out; `health` is how long `GET /health` takes meanwhile.
 """
@@ -25,23 +25,23 @@ from typing import Any
 import harness
 
 CLIENTS = 3 if harness.short() else 64
-PICTURES = 7  # of the requests of a client
+IMAGES = 7  # of the requests of a client
 PROMPTS = ("a red ring", "a large blue square on green", "a small yellow circle", "a white triangle")
 STEPS = 4
 EVERY_S = 0.05  # between two looks at the health of the server, which cost it a little
 
 
-def asked(number: int, turn: int) -> dict[str, Any]:
+def request(number: int, turn: int) -> dict[str, Any]:
     """What a client asks for in a turn."""
-    seed = PICTURES * number + turn
+    seed = IMAGES * number + turn
     return {"prompt": PROMPTS[seed % len(PROMPTS)], "seed": seed, "steps": STEPS, "expand": False}
 
 
-WARM = [{**asked(0, turn), "seed": 10**6 + turn} for turn in range(len(PROMPTS))]  # what is computed once
+WARM = [{**request(0, turn), "seed": 10**6 + turn} for turn in range(len(PROMPTS))]  # what is computed once
 
 
 def direct() -> dict[str, float]:
-    """The pictures of all clients by the calls of `unveil sample`, the model read once."""
+    """The images of all clients by the calls of `unveil sample`, the model read once."""
     from unveil.generation.opening import ModelOptions, open_for_generation
     from unveil.io.console import Console
     from unveil.tasks.context import TaskContext, TaskOutput
@@ -61,10 +61,10 @@ def direct() -> dict[str, float]:
             one(ask)
         cpu, wall = time.process_time(), time.perf_counter()
         for number in range(CLIENTS):
-            for turn in range(PICTURES):
-                one(asked(number, turn))
+            for turn in range(IMAGES):
+                one(request(number, turn))
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    return {"cpu_s": cpu, "wall_s": wall, "pictures_per_s": CLIENTS * PICTURES / wall}
+    return {"cpu_s": cpu, "wall_s": wall, "images_per_s": CLIENTS * IMAGES / wall}
 
 
 class Served:
@@ -75,10 +75,10 @@ class Served:
         self._command += ["--device", "cpu", "--max-queued", str(2 * CLIENTS), "--quiet"]
         self.process = subprocess.Popen(self._command)
         self.port = 0
-        told = folder / ".server"
+        address = folder / ".server"
         while not self.port:
             assert self.process.poll() is None, "the server ended"
-            text = told.read_text() if told.is_file() else ""
+            text = address.read_text() if address.is_file() else ""
             self.port = int(json.loads(text)["address"].rpartition(":")[2]) if text else 0
             time.sleep(0.05)
         while True:
@@ -129,9 +129,9 @@ def served() -> Iterator[Served]:
 
 def client(server: Served, number: int) -> None:
     """The ten requests of one client."""
-    for turn in range(PICTURES - 1):
-        server.ask("POST", "/v1/images/generations", asked(number, turn))
-    ask = {**asked(number, PICTURES - 1), "response_format": "url"}
+    for turn in range(IMAGES - 1):
+        server.ask("POST", "/v1/images/generations", request(number, turn))
+    ask = {**request(number, IMAGES - 1), "response_format": "url"}
     (made,) = json.loads(server.ask("POST", "/v1/images/generations", ask))["data"]
     server.ask("GET", "/v1/" + made["url"].partition("/v1/")[2])
     server.ask("GET", "/v1/jobs?limit=20")
@@ -155,10 +155,10 @@ def server() -> dict[str, float]:
         wall = time.perf_counter() - wall
         spent = {name: seconds - before[name] for name, seconds in found.spent().items()}
         made = json.loads(found.ask("GET", "/v1/jobs?status=completed&limit=100"))
-    assert made["has_more"] or len(made["data"]) == len(WARM) + CLIENTS * PICTURES
+    assert made["has_more"] or len(made["data"]) == len(WARM) + CLIENTS * IMAGES
     waits.sort()
     health = {f"health_p{part}_ms": 1000 * waits[int(part / 100 * len(waits))] for part in (50, 99)}
-    rates = {"pictures_per_s": CLIENTS * PICTURES / wall, "requests_per_s": 10 * CLIENTS / wall}
+    rates = {"images_per_s": CLIENTS * IMAGES / wall, "requests_per_s": 10 * CLIENTS / wall}
     return {"cpu_s": sum(spent.values()), "wall_s": wall, **rates, **spent, **health}
 
 

@@ -1,9 +1,9 @@
 """A training step of the video transformer on 24 videos and images of mixed sizes: packed, padded, in buckets.
 
-Lengths, heights and widths are drawn each by itself; every frame has a level of its own and every clip a text. Useful
+Lengths, heights and widths are drawn each by itself; every frame has another noise level and every video a text. Useful
 tokens are those of clips, not of padding. Padded clips are all as large as the batch's largest in each direction, as
 a stack needs it; bucketed ones are computed size by size, as `train.batching: buckets` does; packed ones are one row,
-as `packed` does. Forward and backward in bf16, as training on this processor is.
+as `packed` does. Forward and backward in bf16, as training on this CPU is.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Batch:
         self.clips = [torch.randn(3, *size) for size in sizes]
         self.t = [1000 * torch.rand(1, frames, 1, 1) for frames, _, _ in sizes]
         counts = torch.randint(4, WORDS + 1, (COUNT,))
-        self.told = Condition(tokens=torch.randn(COUNT, WORDS, WIDTH), mask=torch.arange(WORDS) < counts[:, None])
+        self.conditions = Condition(tokens=torch.randn(COUNT, WORDS, WIDTH), mask=torch.arange(WORDS) < counts[:, None])
         self.tokens = sum(self.network.tokens(one.shape) for one in self.clips)
         self.largest = [max(size[axis] for size in sizes) for axis in range(3)]
 
@@ -70,7 +70,7 @@ def padded() -> dict[str, float]:
     def forward() -> Answers:
         x = torch.stack([filled(one) for one in batch.clips])
         t = torch.stack([F.pad(one, (0, 0, 0, 0, 0, size[1] - one.shape[1])) for one in batch.t])
-        found = batch.network(x, t, batch.told)
+        found = batch.network(x, t, batch.conditions)
         return [
             one[:, : clip.shape[1], : clip.shape[2], : clip.shape[3]]
             for one, clip in zip(found, batch.clips, strict=True)
@@ -90,7 +90,7 @@ def bucketed() -> dict[str, float]:
         answers: list[Tensor] = []
         for numbers in buckets.values():
             x, t = (torch.stack([each[number] for number in numbers]) for each in (batch.clips, batch.t))
-            answers += batch.network(x, t, batch.told.map(lambda route, rows=numbers: route[rows]))
+            answers += batch.network(x, t, batch.conditions.map(lambda route, rows=numbers: route[rows]))
         return answers
 
     return {**batch.measured(forward, batch.tokens), "calls": len(buckets)}
@@ -99,7 +99,7 @@ def bucketed() -> dict[str, float]:
 def packed() -> dict[str, float]:
     """All clips in one row of tokens."""
     batch = Batch()
-    return batch.measured(lambda: batch.network.packed(batch.clips, batch.t, batch.told)[0], batch.tokens)
+    return batch.measured(lambda: batch.network.packed(batch.clips, batch.t, batch.conditions)[0], batch.tokens)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """Videos and images far beyond the training size and length of the bundled model, by the command line.
 
-Each case is `unveil video make` or `unveil sample` in a process of its own, as shipped, in full steps and in bf16.
-`peak_mb` is that process's. `objects` counts the things of one colour each that hang together, mean over the frames:
-1 is asked for. `right` is 1 where the largest is of the colour and the shape that are asked for.
+Each case is `unveil video generate` or `unveil sample` in its own process, with the default settings, all steps, bf16.
+`peak_mb` is the memory of that process. `objects` is the mean number of connected regions of one colour in a frame; the
+prompt has 1. `right` is 1 if the largest region has the colour and the shape of the prompt.
 
-A clip of a minute is made window by window, and so is one of ten seconds. `last_colour` is the part of the frames of
-the last second that still show what was asked for in its colour, over clips of several texts.
+A video of a minute or of ten seconds is generated window by window. `last_colour` is the fraction of the frames of the
+last second that still show the object of the prompt in its colour, over videos of several prompts.
 
-The quick form makes small ones in few steps, for the ratios.
+The quick form generates small videos in few steps, for the ratios.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from torch.nn import functional
 from unveil.playground.detector import colours_of, detect_objects, to_frames
 from unveil.playground.shapes import COLOURS
 
-ASKED = "a small red circle moves left"
+PROMPT = "a small red circle moves left"
 CLIPS = ((1920, 1080), (1080, 1920), (1440, 1440))
-PICTURES = ((2048, 2048), (2048, 1152))
+IMAGES = ((2048, 2048), (2048, 1152))
 LIMIT_GB = 16
 RATE, LONG, SHORT = 8, 60, 10  # frames in a second; seconds
 SEEN = 128  # pixels of the longer side that the detector is shown
-PART = 0.1  # of the largest thing: what is smaller is no thing of its own
+PART = 0.1  # of the largest thing: smaller regions are not counted
 TEXTS = (
     ("a small red circle moves left", "red"), ("a large blue square bounces", "blue"),
     ("a small white cross stays still", "white"), ("a large yellow ring moves in a circle", "yellow"),
@@ -61,8 +61,8 @@ def frames_in(folder: Path) -> Tensor:
     """uint8 (3, T, H, W) of a folder of PNG, as large as the detector is shown."""
     every = []
     for file in sorted(folder.glob("*.png")):
-        with Image.open(file) as picture:
-            pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)[None]
+        with Image.open(file) as image:
+            pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None]
         scale = min(1.0, SEEN / max(pixels.shape[2:]))
         size = [max(1, round(side * scale)) for side in pixels.shape[2:]]
         every.append(functional.interpolate(pixels.float(), size, mode="area").round().to(torch.uint8)[0])
@@ -70,7 +70,7 @@ def frames_in(folder: Path) -> Tensor:
 
 
 def looked_at(pixels: Tensor) -> dict[str, float]:
-    """How many things there are, and whether the largest is the one that was asked for."""
+    """Return the number of objects, and whether the largest is the object of the prompt."""
     counts, best, solid = colours_of(to_frames(pixels))
     found = []
     for colours, frame in zip(best, solid, strict=True):
@@ -89,19 +89,19 @@ def clip(size: tuple[int, int]) -> dict[str, float]:
     wide, high = (side // 8 // 8 * 8 for side in size) if harness.short() else size
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "clip"
-        asked = ("--size", f"{wide}x{high}", "--frames", "9", "-o", str(out))
-        return called("video", "generate", ASKED, *asked) | looked_at(frames_in(out))
+        options = ("--size", f"{wide}x{high}", "--frames", "9", "-o", str(out))
+        return called("video", "generate", PROMPT, *options) | looked_at(frames_in(out))
 
 
-def picture(size: tuple[int, int]) -> dict[str, float]:
+def image(size: tuple[int, int]) -> dict[str, float]:
     wide, high = (side // 8 // 8 * 8 for side in size) if harness.short() else size
     with tempfile.TemporaryDirectory() as folder:
-        asked = ("--size", f"{wide}x{high}", "--out", str(Path(folder) / "picture.png"))
-        return called("sample", "a small red circle", *asked) | looked_at(frames_in(Path(folder)))
+        options = ("--size", f"{wide}x{high}", "--out", str(Path(folder) / "image.png"))
+        return called("sample", "a small red circle", *options) | looked_at(frames_in(Path(folder)))
 
 
 def lasting(seconds: float, texts: Sequence[tuple[str, str]]) -> dict[str, float]:
-    """Clips of so many seconds; means over the texts, of the memory the largest."""
+    """Generate videos of that many seconds; return means over the prompts, and the largest memory."""
     taken, kept = [], []
     with tempfile.TemporaryDirectory() as folder:
         for number, (text, colour) in enumerate(texts[: 1 if harness.short() else None]):
@@ -133,7 +133,7 @@ LIMIT = "the limit"
 MINUTE, TENTH = "a minute", "ten seconds"
 CASES: dict[str, Callable[[], dict[str, float]]] = {
     **{f"clip {named(size)}, 9 frames": lambda size=size: clip(size) for size in CLIPS},
-    **{f"picture {named(size)}": lambda size=size: picture(size) for size in PICTURES},
+    **{f"image {named(size)}": lambda size=size: image(size) for size in IMAGES},
     MINUTE: lambda: lasting(LONG / 10 if harness.short() else LONG, TEXTS),
     TENTH: lambda: lasting(SHORT / 2 if harness.short() else SHORT, TEXTS[:1]),
     LIMIT: limit,
@@ -142,7 +142,7 @@ RATIOS = [
     *(
         harness.Ratio(f"memory of {case}, of {LIMIT_GB} GB", case, LIMIT, "peak_mb", at_most=1.0)
         for case in CASES
-        if case.startswith(("clip", "picture"))
+        if case.startswith(("clip", "image"))
     ),
     harness.Ratio("memory of a minute against ten seconds", MINUTE, TENTH, "peak_mb", at_most=1.2),
     harness.Ratio("colour kept in the last second of a minute", MINUTE, LIMIT, "last_colour", at_least=0.9),

@@ -4,8 +4,8 @@ The peer is diffusers' WanPipeline as it is called, given the text's vectors, wi
 and embeds the level in every call; here a text's keys and values, a level's modulation and the table of places are
 computed once for a run. The weights are drawn; the clip has 9 frames of 128 x 128 pixels, 192 tokens.
 
-bf16 is the whole network's weights there but for what diffusers keeps; here sums, normalisations and the state stay in
-float32, and only products are computed in it.
+In diffusers, bf16 applies to the weights of the whole network, except for those that it keeps in float32. Here sums,
+normalisations and the state stay in float32, and only products are computed in bf16.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def diffusers(dtype: torch.dtype) -> dict[str, float]:
 
 
 def ours(dtype: torch.dtype) -> dict[str, float]:
-    """A model as `unveil.load` gives it, asked as `unveil video` asks."""
+    """Our model as `unveil.load` returns it, called as `unveil video` calls it."""
     from unveil.checkpoints.hf.video_adapters import Wan
     from unveil.conditioning.prompt_embeds import PrecomputedPrompts
     from unveil.core.denoiser import Denoiser
@@ -101,6 +101,6 @@ if __name__ == "__main__":
         [
             harness.Ratio("equal precision, fp32", "diffusers fp32", "unveil fp32", at_least=1.2),
             harness.Ratio("equal precision, bf16", "diffusers bf16", "unveil bf16", at_least=1.2),
-            harness.Ratio("as shipped", "diffusers fp32", "unveil bf16", at_least=2.0),
+            harness.Ratio("default settings", "diffusers fp32", "unveil bf16", at_least=2.0),
         ],
     )

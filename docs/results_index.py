@@ -28,42 +28,44 @@ This page is written by `python docs/results_index.py` from the reports.
 def scores(report: Report) -> dict[str, str | float]:
     """What a recipe's `expected.scores` says of a report."""
     found = report.results
-    said: dict[str, str | float] = {}
+    values: dict[str, str | float] = {}
     if read := found.get("read"):
-        said["read as their class"] = _percent(read["value"])
+        values["read as their class"] = _percent(read["value"])
     if fid := found.get("fid"):
-        said["FID / floor"] = round(fid["ratio"], 2)
+        values["FID / floor"] = round(fid["ratio"], 2)
     if bits := found.get("bits_per_dim"):
-        said["bits/dim"] = round(bits["value"], 2)
+        values["bits/dim"] = round(bits["value"], 2)
     if iou := found.get("iou"):
-        said["mean IoU"] = round(iou["value"], 3)
+        values["mean IoU"] = round(iou["value"], 3)
     if psnr := found.get("psnr"):
-        said["PSNR"] = f"{psnr['value']:.1f} dB"
-        said["PSNR, mean of pictures"] = f"{psnr['per_picture']['value']:.1f} dB"
+        values["PSNR"] = f"{psnr['value']:.1f} dB"
+        values["PSNR, mean of pictures"] = f"{psnr['per_picture']['value']:.1f} dB"
     enlarged = found.get("enlarged", {})
     if gain := enlarged.get("psnr"):
-        said["PSNR above bicubic"] = f"{gain['value']:.2f} dB"
+        values["PSNR above bicubic"] = f"{gain['value']:.2f} dB"
     for key, name in (("ssim", "SSIM above bicubic"), ("perceptual", "perceptual distance below bicubic")):
         if key in enlarged:
-            said[name] = round(enlarged[key]["value"], 3)
+            values[name] = round(enlarged[key]["value"], 3)
     for key, name in (("named", "named attributes seen"), ("negative", "fall by a negative prompt")):
         if key in found:
-            said[name] = _percent(found[key]["value"])
-    for asked, judged in found.get("clips", {}).items():
-        said |= {
-            f"{words}, {asked}": _percent(judged[key]["value"]) for key, words in VIDEO_METRICS.items() if key in judged
+            values[name] = _percent(found[key]["value"])
+    for prompts, judged in found.get("clips", {}).items():
+        values |= {
+            f"{words}, {prompts}": _percent(judged[key]["value"])
+            for key, words in VIDEO_METRICS.items()
+            if key in judged
         }
     for key, name, digits in (("ssim", "SSIM", 3), ("perceptual", "perceptual distance", 3), ("rfid", "rFID", 2)):
         if key in found:
-            said[name] = round(found[key]["value"], digits)
+            values[name] = round(found[key]["value"], digits)
     for key, words in CAPTION_METRICS.items():
         if "captions" in found:
-            said[words] = _percent(found["captions"][key]["value"])
+            values[words] = _percent(found["captions"][key]["value"])
     if seen := found.get("things"):
-        said["colour, shape and motion seen"] = _percent(seen["together"]["value"])
+        values["colour, shape and motion seen"] = _percent(seen["together"]["value"])
     if codebook := found.get("codebook"):
-        said["codebook used"] = f"{_percent(codebook['used'])} of {codebook['codes']}"
-    return said
+        values["codebook used"] = f"{_percent(codebook['used'])} of {codebook['codes']}"
+    return values
 
 
 def card_scores(card: dict[str, Any]) -> dict[str, str | float]:
@@ -72,8 +74,8 @@ def card_scores(card: dict[str, Any]) -> dict[str, str | float]:
         ways = card["exact"]
         parts = [part for part in ways["greedy"] if "," not in part and (part != "all" or len(ways["greedy"]) == 1)]
         return {f"exact, {part}": ", ".join(f"{_percent(ways[way][part])} {way}" for way in ways) for part in parts}
-    said: dict[str, str | float] = {"read": _percent(card["accuracy"])}
-    return said | {
+    values: dict[str, str | float] = {"read": _percent(card["accuracy"])}
+    return values | {
         f"read at {side} pixels": _percent(share) for side, share in card.get("accuracy_by_size", {}).items()
     }
 
@@ -191,7 +193,7 @@ def _number(key: str) -> Callable[[str, Report], str]:
 
 
 def _rebuilt() -> dict[str, Callable[[str, Report], str]]:
-    """What an autoencoder keeps of held-out pictures or clips."""
+    """What an autoencoder keeps of held-out images or clips."""
     return {
         "values": lambda _, report: str(report.results["latents"]["values"]),
         "PSNR, pooled; mean of pictures": _psnr,
@@ -204,7 +206,7 @@ def _rebuilt() -> dict[str, Callable[[str, Report], str]]:
 
 
 def _gain(key: str, unit: str, digits: int) -> Callable[[str, Report], str]:
-    """How much better than bicubic ones enlarged pictures are, by a measure; both means behind it."""
+    """How much better than bicubic ones enlarged images are, by a measure; both means behind it."""
 
     def cell(_: str, report: Report) -> str:
         if (found := report.results["enlarged"].get(key)) is None:
@@ -237,7 +239,7 @@ def _share(key: str, *others: str) -> Callable[[str, Report], str]:
     return cell
 
 
-def _told() -> dict[str, Callable[[str, Report], str]]:
+def _named() -> dict[str, Callable[[str, Report], str]]:
     """What scenes show of what was said."""
     return {
         "named attributes seen": _share("named", "together", "chance", "real_pictures"),
@@ -253,9 +255,9 @@ def _captioned() -> dict[str, Callable[[str, Report], str]]:
 def _filmed() -> dict[str, Callable[[str, Report], str]]:
     """What clips show of what was asked for, of each list of prompts."""
 
-    def cell(asked: str) -> Callable[[str, Report], str]:
+    def cell(prompts: str) -> Callable[[str, Report], str]:
         def of_list(_: str, report: Report) -> str:
-            if (found := report.results["clips"].get(asked)) is None:
+            if (found := report.results["clips"].get(prompts)) is None:
                 return "-"
             shares = {words: found[key] for key, words in VIDEO_METRICS.items() if key in found}
             return "; ".join(
@@ -358,7 +360,7 @@ def _detector() -> Iterator[str]:
 
 
 def _stages() -> Iterator[str]:
-    """How the shipped models that were trained in stages came to be: the score against what the training took."""
+    """How the bundled models that were trained in stages came to be: the score against what the training took."""
     for path in sorted(RESULTS.glob("*/training.json")):
         told, spent = json.loads(path.read_text("utf-8")), 0.0
         yield f"Stages of `{path.parent.name}`, {told['scored']}:"
@@ -403,7 +405,7 @@ def index() -> str:
         *part("States given pictures, on held-out scenes:", "iou", {"mean IoU": _iou}),
         *part("Autoencoders, on held-out pictures and clips:", "psnr", _rebuilt()),
         *part("Enlargements, picture for picture against bicubic ones:", "enlarged", _enlarged()),
-        *part("Scenes from words:", "named", _told()),
+        *part("Scenes from words:", "named", _named()),
         *part("The playground from words, clips and pictures that are as asked:", "clips", _filmed()),
         *part("Captions of held-out clips of the playground, read back:", "captions", _captioned()),
         *_stages(),

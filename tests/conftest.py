@@ -1,4 +1,4 @@
-"""What every test starts from: one compute thread, and a cache folder that is not the user's. How a run is told of."""
+"""Set-up of every test: one compute thread, and a cache folder that is not the user's. Reports of a run of tests."""
 
 from __future__ import annotations
 

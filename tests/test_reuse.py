@@ -1,4 +1,4 @@
-"""The parts serve other data than pictures and other networks than ours."""
+"""The parts serve other data than images and other networks than ours."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_users_network_trains_on_a_users_data(tmp_path: Path):
     ("name", "steps", "batch", "at_least"),
     [("boxes-picture", 260, 32, 1.3), pytest.param("masks-picture", 150, 16, 1.3, marks=pytest.mark.release)],
 )
-def test_states_are_made_for_pictures(name: str, steps: int, batch: int, at_least: float, tmp_path: Path):
+def test_states_are_made_for_images(name: str, steps: int, batch: int, at_least: float, tmp_path: Path):
     """Minutes of training reach the recipes' scores (docs/results); seconds must already beat chance."""
     overrides = [
         f"train.steps={steps}", f"train.batch_size={batch}", "train.warmup=10", "train.ema_decay=0.9",

@@ -6,8 +6,8 @@ Operations are those of the network's products, three times its forward pass (on
 Chowdhery et al. 2022, appendix B (arXiv:2204.02311). The peak is that of dense bf16, from the maker's data sheet; of
 a device that is not listed here it has to be given.
 
-Prints a JSON object: for each of `plain` and `compiled` ms a step, pictures a second, TFLOPS, the share of the peak,
-and the largest memory in use. It runs on a processor too, which shows that it works.
+Prints a JSON object: for each of `plain` and `compiled` ms a step, images a second, TFLOPS, the share of the peak,
+and the largest memory in use. It runs on the CPU too, which shows that it works.
 """
 
 from __future__ import annotations
@@ -106,8 +106,8 @@ def main() -> None:
     peak = peak_of(device, given.peak)
     with torch.device("meta"):
         config = get_preset(given.name, out_channels=4)
-        told = Condition(vector=torch.empty(1, config.hidden_size))
-        forward = multiply_adds(DiT(config), (torch.empty(1, 4, config.size, config.size), torch.empty(1), told))
+        condition = Condition(vector=torch.empty(1, config.hidden_size))
+        forward = multiply_adds(DiT(config), (torch.empty(1, 4, config.size, config.size), torch.empty(1), condition))
     record: dict[str, object] = {"name": given.name, "batch": given.batch, "device": str(device), "peak_tflops": peak}
     for case in [given.only] if given.only else ["plain", "compiled"]:
         if device.type == "cuda":

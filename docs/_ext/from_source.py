@@ -3,7 +3,7 @@
 {source}   lines of a function beside the formula that they compute
 {api}      every module of a layer, from its docstrings
 {routes}   every route of the server, with what it does
-{recipes}  every shipped recipe with its claim and command
+{recipes}  every bundled recipe with its claim and command
 {settings} the keys of a section of a recipe, their types and defaults
 {pages}    a toctree of generated pages, of which some may not be there yet
 """
@@ -97,11 +97,11 @@ class Settings(SphinxDirective):
         """A table of key, allowed values and default."""
         self.env.note_reread()  # the package changes, and the page does not
         section = named(*self.arguments)
-        told = documented(section)
+        meanings = documented(section)
         lines = ["| key | value | default | |", "|---|---|---|---|"]
         for key, field in section.model_fields.items():
             if key != "kind" or len(get_args(field.annotation)) > 1:
-                meaning = told.get(key, "").replace("|", "\\|")
+                meaning = meanings.get(key, "").replace("|", "\\|")
                 lines.append(f"| `{key}` | {spelled(field.annotation)} | {_default(field)} | {meaning} |")
         return self.parse_text_to_nodes("\n".join(lines))
 
@@ -115,8 +115,8 @@ class Routes(SphinxDirective):
         lines = ["| route | |", "|---|---|"]
         for route in router.routes:
             if isinstance(route, APIRoute):
-                told = re.sub(r"\s+", " ", route.description.split("\n\n")[0]).replace("|", "\\|")
-                lines.append(f"| `{' '.join(sorted(route.methods))} {route.path}` | {told} |")
+                meaning = re.sub(r"\s+", " ", route.description.split("\n\n")[0]).replace("|", "\\|")
+                lines.append(f"| `{' '.join(sorted(route.methods))} {route.path}` | {meaning} |")
         return self.parse_text_to_nodes("\n".join(lines))
 
 
@@ -153,7 +153,7 @@ def named(module: str, name: str, kind: str | None = None) -> type[Section]:
 
 
 def documented(section: type[Section]) -> dict[str, str]:
-    """What is said of each key: by the section, by the dataclass that it mirrors, and by what these derive from."""
+    """Return the description of each key: of the section, of the dataclass that it mirrors, and of their bases."""
     sources = [*section.__mro__, *getattr(section, "part", object).__mro__]
     keys = list(section.model_fields)
     found: dict[str, str] = {}
@@ -169,7 +169,9 @@ def meanings(docstring: str) -> dict[str, str]:
     text = re.sub(r"\s+", " ", re.sub(r"\n[ ]*(Args|Attributes):", ". ", text))
     parts = re.split(r"(?:^|(?<=[.;]) )([a-z]\w*(?:, [a-z]\w*)*): ", text)
     return {
-        key: told.strip() for names, told in zip(parts[1::2], parts[2::2], strict=True) for key in names.split(", ")
+        key: meaning.strip()
+        for names, meaning in zip(parts[1::2], parts[2::2], strict=True)
+        for key in names.split(", ")
     }
 
 

@@ -27,13 +27,13 @@ ALEX_KEPT = (1, 4, 7, 9, 11)
 
 
 class Two(Features):
-    """The picture itself and its negative half, so that every number can be worked out."""
+    """The image itself and its negative half, so that every number can be worked out."""
 
     widths = (2, 1)
 
-    def forward(self, pictures: Tensor) -> list[Tensor]:
+    def forward(self, images: Tensor) -> list[Tensor]:
         """Two features."""
-        return [pictures, pictures[:, :1] + 1]
+        return [images, images[:, :1] + 1]
 
 
 def test_features_are_compared_at_length_one():
@@ -169,10 +169,10 @@ def test_files_without_their_keys_are_named(tmp_path):
     save_file(missing, tmp_path / "part.safetensors")
     with pytest.raises(WeightsError) as caught:
         perceptual("lpips", [tmp_path / "part.safetensors"])
-    said = str(caught.value)
-    assert "part.safetensors: not the perceptual metric of alex: features.6.bias: missing; lin2: missing" in said
-    assert "lin4: (1, 9, 1, 1), must be (1, 256, 1, 1)" in said
-    assert "give torchvision's convolutions" in said
+    message = str(caught.value)
+    assert "part.safetensors: not the perceptual metric of alex: features.6.bias: missing; lin2: missing" in message
+    assert "lin4: (1, 9, 1, 1), must be (1, 256, 1, 1)" in message
+    assert "give torchvision's convolutions" in message
     torch.save({"features.0.weight": Path("x")}, tmp_path / "more.pth")
     with pytest.raises(WeightsError, match=r"more\.pth: holds more than plain tensors"):
         perceptual("lpips", [tmp_path / "more.pth"])
@@ -197,7 +197,7 @@ def test_names_are_checked_and_lpips_needs_its_files(tmp_path):
         of_classifier(Cnn(CnnConfig(3, 8, 2, (8,))), "mine")(torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8))
 
 
-def test_the_shipped_classifier_finds_a_picture_the_farther_the_more_it_is_blurred():
+def test_the_distance_of_the_bundled_classifier_grows_with_blur():
     x = data.open(DigitsConfig(), "held-out").pixels[:16].float() / 127.5 - 1
     judge = perceptual("digits")
     blurred = [F.avg_pool2d(F.pad(x, (k, k, k, k), mode="replicate"), 2 * k + 1, 1) for k in (0, 1, 2)]

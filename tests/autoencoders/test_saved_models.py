@@ -1,4 +1,4 @@
-"""Models of latents: their codec in recipes and folders, frozen in training, and in pictures."""
+"""Models of latents: their codec in recipes and folders, frozen in training, and in images."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ def model(**changes: Any) -> Model:
 
 
 @pytest.mark.parametrize("kind", ["kl", "vq"])
-def test_a_model_of_latents_makes_pictures_and_comes_back_whole(tmp_path, kind):
+def test_a_latent_diffusion_model_generates_images_and_is_loaded_complete(tmp_path, kind):
     codec = CODEC if kind == "kl" else CODEC | {"kind": "vq", "codebook_size": 16, "learned": "ema"}
     made = model(autoencoder=codec)
     assert made.config is not None
     assert made.config.latent_shape == (2, 4, 6)
     assert made.denoiser.network.config.in_channels == 2
-    pictures = made.generate(count=2, seed=1)
-    assert pictures.shape == (2, 1, 8, 12)
+    images = made.generate(count=2, seed=1)
+    assert images.shape == (2, 1, 8, 12)
     made.save(tmp_path / "model")
     again = unveil.load(tmp_path / "model")
-    assert torch.equal(again.generate(count=2, seed=1), pictures)
+    assert torch.equal(again.generate(count=2, seed=1), images)
     assert again.config == made.config
     assert validate(ModelConfig, read_yaml(dump(made.config), "it"), "it") == made.config
     assert not any(parameter.requires_grad for parameter in again.autoencoder.parameters())  # type: ignore[attr-defined]
@@ -72,8 +72,8 @@ def test_a_saved_codec_becomes_a_part_of_the_model(tmp_path, monkeypatch):
     assert torch.equal(unveil.load(tmp_path / "second").generate(seed=1), second.generate(seed=1))
     with pytest.raises(RecipeError, match="no such folder; train the autoencoder first, or state the shape of"):
         validate(ModelConfig, PLAIN | {"autoencoder": saved}, "test")
-    told = validate(ModelConfig, PLAIN | {"autoencoder": saved | {"latents": [2, 4, 6]}}, "test")
-    assert told.latent_shape == (2, 4, 6)
+    config = validate(ModelConfig, PLAIN | {"autoencoder": saved | {"latents": [2, 4, 6]}}, "test")
+    assert config.latent_shape == (2, 4, 6)
     (tmp_path / "away").rename(tmp_path / "first")
     with pytest.raises(RecipeError, match=r"latents = \[9, 4, 6\]: the autoencoder in .* has latents \[2, 4, 6\]"):
         validate(ModelConfig, PLAIN | {"autoencoder": saved | {"latents": [9, 4, 6]}}, "test")
@@ -117,7 +117,7 @@ def test_in_training_the_codec_stays_as_it_is_and_its_noise_is_the_examples_own(
     torch.testing.assert_close(latents([0, 1, 2], None), made.autoencoder.encode(pixels / 127.5 - 1))
 
 
-def test_pictures_that_do_not_fit_into_memory_are_decoded_in_tiles():
+def test_images_that_do_not_fit_into_memory_are_decoded_in_tiles():
     made = model()
     latents = torch.randn(2, 2, 4, 6)
     with torch.no_grad():

@@ -56,7 +56,7 @@ def test_a_local_encoder_in_tiles_is_the_whole_one():
 
 
 @pytest.mark.parametrize("attention", [(), (4,), (2, 4)])
-def test_shared_statistics_make_other_layouts_exact_and_the_shrunk_picture_makes_them_near(attention):
+def test_shared_statistics_make_other_tilings_exact_and_those_of_the_shrunk_image_near(attention):
     codec = ldm(attention=attention)
     found = {
         norms: tiling_difference(codec, uneven(), TilingConfig(side=96, overlap=64, norms=norms))
@@ -133,7 +133,7 @@ def test_mistakes_are_named():
 
 
 class Small(nn.Module):
-    """A decoder on a device with room for so many pixels."""
+    """A decoder on a device with room for that many pixels."""
 
     def __init__(self, inner: nn.Module, room: int, error: type[Exception], text: str) -> None:
         super().__init__()

@@ -85,14 +85,14 @@ def test_no_latent_sees_a_later_frame_and_no_frame_a_later_latent(layout):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @torch.no_grad()
-def test_a_picture_is_a_clip_of_one_frame_and_one_that_stands_still(layout):
+def test_an_image_is_a_video_of_one_frame_and_a_still_video(layout):
     codec = video(layout)
     x = clip(codec)
     z = codec.encode(x)
-    picture = codec.encode(x[:, :, :1])
-    assert codec.latent_shape(tuple(x[0, :, :1].shape)) == tuple(picture.shape[1:])
-    torch.testing.assert_close(picture, z[:, :, :1], **CLOSE)
-    torch.testing.assert_close(codec.decode(picture), codec.decode(z)[:, :, :1], **CLOSE)
+    image = codec.encode(x[:, :, :1])
+    assert codec.latent_shape(tuple(x[0, :, :1].shape)) == tuple(image.shape[1:])
+    torch.testing.assert_close(image, z[:, :, :1], **CLOSE)
+    torch.testing.assert_close(codec.decode(image), codec.decode(z)[:, :, :1], **CLOSE)
 
 
 @torch.no_grad()

@@ -133,10 +133,10 @@ def test_diffusers_autoencoder_kl_gives_the_same_and_opens_what_is_written(tmp_p
     read = diffusers_autoencoder.read(tmp_path / "pipeline")
     assert isinstance(read, AutoencoderKL)
     pixels, noise = torch.randn(2, 3, 16, 24), torch.randn(2, 4, 8, 12)
-    told, said = theirs.encode(pixels).latent_dist, read.posterior(pixels)
-    torch.testing.assert_close(said.mean, told.mean, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(said.logvar, told.logvar, rtol=1e-4, atol=1e-4)
-    z = told.mean + told.std * noise
+    expected, posterior = theirs.encode(pixels).latent_dist, read.posterior(pixels)
+    torch.testing.assert_close(posterior.mean, expected.mean, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(posterior.logvar, expected.logvar, rtol=1e-4, atol=1e-4)
+    z = expected.mean + expected.std * noise
     config = theirs.config
     if config.latents_mean is not None:
         mean, std = (torch.tensor(numbers).view(1, 4, 1, 1) for numbers in (config.latents_mean, config.latents_std))
@@ -202,7 +202,7 @@ def test_mistakes_are_named(tmp_path):
     with pytest.raises(WeightsError, match="no folder of an autoencoder of diffusers"):
         diffusers_autoencoder.read(tmp_path)
     theirs_kl().save_pretrained(tmp_path / "vae")
-    said = json.loads((tmp_path / "vae" / "config.json").read_text())
-    (tmp_path / "vae" / "config.json").write_text(json.dumps(said | {"act_fn": "gelu"}))
+    posterior = json.loads((tmp_path / "vae" / "config.json").read_text())
+    (tmp_path / "vae" / "config.json").write_text(json.dumps(posterior | {"act_fn": "gelu"}))
     with pytest.raises(WeightsError, match="act_fn = 'gelu': only 'silu' is supported"):
         diffusers_autoencoder.read(tmp_path)

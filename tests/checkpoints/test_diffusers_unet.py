@@ -128,8 +128,8 @@ def test_a_folder_of_another_class_or_with_other_weights_is_refused(tmp_path: Pa
     network.save_pretrained(tmp_path)
     with pytest.raises(WeightsError, match="UNet2DConditionModel, not a ControlNetModel"):
         diffusers_unet.read_controlnet(tmp_path)
-    said = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(said | {"cross_attention_dim": 32}))
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"cross_attention_dim": 32}))
     with pytest.raises(WeightsError, match=r"attn2.to_k.weight: \(64, 24\), expected \(64, 32\)"):
         diffusers_unet.read_unet(tmp_path)
 
@@ -139,7 +139,7 @@ def test_a_controlnet_cannot_be_a_folder_with_labels(tmp_path: Path):
         theirs(**SD1).state_dict(), diffusers_unet.from_settings(theirs(**SD1).config)
     ).network
     diffusers_unet.write(ControlNet.of(network), tmp_path)
-    said = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(said | {"num_class_embeds": 3}))
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_class_embeds": 3}))
     with pytest.raises(RecipeError, match="num_class_embeds = 3"):
         diffusers_unet.read_controlnet(tmp_path)

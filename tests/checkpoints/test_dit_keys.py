@@ -160,7 +160,7 @@ def test_a_file_of_another_size_is_named_with_the_first_tensors_that_differ():
     assert dit_keys.closest_named_config(tiny) == "nearest to dit-s-2 for latents of 8"
 
 
-def test_what_keys_do_not_show_is_asked_for():
+def test_settings_that_keys_do_not_show_are_required():
     theirs = dit_keys.dump(*_of(SMALL), "dit")
     with pytest.raises(WeightsError, match=r"2 blocks of width 32, .* file\.heads=6"):
         dit.load(theirs)
@@ -302,7 +302,7 @@ def test_diffusers_pipeline_with_random_weights_gives_equal_latents(tmp_path):
         found = model.denoiser.network(x, t.float(), Condition(vector=table.table(label)))
         assert (theirs(x, t, label).sample - found).abs().max() < 1e-5
 
-    pictures = pipeline(
+    images = pipeline(
         [3, 7], generator=torch.Generator().manual_seed(1), num_inference_steps=10, output_type="pt", return_dict=False
     )[0]
     noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -313,7 +313,7 @@ def test_diffusers_pipeline_with_random_weights_gives_equal_latents(tmp_path):
         )
         latents = samplers.run(how.plan(how.levels(model.process), model.variance), step, noise)
         ours = (vae.decode(latents / vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1)
-    assert -10 * torch.log10((ours - pictures).square().mean()) > 60
+    assert -10 * torch.log10((ours - images).square().mean()) > 60
 
     written = dit.tensors_of(model, "diffusers")
     assert written.keys() == theirs.state_dict().keys()

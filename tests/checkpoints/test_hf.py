@@ -1,4 +1,4 @@
-"""Diffusers' folders of SDXL, Stable Diffusion 3 and FLUX.1: the pictures of its own pipelines, on our samplers."""
+"""Diffusers' folders of SDXL, Stable Diffusion 3 and FLUX.1: the images of its pipelines, on our samplers."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def copied(folders: Any, tmp_path: Path) -> Any:
 
 
 def theirs(pipeline: Any, model: Model, prompts: list[str], **how: Any) -> Tensor:
-    """The pipeline's pictures from our noise, in [0, 1]."""
+    """The pipeline's images from our noise, in [0, 1]."""
     shape = model.autoencoder.latent_shape((3, *SIZE))
     x = SampleRNG(SEED, range(len(prompts))).normal(shape, START)
     if isinstance(pipeline, diffusers.FluxPipeline):
@@ -88,11 +88,11 @@ def changed(path: Path, **settings: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
 
 
-# -- the same pictures --------------------------------------------------------------------------------------------
+# -- the same images --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_sdxl_makes_the_pictures_of_its_pipeline(folders, copied, scheduler):
+def test_sdxl_generates_the_images_of_its_pipeline(folders, copied, scheduler):
     pipeline, path = folders("sdxl")
     if scheduler != "euler":
         path = copied("sdxl")
@@ -110,12 +110,12 @@ def test_sdxl_makes_the_pictures_of_its_pipeline(folders, copied, scheduler):
     assert psnr(got, want.roll(1, 0)) < 30  # the prompts matter
 
 
-def test_sdxl_is_told_sizes_and_a_negative_prompt(folders):
+def test_sdxl_is_conditioned_on_sizes_and_a_negative_prompt(folders):
     pipeline, path = folders("sdxl")
     model = unveil.load(path)
-    asked = {"original_size": (64, 48), "crops_coords_top_left": (8, 4), "guidance_scale": 4.0}
+    options = {"original_size": (64, 48), "crops_coords_top_left": (8, 4), "guidance_scale": 4.0}
     same = {"negative_original_size": (64, 48), "negative_crops_coords_top_left": (8, 4), "negative_target_size": SIZE}
-    want = theirs(pipeline, model, PROMPTS, negative_prompt=["the dog"] * 2, **asked, **same)
+    want = theirs(pipeline, model, PROMPTS, negative_prompt=["the dog"] * 2, **options, **same)
     got = ours(model, PROMPTS, guidance_scale=4.0, negative_cond={"prompt": "the dog"}, cond={"size": "48x64+4+8"})
     assert psnr(got, want) > 60
     assert psnr(ours(model, PROMPTS, guidance_scale=4.0, negative_cond={"prompt": "the dog"}), want) < 50
@@ -125,7 +125,7 @@ def test_sdxl_is_told_sizes_and_a_negative_prompt(folders):
     assert psnr(ours(model, PROMPTS, guidance_scale=4.0), empty) < 50
 
 
-def test_stable_diffusion_3_makes_the_pictures_of_its_pipeline(folders):
+def test_stable_diffusion_3_generates_the_images_of_its_pipeline(folders):
     pipeline, path = folders("sd3")
     model = unveil.load(path)
     want = theirs(pipeline, model, PROMPTS, guidance_scale=4.0)
@@ -144,7 +144,7 @@ def test_stable_diffusion_3_without_t5(tmp_path):
     assert psnr(ours(model, PROMPTS, guidance_scale=4.0), want) > 60
 
 
-def test_flux_makes_the_pictures_of_its_pipeline(folders):
+def test_flux_generates_the_images_of_its_pipeline(folders):
     pipeline, path = folders("flux")
     model = unveil.load(path)
     how = {"true_cfg_scale": 3.0, "negative_prompt": ["the moon"] * 2, "guidance_scale": 2.5}
@@ -157,7 +157,7 @@ def test_flux_makes_the_pictures_of_its_pipeline(folders):
     assert psnr(ours(model, PROMPTS), plain) > 60  # a guidance of 3.5, and none of ours
 
 
-def test_flux_of_few_steps_is_told_no_guidance(tmp_path):
+def test_flux_of_few_steps_gets_no_guidance(tmp_path):
     pipeline = tiny_hf.flux(distilled=False)
     model = unveil.load(tiny_hf.saved(pipeline, tmp_path / "flux"))
     assert list(model.conditioners) == ["prompt"]
@@ -181,7 +181,7 @@ def test_the_shift_of_flux_follows_the_size(folders):
         model.generate(cond={"prompt": "cat"}, steps=1, size=(18, 20))
 
 
-def test_sdxl_is_told_the_size_that_is_made(folders):
+def test_sdxl_is_conditioned_on_the_generated_size(folders):
     model = unveil.load(folders("sdxl")[1])
     size = model.resized((32, 48)).conditioners["size"]
     assert size.null(1).vector[0, -6:].tolist() == [32, 48, 0, 0, 32, 48]
@@ -359,7 +359,7 @@ SPOILED = [
 
 
 @pytest.mark.parametrize("spoil", SPOILED, ids=lambda one: one.__name__)
-def test_what_is_wrong_with_a_folder_is_said(copied, spoil):
+def test_errors_of_a_folder_are_reported(copied, spoil):
     path = copied("sdxl")
     words = spoil(path)
     with pytest.raises((WeightsError, RecipeError), match=words):
@@ -413,12 +413,12 @@ def test_levels_are_those_of_the_flow_scheduler(settings):
 )  # fmt: skip
 def test_solvers_are_those_of_their_settings(made, sampler):
     kind, settings = made
-    said = settings | {"_class_name": kind}  # as in a file: diffusers corrects what it builds
+    written = settings | {"_class_name": kind}  # as in a file: diffusers corrects what it builds
     if sampler is None:
         with pytest.raises(WeightsError, match="supported"):
-            scheduler_of(said, Path("scheduler_config.json"))
+            scheduler_of(written, Path("scheduler_config.json"))
         return
-    assert scheduler_of(said, Path("scheduler_config.json")).sample["sampler"] == sampler
+    assert scheduler_of(written, Path("scheduler_config.json")).sample["sampler"] == sampler
     built = dict(getattr(diffusers, kind)(**settings).config) | {"_class_name": kind}
     assert scheduler_of(built, Path("scheduler_config.json")).sample["sampler"] == sampler
 
@@ -431,10 +431,10 @@ def test_what_is_written_of_a_solver_samples_in_diffusers(sampler, grid):
     network = {"kind": "unet", "model_channels": 8, "channel_mult": [1], "num_res_blocks": 1, "groups": 4}
     levels = {"process": {"kind": "discrete-vp"}, "prediction": "eps", "sample": sample}
     config = validate(ModelConfig, {"shape": [3, 8, 8], "network": network, **levels}, "a test")
-    said = settings_of(config, {"timestep_spacing": "leading"})
-    again = scheduler_of(said, Path("again")).sample["sampler"]
+    written = settings_of(config, {"timestep_spacing": "leading"})
+    again = scheduler_of(written, Path("again")).sample["sampler"]
     assert again == ("ddim" if name in NOT_TO_THE_DATA or eta else name)
-    scheduler = getattr(diffusers, said["_class_name"]).from_config(said)
+    scheduler = getattr(diffusers, written["_class_name"]).from_config(written)
     scheduler.set_timesteps(8)
     x = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     for t in scheduler.timesteps:  # the model of data that are 0.3 everywhere

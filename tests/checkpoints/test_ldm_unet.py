@@ -152,7 +152,7 @@ def test_an_argument_that_is_not_supported_is_refused_by_its_name(changes: dict[
         ldm_unet.from_arguments(ARGUMENTS | changes)
 
 
-def test_heads_that_no_released_network_tells_have_to_be_said():
+def test_heads_of_an_unknown_network_are_required():
     config = ldm_unet.from_arguments(ARGUMENTS)
     shapes, _ = published(config)
     with pytest.raises(WeightsError, match="tokens of width 24 and 64 channels; say file"):

@@ -53,7 +53,7 @@ def part(name: str) -> dict[str, LoraNetwork]:
 
 
 def added(name: str) -> list[LoraDelta]:
-    """Something for a fused layer by rows of its own ranks and alphas, for whole layers, and for convolutions."""
+    """Return a LoRA of a fused layer by rows with different ranks and alphas, of whole layers, and of convolutions."""
     if name == "dit":
         qkv, width = "blocks.1.attention.qkv", 32
         parts = [
@@ -151,10 +151,10 @@ def test_a_naming_is_known_by_its_keys(keys: str, naming: str | None):
     assert naming_of(dict.fromkeys(keys.split())) == naming
 
 
-def alpha_of(file_tensors: dict[str, Tensor], **told: dict[str, object]) -> float:
+def alpha_of(file_tensors: dict[str, Tensor], **file: dict[str, object]) -> float:
     """The scale that a file's one module gets."""
-    metadata = {METADATA: json.dumps(told["metadata"])} if "metadata" in told else None
-    found, _ = lora.match(parse(file_tensors, metadata, told.get("config")), part("dit"))
+    metadata = {METADATA: json.dumps(file["metadata"])} if "metadata" in file else None
+    found, _ = lora.match(parse(file_tensors, metadata, file.get("config")), part("dit"))
     return found["denoiser"][0].scale
 
 
@@ -239,9 +239,9 @@ def test_every_module_of_kohyas_stable_diffusion_is_found():
 
 def test_a_file_of_another_base_is_an_error_that_says_which():
     sd = kohya("down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k", width=768, rows=320)
-    with pytest.raises(WeightsError, match=r"another base: none of its 1 modules.*Stable Diffusion 1\.x") as told:
+    with pytest.raises(WeightsError, match=r"another base: none of its 1 modules.*Stable Diffusion 1\.x") as caught:
         lora.match(parse(sd), part("dit"))
-    assert f"{BLOCK}." in str(told.value)  # what would match
+    assert f"{BLOCK}." in str(caught.value)  # what would match
     with pytest.raises(WeightsError, match="like one for a DiT"):
         lora.match(parse(kohya(f"{BLOCK}.attn1.to_q")), part("own"))
     with pytest.raises(WeightsError, match=r"adds \(64, 64\), the layer is \(32, 32\)"):
@@ -282,7 +282,7 @@ def test_halves_and_other_files_are_named(tmp_path: Path):
         lora.read(tmp_path / "model.safetensors")
 
 
-def test_a_layer_without_a_published_name_is_told():
+def test_a_layer_without_a_published_name_is_reported():
     parts = part("dit")
     del (sites := dict(parts["denoiser"].written))[f"{BLOCK}.ff.net.0.proj"]
     one = LoraNetwork(

@@ -58,7 +58,7 @@ def test_there_and_back_is_the_identity_and_keys_tell_the_shape(change):
     assert replace(seen, **{name: getattr(config, name) for name in heads}) == config
 
 
-def test_an_upsampler_takes_a_second_picture():
+def test_an_upsampler_takes_a_second_image():
     config = openai_keys.upsampler(openai_keys.from_arguments(TINY))
     theirs = openai_keys.dump(on_meta(config), config)
     assert theirs["input_blocks.0.0.weight"].shape == (32, 6, 3, 3)

@@ -35,11 +35,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_a_scheduler_says_is_written_back(folder: Path, kind: str, prediction: str):
     config = unveil.load(folder).config
     assert config is not None
-    said = {"_class_name": kind, **tiny_sd.DDIM, "prediction_type": prediction, "timestep_spacing": "leading"}
-    told = scheduler_of(said, Path("settings"))
-    plain = config.model_dump(mode="json") | {"process": told.process, "prediction": told.prediction}
-    made = validate(ModelConfig, plain | {"sample": {**told.sample, "steps": 50}}, "test")
-    assert scheduler_of(settings_of(made, stable_diffusion.SPACING), Path("again")) == told
+    scheduler = {"_class_name": kind, **tiny_sd.DDIM, "prediction_type": prediction, "timestep_spacing": "leading"}
+    settings = scheduler_of(scheduler, Path("settings"))
+    plain = config.model_dump(mode="json") | {"process": settings.process, "prediction": settings.prediction}
+    made = validate(ModelConfig, plain | {"sample": {**settings.sample, "steps": 50}}, "test")
+    assert scheduler_of(settings_of(made, stable_diffusion.SPACING), Path("again")) == settings
 
 
 def test_the_tower_of_stable_diffusion_2_goes_into_a_folder_and_back(folder: Path, tmp_path: Path):
@@ -47,14 +47,14 @@ def test_the_tower_of_stable_diffusion_2_goes_into_a_folder_and_back(folder: Pat
     theirs = single_file.tensors_of(unveil.load(folder))
     tower = {key: tensor for key, tensor in theirs.items() if key.startswith("cond_stage_model.")}
     rest = {key: tensor for key, tensor in theirs.items() if key not in tower}
-    said = ModelOverrides(**tiny_sd.SAID | {"activation": "gelu"})
-    model = single_file.read({**rest, **tower}, said).model  # with the exact GELU, as OpenCLIP has it
+    overrides = ModelOverrides(**tiny_sd.OVERRIDES | {"activation": "gelu"})
+    model = single_file.read({**rest, **tower}, overrides).model  # with the exact GELU, as OpenCLIP has it
     second = single_file.tensors_of(model)
     assert "cond_stage_model.model.transformer.resblocks.2.attn.in_proj_weight" in second  # of two blocks that are used
     found = registry.detect(second)
     assert found is not None
     assert found.signature.title == "Stable Diffusion 2 in one file"
-    read = single_file.read(second, said)
+    read = single_file.read(second, overrides)
     prompt = {"prompt": "a cat on the moon"}
     with torch.no_grad():
         want, got = (one.encode(prompt)[0].tokens for one in (model, read.model))

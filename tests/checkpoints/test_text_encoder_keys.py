@@ -40,7 +40,7 @@ PLACES = {
         text_encoder_keys.TextEncoderLocation("t5", "text_encoders.t5xxl.transformer."),
     ),
 }
-SAID = {"heads": 2, "activation": "quick-gelu"}
+SETTINGS = {"heads": 2, "activation": "quick-gelu"}
 
 
 def section(**changes: Any) -> TextSection:
@@ -174,7 +174,7 @@ def test_keys_that_do_not_fit_are_listed(change, message):
         text_encoder_keys.load(theirs, config, place)
 
 
-def test_heads_and_activation_that_no_key_shows_are_asked_for():
+def test_heads_and_activation_that_no_key_shows_are_required():
     config, place = PLACES["sd1"]
     shapes = shapes_of(text_encoder_keys.dump(drawn(config).state_dict(), config, place))
     with pytest.raises(WeightsError, match="width 16, whose heads and activation no key shows: give them"):
@@ -196,15 +196,15 @@ def test_a_published_stable_diffusion_1_has_its_keys_and_shapes():
     root = os.environ.get("UNVEIL_GOLDEN")
     if not root:
         pytest.skip("UNVEIL_GOLDEN names no folder of recorded cases")
-    said = json.loads((Path(root) / "latent-diffusion" / "sd1_keys.json").read_text())
-    theirs = {key: torch.empty(shape, device="meta") for key, shape in said["keys"].items()}
+    published = json.loads((Path(root) / "latent-diffusion" / "sd1_keys.json").read_text())
+    theirs = {key: torch.empty(shape, device="meta") for key, shape in published["keys"].items()}
     (place,) = text_encoder_keys.places(theirs)
     config = text_encoder_keys.infer_config(shapes_of(theirs), place)
     assert config == CLIPEncoderConfig(**SIZES["clip-l"])
     found = text_encoder_keys.load(theirs, config, place)
     written = text_encoder_keys.dump(found.state, config, place)
-    assert len(written) == said["n_keys_per_part"]["cond_stage_model."]
-    assert all(said["keys"][key] == list(tensor.shape) for key, tensor in written.items())
+    assert len(written) == published["n_keys_per_part"]["cond_stage_model."]
+    assert all(published["keys"][key] == list(tensor.shape) for key, tensor in written.items())
 
 
 # ---------------------------------------------------------------------- folders and files
@@ -220,7 +220,7 @@ def test_a_folder_and_a_single_file_of_one_encoder_give_the_same(tmp_path):
     single = {f"{text_encoder_keys.SD1}{key}": tensor for key, tensor in theirs.state_dict().items()}
     single[f"{text_encoder_keys.SD1}embeddings.position_ids"] = torch.arange(12)[None]
     save_file(single | {"betas": torch.ones(3)}, tmp_path / "all.safetensors")
-    other = text_encoder_loader.read(tmp_path / "all.safetensors", settings=SAID)
+    other = text_encoder_loader.read(tmp_path / "all.safetensors", settings=SETTINGS)
     two = other.conditioner(validate(TextSection, other.described(), "test"))
     prompts = ["a red cat", "a dog, 2 cats"]
     with torch.no_grad():
@@ -288,12 +288,12 @@ def test_a_written_t5_is_opened_again(tmp_path):
 def test_padding_is_what_the_tokenizers_settings_say(tmp_path):
     folder, _ = clip_folder(tmp_path)
     settings = folder / "tokenizer" / "tokenizer_config.json"
-    for said, padding in (
+    for content, padding in (
         ('{"pad_token": "!"}', 0),
         ('{"pad_token": {"content": "<|endoftext|>"}}', 49407),
         ("{}", 49407),
     ):
-        settings.write_text(said)
+        settings.write_text(content)
         assert text_encoder_loader.read(folder).config.padding == padding
 
 
@@ -369,7 +369,7 @@ def test_a_folder_that_wants_more_than_to_be_read_or_is_damaged_is_refused(tmp_p
         text_encoder_loader.read(folder)
 
 
-def test_a_place_without_an_encoder_is_told(tmp_path):
+def test_a_slot_without_an_encoder_is_reported(tmp_path):
     with pytest.raises(WeightsError, match=r"there is neither text_encoder/ nor config.json"):
         text_encoder_loader.read(tmp_path)
     save_file({"betas": torch.ones(3)}, tmp_path / "x.safetensors")
@@ -401,7 +401,7 @@ def model(tmp_path: Path) -> Any:
     return made.eval()
 
 
-def test_a_model_told_in_words_is_saved_whole_and_samples_the_same(tmp_path):
+def test_a_text_to_image_model_is_saved_complete_and_samples_the_same(tmp_path):
     made = model(tmp_path)
     saved = made.save(tmp_path / "model")
     assert sorted(path.name for path in saved.iterdir()) == [
@@ -410,9 +410,9 @@ def test_a_model_told_in_words_is_saved_whole_and_samples_the_same(tmp_path):
     again = unveil.load(saved)
     assert not any(parameter.requires_grad for parameter in again.conditioners.parameters())
     raw = {"prompt": ["a cat", "a red dog"]}
-    pictures = [one.generate(cond=raw, count=2, seed=1) for one in (made, again)]
-    assert torch.equal(*pictures)
-    assert not torch.equal(pictures[0], made.generate(cond={"prompt": "a cat"}, count=2, seed=1))
+    images = [one.generate(cond=raw, count=2, seed=1) for one in (made, again)]
+    assert torch.equal(*images)
+    assert not torch.equal(images[0], made.generate(cond={"prompt": "a cat"}, count=2, seed=1))
 
 
 def test_a_negative_prompt_takes_the_place_of_nothing(tmp_path):
@@ -482,7 +482,7 @@ def test_a_layer_or_a_padding_that_weights_do_not_hold_is_the_recipes(tmp_path):
         ({"prompt_weighting": "yes"}, "prompt_weighting"),
     ],
 )
-def test_sections_that_cannot_work_are_told(changes, message):
+def test_sections_that_cannot_work_are_refused(changes, message):
     with pytest.raises(RecipeError, match=message):
         section(**changes)
 

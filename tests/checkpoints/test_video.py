@@ -1,4 +1,4 @@
-"""Diffusers' folders of Wan, LTX-Video, CogVideoX and HunyuanVideo: the clips of its own pipelines, on our samplers."""
+"""Diffusers' folders of Wan, LTX-Video, CogVideoX and HunyuanVideo: the videos of its pipelines, on our samplers."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def parts(shape: tuple[int, ...], kind: str) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", ["clip", "frames", "places"])
-def test_wan_is_told_the_level_of_each_token(clip_folders, kind):
+def test_wan_gets_the_noise_level_of_each_token(clip_folders, kind):
     pipeline, path = clip_folders("wan")
     model = unveil.load(path)
     network: Any = model.denoiser.network
@@ -201,7 +201,7 @@ def test_wan_is_told_the_level_of_each_token(clip_folders, kind):
     assert network.tells_parts
 
 
-def test_ltx_is_told_the_level_of_each_token_and_its_place(clip_folders):
+def test_ltx_gets_the_noise_level_and_position_of_each_token(clip_folders):
     pipeline, path = clip_folders("ltx")
     model = unveil.load(path)
     network: Any = model.denoiser.network
@@ -260,8 +260,8 @@ def test_half_precision_stays_near(clip_folders, name):
     assert 25 < psnr(low, full) < 80
 
 
-def changed(path: Path, **said: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | said))
+def changed(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def another_network(path: Path) -> str:
@@ -269,7 +269,7 @@ def another_network(path: Path) -> str:
     return "a WanVACETransformer3DModel; of a WanPipeline it must be .*WanTransformer3DModel"
 
 
-def of_pictures(path: Path) -> str:
+def of_images(path: Path) -> str:
     changed(path / "transformer" / "config.json", image_dim=8)
     return "image_dim = 8: networks that are conditioned on an image by another encoder are not supported"
 
@@ -312,7 +312,7 @@ def other_pipeline(path: Path) -> str:
 
 SPOILED = [
     another_network,
-    of_pictures,
+    of_images,
     more_channels,
     another_solver,
     no_flow,
@@ -324,7 +324,7 @@ SPOILED = [
 
 
 @pytest.mark.parametrize("spoil", SPOILED, ids=lambda one: one.__name__)
-def test_what_is_wrong_with_a_folder_is_said(copied, spoil):
+def test_errors_of_a_folder_are_reported(copied, spoil):
     path = copied("wan")
     words = spoil(path)
     with pytest.raises((WeightsError, RecipeError), match=words):

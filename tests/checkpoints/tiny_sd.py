@@ -13,7 +13,7 @@ from unveil.conditioning import clip_tokenizer
 
 WIDTH, HEADS, TEXT_HEADS, SIZE = 32, 4, 2, 32
 # What neither keys nor shapes of the single file hold
-SAID: dict[str, Any] = {"heads": HEADS, "size": SIZE, "text_heads": TEXT_HEADS, "activation": "quick-gelu"}
+OVERRIDES: dict[str, Any] = {"heads": HEADS, "size": SIZE, "text_heads": TEXT_HEADS, "activation": "quick-gelu"}
 DDIM: dict[str, Any] = DISCRETE | {"set_alpha_to_one": False, "clip_sample": False}
 BLOCKS: dict[str, Any] = {"block_out_channels": (64, 128), "layers_per_block": 1, "norm_num_groups": 32}
 UNET: dict[str, Any] = BLOCKS | {

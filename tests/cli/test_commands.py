@@ -13,7 +13,7 @@ from PIL import Image
 
 import unveil
 from tests.cli.conftest import Cli, tree
-from tests.io.video.tiny_videos import film
+from tests.io.video.tiny_videos import make_video
 from unveil.checkpoints import openai_keys
 from unveil.generation import image_output
 from unveil.generation.metadata import read_facts
@@ -243,8 +243,8 @@ def test_data_show_draws_clips(cli: Cli, tmp_path: Path):
 
 def test_data_check_of_clips(cli: Cli, tmp_path: Path):
     folder = tmp_path / "films"
-    film(folder / "walk.mp4", 6)
-    film(folder / "jumps.mp4", 6, rate=24, ticks=[0, 1, 2, 4, 5, 7])
+    make_video(folder / "walk.mp4", 6)
+    make_video(folder / "jumps.mp4", 6, rate=24, ticks=[0, 1, 2, 4, 5, 7])
     done = cli("data", "check", folder, "--frames", 3, "--json")
     assert done.code == 0, done.err
     assert (done.json["found"], done.json["usable"], done.json["fps"]) == (2, 1, {"12": 1, "variable": 1})

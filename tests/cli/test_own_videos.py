@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.io.video.tiny_videos import film
+from tests.io.video.tiny_videos import make_video
 from unveil.data.video_folder import VideoDataset
 from unveil.data.video_slicing import VideoFolderConfig
 from unveil.io.video.reader import VideoDecoder, VideoLimits
@@ -25,7 +25,7 @@ def films(folder: Path, count: int) -> Path:
         rate = RATES[number % len(RATES)]
         path = folder / f"{number:02}.mp4"
         ticks = [frame + frame // 3 for frame in range(rate + 4)] if number % 10 == 9 else None
-        film(path, rate + 4, rate=rate, size=SIZES[number % len(SIZES)], turn=TURNS[number // 3 % 5], ticks=ticks)
+        make_video(path, rate + 4, rate=rate, size=SIZES[number % len(SIZES)], turn=TURNS[number // 3 % 5], ticks=ticks)
         path.with_suffix(".txt").write_text(f"a grey picture grows {'slowly' if rate < 10 else 'quickly'}")
     return folder
 

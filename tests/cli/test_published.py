@@ -27,7 +27,7 @@ NETWORK = UNetConfig(
     time_scale_shift="scale-shift",
     resample="residual",
 )
-SAID = [
+OVERRIDES = [
     "size=16",
     "head_channels=16",
     "attention_order=heads-first",
@@ -35,8 +35,8 @@ SAID = [
     "timesteps=100",
     "rescale_timesteps=1000",
 ]
-SAID_OF_MODEL = [f"file.{one}" for one in [*SAID, "variance=learned-range"]]
-SAID_OF_CLASSIFIER = [f"classifier.{one}" for one in [*SAID, "num_res_blocks=1"]]
+MODEL_OVERRIDES = [f"file.{one}" for one in [*OVERRIDES, "variance=learned-range"]]
+CLASSIFIER_OVERRIDES = [f"classifier.{one}" for one in [*OVERRIDES, "num_res_blocks=1"]]
 
 
 def redrawn(state: dict[str, torch.Tensor], seed: int) -> dict[str, torch.Tensor]:
@@ -83,9 +83,9 @@ def test_a_file_that_matches_none_asks_for_what_its_keys_do_not_say(cli: Cli, fi
 
 
 def test_with_that_it_is_sampled_and_a_classifier_guides_it(cli: Cli, files: Path):
-    plain = cli("sample", "model.pt", *SAID_OF_MODEL, "steps=2", "--class", 3, "--out", "plain.png")
+    plain = cli("sample", "model.pt", *MODEL_OVERRIDES, "steps=2", "--class", 3, "--out", "plain.png")
     assert plain.code == 0, plain.err
-    arguments = [*SAID_OF_MODEL, *SAID_OF_CLASSIFIER, "steps=2", "--class", 3, "--classifier", "classifier.pt"]
+    arguments = [*MODEL_OVERRIDES, *CLASSIFIER_OVERRIDES, "steps=2", "--class", 3, "--classifier", "classifier.pt"]
     guided = cli("sample", "model.pt", *arguments, "--classifier-scale", 1e6, "--out", "guided.png")
     assert guided.code == 0, guided.err
     with Image.open(files / "plain.png") as one, Image.open(files / "guided.png") as other:
@@ -101,7 +101,7 @@ def test_a_file_with_more_than_tensors_is_not_opened(cli: Cli, tmp_path: Path):
 
 
 def test_a_classifier_of_another_size_is_refused(cli: Cli, files: Path):
-    other = [one.replace("size=16", "size=32") for one in SAID_OF_CLASSIFIER]
+    other = [one.replace("size=16", "size=32") for one in CLASSIFIER_OVERRIDES]
     config = NoisyClassifierConfig(
         3,
         10,
@@ -115,7 +115,7 @@ def test_a_classifier_of_another_size_is_refused(cli: Cli, files: Path):
     )
     state = openai_keys.dump_classifier(NoisyClassifier(config).state_dict(), config)
     torch.save(redrawn(state, 1), files / "large.pt")
-    done = cli("sample", "model.pt", *SAID_OF_MODEL, *other, "steps=2", "--class", 3, "--classifier", "large.pt")
+    done = cli("sample", "model.pt", *MODEL_OVERRIDES, *other, "steps=2", "--class", 3, "--classifier", "large.pt")
     assert done.code != 0
     assert "the classifier reads images of (3, 32, 32)" in done.err
     assert not (files / "samples").exists()
@@ -142,7 +142,7 @@ def test_random_files_of_the_released_64_pixel_pair(cli: Cli, tmp_path: Path):
 
 
 def test_convert_needs_no_recipe_for_what_the_keys_and_a_few_words_tell(cli: Cli, files: Path):
-    words = [word for one in SAID_OF_MODEL for word in ("--set", one)]
+    words = [word for one in MODEL_OVERRIDES for word in ("--set", one)]
     done = cli("convert", "model.pt", "ours", *words, "--json")
     assert done.code == 0, done.err
     theirs = torch.load(files / "model.pt", weights_only=True)

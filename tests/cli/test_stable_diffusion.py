@@ -29,7 +29,7 @@ from unveil.io.safetensors_io import write_tensors
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")]
 PROMPT, SEED, STEPS, SCALE = "a cat on the moon", 7, 10, 4.0
 SIDE = tiny_sd.SIZE
-SAID = [f"file.{name}={value}" for name, value in tiny_sd.SAID.items()]
+OVERRIDES = [f"file.{name}={value}" for name, value in tiny_sd.OVERRIDES.items()]
 ASKED = ["--steps", STEPS, "--guidance-scale", SCALE, "--seed", SEED]
 
 
@@ -78,9 +78,9 @@ def of_kind(kind: str, both: Both, **more: Any) -> Any:
 def drawn(cli: Cli, verb: str, both: Both, words: list[Any]) -> Tensor:
     """The picture that a command draws from the file and from the folder, which is one; uint8 (3, H, W)."""
     found = []
-    for name, said in (("file", SAID), ("folder", [])):
+    for name, overrides in (("file", OVERRIDES), ("folder", [])):
         model = both.file if name == "file" else both.folder
-        done = cli(verb, model, *words, *said, *ASKED, "--out", f"{name}.png")
+        done = cli(verb, model, *words, *overrides, *ASKED, "--out", f"{name}.png")
         assert done.code == 0, done.err
         found.append(opened(Path(f"{name}.png")))
     assert torch.equal(*found)
@@ -192,7 +192,7 @@ def test_a_controlnet_draws_the_picture_of_the_pipeline(plain: Both, tmp_path: P
     hint = photo(tmp_path / "photo.png")
     pipeline = of_kind("StableDiffusionControlNetPipeline", plain, controlnet=control)
     want = theirs(pipeline, image=(hint + 1) / 2, latents=noise(), controlnet_conditioning_scale=0.7)
-    for model in (unveil.load(plain.folder), unveil.load(plain.file, overrides=tiny_sd.SAID)):
+    for model in (unveil.load(plain.folder), unveil.load(plain.file, overrides=tiny_sd.OVERRIDES)):
         without = model.generate(cond={"prompt": PROMPT}, seed=SEED, steps=STEPS, guidance_scale=SCALE)
         network = diffusers_unet.read_controlnet(tmp_path / "control")
         model.with_controlnets(Control("edges", network, weight=0.7))

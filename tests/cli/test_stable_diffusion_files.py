@@ -31,8 +31,8 @@ from unveil.autoencoders import AutoencoderKL, tiling
 from unveil.io.safetensors_io import read_header, read_tensors, write_tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-SAID = [f"file.{name}={value}" for name, value in tiny_sd.SAID.items()]
-SET = [word for one in SAID for word in ("--set", one)]
+OVERRIDES = [f"file.{name}={value}" for name, value in tiny_sd.OVERRIDES.items()]
+SET = [word for one in OVERRIDES for word in ("--set", one)]
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_the_block_that_stable_diffusion_2_does_not_use_is_told_of(cli: Cli, fil
     done = cli("convert", "ours", "two.safetensors", "--format", "ldm")
     assert done.code == 0, done.err
     assert "added: 16 tensors of a last block of the text encoder" in done.out
-    assert "Stable Diffusion 2 in one file" in cli("inspect", "two.safetensors", *SAID).out
+    assert "Stable Diffusion 2 in one file" in cli("inspect", "two.safetensors", *OVERRIDES).out
     done = cli("convert", "two.safetensors", "folder", "--format", "diffusers", *exact, "--json")
     assert (done.json["unmatched"], len(done.json["notes"])) == (0, 1)
     assert "left out: 16 tensors of the text encoder's last block, which nothing reads" in done.json["notes"][0]
@@ -153,7 +153,7 @@ def test_a_checkpoint_of_lightning_is_converted(cli: Cli, file: Path, tmp_path: 
     monkeypatch.setitem(sys.modules, "pytorch_lightning", types.ModuleType("pytorch_lightning"))
     beside = {module.ModelCheckpoint: {"best": torch.ones(1), "score": np.float64(0.5)}}
     checkpoint(file, tmp_path / "sd.ckpt", callbacks=beside, lr_schedulers=[{"step": 1}])
-    refused(cli("sample", "sd.ckpt", "a cat", *SAID), 1, "sd.ckpt", "unveil convert sd.ckpt OUT")
+    refused(cli("sample", "sd.ckpt", "a cat", *OVERRIDES), 1, "sd.ckpt", "unveil convert sd.ckpt OUT")
     done = cli("convert", "sd.ckpt", "sd.safetensors", "--format", "ldm", *SET)
     assert done.code == 0, done.err
     assert "from the file['state_dict']" in done.out
@@ -166,7 +166,11 @@ def test_code_in_a_checkpoint_is_not_run(cli: Cli, file: Path, tmp_path: Path):
     checkpoint(file, tmp_path / "evil.ckpt", callbacks=Evil(target))
     before = tree(tmp_path)
     refused(
-        cli("sample", "evil.ckpt", "a cat", *SAID), 1, "evil.ckpt", "was not opened", "unveil convert evil.ckpt OUT"
+        cli("sample", "evil.ckpt", "a cat", *OVERRIDES),
+        1,
+        "evil.ckpt",
+        "was not opened",
+        "unveil convert evil.ckpt OUT",
     )
     refused(cli("convert", "evil.ckpt", "out", *SET), 1, "evil.ckpt: holds more than tensors", "nothing in it was run")
     assert tree(tmp_path) == before
@@ -182,11 +186,11 @@ def test_code_in_a_checkpoint_is_not_run(cli: Cli, file: Path, tmp_path: Path):
 
 def test_inspect_reports_what_is_matched(cli: Cli, file: Path, folder: Path, tmp_path: Path):
     total = len(read_header(file).tensors)
-    done = cli("inspect", file, *SAID)
+    done = cli("inspect", file, *OVERRIDES)
     assert "Stable Diffusion 1 in one file" in done.out
     assert f"{total} matched, 0 unmatched" in done.out
     write_tensors(tmp_path / "more.safetensors", {**read_tensors(file), "extra.weight": torch.ones(2)})
-    done = cli("inspect", "more.safetensors", *SAID, "--json")
+    done = cli("inspect", "more.safetensors", *OVERRIDES, "--json")
     assert (done.json["matched"], done.json["unmatched_keys"]) == (total, ["extra.weight"])
     done = cli("inspect", "more.safetensors")
     assert "not read     heads: the shapes do not show them" in done.out
@@ -229,9 +233,9 @@ def test_a_damaged_file(cli: Cli, file: Path, tmp_path: Path):
     (tmp_path / "cut.safetensors").write_bytes(data[:-1000])
     (tmp_path / "bad.safetensors").write_bytes(data[:20] + b"\0\0\0\0" + data[24:])
     before = tree(tmp_path)
-    refused(cli("sample", "cut.safetensors", "a cat", *SAID), 1, "cut short", "copy it again")
+    refused(cli("sample", "cut.safetensors", "a cat", *OVERRIDES), 1, "cut short", "copy it again")
     refused(cli("convert", "cut.safetensors", "out", *SET), 1, "cut short", "copy it again")
-    refused(cli("sample", "bad.safetensors", "a cat", *SAID), 1, "whose header is damaged")
+    refused(cli("sample", "bad.safetensors", "a cat", *OVERRIDES), 1, "whose header is damaged")
     assert tree(tmp_path) == before
 
 
@@ -244,8 +248,12 @@ def test_a_part_that_is_missing_or_in_the_wrong_place_is_named(cli: Cli, folder:
     before = tree(tmp_path)
     sample = ["sample", folder, "a cat", "--steps", 1, "--out", "a.png"]
     for arguments, *words in (
-        (["sample", "silent.safetensors", "a cat", *SAID], "silent.safetensors: no text encoder (cond_stage"),
-        (["sample", "deaf.safetensors", "a cat", *SAID], "deaf.safetensors: ", "its attention to a text is missing"),
+        (["sample", "silent.safetensors", "a cat", *OVERRIDES], "silent.safetensors: no text encoder (cond_stage"),
+        (
+            ["sample", "deaf.safetensors", "a cat", *OVERRIDES],
+            "deaf.safetensors: ",
+            "its attention to a text is missing",
+        ),
         ([*sample, "--lora", file], f"{file}: Stable Diffusion 1 in one file, no LoRA"),
         ([*sample, "--controlnet", f"{folder}=hint.png"], f"{folder}: holds no ControlNet"),
         (["sample", "edges", "a cat"], "edges: a folder of diffusers' ControlNetModel", "--controlnet FILE=IMAGE"),
@@ -261,7 +269,7 @@ def test_a_text_encoder_of_another_width(cli: Cli, folder: Path, file: Path, tmp
     wide = {key: torch.cat([t, t], 1) if "attn2.to_k" in key or "attn2.to_v" in key else t for key, t in whole.items()}
     write_tensors(tmp_path / "wide.safetensors", wide)
     words = ["text of width 32, and a U-Net that takes 64"]
-    refused(cli("sample", "wide.safetensors", "a cat", *SAID), 1, *words)
+    refused(cli("sample", "wide.safetensors", "a cat", *OVERRIDES), 1, *words)
     shutil.copytree(folder, tmp_path / "copy")
     unet = diffusers.UNet2DConditionModel.from_config(
         diffusers.UNet2DConditionModel.load_config(folder / "unet"), cross_attention_dim=64
@@ -350,8 +358,10 @@ def shelf(tmp_path: Path, folder: Path, file: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_models_are_found_by_name(cli: Cli, shelf: Path):
-    for name, said in (("tiny", []), ("one", SAID), ("one.safetensors", SAID), ("old/one", SAID)):
-        done = cli("sample", name, "a cat", *said, "--lora", "style:0.5", "--steps", 1, "--out", "a.png", "--force")
+    for name, overrides in (("tiny", []), ("one", OVERRIDES), ("one.safetensors", OVERRIDES), ("old/one", OVERRIDES)):
+        done = cli(
+            "sample", name, "a cat", *overrides, "--lora", "style:0.5", "--steps", 1, "--out", "a.png", "--force"
+        )
         assert done.code == 0, done.err
     assert unveil.load("tiny").shape == (3, 32, 32)
     done = cli("inspect", "models", "--json")
@@ -366,7 +376,7 @@ def test_models_are_found_by_name(cli: Cli, shelf: Path):
 
 def test_several_of_one_name_are_listed(cli: Cli, shelf: Path):
     shutil.copy(shelf / "checkpoints" / "old" / "one.safetensors", shelf / "checkpoints" / "one.safetensors")
-    done = cli("sample", "one.safetensors", "a cat", *SAID)
+    done = cli("sample", "one.safetensors", "a cat", *OVERRIDES)
     first, second = shelf / "checkpoints" / "old" / "one.safetensors", shelf / "checkpoints" / "one.safetensors"
     refused(done, 1, "2 have this name", str(first), str(second), "give one of them as a path")
     assert cli("inspect", second).code == 0

@@ -21,7 +21,7 @@ from tests.cli.conftest import Cli, tree
 from tests.cli.test_bad_input import refused
 from tests.cli.test_commands import pixels
 from tests.generation.tiny import WORDS, tiny_clips
-from tests.io.video.tiny_videos import film
+from tests.io.video.tiny_videos import make_video
 from unveil.generation.metadata import read_facts
 from unveil.io.images import png
 from unveil.io.video import writer
@@ -331,7 +331,7 @@ def test_a_full_disk_leaves_nothing(cli: Cli, model: Path, tmp_path: Path, monke
 
 
 def test_a_rate_that_varies_needs_a_rule(cli: Cli, model: Path, tmp_path: Path):
-    film(tmp_path / "uneven.mp4", size=(8, 8), count=6, ticks=[0, 1, 4, 5, 9, 10])
+    make_video(tmp_path / "uneven.mp4", size=(8, 8), count=6, ticks=[0, 1, 4, 5, 9, 10])
     refused(cli("video", "extend", "uneven.mp4", "--model", model, "-o", "out"), 4, "frame rate varies; give --fps")
     assert cli("video", "extend", "uneven.mp4", "--model", model, "--fps", 8, "--size", "8x8", "-o", "out").code == 0
 

@@ -61,7 +61,7 @@ def test_every_occurrence_of_a_pair_is_merged_from_the_left():
     assert [pairs.pieces[number] for number in pairs.encode("aaaaab")] == ["aaaa", "a", "b</w>"]
 
 
-def test_a_number_beyond_the_vocabulary_is_told():
+def test_a_number_beyond_the_vocabulary_is_reported():
     with pytest.raises(ShapeError, match=r"token 49408: the vocabulary has 0 to 49407"):
         clip_tokenizer().decode([320, 49408])
 

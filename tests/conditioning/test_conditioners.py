@@ -1,4 +1,4 @@
-"""Labels, codes and pictures: what reaches the network, what "none" is, and mistakes that name the nearest."""
+"""Labels, codes and images: what reaches the network, what "none" is, and mistakes that name the nearest."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_an_unknown_label_names_the_nearest(raw, message):
         Label(3, 4, drop=0.1, names=ANIMALS).encode(raw)
 
 
-def test_the_row_of_none_cannot_be_asked_for_as_a_label():
+def test_the_unconditional_row_is_not_a_valid_label():
     for raw in ([3], torch.tensor([1, 3])):
         with pytest.raises(RecipeError, match="label 3: must be 0 to 2"):
             Label(3, 4, drop=0.1).encode(raw)
@@ -80,12 +80,12 @@ def test_values_outside_the_range_are_refused(value):
         BinnedValue(-90, 90, 19, dim=4).encode([value])
 
 
-def test_pictures_of_either_range_become_channels_and_none_is_grey():
+def test_images_of_either_range_become_channels_and_none_is_grey():
     context = ConcatCondition(3, drop=0.1, size=(4, 6))
-    pictures = torch.randint(0, 256, (2, 3, 4, 6), dtype=torch.uint8)
-    seen = context.encode(pictures).channels
+    images = torch.randint(0, 256, (2, 3, 4, 6), dtype=torch.uint8)
+    seen = context.encode(images).channels
     assert seen is not None
-    torch.testing.assert_close((seen + 1) * 127.5, pictures.float())
+    torch.testing.assert_close((seen + 1) * 127.5, images.float())
     again = context.encode(list(seen)).channels
     assert again is not None
     assert torch.equal(again, seen)
@@ -95,14 +95,14 @@ def test_pictures_of_either_range_become_channels_and_none_is_grey():
     assert (none == 0).all()
 
 
-def test_none_replaces_pictures_row_by_row_at_any_size():
+def test_none_replaces_images_row_by_row_at_any_size():
     context = ConcatCondition(1, drop=0.5)
     condition = context.encode(torch.ones(2, 1, 5, 5)).where(torch.tensor([True, False]), context.null(2))
     assert condition.channels is not None
     assert condition.channels.sum((1, 2, 3)).tolist() == [25.0, 0.0]
 
 
-def test_pictures_that_do_not_fit_are_named():
+def test_images_that_do_not_fit_are_named():
     context = ConcatCondition(3, key="depth")
     with pytest.raises(ShapeError, match=r"depth \(2, 1, 4, 4\): must be \(B, 3, H, W\)"):
         context.encode(torch.zeros(2, 1, 4, 4))

@@ -64,7 +64,7 @@ def controlnet(model: Model, seed: int = 2, *, channels: int = 3) -> ControlNet:
     return network
 
 
-def pictures(channels: int = 3, count: int = 2, seed: int = 3) -> Tensor:
+def images(channels: int = 3, count: int = 2, seed: int = 3) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (count, channels, 64, 64), generator=generator, dtype=torch.uint8)
 
@@ -86,32 +86,32 @@ def test_a_new_controlnet_leaves_every_sample_what_it_was_bit_for_bit(model: Mod
     assert all(torch.equal(copied[key], own[key]) for key in copied if key in own)
     assert own["enter.weight"].data_ptr() != copied["enter.weight"].data_ptr()
     model.with_controlnets(Control("edges", new))
-    asked = {"label": [0, 1], "edges": pictures()}
-    assert torch.equal(model.generate(cond=asked, count=2, guidance_scale=scale), plain)
+    cond = {"label": [0, 1], "edges": images()}
+    assert torch.equal(model.generate(cond=cond, count=2, guidance_scale=scale), plain)
 
 
 def test_a_control_moves_the_sample_by_its_hint_and_goes_again(model: Model):
     plain = model.generate(cond={"label": 1}, guidance_scale=3.0)
     model.with_controlnets(Control("edges", controlnet(model)))
     one, other = (
-        model.generate(cond={"label": 1, "edges": pictures(count=1, seed=s)}, guidance_scale=3.0) for s in (3, 4)
+        model.generate(cond={"label": 1, "edges": images(count=1, seed=s)}, guidance_scale=3.0) for s in (3, 4)
     )
     assert not torch.allclose(one, plain)
     assert not torch.allclose(one, other)
     assert torch.equal(model.with_controlnets().generate(cond={"label": 1}, guidance_scale=3.0), plain)
     with pytest.raises(RecipeError, match="edges"):
-        model.generate(cond={"label": 1, "edges": pictures(count=1)})
+        model.generate(cond={"label": 1, "edges": images(count=1)})
 
 
 def test_every_sampler_and_one_call_or_two_give_the_same_control(model: Model, monkeypatch: pytest.MonkeyPatch):
     model.with_controlnets(Control("edges", controlnet(model)))
-    asked = {"label": 1, "edges": pictures(count=1)}
+    cond = {"label": 1, "edges": images(count=1)}
     samples = {}
     for together in (True, False):
         monkeypatch.setattr("unveil.core.guidance.should_batch", lambda *_, together=together: together)
         for sampler in ("ddim", "heun", "dpmpp-2m"):
             samples[sampler, together] = model.generate(
-                cond=asked, guidance_scale=3.0, sampler=sampler, threshold="static"
+                cond=cond, guidance_scale=3.0, sampler=sampler, threshold="static"
             )
     for sampler in ("ddim", "heun", "dpmpp-2m"):
         torch.testing.assert_close(samples[sampler, True], samples[sampler, False], rtol=1e-3, atol=1e-3)
@@ -122,7 +122,7 @@ def test_weights_scale_the_residuals_and_several_controls_add_up(model: Model):
     networks = controlnet(model), controlnet(model, 5, channels=1)
     x, t = torch.randn(2, 4, 8, 8), torch.tensor([10.0, 10.0])
     tokens, hint = torch.randn(2, 3, 24), torch.rand(2, 4, 64, 64)
-    told = Condition(tokens=tokens)
+    text = Condition(tokens=tokens)
     alone = [
         network(x, t, Condition(tokens=tokens, hint=part))
         for network, part in zip(networks, hint.split([3, 1], dim=1), strict=True)
@@ -131,8 +131,8 @@ def test_weights_scale_the_residuals_and_several_controls_add_up(model: Model):
     each = tuple(range(count))
 
     def residuals(*controls: Control, mode: str = "balanced") -> tuple[Tensor, ...]:
-        asked = Condition(tokens=tokens, hint=hint if len(controls) == 2 else hint[:, :3])
-        found = MultiControlNet(controls, mode)(x, t, asked, NoiseLevel(0.5, 0.5, 0.5))  # type: ignore[arg-type]
+        conditioned = Condition(tokens=tokens, hint=hint if len(controls) == 2 else hint[:, :3])
+        found = MultiControlNet(controls, mode)(x, t, conditioned, NoiseLevel(0.5, 0.5, 0.5))  # type: ignore[arg-type]
         assert found.hint is None
         assert found.tokens is tokens
         return found.residuals or ()
@@ -149,7 +149,7 @@ def test_weights_scale_the_residuals_and_several_controls_add_up(model: Model):
     mixed = residuals(Control("a", networks[0], place="middle"), Control("b", networks[1]))
     torch.testing.assert_close(mixed[0], alone[1][0])
     torch.testing.assert_close(mixed[-1], alone[0][-1] + alone[1][-1])
-    plain = unet_of(model)(x, t, told)
+    plain = unet_of(model)(x, t, text)
     zeros = tuple(torch.zeros_like(one) for one in alone[0][:-1])
     everywhere = unet_of(model)(x, t, Condition(tokens=tokens, residuals=(*zeros, middle)))
     assert torch.equal(unet_of(model)(x, t, Condition(tokens=tokens, residuals=(middle,))), everywhere)
@@ -163,12 +163,12 @@ def test_the_thirteen_residuals_of_the_full_size_are_weighed_as_published(model:
 
 def test_a_control_works_in_its_part_of_the_run_alone(model: Model):
     network = controlnet(model)
-    asked = {"label": 1, "edges": pictures(count=1)}
+    cond = {"label": 1, "edges": images(count=1)}
     calls = {}
     for start, stop in ((0.0, 1.0), (0.0, 0.5), (0.5, 1.0), (0.0, 0.0)):
         model.with_controlnets(Control("edges", network, start=start, stop=stop))
         with counted(network) as rows:
-            model.generate(cond=asked, guidance_scale=1.0, schedule="uniform", steps=8)
+            model.generate(cond=cond, guidance_scale=1.0, schedule="uniform", steps=8)
         calls[start, stop] = len(rows)
     assert calls[0.0, 1.0] == calls[0.0, 0.5] + calls[0.5, 1.0] == 8
     assert calls[0.0, 0.5] == 4
@@ -182,27 +182,27 @@ def test_a_control_works_in_its_part_of_the_run_alone(model: Model):
 
 def test_in_guess_mode_what_guidance_goes_away_from_is_not_controlled(model: Model):
     network = controlnet(model)
-    asked = {"label": [1, 2], "edges": pictures()}
+    cond = {"label": [1, 2], "edges": images()}
     model.with_controlnets(Control("edges", network))
     with counted(network) as rows:
-        model.generate(cond=asked, count=2, guidance_scale=3.0)
+        model.generate(cond=cond, count=2, guidance_scale=3.0)
     assert set(rows) == {4}
     model.with_controlnets(Control("edges", network), mode="guess")
     with counted(network) as rows:
-        model.generate(cond=asked, count=2, guidance_scale=3.0)
+        model.generate(cond=cond, count=2, guidance_scale=3.0)
     assert rows == [2, 2, 2, 2]
 
 
 def test_a_hint_is_the_same_on_both_sides_of_guidance_and_beside_a_negative(model: Model):
     model.with_controlnets(Control("edges", controlnet(model)))
-    condition, null = model.encode({"label": 1, "edges": pictures(count=1)})
+    condition, null = model.encode({"label": 1, "edges": images(count=1)})
     assert condition is not None
     assert null is not None
     assert condition.hint is not None
     assert null.hint is not None
     assert torch.equal(condition.hint, null.hint)
-    torch.testing.assert_close(condition.hint, pictures(count=1) / 255)
-    model.generate(cond={"label": 1, "edges": pictures(count=1)}, negative_cond={"label": 2}, guidance_scale=3.0)
+    torch.testing.assert_close(condition.hint, images(count=1) / 255)
+    model.generate(cond={"label": 1, "edges": images(count=1)}, negative_cond={"label": 2}, guidance_scale=3.0)
     with pytest.raises(RecipeError, match="edges: missing"):
         model.generate(cond={"label": 1})
 
@@ -211,7 +211,7 @@ def test_hints_and_texts_are_read_once_in_a_run(model: Model):
     network = controlnet(model)
     model.with_controlnets(Control("edges", network))
     with counted(network.hint) as rows:
-        model.generate(cond={"label": 1, "edges": pictures(count=1)}, guidance_scale=3.0)
+        model.generate(cond={"label": 1, "edges": images(count=1)}, guidance_scale=3.0)
     assert rows == [2]
 
 
@@ -229,9 +229,9 @@ def test_what_cannot_work_is_refused(model: Model):
         model.with_controlnets(Control("a", network), mode="gues")  # type: ignore[arg-type]
     model.with_controlnets(Control("edges", network, (1.0, 2.0)))
     with pytest.raises(RecipeError, match="2 weights for 5 residuals"):
-        model.generate(cond={"label": 1, "edges": pictures(count=1)})
+        model.generate(cond={"label": 1, "edges": images(count=1)})
     model.with_controlnets(Control("edges", network))
     with pytest.raises(ShapeError, match=r"must be \(1, 3, 64, 64\), 8 times the size of x"):
-        model.generate(cond={"label": 1, "edges": pictures(count=1)[..., :32]}, guidance_scale=1.0)
+        model.generate(cond={"label": 1, "edges": images(count=1)[..., :32]}, guidance_scale=1.0)
     with pytest.raises(ShapeError, match="edges"):
-        model.generate(cond={"label": 1, "edges": pictures(1, count=1)})
+        model.generate(cond={"label": 1, "edges": images(1, count=1)})

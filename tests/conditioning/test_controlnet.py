@@ -1,4 +1,4 @@
-"""ControlNets on a model: silent at first, of its own base, for pixels in patches and for latents."""
+"""ControlNets on a model: silent at first, of their base model, for pixels in patches and for latents."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_the_network_that_trains_is_the_one_that_samples():
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"model_channels": 32}, "widths of the levels 32, 64, here 64, 128"),
         ({"num_res_blocks": 2}, "blocks of a level 2, here 1"),
@@ -97,9 +97,9 @@ def test_the_network_that_trains_is_the_one_that_samples():
         ({"patch": 1}, "patch 1, here 2"),
     ],
 )
-def test_one_of_another_base_is_refused(change: dict[str, int], said: str):
+def test_one_of_another_base_is_refused(change: dict[str, int], message: str):
     other = ControlNet(replace(PATCHED, **change), hint_widths=hint_widths(2))
-    with pytest.raises(WeightsError, match=rf"edges: a ControlNet of another base \(.*{said}"):
+    with pytest.raises(WeightsError, match=rf"edges: a ControlNet of another base \(.*{message}"):
         model_of(PATCHED).with_controlnets(Control("edges", other))
 
 
@@ -111,7 +111,7 @@ def test_hints_of_another_size_are_refused():
         control_of(model, 1)
 
 
-def test_hint_networks_halve_as_often_as_asked():
+def test_control_image_encoders_halve_the_configured_number_of_times():
     assert hint_widths(1) == (16,)
     assert hint_widths(8) == HINT_WIDTHS
     assert hint_widths(32) == (16, 32, 96, 256, 256, 256)

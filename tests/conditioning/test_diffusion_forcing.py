@@ -26,7 +26,7 @@ def only(way: str) -> ContextModes:
 
 
 class Seen(nn.Module):
-    """Answers with 0, and keeps what it is asked."""
+    """A network that predicts 0 and keeps its inputs."""
 
     tells_parts = True
 
@@ -64,13 +64,13 @@ def test_given_frames_are_shown_as_they_are_at_the_level_of_data_and_not_scored(
     objective = DiffusionForcingLoss(only("prefix"), time=LogitNormal())
     made = objective.draw(seen.process, 6, streams, 0).generated
     loss = objective(seen, x0, None, streams, 0)
-    asked: Any = seen.network
+    inputs: Any = seen.network
     assert 0 < int((~made).sum()) < made.numel()
     for row in range(4):
         for frame in range(6):
-            same = torch.equal(asked.x[row, :, frame], x0[row, :, frame])
+            same = torch.equal(inputs.x[row, :, frame], x0[row, :, frame])
             assert same == (not made[row, frame])
-            assert (float(asked.t[row, 0, frame, 0, 0]) == 0) == (not made[row, frame])
+            assert (float(inputs.t[row, 0, frame, 0, 0]) == 0) == (not made[row, frame])
     x0[(~made)[:, None].expand(-1, 2, -1)] = 100.0  # what is not scored may be anything
     assert torch.equal(objective(seen, x0, None, streams, 0).per_sample, loss.per_sample)
 
@@ -124,7 +124,7 @@ def test_one_frame_at_least_is_left(way: str, frames: int):
     assert not bool(context_mask(way, [0.999, 0.999, *[0.0] * frames]).all())
 
 
-def test_pictures_are_clips_of_one_frame(seen: Denoiser):
+def test_images_are_videos_of_one_frame(seen: Denoiser):
     x0, streams = clips(frames=1), SampleRNG(3, range(4))
     one = DiffusionForcingLoss()(seen, x0, None, streams, 0)
     two = DiffusionForcingLoss()(seen, x0[:, :, 0], None, streams, 0)

@@ -1,4 +1,4 @@
-"""Hints against pictures whose edges, lines and regions are known."""
+"""Hints against images whose edges, lines and regions are known."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from unveil.errors import RecipeError, ShapeError
 
 
 def step(height: int = 32, width: int = 40, at: int = 20, to: int = 255) -> Tensor:
-    picture = torch.zeros(1, height, width, dtype=torch.uint8)
-    picture[..., at:] = to
-    return picture
+    image = torch.zeros(1, height, width, dtype=torch.uint8)
+    image[..., at:] = to
+    return image
 
 
 def square() -> Tensor:
-    picture = torch.zeros(1, 64, 64, dtype=torch.uint8)
-    picture[:, 16:48, 16:48] = 200
-    return picture
+    image = torch.zeros(1, 64, 64, dtype=torch.uint8)
+    image[:, 16:48, 16:48] = 200
+    return image
 
 
 def noise() -> Tensor:
@@ -44,9 +44,9 @@ def test_thresholds_are_of_the_gradient_by_sobel():
 
 
 def test_a_weak_edge_counts_where_it_goes_on_from_a_strong_one():
-    picture = step(to=35)
-    picture[:, :16, 20:] = 60
-    assert edges.canny(picture, sigma=0)[0, 24].any()
+    image = step(to=35)
+    image[:, :16, 20:] = 60
+    assert edges.canny(image, sigma=0)[0, 24].any()
     assert not edges.canny(step(to=35), sigma=0).any()
 
 
@@ -59,10 +59,10 @@ def test_a_square_has_four_lines():
 
 
 def test_a_scribble_is_thick_and_leaves_out_what_is_small():
-    picture = square()
-    thin, thick = edges.scribble(picture, width=1), edges.scribble(picture, width=6)
+    image = square()
+    thin, thick = edges.scribble(image, width=1), edges.scribble(image, width=6)
     assert thick[0].sum() > 4 * thin[0].sum() > 0
-    speck = torch.zeros_like(picture)
+    speck = torch.zeros_like(image)
     speck[:, 30:32, 30:32] = 255
     assert not edges.scribble(speck).any()
     assert edges.canny(speck).any()
@@ -78,17 +78,17 @@ def test_a_region_of_one_colour_is_one():
 @pytest.mark.parametrize("kind", ["canny", "lines", "scribble", "segments"])
 def test_hints_keep_the_size_and_are_the_same_every_time(kind: str):
     draw = PREPROCESSORS[kind]()
-    for picture in (noise(), noise()[:1], torch.zeros(3, 1, 1, dtype=torch.uint8)):
-        before = picture.clone()
-        first = draw({"pixels": picture})
-        assert (first.dtype, first.shape) == (torch.uint8, (3, *picture.shape[1:]))
-        assert torch.equal(first, draw({"pixels": picture}))
-        assert torch.equal(picture, before)
+    for image in (noise(), noise()[:1], torch.zeros(3, 1, 1, dtype=torch.uint8)):
+        before = image.clone()
+        first = draw({"pixels": image})
+        assert (first.dtype, first.shape) == (torch.uint8, (3, *image.shape[1:]))
+        assert torch.equal(first, draw({"pixels": image}))
+        assert torch.equal(image, before)
     assert draw({"pixels": noise()}).any()
 
 
 @pytest.mark.parametrize("kind", ["canny", "lines", "scribble"])
-def test_a_flat_picture_has_nothing_to_draw(kind: str):
+def test_a_flat_image_has_no_edges(kind: str):
     for value in (0, 77, 255):
         flat = torch.full((3, 24, 24), value, dtype=torch.uint8)
         assert not PREPROCESSORS[kind](low=0, high=0)({"pixels": flat}).any()
@@ -116,10 +116,10 @@ def test_boxes_lie_where_they_say():
     assert not segmentation.layout(torch.zeros(0, 4), None, 4, 4).any()
 
 
-def test_a_given_picture_is_cut_but_never_stretched():
-    picture = noise()
-    assert torch.equal(segmentation.resize_control_image(picture, 37, 53), picture)
-    assert torch.equal(segmentation.resize_control_image(picture[:1], 37, 53), picture[:1].expand(3, -1, -1))
+def test_an_input_image_is_cropped_and_never_stretched():
+    image = noise()
+    assert torch.equal(segmentation.resize_control_image(image, 37, 53), image)
+    assert torch.equal(segmentation.resize_control_image(image[:1], 37, 53), image[:1].expand(3, -1, -1))
     ramp = torch.arange(100, dtype=torch.uint8).expand(1, 50, 100)
     half = segmentation.resize_control_image(ramp, 25, 50)[0, 12]
     assert (half.float() - (2 * torch.arange(50) + 0.5)).abs().max() <= 1.0
@@ -149,7 +149,7 @@ def test_settings_that_cannot_work_are_refused(kind: str, settings: dict[str, fl
         PREPROCESSORS[kind](**settings)
 
 
-def test_what_is_no_picture_is_refused():
+def test_values_that_are_not_images_are_refused():
     for wrong in (torch.zeros(3, 8, 8), torch.zeros(8, 8, dtype=torch.uint8), torch.zeros(4, 8, 8, dtype=torch.uint8)):
         with pytest.raises(ShapeError, match=r"must be uint8 \(1 or 3, H, W\)"):
             Canny()({"pixels": wrong})

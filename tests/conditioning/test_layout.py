@@ -19,13 +19,13 @@ def tokens(drop: float = 0.1) -> BoxTokens:
 
 
 def test_a_token_for_each_object_behind_the_first():
-    told = tokens().encode([ONE, TWO, []])
-    assert told.tokens is not None
-    assert told.mask is not None
-    assert told.tokens.shape == (3, 3, 16)
-    assert told.mask.tolist() == [[True, True, False], [True, True, True], [True, False, False]]
-    assert torch.equal(told.tokens[0, :2], told.tokens[1, :2])
-    assert not torch.equal(told.tokens[1, 1], told.tokens[1, 2])
+    encoded = tokens().encode([ONE, TWO, []])
+    assert encoded.tokens is not None
+    assert encoded.mask is not None
+    assert encoded.tokens.shape == (3, 3, 16)
+    assert encoded.mask.tolist() == [[True, True, False], [True, True, True], [True, False, False]]
+    assert torch.equal(encoded.tokens[0, :2], encoded.tokens[1, :2])
+    assert not torch.equal(encoded.tokens[1, 1], encoded.tokens[1, 2])
 
 
 @pytest.mark.parametrize("place", range(5))

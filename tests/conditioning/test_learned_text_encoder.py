@@ -37,11 +37,11 @@ def equal(one: Condition, other: Condition) -> bool:
 
 
 def test_a_token_for_each_word_between_begin_and_end():
-    told = encoder().encode(["a red circle", "", RED_CIRCLE])
-    assert told.tokens is not None
-    assert told.mask is not None
-    assert told.tokens.shape == (3, 10, 16)
-    assert told.mask.sum(1).tolist() == [5, 2, 8]
+    encoded = encoder().encode(["a red circle", "", RED_CIRCLE])
+    assert encoded.tokens is not None
+    assert encoded.mask is not None
+    assert encoded.tokens.shape == (3, 10, 16)
+    assert encoded.mask.sum(1).tolist() == [5, 2, 8]
 
 
 def test_case_signs_and_width_of_letters_do_not_matter_but_words_and_their_order_do():
@@ -54,16 +54,16 @@ def test_case_signs_and_width_of_letters_do_not_matter_but_words_and_their_order
     assert not equal(own.encode([RED_CIRCLE]), own.encode([RED_CIRCLE[::-1]]))
 
 
-def test_one_vector_of_the_whole_prompt_where_it_is_asked_for():
+def test_a_pooled_vector_of_the_prompt_is_added_where_configured():
     torch.manual_seed(0)
     own = LearnedTextEncoder(LearnedTextEncoderConfig(40, 8, hidden_size=16, depth=1, heads=2), 16, 0.1, vector_dim=6)
     own.learn(TEXTS)
     own.eval()
-    told, short = own.encode(["a red circle", "a blue ring"]), own.encode(["a red circle"])
-    assert told.vector is not None
-    assert told.vector.shape == (2, 6)
-    assert not torch.allclose(told.vector[0], told.vector[1])
-    torch.testing.assert_close(short.vector, told.vector[:1])  # the padding of others does not count
+    encoded, short = own.encode(["a red circle", "a blue ring"]), own.encode(["a red circle"])
+    assert encoded.vector is not None
+    assert encoded.vector.shape == (2, 6)
+    assert not torch.allclose(encoded.vector[0], encoded.vector[1])
+    torch.testing.assert_close(short.vector, encoded.vector[:1])  # the padding of others does not count
     assert encoder().encode(["a red circle"]).vector is None
 
 
@@ -89,14 +89,14 @@ def test_unknown_words_are_left_out_and_the_nearest_is_named():
 
 def test_training_goes_on_with_unknown_words_and_tells_the_first():
     own = encoder().train()
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         own.encode(["a red circel", "dog", "a blue cat"])
         own.encode(["cow"])
-    assert [one.category for one in told] == [PromptTruncated]
+    assert [one.category for one in caught] == [PromptTruncated]
 
 
-def test_what_is_too_long_is_left_out_and_told():
+def test_text_that_is_too_long_is_cut_and_reported():
     own = encoder(most=3)
     with pytest.warns(PromptTruncated, match=r"2 words more than the 3 that fit, left out: 'blue ring'"):
         found = own.encode(["a red circle blue ring"])
@@ -134,13 +134,13 @@ def test_what_cannot_be_is_refused(wrong: str):
 
 
 class Captioned:
-    """Four items whose pictures nobody may ask for."""
+    """Four items whose images must not be read."""
 
     def __len__(self) -> int:
         return len(TEXTS)
 
     def __getitem__(self, index: int) -> Any:
-        raise AssertionError("a picture was read")
+        raise AssertionError("an image was read")
 
     def facts(self, index: int) -> dict[str, Any]:
         return {"text": TEXTS[index]}
@@ -173,9 +173,9 @@ def test_a_saved_model_knows_the_same_words(model: Model, tmp_path: Path):
     assert known.vocabulary == model.conditioners["prompt"].vocabulary
 
 
-def test_a_negative_prompt_changes_the_picture(model: Model):
-    def drawn(**asked: Any) -> torch.Tensor:
-        return model.generate(cond={"prompt": "a circle"}, steps=2, guidance_scale=2.0, **asked)
+def test_a_negative_prompt_changes_the_image(model: Model):
+    def drawn(**options: Any) -> torch.Tensor:
+        return model.generate(cond={"prompt": "a circle"}, steps=2, guidance_scale=2.0, **options)
 
     plain, away = drawn(), drawn(negative_cond={"prompt": "red"})
     assert torch.equal(plain, drawn(negative_cond={"prompt": ""}))  # "none" is the prompt without words
@@ -191,14 +191,14 @@ def test_the_encoder_learns(model: Model):
     assert all(one.grad is not None and bool(one.grad.abs().sum() > 0) for one in own.parameters())
 
 
-def test_known_words_are_told_nothing(model: Model):
+def test_an_encoder_gets_no_unknown_words(model: Model):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model.encode({"prompt": [*TEXTS, ""]})
 
 
-class Told:
-    """Items with these captions, which all have one picture."""
+class Conditioned:
+    """Items with these captions, which all have one image."""
 
     def __init__(self, model: Model, *captions: str) -> None:
         self.pixels, self.captions = torch.zeros(model.shape, dtype=torch.uint8), captions
@@ -212,7 +212,7 @@ class Told:
 
 def test_a_held_out_caption_of_unknown_words_does_not_end_the_held_out_loss(model: Model, tmp_path: Path, caplog: Any):
     config = TrainConfig(batch_size=2, steps=2, warmup=0, save_every=2, validate_every=1, sample_every=0)
-    known, held_out = Told(model, "a red circle", "a blue ring"), Told(model, "a circle", "dog cow")
+    known, held_out = Conditioned(model, "a red circle", "a blue ring"), Conditioned(model, "a circle", "dog cow")
     run = train.fit(model, known, objective=DiffusionLoss(), config=config, run=tmp_path / "run", held_out=held_out)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "validation" in line] == [1, 2]

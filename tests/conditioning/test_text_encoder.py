@@ -108,7 +108,11 @@ def test_what_a_prompt_was_encoded_to_is_kept(config):
 def test_what_is_kept_is_that_of_the_encoder_as_it_is_now():
     tower = drawn(CLIP)
     text, plain = TextEncoder(tower, clip_tokenizer()).keep(1), TextEncoder(tower, clip_tokenizer())
-    both = MultiTextEncoder([text], lambda said: Condition(vector=tokens_of(said[0])[:, 0], tokens=tokens_of(said[0])))
+
+    def pooled(conditions: list[Condition]) -> Condition:
+        return Condition(vector=tokens_of(conditions[0])[:, 0], tokens=tokens_of(conditions[0]))
+
+    both = MultiTextEncoder([text], pooled)
 
     def check() -> None:
         torch.testing.assert_close(tokens_of(text.encode(["a cat"])), tokens_of(plain.encode(["a cat"])))
@@ -132,7 +136,7 @@ def test_what_is_kept_is_that_of_the_encoder_as_it_is_now():
     check()
 
 
-def test_a_prompt_that_is_too_long_is_told_again_where_it_is_kept(tower):
+def test_a_prompt_that_is_too_long_is_reported_again_where_it_is_cached(tower):
     text = TextEncoder(tower, clip_tokenizer()).keep(1).train(False)
     for _ in range(2):
         with pytest.warns(PromptTooLong):
@@ -223,16 +227,16 @@ def test_training_warns_once(tower):
     text = TextEncoder(tower, clip_tokenizer())
     text.train()
     long = ["a " * 20, "b " * 20]
-    with pytest.warns(PromptTruncated) as told:
+    with pytest.warns(PromptTruncated) as caught:
         text.encode(long)
-    assert len(told) == 1
+    assert len(caught) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         text.encode(long)
     text.eval()
-    with pytest.warns(PromptTruncated) as told:
+    with pytest.warns(PromptTruncated) as caught:
         text.encode(long)
-    assert len(told) == 2
+    assert len(caught) == 2
 
 
 def test_chunks_hold_longer_prompts_and_every_prompt_has_them(tower):
@@ -273,7 +277,7 @@ def test_a_weight_scales_the_named_words_and_keeps_the_mean(tower):
     assert shares == sorted(shares)
 
 
-def test_brackets_are_text_where_nobody_asked_for_weights(tower):
+def test_brackets_are_text_without_prompt_weighting(tower):
     plain = TextEncoder(tower, clip_tokenizer())
     assert torch.equal(
         tokens_of(plain.encode([r"a (red) cat"])),
@@ -328,7 +332,7 @@ def test_t5_may_read_its_padding_too():
         (["a", 3], "prompt: int given"),
     ],
 )
-def test_what_is_no_text_is_told(tower, raw, message):
+def test_values_that_are_not_text_are_refused(tower, raw, message):
     with pytest.raises(RecipeError, match=message):
         TextEncoder(tower, clip_tokenizer()).encode(raw)
 
@@ -341,12 +345,12 @@ def test_what_is_no_text_is_told(tower, raw, message):
         ({"emphasis": "bracket"}, "emphasis = 'bracket': must be one of none, brackets; nearest: 'brackets'"),
     ],
 )
-def test_settings_that_cannot_work_are_told(tower, settings, message):
+def test_settings_that_cannot_work_are_refused(tower, settings, message):
     with pytest.raises(RecipeError, match=message):
         TextEncoder(tower, clip_tokenizer(), **settings)
 
 
-def test_settings_of_encoders_that_cannot_work_are_told():
+def test_settings_of_encoders_that_cannot_work_are_refused():
     with pytest.raises(RecipeError, match="skip = 3: must be 0 to 2, below the depth"):
         replace(CLIP, skip=3)
     with pytest.raises(RecipeError, match="width 16 with 3 heads"):
@@ -359,7 +363,7 @@ def test_settings_of_encoders_that_cannot_work_are_told():
         TextEncoder(build(T5), None, gives="both")
 
 
-def test_a_vocabulary_that_is_not_the_encoders_is_told():
+def test_a_vocabulary_of_another_encoder_is_reported():
     small = TextEncoder(
         build(CLIPEncoderConfig(16, 1, 2, vocab_size=40, max_length=12, begin=38, end=39, padding=39)), clip_tokenizer()
     )
@@ -367,7 +371,7 @@ def test_a_vocabulary_that_is_not_the_encoders_is_told():
         small.encode(["a cat"])
 
 
-def test_a_missing_tokenizer_or_one_that_is_none_is_told(tower):
+def test_a_missing_or_invalid_tokenizer_is_reported(tower):
     with pytest.raises(RecipeError, match="prompt: this encoder has no tokenizer yet"):
         TextEncoder(tower, None).encode(["a"])
     with pytest.raises(WeightsError, match=r"words.json: not a tokenizer that can be read"):

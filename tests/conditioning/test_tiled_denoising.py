@@ -1,4 +1,4 @@
-"""Tiles cover a picture, and their mean is what each says of itself."""
+"""Tiles cover an image, and their mean is what each says of itself."""
 
 from __future__ import annotations
 

@@ -83,10 +83,10 @@ def test_the_hash_of_a_folder_knows_both(tmp_path):
 
 def test_a_file_of_pictures_and_clips_serves_both(tmp_path):
     pytest.importorskip("av")
-    from tests.io.video.tiny_videos import film
+    from tests.io.video.tiny_videos import make_video
 
     config = folder(tmp_path / "mixed", [{"file_name": "a.png", "caption": "still"}])
-    film(tmp_path / "mixed" / "b.mp4", 4)
+    make_video(tmp_path / "mixed" / "b.mp4", 4)
     with (tmp_path / "mixed" / "metadata.jsonl").open("a") as file:
         file.write('{"file_name": "b.mp4", "caption": "moves"}\n')
     assert [data.open(config)[0]["text"]] == ["still"]
@@ -129,9 +129,9 @@ def test_captions_of_another_column_and_of_class_folders(tmp_path):
 
 def test_captions_of_clips_that_lie_elsewhere(tmp_path):
     pytest.importorskip("av")
-    from tests.io.video.tiny_videos import film
+    from tests.io.video.tiny_videos import make_video
 
-    film(tmp_path / "mine" / "b.mp4", 4)
+    make_video(tmp_path / "mine" / "b.mp4", 4)
     (tmp_path / "told.jsonl").write_text('{"file_name": "b.mp4", "caption": "moves"}\n')
     config = data.VideoFolderConfig(str(tmp_path / "mine"), size=16, frames=2, val_fraction=0.0)
     assert data.open(replace(config, captions_file=str(tmp_path / "told.jsonl")))[0]["text"] == "moves"

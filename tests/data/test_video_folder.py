@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from tests.io.video.tiny_videos import film, frame, number_of, sound, spliced
+from tests.io.video.tiny_videos import frame, make_video, number_of, sound, spliced
 from torch.utils.data import DataLoader
 
 from unveil import data
@@ -27,7 +27,7 @@ def only(report):
 
 
 def test_pixels_captions_labels_and_times(folder):
-    film(folder / "cat/a.mp4", 4), film(folder / "dog/b.webm", 4)
+    make_video(folder / "cat/a.mp4", 4), make_video(folder / "dog/b.webm", 4)
     (folder / "cat/a.txt").write_text("a cat walks")
     clips = data.open(config(folder))
     assert isinstance(clips, data.VideoDataset)
@@ -42,7 +42,7 @@ def test_pixels_captions_labels_and_times(folder):
 
 
 def test_a_metadata_file_names_clips(folder):
-    film(folder / "a.mp4", 4), film(folder / "b.mp4", 4)
+    make_video(folder / "a.mp4", 4), make_video(folder / "b.mp4", 4)
     rows = [{"file_name": "a.mp4", "text": text} for text in ("one", "two")]
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     report = data.check_videos(config(folder))
@@ -64,14 +64,14 @@ def test_a_metadata_file_names_clips(folder):
 )
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 def test_rules_of_time(folder, suffix, rule, numbers):
-    film(folder / f"a{suffix}", 12)
+    make_video(folder / f"a{suffix}", 12)
     found = data.VideoDataset(config(folder, **rule))[0]
     assert number_of(found["pixels"].numpy()) == numbers
     np.testing.assert_allclose(found["times"], np.array(numbers) / 12)
 
 
 def test_a_variable_rate_needs_a_rule(folder):
-    film(folder / "a.mp4", 6, rate=24, ticks=[0, 1, 2, 4, 5, 7])
+    make_video(folder / "a.mp4", 6, rate=24, ticks=[0, 1, 2, 4, 5, 7])
     [(_, reason)] = data.check_videos(config(folder)).refused
     assert "variable frame rate (frames 41.7 to 83.3 ms apart) and no rule for it" in reason
     assert "resample: nearest" in reason
@@ -106,7 +106,7 @@ def test_a_variable_rate_needs_a_rule(folder):
     ],
 )
 def test_every_change_is_named_with_its_reason(folder, given, actions, words):
-    film(folder / "a.mp4", 12), film(folder / "kept.mp4", 12, size=(8, 8))
+    make_video(folder / "a.mp4", 12), make_video(folder / "kept.mp4", 12, size=(8, 8))
     changes = {change.path: change for change in data.check_videos(config(folder, **given)).changes}
     if actions is None:
         assert "a.mp4" not in changes
@@ -116,7 +116,7 @@ def test_every_change_is_named_with_its_reason(folder, given, actions, words):
 
 
 def test_pieces_of_a_long_clip(folder):
-    film(folder / "a.mp4", 14, options={"g": "4"})
+    make_video(folder / "a.mp4", 14, options={"g": "4"})
     clips = data.VideoDataset(config(folder, stride=5))
     assert [number_of(clips[index]["pixels"].numpy()) for index in range(3)] == [
         [0, 1, 2, 3],
@@ -139,7 +139,7 @@ def test_pieces_of_a_long_clip(folder):
     ],
 )
 def test_sizes(folder, size, given, shape):
-    film(folder / "a.mp4", 4, size=size)
+    make_video(folder / "a.mp4", 4, size=size)
     pixels = data.VideoDataset(config(folder, background="red", **given))[0]["pixels"]
     assert pixels.shape == (3, 4, *shape)
     assert number_of(pixels.numpy())[-1] == 3 or given.get("fit") == "pad"
@@ -148,7 +148,7 @@ def test_sizes(folder, size, given, shape):
 
 
 def test_a_turned_clip_stands_upright(folder):
-    film(folder / "a.mp4", 4, size=(32, 16), turn=90)
+    make_video(folder / "a.mp4", 4, size=(32, 16), turn=90)
     pixels = data.VideoDataset(config(folder))[0]["pixels"]
     assert pixels.shape == (3, 4, 32, 16)
     stored = torch.from_numpy(frame(0, 32, 16)).permute(2, 0, 1)
@@ -169,10 +169,10 @@ def test_orientations_are_those_of_pictures(turn):
 
 
 def test_every_bad_file_is_named_and_the_rest_is_used(folder):
-    film(folder / "good.mp4", 6)
+    make_video(folder / "good.mp4", 6)
     (folder / "text.mp4").write_text("no clip")
     (folder / "old.avi").write_bytes(b"RIFF....AVI ")
-    raw = film(folder / "whole.mp4", 6).read_bytes()
+    raw = make_video(folder / "whole.mp4", 6).read_bytes()
     (folder / "cut.mp4").write_bytes(raw[: len(raw) // 2])
     (folder / "whole.mp4").unlink()
     sound(folder / "song.mp4")
@@ -201,16 +201,16 @@ def test_every_bad_file_is_named_and_the_rest_is_used(folder):
 
 
 def test_training_says_what_it_drops_cuts_and_retimes(folder, caplog):
-    film(folder / "long.mp4", 12), film(folder / "short.mp4", 3)
+    make_video(folder / "long.mp4", 12), make_video(folder / "short.mp4", 3)
     data.check_videos_or_raise(config(folder, fps=6, resample="nearest"))
     for words in ("1 of 2 clips left out", "1 of 2 clips brought to another rate", "1 of 2 clips cut in time"):
         assert words in caplog.text
 
 
 def test_a_file_that_changed_since_the_check_is_an_error(folder):
-    path = film(folder / "a.mp4", 8)
+    path = make_video(folder / "a.mp4", 8)
     clips = data.VideoDataset(config(folder, frames=8))
-    film(path, 4)
+    make_video(path, 4)
     with pytest.raises(DataError, match=r"a\.mp4: fewer frames than before; it has changed"):
         clips[0]
     path.unlink()
@@ -220,7 +220,7 @@ def test_a_file_that_changed_since_the_check_is_an_error(folder):
 
 def test_workers_see_the_same_items(folder):
     for number in range(4):
-        film(folder / f"{number}.mp4", 4 + number)
+        make_video(folder / f"{number}.mp4", 4 + number)
     clips = data.VideoDataset(config(folder))
     clips[0]  # a decoder is there before the fork
     alone = [clips[index]["pixels"] for index in range(4)]
@@ -229,7 +229,7 @@ def test_workers_see_the_same_items(folder):
 
 
 def test_an_unchanged_folder_is_not_decoded_again(folder, monkeypatch):
-    film(folder / "a.mp4", 6), film(folder / "b.mp4", 6, rate=24, ticks=[0, 1, 2, 4, 5, 7])
+    make_video(folder / "a.mp4", 6), make_video(folder / "b.mp4", 6, rate=24, ticks=[0, 1, 2, 4, 5, 7])
     given = config(folder, fps=6, resample="nearest", frames=2)
     first = data.check_videos(given)
     monkeypatch.setattr("unveil.data.video_validation.VideoDecoder", None)  # whatever decodes now, fails
@@ -240,7 +240,7 @@ def test_an_unchanged_folder_is_not_decoded_again(folder, monkeypatch):
 
 def test_the_parts_are_disjoint_by_file(folder):
     for number in range(6):
-        film(folder / f"{number}.mp4", 8, size=(16 + 2 * number, 16))
+        make_video(folder / f"{number}.mp4", 8, size=(16 + 2 * number, 16))
     parts = [data.VideoDataset(config(folder, stride=4, val_fraction=0.3), part) for part in ("train", "held-out")]
     files = [{scene.entry.path for scene in clips.entries} for clips in parts]
     assert not files[0] & files[1]
@@ -250,7 +250,7 @@ def test_the_parts_are_disjoint_by_file(folder):
 
 def test_held_out_clips_are_the_same_whichever_way_training_reads(folder):
     for number in range(6):
-        film(folder / f"{number}.mp4", 8, size=(16 + 2 * number, 16))
+        make_video(folder / f"{number}.mp4", 8, size=(16 + 2 * number, 16))
     train, other = (
         data.VideoDataset(config(folder, val_fraction=0.3, decode="fast"), part) for part in ("train", "held-out")
     )
@@ -258,11 +258,11 @@ def test_held_out_clips_are_the_same_whichever_way_training_reads(folder):
 
 
 def test_the_content_hash_sees_files_and_pieces(folder):
-    film(folder / "a.mp4", 8)
+    make_video(folder / "a.mp4", 8)
     first = dataset_fingerprint(data.VideoDataset(config(folder)))
     assert dataset_fingerprint(data.VideoDataset(config(folder))) == first
     assert dataset_fingerprint(data.VideoDataset(config(folder, stride=4))) != first
-    film(folder / "a.mp4", 8, size=(18, 16))
+    make_video(folder / "a.mp4", 8, size=(18, 16))
     assert dataset_fingerprint(data.VideoDataset(config(folder))) != first
 
 
@@ -290,7 +290,7 @@ def test_clips_in_a_recipe(folder):
 
     from unveil.model.config.data import Data
 
-    film(folder / "a.mp4", 4)
+    make_video(folder / "a.mp4", 4)
     section = TypeAdapter(Data).validate_python(
         {"kind": "video-folder", "path": str(folder), "size": "native", "frames": 4, "resample": "nearest", "fps": 12}
     )

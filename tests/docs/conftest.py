@@ -15,22 +15,22 @@ COUNT = 40
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Small pictures of shapes, made once."""
-    home = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small images of shapes, made once."""
+    home = tmp_path_factory.mktemp("images")
     scenes = data.open(playground.ScenesConfig(size=40, count=COUNT, num_val=1))
     for place in ("photos", "flowers/daisy", "flowers/rose"):
         (home / place).mkdir(parents=True)
     for number in range(COUNT):
-        picture = png(torch.as_tensor(scenes[number]["pixels"])[:, : 40 - number % 5])
-        (home / "photos" / f"{number:03d}.png").write_bytes(picture)
-        (home / "flowers" / ("daisy" if number % 2 else "rose") / f"{number:03d}.png").write_bytes(picture)
+        image = png(torch.as_tensor(scenes[number]["pixels"])[:, : 40 - number % 5])
+        (home / "photos" / f"{number:03d}.png").write_bytes(image)
+        (home / "flowers" / ("daisy" if number % 2 else "rose") / f"{number:03d}.png").write_bytes(image)
     return home
 
 
 @pytest.fixture
-def reader(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def reader(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder in which a reader of a page works."""
-    shutil.copytree(pictures, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(images, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path

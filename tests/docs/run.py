@@ -21,11 +21,11 @@ ELSEWHERE = ("python -m pip ", "git ", "pip ", "tensorboard ", "open ", "torchru
 def carry_out(page: Page, folder: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     """Runs every block of a page in order; the names that its programs left."""
     names: dict[str, Any] = {"__name__": "reader"}
-    told = ""
+    output = ""
     for block in page.blocks:
         where = f"{name(page.path)}:{block.line}"
         if block.note("printed") is not None:
-            assert block.text.strip() in told, f"{where}: was not printed, but\n{told}"
+            assert block.text.strip() in output, f"{where}: was not printed, but\n{output}"
         if wanted := block.note("given"):
             provide(wanted.split(), folder)
         target = block.note("write")
@@ -34,7 +34,7 @@ def carry_out(page: Page, folder: Path, capsys: pytest.CaptureFixture[str]) -> d
         if target:
             (folder / target).write_text(shortened(block), "utf-8")
         elif block.language == "bash":
-            told = _commands(block, where, capsys)
+            output = _commands(block, where, capsys)
         elif block.language == "python":
             exec(compile(shortened(block), where, "exec", dont_inherit=True), names)
         else:
@@ -74,8 +74,8 @@ def _commands(block: Block, where: str, capsys: pytest.CaptureFixture[str]) -> s
             wanted = int(block.note("exit") or 0) if number == len(listed) - 1 else 0
             capsys.readouterr()
             code = unveil([*words[1:], *shlex.split(block.note("add") or "")])
-            told = capsys.readouterr()
-            printed = told.out + told.err
+            captured = capsys.readouterr()
+            printed = captured.out + captured.err
             assert code == wanted, f"{where}: {line}: exit code {code}\n{printed}"
         else:
             assert line.startswith(ELSEWHERE), f"{where}: {line}: what is this?"

@@ -24,7 +24,7 @@ from unveil.nn.lora_layer import LoraDelta
 from unveil.nn.unet import UNet
 from unveil.playground import PlaygroundConfig
 
-SIDE, FILMS = 32, 8
+SIDE, VIDEOS = 32, 8
 CODEC = (
     "{kind: kl, model_channels: 32, channel_mult: [1, 2], num_res_blocks: 1, z_channels: 4, latent_channels: 4, "
     "scale: 0.18215}"
@@ -37,20 +37,20 @@ def stable_diffusion(folder: Path) -> None:
     The model is that of the recipe sd1-finetune in its small form, so that it can be trained on.
     """
     model = _model()
-    shelf = folder / "models"
-    for drawer in ("checkpoints", "loras", "controlnets"):
-        (shelf / drawer).mkdir(parents=True, exist_ok=True)
-    write_tensors(shelf / "checkpoints" / "sd15.safetensors", single_file.tensors_of(model))
-    lora_export.write(shelf / "loras" / "detail.safetensors", _lora(model))
+    models_folder = folder / "models"
+    for subfolder in ("checkpoints", "loras", "controlnets"):
+        (models_folder / subfolder).mkdir(parents=True, exist_ok=True)
+    write_tensors(models_folder / "checkpoints" / "sd15.safetensors", single_file.tensors_of(model))
+    lora_export.write(models_folder / "loras" / "detail.safetensors", _lora(model))
     assert isinstance(model.denoiser.network, UNet)
-    steered = ControlNet.of(model.denoiser.network, hint_widths=hint_widths(2))
-    for parameter in steered.parameters():
+    controlnet = ControlNet.of(model.denoiser.network, hint_widths=hint_widths(2))
+    for parameter in controlnet.parameters():
         parameter.data = parameter.data + 0.02  # what is new is zero, and adds nothing
-    write_tensors(shelf / "controlnets" / "canny.safetensors", controlnet_keys.dump(steered))
+    write_tensors(models_folder / "controlnets" / "canny.safetensors", controlnet_keys.dump(controlnet))
     y, x = np.mgrid[0:SIDE, 0:SIDE]
-    picture = np.stack([x * 8, y * 8, (x + y) * 4], axis=-1).astype(np.uint8)
-    picture[8:24, 8:24] = (200, 30, 30)
-    Image.fromarray(picture).save(folder / "photo.png")
+    image = np.stack([x * 8, y * 8, (x + y) * 4], axis=-1).astype(np.uint8)
+    image[8:24, 8:24] = (200, 30, 30)
+    Image.fromarray(image).save(folder / "photo.png")
 
 
 def legacy(folder: Path) -> None:
@@ -78,9 +78,9 @@ def sdxl(folder: Path) -> None:
 
 
 def playground(folder: Path) -> None:
-    """The folder playground-video, a model of clips of the shipped one's shape that knows the same words.
+    """The folder playground-video, a model of clips of the bundled one's shape that knows the same words.
 
-    It stands in the reader's folder, where it goes before the model that comes with the package.
+    It is in the reader's folder, where it goes before the model that comes with the package.
     """
     model, texts = _filming()
     words: Any = model.conditioners["prompt"]
@@ -98,7 +98,7 @@ def filmed(folder: Path) -> None:
 
     pytest.importorskip("av")
     (folder / "clips").mkdir()
-    for number in range(FILMS):
+    for number in range(VIDEOS):
         side, rate = (32, 40)[number % 2], (8, 16)[number // 2 % 2]
         world = PlaygroundConfig(min_size=side, max_size=side, frames=(33,), fps=(rate,), caption_styles=("short",))
         item = data.open(world)[number]
@@ -150,7 +150,7 @@ def _filming() -> tuple[Model, list[str]]:
 
 
 def _lora(model: Model) -> lora_export.LoraFile:
-    """A LoRA of the attention in kohya's naming, that changes pictures."""
+    """A LoRA of the attention in kohya's naming, that changes images."""
     parts = lora_targets.parts_of(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)

@@ -20,7 +20,7 @@ def drawing_digits() -> list[Block]:
     return [block for block in read(README).blocks if block.language == "python" and "pixels = " in block.text]
 
 
-def test_the_main_path_draws_what_it_was_asked_for(reader: Path):
+def test_the_main_path_generates_the_requested_digit(reader: Path):
     """The two programs of the README that draw digits, word for word, judged by a network that never saw them."""
     programs = drawing_digits()
     digits = features.load("digits")
@@ -43,7 +43,7 @@ def test_the_main_path_is_six_lines():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning", "ignore:.*many workers", "ignore:.*in eval mode")
-@pytest.mark.filterwarnings("always::unveil.errors.PromptTruncated")  # told to a reader, as every command tells it
+@pytest.mark.filterwarnings("always::unveil.errors.PromptTruncated")  # shown to a reader, as every command shows it
 @pytest.mark.parametrize("path", guides(), ids=name)
 def test_every_block_runs(path: Path, reader: Path, capsys: pytest.CaptureFixture[str]):
     carry_out(read(path), reader, capsys)

@@ -80,8 +80,8 @@ def test_the_page_has_no_table_twice():
     assert len(tables) == len(set(tables)) > 60
 
 
-def test_a_key_is_told_by_what_its_section_derives_from():
-    told = directives().documented(directives().named("unveil.model.config.latent_autoencoder", "VQSection"))
-    assert told["codebook_size"] == "entries of the codebook."
-    assert "deviation is near 1" in told["scale"]  # of CodecConfig
-    assert told["z_channels"]  # of the autoencoder's networks
+def test_a_key_is_described_by_the_base_of_its_section():
+    descriptions = directives().documented(directives().named("unveil.model.config.latent_autoencoder", "VQSection"))
+    assert descriptions["codebook_size"] == "entries of the codebook."
+    assert "deviation is near 1" in descriptions["scale"]  # of CodecConfig
+    assert descriptions["z_channels"]  # of the autoencoder's networks

@@ -36,7 +36,7 @@ def test_recipes_expect_what_was_measured(generator):
         if changed:
             about = Report.load(folder).about
             trained = f"unveil train {name} " in about["training"].get("command", "")
-            assert trained or f"--recipe {name} " in about["command"]  # a shipped model, which has no run
+            assert trained or f"--recipe {name} " in about["command"]  # a bundled model, which has no run
             continue
         expected = load_recipe(name).expected.scores
         assert expected == generator.scores(Report.load(folder)), (

@@ -13,7 +13,7 @@ PROCESSOR_FIELDS = ("vendor_id", "cpu family", "model")
 
 
 def key() -> dict[str, str]:
-    """Torch, the processor's instructions that it uses, the system, and the kind of processor.
+    """Torch, the CPU's instructions that it uses, the system, and the kind of CPU.
 
     The kind counts because the matrix kernels of torch choose their order of summation by it.
     """
@@ -28,7 +28,7 @@ def key() -> dict[str, str]:
 
 
 def processor() -> str:
-    """Vendor, family and model of the processor, such as `AuthenticAMD 25 17`."""
+    """Vendor, family and model of the CPU, such as `AuthenticAMD 25 17`."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         lines = (line.split(":", 1) for line in cpuinfo.read_text().split("\n\n")[0].splitlines())

@@ -26,7 +26,7 @@ CODED = {"autoencoder-kl": (2, 1, 8, 8), "autoencoder-vq": (2, 1, 8, 8), "autoen
 
 @torch.no_grad()
 def tensors(folder: Path) -> dict[str, Tensor]:
-    """By the model's name and what it is asked."""
+    """The outputs by the name of the model and its inputs."""
     found = {
         name: unveil.load(folder / "models" / name).generate(count=2, seed=5, **how) for name, how in DRAWN.items()
     }

@@ -1,4 +1,4 @@
-"""The pixels of a picture, an animation, a video or a folder of frames, and the numbers of a file of noise."""
+"""The pixels of an image, an animation, a video or a folder of frames, and the numbers of a file of noise."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ HERE = FOLDER / key_digest(key())
 
 @cache
 def first() -> dict[str, Any]:
-    """The record that was made with `files/`. Which processor it was is not recorded, so numbers are near to it."""
+    """The record that was made with `files/`. Which CPU it was is not recorded, so numbers are near to it."""
     return {
         **json.loads(numbers.FILE.read_text()),
         "ends": json.loads((FILES / "ends.json").read_text()),

@@ -25,7 +25,7 @@ FIRST, HERE = records.first(), records.here()
 PIXEL_TOLERANCE = 0.1  # mean of 255 levels; two processors differ by 0.003 where an encoder rounds otherwise
 NOISE_TOLERANCE = 1e-5  # mean of noise that was found by inversion; two processors differ by 2e-7
 RECIPES = sorted(str(path.relative_to(FILES)) for path in FILES.glob("recipes/*/*.yaml"))
-SHIPPED = [path for path in RECIPES if "/shipped/" in path]
+BUNDLED = [path for path in RECIPES if "/shipped/" in path]
 GALLERY = sorted(str(path.relative_to(FILES)) for path in FILES.glob("service/made/*/seed*.png"))
 
 
@@ -57,7 +57,7 @@ def test_a_run_that_was_stopped_goes_on_and_ends_as_one_that_was_not(files, name
     former = losses_of(FIRST["ends"][name])
     assert losses_of(resumed) == pytest.approx(former, rel=1e-4)
     assert losses_of(whole) == pytest.approx(former, rel=1e-4)
-    if HERE is not None:  # the first half of `resumed` is of another processor, so the two ends differ in the last bits
+    if HERE is not None:  # the first half of `resumed` is of another CPU, so the two ends differ in the last bits
         for end, recorded in ((resumed, HERE["resumed"][name]), (whole, HERE["ends"][name])):
             assert sorted(end["weights"].values()) == sorted(recorded["weights"].values())
             assert end["losses"] == recorded["losses"]
@@ -116,22 +116,22 @@ def resolved(files: Path, recipe: str) -> dict[str, Any]:
     return json.loads(unveil("train", recipe, "--print-config", "--json", folder=files))
 
 
-@pytest.mark.parametrize("recipe", [path for path in RECIPES if path not in SHIPPED])
+@pytest.mark.parametrize("recipe", [path for path in RECIPES if path not in BUNDLED])
 def test_a_recipe_is_read_with_all_its_numbers(files, recipe):
     written = yaml.safe_load((files / recipe).read_text())
     missing = numbers(written) - numbers(resolved(files, recipe))
     assert not missing
 
 
-@pytest.mark.parametrize("recipe", SHIPPED)
-def test_a_copy_of_a_shipped_recipe_is_the_shipped_one(files, recipe):
+@pytest.mark.parametrize("recipe", BUNDLED)
+def test_a_copy_of_a_bundled_recipe_equals_the_bundled_recipe(files, recipe):
     copy, name = resolved(files, recipe), Path(recipe).stem
-    shipped = resolved(files, migration.RECIPES.get(name, name))
-    commands = copy.pop("command"), shipped.pop("command")  # texts, in the names of their time
+    bundled = resolved(files, migration.RECIPES.get(name, name))
+    commands = copy.pop("command"), bundled.pop("command")  # texts, in the names of their time
     if name in migration.RECIPES:
-        assert copy.pop("name") != shipped.pop("name")
+        assert copy.pop("name") != bundled.pop("name")
         assert commands[0] != commands[1]
-    assert copy == shipped
+    assert copy == bundled
 
 
 # ---------------------------------------------------------------------- reports

@@ -71,7 +71,7 @@ def vqmodel(folder: Path) -> Iterator[Comparison]:
 
 @torch.no_grad()
 def quantizer(folder: Path) -> Iterator[Comparison]:
-    """VectorQuantizer and VectorQuantizer2 in both orders of the loss, with entries counted anew."""
+    """VectorQuantizer and VectorQuantizer2 in both orders of the loss, with entries counted again."""
     case = Case(folder)
     io, meta = case.io, case.meta
     for variant in sorted({name.partition(".")[0] for name in io if "." in name}):
@@ -92,8 +92,8 @@ def quantizer(folder: Path) -> Iterator[Comparison]:
                 yield case.compare(f"{variant}.{name}", value)
     if "entry" in io:
         batch, _, height, width = io["entry"].shape
-        asked = io["entry_idx"].reshape(batch, height, width)
-        yield case.compare("entry", _quantiser(io["embedding"], "legacy", 0.25).entry(asked))
+        tokens = io["entry_idx"].reshape(batch, height, width)
+        yield case.compare("entry", _quantiser(io["embedding"], "legacy", 0.25).entry(tokens))
 
 
 def _quantiser(embedding: Tensor, order: Order, beta: float) -> Quantiser:

@@ -32,7 +32,7 @@ class Verdict(NamedTuple):
 class Comparison:
     """A computed quantity beside its record; `single` is the float32 record where a float64 one decides.
 
-    least: the least tolerance that float32 allows for; its kernels' last digits differ from processor to processor, so
+    least: the least tolerance that float32 allows for; its kernels' last digits differ from CPU to CPU, so
     what grows out of them in many steps cannot meet the record of one on all.
     """
 
@@ -134,7 +134,7 @@ def _judge(got: Tensor, want: Tensor, rules: Mapping[str, Any], at_least: Tensor
         return Verdict(error, 0.0, error == 0)
     rule = rules["float64" if want.dtype == torch.float64 else "float32"]
     got, want = got.double(), want.double()
-    # Equal infinities, and NaN where NaN was recorded, are no error; a NaN of our own is an infinite one.
+    # Equal infinities, and NaN where NaN was recorded, are not errors; another NaN is an infinite error.
     same = (got == want) | (got.isnan() & want.isnan())
     error = torch.where(same, 0.0, (got - want).abs()).nan_to_num(nan=math.inf)
     size = want.abs().nan_to_num(nan=0.0, posinf=0.0)

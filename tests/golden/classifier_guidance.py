@@ -70,15 +70,17 @@ class Guided:
         classes = self.classes[rows]
         if "classifier" not in self.case.meta:
             scale = self.case.meta["cond_scale"]
-            return lambda x, level: scale * (like(0.1 * classes - 0.4, x) - x) * (1 + 0.0005 * self.told(level, x))
+            return lambda x, level: (
+                scale * (like(0.1 * classes - 0.4, x) - x) * (1 + 0.0005 * self.network_input(level, x))
+            )
         settings = self.case.meta["classifier"]
         theirs = load_file(self.case.folder / settings["weights"])
         config = openai_keys.classifier_from_arguments(settings["constructor"])
         network = loaded_classifier(config, {key: value.float() for key, value in theirs.items()}).to(dtype)
-        score = guidance.log_probability(lambda x, level: network(x, self.told(level, x).flatten()), classes)
+        score = guidance.log_probability(lambda x, level: network(x, self.network_input(level, x).flatten()), classes)
         return guidance.gradient(score, settings["scale"])
 
-    def told(self, level: NoiseLevel, x: Tensor) -> Tensor:
+    def network_input(self, level: NoiseLevel, x: Tensor) -> Tensor:
         """The index of the whole schedule, for each sample, of x's rank."""
         index = torch.as_tensor(self.setup.process.index(level), dtype=torch.float32)
         return like(index.expand(len(x)), x)  # type: ignore[return-value]
@@ -92,7 +94,7 @@ def classifier_guidance(case_dir: Path) -> Iterator[Comparison]:
     move, step, shift = guided.setup.chain.of(level), guided.step(), guided.shift()
     estimate, push = step(x, level), shift(x, level)
     spread = guided.variance(move, estimate.extra)
-    mean, steered = move.mean(estimate.x0, x), guidance.shift_eps(step, shift)(x, level)
+    mean, shifted = move.mean(estimate.x0, x), guidance.shift_eps(step, shift)(x, level)
     got = {
         "p_mean_variance.mean": mean,
         "p_mean_variance.variance": expanded(spread.value, x),
@@ -100,8 +102,8 @@ def classifier_guidance(case_dir: Path) -> Iterator[Comparison]:
         "p_mean_variance.pred_xstart": estimate.x0,
         "cond_fn_grad_at_mapped_t": push,
         "condition_mean": mean + like(spread.value, x) * push,
-        "condition_score.pred_xstart": steered.x0,
-        "condition_score.mean": move.mean(steered.x0, x),
+        "condition_score.pred_xstart": shifted.x0,
+        "condition_score.mean": move.mean(shifted.x0, x),
         "p_sample": placed(guided, x, io["input.t"], io["output.p_sample.noise"]),
     }
     for name, value in got.items():
@@ -130,7 +132,7 @@ def placed(guided: Guided, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
 
 
 def loops(case: Case, guided: Guided) -> Iterator[Comparison]:
-    """Whole runs: the ancestral sampler's mean is shifted, DDIM's eps is steered."""
+    """Whole runs: the ancestral sampler's mean is shifted, DDIM's eps by the same gradient."""
     chaotic = "cls" in case.meta["model"]  # see `published_order`
     for key in case.io:
         if key.endswith(".noises"):
@@ -167,7 +169,7 @@ def as_published(guided: Guided, name: str, noises: Tensor) -> Tensor:
     if "p_sample" in name:
         plan, used = ancestral(grid, guided.variance, shift=shift), step
     else:
-        plan, used = published_order.Ddim(grid, eta_of(name)), published_order.steered(step, shift)
+        plan, used = published_order.Ddim(grid, eta_of(name)), published_order.shift_eps(step, shift)
     with published_order.networks():
         return run(plan, used, noises[0].clone(), noise=drawn(noises[1:]))
 

@@ -138,7 +138,7 @@ def dit_schedule(case_dir: Path) -> Iterator[Comparison]:
         kept = schedules.respaced_indices(len(table), spacing["timestep_respacing"])
         chosen = DiscreteVP(table).alpha_bar[torch.tensor(kept) + 1]
         previous = torch.cat([torch.ones(1, dtype=torch.float64), chosen[:-1]])
-        # a respaced chain's cumulative products are of its own betas: they differ from a slice at 1e-10
+        # a respaced chain computes its cumulative products from its betas: they differ from a slice at 1e-10
         process = DiscreteVP(1 - chosen / previous)
         arrays = {**published_arrays(process), "timestep_map": torch.tensor(kept)}
         for array, value in arrays.items():
@@ -494,7 +494,7 @@ def eta_of(name: str) -> float:
 
 
 def dit_reverse(setup: Setup, denoiser: Denoiser, x0: Tensor) -> Tensor:
-    """The published encoder takes the picture for a point of index 0, and ends where alpha is 0."""
+    """The published encoder takes the image for a point of index 0, and ends where alpha is 0."""
     top = NoiseLevel(1.0, 0.0, 1.0)
     trajectory: list[Tensor] = []
     run(

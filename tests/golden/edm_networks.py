@@ -172,7 +172,7 @@ def precond(case_dir: Path) -> Iterator[Comparison]:
 
 
 def loss(case: Case, shell: Shell) -> Iterator[Comparison]:
-    """The published loss of each pixel, and our objective's of each picture."""
+    """The published loss of each pixel, and our objective's of each image."""
     io, uniform = case.io, case.io["loss_uniform"].double()
     low, high = shell.ends
     match shell.kind:

@@ -73,15 +73,15 @@ class Clock:
         return (math.sqrt(self.beta_min**2 + 2 * self.rise * math.log1p(sigma**2)) - self.beta_min) / self.rise
 
     def index(self, level: NoiseLevel) -> Number:
-        """Sigma, as the networks are told."""
+        """Return sigma, the input of the networks."""
         return ratio(level)
 
     def trainable(self, u: Tensor) -> Tensor:
-        """Not asked for."""
+        """Not called here."""
         return u
 
     def within(self, t: Tensor) -> Tensor:
-        """Not asked for."""
+        """Not called here."""
         return t
 
     def prior(self, level: NoiseLevel) -> Number:

@@ -212,7 +212,7 @@ class Inner(nn.Module):
 
 @dataclass
 class Wrapped:
-    """A network and what is asked of it: the original gives x0 for x0 + sigma noise, for any sigma."""
+    """A network and its calls: the original returns x0 for x0 + sigma noise, for any sigma."""
 
     denoiser: Denoiser
     process: Process
@@ -279,7 +279,7 @@ def continuous(case: Case, x: Tensor) -> Iterator[Comparison]:
 
 @dataclass(frozen=True)
 class RawSigma(preconditioning.EDMPreconditioning):
-    """EDM's preconditioning, but the network is told sigma itself."""
+    """EDM's preconditioning, but the network gets sigma itself."""
 
     def index(self, level: NoiseLevel) -> Any:
         return ratio(level)

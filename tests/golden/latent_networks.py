@@ -90,9 +90,9 @@ def cldm(folder: Path) -> Iterator[Comparison]:
     def controlled(mode: Mode = "balanced", place: Place = "all", *, null: bool = False) -> Tensor:
         weights = tuple(io["control_scales"].tolist())
         controls = MultiControlNet([Control("hint", controlnet, weights, place=place)], mode)
-        asked = replace(text, hint=hint)
-        asked = controls.without(asked) if null else asked
-        return network(x, t, controls(x, t, asked, NoiseLevel(0.5, 0.5, 0.5)))
+        conditioned = replace(text, hint=hint)
+        conditioned = controls.without(conditioned) if null else conditioned
+        return network(x, t, controls(x, t, conditioned, NoiseLevel(0.5, 0.5, 0.5)))
 
     yield case.compare("eps", controlled())
     yield case.compare("eps_only_mid", controlled(place="middle"))

@@ -1,4 +1,4 @@
-"""Golden kind of latent diffusion's samplers: DDIM, with masks and from a picture, and PLMS."""
+"""Golden kind of latent diffusion's samplers: DDIM, with masks and from an image, and PLMS."""
 
 from __future__ import annotations
 

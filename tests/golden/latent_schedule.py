@@ -40,11 +40,11 @@ TARGETS = {"eps": predictions.eps, "x0": predictions.x0}
 class Formula(nn.Module):
     """The recorded toy network: tanh(a x) + b t."""
 
-    def __init__(self, said: str) -> None:
+    def __init__(self, formula: str) -> None:
         super().__init__()
-        numbers = re.fullmatch(r"model\(x,t\)=tanh\(([\d.e-]+) x\)\+([\d.e-]+) t", said)
+        numbers = re.fullmatch(r"model\(x,t\)=tanh\(([\d.e-]+) x\)\+([\d.e-]+) t", formula)
         if numbers is None:
-            raise Unsupported(f"inner_model {said!r}")
+            raise Unsupported(f"inner_model {formula!r}")
         self.a, self.b = map(float, numbers.groups())
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None) -> Tensor:

@@ -103,8 +103,8 @@ def peft(folder: Path) -> Iterator[Comparison]:
     """peft's adapter through diffusers: off, on, at half its weight, merged; and its two exports to other namings."""
     case = Case(folder)
     base = base_of(case, case.meta["klass"])
-    said = case.meta["lora_config"]
-    scale = said["lora_alpha"] / (said["r"] ** 0.5 if said.get("use_rslora") else said["r"])
+    lora_config = case.meta["lora_config"]
+    scale = lora_config["lora_alpha"] / (lora_config["r"] ** 0.5 if lora_config.get("use_rslora") else lora_config["r"])
     network, parts = base.part.network, {base.part.role: base.part}
     for name in (*PEFT, *OTHERS):
         if not (folder / name).exists():

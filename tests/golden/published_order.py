@@ -49,7 +49,7 @@ def clipped(denoiser: Denoiser, condition: Condition | None) -> DenoiseFn:
     return step
 
 
-def steered(step: DenoiseFn, shift: Shift) -> DenoiseFn:
+def shift_eps(step: DenoiseFn, shift: Shift) -> DenoiseFn:
     """eps - sigma shift, and the x0 that it leaves; sigma comes from alpha squared in x's precision."""
 
     def guided(x: Tensor, level: NoiseLevel) -> Estimate:

@@ -1,4 +1,4 @@
-"""Golden kind of Stable Diffusion as a whole: one file, from token numbers to pictures."""
+"""Golden kind of Stable Diffusion as a whole: one file, from token numbers to images."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ def pipeline(folder: Path) -> Iterator[Comparison]:
     if found is None:
         raise Unsupported(f"a pipeline of other steps: {case.meta['flags']}")
     steps, eta, scale = int(found[1]), float(found[2]), float(found[3])
-    told = case.meta["unet_arguments"]
-    heads = {"head_channels": told["num_head_channels"]} if told.get("num_head_channels", -1) > 0 else {
-        "heads": told["num_heads"]
+    arguments = case.meta["unet_arguments"]
+    heads = {"head_channels": arguments["num_head_channels"]} if arguments.get("num_head_channels", -1) > 0 else {
+        "heads": arguments["num_heads"]
     }  # fmt: skip
     words = case.meta["text_arguments"]
-    said = ModelOverrides(
+    overrides = ModelOverrides(
         **heads,
         size=case.io["decoded"].shape[-1],
         text_heads=words["num_attention_heads"],
         activation="quick-gelu" if words["hidden_act"] == "quick_gelu" else "gelu",
     )
-    model = single_file.read(case.weights(), said).model
+    model = single_file.read(case.weights(), overrides).model
     text = cast(TextEncoder, model.conditioners[single_file.PROMPT])
     with torch.no_grad():
         both = {name: encoded(text, case.io[ids]) for name, ids in (("cond", "input_ids"), ("uncond", "uncond_ids"))}

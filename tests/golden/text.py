@@ -15,19 +15,19 @@ from unveil.conditioning.prompt_weighting import PromptChunk, TokenLayout, chunk
 from unveil.conditioning.text_encoder import TextEncoder, TokenBatch
 
 CUT = "tokenize_truncate_"  # and the length of a row
-LENGTH = 77  # of a row where none is said
+LENGTH = 77  # of a row that states none
 
 
 def tokenizer(folder: Path) -> Iterator[Comparison]:
     """CLIP's encoding both ways, and rows of tokens cut to a length."""
     case = Case(folder)
-    said, vocabulary = json.loads((folder / "tokens.json").read_text("utf-8")), clip_tokenizer()
-    for number, one in enumerate(said):
+    tokenized, vocabulary = json.loads((folder / "tokens.json").read_text("utf-8")), clip_tokenizer()
+    for number, one in enumerate(tokenized):
         tokens = vocabulary.encode(one["prompt"])
         yield case.compare(f"encode.{number}", torch.tensor(tokens), want=torch.tensor(one["encode"]))
         decoded = vocabulary.decode(one["encode"]) == one["decode"]
         yield case.compare(f"decode.{number}", torch.tensor(int(decoded)), want=torch.tensor(1))
-    prompts = [one["prompt"] for one in said]
+    prompts = [one["prompt"] for one in tokenized]
     for key in (key for key in case.io if key.startswith(CUT)):
         frame = TokenLayout(int(key.removeprefix(CUT)), 1, vocabulary.begin, vocabulary.end, 0)
         laid = [chunk_prompt([PromptChunk(prompt)], vocabulary, frame) for prompt in prompts]

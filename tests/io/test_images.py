@@ -1,4 +1,4 @@
-"""Pages of pictures and clips for a person to look at."""
+"""Pages of images and clips for a person to look at."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def test_a_clip_is_a_row_of_frames_with_its_first_and_its_last():
 def test_clips_of_other_lengths_and_sizes_stand_below_each_other_on_white():
     rows = cells(frame_rows([black(3, 1, 8, 16), black(3, 20, 16, 8)], most=4, factor=1), 16, 16)
     assert [len(row) for row in rows] == [4, 4]
-    picture, clip = rows
-    assert int(picture[0][:, :8].max()) == BLACK
-    assert int(picture[0][:, 8:].min()) == WHITE
-    assert all(int(cell.min()) == WHITE for cell in picture[1:])  # it has no more frames
+    image, clip = rows
+    assert int(image[0][:, :8].max()) == BLACK
+    assert int(image[0][:, 8:].min()) == WHITE
+    assert all(int(cell.min()) == WHITE for cell in image[1:])  # it has no more frames
     assert all(int(cell[:, :, :8].max()) == BLACK and int(cell[:, :, 8:].min()) == WHITE for cell in clip)

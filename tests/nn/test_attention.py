@@ -100,7 +100,7 @@ def test_a_query_that_may_see_nothing_gathers_nothing(dtype: torch.dtype):
 @pytest.mark.parametrize("part", [40, 200, 2**19], ids=["some queries", "some heads", "all at once"])
 @pytest.mark.parametrize("hidden", ["nothing", "later", "some"])
 def test_parts_without_gradients_are_the_whole(part: int, hidden: str, monkeypatch: pytest.MonkeyPatch):
-    """In bf16 on a processor; with gradients, and in float32, nothing is computed in parts."""
+    """In bf16 on the CPU; with gradients, and in float32, nothing is computed in parts."""
     monkeypatch.setattr("unveil.nn.sdpa.PART", part)
     query, key, value = drawn(2, 4, 9, 8), drawn(2, 2, 11, 8, seed=1), drawn(2, 2, 11, 8, seed=2)
     mask = drawn(2, 1, 9, 11, seed=3) > 0 if hidden == "some" else None
@@ -223,7 +223,7 @@ def test_packed_sequences_are_what_they_are_alone(length: int | None, causal: bo
         assert torch.allclose(got, want, atol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")  # a processor takes torch's slow way
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")  # the CPU takes torch's slow way
 def test_the_way_of_other_devices_agrees():
     packing = Packing(LENGTHS, length=11)
     rows = [drawn(*packing.shape, 2, 8, seed=i).transpose(1, 2) for i in range(3)]

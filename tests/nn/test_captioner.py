@@ -30,7 +30,7 @@ WORDS = torch.tensor([[BEGIN, 5, 6, 7], [BEGIN, 9, 4, 5]])
 
 
 @pytest.mark.parametrize("size", [(1, 8, 8), (5, 8, 16), (2, 12, 4)])
-def test_it_reads_clips_and_pictures_of_any_size(network, size):
+def test_it_reads_videos_and_images_of_any_size(network, size):
     logits = network(clip(2, *size), WORDS)
     assert logits.shape == (2, 4, 11)
     assert torch.isfinite(logits).all()
@@ -55,7 +55,7 @@ def test_word_by_word_is_as_at_once(network):
     assert len(found.tokens) == 2
 
 
-def test_time_is_told_by_the_rate(network):
+def test_time_is_encoded_by_the_frame_rate(network):
     """A clip of half the rate is one whose frames lie twice as far apart."""
     x = clip(2, 4)
     plain = network.encode(x).tokens
@@ -63,10 +63,8 @@ def test_time_is_told_by_the_rate(network):
     both = network.encode(x, torch.tensor([8.0, 4.0])).tokens
     torch.testing.assert_close(both[0], plain[0])
     assert not torch.allclose(both[1], plain[1], atol=1e-3)
-    picture = clip(2, 1)
-    torch.testing.assert_close(
-        network.encode(picture, torch.tensor([1.0, 30.0])).tokens, network.encode(picture).tokens
-    )
+    image = clip(2, 1)
+    torch.testing.assert_close(network.encode(image, torch.tensor([1.0, 30.0])).tokens, network.encode(image).tokens)
 
 
 def test_frames_in_another_order_are_another_clip(network):

@@ -26,7 +26,7 @@ SMALL = NoisyClassifierConfig(
     groups=4,
     hidden=24,
 )
-# Parameters of ADM's classifiers, by the side of their pictures, with the levels and blocks of each.
+# Parameters of ADM's classifiers, by the side of their images, with the levels and blocks of each.
 RELEASED = {
     64: ((1, 2, 3, 4), 4, (2, 4, 8), 65_438_568),
     128: ((1, 1, 2, 3, 4), 2, (4, 8, 16), 42_568_040),
@@ -67,7 +67,7 @@ def test_a_new_classifier_prefers_no_class(pool):
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_gradient_reaches_every_parameter_and_the_picture(pool):
+def test_gradient_reaches_every_parameter_and_the_image(pool):
     x, t = inputs()
     network = drawn(replace(SMALL, pool=pool))
     network(x.requires_grad_(), t).square().sum().backward()
@@ -88,7 +88,7 @@ def test_samples_of_a_batch_do_not_touch_each_other_and_the_level_matters(pool):
 
 
 def test_attention_pooling_knows_where_things_are():
-    """With one level and no convolution across pixels, only the places of the pooling tell a mirrored picture."""
+    """With one level and no convolution across pixels, only the places of the pooling tell a mirrored image."""
     network = drawn(replace(SMALL, channel_mult=(1,), attention=(), size=8)).eval()
     with torch.no_grad():
         for module in network.modules():
@@ -132,7 +132,7 @@ def test_settings_that_do_not_fit_are_named(change, message):
         NoisyClassifier(replace(SMALL, **change))
 
 
-def test_pictures_of_another_size_are_named():
+def test_images_of_another_size_are_named():
     _, t = inputs()
     with pytest.raises(ShapeError, match=r"x \(3, 2, 16, 16\): this classifier reads \(B, 2, 8, 8\)"):
         NoisyClassifier(SMALL)(torch.zeros(3, 2, 16, 16), t)

@@ -40,7 +40,7 @@ def test_an_output_sees_70_pixels():
     assert int(rows[-1] - rows[0]) + 1 == 70
 
 
-def test_too_small_pictures_and_impossible_settings_are_refused():
+def test_too_small_images_and_impossible_settings_are_refused():
     with pytest.raises(ShapeError, match=r"reads \(B, 1, H, W\) of at least 24 pixels a side; use fewer layers"):
         PatchDiscriminator(DiscriminatorConfig(4, 3), 1)(torch.zeros(1, 1, 16, 16))
     with pytest.raises(ShapeError, match=r"reads \(B, 3, H, W\)"):

@@ -35,7 +35,7 @@ def drawn(config: DiTConfig = SMALL, std: float = 0.1) -> DiT:
     return network.eval()
 
 
-def asked(config: DiTConfig = SMALL, batch: int = 2) -> tuple[Tensor, Tensor, Condition]:
+def inputs(config: DiTConfig = SMALL, batch: int = 2) -> tuple[Tensor, Tensor, Condition]:
     x = torch.randn(batch, config.in_channels, config.size, config.size)
     return x, torch.tensor([3.0, 700.0])[:batch], Condition(vector=torch.randn(batch, config.vector_dim))
 
@@ -54,9 +54,9 @@ def on_meta(config: DiTConfig) -> tuple[DiT, tuple[Any, ...]]:
 def test_a_fresh_network_gives_zero_and_every_weight_learns(design, skips):
     config = replace(SMALL, block_type=design, skips=skips)
     with torch.no_grad():
-        assert torch.equal(fresh(config)(*asked(config)), torch.zeros(2, 8, 8, 8))
+        assert torch.equal(fresh(config)(*inputs(config)), torch.zeros(2, 8, 8, 8))
     network = drawn(config)
-    result = network(*asked(config))
+    result = network(*inputs(config))
     assert result.shape == (2, 8, 8, 8)
     result.square().sum().backward()
     still = [key for key, parameter in network.named_parameters() if parameter.grad is None]
@@ -67,7 +67,7 @@ def test_a_fresh_network_gives_zero_and_every_weight_learns(design, skips):
 @pytest.mark.parametrize("skips", ["none", "long"])
 def test_fresh_blocks_of_adaln_zero_are_the_identity(skips):
     network = fresh(replace(SMALL, skips=skips))
-    _, t, condition = asked()
+    _, t, condition = inputs()
     seen: list[tuple[Tensor, Tensor]] = []
     for block in network.blocks:
         block.register_forward_hook(lambda _m, given, found: seen.append((given[0], found)))
@@ -79,7 +79,7 @@ def test_fresh_blocks_of_adaln_zero_are_the_identity(skips):
 
 def test_adaln_without_zeros_is_not_the_identity():
     network = fresh(replace(SMALL, block_type="adaln"))
-    _, t, condition = asked()
+    _, t, condition = inputs()
     h = torch.randn(2, 16, 32)
     assert not torch.equal(network.blocks[0](h, network.tell(t, condition), 0), h)
 
@@ -132,7 +132,7 @@ def test_positions_give_the_column_first_and_follow_the_size():
 @pytest.mark.parametrize("resize", ["interpolate", "extend"])
 def test_any_latent_size_is_taken(resize):
     network = drawn(replace(SMALL, resize=resize))
-    _, t, condition = asked()
+    _, t, condition = inputs()
     with torch.no_grad():
         assert network(torch.randn(2, 4, 12, 6), t, condition).shape == (2, 8, 12, 6)
 
@@ -142,23 +142,23 @@ def test_any_latent_size_is_taken(resize):
 
 def test_time_and_label_are_summed():
     network = drawn()
-    x, t, condition = asked()
+    x, t, condition = inputs()
     label = condition.vector
     assert label is not None
     with torch.no_grad():
-        told = network.tell(t, condition).modulation
+        modulation = network.tell(t, condition).modulation
         alone = network.tell(t, Condition()).modulation
         embedded = network.time[0](t) + label
         expected = network.blocks[0].modulation(nn.functional.silu(embedded))  # type: ignore[operator, union-attr]
-        torch.testing.assert_close(told[0].flatten(1), expected)
-        assert not torch.equal(told[0], alone[0])
+        torch.testing.assert_close(modulation[0].flatten(1), expected)
+        assert not torch.equal(modulation[0], alone[0])
         assert not torch.equal(network(x, t, condition), network(x, t))
 
 
 @pytest.mark.parametrize("design", ["in-context", "cross-attention"])
 def test_tokens_are_seen_and_masked_ones_are_not(design):
     network = drawn(replace(SMALL, block_type=design))
-    x, t, condition = asked()
+    x, t, condition = inputs()
     tokens, mask = torch.randn(2, 5, 32), torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
     with torch.no_grad():
         given = network(x, t, replace(condition, tokens=tokens, mask=mask))
@@ -175,7 +175,7 @@ def test_tokens_are_seen_and_masked_ones_are_not(design):
 
 def test_modulation_of_all_levels_is_computed_in_one_call():
     network = drawn()
-    x, _, condition = asked()
+    x, _, condition = inputs()
     other = Condition(vector=condition.vector[[0, 0]])  # type: ignore[index]
     calls: list[int] = []
     network.blocks[0].modulation.register_forward_hook(lambda _m, given, _r: calls.append(len(given[0])))  # type: ignore[union-attr]
@@ -194,17 +194,17 @@ def test_modulation_of_all_levels_is_computed_in_one_call():
         torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
 
 
-def test_packed_pictures_get_what_they_get_alone():
+def test_packed_images_get_the_same_outputs_as_single_images():
     config = replace(SMALL, skips="long")
     network, alone = drawn(config), drawn(config)
     sizes = [(8, 8), (4, 6), (12, 4), (2, 2)]
-    pictures = [torch.randn(4, *size) for size in sizes]
+    images = [torch.randn(4, *size) for size in sizes]
     t, vector = torch.tensor([3.0, 700.0, 30.0, 999.0]), torch.randn(4, 32)
-    found, waste = network.packed(pictures, t, Condition(vector=vector), length=16)
+    found, waste = network.packed(images, t, Condition(vector=vector), length=16)
     # 16, 12 and the rest of 6 + 1 tokens fill three rows of 16
     assert waste == pytest.approx(1 - (16 + 6 + 12 + 1) / 48)
     expected = [
-        alone(picture[None], t[n : n + 1], Condition(vector=vector[n : n + 1]))[0] for n, picture in enumerate(pictures)
+        alone(image[None], t[n : n + 1], Condition(vector=vector[n : n + 1]))[0] for n, image in enumerate(images)
     ]
     for got, want in zip(found, expected, strict=True):
         torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
@@ -215,12 +215,12 @@ def test_packed_pictures_get_what_they_get_alone():
         assert want.grad is not None
         torch.testing.assert_close(got.grad, want.grad, rtol=1e-4, atol=1e-4)
     with pytest.raises(RecipeError, match="only adaln and adaln-zero"):
-        drawn(replace(SMALL, block_type="in-context")).packed(pictures, t)
+        drawn(replace(SMALL, block_type="in-context")).packed(images, t)
 
 
 def test_recomputing_changes_no_gradient():
     kept, again = drawn(), drawn(replace(SMALL, gradient_checkpointing=True))
-    given = asked()
+    given = inputs()
     for network in (kept, again):
         network.train()(*given).square().sum().backward()
     for one, other in zip(kept.parameters(), again.parameters(), strict=True):
@@ -229,7 +229,7 @@ def test_recomputing_changes_no_gradient():
 
 def test_bfloat16_is_near():
     network = drawn()
-    given = asked()
+    given = inputs()
     with torch.no_grad():
         exact = network(*given)
         with torch.autocast("cpu", torch.bfloat16):
@@ -240,7 +240,7 @@ def test_bfloat16_is_near():
 @pytest.mark.slow
 def test_the_whole_network_is_one_graph():
     network = drawn()
-    given = asked()
+    given = inputs()
     compiled = torch.compile(network, backend="eager", fullgraph=True)
     with torch.no_grad():
         torch.testing.assert_close(compiled(*given), network(*given), rtol=0, atol=1e-5)
@@ -266,7 +266,7 @@ def test_settings_that_cannot_work(changes: Mapping[str, Any], words: str):
 
 def test_inputs_that_do_not_fit():
     network = drawn()
-    x, t, condition = asked()
+    x, t, condition = inputs()
     with pytest.raises(ShapeError, match=r"height 7 px: must be a multiple of 2; nearest 6 or 8"):
         network(x[:, :, :7], t, condition)
     with pytest.raises(ShapeError, match=r"x \(2, 3, 8, 8\): must be \(B, 4, H, W\)"):

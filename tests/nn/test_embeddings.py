@@ -51,7 +51,7 @@ def test_a_shift_of_positions_is_a_rotation():
         torch.testing.assert_close(here @ turn.T, there, rtol=0, atol=1e-6)
 
 
-def test_positions_of_a_picture_in_the_order_of_dit():
+def test_positions_of_an_image_in_the_order_of_dit():
     # each axis: all sines, then all cosines; the column comes first
     rows_columns = grid_coordinates((2, 3))
     assert rows_columns.tolist() == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]

@@ -88,7 +88,7 @@ def test_rows_of_a_fused_layer_are_three_separate_layers():
         fused.qkv.weight.copy_(torch.cat([part.weight for part in parts]))
         fused.qkv.bias.copy_(torch.cat([part.bias for part in parts]))
     made = []
-    for n, (rank, alpha) in enumerate([(2, 1.0), (3, 6.0), (5, 2.0)]):  # each with a rank and an alpha of its own
+    for n, (rank, alpha) in enumerate([(2, 1.0), (3, 6.0), (5, 2.0)]):  # each with another rank and alpha
         down, up = drawn(rank, 16, seed=n).double(), drawn(16, rank, seed=9 + n).double()
         lora.attach(nn.ModuleDict({"part": parts[n]}), "style", [LoraDelta("part", down, up, alpha)])
         made.append(LoraDelta("qkv", down, up, alpha, start=16 * n))

@@ -1,4 +1,4 @@
-"""The denoisers of masks and of boxes: they start at zero, use all they have, and look at the picture."""
+"""The denoisers of masks and of boxes: they start at zero, use all they have, and look at the image."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def drawn(network: nn.Module) -> nn.Module:
 def given(kind: str) -> tuple[nn.Module, Tensor, Tensor, Condition, tuple[int, ...]]:
     """A network, its inputs, and the shape of its result."""
     torch.manual_seed(1)
-    t, picture = torch.tensor([3.0, 700.0]), torch.randn(2, 3, 16, 24)
+    t, image = torch.tensor([3.0, 700.0]), torch.randn(2, 3, 16, 24)
     if kind == "masks":
-        condition = Condition(vector=torch.randn(2, MASKS.vector_dim), channels=picture)
+        condition = Condition(vector=torch.randn(2, MASKS.vector_dim), channels=image)
         return UNet2015(MASKS), torch.randn(2, 2, 16, 24), t, condition, (2, 4, 16, 24)
-    condition = Condition(vector=torch.randn(2, BOXES.vector_dim), channels=picture)
+    condition = Condition(vector=torch.randn(2, BOXES.vector_dim), channels=image)
     return BoxDenoiser(BOXES), torch.randn(2, 5, 5), t, condition, (2, 5, 5)
 
 
@@ -68,7 +68,7 @@ def test_a_box_reads_what_lies_inside_it():
     # A map whose two channels hold x and y from -1 to 1: bilinear samples inside give the points themselves.
     ticks = (2 * torch.arange(32) + 1) / 32 - 1
     features = torch.stack(torch.meshgrid(ticks, ticks, indexing="xy"))[None]  # (1, 2, H, W)
-    # centre (0.25, -0.5), a quarter of the picture wide, half of it high
+    # centre (0.25, -0.5), a quarter of the image wide, half of it high
     box = torch.tensor([[[0.25, -0.5, 2 * 0.25 - 1, 2 * 0.5 - 1, 1.0]]])
     points = regions_of(box, features, samples=2).view(4, 2)
     want = torch.tensor([[0.125, -0.75], [0.375, -0.75], [0.125, -0.25], [0.375, -0.25]])
@@ -83,7 +83,7 @@ def test_noisy_boxes_far_outside_are_read_at_the_border_and_stay_finite():
     assert torch.equal(regions_of(x, features, 3), regions_of(x.clamp(-1, 1), features, 3))
 
 
-def test_the_picture_is_encoded_once_for_many_steps():
+def test_the_image_is_encoded_once_for_many_steps():
     network, x, t, condition, _ = given("boxes")
     assert isinstance(network, BoxDenoiser)
     assert condition.channels is not None

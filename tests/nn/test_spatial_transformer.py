@@ -128,7 +128,7 @@ def test_only_so_many_tensors_are_remembered_the_oldest_goes():
 
 
 @torch.no_grad()
-def test_without_a_text_the_picture_looks_at_itself_again():
+def test_without_a_text_the_image_attends_to_itself_again():
     torch.manual_seed(0)
     layer = SpatialTransformer(64, 4)
     nn.init.normal_(layer.leave.weight, std=0.1)

@@ -32,9 +32,11 @@ def test_characters_keep_every_sign():
 
 
 def test_terms_are_words_in_lower_case_and_chinese_characters_without_other_signs():
-    said = "A RED ring, \u4e00\u4e2a\u7ea2 ring2; \uff32\uff25\uff24!"  # the last are letters as wide as Chinese ones
-    terms = Vocabulary.of([said], "terms")
-    assert terms.split(said) == ["a", "red", "ring", "\u4e00", "\u4e2a", "\u7ea2", "ring2", "red"]
+    sentence = (
+        "A RED ring, \u4e00\u4e2a\u7ea2 ring2; \uff32\uff25\uff24!"  # the last are letters as wide as Chinese ones
+    )
+    terms = Vocabulary.of([sentence], "terms")
+    assert terms.split(sentence) == ["a", "red", "ring", "\u4e00", "\u4e2a", "\u7ea2", "ring2", "red"]
     assert terms.tokens[0] == "red"
 
 

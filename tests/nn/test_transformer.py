@@ -88,7 +88,7 @@ def test_one_masked_pass_is_what_a_cache_says_step_by_step(norm: str):
     torch.testing.assert_close(torch.stack(steps, 1), whole[:, 1:], rtol=0, atol=1e-5)
 
 
-def test_a_reading_goes_on_with_the_rows_it_is_told():
+def test_cached_decoding_continues_with_the_selected_rows():
     model, rows = small(), torch.tensor([1, 1, 0])
     source, target = tokens(2, 7), tokens(2, 4, 13, seed=1)
     mask = torch.arange(7)[None] < torch.tensor([[7], [4]])

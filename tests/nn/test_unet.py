@@ -205,7 +205,7 @@ def test_context_of_xs_size_is_seen_where_it_lies_and_one_pixel_stands_for_all()
         assert torch.equal(plain, pixel)
 
 
-def test_a_smaller_picture_is_enlarged_to_xs_size():
+def test_a_smaller_image_is_upsampled_to_the_size_of_x():
     config = VARIANTS["upsampler"]
     x, t, condition = inputs(config)
     network = drawn(config)

@@ -79,7 +79,7 @@ def test_every_weight_learns():
 @pytest.mark.parametrize(
     "changes", [{}, {"time": 4, "channel_mult": (1, 1, 1)}, {"span": 2}, {"channel_mult": (1,), "span": 2, "patch": 2}]
 )
-def test_nothing_depends_on_more_of_the_past_than_is_said(changes):
+def test_nothing_depends_on_more_of_the_past_than_the_receptive_field(changes):
     torch.manual_seed(0)
     made = config(**changes)
     encoder, decoder = VideoEncoder(made).double(), VideoDecoder(made).double()

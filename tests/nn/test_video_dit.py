@@ -1,4 +1,4 @@
-"""The transformer over clips: equalities between its ways of being asked, what sees what, and faults."""
+"""The transformer over videos: equal results of equivalent calls, attention patterns and errors."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def network(pattern: Pattern = "full", causal: bool = False, **changes: object) 
     return made.eval()
 
 
-def told(count: int, seed: int = 1) -> Condition:
+def conditioning(count: int, seed: int = 1) -> Condition:
     generator = torch.Generator().manual_seed(seed)
     normal = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
     mask = torch.ones(count, 7, dtype=torch.bool)
@@ -92,125 +92,128 @@ def test_what_the_patterns_show():
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_one_level_told_part_by_part_is_that_level(clips: Tensor, pattern: Pattern):
-    asked, t, condition = network(pattern), torch.tensor([100.0, 700.0]), told(2)
-    whole = asked(clips, t, condition)
+def test_equal_levels_per_part_equal_that_level(clips: Tensor, pattern: Pattern):
+    model, t, condition = network(pattern), torch.tensor([100.0, 700.0]), conditioning(2)
+    whole = model(clips, t, condition)
     for shape in ((1, 5, 1, 1), (1, 5, 8, 12)):
-        close(asked(clips, t.view(2, 1, 1, 1, 1).expand(2, *shape), condition), whole)
+        close(model(clips, t.view(2, 1, 1, 1, 1).expand(2, *shape), condition), whole)
 
 
 def test_a_level_reaches_its_own_token_first(clips: Tensor):
-    asked = network(depth=1)
-    asked.blocks[0].attention.out.weight.data.zero_()  # tokens do not see each other
+    model = network(depth=1)
+    model.blocks[0].attention.out.weight.data.zero_()  # tokens do not see each other
     t = torch.full((2, 1, 5, 8, 12), 300.0)
-    plain = asked(clips, t, told(2)).detach()
+    plain = model(clips, t, conditioning(2)).detach()
     t[:, :, 2, 4:, :4] = 0.0
-    changed = (asked(clips, t, told(2)).detach() - plain).abs().amax((0, 1))  # (T, H, W)
+    changed = (model(clips, t, conditioning(2)).detach() - plain).abs().amax((0, 1))  # (T, H, W)
     assert float(changed[2, 4:, :4].min()) > 0
     changed[2, 4:, :4] = 0
     assert float(changed.max()) == 0
 
 
 def test_within_a_token_the_noisiest_level_counts(clips: Tensor):
-    asked, t = network(), torch.full((2, 1, 5, 8, 12), 300.0)
-    whole = asked(clips, t, told(2))
+    model, t = network(), torch.full((2, 1, 5, 8, 12), 300.0)
+    whole = model(clips, t, conditioning(2))
     t[..., ::4, 1::4] = 0.0
-    close(asked(clips, t, told(2)), whole)
+    close(model(clips, t, conditioning(2)), whole)
 
 
-def test_a_picture_is_a_clip_of_one_frame(clips: Tensor):
-    asked, t = network("factorised"), torch.tensor([100.0, 700.0])
-    picture = asked(clips[:, :, 0], t, told(2))
-    assert picture.shape == (2, 3, 8, 12)
-    assert torch.equal(picture, asked(clips[:, :, :1], t, told(2))[:, :, 0])
+def test_an_image_is_a_video_of_one_frame(clips: Tensor):
+    model, t = network("factorised"), torch.tensor([100.0, 700.0])
+    image = model(clips[:, :, 0], t, conditioning(2))
+    assert image.shape == (2, 3, 8, 12)
+    assert torch.equal(image, model(clips[:, :, :1], t, conditioning(2))[:, :, 0])
     each = t.view(2, 1, 1, 1).expand(2, 1, 8, 12)
-    close(asked(clips[:, :, 0], each, told(2)), picture)
+    close(model(clips[:, :, 0], each, conditioning(2)), image)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("length", [None, 40])
 def test_packed_clips_get_what_they_get_alone_forward_and_back(clips: Tensor, pattern: Pattern, length: int | None):
-    asked, condition = network(pattern), told(3)
-    several = [clips[0], clips[1, :, :1], clips[1, :, 2, :4, :4]]  # a clip, one of one frame, a picture
+    model, condition = network(pattern), conditioning(3)
+    several = [clips[0], clips[1, :, :1], clips[1, :, 2, :4, :4]]  # a clip, one of one frame, an image
     t = [torch.linspace(0, 900, 5).view(1, 5, 1, 1), torch.tensor(9.0), torch.tensor(300.0)]
-    found, waste = asked.packed(several, t, condition, length=length)
+    found, waste = model.packed(several, t, condition, length=length)
     assert waste == pytest.approx(0 if length is None else 0.075)
     sum(one.square().mean() for one in found).backward()
-    together = [parameter.grad.clone() for parameter in asked.parameters()]
-    asked.zero_grad()
+    together = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
     for number, (clip, level) in enumerate(zip(several, t, strict=True)):
-        alone = asked(clip[None], level[None] if level.ndim else level.view(1), of(condition, number))
+        alone = model(clip[None], level[None] if level.ndim else level.view(1), of(condition, number))
         close(alone[0], found[number])
         alone.square().mean().backward()
-    for one, parameter in zip(together, asked.parameters(), strict=True):
+    for one, parameter in zip(together, model.parameters(), strict=True):
         torch.testing.assert_close(one, parameter.grad, rtol=1e-4, atol=1e-5 * max(1e-3, float(one.abs().max())))
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_what_was_laid_out_before_a_run_serves_training_and_other_sizes(clips: Tensor, pattern: Pattern):
-    asked, t, condition = network(pattern), torch.tensor([100.0, 700.0]), told(2)
+    model, t, condition = network(pattern), torch.tensor([100.0, 700.0]), conditioning(2)
     with torch.inference_mode():
-        before = asked(clips, t, condition), asked.packed(clips, t, condition)[0]  # a batch is a list of clips, too
+        before = model(clips, t, condition), model.packed(clips, t, condition)[0]  # a batch is a list of clips, too
     for side in range(4, 4 * (MAX_LAYOUTS + 3), 4):  # more sizes than are remembered
-        asked(clips.new_zeros(2, 3, 1, 4, side), t, condition)
+        model(clips.new_zeros(2, 3, 1, 4, side), t, condition)
     for _ in range(2):
-        close(asked(clips, t, condition), before[0])
-        found = asked.packed(clips, t, condition)[0]
+        close(model(clips, t, condition), before[0])
+        found = model.packed(clips, t, condition)[0]
         for one, two in zip(found, before[1], strict=True):
             close(one, two)
     found[0].sum().backward()
 
 
 def test_queries_and_keys_of_lower_precision_are_normalised_in_theirs(clips: Tensor):
-    asked, t = network(), torch.tensor([100.0, 700.0])
-    exact = asked(clips, t, told(2))
+    model, t = network(), torch.tensor([100.0, 700.0])
+    exact = model(clips, t, conditioning(2))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with torch.autocast("cpu", torch.bfloat16):
-            found = asked(clips, t, told(2))
+            found = model(clips, t, conditioning(2))
     assert float((found - exact).detach().abs().max()) < 0.05 * float(exact.detach().abs().max())
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_a_causal_frame_sees_no_later_one(clips: Tensor, pattern: Pattern):
-    asked, t = network(pattern, causal=True), torch.tensor([100.0, 700.0])
-    before = asked(clips, t, told(2))
+    model, t = network(pattern, causal=True), torch.tensor([100.0, 700.0])
+    before = model(clips, t, conditioning(2))
     clips[:, :, 3:] += 1
-    after = asked(clips, t, told(2))
+    after = model(clips, t, conditioning(2))
     assert torch.equal(before[:, :, :3], after[:, :, :3])
     assert bool((before != after)[:, :, 3:].all())
 
 
 def test_only_distances_of_places_count(clips: Tensor):
-    asked, t = network(pos_fourier_dim=0), torch.tensor([100.0, 700.0])
+    model, t = network(pos_fourier_dim=0), torch.tensor([100.0, 700.0])
     at = lambda first, step: Condition(  # noqa: E731
-        told(2).vector, told(2).tokens, told(2).mask, places=torch.tensor([[first, step]] * 2, dtype=torch.float64)
+        conditioning(2).vector,
+        conditioning(2).tokens,
+        conditioning(2).mask,
+        places=torch.tensor([[first, step]] * 2, dtype=torch.float64),
     )
-    plain = asked(clips, t, told(2)).detach()
-    close(asked(clips, t, at((0, 0, 0), (1, 1, 1))), plain)
-    close(asked(clips, t, at((-7, 3, 2.5), (1, 1, 1))), plain)
-    assert not torch.allclose(asked(clips, t, at((0, 0, 0), (0.5, 1, 1))), plain, atol=1e-3)
+    plain = model(clips, t, conditioning(2)).detach()
+    close(model(clips, t, at((0, 0, 0), (1, 1, 1))), plain)
+    close(model(clips, t, at((-7, 3, 2.5), (1, 1, 1))), plain)
+    assert not torch.allclose(model(clips, t, at((0, 0, 0), (0.5, 1, 1))), plain, atol=1e-3)
 
 
 def test_waves_tell_where_in_the_frame_and_how_long_after_the_start(clips: Tensor):
     t, even = torch.tensor([100.0, 700.0]), torch.ones(2, 3, 5, 8, 12)
-    blind, asked = network(pos_fourier_dim=0), network()
-    same = blind(even, t, told(2))[:, :, 0, :4, :4]
-    for other in (asked(even, t, told(2))[:, :, 0, 4:, :4], asked(even, t, told(2))[:, :, 1, :4, :4]):
-        assert not torch.allclose(asked(even, t, told(2))[:, :, 0, :4, :4], other, atol=1e-4)
-    close(same, blind(even, t, told(2))[:, :, 4, 4:, 8:])  # what is even everywhere looks alike from everywhere
-    later = replace(told(2), places=torch.tensor([[[3.0, 0, 0], [1, 1, 1]]]).expand(2, 2, 3))
-    assert not torch.allclose(asked(clips, t, later), asked(clips, t, told(2)), atol=1e-4)
+    blind, model = network(pos_fourier_dim=0), network()
+    same = blind(even, t, conditioning(2))[:, :, 0, :4, :4]
+    for other in (model(even, t, conditioning(2))[:, :, 0, 4:, :4], model(even, t, conditioning(2))[:, :, 1, :4, :4]):
+        assert not torch.allclose(model(even, t, conditioning(2))[:, :, 0, :4, :4], other, atol=1e-4)
+    close(same, blind(even, t, conditioning(2))[:, :, 4, 4:, 8:])  # what is even everywhere looks alike from everywhere
+    later = replace(conditioning(2), places=torch.tensor([[[3.0, 0, 0], [1, 1, 1]]]).expand(2, 2, 3))
+    assert not torch.allclose(model(clips, t, later), model(clips, t, conditioning(2)), atol=1e-4)
 
 
 def test_the_text_is_read_and_what_does_not_count_is_not(clips: Tensor):
-    asked, t, condition = network(), torch.tensor([100.0, 700.0]), told(2)
-    plain = asked(clips, t, condition)
+    model, t, condition = network(), torch.tensor([100.0, 700.0]), conditioning(2)
+    plain = model(clips, t, condition)
     assert condition.tokens is not None
     condition.tokens[:, 5:] += 1  # masked
-    assert torch.equal(asked(clips, t, condition), plain)
+    assert torch.equal(model(clips, t, condition), plain)
     condition.tokens[:, 4] += 1
-    assert not torch.equal(asked(clips, t, condition), plain)
+    assert not torch.equal(model(clips, t, condition), plain)
 
 
 def test_it_begins_by_drawing_nothing(clips: Tensor):
@@ -222,19 +225,19 @@ def test_it_begins_by_drawing_nothing(clips: Tensor):
 def test_blocks_computed_again_give_the_same_gradients(clips: Tensor):
     grads = []
     for recompute in (False, True):
-        asked = network(gradient_checkpointing=recompute).train()
-        asked(clips, torch.tensor([100.0, 700.0]), told(2)).square().mean().backward()
-        grads.append([parameter.grad for parameter in asked.parameters()])
+        model = network(gradient_checkpointing=recompute).train()
+        model(clips, torch.tensor([100.0, 700.0]), conditioning(2)).square().mean().backward()
+        grads.append([parameter.grad for parameter in model.parameters()])
     for one, two in zip(*grads, strict=True):
         assert torch.equal(one, two)
 
 
 def test_a_denoiser_tells_it_the_level_of_each_frame(clips: Tensor):
-    asked = network()
-    denoiser = Denoiser(asked, RectifiedFlow(), prediction=flow)
+    model = network()
+    denoiser = Denoiser(model, RectifiedFlow(), prediction=flow)
     known = torch.tensor([False, True, True, True, True]).view(1, 1, 5, 1, 1)  # the first frame is given
     level = partly(denoiser.process.at(torch.tensor([0.5, 0.7], dtype=torch.float64)), known)
-    estimate = denoiser(clips, level, told(2))
+    estimate = denoiser(clips, level, conditioning(2))
     assert torch.equal(estimate.x0[:, :, 0], clips[:, :, 0])  # at the level of data x is x0
     index = denoiser.index(level, clips)
     assert index[:, 0, 0, 0, 0].tolist() == [0, 0]
@@ -255,7 +258,7 @@ def test_a_denoiser_tells_it_the_level_of_each_frame(clips: Tensor):
         ),
     ],
 )
-def test_what_does_not_fit_is_said(clips: Tensor, ask, message: str):
+def test_mismatched_shapes_are_reported(clips: Tensor, ask, message: str):
     with pytest.raises(ShapeError, match=message):
         ask(clips)
 

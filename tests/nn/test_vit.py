@@ -1,4 +1,4 @@
-"""ViT: its start, its parts, and positions for pictures of other sizes."""
+"""ViT: its start, its parts, and positions for images of other sizes."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def test_other_sizes_take_interpolated_positions(pool):
     network = drawn(replace(SMALL, pool=pool))
     with torch.no_grad():
         assert network(torch.randn(2, 1, 12, 6)).logits.shape == (2, 10)
-        # positions that are all alike stay so, and a constant picture is read alike at every size
+        # positions that are all alike stay so, and a constant image is read alike at every size
         network.positions.table.fill_(0.3)
         small, large = (network(torch.full((1, 1, side, side), 0.5)).logits for side in (8, 16))
     if pool == "mean":
         torch.testing.assert_close(small, large, rtol=0, atol=1e-5)
 
 
-def test_convolutions_halve_a_picture_down_to_its_tokens():
+def test_convolutions_halve_an_image_down_to_its_tokens():
     network = drawn(replace(SMALL, patch=4, stem="convolutions", begin="sin-cos"))
     layers = [layer for layer in network.patches.modules() if isinstance(layer, nn.Conv2d)]
     assert [(layer.in_channels, layer.out_channels) for layer in layers] == [(1, 4), (4, 8), (8, 16), (16, 16)]

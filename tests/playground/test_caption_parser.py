@@ -30,10 +30,10 @@ def test_every_combination_goes_round(register, language):
     for colour, shape, size, motion in product(COLOURS, KINDS, ("small", "large"), (*MOTIONS, None)):
         true = facts(colour, shape, size, motion)
         for form in (0.1, 0.5, 0.9):
-            told = write_caption(true, register, language, [form] * DRAWS, faults=0)
-            assert parse(told.text) == told.facts, told.text
-            said = told.facts["objects"][0]
-            assert (said["colour"], said["shape"], said.get("motion")) == (colour, shape, motion)
+            written = write_caption(true, register, language, [form] * DRAWS, faults=0)
+            assert parse(written.text) == written.facts, written.text
+            parsed = written.facts["objects"][0]
+            assert (parsed["colour"], parsed["shape"], parsed.get("motion")) == (colour, shape, motion)
 
 
 @pytest.mark.parametrize("scene", ["objects", "brush", "pillars", "paddle", "corridor", "impact"])
@@ -56,14 +56,14 @@ def test_captions_of_all_scenes_go_round(scene):
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_no_two_values_are_said_alike(language):
-    said = [
+def test_no_two_values_have_the_same_words(language):
+    parsed = [
         (phrase, attribute)
         for attribute in LISTS
         for phrases in words(language)[attribute].values()
         for phrase in set(phrases)
     ]
-    assert len(said) == len(set(said))
+    assert len(parsed) == len(set(parsed))
     assert set(words(language)["ground"]) == set(GROUNDS)
     assert set(words(language)["motion"]) == set(MOTIONS)
 

@@ -56,8 +56,8 @@ def test_a_clip_is_a_pure_function_of_seed_and_number():
             assert torch.equal(alone["pixels"], together[number]["pixels"])
             assert torch.equal(alone["track"], together[number]["track"])
             assert alone["text"] == together[number]["text"]
-            told = data.open(config).annotations([number])[0]
-            assert {key: alone[key] for key in told} == told
+            annotations = data.open(config).annotations([number])[0]
+            assert {key: alone[key] for key in annotations} == annotations
     world = data.open(playground.PlaygroundConfig())
     other = data.open(playground.PlaygroundConfig(seed=1))
     assert not torch.equal(other[0]["pixels"], world[0]["pixels"])
@@ -86,8 +86,8 @@ def test_training_never_has_a_held_out_combination_and_every_attribute_has_some(
     assert 32 <= len(out) <= 48
     for place, known in enumerate((COLOURS, KINDS, TEN)):
         assert {each[place] for each in out} == set(known)
-    told = data.open(playground.PlaygroundConfig(**WIDE)).annotations(range(2000))
-    assert not any(item["unseen"] for item in told)
+    annotations = data.open(playground.PlaygroundConfig(**WIDE)).annotations(range(2000))
+    assert not any(item["unseen"] for item in annotations)
     held = data.open(playground.PlaygroundConfig(num_val=2000), "held-out").annotations(range(2000))
     assert 0.07 < np.mean([item["unseen"] for item in held]) < 0.14
 
@@ -107,7 +107,7 @@ def test_the_colour_is_where_the_track_says(score):
 @pytest.mark.parametrize("size", [16, 32, 96])
 @pytest.mark.parametrize("frames", [3, 8, 33])
 @pytest.mark.parametrize("motion", MOTIONS)
-def test_motions_stay_in_the_picture_and_go_far_enough(motion, frames, size):
+def test_motions_stay_in_the_image_and_go_far_enough(motion, frames, size):
     for shape in KINDS:
         if not is_possible(motion, shape, frames):
             continue
@@ -174,7 +174,7 @@ def test_objects_keep_apart_and_differ_in_colour():
                 assert (apart > one[:, 2] + other[:, 2]).all()
 
 
-def test_what_is_hidden_is_told():
+def test_hidden_objects_are_reported():
     config = playground.PlaygroundConfig(
         min_size=64, max_size=64, p_occluder=1.0, motions=("left", "right", "up", "down")
     )
@@ -206,7 +206,7 @@ def test_other_scenes_have_facts_and_clips(scene):
         assert item["track"].shape[1:] == (item["pixels"].shape[1], 4)
 
 
-def test_pictures_are_items_of_rank_three_and_say_no_motion():
+def test_images_are_items_of_rank_three_without_motion():
     config = playground.PlaygroundConfig(frames=(1,), caption_styles=("short", "dense"))
     items = data.open(config).__getitems__(range(40))
     assert all(item["pixels"].shape == (3, 32, 32) for item in items)
@@ -221,11 +221,11 @@ def test_raw_captions_are_wrong_or_short_of_attributes_as_often_as_stated(faults
     )
     right, wrong, missing = 0, 0, 0
     for item in items:
-        thing, said = item["attributes"]["objects"][0], item["mentioned"]["objects"][0]
+        thing, mentioned = item["attributes"]["objects"][0], item["mentioned"]["objects"][0]
         for name in ("colour", "shape", "size", "motion"):
-            missing += name not in said
-            right += said.get(name) == thing[name]
-            wrong += name in said and said[name] != thing[name]
+            missing += name not in mentioned
+            right += mentioned.get(name) == thing[name]
+            wrong += name in mentioned and mentioned[name] != thing[name]
     count = 4 * len(items)
     assert right + wrong + missing == count
     assert (wrong + missing) / count == pytest.approx(0.35 * faults, abs=0.02 * faults)
@@ -236,8 +236,8 @@ def test_short_and_dense_captions_say_nothing_but_the_truth():
     for item in data.open(playground.PlaygroundConfig(**WIDE | {"caption_styles": ("short", "dense")})).annotations(
         range(1000)
     ):
-        for thing, said in zip(item["attributes"]["objects"], item["mentioned"]["objects"], strict=True):
-            assert said.items() <= thing.items()
+        for thing, mentioned in zip(item["attributes"]["objects"], item["mentioned"]["objects"], strict=True):
+            assert mentioned.items() <= thing.items()
 
 
 def test_scenes_are_drawn_where_they_have_room_and_as_often_as_they_are_named():
@@ -245,14 +245,14 @@ def test_scenes_are_drawn_where_they_have_room_and_as_often_as_they_are_named():
         min_size=16, max_size=32, frames=(1, 8, 16), scenes=("objects", "objects", "brush", "impact"), objects=(1, 1, 3)
     )
     world = data.open(config)
-    told = world.annotations(range(1200))
-    scenes = [item["attributes"]["scene"] for item in told]
+    annotations = world.annotations(range(1200))
+    scenes = [item["attributes"]["scene"] for item in annotations]
     roomy = [bool(side >= 32 and frames >= 8) for frames, side, _ in world.sizes()[:1200].tolist()]
     assert {scene for scene, fits in zip(scenes, roomy, strict=True) if not fits} == {"objects"}
     shares = [scene for scene, fits in zip(scenes, roomy, strict=True) if fits]
     assert shares.count("objects") / len(shares) == pytest.approx(1 / 2, abs=0.1)
     assert shares.count("brush") / len(shares) == pytest.approx(1 / 4, abs=0.1)
-    things = [len(item["attributes"]["objects"]) for item in told if item["attributes"]["scene"] == "objects"]
+    things = [len(item["attributes"]["objects"]) for item in annotations if item["attributes"]["scene"] == "objects"]
     assert set(things) == {1, 2, 3}  # where three have no room there are fewer
     assert 0.05 < 1 - things.count(1) / len(things) < 0.36
 

@@ -122,7 +122,7 @@ def test_several_objects_are_all_read():
     assert right >= 57
 
 
-def test_a_thing_that_is_gone_for_a_time_is_told():
+def test_an_object_that_vanishes_for_a_time_is_detected():
     config = playground.PlaygroundConfig(min_size=48, max_size=48, p_camera=1.0, motions=("still",))
     gone = [i for i in data.open(config).__getitems__(range(40)) if i["attributes"]["camera"] == "away"]
     for item in gone:
@@ -151,7 +151,7 @@ def test_fog_is_read_without_fault(seed):
         assert np.isfinite(thing.centres[thing.visible]).all()
 
 
-def test_a_picture_has_no_motion():
+def test_an_image_has_no_motion():
     for item in data.open(playground.PlaygroundConfig(frames=(1,))).__getitems__(range(40)):
         [seen], [true] = detect_objects(item["pixels"]), item["attributes"]["objects"]
         assert (seen.colour, seen.shape, seen.size) == (true["colour"], true["shape"], true["size"])
@@ -159,7 +159,7 @@ def test_a_picture_has_no_motion():
         assert seen.motion_name is None
 
 
-def test_a_frozen_and_a_reversed_clip_are_told_from_the_true_one():
+def test_a_frozen_and_a_reversed_video_differ_from_the_true_video():
     for item in data.open(playground.PlaygroundConfig(motions=("left", "up", "grow"))).__getitems__(range(20)):
         frozen = item["pixels"][:, :1].expand(-1, 16, -1, -1)
         assert detect_objects(frozen)[0].motion_name == "still"

@@ -1,4 +1,4 @@
-"""Prompts made dense by rules: everything that is said stays, and what is filled in is what the playground shows."""
+"""Prompt expansion by rules: every attribute of the prompt stays, and the additions are what the playground shows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from unveil.prompting import dropped_attributes, expand_by_rules
 SCENES = ("objects", "objects", "brush", "pillars", "paddle", "corridor", "impact")
 
 
-def said_of_clips(count: int, language: Any) -> Iterator[str]:
+def video_prompts(count: int, language: Any) -> Iterator[str]:
     """Captions of all scenes, of up to three objects, raw ones with their faults among them."""
     config = playground.PlaygroundConfig(
         frames=(16,),
@@ -45,13 +45,13 @@ def check_nothing_is_lost(prompts: Iterator[str]) -> None:
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_attribute_is_kept(language):
-    check_nothing_is_lost(said_of_clips(150, language))
+    check_nothing_is_lost(video_prompts(150, language))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_attribute_of_two_thousand_prompts_is_kept(language):
-    check_nothing_is_lost(said_of_clips(2000, language))
+    check_nothing_is_lost(video_prompts(2000, language))
 
 
 @pytest.mark.parametrize(
@@ -68,8 +68,8 @@ def test_every_attribute_of_two_thousand_prompts_is_kept(language):
 def test_words_of_people_mean_what_they_mean(prompt, thing):
     found = expand_by_rules(prompt)
     assert found.by == "rules", found
-    (told,) = parse(found.text)["objects"]
-    assert thing.items() <= told.items()
+    (expanded,) = parse(found.text)["objects"]
+    assert thing.items() <= expanded.items()
 
 
 @pytest.mark.parametrize(
@@ -117,14 +117,14 @@ def test_what_is_not_understood_is_left_as_it_was_typed(prompt):
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("seed", range(3))
-def test_what_is_said_is_said_of_its_own_thing(prompt, things, seed):
+def test_attributes_belong_to_their_object(prompt, things, seed):
     found = expand_by_rules(prompt, seed)
     assert found.by == "rules", found
-    told = parse(found.text)["objects"]
-    assert len(told) == len(things)
-    assert all(own.items() <= one.items() for own, one in zip(things, told, strict=True)), found
-    said = parse(prompt)["objects"]  # and nothing else is said of it
-    assert all(own.items() <= one.items() for own, one in zip(things, said, strict=True))
+    expanded = parse(found.text)["objects"]
+    assert len(expanded) == len(things)
+    assert all(own.items() <= one.items() for own, one in zip(things, expanded, strict=True)), found
+    original = parse(prompt)["objects"]  # and nothing else is said of it
+    assert all(own.items() <= one.items() for own, one in zip(things, original, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -206,13 +206,13 @@ def test_another_seed_fills_in_otherwise_and_the_same_one_alike():
         ("a cyan ring off the left wall", ("bounce",)),
     ],
 )
-def test_what_is_said_beside_decides_what_it_does(prompt, motion):
+def test_the_rest_of_the_prompt_decides_the_motion(prompt, motion):
     prompt = prompt.replace("turns ", "")
     for seed in range(10):
         assert parse(expand_by_rules(prompt, seed).text)["objects"][0]["motion"] in motion
 
 
-def test_of_a_picture_no_motion_is_told_unless_it_is_said():
+def test_expansion_adds_no_motion_to_an_image_unless_the_prompt_has_it():
     assert "motion" not in parse(expand_by_rules("a large blue square on green", frames=1).text)["objects"][0]
     assert parse(expand_by_rules("a large blue square moves up", frames=1).text)["objects"][0]["motion"] == "up"
     assert "motion" in parse(expand_by_rules("a large blue square on green").text)["objects"][0]
@@ -235,13 +235,13 @@ def test_what_the_rules_do_not_know_is_left_as_it_is(prompt, note):
     assert (found.text, found.by, found.note) == (prompt, "", note)
 
 
-def test_what_cannot_be_is_told_as_it_was_said():
-    """The playground shows no such clip, but it is what was asked for."""
+def test_impossible_scenes_are_reported_in_the_words_of_the_prompt():
+    """The playground shows no such video, but the prompt requests it."""
     text = expand_by_rules("a small red circle starts at the centre left and moves left").text
     assert text.startswith("a small red circle starts at the centre left and moves left")
 
 
-def test_things_that_have_no_room_together_are_told_one_by_one():
+def test_objects_without_room_together_are_listed_one_by_one():
     crowd = [{"shape": "circle", "colour": "red"}, {"shape": "ring", "colour": "cyan"}] * 3
     text = " and ".join(f"a large {one['colour']} {one['shape']} bounces" for one in crowd)
     found = expand_by_rules(text)
@@ -250,7 +250,7 @@ def test_things_that_have_no_room_together_are_told_one_by_one():
 
 
 @pytest.mark.parametrize(
-    ("told", "missing"),
+    ("expanded", "missing"),
     [
         ("a small red circle moves left", []),
         ("a small red circle moves right", ["motion"]),
@@ -259,5 +259,5 @@ def test_things_that_have_no_room_together_are_told_one_by_one():
         ("a cat", ["objects"]),
     ],
 )
-def test_what_is_lost_is_named(told, missing):
-    assert dropped_attributes(parse("a small red circle moves left"), parse(told)) == missing
+def test_what_is_lost_is_named(expanded, missing):
+    assert dropped_attributes(parse("a small red circle moves left"), parse(expanded)) == missing

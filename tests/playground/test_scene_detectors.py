@@ -36,7 +36,7 @@ def test_a_ball_leaves_at_the_angle_at_which_it_came():
     assert rebounds(torch.zeros(3, 8, 32, 32, dtype=torch.uint8)) is None
 
 
-def test_a_ball_that_breaks_the_law_of_reflection_is_told():
+def test_a_ball_that_breaks_the_law_of_reflection_is_detected():
     config = playground.PlaygroundConfig(min_size=64, max_size=64, frames=(33,), scenes=("paddle",))
     errors = []
     for item in data.open(config).__getitems__(range(10)):

@@ -55,7 +55,7 @@ def test_objects_of_a_scene_are_seen_where_they_are(size: int):
     assert matched_ious(moved, true).mean() < 0.4
 
 
-def test_a_picture_without_objects_shows_none():
+def test_an_image_without_objects_shows_none():
     assert detect_boxes(torch.full((3, 32, 32), 60, dtype=torch.uint8)).shape == (0, 4)
     with pytest.raises(ShapeError, match="must be uint8"):
         detect_boxes(torch.zeros(3, 32, 32))

@@ -75,9 +75,9 @@ def test_each_object_has_its_colour_inside_its_mask_and_box(scenes):
 
 def test_captions_name_what_is_there(scenes):
     for item in scenes:
-        said = [(colour, kind) for _, colour, kind in THING.findall(item["text"])]
+        mentioned = [(colour, kind) for _, colour, kind in THING.findall(item["text"])]
         true = [(list(COLOURS)[c], KINDS[k]) for c, k in zip(item["colours"], item["kinds"], strict=True)]
-        assert said == true, item["text"]
+        assert mentioned == true, item["text"]
         assert item["label"] == item["kinds"][0]
         if " left of " in item["text"]:
             assert item["boxes"][0, 0] < item["boxes"][1, 0]
@@ -103,16 +103,16 @@ def test_captions_that_say_some_of_it():
     assert english_caption(things) == "red and a small ring"
     assert english_caption([SceneObject("ring", "orange", None, 0, 0)]) == "an orange ring"
     assert chinese_caption(things) == "\u7ea2\u8272\u548c\u4e00\u4e2a\u5c0f\u7684\u5706\u73af"
-    whole, some = (data.open(playground.ScenesConfig(count=300, mentioned=said)) for said in ("all", "some"))
+    whole, some = (data.open(playground.ScenesConfig(count=300, mentioned=mentioned)) for mentioned in ("all", "some"))
     named = 0
     for number in range(300):
         one, other = whole[number], some[number]
         assert torch.equal(one["pixels"], other["pixels"])
         assert bool(one["mentioned"].all())
         assert bool(other["mentioned"].any(1).all())
-        for kind, colour, said in zip(other["kinds"], other["colours"], other["mentioned"], strict=True):
-            assert not said[1] or list(COLOURS)[colour] in other["text"]
-            assert not said[2] or KINDS[kind] in other["text"]
+        for kind, colour, mentioned in zip(other["kinds"], other["colours"], other["mentioned"], strict=True):
+            assert not mentioned[1] or list(COLOURS)[colour] in other["text"]
+            assert not mentioned[2] or KINDS[kind] in other["text"]
         for word, column in ((list(COLOURS), 1), (KINDS, 2)):
             assert sum(other["text"].count(one) for one in word) == int(other["mentioned"][:, column].sum())
         named += int(other["mentioned"].sum())
@@ -126,7 +126,7 @@ def test_captions_in_both_languages():
     assert 60 < sum(mixed == en for en, _, mixed in found) < 140
 
 
-def test_facts_are_what_items_say_but_for_pictures():
+def test_facts_equal_those_of_items_except_for_images():
     scenes = data.open(playground.ScenesConfig(count=20, mentioned="some", language="both"))
     for number in (0, 7, 19):
         item, facts = scenes[number], scenes.facts(number)

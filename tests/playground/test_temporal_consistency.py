@@ -126,7 +126,7 @@ def test_what_touches_the_edge_is_counted():
     assert (np.concatenate([temporal_consistency.edge_pixels(one) for one in clips("grow")]) < 3).mean() > 0.9
 
 
-def test_how_far_places_are_off_is_told_by_frame():
+def test_position_errors_are_reported_by_frame():
     true = np.zeros((3, 2), dtype=np.float32)
     found = np.array([[3, 4], [0, 0], [np.nan, 0]], dtype=np.float32)
     assert temporal_consistency.position_error(found, true, 10.0).tolist() == [5, 0, 10]

@@ -131,7 +131,7 @@ def test_settings_that_cannot_work(build, message: str):
         build()
 
 
-def test_more_than_there_is_is_told():
+def test_more_pairs_than_there_are_is_an_error():
     config = TaskConfig(tasks=("sort",), symbols=4, max_length=1, num_val=4)
     assert not any(is_held_out(f"sort {letter}") for letter in "abcd")
     with pytest.raises(RecipeError, match="in 1,000 tries"):

@@ -11,7 +11,7 @@ from PIL import Image
 
 pytest.importorskip("av")
 
-from tests.io.video.tiny_videos import film, number_of
+from tests.io.video.tiny_videos import make_video, number_of
 from unveil.errors import DataError
 from unveil.prompting.media_scan import MediaReader, scan_folder
 
@@ -20,10 +20,10 @@ BAD = {"bad.mp4": "its content is text", "empty.png": "empty"}
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    film(tmp_path / "b" / "long.mp4", 12, rate=12)
-    film(tmp_path / "one.webm", 1)
-    film(tmp_path / "varied.mkv", 5, rate=10, ticks=[0, 1, 2, 6, 10])
-    film(tmp_path / "turned.mp4", 3, size=(32, 16), turn=90)
+    make_video(tmp_path / "b" / "long.mp4", 12, rate=12)
+    make_video(tmp_path / "one.webm", 1)
+    make_video(tmp_path / "varied.mkv", 5, rate=10, ticks=[0, 1, 2, 6, 10])
+    make_video(tmp_path / "turned.mp4", 3, size=(32, 16), turn=90)
     Image.fromarray(np.full((600, 1200, 3), 90, np.uint8)).save(tmp_path / "a.png")
     Image.fromarray(np.full((10, 20), 90, np.uint8)).save(tmp_path / "grey.jpg")
     (tmp_path / "a.txt").write_text("my picture\n")
@@ -86,7 +86,7 @@ def test_sub_folders_that_training_takes_as_classes_are_known(tmp_path):
         Image.fromarray(np.full((8, 8, 3), 90, np.uint8)).save(tmp_path / name)
     seen = scan_folder(tmp_path)
     assert (seen.table, seen.classes) == (None, {"x/a.png": "x", "y/b.png": "y", "y/more/c.png": "y"})
-    film(tmp_path / "x" / "one.mp4", 2)  # clips, which all lie in one
+    make_video(tmp_path / "x" / "one.mp4", 2)  # clips, which all lie in one
     assert scan_folder(tmp_path).classes == seen.classes
     (tmp_path / "metadata.csv").write_text("file_name\nx/a.png\n")
     seen = scan_folder(tmp_path)

@@ -56,7 +56,7 @@ def test_nothing_banned():
     found = [(name(path), fault) for path in programs() for fault in faults(parsed(path))]
     wrong = [pair for pair in found if pair not in ALLOWED]
     assert not wrong, wrong
-    assert set(ALLOWED) <= set(found), "an exception that is no longer needed"
+    assert set(ALLOWED) <= set(found), "an exception that is not needed any more"
 
 
 @pytest.mark.parametrize(

@@ -115,9 +115,9 @@ class Checkouts:
         return root
 
     def set_up(self, root: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-        told = os.environ | {"UNVEIL_VENV_CACHE": str(self.kept), "PYTHON": sys.executable} | environment
+        variables = os.environ | {"UNVEIL_VENV_CACHE": str(self.kept), "PYTHON": sys.executable} | environment
         program = [sys.executable, str(root / ".ci" / "environment.py")]
-        done = subprocess.run(program, env=told, capture_output=True, text=True, cwd=self.folder, check=False)
+        done = subprocess.run(program, env=variables, capture_output=True, text=True, cwd=self.folder, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         self.check(root)
         return done
@@ -126,8 +126,8 @@ class Checkouts:
         """The environment has what was installed, in this checkout and not in another."""
         program = "import unveil, thing; print(unveil.__file__, thing.__file__)"
         ask = [str(root / ".venv" / "bin" / "python"), "-c", program]
-        said = subprocess.run(ask, capture_output=True, text=True, cwd="/", check=True)
-        assert [Path(word).is_relative_to(root) for word in said.stdout.split()] == [True, True]
+        output = subprocess.run(ask, capture_output=True, text=True, cwd="/", check=True)
+        assert [Path(word).is_relative_to(root) for word in output.stdout.split()] == [True, True]
         subprocess.run([str(root / ".venv" / "bin" / "unveil")], check=True)
 
     @staticmethod

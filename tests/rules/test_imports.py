@@ -1,4 +1,4 @@
-"""Imports go one way: each layer knows only those before it, and none of its own rank."""
+"""Imports go one way: each layer knows only those before it, and none of its rank."""
 
 from __future__ import annotations
 

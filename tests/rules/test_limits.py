@@ -7,7 +7,7 @@ import ast
 from tests.rules.source import name, parsed, programs
 
 LINES, BODY, PARAMETERS = 600, 60, 8
-# Over a limit, with the reason. An entry that is no longer needed is a fault too.
+# Over a limit, with the reason. An unused entry is an error, too.
 LONG_FILES: dict[str, str] = {}
 LONG_FUNCTIONS = {
     "src/unveil/model/model.py generate": "half of it is its docstring",
@@ -23,7 +23,7 @@ MANY_PARAMETERS = {
     "src/unveil/cli/analyze_options.py vit": "one parameter per option",
     "src/unveil/cli/commands.py convert": "one parameter per option",
     "src/unveil/cli/commands.py data_check": "one parameter per option",
-    "src/unveil/model/model.py generate": "every knob of a picture, each by name",
+    "src/unveil/model/model.py generate": "every option of an image, each by name",
 }
 
 

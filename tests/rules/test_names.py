@@ -50,7 +50,7 @@ def test_public_names_are_those_of_all(path: Path):
     assert not rest, "what is neither private nor of unveil.types or unveil.errors is offered"
 
 
-def test_an_unknown_name_is_told():
+def test_an_unknown_name_is_reported():
     with pytest.raises(AttributeError, match="'unveil' has no attribute 'modell'; it offers Error, Model"):
         _ = unveil.modell  # pyright: ignore
 

@@ -13,7 +13,7 @@ import pytest
 from tests.rules.source import PACKAGE, modules, name, parsed
 
 _REFERENCE = re.compile(r"`((?:[A-Za-z_]\w*\.)+[A-Za-z_]\w*)(?:\([^`]*\))?`")
-# Names of files are no names of Python; a module may be written as its file.
+# Names of files are not names of Python; a module may be written as its file.
 _FILES = {"json", "jsonl", "yaml", "safetensors", "txt", "md"}
 # Values that a docstring names, with the class that they are of; None: of several.
 VALUES: dict[str, str | None] = {

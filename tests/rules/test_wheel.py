@@ -1,4 +1,4 @@
-"""The wheel, installed away from the checkout, holds what it needs and makes a picture."""
+"""The wheel, installed away from the checkout, holds what it needs and makes an image."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from tests.rules.source import PACKAGE, ROOT
 
-BUDGET = 25_000_000  # bytes of shipped weights, all together
+BUDGET = 25_000_000  # bytes of bundled weights, all together
 
 
 def run(*command: str | Path, cwd: Path) -> str:
@@ -53,7 +53,7 @@ def test_the_wheel_holds_recipes_models_and_types(wheel: Path):
 
 
 @pytest.mark.slow
-def test_an_installed_wheel_makes_a_picture_within_a_minute(wheel: Path, tmp_path: Path):
+def test_an_installed_wheel_generates_an_image_within_a_minute(wheel: Path, tmp_path: Path):
     home = tmp_path / "environment"
     venv.create(home, with_pip=False)
     python = home / "bin" / "python"

@@ -27,7 +27,7 @@ from unveil.errors import Error
 from unveil.train.classifier import fit_classifier
 from unveil.train.seq2seq import fit_sequence
 
-ASKED = "then leaving"  # what a run says when a signal arrives
+LEAVING = "then leaving"  # what a run says when a signal arrives
 
 
 class Slow(DiffusionLoss):
@@ -62,14 +62,14 @@ def classifier(run: Path) -> None:
     fit_classifier(config, *loop_numbers.parts(), run=run, recorded={"name": "noisy"})
 
 
-def forked(work: Callable[[Path], None], run: Path, said: Path, **environment: str) -> int:
-    """The number of a process, the first of its group, that works in a run and writes stderr to `said`."""
+def forked(work: Callable[[Path], None], run: Path, stderr: Path, **environment: str) -> int:
+    """Start a process, the first of its group, that works in a run and writes stderr to a file; return its number."""
     child = os.fork()
     if child:
         return child
     os.setsid()
     os.environ |= environment
-    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+    os.dup2(os.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
     try:
         work(run)
         code = 0
@@ -89,18 +89,18 @@ def ended(child: int) -> int:
 
 def signalled(folder: Path, name: str, number: int, times: int = 1) -> dict[str, Any]:
     """Sends a signal to a run that is under way, and to its workers, as a terminal does; what came of it."""
-    said = folder / f"{name}.txt"
-    child = forked(slow, folder / name, said)
+    stderr = folder / f"{name}.txt"
+    child = forked(slow, folder / name, stderr)
     text = ""
     for sent in range(times + 1):  # wait for the run to be under way, then for its answer to each signal
-        while ("step 3" if sent == 0 else ASKED) not in text:
+        while ("step 3" if sent == 0 else LEAVING) not in text:
             time.sleep(0.01)
-            text = said.read_text() if said.exists() else ""
+            text = stderr.read_text() if stderr.exists() else ""
         if sent < times:
             begun = time.monotonic()
             os.killpg(child, number)
     code = ended(child)
-    return {"code": code, "seconds": time.monotonic() - begun, "said": said.read_text()}
+    return {"code": code, "seconds": time.monotonic() - begun, "stderr": stderr.read_text()}
 
 
 def together(folder: Path, runs: list[str], work: Callable[[Path], None] = short) -> list[int]:

@@ -28,8 +28,8 @@ STEPS, START = 8, 4
 CRITIC = {"start": START, "layers": 1, "width": 4}
 
 
-class Pictures:
-    """Random pictures uint8 (1, 8, 8), each a square on a ground; `spoiled` ones are NaN."""
+class Images:
+    """Random images uint8 (1, 8, 8), each a square on a ground; `spoiled` ones are NaN."""
 
     def __init__(self, count: int = 20, spoiled: tuple[int, ...] = ()) -> None:
         chosen = torch.Generator().manual_seed(2)
@@ -63,19 +63,19 @@ def recipe(kind: str = "kl", **changes: Any) -> AutoencoderRecipe:
     return found
 
 
-def codec(asked: AutoencoderRecipe) -> AutoencoderKL | VQModel:
+def codec(config: AutoencoderRecipe) -> AutoencoderKL | VQModel:
     torch.manual_seed(0)
-    return asked.build()
+    return config.build()
 
 
-def fit(run: Path, asked: AutoencoderRecipe, dataset: Any = None, held_out: Any = None) -> AutoencoderKL | VQModel:
-    made = codec(asked)
-    fit_autoencoder(asked, made, Pictures() if dataset is None else dataset, run=run, held_out=held_out)
+def fit(run: Path, config: AutoencoderRecipe, dataset: Any = None, held_out: Any = None) -> AutoencoderKL | VQModel:
+    made = codec(config)
+    fit_autoencoder(config, made, Images() if dataset is None else dataset, run=run, held_out=held_out)
     return made
 
 
 def batch(count: int = 4) -> Batch:
-    return Batch(list(range(count)), torch.stack([Pictures()[n]["pixels"] for n in range(count)]), {})
+    return Batch(list(range(count)), torch.stack([Images()[n]["pixels"] for n in range(count)]), {})
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
@@ -95,8 +95,8 @@ def tensors(run: Path, step: int = STEPS) -> dict[str, Tensor]:
 
 
 def test_the_loss_of_a_kl_codec_is_what_the_formula_says():
-    asked = recipe(loss={"distance": "l1", "kl": 0.3, "log_scale": -0.5, "perceptual": {"network": "digits"}})
-    learner = learner_of(asked, codec(asked))
+    config = recipe(loss={"distance": "l1", "kl": 0.3, "log_scale": -0.5, "perceptual": {"network": "digits"}})
+    learner = learner_of(config, codec(config))
     found = learner.loss(batch(), SampleRNG(0, range(4)), 5, False)
 
     x = to_float(batch().data)
@@ -114,8 +114,8 @@ def test_the_loss_of_a_kl_codec_is_what_the_formula_says():
 
 
 def test_the_loss_of_a_vq_codec_has_the_codebooks_own():
-    asked = recipe("vq", loss={"distance": "l2", "codebook": 2.0})
-    learner = learner_of(asked, codec(asked))
+    config = recipe("vq", loss={"distance": "l2", "codebook": 2.0})
+    learner = learner_of(config, codec(config))
     found = learner.loss(batch(), SampleRNG(0, range(4)), 0, False)
     x = to_float(batch().data)
     assert isinstance(learner.model, VQModel)
@@ -124,9 +124,9 @@ def test_the_loss_of_a_vq_codec_has_the_codebooks_own():
     torch.testing.assert_close(found.value, error + 2 * quantised.loss)
 
 
-def test_noise_on_the_latents_is_of_the_deviation_asked_for():
-    asked = recipe(loss={"latent_noise": 0.5, "kl": 0.0})
-    learner = learner_of(asked, codec(asked))
+def test_noise_on_the_latents_has_the_configured_standard_deviation():
+    config = recipe(loss={"latent_noise": 0.5, "kl": 0.0})
+    learner = learner_of(config, codec(config))
     seen: list[Tensor] = []
     learner.model.decoder.register_forward_pre_hook(lambda module, given: seen.append(given[0].detach()))
     x = to_float(batch().data)
@@ -139,8 +139,8 @@ def test_noise_on_the_latents_is_of_the_deviation_asked_for():
 
 
 def adversarial(step: int, kind: str = "hinge") -> tuple[AutoencoderLearner, Any]:
-    asked = recipe(loss={"discriminator": {**CRITIC, "kind": kind, "weight": 0.7}, "kl": 0.0})
-    learner = learner_of(asked, codec(asked))
+    config = recipe(loss={"discriminator": {**CRITIC, "kind": kind, "weight": 0.7}, "kl": 0.0})
+    learner = learner_of(config, codec(config))
     return learner, learner.loss(batch(), SampleRNG(0, range(4)), step, False)
 
 
@@ -200,7 +200,7 @@ def three_steps_a_line():
         yield
 
 
-ASKED = {
+LOSSES = {
     "kl": {"kind": "kl", "loss": FULL},
     "vq": {
         "kind": "vq",
@@ -212,13 +212,13 @@ ASKED = {
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, three_steps_a_line) -> dict[str, Path]:
-    runs = {name: tmp_path_factory.mktemp("whole") / name for name in ASKED}
+    runs = {name: tmp_path_factory.mktemp("whole") / name for name in LOSSES}
     for name, run in runs.items():
-        fit(run, recipe(**ASKED[name]))
+        fit(run, recipe(**LOSSES[name]))
     return runs
 
 
-@pytest.mark.parametrize("name", ASKED)
+@pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("cut", [1, START, START + 2])
 def test_interrupted_anywhere_it_ends_the_same_to_the_bit(whole, tmp_path, monkeypatch, name, cut):
     given = AutoencoderLearner.loss
@@ -231,13 +231,13 @@ def test_interrupted_anywhere_it_ends_the_same_to_the_bit(whole, tmp_path, monke
     run = tmp_path / "run"
     monkeypatch.setattr(AutoencoderLearner, "loss", interrupted)
     with pytest.raises(Cancelled) as stopped:
-        fit(run, recipe(**ASKED[name]))
+        fit(run, recipe(**LOSSES[name]))
     monkeypatch.undo()
     assert stopped.value.exit_code == 143
     assert checkpoint_store.latest_valid(run / "checkpoints") == run / "checkpoints" / checkpoint_store.step_name(
         cut + 1
     )
-    fit(run, recipe(**ASKED[name]))
+    fit(run, recipe(**LOSSES[name]))
     one, other = tensors(run), tensors(whole[name])
     assert one.keys() == other.keys()
     assert not [key for key in one if not torch.equal(one[key], other[key])]
@@ -256,18 +256,18 @@ def test_the_state_holds_the_discriminator_and_its_moments(whole):
 
 
 def test_the_log_names_the_terms_and_no_noise_level(whole):
-    said = lines(whole["kl"])
-    assert [line["step"] for line in said] == [2, 4, 6, 8]
-    assert all({"loss", "error", "kl", "perceptual", "grad_norm", "lr"} <= line.keys() for line in said)
-    assert all("loss_by_t" not in line for line in said)
-    assert [line["step"] for line in said if "weight" in line] == [6, 8]
-    assert all(line["weight"] > 0 for line in said if "weight" in line)
+    logged = lines(whole["kl"])
+    assert [line["step"] for line in logged] == [2, 4, 6, 8]
+    assert all({"loss", "error", "kl", "perceptual", "grad_norm", "lr"} <= line.keys() for line in logged)
+    assert all("loss_by_t" not in line for line in logged)
+    assert [line["step"] for line in logged if "weight" in line] == [6, 8]
+    assert all(line["weight"] > 0 for line in logged if "weight" in line)
     assert "codebook" in lines(whole["vq"])[0]
 
 
 def test_codes_that_were_never_taken_are_put_on_new_places(whole):
-    asked = recipe(**ASKED["vq"])
-    begun = codec(asked).quantiser.codebook
+    config = recipe(**LOSSES["vq"])
+    begun = codec(config).quantiser.codebook
     _, after = model_folder.load_autoencoder(whole["vq"])
     assert isinstance(after, VQModel)
     assert int((after.quantiser.codebook != begun).any(1).sum()) == 8
@@ -276,12 +276,12 @@ def test_codes_that_were_never_taken_are_put_on_new_places(whole):
 
 @pytest.mark.parametrize("scale", ["one", "channel"])
 def test_scale_and_shift_are_measured_and_stored(tmp_path, scale):
-    asked = recipe(scale=scale)
-    left = fit(tmp_path / "run", asked)
+    config = recipe(scale=scale)
+    left = fit(tmp_path / "run", config)
     described, loaded = model_folder.load_autoencoder(tmp_path / "run")
-    assert described == asked.model
+    assert described == config.model
     assert torch.equal(left.scale, loaded.scale)
-    x = torch.stack([to_float(Pictures()[n]["pixels"]) for n in range(20)])
+    x = torch.stack([to_float(Images()[n]["pixels"]) for n in range(20)])
     latents = loaded.encode(x)
     over = (0, 2, 3) if scale == "channel" else (0, 1, 2, 3)
     assert latents.mean(over).abs().max() < 1e-4
@@ -292,10 +292,10 @@ def test_scale_and_shift_are_measured_and_stored(tmp_path, scale):
     assert "| latents | of shape (2, 4, 4): 32 values, 0.5 of the picture's |" in (tmp_path / "run/card.md").read_text()
 
 
-def test_scale_does_not_depend_on_how_pictures_are_batched():
-    asked = recipe()
-    model = codec(asked)
-    x = torch.stack([to_float(Pictures()[n]["pixels"]) for n in range(20)])
+def test_scale_does_not_depend_on_how_images_are_batched():
+    config = recipe()
+    model = codec(config)
+    x = torch.stack([to_float(Images()[n]["pixels"]) for n in range(20)])
     whole, parts = (measure_latent_scaling(model, iter(x.split(size)), by_channel=True) for size in (20, 7))
     for one, other in zip(whole, parts, strict=True):
         torch.testing.assert_close(one, other)
@@ -304,28 +304,28 @@ def test_scale_does_not_depend_on_how_pictures_are_batched():
     torch.testing.assert_close(measure_latent_scaling(model, iter([x]), by_channel=True), whole)
 
 
-def test_a_run_shows_pictures_above_what_was_made_of_them(tmp_path):
-    asked = recipe(train={"steps": 4, "sample_every": 2, "validate_every": 2})
-    fit(tmp_path / "run", asked, held_out=Pictures(6))
+def test_a_run_shows_images_above_their_reconstructions(tmp_path):
+    config = recipe(train={"steps": 4, "sample_every": 2, "validate_every": 2})
+    fit(tmp_path / "run", config, held_out=Images(6))
     names = sorted(path.name for path in (tmp_path / "run/samples").iterdir())
     assert names == ["step_000002.png", "step_000004.png"]
     with Image.open(tmp_path / "run/samples/step_000004.png") as page:
         columns, rows, side, gap = 6, 2, 96, 6
         assert page.size == (columns * (side + gap) + gap, rows * (side + gap) + gap)
         first = page.getpixel((gap + 1, gap + 1))
-    assert first == int(Pictures(6)[0]["pixels"][0, 0, 0])
+    assert first == int(Images(6)[0]["pixels"][0, 0, 0])
     assert {p.name for p in (tmp_path / "run/plots").iterdir()} >= {"loss.png", "terms.png", "psnr.png"}
     held = [line for line in lines(tmp_path / "run") if "validation" in line]
     assert [line["step"] for line in held] == [2, 4]
     _, loaded = model_folder.load_autoencoder(tmp_path / "run")
-    x = torch.stack([to_float(Pictures(6)[place * 6 // 4]["pixels"]) for place in range(4)])
+    x = torch.stack([to_float(Images(6)[place * 6 // 4]["pixels"]) for place in range(4)])
     squared = ((loaded.decode(loaded.encode(x)).clamp(-1, 1) - x) / 2).square().mean().item()
     assert held[-1]["psnr"] == pytest.approx(-10 * math.log10(squared), abs=1e-3)
 
 
 def test_it_learns():
-    asked = recipe(train={"steps": 60, "accumulate": 1, "flip": False, "batch": 10})
-    learner = learner_of(asked, codec(asked))
+    config = recipe(train={"steps": 60, "accumulate": 1, "flip": False, "batch": 10})
+    learner = learner_of(config, codec(config))
     optimiser = torch.optim.AdamW(learner.model.parameters(), lr=1e-2)
     seen = []
     for step in range(60):
@@ -337,13 +337,13 @@ def test_it_learns():
     assert seen[-1] < 0.25 * seen[0]
 
 
-def test_pictures_that_are_not_finite_are_named_and_leave_nothing(tmp_path, caplog):
-    asked = recipe(**ASKED["vq"], train={"nonfinite_limit": 1})
+def test_images_that_are_not_finite_are_named_and_leave_nothing(tmp_path, caplog):
+    config = recipe(**LOSSES["vq"], train={"nonfinite_limit": 1})
     with pytest.raises(NonFinite, match=r"the loss is not finite.*\(loss nan; examples \d"):
-        fit(tmp_path / "run", asked, Pictures(spoiled=tuple(range(20))))
+        fit(tmp_path / "run", config, Images(spoiled=tuple(range(20))))
     assert checkpoint_store.latest_valid(tmp_path / "run/checkpoints") is None
-    some = recipe(**ASKED["vq"], train={"nonfinite_limit": 8})
-    fit(tmp_path / "some", some, Pictures(spoiled=(3,)))
+    some = recipe(**LOSSES["vq"], train={"nonfinite_limit": 8})
+    fit(tmp_path / "some", some, Images(spoiled=(3,)))
     assert lines(tmp_path / "some")[-1]["skipped"] >= 1
     assert all(bool(v.isfinite().all()) for v in tensors(tmp_path / "some").values())
 
@@ -352,7 +352,7 @@ def test_pictures_that_are_not_finite_are_named_and_leave_nothing(tmp_path, capl
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "logged"),
     [
         ({"loss": {"discriminator": {**CRITIC, "start": STEPS}}}, r"start = 8: must be below train.steps = 8"),
         ({"loss": {"discriminator": {**CRITIC, "layers": 3}}}, r"layers = 3: shrinks images of 8 pixels to nothing"),
@@ -364,18 +364,18 @@ def test_pictures_that_are_not_finite_are_named_and_leave_nothing(tmp_path, capl
         ({"loss": {"discriminator": {"kind": "wasserstein"}}}, r"hinge"),
     ],
 )
-def test_settings_that_cannot_work_are_named(changes, said):
-    with pytest.raises(RecipeError, match=said):
+def test_settings_that_cannot_work_are_named(changes, logged):
+    with pytest.raises(RecipeError, match=logged):
         recipe(**changes)
 
 
 def test_a_discriminator_of_another_size_is_not_gone_on_with(whole, tmp_path):
-    asked = recipe(loss={**FULL, "discriminator": {**CRITIC, "width": 8}})
+    config = recipe(loss={**FULL, "discriminator": {**CRITIC, "width": 8}})
     with pytest.raises(RecipeError, match=r"(?s)another recipe:\n  loss.discriminator.width: 4 there, 8 now"):
-        fit(whole["kl"], asked)
+        fit(whole["kl"], config)
 
 
-def test_a_diffusion_model_and_an_autoencoder_are_told_apart(whole):
+def test_a_diffusion_model_and_an_autoencoder_are_distinguished(whole):
     with pytest.raises(WeightsError, match=r"an autoencoder, which generates no images by itself; name it"):
         model_folder.load_model(whole["kl"])
     with pytest.raises(WeightsError, match="holds no autoencoder"):
@@ -385,5 +385,5 @@ def test_a_diffusion_model_and_an_autoencoder_are_told_apart(whole):
 def test_a_codebook_that_follows_trains_in_one_process(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RecipeError, match="set learned: gradient and restart_dead: 0"):
-        fit(tmp_path / "run", recipe(**ASKED["vq"]))
+        fit(tmp_path / "run", recipe(**LOSSES["vq"]))
     assert not (tmp_path / "run").exists()

@@ -56,18 +56,18 @@ def recipe(**changes: Any) -> AutoencoderRecipe:
     return found
 
 
-def learner(asked: AutoencoderRecipe) -> AutoencoderLearner:
+def learner(config: AutoencoderRecipe) -> AutoencoderLearner:
     torch.manual_seed(0)
-    return learner_of(asked, asked.build())
+    return learner_of(config, config.build())
 
 
 def batch() -> Batch:
     return Batch(list(range(4)), torch.stack([Clips()[n]["pixels"] for n in range(4)]), {})
 
 
-def lengths_seen(asked: AutoencoderRecipe, steps: int) -> list[tuple[int, float]]:
+def lengths_seen(config: AutoencoderRecipe, steps: int) -> list[tuple[int, float]]:
     """Of each step the length of its clips, and the first value of the first frame."""
-    made = learner(asked)
+    made = learner(config)
     seen: list[tuple[int, float]] = []
     made.model.encoder.forward = lambda x: (
         seen.append((x.shape[2], x[0, 0, 0, 0, 0].item())) or torch.zeros(len(x), 8, 1 + (x.shape[2] - 1) // 4, 2, 2)
@@ -77,7 +77,7 @@ def lengths_seen(asked: AutoencoderRecipe, steps: int) -> list[tuple[int, float]
     return seen
 
 
-def test_a_step_has_one_length_and_place_of_its_own_and_the_share_of_pictures_asked_for():
+def test_a_step_has_one_length_and_position_and_the_requested_fraction_of_images():
     seen = lengths_seen(recipe(), 120)
     counted = Counter(length for length, _ in seen)
     assert set(counted) == {1, 5, 9}
@@ -91,9 +91,9 @@ def test_a_step_has_one_length_and_place_of_its_own_and_the_share_of_pictures_as
     assert {length for length, _ in lengths_seen(recipe(lengths={"image_prob": 0.0, "min_frames": 9}), 5)} == {9}
 
 
-def test_the_perceptual_distance_looks_at_as_many_frames_as_are_asked_for():
-    asked = recipe(loss={"perceptual": {"network": "digits", "frames": 2}}, lengths=None)
-    made = learner(asked)
+def test_the_perceptual_distance_uses_the_configured_number_of_frames():
+    config = recipe(loss={"perceptual": {"network": "digits", "frames": 2}}, lengths=None)
+    made = learner(config)
     seen: list[int] = []
     assert made.judge is not None
     made.judge.forward = lambda x, y: seen.append(x.shape[2]) or (x - y).flatten(1).mean(1)
@@ -105,12 +105,12 @@ def test_the_perceptual_distance_looks_at_as_many_frames_as_are_asked_for():
 
 
 def test_training_stores_the_statistics_of_each_channel_and_leaves_what_comes_back(tmp_path):
-    asked = recipe(
+    settings = recipe(
         loss={"perceptual": {"network": "digits", "frames": 1}, "discriminator": {"start": 2, "layers": 1, "width": 4}}
     )
     torch.manual_seed(0)
-    codec = asked.build()
-    fit_autoencoder(asked, codec, Clips(), run=tmp_path / "run", held_out=Clips(4))
+    codec = settings.build()
+    fit_autoencoder(settings, codec, Clips(), run=tmp_path / "run", held_out=Clips(4))
     assert isinstance(codec, VideoAutoencoderKL)
     latents = codec.encode(to_float(Clips().pixels))
     torch.testing.assert_close(latents.mean((0, 2, 3, 4)), torch.zeros(4), rtol=0, atol=1e-3)
@@ -125,7 +125,7 @@ def test_training_stores_the_statistics_of_each_channel_and_leaves_what_comes_ba
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"lengths": {"shortest": 7}}, r"lengths.min_frames = 7: must be 1 \+ a multiple of 4, .*nearest (5|9)"),
         ({"lengths": {"shortest": 13}}, r"at most the 9 frames of the videos; nearest 9"),
@@ -135,8 +135,8 @@ def test_training_stores_the_statistics_of_each_channel_and_leaves_what_comes_ba
         ({"loss": {"discriminator": {"start": 1, "layers": 3}}}, r"layers = 3: shrinks images of 8 pixels"),
     ],
 )
-def test_settings_that_cannot_work_are_named(changes, said):
-    with pytest.raises(RecipeError, match=said):
+def test_settings_that_cannot_work_are_named(changes, message):
+    with pytest.raises(RecipeError, match=message):
         recipe(**changes)
 
 

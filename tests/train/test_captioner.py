@@ -20,18 +20,18 @@ from unveil.train.captioner import CaptionerLearner, fit_captioner, start
 CPU = torch.device("cpu")
 
 
-def told(model, data, count: int = 4) -> list[str]:
+def captions(model, data, count: int = 4) -> list[str]:
     return [one.text for one in NativeCaptioner(model)([MediaClip(data[k]["pixels"], 8.0) for k in range(count)])]
 
 
 def test_it_learns_to_tell_what_it_sees_and_is_saved(tmp_path):
     model = trained(tmp_path / "run", train={"validate_every": 30})
-    assert told(model, Grounds()) == ["a red ground", "a green ground", "a blue ground", "a white ground"]
+    assert captions(model, Grounds()) == ["a red ground", "a green ground", "a blue ground", "a white ground"]
     again = load_captioner(tmp_path / "run")
     for key, value in model.network.state_dict().items():
         torch.testing.assert_close(again.network.state_dict()[key], value)
     half = load_captioner(save_captioner(again, tmp_path / "half", dtype=torch.float16))
-    assert told(half, Grounds()) == told(again, Grounds())
+    assert captions(half, Grounds()) == captions(again, Grounds())
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     losses = [line["validation"] for line in lines if "validation" in line]
     assert losses[-1] < 0.1 * math.log(8)
@@ -73,7 +73,7 @@ def test_dense_captions_are_learned_after_short_ones_with_their_words(tmp_path):
         old, new = before.network(x, words), begun.network.eval()(x, words)
     torch.testing.assert_close(new[..., : len(before.words)], old)
     model = trained(tmp_path / "dense", dense, base=str(tmp_path / "short"))
-    assert told(model, dense, 2) == [dense[k]["text"] for k in range(2)]
+    assert captions(model, dense, 2) == [dense[k]["text"] for k in range(2)]
     with pytest.raises(RecipeError, match=r"its network is .* the recipe says"):
         start(recipe(base=str(tmp_path / "short"), network={"hidden_size": 36}), dense, CPU)
     with pytest.raises(WeightsError, match="not a captioner"):
@@ -110,27 +110,27 @@ def test_a_run_does_not_go_on_with_other_words(tmp_path):
         fit_captioner(own, begun, Turned(), run=tmp_path / "run")
 
 
-def test_pictures_are_clips_of_one_frame(tmp_path):
-    class Pictures(Grounds):
+def test_images_are_videos_of_one_frame(tmp_path):
+    class Images(Grounds):
         def __getitem__(self, index):
             return {**super().__getitem__(index), "pixels": super().__getitem__(index)["pixels"][:, 0]}
 
-    model = trained(tmp_path / "run", Pictures())
-    assert told(model, Grounds(frames=1)) == ["a red ground", "a green ground", "a blue ground", "a white ground"]
+    model = trained(tmp_path / "run", Images())
+    assert captions(model, Grounds(frames=1)) == ["a red ground", "a green ground", "a blue ground", "a white ground"]
 
 
 class Both(Grounds):
-    """Clips and pictures in turn."""
+    """Clips and images in turn."""
 
     def __getitem__(self, index):
         item = super().__getitem__(index)
         return item if index % 3 else {**item, "pixels": item["pixels"][:, :1]}
 
 
-def test_clips_and_pictures_are_learned_together(tmp_path):
+def test_videos_and_images_are_learned_together(tmp_path):
     model = trained(tmp_path / "run", Both(), train={"batching": "buckets"})
     for frames in (1, 4):
-        found = told(model, Grounds(frames=frames))
+        found = captions(model, Grounds(frames=frames))
         assert found == ["a red ground", "a green ground", "a blue ground", "a white ground"]
     own, data = recipe(), Both()
     learner = CaptionerLearner(start(own, data, CPU), "pixels", (3, 1, 8, 8), True, "buckets")
@@ -146,10 +146,10 @@ def test_clips_and_pictures_are_learned_together(tmp_path):
             trained(tmp_path / "packed", Both(), train=how)
 
 
-def test_what_cannot_be(tmp_path):
+def test_invalid_settings_are_refused(tmp_path):
     with pytest.raises(RecipeError, match="a caption has 10 words with its end; raise it"):
         trained(tmp_path / "run", Grounds(long=True), network={"limit": 6})
-    assert not (tmp_path / "run").exists()  # it is told before the training
+    assert not (tmp_path / "run").exists()  # it is reported before the training
     with pytest.raises(RecipeError, match="a mirrored image has another caption"):
         trained(tmp_path / "flip", train={"flip": True})
     nothing = Grounds()

@@ -44,8 +44,8 @@ def base(*changes: str, seed: int = 0) -> Model:
     return model
 
 
-class Pictures:
-    """Eight pictures uint8 (1, 8, 8) of squares, with their classes and edges."""
+class Images:
+    """Eight images uint8 (1, 8, 8) of squares, with their classes and edges."""
 
     def __len__(self) -> int:
         return 8
@@ -57,10 +57,10 @@ class Pictures:
 
 
 def trained(run: Path, model: Model | None = None, place: BaseModel = PLACE, *changes: str) -> Model:
-    asked = recipe(*changes)
-    model = setup_controlnet(base() if model is None else model, place, asked)
-    objective = asked.objective.build(asked, asked.process.build(), asked.train.batch_size)
-    fit(model, Pictures(), objective=objective, config=asked.train, run=run, held_out=Pictures(), recipe=asked)
+    config = recipe(*changes)
+    model = setup_controlnet(base() if model is None else model, place, config)
+    objective = config.objective.build(config, config.process.build(), config.train.batch_size)
+    fit(model, Images(), objective=objective, config=config.train, run=run, held_out=Images(), recipe=config)
     return model
 
 
@@ -72,7 +72,7 @@ def test_it_begins_as_its_base_to_the_bit():
     model = base()
     wanted = {"label": [3, 4]}
     before = model.generate(cond=wanted, count=2, seed=1)
-    hints = torch.stack([Pictures()[place]["hint"] for place in range(2)])
+    hints = torch.stack([Images()[place]["hint"] for place in range(2)])
     under = setup_controlnet(model, PLACE, recipe())
     assert torch.equal(under.generate(cond={**wanted, "hint": hints}, count=2, seed=1), before)
 
@@ -142,8 +142,8 @@ def test_a_run_does_not_go_on_upon_another_base(tmp_path: Path):
 def test_hints_of_latents_are_as_many_times_larger():
     sizes = "model_channels: 8, channel_mult: [1, 1, 1], num_res_blocks: 1, z_channels: 2, groups: 4"
     codec = f"autoencoder={{kind: kl, {sizes}}}"
-    asked = recipe(codec, "shape=[1,32,32]")
-    under = setup_controlnet(build(asked.model), PLACE, asked)
+    config = recipe(codec, "shape=[1,32,32]")
+    under = setup_controlnet(build(config.model), PLACE, config)
     assert under.controls is not None
     assert under.controls.controls[0].network.hint_widths == (16, 32, 96, 256)
     hints = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)

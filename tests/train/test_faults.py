@@ -113,7 +113,7 @@ def test_a_naive_loop_keeps_the_nan(tmp_path):
 
 
 def test_nan_in_the_data_names_its_examples(tmp_path, caplog):
-    run = tiny.fit(tmp_path / "run", objective=DiffusionLoss(), dataset=tiny.Pictures(spoiled=(4,)))
+    run = tiny.fit(tmp_path / "run", objective=DiffusionLoss(), dataset=tiny.Images(spoiled=(4,)))
     found = [line for line in lines(run) if line.get("event") == "non-finite"]
     order = EpochShuffle(30, seed=0)
     assert sorted(n for line in found for n in line["examples"]) == [n for n in range(12 * 8) if order.index(n) == 4]
@@ -123,16 +123,16 @@ def test_nan_in_the_data_names_its_examples(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_what_is_wrong_with_an_item_is_told_as_it_is(tmp_path, workers):
-    class Spoiled(tiny.Pictures):
+def test_errors_of_an_item_are_reported(tmp_path, workers):
+    class Spoiled(tiny.Images):
         def __getitem__(self, index: int) -> dict[str, Any]:
             if index == 20:
                 raise DataError("photos/20.png: cannot be read; copy it again")
             return super().__getitem__(index)
 
-    with pytest.raises(DataError) as told:
+    with pytest.raises(DataError) as caught:
         tiny.fit(tmp_path / "run", dataset=Spoiled(), num_workers=workers)
-    assert str(told.value) == "photos/20.png: cannot be read; copy it again"
+    assert str(caught.value) == "photos/20.png: cannot be read; copy it again"
 
 
 @pytest.mark.parametrize("fault", [nan_loss, nan_gradient])

@@ -69,7 +69,7 @@ def test_a_batch_is_the_same_from_pixels_and_from_the_cache(tmp_path: Path, kind
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
         assert condition is not None
     first, second = (prepare(one, rows["cache"], SampleRNG(3, numbers), step)[0] for step in (0, 1))
-    assert torch.equal(first, second) == (kind == "vq")  # the posterior is sampled anew at every step
+    assert torch.equal(first, second) == (kind == "vq")  # the posterior is sampled again at every step
     assert one.training
 
 
@@ -123,8 +123,8 @@ def test_a_model_without_an_encoder_is_refused():
         encoder_of(bare)
 
 
-def test_texts_of_a_cached_picture_are_read_without_painting_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """What the model calls prompt the data call text, and know it without the picture."""
+def test_captions_of_a_cached_image_are_read_without_rendering_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What the model calls prompt the data call text, and know it without the image."""
     of = Model(
         model().denoiser,
         (1, 8, 8),
@@ -134,7 +134,7 @@ def test_texts_of_a_cached_picture_are_read_without_painting_it(tmp_path: Path, 
     scenes = data.open(playground.ScenesConfig(size=16, count=6))
 
     class Grey:
-        """Scenes as the codec's grey pictures of 8 x 8."""
+        """Scenes as the codec's grey images of 8 x 8."""
 
         def __len__(self) -> int:
             return len(scenes)

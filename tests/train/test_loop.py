@@ -54,7 +54,7 @@ def sequence_kind(**changes: Any) -> Kind:
 
 def diffusion_kind(**changes: Any) -> Kind:
     objective = DiffusionLoss(time=SecondMoment(tiny.STEPS, history=1))
-    return Kind(DiffusionLearner(tiny.model(), objective, "pixels"), tiny.config(**changes), tiny.Pictures())
+    return Kind(DiffusionLearner(tiny.model(), objective, "pixels"), tiny.config(**changes), tiny.Images())
 
 
 KINDS: dict[str, Callable[..., Kind]] = {"classifier": classifier_kind, "sequence": sequence_kind}

@@ -43,8 +43,8 @@ def base(seed: int = 0) -> Model:
     return model
 
 
-class Pictures:
-    """Eight pictures uint8 (1, 8, 8) of ten classes."""
+class Images:
+    """Eight images uint8 (1, 8, 8) of ten classes."""
 
     def __init__(self) -> None:
         self.pixels = torch.randint(0, 256, (8, 1, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
@@ -57,10 +57,10 @@ class Pictures:
 
 
 def trained(run: Path, model: Model | None = None, place: BaseModel = PLACE) -> Model:
-    asked = recipe()
-    model = setup_lora(base() if model is None else model, place, asked)
-    objective = asked.objective.build(asked, asked.process.build(), asked.train.batch_size)
-    fit(model, Pictures(), objective=objective, config=asked.train, run=run, recipe=asked)
+    config = recipe()
+    model = setup_lora(base() if model is None else model, place, config)
+    objective = config.objective.build(config, config.process.build(), config.train.batch_size)
+    fit(model, Images(), objective=objective, config=config.train, run=run, recipe=config)
     return model
 
 
@@ -86,8 +86,8 @@ def test_the_base_stays_and_only_additions_are_kept(tmp_path: Path):
 
 
 def test_it_learns(tmp_path: Path):
-    asked, data = recipe(), Pictures()
-    objective = asked.objective.build(asked, asked.process.build(), asked.train.batch_size)
+    config, data = recipe(), Images()
+    objective = config.objective.build(config, config.process.build(), config.train.batch_size)
     x0 = data.pixels.float() / 127.5 - 1
 
     def loss(model: Model) -> float:

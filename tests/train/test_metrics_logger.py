@@ -79,8 +79,8 @@ def test_plots_take_gaps_and_zeros(tmp_path):
     written = plot_run(lines, tmp_path)
     assert [path.name for path in written] == ["loss.png", "loss_by_t.png", "validation.png"]
     for path in written:
-        with Image.open(path) as picture:
-            assert picture.size[0] > 300
+        with Image.open(path) as image:
+            assert image.size[0] > 300
 
 
 def test_plots_pass_over_the_lines_of_faults(tmp_path):

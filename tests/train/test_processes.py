@@ -34,19 +34,19 @@ def ended(folder) -> dict[str, Any]:
         cwd=ROOT, env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
-    said = "\n".join(path.read_text() for path in folder.glob("*.txt"))
-    assert run.returncode == 0, run.stderr + said
+    stderr = "\n".join(path.read_text() for path in folder.glob("*.txt"))
+    assert run.returncode == 0, run.stderr + stderr
     return json.loads(run.stdout)
 
 
 @pytest.mark.parametrize(("name", "code"), [("term", 143), ("int", 130)])
 def test_a_signal_saves_and_leaves_with_its_code(ended, folder, name, code):
     found = ended[name]
-    assert found["code"] == code, found["said"]
+    assert found["code"] == code, found["stderr"]
     assert found["seconds"] < 30
-    assert "Traceback" not in found["said"]
-    assert "saving a checkpoint, then leaving; Ctrl-C again leaves at once" in found["said"]
-    assert "start it again to go on" in found["said"]
+    assert "Traceback" not in found["stderr"]
+    assert "saving a checkpoint, then leaving; Ctrl-C again leaves at once" in found["stderr"]
+    assert "start it again to go on" in found["stderr"]
     newest = checkpoint_store.latest_valid(folder / name / "checkpoints")
     assert newest is not None
     assert checkpoint_store.read_manifest(newest).step >= 4
@@ -89,12 +89,12 @@ def test_two_processes_train_other_learners_as_one_does(ended, folder, kind):
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
 
 
-def test_processes_that_share_no_folder_are_told_so(ended, folder):
-    assert ended["apart"] == [2, 2]  # one would go on at step 5, and one begin anew
+def test_processes_that_share_no_folder_get_an_error(ended, folder):
+    assert ended["apart"] == [2, 2]  # one would go on at step 5, and one begin again
     for run, rank in (("half", 0), ("new", 1)):
-        said = (folder / f"{run}-rank{rank}.txt").read_text()
-        assert "would begin at steps 5, 0; give all of them one folder that they share" in said
-        assert "Traceback" not in said
+        stderr = (folder / f"{run}-rank{rank}.txt").read_text()
+        assert "would begin at steps 5, 0; give all of them one folder that they share" in stderr
+        assert "Traceback" not in stderr
 
 
 def test_other_samples_would_be_noticed(tmp_path):

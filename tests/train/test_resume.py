@@ -134,5 +134,5 @@ def test_the_global_generators_are_the_users_own(tmp_path):
     random.seed(5), np.random.seed(5), torch.manual_seed(5)
     expected = random.random(), np.random.rand(), torch.rand(1).item()
     random.seed(5), np.random.seed(5), torch.manual_seed(5)
-    train.fit(made, tiny.Pictures(), objective=DiffusionLoss(), config=tiny.config(steps=3), run=tmp_path / "run")
+    train.fit(made, tiny.Images(), objective=DiffusionLoss(), config=tiny.config(steps=3), run=tmp_path / "run")
     assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected

@@ -154,7 +154,7 @@ def test_recipes_that_cannot_work(changes: dict[str, Any], message: str):
         recipe(**changes)
 
 
-def test_pairs_beyond_the_limit_are_told_before_training(tmp_path: Path):
+def test_pairs_beyond_the_limit_are_reported_before_training(tmp_path: Path):
     path = tmp_path / "pairs.tsv"
     path.write_text("".join(f"a {i}\tb b b b b b b b b\n" for i in range(100)))
     raw = {**TINY, "data": {"kind": "pairs", "path": str(path)}}
@@ -164,8 +164,8 @@ def test_pairs_beyond_the_limit_are_told_before_training(tmp_path: Path):
         train_sequence(given)
 
 
-def test_held_out_pairs_that_cannot_be_judged_are_told_before_training(tmp_path: Path):
-    path, told = tmp_path / "pairs.tsv", list[Any]()
+def test_validation_pairs_that_cannot_be_evaluated_are_reported_before_training(tmp_path: Path):
+    path, messages = tmp_path / "pairs.tsv", list[Any]()
     raw = {**TINY, "data": {"kind": "pairs", "path": str(path)}}
     given = parse_recipe(raw, "tiny")
     assert isinstance(given, SequenceRecipe)
@@ -174,11 +174,11 @@ def test_held_out_pairs_that_cannot_be_judged_are_told_before_training(tmp_path:
     train = [text for text in every if not is_held_out(text)]
     path.write_text("".join(f"{text}\tb\n" for text in [*train, apart + " b b b b b b b b"]))
     with pytest.raises(RecipeError, match=r"network\.max_length = 8: the held-out 'a .* has 10 tokens"):
-        train_sequence(given, told.append)
+        train_sequence(given, messages.append)
     path.write_text("".join(f"{text}\tb\n" for text in train))
     with pytest.raises(DataError, match="held-out"):
-        train_sequence(given, told.append)
-    assert told == []
+        train_sequence(given, messages.append)
+    assert messages == []
 
 
 def test_texts_that_do_not_fit():
@@ -188,7 +188,7 @@ def test_texts_that_do_not_fit():
         translate(untrained(), [" ".join("a" * 13)])
 
 
-def test_damaged_models_are_told(tmp_path: Path):
+def test_damaged_models_are_refused(tmp_path: Path):
     card = save_sequence("tiny", untrained(), tmp_path)
     words = card.with_suffix(".json")
     whole = words.read_bytes()

@@ -92,10 +92,10 @@ def unet() -> unveil.Model:
 def finished(tmp_path_factory):
     """A run with everything that a run writes, and the model as it was left."""
     run = tmp_path_factory.mktemp("finished") / "run"
-    model, held_out = unet(), tiny.Pictures(9)
+    model, held_out = unet(), tiny.Images(9)
     changes = {"steps": 10, "save_every": 2, "sample_every": 5, "validate_every": 5}
     train.fit(
-        model, tiny.Pictures(), objective=DiffusionLoss(), config=tiny.config(**changes), run=run, held_out=held_out
+        model, tiny.Images(), objective=DiffusionLoss(), config=tiny.config(**changes), run=run, held_out=held_out
     )
     return run, model
 
@@ -158,12 +158,12 @@ def test_the_model_is_left_with_the_averaged_weights_that_loading_gives(finished
     same = [torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True)]
     assert all(same)
     assert not all(torch.equal(a, b) for a, b in zip(model.parameters(), trained.parameters(), strict=True))
-    pictures = loaded.generate(cond={"label": ["0", 1, 2]}, count=3, seed=4)
-    assert torch.equal(pictures, model.generate(cond={"label": [0, 1, 2]}, count=3, seed=4))
+    images = loaded.generate(cond={"label": ["0", 1, 2]}, count=3, seed=4)
+    assert torch.equal(images, model.generate(cond={"label": [0, 1, 2]}, count=3, seed=4))
 
 
 def test_the_held_out_loss_is_the_objective_at_fixed_times_and_noise():
-    model, items = unet().eval(), tiny.Pictures(6)
+    model, items = unet().eval(), tiny.Images(6)
     batch = fixed_subset(items, 6, "pixels", ["label"])
     first = ValidationLoss(batch, DiffusionLoss(), 3, at_once=6).by_level(model)
     torch.manual_seed(99)
@@ -209,11 +209,11 @@ def test_out_of_time_it_stops_whole_and_goes_on_later(tmp_path, caplog):
 
 
 def test_mistakes_are_found_before_anything_is_written(tmp_path):
-    class Empty(tiny.Pictures):
+    class Empty(tiny.Images):
         def __len__(self) -> int:
             return 0
 
-    class Wide(tiny.Pictures):
+    class Wide(tiny.Images):
         def __getitem__(self, index: int) -> dict[str, Any]:
             return {"pixels": torch.zeros(1, 4, 6), "label": 0}
 
@@ -223,7 +223,7 @@ def test_mistakes_are_found_before_anything_is_written(tmp_path):
     with pytest.raises(ShapeError, match=r"\(1, 4, 6\), the model takes \(1, 4, 4\)"):
         tiny.fit(run, dataset=Wide())
     with pytest.raises(RecipeError, match="no key 'pixel'; nearest: 'pixels'"):
-        train.fit(tiny.model(), tiny.Pictures(), objective=DiffusionLoss(), config=tiny.config(), run=run, key="pixel")
+        train.fit(tiny.model(), tiny.Images(), objective=DiffusionLoss(), config=tiny.config(), run=run, key="pixel")
     assert not run.exists()
     (tmp_path / "file").write_text("")
     (tmp_path / "theirs").mkdir()
@@ -255,7 +255,7 @@ def test_two_runs_cannot_share_a_folder(tmp_path):
     os.close(held)
 
 
-def test_it_is_silent_when_asked(tmp_path, capfd):
+def test_it_prints_nothing_when_quiet(tmp_path, capfd):
     logger = logging.getLogger("unveil")
     logger.setLevel(logging.ERROR)
     try:
@@ -279,7 +279,7 @@ def test_a_compiled_run_learns_what_a_plain_one_learns(tmp_path):
         model = tiny.model()
         model.denoiser.network.dropout.p = 0.0  # compiled dropout draws other numbers
         config = tiny.config(steps=4, compile=compiled)
-        train.fit(model, tiny.Pictures(), objective=DiffusionLoss(), config=config, run=tmp_path / f"{compiled}")
+        train.fit(model, tiny.Images(), objective=DiffusionLoss(), config=config, run=tmp_path / f"{compiled}")
         weights.append(dict(model.state_dict()))
     assert weights[0].keys() == weights[1].keys()
     for name, tensor in weights[0].items():

@@ -1,4 +1,4 @@
-"""Training on clips and pictures of mixed sizes: together they get what they get alone, in steps of so many tokens."""
+"""Training on videos and images of mixed sizes: batched outputs equal single outputs, in steps of N tokens."""
 
 from __future__ import annotations
 

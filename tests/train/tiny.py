@@ -1,4 +1,4 @@
-"""A network, pictures and settings that train in milliseconds."""
+"""A network, images and settings that train in milliseconds."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ class Net(nn.Module):
         """The prediction, of x's shape."""
         if self.training:
             self.calls += 1
-        told = self.time(t[:, None] / STEPS)
+        vector = self.time(t[:, None] / STEPS)
         if condition is not None and condition.vector is not None:
-            told = told + condition.vector
-        return self.leave(self.dropout(torch.tanh(self.enter(x) + told[:, :, None, None])))
+            vector = vector + condition.vector
+        return self.leave(self.dropout(torch.tanh(self.enter(x) + vector[:, :, None, None])))
 
 
-class Pictures:
-    """`count` pictures uint8 (1, 4, 4) with labels 0 to 2; `spoiled` ones are NaN."""
+class Images:
+    """`count` images uint8 (1, 4, 4) with labels 0 to 2; `spoiled` ones are NaN."""
 
     def __init__(self, count: int = 30, spoiled: tuple[int, ...] = ()) -> None:
         chosen = torch.Generator().manual_seed(1)
@@ -71,7 +71,7 @@ def model(seed: int = 0) -> Model:
 
 
 def config(**changes: Any) -> TrainConfig:
-    """Settings with everything random switched on; no pictures, a checkpoint at the end."""
+    """Settings with everything random switched on; no images, a checkpoint at the end."""
     settings: dict[str, Any] = {
         "batch_size": 8, "steps": 12, "lr": 1e-2, "warmup": 3, "lr_decay_ratio": 0.5, "ema_decay": 0.9,
         "grad_accum_steps": 2, "random_flip": True,
@@ -81,8 +81,8 @@ def config(**changes: Any) -> TrainConfig:
 
 
 def fit(run: Path, *, objective: Any = None, dataset: Any = None, **changes: Any) -> Path:
-    """A run of the tiny model on the tiny pictures."""
+    """A run of the tiny model on the tiny images."""
     objective = objective or DiffusionLoss(time=SecondMoment(STEPS, history=1))
     return train.fit(
-        model(), Pictures() if dataset is None else dataset, objective=objective, config=config(**changes), run=run
+        model(), Images() if dataset is None else dataset, objective=objective, config=config(**changes), run=run
     )

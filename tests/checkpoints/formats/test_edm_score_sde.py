@@ -1,4 +1,4 @@
-"""Released files of EDM and score SDE: models of them, what is taken for granted, what may be said instead."""
+"""Released files of EDM and score SDE: their models, assumed settings and overrides."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_its_network_and_labels_are_those_of_the_file():
     found = model.encode({"label": [3]})[0]
     assert found is not None
     assert torch.equal(found.vector[0], parts.label["table.weight"][3])
-    assert model.encode({"label": [3]})[1] is None  # nothing was left away in training
+    assert model.encode({"label": [3]})[1] is None  # no condition was dropped in training
 
 
 @needs_facts
@@ -123,8 +123,8 @@ def test_a_file_of_score_sde_is_known_by_its_keys(name):
         assert levels[-1].sigma == 0
         return
     assert model.process == LinearVP(index_scale=999)
-    said = validate(ModelOverrides, {"process": {"kind": "sub-vp"}}, "said")
-    assert load_state(theirs, said).model.process == SubVP(index_scale=999)
+    overrides = validate(ModelOverrides, {"process": {"kind": "sub-vp"}}, "overrides")
+    assert load_state(theirs, overrides).model.process == SubVP(index_scale=999)
 
 
 def test_a_model_of_score_sde_computes_what_its_network_does(monkeypatch: pytest.MonkeyPatch):
@@ -140,14 +140,14 @@ def test_a_model_of_score_sde_computes_what_its_network_does(monkeypatch: pytest
     assert bool(torch.isfinite(model.generate(seed=0, steps=2)).all())
 
 
-def test_what_is_said_goes_before_the_table_or_is_refused():
+def test_overrides_go_before_the_table_or_are_refused():
     theirs = state_of(OF_EDM["baseline DDPM++"][0])
-    said = validate(ModelOverrides, {"prediction": {"kind": "edm", "sigma_data": 0.6}}, "said")
-    model = load_state(theirs, said).model
+    overrides = validate(ModelOverrides, {"prediction": {"kind": "edm", "sigma_data": 0.6}}, "overrides")
+    model = load_state(theirs, overrides).model
     assert model.config is not None
     assert model.config.build_prediction(model.process) == preconditioning.EDMPreconditioning(0.6)
     with pytest.raises(WeightsError, match="heads, size: files of EDM's network hold that"):
-        load_state(theirs, validate(ModelOverrides, {"size": 32, "heads": 2}, "said"))
+        load_state(theirs, validate(ModelOverrides, {"size": 32, "heads": 2}, "overrides"))
 
 
 def test_an_unknown_network_of_score_sde_names_those_that_are_known():

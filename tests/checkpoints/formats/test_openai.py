@@ -39,12 +39,12 @@ TINY = {
     "use_scale_shift_norm": True,
     "resblock_updown": True,
 }
-SAID = ModelOverrides(
+OVERRIDES = ModelOverrides(
     size=16, head_channels=16, attention_order="heads-first", beta_schedule="cosine", timesteps=50,
     rescale_timesteps=None,
     variance="learned-range",
 )  # fmt: skip
-SAID_OF_CLASSIFIER = ModelOverrides(
+CLASSIFIER_OVERRIDES = ModelOverrides(
     head_channels=16,
     attention_order="heads-first",
     beta_schedule="cosine",
@@ -110,7 +110,7 @@ def test_a_released_file_is_known_by_its_keys_and_shapes(name):
     if "classifier_depth" in flags:
         assert found.network == from_classifier_flags(flags)
         assert found.classes == 1000
-        # a classifier is told the index of the diffusion model of its size
+        # a classifier gets the index of the diffusion model of its size
         assert found.process["beta_schedule"] == ("cosine" if found.size == 64 else "linear-scaled")
         return
     heads = ("heads", "heads_up", "head_channels", "attention_order", "time_scale_shift", "resample")
@@ -176,10 +176,10 @@ def test_one_tensor_of_another_shape_is_no_released_file():
 
 
 @needs_facts
-def test_what_is_said_goes_before_the_table():
+def test_overrides_go_before_the_table():
     keys = facts("consistency_models__imagenet64")["keys"]
-    said = validate(ModelOverrides, {"prediction": {"kind": "edm", "index_scale": 1000}, "heads": 6}, "said")
-    teacher = openai.match(keys, said)
+    overrides = validate(ModelOverrides, {"prediction": {"kind": "edm", "index_scale": 1000}, "heads": 6}, "overrides")
+    teacher = openai.match(keys, overrides)
     model = teacher.model_config()
     assert model.build_prediction(model.process.build()) == preconditioning.EDMPreconditioning(index_scale=1000)
     assert (model.sample.sampler, model.sample.steps, model.sample.schedule) == ("heun", 40, "karras")
@@ -210,27 +210,29 @@ def shapes(theirs: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 def test_an_unknown_file_asks_for_each_field_by_name():
     theirs, _ = tiny()
-    asked = "give size, heads or head_channels, attention_order, beta_schedule, timesteps, rescale_timesteps, variance,"
-    with pytest.raises(WeightsError, match=asked):
+    message = (
+        "give size, heads or head_channels, attention_order, beta_schedule, timesteps, rescale_timesteps, variance,"
+    )
+    with pytest.raises(WeightsError, match=message):
         openai.match(shapes(theirs))
     for name in ("size", "attention_order", "beta_schedule", "timesteps", "rescale_timesteps", "variance"):
-        said = ModelOverrides(**{key: getattr(SAID, key) for key in SAID.model_fields_set - {name}})
+        overrides = ModelOverrides(**{key: getattr(OVERRIDES, key) for key in OVERRIDES.model_fields_set - {name}})
         with pytest.raises(WeightsError, match=rf"do not say everything: give {name}, "):
-            openai.match(shapes(theirs), said)
+            openai.match(shapes(theirs), overrides)
     with pytest.raises(RecipeError, match=r"variance = 'learnt-range': must be one of .*; nearest: 'learned-range'"):
-        validate(ModelOverrides, {"variance": "learnt-range"}, "said")
+        validate(ModelOverrides, {"variance": "learnt-range"}, "overrides")
 
 
 def test_an_unknown_classifier_asks_for_its_own():
     for pool, size in {"attention": "", "spatial": "size, "}.items():
         theirs, _ = tiny_classifier(pool)
-        asked = f"give {size}heads or head_channels, attention_order, beta_schedule, timesteps, "
-        asked += "rescale_timesteps, num_res_blocks,"
-        with pytest.raises(WeightsError, match=asked):
+        message = f"give {size}heads or head_channels, attention_order, beta_schedule, timesteps, "
+        message += "rescale_timesteps, num_res_blocks,"
+        with pytest.raises(WeightsError, match=message):
             openai.match(shapes(theirs))
 
 
-def test_another_familys_file_is_not_asked_about():
+def test_a_file_of_another_family_needs_no_hints():
     with pytest.raises(
         WeightsError,
         match=r"the closest is a U-Net of diffusers, of which is missing: its time",
@@ -240,7 +242,7 @@ def test_another_familys_file_is_not_asked_about():
 
 def test_a_model_of_an_unknown_file_computes_what_its_network_does():
     theirs, config = tiny()
-    model = openai.load({key: value.half() for key, value in theirs.items()}, SAID).model
+    model = openai.load({key: value.half() for key, value in theirs.items()}, OVERRIDES).model
     assert model.config is not None
     assert model.shape == (3, 16, 16)
     network = UNet(config).eval()
@@ -260,25 +262,27 @@ def test_a_model_of_an_unknown_file_computes_what_its_network_does():
 
 def test_an_unknown_file_is_sampled_in_250_calls_or_the_whole_chain():
     shaped = shapes(tiny()[0])
-    short = openai.match(shaped, SAID.model_copy(update={"timesteps": 40})).model_config()
+    short = openai.match(shaped, OVERRIDES.model_copy(update={"timesteps": 40})).model_config()
     assert (short.sample.sampler, short.sample.steps) == ("ancestral", 40)
-    long = openai.match(shaped, SAID.model_copy(update={"timesteps": 4000})).model_config()
+    long = openai.match(shaped, OVERRIDES.model_copy(update={"timesteps": 4000})).model_config()
     assert long.sample.steps == 250
-    said = validate(ModelOverrides, SAID.model_dump(exclude_unset=True) | {"process": {"kind": "cosine-vp"}}, "said")
-    assert openai.match(shaped, said).model_config().process.kind == "cosine-vp"
+    overrides = validate(
+        ModelOverrides, OVERRIDES.model_dump(exclude_unset=True) | {"process": {"kind": "cosine-vp"}}, "overrides"
+    )
+    assert openai.match(shaped, overrides).model_config().process.kind == "cosine-vp"
 
 
-def test_an_upsampler_takes_the_small_picture():
+def test_an_upsampler_takes_the_small_image():
     config = openai_keys.upsampler(openai_keys.from_arguments(TINY))
     torch.manual_seed(0)
-    model = openai.load(openai_keys.dump(UNet(config).state_dict(), config), SAID).model
+    model = openai.load(openai_keys.dump(UNet(config).state_dict(), config), OVERRIDES).model
     low = torch.rand(1, 3, 4, 4)
     assert model.generate(count=1, seed=0, steps=1, cond={openai.LOW_RES_KEY: low}).shape == (1, 3, 16, 16)
 
 
 def test_a_classifier_of_an_unknown_file_computes_what_its_network_does():
     theirs, config = tiny_classifier()
-    classifier = openai.classifier_of(theirs, SAID_OF_CLASSIFIER)
+    classifier = openai.classifier_of(theirs, CLASSIFIER_OVERRIDES)
     network = NoisyClassifier(config).eval()
     network.load_state_dict(openai_keys.load_classifier(theirs, config))
     x, t = torch.randn(2, 3, 16, 16), torch.tensor([3.0, 40.0])
@@ -288,9 +292,9 @@ def test_a_classifier_of_an_unknown_file_computes_what_its_network_does():
 
 def test_the_one_is_not_taken_for_the_other():
     with pytest.raises(WeightsError, match="is a noisy classifier, which guides a model"):
-        openai.load(tiny_classifier()[0], SAID_OF_CLASSIFIER)
+        openai.load(tiny_classifier()[0], CLASSIFIER_OVERRIDES)
     with pytest.raises(WeightsError, match="is a diffusion model, not a noisy classifier"):
-        openai.classifier_of(tiny()[0], SAID)
+        openai.classifier_of(tiny()[0], OVERRIDES)
 
 
 def test_flags_of_a_size_without_multipliers_are_refused():

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.io.video.tiny_videos import CODECS, film, number_of, one_frame, sound, spliced
+from tests.io.video.tiny_videos import CODECS, make_video, number_of, one_frame, sound, spliced
 from unveil.errors import DataError
 from unveil.io.video import decoder_process
 from unveil.io.video.containers import frames_of_gif
@@ -38,7 +38,7 @@ def whole(found: VideoInfo) -> FrameSelection:
 
 @pytest.mark.parametrize("suffix", CODECS)
 def test_every_frame_of_every_container(decoder, tmp_path, suffix):
-    path = film(tmp_path / f"a{suffix}", 12, rate=12, size=(18, 16))
+    path = make_video(tmp_path / f"a{suffix}", 12, rate=12, size=(18, 16))
     found = decoder.look(path, LIMITS)
     assert (found.frames, found.rate, found.width, found.height, found.turn) == (12, 12, 18, 16, 1)
     assert found.seconds == pytest.approx(11 / 12, abs=0.001)
@@ -51,7 +51,7 @@ def test_every_frame_of_every_container(decoder, tmp_path, suffix):
 @pytest.mark.parametrize("suffix", CODECS)
 @pytest.mark.parametrize("begin", [0, 5, 7, 8, 15, 31, 39])
 def test_a_seek_gives_the_same_bits_as_decoding_from_the_start(decoder, tmp_path, suffix, begin):
-    path = film(tmp_path / f"a{suffix}", 40, options={"g": "8", "bf": "2"} if suffix != ".webm" else {"g": "8"})
+    path = make_video(tmp_path / f"a{suffix}", 40, options={"g": "8", "bf": "2"} if suffix != ".webm" else {"g": "8"})
     found = decoder.look(path, LIMITS)
     every, _ = decoder.read(path, found, whole(found), LIMITS)
     part = whole(found)._replace(wanted=found.moments()[begin : begin + 6])
@@ -62,7 +62,7 @@ def test_a_seek_gives_the_same_bits_as_decoding_from_the_start(decoder, tmp_path
 
 @pytest.mark.parametrize("suffix", CODECS)
 def test_no_more_is_decoded_than_from_the_key_frame_on(decoder, tmp_path, monkeypatch, suffix):
-    path = film(tmp_path / f"a{suffix}", 40, options={"g": "8"})
+    path = make_video(tmp_path / f"a{suffix}", 40, options={"g": "8"})
     found = decoder.look(path, LIMITS)
     part = whole(found)._replace(wanted=found.moments()[30:33])
     request = LIMITS.request("read", path) | part._asdict()
@@ -94,23 +94,23 @@ def test_an_animation_in_gif(decoder, tmp_path):
 
 
 def test_a_variable_rate_is_seen_and_a_rounded_one_is_constant(decoder, tmp_path):
-    found = decoder.look(film(tmp_path / "a.mp4", 6, rate=24, ticks=[0, 1, 2, 4, 5, 6]), LIMITS)
+    found = decoder.look(make_video(tmp_path / "a.mp4", 6, rate=24, ticks=[0, 1, 2, 4, 5, 6]), LIMITS)
     assert (found.rate, found.frames) == (None, 6)
     np.testing.assert_allclose(found.times, np.array([0, 1, 2, 4, 5, 6]) / 24)
-    assert decoder.look(film(tmp_path / "b.mkv", 20, rate=30), LIMITS).rate == 30  # 33, 33 and 34 ms
+    assert decoder.look(make_video(tmp_path / "b.mkv", 20, rate=30), LIMITS).rate == 30  # 33, 33 and 34 ms
 
 
 @pytest.mark.parametrize("turn", [(90, 8), (180, 3), (270, 6)])
-def test_rotation_and_oblong_pixels_are_told(decoder, tmp_path, turn):
+def test_rotation_and_non_square_pixels_are_reported(decoder, tmp_path, turn):
     angle, exif = turn
-    assert decoder.look(film(tmp_path / "a.mp4", 3, turn=angle), LIMITS).turn == exif
-    found = decoder.look(film(tmp_path / "b.mp4", 3, size=(16, 32), wide=Fraction(2, 1)), LIMITS)
+    assert decoder.look(make_video(tmp_path / "a.mp4", 3, turn=angle), LIMITS).turn == exif
+    found = decoder.look(make_video(tmp_path / "b.mp4", 3, size=(16, 32), wide=Fraction(2, 1)), LIMITS)
     assert (found.wide, found.shown) == (2, (32, 32))
 
 
 def test_a_rotation_by_other_than_a_quarter_is_refused(decoder, tmp_path):
     with pytest.raises(DataError, match=r"turned by -?4[45] degrees.*export it upright"):
-        decoder.look(film(tmp_path / "a.mp4", 3, turn=45), LIMITS)
+        decoder.look(make_video(tmp_path / "a.mp4", 3, turn=45), LIMITS)
 
 
 def damaged(tmp_path: Path, name: str) -> Path:
@@ -122,15 +122,15 @@ def damaged(tmp_path: Path, name: str) -> Path:
     elif name == "sound only":
         sound(path)
     elif name == "truncated":
-        raw = film(tmp_path / "whole.mp4").read_bytes()
+        raw = make_video(tmp_path / "whole.mp4").read_bytes()
         path.write_bytes(raw[: len(raw) // 2])
     elif name == "truncated webm":
-        raw = film(tmp_path / "whole.webm", 40).read_bytes()
+        raw = make_video(tmp_path / "whole.webm", 40).read_bytes()
         path.write_bytes(raw[: len(raw) - 40])
     elif name == "size changes":
         spliced(path.with_suffix(".webm"), [(16, 16), (32, 32)]).rename(path)
     elif name == "no frame":
-        film(path, 0)
+        make_video(path, 0)
     elif name == "bomb":
         one_frame(path, "libx264", "mp4", 8192)
     elif name == "another codec":
@@ -155,11 +155,11 @@ FAULTS = {
 def test_a_bad_file_is_named_and_the_next_is_read(decoder, tmp_path, name):
     with pytest.raises(DataError, match=FAULTS[name]):
         decoder.look(damaged(tmp_path, name), LIMITS)
-    assert decoder.look(film(tmp_path / "good.mp4", 3), LIMITS).frames == 3
+    assert decoder.look(make_video(tmp_path / "good.mp4", 3), LIMITS).frames == 3
 
 
 def test_limits_of_frames_and_seconds(decoder, tmp_path):
-    path = film(tmp_path / "a.mp4", 24)
+    path = make_video(tmp_path / "a.mp4", 24)
     with pytest.raises(DataError, match=r"longer than 23 frames; cut it.*raise max_frames"):
         decoder.look(path, VideoLimits(frames=23))
     with pytest.raises(DataError, match=r"longer than 1\.5 seconds; cut it.*raise max_seconds"):
@@ -178,7 +178,7 @@ def gif(count: int) -> bytes:
 def test_what_says_that_it_is_too_long_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     monkeypatch.setattr(decoder_process, "_decoded", lambda *given: pytest.fail("it was decoded"))
     (tmp_path / "a.gif").write_bytes(gif(6))
-    for path in (tmp_path / "a.gif", film(tmp_path / "a.mp4", 6)):
+    for path in (tmp_path / "a.gif", make_video(tmp_path / "a.mp4", 6)):
         with pytest.raises(decoder_process.Refused, match=r"longer than 5 frames; cut it"):
             decoder_process.probe(VideoLimits(frames=5).request("look", path))
         with pytest.raises(pytest.fail.Exception, match="it was decoded"):
@@ -203,7 +203,7 @@ def test_a_large_gif_is_named_by_the_size_that_it_says(decoder, tmp_path):
 
 
 def test_flipped_bytes_never_raise_anything_but_a_named_error(decoder, tmp_path):
-    raw = film(tmp_path / "a.mp4", 6).read_bytes()
+    raw = make_video(tmp_path / "a.mp4", 6).read_bytes()
     draw = np.random.default_rng(0)
     outcomes = set()
     for _ in range(40):
@@ -223,7 +223,7 @@ def test_flipped_bytes_never_raise_anything_but_a_named_error(decoder, tmp_path)
 
 def test_a_child_that_dies_is_replaced(tmp_path):
     own = VideoDecoder()
-    path = film(tmp_path / "a.mp4", 3)
+    path = make_video(tmp_path / "a.mp4", 3)
     found = own.look(path, LIMITS)
     assert own._child is not None
     os.kill(own._child.pid, signal.SIGKILL)
@@ -235,7 +235,7 @@ def test_a_child_that_dies_is_replaced(tmp_path):
 
 def test_ctrl_c_is_for_the_run_and_not_for_its_child(tmp_path):
     own = VideoDecoder()
-    film(tmp_path / "a.mp4", 4)
+    make_video(tmp_path / "a.mp4", 4)
     own.look(tmp_path / "a.mp4", VideoLimits())
     assert own._child is not None
     assert os.getpgid(own._child.pid) != os.getpgrp()  # a terminal sends its signals to a group
@@ -244,7 +244,7 @@ def test_ctrl_c_is_for_the_run_and_not_for_its_child(tmp_path):
 
 def test_a_child_that_hangs_is_ended(tmp_path, monkeypatch):
     own = VideoDecoder()
-    path = film(tmp_path / "a.mp4", 3)
+    path = make_video(tmp_path / "a.mp4", 3)
     own.look(path, LIMITS)
     assert own._child is not None
     monkeypatch.setattr(own, "_wait", 0.2)
@@ -256,7 +256,7 @@ def test_a_child_that_hangs_is_ended(tmp_path, monkeypatch):
 
 def test_a_child_is_not_shared_with_other_processes(tmp_path):
     own = VideoDecoder()
-    found = own.look(film(tmp_path / "a.mp4", 3), LIMITS)
+    found = own.look(make_video(tmp_path / "a.mp4", 3), LIMITS)
     other = copy.copy(own)  # as workers get it that are not forked
     assert other.look(tmp_path / "a.mp4", LIMITS) == found
     assert own._child is not None
@@ -270,10 +270,10 @@ def test_a_child_is_not_shared_with_other_processes(tmp_path):
 def test_the_child_has_limits_and_none_of_the_users_variables(tmp_path, monkeypatch):
     monkeypatch.setenv("SECRET_TOKEN", "x")
     own = VideoDecoder()
-    own.look(film(tmp_path / "a.mp4", 3), LIMITS)
+    own.look(make_video(tmp_path / "a.mp4", 3), LIMITS)
     assert own._child is not None
-    told = Path(f"/proc/{own._child.pid}/limits").read_text()
-    rows = {line[:26].strip(): line[26:].split() for line in told.splitlines()}
+    limits = Path(f"/proc/{own._child.pid}/limits").read_text()
+    rows = {line[:26].strip(): line[26:].split() for line in limits.splitlines()}
     assert rows["Max address space"][0] == str(4 << 30)
     assert rows["Max file size"][0] == "0"
     assert rows["Max core file size"][0] == "0"

@@ -30,10 +30,10 @@ def smooth(frames: int = 5, height: int = 32, width: int = 48) -> torch.Tensor:
 
 def read(path: Path, height: int, width: int) -> torch.Tensor:
     decoder = VideoDecoder()
-    film = decoder.look(path, VideoLimits())
-    size = (film.width, film.height)
+    video = decoder.look(path, VideoLimits())
+    size = (video.width, video.height)
     pixels, _ = decoder.read(
-        path, film, FrameSelection(film.moments(), "nearest", (0.0, 0.0, *size), size), VideoLimits()
+        path, video, FrameSelection(video.moments(), "nearest", (0.0, 0.0, *size), size), VideoLimits()
     )
     decoder.close()
     return pixels[..., :height, :width]
@@ -86,9 +86,9 @@ def test_frames_as_a_folder(tmp_path):
 def test_a_gif_lasts_as_long_as_it_should(tmp_path, rate):
     pixels = smooth(13)
     pixels[:, :, :4, :4] = torch.arange(0, 260, 20).reshape(1, 13, 1, 1).to(torch.uint8)  # no two frames are equal
-    film = VideoDecoder().look(write_video(tmp_path / "a.gif", pixels, rate), VideoLimits())
-    assert (film.frames, film.rate) == (13, rate)
-    assert film.seconds == pytest.approx(12 / rate, abs=0.01)
+    video = VideoDecoder().look(write_video(tmp_path / "a.gif", pixels, rate), VideoLimits())
+    assert (video.frames, video.rate) == (13, rate)
+    assert video.seconds == pytest.approx(12 / rate, abs=0.01)
 
 
 @pytest.mark.parametrize(
@@ -139,12 +139,12 @@ print(hashlib.sha256(write_video(Path(sys.argv[1]), pixels, 8).read_bytes()).hex
 @pytest.mark.parametrize("form", ["mp4", "webm"])
 def test_the_bytes_of_a_clip_do_not_depend_on_what_memory_held_before(tmp_path, form):
     torch.save(smooth(6, 64, 64), tmp_path / "pixels.pt")
-    told = set()
+    outputs = set()
     for held in ("1", "170", "255"):  # glibc fills what it lends with this byte
         environment = {**os.environ, "MALLOC_PERTURB_": held}
         command = [sys.executable, "-c", SAME, str(tmp_path / f"a.{form}"), str(tmp_path / "pixels.pt")]
-        told.add(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
-    assert len(told) == 1
+        outputs.add(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+    assert len(outputs) == 1
 
 
 FULL = """
@@ -172,6 +172,6 @@ def test_a_full_disk_leaves_the_old_clips(tmp_path):
 
     command = [sys.executable, "-c", FULL, *names]
     done = subprocess.run(command, preexec_fn=limited, capture_output=True, text=True, check=False)
-    told = [line.split(" (")[0] for line in done.stdout.splitlines()]
-    assert told == [f"OutOfResources: {name}: the disk is full" for name in names], done.stderr
+    outputs = [line.split(" (")[0] for line in done.stdout.splitlines()]
+    assert outputs == [f"OutOfResources: {name}: the disk is full" for name in names], done.stderr
     assert sorted((path, path.is_file() and path.read_bytes()) for path in tmp_path.rglob("*")) == before

@@ -15,9 +15,9 @@ CODECS = {".mp4": "libx264", ".mov": "libx264", ".mkv": "libx264", ".webm": "lib
 
 def frame(number: int, width: int = 16, height: int = 16) -> np.ndarray:
     """A grey that tells the frame's number, 10 levels apart, with a brighter top left quarter."""
-    picture = np.full((height, width, 3), 10 + 10 * (number % 20), np.uint8)
-    picture[: height // 2, : width // 2] += 40
-    return picture
+    image = np.full((height, width, 3), 10 + 10 * (number % 20), np.uint8)
+    image[: height // 2, : width // 2] += 40
+    return image
 
 
 def number_of(pixels: np.ndarray) -> list[int]:
@@ -27,7 +27,7 @@ def number_of(pixels: np.ndarray) -> list[int]:
     return [round((value - 10) / 10) for value in grey]
 
 
-def film(
+def make_video(
     path: Path,
     count: int = 12,
     *,
@@ -52,9 +52,9 @@ def film(
             stream.set_display_rotation(turn)
         container.start_encoding()  # a header even where no frame follows
         for number in range(count):
-            picture = av.VideoFrame.from_ndarray(frame(number, *size), format="rgb24")
-            picture.pts = ticks[number] if ticks else number
-            container.mux(stream.encode(picture))
+            image = av.VideoFrame.from_ndarray(frame(number, *size), format="rgb24")
+            image.pts = ticks[number] if ticks else number
+            container.mux(stream.encode(image))
         container.mux(stream.encode(None))
     return path
 
@@ -72,9 +72,9 @@ def spliced(path: Path, sizes: Sequence[tuple[int, int]]) -> Path:
             coder.pix_fmt, coder.time_base = "yuv420p", Fraction(1, 12)  # pyright: ignore[reportAttributeAccessIssue]
             packets = []
             for number in range(4):
-                picture = av.VideoFrame.from_ndarray(frame(number, *size), format="rgb24")
-                picture.pts, picture.time_base = part * 4 + number, Fraction(1, 12)
-                packets += coder.encode(picture)  # pyright: ignore[reportAttributeAccessIssue]
+                image = av.VideoFrame.from_ndarray(frame(number, *size), format="rgb24")
+                image.pts, image.time_base = part * 4 + number, Fraction(1, 12)
+                packets += coder.encode(image)  # pyright: ignore[reportAttributeAccessIssue]
             packets += coder.encode(None)  # pyright: ignore[reportAttributeAccessIssue]
             for packet in packets:
                 packet.stream = stream
@@ -83,7 +83,7 @@ def spliced(path: Path, sizes: Sequence[tuple[int, int]]) -> Path:
 
 
 def sound(path: Path) -> Path:
-    """A file with a tone and no pictures."""
+    """A file with a tone and no images."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=8000, layout="mono")
         for part in range(4):

@@ -18,7 +18,7 @@ from PIL import Image
 pytest.importorskip("av")
 
 from tests.data.test_bad_folders import black_png, chunk
-from tests.io.video.tiny_videos import film, one_frame
+from tests.io.video.tiny_videos import make_video, one_frame
 from tests.server.http.test_middleware import form
 from tests.server.http.test_served import Served, memory
 from tests.server.jobs.test_uploads import bomb
@@ -119,7 +119,7 @@ BOMBS: dict[str, tuple[Callable[[Path], bytes], str]] = {
         "67,108,864 pixels a frame",
     ),
     "an MP4 of 2,100 frames": (
-        lambda folder: film(folder / "long.mp4", 2_100, rate=24).read_bytes(),
+        lambda folder: make_video(folder / "long.mp4", 2_100, rate=24).read_bytes(),
         "longer than 2000 frames",
     ),
 }
@@ -175,7 +175,7 @@ def watched(tmp_path: Path) -> Iterator[Watched]:
 
 def test_a_bomb_is_refused_before_it_is_decoded(watched: Watched, tmp_path: Path):
     assert watched.ask("POST", "/v1/images/generations", {"prompt": "a ring", "steps": 1})[0] == 200
-    fair = film(tmp_path / "fair.mp4", 6).read_bytes()
+    fair = make_video(tmp_path / "fair.mp4", 6).read_bytes()
     assert watched.upload(fair)[0] == 200  # from here on every process is there, with all that it imports
     noise = np.random.default_rng(0).integers(0, 256, (2000, 2000, 3), dtype=np.uint8)
     status, _, grown = watched.weighed(saved(Image.fromarray(noise), "PNG", compress_level=0))

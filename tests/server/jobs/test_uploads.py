@@ -45,12 +45,12 @@ def test_a_file_is_named_by_its_content_and_kept_once(inputs: UploadStore, tmp_p
     assert (kept.kind, kept.width, kept.height, kept.frames) == ("picture", 8, 8, 1)
     assert inputs.store(picture()) == kept
     assert inputs.path(kept.name).read_bytes() == picture()
-    film = inputs.store(clip(tmp_path / "a.gif"))
-    assert (film.kind, film.width, film.height, film.frames) == ("clip", 16, 16, 4)
-    assert film.name.endswith(".gif")
-    assert inputs.info(film.name) == film
+    video = inputs.store(clip(tmp_path / "a.gif"))
+    assert (video.kind, video.width, video.height, video.frames) == ("clip", 16, 16, 4)
+    assert video.name.endswith(".gif")
+    assert inputs.info(video.name) == video
     assert sorted(path.name for path in inputs.folder.iterdir()) == sorted(
-        f"{one.name}{end}" for one in (kept, film) for end in ("", INFO_SUFFIX)
+        f"{one.name}{end}" for one in (kept, video) for end in ("", INFO_SUFFIX)
     )
 
 
@@ -73,9 +73,9 @@ def test_what_found_no_room_is_kept_when_it_is_sent_again(inputs: UploadStore, t
 
 def test_the_first_frame_of_a_clip_is_shown_upright(inputs: UploadStore, tmp_path):
     pytest.importorskip("av")
-    from tests.io.video.tiny_videos import film
+    from tests.io.video.tiny_videos import make_video
 
-    kept = inputs.store(film(tmp_path / "a.mp4", size=(32, 16), turn=90).read_bytes())
+    kept = inputs.store(make_video(tmp_path / "a.mp4", size=(32, 16), turn=90).read_bytes())
     assert (kept.width, kept.height) == inputs.cover(kept.name).size == (16, 32)
     out = io.BytesIO()
     exif = Image.Exif()

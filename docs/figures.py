@@ -1,4 +1,4 @@
-"""Draws pictures of the pages from the records of studies, and by the shipped model: `python docs/pictures.py`."""
+"""Draws images of the pages from the records of studies, and by the bundled model: `python docs/figures.py`."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ def guidance() -> bytes:
         ChartLine(name, [(row["recall"]["value"], row[key]["value"]) for row in rows]) for key, name in named.items()
     ]
     marks = [f"{row['scale']:g}" for row in rows]
-    return lines_chart(lines, "recall: held-out pictures that samples reach", "fidelity", marks=marks)
+    return lines_chart(lines, "recall: validation images that samples reach", "fidelity", marks=marks)
 
 
 def guidance_samples() -> bytes:
-    """The last picture of the study's page: samples, a row for each scale."""
+    """The last image of the study's page: samples, a row for each scale."""
     page = (DOCS / "results/guidance-fashion/guidance.html").read_text("utf-8")
     return base64.b64decode(re.findall(r'src="data:image/png;base64,([^"]+)"', page)[-1])
 
 
 def playground() -> tuple[bytes, bytes]:
-    """Clips by the shipped model of the first 12 prompts for validation, nothing chosen: as a film, and in rows."""
+    """Clips by the bundled model of the first 12 prompts for validation, nothing chosen: as a video, and in rows."""
     prompts = [one.text for one in eval_prompts("validation")[:12]]
     model = unveil.load("playground-video")
     made = images.to_pixels(model.generate(cond={"prompt": prompts}, count=len(prompts), batch=8))
-    film = torch.stack([images.make_grid(made[:, :, frame], columns=6) for frame in range(made.shape[2])])
-    return images.animation(film, "gif", 8), images.png(images.frame_rows(made[:8]))
+    video = torch.stack([images.make_grid(made[:, :, frame], columns=6) for frame in range(made.shape[2])])
+    return images.animation(video, "gif", 8), images.png(images.frame_rows(made[:8]))
 
 
 if __name__ == "__main__":

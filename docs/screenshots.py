@@ -1,6 +1,6 @@
-"""The pictures of the page in the guide: each tab as a wide and as a narrow browser shows it, after real work.
+"""The images of the page in the guide: each tab as a wide and as a narrow browser shows it, after real work.
 
-    python docs/studio_pictures.py            about three minutes; writes docs/images/studio-*.png
+    python docs/screenshots.py            about three minutes; writes docs/images/studio-*.png
 
 It needs Chromium with a font for Chinese, and the extra `studio` with playwright.
 """
@@ -37,7 +37,7 @@ CHANGES = "train.steps: 120\ntrain.save_every: 20\ntrain.sample_every: 20\ntrain
 
 
 def main() -> None:
-    """Does some work on the page, and takes its pictures."""
+    """Does some work on the page, and takes its images."""
     with tempfile.TemporaryDirectory() as place, served(Path(place)), sync_playwright() as program:
         browser = program.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
         context = browser.new_context(viewport={"width": 1280, "height": 900})
@@ -55,7 +55,7 @@ def main() -> None:
                     page.locator("#evaluate-show").click()
                     page.set_viewport_size({"width": width, "height": 1500 if name else 1000})
                     page.wait_for_timeout(3000)
-                # a report in its frame is not laid out again for a picture of the whole page
+                # a report in its frame is not laid out again for an image of the whole page
                 kept(page.screenshot(full_page=tab != "evaluate"), IMAGES / f"studio-{tab}{name}.png")
                 page.set_viewport_size({"width": width, "height": 900})
         browser.close()
@@ -63,7 +63,7 @@ def main() -> None:
 
 @contextmanager
 def served(place: Path) -> Iterator[None]:
-    """The page of a new folder, with some pictures to train on."""
+    """The page of a new folder, with some images to train on."""
     squares = place / "data" / "squares"
     squares.mkdir(parents=True)
     for number in range(60):
@@ -86,7 +86,7 @@ def served(place: Path) -> Iterator[None]:
 
 
 def worked(page: Any) -> None:
-    """A picture, a clip that goes on, a run, two reports."""
+    """An image, a clip that goes on, a run, two reports."""
     page.get_by_label("What is to be seen").fill("a large blue square on green")
     page.locator("#picture-go").click()
     ended(page, "picture")
@@ -138,11 +138,11 @@ def ended(page: Any, part: str, before: str = "none") -> str:
 
 
 def kept(shot: bytes, path: Path) -> None:
-    """Writes a picture as small as it can be seen well."""
-    picture = Image.open(io.BytesIO(shot)).convert("RGB")
-    if picture.width > SHOWN:
-        picture = picture.resize((SHOWN, round(picture.height * SHOWN / picture.width)), Image.Resampling.LANCZOS)
-    picture.quantize(COLOURS).save(path, optimize=True)
+    """Writes an image as small as it can be seen well."""
+    image = Image.open(io.BytesIO(shot)).convert("RGB")
+    if image.width > SHOWN:
+        image = image.resize((SHOWN, round(image.height * SHOWN / image.width)), Image.Resampling.LANCZOS)
+    image.quantize(COLOURS).save(path, optimize=True)
 
 
 if __name__ == "__main__":
