@@ -14,7 +14,7 @@ import harness
 import torch
 
 from unveil.checkpoints import inspection
-from unveil.model import build, model_folder, model_saving
+from unveil.model import build, checkpoint_store, model_folder
 from unveil.model.config import ModelConfig, validate
 
 FOLDER = "UNVEIL_BENCH_MODEL"  # where the parent process put the model
@@ -57,5 +57,5 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as parent:
         if "--only" not in sys.argv:
             os.environ[harness.SHORT] = "1" if "--short" in sys.argv else "0"  # the model's size depends on it
-            os.environ[FOLDER] = str(model_saving.save_model(build(described()), Path(parent) / "model"))
+            os.environ[FOLDER] = str(checkpoint_store.save_model(build(described()), Path(parent) / "model"))
         harness.main("load_model", {"size": size, "copied": copied, "mapped": mapped}, bars)

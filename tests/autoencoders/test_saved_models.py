@@ -13,7 +13,7 @@ from unveil.autoencoders import AutoencoderKL, VideoAutoencoderKL
 from unveil.core.rng import SampleRNG
 from unveil.data import open as open_data
 from unveil.errors import RecipeError, ShapeError
-from unveil.model import Model, build, checkpoint_store, model_saving
+from unveil.model import Model, build, checkpoint_store
 from unveil.model.config import AutoencoderConfig, ModelConfig, Recipe, dump, parse_recipe, read_yaml, validate
 from unveil.model.model_card import autoencoder_card
 from unveil.train import fit
@@ -155,7 +155,7 @@ def test_a_model_of_the_latents_of_clips_trains_on_a_saved_codec_and_samples(tmp
     codec = described.build()
     codec.scale.copy_(torch.tensor([0.5, 1.0, 2.0, 3.0]))
     files = {
-        **model_saving.weight_files(codec),
+        **checkpoint_store.weight_files(codec),
         "model.yaml": dump(described),
         "card.md": autoencoder_card(codec, described),
     }

@@ -15,7 +15,7 @@ from unveil.autoencoders import AutoencoderKL, AutoencoderKLConfig, VQModel, VQM
 from unveil.checkpoints import autoencoder_keys, diffusers_autoencoder, inspection
 from unveil.checkpoints.loader import load_state
 from unveil.errors import RecipeError, WeightsError
-from unveil.io.safetensors_io import write_tensors
+from unveil.io.files import write_tensors
 from unveil.nn.meta_device import meta_device
 
 ROOT = os.environ.get("UNVEIL_GOLDEN")

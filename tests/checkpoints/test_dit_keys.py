@@ -17,7 +17,7 @@ from unveil.checkpoints import dit_keys
 from unveil.checkpoints.formats import dit
 from unveil.checkpoints.overrides import ModelOverrides
 from unveil.errors import RecipeError, WeightsError
-from unveil.io.safetensors_io import read_state, write_tensors
+from unveil.io.files import read_state, write_tensors
 from unveil.model import Model, build
 from unveil.model.config import ModelConfig, validate
 from unveil.nn.dit import DiT

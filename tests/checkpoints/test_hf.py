@@ -24,7 +24,7 @@ from unveil.checkpoints.hf.components import ProcessSettings
 from unveil.checkpoints.scheduler import NOT_TO_THE_DATA, SOLVERS, scheduler_of, settings_of
 from unveil.core.rng import START, SampleRNG
 from unveil.errors import RecipeError, ShapeError, WeightsError
-from unveil.io.safetensors_io import read_tensors, write_tensors
+from unveil.io.files import read_tensors, write_tensors
 from unveil.model import Model
 from unveil.model.config import ModelConfig, validate
 

@@ -17,7 +17,7 @@ from unveil.checkpoints import diffusers_unet, lora, lora_export
 from unveil.checkpoints.lora_formats import METADATA, NAMINGS, naming_of, parse
 from unveil.checkpoints.lora_targets import LoraNetwork, denoiser, native_layers, text_encoder
 from unveil.errors import RecipeError, WeightsError
-from unveil.io.safetensors_io import write_tensors
+from unveil.io.files import write_tensors
 from unveil.nn import lora as layers
 from unveil.nn.dit import DiT
 from unveil.nn.dit_config import DiTConfig

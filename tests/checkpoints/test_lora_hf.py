@@ -15,7 +15,7 @@ import unveil
 from tests.checkpoints import tiny_hf
 from unveil.checkpoints import lora as files
 from unveil.checkpoints.lora_targets import parts_of
-from unveil.io.safetensors_io import write_tensors
+from unveil.io.files import write_tensors
 from unveil.nn import lora
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

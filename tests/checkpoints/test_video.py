@@ -28,7 +28,7 @@ from unveil.core import schedules
 from unveil.core.flow import RectifiedFlow, TimeShift
 from unveil.core.rng import START, SampleRNG
 from unveil.errors import RecipeError, ShapeError, WeightsError
-from unveil.io.safetensors_io import read_tensors, write_tensors
+from unveil.io.files import read_tensors, write_tensors
 from unveil.model import Model
 
 # diffusers' own, of numpy

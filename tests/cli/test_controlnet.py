@@ -18,7 +18,7 @@ from unveil.checkpoints import controlnet_keys as layout
 from unveil.checkpoints import diffusers_unet
 from unveil.cli.text_forms import read_controlnet
 from unveil.generation.metadata import read_facts
-from unveil.io.safetensors_io import write_tensors
+from unveil.io.files import write_tensors
 from unveil.model.config import load_recipe
 from unveil.nn.controlnet import ControlNet, hint_widths
 from unveil.nn.unet import UNet

@@ -12,7 +12,7 @@ from torch import Tensor
 import unveil
 from tests.cli.conftest import Cli
 from unveil.checkpoints import edm_keys, score_sde_keys
-from unveil.io.safetensors_io import write_tensors
+from unveil.io.files import write_tensors
 from unveil.model import Model, build, model_folder
 from unveil.model.config import Recipe, load_recipe
 

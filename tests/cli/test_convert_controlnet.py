@@ -18,7 +18,7 @@ from tests.cli.conftest import Cli, tree
 from tests.cli.test_bad_input import refused
 from unveil.checkpoints.controlnet_keys import PREFIX
 from unveil.checkpoints.controlnet_loader import read
-from unveil.io.safetensors_io import read_tensors, write_tensors
+from unveil.io.files import read_tensors, write_tensors
 from unveil.model import checkpoint_store
 from unveil.model.config import Recipe, dump, load_recipe
 from unveil.model.lora_state import CONTROL

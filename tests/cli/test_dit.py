@@ -12,7 +12,7 @@ from PIL import Image
 from tests.cli.conftest import Cli, tree
 from unveil.checkpoints import dit_keys
 from unveil.checkpoints.formats import dit
-from unveil.io.safetensors_io import read_state
+from unveil.io.files import read_state
 from unveil.nn.dit import DiT
 from unveil.nn.dit_config import DiTConfig
 

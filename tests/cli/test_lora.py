@@ -15,7 +15,7 @@ import unveil
 from tests.cli.conftest import CHANGES, Cli, tree
 from unveil.checkpoints import lora_export, lora_targets
 from unveil.generation.metadata import read_facts
-from unveil.io.safetensors_io import read_tensors
+from unveil.io.files import read_tensors
 from unveil.model.config import load_recipe
 from unveil.nn.lora import LoraConfig, init_lora
 from unveil.nn.lora_layer import LoraDelta

@@ -15,7 +15,7 @@ import unveil
 from tests.checkpoints import acme_format
 from tests.cli.conftest import Cli
 from unveil.checkpoints import registry
-from unveil.io.safetensors_io import read_header
+from unveil.io.files import read_header
 from unveil.model import Model, build
 from unveil.model.config import ModelConfig, validate
 

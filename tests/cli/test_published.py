@@ -11,7 +11,7 @@ from PIL import Image
 from tests.cli.conftest import Cli, tree
 from unveil.checkpoints import openai_keys
 from unveil.checkpoints.formats.openai import release
-from unveil.io.safetensors_io import read_tensors
+from unveil.io.files import read_tensors
 from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
 from unveil.nn.unet import UNet
 from unveil.nn.unet_config import UNetConfig

@@ -22,8 +22,8 @@ from unveil.checkpoints import diffusers_unet
 from unveil.cli.commands import run
 from unveil.conditioning.controlnet import Control
 from unveil.core.rng import START, SampleRNG
+from unveil.io.files import write_tensors
 from unveil.io.images import to_pixels
-from unveil.io.safetensors_io import write_tensors
 
 # diffusers' own, of numpy
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")]

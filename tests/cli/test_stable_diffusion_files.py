@@ -28,7 +28,7 @@ from tests.checkpoints import tiny_sd
 from tests.cli.conftest import Cli, tree
 from tests.cli.test_bad_input import refused
 from unveil.autoencoders import AutoencoderKL, tiling
-from unveil.io.safetensors_io import read_header, read_tensors, write_tensors
+from unveil.io.files import read_header, read_tensors, write_tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 OVERRIDES = [f"file.{name}={value}" for name, value in tiny_sd.OVERRIDES.items()]

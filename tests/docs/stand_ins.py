@@ -15,7 +15,7 @@ from PIL import Image
 from unveil import data
 from unveil.checkpoints import controlnet_keys, lora_export, lora_targets
 from unveil.checkpoints.formats import single_file
-from unveil.io.safetensors_io import write_tensors
+from unveil.io.files import write_tensors
 from unveil.model import Model, build
 from unveil.model.config import Recipe, load_recipe
 from unveil.nn.controlnet import ControlNet, hint_widths

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from unveil.io.safetensors_io import read_tensors
+from unveil.io.files import read_tensors
 from unveil.model import checkpoint_store
 
 NUMBERS = 400_000  # 1.6 MB: long enough to be killed in

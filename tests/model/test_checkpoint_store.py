@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from unveil.errors import OutOfResources, OutputError, WeightsError
-from unveil.io.safetensors_io import read_header, read_tensors, write_tensors
+from unveil.io.files import read_header, read_tensors, write_tensors
 from unveil.model import checkpoint_store
 
 HARNESS = Path(__file__).with_name("kill_harness.py")

@@ -25,7 +25,7 @@ from unveil.model.config import (
     recipe_names,
     validate,
 )
-from unveil.model.config.latent_autoencoder import SavedSection
+from unveil.model.config.model import SavedSection
 
 # Parameters of the published networks: Ho et al. 2020, appendix B; the released Improved DDPM checkpoints.
 PUBLISHED = {

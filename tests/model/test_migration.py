@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from unveil.errors import RecipeError
-from unveil.model import migration, model_identity
+from unveil.model import checkpoint_store, migration
 from unveil.model.config import ModelConfig, SampleConfig, load_recipe, override, read_yaml, recipe_text, validate
 
 FORMER = """
@@ -111,8 +111,8 @@ def test_an_override_reaches_into_lists():
 
 
 def test_a_former_identity_of_a_bundled_model_is_known():
-    folders = model_identity._former()
+    folders = checkpoint_store._former_identities()
     assert folders
     for own, former in folders.items():
-        assert model_identity.is_same(own, own)
-        assert all(model_identity.is_same(one, own) and not model_identity.is_same(own, one) for one in former)
+        assert checkpoint_store.is_same(own, own)
+        assert all(checkpoint_store.is_same(one, own) and not checkpoint_store.is_same(own, one) for one in former)

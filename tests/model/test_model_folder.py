@@ -15,8 +15,8 @@ from unveil.checkpoints import inspection
 from unveil.core.denoiser import Denoiser
 from unveil.core.process import CosineVP
 from unveil.errors import NonFinite, OutputError, RecipeError, WeightsError
-from unveil.io import safetensors_io
-from unveil.model import Model, checkpoint_store, int8, model_folder, model_saving
+from unveil.io import files
+from unveil.model import Model, checkpoint_store, model_folder
 from unveil.model.config import ModelConfig, validate
 
 torch.set_num_threads(1)
@@ -95,7 +95,7 @@ def test_inspect_reads_headers_alone(saved, monkeypatch):
     def refuse(*arguments: object) -> None:
         raise AssertionError("a tensor was read")
 
-    monkeypatch.setattr(safetensors_io, "read_tensors", refuse)
+    monkeypatch.setattr(files, "read_tensors", refuse)
     monkeypatch.setattr(model_folder, "read_tensors", refuse)
     facts = inspection.inspect(saved)
     assert facts["what"] == "a saved model"
@@ -109,11 +109,11 @@ def test_inspect_reads_headers_alone(saved, monkeypatch):
 
 
 def test_inspect_names_foreign_files(tmp_path):
-    safetensors_io.write_tensors(
+    files.write_tensors(
         tmp_path / "a", {"time_embed.0.weight": torch.ones(1), "input_blocks.0.0.weight": torch.ones(1)}
     )
     assert inspection.inspect(tmp_path / "a")["what"] == "a U-Net of Improved DDPM or ADM"
-    safetensors_io.write_tensors(tmp_path / "b", {"w": torch.ones(1)})
+    files.write_tensors(tmp_path / "b", {"w": torch.ones(1)})
     assert inspection.inspect(tmp_path / "b")["what"] in (
         "tensors of an unknown model",
         "a part of a model that unveil saved",
@@ -190,7 +190,7 @@ def test_a_condition_cannot_take_the_name_of_another_file(tmp_path):
 
 def test_eight_bits_are_near_the_weights_and_take_half_of_the_room_of_sixteen(tmp_path):
     made = model(channels=64)
-    small = unveil.load(model_saving.save_model(made, tmp_path / "small", small=True))
+    small = unveil.load(checkpoint_store.save_model(made, tmp_path / "small", small=True))
     half = made.to(torch.bfloat16).save(tmp_path / "half")
     sizes = [sum(file.stat().st_size for file in (tmp_path / one).glob("*.safetensors")) for one in ("small", "half")]
     assert sizes[0] < 0.6 * sizes[1]
@@ -207,14 +207,14 @@ def test_eight_bits_are_near_the_weights_and_take_half_of_the_room_of_sixteen(tm
 
 
 def test_steps_that_are_not_those_of_the_rows_are_refused(tmp_path):
-    path = model_saving.save_model(model(channels=64), tmp_path / "small", small=True)
+    path = checkpoint_store.save_model(model(channels=64), tmp_path / "small", small=True)
     file = path / "denoiser.safetensors"
-    found = dict(safetensors_io.read_tensors(file))
-    key = next(key for key in found if key.endswith(int8.STEP))
+    found = dict(files.read_tensors(file))
+    key = next(key for key in found if key.endswith(checkpoint_store.SCALE_SUFFIX))
     found = {name: value.clone() for name, value in found.items()} | {key: found[key][:-1].clone()}
-    safetensors_io.write_tensors(file, found)
+    files.write_tensors(file, found)
     (path / checkpoint_store.MANIFEST).unlink()
-    content = {one.name: safetensors_io.read_tensors(one) for one in path.glob("*.safetensors")}
+    content = {one.name: files.read_tensors(one) for one in path.glob("*.safetensors")}
     texts = {"model.yaml": (path / "model.yaml").read_text()}
     checkpoint_store.save(tmp_path / "again", {**content, **texts})
     with pytest.raises(WeightsError, match="do not fit the network"):

@@ -15,8 +15,8 @@ pytest.importorskip("gradio")
 from tests.studio.conftest import LEFT
 from tests.studio.test_tabs import Laid, client, laid
 from unveil.errors import Error, OutOfResources, OutputError
-from unveil.io.safetensors_io import write_tensors
-from unveil.model import model_dir
+from unveil.io.files import write_tensors
+from unveil.model import model_folder
 from unveil.studio.tabs.models import ModelsTab
 
 __all__ = ["client", "laid"]
@@ -35,7 +35,7 @@ def lora(path: Path) -> str:
 
 def left() -> list[str]:
     """All that lies in the models folder."""
-    return sorted(path.name for path in model_dir.models_dir().rglob("*") if path.is_file())
+    return sorted(path.name for path in model_folder.models_dir().rglob("*") if path.is_file())
 
 
 def test_what_was_brought_in_is_told_by_its_content(laid: Laid, tmp_path: Path):
@@ -44,7 +44,7 @@ def test_what_was_brought_in_is_told_by_its_content(laid: Laid, tmp_path: Path):
     assert "style.pt was imported: a LoRA." in told
     assert "<td>style</td>" in table
     assert file is None
-    assert (model_dir.models_dir() / "loras" / "style.pt").read_bytes() == (tmp_path / "style.pt").read_bytes()
+    assert (model_folder.models_dir() / "loras" / "style.pt").read_bytes() == (tmp_path / "style.pt").read_bytes()
     *_, told = models._brought("", weights(tmp_path / "odd.safetensors", "a"), "checkpoints")
     assert "odd.safetensors was imported: tensors in an unknown format." in told
     torch.save({"a": torch.ones(2)}, tmp_path / "old.ckpt")

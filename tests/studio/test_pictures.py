@@ -17,8 +17,8 @@ from tests.checkpoints import tiny_sd
 from tests.server.http.conftest import Server
 from tests.studio.conftest import MARKS, another, begun, chosen, ended, opened, painted, picked
 from unveil.data.image_decoding import decode_native_size, open_image
+from unveil.io.files import write_tensors
 from unveil.io.images import png
-from unveil.io.safetensors_io import write_tensors
 from unveil.server.jobs.image_job import image_files
 from unveil.server.jobs.job import Job
 from unveil.studio.tabs import gallery

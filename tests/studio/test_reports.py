@@ -12,7 +12,7 @@ pytest.importorskip("gradio")
 from tests.checkpoints import tiny_sd
 from tests.server.http.conftest import Server
 from tests.studio.conftest import MARKS, another, chosen, ended, picked
-from unveil.io.safetensors_io import write_tensors
+from unveil.io.files import write_tensors
 
 pytestmark = MARKS
 

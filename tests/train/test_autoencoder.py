@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from unveil.autoencoders import AutoencoderKL, VQModel
 from unveil.core.rng import SampleRNG
 from unveil.errors import Cancelled, NonFinite, RecipeError, WeightsError
-from unveil.io.safetensors_io import read_tensors
+from unveil.io.files import read_tensors
 from unveil.model import checkpoint_store, model_folder
 from unveil.model.config import AutoencoderRecipe, parse_recipe
 from unveil.train import callbacks

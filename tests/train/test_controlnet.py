@@ -15,8 +15,8 @@ import unveil
 from unveil.checkpoints import controlnet_loader
 from unveil.data.preprocessors.edges import canny
 from unveil.errors import RecipeError, WeightsError
-from unveil.io.safetensors_io import read_header, read_tensors
-from unveil.model import Model, base_model, build, model_folder
+from unveil.io.files import read_header, read_tensors
+from unveil.model import Model, build, checkpoint_store, model_folder
 from unveil.model.config import Recipe, load_recipe
 from unveil.train import fit
 from unveil.train.controlnet import setup_controlnet
@@ -87,7 +87,7 @@ def test_the_base_stays_and_only_the_controlnet_is_kept(tmp_path: Path):
     assert all(bool(weight.any()) for weight in network.zero.parameters())
     folder = model_folder.resolve_checkpoint(tmp_path / "run")
     assert {path.name for path in folder.rglob("*.safetensors")} == {"control.safetensors", "train_state.safetensors"}
-    assert base_model.base_of(folder) == PLACE._replace(what="control")
+    assert checkpoint_store.base_of(folder) == PLACE._replace(what="control")
     assert "only the weights of a ControlNet on `base`" in (folder / "card.md").read_text()
     averaged, as_trained = (read_tensors(place / "control.safetensors") for place in (folder / "ema", folder))
     assert torch.equal(averaged["zero.0.weight"], network.state_dict()["zero.0.weight"])
@@ -95,7 +95,7 @@ def test_the_base_stays_and_only_the_controlnet_is_kept(tmp_path: Path):
     moments = read_header(folder / "train_state.safetensors").tensors
     assert all(name.startswith("optimizer.controls.networks.0.") for name in moments)
     found = controlnet_loader.read(tmp_path / "run")
-    assert found.base == base_model.base_of(folder)
+    assert found.base == checkpoint_store.base_of(folder)
     state = found.network.state_dict()
     assert state.keys() == averaged.keys()
     assert all(torch.equal(tensor, averaged[key]) for key, tensor in state.items())

@@ -16,7 +16,7 @@ from tests.train import tiny
 from unveil.checkpoints import inspection
 from unveil.core.objective import DiffusionLoss, LossOutput
 from unveil.errors import DataError, NonFinite, OutOfResources, WeightsError
-from unveil.io.safetensors_io import read_tensors, require_finite
+from unveil.io.files import read_tensors, require_finite
 from unveil.model import checkpoint_store, model_folder
 from unveil.train import callbacks, metrics_logger, state
 from unveil.train.data_order import EpochShuffle

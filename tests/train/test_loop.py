@@ -19,7 +19,7 @@ from unveil.core.objective import DiffusionLoss
 from unveil.core.timestep_sampling import SecondMoment
 from unveil.errors import Cancelled, RecipeError, WeightsError
 from unveil.evaluate.image_set import collect_images
-from unveil.io.safetensors_io import read_tensors
+from unveil.io.files import read_tensors
 from unveil.model import checkpoint_store
 from unveil.model.config import TrainConfig
 from unveil.train import seq2seq

@@ -13,8 +13,8 @@ import torch
 import unveil
 from unveil.core.rng import SampleRNG
 from unveil.errors import RecipeError, WeightsError
-from unveil.io.safetensors_io import read_header, read_tensors
-from unveil.model import Model, base_model, build, model_folder
+from unveil.io.files import read_header, read_tensors
+from unveil.model import Model, build, checkpoint_store, model_folder
 from unveil.model.config import Recipe, load_recipe
 from unveil.model.lora_state import NAME
 from unveil.nn import lora
@@ -74,7 +74,7 @@ def test_the_base_stays_and_only_additions_are_kept(tmp_path: Path):
     folder = model_folder.resolve_checkpoint(tmp_path / "run")
     held = {path.name for path in folder.rglob("*.safetensors")}
     assert held == {"lora.safetensors", "train_state.safetensors"}
-    assert base_model.base_of(folder) == PLACE
+    assert checkpoint_store.base_of(folder) == PLACE
     assert "only the weights of a LoRA on `base`" in (folder / "card.md").read_text()
     averaged, as_trained = (read_tensors(place / "lora.safetensors") for place in (folder / "ema", folder))
     key = "denoiser.leave[0:16].lora_B.weight"

@@ -18,7 +18,7 @@ from unveil import train
 from unveil.core.objective import DiffusionLoss
 from unveil.core.timestep_sampling import SecondMoment
 from unveil.errors import Cancelled, RecipeError
-from unveil.io.safetensors_io import read_tensors
+from unveil.io.files import read_tensors
 from unveil.model import checkpoint_store
 from unveil.train import callbacks
 

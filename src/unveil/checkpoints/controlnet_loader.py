@@ -16,9 +16,8 @@ from unveil.checkpoints import controlnet_keys, diffusers_unet, hf_files, ldm_un
 from unveil.checkpoints.hf_files import read_json
 from unveil.checkpoints.overrides import shapes_of
 from unveil.errors import RecipeError, WeightsError
-from unveil.io.files import sha256
-from unveil.io.safetensors_io import read_header, read_state, read_tensors
-from unveil.model import base_model, checkpoint_store, model_dir, model_folder
+from unveil.io.files import read_header, read_state, read_tensors, sha256
+from unveil.model import checkpoint_store, model_folder
 from unveil.model.config import ModelConfig, read_yaml, validate
 from unveil.model.lora_state import CONTROL
 from unveil.nn.controlnet import ControlNet
@@ -50,7 +49,7 @@ def read(path: Path, base: UNetConfig | None = None) -> LoadedControlNet:
         RecipeError: settings that are not supported.
     """
     if not path.exists():
-        raise WeightsError(model_dir.not_found_message(path, "controlnets"))
+        raise WeightsError(model_folder.not_found_message(path, "controlnets"))
     if path.is_file():
         loaded = LoadedControlNet(_published(path, base), digest(path))
     elif (path / CONFIG).is_file():
@@ -103,7 +102,7 @@ def inspect(path: Path) -> dict[str, Any]:
         "path": str(path),
         "what": what,
         **model_folder.summary(headers),
-        "problem": f"a ControlNet: {model_folder.STEERS}",
+        "problem": f"a ControlNet: {model_folder.CONTROLNET_ADVICE}",
     }
 
 
@@ -159,7 +158,7 @@ def _ours(path: Path) -> LoadedControlNet:
     controlnet = controlnet_keys.controlnet_from_shapes(network, ordered)
     model_folder.check_keys(file, controlnet, tensors)
     controlnet.load_state_dict(tensors, assign=True)
-    return LoadedControlNet(controlnet.eval(), sha256(file), base_model.base_of(folder))
+    return LoadedControlNet(controlnet.eval(), sha256(file), checkpoint_store.base_of(folder))
 
 
 def _published(path: Path, base: UNetConfig | None) -> ControlNet:

@@ -14,7 +14,7 @@ from unveil.checkpoints import loader, registry, safe_unpickle
 from unveil.checkpoints.format import Format, LoadedCheckpoint
 from unveil.checkpoints.overrides import ModelOverrides
 from unveil.errors import RecipeError, WeightsError
-from unveil.io.safetensors_io import read_tensors
+from unveil.io.files import read_tensors
 from unveil.model import build, model_folder
 from unveil.model.config import ModelConfig
 

@@ -19,8 +19,7 @@ from unveil.checkpoints import autoencoder_keys
 from unveil.checkpoints.hf_files import read_json, read_weights
 from unveil.checkpoints.overrides import shapes_of
 from unveil.errors import RecipeError, WeightsError
-from unveil.io.files import staged
-from unveil.io.safetensors_io import read_state, write_tensors
+from unveil.io.files import read_state, staged, write_tensors
 
 WEIGHTS = "diffusion_pytorch_model"
 CLASSES = ("AutoencoderKL", "VQModel")

@@ -17,7 +17,7 @@ from unveil.checkpoints.hf_files import read_json, read_weights
 from unveil.checkpoints.key_mapping import Names, check_keys, fused_keys, layer_key, layer_keys, to_ours, to_theirs
 from unveil.checkpoints.openai_keys import OUR_LABEL, spatial_key_mapping
 from unveil.errors import RecipeError, WeightsError
-from unveil.io.safetensors_io import write_tensors
+from unveil.io.files import write_tensors
 from unveil.nn.controlnet import HINT_WIDTHS, ControlNet
 from unveil.nn.meta_device import gc_disabled, meta_device
 from unveil.nn.spatial_transformer import SpatialTransformer

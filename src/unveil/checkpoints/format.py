@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from unveil.checkpoints.overrides import ModelOverrides
-from unveil.io.files import staged
-from unveil.io.safetensors_io import write_tensors
+from unveil.io.files import staged, write_tensors
 from unveil.model import Model
 
 Kind = Literal["model", "LoRA", "ControlNet", "autoencoder", "text encoder", "unknown"]

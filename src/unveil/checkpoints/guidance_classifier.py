@@ -17,12 +17,11 @@ from unveil.checkpoints.formats import openai
 from unveil.checkpoints.overrides import ModelOverrides
 from unveil.core.process import Process
 from unveil.errors import WeightsError
-from unveil.io import safetensors_io
+from unveil.io import files
 from unveil.io.files import sha256
 from unveil.model import migration
-from unveil.model.config.base import Section
 from unveil.model.config.model import ProcessSection
-from unveil.model.config.parsing import read_yaml, validate
+from unveil.model.config.sections import Section, read_yaml, validate
 from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
 from unveil.types import NoiseLevel, like
 
@@ -74,7 +73,7 @@ def load_guide(path: str | Path, process: Process, overrides: Mapping[str, Any] 
     if cards:
         return _own(cards[0])
     network = openai.classifier_of(
-        safetensors_io.read_state(file), validate(ModelOverrides, dict(overrides or {}), "classifier")
+        files.read_state(file), validate(ModelOverrides, dict(overrides or {}), "classifier")
     )
     return GuidanceClassifier(network, process, file.name, sha256(file))
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from unveil.errors import WeightsError
-from unveil.io.safetensors_io import read_state, read_tensors
+from unveil.io.files import read_state, read_tensors
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 

@@ -10,7 +10,7 @@ from unveil.checkpoints.format import Kind
 from unveil.checkpoints.formats import native
 from unveil.checkpoints.overrides import ModelOverrides
 from unveil.errors import Error, WeightsError
-from unveil.io.safetensors_io import Header, read_header, read_state
+from unveil.io.files import Header, read_header, read_state
 from unveil.model.model_folder import summary
 
 UNKNOWN = "tensors of an unknown model"

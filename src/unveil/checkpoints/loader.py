@@ -13,9 +13,8 @@ from unveil.checkpoints.format import Detected, Format, LoadedCheckpoint, StateD
 from unveil.checkpoints.formats import native
 from unveil.checkpoints.overrides import ModelOverrides
 from unveil.errors import RecipeError, WeightsError
-from unveil.io.files import sha256
-from unveil.io.safetensors_io import read_state
-from unveil.model import Model, model_dir, model_folder
+from unveil.io.files import read_state, sha256
+from unveil.model import Model, model_folder
 from unveil.model.config import validate
 
 
@@ -35,7 +34,7 @@ def load(
     Raises:
         WeightsError: The model does not exist, is damaged, has no known format, or needs a setting that is missing.
     """
-    path = model_dir.resolve(name_or_path, "checkpoints")
+    path = model_folder.resolve_name(name_or_path, "checkpoints")
     settings = validate(ModelOverrides, dict(overrides or {}), "overrides")
     return open_checkpoint(path, settings, dtype).model.to_inference_dtype(dtype).eval()
 

@@ -18,7 +18,7 @@ from unveil.checkpoints.key_mapping import abbreviate
 from unveil.checkpoints.lora_formats import DENOISER, LoraEntry, Naming, ParsedLora, candidates, parse
 from unveil.checkpoints.lora_targets import LoraNetwork, LoraTarget
 from unveil.errors import ShapeError, WeightsError
-from unveil.io.safetensors_io import read_header, read_state
+from unveil.io.files import read_header, read_state
 from unveil.nn import lora
 from unveil.nn.lora_layer import LoraDelta
 

@@ -20,8 +20,7 @@ from unveil.checkpoints.lora import ADAPTER, CONFIG
 from unveil.checkpoints.lora_formats import DENOISER, METADATA, RAW, LoraEntry, Naming
 from unveil.checkpoints.lora_targets import OWN, LoraNetwork, LoraTarget
 from unveil.errors import RecipeError
-from unveil.io.files import staged
-from unveil.io.safetensors_io import write_tensors
+from unveil.io.files import staged, write_tensors
 from unveil.model.lora_state import native_tensors
 from unveil.nn.lora_layer import LoraDelta
 

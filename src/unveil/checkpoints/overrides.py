@@ -9,8 +9,8 @@ from pydantic import Field
 from torch import Tensor
 
 from unveil.errors import WeightsError
-from unveil.model.config.base import Section
 from unveil.model.config.model import PredictionSection, ProcessSection, VarianceName
+from unveil.model.config.sections import Section
 from unveil.nn.layers import AttentionOrder
 
 Shapes = Mapping[str, Sequence[int]]

@@ -108,7 +108,7 @@ def _main(source: str, out: str) -> int:
     import torch
 
     from unveil.errors import WeightsError
-    from unveil.io.safetensors_io import write_tensors
+    from unveil.io.files import write_tensors
 
     try:
         with torch.serialization.safe_globals([(Unread, name) for name in BESIDE]):

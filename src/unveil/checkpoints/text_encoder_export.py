@@ -16,7 +16,7 @@ from unveil.checkpoints import text_encoder_keys
 from unveil.conditioning import clip_tokenizer
 from unveil.conditioning.text_encoder import FileTokenizer, TextEncoder
 from unveil.errors import RecipeError
-from unveil.io.safetensors_io import write_tensors
+from unveil.io.files import write_tensors
 from unveil.nn.text_encoders import ACTIVATIONS, CLIPEncoderConfig, T5EncoderConfig
 
 FILES = text_encoder_keys.TextEncoderLocation("clip", "text_model.")

@@ -21,7 +21,7 @@ from unveil.checkpoints.overrides import in_float, shapes_of
 from unveil.conditioning import clip_tokenizer
 from unveil.conditioning.text_encoder import FileTokenizer, TextEncoder
 from unveil.errors import RecipeError, WeightsError
-from unveil.io.safetensors_io import read_state
+from unveil.io.files import read_state
 from unveil.model import Model
 from unveil.model.config.text import TextSection
 from unveil.nn.meta_device import EmptyParameters

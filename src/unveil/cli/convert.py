@@ -15,7 +15,7 @@ from unveil.errors import RecipeError, did_you_mean
 from unveil.generation.generate import DTYPES
 from unveil.io.console import Console
 from unveil.io.files import refuse_overwrite
-from unveil.model import model_dir
+from unveil.model import model_folder
 from unveil.model.config import load_recipe, override, validate
 
 INT8 = "int8"  # weights of native folders only, with the scale of each row
@@ -43,7 +43,7 @@ def convert(source: Path, out: Path, layout: Layout, force: bool, console: Conso
     """Convert weights in the direction that the source determines, and print how many tensors were matched."""
     refuse_overwrite(out, force)
     for subfolder in ("checkpoints", "controlnets"):
-        source = model_dir.resolve(source, subfolder)
+        source = model_folder.resolve_name(source, subfolder)
     config, overrides = None, None
     if layout.recipe is None:
         overrides = _overrides(layout)

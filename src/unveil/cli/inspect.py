@@ -12,7 +12,7 @@ from unveil.checkpoints.overrides import ModelOverrides
 from unveil.cli.text_forms import sampling_of
 from unveil.io.console import Console
 from unveil.io.console import size as bytes_of
-from unveil.model import model_dir
+from unveil.model import model_folder
 from unveil.model.config import validate
 
 
@@ -50,21 +50,21 @@ def model(ask: InspectRequest, console: Console) -> None:
 
 def _place(path: Path) -> Path:
     """Where something of this name lies, in any part of the models folder."""
-    places = (model_dir.resolve(path, drawer) for drawer in model_dir.DRAWERS)
+    places = (model_folder.resolve_name(path, subfolder) for subfolder in model_folder.SUBFOLDERS)
     return next((one for one in places if one != path), path)
 
 
 def models(console: Console) -> None:
     """Lists the models folder, with what each is by its keys."""
     listed = [
-        {"name": entry.name, "folder": entry.drawer, "path": str(entry.path), "kind": kind, "what": title}
-        for entry in model_dir.entries()
+        {"name": entry.name, "folder": entry.subfolder, "path": str(entry.path), "kind": kind, "what": title}
+        for entry in model_folder.list_models()
         for kind, title in [inspection.kind_of(entry.path)]
     ]
-    where = f"{model_dir.models_dir()} ({model_dir.VARIABLE} names another)"
+    where = f"{model_folder.models_dir()} ({model_folder.ENVIRONMENT_VARIABLE} names another)"
     rows = [f"{one['folder']:<12}  {one['name']}: {one['what']}" for one in listed]
-    text = "\n".join([f"{where}:", *rows] if rows else [f"{where}: nothing in {', '.join(model_dir.DRAWERS)}"])
-    console.result({"root": str(model_dir.models_dir()), "models": listed}, text)
+    text = "\n".join([f"{where}:", *rows] if rows else [f"{where}: nothing in {', '.join(model_folder.SUBFOLDERS)}"])
+    console.result({"root": str(model_folder.models_dir()), "models": listed}, text)
 
 
 def samplers(console: Console) -> None:

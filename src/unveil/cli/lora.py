@@ -15,7 +15,7 @@ from unveil.generation.model_loading import device as pick
 from unveil.generation.model_loading import lora_file, open_model
 from unveil.io.console import Console
 from unveil.io.files import refuse_overwrite
-from unveil.model import model_dir
+from unveil.model import model_folder
 from unveil.nn import lora
 
 
@@ -26,7 +26,7 @@ def parse_lora(text: str) -> LoraOption:
         found = LoraOption(Path(path), float(weight)) if colon and path else LoraOption(Path(text))
     except ValueError:
         found = LoraOption(Path(text))
-    return found._replace(path=model_dir.resolve(found.path, "loras"))
+    return found._replace(path=model_folder.resolve_name(found.path, "loras"))
 
 
 # -- commands -----------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from unveil.generation.generate import DTYPES
 from unveil.generation.model_loading import device, open_model
 from unveil.io.console import Console
 from unveil.io.files import refuse_overwrite
-from unveil.model import model_saving
+from unveil.model import checkpoint_store
 from unveil.model.weight_averaging import average_weights
 
 
@@ -44,7 +44,7 @@ def merge(names: Sequence[str], shares: str | None, out: Path, dtype: str, force
     ]
     told = "\n".join(f"- {one['share']:g} of `{one['model']}` (sha256 {str(one['sha256'])[:12]})" for one in facts)
     about = f"The mean of models, weight for weight:\n\n{told}\n"
-    model_saving.save_model(made.to(DTYPES[dtype]), out, force=force, about=about)
+    checkpoint_store.save_model(made.to(DTYPES[dtype]), out, force=force, about=about)
     console.result({"out": str(out), "of": facts}, f"{out}: the mean of {', '.join(names)}")
 
 

@@ -24,10 +24,10 @@ from unveil.core.samplers import CoefficientTable
 from unveil.core.sampling_run import SamplingRun
 from unveil.core.schedule import Schedule
 from unveil.errors import RecipeError, ShapeError
-from unveil.generation.size import TemporalCompression, temporal_compression
 from unveil.generation.task_spec import TaskSpec, identity, input_to_unit, latents_of, select_rows
 from unveil.io.images import to_pixels
 from unveil.model import Model, RunTransform
+from unveil.model.shapes import TemporalCompression, temporal_compression
 
 FREE = 2.0  # a time that no run comes to: nothing is known
 

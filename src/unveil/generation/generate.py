@@ -16,13 +16,13 @@ from unveil.conditioning.class_label import Label
 from unveil.core import guidance
 from unveil.core.samplers.ancestral import Shift
 from unveil.errors import DataError, RecipeError, WeightsError, did_you_mean
-from unveil.generation.size import check_size
 from unveil.generation.task_spec import PLAIN, TaskSpec, hints
 from unveil.generation.trajectory import Preview, TrajectoryRecorder
 from unveil.io.images import to_pixels
-from unveil.model import Model, model_identity
+from unveil.model import Model, checkpoint_store
 from unveil.model.config import SampleConfig
 from unveil.model.migration import migrate_settings
+from unveil.model.shapes import check_size
 from unveil.types import is_valid_utf8
 
 LABEL = "label"  # the key of what a classifier guides towards
@@ -194,7 +194,7 @@ def repeat(
         if isinstance(problem, RecipeError):
             raise
         raise DataError(f"the picture's record lacks {problem}; it was not written by this program") from problem
-    if not model_identity.is_same(str(made_by), source.sha256):
+    if not checkpoint_store.is_same(str(made_by), source.sha256):
         raise WeightsError(
             f"the picture was made by {facts['model'].get('name')!r} (sha256 {str(made_by)[:12]}...), "
             f"this is {source.name!r} ({source.sha256[:12]}...); give the model that made it"

@@ -24,10 +24,10 @@ from unveil.generation.conditioning_frames import ConditioningFrames
 from unveil.generation.generate import UNNAMED, OnStep, Request, Source, part_of
 from unveil.generation.long_video import Knowing, VideoChunk, VideoSpec, concat_chunks, generate_long_video
 from unveil.generation.single_frame import SingleFrameNetwork
-from unveil.generation.size import check_size, size_multiple
 from unveil.generation.task_spec import TaskSpec, input_to_unit
 from unveil.generation.upscale import STRENGTH, resized, upscale
 from unveil.model import Model, RunTransform
+from unveil.model.shapes import check_size, size_multiple
 from unveil.types import format_size
 
 LARGE = 4.0  # times the pixels of a model's own

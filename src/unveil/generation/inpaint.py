@@ -16,10 +16,10 @@ from unveil.core.inverse.operator import boolean
 from unveil.core.sampling_run import SamplingRun
 from unveil.errors import RecipeError, ShapeError, did_you_mean
 from unveil.generation.img2img import check_strength, start_from
-from unveil.generation.size import round_up_size
 from unveil.generation.task_spec import TaskSpec, input_to_unit, latents_of, select_rows
 from unveil.io.images import to_pixels
 from unveil.model import Model
+from unveil.model.shapes import round_up_size
 from unveil.types import format_size
 
 # Keys of the conditions of a network that was trained to paint: the mask, and the latents of what is outside of it

@@ -17,12 +17,12 @@ from unveil.core.samplers import encode
 from unveil.errors import DataError
 from unveil.generation.generate import DTYPES, OnStep, Request, part_of
 from unveil.generation.metadata import MAX_TEXT
-from unveil.generation.size import check_size
 from unveil.generation.task_spec import hints, input_to_unit, latents_of
 from unveil.generation.trajectory import TrajectoryRecorder
 from unveil.io.files import write_atomically
 from unveil.model import Model
 from unveil.model.config import SampleConfig
+from unveil.model.shapes import check_size
 from unveil.types import like
 
 NOISE, FACTS = "noise", "unveil"  # the tensor of a file of noise, and its text

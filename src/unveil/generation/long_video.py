@@ -29,9 +29,9 @@ from unveil.generation.conditioning_frames import (
 from unveil.generation.generate import PROMPT, UNNAMED, OnStep, Request, Source, generate, part_of
 from unveil.generation.position_scaling import scale_positions
 from unveil.generation.prompt_schedule import Scene, prompt_schedule, prompt_weights
-from unveil.generation.size import round_up_frames, temporal_compression
 from unveil.generation.task_spec import SourceFile, identity
 from unveil.model import Model, RunTransform
+from unveil.model.shapes import round_up_frames, temporal_compression
 
 OVERLAP = 0.25  # of a window, with its neighbour, where nothing else is said
 Direction = Literal["forward", "backward"]

@@ -13,8 +13,8 @@ from unveil.generation.generate import Source
 from unveil.generation.model_loading import lora_file
 from unveil.io.console import Console
 from unveil.io.files import sha256
-from unveil.model import Model, model_dir
-from unveil.model.base_model import base_of
+from unveil.model import Model, model_folder
+from unveil.model.checkpoint_store import base_of
 from unveil.types import LoraInfo
 
 
@@ -37,7 +37,7 @@ def put_on(model: Model, source: Source, wanted: Sequence[LoraOption], console: 
     worn: list[LoraInfo] = []
     for one in wanted:
         if not one.path.exists():
-            raise WeightsError(model_dir.not_found_message(one.path, "loras"))
+            raise WeightsError(model_folder.not_found_message(one.path, "loras"))
         file = lora_file(one.path)
         name = _called(one.path, file)
         name = f"{name} {len(worn)}" if name in {other.name for other in worn} else name

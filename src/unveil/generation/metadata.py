@@ -11,8 +11,7 @@ from unveil.errors import DataError
 from unveil.io.images import EXIF, METADATA_KEY, UNICODE, USER_COMMENT
 from unveil.io.video.containers import HEAD, container_of
 from unveil.io.video.reader import VideoDecoder
-from unveil.model.metadata_migration import migrate_metadata
-from unveil.model.migration import migrate_settings
+from unveil.model.migration import migrate_metadata, migrate_settings
 from unveil.types import format_size
 
 MAX_TEXT = 1_000_000  # characters of a record that are read

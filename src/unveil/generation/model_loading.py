@@ -18,7 +18,7 @@ from unveil.data.folder_index import IMAGE_SUFFIXES
 from unveil.errors import OutOfResources, RecipeError, WeightsError, did_you_mean
 from unveil.generation.generate import Source
 from unveil.io.files import sha256
-from unveil.model import Model, base_model, checkpoint_store, model_dir, model_folder, model_identity
+from unveil.model import Model, checkpoint_store, model_folder
 from unveil.model.config import ModelConfig, read_yaml, validate
 from unveil.model.lora_state import LORA
 from unveil.types import ADDITIONS, ControlNetInfo
@@ -60,13 +60,13 @@ def open_model(
     """The model of a name, a folder or a published file of tensors, and which one it is.
 
     Args:
-        name: a path, of a model in the models folder (see `model.model_dir`), or of a shipped one.
+        name: a path, of a model in the models folder (see `model.model_folder`), or of a shipped one.
         said: what the keys of a published file do not say, by the names of `checkpoints.overrides.ModelOverrides`.
         dtype: what it will compute in, where the folder can be read in it at once.
     """
     if Path(name).suffix.lower() in IMAGE_SUFFIXES:
         raise RecipeError(f"{name}: is an image where a model is expected; the model comes first: COMMAND MODEL IMAGE")
-    path = model_dir.resolve(name, "checkpoints")
+    path = model_folder.resolve_name(name, "checkpoints")
     name = str(path)
     if path.is_dir() and (folder := _of_addition(path)) is not None:
         return _with_addition(folder, name, where, said)
@@ -83,12 +83,12 @@ def open_model(
 def lora_file(path: Path) -> Path:
     """The file of a LoRA: itself, the one in peft's folder, or the averaged one of a run's newest checkpoint.
 
-    What is not a path is looked up in the models folder, see `model.model_dir`.
+    What is not a path is looked up in the models folder, see `model.model_folder`.
 
     Raises:
         WeightsError: there is none.
     """
-    path = model_dir.resolve(path, "loras")
+    path = model_folder.resolve_name(path, "loras")
     if not path.is_dir():
         return path
     if (path / lora.ADAPTER).is_file():
@@ -106,18 +106,18 @@ def _of_addition(path: Path) -> Path | None:
         folder = model_folder.resolve_checkpoint(path)
     except WeightsError:  # another kind of folder
         return None
-    return folder if base_model.base_of(folder) is not None else None
+    return folder if checkpoint_store.base_of(folder) is not None else None
 
 
 def _with_addition(
     folder: Path, name: str, where: torch.device, said: Mapping[str, Any] | None
 ) -> tuple[Model, Source]:
     """A run's LoRA or ControlNet on its base, which must be where it was."""
-    told = base_model.base_of(folder)
+    told = checkpoint_store.base_of(folder)
     assert told is not None
     checkpoint_store.verify(folder)
     model, base = open_model(told.path, where, said)
-    if not model_identity.is_same(told.sha256, base.sha256):
+    if not checkpoint_store.is_same(told.sha256, base.sha256):
         raise WeightsError(
             f"{told.path}: has changed since the {ADDITIONS[told.what]} in {name} was trained on it (sha256 "
             f"{told.sha256[:12]}..., now {base.sha256[:12]}...); use --{OPTIONS[told.what]} {name} if that is intended"
@@ -141,7 +141,7 @@ def _with_addition(
 def source(name: str) -> Source:
     """A model's identity: its name, and one hash over the hashes of the files that make its pictures."""
     folder = model_folder.resolve_checkpoint(name)
-    return Source(_called(name, folder), model_identity.identity(folder))
+    return Source(_called(name, folder), checkpoint_store.identity(folder))
 
 
 def _called(name: str, folder: Path) -> str:

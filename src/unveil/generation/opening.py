@@ -19,9 +19,9 @@ from unveil.generation.inpaint import MASK, MASKED
 from unveil.generation.loras import LoraOption
 from unveil.generation.model_loading import device, open_model
 from unveil.generation.single_frame import as_image_model
-from unveil.generation.size import is_video_model
 from unveil.io.console import Console
 from unveil.model import Model
+from unveil.model.shapes import is_video_model
 
 Media = Literal["images", "videos"]
 # Conditions that are images, which a task gives to networks that were trained with them

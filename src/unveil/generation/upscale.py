@@ -15,10 +15,9 @@ from unveil.data.low_res import LOW, bicubic_upsample
 from unveil.errors import RecipeError
 from unveil.generation.img2img import check_strength, start_from
 from unveil.generation.position_scaling import scale_positions
-from unveil.generation.size import size_multiple, vae_scale_factor
 from unveil.generation.task_spec import TaskSpec, input_to_unit, latents_of, select_rows
 from unveil.model import Model
-from unveil.model.shapes import ending
+from unveil.model.shapes import ending, size_multiple, vae_scale_factor
 
 STRENGTH = 0.3  # of the edit after a plain enlargement, where nothing else is said
 

@@ -29,10 +29,10 @@ from unveil.errors import RecipeError, ShapeError
 from unveil.generation.conditioning_frames import FREE, ConditioningFrames, conditioned_generation, keyframes
 from unveil.generation.long_video import Direction, VideoSpec, exact_frames
 from unveil.generation.prompt_schedule import Scene, check_scenes, prompt_schedule
-from unveil.generation.size import TemporalCompression, temporal_compression
 from unveil.generation.task_spec import TaskSpec, identity, input_to_unit, latents_of, select_list, select_rows
 from unveil.io.images import to_pixels
 from unveil.model import Model
+from unveil.model.shapes import TemporalCompression, temporal_compression
 from unveil.types import NoiseLevel
 
 _FORM = "T, H, W"

@@ -18,11 +18,11 @@ from unveil.data.video_slicing import VideoFolderConfig, plan_segments
 from unveil.errors import DataError, RecipeError
 from unveil.generation import inputs
 from unveil.generation.metadata import read_facts
-from unveil.generation.size import check_size
 from unveil.generation.task_spec import SourceFile
 from unveil.io.files import sha256
 from unveil.io.video.reader import VideoDecoder, VideoLimits
 from unveil.model import Model
+from unveil.model.shapes import check_size
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 RATE = 8.0  # frames in a second of what is made from nothing

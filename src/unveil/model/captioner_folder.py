@@ -13,10 +13,9 @@ import yaml
 from torch import Tensor, nn
 
 from unveil.errors import WeightsError
-from unveil.io.files import refuse_foreign
-from unveil.io.safetensors_io import read_tensors, require_finite
+from unveil.io.files import read_tensors, refuse_foreign, require_finite
 from unveil.model import checkpoint_store, migration, model_folder
-from unveil.model.config.parsing import read_yaml
+from unveil.model.config.sections import read_yaml
 from unveil.nn.captioner import Captioner, CaptionerConfig
 from unveil.nn.tokenizer import Vocabulary
 
@@ -36,7 +35,7 @@ class CaptionModel(NamedTuple):
 
 
 def captioner_files(model: CaptionModel, *, about: str = "") -> dict[str, checkpoint_store.Content]:
-    """Everything that a captioner's folder holds, but for the manifest.
+    """Return the files of a captioner's folder, except the manifest.
 
     Args:
         about: Markdown for the end of the card.
@@ -136,7 +135,7 @@ def captioner_card(model: CaptionModel, about: str = "") -> str:
     """A card of a captioner in Markdown."""
     config = model.network.config
     rows = {
-        "reads": f"clips and pictures of {config.channels} channels, sides multiples of {config.patch} px",
+        "reads": f"videos and images of {config.channels} channels, sides multiples of {config.patch} px",
         "network": f"Captioner, {sum(p.numel() for p in model.network.parameters()):,} parameters",
         "words": f"{len(model.words)}, at most {config.max_length - 1} in a caption",
     }

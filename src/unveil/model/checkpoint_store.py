@@ -9,6 +9,7 @@ and counters are safetensors, YAML and JSON: nothing here can run code.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -16,15 +17,28 @@ import platform
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import cache
+from importlib import resources
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from unveil.errors import OutOfResources, OutputError, WeightsError
-from unveil.io.files import sha256
-from unveil.io.safetensors_io import write_tensors
+import torch
+from torch import Tensor, nn
+
+from unveil.conditioning.learned_text_encoder import LearnedTextEncoder
+from unveil.conditioning.text_encoder import TextEncoder
+from unveil.errors import OutOfResources, OutputError, RecipeError, WeightsError
+from unveil.io.files import refuse_foreign, require_finite, sha256, write_tensors
+from unveil.model.config import dump
+from unveil.model.model_card import card
+from unveil.types import ADDITIONS, BaseModel
+
+if TYPE_CHECKING:
+    from unveil.model.model import Model
+
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -95,7 +109,7 @@ def save(
             entries = {name: _write(staging, name, content) for name, content in files.items()}
             manifest = Manifest(kind, step, entries, versions())
             text = asdict(manifest) | {"files": {name: entry._asdict() for name, entry in entries.items()}}
-            del text["former_sha256"]  # of what is written anew there is none
+            del text["former_sha256"]  # a new folder has no former identity
             _write(staging, MANIFEST, text)
             for inner in {(staging / name).parent for name in files} | {staging}:
                 _sync_folder(inner)
@@ -117,17 +131,17 @@ def prune(parent: Path, keep: int) -> None:
 def remove_stale(parent: Path) -> list[Path]:
     """Removes what writers that died have left in `parent`; returns what was removed.
 
-    A folder that was moved away while its successor was published is moved back if there is no successor.
+    A folder that was moved away while its successor was published is moved back if the successor is missing.
     Folders of processes that still run are left alone.
     """
     removed: list[Path] = []
     for path in sorted(parent.iterdir()) if parent.is_dir() else []:
-        found = _TEMPORARY.fullmatch(path.name)
-        if found is None or _runs_elsewhere(int(found["pid"])):
+        match = _TEMPORARY.fullmatch(path.name)
+        if match is None or _runs_elsewhere(int(match["pid"])):
             continue
-        home = parent / found["name"]
-        if found["what"] == "replaced" and not home.exists():
-            os.rename(path, home)
+        final = parent / match["name"]
+        if match["what"] == "replaced" and not final.exists():
+            os.rename(path, final)
             continue
         shutil.rmtree(path, ignore_errors=True)
         removed.append(path)
@@ -153,10 +167,10 @@ def versions() -> dict[str, str]:
 
 
 def checkpoints(parent: Path) -> list[Path]:
-    """The training checkpoints in a folder, newest first; whether they are valid is not asked."""
+    """Return the training checkpoints in a folder, newest first, without verifying them."""
     if not parent.is_dir():
         return []
-    numbered = [(int(found[1]), path) for path in parent.iterdir() if (found := _STEP.fullmatch(path.name))]
+    numbered = [(int(match[1]), path) for path in parent.iterdir() if (match := _STEP.fullmatch(path.name))]
     return [path for _, path in sorted(numbered, reverse=True)]
 
 
@@ -209,8 +223,8 @@ def verify(folder: Path) -> Manifest:
             size = path.stat().st_size
             if size != entry.size:
                 faults.append(f"{path}: {size} bytes, {entry.size} were written")
-            elif (found := sha256(path)) != entry.sha256:
-                faults.append(f"{path}: sha256 {found[:16]}..., {entry.sha256[:16]}... was written")
+            elif (digest := sha256(path)) != entry.sha256:
+                faults.append(f"{path}: sha256 {digest[:16]}..., {entry.sha256[:16]}... was written")
         except OSError as problem:
             faults.append(f"{path}: cannot be read ({problem.strerror})")
     if faults:
@@ -222,7 +236,7 @@ def latest_valid(parent: Path, on_invalid: Callable[[Path, WeightsError], None] 
     """The newest training checkpoint in `parent` that verifies, or None.
 
     Args:
-        on_invalid: is told of each newer one that was passed over, and why; without it a warning is logged.
+        on_invalid: (folder, error) -> called for each newer checkpoint that was skipped; None: a warning is logged.
     """
     for folder in checkpoints(parent):
         try:
@@ -324,3 +338,179 @@ def _explained(folder: Path) -> Iterator[None]:
         raise OutputError(
             f"{folder}: cannot be written ({problem.strerror or problem}); choose another place"
         ) from problem
+
+
+BASE = "base.json"
+
+
+def base_of(folder: Path) -> BaseModel | None:
+    """What the LoRA or the ControlNet in a folder is on; None for a folder of whole weights.
+
+    Raises:
+        WeightsError: the file that says so is damaged.
+    """
+    if not (folder / BASE).is_file():
+        return None
+    try:
+        base = BaseModel(**{name: str(value) for name, value in read_json(folder / BASE).items()})
+        if base.what not in ADDITIONS:
+            raise TypeError(f"what = {base.what!r}")
+        return base
+    except (TypeError, AttributeError) as problem:
+        raise WeightsError(f"{folder / BASE}: damaged ({problem}); use another checkpoint") from problem
+
+
+def identity(folder: Path) -> str:
+    """The sha256 over the hashes of model.yaml and of the tensors, the EMA weights where there are some.
+
+    Raises:
+        WeightsError: a folder without a readable manifest.
+    """
+    files = read_manifest(folder).files
+    averaged = {file for file in files if file.startswith("ema/")}
+    used = sorted(
+        file
+        for file in files
+        if file == "model.yaml"
+        or (file.endswith(".safetensors") and "train_state" not in file and f"ema/{file}" not in averaged)
+    )
+    text = "".join(f"{file.removeprefix('ema/')} {files[file].sha256}\n" for file in used)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def is_same(stated: str, current: str) -> bool:
+    """Return True if the identity that an image, a LoRA or a ControlNet states is that of a model, or a former one."""
+    return stated == current or stated in _former_identities().get(current, ())
+
+
+@cache
+def _former_identities() -> dict[str, tuple[str, ...]]:
+    """Return the former identities of each bundled model: same tensors, other keys in model.yaml."""
+    bundled = Path(str(resources.files("unveil"))) / "assets" / "models"
+    folders = [folder for folder in bundled.iterdir() if (folder / MANIFEST).is_file()]
+    return {identity(folder): tuple(read_manifest(folder).former_sha256) for folder in folders}
+
+
+# ---------------------------------------------------------------------- models
+
+AUTOENCODER = "autoencoder.safetensors"
+
+
+def weight_files(model: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """Return the tensors of each part that has some, by file name."""
+    return {name: dict(part.state_dict()) for name, part in parts_of(model)}
+
+
+def model_files(model: Model, *, about: str = "", small: bool = False) -> dict[str, Content]:
+    """Return the files of a saved model's folder, except the manifest.
+
+    Args:
+        about: Markdown for the end of the card: how the model was trained, how good it is.
+        small: Store int8 weights, see `quantize`.
+    """
+    if model.base is not None:
+        what = ADDITIONS[model.base.what]
+        on = f"These are only the weights of a {what} on `{model.base.name}` (sha256 {model.base.sha256[:12]})."
+        about = f"{on}\n\n{about}"
+    weights = {name: quantize(part) if small else part for name, part in weight_files(model).items()}
+    files: dict[str, Content] = {**weights, "card.md": card(model, about)}
+    for name, part in texts_of(model):
+        files |= {f"{name}.{end}": content for end, content in part.files().items()}
+    if model.config is not None:
+        files["model.yaml"] = dump(model.config)
+    if model.base is not None:
+        files[BASE] = model.base._asdict()
+    return files
+
+
+def save_model(model: Model, folder: Path, *, force: bool = False, about: str = "", small: bool = False) -> Path:
+    """Write the model's folder, whole or not at all; return it.
+
+    Args:
+        force: Replace an existing folder.
+        about, small: Arguments of `model_files`.
+
+    Raises:
+        RecipeError: The model was not built from a config, so it could not be built again from the folder.
+        NonFinite: A weight is not finite.
+        OutputError: The folder exists already, or it cannot be written.
+    """
+    if model.source_folder is not None:
+        raise RecipeError(
+            f"this model is saved already: the folder {model.source_folder} itself is the model; copy that"
+        )
+    if model.config is None:
+        raise RecipeError(
+            "this model's network was not built from a recipe, so its folder could not be loaded by itself; "
+            "keep its run folder, and load it with model_folder.load_weights into a model you build"
+        )
+    require_finite(dict(model.named_parameters()), "the model")
+    if force:
+        refuse_foreign(folder)
+    save(folder, model_files(model, about=about, small=small), replace=force)
+    return folder
+
+
+def parts_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the file name and module of every part with tensors; a module without `parts` is an autoencoder."""
+    parts = getattr(model, "parts", None)
+    if parts is None:
+        yield AUTOENCODER, model
+    else:
+        yield from parts()
+
+
+def texts_of(model: Model) -> Iterator[tuple[str, TextEncoder | LearnedTextEncoder]]:
+    """Yield the name and module of every conditioner that may need a file beside its weights."""
+    yield from (
+        (name, part) for name, part in model.conditioners.items() if isinstance(part, TextEncoder | LearnedTextEncoder)
+    )
+
+
+# ---------------------------------------------------------------------- int8 weights
+
+# A row is the weights of one output. The scale of a row is 1/127 of its largest weight. The rounding error is about
+# 0.7 % of the spread of normal weights (bfloat16: 0.2 %), in half of the memory of bfloat16.
+SCALE_SUFFIX = ".step"  # after a tensor's name: the scale of each row
+MIN_QUANTIZED_SIZE = 4096  # smaller tensors, such as biases and gains, stay as they are
+_INT8_MAX = 127
+
+
+def quantize(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Convert every large tensor to int8, with the scale of each row as another tensor (name + ".step", float32).
+
+    Args:
+        tensors: Finite tensors of any shape; rows are along the first dimension.
+    """
+    quantized: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or tensor.ndim < 2 or tensor.numel() < MIN_QUANTIZED_SIZE:
+            quantized[name] = tensor
+            continue
+        rows = tensor.detach().float().flatten(1)
+        scale = rows.abs().amax(dim=1) / _INT8_MAX
+        integers = (rows / scale.clamp(min=torch.finfo(torch.float32).tiny)[:, None]).round()
+        integers = integers.clamp(-_INT8_MAX, _INT8_MAX).to(torch.int8)
+        quantized |= {name: integers.view(tensor.shape), name + SCALE_SUFFIX: scale}
+    return quantized
+
+
+def is_scale(name: str, others: Collection[str]) -> bool:
+    """Return True if the tensor of this name is the scale of another one."""
+    return name.endswith(SCALE_SUFFIX) and name.removesuffix(SCALE_SUFFIX) in others
+
+
+def dequantize(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Convert int8 tensors that have a scale to float32; others stay as they are."""
+    return {
+        name: _rescaled(tensor, tensors[name + SCALE_SUFFIX]) if name + SCALE_SUFFIX in tensors else tensor
+        for name, tensor in tensors.items()
+        if not is_scale(name, tensors)
+    }
+
+
+def _rescaled(integers: Tensor, scale: Tensor) -> Tensor:
+    """Multiply a tensor by its scale; with a scale of another shape return no rows, which the network refuses."""
+    if scale.shape != integers.shape[:1]:
+        return integers[:0]
+    return integers.float() * scale.float().view(-1, *[1] * (integers.ndim - 1))

@@ -43,8 +43,8 @@ def native_tensors(added: Mapping[str, Sequence[LoraDelta]]) -> dict[str, Tensor
     """Return a LoRA in our naming: the paths of our layers with their rows, by role of the network."""
     tensors: dict[str, Tensor] = {}
     for role, listed in added.items():
-        for one in listed:
-            path = f"{role}.{one.layer}[{one.start}:{one.stop}]"
-            tensors |= {f"{path}.lora_A.weight": one.down, f"{path}.lora_B.weight": one.up}
-            tensors[f"{path}.alpha"] = torch.tensor(one.alpha)
+        for delta in listed:
+            path = f"{role}.{delta.layer}[{delta.start}:{delta.stop}]"
+            tensors |= {f"{path}.lora_A.weight": delta.down, f"{path}.lora_B.weight": delta.up}
+            tensors[f"{path}.alpha"] = torch.tensor(delta.alpha)
     return tensors

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from unveil.errors import RecipeError
+from unveil.errors import DataError, RecipeError
 
 _log = logging.getLogger("unveil.model")
 # bundled recipes by their former names
@@ -386,23 +386,23 @@ def foreign(key: str, allowed: Sequence[str]) -> str:
 
 def _section(raw: Any, section: str, path: str, former: Former, recipe_kind: str) -> Any:
     if isinstance(raw, list | tuple):
-        return [_section(one, section, f"{path}.{place}", former, recipe_kind) for place, one in enumerate(raw)]
+        return [_section(item, section, f"{path}.{place}", former, recipe_kind) for place, item in enumerate(raw)]
     if isinstance(raw, str):  # a kind alone, as a weight may be written
         return _kind(raw, section, path, former)
     if not isinstance(raw, Mapping):
         return raw
     names = _renames(section, _kind_of(raw, section, recipe_kind))
-    made: dict[Any, Any] = {}
+    migrated: dict[Any, Any] = {}
     for key, value in raw.items():
         name = str(names.get(key, key))
-        if name in made or (name != key and name in raw):
+        if name in migrated or (name != key and name in raw):
             raise RecipeError(f"{_join(path, key)} is the former name of {name}, and both are given; leave {key} out")
         if name != key:
             former.add(_join(path, key), _join(path, name))
-        made[name] = _value(value, section, name, _join(path, name), former, recipe_kind)
-    if section == "recipe" and isinstance(changes := made.get("smoke_test"), Mapping):
-        made["smoke_test"] = _smoke_test(made, changes)
-    return made
+        migrated[name] = _value(value, section, name, _join(path, name), former, recipe_kind)
+    if section == "recipe" and isinstance(changes := migrated.get("smoke_test"), Mapping):
+        migrated["smoke_test"] = _smoke_test(migrated, changes)
+    return migrated
 
 
 def _smoke_test(recipe: Mapping[str, Any], changes: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -445,3 +445,116 @@ def _inside(section: str, name: str) -> str:
 
 def _join(path: str, key: object) -> str:
     return f"{path}.{key}" if path else str(key)
+
+
+METADATA_FORMAT = 2
+ROLES = {"picture": "image", "noise": "latents"}  # former names of the fields that hold inputs
+
+
+def migrate_metadata(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata in today's form.
+
+    Args:
+        facts: Metadata of any format.
+
+    Raises:
+        DataError: They are damaged.
+    """
+    facts = dict(facts)
+    if "fps" in facts:  # a video: its metadata of format 1 lack what is needed to generate it again
+        return facts
+    if facts.get("format", 1) >= METADATA_FORMAT or not isinstance(facts.get("model"), Mapping):
+        return facts
+    former = facts.get("task")
+    try:
+        if former is None:
+            facts["task"] = {"name": "sample"}
+        elif isinstance(former, Mapping) and former.get("verb") in _TASKS:
+            facts["task"] = _TASKS[str(former["verb"])](former, facts)
+            facts["inputs"] = _with_roles(former.get("inputs", {}))
+            facts |= {key: former[key] for key in ("passes",) if key in former}
+        else:
+            return facts
+        batch = facts.get("batch")
+        if isinstance(batch, Mapping) and "inputs" in batch:
+            facts["batch"] = {**batch, "inputs": _with_roles(batch["inputs"])}
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as problem:
+        raise DataError(f"the image's metadata lack {problem}; use the file as it was written") from problem
+    return facts | {"format": METADATA_FORMAT}
+
+
+def _with_roles(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    return {ROLES.get(role, role): files for role, files in inputs.items()}
+
+
+def _file(former: Mapping[str, Any], role: str) -> str:
+    return str(former.get("inputs", {}).get(role, {}).get("name", role))
+
+
+def _img2img(former: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {"name": "img2img", "image": _file(former, "picture"), "strength": former["strength"]}
+
+
+def _inpainting(former: Mapping[str, Any]) -> dict[str, Any]:
+    length, times = former["jumps"]
+    jumps = {"repaint_jump_length": length, "repaint_resamples": times}
+    return {"feather": former["feather"], "method": former["method"], **jumps}
+
+
+def _inpaint(former: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    files = {"image": _file(former, "picture"), "mask": _file(former, "mask")}
+    return {"name": "inpaint", **files, "strength": former["strength"], **_inpainting(former)}
+
+
+def _outpaint(former: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    margins = dict(zip(("left", "right", "top", "bottom"), former["margins"], strict=True))
+    return {"name": "outpaint", "image": _file(former, "picture"), **margins, **_inpainting(former)}
+
+
+def _upscale(former: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    settings = {key: former[key] for key in ("factor", "strength", "overlap")}
+    return {"name": "upscale", "image": _file(former, "picture"), **settings}
+
+
+def _variations(former: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    seed, index = former["of"]
+    return {
+        "name": "variations",
+        "image": "image",
+        "variation_strength": former["amount"],
+        "source_sample": [seed, index],
+    }
+
+
+def _interpolate(former: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    (first, index), (last, _) = former["ends"]
+    cond = {key: [values[0], *former["to"].get(key, ())] for key, values in facts["batch"]["given"].items()}
+    fields = {key: cond.pop(key) for key in ("prompt", "label") if key in cond}
+    return {
+        "name": "interpolate",
+        "seed": [first, last],
+        "start_index": index,
+        "frames": former["frames"],
+        **fields,
+        **({"cond": cond} if cond else {}),
+    }
+
+
+def _noise(former: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {"name": "sample", "latents": _file(former, "noise")}
+
+
+def _large(former: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {"name": "sample"}
+
+
+_TASKS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]] = {
+    "img2img": _img2img,
+    "inpaint": _inpaint,
+    "outpaint": _outpaint,
+    "upscale": _upscale,
+    "vary": _variations,
+    "interpolate": _interpolate,
+    "noise": _noise,
+    "large": _large,
+}

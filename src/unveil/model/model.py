@@ -27,7 +27,7 @@ from unveil.core.samplers.ancestral import Shift
 from unveil.core.sampling_run import SamplingRun
 from unveil.core.variance import VarianceRule, fixed_small, is_learned
 from unveil.errors import NonFinite, OutOfResources, RecipeError, did_you_mean
-from unveil.model import model_saving
+from unveil.model import checkpoint_store
 from unveil.model.config import ModelConfig, SampleConfig
 from unveil.model.lora_state import CONTROL, LORA, TrainedLora
 from unveil.model.migration import migrate_settings
@@ -421,11 +421,11 @@ class Model(nn.Module):
             if part.state_dict():
                 yield f"{name}.safetensors", part
         if isinstance(self.autoencoder, nn.Module) and self.autoencoder.state_dict():
-            yield model_saving.AUTOENCODER, self.autoencoder
+            yield checkpoint_store.AUTOENCODER, self.autoencoder
 
     def save(self, folder: str | Path, *, force: bool = False) -> Path:
         """Write a folder of model.yaml, a safetensors file per part and card.md, whole or not at all."""
-        return model_saving.save_model(self, Path(folder), force=force)
+        return checkpoint_store.save_model(self, Path(folder), force=force)
 
     def _estimate(self, x: Tensor, level: NoiseLevel, condition: Condition | None) -> Estimate:
         """Call the denoiser with its ControlNets, in the chosen precision."""
@@ -451,7 +451,7 @@ class Model(nn.Module):
                 raise RecipeError(
                     f"guidance_scale = {scale}: guidance needs a model trained with drop_prob > 0; use guidance_scale 1"
                 )
-            assert condition is not None  # without a condition there is no null condition
+                assert condition is not None  # a null condition requires a condition
             null = null if self.controls is None else self.controls.without(null)
             alike = (condition.hint is None) == (null.hint is None)
             if scale != 0 and alike and guidance.should_batch(self.device, count):

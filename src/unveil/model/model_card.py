@@ -54,15 +54,15 @@ def autoencoder_card(codec: AutoencoderKL | VQModel, config: AutoencoderConfig, 
     values = math.prod(latents)
     share = f"{values / math.prod(config.shape):.3g}"
     rows = {
-        "pictures": f"of shape {tuple(config.shape)}",
-        "latents": f"of shape {latents}: {values:,} values, {share} of the picture's",
+        "images": f"of shape {tuple(config.shape)}",
+        "latents": f"of shape {latents}: {values:,} values, {share} of the image's",
         "autoencoder": f"{type(codec).__name__}, {sum(p.numel() for p in codec.parameters()):,} parameters",
         "scale": ", ".join(f"{number:.4g}" for number in codec.scale.tolist()),
         "shift": ", ".join(f"{number:.4g}" for number in codec.shift.tolist()),
     }
     lines = ["# Card of an autoencoder", "", "| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items()), ""]
     lines += ["```yaml", "autoencoder: {kind: saved, path: this/folder}  # of a diffusion model's recipe", "```", ""]
-    lines += ["What it rebuilds resembles the pictures it was trained on; others lose more.", ""]
+    lines += ["Its reconstructions resemble the images it was trained on; other images lose more.", ""]
     return "\n".join(lines) + (f"\n{about.strip()}\n" if about.strip() else "")
 
 

@@ -1,64 +1,121 @@
-"""Saved models: a folder of model.yaml, a safetensors file per part, card.md and the manifest.
+"""Saved models: their folders, found by name, and read into a model.
 
     model.yaml  denoiser.safetensors  label.safetensors  autoencoder.safetensors  card.md  manifest.json
 
-A text encoder's part is `prompt.safetensors`, with `prompt.tokenizer.json` where the vocabulary is its own, and
-`prompt.vocabulary.json` where it is made of the training texts. What was trained as a LoRA on a base that stays as it
-is has lora.safetensors in the place of weights, and base.json, which says what it is on; a ControlNet likewise has
-control.safetensors.
+A text encoder's part is `prompt.safetensors`, with `prompt.tokenizer.json` if the vocabulary is its own, and
+`prompt.vocabulary.json` if it was built from the training texts. A LoRA that was trained on a frozen base has
+lora.safetensors in place of the weights, and base.json, which names the base; a ControlNet has control.safetensors.
+`unveil.model.checkpoint_store` writes these folders.
 
-A training checkpoint is the same folder with the weights as trained, the averaged ones in `ema/`, and what
-training needs to go on. Whoever loads it to sample gets the averaged weights.
+A training checkpoint is the same folder with the weights as trained, the EMA weights in `ema/`, and the state of the
+training. A model that is loaded for sampling gets the EMA weights.
+
+The models folder is $UNVEIL_MODELS, or ./models. A file or folder in it is found by its name wherever a model, a LoRA
+or a ControlNet is named. It has three subfolders: checkpoints/ with files and folders of models, loras/ with files of
+LoRAs and folders of peft, controlnets/ with files and folders of ControlNets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from unveil.autoencoders import AutoencoderKL, VQModel
+from unveil.core.denoiser import Denoiser
 from unveil.errors import WeightsError, did_you_mean
-from unveil.io.safetensors_io import SHOWN, read_header, read_tensors
-from unveil.model import checkpoint_store, model_dir, model_identity
-from unveil.model.assembly import assemble
-from unveil.model.base_model import base_of
+from unveil.io.files import SHOWN, read_header, read_tensors
+from unveil.model import checkpoint_store
+from unveil.model.checkpoint_store import AUTOENCODER, base_of, dequantize, is_scale, parts_of, texts_of
 from unveil.model.config import AutoencoderConfig, ModelConfig, read_yaml, validate
-from unveil.model.int8 import dequantize, is_scale
+from unveil.model.config.model import SavedSection, build_autoencoder, section_of
 from unveil.model.model import Model
-from unveil.model.model_saving import AUTOENCODER, parts_of, texts_of
+from unveil.model.shapes import resized
 from unveil.nn.meta_device import EmptyParameters
 from unveil.types import ADDITIONS
 
 if TYPE_CHECKING:
-    from unveil.io.safetensors_io import Header
+    from unveil.io.files import Header
 
-# "ema": the running average where there is one; "trained": the weights that the optimiser moves.
+
+# "ema": the EMA weights if the folder has some; "trained": the weights that the optimiser moves.
 Which = Literal["ema", "trained"]
+Subfolder = Literal["checkpoints", "loras", "controlnets"]
 
-STEERS = "give it beside the model that it is for: unveil sample MODEL --controlnet FILE=IMAGE"
-WHOLE_PART = "a part of a model, which makes no pictures by itself; give the whole folder or file that it is from"
+CONTROLNET_ADVICE = "give it beside the model that it is for: unveil sample MODEL --controlnet FILE=IMAGE"
+PART_ADVICE = "a part of a model, which generates no images by itself; give the whole folder or file that it is from"
 BUNDLED = "assets/models"  # the package's folder of bundled models
 FORMER_AUTOENCODER = "codec.safetensors"  # former file name of the autoencoder's weights
+ENVIRONMENT_VARIABLE, DEFAULT_MODELS_DIR = "UNVEIL_MODELS", "models"
+SUBFOLDERS: tuple[Subfolder, ...] = ("checkpoints", "loras", "controlnets")
+WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+# Files of a folder that is one model, as this library, diffusers, peft and a training run write it
+MODEL_MARKERS = ("manifest.json", "model_index.json", "config.json", "adapter_config.json", "checkpoints")
+
+
+class ModelFile(NamedTuple):
+    """A file or folder in the models folder.
+
+    Attributes:
+        name: Path below the subfolder, without a suffix.
+        path: The file or folder.
+        subfolder: Subfolder of the models folder that contains it.
+    """
+
+    name: str
+    path: Path
+    subfolder: Subfolder
+
+
+# ---------------------------------------------------------------------- building
+
+
+def build(config: ModelConfig) -> Model:
+    """Return the model of a config, freshly initialised from torch's global generator; on `meta` it takes no memory.
+
+    Raises:
+        WeightsError: The saved autoencoder that the config names cannot be read.
+    """
+    network = config.build_network()
+    with torch.device("cpu"):  # tables of noise levels stay on the CPU
+        process = resized(config.process.build(), config.latent_shape)
+        prediction = config.build_prediction(process)
+    denoiser = Denoiser(network, process, prediction=prediction, learns_variance=config.learns_variance)
+    if isinstance(config.autoencoder, SavedSection):
+        autoencoder = load_latent_autoencoder(config.autoencoder.path)
+        config = config.model_copy(update={"autoencoder": section_of(autoencoder)})
+    else:
+        autoencoder = build_autoencoder(config.autoencoder, config.shape)
+    conditioners = [part.build(config, getattr(network, "vector_dim", None)) for part in config.condition]
+    return Model(
+        denoiser,
+        config.shape,
+        conditioners=conditioners,
+        autoencoder=autoencoder,
+        variance=config.build_variance(),
+        config=config,
+    )
 
 
 # ---------------------------------------------------------------------- loading
 
 
 def load_model(path: Path | str, *, dtype: torch.dtype | None = torch.float32) -> Model:
-    """The model in a folder (a saved one, a checkpoint, a run), or a shipped one by its name; in evaluation mode.
+    """Return the model of a folder (saved model, checkpoint or run), or a bundled one by its name, in evaluation mode.
 
     Every file is checked against its sha256, then mapped into memory: pages are read when they are first used.
 
     Args:
-        dtype: floating-point weights of another type are converted; None keeps the file's.
+        dtype: Type that floating-point weights are converted to; None keeps the file's.
 
     Raises:
-        WeightsError: nothing there, damaged, or weights of another shape than model.yaml says (lists the keys).
+        WeightsError: No such folder, a damaged one, or weights of another shape than model.yaml states (lists the
+            keys).
     """
     folder = resolve_checkpoint(path)
     checkpoint_store.verify(folder)
@@ -72,7 +129,7 @@ def load_model(path: Path | str, *, dtype: torch.dtype | None = torch.float32) -
     if not described.is_file():
         raise WeightsError(
             f"{folder}: holds the weights of a network that was not built from a recipe; build your model, "
-            "then call model_folder.load_weights(model, path)"
+            "then call load_weights(model, path)"
         )
     raw = read_yaml(described.read_text("utf-8"), str(described))
     if _is_autoencoder(raw):
@@ -82,17 +139,18 @@ def load_model(path: Path | str, *, dtype: torch.dtype | None = torch.float32) -
         )
     config = validate(ModelConfig, raw, str(described))
     with EmptyParameters():
-        model = assemble(config, load_latent_autoencoder)
+        model = build(config)
     _assign(model, folder, "ema", dtype)
     _take_files(model, folder)
     return model.eval()
 
 
 def load_autoencoder(path: Path | str) -> tuple[AutoencoderConfig, AutoencoderKL | VQModel]:
-    """The autoencoder in a folder (a saved one, a checkpoint, a run) with its averaged weights, frozen.
+    """Return the autoencoder of a folder (saved one, checkpoint or run) with its EMA weights, frozen.
 
     Raises:
-        WeightsError: nothing there, damaged, no autoencoder, or weights of another shape than model.yaml says.
+        WeightsError: No such folder, a damaged one, no autoencoder, or weights of another shape than model.yaml
+            states.
     """
     folder = resolve_checkpoint(path)
     checkpoint_store.verify(folder)
@@ -123,10 +181,10 @@ def load_latent_autoencoder(path: Path | str) -> AutoencoderKL | VQModel:
 
 
 def load_weights(model: Model, path: Path | str, *, which: Which = "ema") -> Model:
-    """Copies the weights of a folder into a model that is built already; returns it.
+    """Copy the weights of a folder into a model that is built already; return it.
 
     Raises:
-        WeightsError: nothing there, damaged, or weights of another shape than the model's (lists the keys).
+        WeightsError: No such folder, a damaged one, or weights of another shape than the model's (lists the keys).
     """
     folder = resolve_checkpoint(path)
     checkpoint_store.verify(folder)
@@ -135,16 +193,16 @@ def load_weights(model: Model, path: Path | str, *, which: Which = "ema") -> Mod
 
 
 def load_into(model: nn.Module, folder: Path, which: Which) -> None:
-    """The same for a folder that has been verified.
+    """Copy the weights of a verified folder into a model that is built already.
 
     Raises:
-        WeightsError: weights of another shape than the model's (lists the keys), or an addition to another base.
+        WeightsError: Weights of another shape than the model's (lists the keys), or an adapter of another base.
     """
-    told, base = base_of(folder), model.base if isinstance(model, Model) else None
-    if told is not None and base is not None and not model_identity.is_same(told.sha256, base.sha256):
+    stated, base = base_of(folder), model.base if isinstance(model, Model) else None
+    if stated is not None and base is not None and not checkpoint_store.is_same(stated.sha256, base.sha256):
         raise WeightsError(
-            f"{folder}: its {ADDITIONS[told.what]} is on {told.name!r} (sha256 {told.sha256[:12]}...), the base here "
-            f"is {base.name!r} ({base.sha256[:12]}...); give that one as base, or start a new run"
+            f"{folder}: its {ADDITIONS[stated.what]} is on {stated.name!r} (sha256 {stated.sha256[:12]}...), the base "
+            f"here is {base.name!r} ({base.sha256[:12]}...); give that one as base, or start a new run"
         )
     for name, part in parts_of(model):
         tensors = dequantize(read_tensors(weights_of(folder, name, which)))
@@ -155,27 +213,29 @@ def load_into(model: nn.Module, folder: Path, which: Which) -> None:
 
 
 def resolve_checkpoint(path: Path | str) -> Path:
-    """The folder with a manifest that a path stands for: itself, or the newest valid checkpoint of a run.
+    """Return the folder with a manifest that a path or name stands for.
+
+    It is the folder itself, the newest valid checkpoint of a run, or a bundled model.
 
     Raises:
-        WeightsError: there is none.
+        WeightsError: There is none.
     """
-    given, path = str(path), Path(path)
+    name, path = str(path), Path(path)
     if not path.exists():
-        shipped = Path(str(resources.files("unveil"))) / BUNDLED
-        names = sorted(entry.name for entry in shipped.iterdir()) if shipped.is_dir() else []
-        if given in names:
-            return shipped / given
-        known = f"; bundled: {', '.join(names)}" if names else ""
-        there = [one.name for one in model_dir.entries("checkpoints")]
+        bundled = Path(str(resources.files("unveil"))) / BUNDLED
+        names = sorted(entry.name for entry in bundled.iterdir()) if bundled.is_dir() else []
+        if name in names:
+            return bundled / name
+        listed = f"; bundled: {', '.join(names)}" if names else ""
+        others = [file.name for file in list_models("checkpoints")]
         raise WeightsError(
-            f"{given}: no such folder or bundled model{did_you_mean(given, [*names, *there])}{known}; nothing is "
+            f"{name}: no such folder or bundled model{did_you_mean(name, [*names, *others])}{listed}; nothing is "
             "downloaded, so give the path of a local folder or file"
         )
     if path.is_file():
         read_header(path)  # a pickle or a broken file is named as that
         raise WeightsError(
-            f"{given}: a file of weights; give the folder with its {checkpoint_store.MANIFEST}, or convert it first"
+            f"{name}: a file of weights; give the folder with its {checkpoint_store.MANIFEST}, or convert it first"
         )
     if (path / checkpoint_store.MANIFEST).is_file():
         return path
@@ -183,16 +243,16 @@ def resolve_checkpoint(path: Path | str) -> Path:
         newest = checkpoint_store.latest_valid(parent)
         if newest is not None:
             return newest
-    if (name := _diffusers_class(path)) is not None:
-        how = STEERS if "ControlNet" in str(name) else WHOLE_PART
-        raise WeightsError(f"{given}: a folder of diffusers' {name}: {how}")
+    if (class_name := _diffusers_class(path)) is not None:
+        advice = CONTROLNET_ADVICE if "ControlNet" in str(class_name) else PART_ADVICE
+        raise WeightsError(f"{name}: a folder of diffusers' {class_name}: {advice}")
     raise WeightsError(
-        f"{given}: neither a saved model nor a run with a valid checkpoint; it has no {checkpoint_store.MANIFEST}"
+        f"{name}: neither a saved model nor a run with a valid checkpoint; it has no {checkpoint_store.MANIFEST}"
     )
 
 
 def summary(headers: Mapping[str, Header]) -> dict[str, Any]:
-    """Parameters, bytes and files of weights, from their headers by file name."""
+    """Return the number of parameters and bytes and the tensors of weights files, from their headers by file name."""
     weights = [h for name, h in headers.items() if "train_state" not in name and not name.startswith("ema/")]
     return {
         "parameters": sum(t.size for h in weights for key, t in h.tensors.items() if not is_scale(key, h.tensors)),
@@ -207,18 +267,80 @@ def summary(headers: Mapping[str, Header]) -> dict[str, Any]:
     }
 
 
+# ---------------------------------------------------------------------- names
+
+
+def models_dir() -> Path:
+    """Return the models folder, which need not exist."""
+    return Path(os.environ.get(ENVIRONMENT_VARIABLE) or DEFAULT_MODELS_DIR)
+
+
+def list_models(subfolder: Subfolder | None = None) -> list[ModelFile]:
+    """Return the models in the models folder, or in one subfolder of it, by name; folders inside are searched."""
+    files: list[ModelFile] = []
+    for part in SUBFOLDERS if subfolder is None else (subfolder,):
+        top = models_dir() / part
+        for path in sorted(_models(top)):
+            inside = path.relative_to(top)
+            name = inside.with_suffix("") if path.is_file() else inside
+            files.append(ModelFile(name.as_posix(), path, part))
+    return files
+
+
+def resolve_name(name: str | Path, subfolder: Subfolder) -> Path:
+    """Return the path of a model: the path itself if it exists, else that of this name in the models folder.
+
+    A name may omit the suffix and the folders inside the subfolder. If nothing has this name, it is returned as a path.
+
+    Raises:
+        WeightsError: Several have this name; they are listed.
+    """
+    path = Path(name)
+    if path.exists() or path.is_absolute():
+        return path
+    matches = [file for file in list_models(subfolder) if _has_name(file, path.as_posix())]
+    if len(matches) > 1:
+        listed = ", ".join(str(file.path) for file in matches)
+        raise WeightsError(f"{name}: {len(matches)} have this name: {listed}; give one of them as a path")
+    return matches[0].path if matches else path
+
+
+def not_found_message(name: str | Path, subfolder: Subfolder) -> str:
+    """Return the error message for a name that is neither a path nor in its subfolder; it names the nearest one."""
+    names = [file.name for file in list_models(subfolder)]
+    folder = models_dir() / subfolder
+    return f"{name}: no such file or folder, and nothing of this name in {folder}{did_you_mean(str(name), names)}"
+
+
+def _has_name(file: ModelFile, name: str) -> bool:
+    full_name = file.name + (file.path.suffix if file.path.is_file() else "")
+    return name in (file.name, full_name, file.name.rpartition("/")[2], full_name.rpartition("/")[2])
+
+
+def _models(folder: Path) -> Iterator[Path]:
+    if not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        if path.name.startswith("."):
+            continue
+        if path.is_file() and path.suffix.lower() in WEIGHT_SUFFIXES:
+            yield path
+        elif path.is_dir():
+            yield from [path] if any((path / mark).exists() for mark in MODEL_MARKERS) else _models(path)
+
+
 # ---------------------------------------------------------------------- details
 
 
 def _take_files(model: Model, folder: Path) -> None:
-    """Gives conditioners what a folder holds of them beside their weights."""
+    """Give text encoders their files other than weights."""
     for name, part in texts_of(model):
-        beside = [path for path in folder.glob(f"{name}.*") if path.suffix != ".safetensors"]
-        part.take_files({path.name.removeprefix(f"{name}."): path.read_text("utf-8") for path in beside})
+        files = [path for path in folder.glob(f"{name}.*") if path.suffix != ".safetensors"]
+        part.take_files({path.name.removeprefix(f"{name}."): path.read_text("utf-8") for path in files})
 
 
 def _diffusers_class(path: Path) -> str | None:
-    """The class that a folder's config.json names, as diffusers writes it."""
+    """Return the class that a folder's config.json names, as diffusers writes it."""
     if not (path / "config.json").is_file():
         return None
     return checkpoint_store.read_json(path / "config.json").get("_class_name")
@@ -245,7 +367,7 @@ def _assign(model: nn.Module, folder: Path, which: Which, dtype: torch.dtype | N
 
 
 def check_keys(path: Path, part: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Raises WeightsError that lists what does not fit, unless a part takes just these tensors."""
+    """Raise a WeightsError that lists what does not fit, unless a part takes exactly these tensors."""
     expected = {key: tuple(value.shape) for key, value in part.state_dict().items()}
     faults = [f"{key}: missing" for key in expected if key not in tensors]
     faults += [f"{key}: not a part of this network" for key in tensors if key not in expected]
@@ -264,5 +386,5 @@ def check_keys(path: Path, part: nn.Module, tensors: Mapping[str, Tensor]) -> No
 
 
 def _is_autoencoder(raw: object) -> bool:
-    """Whether a model.yaml describes one."""
+    """Return True if a model.yaml describes an autoencoder."""
     return isinstance(raw, dict) and raw.get("kind") == "autoencoder"

@@ -48,7 +48,7 @@ def translate(
         RecipeError: an empty text.
         ShapeError: a text beyond the model's limit.
     """
-    found: list[Translation] = []
+    translations: list[Translation] = []
     for part, source, mask in _batches(model, texts, batch):
         start = torch.full((len(part), 1), BEGIN, device=source.device)
         limit = model.network.config.max_length - 1  # the begin is one of the tokens that the model's own limit counts
@@ -59,8 +59,8 @@ def translate(
             else:
                 decoded = beam(reading, start, end=END, limit=limit, beams=beams, length_power=length_power)
         for tokens, logp, ended in zip(*decoded, strict=True):
-            found.append(Translation(model.target.decode(tokens), float(logp), bool(ended)))
-    return found
+            translations.append(Translation(model.target.decode(tokens), float(logp), bool(ended)))
+    return translations
 
 
 def exact_match(
@@ -82,8 +82,8 @@ def exact_match(
     written = translate(model, sources, beams=beams, length_power=length_power, batch=batch)
     wanted = [model.target.encode(pair.target) for pair in pairs]
     return [
-        one.ended and UNKNOWN not in tokens and one.text == model.target.decode(tokens)
-        for one, tokens in zip(written, wanted, strict=True)
+        translation.ended and UNKNOWN not in tokens and translation.text == model.target.decode(tokens)
+        for translation, tokens in zip(written, wanted, strict=True)
     ]
 
 
@@ -100,11 +100,11 @@ def attention_maps(model: SequenceModel, source: str, target: str) -> Translatio
     with torch.inference_mode():
         context = model.network.encode(read, mask, encoder)
         model.network.decoder(torch.tensor([written], device=read.device), context=context, maps=decoder)
-    weights = {f"encoder.{i}": one.own[0][0] for i, one in enumerate(encoder)}
-    weights |= {f"decoder.{i}": one.own[0][0] for i, one in enumerate(decoder)}
-    weights |= {f"crossed.{i}": one.context[0][0] for i, one in enumerate(decoder)}
+    weights = {f"encoder.{i}": maps.own[0][0] for i, maps in enumerate(encoder)}
+    weights |= {f"decoder.{i}": maps.own[0][0] for i, maps in enumerate(decoder)}
+    weights |= {f"crossed.{i}": maps.context[0][0] for i, maps in enumerate(decoder)}
     names = [model.source.token(number) for number in read[0].tolist()], [model.target.token(n) for n in written]
-    return TranslationAttention(*names, {name: one.float().cpu() for name, one in weights.items()})
+    return TranslationAttention(*names, {name: weight.float().cpu() for name, weight in weights.items()})
 
 
 def unknown_tokens(model: SequenceModel, text: str) -> list[str]:
@@ -118,8 +118,8 @@ def _batches(model: SequenceModel, texts: Sequence[str], batch: int) -> Iterator
     for first in range(0, len(texts), batch):
         part = texts[first : first + batch]
         numbers = [model.source.encode(text) for text in part]
-        for text, one in zip(part, numbers, strict=True):
-            if not one:
+        for text, tokens in zip(part, numbers, strict=True):
+            if not tokens:
                 raise RecipeError(f"text {text!r}: holds nothing to read; give words")
-        source = padded([[*one, END] for one in numbers]).to(device)
+        source = padded([[*tokens, END] for tokens in numbers]).to(device)
         yield part, source, source != PADDING

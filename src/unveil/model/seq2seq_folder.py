@@ -17,7 +17,7 @@ from safetensors.torch import save as save_bytes
 from unveil.errors import WeightsError
 from unveil.io.files import refuse_overwrite, sha256, write_atomically
 from unveil.model import migration
-from unveil.model.config.parsing import read_yaml
+from unveil.model.config.sections import read_yaml
 from unveil.nn.tokenizer import Vocabulary
 from unveil.nn.transformer import Transformer, TransformerConfig
 
@@ -74,8 +74,8 @@ def load_sequence(path: str | Path, device: torch.device | str = "cpu") -> Seque
         config = TransformerConfig(**network)
         files = {"weights": card.with_suffix(".safetensors"), "vocabularies": card.with_suffix(".json")}
         for what, file in files.items():
-            if (found := sha256(file)) != (told := facts["sha256"][what]):
-                raise WeightsError(f"{file}: sha256 {found[:12]}... is not {told[:12]}... of its card; damaged")
+            if (digest := sha256(file)) != (stated := facts["sha256"][what]):
+                raise WeightsError(f"{file}: sha256 {digest[:12]}... is not {stated[:12]}... of its card; damaged")
         words = json.loads(files["vocabularies"].read_text("utf-8"))
         source, target = (Vocabulary.from_plain(words[side]) for side in ("source", "target"))
         state = load_bytes(files["weights"].read_bytes())

@@ -1,16 +1,123 @@
-"""Shapes of samples, and the parts of a model that depend on them."""
+"""Shapes of samples: the sizes that a model's network takes, and the parts of a model that depend on them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from unveil.errors import RecipeError, ShapeError
+from unveil.types import format_size
+
+if TYPE_CHECKING:
+    from unveil.model.model import Model
+
+_MAX_FRAMES_PER_LATENT = 64
 
 
 def ending(shape: tuple[int, ...], end: Sequence[int]) -> tuple[int, ...]:
-    """The shape with another end."""
+    """Return the shape with its last dimensions replaced by `end`."""
     return (*shape[: len(shape) - len(end)], *end)
 
 
 def resized(part: Any, shape: tuple[int, ...]) -> Any:
-    """The part for another shape, where it depends on it."""
+    """Return the part for another shape of samples, if it depends on the shape."""
     return part.resized(shape) if hasattr(part, "resized") else part
+
+
+def size_multiple(model: Model) -> int:
+    """Return the number of pixels that height and width must be multiples of; 1 if the network states none."""
+    of_network = getattr(model.denoiser.network, "multiple", 1)
+    return int(of_network) * vae_scale_factor(model)
+
+
+def vae_scale_factor(model: Model) -> int:
+    """Return the ratio of the side of an image to that of its latents; 1 without an autoencoder."""
+    return model.shape[-1] // model.autoencoder.latent_shape(model.shape)[-1]
+
+
+class TemporalCompression(NamedTuple):
+    """Grouping of the frames of a video: the first `alone` each have latents, then every `step` frames share some.
+
+    Attributes:
+        alone: Number of frames at the beginning that share no latents.
+        step: Number of frames of a group; without an autoencoder, number of frames of one token.
+        latents: Number of latents of a group.
+        first: Number of latents of each frame at the beginning.
+    """
+
+    alone: int
+    step: int
+    latents: int = 1
+    first: int = 1
+
+    def up(self, frames: int) -> int:
+        """Return the smallest number of frames, at least `frames`, that fills its latents."""
+        return self.alone + _up(max(frames, self.alone or 1) - self.alone, self.step)
+
+
+def temporal_compression(model: Model) -> TemporalCompression:
+    """Return how many frames of a video share their latents, or a token without an autoencoder."""
+    frames, latents = model.shape[1], model.autoencoder.latent_shape(model.shape)[1]
+    if frames == latents:
+        patch = getattr(getattr(model.denoiser.network, "config", None), "patch", None)
+        return TemporalCompression(0, patch[0] if isinstance(patch, tuple) and len(patch) == 3 else 1)
+    for step in range(2, _MAX_FRAMES_PER_LATENT + 1):
+        with suppress(ShapeError):
+            more = model.autoencoder.latent_shape((model.shape[0], frames + step, *model.shape[2:]))[1] - latents
+            return TemporalCompression(frames % step, step, more, latents - frames // step * more)
+    raise RecipeError(
+        f"this model's autoencoder makes {latents} latents of {frames} frames; which frames a latent encodes is unknown"
+    )
+
+
+def is_video_model(model: Model) -> bool:
+    """Return True if a model generates videos (C, T, H, W)."""
+    return len(model.shape) == 4
+
+
+def check_size(model: Model, size: Sequence[int]) -> None:
+    """Refuse a size in pixels, (H, W), or (T, H, W) of a video, that the network does not take.
+
+    Raises:
+        RecipeError: The network does not take it; the message names the nearest sizes.
+    """
+    unit = size_multiple(model)
+    if len(model.shape) not in (3, 4):
+        raise RecipeError(f"size {format_size(size)}: this model makes samples of shape {model.shape}, not images")
+    sides = size[-2:]
+    if any(side < 1 or side % unit for side in sides):
+        below, above = (tuple(max(unit, rounded(side, unit)) for side in sides) for rounded in (_down, _up))
+        near = " or ".join(dict.fromkeys(format_size(nearest) for nearest in (below, above)))
+        raise RecipeError(
+            f"size {format_size(sides)} (width x height): both sides must be multiples of {unit} px; nearest {near}"
+        )
+    if len(size) == 3 and size[0] != round_up_frames(model, size[0]):
+        raise RecipeError(
+            f"{size[0]} frames: the model's latents hold others; nearest {round_up_frames(model, size[0])}"
+        )
+
+
+def round_up_size(model: Model, size: tuple[int, int]) -> tuple[int, int]:
+    """Return the smallest size, at least as large, that the network takes."""
+    unit = size_multiple(model)
+    return _up(size[0], unit), _up(size[1], unit)
+
+
+def round_up_frames(model: Model, frames: int) -> int:
+    """Return the smallest number of frames, at least `frames`, that the model's latents encode.
+
+    Raises:
+        RecipeError: Fewer than 1 frame.
+    """
+    if frames < 1:
+        raise RecipeError(f"frames {frames}: at least 1, which is an image")
+    return temporal_compression(model).up(frames)
+
+
+def _down(side: int, unit: int) -> int:
+    return side // unit * unit
+
+
+def _up(side: int, unit: int) -> int:
+    return -(-side // unit) * unit

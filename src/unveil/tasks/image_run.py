@@ -23,12 +23,12 @@ from unveil.generation.invert import read_noise
 from unveil.generation.loras import LoraOption
 from unveil.generation.opening import Media, ModelOptions, check_takes_prompt
 from unveil.generation.prompt_expansion import ExpansionOptions, PromptExpander, expanded
-from unveil.generation.size import check_size
 from unveil.generation.task_spec import PLAIN, SourceFile, TaskSpec
 from unveil.generation.upscale import upscale
 from unveil.io.console import Console
 from unveil.io.files import sha256
-from unveil.model import Model, model_dir
+from unveil.model import Model, model_folder
+from unveil.model.shapes import check_size
 from unveil.tasks.context import TaskContext
 from unveil.tasks.fields import AdapterFields, CatalogName, FileInput, PromptFields
 from unveil.tasks.task import Task, TaskResult, mark_of
@@ -74,7 +74,8 @@ def lora_options(task: AdapterFields | Regenerate, context: TaskContext) -> tupl
     """The LoRAs of a task."""
     paths = (context.path(lora.file, CatalogName("lora")) for lora in task.lora)
     return tuple(
-        LoraOption(model_dir.resolve(path, "loras"), lora.weight) for path, lora in zip(paths, task.lora, strict=True)
+        LoraOption(model_folder.resolve_name(path, "loras"), lora.weight)
+        for path, lora in zip(paths, task.lora, strict=True)
     )
 
 
@@ -84,7 +85,7 @@ def controlnet_options(task: AdapterFields | Regenerate, context: TaskContext) -
         ControlNetOption(
             None
             if control.network is None
-            else model_dir.resolve(context.path(control.network, CatalogName("controlnet")), "controlnets"),
+            else model_folder.resolve_name(context.path(control.network, CatalogName("controlnet")), "controlnets"),
             context.path(control.image, FileInput("image")),
             control.weight,
             control.start,

@@ -29,7 +29,7 @@ from unveil.errors import NonFinite, RecipeError
 from unveil.evaluate.perceptual import perceptual
 from unveil.io.files import write_atomically
 from unveil.io.images import stack_rows
-from unveil.model import checkpoint_store, model_folder, model_saving
+from unveil.model import checkpoint_store, model_folder
 from unveil.model.config import AutoencoderConfig, AutoencoderLossSection, AutoencoderRecipe, dump
 from unveil.model.config.autoencoder import PUBLISHED_KL, ClipLengthSection
 from unveil.model.model_card import autoencoder_card
@@ -262,11 +262,15 @@ class AutoencoderLearner(Learner):
 
     def averaged(self, average: AutoencoderKL | VQModel) -> dict[str, dict[str, Tensor]]:
         """Tensors of the autoencoder."""
-        return model_saving.weight_files(average)
+        return checkpoint_store.weight_files(average)
 
     def files(self, about: str) -> dict[str, checkpoint_store.Content]:
         """The autoencoder as trained."""
-        return {**model_saving.weight_files(self.model), "model.yaml": dump(self.config), "card.md": self.card(about)}
+        return {
+            **checkpoint_store.weight_files(self.model),
+            "model.yaml": dump(self.config),
+            "card.md": self.card(about),
+        }
 
     def load(self, model: AutoencoderKL | VQModel, folder: Path, which: model_folder.Which) -> None:
         """Copy a folder's weights."""

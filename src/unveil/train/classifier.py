@@ -26,12 +26,11 @@ from unveil.core.rng import SampleRNG
 from unveil.errors import RecipeError
 from unveil.evaluate.features import classifier_accuracy
 from unveil.evaluate.image_set import ImageDataset, ImageSet, collect_images
-from unveil.io.files import refuse_overwrite, sha256, write_atomically
+from unveil.io.files import read_tensors, refuse_overwrite, sha256, write_atomically
 from unveil.io.images import to_unit
-from unveil.io.safetensors_io import read_tensors
 from unveil.model import checkpoint_store, model_folder
 from unveil.model.config import TrainConfig
-from unveil.model.config.parsing import validate
+from unveil.model.config.sections import validate
 from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
 from unveil.nn.cnn import Cnn, CnnConfig
 from unveil.nn.vit import ViT, ViTConfig

@@ -16,7 +16,7 @@ from unveil.core.objective import LossOutput
 from unveil.core.rng import SampleRNG
 from unveil.core.timestep_sampling import SecondMoment
 from unveil.errors import WeightsError
-from unveil.model import Model, checkpoint_store, model_folder, model_saving
+from unveil.model import Model, checkpoint_store, model_folder
 from unveil.model.config.train import Batching
 from unveil.model.model_card import card
 from unveil.train.batch_preparation import fixed_subset, prepare
@@ -123,13 +123,13 @@ class DiffusionLearner(Learner):
         """Tensors of denoiser and conditioners; the autoencoder is frozen."""
         return {
             name: tensors
-            for name, tensors in model_saving.weight_files(average).items()
-            if name != model_saving.AUTOENCODER
+            for name, tensors in checkpoint_store.weight_files(average).items()
+            if name != checkpoint_store.AUTOENCODER
         }
 
     def files(self, about: str) -> dict[str, checkpoint_store.Content]:
         """The model as trained."""
-        return model_saving.model_files(self.model, about=about)
+        return checkpoint_store.model_files(self.model, about=about)
 
     def load(self, model: Model, folder: Path, which: model_folder.Which) -> None:
         """Copy a folder's weights."""

@@ -8,7 +8,7 @@ from unveil.conditioning.learned_text_encoder import LearnedTextEncoder
 from unveil.errors import RecipeError
 from unveil.model import Model, build
 from unveil.model.config import ModelConfig, Recipe
-from unveil.model.config.base import Section
+from unveil.model.config.sections import Section
 from unveil.model.config.token_conditions import LearnedTextSection
 from unveil.train.lora import model_config_on_base
 from unveil.types import BaseModel

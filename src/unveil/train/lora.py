@@ -16,7 +16,7 @@ from unveil.conditioning.text_encoder import TextEncoder
 from unveil.errors import RecipeError
 from unveil.model import Model
 from unveil.model.config import ModelConfig, Recipe
-from unveil.model.config.latent_autoencoder import SavedSection
+from unveil.model.config.model import SavedSection
 from unveil.model.config.text import TextSection
 from unveil.model.lora_state import NAME
 from unveil.nn import lora

@@ -19,10 +19,10 @@ from torch.utils.data import Dataset
 from unveil.core.objective import LossOutput
 from unveil.core.rng import SampleRNG
 from unveil.errors import RecipeError, WeightsError
-from unveil.io.safetensors_io import read_tensors
+from unveil.io.files import read_tensors
 from unveil.model import checkpoint_store, model_folder
 from unveil.model.config import SequenceRecipe, TrainConfig
-from unveil.model.config.parsing import validate
+from unveil.model.config.sections import validate
 from unveil.model.config.seq2seq import DecodeConfig, SequenceTrainConfig, TokensConfig
 from unveil.model.seq2seq import exact_match
 from unveil.model.seq2seq_folder import SequenceModel

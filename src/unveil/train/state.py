@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from unveil.errors import WeightsError
-from unveil.io.safetensors_io import read_tensors, require_finite
+from unveil.io.files import read_tensors, require_finite
 from unveil.model import checkpoint_store
 from unveil.train.lightning_module import TrainingModule
 from unveil.train.metrics_logger import RunningMean

@@ -21,7 +21,7 @@ from unveil.core import preconditioning
 from unveil.core.process import LinearVP
 from unveil.core.sde import SubVP
 from unveil.errors import WeightsError
-from unveil.io.safetensors_io import write_tensors
+from unveil.io.files import write_tensors
 from unveil.model.config import validate
 from unveil.nn.edm_unet import DhariwalUNet, DhariwalUNetConfig, SongUNet, SongUNetConfig
 

@@ -12,7 +12,7 @@ from tests.checkpoints import tiny_sd
 from tests.server.jobs.conftest import done
 from unveil.errors import DataError
 from unveil.generation.metadata import read_facts
-from unveil.io.safetensors_io import write_tensors
+from unveil.io.files import write_tensors
 from unveil.server.jobs.catalog import Catalog
 from unveil.server.jobs.gallery import controlnets_used, request_from_metadata, search
 from unveil.server.jobs.image_job import read_request

@@ -16,7 +16,7 @@ from unveil.checkpoints.format import Format, LoadedCheckpoint, SavedCheckpoint,
 from unveil.checkpoints.formats import native
 from unveil.checkpoints.overrides import ModelOverrides
 from unveil.io.files import staged
-from unveil.model.model_folder import STEERS
+from unveil.model.model_folder import CONTROLNET_ADVICE
 from unveil.nn.controlnet import ControlNet
 
 TITLE = "a ControlNet"
@@ -68,8 +68,8 @@ FORMATS = (
         name="ldm",
         kind="ControlNet",
         signatures=(
-            Signature(TITLE, {_HINT: "input_hint_block.", _ZERO: "zero_convs."}, STEERS),
-            Signature(TITLE, {_HINT: f"{PREFIX}input_hint_block.", _ZERO: f"{PREFIX}zero_convs."}, STEERS),
+            Signature(TITLE, {_HINT: "input_hint_block.", _ZERO: "zero_convs."}, CONTROLNET_ADVICE),
+            Signature(TITLE, {_HINT: f"{PREFIX}input_hint_block.", _ZERO: f"{PREFIX}zero_convs."}, CONTROLNET_ADVICE),
         ),
         load=load,
         save=save,
@@ -86,7 +86,7 @@ FORMATS = (
             Signature(
                 "a ControlNet of diffusers",
                 {_HINT: controlnet_loader.THEIRS, _ZERO: "controlnet_down_blocks."},
-                STEERS,
+                CONTROLNET_ADVICE,
             ),
         ),
         is_folder=controlnet_loader.is_theirs,

@@ -76,7 +76,7 @@ FORMATS = (
             Signature(
                 "a U-Net of diffusers",
                 {"its time embedding": "time_embedding.linear_1.weight", "its first convolution": "conv_in.weight"},
-                model_folder.WHOLE_PART,
+                model_folder.PART_ADVICE,
             ),
         ),
         is_folder=is_stable_diffusion,

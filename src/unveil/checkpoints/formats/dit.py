@@ -25,8 +25,7 @@ from unveil.checkpoints.overrides import ModelOverrides, in_float, shapes_of
 from unveil.checkpoints.scheduler import SchedulerConfig, process_settings, read_scheduler, scheduler_of
 from unveil.conditioning.class_label import Label
 from unveil.errors import RecipeError, WeightsError
-from unveil.io.files import sha256
-from unveil.io.safetensors_io import read_header, write_tensors
+from unveil.io.files import read_header, sha256, write_tensors
 from unveil.model import Model, build, model_folder
 from unveil.model.config import ModelConfig, validate
 from unveil.nn.dit import DiT

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from unveil.checkpoints.format import Format, LoadedCheckpoint, SavedCheckpoint
-from unveil.io.safetensors_io import read_header
-from unveil.model import Model, checkpoint_store, model_folder, model_identity, model_saving
-from unveil.model.base_model import base_of
+from unveil.io.files import read_header
+from unveil.model import Model, checkpoint_store, model_folder
+from unveil.model.checkpoint_store import base_of
 from unveil.model.config import read_yaml
 from unveil.types import ADDITIONS
 
@@ -29,13 +29,13 @@ def load_folder(path: Path, dtype: torch.dtype) -> LoadedCheckpoint:
 
 def save(model: Model, path: Path) -> SavedCheckpoint:
     """Write a model's folder."""
-    model_saving.save_model(model, path, force=True)
+    checkpoint_store.save_model(model, path, force=True)
     return SavedCheckpoint(len(model.state_dict()))
 
 
 def save_int8(model: Model, path: Path) -> SavedCheckpoint:
     """Write a model's folder with int8 weights."""
-    model_saving.save_model(model, path, force=True, small=True)
+    checkpoint_store.save_model(model, path, force=True, small=True)
     return SavedCheckpoint(len(model.state_dict()))
 
 
@@ -64,7 +64,7 @@ FORMATS = (
         save_int8=save_int8,
         describe=lambda path: "a model or a run of unveil",
         inspect_folder=inspect_folder,
-        digest=lambda path: model_identity.identity(model_folder.resolve_checkpoint(path)),
+        digest=lambda path: checkpoint_store.identity(model_folder.resolve_checkpoint(path)),
         converts_to=None,
         cannot_hold="networks of diffusers, and modules that were not built from a recipe",
     ),

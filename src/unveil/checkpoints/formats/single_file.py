@@ -32,7 +32,7 @@ from unveil.core.process import DiscreteVP, betas
 from unveil.errors import RecipeError, WeightsError
 from unveil.model import Model, build, model_folder
 from unveil.model.config import ModelConfig, validate
-from unveil.model.config.latent_autoencoder import section_of
+from unveil.model.config.model import section_of
 from unveil.nn.meta_device import EmptyParameters
 from unveil.nn.text_encoders import CLIPEncoderConfig
 from unveil.nn.unet import UNet
@@ -389,7 +389,7 @@ FORMATS = (
                     "its first convolution": "input_blocks.0.0.weight",
                     "text": "middle_block.1.transformer_blocks.",
                 },
-                model_folder.WHOLE_PART,
+                model_folder.PART_ADVICE,
             ),
         ),
         load=read,

@@ -29,8 +29,8 @@ from unveil.errors import WeightsError
 from unveil.io.optional_deps import import_extra
 from unveil.model import Model
 from unveil.model.config import SampleConfig, validate
-from unveil.model.config.base import Section
 from unveil.model.config.model import ProcessSection
+from unveil.model.config.sections import Section
 from unveil.nn import text_encoders
 from unveil.nn.meta_device import EmptyParameters
 from unveil.nn.text_encoders import T5EncoderConfig

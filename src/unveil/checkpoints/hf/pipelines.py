@@ -31,7 +31,7 @@ from unveil.conditioning.micro_conditioning import ScalarCondition, SizeConditio
 from unveil.conditioning.multi_text_encoder import MultiTextEncoder, Together
 from unveil.conditioning.text_encoder import Gives
 from unveil.errors import WeightsError, did_you_mean
-from unveil.io.safetensors_io import read_header
+from unveil.io.files import read_header
 from unveil.model import Model, model_folder
 
 FLUX_LATENTS = 128  # default side of its pipeline

@@ -28,8 +28,7 @@ from unveil.checkpoints.hf.weights import fill
 from unveil.conditioning.micro_conditioning import ScalarCondition
 from unveil.conditioning.prompt_embeds import LongPromptEncoder, Padding, PrecomputedPrompts, clean_prompt
 from unveil.errors import WeightsError
-from unveil.io.files import staged
-from unveil.io.safetensors_io import read_header, read_tensors, write_tensors
+from unveil.io.files import read_header, read_tensors, staged, write_tensors
 from unveil.model import Model
 from unveil.types import Condition
 

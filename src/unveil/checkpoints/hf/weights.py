@@ -19,8 +19,8 @@ from unveil.checkpoints.hf_files import weight_files
 from unveil.checkpoints.key_mapping import abbreviate
 from unveil.checkpoints.overrides import Shapes, shapes_of
 from unveil.errors import WeightsError
+from unveil.io.files import read_tensors
 from unveil.io.optional_deps import import_extra
-from unveil.io.safetensors_io import read_tensors
 from unveil.nn.mixed_precision import low_precision_parameters
 
 MODULE, TABLE = "diffusers.loaders.single_file_model", "SINGLE_FILE_LOADABLE_CLASSES"

@@ -6,9 +6,7 @@ from unveil.model.config.autoencoder import (
     PerceptualSection,
     ReconstructionConfig,
 )
-from unveil.model.config.base import PartSection, Section, choice, section
 from unveil.model.config.model import ModelConfig
-from unveil.model.config.parsing import dump, override, read_yaml, validate
 from unveil.model.config.recipe import (
     AnyRecipe,
     AutoencoderRecipe,
@@ -22,6 +20,7 @@ from unveil.model.config.recipe import (
     recipe_text,
 )
 from unveil.model.config.sampling import GuidanceConfig, SampleConfig
+from unveil.model.config.sections import PartSection, Section, choice, dump, override, read_yaml, section, validate
 from unveil.model.config.train import EvaluateConfig, TrainConfig
 
 __all__ = [

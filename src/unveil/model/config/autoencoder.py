@@ -9,8 +9,8 @@ from pydantic import Field, model_validator
 
 from unveil.autoencoders import AutoencoderKL, AutoencoderKLConfig, VQModel, VQModelConfig
 from unveil.errors import RecipeError, ShapeError
-from unveil.model.config.base import Section
-from unveil.model.config.latent_autoencoder import AUTOENCODERS, LearnedSection, autoencoder_config
+from unveil.model.config.model import AUTOENCODERS, LearnedSection, autoencoder_config
+from unveil.model.config.sections import Section
 from unveil.model.config.train import TrainConfig
 from unveil.nn.discriminator import DiscriminatorConfig, PatchDiscriminator
 
@@ -120,7 +120,7 @@ class AutoencoderConfig(Section):
     autoencoder: LearnedSection
 
     @model_validator(mode="after")
-    def _pictures_fit(self) -> AutoencoderConfig:
+    def _images_fit(self) -> AutoencoderConfig:
         try:
             self.build_config().latent_shape(self.shape)
         except (RecipeError, ShapeError) as problem:

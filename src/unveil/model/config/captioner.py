@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from unveil.model.config.base import PartSection, Section, choice, section
 from unveil.model.config.data import Data
+from unveil.model.config.sections import PartSection, Section, choice, section
 from unveil.model.config.seq2seq import DecodeConfig
 from unveil.model.config.train import Positive, TrainConfig
 from unveil.nn.captioner import CaptionerConfig
@@ -36,7 +36,7 @@ class CaptionEvaluateConfig(Section):
     """What a captioner is judged by.
 
     Attributes:
-        samples: held-out clips or pictures.
+        samples: Number of held-out videos or images.
     """
 
     samples: Positive = 500

@@ -1,4 +1,4 @@
-"""The data section of a recipe: any kind of data, and where it has pictures, the hint that is drawn from each."""
+"""The data section of a recipe: any kind of data, and for images the control image that is computed from each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import unveil.playground  # noqa: F401  enters its kinds of data
 from unveil.data import KINDS, ControlImageConfig
 from unveil.data.preprocessors.registry import PREPROCESSORS
 from unveil.errors import RecipeError
-from unveil.model.config.base import PartSection, choice, section
+from unveil.model.config.sections import PartSection, choice, section
 
 if TYPE_CHECKING:  # made at run time, from the dataclasses
     HintSection = PartSection
@@ -20,10 +20,10 @@ else:
 
 
 class ImageDataSection(PartSection):
-    """Data with pictures.
+    """Data with images.
 
     Attributes:
-        control_image: adds "hint" to every item, a picture drawn from its pixels, such as
+        control_image: Preprocessor that adds a control image, "hint", to every item, such as
             {kind: canny, low: 100, high: 200}.
     """
 
@@ -39,7 +39,7 @@ class ImageDataSection(PartSection):
         return self
 
     def build(self, derived: Mapping[str, Any] | None = None) -> Any:
-        """The config of the data, with its hint where one is asked for."""
+        """Return the config of the data, with the preprocessor of its control images if there is one."""
         config = super().build(derived)
         return config if self.control_image is None else ControlImageConfig(config, self.control_image.build())
 

@@ -1,4 +1,4 @@
-"""What the errors of levels are multiplied with in training, told apart by `kind`."""
+"""Weights of the loss over noise levels, by `kind`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, Wrap
 
 from unveil.core import loss_weights
 from unveil.core.loss_weights import Weight
-from unveil.model.config.base import Section, choice
+from unveil.model.config.sections import Section, choice
 
 Positive = Annotated[float, Field(gt=0)]
 
 
-def _from_name(given: Any) -> Any:
+def _from_name(value: Any) -> Any:
     """A section whose settings are all at their defaults may be written as its kind alone."""
-    return {"kind": given} if isinstance(given, str) else given
+    return {"kind": value} if isinstance(value, str) else value
 
 
 def _to_name(value: Section, dump: SerializerFunctionWrapHandler) -> Any:

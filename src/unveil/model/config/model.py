@@ -1,9 +1,12 @@
-"""What a model is: everything that must be known to run its weights, each part told apart by `kind`."""
+"""The configuration of a model: everything that its weights need to run, with a `kind` for each part."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 import torch
@@ -11,6 +14,17 @@ from pydantic import Field, GetCoreSchemaHandler, model_validator
 from pydantic_core import CoreSchema, PydanticKnownError, core_schema
 from torch import nn
 
+from unveil.autoencoders import (
+    Autoencoder,
+    AutoencoderKL,
+    AutoencoderKLConfig,
+    CodecConfig,
+    Identity,
+    VideoAutoencoderKL,
+    VideoAutoencoderKLConfig,
+    VQModel,
+    VQModelConfig,
+)
 from unveil.conditioning.class_label import BinnedValue, Label
 from unveil.conditioning.image import ConcatCondition
 from unveil.core import preconditioning
@@ -21,10 +35,10 @@ from unveil.core.sde import SubVP
 from unveil.core.transition import chain_of
 from unveil.core.variance import LEARNED, VARIANCES, VarianceRule
 from unveil.core.ve import VE, DiscreteVE, EDMProcess
-from unveil.errors import RecipeError, did_you_mean
-from unveil.model.config.base import ByKind, PartSection, Section, choice, section
-from unveil.model.config.latent_autoencoder import AutoencoderChoice, IdentitySection, latent_shape
+from unveil.errors import RecipeError, ShapeError, did_you_mean
+from unveil.model import migration
 from unveil.model.config.sampling import SampleConfig
+from unveil.model.config.sections import ByKind, PartSection, Section, choice, read_yaml, section, validate
 from unveil.model.config.text import TextSection
 from unveil.model.config.token_conditions import LabelTokenSection, LayoutSection, LearnedTextSection
 from unveil.nn.box_denoiser import BoxDenoiser, BoxesConfig
@@ -37,13 +51,141 @@ from unveil.nn.unet_config import UNetConfig
 from unveil.nn.video_dit import VideoDiT, VideoDiTConfig
 
 Positive = Annotated[int, Field(ge=1)]
+CHANNELS_FROM_DATA = ("in_channels", "out_channels")  # fields that follow from the shape of the data
+
+
+class IdentitySection(Section):
+    """No autoencoder: the network works on pixels."""
+
+    kind: Literal["identity"] = "identity"
+
+
+class SavedSection(Section):
+    """The autoencoder in a folder: a trained or saved autoencoder, or that of a model.
+
+    Attributes:
+        path: Folder, or name of a bundled model.
+        latents: Shape of the latents of one sample, (C, h, w), or (C, t, h, w) of a video. It is needed if the folder
+            may not exist yet, as in a recipe whose autoencoder another recipe trains.
+    """
+
+    kind: Literal["saved"] = "saved"
+    path: str = Field(min_length=1)
+    latents: Annotated[tuple[Positive, ...], Field(min_length=3, max_length=4)] | None = None
+
+    def described(self) -> PartSection | None:
+        """Section of the autoencoder in the folder; None if the folder does not exist.
+
+        Raises:
+            RecipeError: The folder describes no autoencoder.
+        """
+        bundled = Path(str(resources.files("unveil"))) / "assets" / "models" / self.path
+        folder = next((path for path in (Path(self.path), bundled) if path.is_dir()), None)
+        if folder is None:
+            return None
+        for name in ("model.yaml", "recipe.yaml"):
+            if (folder / name).is_file():
+                raw = migration.migrate(read_yaml((folder / name).read_text("utf-8"), str(folder / name)))
+                section = raw.get("autoencoder") if isinstance(raw, dict) else None
+                if isinstance(section, dict) and section.get("kind") in AUTOENCODERS:
+                    return validate(_AutoencoderField, {"autoencoder": section}, str(folder / name)).autoencoder
+        raise RecipeError(f"path = {self.path!r}: describes no autoencoder; train one, or name another folder")
+
+
+KLSection = section("kl", AutoencoderKLConfig, derived=CHANNELS_FROM_DATA)
+VQSection = section("vq", VQModelConfig, derived=CHANNELS_FROM_DATA)
+VideoSection = section("video", VideoAutoencoderKLConfig, derived=CHANNELS_FROM_DATA)
+AUTOENCODERS: dict[str, type[AutoencoderKL] | type[VQModel]] = {
+    "kl": AutoencoderKL,
+    "vq": VQModel,
+    "video": VideoAutoencoderKL,
+}
+SECTIONS: dict[type[CodecConfig], type[PartSection]] = {
+    AutoencoderKLConfig: KLSection,
+    VQModelConfig: VQSection,
+    VideoAutoencoderKLConfig: VideoSection,
+}
+if TYPE_CHECKING:  # made at run time, from the dataclasses
+    AutoencoderChoice = IdentitySection | SavedSection | PartSection
+    LearnedSection = PartSection
+else:
+    AutoencoderChoice = choice(IdentitySection, SavedSection, KLSection, VQSection, VideoSection)
+    LearnedSection = choice(KLSection, VQSection, VideoSection)
+
+
+class _AutoencoderField(Section):
+    former: ClassVar[str] = "recipe"
+    autoencoder: LearnedSection
+
+
+def latent_shape(autoencoder: AutoencoderChoice, shape: Sequence[int]) -> tuple[int, ...]:
+    """Shape of the latents of one sample, given the shape of its pixels.
+
+    Raises:
+        RecipeError: A shape that the autoencoder does not take, or a saved autoencoder whose latents are unknown.
+    """
+    if isinstance(autoencoder, IdentitySection):
+        return tuple(shape)
+    if isinstance(autoencoder, SavedSection):
+        described = autoencoder.described()
+        if described is None:
+            if autoencoder.latents is None:
+                raise RecipeError(
+                    f"path = {autoencoder.path!r}: no such folder; train the autoencoder first, or state the shape of "
+                    "its latents, such as latents: [4, 8, 8]"
+                )
+            return autoencoder.latents
+        latents = latent_shape(described, shape)
+        if autoencoder.latents is not None and autoencoder.latents != latents:
+            raise RecipeError(
+                f"latents = {list(autoencoder.latents)}: the autoencoder in {autoencoder.path!r} has latents "
+                f"{list(latents)}"
+            )
+        return latents
+    try:
+        return autoencoder_config(autoencoder, shape).latent_shape(shape)
+    except ShapeError as problem:
+        raise RecipeError(f"shape = {list(shape)}: {problem}") from problem
+
+
+def autoencoder_config(autoencoder: PartSection, shape: Sequence[int]) -> Any:
+    """Configuration of the autoencoder for images or videos of a shape."""
+    return autoencoder.build(dict.fromkeys(CHANNELS_FROM_DATA, shape[0]))
+
+
+def build_autoencoder(autoencoder: AutoencoderChoice, shape: Sequence[int]) -> Identity | AutoencoderKL | VQModel:
+    """Build the autoencoder, freshly initialised.
+
+    Raises:
+        RecipeError: A saved autoencoder; its weights are read by `unveil.model.model_folder.load_latent_autoencoder`.
+    """
+    if isinstance(autoencoder, IdentitySection):
+        return Identity()
+    if isinstance(autoencoder, SavedSection):
+        raise RecipeError(f"path = {autoencoder.path!r}: a saved autoencoder is loaded, not built")
+    return AUTOENCODERS[autoencoder.kind](autoencoder_config(autoencoder, shape))
+
+
+def section_of(autoencoder: Autoencoder) -> PartSection:
+    """Section of an autoencoder, with its present scale and shift."""
+    config: CodecConfig = autoencoder.config
+    kind = SECTIONS[type(config)]
+    settings: dict[str, Any] = {
+        f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name in kind.model_fields
+    }
+    for name in ("scale", "shift"):
+        numbers = tuple(getattr(autoencoder, name).tolist())
+        settings[name] = numbers[0] if len(set(numbers)) == 1 else numbers
+    return kind(**settings)
+
+
 PredictionName = Literal["x0", "eps", "v", "score", "flow", "posterior-mean"]
 VarianceName = Literal["fixed-small", "fixed-large", "learned", "learned-range"]
 
 # ---------------------------------------------------------------------- networks
 
-# What follows from the shape of the data, the variance and the conditions is no key of a network's section.
-DERIVED = ("in_channels", "out_channels", "concat_channels")
+# Fields that follow from the shape of the data, the variance and the conditions are not keys of a network's section.
+DERIVED = (*CHANNELS_FROM_DATA, "concat_channels")
 UNetSection = section("unet", UNetConfig, derived=DERIVED)
 UNet2015Section = section("unet2015", UNet2015Config, derived=DERIVED)
 BoxesSection = section("boxes", BoxesConfig, derived=("slots", "concat_channels"))
@@ -79,12 +221,12 @@ class NameOr:
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         expected = " or ".join(f"'{name}'" for name in self.names)
 
-        def validate(given: Any, section: Any) -> Any:
-            if not isinstance(given, str):
-                return section(given)
-            if given not in self.names:
+        def validate(value: Any, section: Any) -> Any:
+            if not isinstance(value, str):
+                return section(value)
+            if value not in self.names:
                 raise PydanticKnownError("literal_error", {"expected": expected})
-            return given
+            return value
 
         plain = core_schema.plain_serializer_function_ser_schema(
             lambda value: value if isinstance(value, str) else value.model_dump(mode="json")
@@ -177,7 +319,7 @@ else:
 
 
 class TimeShiftSection(Section):
-    """Another process, shifted towards noise, as larger pictures need it.
+    """Another process, shifted towards noise, as larger images need it.
 
     Attributes:
         process: any of the others.
@@ -224,7 +366,7 @@ class LabelSection(Section):
 
     Attributes:
         key: the item's key that is read.
-        names: of the classes, which may then be asked for by name.
+        names: Names of the classes; a class may then be given by its name.
         drop_prob: how often training leaves the label away, so that guidance has its "nothing".
         std: of the numbers that a fresh table is drawn with; 0.02 in DiT.
     """
@@ -270,7 +412,7 @@ class BinnedValueSection(Section):
 
 
 class ConcatSection(Section):
-    """A picture beside the state, concatenated to its channels."""
+    """An image as a condition, concatenated to the channels of the sample."""
 
     kind: Literal["concat"] = "concat"
     key: str = "pixels"
@@ -278,7 +420,7 @@ class ConcatSection(Section):
     drop_prob: float = Field(default=0.0, ge=0, lt=1)
 
     def build(self, model: ModelConfig, vector_dim: int | None) -> ConcatCondition:
-        """The conditioner; its "nothing" has the size of the model's pictures."""
+        """Return the conditioner; its null condition has the size of the model's images."""
         size = (model.shape[1], model.shape[2]) if len(model.shape) == 3 else (1, 1)
         return ConcatCondition(self.channels, self.drop_prob, size=size, key=self.key)
 
@@ -299,13 +441,13 @@ ConditionSection = Annotated[
 
 
 class ModelConfig(Section):
-    """A model: what `model.yaml` of a saved one holds.
+    """A model: the content of `model.yaml` in its folder.
 
     Attributes:
-        key: the item's key that is noised and made: pixels, or a state such as masks or boxes.
-        shape: of one sample, (C, H, W) or (rows, columns); that of the pixels where a codec stands before the network.
-        prediction: a name, or a preconditioning such as {kind: edm, sigma_data: 0.5}.
-        sample: how pictures are drawn when nothing else is asked for.
+        key: Key of the item that is noised and generated: pixels, or a state such as masks or boxes.
+        shape: Shape of one sample, (C, H, W) or (rows, columns); with an autoencoder, that of the pixels.
+        prediction: Name of a prediction target, or a preconditioning such as {kind: edm, sigma_data: 0.5}.
+        sample: Default sampling settings.
     """
 
     former: ClassVar[str] = "recipe"
@@ -321,7 +463,7 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _parts_agree(self) -> ModelConfig:
-        keys = [one.key for one in self.condition]
+        keys = [condition.key for condition in self.condition]
         if len(set(keys)) < len(keys):
             raise RecipeError(f"condition: the keys {', '.join(keys)} are not all different; give each its own key")
         if self.key in keys:
@@ -347,14 +489,14 @@ class ModelConfig(Section):
     @property
     def concat_channels(self) -> int:
         """Channels that the conditions add to the network's input."""
-        return sum(one.channels for one in self.condition if isinstance(one, ConcatSection))
+        return sum(condition.channels for condition in self.condition if isinstance(condition, ConcatSection))
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
         """The shape of one sample as the network sees it: that of the codec's latents.
 
         Raises:
-            RecipeError: pictures of a shape that the codec does not take.
+            RecipeError: The autoencoder does not take images of this shape.
         """
         return latent_shape(self.autoencoder, self.shape)
 

@@ -1,4 +1,4 @@
-"""What training minimises, told apart by `kind`."""
+"""The objective that training minimises, by `kind`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from unveil.core.process import DiscreteVP, Process
 from unveil.core.score_matching import SCORE_WEIGHTS, Sliced, denoising, likelihood
 from unveil.core.timestep_sampling import TimeSampler
 from unveil.errors import RecipeError
-from unveil.model.config.base import ByKind, PartSection, Section, choice, section
 from unveil.model.config.loss_weights import ByName, Positive, UniformWeight, WeightChoice
 from unveil.model.config.model import ModelConfig
+from unveil.model.config.sections import ByKind, PartSection, Section, choice, section
 
 DistanceName = Literal["l2", "l1", "huber"]
 ScoreWeightName = Literal["variance", "likelihood"]
@@ -141,7 +141,7 @@ class StratifiedTime(TimeSection):
 
     kind: Literal["stratified"] = "stratified"
     strata: Annotated[int, Field(ge=1)] | None = None
-    of: PlainTime = UniformTime()  # one that learns from losses would be told none
+    of: PlainTime = UniformTime()  # the losses would not reach one that learns from them
 
     def build(self, process: Process, batch: int) -> TimeSampler:
         """The sampler."""

@@ -19,12 +19,11 @@ from unveil.model.config.autoencoder import (
     check_lengths,
     check_loss,
 )
-from unveil.model.config.base import PartSection, Section, choice, section
 from unveil.model.config.captioner import CaptionerFields
 from unveil.model.config.data import Data
 from unveil.model.config.model import ModelConfig, ProcessSection
 from unveil.model.config.objective import Objective, SimpleObjective
-from unveil.model.config.parsing import assign, override, read_yaml, validate
+from unveil.model.config.sections import PartSection, Section, assign, choice, override, read_yaml, section, validate
 from unveil.model.config.seq2seq import Seq2SeqFields
 from unveil.model.config.train import ClassifierTrainConfig, EvaluateConfig, TrainConfig
 from unveil.nn.classifier import NoisyClassifierConfig
@@ -136,10 +135,10 @@ class Recipe(ModelConfig, RecipeHeader):
         return self
 
     @model_validator(mode="after")
-    def _mirrored_pictures_fit(self) -> Recipe:
+    def _mirrored_images_fit(self) -> Recipe:
         if self.train.random_flip and self.data.kind == "latents":
-            raise RecipeError("train.random_flip: mirrored latents are not those of mirrored pictures; set it to false")
-        if self.train.random_flip and any(one.kind == "layout" for one in self.condition):
+            raise RecipeError("train.random_flip: mirrored latents are not those of mirrored images; set it to false")
+        if self.train.random_flip and any(condition.kind == "layout" for condition in self.condition):
             raise RecipeError(
                 "train.random_flip: the boxes of condition.kind = layout would not be mirrored; set it to false"
             )
@@ -167,10 +166,10 @@ class ClassifierRecipe(RecipeHeader):
 
 
 class AutoencoderRecipe(AutoencoderConfig, RecipeHeader):
-    """An autoencoder: a codec that makes latents of pictures, and pictures of latents.
+    """An autoencoder (VAE): it encodes images as latents, and decodes latents to images.
 
     Attributes:
-        key: the item's key that holds the pictures.
+        key: Key of the item's image.
         scale: whether latents are brought to deviation 1 by one number, or channel by channel; measured from the
             training data at the end.
         lengths: of the clips that training cuts out of the data's; None: as they are.
@@ -209,28 +208,28 @@ class SequenceRecipe(Seq2SeqFields, RecipeHeader):
 
 
 class CaptionerRecipe(CaptionerFields, RecipeHeader):
-    """A model that writes captions of pictures and clips."""
+    """A model that writes captions of images and videos."""
 
 
 AnyRecipe = Recipe | ClassifierRecipe | SequenceRecipe | AutoencoderRecipe | CaptionerRecipe
 
 
 def recipe_names() -> list[str]:
-    """The shipped recipes."""
+    """Return the names of the bundled recipes."""
     folder = resources.files("unveil") / "assets" / "recipes"
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
 def recipe_text(name_or_path: str | Path) -> str:
-    """The YAML of a shipped recipe by its name, or of a file.
+    """Return the YAML of a bundled recipe by its name, or of a file.
 
     Raises:
-        RecipeError: no such recipe and no such file, or a file that is not text.
+        RecipeError: No such recipe and no such file, or a file that is not text.
     """
-    given = migration.RECIPES.get(str(name_or_path), str(name_or_path))
-    if given in recipe_names():
-        return (resources.files("unveil") / "assets" / "recipes" / f"{given}.yaml").read_text(encoding="utf-8")
-    path = Path(given)
+    name = migration.RECIPES.get(str(name_or_path), str(name_or_path))
+    if name in recipe_names():
+        return (resources.files("unveil") / "assets" / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+    path = Path(name)
     if path.is_dir():
         path = path / "recipe.yaml"  # a run's own
     try:
@@ -238,19 +237,19 @@ def recipe_text(name_or_path: str | Path) -> str:
     except (OSError, UnicodeDecodeError) as problem:
         reason = "not a text file" if isinstance(problem, UnicodeDecodeError) else "no such recipe or file"
         raise RecipeError(
-            f"recipe {given!r}: {reason}{did_you_mean(given, recipe_names())}; "
+            f"recipe {name!r}: {reason}{did_you_mean(name, recipe_names())}; "
             "`unveil recipes list` lists the bundled ones"
         ) from problem
 
 
 def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = (), *, small: bool = False) -> AnyRecipe:
-    """A shipped recipe, a YAML file or a run's folder, with changes such as `train.steps=100`, checked.
+    """Return the checked recipe of a bundled name, a YAML file or a run's folder, with overrides (`train.steps=100`).
 
     Args:
-        small: apply the recipe's own `smoke_test` overrides first.
+        small: Apply the recipe's `smoke_test` overrides first.
 
     Raises:
-        RecipeError: each fault on a line: file, key path, value, what is allowed, nearest name.
+        RecipeError: One line for each fault: file, key path, value, what is allowed, nearest name.
     """
     where = str(name_or_path)
     raw = read_yaml(recipe_text(name_or_path), where)

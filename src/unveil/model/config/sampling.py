@@ -1,4 +1,4 @@
-"""How pictures are drawn when nothing else is asked for: sampler, grid, guidance."""
+"""Default sampling settings of a model: sampler, schedule, guidance."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from unveil.core.samplers.ancestral import Shift
 from unveil.core.schedules import Schedule
 from unveil.core.variance import VarianceRule
 from unveil.errors import RecipeError, did_you_mean
-from unveil.model.config.base import Section
-from unveil.model.config.parsing import validate
+from unveil.model.config.sections import Section, validate
 from unveil.model.migration import migrate_settings
 
 Positive = Annotated[int, Field(ge=1)]
@@ -31,12 +30,13 @@ class GuidanceConfig(Section):
     """Classifier-free guidance.
 
     Attributes:
-        scale: 1 is none, 0 leaves the condition away, below 0 goes away from it.
-        kind: plain, adaptive projected, or CFG-Zero* for flow models.
-        schedule: how the scale changes over the levels.
-        interval: from this t to that; other levels are not guided.
-        rescale: how much of the conditional deviation is given back, against too much contrast.
-        channels: guide so many of the first channels only.
+        scale: Guidance scale; 1: no guidance, 0: without the condition, below 0: away from it.
+        kind: Plain, adaptive projected, or CFG-Zero* for flow models.
+        schedule: Change of the scale over the noise levels.
+        interval: Lower and upper t; other noise levels are not guided.
+        rescale: Share of the standard deviation of the conditional estimate that is restored, against too much
+            contrast.
+        channels: Number of channels, from the first, that are guided; none: all.
     """
 
     scale: float = Field(default=1.0, ge=-100, le=100)
@@ -75,16 +75,16 @@ INNER = {f"{GUIDANCE}{name}": name for name in GuidanceConfig.model_fields}
 
 
 class SampleConfig(Section):
-    """How pictures are drawn when nothing else is asked for.
+    """Sampling settings.
 
     Attributes:
-        sampler: a name in `core.samplers.SAMPLERS`.
-        steps: of the schedule; most samplers make one network call in each, without guidance.
-        eta: share of the ancestral chain's noise, for samplers that take it; none: as the sampler has it.
-        options: further settings of the sampler, by name.
-        schedule: the noise levels: a name in `core.schedules.GRIDS`, a respacing string such as "250", or a list of
+        sampler: Name in `core.samplers.SAMPLERS`.
+        steps: Number of steps of the schedule; most samplers make one network call in each, without guidance.
+        eta: Share of the ancestral chain's noise, for samplers that take it; none: the sampler's default.
+        options: Further settings of the sampler, by name.
+        schedule: Noise schedule: a name in `core.schedules.GRIDS`, a respacing string such as "250", or a list of
             falling t.
-        threshold: what is done to the estimate of the clean picture that leaves [-1, 1].
+        threshold: Thresholding of the predicted x0 to [-1, 1].
     """
 
     former: ClassVar[str] = "sample"
@@ -102,15 +102,15 @@ class SampleConfig(Section):
         """The schedule that is part of a sampler's foreign name, unless one is given."""
         if not isinstance(plain, dict) or not isinstance(plain.get("sampler"), str) or "schedule" in plain:
             return plain
-        found = foreign_names.sampler(plain["sampler"], samplers.SAMPLERS)
-        return plain if found is None or found.schedule is None else {**plain, "schedule": found.schedule}
+        foreign = foreign_names.sampler(plain["sampler"], samplers.SAMPLERS)
+        return plain if foreign is None or foreign.schedule is None else {**plain, "schedule": foreign.schedule}
 
     @field_validator("schedule")
     @classmethod
     def _is_ours(cls, schedule: Any) -> Any:
         """Return our name of a schedule that is named as other programs name it."""
-        known = schedules.GRIDS | schedules.SCHEDULED
-        return foreign_names.schedule(schedule, known) if isinstance(schedule, str) else schedule
+        names = schedules.GRIDS | schedules.SCHEDULED
+        return foreign_names.schedule(schedule, names) if isinstance(schedule, str) else schedule
 
     @field_validator("sampler")
     @classmethod
@@ -120,95 +120,98 @@ class SampleConfig(Section):
     @field_validator("options")
     @classmethod
     def _are_of_their_kind(cls, options: dict[str, Option], info: ValidationInfo) -> dict[str, Option]:
-        """Each of the kind that the sampler takes; those that it does not know are told below."""
-        kinds, found = _kinds(info.data["sampler"]) if "sampler" in info.data else {}, dict(options)
+        """Convert each option to the type that the sampler takes; unknown ones are refused by `_are_options`."""
+        kinds, converted = _kinds(info.data["sampler"]) if "sampler" in info.data else {}, dict(options)
         for name in [name for name in options if name in kinds]:
             try:
-                found[name] = TypeAdapter(kinds[name]).validate_python(options[name])
+                converted[name] = TypeAdapter(kinds[name]).validate_python(options[name])
             except ValidationError as problem:
-                said = problem.errors()[0]["msg"]
-                raise RecipeError(f"{name} = {options[name]!r}, of sampler {info.data['sampler']!r}: {said}") from None
-            if name == "eta" and float(found[name]) < 0:
-                raise RecipeError(f"eta = {found[name]}: must be at least 0, which adds no noise")
-        return found
+                reason = problem.errors()[0]["msg"]
+                raise RecipeError(
+                    f"{name} = {options[name]!r}, of sampler {info.data['sampler']!r}: {reason}"
+                ) from None
+            if name == "eta" and float(converted[name]) < 0:
+                raise RecipeError(f"eta = {converted[name]}: must be at least 0, which adds no noise")
+        return converted
 
     @model_validator(mode="after")
     def _are_options(self) -> SampleConfig:
         allowed = self.settings()
-        given = [*self.options, *(["eta"] if self.eta is not None else [])]
-        for name in given:
+        names = [*self.options, *(["eta"] if self.eta is not None else [])]
+        for name in names:
             if name not in allowed:
-                known = ", ".join(allowed) or "none"
+                listed = ", ".join(allowed) or "none"
                 raise RecipeError(
-                    f"{name}: sampler {self.sampler!r} takes no such setting; its own are: {known}"
+                    f"{name}: sampler {self.sampler!r} takes no such setting; its own are: {listed}"
                     f"{did_you_mean(name, allowed)}"
                 )
         return self
 
     @property
     def calls(self) -> int | None:
-        """About how many network calls a picture takes; None where the sampler decides as it goes."""
+        """Approximate number of network calls for an image; None if the sampler decides while it runs."""
         per_step = samplers.get_sampler(self.sampler).calls
         return None if per_step is None else max(1, round(per_step * self.steps))
 
     def levels(self, process: Process) -> Schedule:
-        """The grid over a process."""
+        """Return the noise schedule over a process."""
         if isinstance(self.schedule, str):
             return schedules.get_schedule(process, self.schedule, self.steps)
         return schedules.from_times(process, self.schedule)
 
     def plan(self, grid: Schedule, variance: VarianceRule, shift: Shift | None = None) -> Plan:
-        """The sampler over a grid.
+        """Return the sampler over a noise schedule.
 
         Args:
-            variance: of the model, for samplers that take one.
-            shift: of the mean, for samplers that take one.
+            grid: Noise schedule.
+            variance: Variance of the model, for samplers that take one.
+            shift: Shift of the mean, for samplers that take one.
         """
         entry = samplers.get_sampler(self.sampler)
-        taken = inspect.signature(entry.build).parameters
-        given: dict[str, Any] = {**entry.options, **self.options}
+        parameters = inspect.signature(entry.build).parameters
+        arguments: dict[str, Any] = {**entry.options, **self.options}
         if self.eta is not None:
-            given["eta"] = self.eta
-        given |= {name: value for name, value in (("variance", variance), ("shift", shift)) if name in taken}
-        return entry.build(grid, **given)
+            arguments["eta"] = self.eta
+        arguments |= {name: value for name, value in (("variance", variance), ("shift", shift)) if name in parameters}
+        return entry.build(grid, **arguments)
 
     @property
     def takes_shift(self) -> bool:
-        """Whether the sampler moves its mean by itself, as ADM's algorithm 1 does."""
+        """True if the sampler shifts its mean, as ADM's algorithm 1 does."""
         return "shift" in inspect.signature(samplers.get_sampler(self.sampler).build).parameters
 
     def flat(self) -> dict[str, Any]:
-        """Every setting under its own name, those of guidance as `guidance_scale`; what is none is left out."""
+        """Return every setting by name, those of guidance as `guidance_scale`; settings that are None are left out."""
         plain = self.model_dump(mode="json")
         every = plain | {f"{GUIDANCE}{name}": value for name, value in plain.pop("guidance").items()}
         return {name: value for name, value in every.items() if value is not None}
 
     def brief(self) -> dict[str, Any]:
-        """`flat` without the finer settings that are as they are by default."""
+        """Return `flat` without the finer settings that have their default value."""
         usual = SampleConfig().flat()
         main = ("sampler", "steps", "eta", "schedule", "threshold", "guidance_scale")
         return {name: value for name, value in self.flat().items() if name in main or value != usual.get(name)}
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
-        """Every name that `changed` takes, those of unset settings among them."""
+        """Return every name that `changed` takes, including those of unset settings."""
         return (*(name for name in cls.model_fields if name != "guidance"), *INNER)
 
     def changed(self, changes: Mapping[str, Any]) -> SampleConfig:
-        """With some settings changed, by the names of `flat` or its former ones; None leaves one as it is.
+        """Return the settings with some changed, by the names of `flat` or former ones; None changes nothing.
 
         Another sampler begins without the settings of the old one; a respacing of one number follows the steps.
 
         Raises:
-            RecipeError: an unknown name, or a value that is not allowed.
+            RecipeError: An unknown name, or a value that is not allowed.
         """
         wanted = {name: value for name, value in migrate_settings(changes).items() if value is not None}
         plain = self.model_dump(mode="json")
-        found = foreign_names.sampler(str(wanted.get("sampler", self.sampler)), samplers.SAMPLERS)
-        if "sampler" in wanted and found is not None:
-            wanted["sampler"] = found.sampler
-            if found.schedule is not None:
-                wanted.setdefault("schedule", found.schedule)
+        foreign = foreign_names.sampler(str(wanted.get("sampler", self.sampler)), samplers.SAMPLERS)
+        if "sampler" in wanted and foreign is not None:
+            wanted["sampler"] = foreign.sampler
+            if foreign.schedule is not None:
+                wanted.setdefault("schedule", foreign.schedule)
         if wanted.get("sampler", self.sampler) != self.sampler:
             plain |= {"eta": None, "options": {}}
         if "steps" in wanted and "schedule" not in wanted and str(self.schedule).isdecimal():
@@ -218,20 +221,21 @@ class SampleConfig(Section):
         return validate(SampleConfig, plain, "sampling")
 
     def settings(self) -> list[str]:
-        """What the sampler can be told besides the grid, by name."""
+        """Return the names of the sampler's settings, besides the noise schedule."""
         return list(_kinds(self.sampler))
 
 
 def _kinds(sampler: str) -> dict[str, Any]:
-    """Each setting of a sampler that can be written down, and of which kind it is."""
+    """Return the type of each setting of a sampler that can be given as plain text."""
     entry = samplers.get_sampler(sampler)
-    taken = list(inspect.signature(entry.build, eval_str=True).parameters.values())[1:]
-    own = {one.name: _written(one.annotation) for one in taken if one.name not in (*OF_THE_MODEL, *entry.options)}
-    return {name: kind for name, kind in own.items() if kind is not None}
+    parameters = list(inspect.signature(entry.build, eval_str=True).parameters.values())[1:]
+    fixed = (*OF_THE_MODEL, *entry.options)
+    kinds = {parameter.name: _written(parameter.annotation) for parameter in parameters if parameter.name not in fixed}
+    return {name: kind for name, kind in kinds.items() if kind is not None}
 
 
 def _written(kind: Any) -> Any:
-    """Of what a parameter takes, numbers and words from a list; None: neither, such as a function."""
-    every = get_args(kind) if isinstance(kind, UnionType) else (kind,)
-    plain = [one for one in every if one in (int, float) or get_origin(one) is Literal]
+    """Return the number type or list of words among the types of a parameter; None if it has neither."""
+    types = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    plain = [option for option in types if option in (int, float) or get_origin(option) is Literal]
     return plain[0] if plain else None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from unveil.errors import RecipeError
-from unveil.model.config.base import PartSection, Section, choice, section
+from unveil.model.config.sections import PartSection, Section, choice, section
 from unveil.model.config.train import LoopConfig, Positive
 from unveil.nn.tokenizer import Unit
 from unveil.nn.transformer import TransformerConfig

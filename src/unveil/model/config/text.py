@@ -1,4 +1,4 @@
-"""The section of a model that is told what to make in words."""
+"""The section of a model's text encoder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from unveil.conditioning import clip_tokenizer
 from unveil.conditioning.text_encoder import Emphasis, Gives, TextEncoder
 from unveil.errors import RecipeError
-from unveil.model.config.base import PartSection, Section, choice, section
+from unveil.model.config.sections import PartSection, Section, choice, section
 from unveil.nn.text_encoders import CLIPEncoderConfig, T5EncoderConfig, build, expand_preset
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class TextSection(Section):
         drop_prob: how often training leaves the text away, so that guidance has its "nothing".
         output: a vector per token, one for the whole prompt, or both.
         prompt_weighting: whether (brackets:1.2) give weights to words, or are text.
-        num_chunks: rows that a prompt is laid out in; what does not fit into them is left out and said so.
+        num_chunks: Number of rows that a prompt is split into; tokens that do not fit are cut, with a warning.
         uncond: the prompt that stands for none.
         cache: megabytes of memory for what prompts were encoded to, so that a caption is encoded once; 0: none.
     """
@@ -50,7 +50,7 @@ class TextSection(Section):
 
     @model_validator(mode="after")
     def _agrees(self) -> TextSection:
-        encoder = self.encoder.build()  # whose faults are told here
+        encoder = self.encoder.build()  # raises its errors here
         if isinstance(encoder, T5EncoderConfig) and self.tokenizer != "file":
             raise RecipeError(f"tokenizer = {self.tokenizer!r}: T5 has its own in its folder; set tokenizer: file")
         encoder.frame(self.num_chunks)

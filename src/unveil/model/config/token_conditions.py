@@ -10,7 +10,7 @@ from unveil.conditioning.class_label import LabelToken
 from unveil.conditioning.layout import BoxTokens
 from unveil.conditioning.learned_text_encoder import LearnedTextEncoder, LearnedTextEncoderConfig
 from unveil.errors import RecipeError
-from unveil.model.config.base import Section
+from unveil.model.config.sections import Section
 
 if TYPE_CHECKING:
     from unveil.model.config.model import ModelConfig
@@ -43,7 +43,7 @@ class LayoutSection(Section):
 
     Attributes:
         key: the item's key that is read: rows of class, centre x, centre y, width, height.
-        names: of the classes, which may then be asked for by name.
+        names: Names of the classes; a class may then be given by its name.
         max_objects: objects of a layout at most.
         drop_prob: how often training leaves the layout away, so that guidance has its "nothing".
     """
@@ -67,9 +67,9 @@ class LearnedTextSection(Section):
     Attributes:
         key: the item's key that is read; "prompt" is what data call text.
         vocab_size: words that are known at most, the most frequent ones.
-        max_length: words of a prompt that are read; what does not fit is left out and said so.
+        max_length: Number of words of a prompt that are read; further words are cut, with a warning.
         hidden_size, depth, heads: of the encoder.
-        vector: whether the network is also told one vector of the whole prompt, beside its tokens.
+        vector: Condition the network also on one vector of the whole prompt, beside its tokens.
         drop_prob: how often training leaves the prompt away, so that guidance has its "nothing".
     """
 
@@ -85,7 +85,7 @@ class LearnedTextSection(Section):
 
     @model_validator(mode="after")
     def _agrees(self) -> LearnedTextSection:
-        self.encoder()  # whose faults are told here
+        self.encoder()  # raises its errors here
         return self
 
     def encoder(self) -> LearnedTextEncoderConfig:

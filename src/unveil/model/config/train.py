@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from unveil.errors import RecipeError
-from unveil.model.config.base import Section
+from unveil.model.config.sections import Section
 
 Precision = Literal["auto", "float32", "bf16", "16-mixed"]
 Batching = Literal["packed", "buckets"]
@@ -19,26 +19,25 @@ class TrainConfig(Section):
     """Training; every count is in optimiser steps.
 
     Attributes:
-        batch_size: pictures of one optimiser step, over all processes and accumulated parts.
-        batching: how clips and pictures of different sizes are computed together: packed, all in one row of tokens;
-            buckets, one call for each size of a batch; none: all are of the model's size.
-        tokens: of one optimiser step, about, in the place of a number of pictures; needs batching. `batch_size` is then
-            that of held-out items alone.
-        lr: the peak learning rate of AdamW, reached after `warmup` steps.
-        lr_decay_ratio: the share of the end over which the rate falls linearly to 0.
-        ema_decay: of the running average of the weights, per step.
-        grad_clip_norm: largest norm of the gradient; 0 leaves it alone.
-        grad_accum_steps: parts that a batch is split into, to save memory.
-        precision: "auto" is bf16 where the processor or the device multiplies it.
-        compile: the network by torch, which takes a minute at the start and makes steps faster after it.
-        random_flip: mirror every picture left-right at random.
-        cache_latents: compute what the encoder predicts for every picture once and keep it, where it is otherwise
-            computed at every step; the same to rounding.
-        num_workers: processes that load data.
-        save_every: steps between checkpoints; the last step always writes one. `sample_every` and
+        batch_size: Number of images of one optimiser step, over all processes and accumulated parts.
+        batching: Batches of videos and images of different sizes: packed, all in one row of tokens; buckets, one call
+            for each size of a batch; none: all have the model's size.
+        tokens: Approximate number of tokens of one optimiser step, in place of a number of images; needs batching.
+            `batch_size` then applies only to held-out items.
+        lr: Peak learning rate of AdamW, reached after `warmup` steps.
+        lr_decay_ratio: Share of the training, at its end, over which the learning rate falls linearly to 0.
+        ema_decay: Decay of the EMA of the weights, per step.
+        grad_clip_norm: Largest norm of the gradient; 0: no clipping.
+        grad_accum_steps: Number of parts that a batch is split into, to save memory.
+        precision: "auto" is bf16 if the CPU or the device multiplies it.
+        compile: Compile the network with torch, which takes a minute at the start and makes later steps faster.
+        random_flip: Mirror every image left-right at random.
+        cache_latents: Encode every image once and keep the result, instead of at every step; equal up to rounding.
+        num_workers: Number of processes that load data.
+        save_every: Number of steps between checkpoints; the last step always writes one. `sample_every` and
             `validate_every` likewise; 0 turns them off.
-        max_minutes: stop early, whole and resumable, after this wall time.
-        nonfinite_limit: more non-finite steps in a row than this end the run; 0: the first one does.
+        max_minutes: Wall time after which training stops early, whole and resumable.
+        nonfinite_limit: More non-finite steps in a row than this end the run; 0: the first one does.
     """
 
     batch_size: Positive = 64
@@ -112,12 +111,12 @@ class ClassifierTrainConfig(LoopConfig):
     Attributes:
         epochs: passes over the training part.
         label_smoothing: probability taken from the true class and spread over all.
-        translate: pictures are moved by up to so many pixels either way.
-        degrees: and turned by up to so many degrees either way.
-        scale: and enlarged or reduced by up to this share.
-        sizes: sides in pixels, of which each batch has one, for networks that will read other sizes; none: the
-            pictures' own.
-        random_flip: and mirrored half of the time.
+        translate: Maximum random shift of images in either direction, in pixels.
+        degrees: Maximum random rotation in either direction, in degrees.
+        scale: Maximum share by which images are enlarged or reduced at random.
+        sizes: Sides in pixels, of which each batch has one, for networks that will read other sizes; none: the size
+            of the images.
+        random_flip: Mirror half of the images at random.
     """
 
     epochs: Positive
@@ -134,20 +133,20 @@ class ClassifierTrainConfig(LoopConfig):
 
 
 class EvaluateConfig(Section):
-    """What a model is judged by.
+    """Evaluation of a model.
 
     Attributes:
-        samples: pictures drawn, their labels in turn.
-        num_real: of them and of held-out pictures, for FID and its kin; None: as many as there are of both.
-        features: network that compares pictures; "auto" is the shipped one of the data, else their pixels.
-        fid_floor_splits: random pairs of real halves behind the floor of FID.
-        vlb_images: held-out pictures that the bits/dim are measured on; 0 leaves them out.
-        vlb_steps: levels of the chain that the bound is of; None: all that the process has.
-        nll_images: held-out pictures that the bits/dim of the probability-flow ODE are measured on; 0 leaves them out.
-        nll_probes: random directions behind each; from 2 on their error is known.
-        seed: of the samples and of every random choice.
-        prompt_sets, language: of prompts that models of the playground's clips are asked for, `samples` of each list.
-        dtype: what samples are drawn in.
+        samples: Number of generated images, their labels in turn.
+        num_real: Number of generated and of held-out images for FID and the like; None: as many as there are of both.
+        features: Network that compares images; "auto" is the bundled one of the data, else their pixels.
+        fid_floor_splits: Number of random pairs of real halves for the floor of FID.
+        vlb_images: Number of held-out images for the bits/dim of the variational bound; 0: not measured.
+        vlb_steps: Number of noise levels of the bound's chain; None: all of the process.
+        nll_images: Number of held-out images for the bits/dim of the probability-flow ODE; 0: not measured.
+        nll_probes: Number of random directions for each; from 2 on their error is estimated.
+        seed: Seed of the samples and of every random choice.
+        prompt_sets, language: Prompts for models of the playground's videos, `samples` of each set.
+        dtype: Number format of sampling.
     """
 
     samples: Annotated[int, Field(ge=4)] = 1000

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 
 from unveil.data.image_decoding import safe_join
 from unveil.errors import DataError, Error, WeightsError, did_you_mean
-from unveil.model import model_dir, model_folder
+from unveil.model import model_folder
 from unveil.model.config import ModelConfig, SampleConfig, read_yaml, validate
 
 RUNS = "runs"  # subfolder of the state folder that holds the runs
@@ -212,5 +212,5 @@ def _contains(folder: Path, marker: str) -> bool:
         return False
 
 
-def _in_models_folder(drawer: model_dir.Drawer) -> list[CatalogEntry]:
-    return [CatalogEntry(entry.name, entry.path, "models") for entry in model_dir.entries(drawer)]
+def _in_models_folder(subfolder: model_folder.Subfolder) -> list[CatalogEntry]:
+    return [CatalogEntry(entry.name, entry.path, "models") for entry in model_folder.list_models(subfolder)]

@@ -22,9 +22,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from unveil.errors import OUR_FAULT, Cancelled, Error, OutOfResources, RecipeError, did_you_mean
-from unveil.model import model_dir
+from unveil.model import model_folder
 from unveil.model.config import recipe_names, validate
-from unveil.model.config.base import Section
+from unveil.model.config.sections import Section
 from unveil.server.jobs.catalog import Catalog
 from unveil.server.jobs.command_process import CommandProcess, end_orphans
 from unveil.server.jobs.request import Name
@@ -145,7 +145,7 @@ def _check(request: CheckRequest, catalog: Catalog, out: Path, device: str) -> l
 
 def _convert(request: ConvertRequest, catalog: Catalog, out: Path, device: str) -> list[str]:
     destination = (
-        model_dir.models_dir() / "checkpoints" / f"{request.name}{'.safetensors' if request.layout in FILES else ''}"
+        model_folder.models_dir() / "checkpoints" / f"{request.name}{'.safetensors' if request.layout in FILES else ''}"
     )
     if destination.exists():
         raise RecipeError(f"request: name {request.name!r}: is in the models folder already; choose another")

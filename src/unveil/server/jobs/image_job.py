@@ -13,7 +13,7 @@ from unveil.data.image_decoding import alpha_channel
 from unveil.errors import RecipeError
 from unveil.generation.inputs import BESIDE
 from unveil.io.images import png
-from unveil.model.config.base import Section
+from unveil.model.config.sections import Section
 from unveil.server.jobs.catalog import Catalog
 from unveil.server.jobs.job import Job
 from unveil.server.jobs.request import MAX_SEED, BaseRequest, Name, Text, UploadName, validate_request

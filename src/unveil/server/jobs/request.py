@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field
 from unveil.cli.options import PLAYGROUND
 from unveil.errors import RecipeError, did_you_mean
 from unveil.model.config import SampleConfig, validate
-from unveil.model.config.base import Section
+from unveil.model.config.sections import Section
 from unveil.model.migration import migrate_settings
 from unveil.server.jobs.uploads import NAME
 from unveil.types import is_valid_utf8

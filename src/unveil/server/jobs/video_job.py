@@ -11,7 +11,7 @@ from pydantic import Field
 from unveil.errors import RecipeError
 from unveil.generation import video_inputs as reading
 from unveil.io.images import make_grid, png
-from unveil.model.config.base import Section
+from unveil.model.config.sections import Section
 from unveil.server.jobs.catalog import Catalog
 from unveil.server.jobs.job_console import job_console
 from unveil.server.jobs.model_cache import ModelCache

@@ -15,9 +15,8 @@ from unveil.checkpoints import registry
 from unveil.cli import inspect
 from unveil.errors import DataError, OutputError, RecipeError, WeightsError
 from unveil.io.console import Console
-from unveil.io.files import staged, sync_file
-from unveil.io.safetensors_io import read_header
-from unveil.model import model_dir
+from unveil.io.files import read_header, staged, sync_file
+from unveil.model import model_folder
 from unveil.server.jobs.catalog import CatalogEntry, model_info
 from unveil.server.jobs.command_job import CONVERT, Dtype, Layout
 from unveil.server.jobs.job import Job
@@ -52,14 +51,14 @@ class ModelsTab(Tab):
         self.begin()
         where = tr(
             "Put models into {root}, in the folders checkpoints, loras and controlnets.",
-            root=model_dir.models_dir().absolute(),
+            root=model_folder.models_dir().absolute(),
         )
         gr.HTML(job_html.hint(where))
         self.table = gr.HTML(elem_id="models-table", js_on_load=HEARD)
         self.detail = gr.HTML(elem_id="models-detail")
         with gr.Accordion(tr("Import a file"), open=False, elem_id="models-import"):
             self.file = gr.File(
-                label=tr("Weights file"), file_types=[*model_dir.FILES], elem_id="models-file", height=120
+                label=tr("Weights file"), file_types=[*model_folder.WEIGHT_SUFFIXES], elem_id="models-file", height=120
             )
             drawers = [(words, name) for name, words in self._drawers.items()]
             self.drawer = gr.Radio(drawers, value="checkpoints", label=tr("Type"), elem_id="models-drawer")
@@ -120,10 +119,10 @@ class ModelsTab(Tab):
     def _brought(self, owner: str, path: str | None, drawer: str) -> list[Any]:
         if not path:
             raise RecipeError(self.tr("Choose a file first."))
-        if drawer not in model_dir.DRAWERS or not path.endswith(model_dir.FILES):
-            endings = ", ".join(model_dir.FILES)
+        if drawer not in model_folder.SUBFOLDERS or not path.endswith(model_folder.WEIGHT_SUFFIXES):
+            endings = ", ".join(model_folder.WEIGHT_SUFFIXES)
             raise DataError(self.tr("{name}: must end in {endings}.", name=Path(path).name, endings=endings))
-        place = model_dir.models_dir() / drawer / Path(path).name
+        place = model_folder.models_dir() / drawer / Path(path).name
         if place.exists():
             raise OutputError(self.tr("{name} already exists; rename the file.", name=place.name))
         what = self._judged(Path(path), drawer)
