@@ -32,7 +32,7 @@ class LocalPaths:
     """The resolver of a command line and of Python: names are paths."""
 
     def path(self, value: str, mark: FileInput | CatalogName) -> str:
-        """The value as it is; `model_dir` looks up names of the models folder."""
+        """The value as it is; `model_folder` looks up names of the models folder."""
         del mark
         return value
 
