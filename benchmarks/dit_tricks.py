@@ -40,7 +40,7 @@ def sampling(precision: torch.dtype = torch.float32, without: Callable[[], objec
 
 
 def no_ahead() -> None:
-    DiT.ahead = lambda *_: nullcontext()  # type: ignore[assignment]
+    DiT.precompute = lambda *_: nullcontext()  # type: ignore[assignment]
 
 
 def no_fusion() -> None:
@@ -54,12 +54,12 @@ def no_lowering() -> None:
 
 def no_order() -> None:
     """Tokens as the convolution's result lies in memory."""
-    original: Any = DiT.denoise
+    original: Any = DiT.forward_tokens
 
     def strided(self: DiT, h: Tensor, conditioning: Any) -> Tensor:
         return original(self, h.transpose(1, 2).contiguous().transpose(1, 2), conditioning)
 
-    DiT.denoise = strided  # type: ignore[assignment]
+    DiT.forward_tokens = strided  # type: ignore[assignment]
 
 
 def weights() -> list[torch.nn.Parameter]:

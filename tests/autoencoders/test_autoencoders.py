@@ -153,9 +153,9 @@ def test_usage_and_perplexity():
 
 def test_entries_counted_anew():
     remap = Remap((4, 1, 6))
-    assert remap.shortened(torch.tensor([[1, 4], [6, 0]])).tolist() == [[1, 0], [2, 3]]
-    assert Remap((4, 1, 6), 2).shortened(torch.tensor([5, 1])).tolist() == [2, 1]
-    assert remap.restored(torch.tensor([1, 0, 2, 3])).tolist() == [1, 4, 6, 4]
+    assert remap.remap_to_used(torch.tensor([[1, 4], [6, 0]])).tolist() == [[1, 0], [2, 3]]
+    assert Remap((4, 1, 6), 2).remap_to_used(torch.tensor([5, 1])).tolist() == [2, 1]
+    assert remap.unmap_to_all(torch.tensor([1, 0, 2, 3])).tolist() == [1, 4, 6, 4]
     with pytest.raises(RecipeError, match="unknown = 7"):
         Remap((4, 1), 7)
 

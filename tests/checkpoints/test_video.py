@@ -194,7 +194,7 @@ def test_wan_gets_the_noise_level_of_each_token(clip_folders, kind):
     with torch.no_grad():
         want = pipeline.transformer(x, each, condition.tokens, return_dict=False)[0]
         plain = network(x, t, condition)
-        with network.ahead([400.0]):
+        with network.precompute([400.0]):
             fast = network(x, t, condition)
     torch.testing.assert_close(plain, want, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(fast, want, atol=1e-5, rtol=1e-5)

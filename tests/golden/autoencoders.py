@@ -118,7 +118,7 @@ def _counted_anew(io: dict[str, Tensor], name: str, indices: Tensor) -> Tensor:
     used = io["used"]
     others = io[name].flatten()[~torch.isin(indices.flatten(), used)]
     unknown = int(others[0]) if len(others) else len(used)
-    return Remap(tuple(used.tolist()), "extra" if unknown == len(used) else unknown).shortened(indices)
+    return Remap(tuple(used.tolist()), "extra" if unknown == len(used) else unknown).remap_to_used(indices)
 
 
 def _margin(quantiser: Quantiser, z: Tensor) -> Tensor:

@@ -258,7 +258,7 @@ def test_what_depends_on_the_levels_alone_is_computed_once(sampler, scale):
     }
     found = model.generate(**how)
     assert len(told) == 1  # for all levels and classes, and none
-    network.ahead = lambda indices: contextlib.nullcontext()
+    network.precompute = lambda indices: contextlib.nullcontext()
     torch.testing.assert_close(found, model.generate(**how), rtol=0, atol=1e-4)
     assert len(told) > 4  # as it is without
 

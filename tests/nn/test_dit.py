@@ -71,7 +71,7 @@ def test_fresh_blocks_of_adaln_zero_are_the_identity(skips):
     seen: list[tuple[Tensor, Tensor]] = []
     for block in network.blocks:
         block.register_forward_hook(lambda _m, given, found: seen.append((given[0], found)))
-    network.denoise(torch.randn(2, 16, 32), network.tell(t, condition))
+    network.forward_tokens(torch.randn(2, 16, 32), network.block_conditioning(t, condition))
     assert len(seen) == 3
     assert all(torch.equal(before, after) for before, after in seen)
     assert torch.equal(seen[0][0], seen[-1][1])  # long skips add nothing yet
@@ -81,7 +81,7 @@ def test_adaln_without_zeros_is_not_the_identity():
     network = fresh(replace(SMALL, block_type="adaln"))
     _, t, condition = inputs()
     h = torch.randn(2, 16, 32)
-    assert not torch.equal(network.blocks[0](h, network.tell(t, condition), 0), h)
+    assert not torch.equal(network.blocks[0](h, network.block_conditioning(t, condition), 0), h)
 
 
 # -- sizes and costs ----------------------------------------------------------------------------------------------
@@ -146,8 +146,8 @@ def test_time_and_label_are_summed():
     label = condition.vector
     assert label is not None
     with torch.no_grad():
-        modulation = network.tell(t, condition).modulation
-        alone = network.tell(t, Condition()).modulation
+        modulation = network.block_conditioning(t, condition).modulation
+        alone = network.block_conditioning(t, Condition()).modulation
         embedded = network.time[0](t) + label
         expected = network.blocks[0].modulation(nn.functional.silu(embedded))  # type: ignore[operator, union-attr]
         torch.testing.assert_close(modulation[0].flatten(1), expected)
@@ -183,7 +183,7 @@ def test_modulation_of_all_levels_is_computed_in_one_call():
     with torch.no_grad():
         expected = [network(x, t, one) for t in levels for one in (condition, other, Condition())]
         calls.clear()
-        with network.ahead([900, 500, 100]):
+        with network.precompute([900, 500, 100]):
             found = [network(x, t, one) for t in levels for one in (condition, other, Condition())]
             assert calls == [6, 3, 3]  # levels times different rows, for each of the conditions
             network(x, torch.tensor([7.0, 8.0]), condition)

@@ -80,7 +80,7 @@ def test_keys_and_values_of_a_text_are_computed_once_in_a_run():
     network, (x, t, tokens) = unet(), inputs()
     want = [network(x, t + i, Condition(tokens=tokens)) for i in range(4)]
     calls = Calls(network)
-    with network.ahead([]):
+    with network.precompute([]):
         got = [network(x, t + i, Condition(tokens=tokens, mask=None)) for i in range(4)]
         assert calls.count == calls.layers
         for mine, other in zip(got, want, strict=True):
@@ -96,7 +96,7 @@ def test_what_is_kept_is_of_this_text_and_of_its_values_now():
     network, (x, t, tokens) = unet(), inputs()
     other = tokens.flip(0).clone()
     want = network(x, t, Condition(tokens=other))
-    with network.ahead([]):
+    with network.precompute([]):
         network(x, t, Condition(tokens=tokens))
         torch.testing.assert_close(network(x, t, Condition(tokens=other)), want)
         network(x[:1], t[:1], Condition(tokens=tokens[:1]))  # other rows are another text
@@ -108,7 +108,7 @@ def test_keeping_a_text_leaves_the_gradient_of_x():
     network, (x, t, tokens) = unet(), inputs()
     x.requires_grad_()
     (want,) = torch.autograd.grad(network(x, t, Condition(tokens=tokens)).square().sum(), x)
-    with network.ahead([]):
+    with network.precompute([]):
         for _ in range(2):
             (got,) = torch.autograd.grad(network(x, t, Condition(tokens=tokens)).square().sum(), x)
             torch.testing.assert_close(got, want)

@@ -9,7 +9,7 @@ from unveil.nn.tokenizer import BEGIN, END, PADDING, UNKNOWN, Vocabulary, padded
 
 
 def test_words_by_frequency_then_alphabet():
-    words = Vocabulary.of(["a red ring, a ring.", "a blue ring"], "words")
+    words = Vocabulary.build(["a red ring, a ring.", "a blue ring"], "words")
     assert words.tokens == ("a", "ring", ",", ".", "blue", "red")
     assert len(words) == 10
     assert words.encode("a red cow") == [4, 9, UNKNOWN]
@@ -19,13 +19,13 @@ def test_words_by_frequency_then_alphabet():
 
 @pytest.mark.parametrize("text", ["turns counter-clockwise.", "a blue-green-ish ring; slow", "- a ring"])
 def test_words_are_put_together_as_they_were(text: str):
-    words = Vocabulary.of([text], "words")
+    words = Vocabulary.build([text], "words")
     assert words.decode(words.encode(text)) == text
 
 
 def test_characters_keep_every_sign():
     text = "\u4e00\u4e2a\u7ea2 x"
-    signs = Vocabulary.of([text], "characters")
+    signs = Vocabulary.build([text], "characters")
     assert signs.decode(signs.encode(text)) == text
     assert signs.encode("y") == [UNKNOWN]
     assert Vocabulary.from_plain(signs.plain()) == signs
@@ -35,13 +35,13 @@ def test_terms_are_words_in_lower_case_and_chinese_characters_without_other_sign
     sentence = (
         "A RED ring, \u4e00\u4e2a\u7ea2 ring2; \uff32\uff25\uff24!"  # the last are letters as wide as Chinese ones
     )
-    terms = Vocabulary.of([sentence], "terms")
+    terms = Vocabulary.build([sentence], "terms")
     assert terms.split(sentence) == ["a", "red", "ring", "\u4e00", "\u4e2a", "\u7ea2", "ring2", "red"]
     assert terms.tokens[0] == "red"
 
 
 def test_a_limit_keeps_the_most_frequent():
-    words = Vocabulary.of(["b b a c"], "words", limit=6)
+    words = Vocabulary.build(["b b a c"], "words", limit=6)
     assert words.tokens == ("b", "a")
 
 

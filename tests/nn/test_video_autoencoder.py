@@ -91,9 +91,9 @@ def test_nothing_depends_on_more_of_the_past_than_the_receptive_field(changes):
     gradient = torch.autograd.grad(z[:, :, -1].square().sum(), x)[0].abs().sum((0, 1, 3, 4))
     first = int(gradient.nonzero()[0])
     seen = 32 - (first + made.time - 1) // made.time
-    assert 0.5 * made.encoder_look_back < seen <= made.encoder_look_back
+    assert 0.5 * made.encoder_receptive_field_past < seen <= made.encoder_receptive_field_past
     latents = torch.randn(1, 4, 40, 1, 1, dtype=torch.float64, requires_grad=True)
     frames = decoder(latents)[:, :, -made.time :]
     gradient = torch.autograd.grad(frames.square().sum(), latents)[0].abs().sum((0, 1, 3, 4))
     seen = 39 - int(gradient.nonzero()[0])
-    assert 0.5 * made.decoder_look_back < seen <= made.decoder_look_back
+    assert 0.5 * made.decoder_receptive_field_past < seen <= made.decoder_receptive_field_past

@@ -135,7 +135,7 @@ class VideoAutoencoderKL(AutoencoderKL):
         Raises:
             ShapeError: other channels or sizes, or a length that is not a multiple; names the nearest.
         """
-        wanted = 1 + self.config.time * self.config.encoder_look_back
+        wanted = 1 + self.config.time * self.config.encoder_receptive_field_past
         rounds = -(-wanted // max(x.shape[2], 1)) if x.ndim == 5 else 1
         return self.encode_segment(x, torch.cat([x] * rounds, 2)[:, :, -wanted:])
 
@@ -152,7 +152,7 @@ class VideoAutoencoderKL(AutoencoderKL):
         z = self.before_decoder(self.z_of(latents))
         self.decoder.pieces(z)  # at least one
         pieces, cache = z.split(1, 2), None
-        for place in range(-self.config.decoder_look_back, 0):
+        for place in range(-self.config.decoder_receptive_field_past, 0):
             cache = self.decoder.step(pieces[place % len(pieces)], cache)[1]
         decoded: list[Tensor] = []
         for piece in pieces:

@@ -228,14 +228,14 @@ class Remap:
         if self.unknown != "extra" and not 0 <= self.unknown <= len(self.used):
             raise RecipeError(f"unknown = {self.unknown}: must be 'extra' or 0 to {len(self.used)}")
 
-    def shortened(self, indices: Tensor) -> Tensor:
+    def remap_to_used(self, indices: Tensor) -> Tensor:
         """New numbers of a codebook's, in the same shape."""
         used = torch.tensor(self.used, device=indices.device)
         same = indices[..., None] == used
         unknown = len(used) if self.unknown == "extra" else self.unknown
         return torch.where(same.any(-1), same.int().argmax(-1), unknown)
 
-    def restored(self, numbers: Tensor) -> Tensor:
+    def unmap_to_all(self, numbers: Tensor) -> Tensor:
         """The codebook's numbers of new ones, in the same shape; the extra one stands for the first entry in use."""
         used = torch.tensor(self.used, device=numbers.device)
         return used[torch.where(numbers < len(used), numbers, 0)]

@@ -146,12 +146,12 @@ class MultiControlNet(nn.Module):
         return used if residuals is None else replace(used, residuals=tuple(residuals))
 
     @contextmanager
-    def ahead(self, indices: Sequence[float] | Tensor) -> Iterator[None]:
-        """Inside, what follows from hints and texts alone is computed once; see `UNetEncoder.ahead`."""
+    def precompute(self, indices: Sequence[float] | Tensor) -> Iterator[None]:
+        """Inside, what follows from hints and texts alone is computed once; see `UNetEncoder.precompute`."""
         before, self._features = self._features, Memo()
         with ExitStack() as inside:
             for control in self.controls:
-                inside.enter_context(control.network.ahead(indices))
+                inside.enter_context(control.network.precompute(indices))
             try:
                 yield
             finally:

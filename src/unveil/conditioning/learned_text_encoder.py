@@ -113,7 +113,7 @@ class LearnedTextEncoder(nn.Module):
             RecipeError: texts without a word.
         """
         before = () if self.vocabulary is None else self.vocabulary.tokens
-        vocabulary = Vocabulary.of(texts, "terms", limit=self.config.vocab_size, before=before, rarest=RAREST)
+        vocabulary = Vocabulary.build(texts, "terms", limit=self.config.vocab_size, before=before, rarest=RAREST)
         if not vocabulary.tokens:
             raise RecipeError(f"{self.key}: the training texts hold no word; give items a text, such as captions")
         self.vocabulary = vocabulary

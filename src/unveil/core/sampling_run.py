@@ -17,7 +17,7 @@ from unveil.types import Condition, NoiseLevel
 
 # condition and null, each (B, ...) or None -> the guided, clipped step
 Guided = Callable[[Condition | None, Condition | None], DenoiseFn]
-Ahead = Callable[[list[NoiseLevel]], AbstractContextManager[None]]
+Precompute = Callable[[list[NoiseLevel]], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class SamplingRun:
         streams: the random numbers of its samples.
         shape: of one sample as the network sees it, latents where the model has a codec.
         noise: noise(step, draw=0); that of step START is what the run begins with.
-        ahead: lets the network work out beforehand what depends on the levels alone.
+        precompute: lets the network work out beforehand what depends on the levels alone.
         conditioners: what makes conditions, by key, at the size of this batch.
         plain: the model's step for a condition, without guidance.
         step, plan, x: given, they are used in place of what follows from the others.
@@ -47,7 +47,7 @@ class SamplingRun:
     streams: SampleRNG
     shape: tuple[int, ...]
     noise: Noise
-    ahead: Ahead
+    precompute: Precompute
     conditioners: Mapping[str, Any]
     plain: Callable[[Condition | None], DenoiseFn]
     step: DenoiseFn | None = None
@@ -79,7 +79,7 @@ class SamplingRun:
         """
         plan = self.planned(self.grid) if self.plan is None else self.plan
         x = self.start()
-        with self.ahead(list(plan.levels if isinstance(plan, CoefficientTable) else self.grid)):
+        with self.precompute(list(plan.levels if isinstance(plan, CoefficientTable) else self.grid)):
             x = run(plan, self.estimating(), x, noise=self.noise, on_step=on_step and self._whole(on_step))
         return x if self.onto is None else x + self.onto
 

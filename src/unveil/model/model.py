@@ -395,7 +395,7 @@ class Model(nn.Module):
             streams=streams,
             shape=shape,
             noise=streams.bind(shape),
-            ahead=self._ahead,
+            precompute=self._precompute,
             conditioners=dict(self.conditioners.items()),
             plain=self.denoise_fn,
         )
@@ -466,14 +466,14 @@ class Model(nn.Module):
         return denoise
 
     @contextmanager
-    def _ahead(self, levels: Iterable[NoiseLevel]) -> Iterator[None]:
+    def _precompute(self, levels: Iterable[NoiseLevel]) -> Iterator[None]:
         """Let the networks compute before the run what depends only on noise levels or conditions."""
-        parts = [part for part in (self.denoiser.network, self.controls) if hasattr(part, "ahead")]
+        parts = [part for part in (self.denoiser.network, self.controls) if hasattr(part, "precompute")]
         plain = [level for level in levels if not isinstance(level.t, Tensor) and level.sigma != 0] if parts else []
         indices = [self.denoiser.index(level, torch.empty(1)).item() for level in plain]
         with ExitStack() as inside:
             for part in parts:
-                inside.enter_context(cast(Any, part).ahead(indices))
+                inside.enter_context(cast(Any, part).precompute(indices))
             yield
 
 

@@ -26,7 +26,7 @@ from unveil.nn.transformer_blocks import BlockConfig, EncoderStates, Mlp, Transf
 from unveil.types import Condition
 
 WAVES = 256  # numbers of the sinusoid of t
-AHEAD = 2**30  # bytes of modulation that are computed ahead at most
+MAX_PRECOMPUTED_BYTES = 2**30  # maximum size of the precomputed modulation
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class DiT(nn.Module):
         self.modulation = nn.Linear(width, 2 * width) if self.adaptive else None
         self.leave = nn.Linear(width, patch**2 * config.out_channels)
         self._initialise()
-        self._ahead: Callable[[Tensor, Condition], BlockConditioning] | None = None
+        self._precomputed: Callable[[Tensor, Condition], BlockConditioning] | None = None
         self._tables: dict[tuple[int, int, torch.device], Tensor] = {}  # positions of other sizes
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
@@ -179,14 +179,16 @@ class DiT(nn.Module):
         """
         condition = condition or Condition()
         self._check(x)
-        conditioning = self.tell(t, condition) if self._ahead is None else self._ahead(t, condition)
+        conditioning = (
+            self.block_conditioning(t, condition) if self._precomputed is None else self._precomputed(t, condition)
+        )
         h = self.patches(with_context(x, condition, self.config.concat_channels))  # (B, C, rows, columns)
         rows, columns = h.shape[2:]
         # contiguous: else each residual keeps the image's strides, and each normalisation copies
         h = h.flatten(2).transpose(1, 2).contiguous() + self._positions(rows, columns)  # (B, N, C)
-        return self._unpatched(self.denoise(h, conditioning), rows, columns)  # (B, out_channels, H, W)
+        return self._unpatched(self.forward_tokens(h, conditioning), rows, columns)  # (B, out_channels, H, W)
 
-    def tell(self, t: Tensor, condition: Condition) -> BlockConditioning:
+    def block_conditioning(self, t: Tensor, condition: Condition) -> BlockConditioning:
         """The blocks' conditioning at the levels t (B,), under a condition of B rows.
 
         Raises:
@@ -209,7 +211,7 @@ class DiT(nn.Module):
             tokens.append(condition.tokens.to(embedded))
         return BlockConditioning(tokens=torch.cat(tokens, dim=1), mask=mask if condition.tokens is not None else None)
 
-    def denoise(self, h: Tensor, conditioning: BlockConditioning) -> Tensor:
+    def forward_tokens(self, h: Tensor, conditioning: BlockConditioning) -> Tensor:
         """Tokens (B, N, C) of an image to those of the result (B, N, patch * patch * out_channels)."""
         count, depth, half = h.shape[1], self.config.depth, len(self.merge)
         if self.config.block_type == "in-context":
@@ -256,29 +258,29 @@ class DiT(nn.Module):
             sides.append((h.shape[2], h.shape[3]))
             tokens.append(h[0].flatten(1).T + self._positions(*sides[-1]))  # (N, C)
         packing = Packing([len(sequence) for sequence in tokens], length=length)
-        conditioning = self.tell(t, condition)
+        conditioning = self.block_conditioning(t, condition)
         each = tuple(packing.spread(parts[:, 0]) for parts in conditioning.modulation)  # (rows, N, parts, C)
         conditioning = replace(conditioning, modulation=each, packing=packing)
-        outputs = zip(packing.unpack(self.denoise(packing.pack(tokens), conditioning)), sides, strict=True)
+        outputs = zip(packing.unpack(self.forward_tokens(packing.pack(tokens), conditioning)), sides, strict=True)
         return [self._unpatched(output[None], *side)[0] for output, side in outputs], packing.waste
 
     @contextmanager
-    def ahead(self, indices: Sequence[float] | Tensor) -> Iterator[None]:
+    def precompute(self, indices: Sequence[float] | Tensor) -> Iterator[None]:
         """Inside, whatever depends on level and condition alone is computed for all of `indices` in one call.
 
         That is done when a condition is first seen; a run of many steps then only looks it up. It is for sampling:
         results are the same, no weight gets a gradient from them, and weights must not change inside.
         """
-        before = self._ahead
+        before = self._precomputed
         if self.adaptive:
-            self._ahead = _Ahead(self, torch.as_tensor(indices, dtype=torch.float32)).conditioning
+            self._precomputed = _PrecomputedModulation(self, torch.as_tensor(indices, dtype=torch.float32)).conditioning
             if getattr(self, "_compiled_call_impl", None):
                 # it is only looked up; a compiler would make a variant of it for each level
-                self._ahead = cast(Any, torch.compiler.disable(self._ahead))
+                self._precomputed = cast(Any, torch.compiler.disable(self._precomputed))
         try:
             yield
         finally:
-            self._ahead = before
+            self._precomputed = before
 
     def _positions(self, rows: int, columns: int) -> Tensor:
         table = cast(Tensor, self.positions)
@@ -336,7 +338,7 @@ class DiT(nn.Module):
         zeroed(self.leave)
 
 
-class _Ahead:
+class _PrecomputedModulation:
     """The modulation of known levels, for each condition that was seen."""
 
     def __init__(self, network: DiT, indices: Tensor) -> None:
@@ -348,15 +350,15 @@ class _Ahead:
         self.entries: list[tuple[Tensor | None, _Table | None]] = []
 
     def conditioning(self, t: Tensor, condition: Condition) -> BlockConditioning:
-        """As `DiT.tell`."""
+        """As `DiT.block_conditioning`."""
         place = self._place(t)
         if place is None or condition.tokens is not None:
-            return self.network.tell(t, condition)
+            return self.network.block_conditioning(t, condition)
         pair = next((entry for entry in self.entries if entry[0] is condition.vector), None)
         if pair is None:
             pair = condition.vector, self._computed(condition, len(t))
             self.entries.append(pair)
-        return self.network.tell(t, condition) if pair[1] is None else pair[1].at(place)
+        return self.network.block_conditioning(t, condition) if pair[1] is None else pair[1].at(place)
 
     def _place(self, t: Tensor) -> int | None:
         """Number of the level that all of t is."""
@@ -376,10 +378,12 @@ class _Ahead:
             distinct, rows_of = torch.unique(vector, dim=0, return_inverse=True)
         kinds = 1 if distinct is None else len(distinct)
         parts = 2 + sum(cast(AdaLN, block).parts for block in network.blocks)
-        if 4 * levels * kinds * parts * network.config.hidden_size > AHEAD:
+        if 4 * levels * kinds * parts * network.config.hidden_size > MAX_PRECOMPUTED_BYTES:
             return None
         t = self.indices.to(network.patches.weight.device).repeat_interleave(kinds)  # (levels * kinds,)
-        conditioning = network.tell(t, Condition(None if distinct is None else distinct.repeat(levels, 1)))
+        conditioning = network.block_conditioning(
+            t, Condition(None if distinct is None else distinct.repeat(levels, 1))
+        )
         # each (levels, kinds, 1, parts, C)
         tables = [part.unflatten(0, (levels, kinds)) for part in conditioning.modulation]
         if rows_of is not None and kinds == rows:  # put in order once

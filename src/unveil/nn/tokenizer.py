@@ -85,7 +85,7 @@ class Vocabulary:
         object.__setattr__(self, "_numbers", numbers)
 
     @classmethod
-    def of(
+    def build(
         cls,
         texts: Iterable[str],
         unit: Unit,

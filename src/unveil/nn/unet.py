@@ -84,7 +84,7 @@ class UNetEncoder(nn.Module):
         return UNetFeatures(self.middle(h, time, text), stack, time, text)
 
     @contextmanager
-    def ahead(self, indices: Sequence[float] | Tensor) -> Iterator[None]:
+    def precompute(self, indices: Sequence[float] | Tensor) -> Iterator[None]:
         """Inside, what follows from weights and texts alone is computed once, and looked up in later steps.
 
         That is the keys and values of a text, when it is first seen, and the kernels of convolutions that enlarge, at

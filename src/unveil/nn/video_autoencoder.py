@@ -94,7 +94,7 @@ class VideoAutoencoderConfig(AutoencoderConfig):
             raise ShapeError(f"{frames} frames: must be 1 + a multiple of {self.time}; nearest {near}")
         return 1 + (frames - 1) // self.time
 
-    def look_back(self, blocks: int) -> int:
+    def receptive_field_past(self, blocks: int) -> int:
         """Latents in time that one depends on before itself, with that many blocks in each level."""
         frames_read, frames = 2 * 5 * 1.0, self.time  # the first or last convolution of z, and two blocks in the middle
         for level in reversed(range(len(self.rates))):
@@ -105,14 +105,14 @@ class VideoAutoencoderConfig(AutoencoderConfig):
         return math.ceil(frames_read + 2 * self.span / self.time) + 1
 
     @property
-    def encoder_look_back(self) -> int:
+    def encoder_receptive_field_past(self) -> int:
         """Latents in time before itself that a latent depends on by its frames."""
-        return self.look_back(self.num_res_blocks)
+        return self.receptive_field_past(self.num_res_blocks)
 
     @property
-    def decoder_look_back(self) -> int:
+    def decoder_receptive_field_past(self) -> int:
         """Latents in time before its own that a frame depends on."""
-        return self.look_back(self.num_res_blocks + 1)
+        return self.receptive_field_past(self.num_res_blocks + 1)
 
 
 class VideoBlock(nn.Module):

@@ -180,7 +180,7 @@ class VideoDiT(nn.Module):
         vector = vector_of(condition, rows, self.vector_dim)
         conditioning = self._conditioning(self._levels(t, x, grid), vector, rotary, laid.together)
         conditioning = self._with_text(conditioning, condition, rows)
-        return self._unboxed(self.denoise(h, conditioning), grid).view(rows, -1, *x.shape[2:])
+        return self._unboxed(self.forward_tokens(h, conditioning), grid).view(rows, -1, *x.shape[2:])
 
     def packed(
         self,
@@ -228,7 +228,7 @@ class VideoDiT(nn.Module):
         conditioning = self._conditioning(torch.cat(levels)[:, None, None], vector, rotary, laid.together)
         conditioning = replace(conditioning, packing=packing, which=packing.pack(which))
         conditioning = self._with_text(conditioning, condition, count)
-        outputs = packing.unpack(self.denoise(packing.pack(tokens)[:, :, None], conditioning)[:, :, 0])
+        outputs = packing.unpack(self.forward_tokens(packing.pack(tokens)[:, :, None], conditioning)[:, :, 0])
         results = [
             self._unboxed(output.view(1, grid.frames, -1, output.shape[-1]), grid).view(-1, *clip.shape[1:])
             for output, grid, clip in zip(outputs, grids, clips, strict=True)
@@ -243,7 +243,7 @@ class VideoDiT(nn.Module):
         """
         return self._checked(torch.empty(1, *shape, device="meta"))[1].tokens
 
-    def denoise(self, h: Tensor, conditioning: VideoBlockConditioning) -> Tensor:
+    def forward_tokens(self, h: Tensor, conditioning: VideoBlockConditioning) -> Tensor:
         """Tokens (B, F, S, C) to those of the result (B, F, S, out_channels * box)."""
         for number, block in enumerate(self.blocks):
             if self.config.gradient_checkpointing and self.training and torch.is_grad_enabled():

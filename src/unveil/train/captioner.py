@@ -51,7 +51,7 @@ def start(recipe: CaptionerRecipe, dataset: IndexableItems, device: torch.device
     base = None if recipe.base is None else load_captioner(recipe.base)
     before = () if base is None else base.words.tokens
     captions = [*all_captions(dataset, TEXT)]
-    words = Vocabulary.of(captions, recipe.words.unit, limit=recipe.words.vocab_size, before=before)
+    words = Vocabulary.build(captions, recipe.words.unit, limit=recipe.words.vocab_size, before=before)
     if not words.tokens:
         raise RecipeError("the training captions hold no word; give items a text")
     config = recipe.network.build({"vocab_size": len(words)})

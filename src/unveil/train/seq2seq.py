@@ -276,11 +276,11 @@ def vocabularies(pairs: Sequence[Pair], config: TokensConfig) -> tuple[Vocabular
     """The vocabularies of sources and of targets; the same one twice where they share."""
     sources, targets = ([pair[side] for pair in pairs] for side in (0, 1))
     if config.shared:
-        both = Vocabulary.of([*sources, *targets], config.source, limit=config.vocab_size)
+        both = Vocabulary.build([*sources, *targets], config.source, limit=config.vocab_size)
         return both, both
     return (
-        Vocabulary.of(sources, config.source, limit=config.vocab_size),
-        Vocabulary.of(targets, config.target, limit=config.vocab_size),
+        Vocabulary.build(sources, config.source, limit=config.vocab_size),
+        Vocabulary.build(targets, config.target, limit=config.vocab_size),
     )
 
 

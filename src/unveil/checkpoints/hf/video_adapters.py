@@ -63,7 +63,7 @@ class Wan(nn.Module):
         )[0]
 
     @contextmanager
-    def ahead(self, indices: Sequence[float] | Tensor) -> Iterator[None]:
+    def precompute(self, indices: Sequence[float] | Tensor) -> Iterator[None]:
         """Inside, what follows from a text, a level or a size alone is computed once; see `wan_cache.CachedWan`.
 
         A compiled network is called as it is: a compiler would make a variant of it for each text and level.
@@ -110,11 +110,11 @@ class WanTwoExperts(nn.Module):
         return result
 
     @contextmanager
-    def ahead(self, indices: Sequence[float] | Tensor) -> Iterator[None]:
+    def precompute(self, indices: Sequence[float] | Tensor) -> Iterator[None]:
         """Inside, both work out once what they can."""
         with ExitStack() as inside:
             for network in (self.noisy, self.clean):
-                inside.enter_context(network.ahead(indices))
+                inside.enter_context(network.precompute(indices))
             yield
 
 
