@@ -41,7 +41,7 @@ def opened(folder: Path, **changes: Any) -> Any:
 @pytest.fixture
 def ask(place: Place, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
     """The options of a model that says how many pictures it has seen."""
-    place.answer = lambda: (200, saying(f"Number {len(place.asked)}."))
+    place.answer = lambda: (200, saying(f"Number {len(place.requests)}."))
     return ("--model", f"{place.url}#eyes")
 
 
@@ -55,7 +55,7 @@ def test_metadata_of_the_other_form_is_not_joined_by_a_second(cli: Cli, tmp_path
     refused(cli("caption", folder, *ask), 5, "metadata.csv says already what is in this folder", "data.captions_file=")
     refused(cli("caption", folder, *ask, "--force"), 5, "metadata.csv says already")
     refused(cli("caption", folder, *ask, "--out", folder / "metadata.jsonl"), 5, "metadata.csv says already")
-    assert not place.asked
+    assert not place.requests
     done = cli("caption", folder, *ask, "--out", "told.jsonl")
     assert done.code == 0, done.err
     assert "train on them with data.captions_file=told.jsonl" in done.out
@@ -82,7 +82,7 @@ def test_classes_that_metadata_cannot_say_are_not_hidden_by_it(cli: Cli, tmp_pat
     refused(
         cli("caption", folder, *ask), 5, "cannot say these (2023, 2024)", "give --out, such as --out captions.jsonl"
     )
-    assert not place.asked
+    assert not place.requests
     assert cli("caption", folder, *ask, "--out", "captions.jsonl").code == 0
     made = opened(folder, captions_file="captions.jsonl")
     assert (made.classes, made[1]["text"]) == (["2023", "2024"], "Number 2.")
@@ -128,7 +128,7 @@ def test_what_had_no_answer_trains_as_before_and_is_asked_again(cli: Cli, tmp_pa
     done = cli("caption", folder, *ask, "--resume", "--json")
     assert (done.code, done.json["captions"], done.json["failed"]) == (0, 3, [])
     assert [row["caption"] for row in rows(folder / "metadata.jsonl")] == ["One.", "Late.", "Late."]
-    assert len(place.asked) == 5  # what was told is not asked again
+    assert len(place.requests) == 5  # what was told is not asked again
 
 
 def test_a_model_that_is_gone_is_not_asked_for_every_file(cli: Cli, tmp_path: Path, place: Place, ask: Any):
@@ -138,7 +138,7 @@ def test_a_model_that_is_gone_is_not_asked_for_every_file(cli: Cli, tmp_path: Pa
     done = cli("caption", folder, *ask)
     refused(done, 1, "no caption of 5 files in a row; the last: no answer", "continue with --resume")
     assert "1 of 12 captioned; --resume captions the others" in done.err
-    assert len(place.asked) == 6
+    assert len(place.requests) == 6
     assert [row.get("caption") for row in rows(folder / "metadata.jsonl")] == ["One.", *[None] * 11]
     place.answer = lambda: (200, saying("Late."))
     assert cli("caption", folder, *ask, "--resume", "--json").json["captions"] == 12
@@ -151,7 +151,7 @@ def test_a_model_that_is_gone_is_not_asked_for_every_file(cli: Cli, tmp_path: Pa
 
 def test_failures_that_are_not_in_a_row_end_nothing(cli: Cli, tmp_path: Path, place: Place, ask: Any):
     folder = painted(tmp_path / "mine", *(f"{k:02}.png" for k in range(12)))
-    place.answer = lambda: (200, saying("One.")) if len(place.asked) % 5 == 0 else (400, b"{}")
+    place.answer = lambda: (200, saying("One.")) if len(place.requests) % 5 == 0 else (400, b"{}")
     done = cli("caption", folder, *ask, "--json")
     assert (done.code, done.json["captions"], len(done.json["failed"])) == (0, 2, 10)
 
@@ -159,7 +159,7 @@ def test_failures_that_are_not_in_a_row_end_nothing(cli: Cli, tmp_path: Path, pl
 def test_what_answers_took_is_summed(cli: Cli, tmp_path: Path, place: Place, ask: Any):
     folder = painted(tmp_path / "mine", "a.png", "b.png", "c.png")
     usage = {"prompt_tokens": 90, "completion_tokens": 7, "cost": 0.5}
-    place.answer = lambda: (200, saying("One." if len(place.asked) != 2 else None, **usage))
+    place.answer = lambda: (200, saying("One." if len(place.requests) != 2 else None, **usage))
     done = cli("caption", folder, *ask)
     assert "270 tokens read, 21 written, 1.5 $" in done.out  # the answer that is none too
     done = cli("caption", folder, *ask, "--out", "told.jsonl", "--json")
@@ -172,7 +172,7 @@ def test_an_address_that_never_answers(cli: Cli, tmp_path: Path, place: Place, a
     before = tree(folder)
     place.answer = late
     refused(cli("caption", folder, *ask), 4, "mine: no caption of 1 files; the first: a.png: no answer", "timed out")
-    assert len(place.asked) == 3
+    assert len(place.requests) == 3
     assert tree(folder) == before
     refused(cli("caption", folder, "--model", "http://[::1/v1#eyes"), 2, "no address; write it such as http://local")
     monkeypatch.setenv("UNVEIL_API_SECONDS", "soon")

@@ -35,8 +35,8 @@ from unveil.core.sde import SubVP
 from unveil.core.ve import VE, EDMProcess
 from unveil.types import Condition, NoiseLevel, like
 
-PICTURES, PIXELS = 40, (100,)  # 4,000 numbers; norms over a sample see a hundred of them
-SIZE = PICTURES * math.prod(PIXELS)
+COUNT, PIXELS = 40, (100,)  # 4,000 numbers; norms over a sample see a hundred of them
+SIZE = COUNT * math.prod(PIXELS)
 SEED = 20  # of the samples; the null has its own
 NULL = Path(__file__).with_name("cross_null.json")
 ONCE_IN = 10_000
@@ -132,7 +132,7 @@ class Case:
     """A process with the grid that its cells run on.
 
     Attributes:
-        time: from the index that a network is told back to t.
+        time: from the index that a network gets back to t.
         grid: number of steps -> levels from noise to the data.
     """
 
@@ -204,7 +204,7 @@ def plan_of(case: Case, sampler: SamplerSpec) -> tuple[Schedule, Plan]:
     """The sampler over the case's grid, with the options that it needs to be exact."""
     grid = case.grid(case.process, steps_of(sampler))
     options = {**sampler.options, **(sampler.fine or {})}
-    if sampler.calls is None:  # it makes its own steps, as fine as it is told
+    if sampler.calls is None:  # it chooses its own steps, as fine as its tolerance
         options["tolerance"] = replace(options.get("tolerance", Tolerance()), absolute=1e-3, relative=1e-2)
     return grid, sampler.build(grid, **options)
 
@@ -233,7 +233,7 @@ def cell(case: Case, prediction: str, sampler: SamplerSpec, planned: tuple[Sched
     known = exact_x0 if sampler.denoiser == "mean" else consistent
     chosen = PREDICTED[prediction]
     step = Denoiser(Knowing(case, chosen, known), case.process, prediction=chosen)
-    streams = SampleRNG(SEED, range(PICTURES))
+    streams = SampleRNG(SEED, range(COUNT))
     x = grid.start(streams.normal(PIXELS, START).double())
     return distance(run(plan, step, x, noise=streams.bind(PIXELS)).flatten())
 
@@ -354,18 +354,18 @@ def _cell(name: str, sampler: SamplerSpec) -> str:
 def _grid_cell(name: str, grid: str) -> str:
     if (name, grid) in UNFIT:
         return UNFIT[name, grid]
-    said = grid_refusal(CASES[name], grid)
-    if said is not None:
-        return {"has no indices": "d", "reaches alpha = 0": "e"}.get(said, "f")
+    unfit = grid_refusal(CASES[name], grid)
+    if unfit is not None:
+        return {"has no indices": "d", "reaches alpha = 0": "e"}.get(unfit, "f")
     return f"{grid_cell(CASES[name], grid) / threshold():.2f}"
 
 
 def main() -> None:
-    """Writes what is asked for."""
-    asked = sys.argv[1:]
-    if asked == ["null"]:
+    """Write the null distribution or the page."""
+    arguments = sys.argv[1:]
+    if arguments == ["null"]:
         NULL.write_text(json.dumps(null(), indent=1) + "\n")
-    elif asked == ["table"]:
+    elif arguments == ["table"]:
         (Path(__file__).parents[2] / "docs" / "cross.md").write_text(page())
     else:
         raise SystemExit("python -m tests.core.cross null, or table")

@@ -111,7 +111,7 @@ def test_the_last_stage_may_use_all_estimates():
     assert errors[exact] < 1e-6 < 1e-4 < errors[last_stage_only]
 
 
-# ---------------------------------------------------------------------- cost, and what each sample has of its own
+# ---------------------------------------------------------------------- cost, and state of each sample
 
 
 @pytest.mark.parametrize("order", [2, 3])
@@ -243,7 +243,7 @@ def test_the_pid_controller_limits_remembers_and_rejects():
 
 def test_each_sample_gets_back_what_its_controller_remembered():
     class Noting(PIDController):
-        """Remembers how often it was asked, and the sum of what it was told."""
+        """Count the judged steps of each sample, and sum their errors."""
 
         seen: ClassVar[list[tuple[float, float]]] = []
 

@@ -26,9 +26,9 @@ DIAGONAL = [
 def check(case: str, prediction: str, sampler: str, planned=None) -> None:
     """One cell: exact, or refused by name."""
     entry = SAMPLERS[sampler]
-    said = cross.refusal(CASES[case], prediction, entry)
-    if said is not None:
-        with pytest.raises(RecipeError, match=said):
+    refusal = cross.refusal(CASES[case], prediction, entry)
+    if refusal is not None:
+        with pytest.raises(RecipeError, match=refusal):
             cell(CASES[case], prediction, entry, planned)
         return
     found = cell(CASES[case], prediction, entry, planned)
@@ -113,9 +113,9 @@ PAIRS = [(case, name) for case in CASES for name in schedules.GRIDS if (case, na
 
 @pytest.mark.parametrize(("case", "name"), [pair for pair in PAIRS if grid_refusal(CASES[pair[0]], pair[1])])
 def test_a_grid_that_a_process_cannot_have_says_why(case: str, name: str):
-    said = grid_refusal(CASES[case], name)
-    assert said is not None
-    with pytest.raises(RecipeError, match=re.escape(said)):
+    refusal = grid_refusal(CASES[case], name)
+    assert refusal is not None
+    with pytest.raises(RecipeError, match=re.escape(refusal)):
         grid_cell(CASES[case], name)
 
 

@@ -210,19 +210,19 @@ def test_levels_per_sample_are_each_inside_or_outside(x):
 
 @each_level
 def test_rescaling_keeps_the_conditional_deviation(x, level):
-    pictures = x.reshape(6, 2, 5)
+    images = x.reshape(6, 2, 5)
     narrow = Mixture([0.5, 0.5], torch.stack([torch.zeros(2, 5), torch.ones(2, 5)]), [0.5, 0.2])
     strong = guidance.cfg(narrow.part([1]), narrow, 6.0)
     for amount, share in ((0.0, 0.0), (0.7, 0.7), (1.0, 1.0)):
-        got = guidance.rescale(strong, narrow.part([1]), amount)(pictures, level)
-        consistent(got, pictures, level)
+        got = guidance.rescale(strong, narrow.part([1]), amount)(images, level)
+        consistent(got, images, level)
         deviation = [
             (level.alpha * e.eps - level.sigma * e.x0).flatten(1).std(1)
-            for e in (strong(pictures, level), narrow.part([1])(pictures, level), got)
+            for e in (strong(images, level), narrow.part([1])(images, level), got)
         ]
         torch.testing.assert_close(deviation[2], (1 - share) * deviation[0] + share * deviation[1])
         if amount:
-            differ(got, strong(pictures, level))
+            differ(got, strong(images, level))
 
 
 def test_rescaling_means_the_same_under_every_process(x):
@@ -276,7 +276,7 @@ def test_apg_without_projection_bound_and_memory_is_classifier_free_guidance(x, 
 
 
 @each_level
-def test_apg_moves_across_the_conditional_x0_and_not_further_than_told(x, level):
+def test_apg_moves_orthogonally_to_the_conditional_x0_within_its_norm_threshold(x, level):
     plain, null = FIRST(x, level).x0, WHOLE(x, level).x0
     got = guidance.apg(FIRST, WHOLE, 4.0)(x, level)
     moved = got.x0 - plain
@@ -317,7 +317,7 @@ def test_a_second_call_at_a_level_replaces_the_first(x):
 
 @each_level
 def test_cfg_zero_scales_the_null_to_fit_the_condition(x, level):
-    """A null velocity that is the conditional one but for its length leaves nothing to guide."""
+    """A null velocity that is the conditional one except for its length leaves nothing to guide."""
 
     def shorter(x: Tensor, level: NoiseLevel) -> Estimate:
         flow = 0.3 * velocity(FIRST(x, level), level)
@@ -471,7 +471,7 @@ def test_content_and_structure_find_the_reference_and_style_its_texture():
     assert nearest_texture(content, 10.0)[1] > 0.85
     noise = torch.randn(1, 1, 6, 6, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     assert nearest_texture(guidance.structure(maps, STRIPES[None], noise), 20.0)[1] > 0.9
-    # Gram matrices of clean pictures: they would count the noise of x as texture
+    # Gram matrices of clean images: they would count the noise of x as texture
     style = guidance.on_estimate(TEXTURES, guidance.style(maps, STRIPES[None]))
     plane, stripes, moved = nearest_texture(style, 3.0)
     assert plane < 0.05  # the texture is wanted ...
@@ -507,13 +507,13 @@ class Small(torch.nn.Module):
 
     def forward(self, x: Tensor, index: Tensor, condition: Condition) -> Tensor:
         self.rows.append(len(x))
-        told = torch.zeros_like(x)
+        shift = torch.zeros_like(x)
         if condition.vector is not None:
-            told = told + condition.vector
+            shift = shift + condition.vector
         if condition.tokens is not None:
             mask = torch.ones(condition.tokens.shape[:2]) if condition.mask is None else condition.mask.float()
-            told = told + (condition.tokens * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-        return (torch.sin(x + index[:, None] / 500) + told) @ self.weight
+            shift = shift + (condition.tokens * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        return (torch.sin(x + index[:, None] / 500) + shift) @ self.weight
 
 
 def vectors() -> tuple[Condition, Condition]:

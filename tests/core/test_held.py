@@ -72,8 +72,8 @@ def test_each_part_is_worked_on_from_its_own_time_on():
     drawn(RectifiedFlow(), torch.ones(1, *SHAPE), [0, 0.31, 0.62, 1], step=spied)
     grid = torch.tensor([float(level.t) for level in schedules.uniform(RectifiedFlow(), 20)], dtype=torch.float64)[:-1]
     for frame, until in enumerate((0, 0.31, 0.62, 1)):
-        told = torch.stack([one[frame] for one in seen])
-        torch.testing.assert_close(told, grid.clamp(max=until), rtol=0, atol=1e-7)
+        levels = torch.stack([one[frame] for one in seen])
+        torch.testing.assert_close(levels, grid.clamp(max=until), rtol=0, atol=1e-7)
 
 
 def test_the_longer_it_is_held_the_nearer_it_stays():
@@ -101,18 +101,18 @@ def test_parts_at_the_data_and_parts_of_pure_noise_are_solved_together(predictio
 
 def test_parts_are_put_back_for_denoisers_of_one_level():
     known, times = torch.full((8, *SHAPE), 1.03), torch.tensor([0, 0.5, 1, 1]).view(1, *SHAPE)
-    streams, grid, told = SampleRNG(0, range(8)), schedules.uniform(RectifiedFlow(), 20), []
+    streams, grid, levels = SampleRNG(0, range(8)), schedules.uniform(RectifiedFlow(), 20), []
     step = mixture()
 
     def watched(x: Tensor, level: NoiseLevel) -> Estimate:
-        told.append(level.t)
+        levels.append(level.t)
         return step(x, level)
 
     noise = streams.normal(SHAPE, START)
     x = run(samplers.ddim(grid), replace_known(watched, known, times), grid.start(noise))
     assert torch.equal(x[:, :, 0], known[:, :, 0])
     assert not torch.equal(x[:, :, 1], known[:, :, 1]), "let go half-way"
-    assert all(isinstance(t, float) for t in told)
+    assert all(isinstance(t, float) for t in levels)
     with pytest.raises(ShapeError, match="until -1: times are at least 0"):
         replace_known(step, known, times - 1)
 

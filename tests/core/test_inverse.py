@@ -24,7 +24,7 @@ FINE = schedules.uniform(CosineVP(), 20)
 
 
 class Field:
-    """Pictures whose numbers are jointly normal, with any mean and covariance; called as a step is."""
+    """Images whose numbers are jointly normal, with any mean and covariance; called as a step is."""
 
     def __init__(self, mean: Tensor, covariance: Tensor) -> None:
         self.shape = mean.shape
@@ -64,7 +64,7 @@ def smooth(*shape: int, reach: float = 1.5, colours: float = 0.9) -> Field:
 
 
 def dense(operator: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> Tensor:
-    """The operator's matrix, for pictures small enough to write it down."""
+    """The operator's matrix, for images small enough to write it down."""
     unit = torch.eye(math.prod(shape), dtype=torch.float64).reshape(-1, *shape)
     return operator(unit).flatten(1).T
 
@@ -83,7 +83,7 @@ def off(operator: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> float:
     return ((operator(x) - y).norm() / y.norm()).item()
 
 
-# shape of one picture -> operator, for every kind of measurement; sizes are odd and even, square and not
+# shape of one image -> operator, for every kind of measurement; sizes are odd and even, square and not
 OPERATORS = {
     "mask": lambda shape: inverse.Mask(torch.rand(shape[1:], generator=torch.Generator().manual_seed(1)) < 0.5),
     "super-resolution 2": lambda shape: inverse.block_average(shape[1:], 2),
@@ -140,7 +140,7 @@ def test_a_blur_keeps_a_plane_and_spreads_a_point():
     assert inverse.gaussian(1.5).sum().item() == pytest.approx(1)
 
 
-def test_a_large_picture_needs_no_large_matrix():
+def test_a_large_image_needs_no_large_matrix():
     """512 x 384: a matrix of pixels by pixels would take 310 GB."""
     operator = inverse.block_average((512, 384), 4)
     x = torch.randn(1, 1, 512, 384, generator=torch.Generator().manual_seed(0))
@@ -182,7 +182,7 @@ def test_ddrm_meets_a_noiseless_measurement_as_well_as_samples_of_the_posterior_
 
 @pytest.mark.parametrize(("name", "gain"), [("mask", 3.0), ("super-resolution 2", 0.5), ("deblurring", 4.0)])
 def test_ddrm_beats_the_trivial_reconstruction(name, gain):
-    """Zeros in the gaps, blocks of one colour, the blurred picture itself."""
+    """Zeros in the gaps, blocks of one colour, the blurred image itself."""
     shape = (3, 7, 9)
     field, operator = smooth(*shape), OPERATORS[name](shape)
     truth = field.sample(12)
@@ -239,7 +239,7 @@ def test_ddrm_without_fresh_noise_samples_the_posterior_where_directions_are_ind
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.85])
-def test_ddrm_walks_along_noised_pictures_where_the_denoiser_knows_the_truth(eta):
+def test_ddrm_follows_noised_images_under_the_true_denoiser(eta):
     """Each direction of x has the law alpha x0 + sigma noise at each level, whatever y and its noise say of it."""
     shape, count, noise_level = (1, 5, 4), 4000, 0.3
     operator = inverse.blur((5, 4), [0.25, 0.5, 0.25], cutoff=0.1)
@@ -327,7 +327,7 @@ def test_known_pixels_come_back_bit_by_bit(sampler: Callable[[Schedule], Plan], 
     assert psnr(x[~known], truth[~known]) > psnr(gap[~known], truth[~known]) + 2  # the gap fits what is around it
 
 
-def test_a_mask_of_nothing_changes_nothing_and_of_everything_gives_the_picture():
+def test_a_mask_of_nothing_changes_nothing_and_of_everything_gives_the_image():
     field, truth, keep = known_half()
     noise, _ = noises(truth.shape, dtype=torch.float32)
     want = run(ddim(FINE), field, noise)
@@ -337,8 +337,8 @@ def test_a_mask_of_nothing_changes_nothing_and_of_everything_gives_the_picture()
     assert torch.equal(run(ddim(FINE), inverse.inpaint(field, truth, torch.ones_like(keep)), noise), truth)
 
 
-def test_known_pixels_have_the_law_of_noised_pictures_at_every_level():
-    """What RePaint and score SDE draw anew at each level, the ancestral chain walks."""
+def test_known_pixels_have_the_distribution_of_noised_images_at_every_level():
+    """What RePaint and score SDE draw again at each level, the ancestral chain walks."""
     field = smooth(1, 2, 2)
     count = 4000
     truth = field.sample(1).expand(count, 1, 2, 2)
@@ -441,7 +441,7 @@ def test_resampling_takes_learned_variances():
 # ---------------------------------------------------------------------- SDEdit
 
 
-def test_an_edit_begins_where_it_is_told_whatever_the_number_of_steps():
+def test_an_edit_begins_at_its_strength_for_any_number_of_steps():
     pixels = smooth(1, 3, 3).sample(2)
     noise, _ = noises(pixels.shape)
     for steps in (3, 10, 64):
@@ -464,7 +464,7 @@ def test_an_edit_of_a_discrete_process_begins_at_an_index():
     assert len(rest) == 6  # a grid that begins below t = 1 is not made longer
 
 
-def test_an_edit_keeps_more_of_the_picture_the_later_it_begins():
+def test_an_edit_keeps_more_of_the_image_the_later_it_begins():
     field = smooth(1, 5, 5)
     pixels = field.sample(30) + 0.5  # from elsewhere: a field of another mean
     noise, _ = noises(pixels.shape)
@@ -530,33 +530,33 @@ def test_a_step_of_dps_is_the_plans_and_the_gradient_at_the_x_before_it():
 
 # ---------------------------------------------------------------------- mistakes
 
-PICTURE = torch.zeros(2, 3, 8, 8)
+IMAGE = torch.zeros(2, 3, 8, 8)
 GRID = schedules.uniform(CosineVP(), 4)
 
 
 @pytest.mark.parametrize(
     ("make", "kind", "message"),
     [
-        (lambda: inverse.inpaint(Field, PICTURE, torch.ones(8, 9, dtype=torch.bool)), ShapeError,
+        (lambda: inverse.inpaint(Field, IMAGE, torch.ones(8, 9, dtype=torch.bool)), ShapeError,
          r"a mask of \(8, 9\) for \(2, 3, 8, 8\): must be of the same shape, or have 1"),
-        (lambda: inverse.inpaint(Field, PICTURE, torch.ones(2, 8, 8, dtype=torch.bool)), ShapeError,
+        (lambda: inverse.inpaint(Field, IMAGE, torch.ones(2, 8, 8, dtype=torch.bool)), ShapeError,
          r"such as \(B, 1, H, W\)"),
-        (lambda: inverse.inpaint(Field, PICTURE, torch.ones(8, 8)), ShapeError, "torch.float32: must be boolean"),
+        (lambda: inverse.inpaint(Field, IMAGE, torch.ones(8, 8)), ShapeError, "torch.float32: must be boolean"),
         (lambda: inverse.Mask(torch.ones(8, 8)), ShapeError, "must be boolean, True where x is known"),
-        (lambda: inverse.Mask(torch.ones(8, 9, dtype=torch.bool))(PICTURE), ShapeError, r"a mask of \(8, 9\)"),
-        (lambda: inverse.paste(PICTURE[:1], PICTURE, torch.ones(8, 8, dtype=torch.bool)), ShapeError,
+        (lambda: inverse.Mask(torch.ones(8, 9, dtype=torch.bool))(IMAGE), ShapeError, r"a mask of \(8, 9\)"),
+        (lambda: inverse.paste(IMAGE[:1], IMAGE, torch.ones(8, 8, dtype=torch.bool)), ShapeError,
          r"known pixels \(2, 3, 8, 8\) for x \(1, 3, 8, 8\)"),
-        (lambda: inverse.block_average((8, 9), 2)(PICTURE), ShapeError, "this operator needs 9 along axis -1"),
-        (lambda: inverse.ddrm(GRID, inverse.block_average((8, 8), 2), PICTURE), ShapeError,
+        (lambda: inverse.block_average((8, 9), 2)(IMAGE), ShapeError, "this operator needs 9 along axis -1"),
+        (lambda: inverse.ddrm(GRID, inverse.block_average((8, 8), 2), IMAGE), ShapeError,
          r"a measurement \(2, 3, 8, 8\): this operator needs 4 along axis -2"),
-        (lambda: inverse.sdedit(GRID, PICTURE, PICTURE, 0.0), RecipeError, r"start = 0.0: must lie in \(0, 1\]"),
-        (lambda: inverse.sdedit(GRID, PICTURE, PICTURE, 1.2), RecipeError, r"start = 1.2: must lie in \(0, 1\]"),
-        (lambda: inverse.sdedit(GRID, PICTURE, PICTURE[:1], 0.5), ShapeError, r"noise \(1, 3, 8, 8\) for an image"),
+        (lambda: inverse.sdedit(GRID, IMAGE, IMAGE, 0.0), RecipeError, r"start = 0.0: must lie in \(0, 1\]"),
+        (lambda: inverse.sdedit(GRID, IMAGE, IMAGE, 1.2), RecipeError, r"start = 1.2: must lie in \(0, 1\]"),
+        (lambda: inverse.sdedit(GRID, IMAGE, IMAGE[:1], 0.5), ShapeError, r"noise \(1, 3, 8, 8\) for an image"),
         (lambda: inverse.repaint(ancestral(GRID), GRID, length=0), RecipeError, "length = 0, count = 10: both"),
         (lambda: inverse.repaint(ancestral(FINE), GRID), RecipeError, "a plan of 20 rows over 4 steps"),
-        (lambda: inverse.ddrm(GRID, inverse.Mask(PICTURE > 0), PICTURE, eta=1.5), RecipeError, "eta = 1.5: must lie"),
-        (lambda: inverse.ddrm(GRID, inverse.Mask(PICTURE > 0), PICTURE, noise_level=-1), RecipeError, "at least 0"),
-        (lambda: inverse.dps(ddim(GRID), torch.sin, PICTURE, scale=0.0), RecipeError, "scale = 0.0: must be above 0"),
+        (lambda: inverse.ddrm(GRID, inverse.Mask(IMAGE > 0), IMAGE, eta=1.5), RecipeError, "eta = 1.5: must lie"),
+        (lambda: inverse.ddrm(GRID, inverse.Mask(IMAGE > 0), IMAGE, noise_level=-1), RecipeError, "at least 0"),
+        (lambda: inverse.dps(ddim(GRID), torch.sin, IMAGE, scale=0.0), RecipeError, "scale = 0.0: must be above 0"),
         (lambda: inverse.block_average((8, 8), 0), RecipeError, "factor = 0: a block has at least 1 x 1 pixels"),
         (lambda: inverse.blur((8, 8), [0.5, 0.5]), RecipeError, "needs an odd number of weights in a row"),
         (lambda: inverse.gaussian(0.0), RecipeError, "deviation = 0.0: must be above 0 pixels"),
@@ -572,7 +572,7 @@ def test_mistakes_are_named(make, kind, message):
 
 def test_inputs_that_do_not_fit_are_named_when_they_are_seen():
     field, x = smooth(3, 4, 4), torch.zeros(2, 3, 4, 4, dtype=torch.float64)
-    step = inverse.inpaint(field, PICTURE, torch.ones(8, 8, dtype=torch.bool))
+    step = inverse.inpaint(field, IMAGE, torch.ones(8, 8, dtype=torch.bool))
     with pytest.raises(ShapeError, match=r"known pixels \(2, 3, 8, 8\) for x \(2, 3, 4, 4\)"):
         run(ddim(GRID), step, x)
     plan = inverse.dps(ddim(GRID), inverse.block_average((4, 4), 2), torch.zeros(2, 3, 1))

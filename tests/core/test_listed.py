@@ -229,7 +229,7 @@ def test_the_last_step_onto_clean_data_leaves_nothing_but_the_estimate(entry):
 
 
 def smooth(x: Tensor, level: NoiseLevel) -> Estimate:
-    """A network's estimate, which is worked out when asked for."""
+    """A network's estimate, which is computed when it is used."""
     return Estimate.solved(predictions.solve(predictions.eps, level), x, torch.sin(x) + 0.3 * x)
 
 
@@ -319,13 +319,13 @@ def test_the_cost_and_the_need_of_noise_are_as_declared(entry):
         with pytest.raises(RecipeError, match="this sampler adds noise"):
             run(entry.plan(log_snr_grid(CosineVP(), 3)), exact, x)
     if entry.calls is not None:
-        # the calls of more steps: what a beginning costs once is no part of a step
+        # the calls of more steps: what a beginning costs once is not a part of a step
         assert calls_of(entry, 16) - calls_of(entry, 10) == pytest.approx(6 * entry.calls)
     else:
         calls_of(entry, 10)
 
 
-# ---------------------------------------------------------------------- levels of its own for each token
+# ---------------------------------------------------------------------- a level for each token
 
 
 TOKENS = {

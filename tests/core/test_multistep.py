@@ -23,7 +23,7 @@ from unveil.types import NoiseLevel
 SIGMAS = [9.0, 5.0, 4.5, 2.0, 1.1, 0.7, 0.15, 0.0]  # uneven on purpose
 
 
-def told(eps) -> DenoiseFn:
+def step_of(eps) -> DenoiseFn:
     """A step whose eps is a function of the level alone, and x0 = 0."""
     return lambda x, level: Estimate(torch.zeros_like(x), torch.full_like(x, eps(level)))
 
@@ -42,7 +42,7 @@ def states(plan: Plan, step: DenoiseFn, x: Tensor) -> list[float]:
 def test_lms_integrates_polynomials_in_sigma_below_its_order(order):
     grid = schedules.from_sigmas(EDMProcess(), SIGMAS)
     for power in range(order + 1):
-        kept = states(lms(grid, order), told(lambda level, p=power: level.sigma**p), torch.zeros(1).double())
+        kept = states(lms(grid, order), step_of(lambda level, p=power: level.sigma**p), torch.zeros(1).double())
         for k, (here, there) in enumerate(pairwise(SIGMAS)):
             if k + 1 >= order:  # the first steps have fewer estimates
                 want = (there ** (power + 1) - here ** (power + 1)) / (power + 1)
@@ -55,7 +55,7 @@ def test_adams_bashforth_integrates_polynomials_in_t_below_its_order(order):
     times = [1.0, 0.9, 0.65, 0.6, 0.3, 0.12, 0.0]
     grid = schedules.from_times(RectifiedFlow(), times)
     for power in range(order + 1):
-        kept = states(adams_bashforth(grid, order), told(lambda level, p=power: level.t**p), torch.zeros(1).double())
+        kept = states(adams_bashforth(grid, order), step_of(lambda level, p=power: level.t**p), torch.zeros(1).double())
         for k, (here, there) in enumerate(pairwise(times)):
             if k + 1 >= order:
                 want = (there ** (power + 1) - here ** (power + 1)) / (power + 1)
@@ -109,9 +109,9 @@ def test_the_first_step_is_improved_eulers_or_runge_kuttas():
     """With eps = sigma / alpha in y = x / alpha: y moves by the mean of what the calls saw."""
     grid = schedules.from_sigmas(VE(), [8.0, 2.0, 1.0])
     seen = lambda level: float(level.sigma)  # noqa: E731
-    kept = states(plms(grid, improved_euler), told(seen), torch.zeros(1).double())
+    kept = states(plms(grid, improved_euler), step_of(seen), torch.zeros(1).double())
     assert kept[2] == pytest.approx(-6.0 * (8.0 + 2.0) / 2)
-    kept = states(plms(grid, runge_kutta), told(seen), torch.zeros(1).double())
+    kept = states(plms(grid, runge_kutta), step_of(seen), torch.zeros(1).double())
     middle = 4.0  # half-way in t, which is even in log(sigma)
     assert kept[4] == pytest.approx(-6.0 * (8.0 + 2 * middle + 2 * middle + 2.0) / 6)
 

@@ -151,7 +151,7 @@ def test_bits_count_the_width_of_a_bin():
     assert moved.var().item() == pytest.approx(BIN**2 / 12, rel=0.03)
 
 
-def test_pictures_in_single_precision_are_measured_too():
+def test_images_in_single_precision_are_measured_too():
     mixture = Mixture([1.0], torch.zeros(1, 1, 4, 4), [0.5])
     x = data(mixture, 3).float()
     found = log_density(mixture, CosineVP(), x, probes=signs(3, (1, 4, 4)), count=2)

@@ -66,18 +66,18 @@ def test_the_columns_are_those_of_the_papers_for_numbers_and_for_tensors(name):
             assert float(torch.as_tensor(column).expand(5)[i]) == pytest.approx(value, rel=1e-12)
 
 
-def test_what_the_networks_are_told():
-    told = {name: [shell.index(alone(sigma)) for sigma in SIGMAS.tolist()] for name, shell in SHELLS.items()}
-    assert told["ve"] == pytest.approx([math.log(s / 2) for s in SIGMAS.tolist()])
-    assert told["edm"] == pytest.approx([math.log(s) / 4 for s in SIGMAS.tolist()])
-    assert told["consistency"] == pytest.approx([250 * math.log(s) for s in SIGMAS.tolist()])
+def test_inputs_of_the_networks():
+    indices = {name: [shell.index(alone(sigma)) for sigma in SIGMAS.tolist()] for name, shell in SHELLS.items()}
+    assert indices["ve"] == pytest.approx([math.log(s / 2) for s in SIGMAS.tolist()])
+    assert indices["edm"] == pytest.approx([math.log(s) / 4 for s in SIGMAS.tolist()])
+    assert indices["consistency"] == pytest.approx([250 * math.log(s) for s in SIGMAS.tolist()])
     thousand = preconditioning.EDMPreconditioning(index_scale=1000)
-    assert thousand.index(alone(7.0)) == pytest.approx(told["consistency"][3])
+    assert thousand.index(alone(7.0)) == pytest.approx(indices["consistency"][3])
     process = LinearVP()
-    assert told["vp"] == pytest.approx([999 * process.t_of(-math.log(s)) for s in SIGMAS.tolist()])
+    assert indices["vp"] == pytest.approx([999 * process.t_of(-math.log(s)) for s in SIGMAS.tolist()])
 
 
-def test_improved_ddpms_networks_are_told_the_nearest_index_of_their_table():
+def test_improved_ddpm_networks_get_the_nearest_index_of_their_table():
     process, shell = DiscreteVP(betas("cosine", 1000)), preconditioning.IDDPMPreconditioning()
     levels = [process.at((i + 1) / 1000) for i in (0, 1, 500, 999)]
     assert [shell.index(level) for level in levels] == [0, 1, 500, 999]
@@ -143,7 +143,7 @@ def test_each_sample_and_each_part_has_its_own_scale():
     x = torch.ones(2, 3, 2, 2)
     denoiser(x, alone(torch.tensor([0.1, 2.0], dtype=torch.float64)))
     assert network.x[:, 0, 0, 0].tolist() == pytest.approx([1 / math.hypot(0.1, 0.5), 1 / math.hypot(2, 0.5)])
-    # the first channel is clean: it is scaled as data, and the network is told the other channels' level
+    # the first channel is clean: it is scaled as data, and the network gets the level of the other channels
     level = partly(EDMProcess().at(2.0 / 80), torch.tensor([False, True, True]).reshape(1, 3, 1, 1))
     estimate = denoiser(x, level)
     assert network.x[0, :, 0, 0].tolist() == pytest.approx([2.0, *[1 / math.hypot(2, 0.5)] * 2])

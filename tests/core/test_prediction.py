@@ -75,15 +75,15 @@ def test_a_level_off_the_chain_is_refused():
 
 
 class Constant(torch.nn.Module):
-    """Remembers what it was told."""
+    """Keep the times that were passed."""
 
     def __init__(self, channels: int = 2) -> None:
         super().__init__()
         self.channels = channels
-        self.told: list[torch.Tensor] = []
+        self.times: list[torch.Tensor] = []
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, condition: Condition | None) -> torch.Tensor:
-        self.told.append(t)
+        self.times.append(t)
         return x.new_ones(x.shape[0], self.channels, *x.shape[2:])
 
 
@@ -94,8 +94,8 @@ def test_a_denoiser_tells_the_network_float32_indices_per_sample():
     x = torch.zeros(3, 2, 4)
     denoiser(x, process.at(0.5))
     denoiser(x, process.at(torch.tensor([0.1, 0.5, 1.0], dtype=torch.float64)))
-    assert [told.tolist() for told in network.told] == [[4, 4, 4], [0, 4, 9]]
-    assert all(told.dtype == torch.float32 for told in network.told)
+    assert [times.tolist() for times in network.times] == [[4, 4, 4], [0, 4, 9]]
+    assert all(times.dtype == torch.float32 for times in network.times)
 
 
 def test_a_network_of_the_wrong_shape_is_named():

@@ -129,7 +129,7 @@ def test_below_the_first_index_no_level_is_cleaner_than_clean(interpolate):
     assert ((level.sigma >= 0) & (level.sigma <= process.at(0.02).sigma)).all()
 
 
-def test_the_network_is_told_what_it_was_trained_with():
+def test_the_network_gets_the_inputs_it_was_trained_with():
     table = betas("linear", 50)
     level = DiscreteVP(table).at(0.5 + 0.5 / 50)  # half-way between indices 24 and 25
     assert DiscreteVP(table).index(level) == pytest.approx(24.5)

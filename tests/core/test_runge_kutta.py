@@ -197,7 +197,7 @@ def test_tables_are_all_that_there_is():
         assert isinstance(sampler(GRID), CoefficientTable)
 
 
-def test_a_midpoint_below_the_first_level_of_a_table_is_not_asked_for():
+def test_a_midpoint_below_the_first_level_of_a_table_is_not_evaluated():
     process = DiscreteVP(betas("cosine", 50))
     grid = schedules.karras(process, 4)
     plan = heun(grid, node=0.5)

@@ -1,4 +1,4 @@
-"""Folders of small pictures, and a cache folder of each test's own."""
+"""Folders of small images, and a cache folder of each test's own."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """An empty folder for pictures."""
-    made = tmp_path / "pictures"
+    """An empty folder for images."""
+    made = tmp_path / "images"
     made.mkdir()
     return made
 
 
 @pytest.fixture
 def paint(folder: Path) -> Paint:
-    """Writes a picture of smooth random colours: paint("cat/a.png", 20, 16, seed=3, mode="L")."""
+    """Writes an image of smooth random colours: paint("cat/a.png", 20, 16, seed=3, mode="L")."""
 
     def write(name: str, width: int = 16, height: int = 16, *, seed: int | None = None, mode: str = "RGB") -> Path:
         path = folder / name

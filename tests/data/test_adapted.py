@@ -17,7 +17,7 @@ def one(value: object, key: str = "image") -> dict:
     return data.adapt([{"image": value, "label": 3, "note": "mine"}], key)[0]
 
 
-def test_pictures_of_every_kind_become_pixels():
+def test_images_of_every_kind_become_pixels():
     expected = torch.from_numpy(COLOURS).permute(2, 0, 1)
     for value in (Image.fromarray(COLOURS), COLOURS, expected):
         item = one(value)

@@ -24,7 +24,7 @@ from unveil.errors import DataError, RecipeError
 
 
 def naive(folder: Path) -> list[str]:
-    """The pictures of a folder, as most scripts list them."""
+    """The images of a folder, as most scripts list them."""
     return sorted(path.name for path in folder.glob("*.png"))
 
 
@@ -61,7 +61,7 @@ def truncated(path: Path) -> None:
 
 
 def text_bomb(path: Path) -> None:
-    """A small picture with a comment of 10 MB, packed."""
+    """A small image with a comment of 10 MB, packed."""
     comment = b"zTXt", b"Comment\0\0" + zlib.compress(b"a" * 10_000_000)
     whole = black_png(8, 8)
     path.write_bytes(whole[:33] + chunk(*comment) + whole[33:])
@@ -91,7 +91,7 @@ def test_a_bad_file_stops_training_by_name(fault, folder, paint, cache):
     assert len(data.check_images_or_raise(config(folder)).entries) == 3  # control: without the fault all is well
     make, message = FAULTS[fault]
     make(folder / "bad.png")
-    assert "bad.png" in naive(folder)  # control: a listing by name takes it for a picture
+    assert "bad.png" in naive(folder)  # control: a listing by name takes it for an image
     before, kept = state(folder), state(cache)
     with pytest.raises(DataError, match=rf"(?s)1 of 4 files cannot be used \(25 %.*bad\.png: {message}") as caught:
         data.open(config(folder))
@@ -108,17 +108,17 @@ def test_few_bad_files_are_left_out_with_a_warning(folder, paint, caplog):
     for number in range(3):
         paint(f"{number}.png")
     (folder / "bad.png").write_text("hello")
-    pictures = data.ImageFolderDataset(
+    images = data.ImageFolderDataset(
         config(folder, val_fraction=0), report=data.check_images_or_raise(config(folder), max_bad=0.25)
     )
-    assert len(pictures) == 3
+    assert len(images) == 3
     assert "1 of 4 files left out" in caplog.text
     assert "bad.png: its content is text" in caplog.text
 
 
 def test_missing_and_empty_folders(folder, tmp_path, cache):
-    with pytest.raises(DataError, match=rf"{tmp_path}/pictured: no such folder; nearest: 'pictures'; give a folder"):
-        data.open(config(tmp_path / "pictured"))
+    with pytest.raises(DataError, match=rf"{tmp_path}/imaged: no such folder; nearest: 'images'; give a folder"):
+        data.open(config(tmp_path / "imaged"))
     with pytest.raises(DataError, match=rf"{folder}: no picture in it \(PNG, JPEG or WebP\); check the path"):
         data.open(config(folder))
     (folder / "notes.md").write_text("nothing here")
@@ -149,7 +149,7 @@ def grown_mb(work: Callable[[], object]) -> float:
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of memory is read from Linux")
-def test_a_picture_of_169_million_pixels_is_refused_before_it_is_decoded(folder, monkeypatch):
+def test_an_image_of_169_million_pixels_is_refused_before_it_is_decoded(folder, monkeypatch):
     (folder / "bomb.png").write_bytes(black_png(13_000, 13_000))
     assert (folder / "bomb.png").stat().st_size < 1e6
 
@@ -237,14 +237,14 @@ def test_metadata_that_leaves_the_folder_is_refused_whole(folder, paint, name):
 
 def test_a_link_that_is_changed_after_the_check_is_not_followed(folder, paint, tmp_path):
     paint("a.png"), paint("../secret.png")
-    pictures = data.ImageFolderDataset(config(folder, val_fraction=0))
+    images = data.ImageFolderDataset(config(folder, val_fraction=0))
     (folder / "a.png").unlink()
     (folder / "a.png").symlink_to(tmp_path / "secret.png")
     with pytest.raises(DataError, match=r"a\.png: a link that leaves the folder"):
-        pictures[0]
+        images[0]
     (folder / "a.png").unlink()
     with pytest.raises(DataError, match=r"a\.png: No such file"):
-        pictures[0]
+        images[0]
 
 
 @pytest.mark.parametrize(
@@ -305,7 +305,7 @@ def test_an_unknown_label_names_the_nearest(folder, paint):
         data.check_images(config(folder, classes=("cat", "dog"), labels="folders"))
 
 
-def test_a_picture_outside_the_classes_and_a_row_without_label_are_bad(folder, paint):
+def test_an_image_outside_the_classes_and_a_row_without_label_are_bad(folder, paint):
     paint("cat/a.png"), paint("stray.png")
     assert data.check_images(config(folder, labels="folders")).refused == [
         ("stray.png", "no class: it lies beside the class folders; move it into one of them")
@@ -354,7 +354,7 @@ def test_impossible_settings_are_refused(folder, given, message):
 
 def test_a_name_cannot_steer_the_terminal(folder, paint):
     paint("good.png")
-    (folder / "\x1b[31mred.png").write_text("no picture")
+    (folder / "\x1b[31mred.png").write_text("text")
     text = data.check_images(config(folder)).to_text()
     assert "\x1b" not in text
     assert r"'\x1b[31mred.png'" in text

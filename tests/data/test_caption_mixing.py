@@ -19,7 +19,7 @@ from unveil.data.metadata import labels_are_classes
 from unveil.errors import DataError, RecipeError
 from unveil.train.vocabulary import all_captions
 
-BOTH = IndexEntry("a.png", text="mine", synthetic="told")
+BOTH = IndexEntry("a.png", text="mine", synthetic="synthetic")
 
 
 def folder(path: Path, rows: list[dict[str, str]], **changes: object) -> data.FolderConfig:
@@ -33,22 +33,26 @@ def folder(path: Path, rows: list[dict[str, str]], **changes: object) -> data.Fo
 def test_most_captions_are_those_of_the_captioner():
     random.seed(0)
     found = [pick_caption(BOTH, 0.95, fixed=False)["text"] for _ in range(4000)]
-    assert 0.94 < found.count("told") / 4000 < 0.96
-    assert found.count("told") + found.count("mine") == 4000
-    for share, text in ((1.0, "told"), (0.0, "mine")):
+    assert 0.94 < found.count("synthetic") / 4000 < 0.96
+    assert found.count("synthetic") + found.count("mine") == 4000
+    for share, text in ((1.0, "synthetic"), (0.0, "mine")):
         assert {pick_caption(BOTH, share, fixed=False)["text"] for _ in range(50)} == {text}
 
 
 def test_what_never_trains_has_one_of_them_always():
-    entries = [IndexEntry(f"{k}.png", text="mine", synthetic="told") for k in range(2000)]
+    entries = [IndexEntry(f"{k}.png", text="mine", synthetic="synthetic") for k in range(2000)]
     found = [pick_caption(one, 0.9, fixed=True)["text"] for one in entries]
     assert found == [pick_caption(one, 0.9, fixed=True)["text"] for one in entries]
-    assert 0.87 < found.count("told") / 2000 < 0.93
+    assert 0.87 < found.count("synthetic") / 2000 < 0.93
 
 
 @pytest.mark.parametrize(
     ("entry", "text"),
-    [(IndexEntry("a", text="mine"), "mine"), (IndexEntry("a", synthetic="told"), "told"), (IndexEntry("a"), "")],
+    [
+        (IndexEntry("a", text="mine"), "mine"),
+        (IndexEntry("a", synthetic="synthetic"), "synthetic"),
+        (IndexEntry("a"), ""),
+    ],
 )
 def test_with_one_caption_there_is_no_choice(entry, text):
     assert pick_caption(entry, 0.5, fixed=False) == {"text": text}
@@ -81,7 +85,7 @@ def test_the_hash_of_a_folder_knows_both(tmp_path):
     assert first != dataset_fingerprint(data.open(folder(tmp_path / "three", both)))
 
 
-def test_a_file_of_pictures_and_clips_serves_both(tmp_path):
+def test_a_file_of_images_and_videos_serves_both(tmp_path):
     pytest.importorskip("av")
     from tests.io.video.tiny_videos import make_video
 
@@ -97,16 +101,16 @@ def test_a_file_of_pictures_and_clips_serves_both(tmp_path):
 def test_captions_that_lie_elsewhere_are_merged_by_name(tmp_path):
     rows = [{"file_name": "a.png", "text": "alpha", "caption": "old"}, {"file_name": "b.png", "caption": "old"}]
     plain = folder(tmp_path / "mine", rows)
-    told = [
+    written = [
         {"file_name": "a.png", "text": "another", "caption": "beta", "confidence": 0.5},
         {"file_name": "gone.png", "caption": "lost"},
         {"file_name": "b.png"},
     ]
-    (tmp_path / "told.jsonl").write_text("".join(json.dumps(row) + "\n" for row in told))
-    config = replace(plain, captions_file=str(tmp_path / "told.jsonl"))
+    (tmp_path / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in written))
+    config = replace(plain, captions_file=str(tmp_path / "captions.jsonl"))
     dataset = data.open(config)
     assert [(one.text, one.synthetic) for one in dataset.entries] == [("alpha", "beta"), (None, None)]
-    assert dataset.report.ignored == [("gone.png", f"named in {tmp_path / 'told.jsonl'}, but not there")]
+    assert dataset.report.ignored == [("gone.png", f"named in {tmp_path / 'captions.jsonl'}, but not there")]
     assert dataset_fingerprint(dataset) != dataset_fingerprint(data.open(plain))
     own = data.open(replace(config, synthetic_prob=0.0))
     assert own[0]["text"] == "alpha"
@@ -116,9 +120,14 @@ def test_captions_of_another_column_and_of_class_folders(tmp_path):
     for name in ("x", "y"):
         (tmp_path / "mine" / name).mkdir(parents=True)
         Image.fromarray(np.full((8, 8, 3), 9, np.uint8)).save(tmp_path / "mine" / name / "a.png")
-    (tmp_path / "told.csv").write_text("file_name,dense\nx/a.png,one\n./y/a.png,two\n")
+    captions = tmp_path / "captions.csv"
+    captions.write_text("file_name,dense\nx/a.png,one\n./y/a.png,two\n")
     config = data.FolderConfig(
-        str(tmp_path / "mine"), 8, val_fraction=0.0, synthetic_column="dense", captions_file=str(tmp_path / "told.csv")
+        str(tmp_path / "mine"),
+        8,
+        val_fraction=0.0,
+        synthetic_column="dense",
+        captions_file=str(tmp_path / "captions.csv"),
     )
     dataset = data.open(config)
     assert dataset.classes == ["x", "y"]
@@ -132,25 +141,25 @@ def test_captions_of_clips_that_lie_elsewhere(tmp_path):
     from tests.io.video.tiny_videos import make_video
 
     make_video(tmp_path / "mine" / "b.mp4", 4)
-    (tmp_path / "told.jsonl").write_text('{"file_name": "b.mp4", "caption": "moves"}\n')
+    (tmp_path / "captions.jsonl").write_text('{"file_name": "b.mp4", "caption": "moves"}\n')
     config = data.VideoFolderConfig(str(tmp_path / "mine"), size=16, frames=2, val_fraction=0.0)
-    assert data.open(replace(config, captions_file=str(tmp_path / "told.jsonl")))[0]["text"] == "moves"
+    assert data.open(replace(config, captions_file=str(tmp_path / "captions.jsonl")))[0]["text"] == "moves"
 
 
 def test_files_that_are_none_of_captions(tmp_path):
     plain = folder(tmp_path / "mine", [{"file_name": "a.png"}])
-    told = tmp_path / "told.jsonl"
-    with pytest.raises(RecipeError, match=r"captions '.*told.jsonl': no such file; .* with a folder and --out"):
-        data.open(replace(plain, captions_file=str(told)))
-    told.write_text('{"file_name": "mine/a.png", "caption": "one"}\n')
+    captions_file = tmp_path / "captions.jsonl"
+    with pytest.raises(RecipeError, match=r"captions '.*captions.jsonl': no such file; .* with a folder and --out"):
+        data.open(replace(plain, captions_file=str(captions_file)))
+    captions_file.write_text('{"file_name": "mine/a.png", "caption": "one"}\n')
     with pytest.raises(DataError, match=r"none of its 1 names is that of a file .*, such as 'mine/a.png'; give the"):
-        data.open(replace(plain, captions_file=str(told)))
-    told.write_text('{"file_name": "a.png", "text": "one"}\n')
+        data.open(replace(plain, captions_file=str(captions_file)))
+    captions_file.write_text('{"file_name": "a.png", "text": "one"}\n')
     with pytest.raises(DataError, match="no column 'caption'; there are file_name, text"):
-        data.open(replace(plain, captions_file=str(told)))
-    told.write_text('{"file_name": "a.png", "caption": ""}\n')
-    with pytest.raises(DataError, match=r"told.jsonl: no caption in its column 'caption'; give a file that unveil"):
-        data.open(replace(plain, captions_file=str(told)))
+        data.open(replace(plain, captions_file=str(captions_file)))
+    captions_file.write_text('{"file_name": "a.png", "caption": ""}\n')
+    with pytest.raises(DataError, match=r"captions.jsonl: no caption in its column 'caption'; give a file that unveil"):
+        data.open(replace(plain, captions_file=str(captions_file)))
 
 
 @pytest.mark.parametrize(
@@ -178,5 +187,5 @@ def test_what_cannot_be(tmp_path):
         data.FolderConfig("x", 8, synthetic_prob=1.5)
     with pytest.raises(DataError, match="caption is 7, not text"):
         data.open(folder(tmp_path / "bad", [{"file_name": "a.png", "caption": 7}]))  # type: ignore[dict-item]
-    with pytest.raises(DataError, match="no column 'told'"):
-        data.open(folder(tmp_path / "other", [{"file_name": "a.png", "text": "alpha"}], synthetic_column="told"))
+    with pytest.raises(DataError, match="no column 'synthetic'"):
+        data.open(folder(tmp_path / "other", [{"file_name": "a.png", "text": "alpha"}], synthetic_column="synthetic"))

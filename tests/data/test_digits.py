@@ -41,6 +41,6 @@ def test_an_unknown_part_names_the_allowed_ones():
         data.open(data.DigitsConfig(), "heldout")
 
 
-def test_labels_must_be_as_many_as_pictures():
+def test_labels_must_be_as_many_as_images():
     with pytest.raises(ShapeError, match="2 labels for 3 images"):
         data.ImageTensorDataset(torch.zeros(3, 1, 4, 4, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64))

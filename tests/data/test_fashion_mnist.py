@@ -28,8 +28,8 @@ def idx(*shape: int, fill: int = 0, kind: bytes = b"\0\0\x08") -> bytes:
 def official(folder: Path, count: int = 6, suffix: str = ".gz") -> None:
     """Small files under the official names."""
     folder.mkdir(parents=True, exist_ok=True)
-    for pictures, labels in FILES.values():
-        for name, content in ((pictures, idx(count, 28, 28)), (labels, idx(count))):
+    for images, labels in FILES.values():
+        for name, content in ((images, idx(count, 28, 28)), (labels, idx(count))):
             packed = gzip.compress(content, mtime=0) if suffix == ".gz" else content
             (folder / name.removesuffix(".gz")).with_suffix(suffix).write_bytes(packed)
 
@@ -47,10 +47,10 @@ def test_official_files_of_a_folder_packed_or_not(tmp_path, suffix):
     assert part.pixels.shape == (6, 1, 28, 28)
     assert part.labels.tolist() == [0, 1, 2, 3, 4, 5]
     assert part.classes[9] == "ankle boot"
-    assert part[1]["pixels"].flatten()[:3].tolist() == [4, 5, 6]  # 784 = 4 (mod 10): the second picture begins there
+    assert part[1]["pixels"].flatten()[:3].tolist() == [4, 5, 6]  # 784 = 4 (mod 10): the second image begins there
 
 
-def test_a_smaller_picture_goes_with_each(tmp_path):
+def test_each_image_has_a_smaller_copy(tmp_path):
     official(tmp_path / "files")
     part = data.open(data.FashionConfig(folder=str(tmp_path / "files"), low_res=14), "held-out")
     item = part[1]
@@ -93,7 +93,7 @@ def test_a_damaged_idx_file_is_refused(tmp_path, content, message):
     assert read_idx(path).shape == (3, 28, 28)
 
 
-def test_pictures_and_labels_that_do_not_belong_together_are_refused(tmp_path):
+def test_images_and_labels_that_do_not_match_are_refused(tmp_path):
     official(tmp_path)
     (tmp_path / FILES["train"][1]).write_bytes(gzip.compress(idx(5), mtime=0))
     with pytest.raises(DataError, match="do not belong together"):

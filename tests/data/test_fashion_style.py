@@ -1,4 +1,4 @@
-"""Fashion-MNIST in a style: which pictures, and what becomes of them."""
+"""Fashion-MNIST in a style: which images, and what becomes of them."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def idx(array: Tensor) -> bytes:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sixty pictures of either part, the number of each in its first pixel."""
+    """Sixty images of either part, the number of each in its first pixel."""
     place = tmp_path_factory.mktemp("fashion")
-    for n, (pictures, answers) in enumerate(FILES.values()):
+    for n, (images, answers) in enumerate(FILES.values()):
         pixels = torch.arange(60 * 28 * 28).remainder(251 + n).to(torch.uint8).view(60, 28, 28)
         pixels[:, 0, 0] = torch.arange(60)
-        (place / pictures).write_bytes(idx(pixels))
+        (place / images).write_bytes(idx(pixels))
         (place / answers).write_bytes(idx((torch.arange(60) // 6).to(torch.uint8)))
     return place
 

@@ -19,19 +19,19 @@ def config(folder: Path, **given: object) -> data.FolderConfig:
 
 def test_a_plain_folder(folder, paint):
     paint("b.jpg", 20, 10), paint("a.png"), paint("deep/er/c.webp"), paint(".hidden/d.png"), paint(".e.png")
-    pictures = data.open(config(folder))
-    assert [entry.path for entry in pictures.entries] == ["a.png", "b.jpg", "deep/er/c.webp"]
-    item = pictures[1]
+    images = data.open(config(folder))
+    assert [entry.path for entry in images.entries] == ["a.png", "b.jpg", "deep/er/c.webp"]
+    item = images[1]
     assert set(item) == {"pixels"}
     assert item["pixels"].shape == (3, 8, 8)
-    assert pictures.classes is None
+    assert images.classes is None
 
 
 def test_class_folders(folder, paint):
     paint("dog/a.png"), paint("cat/a.png"), paint("cat/more/b.png")
-    pictures = data.open(config(folder))
-    assert pictures.classes == ["cat", "dog"]
-    assert [(entry.path, pictures[i]["label"]) for i, entry in enumerate(pictures.entries)] == [
+    images = data.open(config(folder))
+    assert images.classes == ["cat", "dog"]
+    assert [(entry.path, images[i]["label"]) for i, entry in enumerate(images.entries)] == [
         ("cat/a.png", 0),
         ("cat/more/b.png", 0),
         ("dog/a.png", 1),
@@ -40,7 +40,7 @@ def test_class_folders(folder, paint):
     assert [ordered[i]["label"] for i in range(3)] == [2, 2, 0]
     assert "label" not in data.open(config(folder, labels="none"))[0]
     shutil.rmtree(folder / "dog")
-    assert data.open(config(folder)).classes is None  # one folder alone is no class
+    assert data.open(config(folder)).classes is None  # one folder alone is not a class
     assert data.open(config(folder, labels="folders")).classes == ["cat"]
 
 
@@ -52,22 +52,22 @@ def test_metadata(folder, paint, kind):
         (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     else:
         (folder / "metadata.csv").write_text('file_name,text,label\nb.png,"two, really",dog\nx/a.png,,cat\n')
-    pictures = data.open(config(folder))
-    assert pictures.classes == ["cat", "dog"]
-    assert [(pictures[i]["text"], pictures[i]["label"]) for i in range(2)] == [("two, really", 1), ("", 0)]
-    assert pictures.report.missing == ["x/a.png"]
-    assert pictures.report.ignored == [("unnamed.png", f"not named in metadata.{kind}")]
+    images = data.open(config(folder))
+    assert images.classes == ["cat", "dog"]
+    assert [(images[i]["text"], images[i]["label"]) for i in range(2)] == [("two, really", 1), ("", 0)]
+    assert images.report.missing == ["x/a.png"]
+    assert images.report.ignored == [("unnamed.png", f"not named in metadata.{kind}")]
 
 
 def test_numbers_as_labels_stay_what_they_are(folder, paint):
     paint("a.png"), paint("b.png")
     (folder / "metadata.jsonl").write_text('{"file_name": "a.png", "label": 3}\n{"file_name": "b.png", "label": 0}\n')
-    pictures = data.open(config(folder))
-    assert pictures.classes == ["0", "1", "2", "3"]
-    assert [pictures[i]["label"] for i in range(2)] == [3, 0]
+    images = data.open(config(folder))
+    assert images.classes == ["0", "1", "2", "3"]
+    assert [images[i]["label"] for i in range(2)] == [3, 0]
 
 
-def test_the_same_picture_with_fewer_pixels(folder, paint):
+def test_the_same_image_with_fewer_pixels(folder, paint):
     paint("cat/a.png"), paint("dog/b.png")
     item = data.open(config(folder, low_res=2))[1]
     assert list(item) == ["pixels", "low", "label"]
@@ -87,9 +87,9 @@ def test_a_smaller_size_that_does_not_divide_is_refused(low, nearest):
 def test_captions_of_the_same_name(folder, paint):
     paint("a.png"), paint("b.png")
     (folder / "a.txt").write_text("\ufeffa red\n ball \n")
-    pictures = data.open(config(folder))
-    assert [pictures[i]["text"] for i in range(2)] == ["a red ball", ""]
-    assert pictures.report.missing == ["b.png"]
+    images = data.open(config(folder))
+    assert [images[i]["text"] for i in range(2)] == ["a red ball", ""]
+    assert images.report.missing == ["b.png"]
 
 
 def test_unicode_paths(tmp_path, folder, paint):
@@ -97,25 +97,25 @@ def test_unicode_paths(tmp_path, folder, paint):
     (folder / "猫/白い 猫.txt").write_text("一只猫", encoding="utf-8")
     moved = tmp_path / "图片"
     folder.rename(moved)
-    pictures = data.open(config(moved))
-    assert pictures.classes == ["собака", "猫"]
-    assert pictures[1]["text"] == "一只猫"
-    assert "白い 猫.png" in pictures.report.to_text()
+    images = data.open(config(moved))
+    assert images.classes == ["собака", "猫"]
+    assert images[1]["text"] == "一只猫"
+    assert "白い 猫.png" in images.report.to_text()
 
 
 def test_links_inside_the_folder_are_followed(folder, paint):
     paint("a.png")
     (folder / "b.png").symlink_to("a.png")
-    pictures = data.open(config(folder))
-    assert torch.equal(pictures[0]["pixels"], pictures[1]["pixels"])
+    images = data.open(config(folder))
+    assert torch.equal(images[0]["pixels"], images[1]["pixels"])
 
 
-def test_a_picture_without_an_extension_is_found(folder, paint):
+def test_an_image_without_an_extension_is_found(folder, paint):
     paint("a.png").rename(folder / "a")
     assert [entry.path for entry in data.open(config(folder)).entries] == ["a"]
 
 
-def test_the_parts_are_disjoint_and_other_files_do_not_move_a_picture(folder, paint):
+def test_the_splits_are_disjoint_and_other_files_do_not_move_an_image(folder, paint):
     for number in range(60):
         paint(f"{number:03}.png")
     parts = [data.open(config(folder, val_fraction=0.25), part).entries for part in ("train", "held-out")]
@@ -132,7 +132,7 @@ def test_the_parts_are_disjoint_and_other_files_do_not_move_a_picture(folder, pa
     assert again <= held_out | {"copy.png", "new.png", "renamed.png"}
 
 
-def test_a_small_folder_still_holds_one_out_when_asked(folder, paint):
+def test_a_small_folder_still_has_one_validation_image_when_requested(folder, paint):
     for number in range(3):
         paint(f"{number}.png")
     assert len(data.open(config(folder, val_fraction=0.01), "held-out")) == 1
@@ -141,7 +141,7 @@ def test_a_small_folder_still_holds_one_out_when_asked(folder, paint):
         data.open(config(folder, val_fraction=0), "held-out")
 
 
-def test_held_out_pictures_are_decoded_exactly(folder, paint):
+def test_held_out_images_are_decoded_exactly(folder, paint):
     for number in range(8):
         paint(f"{number}.jpg", 400, 300, seed=number)
     fast, exact = (
@@ -156,8 +156,8 @@ def test_held_out_pictures_are_decoded_exactly(folder, paint):
 def test_workers_see_the_same_items(folder, paint):
     for number in range(10):
         paint(f"{number}.png", 20, 20)
-    pictures = data.open(config(folder))
+    images = data.open(config(folder))
     alone, by_two = (
-        [batch["pixels"] for batch in DataLoader(pictures, batch_size=4, num_workers=workers)] for workers in (0, 2)
+        [batch["pixels"] for batch in DataLoader(images, batch_size=4, num_workers=workers)] for workers in (0, 2)
     )
     assert all(torch.equal(one, other) for one, other in zip(alone, by_two, strict=True))

@@ -1,4 +1,4 @@
-"""The exact denoiser agrees with the gradient of its own density and with a brute-force average."""
+"""The exact denoiser agrees with the gradient of its density and with a brute-force average."""
 
 import pytest
 import torch

@@ -30,7 +30,7 @@ def gradient() -> np.ndarray:
     return np.stack([across * 30, down * 30, 255 - across * 10 - down * 20], axis=2).astype(np.uint8)
 
 
-def test_a_picture_of_the_right_size_is_used_as_it_is(folder, gradient):
+def test_an_image_of_the_right_size_is_used_as_it_is(folder, gradient):
     for name in ("a.png", "a.webp"):
         Image.fromarray(gradient).save(folder / name, lossless=True)
         assert np.array_equal(shown(folder / name), gradient)
@@ -41,10 +41,10 @@ def test_transparency_is_laid_on_the_stated_colour(folder):
     image.putpixel((0, 0), (255, 0, 0, 255))
     image.putpixel((1, 0), (255, 0, 0, 128))
     image.save(folder / "a.png")
-    picture = shown(folder / "a.png")
-    assert picture[0, 0].tolist() == [255, 0, 0]
-    assert np.allclose(picture[0, 1], [255, 127, 127], atol=1)
-    assert picture[4, 4].tolist() == [255, 255, 255]
+    pixels = shown(folder / "a.png")
+    assert pixels[0, 0].tolist() == [255, 0, 0]
+    assert np.allclose(pixels[0, 1], [255, 127, 127], atol=1)
+    assert pixels[4, 4].tolist() == [255, 255, 255]
     assert shown(folder / "a.png", background="#102030")[4, 4].tolist() == [16, 32, 48]
     assert naive(folder / "a.png")[4, 4].tolist() == [255, 0, 0]  # control: the hidden colour comes out
 
@@ -54,9 +54,9 @@ def test_a_palette_with_transparency(folder):
     image.putpalette([200, 10, 20, 30, 220, 40])
     image.putpixel((0, 0), 1)
     image.save(folder / "a.png", transparency=0)
-    picture = shown(folder / "a.png")
-    assert picture[0, 0].tolist() == [30, 220, 40]
-    assert picture[4, 4].tolist() == [255, 255, 255]
+    pixels = shown(folder / "a.png")
+    assert pixels[0, 0].tolist() == [30, 220, 40]
+    assert pixels[4, 4].tolist() == [255, 255, 255]
     assert shown(folder / "a.png", channels=1).shape == (8, 8, 1)
     assert naive(folder / "a.png")[4, 4].tolist() == [200, 10, 20]  # control
 
@@ -109,7 +109,7 @@ def test_exif_orientation_is_applied(folder, gradient, turn):
 
 
 def shown_crop(image: Image.Image) -> np.ndarray:
-    """The centre square of a 16 x 8 picture."""
+    """The centre square of a 16 x 8 image."""
     return np.asarray(image.crop((4, 0, 12, 8))).astype(int)
 
 
@@ -127,24 +127,24 @@ def test_the_content_decides_not_the_extension(folder, gradient):
 
 
 def test_crop_keeps_the_centre_of_the_short_side(folder):
-    picture = np.zeros((8, 24, 3), dtype=np.uint8)
-    picture[:, 8:16] = 200
-    Image.fromarray(picture).save(folder / "a.png")
+    drawn = np.zeros((8, 24, 3), dtype=np.uint8)
+    drawn[:, 8:16] = 200
+    Image.fromarray(drawn).save(folder / "a.png")
     assert np.array_equal(shown(folder / "a.png"), np.full((8, 8, 3), 200))
 
 
 def test_pad_shows_all_of_it_on_the_background(folder):
     Image.new("RGB", (16, 8), (10, 20, 30)).save(folder / "a.png")
-    picture = shown(folder / "a.png", fit="pad", background="red")
-    assert picture[:2].reshape(-1, 3).tolist() == [[255, 0, 0]] * 16
-    assert picture[2:6].reshape(-1, 3).tolist() == [[10, 20, 30]] * 32
-    assert picture[6:].reshape(-1, 3).tolist() == [[255, 0, 0]] * 16
+    drawn = shown(folder / "a.png", fit="pad", background="red")
+    assert drawn[:2].reshape(-1, 3).tolist() == [[255, 0, 0]] * 16
+    assert drawn[2:6].reshape(-1, 3).tolist() == [[10, 20, 30]] * 32
+    assert drawn[6:].reshape(-1, 3).tolist() == [[255, 0, 0]] * 16
 
 
 def test_stretch_uses_every_pixel(folder):
-    picture = np.zeros((8, 16), dtype=np.uint8)
-    picture[:, :2] = 255
-    Image.fromarray(picture).save(folder / "a.png")
+    drawn = np.zeros((8, 16), dtype=np.uint8)
+    drawn[:, :2] = 255
+    Image.fromarray(drawn).save(folder / "a.png")
     assert shown(folder / "a.png", fit="stretch")[4, 0, 0] > 200
     assert shown(folder / "a.png", fit="crop")[4, 0, 0] == 0
 
@@ -182,7 +182,7 @@ def test_pixels_are_contiguous_uint8_with_channels_first(paint):
 def test_damaged_files_never_raise_anything_but_a_named_error(folder, paint, suffix):
     whole = paint(f"a.{suffix}", 24, 24, seed=2).read_bytes()
     draw = np.random.default_rng(0)
-    said = []
+    errors = []
     for number in range(170):
         mutant = bytearray(whole[: draw.integers(1, len(whole))] if number % 3 == 0 else whole)
         for _ in range(draw.integers(1, 4)):
@@ -191,6 +191,6 @@ def test_damaged_files_never_raise_anything_but_a_named_error(folder, paint, suf
         try:
             assert read(folder, "mutant", DecodeOptions(8)).shape == (3, 8, 8)
         except DataError as error:
-            said.append(str(error))
-    assert len(said) > 40
-    assert all(text.startswith(f"{folder}/mutant: ") for text in said)
+            errors.append(str(error))
+    assert len(errors) > 40
+    assert all(text.startswith(f"{folder}/mutant: ") for text in errors)

@@ -20,15 +20,15 @@ def test_counts_sizes_modes_captions_classes(folder, paint):
     (folder / "dog/c.txt").write_text("a sleeping dog")
     (folder / "readme.md").write_text("mine")
     report = data.check_images(config(folder))
-    told = json.loads(json.dumps(report.to_dict()))
-    assert (told["found"], told["usable"], told["layout"]) == (3, 3, "classes")
-    assert told["formats"] == {"PNG": 1, "JPEG": 1, "WebP": 1}
-    assert told["modes"] == {"RGB": 2, "L": 1}
-    assert told["sizes"] == {"8 x 8": 2, "100 x 50": 1}
-    assert told["short_sides"] == {"1-31": 2, "32-63": 1}
-    assert told["classes"] == {"cat": 2, "dog": 1}
-    assert told["captions"] == {"with": 2, "shortest": 5, "median": 5, "longest": 14, "missing": ["cat/b.jpg"]}
-    assert told["ignored"] == [{"path": "readme.md", "reason": "not a picture (.md)"}]
+    report_dict = json.loads(json.dumps(report.to_dict()))
+    assert (report_dict["found"], report_dict["usable"], report_dict["layout"]) == (3, 3, "classes")
+    assert report_dict["formats"] == {"PNG": 1, "JPEG": 1, "WebP": 1}
+    assert report_dict["modes"] == {"RGB": 2, "L": 1}
+    assert report_dict["sizes"] == {"8 x 8": 2, "100 x 50": 1}
+    assert report_dict["short_sides"] == {"1-31": 2, "32-63": 1}
+    assert report_dict["classes"] == {"cat": 2, "dog": 1}
+    assert report_dict["captions"] == {"with": 2, "shortest": 5, "median": 5, "longest": 14, "missing": ["cat/b.jpg"]}
+    assert report_dict["ignored"] == [{"path": "readme.md", "reason": "not a picture (.md)"}]
     text = report.to_text()
     assert "3 pictures, 3 usable (classes)" in text
     assert "cat 2, dog 1" in text
@@ -52,11 +52,11 @@ def test_counts_sizes_modes_captions_classes(folder, paint):
 )
 def test_every_change_is_named_with_its_reason(folder, paint, size, given, actions, reason):
     paint("same.png", 8, 8, seed=1), paint("a.png", *size, seed=2)
-    told = data.check_images(config(folder, **given)).to_dict()
+    report_dict = data.check_images(config(folder, **given)).to_dict()
     if actions is None:
-        assert told["changed"] == []
+        assert report_dict["changed"] == []
     else:
-        [change] = told["changed"]
+        [change] = report_dict["changed"]
         assert (change["path"], change["actions"]) == ("a.png", actions)
         assert change["reason"] == reason.replace("\\", "")
 
@@ -86,7 +86,7 @@ def test_exact_duplicates_are_grouped_across_names(folder, paint):
     assert "a.png: equal to z.jpg" in report.to_text()
 
 
-def test_animations_and_turned_pictures_are_named(folder, paint):
+def test_animations_and_rotated_images_are_named(folder, paint):
     from PIL import Image
 
     exif = Image.Exif()
@@ -101,7 +101,7 @@ def test_animations_and_turned_pictures_are_named(folder, paint):
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """How many pictures have been decoded since."""
+    """How many images have been decoded since."""
     counted = []
     real = image_decoding.load
     from unveil.data.image_validation import check_images
@@ -122,7 +122,7 @@ def test_an_unchanged_folder_is_not_decoded_again(folder, paint, cache, decoded)
     assert data.check_images(config(folder)).to_dict() == first.to_dict()
     assert (
         data.check_images(config(folder, fit="pad")).num_files == 3
-    )  # how pictures are used needs no second look at them
+    )  # how images are used needs no second look at them
     assert len(decoded) == 3
     os.utime(folder / "1.png", (1, 1))
     data.check_images(config(folder))
@@ -154,9 +154,9 @@ def test_a_cache_that_cannot_be_written_does_not_matter(folder, paint, monkeypat
 def test_progress_counts_to_the_end_and_may_stop_the_check(folder, paint):
     for number in range(20):
         paint(f"{number}.png")
-    told = []
-    data.check_images(config(folder, max_pixels=10_000), progress=lambda done, total: told.append((done, total)))
-    assert told == [(16, 20), (20, 20)]
+    report_dict = []
+    data.check_images(config(folder, max_pixels=10_000), progress=lambda done, total: report_dict.append((done, total)))
+    assert report_dict == [(16, 20), (20, 20)]
 
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt

@@ -31,7 +31,7 @@ def stored(pixels: Tensor = PIXELS, labels: bool = True) -> data.ImageTensorData
 def says(pixels: Tensor) -> Tensor:
     """Mean and logarithm of variance, two channels each, of half the size."""
     half = torch.nn.functional.avg_pool2d(pixels, 2)
-    tilt = torch.linspace(0.5, 1.5, half.shape[-1])  # so that a mirrored latent is none of a mirrored picture
+    tilt = torch.linspace(0.5, 1.5, half.shape[-1])  # so that a mirrored latent is none of a mirrored image
     return torch.cat([half * tilt, -half, half - 1, half * 0.5], 1)
 
 
@@ -47,7 +47,7 @@ def made(tmp_path: Path, items: Any = None, encoder: LatentEncoder = ENCODER, **
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    root = tmp_path / "pictures"
+    root = tmp_path / "images"
     root.mkdir()
     for number in range(4):
         array = np.full((8, 8, 3), 40 * number, np.uint8)
@@ -60,7 +60,7 @@ def opened(root: Path, **changes: Any) -> data.ImageFolderDataset:
     return data.ImageFolderDataset(data.FolderConfig(str(root), 4, val_fraction=0, **changes))
 
 
-def test_it_holds_what_the_encoder_said(tmp_path: Path):
+def test_it_holds_the_output_of_the_encoder(tmp_path: Path):
     found = made(tmp_path)
     assert (len(found), found.shape, found.classes) == (7, (1, 4, 2, 3), ["even", "odd"])
     expected = says(PIXELS / 127.5 - 1)
@@ -71,7 +71,7 @@ def test_it_holds_what_the_encoder_said(tmp_path: Path):
         found[7]
 
 
-def test_both_versions_of_a_picture_are_kept(tmp_path: Path):
+def test_both_versions_of_an_image_are_kept(tmp_path: Path):
     found = made(tmp_path, mirrored=True)
     assert found.shape == (2, 4, 2, 3)
     mirrored = says((PIXELS / 127.5 - 1).flip(-1))
@@ -104,10 +104,10 @@ def test_it_is_written_once(tmp_path: Path):
         calls.append(len(pixels))
         return says(pixels)
 
-    told: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
     encoder, how = replace(ENCODER, encode=encode), LatentCacheOptions(batch=3, folder=tmp_path)
-    path, there = cache_latents(stored(), encoder, how, lambda done, total: told.append((done, total)))
-    assert (calls, told, there) == ([3, 3, 1], [(3, 7), (6, 7), (7, 7)], False)
+    path, there = cache_latents(stored(), encoder, how, lambda done, total: progress.append((done, total)))
+    assert (calls, progress, there) == ([3, 3, 1], [(3, 7), (6, 7), (7, 7)], False)
     before = path.read_bytes()
     assert cache_latents(stored(), encoder, replace(how, batch=5)) == (path, True)
     assert (len(calls), path.read_bytes()) == (3, before)
@@ -177,19 +177,19 @@ def test_a_hint_is_drawn_and_changes_no_latent(tmp_path: Path):
 
     plain, hinted = made(tmp_path), made(tmp_path, data.ControlImageDataset(stored(), draw))  # type: ignore[arg-type]
     assert hinted.path == plain.path
-    asked = CachedLatents(data.ControlImageDataset(stored(), draw), plain.path, keys=["hint"])  # type: ignore[arg-type]
-    assert torch.equal(asked[2]["hint"], PIXELS[2].expand(3, -1, -1))
-    assert torch.equal(asked[2]["pixels"], plain[2]["pixels"])
+    with_hints = CachedLatents(data.ControlImageDataset(stored(), draw), plain.path, keys=["hint"])  # type: ignore[arg-type]
+    assert torch.equal(with_hints[2]["hint"], PIXELS[2].expand(3, -1, -1))
+    assert torch.equal(with_hints[2]["pixels"], plain[2]["pixels"])
 
 
-def test_pictures_are_read_only_where_more_is_asked_for(tmp_path: Path, folder: Path):
+def test_images_are_read_only_where_needed(tmp_path: Path, folder: Path):
     items = opened(folder)
     path = cache_latents(
         items, LatentEncoder(lambda pixels: pixels.mean(1, keepdim=True), "mean"), LatentCacheOptions(folder=tmp_path)
     )[0]
     found = CachedLatents(items, path)
-    for picture in folder.iterdir():
-        picture.unlink()
+    for image in folder.iterdir():
+        image.unlink()
     assert found[3]["pixels"].shape == (1, 1, 4, 4)
     with pytest.raises(DataError):
         CachedLatents(items, path, keys=["low"])[3]
@@ -215,7 +215,7 @@ def test_an_interrupted_run_goes_on_and_leaves_no_half_file(tmp_path: Path):
     assert not list(tmp_path.glob("*.safetensors"))
     parts = sorted(tmp_path.glob("*.parts/*"))
     assert [part.name for part in parts] == ["0.safetensors", "3.safetensors"]
-    parts[1].write_bytes(parts[1].read_bytes()[:-1])  # a damaged one is made anew
+    parts[1].write_bytes(parts[1].read_bytes()[:-1])  # a damaged one is made again
     path, _ = cache_latents(stored(), replace(ENCODER, encode=stopping), how)
     assert stopping.calls == 5
     assert path.read_bytes() == made(tmp_path / "other").path.read_bytes()

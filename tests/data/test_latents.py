@@ -47,7 +47,7 @@ def test_what_is_written_comes_back_scaled(tmp_path: Path, dtype: torch.dtype):
         classes=list("abcdefghij"),
         scale=0.18215,
         shift=shift,
-        metadata={"encoder": "sha256 of it", "made of": "pictures"},
+        metadata={"encoder": "sha256 of it", "made of": "images"},
     )
     found = opened(path)
     assert len(found) == 10
@@ -174,11 +174,11 @@ def test_files_that_are_none(tmp_path: Path):
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path):
     def broken() -> Iterator[Tensor]:
         yield some(3)
-        raise DataError("the fourth picture")
+        raise DataError("the fourth image")
 
     path = tmp_path / "a"
     wrong: list[tuple[type[Exception], str, Any, dict[str, Any]]] = [
-        (DataError, "the fourth picture", broken(), {}),
+        (DataError, "the fourth image", broken(), {}),
         (ShapeError, "at least one is needed", [], {}),
         (ShapeError, "chunk 0: torch.float64", [some(2).double()], {}),
         (ShapeError, r"chunk 0: .*\(4, 3, 5\); must be \(n, C, H, W\)", [some(1)[0]], {}),
@@ -222,9 +222,9 @@ def test_a_check_reads_everything(tmp_path: Path):
     path = tmp_path / "a"
     tensors = {"latents": latents, "labels": torch.arange(2000) % 3, "ids": torch.arange(2000)}
     save_file(tensors, path, {"classes": '["cat", "dog", "fox"]', "made by": "hand"})
-    told: list[tuple[int, int]] = []
-    found = data.check_latents(path, lambda *progress: told.append(progress))
-    assert told == [(1024, 2000), (2000, 2000)]
+    reported: list[tuple[int, int]] = []
+    found = data.check_latents(path, lambda *progress: reported.append(progress))
+    assert reported == [(1024, 2000), (2000, 2000)]
     assert (found.count, found.shape, found.dtype, found.nonfinite) == (2000, SHAPE, "F32", [7])
     assert found.classes == {"cat": 667, "dog": 667, "fox": 666}
     assert found.mean == pytest.approx([1, 1, 1, 1], abs=0.15)

@@ -58,11 +58,11 @@ def test_faulty_lines_are_listed_up_to_five(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"), [(b"", "no prompt in it"), (b"# a\n", "no prompt in it"), (b"\xff\xfe", "it is not UTF-8")]
 )
-def test_a_file_without_prompts_or_of_another_kind_is_told(tmp_path, content, message):
+def test_a_file_without_prompts_or_of_another_kind_is_refused(tmp_path, content, message):
     with pytest.raises(DataError, match=message):
         read_prompts(write(tmp_path, content))
 
 
-def test_a_missing_file_is_told(tmp_path):
+def test_a_missing_file_is_reported(tmp_path):
     with pytest.raises(DataError, match="cannot be read"):
         read_prompts(tmp_path / "none.txt")

@@ -159,7 +159,7 @@ def test_a_turned_clip_stands_upright(folder):
 
 
 @pytest.mark.parametrize("turn", range(1, 9))
-def test_orientations_are_those_of_pictures(turn):
+def test_orientations_are_those_of_images(turn):
     from PIL import Image, ImageOps
 
     pixels = torch.arange(6, dtype=torch.uint8).reshape(2, 3)
@@ -179,11 +179,17 @@ def test_every_bad_file_is_named_and_the_rest_is_used(folder):
     spliced(folder / "changes.webm", [(16, 16), (32, 32)])
     (folder / "photo.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     report = data.check_videos(config(folder))
-    told = json.loads(json.dumps(report.to_dict()))
-    assert {one["path"] for one in told["unreadable"]} == {"text.mp4", "old.avi", "cut.mp4", "song.mp4", "changes.webm"}
-    assert all(one["reason"] for one in told["unreadable"])
-    assert told["ignored"] == [{"path": "photo.png", "reason": "not a clip (.png)"}]
-    assert (told["found"], told["usable"]) == (6, 1)
+    facts = json.loads(json.dumps(report.to_dict()))
+    assert {one["path"] for one in facts["unreadable"]} == {
+        "text.mp4",
+        "old.avi",
+        "cut.mp4",
+        "song.mp4",
+        "changes.webm",
+    }
+    assert all(one["reason"] for one in facts["unreadable"])
+    assert facts["ignored"] == [{"path": "photo.png", "reason": "not a clip (.png)"}]
+    assert (facts["found"], facts["usable"]) == (6, 1)
     text = report.to_text()
     for name in (
         "text.mp4",

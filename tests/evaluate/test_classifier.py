@@ -26,17 +26,17 @@ def parts() -> tuple[ImageTensorDataset, ImageTensorDataset]:
 
 
 def test_it_learns_the_same_from_the_same_seed_and_leaves_the_global_one_alone(parts, tmp_path: Path):
-    told: list[StepProgress] = []
+    progress: list[StepProgress] = []
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
-    one = train_classifier(SMALL, *parts, told.append)
+    one = train_classifier(SMALL, *parts, progress.append)
     assert torch.equal(torch.random.get_rng_state(), before)
     torch.manual_seed(6)
     assert not one.by_size  # a convolutional network has no positions
     two = train_classifier(SMALL, *parts)
     other = train_classifier(replace(SMALL, seed=1), *parts)
     assert one.accuracy > 0.5  # chance is 0.1
-    assert [p.step for p in told] == list(range(1, 4 * (1347 // 64) + 1))
+    assert [p.step for p in progress] == list(range(1, 4 * (1347 // 64) + 1))
     assert all(torch.equal(a, b) for a, b in zip(one.network.parameters(), two.network.parameters(), strict=True))
     assert not torch.equal(one.network.head.weight, other.network.head.weight)
 
@@ -50,7 +50,7 @@ def test_it_learns_the_same_from_the_same_seed_and_leaves_the_global_one_alone(p
         save_classifier("classifier-digits", one, SMALL, tmp_path)
 
 
-def test_fewer_pictures_than_a_batch_are_refused(parts):
+def test_fewer_images_than_a_batch_are_refused(parts):
     few = ImageTensorDataset(parts[0].pixels[:90], parts[0].labels[:90], parts[0].classes)
     with pytest.raises(RecipeError, match="batch_size = 128: more than the 90 training images"):
         train_classifier(replace(SMALL, batch_size=128), few, parts[1])
@@ -65,10 +65,10 @@ def test_a_vit_is_trained_and_gives_features(parts, tmp_path: Path, stem, precis
     assert list(trained.by_size) == [6, 8, 10, 12]  # one patch less, its own, one and two more
     assert trained.by_size[8] == trained.accuracy
     assert min(trained.by_size.values()) > 0.2
-    assert len(set(trained.by_size.values())) > 1  # other pictures were read
+    assert len(set(trained.by_size.values())) > 1  # other images were read
     card = save_classifier("vit-digits", trained, config, tmp_path)
-    told = yaml.safe_load(card.read_text())["accuracy_by_size"]
-    assert told == {size: pytest.approx(share, abs=1e-4) for size, share in trained.by_size.items()}
+    progress = yaml.safe_load(card.read_text())["accuracy_by_size"]
+    assert progress == {size: pytest.approx(share, abs=1e-4) for size, share in trained.by_size.items()}
     loaded = features.classifier(card)
     read = loaded.extract(parts[1].pixels[:50])
     assert (loaded.dim, tuple(read.features.shape)) == (32, (50, 32))
@@ -111,7 +111,7 @@ def test_lower_precision_is_another_training_near_the_first(parts):
     assert abs(exact.accuracy - rough.accuracy) < 0.15
 
 
-def test_pictures_without_usable_labels_are_refused(parts):
+def test_images_without_usable_labels_are_refused(parts):
     with pytest.raises(RecipeError, match="a label each"):
         train_classifier(SMALL, ImageTensorDataset(parts[0].pixels), parts[1])
     with pytest.raises(RecipeError, match="labels 0 to 9: the network has 3 classes"):

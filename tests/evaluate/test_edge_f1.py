@@ -14,9 +14,9 @@ from unveil.evaluate.edge_f1 import edge_f1, pooled_edge_f1
 
 def line(*columns: int) -> Tensor:
     """Vertical lines of 10 pixels on 10 x 30."""
-    picture = torch.zeros(10, 30, dtype=torch.uint8)
-    picture[:, list(columns)] = 255
-    return picture
+    image = torch.zeros(10, 30, dtype=torch.uint8)
+    image[:, list(columns)] = 255
+    return image
 
 
 def test_shares_are_those_counted_by_hand():
@@ -35,7 +35,7 @@ def test_near_is_a_distance():
     assert edge_f1(found, true, tolerance=math.sqrt(2)).f1 == 1
 
 
-def test_a_picture_without_edges():
+def test_an_image_without_edges():
     assert edge_f1(line(), line()) == (1, 1, 1)
     assert edge_f1(line(), line(5)) == (0, 0, 0)
     assert edge_f1(line(5), line()) == (0, 0, 0)

@@ -1,4 +1,4 @@
-"""Feature networks: the shipped classifiers reach their bars, and every fault is named."""
+"""Feature networks: the bundled classifiers reach their bars, and every fault is named."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from unveil import data
 from unveil.errors import DataError, RecipeError, ShapeError, WeightsError
 from unveil.evaluate import features
 
-SHIPPED = Path(features.__file__).parent.parent / "assets" / "feature_networks"
+BUNDLED = Path(features.__file__).parent.parent / "assets" / "feature_networks"
 
 
 @pytest.fixture(scope="module")
@@ -43,19 +43,19 @@ def test_fashion_is_read():
     assert found == pytest.approx(network.accuracy, abs=0.015)  # three deviations of a share of 2,500
 
 
-def test_batches_do_not_matter_and_progress_is_told(digits: features.FeatureNetwork):
+def test_batches_do_not_matter_and_progress_is_reported(digits: features.FeatureNetwork):
     pixels = data.digits("held-out").pixels[:300]
-    told: list[tuple[int, int]] = []
-    whole = digits.extract(pixels, lambda done, total: told.append((done, total)))
+    progress: list[tuple[int, int]] = []
+    whole = digits.extract(pixels, lambda done, total: progress.append((done, total)))
     assert whole.features.shape == (300, digits.dim)
     assert whole.logits is not None
     assert whole.logits.shape == (300, 10)
-    assert told == [(256, 300), (300, 300)]
+    assert progress == [(256, 300), (300, 300)]
     torch.testing.assert_close(digits.features(pixels[260:]), whole.features[260:], rtol=1e-4, atol=1e-4)
 
 
-def test_shipped_weights_stay_within_their_budget():
-    assert sum(path.stat().st_size for path in SHIPPED.glob("classifier-*")) <= 2_000_000
+def test_bundled_weights_stay_within_their_budget():
+    assert sum(path.stat().st_size for path in BUNDLED.glob("classifier-*")) <= 2_000_000
 
 
 def test_features_have_a_spread_of_order_1(digits: features.FeatureNetwork):
@@ -86,7 +86,7 @@ def test_names_and_options_that_cannot_work(name: str, options: dict, message: s
         features.load(name, **options)
 
 
-def test_pictures_of_another_kind_are_refused(digits: features.FeatureNetwork):
+def test_images_of_another_kind_are_refused(digits: features.FeatureNetwork):
     with pytest.raises(ShapeError, match=r"reads \(B, 1, 8, 8\)"):
         digits.extract(torch.zeros(1, 1, 28, 28, dtype=torch.uint8))
     with pytest.raises(ShapeError, match="uint8"):
@@ -95,7 +95,7 @@ def test_pictures_of_another_kind_are_refused(digits: features.FeatureNetwork):
 
 def test_a_flipped_bit_is_found(tmp_path: Path):
     for end in ("safetensors", "yaml"):
-        shutil.copy(SHIPPED / f"classifier-digits.{end}", tmp_path)
+        shutil.copy(BUNDLED / f"classifier-digits.{end}", tmp_path)
     weights = tmp_path / "classifier-digits.safetensors"
     content = bytearray(weights.read_bytes())
     content[-100] ^= 1
@@ -112,7 +112,7 @@ def test_a_card_tells_how_to_make_it_again(name: str):
     from unveil.model.config import load_recipe
     from unveil.model.config.train import ClassifierTrainConfig
 
-    card = yaml.safe_load((SHIPPED / f"classifier-{name}.yaml").read_text())
+    card = yaml.safe_load((BUNDLED / f"classifier-{name}.yaml").read_text())
     recipe = load_recipe(card["command"].split()[-1]).model_dump(mode="json")
     network = {key: value for key, value in recipe["network"].items() if key != "kind"}
     assert card["network"] == network

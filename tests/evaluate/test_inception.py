@@ -45,7 +45,7 @@ def test_differences_are_listed(on_meta: FidInception):
     assert "fc.bias (1000,) instead of (1008,)" in str(caught.value)
 
 
-def test_files_of_both_formats_are_told_by_their_content(tmp_path: Path):
+def test_files_of_both_formats_are_recognised_by_their_content(tmp_path: Path):
     small = {"fc.bias": torch.zeros(1008)}
     save_file(small, tmp_path / "named.pth")
     torch.save(small, tmp_path / "named.safetensors")

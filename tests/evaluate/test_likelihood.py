@@ -40,14 +40,14 @@ def test_the_bound_is_the_sum_of_its_parts_and_the_batch_does_not_matter(model: 
     assert bits_per_dim(model, held_out, count=6, steps=5, seed=1).interval.value != found.interval.value
 
 
-def test_the_odes_likelihood_is_the_mean_over_pictures_each_with_its_own_condition_and_noise(model: Model):
+def test_the_ode_likelihood_is_the_mean_over_images_each_with_its_condition_and_noise(model: Model):
     model = copy.deepcopy(model)
     for weight in model.parameters():  # a fresh network is 0 everywhere
         weight.data += 0.01 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
     held_out = data.digits("held-out")
-    told: list[tuple[int, int]] = []
-    found = ode_bits_per_dim(model, held_out, count=3, probes=2, batch=2, on_progress=lambda *at: told.append(at))
-    assert told == [(2, 3), (3, 3)]
+    progress: list[tuple[int, int]] = []
+    found = ode_bits_per_dim(model, held_out, count=3, probes=2, batch=2, on_progress=lambda *at: progress.append(at))
+    assert progress == [(2, 3), (3, 3)]
     row = 150  # the second of three out of 450
     condition, _ = model.encode({"label": [held_out[row]["label"]]}, 1)
     x0, noise = to_unit(held_out[row]["pixels"][None]), SampleRNG(0, [row]).bind((1, 8, 8))

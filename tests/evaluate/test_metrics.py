@@ -55,7 +55,7 @@ def test_pieces_do_not_change_the_sums(monkeypatch: pytest.MonkeyPatch):
     assert torch.equal(found.covered, whole[1].covered)
 
 
-def test_inception_score_of_certain_even_and_of_unsure_pictures():
+def test_inception_score_of_certain_even_and_of_unsure_predictions():
     certain = 1000.0 * torch.eye(5).repeat(20, 1)
     assert metrics.inception_score(certain, splits=4).mean == pytest.approx(5.0, rel=1e-12)
     assert metrics.inception_score(torch.zeros(20, 5), splits=2) == metrics.Spread(pytest.approx(1.0), 0.0)
@@ -81,10 +81,10 @@ def test_a_copy_is_nearest_to_its_original_at_distance_0():
 
 
 def test_nearest_is_the_same_in_pieces(monkeypatch: pytest.MonkeyPatch):
-    pictures = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (60, 1, 4, 4), dtype=np.uint8))
-    whole = metrics.nearest_neighbours(pictures[:20], pictures[20:])
+    images = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (60, 1, 4, 4), dtype=np.uint8))
+    whole = metrics.nearest_neighbours(images[:20], images[20:])
     monkeypatch.setattr(metrics, "_PAIRS", 100)
-    pieces = metrics.nearest_neighbours(pictures[:20], pictures[20:])
+    pieces = metrics.nearest_neighbours(images[:20], images[20:])
     assert torch.equal(whole.distance, pieces.distance)
     assert torch.equal(whole.place, pieces.place)
 

@@ -12,7 +12,7 @@ from unveil.evaluate.psnr_ssim import mse, psnr, ssim
 
 
 def pair(channels: int = 1, size: int = 28) -> tuple[torch.Tensor, torch.Tensor]:
-    """Smooth pictures, and the same with noise."""
+    """Smooth images, and the same with noise."""
     chosen = np.random.default_rng(0)
     x = np.kron(chosen.integers(0, 256, (3, channels, size // 4, size // 4)), np.ones((4, 4)))
     y = x + chosen.normal(0, 20, x.shape)

@@ -32,7 +32,7 @@ def network() -> features.FeatureNetwork:
 
 @pytest.fixture(scope="module")
 def fresh(network: features.FeatureNetwork) -> Report:
-    """Half of the held-out pictures, judged as if they were samples: as good as a model can be."""
+    """Half of the held-out images, judged as if they were samples: as good as a model can be."""
     half = torch.arange(0, 450, 2)
     samples, rest = PARTS[1].pixels[half], data.ImageTensorDataset(PARTS[1].pixels[half + 1], PARTS[1].labels[half + 1])
     bits = {"bits_per_dim": {**Interval(2.0, 1.9, 2.1)._asdict(), "pictures": 8, "steps": 10}}
@@ -42,7 +42,7 @@ def fresh(network: features.FeatureNetwork) -> Report:
 
 @pytest.fixture(scope="module")
 def copied(network: features.FeatureNetwork) -> Report:
-    """Training pictures with some noise: a model that memorised."""
+    """Training images with some noise: a model that memorised."""
     noise = 12 * torch.randn(300, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     samples = (PARTS[0].pixels[:300] + noise).clamp(0, 255).round().to(torch.uint8)
     return evaluate(
@@ -50,7 +50,7 @@ def copied(network: features.FeatureNetwork) -> Report:
     )
 
 
-def test_real_pictures_pass_every_measure(fresh: Report):
+def test_real_images_pass_every_metric(fresh: Report):
     found = fresh.results
     assert found["read"]["value"] > 0.97
     assert found["fid"]["ratio"] < 2
@@ -87,7 +87,7 @@ def test_both_sides_and_the_floor_have_the_same_number(copied: Report, network: 
     assert few.missing["read"] == "the samples have no labels"
 
 
-def test_fid_is_not_given_without_more_pictures_than_features(network: features.FeatureNetwork):
+def test_fid_is_not_given_without_more_images_than_features(network: features.FeatureNetwork):
     report = evaluate(PARTS[0].pixels[:64], None, *PARTS, network, QUICK)
     assert "fid" not in report.results
     assert "64 pictures on either side, 64 features" in report.missing["fid"]
@@ -228,7 +228,7 @@ def _empty() -> Report:
     return Report({}, {})
 
 
-def test_pictures_are_enlarged_without_smoothing_and_pairs_stay_together():
+def test_images_are_enlarged_without_smoothing_and_pairs_stay_together():
     black, white = (torch.full((2, 1, 8, 8), value, dtype=torch.uint8) for value in (0, 255))
     drawn = np.asarray(Image.open(io.BytesIO(plots.make_grid(black, 10))))
     row = drawn[len(drawn) // 2] < 128

@@ -29,7 +29,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> CaptionModel:
     return trained(tmp_path_factory.mktemp("captioner") / "run")
 
 
-def reels(count: int = 4, **how: int) -> list[MediaClip]:
+def clips(count: int = 4, **how: int) -> list[MediaClip]:
     data = Grounds(**how)
     return [MediaClip(data[k]["pixels"]) for k in range(count)]
 
@@ -37,11 +37,11 @@ def reels(count: int = 4, **how: int) -> list[MediaClip]:
 @torch.no_grad()
 @pytest.mark.parametrize("how", ["greedy", "beam"])
 def test_its_likeliest_caption_and_how_sure_it_is(model, how):
-    found = NativeCaptioner(model, how=how)(reels())
+    found = NativeCaptioner(model, how=how)(clips())
     assert [one.text for one in found] == TEXTS
-    for reel, one in zip(reels(), found, strict=True):
+    for frames, one in zip(clips(), found, strict=True):
         words = [BEGIN, *model.words.encode(one.text), END]
-        logits = model.network(reel.pixels[None].float() / 127.5 - 1, torch.tensor([words[:-1]]))[0]
+        logits = model.network(frames.pixels[None].float() / 127.5 - 1, torch.tensor([words[:-1]]))[0]
         logits[:, [PADDING, BEGIN, UNKNOWN]] = -math.inf  # what no caption holds
         logp = torch.log_softmax(logits.double(), 1)[torch.arange(len(words) - 1), words[1:]].sum()
         assert one.confidence == pytest.approx(math.exp(logp), rel=1e-4)
@@ -50,24 +50,24 @@ def test_its_likeliest_caption_and_how_sure_it_is(model, how):
 
 def test_captions_hold_words_alone(model):
     for seed in range(8):
-        for one in NativeCaptioner(model, how="sampled", temperature=1e6, seed=seed)(reels(8)):
+        for one in NativeCaptioner(model, how="sampled", temperature=1e6, seed=seed)(clips(8)):
             assert "<" not in one.text
 
 
 def test_drawn_captions_depend_on_the_seed_and_the_place_alone(model):
     hot = {"how": "sampled", "temperature": 3.0}
-    first = NativeCaptioner(model, **hot)(reels(8))
-    assert first == NativeCaptioner(model, **hot)(reels(8))
-    assert first != NativeCaptioner(model, **hot, seed=1)(reels(8))
+    first = NativeCaptioner(model, **hot)(clips(8))
+    assert first == NativeCaptioner(model, **hot)(clips(8))
+    assert first != NativeCaptioner(model, **hot, seed=1)(clips(8))
     one_by_one = NativeCaptioner(model, **hot)
-    found = [one_by_one([reel])[0] for reel in reels(8)]
+    found = [one_by_one([frames])[0] for frames in clips(8)]
     assert [one.text for one in found] == [one.text for one in first]
-    assert [one.text for one in NativeCaptioner(model, how="sampled", temperature=0.05)(reels())] == TEXTS
+    assert [one.text for one in NativeCaptioner(model, how="sampled", temperature=0.05)(clips())] == TEXTS
 
 
 def test_drawn_captions_of_what_has_a_name_depend_on_it_and_not_on_its_place(model):
     hot = {"how": "sampled", "temperature": 3.0}
-    named = [one._replace(name=f"{place}.mp4") for place, one in enumerate(reels(8))]
+    named = [one._replace(name=f"{place}.mp4") for place, one in enumerate(clips(8))]
     whole = [one.text for one in NativeCaptioner(model, **hot)(named)]
     assert len(set(whole)) > 1
     assert [one.text for one in NativeCaptioner(model, **hot)(named[3:])] == whole[3:]  # as a call that goes on
@@ -75,10 +75,10 @@ def test_drawn_captions_of_what_has_a_name_depend_on_it_and_not_on_its_place(mod
 
 
 def test_clips_of_many_sizes_and_lengths_at_once(model):
-    mixed = [*reels(2), *(MediaClip(one.pixels[:, :1]) for one in reels()[2:])]
-    wide = MediaClip(reels(1)[0].pixels.repeat_interleave(3, 3).repeat_interleave(2, 2), 24.0)
+    mixed = [*clips(2), *(MediaClip(one.pixels[:, :1]) for one in clips()[2:])]
+    wide = MediaClip(clips(1)[0].pixels.repeat_interleave(3, 3).repeat_interleave(2, 2), 24.0)
     grey = MediaClip(torch.full((1, 2, 8, 8), 240, dtype=torch.uint8))
-    found = NativeCaptioner(model)([*mixed, wide, grey, MediaClip(reels(1)[0].pixels.repeat(1, 10, 1, 1))])
+    found = NativeCaptioner(model)([*mixed, wide, grey, MediaClip(clips(1)[0].pixels.repeat(1, 10, 1, 1))])
     assert [one.text for one in found] == [*TEXTS, "a red ground", "a white ground", "a red ground"]
 
 
@@ -121,16 +121,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def test_a_model_of_transformers_tells_pictures_and_clips(folder):
-    told = ImageToText(folder)(reels(2))
-    assert all(one.text.split()[0] == "ground" and one.confidence is None for one in told)
+def test_a_model_of_transformers_captions_images_and_videos(folder):
+    captions = ImageToText(folder)(clips(2))
+    assert all(one.text.split()[0] == "ground" and one.confidence is None for one in captions)
 
 
-def test_a_model_that_talks_is_asked_and_its_answer_alone_is_taken(tmp_path: Path):
+def test_only_the_answer_of_a_chat_model_is_used(tmp_path: Path):
     """A tiny LLaVA that always writes one word."""
     transformers = pytest.importorskip("transformers")
     tokenizers = pytest.importorskip("tokenizers")
-    words = {"ground": 0, "[UNK]": 1, "[EOS]": 2, "<image>": 3, "asked": 4}
+    words = {"ground": 0, "[UNK]": 1, "[EOS]": 2, "<image>": 3, "user": 4}
     own = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
     own.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=own, unk_token="[UNK]", eos_token="[EOS]")
@@ -145,7 +145,7 @@ def test_a_model_that_talks_is_asked_and_its_answer_alone_is_taken(tmp_path: Pat
     torch.nn.init.zeros_(model.lm_head.weight)  # the first word is the likeliest
     template = (
         "{% for turn in messages %}{% for part in turn.content %}"
-        "{{ '<image> ' if part.type == 'image' else 'asked ' + part.text }}{% endfor %}{% endfor %}"
+        "{{ '<image> ' if part.type == 'image' else 'user ' + part.text }}{% endfor %}{% endfor %}"
     )
     images = transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     processor = transformers.LlavaProcessor(
@@ -155,8 +155,8 @@ def test_a_model_that_talks_is_asked_and_its_answer_alone_is_taken(tmp_path: Pat
     folder = tmp_path / "tiny-llava"
     processor.save_pretrained(folder)
     model.save_pretrained(folder)
-    told = ImageToText(folder)(reels(1))
-    assert set(told[0].text.split()) == {"ground"}
+    captions = ImageToText(folder)(clips(1))
+    assert set(captions[0].text.split()) == {"ground"}
 
 
 def test_folders_that_are_no_captioners(folder, tmp_path):
@@ -170,41 +170,41 @@ def test_folders_that_are_no_captioners(folder, tmp_path):
         ImageToText(tmp_path)
 
 
-def test_whatever_such_a_model_raises_is_of_the_picture(folder, monkeypatch):
-    teller = ImageToText(folder)
+def test_any_exception_of_the_model_is_reported_for_the_image(folder, monkeypatch):
+    captioner = ImageToText(folder)
 
     def fails(**given: object) -> None:
         raise IndexError("shape of the mask\nand more")
 
-    monkeypatch.setattr(teller._model, "generate", fails)
+    monkeypatch.setattr(captioner._model, "generate", fails)
     with pytest.raises(NoAnswer, match=r"tiny-blip: it fails \(shape of the mask\)$"):
-        teller(reels(1))
-    monkeypatch.setattr(teller, "_processor", lambda **given: {}["pixel_values"])
+        captioner(clips(1))
+    monkeypatch.setattr(captioner, "_processor", lambda **given: {}["pixel_values"])
     with pytest.raises(NoAnswer, match=r"tiny-blip: it fails \('pixel_values'\)$"):
-        teller(reels(1))
+        captioner(clips(1))
 
 
 # -- behind an address --------------------------------------------------------------------------------------------
 
 
-def test_an_address_is_shown_a_picture_or_frames_side_by_side(place: Place):
+def test_an_endpoint_gets_an_image_or_frames_side_by_side(place: Place):
     place.answer = lambda: (200, saying(" A red ground.\n It stays. "))
     writer = VisionEndpoint(place.url, "eyes")
-    clip, picture = reels(1)[0], MediaClip(reels(1)[0].pixels[:, :1])
-    assert [one.text for one in writer([clip, picture])] == ["A red ground. It stays."] * 2
+    clip, single_frame = clips(1)[0], MediaClip(clips(1)[0].pixels[:, :1])
+    assert [one.text for one in writer([clip, single_frame])] == ["A red ground. It stays."] * 2
     sizes = []
-    for body, _ in place.asked:
+    for body, _ in place.requests:
         text, image = body["messages"][0]["content"]
         assert text["type"] == "text"
         head, data = image["image_url"]["url"].split(",")
         assert head == "data:image/png;base64"
         sizes.append(Image.open(io.BytesIO(base64.b64decode(data))).size)
     assert sizes[0][0] > 3 * sizes[1][0] - 1  # four frames in a row
-    assert "one clip" in json.dumps(place.asked[0][0])
-    assert "one clip" not in json.dumps(place.asked[1][0])
+    assert "one clip" in json.dumps(place.requests[0][0])
+    assert "one clip" not in json.dumps(place.requests[1][0])
 
 
 def test_an_address_without_an_answer(place: Place):
     place.answer = lambda: (500, b"{}")
     with pytest.raises(NoAnswer, match="no answer"):
-        VisionEndpoint(place.url, "eyes", tries=1)(reels(1))
+        VisionEndpoint(place.url, "eyes", tries=1)(clips(1))

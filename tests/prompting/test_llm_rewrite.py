@@ -1,4 +1,4 @@
-"""Language models that make prompts dense: what they are told, what of their answers is taken, what happens without."""
+"""Prompt expansion by language models: their messages, the use of their answers, and expansion without an answer."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_an_answer_that_keeps_everything_is_taken():
         ('""', "must have 1 to 2000"),
     ],
 )
-def test_any_other_answer_is_replaced_by_the_rules_which_is_said(answer, why):
+def test_any_other_answer_is_replaced_by_the_rules_and_reported(answer, why):
     found = rewrite(PROMPT, Says(answer), "playground", seed=4)
     assert (found.text, found.by) == (expand_by_rules(PROMPT, 4).text, "rules")
     assert re.search(why, found.note), found.note
@@ -88,10 +88,10 @@ def test_it_is_shown_examples_that_the_rules_made_in_the_language_of_the_prompt(
     turns = rewrite_messages(prompt, "playground")
     assert [turn.role for turn in turns] == ["system", *["user", "assistant"] * 3, "user"]
     assert turns[-1].text == prompt
-    for asked, dense in zip(turns[1:-1:2], turns[2:-1:2], strict=True):
-        assert asked.text != dense.text
-        assert not dropped_attributes(parse(asked.text), parse(dense.text))
-        assert asked.text.isascii() == dense.text.isascii() == prompt.isascii()
+    for request, dense in zip(turns[1:-1:2], turns[2:-1:2], strict=True):
+        assert request.text != dense.text
+        assert not dropped_attributes(parse(request.text), parse(dense.text))
+        assert request.text.isascii() == dense.text.isascii() == prompt.isascii()
     assert [turn.role for turn in rewrite_messages(prompt, "free")] == ["system", "user"]
 
 
@@ -146,13 +146,13 @@ def test_a_conversation_that_it_cannot_read_has_no_answer(folder):
     assert "it reads 400" in found.note
 
 
-def test_a_chat_template_without_a_system_turn_is_told_it_by_the_user(folder):
+def test_a_chat_template_without_a_system_turn_gets_it_in_the_user_turn(folder):
     writer = LocalLanguageModel(folder)
     no_system = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
     writer._tokenizer.chat_template = no_system + "{{ m.role + ' ' + m.content + ' ' }}{% endfor %}"
     conversed = rewrite_messages(PROMPT, "playground")
     shown = writer._tokenizer.decode(writer._tokens(conversed)["input_ids"][0])
-    assert shown.startswith("<unk> You rewrite short captions")  # "user" is no word of this model
+    assert shown.startswith("<unk> You rewrite short captions")  # "user" is not a word of this model
     assert shown.count("You rewrite") == 1
     writer._tokenizer.chat_template = "{{ raise_exception('it only listens') }}"
     found = rewrite(PROMPT, writer, "playground")
@@ -185,7 +185,7 @@ class Place:
     """An address that answers as a test says."""
 
     url: str
-    asked: list[tuple[dict[str, Any], str | None]]
+    requests: list[tuple[dict[str, Any], str | None]]
     answer: Callable[[], tuple[int, bytes]]
 
 
@@ -205,7 +205,7 @@ def place(monkeypatch) -> Iterator[Place]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            state.asked.append((body, self.headers.get("Authorization")))
+            state.requests.append((body, self.headers.get("Authorization")))
             status, content = state.answer()
             try:
                 self.send_response(status)
@@ -232,14 +232,14 @@ def saying(text: str | None, finish: str = "stop", **usage: float) -> bytes:
     return json.dumps({"choices": [choice], "usage": usage or None}).encode()
 
 
-def test_an_address_is_asked_with_the_key_of_the_environment_and_tells_what_it_took(place, monkeypatch):
+def test_an_endpoint_gets_the_key_of_the_environment_and_reports_its_tokens(place, monkeypatch):
     monkeypatch.setenv("UNVEIL_API_KEY", "secret-7")
     place.answer = lambda: (200, saying(DENSE, prompt_tokens=210, completion_tokens=24, cost=0.0005))
     writer = Endpoint(place.url, "big")
     found = rewrite(PROMPT, writer, "playground")
     assert (found.text, found.by) == (DENSE, f"big at {place.url[7:-3]}")
     assert found.note == "210 tokens read, 24 written, 0.0005 $"
-    body, key = place.asked[0]
+    body, key = place.requests[0]
     assert key == "Bearer secret-7"
     assert (body["model"], body["messages"][-1]) == ("big", {"role": "user", "content": PROMPT})
 
@@ -248,7 +248,7 @@ def test_a_failure_that_may_pass_is_tried_again(place):
     answers = iter([(500, b"{}"), (503, b"{}"), (200, saying(DENSE))])
     place.answer = lambda: next(answers)
     assert rewrite(PROMPT, Endpoint(place.url, "big"), "playground").text == DENSE
-    assert len(place.asked) == 3
+    assert len(place.requests) == 3
 
 
 @pytest.mark.parametrize(
@@ -318,21 +318,21 @@ def test_an_address_that_answers_drop_by_drop_is_not_waited_for_either():
 
 
 @pytest.mark.parametrize("url", ["http://\u2603.\u4f8b/v1", "http://a\nb/v1"])
-def test_an_address_that_is_none_is_told(url):
+def test_an_invalid_url_is_reported(url):
     pytest.importorskip("openai")
     with pytest.raises(RecipeError, match="no address"):
         Endpoint(url, "m")
 
 
-def test_a_key_that_is_none_is_told_and_not_shown(monkeypatch):
+def test_an_invalid_key_is_reported_and_not_printed(monkeypatch):
     pytest.importorskip("openai")
     monkeypatch.setenv("UNVEIL_API_KEY", "secret\u2026")
-    with pytest.raises(RecipeError, match="UNVEIL_API_KEY: holds signs") as told:
+    with pytest.raises(RecipeError, match="UNVEIL_API_KEY: holds signs") as caught:
         Endpoint("http://127.0.0.1:9/v1", "m")
-    assert "secret" not in str(told.value)
+    assert "secret" not in str(caught.value)
 
 
-def test_of_a_picture_no_motion_is_told_without_an_answer_either():
+def test_expansion_without_an_answer_adds_no_motion_to_an_image():
     found = rewrite("a large blue square on green", Says(""), "playground", frames=1)
     assert (found.by, found.text) == ("rules", expand_by_rules("a large blue square on green", frames=1).text)
     assert "motion" not in parse(found.text)["objects"][0]
@@ -382,7 +382,7 @@ def test_every_answer_is_counted_the_refused_ones_too(place):
 
 
 @pytest.mark.parametrize("given", ["soon", "-1", "0", "nan", "inf"])
-def test_how_long_an_answer_may_take_is_said_in_seconds(monkeypatch, given):
+def test_the_time_limit_of_an_answer_is_in_seconds(monkeypatch, given):
     monkeypatch.setenv("UNVEIL_API_SECONDS", given)
     with pytest.raises(RecipeError, match=f"UNVEIL_API_SECONDS={given}: seconds .* must be above 0, such as 30"):
         Endpoint("http://there/v1", "big")

@@ -1,4 +1,4 @@
-"""A look round a folder: every picture, some frames of every clip, and what is neither."""
+"""A look round a folder: every image, some frames of every clip, and what is neither."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def folder(tmp_path: Path) -> Path:
     make_video(tmp_path / "turned.mp4", 3, size=(32, 16), turn=90)
     Image.fromarray(np.full((600, 1200, 3), 90, np.uint8)).save(tmp_path / "a.png")
     Image.fromarray(np.full((10, 20), 90, np.uint8)).save(tmp_path / "grey.jpg")
-    (tmp_path / "a.txt").write_text("my picture\n")
+    (tmp_path / "a.txt").write_text("my image\n")
     (tmp_path / "bad.mp4").write_bytes(b"no clip")
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "notes.md").write_text("notes")
@@ -36,11 +36,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_pictures_and_clips_are_found_with_their_captions_and_others_are_named(folder):
+def test_images_and_videos_are_found_with_their_captions_and_others_are_named(folder):
     seen = scan_folder(folder)
     names = ["a.png", "b/long.mp4", "bad.mp4", "empty.png", "grey.jpg", "moves.gif", "one.webm", "turned.mp4"]
     assert [one.path for one in seen.entries] == [*names, "varied.mkv"]
-    assert [one.text for one in seen.entries] == ["my picture", *[None] * 8]
+    assert [one.text for one in seen.entries] == ["my image", *[None] * 8]
     assert seen.refused == [("link.png", seen.refused[0][1])]
 
 
@@ -61,7 +61,7 @@ def test_some_frames_of_each_evenly_spread_upright_and_small(folder):
     assert all(one.pixels.dtype == torch.uint8 for one in found.values())
 
 
-def test_what_cannot_be_read_or_has_gone_since_is_said(folder):
+def test_unreadable_and_vanished_files_are_reported(folder):
     seen = scan_folder(folder)
     (folder / "one.webm").unlink()
     looker, named = MediaReader(seen, 4), {one.path: one for one in seen.entries}
@@ -71,7 +71,7 @@ def test_what_cannot_be_read_or_has_gone_since_is_said(folder):
     looker.close()
 
 
-def test_metadata_that_cannot_be_read_is_what_is_said(folder):
+def test_unreadable_metadata_is_the_reported_reason(folder):
     (folder / "metadata.jsonl").write_text('{"file_name": "a.png"')
     with pytest.raises(DataError, match=r"metadata.jsonl line 1: not JSON"):
         scan_folder(folder)

@@ -1,4 +1,4 @@
-"""A captioner that learns in a second: clips of one colour, told by it."""
+"""A captioner that learns in a second: videos of one colour with the caption of the colour."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NETWORK = {"kind": "captioner", "patch": 4, "depth": 1, "decoder_depth": 1, "hid
 
 
 class Grounds:
-    """Clips uint8 (3, 4, 8, 8) of one colour, a little noisy, told as "a red ground"; or more words."""
+    """Videos uint8 (3, 4, 8, 8) of one colour, a little noisy, with the caption "a red ground" or a longer caption."""
 
     def __init__(self, count: int = 40, long: bool = False, frames: int = 4) -> None:
         self.count, self.long, self.frames = count, long, frames

@@ -34,7 +34,7 @@ def test_a_caption_is_checked_attribute_by_attribute(caption, wrong, parses):
     assert found.parses is parses
 
 
-def test_things_are_told_in_any_order():
+def test_objects_are_matched_in_any_order():
     truth = parse("a small red circle moves left and a large blue ring grows")
     assert all(right for _, right in check(truth, "a large blue ring grows and a small red circle moves left").right)
 
@@ -43,8 +43,8 @@ def test_a_report_has_shares_intervals_and_chance():
     world = data.open(playground.PlaygroundConfig(caption_styles=("dense",), num_val=60), "held-out")
 
     def half_right(items):
-        told = [write_caption(item["attributes"], "dense", "en", [0.5] * DRAWS).text for item in items]
-        return [text if place % 2 else text.replace("camera static", "") for place, text in enumerate(told)]
+        captions = [write_caption(item["attributes"], "dense", "en", [0.5] * DRAWS).text for item in items]
+        return [text if place % 2 else text.replace("camera static", "") for place, text in enumerate(captions)]
 
     report = evaluate_captions(half_right, world, count=40)
     found = report.results["captions"]

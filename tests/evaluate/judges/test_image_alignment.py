@@ -1,4 +1,4 @@
-"""Words read back from scenes, judged on models whose pictures are known."""
+"""Words read back from scenes, judged on models whose images are known."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HELD_OUT = data.open(ScenesConfig(count=1, num_val=120, objects=2, mentioned="so
 SINGLE = Scenes(ScenesConfig(count=400, objects=1)).__getitems__(range(400))
 
 
-class Told:
+class TruthModel:
     """What answers a held-out caption by its own scene, and any other by a scene of one object.
 
     Args:
@@ -49,7 +49,7 @@ class Told:
         return fits[number % len(fits)]
 
 
-def judged(model: Told, count: int = 80) -> dict[str, Any]:
+def judged(model: TruthModel, count: int = 80) -> dict[str, Any]:
     return dict(evaluate_prompts(model, HELD_OUT, SamplingOptions(batch=40), count=count).results)  # type: ignore[arg-type]
 
 
@@ -59,8 +59,8 @@ def test_objects_are_read_with_colour_and_kind():
         assert (seen.kinds.tolist(), seen.colours.tolist()) == (item["kinds"].tolist(), item["colours"].tolist())
 
 
-def test_true_scenes_hold_what_is_said_of_them():
-    named = judged(Told())["named"]
+def test_true_scenes_match_their_captions():
+    named = judged(TruthModel())["named"]
     assert named["value"] == named["real_pictures"] > 0.97
     assert named["together"] > 0.95
     assert named["right_number"] > 0.97
@@ -70,14 +70,14 @@ def test_true_scenes_hold_what_is_said_of_them():
 
 
 def test_other_scenes_do_not():
-    named = judged(Told(shift=1))["named"]
+    named = judged(TruthModel(shift=1))["named"]
     assert named["high"] < 0.6
     assert named["together"] < 0.5
     assert named["real_pictures"] > 0.97
 
 
 def test_a_negative_prompt_that_is_obeyed_is_seen_and_one_that_is_not_is_not():
-    obeyed, ignored = (judged(Told(obeys))["negative"] for obeys in (True, False))
+    obeyed, ignored = (judged(TruthModel(obeys))["negative"] for obeys in (True, False))
     assert obeyed["with"] == 0
     assert obeyed["low"] > 0
     assert obeyed["value"] == pytest.approx(obeyed["without"] - obeyed["with"])
@@ -85,7 +85,7 @@ def test_a_negative_prompt_that_is_obeyed_is_seen_and_one_that_is_not_is_not():
 
 
 def test_findings_and_page_say_it():
-    report = evaluate_prompts(Told(), HELD_OUT, SamplingOptions(batch=40), count=80)  # type: ignore[arg-type]
+    report = evaluate_prompts(TruthModel(), HELD_OUT, SamplingOptions(batch=40), count=80)  # type: ignore[arg-type]
     lines = summary(report)
     assert any(line.startswith("named attributes seen: ") for line in lines)
     assert any(line.startswith("attributes in the negative prompt: ") for line in lines)

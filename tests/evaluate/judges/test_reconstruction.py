@@ -38,7 +38,7 @@ BASE |= {"norm": "pixel", "middle": "blocks", "patch": 4}
 
 
 class Items:
-    """Pictures uint8 (1, size, size) as a data set."""
+    """Images uint8 (1, size, size) as a data set."""
 
     def __init__(self, count: int = 30, size: int = 12) -> None:
         chosen = torch.Generator().manual_seed(0)
@@ -52,21 +52,21 @@ class Items:
 
 
 class Brighter(AutoencoderKL):
-    """A codec that gives every picture back brighter: those of even number by 0.2 of the range, others by 0.02."""
+    """A codec that gives every image back brighter: those of even number by 0.2 of the range, others by 0.02."""
 
     def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Latents of the shape that the config says, with the pictures behind them."""
+        """Latents of the shape that the config says, with the images behind them."""
         self.kept = pixels
         return torch.randn(len(pixels), 4, 3, 3, generator=torch.Generator().manual_seed(1))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """The pictures, brighter."""
+        """The images, brighter."""
         more = torch.tensor([0.4, 0.04]).repeat(len(latents))[: len(latents)]
         return self.kept + more[:, None, None, None]
 
 
 def dark(count: int = 30) -> Items:
-    """Pictures that brightening does not cut off."""
+    """Images that brightening does not cut off."""
     items = Items(count)
     items.pixels = items.pixels // 2
     return items
@@ -78,7 +78,7 @@ def report() -> Report:
     return evaluate_autoencoder(Brighter(AutoencoderKLConfig(**BASE)), dark(200), networks)  # type: ignore[arg-type]
 
 
-def test_psnr_is_told_of_the_pooled_error_and_as_a_mean_over_pictures(report):
+def test_psnr_is_reported_of_the_pooled_error_and_as_a_mean_over_images(report):
     psnr = report.results["psnr"]
     assert psnr["value"] == pytest.approx(-10 * math.log10((0.04 + 0.0004) / 2), abs=0.02)
     assert psnr["per_picture"]["value"] == pytest.approx((13.98 + 34.15) / 2, abs=0.05)  # 0.02 is 5 of 255
@@ -86,7 +86,7 @@ def test_psnr_is_told_of_the_pooled_error_and_as_a_mean_over_pictures(report):
     assert psnr["count"] == 200
 
 
-def test_the_other_numbers_are_those_of_the_same_pictures(report):
+def test_the_other_metrics_are_those_of_the_same_images(report):
     items = dark(200)
     made = reconstruct(Brighter(AutoencoderKLConfig(**BASE)), items.pixels).pixels  # type: ignore[arg-type]
     judge = perceptual("digits")
@@ -103,22 +103,22 @@ def test_the_other_numbers_are_those_of_the_same_pictures(report):
     assert report.missing["codebook"] == "this autoencoder has none"
 
 
-def test_a_report_is_written_read_and_told(report, tmp_path):
+def test_a_report_is_written_read_and_printed(report, tmp_path):
     page = write_report(report, tmp_path)
     text = page.read_text()
     assert "Reconstructions against real images" in text
     assert "each above its reconstruction" in text
     again = Report.load(tmp_path / "report.json")
     assert again.protocol_sha256 == report.protocol_sha256
-    told = {finding.name: finding for finding in findings(again)}
-    assert list(told) == ["PSNR", "SSIM", "perceptual distance", "rFID", "latents"]
-    assert told["PSNR"].text.startswith("16.9")
-    assert "mean over images: 24.07" in told["PSNR"].remark
+    lines = {finding.name: finding for finding in findings(again)}
+    assert list(lines) == ["PSNR", "SSIM", "perceptual distance", "rFID", "latents"]
+    assert lines["PSNR"].text.startswith("16.9")
+    assert "mean over images: 24.07" in lines["PSNR"].remark
     assert [change.name for change in compare(report, again)] == ["PSNR", "SSIM", "perceptual distance", "rFID"]
     json.dumps(report.results, allow_nan=False)
 
 
-def test_other_pictures_make_another_protocol(report):
+def test_other_images_make_another_protocol(report):
     other = evaluate_autoencoder(Brighter(AutoencoderKLConfig(**BASE)), dark(60), MetricNetworks())  # type: ignore[arg-type]
     assert other.protocol_sha256 != report.protocol_sha256
     with pytest.raises(RecipeError, match="different protocols"):
@@ -143,7 +143,7 @@ def test_codes_in_use_are_counted():
     assert found.results["codebook"] == {"used": 0.25, "perplexity": pytest.approx(math.exp(entropy)), "codes": 8}
 
 
-def test_pictures_smaller_than_the_window_have_no_ssim():
+def test_images_smaller_than_the_window_have_no_ssim():
     codec = AutoencoderKL(AutoencoderKLConfig(**BASE)).eval()  # type: ignore[arg-type]
     found = evaluate_autoencoder(codec, Items(size=8), MetricNetworks(), count=5)
     assert "smaller than its window" in found.missing["ssim"]
@@ -153,7 +153,7 @@ def test_pictures_smaller_than_the_window_have_no_ssim():
 
 
 class Clips:
-    """Clips of the playground, of which some are told wrong."""
+    """Videos of the playground, some of which have wrong attributes."""
 
     def __init__(self, wrong: tuple[int, ...] = ()) -> None:
         self.world = Playground(PlaygroundConfig(frames=(5,), motions=("left", "right"), num_val=4), "held-out")
@@ -188,8 +188,8 @@ def test_clips_are_measured_frame_by_frame_and_read_by_the_detector():
     assert found.missing["rfid"] == "no feature network is of clips"
     assert found.protocol["features"] is None
     assert found.protocol["codec"] == "Video"  # a stored name, whatever the class is called
-    told = {finding.name: finding for finding in findings(found)}
-    assert told["colour, shape and motion seen"].text.startswith("75.0%")
+    shown = {finding.name: finding for finding in findings(found)}
+    assert shown["colour, shape and motion seen"].text.startswith("75.0%")
     assert found.images["rebuilt"].startswith(b"\x89PNG")
     black = Items(3)
     black.pixels = torch.zeros(3, 3, 5, 32, 32, dtype=torch.uint8)

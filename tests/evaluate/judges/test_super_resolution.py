@@ -1,4 +1,4 @@
-"""Enlargements judged against the bicubic one, on models whose pictures are known."""
+"""Enlargements judged against the bicubic one, on models whose images are known."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SIDE = 28
 
 
 def smooth() -> Tensor:
-    """Pictures with edges that their smaller forms do not tell."""
+    """Images with edges that their smaller forms do not tell."""
     noise = torch.randn(40, 1, 9, 9, generator=torch.Generator().manual_seed(0))
     field = functional.interpolate(noise, (SIDE, SIDE), mode="bicubic", align_corners=False)
     return (field > 0).to(torch.uint8) * 200 + 20
@@ -35,7 +35,7 @@ TRUE = {tuple(area_downsample(one, 7).flatten().tolist()): to_unit(one) for one 
 
 
 class Enlarges:
-    """Gives the true picture, the bicubic enlargement, or what lies between: (1 - share) bicubic + share true."""
+    """Gives the true image, the bicubic enlargement, or what lies between: (1 - share) bicubic + share true."""
 
     def __init__(self, share: float) -> None:
         self.share, self.conditioners, self.sampling = share, {"low": None}, SampleConfig()
@@ -63,7 +63,7 @@ def test_half_the_error_is_six_decibels_more():
     assert found["ssim"]["low"] > 0
 
 
-def test_the_true_picture_gains_most_and_keeps_what_was_given():
+def test_the_true_image_gains_most_and_keeps_the_input():
     half, whole = (judged(share, perceptual=("fashion", perceptual("fashion"))) for share in (0.5, 1.0))
     assert whole.results["enlarged"]["kept"]["mean"] == pytest.approx(0, abs=1e-6)
     for name in ("psnr", "ssim", "perceptual"):
@@ -72,7 +72,7 @@ def test_the_true_picture_gains_most_and_keeps_what_was_given():
     assert whole.protocol["perceptual"]["name"] == "fashion"
 
 
-def test_a_worse_model_is_told_so():
+def test_a_worse_model_is_reported_as_worse():
     found = judged(-0.5).results["enlarged"]
     assert found["psnr"]["high"] < 0
     assert found["ssim"]["high"] < 0

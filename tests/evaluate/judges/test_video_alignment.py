@@ -23,7 +23,7 @@ from unveil.playground.eval_prompts import PromptSet, eval_prompts, eval_videos
 COUNT = 60
 
 
-class Told:
+class TruthModel:
     """What answers prompts of the score world by real clips: their own, or those of the prompts `shift` places on.
 
     Args:
@@ -35,36 +35,36 @@ class Told:
     def __init__(self, lists: Sequence[PromptSet], shift: int = 0, *, frozen: bool = False, gone: int = 0) -> None:
         self.conditioners, self.sampling = {"prompt": None}, SampleConfig()
         self.clips: dict[str, Tensor] = {}
-        for asked in lists:
-            prompts = eval_prompts(asked, count=COUNT)
-            made = [item["pixels"] for item in eval_videos(asked, prompts)]
+        for prompt_set in lists:
+            prompts = eval_prompts(prompt_set, count=COUNT)
+            made = [item["pixels"] for item in eval_videos(prompt_set, prompts)]
             for n, prompt in enumerate(prompts):
                 clip = made[(n + shift) % COUNT].clone()
                 clip = clip[:, :1].repeat(1, 16, 1, 1) if frozen else clip
                 clip[:, 16 - gone :] = 0
                 self.clips[prompt.text] = clip
-        self.asked: list[int] = []
+        self.batches: list[int] = []
 
     def generate(self, *, cond: dict[str, list[str]], **_: Any) -> Tensor:
-        self.asked.append(len(cond["prompt"]))
+        self.batches.append(len(cond["prompt"]))
         return torch.stack([to_unit(self.clips[text]) for text in cond["prompt"]])
 
 
-def judged(model: Told, lists: Sequence[PromptSet] = ("seen",)) -> Report:
+def judged(model: TruthModel, lists: Sequence[PromptSet] = ("seen",)) -> Report:
     return evaluate_videos(model, SamplingOptions(batch=16), lists, count=COUNT)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
 def good() -> Report:
-    return judged(Told(("seen", "held-out")), ("seen", "held-out"))
+    return judged(TruthModel(("seen", "held-out")), ("seen", "held-out"))
 
 
 def test_real_clips_are_all_right(good: Report):
-    for asked in ("seen", "held-out"):
-        found = good.results["clips"][asked]
+    for prompt_set in ("seen", "held-out"):
+        found = good.results["clips"][prompt_set]
         assert found["count"] == COUNT
         for name in ("colour", "shape", "motion", "all", "visible", "size"):
-            assert found[name]["value"] > 0.95, (asked, name)
+            assert found[name]["value"] > 0.95, (prompt_set, name)
             assert found[name]["value"] == found["real_clips"][name]
             assert found[name]["low"] < found[name]["value"] <= found[name]["high"]
         assert found["chance"] == pytest.approx({"colour": 1 / 8, "shape": 1 / 5, "motion": 1 / 10, "all": 1 / 400})
@@ -75,7 +75,7 @@ def test_real_clips_are_all_right(good: Report):
 
 
 def test_clips_of_other_prompts_score_as_chance_does():
-    found = judged(Told(("seen",), shift=1)).results["clips"]["seen"]
+    found = judged(TruthModel(("seen",), shift=1)).results["clips"]["seen"]
     assert found["all"]["value"] < 0.1
     assert abs(found["colour"]["value"] - found["chance"]["colour"]) < 0.15
     assert found["real_clips"]["all"] > 0.95
@@ -83,7 +83,7 @@ def test_clips_of_other_prompts_score_as_chance_does():
 
 
 def test_frozen_clips_only_stand_still():
-    found = judged(Told(("seen",), frozen=True)).results["clips"]["seen"]
+    found = judged(TruthModel(("seen",), frozen=True)).results["clips"]["seen"]
     assert found["colour"]["value"] > 0.95
     assert found["shape"]["value"] > 0.9
     by_motion = {name: own["motion"]["value"] for name, own in found["by_motion"].items()}
@@ -92,7 +92,7 @@ def test_frozen_clips_only_stand_still():
 
 
 def test_what_vanishes_is_not_seen_in_every_frame():
-    found = judged(Told(("seen",), gone=1)).results["clips"]["seen"]
+    found = judged(TruthModel(("seen",), gone=1)).results["clips"]["seen"]
     assert found["visible"]["value"] == 0
     assert found["colour"]["value"] > 0.95
 
@@ -104,9 +104,9 @@ def test_an_empty_clip_is_nothing():
 
 
 def test_clips_are_drawn_so_many_at_a_time_and_reports_say_how():
-    model = Told(("validation",))
+    model = TruthModel(("validation",))
     report = judged(model, ("validation",))
-    assert model.asked == [16, 16, 16, 12]
+    assert model.batches == [16, 16, 16, 12]
     assert report.protocol["precision"] == "float32"
     assert report.protocol["lists"] == ["validation"]
     assert not report.results["clips"]["validation"]["missed"] or "missed validation" in report.images
@@ -118,14 +118,14 @@ def test_the_page_plays_the_clips(good: Report):
     shown = page(good)
     assert "Playground videos from text" in shown
     assert shown.count("data:image/webp;base64,") >= 2
-    film = Image.open(io.BytesIO(good.images["clips held-out"]))
-    assert getattr(film, "n_frames", 1) > 8
+    video = Image.open(io.BytesIO(good.images["clips held-out"]))
+    assert getattr(video, "n_frames", 1) > 8
     for words in ("by", "diagonal", "chance", "Prompts: held-out"):
         assert words in shown
 
 
-def test_pictures_are_asked_for_what_does_not_move():
-    model = Told(())
+def test_prompts_of_images_contain_no_motion():
+    model = TruthModel(())
     model.shape = (3, 32, 32)  # type: ignore[assignment]
     prompts = eval_prompts("seen", count=COUNT, frames=1)
     real = eval_videos("seen", prompts, frames=1)
@@ -143,7 +143,7 @@ def test_pictures_are_asked_for_what_does_not_move():
 
 
 def test_a_model_of_something_else_is_refused():
-    model = Told(())
+    model = TruthModel(())
     model.shape = (1, 8)  # type: ignore[assignment]
     with pytest.raises(RecipeError, match="the score is of videos"):
         judged(model)
