@@ -27,7 +27,7 @@ from playwright.sync_api import sync_playwright
 from unveil.io.images import png
 
 IMAGES = Path(__file__).parent / "images"
-TABS = ("picture", "video", "train", "models", "evaluate", "gallery", "queue")
+TABS = ("image", "video", "train", "models", "evaluate", "gallery", "queue")
 WIDTHS = {"": 1280, "-narrow": 390}
 SHOWN = 960  # px of a wide one in the guide
 COLOURS = 96
@@ -44,7 +44,7 @@ def main() -> None:
         page = context.new_page()
         page.set_default_timeout(300_000)
         page.goto(f"http://127.0.0.1:{PORT}/en/")
-        page.wait_for_selector("#picture-go")
+        page.wait_for_selector("#image-go")
         worked(page)
         for name, width in WIDTHS.items():
             page.set_viewport_size({"width": width, "height": 900})
@@ -88,8 +88,8 @@ def served(place: Path) -> Iterator[None]:
 def worked(page: Any) -> None:
     """An image, a clip that goes on, a run, two reports."""
     page.get_by_label("What is to be seen").fill("a large blue square on green")
-    page.locator("#picture-go").click()
-    ended(page, "picture")
+    page.locator("#image-go").click()
+    ended(page, "image")
     choose(page, "video")
     page.get_by_label("What happens", exact=True).fill("a small red circle moves left")
     page.locator("#video-go").click()

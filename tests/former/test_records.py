@@ -11,6 +11,7 @@ import pytest
 
 from tests.former.command import FILES, unveil
 from unveil.reproduce.claim_page import page
+from unveil.server.jobs.job_migration import FORMER_ERROR_SOURCES
 from unveil.server.jobs.job_types import job_handlers
 from unveil.server.jobs.outputs import JobOutputs
 from unveil.server.jobs.queue import Queue
@@ -38,6 +39,8 @@ def test_every_job_is_listed_in_its_state(queue):
     for job in JOBS.values():
         assert list(listed[job["id"]].outputs) == job["outputs"]
         assert listed[job["id"]].error == job["error"]
+        assert list(listed[job["id"]].messages) == job["said"]
+        assert listed[job["id"]].error_source == FORMER_ERROR_SOURCES.get(job["fault"], job["fault"])
 
 
 def test_what_jobs_made_is_listed_from_their_folders(files):

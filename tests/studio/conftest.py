@@ -93,7 +93,7 @@ def page(browser: Any, studio: Server) -> Iterator[Any]:
 def opened(page: Any, studio: Server, language: str) -> None:
     """Opens the page and waits until it can be used."""
     page.goto(f"http://127.0.0.1:{studio.port}/{language}/")
-    page.wait_for_selector("#picture-go")
+    page.wait_for_selector("#image-go")
 
 
 def settled(page: Any) -> None:
@@ -130,8 +130,8 @@ def another(page: Any, part: str, before: str, state: str = "completed") -> str:
 
 def begun(page: Any, text: str, steps: int) -> None:
     """Asks for a picture."""
-    page.locator("#picture-prompt textarea").fill(text)
-    page.locator("#picture-steps textarea, #picture-steps input").fill(str(steps))
+    page.locator("#image-prompt textarea").fill(text)
+    page.locator("#image-steps textarea, #image-steps input").fill(str(steps))
     page.get_by_role("button", name="Generate images").click()
 
 

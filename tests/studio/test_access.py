@@ -22,7 +22,7 @@ from unveil.studio.login import LoginMiddleware
 from unveil.studio.server import add_studio
 
 pytestmark = MARKS
-TABS = ("picture", "video", "train", "models", "evaluate", "gallery", "queue")
+TABS = ("image", "video", "train", "models", "evaluate", "gallery", "queue")
 
 
 def serious(page: Any, part: str) -> list[str]:
@@ -55,7 +55,7 @@ def test_no_tab_keeps_anybody_out(page: Any, studio: Server, language: str):
 
 def test_no_mode_keeps_anybody_out(page: Any):
     faults = []
-    for tab, part in (("picture", "mode"), ("video", "verb")):
+    for tab, part in (("image", "mode"), ("video", "verb")):
         chosen(page, tab)
         modes = page.locator(f"#{tab}-{part} input").all()
         assert len(modes) >= 5
@@ -69,8 +69,8 @@ def test_no_mode_keeps_anybody_out(page: Any):
 def test_what_was_made_and_what_waits_keeps_nobody_out(page: Any, studio: Server):
     page.get_by_label("Number of images").fill("2")
     begun(page, "a large ring", 2)
-    made = ended(page, "picture")
-    faults = [f"result: {one}" for one in serious(page, "#tab-picture")]
+    made = ended(page, "image")
+    faults = [f"result: {one}" for one in serious(page, "#tab-image")]
     request = {"prompt": "a small ring", "seed": 0, "sampling": {"steps": 9_000}}
     jobs = [studio.service.submit("pictures", request, "", 1.0) for _ in range(2)]
     failed = studio.service.submit("pictures", {"prompt": "none", "model": "no such model"}, "", 1.0)
@@ -110,7 +110,7 @@ def test_the_form_for_the_key_keeps_nobody_out(browser: Any, tmp_path: Path, lan
         faults += serious(page, "html")
         page.locator("input[name=key]").fill(KEY)
         page.locator("button").click()
-        page.wait_for_selector("#picture-go")
+        page.wait_for_selector("#image-go")
         context.close()
     assert not faults, "\n".join(faults)
 
@@ -121,14 +121,14 @@ def test_what_axe_would_find_is_found(page: Any):
 
 
 def test_a_picture_is_made_by_the_keyboard_alone(page: Any):
-    page.locator("#picture-prompt textarea").focus()
+    page.locator("#image-prompt textarea").focus()
     page.keyboard.type("a ring")
     for _ in range(40):
         page.keyboard.press("Tab")
-        if page.evaluate("document.activeElement.id") == "picture-go":
+        if page.evaluate("document.activeElement.id") == "image-go":
             break
     page.keyboard.press("Enter")
-    page.wait_for_selector("#picture-status [data-state=completed]")
+    page.wait_for_selector("#image-status [data-state=completed]")
 
 
 def opened_narrow(page: Any, tab: str) -> None:

@@ -73,17 +73,17 @@ def sent(studio: Server, content: bytes) -> dict[str, Any]:
 @pytest.mark.parametrize("mode", ["1", "RGBA"])
 def test_a_bomb_is_refused_before_anything_decodes_it(studio: Server, mode: str):
     bomb = black_png(13_000, 13_000) if mode == "1" else rgba(9_000)
-    first = pressed(studio, "picture-go", {"picture-prompt": "a ring"})
+    first = pressed(studio, "image-go", {"image-prompt": "a ring"})
     assert first is not None
-    assert first["picture-told"] == ""  # all is imported
+    assert first["image-message"] == ""  # all is imported
     asked: dict[str, Any] = {}
 
     def work() -> None:
-        given = {"picture-mode": "img2img", "picture-source": sent(studio, bomb), "picture-prompt": "a ring"}
-        asked.update(pressed(studio, "picture-go", given) or {})
+        given = {"image-mode": "img2img", "image-source": sent(studio, bomb), "image-prompt": "a ring"}
+        asked.update(pressed(studio, "image-go", given) or {})
 
     assert grown_mb(work) < GROWTH_MB
-    assert "pixels: the limit is 16,000,000" in asked["picture-told"]
+    assert "pixels: the limit is 16,000,000" in asked["image-message"]
 
 
 def rgba(side: int) -> bytes:

@@ -108,7 +108,7 @@ def test_a_storyboard_has_its_scenes_and_what_lies_between_them(page: Any, studi
 
 def test_a_picture_that_was_made_becomes_a_frame_of_a_clip(page: Any, studio: Server):
     begun(page, "a large blue square on green", 4)
-    ended(page, "picture")
+    ended(page, "image")
     page.get_by_role("button", name="Image to video").click()
     page.wait_for_selector("#tab-video:visible")
     page.wait_for_selector("#video-still img")

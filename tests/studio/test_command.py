@@ -24,17 +24,17 @@ def test_the_page_goes_on_where_a_killed_server_was(browser: Any, tmp_path: Path
     page.on("request", lambda request: asked.add(request.url.split("/")[2] if "://" in request.url else ""))
     try:
         page.goto(f"http://127.0.0.1:{server.port}/")  # which leads to a language
-        page.wait_for_selector("#picture-go")
+        page.wait_for_selector("#image-go")
         begun(page, "a large ring", 5_000)
-        page.wait_for_selector("#picture-status [data-state=running]")
-        running = page.locator("#picture-status [data-state]").get_attribute("data-job")
+        page.wait_for_selector("#image-status [data-state=running]")
+        running = page.locator("#image-status [data-state]").get_attribute("data-job")
         server.kill()
         server = Served(tmp_path / "service", verb="studio", port=server.port)
         page.reload()
-        page.wait_for_selector(f"#picture-status [data-state=running][data-job='{running}']")
-        assert page.locator("#picture-prompt textarea").input_value() == "a large ring"
-        page.locator("#picture-cancel").click()
-        assert ended(page, "picture", "cancelled") == running
+        page.wait_for_selector(f"#image-status [data-state=running][data-job='{running}']")
+        assert page.locator("#image-prompt textarea").input_value() == "a large ring"
+        page.locator("#image-cancel").click()
+        assert ended(page, "image", "cancelled") == running
         chosen(page, "video")
         page.locator("#video-prompt textarea").fill("a small red circle moves left")
         page.locator("#video-frames textarea, #video-frames input").fill("4")

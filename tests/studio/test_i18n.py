@@ -56,7 +56,7 @@ def test_what_the_catalogue_lacks_is_a_fault():
     [
         (JobTooLarge("90 megapixel calls, and a job may be 80"), "超过了单个任务的计算量上限"),
         (QueueFull("32 jobs wait, which is as many as may", 9.0), "队列已满"),
-        (WeightsError("'large': there is no model of this name"), "没有这个模型"),
+        (WeightsError("'large': no model has this name"), "没有这个模型"),
         (DataError("its content is text, not PNG"), "图片、视频或文件夹不存在或无法读取"),
         (OutputError("a.png: exists already"), "无法写入"),
         (OutOfResources("the disk is full"), "服务器的内存或磁盘空间不足。"),
@@ -78,9 +78,9 @@ def test_a_fault_in_the_words_of_the_page_is_told_as_it_is():
 
 def test_why_a_job_failed_is_led_in_by_whose_fault_it_was():
     failed = Job("0" * 8, "pictures", {}, state="failed", error="no such model")
-    kinds = {"asked": "无法完成这个请求。", "room": "服务器的内存或磁盘空间不足。", "server": "服务器出错"}
+    kinds = {"request": "无法完成这个请求。", "resources": "服务器的内存或磁盘空间不足。", "server": "服务器出错"}
     for fault, kind in kinds.items():
-        job = failed._replace(fault=fault)
+        job = failed._replace(error_source=fault)
         assert failure_text(job, Translator("zh")).startswith(kind)
         assert failure_text(job, Translator("zh")).endswith("no such model")
         assert kind in job_html.status_html(job, None, False, Translator("zh"))

@@ -42,24 +42,24 @@ def decoded(png: bytes) -> Any:
 
 def test_a_picture_is_made_found_and_drawn_again_to_the_byte(page: Any, studio: Server, tmp_path: Path):
     begun(page, "a large blue square on green", 80)
-    page.wait_for_selector("#picture-status img.preview")
-    first = ended(page, "picture")
-    shown = page.locator("#picture-result .figures img")
+    page.wait_for_selector("#image-status img.preview")
+    first = ended(page, "image")
+    shown = page.locator("#image-result .figures img")
     assert shown.evaluate("image => image.decode().then(() => image.naturalWidth)") == 32
-    strip = page.locator("#picture-result img.strip")
+    strip = page.locator("#image-result img.strip")
     assert strip.evaluate("image => image.decode().then(() => image.naturalWidth)") > 256
 
     begun(page, "a small red circle on white", 4)
-    other = another(page, "picture", first)
+    other = another(page, "image", first)
     chosen(page, "gallery")
     page.get_by_label("Search").fill("blue square")
     page.get_by_label("Search").press("Enter")
     page.wait_for_function("document.querySelectorAll('#gallery-cards article').length == 1")
     page.get_by_role("button", name="Use the settings of a large blue square on green").click()
-    page.wait_for_selector("#tab-picture:visible")
-    page.wait_for_function("document.querySelector('#picture-prompt textarea').value.includes('blue')")
+    page.wait_for_selector("#tab-image:visible")
+    page.wait_for_function("document.querySelector('#image-prompt textarea').value.includes('blue')")
     page.get_by_role("button", name="Generate images").click()
-    again = another(page, "picture", other)
+    again = another(page, "image", other)
     assert files(studio, again) == files(studio, first) != files(studio, other)
 
     chosen(page, "gallery")
@@ -67,25 +67,25 @@ def test_a_picture_is_made_found_and_drawn_again_to_the_byte(page: Any, studio: 
     dropped = tmp_path / "dropped.png"
     dropped.write_bytes(files(studio, other)[0])
     page.locator("#gallery-file input[type=file]").set_input_files(dropped)
-    page.wait_for_function("document.querySelector('#picture-prompt textarea').value.includes('red circle')")
+    page.wait_for_function("document.querySelector('#image-prompt textarea').value.includes('red circle')")
     page.get_by_role("button", name="Generate images").click()
-    dropped_again, before = (files(studio, id) for id in (another(page, "picture", again), other))
+    dropped_again, before = (files(studio, id) for id in (another(page, "image", again), other))
     # all settings of the metadata are stated now, so that only the pixels are the same
     assert [decoded(file).tolist() for file in dropped_again] == [decoded(file).tolist() for file in before]
 
 
 def test_a_part_is_painted_over_and_made_anew_and_the_rest_stays(page: Any, studio: Server):
     begun(page, "a large blue square on green", 8)
-    first = ended(page, "picture")
+    first = ended(page, "image")
     page.get_by_role("button", name="Edit this image").click()
-    page.wait_for_selector("#picture-source img")
+    page.wait_for_selector("#image-source img")
     page.get_by_label("Inpaint").check()
-    page.locator("#picture-editor canvas").first.wait_for()
+    page.locator("#image-editor canvas").first.wait_for()
     page.get_by_role("button", name="Generate images").click()
     page.get_by_text("Paint over the part to regenerate.").nth(1).wait_for()  # nothing was painted
-    painted(page, "picture")
+    painted(page, "image")
     begun(page, "a red circle on green", 8)
-    again = another(page, "picture", first)
+    again = another(page, "image", first)
     before, after = (decoded(files(studio, id)[0]) for id in (first, again))
     mask = decoded(studio.service.inputs.path(job_of(studio, again).request["change"]["mask"]).read_bytes())[0] > 127
     assert 4 < int(mask.sum()) < 500
@@ -101,22 +101,22 @@ def test_what_is_put_into_the_models_folder_is_chosen_and_used(page: Any, studio
     chosen(page, "models")
     page.get_by_role("button", name="Inspect tiny").click()
     page.get_by_text("StableDiffusionPipeline").first.wait_for()
-    chosen(page, "picture")
+    chosen(page, "image")
     page.get_by_label("Random seed each time").uncheck()
-    picked(page, "picture-model", "tiny")
+    picked(page, "image-model", "tiny")
     begun(page, "a cat", 1)
-    plain = ended(page, "picture")
+    plain = ended(page, "image")
     page.get_by_role("button", name="LoRA and ControlNet").click()
-    picked(page, "picture-lora-1", "style")
+    picked(page, "image-lora-1", "style")
     page.get_by_role("button", name="Generate images").click()
-    worn = another(page, "picture", plain)
-    picked(page, "picture-control", "edges")
+    worn = another(page, "image", plain)
+    picked(page, "image-control", "edges")
     hint = places / "hint.png"
     hint.write_bytes(files(studio, plain)[0])
-    page.locator("#picture-hint input[type=file]").set_input_files(hint)
-    page.wait_for_selector("#picture-hint img")
+    page.locator("#image-hint input[type=file]").set_input_files(hint)
+    page.wait_for_selector("#image-hint img")
     page.get_by_role("button", name="Generate images").click()
-    steered = another(page, "picture", worn)
+    steered = another(page, "image", worn)
     asked = [job_of(studio, id).request for id in (plain, worn, steered)]
     assert [one["loras"] for one in asked] == [[], ["style:1"], ["style:1"]]
     assert asked[2]["controls"][0]["name"] == "edges"
@@ -129,7 +129,7 @@ def test_what_is_put_into_the_models_folder_is_chosen_and_used(page: Any, studio
 
 
 def test_a_grid_has_a_picture_for_every_setting(page: Any, studio: Server):
-    page.locator("#picture-prompt textarea").fill("a ring")
+    page.locator("#image-prompt textarea").fill("a ring")
     page.get_by_role("button", name="X/Y/Z plot of samplers, steps and guidance scales").click()
     page.get_by_label("heun", exact=True).check()
     page.get_by_label("euler-time", exact=True).check()
@@ -148,77 +148,77 @@ def test_a_grid_has_a_picture_for_every_setting(page: Any, studio: Server):
 
 def test_what_runs_is_found_again_after_a_reload_and_in_chinese_and_can_be_cancelled(page: Any, studio: Server):
     begun(page, "a large ring", 9_000)
-    page.wait_for_selector("#picture-status [data-state=running]")
-    running = page.locator("#picture-status [data-state]").get_attribute("data-job")
+    page.wait_for_selector("#image-status [data-state=running]")
+    running = page.locator("#image-status [data-state]").get_attribute("data-job")
     page.reload()
-    page.wait_for_selector(f"#picture-status [data-job='{running}']")
-    assert page.locator("#picture-prompt textarea").input_value() == "a large ring"
+    page.wait_for_selector(f"#image-status [data-job='{running}']")
+    assert page.locator("#image-prompt textarea").input_value() == "a large ring"
     page.get_by_role("link", name="中文").click()
-    page.wait_for_selector(f"#picture-status [data-job='{running}']")
+    page.wait_for_selector(f"#image-status [data-job='{running}']")
     assert page.evaluate("document.documentElement.lang") == "zh-CN"
     page.get_by_role("tab", name="队列").click()
     page.get_by_role("button", name="取消 a large ring").click()
     page.locator("#queue-table").get_by_text("已取消。").first.wait_for()
     assert studio.until(running, "cancelled")["outputs"] == []
     opened(page, studio, "en")
-    assert ended(page, "picture", "cancelled") == running
+    assert ended(page, "image", "cancelled") == running
 
 
 def test_what_was_typed_and_not_asked_for_is_there_after_a_reload(page: Any, studio: Server):
     begun(page, "a ring", 2)
-    first = ended(page, "picture")
-    page.locator("#picture-prompt textarea").fill("a large cross on green")
+    first = ended(page, "image")
+    page.locator("#image-prompt textarea").fill("a large cross on green")
     page.get_by_label("Number of images").fill("2")
-    page.locator("#picture-mode").get_by_label("Upscale").check()
-    page.wait_for_function("localStorage.getItem('unveil-picture-typed')")
+    page.locator("#image-mode").get_by_label("Upscale").check()
+    page.wait_for_function("localStorage.getItem('unveil-image-typed')")
     page.reload()
-    page.wait_for_function("document.querySelector('#picture-prompt textarea')?.value === 'a large cross on green'")
-    page.wait_for_function("document.querySelector('#picture-mode input[value=upscale]')?.checked")
+    page.wait_for_function("document.querySelector('#image-prompt textarea')?.value === 'a large cross on green'")
+    page.wait_for_function("document.querySelector('#image-mode input[value=upscale]')?.checked")
     assert page.get_by_label("Number of images").input_value() == "2"
-    assert page.locator("#picture-steps textarea, #picture-steps input").input_value() == "2"  # of what was asked
-    page.locator("#picture-mode").get_by_label("Text to image").check()
+    assert page.locator("#image-steps textarea, #image-steps input").input_value() == "2"  # of what was asked
+    page.locator("#image-mode").get_by_label("Text to image").check()
     page.get_by_role("button", name="Generate images").click()
-    second = another(page, "picture", first)
+    second = another(page, "image", first)
     assert (job_of(studio, second).request["prompt"], len(files(studio, second))) == ("a large cross on green", 2)
 
 
 def test_a_mask_of_a_file_stands_in_for_the_brush_and_comes_back(page: Any, studio: Server, tmp_path: Path):
     begun(page, "a large blue square on green", 4)
-    first = ended(page, "picture")
+    first = ended(page, "image")
     before = decoded(files(studio, first)[0])
     mask = torch.zeros(1, *before.shape[1:], dtype=torch.uint8)
     mask[..., : mask.shape[2] // 2] = 255
     (tmp_path / "mask.png").write_bytes(png(mask))
     page.get_by_role("button", name="Edit this image").click()
-    page.wait_for_selector("#picture-source img")
+    page.wait_for_selector("#image-source img")
     page.get_by_label("Inpaint").check()
-    page.locator("#picture-mask input[type=file]").set_input_files(tmp_path / "mask.png")
-    page.wait_for_selector("#picture-mask img")
+    page.locator("#image-mask input[type=file]").set_input_files(tmp_path / "mask.png")
+    page.wait_for_selector("#image-mask img")
     begun(page, "a red circle on green", 4)
-    second = another(page, "picture", first)
+    second = another(page, "image", first)
     after = decoded(files(studio, second)[0])
     assert (before != after).any(0)[mask[0] > 0].any()
     assert (before == after).all(0)[mask[0] == 0].all()
     begun(page, "a ring", 2)
-    third = another(page, "picture", second)
+    third = another(page, "image", second)
     chosen(page, "gallery")
     page.get_by_role("button", name="Use the settings of a red circle on green").first.click()
-    page.wait_for_function("document.querySelector('#picture-prompt textarea').value.includes('red circle')")
-    page.wait_for_selector("#picture-mask img")
+    page.wait_for_function("document.querySelector('#image-prompt textarea').value.includes('red circle')")
+    page.wait_for_selector("#image-mask img")
     page.get_by_role("button", name="Generate images").click()
-    assert files(studio, another(page, "picture", third)) == files(studio, second)
+    assert files(studio, another(page, "image", third)) == files(studio, second)
 
 
 def test_a_card_is_made_again_as_it_was_and_deleted_when_that_is_meant(page: Any, studio: Server):
     page.get_by_label("Number of images").fill("2")
     begun(page, "a thick ring", 2)
-    first = ended(page, "picture")
+    first = ended(page, "image")
     chosen(page, "gallery")
     card = page.locator(f"#gallery-cards article[data-job='{first}']")
     card.locator("img").nth(1).wait_for()
     card.get_by_role("button", name="Generate a thick ring again").click()
-    page.wait_for_selector("#tab-picture:visible")
-    again = another(page, "picture", first)
+    page.wait_for_selector("#tab-image:visible")
+    again = another(page, "image", first)
     assert job_of(studio, again).request == job_of(studio, first).request
     assert files(studio, again) == files(studio, first)
 
@@ -241,7 +241,7 @@ def test_a_late_answer_does_not_take_back_what_was_asked_since(page: Any, monkey
     card = page.locator(f"#gallery-cards article[data-job='{ended(page, 'picture')}']")
     chosen(page, "gallery")
     card.wait_for()
-    chosen(page, "picture")
+    chosen(page, "image")
     asked, found = threading.Event(), gallery.search
 
     def late(*given: Any, **named: Any) -> Any:
@@ -262,7 +262,7 @@ def test_a_late_answer_does_not_take_back_what_was_asked_since(page: Any, monkey
 def test_words_and_names_of_others_are_shown_as_text(page: Any, studio: Server, places: Path):
     hostile = 'a red ring <img src=x onerror="window.hacked=1"><script>window.hacked=1</script>\x1b[31mend'
     begun(page, hostile, 1)
-    id = ended(page, "picture")
+    id = ended(page, "image")
     folder = places / "models" / "checkpoints" / "<img src=x onerror=window.hacked=1>"
     folder.mkdir(parents=True)
     (folder / "model_index.json").write_text("{}")

@@ -24,7 +24,7 @@ from unveil.studio.ssrf_guard import BlockedTransport
 
 __all__ = ["studio"]
 pytestmark = LEFT
-GIVEN = {"picture-mode": "img2img", "picture-prompt": "a ring"}
+GIVEN = {"image-mode": "img2img", "image-prompt": "a ring"}
 
 
 class Elsewhere(HTTPServer):
@@ -73,12 +73,12 @@ def of(found: Elsewhere) -> dict[str, Any]:
 def test_no_address_in_a_request_is_fetched(
     studio: Server, elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    for part in ("picture-source", "picture-prompt", "picture-seed"):  # Gradio looks for files in all that it is sent
-        assert pressed(studio, "picture-go", GIVEN | {part: of(elsewhere)}) is None
+    for part in ("image-source", "image-prompt", "image-seed"):  # Gradio looks for files in all that it is sent
+        assert pressed(studio, "image-go", GIVEN | {part: of(elsewhere)}) is None
     assert elsewhere.asked == []
     assert isinstance(processing_utils.async_transport, BlockedTransport)
     monkeypatch.setattr(processing_utils, "async_transport", None)
-    assert pressed(studio, "picture-go", GIVEN | {"picture-source": of(elsewhere)}) is not None
+    assert pressed(studio, "image-go", GIVEN | {"image-source": of(elsewhere)}) is not None
     assert elsewhere.asked == ["/a.png"]  # control: Gradio left to itself
 
 

@@ -22,10 +22,10 @@ from unveil.tasks import registry
 
 __all__ = ["client", "laid"]
 pytestmark = MARKS
-SENT = UploadedFile(f"{1:032x}.png", "picture", 8, 8, 1)
-CLIP = UploadedFile(f"{2:032x}.mp4", "clip", 8, 8, 4)
+SENT = UploadedFile(f"{1:032x}.png", "image", 8, 8, 1)
+CLIP = UploadedFile(f"{2:032x}.mp4", "video", 8, 8, 4)
 VERB: dict[str, tuple[str, dict[str, str]]] = {
-    "picture": ("mode", {"img2img": "Image to image", "inpaint": "Inpaint", "upscale": "Upscale"}),
+    "image": ("mode", {"img2img": "Image to image", "inpaint": "Inpaint", "upscale": "Upscale"}),
     "video": ("verb", {"connect": "Join", "edit": "Edit", "upscale": "Upscale"}),
 }
 VERBS = ("make", "extend", "between", "connect", "loop", "ring", "edit", "storyboard", "upscale")
@@ -80,9 +80,9 @@ def test_the_usual_values_are_those_of_the_service():
         assert default in (usual, (usual,))
 
 
-@pytest.mark.parametrize(("tab", "usual"), [("picture", image.USUAL), ("video", video.USUAL)])
+@pytest.mark.parametrize(("tab", "usual"), [("image", image.USUAL), ("video", video.USUAL)])
 def test_who_chooses_a_verb_is_shown_its_usual_value(page: Any, tab: str, usual: dict[str, float]):
-    if tab != "picture":
+    if tab != "image":
         chosen(page, tab)
     slider, verbs = page.locator(f"#{tab}-strength input[type=number]"), page.locator(f"#{tab}-{VERB[tab][0]}")
     called = {name: VERB[tab][1][name] for name in usual}

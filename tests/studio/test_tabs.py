@@ -158,7 +158,7 @@ def test_faults_are_told_in_the_words_of_the_page(laid: Laid, client: StudioClie
     for fault, told in faults:
         with pytest.raises(Error, match=told):
             fault()
-    assert Page(client, "zh").picture.client.tr.language == "zh"
+    assert Page(client, "zh").image.client.tr.language == "zh"
 
 
 # -- grids ------------------------------------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ def test_a_folder_becomes_a_model_that_is_used_and_judged(page: Any, studio: Ser
     assert again != stopped
 
     page.get_by_role("button", name="Use this model").click()
-    page.wait_for_selector("#tab-picture:visible")
+    page.wait_for_selector("#tab-image:visible")
     page.get_by_role("button", name="Generate images").click()
-    id = ended(page, "picture")
+    id = ended(page, "image")
     assert studio.service.queue.get(id).request["model"] == "squares"

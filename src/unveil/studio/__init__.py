@@ -1,1 +1,1 @@
-"""The page in the browser: a thin client of the service, which keeps nothing of its own."""
+"""The page in the browser: a thin client of the service, which has no state."""

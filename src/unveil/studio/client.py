@@ -49,7 +49,7 @@ class StudioClient:
         return self.service.submit(kind, request, owner, cost)
 
     def store_upload(self, path: str | None) -> UploadedFile | None:
-        """Store a file of the page as an upload, to which requests can refer; None if there is no file.
+        """Store a file of the page as an upload, to which requests can refer; None without a file.
 
         Raises:
             DataError: Not a supported image or video, or too large.
@@ -64,7 +64,7 @@ class StudioClient:
         return self.service.inputs.store(file.read_bytes())
 
     def cover_image(self, path: str | None) -> Image.Image | None:
-        """Return an image of the page, or the first frame of a video; None if there is no file.
+        """Return an image of the page, or the first frame of a video; None without a file.
 
         Raises:
             DataError: As `store_upload`.

@@ -30,11 +30,11 @@ def error_text(problem: Error, tr: Translator) -> str:
 def failure_text(job: Job, tr: Translator) -> str:
     """Return the reason why a job failed; empty if it is unknown."""
     kinds = {
-        "asked": tr("The request cannot be carried out."),
-        "room": tr("The server is out of memory or disk space."),
+        "request": tr("The request cannot be carried out."),
+        "resources": tr("The server is out of memory or disk space."),
         "server": tr("The server failed; the request is not the cause."),
     }
-    return _led(kinds[job.fault], job.error, tr) if job.error and job.fault else job.error or ""
+    return _led(kinds[job.error_source], job.error, tr) if job.error and job.error_source else job.error or ""
 
 
 def _led(kind: str, reason: str, tr: Translator) -> str:

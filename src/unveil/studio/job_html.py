@@ -38,7 +38,7 @@ def hint(text: str) -> Markup:
     return Markup('<p class="hint">{}</p>').format(safe_text(text))
 
 
-def picture(data: bytes, words: str) -> Markup:
+def embedded_image(data: bytes, words: str) -> Markup:
     """Return an embedded PNG image."""
     encoded = base64.b64encode(data).decode()
     return Markup('<img class="wide" alt="{}" src="data:image/png;base64,{}">').format(safe_text(words), encoded)
@@ -159,7 +159,7 @@ def _clip(job: Job, tr: Translator) -> Markup:
 
 def warnings_html(job: Job) -> Markup:
     """Return the messages of a job."""
-    return Markup("").join(Markup('<p class="said">{}</p>').format(safe_text(line)) for line in job.said)
+    return Markup("").join(Markup('<p class="message">{}</p>').format(safe_text(line)) for line in job.messages)
 
 
 def status_html(job: Job | None, place: QueuePosition | None, preview: bool, tr: Translator) -> Markup:
@@ -182,7 +182,7 @@ def status_html(job: Job | None, place: QueuePosition | None, preview: bool, tr:
     shown = Markup("")
     if preview:
         shown = Markup('<img class="wide preview" src="/v1/jobs/{}/preview?{}" alt="{}">').format(
-            job.id, job.done, safe_text(tr("Preview"))
+            job.id, job.completed_steps, safe_text(tr("Preview"))
         )
     return Markup('<div class="state" data-state="{}" data-job="{}">{}<p>{}</p>{}</div>').format(
         job.state, job.id, progress_html(job, tr), safe_text(status_text(job, place, tr)), shown
@@ -191,10 +191,10 @@ def status_html(job: Job | None, place: QueuePosition | None, preview: bool, tr:
 
 def progress_html(job: Job, tr: Translator) -> Markup:
     """Return the progress bar of a job."""
-    if not job.total:
+    if not job.total_steps:
         return Markup('<progress aria-label="{}"></progress>').format(safe_text(tr("Progress")))
     return Markup('<progress aria-label="{}" max="{}" value="{}"></progress>').format(
-        safe_text(tr("Progress")), job.total, min(job.done, job.total)
+        safe_text(tr("Progress")), job.total_steps, min(job.completed_steps, job.total_steps)
     )
 
 
@@ -205,12 +205,14 @@ def status_text(job: Job, place: QueuePosition | None, tr: Translator) -> str:
             return tr("Queued.")
         return tr("{count} jobs ahead; starts in about {time}.", count=place.ahead, time=duration(place.seconds))
     if job.state == "running":
-        if job.stopping:
+        if job.cancelling:
             return tr("Cancelling.")
-        if not job.total or not job.done or job.started is None:
+        if not job.total_steps or not job.completed_steps or job.started is None:
             return tr("Starting.")
-        left = (time.time() - job.started) * (job.total - job.done) / job.done
-        return tr("Step {done} of {total}, {time} left.", done=job.done, total=job.total, time=duration(left))
+        left = (time.time() - job.started) * (job.total_steps - job.completed_steps) / job.completed_steps
+        return tr(
+            "Step {done} of {total}, {time} left.", done=job.completed_steps, total=job.total_steps, time=duration(left)
+        )
     ended = {"completed": tr("Done."), "failed": tr("Failed."), "cancelled": tr("Cancelled.")}
     return ended[job.state]
 

@@ -17,10 +17,10 @@ SHOWN = 512  # pixels: smaller images are enlarged so that they can be painted o
 HALF = 128  # threshold of the brush's alpha
 
 
-def enlarge(picture: Image.Image) -> Image.Image:
+def enlarge(image: Image.Image) -> Image.Image:
     """Enlarge a small image for painting by repeating its pixels."""
-    factor = max(1, SHOWN // max(picture.size))
-    return picture.resize((factor * picture.width, factor * picture.height), Image.Resampling.NEAREST)
+    factor = max(1, SHOWN // max(image.size))
+    return image.resize((factor * image.width, factor * image.height), Image.Resampling.NEAREST)
 
 
 def painted_mask(painted: Mapping[str, Any] | None, size: tuple[int, int]) -> bytes | None:
@@ -48,6 +48,6 @@ def painted_mask(painted: Mapping[str, Any] | None, size: tuple[int, int]) -> by
     return out.getvalue()
 
 
-def _sharp(picture: Image.Image) -> Image.Image:
+def _sharp(image: Image.Image) -> Image.Image:
     """Binarize an image at half of its range."""
-    return picture.point([255 * (value >= HALF) for value in range(256)])
+    return image.point([255 * (value >= HALF) for value in range(256)])

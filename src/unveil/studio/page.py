@@ -47,18 +47,18 @@ class Page:
     def __init__(self, client: StudioClient, language: Language) -> None:
         self.language: Language = language
         self.tr = Translator(language)
-        desk = TabContext(client.with_language(self.tr), self.tr)
-        self.picture, self.video, self.train = ImageTab(desk), VideoTab(desk), TrainTab(desk)
-        self.models, self.evaluate = ModelsTab(desk), EvaluateTab(desk)
-        self.tasks = TasksTab(desk)
-        self.gallery, self.queue = GalleryTab(desk), QueueTab(desk)
+        context = TabContext(client.with_language(self.tr), self.tr)
+        self.image, self.video, self.train = ImageTab(context), VideoTab(context), TrainTab(context)
+        self.models, self.evaluate = ModelsTab(context), EvaluateTab(context)
+        self.tasks = TasksTab(context)
+        self.gallery, self.queue = GalleryTab(context), QueueTab(context)
 
     @property
     def titled(self) -> list[tuple[Any, str]]:
         """Tabs and their titles."""
         tr = self.tr
         return [
-            (self.picture, tr("Image")), (self.video, tr("Video")), (self.tasks, tr("All tasks")),
+            (self.image, tr("Image")), (self.video, tr("Video")), (self.tasks, tr("All tasks")),
             (self.train, tr("Train")), (self.models, tr("Models")), (self.evaluate, tr("Evaluate")),
             (self.gallery, tr("Gallery")), (self.queue, tr("Queue")),
         ]  # fmt: skip
@@ -80,7 +80,7 @@ class Page:
 
     def _find_again(self, blocks: gr.Blocks) -> None:
         """Restore the state that the browser keeps when the page is loaded."""
-        for maker in (self.picture, self.video):
+        for maker in (self.image, self.video):
             maker.on(
                 blocks.load,
                 maker.restored,
@@ -90,24 +90,24 @@ class Page:
             )
         for tab, watch in self.watched:
             tab.on(blocks.load, watch.look, [watch.browser_state], watch.parts, by_user=False)
-        grid, train = self.picture.grid, self.train
+        grid, train = self.image.grid, self.train
         filled = [train.watch.browser_state, *train.fields.values()]
         again = train.on(
             blocks.load, train.restored, [train.watch.browser_state, train.draft.browser_state], filled, by_user=False
         )
-        self.picture.on(blocks.load, grid.look, [grid.browser_state], [grid.result, grid.timer], by_user=False)
+        self.image.on(blocks.load, grid.look, [grid.browser_state], [grid.result, grid.timer], by_user=False)
         train.on(again.then, train.watch.look, [train.watch.browser_state], train.watch.parts, by_user=False)
         train.on(again.then, train.look, train.looked, train.drawn, by_user=False)
 
     @property
     def watched(self) -> list[tuple[Tab, JobWatcher]]:
         """All job watchers, with their tabs."""
-        pairs = [(tab, tab.watch) for tab in (self.picture, self.video, self.tasks, self.models, self.evaluate)]
+        pairs = [(tab, tab.watch) for tab in (self.image, self.video, self.tasks, self.models, self.evaluate)]
         return [*pairs, (self.train, self.train.prepared)]
 
     def _refresh(self, tabs: dict[str, Any]) -> None:
         """Refresh the lists of a tab each time that it is selected."""
-        for tab in (self.picture, self.train, self.evaluate):
+        for tab in (self.image, self.train, self.evaluate):
             tab.on(tabs[tab.name].select, lambda owner, tab=tab: tab.refreshed(), [], tab.named)
         self.evaluate.on(tabs["evaluate"].select, self.evaluate.reports, [], self.evaluate.listed)
         self.models.on(tabs["models"].select, self.models.look, [], [self.models.table])
@@ -121,50 +121,50 @@ class Page:
 
     def _pass_on(self) -> None:
         """Connect actions that move results from one tab to another."""
-        picture, video, train, gallery = self.picture, self.video, self.train, self.gallery
+        image, video, train, gallery = self.image, self.video, self.train, self.gallery
 
         def to_clip(owner: str, state: Any, which: Any) -> list[Any]:
-            return [picture.file_of(owner, state, which), "make", gr.Tabs(selected="video")]
+            return [image.file_of(owner, state, which), "make", gr.Tabs(selected="video")]
 
-        picture.on(
-            picture.to_clip.click,
+        image.on(
+            image.to_clip.click,
             to_clip,
-            [picture.watch.browser_state, picture.which],
+            [image.watch.browser_state, image.which],
             [video.still, video.verb, self.tabs],
         )
 
         def card(owner: str, data: dict[str, str], words: str, page: Any) -> list[Any]:
             cards, job = gallery.heard(owner, data, words, page)
-            chosen = None if job is None else video if job.kind == CLIPS else picture
+            chosen = None if job is None else video if job.kind == CLIPS else image
             return [
                 cards,
                 gr.skip() if chosen is None else gr.Tabs(selected=chosen.name),
-                *(value for maker in (picture, video) for value in self._taken(maker, chosen, data["do"], job)),
+                *(value for maker in (image, video) for value in self._taken(maker, chosen, data["do"], job)),
             ]
 
-        taken = [part for maker in (picture, video) for part in (maker.watch.browser_state, *maker.filled)]
+        taken = [part for maker in (image, video) for part in (maker.watch.browser_state, *maker.filled)]
         outputs = [gallery.cards, self.tabs, *taken]
         heard = gallery.on_button(gallery.cards, card, [gallery.words, gallery.page], outputs)
-        for maker in (picture, video):
+        for maker in (image, video):
             maker.on(heard.then, maker.watch.look, [maker.watch.browser_state], maker.watch.parts, by_user=False)
 
         def dropped(owner: str, path: str | None) -> list[Any]:
             request, without = gallery.request_in(path)
-            return [gr.Tabs(selected="picture"), *picture.refilled(request, in_gallery=False, without=without)]
+            return [gr.Tabs(selected="image"), *image.refilled(request, in_gallery=False, without=without)]
 
-        gallery.on(gallery.file.upload, dropped, [gallery.file], [self.tabs, *picture.filled])
+        gallery.on(gallery.file.upload, dropped, [gallery.file], [self.tabs, *image.filled])
 
         def use(owner: str, state: Any) -> list[Any]:
             name = train.model_of(owner, state)
-            if model_info(train.client.service.catalog.model(name)).makes == "clips":
+            if model_info(train.client.service.catalog.model(name)).makes == "videos":
                 return [
                     gr.skip(),
-                    gr.Dropdown(choices=train.client.models(None, CLIPS), value=name),
+                    gr.Dropdown(choices=train.client.models(None, "videos"), value=name),
                     gr.Tabs(selected="video"),
                 ]
-            return [gr.Dropdown(choices=train.client.models(), value=name), gr.skip(), gr.Tabs(selected="picture")]
+            return [gr.Dropdown(choices=train.client.models(), value=name), gr.skip(), gr.Tabs(selected="image")]
 
-        train.on(train.use.click, use, [train.watch.browser_state], [picture.model, video.model, self.tabs])
+        train.on(train.use.click, use, [train.watch.browser_state], [image.model, video.model, self.tabs])
 
     @staticmethod
     def _taken(maker: GenerationTab, chosen: GenerationTab | None, do: str, job: Job | None) -> list[Any]:

@@ -49,19 +49,19 @@ class Tab:
     """A tab of the page.
 
     Args:
-        desk: Service and translator.
+        context: Service and translator.
         name: Name of the tab, used in element ids and browser storage.
         in_order: Handle events one at a time, so that an older result does not replace a newer one.
     """
 
-    def __init__(self, desk: TabContext, name: str, in_order: bool = False) -> None:
-        self.client, self.tr, self.name = desk.client, desk.tr, name
+    def __init__(self, context: TabContext, name: str, in_order: bool = False) -> None:
+        self.client, self.tr, self.name = context.client, context.tr, name
         self._how = _QUIET | ({"concurrency_limit": 1, "concurrency_id": name} if in_order else {})
-        self.typed = FormParser(desk.tr)
+        self.typed = FormParser(context.tr)
 
     def begin(self) -> None:
         """Create the element for error messages; the first element of every tab."""
-        self.told = gr.HTML(elem_id=f"{self.name}-told")
+        self.message = gr.HTML(elem_id=f"{self.name}-message")
 
     def on(self, event: Any, call: Call, inputs: Sequence[Any], outputs: Sequence[Any], *, by_user: bool = True) -> Any:
         """Connect an event to `call(owner, *values)`; its errors are shown in the tab.
@@ -71,13 +71,13 @@ class Tab:
             call: Returns a list of values for the outputs, or the value of the only output.
             inputs: Components whose values are passed.
             outputs: Components that are updated.
-            asked: The user caused the event, which clears an earlier error.
+            by_user: The user caused the event, which clears an earlier error.
         """
 
         def heard(request: gr.Request, *values: Any) -> Any:
             return self._tried(lambda: call(_owner(request), *values), len(outputs), by_user)
 
-        return event(heard, list(inputs), [self.told, *outputs], **self._how)
+        return event(heard, list(inputs), [self.message, *outputs], **self._how)
 
     def on_button(self, part: Any, call: Call, inputs: Sequence[Any], outputs: Sequence[Any]) -> Any:
         """Connect the buttons of an HTML component to `call(owner, data, *values)`."""
@@ -89,7 +89,7 @@ class Tab:
             data = {str(key): str(value)[:400] for key, value in event_data.items()}
             return self._tried(lambda: call(_owner(request), data, *values), len(outputs))
 
-        return part.click(heard, list(inputs), [self.told, *outputs], **self._how)
+        return part.click(heard, list(inputs), [self.message, *outputs], **self._how)
 
     def _tried(self, call: Callable[[], Any], count: int, by_user: bool = True) -> list[Any]:
         try:
@@ -189,8 +189,8 @@ class GenerationTab(Tab):
     kind: str  # type of its jobs
     watch: JobWatcher
 
-    def __init__(self, desk: TabContext, name: str) -> None:
-        super().__init__(desk, name)
+    def __init__(self, context: TabContext, name: str) -> None:
+        super().__init__(context, name)
         self.draft = FormAutosave(name)
 
     def build_seed(self) -> None:

@@ -36,7 +36,7 @@ def frame_spans(
         frames: Number of generated frames, or length of the video.
         clips: Lengths of the input videos.
         at: Index of the keyframe; None: no keyframe.
-        said: Fields of the page, of which `direction` and `joint` are used.
+        form: Fields of the page, of which `direction` and `joint` are used.
         scenes: Scenes of a storyboard, with their last frames.
     """
     generated, inputs = FrameSpan("made", frames), [FrameSpan("known", count) for count in clips]

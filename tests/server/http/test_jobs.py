@@ -210,7 +210,7 @@ def test_a_file_that_is_sent_has_a_name(begin: Begin):
     body = b'--x\r\ncontent-disposition: form-data; name="file"; filename="a.png"\r\n\r\n' + content + b"\r\n--x--\r\n"
     form = {"content-type": "multipart/form-data; boundary=x"}
     found = server.ask("POST", "/v1/inputs", headers=form, body=body).json
-    assert (found["kind"], found["width"], found["height"], found["frames"]) == ("picture", 8, 8, 1)
+    assert (found["kind"], found["width"], found["height"], found["frames"]) == ("image", 8, 8, 1)
     change = {"verb": "img2img", "picture": found["name"]}
     assert server.until(submit(server, {"kind": "pictures", "request": {**RING, "change": change}}), "completed")
     missing = {**change, "picture": "0" * 32 + ".png"}

@@ -129,7 +129,7 @@ def test_a_clip_is_made_shown_gone_on_with_and_deleted(client: Opens, real: Serv
 def test_models_are_those_that_may_be_named(client: Opens, real: Server):
     models = client(real).models
     assert {"ddpm-digits", "playground-video"} <= {one.id for one in models.list()}
-    assert models.retrieve("playground-video").makes == "clips"
+    assert models.retrieve("playground-video").makes == "videos"
     with pytest.raises(openai.NotFoundError, match="nearest: 'ddpm-digits'"):
         models.retrieve("ddpm-digit")
 
@@ -137,7 +137,7 @@ def test_models_are_those_that_may_be_named(client: Opens, real: Server):
 @pytest.mark.parametrize(
     ("ask", "kind", "said"),
     [
-        ({"model": "nobody"}, openai.NotFoundError, "there is no model of this name"),
+        ({"model": "nobody"}, openai.NotFoundError, "no model has this name"),
         ({"size": "big"}, openai.BadRequestError, "WIDTHxHEIGHT"),
         ({"size": "33x32"}, openai.BadRequestError, "33"),
         ({"n": 65}, openai.UnprocessableEntityError, "n: "),

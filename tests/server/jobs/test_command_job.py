@@ -37,7 +37,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_run_is_made_and_then_draws_and_is_judged_by_its_name(queue, results, worker):
     job = done(queue, worker, TRAIN, **TINY)
     assert job.error is None
-    assert job.total > 0
+    assert job.total_steps > 0
     assert "trained in" in results.file(job.id, LOG).read_text()
     drawn = done(queue, worker, model="mine", label="3", sampling={"steps": 2})
     assert (drawn.state, drawn.outputs) == ("completed", ("seed0_00000.png",))
@@ -61,7 +61,7 @@ def test_a_run_that_is_stopped_is_saved_and_gone_on_with(queue, worker):
             assert time.monotonic() < end
             assert thread.is_alive()
             time.sleep(0.1)
-        assert queue.cancel(id).stopping
+        assert queue.cancel(id).cancelling
         thread.join(60)
         assert queue.get(id).state == "cancelled"
         steps.append(max(int(one.name.removeprefix("step_")) for one in (run / "checkpoints").glob("step_*")))

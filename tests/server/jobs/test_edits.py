@@ -64,7 +64,7 @@ def test_several_of_one_picture_differ_and_show_what_is_on_its_way(queue, result
     job = done(queue, worker, model="ddpm-digits", label="3", count=3, sampling=STEPS, change=change)
     made = [name for name in job.outputs if name != "sheet.png"]
     assert len({pixels(results.file(job.id, name)).tobytes() for name in made}) == 3
-    assert (job.done, job.total) != (0, 0)
+    assert (job.completed_steps, job.total_steps) != (0, 0)
 
 
 def test_an_edit_whose_worker_died_is_made_by_the_next_one(queue, results, worker, inputs, digit: Path):
@@ -85,8 +85,8 @@ def test_an_edit_whose_worker_died_is_made_by_the_next_one(queue, results, worke
 def test_what_a_person_should_know_is_told_of_the_job(queue, results, worker):
     job = done(queue, worker, prompt="a red ring beside a xylophone", expand=False, sampling={"steps": 1})
     assert job.state == "completed"
-    assert any("xylophone" in line for line in job.said)
-    assert results.read(job.id).said == job.said
+    assert any("xylophone" in line for line in job.messages)
+    assert results.read(job.id).messages == job.messages
 
 
 @pytest.mark.parametrize("name", ["{folder}/ddpm-digits", "models/ddpm-digits", "../ddpm-digits", "ddpm-digits/", ""])
@@ -113,4 +113,4 @@ def test_what_lies_in_the_models_folder_is_found_and_read_again_when_it_changes(
     assert first.error is None
     shutil.rmtree(place)
     gone = done(queue, worker, **ask)
-    assert "there is no model of this name" in gone.error
+    assert "no model has this name" in gone.error

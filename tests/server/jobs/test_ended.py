@@ -102,11 +102,11 @@ def begun(call: Callable[..., object], *given: object) -> threading.Thread:
 @pytest.mark.parametrize(
     ("end", "fault"),
     [
-        ("sys.exit(1)", "asked"),  # such as a checkpoint that is damaged
-        ("sys.exit(2)", "asked"),
-        ("sys.exit(3)", "asked"),
-        ("sys.exit(4)", "asked"),
-        ("sys.exit(5)", "room"),
+        ("sys.exit(1)", "request"),  # such as a checkpoint that is damaged
+        ("sys.exit(2)", "request"),
+        ("sys.exit(3)", "request"),
+        ("sys.exit(4)", "request"),
+        ("sys.exit(5)", "resources"),
         ("os.kill(os.getpid(), 9)", "server"),
     ],
 )
@@ -115,7 +115,7 @@ def test_what_a_command_that_failed_said_is_kept_and_whose_fault_it_was(queue, o
     id = queue.submit(TRAIN, ASK).id
     own.run_next()
     job = queue.get(id)
-    assert (job.state, job.error, job.fault) == ("failed", "so it is", fault)
+    assert (job.state, job.error, job.error_source) == ("failed", "so it is", fault)
     assert log_path(queue.folder, id).read_text() == "begun\nerror: so it is\n"
 
 
@@ -131,7 +131,7 @@ def test_a_command_that_fails_by_a_fault_of_ours_or_says_nothing_is_the_server_s
     id = queue.submit(TRAIN, ASK).id
     own.run_next()
     assert why in queue.get(id).error
-    assert queue.get(id).fault == "server"
+    assert queue.get(id).error_source == "server"
 
 
 def test_what_a_command_says_is_read_while_it_runs_after_it_was_cancelled_and_until_its_job_is_deleted(
@@ -236,7 +236,7 @@ def test_a_command_is_told_to_end_before_it_is_killed_whatever_went_wrong(queue,
     monkeypatch.setattr(JobProgress, "step", breaks)
     id = queue.submit(TRAIN, ASK).id
     own.run_next()
-    assert queue.get(id).fault == "server"
+    assert queue.get(id).error_source == "server"
     assert (place / "saved").exists()
 
 

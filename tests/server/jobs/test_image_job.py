@@ -45,7 +45,7 @@ def test_words_are_made_dense_unless_that_is_unwanted_and_no_word_is_a_setting(q
     assert facts[0]["given"]["prompt"].startswith("a")
     assert facts[0]["given"] != facts[1]["given"] == {"prompt": "a red ring"}
     odd = done(queue, worker, prompt="steps=50 red ring", sampling={"steps": 1}, expand=False)
-    assert any("steps, 50" in line for line in odd.said)
+    assert any("steps, 50" in line for line in odd.messages)
     kept = read_facts(results.file(odd.id, odd.outputs[0]))
     assert (kept["given"]["prompt"], kept["steps"]) == ("steps=50 red ring", 1)
 
@@ -113,9 +113,9 @@ def test_a_crew_works_replaces_the_dead_and_ends_with_its_jobs_kept(queue, resul
         until(lambda: queue.get(first).state == "completed")
         (name,) = crew.names()
         long = queue.submit(PICTURES, {**SEVEN, "count": 64, "sampling": {"steps": 1000}}).id
-        until(lambda: queue.get(long).done > 0)
+        until(lambda: queue.get(long).completed_steps > 0)
         os.kill(crew._places[0].process.pid, signal.SIGKILL)
-        until(lambda: queue.get(long).attempts == 2 and queue.get(long).done > 0)
+        until(lambda: queue.get(long).attempts == 2 and queue.get(long).completed_steps > 0)
         assert crew.names() != [name]
         preview = queue.folder / "previews" / f"{long}.png"
         until(preview.exists)

@@ -187,7 +187,7 @@ def test_progress_is_seen_by_others(queue):
     assert queue.heartbeat(id, "w", 3, 16) == "go on"
     assert queue.heartbeat(id, "w") == "go on"
     seen = Queue(queue.folder).get(id)
-    assert (seen.done, seen.total, seen.state, seen.attempts) == (3, 16, "running", 1)
+    assert (seen.completed_steps, seen.total_steps, seen.state, seen.attempts) == (3, 16, "running", 1)
 
 
 def test_a_job_that_waits_is_cancelled_at_once_and_one_that_runs_hears_of_it(queue):
@@ -345,13 +345,13 @@ def test_a_whole_table_is_left_alone(queue):
 def test_the_table_of_an_earlier_version_is_gone_on_with(queue):
     (id,) = put(queue, "a")
     with sqlite3.connect(queue.file) as table:
-        table.execute("ALTER TABLE jobs DROP COLUMN fault")
+        table.execute("ALTER TABLE jobs DROP COLUMN error_source")
         table.execute("PRAGMA user_version = 1")
     again = Queue(queue.folder)
     assert again.damaged is None
     assert again.claim("w").id == id
-    assert again.fail(id, "w", "the disk is full", "room")
-    assert again.get(id).fault == "room"
+    assert again.fail(id, "w", "the disk is full", "resources")
+    assert again.get(id).error_source == "resources"
 
 
 def test_the_table_of_a_later_version_is_refused_and_kept(queue):

@@ -42,11 +42,11 @@ def bomb(side: int) -> bytes:
 
 def test_a_file_is_named_by_its_content_and_kept_once(inputs: UploadStore, tmp_path):
     kept = inputs.store(picture())
-    assert (kept.kind, kept.width, kept.height, kept.frames) == ("picture", 8, 8, 1)
+    assert (kept.kind, kept.width, kept.height, kept.frames) == ("image", 8, 8, 1)
     assert inputs.store(picture()) == kept
     assert inputs.path(kept.name).read_bytes() == picture()
     video = inputs.store(clip(tmp_path / "a.gif"))
-    assert (video.kind, video.width, video.height, video.frames) == ("clip", 16, 16, 4)
+    assert (video.kind, video.width, video.height, video.frames) == ("video", 16, 16, 4)
     assert video.name.endswith(".gif")
     assert inputs.info(video.name) == video
     assert sorted(path.name for path in inputs.folder.iterdir()) == sorted(

@@ -83,8 +83,8 @@ def test_a_job_that_fails_says_why_and_the_next_one_is_done(queue, results):
     assert queue.get(broken).error == "unexpected ZeroDivisionError: division by zero; this is a fault of unveil"
     assert "nothing: unknown type of job; this worker runs broken, large, picture, wrong" in queue.get(nobody).error
     assert [queue.get(id).state for id in (wrong, broken, nobody, large, good)] == ["failed"] * 4 + ["completed"]
-    faults = [queue.get(id).fault for id in (wrong, broken, nobody, large, good)]
-    assert faults == ["asked", "server", "asked", "room", None]
+    faults = [queue.get(id).error_source for id in (wrong, broken, nobody, large, good)]
+    assert faults == ["request", "server", "request", "resources", None]
     assert [one.id for one in results.all()] == [good]
 
 
@@ -105,7 +105,7 @@ def test_a_job_for_which_memory_runs_out_says_so_and_the_next_one_is_done(queue,
     assert own.run_next()
     assert own.run_next()
     assert queue.get(large).error.startswith("out of memory; request fewer or smaller images")
-    assert queue.get(large).fault == "room"
+    assert queue.get(large).error_source == "resources"
     assert queue.get(good).state == "completed"
 
 
@@ -119,7 +119,7 @@ def test_a_cancelled_job_stops_at_its_next_step_and_leaves_nothing(queue, result
             made.append(step)
             if step == 2:
                 go.set()
-                until(lambda: queue.get(id).stopping)
+                until(lambda: queue.get(id).cancelling)
 
     id = asked(queue)
     own = threading.Thread(target=worker(queue, results, picture=slow).run_next)
@@ -145,7 +145,7 @@ def test_others_see_how_far_it_is_and_what_is_on_its_way(queue, results):
     own.start()
     try:
         until(lambda: (preview / f"{id}.png").exists())
-        assert (queue.get(id).done, queue.get(id).total) == (3, 16)
+        assert (queue.get(id).completed_steps, queue.get(id).total_steps) == (3, 16)
     finally:
         seen.set()
         own.join()

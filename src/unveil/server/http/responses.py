@@ -29,7 +29,7 @@ def percent(job: Job) -> int:
     """Return the progress of a job in percent."""
     if job.state == "completed":
         return 100
-    return min(99, 100 * job.done // job.total) if job.total else 0
+    return min(99, 100 * job.completed_steps // job.total_steps) if job.total_steps else 0
 
 
 def job_response(service: Service, job: Job, places: Mapping[str, QueuePosition] | None = None) -> schema.JobResponse:
@@ -48,19 +48,19 @@ def job_response(service: Service, job: Job, places: Mapping[str, QueuePosition]
         kind=job.kind,
         status=job.state,
         progress=percent(job),
-        done=job.done,
-        total=job.total,
+        completed_steps=job.completed_steps,
+        total_steps=job.total_steps,
         position=None if place is None else place.ahead,
         expected_seconds=None if place is None else place.seconds,
         created_at=job.submitted,
         started_at=job.started,
         ended_at=job.ended,
         attempts=job.attempts,
-        stopping=job.stopping,
+        cancelling=job.cancelling,
         outputs=[schema.OutputFile(name=name, url=f"/v1/jobs/{job.id}/files/{name}") for name in job.outputs],
-        warnings=list(job.said),
+        warnings=list(job.messages),
         error=job.error,
-        fault=job.fault,
+        error_source=job.error_source,
         request=job.request,
     )
 
@@ -71,8 +71,9 @@ def images_response(service: Service, job: Job, request: Request, form: str) -> 
     for name in image_files(job):
         path = service.results.file(job.id, name)
         facts = _facts(path)
-        prompt = facts.get("given", {}).get("prompt") if "asked" in facts else None
-        image = schema.ImageResponse(revised_prompt=prompt, seed=facts.get("seed"))
+        prompt = facts.get("given", {}).get("prompt")
+        revised = prompt if prompt != job.request.get("prompt") else None
+        image = schema.ImageResponse(revised_prompt=revised, seed=facts.get("seed"))
         if form == "url":
             image.url = str(request.base_url.replace(path=f"/v1/jobs/{job.id}/files/{name}"))
         else:
@@ -81,7 +82,7 @@ def images_response(service: Service, job: Job, request: Request, form: str) -> 
     fields = job.request
     size = f"{fields['width']}x{fields['height']}" if "width" in fields else None
     return schema.ImagesResponse(
-        created=int(job.ended or job.submitted), data=data, size=size, job=job.id, warnings=list(job.said)
+        created=int(job.ended or job.submitted), data=data, size=size, job=job.id, warnings=list(job.messages)
     )
 
 
@@ -112,7 +113,7 @@ def video_response(job: Job, models: dict[str, ModelInfo]) -> schema.VideoRespon
         status=status,
         error=error,
         seed=fields["seed"],
-        warnings=list(job.said),
+        warnings=list(job.messages),
     )
 
 
@@ -122,7 +123,7 @@ def model_response(entry: CatalogEntry) -> schema.ModelResponse:
     return schema.ModelResponse(
         id=entry.name,
         created=int(entry.path.stat().st_mtime) if entry.path.exists() else 0,
-        owned_by={"shipped": "unveil", "models": "models folder", "runs": "runs"}[entry.origin],
+        owned_by={"bundled": "unveil", "models": "models folder", "runs": "runs"}[entry.origin],
         makes=info.makes,
         takes=None if info.takes is None else list(info.takes),
         shape=None if info.shape is None else list(info.shape),

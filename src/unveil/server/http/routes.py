@@ -28,7 +28,7 @@ from unveil.server.http.responses import (
 from unveil.server.http.service_facade import AsyncService
 from unveil.server.jobs.catalog import ModelInfo, model_info
 from unveil.server.jobs.image_job import PICTURES
-from unveil.server.jobs.job import Fault, Job, State
+from unveil.server.jobs.job import ErrorSource, Job, State
 from unveil.server.jobs.request import random_seed
 from unveil.server.jobs.sqlite_store import PageQuery
 from unveil.server.jobs.uploads import UploadedFile
@@ -140,11 +140,11 @@ async def _generate(body: schema.ImagesAsk, request: dict[str, Any], context: Re
     if job.state != "completed":
         raise job_error(job)
     form = body.response_format or "b64_json"
-    return await run_in_threadpool(images_response, context.service, job, context.request, form)  # pictures are read
+    return await run_in_threadpool(images_response, context.service, job, context.request, form)  # images are read
 
 
-_FAULTS: Mapping[Fault, tuple[int, str]] = {
-    "asked": (400, "invalid_value"), "room": (507, "out_of_resources"), "server": (500, "failed")
+_STATUS: Mapping[ErrorSource, tuple[int, str]] = {
+    "request": (400, "invalid_value"), "resources": (507, "out_of_resources"), "server": (500, "failed")
 }  # fmt: skip
 
 
@@ -152,7 +152,7 @@ def job_error(job: Job) -> HttpProblem:
     """Return the error of a job without outputs."""
     if job.state == "cancelled":
         return HttpProblem(409, f"{job.id}: was cancelled", "cancelled")
-    status, code = _FAULTS[job.fault or "server"]
+    status, code = _STATUS[job.error_source or "server"]
     return HttpProblem(status, job.error or "failed", code)
 
 
@@ -179,7 +179,7 @@ async def _submit_video(
         if name in files:
             request[name] = files[name].name
     if (reference := files.get("input_reference")) is not None:
-        if reference.kind == "clip":
+        if reference.kind == "video":
             request |= {"clip": reference.name, "verb": body.verb or "extend"}
         else:
             request["known"] = [*request.get("known", ()), {"picture": reference.name, "at": 0}]
@@ -338,7 +338,7 @@ async def job_preview(id: str, context: Context) -> Response:
     """Return the preview image of a running job."""
     image = context.service.preview(context.job(id).id)
     if image is None:
-        raise HttpProblem(404, "there is no preview of it now", "not_found")
+        raise HttpProblem(404, "no preview exists now", "not_found")
     return Response(image, media_type=TYPES["png"])
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from unveil.errors import RecipeError
 from unveil.server.jobs.image_job import MAX_IMAGES, ControlNetSpec
 from unveil.server.jobs.image_job import EditTask as PictureVerb
-from unveil.server.jobs.job import Fault
+from unveil.server.jobs.job import ErrorSource
 from unveil.server.jobs.request import MAX_SEED, MAX_SIDE, Name, Text
 from unveil.server.jobs.video_job import Keyframe, Scene, VideoTask
 
@@ -167,7 +167,7 @@ class OutputFile(BaseModel):
 class JobResponse(BaseModel):
     """A job and its state; times are seconds since 1970, `position` is the number of jobs ahead of it.
 
-    `fault` is the source of an error: the request (asked), lacking resources (room) or the server.
+    `error_source` is what caused an error: the request, lacking resources (memory or disk space), or the server.
     """
 
     id: str
@@ -175,19 +175,19 @@ class JobResponse(BaseModel):
     kind: str
     status: Literal["queued", "running", "completed", "failed", "cancelled"]
     progress: int
-    done: int
-    total: int
+    completed_steps: int
+    total_steps: int
     position: int | None
     expected_seconds: float | None
     created_at: float
     started_at: float | None
     ended_at: float | None
     attempts: int
-    stopping: bool
+    cancelling: bool
     outputs: list[OutputFile]
     warnings: list[str]
     error: str | None
-    fault: Fault | None
+    error_source: ErrorSource | None
     request: dict[str, Any]
 
 
@@ -262,7 +262,7 @@ class ModelResponse(BaseModel):
     object: Literal["model"] = "model"
     created: int
     owned_by: str
-    makes: Literal["pictures", "clips"] | None = None
+    makes: Literal["images", "videos"] | None = None
     takes: list[str] | None = None
     shape: list[int] | None = None
     steps: int | None = None
@@ -279,7 +279,7 @@ class UploadResponse(BaseModel):
     """An uploaded file, and the name by which requests refer to it."""
 
     name: str
-    kind: Literal["picture", "clip"]
+    kind: Literal["image", "video"]
     width: int
     height: int
     frames: int

@@ -60,7 +60,7 @@ class ServerOptions:
         """Read the keys from the file or the environment.
 
         Raises:
-            RecipeError: There is no key, although other machines can reach the address.
+            RecipeError: No key is set, although other machines can reach the address.
         """
         keys = read_keys(self.keys) if self.keys is not None else {}
         if not keys and (key := variables.get(VARIABLE)):

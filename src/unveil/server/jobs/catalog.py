@@ -19,7 +19,7 @@ from unveil.model import model_folder
 from unveil.model.config import ModelConfig, SampleConfig, read_yaml, validate
 
 RUNS = "runs"  # subfolder of the state folder that holds the runs
-Origin = Literal["shipped", "models", "runs"]
+Origin = Literal["bundled", "models", "runs"]
 MODEL, CAPTIONER = "model.yaml", "captioner.yaml"
 DATA_VARIABLE, DATA_HERE = "UNVEIL_DATA", "data"
 
@@ -42,13 +42,13 @@ class ModelInfo(NamedTuple):
     """Metadata of a model folder, read without its weights; a field is None if the folder does not state it.
 
     Attributes:
-        makes: Kind of output, images ("pictures") or videos ("clips").
+        makes: Kind of output, images or videos.
         takes: Keys of the model's conditions, such as "prompt".
         shape: Shape of one sample, channels first.
         sample: Default sampling settings.
     """
 
-    makes: Literal["pictures", "clips"] | None = None
+    makes: Literal["images", "videos"] | None = None
     takes: tuple[str, ...] | None = None
     shape: tuple[int, ...] | None = None
     sample: SampleConfig | None = None
@@ -184,7 +184,7 @@ def _read_info(file: Path, mtime_ns: int) -> ModelInfo:
     del mtime_ns
     config = validate(ModelConfig, read_yaml(file.read_text("utf-8"), str(file)), str(file))
     takes = tuple(dict.fromkeys(condition.key for condition in config.condition))
-    makes: Literal["pictures", "clips"] = "clips" if len(config.shape) == 4 else "pictures"
+    makes: Literal["images", "videos"] = "videos" if len(config.shape) == 4 else "images"
     return ModelInfo(makes, takes, config.shape, config.sample)
 
 
@@ -194,15 +194,13 @@ def _find(name: str, entries: Sequence[CatalogEntry], kind: str) -> CatalogEntry
             return entry
     names = [entry.name for entry in entries]
     listed = ", ".join(names[:20]) or "none"
-    raise WeightsError(
-        f"{name[:200]!r}: there is no {kind} of this name{did_you_mean(name, names)}; there are: {listed}"
-    )
+    raise WeightsError(f"{name[:200]!r}: no {kind} has this name{did_you_mean(name, names)}; there are: {listed}")
 
 
 def _bundled(marker: str = MODEL) -> list[CatalogEntry]:
     folder = Path(str(resources.files("unveil"))) / model_folder.BUNDLED
     paths = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [CatalogEntry(path.name, path, "shipped") for path in paths if (path / marker).is_file()]
+    return [CatalogEntry(path.name, path, "bundled") for path in paths if (path / marker).is_file()]
 
 
 def _contains(folder: Path, marker: str) -> bool:

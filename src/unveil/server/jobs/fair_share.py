@@ -46,8 +46,8 @@ class Throughput(NamedTuple):
     def remaining(self, job: Job, now: float) -> float:
         """Estimate the remaining seconds of a running job, from its own progress if it reports any."""
         spent = max(now - (job.started or now), 0.0)
-        if job.total and job.done:
-            return spent * (job.total - job.done) / job.done
+        if job.total_steps and job.completed_steps:
+            return spent * (job.total_steps - job.completed_steps) / job.completed_steps
         return max(self.seconds(job) - spent, 0.0)
 
 

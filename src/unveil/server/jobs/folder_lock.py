@@ -1,4 +1,4 @@
-"""Lock that lets only one server use a state folder; a second server is told the address of the first."""
+"""Lock that lets only one server use a state folder; the error of a second server has the address of the first."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from unveil.errors import RecipeError
 
 State = Literal["queued", "running", "completed", "failed", "cancelled"]
 STATES: tuple[State, ...] = ("queued", "running", "completed", "failed", "cancelled")
-Fault = Literal["asked", "room", "server"]  # source of an error: the request, lacking resources, or the server
+ErrorSource = Literal["request", "resources", "server"]  # resources: memory or disk space
 ENDED: tuple[State, ...] = ("completed", "failed", "cancelled")
 
 
@@ -25,12 +25,12 @@ class Job(NamedTuple):
         submitted, started, ended: Seconds since 1970; `started` belongs to the last attempt.
         attempts: Number of attempts.
         worker: Worker that runs it or ran it last.
-        done, total: Completed and total steps; a total of 0 is unknown.
+        completed_steps, total_steps: Progress; a total of 0 is unknown.
         outputs: Names of the files in its folder.
-        said: Messages for the user, such as prompt words that the model does not know.
+        messages: Messages for the user, such as prompt words that the model does not know.
         error: Reason of a failure.
-        fault: Source of the error.
-        stopping: True if it was cancelled while it was running.
+        error_source: Source of the error.
+        cancelling: True if it was cancelled while it was running.
     """
 
     id: str
@@ -44,13 +44,13 @@ class Job(NamedTuple):
     ended: float | None = None
     attempts: int = 0
     worker: str | None = None
-    done: int = 0
-    total: int = 0
+    completed_steps: int = 0
+    total_steps: int = 0
     outputs: tuple[str, ...] = ()
-    said: tuple[str, ...] = ()
+    messages: tuple[str, ...] = ()
     error: str | None = None
-    fault: Fault | None = None
-    stopping: bool = False
+    error_source: ErrorSource | None = None
+    cancelling: bool = False
 
 
 @dataclass(frozen=True)

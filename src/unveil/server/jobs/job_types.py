@@ -79,7 +79,7 @@ def _nfe(request: BaseRequest, about: ModelInfo, jumps: tuple[int, int] = (0, 1)
     return count_nfe(settings, *jumps)
 
 
-def _check_pictures(request: PictureRequest, catalog: Catalog, inputs: UploadStore) -> None:
+def _check_images(request: PictureRequest, catalog: Catalog, inputs: UploadStore) -> None:
     """Look up all names of a request."""
     name, values = task_values(request, catalog)
     check_references(parse_request(name, values), catalog, inputs)
@@ -97,7 +97,7 @@ def _no_cost(request: Any, about: ModelInfo, inputs: UploadStore) -> float:
 
 
 JOB_TYPES: Mapping[str, JobType] = {
-    PICTURES: JobType(read_pictures, _check_pictures, _image_cost),
+    PICTURES: JobType(read_pictures, _check_images, _image_cost),
     CLIPS: JobType(read_clips, files_of, _video_cost),
     **{kind: JobType(request_reader(kind), _checker(kind), _no_cost) for kind in COMMANDS},
 }
@@ -107,7 +107,7 @@ def job_type(kind: str) -> JobType:
     """Validation and cost of the jobs of one kind.
 
     Raises:
-        RecipeError: There are no jobs of this kind.
+        RecipeError: No jobs have this kind.
     """
     if kind in JOB_TYPES:
         return JOB_TYPES[kind]

@@ -14,6 +14,7 @@ from pathlib import Path
 from unveil.errors import DataError
 from unveil.io.files import staged, sync_file, write_atomically
 from unveil.server.jobs.job import Job
+from unveil.server.jobs.job_migration import migrate_record
 
 RECORD = "job.json"
 _ID = re.compile(r"[0-9a-f]{8,64}")
@@ -34,7 +35,7 @@ class JobOutputs:
     def writing(self, job: Job, messages: Sequence[str] = ()) -> Iterator[Path]:
         """Open a temporary folder for a job's files; on exit it is renamed to the job's id, with the job's record.
 
-        `said` is read on exit and may grow until then. If the block fails or the process dies, no folder of this id
+        `messages` is read on exit and may grow until then. If the block fails or the process dies, no folder of this id
         remains.
 
         Raises:
@@ -47,7 +48,7 @@ class JobOutputs:
             for name in outputs:
                 sync_file(part / name)
             ended = job._replace(state="completed", ended=time.time(), worker=None, error=None)
-            ended = ended._replace(outputs=outputs, said=tuple(messages))
+            ended = ended._replace(outputs=outputs, messages=tuple(messages))
             write_atomically(part / RECORD, json.dumps(ended._asdict(), ensure_ascii=False))
 
     def folder_of(self, id: str) -> Path:
@@ -65,7 +66,8 @@ class JobOutputs:
         file = self.folder_of(id) / RECORD
         try:
             record = json.loads(file.read_text("utf-8"))
-            job = Job(**record)._replace(outputs=tuple(record["outputs"]), said=tuple(record["said"]))
+            job = Job(**migrate_record(record))
+            job = job._replace(outputs=tuple(job.outputs), messages=tuple(job.messages))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError) as problem:

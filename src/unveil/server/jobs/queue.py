@@ -25,7 +25,7 @@ from unveil.errors import Error, OutOfResources, OutputError, QueueFull, RecipeE
 from unveil.io.files import FULL
 from unveil.server.jobs import sqlite_store
 from unveil.server.jobs.fair_share import DEFAULT_S, Throughput, fair_order, throughput
-from unveil.server.jobs.job import ENDED, STATES, Fault, Job, QueueLimits, State
+from unveil.server.jobs.job import ENDED, STATES, ErrorSource, Job, QueueLimits, State
 from unveil.server.jobs.sqlite_store import PageQuery, SearchQuery
 
 FILE = "jobs.sqlite3"
@@ -130,7 +130,7 @@ class Queue:
                 return None
             table.execute(
                 "UPDATE jobs SET state = 'running', worker = ?, lease = ?, started = ?, turn = ?, attempts = attempts"
-                " + 1, done = 0, total = 0 WHERE id = ?",
+                " + 1, completed_steps = 0, total_steps = 0 WHERE id = ?",
                 (worker, self._clock() + self.limits.lease, time.time(), sqlite_store.next_turn(table), turns[0].id),
             )
             return sqlite_store.rows(table, "id = ?", turns[0].id)[0]
@@ -139,25 +139,26 @@ class Queue:
         """Extend the lease of a running job and record its progress; the reply tells the worker what to do."""
         with self._change() as table:
             table.execute(
-                "UPDATE jobs SET lease = ?, done = coalesce(?, done), total = coalesce(?, total)"
+                "UPDATE jobs SET lease = ?, completed_steps = coalesce(?, completed_steps),"
+                " total_steps = coalesce(?, total_steps)"
                 " WHERE id = ? AND worker = ? AND state = 'running'",
                 (self._clock() + self.limits.lease, done, total, id, worker),
             )
             mine = sqlite_store.rows(table, "id = ? AND worker = ? AND state = 'running'", id, worker)
-            return "not yours" if not mine else "stop" if mine[0].stopping else "go on"
+            return "not yours" if not mine else "stop" if mine[0].cancelling else "go on"
 
     def cancel_requested(self, id: str) -> bool:
         """Return True if a running job was cancelled; reads without waiting for writers."""
-        row = self._table.execute("SELECT stopping FROM jobs WHERE id = ?", (id,)).fetchone()
+        row = self._table.execute("SELECT cancelling FROM jobs WHERE id = ?", (id,)).fetchone()
         return bool(row and row[0])
 
-    def complete(self, id: str, worker: str, outputs: Sequence[str], said: Sequence[str] = ()) -> bool:
+    def complete(self, id: str, worker: str, outputs: Sequence[str], messages: Sequence[str] = ()) -> bool:
         """Complete a job whose files are on disk; return False if the worker no longer owns it."""
-        return self._end(id, worker, "completed", outputs=outputs, said=said)
+        return self._end(id, worker, "completed", outputs=outputs, messages=messages)
 
-    def fail(self, id: str, worker: str, error: str, fault: Fault = "asked") -> bool:
+    def fail(self, id: str, worker: str, error: str, source: ErrorSource = "request") -> bool:
         """Mark a job as failed; return False if the worker no longer owns it."""
-        return self._end(id, worker, "failed", error=error, fault=fault)
+        return self._end(id, worker, "failed", error=error, source=source)
 
     def mark_cancelled(self, id: str, worker: str) -> bool:
         """Mark a running job as cancelled; return False if the worker no longer owns it."""
@@ -172,7 +173,7 @@ class Queue:
             table.execute(
                 "UPDATE jobs SET state = 'cancelled', ended = ? WHERE id = ? AND state = 'queued'", (time.time(), id)
             )
-            table.execute("UPDATE jobs SET stopping = 1 WHERE id = ? AND state = 'running'", (id,))
+            table.execute("UPDATE jobs SET cancelling = 1 WHERE id = ? AND state = 'running'", (id,))
             return next(iter(sqlite_store.rows(table, "id = ?", id)), None)
 
     def reclaim(
@@ -213,7 +214,7 @@ class Queue:
 
         It lasts until the last connection is closed, or until some hundred jobs were added that are not deleted.
         """
-        with self._told():
+        with self._disk_errors():
             sqlite_store.reserve_disk(self._table)
 
     def restore(self, jobs: Sequence[Job]) -> int:
@@ -315,7 +316,7 @@ class Queue:
         table = self._table
         table.execute("BEGIN IMMEDIATE")
         try:
-            with self._told():
+            with self._disk_errors():
                 yield table
                 table.execute("COMMIT")
         except BaseException:
@@ -324,7 +325,7 @@ class Queue:
             raise
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _disk_errors(self) -> Iterator[None]:
         """Raise OutOfResources if the disk is full."""
         try:
             yield
@@ -350,24 +351,24 @@ class Queue:
         state: State,
         *,
         outputs: Sequence[str] = (),
-        said: Sequence[str] = (),
+        messages: Sequence[str] = (),
         error: str | None = None,
-        fault: Fault | None = None,
+        source: ErrorSource | None = None,
     ) -> bool:
         with self._change() as table:
             done = table.execute(
-                "UPDATE jobs SET state = ?, outputs = ?, said = ?, error = ?, fault = ?, ended = ?, lease = NULL"
-                " WHERE id = ? AND worker = ? AND state = 'running'",
-                (state, json.dumps(list(outputs)), json.dumps(list(said)), error, fault, time.time(), id, worker),
+                "UPDATE jobs SET state = ?, outputs = ?, messages = ?, error = ?, error_source = ?, ended = ?,"
+                " lease = NULL WHERE id = ? AND worker = ? AND state = 'running'",
+                (state, json.dumps(list(outputs)), json.dumps(list(messages)), error, source, time.time(), id, worker),
             )
             return done.rowcount > 0
 
     def _back(self, table: sqlite3.Connection, job: Job, attempts: int, why: str) -> Job:
         """Requeue, fail or cancel a job whose worker is gone."""
-        again = not job.stopping and attempts < self.limits.attempts
-        state: State = "queued" if again else "cancelled" if job.stopping else "failed"
+        again = not job.cancelling and attempts < self.limits.attempts
+        state: State = "queued" if again else "cancelled" if job.cancelling else "failed"
         table.execute(
-            "UPDATE jobs SET state = ?, lease = NULL, attempts = ?, error = ?, fault = ?, ended = ?,"
+            "UPDATE jobs SET state = ?, lease = NULL, attempts = ?, error = ?, error_source = ?, ended = ?,"
             " turn = CASE WHEN ? THEN NULL ELSE turn END WHERE id = ?",
             (
                 state,

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 from unveil.errors import DataError
 from unveil.server.jobs.job import Job, State
+from unveil.server.jobs.job_migration import FORMER_ERROR_SOURCES, FORMER_FIELDS
 
-VERSION = 2  # of the schema
+VERSION = 3  # of the schema
 # turn numbers the claims; lease is the time, by the queue's clock, until which a worker counts as alive
 _COLUMNS = {
     "number": "INTEGER PRIMARY KEY AUTOINCREMENT",
@@ -26,13 +27,13 @@ _COLUMNS = {
     "ended": "REAL",
     "attempts": "INTEGER NOT NULL",
     "worker": "TEXT",
-    "done": "INTEGER NOT NULL",
-    "total": "INTEGER NOT NULL",
+    "completed_steps": "INTEGER NOT NULL",
+    "total_steps": "INTEGER NOT NULL",
     "outputs": "TEXT NOT NULL",
-    "said": "TEXT NOT NULL",
+    "messages": "TEXT NOT NULL",
     "error": "TEXT",
-    "fault": "TEXT",
-    "stopping": "INTEGER NOT NULL",
+    "error_source": "TEXT",
+    "cancelling": "INTEGER NOT NULL",
     "turn": "INTEGER",
     "lease": "REAL",
 }
@@ -42,7 +43,7 @@ SCHEMA = (
     "CREATE INDEX IF NOT EXISTS jobs_by_owner ON jobs (owner, turn)",
 )
 _FIELDS = ", ".join(Job._fields)
-_JSON = ("request", "outputs", "said")
+_JSON = ("request", "outputs", "messages")
 _BUSY_S = 10.0  # time for which a transaction waits for another
 _PAGES = 128  # of the write-ahead log before a checkpoint; a transaction writes about 4
 _ROOM = 1 << 20  # bytes, 256 pages
@@ -67,11 +68,17 @@ def connect(file: Path) -> sqlite3.Connection:
 
 
 def migrate(table: sqlite3.Connection) -> None:
-    """Add the columns that a table of an earlier version lacks."""
+    """Bring a table of an earlier version up to date: names of its columns, values, and columns that it lacks."""
     present = {row[1] for row in table.execute("PRAGMA table_info(jobs)")}
+    for former, name in FORMER_FIELDS.items():
+        if former in present and name not in present:
+            table.execute(f"ALTER TABLE jobs RENAME COLUMN {former} TO {name}")
+            present.add(name)
     for name, kind in _COLUMNS.items():
         if name not in present:
             table.execute(f"ALTER TABLE jobs ADD COLUMN {name} {kind}")
+    for former, source in FORMER_ERROR_SOURCES.items():
+        table.execute("UPDATE jobs SET error_source = ? WHERE error_source = ?", (source, former))
 
 
 def reserve_disk(table: sqlite3.Connection) -> None:
@@ -208,5 +215,5 @@ def next_turn(table: sqlite3.Connection) -> int:
 def _job(*row: object) -> Job:
     job = Job(*row)  # type: ignore[arg-type]
     read: dict[str, Any] = {name: json.loads(getattr(job, name)) for name in _JSON}
-    read |= {name: tuple(read[name]) for name in ("outputs", "said")}
-    return job._replace(**read, stopping=bool(job.stopping))
+    read |= {name: tuple(read[name]) for name in ("outputs", "messages")}
+    return job._replace(**read, cancelling=bool(job.cancelling))

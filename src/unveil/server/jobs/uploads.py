@@ -25,6 +25,7 @@ from unveil.io.images import png
 from unveil.io.video.containers import HEAD, container_of
 from unveil.io.video.reader import VideoDecoder, VideoLimits
 from unveil.prompting.media_scan import sample_frames
+from unveil.server.jobs.job_migration import migrate_upload
 
 FOLDER = "inputs"
 MAX_BYTES = 32 << 20  # per file
@@ -36,7 +37,7 @@ NAME = r"[0-9a-f]{32}\.(?:png|jpg|webp|mp4|mov|webm|mkv|gif)"
 INFO_SUFFIX = ".json"
 _NAME = re.compile(NAME)
 _ENDINGS = {"PNG": "png", "JPEG": "jpg", "WebP": "webp"}
-UploadKind = Literal["picture", "clip"]
+UploadKind = Literal["image", "video"]
 
 
 class UploadedFile(NamedTuple):
@@ -72,7 +73,7 @@ class UploadStore:
             image = header(open_image(io.BytesIO(content), MAX_PIXELS))
             if image.frames > 1:
                 raise DataError(f"a {image.format} of {image.frames} frames; send videos as MP4, WebM or GIF")
-            upload = UploadedFile(f"{digest}.{_ENDINGS[image.format]}", "picture", image.width, image.height, 1)
+            upload = UploadedFile(f"{digest}.{_ENDINGS[image.format]}", "image", image.width, image.height, 1)
             return self._write(upload, content)
         name = f"{digest}.{container.lower()}"
         if (self.folder / f"{name}{INFO_SUFFIX}").is_file():
@@ -86,7 +87,7 @@ class UploadStore:
             if isinstance(problem, Error):
                 raise
             raise explained(Path(tempfile.gettempdir()), problem) from problem
-        return self._write(UploadedFile(name, "clip", *video.upright, video.frames), content)
+        return self._write(UploadedFile(name, "video", *video.upright, video.frames), content)
 
     def path(self, name: str) -> Path:
         """Return the path of an upload.
@@ -106,8 +107,8 @@ class UploadStore:
         """
         path = self.path(name)
         try:
-            return UploadedFile(**json.loads((path.parent / f"{name}{INFO_SUFFIX}").read_text("utf-8")))
-        except (OSError, ValueError, TypeError) as problem:
+            return UploadedFile(**migrate_upload(json.loads((path.parent / f"{name}{INFO_SUFFIX}").read_text("utf-8"))))
+        except (OSError, ValueError, TypeError, KeyError) as problem:
             raise DataError(f"{name}: its description cannot be read; upload it again") from problem
 
     def cover(self, name: str) -> Image.Image:
@@ -117,7 +118,7 @@ class UploadStore:
             DataError: No video with this name was uploaded, or it cannot be decoded.
         """
         path = self.path(name)
-        if self.info(name).kind != "clip":
+        if self.info(name).kind != "video":
             raise DataError(f"{name}: is not a video")
         return Image.open(io.BytesIO(png(sample_frames(path, self._decoder, 1, VIDEO_LIMITS).pixels[:, 0])))
 

@@ -16,7 +16,7 @@ from typing import Any
 from unveil.errors import OUR_FAULT, Cancelled, Error, OutOfResources, out_of_memory
 from unveil.io.files import write_atomically
 from unveil.server.jobs.command_process import CHILDREN
-from unveil.server.jobs.job import Fault, Job
+from unveil.server.jobs.job import ErrorSource, Job
 from unveil.server.jobs.outputs import JobOutputs
 from unveil.server.jobs.queue import Queue
 
@@ -51,7 +51,7 @@ class JobProgress:
         self._queue, self._job, self._worker = queue, job, worker
         self._preview = queue.folder / PREVIEWS / f"{job.id}.png"
         self.should_stop = over
-        self._told = float("-inf")
+        self._reported = float("-inf")
         self.lost = False  # another worker owns the job
         self.messages: list[str] = []
 
@@ -62,8 +62,8 @@ class JobProgress:
             Cancelled: The job was cancelled, or another worker owns it.
         """
         now = time.monotonic()
-        if now - self._told >= PROGRESS_S:
-            self._told = now
+        if now - self._reported >= PROGRESS_S:
+            self._reported = now
             self.heartbeat(done, total)
         self.check()
 
@@ -167,10 +167,10 @@ class Worker:
     def _done(self, job: Job, progress: JobProgress) -> Callable[[], object]:
         """Run a job; return a function that records how it ended."""
         queue, id, name = self.queue, job.id, self.name
-        fault: Fault
+        source: ErrorSource
         try:
             finished = self._made(job, progress)
-            return lambda: queue.complete(id, name, finished.outputs, finished.said)
+            return lambda: queue.complete(id, name, finished.outputs, finished.messages)
         except Cancelled:
             return lambda: queue.mark_cancelled(id, name)
         except Interrupted as problem:
@@ -178,10 +178,10 @@ class Worker:
             # the end of the server does not count as an attempt
             return lambda: queue.reclaim(name, reason, counts=not self._over())
         except Error as problem:
-            message, fault = str(problem), _fault(problem)
+            message, source = str(problem), _error_source(problem)
         except Exception as problem:
-            message, fault = _unexpected(id, problem)
-        return lambda: queue.fail(id, name, message, fault)
+            message, source = _unexpected(id, problem)
+        return lambda: queue.fail(id, name, message, source)
 
     def _made(self, job: Job, progress: JobProgress) -> Job:
         """Run the handler and return the record of the outputs on disk."""
@@ -198,18 +198,18 @@ class Worker:
         return done
 
 
-def _fault(problem: Error) -> Fault:
+def _error_source(problem: Error) -> ErrorSource:
     """Return the source of an error."""
-    return (
-        "room" if isinstance(problem, OutOfResources) else "server" if isinstance(problem, WorkerFailure) else "asked"
-    )
+    if isinstance(problem, OutOfResources):
+        return "resources"
+    return "server" if isinstance(problem, WorkerFailure) else "request"
 
 
-def _unexpected(id: str, problem: Exception) -> tuple[str, Fault]:
+def _unexpected(id: str, problem: Exception) -> tuple[str, ErrorSource]:
     """Return the message and the source of an unexpected error."""
     if out_of_memory(problem):
         log.warning("job %s: %s", id, problem)
-        return MEMORY, _fault(OutOfResources(MEMORY))
+        return MEMORY, _error_source(OutOfResources(MEMORY))
     log.error("job %s", id, exc_info=problem)
     return f"unexpected {type(problem).__name__}: {problem}; {OUR_FAULT}", "server"
 

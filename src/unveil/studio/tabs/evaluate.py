@@ -37,8 +37,8 @@ class ReportWatcher(JobWatcher):
 class EvaluateTab(Tab):
     """Tab of evaluations."""
 
-    def __init__(self, desk: TabContext) -> None:
-        super().__init__(desk, "evaluate")
+    def __init__(self, context: TabContext) -> None:
+        super().__init__(context, "evaluate")
 
     def build(self) -> None:
         """Create the components."""
@@ -88,7 +88,7 @@ class EvaluateTab(Tab):
         part = PageQuery(owner, REPORTS, state="completed", kind=EVALUATE)
         named = [(_named(job), job.id) for job in self.client.service.queue.page(part)[0] if PAGE in job.outputs]
         if not named:
-            empty = job_html.hint(self.tr("There is no report yet: evaluate a model."))
+            empty = job_html.hint(self.tr("No report exists yet: evaluate a model."))
             return [gr.Dropdown(choices=[], value=None), gr.Dropdown(choices=[], value=None), empty]
         none = [(self.tr("none"), ""), *named]
         return [gr.Dropdown(choices=named, value=named[0][1]), gr.Dropdown(choices=none, value=""), ""]

@@ -27,8 +27,8 @@ PAGE = 24  # cards per page
 class GalleryTab(Tab):
     """Tab of completed outputs."""
 
-    def __init__(self, desk: TabContext) -> None:
-        super().__init__(desk, "gallery", in_order=True)
+    def __init__(self, context: TabContext) -> None:
+        super().__init__(context, "gallery", in_order=True)
 
     def build(self) -> None:
         """Create the components."""
@@ -55,7 +55,7 @@ class GalleryTab(Tab):
             owner: Owner of the jobs.
             words: Words that must all occur.
             page: Page number from 1.
-            asked: Job whose deletion has to be confirmed.
+            confirming: Job whose deletion has to be confirmed.
         """
         tr = self.tr
         place = max(self.typed.integer(page, tr("Page")) or 1, 1)

@@ -25,8 +25,8 @@ class ImageTab(GenerationTab):
 
     kind = PICTURES
 
-    def __init__(self, desk: TabContext) -> None:
-        super().__init__(desk, "picture")
+    def __init__(self, context: TabContext) -> None:
+        super().__init__(context, "image")
 
     def build(self) -> None:
         """Create the components."""
@@ -34,11 +34,11 @@ class ImageTab(GenerationTab):
         self.draft.build()
         with gr.Row(elem_classes="columns"):
             with gr.Column(scale=2, min_width=300):
-                self._asked()
+                self._inputs()
             with gr.Column(scale=3, min_width=300):
-                self.go = gr.Button(self.tr("Generate images"), variant="primary", elem_id="picture-go")
+                self.go = gr.Button(self.tr("Generate images"), variant="primary", elem_id="image-go")
                 self.build_unsupported()
-                self.watch = JobWatcher(self, "picture", self.tr("Enter a prompt and generate images."))
+                self.watch = JobWatcher(self, "image", self.tr("Enter a prompt and generate images."))
                 self.watch.build()
                 self._then()
                 self.grid = XyzPlot(self, self.request)
@@ -48,7 +48,7 @@ class ImageTab(GenerationTab):
 
     # -- components ---------------------------------------------------------------------------------------------
 
-    def _asked(self) -> None:
+    def _inputs(self) -> None:
         tr = self.tr
         names = {
             tr("Text to image"): "new",
@@ -57,16 +57,16 @@ class ImageTab(GenerationTab):
             tr("Outpaint"): "outpaint",
             tr("Upscale"): "upscale",
         }
-        self.mode = gr.Radio([*names.items()], value="new", label=tr("Task"), elem_id="picture-mode")
-        self.model = gr.Dropdown(self.client.models(), value=PLAYGROUND, label=tr("Model"), elem_id="picture-model")
+        self.mode = gr.Radio([*names.items()], value="new", label=tr("Task"), elem_id="image-mode")
+        self.model = gr.Dropdown(self.client.models(), value=PLAYGROUND, label=tr("Model"), elem_id="image-model")
         self.prompt = gr.Textbox(
-            label=tr("Prompt"), lines=2, elem_id="picture-prompt",
+            label=tr("Prompt"), lines=2, elem_id="image-prompt",
             placeholder=tr("a large blue square on green"),
         )  # fmt: skip
         with gr.Group(visible=False) as self.given:
             self.source = ImageUpload(
                 label=tr("Input image"), type="filepath", sources=["upload", "clipboard"], height=240,
-                elem_id="picture-source",
+                elem_id="image-source",
             )  # fmt: skip
             self.strength = self.anew(USUAL["img2img"])
         with gr.Group(visible=False) as self.painted:
@@ -92,37 +92,37 @@ class ImageTab(GenerationTab):
 
     def _more(self) -> None:
         tr = self.tr
-        with gr.Accordion(tr("More settings"), open=False, elem_id="picture-more"):
+        with gr.Accordion(tr("More settings"), open=False, elem_id="image-more"):
             self.negative = gr.Textbox(label=tr("Negative prompt"))
-            self.label = gr.Textbox(label=tr("Class (for class-conditional models)"), elem_id="picture-label")
+            self.label = gr.Textbox(label=tr("Class (for class-conditional models)"), elem_id="image-label")
             self.expand = gr.Checkbox(True, label=tr("Prompt expansion (for models trained on detailed prompts)"))
             self.sampler = self.by_name()
             with gr.Row():
                 self.width, self.height = self.field(tr("Width"), "width"), self.field(tr("Height"), "height")
             self.first = gr.Number(0, minimum=0, precision=0, label=tr("Start index"))
             self.others = gr.Textbox(
-                label=tr("Other sampling settings, one per line"), lines=2, elem_id="picture-others",
+                label=tr("Other sampling settings, one per line"), lines=2, elem_id="image-others",
                 placeholder="interval: [0.5, 1.0]",
             )  # fmt: skip
-        with gr.Accordion(tr("LoRA and ControlNet"), open=False, elem_id="picture-adapters"):
+        with gr.Accordion(tr("LoRA and ControlNet"), open=False, elem_id="image-adapters"):
             catalog = self.client.service.catalog
             self.loras: list[Any] = []
             for place in range(LORAS):
                 with gr.Row():
                     chosen = gr.Dropdown(
                         self._names(catalog.loras()), value="", label=tr("LoRA {place}", place=place + 1),
-                        elem_id=f"picture-lora-{place + 1}",
+                        elem_id=f"image-lora-{place + 1}",
                     )  # fmt: skip
                     weight = gr.Slider(-2, 2, value=1, step=0.05, label=tr("Weight of LoRA {place}", place=place + 1))
                 self.loras += [chosen, weight]
             self.control = gr.Dropdown(
-                self._names(catalog.controlnets()), value="", label=tr("ControlNet"), elem_id="picture-control"
+                self._names(catalog.controlnets()), value="", label=tr("ControlNet"), elem_id="image-control"
             )
             self.hint = ImageUpload(
                 label=tr("Control image"), type="filepath", sources=["upload", "clipboard"],
-                height=200, elem_id="picture-hint",
+                height=200, elem_id="image-hint",
             )  # fmt: skip
-            self.steered = [
+            self.control_range = [
                 gr.Slider(0, 2, value=1, step=0.05, label=tr("Weight of the ControlNet")),
                 gr.Slider(0, 1, value=0, step=0.05, label=tr("Control start")),
                 gr.Slider(0, 1, value=1, step=0.05, label=tr("Control end")),
@@ -132,8 +132,8 @@ class ImageTab(GenerationTab):
         tr = self.tr
         with gr.Row(visible=False) as self.after:
             self.which = gr.Number(1, minimum=1, precision=0, label=tr("Image number"), min_width=90)
-            self.again = gr.Button(tr("Edit this image"), elem_id="picture-edit", min_width=110)
-            self.to_clip = gr.Button(tr("Image to video"), elem_id="picture-clip", min_width=110)
+            self.again = gr.Button(tr("Edit this image"), elem_id="image-edit", min_width=110)
+            self.to_clip = gr.Button(tr("Image to video"), elem_id="image-clip", min_width=110)
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -144,7 +144,7 @@ class ImageTab(GenerationTab):
         components = {name: getattr(self, name) for name in named}
         components |= dict(zip(SIDES, self.sides, strict=True))
         components |= {f"lora{place}": part for place, part in enumerate(self.loras)}
-        return components | dict(zip(("weight", "start", "stop"), self.steered, strict=True))
+        return components | dict(zip(("weight", "start", "stop"), self.control_range, strict=True))
 
     # -- events -------------------------------------------------------------------------------------------------
 
@@ -237,11 +237,11 @@ class ImageTab(GenerationTab):
             name, _, weight = spec.rpartition(":")
             values |= {f"lora{2 * place}": name or spec, f"lora{2 * place + 1}": float(weight) if name else 1.0}
         for spec in request.get("controls", ())[:1]:
-            steered = ControlNetSpec.model_validate(
+            control = ControlNetSpec.model_validate(
                 spec
             )  # missing fields get their defaults rather than keep the current values
             values |= {"control": spec["name"], "hint": self.client.upload_path(spec["picture"])}
-            values |= {key: getattr(steered, key) for key in ("weight", "start", "stop")}
+            values |= {key: getattr(control, key) for key in ("weight", "start", "stop")}
         if change:
             edit = EditSpec.model_validate(change)
             values |= {"mode": change["verb"], "source": self.client.upload_path(change["picture"])}
@@ -265,13 +265,13 @@ class ImageTab(GenerationTab):
         """Return the path of one of the images of the job that the browser knows.
 
         Raises:
-            RecipeError: There is no image with this number.
+            RecipeError: No image has this number.
         """
         job = self.client.job((state or {}).get("job"), owner)
         names = image_files(job) if job is not None else []
         place = self.typed.integer(which, self.tr("Image number")) or 1
         if job is None or not 1 <= place <= len(names):
-            raise RecipeError(self.tr("There is no image with this number."))
+            raise RecipeError(self.tr("No image has this number."))
         return str(self.client.service.results.file(job.id, names[place - 1]))
 
     def _reuse(self, owner: str, state: Mapping[str, Any], which: Any, strength: Any) -> list[Any]:

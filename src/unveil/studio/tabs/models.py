@@ -42,8 +42,8 @@ class CapturedConsole(Console):
 class ModelsTab(Tab):
     """Tab of models."""
 
-    def __init__(self, desk: TabContext) -> None:
-        super().__init__(desk, "models")
+    def __init__(self, context: TabContext) -> None:
+        super().__init__(context, "models")
 
     def build(self) -> None:
         """Create the components."""
@@ -60,8 +60,8 @@ class ModelsTab(Tab):
             self.file = gr.File(
                 label=tr("Weights file"), file_types=[*model_folder.WEIGHT_SUFFIXES], elem_id="models-file", height=120
             )
-            drawers = [(words, name) for name, words in self._drawers.items()]
-            self.drawer = gr.Radio(drawers, value="checkpoints", label=tr("Type"), elem_id="models-drawer")
+            choices = [(words, name) for name, words in self._subfolder_names.items()]
+            self.subfolder = gr.Radio(choices, value="checkpoints", label=tr("Type"), elem_id="models-subfolder")
             self.bring = gr.Button(tr("Import"), elem_id="models-bring")
             self.brought = gr.HTML(elem_id="models-brought")
         with gr.Accordion(tr("Convert to another format"), open=False, elem_id="models-convert"):
@@ -77,12 +77,12 @@ class ModelsTab(Tab):
     def _connect(self) -> None:
         self.on_button(self.table, self._heard, [], [self.detail])
         seen = [self.table, self.file, self.source, self.brought]
-        self.on(self.bring.click, self._brought, [self.file, self.drawer], seen)
+        self.on(self.bring.click, self._brought, [self.file, self.subfolder], seen)
         inputs = [self.source, self.layout, self.dtype, self.name]
         self.watch.begins(self.convert.click, self._converted, inputs)
 
     @property
-    def _drawers(self) -> dict[str, str]:
+    def _subfolder_names(self) -> dict[str, str]:
         """Types of the subfolders of the models folder, as text."""
         tr = self.tr
         return {"checkpoints": tr("model"), "loras": tr("LoRA"), "controlnets": tr("ControlNet")}
@@ -97,13 +97,21 @@ class ModelsTab(Tab):
 
     def _row(self, kind: str, entry: CatalogEntry) -> list[object]:
         tr, info = self.tr, model_info(entry)
-        origins = {"shipped": tr("unveil"), "models": tr("models folder"), "runs": tr("trained here")}
-        makes = {"pictures": tr("images"), "clips": tr("videos"), None: ""}
+        origins = {"bundled": tr("unveil"), "models": tr("models folder"), "runs": tr("trained here")}
+        makes = {"images": tr("images"), "videos": tr("videos"), None: ""}
         size = " x ".join(map(str, info.shape[1:])) if info.shape else ""
         act = job_html.button(
             "inspect", tr("Inspect"), tr("Inspect {what}", what=entry.name), name=entry.name, kind=kind
         )
-        return [entry.name, self._drawers[kind], origins[entry.origin], makes[info.makes], size, info.steps or "", act]
+        return [
+            entry.name,
+            self._subfolder_names[kind],
+            origins[entry.origin],
+            makes[info.makes],
+            size,
+            info.steps or "",
+            act,
+        ]
 
     def _heard(self, owner: str, data: Mapping[str, str]) -> Markup:
         catalog, kind = self.client.service.catalog, data.get("kind", "")
@@ -116,16 +124,16 @@ class ModelsTab(Tab):
         template = Markup('<h3>{}</h3><pre class="log" tabindex="0">{}</pre>')
         return template.format(job_html.safe_text(entry.name), job_html.safe_text("\n".join(heard.lines)))
 
-    def _brought(self, owner: str, path: str | None, drawer: str) -> list[Any]:
+    def _brought(self, owner: str, path: str | None, subfolder: str) -> list[Any]:
         if not path:
             raise RecipeError(self.tr("Choose a file first."))
-        if drawer not in model_folder.SUBFOLDERS or not path.endswith(model_folder.WEIGHT_SUFFIXES):
+        if subfolder not in model_folder.SUBFOLDERS or not path.endswith(model_folder.WEIGHT_SUFFIXES):
             endings = ", ".join(model_folder.WEIGHT_SUFFIXES)
             raise DataError(self.tr("{name}: must end in {endings}.", name=Path(path).name, endings=endings))
-        place = model_folder.models_dir() / drawer / Path(path).name
+        place = model_folder.models_dir() / subfolder / Path(path).name
         if place.exists():
             raise OutputError(self.tr("{name} already exists; rename the file.", name=place.name))
-        what = self._judged(Path(path), drawer)
+        what = self._file_type(Path(path), subfolder)
         with staged(place) as part:
             shutil.copyfile(path, part)
             sync_file(part)
@@ -134,7 +142,7 @@ class ModelsTab(Tab):
         )
         return [self.look(owner), None, gr.Dropdown(choices=self.client.models()), message]
 
-    def _judged(self, path: Path, drawer: str) -> str:
+    def _file_type(self, path: Path, subfolder: str) -> str:
         """Return the type of a weights file, as text, from its content.
 
         Raises:
@@ -153,8 +161,8 @@ class ModelsTab(Tab):
         if detected is None:
             return tr("tensors in an unknown format")
         fits = DRAWERS.get(detected.format.kind, "checkpoints")
-        if fits != drawer:
-            kind = self._drawers[fits]
+        if fits != subfolder:
+            kind = self._subfolder_names[fits]
             raise RecipeError(tr("{name} was not imported: its content is of type {kind}.", name=name, kind=kind))
         return detected.signature.title
 

@@ -21,8 +21,8 @@ ENDED_SHOWN = 30  # maximum number of ended jobs
 class QueueTab(Tab):
     """Tab of the queue."""
 
-    def __init__(self, desk: TabContext) -> None:
-        super().__init__(desk, "queue")
+    def __init__(self, context: TabContext) -> None:
+        super().__init__(context, "queue")
 
     def build(self) -> None:
         """Create the components."""

@@ -18,8 +18,8 @@ FIRST = "sample"
 class TasksTab(Tab):
     """Tab of all tasks."""
 
-    def __init__(self, desk: TabContext) -> None:
-        super().__init__(desk, "tasks")
+    def __init__(self, context: TabContext) -> None:
+        super().__init__(context, "tasks")
 
     def build(self) -> None:
         """Create the components."""

@@ -42,8 +42,8 @@ class LogWatcher(JobWatcher):
 class TrainTab(Tab):
     """Tab of training."""
 
-    def __init__(self, desk: TabContext) -> None:
-        super().__init__(desk, "train")
+    def __init__(self, context: TabContext) -> None:
+        super().__init__(context, "train")
         self.draft = FormAutosave(self.name)
 
     def build(self) -> None:
@@ -65,13 +65,13 @@ class TrainTab(Tab):
                 self.prepared = LogWatcher(self, "prepare")
                 self.prepared.build()
             with gr.Column(scale=3, min_width=300):
-                self._asked()
+                self._inputs()
                 self.watch = LogWatcher(self, "train", tr("Choose a recipe and a name, then start training."))
                 self.watch.build()
                 self._seen()
         self._connect()
 
-    def _asked(self) -> None:
+    def _inputs(self) -> None:
         tr = self.tr
         self.recipe = gr.Dropdown(recipe_names(), value=FIRST, label=tr("Recipe"), elem_id="train-recipe")
         self.run = gr.Textbox(label=tr("Run name"), value="my-first-run", elem_id="train-run")
@@ -91,14 +91,14 @@ class TrainTab(Tab):
         self.seen = gr.State([])  # job whose samples are shown, and the index of its newest sample at that time
         self.samples = gr.HTML(elem_id="train-samples")
         with gr.Accordion(tr("Training log"), open=False, elem_id="train-says"):
-            self.said = gr.HTML(elem_id="train-said")
+            self.log = gr.HTML(elem_id="train-log")
         self.use = gr.Button(tr("Use this model"), elem_id="train-use")
         self.timer = gr.Timer(LOOK_S, active=False)
 
     @property
     def drawn(self) -> list[Any]:
         """Components that `look` updates."""
-        return [self.curves, self.at, self.seen, self.samples, self.said, self.timer]
+        return [self.curves, self.at, self.seen, self.samples, self.log, self.timer]
 
     @property
     def looked(self) -> list[Any]:
@@ -120,7 +120,7 @@ class TrainTab(Tab):
         prepared.begins(self.caption.click, self._tell, [self.folder, self.captioner])
         self.on(self.timer.tick, self.look, self.looked, self.drawn, by_user=False)
         for moved in (self.at.release, self.at.input):  # by pointer and by keyboard
-            self.on(moved, self._picture, [watch.browser_state, self.at], [self.samples], by_user=False)
+            self.on(moved, self._sample_sheet, [watch.browser_state, self.at], [self.samples], by_user=False)
 
     def _submit(self, owner: str, *values: Any) -> tuple[Job, list[Any]]:
         form = dict(zip(self.fields, values, strict=True))
@@ -198,7 +198,7 @@ class TrainTab(Tab):
         again = gr.Timer(active=not job_html.has_ended(job))
         return [self._curves(run), slider, now, self._sheet(sheets, int(at)), self._last_words(job), again]
 
-    def _picture(self, owner: str, state: Mapping[str, Any], at: Any) -> Markup:
+    def _sample_sheet(self, owner: str, state: Mapping[str, Any], at: Any) -> Markup:
         job = self.client.job((state or {}).get("job"), owner)
         return Markup("") if job is None else self._sheet(_sheets(self._run(job)), int(at or 0))
 
@@ -222,7 +222,7 @@ class TrainTab(Tab):
         numbers = ", ".join(f"{key} {value:.4g}" for key, value in last.items())
         words = self.tr("Step {step}: {numbers}", step=lines[-1].get("step", 0), numbers=numbers)
         drawn = Markup("").join(
-            job_html.picture(data, self.tr("Curves of {what}; {numbers}", what=name, numbers=numbers))
+            job_html.embedded_image(data, self.tr("Curves of {what}; {numbers}", what=name, numbers=numbers))
             for name, data in _plots(run / "metrics.jsonl", len(lines))
         )
         return Markup('<p data-steps="{}">{}</p>{}').format(lines[-1].get("step", 0), job_html.safe_text(words), drawn)
@@ -231,7 +231,7 @@ class TrainTab(Tab):
         if not sheets:
             return Markup("")
         sheet = sheets[min(max(at, 0), len(sheets) - 1)]
-        return job_html.picture(sheet.read_bytes(), self.tr("Samples of {name}", name=sheet.stem))
+        return job_html.embedded_image(sheet.read_bytes(), self.tr("Samples of {name}", name=sheet.stem))
 
     # -- lists --------------------------------------------------------------------------------------------------
 
@@ -266,7 +266,7 @@ class TrainTab(Tab):
         run = str(job.request["run"]) if job is not None else ""
         model = next((entry for entry in self.client.service.catalog.models() if entry.name == run), None)
         if model is None:
-            raise RecipeError(self.tr("There is no model yet: start a run and wait for its first checkpoint."))
+            raise RecipeError(self.tr("No model exists yet: start a run and wait for its first checkpoint."))
         if model.origin != "runs":
             raise RecipeError(self.tr("{run} is also the name of another model, which takes precedence.", run=run))
         return run

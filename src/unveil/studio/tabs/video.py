@@ -27,8 +27,8 @@ class VideoTab(GenerationTab):
 
     kind = CLIPS
 
-    def __init__(self, desk: TabContext) -> None:
-        super().__init__(desk, "video")
+    def __init__(self, context: TabContext) -> None:
+        super().__init__(context, "video")
 
     def build(self) -> None:
         """Create the components."""
@@ -36,7 +36,7 @@ class VideoTab(GenerationTab):
         self.draft.build()
         with gr.Row(elem_classes="columns"):
             with gr.Column(scale=2, min_width=300):
-                self._asked()
+                self._inputs()
             with gr.Column(scale=3, min_width=300):
                 self.timeline = gr.HTML(elem_id="video-timeline")
                 self.go = gr.Button(self.tr("Generate video"), variant="primary", elem_id="video-go")
@@ -48,7 +48,7 @@ class VideoTab(GenerationTab):
 
     # -- components ---------------------------------------------------------------------------------------------
 
-    def _asked(self) -> None:
+    def _inputs(self) -> None:
         tr = self.tr
         names = {
             tr("Text to video"): "make",
@@ -63,7 +63,7 @@ class VideoTab(GenerationTab):
         }
         self.verb = gr.Radio([*names.items()], value="make", label=tr("Task"), elem_id="video-verb")
         self.model = gr.Dropdown(
-            self.client.models(None, CLIPS), value=PLAYGROUND, label=tr("Model"), elem_id="video-model"
+            self.client.models(None, "videos"), value=PLAYGROUND, label=tr("Model"), elem_id="video-model"
         )
         self.prompt = gr.Textbox(
             label=tr("Prompt"), lines=2, elem_id="video-prompt", placeholder=tr("a small red circle moves left")
@@ -118,7 +118,7 @@ class VideoTab(GenerationTab):
                 [(tr("regenerate"), "mask"), (tr("keep"), "keep")], value="mask",
                 label=tr("Painted part"), elem_id="video-means",
             )  # fmt: skip
-        with gr.Group(visible=False) as self.told_in_parts:
+        with gr.Group(visible=False) as self.scene_list:
             self.scenes = gr.Textbox(
                 label=tr("Scenes, one per line: FIRST-LAST prompt"), lines=4, elem_id="video-scenes",
                 placeholder="0-7 a red circle moves left\n8-15 a blue square grows",
@@ -158,7 +158,7 @@ class VideoTab(GenerationTab):
     def groups(self) -> list[Any]:
         """Components shown only for some tasks."""
         return [
-            self.begins, self.given, self.second, self.extended, self.joined, self.edited, self.told_in_parts,
+            self.begins, self.given, self.second, self.extended, self.joined, self.edited, self.scene_list,
             self.larger, self.changed,
         ]  # fmt: skip
 
@@ -291,7 +291,7 @@ class VideoTab(GenerationTab):
     def _reuse(self, owner: str, state: Mapping[str, Any]) -> list[Any]:
         job = self.client.job((state or {}).get("job"), owner)
         if job is None or job.state != "completed":
-            raise RecipeError(self.tr("There is no video yet."))
+            raise RecipeError(self.tr("No video exists yet."))
         name = next(output for output in job.outputs if output.startswith("clip."))
         return [str(self.client.service.results.file(job.id, name)), "extend"]
 

@@ -43,7 +43,7 @@ class XyzPlot:
         """Create the components."""
         tr = self._tab.tr
         self.browser_state = gr.BrowserState({}, storage_key="unveil-grid", secret="unveil")
-        with gr.Accordion(tr("X/Y/Z plot of samplers, steps and guidance scales"), open=False, elem_id="picture-grid"):
+        with gr.Accordion(tr("X/Y/Z plot of samplers, steps and guidance scales"), open=False, elem_id="image-grid"):
             self.samplers = gr.CheckboxGroup([*SAMPLERS], label=tr("Samplers"), elem_id="grid-samplers")
             with gr.Row():
                 self.steps = gr.Textbox(label=tr("Steps to compare"), placeholder="4 8 16", elem_id="grid-steps")

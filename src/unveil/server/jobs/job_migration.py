@@ -1,0 +1,30 @@
+"""Jobs that earlier versions stored: the former names of their fields and values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+FORMER_FIELDS = {
+    "done": "completed_steps",
+    "total": "total_steps",
+    "said": "messages",
+    "fault": "error_source",
+    "stopping": "cancelling",
+}
+FORMER_ERROR_SOURCES = {"asked": "request", "room": "resources"}
+FORMER_UPLOAD_KINDS = {"picture": "image", "clip": "video"}
+
+
+def migrate_record(record: object) -> dict[str, Any]:
+    """The fields of a stored job under their present names."""
+    if not isinstance(record, Mapping):
+        raise TypeError("a record of a job is an object")
+    fields = {FORMER_FIELDS.get(name, name): value for name, value in record.items()}
+    source = fields.get("error_source")
+    return {**fields, "error_source": FORMER_ERROR_SOURCES.get(source, source)}
+
+
+def migrate_upload(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The description of an upload with the present name of its kind."""
+    return {**record, "kind": FORMER_UPLOAD_KINDS.get(record["kind"], record["kind"])}
