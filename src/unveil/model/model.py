@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,44 @@ if TYPE_CHECKING:
 
 # (run of one batch, its rows in the whole set) -> the run that takes its place
 RunTransform = Callable[[SamplingRun, slice], SamplingRun]
+
+
+class GenerateOptions(TypedDict, total=False):
+    """Further keywords of `Model.generate`; each is optional.
+
+    Attributes:
+        negative_cond: Conditions to guide away from, by key.
+        num_inference_steps: Number of sampling steps, as `steps`.
+        sampler: Name in `samplers.SAMPLERS`.
+        schedule: Noise schedule: a name in `schedules.GRIDS`, a respacing string, or falling times.
+        threshold: Thresholding of the predicted x0: "static", "dynamic" or "none".
+        eta: 0: deterministic, 1: as noisy as the ancestral chain; for samplers that take it.
+        sampling: Further settings by the names of `SampleConfig.flat`, such as {"guidance_rescale": 0.7} or
+            {"options": {"s_churn": 40}}.
+        cond_grad: (x, level) -> gradient of log p(y | x), such as `guidance.gradient` of a classifier's score. It
+            moves the mean of samplers that take a shift (ADM's algorithm 1), and the eps of all others.
+        size: Height and width in pixels, or frames, height and width of a video, if other than the model's shape.
+        tile_size: Size that the network takes in one call, see `Model.resized`.
+        transform: (run, rows) -> the run that takes the place of each batch's run; see `core.sampling_run`.
+        batch: Number of samples in one batch; None: all.
+        start_index: Index of the first sample, by default 0; with one seed for each sample, index of every sample.
+        on_step: Called after each step of each batch; it may raise `errors.Cancelled`.
+    """
+
+    negative_cond: Raw | None
+    num_inference_steps: int | None
+    sampler: str | None
+    schedule: str | Sequence[float] | None
+    threshold: str | None
+    eta: float | None
+    sampling: Mapping[str, Any] | None
+    cond_grad: Shift | None
+    size: Sequence[int] | None
+    tile_size: Sequence[int] | None
+    transform: RunTransform | None
+    batch: int | None
+    start_index: int
+    on_step: Callable[[SamplingProgress], object] | None
 
 
 class Model(nn.Module):
@@ -246,6 +284,8 @@ class Model(nn.Module):
             raise NonFinite(
                 "sampling left the finite numbers; set threshold = static, use more steps, or dtype float32"
             )
+        if isinstance(self.autoencoder, Identity):
+            return latents.float()
         with torch.no_grad():
             if self.precision != torch.float32:
                 with torch.autocast(latents.device.type, self.precision):
@@ -262,25 +302,11 @@ class Model(nn.Module):
         label: Any = None,
         cond: Raw | None = None,
         negative_prompt: str | Sequence[str] | None = None,
-        negative_cond: Raw | None = None,
         guidance_scale: float | None = None,
-        num_inference_steps: int | None = None,
-        schedule: str | Sequence[float] | None = None,
-        threshold: str | None = None,
+        steps: int | None = None,
         count: int | None = None,
         seed: int | Sequence[int] = 0,
-        sampler: str | None = None,
-        steps: int | None = None,
-        eta: float | None = None,
-        sampling: Mapping[str, Any] | None = None,
-        cond_grad: Shift | None = None,
-        size: Sequence[int] | None = None,
-        tile_size: Sequence[int] | None = None,
-        transform: RunTransform | None = None,
-        batch: int | None = None,
-        start_index: int = 0,
-        on_step: Callable[[SamplingProgress], object] | None = None,
-        **unknown: Any,
+        **options: Unpack[GenerateOptions],
     ) -> Tensor:
         """Generate samples (count, *shape), pixels in [-1, 1]; the defaults are those of the model's `sample`.
 
@@ -295,74 +321,61 @@ class Model(nn.Module):
             label: Class, or one for each sample, of a model that takes one.
             cond: Conditions by key, see `encode`; `prompt` and `label` are added to these.
             negative_prompt: Prompt to guide away from.
-            negative_cond: Conditions to guide away from, by key.
             guidance_scale: Classifier-free guidance scale; 1: no guidance, 0: unconditional.
-            num_inference_steps: Number of sampling steps, as `steps`.
-            schedule: Noise schedule: a name in `schedules.GRIDS`, a respacing string, or falling times.
-            threshold: Thresholding of the predicted x0: "static", "dynamic" or "none".
+            steps: Number of sampling steps; most samplers make one network call in each, without guidance.
             count: Number of samples; None: the number of values of a condition.
             seed: Seed of the whole set, or a list with one seed for each sample.
-            sampler: Name in `samplers.SAMPLERS`.
-            steps: Number of sampling steps; most samplers make one network call in each, without guidance.
-            eta: 0: deterministic, 1: as noisy as the ancestral chain; for samplers that take it.
-            sampling: Further settings by the names of `SampleConfig.flat`, such as {"guidance_rescale": 0.7} or
-                {"options": {"s_churn": 40}}.
-            cond_grad: (x, level) -> gradient of log p(y | x), such as `guidance.gradient` of a classifier's score. It
-                moves the mean of samplers that take a shift (ADM's algorithm 1), and the eps of all others.
-            size: Height and width in pixels, or frames, height and width of a video, if other than the model's shape.
-            tile_size: Size that the network takes in one call, see `resized`.
-            transform: (run, rows) -> the run that takes the place of each batch's run; see `core.sampling_run`.
-            batch: Number of samples in one batch; None: all.
-            start_index: Index of the first sample; with one seed for each sample, index of every sample.
-            on_step: Called after each step of each batch; it may raise `errors.Cancelled`.
+            options: Further keywords, those of `GenerateOptions`: sampler, schedule, size, batch and others.
 
         Raises:
             RecipeError: A setting that cannot work, or an unknown keyword (the nearest is named).
             NonFinite: Sampling left the finite numbers.
         """
-        if unknown:
-            raise RecipeError(_unknown_keyword(next(iter(unknown))))
-        if steps is not None and num_inference_steps is not None:
-            raise RecipeError("generate: steps and num_inference_steps are the same setting; give one of them")
+        settings = self.sampling.changed(_sampling_changes(options, steps=steps, guidance_scale=guidance_scale))
         cond = _with_conditions(cond or {}, prompt=prompt, label=label)
-        negative_cond = _with_conditions(negative_cond or {}, prompt=negative_prompt)
+        negative_cond = _with_conditions(options.get("negative_cond") or {}, prompt=negative_prompt)
         if count is None:
             lengths = (len(value) for value in cond.values() if isinstance(value, list | tuple | Tensor))
             count = max([1, *lengths]) if isinstance(seed, int) else len(seed)
         if count < 1:
             raise RecipeError(f"count = {count}: at least 1")
-        changes = {"sampler": sampler, "steps": num_inference_steps if steps is None else steps, "eta": eta}
-        changes |= {"threshold": threshold, "guidance_scale": guidance_scale, "schedule": schedule}
-        settings = self.sampling.changed(
-            {**migrate_settings(sampling or {}), **{k: v for k, v in changes.items() if v is not None}}
-        )
         rows = {key: expand_per_sample(key, value, count) for key, value in cond.items()}
         negative_rows = {key: expand_per_sample(key, value, count) for key, value in negative_cond.items()}
-        seeds = [seed] * count if isinstance(seed, int) else list(seed)
-        if len(seeds) != count:
-            raise RecipeError(f"seed: {len(seeds)} for {count} samples; give one, or one for each")
-        numbers = [start_index + (n if isinstance(seed, int) else 0) for n in range(count)]
+        streams = _sample_streams(seed, count, options.get("start_index", 0))
         training = self.training
         self.eval()
         try:
-            batches = []
-            length = min(batch or count, count)
-            for start in range(0, count, length):
-                here = slice(start, start + length)
-                run = self.prepare(
-                    settings,
-                    SampleRNG(seeds[here], numbers[here], device=self.device),
-                    cond={key: value[here] for key, value in rows.items()},
-                    negative_cond={key: value[here] for key, value in negative_rows.items()},
-                    size=size,
-                    tile_size=tile_size,
-                    cond_grad=cond_grad,
-                )
-                pixels = self.decode((run if transform is None else transform(run, here)).run(on_step))
-                batches.append(pixels if settings.threshold == "none" else pixels.clamp(-1, 1))
+            length = min(options.get("batch") or count, count)
+            batches = (slice(start, start + length) for start in range(0, count, length))
+            return torch.cat(
+                [self._generate_batch(settings, streams, rows, negative_rows, batch, options) for batch in batches]
+            )
         finally:
             self.train(training)
-        return torch.cat(batches)
+
+    def _generate_batch(
+        self,
+        settings: SampleConfig,
+        streams: Sequence[tuple[int, int]],
+        rows: Mapping[str, Any],
+        negative_rows: Mapping[str, Any],
+        batch: slice,
+        options: GenerateOptions,
+    ) -> Tensor:
+        """Generate the samples of one batch; `rows` and `streams` are those of the whole set."""
+        seeds, indices = zip(*streams[batch], strict=True)
+        run = self.prepare(
+            settings,
+            SampleRNG(seeds, indices, device=self.device),
+            cond={key: value[batch] for key, value in rows.items()},
+            negative_cond={key: value[batch] for key, value in negative_rows.items()},
+            size=options.get("size"),
+            tile_size=options.get("tile_size"),
+            cond_grad=options.get("cond_grad"),
+        )
+        transform = options.get("transform")
+        pixels = self.decode((run if transform is None else transform(run, batch)).run(options.get("on_step")))
+        return pixels if settings.threshold == "none" else pixels.clamp(-1, 1)
 
     def prepare(
         self,
@@ -451,7 +464,7 @@ class Model(nn.Module):
                 raise RecipeError(
                     f"guidance_scale = {scale}: guidance needs a model trained with drop_prob > 0; use guidance_scale 1"
                 )
-                assert condition is not None  # a null condition requires a condition
+            assert condition is not None  # a null condition requires a condition
             null = null if self.controls is None else self.controls.without(null)
             alike = (condition.hint is None) == (null.hint is None)
             if scale != 0 and alike and guidance.should_batch(self.device, count):
@@ -508,7 +521,8 @@ _FOREIGN_KEYWORDS = {
 def _unknown_keyword(name: str) -> str:
     if name in _FORMER_KEYWORDS:
         return f"generate: {name} is the former name of {_FORMER_KEYWORDS[name]}; write {_FORMER_KEYWORDS[name]}"
-    allowed = [key for key in inspect.signature(Model.generate).parameters if key not in ("self", "unknown")]
+    explicit = [key for key in inspect.signature(Model.generate).parameters if key not in ("self", "options")]
+    allowed = [*explicit, *GenerateOptions.__annotations__]
     near = f"; nearest: {_FOREIGN_KEYWORDS[name]!r}" if name in _FOREIGN_KEYWORDS else did_you_mean(name, allowed)
     return f"generate: {name}: no such keyword{near}"
 
@@ -516,3 +530,25 @@ def _unknown_keyword(name: str) -> str:
 def _with_conditions(conditions: Mapping[str, Any], **named: Any) -> dict[str, Any]:
     """Add the conditions that have a keyword to the conditions by key."""
     return {**conditions, **{key: value for key, value in named.items() if value is not None}}
+
+
+def _sampling_changes(options: GenerateOptions, *, steps: int | None, guidance_scale: float | None) -> dict[str, Any]:
+    """Return the settings of `SampleConfig` among the keywords of `Model.generate`."""
+    if unknown := [name for name in options if name not in GenerateOptions.__annotations__]:
+        raise RecipeError(_unknown_keyword(unknown[0]))
+    if steps is not None and options.get("num_inference_steps") is not None:
+        raise RecipeError("generate: steps and num_inference_steps are the same setting; give one of them")
+    changes = {name: options.get(name) for name in ("sampler", "eta", "threshold", "schedule")}
+    changes |= {"steps": options.get("num_inference_steps") if steps is None else steps}
+    changes |= {"guidance_scale": guidance_scale}
+    stated = {name: value for name, value in changes.items() if value is not None}
+    return {**migrate_settings(options.get("sampling") or {}), **stated}
+
+
+def _sample_streams(seed: int | Sequence[int], count: int, start_index: int) -> list[tuple[int, int]]:
+    """Return the seed and the index of each sample."""
+    if isinstance(seed, int):
+        return [(seed, start_index + number) for number in range(count)]
+    if len(seed) != count:
+        raise RecipeError(f"seed: {len(seed)} for {count} samples; give one, or one for each")
+    return [(each, start_index) for each in seed]
