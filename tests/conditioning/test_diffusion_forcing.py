@@ -1,4 +1,4 @@
-"""Frames that are given, frames with levels of their own, and what is scored of them."""
+"""Conditioning frames, a noise level per frame, and the frames that the loss covers."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from unveil.errors import RecipeError
 NOTHING = dict.fromkeys(("none", "first", "prefix", "suffix", "both_ends", "random", "independent"), 0.0)
 
 
-def only(way: str) -> ContextModes:
-    return ContextModes(**{**NOTHING, way: 1.0})
+def only(mode: str) -> ContextModes:
+    return ContextModes(**{**NOTHING, mode: 1.0})
 
 
 class Seen(nn.Module):
@@ -40,29 +40,29 @@ def seen() -> Denoiser:
     return Denoiser(Seen(), RectifiedFlow(), prediction=flow)
 
 
-def clips(count: int = 4, frames: int = 6) -> Tensor:
+def videos(count: int = 4, frames: int = 6) -> Tensor:
     return torch.randn(count, 2, frames, 3, 5, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("weight", [None, snr])
-def test_with_no_frame_given_it_is_the_plain_objective(seen: Denoiser, weight: Any):
-    x0, streams = clips(), SampleRNG(3, range(4))
+def test_without_conditioning_frames_it_equals_the_plain_loss(seen: Denoiser, weight: Any):
+    x0, streams = videos(), SampleRNG(3, range(4))
     ours = DiffusionForcingLoss(only("none"), time=LogitNormal(), weight=weight)(seen, x0, None, streams, 7)
     plain = DiffusionLoss(time=LogitNormal(), weight=weight)(seen, x0, None, streams, 7)
     torch.testing.assert_close(ours.per_sample, plain.per_sample, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(ours.value, plain.value, rtol=1e-5, atol=1e-6)
     assert torch.equal(ours.t, plain.t)
-    t, noise = torch.linspace(0.1, 0.9, 4, dtype=torch.float64), clips()
+    t, noise = torch.linspace(0.1, 0.9, 4, dtype=torch.float64), videos()
     again, plainly = (
         one.at(seen, x0, None, t, noise) for one in (DiffusionForcingLoss(weight=weight), DiffusionLoss(weight=weight))
     )
     torch.testing.assert_close(again.per_sample, plainly.per_sample, rtol=1e-5, atol=1e-6)
 
 
-def test_given_frames_are_shown_as_they_are_at_the_level_of_data_and_not_scored(seen: Denoiser):
-    x0, streams = clips(), SampleRNG(3, range(4))
+def test_conditioning_frames_have_noise_level_0_and_are_left_out_of_the_loss(seen: Denoiser):
+    x0, streams = videos(), SampleRNG(3, range(4))
     objective = DiffusionForcingLoss(only("prefix"), time=LogitNormal())
-    made = objective.draw(seen.process, 6, streams, 0).generated
+    made = objective.sample_times(seen.process, 6, streams, 0).generated
     loss = objective(seen, x0, None, streams, 0)
     inputs: Any = seen.network
     assert 0 < int((~made).sum()) < made.numel()
@@ -75,32 +75,32 @@ def test_given_frames_are_shown_as_they_are_at_the_level_of_data_and_not_scored(
     assert torch.equal(objective(seen, x0, None, streams, 0).per_sample, loss.per_sample)
 
 
-def test_frames_of_their_own_have_different_levels(seen: Denoiser):
-    drawn = DiffusionForcingLoss(only("independent")).draw(seen.process, 6, SampleRNG(3, range(4)), 0)
+def test_independent_frames_have_different_noise_levels(seen: Denoiser):
+    drawn = DiffusionForcingLoss(only("independent")).sample_times(seen.process, 6, SampleRNG(3, range(4)), 0)
     assert bool(drawn.generated.all())
     assert all(len(set(row.tolist())) == 6 for row in drawn.t)
-    same = DiffusionForcingLoss(only("first")).draw(seen.process, 6, SampleRNG(3, range(4)), 0)
+    same = DiffusionForcingLoss(only("first")).sample_times(seen.process, 6, SampleRNG(3, range(4)), 0)
     assert all(len(set(row.tolist())) == 1 for row in same.t)
 
 
-def test_what_a_clip_draws_does_not_depend_on_its_batch(seen: Denoiser):
-    whole = DiffusionForcingLoss().draw(seen.process, 5, SampleRNG(3, range(16)), 2)
-    part = DiffusionForcingLoss().draw(seen.process, 5, SampleRNG(3, range(9, 12)), 2)
+def test_the_sampled_times_of_a_video_do_not_depend_on_its_batch(seen: Denoiser):
+    whole = DiffusionForcingLoss().sample_times(seen.process, 5, SampleRNG(3, range(16)), 2)
+    part = DiffusionForcingLoss().sample_times(seen.process, 5, SampleRNG(3, range(9, 12)), 2)
     for one, two in zip(whole, part, strict=True):
         assert torch.equal(one[9:12], two)
 
 
-def test_the_shares_of_the_ways_are_kept():
-    ways = ContextModes(none=2, first=1, prefix=0, suffix=0, both_ends=0, random=0, independent=1)
-    drawn = ways.drawn(SampleRNG(0, range(4000)).uniform(0))
-    shares = {way: drawn.count(way) / 4000 for way in set(drawn)}
+def test_modes_are_sampled_with_their_shares():
+    modes = ContextModes(none=2, first=1, prefix=0, suffix=0, both_ends=0, random=0, independent=1)
+    drawn = modes.sample_modes(SampleRNG(0, range(4000)).uniform(0))
+    shares = {mode: drawn.count(mode) / 4000 for mode in set(drawn)}
     assert shares == {"none": pytest.approx(0.5, abs=0.03), "first": pytest.approx(0.25, abs=0.03)} | {
         "independent": pytest.approx(0.25, abs=0.03)
     }
 
 
 @pytest.mark.parametrize(
-    ("way", "u", "expected"),
+    ("mode", "u", "expected"),
     [
         ("first", [0.9, 0.9], "100000"),
         ("prefix", [0.0, 0.9], "100000"),
@@ -111,30 +111,30 @@ def test_the_shares_of_the_ways_are_kept():
         ("independent", [0.5, 0.5], "000000"),
     ],
 )
-def test_how_frames_are_given(way: str, u: list[float], expected: str):
-    assert "".join(str(int(one)) for one in context_mask(way, [*u, *[0.5] * 6])) == expected
+def test_the_mask_of_each_mode(mode: str, u: list[float], expected: str):
+    assert "".join(str(int(frame)) for frame in context_mask(mode, [*u, *[0.5] * 6])) == expected
 
 
 @pytest.mark.parametrize("frames", range(1, 8))
-@pytest.mark.parametrize("way", NOTHING)
-def test_one_frame_at_least_is_left(way: str, frames: int):
+@pytest.mark.parametrize("mode", NOTHING)
+def test_at_least_one_frame_is_generated(mode: str, frames: int):
     for number in range(50):
         u = torch.rand(frames + 2, generator=torch.Generator().manual_seed(number)).tolist()
-        assert not bool(context_mask(way, u).all())
-    assert not bool(context_mask(way, [0.999, 0.999, *[0.0] * frames]).all())
+        assert not bool(context_mask(mode, u).all())
+    assert not bool(context_mask(mode, [0.999, 0.999, *[0.0] * frames]).all())
 
 
 def test_images_are_videos_of_one_frame(seen: Denoiser):
-    x0, streams = clips(frames=1), SampleRNG(3, range(4))
+    x0, streams = videos(frames=1), SampleRNG(3, range(4))
     one = DiffusionForcingLoss()(seen, x0, None, streams, 0)
     two = DiffusionForcingLoss()(seen, x0[:, :, 0], None, streams, 0)
     assert torch.equal(one.per_sample, two.per_sample)
 
 
-def test_what_cannot_work_is_refused():
-    with pytest.raises(RecipeError, match="shares are at least 0"):
+def test_invalid_shares_and_learned_timestep_sampling_are_errors():
+    with pytest.raises(RecipeError, match="shares must be at least 0"):
         ContextModes(none=-1.0)
-    with pytest.raises(RecipeError, match="one is above"):
+    with pytest.raises(RecipeError, match="one above 0"):
         ContextModes(**NOTHING)
-    with pytest.raises(RecipeError, match="second-moment learns from losses of one level"):
+    with pytest.raises(RecipeError, match="second-moment learns from losses of one noise level"):
         DiffusionForcingLoss(time=SecondMoment(10))

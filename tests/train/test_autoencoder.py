@@ -289,7 +289,7 @@ def test_scale_and_shift_are_measured_and_stored(tmp_path, scale):
     assert len(set(loaded.scale.tolist())) == (2 if scale == "channel" else 1)
     torch.testing.assert_close(loaded.decode(latents), loaded.decoded(loaded.posterior(x).mean))
     assert not any(p.requires_grad for p in loaded.parameters())
-    assert "| latents | of shape (2, 4, 4): 32 values, 0.5 of the picture's |" in (tmp_path / "run/card.md").read_text()
+    assert "| latents | of shape (2, 4, 4): 32 values, 0.5 of the image's |" in (tmp_path / "run/card.md").read_text()
 
 
 def test_scale_does_not_depend_on_how_images_are_batched():

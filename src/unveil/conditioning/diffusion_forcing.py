@@ -1,8 +1,7 @@
-"""Loss of training on clips: the error of frames at their own levels, while others are given.
+"""Diffusion forcing: the training loss of videos with a noise level per frame and with conditioning frames.
 
-One network learns to make a clip from nothing, to go on from frames at its beginning, its end or both, to fill in
-between frames anywhere, and to work on frames of unlike noise, by what it is shown: frames that are given have the
-level of data and are not scored.
+One network learns text-to-video, extension in both directions, interpolation between frames, and denoising of frames
+with different noise levels. Conditioning frames have noise level 0 in the input and are left out of the loss.
 """
 
 from __future__ import annotations
@@ -23,24 +22,24 @@ from unveil.core.timestep_sampling import SecondMoment, TimeSampler, Uniform
 from unveil.errors import RecipeError
 from unveil.types import Condition, NoiseLevel, like
 
-# Draws of a training example's stream; the objective has 0 and 1, preparing a batch a few from 2 on
-_WAY, _CONTEXT, _FRAMES = 64, 65, 66
+# Draw numbers in the random stream of a training example. The loss has 0 and 1, batch preparation a few from 2 on.
+_MODE, _CONTEXT, _FRAMES = 64, 65, 66
 
 
 @dataclass(frozen=True)
 class ContextModes:
-    """Shares of the ways in which frames of a clip are given; the shares are made to add up to 1.
+    """Shares of the context modes, that is, of the choices of conditioning frames. They are normalised to sum 1.
 
     Args:
-        none: every frame is to be made, all at one level.
-        first: the first frame is given.
-        prefix, suffix: from one frame to half of them are given, at the beginning or at the end.
-        both_ends: up to a third of them at each end.
-        random: each of them by chance, a tenth to seven tenths.
-        independent: none is given, and each has its own level.
+        none: No conditioning frames; all frames have one noise level.
+        first: The first frame.
+        prefix, suffix: One frame to half of the frames, at the start or at the end.
+        both_ends: Up to a third of the frames at each end.
+        random: Each frame with a probability between 0.1 and 0.7.
+        independent: No conditioning frames; each frame has its own noise level.
 
     Raises:
-        RecipeError: a share below 0, or none above.
+        RecipeError: A share is negative, or all are 0.
     """
 
     none: float = 0.45
@@ -54,10 +53,10 @@ class ContextModes:
     def __post_init__(self) -> None:
         shares = {field.name: getattr(self, field.name) for field in fields(self)}
         if min(shares.values()) < 0 or not sum(shares.values()) > 0:
-            raise RecipeError(f"ways {shares}: shares are at least 0, and one is above")
+            raise RecipeError(f"context_modes {shares}: shares must be at least 0, and one above 0")
 
-    def drawn(self, u: Tensor) -> list[str]:
-        """The way of each clip, of numbers in [0, 1) (B,)."""
+    def sample_modes(self, u: Tensor) -> list[str]:
+        """Return the mode of each video, for uniform random numbers u in [0, 1), (B,)."""
         names = [field.name for field in fields(self)]
         shares = torch.tensor([getattr(self, name) for name in names], dtype=torch.float64)
         ends = shares.cumsum(0) / shares.sum()
@@ -66,24 +65,30 @@ class ContextModes:
 
 
 class NoisedBatch(NamedTuple):
-    """Input of a network for clips x0 (B, C, T, H, W), and its target.
+    """Network input and target for videos x0 (B, C, T, H, W).
 
-    x: the clips, noised. seen: the level of each frame, that of data where it is given. target: of the prediction.
-    drawn: what was drawn for them. level: the process at these times, (B T,).
+    Attributes:
+        x: Noised videos.
+        input_level: Noise level of each frame; that of data for conditioning frames.
+        target: Target of the prediction.
+        times: Sampled times.
+        level: Noise levels of the process at these times, (B T,).
     """
 
     x: Tensor
-    seen: NoiseLevel
+    input_level: NoiseLevel
     target: Tensor
-    drawn: SampledTimes
+    times: SampledTimes
     level: NoiseLevel
 
 
 class SampledTimes(NamedTuple):
-    """Times of a batch of clips of T frames.
+    """Sampled times of a batch of videos of T frames.
 
-    t: time of each frame (B, T) float64; importance: what its error is multiplied with.
-    generated: (B, T), False for a frame that is given.
+    Attributes:
+        t: Time of each frame, (B, T) float64.
+        importance: Importance weight of the error of each frame, (B, T).
+        generated: False for conditioning frames, (B, T).
     """
 
     t: Tensor
@@ -93,22 +98,22 @@ class SampledTimes(NamedTuple):
 
 @dataclass(frozen=True)
 class DiffusionForcingLoss:
-    """The error of a prediction over the frames that are to be made, in each clip's mean.
+    """Mean error of the prediction over the generated frames of each video.
 
     Args:
-        ways: how frames are given.
-        distance: a name in `objective.DISTANCES`.
-        weight: of the error, in x0 space; None weighs the predicted target evenly.
-        time: which times are drawn, one for a clip, or one for each of its frames.
+        context_modes: Shares of the context modes.
+        distance: Name in `objective.DISTANCES`.
+        weight: Loss weight in x0 space; None: no weight on the predicted target.
+        time: Timestep sampling, one time per video or, in the mode `independent`, one per frame.
 
     Raises:
-        RecipeError: times that learn from losses, which are of frames here.
+        RecipeError: The timestep sampling learns from losses of one noise level per sample.
 
-    Source: frames that are given: Zheng et al. 2024, section 3 (arXiv:2412.20404); a level for each frame: Chen et al.
+    Source: conditioning frames: Zheng et al. 2024, section 3 (arXiv:2412.20404); a noise level per frame: Chen et al.
         2024, section 3.1 (arXiv:2407.01392).
     """
 
-    ways: ContextModes = field(default_factory=ContextModes)
+    context_modes: ContextModes = field(default_factory=ContextModes)
     distance: str = "l2"
     weight: Weight | None = None
     time: TimeSampler = field(default_factory=Uniform)
@@ -116,101 +121,103 @@ class DiffusionForcingLoss:
     def __post_init__(self) -> None:
         if isinstance(self.time, SecondMoment):
             raise RecipeError(
-                "time: second-moment learns from losses of one level, and clips have several; take another"
+                "time: second-moment learns from losses of one noise level, and videos have several; choose another"
             )
 
     def __call__(
         self, denoiser: Denoiser, x0: Tensor, condition: Condition | None, streams: SampleRNG, step: int
     ) -> LossOutput:
-        """The loss of clips x0 (B, C, T, H, W), or images, at training step `step`."""
-        return self.of(denoiser, x0, condition, *self.chance(denoiser.process, x0, streams, step))
+        """Return the loss of videos x0 (B, C, T, H, W), or of images, at training step `step`."""
+        return self.loss_of(denoiser, x0, condition, *self.sample(denoiser.process, x0, streams, step))
 
-    def chance(self, process: Process, x0: Tensor, streams: SampleRNG, step: int) -> tuple[SampledTimes, Tensor]:
-        """All that is drawn for clips x0 at a training step: times and frames that are given, and the noise."""
-        drawn = self.draw(process, x0.shape[2] if x0.ndim == 5 else 1, streams, step)
-        return drawn, streams.normal(x0.shape[1:], step, NOISE).to(x0)
+    def sample(self, process: Process, x0: Tensor, streams: SampleRNG, step: int) -> tuple[SampledTimes, Tensor]:
+        """Sample the times, the conditioning frames and the noise of videos x0 at a training step."""
+        times = self.sample_times(process, x0.shape[2] if x0.ndim == 5 else 1, streams, step)
+        return times, streams.normal(x0.shape[1:], step, NOISE).to(x0)
 
-    def draw(self, process: Process, frames: int, streams: SampleRNG, step: int) -> SampledTimes:
-        """Times of frames, and which are given."""
+    def sample_times(self, process: Process, frames: int, streams: SampleRNG, step: int) -> SampledTimes:
+        """Sample the times of frames, and which of them are conditioning frames."""
         u = streams.uniform(step, TIME)
         t, importance = (tensor[:, None].repeat(1, frames) for tensor in self.time.times(process, u, streams.samples))
-        chosen = streams.uniforms(frames + 2, step, _CONTEXT)
+        u_context = streams.uniforms(frames + 2, step, _CONTEXT)
         generated = torch.ones(len(u), frames, dtype=torch.bool)
-        ways = self.ways.drawn(streams.uniform(step, _WAY))
-        independent = torch.tensor([way == "independent" for way in ways])
+        modes = self.context_modes.sample_modes(streams.uniform(step, _MODE))
+        independent = torch.tensor([mode == "independent" for mode in modes])
         if bool(independent.any()):
-            each = streams.uniforms(frames, step, _FRAMES)
-            for place in range(frames):
-                of_frame, weight = self.time.times(process, each[:, place], streams.samples)
-                t[independent, place], importance[independent, place] = of_frame[independent], weight[independent]
-        for row, way in enumerate(ways):
-            generated[row] = ~context_mask(way, chosen[row].tolist())
+            u_frames = streams.uniforms(frames, step, _FRAMES)
+            for frame in range(frames):
+                t_frame, weight = self.time.times(process, u_frames[:, frame], streams.samples)
+                t[independent, frame], importance[independent, frame] = t_frame[independent], weight[independent]
+        for row, mode in enumerate(modes):
+            generated[row] = ~context_mask(mode, u_context[row].tolist())
         return SampledTimes(t, importance, generated)
 
     def at(self, denoiser: Denoiser, x0: Tensor, condition: Condition | None, t: Tensor, noise: Tensor) -> LossOutput:
-        """The loss of clips of which nothing is given, each at one time, t (B,) float64."""
-        return self.of(denoiser, x0, condition, shared_time(x0, t), noise)
+        """Return the loss without conditioning frames, with one time per video, t (B,) float64."""
+        return self.loss_of(denoiser, x0, condition, shared_time(x0, t), noise)
 
-    def of(
-        self, denoiser: Denoiser, x0: Tensor, condition: Condition | None, drawn: SampledTimes, noise: Tensor
+    def loss_of(
+        self, denoiser: Denoiser, x0: Tensor, condition: Condition | None, times: SampledTimes, noise: Tensor
     ) -> LossOutput:
-        """The loss at given times and noise, the whole of the mathematics."""
-        shown = self.shown(denoiser, x0, drawn, noise)
-        return self.judged(denoiser, shown, denoiser.output(shown.x, shown.seen, condition)[0])
+        """Return the loss for sampled times and noise."""
+        batch = self.noised(denoiser, x0, times, noise)
+        return self.loss_of_prediction(denoiser, batch, denoiser.output(batch.x, batch.input_level, condition)[0])
 
-    def shown(self, denoiser: Denoiser, x0: Tensor, drawn: SampledTimes, noise: Tensor) -> NoisedBatch:
-        """Input of the network for clips, and its target."""
-        clips = (slice(None), None, slice(None), None, None) if x0.ndim == 5 else (slice(None), slice(None), None, None)
-        flat = denoiser.process.at(drawn.t.flatten())
-        level = NoiseLevel(*(_wide(value, drawn.t)[clips] for value in flat))
-        seen = partly(level, drawn.generated[clips])
-        x = like(seen.alpha, x0) * x0 + like(seen.sigma, x0) * noise
+    def noised(self, denoiser: Denoiser, x0: Tensor, times: SampledTimes, noise: Tensor) -> NoisedBatch:
+        """Return the network input and the target for videos."""
+        per_frame = (slice(None), None, slice(None), None, None)
+        axes = per_frame if x0.ndim == 5 else (slice(None), slice(None), None, None)
+        flat = denoiser.process.at(times.t.flatten())
+        level = NoiseLevel(*(_per_frame(value, times.t)[axes] for value in flat))
+        input_level = partly(level, times.generated[axes])
+        x = like(input_level.alpha, x0) * x0 + like(input_level.sigma, x0) * noise
         a, b = denoiser.prediction(level)
-        return NoisedBatch(x, seen, like(a, x0) * x0 + like(b, x0) * noise, drawn, flat)
+        return NoisedBatch(x, input_level, like(a, x0) * x0 + like(b, x0) * noise, times, flat)
 
-    def judged(self, denoiser: Denoiser, shown: NoisedBatch, y: Tensor) -> LossOutput:
-        """The loss of what the network answered."""
-        drawn = shown.drawn
-        error = DISTANCES[self.distance](y - shown.target)
+    def loss_of_prediction(self, denoiser: Denoiser, batch: NoisedBatch, y: Tensor) -> LossOutput:
+        """Return the loss of a network output y."""
+        times = batch.times
+        error = DISTANCES[self.distance](y - batch.target)
         axes = (1, 3, 4) if y.ndim == 5 else (1, 2, 3)
-        each = error.mean(axes).view(drawn.t.shape)  # (B, T)
+        per_frame = error.mean(axes).view(times.t.shape)  # (B, T)
         if self.weight is not None:
-            each = each * on_target(self.weight, denoiser.prediction, shown.level).view(drawn.t.shape).to(each)
-        scored = drawn.generated.to(each)
-        plain = (each * scored).sum(1) / scored.sum(1)  # (B,)
-        weighted = (each * scored * drawn.importance.to(each)).sum(1) / scored.sum(1)
-        worst = torch.where(drawn.generated, drawn.t, 0).amax(1)
-        return LossOutput(weighted.mean(), plain.detach(), worst, {"simple": plain.detach()})
+            weight = on_target(self.weight, denoiser.prediction, batch.level)
+            per_frame = per_frame * weight.view(times.t.shape).to(per_frame)
+        generated = times.generated.to(per_frame)
+        per_sample = (per_frame * generated).sum(1) / generated.sum(1)  # (B,)
+        weighted = (per_frame * generated * times.importance.to(per_frame)).sum(1) / generated.sum(1)
+        t_max = torch.where(times.generated, times.t, 0).amax(1)
+        return LossOutput(weighted.mean(), per_sample.detach(), t_max, {"simple": per_sample.detach()})
 
     def observe(self, process: object, t: Tensor, per_sample: Tensor) -> None:
-        """Nothing is learned of losses."""
+        """Do nothing: the timestep sampling does not learn from losses."""
 
 
 def shared_time(x0: Tensor, t: Tensor) -> SampledTimes:
-    """Times of clips of which nothing is given, each at one time, t (B,) float64."""
-    each = t[:, None].repeat(1, x0.shape[2] if x0.ndim == 5 else 1)
-    return SampledTimes(each, torch.ones_like(each), torch.ones_like(each, dtype=torch.bool))
+    """Return sampled times without conditioning frames, with one time per video, t (B,) float64."""
+    times = t[:, None].repeat(1, x0.shape[2] if x0.ndim == 5 else 1)
+    return SampledTimes(times, torch.ones_like(times), torch.ones_like(times, dtype=torch.bool))
 
 
-def context_mask(way: str, u: Sequence[float]) -> Tensor:
-    """Mask of the frames of a clip that are given in this way, (T,); at least one is left to be made.
+def context_mask(mode: str, u: Sequence[float]) -> Tensor:
+    """Return the mask of the conditioning frames of a video, (T,); at least one frame is generated.
 
     Args:
-        way: a field of `ContextModes`.
-        u: T + 2 numbers in [0, 1).
+        mode: Context mode, a field of `ContextModes`.
+        u: T + 2 uniform random numbers in [0, 1).
     """
     count = len(u) - 2
     context = torch.zeros(count, dtype=torch.bool)
-    if count < 2 or way in ("none", "independent"):
+    if count < 2 or mode in ("none", "independent"):
         return context
     half, third = count // 2, max(1, count // 3)
-    if way == "first":
+    if mode == "first":
         context[0] = True
-    elif way == "prefix":
+    elif mode == "prefix":
         context[: 1 + int(u[0] * half)] = True
-    elif way == "suffix":
+    elif mode == "suffix":
         context[count - 1 - int(u[0] * half) :] = True
-    elif way == "both_ends":
+    elif mode == "both_ends":
         context[: 1 + int(u[0] * third)] = True
         context[count - 1 - int(u[1] * third) :] = True
     else:
@@ -220,6 +227,6 @@ def context_mask(way: str, u: Sequence[float]) -> Tensor:
     return context
 
 
-def _wide(value: object, t: Tensor) -> Tensor:
-    """A field of a level of (B T,) as (B, T)."""
+def _per_frame(value: object, t: Tensor) -> Tensor:
+    """Return a field of a noise level of shape (B T,) in the shape (B, T) of t."""
     return torch.as_tensor(value, dtype=torch.float64).expand(t.numel()).view(t.shape)

@@ -1,9 +1,10 @@
-"""Videos and images of different sizes in one step: the loss of each of them alone, computed together.
+"""Training on videos and images of different sizes in one batch.
 
-Each is noised by itself, with its own random numbers and under the process for its size; the network then answers
-all at once. So the loss, its gradient and every random number are those of each clip alone, except for rounding.
+Each sample is noised by itself, with its own random numbers and the noise process for its size. The network then
+predicts all of them at once. The loss, its gradient and every random number equal those of single samples, up to
+rounding.
 
-Source: videos and images of any size in one row: Dehghani et al. 2023 (arXiv:2307.06304).
+Source: samples of any size in one sequence: Dehghani et al. 2023 (arXiv:2307.06304).
 """
 
 from __future__ import annotations
@@ -30,76 +31,78 @@ from unveil.types import Condition
 
 @dataclass(frozen=True)
 class VariableSizeLoss:
-    """An objective of clips of one size, for clips x0 of different sizes: a list of tensors (C, T, H, W) or (C, H, W).
+    """A loss for a list x0 of videos (C, T, H, W) and images (C, H, W) of different sizes.
 
     Args:
-        of: the objective.
-        how: they are computed together: `packed` in one row of tokens, `buckets` size by size.
+        objective: Loss for one size.
+        batching: `packed`: all tokens in one sequence; `buckets`: one network call per size.
     """
 
-    of: DiffusionForcingLoss
-    how: Batching
+    objective: DiffusionForcingLoss
+    batching: Batching
 
     def __call__(
         self, denoiser: Denoiser, x0: Sequence[Tensor], condition: Condition | None, streams: SampleRNG, step: int
     ) -> LossOutput:
-        """The loss of a batch at a training step, with that step's random numbers."""
-        denoisers = _each(denoiser, x0)
-        drawn = [
-            self.of.chance(each.process, clip[None], streams_of, step)
-            for each, clip, streams_of in zip(denoisers, x0, streams.each(), strict=True)
+        """Return the loss of a batch at a training step, with the random numbers of this step."""
+        denoisers = _denoisers(denoiser, x0)
+        sampled = [
+            self.objective.sample(each.process, x0_i[None], stream, step)
+            for each, x0_i, stream in zip(denoisers, x0, streams.each(), strict=True)
         ]
-        return self._loss(denoisers, x0, condition, drawn)
+        return self._loss(denoisers, x0, condition, sampled)
 
     def at(
         self, denoiser: Denoiser, x0: Sequence[Tensor], condition: Condition | None, t: Tensor, noise: Sequence[Tensor]
     ) -> LossOutput:
-        """The loss of clips of which nothing is given, each at one time, t (B,) float64, and with one noise."""
-        drawn = [
-            (shared_time(clip[None], time), each[None]) for clip, time, each in zip(x0, t.split(1), noise, strict=True)
+        """Return the loss without conditioning frames, with one time per sample, t (B,) float64."""
+        sampled = [
+            (shared_time(x0_i[None], t_i), noise_i[None])
+            for x0_i, t_i, noise_i in zip(x0, t.split(1), noise, strict=True)
         ]
-        return self._loss(_each(denoiser, x0), x0, condition, drawn)
+        return self._loss(_denoisers(denoiser, x0), x0, condition, sampled)
 
     def observe(self, process: object, t: Tensor, per_sample: Tensor) -> None:
-        """Let the objective follow times and losses."""
-        self.of.observe(process, t, per_sample)
+        """Pass times and losses on to the objective."""
+        self.objective.observe(process, t, per_sample)
 
     def _loss(
         self,
         denoisers: Sequence[Denoiser],
         x0: Sequence[Tensor],
         condition: Condition | None,
-        drawn: Sequence[tuple[SampledTimes, Tensor]],
+        sampled: Sequence[tuple[SampledTimes, Tensor]],
     ) -> LossOutput:
-        shown = [
-            self.of.shown(denoiser, clip[None], *chance)
-            for denoiser, clip, chance in zip(denoisers, x0, drawn, strict=True)
+        batches = [
+            self.objective.noised(denoiser, x0_i[None], *times_and_noise)
+            for denoiser, x0_i, times_and_noise in zip(denoisers, x0, sampled, strict=True)
         ]
-        answers = (
-            _packed(denoisers, shown, condition) if self.how == "packed" else _by_size(denoisers, shown, condition)
-        )
-        losses = [self.of.judged(*each) for each in zip(denoisers, shown, answers, strict=True)]
+        predict = _predict_packed if self.batching == "packed" else _predict_by_size
+        predictions = predict(denoisers, batches, condition)
+        losses = [
+            self.objective.loss_of_prediction(*each) for each in zip(denoisers, batches, predictions, strict=True)
+        ]
         per_sample, t = (torch.cat([getattr(loss, name) for loss in losses]) for name in ("per_sample", "t"))
         terms = {name: torch.cat([loss.terms[name] for loss in losses]) for name in losses[0].terms}
         return LossOutput(torch.stack([loss.value for loss in losses]).mean(), per_sample, t, terms)
 
 
 def token_counts(model: Model, items: IndexableItems) -> Tensor:
-    """The tokens of each item, int64 (N,), every size of which the network takes.
+    """Return the number of tokens of each item, int64 (N,).
 
     Raises:
-        RecipeError: the data set does not know the sizes of its items.
-        ShapeError: a size that the codec or the network does not take.
+        RecipeError: The data set does not know the sizes of its items.
+        ShapeError: The autoencoder or the network does not take a size.
     """
     distinct, of_item = torch.unique(sizes_of(items), dim=0, return_inverse=True)
     return torch.tensor([_tokens(model, size) for size in distinct.tolist()])[of_item]
 
 
 def check_sizes(model: Model, items: IndexableItems) -> None:
-    """Check that the model takes the sizes of all items or, where they are unknown, that of the first.
+    """Check that the model takes the sizes of all items or, where they are unknown, the size of the first.
 
     Raises:
-        ShapeError: it does not.
+        ShapeError: The model does not take a size.
     """
     if hasattr(items, "sizes"):
         token_counts(model, items)
@@ -108,8 +111,8 @@ def check_sizes(model: Model, items: IndexableItems) -> None:
     data = torch.as_tensor(value_of(items[0], key, 0))
     if data.ndim not in (3, 4) or data.shape[0] != model.shape[0]:
         raise ShapeError(
-            f"item 0: {key!r} has the shape {tuple(data.shape)}; the model takes clips ({model.shape[0]}, T, H, W) and "
-            f"images ({model.shape[0]}, H, W)"
+            f"item 0: {key!r} has the shape {tuple(data.shape)}; the model takes videos ({model.shape[0]}, T, H, W) "
+            f"and images ({model.shape[0]}, H, W)"
         )
     _tokens(model, data[:, None].shape[1:] if data.ndim == 3 else data.shape[1:])
 
@@ -127,36 +130,44 @@ def _tokens(model: Model, size: Sequence[int]) -> int:
         ) from problem
 
 
-def _each(denoiser: Denoiser, x0: Sequence[Tensor]) -> list[Denoiser]:
-    """The denoiser under the process of each clip's size."""
+def _denoisers(denoiser: Denoiser, x0: Sequence[Tensor]) -> list[Denoiser]:
+    """Return the denoiser with the noise process of each sample's size."""
     denoisers: dict[torch.Size, Denoiser] = {}
-    for clip in x0:
-        if clip.shape not in denoisers:
-            process = resized(denoiser.process, tuple(clip.shape))
-            denoisers[clip.shape] = denoiser if process is denoiser.process else denoiser.under(process)
-    return [denoisers[clip.shape] for clip in x0]
+    for x0_i in x0:
+        if x0_i.shape not in denoisers:
+            process = resized(denoiser.process, tuple(x0_i.shape))
+            denoisers[x0_i.shape] = denoiser if process is denoiser.process else denoiser.under(process)
+    return [denoisers[x0_i.shape] for x0_i in x0]
 
 
-def _packed(denoisers: Sequence[Denoiser], shown: Sequence[NoisedBatch], condition: Condition | None) -> list[Tensor]:
-    """The network's predictions, all clips in one row."""
-    inputs = [denoiser.inputs(each.x, each.seen) for denoiser, each in zip(denoisers, shown, strict=True)]
-    answers, _ = _network(denoisers[0]).packed([x[0] for x, _ in inputs], [t[0] for _, t in inputs], condition)
-    return [denoiser.checked(y[None], x)[0] for denoiser, y, (x, _) in zip(denoisers, answers, inputs, strict=True)]
+def _network_inputs(denoisers: Sequence[Denoiser], batches: Sequence[NoisedBatch]) -> list[tuple[Tensor, Tensor]]:
+    return [denoiser.inputs(batch.x, batch.input_level) for denoiser, batch in zip(denoisers, batches, strict=True)]
 
 
-def _by_size(denoisers: Sequence[Denoiser], shown: Sequence[NoisedBatch], condition: Condition | None) -> list[Tensor]:
-    """The network's predictions, by one call for each size."""
-    inputs = [denoiser.inputs(each.x, each.seen) for denoiser, each in zip(denoisers, shown, strict=True)]
+def _predict_packed(
+    denoisers: Sequence[Denoiser], batches: Sequence[NoisedBatch], condition: Condition | None
+) -> list[Tensor]:
+    """Return the network's predictions; all samples are one sequence of tokens."""
+    inputs = _network_inputs(denoisers, batches)
+    outputs, _ = _network(denoisers[0]).packed([x[0] for x, _ in inputs], [t[0] for _, t in inputs], condition)
+    return [denoiser.checked(y[None], x)[0] for denoiser, y, (x, _) in zip(denoisers, outputs, inputs, strict=True)]
+
+
+def _predict_by_size(
+    denoisers: Sequence[Denoiser], batches: Sequence[NoisedBatch], condition: Condition | None
+) -> list[Tensor]:
+    """Return the network's predictions, with one call per size."""
+    inputs = _network_inputs(denoisers, batches)
     buckets: dict[torch.Size, list[int]] = defaultdict(list)
-    for place, (x, _) in enumerate(inputs):
-        buckets[x.shape].append(place)
-    answers: dict[int, Tensor] = {}
-    for places in buckets.values():
-        x, t = (torch.cat([inputs[place][which] for place in places]) for which in range(2))
-        part = None if condition is None else condition.map(lambda route, rows=places: route[rows])
-        y, _ = denoisers[places[0]].checked(denoisers[0].network(x, t, part), x)
-        answers |= dict(zip(places, y.split(1), strict=True))
-    return [answers[place] for place in range(len(inputs))]
+    for index, (x, _) in enumerate(inputs):
+        buckets[x.shape].append(index)
+    predictions: dict[int, Tensor] = {}
+    for indices in buckets.values():
+        x, t = (torch.cat([inputs[index][part] for index in indices]) for part in range(2))
+        rows = None if condition is None else condition.map(lambda route, rows=indices: route[rows])
+        y, _ = denoisers[indices[0]].checked(denoisers[0].network(x, t, rows), x)
+        predictions |= dict(zip(indices, y.split(1), strict=True))
+    return [predictions[index] for index in range(len(inputs))]
 
 
 def _network(denoiser: Denoiser) -> VideoDiT:
