@@ -66,7 +66,7 @@ def section(name: str, record: dict[str, Any]) -> str:
     bf16 = ", ".join(machine["bf16"]) or "no bf16"
     lines += [
         "",
-        f"{machine['cpu']}, {machine['cores']} cores, {bf16}; {machine['threads']} thread; "
+        f"`{machine['cpu']}`, {machine['cores']} cores, {bf16}; {machine['threads']} thread; "
         f"load {machine['load']}; Python {machine['python']}, torch {machine['torch']}; "
         f"{record['rounds']} rounds, {record['date']}.",
         "",

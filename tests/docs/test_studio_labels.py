@@ -1,0 +1,26 @@
+"""The guides of the studio name buttons and fields as the page labels them."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import yaml
+
+from tests.rules.source import PACKAGE, ROOT
+
+LABELS: dict[str, str] = yaml.safe_load((PACKAGE / "studio" / "chinese.yaml").read_text("utf-8"))
+ITALIC, QUOTED = r"(?<![*\w])\*([^*\n]+)\*(?!\*)", "\u201c([^\u201d\n]+)\u201d"
+
+
+@pytest.mark.parametrize(
+    ("page", "quotation", "labels"),
+    [
+        ("docs/howto/studio.md", ITALIC, set(LABELS)),
+        ("docs/zh/howto/studio.md", QUOTED, set(LABELS.values())),
+    ],
+)
+def test_labels_of_the_guide_are_those_of_the_page(page: str, quotation: str, labels: set[str]):
+    named = re.findall(quotation, (ROOT / page).read_text("utf-8"))
+    assert len(named) > 15
+    assert [label for label in named if label not in labels] == []
