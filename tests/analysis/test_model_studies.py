@@ -17,7 +17,7 @@ from unveil.cli.commands import run
 from unveil.core import prediction
 from unveil.core.denoiser import Denoiser
 from unveil.core.process import CosineVP, LinearVP, Process
-from unveil.core.samplers import SAMPLERS
+from unveil.core.samplers import sampler_specs
 from unveil.data.gaussian_mixture import Mixture
 from unveil.errors import RecipeError
 from unveil.model import Model
@@ -82,7 +82,7 @@ def test_each_sampler_is_measured_as_it_can_be(found: samplers.SamplerStudy):
 def test_no_sampler_makes_more_calls_than_asked_for(found: samplers.SamplerStudy):
     for one in found.found:
         for point in one.points:
-            assert point.calls <= point.asked < point.calls + math.ceil(SAMPLERS[one.name].calls or 1)
+            assert point.calls <= point.asked < point.calls + math.ceil(sampler_specs()[one.name].calls or 1)
         assert one.call_seconds > 0
         assert one.beside_seconds >= 0
 

@@ -17,7 +17,7 @@ from unveil.cli.text_forms import setting_name
 from unveil.cli.train import recipe_key
 from unveil.core import foreign_names, schedules
 from unveil.core.process import LinearVP
-from unveil.core.samplers import SAMPLERS
+from unveil.core.samplers import sampler_specs
 from unveil.errors import RecipeError
 from unveil.model.config import Recipe, SampleConfig, load_recipe
 
@@ -158,7 +158,7 @@ def test_a_foreign_key_of_a_recipe_is_read_as_ours(name: str):
 
 @pytest.mark.parametrize("name", foreign_names.SAMPLERS)
 def test_a_foreign_sampler_is_known(name: str):
-    assert name not in SAMPLERS
+    assert name not in sampler_specs()
     assert SampleConfig().changed({"sampler": name}).sampler == foreign_names.SAMPLERS[name]
 
 
@@ -173,13 +173,13 @@ def test_a_foreign_schedule_is_known(name: str):
 @pytest.mark.parametrize("name", scheduler.SAMPLERS)
 def test_a_scheduler_of_diffusers_by_name_is_the_sampler_that_its_settings_are_read_as(name: str):
     sampler, spacing = scheduler.SAMPLERS[name]
-    assert foreign_names.sampler(name, SAMPLERS) == foreign_names.Spelled(sampler["sampler"])
+    assert foreign_names.sampler(name, sampler_specs()) == foreign_names.Spelled(sampler["sampler"])
     assert spacing in {spacing for spacing, *_ in scheduler.GRIDS}
 
 
 def test_flow_matching_by_name_is_the_sampler_that_its_settings_are_read_as():
     read = scheduler.scheduler_of({"_class_name": scheduler.FLOW}, Path("scheduler_config.json"))
-    assert foreign_names.sampler(scheduler.FLOW, SAMPLERS) == foreign_names.Spelled(read.sample["sampler"])
+    assert foreign_names.sampler(scheduler.FLOW, sampler_specs()) == foreign_names.Spelled(read.sample["sampler"])
 
 
 @pytest.mark.parametrize("spacing", sorted({spacing for spacing, *_ in scheduler.GRIDS}))

@@ -28,7 +28,7 @@ from unveil.core.flow import RectifiedFlow, TimeShift
 from unveil.core.prediction import PREDICTIONS, Prediction
 from unveil.core.process import CosineVP, DiscreteVP, LinearVP, Process, betas, zero_terminal_snr
 from unveil.core.rng import START, SampleRNG
-from unveil.core.samplers import SAMPLERS, Plan, SamplerSpec, run
+from unveil.core.samplers import Plan, SamplerSpec, run, sampler_specs
 from unveil.core.samplers.adaptive import Tolerance
 from unveil.core.schedule import Schedule
 from unveil.core.sde import SubVP
@@ -273,7 +273,7 @@ def grid_refusal(case: Case, name: str) -> str | None:
 def grid_cell(case: Case, name: str, steps: int = 100) -> float:
     """The energy distance of DPM-Solver++(2M) on a grid by its name, as a network of x0 draws."""
     grid = schedules.get_schedule(case.process, name, steps).onto_data()
-    return cell(case, "x0", SAMPLERS["dpmpp-2m"], (grid, SAMPLERS["dpmpp-2m"].plan(grid)))
+    return cell(case, "x0", sampler_specs()["dpmpp-2m"], (grid, sampler_specs()["dpmpp-2m"].plan(grid)))
 
 
 # ---------------------------------------------------------------------- what is written
@@ -306,7 +306,7 @@ def page() -> str:
     """Return docs/cross.md from a run of every cell."""
     samplers = [
         [f"`{name}`{'' if held(entry) else ' *'}", *(_cell(case, entry) for case in CASES)]
-        for name, entry in SAMPLERS.items()
+        for name, entry in sampler_specs().items()
     ]
     spaced = [[f"`{name}`", *(_grid_cell(of, name) for of in CASES)] for name in schedules.GRIDS]
     parts = [

@@ -13,19 +13,19 @@ from tests.core import cross
 from tests.core.cross import CASES, PREDICTED, SIZE, UNFIT, cell, distance, grid_cell, grid_refusal, plan_of
 from tests.core.mixture import MEANS, SPREADS, WEIGHTS, draw
 from unveil.core import schedules
-from unveil.core.samplers import SAMPLERS
+from unveil.core.samplers import sampler_specs
 from unveil.errors import RecipeError
 
 # Each sampler once, walking through processes and predictions so that all of them meet.
 DIAGONAL = [
     (list(CASES)[i % len(CASES)], list(PREDICTED)[(i + i // len(CASES)) % len(PREDICTED)], sampler)
-    for i, sampler in enumerate(SAMPLERS)
+    for i, sampler in enumerate(sampler_specs())
 ]
 
 
 def check(case: str, prediction: str, sampler: str, planned=None) -> None:
     """One cell: exact, or refused by name."""
-    entry = SAMPLERS[sampler]
+    entry = sampler_specs()[sampler]
     refusal = cross.refusal(CASES[case], prediction, entry)
     if refusal is not None:
         with pytest.raises(RecipeError, match=refusal):
@@ -66,7 +66,7 @@ def test_the_ruler_sees_what_is_wrong():
     exact = draw(SIZE, 1)
     for wrong in (exact * 1.1, exact + 0.08, torch.cat([exact, exact[exact > 0][:800]])):
         assert distance(wrong) > cross.threshold()
-    ancestral, case = SAMPLERS["ancestral"], CASES["linear VP"]
+    ancestral, case = sampler_specs()["ancestral"], CASES["linear VP"]
     grid, plan = plan_of(case, ancestral)
     quiet = type(plan)([row._replace(noise=0.8 * row.noise) for row in plan.rows])  # type: ignore[attr-defined]
     assert cell(case, "v", ancestral, (grid, quiet)) > cross.threshold()
@@ -78,7 +78,7 @@ def test_the_ruler_sees_what_is_wrong():
 def test_the_diagonal_meets_everything():
     assert {case for case, _, _ in DIAGONAL} == set(CASES)
     assert {prediction for _, prediction, _ in DIAGONAL} == set(PREDICTED)
-    refused = [cross.refusal(CASES[case], prediction, SAMPLERS[name]) for case, prediction, name in DIAGONAL]
+    refused = [cross.refusal(CASES[case], prediction, sampler_specs()[name]) for case, prediction, name in DIAGONAL]
     assert None in refused
     assert len(set(refused)) > 2
 
@@ -90,11 +90,11 @@ def test_a_diagonal_of_the_table(case: str, prediction: str, sampler: str):
 
 
 @pytest.mark.release
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", sampler_specs())
 @pytest.mark.parametrize("case", CASES)
 def test_the_whole_table(case: str, sampler: str):
-    blind = CASES[case].is_blind and SAMPLERS[sampler].start == "finite"
-    planned = None if blind else plan_of(CASES[case], SAMPLERS[sampler])
+    blind = CASES[case].is_blind and sampler_specs()[sampler].start == "finite"
+    planned = None if blind else plan_of(CASES[case], sampler_specs()[sampler])
     for prediction in PREDICTED:
         check(case, prediction, sampler, planned)
 
@@ -102,7 +102,7 @@ def test_the_whole_table(case: str, sampler: str):
 @pytest.mark.slow
 @pytest.mark.parametrize(("case", "sampler"), cross.LED_ON)
 def test_what_is_called_inexact_is(case: str, sampler: str):
-    found = max(cell(CASES[case], prediction, SAMPLERS[sampler]) for prediction in PREDICTED)
+    found = max(cell(CASES[case], prediction, sampler_specs()[sampler]) for prediction in PREDICTED)
     assert found > cross.threshold()
 
 
@@ -131,7 +131,7 @@ def test_every_other_grid_leads_to_the_mixture(case: str, name: str):
 def test_the_page_is_of_the_samplers_and_grids_that_there_are():
     text = (Path(__file__).parents[2] / "docs/cross.md").read_text("utf-8")
     rows = re.findall(r"^\| `([^`]+)`", text, re.MULTILINE)
-    assert rows == [*SAMPLERS, *schedules.GRIDS], "run python -m tests.core.cross table"
+    assert rows == [*sampler_specs(), *schedules.GRIDS], "run python -m tests.core.cross table"
     exact = "\n".join(line for line in text.splitlines() if "` *" not in line)  # no fine grid makes the others so
     shares = [float(number) for number in re.findall(r"\| (\d+\.\d\d)(?= )", exact)]
     assert len(shares) > 400

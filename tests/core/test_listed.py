@@ -19,7 +19,6 @@ from unveil.core.flow import RectifiedFlow, TimeShift
 from unveil.core.process import CosineVP, DiscreteVP, LinearVP, Process, betas
 from unveil.core.rng import START, BrownianPath, Noise, SampleRNG
 from unveil.core.samplers import (
-    SAMPLERS,
     CoefficientTable,
     Plan,
     SamplerSpec,
@@ -27,6 +26,7 @@ from unveil.core.samplers import (
     SamplingProgress,
     get_sampler,
     run,
+    sampler_specs,
 )
 from unveil.core.schedule import Schedule
 from unveil.core.sde import SubVP
@@ -46,12 +46,12 @@ PROCESSES: dict[str, Process] = {
 }
 DATA = NoiseLevel(0.0, 1.0, 0.0)
 
-every = pytest.mark.parametrize("entry", SAMPLERS.values(), ids=SAMPLERS)
+every = pytest.mark.parametrize("entry", sampler_specs().values(), ids=sampler_specs())
 
 
 def those(keep: Callable[[SamplerSpec], object]) -> pytest.MarkDecorator:
     """The entries of which something is true."""
-    kept = {name: entry for name, entry in SAMPLERS.items() if keep(entry)}
+    kept = {name: entry for name, entry in sampler_specs().items() if keep(entry)}
     return pytest.mark.parametrize("entry", kept.values(), ids=list(kept))
 
 
@@ -389,7 +389,7 @@ def by_token(step: DenoiseFn) -> DenoiseFn:
 
 
 def test_every_entry_has_its_name_and_its_source():
-    for name, entry in SAMPLERS.items():
+    for name, entry in sampler_specs().items():
         assert entry.name == name
         assert len(entry.source) > 5
         assert get_sampler(name) is entry

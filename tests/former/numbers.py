@@ -27,7 +27,7 @@ from unveil.core.denoiser import Estimate
 from unveil.core.flow import RectifiedFlow, SqrtSizeShift, TimeShift
 from unveil.core.process import CosineVP, DiscreteVP, LinearVP, Process, betas
 from unveil.core.rng import SampleRNG
-from unveil.core.samplers import SAMPLERS, CoefficientTable, run
+from unveil.core.samplers import CoefficientTable, run, sampler_specs
 from unveil.core.sde import SubVP
 from unveil.core.ve import VE, EDMProcess
 from unveil.errors import NonFinite, RecipeError
@@ -76,7 +76,7 @@ def tables() -> dict[str, Any]:
     """
     found: dict[str, Any] = {"samplers": {}, "grids": {}}
     for process_name, process in PROCESSES.items():
-        hashes = {name: hashlib.sha256() for name in SAMPLERS}
+        hashes = {name: hashlib.sha256() for name in sampler_specs()}
         shown: dict[str, list[float]] = {}
         for grid_name, build in GRIDS.items():
             whole = hashlib.sha256()
@@ -84,7 +84,7 @@ def tables() -> dict[str, Any]:
             if grid is not None:
                 levels = [number for level in grid for number in _numbers(level)]
             whole.update(_bytes(levels))
-            for name, sampler in SAMPLERS.items():
+            for name, sampler in sampler_specs().items():
                 plan = None if grid is None else _tried(sampler.plan, grid)
                 known = isinstance(plan, CoefficientTable) or (
                     plan is not None and grid_name == "uniform"

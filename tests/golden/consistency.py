@@ -18,7 +18,7 @@ from unveil.core import loss_weights, preconditioning, schedules
 from unveil.core.denoiser import DenoiseFn, Denoiser, Estimate
 from unveil.core.guidance import clip_static
 from unveil.core.rng import Noise
-from unveil.core.samplers import SAMPLERS, CoefficientTable, SamplingProgress, consistency, run
+from unveil.core.samplers import CoefficientTable, SamplingProgress, consistency, run, sampler_specs
 from unveil.core.samplers.runge_kutta import sigma_down
 from unveil.core.schedule import Schedule
 from unveil.core.ve import EDMProcess
@@ -76,13 +76,13 @@ def planned(kind: str, grid: Schedule, given: dict[str, Any]) -> CoefficientTabl
     if kind == "multistep":
         return consistency(stops(given), least=grid.process.at(given.get("t_min", LEAST) / EDMProcess().sigma_max))
     if kind == "progdist":
-        return table(SAMPLERS["euler"].plan(schedules.Schedule(grid.process, grid[:-1])))
+        return table(sampler_specs()["euler"].plan(schedules.Schedule(grid.process, grid[:-1])))
     if kind == "ancestral":
-        return table(SAMPLERS["euler-ancestral"].plan(grid))
+        return table(sampler_specs()["euler-ancestral"].plan(grid))
     if kind == "euler":
-        return table(SAMPLERS["euler"].plan(grid))
+        return table(sampler_specs()["euler"].plan(grid))
     options = {"power": 1 / 3} if kind == "dpm" else {}  # their middle is the mean of the cube roots
-    return table(SAMPLERS[{"heun": "heun", "dpm": "dpm2"}[kind]].build(grid, **options, **churn))
+    return table(sampler_specs()[{"heun": "heun", "dpm": "dpm2"}[kind]].build(grid, **options, **churn))
 
 
 def table(plan: object) -> CoefficientTable:

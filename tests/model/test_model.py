@@ -430,7 +430,7 @@ def test_the_step_and_the_level_of_a_number_that_is_not_finite_are_named(sampler
 
     grid = unveil.schedules.uniform(CosineVP(), 10)  # t = 1, 0.9, ... 0.1, 0
     streams = SampleRNG(0, range(2))
-    plan = samplers.SAMPLERS[sampler].plan(grid)
+    plan = samplers.sampler_specs()[sampler].plan(grid)
     with pytest.raises(NonFinite, match=rf"step \d+ of {plan.total}: .* at t = 0\.3 \(log"):
         unveil.run(plan, step, grid.start(streams.normal((3,), START)), noise=streams.bind((3,)))
 

@@ -17,7 +17,7 @@ from unveil.core import schedules
 from unveil.core.denoiser import DenoiseFn, Estimate
 from unveil.core.guidance import clip_dynamic, clip_static
 from unveil.core.rng import START, BrownianPath, Noise, SampleRNG
-from unveil.core.samplers import SAMPLERS, CoefficientTable, Plan, SamplerSpec, get_sampler, heun, run
+from unveil.core.samplers import CoefficientTable, Plan, SamplerSpec, get_sampler, heun, run, sampler_specs
 from unveil.core.schedule import Schedule
 from unveil.errors import NonFinite, RecipeError
 from unveil.model import Model
@@ -132,7 +132,7 @@ class SamplerStudy:
 
 
 def _plain(one: SamplerMeasurement) -> dict[str, Any]:
-    entry = SAMPLERS[one.name]
+    entry = sampler_specs()[one.name]
     return {
         "name": one.name,
         "source": entry.source,
@@ -169,9 +169,9 @@ def study_samplers(model: Model, settings: SamplerStudySettings, tell: Tell = la
     other = bench.solved(settings.seed + 1)
     found: list[SamplerMeasurement] = []
     refused: dict[str, str] = {}
-    for name in settings.only or SAMPLERS:
+    for name in settings.only or sampler_specs():
         tell(name)
-        entry = SAMPLERS[name]
+        entry = sampler_specs()[name]
         if entry.denoiser == "consistency":
             refused[name] = "needs a network that was trained as a consistency function"
             continue

@@ -29,7 +29,7 @@ from unveil.analysis.video_page import main_rows, text_page, video_page, world_p
 from unveil.cli import evaluate as evaluation
 from unveil.cli.recipe_kind import diffusion
 from unveil.cli.text_forms import sampling_of
-from unveil.core.samplers import SAMPLERS
+from unveil.core.samplers import sampler_specs
 from unveil.errors import RecipeError
 from unveil.evaluate import EvaluationSettings as Protocol
 from unveil.evaluate.image_set import collect_images
@@ -71,7 +71,7 @@ def samplers(model: str, settings: SamplerStudySettings, device: str, place: Pla
     folder = place.free(model, "samplers")
     begun = time.process_time()
     opened, source = open_model(model, pick(device))
-    with console.progress("sampler", len(settings.only or SAMPLERS) + 1) as progress:
+    with console.progress("sampler", len(settings.only or sampler_specs()) + 1) as progress:
         study = study_samplers(opened, settings, lambda _: progress.advance())
     record: dict[str, Any] = {"model": source._asdict(), **study.record(), "about": _about(begun, str(opened.device))}
     page = _write(folder, "samplers", record, samplers_page(study, record))

@@ -69,7 +69,7 @@ def models(console: Console) -> None:
 
 def samplers(console: Console) -> None:
     """Tells what each sampler declares; a test holds every one to it."""
-    from unveil.core.samplers import SAMPLERS
+    from unveil.core.samplers import sampler_specs
     from unveil.model.config import SampleConfig
 
     listed: list[dict[str, Any]] = [
@@ -82,7 +82,7 @@ def samplers(console: Console) -> None:
             "settings": SampleConfig(sampler=entry.name).settings(),
             "source": entry.source,
         }
-        for entry in SAMPLERS.values()
+        for entry in sampler_specs().values()
     ]
     heads = ("sampler", "order", "noise", "calls per step", "the same under every process", "settings")
     rows = [

@@ -16,7 +16,7 @@ from unveil.data.image_folder import ImageFolderDataset
 from unveil.data.image_validation import check_images, check_images_or_raise
 from unveil.data.latent_validation import LatentsReport, check_latents
 from unveil.data.latents import LATENTS, Latents, LatentsConfig, write_latents
-from unveil.data.registry import KINDS, MapDataset, open, register, register_wrapper, to_config
+from unveil.data.registry import MapDataset, data_kind, data_kinds, open, to_config
 from unveil.data.report import FolderReport
 from unveil.data.scan_cache import Progress
 from unveil.data.tensor_dataset import ImageTensorDataset, Part, check_split
@@ -24,17 +24,8 @@ from unveil.data.video_folder import VideoDataset
 from unveil.data.video_slicing import VideoFolderConfig
 from unveil.data.video_validation import VideoFolderReport, check_videos, check_videos_or_raise
 
-register("video-folder", VideoFolderConfig, VideoDataset, has_images=False)
-register("digits", DigitsConfig, lambda config, part: digits(part))
-register("fashion", FashionConfig, fashion)
-register("fashion-style", StyleConfig, fashion_in_style)
-register("folder", FolderConfig, ImageFolderDataset)
-register("latents", LatentsConfig, Latents, has_images=False)
-register_wrapper(ControlImageConfig, lambda config, part: ControlImageDataset(open(config.of, part), config.draw))
-
 __all__ = [
     "HINT",
-    "KINDS",
     "LATENTS",
     "AdaptedDataset",
     "ControlImageConfig",
@@ -64,13 +55,13 @@ __all__ = [
     "check_split",
     "check_videos",
     "check_videos_or_raise",
+    "data_kind",
+    "data_kinds",
     "digits",
     "fashion",
     "fashion_in_style",
     "mask_to_state",
     "open",
-    "register",
-    "register_wrapper",
     "state_to_boxes",
     "state_to_mask",
     "to_config",

@@ -9,7 +9,9 @@ from typing import Any, Literal
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from unveil.data import registry
 from unveil.data.adapted import SourceDataset
+from unveil.data.tensor_dataset import Part
 from unveil.errors import DataError, RecipeError, ShapeError
 from unveil.types import Item
 
@@ -57,3 +59,8 @@ class ControlImageDataset(Dataset[Item]):
         except (RecipeError, ShapeError, DataError) as problem:
             raise type(problem)(f"item {index}: {problem}") from problem
         return item
+
+
+@registry.data_wrapper(ControlImageConfig)
+def _open(config: ControlImageConfig, part: Part) -> ControlImageDataset:
+    return ControlImageDataset(registry.open(config.of, part), config.draw)

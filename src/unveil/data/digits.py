@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from unveil.data.registry import data_kind
 from unveil.data.tensor_dataset import ImageTensorDataset, Part, stable_hash
 from unveil.errors import DataError
 
@@ -35,6 +36,12 @@ def digits(part: Part = "train") -> ImageTensorDataset:
     order = sorted(range(len(pixels)), key=lambda index: stable_hash(f"digits {index}"))
     chosen = sorted(order[:HELD_OUT] if part == "held-out" else order[HELD_OUT:])
     return ImageTensorDataset(pixels[chosen], labels[chosen], [str(digit) for digit in range(10)])
+
+
+@data_kind("digits", DigitsConfig)
+def _open(config: DigitsConfig, part: Part) -> ImageTensorDataset:
+    del config
+    return digits(part)
 
 
 @lru_cache(maxsize=1)  # 115 kB, and reading it costs a second

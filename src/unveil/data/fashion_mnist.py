@@ -14,6 +14,7 @@ from torch import Tensor
 from unveil.data.cache import cache_folder
 from unveil.data.download import download
 from unveil.data.low_res import check_low
+from unveil.data.registry import data_kind
 from unveil.data.tensor_dataset import ImageTensorDataset, Part
 from unveil.errors import DataError
 
@@ -65,6 +66,7 @@ class FashionConfig:
         check_low(self.low_res, SIDE)
 
 
+@data_kind("fashion", FashionConfig)
 def fashion(config: FashionConfig, part: Part = "train", *, url: str = URL) -> ImageTensorDataset:
     """The official 60,000 (train) or 10,000 (held-out): pixels uint8 (N, 1, 28, 28), labels 0 to 9.
 

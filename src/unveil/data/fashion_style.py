@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unveil.data.fashion_mnist import CLASSES, FashionConfig, fashion
+from unveil.data.registry import data_kind
 from unveil.data.tensor_dataset import ImageTensorDataset, Part
 from unveil.errors import RecipeError, did_you_mean
 
@@ -46,6 +47,7 @@ class StyleConfig:
             raise RecipeError(f"count = {self.count}, judged = {self.judged}: at least 1 image")
 
 
+@data_kind("fashion-style", StyleConfig)
 def fashion_in_style(config: StyleConfig, part: Part = "train") -> ImageTensorDataset:
     """The chosen images uint8 (N, 1, 28, 28) with their labels, in the style.
 

@@ -11,12 +11,14 @@ from unveil.data.folder_index import FolderConfig
 from unveil.data.image_decoding import read
 from unveil.data.image_validation import check_images_or_raise
 from unveil.data.low_res import LOW, area_downsample
+from unveil.data.registry import data_kind
 from unveil.data.report import FolderReport
 from unveil.data.tensor_dataset import Part
 from unveil.errors import DataError
 from unveil.types import Item
 
 
+@data_kind("folder", FolderConfig)
 class ImageFolderDataset(Dataset[Item]):
     """The checked images of one part: pixels uint8 (C, size, size), with label and text where they are known.
 

@@ -27,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from unveil.data.registry import data_kind
 from unveil.data.tensor_dataset import Part, stable_hash
 from unveil.errors import DataError, NonFinite, RecipeError, ShapeError
 from unveil.errors import did_you_mean as near
@@ -105,6 +106,7 @@ class LatentFile(NamedTuple):
         return torch.from_numpy(np.require(bits, None, "W")).view(DTYPES[self.dtype]).float()  # the map is read-only
 
 
+@data_kind("latents", LatentsConfig, has_images=False)
 class Latents(Dataset[Item]):
     """Latents of one part: "latents" float32 (C, H, W), shifted and scaled, and "label" where they are known.
 

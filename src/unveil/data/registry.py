@@ -1,10 +1,19 @@
-"""The kinds of data sets: a name, the dataclass of its settings, and the function that opens it."""
+"""Kinds of data sets: a name, the dataclass of its settings, and the function or class that opens it.
+
+`data_kind` decorates what opens a kind. Another package names its module, or what it decorates there, as an entry point
+of the group `unveil.data`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from unveil.data.tensor_dataset import Part, check_split
 from unveil.errors import RecipeError, did_you_mean
@@ -42,18 +51,55 @@ class DataKind(NamedTuple):
     has_images: bool = True
 
 
-KINDS: dict[str, DataKind] = {}  # by the name in recipes
+GROUP = "unveil.data"
+OpenT = TypeVar("OpenT", bound=Callable[..., Any])
+_KINDS: dict[str, DataKind] = {}  # by the name in recipes
 _WRAPPERS: dict[type[Any], Callable[[Any, Part], Any]] = {}
 
 
-def register(name: str, config: type[Any], open: Callable[[Any, Part], Any], *, has_images: bool = True) -> None:
-    """Enter a kind of data set, so that recipes and `unveil.data.open` know it."""
-    KINDS[name] = DataKind(config, open, has_images)
+def data_kind(name: str, config: type[Any], *, has_images: bool = True) -> Callable[[OpenT], OpenT]:
+    """Decorate what opens a kind of data set, a function or class of (config, part).
+
+    Args:
+        name: Name in recipes: `data: {kind: NAME}`.
+        config: Frozen dataclass; its fields are the keys of the recipe.
+        has_images: See `DataKind`.
+
+    Raises:
+        RecipeError: Another kind has this name.
+    """
+    if name in _KINDS:
+        raise RecipeError(f"data kind {name!r}: two kinds of data have this name; rename one")
+
+    def register(open: OpenT) -> OpenT:
+        _KINDS[name] = DataKind(config, open, has_images)
+        return open
+
+    return register
 
 
-def register_wrapper(config: type[Any], open: Callable[[Any, Part], Any]) -> None:
-    """Enter a config that wraps another one; recipes name it by a key of its own."""
-    _WRAPPERS[config] = open
+def data_wrapper(config: type[Any]) -> Callable[[OpenT], OpenT]:
+    """Decorate what opens a config that wraps another one; recipes name it by a key of its own."""
+
+    def register(open: OpenT) -> OpenT:
+        _WRAPPERS[config] = open
+        return open
+
+    return register
+
+
+def data_kinds() -> Mapping[str, DataKind]:
+    """Return every kind of data set by name, in the order of names."""
+    _import_kinds()
+    return dict(sorted(_KINDS.items()))
+
+
+@cache
+def _import_kinds() -> None:
+    for module in iter_modules([str(Path(__file__).parent)]):
+        import_module(f"{__package__}.{module.name}")
+    for entry in entry_points(group=GROUP):
+        entry.load()
 
 
 def open(config: Any, part: Part = "train") -> Any:
@@ -72,7 +118,7 @@ def open(config: Any, part: Part = "train") -> Any:
     """
     part = check_split(part)
     chosen = to_config(config)
-    openers = {kind.config: kind.open for kind in KINDS.values()} | _WRAPPERS
+    openers = {kind.config: kind.open for kind in _KINDS.values()} | _WRAPPERS
     return openers[type(chosen)](chosen, part)
 
 
@@ -82,11 +128,12 @@ def to_config(config: Any) -> Any:
     Raises:
         RecipeError: An unknown kind.
     """
-    if type(config) in _WRAPPERS or any(type(config) is kind.config for kind in KINDS.values()):
+    if type(config) in _WRAPPERS or any(type(config) is kind.config for kind in _KINDS.values()):
         return config
-    if config.kind not in KINDS:
-        raise RecipeError(f"data kind {config.kind!r}: must be {', '.join(KINDS)}{did_you_mean(config.kind, [*KINDS])}")
-    config_class = KINDS[config.kind].config
+    kinds = data_kinds()
+    if config.kind not in kinds:
+        raise RecipeError(f"data kind {config.kind!r}: must be {', '.join(kinds)}{did_you_mean(config.kind, [*kinds])}")
+    config_class = kinds[config.kind].config
     return config_class(
         **{field.name: getattr(config, field.name) for field in fields(config_class) if hasattr(config, field.name)}
     )

@@ -13,6 +13,7 @@ from unveil.data.caption_mixing import pick_caption
 from unveil.data.folder_index import IndexEntry, colour
 from unveil.data.image_decoding import DecodeOptions, fit_box, safe_join
 from unveil.data.image_folder import held_out_files
+from unveil.data.registry import data_kind
 from unveil.data.tensor_dataset import Part
 from unveil.data.video_slicing import VideoFolderConfig, VideoSegment
 from unveil.data.video_validation import VideoFolderReport, check_videos_or_raise
@@ -29,6 +30,7 @@ class VideoItem(NamedTuple):
     piece: VideoSegment
 
 
+@data_kind("video-folder", VideoFolderConfig, has_images=False)
 class VideoDataset(Dataset[Item]):
     """The checked videos of one part: pixels uint8 (3, T, H, W), with label and text where they are known.
 

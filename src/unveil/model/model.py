@@ -48,7 +48,7 @@ class GenerateOptions(TypedDict, total=False):
     Attributes:
         negative_cond: Conditions to guide away from, by key.
         num_inference_steps: Number of sampling steps, as `steps`.
-        sampler: Name in `samplers.SAMPLERS`.
+        sampler: Name in `samplers.sampler_specs`.
         schedule: Noise schedule: a name in `schedules.GRIDS`, a respacing string, or falling times.
         threshold: Thresholding of the predicted x0: "static", "dynamic" or "none".
         eta: 0: deterministic, 1: as noisy as the ancestral chain; for samplers that take it.

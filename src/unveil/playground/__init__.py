@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from unveil.data import register as _register
 from unveil.playground.dataset import Playground, PlaygroundConfig
 from unveil.playground.scenes import Scenes, ScenesConfig
-
-_register("playground", PlaygroundConfig, Playground)
-_register("scenes", ScenesConfig, Scenes)
 
 __all__ = ["Playground", "PlaygroundConfig", "Scenes", "ScenesConfig"]

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from unveil.data.caption_files import CaptionRecord, by_number
 from unveil.data.caption_mixing import SHARE, mix_captions
 from unveil.data.folder_index import check_mix
+from unveil.data.registry import data_kind
 from unveil.data.tensor_dataset import Part
 from unveil.errors import RecipeError, did_you_mean
 from unveil.playground.scenes import HELD_OUT, uniforms
@@ -171,6 +172,7 @@ class PlaygroundConfig:
         return [(high, wide) for high in sides for wide in sides if max(high, wide) <= self.aspect * min(high, wide)]
 
 
+@data_kind("playground", PlaygroundConfig)
 class Playground(Dataset[Item]):
     """Videos as items.
 

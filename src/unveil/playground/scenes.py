@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 
 from unveil.core.rng import keys, words
 from unveil.data.box_mask_encoding import boxes_to_state, mask_to_state
+from unveil.data.registry import data_kind
 from unveil.data.tensor_dataset import Part
 from unveil.errors import RecipeError
 from unveil.playground.scene_captions import CAPTIONS, Language, SceneObject
@@ -73,6 +74,7 @@ class ScenesConfig:
             raise RecipeError(f"seed {self.seed}: must not be negative")
 
 
+@data_kind("scenes", ScenesConfig)
 class Scenes(Dataset[Item]):
     """Scenes as items.
 

@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 from markupsafe import Markup
 
-from unveil.core.samplers import SAMPLERS
+from unveil.core.samplers import sampler_specs
 from unveil.errors import Error, RecipeError
 from unveil.server.jobs.job import Job
 from unveil.server.jobs.request import random_seed
@@ -213,7 +213,7 @@ class GenerationTab(Tab):
     def by_name(self) -> Any:
         """Create the list of samplers."""
         return gr.Dropdown(
-            [(self.tr("model default"), ""), *((name, name) for name in SAMPLERS)], value="",
+            [(self.tr("model default"), ""), *((name, name) for name in sampler_specs())], value="",
             label=self.tr("Sampler"), elem_id=f"{self.name}-sampler",
         )  # fmt: skip
 

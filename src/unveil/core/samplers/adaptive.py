@@ -49,7 +49,7 @@ from unveil.errors import NonFinite, RecipeError
 from unveil.types import NoiseLevel, like
 
 __all__ = [
-    "LISTED",
+    "SAMPLERS",
     "AdaptivePlan",
     "IController",
     "PIDController",
@@ -284,7 +284,7 @@ class AdaptivePlan:
 _PAPER = "Lu et al. 2022, adaptive step size algorithm (arXiv:2206.00927)"
 _DEFAULTS = {"control": IController(), "tolerance": Tolerance(unit=of_x)}
 
-LISTED: tuple[SamplerSpec, ...] = (
+SAMPLERS: tuple[SamplerSpec, ...] = (
     SamplerSpec("dpm-adaptive", dpm_adaptive, _PAPER, order=None, calls=None, couples=True, start="finite"),
     SamplerSpec(
         "dpm-solver-12",

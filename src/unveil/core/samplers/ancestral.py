@@ -76,7 +76,7 @@ def _onto_data(level: NoiseLevel) -> bool:
     return bool((level.sigma == 0).all()) if isinstance(level.sigma, Tensor) else level.sigma == 0
 
 
-LISTED = (
+SAMPLERS = (
     SamplerSpec(
         "ancestral",
         ancestral,

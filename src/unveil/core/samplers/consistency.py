@@ -34,7 +34,7 @@ def consistency(grid: Schedule, *, least: NoiseLevel | None = None) -> Coefficie
     return CoefficientTable(rows)
 
 
-LISTED = (
+SAMPLERS = (
     SamplerSpec(
         "consistency",
         consistency,

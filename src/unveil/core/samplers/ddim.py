@@ -77,4 +77,4 @@ def _clean(sigma: scalar_math.Number) -> bool:
     return bool((sigma == 0).any()) if isinstance(sigma, Tensor) else sigma == 0
 
 
-LISTED = (SamplerSpec("ddim", ddim, "Song et al. 2020, eq. 12 (arXiv:2010.02502)", order=1),)
+SAMPLERS = (SamplerSpec("ddim", ddim, "Song et al. 2020, eq. 12 (arXiv:2010.02502)", order=1),)

@@ -268,7 +268,7 @@ _DPM = "Lu et al. 2022 (arXiv:2206.00927), "
 _DPMPP = "Lu et al. 2022 (arXiv:2211.01095), "
 _EPS = {"of": "eps"}
 
-LISTED: tuple[SamplerSpec, ...] = (
+SAMPLERS: tuple[SamplerSpec, ...] = (
     SamplerSpec("dpmpp-2m", dpmpp_2m, _DPMPP + "algorithm 2", order=2),
     SamplerSpec("dpmpp-3m", dpmpp_3m, _DPMPP + "algorithm 2; 3M as in its code", order=2),
     SamplerSpec("dpm-solver-2m", dpm_multistep, _DPMPP + "algorithm 2 for eps", order=2, start="finite", options=_EPS),

@@ -320,7 +320,7 @@ _NCSN = "Song & Ermon 2019, algorithm 1 (arXiv:1907.05600)"
 _SDE = "Song et al. 2021, appendix E (arXiv:2011.13456)"
 _PC = "Song et al. 2021, algorithm 1 and appendix G (arXiv:2011.13456)"
 
-LISTED = (
+SAMPLERS = (
     SamplerSpec("langevin", langevin, _NCSN, order=None, stochastic=True, calls=5, start="finite", fine=None),
     SamplerSpec(
         "annealed-langevin",

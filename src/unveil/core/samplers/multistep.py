@@ -218,7 +218,7 @@ def _started(grid: Schedule, row: StepRow, there: NoiseLevel, start: WarmupSteps
     return rows
 
 
-LISTED: tuple[SamplerSpec, ...] = (
+SAMPLERS: tuple[SamplerSpec, ...] = (
     SamplerSpec(
         "lms",
         lms,

@@ -1,13 +1,27 @@
-"""Properties of a sampler: its order, its noise, its cost, and its invariance."""
+"""Samplers by name, with what each declares: its order, its noise, its cost, and its invariance.
+
+A module of this package lists its samplers as `SAMPLERS`. Another package names a `SamplerSpec` as an entry point of
+the group `unveil.samplers`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any, Literal
 
+from unveil.core import foreign_names
+from unveil.core.foreign_names import Spelled
 from unveil.core.samplers.loop import Plan
 from unveil.core.schedule import Schedule
+from unveil.errors import RecipeError, did_you_mean
+
+GROUP = "unveil.samplers"
 
 
 @dataclass(frozen=True)
@@ -52,3 +66,58 @@ class SamplerSpec:
     def plan(self, grid: Schedule) -> Plan:
         """The plan of this entry over a grid, with the options that it fixes."""
         return self.build(grid, **self.options)
+
+
+@cache
+def bundled() -> Mapping[str, SamplerSpec]:
+    """Return the samplers of this package by name."""
+    every: list[SamplerSpec] = []
+    for module in iter_modules([str(Path(__file__).parent)]):
+        every += getattr(import_module(f"{__package__}.{module.name}"), "SAMPLERS", ())
+    return _by_name(every)
+
+
+@cache
+def sampler_specs() -> Mapping[str, SamplerSpec]:
+    """Return every sampler by name, in the order of names: the bundled ones, and those of installed packages.
+
+    Raises:
+        RecipeError: An entry point is not a sampler, or two samplers share a name.
+    """
+    every = [*bundled().values()]
+    for entry in entry_points(group=GROUP):
+        spec = entry.load()
+        if not isinstance(spec, SamplerSpec):
+            raise RecipeError(f"entry point group {GROUP}: {entry.value} is not a core.samplers.SamplerSpec")
+        every.append(spec)
+    return _by_name(every)
+
+
+def _by_name(every: list[SamplerSpec]) -> Mapping[str, SamplerSpec]:
+    names = sorted(spec.name for spec in every)
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise RecipeError(f"sampler {repeated[0]!r}: two samplers have this name; rename one")
+    return {spec.name: spec for spec in sorted(every, key=lambda spec: spec.name)}
+
+
+def get_sampler(name: str) -> SamplerSpec:
+    """Return the sampler of a name, ours or that of another program, such as "euler_a"; see `core.foreign_names`.
+
+    Raises:
+        RecipeError: There is none; names the nearest.
+    """
+    spec = bundled().get(name)  # without a look at installed packages, which takes 10 ms
+    return sampler_specs()[spelled(name).sampler] if spec is None else spec
+
+
+def spelled(name: str) -> Spelled:
+    """Return our name of a sampler, and the schedule that its name includes, as "DPM++ 2M Karras" does.
+
+    Raises:
+        RecipeError: There is none; names the nearest.
+    """
+    entry = foreign_names.sampler(name, sampler_specs())
+    if entry is None:
+        close = did_you_mean(foreign_names.plain(name), list(sampler_specs()))
+        raise RecipeError(f"sampler {name!r}: no such sampler{close}; `unveil inspect samplers` lists all")
+    return entry

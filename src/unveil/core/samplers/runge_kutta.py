@@ -367,7 +367,7 @@ def _check_overshoot(node: float, place: Number, there: Number) -> None:
 _EDM = "Karras et al. 2022, algorithm 2 (arXiv:2206.00364)"
 _CHURN = {"s_churn": 20.0, "s_tmin": 0.05, "s_tmax": 50.0}  # near the published ones, which are searched per data set
 
-LISTED = (
+SAMPLERS = (
     SamplerSpec("euler", euler, _EDM, order=1),
     SamplerSpec("heun", heun, _EDM, order=2, calls=2),
     SamplerSpec("dpm2", dpm2, _EDM + "; Lu et al. 2022, algorithm 1 (arXiv:2206.00927)", order=2, calls=2),

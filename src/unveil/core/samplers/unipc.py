@@ -119,7 +119,7 @@ def _correction(
 _PAPER = "Zhao et al. 2023, algorithms 1 and 2 (arXiv:2302.04867)"
 
 # Order + 1 of each without lower orders at the end, which as published leave order 2.
-LISTED: tuple[SamplerSpec, ...] = (
+SAMPLERS: tuple[SamplerSpec, ...] = (
     SamplerSpec("unipc-1", unipc, _PAPER, order=2, options={"order": 1}),
     SamplerSpec("unipc-2", unipc, _PAPER, order=2, options={"order": 2}),
     SamplerSpec("unipc-3", unipc, _PAPER, order=2),

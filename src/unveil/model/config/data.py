@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import model_validator
 
 import unveil.playground  # noqa: F401  enters its kinds of data
-from unveil.data import KINDS, ControlImageConfig
+from unveil.data import ControlImageConfig, data_kinds
 from unveil.data.preprocessors.registry import PREPROCESSORS
 from unveil.errors import RecipeError
 from unveil.model.config.sections import PartSection, choice, section
@@ -50,6 +50,6 @@ else:
     Data = choice(
         *(
             section(name, kind.config, base=ImageDataSection if kind.has_images else PartSection)
-            for name, kind in sorted(KINDS.items())
+            for name, kind in data_kinds().items()
         )
     )

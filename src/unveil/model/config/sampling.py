@@ -78,7 +78,7 @@ class SampleConfig(Section):
     """Sampling settings.
 
     Attributes:
-        sampler: Name in `core.samplers.SAMPLERS`.
+        sampler: Name in `core.samplers.sampler_specs`.
         steps: Number of steps of the schedule; most samplers make one network call in each, without guidance.
         eta: Share of the ancestral chain's noise, for samplers that take it; none: the sampler's default.
         options: Further settings of the sampler, by name.
@@ -102,7 +102,7 @@ class SampleConfig(Section):
         """The schedule that is part of a sampler's foreign name, unless one is given."""
         if not isinstance(plain, dict) or not isinstance(plain.get("sampler"), str) or "schedule" in plain:
             return plain
-        foreign = foreign_names.sampler(plain["sampler"], samplers.SAMPLERS)
+        foreign = foreign_names.sampler(plain["sampler"], samplers.sampler_specs())
         return plain if foreign is None or foreign.schedule is None else {**plain, "schedule": foreign.schedule}
 
     @field_validator("schedule")
@@ -207,7 +207,7 @@ class SampleConfig(Section):
         """
         wanted = {name: value for name, value in migrate_settings(changes).items() if value is not None}
         plain = self.model_dump(mode="json")
-        foreign = foreign_names.sampler(str(wanted.get("sampler", self.sampler)), samplers.SAMPLERS)
+        foreign = foreign_names.sampler(str(wanted.get("sampler", self.sampler)), samplers.sampler_specs())
         if "sampler" in wanted and foreign is not None:
             wanted["sampler"] = foreign.sampler
             if foreign.schedule is not None:

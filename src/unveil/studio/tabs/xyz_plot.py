@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 from markupsafe import Markup
 
-from unveil.core.samplers import SAMPLERS
+from unveil.core.samplers import sampler_specs
 from unveil.errors import RecipeError
 from unveil.server.jobs.image_job import PICTURES, image_files
 from unveil.server.jobs.job import Job
@@ -44,7 +44,7 @@ class XyzPlot:
         tr = self._tab.tr
         self.browser_state = gr.BrowserState({}, storage_key="unveil-grid", secret="unveil")
         with gr.Accordion(tr("X/Y/Z plot of samplers, steps and guidance scales"), open=False, elem_id="image-grid"):
-            self.samplers = gr.CheckboxGroup([*SAMPLERS], label=tr("Samplers"), elem_id="grid-samplers")
+            self.samplers = gr.CheckboxGroup([*sampler_specs()], label=tr("Samplers"), elem_id="grid-samplers")
             with gr.Row():
                 self.steps = gr.Textbox(label=tr("Steps to compare"), placeholder="4 8 16", elem_id="grid-steps")
                 self.scales = gr.Textbox(
