@@ -42,7 +42,7 @@ WARM = [{**request(0, turn), "seed": 10**6 + turn} for turn in range(len(PROMPTS
 
 def direct() -> dict[str, float]:
     """The images of all clients by the calls of `unveil sample`, the model read once."""
-    from unveil.generation.opening import ModelOptions, open_for_generation
+    from unveil.generation.model_loading import ModelOptions, open_for_generation
     from unveil.io.console import Console
     from unveil.tasks.context import TaskContext, TaskOutput
     from unveil.tasks.fields import PLAYGROUND

@@ -153,7 +153,7 @@ class ControlNetInfo(NamedTuple):
     key: Key of its control image among the conditions.
     name, sha256: Name and hash of the file of weights.
     weight, start, stop: Settings of `Control`.
-    picture, picture_sha256: Name and hash of the file of the control image; empty: none was chosen yet.
+    image, image_sha256: Name and hash of the file of the control image; empty: none was chosen yet.
     pixels: Control image, uint8 (1 or 3, H, W), of any size.
     """
 
@@ -163,8 +163,8 @@ class ControlNetInfo(NamedTuple):
     weight: float = 1.0
     start: float = 0.0
     stop: float = 1.0
-    picture: str = ""
-    picture_sha256: str = ""
+    image: str = ""
+    image_sha256: str = ""
     pixels: Tensor | None = None
 
     def record(self) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def test_debug_shows_where(cli: Cli):
         (["--cond", "lable=3"], ["condition 'lable': this model takes label; nearest: 'label'"]),
         (["--cond", "label"], ["is written KEY=VALUE"]),
         (["--label", "3", "-n", "0"], ["count = 0: must be greater than or equal to 1"]),
-        (["--label", "3", "--label", "4", "-n", "1"], ["label: ['3', '4'] for 1 pictures"]),
+        (["--label", "3", "--label", "4", "-n", "1"], ["label: ['3', '4'] for 1 images"]),
         (["--label", "3", "--sampler", "dim"], ["sampler 'dim': no such sampler"]),
         (["--label", "3", "--eta", "2"], ["eta = 2.0: must be less than or equal to 1"]),
         (["--label", "3", "--steps", "99", "--schedule", "leading"], ["steps = 99: this process has 50"]),
@@ -349,8 +349,8 @@ def test_a_picture_without_a_record(cli: Cli, saved: Path, tmp_path: Path):
     Image.new("L", (8, 8)).save(tmp_path / "plain.png")
     (tmp_path / "words.png").write_text("no picture")
     for name, words in {
-        "plain.png": ["holds no record of how it was made"],
-        "words.png": ["not a readable PNG file"],
+        "plain.png": ["has no metadata of its generation"],
+        "words.png": ["neither a readable image nor a video"],
         "gone.png": ["no such file"],
     }.items():
         refused(cli("sample", saved, "--from-metadata", name, "--out", "two.png"), 4, name, *words)

@@ -17,7 +17,7 @@ from tests.cli.conftest import Cli, tree
 from tests.cli.test_bad_input import refused
 from unveil.cli.options import PLAYGROUND
 from unveil.cli.text_forms import with_words
-from unveil.generation.metadata import read_facts
+from unveil.generation.image_output import read_facts
 from unveil.tasks.text_to_image import TextToImage
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -17,7 +17,7 @@ from tests.cli.conftest import CHANGES, Cli
 from unveil.checkpoints import controlnet_keys as layout
 from unveil.checkpoints import diffusers_unet
 from unveil.cli.text_forms import read_controlnet
-from unveil.generation.metadata import read_facts
+from unveil.generation.image_output import read_facts
 from unveil.io.files import write_tensors
 from unveil.model.config import load_recipe
 from unveil.nn.controlnet import ControlNet, hint_widths
@@ -85,7 +85,7 @@ def test_a_picture_with_a_control_is_drawn_and_repeated(cli: Cli, saved: Path, e
     assert (early != on).any()
     assert (early != base).any()
     (told,) = read_facts(Path("half.png"))["controls"]
-    assert (told["name"], told["weight"], told["picture"]) == ("edges.safetensors", 0.5, "hint.png")
+    assert (told["name"], told["weight"], told["image"]) == ("edges.safetensors", 0.5, "hint.png")
     assert "controls" not in read_facts(Path("base.png"))
     again = ["sample", saved, "--from-metadata", "early.png", "--out"]
     outcome = cli(*again, "missing.png")

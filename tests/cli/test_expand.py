@@ -12,7 +12,7 @@ from tests.cli.test_bad_input import refused
 from tests.cli.test_commands import pixels
 from tests.generation.tiny import WORDS, tiny_clips
 from tests.prompting.test_llm_rewrite import DENSE, Place, late, place, saying
-from unveil.generation.metadata import read_facts
+from unveil.generation.image_output import read_facts
 from unveil.prompting import expand_by_rules
 
 __all__ = ["place"]  # a fixture
@@ -23,7 +23,7 @@ FAST = ("--steps", 1)
 
 
 def facts(path: Path) -> dict[str, dict[str, str]]:
-    return {name: said for name, said in read_facts(path).items() if name in ("given", "asked", "negative")}
+    return {name: said for name, said in read_facts(path).items() if name in ("given", "typed", "negative")}
 
 
 def test_a_short_prompt_is_told_dense_which_is_shown_and_stored(cli: Cli, tmp_path: Path):
@@ -31,7 +31,7 @@ def test_a_short_prompt_is_told_dense_which_is_shown_and_stored(cli: Cli, tmp_pa
     done = cli("video", SHORT, "--seed", 3, *FAST, "-o", "out.gif")
     assert done.code == 0, done.err
     assert f"prompt, expanded by rules: {dense}\n" in done.out
-    assert facts(tmp_path / "out.gif") == {"given": {"prompt": dense}, "asked": {"prompt": SHORT, "by": "rules"}}
+    assert facts(tmp_path / "out.gif") == {"given": {"prompt": dense}, "typed": {"prompt": SHORT, "by": "rules"}}
     assert cli("video", dense, "--seed", 3, *FAST, "-o", "dense.gif").code == 0
     assert facts(tmp_path / "dense.gif") == {"given": {"prompt": dense}}
     assert (pixels(tmp_path / "out.gif") == pixels(tmp_path / "dense.gif")).all()
@@ -49,8 +49,8 @@ def test_of_pictures_no_motion_is_filled_in_and_a_record_draws_them_again(cli: C
     done = cli("sample", asked, *FAST, "--seed", 2, "--out", "one.png", "--json")
     assert done.code == 0, done.err
     dense = expand_by_rules(asked, 2, frames=1).text
-    assert done.json["expanded"] == [{"told": dense, "asked": asked, "by": "rules"}]  # nothing but the document
-    told = {"given": {"prompt": dense}, "asked": {"prompt": asked, "by": "rules"}}
+    assert done.json["expanded"] == [{"prompt": dense, "typed": asked, "by": "rules"}]  # nothing but the document
+    told = {"given": {"prompt": dense}, "typed": {"prompt": asked, "by": "rules"}}
     assert facts(tmp_path / "one.png") == told
     assert cli("sample", "--from-metadata", "one.png", "--out", "again.png").code == 0
     assert facts(tmp_path / "again.png") == told
@@ -65,17 +65,17 @@ def test_each_line_of_a_file_is_expanded(cli: Cli, tmp_path: Path):
         assert one["prompt"] == typed
         told = facts(tmp_path / one["images"][0])
         dense = expand_by_rules(typed, frames=1).text
-        assert told == {"given": {"prompt": dense}, "asked": {"prompt": typed, "by": "rules"}}
-        assert one["expanded"] == [{"told": dense, "asked": typed, "by": "rules"}]
+        assert told == {"given": {"prompt": dense}, "typed": {"prompt": typed, "by": "rules"}}
+        assert one["expanded"] == [{"prompt": dense, "typed": typed, "by": "rules"}]
 
 
 def test_a_clip_that_is_shown_a_picture_is_told_what_was_typed_unless_asked(cli: Cli, tmp_path: Path):
     assert cli("sample", "a small yellow ring", *FAST, "--out", "first.png").code == 0
     given = ("video", "a small yellow ring moves up", "--image", "first.png", *FAST, "-o")
     assert cli(*given, "plain.gif").code == 0
-    assert "asked" not in facts(tmp_path / "plain.gif")
+    assert "typed" not in facts(tmp_path / "plain.gif")
     assert cli(*given, "dense.gif", "--expand-prompt", "rules").code == 0
-    assert facts(tmp_path / "dense.gif")["asked"]["prompt"] == "a small yellow ring moves up"
+    assert facts(tmp_path / "dense.gif")["typed"]["prompt"] == "a small yellow ring moves up"
 
 
 def test_words_that_the_rules_do_not_know_leave_a_prompt_as_it_is(cli: Cli, tmp_path: Path):
@@ -84,7 +84,7 @@ def test_words_that_the_rules_do_not_know_leave_a_prompt_as_it_is(cli: Cli, tmp_
     assert "--expand-prompt" not in done.err  # nobody asked for it
     done = cli("sample", "a red circle on white", *FAST, "--expand-prompt", "rules", "--out", "two.png")
     assert "'a red circle on white' is left as it is: the rules do not know 'on'" in done.err
-    assert facts(tmp_path / "two.png")["asked"]["note"] == "the rules do not know 'on'"
+    assert facts(tmp_path / "two.png")["typed"]["note"] == "the rules do not know 'on'"
 
 
 def test_an_address_without_an_answer_is_replaced_by_the_rules_which_is_said(cli: Cli, tmp_path: Path):
@@ -108,7 +108,7 @@ def test_an_address_that_never_answers_is_said_even_where_nothing_else_is(
     why = f"big at {place.url[7:-3]}: no answer (Request timed out.); by the rules instead"
     assert f"warning: --expand-prompt: {SHORT!r}: {why}" in done.err
     assert "Traceback" not in done.err
-    asked = facts(tmp_path / command[-1])["asked"]
+    asked = facts(tmp_path / command[-1])["typed"]
     assert asked.pop("note").endswith("by the rules instead")
     assert asked == {"prompt": SHORT, "by": "rules"}
     if loud == "--json":
@@ -126,7 +126,7 @@ def test_an_address_that_answers_nonsense_is_replaced_and_paid_for(
     assert "its answer has words that the model does not know: dog" in done.err
     (told,) = done.json["expanded"]
     assert (told["by"], told["cost"]) == ("rules", "100 tokens read, 20 written")
-    asked = facts(tmp_path / command[-1])["asked"]
+    asked = facts(tmp_path / command[-1])["typed"]
     assert asked == {"prompt": SHORT, **{name: told[name] for name in ("by", "note", "cost")}}
 
 
@@ -135,12 +135,12 @@ def test_an_answer_that_is_taken_is_recorded_with_who_gave_it_and_what_it_took(c
     done = cli("video", SHORT, *FAST, "--expand-prompt", f"{place.url}#big", "-o", "out.gif", "--json")
     (told,) = done.json["expanded"]
     assert "warning" not in done.err
-    assert (told["told"], told["by"], told["cost"]) == (
+    assert (told["prompt"], told["by"], told["cost"]) == (
         DENSE, f"big at {place.url[7:-3]}", "100 tokens read, 20 written, 0.5 $",
     )  # fmt: skip
     kept = facts(tmp_path / "out.gif")
     assert kept["given"]["prompt"] == DENSE
-    assert kept["asked"] == {"prompt": SHORT, "by": told["by"], "cost": told["cost"]}
+    assert kept["typed"] == {"prompt": SHORT, "by": told["by"], "cost": told["cost"]}
 
 
 @pytest.mark.parametrize("expand", [(), ("--expand-prompt=none",), ("--expand-prompt", "rules")])

@@ -18,7 +18,7 @@ from PIL import Image
 from tests.cli.conftest import CHANGES, Cli, tree
 from tests.cli.test_bad_input import refused
 from unveil.errors import DataError
-from unveil.generation.metadata import read_facts
+from unveil.generation.image_output import read_facts
 from unveil.io.images import METADATA_KEY, png
 from unveil.io.video.reader import VideoDecoder, VideoLimits
 from unveil.model import build
@@ -208,7 +208,7 @@ def test_the_way_as_a_video(cli: Cli, saved: Path, tmp_path: Path):
     told = read_facts(tmp_path / "way" / "clip.mp4")
     assert told["task"] == read_facts(tmp_path / "way" / "frame_00000.png")["task"]
     assert cli("interpolate", saved, "--frames", 2, "--no-metadata", "--out", "alone.webm").code == 0
-    with pytest.raises(DataError, match="holds no record"):
+    with pytest.raises(DataError, match="has no metadata"):
         read_facts(tmp_path / "alone.webm")
 
 
@@ -264,8 +264,8 @@ def test_previews_rewrite_one_file(cli: Cli, saved: Path, tmp_path: Path):
     ("arguments", "code", "words"),
     [
         (["img2img"], 2, ["img2img needs a model and an image"]),
-        (["img2img", "MODEL", "nowhere.png"], 4, ["nowhere.png: no such picture or folder"]),
-        (["img2img", "MODEL", "empty"], 4, ["empty: no picture in it; PNG, JPEG and WebP are read"]),
+        (["img2img", "MODEL", "nowhere.png"], 4, ["nowhere.png: no such image or folder"]),
+        (["img2img", "MODEL", "empty"], 4, ["empty: contains no image; PNG, JPEG and WebP are read"]),
         (["img2img", "MODEL", "text.png"], 4, ["text.png: its content is text, not PNG, JPEG or WebP"]),
         (["img2img", "MODEL", "a.png", "--strength", "2"], 2, ["strength = 2.0: must be less than or equal to 1"]),
         (
@@ -280,7 +280,7 @@ def test_previews_rewrite_one_file(cli: Cli, saved: Path, tmp_path: Path):
             ["'a cat': this model takes no prompt, only: label"],
         ),
         (["img2img", "MODEL", "a.png", "--negative-cond", "lable=3"], 2, ["condition 'lable'", "nearest: 'label'"]),
-        (["img2img", "MODEL", "a.png", "--seed", "1", "--seed", "2", "-n", "3"], 2, ["seed: 2 for 3 pictures"]),
+        (["img2img", "MODEL", "a.png", "--seed", "1", "--seed", "2", "-n", "3"], 2, ["seed: 2 for 3 images"]),
         (["inpaint", "MODEL", "a.png"], 2, ["inpaint needs a mask"]),
         (["inpaint", "MODEL", "a.png", "--mask", "small.png"], 4, ["small.png is 6x4", "a.png is 8x8"]),
         (["inpaint", "MODEL", "a.png", "--mask", "mask.png", "--method", "repant"], 2, ["nearest: 'repaint'"]),
@@ -288,7 +288,7 @@ def test_previews_rewrite_one_file(cli: Cli, saved: Path, tmp_path: Path):
         (["outpaint", "MODEL", "a.png"], 2, ["left 0, right 0, top 0, bottom 0: each at least 0"]),
         (["upscale", "MODEL", "a.png", "--factor", "0"], 2, ["factor = 0: must be greater than or equal to 1"]),
         (["variations"], 2, ["variations needs an image: unveil variations"]),
-        (["variations", "a.png", "--model", "MODEL"], 4, ["a.png: holds no record of how it was made"]),
+        (["variations", "a.png", "--model", "MODEL"], 4, ["a.png: has no metadata of its generation"]),
         (["interpolate"], 2, ["interpolate needs a model"]),
         (["interpolate", "MODEL", "--frames", "1"], 2, ["frames = 1: must be greater than or equal to 2"]),
         (
@@ -341,7 +341,7 @@ def test_another_input_of_the_same_name_is_not_taken_for_the_first(cli: Cli, sav
     refused(
         cli("img2img", saved, "--from-metadata", "b.png", "--out", "c.png"),
         4,
-        "which the picture was made from, is not here",
+        "which the image was made from, is not here",
     )
     renamed = picture(tmp_path / "renamed.png")
     assert cli("img2img", saved, renamed, "--from-metadata", "b.png", "--out", "c.png").code == 0

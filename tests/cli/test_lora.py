@@ -14,7 +14,7 @@ from PIL import Image
 import unveil
 from tests.cli.conftest import CHANGES, Cli, tree
 from unveil.checkpoints import lora_export, lora_targets
-from unveil.generation.metadata import read_facts
+from unveil.generation.image_output import read_facts
 from unveil.io.files import read_tensors
 from unveil.model.config import load_recipe
 from unveil.nn.lora import LoraConfig, init_lora

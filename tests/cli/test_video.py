@@ -22,7 +22,7 @@ from tests.cli.test_bad_input import refused
 from tests.cli.test_commands import pixels
 from tests.generation.tiny import WORDS, tiny_clips
 from tests.io.video.tiny_videos import make_video
-from unveil.generation.metadata import read_facts
+from unveil.generation.image_output import read_facts
 from unveil.io.images import png
 from unveil.io.video import writer
 from unveil.io.video.reader import VideoDecoder, VideoLimits
@@ -273,7 +273,7 @@ def test_large_pictures_go_through_passes(cli: Cli, model: Path, tmp_path: Path)
         ([WORDS[0], "-n", 0], 2, ["count = 0: must be greater than or equal to 1"]),
         ([WORDS[0], "--fps", 0], 2, ["fps = 0.0: must be greater than 0"]),
         ([WORDS[0], "-o", "out.avi"], 2, ["out.avi: a video's name ends in .mp4"]),
-        ([WORDS[0], "--image", "one.png", "--image-frame", 9], 2, ["frame 9 of a clip of 6: must be 0 to 5"]),
+        ([WORDS[0], "--image", "one.png", "--image-frame", 9], 2, ["frame 9 of a video of 6: must be 0 to 5"]),
         (
             [WORDS[0], "--image", "one.png", "--image", "one.png"],
             2,
@@ -281,11 +281,11 @@ def test_large_pictures_go_through_passes(cli: Cli, model: Path, tmp_path: Path)
         ),
         ([WORDS[0], "--image", "none.png"], 4, ["none.png: no such file"]),
         ([WORDS[0], "--frames", 9, "--overlap", 6], 2, ["overlap 6: neighbouring windows of 6 frames share 1 to 5"]),
-        (["extend", "given", "--context-frames", 7], 2, ["context 7: the clip has 6 frames; give 1 to 6"]),
+        (["extend", "given", "--context-frames", 7], 2, ["context 7: the video has 6 frames; give 1 to 6"]),
         (["extend", "text.mp4"], 4, ["text.mp4: its content is text, not MP4, MOV, WebM, MKV or GIF"]),
         (["extend", "given", "--frames", 0], 2, ["frames = 0: must be greater than or equal to 1"]),
-        (["join", "given", "wide"], 2, ["clips of 8x8 and 12x12 px", "bring both to it with --size 8x8"]),
-        (["join", "given", "short", "--method", "blend"], 2, ["clips of 6 and 3 frames", "cut both to 3"]),
+        (["join", "given", "wide"], 2, ["videos of 8x8 and 12x12 px", "bring both to it with --size 8x8"]),
+        (["join", "given", "short", "--method", "blend"], 2, ["videos of 6 and 3 frames", "cut both to 3"]),
         (["join", "given", "given", "--method", "belnd"], 2, ["must be one of bridge, blend; nearest: 'blend'"]),
         (["edit", "given"], 2, ["edit needs a prompt"]),
         (

@@ -13,11 +13,9 @@ from unveil.core import inverse, schedules
 from unveil.core.rng import START, SampleRNG
 from unveil.core.sampling_run import SamplingRun
 from unveil.errors import DataError, RecipeError, ShapeError
-from unveil.generation.generate import Request, generate
+from unveil.generation.generate import Preview, Request, generate, latents_of
 from unveil.generation.img2img import from_latents, img2img
 from unveil.generation.invert import invert, noise_bytes, read_noise
-from unveil.generation.task_spec import latents_of
-from unveil.generation.trajectory import Preview
 from unveil.io.images import to_unit
 
 MODELS = [None, Halved()]
@@ -102,13 +100,13 @@ def test_what_cannot_be_is_refused():
     model = tiny()
     with pytest.raises(RecipeError, match=r"strength 1\.5: must lie in \[0, 1\]"):
         img2img(model, pictures(1), strength=1.5)
-    with pytest.raises(ShapeError, match=r"pictures \(1, 3, 8, 8\): must be \(N, 1, H, W\)"):
+    with pytest.raises(ShapeError, match=r"images \(1, 3, 8, 8\): must be \(N, 1, H, W\)"):
         img2img(model, torch.zeros(1, 3, 8, 8), strength=0.5)
     with pytest.raises(RecipeError, match=r"size 10x7 \(width x height\): .* multiples of 2 px; nearest 10x6 or 10x8"):
         drawn(model, Request(size=(7, 10)))
     with pytest.raises(RecipeError, match=r"size 8x10 .*both sides must be multiples of 4 px; nearest 8x8 or 8x12"):
         drawn(tiny(Halved()), edit=img2img(model, pictures(1, 10, 8), strength=0.5))
-    with pytest.raises(RecipeError, match="seed: 2 for 3 pictures"):
+    with pytest.raises(RecipeError, match="seed: 2 for 3 images"):
         Request(seed=(1, 2), count=3)
 
 

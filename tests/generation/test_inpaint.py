@@ -45,7 +45,7 @@ def test_a_network_that_was_trained_with_masks_is_shown_them():
     model, given, mask = trained(), pictures(2), hole()
     edit = inpaint(model, given, mask)
     assert edit.settings["method"] == "network"
-    shown = edit.shown(slice(0, 2))
+    shown = edit.image_conditions(slice(0, 2))
     assert torch.equal(shown["mask"], torch.nn.functional.interpolate(mask.float(), (4, 4)).expand(2, -1, -1, -1))
     masked = to_unit(given).masked_fill(mask, 0.0)
     assert torch.equal(shown["masked"], Halved().encode(masked))
@@ -129,7 +129,7 @@ def test_margins_are_rounded_up_to_what_the_network_takes():
 
 def test_what_cannot_be_is_refused():
     model, given = tiny(), pictures(1)
-    with pytest.raises(ShapeError, match="a mask of 8x4 for a picture of 8x8: must be of the same size"):
+    with pytest.raises(ShapeError, match="a mask of 8x4 for an image of 8x8: must be of the same size"):
         inpaint(model, given, hole(4, 8))
     with pytest.raises(ShapeError, match=r"a mask of torch\.float32: must be boolean"):
         inpaint(model, given, hole().float())

@@ -79,7 +79,7 @@ def test_a_frame_that_shares_its_latents_is_not_given_alone():
         seen(model, request(), video.inpaint_frames(model, clips(1, 2), [0, 2]))
 
 
-@pytest.mark.parametrize(("at", "word"), [([5], "frame 5 of a clip of 5: must be 0 to 4"), ([0, -5], "two at one")])
+@pytest.mark.parametrize(("at", "word"), [([5], "frame 5 of a video of 5: must be 0 to 4"), ([0, -5], "two at one")])
 def test_places_outside_or_twice_are_refused(at: list[int], word: str):
     model = tiny_clips()
     with pytest.raises(RecipeError, match=word):
@@ -200,13 +200,13 @@ def test_a_bridge_holds_both_clips():
 
 
 def test_clips_of_unlike_sizes_are_not_connected():
-    with pytest.raises(RecipeError, match=r"clips of 8x8 and 12x8 px .* one size; .* --size 8x8 or --size 12x8"):
+    with pytest.raises(RecipeError, match=r"videos of 8x8 and 12x8 px .* one size; .* --size 8x8 or --size 12x8"):
         video.interpolate_between(tiny_clips(), clips(1), clips(1, width=12), 3)
     video.interpolate_between(tiny_clips(), clips(1), clips(1), 3)  # a control
 
 
 def test_a_clip_shorter_than_what_is_to_be_known():
-    with pytest.raises(RecipeError, match="context 6: the clip has 5 frames; give 1 to 5"):
+    with pytest.raises(RecipeError, match="context 6: the video has 5 frames; give 1 to 5"):
         video.extend(tiny_clips(), clips(1), 3, context=6)
     with pytest.raises(RecipeError, match="frames 3: this model makes 2 frames together; nearest 4"):
         video.interpolate_between(tiny_clips(Paired()), clips(1), clips(1), 3, context=3)
@@ -240,7 +240,7 @@ def test_shares_of_texts_add_up_and_fade():
     [
         ([Scene(0, 4, "a"), Scene(5, 8, "b")], "scene 2 from frame 5 to 8: must begin at 4"),
         ([Scene(0, 4, "a"), Scene(4, 8, " ")], "scene 2: an empty prompt"),
-        ([Scene(0, 4, "a")], "the scenes end at frame 4, the clip at 8"),
+        ([Scene(0, 4, "a")], "the scenes end at frame 4, the video at 8"),
     ],
 )
 def test_scripts_that_do_not_cover_the_clip(script: list[Scene], word: str):
@@ -333,7 +333,7 @@ def test_a_blend_ends_as_both_clips_and_is_a_cross_fade_without_strength():
     apart = seen(model, request(2, batch=1), video.crossfade(model, first, last, texts=each))
     together = seen(model, request(2), video.crossfade(model, first, last, texts=each))
     assert int((apart.int() - together.int()).abs().max()) <= 1
-    with pytest.raises(RecipeError, match=r"clips of 5 and 4 frames: .* cut both to 4, or bridge them"):
+    with pytest.raises(RecipeError, match=r"videos of 5 and 4 frames: .* cut both to 4, or bridge them"):
         video.crossfade(model, first, last[:, :, :4])
 
 
@@ -462,6 +462,6 @@ def test_the_first_pass_has_the_aspect_of_the_others():
         assert 0.7 <= (high / wide) / (size[0] / size[1]) <= 1.4
     assert hires.sizes(model, (24, 32)) == [(8, 12), (16, 20), (24, 32)]
     assert hires.sizes(model, (1024, 1024))[::4] == [(8, 8), (128, 128)]
-    shot = VideoSpec(3, (24, 32), known=long_video.exact_frames({1: clips(1, 1, 24, 32)[:, :, 0]}))
+    shot = VideoSpec(3, (24, 32), conditioning=long_video.exact_frames({1: clips(1, 1, 24, 32)[:, :, 0]}))
     made = concat_chunks(hires.generate_hires(model, request(), shot))
     assert torch.equal(made[:, :, 1], clips(1, 1, 24, 32)[:, :, 0])

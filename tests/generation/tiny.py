@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 import unveil
 from unveil import data
-from unveil.generation.generate import Request, generate
-from unveil.generation.task_spec import PLAIN, TaskSpec
+from unveil.generation.generate import PLAIN, Request, TaskSpec, generate
 from unveil.model import Model, build
 from unveil.model.config import ModelConfig, validate
 

@@ -14,7 +14,7 @@ from tests.server.http.test_served import Served
 
 MODULE = '''from typing import Annotated, ClassVar
 
-from unveil.generation.task_spec import TaskSpec
+from unveil.generation.generate import TaskSpec
 from unveil.tasks.fields import info
 from unveil.tasks.image_task import ImageTask
 

@@ -12,7 +12,7 @@ import torch
 from tests.cli.test_video import clip, frames, model
 from tests.generation.tiny import WORDS, tiny_clips
 from unveil.errors import DataError, RecipeError, WeightsError
-from unveil.generation.metadata import read_facts
+from unveil.generation.image_output import read_facts
 from unveil.io.console import Console
 from unveil.io.images import png
 from unveil.io.video.writer import write_video

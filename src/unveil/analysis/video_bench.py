@@ -15,10 +15,9 @@ from torch import Tensor
 from unveil.analysis.video_metrics import StudyResult
 from unveil.errors import PromptTruncated, RecipeError, did_you_mean
 from unveil.evaluate import plots
-from unveil.generation.generate import Request, generate
+from unveil.generation.generate import PLAIN, Request, TaskSpec, generate
 from unveil.generation.hires import generate_hires
 from unveil.generation.long_video import VideoSpec, concat_chunks, generate_long_video
-from unveil.generation.task_spec import PLAIN, TaskSpec
 from unveil.model import Model
 from unveil.playground.dataset import Playground, PlaygroundConfig
 from unveil.playground.eval_prompts import PromptSet, eval_prompts, eval_videos
@@ -240,7 +239,7 @@ class StudyContext(Generic[S]):
                 rows,
                 replace(
                     common,
-                    given={"prompt": list(texts[rows])},
+                    cond={"prompt": list(texts[rows])},
                     first=first + rows.start,
                     count=rows.stop - rows.start,
                 ),

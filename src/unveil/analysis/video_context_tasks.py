@@ -27,9 +27,9 @@ from unveil.evaluate.findings import Finding
 from unveil.evaluate.judges.video_alignment import Detection, detect
 from unveil.generation import video
 from unveil.generation.conditioning_frames import conditioned_generation, keyframes
+from unveil.generation.generate import TaskSpec
 from unveil.generation.long_video import Direction
 from unveil.generation.prompt_schedule import prompt_schedule
-from unveil.generation.task_spec import TaskSpec
 from unveil.playground import temporal_consistency
 from unveil.types import Item
 

@@ -28,8 +28,8 @@ from unveil.evaluate.findings import Finding
 from unveil.evaluate.judges.video_alignment import detect
 from unveil.evaluate.metrics import bootstrap
 from unveil.generation import video
+from unveil.generation.generate import TaskSpec
 from unveil.generation.long_video import VideoSpec
-from unveil.generation.task_spec import TaskSpec
 from unveil.playground import temporal_consistency
 from unveil.playground.shapes import COLOURS
 from unveil.playground.world.rendering import TONES

@@ -10,9 +10,8 @@ from unveil.checkpoints import lora as files
 from unveil.checkpoints import lora_export, lora_targets
 from unveil.checkpoints.lora_formats import NAMINGS
 from unveil.errors import RecipeError, WeightsError, did_you_mean
-from unveil.generation.loras import LoraOption, put_on
+from unveil.generation.model_loading import LoraOption, attach_loras, lora_file, open_model
 from unveil.generation.model_loading import device as pick
-from unveil.generation.model_loading import lora_file, open_model
 from unveil.io.console import Console
 from unveil.io.files import refuse_overwrite
 from unveil.model import model_folder
@@ -71,7 +70,7 @@ def merge(model: str, wanted: Sequence[LoraOption], out: Path, force: bool, cons
     """Saves a model with LoRAs in its weights."""
     refuse_overwrite(out, force)
     opened, source = open_model(model, pick("cpu"))
-    worn = put_on(opened, source, wanted, console)
+    worn = attach_loras(opened, source, wanted, console)
     for part in lora_targets.parts_of(opened).values():
         lora.fuse_lora(part.network)
     opened.base = None

@@ -1,4 +1,4 @@
-"""Pictures from a model, each with a record from which it can be made again exactly."""
+"""Generation of images and videos: requests, tasks that change them, and samples with reproducible metadata."""
 
 from __future__ import annotations
 
@@ -14,31 +14,33 @@ from torch import Tensor
 from unveil.checkpoints.guidance_classifier import GuidanceClassifier
 from unveil.conditioning.class_label import Label
 from unveil.core import guidance
+from unveil.core.samplers import SamplingProgress
 from unveil.core.samplers.ancestral import Shift
-from unveil.errors import DataError, RecipeError, WeightsError, did_you_mean
-from unveil.generation.task_spec import PLAIN, TaskSpec, hints
-from unveil.generation.trajectory import Preview, TrajectoryRecorder
-from unveil.io.images import to_pixels
-from unveil.model import Model, checkpoint_store
+from unveil.core.sampling_run import SamplingRun
+from unveil.data.preprocessors.segmentation import resize_control_image
+from unveil.errors import DataError, RecipeError, ShapeError, WeightsError, did_you_mean
+from unveil.io.images import to_pixels, to_unit
+from unveil.model import Model, RunTransform, checkpoint_store
 from unveil.model.config import SampleConfig
-from unveil.model.migration import migrate_settings
+from unveil.model.migration import METADATA_FORMAT, migrate_settings
 from unveil.model.shapes import check_size
 from unveil.types import is_valid_utf8
 
-LABEL = "label"  # the key of what a classifier guides towards
-PROMPT = "prompt"  # the key of a text condition
+LABEL = "label"  # key of the condition that a classifier guides towards
+PROMPT = "prompt"  # key of a text condition
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# (steps done, number of steps or 0)
+OnStep = Callable[[int, int], object]
 
 
 class Source(NamedTuple):
-    """Which model made a picture: its name, and the hash of its files."""
+    """The model that generated an image: its name, and the hash of its files."""
 
     name: str
     sha256: str
 
 
-# (steps made, steps in all or 0)
-OnStep = Callable[[int, int], object]
 UNNAMED = Source("unnamed", "")
 
 
@@ -51,24 +53,25 @@ class ClassifierGuidance(NamedTuple):
 
 @dataclass(frozen=True)
 class Request:
-    """What is wanted.
+    """A request of samples.
 
     Attributes:
-        given: the condition by key: one value for all pictures, or one each.
-        seed: of the set; or one for each picture.
-        first: the number of its first sample, and `count` how many are made. With a seed for each picture, the
-            number that all of them have.
-        batch: at a time; the last one may be smaller.
-        sampling: changes of the model's own settings, by the names of `SampleConfig.flat`.
-        negative: a condition to go away from, as `given`.
-        size: height and width in pixels, of a clip its frames before them; none: the model's own, or that of what
-            is edited.
-        guided: by a noisy classifier, towards given["label"], which the model itself need not take.
-        compiled: whether torch compiles the network before.
-        asked: what was typed where `given` is told in other words, likewise; for the record alone.
+        cond: Conditions by key: one value for all samples, or one each.
+        seed: Seed of the set, or one for each sample.
+        first: Index of the first sample. With a seed for each sample, the index of every sample.
+        count: Number of samples.
+        batch: Number of samples generated at once; the last batch may be smaller.
+        sampling: Changes of the model's sampling settings, by the names of `SampleConfig.flat`.
+        dtype: Number format, a key of `DTYPES`.
+        guided: Guidance by a noisy classifier towards cond["label"], which the model itself need not take.
+        compiled: Compile the network with torch first.
+        negative: Conditions to guide away from, by key.
+        size: Height and width in pixels, of a video its frames before them; None: the model's size, or that of the
+            edited image.
+        typed: Original values of expanded conditions, by key; only for the metadata.
     """
 
-    given: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    cond: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     seed: int | tuple[int, ...] = 0
     first: int = 0
     count: int = 1
@@ -79,44 +82,239 @@ class Request:
     compiled: bool = False
     negative: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     size: tuple[int, ...] | None = None
-    asked: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    typed: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, low in (("count", 1), ("batch", 1), ("first", 0)):
             if getattr(self, name) < low:
                 raise RecipeError(f"{name} = {getattr(self, name)}: at least {low}")
-        if (least := min((self.seed,) if isinstance(self.seed, int) else self.seed, default=0)) < 0:
-            raise RecipeError(f"seed = {least}: at least 0")
+        if (lowest := min((self.seed,) if isinstance(self.seed, int) else self.seed, default=0)) < 0:
+            raise RecipeError(f"seed = {lowest}: at least 0")
         if not isinstance(self.seed, int) and len(self.seed) != self.count:
-            raise RecipeError(f"seed: {len(self.seed)} for {self.count} pictures; give one, or one for each")
+            raise RecipeError(f"seed: {len(self.seed)} for {self.count} images; give one, or one for each")
         if self.dtype not in DTYPES:
             raise RecipeError(
                 f"dtype {self.dtype!r}: must be one of {', '.join(DTYPES)}{did_you_mean(self.dtype, [*DTYPES])}"
             )
-        for key, values in [*self.given.items(), *self.negative.items()]:
-            for one in values:
-                if isinstance(one, str) and not is_valid_utf8(one):
-                    raise RecipeError(f"{key} {one!r}: holds half a character, which is no text; type it anew")
+        for key, values in [*self.cond.items(), *self.negative.items()]:
+            for value in values:
+                if isinstance(value, str) and not is_valid_utf8(value):
+                    raise RecipeError(f"{key} {value!r}: contains half a character, which is not text; type it again")
 
     def part(self, start: int, stop: int) -> Request:
-        """The request of these rows alone: their seeds, numbers and conditions are those of the whole."""
-        given, negative, asked = (
-            {key: _each(key, values, self.count)[start:stop] for key, values in one.items()}
-            for one in (self.given, self.negative, self.asked)
+        """Return the request of some of its samples; their seeds, indices and conditions stay the same."""
+        cond, negative, typed = (
+            {key: _each(key, values, self.count)[start:stop] for key, values in conditions.items()}
+            for conditions in (self.cond, self.negative, self.typed)
         )
-        rows = {"given": given, "negative": negative, "asked": asked, "count": stop - start}
+        rows = {"cond": cond, "negative": negative, "typed": typed, "count": stop - start}
         if isinstance(self.seed, int):
             return replace(self, **rows, first=self.first + start)
         return replace(self, **rows, seed=self.seed[start:stop])
 
 
 class GeneratedSample(NamedTuple):
-    """A sample, what it is as pixels, and how it was made; of a clip (C, T, H, W) in the place of (C, H, W)."""
+    """A generated sample.
 
-    sample: Tensor  # (C, H, W) in [-1, 1]
-    pixels: Tensor  # uint8 (C, H, W)
+    Attributes:
+        sample: (C, H, W) in [-1, 1], of a video (C, T, H, W).
+        pixels: The same as uint8.
+        facts: Metadata, from which it can be generated again.
+        frames: (F, C, H, W), states of its trajectory, noise first; empty unless requested.
+    """
+
+    sample: Tensor
+    pixels: Tensor
     facts: dict[str, Any]
-    frames: Tensor  # (F, C, H, W): the state on the way, noise first; empty unless asked for
+    frames: Tensor
+
+
+class SourceFile(NamedTuple):
+    """A file that an image was made from: its name, the hash of its content, and the row in a file of several."""
+
+    name: str
+    sha256: str
+    row: int = 0
+
+
+def identity(run: SamplingRun, rows: slice) -> SamplingRun:
+    """Return the run unchanged."""
+    del rows
+    return run
+
+
+def _untouched(pixels: Tensor, rows: slice) -> Tensor:
+    del rows
+    return pixels
+
+
+def _no_images(rows: slice) -> Mapping[str, Tensor]:
+    del rows
+    return {}
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """The changes that a task makes to generation. `rows` are those of a batch in the request, counted from 0.
+
+    Attributes:
+        verb: Name of the task; empty: plain generation.
+        settings: Settings for the metadata, besides its inputs; plain enough for JSON.
+        change: (run, rows) -> the run that takes its place.
+        image_conditions: rows -> conditions that are images, by key, (B, C, H, W) each.
+        finish: (pixels, rows) -> the pixels that are written; both uint8 (B, C, H, W) or (B, C, T, H, W).
+        size: Height and width of the results, of a video its frames before them, if other than the model's.
+        tile_size: Size that the network takes in one call, if it works in tiles; see `Model.resized`.
+        inputs: The files of every row, by the field that names them.
+        record: Task for the metadata, as `tasks.task.Task.metadata` gives it.
+        notes: Warnings for the user.
+    """
+
+    verb: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    change: RunTransform = identity
+    image_conditions: Callable[[slice], Mapping[str, Tensor]] = _no_images
+    finish: Callable[[Tensor, slice], Tensor] = _untouched
+    size: tuple[int, ...] | None = None
+    tile_size: tuple[int, int] | None = None
+    inputs: Mapping[str, Sequence[SourceFile]] = field(default_factory=dict)
+    record: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def is_plain(self) -> bool:
+        """True if generation is not changed."""
+        return not self.verb and self.change is identity and self.finish is _untouched and self.size is None
+
+    def sample_metadata(self, row: int) -> dict[str, Any]:
+        """Return the metadata of one sample about the task."""
+        files = {role: select_row(every, row)._asdict() for role, every in self.inputs.items()}
+        if self.record:
+            facts: dict[str, Any] = {"format": METADATA_FORMAT, "task": dict(self.record)}
+            facts |= {name: self.settings[name] for name in ("passes",) if name in self.settings}
+            return facts | ({"inputs": files} if files else {})
+        if not self.verb:
+            return {}
+        return {"task": {"verb": self.verb, **self.settings, **({"inputs": files} if files else {})}}
+
+    def batch_metadata(self, rows: slice) -> dict[str, Any]:
+        """Return the inputs of a whole batch, which are needed to generate it again."""
+        if not self.inputs:
+            return {}
+        count = range(rows.start, rows.stop)
+        return {"inputs": {role: [select_row(x, row)._asdict() for row in count] for role, x in self.inputs.items()}}
+
+
+PLAIN = TaskSpec()
+
+
+def select_row(every: Sequence[Any], row: int) -> Any:
+    """Return the entry of a row, if one entry serves all rows or each has its own."""
+    return every[0 if len(every) == 1 else row]
+
+
+def select_rows(every: Tensor, rows: slice) -> Tensor:
+    """Return the entries (B, ...) of a batch, if one entry (1, ...) serves all rows or each has its own."""
+    return every.expand(rows.stop - rows.start, *every.shape[1:]) if len(every) == 1 else every[rows]
+
+
+def select_list(values: Sequence[Any], rows: slice) -> list[Any]:
+    """Return the values of a batch, if one value serves all rows or each has its own."""
+    return list(values) if len(values) == 1 else list(values)[rows]
+
+
+def input_to_unit(images: Tensor, channels: int, form: str = "H, W") -> Tensor:
+    """Return images (N, C, H, W), or videos with the dimensions of `form`, as float32 in [-1, 1].
+
+    Raises:
+        ShapeError: Another shape, or integers other than uint8.
+    """
+    if images.ndim != form.count(",") + 3 or images.shape[1] != channels:
+        raise ShapeError(f"images {tuple(images.shape)}: must be (N, {channels}, {form})")
+    if images.dtype == torch.uint8:
+        return to_unit(images)
+    if not images.is_floating_point():
+        raise ShapeError(f"images {images.dtype}: must be uint8, or floating point in [-1, 1]")
+    return images.float()
+
+
+def control_images(model: Model, count: int, size: Sequence[int] | None) -> dict[str, Tensor]:
+    """Return the control images of the model's ControlNets, uint8 (count, C, H, W) each, by the keys of these.
+
+    Args:
+        model: Model with its ControlNets.
+        count: Number of samples.
+        size: Height and width of the results; None: the model's.
+    """
+    height, width = (size or model.shape)[-2:]
+    networks = {} if model.controls is None else {control.key: control.network for control in model.controls.controls}
+    images = {info.key: info.pixels for info in model.controlnet_infos if info.pixels is not None}
+    fitted = {key: resize_control_image(pixels, height, width) for key, pixels in images.items()}
+    return {key: pixels[: networks[key].hint_channels].expand(count, -1, -1, -1) for key, pixels in fitted.items()}
+
+
+@torch.no_grad()
+def latents_of(model: Model, images: Tensor) -> Tensor:
+    """Encode images or videos (B, C, ...) in [-1, 1] on the model's device; without an autoencoder, return them."""
+    return model.autoencoder.encode(images.to(model.device))
+
+
+class Preview(NamedTuple):
+    """Calls `show(pixels, done, total)` with the estimated images, uint8 (B, C, H, W), every `every` steps.
+
+    `done` is the number of steps of this batch that are done; `total` their number, None if the sampler decides while
+    it runs.
+    """
+
+    show: Callable[[Tensor, int, int | None], object]
+    every: int = 1
+
+
+class TrajectoryRecorder:
+    """Keeps evenly spaced states of a run, shows estimates, and passes each step on.
+
+    Args:
+        model: Model whose autoencoder decodes latents.
+        frames: Number of images that `trajectory` returns for each sample; 0: none.
+        on_step: Called with the number of steps done, and that of all, 0 if the sampler decides while it runs.
+        preview: Preview of the estimates.
+
+    Raises:
+        RecipeError: A preview interval below 1 step.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        frames: int,
+        on_step: Callable[[int, int], object] | None = None,
+        preview: Preview | None = None,
+    ) -> None:
+        if preview is not None and preview.every < 1:
+            raise RecipeError(f"preview every {preview.every} steps: at least 1")
+        self._model, self._frames, self._on_step, self._preview = model, frames, on_step, preview
+        self._states: list[Tensor] = []
+
+    def __call__(self, progress: SamplingProgress) -> None:
+        """Record one step."""
+        done, total = progress.state.number, progress.total
+        # the last frame is the sample itself
+        due = total is None or (done < total and done * self._frames // total > (done - 1) * self._frames // total)
+        if self._frames and due:
+            self._states.append(progress.state.x.float().cpu().clone())
+        if self._preview is not None and (done % self._preview.every == 0 or done == total):
+            self._preview.show(to_pixels(self._model.decode(progress.estimate.x0)), done, total)
+        if self._on_step:
+            self._on_step(done, total or 0)
+
+    def trajectory(self, samples: Tensor) -> Tensor:
+        """Return the frames of each sample's trajectory (B, F, C, H, W), decoded; the last is the sample itself."""
+        if not self._frames:
+            return samples.new_empty(len(samples), 0, *samples.shape[1:])
+        count = min(self._frames - 1, len(self._states))  # a run of unknown length keeps every step
+        chosen = [self._states[k * len(self._states) // count] for k in range(count)]
+        decoded = [self._model.decode(state.to(self._model.device)).float().cpu() for state in chosen]
+        return torch.stack([*decoded, samples.float().cpu()], dim=1)
 
 
 def generate(
@@ -129,18 +327,20 @@ def generate(
     on_step: OnStep | None = None,
     preview: Preview | None = None,
 ) -> Iterator[GeneratedSample]:
-    """The pictures of a request, batch by batch.
+    """Yield the samples of a request, batch by batch.
 
     Args:
-        source: which model it is, for the record.
-        edit: what is made of generation: an edit of pictures, a path between two samples.
-        frames: how many states on the way are kept for each.
-        on_step: called after every step with the number of those made, and of all, 0 where that is not known; may
-            raise `errors.Cancelled`.
-        preview: shows the estimate on the way.
+        model: Model.
+        request: Conditions, seeds and settings.
+        source: Name and hash of the model, for the metadata.
+        edit: Changes of a task, such as an edit of images or an interpolation of two samples.
+        frames: Number of states of each trajectory that are returned.
+        on_step: Called after every step with the number of steps done, and of all, 0 if unknown; it may raise
+            `errors.Cancelled`.
+        preview: Preview of the estimates.
 
     Raises:
-        RecipeError: a setting that cannot work, such as a size that the network does not take.
+        RecipeError: A setting that cannot work, such as a size that the network does not take.
     """
     sampling = model.sampling.changed(request.sampling).flat()
     model.precision = DTYPES[request.dtype]
@@ -149,18 +349,19 @@ def generate(
     size = request.size or edit.size
     if size is not None:
         check_size(model, size)
-    about = {"model": source._asdict(), **sampling, **_about(model, request)}
+    shared = {"model": source._asdict(), **sampling, **_request_metadata(model, request)}
     batches = math.ceil(request.count / request.batch)
     for number in range(batches):
-        here = slice(number * request.batch, min((number + 1) * request.batch, request.count))
-        part = request.part(here.start, here.stop)
-        film = TrajectoryRecorder(model, frames, on_step and part_of(on_step, number, batches), preview)
-        samples = _drawn(model, replace(part, sampling=sampling, size=size), edit, here, film)
-        pixels, shots = edit.finish(to_pixels(samples), here), film.shots(samples)
-        batch = {**_batch(part), **edit.of_batch(here)}
+        rows = slice(number * request.batch, min((number + 1) * request.batch, request.count))
+        part = request.part(rows.start, rows.stop)
+        recorder = TrajectoryRecorder(model, frames, on_step and part_of(on_step, number, batches), preview)
+        samples = _generate_batch(model, replace(part, sampling=sampling, size=size), edit, rows, recorder)
+        pixels, trajectory = edit.finish(to_pixels(samples), rows), recorder.trajectory(samples)
+        batch = {**_batch_metadata(part), **edit.batch_metadata(rows)}
         for row in range(part.count):
-            facts = {**about, **_facts(part, row), **edit.of_picture(here.start + row), "place": row, "batch": batch}
-            yield GeneratedSample(samples[row], pixels[row], facts, shots[row])
+            facts = {**shared, **_sample_metadata(part, row), **edit.sample_metadata(rows.start + row)}
+            facts |= {"place": row, "batch": batch}
+            yield GeneratedSample(samples[row], pixels[row], facts, trajectory[row])
 
 
 def repeat(
@@ -172,34 +373,38 @@ def repeat(
     classifier: GuidanceClassifier | None = None,
     edit: TaskSpec = PLAIN,
 ) -> GeneratedSample:
-    """The same picture again, from its record: its whole batch is drawn, since kernels differ by batch.
+    """Generate an image again from its metadata; its whole batch is generated, since kernels differ by batch size.
 
     Args:
-        classifier: that guided it, if one did.
+        model: Model.
+        facts: Metadata of the image.
+        source: Name and hash of the model.
+        on_step: As in `generate`.
+        classifier: Classifier that guided it, if one did.
         edit: Edit of its batch, made of the metadata and the inputs that they name, see
             `tasks.image_run.recorded_spec`.
 
     Raises:
-        DataError: the record lacks something.
-        WeightsError: another model than the record names.
+        DataError: The metadata lack something.
+        WeightsError: The metadata name another model.
     """
     try:
-        made_by = facts["model"]["sha256"]
+        model_sha256 = facts["model"]["sha256"]
         request = replace(recorded_request(facts), guided=guided_by(facts.get("classifier"), classifier))
-        told = [(str(one["sha256"]), float(one["weight"])) for one in facts.get("loras", [])]
-        steered = [_identity(one) for one in facts.get("controls", [])]
+        loras = [(str(lora["sha256"]), float(lora["weight"])) for lora in facts.get("loras", [])]
+        controls = [_control_identity(control) for control in facts.get("controls", [])]
         place = int(facts["place"]) if "place" in facts else int(facts["sample"]) - request.first
         threads = int(facts["threads"])
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as problem:
         if isinstance(problem, RecipeError):
             raise
-        raise DataError(f"the picture's record lacks {problem}; it was not written by this program") from problem
-    if not checkpoint_store.is_same(str(made_by), source.sha256):
+        raise DataError(f"the image's metadata lack {problem}; they were not written by this program") from problem
+    if not checkpoint_store.is_same(str(model_sha256), source.sha256):
         raise WeightsError(
-            f"the picture was made by {facts['model'].get('name')!r} (sha256 {str(made_by)[:12]}...), "
-            f"this is {source.name!r} ({source.sha256[:12]}...); give the model that made it"
+            f"the image was generated by {facts['model'].get('name')!r} (sha256 {str(model_sha256)[:12]}...), "
+            f"this is {source.name!r} ({source.sha256[:12]}...); give the model that generated it"
         )
-    _same_additions(model, told, steered)
+    _check_same_adapters(model, loras, controls)
     before = torch.get_num_threads()
     torch.set_num_threads(max(1, threads))  # sums are split by thread
     try:
@@ -209,16 +414,16 @@ def repeat(
 
 
 def recorded_request(facts: Mapping[str, Any]) -> Request:
-    """The request for the whole batch of some metadata, without the classifier.
+    """Return the request for the whole batch of some metadata, without the classifier.
 
     Raises:
         KeyError, IndexError, TypeError, ValueError, AttributeError: The metadata lack something.
     """
     batch = facts["batch"]
     return Request(
-        given={str(key): list(values) for key, values in batch["given"].items()},
+        cond={str(key): list(values) for key, values in batch["given"].items()},
         negative={str(key): list(values) for key, values in batch.get("negative", {}).items()},
-        asked={str(key): list(values) for key, values in batch.get("asked", {}).items()},
+        typed={str(key): list(values) for key, values in batch.get("typed", {}).items()},
         seed=tuple(map(int, batch["seeds"])) if "seeds" in batch else int(facts["seed"]),
         first=int(batch["first"]),
         count=int(batch["count"]),
@@ -231,70 +436,116 @@ def recorded_request(facts: Mapping[str, Any]) -> Request:
 
 
 def part_of(on_step: OnStep, number: int, count: int) -> OnStep:
-    """Steps of one batch of several, as steps of all."""
+    """Return a callback that counts the steps of one batch of several as steps of all."""
     return lambda done, total: on_step(number * total + done, count * total)
 
 
 def additions(model: Model) -> dict[str, Any]:
-    """What a record says of the LoRAs and ControlNets that are on a model."""
+    """Return the metadata about the LoRAs and ControlNets that are attached to a model."""
     facts: dict[str, Any] = {}
     if model.lora_infos:
-        facts["loras"] = [one._asdict() for one in model.lora_infos]
+        facts["loras"] = [info._asdict() for info in model.lora_infos]
     if model.controlnet_infos and model.controls is not None:
-        facts["controls"] = [one.record() for one in model.controlnet_infos]
+        facts["controls"] = [info.record() for info in model.controlnet_infos]
         facts["control_mode"] = model.controls.mode
     return facts
 
 
 def sampling_of(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of sampling in a record, by the names of `SampleConfig.flat`."""
-    now = migrate_settings(facts)
-    return {name: now[name] for name in SampleConfig.names() if name in now}
+    """Return the sampling settings in metadata, by the names of `SampleConfig.flat`."""
+    current = migrate_settings(facts)
+    return {name: current[name] for name in SampleConfig.names() if name in current}
 
 
 def versions() -> dict[str, str]:
-    """Of everything that a picture's bits depend on."""
+    """Return the versions of the libraries that the bits of an image depend on."""
     import unveil
 
     return {"unveil": unveil.__version__, "torch": str(torch.__version__), "python": platform.python_version()}
 
 
+def guided_by(recorded: Mapping[str, Any] | None, classifier: GuidanceClassifier | None) -> ClassifierGuidance | None:
+    """Return the classifier guidance of an image's metadata; None: there was none.
+
+    Args:
+        recorded: Metadata of the classifier.
+        classifier: Classifier that the user gives.
+
+    Raises:
+        WeightsError: No classifier, or another one.
+    """
+    if recorded is None:
+        return None
+    if classifier is None or classifier.sha256 != recorded["sha256"]:
+        raise WeightsError(
+            f"the image was guided by the classifier {recorded['name']!r} (sha256 {str(recorded['sha256'])[:12]}...); "
+            "give that one with --classifier"
+        )
+    return ClassifierGuidance(classifier, float(recorded["scale"]))
+
+
 def _shift(model: Model, guided: ClassifierGuidance, rows: Mapping[str, Sequence[Any]]) -> Shift:
-    """What moves a batch towards its labels."""
+    """Return the gradient that moves a batch towards its labels."""
     if LABEL not in rows:
         raise RecipeError("a classifier guides towards a class: give a label")
-    own: Any = dict(model.conditioners.items()).get(LABEL)
-    labels = own.numbers(rows[LABEL]) if isinstance(own, Label) else _whole(rows[LABEL])
+    conditioner: Any = dict(model.conditioners.items()).get(LABEL)
+    labels = conditioner.numbers(rows[LABEL]) if isinstance(conditioner, Label) else _class_indices(rows[LABEL])
     shape = (guided.classifier.network.config.in_channels, *(guided.classifier.network.config.size,) * 2)
     score = guidance.log_probability(guided.classifier, labels, shape=shape)
     return guidance.gradient(score, guided.scale)
 
 
-def _whole(labels: Sequence[Any]) -> Tensor:
+def _class_indices(labels: Sequence[Any]) -> Tensor:
     try:
         return torch.tensor([int(label) for label in labels])
     except (TypeError, ValueError):
-        raise RecipeError(f"label {list(labels)}: this model knows no names of classes; give numbers") from None
+        raise RecipeError(f"label {list(labels)}: this model has no names of classes; give numbers") from None
 
 
-def guided_by(told: Mapping[str, Any] | None, classifier: GuidanceClassifier | None) -> ClassifierGuidance | None:
-    """The guidance that a picture's record tells of, by the classifier that was given; None: there was none.
+def _generate_batch(model: Model, part: Request, edit: TaskSpec, rows: slice, recorder: TrajectoryRecorder) -> Tensor:
+    """Generate the samples of one batch."""
+    shift = None if part.guided is None else _shift(model, part.guided, part.cond)
+    images = edit.image_conditions(rows)
+    cond = {key: values for key, values in part.cond.items() if shift is None or key in model.conditioners}
+    # image conditions stay where the rest of the condition is dropped
+    negative = {**images, **part.negative}
+    guided = part.negative or (images and part.sampling["guidance_scale"] != 1)
+    controls = control_images(model, part.count, part.size) if model.controlnet_infos else {}
+    return model.generate(
+        cond={**cond, **controls, **images},
+        count=part.count,
+        seed=part.seed,
+        start_index=part.first,
+        on_step=recorder,
+        sampling=part.sampling,
+        negative_cond=negative if guided else None,
+        cond_grad=shift,
+        size=part.size,
+        tile_size=edit.tile_size,
+        transform=lambda run, _: edit.change(run, rows),
+    )
 
-    Raises:
-        WeightsError: none was given, or another one.
-    """
-    if told is None:
-        return None
-    if classifier is None or classifier.sha256 != told["sha256"]:
+
+def _check_same_adapters(model: Model, loras: Sequence[tuple[str, float]], controls: Sequence[tuple[Any, ...]]) -> None:
+    """Raise WeightsError unless the LoRAs and ControlNets of the metadata are those that are attached to the model."""
+    if loras != [(info.sha256, info.weight) for info in model.lora_infos]:
         raise WeightsError(
-            f"the picture was guided by the classifier {told['name']!r} (sha256 {str(told['sha256'])[:12]}...); "
-            "give that one with --classifier"
+            f"the image was made with {len(loras)} LoRAs, {len(model.lora_infos)} others are on the model: give these"
         )
-    return ClassifierGuidance(classifier, float(told["scale"]))
+    if controls != [_control_identity(info.record()) for info in model.controlnet_infos]:
+        raise WeightsError(
+            f"the image was made with {len(controls)} ControlNets and their images, "
+            f"{len(model.controlnet_infos)} others are on the model: give these"
+        )
 
 
-def _about(model: Model, request: Request) -> dict[str, Any]:
-    """What else the pictures of a request depend on."""
+def _control_identity(control: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return the metadata of a ControlNet except the names of files."""
+    return tuple(control[name] for name in ("sha256", "image_sha256", "weight", "start", "stop"))
+
+
+def _request_metadata(model: Model, request: Request) -> dict[str, Any]:
+    """Return the metadata that all samples of a request share, besides the model and the sampling settings."""
     facts: dict[str, Any] = {
         "dtype": request.dtype,
         "compiled": request.compiled,
@@ -310,67 +561,29 @@ def _about(model: Model, request: Request) -> dict[str, Any]:
     return facts | additions(model)
 
 
-def _drawn(model: Model, part: Request, edit: TaskSpec, here: slice, film: TrajectoryRecorder) -> Tensor:
-    """The samples of one batch."""
-    shift = None if part.guided is None else _shift(model, part.guided, part.given)
-    shown = edit.shown(here)
-    given = {key: values for key, values in part.given.items() if shift is None or key in model.conditioners}
-    # what is shown stays where the rest of the condition is left away
-    away = {**shown, **part.negative} if part.negative or (shown and part.sampling["guidance_scale"] != 1) else None
-    return model.generate(
-        cond={**given, **hints(model, part.count, part.size), **shown},
-        count=part.count,
-        seed=part.seed,
-        start_index=part.first,
-        on_step=film,
-        sampling=part.sampling,
-        negative_cond=away,
-        cond_grad=shift,
-        size=part.size,
-        tile_size=edit.seen,
-        transform=lambda course, _: edit.change(course, here),
-    )
-
-
-def _same_additions(model: Model, loras: Sequence[tuple[str, float]], controls: Sequence[tuple[Any, ...]]) -> None:
-    """Raises WeightsError unless a record's LoRAs and ControlNets are those that are on the model."""
-    if loras != [(one.sha256, one.weight) for one in model.lora_infos]:
-        raise WeightsError(
-            f"the image was made with {len(loras)} LoRAs, {len(model.lora_infos)} others are on the model: give these"
-        )
-    if controls != [_identity(one.record()) for one in model.controlnet_infos]:
-        raise WeightsError(
-            f"the image was made with {len(controls)} ControlNets and their images, "
-            f"{len(model.controlnet_infos)} others are on the model: give these"
-        )
-
-
-def _identity(control: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What a record of a control says but for the names of files."""
-    return tuple(control[name] for name in ("sha256", "picture_sha256", "weight", "start", "stop"))
-
-
-def _facts(part: Request, row: int) -> dict[str, Any]:
-    """What the record of one picture says of the wish."""
-    own = part.part(row, row + 1)
-    facts: dict[str, Any] = {"seed": own.seed if isinstance(own.seed, int) else own.seed[0], "sample": own.first}
-    for name, values in (("given", own.given), ("negative", own.negative), ("asked", own.asked)):
+def _sample_metadata(part: Request, row: int) -> dict[str, Any]:
+    """Return the metadata of one sample about the request."""
+    request = part.part(row, row + 1)
+    seed = request.seed if isinstance(request.seed, int) else request.seed[0]
+    facts: dict[str, Any] = {"seed": seed, "sample": request.first}
+    for name, values in (("given", request.cond), ("negative", request.negative), ("typed", request.typed)):
         if values or name == "given":
             facts[name] = {key: value[0] for key, value in values.items()}
     return facts
 
 
-def _batch(part: Request) -> dict[str, Any]:
-    """Everything that a batch's pictures have to be drawn with again."""
-    facts: dict[str, Any] = {"first": part.first, "count": part.count, "given": dict(part.given)}
-    facts |= {name: dict(one) for name, one in (("negative", part.negative), ("asked", part.asked)) if one}
+def _batch_metadata(part: Request) -> dict[str, Any]:
+    """Return what a batch needs to be generated again."""
+    facts: dict[str, Any] = {"first": part.first, "count": part.count, "given": dict(part.cond)}
+    others = (("negative", part.negative), ("typed", part.typed))
+    facts |= {name: dict(conditions) for name, conditions in others if conditions}
     if not isinstance(part.seed, int):
         facts["seeds"] = list(part.seed)
     return facts
 
 
 def _each(key: str, values: Sequence[Any], count: int) -> list[Any]:
-    """One value for each picture: a short list is repeated in turn."""
+    """Return one value for each sample: a short list is repeated in turn."""
     if isinstance(values, str) or not len(values) or len(values) > count:
-        raise RecipeError(f"{key}: {values!r} for {count} pictures; give 1 to {count} values")
+        raise RecipeError(f"{key}: {values!r} for {count} images; give 1 to {count} values")
     return [values[i % len(values)] for i in range(count)]

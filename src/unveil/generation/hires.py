@@ -1,11 +1,10 @@
-"""Sizes far beyond a model's own: made at a size that it knows, enlarged, and made again in overlapping windows.
+"""High-resolution generation (hires fix): at the model's own size first, then upscaled in passes of overlapping tiles.
 
-The rule: four times the pixels of the model's own pictures, or more, go this way. The first pass has the aspect of what
-is asked for and about as many pixels as the model's own. Each that follows has sides at most twice as long: it begins
-at the enlargement of the one before, a little noised, and estimates windows of the model's own size, which share a
-quarter of their side with their neighbours and fade into each other at every step. What it shows at the size of the one
-before stays, since a window that lies within a thing cannot know what it is a part of. Memory is that of one window and
-a few copies of the whole.
+It applies from four times the pixels of the model's own images. The first pass has the aspect ratio of the result and
+about as many pixels as the model's own images. The sides of each further pass are at most twice as long. A pass begins
+at the noised enlargement of the one before, and estimates tiles of the model's own size, which share a quarter of their
+side with their neighbours and are blended at every step. It keeps the low frequencies of the pass before, since a tile
+within an object does not show which object that is. Memory is that of one tile and a few copies of the whole.
 
 Sources: Bar-Tal et al. 2023, eq. 5 (arXiv:2302.08113); Meng et al. 2021, algorithm 1 (arXiv:2108.01073); Choi et al.
 2021 (arXiv:2108.02938).
@@ -21,27 +20,26 @@ import torch
 from torch import Tensor
 
 from unveil.generation.conditioning_frames import ConditioningFrames
-from unveil.generation.generate import UNNAMED, OnStep, Request, Source, part_of
-from unveil.generation.long_video import Knowing, VideoChunk, VideoSpec, concat_chunks, generate_long_video
+from unveil.generation.generate import UNNAMED, OnStep, Request, Source, TaskSpec, input_to_unit, part_of
+from unveil.generation.long_video import ConditioningOfWindow, VideoChunk, VideoSpec, concat_chunks, generate_long_video
 from unveil.generation.single_frame import SingleFrameNetwork
-from unveil.generation.task_spec import TaskSpec, input_to_unit
 from unveil.generation.upscale import STRENGTH, resized, upscale
 from unveil.model import Model, RunTransform
 from unveil.model.shapes import check_size, size_multiple
 from unveil.types import format_size
 
-LARGE = 4.0  # times the pixels of a model's own
-GROWTH = 2.0  # of a side, from one pass to the next, at most
-AGAIN = 0.15  # strength of the passes after the first: they make edges sharp, and see too little for more
+LARGE = 4.0  # minimum number of pixels for several passes, as a multiple of the model's
+GROWTH = 2.0  # maximum growth of a side from one pass to the next
+PASS_STRENGTH = 0.15  # strength of the passes after the first, enough for sharp edges
 
 
 def needs_hires(model: Model, size: tuple[int, int]) -> bool:
-    """Whether a height and width are made in several passes."""
+    """Return True if a height and width need several passes."""
     return size[0] * size[1] >= LARGE * model.shape[-2] * model.shape[-1]
 
 
 def goes_in_passes(model: Model, size: Sequence[int] | None) -> bool:
-    """Whether pictures of a size are made in passes: those of models of clips, which have no other way to them."""
+    """Return True if images of a size are generated in passes: those of video models, which have no other method."""
     return (
         size is not None
         and isinstance(model.denoiser.network, SingleFrameNetwork)
@@ -50,21 +48,21 @@ def goes_in_passes(model: Model, size: Sequence[int] | None) -> bool:
 
 
 def base_size(model: Model, size: tuple[int, int]) -> tuple[int, int]:
-    """Height and width of the first pass: the aspect of the size, and about the pixels of the model's own.
+    """Return height and width of the first pass: the aspect ratio of the size, and about the pixels of the model's.
 
-    Of the sizes with half to one and a half times these pixels, the one whose aspect is the nearest; the largest of
-    several.
+    Of the sizes with half to one and a half times these pixels, it is the one whose aspect ratio is nearest, and the
+    largest of several.
     """
-    unit, own = size_multiple(model), model.shape[-2] * model.shape[-1]
-    wanted = math.log(size[0] / size[1])
-    counts = range(1, max(2, int(1.5 * own / unit**2) + 1))
-    fitting = [(high * unit, wide * unit) for high in counts for wide in counts]
-    near = [one for one in fitting if 0.5 * own <= one[0] * one[1] <= 1.5 * own] or fitting
-    return min(near, key=lambda one: (round(abs(math.log(one[0] / one[1]) - wanted), 6), -one[0] * one[1]))
+    unit, pixels = size_multiple(model), model.shape[-2] * model.shape[-1]
+    aspect = math.log(size[0] / size[1])
+    counts = range(1, max(2, int(1.5 * pixels / unit**2) + 1))
+    fitting = [(height * unit, width * unit) for height in counts for width in counts]
+    near = [(h, w) for h, w in fitting if 0.5 * pixels <= h * w <= 1.5 * pixels] or fitting
+    return min(near, key=lambda sides: (round(abs(math.log(sides[0] / sides[1]) - aspect), 6), -sides[0] * sides[1]))
 
 
 def sizes(model: Model, size: tuple[int, int]) -> list[tuple[int, int]]:
-    """Height and width of every pass; the sides grow evenly, and are rounded up to what the network takes."""
+    """Return height and width of every pass; the sides grow evenly, and are rounded up to what the network takes."""
     first, unit = base_size(model, size), size_multiple(model)
     growth = max(now / before for now, before in zip(size, first, strict=True))
     count = max(1, math.ceil(math.log(growth, GROWTH) - 1e-9))
@@ -77,86 +75,93 @@ def sizes(model: Model, size: tuple[int, int]) -> list[tuple[int, int]]:
 
 
 def describe_passes(model: Model, size: tuple[int, int]) -> str:
-    """What a person is told before the work."""
-    own, every = format_size(model.shape), sizes(model, size)
+    """Return a description of the passes for the user."""
+    tile, every = format_size(model.shape), sizes(model, size)
     return (
-        f"{format_size(size)} is far beyond the model's own {own}: made in {len(every)} passes, at "
-        f"{', '.join(map(format_size, every))}; the first as a whole, the others in windows of {own}"
+        f"{format_size(size)} is far beyond the model's own {tile}: made in {len(every)} passes, at "
+        f"{', '.join(map(format_size, every))}; the first as a whole, the others in windows of {tile}"
     )
 
 
 def generate_hires(
-    model: Model, request: Request, shot: VideoSpec, source: Source = UNNAMED, on_step: OnStep | None = None
+    model: Model, request: Request, spec: VideoSpec, source: Source = UNNAMED, on_step: OnStep | None = None
 ) -> Iterator[VideoChunk]:
-    """Clips of a size far beyond the model's own.
+    """Yield videos of a size far beyond the model's own.
 
-    What is known of them is known in all passes, and comes out exactly. Progress counts the passes as equal parts.
+    Conditioning frames apply in all passes, and come out exactly. Progress counts the passes as equal parts.
 
     Args:
-        request: of clips.
-        shot: what they are; its size is that of the results.
+        model: Video model.
+        request: Conditions, seeds and settings.
+        spec: Frames, windows and conditioning; its size is that of the results.
+        source: Name and hash of the model, for the metadata.
+        on_step: As in `generate`, over all passes.
 
     Raises:
-        RecipeError: a size that the network does not take.
+        RecipeError: A size that the network does not take.
     """
-    size = shot.size or (model.shape[-2], model.shape[-1])
+    size = spec.size or (model.shape[-2], model.shape[-1])
     check_size(model, size)
     every = sizes(model, size)
-    asked, now = request, shot
-    for number, here in enumerate(every):
+    pass_request, pass_spec = request, spec
+    for number, pass_size in enumerate(every):
         steps = on_step and part_of(on_step, number, len(every))
-        if here == size:
-            yield from generate_long_video(model, asked, now, source, steps)
+        if pass_size == size:
+            yield from generate_long_video(model, pass_request, pass_spec, source, steps)
             return
-        known = None if shot.known is None else downsample_conditioning(shot.known, here)
-        made = concat_chunks(generate_long_video(model, asked, replace(now, size=here, known=known), source, steps))
-        asked, now = without_guidance(request), _after(model, shot, made, every, number + 1)
+        conditioning = None if spec.conditioning is None else downsample_conditioning(spec.conditioning, pass_size)
+        pass_spec = replace(pass_spec, size=pass_size, conditioning=conditioning)
+        videos = concat_chunks(generate_long_video(model, pass_request, pass_spec, source, steps))
+        pass_request, pass_spec = without_guidance(request), _next_pass(model, spec, videos, every, number + 1)
 
 
-def _after(model: Model, shot: VideoSpec, made: Tensor, every: Sequence[tuple[int, int]], number: int) -> VideoSpec:
-    """The shot of a pass that begins at what the one before made."""
-    after = upscale_pass(model, made, every[number], AGAIN)
-    settings = {**shot.settings, **after.settings, "passes": [list(one) for one in every]}
-    after = replace(after, known=shot.known, window=shot.window, overlap=shot.overlap, settings=settings)
-    return replace(after, verb=shot.verb, inputs=shot.inputs)
+def _next_pass(
+    model: Model, spec: VideoSpec, videos: Tensor, every: Sequence[tuple[int, int]], number: int
+) -> VideoSpec:
+    """Return the spec of a pass that begins at the videos of the one before."""
+    following = upscale_pass(model, videos, every[number], PASS_STRENGTH)
+    settings = {**spec.settings, **following.settings, "passes": [list(size) for size in every]}
+    following = replace(following, conditioning=spec.conditioning, window=spec.window, overlap=spec.overlap)
+    return replace(following, settings=settings, verb=spec.verb, inputs=spec.inputs)
 
 
-def upscale_pass(model: Model, clips: Tensor, size: tuple[int, int], strength: float = STRENGTH) -> VideoSpec:
-    """A film of clips in a larger size: each window begins at their plain enlargement, noised, and keeps its forms.
+def upscale_pass(model: Model, videos: Tensor, size: tuple[int, int], strength: float = STRENGTH) -> VideoSpec:
+    """Upscale videos: each window begins at their noised bicubic enlargement, and keeps its low frequencies.
 
     Args:
-        clips: (N, C, T, H, W).
-        size: height and width of the results.
-        strength: of the edit after the enlargement, in [0, 1].
+        model: Video model.
+        videos: (N, C, T, H, W).
+        size: Height and width of the results.
+        strength: Strength after the enlargement, in [0, 1].
 
     Raises:
-        RecipeError: a strength outside [0, 1].
+        RecipeError: A strength outside [0, 1].
     """
-    frames = clips.shape[2]
+    frames = videos.shape[2]
 
     def edit(start: int, stop: int) -> TaskSpec:
         here = torch.arange(start, stop).clamp(max=frames - 1)  # a window may reach beyond the end
-        return upscale(model, clips[:, :, here], size=size, strength=strength, faithful=True)
+        return upscale(model, videos[:, :, here], size=size, strength=strength, faithful=True)
 
     def change(start: int, stop: int) -> RunTransform:
         return edit(start, stop).change
 
     settings = {"size": list(size), "strength": strength}
-    return VideoSpec(frames, size, seen=edit(0, 1).seen, change=change, verb="upscale", settings=settings)
+    return VideoSpec(frames, size, tile_size=edit(0, 1).tile_size, change=change, verb="upscale", settings=settings)
 
 
 def without_guidance(request: Request) -> Request:
-    """The request of a later pass: without guidance, since a window that has nothing of what is said stays so."""
+    """Return the request of a later pass, without guidance: it would add the prompt's objects to every tile."""
     return replace(request, size=None, negative={}, sampling={**request.sampling, "guidance_scale": 1.0})
 
 
-def downsample_conditioning(known: Knowing, size: tuple[int, int]) -> Knowing:
-    """What is known of whole frames, at another height and width."""
+def downsample_conditioning(conditioning: ConditioningOfWindow, size: tuple[int, int]) -> ConditioningOfWindow:
+    """Return conditioning frames at another height and width."""
 
-    def knowing(start: int, stop: int) -> ConditioningFrames | None:
-        found = known(start, stop)
-        return (
-            None if found is None else found._replace(pixels=resized(input_to_unit(found.pixels, 3, "T, H, W"), size))
-        )
+    def downsampled(start: int, stop: int) -> ConditioningFrames | None:
+        frames = conditioning(start, stop)
+        if frames is None:
+            return None
+        return frames._replace(pixels=resized(input_to_unit(frames.pixels, 3, "T, H, W"), size))
 
-    return knowing
+    return downsampled

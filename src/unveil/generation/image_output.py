@@ -1,4 +1,4 @@
-"""What every command that draws does alike: it watches the run, and writes pictures with their records."""
+"""Output of generated images: progress and previews, image files with their metadata, and metadata read back."""
 
 from __future__ import annotations
 
@@ -12,25 +12,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unveil.errors import RecipeError
-from unveil.generation.generate import GeneratedSample, Request, Source, generate
-from unveil.generation.metadata import PARAMETERS, parameters
-from unveil.generation.task_spec import PLAIN, TaskSpec
-from unveil.generation.trajectory import Preview
+from unveil.errors import DataError, RecipeError
+from unveil.generation.generate import PLAIN, GeneratedSample, Preview, Request, Source, TaskSpec, generate
 from unveil.io.console import Console
 from unveil.io.files import refuse_overwrite, write_atomically
-from unveil.io.images import METADATA_KEY, make_grid, png, to_pixels
+from unveil.io.images import EXIF, METADATA_KEY, UNICODE, USER_COMMENT, make_grid, png, to_pixels
+from unveil.io.video.containers import HEAD, container_of
+from unveil.io.video.reader import VideoDecoder
 from unveil.model import Model
+from unveil.model.migration import migrate_metadata, migrate_settings
+from unveil.types import format_size
 
-FRAMES = 9  # of a strip: the noise's first step to the picture
-STRIPS = 8  # samples that a strip shows at most
-SHOWN = 256  # that the sheet of a folder does
-PREVIEWS = 8  # of a run, at most, that `on_preview` is given
+FRAMES = 9  # of a strip: from the first step of the noise to the image
+STRIPS = 8  # maximum number of samples in a strip
+SHOWN = 256  # maximum number of images in the contact sheet of a folder
+PREVIEWS = 8  # maximum number of previews of a run for `on_preview`
+MAX_TEXT = 1_000_000  # maximum length of metadata, in characters
+PARAMETERS = "parameters"  # name of the text that image tools show
+NO_METADATA = "{}: has no metadata of its generation (stripped, or written with --no-metadata)"
 
 
 @dataclass(frozen=True)
 class ImageOutput:
-    """Where pictures go: a folder, or one .png file; and where the estimate is shown on the way."""
+    """Output of images: a folder, or one .png file; and the preview of the estimate.
+
+    Attributes:
+        out: Folder, or .png file.
+        strip: Also write a strip of each sample's trajectory.
+        metadata: Write metadata into the files.
+        force: Overwrite existing files.
+        preview: File of the preview.
+        preview_every: Number of steps from one preview to the next.
+        on_preview: (PNG, steps done, number of steps or None) -> called with previews in place of the file.
+    """
 
     out: Path
     strip: bool = False
@@ -42,27 +56,27 @@ class ImageOutput:
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> ImageOutput:
-        """The place of a command's options, by their names."""
-        plain = {one.name for one in fields(cls)}
-        return cls(**{name: value for name, value in options.items() if name in plain})
+        """Return the output for a command's options, by their names."""
+        names = {item.name for item in fields(cls)}
+        return cls(**{name: value for name, value in options.items() if name in names})
 
     @property
     def one_file(self) -> bool:
-        """Whether everything goes into a single picture."""
+        """True if everything is written into a single image."""
         return self.out.suffix.lower() == ".png"
 
     def check(self, names: Sequence[str] = (), alike: bool = True, mark: str = "") -> None:
-        """Refuses what is there already, before any work.
+        """Refuse existing files before any work.
 
         Args:
-            names: of the pictures in a folder, where they are known.
-            alike: whether these have one size, so that there are a sheet and a strip of them.
-            mark: what the names of sheet and strip in a folder begin with.
+            names: File names in a folder, if known.
+            alike: True if the images have one size, so that a contact sheet and a strip are written.
+            mark: Prefix of the names of contact sheet and strip in a folder.
 
         Raises:
-            RecipeError: a preview that would be overwritten by the picture, two results of one name, or pictures of
-                several sizes for one file.
-            OutputError: a file that would be overwritten.
+            RecipeError: A preview that the image would overwrite, two results of one name, or images of several sizes
+                for one file.
+            OutputError: A file that would be overwritten.
         """
         if self.preview is not None and self.preview == self.out:
             raise RecipeError(f"--preview {self.preview}: is the output file; choose another name")
@@ -70,17 +84,17 @@ class ImageOutput:
             raise RecipeError(
                 f"--out {self.out}: images of several sizes fit no contact sheet; use a folder, or --size"
             )
-        found = [self.out] if self.one_file else [self.out / name for name in names]
+        paths = [self.out] if self.one_file else [self.out / name for name in names]
         if names and alike:
-            found += [self.out / f"{mark}sheet.png"] if len(names) > 1 and not self.one_file else []
-            found += [self.strip_path(mark)] if self.strip else []
-        if doubled := [path for path, often in Counter(found).items() if often > 1]:
+            paths += [self.out / f"{mark}sheet.png"] if len(names) > 1 and not self.one_file else []
+            paths += [self.strip_path(mark)] if self.strip else []
+        if doubled := [path for path, often in Counter(paths).items() if often > 1]:
             raise RecipeError(f"{doubled[0]}: two results would have this name; rename one of the input images")
-        for path in found + ([self.preview] if self.preview else []):
+        for path in paths + ([self.preview] if self.preview else []):
             refuse_overwrite(path, self.force)
 
     def strip_path(self, mark: str = "") -> Path:
-        """The file of the strip, whose name in a folder begins with a mark."""
+        """Return the file of the strip, whose name in a folder begins with `mark`."""
         return self.out.with_suffix(".strip.png") if self.one_file else self.out / f"{mark}strip.png"
 
 
@@ -93,7 +107,7 @@ class WrittenFiles:
     strip: Path | None = None
 
     def facts(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the files for JSON."""
         return {
             "images": [str(path) for path in self.images],
             "sheet": str(self.sheet) if self.sheet else None,
@@ -101,7 +115,7 @@ class WrittenFiles:
         }
 
     def text(self) -> str:
-        """For a person."""
+        """Return the files as text for a person."""
         lines = [str(self.images[0])] if len(self.images) == 1 else []
         if len(self.images) > 1:
             lines.append(f"{len(self.images)} images: {self.images[0]} ... {self.images[-1].name}")
@@ -109,92 +123,93 @@ class WrittenFiles:
 
 
 def numbered(request: Request) -> list[tuple[int, int]]:
-    """The seed and the number of each picture of a request."""
+    """Return the seed and the index of each sample of a request."""
     if isinstance(request.seed, int):
         return [(request.seed, request.first + place) for place in range(request.count)]
     return [(seed, request.first) for seed in request.seed]
 
 
 def filenames(rows: Iterable[tuple[int, int]]) -> list[str]:
-    """The files of pictures in a folder, by their seeds and numbers; what comes again has a number behind it."""
-    found: list[str] = []
+    """Return file names for images by their seeds and indices; a repeated name gets a number."""
+    names: list[str] = []
     often = Counter[str]()
     for seed, number in rows:
         name = f"seed{seed}_{number:05d}"
         often[name] += 1
-        found.append(f"{name}.png" if often[name] == 1 else f"{name}_{often[name]}.png")
-    return found
+        names.append(f"{name}.png" if often[name] == 1 else f"{name}_{often[name]}.png")
+    return names
 
 
 def draw(
-    model: Model, source: Source, request: Request, place: ImageOutput, console: Console, edit: TaskSpec = PLAIN
+    model: Model, source: Source, request: Request, output: ImageOutput, console: Console, edit: TaskSpec = PLAIN
 ) -> Iterator[GeneratedSample]:
-    """The pictures of a request as they come, with progress, and previews where the place asks for them.
+    """Yield the samples of a request, with progress, and previews if the output has some.
 
-    What is asked to be gone away from without guidance is told to have no effect.
+    A negative prompt without guidance has no effect; a warning says so.
     """
     if request.negative and request.sampling.get("guidance_scale", model.sampling.guidance.scale) == 1:
         console.warn("negative prompts and conditions have no effect without guidance; use --guidance-scale above 1")
-    frames = FRAMES if place.strip else 0
-    preview = _preview(place, model.sampling.changed(request.sampling).steps)
+    frames = FRAMES if output.strip else 0
+    preview = _preview(output, model.sampling.changed(request.sampling).steps)
     with console.progress("step", 0) as progress:
         yield from generate(model, request, source, edit, frames=frames, on_step=progress.reach, preview=preview)
 
 
 def write(
-    pictures: Iterable[GeneratedSample],
-    place: ImageOutput,
+    samples: Iterable[GeneratedSample],
+    output: ImageOutput,
     names: Sequence[str],
     columns: int | None = None,
     mark: str = "",
 ) -> WrittenFiles:
-    """One file each, as they come, and then a sheet of them; a single .png holds the picture, or the sheet.
+    """Write one file for each sample as it comes, and then a contact sheet; a .png holds the image, or the sheet.
 
-    Who ends it in between has the pictures that were there by then.
+    If the iteration ends early, the files of the samples until then remain.
 
     Args:
-        pictures: at least one; a sheet and a strip need all of one size. In a folder the sheet shows the first 256.
-        place: where they go.
-        names: of the files in a folder.
-        columns: of the sheet.
-        mark: what the names of sheet and strip in a folder begin with.
+        samples: At least one; a contact sheet and a strip need all of one size. The sheet of a folder shows the first
+            256.
+        output: Folder or file, and what is written.
+        names: File names in a folder.
+        columns: Number of columns of the contact sheet.
+        mark: Prefix of the names of contact sheet and strip in a folder.
 
     Raises:
-        OutputError: a file is there already, which `ImageOutput.check` finds before the work.
+        OutputError: A file exists already, which `ImageOutput.check` reports before the work.
     """
     files: dict[Path, bytes] = {}
-    written, count, alone = WrittenFiles(), 0, b""
-    kept: list[Tensor] = []
-    ways: list[Tensor] = []
+    written, count, single = WrittenFiles(), 0, b""
+    images: list[Tensor] = []
+    trajectories: list[Tensor] = []
     shapes: set[tuple[int, ...]] = set()
-    for count, picture in enumerate(pictures, 1):
-        content = png(picture.pixels, _texts(picture, place.metadata))
-        if place.one_file:
-            alone = alone or content
+    for count, sample in enumerate(samples, 1):
+        content = png(sample.pixels, _texts(sample, output.metadata))
+        if output.one_file:
+            single = single or content
         else:
-            written.images.append(place.out / names[count - 1])
-            put({written.images[-1]: content}, place.force)
-        shapes.add(tuple(picture.pixels.shape))
-        kept += [picture.pixels] if place.one_file or len(kept) < SHOWN else []
-        ways += [to_pixels(picture.frames)] if place.strip and len(ways) < STRIPS else []
-    if count == 1 and place.one_file:
-        files[place.out] = alone
-        written.images.append(place.out)
+            written.images.append(output.out / names[count - 1])
+            put({written.images[-1]: content}, output.force)
+        shapes.add(tuple(sample.pixels.shape))
+        images += [sample.pixels] if output.one_file or len(images) < SHOWN else []
+        trajectories += [to_pixels(sample.frames)] if output.strip and len(trajectories) < STRIPS else []
+    if count == 1 and output.one_file:
+        files[output.out] = single
+        written.images.append(output.out)
     if count > 1 and len(shapes) == 1:
-        written.sheet = place.out if place.one_file else place.out / f"{mark}sheet.png"
-        files[written.sheet] = png(make_grid(torch.stack(kept), columns))
-    if ways and len(shapes) == 1:
-        written.strip = place.strip_path(mark)
-        files[written.strip] = png(make_grid(torch.cat(ways), columns=len(ways[0])))
-    put(files, place.force)
+        written.sheet = output.out if output.one_file else output.out / f"{mark}sheet.png"
+        files[written.sheet] = png(make_grid(torch.stack(images), columns))
+    if trajectories and len(shapes) == 1:
+        written.strip = output.strip_path(mark)
+        files[written.strip] = png(make_grid(torch.cat(trajectories), columns=len(trajectories[0])))
+    put(files, output.force)
     return written
 
 
 def put(files: dict[Path, bytes], force: bool) -> None:
-    """Writes every file, each whole or not at all.
+    """Write every file, each whole or not at all.
 
     Raises:
-        OutputError: one is there already; nothing was written.
+        OutputError: A file exists already; nothing was written.
     """
     for path in files:
         refuse_overwrite(path, force)
@@ -202,8 +217,8 @@ def put(files: dict[Path, bytes], force: bool) -> None:
         write_atomically(path, content)
 
 
-def _preview(place: ImageOutput, steps: int) -> Preview | None:
-    path, on_preview = place.preview, place.on_preview
+def _preview(output: ImageOutput, steps: int) -> Preview | None:
+    path, on_preview = output.preview, output.on_preview
     if on_preview is not None:
         return Preview(
             lambda pixels, done, total: on_preview(png(make_grid(pixels)), done, total), max(1, steps // PREVIEWS)
@@ -215,14 +230,101 @@ def _preview(place: ImageOutput, steps: int) -> Preview | None:
         del done, total
         write_atomically(path, png(make_grid(pixels)))
 
-    return Preview(show, place.preview_every)
+    return Preview(show, output.preview_every)
 
 
-def _texts(picture: GeneratedSample, metadata: bool) -> dict[str, str]:
+def _texts(sample: GeneratedSample, metadata: bool) -> dict[str, str]:
     if not metadata:
         return {}
-    facts = picture.facts
+    facts = sample.facts
     return {
-        PARAMETERS: parameters(facts, picture.pixels.shape[1:]),
+        PARAMETERS: parameters(facts, sample.pixels.shape[1:]),
         METADATA_KEY: json.dumps(facts, ensure_ascii=False),
     }
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """Return the generation metadata of an image or a video that this program wrote.
+
+    Raises:
+        DataError: No such file, not an image or a video, or one without our metadata.
+    """
+    text = _video_text(path) or _image_text(path)
+    if text is None:
+        raise DataError(NO_METADATA.format(path))
+    try:
+        if len(text) > MAX_TEXT:
+            raise ValueError(f"{len(text)} characters")
+        facts = json.loads(text)
+        if not isinstance(facts, dict):
+            raise ValueError("not an object")
+    except (ValueError, RecursionError) as problem:
+        raise DataError(f"{path}: its metadata are damaged ({problem}); use the file as it was written") from problem
+    return migrate_metadata(facts)
+
+
+def _image_text(path: Path) -> str | None:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path, formats=["PNG", "GIF", "WEBP"]) as image:
+            if image.format == "PNG":
+                image.load()  # texts may follow the pixels
+                return getattr(image, "text", {}).get(METADATA_KEY)
+            comment = image.getexif().get_ifd(EXIF).get(USER_COMMENT, b"")
+            if isinstance(comment, bytes) and comment.startswith(UNICODE):
+                return comment.removeprefix(UNICODE).decode("utf-16-le")
+            return _ours(image.info.get("comment", b"").decode())
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError) as problem:
+        raise _unreadable(path, problem) from problem
+
+
+def _unreadable(path: Path, problem: Exception) -> DataError:
+    if isinstance(problem, FileNotFoundError):
+        return DataError(f"{path}: no such file; give an image or video that this program wrote")
+    return DataError(f"{path}: neither a readable image nor a video ({problem}); give a file that this program wrote")
+
+
+def _video_text(path: Path) -> str | None:
+    """Return the metadata text of a video; None if the file is not a video."""
+    try:
+        with path.open("rb") as file:
+            if container_of(file.read(HEAD)) in (None, "GIF"):
+                return None
+        decoder = VideoDecoder()
+        text = _ours(decoder.comment(path) or "")
+        decoder.close()
+    except OSError as problem:
+        raise _unreadable(path, problem) from problem
+    if text is None:
+        raise DataError(NO_METADATA.format(path))
+    return text
+
+
+def _ours(comment: str) -> str | None:
+    """Return a comment that can be our metadata; other programs write theirs in the same field."""
+    return comment if comment.startswith("{") else None
+
+
+def parameters(facts: Mapping[str, Any], size: Sequence[int]) -> str:
+    """Return the metadata as the text that image tools show under `parameters`."""
+    conditions = ", ".join(f"{key} {value}" for key, value in facts.get("given", {}).items())
+    shown = {
+        "Steps": facts["steps"],
+        "Sampler": facts["sampler"],
+        "CFG scale": migrate_settings(facts)["guidance_scale"],
+        "Seed": facts["seed"],
+        "Sample": facts["sample"],
+        "Size": format_size(size),
+        "Model hash": str(facts["model"]["sha256"])[:10],
+        "Model": facts["model"]["name"],
+        "Version": f"unveil {facts['versions']['unveil']}",
+    }
+    if loras := facts.get("loras"):
+        shown["LoRA"] = " ".join(f"{lora['name']} {lora['sha256'][:10]} x {lora['weight']:g}" for lora in loras)
+    for number, net in enumerate(facts.get("controls", [])):
+        shown[f"ControlNet {number}"] = (
+            f"{net['name']} {net['sha256'][:10]} x {net['weight']:g}, {net['start']:g} to {net['stop']:g}, "
+            f"of {net['image']} {net['image_sha256'][:10]}"
+        )
+    return f"{conditions}\n" + ", ".join(f"{key}: {value}" for key, value in shown.items())

@@ -1,4 +1,4 @@
-"""The files that tasks work on: found, read, and known again by their content."""
+"""Input files of tasks: images, masks and noise, identified by the hash of their content."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch import Tensor
 
 from unveil.data.image_decoding import HEAD, decode_native_size, format_of, open_image
 from unveil.errors import DataError
+from unveil.generation.generate import SourceFile
 from unveil.generation.invert import read_noise
-from unveil.generation.task_spec import SourceFile
 from unveil.io.files import sha256
 
-PICTURE, MASK, NOISE = "picture", "mask", "noise"  # roles
-BESIDE = ("sheet.png", "strip.png")  # what commands write into a folder beside its pictures
+IMAGE, MASK, NOISE = "image", "mask", "noise"  # roles
+EXTRA_FILES = ("sheet.png", "strip.png")  # files that commands write into a folder next to its images
 MAX_PIXELS = 100_000_000
 
 
 class LoadedInput(NamedTuple):
-    """A file that was read: uint8 (C, H, W) of a picture or a mask, float32 of one noise."""
+    """A file that was read: uint8 (C, H, W) of an image or a mask, float32 of one noise."""
 
     path: Path
     content: Tensor
@@ -30,33 +30,34 @@ class LoadedInput(NamedTuple):
 
 
 def list_inputs(place: Path) -> list[Path]:
-    """The file itself, or the pictures that lie in a folder, by name, without the sheet and the strip of a command.
+    """Return the file itself, or the images in a folder, by name, without the contact sheet and the strip of a command.
 
     Raises:
-        DataError: nothing there, or no picture in it.
+        DataError: No such file or folder, or a folder without images.
     """
     if place.is_file():
         return [place]
     if not place.is_dir():
-        raise DataError(f"{place}: no such picture or folder")
-    found = sorted(path for path in place.iterdir() if path.is_file() and path.name not in BESIDE and _is_picture(path))
-    if not found:
-        raise DataError(f"{place}: no picture in it; PNG, JPEG and WebP are read")
-    return found
+        raise DataError(f"{place}: no such image or folder")
+    files = (path for path in place.iterdir() if path.is_file() and path.name not in EXTRA_FILES)
+    images = sorted(path for path in files if _is_image(path))
+    if not images:
+        raise DataError(f"{place}: contains no image; PNG, JPEG and WebP are read")
+    return images
 
 
 def open_input(role: str, path: Path, channels: int, size: tuple[int, int] | None = None, row: int = 0) -> LoadedInput:
-    """A file of a role, read.
+    """Read an input file.
 
     Args:
-        role: picture, mask (one channel) or noise.
-        path: of the file.
-        channels: of the model's pictures.
-        size: height and width that a picture is brought to; its own when left out.
-        row: which noise of a file of several.
+        role: Image, mask (one channel) or noise.
+        path: Path of the file.
+        channels: Number of channels of the model's images.
+        size: Height and width that an image is resized to; None: its own.
+        row: Index of the noise in a file of several.
 
     Raises:
-        DataError: no such file, not of this role, or damaged.
+        DataError: No such file, not of this role, or damaged.
     """
     if role == NOISE:
         return LoadedInput(path, read_noise(path)[0][row], SourceFile(path.name, sha256(path), row))
@@ -70,31 +71,31 @@ def open_input(role: str, path: Path, channels: int, size: tuple[int, int] | Non
 
 
 def find_inputs(wanted: Sequence[SourceFile], places: Sequence[Path]) -> list[Path]:
-    """The files that a record names, wherever they are among these files and folders.
+    """Return the paths of the files that metadata name, among these files and folders.
 
     Raises:
-        DataError: one is not there, or only one of the same name with another content.
+        DataError: A file is missing, or only one of the same name has another content.
     """
-    known: dict[str, list[Path]] = {}
+    by_name: dict[str, list[Path]] = {}
     for place in places:
         for path in [place] if place.is_file() else sorted(place.iterdir()) if place.is_dir() else []:
-            known.setdefault(path.name, []).append(path)
-    given = {sha256(path): path for path in places if path.is_file()}  # may have been renamed
-    return [_found(one, known, given) for one in wanted]
+            by_name.setdefault(path.name, []).append(path)
+    by_hash = {sha256(path): path for path in places if path.is_file()}  # may have been renamed
+    return [_find_input(file, by_name, by_hash) for file in wanted]
 
 
-def _found(wanted: SourceFile, known: Mapping[str, Sequence[Path]], given: Mapping[str, Path]) -> Path:
-    candidates = [path for path in known.get(wanted.name, ()) if path.is_file()]
-    same = next((path for path in candidates if sha256(path) == wanted.sha256), given.get(wanted.sha256))
+def _find_input(wanted: SourceFile, by_name: Mapping[str, Sequence[Path]], by_hash: Mapping[str, Path]) -> Path:
+    candidates = [path for path in by_name.get(wanted.name, ()) if path.is_file()]
+    same = next((path for path in candidates if sha256(path) == wanted.sha256), by_hash.get(wanted.sha256))
     if same is not None:
         return same
     other = f"; {candidates[0]} is another file" if candidates else ""
     raise DataError(
-        f"{wanted.name} (sha256 {wanted.sha256[:12]}...), which the picture was made from, is not here{other}; "
-        "give it, or the folder that it lies in"
+        f"{wanted.name} (sha256 {wanted.sha256[:12]}...), which the image was made from, is not here{other}; "
+        "give it, or the folder that contains it"
     )
 
 
-def _is_picture(path: Path) -> bool:
+def _is_image(path: Path) -> bool:
     with path.open("rb") as file:
         return format_of(file.read(HEAD)) is not None

@@ -1,4 +1,4 @@
-"""The noise that a picture comes from, and files that hold it."""
+"""Inversion: the noise that generates an image, and files of noise."""
 
 from __future__ import annotations
 
@@ -15,10 +15,17 @@ from torch import Tensor
 from unveil.core.rng import SampleRNG
 from unveil.core.samplers import encode
 from unveil.errors import DataError
-from unveil.generation.generate import DTYPES, OnStep, Request, part_of
-from unveil.generation.metadata import MAX_TEXT
-from unveil.generation.task_spec import hints, input_to_unit, latents_of
-from unveil.generation.trajectory import TrajectoryRecorder
+from unveil.generation.generate import (
+    DTYPES,
+    OnStep,
+    Request,
+    TrajectoryRecorder,
+    control_images,
+    input_to_unit,
+    latents_of,
+    part_of,
+)
+from unveil.generation.image_output import MAX_TEXT
 from unveil.io.files import write_atomically
 from unveil.model import Model
 from unveil.model.config import SampleConfig
@@ -29,33 +36,34 @@ NOISE, FACTS = "noise", "unveil"  # the tensor of a file of noise, and its text
 
 
 class Inversion(NamedTuple):
-    """What pictures come from: `noise` (N, *shape), float32, and the settings that lead back to them."""
+    """The result of an inversion: `noise` (N, *shape), float32, and the sampling settings that generate the images."""
 
     noise: Tensor
     sampling: dict[str, Any]
 
 
-def invert(model: Model, pictures: Tensor, request: Request, *, on_step: OnStep | None = None) -> Inversion:
-    """The noise from which deterministic DDIM makes these pictures, with the same steps and condition.
+def invert(model: Model, images: Tensor, request: Request, *, on_step: OnStep | None = None) -> Inversion:
+    """Return the noise from which deterministic DDIM generates these images, with the same steps and condition.
 
     Args:
-        pictures: (N, C, H, W), uint8 or in [-1, 1].
-        request: its condition, negative condition, sampling and batch; its seed and count are not looked at. The
-            sampler is DDIM with eta 0, whatever the model's own is.
-        on_step: as of `generate`.
+        model: Model.
+        images: (N, C, H, W), uint8 or in [-1, 1].
+        request: Condition, negative condition, sampling and batch; its seed and count have no effect. The sampler is
+            DDIM with eta 0, whatever the model's own is.
+        on_step: As in `generate`.
 
     Raises:
-        RecipeError: a setting that cannot work.
+        RecipeError: A setting that cannot work.
 
     Source: Song et al. 2020, section 4.3 (arXiv:2010.02502).
     """
     how = inversion_settings(model, request.sampling)
-    unit = input_to_unit(pictures, model.shape[0])
+    unit = input_to_unit(images, model.shape[0])
     count, size = len(unit), (unit.shape[2], unit.shape[3])
     check_size(model, size)
     model.precision = DTYPES[request.dtype]
     request = replace(request, seed=0, first=0, count=count)
-    found: list[Tensor] = []
+    noise: list[Tensor] = []
     batches = math.ceil(count / request.batch)
     model.eval()
     for start in range(0, count, request.batch):
@@ -63,37 +71,37 @@ def invert(model: Model, pictures: Tensor, request: Request, *, on_step: OnStep 
         part = request.part(here.start, here.stop)
         streams = SampleRNG(0, range(part.count), device=model.device)
         with torch.no_grad():
-            raw = {**part.given, **hints(model, part.count, size)}
-            course = model.prepare(how, streams, cond=raw, negative_cond=part.negative, size=size)
-        first = course.grid[0]
-        back = replace(course, plan=encode(course.grid), x=latents_of(model, unit[here]))
+            raw = {**part.cond, **control_images(model, part.count, size)}
+            run = model.prepare(how, streams, cond=raw, negative_cond=part.negative, size=size)
+        first = run.grid[0]
+        back = replace(run, plan=encode(run.grid), x=latents_of(model, unit[here]))
         x = back.run(TrajectoryRecorder(model, 0, on_step and part_of(on_step, start // request.batch, batches)))
-        found.append(x / like(model.process.prior(first), x))
-    return Inversion(torch.cat(found).float().cpu(), how.flat())
+        noise.append(x / like(model.process.prior(first), x))
+    return Inversion(torch.cat(noise).float().cpu(), how.flat())
 
 
 def inversion_settings(model: Model, sampling: Mapping[str, Any]) -> SampleConfig:
-    """The settings of an inversion: the request's, with deterministic DDIM."""
+    """Return the sampling settings of an inversion: the request's, with deterministic DDIM."""
     return model.sampling.changed({**sampling, "sampler": "ddim"}).changed({"eta": 0.0})
 
 
 def noise_bytes(noise: Tensor, facts: Mapping[str, Any]) -> bytes:
-    """A safetensors file of noise and of what it is."""
+    """Return a safetensors file of noise and its metadata."""
     from safetensors.torch import save
 
     return save({NOISE: noise.contiguous()}, {FACTS: json.dumps(facts, ensure_ascii=False)})
 
 
 def write_noise(path: Path, noise: Tensor, facts: Mapping[str, Any]) -> Path:
-    """Writes the file, whole or not at all."""
+    """Write the file of noise, whole or not at all."""
     return write_atomically(path, noise_bytes(noise, facts))
 
 
 def read_noise(path: Path) -> tuple[Tensor, dict[str, Any]]:
-    """Noise (N, ...) and what it says about itself.
+    """Return the noise (N, ...) of a file and its metadata.
 
     Raises:
-        DataError: no such file, or not one of noise.
+        DataError: No such file, or not a file of noise.
     """
     from safetensors import SafetensorError, safe_open
 

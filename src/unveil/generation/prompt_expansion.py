@@ -18,12 +18,12 @@ from unveil.prompting import Endpoint, Expansion, LanguageModel, LocalLanguageMo
 
 @dataclass(frozen=True)
 class ExpansionOptions:
-    """How prompts are made dense, as typed.
+    """Options of the prompt expansion.
 
     Attributes:
         expand: "rules", the folder of a language model, or an address and a model's name there, URL#NAME; None: the
-            rules, for models whose words are those of dense captions.
-        no_expand: the model is told what was typed.
+            rules, for models whose vocabulary is that of dense captions.
+        no_expand: Leave prompts as they are.
     """
 
     expand: str | None = None
@@ -35,14 +35,14 @@ class ExpansionOptions:
 
     @classmethod
     def from_option(cls, expand: str | None) -> ExpansionOptions:
-        """The value of the option `--expand-prompt`."""
+        """Return the options of a value of `--expand-prompt`."""
         return cls(no_expand=True) if expand == "none" else cls(expand)
 
     def writer(self, device: str) -> LanguageModel | None:
-        """The language model that was asked for; None for the rules.
+        """Return the language model of the option; None for the rules.
 
         Raises:
-            RecipeError, WeightsError: it cannot be used.
+            RecipeError, WeightsError: It cannot be used.
         """
         if self.expand is None or self.expand == RULES:
             return None
@@ -56,19 +56,19 @@ USUAL = ExpansionOptions()
 
 
 class PromptExpander:
-    """Makes the prompts of requests dense, and keeps what was typed.
+    """Expands the prompts of requests to dense captions, and keeps the original prompts.
 
     Args:
-        how: as typed.
-        model: that is asked; without a word from the user, only one that learned its words and reads all of the dense
-            caption.
-        console: is told what the model is told.
-        frames: of what is made; of a picture, 1.
-        shown: the model is shown pictures as well, which what is filled in could contradict: prompts stay as they are,
-            unless something else was asked for.
+        how: Options of the user.
+        model: Model that is prompted. By default only prompts of a model with a learned vocabulary are expanded, if it
+            reads the whole caption.
+        console: Shows the expanded prompts.
+        frames: Number of frames; 1 for an image.
+        shown: True if the model is also conditioned on images, which added details could contradict: prompts stay as
+            they are, unless the user sets `expand`.
 
     Raises:
-        RecipeError, WeightsError: the language model that was asked for cannot be used, or the rules by this model.
+        RecipeError, WeightsError: The language model of the options cannot be used, or this model cannot use the rules.
     """
 
     def __init__(
@@ -86,67 +86,73 @@ class PromptExpander:
             )
 
     def __call__(self, request: Request) -> Request:
-        """The request under dense prompts."""
-        prompts = [str(prompt) for prompt in request.given.get(PROMPT, ())] if self._on else []
+        """Return the request with expanded prompts."""
+        prompts = [str(prompt) for prompt in request.cond.get(PROMPT, ())] if self._on else []
         seed = request.seed if isinstance(request.seed, int) else request.seed[0]
-        made = {prompt: self._expanded(prompt, seed) for prompt in dict.fromkeys(prompts)}
-        for prompt, (one, _) in made.items():
-            self._tell(prompt, one)
-        every = [made[prompt] for prompt in prompts]
-        texts = [one.text for one, _ in every]
-        wanted = self._how.expand is not None and any(one.note for one, _ in every)  # why it was left is told too
-        if texts == prompts and not wanted:
+        expansions = {prompt: self._expanded(prompt, seed) for prompt in dict.fromkeys(prompts)}
+        for prompt, (expansion, _) in expansions.items():
+            self._print(prompt, expansion)
+        every = [expansions[prompt] for prompt in prompts]
+        texts = [expansion.text for expansion, _ in every]
+        # notes explain why a prompt was not expanded
+        noted = self._how.expand is not None and any(expansion.note for expansion, _ in every)
+        if texts == prompts and not noted:
             return request
-        notes = ["" if one.note == cost else one.note for one, cost in every]
-        facts = {"by": [one.by for one, _ in every], "note": notes, "cost": [cost for _, cost in every]}
-        asked = {PROMPT: prompts} | {name: values for name, values in facts.items() if any(values)}
-        return replace(request, given={**request.given, PROMPT: texts}, asked=asked)
+        facts = {
+            "by": [expansion.by for expansion, _ in every],
+            "note": ["" if expansion.note == cost else expansion.note for expansion, cost in every],
+            "cost": [cost for _, cost in every],
+        }
+        typed = {PROMPT: prompts} | {name: values for name, values in facts.items() if any(values)}
+        return replace(request, cond={**request.cond, PROMPT: texts}, typed=typed)
 
-    def _tell(self, prompt: str, one: Expansion) -> None:
-        if self._how.expand is None and one.text == prompt:
+    def _print(self, prompt: str, expansion: Expansion) -> None:
+        text, by, note = expansion.text, expansion.by, expansion.note
+        if self._how.expand is None and text == prompt:
             return
-        if self._writer is not None and one.by != self._writer.name:
-            self._console.warn(f"--expand-prompt: {prompt!r}: {one.note}")
-        elif not one.by and one.note:
-            self._console.warn(f"--expand-prompt: {prompt!r} is left as it is: {one.note}")
-        if one.text != prompt:
-            self._console.say(f"prompt, expanded by {one.by}: {one.text}" + (f" ({one.note})" if one.note else ""))
+        if self._writer is not None and by != self._writer.name:
+            self._console.warn(f"--expand-prompt: {prompt!r}: {note}")
+        elif not by and note:
+            self._console.warn(f"--expand-prompt: {prompt!r} is left as it is: {note}")
+        if text != prompt:
+            self._console.say(f"prompt, expanded by {by}: {text}" + (f" ({note})" if note else ""))
 
     def _expanded(self, prompt: str, seed: int) -> tuple[Expansion, str]:
-        """A prompt made dense, and what the language model took for it."""
-        made = self._made(prompt, seed)
-        return made, self._cost
+        """Return the expansion of a prompt, and its cost."""
+        expansion = self._expansion(prompt, seed)
+        return expansion, self._cost
 
-    def _made(self, prompt: str, seed: int) -> Expansion:
+    def _expansion(self, prompt: str, seed: int) -> Expansion:
         if self._reads is None:
             assert self._writer is not None
             return rewrite(prompt, self._writer, "free", seed)
         plain = expand_by_rules(prompt, seed, self._frames)
-        made = plain if self._writer is None else rewrite(prompt, self._writer, "playground", seed, self._frames)
-        if not made.by or self._reads(made.text):
-            return made
-        note = f"{made.by}: the model does not read all of {made.text!r}"
-        instead = plain if made.by != RULES and self._reads(plain.text) else Expansion(prompt, prompt)
-        return instead._replace(note=f"{made.note}; {note}" if made.note and made.note != self._cost else note)
+        expansion = plain if self._writer is None else rewrite(prompt, self._writer, "playground", seed, self._frames)
+        if not expansion.by or self._reads(expansion.text):
+            return expansion
+        note = f"{expansion.by}: the model does not read all of {expansion.text!r}"
+        instead = plain if expansion.by != RULES and self._reads(plain.text) else Expansion(prompt, prompt)
+        earlier = f"{expansion.note}; " if expansion.note and expansion.note != self._cost else ""
+        return instead._replace(note=earlier + note)
 
     @property
     def _cost(self) -> str:
-        """What the last answer took."""
+        """Cost of the language model's last answer."""
         return "" if self._writer is None else self._writer.cost
 
 
-def expanded(request: Request) -> dict[str, Any]:
-    """For JSON, of a request that was expanded: each prompt as typed and as told, by what, why so, and what it took."""
-    if not request.asked:
+def expansions_of(request: Request) -> dict[str, Any]:
+    """Return the expanded prompts of a request for JSON: typed and expanded prompt, method, note and cost."""
+    if not request.typed:
         return {}
-    names = {"asked": PROMPT, "by": "by", "note": "note", "cost": "cost"}
-    every = {name: request.asked[key] for name, key in names.items() if key in request.asked}
-    each = zip(request.given[PROMPT], *every.values(), strict=True)
-    return {"expanded": [{"told": told, **dict(zip(every, rest, strict=True))} for told, *rest in each]}
+    names = {"typed": PROMPT, "by": "by", "note": "note", "cost": "cost"}
+    every = {name: request.typed[key] for name, key in names.items() if key in request.typed}
+    each = zip(request.cond[PROMPT], *every.values(), strict=True)
+    return {"expanded": [{"prompt": prompt, **dict(zip(every, rest, strict=True))} for prompt, *rest in each]}
 
 
 def _reader(model: Model) -> Callable[[str], bool] | None:
-    """Whether a model reads all of a text, for models that learned their words from their captions; others: None."""
+    """Return a test if a model reads all of a text; None for models without a vocabulary learned from captions."""
     conditioner: Any = dict(model.conditioners.items()).get(PROMPT)
     if getattr(conditioner, "vocabulary", None) is None:
         return None

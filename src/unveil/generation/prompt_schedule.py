@@ -1,4 +1,4 @@
-"""Text that changes in the course of a clip: a prompt for each span of time."""
+"""Prompt schedules: a prompt for each span of a video's frames."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from unveil.conditioning.batching import build_conditions
 from unveil.core import guidance
 from unveil.core.sampling_run import SamplingRun
 from unveil.errors import RecipeError
-from unveil.generation.task_spec import select_list
+from unveil.generation.generate import select_list
 from unveil.model import RunTransform
 from unveil.types import Condition
 
 
 class Scene(NamedTuple):
-    """A span of a clip, from one frame to the one before another, and what is to be seen there."""
+    """The frames `start` to `stop` - 1 of a video, and their prompt."""
 
     start: int
     stop: int
@@ -28,10 +28,10 @@ class Scene(NamedTuple):
 
 
 def check_scenes(scenes: Sequence[Scene], frames: int) -> tuple[Scene, ...]:
-    """Scenes in order that cover a clip.
+    """Return the scenes if they cover a video in order.
 
     Raises:
-        RecipeError: a gap, an overlap, an empty span or prompt, or an end that is not the clip's.
+        RecipeError: A gap, an overlap, an empty span or prompt, or an end that is not the video's.
     """
     end = 0
     for number, scene in enumerate(scenes):
@@ -41,18 +41,20 @@ def check_scenes(scenes: Sequence[Scene], frames: int) -> tuple[Scene, ...]:
                 "before it ends, and end later"
             )
         if not scene.prompt.strip():
-            raise RecipeError(f"scene {number + 1}: an empty prompt; say what is to be seen")
+            raise RecipeError(f"scene {number + 1}: an empty prompt; describe the scene")
         end = scene.stop
     if end != frames:
-        raise RecipeError(f"the scenes end at frame {end}, the clip at {frames}: make the last one end there")
+        raise RecipeError(f"the scenes end at frame {end}, the video at {frames}: make the last one end there")
     return tuple(scenes)
 
 
 def prompt_weights(scenes: Sequence[Scene], start: int, stop: int, fade: int = 0) -> Tensor:
-    """How much each scene's text counts in each frame from start to stop: (K, stop - start), columns add up to 1.
+    """Return the weight of each scene's prompt in frames `start` to `stop` - 1: (K, stop - start), columns sum to 1.
 
     Args:
-        fade: frames, centred where one scene follows the other, over which the text goes from one to the next.
+        scenes: The K scenes.
+        start, stop: Range of frames.
+        fade: Number of frames, centred at the cut, over which one prompt fades into the next.
     """
     middle = torch.arange(start, stop, dtype=torch.float64) + 0.5
     begun = [torch.ones_like(middle)]
@@ -64,23 +66,22 @@ def prompt_weights(scenes: Sequence[Scene], start: int, stop: int, fade: int = 0
 
 
 def prompt_schedule(texts: Sequence[Mapping[str, Sequence[Any]]], weights: Tensor) -> RunTransform:
-    """A course whose estimate is, frame by frame, the mean of those for several texts.
+    """Return a change of runs: the estimate is, frame by frame, the weighted mean of those for several prompts.
 
     Args:
-        texts: conditions by key, each with one value for all clips, or one each; K of them.
-        weights: (K, T), of each in each frame; columns add up to 1.
+        texts: K conditions by key, each with one value for all videos, or one each.
+        weights: (K, T), weight of each in each frame; columns sum to 1.
 
     Source: the composition of Liu et al. 2022, eq. 11 (arXiv:2206.01714), with weights that differ between frames.
     """
 
-    def change(course: SamplingRun, rows: slice) -> SamplingRun:
-        places = None if course.condition is None else course.condition.places
-        own = [{key: select_list(values, rows) for key, values in text.items()} for text in texts]
-        told = [_at(build_conditions(course.conditioners, text, len(course))[0], places) for text in own]
-        steps = [course.guided(one, course.null) for one in told]
-        shared = _at_latents(weights, course.shape[1])
-        each = [one.view(1, 1, -1, 1, 1) for one in shared[1:]]
-        return replace(course, step=guidance.composed(steps[0], steps[1:], each))
+    def change(run: SamplingRun, rows: slice) -> SamplingRun:
+        places = None if run.condition is None else run.condition.places
+        values_of_rows = [{key: select_list(values, rows) for key, values in text.items()} for text in texts]
+        encoded = (build_conditions(run.conditioners, text, len(run))[0] for text in values_of_rows)
+        steps = [run.guided(_at(condition, places), run.null) for condition in encoded]
+        shares = [share.view(1, 1, -1, 1, 1) for share in _at_latents(weights, run.shape[1])[1:]]
+        return replace(run, step=guidance.composed(steps[0], steps[1:], shares))
 
     return change
 
@@ -90,7 +91,7 @@ def _at(condition: Condition | None, places: Tensor | None) -> Condition | None:
 
 
 def _at_latents(weights: Tensor, frames: int) -> Tensor:
-    """Weights (K, T) of frames as those of latents (K, F): of the frame in the middle of each."""
+    """Return the weights (K, F) of latents, those of the frame in the middle of each, from weights (K, T) of frames."""
     count = weights.shape[1]
     if count == frames:
         return weights

@@ -1,4 +1,4 @@
-"""A model of clips as one of pictures: a picture is a clip of one frame."""
+"""Video models as image models: an image is a video of one frame."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from unveil.types import Condition
 
 
 def as_image_model(model: Model) -> Model:
-    """The model of pictures (C, H, W) that a model of clips (C, T, H, W) is; it shares the weights."""
+    """Return the image model (C, H, W) of a video model (C, T, H, W); it shares the weights."""
     other = model.resized(model.shape[-2:])
     inner = model.denoiser
     other.denoiser = Denoiser(
@@ -30,10 +30,11 @@ def as_image_model(model: Model) -> Model:
 
 
 class SingleFrameNetwork(nn.Module):
-    """A network of clips, given pictures.
+    """A video network that takes images.
 
     Attributes:
-        multiple: of both sides. tells_parts: whether levels may differ between the places of a picture.
+        multiple: Number that height and width must be multiples of.
+        tells_parts: True if noise levels may differ between the parts of an image.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -43,12 +44,12 @@ class SingleFrameNetwork(nn.Module):
         self.tells_parts = bool(getattr(network, "tells_parts", False))
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
-        """The result for pictures (B, C, H, W); t (B,), or broadcastable to them."""
+        """Return the output for images (B, C, H, W); t (B,), or broadcastable to them."""
         return self.network(x[:, :, None], t if t.ndim <= 1 else t[:, :, None], condition)[:, :, 0]
 
 
 class SingleFrameCodec(nn.Module):
-    """A codec of clips, given pictures."""
+    """A video autoencoder that takes images."""
 
     def __init__(self, codec: Codec) -> None:
         super().__init__()
@@ -56,20 +57,20 @@ class SingleFrameCodec(nn.Module):
 
     @property
     def stochastic(self) -> bool:
-        """As the codec's."""
+        """True if encoding samples latents."""
         return bool(self.codec.stochastic)
 
     def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Latents (B, Z, h, w) of pictures (B, C, H, W)."""
+        """Return latents (B, Z, h, w) of images (B, C, H, W)."""
         frames = pixels[:, :, None]
-        found = self.codec.encode(frames) if noise is None else self.codec.encode(frames, noise[:, :, None])
-        return found[:, :, 0]
+        latents = self.codec.encode(frames) if noise is None else self.codec.encode(frames, noise[:, :, None])
+        return latents[:, :, 0]
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Pictures of latents."""
+        """Return the images of latents."""
         return self.codec.decode(latents[:, :, None])[:, :, 0]
 
     def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Of the latents of a picture (C, H, W)."""
+        """Return the shape of the latents of an image (C, H, W)."""
         channels, _, *sides = self.codec.latent_shape((shape[0], 1, *shape[1:]))
         return channels, *sides

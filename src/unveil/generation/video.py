@@ -1,8 +1,7 @@
-"""What is done with clips: each task is what is known of a clip, until when, where and under which text.
+"""Video tasks: image-to-video, extension, interpolation, storyboards, loops, and edits (SDEdit, FlowEdit, cross-fade).
 
-Tasks that end in one run are edits, as those of images are, for `generate`; those that make longer videos are for
-`long_video.generate_long_video`, part by part. Clips are (N, C, T, H, W), uint8 or in [-1, 1]: one for all results, or
-one each.
+Tasks that need one sampling run return a `TaskSpec` for `generate`; those of longer videos return a `VideoSpec` for
+`long_video.generate_long_video`. Videos are (N, C, T, H, W), uint8 or in [-1, 1]: one for all results, or one each.
 
 Sources: Brooks et al. 2024, "Video generation models as world simulators", the section on prompting with images and
 videos; the mechanism: Zheng et al. 2024 (arXiv:2412.20404), section 3.
@@ -27,28 +26,29 @@ from unveil.core.rng import START, key
 from unveil.core.sampling_run import SamplingRun
 from unveil.errors import RecipeError, ShapeError
 from unveil.generation.conditioning_frames import FREE, ConditioningFrames, conditioned_generation, keyframes
+from unveil.generation.generate import TaskSpec, identity, input_to_unit, latents_of, select_list, select_rows
 from unveil.generation.long_video import Direction, VideoSpec, exact_frames
 from unveil.generation.prompt_schedule import Scene, check_scenes, prompt_schedule
-from unveil.generation.task_spec import TaskSpec, identity, input_to_unit, latents_of, select_list, select_rows
 from unveil.io.images import to_pixels
 from unveil.model import Model
 from unveil.model.shapes import TemporalCompression, temporal_compression
 from unveil.types import NoiseLevel
 
 _FORM = "T, H, W"
-_DIFFERENCE = 1 << 20  # numbers of the draws of an edit by difference begin here, apart from those of samplers
+_FIRST_INDEX = 1 << 20  # indices of FlowEdit's noise begin here, apart from those of samplers
 
 
 def inpaint_frames(model: Model, frames: Tensor, at: Sequence[int], length: int | None = None) -> TaskSpec:
-    """Clips around frames that are given: a picture that begins to move, a clip that goes on or is led up to.
+    """Generate videos around exact keyframes, such as image-to-video.
 
     Args:
-        frames: (N, C, K, H, W), which come out exactly.
-        at: the place of each of the K in the clip, from 0; below 0 counted from the end.
-        length: frames of the clip; None: the model's own.
+        model: Video model.
+        frames: Keyframes (N, C, K, H, W).
+        at: Index of each of the K frames in the video, from 0; below 0 counted from the end.
+        length: Number of frames of the video; None: the model's.
 
     Raises:
-        RecipeError: a place outside the clip.
+        RecipeError: An index outside the video.
     """
     return conditioned_generation(model, keyframes(frames, at, length or model.shape[1]), "fill", {"at": list(at)})
 
@@ -62,65 +62,67 @@ def extend(
     context: int | None = None,
     window: int | None = None,
 ) -> VideoSpec:
-    """A film that goes on with clips, or leads up to them, by `frames` more.
+    """Continue videos by `frames` frames, at their end or at their beginning.
 
-    The film begins (backwards: ends) with frames of the clip; `long_video.new_frames_only` gives the others.
+    The result begins (backwards: ends) with frames of the video; `long_video.new_frames_only` yields the others.
 
     Args:
+        model: Video model.
         clips: (N, C, T, H, W).
-        frames: how many are added; None: as many as the model makes at once, with those that are known.
-        direction: which end.
-        context: frames of the clip that are known; at least two show how fast things move. None: half a window, if
-            there are so many. What the model's latents do not hold is left out.
-        window: frames of a window; None: the model's own.
+        frames: Number of added frames; None: as many as the model generates at once, with the conditioning frames.
+        direction: Forward: at the end; backward: at the beginning.
+        context: Number of conditioning frames; at least two show motion. None: half a window, or the whole video. It is
+            rounded down to whole latents.
+        window: Number of frames of a window; None: the model's.
 
     Raises:
-        RecipeError: fewer frames than are to be known, or nothing to add.
+        RecipeError: A video with fewer frames than `context`, or no frames to add.
     """
     count, step = clips.shape[2], temporal_compression(model)
-    wanted = min(count, max(1, (window or model.shape[1]) // 2)) if context is None else context
-    _check_context(wanted, count, "the clip", 1 if frames is None else frames)
+    requested = min(count, max(1, (window or model.shape[1]) // 2)) if context is None else context
+    _check_context(requested, count, "the video", 1 if frames is None else frames)
     ahead = direction == "forward"
-    known = _whole_context(wanted, step, step.alone if ahead else 0)
-    frames = max(1, (window or model.shape[1]) - known) if frames is None else frames
-    total = known + frames if ahead else step.up(known + frames)
-    kept = clips[:, :, -known:] if ahead else clips[:, :, :known]
-    first = 0 if ahead else total - known
-    added = (known, total) if ahead else (first - frames, first)
+    context = _whole_context(requested, step, step.alone if ahead else 0)
+    frames = max(1, (window or model.shape[1]) - context) if frames is None else frames
+    total = context + frames if ahead else step.up(context + frames)
+    end = clips[:, :, -context:] if ahead else clips[:, :, :context]
+    first = 0 if ahead else total - context
     return VideoSpec(
         total,
         (clips.shape[3], clips.shape[4]),
-        known=exact_frames({first + k: kept[:, :, k] for k in range(known)}),
+        conditioning=exact_frames({first + k: end[:, :, k] for k in range(context)}),
         window=window,
         direction=direction,
-        fresh=added,
+        new_frames=(context, total) if ahead else (first - frames, first),
         verb="extend",
-        settings={"direction": direction, "context": known, "added": frames},
+        settings={"direction": direction, "context": context, "added": frames},
     )
 
 
 def interpolate_between(
     model: Model, first: Tensor, last: Tensor, frames: int | None = None, *, context: int | None = None
 ) -> VideoSpec:
-    """A film, of one window, from the end of one clip to the beginning of another, by `frames` between them.
+    """Generate `frames` frames from the end of one video to the beginning of another, in one window.
 
-    It begins and ends with frames of the clips; `long_video.new_frames_only` gives the others. With one clip as both,
-    they close a loop: the clip, then these frames, then the clip again.
+    The result begins and ends with frames of the videos; `long_video.new_frames_only` yields the others. With one video
+    as both, they close a loop: the video, then these frames, then the video again.
 
     Args:
+        model: Video model.
         first, last: (N, C, T, H, W) of one size.
-        frames: between the two; None: as many as the model makes at once, with those that are known.
-        context: frames of each that are known; None: a quarter of the model's own frames, if there are so many. What
-            the model's latents do not hold is left out.
+        frames: Number of frames between the two; None: as many as the model generates at once, with the conditioning
+            frames.
+        context: Number of conditioning frames of each video; None: a quarter of the model's frames, or the whole
+            shorter video. It is rounded down to whole latents.
 
     Raises:
-        RecipeError: clips of unlike sizes, says how to match them; or numbers that cannot be.
+        RecipeError: Videos of different sizes (the message says how to match them), or invalid numbers.
     """
     check_alike(first, last)
-    least, step = min(first.shape[2], last.shape[2]), temporal_compression(model)
-    wanted = min(least, max(1, model.shape[1] // 4)) if context is None else context
-    _check_context(wanted, least, "the shorter clip", 1 if frames is None else frames)
-    before, after = (_whole_context(wanted, step, alone) for alone in (step.alone, 0))
+    shorter, step = min(first.shape[2], last.shape[2]), temporal_compression(model)
+    requested = min(shorter, max(1, model.shape[1] // 4)) if context is None else context
+    _check_context(requested, shorter, "the shorter video", 1 if frames is None else frames)
+    before, after = (_whole_context(requested, step, alone) for alone in (step.alone, 0))
     frames = max(step.step, model.shape[1] - before - after) if frames is None else frames
     total = before + frames + after
     if step.up(total) != total:
@@ -131,74 +133,79 @@ def interpolate_between(
     return VideoSpec(
         total,
         (first.shape[3], first.shape[4]),
-        known=exact_frames(ends),
+        conditioning=exact_frames(ends),
         window=total,
-        fresh=(before, before + frames),
+        new_frames=(before, before + frames),
         verb="bridge",
-        settings={"context": wanted, "added": frames},
+        settings={"context": requested, "added": frames},
     )
 
 
-def _check_context(context: int, count: int, clip: str, frames: int) -> None:
+def _check_context(context: int, count: int, video: str, frames: int) -> None:
     if not 1 <= context <= count:
-        raise RecipeError(f"context {context}: {clip} has {count} frames; give 1 to {count}")
+        raise RecipeError(f"context {context}: {video} has {count} frames; give 1 to {count}")
     if frames < 1:
         raise RecipeError(f"frames {frames}: at least 1 is added")
 
 
-def _whole_context(wanted: int, step: TemporalCompression, alone: int) -> int:
-    """The largest number of frames, at most so many, that latents hold by themselves."""
-    found = alone + (wanted - alone) // step.step * step.step
-    if found < 1:
-        raise RecipeError(f"context {wanted}: this model's latents hold {step.step} frames together; give so many")
-    return found
+def _whole_context(requested: int, step: TemporalCompression, alone: int) -> int:
+    """Return the largest number of frames, at most `requested`, that fills whole latents."""
+    whole = alone + (requested - alone) // step.step * step.step
+    if whole < 1:
+        raise RecipeError(
+            f"context {requested}: this model's latents encode {step.step} frames together; give at least {step.step}"
+        )
+    return whole
 
 
 def check_alike(first: Tensor, last: Tensor) -> None:
-    """Raises RecipeError where two clips differ in their height or width; says how to match them."""
+    """Raise RecipeError if two videos differ in height or width; the message says how to match them."""
     (height, width), other = first.shape[3:], tuple(last.shape[3:])
     if (height, width) != other:
         raise RecipeError(
-            f"clips of {width}x{height} and {other[1]}x{other[0]} px (width x height): both must have one size; "
+            f"videos of {width}x{height} and {other[1]}x{other[0]} px (width x height): both must have one size; "
             f"bring both to it with --size {width}x{height} or --size {other[1]}x{other[0]}"
         )
 
 
 def storyboard(scenes: Sequence[Scene], frames: int, *, fade: int = 0, window: int | None = None) -> VideoSpec:
-    """A film with a prompt for each span of time.
+    """Return a video with a prompt for each span of frames.
 
     Args:
-        scenes: that cover the frames, in order.
-        frames: of the film.
-        fade: frames over which one prompt goes over into the next.
-        window: frames of a window; None: the model's own.
+        scenes: Scenes that cover the frames, in order.
+        frames: Number of frames.
+        fade: Number of frames over which one prompt fades into the next.
+        window: Number of frames of a window; None: the model's.
 
     Raises:
-        RecipeError: scenes that leave a gap or lie over each other, or an empty prompt.
+        RecipeError: Scenes that leave a gap or overlap, or an empty prompt.
     """
-    told = check_scenes(scenes, frames)
-    settings = {"scenes": [list(one) for one in told], "fade": fade}
-    return VideoSpec(frames, scenes=told, fade=fade, window=window, verb="storyboard", settings=settings)
+    checked = check_scenes(scenes, frames)
+    settings = {"scenes": [list(scene) for scene in checked], "fade": fade}
+    return VideoSpec(frames, scenes=checked, fade=fade, window=window, verb="storyboard", settings=settings)
 
 
 def loop(model: Model, frames: int | None = None, size: tuple[int, int] | None = None) -> TaskSpec:
-    """Clips without a beginning: after the last frame comes the first. For models of pixels, and for `cyclic` ones.
+    """Generate looping videos: after the last frame comes the first.
+
+    For models of pixels; latent models need `with_looping_vae`.
 
     Args:
-        frames: of the ring; None: the model's own.
-        size: height and width; None: the model's own.
+        model: Video model.
+        frames: Number of frames; None: the model's.
+        size: Height and width; None: the model's.
     """
     count = frames or model.shape[1]
 
-    def change(course: SamplingRun, rows: slice) -> SamplingRun:
+    def change(run: SamplingRun, rows: slice) -> SamplingRun:
         del rows
-        return course.around(lambda step: circular_shift(step, 2))
+        return run.around(lambda step: circular_shift(step, 2))
 
     return TaskSpec("ring", {"frames": count}, change, size=(count, *(size or model.shape[-2:])))
 
 
 def with_looping_vae(model: Model) -> Model:
-    """The model for rings: latents stand for frames all around, none for the first alone; it shares the weights."""
+    """Return the model for loops, whose autoencoder has no latents of the first frame only; it shares the weights."""
     step = temporal_compression(model)
     if not step.alone:
         return model
@@ -212,31 +219,32 @@ def with_looping_vae(model: Model) -> Model:
 def sdedit_video(
     model: Model, clips: Tensor, strength: float | Sequence[float], mask: Tensor | None = None
 ) -> TaskSpec:
-    """Clips noised and made again under another text (SDEdit), frame by frame and place by place as strongly as said.
+    """Noise videos and denoise them under another prompt (SDEdit), with a strength for each frame and place.
 
     Args:
+        model: Video model.
         clips: (N, C, T, H, W).
-        strength: the time in [0, 1] down to which a frame is noised: of all, or of each of the T; 0 keeps it exactly.
-        mask: boolean (N or 1, 1, T or 1, H, W), True where the clip is made again; elsewhere it stays exactly.
+        strength: Time in [0, 1] to which a frame is noised: one for all, or one for each of the T; 0 keeps it exactly.
+        mask: Boolean (N or 1, 1, T or 1, H, W), True where the video is edited; the rest stays exactly.
 
     Raises:
-        RecipeError: a strength outside [0, 1], or not one for each frame.
-        ShapeError: a mask of another size.
+        RecipeError: A strength outside [0, 1], or not one for each frame.
+        ShapeError: A mask of another size.
 
     Source: Meng et al. 2021, algorithm 1 (arXiv:2108.01073); a strength for each frame: Zheng et al. 2024
         (arXiv:2412.20404), section 3.
     """
     count = clips.shape[2]
-    each = [strength] * count if isinstance(strength, float | int) else [float(one) for one in strength]
+    each = [strength] * count if isinstance(strength, float | int) else [float(value) for value in strength]
     if len(each) != count:
         raise RecipeError(f"{len(each)} strengths for {count} frames: give one, or one for each frame")
-    for one in each:
-        if not 0 <= one <= 1:
-            raise RecipeError(f"strength {one:g}: must lie in [0, 1]; 0 keeps the frame, 1 is generation")
+    for value in each:
+        if not 0 <= value <= 1:
+            raise RecipeError(f"strength {value:g}: must lie in [0, 1]; 0 keeps the frame, 1 is generation")
     until = torch.tensor(each, dtype=torch.float64).view(1, 1, -1, 1, 1)
     if mask is not None:
         if mask.ndim != 5 or mask.shape[3:] != clips.shape[3:] or mask.shape[2] not in (1, count):
-            raise ShapeError(f"mask {tuple(mask.shape)} for clips {tuple(clips.shape)}: must be (N, 1, T, H, W)")
+            raise ShapeError(f"mask {tuple(mask.shape)} for videos {tuple(clips.shape)}: must be (N, 1, T, H, W)")
         until = torch.where(mask, until, 0.0)
     until = torch.where(until >= 1, FREE, until)
     return conditioned_generation(
@@ -253,33 +261,34 @@ def flow_edit_video(
     source_scale: float = 1.5,
     mask: Tensor | None = None,
 ) -> TaskSpec:
-    """Clips edited by the difference of what the model says under two texts; nothing is inverted (FlowEdit).
+    """Edit videos by the difference of the model's estimates under two prompts, without inversion (FlowEdit).
 
-    The request holds the new text. Its guidance acts on the new text alone.
+    The request has the new prompt. Its guidance applies only to the new prompt.
 
     Args:
+        model: Video model.
         clips: (N, C, T, H, W).
-        source: the condition that describes the clips as they are, by key.
-        strength: the time in (0, 1] from which on they are moved.
-        source_scale: of guidance towards the source; 1 is none.
-        mask: as in `restyle`, without a codec; elsewhere the clip stays exactly.
+        source: Condition that describes the videos as they are, by key.
+        strength: Time in (0, 1] at which the edit begins.
+        source_scale: Guidance scale of the source condition; 1: no guidance.
+        mask: As in `sdedit_video`, in pixels; the rest of the video stays exactly.
 
     Raises:
-        RecipeError: a strength outside (0, 1].
+        RecipeError: A strength outside (0, 1].
 
     Source: Kulikov et al. 2024, algorithm 1 (arXiv:2412.08629).
     """
     if not 0 < strength <= 1:
-        raise RecipeError(f"strength {strength:g}: must lie in (0, 1]; near 0 keeps the clip")
+        raise RecipeError(f"strength {strength:g}: must lie in (0, 1]; near 0 keeps the video")
     unit = input_to_unit(clips, model.shape[0], _FORM)
 
-    def change(course: SamplingRun, rows: slice) -> SamplingRun:
+    def change(run: SamplingRun, rows: slice) -> SamplingRun:
         latents = latents_of(model, select_rows(unit, rows))
-        rest = inverse.sdedit(course.grid, latents, course.noise(START), strength)[0]
-        given = {key: expand_per_sample(key, select_list(values, rows), len(course)) for key, values in source.items()}
-        old = guided_by(course, given, source_scale)
-        step = inverse.flow_edit(course.estimating(), old, latents, lambda level: course.noise(noise_index(level)))
-        return replace(course, grid=rest, step=step, x=torch.zeros_like(latents), onto=latents)
+        rest = inverse.sdedit(run.grid, latents, run.noise(START), strength)[0]
+        cond = {key: expand_per_sample(key, select_list(values, rows), len(run)) for key, values in source.items()}
+        old = guided_by(run, cond, source_scale)
+        step = inverse.flow_edit(run.estimating(), old, latents, lambda level: run.noise(noise_index(level)))
+        return replace(run, grid=rest, step=step, x=torch.zeros_like(latents), onto=latents)
 
     def finish(pixels: Tensor, rows: slice) -> Tensor:
         return (
@@ -298,33 +307,34 @@ def crossfade(
     strength: float = 0.7,
     texts: Sequence[Mapping[str, Sequence[Any]]] = (),
 ) -> TaskSpec:
-    """Clips that begin as one clip and end as another, each frame a little more the other: both seen at once.
+    """Fade one video into another, and denoise the mixed frames.
 
-    Frame by frame the two are mixed and noised, most in the middle and not at the ends, and made again under both
-    texts, the one fading into the other.
+    Frame by frame the two are mixed and noised, most in the middle and not at the ends, and denoised under both
+    prompts, the first fading into the second.
 
     Args:
+        model: Video model.
         first, last: (N, C, T, H, W) of one size and length.
-        strength: the time in [0, 1] down to which the frame in the middle is noised.
-        texts: none, or the condition of each of the two, by key.
+        strength: Time in [0, 1] to which the middle frame is noised.
+        texts: Empty, or the condition of each of the two, by key.
 
     Raises:
-        RecipeError: clips of unlike sizes or lengths, or a strength outside [0, 1].
+        RecipeError: Videos of different sizes or lengths, or a strength outside [0, 1].
     """
     check_alike(first, last)
     count = first.shape[2]
     if last.shape[2] != count or count < 2:
         raise RecipeError(
-            f"clips of {count} and {last.shape[2]} frames: a gradual blend needs two of one length, at least 2; "
+            f"videos of {count} and {last.shape[2]} frames: a gradual blend needs two of one length, at least 2; "
             f"cut both to {min(count, last.shape[2])}, or bridge them"
         )
     if not 0 <= strength <= 1:
         raise RecipeError(f"strength {strength:g}: must lie in [0, 1]; 0 is a cross-fade")
     if len(texts) not in (0, 2):
-        raise RecipeError(f"{len(texts)} texts for two clips: give none, or one for each")
+        raise RecipeError(f"{len(texts)} prompts for two videos: give none, or one for each")
     along = torch.linspace(0, 1, count, dtype=torch.float64)
-    one, other = (input_to_unit(clip, model.shape[0], _FORM) for clip in (first, last))
-    mixed = torch.lerp(one, other, along.to(one).view(1, 1, -1, 1, 1))
+    start, end = (input_to_unit(video, model.shape[0], _FORM) for video in (first, last))
+    mixed = torch.lerp(start, end, along.to(start).view(1, 1, -1, 1, 1))
     until = (strength * torch.sin(math.pi * along)).clamp(min=0).view(1, 1, -1, 1, 1)
     until[:, :, [0, -1]] = 0.0
     until = torch.where(until >= 1, FREE, until)
@@ -332,14 +342,14 @@ def crossfade(
     return conditioned_generation(model, ConditioningFrames(mixed, until), "blend", {"strength": strength}, before)
 
 
-def guided_by(course: SamplingRun, given: Mapping[str, Any], scale: float) -> DenoiseFn:
-    """The model's step for a condition under plain guidance, whatever the request's own guidance is."""
-    condition, null = build_conditions(course.conditioners, given, len(course))
+def guided_by(run: SamplingRun, cond: Mapping[str, Any], scale: float) -> DenoiseFn:
+    """Return the denoiser of a condition under classifier-free guidance, whatever the request's guidance is."""
+    condition, null = build_conditions(run.conditioners, cond, len(run))
     if scale == 1 or null is None:
-        return course.plain(condition)
-    return guidance.cfg(course.plain(condition), course.plain(null), scale)
+        return run.plain(condition)
+    return guidance.cfg(run.plain(condition), run.plain(null), scale)
 
 
 def noise_index(level: NoiseLevel) -> int:
-    """The number of the step whose noise an edit by difference takes at a level: by its time, always the same."""
-    return _DIFFERENCE + key(round(float(level.t) * (1 << 32))) % _DIFFERENCE
+    """Return the index of FlowEdit's noise at a noise level, which depends only on its time."""
+    return _FIRST_INDEX + key(round(float(level.t) * (1 << 32))) % _FIRST_INDEX

@@ -1,4 +1,4 @@
-"""Clips and pictures that commands on clips work on, read whole and brought to one size and rate."""
+"""Input videos and images of video tasks, read whole and converted to one size and frame rate."""
 
 from __future__ import annotations
 
@@ -17,19 +17,26 @@ from unveil.data.video_folder import apply_orientation, frame_selection
 from unveil.data.video_slicing import VideoFolderConfig, plan_segments
 from unveil.errors import DataError, RecipeError
 from unveil.generation import inputs
-from unveil.generation.metadata import read_facts
-from unveil.generation.task_spec import SourceFile
+from unveil.generation.generate import SourceFile
+from unveil.generation.image_output import read_facts
 from unveil.io.files import sha256
 from unveil.io.video.reader import VideoDecoder, VideoLimits
 from unveil.model import Model
 from unveil.model.shapes import check_size
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
-RATE = 8.0  # frames in a second of what is made from nothing
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+RATE = 8.0  # default frame rate of generated videos
 
 
-class Read(NamedTuple):
-    """A clip, uint8 (1, 3, T, H, W), its frames in a second, the file it comes from and the prompt of its record."""
+class InputVideo(NamedTuple):
+    """An input video.
+
+    Attributes:
+        pixels: uint8 (1, 3, T, H, W).
+        rate: Frames per second.
+        input: Name and hash of the file.
+        prompt: Prompt in its metadata, if it has some.
+    """
 
     pixels: Tensor
     rate: float
@@ -37,42 +44,42 @@ class Read(NamedTuple):
     prompt: str | None
 
 
-def read(path: Path, model: Model, size: tuple[int, int] | None, rate: float | None) -> Read:
-    """A clip or a picture, which is a clip of one frame.
+def read(path: Path, model: Model, size: tuple[int, int] | None, rate: float | None) -> InputVideo:
+    """Read a video, or an image as a video of one frame.
 
     Args:
-        path: MP4, MOV, WebM, MKV or GIF; a picture; or a folder of PNG frames, in the order of their names.
-        model: that works on it.
-        size: height and width that its centre is brought to; None: its own.
-        rate: frames in a second that it is brought to, each frame the one closest in time; None: its own.
+        path: MP4, MOV, WebM, MKV or GIF; an image; or a folder of PNG frames, in the order of their names.
+        model: Model that processes it.
+        size: Height and width that its centre is resized to; None: its own.
+        rate: Frame rate that it is resampled to, with the frames closest in time; None: its own.
 
     Raises:
-        DataError: it cannot be read, or its rate varies and none was given.
-        RecipeError: its size is none that the model takes; the nearest is named.
+        DataError: It cannot be read, or its frame rate varies and none was given.
+        RecipeError: The model does not take its size; the nearest is named.
     """
     if not path.exists():
         raise DataError(f"{path}: no such file")
-    if path.is_dir() or path.suffix.lower() in PICTURES:
+    if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
         files = inputs.list_inputs(path)
         _refuse_animated(files[0])
-        frames = [inputs.open_input(inputs.PICTURE, file, model.shape[0]) for file in files]
-        if len({one.content.shape for one in frames}) > 1:
+        frames = [inputs.open_input(inputs.IMAGE, file, model.shape[0]) for file in files]
+        if len({frame.content.shape for frame in frames}) > 1:
             raise DataError(f"{path}: frames of several sizes; a video has one")
-        pixels, found = torch.stack([one.content for one in frames], dim=1), RATE if rate is None else rate
-        named, told = (_of_folder(path, frames) if path.is_dir() else frames[0].input), files[0]
+        pixels, frame_rate = torch.stack([frame.content for frame in frames], dim=1), RATE if rate is None else rate
+        source, file_with_metadata = (_of_folder(path, frames) if path.is_dir() else frames[0].input), files[0]
     else:
-        pixels, found = decoded(path, rate)
-        named, told = SourceFile(path.name, sha256(path)), path
+        pixels, frame_rate = decoded(path, rate)
+        source, file_with_metadata = SourceFile(path.name, sha256(path)), path
     pixels = pixels if size is None else sized(pixels, size)
     try:
         check_size(model, tuple(pixels.shape[2:]))
     except RecipeError as problem:
-        raise RecipeError(f"{path}: {problem}; --size WIDTHxHEIGHT brings it to one") from problem
-    return Read(pixels[None], found, named, _prompt(told))
+        raise RecipeError(f"{path}: {problem}; --size WIDTHxHEIGHT resizes it") from problem
+    return InputVideo(pixels[None], frame_rate, source, _prompt(file_with_metadata))
 
 
 def _of_folder(path: Path, frames: Sequence[inputs.LoadedInput]) -> SourceFile:
-    """A folder of frames as an input: its name, and a hash of the hashes of its files."""
+    """Return a folder of frames as an input: its name, and a hash of the hashes of its files."""
     return SourceFile(path.resolve().name, _digest(frame.input.sha256 for frame in frames))
 
 
@@ -81,14 +88,14 @@ def _digest(hashes: Iterable[str]) -> str:
 
 
 def find(wanted: SourceFile, places: Sequence[Path]) -> Path:
-    """The file or the folder of frames that metadata name, recognised by its content.
+    """Return the path of the file or the folder of frames that metadata name, recognised by its content.
 
     Args:
         wanted: Its name and hash.
-        places: Files and folders where it may lie.
+        places: Files and folders that may contain it.
 
     Raises:
-        DataError: It is not there.
+        DataError: It does not exist.
     """
     near = [inner for place in places if place.is_dir() for inner in (place, *sorted(place.iterdir()))]
     for path in near:
@@ -100,7 +107,7 @@ def find(wanted: SourceFile, places: Sequence[Path]) -> Path:
 
 
 def _refuse_animated(path: Path) -> None:
-    """Raises DataError: a picture of several frames, of which the first alone would be seen."""
+    """Raise DataError for an image of several frames, of which only the first would be read."""
     with path.open("rb") as file:
         count = header(open_image(file, inputs.MAX_PIXELS)).frames
     if count > 1:
@@ -111,11 +118,11 @@ def _refuse_animated(path: Path) -> None:
 
 
 def sized(frames: Tensor, size: tuple[int, int]) -> Tensor:
-    """The centre of frames uint8 (C, T, H, W) in another height and width."""
+    """Return the centre of frames uint8 (C, T, H, W) at another height and width."""
     if tuple(frames.shape[2:]) == size:
         return frames
     scale = max(size[0] / frames.shape[2], size[1] / frames.shape[3])
-    tall, wide = (max(one, round(side * scale)) for one, side in zip(size, frames.shape[2:], strict=True))
+    tall, wide = (max(least, round(side * scale)) for least, side in zip(size, frames.shape[2:], strict=True))
     large = functional.interpolate(
         frames.transpose(0, 1).float(), (tall, wide), mode="bicubic", align_corners=False, antialias=True
     )
@@ -124,50 +131,50 @@ def sized(frames: Tensor, size: tuple[int, int]) -> Tensor:
     return part.round().clamp(0, 255).to(torch.uint8).transpose(0, 1)
 
 
-def check_rates(every: Sequence[Read], paths: Sequence[Path]) -> float:
-    """The frames in a second of several clips, pictures aside.
+def check_rates(videos: Sequence[InputVideo], paths: Sequence[Path]) -> float:
+    """Return the common frame rate of several videos; images have none.
 
     Raises:
-        RecipeError: they differ.
+        RecipeError: The frame rates differ.
     """
-    rates = {one.rate: path for one, path in zip(every, paths, strict=True) if one.pixels.shape[2] > 1}
+    rates = {video.rate: path for video, path in zip(videos, paths, strict=True) if video.pixels.shape[2] > 1}
     if len(rates) > 1:
-        told = ", ".join(f"{path} {rate:g}" for rate, path in rates.items())
-        raise RecipeError(f"videos of different frame rates ({told}): convert them to one with --fps {min(rates):g}")
+        listed = ", ".join(f"{path} {rate:g}" for rate, path in rates.items())
+        raise RecipeError(f"videos of different frame rates ({listed}): convert them to one with --fps {min(rates):g}")
     return next(iter(rates), RATE)
 
 
 def decoded(path: Path, rate: float | None) -> tuple[Tensor, float]:
-    """Frames uint8 (3, T, H, W) of a file, and how many there are in a second.
+    """Return the frames uint8 (3, T, H, W) of a file, and its frame rate.
 
     Raises:
-        DataError: it cannot be read, or its rate varies and none was given.
+        DataError: It cannot be read, or its frame rate varies and none was given.
     """
     limits = VideoLimits()
     decoder = VideoDecoder()
     try:
-        film = decoder.look(path, limits)
-        if film.rate is None and rate is None:
+        info = decoder.look(path, limits)
+        if info.rate is None and rate is None:
             raise DataError("its frame rate varies; give --fps, such as --fps 8: each frame is the one closest in time")
         rule = "none" if rate is None else "nearest"
         config = VideoFolderConfig(path=str(path), size="native", frames=1, fps=rate, resample=rule, stride=1)
-        planned = plan_segments(film, config)
+        planned = plan_segments(info, config)
         if planned.refused or not planned.pieces:
             raise DataError(planned.refused or planned.reason)
         whole = planned.pieces[0]._replace(times=tuple(piece.times[0] for piece in planned.pieces))
-        pixels, _ = decoder.read(path, film, frame_selection(film, whole, config.rule), limits)
+        pixels, _ = decoder.read(path, info, frame_selection(info, whole, config.rule), limits)
     except DataError as problem:
         raise DataError(f"{path}: {problem}") from problem
     finally:
         decoder.close()
-    return apply_orientation(pixels, film.turn), whole.rate
+    return apply_orientation(pixels, info.turn), whole.rate
 
 
 def _prompt(path: Path) -> str | None:
-    """The prompt that a file of ours was made by, None where there is none."""
+    """Return the prompt in a file's metadata, if it has some."""
     try:
-        given = read_facts(path).get("given", {})
+        conditions = read_facts(path).get("given", {})
     except DataError:
         return None
-    prompt = given.get("prompt") if isinstance(given, dict) else None
+    prompt = conditions.get("prompt") if isinstance(conditions, dict) else None
     return prompt if isinstance(prompt, str) else None

@@ -449,6 +449,7 @@ def _join(path: str, key: object) -> str:
 
 METADATA_FORMAT = 2
 ROLES = {"picture": "image", "noise": "latents"}  # former names of the fields that hold inputs
+CONTROL_KEYS = {"picture": "image", "picture_sha256": "image_sha256"}  # former keys of a ControlNet's metadata
 
 
 def migrate_metadata(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -460,7 +461,7 @@ def migrate_metadata(facts: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         DataError: They are damaged.
     """
-    facts = dict(facts)
+    facts = _renamed_keys(facts)
     if "fps" in facts:  # a video: its metadata of format 1 lack what is needed to generate it again
         return facts
     if facts.get("format", 1) >= METADATA_FORMAT or not isinstance(facts.get("model"), Mapping):
@@ -481,6 +482,16 @@ def migrate_metadata(facts: Mapping[str, Any]) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as problem:
         raise DataError(f"the image's metadata lack {problem}; use the file as it was written") from problem
     return facts | {"format": METADATA_FORMAT}
+
+
+def _renamed_keys(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Rename keys that had another name in metadata of the same format."""
+    renamed = {"typed" if key == "asked" else key: value for key, value in facts.items()}
+    if isinstance(batch := renamed.get("batch"), Mapping) and "asked" in batch:
+        renamed["batch"] = {"typed" if key == "asked" else key: value for key, value in batch.items()}
+    if isinstance(controls := renamed.get("controls"), list) and all(isinstance(item, Mapping) for item in controls):
+        renamed["controls"] = [{CONTROL_KEYS.get(key, key): item[key] for key in item} for item in controls]
+    return renamed
 
 
 def _with_roles(inputs: Mapping[str, Any]) -> dict[str, Any]:

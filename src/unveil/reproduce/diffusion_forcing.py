@@ -15,7 +15,7 @@ from unveil.analysis.video_bench import VideoStudySettings, quietly, stack_video
 from unveil.core.inverse import replace_known
 from unveil.core.sampling_run import SamplingRun
 from unveil.generation.conditioning_frames import ConditioningFrames, conditioned_generation, keyframes
-from unveil.generation.task_spec import TaskSpec, input_to_unit, select_rows
+from unveil.generation.generate import TaskSpec, input_to_unit, select_rows
 from unveil.model import Model
 from unveil.playground import temporal_consistency
 from unveil.playground.eval_prompts import dataset_prompts

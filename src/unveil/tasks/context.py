@@ -12,7 +12,7 @@ from unveil.tasks.fields import CatalogName, FileInput
 
 if TYPE_CHECKING:
     from unveil.generation.generate import Source
-    from unveil.generation.opening import ModelOptions
+    from unveil.generation.model_loading import ModelOptions
     from unveil.model import Model
 
 
@@ -38,10 +38,10 @@ class LocalPaths:
 
 
 class ModelOpener(Protocol):
-    """Opens a model with its adapters, such as `opening.open_for_generation` or a cache of it."""
+    """Opens a model with its adapters, such as `model_loading.open_for_generation` or a cache of it."""
 
     def __call__(self, options: ModelOptions, console: Console, **how: Any) -> tuple[Model, Source]:
-        """As `opening.open_for_generation`."""
+        """As `model_loading.open_for_generation`."""
         ...
 
 
@@ -74,7 +74,7 @@ class TaskContext:
         console: Shows progress, messages and warnings.
         device: Device to compute on: auto, cpu, cuda or mps.
         resolver: Turns names into paths.
-        opener: Opens models; None: `opening.open_for_generation`.
+        opener: Opens models; None: `model_loading.open_for_generation`.
         places: Files and folders where the inputs of a regenerated file may lie.
         on_preview: Called with a PNG of the prediction on the way, and the completed and total steps.
         argv: Command line, for tasks that record it.
@@ -96,6 +96,6 @@ class TaskContext:
         """Open a model with its adapters."""
         if self.opener is not None:
             return self.opener(options, self.console, **how)
-        from unveil.generation.opening import open_for_generation
+        from unveil.generation.model_loading import open_for_generation
 
         return open_for_generation(options, self.console, **how)

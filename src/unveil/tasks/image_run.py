@@ -15,15 +15,21 @@ from torch import Tensor
 from unveil.checkpoints.guidance_classifier import load_guide
 from unveil.errors import DataError
 from unveil.generation import hires, inputs
-from unveil.generation.controlnets import ControlNetOption
-from unveil.generation.generate import PROMPT, ClassifierGuidance, GeneratedSample, Request, Source
+from unveil.generation.generate import (
+    PLAIN,
+    PROMPT,
+    ClassifierGuidance,
+    GeneratedSample,
+    Request,
+    Source,
+    SourceFile,
+    TaskSpec,
+)
 from unveil.generation.generate import repeat as repeat_batch
 from unveil.generation.image_output import ImageOutput, draw, filenames, numbered, write
 from unveil.generation.invert import read_noise
-from unveil.generation.loras import LoraOption
-from unveil.generation.opening import Media, ModelOptions, check_takes_prompt
-from unveil.generation.prompt_expansion import ExpansionOptions, PromptExpander, expanded
-from unveil.generation.task_spec import PLAIN, SourceFile, TaskSpec
+from unveil.generation.model_loading import ControlNetOption, LoraOption, Media, ModelOptions, check_takes_prompt
+from unveil.generation.prompt_expansion import ExpansionOptions, PromptExpander, expansions_of
 from unveil.generation.upscale import upscale
 from unveil.io.console import Console
 from unveil.io.files import sha256
@@ -262,13 +268,10 @@ def run_images(task: ImageTask, context: TaskContext) -> TaskResult:
     is_edit = bool(rows) and not noises
     count = each * len(rows) if is_edit else each
     request = request_of(task, model, context, count)
-    expander = PromptExpander(
-        ExpansionOptions.from_option(getattr(task, "expand_prompt", None)),
-        model,
-        console,
-        shown=bool(rows) or bool(task.controlnet),
-    )
-    request = expander(request)
+    expand = getattr(task, "expand_prompt", None)
+    if expand is not None or PROMPT in request.cond:
+        options = ExpansionOptions.from_option(expand)
+        request = PromptExpander(options, model, console, shown=bool(rows) or bool(task.controlnet))(request)
     groups = [list(group) for _, group in groupby(rows, key=lambda row: row.shape)] or [[]]
     names = (
         _edit_names([next(iter(row.files.values())).path for row in rows for _ in range(each)], numbered(request))
@@ -296,7 +299,8 @@ def run_images(task: ImageTask, context: TaskContext) -> TaskResult:
         columns = each if each > 1 and len(rows) > 1 else None
     written = write(drawn(), output, names, columns, context.output.mark)
     facts = written.facts() | {"model": source._asdict(), "task": task.name, "count": len(names)}
-    facts |= {"seed": task.seed[0] if len(task.seed) == 1 else list(task.seed), **expanded(request)}
+    facts |= {"seed": task.seed[0] if len(task.seed) == 1 else list(task.seed)}
+    facts |= expansions_of(request) if request.typed else {}
     return TaskResult(facts, written.text())
 
 
@@ -334,7 +338,7 @@ def condition_fields(values: Mapping[str, Sequence[Any]], prefix: str = "") -> d
 def adapters_of(facts: Mapping[str, Any]) -> list[Any]:
     """What metadata say of LoRAs and ControlNets but for the names of files."""
     each = [*facts.get("loras", []), *facts.get("controls", [])]
-    return [{key: item[key] for key in item if key not in ("name", "picture")} for item in each]
+    return [{key: item[key] for key in item if key not in ("name", "image")} for item in each]
 
 
 def in_passes(
@@ -352,7 +356,7 @@ def in_passes(
     edit, asked = PLAIN, replace(request, size=every[0])
     for after in every[1:]:
         small = torch.stack([image.pixels for image in draw(model, source, asked, plain, console, edit)])
-        edit = upscale(model, small, size=after, strength=hires.AGAIN, faithful=True)
+        edit = upscale(model, small, size=after, strength=hires.PASS_STRENGTH, faithful=True)
         asked = hires.without_guidance(request)
     settings = {**edit.settings, "passes": [list(one) for one in every]}
     return replace(edit, settings=settings, record=spec.record), asked

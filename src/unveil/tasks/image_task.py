@@ -22,7 +22,7 @@ from unveil.tasks.task import Task, TaskResult, Workload
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from unveil.generation.task_spec import TaskSpec
+    from unveil.generation.generate import TaskSpec
     from unveil.model import Model
     from unveil.tasks.context import TaskContext
     from unveil.tasks.regenerate import Regenerate
@@ -45,7 +45,7 @@ class GeneratesImages(Task):
             RecipeError: The task is not possible with this model.
         """
         del model, inputs
-        from unveil.generation.task_spec import PLAIN
+        from unveil.generation.generate import PLAIN
 
         return PLAIN
 

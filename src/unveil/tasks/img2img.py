@@ -11,7 +11,7 @@ from unveil.tasks.image_task import EditFields, ImageTask
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from unveil.generation.task_spec import TaskSpec
+    from unveil.generation.generate import TaskSpec
     from unveil.model import Model
 
 

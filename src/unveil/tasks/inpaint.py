@@ -12,8 +12,8 @@ from unveil.tasks.task import Task, Workload
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from unveil.generation.generate import TaskSpec
     from unveil.generation.inpaint import RePaintConfig
-    from unveil.generation.task_spec import TaskSpec
     from unveil.model import Model
 
 WHITE = 128  # pixels of a mask from this value on belong to the generated region

@@ -14,7 +14,7 @@ from unveil.tasks.task import TaskResult, Workload
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from unveil.generation.task_spec import TaskSpec
+    from unveil.generation.generate import TaskSpec
     from unveil.model import Model
     from unveil.tasks.context import TaskContext
 

@@ -11,9 +11,8 @@ import torch
 
 from unveil.errors import DataError, RecipeError, WeightsError
 from unveil.generation.generate import Request, additions, generate, guided_by, sampling_of
-from unveil.generation.image_output import draw, filenames, numbered, put, write
+from unveil.generation.image_output import draw, filenames, numbered, put, read_facts, write
 from unveil.generation.invert import invert, noise_bytes
-from unveil.generation.metadata import read_facts
 from unveil.io.files import refuse_overwrite
 from unveil.io.images import upscale_for_display
 from unveil.io.video.writer import FORMS, check_video_path, write_video
@@ -105,7 +104,7 @@ def run_interpolation(task: Interpolate, context: TaskContext) -> TaskResult:
     spec = spec_of(task, model, [], 1)
     first = {key: values[:1] for key, values in conditions(task, model).items()}
     request = request_of(task.model_copy(update={"seed": (0,)}), model, context, task.frames)
-    request = replace(request, given=first, first=0)
+    request = replace(request, cond=first, first=0)
     with context.console.progress("step", 0) as progress:
         images = list(generate(model, request, source, spec, on_step=progress.reach))
     shown = upscale_for_display(torch.stack([image.pixels for image in images])).transpose(0, 1)
@@ -144,7 +143,7 @@ def run_inversion(task: Invert, context: TaskContext) -> TaskResult:
     facts: dict[str, Any] = {
         "model": source._asdict(),
         "sampling": found.sampling,
-        "given": _lists(request.given),
+        "given": _lists(request.cond),
         "negative": _lists(request.negative),
         "inputs": [row.files["image"].input._asdict() for row in rows],
         "size": list(contents[0].shape[-2:]),

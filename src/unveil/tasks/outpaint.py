@@ -17,7 +17,7 @@ from unveil.types import format_size
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from unveil.generation.task_spec import TaskSpec
+    from unveil.generation.generate import TaskSpec
     from unveil.model import Model
 
 Margin = Annotated[int, Field(ge=0, le=4096)]

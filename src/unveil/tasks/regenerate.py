@@ -61,7 +61,7 @@ class Regenerate(ClassifierFields, Task):
 
     def run(self, context: TaskContext) -> TaskResult:
         """Read the metadata, and let their task generate the file again."""
-        from unveil.generation.metadata import read_facts
+        from unveil.generation.image_output import read_facts
 
         file = context.path(self.source, FileInput("media"))
         facts = read_facts(file)

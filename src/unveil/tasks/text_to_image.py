@@ -15,7 +15,7 @@ from unveil.tasks.task import TaskResult
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from unveil.generation.task_spec import TaskSpec
+    from unveil.generation.generate import TaskSpec
     from unveil.model import Model
     from unveil.tasks.context import TaskContext
 
@@ -88,7 +88,7 @@ class TextToImage(ClassifierFields, ExpansionFields, ImageTask):
 
     def spec(self, model: Model, inputs: Mapping[str, Tensor]) -> TaskSpec:
         """Generation from the noise of a file, or plain generation."""
+        from unveil.generation.generate import PLAIN
         from unveil.generation.img2img import from_latents
-        from unveil.generation.task_spec import PLAIN
 
         return from_latents(inputs["latents"]) if "latents" in inputs else PLAIN

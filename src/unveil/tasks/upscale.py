@@ -14,7 +14,7 @@ from unveil.tasks.task import Workload
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from unveil.generation.task_spec import TaskSpec
+    from unveil.generation.generate import TaskSpec
     from unveil.model import Model
 
 Factor = Annotated[int, Field(ge=1, le=8)]

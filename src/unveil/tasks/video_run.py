@@ -16,13 +16,23 @@ from torch import Tensor
 from unveil.errors import DataError, PromptTooLong, RecipeError, WeightsError
 from unveil.generation import hires, video, video_inputs
 from unveil.generation.conditioning_frames import check_place
-from unveil.generation.generate import PROMPT, OnStep, Request, Source, additions, generate, recorded_request
+from unveil.generation.generate import (
+    PROMPT,
+    OnStep,
+    Request,
+    Source,
+    SourceFile,
+    TaskSpec,
+    additions,
+    generate,
+    recorded_request,
+)
 from unveil.generation.long_video import VideoChunk, VideoSpec, exact_frames, generate_long_video, new_frames_only
-from unveil.generation.prompt_expansion import ExpansionOptions, PromptExpander, expanded
-from unveil.generation.task_spec import FORMAT, SourceFile, TaskSpec
+from unveil.generation.prompt_expansion import ExpansionOptions, PromptExpander, expansions_of
 from unveil.io.files import refuse_overwrite
 from unveil.io.video.writer import FORMS, check_video_path, write_video
 from unveil.model import Model, checkpoint_store
+from unveil.model.migration import METADATA_FORMAT
 from unveil.model.shapes import check_size
 from unveil.tasks.context import TaskContext
 from unveil.tasks.fields import FileInput
@@ -63,22 +73,22 @@ class VideoStage:
     recorded: Mapping[str, Any] | None = None
     sources: dict[str, SourceFile] = field(default_factory=dict)
 
-    def read(self, name: str, *, at_task_size: bool = True) -> video_inputs.Read:
+    def read(self, name: str, *, at_task_size: bool = True) -> video_inputs.InputVideo:
         """An input video or image, in the size and at the frame rate of the task."""
         return self.read_at(name, self.task.size if at_task_size else None)
 
-    def read_at(self, name: str, size: tuple[int, int] | None) -> video_inputs.Read:
+    def read_at(self, name: str, size: tuple[int, int] | None) -> video_inputs.InputVideo:
         """An input video or image in a height and width, and at the frame rate of the task."""
         content = video_inputs.read(self.files[name], self.model, size, self.task.fps)
         self.sources[name] = content.input
         return content
 
-    def read_two(self, first: str, last: str) -> tuple[video_inputs.Read, video_inputs.Read, float]:
+    def read_two(self, first: str, last: str) -> tuple[video_inputs.InputVideo, video_inputs.InputVideo, float]:
         """Two input videos of one frame rate, and the rate."""
         both = self.read(first), self.read(last)
         return *both, video_inputs.check_rates(both, [self.files[first], self.files[last]])
 
-    def prompt_of(self, clip: video_inputs.Read) -> str | None:
+    def prompt_of(self, clip: video_inputs.InputVideo) -> str | None:
         """The prompt of the task, or else that of an input's metadata."""
         prompt = getattr(self.task, "prompt", None)
         return clip.prompt if prompt is None else prompt
@@ -154,7 +164,7 @@ def generation_shot(task: VideoGenerate, stage: VideoStage) -> VideoShot:
             listed = " ".join(str(keyframe.frame) for keyframe in task.keyframes)
             raise RecipeError(f"--image-frame {listed}: two images at one frame; give each its own")
         exact = {place: image.pixels[:, :, 0] for place, image in zip(places, images, strict=True)}
-        spec = replace(spec, known=exact_frames(exact))
+        spec = replace(spec, conditioning=exact_frames(exact))
     if hires.needs_hires(model, size):
         stage.context.console.say(hires.describe_passes(model, size))
     options = ExpansionOptions.from_option(task.expand_prompt)
@@ -220,7 +230,7 @@ def per_frame(values: Sequence[float], frames: int) -> list[float]:
     return torch.lerp(points[low], points[low + 1], along - low).tolist()
 
 
-def _mask(task: VideoEdit, stage: VideoStage, clip: video_inputs.Read) -> Tensor | None:
+def _mask(task: VideoEdit, stage: VideoStage, clip: video_inputs.InputVideo) -> Tensor | None:
     """Where new content is generated: boolean (1, 1, 1 or T, H, W)."""
     name = "mask" if task.mask is not None else "keep_mask"
     if name not in stage.files:
@@ -314,7 +324,7 @@ def _write(stage: VideoStage, shot: VideoShot, paths: Sequence[Path]) -> TaskRes
     task, seed = stage.task, shot.request.seed
     result = {"clips": written, "model": stage.source._asdict(), "task": task.name}
     result |= {"seed": seed if isinstance(seed, int) else list(seed), "count": count}
-    result |= {"frames": shape[0], "size": shape[1:], "fps": rate, **expanded(shot.request)}
+    result |= {"frames": shape[0], "size": shape[1:], "fps": rate, **expansions_of(shot.request)}
     text = f"{shape[0]} frames of {format_size(shape)} at {rate:g} fps: " + ", ".join(written)
     return TaskResult(result, text)
 
@@ -340,7 +350,7 @@ def _facts(
     settings = generated.get("task", {})
     seed = request.seed if isinstance(request.seed, int) else request.seed[0]
     batch = generated["batch"] | ({} if isinstance(request.seed, int) else {"seeds": list(request.seed)})
-    facts = {**generated, "format": FORMAT, "task": shot.task.metadata(), "seed": seed, "batch": batch}
+    facts = {**generated, "format": METADATA_FORMAT, "task": shot.task.metadata(), "seed": seed, "batch": batch}
     facts |= {name: settings[name] for name in ("windows", "passes") if name in settings}
     facts |= {"inputs": {name: source._asdict() for name, source in stage.sources.items()}} if stage.sources else {}
     facts |= stage.model.sampling.changed(request.sampling).flat()

@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from unveil.errors import DataError, OutputError, RecipeError, ShapeError
-from unveil.generation.metadata import read_facts
+from unveil.generation.image_output import read_facts
 from unveil.io.video.reader import FrameSelection, VideoDecoder, VideoLimits
 from unveil.io.video.writer import FORMS, write_video
 
@@ -68,7 +68,7 @@ def test_a_clip_in_parts_is_the_clip_and_the_same_bytes(tmp_path, form):
 def test_the_record_is_read_back(tmp_path, form, channels):
     path = write_video(tmp_path / f"a.{form}", smooth()[:channels], 8, FACTS)
     assert read_facts(path) == FACTS | {"clip": {"size": [32, 48], "fps": 8}}
-    with pytest.raises(DataError, match="holds no record"):
+    with pytest.raises(DataError, match="has no metadata"):
         read_facts(write_video(tmp_path / f"b.{form}", smooth(), 8))
 
 

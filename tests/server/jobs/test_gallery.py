@@ -11,7 +11,7 @@ from PIL import Image
 from tests.checkpoints import tiny_sd
 from tests.server.jobs.conftest import done
 from unveil.errors import DataError
-from unveil.generation.metadata import read_facts
+from unveil.generation.image_output import read_facts
 from unveil.io.files import write_tensors
 from unveil.server.jobs.catalog import Catalog
 from unveil.server.jobs.gallery import controlnets_used, request_from_metadata, search

@@ -14,7 +14,7 @@ from PIL import Image
 from tests.server.jobs.conftest import done
 from unveil.cli.commands import run
 from unveil.errors import RecipeError
-from unveil.generation.metadata import read_facts
+from unveil.generation.image_output import read_facts
 from unveil.server.jobs.image_job import PICTURES, read_request
 from unveil.server.jobs.worker_pool import LOGS, WorkerPool
 
@@ -41,7 +41,7 @@ def test_words_are_made_dense_unless_that_is_unwanted_and_no_word_is_a_setting(q
     asked = {"prompt": "a red ring", "sampling": {"steps": 1}}
     dense, plain = done(queue, worker, **asked), done(queue, worker, **asked, expand=False)
     facts = [read_facts(results.file(job.id, job.outputs[0])) for job in (dense, plain)]
-    assert facts[0]["asked"]["prompt"] == "a red ring"
+    assert facts[0]["typed"]["prompt"] == "a red ring"
     assert facts[0]["given"]["prompt"].startswith("a")
     assert facts[0]["given"] != facts[1]["given"] == {"prompt": "a red ring"}
     odd = done(queue, worker, prompt="steps=50 red ring", sampling={"steps": 1}, expand=False)

@@ -9,9 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from unveil.generation.controlnets import ControlNetOption
-from unveil.generation.loras import LoraOption
-from unveil.generation.opening import ModelOptions
+from unveil.generation.model_loading import ControlNetOption, LoraOption, ModelOptions
 from unveil.io.console import Console
 from unveil.server.jobs import model_cache
 from unveil.server.jobs.model_cache import ModelCache

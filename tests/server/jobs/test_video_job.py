@@ -12,7 +12,7 @@ pytest.importorskip("av")
 from tests.server.jobs.conftest import done
 from unveil.cli.commands import run
 from unveil.errors import RecipeError
-from unveil.generation.metadata import read_facts
+from unveil.generation.image_output import read_facts
 from unveil.generation.video_inputs import decoded
 from unveil.io.images import png
 from unveil.io.video.writer import write_video
@@ -48,7 +48,7 @@ def test_a_clip_from_words_is_the_one_of_the_command_line(queue, results, worker
         made = results.file(job.id, "clip.mp4")
         assert torch.equal(decoded(made, None)[0], decoded(own, None)[0])
         facts = read_facts(made)
-        assert (facts["seed"], facts["asked"]["prompt"]) == (3, WORDS)
+        assert (facts["seed"], facts["typed"]["prompt"]) == (3, WORDS)
         assert facts["sampler"] == chosen.get("sampler", "euler-time")
         found.append(decoded(own, None)[0])
     assert not torch.equal(*found)

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import Request
 
 from unveil.errors import DataError
-from unveil.generation.metadata import read_facts
+from unveil.generation.image_output import read_facts
 from unveil.generation.video_inputs import RATE
 from unveil.server.http import schema
 from unveil.server.jobs.catalog import CatalogEntry, ModelInfo, model_info

@@ -48,7 +48,7 @@ def request_from_metadata(metadata: Mapping[str, Any], catalog: Catalog) -> dict
     their input files, which the metadata does not contain.
 
     Args:
-        metadata: Metadata of the image, as read by `generation.metadata.read_facts`.
+        metadata: Metadata of the image, as read by `generation.image_output.read_facts`.
         catalog: Names that requests may use.
 
     Raises:

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from unveil.data.image_decoding import alpha_channel
 from unveil.errors import RecipeError
-from unveil.generation.inputs import BESIDE
+from unveil.generation.inputs import EXTRA_FILES
 from unveil.io.images import png
 from unveil.model.config.sections import Section
 from unveil.server.jobs.catalog import Catalog
@@ -26,7 +26,7 @@ BATCH_SIZE = 16
 ALPHA_THRESHOLD = 128  # mask pixels with a lower alpha count as transparent
 REPAINT_JUMPS = (10, 10)  # jump length and number of resamples
 PREVIEWS = 8  # maximum number of previews per job
-STRIP = BESIDE[1]
+STRIP = EXTRA_FILES[1]
 Margin = Annotated[int, Field(ge=0, le=4096)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 EditTask = Literal["img2img", "inpaint", "outpaint", "upscale"]
@@ -144,7 +144,7 @@ class ImageJob:
 
 def image_files(job: Job) -> list[str]:
     """Return the file names of a job's images, without the files written beside them."""
-    return [name for name in job.outputs if name.endswith(".png") and name not in BESIDE]
+    return [name for name in job.outputs if name.endswith(".png") and name not in EXTRA_FILES]
 
 
 def task_values(request: PictureRequest, catalog: Catalog) -> tuple[str, dict[str, Any]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from unveil.generation.generate import Source
-from unveil.generation.opening import ModelOptions, open_for_generation
+from unveil.generation.model_loading import ModelOptions, open_for_generation
 from unveil.io.console import Console
 from unveil.model import Model
 

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from unveil.data.image_decoding import open_image
 from unveil.errors import RecipeError
-from unveil.generation.metadata import read_facts
+from unveil.generation.image_output import read_facts
 from unveil.server.jobs.gallery import controlnets_used, request_from_metadata, search
 from unveil.server.jobs.image_job import image_files
 from unveil.server.jobs.job import Job
