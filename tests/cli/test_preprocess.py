@@ -1,4 +1,4 @@
-"""`unveil hint`: files, folders, and what is refused."""
+"""`unveil preprocess`: files, folders, and what is refused."""
 
 from __future__ import annotations
 

@@ -33,7 +33,6 @@ from unveil.cli.options import (
     RecipeName,
     Set,
 )
-from unveil.cli.preprocess_options import preprocess_app
 from unveil.io.console import Console
 from unveil.tasks import registry
 
@@ -89,6 +88,9 @@ video_app = typer.Typer(
     "A prompt alone runs `unveil video generate`.",
 )
 recipes_app = typer.Typer(no_args_is_help=True, help="List, show and cite the bundled recipes.")
+preprocess_app = typer.Typer(
+    no_args_is_help=True, help="Make control images for ControlNets: edges, lines, scribbles, segments, masks, boxes."
+)
 app.add_typer(data_app, name="data")
 app.add_typer(preprocess_app, name="preprocess")
 app.add_typer(inspect_app, name="inspect")

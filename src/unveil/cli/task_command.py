@@ -72,22 +72,33 @@ def _parameters(kind: type[Task]) -> Iterator[Parameter]:
             yield _argument(kind, name)
     for name in _by_group(kind):
         yield from _options(kind, name)
-    if {"width", "height"} <= kind.model_fields.keys():
+    if _has_optional_size(kind):
         help = "Width and height in pixels, for networks that take any; --width W --height H work too."
         yield _parameter("size", str | None, typer.Option(help=help, metavar="WxH"), None)
     yield from _output_options(kind)
 
 
+def _has_optional_size(kind: type[Task]) -> bool:
+    """Whether a task has a width and a height that are given together or not at all."""
+    sides = [kind.model_fields.get(side) for side in ("width", "height")]
+    return all(side is not None and side.default is None for side in sides)
+
+
 def _output_options(kind: type[Task]) -> Iterator[Parameter]:
-    out = VideoOut if kind.makes == "videos" else Out
-    shared: list[tuple[str, Any, Any]] = [("out", out, Path(kind.out))] if kind.out else []
+    out: Any = VideoOut if kind.makes == "videos" else Out
+    if kind.out_help:
+        out = Annotated[Path, typer.Option("--out", "-o", help=kind.out_help)]
+    default: Any = Parameter.empty if kind.out_required else Path(kind.out)
+    shared: list[tuple[str, Any, Any]] = [("out", out, default)] if kind.out else []
     if kind.makes in ("images", "media"):
         shared += [("preview", Preview, None), ("preview_every", PreviewEvery, 5)]
     if kind.makes in ("images", "videos", "media"):
         shared.append(("metadata", Metadata, True))
     if kind.makes in ("images", "videos"):
         shared.append(("from_metadata", FromMetadata, None))
-    shared += [("device", Device, "auto"), ("force", Force, False), ("as_json", AsJson, False), ("quiet", Quiet, False)]
+    common = {"device": (Device, "auto"), "force": (Force, False)}
+    shared += [(name, *common[name]) for name in kind.common]
+    shared += [("as_json", AsJson, False), ("quiet", Quiet, False)]
     for name, annotation, default in shared:
         yield Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
@@ -170,7 +181,7 @@ def _run(kind: type[Task], typed: Mapping[str, Any], called: str) -> None:
     output = TaskOutput(
         typed.get("out") or Path(),
         bool(typed.get("metadata", True)),
-        bool(typed["force"]),
+        bool(typed.get("force")),
         preview,
         int(typed.get("preview_every", 5)),
     )
@@ -206,7 +217,7 @@ def task_of(kind: type[Task], typed: Mapping[str, Any], called: str = "") -> Tas
     values = {name: value for name, value in values.items() if not _is_default(kind, name, value)}
     values |= text_forms.read_size(typed.get("size"))
     sides = [side for side in ("width", "height") if side in values]
-    if len(sides) == 1:
+    if len(sides) == 1 and _has_optional_size(kind):
         other = "height" if sides == ["width"] else "width"
         raise RecipeError(f"--{sides[0]}: give --{other} too, or both as --size WIDTHxHEIGHT")
     if SETTINGS in typed:

@@ -47,6 +47,25 @@ _BUNDLED = {
         ("outpaint", "outpaint:Outpaint", "Extend an image beyond its edges."),
         ("upscale", "upscale:Upscale", "Upscale images, in tiles where the result is larger than the model's size."),
         ("invert", "invert:Invert", "Find the initial noise of an image by DDIM inversion."),
+        ("preprocess-canny", "preprocess:Canny", "Detect the edges of images, one pixel thick, white on black."),
+        ("preprocess-lines", "preprocess:Lines", "Detect the straight lines of images."),
+        (
+            "preprocess-scribble",
+            "preprocess:Scribble",
+            "Draw the outlines of large shapes in images, as with a thick pen.",
+        ),
+        ("preprocess-segments", "preprocess:Segments", "Segment images into regions, each in a colour of its own."),
+        (
+            "preprocess-mask",
+            "preprocess:ColorMask",
+            "Colour class maps, images whose pixels are class numbers, in fixed colours.",
+        ),
+        ("preprocess-boxes", "preprocess:Boxes", "Draw boxes in the colours of their classes."),
+        (
+            "preprocess-resize",
+            "preprocess:Resize",
+            "Bring existing control images, such as depth maps or poses, to a size without stretching them.",
+        ),
     ),
     "Videos": (
         (

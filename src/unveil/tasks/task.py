@@ -68,6 +68,9 @@ class Task(Fields):
         section: Heading under which help lists it.
         arguments: Fields that are positional on the command line, in order; "..." stands for KEY=VALUE and a prompt.
         out: Default of the option --out; none: the task writes no file.
+        out_required: The command line has to name the output; `out` is its name on a server.
+        out_help: Help of the option --out, where it is not that of all tasks.
+        common: Options for the device and for overwriting files, which the task has besides --json and --quiet.
         makes: What its files are.
         served: Why a server does not offer it; empty: it does.
     """
@@ -76,6 +79,9 @@ class Task(Fields):
     section: ClassVar[str] = "More"
     arguments: ClassVar[tuple[str, ...]] = ()
     out: ClassVar[str] = ""
+    out_required: ClassVar[bool] = False
+    out_help: ClassVar[str] = ""
+    common: ClassVar[tuple[str, ...]] = ("device", "force")
     makes: ClassVar[str] = "files"
     served: ClassVar[str] = ""
 
