@@ -28,6 +28,7 @@ STRIPS = 8  # maximum number of samples in a strip
 SHOWN = 256  # maximum number of images in the contact sheet of a folder
 PREVIEWS = 8  # maximum number of previews of a run for `on_preview`
 MAX_TEXT = 1_000_000  # maximum length of metadata, in characters
+PNG_SIGNATURE = b"\x89PNG"
 PARAMETERS = "parameters"  # name of the text that image tools show
 NO_METADATA = "{}: has no metadata of its generation (stripped, or written with --no-metadata)"
 
@@ -289,8 +290,9 @@ def _video_text(path: Path) -> str | None:
     """Return the metadata text of a video; None if the file is not a video."""
     try:
         with path.open("rb") as file:
-            if container_of(file.read(HEAD)) in (None, "GIF"):
-                return None
+            head = file.read(HEAD)
+        if head.startswith(PNG_SIGNATURE) or container_of(head) in (None, "GIF"):
+            return None
         decoder = VideoDecoder()
         text = _ours(decoder.comment(path) or "")
         decoder.close()

@@ -28,7 +28,6 @@ from unveil.model import Model, checkpoint_store, model_folder
 from unveil.model.checkpoint_store import base_of
 from unveil.model.config import ModelConfig, read_yaml, validate
 from unveil.model.lora_state import LORA
-from unveil.model.shapes import is_video_model
 from unveil.nn.unet import UNet
 from unveil.types import ADDITIONS, ControlNetInfo, LoraInfo
 
@@ -121,7 +120,7 @@ def open_for_generation(
             + (f"use {tasks}" if tasks else "use it from Python: unveil.load(...).generate(cond=...)")
         )
     of_images = len(model.shape) == 3 and media == "images"
-    if not (of_images or is_video_model(model)) or model.shape[0] not in (1, 3):
+    if not (of_images or model.is_video) or model.shape[0] not in (1, 3):
         raise RecipeError(
             f"this model generates samples of shape {model.shape}, which are not {media}; "
             "use it from Python: unveil.load(...).generate(...)"
@@ -136,7 +135,7 @@ def open_for_generation(
         attach_loras(model, source, adapters, console)
     if controls or model.controlnet_infos:
         attach_controlnets(model, controls, mode, console)
-    model = as_image_model(model) if media == "images" and is_video_model(model) else model
+    model = as_image_model(model) if media == "images" and model.is_video else model
     return model.to_inference_dtype(dtype), source
 
 
@@ -201,6 +200,8 @@ def open_model(
     name = str(path)
     if path.is_dir() and (folder := _adapter_folder(path)) is not None:
         return _with_adapter(folder, name, where, overrides)
+    if not path.exists() and not overrides:  # the name of a bundled model
+        return model_folder.load_model(path).to(where), source(name)
     stated = validate(ModelOverrides, dict(overrides or {}), "file")
     model = loader.open_checkpoint(path, stated, dtype).model.to(where)
     if path.is_file():

@@ -17,7 +17,8 @@ from unveil.generation.generate import TaskSpec, input_to_unit, latents_of, sele
 from unveil.generation.img2img import check_strength, start_from
 from unveil.generation.position_scaling import scale_positions
 from unveil.model import Model
-from unveil.model.shapes import ending, size_multiple, vae_scale_factor
+from unveil.model.model import ending
+from unveil.model.shapes import size_multiple, vae_scale_factor
 
 STRENGTH = 0.3  # default strength after a bicubic enlargement
 

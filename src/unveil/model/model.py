@@ -31,7 +31,6 @@ from unveil.model import checkpoint_store
 from unveil.model.config import ModelConfig, SampleConfig
 from unveil.model.lora_state import CONTROL, LORA, TrainedLora
 from unveil.model.migration import migrate_settings
-from unveil.model.shapes import ending, resized
 from unveil.nn.mixed_precision import low_precision_parameters
 from unveil.types import BaseModel, Condition, ControlNetInfo, LoraInfo, NoiseLevel, Raw
 
@@ -132,6 +131,11 @@ class Model(nn.Module):
         if isinstance(self.autoencoder, nn.Module):
             self.autoencoder.eval()
         return self
+
+    @property
+    def is_video(self) -> bool:
+        """True if the samples are videos (C, T, H, W)."""
+        return len(self.shape) == 4
 
     @property
     def process(self) -> Process:
@@ -398,7 +402,7 @@ class Model(nn.Module):
         if negative_cond:
             shared = {key: value for key, value in (cond or {}).items() if keeps_in_uncond(self.conditioners[key])}
             null = self.encode({**shared, **negative_cond}, count)[0]
-        shape = self.autoencoder.latent_shape(self.shape)
+        shape = self.shape if isinstance(self.autoencoder, Identity) else self.autoencoder.latent_shape(self.shape)
         return SamplingRun(
             grid=settings.levels(self.process),
             planned=lambda grid: settings.plan(grid, self.variance, cond_grad),
@@ -488,6 +492,16 @@ class Model(nn.Module):
             for part in parts:
                 inside.enter_context(cast(Any, part).precompute(indices))
             yield
+
+
+def ending(shape: tuple[int, ...], end: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape with its last dimensions replaced by `end`."""
+    return (*shape[: len(shape) - len(end)], *end)
+
+
+def resized(part: Any, shape: tuple[int, ...]) -> Any:
+    """Return the part for another shape of samples, if it depends on the shape."""
+    return part.resized(shape) if hasattr(part, "resized") else part
 
 
 # Former names of keywords

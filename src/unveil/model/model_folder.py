@@ -34,8 +34,7 @@ from unveil.model import checkpoint_store
 from unveil.model.checkpoint_store import AUTOENCODER, base_of, dequantize, is_scale, parts_of, texts_of
 from unveil.model.config import AutoencoderConfig, ModelConfig, read_yaml, validate
 from unveil.model.config.model import SavedSection, build_autoencoder, section_of
-from unveil.model.model import Model
-from unveil.model.shapes import resized
+from unveil.model.model import Model, resized
 from unveil.nn.meta_device import EmptyParameters
 from unveil.types import ADDITIONS
 

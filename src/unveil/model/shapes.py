@@ -1,10 +1,10 @@
-"""Shapes of samples: the sizes that a model's network takes, and the parts of a model that depend on them."""
+"""Shapes of samples: the sizes in pixels and frames that a model's network takes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from unveil.errors import RecipeError, ShapeError
 from unveil.types import format_size
@@ -13,16 +13,6 @@ if TYPE_CHECKING:
     from unveil.model.model import Model
 
 _MAX_FRAMES_PER_LATENT = 64
-
-
-def ending(shape: tuple[int, ...], end: Sequence[int]) -> tuple[int, ...]:
-    """Return the shape with its last dimensions replaced by `end`."""
-    return (*shape[: len(shape) - len(end)], *end)
-
-
-def resized(part: Any, shape: tuple[int, ...]) -> Any:
-    """Return the part for another shape of samples, if it depends on the shape."""
-    return part.resized(shape) if hasattr(part, "resized") else part
 
 
 def size_multiple(model: Model) -> int:
@@ -69,11 +59,6 @@ def temporal_compression(model: Model) -> TemporalCompression:
     raise RecipeError(
         f"this model's autoencoder makes {latents} latents of {frames} frames; which frames a latent encodes is unknown"
     )
-
-
-def is_video_model(model: Model) -> bool:
-    """Return True if a model generates videos (C, T, H, W)."""
-    return len(model.shape) == 4
 
 
 def check_size(model: Model, size: Sequence[int]) -> None:

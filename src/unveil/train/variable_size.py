@@ -23,7 +23,7 @@ from unveil.core.rng import SampleRNG
 from unveil.errors import RecipeError, ShapeError
 from unveil.model import Model
 from unveil.model.config.train import Batching
-from unveil.model.shapes import resized
+from unveil.model.model import resized
 from unveil.nn.video_dit import VideoDiT
 from unveil.train.data_order import IndexableItems, sizes_of, value_of
 from unveil.types import Condition

@@ -110,7 +110,9 @@ class SampleConfig(Section):
     def _is_ours(cls, schedule: Any) -> Any:
         """Return our name of a schedule that is named as other programs name it."""
         names = schedules.GRIDS | schedules.SCHEDULED
-        return foreign_names.schedule(schedule, names) if isinstance(schedule, str) else schedule
+        if not isinstance(schedule, str) or schedule in names:
+            return schedule
+        return foreign_names.schedule(schedule, names)
 
     @field_validator("sampler")
     @classmethod
@@ -207,11 +209,13 @@ class SampleConfig(Section):
         """
         wanted = {name: value for name, value in migrate_settings(changes).items() if value is not None}
         plain = self.model_dump(mode="json")
-        foreign = foreign_names.sampler(str(wanted.get("sampler", self.sampler)), samplers.sampler_specs())
-        if "sampler" in wanted and foreign is not None:
-            wanted["sampler"] = foreign.sampler
-            if foreign.schedule is not None:
-                wanted.setdefault("schedule", foreign.schedule)
+        specs = samplers.sampler_specs()
+        if "sampler" in wanted and (name := str(wanted["sampler"])) not in specs:
+            foreign = foreign_names.sampler(name, specs)
+            if foreign is not None:
+                wanted["sampler"] = foreign.sampler
+                if foreign.schedule is not None:
+                    wanted.setdefault("schedule", foreign.schedule)
         if wanted.get("sampler", self.sampler) != self.sampler:
             plain |= {"eta": None, "options": {}}
         if "steps" in wanted and "schedule" not in wanted and str(self.schedule).isdecimal():
