@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from unveil.autoencoders import AutoencoderKL, AutoencoderKLConfig
-from unveil.checkpoints import diffusers_autoencoder
+from unveil.checkpoints.formats import autoencoder
 from unveil.core.denoiser import Denoiser
 from unveil.core.process import CosineVP
 from unveil.model import Model
@@ -48,7 +48,7 @@ def written(folder: Path) -> Path:
         latent_channels=4,
         scale=SCALE,
     )
-    return diffusers_autoencoder.write(AutoencoderKL(config), folder)
+    return autoencoder.write_folder(AutoencoderKL(config), folder)
 
 
 def latent(side: int) -> Tensor:
@@ -96,7 +96,7 @@ def diffusers() -> dict[str, float]:
 
 def ours(dtype: torch.dtype) -> dict[str, float]:
     """`Model.decode`, of a model with a network of next to no weights."""
-    codec = diffusers_autoencoder.read(Path(os.environ[FOLDER]))
+    codec = autoencoder.read_folder(Path(os.environ[FOLDER]))
     network = UNet(UNetConfig(in_channels=4, out_channels=4, model_channels=32, channel_mult=(1,), num_res_blocks=1))
     model = Model(Denoiser(network, CosineVP()), (3, 512, 512), autoencoder=codec).eval().to_inference_dtype(dtype)
     return measured(model.decode)

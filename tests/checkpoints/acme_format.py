@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from unveil.checkpoints import ddpm_keys
 from unveil.checkpoints.format import Format, LoadedCheckpoint, SavedCheckpoint, Signature, StateDict, save_file
+from unveil.checkpoints.formats import ddpm
 from unveil.checkpoints.overrides import ModelOverrides, shapes_of
 from unveil.checkpoints.unet_model import build_model, network_of, network_section
 from unveil.core.process import DiscreteVP
@@ -17,13 +17,13 @@ from unveil.model.config import ModelConfig, validate
 def load(theirs: StateDict, overrides: ModelOverrides) -> LoadedCheckpoint:
     """Load the model of a file."""
     state = {key.removeprefix("net."): tensor for key, tensor in theirs.items() if key.startswith("net.")}
-    network, size = ddpm_keys.infer_config(shapes_of(state)), int(theirs["size"])
+    network, size = ddpm.config_from_keys(shapes_of(state)), int(theirs["size"])
     settings = {
         "shape": (network.in_channels, size, size),
         "network": network_section(network),
         "process": {"kind": "discrete-vp", "beta_schedule": tuple(theirs["betas"].tolist())},
     }
-    model = build_model(validate(ModelConfig, settings, "the file"), ddpm_keys.load(state, network), None)
+    model = build_model(validate(ModelConfig, settings, "the file"), ddpm.convert_state_dict(state, network), None)
     return LoadedCheckpoint(model, len(theirs))
 
 
@@ -32,7 +32,9 @@ def save(model: Model, path: Path) -> SavedCheckpoint:
     network = network_of(model, ("UNet",), "acme")
     if not isinstance(model.process, DiscreteVP) or len(model.conditioners):
         raise RecipeError("acme: the process must be a table of betas, and the model unconditional")
-    theirs = {f"net.{key}": value for key, value in ddpm_keys.dump(network.state_dict(), network.config).items()}
+    theirs = {
+        f"net.{key}": value for key, value in ddpm.published_state_dict(network.state_dict(), network.config).items()
+    }
     return save_file(path, theirs | {"betas": model.process.betas, "size": torch.tensor(model.shape[-1])})
 
 

@@ -94,7 +94,7 @@ def test_a_controlnet_of_diffusers_gives_the_same_results_and_is_written_back_un
     for mine, want in zip(got, [*down, middle], strict=True):
         torch.testing.assert_close(mine, want, rtol=1e-4, atol=1e-4)
     want = unet(x, t, tokens, down_block_additional_residuals=down, mid_block_additional_residual=middle).sample
-    controlled = diffusers_unet.load(unet.state_dict(), ours.config).network
+    controlled = diffusers_unet.convert_state_dict(unet.state_dict(), ours.config).network
     torch.testing.assert_close(controlled(x, t, Condition(tokens=tokens, residuals=got)), want, rtol=1e-4, atol=1e-4)
 
     diffusers_unet.write(ours, tmp_path / "ours")
@@ -118,9 +118,9 @@ def test_a_controlnet_of_diffusers_gives_the_same_results_and_is_written_back_un
 )
 def test_a_setting_that_is_not_supported_is_refused_by_its_name(changes: dict[str, Any], named: str):
     settings = dict(theirs(**SD1).config)
-    assert diffusers_unet.from_settings(settings).heads == 4
+    assert diffusers_unet.config_from_settings(settings).heads == 4
     with pytest.raises(RecipeError, match=named):
-        diffusers_unet.from_settings(settings | changes)
+        diffusers_unet.config_from_settings(settings | changes)
 
 
 def test_a_folder_of_another_class_or_with_other_weights_is_refused(tmp_path: Path):
@@ -135,8 +135,8 @@ def test_a_folder_of_another_class_or_with_other_weights_is_refused(tmp_path: Pa
 
 
 def test_a_controlnet_cannot_be_a_folder_with_labels(tmp_path: Path):
-    network = diffusers_unet.load(
-        theirs(**SD1).state_dict(), diffusers_unet.from_settings(theirs(**SD1).config)
+    network = diffusers_unet.convert_state_dict(
+        theirs(**SD1).state_dict(), diffusers_unet.config_from_settings(theirs(**SD1).config)
     ).network
     diffusers_unet.write(ControlNet.of(network), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())

@@ -87,8 +87,8 @@ def test_a_published_file_has_its_keys_shapes_and_count(file):
     assert {key: list(tensor.shape) for key, tensor in theirs.items()} == fact["keys"]
     counted = json.loads((Path(ROOT or "") / "param_counts.json").read_text())[fact["name"]]
     assert sum(tensor.numel() for tensor in theirs.values()) == fact["params"] == counted["state_dict_elements"]
-    assert dit_keys.layout_of(fact["keys"]) == "dit"
-    assert dit_keys.infer_config(fact["keys"]) == config
+    assert dit_keys.detect_layout(fact["keys"]) == "dit"
+    assert dit_keys.config_from_keys(fact["keys"]) == config
     assert dit_keys.compare(fact["keys"], config).fits
     assert dit_keys.closest_named_config(fact["keys"]) == f"{config.name} for latents of {config.size}"
 
@@ -108,11 +108,11 @@ def test_a_published_file_has_its_keys_shapes_and_count(file):
 )
 def test_weights_survive_the_way_there_and_back(config, layout):
     network, label = state(config)
-    theirs = dit_keys.dump(network, config, label, layout)
+    theirs = dit_keys.published_state_dict(network, config, label, layout)
     shapes = shapes_of(theirs)
-    assert dit_keys.layout_of(shapes) == layout
-    assert dit_keys.with_untied_embeddings(theirs, dit_keys.infer_config(shapes, heads=4, size=8)) == config
-    parts = dit_keys.load(theirs, config)
+    assert dit_keys.detect_layout(shapes) == layout
+    assert dit_keys.with_untied_embeddings(theirs, dit_keys.config_from_keys(shapes, heads=4, size=8)) == config
+    parts = dit_keys.convert_state_dict(theirs, config)
     assert parts.network.keys() == network.keys()
     assert all(torch.equal(parts.network[key], tensor) for key, tensor in network.items())
     assert torch.equal(parts.label[dit_keys.OUR_LABEL], label[dit_keys.OUR_LABEL])
@@ -120,25 +120,25 @@ def test_weights_survive_the_way_there_and_back(config, layout):
 
 def test_from_one_layout_to_the_other_the_numbers_stay():
     network, label = state(SMALL)
-    published_file = dit_keys.dump(network, SMALL, label, "dit")
-    parts = dit_keys.load(published_file, SMALL)
-    folder = dit_keys.dump(parts.network, SMALL, parts.label, "diffusers")
+    published_file = dit_keys.published_state_dict(network, SMALL, label, "dit")
+    parts = dit_keys.convert_state_dict(published_file, SMALL)
+    folder = dit_keys.published_state_dict(parts.network, SMALL, parts.label, "diffusers")
     assert torch.equal(
         folder["transformer_blocks.1.norm1.emb.timestep_embedder.linear_1.weight"],
         published_file["t_embedder.mlp.0.weight"],
     )
-    back = dit_keys.load(folder, DIFFUSERS)
+    back = dit_keys.convert_state_dict(folder, DIFFUSERS)
     plain = replace(DIFFUSERS, mlp_norm_eps=1e-6)
-    again = dit_keys.dump(back.network, plain, back.label, "dit")
+    again = dit_keys.published_state_dict(back.network, plain, back.label, "dit")
     assert all(torch.equal(again[key], tensor) for key, tensor in published_file.items())
 
 
 def test_what_a_layout_cannot_hold_is_refused():
     for changes in ({"block_type": "adaln"}, {"skips": "long"}, {"qk_norm": "rms"}):
         with pytest.raises(RecipeError, match="the layout 'diffusers' has"):
-            dit_keys.names(replace(DIFFUSERS, **changes), "diffusers")
+            dit_keys.key_map(replace(DIFFUSERS, **changes), "diffusers")
     with pytest.raises(RecipeError, match="the layout 'dit' has 'shared' only"):
-        dit_keys.names(replace(DIFFUSERS, embedders="per-block"), "dit")
+        dit_keys.key_map(replace(DIFFUSERS, embedders="per-block"), "dit")
 
 
 # -- other files --------------------------------------------------------------------------------------------------
@@ -148,24 +148,28 @@ def test_a_file_of_another_size_is_named_with_the_first_tensors_that_differ():
     with torch.device("meta"):
         large = dit_keys.published_shapes(get_preset("dit-b-4"), "dit", 1001)
     with pytest.raises(WeightsError) as caught:
-        dit_keys.load(large, get_preset("dit-s-2"))
+        dit_keys.convert_state_dict(large, get_preset("dit-s-2"))
     text = str(caught.value)
     assert "the file is a DiT, dit-b-4 for latents of 32; the network is dit-s-2 for latents of 32" in text
     assert "blocks.0.attn.qkv.weight: (2304, 768) in the file, (1152, 384) in the network" in text
     with pytest.raises(WeightsError, match=r"extra: .*blocks\.12"):
-        dit_keys.load(dit_keys.published_shapes(get_preset("dit-l-4"), "dit", 1001), get_preset("dit-b-4"))
+        dit_keys.convert_state_dict(
+            dit_keys.published_shapes(get_preset("dit-l-4"), "dit", 1001), get_preset("dit-b-4")
+        )
     with pytest.raises(WeightsError, match="dit-xl-2 for latents of 64; the network is dit-xl-2 for latents of 32"):
-        dit_keys.load(dit_keys.published_shapes(get_preset("dit-xl-2", size=64), "dit", 1001), get_preset("dit-xl-2"))
+        dit_keys.convert_state_dict(
+            dit_keys.published_shapes(get_preset("dit-xl-2", size=64), "dit", 1001), get_preset("dit-xl-2")
+        )
     tiny = shapes_of(dit_keys.published_shapes(SMALL, "dit", 11))
     assert dit_keys.closest_named_config(tiny) == "nearest to dit-s-2 for latents of 8"
 
 
 def test_settings_that_keys_do_not_show_are_required():
-    theirs = dit_keys.dump(*_of(SMALL), "dit")
+    theirs = dit_keys.published_state_dict(*_of(SMALL), "dit")
     with pytest.raises(WeightsError, match=r"2 blocks of width 32, .* file\.heads=6"):
         dit.load(theirs)
     with pytest.raises(WeightsError, match="by its keys"):
-        dit_keys.infer_config({"weight": (1,)})
+        dit_keys.config_from_keys({"weight": (1,)})
     with pytest.raises(WeightsError, match="classes = 5: the file's table of labels has 11 rows"):
         dit.load(theirs, ModelOverrides(heads=4, classes=5))
 
@@ -180,7 +184,7 @@ def _of(config: DiTConfig) -> tuple[dict[str, Tensor], DiTConfig, dict[str, Tens
 
 def test_a_pt_file_becomes_a_model_that_is_sampled_as_published(tmp_path):
     network, config, label = _of(SMALL)
-    torch.save(dit_keys.dump(network, config, label, "dit"), tmp_path / "dit.pt")
+    torch.save(dit_keys.published_state_dict(network, config, label, "dit"), tmp_path / "dit.pt")
     model = dit.load(read_state(tmp_path / "dit.pt"), ModelOverrides(heads=4)).model
     assert model.config is not None
     assert model.config.network_config() == SMALL
@@ -202,7 +206,9 @@ def test_a_pt_file_becomes_a_model_that_is_sampled_as_published(tmp_path):
 
 def test_both_rows_of_labels_without_a_null():
     network, config, label = _of(SMALL)
-    model = dit.load(dit_keys.dump(network, config, label, "dit"), ModelOverrides(heads=4, classes=11)).model
+    model = dit.load(
+        dit_keys.published_state_dict(network, config, label, "dit"), ModelOverrides(heads=4, classes=11)
+    ).model
     assert model.encode({"label": 10})[1] is None
     assert model.sampling.guidance.scale == 1.0
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from unveil.checkpoints import controlnet_keys, ldm_unet
+from unveil.checkpoints import ldm_unet
+from unveil.checkpoints.formats import controlnet
 from unveil.errors import RecipeError, WeightsError
 from unveil.nn.controlnet import ControlNet
 from unveil.nn.meta_device import meta_device
@@ -48,14 +49,16 @@ def recorded(name: str) -> Any:
 def published(config: UNetConfig) -> tuple[Shapes, int]:
     with meta_device():
         network = UNet(config)
-    return shapes_of(ldm_unet.dump(network.state_dict(), config)), sum(p.numel() for p in network.parameters())
+    return shapes_of(ldm_unet.published_state_dict(network.state_dict(), config)), sum(
+        p.numel() for p in network.parameters()
+    )
 
 
 @golden
 def test_stable_diffusion_1_has_these_keys_shapes_and_parameters():
     file = recorded("latent-diffusion/sd1_keys.json")
     theirs = ldm_unet.strip_prefix(shapes_of(file["keys"]))
-    config = ldm_unet.infer_config(theirs)
+    config = ldm_unet.config_from_keys(theirs)
     assert (config.heads, config.cross_attention_dim, config.projection) == (8, 768, "conv")
     assert published(config) == (theirs, 859_520_964)
     averages = {ldm_unet.ema_key(ldm_unet.PREFIX + key) for key in theirs}
@@ -68,16 +71,16 @@ def test_stable_diffusion_1_has_these_keys_shapes_and_parameters():
 def test_stable_diffusion_2_and_the_controlnets_have_these_keys_and_shapes():
     file = recorded("ControlNet/full_size_keys.json")
     theirs = ldm_unet.strip_prefix(shapes_of(file["sd21_unet"]))
-    config = ldm_unet.infer_config(theirs)
+    config = ldm_unet.config_from_keys(theirs)
     assert (config.head_channels, config.cross_attention_dim, config.projection) == (64, 1024, "linear")
     counts = recorded("ControlNet/param_counts.json")
     assert published(config) == (theirs, counts["cldm_v21"]["unet"])
     for name, context in (("cldm_v15", 768), ("cldm_v21", 1024)):
-        theirs = ldm_unet.strip_prefix(shapes_of(file[name]), controlnet_keys.PREFIX)
-        config = controlnet_keys.infer_config(theirs)
-        network = controlnet_keys.meta_controlnet(config, theirs)
+        theirs = ldm_unet.strip_prefix(shapes_of(file[name]), controlnet.PREFIX)
+        config = controlnet.config_from_keys(theirs)
+        network = controlnet.meta_controlnet(config, theirs)
         assert config.cross_attention_dim == context
-        assert shapes_of(controlnet_keys.dump(network)) == theirs
+        assert shapes_of(controlnet.published_state_dict(network)) == theirs
         assert len(theirs) == counts[name]["n_control_keys"]
         assert sum(p.numel() for p in network.parameters()) == counts[name]["controlnet"]
 
@@ -88,13 +91,13 @@ def test_every_published_configuration_has_its_parameters_and_is_read_off_its_sh
     named = {name: one for name, one in counts.items() if "unet_params" in one}
     assert named
     for name, one in named.items():
-        config = ldm_unet.from_arguments(one["unet_params"])
+        config = ldm_unet.config_from_arguments(one["unet_params"])
         shapes, parameters = published(config)
         assert (parameters, len(shapes)) == (one["unet"]["params"], one["unet"]["n_keys"]), name
         beside = config.in_channels - config.out_channels
-        assert ldm_unet.infer_config(shapes) == (ldm_unet.with_concat_channels(config, beside) if beside else config), (
-            name
-        )
+        assert ldm_unet.config_from_keys(shapes) == (
+            ldm_unet.with_concat_channels(config, beside) if beside else config
+        ), name
 
 
 @pytest.mark.parametrize(
@@ -109,25 +112,25 @@ def test_every_published_configuration_has_its_parameters_and_is_read_off_its_sh
     ids=["sd1", "sd2", "deep", "depths", "plain"],
 )
 def test_a_state_dict_goes_there_and_back_unchanged_and_shows_its_configuration(changes: dict[str, Any]):
-    config = ldm_unet.from_arguments(ARGUMENTS | changes)
+    config = ldm_unet.config_from_arguments(ARGUMENTS | changes)
     ours = UNet(config).state_dict()
-    theirs = ldm_unet.dump(ours, config)
+    theirs = ldm_unet.published_state_dict(ours, config)
     for given in (theirs, {**ldm_unet.add_prefix(theirs), "first_stage_model.x": torch.zeros(1)}):
-        again = ldm_unet.load(given, config).network
+        again = ldm_unet.convert_state_dict(given, config).network
         assert ours.keys() == again.keys()
         assert all(torch.equal(again[key], value) for key, value in ours.items())
     heads = {"heads": 4} if config.head_channels is None else {"head_channels": 16}
-    seen = ldm_unet.infer_config(shapes_of(theirs), heads)
+    seen = ldm_unet.config_from_keys(shapes_of(theirs), heads)
     beside = config.in_channels - config.out_channels
     assert replace(seen, heads=config.heads) == ldm_unet.with_concat_channels(config, beside)
 
 
 def test_a_controlnet_goes_there_and_back_unchanged():
-    config = ldm_unet.from_arguments(ARGUMENTS)
+    config = ldm_unet.config_from_arguments(ARGUMENTS)
     network = ControlNet(config, hint_channels=1, hint_widths=(8, 16))
-    theirs = ldm_unet.add_prefix(controlnet_keys.dump(network), controlnet_keys.PREFIX)
-    assert controlnet_keys.infer_config(shapes_of(theirs), {"heads": 4}) == config
-    again = controlnet_keys.load(theirs, config)
+    theirs = ldm_unet.add_prefix(controlnet.published_state_dict(network), controlnet.PREFIX)
+    assert controlnet.config_from_keys(shapes_of(theirs), {"heads": 4}) == config
+    again = controlnet.build_controlnet(theirs, config)
     assert (again.hint_channels, again.hint_widths, again.factor) == (1, (8, 16), 2)
     assert all(torch.equal(value, network.state_dict()[key]) for key, value in again.state_dict().items())
 
@@ -149,13 +152,13 @@ def test_a_controlnet_goes_there_and_back_unchanged():
 )
 def test_an_argument_that_is_not_supported_is_refused_by_its_name(changes: dict[str, Any], named: str):
     with pytest.raises(RecipeError, match=named):
-        ldm_unet.from_arguments(ARGUMENTS | changes)
+        ldm_unet.config_from_arguments(ARGUMENTS | changes)
 
 
 def test_heads_of_an_unknown_network_are_required():
-    config = ldm_unet.from_arguments(ARGUMENTS)
+    config = ldm_unet.config_from_arguments(ARGUMENTS)
     shapes, _ = published(config)
     with pytest.raises(WeightsError, match="tokens of width 24 and 64 channels; say file"):
-        ldm_unet.infer_config(shapes)
+        ldm_unet.config_from_keys(shapes)
     with pytest.raises(WeightsError, match="not a ControlNet"):
-        controlnet_keys.infer_config(shapes)
+        controlnet.config_from_keys(shapes)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from unveil.checkpoints import diffusers_unet, lora, lora_export
-from unveil.checkpoints.lora_formats import METADATA, NAMINGS, naming_of, parse
-from unveil.checkpoints.lora_targets import LoraNetwork, denoiser, native_layers, text_encoder
+from unveil.checkpoints.formats.lora import METADATA, NAMINGS, naming_of, parse
+from unveil.checkpoints.lora import LoraNetwork, denoiser, native_layers, text_encoder
 from unveil.errors import RecipeError, WeightsError
 from unveil.io.files import write_tensors
 from unveil.nn import lora as layers
@@ -222,7 +222,7 @@ def test_every_module_of_kohyas_stable_diffusion_is_found():
         hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, projection_dim=768
     )
     with meta_device():
-        unet = UNet(diffusers_unet.from_settings({"cross_attention_dim": 768}))
+        unet = UNet(diffusers_unet.config_from_settings({"cross_attention_dim": 768}))
         parts = {"denoiser": denoiser(unet), "text_encoder": text_encoder(CLIPTextModel(text))}
     found, report = lora.match(parse(tensors), parts)
     assert not report.unmatched

@@ -14,7 +14,7 @@ pytest.importorskip("transformers")
 import unveil
 from tests.checkpoints import tiny_hf
 from unveil.checkpoints import lora as files
-from unveil.checkpoints.lora_targets import parts_of
+from unveil.checkpoints.lora import parts_of
 from unveil.io.files import write_tensors
 from unveil.nn import lora
 

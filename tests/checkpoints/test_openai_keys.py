@@ -42,38 +42,38 @@ def on_meta(config: UNetConfig) -> dict[str, torch.Tensor]:
     ],
 )
 def test_there_and_back_is_the_identity_and_keys_tell_the_shape(change):
-    config = openai_keys.from_arguments(TINY | change)
+    config = openai_keys.config_from_arguments(TINY | change)
     torch.manual_seed(0)
     ours = UNet(config).state_dict()
     label = {"table.weight": torch.randn(5, config.vector_dim)}
-    theirs = openai_keys.dump(ours, config, label)
-    parts = openai_keys.load(theirs, config)
+    theirs = openai_keys.published_state_dict(ours, config, label)
+    parts = openai_keys.convert_state_dict(theirs, config)
     assert parts.network.keys() == ours.keys()
     assert all(torch.equal(parts.network[key], ours[key]) for key in ours)
     assert parts.label is not None
     assert torch.equal(parts.label["table.weight"], label["table.weight"])
 
-    seen = openai_keys.infer_config({key: tensor.shape for key, tensor in theirs.items()})
+    seen = openai_keys.config_from_keys({key: tensor.shape for key, tensor in theirs.items()})
     heads = ("heads", "head_channels", "attention_order")
     assert replace(seen, **{name: getattr(config, name) for name in heads}) == config
 
 
 def test_an_upsampler_takes_a_second_image():
-    config = openai_keys.upsampler(openai_keys.from_arguments(TINY))
-    theirs = openai_keys.dump(on_meta(config), config)
+    config = openai_keys.upsampler(openai_keys.config_from_arguments(TINY))
+    theirs = openai_keys.published_state_dict(on_meta(config), config)
     assert theirs["input_blocks.0.0.weight"].shape == (32, 6, 3, 3)
-    assert openai_keys.infer_config({key: tensor.shape for key, tensor in theirs.items()}).concat_channels == 3
+    assert openai_keys.config_from_keys({key: tensor.shape for key, tensor in theirs.items()}).concat_channels == 3
 
 
 def test_a_consistency_model_stores_its_attention_in_two_dimensions_and_its_own_order():
-    config = openai_keys.consistency(openai_keys.from_arguments(TINY))
+    config = openai_keys.consistency(openai_keys.config_from_arguments(TINY))
     assert config.attention_order == "qkv-first"
     torch.manual_seed(0)
     ours = UNet(config).state_dict()
-    theirs = openai_keys.dump(ours, config, ones=2)
+    theirs = openai_keys.published_state_dict(ours, config, ones=2)
     assert theirs["middle_block.1.qkv.weight"].shape == (192, 64, 1, 1)
-    assert openai_keys.dump(ours, config)["middle_block.1.qkv.weight"].shape == (192, 64, 1)
-    back = openai_keys.load(theirs, config).network
+    assert openai_keys.published_state_dict(ours, config)["middle_block.1.qkv.weight"].shape == (192, 64, 1)
+    back = openai_keys.convert_state_dict(theirs, config).network
     assert all(torch.equal(back[key], ours[key]) for key in ours)
 
 
@@ -82,47 +82,47 @@ def test_a_consistency_model_stores_its_attention_in_two_dimensions_and_its_own_
     "resample", [{}, {"resblock_updown": False}, {"resblock_updown": False, "conv_resample": False}]
 )
 def test_a_classifier_goes_there_and_back_and_keys_tell_its_shape(pool, resample):
-    config = openai_keys.classifier_from_arguments(TINY | {"image_size": 8, "pool": pool} | resample)
+    config = openai_keys.classifier_config_from_arguments(TINY | {"image_size": 8, "pool": pool} | resample)
     assert (config.num_classes, config.size, config.pool) == (6, 8, pool)
     torch.manual_seed(0)
     ours = {key: torch.randn_like(value) for key, value in NoisyClassifier(config).state_dict().items()}
-    theirs = openai_keys.dump_classifier(ours, config)
-    back = openai_keys.load_classifier(theirs, config)
+    theirs = openai_keys.published_classifier_state_dict(ours, config)
+    back = openai_keys.convert_classifier_state_dict(theirs, config)
     assert back.keys() == ours.keys()
     assert all(torch.equal(back[key], ours[key]) for key in ours)
     shapes = {key: tensor.shape for key, tensor in theirs.items()}
-    seen = openai_keys.infer_classifier_config(shapes, 1, None if pool == "attention" else 8)
+    seen = openai_keys.classifier_config_from_keys(shapes, 1, None if pool == "attention" else 8)
     assert replace(seen, heads=config.heads, head_channels=config.head_channels) == config
 
 
 def test_missing_extra_and_misshapen_tensors_are_listed():
-    config = openai_keys.from_arguments(TINY)
-    theirs = openai_keys.dump(UNet(config).state_dict(), config)
+    config = openai_keys.config_from_arguments(TINY)
+    theirs = openai_keys.published_state_dict(UNet(config).state_dict(), config)
     del theirs["time_embed.0.bias"]
     theirs["ema.decay"] = torch.zeros(1)
     with pytest.raises(WeightsError, match=r"missing keys: 1 \(time_embed.0.bias\); extra keys: 1 \(ema.decay\)"):
-        openai_keys.load(theirs, config)
-    theirs = openai_keys.dump(UNet(config).state_dict(), config)
+        openai_keys.convert_state_dict(theirs, config)
+    theirs = openai_keys.published_state_dict(UNet(config).state_dict(), config)
     theirs["out.2.weight"] = torch.zeros(3, 32, 3, 3)
     with pytest.raises(WeightsError, match=r"out.2.weight: \(3, 32, 3, 3\), expected \(6, 32, 3, 3\)"):
-        openai_keys.load(theirs, config)
+        openai_keys.convert_state_dict(theirs, config)
     with pytest.raises(WeightsError, match=r"'input_blocks.0.0.weight' is missing"):
-        openai_keys.infer_config({"conv_in.weight": (64, 3, 3, 3)})
+        openai_keys.config_from_keys({"conv_in.weight": (64, 3, 3, 3)})
     with pytest.raises(WeightsError, match=r"not a noisy classifier of ADM: 'time_embed.0.weight' is missing"):
-        openai_keys.infer_classifier_config({"input_blocks.0.0.weight": (64, 3, 3, 3)}, 2, 64)
+        openai_keys.classifier_config_from_keys({"input_blocks.0.0.weight": (64, 3, 3, 3)}, 2, 64)
 
 
 def test_arguments_that_are_unknown_or_missing_are_named():
     with pytest.raises(RecipeError, match="argument 'use_flash' is not one of UNetModel's"):
-        openai_keys.from_arguments(TINY | {"use_flash": True})
+        openai_keys.config_from_arguments(TINY | {"use_flash": True})
     with pytest.raises(RecipeError, match="argument 'model_channels' is missing"):
-        openai_keys.from_arguments({key: value for key, value in TINY.items() if key != "model_channels"})
+        openai_keys.config_from_arguments({key: value for key, value in TINY.items() if key != "model_channels"})
     with pytest.raises(RecipeError, match="argument 'image_size' is missing"):
-        openai_keys.classifier_from_arguments(TINY)
+        openai_keys.classifier_config_from_arguments(TINY)
     with pytest.raises(RecipeError, match="pool = 'max': must be one of attention"):
-        openai_keys.classifier_from_arguments(TINY | {"image_size": 8, "pool": "max"})
+        openai_keys.classifier_config_from_arguments(TINY | {"image_size": 8, "pool": "max"})
 
 
 def test_a_network_of_another_family_is_refused():
     with pytest.raises(RecipeError, match="not a network of Improved DDPM or ADM"):
-        openai_keys.names(UNetConfig(3, 3, 32, (1, 2), 1, embedding="sin-cos"))
+        openai_keys.key_map(UNetConfig(3, 3, 32, (1, 2), 1, embedding="sin-cos"))

@@ -45,7 +45,7 @@ def theirs_of(config: ViTConfig) -> Any:
 def test_transformers_gives_the_same_and_reads_what_is_written(tmp_path):
     ours = drawn(SMALL)
     model = theirs_of(SMALL).eval()
-    model.load_state_dict(vit.dump(ours.state_dict(), SMALL, "modules"))  # strict: no key is left over
+    model.load_state_dict(vit.published_state_dict(ours.state_dict(), SMALL, "modules"))  # strict: no key is left over
     x = torch.randn(2, 3, 8, 8)
     with torch.no_grad():
         found = model(x)
@@ -71,11 +71,11 @@ def test_transformers_gives_the_same_and_reads_what_is_written(tmp_path):
 @pytest.mark.parametrize("config", [SMALL, replace(SMALL, num_classes=5, head="linear")], ids=["model", "classifier"])
 def test_weights_survive_the_way_there_and_back(config, era):
     ours = drawn(config).state_dict()
-    theirs = vit.dump(ours, config, era)
+    theirs = vit.published_state_dict(ours, config, era)
     assert vit.is_vit({key: tensor.shape for key, tensor in theirs.items()})
-    seen = vit.infer_config({key: tensor.shape for key, tensor in theirs.items()}, heads=2)
+    seen = vit.config_from_keys({key: tensor.shape for key, tensor in theirs.items()}, heads=2)
     assert seen == config
-    back = vit.load(theirs, seen)
+    back = vit.convert_state_dict(theirs, seen)
     assert back.keys() == ours.keys()
     assert all(torch.equal(back[key], tensor) for key, tensor in ours.items())
 
@@ -84,25 +84,25 @@ def test_weights_survive_the_way_there_and_back(config, era):
 def test_published_sizes_have_transformers_counts(name):
     config = replace(get_preset(name), head="hidden")
     with torch.device("meta"):
-        theirs = vit.dump(ViT(config).state_dict(), config)
+        theirs = vit.published_state_dict(ViT(config).state_dict(), config)
     assert sum(tensor.numel() for tensor in theirs.values()) == COUNTS[name]
-    assert vit.infer_config({key: tensor.shape for key, tensor in theirs.items()}, norm_eps=1e-6) == config
+    assert vit.config_from_keys({key: tensor.shape for key, tensor in theirs.items()}, norm_eps=1e-6) == config
 
 
 def test_what_transformers_does_not_have_is_refused():
     for config in (replace(SMALL, pool="mean"), replace(SMALL, num_classes=3)):
         with pytest.raises(RecipeError, match="class token"):
-            vit.names(config)
+            vit.key_map(config)
     with pytest.raises(RecipeError, match="transformers' ViT has patches"):
-        vit.names(replace(SMALL, patch=4, stem="convolutions"))
+        vit.key_map(replace(SMALL, patch=4, stem="convolutions"))
 
 
 def test_other_files_are_named():
     with pytest.raises(WeightsError, match="not a ViT"):
-        vit.infer_config({"a": (1,)})
-    theirs = vit.dump(drawn(SMALL).state_dict(), SMALL)
+        vit.config_from_keys({"a": (1,)})
+    theirs = vit.published_state_dict(drawn(SMALL).state_dict(), SMALL)
     shapes = {key: tensor.shape for key, tensor in theirs.items()}
     with pytest.raises(WeightsError, match="2 blocks of width 16, whose heads no key shows"):
-        vit.infer_config(shapes)
+        vit.config_from_keys(shapes)
     with pytest.raises(WeightsError, match="another shape"):
-        vit.load(theirs, replace(SMALL, size=16))
+        vit.convert_state_dict(theirs, replace(SMALL, size=16))

@@ -275,7 +275,7 @@ def published(path: Path) -> Model:
     torch.manual_seed(1)
     model = build(recipe.model)
     network = model.denoiser.network
-    torch.save(openai_keys.dump(network.state_dict(), network.config), path)  # pyright: ignore
+    torch.save(openai_keys.published_state_dict(network.state_dict(), network.config), path)  # pyright: ignore
     return model
 
 
@@ -287,7 +287,7 @@ def test_published_weights_come_in_and_go_out(cli: Cli, tmp_path: Path):
     assert done.code == 0, done.err
     assert done.json["unmatched"] == 0
     assert done.json["matched"] == len(
-        openai_keys.dump(model.denoiser.network.state_dict(), model.denoiser.network.config)
+        openai_keys.published_state_dict(model.denoiser.network.state_dict(), model.denoiser.network.config)
     )
     mine = unveil.load(tmp_path / "ours").state_dict()
     assert all(torch.equal(mine[key], tensor) for key, tensor in model.state_dict().items())

@@ -14,8 +14,8 @@ from torch import nn
 
 import unveil
 from tests.cli.conftest import CHANGES, Cli
-from unveil.checkpoints import controlnet_keys as layout
 from unveil.checkpoints import diffusers_unet
+from unveil.checkpoints.formats import controlnet as layout
 from unveil.cli.text_forms import read_controlnet
 from unveil.generation.image_output import read_facts
 from unveil.io.files import write_tensors
@@ -43,7 +43,7 @@ def edges(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for parameter in (*control.hint.parameters(), *control.zero.parameters(), *control.zero_middle.parameters()):
         nn.init.normal_(parameter, std=0.3)
     path = tmp_path_factory.mktemp("controlnets") / "edges.safetensors"
-    write_tensors(path, {key: value.contiguous() for key, value in layout.dump(control).items()})
+    write_tensors(path, {key: value.contiguous() for key, value in layout.published_state_dict(control).items()})
     return path
 
 
@@ -236,15 +236,15 @@ def test_what_does_not_fit_is_refused(cli: Cli, saved: Path, edges: Path, hint: 
 
 
 def test_a_folder_of_diffusers_is_read(tmp_path: Path):
-    from unveil.checkpoints import controlnet_loader
+    from unveil.checkpoints.formats import controlnet
 
     config = UNetConfig(4, 4, 32, (1, 2), 1, (1, 2), heads=2, groups=8, transformer_depth=(1,), cross_attention_dim=8)
     made = ControlNet.of(UNet(config), hint_widths=hint_widths(8))
     diffusers_unet.write(made, tmp_path / "theirs")
-    found = controlnet_loader.read(tmp_path / "theirs")
+    found = controlnet.read(tmp_path / "theirs")
     state = found.network.state_dict()
     assert all(torch.equal(state[key], value) for key, value in made.state_dict().items())
-    assert found.sha256 == controlnet_loader.digest(tmp_path / "theirs")
+    assert found.sha256 == controlnet.digest(tmp_path / "theirs")
 
 
 def test_what_is_inspected_says_that_it_is_a_controlnet(cli: Cli, edges: Path, monkeypatch: pytest.MonkeyPatch):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import unveil
 from tests.cli.conftest import Cli
-from unveil.checkpoints import edm_keys, score_sde_keys
+from unveil.checkpoints.formats import edm, score_sde
 from unveil.io.files import write_tensors
 from unveil.model import Model, build, model_folder
 from unveil.model.config import Recipe, load_recipe
@@ -33,12 +33,12 @@ def saved_by_score_sde(path: Path, drop: int = 0) -> dict[str, Tensor]:
     """A file as their training writes it, whose average is the weights plus 1; returns the weights."""
     model, ours = tiny("score-sde-cifar10")
     config: Any = model.denoiser.network.config
-    theirs = score_sde_keys.dump(ours, config, score_sde_keys.sigmas(0.01, 50, 1000))
-    in_order = {score_sde_keys.SIGMAS: theirs[score_sde_keys.SIGMAS]}  # the buffer, then module by module
-    for place in range(len(score_sde_keys.order(config))):
+    theirs = score_sde.published_state_dict(ours, config, score_sde.sigmas(0.01, 50, 1000))
+    in_order = {score_sde.SIGMAS: theirs[score_sde.SIGMAS]}  # the buffer, then module by module
+    for place in range(len(score_sde.module_order(config))):
         prefix = f"module.all_modules.{place}."
         in_order |= {key: value for key, value in theirs.items() if key.startswith(prefix)}
-    frozen = ("module.all_modules.0.W", score_sde_keys.SIGMAS)
+    frozen = ("module.all_modules.0.W", score_sde.SIGMAS)
     average = [value + 1 for key, value in in_order.items() if key not in frozen][drop:]
     ema = {"decay": 0.999, "num_updates": 7, "shadow_params": average}
     torch.save({"optimizer": {"state": {}}, "model": in_order, "ema": ema, "step": 7}, path)
@@ -74,7 +74,7 @@ def test_tensors_of_edm_come_in_with_their_labels(cli: Cli, tmp_path: Path, drop
     model, ours = tiny("edm-cifar10", "network.augment_dim=9")
     network: Any = model.denoiser.network
     table = {"table.weight": torch.randn(11, network.vector_dim)}
-    write_tensors(tmp_path / "theirs.safetensors", edm_keys.dump(ours, network.config, 32, table))
+    write_tensors(tmp_path / "theirs.safetensors", edm.published_state_dict(ours, network.config, 32, table))
     changes = [*TINY, "--set", "network.augment_dim=9", "--set", f"condition.0.drop_prob={drop}"]
     done = cli("convert", "theirs.safetensors", "ours", "--format", "edm", "--recipe", "edm-cifar10", *changes)
     assert done.code == 0, done.err

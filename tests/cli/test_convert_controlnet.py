@@ -16,8 +16,7 @@ import diffusers
 from tests.checkpoints import tiny_sd
 from tests.cli.conftest import Cli, tree
 from tests.cli.test_bad_input import refused
-from unveil.checkpoints.controlnet_keys import PREFIX
-from unveil.checkpoints.controlnet_loader import read
+from unveil.checkpoints.formats.controlnet import PREFIX, read
 from unveil.io.files import read_tensors, write_tensors
 from unveil.model import checkpoint_store
 from unveil.model.config import Recipe, dump, load_recipe

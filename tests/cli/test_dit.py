@@ -23,7 +23,7 @@ def written(path: Path, config: DiTConfig = CONFIG) -> Path:
     torch.manual_seed(0)
     network = {key: 0.05 * torch.randn(tensor.shape) for key, tensor in DiT(config).state_dict().items()}
     label = {dit_keys.OUR_LABEL: 0.05 * torch.randn(11, config.vector_dim)}
-    torch.save(dit_keys.dump(network, config, label), path)
+    torch.save(dit_keys.published_state_dict(network, config, label), path)
     return path
 
 

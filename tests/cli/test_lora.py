@@ -13,7 +13,7 @@ from PIL import Image
 
 import unveil
 from tests.cli.conftest import CHANGES, Cli, tree
-from unveil.checkpoints import lora_export, lora_targets
+from unveil.checkpoints import lora, lora_export
 from unveil.generation.image_output import read_facts
 from unveil.io.files import read_tensors
 from unveil.model.config import load_recipe
@@ -28,7 +28,7 @@ def pixels(path: Path) -> np.ndarray:
 @pytest.fixture(scope="module")
 def style(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LoRA of the saved model in kohya's naming, that changes pictures."""
-    parts = lora_targets.parts_of(unveil.load(saved))
+    parts = lora.parts_of(unveil.load(saved))
     torch.manual_seed(3)
     network = parts["denoiser"].network
     made = [

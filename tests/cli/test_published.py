@@ -48,7 +48,9 @@ def redrawn(state: dict[str, torch.Tensor], seed: int) -> dict[str, torch.Tensor
 def files(tmp_path: Path) -> Path:
     """A model and a classifier in the published layout, of no released size."""
     label = {openai_keys.OUR_LABEL: torch.zeros(10, NETWORK.vector_dim)}
-    torch.save(redrawn(openai_keys.dump(UNet(NETWORK).state_dict(), NETWORK, label), 0), tmp_path / "model.pt")
+    torch.save(
+        redrawn(openai_keys.published_state_dict(UNet(NETWORK).state_dict(), NETWORK, label), 0), tmp_path / "model.pt"
+    )
     config = NoisyClassifierConfig(
         3,
         10,
@@ -60,7 +62,7 @@ def files(tmp_path: Path) -> Path:
         head_channels=16,
         pool="attention",
     )
-    state = openai_keys.dump_classifier(NoisyClassifier(config).state_dict(), config)
+    state = openai_keys.published_classifier_state_dict(NoisyClassifier(config).state_dict(), config)
     torch.save(redrawn(state, 1), tmp_path / "classifier.pt")
     return tmp_path
 
@@ -113,7 +115,7 @@ def test_a_classifier_of_another_size_is_refused(cli: Cli, files: Path):
         head_channels=16,
         pool="attention",
     )
-    state = openai_keys.dump_classifier(NoisyClassifier(config).state_dict(), config)
+    state = openai_keys.published_classifier_state_dict(NoisyClassifier(config).state_dict(), config)
     torch.save(redrawn(state, 1), files / "large.pt")
     done = cli("sample", "model.pt", *MODEL_OVERRIDES, *other, "steps=2", "--class", 3, "--classifier", "large.pt")
     assert done.code != 0
@@ -129,9 +131,9 @@ def test_random_files_of_the_released_64_pixel_pair(cli: Cli, tmp_path: Path):
         network = found.network
         if isinstance(network, UNetConfig):
             label = {openai_keys.OUR_LABEL: torch.zeros(1000, network.vector_dim)}
-            state = openai_keys.dump(UNet(network).state_dict(), network, label)
+            state = openai_keys.published_state_dict(UNet(network).state_dict(), network, label)
         else:
-            state = openai_keys.dump_classifier(NoisyClassifier(network).state_dict(), network)
+            state = openai_keys.published_classifier_state_dict(NoisyClassifier(network).state_dict(), network)
         torch.save(redrawn(state, seed), tmp_path / f"{name}.pt")
         del state
     arguments = ["--classifier", "64x64_classifier.pt", "--class", 207, "steps=2", "--out", "dog.png"]

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from unveil import data
-from unveil.checkpoints import controlnet_keys, lora_export, lora_targets
-from unveil.checkpoints.formats import single_file
+from unveil.checkpoints import lora, lora_export
+from unveil.checkpoints.formats import controlnet, single_file
 from unveil.io.files import write_tensors
 from unveil.model import Model, build
 from unveil.model.config import Recipe, load_recipe
@@ -43,10 +43,10 @@ def stable_diffusion(folder: Path) -> None:
     write_tensors(models_folder / "checkpoints" / "sd15.safetensors", single_file.tensors_of(model))
     lora_export.write(models_folder / "loras" / "detail.safetensors", _lora(model))
     assert isinstance(model.denoiser.network, UNet)
-    controlnet = ControlNet.of(model.denoiser.network, hint_widths=hint_widths(2))
-    for parameter in controlnet.parameters():
+    network = ControlNet.of(model.denoiser.network, hint_widths=hint_widths(2))
+    for parameter in network.parameters():
         parameter.data = parameter.data + 0.02  # what is new is zero, and adds nothing
-    write_tensors(models_folder / "controlnets" / "canny.safetensors", controlnet_keys.dump(controlnet))
+    write_tensors(models_folder / "controlnets" / "canny.safetensors", controlnet.published_state_dict(network))
     y, x = np.mgrid[0:SIDE, 0:SIDE]
     image = np.stack([x * 8, y * 8, (x + y) * 4], axis=-1).astype(np.uint8)
     image[8:24, 8:24] = (200, 30, 30)
@@ -151,7 +151,7 @@ def _filming() -> tuple[Model, list[str]]:
 
 def _lora(model: Model) -> lora_export.LoraFile:
     """A LoRA of the attention in kohya's naming, that changes images."""
-    parts = lora_targets.parts_of(model)
+    parts = lora.parts_of(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         made = [

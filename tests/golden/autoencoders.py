@@ -11,14 +11,14 @@ from torch import Tensor
 from tests.golden.case import Case, Comparison
 from unveil.autoencoders import AutoencoderKL, AutoencoderKLConfig, Quantised, VQModel, VQModelConfig
 from unveil.autoencoders.vq import Order, Quantiser, Remap, usage
-from unveil.checkpoints import autoencoder_keys
+from unveil.checkpoints.formats import autoencoder
 
 
 @torch.no_grad()
 def autoencoder_kl(folder: Path) -> Iterator[Comparison]:
     """AutoencoderKL: moments, the Gaussian and what is decoded."""
     case = Case(folder)
-    codec = autoencoder_keys.codec_of(case.weights(), autoencoder_keys.from_arguments(case.meta["arguments"]))
+    codec = autoencoder.build_autoencoder(case.weights(), autoencoder.config_from_arguments(case.meta["arguments"]))
     assert isinstance(codec, AutoencoderKL)
     assert isinstance(codec.config, AutoencoderKLConfig)
     io = case.io
@@ -48,7 +48,7 @@ def autoencoder_kl(folder: Path) -> Iterator[Comparison]:
 def vqmodel(folder: Path) -> Iterator[Comparison]:
     """VQModel, and VQModelInterface, which quantises when it decodes."""
     case = Case(folder)
-    codec = autoencoder_keys.codec_of(case.weights(), autoencoder_keys.from_arguments(case.meta["arguments"]))
+    codec = autoencoder.build_autoencoder(case.weights(), autoencoder.config_from_arguments(case.meta["arguments"]))
     assert isinstance(codec, VQModel)
     z = codec.encoded(case.io["x"])
     found = codec.quantise(z)

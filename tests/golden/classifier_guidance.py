@@ -48,8 +48,8 @@ class Guided:
         settings, learns = self.case.meta["model"], is_learned(self.variance)
         condition = None
         if "cls" in settings:
-            config = openai_keys.from_arguments(settings["constructor"])
-            parts = openai_keys.load(self.case.weights(), config)
+            config = openai_keys.config_from_arguments(settings["constructor"])
+            parts = openai_keys.convert_state_dict(self.case.weights(), config)
             network: nn.Module = UNet(config)
             network.load_state_dict(parts.network)
             if parts.label is not None:
@@ -75,7 +75,7 @@ class Guided:
             )
         settings = self.case.meta["classifier"]
         theirs = load_file(self.case.folder / settings["weights"])
-        config = openai_keys.classifier_from_arguments(settings["constructor"])
+        config = openai_keys.classifier_config_from_arguments(settings["constructor"])
         network = loaded_classifier(config, {key: value.float() for key, value in theirs.items()}).to(dtype)
         score = guidance.log_probability(lambda x, level: network(x, self.network_input(level, x).flatten()), classes)
         return guidance.gradient(score, settings["scale"])

@@ -341,8 +341,8 @@ def openai_denoiser(case: Case, setup: Setup) -> tuple[Denoiser, VarianceRule, C
 
 def openai_unet(case: Case) -> tuple[nn.Module, Condition | None]:
     """The recorded U-Net, and the condition that its label table makes of the case's classes."""
-    config = openai_keys.from_arguments(case.meta["network"]["constructor"])
-    parts = openai_keys.load(case.weights(), config)
+    config = openai_keys.config_from_arguments(case.meta["network"]["constructor"])
+    parts = openai_keys.convert_state_dict(case.weights(), config)
     network = UNet(config)
     network.load_state_dict(parts.network)
     if parts.label is None:

@@ -40,9 +40,9 @@ def config_of(made: dict[str, Any]) -> DiTConfig:
 def built(case: Case, made: dict[str, Any]) -> tuple[DiT, Label]:
     """The network with the case's weights, and its table of labels."""
     config, theirs = config_of(made), case.weights()
-    seen = dit_keys.infer_config({key: tensor.shape for key, tensor in theirs.items()}, heads=made["num_heads"])
+    seen = dit_keys.config_from_keys({key: tensor.shape for key, tensor in theirs.items()}, heads=made["num_heads"])
     assert seen == config, "keys and shapes show another configuration than the case's"
-    parts = dit_keys.load(theirs, config)
+    parts = dit_keys.convert_state_dict(theirs, config)
     network = DiT(config)
     network.load_state_dict(parts.network)
     label = Label(made["num_classes"], config.vector_dim, made["class_dropout_prob"])
@@ -82,7 +82,7 @@ def model(folder: Path) -> Iterator[Comparison]:
         yield case.compare("output.forward_t_fractional", fractional)
     if "input.cfg_x" in io:
         yield from guided(case, network, label)
-    theirs = dit_keys.dump(network.state_dict(), network.config, label.state_dict())
+    theirs = dit_keys.published_state_dict(network.state_dict(), network.config, label.state_dict())
     same = {key: torch.equal(theirs[key], tensor) for key, tensor in case.weights().items()}
     yield case.compare("written back", torch.tensor([*same.values(), theirs.keys() == same.keys()]).long(),
                        want=torch.ones(len(same) + 1, dtype=torch.long))  # fmt: skip

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tests.golden.case import Case, Comparison, Unsupported
 from tests.golden.edm_samplers import Net, sampled
-from unveil.checkpoints import edm_keys, score_sde_keys
+from unveil.checkpoints.formats import edm, score_sde
 from unveil.core import loss_weights, preconditioning
 from unveil.core.denoiser import DenoiseFn, Denoiser
 from unveil.core.objective import DiffusionLoss
@@ -36,20 +36,18 @@ class Bound(nn.Module):
         return self.network(x.float(), t, condition, self.augment)
 
 
-def built(config: edm_keys.Config, parts: edm_keys.EDMWeights) -> nn.Module:
+def built(config: edm.Config, parts: edm.EDMWeights) -> nn.Module:
     """The network with its weights."""
     network = SongUNet(config) if isinstance(config, SongUNetConfig) else DhariwalUNet(config)
     network.load_state_dict(parts.network)
     return network.eval()
 
 
-def labelled(
-    parts: edm_keys.EDMWeights, config: edm_keys.Config, classes: Tensor | None, batch: int
-) -> Condition | None:
+def labelled(parts: edm.EDMWeights, config: edm.Config, classes: Tensor | None, batch: int) -> Condition | None:
     """The vector that the label table makes of class weights, which need not be one class; None: no label."""
     if parts.label is None:
         return None
-    table = parts.label[edm_keys.OUR_LABEL]
+    table = parts.label[edm.OUR_LABEL]
     song = isinstance(config, SongUNetConfig)
     rows, none = (table[:-1], table[-1]) if song else (table, torch.zeros(table.shape[1]))
     classes = torch.zeros(batch, len(rows)) if classes is None else classes
@@ -59,8 +57,8 @@ def labelled(
 def network(case_dir: Path) -> Iterator[Comparison]:
     """edm/network: SongUNet or DhariwalUNet."""
     case = Case(case_dir)
-    io, config = case.io, edm_keys.from_arguments(case.meta["klass"], case.meta["arguments"])
-    parts = edm_keys.load(case.weights(), config)
+    io, config = case.io, edm.config_from_arguments(case.meta["klass"], case.meta["arguments"])
+    parts = edm.convert_state_dict(case.weights(), config)
     condition = labelled(parts, config, io.get("class_labels"), len(io["x"]))
     run = Bound(built(config, parts), io.get("augment_labels"))
     yield case.compare("out", run(io["x"], io["noise_labels"], condition))
@@ -70,14 +68,14 @@ def score_network(case_dir: Path) -> Iterator[Comparison]:
     """score_sde_pytorch/ncsnpp: the published one takes the logarithm and divides by sigma itself."""
     case = Case(case_dir)
     model, io, state = case.meta["arguments"]["model"], case.io, case.weights()
-    config = score_sde_keys.from_arguments(case.meta["arguments"])
+    config = score_sde.config_from_arguments(case.meta["arguments"])
     own = SongUNet(config).eval()
-    own.load_state_dict(score_sde_keys.load(state, config))
+    own.load_state_dict(score_sde.convert_state_dict(state, config))
     labels, fourier = io["labels"], config.embedding == "fourier"
     x = io["x"] if case.meta["arguments"]["data"].get("centered", True) else 2 * io["x"] - 1
     out = Bound(own)(x, labels.log() if fourier else labels, None)
     if model["scale_by_sigma"]:
-        sigma = labels if fourier else state[score_sde_keys.SIGMAS][labels.long()]
+        sigma = labels if fourier else state[score_sde.SIGMAS][labels.long()]
         out = out / sigma.float().reshape(-1, 1, 1, 1)
     yield case.compare("out", out)
 
@@ -90,10 +88,10 @@ class Shell:
 
     def __init__(self, case: Case) -> None:
         self.case, self.kind, self.given = case, case.meta["klass"], case.meta["arguments"]
-        self.prediction, self.config = edm_keys.from_shell(self.kind, self.given)
+        self.prediction, self.config = edm.preconditioning_from_arguments(self.kind, self.given)
         if isinstance(self.prediction, preconditioning.IDDPMPreconditioning):
             self.prediction.__dict__["ratios"] = single_ratios(self.prediction.timesteps)
-        self.parts = edm_keys.load(case.weights(), self.config)
+        self.parts = edm.convert_state_dict(case.weights(), self.config)
         self.network = built(self.config, self.parts)
 
     @property

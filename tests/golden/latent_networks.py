@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from tests.golden.case import Case, Comparison
-from unveil.checkpoints import controlnet_keys as control
 from unveil.checkpoints import ldm_unet, openai_keys
+from unveil.checkpoints.formats import controlnet as control
 from unveil.conditioning.class_label import Label, LabelToken
 from unveil.conditioning.controlnet import Control, Mode, MultiControlNet, Place
 from unveil.nn.embeddings import sinusoid
@@ -23,7 +23,7 @@ from unveil.types import Condition, NoiseLevel
 def loaded(config: UNetConfig, theirs: dict[str, Tensor]) -> UNet:
     """The U-Net with published weights."""
     network = UNet(config)
-    network.load_state_dict(ldm_unet.load(theirs, config).network)
+    network.load_state_dict(ldm_unet.convert_state_dict(theirs, config).network)
     return network.eval()
 
 
@@ -32,7 +32,7 @@ def unet(folder: Path) -> Iterator[Comparison]:
     """UNetModel of latent diffusion, and of ControlNet's repository."""
     case = Case(folder)
     io, theirs = case.io, ldm_unet.strip_prefix(case.weights())
-    config = ldm_unet.from_arguments(case.meta["arguments"])
+    config = ldm_unet.config_from_arguments(case.meta["arguments"])
     network = loaded(config, theirs)
     x, t, tokens = io["x"], io["timesteps"], io.get("context")
     condition = Condition(tokens=tokens)
@@ -75,9 +75,9 @@ def cldm(folder: Path) -> Iterator[Comparison]:
     """ControlNet beside its U-Net: residuals, and what the U-Net makes of them."""
     case = Case(folder)
     io, theirs, arguments = case.io, case.weights(), case.meta["arguments"]
-    unet_config = ldm_unet.from_arguments(arguments["unet"])
-    config, hint_channels = control.from_arguments(arguments["controlnet"])
-    network, controlnet = loaded(unet_config, theirs), control.load(theirs, config)
+    unet_config = ldm_unet.config_from_arguments(arguments["unet"])
+    config, hint_channels = control.config_from_arguments(arguments["controlnet"])
+    network, controlnet = loaded(unet_config, theirs), control.build_controlnet(theirs, config)
     x, t, hint = io["x"], io["timesteps"], io["hint"]
     text = Condition(tokens=io["context"])
     assert hint.shape[1] == hint_channels

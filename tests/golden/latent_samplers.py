@@ -79,7 +79,7 @@ def samplers(case_dir: Path) -> Iterator[Comparison]:
     case = Case(case_dir)
     if not case.meta["schedule"].startswith("T=1000 linear(=sqrt-linear) 0.00085..0.012"):
         raise Unsupported(f"schedule {case.meta['schedule']!r}")
-    network = loaded(ldm_unet.from_arguments(case.meta["unet_arguments"]), case.weights())
+    network = loaded(ldm_unet.config_from_arguments(case.meta["unet_arguments"]), case.weights())
     for name, given in case.meta["runs"].items():
         made = Run(case, network, given)
         grid = made.grid(made.indices)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tests.golden.case import Case, Comparison, Unsupported
 from unveil.checkpoints import diffusers_unet, dit_keys, lora
-from unveil.checkpoints.lora_targets import LoraNetwork, denoiser, text_encoder
+from unveil.checkpoints.lora import LoraNetwork, denoiser, text_encoder
 from unveil.conditioning.class_label import Label
 from unveil.nn import lora as layers
 from unveil.nn.dit import DiT
@@ -36,9 +36,9 @@ def dit_base(case: Case) -> Base:
     made, theirs = case.meta["arguments"], case.weights()
     shapes = {key: tuple(tensor.shape) for key, tensor in theirs.items()}
     config = dit_keys.with_untied_embeddings(
-        theirs, dit_keys.infer_config(shapes, made["num_attention_heads"], made["sample_size"])
+        theirs, dit_keys.config_from_keys(shapes, made["num_attention_heads"], made["sample_size"])
     )
-    parts = dit_keys.load(theirs, config)
+    parts = dit_keys.convert_state_dict(theirs, config)
     network = DiT(config)
     network.load_state_dict(parts.network)
     label = Label(made["num_embeds_ada_norm"], config.vector_dim, 0.1)
@@ -48,7 +48,7 @@ def dit_base(case: Case) -> Base:
     return Base(
         denoiser(network.eval().requires_grad_(False)),
         lambda: network(io["hidden_states"], io["timestep"], condition),
-        lambda: dit_keys.dump(network.state_dict(), config, label.state_dict(), "diffusers"),
+        lambda: dit_keys.published_state_dict(network.state_dict(), config, label.state_dict(), "diffusers"),
     )
 
 
@@ -56,14 +56,16 @@ def unet_base(case: Case) -> Base:
     """diffusers' UNet2DConditionModel with a case's weights."""
     made = case.meta["base"]["unet_arguments"] if "base" in case.meta else case.meta["arguments"]
     theirs = {key.removeprefix("unet."): value for key, value in case.weights().items() if key.startswith("unet.")}
-    network = diffusers_unet.load(theirs or case.weights(), diffusers_unet.from_settings(made)).network
+    network = diffusers_unet.convert_state_dict(
+        theirs or case.weights(), diffusers_unet.config_from_settings(made)
+    ).network
     network.requires_grad_(False)
     io = case.io
     x, t, tokens = (io[first] if first in io else io[second] for first, second in INPUTS)
     return Base(
         denoiser(network),
         lambda: network(x, t, Condition(tokens=tokens)),
-        lambda: diffusers_unet.dump(network),
+        lambda: diffusers_unet.published_state_dict(network),
     )
 
 

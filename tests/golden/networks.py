@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from tests.golden.case import Case, Comparison
-from unveil.checkpoints import ddpm_keys, openai_keys
+from unveil.checkpoints import openai_keys
+from unveil.checkpoints.formats import ddpm
 from unveil.conditioning.class_label import Label
 from unveil.core import guidance, preconditioning
 from unveil.core.denoiser import Denoiser
@@ -24,20 +25,20 @@ from unveil.types import Condition
 def unet(folder: Path) -> Iterator[Comparison]:
     """UNetModel of either repository."""
     case = Case(folder)
-    yield from _openai(case, openai_keys.from_arguments(case.meta["constructor"]))
+    yield from _openai(case, openai_keys.config_from_arguments(case.meta["constructor"]))
 
 
 def superres(folder: Path) -> Iterator[Comparison]:
     """SuperResModel of either repository."""
     case = Case(folder)
-    yield from _openai(case, openai_keys.upsampler(openai_keys.from_arguments(case.meta["constructor"])))
+    yield from _openai(case, openai_keys.upsampler(openai_keys.config_from_arguments(case.meta["constructor"])))
 
 
 def ddpm_unet(folder: Path) -> Iterator[Comparison]:
     """DDPM's own network in its PyTorch port."""
     case = Case(folder)
-    config = ddpm_keys.from_arguments(case.meta["arguments"])
-    network = _loaded(config, ddpm_keys.load(case.weights(), config))
+    config = ddpm.config_from_arguments(case.meta["arguments"])
+    network = _loaded(config, ddpm.convert_state_dict(case.weights(), config))
     yield case.compare("out", _run(network, case.io["x"], case.io["t"], None))
     if "temb_sin" in case.io:
         yield case.compare("temb_sin", sinusoid(case.io["t"], config.model_channels, config.embedding))
@@ -46,9 +47,9 @@ def ddpm_unet(folder: Path) -> Iterator[Comparison]:
 def consistency_unet(folder: Path) -> Iterator[Comparison]:
     """UNetModel of consistency models, alone and behind both of its preconditionings."""
     case = Case(folder)
-    config = openai_keys.consistency(openai_keys.from_arguments(case.meta["constructor"]))
+    config = openai_keys.consistency(openai_keys.config_from_arguments(case.meta["constructor"]))
     yield from _openai(case, config)
-    parts = openai_keys.load(case.weights(), config)
+    parts = openai_keys.convert_state_dict(case.weights(), config)
     network, condition = _loaded(config, parts.network), _condition(case, parts)
     sigma = case.io["input.sigma"]
     level = EDMProcess().at(sigma.double() / EDMProcess().sigma_max)
@@ -64,7 +65,7 @@ def consistency_unet(folder: Path) -> Iterator[Comparison]:
 def classifier(folder: Path) -> Iterator[Comparison]:
     """EncoderUNetModel: its logits, and the gradient of the log-probability of a class."""
     case = Case(folder)
-    config = openai_keys.classifier_from_arguments(case.meta["constructor"])
+    config = openai_keys.classifier_config_from_arguments(case.meta["constructor"])
     network = loaded_classifier(config, case.weights())
     x, t = case.io["input.x"], case.io["input.t"]
     with torch.no_grad():
@@ -77,7 +78,7 @@ def classifier(folder: Path) -> Iterator[Comparison]:
 def loaded_classifier(config: NoisyClassifierConfig, theirs: dict[str, Tensor]) -> NoisyClassifier:
     """The classifier with published weights."""
     network = NoisyClassifier(config)
-    network.load_state_dict(openai_keys.load_classifier(theirs, config))
+    network.load_state_dict(openai_keys.convert_classifier_state_dict(theirs, config))
     return network.eval()
 
 
@@ -92,7 +93,7 @@ def _condition(case: Case, parts: openai_keys.OpenAIWeights) -> Condition:
 
 
 def _openai(case: Case, config: UNetConfig) -> Iterator[Comparison]:
-    parts = openai_keys.load(case.weights(), config)
+    parts = openai_keys.convert_state_dict(case.weights(), config)
     network, condition = _loaded(config, parts.network), _condition(case, parts)
 
     x, t = case.io["input.x"], case.io["input.t"]

@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from unveil import build, data
-from unveil.checkpoints import edm_keys, openai_keys, score_sde_keys
+from unveil.checkpoints import openai_keys
+from unveil.checkpoints.formats import edm, score_sde
 from unveil.checkpoints.formats.openai import release
 from unveil.core.process import DiscreteVP
 from unveil.model.config import ClassifierRecipe, Recipe, load_recipe
@@ -82,7 +83,7 @@ def test_its_network_and_labels_are_those_of_the_released_file(name: str):
     conditioners = dict(model.conditioners.items())
     label = conditioners["label"].state_dict() if "label" in conditioners else None
     fact = recorded(UNETS[name])
-    theirs = openai_keys.dump(model.denoiser.network.state_dict(), config, label)
+    theirs = openai_keys.published_state_dict(model.denoiser.network.state_dict(), config, label)
     assert shapes(theirs) == fact["keys"]
     assert sum(p.numel() for p in model.parameters()) == fact["params"]
 
@@ -112,7 +113,7 @@ def test_a_classifier_is_that_of_the_released_file(name: str):
     assert isinstance(config, NoisyClassifierConfig)
     assert config == found.network
     with torch.device("meta"):
-        theirs = openai_keys.dump_classifier(NoisyClassifier(config).state_dict(), config)
+        theirs = openai_keys.published_classifier_state_dict(NoisyClassifier(config).state_dict(), config)
     fact = recorded(CLASSIFIERS[name])
     assert shapes(theirs) == fact["keys"]
     assert sum(tensor.numel() for tensor in theirs.values()) == fact["params"]
@@ -135,8 +136,8 @@ def test_score_sde_networks_are_those_of_the_released_files(name: str, published
             network = recipe.build_network()
         fact = facts("score_sde_pytorch")[published.replace("_continuous", f"{deep}_continuous")]
         assert sum(p.numel() for p in network.parameters()) == fact["trainable"]
-        theirs = score_sde_keys.dump(
-            network.state_dict(), recipe.network_config(), score_sde_keys.sigmas(0.01, 50, 1000)
+        theirs = score_sde.published_state_dict(
+            network.state_dict(), recipe.network_config(), score_sde.sigmas(0.01, 50, 1000)
         )
         assert len(theirs) == fact["n_keys"]
 
@@ -144,7 +145,7 @@ def test_score_sde_networks_are_those_of_the_released_files(name: str, published
 @needs_facts
 def test_edm_has_the_published_network_but_for_what_augmentation_tells_it():
     fact = facts("edm")["edm-cifar10-32x32-cond-vp"]
-    published = edm_keys.from_arguments(fact["inner_class"], fact["inner_arguments"])
+    published = edm.config_from_arguments(fact["inner_class"], fact["inner_arguments"])
     recipe = diffusion("edm-cifar10")
     assert isinstance(published, SongUNetConfig)
     assert recipe.network_config() == replace(published, augment_dim=0)

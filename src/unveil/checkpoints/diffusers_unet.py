@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from unveil.checkpoints.hf_files import read_json, read_weights
-from unveil.checkpoints.key_mapping import Names, check_keys, fused_keys, layer_key, layer_keys, to_ours, to_theirs
+from unveil.checkpoints.key_mapping import KeyMap, check_keys, fused_keys, layer_key, layer_keys, to_ours, to_theirs
 from unveil.checkpoints.openai_keys import OUR_LABEL, spatial_key_mapping
 from unveil.errors import RecipeError, WeightsError
 from unveil.io.files import write_tensors
@@ -124,22 +124,22 @@ class DiffusersUNetWeights(NamedTuple):
 # -- names --------------------------------------------------------------------------------------------------------
 
 
-def names(network: UNet | ControlNet) -> Names:
+def key_map(network: UNet | ControlNet) -> KeyMap:
     """Our keys of a U-Net or a ControlNet and diffusers'.
 
     Raises:
         RecipeError: a network that diffusers' classes cannot be.
     """
-    mapping: Names = {}
+    mapping: KeyMap = {}
     single = ENDS if isinstance(network, ControlNet) else ENDS | OUT
     for ours, theirs in single.items():
         mapping |= layer_key(ours, theirs)
     for number, level in enumerate(network.down):
-        mapping |= _level_names(f"down.{number}", f"down_blocks.{number}", level, "downsamplers")
-    mapping |= _level_names("middle", "mid_block", network.middle, "")
+        mapping |= _level_key_map(f"down.{number}", f"down_blocks.{number}", level, "downsamplers")
+    mapping |= _level_key_map("middle", "mid_block", network.middle, "")
     if isinstance(network, UNet):
         for number, level in enumerate(network.up):
-            mapping |= _level_names(f"up.{number}", f"up_blocks.{number}", level, "upsamplers")
+            mapping |= _level_key_map(f"up.{number}", f"up_blocks.{number}", level, "upsamplers")
         return mapping
     last = len(network.hint.layers) - 1
     inside = {f"layers.{1 + i}": f"blocks.{i}" for i in range(last - 1)}
@@ -150,9 +150,9 @@ def names(network: UNet | ControlNet) -> Names:
     return mapping | layer_key("zero_middle", "controlnet_mid_block")
 
 
-def _level_names(ours: str, theirs: str, level: nn.Module, resampled: str) -> Names:
+def _level_key_map(ours: str, theirs: str, level: nn.Module, resampled: str) -> KeyMap:
     assert isinstance(level, UNetLevel)
-    mapping: Names = {}
+    mapping: KeyMap = {}
     for place, block in enumerate(level.blocks):
         assert isinstance(block, ResBlock)
         skip = {} if isinstance(block.skip, nn.Identity) else {"skip": "conv_shortcut"}
@@ -169,7 +169,7 @@ def _level_names(ours: str, theirs: str, level: nn.Module, resampled: str) -> Na
     return mapping
 
 
-def load(theirs: Mapping[str, Tensor], config: UNetConfig) -> DiffusersUNetWeights:
+def convert_state_dict(theirs: Mapping[str, Tensor], config: UNetConfig) -> DiffusersUNetWeights:
     """The U-Net of a state dict of diffusers'; tensors are not copied where one makes one of ours.
 
     Raises:
@@ -185,9 +185,9 @@ def _parts(network: UNet, theirs: Mapping[str, Tensor]) -> DiffusersUNetWeights:
     return DiffusersUNetWeights(network.eval(), {OUR_LABEL: theirs[LABEL]} if LABEL in theirs else None)
 
 
-def dump(network: UNet | ControlNet, label: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+def published_state_dict(network: UNet | ControlNet, label: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """Diffusers' state dict of a U-Net, with that of its label conditioner, or of a ControlNet."""
-    theirs = to_theirs(network.state_dict(), names(network))
+    theirs = to_theirs(network.state_dict(), key_map(network))
     if label is not None:
         check_keys(label, [OUR_LABEL])
         theirs[LABEL] = label[OUR_LABEL]
@@ -196,13 +196,13 @@ def dump(network: UNet | ControlNet, label: Mapping[str, Tensor] | None = None) 
 
 def _fill(network: UNet | ControlNet, theirs: Mapping[str, Tensor]) -> None:
     shapes = {key: value.shape for key, value in network.state_dict().items()}
-    network.load_state_dict(to_ours(theirs, names(network), shapes), assign=True)
+    network.load_state_dict(to_ours(theirs, key_map(network), shapes), assign=True)
 
 
 # -- settings -----------------------------------------------------------------------------------------------------
 
 
-def from_settings(settings: Mapping[str, Any]) -> UNetConfig:
+def config_from_settings(settings: Mapping[str, Any]) -> UNetConfig:
     """The configuration that the settings of either class mean.
 
     Input channels beyond the output channels are an image concatenated to x (inpainting).
@@ -246,7 +246,9 @@ def from_settings(settings: Mapping[str, Any]) -> UNetConfig:
     )
 
 
-def settings(network: UNet | ControlNet, classes: int | None = None, size: int | None = None) -> dict[str, Any]:
+def published_settings(
+    network: UNet | ControlNet, classes: int | None = None, size: int | None = None
+) -> dict[str, Any]:
     """Diffusers' settings of one of our networks.
 
     Args:
@@ -340,8 +342,8 @@ def read_unet(folder: Path) -> DiffusersUNetWeights:
     """
     config = _read_config(folder, UNET)
     with meta_device():
-        network = UNet(from_settings(config))
-    parts = _parts(network, read_weights(folder, WEIGHTS, apart=fused_keys(names(network))))
+        network = UNet(config_from_settings(config))
+    parts = _parts(network, read_weights(folder, WEIGHTS, apart=fused_keys(key_map(network))))
     if (parts.label is None) != (config.get("num_class_embeds") is None):
         raise WeightsError(
             f"{folder}: num_class_embeds = {config.get('num_class_embeds')}, which the weights contradict"
@@ -359,7 +361,7 @@ def read_controlnet(folder: Path) -> ControlNet:
     raw = _read_config(folder, CONTROLNET)
     if raw.get("num_class_embeds") is not None:
         raise RecipeError(f"num_class_embeds = {raw['num_class_embeds']}: is not supported in a ControlNet")
-    config = from_settings({"out_channels": raw.get("in_channels", 4), **raw})
+    config = config_from_settings({"out_channels": raw.get("in_channels", 4), **raw})
     values = DEFAULTS | raw
     with meta_device():
         network = ControlNet(
@@ -367,7 +369,7 @@ def read_controlnet(folder: Path) -> ControlNet:
             hint_channels=values["conditioning_channels"],
             hint_widths=values["conditioning_embedding_out_channels"],
         )
-    _fill(network, read_weights(folder, WEIGHTS, apart=fused_keys(names(network))))
+    _fill(network, read_weights(folder, WEIGHTS, apart=fused_keys(key_map(network))))
     return network.eval()
 
 
@@ -379,9 +381,9 @@ def write(
     Raises:
         RecipeError: a network that diffusers' class cannot be.
     """
-    values = settings(network, None if label is None else len(label[OUR_LABEL]), size)
+    values = published_settings(network, None if label is None else len(label[OUR_LABEL]), size)
     with torch.no_grad():
-        tensors = dump(network, label)
+        tensors = published_state_dict(network, label)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", "utf-8")
     write_tensors(folder / f"{WEIGHTS}.safetensors", tensors)

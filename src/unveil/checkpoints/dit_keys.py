@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from unveil.checkpoints.key_mapping import Names, SourceKeys, abbreviate, layer_keys, to_ours, to_theirs
+from unveil.checkpoints.key_mapping import KeyMap, SourceKeys, abbreviate, layer_keys, to_ours, to_theirs
 from unveil.errors import RecipeError, WeightsError
 from unveil.nn.dit import DiT, positions
 from unveil.nn.dit_config import PATCHES, SIZES, DiTConfig
@@ -84,7 +84,7 @@ class DiTKeyReport(NamedTuple):
         return "; ".join(parts)
 
 
-def layout_of(shapes: Shapes) -> Layout | None:
+def detect_layout(shapes: Shapes) -> Layout | None:
     """Whose keys these are, if they are a DiT's."""
     if {"x_embedder.proj.weight", "t_embedder.mlp.0.weight", "final_layer.linear.weight"} <= shapes.keys():
         return "dit"
@@ -96,7 +96,7 @@ def layout_of(shapes: Shapes) -> Layout | None:
 # -- names --------------------------------------------------------------------------------------------------------
 
 
-def names(config: DiTConfig, layout: Layout) -> Names:
+def key_map(config: DiTConfig, layout: Layout) -> KeyMap:
     """Our keys and theirs.
 
     Raises:
@@ -111,7 +111,7 @@ def names(config: DiTConfig, layout: Layout) -> Names:
             raise RecipeError(
                 f"{name} = {getattr(config, name)!r}: the layout {layout!r} has {getattr(plain, name)!r} only"
             )
-    mapping: Names = {}
+    mapping: KeyMap = {}
     for ours, theirs in {"patches": ENTER[layout], "modulation": LAST[layout], "leave": LEAVE[layout]}.items():
         mapping |= {f"{ours}.{kind}": SourceKeys((f"{theirs}.{kind}",)) for kind in ("weight", "bias")}
     for number in range(config.depth):
@@ -133,13 +133,13 @@ def published_shapes(config: DiTConfig, layout: Layout, rows: int) -> dict[str, 
     """The published tensors of a configuration and a number of label rows, on the meta device."""
     with meta_device():
         label = {OUR_LABEL: torch.empty(rows, config.vector_dim)}
-        return dump(DiT(config).state_dict(), config, label, layout)
+        return published_state_dict(DiT(config).state_dict(), config, label, layout)
 
 
 # -- both directions ----------------------------------------------------------------------------------------------
 
 
-def load(theirs: Mapping[str, Tensor], config: DiTConfig) -> DiTWeights:
+def convert_state_dict(theirs: Mapping[str, Tensor], config: DiTConfig) -> DiTWeights:
     """Our state dicts of a published one of either layout; tensors are not copied where one makes one.
 
     Raises:
@@ -161,13 +161,13 @@ def load(theirs: Mapping[str, Tensor], config: DiTConfig) -> DiTWeights:
         shapes = {key: tensor.shape for key, tensor in DiT(config).state_dict().items()}
     if report.layout == "diffusers":
         state["positions"] = positions(config, config.side, config.side)
-        named = names(config, "diffusers") | {"positions": SourceKeys(("positions",))}
+        named = key_map(config, "diffusers") | {"positions": SourceKeys(("positions",))}
     else:
-        named = names(config, "dit")
+        named = key_map(config, "dit")
     return DiTWeights(_turned(to_ours(state, named, shapes), config), {OUR_LABEL: label})
 
 
-def dump(
+def published_state_dict(
     network: Mapping[str, Tensor], config: DiTConfig, label: Mapping[str, Tensor], layout: Layout = "dit"
 ) -> dict[str, Tensor]:
     """The published state dict of ours.
@@ -184,10 +184,10 @@ def dump(
     ours = _turned(network, config)
     table = label[OUR_LABEL]
     if layout == "dit":
-        theirs = to_theirs(ours, names(config, layout))
+        theirs = to_theirs(ours, key_map(config, layout))
         theirs[POSITIONS] = theirs[POSITIONS][None]
         return theirs | {LABEL: table}
-    theirs = to_theirs({key: tensor for key, tensor in ours.items() if key != "positions"}, names(config, layout))
+    theirs = to_theirs({key: tensor for key, tensor in ours.items() if key != "positions"}, key_map(config, layout))
     tables = table.chunk(config.tellers, dim=1)
     for number in range(config.depth):
         if number >= config.tellers:
@@ -214,7 +214,7 @@ def _repeats(key: str) -> bool:
 # -- what a file is -----------------------------------------------------------------------------------------------
 
 
-def infer_config(shapes: Shapes, heads: int | None = None, size: int | None = None) -> DiTConfig:
+def config_from_keys(shapes: Shapes, heads: int | None = None, size: int | None = None) -> DiTConfig:
     """The configuration that keys and shapes show; blocks of diffusers are taken to share their embedding.
 
     Args:
@@ -225,7 +225,7 @@ def infer_config(shapes: Shapes, heads: int | None = None, size: int | None = No
     Raises:
         WeightsError: the keys are not a DiT's, or the heads are not known.
     """
-    layout = layout_of(shapes)
+    layout = detect_layout(shapes)
     if layout is None:
         raise WeightsError("not a DiT, by its keys: neither the published layout nor diffusers' transformer")
     try:
@@ -260,10 +260,10 @@ def with_untied_embeddings(theirs: Mapping[str, Tensor], config: DiTConfig) -> D
 
 def closest_named_config(shapes: Shapes) -> str:
     """The published configuration that a DiT's file is, or is nearest to, in words."""
-    layout = layout_of(shapes)
+    layout = detect_layout(shapes)
     if layout is None:
         return "no DiT"
-    config = infer_config(shapes, heads=1)
+    config = config_from_keys(shapes, heads=1)
     distance = {
         letter: abs(math.log(config.hidden_size / width)) + abs(math.log(config.depth / depth))
         for letter, (depth, width, _) in SIZES.items()
@@ -281,7 +281,7 @@ def compare(shapes: Shapes, config: DiTConfig) -> DiTKeyReport:
     Raises:
         WeightsError: not a DiT's file.
     """
-    layout = layout_of(shapes)
+    layout = detect_layout(shapes)
     if layout is None:
         raise WeightsError("not a DiT, by its keys: neither the published layout nor diffusers' transformer")
     tables = {key: shape for key, shape in shapes.items() if key.endswith("embedding_table.weight")}

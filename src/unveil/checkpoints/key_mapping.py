@@ -22,28 +22,28 @@ class SourceKeys(NamedTuple):
 
 
 # Our key -> theirs
-Names = dict[str, SourceKeys]
+KeyMap = dict[str, SourceKeys]
 
 
-def layer_keys(ours: str, theirs: str, layers: Mapping[str, str]) -> Names:
+def layer_keys(ours: str, theirs: str, layers: Mapping[str, str]) -> KeyMap:
     """Names of the weights and biases of the layers of one block, given the block's two prefixes."""
-    mapping: Names = {}
+    mapping: KeyMap = {}
     for our, their in layers.items():
         mapping |= layer_key(f"{ours}.{our}", f"{theirs}.{their}")
     return mapping
 
 
-def layer_key(ours: str, theirs: str) -> Names:
+def layer_key(ours: str, theirs: str) -> KeyMap:
     """Names of the weight and bias of one layer."""
     return {f"{ours}.{kind}": SourceKeys((f"{theirs}.{kind}",)) for kind in ("weight", "bias")}
 
 
-def fused_keys(names: Names) -> list[str]:
+def fused_keys(names: KeyMap) -> list[str]:
     """The published keys of which several make one of our tensors, so that they are copied and not kept."""
     return [key for published in names.values() if len(published.keys) > 1 for key in published.keys]
 
 
-def to_ours(theirs: Mapping[str, Tensor], names: Names, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+def to_ours(theirs: Mapping[str, Tensor], names: KeyMap, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
     """Our state dict; tensors are views where a single one makes ours.
 
     Args:
@@ -70,7 +70,7 @@ def to_ours(theirs: Mapping[str, Tensor], names: Names, shapes: Mapping[str, Seq
     return ours
 
 
-def to_theirs(ours: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
+def to_theirs(ours: Mapping[str, Tensor], names: KeyMap) -> dict[str, Tensor]:
     """Their state dict.
 
     Raises:

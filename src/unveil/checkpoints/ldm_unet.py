@@ -64,16 +64,16 @@ def ema_key(key: str) -> str:
     return EMA + key.removeprefix("model.").replace(".", "")
 
 
-def load(theirs: Mapping[str, Tensor], config: UNetConfig) -> openai_keys.OpenAIWeights:
+def convert_state_dict(theirs: Mapping[str, Tensor], config: UNetConfig) -> openai_keys.OpenAIWeights:
     """Our state dicts of a published one, with or without its prefix; tensors are not copied.
 
     Raises:
         WeightsError: missing or extra keys, or tensors of another shape.
     """
-    return openai_keys.load(strip_prefix(theirs), config)
+    return openai_keys.convert_state_dict(strip_prefix(theirs), config)
 
 
-def dump(
+def published_state_dict(
     network: Mapping[str, Tensor], config: UNetConfig, label: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
     """The published state dict of ours, without a prefix (`add_prefix` adds it).
@@ -83,14 +83,14 @@ def dump(
         config: its configuration.
         label: state dict of the label conditioner, without a row for "no label".
     """
-    return openai_keys.dump(network, config, label)
+    return openai_keys.published_state_dict(network, config, label)
 
 
 # -- configurations -----------------------------------------------------------------------------------------------
 
 
-def from_arguments(arguments: Mapping[str, Any]) -> UNetConfig:
-    """The configuration of latent diffusion's `UNetModel(**arguments)`, as `openai_keys.from_arguments` reads the rest.
+def config_from_arguments(arguments: Mapping[str, Any]) -> UNetConfig:
+    """Return the configuration of latent diffusion's `UNetModel(**arguments)`.
 
     Images that a published model concatenates to x are part of its `in_channels`; see `with_concat_channels`.
 
@@ -115,12 +115,12 @@ def from_arguments(arguments: Mapping[str, Any]) -> UNetConfig:
     if not spatial["use_spatial_transformer"]:
         if spatial["context_dim"] is not None:
             raise RecipeError(f"context_dim = {spatial['context_dim']}: needs use_spatial_transformer = true")
-        return openai_keys.from_arguments(settings)
+        return openai_keys.config_from_arguments(settings)
     settings.pop("use_new_attention_order", None)  # of the attention that has spatial transformers in its place
     settings.pop("num_heads_upsample", None)
     depth = spatial["transformer_depth"]
     return replace(
-        openai_keys.from_arguments(settings),
+        openai_keys.config_from_arguments(settings),
         transformer_depth=tuple(depth) if isinstance(depth, Sequence) else (1 if depth is None else depth,),
         cross_attention_dim=_one_width(spatial["context_dim"]),
         projection="linear" if spatial["use_linear_in_transformer"] else "conv",
@@ -141,7 +141,7 @@ def with_concat_channels(config: UNetConfig, channels: int) -> UNetConfig:
     return replace(config, in_channels=config.in_channels - channels, concat_channels=channels)
 
 
-def infer_config(shapes: Mapping[str, Sequence[int]], heads: Mapping[str, int] | None = None) -> UNetConfig:
+def config_from_keys(shapes: Mapping[str, Sequence[int]], heads: Mapping[str, int] | None = None) -> UNetConfig:
     """The configuration that a U-Net's tensors show, with the heads of released ones.
 
     Input channels beyond the output channels are taken for an image concatenated to x.
@@ -153,7 +153,7 @@ def infer_config(shapes: Mapping[str, Sequence[int]], heads: Mapping[str, int] |
     Raises:
         WeightsError: the keys are not those of such a network, or heads have to be given.
     """
-    config = openai_keys.infer_config(shapes)
+    config = openai_keys.config_from_keys(shapes)
     enter, out = shapes["input_blocks.0.0.weight"][1], shapes["out.2.weight"][0]
     config = replace(
         config,

@@ -16,9 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from unveil.checkpoints.lora import ADAPTER, CONFIG
-from unveil.checkpoints.lora_formats import DENOISER, METADATA, RAW, LoraEntry, Naming
-from unveil.checkpoints.lora_targets import OWN, LoraNetwork, LoraTarget
+from unveil.checkpoints.formats.lora import DENOISER, METADATA, RAW, LoraEntry, Naming
+from unveil.checkpoints.lora import ADAPTER, CONFIG, NATIVE, LoraNetwork, LoraTarget
 from unveil.errors import RecipeError
 from unveil.io.files import staged, write_tensors
 from unveil.model.lora_state import native_tensors
@@ -79,7 +78,7 @@ def _split(added: Sequence[LoraDelta], part: LoraNetwork) -> dict[str, LoraEntry
     for delta in added:
         if delta.layer not in by_layer:
             raise RecipeError(
-                f"{delta.layer}: has no name in published files; write the naming {OWN!r}, or leave it out"
+                f"{delta.layer}: has no name in published files; write the naming {NATIVE!r}, or leave it out"
             )
         for path, site in by_layer[delta.layer]:
             start, stop = max(delta.start, site.start), min(delta.stop, site.start + site.rows)

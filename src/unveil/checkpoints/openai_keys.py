@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from unveil.checkpoints.key_mapping import Names, SourceKeys, check_keys, layer_key, layer_keys, to_ours, to_theirs
+from unveil.checkpoints.key_mapping import KeyMap, SourceKeys, check_keys, layer_key, layer_keys, to_ours, to_theirs
 from unveil.errors import RecipeError, WeightsError
 from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
 from unveil.nn.layers import SelfAttention
@@ -98,7 +98,7 @@ def first_half(config: UNetConfig) -> list[PublishedBlock]:
     return [entry for entry in entries(config) if not entry.theirs.startswith("output_blocks")]
 
 
-def names(config: UNetConfig, ones: Ones = 1) -> Names:
+def key_map(config: UNetConfig, ones: Ones = 1) -> KeyMap:
     """Our keys of the network and the published ones.
 
     Raises:
@@ -106,13 +106,13 @@ def names(config: UNetConfig, ones: Ones = 1) -> Names:
     """
     if config.resample == "conv-asymmetric" or config.embedding != "cos-sin" or config.patch != 1:
         raise RecipeError("not a network of Improved DDPM or ADM: resample, embedding or patch differ from theirs")
-    return names_of(_on_meta(config), entries(config), ones) | OUTPUT
+    return module_key_map(_meta_network(config), entries(config), ones) | OUTPUT
 
 
-def classifier_names(config: NoisyClassifierConfig) -> Names:
+def classifier_key_map(config: NoisyClassifierConfig) -> KeyMap:
     """Our keys of the noisy classifier and the published ones."""
     half = first_half(config.encoder)
-    mapping = names_of(_classifier_on_meta(config), half)
+    mapping = module_key_map(_meta_classifier(config), half)
     layers: dict[str, tuple[str, int]] = {
         "attention": {"norm": ("out.0", 0), "pool.qkv": ("out.2.qkv_proj", 1), "pool.out": ("out.2.c_proj", 1)},
         "adaptive": {"norm": ("out.0", 0), "pool": ("out.3", 2)},
@@ -127,17 +127,17 @@ def classifier_names(config: NoisyClassifierConfig) -> Names:
     return mapping
 
 
-def names_of(network: nn.Module, parts: Sequence[PublishedBlock], ones: Ones = 1) -> Names:
+def module_key_map(network: nn.Module, parts: Sequence[PublishedBlock], ones: Ones = 1) -> KeyMap:
     """Our keys of these parts of a network and of its embedding of time, and the published ones."""
     modules = dict(network.named_modules())
     mapping = layer_keys("time", "time_embed", TIME)
     for entry in parts:
         for place, ours in enumerate(entry.ours):
-            mapping |= _block_names(ours, f"{entry.theirs}.{place}", modules[ours], ones)
+            mapping |= _block_key_map(ours, f"{entry.theirs}.{place}", modules[ours], ones)
     return mapping
 
 
-def _block_names(ours: str, theirs: str, module: nn.Module, ones: Ones) -> Names:
+def _block_key_map(ours: str, theirs: str, module: nn.Module, ones: Ones) -> KeyMap:
     match module:
         case ResBlock():
             return layer_keys(ours, theirs, RES_BLOCK | ({} if isinstance(module.skip, nn.Identity) else SKIP))
@@ -157,7 +157,7 @@ def _block_names(ours: str, theirs: str, module: nn.Module, ones: Ones) -> Names
             return {}  # resampling without weights
 
 
-def spatial_key_mapping(ours: str, theirs: str, module: SpatialTransformer) -> Names:
+def spatial_key_mapping(ours: str, theirs: str, module: SpatialTransformer) -> KeyMap:
     """Our keys of one spatial transformer and the published ones, given the two prefixes.
 
     Its layers around the blocks are convolutions or linear layers here as there, so that shapes agree too.
@@ -179,20 +179,20 @@ def spatial_key_mapping(ours: str, theirs: str, module: SpatialTransformer) -> N
     return mapping
 
 
-def load(theirs: Mapping[str, Tensor], config: UNetConfig) -> OpenAIWeights:
+def convert_state_dict(theirs: Mapping[str, Tensor], config: UNetConfig) -> OpenAIWeights:
     """Our state dicts of a published one; tensors are not copied.
 
     Raises:
         WeightsError: missing or extra keys, or tensors of another shape.
     """
     rest = {key: tensor for key, tensor in theirs.items() if key != LABEL}
-    shapes = {key: tensor.shape for key, tensor in _on_meta(config).state_dict().items()}
+    shapes = {key: tensor.shape for key, tensor in _meta_network(config).state_dict().items()}
     label = {OUR_LABEL: theirs[LABEL]} if LABEL in theirs else None
     ones: Ones = 2 if any(key.endswith(".qkv.weight") and value.ndim == 4 for key, value in rest.items()) else 1
-    return OpenAIWeights(to_ours(rest, names(config, ones), shapes), label)
+    return OpenAIWeights(to_ours(rest, key_map(config, ones), shapes), label)
 
 
-def dump(
+def published_state_dict(
     network: Mapping[str, Tensor],
     config: UNetConfig,
     label: Mapping[str, Tensor] | None = None,
@@ -207,34 +207,34 @@ def dump(
         label: state dict of the label conditioner, without a row for "no label".
         ones: 2 for consistency models.
     """
-    theirs = to_theirs(network, names(config, ones))
+    theirs = to_theirs(network, key_map(config, ones))
     if label is not None:
         check_keys(label, [OUR_LABEL])
         theirs[LABEL] = label[OUR_LABEL]
     return theirs
 
 
-def load_classifier(theirs: Mapping[str, Tensor], config: NoisyClassifierConfig) -> dict[str, Tensor]:
+def convert_classifier_state_dict(theirs: Mapping[str, Tensor], config: NoisyClassifierConfig) -> dict[str, Tensor]:
     """Our state dict of a published noisy classifier; tensors are not copied.
 
     Raises:
         WeightsError: missing or extra keys, or tensors of another shape.
     """
-    shapes = {key: tensor.shape for key, tensor in _classifier_on_meta(config).state_dict().items()}
-    return to_ours(theirs, classifier_names(config), shapes)
+    shapes = {key: tensor.shape for key, tensor in _meta_classifier(config).state_dict().items()}
+    return to_ours(theirs, classifier_key_map(config), shapes)
 
 
-def dump_classifier(ours: Mapping[str, Tensor], config: NoisyClassifierConfig) -> dict[str, Tensor]:
+def published_classifier_state_dict(ours: Mapping[str, Tensor], config: NoisyClassifierConfig) -> dict[str, Tensor]:
     """The published state dict of our noisy classifier."""
-    return to_theirs(ours, classifier_names(config))
+    return to_theirs(ours, classifier_key_map(config))
 
 
-def _on_meta(config: UNetConfig) -> UNet:
+def _meta_network(config: UNetConfig) -> UNet:
     with meta_device():
         return UNet(config)
 
 
-def _classifier_on_meta(config: NoisyClassifierConfig) -> NoisyClassifier:
+def _meta_classifier(config: NoisyClassifierConfig) -> NoisyClassifier:
     with meta_device():
         return NoisyClassifier(config)
 
@@ -245,7 +245,7 @@ def _classifier_on_meta(config: NoisyClassifierConfig) -> NoisyClassifier:
 WITHOUT_EFFECT = {"image_size", "num_classes", "use_checkpoint", "use_fp16", "dims"}
 
 
-def from_arguments(arguments: Mapping[str, Any]) -> UNetConfig:
+def config_from_arguments(arguments: Mapping[str, Any]) -> UNetConfig:
     """The configuration of `UNetModel(**arguments)`; rates in `attention_resolutions`, -1 or None for "not set".
 
     For `SuperResModel` pass the result to `upsampler`. `num_classes` belongs to the label conditioner.
@@ -295,7 +295,7 @@ def consistency(config: UNetConfig) -> UNetConfig:
     return replace(config, attention_order="qkv-first")
 
 
-def classifier_from_arguments(arguments: Mapping[str, Any]) -> NoisyClassifierConfig:
+def classifier_config_from_arguments(arguments: Mapping[str, Any]) -> NoisyClassifierConfig:
     """The configuration of `EncoderUNetModel(**arguments)`, as `from_arguments` reads them.
 
     Raises:
@@ -303,7 +303,7 @@ def classifier_from_arguments(arguments: Mapping[str, Any]) -> NoisyClassifierCo
     """
     if "image_size" not in arguments:
         raise RecipeError("argument 'image_size' is missing")
-    encoder = from_arguments({key: value for key, value in arguments.items() if key != "pool"})
+    encoder = config_from_arguments({key: value for key, value in arguments.items() if key != "pool"})
     return NoisyClassifierConfig(
         in_channels=encoder.in_channels,
         num_classes=encoder.out_channels,
@@ -325,7 +325,7 @@ def classifier_from_arguments(arguments: Mapping[str, Any]) -> NoisyClassifierCo
 # -- what shapes show ---------------------------------------------------------------------------------------------
 
 
-def infer_config(shapes: Mapping[str, Sequence[int]]) -> UNetConfig:
+def config_from_keys(shapes: Mapping[str, Sequence[int]]) -> UNetConfig:
     """As much of a U-Net's configuration as its tensors show; heads and their order keep the class's defaults.
 
     Six input channels are taken for a three-channel image and a smaller one to upscale. Dropout is 0.
@@ -359,7 +359,7 @@ def infer_config(shapes: Mapping[str, Sequence[int]]) -> UNetConfig:
     return config if stem == config.widths[0] else replace(config, stem_channels=stem)
 
 
-def infer_classifier_config(
+def classifier_config_from_keys(
     shapes: Mapping[str, Sequence[int]], blocks: int, size: int | None
 ) -> NoisyClassifierConfig:
     """As much of a noisy classifier's configuration as its tensors show; one head of the old order.

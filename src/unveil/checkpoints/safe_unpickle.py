@@ -92,14 +92,14 @@ def _averaged(content: Any) -> tuple[str, dict[str, Any]] | None:
     Raises:
         WeightsError: a list that does not fit the model, which is then not taken in its place.
     """
-    from unveil.checkpoints import score_sde_keys
+    from unveil.checkpoints.formats import score_sde
 
     average = content.get("ema") if isinstance(content, Mapping) else None
     listed = average.get("shadow_params") if isinstance(average, Mapping) else None
     trained = _weights(content.get("model")) if listed else None
     if listed is None or trained is None:
         return None
-    return "the file['ema']['shadow_params']", score_sde_keys.averaged(trained[1], listed)
+    return "the file['ema']['shadow_params']", score_sde.averaged_state_dict(trained[1], listed)
 
 
 def _main(source: str, out: str) -> int:

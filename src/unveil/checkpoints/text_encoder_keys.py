@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from unveil.checkpoints.key_mapping import Names, SourceKeys, check_keys, layer_keys, to_ours, to_theirs
+from unveil.checkpoints.key_mapping import KeyMap, SourceKeys, check_keys, layer_keys, to_ours, to_theirs
 from unveil.checkpoints.overrides import Shapes, shapes_of
 from unveil.errors import WeightsError
 from unveil.nn.meta_device import meta_device
@@ -67,7 +67,7 @@ class TextEncoderWeights(NamedTuple):
     rest: dict[str, Tensor]
 
 
-def places(keys: Iterable[str]) -> list[TextEncoderLocation]:
+def find_text_encoders(keys: Iterable[str]) -> list[TextEncoderLocation]:
     """The text encoders of a file, in the order of their prefixes."""
     locations = [
         TextEncoderLocation(layout, key.removesuffix(mark))
@@ -78,7 +78,7 @@ def places(keys: Iterable[str]) -> list[TextEncoderLocation]:
     return sorted(set(locations), key=lambda place: place.prefix)
 
 
-def infer_config(
+def config_from_keys(
     shapes: Shapes, place: TextEncoderLocation, *, heads: int | None = None, activation: str | None = None
 ) -> TowerConfig:
     """The configuration that keys and shapes show, and what they do not.
@@ -93,18 +93,22 @@ def infer_config(
         WeightsError: not such a tower, or one of a width that no published one has, without its heads and activation.
     """
     try:
-        return _t5_config(shapes, place.prefix) if place.layout == "t5" else _clip(shapes, place, heads, activation)
+        return (
+            _t5_config(shapes, place.prefix) if place.layout == "t5" else _clip_config(shapes, place, heads, activation)
+        )
     except (KeyError, ValueError, IndexError) as missing:
         raise WeightsError(f"{place.prefix or place.layout}: not a whole text encoder: {missing} is missing") from None
 
 
-def load(theirs: Mapping[str, Tensor], config: TowerConfig, place: TextEncoderLocation) -> TextEncoderWeights:
+def convert_state_dict(
+    theirs: Mapping[str, Tensor], config: TowerConfig, place: TextEncoderLocation
+) -> TextEncoderWeights:
     """Our state dict of the tower at a place of a file; keys of other parts are not looked at.
 
     Raises:
         WeightsError: missing or extra keys behind the prefix, or tensors of another shape.
     """
-    part = {key: tensor for key, tensor in theirs.items() if _belongs(key, place)}
+    part = {key: tensor for key, tensor in theirs.items() if _belongs_to(key, place)}
     if place.layout == "t5" and f"{place.prefix}shared.weight" not in part:
         table, other = _T5_TABLES
         part = {key.replace(other, table): tensor for key, tensor in part.items()}
@@ -112,14 +116,14 @@ def load(theirs: Mapping[str, Tensor], config: TowerConfig, place: TextEncoderLo
     with meta_device():
         shapes = shapes_of(build(config).state_dict())
     if place.layout != "openclip":
-        return TextEncoderWeights(to_ours(part, _names(shapes, place), shapes), rest)
+        return TextEncoderWeights(to_ours(part, _key_map(shapes, place), shapes), rest)
     if (key := f"{place.prefix}text_projection") in part:
         part[key] = part[key].T  # theirs multiplies from the right
-    split = to_theirs(part, _fused(config, place.prefix))
+    split = to_theirs(part, _fused_keys(config, place.prefix))
     return TextEncoderWeights(to_ours(split, {key: SourceKeys((key,)) for key in shapes}, shapes), rest)
 
 
-def dump(
+def published_state_dict(
     ours: Mapping[str, Tensor],
     config: TowerConfig,
     place: TextEncoderLocation,
@@ -134,19 +138,19 @@ def dump(
         WeightsError: missing or extra keys of ours.
     """
     if place.layout == "openclip":
-        fused = _fused(config, place.prefix)
+        fused = _fused_keys(config, place.prefix)
         check_keys(ours, {part for parts in fused.values() for part in parts.keys})
         theirs = {key: torch.cat([ours[part] for part in parts.keys]) for key, parts in fused.items()}
         if (key := f"{place.prefix}text_projection") in theirs:
             theirs[key] = theirs[key].T.contiguous()
     else:
-        theirs = to_theirs(ours, _names(ours, place))
+        theirs = to_theirs(ours, _key_map(ours, place))
     return theirs | (_published_rest(theirs, config, place) if rest is None else dict(rest))
 
 
-def _names(shapes: Mapping[str, Any], place: TextEncoderLocation) -> Names:
+def _key_map(shapes: Mapping[str, Any], place: TextEncoderLocation) -> KeyMap:
     """Our keys and theirs, for CLIP and T5."""
-    mapping: Names = {}
+    mapping: KeyMap = {}
     for key in shapes:
         inner = key.removeprefix("model.")
         if key == "projection.weight":
@@ -159,9 +163,9 @@ def _names(shapes: Mapping[str, Any], place: TextEncoderLocation) -> Names:
     return mapping
 
 
-def _fused(config: TowerConfig, prefix: str) -> Names:
+def _fused_keys(config: TowerConfig, prefix: str) -> KeyMap:
     """OpenCLIP's keys and ours: here theirs are those made of several, so the map is read the other way round."""
-    mapping: Names = {
+    mapping: KeyMap = {
         f"{prefix}token_embedding.weight": SourceKeys(("model.embeddings.token_embedding.weight",)),
         f"{prefix}positional_embedding": SourceKeys(("model.embeddings.position_embedding.weight",)),
         f"{prefix}ln_final.weight": SourceKeys(("model.final_layer_norm.weight",)),
@@ -178,7 +182,7 @@ def _fused(config: TowerConfig, prefix: str) -> Names:
     return mapping
 
 
-def _belongs(key: str, place: TextEncoderLocation) -> bool:
+def _belongs_to(key: str, place: TextEncoderLocation) -> bool:
     root = place.prefix.removesuffix("text_model.")
     if place.layout == "clip" and key == f"{root}text_projection.weight":
         return True
@@ -200,7 +204,9 @@ def _published_rest(theirs: Mapping[str, Tensor], config: TowerConfig, place: Te
     return {f"{place.prefix}embeddings.position_ids": torch.arange(config.max_length)[None]}
 
 
-def _clip(shapes: Shapes, place: TextEncoderLocation, heads: int | None, activation: str | None) -> CLIPEncoderConfig:
+def _clip_config(
+    shapes: Shapes, place: TextEncoderLocation, heads: int | None, activation: str | None
+) -> CLIPEncoderConfig:
     prefix, fused = place.prefix, place.layout == "openclip"
     vocabulary, width = shapes[f"{prefix}{'' if fused else 'embeddings.'}token_embedding.weight"]
     blocks = f"{prefix}{'transformer.resblocks' if fused else 'encoder.layers'}."

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from unveil.checkpoints.key_mapping import Names, SourceKeys, layer_keys, to_ours, to_theirs
+from unveil.checkpoints.key_mapping import KeyMap, SourceKeys, layer_keys, to_ours, to_theirs
 from unveil.errors import RecipeError, WeightsError
 from unveil.io.files import read_state, write_tensors
 from unveil.nn.meta_device import meta_device
@@ -55,7 +55,7 @@ def is_vit(shapes: Shapes) -> bool:
     return {f"{PATCHES}.weight", *TABLES.values(), "layernorm.weight"} <= bare
 
 
-def names(config: ViTConfig, era: Era = "files", prefix: str = "") -> Names:
+def key_map(config: ViTConfig, era: Era = "files", prefix: str = "") -> KeyMap:
     """Our keys and theirs.
 
     Raises:
@@ -86,7 +86,7 @@ def names(config: ViTConfig, era: Era = "files", prefix: str = "") -> Names:
     return mapping
 
 
-def load(theirs: Mapping[str, Tensor], config: ViTConfig) -> dict[str, Tensor]:
+def convert_state_dict(theirs: Mapping[str, Tensor], config: ViTConfig) -> dict[str, Tensor]:
     """Our state dict of theirs.
 
     Raises:
@@ -97,23 +97,23 @@ def load(theirs: Mapping[str, Tensor], config: ViTConfig) -> dict[str, Tensor]:
         shapes = {key: tensor.shape for key, tensor in ViT(config).state_dict().items()}
     tables = [prefix + table for table in TABLES.values()]
     state = {key: tensor[0] if key in tables and tensor.ndim == 3 else tensor for key, tensor in theirs.items()}
-    return to_ours(state, names(config, era, prefix), shapes)
+    return to_ours(state, key_map(config, era, prefix), shapes)
 
 
-def dump(ours: Mapping[str, Tensor], config: ViTConfig, era: Era = "files") -> dict[str, Tensor]:
+def published_state_dict(ours: Mapping[str, Tensor], config: ViTConfig, era: Era = "files") -> dict[str, Tensor]:
     """Their state dict of ours, of `ViTForImageClassification` where there are classes, else of `ViTModel`.
 
     Raises:
         RecipeError: a configuration that transformers does not have.
     """
     prefix = PREFIX if config.num_classes else ""
-    theirs = to_theirs(ours, names(config, era, prefix))
+    theirs = to_theirs(ours, key_map(config, era, prefix))
     for table in TABLES.values():
         theirs[prefix + table] = theirs[prefix + table][None]
     return theirs
 
 
-def infer_config(shapes: Shapes, heads: int | None = None, norm_eps: float = 1e-12) -> ViTConfig:
+def config_from_keys(shapes: Shapes, heads: int | None = None, norm_eps: float = 1e-12) -> ViTConfig:
     """The configuration that keys and shapes show, and what they do not.
 
     Args:
@@ -167,10 +167,12 @@ def read_folder(path: Path) -> ViT:
             raise WeightsError(f"{path / 'config.json'}: {name} = {settings[name]!r}: only {value!r} is supported")
     theirs = read_state(path / WEIGHTS)
     shapes = {key: tensor.shape for key, tensor in theirs.items()}
-    config = infer_config(shapes, settings.get("num_attention_heads"), float(settings.get("layer_norm_eps", 1e-12)))
+    config = config_from_keys(shapes, settings.get("num_attention_heads"), float(settings.get("layer_norm_eps", 1e-12)))
     with meta_device():
         network = ViT(config)
-    network.load_state_dict({key: tensor.float() for key, tensor in load(theirs, config).items()}, assign=True)
+    network.load_state_dict(
+        {key: tensor.float() for key, tensor in convert_state_dict(theirs, config).items()}, assign=True
+    )
     return network.eval()
 
 
@@ -181,7 +183,7 @@ def write_folder(network: ViT, path: Path) -> None:
         RecipeError: a configuration that transformers does not have.
     """
     config = network.config
-    tensors = dump(network.state_dict(), config)
+    tensors = published_state_dict(network.state_dict(), config)
     settings: dict[str, Any] = {
         "architectures": ["ViTForImageClassification" if config.num_classes else "ViTModel"],
         "model_type": "vit",

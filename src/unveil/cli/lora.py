@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from unveil.checkpoints import lora as files
-from unveil.checkpoints import lora_export, lora_targets
-from unveil.checkpoints.lora_formats import NAMINGS
+from unveil.checkpoints import lora_export
+from unveil.checkpoints.formats.lora import NAMINGS
 from unveil.errors import RecipeError, WeightsError, did_you_mean
 from unveil.generation.model_loading import LoraOption, attach_loras, lora_file, open_model
 from unveil.generation.model_loading import device as pick
@@ -41,7 +41,7 @@ def inspect(path: Path, model: str | None, console: Console) -> None:
     about = f"rank {_span(ranks)}, scale {_span(scales)}"
     text = f"{path}: a LoRA named as {file.naming}, {len(file.entries)} modules, {about}"
     if model is not None:
-        _, report = files.match(file, lora_targets.parts_of(open_model(model, pick("cpu"))[0]))
+        _, report = files.match(file, files.parts_of(open_model(model, pick("cpu"))[0]))
         facts |= {"matched": list(report.matched), "unmatched": list(report.unmatched)}
         text += f"\n{report.text()}"
     console.result(facts, text)
@@ -56,7 +56,7 @@ def convert(model: str, path: Path, out: Path, naming: str, force: bool, console
     if naming not in NAMINGS:
         raise RecipeError(f"naming {naming!r}: must be one of {', '.join(NAMINGS)}{did_you_mean(naming, NAMINGS)}")
     refuse_overwrite(out, force)
-    parts = lora_targets.parts_of(open_model(model, pick("cpu"))[0])
+    parts = files.parts_of(open_model(model, pick("cpu"))[0])
     found, report = files.match(files.read(lora_file(path)), parts)
     if report.unmatched:
         raise WeightsError(f"{path}: {report.text()}; what is not in the model cannot be renamed: give its own base")
@@ -71,7 +71,7 @@ def merge(model: str, wanted: Sequence[LoraOption], out: Path, force: bool, cons
     refuse_overwrite(out, force)
     opened, source = open_model(model, pick("cpu"))
     worn = attach_loras(opened, source, wanted, console)
-    for part in lora_targets.parts_of(opened).values():
+    for part in files.parts_of(opened).values():
         lora.fuse_lora(part.network)
     opened.base = None
     opened.save(out, force=force)

@@ -16,7 +16,7 @@ import torch
 
 from unveil import data
 from unveil.autoencoders import AutoencoderKL, VideoAutoencoderKL, VQModel
-from unveil.checkpoints import text_encoder_loader
+from unveil.checkpoints.formats import text_encoder
 from unveil.cli.foreign_names import RECIPE_KEYS
 from unveil.cli.recipe_kind import diffusion
 from unveil.data.folder_index import IMAGE_SUFFIXES
@@ -191,7 +191,7 @@ def train(ask: TrainRequest, console: Console) -> None:
 def start(recipe: Recipe, device: torch.device) -> Model:
     """What training begins with, on its device: fresh weights, a base, or a base with a fresh LoRA or ControlNet."""
     if recipe.base is None:
-        return text_encoder_loader.fill(fresh(recipe)).to(device)
+        return text_encoder.fill(fresh(recipe)).to(device)
     from unveil.train.controlnet import setup_controlnet
     from unveil.train.finetuning import setup_finetune
     from unveil.train.lora import setup_lora

@@ -11,7 +11,8 @@ from typing import Any, Literal, NamedTuple, cast
 
 import torch
 
-from unveil.checkpoints import controlnet_loader, loader, lora, lora_targets
+from unveil.checkpoints import loader, lora
+from unveil.checkpoints.formats import controlnet as controlnet_format
 from unveil.checkpoints.overrides import ModelOverrides
 from unveil.conditioning.controlnet import Control, Mode
 from unveil.conditioning.image import ConcatCondition
@@ -243,10 +244,10 @@ def _with_adapter(
         )
     if stated.what == "lora":
         file = lora_file(folder)
-        lora.attach(lora_targets.parts_of(model), folder.name, lora.read(file))
+        lora.attach(lora.parts_of(model), folder.name, lora.read(file))
         added = sha256(file)
     else:
-        controlnet = controlnet_loader.read(folder)
+        controlnet = controlnet_format.read(folder)
         model.with_controlnets(Control(TRAINED_CONTROL_KEY, controlnet.network.to(where)))
         model.controlnet_infos = (ControlNetInfo(TRAINED_CONTROL_KEY, Path(name).resolve().name, controlnet.sha256),)
         added = controlnet.sha256
@@ -293,7 +294,7 @@ def attach_loras(model: Model, source: Source, options: Sequence[LoraOption], co
     Raises:
         WeightsError: A file that is not a LoRA, or that is for another base model.
     """
-    parts = lora_targets.parts_of(model)
+    parts = lora.parts_of(model)
     infos: list[LoraInfo] = []
     for option in options:
         if not option.path.exists():
@@ -377,7 +378,7 @@ def attach_controlnets(
         info = _attached_controlnet(option, attached)
         if info is None:
             assert option.network is not None
-            loaded = controlnet_loader.read(option.network, base.config if isinstance(base, UNet) else None)
+            loaded = controlnet_format.read(option.network, base.config if isinstance(base, UNet) else None)
             network, name, digest = loaded.network.to(model.device), option.network.resolve().name, loaded.sha256
             key = f"control{len(controls) + 1}"
             if loaded.base is not None:
@@ -429,7 +430,7 @@ def recorded_controlnets(
     networks: dict[str, Path | None] = {info.sha256: None for info in model.controlnet_infos}
     if files:
         networks |= {
-            controlnet_loader.digest(option.network): option.network for option in options if option.network is not None
+            controlnet_format.digest(option.network): option.network for option in options if option.network is not None
         }
     controls = [
         ControlNetOption(_controlnet_path(file, networks), path, *part)
@@ -441,7 +442,7 @@ def recorded_controlnets(
 def _attached_controlnet(option: ControlNetOption, attached: Mapping[str, ControlNetInfo]) -> ControlNetInfo | None:
     """Return the ControlNet of the model that an option means, if it means one."""
     if option.network is not None:
-        return attached.get(controlnet_loader.digest(option.network)) if attached else None
+        return attached.get(controlnet_format.digest(option.network)) if attached else None
     if not attached:
         raise RecipeError(
             f"--controlnet {option.image}: names no ControlNet; give it with its control image: --controlnet "
@@ -455,7 +456,7 @@ def _controlnet_path(file: SourceFile, networks: Mapping[str, Path | None]) -> P
     if file.sha256 in networks:
         return networks[file.sha256]
     here = Path(file.name)
-    if here.exists() and controlnet_loader.digest(here) == file.sha256:
+    if here.exists() and controlnet_format.digest(here) == file.sha256:
         return here
     raise WeightsError(
         f"the image was generated with the ControlNet {file.name!r} (sha256 {file.sha256[:12]}...); give it with "

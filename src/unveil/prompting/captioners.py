@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from unveil.checkpoints.text_encoder_loader import check_folder
+from unveil.checkpoints.formats.text_encoder import check_folder
 from unveil.core.rng import SampleRNG
 from unveil.data.tensor_dataset import stable_hash
 from unveil.errors import NoAnswer, RecipeError, WeightsError, did_you_mean

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from unveil.checkpoints.text_encoder_loader import check_folder
+from unveil.checkpoints.formats.text_encoder import check_folder
 from unveil.errors import NoAnswer, WeightsError
 from unveil.io.optional_deps import import_extra
 from unveil.prompting.llm_rewrite import ChatMessage, first_line

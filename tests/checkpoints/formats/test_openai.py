@@ -90,12 +90,12 @@ def test_a_released_network_has_its_keys_shapes_and_count(name):
     if "classifier_depth" in flags:
         config = from_classifier_flags(flags)
         with torch.device("meta"):
-            theirs = openai_keys.dump_classifier(NoisyClassifier(config).state_dict(), config)
+            theirs = openai_keys.published_classifier_state_dict(NoisyClassifier(config).state_dict(), config)
     else:
         config = from_flags(flags)
         rows = torch.empty(1000, config.vector_dim, device="meta")
         label = {"table.weight": rows} if flags["class_cond"] else None
-        theirs = openai_keys.dump(on_meta(config), config, label, ones=2 if "sigma_max" in flags else 1)
+        theirs = openai_keys.published_state_dict(on_meta(config), config, label, ones=2 if "sigma_max" in flags else 1)
     assert {key: list(tensor.shape) for key, tensor in theirs.items()} == fact["keys"]
     assert sum(tensor.numel() for tensor in theirs.values()) == fact["params"]
 
@@ -191,17 +191,19 @@ def test_overrides_go_before_the_table():
 
 
 def tiny() -> tuple[dict[str, Tensor], UNetConfig]:
-    config = openai_keys.from_arguments(TINY)
+    config = openai_keys.config_from_arguments(TINY)
     torch.manual_seed(0)
     network = {key: 0.1 * torch.randn_like(value) for key, value in UNet(config).state_dict().items()}
-    return openai_keys.dump(network, config, {"table.weight": torch.randn(5, config.vector_dim)}), config
+    return openai_keys.published_state_dict(
+        network, config, {"table.weight": torch.randn(5, config.vector_dim)}
+    ), config
 
 
 def tiny_classifier(pool: str = "attention") -> tuple[dict[str, Tensor], NoisyClassifierConfig]:
-    config = openai_keys.classifier_from_arguments(TINY | {"image_size": 16, "pool": pool})
+    config = openai_keys.classifier_config_from_arguments(TINY | {"image_size": 16, "pool": pool})
     torch.manual_seed(0)
     network = {key: 0.1 * torch.randn_like(value) for key, value in NoisyClassifier(config).state_dict().items()}
-    return openai_keys.dump_classifier(network, config), config
+    return openai_keys.published_classifier_state_dict(network, config), config
 
 
 def shapes(theirs: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -246,7 +248,7 @@ def test_a_model_of_an_unknown_file_computes_what_its_network_does():
     assert model.config is not None
     assert model.shape == (3, 16, 16)
     network = UNet(config).eval()
-    network.load_state_dict(openai_keys.load(theirs, config).network)
+    network.load_state_dict(openai_keys.convert_state_dict(theirs, config).network)
     x, t = torch.randn(2, 3, 16, 16), torch.tensor([3.0, 40.0])
     condition, _ = model.encode({"label": [4, 1]})
     assert isinstance(condition, Condition)
@@ -273,9 +275,9 @@ def test_an_unknown_file_is_sampled_in_250_calls_or_the_whole_chain():
 
 
 def test_an_upsampler_takes_the_small_image():
-    config = openai_keys.upsampler(openai_keys.from_arguments(TINY))
+    config = openai_keys.upsampler(openai_keys.config_from_arguments(TINY))
     torch.manual_seed(0)
-    model = openai.load(openai_keys.dump(UNet(config).state_dict(), config), OVERRIDES).model
+    model = openai.load(openai_keys.published_state_dict(UNet(config).state_dict(), config), OVERRIDES).model
     low = torch.rand(1, 3, 4, 4)
     assert model.generate(count=1, seed=0, steps=1, cond={openai.LOW_RES_KEY: low}).shape == (1, 3, 16, 16)
 
@@ -284,7 +286,7 @@ def test_a_classifier_of_an_unknown_file_computes_what_its_network_does():
     theirs, config = tiny_classifier()
     classifier = openai.classifier_of(theirs, CLASSIFIER_OVERRIDES)
     network = NoisyClassifier(config).eval()
-    network.load_state_dict(openai_keys.load_classifier(theirs, config))
+    network.load_state_dict(openai_keys.convert_classifier_state_dict(theirs, config))
     x, t = torch.randn(2, 3, 16, 16), torch.tensor([3.0, 40.0])
     with torch.no_grad():
         assert torch.equal(classifier(x, t), network(x, t))

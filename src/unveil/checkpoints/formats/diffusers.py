@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 
-from unveil.checkpoints import text_encoder_export
 from unveil.checkpoints.format import Format, LoadedCheckpoint, SavedCheckpoint, Signature
-from unveil.checkpoints.formats import dit
+from unveil.checkpoints.formats import dit, text_encoder
 from unveil.checkpoints.hf import pipelines, stable_diffusion
 from unveil.checkpoints.hf.pipeline_folder import INDEX, PipelineFolder, is_folder
 from unveil.checkpoints.hf_files import read_json
@@ -49,7 +48,7 @@ def save(model: Model, path: Path) -> SavedCheckpoint:
         f"left out: {len(unused)} tensors of the text encoder's last block, which nothing reads and diffusers' folders "
         "do not hold; one file of such a folder has a copy of the block before in its place"
         for conditioner in model.conditioners.values()
-        if isinstance(conditioner, TextEncoder) and (unused := text_encoder_export.left_out(conditioner))
+        if isinstance(conditioner, TextEncoder) and (unused := text_encoder.left_out(conditioner))
     )
     return SavedCheckpoint(stable_diffusion.write(model, path), notes)
 

@@ -63,7 +63,7 @@ def load(theirs: Mapping[str, Tensor], overrides: ModelOverrides | None = None) 
         WeightsError: Not a DiT, or a setting is missing that the keys do not show.
     """
     overrides = overrides or ModelOverrides()
-    config = dit_keys.infer_config(shapes_of(theirs), overrides.heads, overrides.size)
+    config = dit_keys.config_from_keys(shapes_of(theirs), overrides.heads, overrides.size)
     config = dit_keys.with_untied_embeddings(theirs, config)
     return loaded(_model(theirs, config, PUBLISHED, overrides.classes), theirs)
 
@@ -76,7 +76,7 @@ def fill_model(model: Model, theirs: Mapping[str, Tensor]) -> None:
         WeightsError: A file of another shape; names what it is, and the first tensors that differ.
     """
     network, label = _parts(model)
-    weights = dit_keys.load(theirs, network.config)
+    weights = dit_keys.convert_state_dict(theirs, network.config)
     rows, expected = weights.label[dit_keys.OUR_LABEL].shape, label.table.weight.shape
     if rows != expected:
         raise WeightsError(
@@ -94,7 +94,7 @@ def tensors_of(model: Model, layout: dit_keys.Layout = "dit") -> dict[str, Tenso
         RecipeError: The layouts cannot hold the model.
     """
     network, label = _parts(model)
-    return dit_keys.dump(network.state_dict(), network.config, label.state_dict(), layout)
+    return dit_keys.published_state_dict(network.state_dict(), network.config, label.state_dict(), layout)
 
 
 def save(model: Model, path: Path) -> SavedCheckpoint:
@@ -116,7 +116,7 @@ def _model(
     classes: int | None,
     names: tuple[str, ...] | None = None,
 ) -> Model:
-    weights = dit_keys.load(theirs, config)
+    weights = dit_keys.convert_state_dict(theirs, config)
     rows = len(weights.label[dit_keys.OUR_LABEL])
     classes = rows - 1 if classes is None else classes
     if classes not in (rows, rows - 1):
@@ -196,7 +196,7 @@ def read_folder(path: Path) -> Model:
         if settings.get(name, value) != value:
             raise WeightsError(f"{place / 'config.json'}: {name} = {settings[name]!r}: only {value!r} is supported")
     theirs = read_weights(place, WEIGHTS, pickled=f"{WEIGHTS}.bin")
-    config = dit_keys.infer_config(
+    config = dit_keys.config_from_keys(
         shapes_of(theirs), int(settings["num_attention_heads"]), int(settings["sample_size"])
     )
     config = replace(config, mlp_norm_eps=float(settings.get("norm_eps", 1e-5)))

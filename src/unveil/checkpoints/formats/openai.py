@@ -165,7 +165,7 @@ def from_flags(flags: Mapping[str, Any]) -> UNetConfig:
         multipliers = table[size]
     else:
         raise RecipeError(f"image_size {size}: must be one of {', '.join(map(str, table))}, or give channel_mult")
-    config = openai_keys.from_arguments(
+    config = openai_keys.config_from_arguments(
         {
             "in_channels": 3,
             "out_channels": 6 if flags["learn_sigma"] else 3,
@@ -189,7 +189,7 @@ def from_classifier_flags(flags: Mapping[str, Any]) -> NoisyClassifierConfig:
     size = flags["image_size"]
     if size not in MULTIPLIERS:
         raise RecipeError(f"image_size {size}: must be one of {', '.join(map(str, MULTIPLIERS))}")
-    return openai_keys.classifier_from_arguments(
+    return openai_keys.classifier_config_from_arguments(
         {
             "image_size": size,
             "in_channels": 3,
@@ -369,19 +369,21 @@ def _shapes(files: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
     entry = release(files)
     with meta_device():
         if isinstance(entry.network, NoisyClassifierConfig):
-            theirs = openai_keys.dump_classifier(NoisyClassifier(entry.network).state_dict(), entry.network)
+            theirs = openai_keys.published_classifier_state_dict(
+                NoisyClassifier(entry.network).state_dict(), entry.network
+            )
         else:
             rows = None if entry.classes is None else torch.empty(entry.classes, entry.network.vector_dim)
             label = None if rows is None else {openai_keys.OUR_LABEL: rows}
             ones = 2 if entry.process["kind"] == "edm" else 1
-            theirs = openai_keys.dump(UNet(entry.network).state_dict(), entry.network, label, ones=ones)
+            theirs = openai_keys.published_state_dict(UNet(entry.network).state_dict(), entry.network, label, ones=ones)
     return {key: tuple(tensor.shape) for key, tensor in theirs.items()}
 
 
 def _from_overrides(shapes: Shapes, overrides: ModelOverrides) -> ReleasedModel:
     """Return the network that the keys show, with the settings that the user gives."""
     diffusion = any(key.startswith("output_blocks.") for key in shapes)
-    network = openai_keys.infer_config(shapes) if diffusion else None
+    network = openai_keys.config_from_keys(shapes) if diffusion else None
     required = [*REQUIRED, "variance" if diffusion else "num_res_blocks"]
     if "out.2.positional_embedding" in shapes:
         required.remove("size")  # that pooling has a row for each position
@@ -393,7 +395,7 @@ def _from_overrides(shapes: Shapes, overrides: ModelOverrides) -> ReleasedModel:
         )
     if network is None:
         blocks = cast(int, overrides.num_res_blocks)
-        classifier = openai_keys.infer_classifier_config(shapes, blocks, overrides.size)
+        classifier = openai_keys.classifier_config_from_keys(shapes, blocks, overrides.size)
         return ReleasedModel((), classifier, classifier.size, classifier.num_classes, {"kind": "discrete-vp"})
     classes = shapes[openai_keys.LABEL][0] if openai_keys.LABEL in shapes else None
     process = {"kind": "discrete-vp"}
@@ -412,7 +414,7 @@ def load(theirs: Mapping[str, Tensor], overrides: ModelOverrides | None = None) 
     matched = match(shapes_of(theirs), overrides)
     config = matched.model_config()
     assert isinstance(matched.network, UNetConfig)
-    weights = openai_keys.load(theirs, matched.network)
+    weights = openai_keys.convert_state_dict(theirs, matched.network)
     return loaded(build_model(config, weights.network, weights.label), theirs)
 
 
@@ -427,20 +429,22 @@ def classifier_of(theirs: Mapping[str, Tensor], overrides: ModelOverrides | None
         raise WeightsError("this file is a diffusion model, not a noisy classifier; give one such as 64x64_classifier")
     with meta_device():
         classifier = NoisyClassifier(matched.network)
-    classifier.load_state_dict(in_float(openai_keys.load_classifier(theirs, matched.network)), assign=True)
+    classifier.load_state_dict(
+        in_float(openai_keys.convert_classifier_state_dict(theirs, matched.network)), assign=True
+    )
     return classifier.eval()
 
 
 def fill_model(model: Model, theirs: Mapping[str, Tensor]) -> None:
     """Copy a published state dict into a model of a recipe."""
-    weights = openai_keys.load(theirs, network_of(model, ("UNet",), "openai").config)
+    weights = openai_keys.convert_state_dict(theirs, network_of(model, ("UNet",), "openai").config)
     fill(model, weights.network, weights.label)
 
 
 def save(model: Model, path: Path) -> SavedCheckpoint:
     """Write the network and the label table of a model."""
     network = network_of(model, ("UNet",), "openai")
-    return save_file(path, openai_keys.dump(network.state_dict(), network.config, label_table(model)))
+    return save_file(path, openai_keys.published_state_dict(network.state_dict(), network.config, label_table(model)))
 
 
 FORMATS = (

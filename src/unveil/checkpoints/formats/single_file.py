@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from unveil.autoencoders.autoencoder import Autoencoder, PerChannel
-from unveil.checkpoints import autoencoder_keys, ldm_unet, text_encoder_keys, text_encoder_loader
+from unveil.checkpoints import ldm_unet, text_encoder_keys
 from unveil.checkpoints.format import Format, LoadedCheckpoint, SavedCheckpoint, Signature, save_file
+from unveil.checkpoints.formats import autoencoder, text_encoder
 from unveil.checkpoints.key_mapping import abbreviate
 from unveil.checkpoints.overrides import ModelOverrides, in_float, shapes_of
 from unveil.checkpoints.scheduler import SchedulerConfig
@@ -85,17 +86,17 @@ def read(theirs: Mapping[str, Tensor], overrides: ModelOverrides | None = None) 
     """
     overrides = overrides or ModelOverrides()
     unet = _unet(theirs, overrides)
-    network = ldm_unet.infer_config(shapes_of(unet), _heads(overrides))
-    prefix = autoencoder_keys.PREFIX
-    first = autoencoder_keys.first_stage({k: v for k, v in theirs.items() if k.startswith(prefix)})
+    network = ldm_unet.config_from_keys(shapes_of(unet), _heads(overrides))
+    prefix = autoencoder.PREFIX
+    first = autoencoder.first_stage({k: v for k, v in theirs.items() if k.startswith(prefix)})
     if not first:
         raise WeightsError(f"no autoencoder ({prefix}*) beside the U-Net; give the whole file")
     encoder = _text_encoder(theirs, overrides)
     if encoder is None and network.cross_attention_dim is not None and CLASSES not in theirs:
         raise WeightsError(f"no text encoder ({STAGE}*), and the U-Net reads a text; give the whole file")
-    codec = autoencoder_keys.codec_of(first, scale=_scale(theirs, encoder is not None))
+    codec = autoencoder.build_autoencoder(first, scale=_scale(theirs, encoder is not None))
     config = _config(theirs, network, codec, encoder, overrides)
-    model = assemble_model(config, ldm_unet.load(unet, network).network, codec, encoder)
+    model = assemble_model(config, ldm_unet.convert_state_dict(unet, network).network, codec, encoder)
     if CLASSES in theirs:
         model.conditioners[LABEL].load_state_dict(in_float({TABLE: theirs[CLASSES]}), assign=True)
     used = {ldm_unet.PREFIX + key for key in unet} | {key for key in theirs if key.startswith(prefix)}
@@ -117,7 +118,7 @@ def assemble_model(
     config: ModelConfig,
     network: Mapping[str, Tensor],
     codec: Autoencoder,
-    encoder: text_encoder_loader.LoadedTextEncoder | None,
+    encoder: text_encoder.LoadedTextEncoder | None,
 ) -> Model:
     """Return the model of a configuration and its parts, in evaluation mode; the network becomes float32.
 
@@ -150,8 +151,8 @@ def tensors_of(model: Model) -> dict[str, Tensor]:
             f"a {type(network).__name__} over {type(codec).__name__} under {type(process).__name__}"
         )
     theirs = schedule(process)
-    theirs |= ldm_unet.add_prefix(ldm_unet.dump(network.state_dict(), network.config))
-    theirs |= ldm_unet.add_prefix(autoencoder_keys.dump(codec), autoencoder_keys.PREFIX)  # pyright: ignore[reportArgumentType]
+    theirs |= ldm_unet.add_prefix(ldm_unet.published_state_dict(network.state_dict(), network.config))
+    theirs |= ldm_unet.add_prefix(autoencoder.published_state_dict(codec), autoencoder.PREFIX)  # pyright: ignore[reportArgumentType]
     for conditioner in model.conditioners.values():
         if isinstance(conditioner, TextEncoder):
             theirs |= _tower(conditioner)
@@ -220,19 +221,17 @@ def _heads(overrides: ModelOverrides) -> dict[str, int] | None:
     return {name: value for name, value in heads.items() if value is not None} or None
 
 
-def _text_encoder(
-    theirs: Mapping[str, Tensor], overrides: ModelOverrides
-) -> text_encoder_loader.LoadedTextEncoder | None:
+def _text_encoder(theirs: Mapping[str, Tensor], overrides: ModelOverrides) -> text_encoder.LoadedTextEncoder | None:
     state = {key: tensor for key, tensor in theirs.items() if key.startswith(STAGE)}
     if not state or CLASSES in state:
         return None
-    if not text_encoder_keys.places(state):
+    if not text_encoder_keys.find_text_encoders(state):
         raise WeightsError(
             f"a text encoder that is not known ({abbreviate(sorted(state), 2)}); known are CLIP's "
             f"({text_encoder_keys.SD1}*), OpenCLIP's ({text_encoder_keys.SD2}*) and a table of classes ({CLASSES})"
         )
     settings = {"heads": overrides.text_heads, "activation": overrides.activation}
-    return text_encoder_loader.read_state_of(
+    return text_encoder.read_state_dict(
         state, settings={name: value for name, value in settings.items() if value is not None}
     )
 
@@ -244,13 +243,13 @@ def _tower(conditioner: TextEncoder) -> dict[str, Tensor]:
     """
     state, config = conditioner.tower.state_dict(), conditioner.tower.config
     if not isinstance(config, CLIPEncoderConfig) or config.activation != "gelu":
-        return text_encoder_keys.dump(
+        return text_encoder_keys.published_state_dict(
             state, config, text_encoder_keys.TextEncoderLocation("clip", text_encoder_keys.SD1)
         )
     if added := duplicated_block(conditioner):
         state |= {key: state[copied] for key, copied in added.items()}
         config = replace(config, depth=config.depth + 1, skip=1)
-    return text_encoder_keys.dump(
+    return text_encoder_keys.published_state_dict(
         state, config, text_encoder_keys.TextEncoderLocation("openclip", text_encoder_keys.SD2)
     )
 
@@ -274,7 +273,7 @@ def _config(
     theirs: Mapping[str, Tensor],
     network: UNetConfig,
     codec: Any,
-    encoder: text_encoder_loader.LoadedTextEncoder | None,
+    encoder: text_encoder.LoadedTextEncoder | None,
     overrides: ModelOverrides,
 ) -> ModelConfig:
     """Return the configuration of a file's model."""
@@ -301,7 +300,7 @@ def _config(
 def infer_model_config(
     network: UNetConfig,
     codec: Autoencoder,
-    encoder: text_encoder_loader.LoadedTextEncoder | None,
+    encoder: text_encoder.LoadedTextEncoder | None,
     scheduler: SchedulerConfig,
     size: tuple[int, int],
     condition: Sequence[Mapping[str, Any]] = (),
@@ -373,7 +372,7 @@ def _beta_schedule(theirs: Mapping[str, Tensor], reads_text: bool) -> dict[str, 
 
 
 _UNET = ldm_unet.PREFIX
-WHOLE = {"the U-Net": f"{_UNET}input_blocks.0.0.weight", "the autoencoder": autoencoder_keys.PREFIX}
+WHOLE = {"the U-Net": f"{_UNET}input_blocks.0.0.weight", "the autoencoder": autoencoder.PREFIX}
 FORMATS = (
     Format(
         name="ldm",

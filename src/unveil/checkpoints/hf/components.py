@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from unveil.autoencoders import Codec
-from unveil.checkpoints import text_encoder_loader
+from unveil.checkpoints.formats import text_encoder
 from unveil.checkpoints.hf.image_adapters import CLIPS, NETWORKS, check_settings
 from unveil.checkpoints.hf.pipeline_folder import PipelineFolder
 from unveil.checkpoints.hf.video_adapters import CLIP_NETWORKS
@@ -149,7 +149,7 @@ def encoder_of(
     end = "" if number == 1 else f"_{number}"
     for name in (f"text_encoder{end}", f"tokenizer{end}"):
         folder.place(name)
-    loaded = text_encoder_loader.read_folder(folder.path, number=number)
+    loaded = text_encoder.read_folder(folder.path, number=number)
     config = loaded.config
     if isinstance(config, T5EncoderConfig):
         config = replace(config, max_length=length, attend=attend)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from unveil.autoencoders.kl import AutoencoderKL
-from unveil.checkpoints import autoencoder_keys
+from unveil.checkpoints.formats import autoencoder
 from unveil.checkpoints.hf import stable_diffusion, video_pipelines
 from unveil.checkpoints.hf.components import (
     assemble_model,
@@ -164,10 +164,10 @@ def _codec(folder: PipelineFolder) -> AutoencoderKL:
     if settings.get("latents_std") is not None and settings.get("latents_mean") is not None:
         scale, shift = tuple(scale / std for std in settings["latents_std"]), tuple(settings["latents_mean"])
     groups = int(settings.get("norm_num_groups", 32))
-    config = autoencoder_keys.infer_config(
-        shapes_of(autoencoder_keys.first_stage(theirs)), groups=groups, scale=scale, shift=shift
+    config = autoencoder.config_from_keys(
+        shapes_of(autoencoder.first_stage(theirs)), groups=groups, scale=scale, shift=shift
     )
-    codec = autoencoder_keys.codec_of(theirs, config)
+    codec = autoencoder.build_autoencoder(theirs, config)
     if not isinstance(codec, AutoencoderKL):
         raise WeightsError(
             f"{folder.path / 'vae'}: an autoencoder with a codebook; {folder.kind} needs an AutoencoderKL"

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from unveil.autoencoders.kl import AutoencoderKL
-from unveil.checkpoints import diffusers_autoencoder, diffusers_unet, text_encoder_export, text_encoder_loader
+from unveil.checkpoints import diffusers_unet
 from unveil.checkpoints.format import LoadedCheckpoint
-from unveil.checkpoints.formats import single_file
+from unveil.checkpoints.formats import autoencoder, single_file, text_encoder
 from unveil.checkpoints.hf.pipeline_folder import INDEX, PipelineFolder
 from unveil.checkpoints.hf.weights import KeyMatchReport
 from unveil.checkpoints.scheduler import read_scheduler, settings_of
@@ -42,12 +42,12 @@ def read(folder: PipelineFolder) -> LoadedCheckpoint:
     unet = diffusers_unet.read_unet(folder.place("unet"))
     if unet.label is not None:
         raise WeightsError(f"{folder.path / 'unet'}: knows classes, which Stable Diffusion's pipelines do not give it")
-    codec = diffusers_autoencoder.read(folder.place("vae"))
+    codec = autoencoder.read_folder(folder.place("vae"))
     if not isinstance(codec, AutoencoderKL):
         raise WeightsError(f"{folder.path / 'vae'}: an autoencoder with a codebook; {folder.kind} has an AutoencoderKL")
     for name in ("text_encoder", "tokenizer"):
         folder.place(name)
-    encoder = text_encoder_loader.read_folder(folder.path)
+    encoder = text_encoder.read_folder(folder.path)
     network = unet.network.config
     scheduler = read_scheduler(folder.place("scheduler") / CONFIG)
     config = single_file.infer_model_config(network, codec, encoder, scheduler, _size(folder, codec))
@@ -101,8 +101,8 @@ def write(model: Model, path: Path) -> int:
     with staged(path) as temporary:
         temporary.mkdir()
         diffusers_unet.write(network, temporary / "unet", size=codec.latent_shape(model.shape)[-1])
-        diffusers_autoencoder.write(codec, temporary / "vae")
-        text_encoder_export.write_folder(texts[0], temporary)
+        autoencoder.write_folder(codec, temporary / "vae")
+        text_encoder.write_folder(texts[0], temporary)
         (temporary / "scheduler").mkdir()
         for name, content in ((f"scheduler/{CONFIG}", scheduler), (INDEX, index)):
             (temporary / name).write_text(json.dumps(content, indent=2) + "\n", "utf-8")

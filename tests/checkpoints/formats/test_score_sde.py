@@ -11,8 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from unveil.checkpoints import score_sde_keys
+from unveil.checkpoints import registry
+from unveil.checkpoints.formats import score_sde
+from unveil.checkpoints.loader import load_state
+from unveil.checkpoints.overrides import ModelOverrides
+from unveil.core.process import LinearVP
+from unveil.core.sde import SubVP
 from unveil.errors import RecipeError, WeightsError
+from unveil.model.config import validate
 from unveil.nn.edm_unet import SongUNet, SongUNetConfig
 
 ROOT = os.environ.get("UNVEIL_GOLDEN")
@@ -56,7 +62,7 @@ CHANGES = {
 
 
 def config_of(change: dict[str, Any], size: int = 16) -> SongUNetConfig:
-    return score_sde_keys.from_arguments(
+    return score_sde.config_from_arguments(
         {"model": MODEL | TINY | change, "data": {"image_size": size, "num_channels": 3}}
     )
 
@@ -66,13 +72,13 @@ def config_of(change: dict[str, Any], size: int = 16) -> SongUNetConfig:
 def test_a_published_network_has_its_count_of_keys_and_parameters(name):
     fact = json.loads((Path(ROOT or "") / "score_sde_pytorch" / "param_counts.json").read_text())[name]
     settings = {"model": MODEL | PUBLISHED[name], "data": {"image_size": 32, "num_channels": 3}}
-    config = score_sde_keys.from_arguments(settings)
+    config = score_sde.config_from_arguments(settings)
     with torch.device("meta"):
         network = SongUNet(config)
     assert sum(p.numel() for p in network.parameters()) == fact["trainable"]
-    theirs = score_sde_keys.dump(network.state_dict(), config, score_sde_keys.sigmas(0.01, 50, 1000))
+    theirs = score_sde.published_state_dict(network.state_dict(), config, score_sde.sigmas(0.01, 50, 1000))
     assert len(theirs) == fact["n_keys"]
-    assert sum(value.numel() for key, value in theirs.items() if key != score_sde_keys.SIGMAS) == fact["params"]
+    assert sum(value.numel() for key, value in theirs.items() if key != score_sde.SIGMAS) == fact["params"]
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
@@ -81,9 +87,9 @@ def test_there_and_back_is_the_identity(change):
     torch.manual_seed(0)
     ours = SongUNet(config).state_dict()
     ours = {key: torch.randn_like(value) for key, value in ours.items()}
-    theirs = score_sde_keys.dump(ours, config, score_sde_keys.sigmas(0.01, 50, 7))
+    theirs = score_sde.published_state_dict(ours, config, score_sde.sigmas(0.01, 50, 7))
     for found in (theirs, {key.removeprefix("module."): value for key, value in theirs.items()}):
-        back = score_sde_keys.load(found, config)
+        back = score_sde.convert_state_dict(found, config)
         assert back.keys() == ours.keys()
         assert all(torch.equal(back[key], ours[key]) for key in ours)
 
@@ -91,14 +97,14 @@ def test_there_and_back_is_the_identity(change):
 def test_a_layer_over_channels_is_stored_the_other_way_round():
     config = config_of({})
     ours = {key: torch.randn_like(value) for key, value in SongUNet(config).state_dict().items()}
-    theirs = score_sde_keys.dump(ours, config, score_sde_keys.sigmas(0.01, 50, 7))
-    number = score_sde_keys.order(config).index("middle.0.attention")
+    theirs = score_sde.published_state_dict(ours, config, score_sde.sigmas(0.01, 50, 7))
+    number = score_sde.module_order(config).index("middle.0.attention")
     key = theirs[f"module.all_modules.{number}.NIN_1.W"]
     assert torch.equal(key, ours["middle.0.attention.qkv.weight"][32:64].T)
 
 
 def test_the_table_of_sigmas_is_geometric_from_the_largest():
-    table = score_sde_keys.sigmas(0.01, 50, 5)
+    table = score_sde.sigmas(0.01, 50, 5)
     assert table.dtype == torch.float64
     assert (table[0].item(), table[-1].item()) == pytest.approx((50, 0.01))
     torch.testing.assert_close(table[1:] / table[:-1], torch.full((4,), (0.01 / 50) ** 0.25, dtype=torch.float64))
@@ -108,24 +114,20 @@ def test_the_table_of_sigmas_is_geometric_from_the_largest():
 def test_the_average_is_a_list_in_the_order_of_what_is_trained(change):
     config = config_of(change)
     network = SongUNet(config)
-    theirs = score_sde_keys.dump(network.state_dict(), config, score_sde_keys.sigmas(0.01, 50, 7))
-    places = list(range(len(score_sde_keys.order(config))))
-    in_order = {
-        score_sde_keys.SIGMAS: theirs[score_sde_keys.SIGMAS]
-    }  # as a file has it: the buffer, then module by module
+    theirs = score_sde.published_state_dict(network.state_dict(), config, score_sde.sigmas(0.01, 50, 7))
+    places = list(range(len(score_sde.module_order(config))))
+    in_order = {score_sde.SIGMAS: theirs[score_sde.SIGMAS]}  # as a file has it: the buffer, then module by module
     for place in places:
         prefix = f"module.all_modules.{place}."
         in_order |= {key: value for key, value in theirs.items() if key.startswith(prefix)}
-    average = [
-        value + 1 for key, value in in_order.items() if key not in ("module.all_modules.0.W", score_sde_keys.SIGMAS)
-    ]
-    got = score_sde_keys.averaged(in_order, average)
-    back = score_sde_keys.load(got, config)
+    average = [value + 1 for key, value in in_order.items() if key not in ("module.all_modules.0.W", score_sde.SIGMAS)]
+    got = score_sde.averaged_state_dict(in_order, average)
+    back = score_sde.convert_state_dict(got, config)
     trained = dict(network.named_parameters())
     for key, value in network.state_dict().items():
         torch.testing.assert_close(back[key], value + (key in trained))
     with pytest.raises(WeightsError, match="the average holds"):
-        score_sde_keys.averaged(in_order, average[1:])
+        score_sde.averaged_state_dict(in_order, average[1:])
 
 
 @pytest.mark.parametrize(
@@ -144,11 +146,56 @@ def test_settings_that_are_not_supported_are_named(change, message):
 
 def test_missing_settings_and_foreign_configurations_are_named():
     with pytest.raises(RecipeError, match="setting 'data' is missing"):
-        score_sde_keys.from_arguments({"model": MODEL})
+        score_sde.config_from_arguments({"model": MODEL})
     model = {key: value for key, value in MODEL.items() if key != "nf"}
     with pytest.raises(RecipeError, match="setting 'nf' is missing"):
-        score_sde_keys.from_arguments({"model": model, "data": {"image_size": 8, "num_channels": 3}})
+        score_sde.config_from_arguments({"model": model, "data": {"image_size": 8, "num_channels": 3}})
     with pytest.raises(RecipeError, match="augment_dim = 9: score SDE's networks have 0"):
-        score_sde_keys.names(replace(config_of({}), augment_dim=9))
+        score_sde.key_map(replace(config_of({}), augment_dim=9))
     with pytest.raises(WeightsError, match="missing keys"):
-        score_sde_keys.load({}, config_of({}))
+        score_sde.convert_state_dict({}, config_of({}))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.release if "deep" in name else ()) for name in score_sde.NETWORKS],
+)
+def test_a_file_of_score_sde_is_known_by_its_keys(name):
+    config = score_sde.network_config(name)
+    with torch.device("meta"):
+        theirs = score_sde.published_state_dict(SongUNet(config).state_dict(), config, torch.empty(1000))
+    detected = registry.detect(theirs)
+    assert detected is not None
+    assert detected.format.name == "score-sde"
+    model = load_state(theirs).model
+    assert model.config is not None
+    ve = "ncsnpp" in name
+    assert model.sampling.sampler == ("pc-reverse-diffusion" if ve else "euler-maruyama")
+    assert model.sampling.steps == 1000
+    assert model.config.network_config() == config
+    if ve:
+        levels = model.sampling.levels(model.process)
+        assert (levels[0].sigma, levels[-2].sigma) == (pytest.approx(100), pytest.approx(0.02))
+        assert levels[-1].sigma == 0
+        return
+    assert model.process == LinearVP(index_scale=999)
+    overrides = validate(ModelOverrides, {"process": {"kind": "sub-vp"}}, "overrides")
+    assert load_state(theirs, overrides).model.process == SubVP(index_scale=999)
+
+
+def test_a_model_of_score_sde_computes_what_its_network_does(monkeypatch: pytest.MonkeyPatch):
+    small = {"num_res_blocks": 1, "model_channels": 16, **score_sde.NCSNPP}
+    monkeypatch.setitem(score_sde.NETWORKS, "small", (small, score_sde.VE))
+    config = score_sde.network_config("small")
+    torch.manual_seed(0)
+    state = {key: 0.05 * torch.randn_like(value) for key, value in SongUNet(config).state_dict().items()}
+    theirs = score_sde.published_state_dict(state, config, score_sde.sigmas(0.01, 50, 1000))
+    model = load_state({key.removeprefix("module."): value for key, value in theirs.items()}).model
+    mine: Any = model.denoiser.network
+    assert all(torch.equal(mine.state_dict()[key], value) for key, value in state.items())
+    assert bool(torch.isfinite(model.generate(seed=0, steps=2)).all())
+
+
+def test_an_unknown_network_of_score_sde_names_those_that_are_known():
+    with pytest.raises(WeightsError, match=r"none that is known: cifar10_ddpmpp_continuous, .*score-sde"):
+        load_state({"module.all_modules.0.weight": torch.zeros(2)})

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from unveil.checkpoints import ddpm_keys
+from unveil.checkpoints.formats import ddpm
 from unveil.errors import RecipeError, WeightsError
 from unveil.nn.unet import UNet
 from unveil.nn.unet_config import UNetConfig
@@ -34,10 +34,10 @@ TINY: dict[str, Any] = {"model": MODEL, "data": {"image_size": 16}}
 def test_the_three_networks_have_their_published_counts():
     facts = json.loads((Path(str(ROOT)) / "ddim" / "param_counts.json").read_text())
     for name, known in facts.items():
-        config = ddpm_keys.from_arguments(known)
+        config = ddpm.config_from_arguments(known)
         with torch.device("meta"):
             state = UNet(config).state_dict()
-        theirs = ddpm_keys.dump(state, config)
+        theirs = ddpm.published_state_dict(state, config)
         assert (len(theirs), sum(t.numel() for t in theirs.values())) == (known["n_keys"], known["params"]), name
 
 
@@ -50,20 +50,20 @@ def test_the_three_networks_have_their_published_counts():
     ],
 )
 def test_there_and_back_is_the_identity_and_keys_tell_the_configuration(change):
-    config = ddpm_keys.from_arguments(TINY | {"model": MODEL | change})
+    config = ddpm.config_from_arguments(TINY | {"model": MODEL | change})
     torch.manual_seed(0)
     ours = UNet(config).state_dict()
-    theirs = ddpm_keys.dump(ours, config)
-    back = ddpm_keys.load(theirs, config)
+    theirs = ddpm.published_state_dict(ours, config)
+    back = ddpm.convert_state_dict(theirs, config)
     assert back.keys() == ours.keys()
     assert all(torch.equal(back[key], ours[key]) for key in ours)
-    assert ddpm_keys.infer_config({key: tensor.shape for key, tensor in theirs.items()}) == config
+    assert ddpm.config_from_keys({key: tensor.shape for key, tensor in theirs.items()}) == config
 
 
 def test_projections_are_stored_apart_and_the_way_up_is_numbered_by_level():
-    config = ddpm_keys.from_arguments(TINY)
+    config = ddpm.config_from_arguments(TINY)
     ours = UNet(config).state_dict()
-    theirs = ddpm_keys.dump(ours, config)
+    theirs = ddpm.published_state_dict(ours, config)
     for part, rows in zip("qkv", ours["down.1.attention.0.qkv.weight"].chunk(3), strict=True):
         assert torch.equal(theirs[f"down.1.attn.0.{part}.weight"], rows[:, :, None, None])
     assert theirs["up.1.attn.1.v.bias"].shape == (64,)
@@ -72,16 +72,16 @@ def test_projections_are_stored_apart_and_the_way_up_is_numbered_by_level():
 
 
 def test_mistakes_are_named():
-    config = ddpm_keys.from_arguments(TINY)
-    theirs = ddpm_keys.dump(UNet(config).state_dict(), config)
+    config = ddpm.config_from_arguments(TINY)
+    theirs = ddpm.published_state_dict(UNet(config).state_dict(), config)
     del theirs["mid.attn_1.k.bias"]
     with pytest.raises(WeightsError, match=r"missing keys: 1 \(mid.attn_1.k.bias\)"):
-        ddpm_keys.load(theirs, config)
+        ddpm.convert_state_dict(theirs, config)
     with pytest.raises(WeightsError, match="not DDPM's own U-Net"):
-        ddpm_keys.infer_config({"time_embed.0.weight": (4, 4)})
+        ddpm.config_from_keys({"time_embed.0.weight": (4, 4)})
     with pytest.raises(RecipeError, match="model type 'bayesian': only 'simple' is supported"):
-        ddpm_keys.from_arguments(TINY | {"model": MODEL | {"type": "bayesian"}})
+        ddpm.config_from_arguments(TINY | {"model": MODEL | {"type": "bayesian"}})
     with pytest.raises(RecipeError, match="setting 'ch_mult' is missing"):
-        ddpm_keys.from_arguments({"model": {k: v for k, v in MODEL.items() if k != "ch_mult"}, "image_size": 16})
+        ddpm.config_from_arguments({"model": {k: v for k, v in MODEL.items() if k != "ch_mult"}, "image_size": 16})
     with pytest.raises(RecipeError, match="heads = 4: DDPM's own network has 1"):
-        ddpm_keys.names(UNetConfig(3, 3, 32, (1, 2), 1, heads=4))
+        ddpm.key_map(UNetConfig(3, 3, 32, (1, 2), 1, heads=4))

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 
 import unveil
 from tests.conditioning.test_text_encoder import CLIP, T5, drawn, tokens_of, words_file
-from unveil.checkpoints import text_encoder_export, text_encoder_keys, text_encoder_loader
+from unveil.checkpoints import text_encoder_keys
+from unveil.checkpoints.formats import text_encoder
 from unveil.checkpoints.overrides import shapes_of
 from unveil.conditioning import clip_tokenizer
 from unveil.conditioning.text_encoder import FileTokenizer, TextEncoder
@@ -98,16 +99,16 @@ def t5_folder(root: Path) -> tuple[Path, Any]:
 def test_a_state_goes_into_every_layout_and_comes_back(case):
     config, place = PLACES[case]
     state = drawn(config).state_dict()
-    theirs = text_encoder_keys.dump(state, config, place)
-    assert text_encoder_keys.places(theirs) == [place]
+    theirs = text_encoder_keys.published_state_dict(state, config, place)
+    assert text_encoder_keys.find_text_encoders(theirs) == [place]
     shapes = shapes_of(theirs)
-    seen = text_encoder_keys.infer_config(shapes, place, heads=2, activation=getattr(config, "activation", None))
+    seen = text_encoder_keys.config_from_keys(shapes, place, heads=2, activation=getattr(config, "activation", None))
     assert seen == (replace(config, max_length=seen.max_length) if place.layout == "t5" else config)
     other = {"first_stage_model.x": torch.zeros(1), "visual.proj": torch.zeros(1)}
-    found = text_encoder_keys.load(theirs | (other if place.prefix else {}), config, place)
+    found = text_encoder_keys.convert_state_dict(theirs | (other if place.prefix else {}), config, place)
     assert found.state.keys() == state.keys()
     assert all(torch.equal(found.state[key], state[key]) for key in state)
-    again = text_encoder_keys.dump(found.state, config, place, found.rest)
+    again = text_encoder_keys.published_state_dict(found.state, config, place, found.rest)
     assert again.keys() == theirs.keys()
     assert all(torch.equal(again[key], theirs[key]) for key in theirs)
 
@@ -115,7 +116,7 @@ def test_a_state_goes_into_every_layout_and_comes_back(case):
 def test_openclip_holds_queries_keys_and_values_in_one_and_projects_from_the_right():
     config, place = PLACES["sd2"]
     state = drawn(config).state_dict()
-    theirs = text_encoder_keys.dump(state, config, place)
+    theirs = text_encoder_keys.published_state_dict(state, config, place)
     block = "model.encoder.layers.1.self_attn."
     fused = theirs[f"{text_encoder_keys.SD2}transformer.resblocks.1.attn.in_proj_weight"]
     assert torch.equal(fused, torch.cat([state[f"{block}{part}_proj.weight"] for part in "qkv"]))
@@ -127,25 +128,26 @@ def test_what_stands_beside_the_weights_is_given_back_as_it_was():
     config, place = PLACES["sd1"]
     state = drawn(config).state_dict()
     key = f"{text_encoder_keys.SD1}embeddings.position_ids"
-    theirs = text_encoder_keys.dump(state, config, place)
+    theirs = text_encoder_keys.published_state_dict(state, config, place)
     assert torch.equal(theirs[key], torch.arange(12)[None])
     theirs[key] = theirs[key].half()  # as some files have it
-    found = text_encoder_keys.load(theirs, config, place)
-    assert text_encoder_keys.dump(found.state, config, place, found.rest)[key].dtype == torch.float16
+    found = text_encoder_keys.convert_state_dict(theirs, config, place)
+    assert text_encoder_keys.published_state_dict(found.state, config, place, found.rest)[key].dtype == torch.float16
     del theirs[key]
-    found = text_encoder_keys.load(theirs, config, place)
-    assert key not in text_encoder_keys.dump(found.state, config, place, found.rest)
+    found = text_encoder_keys.convert_state_dict(theirs, config, place)
+    assert key not in text_encoder_keys.published_state_dict(found.state, config, place, found.rest)
 
 
 def test_a_t5_of_either_name_of_its_table_is_read():
     config, place = PLACES["t5"]
     state = drawn(config).state_dict()
-    theirs = text_encoder_keys.dump(state, config, place)
+    theirs = text_encoder_keys.published_state_dict(state, config, place)
     for missing in ("shared.weight", "encoder.embed_tokens.weight"):
         part = {key: tensor for key, tensor in theirs.items() if key != missing}
-        assert text_encoder_keys.infer_config(shapes_of(part), place) == replace(config, max_length=77)
+        assert text_encoder_keys.config_from_keys(shapes_of(part), place) == replace(config, max_length=77)
         assert torch.equal(
-            text_encoder_keys.load(part, config, place).state["model.embed_tokens.weight"], theirs[missing]
+            text_encoder_keys.convert_state_dict(part, config, place).state["model.embed_tokens.weight"],
+            theirs[missing],
         )
 
 
@@ -168,17 +170,17 @@ def test_a_t5_of_either_name_of_its_table_is_read():
 )
 def test_keys_that_do_not_fit_are_listed(change, message):
     config, place = PLACES["sd1"]
-    theirs = text_encoder_keys.dump(drawn(config).state_dict(), config, place)
+    theirs = text_encoder_keys.published_state_dict(drawn(config).state_dict(), config, place)
     change(theirs)
     with pytest.raises(WeightsError, match=message):
-        text_encoder_keys.load(theirs, config, place)
+        text_encoder_keys.convert_state_dict(theirs, config, place)
 
 
 def test_heads_and_activation_that_no_key_shows_are_required():
     config, place = PLACES["sd1"]
-    shapes = shapes_of(text_encoder_keys.dump(drawn(config).state_dict(), config, place))
+    shapes = shapes_of(text_encoder_keys.published_state_dict(drawn(config).state_dict(), config, place))
     with pytest.raises(WeightsError, match="width 16, whose heads and activation no key shows: give them"):
-        text_encoder_keys.infer_config(shapes, place)
+        text_encoder_keys.config_from_keys(shapes, place)
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -186,8 +188,8 @@ def test_published_encoders_are_known_by_their_shapes(name):
     config = CLIPEncoderConfig(**SIZES[name])
     place = text_encoder_keys.TextEncoderLocation("openclip" if name.startswith("open") else "clip")
     with meta_device():
-        theirs = text_encoder_keys.dump(build(config).state_dict(), config, place, {})
-    assert text_encoder_keys.infer_config(shapes_of(theirs), place) == replace(
+        theirs = text_encoder_keys.published_state_dict(build(config).state_dict(), config, place, {})
+    assert text_encoder_keys.config_from_keys(shapes_of(theirs), place) == replace(
         config, skip=int(place.layout == "openclip")
     )
 
@@ -198,11 +200,11 @@ def test_a_published_stable_diffusion_1_has_its_keys_and_shapes():
         pytest.skip("UNVEIL_GOLDEN names no folder of recorded cases")
     published = json.loads((Path(root) / "latent-diffusion" / "sd1_keys.json").read_text())
     theirs = {key: torch.empty(shape, device="meta") for key, shape in published["keys"].items()}
-    (place,) = text_encoder_keys.places(theirs)
-    config = text_encoder_keys.infer_config(shapes_of(theirs), place)
+    (place,) = text_encoder_keys.find_text_encoders(theirs)
+    config = text_encoder_keys.config_from_keys(shapes_of(theirs), place)
     assert config == CLIPEncoderConfig(**SIZES["clip-l"])
-    found = text_encoder_keys.load(theirs, config, place)
-    written = text_encoder_keys.dump(found.state, config, place)
+    found = text_encoder_keys.convert_state_dict(theirs, config, place)
+    written = text_encoder_keys.published_state_dict(found.state, config, place)
     assert len(written) == published["n_keys_per_part"]["cond_stage_model."]
     assert all(published["keys"][key] == list(tensor.shape) for key, tensor in written.items())
 
@@ -212,7 +214,7 @@ def test_a_published_stable_diffusion_1_has_its_keys_and_shapes():
 
 def test_a_folder_and_a_single_file_of_one_encoder_give_the_same(tmp_path):
     folder, theirs = clip_folder(tmp_path)
-    found = text_encoder_loader.read(folder)
+    found = text_encoder.read(folder)
     assert found.config == CLIP
     assert found.tokenizer is None
     one = found.conditioner(validate(TextSection, found.described() | {"key": "text"}, "test"))
@@ -220,7 +222,7 @@ def test_a_folder_and_a_single_file_of_one_encoder_give_the_same(tmp_path):
     single = {f"{text_encoder_keys.SD1}{key}": tensor for key, tensor in theirs.state_dict().items()}
     single[f"{text_encoder_keys.SD1}embeddings.position_ids"] = torch.arange(12)[None]
     save_file(single | {"betas": torch.ones(3)}, tmp_path / "all.safetensors")
-    other = text_encoder_loader.read(tmp_path / "all.safetensors", settings=SETTINGS)
+    other = text_encoder.read(tmp_path / "all.safetensors", settings=SETTINGS)
     two = other.conditioner(validate(TextSection, other.described(), "test"))
     prompts = ["a red cat", "a dog, 2 cats"]
     with torch.no_grad():
@@ -231,7 +233,7 @@ def test_a_folder_and_a_single_file_of_one_encoder_give_the_same(tmp_path):
 
 def test_a_folder_of_a_t5_gives_its_own_numbers_with_a_mask(tmp_path):
     folder, theirs = t5_folder(tmp_path)
-    found = text_encoder_loader.read(folder)
+    found = text_encoder.read(folder)
     assert found.config == replace(T5, max_length=77)
     one = found.conditioner(validate(TextSection, found.described(), "test"))
     condition = one.encode(["a cat", "a red dog"])
@@ -249,7 +251,7 @@ def test_a_written_folder_is_opened_by_transformers_and_by_us(tmp_path, changes)
 
     config = replace(CLIP, **changes)
     one = TextEncoder(drawn(config), clip_tokenizer.clip_tokenizer())
-    text_encoder_export.write_folder(one, tmp_path)
+    text_encoder.write_folder(one, tmp_path)
     kind = transformers.CLIPTextModelWithProjection if config.projection else transformers.CLIPTextModel
     theirs = kind.from_pretrained(tmp_path / "text_encoder", local_files_only=True).eval()
     words: Any = transformers.CLIPTokenizer.from_pretrained(tmp_path / "tokenizer", local_files_only=True)
@@ -261,7 +263,7 @@ def test_a_written_folder_is_opened_by_transformers_and_by_us(tmp_path, changes)
     with torch.no_grad():
         want = theirs(input_ids=given.input_ids)
     torch.testing.assert_close(tokens_of(one.condition(rows)), want.last_hidden_state)
-    found = text_encoder_loader.read(tmp_path)
+    found = text_encoder.read(tmp_path)
     assert (found.config, found.tokenizer) == (config, None)
     state = one.tower.state_dict()
     assert all(torch.equal(tensor, state[key]) for key, tensor in found.state.items())
@@ -269,8 +271,8 @@ def test_a_written_folder_is_opened_by_transformers_and_by_us(tmp_path, changes)
 
 def test_a_folder_without_the_layers_behind_the_one_in_use_gives_the_same(tmp_path):
     one = TextEncoder(drawn(replace(CLIP, skip=1)), clip_tokenizer.clip_tokenizer())
-    text_encoder_export.write_folder(one, tmp_path)
-    found = text_encoder_loader.read(tmp_path)
+    text_encoder.write_folder(one, tmp_path)
+    found = text_encoder.read(tmp_path)
     assert found.config == replace(CLIP, depth=2)
     two = found.conditioner(validate(TextSection, found.described(), "test"))
     assert torch.equal(tokens_of(one.encode(["a cat"])), tokens_of(two.encode(["a cat"])))
@@ -278,8 +280,8 @@ def test_a_folder_without_the_layers_behind_the_one_in_use_gives_the_same(tmp_pa
 
 def test_a_written_t5_is_opened_again(tmp_path):
     one = TextEncoder(drawn(T5), FileTokenizer(words_file()))
-    text_encoder_export.write_folder(one, tmp_path, number=3)
-    found = text_encoder_loader.read(tmp_path, number=3)
+    text_encoder.write_folder(one, tmp_path, number=3)
+    found = text_encoder.read(tmp_path, number=3)
     assert (found.config, found.tokenizer) == (T5, words_file())
     two = found.conditioner(validate(TextSection, found.described(), "test"))
     assert torch.equal(tokens_of(one.encode(["a cat"])), tokens_of(two.encode(["a cat"])))
@@ -294,16 +296,16 @@ def test_padding_is_what_the_tokenizers_settings_say(tmp_path):
         ("{}", 49407),
     ):
         settings.write_text(content)
-        assert text_encoder_loader.read(folder).config.padding == padding
+        assert text_encoder.read(folder).config.padding == padding
 
 
 def test_another_vocabulary_is_the_folders_own(tmp_path):
     folder, _ = clip_folder(tmp_path)
     merges_files(folder / "tokenizer", [("a", "b")])
     with pytest.raises(WeightsError, match=r"no tokenizer.json; save the tokenizer with transformers"):
-        text_encoder_loader.read(folder)
+        text_encoder.read(folder)
     (folder / "tokenizer" / "tokenizer.json").write_text(words_file())
-    found = text_encoder_loader.read(folder)
+    found = text_encoder.read(folder)
     assert found.tokenizer == words_file()
     assert found.described()["tokenizer"] == "file"
 
@@ -317,7 +319,7 @@ def test_clips_vocabulary_is_recognised_in_a_tokenizer_json_too(tmp_path):
     model = tokenizers.models.BPE(numbers, clip_tokenizer.clip_merges(), end_of_word_suffix="</w>")
     (folder / "tokenizer" / "merges.txt").unlink()
     (folder / "tokenizer" / "tokenizer.json").write_text(tokenizers.Tokenizer(model).to_str())
-    assert text_encoder_loader.read(folder).tokenizer is None
+    assert text_encoder.read(folder).tokenizer is None
 
 
 def spoil_code(folder: Path) -> None:
@@ -363,18 +365,18 @@ def spoil_kind(folder: Path) -> None:
 )
 def test_a_folder_that_wants_more_than_to_be_read_or_is_damaged_is_refused(tmp_path, spoil, message):
     folder, _ = clip_folder(tmp_path)
-    assert text_encoder_loader.read(folder).config == CLIP  # the control
+    assert text_encoder.read(folder).config == CLIP  # the control
     spoil(folder)
     with pytest.raises(WeightsError, match=message):
-        text_encoder_loader.read(folder)
+        text_encoder.read(folder)
 
 
 def test_a_slot_without_an_encoder_is_reported(tmp_path):
     with pytest.raises(WeightsError, match=r"there is neither text_encoder/ nor config.json"):
-        text_encoder_loader.read(tmp_path)
+        text_encoder.read(tmp_path)
     save_file({"betas": torch.ones(3)}, tmp_path / "x.safetensors")
     with pytest.raises(WeightsError, match="text encoder 1: the file holds 0"):
-        text_encoder_loader.read(tmp_path / "x.safetensors")
+        text_encoder.read(tmp_path / "x.safetensors")
 
 
 # ---------------------------------------------------------------------- models
@@ -394,7 +396,7 @@ def model_config(**changes: Any) -> ModelConfig:
 def model(tmp_path: Path) -> Any:
     folder, _ = clip_folder(tmp_path / "source")
     torch.manual_seed(0)
-    made = text_encoder_loader.fill(unveil.build(model_config(weights=str(folder))))
+    made = text_encoder.fill(unveil.build(model_config(weights=str(folder))))
     with torch.no_grad():
         for parameter in made.denoiser.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -429,7 +431,7 @@ def test_a_negative_prompt_takes_the_place_of_nothing(tmp_path):
 
 def test_a_vocabulary_of_its_own_goes_with_the_model(tmp_path):
     t5_folder(tmp_path / "t5")
-    found = text_encoder_loader.read(tmp_path / "t5")
+    found = text_encoder.read(tmp_path / "t5")
     config = model_config()
     described = found.described() | {"drop": 0.1}
     config = validate(ModelConfig, config.model_dump(mode="json") | {"condition": [described]}, "test")
@@ -450,18 +452,18 @@ def test_weights_of_another_encoder_are_refused(tmp_path):
     with pytest.raises(
         WeightsError, match=r"prompt: the weights are of CLIPEncoderConfig\(.*depth=3.*but the recipe says"
     ):
-        text_encoder_loader.fill(unveil.build(model_config(weights=str(folder), encoder=other)))
+        text_encoder.fill(unveil.build(model_config(weights=str(folder), encoder=other)))
 
 
 def test_an_encoder_without_weights_is_refused_where_a_model_is_new():
     with pytest.raises(RecipeError, match="prompt: the text encoder needs its weights; set weights"):
-        text_encoder_loader.fill(unveil.build(model_config()))
+        text_encoder.fill(unveil.build(model_config()))
 
 
 def test_a_layer_or_a_padding_that_weights_do_not_hold_is_the_recipes(tmp_path):
     folder, _ = clip_folder(tmp_path)
     other = {"kind": "clip", **asdict(replace(CLIP, skip=1, norm="none", padding=0))}
-    made = text_encoder_loader.fill(unveil.build(model_config(weights=str(folder), encoder=other)))
+    made = text_encoder.fill(unveil.build(model_config(weights=str(folder), encoder=other)))
     one: Any = made.conditioners["prompt"]
     assert one.tower.config == replace(CLIP, skip=1, norm="none", padding=0)
 
