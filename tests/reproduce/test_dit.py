@@ -25,14 +25,14 @@ from unveil.data.digits import digits
 from unveil.errors import NonFinite, RecipeError
 from unveil.evaluate.verdict import Comparison, overall
 from unveil.io.console import Console
-from unveil.reproduce import dit
 from unveil.reproduce import training_history as courses
 from unveil.reproduce.claim_page import page
+from unveil.reproduce.claims import dit
 from unveil.reproduce.experiment import QUICK, Curve, ExperimentContext, ExperimentResults, Scale
 from unveil.reproduce.fidelity import Fidelity, ScoredSamples
 from unveil.reproduce.plot import curves_chart
+from unveil.reproduce.registry import get_claim
 from unveil.reproduce.results_json import record_of
-from unveil.reproduce.runner import CLAIMS
 from unveil.reproduce.training_history import (
     RecipeVariant,
     TrainingHistory,
@@ -257,7 +257,7 @@ def test_scaling_in_the_claimed_order_and_in_the_other(monkeypatch: pytest.Monke
     assert "XL/1 at" in found.notes[2]
     assert [type(curve.x) for curve in found.curves] == [list, list, list, dict, dict]
     record: dict[str, Any] = {
-        **record_of(CLAIMS["dit-scaling"], bench, found, 1.0),
+        **record_of(get_claim("dit-scaling"), bench, found, 1.0),
         "plots": ["plot.png"],
         "sheets": [],
     }

@@ -18,13 +18,13 @@ from unveil.core.samplers import ddim
 from unveil.errors import OutputError, RecipeError
 from unveil.evaluate.verdict import PublishedResult
 from unveil.io.console import Console
-from unveil.reproduce import CLAIMS, reproduce, runner
-from unveil.reproduce import adm as adm_claims
-from unveil.reproduce import cfg as cfg_claims
-from unveil.reproduce import ddim as ddim_claims
-from unveil.reproduce import iddpm as iddpm_claims
-from unveil.reproduce import ncsn as ncsn_claims
+from unveil.reproduce import all_claims, reproduce, runner
 from unveil.reproduce.claim_page import MARK, index
+from unveil.reproduce.claims import adm as adm_claims
+from unveil.reproduce.claims import cfg as cfg_claims
+from unveil.reproduce.claims import ddim as ddim_claims
+from unveil.reproduce.claims import iddpm as iddpm_claims
+from unveil.reproduce.claims import ncsn as ncsn_claims
 from unveil.reproduce.experiment import QUICK, ExperimentContext, ExperimentResults, compared
 
 QUIET = Console(quiet=True)
@@ -88,8 +88,10 @@ def finite(value: Any) -> bool:
 
 
 def test_the_claims_are_those_that_were_promised():
-    assert set(CLAIMS) == EXPECTED
-    assert all(name == claim.name and claim.claim and claim.paper and claim.method for name, claim in CLAIMS.items())
+    assert set(all_claims()) == EXPECTED
+    assert all(
+        name == claim.name and claim.claim and claim.paper and claim.method for name, claim in all_claims().items()
+    )
 
 
 def claims(*others: pytest.MarkDecorator) -> list[Any]:
@@ -204,7 +206,7 @@ def test_a_run_without_power_is_repeated_at_four_times_the_seeds(
             [compared("a is lower", "m", ("a", values), ("b", other), (values, other), paper=paper)]
         )
 
-    monkeypatch.setitem(runner.CLAIMS, "ddim-steps", replace(CLAIMS["ddim-steps"], run=experiment))
+    monkeypatch.setitem(all_claims(), "ddim-steps", replace(all_claims()["ddim-steps"], run=experiment))
     record = reproduce("ddim-steps", out=tmp_path, console=QUIET, cache=cache)
     assert seen == [3, 12]
     assert len(record["comparisons"][0]["effects"]) == 3

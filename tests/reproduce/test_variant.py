@@ -19,7 +19,7 @@ from unveil.data.gaussian_mixture import Mixture
 from unveil.errors import RecipeError
 from unveil.evaluate import features
 from unveil.io.images import to_unit
-from unveil.reproduce import ncsn, solvers
+from unveil.reproduce.claims import ncsn, solvers
 from unveil.reproduce.fidelity import fidelity, wanted_labels
 from unveil.reproduce.guidance_classifier import train_guide
 from unveil.reproduce.variant import TrainBudget, Variant, bind_labels, build, loss_of, train

@@ -5,17 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from unveil.io.console import Console
-from unveil.reproduce import CLAIMS
+from unveil.reproduce import all_claims
 from unveil.reproduce import reproduce as experiment
 
 
 def reproduce(name: str | None, quick: bool, out: Path | None, force: bool, console: Console) -> None:
-    """Lists the claims, or runs one."""
+    """List the claims, or run one."""
     if name is None:
-        width = max(map(len, CLAIMS))
-        facts = {"claims": {claim: found.claim for claim, found in CLAIMS.items()}}
-        console.result(facts, "\n".join(f"{claim:<{width}}  {found.claim}" for claim, found in CLAIMS.items()))
+        sentences = {name: claim.claim for name, claim in all_claims().items()}
+        width = max(map(len, sentences))
+        lines = (f"{name:<{width}}  {sentence}" for name, sentence in sentences.items())
+        console.result({"claims": sentences}, "\n".join(lines))
         return
     record = experiment(name, quick=quick, out=out, force=force, console=console)
-    if console.as_json:  # otherwise it has said what it found
+    if console.as_json:  # otherwise the verdict is printed already
         console.result(record, "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from unveil.evaluate.verdict import Comparison, PublishedResult, interval, judge
 from unveil.reproduce.experiment import Claim
-from unveil.reproduce.runner import CLAIMS, reproduce
+from unveil.reproduce.registry import all_claims, get_claim
+from unveil.reproduce.runner import reproduce
 
-__all__ = ["CLAIMS", "Claim", "Comparison", "PublishedResult", "interval", "judge", "reproduce"]
+__all__ = ["Claim", "Comparison", "PublishedResult", "all_claims", "get_claim", "interval", "judge", "reproduce"]

@@ -10,51 +10,14 @@ from pathlib import Path
 import torch
 
 from unveil.data.cache import cache_folder
-from unveil.errors import OutputError, RecipeError, did_you_mean
+from unveil.errors import OutputError, RecipeError
 from unveil.evaluate.plots import make_grid
 from unveil.io.files import refuse_overwrite, write_atomically
-from unveil.reproduce import (
-    adm,
-    caption_claims,
-    cfg,
-    controlnet,
-    ddim,
-    ddpm,
-    diffusion_forcing,
-    dit,
-    flow,
-    iddpm,
-    ldm,
-    lora,
-    ncsn,
-    score_sde,
-    solvers,
-    video_claims,
-)
 from unveil.reproduce.claim_page import MARK, index, page
 from unveil.reproduce.experiment import FULL, QUICK, Claim, ExperimentContext, ExperimentResults, ProgressConsole
 from unveil.reproduce.plot import curves_chart, effects_chart
+from unveil.reproduce.registry import all_claims, get_claim
 from unveil.reproduce.results_json import Record, record_of, results_of
-
-_MODULES = (
-    ddpm,
-    iddpm,
-    ddim,
-    ncsn,
-    score_sde,
-    solvers,
-    adm,
-    cfg,
-    flow,
-    dit,
-    controlnet,
-    ldm,
-    lora,
-    video_claims,
-    diffusion_forcing,
-    caption_claims,
-)
-CLAIMS: dict[str, Claim] = {claim.name: claim for module in _MODULES for claim in module.CLAIMS}
 
 FOURFOLD = 4  # a run without power is repeated with as many times the seeds
 
@@ -81,8 +44,7 @@ def reproduce(
         OutputError: the page is there already and `force` is not set, or the folder cannot be written.
         NonFinite: an arm left the finite numbers.
     """
-    if name not in CLAIMS:
-        raise RecipeError(f"claim {name!r}: unknown{did_you_mean(name, list(CLAIMS))}; known: {', '.join(CLAIMS)}")
+    claim = get_claim(name)
     out = out or Path("runs/reproductions" if quick else "docs/reproductions")
     cache = cache or cache_folder() / "study"
     for path in (out / f"{name}.md", out / f"{name}.json", *sorted(out.glob(f"{name}.*.png"))):
@@ -91,8 +53,8 @@ def reproduce(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # so small a network is fastest on one, and CPU seconds mean the same everywhere
     try:
-        scale = QUICK if quick else replace(FULL, seeds=CLAIMS[name].seeds)
-        record = _run(CLAIMS[name], ExperimentContext(scale, cache, console), console, out)
+        scale = QUICK if quick else replace(FULL, seeds=claim.seeds)
+        record = _run(claim, ExperimentContext(scale, cache, console), console, out)
     finally:
         torch.set_num_threads(threads)
     console.say(f"{name}: {(record.get('fourfold') or record)['verdict']}\n{out / f'{name}.md'}")
@@ -139,7 +101,11 @@ def _write(record: Record, findings: ExperimentResults, out: Path) -> None:
 
 def _records(out: Path) -> list[Record]:
     """Every record of a folder, in the order of the claims."""
-    return [json.loads((out / f"{name}.json").read_text("utf-8")) for name in CLAIMS if (out / f"{name}.json").exists()]
+    return [
+        json.loads((out / f"{name}.json").read_text("utf-8"))
+        for name in all_claims()
+        if (out / f"{name}.json").exists()
+    ]
 
 
 def _check_index(out: Path, force: bool) -> None:
@@ -147,7 +113,7 @@ def _check_index(out: Path, force: bool) -> None:
     path = out / "index.md"
     if not force and path.exists() and not path.read_text(errors="replace").startswith(MARK):
         raise OutputError(f"{path}: not an index of claims; choose another folder with --out, or pass --force")
-    for name in CLAIMS:
+    for name in all_claims():
         if (path := out / f"{name}.json").exists():
             try:
                 index([json.loads(path.read_text("utf-8"))])

@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.reproduce.test_video_claims import FEW, QUIET, spoiled, staged, verdicts
+from tests.reproduce.test_video_scaling import FEW, QUIET, spoiled, staged, verdicts
 from unveil.analysis.video_bench import parameters
 from unveil.io.images import to_unit
 from unveil.playground.dataset import Playground, PlaygroundConfig
 from unveil.playground.prompt_rules import expand_by_rules
-from unveil.reproduce import caption_claims
+from unveil.reproduce.claims import captions
 from unveil.reproduce.experiment import ExperimentContext
 from unveil.reproduce.prompt_following import arm_of
 from unveil.reproduce.recaption import RecaptionedVideos, recaption
@@ -46,8 +46,8 @@ def test_recaptions_are_judged_by_raw_and_by_true_ones(
         asked.append(seed)
         return RecaptionedVideos(Path("told.jsonl"), 0.9)
 
-    monkeypatch.setattr(caption_claims, "recaption", told)
-    found = caption_claims._recaptioned(staged(monkeypatch, tmp_path, fault))
+    monkeypatch.setattr(captions, "recaption", told)
+    found = captions._recaptioned(staged(monkeypatch, tmp_path, fault))
     first = [one for one in found.comparisons if one.primary]
     assert [one.verdict for one in first] == [against, behind]
     assert len(found.comparisons) == 6
@@ -85,7 +85,7 @@ class Teller:
         self.wrong = wrong
 
     def generate(self, *, cond: dict[str, list[str]], count: int, seed: int, **rest: Any) -> Tensor:
-        world = Playground(PlaygroundConfig(seed=caption_claims.SEED + seed, num_val=count), "held-out")
+        world = Playground(PlaygroundConfig(seed=captions.SEED + seed, num_val=count), "held-out")
         clips = torch.stack([item["pixels"] for item in world.__getitems__(range(count))])
         return to_unit(spoiled(clips, self.wrong(cond["prompt"][0]), seed))
 
@@ -105,7 +105,7 @@ def test_expanded_prompts_are_judged_by_dense_ones(
         def pick(self, full: Any, quick: Any) -> Any:
             return 24 if full == 150 else quick
 
-    whole = caption_claims.dataset_prompts
+    whole = captions.dataset_prompts
 
     def noted(world: Playground, count: int, registers: list[str]) -> Any:
         found = whole(world, count, registers)  # pyright: ignore[reportArgumentType]
@@ -113,10 +113,10 @@ def test_expanded_prompts_are_judged_by_dense_ones(
             dense.update(one.text for one in found)
         return found
 
-    monkeypatch.setattr(caption_claims, "dataset_prompts", noted)
-    monkeypatch.setattr(caption_claims, "load", lambda name: Teller(wrong))
+    monkeypatch.setattr(captions, "dataset_prompts", noted)
+    monkeypatch.setattr(captions, "load", lambda name: Teller(wrong))
     own = ExperimentContext(Scale(**vars(FEW)), tmp_path, QUIET)
-    found = caption_claims._expanded(own)
+    found = captions._expanded(own)
     assert verdicts(found) == (verdict, {verdict})
     assert sum(one.primary for one in found.comparisons) == 1
 
@@ -126,8 +126,8 @@ def test_encoders_are_told_the_right_way(better: str, verdict: str, tmp_path: Pa
     def fault(arm: RecipeVariant) -> float:
         return 0.1 if better in arm.changes else 0.4
 
-    monkeypatch.setattr(caption_claims, "parameters", lambda model: 1_000_000)
-    found = caption_claims._encoders(staged(monkeypatch, tmp_path, fault))
+    monkeypatch.setattr(captions, "parameters", lambda model: 1_000_000)
+    found = captions._encoders(staged(monkeypatch, tmp_path, fault))
     assert verdicts(found) == (verdict, {verdict})
     assert len(found.comparisons) == 3
 
@@ -136,10 +136,8 @@ def test_both_larger_arms_have_as_many_parameters():
     from unveil.model import build
 
     def size(name: str) -> int:
-        return parameters(
-            build(RecipeVariant(caption_claims.RECIPE, caption_claims.LARGER[name]).read(quick=False).model)
-        )
+        return parameters(build(RecipeVariant(captions.RECIPE, captions.LARGER[name]).read(quick=False).model))
 
-    sizes = {name: size(name) for name in caption_claims.LARGER}
-    assert sizes[caption_claims.TEXT] == pytest.approx(sizes[caption_claims.NETWORK], rel=0.01)
-    assert sizes[caption_claims.BASE] < 0.8 * sizes[caption_claims.TEXT]
+    sizes = {name: size(name) for name in captions.LARGER}
+    assert sizes[captions.TEXT] == pytest.approx(sizes[captions.NETWORK], rel=0.01)
+    assert sizes[captions.BASE] < 0.8 * sizes[captions.TEXT]

@@ -18,11 +18,12 @@ from unveil.evaluate.verdict import overall
 from unveil.io.console import Console
 from unveil.io.images import to_unit
 from unveil.playground.dataset import Playground
-from unveil.reproduce import diffusion_forcing, experiment, video_claims
+from unveil.reproduce import experiment
+from unveil.reproduce.claims import diffusion_forcing, video_scaling
 from unveil.reproduce.experiment import QUICK, ExperimentContext, ExperimentResults
 from unveil.reproduce.prompt_following import RECIPE, arm_of, attribute_error
+from unveil.reproduce.registry import get_claim
 from unveil.reproduce.results_json import record_of
-from unveil.reproduce.runner import CLAIMS
 from unveil.reproduce.training_history import (
     RecipeVariant,
     TrainingHistory,
@@ -118,13 +119,13 @@ def test_multiply_adds_count_the_text():
     )
     costs = [cost_of(one.read(quick=False)) for one in (arm, more)]
     assert costs[0] < costs[1] < 1.5 * costs[0]
-    assert cost_of(RecipeVariant(RECIPE, video_claims.SIZES["L"]).read(quick=False)) > 3 * costs[0]
+    assert cost_of(RecipeVariant(RECIPE, video_scaling.SIZES["L"]).read(quick=False)) > 3 * costs[0]
 
 
 def test_the_full_forms_are_what_the_pages_say(tmp_path: Path):
     whole = ExperimentContext(experiment.FULL, tmp_path, QUIET)
-    for name, changes in video_claims.SIZES.items():
-        arm = arm_of(whole, changes, video_claims.PACE)
+    for name, changes in video_scaling.SIZES.items():
+        arm = arm_of(whole, changes, video_scaling.PACE)
         recipe, before = arm.read(quick=False), arm.after
         assert before is not None
         assert eval_steps(recipe) == [200, 400, 600]
@@ -199,7 +200,7 @@ def verdicts(found: ExperimentResults) -> tuple[str, set[str]]:
 def test_sizes_and_times_are_told_the_right_way(sign: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     faults = dict(zip(("hidden_size=12", "hidden_size=18", "hidden_size=24"), (0.4, 0.25, 0.1)[::sign], strict=True))
     own = staged(monkeypatch, tmp_path, lambda arm: next(value for key, value in faults.items() if key in arm.changes))
-    found = video_claims._scaling(own)
+    found = video_scaling._scaling(own)
     at_end = [one for one in found.comparisons if "is better than" in one.name]
     assert {one.verdict for one in at_end} == {"shown" if sign > 0 else "reversed"}
     longer = [one for one in found.comparisons if "are better than" in one.name]
@@ -210,7 +211,7 @@ def test_sizes_and_times_are_told_the_right_way(sign: int, tmp_path: Path, monke
     costs = found.curves[0].x
     assert isinstance(costs, dict)
     assert costs["S"][0] < costs["S"][-1] < costs["L"][-1]
-    record = record_of(CLAIMS["video-scaling"], own, found, 0.0)
+    record = record_of(get_claim("video-scaling"), own, found, 0.0)
     assert any("'data.frames=[1]'" in arm["after"] for arm in record["settings"]["arms"])
 
 
@@ -219,7 +220,7 @@ def test_captions_are_told_the_right_way(
     good: str, bad: str, verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     own = staged(monkeypatch, tmp_path, lambda arm: 0.3 if f"[{bad}]" in arm.changes else 0.1)
-    found = video_claims._captions(own)
+    found = video_scaling._captions(own)
     assert verdicts(found) == (verdict, {verdict})
     assert len(found.comparisons) == 3
     assert sum(one.primary for one in found.comparisons) == 1
@@ -228,7 +229,7 @@ def test_captions_are_told_the_right_way(
 @pytest.mark.parametrize(("bad", "verdict"), [("square", "shown"), ("none", "reversed")])
 def test_native_sizes_are_told_the_right_way(bad: str, verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     own = staged(monkeypatch, tmp_path, lambda arm: 0.6 if f"data.crop={bad}" in arm.changes else 0.0)
-    found = video_claims._native(own)
+    found = video_scaling._native(own)
     assert verdicts(found) == (verdict, {verdict})
 
 
