@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import struct
@@ -27,7 +28,7 @@ from unveil.core.denoiser import Estimate
 from unveil.core.flow import RectifiedFlow, SqrtSizeShift, TimeShift
 from unveil.core.process import CosineVP, DiscreteVP, LinearVP, Process, betas
 from unveil.core.rng import SampleRNG
-from unveil.core.samplers import CoefficientTable, run, sampler_specs
+from unveil.core.samplers import CoefficientTable, SamplerSpec, get_sampler, run
 from unveil.core.sde import SubVP
 from unveil.core.ve import VE, EDMProcess
 from unveil.errors import NonFinite, RecipeError
@@ -75,8 +76,9 @@ def tables() -> dict[str, Any]:
     Beside them stand numbers of the table on the uniform grid, and the levels of each grid.
     """
     found: dict[str, Any] = {"samplers": {}, "grids": {}}
+    samplers = recorded_samplers()
     for process_name, process in PROCESSES.items():
-        hashes = {name: hashlib.sha256() for name in sampler_specs()}
+        hashes = {name: hashlib.sha256() for name in samplers}
         shown: dict[str, list[float]] = {}
         for grid_name, build in GRIDS.items():
             whole = hashlib.sha256()
@@ -84,7 +86,7 @@ def tables() -> dict[str, Any]:
             if grid is not None:
                 levels = [number for level in grid for number in _numbers(level)]
             whole.update(_bytes(levels))
-            for name, sampler in sampler_specs().items():
+            for name, sampler in samplers.items():
                 plan = None if grid is None else _tried(sampler.plan, grid)
                 known = isinstance(plan, CoefficientTable) or (
                     plan is not None and grid_name == "uniform"
@@ -99,6 +101,12 @@ def tables() -> dict[str, Any]:
         for name, each in hashes.items():
             found["samplers"][f"{name} on {process_name}"] = [each.hexdigest()[:24], shown[name]]
     return found
+
+
+def recorded_samplers() -> dict[str, SamplerSpec]:
+    """The samplers of the first record in its order, which decides the hash of a grid over all samplers."""
+    keys = json.loads(FILE.read_text("utf-8"))["tables"]["samplers"]
+    return {name: get_sampler(name) for name in dict.fromkeys(key.partition(" on ")[0] for key in keys)}
 
 
 def _tried(build: Callable[..., Any], *arguments: Any, **named: Any) -> Any:

@@ -96,7 +96,7 @@ def _output_options(kind: type[Task]) -> Iterator[Parameter]:
         shared.append(("metadata", Metadata, True))
     if kind.makes in ("images", "videos"):
         shared.append(("from_metadata", FromMetadata, None))
-    common = {"device": (Device, "auto"), "force": (Force, False)}
+    common: dict[str, tuple[Any, Any]] = {"device": (Device, "auto"), "force": (Force, False)}
     shared += [(name, *common[name]) for name in kind.common]
     shared += [("as_json", AsJson, False), ("quiet", Quiet, False)]
     for name, annotation, default in shared:

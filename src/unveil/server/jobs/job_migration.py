@@ -20,9 +20,9 @@ def migrate_record(record: object) -> dict[str, Any]:
     """The fields of a stored job under their present names."""
     if not isinstance(record, Mapping):
         raise TypeError("a record of a job is an object")
-    fields = {FORMER_FIELDS.get(name, name): value for name, value in record.items()}
+    fields: dict[str, Any] = {FORMER_FIELDS.get(str(name), str(name)): value for name, value in record.items()}
     source = fields.get("error_source")
-    return {**fields, "error_source": FORMER_ERROR_SOURCES.get(source, source)}
+    return {**fields, "error_source": FORMER_ERROR_SOURCES.get(str(source), source)}
 
 
 def migrate_upload(record: Mapping[str, Any]) -> dict[str, Any]:
