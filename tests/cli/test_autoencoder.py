@@ -1,4 +1,4 @@
-"""Autoencoders on the command line: trained, gone on with, judged, and refused where they cannot serve."""
+"""Autoencoders on the command line: training, resuming, evaluation, and the refusals of other commands."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def trained(tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_run_is_trained_and_said_how_to_judge(cli: Cli):
+def test_training_prints_the_command_that_evaluates(cli: Cli):
     done = cli("train", "ae-fashion", *TINY, "--output-dir", "run")
     assert done.code == 0, done.err
     assert "unveil evaluate run" in done.out
@@ -37,7 +37,7 @@ def test_a_run_is_trained_and_said_how_to_judge(cli: Cli):
     assert again.json["step"] == 6
 
 
-def test_a_run_is_judged(cli: Cli, trained: Path, tmp_path: Path):
+def test_a_run_is_evaluated(cli: Cli, trained: Path, tmp_path: Path):
     done = cli("evaluate", trained, "--out", "report", "--json")
     assert done.code == 0, done.err
     results = done.json["results"]
@@ -51,7 +51,7 @@ def test_a_run_is_judged(cli: Cli, trained: Path, tmp_path: Path):
     assert cli("evaluate", trained, "--out", "report").code == 2, "written over"
 
 
-def test_it_is_told_what_it_is(cli: Cli, trained: Path):
+def test_inspect_describes_an_autoencoder(cli: Cli, trained: Path):
     shown = cli("inspect", "model", trained).out
     assert "a training checkpoint at step 6" in shown
     assert "pictures     pixels of shape (1, 8, 8)" in shown
@@ -77,7 +77,7 @@ def test_a_dry_run_writes_nothing(cli: Cli, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "message"),
     [
         (["train", "ae-fashion", "autoencoder.z_chanels=2"], 2, "nearest: 'z_channels'"),
         (["train", "ae-kl-f8", "data={kind: digits}", "shape=[1, 8, 8]", "loss.discriminator=null"], 2, "lpips"),
@@ -87,9 +87,11 @@ def test_a_dry_run_writes_nothing(cli: Cli, tmp_path: Path):
         (["evaluate", "ddpm-digits", "--recipe", "ae-fashion"], 1, "holds no autoencoder"),
     ],
 )
-def test_what_cannot_work_is_named_and_nothing_written(cli: Cli, trained: Path, tmp_path: Path, arguments, code, said):
+def test_invalid_options_are_refused_and_nothing_is_written(
+    cli: Cli, trained: Path, tmp_path: Path, arguments, code, message
+):
     done = cli(*(word.format(run=trained) if word == "{run}" else word for word in arguments))
     assert done.code == code, done.err
-    assert said in done.err
+    assert message in done.err
     assert "Traceback" not in done.err
     assert tree(tmp_path) == {}

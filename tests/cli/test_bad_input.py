@@ -1,4 +1,4 @@
-"""Whatever is wrong ends in one message: what was given, what is allowed, what to do; and nothing is written."""
+"""Bad input ends in one message that names the value, what is allowed and the remedy; nothing is written."""
 
 from __future__ import annotations
 
@@ -94,20 +94,20 @@ def test_debug_shows_where(cli: Cli):
         (["--label", "3", "--dtype", "int8"], ["dtype = 'int8': must be one of float32, bfloat16, float16"]),
     ],
 )
-def test_wishes_that_a_model_cannot_fulfil(
+def test_requests_that_a_model_cannot_serve_are_refused(
     cli: Cli, saved: Path, tmp_path: Path, arguments: list[str], words: list[str]
 ):
     refused(cli("sample", saved, *arguments), 2, *words)
     assert tree(tmp_path) == {}
 
 
-def test_a_model_that_is_not_there(cli: Cli, tmp_path: Path):
+def test_a_missing_model_is_reported(cli: Cli, tmp_path: Path):
     refused(cli("sample", "nowhere", "--label", 3), 1, "nowhere: no such folder or bundled model")
     (tmp_path / "empty").mkdir()
     refused(cli("sample", "empty", "--label", 3), 1, "empty: neither a saved model nor a run")
 
 
-def test_a_model_that_needs_a_picture(cli: Cli, tmp_path: Path):
+def test_a_model_that_needs_an_image_is_refused(cli: Cli, tmp_path: Path):
     recipe = load_recipe("masks-picture", small=True)
     assert isinstance(recipe, Recipe)
     build(recipe.model).save(tmp_path / "masks")
@@ -214,7 +214,7 @@ def test_nothing_is_overwritten_without_force(cli: Cli, saved: Path, tmp_path: P
     assert tree(tmp_path) == before, "a set is written whole or not at all"
 
 
-def test_what_is_there_already_is_told_before_anything_is_drawn(cli: Cli, saved: Path, monkeypatch: pytest.MonkeyPatch):
+def test_existing_outputs_are_reported_before_sampling(cli: Cli, saved: Path, monkeypatch: pytest.MonkeyPatch):
     draw = ["sample", saved, "--label", 3, "--save-trajectory"]
     assert cli(*draw).code == 0
     assert cli(*draw, "-n", 2, "--seed", 5, "--out", "set").code == 0
@@ -233,7 +233,7 @@ def test_what_is_there_already_is_told_before_anything_is_drawn(cli: Cli, saved:
     refused(cli(*draw, "--preview", "a.png", "--out", "a.png"), 2, "--preview a.png: is the output file")
 
 
-def test_a_place_that_cannot_be_written(cli: Cli, saved: Path, tmp_path: Path):
+def test_a_path_that_cannot_be_written(cli: Cli, saved: Path, tmp_path: Path):
     (tmp_path / "file").write_text("")
     before = tree(tmp_path)
     for command in (
@@ -256,7 +256,7 @@ def test_force_deletes_a_run_and_nothing_else(cli: Cli, tmp_path: Path):
     assert (home / "holiday.jpg").read_text() == "precious"
 
 
-def test_force_leaves_a_run_alone_that_is_being_trained(cli: Cli, tmp_path: Path):
+def test_force_keeps_a_run_that_is_being_trained(cli: Cli, tmp_path: Path):
     run = tmp_path / "run"
     run.mkdir()
     (run / "recipe.yaml").write_text("a: 1")
@@ -292,7 +292,7 @@ sys.exit(run(sys.argv[1:]))
 """
 
 
-def test_a_full_disk_leaves_the_old_picture(cli: Cli, saved: Path, tmp_path: Path):
+def test_a_full_disk_leaves_the_old_image(cli: Cli, saved: Path, tmp_path: Path):
     assert cli("sample", saved, "--label", 3, "--out", "one.png").code == 0
     before = tree(tmp_path)
     command = [sys.executable, "-c", DISK, "sample", str(saved), "--label", "4", "--out", "one.png", "--force"]
@@ -301,11 +301,11 @@ def test_a_full_disk_leaves_the_old_picture(cli: Cli, saved: Path, tmp_path: Pat
     assert tree(tmp_path) == before
 
 
-# ---------------------------------------------------------------------- pictures
+# ---------------------------------------------------------------------- images
 
 
 def huge_png(path: Path, side: int = 13_000) -> None:
-    """A valid header of a picture that would take gigabytes."""
+    """A valid header of an image that would take gigabytes."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
@@ -326,14 +326,14 @@ def test_folders_that_cannot_train(cli: Cli, tmp_path: Path):
     assert not (tmp_path / "run").exists()
 
 
-def test_pictures_that_cannot_be_read_are_named_before_training(cli: Cli, tmp_path: Path):
+def test_unreadable_images_are_reported_before_training(cli: Cli, tmp_path: Path):
     photos = tmp_path / "photos"
     photos.mkdir()
     Image.new("RGB", (40, 40), "red").save(photos / "good.png")
     whole = (photos / "good.png").read_bytes()
     (photos / "cut.png").write_bytes(whole[: len(whole) // 2])
     (photos / "empty.png").write_bytes(b"")
-    (photos / "words.jpg").write_text("not a picture")
+    (photos / "words.jpg").write_text("not an image")
     huge_png(photos / "huge.png")
     done = cli("train", "ddpm-cifar10", "--quick", "--output-dir", "run", "data.path=photos")
     refused(
@@ -345,9 +345,9 @@ def test_pictures_that_cannot_be_read_are_named_before_training(cli: Cli, tmp_pa
     assert "cannot be used: 4" in checked.out
 
 
-def test_a_picture_without_a_record(cli: Cli, saved: Path, tmp_path: Path):
+def test_an_image_without_metadata_is_refused(cli: Cli, saved: Path, tmp_path: Path):
     Image.new("L", (8, 8)).save(tmp_path / "plain.png")
-    (tmp_path / "words.png").write_text("no picture")
+    (tmp_path / "words.png").write_text("not an image")
     for name, words in {
         "plain.png": ["has no metadata of its generation"],
         "words.png": ["neither a readable image nor a video"],
@@ -357,7 +357,7 @@ def test_a_picture_without_a_record(cli: Cli, saved: Path, tmp_path: Path):
     assert not (tmp_path / "two.png").exists()
 
 
-def test_too_few_held_out_pictures_are_told_before_anything_is_drawn(cli: Cli, tmp_path: Path):
+def test_too_few_held_out_images_are_reported_before_sampling(cli: Cli, tmp_path: Path):
     (tmp_path / "few").mkdir()
     for number in range(12):
         Image.new("L", (8, 8), 20 * number).save(tmp_path / "few" / f"{number}.png")

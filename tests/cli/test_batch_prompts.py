@@ -1,4 +1,4 @@
-"""A file of prompts on the command line: a set of pictures for each line."""
+"""A file of prompts on the command line: a set of images for each line."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def written(name: str, *lines: str | dict[str, Any]) -> str:
 
 
 @pytest.mark.slow
-def test_a_set_is_drawn_for_each_line_as_it_would_be_by_itself(cli: Cli, folder: Path):
+def test_each_line_generates_the_images_of_a_single_request(cli: Cli, folder: Path):
     path = written(
         "p.jsonl",
         "# two, then one",
@@ -78,7 +78,7 @@ def test_a_plain_line_is_a_prompt_and_options_hold_for_every_line(cli: Cli, fold
 
 
 @pytest.mark.slow
-def test_nothing_is_overwritten_and_nothing_drawn_for_it(cli: Cli, folder: Path):
+def test_an_existing_file_is_kept_and_nothing_is_sampled(cli: Cli, folder: Path):
     path = written("p.txt", "a cat", "a dog")
     Path("made").mkdir()
     for name in ("line0002_seed0_00000.png", "line0002_sheet.png"):
@@ -109,14 +109,14 @@ def test_nothing_is_overwritten_and_nothing_drawn_for_it(cli: Cli, folder: Path)
         ),
     ],
 )
-def test_faulty_lines_are_told_before_anything_is_drawn(cli: Cli, folder: Path, lines: list[str], words: list[str]):
+def test_faulty_lines_are_reported_before_sampling(cli: Cli, folder: Path, lines: list[str], words: list[str]):
     path = written("p.jsonl", '{"prompt": "good", "steps": 1}', *lines)
     before = tree(Path())
     refused(cli("sample", folder, "--prompts", path, "--out", "made"), 4, f"{path}: ", *words)
     assert tree(Path()) == before
 
 
-def test_what_does_not_go_with_a_file_of_prompts(cli: Cli, folder: Path):
+def test_options_that_exclude_a_file_of_prompts(cli: Cli, folder: Path):
     path = written("p.txt", "a cat")
     draw = ["sample", folder, "--prompts", path, "--out", "made"]
     before = tree(Path())
@@ -135,12 +135,12 @@ def test_what_does_not_go_with_a_file_of_prompts(cli: Cli, folder: Path):
     "typed",
     ["a large blue square on green", "\u4e00\u4e2a\u7ea2\u8272\u5706\u5f62", "a red circle " * 40, "\u7ea2" * 300],
 )
-def test_a_first_word_that_can_be_no_model_is_a_prompt_for_the_bundled_one(typed: str):
+def test_a_first_argument_that_cannot_be_a_model_is_a_prompt(typed: str):
     values = with_words(TextToImage, {"model": typed}, {"settings": ["steps=4"]})
     assert values == {"model": PLAYGROUND, "prompt": [typed], "steps": 4}
 
 
-def test_a_first_word_that_can_be_a_model_is_one(tmp_path: Path):
+def test_a_first_argument_that_can_be_a_model_is_one(tmp_path: Path):
     folder = tmp_path / "my runs"
     folder.mkdir()
     for name in ("ddpm-digits", str(folder), "missing-model"):

@@ -38,7 +38,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three clips, one of which has a caption, a picture, and two files that are neither."""
+    """Three videos, one of which has a caption, an image, and two damaged files."""
     data, made = Grounds(), tmp_path / "mine"
     for k in range(3):
         write_video(made / "clips" / f"{list(COLOURS)[k]}.mp4", data[k]["pixels"].repeat_interleave(2, 2), 8.0, None)
@@ -53,7 +53,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
-def test_a_folder_is_told_beside_what_was_there(cli: Cli, run: Path, folder: Path):
+def test_captions_of_a_folder_keep_the_existing_ones(cli: Cli, run: Path, folder: Path):
     before = tree(folder)
     done = cli("caption", folder, "--model", run, "--json")
     assert done.code == 0, done.err
@@ -72,27 +72,27 @@ def test_a_folder_is_told_beside_what_was_there(cli: Cli, run: Path, folder: Pat
     assert after == before
 
 
-def test_a_file_of_captions_is_never_written_over_without_a_word(cli: Cli, run: Path, folder: Path):
+def test_an_existing_file_of_captions_is_overwritten_only_with_force(cli: Cli, run: Path, folder: Path):
     (folder / "metadata.jsonl").write_text('{"file_name": "white.png", "text": "mine"}\n')
     before = tree(folder)
     refused(cli("caption", folder, "--model", run), 2, "metadata.jsonl: exists already", "give --out")
     assert tree(folder) == before
-    done = cli("caption", folder, "--model", run, "--out", folder / "told.jsonl")
+    done = cli("caption", folder, "--model", run, "--out", folder / "new.jsonl")
     assert done.code == 0, done.err
-    (row,) = rows(folder / "told.jsonl")
+    (row,) = rows(folder / "new.jsonl")
     assert (row["text"], row["caption"]) == ("mine", "a white ground")
-    refused(cli("caption", folder, "--model", run, "--out", folder / "told.jsonl"), 2, "exists already")
+    refused(cli("caption", folder, "--model", run, "--out", folder / "new.jsonl"), 2, "exists already")
 
 
 @pytest.mark.parametrize("how", [("--decoding", "beam"), ("--decoding", "sampled", "--temperature", 0.1)])
-def test_other_ways_to_write(cli: Cli, run: Path, folder: Path, how: Any):
+def test_other_decoding_options(cli: Cli, run: Path, folder: Path, how: Any):
     done = cli("caption", folder, "--model", run, *how)
     assert done.code == 0, done.err
     assert "left out: broken.mp4" in done.out
     assert {row["caption"].split()[1] for row in rows(folder / "metadata.jsonl")} == set(COLOURS)
 
 
-def test_an_address_that_answers_for_some(cli: Cli, folder: Path, place: Place):
+def test_an_endpoint_that_answers_some_requests(cli: Cli, folder: Path, place: Place):
     answers = iter([(200, saying("One.")), (400, b"{}"), (200, saying("Three.")), (200, saying(None))])
     place.answer = lambda: next(answers)
     done = cli("caption", folder, "--model", f"{place.url}#eyes", "--json")
@@ -103,8 +103,8 @@ def test_an_address_that_answers_for_some(cli: Cli, folder: Path, place: Place):
     assert len(done.json["failed"]) == 4
 
 
-@pytest.mark.parametrize("out", [(), ("--out", "told.jsonl")])
-def test_what_was_told_before_an_interruption_is_kept_and_gone_on_with(cli: Cli, folder: Path, place: Place, out: Any):
+@pytest.mark.parametrize("out", [(), ("--out", "new.jsonl")])
+def test_captioning_resumes_after_an_interruption(cli: Cli, folder: Path, place: Place, out: Any):
     texts = iter(["One.", "Two.", None, "Three.", "Four."])
 
     def answer() -> tuple[int, bytes]:
@@ -131,7 +131,7 @@ def test_what_was_told_before_an_interruption_is_kept_and_gone_on_with(cli: Cli,
     ]  # fmt: skip
 
 
-def test_a_file_of_a_user_is_gone_on_with_where_it_holds_captions_and_loses_nothing(cli: Cli, run: Path, folder: Path):
+def test_a_users_caption_file_is_completed_and_loses_nothing(cli: Cli, run: Path, folder: Path):
     (folder / "metadata.jsonl").write_text('{"file_name": "white.png", "text": "mine"}\n')
     before = tree(folder)
     refused(cli("caption", folder, "--model", run, "--resume"), 2, "metadata.jsonl: exists already")
@@ -159,14 +159,14 @@ def test_a_captioner_writes_as_its_recipe_says(
     run: Path, tmp_path: Path, monkeypatch: Any, decode, options, how, beams
 ):
     trained = load_captioner(run)
-    said = {} if decode is None else {"decode": decode}
-    monkeypatch.setattr(caption, "load_captioner", lambda *place: trained._replace(facts={"size": [8, 8], **said}))
+    decoding = {} if decode is None else {"decode": decode}
+    monkeypatch.setattr(caption, "load_captioner", lambda *place: trained._replace(facts={"size": [8, 8], **decoding}))
     own = caption.CaptionRequest(tmp_path, str(tmp_path / "any"), **options).teller()
     assert isinstance(own, NativeCaptioner)
     assert (own.how, own.beams, own.length_power) == (how, beams, (decode or {}).get("length_penalty", 0.6))
 
 
-def test_how_it_writes_that_cannot_be_read_is_refused(run: Path, tmp_path: Path, monkeypatch: Any):
+def test_decoding_options_that_cannot_be_read_are_refused(run: Path, tmp_path: Path, monkeypatch: Any):
     trained = load_captioner(run)
     for wrong in ({"num_beams": 0}, {"beems": 1}, 3):
         monkeypatch.setattr(caption, "load_captioner", lambda *place, w=wrong: trained._replace(facts={"decode": w}))
@@ -174,7 +174,7 @@ def test_how_it_writes_that_cannot_be_read_is_refused(run: Path, tmp_path: Path,
             caption.CaptionRequest(tmp_path, str(tmp_path / "any")).teller()
 
 
-def test_what_cannot_be_is_refused(cli: Cli, run: Path, folder: Path, tmp_path: Path):
+def test_invalid_options_are_refused(cli: Cli, run: Path, folder: Path, tmp_path: Path):
     (tmp_path / "empty").mkdir()
     before = tree(tmp_path)
     refused(cli("caption", "empty", "--model", run), 4, "neither an image nor a video in it")
@@ -182,7 +182,7 @@ def test_what_cannot_be_is_refused(cli: Cli, run: Path, folder: Path, tmp_path: 
     refused(cli("caption", folder, "--model", "ddpm-digits"), 1, "ddpm-digits: not a captioner")
     refused(cli("caption", folder, "--model", run, "--decoding", "gredy"), 2, "nearest: 'greedy'")
     refused(cli("caption", folder, "--model", "http://127.0.0.1:9/v1#eyes"), 4, "no caption of 6 files")
-    refused(cli("caption", folder, "--model", run, "--out", "told.csv"), 2, "--out told.csv", "such as captions.jsonl")
+    refused(cli("caption", folder, "--model", run, "--out", "new.csv"), 2, "--out new.csv", "such as captions.jsonl")
     refused(cli("caption", folder, "--model", run, "--out", "."), 2, "--out .: captions are written as JSON")
     refused(
         cli("caption", folder, "--model", run, "--num-beams", 0),
@@ -193,7 +193,7 @@ def test_what_cannot_be_is_refused(cli: Cli, run: Path, folder: Path, tmp_path: 
 
 
 @pytest.mark.slow
-def test_captioners_are_trained_and_judged_by_their_recipes(cli: Cli):
+def test_captioners_are_trained_and_evaluated_by_their_recipes(cli: Cli):
     done = cli("train", "captioner-short", "--quick", "--output-dir", "short")
     assert done.code == 0, done.err
     done = cli("train", "captioner-playground", "--quick", "base=short", "--output-dir", "dense")
@@ -206,8 +206,8 @@ def test_captioners_are_trained_and_judged_by_their_recipes(cli: Cli):
     refused(cli("train", "captioner-short", "--dry-run"), 2, "a recipe of kind captioner")
 
 
-def test_clips_of_a_recipe_are_told_by_number_and_trained_on(cli: Cli, run: Path, tmp_path: Path):
-    small, out = ("data.count=20", "data.caption_error_rate=0", "data.caption_styles=[raw]"), tmp_path / "told.jsonl"
+def test_videos_of_a_recipe_are_captioned_by_number_and_trained_on(cli: Cli, run: Path, tmp_path: Path):
+    small, out = ("data.count=20", "data.caption_error_rate=0", "data.caption_styles=[raw]"), tmp_path / "new.jsonl"
     done = cli("caption", "playground-small", *small, "-n", 6, "--model", run, "--out", out, "--json")
     assert done.code == 0, done.err
     found = rows(out)
@@ -223,7 +223,7 @@ def test_clips_of_a_recipe_are_told_by_number_and_trained_on(cli: Cli, run: Path
         items = mixed.annotations(range(20))
         written = [row["caption"] for row in found]
         kept = [item["text"] == text for item, text in zip(items, own, strict=True)]
-        assert all(kept[6:])  # those that were not told keep their own
+        assert all(kept[6:])  # videos without a new caption keep the old one
         assert {"texts" in item for item in items[6:]} == {False}
         assert [item["texts"] for item in items[:6]] == list(zip(own, written, strict=False))
         assert sum(not one for one in kept) in {1.0: (6,), 0.5: range(1, 6), 0.0: (0,)}[share]
@@ -234,21 +234,21 @@ def test_clips_of_a_recipe_are_told_by_number_and_trained_on(cli: Cli, run: Path
         )
 
 
-def test_captions_of_another_world_are_refused(cli: Cli, run: Path, tmp_path: Path):
-    out = tmp_path / "told.jsonl"
+def test_captions_of_other_videos_are_refused(cli: Cli, run: Path, tmp_path: Path):
+    out = tmp_path / "new.jsonl"
     assert cli("caption", "playground-small", "-n", 2, "--model", run, "--out", out, "--quiet").code == 0
-    pattern = r"captions '.*told.jsonl': of another world: video 0 was '.*' there and is '"
+    pattern = r"captions '.*new.jsonl': of another world: video 0 was '.*' there and is '"
     with pytest.raises(RecipeError, match=pattern):
         playground.Playground(playground.PlaygroundConfig(captions_file=str(out)))
     with pytest.raises(RecipeError, match=r"captions 'none.jsonl': no such file; unveil caption writes it"):
         playground.Playground(playground.PlaygroundConfig(captions_file="none.jsonl"))
     out.write_text('{"file_name": "a.mp4", "caption": "a"}\n')
-    with pytest.raises(DataError, match=r"told.jsonl line 1: 'a.mp4' is no number of a video"):
+    with pytest.raises(DataError, match=r"new.jsonl line 1: 'a.mp4' is no number of a video"):
         playground.Playground(playground.PlaygroundConfig(captions_file=str(out)))
 
 
-def test_what_is_no_folder_and_no_count_of_clips_is_refused(cli: Cli, run: Path, folder: Path, tmp_path: Path):
-    out = tmp_path / "told.jsonl"
+def test_neither_a_folder_nor_a_count_of_videos_is_refused(cli: Cli, run: Path, folder: Path, tmp_path: Path):
+    out = tmp_path / "new.jsonl"
     few = ("--model", run, "--out", out)
     refused(cli("caption", "playground-small", *few), 2, "playground-small: a recipe; give --num-videos")
     refused(
@@ -260,7 +260,7 @@ def test_what_is_no_folder_and_no_count_of_clips_is_refused(cli: Cli, run: Path,
     assert not out.exists()
 
 
-def test_the_captioner_that_comes_with_the_package_tells_clips_it_has_not_seen(cli: Cli):
+def test_the_bundled_captioner_describes_held_out_videos(cli: Cli):
     ask = ("--recipe", "captioner-playground", "-n", 60, "--json")
     done = cli("evaluate", "playground-captioner", *ask)
     assert done.code == 0, done.err

@@ -1,4 +1,4 @@
-"""What `unveil caption` leaves of a folder: labels, columns, files without an answer; and captions kept elsewhere."""
+"""`unveil caption` on a folder: labels, columns, files without an answer, and captions in another file."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def opened(folder: Path, **changes: Any) -> Any:
 
 @pytest.fixture
 def ask(place: Place, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
-    """The options of a model that says how many pictures it has seen."""
+    """The options of a model that answers with the number of images so far."""
     place.answer = lambda: (200, saying(f"Number {len(place.requests)}."))
     return ("--model", f"{place.url}#eyes")
 
@@ -56,12 +56,12 @@ def test_metadata_of_the_other_form_is_not_joined_by_a_second(cli: Cli, tmp_path
     refused(cli("caption", folder, *ask, "--force"), 5, "metadata.csv says already")
     refused(cli("caption", folder, *ask, "--out", folder / "metadata.jsonl"), 5, "metadata.csv says already")
     assert not place.requests
-    done = cli("caption", folder, *ask, "--out", "told.jsonl")
+    done = cli("caption", folder, *ask, "--out", "new.jsonl")
     assert done.code == 0, done.err
-    assert "train on them with data.captions_file=told.jsonl" in done.out
-    assert rows(Path("told.jsonl"))[0] == {"file_name": "a.png", "text": "alpha", "label": "x", "caption": "Number 1."}
+    assert "train on them with data.captions_file=new.jsonl" in done.out
+    assert rows(Path("new.jsonl"))[0] == {"file_name": "a.png", "text": "alpha", "label": "x", "caption": "Number 1."}
     assert tree(folder) == before
-    made = opened(folder, captions_file="told.jsonl")
+    made = opened(folder, captions_file="new.jsonl")
     assert [(one.text, one.synthetic) for one in made.entries] == [("alpha", "Number 1."), ("beta", "Number 2.")]
     assert made.classes == ["x", "y"]
 
@@ -77,7 +77,7 @@ def test_sub_folders_that_are_classes_stay_classes(cli: Cli, tmp_path: Path, ask
     assert [after[k]["text"] for k in range(2)] == ["Number 1.", "Number 2."]
 
 
-def test_classes_that_metadata_cannot_say_are_not_hidden_by_it(cli: Cli, tmp_path: Path, place: Place, ask: Any):
+def test_classes_that_metadata_cannot_hold_stay(cli: Cli, tmp_path: Path, place: Place, ask: Any):
     folder = painted(tmp_path / "mine", "2023/a.png", "2024/b.png")
     refused(
         cli("caption", folder, *ask), 5, "cannot say these (2023, 2024)", "give --out, such as --out captions.jsonl"
@@ -88,7 +88,7 @@ def test_classes_that_metadata_cannot_say_are_not_hidden_by_it(cli: Cli, tmp_pat
     assert (made.classes, made[1]["text"]) == (["2023", "2024"], "Number 2.")
 
 
-def test_columns_of_a_user_stay_when_captions_are_written_anew(cli: Cli, tmp_path: Path, place: Place, ask: Any):
+def test_a_users_columns_stay_when_captions_are_rewritten(cli: Cli, tmp_path: Path, place: Place, ask: Any):
     folder = painted(tmp_path / "mine", "a.png", "b.png", "c.png")
     own = [
         {"file_name": "b.png", "label": "x", "author": "me", "caption": "old", "confidence": 0.5},
@@ -114,7 +114,9 @@ def test_columns_of_a_user_stay_when_captions_are_written_anew(cli: Cli, tmp_pat
 # -- what has no answer -------------------------------------------------------------------------------------------
 
 
-def test_what_had_no_answer_trains_as_before_and_is_asked_again(cli: Cli, tmp_path: Path, place: Place, ask: Any):
+def test_files_without_an_answer_train_as_before_and_are_requested_again(
+    cli: Cli, tmp_path: Path, place: Place, ask: Any
+):
     folder = painted(tmp_path / "mine", "a.png", "b.png", "c.png")
     (folder / "b.txt").write_text("beta")
     answers = iter([(200, saying("One.")), (400, b"{}"), (400, b"{}")])
@@ -128,10 +130,10 @@ def test_what_had_no_answer_trains_as_before_and_is_asked_again(cli: Cli, tmp_pa
     done = cli("caption", folder, *ask, "--resume", "--json")
     assert (done.code, done.json["captions"], done.json["failed"]) == (0, 3, [])
     assert [row["caption"] for row in rows(folder / "metadata.jsonl")] == ["One.", "Late.", "Late."]
-    assert len(place.requests) == 5  # what was told is not asked again
+    assert len(place.requests) == 5  # existing captions are not requested again
 
 
-def test_a_model_that_is_gone_is_not_asked_for_every_file(cli: Cli, tmp_path: Path, place: Place, ask: Any):
+def test_an_unreachable_model_is_not_requested_for_every_file(cli: Cli, tmp_path: Path, place: Place, ask: Any):
     folder = painted(tmp_path / "mine", *(f"{k:02}.png" for k in range(12)))
     answers = iter([(200, saying("One.")), *[(400, b"{}")] * 20])
     place.answer = lambda: next(answers)
@@ -149,24 +151,24 @@ def test_a_model_that_is_gone_is_not_asked_for_every_file(cli: Cli, tmp_path: Pa
     assert tree(other) == before
 
 
-def test_failures_that_are_not_in_a_row_end_nothing(cli: Cli, tmp_path: Path, place: Place, ask: Any):
+def test_failures_that_are_not_consecutive_do_not_stop(cli: Cli, tmp_path: Path, place: Place, ask: Any):
     folder = painted(tmp_path / "mine", *(f"{k:02}.png" for k in range(12)))
     place.answer = lambda: (200, saying("One.")) if len(place.requests) % 5 == 0 else (400, b"{}")
     done = cli("caption", folder, *ask, "--json")
     assert (done.code, done.json["captions"], len(done.json["failed"])) == (0, 2, 10)
 
 
-def test_what_answers_took_is_summed(cli: Cli, tmp_path: Path, place: Place, ask: Any):
+def test_tokens_and_costs_are_summed(cli: Cli, tmp_path: Path, place: Place, ask: Any):
     folder = painted(tmp_path / "mine", "a.png", "b.png", "c.png")
     usage = {"prompt_tokens": 90, "completion_tokens": 7, "cost": 0.5}
     place.answer = lambda: (200, saying("One." if len(place.requests) != 2 else None, **usage))
     done = cli("caption", folder, *ask)
     assert "270 tokens read, 21 written, 1.5 $" in done.out  # the answer that is none too
-    done = cli("caption", folder, *ask, "--out", "told.jsonl", "--json")
+    done = cli("caption", folder, *ask, "--out", "new.jsonl", "--json")
     assert done.json["cost"] == {"read": 270, "written": 21, "price": 1.5}
 
 
-def test_an_address_that_never_answers(cli: Cli, tmp_path: Path, place: Place, ask: Any, monkeypatch: Any):
+def test_an_endpoint_that_never_answers(cli: Cli, tmp_path: Path, place: Place, ask: Any, monkeypatch: Any):
     monkeypatch.setenv("UNVEIL_API_SECONDS", "0.2")
     folder = painted(tmp_path / "mine", "a.png")
     before = tree(folder)

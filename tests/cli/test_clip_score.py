@@ -1,4 +1,4 @@
-"""A small model of clips on the command line: trained, and judged by prompts of the score world."""
+"""A small video model on the command line: training, and evaluation by validation prompts."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ OFF = (
 
 
 @pytest.mark.slow
-def test_a_model_of_clips_is_judged(cli: Cli):
+def test_a_video_model_is_evaluated(cli: Cli):
     assert cli("train", "playground-video", "--quick", "--output-dir", "run", *SMALL, *OFF, "--quiet").code == 0
-    asked = ("--prompt-set", "validation", "-n", 6, "--dtype", "bfloat16")
-    done = cli("evaluate", "run", *asked, "--json")
+    options = ("--prompt-set", "validation", "-n", 6, "--dtype", "bfloat16")
+    done = cli("evaluate", "run", *options, "--json")
     assert done.code == 0, done.err
     found = done.json["results"]["clips"]
     assert list(found) == ["validation"]
@@ -33,7 +33,7 @@ def test_a_model_of_clips_is_judged(cli: Cli):
     report = Report.load("run")
     assert (report.protocol["precision"], report.protocol["batch"], report.protocol["prompts"]) == ("bfloat16", 16, 6)
     [checkpoint] = Path("run/checkpoints").glob("step*")
-    done = cli("evaluate", checkpoint, *asked, "--out", "judged")
+    done = cli("evaluate", checkpoint, *options, "--out", "judged")
     assert done.code == 0, done.err
     assert "all as asked, validation" in done.out
     assert sorted(tree(Path("judged"))) == ["report.html", "report.json"]
@@ -62,7 +62,7 @@ def test_the_command_writes_a_page_of_its_tasks(cli: Cli, tasks: tuple[str, ...]
     assert cli("analyze", "video-tasks", "ddpm-digits", "--out", "other").code == 2
 
 
-def test_models_of_other_sizes_stand_beside_it(cli: Cli):
+def test_models_of_other_sizes_are_compared(cli: Cli):
     for name, width in (("small", 24), ("large", 48)):
         sizes = (f"network.hidden_size={width}", "network.heads=1", "network.depth=1", "network.cross_attention_dim=16")
         assert (

@@ -31,7 +31,7 @@ def pixels(path: Path) -> torch.Tensor:
 # ---------------------------------------------------------------------- sample
 
 
-def test_sample_writes_pictures_a_sheet_and_a_strip(cli: Cli, saved: Path, tmp_path: Path):
+def test_sample_writes_images_a_grid_and_a_trajectory(cli: Cli, saved: Path, tmp_path: Path):
     done = cli("sample", saved, "--label", 3, "--label", 7, "-n", 5, "--save-trajectory", "--out", "made", "--json")
     assert done.code == 0, done.err
     names = [f"seed0_{n:05d}.png" for n in range(5)]
@@ -39,23 +39,23 @@ def test_sample_writes_pictures_a_sheet_and_a_strip(cli: Cli, saved: Path, tmp_p
     assert done.json["images"] == [f"made/{name}" for name in names]
     assert pixels(tmp_path / "made" / names[0]).shape == (8, 8)
     sheet = pixels(tmp_path / "made" / "sheet.png")
-    assert min(sheet.shape) > 2 * 96, "8 x 8 pictures are enlarged to be seen"
+    assert min(sheet.shape) > 2 * 96, "8 x 8 images are enlarged in the grid"
     assert (sheet[0] == 255).all(), "and spaced"
     strip = pixels(tmp_path / "made" / "strip.png")
-    assert strip.shape[0] > 5 * 96, "a row for each picture"
+    assert strip.shape[0] > 5 * 96, "a row for each image"
 
 
-def test_who_ends_it_in_between_keeps_what_was_drawn(
+def test_an_interruption_keeps_the_finished_images(
     cli: Cli, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     made, batches = image_output.generate, []
 
     def ended(*given: Any, **named: Any) -> Any:
-        for picture in made(*given, **named):
+        for image in made(*given, **named):
             if len(batches) == 4:
                 raise KeyboardInterrupt
-            batches.append(picture)
-            yield picture
+            batches.append(image)
+            yield image
 
     monkeypatch.setattr(image_output, "generate", ended)
     draw = ["sample", saved, "--label", 3, "-n", 6, "--batch-size", 2, "--out", "made"]
@@ -66,7 +66,7 @@ def test_who_ends_it_in_between_keeps_what_was_drawn(
     assert cli(*draw, "--force").code == 0
 
 
-def test_the_sheet_of_a_folder_shows_as_many_as_can_be_seen(
+def test_the_grid_of_a_folder_shows_a_limited_number_of_images(
     cli: Cli, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(image_output, "SHOWN", 4)
@@ -76,17 +76,17 @@ def test_the_sheet_of_a_folder_shows_as_many_as_can_be_seen(
     assert (tmp_path / "six" / "sheet.png").read_bytes() == (tmp_path / "four" / "sheet.png").read_bytes()
 
 
-def test_the_strip_goes_from_noise_to_the_picture(cli: Cli, saved: Path, tmp_path: Path):
+def test_the_trajectory_goes_from_noise_to_the_image(cli: Cli, saved: Path, tmp_path: Path):
     assert cli("sample", saved, "--label", 3, "--steps", 12, "--save-trajectory", "--out", "one.png").code == 0
-    strip, picture = pixels(tmp_path / "one.strip.png"), pixels(tmp_path / "one.png")
+    strip, image = pixels(tmp_path / "one.strip.png"), pixels(tmp_path / "one.png")
     shown = strip[6:-6, 6:-6]
     frames = [shown[::12, start : start + 96 : 12] for start in range(0, shown.shape[1], 96 + 6)]
     assert len(frames) == 9
-    assert torch.equal(frames[-1], picture)
-    assert not torch.equal(frames[0], picture)
+    assert torch.equal(frames[-1], image)
+    assert not torch.equal(frames[0], image)
 
 
-def test_a_picture_is_repeated_exactly_from_its_own_record(cli: Cli, saved: Path, tmp_path: Path):
+def test_an_image_is_regenerated_exactly_from_its_metadata(cli: Cli, saved: Path, tmp_path: Path):
     arguments = [
         "--label",
         3,
@@ -112,7 +112,7 @@ def test_a_picture_is_repeated_exactly_from_its_own_record(cli: Cli, saved: Path
     assert (tmp_path / "again.png").read_bytes() == original.read_bytes()
 
 
-def test_the_record_says_what_tools_show_and_nothing_of_where(cli: Cli, saved: Path, tmp_path: Path):
+def test_metadata_holds_the_parameters_that_tools_show_and_no_paths(cli: Cli, saved: Path, tmp_path: Path):
     assert cli("sample", saved, "--label", 3, "--seed", 5, "--out", "one.png").code == 0
     with Image.open(tmp_path / "one.png") as image:
         texts = dict(image.text)  # pyright: ignore
@@ -125,7 +125,7 @@ def test_the_record_says_what_tools_show_and_nothing_of_where(cli: Cli, saved: P
     assert {"unveil", "torch", "python"} <= facts["versions"].keys()
 
 
-def test_no_metadata_leaves_nothing_to_repeat_from(cli: Cli, saved: Path, tmp_path: Path):
+def test_without_metadata_an_image_cannot_be_regenerated(cli: Cli, saved: Path, tmp_path: Path):
     assert cli("sample", saved, "--label", 3, "--out", "one.png", "--no-metadata").code == 0
     with Image.open(tmp_path / "one.png") as image:
         assert not image.text  # pyright: ignore
@@ -134,7 +134,7 @@ def test_no_metadata_leaves_nothing_to_repeat_from(cli: Cli, saved: Path, tmp_pa
     assert "has no metadata of its generation" in done.err
 
 
-def test_another_model_does_not_repeat_a_picture(cli: Cli, saved: Path, tmp_path: Path):
+def test_another_model_does_not_regenerate_an_image(cli: Cli, saved: Path, tmp_path: Path):
     assert cli("sample", saved, "--label", 3, "--out", "one.png").code == 0
     model = unveil.load(saved)
     with torch.no_grad():
@@ -147,7 +147,7 @@ def test_another_model_does_not_repeat_a_picture(cli: Cli, saved: Path, tmp_path
     assert not (tmp_path / "two.png").exists()
 
 
-def test_first_picks_up_where_a_set_ended(cli: Cli, saved: Path, tmp_path: Path):
+def test_first_continues_a_set(cli: Cli, saved: Path, tmp_path: Path):
     assert cli("sample", saved, "--label", 3, "-n", 4, "--out", "all").code == 0
     assert cli("sample", saved, "--label", 3, "-n", 2, "--start-index", 2, "--out", "rest").code == 0
     for n in (2, 3):
@@ -159,7 +159,7 @@ def test_first_picks_up_where_a_set_ended(cli: Cli, saved: Path, tmp_path: Path)
 # ---------------------------------------------------------------------- inspect
 
 
-def test_inspect_reads_headers_alone(cli: Cli, saved: Path, tmp_path: Path):
+def test_inspect_reads_only_headers(cli: Cli, saved: Path, tmp_path: Path):
     done = cli("inspect", saved, "--json")
     assert done.code == 0, done.err
     facts = done.json
@@ -174,7 +174,7 @@ def test_inspect_reads_headers_alone(cli: Cli, saved: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     "overrides", [[], ["process.beta_schedule=linear"], ["process={kind: linear-vp}", "prediction=v"]]
 )
-def test_inspect_process_draws_and_prints(cli: Cli, tmp_path: Path, overrides: list[str]):
+def test_inspect_schedule_plots_and_prints(cli: Cli, tmp_path: Path, overrides: list[str]):
     done = cli("inspect", "schedule", "ddpm-digits", *overrides, "--json", "-n", 4)
     assert done.code == 0, done.err
     facts = done.json
@@ -186,14 +186,14 @@ def test_inspect_process_draws_and_prints(cli: Cli, tmp_path: Path, overrides: l
         assert image.width > 800
 
 
-def test_the_table_of_a_process_is_the_published_one(cli: Cli):
+def test_the_table_of_a_schedule_is_the_published_one(cli: Cli):
     facts = cli("inspect", "schedule", "ddpm-digits", "process.beta_schedule=linear", "--json", "-n", 1).json
     assert facts["alpha_bar"][0] == pytest.approx(4.0358e-5, rel=1e-4)  # Ho et al. 2020, section 4
     assert facts["beta"][0] == pytest.approx(0.02)
     assert facts["beta"][-1] == pytest.approx(1e-4)
 
 
-def test_inspect_process_measures_the_bound_of_a_model(cli: Cli, saved: Path):
+def test_inspect_schedule_measures_the_bound_of_a_model(cli: Cli, saved: Path):
     done = cli("inspect", "schedule", saved, "-n", 4, "--rows", 3)
     assert done.code == 0, done.err
     assert "on 4 held-out pictures" in done.out
@@ -230,7 +230,7 @@ def test_data_show_and_check(cli: Cli, tmp_path: Path):
     assert tree(folder) == before
 
 
-def test_data_show_draws_clips(cli: Cli, tmp_path: Path):
+def test_data_show_writes_frames_of_videos(cli: Cli, tmp_path: Path):
     recipe = yaml.safe_load(cli("recipes", "show", "ddpm-scenes").out)
     for name, frames, code in (("clips", [9], 0), ("mixed", [5, 9], 2)):
         recipe["data"] = {"kind": "playground", "frames": frames}
@@ -241,17 +241,17 @@ def test_data_show_draws_clips(cli: Cli, tmp_path: Path):
     assert "(3, 5, 32, 32), (3, 9, 32, 32) and so on fit no sheet" in done.err
 
 
-def test_data_check_of_clips(cli: Cli, tmp_path: Path):
-    folder = tmp_path / "films"
+def test_data_check_of_videos(cli: Cli, tmp_path: Path):
+    folder = tmp_path / "videos"
     make_video(folder / "walk.mp4", 6)
     make_video(folder / "jumps.mp4", 6, rate=24, ticks=[0, 1, 2, 4, 5, 7])
     done = cli("data", "check", folder, "--frames", 3, "--json")
     assert done.code == 0, done.err
     assert (done.json["found"], done.json["usable"], done.json["fps"]) == (2, 1, {"12": 1, "variable": 1})
     assert done.json["unreadable"][0]["path"] == "jumps.mp4"
-    told = cli("data", "check", folder, "--frames", 2, "--fps", 6, "--resample", "nearest", "--size", 8).out
-    assert "2 clips, 2 usable" in told
-    assert "walk.mp4: 16 x 16, 6 frames: to 8 x 8, 12 fps to 6 fps (nearest), 3 of 6 frames left out" in told
+    output = cli("data", "check", folder, "--frames", 2, "--fps", 6, "--resample", "nearest", "--size", 8).out
+    assert "2 clips, 2 usable" in output
+    assert "walk.mp4: 16 x 16, 6 frames: to 8 x 8, 12 fps to 6 fps (nearest), 3 of 6 frames left out" in output
     done = cli("data", "check", folder, "--resample", "nearst")
     assert done.code == 2
     assert "resample 'nearst': must be one of none, nearest, shown; nearest: 'nearest'" in done.err
@@ -280,7 +280,7 @@ def published(path: Path) -> Model:
 
 
 @pytest.mark.slow
-def test_published_weights_come_in_and_go_out(cli: Cli, tmp_path: Path):
+def test_published_weights_are_converted_in_both_directions(cli: Cli, tmp_path: Path):
     model = published(tmp_path / "theirs.pt")
     settings = ["--recipe", "iddpm-cifar10", "--set", OPENAI[0]]
     done = cli("convert", tmp_path / "theirs.pt", "ours", *settings, "--json")
@@ -300,7 +300,7 @@ def test_published_weights_come_in_and_go_out(cli: Cli, tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_a_state_dict_is_found_inside_a_training_file(cli: Cli, tmp_path: Path):
+def test_a_state_dict_inside_a_training_file_is_read(cli: Cli, tmp_path: Path):
     published(tmp_path / "theirs.pt")
     state = torch.load(tmp_path / "theirs.pt", weights_only=True)
     wrapped = {"epoch": 3, "model": {f"module.{key}": tensor for key, tensor in state.items()}}

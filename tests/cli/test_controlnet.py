@@ -1,4 +1,4 @@
-"""ControlNets on the command line: typed, drawn with, repeated, refused, trained."""
+"""ControlNets on the command line: options, sampling, regeneration, refusals and training."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def unet_of(saved: Path) -> UNet:
 
 @pytest.fixture(scope="module")
 def edges(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ControlNet of the saved model in the published layout, that changes pictures."""
+    """A ControlNet of the saved model in the published layout, whose output changes images."""
     control = ControlNet.of(unet_of(saved), hint_widths=hint_widths(1))
     torch.manual_seed(3)
     for parameter in (*control.hint.parameters(), *control.zero.parameters(), *control.zero_middle.parameters()):
@@ -49,21 +49,21 @@ def edges(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def hint(cli: Cli) -> Path:
-    """A picture of another size than the model's."""
+    """An image of another size than the model's."""
     shown = np.zeros((24, 24, 3), np.uint8)
     shown[6:18, 6:18] = 255
     Image.fromarray(shown).save("hint.png")
     return Path("hint.png")
 
 
-def test_pictures_weights_and_ranges_are_typed(cli: Cli):
+def test_images_weights_and_ranges_are_parsed(cli: Cli):
     assert read_controlnet("edges=hint.png") == {"network": "edges", "image": "hint.png"}
     assert read_controlnet("edges=hint.png:0.5") == {"network": "edges", "image": "hint.png", "weight": 0.5}
     whole = {"network": "edges", "image": "hint.png", "weight": 0.5, "start": 0.2, "stop": 1.0}
     assert read_controlnet("edges=hint.png:0.5:0.2-1") == whole
     assert read_controlnet("hint.png:2") == {"image": "hint.png", "weight": 2.0}
-    windows = read_controlnet(r"C:\nets\edges=D:\my pictures\a.png:0.8:0-0.5")
-    parts = {"network": r"C:\nets\edges", "image": r"D:\my pictures\a.png"}
+    windows = read_controlnet(r"C:\nets\edges=D:\my photos\a.png:0.8:0-0.5")
+    parts = {"network": r"C:\nets\edges", "image": r"D:\my photos\a.png"}
     assert windows == parts | {"weight": 0.8, "start": 0.0, "stop": 0.5}
     assert read_controlnet(r"D:\a.png") == {"image": r"D:\a.png"}
     Path("a=b").mkdir()
@@ -72,7 +72,7 @@ def test_pictures_weights_and_ranges_are_typed(cli: Cli):
     assert read_controlnet("d=e.png:0.5") == {"image": "d=e.png", "weight": 0.5}
 
 
-def test_a_picture_with_a_control_is_drawn_and_repeated(cli: Cli, saved: Path, edges: Path, hint: Path):
+def test_an_image_under_a_controlnet_is_generated_and_regenerated(cli: Cli, saved: Path, edges: Path, hint: Path):
     draw = ["sample", saved, "--label", "3", "--seed", "1", "--quiet", "--out"]
     for name, rest in (("off", ":0"), ("half", ":0.5"), ("on", ""), ("early", ":1:0-0.5")):
         outcome = cli(*draw, f"{name}.png", "--controlnet", f"{edges}={hint}{rest}")
@@ -84,8 +84,8 @@ def test_a_picture_with_a_control_is_drawn_and_repeated(cli: Cli, saved: Path, e
     assert abs(half - base).max() > 0
     assert (early != on).any()
     assert (early != base).any()
-    (told,) = read_facts(Path("half.png"))["controls"]
-    assert (told["name"], told["weight"], told["image"]) == ("edges.safetensors", 0.5, "hint.png")
+    (control,) = read_facts(Path("half.png"))["controls"]
+    assert (control["name"], control["weight"], control["image"]) == ("edges.safetensors", 0.5, "hint.png")
     assert "controls" not in read_facts(Path("base.png"))
     again = ["sample", saved, "--from-metadata", "early.png", "--out"]
     outcome = cli(*again, "missing.png")
@@ -106,7 +106,7 @@ def test_a_picture_with_a_control_is_drawn_and_repeated(cli: Cli, saved: Path, e
     assert "is another file" in outcome.err
 
 
-def test_two_controls_add_up_by_their_weights(cli: Cli, saved: Path, edges: Path, hint: Path):
+def test_two_controlnets_are_added_by_their_weights(cli: Cli, saved: Path, edges: Path, hint: Path):
     draw = ["sample", saved, "--label", "3", "--quiet", "--out"]
     cli(*draw, "whole.png", "--controlnet", f"{edges}={hint}")
     parts = ("--controlnet", f"{edges}={hint}:0.25", "--controlnet", f"{edges}={hint}:0.75")
@@ -121,7 +121,7 @@ def test_two_controls_add_up_by_their_weights(cli: Cli, saved: Path, edges: Path
     assert (pixels("again.png") == pixels("parts.png")).all()
 
 
-def test_edits_take_controls_and_modes(cli: Cli, saved: Path, edges: Path, hint: Path):
+def test_edits_accept_controlnets_and_modes(cli: Cli, saved: Path, edges: Path, hint: Path):
     cli("sample", saved, "--label", "3", "--quiet", "--out", "three.png")
     mask = np.zeros((8, 8), np.uint8)
     mask[2:6] = 255
@@ -150,7 +150,7 @@ def test_edits_take_controls_and_modes(cli: Cli, saved: Path, edges: Path, hint:
     assert "balanced, guess" in outcome.err
 
 
-def test_an_enlargement_takes_controls_tile_by_tile(cli: Cli, saved: Path, edges: Path, hint: Path):
+def test_upscaling_applies_controlnets_tile_by_tile(cli: Cli, saved: Path, edges: Path, hint: Path):
     cli("sample", saved, "--label", "3", "--quiet", "--out", "three.png")
     draw = ["upscale", saved, "three.png", "--factor", "2", "--strength", "1", "--label", "3", "--quiet", "--out"]
     assert cli(*draw, "plain.png").code == 0
@@ -172,7 +172,7 @@ def test_an_enlargement_takes_controls_tile_by_tile(cli: Cli, saved: Path, edges
     assert (pixels("again.png") == pixels("on.png")).all()
 
 
-def test_what_is_near_a_controlled_picture_is_controlled_alike(cli: Cli, saved: Path, edges: Path, hint: Path):
+def test_variations_of_an_image_under_a_controlnet_use_it_too(cli: Cli, saved: Path, edges: Path, hint: Path):
     named = ("--controlnet", f"{edges}={hint}:0.5")
     assert cli("sample", saved, "--label", "3", "--seed", "4", "--quiet", "--out", "own.png", *named).code == 0
     near = ["variations", "own.png", "--model", saved, "--seed", "9", "--quiet", "--out"]
@@ -187,7 +187,9 @@ def test_what_is_near_a_controlled_picture_is_controlled_alike(cli: Cli, saved: 
     assert read_facts(Path("same.png"))["controls"] == read_facts(Path("own.png"))["controls"]
 
 
-def test_the_ends_of_a_controlled_way_are_the_two_samples(cli: Cli, saved: Path, edges: Path, hint: Path):
+def test_the_ends_of_an_interpolation_under_a_controlnet_are_the_two_samples(
+    cli: Cli, saved: Path, edges: Path, hint: Path
+):
     named = ("--controlnet", f"{edges}={hint}")
     ends = ("--seed", "3", "--seed", "9", "--label", "3", "--label", "8")
     outcome = cli("interpolate", saved, *ends, "--frames", "3", "--batch-size", "1", "--quiet", "--out", "way", *named)
@@ -198,13 +200,13 @@ def test_the_ends_of_a_controlled_way_are_the_two_samples(cli: Cli, saved: Path,
     assert (pixels("way/frame_00000.png") != pixels("way/frame_00002.png")).any()
 
 
-def test_a_picture_goes_to_noise_and_back_under_a_control(cli: Cli, saved: Path, edges: Path, hint: Path):
+def test_inversion_under_a_controlnet_reconstructs_the_image(cli: Cli, saved: Path, edges: Path, hint: Path):
     cli("sample", saved, "--label", "3", "--quiet", "--out", "three.png")
-    named, told = ("--controlnet", f"{edges}={hint}"), ("--label", "3", "--steps", "20")
-    outcome = cli("invert", saved, "three.png", *told, "--out", "on.safetensors", "--json", *named)
+    named, options = ("--controlnet", f"{edges}={hint}"), ("--label", "3", "--steps", "20")
+    outcome = cli("invert", saved, "three.png", *options, "--out", "on.safetensors", "--json", *named)
     assert outcome.code == 0, outcome.err
     assert [one["name"] for one in outcome.json["controls"]] == ["edges.safetensors"]
-    assert cli("invert", saved, "three.png", *told, "--out", "off.safetensors").code == 0
+    assert cli("invert", saved, "three.png", *options, "--out", "off.safetensors").code == 0
     back = ["sample", saved, "--latents", "on.safetensors", "--out"]
     with_it, without = cli(*back, "with.png", *named), cli(*back, "without.png")
     assert (with_it.code, without.code) == (0, 0)
@@ -216,7 +218,7 @@ def test_a_picture_goes_to_noise_and_back_under_a_control(cli: Cli, saved: Path,
     assert abs(pixels("off.png") - pixels("three.png")).mean() < 0.5 * far
 
 
-def test_what_does_not_fit_is_refused(cli: Cli, saved: Path, edges: Path, hint: Path):
+def test_controlnets_that_do_not_fit_are_refused(cli: Cli, saved: Path, edges: Path, hint: Path):
     outcome = cli("sample", "ddpm-digits", "--controlnet", f"{edges}={hint}", "--out", "a.png")
     assert outcome.code == 1
     assert "a ControlNet of another base (widths of the levels" in outcome.err
@@ -247,13 +249,13 @@ def test_a_folder_of_diffusers_is_read(tmp_path: Path):
     assert found.sha256 == controlnet.digest(tmp_path / "theirs")
 
 
-def test_what_is_inspected_says_that_it_is_a_controlnet(cli: Cli, edges: Path, monkeypatch: pytest.MonkeyPatch):
+def test_inspect_recognises_a_controlnet(cli: Cli, edges: Path, monkeypatch: pytest.MonkeyPatch):
     config = UNetConfig(4, 4, 32, (1, 2), 1, (1, 2), heads=2, groups=8, transformer_depth=(1,), cross_attention_dim=8)
-    shelf = Path("models") / "controlnets"
-    diffusers_unet.write(ControlNet.of(UNet(config), hint_widths=hint_widths(8)), shelf / "theirs")
-    (shelf / "edges.safetensors").write_bytes(edges.read_bytes())
+    folder = Path("models") / "controlnets"
+    diffusers_unet.write(ControlNet.of(UNet(config), hint_widths=hint_widths(8)), folder / "theirs")
+    (folder / "edges.safetensors").write_bytes(edges.read_bytes())
     monkeypatch.setenv("UNVEIL_MODELS", "models")
-    for given in (shelf / "theirs", "theirs", "edges"):  # by its path, and by its name in the models folder
+    for given in (folder / "theirs", "theirs", "edges"):  # by its path, and by its name in the models folder
         outcome = cli("inspect", given)
         assert outcome.code == 0, outcome.err
         assert "ControlNet" in outcome.out

@@ -1,4 +1,4 @@
-"""Files of score SDE and EDM come in through `unveil convert`: the average, its names, and what does not fit."""
+"""`unveil convert` of files of score SDE and EDM: EMA weights, their names, and files that do not fit."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def saved_by_score_sde(path: Path, drop: int = 0) -> dict[str, Tensor]:
 
 
 @pytest.mark.slow
-def test_the_average_of_score_sde_is_read_by_its_order(cli: Cli, tmp_path: Path):
+def test_ema_weights_of_score_sde_are_read_by_their_order(cli: Cli, tmp_path: Path):
     ours = saved_by_score_sde(tmp_path / "checkpoint_7.pth")
     settings = ["--format", "score-sde", "--recipe", "score-sde-cifar10", *TINY]
     done = cli("convert", "checkpoint_7.pth", "ours", *settings, "--json")
@@ -61,7 +61,7 @@ def test_the_average_of_score_sde_is_read_by_its_order(cli: Cli, tmp_path: Path)
 
 @pytest.mark.slow
 @pytest.mark.release
-def test_an_average_that_does_not_fit_is_refused_and_not_replaced(cli: Cli, tmp_path: Path):
+def test_ema_weights_that_do_not_fit_are_refused(cli: Cli, tmp_path: Path):
     saved_by_score_sde(tmp_path / "checkpoint_7.pth", drop=1)
     done = cli("convert", "checkpoint_7.pth", "ours", "--format", "score-sde", "--recipe", "score-sde-cifar10", *TINY)
     assert done.code == 1
@@ -70,7 +70,7 @@ def test_an_average_that_does_not_fit_is_refused_and_not_replaced(cli: Cli, tmp_
 
 
 @pytest.mark.parametrize("drop", [0.0, 0.1])
-def test_tensors_of_edm_come_in_with_their_labels(cli: Cli, tmp_path: Path, drop: float):
+def test_tensors_of_edm_are_converted_with_their_labels(cli: Cli, tmp_path: Path, drop: float):
     model, ours = tiny("edm-cifar10", "network.augment_dim=9")
     network: Any = model.denoiser.network
     table = {"table.weight": torch.randn(11, network.vector_dim)}
@@ -91,7 +91,7 @@ def test_a_layout_of_another_network_is_named(cli: Cli, tmp_path: Path):
     assert "a SongUNet, but openai is a layout of a UNet" in done.err
 
 
-def test_eight_bits_are_written_of_our_own_folders_alone(cli: Cli, tmp_path: Path):
+def test_int8_is_written_only_to_native_folders(cli: Cli, tmp_path: Path):
     small = tmp_path / "small"
     assert cli("convert", "ddpm-digits", small, "--format", "ours", "--dtype", "int8").code == 0
     sizes = [
@@ -102,7 +102,7 @@ def test_eight_bits_are_written_of_our_own_folders_alone(cli: Cli, tmp_path: Pat
     how: dict[str, Any] = {"count": 2, "seed": 0, "cond": {"label": ["3", "8"]}, "sampling": {"steps": 4}}
     one, two = (unveil.load(place).generate(**how) for place in ("ddpm-digits", small))
     assert 0 < (one - two).abs().mean() < 0.02
-    said = cli("convert", "ddpm-digits", "a.safetensors", "--format", "ddpm", "--dtype", "int8")
-    assert said.code == 2
-    assert "dtype int8: the layout ddpm cannot be written so; choose float32" in " ".join(said.err.split())
+    outcome = cli("convert", "ddpm-digits", "a.safetensors", "--format", "ddpm", "--dtype", "int8")
+    assert outcome.code == 2
+    assert "dtype int8: the layout ddpm cannot be written so; choose float32" in " ".join(outcome.err.split())
     assert not (tmp_path / "a.safetensors").exists()

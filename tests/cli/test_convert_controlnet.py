@@ -55,7 +55,7 @@ def test_a_folder_and_a_file_lose_nothing(cli: Cli, folder: Path):
 
 
 @pytest.mark.slow
-def test_a_pickle_and_what_stands_beside_it(cli: Cli, folder: Path):
+def test_a_pickle_with_other_files_in_its_folder(cli: Cli, folder: Path):
     assert cli("convert", folder, "one.safetensors").code == 0
     whole = read_tensors(Path("one.safetensors"))
     bare = {key.removeprefix(PREFIX): tensor for key, tensor in whole.items()}
@@ -69,7 +69,7 @@ def test_a_pickle_and_what_stands_beside_it(cli: Cli, folder: Path):
         assert same(read_tensors(Path(f"{name}.safetensors")), whole)
 
 
-def test_one_that_was_trained_here_goes_to_others(cli: Cli):
+def test_a_trained_controlnet_is_exported(cli: Cli):
     recipe = load_recipe("ddpm-digits", ["network.model_channels=32", "network.groups=32"])
     assert isinstance(recipe, Recipe)
     config = recipe.model.network_config()
@@ -86,7 +86,7 @@ def test_one_that_was_trained_here_goes_to_others(cli: Cli):
     assert not Path("out").exists()
 
 
-def test_what_cannot_be_is_told(cli: Cli, folder: Path):
+def test_impossible_conversions_are_reported(cli: Cli, folder: Path):
     assert cli("convert", folder, "one.safetensors").code == 0
     weights = folder / "diffusion_pytorch_model.safetensors"
     cut = {key: tensor for key, tensor in read_tensors(Path("one.safetensors")).items() if "zero_convs.1." not in key}

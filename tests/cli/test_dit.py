@@ -1,4 +1,4 @@
-"""DiTs on the command line: told by name, converted both ways, sampled from a file and from a folder."""
+"""DiTs on the command line: described by name, converted in both directions, sampled from a file and a folder."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def written(path: Path, config: DiTConfig = CONFIG) -> Path:
 
 
 @pytest.mark.parametrize(("name", "tokens"), [("dit-s-8", 16), ("vit-b-32", 50)])
-def test_a_name_tells_what_a_network_would_take(cli: Cli, name: str, tokens: int):
+def test_a_name_describes_the_cost_of_a_network(cli: Cli, name: str, tokens: int):
     done = cli("inspect", name, "--json")
     assert done.code == 0, done.err
     facts = done.json
@@ -44,7 +44,7 @@ def test_a_name_tells_what_a_network_would_take(cli: Cli, name: str, tokens: int
     assert "for a batch of 1" in text
 
 
-def test_names_that_are_none(cli: Cli):
+def test_unknown_names_are_refused(cli: Cli):
     done = cli("inspect", "dit-xll-2")
     assert done.code == 2
     assert "nearest: 'dit-xl-2'" in done.err
@@ -55,21 +55,21 @@ def test_names_that_are_none(cli: Cli):
 
 def test_a_file_is_sampled_as_it_is(cli: Cli, tmp_path: Path):
     written(tmp_path / "dit.pt")
-    asked = cli("sample", "dit.pt", "steps=2", "--label", 3)
-    assert asked.code == 1
-    assert "file.heads=6" in asked.err
+    done = cli("sample", "dit.pt", "steps=2", "--label", 3)
+    assert done.code == 1
+    assert "file.heads=6" in done.err
     arguments = ["file.heads=4", "grid='2'", "clip=static", "--label", 3, "--out", "one.png"]
     done = cli("sample", "dit.pt", *arguments)
     assert done.code == 0, done.err
-    with Image.open(tmp_path / "one.png") as picture:
-        assert picture.size == (8, 8)
+    with Image.open(tmp_path / "one.png") as image:
+        assert image.size == (8, 8)
     wrong = cli("sample", "dit.pt", "file.heads=4", "steps=2", "--label", 10, "--out", "two.png")
     assert wrong.code == 2
     assert "label 10: must be 0 to 9; nearest: 9" in wrong.err
     assert sorted(tree(tmp_path)) == ["dit.pt", "one.png"]
 
 
-def test_convert_knows_a_dit_by_its_keys_and_writes_both_layouts(cli: Cli, tmp_path: Path):
+def test_convert_recognises_a_dit_by_its_keys_and_writes_both_layouts(cli: Cli, tmp_path: Path):
     theirs = read_state(written(tmp_path / "dit.pt"))
     done = cli("convert", "dit.pt", "ours", "--set", "file.heads=4", "--json")
     assert done.code == 0, done.err

@@ -1,4 +1,4 @@
-"""What a command says of warnings."""
+"""Exit codes and the output of warnings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def warning(category: type[Warning]) -> typer.Typer:
     return app
 
 
-def test_what_a_prompt_loses_is_one_line_for_the_user(capsys: pytest.CaptureFixture[str]):
+def test_a_truncated_prompt_is_reported_in_one_line(capsys: pytest.CaptureFixture[str]):
     shown = warnings.showwarning
     with warnings.catch_warnings():
         assert guarded(warning(PromptTruncated), []) == 0
@@ -41,7 +41,7 @@ def test_other_warnings_are_shown_as_before(monkeypatch: pytest.MonkeyPatch, cap
 
 
 @pytest.mark.parametrize(("arguments", "within"), [(["--quiet"], logging.ERROR), ([], logging.INFO)])
-def test_what_is_logged_is_heard_after_a_command_as_before_it(arguments: list[str], within: int):
+def test_logging_is_restored_after_a_command(arguments: list[str], within: int):
     app, logger, seen = typer.Typer(), logging.getLogger("unveil"), []
 
     @app.command()
@@ -54,9 +54,9 @@ def test_what_is_logged_is_heard_after_a_command_as_before_it(arguments: list[st
     assert logger.level == before
 
 
-@pytest.mark.parametrize("said", ["DefaultCPUAllocator: can't allocate memory", "MPS backend out of memory", ""])
-def test_memory_that_runs_out_is_no_fault_of_ours(said: str):
-    code, told = outcome(RuntimeError(said) if said else MemoryError())
+@pytest.mark.parametrize("message", ["DefaultCPUAllocator: can't allocate memory", "MPS backend out of memory", ""])
+def test_running_out_of_memory_is_not_an_internal_error(message: str):
+    code, output = outcome(RuntimeError(message) if message else MemoryError())
     assert code == 5
-    assert "lower the batch" in told
+    assert "lower the batch" in output
     assert outcome(RuntimeError("another"))[0] == 1

@@ -266,9 +266,9 @@ def test_a_folder_of_images_trains_the_recipe_for_it(cli: Cli, tmp_path: Path):
     assert done.json["name"] == "own-images"
     assert done.json["data"]["path"] == "photos"
     assert done.json["train"]["lr"] == 0.002
-    (tmp_path / "films").mkdir()
-    (tmp_path / "films" / "a.mp4").write_bytes(b"")
-    done = cli("finetune", "films", "--print-config", "--json")
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "a.mp4").write_bytes(b"")
+    done = cli("finetune", "videos", "--print-config", "--json")
     assert done.json["name"] == "own-videos"
     done = cli("train", "--config", "ddpm-digits", "--print-config", "--json")
     assert done.json["name"] == "ddpm-digits"

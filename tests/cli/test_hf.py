@@ -16,8 +16,8 @@ from unveil.cli.commands import run
 
 
 def read(path: Path) -> tuple[tuple[int, int], bytes]:
-    with Image.open(path) as picture:
-        return picture.size, picture.tobytes()
+    with Image.open(path) as image:
+        return image.size, image.tobytes()
 
 
 @pytest.mark.slow
@@ -34,6 +34,6 @@ def test_a_folder_is_sampled_edited_repeated_and_inspected(tmp_path, capsys):
     assert read(edited) != read(first)
     capsys.readouterr()
     assert run(["inspect", "model", folder]) == 0
-    told = capsys.readouterr().out
-    assert "StableDiffusionXLPipeline" in told
-    assert "212 matched" in told
+    output = capsys.readouterr().out
+    assert "StableDiffusionXLPipeline" in output
+    assert "212 matched" in output

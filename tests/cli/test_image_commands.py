@@ -1,4 +1,4 @@
-"""Pictures from pictures on the command line: each task, its record, and what is refused."""
+"""Image tasks on the command line: results, metadata and refusals."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def pixels(path: Path) -> torch.Tensor:
         return torch.from_numpy(np.array(image))
 
 
-def picture(path: Path, height: int = 8, width: int = 8, seed: int = 0) -> Path:
+def image_file(path: Path, height: int = 8, width: int = 8, seed: int = 0) -> Path:
     random = np.random.default_rng(seed)
     path.parent.mkdir(exist_ok=True)
     Image.fromarray(random.integers(0, 256, (height, width), dtype=np.uint8)).save(path)
@@ -45,7 +45,7 @@ def mask(tmp_path: Path) -> Path:
     return tmp_path / "mask.png"
 
 
-# ---------------------------------------------------------------------- what they make, and again
+# ---------------------------------------------------------------------- results and regeneration
 
 
 @pytest.mark.parametrize(
@@ -71,9 +71,11 @@ def mask(tmp_path: Path) -> Path:
         ("upscale", ["--factor", 2, "--strength", 0.4, "options={}"]),
     ],
 )
-def test_a_result_is_repeated_exactly(cli: Cli, saved: Path, tmp_path: Path, mask: Path, verb: str, options: list[Any]):
+def test_a_result_is_regenerated_exactly(
+    cli: Cli, saved: Path, tmp_path: Path, mask: Path, verb: str, options: list[Any]
+):
     for n in range(2):
-        picture(tmp_path / "in" / f"{n}.png", seed=n)
+        image_file(tmp_path / "in" / f"{n}.png", seed=n)
     done = cli(verb, saved, "in", *options, "--label", 3, "-n", 2, "--seed", 5, "--batch-size", 3, "--json")
     assert done.code == 0, done.err
     names = [f"{n}_seed5_{number:05d}.png" for n, number in ((0, 0), (0, 1), (1, 2), (1, 3))]
@@ -88,10 +90,10 @@ def test_a_result_is_repeated_exactly(cli: Cli, saved: Path, tmp_path: Path, mas
         assert (tmp_path / "again.png").read_bytes() == (tmp_path / "edited" / name).read_bytes()
 
 
-def test_seeds_and_names_of_one_result_each(cli: Cli, saved: Path, tmp_path: Path):
+def test_each_result_has_its_seed_and_name(cli: Cli, saved: Path, tmp_path: Path):
     for n in range(2):
-        picture(tmp_path / "in" / f"{n}.png", seed=n)
-    picture(tmp_path / "in" / "wide.png", 8, 12)
+        image_file(tmp_path / "in" / f"{n}.png", seed=n)
+    image_file(tmp_path / "in" / "wide.png", 8, 12)
     seeds = ["--seed", 3, "--seed", 9, "--seed", 4]
     assert cli("img2img", saved, "in", *seeds, "--label", 3).code == 0
     assert sorted(tree(tmp_path / "edited")) == ["0.png", "1.png", "wide.png"], "no sheet of several sizes"
@@ -104,7 +106,7 @@ def test_seeds_and_names_of_one_result_each(cli: Cli, saved: Path, tmp_path: Pat
     assert cli("img2img", saved, "--from-metadata", "edited/1.png", "in", "--out", "two.png").code == 0
 
 
-def test_seeds_that_come_twice_have_files_of_their_own(cli: Cli, saved: Path, tmp_path: Path):
+def test_repeated_seeds_have_separate_files(cli: Cli, saved: Path, tmp_path: Path):
     ask = ("sample", saved, "--seed", 5, "--seed", 5, "--label", 3, "--label", 8, "--steps", 1, "--out", "made")
     done = cli(*ask, "--json")
     assert done.code == 0, done.err
@@ -112,13 +114,13 @@ def test_seeds_that_come_twice_have_files_of_their_own(cli: Cli, saved: Path, tm
     assert [read_facts(tmp_path / name)["given"]["label"] for name in done.json["images"]] == ["3", "8"]
 
 
-def test_what_cannot_be_written_or_drawn_is_told_before_the_first_picture(cli: Cli, saved: Path, tmp_path: Path):
-    picture(tmp_path / "two" / "a.png")
-    picture(tmp_path / "two" / "b.png", 8, 12)
-    picture(tmp_path / "odd" / "a.png")
-    picture(tmp_path / "odd" / "b.png", 7, 9)
-    picture(tmp_path / "named" / "a.png")
-    picture(tmp_path / "named" / "sheet.jpg")
+def test_output_problems_are_reported_before_sampling(cli: Cli, saved: Path, tmp_path: Path):
+    image_file(tmp_path / "two" / "a.png")
+    image_file(tmp_path / "two" / "b.png", 8, 12)
+    image_file(tmp_path / "odd" / "a.png")
+    image_file(tmp_path / "odd" / "b.png", 7, 9)
+    image_file(tmp_path / "named" / "a.png")
+    image_file(tmp_path / "named" / "sheet.jpg")
     before = tree(tmp_path)
     ask = ("img2img", saved, "--label", 3, "--steps", 2)
     refused(cli(*ask, "two", "--out", "all.png"), 2, "all.png: images of several sizes fit no contact sheet")
@@ -127,8 +129,8 @@ def test_what_cannot_be_written_or_drawn_is_told_before_the_first_picture(cli: C
     assert tree(tmp_path) == before
 
 
-def test_strength_0_keeps_the_picture_and_a_size_fits_it(cli: Cli, saved: Path, tmp_path: Path):
-    path = picture(tmp_path / "a.png", 12, 20)
+def test_strength_0_keeps_the_image_resized(cli: Cli, saved: Path, tmp_path: Path):
+    path = image_file(tmp_path / "a.png", 12, 20)
     assert cli("img2img", saved, path, "--strength", 0, "--out", "same.png").code == 0
     assert torch.equal(pixels(tmp_path / "same.png"), pixels(path))
     assert cli("img2img", saved, path, "--strength", 0, "--size", "10x6", "--out", "small.png").code == 0
@@ -138,7 +140,7 @@ def test_strength_0_keeps_the_picture_and_a_size_fits_it(cli: Cli, saved: Path, 
 
 
 def test_known_pixels_stay(cli: Cli, saved: Path, tmp_path: Path, mask: Path):
-    path = picture(tmp_path / "a.png")
+    path = image_file(tmp_path / "a.png")
     assert cli("inpaint", saved, path, "--mask", mask, "--label", 3, "--out", "b.png").code == 0
     assert torch.equal(pixels(tmp_path / "b.png")[:, :5], pixels(path)[:, :5])
     assert not torch.equal(pixels(tmp_path / "b.png")[:, 5:], pixels(path)[:, 5:])
@@ -169,19 +171,19 @@ def test_variations_of_a_sample(cli: Cli, saved: Path, tmp_path: Path):
         4,
         "generated by variations; variations starts from an image of `unveil sample`",
     )
-    told = read_facts(tmp_path / "one.png") | {"classifier": {"name": "guide", "sha256": "0" * 64, "scale": 2.0}}
-    (tmp_path / "guided.png").write_bytes(png(pixels(tmp_path / "one.png")[None], {METADATA_KEY: json.dumps(told)}))
+    guided = read_facts(tmp_path / "one.png") | {"classifier": {"name": "guide", "sha256": "0" * 64, "scale": 2.0}}
+    (tmp_path / "guided.png").write_bytes(png(pixels(tmp_path / "one.png")[None], {METADATA_KEY: json.dumps(guided)}))
     refused(cli("variations", "guided.png", "--model", saved), 1, "guided by the classifier 'guide'")
 
 
-def test_a_way_into_a_single_picture_is_refused_before_the_work(cli: Cli, saved: Path, tmp_path: Path):
+def test_an_interpolation_into_a_single_image_is_refused_before_sampling(cli: Cli, saved: Path, tmp_path: Path):
     before = tree(tmp_path)
     refused(cli("interpolate", saved, "--label", 3, "--seed", 1, "--seed", 2, "--out", "way.png"), 2, "--out way.png")
     assert tree(tmp_path) == before
 
 
 @pytest.mark.parametrize("form", ["gif", "webp", "apng"])
-def test_the_way_between_two_samples(cli: Cli, saved: Path, tmp_path: Path, form: str):
+def test_interpolation_between_two_samples(cli: Cli, saved: Path, tmp_path: Path, form: str):
     labels = ["--label", 3, "--label", 8]
     done = cli(
         "interpolate", saved, *labels, "--seed", 3, "--seed", 9, "--frames", 4, "--format", form, "--batch-size", 1
@@ -199,24 +201,24 @@ def test_the_way_between_two_samples(cli: Cli, saved: Path, tmp_path: Path, form
     assert (tmp_path / f"alone.{form}").exists()
 
 
-def test_the_way_as_a_video(cli: Cli, saved: Path, tmp_path: Path):
+def test_interpolation_as_a_video(cli: Cli, saved: Path, tmp_path: Path):
     done = cli("interpolate", saved, "--seed", 3, "--seed", 9, "--frames", 3, "--format", "mp4", "--fps", 6)
     assert done.code == 0, done.err
-    film = VideoDecoder().look(tmp_path / "way" / "clip.mp4", VideoLimits())
-    assert (film.frames, film.rate, film.codec) == (3, 6, "h264")
-    assert min(film.shown) >= 96
-    told = read_facts(tmp_path / "way" / "clip.mp4")
-    assert told["task"] == read_facts(tmp_path / "way" / "frame_00000.png")["task"]
+    video = VideoDecoder().look(tmp_path / "way" / "clip.mp4", VideoLimits())
+    assert (video.frames, video.rate, video.codec) == (3, 6, "h264")
+    assert min(video.shown) >= 96
+    facts = read_facts(tmp_path / "way" / "clip.mp4")
+    assert facts["task"] == read_facts(tmp_path / "way" / "frame_00000.png")["task"]
     assert cli("interpolate", saved, "--frames", 2, "--no-metadata", "--out", "alone.webm").code == 0
     with pytest.raises(DataError, match="has no metadata"):
         read_facts(tmp_path / "alone.webm")
 
 
-def test_a_picture_goes_to_noise_and_comes_back(cli: Cli, tmp_path: Path):
+def test_an_inverted_image_is_reconstructed(cli: Cli, tmp_path: Path):
     assert cli("sample", "ddpm-digits", "--label", 3, "-n", 2, "--out", "in").code == 0
     done = cli("invert", "ddpm-digits", "in", "--label", 3, "--json")
     assert done.code == 0, done.err
-    assert len(done.json["inputs"]) == 2, "the sheet is no input"
+    assert len(done.json["inputs"]) == 2, "the grid is not an input"
     assert done.json["sampling"]["steps"] == 50
     assert cli("sample", "ddpm-digits", "--latents", "noise.safetensors", "--out", "back").code == 0
     for n in range(2):
@@ -233,8 +235,8 @@ def test_a_picture_goes_to_noise_and_comes_back(cli: Cli, tmp_path: Path):
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / "back" / "seed0_00001.png").read_bytes()
 
 
-def test_noise_keeps_what_was_gone_away_from_and_the_size(cli: Cli, saved: Path, tmp_path: Path):
-    path = picture(tmp_path / "wide.png", 8, 12)
+def test_a_noise_file_stores_the_negative_condition_and_the_size(cli: Cli, saved: Path, tmp_path: Path):
+    path = image_file(tmp_path / "wide.png", 8, 12)
     away = ["--label", 3, "--negative-cond", "label=8", "--guidance-scale", 2]
     assert cli("invert", saved, path, *away).code == 0
     done = cli("sample", saved, "--latents", "noise.safetensors", "--out", "back.png")
@@ -257,7 +259,7 @@ def test_previews_rewrite_one_file(cli: Cli, saved: Path, tmp_path: Path):
     )
 
 
-# ---------------------------------------------------------------------- what is refused
+# ---------------------------------------------------------------------- refusals
 
 
 @pytest.mark.parametrize(
@@ -308,13 +310,13 @@ def test_previews_rewrite_one_file(cli: Cli, saved: Path, tmp_path: Path):
         (["sample", "MODEL", "--preview", "p.png", "--preview-every", "0"], 2, ["preview every 0 steps: at least 1"]),
     ],
 )
-def test_what_cannot_be(
+def test_invalid_options_are_refused(
     cli: Cli, saved: Path, tmp_path: Path, mask: Path, arguments: list[str], code: int, words: list[str]
 ):
-    picture(tmp_path / "a.png")
-    picture(tmp_path / "odd.png", 7, 8)
-    picture(tmp_path / "small.png", 4, 6)
-    (tmp_path / "text.png").write_text("not a picture")
+    image_file(tmp_path / "a.png")
+    image_file(tmp_path / "odd.png", 7, 8)
+    image_file(tmp_path / "small.png", 4, 6)
+    (tmp_path / "text.png").write_text("not an image")
     (tmp_path / "empty").mkdir()
     before = tree(tmp_path)
     refused(cli(*(saved if word == "MODEL" else word for word in arguments)), code, *words)
@@ -322,7 +324,7 @@ def test_what_cannot_be(
 
 
 def test_nothing_is_overwritten_without_force(cli: Cli, saved: Path, tmp_path: Path):
-    path = picture(tmp_path / "a.png")
+    path = image_file(tmp_path / "a.png")
     before = tree(tmp_path)
     refused(cli("img2img", saved, path, "--out", "a.png"), 2, "a.png: exists already and is not overwritten")
     refused(cli("img2img", saved, path, "--out", "."), 2, "a.png: exists already and is not overwritten")
@@ -330,10 +332,10 @@ def test_nothing_is_overwritten_without_force(cli: Cli, saved: Path, tmp_path: P
     assert cli("img2img", saved, path, "--out", "a.png", "--force").code == 0
 
 
-def test_another_input_of_the_same_name_is_not_taken_for_the_first(cli: Cli, saved: Path, tmp_path: Path):
-    path = picture(tmp_path / "a.png")
+def test_another_input_of_the_same_name_is_not_mistaken_for_the_first(cli: Cli, saved: Path, tmp_path: Path):
+    path = image_file(tmp_path / "a.png")
     assert cli("img2img", saved, path, "--out", "b.png").code == 0
-    picture(path, seed=1)
+    image_file(path, seed=1)
     refused(
         cli("img2img", saved, "--from-metadata", "b.png", "--out", "c.png"), 4, "is not here; a.png is another file"
     )
@@ -343,14 +345,14 @@ def test_another_input_of_the_same_name_is_not_taken_for_the_first(cli: Cli, sav
         4,
         "which the image was made from, is not here",
     )
-    renamed = picture(tmp_path / "renamed.png")
+    renamed = image_file(tmp_path / "renamed.png")
     assert cli("img2img", saved, renamed, "--from-metadata", "b.png", "--out", "c.png").code == 0
     assert (tmp_path / "b.png").read_bytes() == (tmp_path / "c.png").read_bytes()
 
 
 @pytest.mark.slow
 def test_ctrl_c_leaves_no_half_file(saved: Path, tmp_path: Path):
-    picture(tmp_path / "a.png")
+    image_file(tmp_path / "a.png")
     before = tree(tmp_path)
     words = ["img2img", str(saved), "a.png", "--steps", "50", "--strength", "1", "-n", "4000", "--batch-size", "1"]
     command = [sys.executable, "-m", "unveil", *words, "--preview", "now.png", "--preview-every", "1"]
@@ -359,27 +361,33 @@ def test_ctrl_c_leaves_no_half_file(saved: Path, tmp_path: Path):
     while not (tmp_path / "now.png").exists() and time.monotonic() < deadline:
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 130, told
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
     after = tree(tmp_path)
     with Image.open(tmp_path / "now.png") as whole:
         whole.load()
     assert {name: content for name, content in after.items() if name != "now.png"} == before
 
 
-def test_a_word_that_is_no_setting_is_the_prompt(cli: Cli, tmp_path: Path):
+def test_an_argument_that_is_not_a_setting_is_the_prompt(cli: Cli, tmp_path: Path):
     recipe = load_recipe("ddpm-digits", CHANGES)
     assert isinstance(recipe, Recipe)
-    told = {"kind": "class-label", "key": "prompt", "num_classes": 3, "names": ["cat", "dog", "owl"], "drop_prob": 0.1}
-    config = validate(ModelConfig, {**recipe.model.model_dump(mode="json"), "condition": [told]}, "test")
-    build(config).save(tmp_path / "told")
-    done = cli("sample", "told", "dog", "steps=2", "--out", "dog.png")
+    condition = {
+        "kind": "class-label",
+        "key": "prompt",
+        "num_classes": 3,
+        "names": ["cat", "dog", "owl"],
+        "drop_prob": 0.1,
+    }
+    config = validate(ModelConfig, {**recipe.model.model_dump(mode="json"), "condition": [condition]}, "test")
+    build(config).save(tmp_path / "animals")
+    done = cli("sample", "animals", "dog", "steps=2", "--out", "dog.png")
     assert done.code == 0, done.err
     assert read_facts(tmp_path / "dog.png")["given"] == {"prompt": "dog"}
     assert read_facts(tmp_path / "dog.png")["steps"] == 2
-    assert cli("img2img", "told", "dog.png", "owl", "--strength", 0.5, "--out", "owl.png").code == 0
+    assert cli("img2img", "animals", "dog.png", "owl", "--strength", 0.5, "--out", "owl.png").code == 0
     assert read_facts(tmp_path / "owl.png")["given"] == {"prompt": "owl"}
-    refused(cli("sample", "told", "cow", "--out", "cow.png"), 2, "label 'cow': must be one of cat, dog, owl")
+    refused(cli("sample", "animals", "cow", "--out", "cow.png"), 2, "label 'cow': must be one of cat, dog, owl")
 
 
 @pytest.mark.parametrize(
@@ -389,7 +397,7 @@ def test_a_word_that_is_no_setting_is_the_prompt(cli: Cli, tmp_path: Path):
         ("upscale", ["low"], {"context_size": "smaller"}, ["--factor", 2]),
     ],
 )
-def test_networks_that_were_trained_for_it_are_shown_what_they_need(
+def test_networks_trained_for_a_task_receive_its_conditions(
     cli: Cli, tmp_path: Path, mask: Path, verb: str, keys: list[str], network: dict[str, Any], options: list[Any]
 ):
     recipe = load_recipe("ddpm-digits", CHANGES)
@@ -398,7 +406,7 @@ def test_networks_that_were_trained_for_it_are_shown_what_they_need(
     shown = [{"kind": "concat", "key": key, "channels": 1} for key in keys]
     config = {**plain, "network": plain["network"] | network, "condition": [*plain["condition"], *shown]}
     build(validate(ModelConfig, config, "test")).save(tmp_path / "trained")
-    path = picture(tmp_path / "a.png")
+    path = image_file(tmp_path / "a.png")
     done = cli(verb, "trained", path, *options, "--label", 3, "-n", 2)
     assert done.code == 0, done.err
     assert read_facts(tmp_path / "edited" / "a_seed0_00001.png")["task"].get("method", "network") == "network"

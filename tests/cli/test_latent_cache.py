@@ -36,7 +36,7 @@ def test_published_recipes_read_latents_of_their_shape():
             assert recipe.shape == ((4, 64, 64) if name.endswith("512") else (4, 32, 32))
 
 
-def test_check_tells_what_a_file_holds(cli: Cli, latents: Path):
+def test_check_reports_the_contents_of_a_file(cli: Cli, latents: Path):
     done = cli("data", "check", latents.name)
     assert done.code == 0, done.err
     assert "20 latents of shape (4, 32, 32), F32" in done.out
@@ -86,7 +86,7 @@ def encoding(recipe: Recipe) -> Model:
 
 
 @pytest.mark.slow
-def test_latents_of_a_recipe_are_written_once(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_latents_of_a_recipe_are_cached_once(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("UNVEIL_CACHE", str(tmp_path / "cache"))
     refused = cli("data", "cache-latents", "ddpm-digits")
     assert refused.code == 2

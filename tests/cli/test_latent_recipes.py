@@ -65,24 +65,24 @@ def base(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """Six pictures with captions."""
-    folder = tmp_path / "pictures"
+def photos(tmp_path: Path) -> Path:
+    """Six images with captions."""
+    folder = tmp_path / "photos"
     folder.mkdir()
     draw = np.random.default_rng(0)
     for number in range(6):
         Image.fromarray(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{number}.png")
-        (folder / f"{number}.txt").write_text(f"picture {number} of noise")
+        (folder / f"{number}.txt").write_text(f"image {number} of noise")
     return folder
 
 
 @pytest.mark.slow
-def test_fine_tuning_begins_with_the_base_and_moves_the_network_alone(cli: Cli, base: Path, pictures: Path):
+def test_fine_tuning_starts_from_the_base_and_changes_only_the_network(cli: Cli, base: Path, photos: Path):
     pytest.importorskip("transformers")
     changes = (
         f"base={base}",
         f"autoencoder.path={base}",
-        f"data.path={pictures}",
+        f"data.path={photos}",
         "train.ema_decay=0",
         "train.precision=float32",
     )
@@ -99,26 +99,26 @@ def test_fine_tuning_begins_with_the_base_and_moves_the_network_alone(cli: Cli, 
     assert after.generate(cond={"prompt": "noise"}, steps=2).shape == (1, 3, 32, 32)
 
 
-def test_the_caption_reaches_the_text_encoder(base: Path, pictures: Path):
+def test_the_caption_reaches_the_text_encoder(base: Path, photos: Path):
     """Prompts are what data call text."""
     pytest.importorskip("transformers")
     from unveil import data
     from unveil.train.batch_preparation import fixed_subset
 
-    asked = recipe("sd1-finetune", f"data.path={pictures}")
-    batch = fixed_subset(data.open(asked.data.build()), 2, asked.key, ["prompt"])
+    config = recipe("sd1-finetune", f"data.path={photos}")
+    batch = fixed_subset(data.open(config.data.build()), 2, config.key, ["prompt"])
     assert all(text.endswith("of noise") for text in batch.raw["prompt"])
 
 
 def test_another_base_is_refused(base: Path):
     pytest.importorskip("transformers")
-    asked = recipe("sd1-finetune", f"base={base}", f"autoencoder.path={base}", "network.num_res_blocks=2")
+    config = recipe("sd1-finetune", f"base={base}", f"autoencoder.path={base}", "network.num_res_blocks=2")
     with pytest.raises(RecipeError, match=r"network of the base .*num_res_blocks=1.*of the recipe .*num_res_blocks=2"):
-        start(asked, torch.device("cpu"))
+        start(config, torch.device("cpu"))
 
 
 @pytest.mark.slow
-def test_a_model_of_layouts_is_trained_asked_and_judged(cli: Cli, tmp_path: Path):
+def test_a_layout_model_is_trained_sampled_and_evaluated(cli: Cli, tmp_path: Path):
     settings = ["train.steps=2", "train.warmup=0", "train.sample_every=1", "train.validate_every=0"]
     done = cli("train", "ldm-layout", "--quick", *settings, "--output-dir", "run", "--json")
     assert done.code == 0, done.err
@@ -135,7 +135,7 @@ def test_a_model_of_layouts_is_trained_asked_and_judged(cli: Cli, tmp_path: Path
     assert (tmp_path / "run" / "report.html").is_file()
 
 
-def test_a_model_told_boxes_draws_others_where_boxes_differ():
+def test_other_boxes_generate_another_image():
     torch.manual_seed(0)
     model: Model = build(recipe("ldm-layout").model)
     with torch.no_grad():
@@ -147,12 +147,12 @@ def test_a_model_told_boxes_draws_others_where_boxes_differ():
     assert torch.equal(first, model.generate(cond={"layout": one}, steps=2))
 
 
-def test_a_small_latent_recipe_is_whole(tmp_path: Path):
-    """Without the folder of a trained autoencoder it has one of its own, and is written whole."""
-    asked = recipe("ldm-fashion")
-    assert asked.autoencoder.kind == "kl"
-    assert "runs/ae-fashion" not in dump(asked.model)
-    assert build(asked.model).autoencoder.latent_shape(asked.shape) == recipe("ldm-fashion", small=False).latent_shape
+def test_a_small_latent_recipe_is_complete(tmp_path: Path):
+    """Without a trained autoencoder the model has a new one, which is saved with it."""
+    config = recipe("ldm-fashion")
+    assert config.autoencoder.kind == "kl"
+    assert "runs/ae-fashion" not in dump(config.model)
+    assert build(config.model).autoencoder.latent_shape(config.shape) == recipe("ldm-fashion", small=False).latent_shape
 
 
 def test_a_typed_value_is_its_nearest_code():
@@ -169,26 +169,26 @@ def test_a_typed_value_is_its_nearest_code():
 
 
 @pytest.mark.slow
-def test_a_model_of_words_is_trained_asked_and_judged(cli: Cli, tmp_path: Path):
+def test_a_text_to_image_model_is_trained_sampled_and_evaluated(cli: Cli, tmp_path: Path):
     settings = ["train.steps=2", "train.warmup=0", "train.sample_every=1", "train.validate_every=1"]
     done = cli("train", "words-scenes", "--quick", *settings, "--output-dir", "run", "--json")
     assert done.code == 0, done.err
-    asked = ["sample", "run", "\u7ea2\u8272\u5706\u5f62", "--steps", "2"]
-    drawn = [cli(*asked, *more, "--out", f"{n}.png") for n, more in enumerate(([], ["--negative-prompt", "red"]))]
+    command = ["sample", "run", "\u7ea2\u8272\u5706\u5f62", "--steps", "2"]
+    drawn = [cli(*command, *more, "--out", f"{n}.png") for n, more in enumerate(([], ["--negative-prompt", "red"]))]
     assert [one.code for one in drawn] == [0, 0], drawn[1].err
     assert (tmp_path / "0.png").read_bytes() != (tmp_path / "1.png").read_bytes()
     again = cli("sample", "run", "--from-metadata", "1.png", "--out", "again.png")
     assert again.code == 0, again.err
-    pictures = [np.asarray(Image.open(tmp_path / name)) for name in ("1.png", "again.png")]
-    assert np.array_equal(*pictures)
+    images = [np.asarray(Image.open(tmp_path / name)) for name in ("1.png", "again.png")]
+    assert np.array_equal(*images)
     wrong = cli("sample", "run", "crimson", "--out", "wrong")
     assert wrong.code == 2
     assert "none of its words is known" in wrong.err
     with warnings.catch_warnings():
-        warnings.simplefilter("default")  # as outside of tests, where a warning is no error
-        told = cli("sample", "run", "a red circel", "--steps", "2", "--out", "left.png")
-    assert told.code == 0, told.err
-    assert "left out: circel; nearest: 'circle'" in told.err
+        warnings.simplefilter("default")  # as outside of tests, where a warning is not an error
+        done = cli("sample", "run", "a red circel", "--steps", "2", "--out", "left.png")
+    assert done.code == 0, done.err
+    assert "left out: circel; nearest: 'circle'" in done.err
     judged = cli("evaluate", "run", "--json")
     assert judged.code == 0, judged.err
     found = judged.json["results"]
@@ -198,7 +198,7 @@ def test_a_model_of_words_is_trained_asked_and_judged(cli: Cli, tmp_path: Path):
 
 @pytest.mark.slow
 @needs_fashion
-def test_a_model_that_enlarges_is_trained_used_and_judged(cli: Cli, tmp_path: Path):
+def test_a_super_resolution_model_is_trained_sampled_and_evaluated(cli: Cli, tmp_path: Path):
     settings = ["train.steps=2", "train.warmup=0", "train.sample_every=1", "train.validate_every=0"]
     done = cli("train", "upsampler-fashion", "--quick", *settings, "--output-dir", "run", "--json")
     assert done.code == 0, done.err

@@ -1,4 +1,4 @@
-"""LoRAs on the command line: trained, drawn with, repeated, rewritten and merged."""
+"""LoRAs on the command line: training, sampling, regeneration, conversion and merging."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def pixels(path: Path) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def style(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A LoRA of the saved model in kohya's naming, that changes pictures."""
+    """A LoRA of the saved model in kohya's naming, whose output changes images."""
     parts = lora.parts_of(unveil.load(saved))
     torch.manual_seed(3)
     network = parts["denoiser"].network
@@ -40,7 +40,7 @@ def style(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_picture_with_loras_is_drawn_and_repeated(cli: Cli, saved: Path, style: Path):
+def test_an_image_with_loras_is_generated_and_regenerated(cli: Cli, saved: Path, style: Path):
     draw = ["sample", saved, "--label", "3", "--seed", "1", "--quiet", "--out"]
     for name, extra in (("base", []), ("off", [f"{style}:0"]), ("half", [f"{style}:0.5"]), ("on", [style])):
         outcome = cli(*draw, f"{name}.png", *(word for one in extra for word in ("--lora", one)))
@@ -49,8 +49,8 @@ def test_a_picture_with_loras_is_drawn_and_repeated(cli: Cli, saved: Path, style
     assert (base == off).all()
     assert abs(on - base).max() > abs(half - base).max() > 0
     facts = read_facts(Path("half.png"))
-    (told,) = facts["loras"]
-    assert (told["name"], told["weight"]) == ("style.safetensors", 0.5)
+    (lora,) = facts["loras"]
+    assert (lora["name"], lora["weight"]) == ("style.safetensors", 0.5)
     assert "loras" not in read_facts(Path("base.png"))
     again = ["sample", saved, "--from-metadata", "half.png", "--out"]
     outcome = cli(*again, "missing.png")
@@ -72,7 +72,7 @@ def test_several_loras_add_up(cli: Cli, saved: Path, style: Path):
     assert [one["weight"] for one in read_facts(Path("parts.png"))["loras"]] == [0.25, 0.75]
 
 
-def test_a_merged_model_draws_the_same(cli: Cli, saved: Path, style: Path):
+def test_a_merged_model_generates_the_same(cli: Cli, saved: Path, style: Path):
     before = tree(saved)
     outcome = cli("lora", "merge", saved, f"{style}:0.5", "--out", "merged")
     assert outcome.code == 0, outcome.err
@@ -84,7 +84,7 @@ def test_a_merged_model_draws_the_same(cli: Cli, saved: Path, style: Path):
     assert cli("lora", "merge", saved, style, "--out", "merged").code == 2  # it is there
 
 
-def test_files_are_looked_at_and_rewritten(cli: Cli, saved: Path, style: Path):
+def test_files_are_inspected_and_converted(cli: Cli, saved: Path, style: Path):
     outcome = cli("lora", "convert", saved, style, "peft", "--format", "peft")
     assert outcome.code == 0, outcome.err
     assert {path.name for path in Path("peft").iterdir()} == {"adapter_model.safetensors", "adapter_config.json"}

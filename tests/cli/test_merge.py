@@ -1,4 +1,4 @@
-"""Models between models: the mean of their weights, of words that only some know, and what has no mean."""
+"""Merging of models: weighted means, vocabularies that differ, and models that cannot be merged."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ CHANGES = [
 ]
 
 
-def told(*texts: str, seed: int = 0) -> Model:
-    """A model of clips that knows the words of these texts, one text after the other."""
+def video_model(*texts: str, seed: int = 0) -> Model:
+    """A video model whose vocabulary has the words of the texts, in their order."""
     recipe = load_recipe("playground-small", CHANGES)
     assert isinstance(recipe, Recipe)
     torch.manual_seed(seed)
@@ -41,8 +41,8 @@ def state(model: Model) -> dict[str, Tensor]:
     return {key: value.clone() for key, value in model.state_dict().items()}
 
 
-def test_weights_lie_where_the_shares_say():
-    old, new = told("a b"), told("a b", seed=1)
+def test_weights_are_the_weighted_mean():
+    old, new = video_model("a b"), video_model("a b", seed=1)
     before, after = state(old), state(new)
     made = average_weights([new, old], [3, 1])
     assert made is new
@@ -51,8 +51,8 @@ def test_weights_lie_where_the_shares_say():
         torch.testing.assert_close(value[used], (0.75 * after[key] + 0.25 * before[key])[used])
 
 
-def test_words_that_only_one_knows_are_its_own():
-    old, new = told("a b"), told("a b", "c d e", seed=1)
+def test_words_of_only_one_vocabulary_keep_its_embedding():
+    old, new = video_model("a b"), video_model("a b", "c d e", seed=1)
     before, after = state(old)[TABLE], state(new)[TABLE]
     made = average_weights([old, new], [1, 1])
     words = made.conditioners["prompt"].vocabulary
@@ -63,8 +63,8 @@ def test_words_that_only_one_knows_are_its_own():
     torch.testing.assert_close(table[9:], before[9:])  # no word's: as in the first
 
 
-def test_away_from_a_model():
-    old, new = told("a"), told("a", "b", seed=1)
+def test_extrapolation_away_from_a_model():
+    old, new = video_model("a"), video_model("a", "b", seed=1)
     before, after = state(old), state(new)
     made = state(average_weights([new, old], [1.5, -0.5]))
     key = next(key for key in made if "network" in key and made[key].ndim == 2)
@@ -73,25 +73,25 @@ def test_away_from_a_model():
 
 
 @pytest.mark.parametrize("shares", [[1.0], [1.0, 1.0, 1.0], [1.0, -1.0], [0.0, 0.0]])
-def test_shares_that_cannot_be(shares: list[float]):
+def test_invalid_weights_are_refused(shares: list[float]):
     with pytest.raises(RecipeError, match="a share for each"):
-        average_weights([told("a"), told("a")], shares)
+        average_weights([video_model("a"), video_model("a")], shares)
 
 
-def test_models_without_a_mean():
+def test_models_that_cannot_be_merged():
     with pytest.raises(WeightsError, match="word 0 is 'a' in one model and 'b' in another"):
-        average_weights([told("a"), told("b")], [1, 1])
+        average_weights([video_model("a"), video_model("b")], [1, 1])
     recipe = load_recipe("playground-small", [*CHANGES, "network.hidden_size=48", "network.heads=2"])
     assert isinstance(recipe, Recipe)
     wider = build(recipe.model)
     wider.conditioners["prompt"].learn(["a"])
     with pytest.raises(WeightsError, match="only models of one network have a mean"):
-        average_weights([told("a"), wider], [1, 1])
+        average_weights([video_model("a"), wider], [1, 1])
 
 
-def test_the_command_writes_a_model_that_says_what_it_is(cli: Cli):
-    told("a b").save("old")
-    told("a b", seed=1).save("new")
+def test_the_command_writes_a_model_with_its_provenance(cli: Cli):
+    video_model("a b").save("old")
+    video_model("a b", seed=1).save("new")
     done = cli("merge", "new", "old", "--merge-weights", "0.7,0.3", "--out", "between", "--json")
     assert done.code == 0, done.err
     assert [(one["model"], round(one["share"], 9)) for one in done.json["of"]] == [("new", 0.7), ("old", 0.3)]
@@ -102,7 +102,7 @@ def test_the_command_writes_a_model_that_says_what_it_is(cli: Cli):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["new", "old", "--merge-weights", "much", "--out", "b"], "--merge-weights 'much': must be numbers"),
         (["new", "--out", "b"], "1 models"),
@@ -111,11 +111,11 @@ def test_the_command_writes_a_model_that_says_what_it_is(cli: Cli):
         (["new", "old", "--out", "b", "--dtype", "float"], "float32, bfloat16"),
     ],
 )
-def test_the_command_refuses(cli: Cli, words: list[str], said: str):
-    told("a b").save("old")
-    told("a b", seed=1).save("new")
+def test_the_command_refuses(cli: Cli, words: list[str], message: str):
+    video_model("a b").save("old")
+    video_model("a b", seed=1).save("new")
     before = unveil.load("new").state_dict()
     done = cli("merge", *words)
     assert done.code != 0
-    assert said in done.err
+    assert message in done.err
     torch.testing.assert_close(unveil.load("new").state_dict()[TABLE], before[TABLE])

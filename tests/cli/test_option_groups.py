@@ -1,4 +1,4 @@
-"""A parameter whose type is a dataclass stands for options."""
+"""A parameter whose type is a dataclass becomes a group of options."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Loud:
 
 
 @dataclass(frozen=True)
-class Spoken:
-    words: Annotated[list[str] | None, typer.Option("--word", "-w", help="What is said.")] = None
+class Message:
+    words: Annotated[list[str] | None, typer.Option("--word", "-w", help="Words of the message.")] = None
     loud: Loud = field(default_factory=Loud)
 
 
@@ -32,16 +32,16 @@ def app(command: Command) -> typer.Typer:
 def test_a_group_is_typed_as_its_options_and_read_as_one_value(capsys: pytest.CaptureFixture[str]):
     heard = []
 
-    def say(*, to: str = "all", spoken: Spoken, times: int = 1) -> None:
+    def say(*, to: str = "all", message: Message, times: int = 1) -> None:
         """Say it.
 
         Example: say you
         """
-        heard.append((to, spoken, times))
+        heard.append((to, message, times))
 
     assert guarded(app(say), ["--to", "you", "-w", "a", "--word", "b", "--volume", "70", "--times", "2"]) == 0
-    assert heard == [("you", Spoken(["a", "b"], Loud(70)), 2)]
-    assert flat({"to": "you", "spoken": Spoken(["a"])}) == {"to": "you", "words": ["a"], "volume": 60}
+    assert heard == [("you", Message(["a", "b"], Loud(70)), 2)]
+    assert flat({"to": "you", "spoken": Message(["a"])}) == {"to": "you", "words": ["a"], "volume": 60}
     assert guarded(app(say), ["--to", "you", "--volume", "loud"]) == 2
     capsys.readouterr()
     assert guarded(app(say), ["--help"]) == 0
@@ -53,11 +53,11 @@ def test_a_group_is_typed_as_its_options_and_read_as_one_value(capsys: pytest.Ca
 def test_a_default_of_the_group_is_that_of_its_options():
     heard = []
 
-    def whisper(*, spoken: Spoken = Spoken(loud=Loud(20))) -> None:
-        heard.append(spoken)
+    def whisper(*, message: Message = Message(loud=Loud(20))) -> None:
+        heard.append(message)
 
     assert guarded(app(whisper), []) == 0
-    assert heard == [Spoken(loud=Loud(20))]
+    assert heard == [Message(loud=Loud(20))]
 
 
 def test_two_options_of_one_name_are_refused():
@@ -69,14 +69,14 @@ def test_two_options_of_one_name_are_refused():
 
 def test_the_options_of_a_command_are_read_when_it_is_named(capsys: pytest.CaptureFixture[str]):
     """So a list of many commands costs little."""
-    said: list[str] = []
+    printed: list[str] = []
 
     def of_nothing(*, way: Missing = None) -> None:  # type: ignore[name-defined]  # noqa: F821
         """Never read."""
 
     def say(*, to: str = "all") -> None:
         """Say it."""
-        said.append(to)
+        printed.append(to)
 
     made, group = typer.Typer(rich_markup_mode=None, add_completion=False), typer.Typer()
     made.command()(of_nothing)
@@ -85,6 +85,6 @@ def test_the_options_of_a_command_are_read_when_it_is_named(capsys: pytest.Captu
     assert guarded(with_options(made, ["--help"]), ["--help"]) == 0
     assert "of-nothing  Never read." in capsys.readouterr().out
     assert guarded(with_options(made, ["say", "so", "--to", "you"]), ["say", "so", "--to", "you"]) == 0
-    assert said == ["you"]
+    assert printed == ["you"]
     with pytest.raises(NameError, match="Missing"):
         with_options(made, ["of-nothing"])

@@ -1,4 +1,4 @@
-"""Clips of one's own: a folder of mixed sizes, rates and rotations goes through check, training and sampling."""
+"""Training on one's own videos: a folder of mixed sizes, rates and rotations is checked, trained on and sampled."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ TURNS = [None, None, 90, 180, 270]
 FITTED = ["--size", "24", "--resize-mode", "aspect", "--frames", "8", "--fps", "8", "--resample", "nearest"]
 
 
-def films(folder: Path, count: int) -> Path:
+def write_videos(folder: Path, count: int) -> Path:
     """Captioned MP4 files; every tenth has frames of unlike length."""
     for number in range(count):
         rate = RATES[number % len(RATES)]
         path = folder / f"{number:02}.mp4"
         ticks = [frame + frame // 3 for frame in range(rate + 4)] if number % 10 == 9 else None
         make_video(path, rate + 4, rate=rate, size=SIZES[number % len(SIZES)], turn=TURNS[number // 3 % 5], ticks=ticks)
-        path.with_suffix(".txt").write_text(f"a grey picture grows {'slowly' if rate < 10 else 'quickly'}")
+        path.with_suffix(".txt").write_text(f"a grey square grows {'slowly' if rate < 10 else 'quickly'}")
     return folder
 
 
-def test_what_is_known_of_sizes_is_what_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_sizes_from_headers_are_those_of_decoded_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("UNVEIL_CACHE", str(tmp_path / "cache"))
-    folder = films(tmp_path / "films", 10)
+    folder = write_videos(tmp_path / "videos", 10)
     settings: dict[str, Any] = {"frames": 8, "fps": 8, "resample": "nearest", "too_short": "keep", "val_fraction": 0}
     for how in ({"size": 24, "fit": "aspect", "size_multiple": 8}, {"size": 24, "fit": "pad"}, {"size": "native"}):
         clips = VideoDataset(VideoFolderConfig(str(folder), **settings, **how))
@@ -45,7 +45,7 @@ def test_fifty_files_go_through_check_training_and_sampling(
     cli: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("UNVEIL_CACHE", str(tmp_path / "cache"))
-    folder = films(tmp_path / "films", 50)
+    folder = write_videos(tmp_path / "videos", 50)
     checked = cli("data", "check", folder, *FITTED, "--json")
     assert checked.code == 0, checked.err
     assert checked.json["usable"] == 50
@@ -57,7 +57,7 @@ def test_fifty_files_go_through_check_training_and_sampling(
     assert trained.code == 0, trained.err
     assert trained.json["step"] == 200
     assert trained.json["loss"] < 1
-    made = cli("video", "a grey picture grows slowly", "--model", "run", "--size", "32x16", "-o", "made.mp4")
+    made = cli("video", "a grey square grows slowly", "--model", "run", "--size", "32x16", "-o", "made.mp4")
     assert made.code == 0, made.err
     written = VideoDecoder().look(tmp_path / "made.mp4", VideoLimits())
     assert (written.width, written.height, written.frames) == (32, 16, 8)

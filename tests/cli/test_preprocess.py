@@ -13,7 +13,7 @@ from tests.cli.conftest import Cli
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
+def image(tmp_path: Path) -> Path:
     array = np.zeros((30, 40, 3), np.uint8)
     array[8:22, 10:30] = 255
     path = tmp_path / "photo.png"
@@ -25,8 +25,8 @@ def read(path: str) -> np.ndarray:
     return np.array(Image.open(path))
 
 
-def test_a_picture_becomes_a_hint_of_its_size(cli: Cli, picture: Path):
-    done = cli("preprocess", "canny", picture.name, "--out", "edges.png", "--json")
+def test_an_image_becomes_a_control_image_of_its_size(cli: Cli, image: Path):
+    done = cli("preprocess", "canny", image.name, "--out", "edges.png", "--json")
     assert done.code == 0, done.err
     assert done.json["hints"][0] | {"drawn": 0} == {
         "source": "photo.png",
@@ -43,22 +43,22 @@ def test_a_picture_becomes_a_hint_of_its_size(cli: Cli, picture: Path):
         assert read(f"{command[0]}.png").any()
 
 
-def test_nothing_is_overwritten_unless_forced(cli: Cli, picture: Path):
-    before = picture.read_bytes()
+def test_nothing_is_overwritten_unless_forced(cli: Cli, image: Path):
+    before = image.read_bytes()
     assert cli("preprocess", "canny", "photo.png", "--out", "a.png").code == 0
     refused = cli("preprocess", "canny", "photo.png", "--out", "a.png")
     assert refused.code == 2
     assert "a.png: exists already" in refused.err
     assert cli("preprocess", "canny", "photo.png", "--out", "a.png", "--force").code == 0
     assert cli("preprocess", "canny", "photo.png", "--out", "photo.png", "--force").code == 5
-    assert picture.read_bytes() == before
+    assert image.read_bytes() == before
 
 
-def test_a_folder_becomes_a_folder(cli: Cli, picture: Path):
-    inner = picture.parent / "photos" / "more"
+def test_a_folder_is_preprocessed_into_a_folder(cli: Cli, image: Path):
+    inner = image.parent / "photos" / "more"
     inner.mkdir(parents=True)
-    Image.open(picture).save(inner / "b.jpg")
-    picture.rename(inner.parent / "a.png")
+    Image.open(image).save(inner / "b.jpg")
+    image.rename(inner.parent / "a.png")
     assert cli("preprocess", "canny", "photos", "--out", "hints").code == 0
     assert sorted(str(path) for path in Path("hints").rglob("*.png")) == ["hints/a.png", "hints/more/b.png"]
     inside = cli("preprocess", "canny", "photos", "--out", "photos/hints")
@@ -69,7 +69,7 @@ def test_a_folder_becomes_a_folder(cli: Cli, picture: Path):
     assert both.code == 4
     assert "both would be written to" in both.err
     (inner / "b.png").unlink()
-    (inner / "c.png").write_text("no picture")
+    (inner / "c.png").write_text("not an image")
     some = cli("preprocess", "canny", "photos", "--out", "others")
     assert some.code == 4
     assert "1 of 3 could not be processed, 2 were" in some.err
@@ -77,7 +77,7 @@ def test_a_folder_becomes_a_folder(cli: Cli, picture: Path):
     assert len(list(Path("others").rglob("*.png"))) == 2
 
 
-def test_masks_boxes_and_given_hints(cli: Cli, picture: Path):
+def test_masks_boxes_and_existing_control_images(cli: Cli, image: Path):
     Image.fromarray(np.array([[0, 1], [2, 3]], np.uint8)).save("classes.png")
     assert cli("preprocess", "mask", "classes.png", "--out", "colours.png").code == 0
     assert read("colours.png")[0].tolist() == [[0, 0, 0], [128, 0, 0]]
@@ -111,7 +111,7 @@ def test_masks_boxes_and_given_hints(cli: Cli, picture: Path):
         (["photo.png", "--out", "o.png", "--high", "300"], 2, "each must lie in [0, 255]"),
     ],
 )
-def test_bad_input_is_told(cli: Cli, picture: Path, arguments: list[str], code: int, message: str):
+def test_bad_input_is_reported(cli: Cli, image: Path, arguments: list[str], code: int, message: str):
     Path("text.png").write_text("words")
     Path("empty").mkdir()
     done = cli("preprocess", "canny", *arguments)

@@ -1,4 +1,4 @@
-"""Released files are sampled as they are, guided by their classifiers; others say what their keys do not."""
+"""Published files are sampled directly and guided by their classifiers; other files need settings that keys lack."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def files(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_file_that_matches_none_asks_for_what_its_keys_do_not_say(cli: Cli, files: Path):
+def test_an_unknown_file_names_the_settings_that_its_keys_lack(cli: Cli, files: Path):
     done = cli("sample", "model.pt", "--class", 3, "steps=2")
     assert done.code == 1
     for name in (
@@ -84,7 +84,7 @@ def test_a_file_that_matches_none_asks_for_what_its_keys_do_not_say(cli: Cli, fi
     assert sorted(tree(files)) == ["classifier.pt", "model.pt"]
 
 
-def test_with_that_it_is_sampled_and_a_classifier_guides_it(cli: Cli, files: Path):
+def test_with_these_settings_it_is_sampled_under_classifier_guidance(cli: Cli, files: Path):
     plain = cli("sample", "model.pt", *MODEL_OVERRIDES, "steps=2", "--class", 3, "--out", "plain.png")
     assert plain.code == 0, plain.err
     arguments = [*MODEL_OVERRIDES, *CLASSIFIER_OVERRIDES, "steps=2", "--class", 3, "--classifier", "classifier.pt"]
@@ -139,11 +139,11 @@ def test_random_files_of_the_released_64_pixel_pair(cli: Cli, tmp_path: Path):
     arguments = ["--classifier", "64x64_classifier.pt", "--class", 207, "steps=2", "--out", "dog.png"]
     done = cli("sample", "64x64_diffusion.pt", *arguments)
     assert done.code == 0, done.err
-    with Image.open(tmp_path / "dog.png") as picture:
-        assert picture.size == (64, 64)
+    with Image.open(tmp_path / "dog.png") as image:
+        assert image.size == (64, 64)
 
 
-def test_convert_needs_no_recipe_for_what_the_keys_and_a_few_words_tell(cli: Cli, files: Path):
+def test_convert_needs_only_keys_and_a_few_settings(cli: Cli, files: Path):
     words = [word for one in MODEL_OVERRIDES for word in ("--set", one)]
     done = cli("convert", "model.pt", "ours", *words, "--json")
     assert done.code == 0, done.err
@@ -168,7 +168,7 @@ def test_convert_needs_no_recipe_for_what_the_keys_and_a_few_words_tell(cli: Cli
         (["--set", "file.sise=16"], 2, "file: sise: unknown key; nearest: 'size'"),
     ],
 )
-def test_convert_says_what_it_lacks(cli: Cli, files: Path, words: list[str], code: int, message: str):
+def test_convert_names_missing_settings(cli: Cli, files: Path, words: list[str], code: int, message: str):
     done = cli("convert", "model.pt", "ours", *words)
     assert done.code == code
     assert message in " ".join(done.err.split())

@@ -1,4 +1,4 @@
-"""What a recipe cites, and how a model tells what it predicts."""
+"""Citations of recipes, and the description of a model's prediction."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def cited(name: str, *changes: str) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("name", CITED)
-def test_each_part_in_use_is_cited(name: str):
+def test_each_component_in_use_is_cited(name: str):
     found = cited(name)
     for part, source in CITED[name].items():
         assert any(source in one for one in found[part]), f"{part}: {found.get(part)}"
 
 
-def test_what_is_not_in_use_is_not_cited():
+def test_unused_components_are_not_cited():
     assert "variance" not in cited("edm-cifar10")
     assert "guidance" not in cited("edm-cifar10")
     assert "weight" not in cited("flow-fashion")
@@ -71,7 +71,7 @@ def test_every_recipe_cites_each_source_once():
         assert len({line["source"] for line in found}) == len(found), name
 
 
-def test_a_preconditioning_is_told_by_its_name_and_settings(cli: Cli, tmp_path: Path):
+def test_a_preconditioning_is_described_by_its_name_and_settings(cli: Cli, tmp_path: Path):
     recipe = load_recipe("edm-cifar10", small=True)
     assert isinstance(recipe, Recipe)
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Stable Diffusion from one file and from diffusers' folder: equal pictures, and those of diffusers' own pipelines."""
+"""Stable Diffusion from one file and from diffusers' folder: equal images, and those of diffusers' pipelines."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:__array__ imp
 PROMPT, SEED, STEPS, SCALE = "a cat on the moon", 7, 10, 4.0
 SIDE = tiny_sd.SIZE
 OVERRIDES = [f"file.{name}={value}" for name, value in tiny_sd.OVERRIDES.items()]
-ASKED = ["--steps", STEPS, "--guidance-scale", SCALE, "--seed", SEED]
+OPTIONS = ["--steps", STEPS, "--guidance-scale", SCALE, "--seed", SEED]
 
 
 class Both(NamedTuple):
@@ -64,7 +64,7 @@ def noise() -> Tensor:
 
 
 def theirs(pipeline: Any, **how: Any) -> Tensor:
-    """The picture of a pipeline, uint8 (3, H, W)."""
+    """The image of a pipeline, uint8 (3, H, W)."""
     pipeline.set_progress_bar_config(disable=True)
     given = {"prompt": PROMPT, "num_inference_steps": STEPS, "guidance_scale": SCALE, "output_type": "pt", **how}
     return to_pixels(pipeline(**given).images * 2 - 1)[0]
@@ -76,11 +76,11 @@ def of_kind(kind: str, both: Both, **more: Any) -> Any:
 
 
 def drawn(cli: Cli, verb: str, both: Both, words: list[Any]) -> Tensor:
-    """The picture that a command draws from the file and from the folder, which is one; uint8 (3, H, W)."""
+    """The image that a command generates, equal from the file and from the folder; uint8 (3, H, W)."""
     found = []
     for name, overrides in (("file", OVERRIDES), ("folder", [])):
         model = both.file if name == "file" else both.folder
-        done = cli(verb, model, *words, *overrides, *ASKED, "--out", f"{name}.png")
+        done = cli(verb, model, *words, *overrides, *OPTIONS, "--out", f"{name}.png")
         assert done.code == 0, done.err
         found.append(opened(Path(f"{name}.png")))
     assert torch.equal(*found)
@@ -88,8 +88,8 @@ def drawn(cli: Cli, verb: str, both: Both, words: list[Any]) -> Tensor:
 
 
 def opened(path: Path) -> Tensor:
-    with Image.open(path) as picture:
-        return torch.tensor(list(picture.convert("RGB").tobytes())).view(picture.height, picture.width, 3).movedim(2, 0)
+    with Image.open(path) as image:
+        return torch.tensor(list(image.convert("RGB").tobytes())).view(image.height, image.width, 3).movedim(2, 0)
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
@@ -97,7 +97,7 @@ def psnr(a: Tensor, b: Tensor) -> float:
 
 
 def photo(path: Path) -> Tensor:
-    """Writes a smooth picture; returns it as (1, 3, H, W) in [-1, 1]."""
+    """Write a smooth image; return it as (1, 3, H, W) in [-1, 1]."""
     x = torch.linspace(0, 1, SIDE)
     rows = torch.stack([x[:, None] * x, (1 - x)[:, None] * x, (x[:, None] + 1 - x) / 2])
     pixels = (rows * 255).round().byte()
@@ -105,15 +105,15 @@ def photo(path: Path) -> Tensor:
     return pixels[None] / 127.5 - 1
 
 
-def test_sample_draws_the_picture_of_the_pipeline(cli: Cli, plain: Both):
+def test_sample_generates_the_image_of_the_pipeline(cli: Cli, plain: Both):
     want = theirs(plain.pipeline, latents=noise())
     assert 10 < want.float().std() < 80
     assert psnr(drawn(cli, "sample", plain, [PROMPT]), want) >= 60
-    # the control: another prompt is another picture
+    # the control: another prompt gives another image
     assert psnr(drawn(cli, "sample", plain, ["a red dog", "--force"]), want) < 40
 
 
-def test_img2img_draws_the_picture_of_the_pipeline(cli: Cli, plain: Both, tmp_path: Path, monkeypatch):
+def test_img2img_generates_the_image_of_the_pipeline(cli: Cli, plain: Both, tmp_path: Path, monkeypatch):
     """Theirs draws latents from the autoencoder's distribution and noise from a generator.
 
     Ours takes the most probable latents and the noise of a seed; with these, everything else is defined to be equal.
@@ -132,7 +132,7 @@ def test_img2img_draws_the_picture_of_the_pipeline(cli: Cli, plain: Both, tmp_pa
     assert psnr(drawn(cli, "img2img", plain, [*words[:-1], 0.5, "--force"]), want) < 50
 
 
-def test_inpaint_draws_the_hole_of_the_pipeline(cli: Cli, inpainting: Both, tmp_path: Path):
+def test_inpaint_generates_the_masked_region_of_the_pipeline(cli: Cli, inpainting: Both, tmp_path: Path):
     """Theirs returns everything as decoded, ours puts the known pixels back, so that the hole is what is equal."""
     pixels = photo(tmp_path / "photo.png")
     hole = torch.zeros(SIDE, SIDE, dtype=torch.bool)
@@ -156,7 +156,7 @@ def test_inpaint_draws_the_hole_of_the_pipeline(cli: Cli, inpainting: Both, tmp_
     assert psnr(want[:, ~hole], to_pixels(pixels)[0][:, ~hole]) < 40  # which an autoencoder does not keep
 
 
-def test_a_model_without_masks_paints_too(cli: Cli, plain: Both, tmp_path: Path):
+def test_a_model_without_mask_input_inpaints_too(cli: Cli, plain: Both, tmp_path: Path):
     """What is known is put into every estimate, not into every state as diffusers has it: only our two are compared."""
     pixels = photo(tmp_path / "photo.png")
     hole = torch.zeros(SIDE, SIDE, dtype=torch.bool)
@@ -167,12 +167,12 @@ def test_a_model_without_masks_paints_too(cli: Cli, plain: Both, tmp_path: Path)
     assert psnr(got[:, hole], to_pixels(pixels)[0][:, hole]) < 40
 
 
-def test_a_lora_draws_the_picture_of_the_merged_pipeline(cli: Cli, plain: Both, tmp_path: Path, monkeypatch):
+def test_a_lora_generates_the_image_of_the_merged_pipeline(cli: Cli, plain: Both, tmp_path: Path, monkeypatch):
     """diffusers needs peft to load one, so that its matrices are added to the pipeline's weights here."""
     lora = tiny_sd.lora()
-    (tmp_path / "shelf" / "loras").mkdir(parents=True)
-    write_tensors(tmp_path / "shelf" / "loras" / "style.safetensors", lora)
-    monkeypatch.setenv("UNVEIL_MODELS", str(tmp_path / "shelf"))
+    (tmp_path / "models" / "loras").mkdir(parents=True)
+    write_tensors(tmp_path / "models" / "loras" / "style.safetensors", lora)
+    monkeypatch.setenv("UNVEIL_MODELS", str(tmp_path / "models"))
     pipeline, weight = tiny_sd.pipeline(), 0.8
     for prefix, network in (("lora_unet_", pipeline.unet), ("lora_te_text_model_", pipeline.text_encoder)):
         for name, module in network.named_modules():
@@ -186,7 +186,7 @@ def test_a_lora_draws_the_picture_of_the_merged_pipeline(cli: Cli, plain: Both, 
     assert psnr(theirs(plain.pipeline, latents=noise()), want) < 40  # it matters
 
 
-def test_a_controlnet_draws_the_picture_of_the_pipeline(plain: Both, tmp_path: Path):
+def test_a_controlnet_generates_the_image_of_the_pipeline(plain: Both, tmp_path: Path):
     control = tiny_sd.controlnet()
     control.save_pretrained(tmp_path / "control")
     hint = photo(tmp_path / "photo.png")

@@ -1,4 +1,4 @@
-"""Stable Diffusion's files and folders on the command line: converted both ways, looked at, and refused when wrong."""
+"""Stable Diffusion's files and folders on the command line: converted both ways, inspected, and refused when wrong."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 # -- from one layout to another -----------------------------------------------------------------------------------
 
 
-def test_every_way_round_loses_nothing(cli: Cli, folder: Path, file: Path):
+def test_conversion_round_trips_lose_nothing(cli: Cli, folder: Path, file: Path):
     total = len(weights(folder))
     done = cli("convert", file, "back", "--format", "diffusers", *SET, "--json")
     assert done.code == 0, done.err
@@ -87,7 +87,7 @@ def test_every_way_round_loses_nothing(cli: Cli, folder: Path, file: Path):
 
 
 @pytest.mark.slow
-def test_the_block_that_stable_diffusion_2_does_not_use_is_told_of(cli: Cli, file: Path):
+def test_the_unused_block_of_stable_diffusion_2_is_reported(cli: Cli, file: Path):
     exact = [*SET, "--set", "file.activation=gelu"]  # as OpenCLIP, whose files have a block behind the one that is used
     assert cli("convert", file, "ours", *exact).code == 0
     done = cli("convert", "ours", "two.safetensors", "--format", "ldm")
@@ -184,7 +184,7 @@ def test_code_in_a_checkpoint_is_not_run(cli: Cli, file: Path, tmp_path: Path):
 # -- what a file is -----------------------------------------------------------------------------------------------
 
 
-def test_inspect_reports_what_is_matched(cli: Cli, file: Path, folder: Path, tmp_path: Path):
+def test_inspect_reports_matched_keys(cli: Cli, file: Path, folder: Path, tmp_path: Path):
     total = len(read_header(file).tensors)
     done = cli("inspect", file, *OVERRIDES)
     assert "Stable Diffusion 1 in one file" in done.out
@@ -220,7 +220,7 @@ def test_an_unknown_layout_names_the_closest_and_what_is_missing(cli: Cli, file:
     assert cli("convert", file, "out", *SET).code == 0  # the control
 
 
-def test_a_lora_in_the_place_of_a_model_says_what_it_is(cli: Cli, tmp_path: Path):
+def test_a_lora_instead_of_a_model_is_recognised(cli: Cli, tmp_path: Path):
     write_tensors(tmp_path / "lora.safetensors", tiny_sd.lora())
     refused(cli("sample", "lora.safetensors", "a cat"), 1, "a LoRA: give it beside the model", "--lora")
 
@@ -280,15 +280,15 @@ def test_a_text_encoder_of_another_width(cli: Cli, folder: Path, file: Path, tmp
 
 
 @pytest.mark.slow
-def test_a_size_that_is_no_multiple_names_the_nearest(cli: Cli, folder: Path):
+def test_a_size_that_is_not_a_multiple_names_the_nearest(cli: Cli, folder: Path):
     refused(cli("sample", folder, "a cat", "--size", "30x33"), 2, "multiples of 4 px; nearest 28x32 or 32x36")
     assert not Path("samples").exists()
     assert cli("sample", folder, "a cat", "--size", "32x36", "--steps", 2, "--out", "a.png").code == 0  # the control
-    with Image.open("a.png") as picture:
-        assert picture.size == (32, 36)
+    with Image.open("a.png") as image:
+        assert image.size == (32, 36)
 
 
-def test_a_negative_prompt_without_guidance_is_told(cli: Cli, folder: Path):
+def test_a_negative_prompt_without_guidance_is_reported(cli: Cli, folder: Path):
     ask = ["sample", folder, "a cat", "--negative-cond", "prompt=a dog", "--steps", 1, "--out", "a.png", "--force"]
     done = cli(*ask, "--guidance-scale", 1)
     assert "negative prompts and conditions have no effect without guidance" in done.err
@@ -345,8 +345,8 @@ def test_decoding_that_runs_out_of_memory(cli: Cli, folder: Path, monkeypatch):
 
 
 @pytest.fixture
-def shelf(tmp_path: Path, folder: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    top = tmp_path / "shelf"
+def models_folder(tmp_path: Path, folder: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    top = tmp_path / "models"
     monkeypatch.setenv("UNVEIL_MODELS", str(top))
     for name in ("checkpoints/old", "loras", "controlnets"):
         (top / name).mkdir(parents=True)
@@ -357,7 +357,7 @@ def shelf(tmp_path: Path, folder: Path, file: Path, monkeypatch: pytest.MonkeyPa
     return top
 
 
-def test_models_are_found_by_name(cli: Cli, shelf: Path):
+def test_models_are_found_by_name(cli: Cli, models_folder: Path):
     for name, overrides in (("tiny", []), ("one", OVERRIDES), ("one.safetensors", OVERRIDES), ("old/one", OVERRIDES)):
         done = cli(
             "sample", name, "a cat", *overrides, "--lora", "style:0.5", "--steps", 1, "--out", "a.png", "--force"
@@ -374,18 +374,29 @@ def test_models_are_found_by_name(cli: Cli, shelf: Path):
     assert "a folder of diffusers, StableDiffusionPipeline" in cli("inspect", "models").out
 
 
-def test_several_of_one_name_are_listed(cli: Cli, shelf: Path):
-    shutil.copy(shelf / "checkpoints" / "old" / "one.safetensors", shelf / "checkpoints" / "one.safetensors")
+def test_several_of_one_name_are_listed(cli: Cli, models_folder: Path):
+    shutil.copy(
+        models_folder / "checkpoints" / "old" / "one.safetensors", models_folder / "checkpoints" / "one.safetensors"
+    )
     done = cli("sample", "one.safetensors", "a cat", *OVERRIDES)
-    first, second = shelf / "checkpoints" / "old" / "one.safetensors", shelf / "checkpoints" / "one.safetensors"
+    first, second = (
+        models_folder / "checkpoints" / "old" / "one.safetensors",
+        models_folder / "checkpoints" / "one.safetensors",
+    )
     refused(done, 1, "2 have this name", str(first), str(second), "give one of them as a path")
     assert cli("inspect", second).code == 0
     refused(cli("sample", "nowhere", "a cat"), 1, "nowhere: no such folder or bundled model")
     refused(cli("sample", "tinny", "a cat"), 1, "nearest: 'tiny'")
     lora, control = ["--lora", "stile:0.5"], ["--controlnet", "egdes=hint.png"]
-    refused(cli("sample", "tiny", "a cat", *lora), 1, "stile: no such file", str(shelf / "loras"), "nearest: 'style'")
+    refused(
+        cli("sample", "tiny", "a cat", *lora),
+        1,
+        "stile: no such file",
+        str(models_folder / "loras"),
+        "nearest: 'style'",
+    )
     done = cli("sample", "tiny", "a cat", *control)
-    refused(done, 1, "egdes: no such file", str(shelf / "controlnets"), "nearest: 'edges'")
+    refused(done, 1, "egdes: no such file", str(models_folder / "controlnets"), "nearest: 'edges'")
 
 
 def test_an_empty_models_folder(cli: Cli, monkeypatch):

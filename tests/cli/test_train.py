@@ -1,4 +1,4 @@
-"""`unveil train`, `evaluate` and `demo`: the main path, and the ways to leave it."""
+"""`unveil train`, `evaluate` and `demo`: the main path and its interruptions."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_dry_run_measures_and_writes_nothing(cli: Cli, tmp_path: Path):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny run, trained by the command line in a process of its own."""
+    """A tiny run, trained by the command line in a separate process."""
     folder = tmp_path_factory.mktemp("runs")
     command = [sys.executable, "-m", "unveil", "train", "ddpm-digits", *TINY, "--output-dir", "first", "--json"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
@@ -64,7 +64,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_a_run_holds_everything_that_it_was(run: Path):
+def test_a_run_folder_is_complete(run: Path):
     assert {"recipe.yaml", "environment.json", "metrics.jsonl", "checkpoints", "card.md", "plots"} <= {
         path.name for path in run.iterdir()
     }
@@ -72,7 +72,7 @@ def test_a_run_holds_everything_that_it_was(run: Path):
 
 
 @pytest.mark.slow
-def test_a_run_is_sampled_and_judged(cli: Cli, run: Path, tmp_path: Path):
+def test_a_run_is_sampled_and_evaluated(cli: Cli, run: Path, tmp_path: Path):
     assert cli("sample", run, "--label", 3, "--out", "three.png").code == 0
     done = cli("evaluate", run, "--out", "judged", "--json")
     assert done.code == 0, done.err
@@ -88,7 +88,7 @@ def test_a_run_is_sampled_and_judged(cli: Cli, run: Path, tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_the_same_command_goes_on_and_another_recipe_does_not(cli: Cli, run: Path):
+def test_the_same_command_resumes_and_another_recipe_does_not(cli: Cli, run: Path):
     done = cli("train", "ddpm-digits", *TINY, "--output-dir", run)
     assert done.code == 0, done.err
     other = cli("train", "ddpm-digits", *TINY, "train.lr=1e-4", "--output-dir", run)

@@ -1,4 +1,4 @@
-"""`unveil video`: each command makes a clip that plays, keeps what it was given, and refuses what cannot be."""
+"""`unveil video`: each command writes a playable video, keeps its conditioning frames and refuses invalid options."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def clip(path: Path, frames: int = 6, size: int = 8, seed: int = 1, facts: dict[str, Any] | None = None) -> Tensor:
-    """A clip, written, uint8 (3, T, H, W)."""
+    """Write a video; return it as uint8 (3, T, H, W)."""
     made = torch.randint(0, 256, (3, frames, size, size), generator=torch.Generator().manual_seed(seed))
     write_video(path, made.to(torch.uint8), 8.0, facts)
     return made.to(torch.uint8)
@@ -46,11 +46,11 @@ def frames(folder: Path) -> Tensor:
     return torch.stack([pixels(file).permute(2, 0, 1) for file in sorted(folder.iterdir())], dim=1)
 
 
-# ---------------------------------------------------------------------- what they make
+# ---------------------------------------------------------------------- results
 
 
 @pytest.mark.parametrize("form", ["mp4", "webm", "gif", "webp", "apng"])
-def test_words_alone_make_a_clip_in_every_form(cli: Cli, model: Path, tmp_path: Path, form: str):
+def test_text_to_video_in_every_output_format(cli: Cli, model: Path, tmp_path: Path, form: str):
     done = cli(
         "video", WORDS[0], "--model", model, "-o", f"out.{form}", "--seed", 4, "--negative-prompt", "blue", "--json"
     )
@@ -78,7 +78,7 @@ def test_a_prompt_that_begins_as_a_setting_does_is_a_prompt(cli: Cli, model: Pat
     assert (facts["given"], facts["negative"]) == ({"prompt": typed}, {"prompt": "look=blue"})
 
 
-def test_what_a_folder_holds_that_was_not_written_here_stays_whatever_is_forced(cli: Cli, model: Path, tmp_path: Path):
+def test_force_keeps_foreign_files_of_a_folder(cli: Cli, model: Path, tmp_path: Path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "holiday.jpg").write_bytes(b"mine")
     ask = ["video", WORDS[0], "--model", model, "--force", "-o"]
@@ -92,7 +92,7 @@ def test_what_a_folder_holds_that_was_not_written_here_stays_whatever_is_forced(
     assert sorted(path.name for path in (tmp_path / "frames").iterdir()) == [f"frame_{n:05d}.png" for n in range(4)]
 
 
-def test_longer_clips_and_several(cli: Cli, model: Path, tmp_path: Path):
+def test_longer_videos_and_several(cli: Cli, model: Path, tmp_path: Path):
     options = ["--model", model, "--frames", 14, "--overlap", 2, "--fps", 4, "--no-metadata"]
     done = cli("video", WORDS[0], *options, "-n", 2, "--size", "12x8", "-o", "many", "--json")
     assert done.code == 0, done.err
@@ -104,7 +104,7 @@ def test_longer_clips_and_several(cli: Cli, model: Path, tmp_path: Path):
     assert int((frames(tmp_path / "one").int() - both[0].int()).abs().max()) <= 1, "noise is each clip's own"
 
 
-def test_pictures_are_frames(cli: Cli, model: Path, tmp_path: Path):
+def test_image_to_video_keeps_the_keyframes(cli: Cli, model: Path, tmp_path: Path):
     given = clip(tmp_path / "given", 2)
     first, second = sorted((tmp_path / "given").iterdir())
     done = cli(
@@ -123,7 +123,7 @@ def test_pictures_are_frames(cli: Cli, model: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize(("options", "kept"), [([], slice(0, 6)), (["--backward"], slice(5, 11))])
-def test_a_clip_goes_on_and_stays_what_it_is(cli: Cli, model: Path, tmp_path: Path, options: list[str], kept: slice):
+def test_an_extended_video_keeps_its_frames(cli: Cli, model: Path, tmp_path: Path, options: list[str], kept: slice):
     given = clip(tmp_path / "given", facts={"given": {"prompt": WORDS[1]}})
     done = cli("video", "extend", "given", "--model", model, "--frames", 5, *options, "-o", "out")
     assert done.code == 0, done.err
@@ -133,11 +133,11 @@ def test_a_clip_goes_on_and_stays_what_it_is(cli: Cli, model: Path, tmp_path: Pa
     assert read_facts(tmp_path / "out" / "frame_00000.png")["given"] == {"prompt": WORDS[1]}, "the words that made it"
 
 
-def test_a_way_between_pictures_and_clips(cli: Cli, model: Path, tmp_path: Path):
+def test_interpolation_between_images_and_videos(cli: Cli, model: Path, tmp_path: Path):
     given, other = clip(tmp_path / "given", 2), clip(tmp_path / "other", 3, seed=3)
-    picture = sorted((tmp_path / "given").iterdir())[0]
+    image = sorted((tmp_path / "given").iterdir())[0]
     done = cli(
-        "video", "interpolate", picture, "other", "--model", model, "--frames", 4, "--prompt", WORDS[0], "-o", "out"
+        "video", "interpolate", image, "other", "--model", model, "--frames", 4, "--prompt", WORDS[0], "-o", "out"
     )
     assert done.code == 0, done.err
     made = frames(tmp_path / "out")
@@ -158,7 +158,7 @@ def test_loops(cli: Cli, model: Path, tmp_path: Path):
     assert frames(tmp_path / "ring").shape[1] == 5
 
 
-def test_clips_are_connected(cli: Cli, model: Path, tmp_path: Path):
+def test_videos_are_connected(cli: Cli, model: Path, tmp_path: Path):
     first, last = clip(tmp_path / "first"), clip(tmp_path / "last", seed=3)
     both = ["video", "join", "first", "last", "--model", model, "--prompt", WORDS[0], "--prompt", WORDS[1]]
     assert cli(*both, "--frames", 4, "-o", "bridge").code == 0
@@ -171,7 +171,7 @@ def test_clips_are_connected(cli: Cli, model: Path, tmp_path: Path):
     assert torch.equal(made[:, [0, -1]], torch.stack([first[:, 0], last[:, -1]], dim=1))
 
 
-def test_edits_keep_what_is_masked(cli: Cli, model: Path, tmp_path: Path):
+def test_edits_keep_the_masked_region(cli: Cli, model: Path, tmp_path: Path):
     given = clip(tmp_path / "given", facts={"given": {"prompt": WORDS[0]}})
     white = torch.zeros(1, 8, 8, dtype=torch.uint8)
     white[..., :4] = 255
@@ -192,7 +192,7 @@ def test_edits_keep_what_is_masked(cli: Cli, model: Path, tmp_path: Path):
     assert not torch.equal(made[:, -1], given[:, -1])
 
 
-def test_storyboards_typed_and_in_a_file_are_alike(cli: Cli, model: Path, tmp_path: Path):
+def test_storyboards_as_options_and_in_a_file_are_equal(cli: Cli, model: Path, tmp_path: Path):
     (tmp_path / "board.yaml").write_text(
         f"scenes:\n  - {{frames: 0-6, prompt: {WORDS[0]}}}\n  - {{frames: 7-11, prompt: {WORDS[1]}}}\n"
     )
@@ -204,29 +204,29 @@ def test_storyboards_typed_and_in_a_file_are_alike(cli: Cli, model: Path, tmp_pa
     assert frames(tmp_path / "file").shape[1] == 12
 
 
-def test_large_sizes_go_through_passes_and_keep_their_pictures(cli: Cli, model: Path, tmp_path: Path):
+def test_large_sizes_use_passes_and_keep_the_keyframes(cli: Cli, model: Path, tmp_path: Path):
     clip(tmp_path / "given", 1, size=24)
-    (picture,) = (tmp_path / "given").iterdir()
+    (image,) = (tmp_path / "given").iterdir()
     options = ["--model", model, "--size", "32x24", "--frames", 3]
-    done = cli("video", WORDS[0], *options, "--image", picture, "--image-frame", 1, "-o", "large")
+    done = cli("video", WORDS[0], *options, "--image", image, "--image-frame", 1, "-o", "large")
     assert done.code == 0, done.err
     assert "32x24 is far beyond the model's own 8x8: made in 3 passes, at 12x8, 20x16, 32x24;" in done.out
     made = frames(tmp_path / "large")
     assert made.shape == (3, 3, 24, 32)
     assert read_facts(tmp_path / "large" / "frame_00000.png")["passes"] == [[8, 12], [16, 20], [24, 32]]
-    done = cli("video", WORDS[0], *options[:2], "--size", "24x24", "--frames", 3, "--image", picture, "-o", "square")
+    done = cli("video", WORDS[0], *options[:2], "--size", "24x24", "--frames", 3, "--image", image, "-o", "square")
     assert done.code == 0, done.err
     assert torch.equal(frames(tmp_path / "square")[:, :1], frames(tmp_path / "given"))
 
 
-def test_clips_are_enlarged(cli: Cli, model: Path, tmp_path: Path):
+def test_videos_are_upscaled(cli: Cli, model: Path, tmp_path: Path):
     clip(tmp_path / "given")
     done = cli("video", "upscale", "given", "--model", model, "--factor", 3, "--prompt", WORDS[0], "-o", "large")
     assert done.code == 0, done.err
     assert frames(tmp_path / "large").shape == (3, 6, 24, 24)
 
 
-def test_a_model_of_clips_draws_pictures(cli: Cli, model: Path, tmp_path: Path):
+def test_a_video_model_generates_images(cli: Cli, model: Path, tmp_path: Path):
     done = cli("sample", model, WORDS[1], "--size", "12x8", "-n", 2, "--save-trajectory", "--out", "made")
     assert done.code == 0, done.err
     assert pixels(tmp_path / "made" / "seed0_00000.png").shape == (8, 12, 3)
@@ -235,7 +235,7 @@ def test_a_model_of_clips_draws_pictures(cli: Cli, model: Path, tmp_path: Path):
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / "made" / "seed0_00001.png").read_bytes()
 
 
-def test_large_pictures_go_through_passes(cli: Cli, model: Path, tmp_path: Path):
+def test_large_images_use_passes(cli: Cli, model: Path, tmp_path: Path):
     done = cli("sample", model, WORDS[1], "--size", "32x24", "--out", "large.png")
     assert done.code == 0, done.err
     assert "32x24 is far beyond the model's own 8x8: made in 3 passes, at 12x8, 20x16, 32x24;" in done.out
@@ -247,14 +247,14 @@ def test_large_pictures_go_through_passes(cli: Cli, model: Path, tmp_path: Path)
         "several passes are not generated again",
     )
     Path("lines.txt").write_text(f"{WORDS[1]}\n", "utf-8")
-    asked = ["--size", "32x24", "--seed", 4, "--steps", 1]
-    done = cli("sample", model, "--prompts", "lines.txt", *asked, "--out", "lines")
+    options = ["--size", "32x24", "--seed", 4, "--steps", 1]
+    done = cli("sample", model, "--prompts", "lines.txt", *options, "--out", "lines")
     assert "32x24 is far beyond the model's own 8x8: made in 3 passes" in done.out
-    assert cli("sample", model, WORDS[1], *asked, "--out", "alone.png").code == 0
+    assert cli("sample", model, WORDS[1], *options, "--out", "alone.png").code == 0
     assert torch.equal(pixels(tmp_path / "lines/line0001_seed4_00000.png"), pixels(tmp_path / "alone.png"))
 
 
-# ---------------------------------------------------------------------- what is refused
+# ---------------------------------------------------------------------- refusals
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ def test_faults(cli: Cli, model: Path, tmp_path: Path, arguments: list[Any], cod
     assert tree(tmp_path) == before, "nothing is written"
 
 
-def test_what_is_there_is_not_overwritten_without_force(cli: Cli, model: Path, tmp_path: Path):
+def test_existing_files_are_not_overwritten_without_force(cli: Cli, model: Path, tmp_path: Path):
     (tmp_path / "out.mp4").write_text("mine")
     refused(cli("video", WORDS[0], "--model", model, "-o", "out.mp4"), 2, "exists already", "--force")
     assert (tmp_path / "out.mp4").read_text() == "mine"
@@ -330,13 +330,13 @@ def test_a_full_disk_leaves_nothing(cli: Cli, model: Path, tmp_path: Path, monke
     assert tree(tmp_path) == {}
 
 
-def test_a_rate_that_varies_needs_a_rule(cli: Cli, model: Path, tmp_path: Path):
+def test_a_variable_frame_rate_needs_a_resampling_rule(cli: Cli, model: Path, tmp_path: Path):
     make_video(tmp_path / "uneven.mp4", size=(8, 8), count=6, ticks=[0, 1, 4, 5, 9, 10])
     refused(cli("video", "extend", "uneven.mp4", "--model", model, "-o", "out"), 4, "frame rate varies; give --fps")
     assert cli("video", "extend", "uneven.mp4", "--model", model, "--fps", 8, "--size", "8x8", "-o", "out").code == 0
 
 
-def test_what_has_no_picture_is_no_clip(cli: Cli, model: Path, tmp_path: Path):
+def test_files_without_frames_are_refused_as_videos(cli: Cli, model: Path, tmp_path: Path):
     with av.open(str(tmp_path / "song.mp4"), "w") as container:
         stream = container.add_stream("aac", rate=16000)
         sound = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
@@ -346,7 +346,7 @@ def test_what_has_no_picture_is_no_clip(cli: Cli, model: Path, tmp_path: Path):
     assert list(tree(tmp_path)) == ["song.mp4"]
 
 
-def test_a_picture_of_several_frames_is_not_taken_for_its_first(cli: Cli, model: Path, tmp_path: Path):
+def test_an_animated_image_is_refused_as_a_keyframe(cli: Cli, model: Path, tmp_path: Path):
     assert cli("video", WORDS[0], "--model", model, "-o", "out.webp").code == 0
     refused(cli("video", "extend", "out.webp", "--model", model, "-o", "more"), 4, "out.webp: an image of 6 frames")
     assert list(tree(tmp_path)) == ["out.webp"]

@@ -1,4 +1,4 @@
-"""Models of clips: trained from the recipe by the command, shown in rows of frames, sampled in any size."""
+"""Video models on the command line: training, sample grids, and sampling in any size."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def run(cli: Cli, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def test_training_shows_a_row_of_frames_of_each_clip(run: Path):
+def test_training_samples_show_a_row_of_frames_of_each_video(run: Path):
     with Image.open(run / "samples" / "step_000004.png") as sheet:
         assert sheet.size == (804, 804)  # 8 clips, each in a row of 8 of its frames
     assert "validation" in (run / "metrics.jsonl").read_text()
 
 
-def test_a_clip_model_makes_clips_of_other_lengths_and_shapes_and_pictures(run: Path):
+def test_a_video_model_generates_other_lengths_and_sizes_and_images(run: Path):
     model = unveil.load(run)
     assert model.shape == (3, 9, 16, 16)
     raw = {"prompt": "a small red circle moves left"}
@@ -46,10 +46,10 @@ def test_a_clip_model_makes_clips_of_other_lengths_and_shapes_and_pictures(run: 
     torch.testing.assert_close(one, many[:1], rtol=1e-5, atol=1e-5)
 
 
-def test_clips_go_on_from_a_model_of_pictures(cli: Cli, tmp_path: Path):
+def test_a_video_model_is_trained_from_an_image_model(cli: Cli, tmp_path: Path):
     settings = [one for one in SETTINGS if not one.startswith(("shape", "data.frames"))]
-    pictures = ["shape=[3,16,16]", "data.frames=[1]"]
-    done = cli("train", "playground-image", "--quick", "--output-dir", "stills", *settings, *pictures)
+    image_shape = ["shape=[3,16,16]", "data.frames=[1]"]
+    done = cli("train", "playground-image", "--quick", "--output-dir", "stills", *settings, *image_shape)
     assert done.code == 0, done.err
     clips = ["shape=[3,9,16,16]", "data.frames=[9]"]
     done = cli("train", "playground-video", "--quick", "--output-dir", "clips", *settings, *clips, "base=stills")
@@ -58,7 +58,7 @@ def test_clips_go_on_from_a_model_of_pictures(cli: Cli, tmp_path: Path):
     assert moving.shape == (3, 9, 16, 16)
     before, now = (model.conditioners["prompt"].vocabulary.tokens for model in (stills, moving))
     assert now[: len(before)] == before
-    assert "left" in now[len(before) :]  # pictures tell of no motion
+    assert "left" in now[len(before) :]  # images have no motion
     assert [getattr(model.process, "shift", None) for model in (stills, moving)] == [
         None,
         pytest.approx(4 * (9 / 64) ** 0.5),
@@ -69,7 +69,7 @@ def test_clips_go_on_from_a_model_of_pictures(cli: Cli, tmp_path: Path):
     assert '"step": 1,' in first
 
 
-def test_a_model_goes_on_to_read_longer_prompts(cli: Cli, run: Path, tmp_path: Path):
+def test_a_model_is_fine_tuned_on_longer_prompts(cli: Cli, run: Path, tmp_path: Path):
     small = [*SETTINGS, "base=run", "train.steps=1", "train.lr=1.0e-12", "train.weight_decay=0"]
     done = cli("train", "playground-video", "--quick", "--output-dir", "longer", *small, "condition.0.max_length=50")
     assert done.code == 0, done.err
@@ -101,23 +101,23 @@ def test_a_base_whose_weights_hold_for_one_size_keeps_it(cli: Cli):
     assert "make them equal" in done.err
 
 
-def test_the_shipped_model_makes_a_clip_and_a_picture_of_what_the_words_say(cli: Cli, tmp_path: Path):
+def test_the_bundled_model_follows_the_prompt_in_a_video_and_an_image(cli: Cli, tmp_path: Path):
     assert cli("sample", "a large blue square on green", "--out", "square.png").code == 0
-    with Image.open(tmp_path / "square.png") as picture:
-        pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+    with Image.open(tmp_path / "square.png") as image:
+        pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
     square = detect_objects(pixels, max_objects=1)[0]
     assert (square.colour, square.size) == ("blue", "large")
     red, green, _ = pixels[:, 0, 0].tolist()
     assert green > 2 * red  # the ground
     assert cli("video", "a small orange triangle stays still", "--out", "clip.gif").code == 0
-    with Image.open(tmp_path / "clip.gif") as film:
-        arrays = [np.array(one.convert("RGB")) for one in ImageSequence.Iterator(film)]
+    with Image.open(tmp_path / "clip.gif") as video:
+        arrays = [np.array(one.convert("RGB")) for one in ImageSequence.Iterator(video)]
     frames = [torch.from_numpy(one).permute(2, 0, 1) for one in arrays]
     seen = [detect_objects(frame, max_objects=1) for frame in frames]
     assert all(one and one[0].colour == "orange" for one in seen)
 
 
-def test_shipped_weights_stay_small():
+def test_bundled_weights_stay_small():
     folder = Path(unveil.__file__).parent
     sizes = {one: one.stat().st_size for one in folder.rglob("*.safetensors")}
     assert sum(sizes.values()) < 25e6

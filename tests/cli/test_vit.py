@@ -1,4 +1,4 @@
-"""A classifier that was trained here judges samples, and its report names it."""
+"""A trained classifier evaluates samples, and the report names it."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ CHANGES += ["network.depth=1", "train.epochs=1"]
 
 
 @pytest.mark.slow
-def test_a_trained_vit_judges_samples(cli: Cli, tmp_path: Path, saved: Path):
+def test_a_trained_vit_evaluates_samples(cli: Cli, tmp_path: Path, saved: Path):
     done = cli("train", "vit-fashion", *CHANGES, "--output-dir", "vit", "--json")
     assert done.code == 0, done.err
-    asked = ["evaluate", saved, "--feature-weights", "vit/vit-fashion.yaml", "--out", "report"]
-    asked += ["--set", "evaluate.features=digits", "--set", "evaluate.samples=20"]
-    done = cli(*asked)
+    command = ["evaluate", saved, "--feature-weights", "vit/vit-fashion.yaml", "--out", "report"]
+    command += ["--set", "evaluate.features=digits", "--set", "evaluate.samples=20"]
+    done = cli(*command)
     assert done.code == 0, done.err
     features = json.loads((tmp_path / "report" / "report.json").read_text())["protocol"]["features"]
     assert features["name"] == "vit-fashion"
     assert features["sha256"] == sha256(tmp_path / "vit" / "vit-fashion.safetensors")
-    absent = cli(*asked[:2], "--feature-weights", "none.yaml", "--out", "other", *asked[6:])
+    absent = cli(*command[:2], "--feature-weights", "none.yaml", "--out", "other", *command[6:])
     assert absent.code == 1
     assert "none.yaml: not a readable classifier" in absent.err

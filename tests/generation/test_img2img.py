@@ -1,4 +1,4 @@
-"""Generation that begins at pictures or at noise, on pixels and on latents."""
+"""Img2img, previews and inversion, in pixel and in latent space."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.generation.tiny import Halved, digits, digits_model, drawn, pictures, seen, tiny
+from tests.generation.tiny import Halved, digits, digits_model, drawn, random_images, seen, tiny
 from unveil.core import inverse, schedules
 from unveil.core.rng import START, SampleRNG
 from unveil.core.sampling_run import SamplingRun
@@ -24,7 +24,7 @@ NAMES = ["pixels", "latents"]
 
 @pytest.mark.parametrize("codec", MODELS, ids=NAMES)
 def test_strength_0_is_the_round_trip_of_the_codec(codec: nn.Module | None):
-    model, given = tiny(codec), pictures(3)
+    model, given = tiny(codec), random_images(3)
     made = drawn(model, Request(count=3, seed=5), img2img(model, given, strength=0.0))
     assert torch.equal(made, model.autoencoder.decode(model.autoencoder.encode(to_unit(given))).clamp(-1, 1))
     if codec is not None:
@@ -34,10 +34,10 @@ def test_strength_0_is_the_round_trip_of_the_codec(codec: nn.Module | None):
 @pytest.mark.parametrize("codec", MODELS, ids=NAMES)
 def test_strength_1_is_generation_with_the_same_seed(codec: nn.Module | None):
     model, request = tiny(codec), Request({"label": [1]}, count=3, seed=5)
-    assert torch.equal(drawn(model, request, img2img(model, pictures(3), strength=1.0)), drawn(model, request))
+    assert torch.equal(drawn(model, request, img2img(model, random_images(3), strength=1.0)), drawn(model, request))
 
 
-def test_strengths_between_move_away_from_the_picture():
+def test_a_larger_strength_moves_further_from_the_image():
     given, labels = digits(8)
     model, request = digits_model(), Request({"label": labels}, count=8, seed=3, sampling={"steps": 10})
     far = []
@@ -57,8 +57,8 @@ def test_the_steps_that_are_run_are_counted_as_stable_diffusion_counts_them(stre
         assert list(rest) == list(grid)[50 - run :]
 
 
-def test_half_strength_starts_at_the_level_of_its_first_step():
-    model, given = tiny(Halved()), pictures(2)
+def test_half_strength_starts_at_the_noise_level_of_its_first_step():
+    model, given = tiny(Halved()), random_images(2)
     started: list[SamplingRun] = []
 
     def watched(course: SamplingRun, rows: slice) -> SamplingRun:
@@ -74,8 +74,8 @@ def test_half_strength_starts_at_the_level_of_its_first_step():
     assert torch.allclose(course.start(), wanted, atol=1e-6)
 
 
-def test_one_picture_serves_all_results():
-    model, given = tiny(), pictures(1)
+def test_one_input_image_serves_all_samples():
+    model, given = tiny(), random_images(1)
     many = drawn(model, Request(count=3, seed=2), img2img(model, given, strength=0.5))
     each = drawn(model, Request(count=3, seed=2), img2img(model, given.expand(3, -1, -1, -1), strength=0.5))
     assert torch.equal(many, each)
@@ -84,40 +84,40 @@ def test_one_picture_serves_all_results():
 
 @pytest.mark.parametrize("codec", MODELS, ids=NAMES)
 def test_batches_of_1_and_8_give_the_same(codec: nn.Module | None):
-    model, edit = tiny(codec), img2img(tiny(codec), pictures(8), strength=0.5)
+    model, edit = tiny(codec), img2img(tiny(codec), random_images(8), strength=0.5)
     one, eight = (drawn(model, Request(count=8, batch=batch), edit) for batch in (1, 8))
     assert torch.allclose(one, eight, atol=1e-5)
 
 
-def test_a_seed_for_each_picture_is_the_seed_of_a_set_of_one():
+def test_a_seed_per_image_equals_a_request_of_one_image():
     model = tiny()
     both = drawn(model, Request({"label": [1]}, seed=(3, 9), count=2, batch=1))
     for row, seed in enumerate((3, 9)):
         assert torch.equal(both[row : row + 1], drawn(model, Request({"label": [1]}, seed=seed)))
 
 
-def test_what_cannot_be_is_refused():
+def test_invalid_inputs_are_refused():
     model = tiny()
     with pytest.raises(RecipeError, match=r"strength 1\.5: must lie in \[0, 1\]"):
-        img2img(model, pictures(1), strength=1.5)
+        img2img(model, random_images(1), strength=1.5)
     with pytest.raises(ShapeError, match=r"images \(1, 3, 8, 8\): must be \(N, 1, H, W\)"):
         img2img(model, torch.zeros(1, 3, 8, 8), strength=0.5)
     with pytest.raises(RecipeError, match=r"size 10x7 \(width x height\): .* multiples of 2 px; nearest 10x6 or 10x8"):
         drawn(model, Request(size=(7, 10)))
     with pytest.raises(RecipeError, match=r"size 8x10 .*both sides must be multiples of 4 px; nearest 8x8 or 8x12"):
-        drawn(tiny(Halved()), edit=img2img(model, pictures(1, 10, 8), strength=0.5))
+        drawn(tiny(Halved()), edit=img2img(model, random_images(1, 10, 8), strength=0.5))
     with pytest.raises(RecipeError, match="seed: 2 for 3 images"):
         Request(seed=(1, 2), count=3)
 
 
-def test_other_sizes_are_drawn():
+def test_other_sizes_are_generated():
     assert drawn(tiny(Halved()), Request(size=(12, 16))).shape == (1, 1, 12, 16)
 
 
-# ---------------------------------------------------------------------- films and previews
+# ---------------------------------------------------------------------- trajectories and previews
 
 
-def test_a_film_of_latents_is_decoded():
+def test_a_trajectory_of_latents_is_decoded():
     model = tiny(Halved())
     (one,) = generate(model, Request(), frames=4)
     assert one.frames.shape == (4, 1, 8, 8)
@@ -125,27 +125,27 @@ def test_a_film_of_latents_is_decoded():
     assert all(torch.equal(frame, Halved().decode(Halved().encode(frame[None]))[0]) for frame in one.frames)
 
 
-def test_previews_show_decoded_estimates_every_so_many_steps():
+def test_previews_are_decoded_predictions_at_the_requested_interval():
     shown: list[tuple[torch.Tensor, int, int | None]] = []
     preview = Preview(lambda pixels, done, total: shown.append((pixels, done, total)), 4)
     made = seen(tiny(Halved()), Request(count=2))
     list(generate(tiny(Halved()), Request(count=2), preview=preview))
-    assert [told[1:] for told in shown] == [(4, 6), (6, 6)]
-    assert torch.equal(shown[-1][0], made), "the last estimate is the picture"
+    assert [(done, total) for _, done, total in shown] == [(4, 6), (6, 6)]
+    assert torch.equal(shown[-1][0], made), "the last preview is the image"
     with pytest.raises(RecipeError, match="preview every 0 steps"):
         list(generate(tiny(), Request(), preview=Preview(lambda *_: None, 0)))
 
 
 def test_progress_counts_all_batches():
-    told: list[tuple[int, int]] = []
-    list(generate(tiny(), Request(count=3, batch=2), on_step=lambda done, total: told.append((done, total))))
-    assert told == [(done, 12) for done in range(1, 13)]
+    progress: list[tuple[int, int]] = []
+    list(generate(tiny(), Request(count=3, batch=2), on_step=lambda done, total: progress.append((done, total))))
+    assert progress == [(done, 12) for done in range(1, 13)]
 
 
 # ---------------------------------------------------------------------- inversion
 
 
-def test_inverted_digits_come_back():
+def test_inverted_digits_are_reconstructed():
     given, labels = digits(8)
     model, request = digits_model(), Request({"label": labels}, sampling={"steps": 50})
     found = invert(model, given, request)
@@ -156,8 +156,8 @@ def test_inverted_digits_come_back():
     assert (-10 * errors.log10()).min() > 25  # dB
 
 
-def test_noise_of_latents_has_their_shape_and_any_batch_finds_it():
-    model, given = tiny(Halved()), pictures(5)
+def test_inverted_latents_have_their_shape_at_any_batch_size():
+    model, given = tiny(Halved()), random_images(5)
     all_at_once, one_by_one = (invert(model, given, Request(batch=batch)).noise for batch in (5, 1))
     assert all_at_once.shape == (5, 1, 4, 4)
     assert torch.allclose(all_at_once, one_by_one, atol=1e-4)

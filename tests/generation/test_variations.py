@@ -1,4 +1,4 @@
-"""Samples near another, the way between two, and pictures made larger."""
+"""Variations, interpolation and upscaling."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.generation.tiny import LABEL, Halved, digits_model, drawn, pictures, tiny
+from tests.generation.tiny import LABEL, Halved, digits_model, drawn, random_images, tiny
 from unveil.core.samplers import slerp
 from unveil.data.low_res import bicubic_upsample
 from unveil.errors import RecipeError, ShapeError
@@ -20,14 +20,14 @@ CODECS = pytest.mark.parametrize("codec", [None, Halved()], ids=["pixels", "late
 
 
 @CODECS
-def test_amount_0_is_the_same_picture_and_1_another(codec: nn.Module | None):
+def test_amount_0_is_the_same_image_and_1_another(codec: nn.Module | None):
     model = tiny(codec)  # its sampler adds noise on the way
     own, other = (drawn(model, Request(seed=seed, first=first)) for seed, first in ((3, 2), (9, 0)))
     assert torch.equal(drawn(model, Request(seed=9), seed_variations((3, 2), amount=0.0)), own)
     assert torch.equal(drawn(model, Request(seed=9), seed_variations((3, 2), amount=1.0)), other)
 
 
-def test_more_amount_is_more_change():
+def test_a_larger_amount_changes_more():
     model = digits_model()
     own = drawn(model, Request({"label": [4]}, seed=3))
     request = Request({"label": [4]}, seed=5, count=8)
@@ -39,7 +39,7 @@ def test_more_amount_is_more_change():
 
 
 @CODECS
-def test_the_ends_of_a_way_are_the_two_samples(codec: nn.Module | None):
+def test_the_ends_of_an_interpolation_are_the_two_samples(codec: nn.Module | None):
     model = tiny(codec)
     way = interpolate(model, ((3, 1), (9, 1)), frames=4, to={"label": [2]})
     frames = drawn(model, Request({"label": [0]}, count=4, batch=1), way)
@@ -50,7 +50,7 @@ def test_the_ends_of_a_way_are_the_two_samples(codec: nn.Module | None):
     assert torch.allclose(drawn(model, Request({"label": [0]}, count=4, batch=4), way), frames, atol=1e-5)
 
 
-def test_a_way_is_smooth():
+def test_an_interpolation_is_smooth():
     model = digits_model()
     way = interpolate(model, ((3, 0), (9, 0)), frames=9, to={"label": [3]})
     frames = drawn(model, Request({"label": [3]}, count=9, sampling={"eta": 0.0}), way)
@@ -66,7 +66,7 @@ def test_weights_of_slerp_are_one_for_all_or_one_each():
     assert torch.equal(each[1], slerp(a, b, 0.4)[1])
 
 
-def test_conditions_lie_on_a_line():
+def test_conditions_are_interpolated_linearly():
     one = Condition(tokens=torch.zeros(2, 3, 4), mask=torch.tensor([[True, True, False]] * 2))
     other = Condition(tokens=torch.ones(2, 3, 4), mask=torch.tensor([[True, False, False]] * 2))
     found = lerp(one, other, torch.tensor([0.0, 0.25]))
@@ -78,23 +78,23 @@ def test_conditions_lie_on_a_line():
         lerp(one, Condition(tokens=torch.ones(2, 5, 4)), torch.zeros(2))
 
 
-def test_what_cannot_be_is_refused():
+def test_invalid_inputs_are_refused():
     with pytest.raises(RecipeError, match=r"amount -0\.1: must lie in \[0, 1\]"):
         seed_variations((0, 0), amount=-0.1)
     with pytest.raises(RecipeError, match="frames 1: at least 2"):
         interpolate(tiny(), ((0, 0), (1, 0)), frames=1)
     with pytest.raises(RecipeError, match="factor 0: at least 1"):
-        upscale(tiny(), pictures(1), factor=0)
+        upscale(tiny(), random_images(1), factor=0)
     with pytest.raises(RecipeError, match="overlap = 1"):
-        upscale(tiny(), pictures(1), factor=2, overlap=1.0)
+        upscale(tiny(), random_images(1), factor=2, overlap=1.0)
 
 
-# ---------------------------------------------------------------------- larger pictures
+# ---------------------------------------------------------------------- upscaling
 
 
 @CODECS
-def test_any_model_edits_the_bicubic_enlargement(codec: nn.Module | None):
-    model, given = tiny(codec), pictures(2)
+def test_upscaling_is_img2img_of_the_bicubic_upsampling(codec: nn.Module | None):
+    model, given = tiny(codec), random_images(2)
     made = drawn(model, Request(count=2), upscale(model, given, factor=2, strength=0.0))
     plain = bicubic_upsample(to_unit(given), (16, 16))
     assert torch.equal(made, model.autoencoder.decode(model.autoencoder.encode(plain)).clamp(-1, 1))
@@ -103,20 +103,20 @@ def test_any_model_edits_the_bicubic_enlargement(codec: nn.Module | None):
     assert not torch.equal(edited, made)
 
 
-def test_a_model_that_was_trained_to_enlarge_is_shown_the_picture():
+def test_a_super_resolution_model_receives_the_image():
     shown = [LABEL, {"kind": "concat", "key": "low", "channels": 1}]
-    model, given = tiny(condition=shown, context_size="smaller"), pictures(2, 4, 4)
+    model, given = tiny(condition=shown, context_size="smaller"), random_images(2, 4, 4)
     request = Request(count=2, seed=3)
     made = drawn(model, request, upscale(model, given, factor=2))
     assert torch.equal(made, model.generate(cond={"low": given}, count=2, seed=3))
-    large = drawn(model, request, upscale(model, pictures(2, 8, 6), factor=2))
+    large = drawn(model, request, upscale(model, random_images(2, 8, 6), factor=2))
     assert large.shape == (2, 1, 16, 12)
 
 
-def test_parts_of_a_large_picture_are_what_lies_there():
+def test_tiles_of_a_large_image_are_conditioned_on_their_region():
     """Tiles are shown their own part: what is far away changes nothing."""
     shown = [{"kind": "concat", "key": "low", "channels": 1}]
-    model, given = tiny(condition=shown, context_size="smaller"), pictures(1, 4, 12)
+    model, given = tiny(condition=shown, context_size="smaller"), random_images(1, 4, 12)
     other = given.clone()
     other[..., 8:] = 255 - other[..., 8:]
     one, two = (drawn(model, Request(seed=3), upscale(model, part, factor=2, overlap=0.0)) for part in (given, other))

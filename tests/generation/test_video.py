@@ -1,4 +1,4 @@
-"""What is done with clips: what is given comes out bit by bit, windows lie as the rule says, each has its own noise."""
+"""Video tasks: conditioning frames come out to the bit, windows overlap by the stated rule, each has its own noise."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def codec(request: pytest.FixtureRequest) -> nn.Module | None:
     return request.param
 
 
-# ---------------------------------------------------------------------- what is given
+# ---------------------------------------------------------------------- conditioning frames
 
 
 @pytest.mark.parametrize("at", [[0], [0, 1, 2], [3, 4], [0, -2, -1]])
-def test_frames_that_are_given_come_out_and_the_others_go_with_them(codec: nn.Module | None, at: list[int]):
+def test_conditioning_frames_come_out_and_influence_the_others(codec: nn.Module | None, at: list[int]):
     model = tiny_clips(codec)
     given, others = clips(2, len(at)), clips(2, len(at), seed=2)
     made = seen(model, request(2), video.inpaint_frames(model, given, at))
@@ -55,39 +55,39 @@ def test_frames_that_are_given_come_out_and_the_others_go_with_them(codec: nn.Mo
     assert not torch.equal(made[:, :, free], differ), "the frames that are made have seen those that are given"
 
 
-def test_given_frames_are_exact_in_the_sample_itself_not_only_in_what_is_written():
+def test_conditioning_frames_are_exact_in_the_sample_itself():
     model = tiny_clips()
     edit = video.inpaint_frames(model, clips(1, 2), [0, 1])
     plain = to_pixels(model.generate(cond=PROMPT, transform=edit.change))
     assert torch.equal(plain[:, :, :2], clips(1, 2))
 
 
-def test_a_network_that_takes_one_level_has_its_known_frames_put_back(monkeypatch: pytest.MonkeyPatch):
-    model, told = tiny_clips(), []
+def test_a_network_with_one_timestep_per_video_replaces_conditioning_frames(monkeypatch: pytest.MonkeyPatch):
+    model, timesteps = tiny_clips(), []
     network: Any = model.denoiser.network
     forward = network.forward
     monkeypatch.setattr(network, "tells_parts", False, raising=False)
-    monkeypatch.setattr(network, "forward", lambda x, t, condition: told.append(t) or forward(x, t, condition))
+    monkeypatch.setattr(network, "forward", lambda x, t, condition: timesteps.append(t) or forward(x, t, condition))
     made = seen(model, request(), video.inpaint_frames(model, clips(1, 2), [0, 4]))
     assert torch.equal(made[:, :, [0, 4]], clips(1, 2))
-    assert {t.ndim for t in told} == {1}
+    assert {t.ndim for t in timesteps} == {1}
 
 
-def test_a_frame_that_shares_its_latents_is_not_given_alone():
+def test_a_frame_that_shares_its_latent_cannot_condition_alone():
     model = tiny_clips(Paired())
     with pytest.raises(RecipeError, match="frames 1 to 2 share their latents in this model, and only some of them"):
         seen(model, request(), video.inpaint_frames(model, clips(1, 2), [0, 2]))
 
 
 @pytest.mark.parametrize(("at", "word"), [([5], "frame 5 of a video of 5: must be 0 to 4"), ([0, -5], "two at one")])
-def test_places_outside_or_twice_are_refused(at: list[int], word: str):
+def test_frame_indices_outside_or_repeated_are_refused(at: list[int], word: str):
     model = tiny_clips()
     with pytest.raises(RecipeError, match=word):
         video.inpaint_frames(model, clips(1, len(at)), at)
     video.inpaint_frames(model, clips(1, 2), [4, 0])  # a control
 
 
-def test_one_level_told_frame_by_frame_is_the_level_of_the_clip():
+def test_one_noise_level_per_frame_equals_one_per_video():
     model = tiny_clips()
     x = torch.randn(2, 3, 5, 8, 8, generator=torch.Generator().manual_seed(3))
     condition = model.encode(PROMPT, 2)[0]
@@ -99,7 +99,7 @@ def test_one_level_told_frame_by_frame_is_the_level_of_the_clip():
 # ---------------------------------------------------------------------- noise and batches
 
 
-def test_a_clip_is_the_same_whatever_batch_it_comes_from():
+def test_a_video_does_not_depend_on_the_batch_size():
     model = tiny_clips()
     shot = VideoSpec(11, overlap=2)
     together = concat_chunks(generate_long_video(model, request(3, seed=5, batch=3), shot))
@@ -110,7 +110,7 @@ def test_a_clip_is_the_same_whatever_batch_it_comes_from():
     assert not torch.equal(together[0], together[1])
 
 
-def test_windows_have_noise_of_their_own():
+def test_each_window_has_its_own_noise():
     model = tiny_clips()
     made = concat_chunks(generate_long_video(model, request(seed=5), VideoSpec(14, overlap=1)))
     assert not torch.equal(made[:, :, 1:5], made[:, :, 5:9])
@@ -136,7 +136,7 @@ def test_windows_overlap_by_the_stated_rule(frames: int, overlap: int | None, di
     assert made.shape == (1, 3, frames, 8, 8)
 
 
-def test_windows_of_latents_begin_where_latents_do_and_are_cut_at_the_end():
+def test_windows_begin_at_a_latent_frame_and_are_cut_at_the_end():
     model = tiny_clips(Paired())
     every = windows(model, VideoSpec(12, overlap=1))
     assert [tuple(one) for one in every] == [(0, 5), (4, 9), (8, 13)]
@@ -144,7 +144,7 @@ def test_windows_of_latents_begin_where_latents_do_and_are_cut_at_the_end():
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_each_window_goes_on_from_the_one_before(direction: Any, monkeypatch: pytest.MonkeyPatch):
+def test_each_window_continues_the_one_before(direction: Any, monkeypatch: pytest.MonkeyPatch):
     model, known = tiny_clips(), []
     plain = long_video.conditioned_generation
     monkeypatch.setattr(long_video, "conditioned_generation", lambda *given: known.append(given[1]) or plain(*given))
@@ -156,7 +156,7 @@ def test_each_window_goes_on_from_the_one_before(direction: Any, monkeypatch: py
 
 
 @pytest.mark.parametrize("overlap", [0, 5])
-def test_overlaps_that_cannot_be(overlap: int):
+def test_invalid_overlaps_are_refused(overlap: int):
     with pytest.raises(RecipeError, match=f"overlap {overlap}: neighbouring windows of 5 frames share 1 to 4"):
         windows(tiny_clips(), VideoSpec(9, overlap=overlap))
 
@@ -164,7 +164,7 @@ def test_overlaps_that_cannot_be(overlap: int):
 # ---------------------------------------------------------------------- tasks
 
 
-def test_a_clip_goes_on_at_either_end():
+def test_a_video_is_extended_at_either_end():
     model, given = tiny_clips(), clips(1, 6)
     shot = video.extend(model, given, 7, context=2)
     ahead = concat_chunks(generate_long_video(model, request(), shot))
@@ -182,14 +182,14 @@ def test_a_clip_goes_on_at_either_end():
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_clips_of_latents_go_on_by_as_many_frames_as_are_asked(direction: Any):
+def test_videos_of_latents_are_extended_by_the_requested_frames(direction: Any):
     model = tiny_clips(Paired())
     shot = video.extend(model, clips(1, 6), 4, context=4, direction=direction)
     assert shot.settings["context"] == (3 if direction == "forward" else 4)
     assert concat_chunks(new_frames_only(generate_long_video(model, request(), shot), shot)).shape[2] == 4
 
 
-def test_a_bridge_holds_both_clips():
+def test_a_connection_contains_both_videos():
     model, first, last = tiny_clips(), clips(1, 4), clips(1, 3, seed=7)
     made = concat_chunks(
         generate_long_video(model, request(), video.interpolate_between(model, first, last, 3, context=2))
@@ -199,13 +199,13 @@ def test_a_bridge_holds_both_clips():
     assert made.shape[2] == 7
 
 
-def test_clips_of_unlike_sizes_are_not_connected():
+def test_videos_of_different_sizes_are_not_connected():
     with pytest.raises(RecipeError, match=r"videos of 8x8 and 12x8 px .* one size; .* --size 8x8 or --size 12x8"):
         video.interpolate_between(tiny_clips(), clips(1), clips(1, width=12), 3)
     video.interpolate_between(tiny_clips(), clips(1), clips(1), 3)  # a control
 
 
-def test_a_clip_shorter_than_what_is_to_be_known():
+def test_a_video_shorter_than_the_context_is_refused():
     with pytest.raises(RecipeError, match="context 6: the video has 5 frames; give 1 to 5"):
         video.extend(tiny_clips(), clips(1), 3, context=6)
     with pytest.raises(RecipeError, match="frames 3: this model makes 2 frames together; nearest 4"):
@@ -213,19 +213,19 @@ def test_a_clip_shorter_than_what_is_to_be_known():
     video.extend(tiny_clips(), clips(1), 3, context=5)  # a control
 
 
-def test_each_text_holds_in_its_own_span():
+def test_each_prompt_applies_to_its_own_frames():
     model = tiny_clips()
     script = [Scene(0, 5, WORDS[0]), Scene(5, 10, WORDS[1])]
-    told = concat_chunks(generate_long_video(model, request(), replace(video.storyboard(script, 10), overlap=1)))
+    scripted = concat_chunks(generate_long_video(model, request(), replace(video.storyboard(script, 10), overlap=1)))
     other = [Scene(0, 5, WORDS[0]), Scene(5, 10, WORDS[0])]
     same = concat_chunks(generate_long_video(model, request(), replace(video.storyboard(other, 10), overlap=1)))
     plain = concat_chunks(generate_long_video(model, request(), VideoSpec(10, overlap=1)))
-    assert torch.equal(told[:, :, :4], plain[:, :, :4])
-    assert not torch.equal(told[:, :, 6:], plain[:, :, 6:])
+    assert torch.equal(scripted[:, :, :4], plain[:, :, :4])
+    assert not torch.equal(scripted[:, :, 6:], plain[:, :, 6:])
     assert int((same.int() - plain.int()).abs().max()) <= 1
 
 
-def test_shares_of_texts_add_up_and_fade():
+def test_prompt_weights_sum_to_one_and_crossfade():
     script = [Scene(0, 4, "a"), Scene(4, 8, "b"), Scene(8, 9, "c")]
     hard = prompt_weights(script, 2, 9)
     assert hard.argmax(0).tolist() == [0, 0, 1, 1, 1, 1, 2]
@@ -243,12 +243,12 @@ def test_shares_of_texts_add_up_and_fade():
         ([Scene(0, 4, "a")], "the scenes end at frame 4, the video at 8"),
     ],
 )
-def test_scripts_that_do_not_cover_the_clip(script: list[Scene], word: str):
+def test_storyboards_that_do_not_cover_the_video_are_refused(script: list[Scene], word: str):
     with pytest.raises(RecipeError, match=word):
         video.storyboard(script, 8)
 
 
-def test_strength_0_keeps_frames_and_a_mask_keeps_places():
+def test_strength_0_keeps_frames_and_a_mask_keeps_pixels():
     model, given = tiny_clips(), clips(2)
     made = seen(model, request(2), video.sdedit_video(model, given, [0.0, 0.2, 0.5, 0.9, 1.0]))
     far = (made.float() - given.float()).abs().mean((0, 1, 3, 4)).tolist()
@@ -261,7 +261,7 @@ def test_strength_0_keeps_frames_and_a_mask_keeps_places():
     assert not torch.equal(half[..., :4], given[..., :4])
 
 
-def test_a_run_that_edits_begins_at_its_strength():
+def test_editing_starts_at_the_noise_level_of_its_strength():
     model, begun = tiny_clips(), []
     given = clips(1)
 
@@ -273,7 +273,7 @@ def test_a_run_that_edits_begins_at_its_strength():
     assert float(begun[0].grid[0].t) == pytest.approx(0.3)
 
 
-def test_moving_along_the_difference_of_one_text_with_itself_changes_nothing():
+def test_flow_editing_with_equal_prompts_changes_nothing():
     model, given = tiny_clips(guidance={"scale": 1.0}), clips(1)
     same = seen(model, request(), video.flow_edit_video(model, given, PROMPT, strength=0.9, source_scale=1.0))
     assert torch.equal(same, given)
@@ -291,14 +291,14 @@ def test_moving_along_the_difference_of_one_text_with_itself_changes_nothing():
     assert torch.equal(part[..., :2, :], given[..., :2, :])
 
 
-def test_clips_of_another_size_are_held_and_moved_by_the_levels_of_their_own_size(monkeypatch: pytest.MonkeyPatch):
+def test_editing_uses_the_noise_levels_of_the_videos_size(monkeypatch: pytest.MonkeyPatch):
     """A process that is shifted by the size is another one there."""
     model = tiny_clips(guidance={"scale": 1.0})
     model.denoiser = model.denoiser.under(SqrtSizeShift(RectifiedFlow(), 3.0, 5 * 8 * 8))
     given = torch.randint(0, 256, (1, 3, 5, 16, 16), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
     for sampler in ("ddim", "euler-time", "dpm-solver-2"):  # the source's own way, curved in time, is not followed
-        asked = request(sampling={"sampler": sampler})
-        same = seen(model, asked, video.flow_edit_video(model, given, PROMPT, strength=0.9, source_scale=1.0))
+        options = request(sampling={"sampler": sampler})
+        same = seen(model, options, video.flow_edit_video(model, given, PROMPT, strength=0.9, source_scale=1.0))
         assert torch.equal(same, given)
     used: list[Any] = []
     real = inverse.per_token_conditioning
@@ -317,7 +317,7 @@ def test_clips_of_another_size_are_held_and_moved_by_the_levels_of_their_own_siz
     assert small != large
 
 
-def test_a_blend_ends_as_both_clips_and_is_a_cross_fade_without_strength():
+def test_a_blend_begins_and_ends_as_its_videos_and_is_a_crossfade_at_strength_0():
     model, first, last = tiny_clips(), clips(1), clips(1, seed=8)
     faded = seen(model, request(), video.crossfade(model, first, last, strength=0.0)).float()
     along = torch.linspace(0, 1, 5).view(1, 1, -1, 1, 1)
@@ -337,7 +337,7 @@ def test_a_blend_ends_as_both_clips_and_is_a_cross_fade_without_strength():
         video.crossfade(model, first, last[:, :, :4])
 
 
-def test_a_ring_that_begins_elsewhere_is_the_same_ring_turned():
+def test_a_loop_with_another_first_frame_is_the_same_loop_rotated():
     model = tiny_clips()
 
     def drawn(by: int) -> Tensor:
@@ -354,14 +354,14 @@ def test_a_ring_that_begins_elsewhere_is_the_same_ring_turned():
     assert drawn(0).shape == plain.shape
 
 
-def test_what_all_is_known_needs_no_network(monkeypatch: pytest.MonkeyPatch):
+def test_a_video_of_conditioning_frames_only_needs_no_network(monkeypatch: pytest.MonkeyPatch):
     model = tiny_clips()
     monkeypatch.setattr(model.denoiser.network, "forward", lambda *given: pytest.fail("called"))
     edit = video.inpaint_frames(model, clips(1), range(5))
     assert torch.equal(seen(model, request(), edit), clips(1))
 
 
-def test_the_offset_of_a_ring_changes_from_level_to_level_and_is_always_the_same():
+def test_the_offset_of_a_loop_changes_with_the_noise_level_and_is_reproducible():
     levels = [RectifiedFlow().at(k / 16) for k in range(1, 17)]
     places = [shift_at(level, 16) for level in levels]
     assert len(set(places)) > 6
@@ -375,7 +375,7 @@ def test_the_offset_of_a_ring_changes_from_level_to_level_and_is_always_the_same
     torch.testing.assert_close(found, x - x[:, :, places[3] : places[3] + 1])
 
 
-def test_a_ring_of_latents_is_decoded_all_around():
+def test_a_loop_of_latents_is_decoded_circularly():
     model = video.with_looping_vae(tiny_clips(Paired()))
     assert model.shape == (3, 4, 8, 8)
     made = seen(model, request(), video.loop(model, 6))
@@ -384,26 +384,24 @@ def test_a_ring_of_latents_is_decoded_all_around():
     one, other = model.autoencoder.decode(latents), model.autoencoder.decode(latents.roll(1, 2))
     torch.testing.assert_close(one.roll(2, 2), other)
     torch.testing.assert_close(model.autoencoder.encode(one), latents)
-    assert video.with_looping_vae(tiny_clips()).shape == (3, 5, 8, 8), (
-        "without a codec every frame has a token of its own"
-    )
+    assert video.with_looping_vae(tiny_clips()).shape == (3, 5, 8, 8), "without a codec every frame has its own token"
 
 
 @pytest.mark.parametrize("codec", CODECS, ids=NAMES)
-def test_a_picture_is_a_clip_of_one_frame(codec: nn.Module | None):
+def test_an_image_is_a_video_of_one_frame(codec: nn.Module | None):
     model = tiny_clips(codec)
-    pictures = as_image_model(model)
-    assert pictures.shape == (3, 8, 8)
-    one = seen(pictures, request(2))
+    image_model = as_image_model(model)
+    assert image_model.shape == (3, 8, 8)
+    one = seen(image_model, request(2))
     clip = torch.stack([made.pixels for made in generate(model, replace(request(2), size=(1, 8, 8)))])
     assert torch.equal(one, clip[:, :, 0])
     given = clips(2)[:, :, 0]
-    kept = seen(pictures, request(2), img2img(pictures, given, strength=0.5))
+    kept = seen(image_model, request(2), img2img(image_model, given, strength=0.5))
     assert kept.shape == given.shape
     assert not torch.equal(kept, one)
 
 
-def test_clips_are_enlarged_in_tiles_that_have_all_frames():
+def test_videos_are_upscaled_in_tiles_of_all_frames():
     model, given = tiny_clips(), clips(1, 3)
     kept = seen(model, request(), upscale(model, given, factor=3, strength=0.0))
     assert kept.shape == (1, 3, 3, 24, 24)
@@ -413,36 +411,36 @@ def test_clips_are_enlarged_in_tiles_that_have_all_frames():
     assert not torch.equal(plain, near), "one window with places between those of training"
 
 
-def test_places_reach_the_network_with_every_text_and_the_null(monkeypatch: pytest.MonkeyPatch):
-    model, told = tiny_clips(), []
+def test_token_positions_reach_the_network_with_every_prompt_and_the_null_condition(monkeypatch: pytest.MonkeyPatch):
+    model, positions = tiny_clips(), []
     network: Any = model.denoiser.network
     forward = network.forward
 
     def watched(x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        told.append(condition.places)
+        positions.append(condition.places)
         return forward(x, t, condition)
 
     monkeypatch.setattr(network, "forward", watched)
     script = (Scene(0, 2, WORDS[0]), Scene(2, 5, WORDS[1]))
     seen_by = VideoSpec(5, (16, 16), scenes=script, spacing=0.5)
     assert concat_chunks(generate_long_video(model, request(), seen_by)).shape == (1, 3, 5, 16, 16)
-    assert all(places is not None and places[:, 1].tolist() == [[1, 0.5, 0.5]] * len(places) for places in told)
+    assert all(places is not None and places[:, 1].tolist() == [[1, 0.5, 0.5]] * len(places) for places in positions)
 
 
-def test_windows_of_a_large_clip_have_the_levels_of_their_size_and_keep_its_forms(monkeypatch: pytest.MonkeyPatch):
-    model, told = tiny_clips(), list[float]()
+def test_windows_of_a_large_video_use_the_noise_levels_of_their_size(monkeypatch: pytest.MonkeyPatch):
+    model, timesteps = tiny_clips(), list[float]()
     model.denoiser = model.denoiser.under(SqrtSizeShift(RectifiedFlow(), 3.0, 5 * 8 * 8))
     network: Any = model.denoiser.network
     forward = network.forward
 
     def watched(x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        told.extend(t.unique().tolist())
+        timesteps.extend(t.unique().tolist())
         return forward(x, t, condition)
 
     monkeypatch.setattr(network, "forward", watched)
     given = clips(1, 5, 4, 4).repeat_interleave(4, 3).repeat_interleave(4, 4)
     made = concat_chunks(generate_long_video(model, request(), hires.upscale_pass(model, given, (32, 32), 0.5)))
-    assert sorted(set(told)) == pytest.approx([3000 * t / (1 + 2 * t) for t in (0.25, 0.5)], abs=0.01)
+    assert sorted(set(timesteps)) == pytest.approx([3000 * t / (1 + 2 * t) for t in (0.25, 0.5)], abs=0.01)
     plain = to_pixels(resized(to_unit(given), (32, 32)))
     free = seen(model, request(), upscale(model, given, factor=2, strength=0.5))
     wanted, kept, lost = (functional.avg_pool2d(one[0].transpose(0, 1).float(), 2) for one in (plain, made, free))
@@ -450,7 +448,7 @@ def test_windows_of_a_large_clip_have_the_levels_of_their_size_and_keep_its_form
     assert (kept - wanted).abs().mean() < 0.5 * (lost - wanted).abs().mean()
 
 
-def test_the_first_pass_has_the_aspect_of_the_others():
+def test_the_first_pass_has_the_final_aspect_ratio():
     model = tiny_clips()
     assert hires.needs_hires(model, (24, 16))
     assert hires.needs_hires(model, (16, 16))

@@ -1,4 +1,4 @@
-"""Models small enough to draw in milliseconds: of pixels, and of latents that are half as large and lose something."""
+"""Models that sample in milliseconds: of pixels, and of latents of a lossy codec that halves the size."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Halved(nn.Module):
 
 
 def tiny(codec: nn.Module | None = None, condition: list[dict[str, Any]] | None = None, **network: Any) -> Model:
-    """A random model of 1 x 8 x 8 pictures."""
+    """A random model of 1 x 8 x 8 images."""
     config = validate(
         ModelConfig,
         {
@@ -62,7 +62,7 @@ def tiny(codec: nn.Module | None = None, condition: list[dict[str, Any]] | None 
 
 
 class Paired(nn.Module):
-    """A codec of clips: the first frame alone, then two frames in one, and squares of 2 x 2 in one."""
+    """A codec of videos: the first frame alone, then pairs of frames, and squares of 2 x 2 pixels, each averaged."""
 
     def encode(self, pixels: Tensor) -> Tensor:
         small = F.avg_pool3d(pixels, (1, 2, 2))
@@ -81,7 +81,7 @@ WORDS = ["a small red circle moves left", "a large blue square on green"]
 
 
 def tiny_clips(codec: nn.Module | None = None, frames: int = 5, **sample: Any) -> Model:
-    """A random model of 3 x frames x 8 x 8 clips that reads words; of latents half as large with a codec."""
+    """A random model of 3 x frames x 8 x 8 videos with a text condition; with a codec, of latents half as large."""
     config = validate(
         ModelConfig,
         {
@@ -113,7 +113,7 @@ def tiny_clips(codec: nn.Module | None = None, frames: int = 5, **sample: Any) -
 
 
 def clips(count: int, frames: int = 5, height: int = 8, width: int = 8, seed: int = 1) -> Tensor:
-    """Random ones, uint8."""
+    """Random uint8 values."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (count, 3, frames, height, width), dtype=torch.uint8, generator=generator)
 
@@ -131,18 +131,18 @@ def digits(count: int = 8) -> tuple[Tensor, list[int]]:
     return torch.stack([item["pixels"] for item in items]), [int(item["label"]) for item in items]
 
 
-def pictures(count: int, height: int = 8, width: int = 8) -> Tensor:
-    """Random ones, uint8."""
+def random_images(count: int, height: int = 8, width: int = 8) -> Tensor:
+    """Random uint8 values."""
     return torch.randint(
         0, 256, (count, 1, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
     )
 
 
 def drawn(model: Model, request: Request | None = None, edit: TaskSpec = PLAIN) -> Tensor:
-    """The samples of a request."""
+    """Generate the float samples of a request."""
     return torch.stack([one.sample for one in generate(model, request or Request(), edit=edit)])
 
 
 def seen(model: Model, request: Request | None = None, edit: TaskSpec = PLAIN) -> Tensor:
-    """The same as they are written."""
+    """Generate the samples of a request as uint8 pixels."""
     return torch.stack([one.pixels for one in generate(model, request or Request(), edit=edit)])

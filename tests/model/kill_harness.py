@@ -1,6 +1,6 @@
 """Kills a process that saves in a loop, at random moments, and counts what can still be loaded.
 
-`python tests/model/kill_harness.py ours|naive KILLS FOLDER` prints one JSON object. A process of its own,
+`python tests/model/kill_harness.py ours|naive KILLS FOLDER` prints one JSON object. A separate process,
 so that each saver is a cheap fork of one that has torch loaded already.
 """
 
@@ -67,11 +67,11 @@ def kill_once(save, load, folder: Path, chance: random.Random) -> dict[str, int 
     time.sleep(chance.random() * 4 * (time.monotonic() - begun))  # four saves' time from a moment between two
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    told = b""
+    progress = b""
     while more := os.read(readable, 4096):
-        told += more
+        progress += more
     os.close(readable)
-    finished = 1 + len(told) // 4
+    finished = 1 + len(progress) // 4
     stale = sum(path.name.startswith(".") for path in folder.iterdir())
     checkpoint_store.remove_stale(folder)
     left = sum(path.name.startswith(".") for path in folder.iterdir())

@@ -1,4 +1,4 @@
-"""A checkpoint is whole or absent, and damage is found, named and survived."""
+"""A checkpoint is complete or absent; damage is detected, reported and survived."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_no_kill_loses_a_checkpoint_and_the_naive_saver_loses_many(memory):
     lives = killed("ours", 40, memory)
     lost = [life for life in lives if life["found"] is None]
     assert not lost
-    # the newest that was finished, or the one whose rename was done and not yet told
+    # the newest that was finished, or the one that was renamed but not yet reported
     assert all(life["found"] in (life["finished"], life["finished"] + 1) for life in lives), lives
     assert sum(life["stale"] for life in lives) > 5, "hardly any kill fell into a save: the test has no power"
     assert not any(life["left"] for life in lives), "stale folders survive the sweep"
@@ -71,7 +71,7 @@ def test_no_kill_loses_a_checkpoint_and_the_naive_saver_loses_many(memory):
 
 @pytest.mark.parametrize("fault", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
 @pytest.mark.parametrize("call", ["fsync", "rename", "mkdir"])
-def test_whatever_call_fails_the_checkpoint_before_stays_valid(tmp_path, monkeypatch, call, fault):
+def test_the_previous_checkpoint_stays_valid_at_any_failing_call(tmp_path, monkeypatch, call, fault):
     before = saved(tmp_path, 1)[0]
     real, tried = getattr(os, call), 0
     while True:
@@ -99,7 +99,7 @@ def test_whatever_call_fails_the_checkpoint_before_stays_valid(tmp_path, monkeyp
     assert tried >= 1
 
 
-def test_a_full_disk_is_named_and_changes_nothing(tmp_path):
+def test_a_full_disk_is_reported_and_changes_nothing(tmp_path):
     (before,) = saved(tmp_path, 1)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
@@ -127,7 +127,7 @@ def test_stale_folders_are_swept_and_a_running_writer_is_left_alone(tmp_path):
     assert checkpoint_store.latest_valid(tmp_path) == folder
 
 
-def test_old_checkpoints_go_and_the_newest_stay(tmp_path):
+def test_old_checkpoints_are_deleted_and_the_newest_kept(tmp_path):
     saved(tmp_path, 1, 2, 3, 10)
     checkpoint_store.prune(tmp_path, 2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step_000003", "step_000010"]
@@ -136,7 +136,7 @@ def test_old_checkpoints_go_and_the_newest_stay(tmp_path):
 # ---------------------------------------------------------------------- damage
 
 
-def test_every_flipped_bit_is_found(tmp_path):
+def test_every_flipped_bit_is_detected(tmp_path):
     (folder,) = saved(tmp_path, 1)
     chance = random.Random(0)
     files = [p for p in folder.rglob("*") if p.is_file() and p.name != checkpoint_store.MANIFEST]
@@ -151,7 +151,7 @@ def test_every_flipped_bit_is_found(tmp_path):
     checkpoint_store.verify(folder)
 
 
-def test_safetensors_alone_would_not_find_it(tmp_path):
+def test_safetensors_alone_does_not_detect_a_flipped_bit(tmp_path):
     path = tmp_path / "a.safetensors"
     write_tensors(path, {"w": torch.ones(4)})
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
@@ -169,7 +169,7 @@ def test_missing_and_short_files_are_each_named(tmp_path):
         checkpoint_store.verify(folder)
 
 
-def test_a_damaged_manifest_is_an_error_of_ours_whatever_the_damage(tmp_path):
+def test_a_damaged_manifest_raises_the_packages_error(tmp_path):
     (folder,) = saved(tmp_path, 1)
     path = folder / checkpoint_store.MANIFEST
     whole, chance = path.read_bytes(), random.Random(0)
@@ -203,12 +203,14 @@ def test_the_newest_valid_one_is_found_and_the_others_are_reported(tmp_path):
     first, second, third = saved(tmp_path, 1, 2, 10)
     (third / "state.json").write_text("{}")
     (second / checkpoint_store.MANIFEST).unlink()
-    told: list[tuple[str, str]] = []
-    found = checkpoint_store.latest_valid(tmp_path, lambda folder, problem: told.append((folder.name, str(problem))))
+    problems: list[tuple[str, str]] = []
+    found = checkpoint_store.latest_valid(
+        tmp_path, lambda folder, problem: problems.append((folder.name, str(problem)))
+    )
     assert found == first
-    assert [name for name, _ in told] == ["step_000010", "step_000002"]
-    assert "state.json: 2 bytes, 16 were written" in told[0][1]
-    assert "no manifest.json" in told[1][1]
+    assert [name for name, _ in problems] == ["step_000010", "step_000002"]
+    assert "state.json: 2 bytes, 16 were written" in problems[0][1]
+    assert "no manifest.json" in problems[1][1]
     assert checkpoint_store.latest_valid(tmp_path / "nothing") is None
 
 
@@ -220,10 +222,10 @@ def test_a_later_format_asks_for_an_update(tmp_path):
         checkpoint_store.verify(folder)
 
 
-# ---------------------------------------------------------------------- places
+# ---------------------------------------------------------------------- paths
 
 
-def test_nothing_is_overwritten_unless_asked(tmp_path):
+def test_nothing_is_overwritten_without_the_option(tmp_path):
     (folder,) = saved(tmp_path, 1)
     with pytest.raises(OutputError, match="exists already and is not overwritten"):
         checkpoint_store.save(folder, content(2), step=2)
@@ -233,7 +235,7 @@ def test_nothing_is_overwritten_unless_asked(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["step_000001"]
 
 
-def test_a_place_below_a_file_cannot_be_written(tmp_path):
+def test_a_path_below_a_file_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match=r"cannot be written.*choose another place"):
         checkpoint_store.save(tmp_path / "file" / "model", content())
@@ -242,7 +244,7 @@ def test_a_place_below_a_file_cannot_be_written(tmp_path):
 # ---------------------------------------------------------------------- tensors
 
 
-def test_tensors_come_back_as_they_were(tmp_path):
+def test_tensors_are_loaded_as_saved(tmp_path):
     base = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
     given = {
         "plain": base,
@@ -266,14 +268,14 @@ def test_tensors_come_back_as_they_were(tmp_path):
 @pytest.mark.parametrize(
     "start", [b"", b"\x80\x04\x95", b"PK\x03\x04", b"\x02\0\0\0\0\0\0\0{}x", b"\xff" * 64, b"12345678{"]
 )
-def test_what_is_not_safetensors_is_refused_by_its_content(tmp_path, start):
+def test_other_files_are_refused_by_their_content(tmp_path, start):
     path = tmp_path / "weights.safetensors"
     path.write_bytes(start)
     with pytest.raises(WeightsError, match=r"weights.safetensors"):
         read_tensors(path)
 
 
-def test_damaged_headers_never_escape_as_another_error(tmp_path):
+def test_damaged_headers_raise_the_packages_error(tmp_path):
     path = tmp_path / "a.safetensors"
     write_tensors(path, {"a": torch.ones(3, 4), "b": torch.zeros(2, dtype=torch.int64)})
     whole, chance, refused = path.read_bytes(), random.Random(1), 0

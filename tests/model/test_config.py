@@ -1,4 +1,4 @@
-"""Recipes: what is refused and in which words, overrides, and the way there and back."""
+"""Recipes: refused settings with their messages, overrides, and the round trip through YAML."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def fault(*overrides: str, recipe: str = "ddpm-digits") -> str:
     return str(caught.value)
 
 
-# ---------------------------------------------------------------------- the shipped ones
+# ---------------------------------------------------------------------- the bundled recipes
 
 
 @pytest.mark.parametrize("small", [False, True], ids=["full", "small"])
 @pytest.mark.parametrize("name", recipe_names())
-def test_every_recipe_is_valid_and_survives_the_way_to_yaml_and_back(name, small):
+def test_every_recipe_is_valid_and_survives_the_round_trip_through_yaml(name, small):
     recipe = load_recipe(name, small=small)
     assert recipe.name == name
     assert recipe.reference
@@ -63,7 +63,7 @@ def test_every_recipe_is_valid_and_survives_the_way_to_yaml_and_back(name, small
 
 @pytest.mark.parametrize("small", [False, True], ids=["full", "small"])
 @pytest.mark.parametrize("name", recipe_names())
-def test_every_recipe_builds_without_taking_memory(name, small):
+def test_every_recipe_builds_on_the_meta_device(name, small):
     recipe = load_recipe(name, small=small)
     if isinstance(recipe, ClassifierRecipe):
         recipe.network.build()
@@ -101,7 +101,7 @@ def test_a_measured_score_is_never_left_in_the_recipe_of_another_setting():
         assert not (expected.scores and not expected.time), "a score without the time it took"
 
 
-def test_the_model_of_a_recipe_stands_alone():
+def test_the_model_section_of_a_recipe_is_complete():
     recipe = load_recipe("iddpm-fashion")
     assert isinstance(recipe, Recipe)
     again = validate(ModelConfig, read_yaml(dump(recipe.model), "model.yaml"), "model.yaml")
@@ -146,7 +146,7 @@ def test_overrides_come_after_small():
         ("train.steps=[1", "the value of train.steps, line 1"),
     ],
 )
-def test_overrides_that_go_nowhere(override, message):
+def test_overrides_of_unknown_keys_are_refused(override, message):
     import re
 
     assert re.search(message, fault(override))
@@ -212,7 +212,7 @@ def test_each_fault_names_key_value_and_remedy(override, message):
     assert message in fault(override)
 
 
-def test_all_faults_are_told_at_once():
+def test_all_faults_are_reported_at_once():
     message = fault("train.steps=0", "train.lr=-1")
     assert "train.steps = 0" in message
     assert "train.lr = -1" in message
@@ -244,8 +244,8 @@ def test_every_process_trains_and_samples(process):
     model = unveil.build(recipe.model)
     condition, _ = model.encode({"label": [0] * 8})
     objective = recipe.objective.build(recipe, model.process, 8)
-    pictures = torch.rand(8, *recipe.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    loss = objective(model.denoiser, pictures, condition, SampleRNG(0, range(8)), 0)
+    images = torch.rand(8, *recipe.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    loss = objective(model.denoiser, images, condition, SampleRNG(0, range(8)), 0)
     loss.value.backward()
     assert loss.value.isfinite()
     assert model.generate(count=2, steps=3, cond={"label": 1}).isfinite().all()
@@ -274,7 +274,7 @@ def test_objectives_times_and_weights_are_settings(settings, kind):
     assert loss.value.isfinite()
 
 
-def test_a_part_with_nothing_set_is_written_as_its_name():
+def test_a_section_of_defaults_is_written_as_its_name():
     plain = load_recipe("ddpm-digits", ["objective.weight=min-snr"])
     assert "weight: min-snr, timestep_sampling: uniform" in dump(plain)
     assert load_recipe("ddpm-digits", ["objective.weight={kind: min-snr, gamma: 5}"]) == plain
@@ -326,7 +326,7 @@ def test_faults_of_processes_times_and_weights(override, message):
         ),
     ],
 )
-def test_second_moments_are_refused_where_they_would_stay_even(override, message):
+def test_loss_aware_sampling_is_refused_if_it_would_stay_uniform(override, message):
     assert message in fault(override)
 
 
@@ -389,7 +389,7 @@ LAUGHS = "a0: &a0 [x, x]\n" + "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}']
         ("a: 2020-13-45", "not plain YAML"),
     ],
 )
-def test_files_that_are_no_recipe(text, message, tmp_path, monkeypatch):
+def test_files_that_are_not_recipes_are_refused(text, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "given.yaml"
     path.write_text(text)
@@ -399,7 +399,7 @@ def test_files_that_are_no_recipe(text, message, tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["given.yaml"], "something was run"
 
 
-def test_bytes_are_no_recipe(tmp_path):
+def test_binary_files_are_refused_as_recipes(tmp_path):
     path = tmp_path / "given.yaml"
     path.write_bytes(b"\xff\xfe\x00\x01")
     with pytest.raises(RecipeError, match="not a text file"):

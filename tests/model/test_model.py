@@ -1,4 +1,4 @@
-"""Model: conditions in, samples out, the same ones however they are asked for."""
+"""Model: conditions, sampling and its settings; equal requests give equal samples."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def model() -> Model:
 # ---------------------------------------------------------------------- conditions
 
 
-def test_one_value_serves_all_rows_and_a_list_one_each(model):
+def test_one_value_is_broadcast_and_a_list_has_one_value_per_sample(model):
     condition, null = model.encode({"label": 1}, 3)
     assert condition is not None
     assert null is not None
@@ -61,14 +61,14 @@ def test_one_value_serves_all_rows_and_a_list_one_each(model):
     assert not torch.equal(named.vector[0], named.vector[1])
 
 
-def test_a_condition_left_out_is_the_null_one(model):
+def test_an_omitted_condition_is_the_null_condition(model):
     condition, null = model.encode({}, 2)
     assert torch.equal(condition.vector, null.vector)
     again, _ = model.encode(None, 2)
     assert torch.equal(again.vector, null.vector)
 
 
-def test_without_dropout_there_is_no_null_and_no_leaving_out():
+def test_without_condition_dropout_a_condition_cannot_be_omitted():
     always = build(config(condition=[{"kind": "class-label", "num_classes": 3}]))
     condition, null = always.encode({"label": 0})
     assert condition is not None
@@ -79,7 +79,7 @@ def test_without_dropout_there_is_no_null_and_no_leaving_out():
         always.generate(cond={"label": 0}, guidance_scale=2.0)
 
 
-def test_two_conditions_meet_in_one():
+def test_two_conditions_are_combined():
     parts = [
         {"kind": "class-label", "num_classes": 3, "drop_prob": 0.1},
         {"kind": "concat", "key": "mask", "channels": 1, "drop_prob": 0.1},
@@ -111,7 +111,7 @@ def test_a_model_without_conditions_takes_none():
         ({"label": [0, 1]}, "label: 2 values for 3 samples; give one, or one for each"),
     ],
 )
-def test_what_cannot_be_asked_for(model, raw, message):
+def test_invalid_conditions_are_refused(model, raw, message):
     with pytest.raises(RecipeError, match=message):
         model.generate(cond=raw, count=3)
 
@@ -131,7 +131,7 @@ def test_samples_do_not_depend_on_how_they_are_split(model):
     assert whole.abs().max() <= 1
 
 
-def test_generate_is_the_main_path_written_out(model):
+def test_generate_equals_sampling_from_its_parts(model):
     condition, null = model.encode({"label": [2, 0]})
     grid = unveil.schedules.uniform(model.process, 6)
     both = unveil.guidance.batch_cond_uncond(model.denoiser, condition, null)  # a few samples: one call for both
@@ -179,7 +179,7 @@ def test_a_samplers_option_reaches_it(model):
 
 
 @pytest.mark.parametrize(
-    ("sampler", "options", "said"),
+    ("sampler", "options", "message"),
     [
         ("dpmpp-2m-sde", {"eta": -1}, r"eta = -1.*: must be at least 0, which adds no noise"),
         ("heun", {"node": "abc"}, r"node = 'abc', of sampler 'heun': .*number"),
@@ -188,18 +188,18 @@ def test_a_samplers_option_reaches_it(model):
         ("dpm2", {"power": -1}, r"power = -1.0: of the mean, must be 0 to 1"),
     ],
 )
-def test_a_samplers_option_is_of_its_kind(model, sampler, options, said):
-    with pytest.raises(RecipeError, match=said):
+def test_a_samplers_option_has_its_type(model, sampler, options, message):
+    with pytest.raises(RecipeError, match=message):
         model.generate(cond={"label": 0}, sampler=sampler, steps=3, sampling={"options": options})
 
 
-def test_a_number_that_yaml_reads_as_a_word_is_a_number(model):
+def test_a_number_that_yaml_parses_as_text_is_a_number(model):
     given = {"cond": {"label": 0}, "sampler": "heun", "steps": 3}
     one, two = (model.generate(**given, sampling={"options": {"node": node}}) for node in ("5e-1", 0.5))
     assert torch.equal(one, two)
 
 
-def test_a_grid_may_be_written_out(model):
+def test_a_schedule_may_be_a_list_of_timesteps(model):
     written = model.generate(cond={"label": 0}, eta=0.0, schedule=[1.0, 0.5, 0.0])
     assert torch.equal(written, model.generate(cond={"label": 0}, eta=0.0, steps=2))
     with pytest.raises(RecipeError, match=r"0.7"):
@@ -222,7 +222,7 @@ def test_every_form_of_guidance_changes_the_sample(model, settings):
     assert not torch.allclose(model.generate(**given, sampling=settings), plain, atol=1e-4), settings
 
 
-def test_a_negative_condition_takes_the_place_of_none(model):
+def test_a_negative_condition_replaces_the_null_condition(model):
     away = model.generate(cond={"label": 0}, negative_cond={"label": 1}, guidance_scale=3.0, threshold="none")
     assert not torch.allclose(away, model.generate(cond={"label": 0}, guidance_scale=3.0, threshold="none"), atol=1e-3)
     itself = model.generate(cond={"label": 0}, negative_cond={"label": 0}, guidance_scale=3.0, threshold="none")
@@ -232,7 +232,7 @@ def test_a_negative_condition_takes_the_place_of_none(model):
 @pytest.mark.parametrize(("count", "scale", "rows"), [(2, 3.0, [4]), (9, 3.0, [9, 9]), (2, 1.0, [2]), (2, 0.0, [2])])
 def test_a_few_samples_are_guided_in_one_call_and_many_in_two(model, count, scale, rows):
     seen = []
-    hook = model.denoiser.network.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    hook = model.denoiser.network.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     try:
         model.generate(cond={"label": 1}, count=count, steps=3, guidance_scale=scale)
     finally:
@@ -242,12 +242,12 @@ def test_a_few_samples_are_guided_in_one_call_and_many_in_two(model, count, scal
 
 @pytest.mark.parametrize("sampler", ["ddim", "heun", "ancestral"])
 @pytest.mark.parametrize("scale", [1.0, 3.0])
-def test_what_depends_on_the_levels_alone_is_computed_once(sampler, scale):
+def test_the_part_that_depends_on_timesteps_only_is_computed_once(sampler, scale):
     dit = {"kind": "dit", "patch": 2, "depth": 2, "hidden_size": 32, "heads": 2}
     model = shaken(build(config(network=dit, variance="learned-range")))
     network = model.denoiser.network
-    told: list[int] = []
-    network.time[0].register_forward_hook(lambda _module, given, _result: told.append(len(given[0])))
+    batch_sizes: list[int] = []
+    network.time[0].register_forward_hook(lambda _module, inputs, _result: batch_sizes.append(len(inputs[0])))
     how = {
         "cond": {"label": [0, 2, 2]},
         "count": 3,
@@ -257,13 +257,13 @@ def test_what_depends_on_the_levels_alone_is_computed_once(sampler, scale):
         "schedule": "uniform",
     }
     found = model.generate(**how)
-    assert len(told) == 1  # for all levels and classes, and none
+    assert len(batch_sizes) == 1  # for all levels and classes, and none
     network.precompute = lambda indices: contextlib.nullcontext()
     torch.testing.assert_close(found, model.generate(**how), rtol=0, atol=1e-4)
-    assert len(told) > 4  # as it is without
+    assert len(batch_sizes) > 4  # as it is without
 
 
-def test_scale_0_is_unconditional(model):
+def test_guidance_scale_0_is_unconditional(model):
     torch.testing.assert_close(
         model.generate(cond={"label": 0}, guidance_scale=0.0),
         model.generate(cond={"label": 1}, guidance_scale=0.0),
@@ -273,14 +273,14 @@ def test_scale_0_is_unconditional(model):
 
 
 def test_a_shift_moves_the_mean_or_the_eps(model):
-    towards = lambda x, level: 5 * torch.ones_like(x)  # noqa: E731 - a gradient that asks for brighter pictures
+    towards = lambda x, level: 5 * torch.ones_like(x)  # noqa: E731 - a gradient towards brighter images
     for sampler in ("ancestral", "ddim"):
         plain = model.generate(cond={"label": 0}, sampler=sampler, steps=10, threshold="none")
         moved = model.generate(cond={"label": 0}, sampler=sampler, steps=10, threshold="none", cond_grad=towards)
         assert (moved - plain).mean() > 0.1, sampler
 
 
-def test_another_sampler_leaves_the_old_ones_settings_behind():
+def test_another_sampler_drops_the_settings_of_the_former_one():
     own = config().sample
     assert own.eta == 1.0
     assert own.changed({"sampler": "heun"}).eta is None
@@ -308,7 +308,7 @@ def test_a_learned_variance_is_sampled_with():
         ({"count": 0}, "count = 0: at least 1"),
     ],
 )
-def test_settings_that_cannot_work(model, settings, message):
+def test_invalid_settings_are_refused(model, settings, message):
     with pytest.raises(RecipeError, match=message):
         model.generate(cond={"label": 0}, **settings)
 
@@ -321,7 +321,7 @@ def test_training_mode_is_left_as_it_was():
     assert torch.equal(one, two), "dropout was on while sampling"
 
 
-def test_a_step_may_cancel(model):
+def test_a_step_callback_may_cancel(model):
     def stop(progress: object) -> None:
         raise Cancelled("enough")
 
@@ -341,7 +341,7 @@ def test_lower_precision_is_close_and_leaves_the_weights_alone(model):
     assert all(p.dtype == torch.float32 for p in model.parameters())
 
 
-def test_a_lowered_model_gives_what_its_precision_gives_and_no_other():
+def test_a_model_in_lower_precision_runs_in_that_precision_only():
     drawn = {}
     for way in ("precision", "lowered"):
         one = shaken(build(config())).eval()
@@ -364,7 +364,7 @@ def test_a_lowered_model_gives_what_its_precision_gives_and_no_other():
 
 
 class Constant(nn.Module):
-    """A network that always says the same."""
+    """A network with a constant output."""
 
     def __init__(self, value: float) -> None:
         super().__init__()
@@ -417,14 +417,14 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch, model):
         model.compile_network()
 
 
-def test_numbers_that_are_not_finite_stop_with_a_remedy():
+def test_non_finite_values_stop_with_a_remedy():
     broken = Model(Denoiser(Constant(float("nan")), CosineVP(), prediction=unveil.core.prediction.v), (2,))
     with pytest.raises(NonFinite, match=r"step 1 of 3: .* at t = 1 .*is not finite; set threshold = static"):
         broken.generate(steps=3)
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp-2m", "heun", "euler-ancestral", "pc-ancestral"])
-def test_the_step_and_the_level_of_a_number_that_is_not_finite_are_named(sampler):
+def test_the_error_of_non_finite_values_names_step_and_noise_level(sampler):
     def step(x: Tensor, level: NoiseLevel) -> Estimate:
         return Estimate.of_x0(torch.full_like(x, float("inf") if level.t < 0.35 else 0.0), x, level)
 
@@ -503,7 +503,7 @@ def test_building_is_repeatable():
     assert all(torch.equal(made[0][key], made[1][key]) for key in made[0])
 
 
-def test_generate_takes_the_words_of_other_programs():
+def test_generate_accepts_the_keywords_of_other_libraries():
     model = unveil.load("ddpm-digits")
     new = model.generate(label=[3, 4], num_inference_steps=2, seed=1, guidance_scale=2, negative_cond={"label": 8})
     old = model.generate(cond={"label": [3, 4]}, count=2, steps=2, seed=1, guidance_scale=2, negative_cond={"label": 8})

@@ -1,4 +1,4 @@
-"""A saved model comes back as it was, or says why not."""
+"""A saved model is loaded unchanged, or an error names the cause."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def model(channels: int = 8, seed: int = 0) -> Model:
         "process": {"kind": "discrete-vp", "beta_schedule": "cosine", "timesteps": 20},
         "condition": [
             {"kind": "class-label", "num_classes": 3, "names": ["cat", "dog", "cow"], "drop_prob": 0.2},
-            {"kind": "concat", "key": "picture", "channels": 2},
+            {"kind": "concat", "key": "image", "channels": 2},
         ],
         "sample": {"steps": 4},
     }
@@ -52,14 +52,14 @@ def saved(tmp_path) -> Path:
     return model().save(tmp_path / "model")
 
 
-def test_a_model_comes_back_with_every_bit_and_makes_the_same_samples(saved):
+def test_a_loaded_model_is_bit_identical_and_generates_the_same_samples(saved):
     before, after = model(), unveil.load(saved)
     assert after.config == before.config
     assert not after.training
     assert all(
         torch.equal(a, b) for a, b in zip(before.state_dict().values(), after.state_dict().values(), strict=True)
     )
-    raw = {"label": ["dog", "cat"], "picture": torch.zeros(2, 2, 4, 4)}
+    raw = {"label": ["dog", "cat"], "image": torch.zeros(2, 2, 4, 4)}
     assert torch.equal(*(m.generate(cond=raw, count=2, seed=3) for m in (before, after)))
 
 
@@ -77,7 +77,7 @@ def test_a_loaded_model_can_be_trained_and_its_file_stays_as_it_was(saved):
     assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), again.parameters(), strict=True))
 
 
-def test_the_folder_holds_a_file_per_part_and_no_pickle(saved):
+def test_the_folder_has_one_file_per_component_and_no_pickle(saved):
     names = {p.name for p in saved.iterdir()}
     assert names >= {"model.yaml", "denoiser.safetensors", "label.safetensors", "card.md", "manifest.json"}
     assert {Path(name).suffix for name in names} == {".yaml", ".safetensors", ".md", ".json"}
@@ -91,7 +91,7 @@ def test_half_precision_files_load_as_float32_or_as_they_are(tmp_path):
     assert {p.dtype for p in model_folder.load_model(tmp_path / "half", dtype=None).parameters()} == {torch.float16}
 
 
-def test_inspect_reads_headers_alone(saved, monkeypatch):
+def test_inspect_reads_only_headers(saved, monkeypatch):
     def refuse(*arguments: object) -> None:
         raise AssertionError("a tensor was read")
 
@@ -120,7 +120,7 @@ def test_inspect_names_foreign_files(tmp_path):
     )
 
 
-def test_a_flipped_bit_is_found_when_loading(saved):
+def test_a_flipped_bit_is_detected_when_loading(saved):
     path = saved / "denoiser.safetensors"
     whole = bytearray(path.read_bytes())
     whole[-100] ^= 4
@@ -143,7 +143,7 @@ def test_weights_of_another_size_list_their_keys(tmp_path):
         unveil.load(folder)
 
 
-def test_what_is_there_stays_unless_forced(saved):
+def test_existing_files_stay_without_force(saved):
     before = (saved / "denoiser.safetensors").read_bytes()
     with pytest.raises(OutputError, match="not overwritten"):
         model(seed=1).save(saved)
@@ -161,7 +161,7 @@ def test_nan_is_not_saved(tmp_path):
     assert not (tmp_path / "model").exists()
 
 
-def test_a_model_that_nobody_could_build_again_is_not_saved_as_one(tmp_path):
+def test_a_model_without_a_config_is_not_saved(tmp_path):
     class Own(nn.Module):
         def forward(self, x, t, condition):
             return x
@@ -171,7 +171,7 @@ def test_a_model_that_nobody_could_build_again_is_not_saved_as_one(tmp_path):
     assert not os.listdir(tmp_path)
 
 
-def test_places_without_a_model_say_so(tmp_path):
+def test_paths_without_a_model_are_reported(tmp_path):
     with pytest.raises(WeightsError, match="no such folder or bundled model"):
         unveil.load(tmp_path / "nothing")
     with pytest.raises(WeightsError, match="neither a saved model nor a run with a valid checkpoint"):
@@ -188,7 +188,7 @@ def test_a_condition_cannot_take_the_name_of_another_file(tmp_path):
         made.save(tmp_path / "model")
 
 
-def test_eight_bits_are_near_the_weights_and_take_half_of_the_room_of_sixteen(tmp_path):
+def test_int8_weights_are_close_and_half_as_large_as_float16(tmp_path):
     made = model(channels=64)
     small = unveil.load(checkpoint_store.save_model(made, tmp_path / "small", small=True))
     half = made.to(torch.bfloat16).save(tmp_path / "half")
@@ -206,7 +206,7 @@ def test_eight_bits_are_near_the_weights_and_take_half_of_the_room_of_sixteen(tm
     )
 
 
-def test_steps_that_are_not_those_of_the_rows_are_refused(tmp_path):
+def test_scales_of_another_number_of_rows_are_refused(tmp_path):
     path = checkpoint_store.save_model(model(channels=64), tmp_path / "small", small=True)
     file = path / "denoiser.safetensors"
     found = dict(files.read_tensors(file))

@@ -89,7 +89,7 @@ def test_its_network_and_labels_are_those_of_the_released_file(name: str):
 
 
 @pytest.mark.parametrize("name", UNETS)
-def test_what_keys_do_not_hold_is_as_in_the_table_of_released_files(name: str):
+def test_settings_not_in_the_keys_match_the_table_of_released_files(name: str):
     """Heads and their order, dropout, the schedule, rescaling, and how the variance is learned."""
     recipe = diffusion(name)
     found = next(release(files) for files in _files() if UNETS[name] in files)
@@ -143,7 +143,7 @@ def test_score_sde_networks_are_those_of_the_released_files(name: str, published
 
 
 @needs_facts
-def test_edm_has_the_published_network_but_for_what_augmentation_tells_it():
+def test_edm_has_the_published_network_except_augmentation_labels():
     fact = facts("edm")["edm-cifar10-32x32-cond-vp"]
     published = edm.config_from_arguments(fact["inner_class"], fact["inner_arguments"])
     recipe = diffusion("edm-cifar10")
@@ -151,17 +151,17 @@ def test_edm_has_the_published_network_but_for_what_augmentation_tells_it():
     assert recipe.network_config() == replace(published, augment_dim=0)
     with torch.device("meta"):
         count = sum(p.numel() for p in recipe.build_network().parameters())
-    told, labels = published.augment_dim * published.vector_dim, (10 + 1) * published.vector_dim
-    assert count == fact["params"] - told - labels
+    augmentation, labels = published.augment_dim * published.vector_dim, (10 + 1) * published.vector_dim
+    assert count == fact["params"] - augmentation - labels
 
 
 # ---------------------------------------------------------------------- the small form
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes of three pictures each."""
-    folder = tmp_path_factory.mktemp("pictures")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of three images each."""
+    folder = tmp_path_factory.mktemp("photos")
     draw = np.random.default_rng(0)
     for name in ("cat/a", "cat/b", "cat/c", "dog/a", "dog/b", "dog/c"):
         (folder / name).parent.mkdir(exist_ok=True)
@@ -174,10 +174,10 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in SHOWN else pytest.mark.release) for name in (*UNETS, *SONGS)]
 )
-def test_the_small_form_trains_two_steps_and_samples(name: str, pictures: Path, tmp_path: Path):
+def test_the_small_form_trains_two_steps_and_samples(name: str, photos: Path, tmp_path: Path):
     from unveil.train import fit
 
-    recipe = diffusion(name, small=True, changes=(f"data.path={pictures}", "train.precision=float32"))
+    recipe = diffusion(name, small=True, changes=(f"data.path={photos}", "train.precision=float32"))
     items = data.open(recipe.data)
     objective = recipe.objective.build(recipe, recipe.process.build(), recipe.train.batch_size)
     torch.manual_seed(0)
@@ -192,10 +192,8 @@ def test_the_small_form_trains_two_steps_and_samples(name: str, pictures: Path, 
     assert bool(torch.isfinite(sample).all())
 
 
-def test_a_small_classifier_trains(pictures: Path):
-    recipe = classifier(
-        "classifier-imagenet512", small=True, changes=(f"data.path={pictures}", "data.val_fraction=0.3")
-    )
+def test_a_small_classifier_trains(photos: Path):
+    recipe = classifier("classifier-imagenet512", small=True, changes=(f"data.path={photos}", "data.val_fraction=0.3"))
     assert recipe.process is not None
     settings = recipe.train.model_dump()
     config = ClassifierConfig(recipe.network.build(), **settings, process=recipe.process.build())
