@@ -1,4 +1,4 @@
-"""The page in a real Chromium, before a server whose work is done by a thread with the models that come along."""
+"""The page in a real Chromium, with a server that works in a thread with the bundled models."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from unveil.server.jobs.job_types import job_handlers
 from unveil.studio.server import add_studio
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-# as root in a container; nothing is asked of other machines
+# as root in a container; without requests to other machines
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 FLAGS += ["--disable-component-update", "--disable-sync", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
 # what Gradio leaves open, and how it speaks to pandas, is not ours
@@ -28,20 +28,20 @@ _LEFT += ("ignore:The copy keyword is deprecated.*",)
 LEFT = [pytest.mark.filterwarnings(one) for one in _LEFT]
 MARKS = [pytest.mark.slow, *LEFT]
 LONG_MS = 90_000
-# Gradio's image editor asks for its canvas while the page is taken away; before that it is a fault as any other.
+# Gradio's image editor looks for its canvas while the page closes; at any other time this error counts.
 LEAVING = "Cannot read properties of undefined (reading 'canvas')"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def collected() -> Iterator[None]:
-    """What Gradio leaves open is collected while that is passed over, and not in the tests of others."""
+    """Collect the resources that Gradio leaves open here, where the warning is ignored."""
     yield
     gc.collect()
 
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    """Chromium. Where it must be, as in the project's own checks, its lack is a failure and no reason to pass over."""
+    """Chromium. If the environment requires it, its absence is a failure and not a skip."""
     if BROWSER is None:
         if os.environ.get("UNVEIL_BROWSER") == "required":
             pytest.fail("Chromium is not installed; the page's tests need it")
@@ -56,7 +56,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with those of models and of data, as the environment names them."""
+    """A folder with the folders of models and of data that the environment names."""
     folder = tmp_path_factory.mktemp("studio")
     with pytest.MonkeyPatch.context() as patch:
         for variable, name in (("UNVEIL_MODELS", "models"), ("UNVEIL_DATA", "data")):
@@ -75,7 +75,7 @@ def studio(places: Path) -> Iterator[Server]:
 
 @pytest.fixture
 def page(browser: Any, studio: Server) -> Iterator[Any]:
-    """The page in English, in a browser that knows nothing of others."""
+    """The page in English, in a fresh browser context."""
     with_new = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
     found = with_new.new_page()
     found.set_default_timeout(LONG_MS)
@@ -129,25 +129,25 @@ def another(page: Any, part: str, before: str, state: str = "completed") -> str:
 
 
 def begun(page: Any, text: str, steps: int) -> None:
-    """Asks for a picture."""
+    """Request an image."""
     page.locator("#image-prompt textarea").fill(text)
     page.locator("#image-steps textarea, #image-steps input").fill(str(steps))
     page.get_by_role("button", name="Generate images").click()
 
 
 def painted(page: Any, part: str) -> None:
-    """Paints a stroke from the middle of a part's picture."""
+    """Paint a stroke from the centre of an image editor."""
     canvas = page.locator(f"#{part}-editor canvas").first
     canvas.wait_for()
     canvas.scroll_into_view_if_needed()
-    page.wait_for_timeout(1500)  # it lays the picture out by and by
+    page.wait_for_timeout(1500)  # the editor lays out the image with a delay
     box = canvas.bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     page.mouse.move(x - 40, y - 40)
     page.mouse.down()
     page.mouse.move(x, y, steps=4)
     page.mouse.up()
-    page.wait_for_timeout(500)  # what was painted is sent by and by
+    page.wait_for_timeout(500)  # the strokes are sent with a delay
 
 
 def picked(page: Any, part: str, name: str) -> None:

@@ -26,7 +26,7 @@ TABS = ("image", "video", "train", "models", "evaluate", "gallery", "queue")
 
 
 def serious(page: Any, part: str) -> list[str]:
-    """Faults that keep somebody out, with their places."""
+    """Serious accessibility faults with their elements."""
     options = {"resultTypes": ["violations"]}
     from axe_playwright_python.sync_playwright import Axe
 
@@ -40,7 +40,7 @@ def serious(page: Any, part: str) -> list[str]:
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
-def test_no_tab_keeps_anybody_out(page: Any, studio: Server, language: str):
+def test_every_tab_is_accessible(page: Any, studio: Server, language: str):
     opened(page, studio, language)
     faults = []
     for tab in TABS:
@@ -53,7 +53,7 @@ def test_no_tab_keeps_anybody_out(page: Any, studio: Server, language: str):
     assert not faults, "\n".join(faults)
 
 
-def test_no_mode_keeps_anybody_out(page: Any):
+def test_every_mode_is_accessible(page: Any):
     faults = []
     for tab, part in (("image", "mode"), ("video", "verb")):
         chosen(page, tab)
@@ -66,7 +66,7 @@ def test_no_mode_keeps_anybody_out(page: Any):
     assert not faults, "\n".join(faults)
 
 
-def test_what_was_made_and_what_waits_keeps_nobody_out(page: Any, studio: Server):
+def test_results_and_queued_jobs_are_accessible(page: Any, studio: Server):
     page.get_by_label("Number of images").fill("2")
     begun(page, "a large ring", 2)
     made = ended(page, "image")
@@ -96,7 +96,7 @@ def test_what_was_made_and_what_waits_keeps_nobody_out(page: Any, studio: Server
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
-def test_the_form_for_the_key_keeps_nobody_out(browser: Any, tmp_path: Path, language: str):
+def test_the_login_form_is_accessible(browser: Any, tmp_path: Path, language: str):
     rules = SecurityPolicy({"ann": KEY})
     context = browser.new_context(locale=language, bypass_csp=True)  # for axe, which is put into the page
     with server(tmp_path / "keyed", rules, Many, extend=add_studio, before=LoginMiddleware) as keyed:
@@ -115,12 +115,12 @@ def test_the_form_for_the_key_keeps_nobody_out(browser: Any, tmp_path: Path, lan
     assert not faults, "\n".join(faults)
 
 
-def test_what_axe_would_find_is_found(page: Any):
+def test_axe_reports_an_inaccessible_element(page: Any):
     page.evaluate("document.querySelector('header').insertAdjacentHTML('beforeend', '<img src=x><button></button>')")
     assert {one.partition(":")[0] for one in serious(page, "header")} == {"image-alt", "button-name"}
 
 
-def test_a_picture_is_made_by_the_keyboard_alone(page: Any):
+def test_an_image_is_generated_with_the_keyboard_only(page: Any):
     page.locator("#image-prompt textarea").focus()
     page.keyboard.type("a ring")
     for _ in range(40):
@@ -149,7 +149,7 @@ def opened_narrow(page: Any, tab: str) -> None:
 
 
 @pytest.mark.parametrize("width", [390, 1280])
-def test_nothing_reaches_beyond_the_page(page: Any, width: int):
+def test_nothing_overflows_the_page(page: Any, width: int):
     page.set_viewport_size({"width": width, "height": 844})
     for tab in TABS:
         opened_narrow(page, tab)
@@ -157,7 +157,7 @@ def test_nothing_reaches_beyond_the_page(page: Any, width: int):
         assert page.evaluate("document.documentElement.scrollWidth") <= width, tab
 
 
-def test_what_a_row_does_is_in_sight_on_a_narrow_screen(page: Any):
+def test_buttons_of_a_row_are_visible_on_a_narrow_screen(page: Any):
     page.set_viewport_size({"width": 390, "height": 844})
     opened_narrow(page, "models")
     button = page.locator("#models-table button.own").first

@@ -1,4 +1,4 @@
-"""Small files that would be large pictures: what the page is sent is weighed before anything decodes it."""
+"""Small files of large images: uploads are checked before anything decodes them."""
 
 from __future__ import annotations
 
@@ -41,25 +41,25 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def pressed(studio: Server, part: str, values: dict[str, Any], event: str = "click") -> dict[str, Any] | None:
-    """What the page's parts are told when a button is pressed, as a browser asks it, by name. None: it failed."""
+    """Return the updates of the page's components after a button is pressed, by name; None after a failure."""
     config = studio.ask("GET", "/en/config").json
     named = {one["id"]: (one["props"].get("elem_id"), one["props"].get("value")) for one in config["components"]}
     place = next(id for id, (name, _) in named.items() if name == part)
-    asked = next(one for one in config["dependencies"] if [place, event] in one["targets"] and one["backend_fn"])
-    data = [values.get(name, value) for name, value in (named[id] for id in asked["inputs"])]
-    joined = {"data": data, "fn_index": asked["id"], "session_hash": "bombs"}
+    dependency = next(one for one in config["dependencies"] if [place, event] in one["targets"] and one["backend_fn"])
+    data = [values.get(name, value) for name, value in (named[id] for id in dependency["inputs"])]
+    joined = {"data": data, "fn_index": dependency["id"], "session_hash": "bombs"}
     assert studio.ask("POST", "/en/gradio_api/queue/join", joined).status == 200
     line = http.client.HTTPConnection("127.0.0.1", studio.port, timeout=60)
     line.request("GET", "/en/gradio_api/queue/data?session_hash=bombs")
     answer = line.getresponse()
-    while (told := json.loads(answer.readline().removeprefix(b"data: ").strip() or "{}")).get("msg") != (
+    while (event_data := json.loads(answer.readline().removeprefix(b"data: ").strip() or "{}")).get("msg") != (
         "process_completed"
     ):
         pass
     line.close()
-    if not told["success"]:
+    if not event_data["success"]:
         return None
-    return {named[id][0]: value for id, value in zip(asked["outputs"], told["output"]["data"], strict=True)}
+    return {named[id][0]: value for id, value in zip(dependency["outputs"], event_data["output"]["data"], strict=True)}
 
 
 def sent(studio: Server, content: bytes) -> dict[str, Any]:
@@ -76,14 +76,14 @@ def test_a_bomb_is_refused_before_anything_decodes_it(studio: Server, mode: str)
     first = pressed(studio, "image-go", {"image-prompt": "a ring"})
     assert first is not None
     assert first["image-message"] == ""  # all is imported
-    asked: dict[str, Any] = {}
+    updates: dict[str, Any] = {}
 
     def work() -> None:
         given = {"image-mode": "img2img", "image-source": sent(studio, bomb), "image-prompt": "a ring"}
-        asked.update(pressed(studio, "image-go", given) or {})
+        updates.update(pressed(studio, "image-go", given) or {})
 
     assert grown_mb(work) < GROWTH_MB
-    assert "pixels: the limit is 16,000,000" in asked["image-message"]
+    assert "pixels: the limit is 16,000,000" in updates["image-message"]
 
 
 def rgba(side: int) -> bytes:
@@ -95,14 +95,14 @@ def rgba(side: int) -> bytes:
 
 @LINUX
 def test_gradios_own_part_decodes_it(tmp_path: Path):
-    """The control of the test above, with a smaller picture."""
+    """The control of the test above, with a smaller image."""
     (tmp_path / "bomb.png").write_bytes(rgba(5_000))
     given = ImageData(path=str(tmp_path / "bomb.png"), orig_name="bomb.png")
     assert grown_mb(lambda: gr.Image(type="filepath").preprocess(given)) > 2 * GROWTH_MB
     assert grown_mb(lambda: ImageUpload(type="filepath").preprocess(given)) < 1
 
 
-def test_a_session_that_is_told_nothing_new_keeps_the_parts_that_decode_nothing():
+def test_a_session_without_updates_keeps_the_components_that_decode_nothing():
     """Gradio makes a part again of its class for each session that an update passes over."""
     for part in (ImageUpload(), MaskEditor(), VideoUpload()):
         assert type(part)(**part.constructor_args).preprocess.__func__ is type(part).preprocess
@@ -125,19 +125,19 @@ def test_no_part_of_the_page_decodes_what_is_sent(studio: Server):
 
 
 @pytest.mark.parametrize("ending", ["gif", "mkv", "mp4"])
-def test_a_clip_is_given_and_shown_as_the_file_that_it_is(ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_video_is_uploaded_and_shown_unchanged(ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     clip = tmp_path / f"clip.{ending}"
     clip.write_bytes(b"of any content")
-    asked: list[str] = []
+    probed: list[str] = []
     monkeypatch.setattr(processing_utils, "ffmpeg_installed", lambda: True)
-    monkeypatch.setattr(processing_utils, "video_is_playable", lambda path: asked.append(path) or True)
+    monkeypatch.setattr(processing_utils, "video_is_playable", lambda path: probed.append(path) or True)
     monkeypatch.setattr(processing_utils, "_check_allowed", lambda *given, **how: None)
     gr.Video().postprocess(str(clip))
-    assert asked == [str(clip)]  # control: Gradio's own part lets ffprobe read it
-    asked.clear()
+    assert probed == [str(clip)]  # control: Gradio's own part lets ffprobe read it
+    probed.clear()
     shown = VideoUpload().postprocess(str(clip))
     assert shown is not None
-    assert (shown.path, shown.orig_name, asked) == (str(clip), clip.name, [])
+    assert (shown.path, shown.orig_name, probed) == (str(clip), clip.name, [])
     assert VideoUpload().preprocess(shown) == str(clip)
     assert VideoUpload().postprocess(None) is VideoUpload().preprocess(None) is None
 
@@ -146,7 +146,7 @@ def blob(id: str, index: int) -> AcceptBlobs:
     return AcceptBlobs.model_construct(data={"type": "layer", "index": str(index), "id": id}, files=[("", b"painted")])
 
 
-def test_what_is_painted_is_bounded_and_given_as_files(tmp_path: Path):
+def test_painted_layers_are_bounded_and_passed_as_files(tmp_path: Path):
     brush = MaskEditor()
     brush.GRADIO_CACHE = str(tmp_path)
     with pytest.raises(RecipeError, match="at most"):

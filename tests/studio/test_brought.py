@@ -1,4 +1,4 @@
-"""Files of weights that are brought in: what they are is told by their content, and no part of one is left."""
+"""Import of weight files: they are recognised by their content, and a failed import leaves nothing."""
 
 from __future__ import annotations
 
@@ -38,23 +38,23 @@ def left() -> list[str]:
     return sorted(path.name for path in model_folder.models_dir().rglob("*") if path.is_file())
 
 
-def test_what_was_brought_in_is_told_by_its_content(laid: Laid, tmp_path: Path):
+def test_an_imported_file_is_recognised_by_its_content(laid: Laid, tmp_path: Path):
     models = laid(ModelsTab)
-    table, file, _, told = models._brought("", lora(tmp_path / "style.pt"), "loras")
-    assert "style.pt was imported: a LoRA." in told
+    table, file, _, message = models._brought("", lora(tmp_path / "style.pt"), "loras")
+    assert "style.pt was imported: a LoRA." in message
     assert "<td>style</td>" in table
     assert file is None
     assert (model_folder.models_dir() / "loras" / "style.pt").read_bytes() == (tmp_path / "style.pt").read_bytes()
-    *_, told = models._brought("", weights(tmp_path / "odd.safetensors", "a"), "checkpoints")
-    assert "odd.safetensors was imported: tensors in an unknown format." in told
+    *_, message = models._brought("", weights(tmp_path / "odd.safetensors", "a"), "checkpoints")
+    assert "odd.safetensors was imported: tensors in an unknown format." in message
     torch.save({"a": torch.ones(2)}, tmp_path / "old.ckpt")
-    *_, told = laid(ModelsTab, "zh")._brought("", str(tmp_path / "old.ckpt"), "checkpoints")
-    assert "old.ckpt 已导入" in told
+    *_, message = laid(ModelsTab, "zh")._brought("", str(tmp_path / "old.ckpt"), "checkpoints")
+    assert "old.ckpt 已导入" in message
     with pytest.raises(OutputError, match=r"old\.ckpt already exists"):
         models._brought("", str(tmp_path / "old.ckpt"), "checkpoints")
 
 
-def test_what_is_no_file_of_weights_is_not_brought_in_whatever_its_name(laid: Laid, tmp_path: Path):
+def test_other_files_are_not_imported_under_any_name(laid: Laid, tmp_path: Path):
     models = laid(ModelsTab)
     page, empty, cut = (tmp_path / f"{name}.safetensors" for name in ("page", "empty", "cut"))
     page.write_text("<html>not found</html>")
@@ -73,7 +73,7 @@ def test_what_is_no_file_of_weights_is_not_brought_in_whatever_its_name(laid: La
     assert left() == []
 
 
-def test_a_disk_that_is_full_keeps_no_part_of_it(laid: Laid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_full_disk_keeps_no_part_of_an_imported_file(laid: Laid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     models, real = laid(ModelsTab), shutil.copyfile
 
     def full(source: Any, target: Any) -> None:

@@ -1,4 +1,4 @@
-"""Clips on the page: made of words and of a picture, gone on with, looped, connected, edited; and their timelines."""
+"""Video tasks on the page: text-to-video, image-to-video, extend, loop, connect, edit; and their timelines."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ def frames_of(studio: Server, id: str) -> Any:
     return decoded(studio.service.results.file(id, "clip.mp4"), None)[0]
 
 
-def until(page: Any, told: str) -> None:
-    """Waits until the timeline tells this."""
-    page.wait_for_function("told => document.querySelector('#video-timeline [role=img]')?.ariaLabel == told", arg=told)
+def until(page: Any, label: str) -> None:
+    """Wait until the timeline has this label."""
+    page.wait_for_function(
+        "label => document.querySelector('#video-timeline [role=img]')?.ariaLabel == label", arg=label
+    )
 
 
 def small(page: Any, frames: int) -> None:
@@ -38,7 +40,7 @@ def made(page: Any, before: str = "") -> str:
     return another(page, "video", before)
 
 
-def test_clips_are_made_gone_on_with_looped_connected_and_edited(page: Any, studio: Server):
+def test_videos_are_generated_extended_looped_connected_and_edited(page: Any, studio: Server):
     chosen(page, "video")
     small(page, 5)
     page.locator("#video-prompt textarea").fill("a small red circle moves left")
@@ -93,7 +95,7 @@ def test_clips_are_made_gone_on_with_looped_connected_and_edited(page: Any, stud
     assert off[stays].mean() < off[~stays].mean() / 2  # the file is compressed
 
 
-def test_a_storyboard_has_its_scenes_and_what_lies_between_them(page: Any, studio: Server):
+def test_a_storyboard_has_its_scenes_and_transitions(page: Any, studio: Server):
     chosen(page, "video")
     page.get_by_label("Storyboard").check()
     small(page, 8)
@@ -106,7 +108,7 @@ def test_a_storyboard_has_its_scenes_and_what_lies_between_them(page: Any, studi
     assert frames_of(studio, id).shape[1] == 8
 
 
-def test_a_picture_that_was_made_becomes_a_frame_of_a_clip(page: Any, studio: Server):
+def test_a_generated_image_becomes_a_keyframe_of_a_video(page: Any, studio: Server):
     begun(page, "a large blue square on green", 4)
     ended(page, "image")
     page.get_by_role("button", name="Image to video").click()
@@ -124,7 +126,7 @@ def test_a_picture_that_was_made_becomes_a_frame_of_a_clip(page: Any, studio: Se
     page.get_by_role("alert").get_by_text("Choose a video first.").wait_for()
 
 
-def test_a_clip_that_is_made_larger_is_made_anew_as_little_as_is_usual(page: Any, studio: Server):
+def test_video_upscaling_has_its_default_strength(page: Any, studio: Server):
     chosen(page, "video")
     small(page, 3)
     page.locator("#video-prompt textarea").fill("a small red circle moves left")
@@ -137,7 +139,7 @@ def test_a_clip_that_is_made_larger_is_made_anew_as_little_as_is_usual(page: Any
         slider.wait_for()
         settled(page)
         page.wait_for_function(
-            "told => document.querySelector('#video-strength input[type=number]').value == told", arg=value
+            "value => document.querySelector('#video-strength input[type=number]').value == value", arg=value
         )
     verbs.get_by_label("Join", exact=True).check()
     slider.wait_for(state="hidden")

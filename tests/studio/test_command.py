@@ -1,4 +1,4 @@
-"""`unveil studio` as it is started: nothing is asked of other machines, and a server that is killed is no loss."""
+"""`unveil studio` as a process: no request to other machines, and no loss when the server is killed."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tests.studio.conftest import LONG_MS, MARKS, begun, chosen, ended
 pytestmark = MARKS
 
 
-def test_the_page_goes_on_where_a_killed_server_was(browser: Any, tmp_path: Path):
+def test_the_page_continues_after_a_killed_server(browser: Any, tmp_path: Path):
     server = Served(tmp_path / "service", verb="studio")
     context = browser.new_context()
     page = context.new_page()
     page.set_default_timeout(LONG_MS)
-    asked: set[str] = set()
-    page.on("request", lambda request: asked.add(request.url.split("/")[2] if "://" in request.url else ""))
+    hosts: set[str] = set()
+    page.on("request", lambda request: hosts.add(request.url.split("/")[2] if "://" in request.url else ""))
     try:
         page.goto(f"http://127.0.0.1:{server.port}/")  # which leads to a language
         page.wait_for_selector("#image-go")
@@ -40,7 +40,7 @@ def test_the_page_goes_on_where_a_killed_server_was(browser: Any, tmp_path: Path
         page.locator("#video-frames textarea, #video-frames input").fill("4")
         page.get_by_role("button", name="Generate video").click()
         ended(page, "video")
-        assert asked <= {f"127.0.0.1:{server.port}", ""}, asked
+        assert hosts <= {f"127.0.0.1:{server.port}", ""}, hosts
     finally:
         context.close()
         server.kill()

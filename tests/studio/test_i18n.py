@@ -1,4 +1,4 @@
-"""The page says all that it says in two languages, from one catalogue."""
+"""All texts of the page have two languages, from one catalogue."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from unveil.studio.i18n import CHINESE, Translator
 STUDIO = Path(unveil.__file__).parent / "studio"
 
 
-def said() -> set[str]:
-    """What the modules of the page say."""
+def page_texts() -> set[str]:
+    """The texts of the page's modules."""
     found = set()
     for path in STUDIO.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -35,17 +35,17 @@ def said() -> set[str]:
     return found
 
 
-def test_the_catalogue_has_all_that_is_said_and_nothing_else():
-    assert said() == CHINESE.keys()
+def test_the_catalogue_has_every_text_and_nothing_else():
+    assert page_texts() == CHINESE.keys()
 
 
 @pytest.mark.parametrize("text", sorted(CHINESE))
-def test_both_languages_have_the_same_places(text: str):
+def test_both_languages_have_the_same_placeholders(text: str):
     places = re.compile(r"\{(\w+)\}")
     assert sorted(places.findall(text)) == sorted(places.findall(CHINESE[text]))
 
 
-def test_what_the_catalogue_lacks_is_a_fault():
+def test_a_missing_translation_is_an_error():
     assert Translator("zh")("Cancel") == "取消"
     with pytest.raises(KeyError):
         Translator("zh")("nothing of ours")
@@ -63,20 +63,20 @@ def test_what_the_catalogue_lacks_is_a_fault():
         (RecipeError("request: strength = 3: at most 1"), "无法完成这个请求。"),
     ],
 )
-def test_a_fault_of_the_service_is_led_in_by_what_kind_it_is(problem: Error, kind: str):
+def test_an_error_of_the_service_begins_with_its_kind(problem: Error, kind: str):
     assert error_text(problem, Translator("zh")).startswith(kind)
     assert error_text(problem, Translator("zh")).endswith(str(problem))
     assert error_text(problem, Translator("en")) == str(problem)
 
 
-def test_a_fault_in_the_words_of_the_page_is_told_as_it_is():
+def test_an_error_in_the_words_of_the_page_is_shown_unchanged():
     chinese = Translator("zh")
     for kind in (RecipeError, DataError):
         problem = kind(chinese("Choose an image first."))
         assert error_text(problem, chinese) == "请先选择图片。"
 
 
-def test_why_a_job_failed_is_led_in_by_whose_fault_it_was():
+def test_the_error_of_a_job_begins_with_its_source():
     failed = Job("0" * 8, "pictures", {}, state="failed", error="no such model")
     kinds = {"request": "无法完成这个请求。", "resources": "服务器的内存或磁盘空间不足。", "server": "服务器出错"}
     for fault, kind in kinds.items():
@@ -85,5 +85,7 @@ def test_why_a_job_failed_is_led_in_by_whose_fault_it_was():
         assert failure_text(job, Translator("zh")).endswith("no such model")
         assert kind in job_html.status_html(job, None, False, Translator("zh"))
         assert failure_text(job, Translator("en")) == "no such model"
-    assert failure_text(failed, Translator("zh")) == "no such model"  # of an earlier version, which did not say whose
+    assert (
+        failure_text(failed, Translator("zh")) == "no such model"
+    )  # a job of an earlier version without an error source
     assert failure_text(failed._replace(error=None), Translator("zh")) == ""

@@ -1,4 +1,4 @@
-"""Keys in the browser: asked for by a form, kept by a cookie that is none, and every route shut without one."""
+"""Keys in the browser: a login form, a cookie that does not contain the key, and no route without a key."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def routes(keyed: Server) -> list[str]:
     ]
 
 
-def test_every_route_is_shut_without_a_key(keyed: Server):
+def test_every_route_needs_a_key(keyed: Server):
     for route in routes(keyed):
         for headers in (
             {},
@@ -59,7 +59,7 @@ def test_every_route_is_shut_without_a_key(keyed: Server):
     assert keyed.ask("POST", "/en/gradio_api/queue/join", {"data": []}).status == 401
 
 
-def test_a_browser_is_asked_for_its_key_and_known_from_then_on(keyed: Server):
+def test_a_browser_logs_in_once(keyed: Server):
     shown = keyed.ask("GET", "/en/", headers=HTML)
     assert (shown.status, b"<form" in shown.body) == (401, True)
     assert "密钥" in keyed.ask("GET", "/", headers={**HTML, "accept-language": "zh-CN"}).body.decode()
@@ -78,8 +78,8 @@ def test_a_browser_is_asked_for_its_key_and_known_from_then_on(keyed: Server):
 
 
 def test_each_key_sees_its_own_jobs(keyed: Server):
-    asked = {"kind": "pictures", "request": {"prompt": "a ring", "seed": 1}}
-    job = keyed.ask("POST", "/v1/jobs", asked, key=KEY).json["id"]
+    job_request = {"kind": "pictures", "request": {"prompt": "a ring", "seed": 1}}
+    job = keyed.ask("POST", "/v1/jobs", job_request, key=KEY).json["id"]
     seen = {}
     for key in (KEY, OTHER):
         cookie = entered(keyed, key).headers["set-cookie"].partition(";")[0]
@@ -90,18 +90,18 @@ def test_each_key_sees_its_own_jobs(keyed: Server):
 def test_a_page_of_another_origin_cannot_enter_or_use_the_cookie(keyed: Server):
     assert entered(keyed, KEY, origin="https://elsewhere.example").status == 403
     cookie = entered(keyed, KEY).headers["set-cookie"].partition(";")[0]
-    asked = {"cookie": cookie, "origin": "https://elsewhere.example"}
-    assert keyed.ask("POST", "/v1/jobs", {"kind": "pictures", "request": {}}, headers=asked).status == 403
+    headers = {"cookie": cookie, "origin": "https://elsewhere.example"}
+    assert keyed.ask("POST", "/v1/jobs", {"kind": "pictures", "request": {}}, headers=headers).status == 403
 
 
 @pytest.mark.parametrize("body", [b"", b"--x", b"\xff" * 100, b"--x\r\n" + b"a" * 20_000])
-def test_a_form_that_is_none_lets_nobody_in(keyed: Server, body: bytes):
+def test_an_invalid_form_does_not_log_in(keyed: Server, body: bytes):
     sent = {"content-type": "multipart/form-data; boundary=x", **HTML}
     assert keyed.ask("POST", LOGIN_PATH, body=body, headers=sent).status == 401
     assert keyed.ask("POST", LOGIN_PATH, body=body, headers={"content-type": "text/plain"}).status == 401
 
 
-def test_a_form_that_never_arrives_is_not_waited_for():
+def test_an_incomplete_form_times_out():
     async def app(scope, receive, send):
         headers.append(dict(scope["headers"]))
 
@@ -119,7 +119,7 @@ def test_a_form_that_never_arrives_is_not_waited_for():
 
 
 def test_no_file_outside_of_its_folders_is_shown_by_the_page(keyed: Server, tmp_path: Path):
-    """What Gradio serves files by is told names of every kind; the control is a file that was sent."""
+    """Gradio's file route gets paths of every kind; the control is an uploaded file."""
     secret = tmp_path / "secret.txt"
     secret.write_text("not for you")
     cookie = {"cookie": entered(keyed, KEY).headers["set-cookie"].partition(";")[0]}

@@ -1,4 +1,4 @@
-"""Pictures on the page: made, found again, drawn again, edited; grids; and what happens when the page is left."""
+"""Images on the page: generation, gallery, regeneration, editing, grids, and reloading the page."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def decoded(png: bytes) -> Any:
     return decode_native_size(open_image(io.BytesIO(png), 10**6), 3)
 
 
-def test_a_picture_is_made_found_and_drawn_again_to_the_byte(page: Any, studio: Server, tmp_path: Path):
+def test_an_image_is_generated_found_and_regenerated_to_the_byte(page: Any, studio: Server, tmp_path: Path):
     begun(page, "a large blue square on green", 80)
     page.wait_for_selector("#image-status img.preview")
     first = ended(page, "image")
@@ -74,7 +74,7 @@ def test_a_picture_is_made_found_and_drawn_again_to_the_byte(page: Any, studio: 
     assert [decoded(file).tolist() for file in dropped_again] == [decoded(file).tolist() for file in before]
 
 
-def test_a_part_is_painted_over_and_made_anew_and_the_rest_stays(page: Any, studio: Server):
+def test_a_painted_region_is_inpainted_and_the_rest_stays(page: Any, studio: Server):
     begun(page, "a large blue square on green", 8)
     first = ended(page, "image")
     page.get_by_role("button", name="Edit this image").click()
@@ -93,7 +93,7 @@ def test_a_part_is_painted_over_and_made_anew_and_the_rest_stays(page: Any, stud
     assert (before == after).all(0)[~mask].all()
 
 
-def test_what_is_put_into_the_models_folder_is_chosen_and_used(page: Any, studio: Server, places: Path):
+def test_new_files_in_the_models_folder_are_chosen_and_used(page: Any, studio: Server, places: Path):
     tiny_sd.pipeline().save_pretrained(places / "models" / "checkpoints" / "tiny")
     (places / "models" / "loras").mkdir()
     write_tensors(places / "models" / "loras" / "style.safetensors", tiny_sd.lora())
@@ -109,26 +109,26 @@ def test_what_is_put_into_the_models_folder_is_chosen_and_used(page: Any, studio
     page.get_by_role("button", name="LoRA and ControlNet").click()
     picked(page, "image-lora-1", "style")
     page.get_by_role("button", name="Generate images").click()
-    worn = another(page, "image", plain)
+    with_lora = another(page, "image", plain)
     picked(page, "image-control", "edges")
     hint = places / "hint.png"
     hint.write_bytes(files(studio, plain)[0])
     page.locator("#image-hint input[type=file]").set_input_files(hint)
     page.wait_for_selector("#image-hint img")
     page.get_by_role("button", name="Generate images").click()
-    steered = another(page, "image", worn)
-    asked = [job_of(studio, id).request for id in (plain, worn, steered)]
-    assert [one["loras"] for one in asked] == [[], ["style:1"], ["style:1"]]
-    assert asked[2]["controls"][0]["name"] == "edges"
-    assert len({files(studio, id)[0] for id in (plain, worn, steered)}) == 3
-    chosen(page, "gallery")  # a file does not hold what the ControlNet read
+    with_control = another(page, "image", with_lora)
+    requests = [job_of(studio, id).request for id in (plain, with_lora, with_control)]
+    assert [one["loras"] for one in requests] == [[], ["style:1"], ["style:1"]]
+    assert requests[2]["controls"][0]["name"] == "edges"
+    assert len({files(studio, id)[0] for id in (plain, with_lora, with_control)}) == 3
+    chosen(page, "gallery")  # a file does not contain the control image
     page.get_by_role("button", name="Restore settings from an image file").click()
-    (places / "steered.png").write_bytes(files(studio, steered)[0])
-    page.locator("#gallery-file input[type=file]").set_input_files(places / "steered.png")
+    (places / "controlled.png").write_bytes(files(studio, with_control)[0])
+    page.locator("#gallery-file input[type=file]").set_input_files(places / "controlled.png")
     page.get_by_text("Not restored in the form: the ControlNet edges with its control image.").wait_for()
 
 
-def test_a_grid_has_a_picture_for_every_setting(page: Any, studio: Server):
+def test_a_grid_has_an_image_for_every_setting(page: Any, studio: Server):
     page.locator("#image-prompt textarea").fill("a ring")
     page.get_by_role("button", name="X/Y/Z plot of samplers, steps and guidance scales").click()
     page.get_by_label("heun", exact=True).check()
@@ -146,7 +146,7 @@ def test_a_grid_has_a_picture_for_every_setting(page: Any, studio: Server):
     page.get_by_role("alert").get_by_text("must be a number").wait_for()
 
 
-def test_what_runs_is_found_again_after_a_reload_and_in_chinese_and_can_be_cancelled(page: Any, studio: Server):
+def test_a_running_job_is_shown_after_a_reload_in_chinese_and_can_be_cancelled(page: Any, studio: Server):
     begun(page, "a large ring", 9_000)
     page.wait_for_selector("#image-status [data-state=running]")
     running = page.locator("#image-status [data-state]").get_attribute("data-job")
@@ -164,7 +164,7 @@ def test_what_runs_is_found_again_after_a_reload_and_in_chinese_and_can_be_cance
     assert ended(page, "image", "cancelled") == running
 
 
-def test_what_was_typed_and_not_asked_for_is_there_after_a_reload(page: Any, studio: Server):
+def test_a_draft_survives_a_reload(page: Any, studio: Server):
     begun(page, "a ring", 2)
     first = ended(page, "image")
     page.locator("#image-prompt textarea").fill("a large cross on green")
@@ -175,14 +175,14 @@ def test_what_was_typed_and_not_asked_for_is_there_after_a_reload(page: Any, stu
     page.wait_for_function("document.querySelector('#image-prompt textarea')?.value === 'a large cross on green'")
     page.wait_for_function("document.querySelector('#image-mode input[value=upscale]')?.checked")
     assert page.get_by_label("Number of images").input_value() == "2"
-    assert page.locator("#image-steps textarea, #image-steps input").input_value() == "2"  # of what was asked
+    assert page.locator("#image-steps textarea, #image-steps input").input_value() == "2"  # of the last request
     page.locator("#image-mode").get_by_label("Text to image").check()
     page.get_by_role("button", name="Generate images").click()
     second = another(page, "image", first)
     assert (job_of(studio, second).request["prompt"], len(files(studio, second))) == ("a large cross on green", 2)
 
 
-def test_a_mask_of_a_file_stands_in_for_the_brush_and_comes_back(page: Any, studio: Server, tmp_path: Path):
+def test_a_mask_file_replaces_the_brush_and_is_restored(page: Any, studio: Server, tmp_path: Path):
     begun(page, "a large blue square on green", 4)
     first = ended(page, "image")
     before = decoded(files(studio, first)[0])
@@ -209,7 +209,7 @@ def test_a_mask_of_a_file_stands_in_for_the_brush_and_comes_back(page: Any, stud
     assert files(studio, another(page, "image", third)) == files(studio, second)
 
 
-def test_a_card_is_made_again_as_it_was_and_deleted_when_that_is_meant(page: Any, studio: Server):
+def test_a_card_is_regenerated_and_deleted_after_confirmation(page: Any, studio: Server):
     page.get_by_label("Number of images").fill("2")
     begun(page, "a thick ring", 2)
     first = ended(page, "image")
@@ -236,30 +236,30 @@ def test_a_card_is_made_again_as_it_was_and_deleted_when_that_is_meant(page: Any
     assert studio.service.queue.get(again) is not None
 
 
-def test_a_late_answer_does_not_take_back_what_was_asked_since(page: Any, monkeypatch: pytest.MonkeyPatch):
+def test_a_late_answer_does_not_undo_a_newer_action(page: Any, monkeypatch: pytest.MonkeyPatch):
     begun(page, "a ring", 2)
-    card = page.locator(f"#gallery-cards article[data-job='{ended(page, 'picture')}']")
+    card = page.locator(f"#gallery-cards article[data-job='{ended(page, 'image')}']")
     chosen(page, "gallery")
     card.wait_for()
     chosen(page, "image")
-    asked, found = threading.Event(), gallery.search
+    searching, search = threading.Event(), gallery.search
 
-    def late(*given: Any, **named: Any) -> Any:
-        if not asked.is_set():
-            asked.set()
+    def late(*args: Any, **kwargs: Any) -> Any:
+        if not searching.is_set():
+            searching.set()
             time.sleep(1.5)
-        return found(*given, **named)
+        return search(*args, **kwargs)
 
     monkeypatch.setattr(gallery, "search", late)
-    chosen(page, "gallery")  # is looked through once more
-    assert asked.wait(30)
+    chosen(page, "gallery")  # the gallery is searched again
+    assert searching.wait(30)
     card.get_by_role("button", name="Delete a ring", exact=True).click()
     card.get_by_text("Delete it for good?").wait_for()
     page.wait_for_timeout(2000)
     assert card.get_by_text("Delete it for good?").is_visible()
 
 
-def test_words_and_names_of_others_are_shown_as_text(page: Any, studio: Server, places: Path):
+def test_foreign_prompts_and_names_are_shown_as_text(page: Any, studio: Server, places: Path):
     hostile = 'a red ring <img src=x onerror="window.hacked=1"><script>window.hacked=1</script>\x1b[31mend'
     begun(page, hostile, 1)
     id = ended(page, "image")

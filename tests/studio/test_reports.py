@@ -1,4 +1,4 @@
-"""Models are judged, two reports stand side by side, and a model is brought in and written in another layout."""
+"""Evaluation, two reports side by side, and import and export of a model."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_two_reports_stand_side_by_side(page: Any, studio: Server):
     frames.first.content_frame.locator("h1").wait_for()
 
 
-def test_a_file_is_brought_in_and_written_in_another_layout(page: Any, places: Path, tmp_path: Path):
+def test_a_file_is_imported_and_exported_in_another_format(page: Any, places: Path, tmp_path: Path):
     write_tensors(tmp_path / "style.safetensors", tiny_sd.lora())
     tiny_sd.pipeline().save_pretrained(places / "models" / "checkpoints" / "tiny")
     chosen(page, "models")

@@ -1,4 +1,4 @@
-"""A training that is watched: earlier samples are looked at while it runs, and the page is loaded again."""
+"""Watching a training: earlier samples are shown while it runs, and the page is reloaded."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def grown(page: Any, beyond: int) -> int:
 
 
 def shown(page: Any, number: str) -> None:
-    page.wait_for_function("told => document.querySelector('#train-samples img')?.alt.includes(told)", arg=number)
+    page.wait_for_function("text => document.querySelector('#train-samples img')?.alt.includes(text)", arg=number)
 
 
 def test_earlier_samples_stay_in_sight_and_the_run_is_found_again(page: Any, studio: Server):

@@ -1,4 +1,4 @@
-"""Addresses in what the page is sent: nothing is fetched, whatever they are."""
+"""URLs in requests to the page are never fetched."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ GIVEN = {"image-mode": "img2img", "image-prompt": "a ring"}
 
 
 class Elsewhere(HTTPServer):
-    """Another machine, with a picture at every address; notes what it is asked."""
+    """A fake machine with an image at every URL, which records requests."""
 
     def __init__(self) -> None:
-        self.asked: list[str] = []
-        picture, asked = png(torch.zeros(3, 32, 32, dtype=torch.uint8)), self.asked
+        self.requested: list[str] = []
+        content, requested = png(torch.zeros(3, 32, 32, dtype=torch.uint8)), self.requested
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                asked.append(self.path)
+                requested.append(self.path)
                 self.send_response(200)
-                self.send_header("content-length", str(len(picture)))
+                self.send_header("content-length", str(len(content)))
                 self.end_headers()
-                self.wfile.write(picture)
+                self.wfile.write(content)
 
             def log_message(self, *given: Any) -> None:
                 return
@@ -65,7 +65,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[Elsewhere]:
 
 
 def of(found: Elsewhere) -> dict[str, Any]:
-    """A picture in a request that is no file here."""
+    """An image in a request that is not a local file."""
     address = f"http://elsewhere.example:{found.server_port}/a.png"
     return {"path": address, "orig_name": "a.png", "meta": {"_type": "gradio.FileData"}}
 
@@ -75,11 +75,11 @@ def test_no_address_in_a_request_is_fetched(
 ):
     for part in ("image-source", "image-prompt", "image-seed"):  # Gradio looks for files in all that it is sent
         assert pressed(studio, "image-go", GIVEN | {part: of(elsewhere)}) is None
-    assert elsewhere.asked == []
+    assert elsewhere.requested == []
     assert isinstance(processing_utils.async_transport, BlockedTransport)
     monkeypatch.setattr(processing_utils, "async_transport", None)
     assert pressed(studio, "image-go", GIVEN | {"image-source": of(elsewhere)}) is not None
-    assert elsewhere.asked == ["/a.png"]  # control: Gradio left to itself
+    assert elsewhere.requested == ["/a.png"]  # control: Gradio left to itself
 
 
 @pytest.mark.parametrize("route", ["file=", "proxy=", "file=%68ttp%3A%2F%2F"])
@@ -87,7 +87,7 @@ def test_no_address_is_fetched_and_passed_on(studio: Server, elsewhere: Elsewher
     host = f"elsewhere.example:{elsewhere.server_port}/a.png"
     where = f"/en/gradio_api/{route}{'' if '%' in route else 'http://'}{host}"
     assert studio.ask("GET", where).status == 404
-    assert elsewhere.asked == []
+    assert elsewhere.requested == []
 
 
 def test_gradios_own_route_would_fetch_it(studio: Server, elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch):
@@ -95,4 +95,4 @@ def test_gradios_own_route_would_fetch_it(studio: Server, elsewhere: Elsewhere, 
     monkeypatch.setattr("unveil.studio.server.names_url", lambda path: False)
     where = f"/en/gradio_api/file=http://elsewhere.example:{elsewhere.server_port}/a.png"
     assert studio.ask("GET", where).status == 200
-    assert elsewhere.asked == ["/a.png"]
+    assert elsewhere.requested == ["/a.png"]

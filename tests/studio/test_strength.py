@@ -1,4 +1,4 @@
-"""How much is made anew: each verb begins at its own usual value, and says it only where its slider is seen."""
+"""Strength: each task starts at its default, and sends it only if its slider is visible."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ VERB: dict[str, tuple[str, dict[str, str]]] = {
 VERBS = ("make", "extend", "between", "connect", "loop", "ring", "edit", "storyboard", "upscale")
 
 
-def asked(tab: Any, **said: Any) -> dict[str, Any]:
-    """What is asked of the service, the other fields being as they are at first."""
-    return tab.request({name: getattr(part, "value", None) for name, part in tab.fields.items()} | said)
+def request_of(tab: Any, **fields: Any) -> dict[str, Any]:
+    """The request to the service, with defaults for the other fields."""
+    return tab.request({name: getattr(part, "value", None) for name, part in tab.fields.items()} | fields)
 
 
 def seen(tab: Any, groups: list[Any]) -> bool:
-    """Whether the slider of a tab is seen, by what its groups are told."""
+    """Return True if the slider of a tab is visible, by the visibility of its groups."""
     shown, part = dict(zip(tab.groups, groups, strict=True)), tab.strength
     while part not in shown:
         part = part.parent
@@ -45,14 +45,22 @@ def seen(tab: Any, groups: list[Any]) -> bool:
 
 
 @pytest.mark.parametrize(("verb", "joint"), [*((verb, "bridge") for verb in VERBS), ("connect", "blend")])
-def test_a_verb_of_clips_says_it_where_its_slider_is_seen(
+def test_a_video_task_sends_its_strength_if_its_slider_is_visible(
     laid: Laid, client: StudioClient, monkeypatch: pytest.MonkeyPatch, verb: str, joint: str
 ):
     monkeypatch.setattr(StudioClient, "store_upload", lambda self, path: CLIP if path else None)
     monkeypatch.setattr(StudioClient, "store_mask", lambda *given: None)
     tab = laid(video.VideoTab)
-    said = {"verb": verb, "joint": joint, "clip": "a", "other": "b", "scenes": "0-3 a", "prompt": "a", "strength": 0.45}
-    request = asked(tab, **said)
+    fields = {
+        "verb": verb,
+        "joint": joint,
+        "clip": "a",
+        "other": "b",
+        "scenes": "0-3 a",
+        "prompt": "a",
+        "strength": 0.45,
+    }
+    request = request_of(tab, **fields)
     assert ("strength" in request) == seen(tab, video._groups(verb, joint)) == video.takes_strength(verb, joint)
     assert request.get("strength", 0.45) == 0.45
     read_clips(request)
@@ -60,17 +68,19 @@ def test_a_verb_of_clips_says_it_where_its_slider_is_seen(
 
 
 @pytest.mark.parametrize("mode", ["new", "img2img", "inpaint", "outpaint", "upscale"])
-def test_a_verb_of_pictures_says_it_where_its_slider_is_seen(laid: Laid, monkeypatch: pytest.MonkeyPatch, mode: str):
+def test_an_image_task_sends_its_strength_if_its_slider_is_visible(
+    laid: Laid, monkeypatch: pytest.MonkeyPatch, mode: str
+):
     monkeypatch.setattr(StudioClient, "store_upload", lambda self, path: SENT if path else None)
     monkeypatch.setattr(StudioClient, "store_mask", lambda *given: SENT.name)
     tab = laid(image.ImageTab)
-    change = asked(tab, mode=mode, source="a", strength=0.45).get("change") or {}
+    change = request_of(tab, mode=mode, source="a", strength=0.45).get("change") or {}
     *_, slider = image._groups(mode)
     shown = slider.constructor_args["visible"]
     assert (change.get("strength") == 0.45) == shown == (mode in image.USUAL)
 
 
-def test_the_usual_values_are_those_of_the_service():
+def test_the_default_strengths_are_those_of_the_service():
     for verb, usual in image.USUAL.items():
         assert registry.task_class(verb).model_fields["strength"].default == usual
         mask = SENT.name if verb == "inpaint" else None
@@ -81,15 +91,15 @@ def test_the_usual_values_are_those_of_the_service():
 
 
 @pytest.mark.parametrize(("tab", "usual"), [("image", image.USUAL), ("video", video.USUAL)])
-def test_who_chooses_a_verb_is_shown_its_usual_value(page: Any, tab: str, usual: dict[str, float]):
+def test_choosing_a_task_shows_its_default_strength(page: Any, tab: str, usual: dict[str, float]):
     if tab != "image":
         chosen(page, tab)
     slider, verbs = page.locator(f"#{tab}-strength input[type=number]"), page.locator(f"#{tab}-{VERB[tab][0]}")
     called = {name: VERB[tab][1][name] for name in usual}
 
     def at(value: float) -> None:
-        told = "at => document.querySelector(at[0] + ' input[type=number]').value == at[1]"
-        page.wait_for_function(told, arg=[f"#{tab}-strength", f"{value:g}"])
+        script = "at => document.querySelector(at[0] + ' input[type=number]').value == at[1]"
+        page.wait_for_function(script, arg=[f"#{tab}-strength", f"{value:g}"])
 
     def drawn(verb: str) -> None:
         if verb in ("inpaint", "edit"):  # its editor comes, and may go once it is laid out
@@ -112,8 +122,8 @@ def test_who_chooses_a_verb_is_shown_its_usual_value(page: Any, tab: str, usual:
         drawn(verb)
 
 
-def test_a_picture_that_was_made_is_edited_with_the_usual_value(laid: Laid, monkeypatch: pytest.MonkeyPatch):
-    """`Edit it` chooses a verb as well, and no hand does."""
+def test_a_generated_image_is_edited_with_the_default_strength(laid: Laid, monkeypatch: pytest.MonkeyPatch):
+    """`Edit it` chooses a task without a user's click."""
     tab = laid(image.ImageTab)
     monkeypatch.setattr(image.ImageTab, "file_of", lambda *given: "a.png")
     assert tab._reuse("", {}, 1, 0.3) == ["a.png", "img2img", 0.6]

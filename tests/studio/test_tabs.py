@@ -1,4 +1,4 @@
-"""What the tabs answer, asked without a browser."""
+"""Event handlers of the tabs, called without a browser."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ Laid = Callable[..., Any]
 
 @pytest.fixture
 def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StudioClient]:
-    """A service with nothing in it and nobody who works."""
+    """An empty service without a worker."""
     for variable, name in (("UNVEIL_MODELS", "models"), ("UNVEIL_DATA", "data")):
         monkeypatch.setenv(variable, str(tmp_path / name))
     folder = tmp_path / "service"
@@ -73,11 +73,11 @@ def laid(client: StudioClient) -> Iterator[Laid]:
         return found
 
     yield build
-    gc.collect()  # what Gradio leaves open is said here, where it is passed over
+    gc.collect()  # the warnings about what Gradio leaves open are ignored here
 
 
 def ended(client: StudioClient, outputs: list[str], kind: str = "pictures", **request: Any) -> Job:
-    """A job that is over."""
+    """A completed job."""
     job = client.service.queue.submit(kind, request)
     client.service.queue.claim("w")
     client.service.queue.complete(job.id, "w", outputs)
@@ -86,9 +86,7 @@ def ended(client: StudioClient, outputs: list[str], kind: str = "pictures", **re
     return found
 
 
-def test_the_queue_is_looked_at_without_reading_all_that_ever_was(
-    laid: Laid, client: StudioClient, monkeypatch: pytest.MonkeyPatch
-):
+def test_the_queue_tab_does_not_read_all_former_jobs(laid: Laid, client: StudioClient, monkeypatch: pytest.MonkeyPatch):
     tab, empty = laid(QueueTab), Translator("en")("No jobs yet: generate an image or a video.")
     assert empty in tab.look("")
     jobs = [ended(client, ["0.png"], prompt=f"ring {number}") for number in range(ENDED_SHOWN + 40)]
@@ -101,20 +99,20 @@ def test_the_queue_is_looked_at_without_reading_all_that_ever_was(
     monkeypatch.setattr(sqlite_store, "_job", lambda *row: read.append(row) or real(*row))
     client.service.queue.positions(1)  # who is before whom, and how long they took, is known of all
     known = len(read)
-    told = tab.look("")
+    table = tab.look("")
     assert len(read) - 2 * known <= ENDED_SHOWN + 10
-    assert f"1 running, 2 queued, {len(jobs) + 1} ended." in told
-    shown = [told.index(f"<td>{words}</td>") for words in ("disk 0", "disk 1", "disk 2", "not wanted", "ring 69")]
+    assert f"1 running, 2 queued, {len(jobs) + 1} ended." in table
+    shown = [table.index(f"<td>{words}</td>") for words in ("disk 0", "disk 1", "disk 2", "not wanted", "ring 69")]
     assert shown == sorted(shown)
-    assert "<td>ring 20</td>" not in told
-    assert "secret" not in told
+    assert "<td>ring 20</td>" not in table
+    assert "secret" not in table
 
 
 # -- numbers and faults -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", ["inf", "-inf", "nan", "1e999", 10**400, "much", [1]])
-def test_what_is_no_finite_number_is_refused(value: Any):
+def test_values_that_are_not_finite_numbers_are_refused(value: Any):
     typed = FormParser(Translator("en"))
     for read in (typed.number, typed.integer):
         with pytest.raises(RecipeError, match="must be a number"):
@@ -126,22 +124,24 @@ def test_what_is_no_finite_number_is_refused(value: Any):
     )
 
 
-def test_a_fault_is_told_in_a_line_and_logged_whole(laid: Laid, caplog: pytest.LogCaptureFixture):
+def test_an_internal_error_is_one_line_on_the_page_and_complete_in_the_log(
+    laid: Laid, caplog: pytest.LogCaptureFixture
+):
     tab: Tab = laid(TrainTab)
 
     def fault() -> None:
         raise sqlite3.OperationalError("database is locked in /home/ann")
 
     with caplog.at_level(logging.ERROR):
-        told, *rest = tab._tried(fault, 2)
-    assert told == '<div class="alert" role="alert">The server could not do it: OperationalError</div>'
+        alert, *rest = tab._tried(fault, 2)
+    assert alert == '<div class="alert" role="alert">The server could not do it: OperationalError</div>'
     assert rest == [gr.skip(), gr.skip()]
     assert "database is locked in /home/ann" in caplog.text
     assert "Traceback" in caplog.text
 
 
-def test_faults_are_told_in_the_words_of_the_page(laid: Laid, client: StudioClient, tmp_path: Path):
-    typed, spoken = FormParser(Translator("zh")), client.with_language(Translator("zh"))
+def test_errors_use_the_words_of_the_page(laid: Laid, client: StudioClient, tmp_path: Path):
+    typed, chinese = FormParser(Translator("zh")), client.with_language(Translator("zh"))
     large, odd = tmp_path / "large.png", tmp_path / "weights.txt"
     with large.open("wb") as file:
         file.truncate(MAX_BYTES + 1)
@@ -151,12 +151,12 @@ def test_faults_are_told_in_the_words_of_the_page(laid: Laid, client: StudioClie
         (lambda: typed.number("many", "Steps"), "Steps = 'many'.必须是数字"),
         (lambda: typed.integer("2.5", "Steps"), "Steps = 2.5.必须是整数"),
         (lambda: typed.settings("- many", "Changes"), "Changes.每行一项"),
-        (lambda: spoken.store_upload(str(large)), "large.png.超过了 32 MiB"),
-        (lambda: spoken.delete("none", ""), "任务不存在或尚未结束"),
+        (lambda: chinese.store_upload(str(large)), "large.png.超过了 32 MiB"),
+        (lambda: chinese.delete("none", ""), "任务不存在或尚未结束"),
         (lambda: models._brought("", str(odd), "loras"), "weights.txt.文件名必须以"),
     ]
-    for fault, told in faults:
-        with pytest.raises(Error, match=told):
+    for fault, message in faults:
+        with pytest.raises(Error, match=message):
             fault()
     assert Page(client, "zh").image.client.tr.language == "zh"
 
@@ -164,42 +164,40 @@ def test_faults_are_told_in_the_words_of_the_page(laid: Laid, client: StudioClie
 # -- grids ------------------------------------------------------------------------------------------------------------
 
 
-def gridded(picture: ImageTab, samplers: list[str], steps: str, scales: str) -> Any:
-    values = {name: getattr(part, "value", None) for name, part in picture.fields.items()}
-    return picture.grid._begin("", (samplers, steps, scales), {**values, "others": "", "prompt": "a ring"})
+def gridded(image_tab: ImageTab, samplers: list[str], steps: str, scales: str) -> Any:
+    values = {name: getattr(part, "value", None) for name, part in image_tab.fields.items()}
+    return image_tab.grid._begin("", (samplers, steps, scales), {**values, "others": "", "prompt": "a ring"})
 
 
-def test_a_grid_that_cannot_be_whole_leaves_nothing_behind(
-    laid: Laid, client: StudioClient, monkeypatch: pytest.MonkeyPatch
-):
-    picture, submit, left = laid(ImageTab), client.submit, [2]
+def test_an_incomplete_grid_is_cancelled(laid: Laid, client: StudioClient, monkeypatch: pytest.MonkeyPatch):
+    image_tab, submit, left = laid(ImageTab), client.submit, [2]
 
-    def some(*asked: Any) -> Job:
+    def some(*args: Any) -> Job:
         if not left[0]:
             raise RecipeError("no more")
         left[0] -= 1
-        return submit(*asked)
+        return submit(*args)
 
     monkeypatch.setattr(client, "submit", some)
     with pytest.raises(RecipeError, match="no more"):
-        gridded(picture, ["heun"], "2 3 4", "")
+        gridded(image_tab, ["heun"], "2 3 4", "")
     assert [job.state for job in client.service.queue.jobs()] == ["cancelled"] * 2
     left[0] = 9
-    kept, *_ = gridded(picture, ["heun"], "2 3 4", "")
+    kept, *_ = gridded(image_tab, ["heun"], "2 3 4", "")
     waiting = client.service.queue.jobs("queued")
     assert [job.id for job in waiting] == kept["jobs"]
     assert [job.request["sampling"]["steps"] for job in waiting] == [2, 3, 4]
     with pytest.raises(RecipeError, match="whole number"):
-        gridded(picture, ["heun"], "2.5 3", "")
+        gridded(image_tab, ["heun"], "2.5 3", "")
 
 
-def test_a_grid_is_no_larger_than_what_one_may_have_waiting(laid: Laid, client: StudioClient):
+def test_a_grid_is_limited_by_the_queue(laid: Laid, client: StudioClient):
     client.service.queue.limits = QueueLimits(waiting=100, each=4)
-    picture = laid(ImageTab)
+    image_tab = laid(ImageTab)
     with pytest.raises(RecipeError, match="has 2 to 4 images; this one has 6"):
-        gridded(picture, ["heun", "euler-time"], "2 3 4", "")
+        gridded(image_tab, ["heun", "euler-time"], "2 3 4", "")
     assert client.service.queue.jobs() == []
-    gridded(picture, ["heun", "euler-time"], "2 3", "")
+    gridded(image_tab, ["heun", "euler-time"], "2 3", "")
     assert len(client.service.queue.jobs("queued")) == 4
 
 
@@ -207,7 +205,7 @@ def test_a_grid_is_no_larger_than_what_one_may_have_waiting(laid: Laid, client: 
 
 
 def run_of(client: StudioClient, name: str, sheets: int = 0) -> Path:
-    """A run with a checkpoint and so many sheets of samples."""
+    """A run with a checkpoint and a number of sample grids."""
     run = client.service.catalog.runs / name
     (run / "checkpoints").mkdir(parents=True, exist_ok=True)
     (run / "samples").mkdir(exist_ok=True)
@@ -217,25 +215,25 @@ def run_of(client: StudioClient, name: str, sheets: int = 0) -> Path:
     return run
 
 
-def test_a_new_run_is_not_named_as_a_model_that_would_hide_it(laid: Laid, client: StudioClient):
+def test_a_new_run_cannot_have_the_name_of_a_model(laid: Laid, client: StudioClient):
     train = laid(TrainTab)
-    shipped = client.models()[0]
-    with pytest.raises(RecipeError, match=f"A model named {shipped} already exists; {shipped}-2 is free"):
-        train._submit("", "", "ddpm-digits", shipped, True, "")
-    (client.service.catalog.runs / f"{shipped}-2").mkdir(parents=True)
-    assert client.service.catalog.free_run_name(shipped) == f"{shipped}-3"
+    bundled = client.models()[0]
+    with pytest.raises(RecipeError, match=f"A model named {bundled} already exists; {bundled}-2 is free"):
+        train._submit("", "", "ddpm-digits", bundled, True, "")
+    (client.service.catalog.runs / f"{bundled}-2").mkdir(parents=True)
+    assert client.service.catalog.free_run_name(bundled) == f"{bundled}-3"
     assert client.service.queue.jobs() == []
-    train._submit("", "", "ddpm-digits", f"{shipped}-2", True, "")  # one's own is gone on with
+    train._submit("", "", "ddpm-digits", f"{bundled}-2", True, "")  # one's own is gone on with
     run_of(client, "mine")
     assert "mine" in client.models()
     train._submit("", "", "ddpm-digits", "mine", True, "")
-    assert [job.request["run"] for job in client.service.queue.jobs()] == [f"{shipped}-2", "mine"]
+    assert [job.request["run"] for job in client.service.queue.jobs()] == [f"{bundled}-2", "mine"]
 
 
-def test_a_run_that_another_model_hides_goes_on_and_is_not_used_in_silence(laid: Laid, client: StudioClient):
-    train, shipped = laid(TrainTab), client.models()[0]
-    run_of(client, shipped)
-    job, _ = train._submit("", "", "ddpm-digits", shipped, True, "")
+def test_a_run_hidden_by_a_model_resumes_and_is_not_used_silently(laid: Laid, client: StudioClient):
+    train, bundled = laid(TrainTab), client.models()[0]
+    run_of(client, bundled)
+    job, _ = train._submit("", "", "ddpm-digits", bundled, True, "")
     with pytest.raises(RecipeError, match="the name of another model"):
         train.model_of("", {"job": job.id})
     run_of(client, "mine")
@@ -243,7 +241,7 @@ def test_a_run_that_another_model_hides_goes_on_and_is_not_used_in_silence(laid:
     assert train.model_of("", {"job": job.id}) == "mine"
 
 
-def test_the_slider_of_samples_stays_where_it_was_put(laid: Laid, client: StudioClient):
+def test_the_slider_of_samples_keeps_its_position(laid: Laid, client: StudioClient):
     train = laid(TrainTab)
     run_of(client, "mine", sheets=3)
     job = client.service.queue.submit(TRAIN, {"recipe": "ddpm-digits", "run": "mine"})
@@ -270,7 +268,7 @@ def test_the_slider_of_samples_stays_where_it_was_put(laid: Laid, client: Studio
     assert slider["value"] == 4
 
 
-def test_a_page_that_is_loaded_again_shows_the_run_that_it_watched_or_the_last(laid: Laid, client: StudioClient):
+def test_a_reloaded_page_shows_the_watched_run_or_the_last(laid: Laid, client: StudioClient):
     train = laid(TrainTab)
     assert train.restored("", {}, {}) == [gr.skip()] * 6
     data = Path(os.environ["UNVEIL_DATA"]) / "squares"
@@ -291,13 +289,13 @@ def test_a_page_that_is_loaded_again_shows_the_run_that_it_watched_or_the_last(l
     assert fields({}, {"folder": "gone", "recipe": 3, "run": None}) == fields({})
 
 
-def test_what_a_training_says_is_seen_while_it_runs_and_after_it_failed(laid: Laid, client: StudioClient):
+def test_the_log_of_a_training_is_shown_while_it_runs_and_after_a_failure(laid: Laid, client: StudioClient):
     train, queue = laid(TrainTab), client.service.queue
     job = queue.submit(TRAIN, {"recipe": "ddpm-digits", "run": "mine"})
 
     def says() -> str:
-        *_, told, again = train.look("", {"job": job.id})
-        return f"{told} {again.constructor_args['active']}"
+        *_, log, again = train.look("", {"job": job.id})
+        return f"{log} {again.constructor_args['active']}"
 
     assert "No output yet." in says()
     queue.claim("w")
@@ -312,12 +310,12 @@ def test_what_a_training_says_is_seen_while_it_runs_and_after_it_failed(laid: La
     assert "error: no such folder" in says()
 
 
-# -- what was made ----------------------------------------------------------------------------------------------------
+# -- results ---------------------------------------------------------------------------------------------------------
 
 MASK, SOURCE = f"{1:032x}.png", f"{2:032x}.png"
 
 
-def test_a_card_shows_every_picture_of_its_job(laid: Laid, client: StudioClient):
+def test_a_card_shows_every_image_of_its_job(laid: Laid, client: StudioClient):
     names = [f"seed0_{place:05d}.png" for place in range(3)]
     ended(client, names, prompt="a ring", seed=0)
     shown = laid(GalleryTab).look("", "", 1)
@@ -326,14 +324,14 @@ def test_a_card_shows_every_picture_of_its_job(laid: Laid, client: StudioClient)
     assert 'alt="a ring (3)"' in shown
 
 
-def test_the_gallery_is_looked_through_once_its_words_are_whole(client: StudioClient):
+def test_the_gallery_searches_when_a_word_is_complete(client: StudioClient):
     page = Page(client, "en")
     every = [target for one in page.blocks().fns.values() for target in one.targets]
     assert {event for id, event in every if id == page.gallery.words._id} == {"submit", "blur"}
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("request", "missing"),
     [
         (
             {"change": {"verb": "outpaint", "picture": SOURCE, "method": "repaint", "feather": 3}},
@@ -346,16 +344,16 @@ def test_the_gallery_is_looked_through_once_its_words_are_whole(client: StudioCl
         ),
     ],
 )
-def test_what_of_a_picture_has_no_field_is_told(laid: Laid, asked: dict[str, Any], said: str):
-    picture = laid(ImageTab)
-    *fields, _, told = picture.refilled({"prompt": "a ring", **asked})
-    assert len(fields) == len(picture.fields)
-    assert f"Not restored in the form: {said}. Generate again, in the gallery" in told
-    assert "gallery" not in picture.refilled({"prompt": "a ring", **asked}, in_gallery=False)[-1]
-    assert picture.refilled({"prompt": "a ring", "loras": ["a:1", "b:1"]})[-1] == ""
+def test_parameters_of_an_image_without_a_field_are_reported(laid: Laid, request: dict[str, Any], missing: str):
+    image_tab = laid(ImageTab)
+    *fields, _, message = image_tab.refilled({"prompt": "a ring", **request})
+    assert len(fields) == len(image_tab.fields)
+    assert f"Not restored in the form: {missing}. Generate again, in the gallery" in message
+    assert "gallery" not in image_tab.refilled({"prompt": "a ring", **request}, in_gallery=False)[-1]
+    assert image_tab.refilled({"prompt": "a ring", "loras": ["a:1", "b:1"]})[-1] == ""
 
 
-def test_what_of_a_clip_has_no_field_is_told(laid: Laid):
+def test_parameters_of_a_video_without_a_field_are_reported(laid: Laid):
     video = laid(VideoTab)
     known = [{"picture": SOURCE, "at": 0}, {"picture": MASK, "at": 3}]
     assert "all keyframes except the first" in video.refilled({"verb": "make", "known": known})[-1]
@@ -364,44 +362,44 @@ def test_what_of_a_clip_has_no_field_is_told(laid: Laid):
     assert video.refilled({"verb": "make", "known": known[:1]})[-1] == ""
 
 
-def test_what_was_painted_over_comes_back_as_a_mask_of_a_file(laid: Laid, client: StudioClient):
-    picture, video = laid(ImageTab), laid(VideoTab)
+def test_a_painted_mask_is_restored_as_a_file(laid: Laid, client: StudioClient):
+    image_tab, video = laid(ImageTab), laid(VideoTab)
     kept = client.service.inputs.store(png(torch.zeros(3, 8, 8, dtype=torch.uint8)))
     change = {"verb": "inpaint", "picture": kept.name, "mask": kept.name}
-    found = dict(zip(picture.fields, picture.filled_by({"change": change}), strict=True))
+    found = dict(zip(image_tab.fields, image_tab.filled_by({"change": change}), strict=True))
     assert found["mask"] == str(client.service.inputs.path(kept.name))
-    assert picture.request({**found, "mode": "inpaint"})["change"]["mask"] == kept.name
+    assert image_tab.request({**found, "mode": "inpaint"})["change"]["mask"] == kept.name
     found = dict(zip(video.fields, video.filled_by({"verb": "edit", "keep": kept.name}), strict=True))
     assert (found["means"], found["mask"]) == ("keep", str(client.service.inputs.path(kept.name)))
-    gone = dict(zip(picture.fields, picture.filled_by({"change": {**change, "mask": MASK}}), strict=True))
+    gone = dict(zip(image_tab.fields, image_tab.filled_by({"change": {**change, "mask": MASK}}), strict=True))
     assert gone["mask"] is None
     with pytest.raises(RecipeError, match="Paint over"):
-        picture.request({**gone, "mode": "inpaint"})
+        image_tab.request({**gone, "mode": "inpaint"})
 
 
-def test_a_mask_is_painted_or_given_and_not_both(laid: Laid, client: StudioClient, tmp_path: Path):
-    picture, painted = laid(ImageTab), tmp_path / "layer.png"
+def test_a_mask_is_either_painted_or_uploaded(laid: Laid, client: StudioClient, tmp_path: Path):
+    image_tab, painted = laid(ImageTab), tmp_path / "layer.png"
     layer = Image.new("RGBA", (8, 8))
     layer.paste((255, 0, 0, 255), (0, 0, 4, 8))
     layer.save(painted)
     kept = client.service.inputs.store(png(torch.zeros(3, 8, 8, dtype=torch.uint8)))
     given = str(client.service.inputs.path(kept.name))
     brush = {"layers": [str(painted)]}
-    assert picture.masked({"editor": None, "mask": None}, kept) is None
-    assert picture.masked({"editor": brush, "mask": None}, kept) not in (None, kept.name)
-    assert picture.masked({"editor": {"layers": []}, "mask": given}, kept) == kept.name
+    assert image_tab.masked({"editor": None, "mask": None}, kept) is None
+    assert image_tab.masked({"editor": brush, "mask": None}, kept) not in (None, kept.name)
+    assert image_tab.masked({"editor": {"layers": []}, "mask": given}, kept) == kept.name
     with pytest.raises(RecipeError, match="not both"):
-        picture.masked({"editor": brush, "mask": given}, kept)
+        image_tab.masked({"editor": brush, "mask": given}, kept)
 
 
-def test_what_was_typed_comes_before_what_was_asked_last(laid: Laid, client: StudioClient):
-    picture = laid(ImageTab)
-    assert picture.restored("", {}, {}) == [gr.skip()] * len(picture.filled)
+def test_a_draft_takes_precedence_over_the_last_request(laid: Laid, client: StudioClient):
+    image_tab = laid(ImageTab)
+    assert image_tab.restored("", {}, {}) == [gr.skip()] * len(image_tab.filled)
     job = client.service.queue.submit("pictures", {"prompt": "a ring", "seed": 3})
     typed = {"prompt": "a cross", "count": 4, "fresh": True, "strength": 0.3}
 
     def fields(typed: Any) -> dict[str, Any]:
-        return dict(zip(picture.fields, picture.restored("", {"job": job.id}, typed), strict=False))
+        return dict(zip(image_tab.fields, image_tab.restored("", {"job": job.id}, typed), strict=False))
 
     before, after = fields({}), fields(typed)
     assert (before["prompt"], before["seed"], before["fresh"]) == ("a ring", 3, False)
@@ -414,27 +412,27 @@ def test_what_was_typed_comes_before_what_was_asked_last(laid: Laid, client: Stu
         assert fields(one) == before  # it comes from a browser
 
 
-def test_what_the_gallery_fills_in_is_kept_and_what_was_asked_for_is_no_draft(laid: Laid):
-    picture = laid(ImageTab)
-    *_, draft, _ = picture.refilled({"prompt": "a ring", "seed": 3})
+def test_restored_parameters_are_a_draft_and_a_submitted_request_is_not(laid: Laid):
+    image_tab = laid(ImageTab)
+    *_, draft, _ = image_tab.refilled({"prompt": "a ring", "seed": 3})
     assert (draft["prompt"], draft["seed"], draft["mode"]) == ("a ring", 3, "new")
     assert not {"source", "editor", "mask", "hint"} & set(draft)
-    values = {name: part.value for name, part in picture.fields.items()}
-    _, (*_, settled) = picture.submitted("", *{**values, "prompt": "a ring"}.values())
+    values = {name: part.value for name, part in image_tab.fields.items()}
+    _, (*_, settled) = image_tab.submitted("", *{**values, "prompt": "a ring"}.values())
     assert settled == {}
 
 
-def test_settings_that_a_request_leaves_out_are_the_usual_ones_and_not_the_last(laid: Laid):
+def test_omitted_settings_are_the_defaults(laid: Laid):
     """A field that is skipped keeps what was in it before."""
-    picture, video = laid(ImageTab), laid(VideoTab)
+    image_tab, video = laid(ImageTab), laid(VideoTab)
     filled = dict(
-        zip(picture.fields, picture.filled_by({"change": {"verb": "inpaint", "picture": SOURCE}}), strict=True)
+        zip(image_tab.fields, image_tab.filled_by({"change": {"verb": "inpaint", "picture": SOURCE}}), strict=True)
     )
     assert {key: filled[key] for key in ("strength", "feather", "factor", "left")} == {
         "strength": 1.0, "feather": 0, "factor": 2, "left": 0,
     }  # fmt: skip
     controls = [{"name": "a", "picture": SOURCE}]
-    filled = dict(zip(picture.fields, picture.filled_by({"controls": controls}), strict=True))
+    filled = dict(zip(image_tab.fields, image_tab.filled_by({"controls": controls}), strict=True))
     assert {key: filled[key] for key in ("weight", "start", "stop")} == {"weight": 1, "start": 0, "stop": 1}
     filled = dict(zip(video.fields, video.filled_by({"verb": "upscale"}), strict=True))
     assert {key: filled[key] for key in ("strength", "factor", "direction")} == {
@@ -442,7 +440,7 @@ def test_settings_that_a_request_leaves_out_are_the_usual_ones_and_not_the_last(
     }  # fmt: skip
 
 
-def test_a_card_asks_again_for_all_that_was_asked(laid: Laid, client: StudioClient):
+def test_a_card_repeats_the_complete_request(laid: Laid, client: StudioClient):
     request = {"model": client.models()[0], "prompt": "a ring", "seed": 7, "sampling": {"steps": 3}}
     job, gallery = ended(client, ["seed7_00000.png"], **request), laid(GalleryTab)
     _, wanted = gallery.heard("", {"do": "restore", "job": job.id}, "", 1)

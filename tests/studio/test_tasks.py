@@ -17,7 +17,7 @@ pytestmark = MARKS
 
 
 def texts_of(kind: Any) -> set[str]:
-    """What a form of a class says."""
+    """The texts of a task's form."""
     texts: set[str] = set()
     for name, field in kind.model_fields.items():
         texts |= {label_of(name, field), field.description or ""}
@@ -27,7 +27,7 @@ def texts_of(kind: Any) -> set[str]:
 
 
 @pytest.mark.parametrize("name", registry.BUNDLED)
-def test_a_bundled_task_is_said_in_chinese(name: str):
+def test_a_bundled_task_is_translated(name: str):
     kind = registry.task_class(name)
     groups = {field_group(kind, field) for field in kind.model_fields} - {""}
     assert texts_of(kind) | groups | {kind.section, registry.summary(kind)} <= CHINESE_TASKS.keys()

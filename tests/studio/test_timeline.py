@@ -1,4 +1,4 @@
-"""Which frames are known, changed and made, for everything that is done to clips."""
+"""Timelines of video tasks: conditioning frames, edited frames and generated frames."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FORWARD, BACKWARD = {"direction": "forward"}, {"direction": "backward"}
 
 
 @pytest.mark.parametrize(
-    ("verb", "clips", "at", "said", "expected"),
+    ("verb", "clips", "at", "direction", "expected"),
     [
         ("make", (), None, {}, [("made", 8)]),
         ("make", (), 0, {}, [("known", 1), ("made", 7)]),
@@ -29,18 +29,18 @@ FORWARD, BACKWARD = {"direction": "forward"}, {"direction": "backward"}
         ("edit", (5,), None, {}, [("changed", 5)]),
         ("upscale", (5,), None, {}, [("changed", 5)]),
         ("ring", (), None, {}, [("made", 8)]),
-        ("extend", (), None, FORWARD, [("made", 8)]),  # the clip is not given yet
+        ("extend", (), None, FORWARD, [("made", 8)]),  # no video is chosen yet
     ],
 )
-def test_the_frames_of_a_clip(verb, clips, at, said, expected):
-    assert frame_spans(verb, 8, clips, at, said) == expected
+def test_the_frames_of_a_video_task(verb, clips, at, direction, expected):
+    assert frame_spans(verb, 8, clips, at, direction) == expected
 
 
 def test_a_storyboard_is_as_long_as_its_scenes():
     assert frame_spans("storyboard", 8, (), None, {}, [{"last": 3}, {"last": 11}]) == [("made", 12)]
 
 
-def test_the_strip_says_in_words_what_it_shows():
+def test_the_timeline_has_a_text_alternative():
     shown = timeline_html(frame_spans("extend", 500, [20], None, FORWARD), Translator("en"))
     assert 'aria-label="frames 0 to 19 given; frames 20 to 519 generated"' in shown
     assert shown.count('<span class="known"></span>') + shown.count('<span class="made"></span>') <= 241

@@ -1,4 +1,4 @@
-"""Training on the page: from a folder to a model that is used, stopped and gone on with on the way; and reports."""
+"""Training on the page: from a folder to a model, stopped and resumed on the way; and reports."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def folder(places: Path) -> str:
     made = places / "data" / "squares"
     made.mkdir()
     for number in range(20):
-        picture = torch.full((3, 16, 16), 12 * number, dtype=torch.uint8)
-        picture[:, 4:12, 4:12] = 255
-        (made / f"{number:02d}.png").write_bytes(png(picture))
+        image = torch.full((3, 16, 16), 12 * number, dtype=torch.uint8)
+        image[:, 4:12, 4:12] = 255
+        (made / f"{number:02d}.png").write_bytes(png(image))
     return made.name
 
 
@@ -37,7 +37,7 @@ def shown_steps(page: Any) -> int:
     return int(page.locator("#train-curves [data-steps]").get_attribute("data-steps"))
 
 
-def test_a_folder_becomes_a_model_that_is_used_and_judged(page: Any, studio: Server, folder: str, places: Path):
+def test_a_model_is_trained_on_a_folder_sampled_and_evaluated(page: Any, studio: Server, folder: str, places: Path):
     chosen(page, "train")
     picked(page, "train-folder", folder)
     page.get_by_role("button", name="Check the data").click()

@@ -1,4 +1,4 @@
-"""Pictures that a browser sent are decoded in a process of its own, to the same pixels."""
+"""Uploaded images are decoded in a separate process, to the same pixels."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ LINUX = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="t
 NOISE = np.random.default_rng(0).integers(0, 256, (5, 7, 4), dtype=np.uint8)
 
 
-def file_of(picture: Image.Image, form: str = "PNG", **how: Any) -> io.BytesIO:
+def file_of(image: Image.Image, form: str = "PNG", **how: Any) -> io.BytesIO:
     out = io.BytesIO()
-    picture.save(out, form, **how)
+    image.save(out, form, **how)
     return out
 
 
@@ -45,7 +45,7 @@ def grey16() -> Image.Image:
     return Image.fromarray(np.arange(0, 65536, 1873, dtype=np.uint16).reshape(5, 7))
 
 
-PICTURES = {
+IMAGES = {
     "RGB": file_of(Image.fromarray(NOISE[..., :3])),
     "RGBA": file_of(Image.fromarray(NOISE)),
     "LA": file_of(Image.fromarray(NOISE[..., :2])),
@@ -59,9 +59,9 @@ PICTURES = {
 }
 
 
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", IMAGES)
 def test_its_pixels_are_those_that_a_worker_reads(name: str, tmp_path: Path):
-    with on_disk(PICTURES[name].getvalue(), tmp_path).open("rb") as file:
+    with on_disk(IMAGES[name].getvalue(), tmp_path).open("rb") as file:
         expected = decode_native_size(open_image(file, MAX_PIXELS), 3)
         file.seek(0)
         facts = header(open_image(file, MAX_PIXELS))
@@ -69,7 +69,7 @@ def test_its_pixels_are_those_that_a_worker_reads(name: str, tmp_path: Path):
     np.testing.assert_array_equal(np.asarray(found), expected.permute(1, 2, 0).numpy())
 
 
-def test_a_damaged_picture_is_told_and_no_fault_of_the_server(tmp_path: Path):
+def test_a_damaged_image_is_an_error_of_the_request(tmp_path: Path):
     whole = file_of(Image.fromarray(np.tile(NOISE, (9, 9, 1)))).getvalue()
     for content, size in ((whole[: len(whole) // 2], (63, 45)), (whole, (63, 46)), (b"GIF89a", (1, 1))):
         with (
@@ -80,32 +80,32 @@ def test_a_damaged_picture_is_told_and_no_fault_of_the_server(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("does", "told"),
+    ("does", "message"),
     [
         ("import time; time.sleep(60)", "ended with SIGKILL"),
         ("import os; os.abort()", "ended with SIGABRT"),
-        ("import sys; sys.stdout.write('a' * 10_000_000)", "ended with"),  # more than was asked for
+        ("import sys; sys.stdout.write('a' * 10_000_000)", "ended with"),  # more than requested
         ("print('a')", "ended with code 0"),
         ("print('made up'); raise SystemExit(3)", "made up"),
     ],
 )
-def test_a_child_that_is_taken_over_does_no_harm(does: str, told: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_a_compromised_child_does_no_harm(does: str, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(upload_decoder, "WAIT_S", 2.0)
     monkeypatch.setattr(upload_decoder.sandbox, "command", lambda *words: [sys.executable, "-c", does])
     with (
-        on_disk(PICTURES["RGB"].getvalue(), tmp_path).open("rb") as file,
-        pytest.raises(DataError, match=told),
+        on_disk(IMAGES["RGB"].getvalue(), tmp_path).open("rb") as file,
+        pytest.raises(DataError, match=message),
     ):
         upload_decoder.decode_upload(file, "RGB", (7, 5))
     monkeypatch.undo()
-    with on_disk(PICTURES["RGB"].getvalue(), tmp_path).open("rb") as file:
+    with on_disk(IMAGES["RGB"].getvalue(), tmp_path).open("rb") as file:
         assert upload_decoder.decode_upload(file, "RGB", (7, 5)).size == (7, 5)  # the next one is decoded
 
 
 def test_the_child_has_limits_and_imports_little(tmp_path: Path):
-    """What imports torch would need seconds each time that somebody paints."""
-    told = "import sys; before = set(sys.modules); import unveil.studio.upload_decoder; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    """Importing torch would take seconds for each painted mask."""
+    script = "import sys; before = set(sys.modules); import unveil.studio.upload_decoder; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
     claims = (60_000).to_bytes(4, "big") * 2 + bytes([1, 0, 0, 0, 0])  # 3.6 GB, had nobody weighed it
     head, rest = black_png(8, 8)[:8], black_png(8, 8)[8 + 25 :]
@@ -116,9 +116,7 @@ def test_the_child_has_limits_and_imports_little(tmp_path: Path):
 
 @LINUX
 @pytest.mark.parametrize("what", ["cover", "mask"])
-def test_neither_what_is_painted_on_nor_what_was_painted_is_decoded_here(
-    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_neither_image_nor_mask_is_decoded_in_the_server(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Were it decoded here, this process would hold four times as much as the pixels that come back."""
     pytest.importorskip("gradio")
     from unveil.studio.client import StudioClient
@@ -126,9 +124,9 @@ def test_neither_what_is_painted_on_nor_what_was_painted_is_decoded_here(
     layer = on_disk(file_of(Image.new("RGBA", (3_900, 3_900), (255, 0, 0, 200))).getvalue(), tmp_path)
     inputs = UploadStore(tmp_path / FOLDER)
     service: Any = type("Service", (), {"inputs": inputs})
-    real, asked = upload_decoder.decode_upload, list[str]()
-    monkeypatch.setattr("unveil.studio.client.decode_upload", lambda *one: asked.append("cover") or real(*one))
-    monkeypatch.setattr("unveil.studio.mask.decode_upload", lambda *one: asked.append("mask") or real(*one))
+    real, decoded = upload_decoder.decode_upload, list[str]()
+    monkeypatch.setattr("unveil.studio.client.decode_upload", lambda *one: decoded.append("cover") or real(*one))
+    monkeypatch.setattr("unveil.studio.mask.decode_upload", lambda *one: decoded.append("mask") or real(*one))
     loaded = list[str]()
     monkeypatch.setattr(Image.Image, "convert", lambda self, *how: loaded.append(self.mode) or self)
     if what == "cover":
@@ -138,11 +136,11 @@ def test_neither_what_is_painted_on_nor_what_was_painted_is_decoded_here(
     else:
         grown = grown_mb(lambda: painted_mask({"layers": [str(layer)]}, (64, 64)))
         assert grown < 40  # a byte for each pixel, and as much again: decoded here it would be 60 MB at least
-    assert asked == [what]
+    assert decoded == [what]
     assert loaded == []
 
 
-def test_what_was_painted_is_as_large_as_the_picture_and_nothing_is_none(tmp_path: Path):
+def test_a_mask_has_the_size_of_its_image_and_an_empty_one_is_none(tmp_path: Path):
     stroke = Image.new("RGBA", (128, 64))
     stroke.paste((255, 0, 0, 255), (64, 0, 128, 64))
     found = painted_mask({"layers": [str(on_disk(file_of(stroke).getvalue(), tmp_path))]}, (8, 16))

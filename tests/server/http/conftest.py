@@ -1,4 +1,4 @@
-"""A server on a free port of this machine, whose work is done by a thread: with the real models, or with quick ones."""
+"""A server on a free port of this machine, with one worker thread: with the real models, or with fast fakes."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ KEY, OTHER = "sesame-sesame-sesame", "barley-barley-barley"
 Many = QueueLimits(waiting=100, each=100)
 
 
-class Crew:
-    """Stands for the processes that work."""
+class FakeWorkerPool:
+    """A fake pool of worker processes."""
 
     devices = ("cpu",)
     damaged = False
@@ -50,7 +50,7 @@ class Crew:
 
 
 def waited_for(work: Coroutine[Any, Any, None], seconds: float = 10) -> None:
-    """Runs it to its end in a thread of its own: while a browser is open, this one has a loop of Playwright's."""
+    """Runs it to its end in a separate thread: while a browser is open, this one has a loop of Playwright's."""
 
     async def bounded() -> None:
         await asyncio.wait_for(work, seconds)
@@ -60,7 +60,7 @@ def waited_for(work: Coroutine[Any, Any, None], seconds: float = 10) -> None:
 
 
 def quick(request: Mapping[str, Any], folder: Path, report: JobProgress) -> None:
-    """Makes as many pictures as are asked for, of a colour that the seed says, in so many steps of a millisecond."""
+    """Write the requested number of images, coloured by the seed, in the requested steps of a millisecond."""
     steps = int(request.get("sampling", {}).get("steps", 1))
     for step in range(steps):
         report.step(step, steps)
@@ -95,7 +95,7 @@ class Server(NamedTuple):
         body: Any = None,
         key: str | None = None,
     ) -> Answer:
-        """One request on a connection of its own."""
+        """Send one request on a new connection."""
         sent = dict(headers or {})
         if given is not None:
             body = json.dumps(given).encode()
@@ -111,7 +111,7 @@ class Server(NamedTuple):
             line.close()
 
     def until(self, id: str, *states: str, key: str | None = None) -> dict[str, Any]:
-        """A job once it is in one of these states."""
+        """Wait until a job is in one of these states; return it."""
         end = time.monotonic() + 60
         while True:
             job = self.ask("GET", f"/v1/jobs/{id}", key=key).json
@@ -133,7 +133,7 @@ def server(
     before: Callable[[App, SecurityPolicy], App] | None = None,
 ) -> Iterator[Server]:
     queue, results = Queue(folder, limits), JobOutputs(folder / MADE)
-    service = Service(queue, results, Crew(), Catalog(folder / RUNS), UploadStore(folder / FOLDER))  # type: ignore[arg-type]
+    service = Service(queue, results, FakeWorkerPool(), Catalog(folder / RUNS), UploadStore(folder / FOLDER))  # type: ignore[arg-type]
     bound = bind_socket("127.0.0.1", 0)
     app = api(service, rules or SecurityPolicy(), budget, extend)
     app = app if before is None else before(app, rules or SecurityPolicy())
@@ -169,7 +169,7 @@ Begin = Callable[..., Server]
 
 @pytest.fixture
 def begin(tmp_path: Path) -> Iterator[Begin]:
-    """Begins servers, which end with the test."""
+    """Start servers, which stop with the test."""
     from contextlib import ExitStack
 
     with ExitStack() as stack:
@@ -178,7 +178,7 @@ def begin(tmp_path: Path) -> Iterator[Begin]:
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """With the models that come with the package."""
+    """A server with the bundled models."""
     folder = tmp_path_factory.mktemp("service")
     with server(folder, work=job_handlers(folder, "cpu")) as found:
         yield found

@@ -38,20 +38,20 @@ def saved(image: Image.Image, form: str, **options: Any) -> bytes:
     return out.getvalue()
 
 
-def told(*chunks: bytes) -> bytes:
+def png_with(*chunks: bytes) -> bytes:
     """A small PNG with these before its pixels."""
     whole = black_png(8, 8)
     return whole[:33] + b"".join(chunks) + whole[33:]
 
 
 def many_texts() -> bytes:
-    """Sixty packed texts of a MB each, in which one sign makes every letter four bytes."""
+    """Sixty compressed texts of 1 MB each; one character makes every letter take four bytes."""
     packed = zlib.compress(("a" * 900_000 + "\U0001f600").encode())
-    return told(*(chunk(b"iTXt", b"%d\0\1\0\0\0" % number + packed) for number in range(60)))
+    return png_with(*(chunk(b"iTXt", b"%d\0\1\0\0\0" % number + packed) for number in range(60)))
 
 
 def shared(count: int, size: int) -> bytes:
-    """EXIF with so many entries that are all the same bytes."""
+    """EXIF whose entries all point to the same bytes."""
     entries = b"".join(struct.pack("<HHII", 1000 + number, 1, size, 8) for number in range(count))
     return b"II*\0" + struct.pack("<IH", 8, count) + entries + bytes(4 + max(0, size - 12 * count))
 
@@ -63,7 +63,7 @@ def jpeg(*segments: bytes) -> bytes:
 
 
 def stated(content: bytes, mark: bytes, at: int, size: bytes) -> bytes:
-    """A file whose header says another size, so many bytes behind a mark."""
+    """A file with another size in its header, an offset behind a marker."""
     place = content.index(mark) + at
     return content[:place] + size + content[place + len(size) :]
 
@@ -76,7 +76,7 @@ def animated_webp() -> bytes:
 
 
 def gif(count: int, side: int) -> bytes:
-    """So many equal frames."""
+    """An animation of equal frames."""
     whole = saved(Image.new("P", (side, side)), "GIF")
     begin = whole.index(b"\x2c")
     return whole[:begin] + (b"\x21\xf9\x04\0\x05\0\0\0" + whole[begin:-1]) * count + b";"
@@ -86,13 +86,13 @@ BOMBS: dict[str, tuple[Callable[[Path], bytes], str]] = {
     "a PNG that says 50000 x 50000": (lambda folder: bomb(50_000), "2,500,000,000 pixels: the limit is 16,000,000"),
     "a PNG of 20000 x 20000 zeros": (lambda folder: black_png(20_000, 20_000), "the limit is 16,000,000"),
     "a PNG with a text of 30 MB": (
-        lambda folder: told(chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(30 * MIB)))),
+        lambda folder: png_with(chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(30 * MIB)))),
         "Decompressed data too large",
     ),
     "a PNG with many packed texts": (lambda folder: many_texts(), "more than 8,388,608 bytes beside its pixels"),
-    "a PNG of 500,000 chunks": (lambda folder: told(chunk(b"tEXt", b"k\0v") * 500_000), "more than 1000 chunks"),
+    "a PNG of 500,000 chunks": (lambda folder: png_with(chunk(b"tEXt", b"k\0v") * 500_000), "more than 1000 chunks"),
     "a PNG of a million frames": (
-        lambda folder: told(chunk(b"acTL", struct.pack(">II", 10**6, 0))),
+        lambda folder: png_with(chunk(b"acTL", struct.pack(">II", 10**6, 0))),
         "of 1000001 frames",
     ),
     "a JPEG that says 65500 x 65500": (
@@ -123,15 +123,15 @@ BOMBS: dict[str, tuple[Callable[[Path], bytes], str]] = {
         "longer than 2000 frames",
     ),
 }
-# What is fair but for its EXIF is taken, and its EXIF left alone.
+# Valid files with a damaged EXIF are accepted and their EXIF is ignored.
 TAKEN = {
     "a JPEG whose EXIF is the same bytes 5,000 times": lambda: jpeg(b"Exif\0\0" + shared(5_000, 60_000)[:65_527]),
-    "a PNG whose EXIF is the same bytes 2,000 times": lambda: told(chunk(b"eXIf", shared(2_000, 500_000))),
+    "a PNG whose EXIF is the same bytes 2,000 times": lambda: png_with(chunk(b"eXIf", shared(2_000, 500_000))),
 }
 
 
 class Watched(Served):
-    """A server whose memory is looked at, with that of all processes below it."""
+    """A server whose memory is measured, with all of its child processes."""
 
     def upload(self, content: bytes, path: str = "/v1/inputs", field: str = "file") -> tuple[int, Any]:
         headers, body = form((field, '; filename="a"', content))
@@ -144,7 +144,7 @@ class Watched(Served):
             line.close()
 
     def weighed(self, *given: Any) -> tuple[int, Any, int]:
-        """What `upload` answers, and bytes that a process grew by meanwhile, the one that grew the most."""
+        """The answer to an upload, and the largest growth in bytes of a process meanwhile."""
         every = list(below(self.process.pid))
         for process in every:
             Path(f"/proc/{process}/clear_refs").write_text("5")  # the peak starts again
@@ -155,7 +155,7 @@ class Watched(Served):
 
 
 def below(process: int) -> Iterator[int]:
-    """A process and all that it started, whichever of its threads did."""
+    """A process and its descendants, started by any of its threads."""
     yield process
     for task in sorted(Path(f"/proc/{process}/task").iterdir()):
         try:
@@ -182,12 +182,12 @@ def test_a_bomb_is_refused_before_it_is_decoded(watched: Watched, tmp_path: Path
     assert status == 200
     assert grown > 10 * MIB  # control: that of 12 MB, which are read, is seen
     growths = dict[str, int]()
-    for name, (make, said) in BOMBS.items():
+    for name, (make, message) in BOMBS.items():
         content = make(tmp_path)
         for path, field in (("/v1/inputs", "file"), ("/v1/images/edits", "image")):
             status, answer, grown = watched.weighed(content, path, field)
             assert (status, answer["error"]["code"]) == (400, "invalid_file"), name
-            assert said in answer["error"]["message"], name
+            assert message in answer["error"]["message"], name
             growths[name] = max(grown, growths.get(name, 0))
     for name, make in TAKEN.items():
         status, _, growths[name] = watched.weighed(make())

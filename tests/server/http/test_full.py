@@ -1,4 +1,4 @@
-"""A disk that is full, over HTTP: what finds no room fails with the reason, the server lives, and goes on after it."""
+"""A full disk over HTTP: requests fail with the reason, and the server continues when there is room again."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RING = {"prompt": "a ring", "seed": 7}
 
 
 def large(request: Mapping[str, Any], folder: Path, report: JobProgress) -> None:
-    """Writes 4 MB, one after the other."""
+    """Write four files of 1 MB."""
     with (folder / "0.png").open("wb") as file:
         for part in range(4):
             report.step(part, 4)
@@ -33,7 +33,7 @@ def large(request: Mapping[str, Any], folder: Path, report: JobProgress) -> None
 
 
 def noise() -> bytes:
-    """A picture of 3 MB."""
+    """An image of 3 MB."""
     pixels = np.random.default_rng(0).integers(0, 256, (MIB, 3), dtype=np.uint8).reshape(1024, 1024, 3)
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "PNG", compress_level=0)
@@ -45,34 +45,34 @@ def send(server: Server, content: bytes) -> Answer:
     return server.ask("POST", "/v1/inputs", headers=headers, body=body)
 
 
-def is_told(answer: Answer) -> bool:
-    """Whether an answer says that the disk is full, and what to do, to a person and to a program."""
+def reports_full_disk(answer: Answer) -> bool:
+    """Return True if an answer reports the full disk and the remedy, as text and as codes."""
     error = answer.json["error"]
-    told = ": the disk is full" in error["message"] and "free some space" in error["message"]
-    return told and (answer.status, error["type"], error["code"]) == (507, "server_error", "out_of_resources")
+    reported = ": the disk is full" in error["message"] and "free some space" in error["message"]
+    return reported and (answer.status, error["type"], error["code"]) == (507, "server_error", "out_of_resources")
 
 
-def test_what_finds_no_room_fails_with_the_reason_and_the_next_is_made(begin: Begin):
+def test_a_job_without_disk_space_fails_with_the_reason_and_the_next_one_succeeds(begin: Begin):
     server = begin(work={"pictures": large})
-    made, picture = server.service.results.folder, noise()
+    made, image = server.service.results.folder, noise()
     with no_file_above(2 * MIB):
         id = server.ask("POST", "/v1/jobs", {"kind": "pictures", "request": RING}).json["id"]
         job = server.until(id, "failed")
         assert f"{made}/{id}: the disk is full" in job["error"]
         assert "free some space" in job["error"]
         assert job["outputs"] == []
-        assert is_told(server.ask("POST", "/v1/images/generations", RING))  # who waits for it is told too
-        assert is_told(send(server, picture))
+        assert reports_full_disk(server.ask("POST", "/v1/images/generations", RING))
+        assert reports_full_disk(send(server, image))
         assert server.ask("GET", "/health").json == {"status": "ok", "workers": 1}
         assert not list(made.iterdir())  # nothing half
         assert not server.service.inputs.folder.exists()
     id = server.ask("POST", "/v1/jobs", {"kind": "pictures", "request": RING}).json["id"]
     assert [one["name"] for one in server.until(id, "completed", "failed")["outputs"]] == ["0.png"]
     assert (made / id / "0.png").stat().st_size == 4 * MIB
-    assert send(server, picture).status == 200
+    assert send(server, image).status == 200
 
 
-def test_where_not_even_the_queue_has_room_jobs_wait_and_nothing_is_lost(begin: Begin, monkeypatch: pytest.MonkeyPatch):
+def test_jobs_wait_while_the_queue_cannot_be_written(begin: Begin, monkeypatch: pytest.MonkeyPatch):
     disk, go = Disk(monkeypatch), threading.Event()
 
     def waits(request: Mapping[str, Any], folder: Path, report: JobProgress) -> None:
@@ -85,8 +85,8 @@ def test_where_not_even_the_queue_has_room_jobs_wait_and_nothing_is_lost(begin: 
     server.until(ids[0], "running")
     disk.full = True
     go.set()
-    assert is_told(server.ask("POST", "/v1/jobs", ask))
-    assert is_told(server.ask("POST", f"/v1/jobs/{ids[1]}/cancel"))
+    assert reports_full_disk(server.ask("POST", "/v1/jobs", ask))
+    assert reports_full_disk(server.ask("POST", f"/v1/jobs/{ids[1]}/cancel"))
     assert [server.ask("GET", f"/v1/jobs/{id}").json["status"] for id in ids] == ["running", "queued"]
     assert server.ask("GET", "/health").status == 200
     disk.full = False
@@ -95,7 +95,7 @@ def test_where_not_even_the_queue_has_room_jobs_wait_and_nothing_is_lost(begin: 
         assert [one["name"] for one in server.ask("GET", f"/v1/jobs/{id}").json["outputs"]] == ["0.png"]
 
 
-# -- a disk of 4 MB, which the server has to itself ---------------------------------------------------------------
+# -- a separate disk of 4 MB --------------------------------------------------------------------------------------
 
 APART = ["unshare", "--user", "--map-root-user", "--mount"]
 SMALL = """
@@ -126,7 +126,7 @@ try:
     server.until(id, "running")
     fill()
     seen["running"] = server.until(id, "failed", "completed")["error"]
-    seen["asked"] = server.ask("POST", "/v1/images/generations", short)
+    seen["answer"] = server.ask("POST", "/v1/images/generations", short)
     seen["health"] = health()
     (disk / "filled").unlink()
     seen["after"] = server.ask("POST", "/v1/images/generations", {**short, "seed": 2})[0]
@@ -144,7 +144,7 @@ print("SEEN " + json.dumps(seen))
 
 @pytest.mark.release
 @pytest.mark.slow
-def test_on_a_disk_without_a_free_byte_jobs_fail_with_the_reason_and_what_is_deleted_makes_room(tmp_path: Path):
+def test_on_a_full_disk_jobs_fail_with_the_reason_and_deletion_makes_room(tmp_path: Path):
     if subprocess.run([*APART, "mount", "-t", "tmpfs", "tmpfs", tmp_path], capture_output=True, check=False).returncode:
         pytest.skip("this user may not mount a disk of his own")
     shell = 'mount -t tmpfs -o size=4m tmpfs "$1" && exec "$0" -c "$2" "$1"'
@@ -156,6 +156,6 @@ def test_on_a_disk_without_a_free_byte_jobs_fail_with_the_reason_and_what_is_del
     print(seen)
     assert (seen["before"], seen["after"], seen["freed"], seen["deleted"]) == (200, 200, 200, [200, 200])
     assert "the disk is full (No space left on device); free some space" in seen["running"]
-    status, answer = seen["asked"]
+    status, answer = seen["answer"]
     assert (status, answer["error"]["code"]) == (507, "out_of_resources")
     assert (seen["health"], seen["workers"], seen["made"]) == ("ok", True, 1)

@@ -1,4 +1,4 @@
-"""Jobs over HTTP: put in, looked at, heard of, cancelled, deleted."""
+"""Jobs over HTTP: submission, state, events, cancellation and deletion."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def events(server: Server, id: str) -> Iterator[dict]:
     line.close()
 
 
-def test_a_job_goes_its_way_and_what_it_made_is_there(begin: Begin):
+def test_a_job_runs_and_its_outputs_can_be_read(begin: Begin):
     server = begin()
     id = submit(server)
     first = server.ask("GET", f"/v1/jobs/{id}").json
@@ -60,7 +60,7 @@ def test_a_job_goes_its_way_and_what_it_made_is_there(begin: Begin):
     assert server.ask("GET", output["url"]).status == 404
 
 
-def test_what_runs_shows_itself_and_stops_when_it_is_told(begin: Begin):
+def test_a_running_job_has_previews_and_can_be_cancelled(begin: Begin):
     server = begin()
     id = submit(server)
     server.until(id, "running")
@@ -75,12 +75,12 @@ def test_what_runs_shows_itself_and_stops_when_it_is_told(begin: Begin):
     assert not list(server.service.results.folder.glob("*"))
 
 
-def test_those_who_wait_are_told_their_place_and_for_how_long(begin: Begin):
+def test_queued_jobs_have_a_position_and_an_expected_time(begin: Begin):
     server = begin(workers=0)
     ids = [submit(server) for _ in range(3)]
-    told = [server.ask("GET", f"/v1/jobs/{id}").json for id in ids]
-    assert [one["position"] for one in told] == [0, 1, 2]
-    waits = [one["expected_seconds"] for one in told]
+    states = [server.ask("GET", f"/v1/jobs/{id}").json for id in ids]
+    assert [one["position"] for one in states] == [0, 1, 2]
+    waits = [one["expected_seconds"] for one in states]
     assert waits == sorted(waits)
     assert server.ask("POST", f"/v1/jobs/{ids[1]}/cancel").json["status"] == "cancelled"
     assert server.ask("GET", f"/v1/jobs/{ids[2]}").json["position"] == 1
@@ -92,22 +92,22 @@ def test_those_who_wait_are_told_their_place_and_for_how_long(begin: Begin):
     assert [one["id"] for one in queued["data"]] == [ids[0], ids[2]]
 
 
-def test_a_list_begins_behind_a_job_of_ones_own_alone(begin: Begin):
+def test_a_list_starts_after_an_own_job_only(begin: Begin):
     server = begin(workers=0, rules=SecurityPolicy(keys={"me": KEY, "you": OTHER}, hosts=None))
     ids = [server.ask("POST", "/v1/jobs", SHORT, key=key).json["id"] for key in (KEY, OTHER, KEY)]
     clip = {"kind": "clips", "request": {"prompt": "a ring"}}
-    film = server.ask("POST", "/v1/jobs", clip, key=KEY).json["id"]
+    video = server.ask("POST", "/v1/jobs", clip, key=KEY).json["id"]
     for path, after in (("jobs", ids[1]), ("jobs", "none"), ("videos", ids[1])):
         found = server.ask("GET", f"/v1/{path}?after={after}", key=KEY)
         assert (found.status, found.json["error"]["param"]) == (404, "after")
-    films = server.ask("GET", "/v1/videos?limit=1", key=KEY).json
-    assert ([one["id"] for one in films["data"]], films["has_more"]) == ([film], False)
-    assert (films["first_id"], films["last_id"]) == (film, film)
-    rest = server.ask("GET", f"/v1/jobs?after={film}", key=KEY).json
+    videos = server.ask("GET", "/v1/videos?limit=1", key=KEY).json
+    assert ([one["id"] for one in videos["data"]], videos["has_more"]) == ([video], False)
+    assert (videos["first_id"], videos["last_id"]) == (video, video)
+    rest = server.ask("GET", f"/v1/jobs?after={video}", key=KEY).json
     assert [one["id"] for one in rest["data"]] == [ids[2], ids[0]]
 
 
-def test_what_a_request_names_is_looked_up_while_others_are_answered(begin: Begin, monkeypatch):
+def test_looking_up_models_does_not_block_other_requests(begin: Begin, monkeypatch):
     looked, go = threading.Event(), threading.Event()
 
     def slow(*given: Any) -> float:
@@ -131,7 +131,7 @@ def test_what_a_request_names_is_looked_up_while_others_are_answered(begin: Begi
     assert server.service.queue.counts()["queued"] == 1
 
 
-def test_what_a_command_says_is_told_while_it_runs_and_after(begin: Begin):
+def test_the_log_of_a_command_is_served_while_it_runs_and_after(begin: Begin):
     def fails(request: Any, folder: Path, report: JobProgress) -> None:
         report.log_file.parent.mkdir(exist_ok=True)
         report.log_file.write_text("step 1/2\n")
@@ -150,7 +150,7 @@ def test_what_a_command_says_is_told_while_it_runs_and_after(begin: Begin):
     assert server.ask("GET", f"/v1/jobs/{id}/log").status == 404
 
 
-def test_a_damaged_table_is_told_and_nothing_more_is_taken(begin: Begin, monkeypatch):
+def test_a_damaged_database_is_reported_and_no_job_is_accepted(begin: Begin, monkeypatch):
     server = begin()
     monkeypatch.setattr(server.service.workers, "damaged", True)
     assert server.ask("GET", "/health").json["status"] == "damaged"
@@ -159,7 +159,7 @@ def test_a_damaged_table_is_told_and_nothing_more_is_taken(begin: Begin, monkeyp
     assert "restart the server" in found.json["error"]["message"]
 
 
-def test_who_goes_away_has_cancelled_what_he_waited_for_and_nothing_else(begin: Begin):
+def test_a_disconnected_client_cancels_only_its_synchronous_request(begin: Begin):
     server = begin()
     line = socket.create_connection(("127.0.0.1", server.port))
     body = json.dumps({**RING, "steps": 10_000}).encode()
@@ -176,7 +176,7 @@ def test_who_goes_away_has_cancelled_what_he_waited_for_and_nothing_else(begin: 
     server.until(other, "completed")
 
 
-def test_a_job_that_is_not_waited_for_is_told_at_once(begin: Begin):
+def test_an_asynchronous_job_is_answered_at_once(begin: Begin):
     server = begin()
     found = server.ask("POST", "/v1/images/generations", {**RING, "wait": False})
     assert (found.status, found.json["object"]) == (202, "job")
@@ -195,7 +195,7 @@ def test_a_job_that_is_not_waited_for_is_told_at_once(begin: Begin):
         ("videos/edits", '{"prompt": "a ring", "video": {"id": "HALF"}}'),
     ],
 )
-def test_half_a_letter_is_refused_at_every_place(begin: Begin, path: str, body: str):
+def test_half_a_character_is_refused_in_every_field(begin: Begin, path: str, body: str):
     server = begin(workers=0)
     for half in ("\\ud800", "\\udc00"):
         sent = body.replace("HALF", half).encode()
@@ -204,7 +204,7 @@ def test_half_a_letter_is_refused_at_every_place(begin: Begin, path: str, body: 
     assert server.service.queue.jobs() == []
 
 
-def test_a_file_that_is_sent_has_a_name(begin: Begin):
+def test_an_uploaded_file_has_a_name(begin: Begin):
     server = begin()
     content = png(torch.zeros(3, 8, 8, dtype=torch.uint8))
     body = b'--x\r\ncontent-disposition: form-data; name="file"; filename="a.png"\r\n\r\n' + content + b"\r\n--x--\r\n"

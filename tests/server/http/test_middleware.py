@@ -1,4 +1,4 @@
-"""What a server does not let through, each with what it does: keys, hosts, origins, and bodies of every bad kind."""
+"""Refused requests: keys, hosts, origins and invalid bodies."""
 
 from __future__ import annotations
 
@@ -86,13 +86,13 @@ def test_keys_are_read_from_a_file(tmp_path: Path):
     file = tmp_path / "keys"
     file.write_text(f"# people\n\nme {KEY}\n{OTHER}\n")
     assert read_keys(file) == {"me": KEY, "key 4": OTHER}
-    for text, said in (
+    for text, message in (
         ("", "contains no key"),
         ("a b c", "line 1: must be"),
         (f"me {KEY}\nme {OTHER}", "repeats the name"),
     ):
         file.write_text(text)
-        with pytest.raises(RecipeError, match=said):
+        with pytest.raises(RecipeError, match=message):
             read_keys(file)
     with pytest.raises(DataError, match="No such file"):
         read_keys(tmp_path / "none")
@@ -109,7 +109,7 @@ def test_an_address_that_others_reach_needs_a_key(tmp_path: Path, host: str):
     assert ServerOptions(tmp_path, host=host).load_keys({"UNVEIL_SERVER_KEY": KEY}) == {"key": KEY}  # control
 
 
-def test_a_port_that_is_taken_and_a_folder_that_is_served_are_told(tmp_path: Path):
+def test_a_used_port_and_a_served_folder_are_reported(tmp_path: Path):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -129,7 +129,7 @@ def test_a_port_that_is_taken_and_a_folder_that_is_served_are_told(tmp_path: Pat
 @pytest.mark.parametrize(
     "host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "localhost.", "", "[::2]"]
 )
-def test_a_name_that_is_not_its_own_is_refused(begin: Begin, host: str):
+def test_a_foreign_host_name_is_refused(begin: Begin, host: str):
     server = begin()
     assert server.ask("GET", "/v1/jobs", headers={"host": host}).status == 403
     for own in ("localhost", "LOCALHOST:1", "127.0.0.1:80", "[::1]:9"):
@@ -183,7 +183,7 @@ def pieces(size: int, count: int) -> Iterator[bytes]:
 
 
 def at_once(ask: Callable[[], Answer]) -> Answer:
-    """What is answered, three times over and within a second in the median."""
+    """Return the answer of three equal requests whose median time is below a second."""
     took = list[float]()
     for _ in range(3):
         begun = time.monotonic()
@@ -193,14 +193,14 @@ def at_once(ask: Callable[[], Answer]) -> Answer:
     return found
 
 
-def test_the_own_machine_may_send_large_files_where_that_is_allowed(begin: Begin):
+def test_the_servers_own_machine_may_upload_large_files_if_allowed(begin: Begin):
     place = "/v1/inputs"
-    picture = png(torch.randint(0, 255, (3, 64, 64), dtype=torch.uint8))
-    body = b'--x\r\ncontent-disposition: form-data; name="file"; filename="a.png"\r\n\r\n' + picture + b"\r\n--x--\r\n"
-    asked = {"content-type": "multipart/form-data; boundary=x"}
+    image = png(torch.randint(0, 255, (3, 64, 64), dtype=torch.uint8))
+    body = b'--x\r\ncontent-disposition: form-data; name="file"; filename="a.png"\r\n\r\n' + image + b"\r\n--x--\r\n"
+    headers = {"content-type": "multipart/form-data; boundary=x"}
     server = begin(rules=SecurityPolicy(body=1000, json=1000, large=frozenset({place})))
-    assert server.ask("POST", place, body=body, headers=asked).status == 200
-    assert server.ask("POST", "/v1/images/edits", body=body, headers=asked).status == 413
+    assert server.ask("POST", place, body=body, headers=headers).status == 200
+    assert server.ask("POST", "/v1/images/edits", body=body, headers=headers).status == 413
     assert server.ask("POST", place, body=b" " * 2000, headers=SEND).status == 413
     ask = ServerOptions(Path(), large=[place])
     assert ask.policy({}).large == {place}
@@ -215,7 +215,7 @@ def test_large_bodies_are_refused_before_they_are_read(begin: Begin):
         assert (found.status, found.json["error"]["code"]) == (413, "too_large")
     chunked = partial(server.ask, "POST", "/v1/images/generations", headers=SEND)
     assert at_once(lambda: chunked(body=pieces(1 << 15, 9))).status == 413
-    assert at_once(lambda: chunked(body=pieces(1, 9))).status == 422  # control: it is no more than may be, and read
+    assert at_once(lambda: chunked(body=pieces(1, 9))).status == 422  # control: a body within the limit is read
     huge = server.ask("POST", "/v1/images/generations", headers={**SEND, "content-length": "9" * 30}, body=b"")
     assert huge.status in (400, 413)
     assert server.ask("POST", "/v1/images/generations", RING).status == 200  # control
@@ -226,13 +226,13 @@ def test_a_body_that_does_not_arrive_is_given_up(keyed: Server):
         head = f"POST /v1/jobs HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {KEY}\r\n"
         line.sendall(f"{head}content-type: application/json\r\ncontent-length: 100\r\n\r\n{{".encode())
         begun = time.monotonic()
-        said = line.recv(4096)
-    assert b" 408 " in said.partition(b"\r\n")[0]
+        answer = line.recv(4096)
+    assert b" 408 " in answer.partition(b"\r\n")[0]
     assert 0.9 < time.monotonic() - begun < 5
 
 
 @pytest.mark.parametrize(
-    ("client", "said", "scheme"),
+    ("client", "forwarded", "scheme"),
     [
         (("127.0.0.1", 1), b"https", "https"),
         (("::1", 1), b"https", "https"),
@@ -242,13 +242,13 @@ def test_a_body_that_does_not_arrive_is_given_up(keyed: Server):
         (None, b"https", "http"),
     ],
 )
-def test_a_proxy_on_the_same_machine_says_how_the_client_came(client, said: bytes | None, scheme: str):
+def test_a_proxy_on_the_same_machine_forwards_the_scheme(client, forwarded: bytes | None, scheme: str):
     found: list[str] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         found.append(scope["scheme"])
 
-    headers = [(b"host", b"localhost")] + ([] if said is None else [(b"x-forwarded-proto", said)])
+    headers = [(b"host", b"localhost")] + ([] if forwarded is None else [(b"x-forwarded-proto", forwarded)])
     scope = {"type": "http", "scheme": "http", "path": "/", "method": "GET", "headers": headers, "client": client}
     waited_for(SecurityMiddleware(app, SecurityPolicy(), lambda *seen: None)(scope, None, None))
     assert found == [scheme]
@@ -332,7 +332,7 @@ def test_a_connection_that_was_answered_once_is_not_held_for_ever(begin: Begin, 
         ({}, b"{}", 415),
     ],
 )
-def test_a_body_that_is_no_request_is_refused(begin: Begin, headers, body: bytes, status: int):
+def test_an_invalid_body_is_refused(begin: Begin, headers, body: bytes, status: int):
     found = at_once(partial(begin().ask, "POST", "/v1/images/generations", headers=headers, body=body))
     assert found.status == status, found.body
     if status != 200:
@@ -362,7 +362,7 @@ def form(*parts: tuple[str, str, bytes]) -> tuple[dict[str, str], bytes]:
         [("verb", "", b"[[[[[[[[[[")],
     ],
 )
-def test_a_form_that_is_none_is_refused(begin: Begin, parts):
+def test_an_invalid_form_is_refused(begin: Begin, parts):
     server = begin()
     headers, body = form(*parts)
     found = server.ask("POST", "/v1/images/edits", headers=headers, body=body)

@@ -1,4 +1,4 @@
-"""Names that are never paths: more than 200 strings in every place of a request that takes a name."""
+"""Names that are never paths: more than 200 strings in every field of a request that takes a name."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ TRAVERSALS = [
 ]
 REFUSED = (307, 308, 400, 404, 405, 422)
 # of a request over HTTP: the method, the path, the headers and the body
-Asked = tuple[str, str, dict[str, str], bytes]
+HttpRequest = tuple[str, str, dict[str, str], bytes]
 
 
-def picture(shade: int) -> bytes:
+def shade_png(shade: int) -> bytes:
     return png(torch.full((3, 8, 8), shade, dtype=torch.uint8))
 
 
 @pytest.fixture
 def server(begin: Begin) -> Server:
-    """With a job that is done, and a secret in its folder and beside it."""
+    """A server with a completed job, and a secret in its folder and next to it."""
     found = begin()
     folder = found.service.queue.folder
     for place in (folder, folder.parent):
-        (place / "secret.png").write_bytes(picture(77))
+        (place / "secret.png").write_bytes(shade_png(77))
     found.until(found.ask("POST", "/v1/jobs", SHORT).json["id"], "completed")
     return found
 
 
 @pytest.fixture
 def opened(server: Server) -> Iterator[list[str]]:
-    """Secrets that are opened while a test runs."""
+    """Paths of secrets that are opened during a test."""
     folder = server.service.queue.folder
     watched, seen = {str(folder / "secret.png"), str(folder.parent / "secret.png"), "/etc/passwd"}, list[str]()
 
@@ -85,10 +85,10 @@ def test_no_name_that_is_sent_leads_out_of_its_folder(server: Server, opened: li
     line = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     for number, text in enumerate(TRAVERSALS):
         # every text at every place of a name; at the places of a job's number, which are alike, in turn
-        for asked in [*_named(job.id, text), *_numbered(text, routes[number % len(routes)])]:
-            status, body = _answered(line, *asked)
-            assert status in REFUSED, (asked, status)
-            assert picture(77) not in body
+        for request in [*_named(job.id, text), *_numbered(text, routes[number % len(routes)])]:
+            status, body = _answered(line, *request)
+            assert status in REFUSED, (request, status)
+            assert shade_png(77) not in body
             assert b"root:" not in body
     line.close()
     assert not opened
@@ -98,7 +98,7 @@ def test_no_name_that_is_sent_leads_out_of_its_folder(server: Server, opened: li
 
 def test_no_name_in_a_job_leads_out_of_its_folder(server: Server, opened: list[str]):
     service = server.service
-    sent = service.inputs.store(picture(20)).name
+    sent = service.inputs.store(shade_png(20)).name
     for kind, request in _jobs(sent, sent):
         job_cost(kind, request, service.catalog, service.inputs)  # control: a name that was sent is taken
     for text in TRAVERSALS:
@@ -109,14 +109,14 @@ def test_no_name_in_a_job_leads_out_of_its_folder(server: Server, opened: list[s
 
 
 def test_the_name_of_a_file_that_is_sent_is_not_that_under_which_it_is_kept(server: Server, opened: list[str]):
-    before, kept = _everything(server), server.service.inputs.store(picture(20)).name
+    before, kept = _everything(server), server.service.inputs.store(shade_png(20)).name
     line = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     for text in TRAVERSALS:
         name = text.replace("\\", "\\\\")
-        headers, body = form(("file", f'; filename="{name}"', picture(20)))
-        status, said = _answered(line, "POST", "/v1/inputs", headers, body)
-        assert (status, json.loads(said).get("name")) == (200, kept) or status == 400, (text, status, said)
-        headers, body = form((name, '; filename="a.png"', picture(30)))
+        headers, body = form(("file", f'; filename="{name}"', shade_png(20)))
+        status, answer = _answered(line, "POST", "/v1/inputs", headers, body)
+        assert (status, json.loads(answer).get("name")) == (200, kept) or status == 400, (text, status, answer)
+        headers, body = form((name, '; filename="a.png"', shade_png(30)))
         assert _answered(line, "POST", "/v1/inputs", headers, body)[0] == 400
     line.close()
     assert not opened
@@ -131,23 +131,23 @@ def _everything(server: Server) -> list[str]:
 
 
 def _routes(server: Server) -> list[tuple[str, str]]:
-    """Every method and path in which a job's number stands."""
+    """Every method and path that contains a job's number."""
     paths = server.ask("GET", "/v1/openapi.json").json["paths"]
     return [(method.upper(), path) for path, methods in paths.items() if "{id}" in path for method in methods]
 
 
-def _answered(line: http.client.HTTPConnection, *asked: Any) -> tuple[int, bytes]:
-    method, path, headers, body = asked
+def _answered(line: http.client.HTTPConnection, *request: Any) -> tuple[int, bytes]:
+    method, path, headers, body = request
     line.request(method, path, body or None, headers)
     found = line.getresponse()
     return found.status, found.read()
 
 
-def _posted(path: str, given: Any) -> Asked:
-    return "POST", path, {"content-type": "application/json"}, json.dumps(given).encode()
+def _posted(path: str, body: Any) -> HttpRequest:
+    return "POST", path, {"content-type": "application/json"}, json.dumps(body).encode()
 
 
-def _named(id: str, text: str) -> Iterator[Asked]:
+def _named(id: str, text: str) -> Iterator[HttpRequest]:
     """Requests with a text in each place of a path or a body that takes a name."""
     quoted = quote(text, safe="".join(chr(sign) for sign in range(33, 127)))
     if len(quoted) < 2000:
@@ -160,7 +160,7 @@ def _named(id: str, text: str) -> Iterator[Asked]:
     yield _posted("/v1/jobs", {"kind": "clips", "request": {"verb": "loop", "clip": text}})
 
 
-def _numbered(text: str, route: tuple[str, str]) -> Iterator[Asked]:
+def _numbered(text: str, route: tuple[str, str]) -> Iterator[HttpRequest]:
     """Requests with a text in the place of a job's number."""
     quoted, (method, path) = quote(text, safe="".join(chr(sign) for sign in range(33, 127))), route
     if len(quoted) < 2000:
@@ -171,7 +171,7 @@ def _numbered(text: str, route: tuple[str, str]) -> Iterator[Asked]:
 
 
 def _jobs(text: str, sent: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Requests for pictures and clips with a text in each place that takes the name of a file."""
+    """Requests for images and videos with a text in each field that takes the name of a file."""
     yield "pictures", {**RING, "change": {"verb": "img2img", "picture": text}}
     yield "pictures", {**RING, "change": {"verb": "inpaint", "picture": sent, "mask": text}}
     yield "clips", {**RING, "known": [{"picture": text}]}
@@ -198,7 +198,7 @@ def _commands(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "train", {**train, "run": f"{text}/x"}
     yield "train", {**train, "settings": {"data.path": text}}
     yield "caption", {"folder": text, "model": "playground-captioner"}
-    yield "caption", {"folder": "pictures", "model": text}
+    yield "caption", {"folder": "photos", "model": text}
     yield "check", {"folder": text}
     yield "evaluate", {"model": text}
     yield "evaluate", {"model": "ddpm-digits", "recipe": text}

@@ -1,4 +1,4 @@
-"""The stock client of OpenAI's interface makes pictures and clips here, and understands what goes wrong."""
+"""The stock client of OpenAI's interface generates images and videos here, and maps the errors."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from unveil.server.jobs.job import QueueLimits
 
 openai = pytest.importorskip("openai")
 pytest.importorskip("av")
-# the client says so of its own calls for clips
+# the client deprecates its calls for videos
 pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
 Opens = Callable[..., Any]
 
 
 @pytest.fixture
 def client() -> Iterator[Opens]:
-    """Opens clients of a server; each is closed, since its sockets may be collected before it."""
+    """Open clients of a server, and close each before its sockets are collected."""
     with ExitStack() as stack:
 
         def opened(server: Server, key: str = "none") -> Any:
@@ -42,9 +42,9 @@ def pixels(content: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(content)))
 
 
-def test_a_picture_is_the_one_of_the_command_line(client: Opens, real: Server, tmp_path: Path):
-    asked = {"seed": 3, "steps": 2, "expand": False}
-    found = client(real).images.generate(prompt="a red ring", n=2, size="32x32", quality="high", extra_body=asked)
+def test_an_image_equals_that_of_the_command_line(client: Opens, real: Server, tmp_path: Path):
+    options = {"seed": 3, "steps": 2, "expand": False}
+    found = client(real).images.generate(prompt="a red ring", n=2, size="32x32", quality="high", extra_body=options)
     made = [pixels(base64.b64decode(one.b64_json)) for one in found.data]
     command = [
         "sample",
@@ -65,13 +65,13 @@ def test_a_picture_is_the_one_of_the_command_line(client: Opens, real: Server, t
     assert (found.size, found.output_format) == ("32x32", "png")
 
 
-def test_a_short_prompt_is_made_dense_and_told(client: Opens, real: Server):
+def test_a_short_prompt_is_expanded_and_returned(client: Opens, real: Server):
     (one,) = client(real).images.generate(prompt="a red ring", extra_body={"steps": 1}).data
     assert one.revised_prompt.startswith("a ")
     assert len(one.revised_prompt) > len("a red ring")
 
 
-def test_a_picture_lies_at_its_address(client: Opens, real: Server):
+def test_an_image_is_served_at_its_url(client: Opens, real: Server):
     (one,) = client(real).images.generate(prompt="a red ring", response_format="url", extra_body={"steps": 1}).data
     path = one.url.partition(f"127.0.0.1:{real.port}")[2]
     found = real.ask("GET", path)
@@ -80,8 +80,8 @@ def test_a_picture_lies_at_its_address(client: Opens, real: Server):
     assert pixels(found.body).shape == (32, 32, 3)
 
 
-def test_a_picture_is_edited_where_the_mask_is_transparent(client: Opens, real: Server):
-    """OpenAI's masks are the picture with a hole; ours are white where it is made anew. Both are read."""
+def test_an_image_is_edited_where_the_mask_is_transparent(client: Opens, real: Server):
+    """OpenAI's masks are transparent in the region to inpaint, ours are white there. Both are read."""
     grey = np.full((32, 32, 3), 90, np.uint8)
     hole = np.dstack([np.full((32, 32, 3), 255, np.uint8), np.full((32, 32), 255, np.uint8)])
     hole[:, :16, 3] = 0
@@ -102,7 +102,7 @@ def test_a_picture_is_edited_where_the_mask_is_transparent(client: Opens, real: 
     assert not np.array_equal(made[0][:, :16], grey[:, :16])
 
 
-def test_a_clip_is_made_shown_gone_on_with_and_deleted(client: Opens, real: Server, tmp_path: Path):
+def test_a_video_is_generated_served_extended_and_deleted(client: Opens, real: Server, tmp_path: Path):
     videos = client(real).videos
     small = {"steps": 1}
     made = videos.create_and_poll(prompt="a small red circle moves left", seconds="1", size="16x16", extra_body=small)
@@ -126,7 +126,7 @@ def test_a_clip_is_made_shown_gone_on_with_and_deleted(client: Opens, real: Serv
         videos.retrieve(made.id)
 
 
-def test_models_are_those_that_may_be_named(client: Opens, real: Server):
+def test_models_are_the_allowed_ones(client: Opens, real: Server):
     models = client(real).models
     assert {"ddpm-digits", "playground-video"} <= {one.id for one in models.list()}
     assert models.retrieve("playground-video").makes == "videos"
@@ -135,7 +135,7 @@ def test_models_are_those_that_may_be_named(client: Opens, real: Server):
 
 
 @pytest.mark.parametrize(
-    ("ask", "kind", "said"),
+    ("ask", "kind", "message"),
     [
         ({"model": "nobody"}, openai.NotFoundError, "no model has this name"),
         ({"size": "big"}, openai.BadRequestError, "WIDTHxHEIGHT"),
@@ -147,16 +147,16 @@ def test_models_are_those_that_may_be_named(client: Opens, real: Server):
         ({"size": "8192x8192", "n": 64}, openai.UnprocessableEntityError, "megapixel evaluations"),
     ],
 )
-def test_what_cannot_be_done_is_told_as_the_client_expects(client: Opens, real: Server, ask: Any, kind: Any, said: str):
-    with pytest.raises(kind, match=said):
+def test_errors_have_the_types_that_the_client_expects(client: Opens, real: Server, ask: Any, kind: Any, message: str):
+    with pytest.raises(kind, match=message):
         client(real).images.generate(**{"prompt": "a ring", **ask})
 
 
-def test_a_wrong_key_and_a_full_queue_are_told(client: Opens, begin: Begin):
+def test_a_wrong_key_and_a_full_queue_are_reported(client: Opens, begin: Begin):
     server = begin(rules=SecurityPolicy(keys={"me": KEY}), limits=QueueLimits(waiting=1, each=5), workers=0)
     with pytest.raises(openai.AuthenticationError):
         client(server, "another-another-another").images.generate(prompt="a ring")
     assert client(server, KEY).videos.create(prompt="a ring").status == "queued"
-    with pytest.raises(openai.RateLimitError, match="1 jobs are queued") as told:
+    with pytest.raises(openai.RateLimitError, match="1 jobs are queued") as limited:
         client(server, KEY).videos.create(prompt="a ring")
-    assert int(told.value.response.headers["retry-after"]) >= 1
+    assert int(limited.value.response.headers["retry-after"]) >= 1

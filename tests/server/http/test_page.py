@@ -1,4 +1,4 @@
-"""The pages about the server name every route that there is, and the limits as they are."""
+"""The pages of the server name every route and the default limits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DOCS = Path(__file__).parents[3] / "docs"
 
 
 @pytest.mark.parametrize("page", ["howto/serve.md", "zh/howto/serve.md"])
-def test_every_route_and_every_limit_is_told(begin: Begin, page: str):
+def test_every_route_and_limit_is_documented(begin: Begin, page: str):
     text = (DOCS / page).read_text("utf-8")
     for path in begin().ask("GET", "/v1/openapi.json").json["paths"]:
         assert re.sub(r"^/v1/tasks/.*", "/v1/tasks/NAME", path) in text, path
@@ -27,17 +27,17 @@ def test_every_route_and_every_limit_is_told(begin: Begin, page: str):
     ask, limits = ServerOptions(Path()), QueueLimits()
     assert (worked.queue, worked.each, worked.budget) == (ask.waiting, ask.each, ask.budget)
     assert (ask.waiting, ask.each) == (limits.waiting, limits.each)
-    for told in (
+    for text_of_limit in (
         f"--max-queued {worked.queue}",
         f"--max-jobs-per-key {worked.each}",
         f"--max-job-cost {worked.budget:g}",
     ):
-        assert f"`{told}`" in text
+        assert f"`{text_of_limit}`" in text
     assert f"{rules.json >> 10} KiB" in text
     assert f"{rules.body >> 20} MiB" in text
     assert f"{rules.seconds:g} seconds" in text or f"{rules.seconds:g} 秒" in text
 
 
 @pytest.mark.parametrize("name", [*filter(is_task, registry.entries())])
-def test_every_task_is_told_where_tasks_are(name: str):
+def test_every_task_is_documented(name: str):
     assert all(f"`{name}`" in (DOCS / page).read_text("utf-8") for page in ("howto/serve.md", "zh/howto/serve.md"))

@@ -1,4 +1,4 @@
-"""`unveil serve` as a process of its own, with its worker: under load, killed, and told to end."""
+"""`unveil serve` as a separate process with its worker: under load, killed and terminated."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class Served:
         while not self.port:
             assert self.process.poll() is None, self.process.stdout.read()
             assert time.monotonic() - self.begun < 60
-            said = (folder / ".server").read_text() if (folder / ".server").is_file() else ""
-            if said and json.loads(said)["pid"] == self.process.pid:
-                self.port = int(json.loads(said)["address"].rpartition(":")[2])
+            lease = (folder / ".server").read_text() if (folder / ".server").is_file() else ""
+            if lease and json.loads(lease)["pid"] == self.process.pid:
+                self.port = int(json.loads(lease)["address"].rpartition(":")[2])
             time.sleep(0.02)
         while True:
             try:
@@ -87,7 +87,7 @@ def served(tmp_path: Path) -> Iterator[Served]:
 
 
 def spent(process: int) -> float:
-    """Seconds of a processor that a process took; on a busy machine the clock says more."""
+    """CPU seconds of a process; on a busy machine the wall time is longer."""
     user, system = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13]
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
@@ -97,12 +97,12 @@ def children(process: int) -> list[int]:
 
 
 def memory(process: int, which: str = "VmRSS") -> int:
-    """What a process holds, or held at most (VmHWM), in bytes."""
+    """Return the memory of a process in bytes, now or at its peak (VmHWM)."""
     (line,) = (one for one in Path(f"/proc/{process}/status").read_text().splitlines() if one.startswith(which))
     return int(line.split()[1]) << 10
 
 
-def picture(answer: Any) -> bytes:
+def image_of(answer: Any) -> bytes:
     return base64.b64decode(answer["data"][0]["b64_json"])
 
 
@@ -124,7 +124,7 @@ def sent(kind: int, seed: int, image: bytes) -> tuple[str, str, bytes, str]:
 
 
 @pytest.mark.parametrize("turns", [10, pytest.param(20, marks=pytest.mark.release)])
-def test_many_at_once_are_answered_each_with_the_picture_of_its_seed(served: Served, turns: int):
+def test_concurrent_requests_get_the_image_of_their_seed(served: Served, turns: int):
     """64 clients of mixed requests: 200 or 429 alone, the same bytes as one after the other, health all the while."""
     answers: list[tuple[tuple[int, int], int, Any]] = []
     first = served.ask("POST", "/v1/images/generations", {**RING, "seed": 0})[1]  # the model is read
@@ -132,7 +132,7 @@ def test_many_at_once_are_answered_each_with_the_picture_of_its_seed(served: Ser
     def client(number: int) -> None:
         for turn in range(turns):
             kind, seed = (number + turn) % 4, (turns * number + turn) % 37
-            answers.append(((kind, seed), *served.send(*sent(kind, seed, picture(first)))))
+            answers.append(((kind, seed), *served.send(*sent(kind, seed, image_of(first)))))
 
     threads = [threading.Thread(target=client, args=(number,)) for number in range(64)]
     for thread in threads:
@@ -154,19 +154,19 @@ def test_many_at_once_are_answered_each_with_the_picture_of_its_seed(served: Ser
     made: dict[tuple[int, int], set[bytes]] = {}
     for which, status, answer in answers:
         if status == 200 and which[0] != 3:
-            made.setdefault(which, set()).add(picture(answer))
+            made.setdefault(which, set()).add(image_of(answer))
     assert len(made) >= 10
     assert {kind for kind, _ in made} == {0, 1, 2}
     assert all(len(every) == 1 for every in made.values())
     assert len(set.union(*made.values())) == len(made)  # control: requests differ
     for which in list(made)[:9]:
         (one,) = made[which]
-        assert picture(served.send(*sent(*which, picture(first)))[1]) == one
-    assert late <= (0.1 if turns > 10 else 3.0)  # clients share the processors with it, which others may use as well
+        assert image_of(served.send(*sent(*which, image_of(first)))[1]) == one
+    assert late <= (0.1 if turns > 10 else 3.0)  # clients and other programs share the CPU with it
 
 
 @pytest.mark.parametrize("last", [3.0, pytest.param(0.05, marks=pytest.mark.release)])
-def test_as_many_as_may_are_taken_and_the_rest_refused_at_once(served: Served, last: float):
+def test_jobs_beyond_the_limit_are_refused_at_once(served: Served, last: float):
     """200 in about a second on a queue of 32, while one runs; seconds until the last is refused."""
     long = {"kind": "pictures", "request": {"prompt": "a ring", "count": 64, "sampling": {"steps": 1000}}}
     served.until(served.ask("POST", "/v1/jobs", long)[1]["id"], "running")
@@ -186,12 +186,12 @@ def test_as_many_as_may_are_taken_and_the_rest_refused_at_once(served: Served, l
     refused = sorted(seconds for status, seconds in answers if status == 429)
     print(f"refused: median {refused[len(refused) // 2]:.4f} s, last {refused[-1]:.4f} s")
     assert sorted(status for status, _ in answers) == [202] * 32 + [429] * 168
-    assert refused[len(refused) // 2] <= 0.5  # here clients and server share the processors
+    assert refused[len(refused) // 2] <= 0.5  # clients and server share the CPU
     assert refused[-1] <= last
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.release)])
-def test_a_server_that_is_killed_goes_on_where_it_was(tmp_path: Path, kills: int):
+def test_a_killed_server_resumes_its_jobs(tmp_path: Path, kills: int):
     """With one job that runs and 20 that wait: 3 times as soon as it answers, 20 times while the job runs again."""
     folder, draw, starts = tmp_path / "service", random.Random(0), list[tuple[float, float]]()
     short = {"kind": "pictures", "request": {"prompt": "a ring", "seed": 1, "sampling": {"steps": 4}}}
@@ -212,9 +212,7 @@ def test_a_server_that_is_killed_goes_on_where_it_was(tmp_path: Path, kills: int
             assert server.ready <= 10
             assert server.waited <= (10 if kills > 3 else 40)  # by the clock, which a busy machine draws out
             starts.append((server.ready, server.waited))
-        print(
-            "ready: at most {:.2f} s of a processor, {:.2f} s by the clock".format(*map(max, zip(*starts, strict=True)))
-        )
+        print("ready: at most {:.2f} CPU s, {:.2f} s of wall time".format(*map(max, zip(*starts, strict=True))))
         ended = [server.until(id, "completed", "failed") for id in ids]
         assert {job["status"] for job in ended} == {"completed"}
         for moment in ("started_at", "ended_at"):
@@ -236,7 +234,7 @@ def test_a_server_that_is_killed_goes_on_where_it_was(tmp_path: Path, kills: int
 
 
 @pytest.mark.parametrize("moments", [20, pytest.param(100, marks=pytest.mark.release)])
-def test_what_runs_is_cancelled_at_any_moment_without_a_trace(served: Served, moments: int):
+def test_a_running_job_can_be_cancelled_at_any_moment(served: Served, moments: int):
     """At random moments from the first sight of a job to its end."""
     (worker,) = children(served.process.pid)
     ask = {"kind": "pictures", "request": {"prompt": "a ring", "seed": 5, "count": 8, "sampling": {"steps": 30}}}
@@ -249,14 +247,14 @@ def test_what_runs_is_cancelled_at_any_moment_without_a_trace(served: Served, mo
         tries += 1
         id = served.ask("POST", "/v1/jobs", ask)[1]["id"]
         time.sleep(lasts * draw.random())
-        told = time.time()
+        cancelled = time.time()
         status, _ = served.ask("POST", f"/v1/jobs/{id}/cancel")
         assert status in (200, 409)
         begun = time.monotonic()
         job = served.until(id, "cancelled", "completed")
         assert time.monotonic() - begun < 5
         if job["status"] == "cancelled":
-            stops.append(job["ended_at"] - told)
+            stops.append(job["ended_at"] - cancelled)
         else:  # on a busy machine the first one may have taken longer than the others
             lasts = min(lasts, job["ended_at"] - job["started_at"])
         assert bool(job["outputs"]) == (job["status"] == "completed")

@@ -1,4 +1,4 @@
-"""2,000 pictures through the server: neither it nor its worker grows, and nothing stays open."""
+"""2,000 images through the server: neither it nor its worker grows, and nothing stays open."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GROWTH = 50 << 20
 
 
 class Held(NamedTuple):
-    """What a process holds: bytes, handles, threads."""
+    """Memory, file handles and threads of a process."""
 
     bytes: int
     handles: int

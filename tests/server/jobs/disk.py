@@ -1,4 +1,4 @@
-"""A disk that is full and has room again as a test likes it, for whoever runs it and whatever disk it has."""
+"""A disk whose space a test controls, on any machine."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Disk:
 
 @contextmanager
 def no_file_above(size: int) -> Iterator[None]:
-    """Files of this process end at so many bytes, which it is told like a full disk."""
+    """Limit the size of files of this process; writing more fails as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:

@@ -1,4 +1,4 @@
-"""Jobs that are commands: what may be asked for, and that a run is made, stopped, gone on with and used by its name."""
+"""Jobs that are commands: allowed requests; a run is trained, stopped, resumed and used by its name."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TINY = {"recipe": "ddpm-digits", "run": "mine", "small": True}
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder `shapes` of the data folder, with eight pictures, and one beside the data folder."""
+    """The folder `shapes` of the data folder, with eight images, and one next to the data folder."""
     for name in ("data/shapes", "secret"):
         place = tmp_path / name
         place.mkdir(parents=True)
@@ -34,7 +34,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.slow
-def test_a_run_is_made_and_then_draws_and_is_judged_by_its_name(queue, results, worker):
+def test_a_run_is_trained_sampled_and_evaluated_by_its_name(queue, results, worker):
     job = done(queue, worker, TRAIN, **TINY)
     assert job.error is None
     assert job.total_steps > 0
@@ -47,7 +47,7 @@ def test_a_run_is_made_and_then_draws_and_is_judged_by_its_name(queue, results, 
 
 
 @pytest.mark.slow
-def test_a_run_that_is_stopped_is_saved_and_gone_on_with(queue, worker):
+def test_a_stopped_run_is_saved_and_resumed(queue, worker):
     ask = {**TINY, "settings": {"train.steps": 100_000, "train.sample_every": 0, "train.validate_every": 0}}
     run = queue.folder / "runs" / "mine"
     steps = [0]
@@ -74,16 +74,16 @@ def rows(run: Path) -> int:
 
 
 @pytest.mark.slow
-def test_a_folder_is_looked_at_and_captioned(queue, results, worker, folder: Path):
+def test_a_folder_is_checked_and_captioned(queue, results, worker, folder: Path):
     looked = done(queue, worker, CHECK, folder="shapes", size=16)
     assert looked.error is None
     assert "8" in results.file(looked.id, LOG).read_text()
-    told = done(queue, worker, CAPTION, folder="shapes", model="playground-captioner")
-    assert told.error is None
+    captioned = done(queue, worker, CAPTION, folder="shapes", model="playground-captioner")
+    assert captioned.error is None
     assert len((folder / "metadata.jsonl").read_text().splitlines()) == 8
 
 
-def test_what_a_command_says_is_wrong_is_why_the_job_failed(queue, worker, folder: Path):
+def test_the_error_of_a_command_is_the_error_of_the_job(queue, worker, folder: Path):
     job = done(queue, worker, TRAIN, recipe="ddpm-digits", run="mine", small=True, folder="shapes")
     assert job.state == "failed"
     assert "data.path" in job.error
@@ -91,7 +91,7 @@ def test_what_a_command_says_is_wrong_is_why_the_job_failed(queue, worker, folde
 
 
 @pytest.mark.parametrize(
-    ("kind", "wrong", "said"),
+    ("kind", "wrong", "message"),
     [
         (TRAIN, {"recipe": "ddpm-digit", "run": "a"}, "nearest: 'ddpm-digits'"),
         (TRAIN, {"recipe": "/etc/recipe.yaml", "run": "a"}, "no shipped recipe"),
@@ -108,13 +108,13 @@ def test_what_a_command_says_is_wrong_is_why_the_job_failed(queue, worker, folde
         (CHECK, {"folder": "a", "out": "b"}, "unknown key"),
     ],
 )
-def test_a_request_that_cannot_be_is_refused_before_it_waits(kind, wrong, said: str):
-    with pytest.raises(RecipeError, match=said):
+def test_an_invalid_request_is_refused_before_it_is_queued(kind, wrong, message: str):
+    with pytest.raises(RecipeError, match=message):
         request_reader(kind)(wrong)
 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc", ".", "..", "shapes/../../secret", "link", "none", ".hidden"])
-def test_a_folder_outside_of_the_data_folder_is_none(queue, worker, folder: Path, name: str):
+def test_a_folder_outside_of_the_data_folder_is_refused(queue, worker, folder: Path, name: str):
     (folder.parent / "link").symlink_to(folder.parent.parent / "secret")
     (folder.parent / ".hidden").mkdir()
     (folder.parent / ".hidden" / "a.png").write_bytes(b"")
@@ -123,7 +123,7 @@ def test_a_folder_outside_of_the_data_folder_is_none(queue, worker, folder: Path
     assert "no folder of this name" in job.error
 
 
-def test_no_run_and_no_model_is_named_like_one_that_is_there(tmp_path: Path):
+def test_names_of_existing_runs_and_models_are_refused(tmp_path: Path):
     catalog, inputs = Catalog(tmp_path / "runs"), UploadStore(tmp_path / "inputs")
     with pytest.raises(RecipeError, match="there is a model of this name; call the run 'ddpm-digits-2'"):
         job_cost(TRAIN, {**TINY, "run": "ddpm-digits"}, catalog, inputs)

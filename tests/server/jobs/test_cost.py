@@ -1,4 +1,4 @@
-"""What a request costs: as many calls of the network as its settings make, whichever of them it is."""
+"""The cost of a request is its number of network calls, for any settings."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ PC = {"sampler": "pc-reverse-diffusion"}
 
 @pytest.fixture
 def cost(queue, inputs: UploadStore):
-    """What a request for pictures costs, in calls of the network; the model itself makes 20 steps."""
+    """Return the cost of an image request in network calls; the model's default is 20 steps."""
 
     def weigh(sampling: Mapping[str, Any], budget: float | None = None, **more: Any) -> float:
-        asked = {"model": "ddpm-digits", "width": SIDE, "height": SIDE, "sampling": sampling, **more}
-        return job_cost(PICTURES, asked, Catalog(queue.folder / RUNS), inputs, budget) / PIXELS
+        request = {"model": "ddpm-digits", "width": SIDE, "height": SIDE, "sampling": sampling, **more}
+        return job_cost(PICTURES, request, Catalog(queue.folder / RUNS), inputs, budget) / PIXELS
 
     return weigh
 
@@ -51,7 +51,7 @@ def cost(queue, inputs: UploadStore):
         ({"steps": 5, "sampler": "dpm-fast", "options": {"calls": 300}}, 300),
     ],
 )
-def test_calls_of_the_network_are_what_costs(cost, sampling, calls: int):
+def test_the_cost_is_the_number_of_network_calls(cost, sampling, calls: int):
     assert cost(sampling) == pytest.approx(calls)
 
 
@@ -60,7 +60,7 @@ def test_a_sampler_that_chooses_its_steps_costs_no_less_than_it_takes(cost):
 
 
 @pytest.mark.parametrize(("verb", "steps", "calls"), [("inpaint", 250, 2410), ("outpaint", 50, 410)])
-def test_going_back_and_forth_costs_each_time(cost, inputs: UploadStore, verb: str, steps: int, calls: int):
+def test_repeated_steps_are_counted_each_time(cost, inputs: UploadStore, verb: str, steps: int, calls: int):
     sent = inputs.store(png(torch.zeros(1, 28, 28, dtype=torch.uint8))).name
     change = {"verb": verb, "picture": sent, **({"mask": sent} if verb == "inpaint" else {})}
     plain, again = (cost({"steps": steps}, change={**change, "method": way}) for way in ("replace", "repaint"))
@@ -76,14 +76,14 @@ def test_going_back_and_forth_costs_each_time(cost, inputs: UploadStore, verb: s
         {"steps": 10, "sampler": "langevin", "options": {"each": 1000}},
     ],
 )
-def test_what_is_over_the_budget_is_refused_however_it_is_said(cost, sampling):
+def test_requests_over_the_budget_are_refused_in_every_form(cost, sampling):
     with pytest.raises(JobTooLarge, match="megapixel evaluations, and a job may take 5"):
         cost(sampling, budget=5.0)
     assert cost({"steps": 100}, budget=5.0) == pytest.approx(100)  # control
 
 
 @pytest.mark.parametrize(
-    ("sampling", "said"),
+    ("sampling", "message"),
     [
         ({"steps": 10**9}, "1e[+]09 network evaluations per sample; at most 100,000"),
         ({"steps": 20, **PC, "options": {"corrections": 9_000}}, "1.8e[+]05 network"),
@@ -104,12 +104,12 @@ def test_what_is_over_the_budget_is_refused_however_it_is_said(cost, sampling):
         ({"sampler": "dpm-adaptive", "options": {"of": "v"}}, "should be 'x0' or 'eps'"),
     ],
 )
-def test_settings_with_which_no_run_would_end_are_refused(cost, sampling, said: str):
-    with pytest.raises(RecipeError, match=said):
+def test_settings_that_never_end_are_refused(cost, sampling, message: str):
+    with pytest.raises(RecipeError, match=message):
         cost(sampling)
 
 
-def test_a_clip_costs_its_frames(queue, inputs: UploadStore):
-    asked = {"prompt": "a ring", "frames": 8, "width": 16, "height": 16, "sampling": {"steps": 5}}
-    found = job_cost(CLIPS, asked, Catalog(queue.folder / RUNS), inputs)
+def test_a_video_costs_its_frames(queue, inputs: UploadStore):
+    request = {"prompt": "a ring", "frames": 8, "width": 16, "height": 16, "sampling": {"steps": 5}}
+    found = job_cost(CLIPS, request, Catalog(queue.folder / RUNS), inputs)
     assert found == pytest.approx(5 * 8 * 16 * 16 / 1e6)

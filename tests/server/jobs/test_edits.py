@@ -1,4 +1,4 @@
-"""Jobs that edit pictures: the same pixels as the command line's, and names that are never paths."""
+"""Jobs that edit images: the same pixels as the command line, and names that are never paths."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_an_edit_is_the_one_of_the_command_line(
     assert np.array_equal(pixels(results.file(job.id, made)), pixels(own))
 
 
-def test_several_of_one_picture_differ_and_show_what_is_on_its_way(queue, results, worker, inputs, digit: Path):
+def test_several_results_of_one_image_differ_and_have_previews(queue, results, worker, inputs, digit: Path):
     change = {"verb": "img2img", "picture": inputs.store(digit.read_bytes()).name}
     job = done(queue, worker, model="ddpm-digits", label="3", count=3, sampling=STEPS, change=change)
     made = [name for name in job.outputs if name != "sheet.png"]
@@ -67,10 +67,10 @@ def test_several_of_one_picture_differ_and_show_what_is_on_its_way(queue, result
     assert (job.completed_steps, job.total_steps) != (0, 0)
 
 
-def test_an_edit_whose_worker_died_is_made_by_the_next_one(queue, results, worker, inputs, digit: Path):
+def test_an_edit_of_a_dead_worker_is_done_by_the_next_one(queue, results, worker, inputs, digit: Path):
     change = {"verb": "img2img", "picture": inputs.store(digit.read_bytes()).name}
-    asked = {"model": "ddpm-digits", "label": "3", "sampling": STEPS, "change": change}
-    id = queue.submit(PICTURES, asked).id
+    request = {"model": "ddpm-digits", "label": "3", "sampling": STEPS, "change": change}
+    id = queue.submit(PICTURES, request).id
     dead = JobProgress(queue, queue.claim("dead"), "dead")
     dead.preview(digit.read_bytes())  # and no more: killed
     queue.reclaim("dead")
@@ -82,7 +82,7 @@ def test_an_edit_whose_worker_died_is_made_by_the_next_one(queue, results, worke
     assert not dead.preview_file.exists()
 
 
-def test_what_a_person_should_know_is_told_of_the_job(queue, results, worker):
+def test_warnings_are_messages_of_the_job(queue, results, worker):
     job = done(queue, worker, prompt="a red ring beside a xylophone", expand=False, sampling={"steps": 1})
     assert job.state == "completed"
     assert any("xylophone" in line for line in job.messages)
@@ -90,7 +90,7 @@ def test_what_a_person_should_know_is_told_of_the_job(queue, results, worker):
 
 
 @pytest.mark.parametrize("name", ["{folder}/ddpm-digits", "models/ddpm-digits", "../ddpm-digits", "ddpm-digits/", ""])
-def test_a_path_is_no_name_of_a_model_even_where_there_is_one(queue, worker, tmp_path: Path, monkeypatch, name: str):
+def test_a_path_is_not_a_name_of_a_model(queue, worker, tmp_path: Path, monkeypatch, name: str):
     from unveil.model import model_folder
 
     monkeypatch.chdir(tmp_path)
@@ -100,9 +100,7 @@ def test_a_path_is_no_name_of_a_model_even_where_there_is_one(queue, worker, tmp
     assert done(queue, worker, model="ddpm-digits", label="3", sampling=STEPS).state == "completed"  # control
 
 
-def test_what_lies_in_the_models_folder_is_found_and_read_again_when_it_changes(
-    queue, results, worker, tmp_path: Path, monkeypatch
-):
+def test_models_of_the_folder_are_reloaded_when_they_change(queue, results, worker, tmp_path: Path, monkeypatch):
     from unveil.model import model_folder
 
     monkeypatch.setenv("UNVEIL_MODELS", str(tmp_path / "models"))

@@ -1,4 +1,4 @@
-"""Jobs that are commands, however they end: what they said is kept, and what can be gone on with is."""
+"""Ends of command jobs: their output is kept, and interrupted ones are resumed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from unveil.server.jobs.worker_pool import WorkerPool
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are known by /proc")
 ASK = {"recipe": "ddpm-digits", "run": "mine"}
-# In the place of a command: it begins, is told to end and saves; begun once more, it is done.
+# A fake command: it starts, is interrupted and saves; started again, it completes.
 SAVES = """
 import os, signal, sys, time
 from pathlib import Path
@@ -69,7 +69,7 @@ Worker(sys.argv[2], queue, JobOutputs(queue.folder / "made"), {{"train": work}})
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the command that saves does so."""
+    """The file in which the fake command saves."""
     monkeypatch.setenv("PLACE", str(tmp_path))
     return tmp_path
 
@@ -82,7 +82,7 @@ def own(queue: Queue, results: JobOutputs) -> Worker:
 
 @pytest.fixture
 def says(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Puts a program in the place of commands."""
+    """Replace commands by a program."""
     return lambda program: monkeypatch.setattr(command_process, "PROGRAM", (sys.executable, "-c", program))
 
 
@@ -110,7 +110,7 @@ def begun(call: Callable[..., object], *given: object) -> threading.Thread:
         ("os.kill(os.getpid(), 9)", "server"),
     ],
 )
-def test_what_a_command_that_failed_said_is_kept_and_whose_fault_it_was(queue, own, says, end: str, fault: str):
+def test_a_failed_command_keeps_its_error_and_its_source(queue, own, says, end: str, fault: str):
     says(f"import os, sys; print('begun'); print('error: so it is', flush=True); {end}")
     id = queue.submit(TRAIN, ASK).id
     own.run_next()
@@ -126,7 +126,7 @@ def test_what_a_command_that_failed_said_is_kept_and_whose_fault_it_was(queue, o
         ("import sys; sys.exit(1)", "`unveil train` ended with code 1"),
     ],
 )
-def test_a_command_that_fails_by_a_fault_of_ours_or_says_nothing_is_the_server_s(queue, own, says, program, why):
+def test_internal_and_silent_failures_have_the_source_server(queue, own, says, program, why):
     says(program)
     id = queue.submit(TRAIN, ASK).id
     own.run_next()
@@ -134,9 +134,7 @@ def test_a_command_that_fails_by_a_fault_of_ours_or_says_nothing_is_the_server_s
     assert queue.get(id).error_source == "server"
 
 
-def test_what_a_command_says_is_read_while_it_runs_after_it_was_cancelled_and_until_its_job_is_deleted(
-    tmp_path, place, says
-):
+def test_the_log_of_a_command_is_readable_until_its_job_is_deleted(tmp_path, place, says):
     says(SAVES)
     with serving(tmp_path / "service", "here", ()) as service:
         catalog = Catalog(service.queue.folder / "runs")
@@ -158,7 +156,7 @@ def test_what_a_command_says_is_read_while_it_runs_after_it_was_cancelled_and_un
         assert list((service.queue.folder / LOGS).glob("*.txt")) == []
 
 
-def test_a_command_that_somebody_ends_is_gone_on_with_and_its_log_too(queue, results, own, place, says):
+def test_an_interrupted_command_is_resumed_with_its_log(queue, results, own, place, says):
     says(SAVES)
     id = queue.submit(TRAIN, ASK).id
     thread = begun(own.run_next)
@@ -173,7 +171,7 @@ def test_a_command_that_somebody_ends_is_gone_on_with_and_its_log_too(queue, res
     assert not note.exists()
 
 
-def test_a_command_that_is_ended_each_time_has_failed_in_the_end(queue, own, says):
+def test_a_command_that_is_interrupted_each_time_fails_finally(queue, own, says):
     says("import os; os.kill(os.getpid(), 15)")
     id = queue.submit(TRAIN, ASK).id
     own.run_next()
@@ -181,14 +179,14 @@ def test_a_command_that_is_ended_each_time_has_failed_in_the_end(queue, own, say
     assert (queue.get(id).state, queue.get(id).error) == ("failed", "its command was interrupted; tried 2 times")
 
 
-def test_the_end_of_a_server_waits_until_a_command_has_saved_and_the_next_one_goes_on(queue, place, monkeypatch):
-    """And that a server that is stopped again and again is no fault of the job."""
+def test_a_stopping_server_waits_until_a_command_has_saved_and_the_next_one_resumes_it(queue, place, monkeypatch):
+    """A server that is stopped repeatedly does not count against the job."""
     monkeypatch.setenv("SAVING", "1")
     id = queue.submit(TRAIN, ASK).id
-    crew = WorkerPool(queue, ["cpu"], lambda folder, name, device: [sys.executable, "-c", WORKER, str(folder), name])
-    crew.start()
+    pool = WorkerPool(queue, ["cpu"], lambda folder, name, device: [sys.executable, "-c", WORKER, str(folder), name])
+    pool.start()
     until((place / "begun").exists)
-    crew.stop(seconds=0.5)
+    pool.stop(seconds=0.5)
     assert (place / "saved").exists()
     assert (queue.get(id).state, queue.get(id).attempts) == ("queued", 0)
     again = WorkerPool(queue, ["cpu"], lambda folder, name, device: [sys.executable, "-c", WORKER, str(folder), name])
@@ -197,7 +195,7 @@ def test_the_end_of_a_server_waits_until_a_command_has_saved_and_the_next_one_go
     again.stop()
 
 
-def test_what_a_killed_worker_left_saving_is_waited_for(queue, own, place, says, monkeypatch):
+def test_a_command_left_saving_by_a_killed_worker_is_awaited(queue, own, place, says, monkeypatch):
     monkeypatch.setenv("SAVING", "1.5")
     says(SAVES)
     id = queue.submit(TRAIN, ASK).id
@@ -226,7 +224,7 @@ def test_a_full_disk_does_not_end_a_command(queue, own, place, says, monkeypatch
     assert queue.get(id).state == "completed"
 
 
-def test_a_command_is_told_to_end_before_it_is_killed_whatever_went_wrong(queue, own, place, says, monkeypatch):
+def test_a_command_is_terminated_before_it_is_killed(queue, own, place, says, monkeypatch):
     says(SAVES)
 
     def breaks(report: JobProgress, done: int, total: int) -> None:
@@ -240,22 +238,22 @@ def test_a_command_is_told_to_end_before_it_is_killed_whatever_went_wrong(queue,
     assert (place / "saved").exists()
 
 
-def test_a_workers_log_keeps_what_the_one_before_it_said_and_stays_short(queue, monkeypatch):
+def test_a_workers_log_keeps_that_of_the_previous_worker_and_is_limited(queue, monkeypatch):
     from unveil.server.jobs import worker_pool as crews
 
     monkeypatch.setattr(crews, "LOG_BYTES", 2000)
     script = "import sys; print('a' * 300); print('the driver'); print('is gone', flush=True); sys.exit(3)"
-    crew = WorkerPool(queue, ["cpu"], lambda folder, name, device: [sys.executable, "-c", script])
+    pool = WorkerPool(queue, ["cpu"], lambda folder, name, device: [sys.executable, "-c", script])
     id = queue.submit("any", {}).id
     names: list[str] = []
     while queue.get(id).state != "failed":
-        crew.check()
-        for name in crew.names():
+        pool.check()
+        for name in pool.names():
             if name not in names:
                 names.append(name)
                 assert queue.claim(name) is not None
         time.sleep(0.02)
-    crew.stop(0.1)
+    pool.stop(0.1)
     file = queue.folder / LOGS / "cpu.log"
     assert len(names) == 2
     assert file.read_text().count("is gone") >= 2  # that of the first one is kept
@@ -268,7 +266,7 @@ def test_a_workers_log_keeps_what_the_one_before_it_said_and_stays_short(queue, 
     assert "the end\n" in file.read_text()
 
 
-def test_a_worker_leaves_a_damaged_table_where_it_is_and_the_server_says_so(tmp_path):
+def test_a_worker_keeps_a_damaged_database_and_the_server_reports_it(tmp_path):
     with serving(tmp_path, "here", ("cpu",)) as service:
         service.queue.close()
         for end in ("-wal", "-shm"):
@@ -281,22 +279,22 @@ def test_a_worker_leaves_a_damaged_table_where_it_is_and_the_server_says_so(tmp_
     with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as worker:
         try:
             assert worker.wait(60) == 6
-            told = worker.stderr.read()
+            errors = worker.stderr.read()
         finally:
             worker.kill()
-    assert told.count("\n") == 1
-    assert "is damaged" in told
+    assert errors.count("\n") == 1
+    assert "is damaged" in errors
     assert (tmp_path / "jobs.sqlite3").read_bytes() == table
 
 
-def test_a_worker_that_finds_the_table_damaged_is_believed(queue):
-    crew = WorkerPool(queue, ["cpu"], lambda folder, name, device: [sys.executable, "-c", "import sys; sys.exit(6)"])
-    assert not crew.damaged
-    until(lambda: crew.check() or crew.damaged)
-    crew.stop(0.1)
+def test_the_server_accepts_a_workers_report_of_a_damaged_database(queue):
+    pool = WorkerPool(queue, ["cpu"], lambda folder, name, device: [sys.executable, "-c", "import sys; sys.exit(6)"])
+    assert not pool.damaged
+    until(lambda: pool.check() or pool.damaged)
+    pool.stop(0.1)
 
 
-def test_files_that_nobody_needs_go_while_the_server_runs(tmp_path, monkeypatch):
+def test_unused_files_are_deleted_while_the_server_runs(tmp_path, monkeypatch):
     monkeypatch.setattr("unveil.server.jobs.service.SWEEP_S", 0.05)
     with serving(tmp_path, "here", ()) as service:
         assert isinstance(service, Service)

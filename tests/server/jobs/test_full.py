@@ -1,4 +1,4 @@
-"""While the disk is full nothing is lost and nobody is taken for dead; when it has room again, all goes on."""
+"""A full disk: no job is lost, no worker counts as dead, and work continues when there is room again."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def until(met, seconds: float = 20.0) -> None:
         time.sleep(0.01)
 
 
-def test_a_queue_that_cannot_grow_says_what_to_do_and_keeps_what_it_has(tmp_path: Path, monkeypatch):
+def test_a_queue_that_cannot_grow_names_the_remedy_and_keeps_its_jobs(tmp_path: Path, monkeypatch):
     real = sqlite_store.connect
 
     def small(file: Path):
@@ -46,7 +46,7 @@ def test_a_queue_that_cannot_grow_says_what_to_do_and_keeps_what_it_has(tmp_path
 
     def fill() -> None:
         for _ in range(100):
-            taken.append(queue.submit("picture", {"prompt": 5000 * "a"}).id)
+            taken.append(queue.submit("image", {"prompt": 5000 * "a"}).id)
 
     with pytest.raises(OutOfResources, match=rf"{FILE}: the disk is full; free some space"):
         fill()
@@ -56,7 +56,7 @@ def test_a_queue_that_cannot_grow_says_what_to_do_and_keeps_what_it_has(tmp_path
     assert Queue(tmp_path).claim("w").id == taken[0]
 
 
-def test_a_job_that_ends_while_the_disk_is_full_has_ended_so_when_there_is_room(tmp_path: Path, disk: Disk):
+def test_the_end_of_a_job_is_stored_when_there_is_room_again(tmp_path: Path, disk: Disk):
     queue, go, calls = Queue(tmp_path), threading.Event(), list[str]()
 
     def draws(request, folder, report) -> None:
@@ -66,9 +66,9 @@ def test_a_job_that_ends_while_the_disk_is_full_has_ended_so_when_there_is_room(
             report.heartbeat()
         (folder / "0.txt").write_text(request["prompt"])
 
-    ids = [queue.submit("picture", {"prompt": word}).id for word in ("fails", "is made")]
+    ids = [queue.submit("image", {"prompt": word}).id for word in ("fails", "is made")]
     over = threading.Event()
-    worker = Worker("w", queue, JobOutputs(tmp_path / "made"), {"picture": draws})
+    worker = Worker("w", queue, JobOutputs(tmp_path / "made"), {"image": draws})
     thread = threading.Thread(target=worker.run, args=(over.is_set,))
     thread.start()
     try:
@@ -88,11 +88,11 @@ def test_a_job_that_ends_while_the_disk_is_full_has_ended_so_when_there_is_room(
     assert calls == ["fails", "is made"]
 
 
-def test_what_waits_is_taken_once_that_can_be_written(tmp_path: Path, disk: Disk):
+def test_queued_jobs_are_claimed_when_that_can_be_written(tmp_path: Path, disk: Disk):
     queue, over = Queue(tmp_path), threading.Event()
-    id = queue.submit("picture", {}).id
+    id = queue.submit("image", {}).id
     disk.full = True
-    worker = Worker("w", queue, JobOutputs(tmp_path / "made"), {"picture": lambda request, folder, report: None})
+    worker = Worker("w", queue, JobOutputs(tmp_path / "made"), {"image": lambda request, folder, report: None})
     thread = threading.Thread(target=worker.run, args=(over.is_set,))
     thread.start()
     try:
@@ -108,39 +108,39 @@ def test_what_waits_is_taken_once_that_can_be_written(tmp_path: Path, disk: Disk
 
 def test_a_table_that_is_there_is_opened_without_a_change(tmp_path: Path):
     first = Queue(tmp_path)
-    first.submit("picture", {})
+    first.submit("image", {})
     before = [path.read_bytes() for path in (first.file, tmp_path / f"{FILE}-wal")]
     assert len(Queue(tmp_path).jobs()) == 1
     assert [path.read_bytes() for path in (first.file, tmp_path / f"{FILE}-wal")] == before
 
 
-def test_nobody_is_taken_for_dead_because_the_disk_was_full(tmp_path: Path, disk: Disk):
+def test_no_worker_counts_as_dead_because_the_disk_was_full(tmp_path: Path, disk: Disk):
     clock = Clock()
     queue = Queue(tmp_path, QueueLimits(lease=10.0), clock)
-    crew = WorkerPool(queue, ())
-    id = queue.submit("picture", {}).id
+    pool = WorkerPool(queue, ())
+    id = queue.submit("image", {}).id
     queue.claim("w")
     disk.full = True
     clock.now += 60
-    crew.check()
+    pool.check()
     disk.full = False
-    crew.check()
+    pool.check()
     assert queue.get(id).state == "running"
     clock.now += 9
-    crew.check()
+    pool.check()
     assert queue.get(id).state == "running"
     clock.now += 2  # from then on it counts as ever
-    crew.check()
+    pool.check()
     assert queue.get(id).state == "queued"
 
 
-def test_the_queue_takes_the_room_that_it_needs_beforehand(tmp_path: Path):
-    """Jobs are put in, taken, told of, ended and deleted, and its files do not grow."""
+def test_the_queue_reserves_its_space(tmp_path: Path):
+    """Jobs are submitted, claimed, reported, completed and deleted; the files do not grow."""
     files = [tmp_path / FILE, tmp_path / f"{FILE}-wal"]
     with serving(tmp_path, "here", ()) as service:
         queue, sizes = service.queue, [file.stat().st_size for file in files]
         for number in range(100):
-            id = service.submit("picture", {"prompt": "a red ring", "seed": number}).id
+            id = service.submit("image", {"prompt": "a red ring", "seed": number}).id
             assert queue.claim("w").id == id
             queue.heartbeat(id, "w", 1, 4)
             queue.fail(id, "w", "the disk is full")
@@ -151,15 +151,15 @@ def test_the_queue_takes_the_room_that_it_needs_beforehand(tmp_path: Path):
         assert files[0].stat().st_size == sizes[0]  # no more each time
 
 
-def test_a_server_begins_on_a_full_disk_to_be_told_what_to_delete(tmp_path: Path, disk: Disk):
+def test_a_server_starts_on_a_full_disk_and_lists_what_to_delete(tmp_path: Path, disk: Disk):
     with serving(tmp_path, "here", ()) as service:
-        id = service.submit("picture", {}).id
+        id = service.submit("image", {}).id
     disk.full = True
     with serving(tmp_path, "here", ()) as service:
         assert [job.id for job in service.queue.jobs()] == [id]
 
 
-def test_a_clip_that_finds_no_room_is_refused_with_the_reason_and_not_kept(tmp_path: Path):
+def test_an_uploaded_video_without_disk_space_is_refused_with_the_reason(tmp_path: Path):
     inputs = UploadStore(tmp_path)
     with no_file_above(1 << 20), pytest.raises(OutOfResources, match=r"the disk is full .*; free some space"):
         inputs.store(b"GIF89a" + bytes(2 << 20))

@@ -1,4 +1,4 @@
-"""What was made is found by words, and drawn again from its file, pixel for pixel."""
+"""Search of results by words, and regeneration from a file, pixel for pixel."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def catalog(queue) -> Catalog:
         {"prompt": "12 red", "sampling": STEPS, "expand": False},
     ],
 )  # fmt: skip
-def test_a_picture_is_drawn_again_from_its_file(queue, results, worker, catalog: Catalog, request_):
+def test_an_image_is_regenerated_from_its_file(queue, results, worker, catalog: Catalog, request_):
     job = done(queue, worker, **request_)
     assert job.error is None
     name = [one for one in job.outputs if one != "sheet.png"][-1]  # not the first of its seed, where there are several
@@ -50,10 +50,10 @@ def test_a_picture_is_drawn_again_from_its_file(queue, results, worker, catalog:
     assert np.array_equal(first, second)
 
 
-def test_what_cannot_be_drawn_again_is_told(queue, results, worker, catalog: Catalog):
+def test_files_that_cannot_be_regenerated_are_reported(queue, results, worker, catalog: Catalog):
     job = done(queue, worker, model="ddpm-digits", label="7", sampling=STEPS)
     facts = read_facts(results.file(job.id, job.outputs[0]))
-    for change, said in (
+    for change, message in (
         ({"task": {"name": "img2img"}}, "made by 'img2img' from another image"),
         ({"model": {"name": "../../etc"}}, "is not available"),
         ({"model": None}, "lacks"),
@@ -63,11 +63,11 @@ def test_what_cannot_be_drawn_again_is_told(queue, results, worker, catalog: Cat
         ({"loras": 3}, "lacks"),
         ({"loras": [{"name": "style.safetensors", "weight": 1.0}]}, "LoRA 'style.safetensors' is not available"),
     ):
-        with pytest.raises(DataError, match=said):
+        with pytest.raises(DataError, match=message):
             request_from_metadata({**facts, **change}, catalog)
 
 
-def test_the_loras_of_a_record_are_said_as_requests_say_them(queue, catalog: Catalog, tmp_path, monkeypatch):
+def test_the_loras_of_metadata_become_those_of_a_request(queue, catalog: Catalog, tmp_path, monkeypatch):
     monkeypatch.setenv("UNVEIL_MODELS", str(tmp_path))
     for name in ("style", "art/ink", "art/pen", "old/pen"):
         place = tmp_path / "loras" / f"{name}.safetensors"
@@ -76,25 +76,25 @@ def test_the_loras_of_a_record_are_said_as_requests_say_them(queue, catalog: Cat
     names = [one.name for one in catalog.models()]
     facts = {"model": {"name": names[0]}, "seed": 0, "sample": 0}
 
-    def said(*recorded: str) -> list[str]:
+    def requested_loras(*recorded: str) -> list[str]:
         return request_from_metadata({**facts, "loras": [{"name": one, "weight": 0.5} for one in recorded]}, catalog)[
             "loras"
         ]
 
-    assert said("style.safetensors", "style.safetensors 1") == ["style:0.5", "style:0.5"]
-    assert said("ink.safetensors") == ["art/ink:0.5"]
-    assert said("ink") == ["art/ink:0.5"]
+    assert requested_loras("style.safetensors", "style.safetensors 1") == ["style:0.5", "style:0.5"]
+    assert requested_loras("ink.safetensors") == ["art/ink:0.5"]
+    assert requested_loras("ink") == ["art/ink:0.5"]
     with pytest.raises(DataError, match="not available"):
-        said("pen.safetensors")  # two have this name
+        requested_loras("pen.safetensors")  # two have this name
 
 
-def test_the_controlnets_of_a_record_are_named_whatever_it_holds():
+def test_the_controlnets_of_any_metadata_are_named():
     assert controlnets_used({"controls": [{"name": "edges", "weight": 1.0}, {"name": "depth"}]}) == ["edges", "depth"]
     for odd in (None, 3, "edges", [3, {"weight": 1}], {"name": "edges"}):
         assert controlnets_used({"controls": odd}) == []
 
 
-def test_jobs_are_found_by_all_words_that_they_say(queue, worker):
+def test_jobs_are_found_by_all_words_of_their_request(queue, worker):
     ids = [
         queue.submit(kind, request).id
         for kind, request in (

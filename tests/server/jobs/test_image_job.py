@@ -1,4 +1,4 @@
-"""Jobs that make pictures: what may be asked for, and that what comes out is what the command line makes."""
+"""Jobs that generate images: allowed requests, and the same images as the command line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def pixels(path) -> np.ndarray:
     return np.asarray(Image.open(path))
 
 
-def test_a_job_makes_the_pictures_of_the_command_line_and_says_how(queue, results, worker, tmp_path, monkeypatch):
+def test_a_job_generates_the_images_of_the_command_line_with_metadata(queue, results, worker, tmp_path, monkeypatch):
     job = done(queue, worker, **SEVEN)
     assert job.error is None
     assert job.outputs == ("seed5_00000.png", "seed5_00001.png", "sheet.png")
@@ -37,9 +37,9 @@ def test_a_job_makes_the_pictures_of_the_command_line_and_says_how(queue, result
     assert (facts["seed"], facts["sample"], facts["given"]) == (5, 1, {"label": "7"})
 
 
-def test_words_are_made_dense_unless_that_is_unwanted_and_no_word_is_a_setting(queue, results, worker):
-    asked = {"prompt": "a red ring", "sampling": {"steps": 1}}
-    dense, plain = done(queue, worker, **asked), done(queue, worker, **asked, expand=False)
+def test_prompts_are_expanded_unless_disabled_and_never_parsed_as_settings(queue, results, worker):
+    request = {"prompt": "a red ring", "sampling": {"steps": 1}}
+    dense, plain = done(queue, worker, **request), done(queue, worker, **request, expand=False)
     facts = [read_facts(results.file(job.id, job.outputs[0])) for job in (dense, plain)]
     assert facts[0]["typed"]["prompt"] == "a red ring"
     assert facts[0]["given"]["prompt"].startswith("a")
@@ -51,7 +51,7 @@ def test_words_are_made_dense_unless_that_is_unwanted_and_no_word_is_a_setting(q
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ({"promt": "a ring"}, "nearest: 'prompt'"),
         ({"count": 0}, "count"),
@@ -75,13 +75,13 @@ def test_words_are_made_dense_unless_that_is_unwanted_and_no_word_is_a_setting(q
         ({"loras": ["a"] * 9}, "loras"),
     ],
 )
-def test_a_request_that_cannot_be_is_refused_before_it_waits(wrong, said):
-    with pytest.raises(RecipeError, match=said):
+def test_an_invalid_request_is_refused_before_it_is_queued(wrong, message):
+    with pytest.raises(RecipeError, match=message):
         read_request(wrong)
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ({"model": "ddpm-digits", "prompt": "a ring"}, "'a ring': this model takes no prompt, only: label"),
         ({"model": "nobody"}, "nobody"),
@@ -89,10 +89,10 @@ def test_a_request_that_cannot_be_is_refused_before_it_waits(wrong, said):
         ({"model": "ddpm-digits", "loras": ["nothing"]}, "nothing"),
     ],
 )
-def test_what_the_model_cannot_do_fails_with_the_reason(queue, worker, wrong, said):
+def test_requests_beyond_the_model_fail_with_the_reason(queue, worker, wrong, message):
     job = done(queue, worker, **wrong)
     assert job.state == "failed"
-    assert said in job.error
+    assert message in job.error
     assert "fault of unveil" not in job.error
 
 
@@ -104,19 +104,19 @@ def until(met, seconds=90.0):
     return found
 
 
-def test_a_crew_works_replaces_the_dead_and_ends_with_its_jobs_kept(queue, results):
-    """In processes of its own: a worker is killed in the middle of a job, which another one does."""
-    crew = WorkerPool(queue, ["cpu"])
-    crew.start()
+def test_a_worker_pool_replaces_dead_workers_and_stops_without_losing_jobs(queue, results):
+    """With separate processes: a worker is killed in the middle of a job, and another one does the job."""
+    pool = WorkerPool(queue, ["cpu"])
+    pool.start()
     try:
         first = queue.submit(PICTURES, SEVEN).id
         until(lambda: queue.get(first).state == "completed")
-        (name,) = crew.names()
+        (name,) = pool.names()
         long = queue.submit(PICTURES, {**SEVEN, "count": 64, "sampling": {"steps": 1000}}).id
         until(lambda: queue.get(long).completed_steps > 0)
-        os.kill(crew._places[0].process.pid, signal.SIGKILL)
+        os.kill(pool._places[0].process.pid, signal.SIGKILL)
         until(lambda: queue.get(long).attempts == 2 and queue.get(long).completed_steps > 0)
-        assert crew.names() != [name]
+        assert pool.names() != [name]
         preview = queue.folder / "previews" / f"{long}.png"
         until(preview.exists)
         queue.cancel(long)
@@ -125,14 +125,14 @@ def test_a_crew_works_replaces_the_dead_and_ends_with_its_jobs_kept(queue, resul
         rest = queue.submit(PICTURES, {**SEVEN, "count": 64, "sampling": {"steps": 1000}}).id
         until(lambda: queue.get(rest).state == "running")
     finally:
-        crew.stop(0.1)
+        pool.stop(0.1)
     assert (queue.get(rest).state, queue.get(rest).attempts) == ("queued", 0)
     assert [one.id for one in results.all()] == [first]
     assert "Traceback" not in (queue.folder / LOGS / "cpu.log").read_text()
 
 
-def test_a_job_that_kills_every_worker_fails_with_its_last_words(queue):
-    """And what comes after it is done: the control is the same worker without the poison."""
+def test_a_job_that_kills_every_worker_fails_with_its_last_output(queue):
+    """The next job is done; the control is the same worker without that job."""
     script = (
         "import os, sys\nfrom pathlib import Path\nfrom unveil.server.jobs.queue import Queue\n"
         "from unveil.server.jobs.outputs import JobOutputs\nfrom unveil.server.jobs.worker import Worker\n"
@@ -143,13 +143,13 @@ def test_a_job_that_kills_every_worker_fails_with_its_last_words(queue):
         "work = Worker(sys.argv[2], queue, JobOutputs(queue.folder / 'made'), {'poison': poison, 'good': good})\n"
         "work.run(lambda: False)\n"
     )
-    crew = WorkerPool(queue, ["cpu"], lambda folder, name, device: [sys.executable, "-c", script, str(folder), name])
+    pool = WorkerPool(queue, ["cpu"], lambda folder, name, device: [sys.executable, "-c", script, str(folder), name])
     poison, good = queue.submit("poison", {}).id, queue.submit("good", {}).id
-    crew.start()
+    pool.start()
     try:
         until(lambda: queue.get(good).state == "completed")
     finally:
-        crew.stop()
+        pool.stop()
     failed = queue.get(poison)
     assert failed.state == "failed"
     assert failed.error == "its worker was killed by SIGABRT: the graphics driver is gone; tried 2 times"

@@ -1,4 +1,4 @@
-"""A model that is kept in memory is opened again where one of its files is another by now."""
+"""A model in memory is reloaded if one of its files has changed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from unveil.server.jobs.model_cache import ModelCache
 
 
 def placed(path: Path, content: str, second: int) -> Path:
-    """A file that was written then."""
+    """A file with this modification time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content)
     os.utime(path, (second, second))
@@ -39,9 +39,9 @@ def test_a_file_that_is_replaced_is_read_again(tmp_path: Path, monkeypatch: pyte
         "control": placed(tmp_path / "edges.safetensors", "one", 1000),
         "folder": placed(tmp_path / "lines" / "diffusion_pytorch_model.safetensors", "one", 1000),
     }
-    picture = placed(tmp_path / "hint.png", "", 1000)
-    steered = tuple(ControlNetOption(one, picture) for one in (files["control"], files["folder"].parent))
-    options = ModelOptions(str(files["model"]), loras=(LoraOption(files["lora"], 0.5),), controlnets=steered)
+    control_image = placed(tmp_path / "hint.png", "", 1000)
+    controlnets = tuple(ControlNetOption(one, control_image) for one in (files["control"], files["folder"].parent))
+    options = ModelOptions(str(files["model"]), loras=(LoraOption(files["lora"], 0.5),), controlnets=controlnets)
     kept = ModelCache()
 
     for _ in range(2):

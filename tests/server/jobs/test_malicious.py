@@ -1,4 +1,4 @@
-"""Files of strangers in the models folder, asked for as models, LoRAs and ControlNets: nothing in them is run."""
+"""Files of strangers in the models folder, requested as models, LoRAs and ControlNets: nothing in them is run."""
 
 from __future__ import annotations
 
@@ -132,24 +132,24 @@ def test_nothing_that_is_in_them_is_run(queue, worker, inputs, tmp_path: Path, m
     assert len({name.rpartition(".")[0] for name in FILES} | FOLDERS.keys()) == 28
     monkeypatch.setenv("UNVEIL_MODELS", str(tmp_path / "models"))
     mark = tmp_path / "ran"
-    for drawer in ("checkpoints", "loras", "controlnets"):
+    for subfolder in ("checkpoints", "loras", "controlnets"):
         for name, content in FILES.items():
-            place = tmp_path / "models" / drawer / name
+            place = tmp_path / "models" / subfolder / name
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_bytes(content(mark))
         for folder, members in FOLDERS.items():
             for name, content in members.items():
-                place = tmp_path / "models" / drawer / folder / name
+                place = tmp_path / "models" / subfolder / folder / name
                 place.parent.mkdir(parents=True, exist_ok=True)
                 place.write_bytes(content(mark))
     (tmp_path / "models" / "checkpoints" / "link.safetensors").symlink_to("/etc/passwd")
     hint = inputs.store(png(torch.zeros(3, 28, 28, dtype=torch.uint8))).name
     names = [name.rpartition(".")[0] for name in FILES] + [*FOLDERS]
     base = {"model": "ddpm-digits", "label": "3", "sampling": {"steps": 1}}
-    asked = [{**base, "model": name} for name in [*names, "link"]]
-    asked += [{**base, "loras": [name]} for name in names]
-    asked += [{**base, "controls": [{"name": name, "picture": hint}]} for name in names]
-    for request in asked:
+    requests = [{**base, "model": name} for name in [*names, "link"]]
+    requests += [{**base, "loras": [name]} for name in names]
+    requests += [{**base, "controls": [{"name": name, "picture": hint}]} for name in names]
+    for request in requests:
         job = done(queue, worker, **request)
         assert job.state == "failed", request
         assert job.error

@@ -1,4 +1,4 @@
-"""What a job made is there whole or not at all, and only what it made can be asked for."""
+"""Outputs of a job are complete or absent, and only they can be requested."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def results(tmp_path):
 
 
 def job(id: str = ID, **changes: object) -> Job:
-    return Job(id, "picture", {"prompt": "a 红色 ring"}, "me", submitted=5.0, state="running", worker="w")._replace(
+    return Job(id, "image", {"prompt": "a 红色 ring"}, "me", submitted=5.0, state="running", worker="w")._replace(
         **changes
     )
 
 
 def make(results: JobOutputs, one: Job, **files: bytes) -> None:
     with results.writing(one) as folder:
-        for name, content in (files or {"0.png": b"picture"}).items():
+        for name, content in (files or {"0.png": b"image"}).items():
             (folder / name).write_bytes(content)
 
 
@@ -43,7 +43,7 @@ def test_files_and_their_record_are_there_when_all_is_written(results):
     assert found.ended > 0
 
 
-def test_what_fails_half_way_leaves_nothing(results):
+def test_a_failed_job_leaves_nothing(results):
     def fails(folder: Path) -> None:
         (folder / "0.png").write_bytes(b"half")
         raise ValueError("half")
@@ -54,11 +54,11 @@ def test_what_fails_half_way_leaves_nothing(results):
     assert list(results.folder.iterdir()) == []
 
 
-def test_what_a_killed_worker_left_is_swept_and_never_seen(results):
+def test_files_of_a_killed_worker_are_deleted_and_never_served(results):
     script = (
         "import os, sys; from pathlib import Path; from unveil.server.jobs.job import Job\n"
         "from unveil.server.jobs.outputs import JobOutputs\n"
-        f"with JobOutputs(Path(sys.argv[1])).writing(Job({ID!r}, 'picture', {{}})) as folder:\n"
+        f"with JobOutputs(Path(sys.argv[1])).writing(Job({ID!r}, 'image', {{}})) as folder:\n"
         "    (folder / '0.png').write_bytes(b'half'); os.kill(os.getpid(), 9)\n"
     )
     done = subprocess.run([sys.executable, "-c", script, str(results.folder)], check=False)
@@ -72,7 +72,7 @@ def test_what_a_killed_worker_left_is_swept_and_never_seen(results):
     assert len(results.all()) == 1
 
 
-def test_a_lost_table_is_made_again_from_what_is_there(results, tmp_path):
+def test_a_lost_database_is_restored_from_the_outputs(results, tmp_path):
     for number, id in enumerate(("cc" * 8, "aa" * 8, "bb" * 8)):
         make(results, job(id, submitted=float(number)))
     queue = Queue(tmp_path / "q")
@@ -114,8 +114,8 @@ def test_no_other_file_is_reached_by_a_files_name(results, name):
         results.file("ff" * 8, "0.png")
 
 
-def test_a_name_of_ones_own_does_not_lead_out_of_the_folder(results, tmp_path):
-    """A record that names a file elsewhere is none that was written here."""
+def test_a_chosen_name_cannot_leave_the_folder(results, tmp_path):
+    """Metadata with a path elsewhere was not written by the server."""
     make(results, job())
     (tmp_path / "secret").write_text("secret")
     record = results.folder_of(ID) / RECORD
@@ -130,7 +130,7 @@ def test_a_name_of_ones_own_does_not_lead_out_of_the_folder(results, tmp_path):
         results.file("ab" * 8, "0.png")
 
 
-def test_what_is_removed_is_gone(results):
+def test_removed_outputs_are_gone(results):
     make(results, job())
     results.remove(ID)
     assert results.all() == []

@@ -1,4 +1,4 @@
-"""The queue keeps what it was given, in order, whoever dies; each test through what a server and a worker call."""
+"""The queue keeps its jobs in order, whichever process dies; tested through the calls of server and worker."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from unveil.server.jobs.sqlite_store import PageQuery
 
 
 class Clock:
-    """Seconds that pass when they are told to."""
+    """A clock that a test advances."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -35,7 +35,7 @@ def queue(tmp_path):
 
 
 def put(queue: Queue, *words: str, owner: str = "") -> list[str]:
-    return [queue.submit("picture", {"prompt": word}, owner=owner).id for word in words]
+    return [queue.submit("image", {"prompt": word}, owner=owner).id for word in words]
 
 
 def taken(queue: Queue, count: int) -> list[str]:
@@ -43,12 +43,12 @@ def taken(queue: Queue, count: int) -> list[str]:
     return [job.request["prompt"] for job in found if job]
 
 
-def test_jobs_are_taken_in_the_order_in_which_they_were_put_in(queue):
+def test_jobs_are_claimed_in_the_order_of_submission(queue):
     put(queue, "a", "b", "c")
     assert taken(queue, 4) == ["a", "b", "c"]
 
 
-def test_a_job_comes_back_as_it_was_given(queue):
+def test_a_job_is_read_as_it_was_submitted(queue):
     given = {"prompt": "一个红色的圆 'quoted' \x1b[31m", "seed": 2**40, "size": [32, 48], "nested": {"a": None}}
     made = queue.submit("clip", given, owner="me", cost=3.5)
     found = Queue(queue.folder).get(made.id)
@@ -71,7 +71,7 @@ def test_a_part_of_a_list_is_read_and_nothing_else(tmp_path, monkeypatch):
         assert len(read) <= 31
         read.clear()
     assert seen == ids[::2][::-1]
-    found, more = queue.page(PageQuery("b", 2, ids[1], newest=False, state="queued", kind="picture"))
+    found, more = queue.page(PageQuery("b", 2, ids[1], newest=False, state="queued", kind="image"))
     assert ([job.id for job in found], more) == ([ids[3], ids[5]], True)
     assert queue.page(PageQuery("b", 2, kind="clip")) == ([], False)
     for other in (ids[0], "none"):
@@ -79,7 +79,7 @@ def test_a_part_of_a_list_is_read_and_nothing_else(tmp_path, monkeypatch):
             queue.page(PageQuery("b", 2, other))
 
 
-def test_who_finds_nothing_to_do_waits_for_nobody_who_writes(queue):
+def test_an_idle_worker_does_not_wait_for_writers(queue):
     put(queue, "a")
     assert taken(queue, 1) == ["a"]
     with sqlite3.connect(queue.file, isolation_level=None) as other:
@@ -95,19 +95,19 @@ def test_owners_take_turns(queue):
     put(queue, "b1", owner="b")
     put(queue, "c1", "c2", owner="c")
     waiting = {job.request["prompt"]: job.id for job in queue.jobs("queued")}
-    told = sorted(waiting, key=lambda word: queue.positions()[waiting[word]].ahead)
-    assert told == ["a1", "b1", "c1", "a2", "c2", "a3"]
-    assert taken(queue, 6) == told
+    order = sorted(waiting, key=lambda word: queue.positions()[waiting[word]].ahead)
+    assert order == ["a1", "b1", "c1", "a2", "c2", "a3"]
+    assert taken(queue, 6) == order
 
 
-def test_who_comes_late_does_not_wait_behind_all_of_another(queue):
+def test_a_late_owner_does_not_wait_behind_all_jobs_of_another(queue):
     put(queue, "a1", "a2", "a3", owner="a")
     assert taken(queue, 1) == ["a1"]
     put(queue, "b1", owner="b")
     assert taken(queue, 3) == ["b1", "a2", "a3"]
 
 
-def test_a_queue_takes_as_many_as_may_wait_and_not_one_more(queue):
+def test_a_queue_accepts_jobs_up_to_its_limit(queue):
     put(queue, "1", "2", "3", "4", owner="a")
     with pytest.raises(QueueFull, match="4 of your jobs"):
         put(queue, "5", owner="a")
@@ -121,13 +121,13 @@ def test_a_queue_takes_as_many_as_may_wait_and_not_one_more(queue):
         put(queue, "4", owner="a")  # but is still one of its owner's
 
 
-def test_many_who_come_at_once_get_exactly_the_places_that_there_are(tmp_path):
+def test_concurrent_submissions_fill_exactly_the_free_positions(tmp_path):
     queue = Queue(tmp_path, QueueLimits(waiting=16, each=100))
     refused, lock = [], threading.Lock()
 
     def come(number: int) -> None:
         try:
-            queue.submit("picture", {"number": number})
+            queue.submit("image", {"number": number})
         except QueueFull:
             with lock:
                 refused.append(number)
@@ -145,7 +145,7 @@ def test_many_who_come_at_once_get_exactly_the_places_that_there_are(tmp_path):
 def test_no_two_workers_get_the_same_job(tmp_path):
     queue = Queue(tmp_path, QueueLimits(waiting=60, each=60))
     for number in range(60):
-        queue.submit("picture", {"number": number})
+        queue.submit("image", {"number": number})
     got: dict[str, list[str]] = {}
 
     def work(name: str) -> None:
@@ -162,7 +162,7 @@ def test_no_two_workers_get_the_same_job(tmp_path):
     assert len(every) == len(set(every)) == 60
 
 
-def test_a_job_is_completed_failed_or_cancelled_by_its_own_worker_alone(queue):
+def test_a_job_is_ended_only_by_its_own_worker(queue):
     first, second, third = put(queue, "a", "b", "c")
     for _ in range(3):
         queue.claim("w")
@@ -190,7 +190,7 @@ def test_progress_is_seen_by_others(queue):
     assert (seen.completed_steps, seen.total_steps, seen.state, seen.attempts) == (3, 16, "running", 1)
 
 
-def test_a_job_that_waits_is_cancelled_at_once_and_one_that_runs_hears_of_it(queue):
+def test_a_queued_job_is_cancelled_at_once_and_a_running_one_is_notified(queue):
     first, second = put(queue, "a", "b")
     queue.claim("w")
     assert queue.cancel(second).state == "cancelled"
@@ -202,14 +202,14 @@ def test_a_job_that_waits_is_cancelled_at_once_and_one_that_runs_hears_of_it(que
     assert queue.cancel("nobody's") is None
 
 
-def test_what_is_completed_stays_so(queue):
+def test_a_completed_job_stays_completed(queue):
     (id,) = put(queue, "a")
     queue.claim("w")
     queue.complete(id, "w", ["0.png"])
     assert queue.cancel(id).state == "completed"
 
 
-def test_a_worker_without_a_sign_of_life_loses_its_job_and_one_that_beats_keeps_it(queue):
+def test_a_worker_without_heartbeat_loses_its_job(queue):
     first, second = put(queue, "a", "b")
     queue.claim("dead")
     queue.claim("alive")
@@ -224,7 +224,7 @@ def test_a_worker_without_a_sign_of_life_loses_its_job_and_one_that_beats_keeps_
     assert not queue.complete(first, "dead", ["late.png"])
 
 
-def test_a_job_that_kills_its_workers_is_tried_as_often_as_may_and_no_more(queue):
+def test_a_job_that_kills_its_workers_is_retried_up_to_the_limit(queue):
     poison, other = put(queue, "poison", "other")
     assert queue.claim("w1").id == poison
     assert [job.state for job in queue.reclaim("w1", "killed by signal 9")] == ["queued"]
@@ -234,7 +234,7 @@ def test_a_job_that_kills_its_workers_is_tried_as_often_as_may_and_no_more(queue
     assert queue.claim("w3").id == other
 
 
-def test_a_job_that_was_taken_back_keeps_its_place_before_others(queue):
+def test_a_requeued_job_keeps_its_position(queue):
     put(queue, "a1", "a2", owner="a")
     put(queue, "b1", owner="b")
     assert taken(queue, 1) == ["a1"]
@@ -249,7 +249,7 @@ def test_a_cancelled_job_of_a_dead_worker_is_not_tried_again(queue):
     assert [job.state for job in queue.reclaim("w")] == ["cancelled"]
 
 
-def test_who_begins_anew_takes_back_all_that_ran(queue):
+def test_a_restarted_server_requeues_running_jobs(queue):
     put(queue, "a", "b", "c")
     queue.claim("w1")
     queue.claim("w2")
@@ -269,33 +269,33 @@ def test_the_end_of_a_server_does_not_count_against_its_jobs(queue):
     assert [job.state for job in queue.recover()] == ["cancelled"]
 
 
-def test_what_was_put_in_is_there_after_the_process_was_killed(tmp_path):
+def test_submitted_jobs_survive_a_killed_process(tmp_path):
     script = (
         "import sys; from pathlib import Path; from unveil.server.jobs.queue import Queue\n"
         "queue = Queue(Path(sys.argv[1]))\n"
         "for number in range(1000):\n"
-        "    print(queue.submit('picture', {'number': number}, owner=str(number)).id, flush=True)\n"
+        "    print(queue.submit('image', {'number': number}, owner=str(number)).id, flush=True)\n"
     )
     command = [sys.executable, "-c", script, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
-        told = [child.stdout.readline().strip() for _ in range(20)]
+        printed = [child.stdout.readline().strip() for _ in range(20)]
         os.kill(child.pid, signal.SIGKILL)
-        told += [line.strip() for line in child.stdout if line.endswith("\n")]
+        printed += [line.strip() for line in child.stdout if line.endswith("\n")]
     kept = [job.id for job in Queue(tmp_path).jobs("queued")]
-    assert kept[: len(told)] == told
-    assert len(kept) - len(told) <= 1  # one may be there that nobody was told of
+    assert kept[: len(printed)] == printed
+    assert len(kept) - len(printed) <= 1  # one job may be stored but not yet printed
 
 
-def test_a_wait_is_foretold_from_the_time_of_those_before(queue, monkeypatch):
+def test_waiting_times_are_estimated_from_former_jobs(queue, monkeypatch):
     now = [1000.0]
     monkeypatch.setattr("unveil.server.jobs.queue.time.time", lambda: now[0])
     for seconds in (8.0, 10.0, 12.0):
-        queue.submit("picture", {}, cost=2.0)
+        queue.submit("image", {}, cost=2.0)
         job = queue.claim("w")
         now[0] += seconds
         queue.complete(job.id, "w", [])
-    running = queue.submit("picture", {}, cost=4.0).id
-    before, last = (queue.submit("picture", {}, cost=cost).id for cost in (6.0, 1.0))
+    running = queue.submit("image", {}, cost=4.0).id
+    before, last = (queue.submit("image", {}, cost=cost).id for cost in (6.0, 1.0))
     assert queue.positions()[running].seconds == 0
     assert queue.claim("w").id == running
     assert running not in queue.positions()
@@ -309,7 +309,7 @@ def test_a_wait_is_foretold_from_the_time_of_those_before(queue, monkeypatch):
 
 
 @pytest.mark.parametrize("harm", ["cut", "zeros", "text"])
-def test_a_damaged_table_is_moved_aside_and_what_is_known_comes_back(queue, harm):
+def test_a_damaged_database_is_moved_and_known_jobs_are_restored(queue, harm):
     put(queue, *"abcd")
     queue.close()
     with sqlite3.connect(queue.file) as table:
@@ -318,7 +318,7 @@ def test_a_damaged_table_is_moved_aside_and_what_is_known_comes_back(queue, harm
     broken = {
         "cut": content[: len(content) // 2],
         "zeros": content[:100] + bytes(len(content) - 100),
-        "text": b"this is no table" * 300,
+        "text": b"not a database!!" * 300,
     }[harm]
     for end in ("-wal", "-shm"):
         queue.file.with_name(FILE + end).unlink(missing_ok=True)
@@ -327,14 +327,14 @@ def test_a_damaged_table_is_moved_aside_and_what_is_known_comes_back(queue, harm
     assert found.damaged is not None
     assert found.damaged.read_bytes() == broken
     assert found.jobs() == []
-    known = Job("0123456789abcdef", "picture", {"prompt": "a"}, state="completed", outputs=("0.png",), ended=5.0)
+    known = Job("0123456789abcdef", "image", {"prompt": "a"}, state="completed", outputs=("0.png",), ended=5.0)
     assert found.restore([known]) == 1
     assert found.restore([known]) == 0
     assert found.get(known.id) == known
     assert Queue(queue.folder).damaged is None
 
 
-def test_a_whole_table_is_left_alone(queue):
+def test_an_intact_database_is_kept(queue):
     put(queue, "a")
     again = Queue(queue.folder)
     assert again.damaged is None
@@ -342,7 +342,7 @@ def test_a_whole_table_is_left_alone(queue):
     assert [path.name for path in queue.folder.glob("*damaged*")] == []
 
 
-def test_the_table_of_an_earlier_version_is_gone_on_with(queue):
+def test_a_database_of_an_earlier_version_is_migrated(queue):
     (id,) = put(queue, "a")
     with sqlite3.connect(queue.file) as table:
         table.execute("ALTER TABLE jobs DROP COLUMN error_source")
@@ -354,7 +354,7 @@ def test_the_table_of_an_earlier_version_is_gone_on_with(queue):
     assert again.get(id).error_source == "resources"
 
 
-def test_the_table_of_a_later_version_is_refused_and_kept(queue):
+def test_a_database_of_a_later_version_is_refused_and_kept(queue):
     put(queue, "a")
     with sqlite3.connect(queue.file) as table:
         table.execute("PRAGMA user_version = 99")
@@ -370,12 +370,12 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("wrong", [{"waiting": 0}, {"each": 0}, {"attempts": 0}, {"lease": 0}, {"lease": float("nan")}])
-def test_limits_that_let_nothing_through_are_refused(wrong):
+def test_limits_that_admit_no_job_are_refused(wrong):
     with pytest.raises(RecipeError, match=f"{next(iter(wrong))} = "):
         QueueLimits(**wrong)
 
 
-def test_only_what_has_ended_is_forgotten(queue):
+def test_only_ended_jobs_are_deleted(queue):
     first, second = put(queue, "a", "b")
     queue.claim("w")
     assert not queue.forget(first)

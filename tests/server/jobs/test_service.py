@@ -1,4 +1,4 @@
-"""A server's folder outlives the server: what waited, what ran and what was made, whatever ended it."""
+"""The folder of a server keeps queued jobs, running jobs and outputs, however the server ended."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from unveil.server.jobs.queue import Queue
 from unveil.server.jobs.service import serving
 from unveil.server.jobs.worker_main import MADE
 
-# A worker of its own, without torch: each job writes a file after some steps.
+# A separate worker without torch: each job writes a file after some steps.
 WORK = """
 import os, sys, threading, time
 from pathlib import Path
@@ -71,7 +71,7 @@ def put(queue: Queue, word: str, steps: int = 10) -> str:
     return queue.submit("slow", {"word": word, "steps": steps}).id
 
 
-def test_a_second_server_is_told_where_the_first_one_is(tmp_path):
+def test_a_second_server_is_refused_with_the_address_of_the_first(tmp_path):
     with folder_lock(tmp_path, "http://127.0.0.1:7861"):
         with (
             pytest.raises(OutputError, match=rf"http://127.0.0.1:7861 \(process {os.getpid()}\) serves this folder"),
@@ -115,7 +115,7 @@ def test_a_server_that_is_killed_again_and_again_loses_nothing_and_makes_nothing
     assert len(results.all()) == len(ids)
 
 
-def test_a_damaged_table_is_made_again_from_what_was_made_and_that_is_said(tmp_path):
+def test_a_damaged_database_is_restored_from_the_outputs_with_a_message(tmp_path):
     queue = Queue(tmp_path)
     made = [put(queue, word, steps=1) for word in "ab"]
     with start(tmp_path) as server:
@@ -127,15 +127,15 @@ def test_a_damaged_table_is_made_again_from_what_was_made_and_that_is_said(tmp_p
     queue.file.write_bytes(b"nonsense" * 1000)
     with serving(tmp_path, "here", ()) as service:
         assert [job.id for job in service.queue.jobs("completed")] == made
-        (said,) = service.messages
-    assert "was damaged and is now jobs.damaged-" in said
-    assert "2 completed jobs were restored" in said
+        (message,) = service.messages
+    assert "was damaged and is now jobs.damaged-" in message
+    assert "2 completed jobs were restored" in message
     with serving(tmp_path, "here", ()) as service:
         assert service.messages == ()
 
 
 @pytest.mark.parametrize("lose", [lambda file: file.write_bytes(b""), Path.unlink], ids=["empty", "gone"])
-def test_a_table_that_is_lost_is_made_again_from_what_was_made_and_that_is_said(tmp_path, lose):
+def test_a_lost_database_is_restored_from_the_outputs_with_a_message(tmp_path, lose):
     with serving(tmp_path, "here", ()) as service:
         assert service.messages == ()  # there is nothing, and nothing was lost
         id, waits = (service.submit("slow", {}).id for _ in range(2))
@@ -150,14 +150,14 @@ def test_a_table_that_is_lost_is_made_again_from_what_was_made_and_that_is_said(
         assert [job.id for job in service.queue.jobs()] == [id]
         assert service.results.file(id, "0.txt").read_text() == "made"
         assert service.queue.get(waits) is None
-        (said,) = service.messages
-        assert said.startswith("jobs.sqlite3 contained no job; 1 completed jobs were restored")
+        (message,) = service.messages
+        assert message.startswith("jobs.sqlite3 contained no job; 1 completed jobs were restored")
         assert service.delete(id)
     with serving(tmp_path, "here", ()) as service:
         assert (service.messages, service.queue.jobs()) == ((), [])
 
 
-def test_what_has_ended_is_deleted_with_its_files_and_nothing_else_is(tmp_path):
+def test_ended_jobs_are_deleted_with_their_files(tmp_path):
     with serving(tmp_path, "here", ()) as service:
         id = service.submit("slow", {}).id
         assert not service.delete(id)

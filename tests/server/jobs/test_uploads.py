@@ -1,4 +1,4 @@
-"""Files that are sent: what is kept, under which name, and what is refused before it is decoded."""
+"""Uploads: stored files, their names, and files that are refused before decoding."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from unveil.server.jobs import uploads as module
 from unveil.server.jobs.uploads import INFO_SUFFIX, UploadStore, names_in
 
 
-def picture(side: int = 8) -> bytes:
+def image(side: int = 8) -> bytes:
     return png(torch.zeros(3, side, side, dtype=torch.uint8))
 
 
@@ -31,7 +31,7 @@ def clip(path) -> bytes:
 
 
 def bomb(side: int) -> bytes:
-    """A PNG that says it is so large, with no more than a few bytes of pixels."""
+    """A PNG with this size in its header and only a few bytes of pixels."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -41,10 +41,10 @@ def bomb(side: int) -> bytes:
 
 
 def test_a_file_is_named_by_its_content_and_kept_once(inputs: UploadStore, tmp_path):
-    kept = inputs.store(picture())
+    kept = inputs.store(image())
     assert (kept.kind, kept.width, kept.height, kept.frames) == ("image", 8, 8, 1)
-    assert inputs.store(picture()) == kept
-    assert inputs.path(kept.name).read_bytes() == picture()
+    assert inputs.store(image()) == kept
+    assert inputs.path(kept.name).read_bytes() == image()
     video = inputs.store(clip(tmp_path / "a.gif"))
     assert (video.kind, video.width, video.height, video.frames) == ("video", 16, 16, 4)
     assert video.name.endswith(".gif")
@@ -54,7 +54,7 @@ def test_a_file_is_named_by_its_content_and_kept_once(inputs: UploadStore, tmp_p
     )
 
 
-def test_what_found_no_room_is_kept_when_it_is_sent_again(inputs: UploadStore, tmp_path, monkeypatch):
+def test_an_upload_without_disk_space_is_stored_when_sent_again(inputs: UploadStore, tmp_path, monkeypatch):
     content, real = clip(tmp_path / "a.gif"), module.write_atomically
 
     def full(path, written):
@@ -71,7 +71,7 @@ def test_what_found_no_room_is_kept_when_it_is_sent_again(inputs: UploadStore, t
     assert inputs.info(kept.name) == kept
 
 
-def test_the_first_frame_of_a_clip_is_shown_upright(inputs: UploadStore, tmp_path):
+def test_the_first_frame_of_a_video_is_upright(inputs: UploadStore, tmp_path):
     pytest.importorskip("av")
     from tests.io.video.tiny_videos import make_video
 
@@ -95,34 +95,34 @@ def webp(frames: int) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "empty file"),
         (b"<svg onload=alert(1)>", "PNG, JPEG"),
         (b"\x80\x04\x95", "pickle"),
         (b"PK\x03\x04", "zip"),
-        (picture()[:40], "damaged"),
+        (image()[:40], "damaged"),
         (bomb(13_000), "13000"),
         (bomb(100_000), "100000"),
         (webp(3), "of 3 frames"),
         (b"GIF89a" + b"\0" * 100, "ends|damaged|truncated"),
     ],
 )
-def test_what_is_no_picture_and_no_clip_is_refused_and_not_kept(inputs: UploadStore, content: bytes, said: str):
-    with pytest.raises(DataError, match=said):
+def test_neither_image_nor_video_is_refused_and_not_stored(inputs: UploadStore, content: bytes, message: str):
+    with pytest.raises(DataError, match=message):
         inputs.store(content)
     assert not inputs.folder.exists() or not list(inputs.folder.iterdir())
 
 
 @pytest.mark.parametrize("name", ["", ".", "../jobs.sqlite3", "/etc/passwd", "a.png", "0" * 32 + ".png", "0" * 32])
 def test_no_other_name_is_a_file(inputs: UploadStore, name: str):
-    inputs.store(picture())
+    inputs.store(image())
     with pytest.raises(DataError, match="no file with this name was uploaded"):
         inputs.path(name)
 
 
-def test_what_nothing_speaks_of_goes_after_a_day(inputs: UploadStore):
-    names = [inputs.store(picture(side)).name for side in (8, 16, 24)]
+def test_unreferenced_uploads_are_deleted_after_a_day(inputs: UploadStore):
+    names = [inputs.store(image(side)).name for side in (8, 16, 24)]
     for name in names[:2]:
         for end in ("", INFO_SUFFIX):
             os.utime(inputs.folder / f"{name}{end}", (0, 0))

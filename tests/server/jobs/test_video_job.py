@@ -1,4 +1,4 @@
-"""Jobs that make clips: every verb, from names of files that were sent, and what is refused."""
+"""Jobs that generate videos: every task, from names of uploads, and refusals."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ONE, TWO = "0" * 32 + ".mp4", "1" * 32 + ".mp4"
 
 @pytest.fixture
 def sent(inputs, tmp_path: Path) -> dict[str, str]:
-    """A clip of red and one of blue, four frames each, and a picture."""
+    """A red and a blue video of four frames each, and an image."""
     names = {}
     for name, colour in (("clip", 0), ("other", 2)):
         frames = torch.zeros(3, 4, 16, 16, dtype=torch.uint8)
@@ -36,7 +36,7 @@ def sent(inputs, tmp_path: Path) -> dict[str, str]:
     return names
 
 
-def test_a_clip_from_words_is_the_one_of_the_command_line(queue, results, worker, tmp_path: Path):
+def test_text_to_video_equals_that_of_the_command_line(queue, results, worker, tmp_path: Path):
     command = ["video", "generate", WORDS, "--frames", "4", "--seed", "3", "--steps", "2", "--size", "16x16", "--quiet"]
     found = []
     for name, typed, chosen in (("own", [], {}), ("other", ["--sampler", "ancestral"], {"sampler": "ancestral"})):
@@ -71,16 +71,16 @@ def test_a_clip_from_words_is_the_one_of_the_command_line(queue, results, worker
         ({"verb": "upscale", "clip": "clip", "factor": 2, "prompt": WORDS}, 4),
     ],
 )  # fmt: skip
-def test_every_verb_makes_its_clip(queue, results, worker, sent, ask, frames: int):
-    asked = {
+def test_every_task_generates_its_video(queue, results, worker, sent, ask, frames: int):
+    request = {
         **SMALL,
         **{key: sent.get(value, value) if isinstance(value, str) else value for key, value in ask.items()},
     }
-    if "known" in asked:
-        asked["known"] = [{"picture": sent["picture"], "at": 0}]
+    if "known" in request:
+        request["known"] = [{"picture": sent["picture"], "at": 0}]
     if ask["verb"] == "upscale":
-        asked = {key: value for key, value in asked.items() if key not in ("width", "height")}
-    job = done(queue, worker, CLIPS, **asked)
+        request = {key: value for key, value in request.items() if key not in ("width", "height")}
+    job = done(queue, worker, CLIPS, **request)
     assert job.error is None
     pixels, rate = decoded(results.file(job.id, "clip.mp4"), None)
     assert pixels.shape[1] == frames
@@ -89,7 +89,7 @@ def test_every_verb_makes_its_clip(queue, results, worker, sent, ask, frames: in
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ({}, "make needs prompt; prompt is missing"),
         ({"verb": "mak"}, "verb"),
@@ -106,11 +106,11 @@ def test_every_verb_makes_its_clip(queue, results, worker, sent, ask, frames: in
         ({"prompt": "a", "form": "exe"}, "form"),
     ],
 )
-def test_a_request_that_cannot_be_is_refused_before_it_waits(wrong, said: str):
-    with pytest.raises(RecipeError, match=said):
+def test_an_invalid_request_is_refused_before_it_is_queued(wrong, message: str):
+    with pytest.raises(RecipeError, match=message):
         read_request(wrong)
 
 
-def test_a_clip_that_was_not_sent_fails_with_its_name(queue, worker):
+def test_a_missing_upload_is_named(queue, worker):
     job = done(queue, worker, CLIPS, verb="loop", clip=TWO, **SMALL)
     assert (job.state, job.error) == ("failed", f"'{TWO}': no file with this name was uploaded; upload it again")

@@ -1,4 +1,4 @@
-"""A worker does what waits, stops when it is told to, and makes nothing twice, whoever dies."""
+"""A worker runs queued jobs, stops on request, and generates nothing twice, whichever process dies."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ def results(tmp_path):
 
 
 def draw(request, folder: Path, report: JobProgress) -> None:
-    """Ten steps, and a file of what was asked for."""
+    """Run ten steps and write a file with the prompt."""
     for step in range(10):
         report.step(step + 1, 10)
     (folder / "0.txt").write_text(request["prompt"])
 
 
 def worker(queue: Queue, results: JobOutputs, name: str = "w", **kinds: JobHandler) -> Worker:
-    return Worker(name, queue, results, kinds or {"picture": draw})
+    return Worker(name, queue, results, kinds or {"image": draw})
 
 
-def asked(queue: Queue, prompt: str = "a red ring", kind: str = "picture") -> str:
+def submit(queue: Queue, prompt: str = "a red ring", kind: str = "image") -> str:
     return queue.submit(kind, {"prompt": prompt}).id
 
 
@@ -53,8 +53,8 @@ def until(met: Callable[[], object], seconds: float = 20.0) -> None:
         time.sleep(0.01)
 
 
-def test_what_waits_is_done_in_order_and_can_be_read(queue, results):
-    ids = [asked(queue, word) for word in "abc"]
+def test_queued_jobs_run_in_order_and_their_outputs_can_be_read(queue, results):
+    ids = [submit(queue, word) for word in "abc"]
     own = worker(queue, results)
     assert [own.run_next() for _ in range(4)] == [True, True, True, False]
     assert [queue.get(id).state for id in ids] == ["completed"] * 3
@@ -63,7 +63,7 @@ def test_what_waits_is_done_in_order_and_can_be_read(queue, results):
     assert ended == sorted(ended)
 
 
-def test_a_job_that_fails_says_why_and_the_next_one_is_done(queue, results):
+def test_a_failed_job_has_its_error_and_the_next_one_runs(queue, results):
     def fails(request, folder, report):
         (folder / "half.txt").write_text("half")
         raise RecipeError("steps = -1: at least 1")
@@ -74,14 +74,14 @@ def test_a_job_that_fails_says_why_and_the_next_one_is_done(queue, results):
     def finds_no_room(request, folder, report):
         raise OutOfResources("a disk: full; free some space")
 
-    own = worker(queue, results, picture=draw, wrong=fails, broken=breaks, large=finds_no_room)
-    kinds = ("wrong", "broken", "nothing", "large", "picture")
-    wrong, broken, nobody, large, good = (asked(queue, kind=kind) for kind in kinds)
+    own = worker(queue, results, image=draw, wrong=fails, broken=breaks, large=finds_no_room)
+    kinds = ("wrong", "broken", "nothing", "large", "image")
+    wrong, broken, nobody, large, good = (submit(queue, kind=kind) for kind in kinds)
     for _ in range(5):
         assert own.run_next()
     assert queue.get(wrong).error == "steps = -1: at least 1"
     assert queue.get(broken).error == "unexpected ZeroDivisionError: division by zero; this is a fault of unveil"
-    assert "nothing: unknown type of job; this worker runs broken, large, picture, wrong" in queue.get(nobody).error
+    assert "nothing: unknown type of job; this worker runs broken, image, large, wrong" in queue.get(nobody).error
     assert [queue.get(id).state for id in (wrong, broken, nobody, large, good)] == ["failed"] * 4 + ["completed"]
     faults = [queue.get(id).error_source for id in (wrong, broken, nobody, large, good)]
     assert faults == ["request", "server", "request", "resources", None]
@@ -92,16 +92,16 @@ def test_a_job_that_fails_says_why_and_the_next_one_is_done(queue, results):
     "more",
     [
         pytest.param(lambda: bytearray(1 << 60), id="python"),
-        pytest.param(lambda: torch.empty(1 << 50), id="the processor"),
+        pytest.param(lambda: torch.empty(1 << 50), id="CPU"),
         pytest.param(lambda: torch.OutOfMemoryError("CUDA out of memory."), id="a graphics card"),
     ],
 )
-def test_a_job_for_which_memory_runs_out_says_so_and_the_next_one_is_done(queue, results, more):
+def test_a_job_without_memory_has_its_error_and_the_next_one_runs(queue, results, more):
     def too_much(request, folder, report):
         raise more()
 
-    own = worker(queue, results, picture=draw, large=too_much)
-    large, good = asked(queue, kind="large"), asked(queue)
+    own = worker(queue, results, image=draw, large=too_much)
+    large, good = submit(queue, kind="large"), submit(queue)
     assert own.run_next()
     assert own.run_next()
     assert queue.get(large).error.startswith("out of memory; request fewer or smaller images")
@@ -121,8 +121,8 @@ def test_a_cancelled_job_stops_at_its_next_step_and_leaves_nothing(queue, result
                 go.set()
                 until(lambda: queue.get(id).cancelling)
 
-    id = asked(queue)
-    own = threading.Thread(target=worker(queue, results, picture=slow).run_next)
+    id = submit(queue)
+    own = threading.Thread(target=worker(queue, results, image=slow).run_next)
     own.start()
     go.wait()
     queue.cancel(id)
@@ -132,16 +132,16 @@ def test_a_cancelled_job_stops_at_its_next_step_and_leaves_nothing(queue, result
     assert list(results.folder.iterdir()) == []
 
 
-def test_others_see_how_far_it_is_and_what_is_on_its_way(queue, results):
+def test_progress_and_previews_are_visible_to_others(queue, results):
     seen, preview = threading.Event(), queue.folder / PREVIEWS
 
     def slow(request, folder, report):
         report.step(3, 16)
-        report.preview(b"picture")
+        report.preview(b"image")
         seen.wait()
 
-    id = asked(queue)
-    own = threading.Thread(target=worker(queue, results, picture=slow).run_next)
+    id = submit(queue)
+    own = threading.Thread(target=worker(queue, results, image=slow).run_next)
     own.start()
     try:
         until(lambda: (preview / f"{id}.png").exists())
@@ -158,8 +158,8 @@ def test_a_worker_that_loads_for_long_keeps_its_job(tmp_path, results):
     def loads(request, folder, report):
         loaded.wait()
 
-    id = asked(queue)
-    own = threading.Thread(target=worker(queue, results, picture=loads).run_next)
+    id = submit(queue)
+    own = threading.Thread(target=worker(queue, results, image=loads).run_next)
     own.start()
     until(lambda: queue.get(id).state == "running")
     time.sleep(4.0)  # longer than the lease
@@ -178,14 +178,14 @@ def test_a_worker_whose_job_was_given_to_another_stops_and_changes_nothing(queue
         until(lambda: not report.step(1, 10))  # raises once it has heard of it
         pytest.fail("it was not stopped")
 
-    id = asked(queue)
-    worker(queue, results, "slow", picture=taken_away).run_next()
+    id = submit(queue)
+    worker(queue, results, "slow", image=taken_away).run_next()
     assert (queue.get(id).state, queue.get(id).worker) == ("running", "next")
     assert results.read(id) is None
 
 
-def test_what_was_made_before_its_worker_died_is_not_made_again(queue, results):
-    id = asked(queue)
+def test_outputs_of_a_dead_worker_are_not_generated_again(queue, results):
+    id = submit(queue)
     job = queue.claim("dead")
     with results.writing(job) as folder:
         (folder / "0.txt").write_text("made")
@@ -194,7 +194,7 @@ def test_what_was_made_before_its_worker_died_is_not_made_again(queue, results):
     def again(request, folder, report):
         pytest.fail("it is there")
 
-    assert worker(queue, results, picture=again).run_next()
+    assert worker(queue, results, image=again).run_next()
     assert (queue.get(id).state, queue.get(id).outputs) == ("completed", ("0.txt",))
     assert results.file(id, "0.txt").read_text() == "made"
 
@@ -214,12 +214,12 @@ def slow(request, folder, report):
         time.sleep(0.01)
 
 queue = Queue(Path(sys.argv[1]))
-Worker(f"child-{os.getpid()}", queue, JobOutputs(queue.folder / "made"), {"picture": slow}).run(lambda: False)
+Worker(f"child-{os.getpid()}", queue, JobOutputs(queue.folder / "made"), {"image": slow}).run(lambda: False)
 """
 
 
 def test_a_killed_workers_job_is_done_by_the_next_one_and_once(queue, results):
-    first, second = asked(queue, "a"), asked(queue, "b")
+    first, second = submit(queue, "a"), submit(queue, "b")
     command = [sys.executable, "-c", _CHILD, str(queue.folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         child.stdout.readline()
