@@ -19,7 +19,7 @@ pytestmark = MARKS
 
 def test_two_reports_stand_side_by_side(page: Any, studio: Server):
     chosen(page, "evaluate")
-    page.get_by_text("There is no report yet: evaluate a model.").wait_for()
+    page.get_by_text("No report exists yet: evaluate a model.").wait_for()
     picked(page, "evaluate-model", "ddpm-digits")
     picked(page, "evaluate-recipe", "ddpm-digits")
     page.get_by_label("Samples", exact=True).fill("40")
