@@ -18,7 +18,7 @@ pytest.importorskip("gradio")
 
 import gradio as gr
 
-from tests.server.http.conftest import Crew
+from tests.server.http.conftest import FakeWorkerPool
 from tests.studio.conftest import LEFT
 from unveil.errors import Error, RecipeError
 from unveil.io.images import png
@@ -55,7 +55,7 @@ def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StudioCl
         monkeypatch.setenv(variable, str(tmp_path / name))
     folder = tmp_path / "service"
     queue = Queue(folder, QueueLimits(waiting=100, each=100))
-    parts = (queue, JobOutputs(folder / MADE), Crew(), Catalog(folder / RUNS), UploadStore(folder / FOLDER))
+    parts = (queue, JobOutputs(folder / MADE), FakeWorkerPool(), Catalog(folder / RUNS), UploadStore(folder / FOLDER))
     service = Service(*parts)  # type: ignore[arg-type]
     yield StudioClient(service, None)
     service.inputs.close()
