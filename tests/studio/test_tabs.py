@@ -331,7 +331,7 @@ def test_the_gallery_searches_when_a_word_is_complete(client: StudioClient):
 
 
 @pytest.mark.parametrize(
-    ("request", "missing"),
+    ("fields", "missing"),
     [
         (
             {"change": {"verb": "outpaint", "picture": SOURCE, "method": "repaint", "feather": 3}},
@@ -344,12 +344,12 @@ def test_the_gallery_searches_when_a_word_is_complete(client: StudioClient):
         ),
     ],
 )
-def test_parameters_of_an_image_without_a_field_are_reported(laid: Laid, request: dict[str, Any], missing: str):
+def test_parameters_of_an_image_without_a_field_are_reported(laid: Laid, fields: dict[str, Any], missing: str):
     image_tab = laid(ImageTab)
-    *fields, _, message = image_tab.refilled({"prompt": "a ring", **request})
-    assert len(fields) == len(image_tab.fields)
+    *values, _, message = image_tab.refilled({"prompt": "a ring", **fields})
+    assert len(values) == len(image_tab.fields)
     assert f"Not restored in the form: {missing}. Generate again, in the gallery" in message
-    assert "gallery" not in image_tab.refilled({"prompt": "a ring", **request}, in_gallery=False)[-1]
+    assert "gallery" not in image_tab.refilled({"prompt": "a ring", **fields}, in_gallery=False)[-1]
     assert image_tab.refilled({"prompt": "a ring", "loras": ["a:1", "b:1"]})[-1] == ""
 
 
