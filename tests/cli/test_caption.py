@@ -177,7 +177,7 @@ def test_decoding_options_that_cannot_be_read_are_refused(run: Path, tmp_path: P
 def test_invalid_options_are_refused(cli: Cli, run: Path, folder: Path, tmp_path: Path):
     (tmp_path / "empty").mkdir()
     before = tree(tmp_path)
-    refused(cli("caption", "empty", "--model", run), 4, "neither an image nor a video in it")
+    refused(cli("caption", "empty", "--model", run), 4, "contains neither an image nor a video")
     refused(cli("caption", "nowhere", "--model", run), 4, "nowhere")
     refused(cli("caption", folder, "--model", "ddpm-digits"), 1, "ddpm-digits: not a captioner")
     refused(cli("caption", folder, "--model", run, "--decoding", "gredy"), 2, "nearest: 'greedy'")

@@ -176,7 +176,11 @@ def test_an_endpoint_that_never_answers(cli: Cli, tmp_path: Path, place: Place, 
     refused(cli("caption", folder, *ask), 4, "mine: no caption of 1 files; the first: a.png: no answer", "timed out")
     assert len(place.requests) == 3
     assert tree(folder) == before
-    refused(cli("caption", folder, "--model", "http://[::1/v1#eyes"), 2, "no address; write it such as http://local")
+    refused(
+        cli("caption", folder, "--model", "http://[::1/v1#eyes"),
+        2,
+        "is not a URL of an endpoint; write it such as http://local",
+    )
     monkeypatch.setenv("UNVEIL_API_SECONDS", "soon")
-    refused(cli("caption", folder, *ask), 2, "UNVEIL_API_SECONDS=soon: seconds that an answer may take")
+    refused(cli("caption", folder, *ask), 2, "UNVEIL_API_SECONDS=soon: must be a number of seconds")
     assert tree(folder) == before

@@ -123,7 +123,7 @@ def test_an_invalid_answer_falls_back_to_the_rules_and_its_cost_is_stored(
     place.answer = lambda: (200, saying("a blue dog \x00 {}", **usage))
     done = cli(*command, *FAST, "--expand-prompt", f"{place.url}#big", "--json")
     assert done.code == 0, done.err
-    assert "its answer has words that the model does not know: dog" in done.err
+    assert "its answer contains unknown words: dog" in done.err
     (expanded,) = done.json["expanded"]
     assert (expanded["by"], expanded["cost"]) == ("rules", "100 tokens read, 20 written")
     typed = facts(tmp_path / command[-1])["typed"]
@@ -160,7 +160,9 @@ def test_half_a_character_is_reported_before_sampling(cli: Cli, tmp_path: Path, 
 
 def test_invalid_values_are_refused(cli: Cli, tmp_path: Path):
     refused(cli("video", SHORT, "--expand-prompt", "nowhere", "-o", "a.gif"), 1, "nowhere: no config.json")
-    refused(cli("video", SHORT, "--expand-prompt", "http://there/v1", "-o", "a.gif"), 2, "which model there")
+    refused(
+        cli("video", SHORT, "--expand-prompt", "http://there/v1", "-o", "a.gif"), 2, "the name of the model is missing"
+    )
     refused(
         cli("sample", "ddpm-digits", "--expand-prompt", "rules", "--out", "a.png"),
         2,

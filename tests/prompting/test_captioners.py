@@ -83,7 +83,7 @@ def test_clips_of_many_sizes_and_lengths_at_once(model):
 
 
 def test_what_it_looks_at_is_of_its_size_and_at_most_so_many_frames(model):
-    seen = NativeCaptioner(model)._prepared(MediaClip(torch.zeros(3, 61, 40, 90, dtype=torch.uint8), 30.0))
+    seen = NativeCaptioner(model)._prepare(MediaClip(torch.zeros(3, 61, 40, 90, dtype=torch.uint8), 30.0))
     assert seen.pixels.shape == (3, captioners.FRAMES, 8, 16)  # the shorter side is that of training
     assert seen.rate == pytest.approx(30.0 * 15 / 60)  # from the first frame to the last it takes as long
 
@@ -91,7 +91,7 @@ def test_what_it_looks_at_is_of_its_size_and_at_most_so_many_frames(model):
 def test_other_ways_and_channels_are_refused(model):
     with pytest.raises(RecipeError, match="how 'greedily': must be one of greedy, beam, sampled; nearest: 'greedy'"):
         NativeCaptioner(model, how="greedily")
-    with pytest.raises(RecipeError, match="4 channels: this captioner looks at 3"):
+    with pytest.raises(RecipeError, match="4 channels: this captioner takes 3"):
         NativeCaptioner(model)([MediaClip(torch.zeros(4, 1, 8, 8, dtype=torch.uint8))])
 
 
@@ -177,10 +177,10 @@ def test_any_exception_of_the_model_is_reported_for_the_image(folder, monkeypatc
         raise IndexError("shape of the mask\nand more")
 
     monkeypatch.setattr(captioner._model, "generate", fails)
-    with pytest.raises(NoAnswer, match=r"tiny-blip: it fails \(shape of the mask\)$"):
+    with pytest.raises(NoAnswer, match=r"tiny-blip: the model fails \(shape of the mask\)$"):
         captioner(clips(1))
     monkeypatch.setattr(captioner, "_processor", lambda **given: {}["pixel_values"])
-    with pytest.raises(NoAnswer, match=r"tiny-blip: it fails \('pixel_values'\)$"):
+    with pytest.raises(NoAnswer, match=r"tiny-blip: the model fails \('pixel_values'\)$"):
         captioner(clips(1))
 
 
@@ -200,8 +200,8 @@ def test_an_endpoint_gets_an_image_or_frames_side_by_side(place: Place):
         assert head == "data:image/png;base64"
         sizes.append(Image.open(io.BytesIO(base64.b64decode(data))).size)
     assert sizes[0][0] > 3 * sizes[1][0] - 1  # four frames in a row
-    assert "one clip" in json.dumps(place.requests[0][0])
-    assert "one clip" not in json.dumps(place.requests[1][0])
+    assert "one video" in json.dumps(place.requests[0][0])
+    assert "one video" not in json.dumps(place.requests[1][0])
 
 
 def test_an_address_without_an_answer(place: Place):

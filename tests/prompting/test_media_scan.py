@@ -94,7 +94,7 @@ def test_sub_folders_that_training_takes_as_classes_are_known(tmp_path):
 
 
 def test_folders_without_anything(tmp_path):
-    with pytest.raises(DataError, match="neither an image nor a video in it"):
+    with pytest.raises(DataError, match="contains neither an image nor a video"):
         scan_folder(tmp_path)
     with pytest.raises(DataError, match="nowhere"):
         scan_folder(tmp_path / "nowhere")

@@ -11,7 +11,7 @@ from unveil.playground.caption_parser import ambiguous, contradictory, language_
 from unveil.playground.prompt_rules import FRAMES, RULES, Expansion, dropped_attributes, expand_by_rules
 
 RewriteStyle = Literal["playground", "free"]
-MAX_LENGTH = 2000  # characters of an answer that are taken
+MAX_LENGTH = 2000  # maximum characters of an answer
 _EXAMPLES = {
     "en": ("a small red circle moves left", "large green ring bounces on black", "clip 0412 blue square growing"),
     # the same in Chinese, by what the playground calls them
@@ -22,14 +22,15 @@ _EXAMPLES = {
     ),
 }
 _FREE = (
-    "You rewrite what somebody asks a video model for. Answer with one paragraph of 60 to 100 words in the language of "
-    "the request, and with nothing else. Keep every thing, number, colour, name, place and quoted text of the request, "
-    "and contradict none of it. Add what it leaves open: how things look, how they move, what is around them, the "
-    "light, the style, and what the camera does. Write in the present tense what is to be seen, not what it means."
+    "You rewrite prompts of a video model. Answer with one paragraph of 60 to 100 words in the language of the prompt, "
+    "and with nothing else. Keep every object, number, colour, name, place and quoted text of the prompt, and do not "
+    "contradict it. Add what it leaves open: how objects look and move, what surrounds them, the light, the style, and "
+    "what the camera does. Describe in the present tense what is visible, not what it means."
 )
 _PLAYGROUND = (
-    "You rewrite short captions of clips of simple shapes as dense ones, in the language of the caption. Keep all that "
-    "the caption says, and answer with the dense caption alone. Use the words and the form of the examples."
+    "You rewrite short captions of videos of simple shapes as dense captions, in the language of the caption. Keep "
+    "everything that the caption states, and answer with the dense caption alone. Use the words and the form of the "
+    "examples."
 )
 
 
@@ -44,18 +45,19 @@ class ChatMessage:
 class LanguageModel(Protocol):
     """A language model that answers chat messages.
 
-    name: for people. cost: what its last answer took, in words, whether it is taken or not; empty where nobody counts
-    it.
+    Attributes:
+        name: Name that is displayed.
+        cost: Token usage of its last answer, as text; empty if it is not counted.
     """
 
     name: str
     cost: str
 
-    def __call__(self, turns: Sequence[ChatMessage]) -> str:
-        """Its answer.
+    def __call__(self, messages: Sequence[ChatMessage]) -> str:
+        """Return the answer.
 
         Raises:
-            NoAnswer: there is none; the message has the reason.
+            NoAnswer: There is no answer; the message states the reason.
         """
         ...
 
@@ -69,10 +71,10 @@ def rewrite_messages(prompt: str, register: RewriteStyle) -> list[ChatMessage]:
     """Return the chat messages that ask a language model to expand a prompt."""
     if register == "free":
         return [ChatMessage("system", _FREE), ChatMessage("user", prompt)]
-    turns = [ChatMessage("system", _PLAYGROUND)]
+    messages = [ChatMessage("system", _PLAYGROUND)]
     for example in _EXAMPLES[language_of(prompt)]:
-        turns += [ChatMessage("user", example), ChatMessage("assistant", expand_by_rules(example).text)]
-    return [*turns, ChatMessage("user", prompt)]
+        messages += [ChatMessage("user", example), ChatMessage("assistant", expand_by_rules(example).text)]
+    return [*messages, ChatMessage("user", prompt)]
 
 
 def strip_quotes(text: str) -> str:
@@ -89,10 +91,12 @@ def rewrite(
 
     Args:
         prompt: Prompt in any language that the model writes.
-        writer: the language model.
-        register: "playground" takes only answers in its words that keep every attribute; "free" any text that is
-            neither empty nor endless, and leaves the prompt as it is where there is none.
-        seed: Seed of the rules. frames: 1 for images, which have no motion; see `expand_by_rules`.
+        writer: Language model.
+        register: Style of the answer. "playground" accepts only answers in the playground's words that keep every
+            attribute. "free" accepts any text of 1 to MAX_LENGTH characters, and keeps the prompt unchanged if there
+            is no answer.
+        seed: Seed of the rules.
+        frames: Number of frames; 1 for images, which have no motion; see `expand_by_rules`.
     """
     try:
         text = strip_quotes(" ".join(writer(rewrite_messages(prompt, register)).split()))
@@ -102,7 +106,7 @@ def rewrite(
     if not fault:
         return Expansion(prompt, text, writer.name, note=writer.cost)
     fallback = expand_by_rules(prompt, seed, frames) if register == "playground" else Expansion(prompt, prompt)
-    instead = "by the rules instead" if fallback.by == RULES else fallback.note or "left as it is"
+    instead = "by the rules instead" if fallback.by == RULES else fallback.note or "the prompt is unchanged"
     took = f" ({writer.cost})" if writer.cost else ""
     return fallback._replace(note=f"{writer.name}: {fault}{took}; {instead}")
 
@@ -114,10 +118,10 @@ def _fault(prompt: str, text: str, register: RewriteStyle) -> str:
     if register == "free":
         return ""
     if strange := unparsed(text):
-        return f"its answer has words that the model does not know: {', '.join(strange[:5])}"
+        return f"its answer contains unknown words: {', '.join(strange[:5])}"
     if doubled := [name for name in contradictory(text) if name not in contradictory(prompt)]:
-        return f"its answer says two things at once ({', '.join(doubled)})"
+        return f"its answer contradicts itself ({', '.join(doubled)})"
     if unsure := ambiguous(text):
-        return f"its answer leaves open of which thing it says something ({', '.join(unsure)})"
+        return f"its answer is ambiguous ({', '.join(unsure)})"
     missing = dropped_attributes(parse(prompt), parse(text))
     return f"its answer changes the prompt ({', '.join(missing)})" if missing else ""

@@ -1,4 +1,4 @@
-"""A causal language model of transformers, from a local folder."""
+"""Causal language models of transformers in local folders."""
 
 from __future__ import annotations
 
@@ -18,16 +18,19 @@ MAX_TOKENS = 256  # tokens of an answer
 
 
 class LocalLanguageModel:
-    """Goes on with a conversation by its likeliest tokens, so that the same prompt is always answered alike.
+    """Language model in a local folder; it decodes greedily, so that a prompt always has the same answer.
 
-    A model without a chat template is shown the conversation as plain text, a turn a line, and answers with a line.
+    A model without a chat template gets the conversation as plain text with one message per line, and its answer is
+    one line.
 
     Args:
-        folder: Model folder as written by transformers: config.json, safetensors, a tokenizer. No code in it is run.
-        device: Device of the model. dtype: Type of its weights.
+        folder: Model folder as written by transformers: config.json, safetensors, and a tokenizer. Code in the folder
+            is not run.
+        device: Device of the model.
+        dtype: Data type of the weights.
 
     Raises:
-        WeightsError: no such model there, or a folder that wants code or a pickle to be run.
+        WeightsError: The folder contains no such model, or needs code or a pickle to be run.
         RecipeError: transformers is not installed.
     """
 
@@ -36,81 +39,82 @@ class LocalLanguageModel:
             raise WeightsError(f"{folder}: no config.json; give the folder of a causal language model of transformers")
         check_folder(folder)
         transformers: Any = import_extra("transformers", WHAT)
-        how = {"local_files_only": True, "trust_remote_code": False}
+        options = {"local_files_only": True, "trust_remote_code": False}
         try:
-            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder, **how)
+            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder, **options)
             model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-                folder, **how, use_safetensors=True, dtype=dtype
+                folder, **options, use_safetensors=True, dtype=dtype
             )
-        except Exception as problem:  # whatever a damaged folder makes a library raise that reads every kind
+        except Exception as problem:  # a library that reads any model may raise anything for a damaged folder
             raise WeightsError(
                 f"{folder}: cannot be opened as a causal language model ({first_line(problem)})"
             ) from problem
         self._model = model.to(device).eval()
         self.name, self.cost = folder.name, ""
 
-    def __call__(self, turns: Sequence[ChatMessage]) -> str:
-        """The likeliest answer.
+    def __call__(self, messages: Sequence[ChatMessage]) -> str:
+        """Return the most likely answer.
 
         Raises:
-            NoAnswer: it stops at once, the conversation is longer than it reads, its template refuses it, or it fails.
+            NoAnswer: The answer is empty, the conversation exceeds the context length, the chat template refuses it,
+                or the model fails.
         """
         try:
-            return self._answer(turns)
+            return self._answer(messages)
         except NoAnswer:
             raise
-        except Exception as problem:  # code of many hands: whatever it raises is of this conversation
-            raise NoAnswer(f"it fails ({first_line(problem)})") from problem
+        except Exception as problem:  # a third-party model may raise anything; the error belongs to this conversation
+            raise NoAnswer(f"the model fails ({first_line(problem)})") from problem
 
-    def _answer(self, turns: Sequence[ChatMessage]) -> str:
-        tokens: Any = self._tokens(turns).to(self._model.device)
+    def _answer(self, messages: Sequence[ChatMessage]) -> str:
+        tokens: Any = self._tokens(messages).to(self._model.device)
         count = tokens["input_ids"].shape[1]
-        longest = getattr(self._model.config, "max_position_embeddings", None)
-        if longest is not None and count + 1 > longest:
-            raise NoAnswer(f"the conversation has {count} tokens, it reads {longest}")
-        most = MAX_TOKENS if longest is None else min(MAX_TOKENS, longest - count)
+        context_length = getattr(self._model.config, "max_position_embeddings", None)
+        if context_length is not None and count + 1 > context_length:
+            raise NoAnswer(f"the conversation has {count} tokens, must have at most {context_length - 1}")
+        max_tokens = MAX_TOKENS if context_length is None else min(MAX_TOKENS, context_length - count)
         pad = self._tokenizer.pad_token_id
         pad = self._tokenizer.eos_token_id if pad is None else pad
         with torch.no_grad():
-            generated = self._model.generate(**tokens, max_new_tokens=most, do_sample=False, pad_token_id=pad)
+            generated = self._model.generate(**tokens, max_new_tokens=max_tokens, do_sample=False, pad_token_id=pad)
         text: str = self._tokenizer.decode(generated[0, count:], skip_special_tokens=True).strip()
         lines = text.splitlines()
         if not lines:
-            raise NoAnswer("it answers nothing")
+            raise NoAnswer("the answer is empty")
         return text if self._tokenizer.chat_template else lines[0]
 
-    def _tokens(self, turns: Sequence[ChatMessage]) -> Any:
+    def _tokens(self, messages: Sequence[ChatMessage]) -> Any:
         if self._tokenizer.chat_template:
             refusal: Any = import_extra("jinja2", WHAT).TemplateError
             try:
-                return self._templated(turns)
+                return self._apply_template(messages)
             except refusal:
-                pass  # many templates have no system role
+                pass  # many chat templates have no system role
             try:
-                return self._templated(_without_system(turns))
+                return self._apply_template(_merge_system_messages(messages))
             except refusal as problem:
                 raise NoAnswer(f"its chat template refuses the conversation ({first_line(problem)})") from problem
-        marks = {"system": "", "user": "Short: ", "assistant": "Dense: "}
-        lines = [f"{marks[turn.role]}{turn.text}" for turn in turns]
+        prefixes = {"system": "", "user": "Short: ", "assistant": "Dense: "}
+        lines = [f"{prefixes[message.role]}{message.text}" for message in messages]
         encoded: Any = self._tokenizer("\n".join([*lines, "Dense:"]), return_tensors="pt")
         encoded.pop("token_type_ids", None)
         return encoded
 
-    def _templated(self, turns: Sequence[ChatMessage]) -> Any:
-        messages = [{"role": turn.role, "content": turn.text} for turn in turns]
+    def _apply_template(self, messages: Sequence[ChatMessage]) -> Any:
+        conversation = [{"role": message.role, "content": message.text} for message in messages]
         return self._tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+            conversation, add_generation_prompt=True, return_tensors="pt", return_dict=True
         )
 
 
-def _without_system(turns: Sequence[ChatMessage]) -> list[ChatMessage]:
+def _merge_system_messages(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
     """Return the same conversation with each system message prepended to the next user message."""
     merged: list[ChatMessage] = []
-    before: list[str] = []
-    for turn in turns:
-        if turn.role == "system":
-            before.append(turn.text)
+    pending: list[str] = []
+    for message in messages:
+        if message.role == "system":
+            pending.append(message.text)
         else:
-            merged.append(ChatMessage(turn.role, "\n\n".join([*before, turn.text])))
-            before = []
+            merged.append(ChatMessage(message.role, "\n\n".join([*pending, message.text])))
+            pending = []
     return merged

@@ -1,4 +1,4 @@
-"""Images and sampled frames of videos to be captioned, of a folder or of the playground, one by one."""
+"""Read images and sampled frames of videos for captioning, from a folder or from the playground."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from unveil.errors import DataError, RecipeError
 from unveil.io.video.reader import FrameSelection, VideoDecoder, VideoLimits
 from unveil.playground.dataset import Playground
 
-MAX_SIDE = 512  # pixels of the longer side of what a captioner gets
-MAX_PIXELS = 100_000_000  # of an image that is opened
+MAX_SIDE = 512  # pixels of the longer side of a captioner's input
+MAX_PIXELS = 100_000_000  # maximum pixels of an image file
 
 
 @dataclass(frozen=True)
 class ScanDefaults:
-    """The settings of `index_folder` for a folder in which nothing is chosen; see `FolderConfig`."""
+    """Default settings of `index_folder`; see `FolderConfig`."""
 
     path: str
     caption_column: str = "text"
@@ -37,7 +37,12 @@ class ScanDefaults:
 
 
 class SampledFrames(NamedTuple):
-    """Some frames, uint8 (3, T, H, W), and how many of them there are in a second; an image is one frame."""
+    """Sampled frames of a video; an image is one frame.
+
+    Attributes:
+        pixels: uint8 (3, T, H, W).
+        rate: Sampled frames per second.
+    """
 
     pixels: Tensor
     rate: float
@@ -47,9 +52,12 @@ class SampledFrames(NamedTuple):
 class MediaListing:
     """Images and videos of a folder.
 
-    images, clips: images and videos by name, with their captions. refused: path and reason of
-    what promises an image or a video and cannot be opened. table: the name of its metadata, None without metadata.
-    classes: the sub-folders that are the classes of files, by their names, where there is no metadata.
+    Attributes:
+        root: The folder.
+        images, clips: Entries of images and videos, sorted by path, with their captions.
+        refused: Path and reason of each image or video file that cannot be opened.
+        table: Name of the metadata file; None without metadata.
+        classes: Class folder of each file, if the folder has classes and no metadata.
     """
 
     root: Path
@@ -61,15 +69,15 @@ class MediaListing:
 
     @property
     def entries(self) -> list[IndexEntry]:
-        """Images and videos by name."""
+        """Return all entries, sorted by path."""
         return sorted([*self.images, *self.clips], key=lambda entry: entry.path)
 
 
 def scan_folder(folder: Path) -> MediaListing:
-    """The images and videos of a folder.
+    """List the images and videos of a folder.
 
     Raises:
-        DataError: no such folder, neither an image nor a video in it, or metadata that cannot be read.
+        DataError: The folder does not exist or contains neither images nor videos, or its metadata cannot be read.
     """
     indices: dict[str, FolderIndex] = {}
     problems: list[DataError] = []
@@ -79,26 +87,26 @@ def scan_folder(folder: Path) -> MediaListing:
         except DataError as problem:
             problems.append(problem)
     if not indices:
-        same = len({str(problem) for problem in problems}) == 1  # of the metadata, whatever is looked for
+        same = len({str(problem) for problem in problems}) == 1  # an error of the metadata concerns both kinds
         if same or not folder.is_dir():
             raise problems[0]
-        raise DataError(f"{folder}: neither an image nor a video in it")
+        raise DataError(f"{folder}: contains neither an image nor a video")
     first = next(iter(indices.values()))
-    seen = MediaListing(first.root, table=first.layout if first.layout in METADATA else None)
-    seen.classes = {path: name for entry in indices.values() for path, name in _classes(entry).items()}
-    seen.clips = indices[VIDEO.noun].entries if VIDEO.noun in indices else []
-    listed = {entry.path for entry in seen.clips}  # a GIF promises either
-    seen.images = (
+    listing = MediaListing(first.root, table=first.layout if first.layout in METADATA else None)
+    listing.classes = {path: name for entry in indices.values() for path, name in _classes(entry).items()}
+    listing.clips = indices[VIDEO.noun].entries if VIDEO.noun in indices else []
+    listed = {entry.path for entry in listing.clips}  # a GIF file may be an image or a video
+    listing.images = (
         [entry for entry in indices[IMAGE.noun].entries if entry.path not in listed] if IMAGE.noun in indices else []
     )
-    listed |= {entry.path for entry in seen.images}
+    listed |= {entry.path for entry in listing.images}
     refused = {path: reason for entry in indices.values() for path, reason in entry.refused if path not in listed}
-    seen.refused = sorted(refused.items())
-    return seen
+    listing.refused = sorted(refused.items())
+    return listing
 
 
 def _classes(index: FolderIndex) -> dict[str, str]:
-    """The sub-folder that each file lies in, where training takes these as classes."""
+    """Return the class folder of each file, if training uses the folders as classes."""
     paths = [entry.path for entry in index.entries]
     if index.layout in METADATA or not has_classes(ScanDefaults(str(index.root), labels="auto"), paths):
         return {}
@@ -109,42 +117,42 @@ class MediaReader:
     """Reads the entries of a folder.
 
     Args:
-        seen: Listing of the folder.
+        listing: Listing of the folder.
         frames: Maximum number of frames read from a video, spaced evenly, both ends included.
     """
 
-    def __init__(self, seen: MediaListing, frames: int) -> None:
-        self.seen, self.frames = seen, frames
-        self._clips = {entry.path for entry in seen.clips}
+    def __init__(self, listing: MediaListing, frames: int) -> None:
+        self.listing, self.frames = listing, frames
+        self._clips = {entry.path for entry in listing.clips}
         self._decoder = VideoDecoder()
 
     @property
     def entries(self) -> list[IndexEntry]:
-        """Images and videos of the folder."""
-        return self.seen.entries
+        """Return all entries of the folder, sorted by path."""
+        return self.listing.entries
 
     @property
     def refused(self) -> list[tuple[str, str]]:
-        """Files that cannot be read, with the reasons."""
-        return self.seen.refused
+        """Return the files that cannot be read, with the reasons."""
+        return self.listing.refused
 
     @property
     def table(self) -> Path | None:
-        """The folder's metadata."""
-        return None if self.seen.table is None else self.seen.root / self.seen.table
+        """Return the path of the folder's metadata file; None without metadata."""
+        return None if self.listing.table is None else self.listing.root / self.listing.table
 
     @property
     def classes(self) -> dict[str, str]:
-        """Class folder of each file."""
-        return self.seen.classes
+        """Return the class folder of each file."""
+        return self.listing.classes
 
     def __call__(self, entry: IndexEntry) -> SampledFrames:
-        """Some frames of it.
+        """Read an entry: an image, or evenly spaced frames of a video.
 
         Raises:
-            DataError: it cannot be read.
+            DataError: The file cannot be read.
         """
-        path = safe_join(self.seen.root, entry.path)
+        path = safe_join(self.listing.root, entry.path)
         try:
             if entry.path in self._clips:
                 return sample_frames(path, self._decoder, self.frames)
@@ -155,18 +163,19 @@ class MediaReader:
             raise DataError(problem.strerror or str(problem)) from problem
 
     def close(self) -> None:
-        """End the process that decodes."""
+        """End the decoding process."""
         self._decoder.close()
 
 
 class PlaygroundReader:
-    """The playground's videos by number, as `MediaListing` and `MediaReader` have those of a folder.
+    """Reads videos of the playground by index; it has the interface of `MediaReader`.
 
     Args:
-        world: Playground of the videos. count: Number of its first videos.
+        world: Playground data set.
+        count: Number of videos, counted from the first.
 
     Raises:
-        RecipeError: more than it has.
+        RecipeError: The count exceeds the size of the data set.
     """
 
     def __init__(self, world: Playground, count: int) -> None:
@@ -178,32 +187,34 @@ class PlaygroundReader:
         self.classes: dict[str, str] = {}
         annotations = world.annotations(range(count))
         self.entries = [
-            IndexEntry(str(n), text=item.get("texts", [item["text"]])[0]) for n, item in enumerate(annotations)
+            IndexEntry(str(index), text=item.get("texts", [item["text"]])[0]) for index, item in enumerate(annotations)
         ]
 
     def __call__(self, entry: IndexEntry) -> SampledFrames:
-        """All frames of a video."""
+        """Return all frames of a video."""
         item = self.world[int(entry.path)]
         pixels: Tensor = item["pixels"]
         return SampledFrames(pixels if pixels.ndim == 4 else pixels[:, None], float(item["fps"]))
 
     def close(self) -> None:
-        """Do nothing: nothing is open."""
+        """Do nothing; no file is open."""
 
 
 def sample_frames(path: Path, decoder: VideoDecoder, count: int, limits: VideoLimits | None = None) -> SampledFrames:
     """Decode at most `count` frames of a video, spaced evenly, both ends included.
 
     Raises:
-        DataError: as `VideoDecoder.look`.
+        DataError: As `VideoDecoder.look`.
     """
     limits = limits or VideoLimits()
     video = decoder.look(path, limits)
-    moments = video.moments()
-    chosen = torch.linspace(0, len(moments) - 1, min(count, len(moments))).round().long().tolist()
-    times = tuple(moments[place] for place in chosen)
-    cut = FrameSelection(times, "nearest", (0.0, 0.0, float(video.width), float(video.height)), _within(*video.shown))
-    pixels, _ = decoder.read(path, video, cut, limits)
+    timestamps = video.moments()
+    indices = torch.linspace(0, len(timestamps) - 1, min(count, len(timestamps))).round().long().tolist()
+    times = tuple(timestamps[index] for index in indices)
+    selection = FrameSelection(
+        times, "nearest", (0.0, 0.0, float(video.width), float(video.height)), _fit(*video.shown)
+    )
+    pixels, _ = decoder.read(path, video, selection, limits)
     rate = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else 1.0
     return SampledFrames(apply_orientation(pixels, video.turn), rate)
 
@@ -211,19 +222,20 @@ def sample_frames(path: Path, decoder: VideoDecoder, count: int, limits: VideoLi
 def _read_image(path: Path) -> Tensor:
     with path.open("rb") as file:
         pixels = decode_native_size(open_image(file, MAX_PIXELS), 3)
-    wide, high = _within(pixels.shape[2], pixels.shape[1])
-    return resized(pixels[:, None], (high, wide))[:, 0]
+    width, height = _fit(pixels.shape[2], pixels.shape[1])
+    return resized(pixels[:, None], (height, width))[:, 0]
 
 
-def _within(wide: int, high: int) -> tuple[int, int]:
-    scale = min(1.0, MAX_SIDE / max(wide, high))
-    return max(1, round(wide * scale)), max(1, round(high * scale))
+def _fit(width: int, height: int) -> tuple[int, int]:
+    """Return the size whose longer side has at most MAX_SIDE pixels, with the same aspect ratio."""
+    scale = min(1.0, MAX_SIDE / max(width, height))
+    return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def resized(pixels: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Frames uint8 (C, T, H, W) in another height and width."""
+    """Resize frames, uint8 (C, T, H, W), to a height and width by antialiased bicubic interpolation."""
     if tuple(pixels.shape[2:]) == size:
         return pixels
     frames = pixels.transpose(0, 1).float()
-    large = F.interpolate(frames, size, mode="bicubic", align_corners=False, antialias=True)
-    return large.round().clamp(0, 255).to(torch.uint8).transpose(0, 1)
+    interpolated = F.interpolate(frames, size, mode="bicubic", align_corners=False, antialias=True)
+    return interpolated.round().clamp(0, 255).to(torch.uint8).transpose(0, 1)
