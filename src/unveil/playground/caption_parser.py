@@ -1,8 +1,7 @@
-"""Parser of playground captions: the text is read back into attributes, in either language and any style.
+"""Parser of playground captions: it converts text of any style, in English or Chinese, to attributes.
 
-Words are read as the playground's captions, and people, put them: what is between two pauses ("and", a comma) belongs
-to the thing that is named there, and where none is, to the one before. Where that leaves open which thing is meant,
-`ambiguous` reports it.
+A caption is split at pauses ("and", a comma). The phrases of a part belong to the object that is named there; in a part
+without an object, to the previous object. If the object of a phrase is unclear, `ambiguous` reports it.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ class _Said(NamedTuple):
 
 
 class _Read(NamedTuple):
-    """Parsed caption. other: attributes with two values. unclear: attributes whose object is ambiguous."""
+    """Parsed caption. `other` has the attributes with two values, `unclear` those whose object is ambiguous."""
 
     facts: Facts
     other: list[str]
@@ -56,7 +55,7 @@ def language_of(caption: str) -> Language:
 def parse(caption: str) -> Facts:
     """Return the attributes that a caption states, as `SceneCaption.facts`: "objects", and facts of the whole video.
 
-    Words that mean nothing here are passed over. "moves left, bounces off the left wall" is a bounce.
+    Words without meaning are ignored. "moves left, bounces off the left wall" is a bounce.
     """
     return _read(caption).facts
 
@@ -64,8 +63,8 @@ def parse(caption: str) -> Facts:
 def contradictory(caption: str) -> list[str]:
     """Return the attributes with two values for one object, or for the video; `parse` takes the first one.
 
-    Examples: "moves up and down", "a red and blue circle". A bounce is not another motion
-    than the way that leads to the wall.
+    Examples: "moves up and down", "a red and blue circle". A bounce and the direction that leads to the wall are one
+    motion.
     """
     return _read(caption).other
 
@@ -73,7 +72,7 @@ def contradictory(caption: str) -> list[str]:
 def ambiguous(caption: str) -> list[str]:
     """Return the attributes whose object is ambiguous, such as the size in "a red circle, large and a blue ring".
 
-    "shape": it is not clear how many things there are: "a circle, the circle moves left" may be of two or of one.
+    "shape" means that the number of objects is unclear: "a circle, the circle moves left" has one or two.
     """
     return _read(caption).unclear
 
@@ -81,8 +80,8 @@ def ambiguous(caption: str) -> list[str]:
 def unparsed(caption: str) -> list[str]:
     """Return the words and numbers of a caption that `parse` does not understand; articles are ignored.
 
-    Nor do the words of alt-text ("video 0231"), those of a scene's sentence where it is this scene, and "moves" before
-    what says which way. A bare "left" before a thing with an article is a place, and is among them.
+    Words of alt-text ("video 0231"), fixed words of a scene's sentence in this scene, and "moves" before a direction
+    are understood. A bare "left" before an object with an article is a position, and is returned.
     """
     language, text = language_of(caption), caption.lower()
     phrases = list(_said(text, language))
@@ -244,7 +243,7 @@ def _implied(language: Language, scene: str) -> Facts:
 
 
 def _said(text: str, language: Language) -> Iterator[_Said]:
-    """Yield every phrase with a meaning of a lower-case text."""
+    """Yield every meaningful phrase of a lower-case text."""
     pattern, meanings = _lexicon(language)
     for match in pattern.finditer(text):
         yield _Said(*meanings[match.group()], *match.span())
@@ -292,7 +291,7 @@ def _verbs() -> frozenset[str]:
 
 @cache
 def _lexicon(language: Language) -> tuple[re.Pattern[str], dict[str, tuple[str, str]]]:
-    """Return the pattern of all phrases, longest first, and their meanings; one-sign motions must stand apart."""
+    """Return the pattern of all phrases, longest first, and their meanings; one-character motions stand alone."""
     table = words(language)
     meanings = {
         phrase: (attribute, value)
@@ -313,7 +312,7 @@ def _lexicon(language: Language) -> tuple[re.Pattern[str], dict[str, tuple[str, 
 
 @cache
 def _passed_over(language: Language) -> list[re.Pattern[str]]:
-    """Return the patterns of text without meaning: the numbers of alt-text, and phrases."""
+    """Return the patterns of text without meaning: the numbers of alt-text, and fixed phrases."""
     forms: Any = words(language)["sentences"]["raw"]
     fixed = [form.replace("{words}", "").strip() for form in forms]
     numbered = [re.escape(form).replace(re.escape("{number}"), r"\d+") for form in fixed]
@@ -325,7 +324,7 @@ def _passed_over(language: Language) -> list[re.Pattern[str]]:
 
 @cache
 def _plain(language: Language, scene: str) -> frozenset[str]:
-    """Return the words, or Chinese signs, without meaning of their own; in a scene, including those of its sentence."""
+    """Return the words, or Chinese characters, without own meaning; in a scene, including those of its sentence."""
     table = words(language)
     form = re.sub(r"\{\w+\}", " ", table["sentences"][scene]).lower() if scene else ""
     text = f"{table['plain']} {form}"

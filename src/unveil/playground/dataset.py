@@ -1,7 +1,7 @@
-"""The playground: an endless procedural data set of captioned videos whose annotations are true by construction.
+"""The playground: an unlimited procedural data set of captioned videos with exact annotations.
 
-A video is a pure function of (seed, number), as scenes are. Combinations of colour, shape and motion that a hash holds
-out never occur in training, so that a model can be evaluated on unseen combinations.
+A video is a pure function of (seed, index), as scenes are. A hash holds out combinations of colour, shape and motion.
+Training never contains them, so that a model can be evaluated on unseen combinations.
 """
 
 from __future__ import annotations
@@ -59,23 +59,25 @@ _ALL = _ACTION + MAX_OBJECTS * casting.PER_OBJECT
 
 @dataclass(frozen=True)
 class PlaygroundConfig:
-    """Videos of moving objects, and other scenes. The defaults are those of the evaluation prompts.
+    """Configuration of the playground's videos. The defaults are those of the evaluation prompts.
 
-    min_size, max_size: sides in pixels, 16 to 96, multiples of 8. aspect: the longer side over the shorter, at most;
-        1 to 2. Every size that fits occurs equally often.
-    frames: lengths, each 1 (an image) to 33, equally often. A playground of images only has items of rank 3.
-    fps: 4, 8 or 16 frames per second, equally often.
-    scenes: kinds of video, equally often among those that a video's size and length have room for.
-    objects: numbers of objects in scene "objects", each 1 to 3, equally often. motions: motions of these objects.
-    p_pattern, p_occluder, p_camera: parts of the videos of scene "objects" that have a gradient or a checker behind, a
-        bar in front, or a moving camera, where there is room for it.
-    caption_styles, languages: of captions, equally often. caption_error_rate: of raw captions, a part of the usual
-        ones; 0 to 1.
-    captions_file: a file of a captioner's captions of the videos to train on, by number, as `unveil caption` writes it.
-    synthetic_prob: of these, where a video has one.
-    count, num_val: videos of each part.
-    crop: "square" leaves of each video the square in its middle, as if the data had been cropped; captions, facts and
-        tracks stay those of the whole video.
+    Attributes:
+        min_size, max_size: Range of the sides in pixels, 16 to 96, multiples of 8. All sizes in it occur equally often.
+        aspect: Maximum ratio of the longer to the shorter side, 1 to 2.
+        frames: Lengths, each 1 (an image) to 33, equally often. If all are 1, items have rank 3.
+        fps: Frame rates, each 4, 8 or 16, equally often.
+        scenes: Kinds of scene, equally often among those that fit the size and the length of a video.
+        objects: Numbers of objects of scene "objects", each 1 to 3, equally often.
+        motions: Motions of these objects.
+        p_pattern, p_occluder, p_camera: Probabilities that a video of scene "objects" has a gradient or checkered
+            background, an occluding bar, or a moving camera, if its size allows it.
+        caption_styles, languages: Styles and languages of captions, equally often.
+        caption_error_rate: Error rate of raw captions, relative to the usual one; 0 to 1.
+        captions_file: File with captions of a captioner by video index, as `unveil caption` writes it.
+        synthetic_prob: Probability of a caption of that file, for videos that have one.
+        count, num_val: Number of videos of the training and the validation split.
+        crop: "square" crops each video to its central square, as if the data had been cropped. Captions, facts and
+            tracks describe the whole video.
     """
 
     min_size: int = 32
@@ -161,25 +163,30 @@ class PlaygroundConfig:
                     raise RecipeError(f"{name}: {value!r} is none of {_listed(choices)}{did_you_mean(value, choices)}")
 
     def fitting(self, view: VideoShape) -> list[Scene]:
-        """The scenes that videos of this size and length have room for."""
+        """Return the scenes that fit videos of this size and length."""
         roomy = min(view.height, view.width) >= MIN_SIDE and view.frames >= MIN_FRAMES
         return [scene for scene in self.scenes if roomy or scene not in SPECIAL_SCENES]
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
-        """Every height and width that occurs."""
+        """Return every height and width that occurs."""
         sides = range(self.min_size, self.max_size + 1, SIDES_PX[2])
         return [(high, wide) for high in sides for wide in sides if max(high, wide) <= self.aspect * min(high, wide)]
 
 
 @data_kind("playground", PlaygroundConfig)
 class Playground(Dataset[Item]):
-    """Videos as items.
+    """Data set of playground videos.
 
-    pixels uint8 (3, T, H, W), or (3, H, W) where all are images; fps; text, with its register and language; mentioned,
-    the attributes that its text names; texts, this one and a captioner's, where there are both and text is one of them;
-    attributes, what is true; unseen, whether training never has such a combination; track float32 (N, T, 4), of each
-    object x, y and radius in pixels and how much of it is seen, in [0, 1].
+    An item contains:
+        pixels: uint8 (3, T, H, W), or (3, H, W) if all items are images.
+        fps: Frames per second.
+        text: Caption, with its register and language.
+        mentioned: Attributes that the caption names.
+        texts: This caption and that of a captioner, if both exist and the text is one of them.
+        attributes: True attributes.
+        unseen: True for a combination that training never contains.
+        track: float32 (N, T, 4): x, y, radius in pixels and visible fraction in [0, 1] of each object.
     """
 
     def __init__(self, config: PlaygroundConfig, part: Part = "train") -> None:
@@ -195,7 +202,7 @@ class Playground(Dataset[Item]):
             self._check_written(config.captions_file)
 
     def _check_written(self, file: str) -> None:
-        """Raises RecipeError for captions of another world, whose videos had other captions of their own."""
+        """Raise RecipeError if the captions belong to a playground with other settings."""
         captioned = self.synthetic_captions
         looked = [number for number, record in captioned.items() if record.original and number < self.count][:_LOOKED]
         for number, item in zip(looked, self.annotations(looked), strict=True):
@@ -206,15 +213,15 @@ class Playground(Dataset[Item]):
                 )
 
     def __len__(self) -> int:
-        """Number of videos."""
+        """Return the number of videos."""
         return self.count
 
     def __getitem__(self, index: int) -> Item:
-        """One video."""
+        """Return one video."""
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Item]:
-        """Several videos, drawn together (a DataLoader asks for whole batches)."""
+        """Return several videos, rendered together (a DataLoader requests whole batches)."""
         items: list[Item] = [{} for _ in indices]
         for group in self._groups(indices):
             pixels, tracks = group.render()
@@ -225,7 +232,7 @@ class Playground(Dataset[Item]):
         return items
 
     def sizes(self) -> Tensor:
-        """Frames, height and width of every video, which are known without drawing it: int64 (N, 3)."""
+        """Return the frames, height and width of every video without rendering: int64 (N, 3)."""
         numbers = np.arange(self.first, self.first + self.count, dtype=np.uint64)
         draws = uniforms(self.config.seed, numbers, _COUNT)
         frames, size = np.array(self.config.frames), np.array(self.config.sizes)
@@ -268,7 +275,7 @@ class Playground(Dataset[Item]):
         }
 
     def _groups(self, indices: Sequence[int]) -> Iterator[_Group]:
-        """The videos of each scene and size, planned together."""
+        """Group the requested videos by scene and size, and draw their attributes together."""
         for index in indices:
             if not -self.count <= index < self.count:
                 raise IndexError(f"video {index} of {self.count}")
@@ -308,7 +315,7 @@ class _Group(NamedTuple):
 
 
 def _square(clip: Tensor) -> Tensor:
-    """The square in the middle of (..., H, W)."""
+    """Return the central square of (..., H, W)."""
     high, wide = clip.shape[-2:]
     side = min(high, wide)
     top, left = (high - side) // 2, (wide - side) // 2

@@ -1,7 +1,7 @@
-"""Rule-based detector of playground objects: colour, shape, size and motion. Nothing here is learned.
+"""Rule-based detector of playground objects: colour, shape, size and motion. It has no learned parameters.
 
-A pixel belongs to the palette's colour that explains it best over the ground; an object is all that has one colour.
-Its shape is that of the drawn shape which fits it best, its motion follows from where it is in each frame.
+Each pixel is assigned to the palette colour that explains it best as a mixture with the background. All pixels of one
+colour form an object. The object's shape is the best-fitting template; its motion follows from its positions.
 """
 
 from __future__ import annotations
@@ -32,10 +32,14 @@ _TURNED = 25  # degrees in the whole video: what spins turns by more
 
 
 class DetectedObject(NamedTuple):
-    """One object of a video.
+    """Detected object of a video.
 
-    colour, shape, size: names. motion: what it does, None in one frame. visible: (T,) in which frames it is seen.
-    centres (T, 2): x and y, radius (T,): both in pixels, NaN where it is not seen.
+    Attributes:
+        colour, shape, size: Names.
+        motion: Name of the motion; None in a single frame.
+        visible: (T,) whether each frame shows the object.
+        centres: (T, 2), x and y in pixels; NaN if it is not visible.
+        radius: (T,) in pixels; NaN if it is not visible.
     """
 
     colour: str
@@ -48,20 +52,20 @@ class DetectedObject(NamedTuple):
 
     @property
     def motion_name(self) -> str | None:
-        """The name of its motion."""
+        """Return the name of the motion."""
         return None if self.motion is None else self.motion.name
 
 
 def detect_objects(pixels: Tensor, *, fps: int = 8, max_objects: int = 3) -> list[DetectedObject]:
-    """Detect at most `max_objects` objects of a video, the one with the most pixels first.
+    """Detect at most `max_objects` objects of a video, in descending order of their pixels.
 
     Args:
         pixels: uint8 (3, T, H, W), or (3, H, W).
-        fps: frames per second, for speeds.
-        max_objects: Maximum number of objects; 1 takes the most frequent colour for the only object.
+        fps: Frames per second, for speeds.
+        max_objects: Maximum number of objects; 1 takes the most frequent colour as the only object.
 
     Raises:
-        ShapeError: another type or shape.
+        ShapeError: The pixels have another type or shape.
     """
     frames = to_frames(pixels)
     counts, best, solid = colours_of(frames)
@@ -79,11 +83,12 @@ def detect_objects(pixels: Tensor, *, fps: int = 8, max_objects: int = 3) -> lis
 def colours_of(frames: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
     """Detect the palette colours of a video (T, H, W, 3).
 
-    Video has colour at half the resolution, and so thin lines have a wrong one; connected pixels together do not.
+    Compressed video stores colour at half the resolution, so thin lines have a wrong colour; the mean colour of
+    connected pixels is right.
 
     Returns:
-        Of each colour the number of pixels, 0 where it is not there; of each pixel (T, H, W) the colour, and whether
-        it is of the ground by less than a half.
+        The number of pixels of each colour, and for each pixel (T, H, W) its colour and whether the object covers more
+        than half of it.
     """
     ground = ground_of(frames)
     solid = mixtures(frames, ground)[1] > 0.5
@@ -112,10 +117,10 @@ def nearest_palette_colour(apart: Array, ground: Array) -> NDArray[np.int64]:
 
 
 def to_frames(pixels: Tensor) -> NDArray[np.uint8]:
-    """A video (3, T, H, W) or an image (3, H, W) as frames (T, H, W, 3).
+    """Convert a video (3, T, H, W) or an image (3, H, W) to frames (T, H, W, 3).
 
     Raises:
-        ShapeError: not uint8, or another shape.
+        ShapeError: The pixels are not uint8, or have another shape.
     """
     if pixels.dtype != torch.uint8 or pixels.ndim not in (3, 4) or pixels.shape[0] != 3:
         raise ShapeError(f"a video {pixels.dtype} {tuple(pixels.shape)}: must be uint8 (3, T, H, W) or (3, H, W)")
@@ -124,7 +129,7 @@ def to_frames(pixels: Tensor) -> NDArray[np.uint8]:
 
 
 def colour_coverage(frames: NDArray[np.uint8], colour: int, mask: NDArray[np.bool_]) -> Array:
-    """Return the fraction of each pixel that is of a colour, (T, H, W) in [0, 1]; 0 away from the mask."""
+    """Return the fraction of each pixel that a colour covers, (T, H, W) in [0, 1]; 0 outside the mask."""
     near = np.asarray(ndimage.binary_dilation(mask, np.ones((1, 3, 3))), dtype=np.bool_)
     around = frames[~near & (frames.max(-1) < DARK)]
     ground = np.median(around, axis=0) if len(around) else np.zeros(3)
@@ -137,7 +142,7 @@ def colour_coverage(frames: NDArray[np.uint8], colour: int, mask: NDArray[np.boo
 def _thing(
     frames: NDArray[np.uint8], colour: int, mask: NDArray[np.bool_], fps: int, pan: Array
 ) -> DetectedObject | None:
-    """The object of one colour, or None where it is never seen whole."""
+    """Return the object of one colour, or None if it is never completely visible."""
     count, height, width = mask.shape
     share = colour_coverage(frames, colour, mask)
     area = share.sum((1, 2))

@@ -22,7 +22,7 @@ _ENOUGH = 40  # candidate videos per prompt: one of ten is held out
 class EvalPrompt(NamedTuple):
     """An evaluation prompt and the attributes that it states: "colour", "shape", "motion" and others.
 
-    video_index: index of the video that the prompt describes, see `eval_videos`.
+    `video_index` is the index of the video that the prompt describes; see `eval_videos`.
     """
 
     text: str
@@ -34,16 +34,20 @@ class EvalPrompt(NamedTuple):
 def eval_prompts(
     prompt_set: PromptSet, *, language: Language = "en", count: int = 500, frames: int = 16
 ) -> list[EvalPrompt]:
-    """Return the prompts of a set, in the three styles in turn, uniform over the attributes; always the same.
+    """Return the prompts of a set: the three styles in turn, uniform over the attributes, always the same.
 
-    "validation" is for choosing a model; "seen" and "held-out" are only for evaluation. The first two have only
-    combinations of colour, shape and motion that training has, the last only others. Raw texts are complete and right.
+    "validation" serves to choose a model; "seen" and "held-out" serve only for evaluation. The first two contain only
+    combinations of colour, shape and motion that occur in training, the last only others. Raw texts are complete and
+    without errors.
 
     Args:
-        frames: 16, or 1 for prompts of images, which say no motion and so hold no combination out.
+        prompt_set: Name of the set.
+        language: Language of the prompts.
+        count: Number of prompts.
+        frames: Number of frames, 16, or 1 for image prompts, which state no motion and therefore hold nothing out.
 
     Raises:
-        RecipeError: another list, or the last one of images.
+        RecipeError: The set does not exist, or is "held-out" for images.
     """
     if prompt_set == "held-out" and frames == 1:
         raise RecipeError("list 'held-out': holds out colours, shapes and motions together, and images do not move")
@@ -61,12 +65,13 @@ def eval_prompts(
 
 
 def dataset_prompts(world: Playground, count: int, registers: Sequence[Register]) -> list[EvalPrompt]:
-    """Return prompts of the first videos of a one-object data set, in some styles in turn; raw texts have no errors.
+    """Return prompts of the first videos of a one-object data set, in the given styles in turn.
 
-    In the first language of the world; of videos that are cut, what the whole ones show.
+    Raw texts have no errors. The language is the first one of the data set. Prompts of cropped videos describe the
+    whole ones.
 
     Raises:
-        RecipeError: a world of other scenes, or of fewer videos.
+        RecipeError: The data set has other scenes, or fewer videos.
     """
     if world.config.scenes != ("objects",) or count > len(world):
         raise RecipeError(f"{count} prompts of {len(world)} videos of {', '.join(world.config.scenes)}: give objects")
@@ -90,7 +95,7 @@ def eval_videos(prompt_set: PromptSet, prompts: Sequence[EvalPrompt], *, frames:
     """Return the real videos that the prompts of a set describe, the output of a perfect model.
 
     Raises:
-        RecipeError: another list.
+        RecipeError: The set does not exist.
     """
     numbers = [prompt.video_index for prompt in prompts]
     return _source_of(prompt_set, max(numbers, default=0) + 1, frames).__getitems__(numbers)

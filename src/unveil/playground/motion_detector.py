@@ -24,8 +24,11 @@ _REGULAR = 0.3  # of the ground's variation: in a checker the wave has more, in 
 class DetectedMotion(NamedTuple):
     """Detected motion of an object.
 
-    name: a motion. turn: its form, a name of CORNERS or TURNS, or None. walls: the sides it bounces off, in order.
-    speed: sides a second along its way.
+    Attributes:
+        name: Name of the motion.
+        turn: Shape of a turn, a name of CORNERS or TURNS, or None.
+        walls: Sides of the frame at which it bounces, in order.
+        speed: Speed along its path, in image sides per second.
     """
 
     name: str
@@ -35,9 +38,10 @@ class DetectedMotion(NamedTuple):
 
 
 def motion_of(at: NDArray[np.int64], x: Array, y: Array, radius: Array, view: VideoShape) -> DetectedMotion | None:
-    """The motion of a thing that is seen in the frames `at` (N,) at x, y with a radius, all (N,) in pixels.
+    """Classify the motion of an object that is visible in the frames `at` (N,).
 
-    Spinning is not distinguished from standing still here. None where it is seen in fewer than two frames.
+    x, y and radius are (N,) in pixels. Spinning is not distinguished from standing still. Returns None if fewer than
+    two frames show the object.
     """
     if len(at) < 2:
         return None
@@ -66,7 +70,8 @@ def motion_of(at: NDArray[np.int64], x: Array, y: Array, radius: Array, view: Vi
 def pan_of(frames: NDArray[np.uint8]) -> Array:
     """Return the camera's displacement to the right since the first of the frames (T, H, W, 3), in pixels: (T,).
 
-    A checkered ground has two waves in its width, whose phase gives its position; over other grounds it is 0.
+    A checkered background has two periods in its width, and their phase gives its position. Over other backgrounds the
+    displacement is 0.
     """
     count, height, width, _ = frames.shape
     dark = frames.max(-1) < DARK

@@ -23,8 +23,11 @@ _MOVING = ("motion", "turn", "wall", "speed")  # what only videos show
 class Expansion(NamedTuple):
     """A prompt and its expansion.
 
-    by: name of the expander; empty if the prompt was left unchanged. note: reason why it was left unchanged, or
-    expanded by something else than requested.
+    Attributes:
+        prompt: The original prompt.
+        text: The expansion.
+        by: Name of the expander; empty if the prompt is unchanged.
+        note: Reason why the prompt is unchanged, or why another expander than the requested one was used.
     """
 
     prompt: str
@@ -34,16 +37,16 @@ class Expansion(NamedTuple):
 
 
 def expand_by_rules(prompt: str, seed: int = 0, frames: int = FRAMES) -> Expansion:
-    """A prompt of the playground in its dense register, in its own language: a video that shows it, and is possible.
+    """Expand a playground prompt to a dense caption in its own language.
 
-    Given attributes are kept. Others are drawn, by the seed and the prompt, as the playground draws them. A
-    prompt with words that the playground does not have, with two values of one attribute, or where it is not clear of
-    which object an attribute belongs, is left unchanged, since an expansion could contradict it.
+    Attributes that the prompt states are kept. The others are sampled from the distribution of the playground, by the
+    seed and the prompt. A prompt stays unchanged if it has unknown words, has two values of one attribute, or is
+    ambiguous about the object of an attribute, since an expansion could contradict it.
 
     Args:
         prompt: Prompt in English or Chinese.
         seed: Seed of the attributes that the prompt does not state.
-        frames: 1 for images, which get no motion unless the prompt states one.
+        frames: Number of frames; 1 for images, which get no motion unless the prompt states one.
     """
     parsed = parse(prompt)
     if strange := unparsed(prompt):

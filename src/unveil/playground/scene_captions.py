@@ -13,7 +13,7 @@ Language = Literal["en", "zh"]
 
 
 class SceneObject(NamedTuple):
-    """One object of a scene; x and y as fractions of the side. None is not mentioned."""
+    """One object of a scene; x and y are fractions of the side. None means not mentioned."""
 
     kind: str | None
     colour: str | None
@@ -23,12 +23,12 @@ class SceneObject(NamedTuple):
 
 
 def english_caption(things: Sequence[SceneObject], *, relation: bool = False) -> str:
-    """The scene in English: "a large red circle to the left of a small white ring".
+    """Return the caption in English: "a large red circle to the left of a small white ring".
 
-    A thing without a kind has no article: "red and a large ring".
+    An object without a kind has no article: "red and a large ring".
 
     Args:
-        things: the objects, in any order.
+        things: Objects, in any order.
         relation: Whether to name the relative position of exactly two objects.
     """
     named = [_english(thing) for thing in things]
@@ -59,7 +59,7 @@ def relation_of(first: SceneObject, second: SceneObject) -> str:
 
 @cache
 def chinese_words() -> dict[str, Any]:
-    """The words that Chinese captions are made of."""
+    """Return the words of Chinese captions."""
     return yaml.safe_load((resources.files("unveil") / "playground" / "scene_words.yaml").read_text("utf-8"))
 
 

@@ -1,4 +1,4 @@
-"""Reads the playground's other scenes back: trails, reflections, a camera's yaw, steps in a corridor, breaking."""
+"""Detectors of the playground's other scenes: trails, reflections, camera yaw, walks in a corridor, fractures."""
 
 from __future__ import annotations
 
@@ -35,9 +35,12 @@ _DEPTHS = (1.0, 1.0 + PERIOD)  # range of the corridor's walls that is measured:
 
 
 class Trail(NamedTuple):
-    """colour: of the paint. remaining: part of all pixels ever painted that are still painted in the last frame.
+    """Trail of a brush.
 
-    new: part of them that were not painted yet in the first frame.
+    Attributes:
+        colour: Colour of the paint.
+        remaining: Fraction of all pixels ever painted that are still painted in the last frame.
+        new: Fraction of these pixels that are not yet painted in the first frame.
     """
 
     colour: str
@@ -46,9 +49,12 @@ class Trail(NamedTuple):
 
 
 class Rebounds(NamedTuple):
-    """bounces: how often a ball turned back. error: degrees by which the angles of its ways differ at most.
+    """Reflections of a ball.
 
-    ways: straight parts of its way that are long enough to have an angle.
+    Attributes:
+        bounces: Number of reflections.
+        error: Maximum difference between the angles of its straight segments, in degrees.
+        ways: Number of straight segments that are long enough for an angle.
     """
 
     bounces: int
@@ -57,9 +63,12 @@ class Rebounds(NamedTuple):
 
 
 class Yaw(NamedTuple):
-    """degrees (T,): of the camera round the ring, without jumps. residual: pixels by which pillars are off.
+    """Yaw of a camera within a ring of pillars.
 
-    One that is not there, or that the ring does not show from there, is off by a quarter of the image's width.
+    Attributes:
+        degrees: (T,) yaw of the camera, unwrapped.
+        residual: Position error of the pillars in pixels. A missing or invisible pillar counts
+            as a quarter of the image width.
     """
 
     degrees: Array
@@ -67,7 +76,7 @@ class Yaw(NamedTuple):
 
 
 def trail(pixels: Tensor) -> Trail | None:
-    """Detect the trail of a brush; None if nothing is painted. The brush hides what is below it."""
+    """Detect the trail of a brush; None if nothing is painted. The brush hides the pixels below it."""
     frames = to_frames(pixels)
     ground = ground_of(frames)
     best, share = mixtures(frames, ground)
@@ -86,9 +95,9 @@ def trail(pixels: Tensor) -> Trail | None:
 
 
 def rebounds(pixels: Tensor, *, fps: int = 8) -> Rebounds | None:
-    """Measure the flight of the ball in ball and paddle; None if it is missing in most frames.
+    """Measure the flight of the ball in ball and paddle; None if most frames do not show it.
 
-    In at which angle, out at the same: all parts of its way are equally steep.
+    The angle of reflection equals the angle of incidence, so that all segments of its path have the same slope.
     """
     balls = [thing for thing in detect_objects(pixels, fps=fps, max_objects=2) if thing.colour != list(COLOURS)[_WHITE]]
     if not balls or balls[0].visible.mean() < 0.5:
@@ -104,7 +113,7 @@ def rebounds(pixels: Tensor, *, fps: int = 8) -> Rebounds | None:
 
 
 def yaw(pixels: Tensor) -> Yaw:
-    """Measure the camera's yaw around the ring of pillars, to a degree, by the row through the pillars' middle."""
+    """Measure the camera's yaw in a ring of pillars, to a degree, from the pixel row through the pillars' middle."""
     frames = to_frames(pixels)
     _, height, width, _ = frames.shape
     rows = frames[:, height // 2 - 1 : height // 2 + 1].astype(np.float32).mean(1)  # (T, W, 3)
@@ -121,7 +130,8 @@ def yaw(pixels: Tensor) -> Yaw:
 def corridor_progress(pixels: Tensor) -> Array:
     """Return the distance walked in a corridor since the first frame, (T,); backward is negative.
 
-    Its half-width is 1. Steps of less than half the way from door to door are distinguished from steps back.
+    The unit is half the corridor's width. Steps of less than half the distance between doors are distinguished from
+    backward steps.
     """
     frames = to_frames(pixels)
     count, height, width, _ = frames.shape
@@ -142,8 +152,8 @@ def corridor_progress(pixels: Tensor) -> Array:
 def occlusion(pixels: Tensor, thing: DetectedObject) -> Literal["behind", "outside"] | None:
     """Return where an object is while it is not visible: behind a bar, or outside the image.
 
-    None where it is always seen, comes and goes more than once, is not there in the first or last frame, or is gone in
-    the open.
+    Returns None if it is always visible, disappears more than once, is missing in the first or last frame, or
+    disappears without an occluder.
     """
     gone = np.flatnonzero(~thing.visible)
     if not (len(gone) and thing.visible[0] and thing.visible[-1]) or gone[-1] - gone[0] + 1 != len(gone):
@@ -161,7 +171,7 @@ def occlusion(pixels: Tensor, thing: DetectedObject) -> Literal["behind", "outsi
 
 
 def fracture_frame(pixels: Tensor) -> int | None:
-    """The first frame in which a body is in pieces, which it then stays; None where it stays whole."""
+    """Return the first frame from which a body stays in pieces; None if it stays whole."""
     frames = to_frames(pixels)
     counts, best, solid = colours_of(frames)
     if not counts.any():
@@ -181,7 +191,7 @@ def _pieces(mask: NDArray[np.bool_]) -> int:
 
 @cache
 def _rows(height: int, width: int) -> tuple[Array, tuple[Array, NDArray[np.int64]]]:
-    """The row through the middle of the pillars at each degree, (360, W, 3), and `_centres` of it."""
+    """Return the pixel row through the middle of the pillars at each degree, (360, W, 3), and its `_centres`."""
     angles = np.radians(np.arange(360))[:, None]
     rows = np.concatenate(
         [
@@ -193,9 +203,9 @@ def _rows(height: int, width: int) -> tuple[Array, tuple[Array, NDArray[np.int64
 
 
 def _centres(rows: Array) -> tuple[Array, NDArray[np.int64]]:
-    """Return the position of each pillar in rows (N, W, 3), and how many pixels show it, (N, pillars) each.
+    """Return the position of each pillar in rows (N, W, 3), and the number of its pixels, (N, pillars) each.
 
-    The first is x in pixels, NaN where less than two pixels show it.
+    Positions are x in pixels, NaN if fewer than two pixels show the pillar.
     """
     near = ((rows[:, :, None] - PALETTE[:PILLARS]) ** 2).sum(-1)  # (N, W, pillars)
     mask = (near.argmin(-1)[..., None] == np.arange(PILLARS)) & (near < 60.0**2)

@@ -20,11 +20,11 @@ MIN_PIXELS = 10  # pixels of an object; the smallest of 32 x 32 scenes have twic
 
 
 def box_iou(first: Tensor, second: Tensor) -> Tensor:
-    """Intersection over union of every pair, (N, M) in [0, 1].
+    """Return the intersection over union of every pair of boxes, (N, M) in [0, 1].
 
     Args:
-        first: boxes (N, 4) of centre x, centre y, width, height.
-        second: boxes (M, 4).
+        first: Boxes (N, 4) of centre x, centre y, width, height.
+        second: Boxes (M, 4) in the same form.
     """
     (low1, high1), (low2, high2) = _corners(first)[:, :, None], _corners(second)[:, None]
     shared = (torch.minimum(high1, high2) - torch.maximum(low1, low2)).clamp(min=0).prod(-1)
@@ -33,9 +33,9 @@ def box_iou(first: Tensor, second: Tensor) -> Tensor:
 
 
 def matched_iou(predicted: Tensor, true: Tensor) -> float:
-    """Mean IoU of the best one-to-one matching; a box without a partner, missing or extra, counts 0.
+    """Return the mean IoU of the best one-to-one matching; an unmatched box, missing or extra, counts as 0.
 
-    Two empty sets agree wholly.
+    Two empty sets have an IoU of 1.
 
     Source: the Hungarian matching of Carion et al. 2020, eq. 1 (arXiv:2005.12872), on IoU only.
     """
@@ -48,14 +48,14 @@ def matched_iou(predicted: Tensor, true: Tensor) -> float:
 
 
 def matched_ious(predicted: Sequence[Tensor], true: Sequence[Tensor]) -> Tensor:
-    """`matched_iou` of each image's boxes, (B,) float64."""
+    """Return `matched_iou` of the boxes of each image, (B,) float64."""
     if len(predicted) != len(true):
         raise ShapeError(f"{len(predicted)} sets of boxes made, {len(true)} true ones: one for each image")
     return torch.tensor([matched_iou(m, t) for m, t in zip(predicted, true, strict=True)], dtype=torch.float64)
 
 
 class DetectedObjects(NamedTuple):
-    """The N objects of an image: boxes (N, 4), and int64 (N,) into KINDS and COLOURS."""
+    """The N objects of an image: boxes (N, 4), and int64 indices (N,) into KINDS and COLOURS."""
 
     boxes: Tensor
     kinds: Tensor
@@ -63,21 +63,21 @@ class DetectedObjects(NamedTuple):
 
 
 def detect_boxes(pixels: Tensor) -> Tensor:
-    """The boxes (N, 4) of what a scene shows, see `detect_scene`."""
+    """Return the boxes (N, 4) of the objects of a scene; see `detect_scene`."""
     return detect_scene(pixels).boxes
 
 
 def detect_scene(pixels: Tensor) -> DetectedObjects:
-    """Detect the objects of a scene: connected pixels that are at least half of one palette colour.
+    """Detect the objects of a scene: connected pixels that a palette colour covers by at least half.
 
-    Every pixel is taken for a mixture of the ground and the colour that explains it best. The kind is that of the shape
-    which, drawn into the object's box, covers pixels most nearly as much.
+    Each pixel is explained as a mixture of the background and one colour. The kind of an object is that of the shape
+    whose coverage of the object's box is closest.
 
     Args:
         pixels: uint8 (3, H, W).
 
     Raises:
-        ShapeError: another type or number of channels.
+        ShapeError: The pixels have another type or number of channels.
     """
     if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[0] != 3:
         raise ShapeError(f"a scene {pixels.dtype} {tuple(pixels.shape)}: must be uint8 (3, H, W)")
@@ -123,7 +123,7 @@ def _kind(share: NDArray[np.floating[Any]], box: NDArray[np.float64]) -> int:
 
 
 def ground_of(seen: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The middle one of the dark colours of an image (..., 3): (3,), black where nothing is dark."""
+    """Return the median dark colour of an image (..., 3) as its background: (3,); black if nothing is dark."""
     dark = seen[seen.max(-1) < DARK]
     return np.median(dark, axis=0).astype(np.float32) if len(dark) else np.zeros(3, dtype=np.float32)
 
@@ -131,14 +131,15 @@ def ground_of(seen: NDArray[np.uint8]) -> NDArray[np.float32]:
 def mixtures(
     seen: NDArray[np.uint8], ground: NDArray[np.float32], among: NDArray[np.bool_] | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Every pixel (..., 3) as a mixture of the ground and the palette's colour that explains it best.
+    """Explain every pixel (..., 3) as a mixture of the background and the best-fitting palette colour.
 
     Args:
-        seen: pixels. ground: its colour (3,).
-        among: (colours,) which of the palette's may be there; None for all.
+        seen: Pixels.
+        ground: Background colour (3,).
+        among: (colours,) mask of the palette colours that may occur; None for all.
 
     Returns:
-        The colour's place in the palette, and its share in [0, 1], (...) each.
+        The index of the colour in the palette, and its share in [0, 1], (...) each.
     """
     allowed = np.arange(len(PALETTE)) if among is None else np.flatnonzero(among)
     towards = PALETTE[allowed] - ground  # (colours, 3)
@@ -151,13 +152,13 @@ def mixtures(
 
 
 def class_iou(predicted: Tensor, true: Tensor, classes: int) -> Tensor:
-    """Intersection over union of each class over all pixels of all images, (classes,) float64.
+    """Return the intersection over union of each class over all pixels of all images, (classes,) float64.
 
-    Its mean is the mIoU. A class that neither side holds is NaN.
+    Its mean is the mIoU. A class that occurs in neither argument is NaN.
 
     Args:
         predicted: Predicted class maps, integers (..., H, W).
-        true: the true ones, of the same shape.
+        true: True class maps of the same shape.
         classes: Number of classes; values are 0 to classes - 1.
 
     Source: Long et al. 2015, section 5 (arXiv:1411.4038).
@@ -171,7 +172,7 @@ def class_iou(predicted: Tensor, true: Tensor, classes: int) -> Tensor:
 
 
 def _corners(boxes: Tensor) -> Tensor:
-    """Lower and upper corner, (2, N, 2)."""
+    """Return the lower and upper corners of boxes, (2, N, 2)."""
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise ShapeError(f"boxes {tuple(boxes.shape)}: must be (N, 4): centre x, centre y, width, height")
     half = boxes[:, 2:].clamp(min=0) / 2

@@ -1,7 +1,7 @@
-"""Generated scenes of shapes with captions, boxes and masks that are true by construction.
+"""Generated scenes of shapes with captions, boxes and masks that are exact by construction.
 
-A scene is a pure function of (seed, number): every draw is a hash of the seed, the scene's number and the
-draw's own place, so that scenes are the same in any order and from any worker.
+A scene is a pure function of (seed, index). Every random number is a hash of the seed, the scene's index and the
+number's position, so that scenes are the same in any order and from any worker.
 """
 
 from __future__ import annotations
@@ -39,15 +39,18 @@ _PER_OBJECT = 8 + 2 * _TRIES  # kind, size, radius, four for the mentioned attri
 
 @dataclass(frozen=True)
 class ScenesConfig:
-    """Scenes of one to `objects` shapes.
+    """Configuration of scenes with one to `objects` shapes.
 
-    size: side in pixels, at least 16. count, num_val: scenes of each part; the parts share none.
-    objects: 1 to 8 (more than 3 large ones seldom fit: what does not fit is left out, never overlapped).
-    state: adds "state", a float tensor to diffuse: boxes (slots, 5) as `boxes_to_state` makes them, or the
-        mask as 6 channels of -1 and 1.
-    slots: rows of a boxes state, at least `objects`.
-    mentioned: captions name size, colour and kind of each object, or some of them, at least one.
-    language: of the captions; "both" is either, equally often.
+    Attributes:
+        size: Side in pixels, at least 16.
+        count, num_val: Number of scenes of the training and the validation split, which share none.
+        objects: Maximum number of shapes, 1 to 8. More than 3 large ones seldom fit; shapes that do not fit are
+            omitted, never overlapped.
+        state: Adds "state", a float tensor to diffuse: boxes (slots, 5) as `boxes_to_state` makes them, or the mask as
+            6 channels of -1 and 1.
+        slots: Rows of a boxes state, at least `objects`.
+        mentioned: Whether captions name size, colour and kind of each object, or a random subset with at least one.
+        language: Language of the captions; "both" is either, equally often.
     """
 
     size: int = 32
@@ -76,12 +79,17 @@ class ScenesConfig:
 
 @data_kind("scenes", ScenesConfig)
 class Scenes(Dataset[Item]):
-    """Scenes as items.
+    """Data set of scenes.
 
-    pixels uint8 (3, S, S); text; label, the kind of the first object; mask uint8 (S, S), 0 for the background
-    and 1 + kind elsewhere; and a row per object, N differing between scenes: boxes float32 (N, 4) of centre x,
-    centre y, width, height in [0, 1], kinds int64 (N,) into KINDS, colours int64 (N,) into COLOURS, layout float32
-    (N, 5), the kinds before the boxes; and largest, the longest side of a box.
+    An item contains:
+        pixels: uint8 (3, S, S).
+        text: Caption.
+        label: Kind of the first object.
+        mask: uint8 (S, S), 0 for the background and 1 + kind elsewhere.
+        boxes: float32 (N, 4) of centre x, centre y, width, height in [0, 1]; N is the scene's number of objects.
+        kinds, colours: int64 (N,) indices into KINDS and COLOURS.
+        layout: float32 (N, 5), the kinds followed by the boxes.
+        largest: Longest side of a box.
     """
 
     def __init__(self, config: ScenesConfig, part: Part = "train") -> None:
@@ -91,19 +99,19 @@ class Scenes(Dataset[Item]):
         self.count = config.num_val if part == "held-out" else config.count
 
     def __len__(self) -> int:
-        """Number of scenes."""
+        """Return the number of scenes."""
         return self.count
 
     def __getitem__(self, index: int) -> Item:
-        """One scene."""
+        """Return one scene."""
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Item]:
-        """Several scenes, drawn together (a DataLoader asks for whole batches)."""
+        """Return several scenes, rendered together (a DataLoader requests whole batches)."""
         return _scenes(self.config, self._numbers(indices))
 
     def facts(self, index: int) -> Item:
-        """All of one scene that is known without painting it: no pixels, no mask."""
+        """Return the annotations of one scene without rendering: no pixels and no mask."""
         draws, objects = _drawn(self.config, self._numbers([index]))
         return _described(self.config, objects, draws[0], 0)
 
@@ -115,7 +123,7 @@ class Scenes(Dataset[Item]):
 
 
 class _Objects(NamedTuple):
-    """The objects of B scenes, (B, N) each; present is False where no place was free."""
+    """The objects of B scenes, (B, N) each; `present` is False if no position was free."""
 
     shapes: Shapes  # flat, B * N
     colour: NDArray[np.int64]
@@ -234,7 +242,7 @@ def _objects(draws: Array, count: int) -> _Objects:
 
 
 def _background(draws: Array, size: int) -> Array:
-    """Plain or a gradient between two dark tones, with a faint ripple: float32 (B, 3, size, size)."""
+    """Return plain or gradient backgrounds of dark tones with a faint ripple: float32 (B, 3, size, size)."""
     at = ((np.arange(size) + 0.5) / size - 0.5).astype(np.float32)
     tones = 12 + 58 * draws[:, [_GROUND, _GROUND + 3]]
     tint = 24 * (draws[:, [_GROUND + 1, _GROUND + 2, _GROUND + 4]] - 0.5)
@@ -247,13 +255,13 @@ def _background(draws: Array, size: int) -> Array:
 
 
 def rotated_coordinate(x: Array, y: Array, turn: Array) -> Array:
-    """The coordinate in the direction of `turn` (parts of a full turn) of x (W,) and y (H,): (B, H, W)."""
+    """Return the coordinate of x (W,) and y (H,) in the direction of `turn` (fractions of a turn): (B, H, W)."""
     cos, sin = np.cos(2 * np.pi * turn), np.sin(2 * np.pi * turn)
     return cos[:, None, None] * x + sin[:, None, None] * y[:, None]
 
 
 def _grain(draws: Array, size: int, seed: int, numbers: NDArray[np.uint64]) -> Array:
-    """Uniform noise of up to 6 levels, its strength drawn per scene."""
+    """Return uniform noise of up to 6 levels, with a random strength for each scene."""
     count = -(-3 * size * size // 8)  # one byte for each value
     drawn = words(keys(seed, numbers, 0, 0), count, _GRAINS).view(np.uint8)
     raw = drawn[:, : 3 * size * size].reshape(-1, 3, size, size)
@@ -262,5 +270,5 @@ def _grain(draws: Array, size: int, seed: int, numbers: NDArray[np.uint64]) -> A
 
 
 def uniforms(seed: int, numbers: NDArray[np.uint64], count: int) -> Array:
-    """Numbers in [0, 1), a pure function of (seed, number, place): float32 (B, count)."""
+    """Return numbers in [0, 1) as a pure function of (seed, number, place): float32 (B, count)."""
     return (words(keys(seed, numbers, 0, 0), count) >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)

@@ -1,4 +1,4 @@
-"""Template matching of shapes: the kind and the rotation of a patch of colour."""
+"""Template matching of shapes: the kind and the rotation of a coloured patch."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _BETTER = 0.02  # by so much more must a turned shape overlap than one that is n
 
 
 class Rotation(NamedTuple):
-    """A shape, as its place in KINDS, and the degrees by which it turns in the whole video, clockwise."""
+    """A shape, as its index into KINDS, and its clockwise rotation over the whole video in degrees."""
 
     kind: int
     degrees: float
 
 
 def likeness(share: Array, angles: Array | None = None) -> Array:
-    """Intersection over union of a patch with every shape at its place and of its area, (kinds, angles) in [0, 1].
+    """Return the intersection over union of a patch with every shape of its position and area, (kinds, angles).
 
     Args:
-        share: (H, W), how much of each pixel is of the colour; more than TRACE in one at least.
-        angles: radians, clockwise; None for shapes that are not turned.
+        share: (H, W), fraction of each pixel that has the colour; above TRACE in at least one pixel.
+        angles: Angles in radians; None for unrotated shapes.
     """
     angles = np.zeros(1, dtype=np.float32) if angles is None else angles
     rows, columns = np.flatnonzero(share.max(1) > TRACE), np.flatnonzero(share.max(0) > TRACE)
@@ -52,9 +52,9 @@ def likeness(share: Array, angles: Array | None = None) -> Array:
 
 
 def rotation_of(shares: Array) -> Rotation | None:
-    """The shape that turns in consecutive frames (T, H, W) of one place, or None where none does.
+    """Return the shape that rotates in consecutive frames (T, H, W) of one place, or None if none does.
 
-    A shape turns by less than half its symmetry from frame to frame.
+    A shape rotates by less than half its symmetry angle between frames.
     """
     angles = np.radians(np.arange(0, 360, _STEP)).astype(np.float32)
     scores = np.stack([likeness(share, angles) for share in shares])  # (T, kinds, angles)

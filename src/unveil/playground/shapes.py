@@ -1,7 +1,7 @@
-"""Shapes as signed distances: antialiased coverage, painting, exact boxes. Any number of shapes at once.
+"""Shapes as signed distance functions: antialiased coverage, rendering, exact boxes. All functions are batched.
 
-Lengths are fractions of the image's side, x to the right and y down. A signed distance is negative inside;
-half a pixel around zero becomes the soft edge, so that a shape moves smoothly by parts of a pixel.
+Lengths are fractions of the image's side, x to the right and y down. A signed distance is negative inside. Half a
+pixel around zero is the soft edge, so that a shape can move by fractions of a pixel.
 """
 
 from __future__ import annotations
@@ -41,10 +41,13 @@ _CORNERS = {
 
 
 class Shapes(NamedTuple):
-    """Shapes of one image, of many, or of the frames of a video: arrays of one length M.
+    """Shapes of one or more images, or of the frames of a video: arrays of the same length M.
 
-    kind: index into KINDS. x, y: centre. radius: half the width of the box that holds the shape unturned
-    (squares are a little smaller). angle: radians, clockwise as seen.
+    Attributes:
+        kind: Index into KINDS.
+        x, y: Centre.
+        radius: Half the width of the box of the unrotated shape (squares are a little smaller).
+        angle: Clockwise rotation in radians.
     """
 
     kind: NDArray[np.int64]
@@ -55,7 +58,7 @@ class Shapes(NamedTuple):
 
 
 def boxes(shapes: Shapes) -> Array:
-    """The tight box of each shape: (M, 4) of centre x, centre y, width, height."""
+    """Return the tight box of each shape: (M, 4) of centre x, centre y, width, height."""
     result = np.stack([shapes.x, shapes.y, 2 * shapes.radius, 2 * shapes.radius], axis=1)
     for kind, corners in _CORNERS.items():
         rows = np.flatnonzero(shapes.kind == kind)
@@ -90,7 +93,7 @@ def coverage(shapes: Shapes, height: int, width: int) -> Array:
 
 
 def paint(canvas: Array, covered: Array, colour: Array) -> None:
-    """One shape over each image, in place: canvas (B, 3, H, W), covered (B, H, W), colour (B, 3) in 0 to 255."""
+    """Paint one shape over each image, in place: canvas (B, 3, H, W), covered (B, H, W), colour (B, 3) in 0 to 255."""
     canvas += covered[:, None] * (colour[:, :, None, None] - canvas)
 
 

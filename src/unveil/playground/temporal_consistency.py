@@ -1,6 +1,7 @@
-"""Temporal consistency of one-object videos: positions from frame to frame, jumps, and changes of colour.
+"""Temporal consistency of videos with one object: positions per frame, jumps, and colour changes.
 
-Pure functions of pixels, for videos of the playground with one thing in them. Distances are in pixels, rates per frame.
+All functions are pure functions of the pixels of playground videos with one object. Distances are in pixels, rates are
+per frame.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _TONES = np.array(list(TONES.values()), dtype=np.float32)
 
 
 def centres(pixels: Tensor) -> Array:
-    """Return the position of a video's one object: (T, 2) of x and y, NaN in frames that do not show it."""
+    """Return the position of a video's object: (T, 2) of x and y, NaN in frames that do not show it."""
     for thing in detect_objects(pixels, max_objects=1):
         return thing.centres
     return np.full((pixels.shape[1], 2), np.nan, dtype=np.float32)
@@ -36,7 +37,7 @@ def mean_position_error(positions: Array, true: Array, lost: float) -> float:
 
 
 def position_error(positions: Array, true: Array, lost: float) -> Array:
-    """The same of each frame, (T,)."""
+    """Return the position error of each frame, (T,); see `mean_position_error`."""
     away = np.hypot(*(positions - true).T)
     return np.where(np.isnan(away), lost, away)
 
@@ -48,24 +49,24 @@ def steps(places: Array, lost: float) -> Array:
 
 
 def relative_jump(seam: float, usual: Array) -> float:
-    """A step in multiples of the median of usual ones (N,), which counts as at least `MIN_STEP`."""
+    """Return a step as a multiple of the median of usual steps (N,), which is at least `MIN_STEP`."""
     return float(seam / max(float(np.median(usual)), MIN_STEP))
 
 
 def changes(pixels: Tensor) -> Array:
-    """Mean absolute difference of each frame of a video uint8 (3, T, H, W) to the next, (T - 1,), in [0, 1]."""
+    """Return the mean absolute difference of consecutive frames of a video uint8 (3, T, H, W): (T - 1,) in [0, 1]."""
     frames = to_frames(pixels).astype(np.float32) / 255
     return np.abs(np.diff(frames, axis=0)).mean((1, 2, 3))
 
 
 def abruptness(pixels: Tensor) -> float:
-    """The largest change from frame to frame over the median one; infinite where most frames are alike."""
+    """Return the largest change between frames over the median change; infinite if most frames are equal."""
     differences = changes(pixels)
     return float(differences.max() / np.median(differences)) if np.median(differences) > 0 else float("inf")
 
 
 def hues(pixels: Tensor) -> Array:
-    """The mean colour of what differs from the ground in each frame, (T, 3) in [0, 255]; NaN where nothing does."""
+    """Return the mean colour of the pixels that differ from the background, (T, 3) in [0, 255]; NaN without any."""
     frames = to_frames(pixels)
     colours = np.full((len(frames), 3), np.nan, dtype=np.float32)
     for number, frame in enumerate(frames):
@@ -82,7 +83,7 @@ def colour_progress(pixels: Tensor, first: Array, last: Array) -> Array:
 
 
 def rank_monotonicity(values: NDArray[np.floating[Any]]) -> float:
-    """Spearman's correlation of values (N,) with their order, in [-1, 1]; 0 where they are all alike or one is NaN."""
+    """Return Spearman's correlation of values (N,) with their order, in [-1, 1]; 0 if constant or with a NaN."""
     from scipy.stats import spearmanr  # costs a second
 
     if np.isnan(values).any() or np.ptp(values) == 0:

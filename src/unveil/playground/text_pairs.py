@@ -1,7 +1,6 @@
-"""Pairs of sequences: small tasks, a user's sentences, and descriptions of scenes in English and Chinese.
+"""Pairs of sequences: algorithmic tasks, sentence pairs of a file, and scene descriptions in English and Chinese.
 
-The split of a pair is a hash of its content, so that no seed and no count moves one from one part to the
-other.
+The split of a pair is a hash of its content, so that neither the seed nor the count moves a pair to another split.
 """
 
 from __future__ import annotations
@@ -37,13 +36,13 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """Letters to copy, to reverse or to sort: "sort d a c" becomes "a c d".
+    """Configuration of tasks on letters: copy, reverse or sort; "sort d a c" becomes "a c d".
 
     Attributes:
-        tasks: in turn.
-        symbols: letters that may come, the first ones of the alphabet.
-        min_length, max_length: letters of a sequence, each length equally often.
-        count, num_val: pairs of each part.
+        tasks: Tasks, in turn.
+        symbols: Number of letters, the first ones of the alphabet.
+        min_length, max_length: Range of the lengths, equally often.
+        count, num_val: Number of pairs of the training and the validation split.
     """
 
     tasks: tuple[Task, ...] = ("copy", "reverse", "sort")
@@ -72,13 +71,13 @@ class TaskConfig:
 
 @dataclass(frozen=True)
 class ScenePairsConfig:
-    """Descriptions of one to three shapes in English and Chinese.
+    """Configuration of descriptions of one to three shapes in English and Chinese.
 
-    A combination is the set of kinds with their colours in a scene. One of ten, by its hash, is held out: the parts
-    share none, though each shape and each colour is in both.
+    A combination is the set of kinds and colours of a scene. A hash holds out one of ten combinations. The splits share
+    none, though each shape and each colour occurs in both.
 
     Attributes:
-        count, held_out: different pairs of each part.
+        count, held_out: Number of different pairs of each split.
     """
 
     direction: Direction = "en-zh"
@@ -100,9 +99,9 @@ class ScenePairsConfig:
 
 @dataclass(frozen=True)
 class PairsConfig:
-    """A file of sentence pairs, one a line: the source, a tab, the target; UTF-8.
+    """Configuration of a file of sentence pairs, one per line: source, tab, target; UTF-8.
 
-    One of ten sources, by its hash, is held out.
+    A hash holds out one of ten sources.
     """
 
     path: str
@@ -120,20 +119,20 @@ class Pairs(Dataset[Item]):
         self.pairs = list(pairs)
 
     def __len__(self) -> int:
-        """Number of pairs."""
+        """Return the number of pairs."""
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Item:
-        """One pair."""
+        """Return one pair."""
         return self.pairs[index]._asdict()
 
 
 def open_pairs(config: SequenceConfig, part: Part = "train") -> Pairs:
-    """The pairs that a config describes.
+    """Return the pairs that a config describes.
 
     Raises:
-        DataError: a file that cannot be read, or has no pairs for a part.
-        RecipeError: more different pairs requested than there are.
+        DataError: The file cannot be read, or contains no pairs of a split.
+        RecipeError: More different pairs are requested than exist.
     """
     if isinstance(config, TaskConfig):
         return Pairs(list(_tasks(config, part)))
@@ -178,7 +177,7 @@ def _scene_pairs(config: ScenePairsConfig, part: Part) -> list[Pair]:
 
 
 def _things(draws: Sequence[float]) -> list[SceneObject]:
-    """One to three things without a colour in common."""
+    """Return one to three objects with different colours."""
     count, colours, things = 1 + int(draws[0] * 3), list(COLOURS), list[SceneObject]()
     for i in range(count):
         object_draws = draws[1 + 5 * i : 6 + 5 * i]

@@ -14,7 +14,7 @@ SLOW, FAST = 0.28, 0.45  # sides per second below and above which a caption name
 
 
 def facts_of(cast: SceneObjects, stage: SceneSetup, view: VideoShape, row: int) -> Facts:
-    """Return the attributes of video `row`."""
+    """Return the true attributes of the video of index `row` in a batch."""
     there = np.flatnonzero(cast.present[row])
     return {
         "scene": "objects",
@@ -46,6 +46,6 @@ def _thing(cast: SceneObjects, view: VideoShape, row: int, slot: int) -> Facts:
 
 
 def _place(x: float, y: float) -> str:
-    """Return the position in the image as one of nine fields."""
+    """Return the name of the ninth of the image that contains a position."""
     names = (("upper left", "top", "upper right"), ("left", "centre", "right"), ("lower left", "bottom", "lower right"))
     return names[min(max(int(3 * y), 0), 2)][min(max(int(3 * x), 0), 2)]

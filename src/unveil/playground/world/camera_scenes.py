@@ -1,4 +1,4 @@
-"""Scenes seen by a camera that moves through space: a ring of pillars from outside, a corridor from within."""
+"""Scenes with a camera that moves in space: a ring of pillars, seen from outside, and a corridor."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _FOG = 5.0  # depth over which light falls to a third
 
 
 def focal_length(view: VideoShape) -> float:
-    """Pixels on the image of a length of 1 at a distance of 1, so that the whole ring is seen."""
+    """Return the focal length in pixels at which the whole ring is visible."""
     widest = 1 / (AWAY**2 - 1) ** 0.5 + _HALF / (AWAY - 1)
     return min(view.width / 2 / widest, view.height / 2 / (_TALL / (AWAY - 1) * 1.25))
 
 
 def pillars(draws: Real, view: VideoShape) -> SceneBatch:
-    """Six pillars in a ring, each of another colour; the camera orbits them and points at their centre.
+    """Plan a ring of six pillars of different colours; the camera orbits the ring and points at its centre.
 
-    It begins before one of them, which captions can name: a ring seen from anywhere is six times as hard to tell from
-    noise as one of which it is known what is in front.
+    The camera starts in front of a pillar that captions can name. A ring seen from any angle would be six times as
+    hard to recognise in noise.
     """
     right = draws[:, 0] < 0.5
     step = np.radians(np.minimum((60 + 120 * draws[:, 1]) / (view.frames - 1), 12))
@@ -45,7 +45,7 @@ def pillars(draws: Real, view: VideoShape) -> SceneBatch:
 
 
 def render_pillars(yaw: Real, view: VideoShape) -> tuple[Real, Real]:
-    """The pillars from directions (B, T) in radians: images (B, T, 3, H, W), and tracks (B, pillars, T, 4)."""
+    """Render the pillars from directions (B, T) in radians: images (B, T, 3, H, W), tracks (B, pillars, T, 4)."""
     canvas = np.zeros((*yaw.shape, 3, view.height, view.width), dtype=np.float32)
     places = 2 * np.pi * np.arange(PILLARS) / PILLARS - yaw[..., None]  # (B, T, pillars)
     depth = AWAY - np.cos(places)
@@ -62,10 +62,10 @@ def render_pillars(yaw: Real, view: VideoShape) -> tuple[Real, Real]:
 
 
 def corridor(draws: Real, view: VideoShape) -> SceneBatch:
-    """A corridor with coloured door frames that the camera walks through, forward or backward, beginning past a door.
+    """Plan a corridor with coloured door frames; the camera moves forward or backward, starting just past a door.
 
-    Were it to begin anywhere between two doors, noise in which that is not seen would not show which way it goes
-    either, and the word for that would hardly ever help a model to tell what is under the noise.
+    With a random start between two doors, noise that hides the start would also hide the direction, and the word for
+    the direction would hardly ever help a model to denoise.
     """
     colour = (draws[:, 0] * len(COLOURS)).astype(np.int64)
     forward = draws[:, 1] < 0.5
@@ -88,10 +88,10 @@ def corridor(draws: Real, view: VideoShape) -> SceneBatch:
 
 
 def corridor_geometry(view: VideoShape) -> tuple[Real, Real, Real, Real]:
-    """The corridor at each pixel, (H, W) each.
+    """Return the geometry of the corridor at each pixel, (H, W) each.
 
-    How far its walls are along its axis, over how much of that the pixel reaches, their tone, and how much light
-    comes from them, 1 at a depth of 1.
+    The values are the depth of the walls along the corridor's axis, the range of depth that the pixel covers, the tone
+    of the walls, and their brightness, 1 at a depth of 1.
     """
     x = (np.arange(view.width, dtype=np.float32) + 0.5 - view.width / 2) / (view.side / 2)
     y = ((np.arange(view.height, dtype=np.float32) + 0.5 - view.height / 2) / (view.side / 2))[:, None]

@@ -1,7 +1,7 @@
 """Captions of a video from its true attributes: three styles in English and Chinese.
 
-raw is like the alt-text of the web, with attributes wrong or missing; short names the thing and its motion; dense
-also says where it starts, how fast it is, what it touches, the ground and the camera.
+"raw" resembles the alt-text of the web, with wrong or missing attributes. "short" names the object and its motion.
+"dense" also states the start, the speed, the contacts, the background and the camera.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _RAW = ("colour", "shape", "size", "motion", "line", "orbit", "walk", "fate")  #
 
 
 class SceneCaption(NamedTuple):
-    """A caption and the attributes that it states: "objects", a list per named object, and attributes of the video."""
+    """A caption, and the attributes that it states: "objects", one dict per named object, and facts of the video."""
 
     text: str
     facts: Facts
@@ -56,7 +56,7 @@ class SceneCaption(NamedTuple):
 
 @cache
 def words(language: Language) -> dict[str, Any]:
-    """The lists of `words.yaml`, attribute -> value -> phrases, and the rest: "also", "sentences" and others."""
+    """Return the lists of `words.yaml`, attribute -> value -> phrases, and the rest: "also", "sentences" and others."""
     text = (resources.files("unveil") / "playground" / "world" / "words.yaml").read_text("utf-8")
     table = yaml.safe_load(text)[language]
     if language == "zh":  # names are defined once
@@ -68,19 +68,20 @@ def words(language: Language) -> dict[str, Any]:
 
 
 def phrase(language: Language, attribute: str, value: str, *, raw: bool = False) -> str:
-    """Return the phrase of a value in a sentence, or as a word of alt-text."""
+    """Return the phrase of a value, as part of a sentence or as a word of alt-text."""
     return words(language)[attribute][value][-1 if raw else 0]
 
 
 def write_caption(
     facts: Facts, register: Register, language: Language, draws: Draws, *, faults: float = 1.0
 ) -> SceneCaption:
-    """A caption of a video.
+    """Write a caption of a video.
 
     Args:
         facts: True attributes of the video, as `Playground` returns them.
-        register: the kind of text. language: "en" or "zh".
-        draws: DRAWS numbers in [0, 1): which form, and what raw captions have wrong.
+        register: Style of the caption.
+        language: "en" or "zh".
+        draws: DRAWS numbers in [0, 1), which choose the template and the errors of raw captions.
         faults: Factor of MISSING and WRONG for raw captions; 0 leaves them complete and correct.
     """
     if register == "raw":
@@ -118,7 +119,7 @@ def _raw(facts: Facts, language: Language, draws: Draws, faults: float) -> Scene
 
 
 def _short(facts: Facts, language: Language, draws: Draws) -> SceneCaption:
-    """The thing and its motion; two of three times with its size, one of three with the ground."""
+    """Return the object and its motion; two of three captions state its size, one of three the background."""
     form, sentences = int(draws[0] * 3), words(language)["sentences"]
     names = ("colour", "shape", "motion") if form == 0 else ("size", "colour", "shape", "motion")
     claimed = [{name: thing[name] for name in names if thing.get(name) is not None} for thing in facts["objects"]]
@@ -162,7 +163,7 @@ def _dense(facts: Facts, language: Language) -> SceneCaption:
 
 
 def _scene(facts: Facts, register: Register, language: Language) -> SceneCaption:
-    """One of the scenes that are not things moving about."""
+    """Return the caption of a scene other than "objects"."""
     sentences = words(language)["sentences"]
     claimed = {
         name: value for name, value in facts.items() if name in LISTS and name not in ("front", "ground", "camera")

@@ -1,7 +1,7 @@
-"""Trajectories of one object over the frames of a video, for any number of videos at once.
+"""Trajectories of one object over the frames of a video, batched over videos.
 
-Lengths are pixels, x to the right and y down, times frames, angles radians, clockwise as seen. Every path keeps the
-whole object in the image and goes far enough to be seen.
+Lengths are pixels, x to the right and y down; times are frames; angles are radians, clockwise. Every trajectory keeps
+the whole object inside the image, and its motion is large enough to be visible.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _TIP = 4 / 3  # how far a triangle's corners are from its centre of mass, in rad
 
 
 class VideoShape(NamedTuple):
-    """A video's size in pixels, its number of frames, and how many of them a second has."""
+    """The size of a video in pixels, its number of frames, and its frames per second."""
 
     height: int
     width: int
@@ -44,21 +44,24 @@ class VideoShape(NamedTuple):
 
     @property
     def side(self) -> int:
-        """The shorter side."""
+        """Return the shorter side."""
         return min(self.height, self.width)
 
     @property
     def seconds(self) -> float:
-        """From the first frame to the last."""
+        """Return the time from the first to the last frame."""
         return (self.frames - 1) / self.fps
 
 
 class Trajectories(NamedTuple):
     """Trajectories of M objects over T frames.
 
-    x, y, radius, angle: (M, T) float32. turn: (M,) the form of the motion, by its place in CORNERS (diagonal), SIDES
-    (bounce: the first wall) or TURNS (orbit, spin); -1 where there is one form only. bounces: (M,) how often it
-    touches a wall. speed: (M,) of the centre, in sides a second.
+    Attributes:
+        x, y, radius, angle: (M, T) float32.
+        turn: (M,) variant of the motion, an index into CORNERS (diagonal), SIDES (bounce: the first wall) or TURNS
+            (orbit, spin); -1 if the motion has one variant.
+        bounces: (M,) number of reflections at a wall.
+        speed: (M,) speed of the centre in image sides per second.
     """
 
     x: Real
@@ -71,7 +74,7 @@ class Trajectories(NamedTuple):
 
 
 class _Bodies(NamedTuple):
-    """Rows of one motion: half the height and width of each object, (m,), and the random numbers of each."""
+    """Objects with the same motion: half their height and width, (m,), and the random numbers of each."""
 
     half: Real
     draws: Real
@@ -79,7 +82,7 @@ class _Bodies(NamedTuple):
 
     @property
     def room(self) -> tuple[Real, Real]:
-        """Range of each centre across and down."""
+        """Return the range of each centre, horizontally and vertically."""
         return self.view.width - 2 * self.half, self.view.height - 2 * self.half
 
 
@@ -92,24 +95,26 @@ def is_possible(motion: str, shape: str, frames: int) -> bool:
 
 
 def radii(large: NDArray[np.bool_], draw: Real, view: VideoShape) -> Real:
-    """Radii of small and large objects in pixels, at least 3 even of what shrinks; the two sizes are well apart."""
+    """Return the radii of small and large objects in pixels. They are at least 3, and the two sizes differ clearly."""
     low, high = max(0.11 * view.side, 3 * GROWTH), max(0.14 * view.side, 3.12 * GROWTH)
     least, most = max(0.18 * view.side, 1.35 * high), max(0.23 * view.side, 1.43 * high)
     return np.where(large, least + draw * (most - least), low + draw * (high - low)).astype(np.float32)
 
 
 def between_sizes(side: int) -> float:
-    """The radius, in pixels, that parts small objects from large ones; of what grows or shrinks the mean one."""
+    """Return the radius in pixels that separates small from large objects; of growing ones the mean radius counts."""
     high = max(0.14 * side, 3.12 * GROWTH)
     return (high * max(0.18 * side, 1.35 * high)) ** 0.5
 
 
 def trajectories(motion: Whole, shape: Whole, radius: Real, draws: Real, view: VideoShape) -> Trajectories:
-    """The paths of M objects.
+    """Return the trajectories of M objects.
 
     Args:
-        motion: (M,) into MOTIONS. shape: (M,) into KINDS. radius: (M,) pixels, in the middle of the video.
-        draws: (M, DRAWS) in [0, 1).
+        motion: (M,) indices into MOTIONS.
+        shape: (M,) indices into KINDS.
+        radius: (M,) radius in pixels in the middle of the video.
+        draws: (M, DRAWS) random numbers in [0, 1).
         view: Size and length of the video; at least as many frames as `is_possible` requires.
     """
     count, frames = len(motion), view.frames
@@ -153,7 +158,7 @@ def _spin(bodies: _Bodies) -> _Way:
 
 
 def _straight(across: int, down: int, bodies: _Bodies) -> _Way:
-    """Along one axis, or along both: `across` and `down` are the signs of the way, 0 for none."""
+    """Move along one axis or both: `across` and `down` are the signs of the direction, 0 for none."""
     wide, high = bodies.room
     x, y, turn, bounces = _still(bodies)
     room = np.minimum(wide, high) if across and down else wide if across else high
@@ -202,7 +207,7 @@ def _bounce(bodies: _Bodies) -> _Way:
 
 
 def _orbit(bodies: _Bodies) -> _Way:
-    """Round a circle, so that the frame after the last would be the first; once, or twice in long videos."""
+    """Move on a circle that closes after the last frame; one turn, or two in long videos."""
     wide, high = bodies.room
     ring = np.minimum(wide, high) / 2 * (0.65 + 0.35 * bodies.draws[:, 2])
     turn = _two(bodies.draws[:, 3])
@@ -236,9 +241,9 @@ def min_travel(side: int) -> float:
 
 
 def turning_points(way: Real, least: float) -> list[tuple[int, int]]:
-    """Return where a path (N,) reverses after and before at least `least` pixels: (frame, side), in order.
+    """Return the points where a path (N,) reverses, with at least `least` pixels before and after: (frame, side).
 
-    The side is 0 where it turns at its lower end and 1 at its upper one.
+    They are in order. The side is 0 for a reversal at the lower end and 1 at the upper end.
     """
     turns: list[tuple[int, int]] = []
     low = high = 0  # the frames of the lowest and the highest place since it last turned
@@ -259,7 +264,7 @@ def _least(room: Real, view: VideoShape) -> Real:
 
 
 def _travel(room: Real, view: VideoShape, draw: Real) -> Real:
-    """Return the distance over the whole video: at speeds from SLOW to FAST, as far as the room allows."""
+    """Return the distance over the whole video, at speeds from SLOW to FAST, limited by the room."""
     least = _least(room, view)
     high = np.clip(FAST * view.side * view.seconds, least, room)
     low = np.clip(SLOW * view.side * view.seconds, least, 0.6 * high + 0.4 * least)
@@ -267,7 +272,7 @@ def _travel(room: Real, view: VideoShape, draw: Real) -> Real:
 
 
 def _turning(draws: Real, turn: Whole, view: VideoShape) -> Real:
-    """The angle of each frame, (m, T): 60 to 120 degrees a second, at least 45 in all, at most 30 in a step."""
+    """Return the angle of each frame, (m, T): 60 to 120 degrees a second, at least 45 in all, at most 30 per frame."""
     step = np.radians(np.minimum(np.maximum((60 + 60 * draws[:, 3]) / view.fps, 45 / max(view.frames - 1, 1)), 30))
     start = 2 * np.pi * draws[:, 4]
     return (start[:, None] + (step * (1 - 2 * turn))[:, None] * np.arange(view.frames)).astype(np.float32)

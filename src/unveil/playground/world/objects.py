@@ -38,9 +38,12 @@ class ObjectAttributes(NamedTuple):
 
 
 class SceneObjects(NamedTuple):
-    """The objects of B videos, (B, N) each; present is False where an object found no place.
+    """The objects of B videos, (B, N) each.
 
-    The first four as in `ObjectAttributes`. paths: of B * N objects, flat.
+    Attributes:
+        shape, colour, large, motion: As in `ObjectAttributes`.
+        paths: Trajectories of B * N objects, flat.
+        present: False if no free trajectory was found.
     """
 
     shape: Whole
@@ -52,21 +55,21 @@ class SceneObjects(NamedTuple):
 
 
 def is_held_out_combination(colour: str, shape: str, motion: str) -> bool:
-    """Return True if no training video shows this combination: one of ten, by its hash."""
+    """Return True if no training video shows this combination; a hash selects one of ten."""
     return is_held_out(f"{motion} {colour} {shape}")
 
 
 def sample_objects(
     draws: Real, hues: Whole, wanted: Whole, view: VideoShape, motions: Sequence[str], *, part: Part = "held-out"
 ) -> SceneObjects:
-    """Draws the objects of B videos.
+    """Sample the objects of B videos.
 
     Args:
-        draws: (B, N * PER_OBJECT) in [0, 1).
-        hues: (B, N) the colour of each object, all different within a video.
-        wanted: (B,) how many objects, 1 to N.
-        motions: Allowed motions, if the video is long enough; in one frame nothing moves.
-        part: "train" never has a combination that is held out.
+        draws: (B, N * PER_OBJECT) random numbers in [0, 1).
+        hues: (B, N) colour of each object, all different within a video.
+        wanted: (B,) number of objects, 1 to N.
+        motions: Allowed motions, if the video is long enough; in a single frame nothing moves.
+        part: Split; "train" never contains a held-out combination.
     """
     batch, count = hues.shape
     object_draws = draws.reshape(batch, count, PER_OBJECT)
@@ -80,13 +83,13 @@ def sample_objects(
 
 
 def place_objects(things: ObjectAttributes, present: NDArray[np.bool_], draws: Real, view: VideoShape) -> SceneObjects:
-    """Finds the objects of B videos their ways, on which they do not meet.
+    """Find trajectories without collisions for the objects of B videos.
 
     Args:
         things: Attributes of the objects; each motion must be possible.
-        present: (B, N) which there are; one that finds no place is not in the video.
-        draws: (B, N, PER_OBJECT) in [0, 1), of which the first two are unused.
-        view: size and length.
+        present: (B, N) mask of the objects; an object without a free trajectory is omitted.
+        draws: (B, N, PER_OBJECT) random numbers in [0, 1), of which the first two are unused.
+        view: Size and length of the video.
     """
     shape, _, large, motion = things
     batch, count = shape.shape
@@ -116,7 +119,7 @@ def place_objects(things: ObjectAttributes, present: NDArray[np.bool_], draws: R
 
 
 def _apart(ways: Trajectories, other: Trajectories, number: int) -> NDArray[np.bool_]:
-    """Return the attempts (B * number, T) that keep clear of another object (B, T) in all frames: (B, number)."""
+    """Return which attempts (B * number, T) avoid another object (B, T) in all frames: (B, number)."""
     x, y, radius = (field.reshape(-1, number, field.shape[-1]) for field in (ways.x, ways.y, ways.radius))
     apart = np.maximum(np.abs(x - other.x[:, None]), np.abs(y - other.y[:, None]))
     return np.asarray((apart > radius + other.radius[:, None] + _GAP).all(-1))

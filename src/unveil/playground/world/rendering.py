@@ -33,10 +33,15 @@ _AWAY = 12  # frames that the way there and back takes at least
 
 
 class SceneSetup(NamedTuple):
-    """Around the objects of B videos: ground (B,) into GROUNDS, camera (B,) into CAMERAS, and their draws (B, DRAWS).
+    """Surroundings of the objects of B videos.
 
-    pan: (B, T) pixels that the camera has gone to the right. bar: (B, 2) from and to where a grey bar reaches, along
-    the way of the object behind it; empty where the two are equal. upright: (B,) True for a vertical bar.
+    Attributes:
+        ground: (B,) indices into GROUNDS.
+        camera: (B,) indices into CAMERAS.
+        draws: (B, DRAWS) random numbers.
+        pan: (B, T) displacement of the camera to the right in pixels.
+        bar: (B, 2) start and end of a grey bar along the path of the object behind it; equal if there is no bar.
+        upright: (B,) True for a vertical bar.
     """
 
     ground: Whole
@@ -48,7 +53,7 @@ class SceneSetup(NamedTuple):
 
 
 class SceneProbabilities(NamedTuple):
-    """Parts of all videos that have a pattern behind, a bar in front, or a moving camera, as far as they can."""
+    """Probabilities of a patterned background, an occluding bar and a moving camera, where they fit."""
 
     patterned: float
     occluded: float
@@ -58,13 +63,16 @@ class SceneProbabilities(NamedTuple):
 def set_up_scene(
     cast: SceneObjects, draws: Real, view: VideoShape, shares: SceneProbabilities
 ) -> tuple[SceneObjects, SceneSetup]:
-    """Choose background, camera and bar of B videos, and return the objects as the camera sees them.
+    """Choose background, camera and bar of B videos, and return the objects in the camera's view.
 
-    A camera moves over checkers and things that stay where they are; a bar stands before one thing that moves along
-    an axis, if there is room for all of it on both sides.
+    A camera moves over checkered backgrounds and static objects. A bar occludes one object that moves along an axis, if
+    there is room for the whole object on both sides.
 
     Args:
-        cast: the objects. draws: (B, DRAWS). view: size and length. shares: what may occur.
+        cast: Objects.
+        draws: (B, DRAWS) random numbers.
+        view: Size and length of the video.
+        shares: Probabilities of the variants.
     """
     plain = np.where(draws[:, 1] < 0.5, 0, 1 + (draws[:, 2] * (len(TONES) - 1)).astype(np.int64))
     tints = np.array([list(TONES).index(hue) if hue in TONES else 0 for hue in COLOURS])
@@ -79,7 +87,7 @@ def set_up_scene(
 
 
 def render(cast: SceneObjects, stage: SceneSetup, view: VideoShape) -> tuple[Real, Real]:
-    """The images of B videos, (B, T, 3, H, W) in 0 to 255, and what is seen of each object, (B, N, T) in [0, 1]."""
+    """Return images of B videos, (B, T, 3, H, W) in 0 to 255, and visible fractions of the objects, (B, N, T)."""
     batch, count = cast.present.shape
     side, frames = np.float32(view.side), view.frames
     canvas = _ground(stage, view)
@@ -159,7 +167,7 @@ def _behind(stage: SceneSetup, view: VideoShape) -> Real:
 
 
 def _ground(stage: SceneSetup, view: VideoShape) -> Real:
-    """(B, T, 3, H, W)."""
+    """Return the backgrounds, (B, T, 3, H, W)."""
     batch = len(stage.ground)
     canvas = np.empty((batch, view.frames, 3, view.height, view.width), dtype=np.float32)
     canvas[:] = _TONES[np.minimum(stage.ground, len(TONES) - 1)][:, None, :, None, None]
@@ -177,20 +185,20 @@ def _ground(stage: SceneSetup, view: VideoShape) -> Real:
 
 
 def _pair(draws: Real) -> tuple[Real, Real]:
-    """Two plain tones that differ, (m, 1, 3, 1, 1) each."""
+    """Return two different plain tones, (m, 1, 3, 1, 1) each."""
     first = (draws[:, 0] * len(TONES)).astype(np.int64)
     second = (first + 1 + (draws[:, 1] * (len(TONES) - 1)).astype(np.int64)) % len(TONES)
     return _TONES[first][:, None, :, None, None], _TONES[second][:, None, :, None, None]
 
 
 def _gradient(turn: Real, view: VideoShape) -> Real:
-    """From 0 to 1 across the image in a direction, (m, 1, H, W)."""
+    """Return a gradient from 0 to 1 across the image in a direction, (m, 1, H, W)."""
     x, y = (((np.arange(size) + 0.5) / size - 0.5).astype(np.float32) for size in (view.width, view.height))
     return (rotated_coordinate(x, y, turn)[:, None] + np.float32(0.5)).clip(0, 1)
 
 
 def _checker(pan: Real, view: VideoShape) -> Real:
-    """0 and 1 in turn, moving against the camera, antialiased: (m, T, H, W)."""
+    """Return an antialiased checkerboard of 0 and 1, moving against the camera: (m, T, H, W)."""
     cell = view.width / CELLS
 
     def wave(at: Real) -> Real:  # from -1 to 1, changing sign at the edges of fields, a pixel wide

@@ -1,4 +1,4 @@
-"""Completion of partly specified videos: attributes that are not given are drawn as the playground draws them."""
+"""Completion of partly specified videos: missing attributes are sampled from the playground's distribution."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ _SHOWN_BY: Mapping[str, tuple[str, ...]] = {
 def complete_scene(
     prompted: Facts, view: VideoShape, seed: int, shots: Mapping[str, Callable[[Real, VideoShape], SceneBatch]]
 ) -> Facts:
-    """Complete partly given attributes of a video; the given ones are kept, whatever the playground could show.
+    """Complete partly specified attributes of a video; specified ones are kept even if the playground lacks them.
 
     Args:
-        prompted: Given attributes as in `SceneCaption.facts`, at least one object or a scene.
+        prompted: Specified attributes as in `SceneCaption.facts`, at least one object or a scene.
         view: Size and length of the video.
-        seed: Seed of the attributes that are not given.
+        seed: Seed of the missing attributes.
         shots: Special scenes by name.
     """
     if (scene := prompted.get("scene", "objects")) != "objects":
@@ -59,7 +59,7 @@ def complete_scene(
 
 
 def _drawn(prompted: Facts, view: VideoShape, seed: int) -> list[Facts]:
-    """Draw candidate videos with the given attributes, as far as there is room for all objects."""
+    """Sample candidate videos with the specified attributes, as far as all objects fit."""
     things, numbers = prompted["objects"], _numbers()
     picks = uniforms(seed, numbers, _PICKS * len(things)).reshape(TRIED, len(things), _PICKS)
     cast = place_objects(
@@ -82,7 +82,7 @@ def _numbers() -> np.ndarray[Any, np.dtype[np.uint64]]:
 
 
 def _agreement(prompted: Facts, facts: Facts) -> int:
-    """Return the number of given attributes that a video shows."""
+    """Return the number of specified attributes that a video shows."""
     matches = sum(facts.get(name) == value for name, value in prompted.items() if name != "objects")
     for shown, wanted in zip(facts.get("objects", []), prompted.get("objects", []), strict=False):
         matches += sum(shown.get(name) == value for name, value in wanted.items())
@@ -90,7 +90,7 @@ def _agreement(prompted: Facts, facts: Facts) -> int:
 
 
 def _things(prompted: Facts, picks: Real, view: VideoShape) -> ObjectAttributes:
-    """Return the objects' attributes: as given, and otherwise drawn, no colour twice."""
+    """Return the objects' attributes: specified, or sampled with different colours."""
     objects: Sequence[Facts] = prompted["objects"]
     count = len(objects)
     colour, shape, motion = (np.zeros((TRIED, count), dtype=np.int64) for _ in range(3))
@@ -113,7 +113,7 @@ def _things(prompted: Facts, picks: Real, view: VideoShape) -> ObjectAttributes:
 
 
 def _motions(thing: Facts, prompted: Facts, view: VideoShape) -> tuple[str, ...]:
-    """Return the motions allowed for an object by the given attributes."""
+    """Return the motions that the specified attributes of an object allow."""
     if "motion" in thing:
         return (thing["motion"],)
     allowed: tuple[str, ...] = TEN if view.frames > 1 else ("still",)

@@ -1,6 +1,6 @@
-"""Scenes in which one thing acts on its surroundings: a brush, a game of ball and paddle, a body that hits the ground.
+"""Scenes in which one object acts on its surroundings: a brush, ball and paddle, a body that hits the ground.
 
-Every scene is planned at once for B videos of one size, at least SMALLEST pixels and FRAMES frames; its images are
+Every scene is planned for B videos of one size together, at least SMALLEST pixels and FRAMES frames; its images are
 rendered on demand.
 """
 
@@ -28,10 +28,12 @@ _STROKES = 12  # dabs of the brush from one frame to the next
 
 
 class SceneBatch(NamedTuple):
-    """B videos of one scene: their true attributes, and the function that renders them.
+    """B videos of one scene.
 
-    render: function that returns the images, (B, T, 3, H, W) in 0 to 255, and tracks (B, N, T, 4): x, y and radius
-    in pixels, and the visible fraction.
+    Attributes:
+        facts: True attributes.
+        render: Function that returns the images, (B, T, 3, H, W) in 0 to 255, and the tracks (B, N, T, 4): x and y in
+            pixels, radius in pixels, and the visible fraction.
     """
 
     facts: list[Facts]
@@ -39,7 +41,7 @@ class SceneBatch(NamedTuple):
 
 
 def brush(draws: Real, view: VideoShape) -> SceneBatch:
-    """A white brush goes along a line and leaves a trail of its paint, which stays."""
+    """Plan a white brush that moves along a line and leaves a permanent trail of paint."""
     tip, half = max(3.0, 0.09 * view.side), max(1.5, 0.05 * view.side)
     line, colour = _choice(draws[:, 0], len(LINES)), _choice(draws[:, 1], _WHITE)
     begin = _line(line, draws, view, tip, np.zeros(1, dtype=np.float32))
@@ -68,9 +70,9 @@ def brush(draws: Real, view: VideoShape) -> SceneBatch:
 
 
 def paddle(draws: Real, view: VideoShape) -> SceneBatch:
-    """A ball flies between three walls and a white paddle on the left, which is always there in time.
+    """Plan a ball that flies between three walls and a white paddle on the left, which always reaches it in time.
 
-    It leaves each of them at the angle at which it came.
+    The angle of reflection equals the angle of incidence.
     """
     radius, thick, tall = max(3.0, 0.09 * view.side), max(2.0, 0.06 * view.width), 0.18 * view.height
     colour = _choice(draws[:, 0], _WHITE)
@@ -99,7 +101,7 @@ def paddle(draws: Real, view: VideoShape) -> SceneBatch:
 
 
 def impact(draws: Real, view: VideoShape) -> SceneBatch:
-    """A body falls to the ground, where it breaks into four or stays whole."""
+    """Plan a body that falls to the ground, where it breaks into four pieces or stays whole."""
     last, floor = view.frames - 1, FLOOR * view.height
     colour, shape = _choice(draws[:, 0], len(COLOURS)), _choice(draws[:, 1], len(KINDS))
     breaks = draws[:, 2] < 0.5
@@ -154,7 +156,7 @@ def _line(line: Whole, draws: Real, view: VideoShape, tip: float, gone: Real) ->
 def _place(
     canvas: Real, shape: Whole, track: Real, colour: Whole, view: VideoShape, *, there: NDArray[np.bool_] | None = None
 ) -> None:
-    """Draws an object of each video at the places of its track (B, T, 4), in the frames where it is."""
+    """Render an object of each video at the positions of its track (B, T, 4), in the frames that show it."""
     frames, side = view.frames, np.float32(view.side)
     x, y, radius = (track[..., field].ravel() / side for field in range(3))
     covered = coverage(Shapes(np.repeat(shape, frames), x, y, radius, np.zeros_like(x)), view.height, view.width)
@@ -174,7 +176,7 @@ def rectangle(left: Real, right: Real, top: Real, bottom: Real, view: VideoShape
 
 
 def _reflected(way: Real, room: float) -> Real:
-    """A straight way folded into [0, room]."""
+    """Return a straight path folded into [0, room]."""
     return room - np.abs(room - way % (2 * room))
 
 
