@@ -71,19 +71,19 @@ def test_pairs_are_of_one_ground_and_two_colours_and_no_clip_is_there_twice():
 
 def test_real_clips_go_on_as_pictures_should_and_frozen_ones_do_not():
     real = chosen()
-    good = rows(study.TASKS["picture"](Known(lambda *_: real)))
+    good = rows(study.TASKS["image"](Known(lambda *_: real)))
     assert good["colour kept"].value == good["colour kept"].ceiling == 1
     assert good["motion as asked"].value == good["motion as asked"].ceiling
     assert good["the picture comes out to the bit"].value == 1
     still = real[:, :, :1].repeat(1, 1, 16, 1, 1)
-    frozen = rows(study.TASKS["picture"](Known(lambda *_: still)))
+    frozen = rows(study.TASKS["image"](Known(lambda *_: still)))
     assert frozen["colour kept"].met
     assert (
         frozen["motion as asked"].value
         < 0.5
         == frozen["motion as asked"].baselines["freeze"] + (0.5 - frozen["motion as asked"].value)
     )
-    other = rows(study.TASKS["picture"](Known(lambda *_: real.roll(1, 0))))
+    other = rows(study.TASKS["image"](Known(lambda *_: real.roll(1, 0))))
     assert other["the picture comes out to the bit"].value == 0
     assert not other["colour, shape and motion"].value > 0.3
 
@@ -245,7 +245,7 @@ def test_places_of_a_finer_grid_lie_in_the_trained_one(monkeypatch: pytest.Monke
 
 
 def test_settings_and_models_that_do_not_fit_are_refused():
-    with pytest.raises(RecipeError, match="task 'extnd': must be one of picture, extend"):
+    with pytest.raises(RecipeError, match="task 'extnd': must be one of image, extend"):
         study.study_video(tiny_clips(), VideoStudySettings(count=2, only=("extnd",)))
     with pytest.raises(RecipeError, match="strengths"):
         VideoStudySettings(strengths=(0.5, 0.4), strength=0.5)

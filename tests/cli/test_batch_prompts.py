@@ -15,9 +15,9 @@ pytest.importorskip("transformers")
 from tests.checkpoints import tiny_sd
 from tests.cli.conftest import Cli, tree
 from tests.cli.test_bad_input import refused
-from unveil.cli.options import PLAYGROUND
-from unveil.cli.text_forms import with_words
+from unveil.cli.text_forms import merge_settings
 from unveil.generation.image_output import read_facts
+from unveil.tasks.fields import PLAYGROUND
 from unveil.tasks.text_to_image import TextToImage
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -136,7 +136,7 @@ def test_options_that_exclude_a_file_of_prompts(cli: Cli, folder: Path):
     ["a large blue square on green", "\u4e00\u4e2a\u7ea2\u8272\u5706\u5f62", "a red circle " * 40, "\u7ea2" * 300],
 )
 def test_a_first_argument_that_cannot_be_a_model_is_a_prompt(typed: str):
-    values = with_words(TextToImage, {"model": typed}, {"settings": ["steps=4"]})
+    values = merge_settings(TextToImage, {"model": typed}, {"settings": ["steps=4"]})
     assert values == {"model": PLAYGROUND, "prompt": [typed], "steps": 4}
 
 
@@ -144,4 +144,4 @@ def test_a_first_argument_that_can_be_a_model_is_one(tmp_path: Path):
     folder = tmp_path / "my runs"
     folder.mkdir()
     for name in ("ddpm-digits", str(folder), "missing-model"):
-        assert with_words(TextToImage, {"model": name}, {"settings": None}) == {"model": name}
+        assert merge_settings(TextToImage, {"model": name}, {"settings": None}) == {"model": name}

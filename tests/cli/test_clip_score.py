@@ -44,7 +44,7 @@ def test_a_video_model_is_evaluated(cli: Cli):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tasks", [("picture", "twice"), pytest.param((), marks=pytest.mark.release)])
+@pytest.mark.parametrize("tasks", [("image", "twice"), pytest.param((), marks=pytest.mark.release)])
 def test_the_command_writes_a_page_of_its_tasks(cli: Cli, tasks: tuple[str, ...]):
     small = ("train.steps=1", "train.warmup=0", "train.batch_size=2", "train.precision=float32", "data.count=500")
     off = ("train.save_every=0", "train.sample_every=0", "train.validate_every=0", "data.num_val=20")
@@ -89,7 +89,7 @@ def test_models_of_other_sizes_are_compared(cli: Cli):
     for file, law, why in (
         ("other.json", "corridor", "not the record of a study"),
         ("none.json", "corridor", "cannot be read"),
-        ("small/world.json", "brush", "has corridor, space, and nothing of what is studied: brush"),
+        ("small/world.json", "brush", "has corridor, space, and none of the tasks brush"),
     ):
         refused = cli("analyze", "physics", "large", "--quick", "--only", law, "--out", "again", "--compare-with", file)
         assert refused.code == 2

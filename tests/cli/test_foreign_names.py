@@ -1,4 +1,4 @@
-"""Names of other programs and former names of our own: each works, or is answered with the right one."""
+"""Names of other programs and former names: each works, or is answered with the right one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.cli.conftest import Cli
 from unveil.checkpoints import scheduler
 from unveil.cli import foreign_names as table
 from unveil.cli.command_names import resolve_command, resolve_options
-from unveil.cli.commands import USUAL, command_tree, every_command
+from unveil.cli.commands import DEFAULT_SUBCOMMANDS, all_commands, command_tree
 from unveil.cli.text_forms import setting_name
 from unveil.cli.train import recipe_key
 from unveil.core import foreign_names, schedules
@@ -22,17 +22,16 @@ from unveil.errors import RecipeError
 from unveil.model.config import Recipe, SampleConfig, load_recipe
 
 TREE = command_tree()
-DEFAULT = USUAL
-EVERY = every_command()
+ALL_COMMANDS = all_commands()
 
 
-def leaves(command: Any = EVERY, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+def leaves(command: Any = ALL_COMMANDS, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
     """Each command with its words."""
     inner = getattr(command, "commands", {})
-    found = {} if inner else {path: command}
-    for name, one in inner.items():
-        found |= leaves(one, (*path, name))
-    return found
+    commands = {} if inner else {path: command}
+    for name, subcommand in inner.items():
+        commands |= leaves(subcommand, (*path, name))
+    return commands
 
 
 LEAVES = leaves()
@@ -50,7 +49,7 @@ def exists(words: tuple[str, ...]) -> bool:
 def test_a_foreign_command_runs_ours(name: str):
     assert exists(table.COMMAND_ALIASES[name])
     assert name not in TREE
-    assert resolve_command([name, "x"], TREE, DEFAULT)[0] == table.COMMAND_ALIASES[name][0]
+    assert resolve_command([name, "x"], TREE, DEFAULT_SUBCOMMANDS)[0] == table.COMMAND_ALIASES[name][0]
 
 
 @pytest.mark.parametrize("words", table.FORMER_COMMANDS)
@@ -82,7 +81,7 @@ def test_a_foreign_option_is_read_as_ours(name: str):
             continue
         fixed = any(equals for _, equals, _ in targets)
         flag = any(param.is_flag for param in command.params if set(param.opts) & {target for target, *_ in targets})
-        words = resolve_options([*path, name, *([] if fixed or flag else ["3"])], EVERY, every_command)
+        words = resolve_options([*path, name, *([] if fixed or flag else ["3"])], ALL_COMMANDS, all_commands)
         assert name not in {word.partition("=")[0] for word in words[len(path) :]}
         reached += 1
     assert reached
@@ -92,12 +91,12 @@ def test_a_foreign_option_is_read_as_ours(name: str):
 def test_a_former_option_is_answered_with_todays(name: str):
     reached = 0
     for path, command in LEAVES.items():
-        new = [one for one in table.FORMER_OPTIONS[name] if one.split()[0] in opts(command)]
+        new = [option for option in table.FORMER_OPTIONS[name] if option.split()[0] in opts(command)]
         if name in opts(command) or not new or (path[0], name) in table.ANSWERED_OPTIONS:
             continue
         with pytest.raises(RecipeError) as caught:
-            resolve_options([*path, name, "3"], EVERY, every_command)
-        assert all(one in str(caught.value) for one in new)
+            resolve_options([*path, name, "3"], ALL_COMMANDS, all_commands)
+        assert all(option in str(caught.value) for option in new)
         assert "\n" not in str(caught.value)
         reached += 1
     assert reached, "an option that no command has any more"
@@ -113,26 +112,26 @@ def test_no_command_has_a_former_option(command: tuple[str, ...]):
 def test_an_option_that_is_done_in_another_way_is_answered(key: tuple[str | None, str]):
     command, name = key
     with pytest.raises(RecipeError) as caught:
-        resolve_options([command or "sample", name, "3"], EVERY, every_command)
+        resolve_options([command or "sample", name, "3"], ALL_COMMANDS, all_commands)
     assert str(caught.value) == f"{name}: {table.ANSWERED_OPTIONS[key]}"
 
 
 @pytest.mark.parametrize("command", LEAVES, ids=" ".join)
 def test_an_unknown_option_lists_few_names(command: tuple[str, ...]):
     with pytest.raises(RecipeError) as caught:
-        resolve_options([*command, "--sizze", "3"], EVERY, every_command)
+        resolve_options([*command, "--sizze", "3"], ALL_COMMANDS, all_commands)
     assert str(caught.value).count(" --") <= 10
     assert "\n" not in str(caught.value)
 
 
-def test_an_option_is_the_same_in_every_command():
+def test_an_option_is_the_same_in_all_commands():
     texts: dict[str, set[str]] = {}
     for command in LEAVES.values():
         for param in command.params:
             for opt in param.opts:
                 if opt in ("--guidance-scale", "--sampler", "--json", "--quiet", "--metadata", "--lora"):
                     texts.setdefault(opt, set()).add(str(param.help))
-    assert all(len(one) == 1 for one in texts.values()), texts
+    assert all(len(help) == 1 for help in texts.values()), texts
 
 
 @pytest.mark.parametrize("name", table.SETTING_ALIASES)
@@ -142,7 +141,7 @@ def test_a_foreign_setting_is_read_as_ours(name: str):
 
 @pytest.mark.parametrize("name", table.SETTING_OPTIONS)
 def test_a_setting_that_is_an_option_is_answered_with_it(name: str):
-    with pytest.raises(RecipeError, match=f"is no sampling setting but an option: {table.SETTING_OPTIONS[name]} 3"):
+    with pytest.raises(RecipeError, match=f"is an option, not a sampling setting: {table.SETTING_OPTIONS[name]} 3"):
         setting_name(name, "3")
 
 
@@ -219,7 +218,7 @@ def test_a_sampler_as_other_programs_write_it(typed: str, sampler: str, schedule
     ("typed", "answer"),
     [
         (["sample", "--width", "8"], "--width: give --height too, or both as --size WIDTHxHEIGHT"),
-        (["sample", "ddpm-digits", "label=3"], "is no sampling setting but an option: --label 3"),
+        (["sample", "ddpm-digits", "label=3"], "is an option, not a sampling setting: --label 3"),
         (["sample", "ddpm-digits", "a photo of a cat"], "this model takes no prompt, only: label"),
         (["sample", "ddpm-digits", "--prompt", "a cat"], "this model takes no prompt, only: label"),
         (["sample", "ddpm-digits", "--negative-prompt", "a cat"], "this model takes no prompt, only: label"),

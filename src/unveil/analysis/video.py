@@ -16,7 +16,7 @@ from unveil.model import Model
 __all__ = ["QUICK", "TASKS", "VideoStudySettings", "study_video"]
 
 TASKS: dict[str, Callable[[StudyContext[VideoStudySettings]], StudyResult]] = {
-    "picture": picture,
+    "image": picture,
     "extend": extended,
     "loop": loop,
     "connect": connect,

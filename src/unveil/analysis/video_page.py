@@ -12,6 +12,7 @@ from unveil.evaluate.charts import ChartLine, lines_chart
 from unveil.evaluate.findings import Figure, Finding
 from unveil.evaluate.page_writer import Block, Heading, Page, Paragraph, Table, bars_table, to_html
 from unveil.evaluate.report_page import record_tables
+from unveil.model.migration import VIDEO_TASKS
 
 _EDGE = "The model's output stands below its input or reference, and its frames have a coloured edge."
 
@@ -84,7 +85,7 @@ def main_rows(record: Mapping[str, Any]) -> dict[str, Any]:
         name, parameters = record["model"]["name"], int(record["about"]["parameters"])
         count, tasks = int(record["settings"]["count"]), record["tasks"]
         numbers = {
-            name: {
+            VIDEO_TASKS.get(name, name): {
                 f"{task['title']}: {row['measure']}": {"unit": row["unit"], "found": _interval(row["found"])}
                 for row in [row for row in task["rows"] if row["main"]] or task["rows"][:1]
             }

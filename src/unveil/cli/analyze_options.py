@@ -1,4 +1,4 @@
-"""`unveil analyze`: its commands; what they do is in `analyze.py`, imported when one of them runs."""
+"""Commands of `unveil analyze`. `analyze.py`, which imports torch, is imported when one of them runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from unveil.cli.options import (
     Quick,
     Quiet,
     RecipeName,
-    ReplyOptions,
+    ReportOptions,
     Set,
 )
 from unveil.io.console import Console
@@ -36,11 +36,11 @@ Seed = Annotated[int, typer.Option("--seed", help="Seed of the initial noise and
 def samplers(
     model: ModelName,
     calls: Annotated[
-        str, typer.Option(help="Numbers of network evaluations (NFE) of one sample, rising.")
+        str, typer.Option(help="Numbers of function evaluations (NFE) per sample, in rising order.")
     ] = "5,10,20,50",
     count: Annotated[int, typer.Option("--num-samples", "-n", help="Number of samples, generated as one batch.")] = 16,
     seed: Seed = 0,
-    grid: Annotated[
+    schedule: Annotated[
         str | None,
         typer.Option("--schedule", help="Noise schedule of all samplers; karras where the process allows it."),
     ] = None,
@@ -59,14 +59,15 @@ def samplers(
     """
     from unveil.cli import analyze as work
 
-    settings = work.SamplerStudySettings(work.numbers(calls, int, "calls"), count, seed, grid, tuple(only or ()))
-    work.samplers(model, settings, device, work.Place(out, force), Console(as_json, quiet))
+    calls_list = work.parse_numbers(calls, int, "--calls")
+    settings = work.SamplerStudySettings(calls_list, count, seed, schedule, tuple(only or ()))
+    work.samplers(model, settings, device, work.PageOutput(out, force), Console(as_json, quiet))
 
 
 @analyze_app.command("guidance")
 def guidance(
     model: ModelName,
-    scales: Annotated[str, typer.Option(help="Guidance scales, rising; 1 is no guidance.")] = "1,1.5,2,3,5,8",
+    scales: Annotated[str, typer.Option(help="Guidance scales, in rising order; 1 is no guidance.")] = "1,1.5,2,3,5,8",
     recipe: Annotated[str | None, typer.Option(help="Recipe of the evaluation; the run's own when left out.")] = None,
     overrides: Set = None,
     out: OutFolder = None,
@@ -82,9 +83,9 @@ def guidance(
     """
     from unveil.cli import analyze, evaluate
 
-    ask = evaluate.EvaluateRequest(model, recipe, tuple(overrides or ()), weights=weights, device=device)
-    place = analyze.Place(out, force)
-    analyze.guidance(ask, analyze.numbers(scales, float, "scales"), place, Console(as_json, quiet))
+    request = evaluate.EvaluateRequest(model, recipe, tuple(overrides or ()), weights=weights, device=device)
+    output = analyze.PageOutput(out, force)
+    analyze.guidance(request, analyze.parse_numbers(scales, float, "--scales"), output, Console(as_json, quiet))
 
 
 @analyze_app.command("inverse")
@@ -95,7 +96,7 @@ def inverse(
         int, typer.Option(help="Number of sampling steps of each method; DPS takes five times as many.")
     ] = 20,
     seed: Seed = 0,
-    part: Annotated[str, typer.Option("--split", help="Split of the data: train or held-out.")] = "held-out",
+    split: Annotated[str, typer.Option("--split", help="Split of the data: train or held-out.")] = "held-out",
     recipe: Annotated[str | None, typer.Option(help="Recipe of the data; the run's own when left out.")] = None,
     overrides: Set = None,
     out: OutFolder = None,
@@ -106,25 +107,27 @@ def inverse(
 ) -> None:
     """Restore images from measurements: inpainting, super-resolution, deblurring, colourization.
 
-    Writes inverse.html and inverse.json, with PSNR beside that of baselines without a model.
+    Writes inverse.html and inverse.json, with the PSNR of each method and of baselines without a model.
 
     Example: unveil analyze inverse ddpm-digits -n 16 -o runs/study
     """
     from unveil.cli import analyze, evaluate
     from unveil.data import check_split
 
-    ask = evaluate.EvaluateRequest(model, recipe, tuple(overrides or ()), device=device)
-    settings = analyze.restoration.InverseSettings(count, steps, seed)
-    analyze.inverse(ask, settings, check_split(part), analyze.Place(out, force), Console(as_json, quiet))
+    request = evaluate.EvaluateRequest(model, recipe, tuple(overrides or ()), device=device)
+    settings = analyze.InverseSettings(count, steps, seed)
+    analyze.inverse(request, settings, check_split(split), analyze.PageOutput(out, force), Console(as_json, quiet))
 
 
 @analyze_app.command("vit")
 def vit(
     recipe: RecipeName = "vit-fashion",
-    sizes: Annotated[str, typer.Option(help="Sizes of the network, as blocks x width.")] = "3x48,6x96,8x144",
-    amounts: Annotated[str, typer.Option(help="Numbers of training images, rising.")] = "1000,8000,60000",
+    sizes: Annotated[
+        str, typer.Option(help="Sizes of the network as BLOCKSxWIDTH, separated by commas.")
+    ] = "3x48,6x96,8x144",
+    amounts: Annotated[str, typer.Option(help="Numbers of training images, in rising order.")] = "1000,8000,60000",
     steps: Annotated[int, typer.Option(help="Number of training steps of each network.")] = 1200,
-    seeds: Annotated[int, typer.Option(help="Number of networks of each size and amount.")] = 1,
+    seeds: Annotated[int, typer.Option(help="Number of networks for each size and number of images.")] = 1,
     overrides: Set = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Output folder of the page; runs/RECIPE-sizes when left out.")
@@ -142,13 +145,15 @@ def vit(
     from unveil.analysis import vit as study
     from unveil.cli import analyze as work
 
-    settings = study.ViTStudySettings(study.parse_sizes(sizes), work.numbers(amounts, int, "amounts"), steps, seeds)
-    work.vit(recipe, tuple(overrides or ()), settings, work.Place(out, force), Console(as_json, quiet))
+    settings = study.ViTStudySettings(
+        study.parse_sizes(sizes), work.parse_numbers(amounts, int, "--amounts"), steps, seeds
+    )
+    work.vit(recipe, tuple(overrides or ()), settings, work.PageOutput(out, force), Console(as_json, quiet))
 
 
 @dataclass(frozen=True)
 class BenchmarkOptions:
-    """How a video model is benchmarked, and where the page is written."""
+    """Settings and output of a benchmark of a video model."""
 
     count: Annotated[
         int | None, typer.Option("--num-videos", "-n", help="Number of videos of each task; 48 when left out.")
@@ -158,66 +163,68 @@ class BenchmarkOptions:
     ] = None
     seed: Seed = 0
     quick: Quick = False
-    beside: Annotated[
+    compare_with: Annotated[
         list[Path] | None,
         typer.Option(
-            "--compare-with", help=".json of the same benchmark of another model, shown beside; repeat for several."
+            "--compare-with",
+            help=".json file of another model in the same benchmark, which the page shows too; repeat for several.",
         ),
     ] = None
     out: OutFolder = None
     dtype: Dtype = "bfloat16"
     device: Device = "auto"
-    reply: ReplyOptions = field(default_factory=ReplyOptions)
+    report: ReportOptions = field(default_factory=ReportOptions)
 
-    @property
-    def wanted(self) -> dict[str, Any]:
-        """The settings among them."""
-        return {"count": self.count, "seed": self.seed, "dtype": self.dtype}
+    def run(self, command_name: str, model: str, read_settings: str, **values: Any) -> None:
+        """Run a benchmark.
 
-    @property
-    def place(self) -> Any:
-        """Where the page goes, and what stands on it beside the model."""
+        Args:
+            command_name: Name of the benchmark in `analyze.VIDEO_BENCHMARKS`.
+            model: Model to benchmark.
+            read_settings: Name of the function of `analyze` that returns the settings.
+            values: Further settings of this benchmark.
+        """
         from unveil.cli import analyze as work
 
-        return work.Place(self.out, self.reply.force, tuple(self.beside or ()))
+        values |= {"count": self.count, "seed": self.seed, "dtype": self.dtype}
+        settings = getattr(work, read_settings)(values, self.sampling or (), self.quick)
+        output = work.PageOutput(self.out, self.report.force, tuple(self.compare_with or ()))
+        work.benchmark_video_model(command_name, model, settings, self.device, output, self.report.console)
 
 
 @analyze_app.command("video-tasks")
-def video(
+def video_tasks(
     *,
     model: ModelName,
     only: Annotated[
         list[str] | None,
         typer.Option(
             "--only",
-            help="Task: picture, extend, loop, connect, edit, ground, sizes or twice; all when left out; may repeat.",
+            help="Task: image, extend, loop, connect, edit, ground, sizes or twice; all when left out; may repeat.",
         ),
     ] = None,
     sizes: Annotated[
-        list[str] | None, typer.Option("--size", help="Width x height x frames, such as 48x24x16; repeat for several.")
+        list[str] | None,
+        typer.Option("--size", help="Size as WIDTHxHEIGHTxFRAMES, such as 48x24x16; repeat for several."),
     ] = None,
-    asked: Annotated[
+    prompt_set: Annotated[
         str, typer.Option("--prompt-set", help="Prompt set of the playground: seen, held-out or validation.")
     ] = "seen",
-    studied: BenchmarkOptions,
+    options: BenchmarkOptions,
 ) -> None:
     """Benchmark a video model beyond text-to-video, by Sora's list of tasks.
 
-    Image-to-video, extension both ways, loops, joins, edits of an object and of the background, other sizes, aspect
-    ratios and lengths, twice the resolution; beside real videos and baselines without a model. Writes video.html and
-    .json.
+    The tasks are image-to-video, extension at both ends, loops, joins, edits of an object and of the background, other
+    sizes, aspect ratios and lengths, and twice the resolution. Real videos and baselines without a model are measured
+    too. Writes video.html and .json.
 
     Example: unveil analyze video-tasks runs/playground-video --only extend --only loop -n 16
     """
-    from unveil.cli import analyze as work
-
-    wanted = {**studied.wanted, "only": only, "sizes": sizes, "asked": asked}
-    settings = work.clip_settings(wanted, studied.sampling or (), studied.quick)
-    work.video(model, settings, studied.device, studied.place, studied.reply.console)
+    options.run("video-tasks", model, "video_settings", only=only, sizes=sizes, asked=prompt_set)
 
 
 @analyze_app.command("prompts")
-def text(
+def prompts(
     *,
     model: ModelName,
     only: Annotated[
@@ -229,27 +236,25 @@ def text(
         ),
     ] = None,
     expand: Annotated[
-        str, typer.Option("--expand-prompt", help="Prompt expansion that is measured too: rules or none.")
+        str, typer.Option("--expand-prompt", help="Prompt expansion to measure too: rules or none.")
     ] = "rules",
-    studied: BenchmarkOptions,
+    options: BenchmarkOptions,
 ) -> None:
     """Benchmark how a video model follows prompts, by kind of prompt.
 
-    Colours, sizes, positions, counts, several objects, combinations that training never has, long prompts, negation and
-    others; beside real videos and chance, and with expanded prompts. Writes text.html and .json.
+    The kinds are colours, sizes, positions, counts, several objects, combinations that are not in the training data,
+    long prompts, negation and others. Real videos, chance and expanded prompts are measured too. Writes text.html and
+    .json.
 
     Example: unveil analyze prompts runs/playground-video --only colour --only position -n 16
     """
-    from unveil.cli import analyze as work
+    from unveil.cli.analyze import parse_expansion
 
-    settings = work.text_settings(
-        {**studied.wanted, "only": only, "expand": work.expands(expand)}, studied.sampling or (), studied.quick
-    )
-    work.text(model, settings, studied.device, studied.place, studied.reply.console)
+    options.run("prompts", model, "prompt_settings", only=only, expand=parse_expansion(expand))
 
 
 @analyze_app.command("physics")
-def world(
+def physics(
     *,
     model: ModelName,
     only: Annotated[
@@ -259,20 +264,17 @@ def world(
             help="Law: occluder, frame, space, brush, corridor, game or impact; all when left out; repeat for several.",
         ),
     ] = None,
-    studied: BenchmarkOptions,
+    options: BenchmarkOptions,
 ) -> None:
     """Benchmark what a video model knows about the world: permanence, space, actions, rules, motion.
 
-    Objects behind an occluder and out of frame, pillars seen from all sides, paint that stays, a corridor that follows
-    the prompt, a game, breaking and falling; from prompts and from first frames, beside real videos. Writes world.html
-    and .json.
+    The videos show objects behind an occluder and out of frame, pillars from all sides, paint that stays, a corridor
+    that follows the prompt, a game, breaking and falling. They are generated from prompts and from first frames; real
+    videos are measured too. Writes world.html and .json.
 
     Example: unveil analyze physics runs/playground-video --only brush --only corridor -n 16
     """
-    from unveil.cli import analyze as work
-
-    settings = work.world_settings({**studied.wanted, "only": only}, studied.sampling or (), studied.quick)
-    work.world(model, settings, studied.device, studied.place, studied.reply.console)
+    options.run("physics", model, "physics_settings", only=only)
 
 
 @analyze_app.command("detector")
@@ -288,11 +290,11 @@ def detector(
 ) -> None:
     """Measure the detector on real videos, before and after H.264: the ceiling of every score of a video model.
 
-    Videos of the playground of mixed sizes, lengths and frame rates; writes detector.html and .json.
+    The videos are from the playground, with mixed sizes, lengths and frame rates. Writes detector.html and .json.
 
     Example: unveil analyze detector -n 200 -o runs/study
     """
+    from unveil.analysis.detector_accuracy import DetectorSettings
     from unveil.cli import analyze as work
 
-    settings = work.reading.DetectorSettings(count=count, seed=seed)
-    work.detector(settings, work.Place(out, force), Console(as_json, quiet))
+    work.detector(DetectorSettings(count=count, seed=seed), work.PageOutput(out, force), Console(as_json, quiet))

@@ -1,6 +1,6 @@
-"""The commands and their options; what they do is in the modules beside this one, imported when a command runs.
+"""Commands and their options. The modules that run them are imported when a command runs.
 
-Nothing here imports torch, so that help comes at once.
+This module does not import torch, so that help is printed at once.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from unveil.cli.command_names import resolve_command, resolve_options
 from unveil.cli.exit_codes import guarded
 from unveil.cli.inspect_options import inspect_app
 from unveil.cli.lora_options import lora_app
-from unveil.cli.option_groups import EVERY, Command, TaskCommand, with_options
 from unveil.cli.options import (
+    ALL_COMMANDS,
     AsJson,
+    Command,
     Device,
     Dtype,
     FeatureWeights,
@@ -32,11 +33,13 @@ from unveil.cli.options import (
     Quiet,
     RecipeName,
     Set,
+    TaskCommand,
+    with_options,
 )
 from unveil.io.console import Console
 from unveil.tasks import registry
 
-# The order in which help lists the commands: by what one does with them
+# Commands in the order of help, by workflow
 SECTIONS = {
     "Generate": ("sample", "video", "variations", "interpolate", "regenerate"),
     "Edit images": ("img2img", "inpaint", "outpaint", "upscale", "invert", "preprocess"),
@@ -48,8 +51,8 @@ SECTIONS = {
 }
 
 
-class _ByWorkflow(TyperGroup):
-    """Lists its commands in the sections of `SECTIONS`."""
+class _CommandsByWorkflow(TyperGroup):
+    """Group whose help lists the commands by the sections of `SECTIONS`."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         width = formatter.width - 6 - max(map(len, self.commands))
@@ -65,11 +68,11 @@ class _ByWorkflow(TyperGroup):
 
 app = typer.Typer(
     name="unveil",
-    cls=_ByWorkflow,
+    cls=_CommandsByWorkflow,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # rich alone would double the time that help takes
+    rich_markup_mode=None,  # rich would double the time of help
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Diffusion models of images and video: generate, edit, train, evaluate.\n\n"
     'Example: unveil sample "a large blue square on green" -o square.png\n\n'
@@ -78,14 +81,14 @@ app = typer.Typer(
     "Exit codes: 0 done, 1 failed, 2 usage, recipe or existing output, 3 non-finite numbers, 4 data, 5 resources, "
     "130 interrupted, 143 terminated.",
 )
-# The sub-command of a group that runs where something else than the name of one follows
-USUAL = {"inspect": "model", "video": "generate"}
+# Sub-command of a group that runs if no sub-command is typed
+DEFAULT_SUBCOMMANDS = {"inspect": "model", "video": "generate"}
 data_app = typer.Typer(no_args_is_help=True, help="Check, show and cache training data.")
 video_app = typer.Typer(
     no_args_is_help=True,
     help="Generate, extend, join and edit videos.\n\n"
     'Example: unveil video "a small red circle moves left" -o out.mp4\n\n'
-    "A prompt alone runs `unveil video generate`.",
+    "`unveil video PROMPT` runs `unveil video generate`.",
 )
 recipes_app = typer.Typer(no_args_is_help=True, help="List, show and cite the bundled recipes.")
 preprocess_app = typer.Typer(
@@ -104,17 +107,20 @@ for command in serve.COMMANDS:
     app.command(command.__name__)(command)
 
 
-def _task_command(name: str, called: str) -> Callable[[], Command]:
+def _task_command(name: str, command_name: str) -> Callable[[], Command]:
     def build() -> Command:
         from unveil.cli.task_command import command_of
 
-        return command_of(registry.task_class(name), called)
+        return command_of(registry.task_class(name), command_name)
 
     return build
 
 
 def command_words(task: str) -> tuple[str, ...]:
-    """The words of a task's command: a task whose name begins with that of a group is a command of the group."""
+    """Return the words of the command of a task.
+
+    If the name of a task begins with the name of a group, its command belongs to the group.
+    """
     groups = (str(info.name) for info in app.registered_groups)
     group = next((name for name in groups if task.startswith(f"{name}-")), None)
     return (task,) if group is None else (group, task.removeprefix(f"{group}-"))
@@ -133,8 +139,8 @@ for name in registry.entries():
     _add_task(name)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         print(f"unveil {unveil.__version__}")
         raise typer.Exit
 
@@ -363,7 +369,7 @@ def data_check(
 
     Example: unveil data check photos --size 64
 
-    Example: unveil data check films --size 64 --fps 8 --resample nearest
+    Example: unveil data check videos --size 64 --fps 8 --resample nearest
     """
     from unveil.cli import data as work
 
@@ -446,7 +452,7 @@ def recipes_cite(recipe: RecipeName, as_json: AsJson = False, quiet: Quiet = Fal
 
 
 def command_tree() -> dict[str, tuple[str, ...]]:
-    """The names of all commands, with those of their sub-commands."""
+    """Return the names of all commands, each with the names of its sub-commands."""
     tree: dict[str, tuple[str, ...]] = {str(info.name or _name(info.callback)): () for info in app.registered_commands}
     for group in app.registered_groups:
         assert group.typer_instance is not None
@@ -456,19 +462,19 @@ def command_tree() -> dict[str, tuple[str, ...]]:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Runs a command line; returns its exit code."""
+    """Run a command line and return its exit code."""
 
-    def resolved(args: Sequence[str], **settings: Any) -> Any:
-        words = resolve_command(args, command_tree(), USUAL)
+    def run_resolved(args: Sequence[str], **settings: Any) -> Any:
+        words = resolve_command(args, command_tree(), DEFAULT_SUBCOMMANDS)
         root = typer.main.get_command(with_options(app, words))
-        return root(args=resolve_options(words, root, every_command), **settings)
+        return root(args=resolve_options(words, root, all_commands), **settings)
 
-    return guarded(resolved, list(arguments))
+    return guarded(run_resolved, list(arguments))
 
 
-def every_command() -> Any:
-    """All commands with all their options, as click has them."""
-    return typer.main.get_command(with_options(app, EVERY))
+def all_commands() -> Any:
+    """Return click's tree of all commands with all their options."""
+    return typer.main.get_command(with_options(app, ALL_COMMANDS))
 
 
 def _name(callback: Any) -> str:

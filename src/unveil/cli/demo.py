@@ -8,9 +8,9 @@ from pathlib import Path
 
 from unveil.cli import evaluate as judging
 from unveil.cli import train as training
-from unveil.cli.options import PLAYGROUND
 from unveil.io.console import Console, duration
 from unveil.tasks.context import TaskContext, TaskOutput
+from unveil.tasks.fields import PLAYGROUND
 from unveil.tasks.text_to_image import TextToImage
 from unveil.tasks.video_generate import VideoGenerate
 

@@ -1,8 +1,8 @@
-"""Names that people type from habit: those of other programs, and former names of our own.
+"""Names of commands, options and settings in other programs, and former names in this one.
 
-Each table maps a name to what it stands for here. A foreign name that means the same works; every other name is
-answered with the right command or option. `command_names` applies the tables, and a test walks all of them. Samplers
-and schedules of other programs are in `core.foreign_names`, since Python and the server read them too.
+Each table maps such a name to the current one. An alias works; every other name raises an error that names the right
+command or option. `command_names` applies the tables, and a test checks each entry. The names of samplers and schedules
+in other programs are in `core.foreign_names`, because Python and the server read them too.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 # ------------------------------------------------------------------------------------------------------- commands
 
-# Another name -> the words of the command that runs
+# Alias of a command -> words of the command that runs
 COMMAND_ALIASES: Mapping[str, tuple[str, ...]] = {
     "generate": ("sample",),
     "txt2img": ("sample",),
@@ -28,7 +28,7 @@ COMMAND_ALIASES: Mapping[str, tuple[str, ...]] = {
     "i2i": ("img2img",),
     "eval": ("evaluate",),
 }
-# A command that has another name now -> that name
+# Former name of a command -> current name
 FORMER_COMMANDS: Mapping[tuple[str, ...], tuple[str, ...]] = {
     ("vary",): ("variations",),
     ("hint", "given"): ("preprocess", "resize"),
@@ -47,10 +47,10 @@ FORMER_COMMANDS: Mapping[tuple[str, ...], tuple[str, ...]] = {
     ("video", "between"): ("video", "interpolate"),
     ("video", "connect"): ("video", "join"),
 }
-# What people type for something that is done in another way -> the answer
-_OWN_MAP = (
-    "maps of depth, poses and the like come from other programs; `unveil preprocess resize MAP --out control.png` "
-    "brings one to size"
+# Command of other programs that does not exist here -> what to use instead
+_CONTROL_MAP = (
+    "depth maps, poses and normal maps are made by other programs; `unveil preprocess resize MAP --out control.png` "
+    "resizes one to a control image"
 )
 ANSWERED_COMMANDS: Mapping[tuple[str, ...], str] = {
     ("img2video",): 'use `unveil video "PROMPT" --image IMAGE`',
@@ -61,7 +61,7 @@ ANSWERED_COMMANDS: Mapping[tuple[str, ...], str] = {
     ("vid2vid",): "use `unveil video edit VIDEO --prompt TEXT`",
     ("v2v",): "use `unveil video edit VIDEO --prompt TEXT`",
     ("controlnet",): "use `unveil sample MODEL --controlnet FILE=IMAGE`; `unveil preprocess` makes control images",
-    ("depth",): _OWN_MAP,
+    ("depth",): _CONTROL_MAP,
     ("canny",): "use `unveil preprocess canny`",
     ("fid",): "use `unveil evaluate MODEL`",
     ("benchmark",): "use `unveil analyze`",
@@ -85,10 +85,10 @@ ANSWERED_COMMANDS: Mapping[tuple[str, ...], str] = {
     ("download",): "nothing is downloaded; give the path of a local folder or file wherever a model is named",
     ("pull",): "nothing is downloaded; give the path of a local folder or file wherever a model is named",
     ("login",): "nothing is downloaded; give the path of a local folder or file wherever a model is named",
-    ("preprocess", "depth"): _OWN_MAP,
-    ("preprocess", "pose"): _OWN_MAP,
-    ("preprocess", "openpose"): _OWN_MAP,
-    ("preprocess", "normal"): _OWN_MAP,
+    ("preprocess", "depth"): _CONTROL_MAP,
+    ("preprocess", "pose"): _CONTROL_MAP,
+    ("preprocess", "openpose"): _CONTROL_MAP,
+    ("preprocess", "normal"): _CONTROL_MAP,
     ("preprocess", "mlsd"): "use `unveil preprocess lines`",
     ("preprocess", "hed"): "use `unveil preprocess scribble`",
     ("preprocess", "lineart"): "use `unveil preprocess canny` or `unveil preprocess scribble`",
@@ -100,7 +100,7 @@ ANSWERED_COMMANDS: Mapping[tuple[str, ...], str] = {
 
 _COUNTS = ("--num-images", "--num-videos", "--num-samples")
 _OUTPUTS = ("--out", "--output-dir")
-# A foreign option -> ours; of several the one that the command has is meant. "MODEL" and the like: the argument
+# Alias of an option -> option or argument; of several targets, the one that the command has
 OPTION_ALIASES: Mapping[str, tuple[str, ...]] = {
     "--cfg": ("--guidance-scale",),
     "--cfg-scale": ("--guidance-scale",),
@@ -156,7 +156,7 @@ OPTION_ALIASES: Mapping[str, tuple[str, ...]] = {
     "--input-video": ("--video",),
     "--config": ("--recipe",),
 }
-# A former option -> today's; where a command has several of these, all are named
+# Former option -> current option; if a command has several of the targets, the error names all of them
 FORMER_OPTIONS: Mapping[str, tuple[str, ...]] = {
     "--scale": ("--factor", "--guidance-scale"),
     "--guidance": ("--guidance-scale",),
@@ -211,7 +211,7 @@ FORMER_OPTIONS: Mapping[str, tuple[str, ...]] = {
     "--kind": ("--only",),
     "--law": ("--only",),
 }
-# An option of other programs, by command (None: every command that does not have it) -> the answer
+# Command (None for all commands) and option of other programs -> what to use instead
 ANSWERED_OPTIONS: Mapping[tuple[str | None, str], str] = {
     ("train", "--resume"): "training resumes by itself: run the same command again with the same --output-dir",
     ("train", "--resume-from-checkpoint"): "training resumes by itself: run the same command again",
@@ -236,7 +236,7 @@ ANSWERED_OPTIONS: Mapping[tuple[str | None, str], str] = {
     (None, "--resolution"): "use --size WIDTHxHEIGHT",
     (None, "--duration"): "give the number of frames, --frames, and the frame rate, --fps",
     (None, "--seconds"): "give the number of frames, --frames, and the frame rate, --fps",
-    (None, "--hires-fix"): "give the final size alone, --size WIDTHxHEIGHT; large sizes are made in several passes",
+    (None, "--hires-fix"): "give only the final size, --size WIDTHxHEIGHT; large sizes are generated in several passes",
     (None, "--verbose"): "use --debug, which shows the traceback of an error",
     (None, "--listen"): "use --host 0.0.0.0 with --api-keys FILE",
     (None, "--share"): "there is no public tunnel; use --host 0.0.0.0 with --api-keys FILE",
@@ -246,7 +246,7 @@ ANSWERED_OPTIONS: Mapping[tuple[str | None, str], str] = {
 
 # ------------------------------------------------------------------------------------------------ KEY=VALUE settings
 
-# A setting of sampling in another program, or a former one of ours -> its name on the command line
+# Sampling setting of another program, or former sampling setting -> current name
 SETTING_ALIASES: Mapping[str, str] = {
     "cfg": "guidance_scale",
     "cfg_scale": "guidance_scale",
@@ -264,7 +264,7 @@ SETTING_ALIASES: Mapping[str, str] = {
     "rescale": "guidance_rescale",
     "channels": "guidance_channels",
 }
-# What is no setting of sampling but an option -> the option
+# KEY of an option that is typed as KEY=VALUE -> that option
 SETTING_OPTIONS: Mapping[str, str] = {
     "label": "--label",
     "class": "--label",
@@ -288,7 +288,7 @@ SETTING_OPTIONS: Mapping[str, str] = {
     "controlnet": "--controlnet",
     "strength": "--strength",
 }
-# A key of a recipe in other programs -> ours; of several the one that recipes have is meant
+# Key of a recipe in other programs -> key of a recipe; of several targets, the one that recipes have
 RECIPE_KEYS: Mapping[str, tuple[str, ...]] = {
     "train.learning_rate": ("train.lr",),
     "learning_rate": ("train.lr",),

@@ -1,16 +1,19 @@
-"""Options that several commands have, so that they mean the same everywhere."""
+"""Options that several commands share, and groups of options: one dataclass of options as a parameter of a command."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
+from inspect import Parameter, Signature, getdoc, signature
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
+from typer.models import CommandInfo
 
 from unveil.io.console import Console
-
-PLAYGROUND = "playground-video"  # the bundled text-to-video model, which makes images too
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
@@ -18,85 +21,6 @@ Force = Annotated[bool, typer.Option("--force", help="Overwrite files that exist
 Device = Annotated[str, typer.Option(help="Device to compute on: auto, cpu, cuda or mps.", metavar="DEVICE")]
 Dtype = Annotated[
     str, typer.Option(help="Number format of the network: float32, bfloat16 or float16.", metavar="DTYPE")
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Argument(
-        help="Sampling settings, such as sampler=heun guidance_rescale=0.7; or a prompt, for models that take one "
-        "(--prompt works too).",
-        metavar="[KEY=VALUE | PROMPT]...",
-    ),
-]
-SomeModel = Annotated[
-    str | None,
-    typer.Argument(help="Bundled model, folder (saved model or run) or weights file; -m works too.", metavar="MODEL"),
-]
-ModelOrPrompt = Annotated[
-    str | None,
-    typer.Argument(
-        help="Bundled model, folder (saved model or run) or weights file; or at once a prompt for the bundled "
-        "text-to-image model. --model (-m) and --prompt work too.",
-        metavar="[MODEL | PROMPT]",
-    ),
-]
-SomeImages = Annotated[
-    Path | None, typer.Argument(help="Input image, or a folder of images; --image works too.", metavar="IMAGE")
-]
-Labels = Annotated[
-    list[str] | None, typer.Option("--label", "--class", help="Class by number or name; repeat for several.")
-]
-Cond = Annotated[list[str] | None, typer.Option("--cond", help="Other condition, as KEY=VALUE; repeat for several.")]
-NegativePrompt = Annotated[
-    list[str] | None,
-    typer.Option("--negative-prompt", help="Prompt to guide away from; needs a guidance scale above 1."),
-]
-NegativeCond = Annotated[
-    list[str] | None,
-    typer.Option("--negative-cond", help="Condition to guide away from, as KEY=VALUE, such as label=3."),
-]
-Seeds = Annotated[
-    list[int] | None,
-    typer.Option("--seed", help="Seed of the initial noise, 0 by default; repeat for several, one for each image."),
-]
-Sampler = Annotated[
-    str | None,
-    typer.Option(
-        help="Sampler by name, such as dpmpp-2m; `unveil inspect samplers` lists all, and names of other programs "
-        'such as euler_a or "DPM++ 2M Karras" are understood.'
-    ),
-]
-Steps = Annotated[int | None, typer.Option(help="Number of sampling steps; the model's default when left out.")]
-GuidanceScale = Annotated[
-    float | None,
-    typer.Option("--guidance-scale", help="Classifier-free guidance scale; 1 is no guidance, the model's default."),
-]
-BatchSize = Annotated[int, typer.Option("--batch-size", help="Number of images that are generated at once.")]
-Size = Annotated[
-    str | None,
-    typer.Option(
-        help="Width and height in pixels, for networks that take any; --width W --height H work too.", metavar="WxH"
-    ),
-]
-Loras = Annotated[
-    list[str] | None,
-    typer.Option("--lora", help="LoRA file or run, with its weight; repeat for several.", metavar="FILE[:WEIGHT]"),
-]
-Controls = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--controlnet",
-        help="ControlNet file, folder or run, and the control image; the image alone for a model that is such a run. "
-        "Start and stop are fractions of the sampling trajectory. Repeat for several.",
-        metavar="[FILE=]IMAGE[:WEIGHT[:START-STOP]]",
-    ),
-]
-ControlMode = Annotated[
-    str,
-    typer.Option(
-        "--control-mode",
-        help="Balance of prompt and control image: balanced, or guess, which favours the control image.",
-        metavar="MODE",
-    ),
 ]
 FromMetadata = Annotated[
     Path | None,
@@ -140,87 +64,9 @@ FeatureWeights = Annotated[
 ]
 
 
-# ------------------------------------------------------------------------------------- groups
-
-
 @dataclass(frozen=True)
-class EditArguments:
-    """The arguments of an edit: a model, images, and sampling settings with a prompt."""
-
-    model: SomeModel = None
-    image: SomeImages = None
-    settings: Settings = None
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """Conditions and negative conditions."""
-
-    label: Labels = None
-    cond: Cond = None
-    negative_prompt: NegativePrompt = None
-    negative_cond: NegativeCond = None
-
-
-@dataclass(frozen=True)
-class EditOptions:
-    """Conditions, number, seeds and main sampling settings of an edit of images."""
-
-    conditions: Conditions = Conditions()
-    count: Annotated[int | None, typer.Option("--num-images", "-n", help="Number of results for each input image.")] = (
-        None
-    )
-    seed: Seeds = None
-    steps: Steps = None
-    scale: GuidanceScale = None
-
-
-@dataclass(frozen=True)
-class Expansion:
-    """How prompts are expanded before the model reads them."""
-
-    expand: Annotated[
-        str | None,
-        typer.Option(
-            "--expand-prompt",
-            help="Prompt expansion: rules, the folder of a language model, a URL with a model's name, or none. When "
-            "left out, rules for the playground's models and none for others.",
-            metavar="rules|PATH|URL#NAME|none",
-        ),
-    ] = None
-
-
-@dataclass(frozen=True)
-class TrajectoryOptions:
-    """What is saved or shown of the sampling trajectory."""
-
-    strip: Annotated[
-        bool, typer.Option("--save-trajectory", help="Save the sampling trajectory too, from noise to image.")
-    ] = False
-    preview: Preview = None
-    preview_every: PreviewEvery = 5
-
-
-@dataclass(frozen=True)
-class AdapterOptions:
-    """LoRAs and ControlNets."""
-
-    lora: Loras = None
-    control: Controls = None
-    control_mode: ControlMode = "balanced"
-
-
-@dataclass(frozen=True)
-class DeviceOptions:
-    """Device and number format."""
-
-    device: Device = "auto"
-    dtype: Dtype = "float32"
-
-
-@dataclass(frozen=True)
-class ReplyOptions:
-    """How a command reports."""
+class ReportOptions:
+    """How a command reports, and whether it overwrites files."""
 
     force: Force = False
     as_json: AsJson = False
@@ -232,15 +78,106 @@ class ReplyOptions:
         return Console(self.as_json, self.quiet)
 
 
-@dataclass(frozen=True)
-class OutputOptions:
-    """How images are generated and where they are written."""
+# ------------------------------------------------------------------------------------------------- groups of options
 
-    batch: BatchSize = 16
-    out: Out = Path("edited")
-    watched: TrajectoryOptions = TrajectoryOptions()
-    like: FromMetadata = None
-    additions: AdapterOptions = AdapterOptions()
-    metadata: Metadata = True
-    machine: DeviceOptions = DeviceOptions()
-    reply: ReplyOptions = ReplyOptions()
+Command = Callable[..., None]
+
+
+class TaskCommand:
+    """Placeholder for the command of a task, whose class is imported only when the command is typed.
+
+    Args:
+        build: Function that makes the command.
+    """
+
+    def __init__(self, build: Callable[[], Command]) -> None:
+        self.build = build
+
+    def __call__(self) -> None:
+        """Raise an error: the function that `build` returns is called instead."""
+        raise AssertionError("a command that was not built")
+
+
+class _AllCommands(tuple[str, ...]):
+    """Words of a command line that contain the name of every command."""
+
+    def __contains__(self, word: object) -> bool:
+        return True
+
+
+ALL_COMMANDS = _AllCommands()
+
+
+def with_options(app: typer.Typer, words: Sequence[str]) -> typer.Typer:
+    """Return a copy of the app in which the commands among `words` have their options, and the others only their help.
+
+    Reading options takes most of the start-up time, and a command line runs at most one command.
+    """
+    copied = copy(app)
+    copied.registered_commands = [_with_options(info, words) for info in app.registered_commands]
+    copied.registered_groups = [copy(group) for group in app.registered_groups]
+    for group in copied.registered_groups:
+        assert group.typer_instance is not None
+        group.typer_instance = with_options(group.typer_instance, words if group.name in words else ())
+    return copied
+
+
+def _with_options(info: CommandInfo, words: Sequence[str]) -> CommandInfo:
+    """Return a command with its options if `words` contain its name, and without options otherwise."""
+    command, copied = info.callback, copy(info)
+    assert command is not None
+    copied.name = info.name or command.__name__.replace("_", "-")
+    if isinstance(command, TaskCommand) and copied.name in words:
+        copied.callback = command.build()
+        copied.help = getdoc(copied.callback)
+        return copied
+    copied.help = info.help or getdoc(command)
+    copied.callback = expand_groups(command) if copied.name in words else _not_run
+    return copied
+
+
+def _not_run() -> None:
+    """Raise an error: commands that are only listed never run."""
+    raise AssertionError("a command that was not typed")
+
+
+def expand_groups(command: Command) -> Command:
+    """Return the command with one option for each field of its parameters that are dataclasses.
+
+    A field may be a dataclass itself. The default of an option is the value in the default of its parameter, or in a
+    new object of the dataclass.
+
+    Raises:
+        ValueError: Two options have the same name.
+    """
+    parameters, hints = signature(command).parameters, get_type_hints(command, include_extras=True)
+    options = [option for name, item in parameters.items() for option in _options(name, hints[name], item.default)]
+
+    @wraps(command)
+    def expanded(**typed: Any) -> None:
+        command(**{name: _value(hints[name], name, typed) for name in parameters})
+
+    expanded.__signature__ = Signature(options)  # type: ignore[attr-defined]
+    expanded.__annotations__ = {option.name: option.annotation for option in options}
+    return expanded
+
+
+def _options(name: str, annotation: Any, default: Any) -> Iterator[Parameter]:
+    """Yield the options of a parameter, or of a field of a group."""
+    if not is_dataclass(annotation):
+        yield Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        return
+    assert isinstance(annotation, type)
+    hints = get_type_hints(annotation, include_extras=True)
+    group = annotation() if default is Parameter.empty else default
+    for item in fields(annotation):
+        yield from _options(item.name, hints[item.name], getattr(group, item.name))
+
+
+def _value(annotation: Any, name: str, typed: Mapping[str, Any]) -> Any:
+    """Return the value of a parameter, or of a field of a group, from the values of the options."""
+    if not is_dataclass(annotation):
+        return typed[name]
+    assert isinstance(annotation, type)
+    hints = get_type_hints(annotation, include_extras=True)
+    return annotation(**{item.name: _value(hints[item.name], item.name, typed) for item in fields(annotation)})

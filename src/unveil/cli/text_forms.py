@@ -1,6 +1,6 @@
-"""The text forms of values, which only the command line knows: FILE:WEIGHT, FILE=IMAGE:WEIGHT:START-STOP, KEY=VALUE.
+"""Text forms of values on the command line: FILE:WEIGHT, FILE=IMAGE:WEIGHT:START-STOP, KEY=VALUE.
 
-Some values have several options, such as --image and --image-frame of a keyframe.
+No other interface uses them. Some fields have several options, such as --image and --image-frame of a keyframe.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _NUMBERS = re.compile(r"(?P<rest>.+?)(?::(?P<weight>-?[\d.]+)(?::(?P<start>[\d.]
 _SIZE = re.compile(r"(\d+)x(\d+)")
 _SPAN = re.compile(r"\s*(\d+)\s*-\s*(\d+)\s*")
 _SCENE = re.compile(r"\s*(\d+\s*-\s*\d+)[\s:]+(.*\S)\s*", re.DOTALL)
-_SCENE_FORM = 'frames as FIRST-LAST, and words, such as "0-15 a red circle moves left"'
+_SCENE_FORM = 'frames as FIRST-LAST and a prompt, such as "0-15 a red circle moves left"'
 
 
 def read_lora(text: str) -> dict[str, Any]:
-    """The values of FILE or FILE:WEIGHT."""
+    """Return the values of FILE or FILE:WEIGHT."""
     path, colon, weight = text.rpartition(":")
     try:
         return {"file": path, "weight": float(weight)} if colon and path else {"file": text}
@@ -37,48 +37,50 @@ def read_lora(text: str) -> dict[str, Any]:
 
 
 def read_controlnet(text: str) -> dict[str, Any]:
-    """The values of [FILE=]IMAGE[:WEIGHT[:START-STOP]].
+    """Return the values of [FILE=]IMAGE[:WEIGHT[:START-STOP]].
 
-    Where names contain an equals sign themselves, the one counts that follows an existing path; a text that is the
-    path of a file is the image alone.
+    If names contain equals signs, the network's name ends at the first one that follows an existing path. The path of
+    an existing file is an image without a network.
 
     Raises:
-        RecipeError: Nothing before or after the equals sign, or numbers that are none.
+        RecipeError: The text has another form, or its numbers cannot be read.
     """
-    found = _NUMBERS.fullmatch(text)
-    if found is None:
+    match = _NUMBERS.fullmatch(text)
+    if match is None:
         raise RecipeError(
             "--controlnet: is written FILE=IMAGE[:WEIGHT[:START-STOP]], such as edges=control.png:0.8:0-0.5"
         )
-    rest = found["rest"]
+    rest = match["rest"]
     try:
-        numbers = {name: float(found[name]) for name in ("weight", "start", "stop") if found[name] is not None}
+        numbers = {name: float(match[name]) for name in ("weight", "start", "stop") if match[name] is not None}
     except ValueError:
         raise RecipeError(f"--controlnet {text!r}: weight, start and stop are numbers, such as :0.8:0-0.5") from None
-    cuts = [place for place, letter in enumerate(rest) if letter == "="]
+    cuts = [index for index, letter in enumerate(rest) if letter == "="]
     if not cuts or Path(rest).is_file():
         return {"image": rest, **numbers}
-    cut = next((place for place in cuts if place and Path(rest[:place]).exists()), cuts[0])
+    cut = next((index for index in cuts if index and Path(rest[:index]).exists()), cuts[0])
     if not rest[:cut] or not rest[cut + 1 :]:
-        raise RecipeError(f"--controlnet {text!r}: is written FILE=IMAGE, or IMAGE alone for a ControlNet's own run")
+        raise RecipeError(
+            f"--controlnet {text!r}: is written FILE=IMAGE, or only IMAGE if the model is the run of a ControlNet"
+        )
     return {"network": rest[:cut], "image": rest[cut + 1 :], **numbers}
 
 
 def read_number(text: str) -> int | float | str:
-    """The number that a text is, or the text."""
-    for kind in (int, float):
+    """Return the number that a text contains, or the text if it is not a number."""
+    for number_type in (int, float):
         try:
-            return kind(text)
+            return number_type(text)
         except ValueError:
             continue
     return text
 
 
 def read_assignments(texts: Sequence[str], option: str) -> dict[str, list[Any]]:
-    """The values of KEY=VALUE texts by key.
+    """Return the values of KEY=VALUE texts by key.
 
     Raises:
-        RecipeError: Not KEY=VALUE.
+        RecipeError: A text is not of the form KEY=VALUE.
     """
     values: dict[str, list[Any]] = {}
     for text in texts:
@@ -90,64 +92,64 @@ def read_assignments(texts: Sequence[str], option: str) -> dict[str, list[Any]]:
 
 
 def read_size(text: str | None) -> dict[str, int]:
-    """Width and height of WIDTHxHEIGHT.
+    """Return width and height of WIDTHxHEIGHT.
 
     Raises:
-        RecipeError: Not of that form.
+        RecipeError: The text has another form.
     """
     if text is None:
         return {}
-    found = _SIZE.fullmatch(text)
-    if found is None:
+    match = _SIZE.fullmatch(text)
+    if match is None:
         raise RecipeError(f"--size {text!r}: is written WIDTHxHEIGHT in pixels, such as --size 96x64")
-    return {"width": int(found[1]), "height": int(found[2])}
+    return {"width": int(match[1]), "height": int(match[2])}
 
 
 def read_prompt_file(path: str) -> list[dict[str, Any]]:
-    """The values of the lines of a prompt file."""
+    """Return the values of the lines of a prompt file."""
     from unveil.data.prompts import read_prompts
 
     return [{**vars(line), "file": path} for line in read_prompts(path)]
 
 
 def read_numbers(text: str, option: str) -> list[float]:
-    """The numbers of a text with commas.
+    """Return the numbers of a comma-separated text.
 
     Raises:
-        RecipeError: Not numbers.
+        RecipeError: A part of the text is not a number.
     """
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        raise RecipeError(f"{option} {text!r}: is a number, or several with commas, such as 0,0.8") from None
+        raise RecipeError(f"{option} {text!r}: is a number, or several separated by commas, such as 0,0.8") from None
 
 
 def read_keyframes(typed: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    """The values of --image and --image-frame.
+    """Return the keyframes of --image and --image-frame.
 
     Raises:
-        RecipeError: Not one frame index for each image.
+        RecipeError: The number of frame indices is not that of the images.
     """
-    images, places = list(typed.get("image") or ()), list(typed.get("image_frame") or ())
-    if not images and not places:
+    images, frames = list(typed.get("image") or ()), list(typed.get("image_frame") or ())
+    if not images and not frames:
         return None
-    places = places or [0]
-    if len(places) != len(images):
+    frames = frames or [0]
+    if len(frames) != len(images):
         raise RecipeError(
-            f"--image: {len(images)} images but {len(places)} frame indices; give one --image-frame for each, such as "
+            f"--image: {len(images)} images but {len(frames)} frame indices; give one --image-frame for each, such as "
             "--image-frame 0"
         )
-    return [{"image": str(image), "frame": place} for image, place in zip(images, places, strict=True)]
+    return [{"image": str(image), "frame": frame} for image, frame in zip(images, frames, strict=True)]
 
 
 def read_scenes(typed: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    """The scenes of a file, or those of --scene, each "0-15 words".
+    """Return the scenes of a file, or those of --scene, each written "0-15 PROMPT".
 
-    The file is YAML or JSON: a list of {frames: 0-15, prompt: ...}, or a map that has it under `scenes`.
+    The file is YAML or JSON: a list of {frames: 0-15, prompt: ...}, or a map with that list under the key `scenes`.
 
     Raises:
-        RecipeError: Neither or both given, or a scene that cannot be read.
-        DataError: No such file.
+        RecipeError: There is neither a file nor --scene, or there are both; or a scene cannot be read.
+        DataError: The file cannot be read.
     """
     from unveil.model.config import read_yaml
 
@@ -155,26 +157,26 @@ def read_scenes(typed: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     if typed.get("from_metadata"):
         return None
     if (file is None) == (not texts):
-        raise RecipeError(f"a storyboard is a file, or --scene repeated: {_SCENE_FORM}")
+        raise RecipeError(f"a storyboard is a file, or one --scene for each scene: {_SCENE_FORM}")
     if file is None:
-        return [_typed_scene(text) for text in texts]
+        return [_scene_of_option(text) for text in texts]
     try:
         content: Any = read_yaml(Path(file).read_text("utf-8"), str(file))
     except (OSError, UnicodeDecodeError) as problem:
         raise DataError(f"{file}: {getattr(problem, 'strerror', None) or problem}") from problem
     scenes = content.get("scenes") if isinstance(content, dict) else content
     if not isinstance(scenes, list) or not scenes:
-        raise RecipeError(f"{file}: holds no list of scenes; each has frames: 0-15 and a prompt")
-    return [_written_scene(scene, f"{file}: scene {number}") for number, scene in enumerate(scenes, 1)]
+        raise RecipeError(f"{file}: contains no list of scenes; each scene has frames: 0-15 and a prompt")
+    return [_scene_of_file(scene, f"{file}: scene {number}") for number, scene in enumerate(scenes, 1)]
 
 
-def _written_scene(scene: Any, where: str) -> dict[str, Any]:
+def _scene_of_file(scene: Any, where: str) -> dict[str, Any]:
     if not isinstance(scene, dict) or set(scene) != {"frames", "prompt"} or not isinstance(scene["prompt"], str):
-        raise RecipeError(f"{where}: {scene!r}; needs frames: 0-15 and a prompt, and nothing else")
+        raise RecipeError(f"{where}: {scene!r}; a scene has frames: 0-15 and a prompt, and nothing else")
     return _scene(str(scene["frames"]), scene["prompt"], where)
 
 
-def _typed_scene(text: str) -> dict[str, Any]:
+def _scene_of_option(text: str) -> dict[str, Any]:
     parts = _SCENE.fullmatch(text)
     if parts is None:
         raise RecipeError(f"--scene {text!r}: needs {_SCENE_FORM}")
@@ -184,25 +186,25 @@ def _typed_scene(text: str) -> dict[str, Any]:
 def _scene(span: str, prompt: str, where: str) -> dict[str, Any]:
     frames = _SPAN.fullmatch(span)
     if frames is None:
-        raise RecipeError(f"{where}: frames {span!r}; written FIRST-LAST, such as 0-15")
+        raise RecipeError(f"{where}: frames {span!r}: are written FIRST-LAST, such as 0-15")
     return {"first": int(frames[1]), "last": int(frames[2]), "prompt": prompt}
 
 
-class SeveralOptions(NamedTuple):
-    """Options that together are the values of one field.
+class CompoundField(NamedTuple):
+    """Options that together give the values of one field.
 
     Attributes:
-        options: Type, flag and help of each option, by its name.
-        read: The values of the field, of what was typed; None where nothing was.
+        options: Type, flag and help of each option by its name.
+        read: Function that returns the values of the field, or None if none of the options was typed.
     """
 
     options: Mapping[str, tuple[Any, str, str]]
     read: Callable[[Mapping[str, Any]], list[dict[str, Any]] | None]
 
 
-# Fields of several options, by the name of a value's type
-SEVERAL: dict[str, SeveralOptions] = {
-    "Keyframe": SeveralOptions(
+# Fields with several options, by the name of the type of their values
+COMPOUND_FIELDS: dict[str, CompoundField] = {
+    "Keyframe": CompoundField(
         {
             "image": (list[str], "--image", "Image that is a frame of the video; repeat for several."),
             "image_frame": (
@@ -213,7 +215,7 @@ SEVERAL: dict[str, SeveralOptions] = {
         },
         read_keyframes,
     ),
-    "Scene": SeveralOptions(
+    "Scene": CompoundField(
         {
             "scene": (
                 list[str],
@@ -224,27 +226,24 @@ SEVERAL: dict[str, SeveralOptions] = {
         read_scenes,
     ),
 }
-# The text forms by the name of a value's type; each option of one may be repeated
-FORMS: dict[str, Callable[[str], dict[str, Any]]] = {"Lora": read_lora, "ControlNet": read_controlnet}
-# The same for files that contain all values of a field
+# Text forms by the name of the type of a value; the options of such fields may be repeated
+TEXT_FORMS: dict[str, Callable[[str], dict[str, Any]]] = {"Lora": read_lora, "ControlNet": read_controlnet}
+# Files that contain all values of a field, by the name of the type of a value
 FILE_FORMS: dict[str, Callable[[str], list[dict[str, Any]]]] = {"PromptLine": read_prompt_file}
 
 
 def _form_in(forms: Mapping[str, Any], field: FieldInfo) -> Any:
-    return next((forms[name] for inner in get_args(field.annotation) if (name := _name(inner)) in forms), None)
-
-
-def _name(kind: Any) -> str:
-    return str(getattr(kind, "__name__", ""))
+    names = [getattr(inner, "__name__", "") for inner in get_args(field.annotation)]
+    return next((forms[name] for name in names if name in forms), None)
 
 
 def _is_map(field: FieldInfo) -> bool:
     return getattr(field.annotation, "__origin__", None) is dict
 
 
-def several_options(field: FieldInfo) -> SeveralOptions | None:
-    """The options of a field that has several; None for others."""
-    return _form_in(SEVERAL, field)
+def compound_field(field: FieldInfo) -> CompoundField | None:
+    """Return the options of a field that has several; None for other fields."""
+    return _form_in(COMPOUND_FIELDS, field)
 
 
 def _is_per_frame(field: FieldInfo) -> bool:
@@ -252,19 +251,25 @@ def _is_per_frame(field: FieldInfo) -> bool:
 
 
 def option_type(field: FieldInfo) -> Any:
-    """The type of the option of a field with a text form; None for others."""
+    """Return the type of the option of a field with a text form; None for other fields."""
     if _is_per_frame(field):
         return str
     if _form_in(FILE_FORMS, field) is not None:
         return Path
-    return list[str] if _form_in(FORMS, field) is not None or _is_map(field) else None
+    return list[str] if _form_in(TEXT_FORMS, field) is not None or _is_map(field) else None
 
 
-def read(field: FieldInfo, name: str, value: Any) -> Any:
-    """The plain value of a field, of what was typed."""
-    form, of_file = _form_in(FORMS, field), _form_in(FILE_FORMS, field)
-    if of_file is not None and isinstance(value, Path):
-        return of_file(str(value))
+def read_value(field: FieldInfo, name: str, value: Any) -> Any:
+    """Return the value of a field from the value of its option.
+
+    Args:
+        field: Field of the task.
+        name: Name of the field, for errors.
+        value: Value of the option as typer returns it.
+    """
+    form, read_file = _form_in(TEXT_FORMS, field), _form_in(FILE_FORMS, field)
+    if read_file is not None and isinstance(value, Path):
+        return read_file(str(value))
     if form is not None and isinstance(value, list):
         return [form(text) if isinstance(text, str) else text for text in value]
     if _is_map(field) and isinstance(value, list):
@@ -277,18 +282,23 @@ def read(field: FieldInfo, name: str, value: Any) -> Any:
 # ------------------------------------------------------------------------------------------ KEY=VALUE and the prompt
 
 
-def with_words(kind: type[Task], values: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a task with those of the words behind its arguments.
+def merge_settings(task_class: type[Task], values: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a task together with its positional settings and prompts.
 
-    A word KEY=VALUE is a sampling setting, any other a prompt. A prompt may stand in the place of the model, which is
-    then the bundled one.
+    KEY=VALUE is a sampling setting, any other text a prompt. A prompt may be written in the place of the model; the
+    model is then the bundled one.
+
+    Args:
+        task_class: Class of the task.
+        values: Values of the fields.
+        typed: Values of options and arguments by name.
 
     Raises:
-        RecipeError: A setting that is unknown; the message names the option or the nearest setting.
+        RecipeError: A setting is unknown; the message names the option or the nearest setting.
     """
     values, words = dict(values), list(typed.get("settings") or ())
     model = values.get("model")
-    if kind.arguments[:2] == ("model", WORDS):
+    if task_class.arguments[:2] == ("model", WORDS):
         conditions = typed.get("cond") or ()
         if model is None and (typed.get(PROMPT) or any(text.startswith(f"{PROMPT}=") for text in conditions)):
             values["model"] = PLAYGROUND
@@ -297,16 +307,14 @@ def with_words(kind: type[Task], values: Mapping[str, Any], typed: Mapping[str, 
     prompts = [word for word in words if not _SETTING.match(word)]
     if prompts:
         values[PROMPT] = [*prompts, *values.get(PROMPT, ())]
-    if (given := dict(values.get("cond") or {})).get(PROMPT):
-        values[PROMPT] = [*values.get(PROMPT, ()), *given.pop(PROMPT)]
-        values["cond"] = given
-    if given.get("label"):
-        values["label"] = [*values.get("label", ()), *given.pop("label")]
-        values["cond"] = given
+    cond = dict(values.get("cond") or {})
+    moved = {key: cond.pop(key) for key in (PROMPT, "label") if cond.get(key)}  # conditions that have a field
+    if moved:
+        values |= {key: [*values.get(key, ()), *items] for key, items in moved.items()} | {"cond": cond}
     for name, value in sampling_of(words).items():
         if name in ("file", "classifier"):
             values["file" if name == "file" else "classifier_file"] = value
-        elif name in kind.model_fields:
+        elif name in task_class.model_fields:
             values.setdefault(name, value)
         else:
             values.setdefault("sampling", {})[name] = value
@@ -314,15 +322,15 @@ def with_words(kind: type[Task], values: Mapping[str, Any], typed: Mapping[str, 
 
 
 def is_model_name(text: str) -> bool:
-    """Whether a text can name a model: something of this name exists, or it is one word of ASCII characters."""
+    """Return True if a text can name a model: such a path exists, or the text is one word of ASCII characters."""
     return os.path.exists(text) or (text.isascii() and " " not in text.strip())
 
 
 def sampling_of(words: Sequence[str]) -> dict[str, Any]:
-    """The sampling settings of KEY=VALUE texts; other texts are passed over.
+    """Return the sampling settings of KEY=VALUE texts; other texts are ignored.
 
     Raises:
-        RecipeError: A setting that cannot be read.
+        RecipeError: A setting cannot be read.
     """
     from unveil.model.config import override
 
@@ -334,14 +342,14 @@ def sampling_of(words: Sequence[str]) -> dict[str, Any]:
 
 
 def setting_name(name: str, value: str = "") -> str:
-    """The name of a sampling setting, of its name on the command line or in another program.
+    """Return the current name of a sampling setting.
 
     Args:
-        name: As typed.
-        value: Its value: `guidance=3` is a guidance scale, `guidance=apg` is a kind of guidance.
+        name: Name as typed: the current one, a former one, or that of another program.
+        value: Value of the setting: `guidance=3` is a guidance scale, `guidance=apg` is a kind of guidance.
 
     Raises:
-        RecipeError: It is no setting but an option; the message names it.
+        RecipeError: There is no such setting; the message names the option that is meant, or the nearest setting.
     """
     from unveil.model.config import SampleConfig
 
@@ -356,7 +364,7 @@ def setting_name(name: str, value: str = "") -> str:
         return (today if today in names else first) + dot + rest
     if first in SETTING_OPTIONS:
         option = SETTING_OPTIONS[first]
-        raise RecipeError(f"{name}={value}: is no sampling setting but an option: {option} {value}")
+        raise RecipeError(f"{name}={value}: is an option, not a sampling setting: {option} {value}")
     raise RecipeError(
         f"{name}: is not a sampling setting{did_you_mean(first, names)}; "
         "conditions of the model are given by --cond KEY=VALUE"

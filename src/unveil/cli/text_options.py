@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from unveil.cli.options import AsJson, Device, Force, Overrides, Quiet, ReplyOptions
+from unveil.cli.options import AsJson, Device, Force, Overrides, Quiet, ReportOptions
 from unveil.io.console import Console
 
 NumBeams = Annotated[
@@ -99,7 +99,7 @@ def caption(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted run with its output file.")] = False,
     writing: DecodingOptions,
-    reply: ReplyOptions,
+    reply: ReportOptions,
 ) -> None:
     """Caption the images and videos of a folder, or the videos of a recipe.
 

@@ -10,7 +10,6 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from pydantic import BaseModel, ValidationError
 
-from unveil.cli.options import PLAYGROUND
 from unveil.errors import DataError
 from unveil.generation.video_inputs import RATE
 from unveil.server.http import schema
@@ -33,6 +32,7 @@ from unveil.server.jobs.request import random_seed
 from unveil.server.jobs.sqlite_store import PageQuery
 from unveil.server.jobs.uploads import UploadedFile
 from unveil.server.jobs.video_job import CLIPS
+from unveil.tasks.fields import PLAYGROUND
 
 Body = TypeVar("Body", bound=BaseModel)
 PageLimit = Annotated[int, Query(ge=1, le=100)]

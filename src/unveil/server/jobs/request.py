@@ -8,12 +8,12 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, Field
 
-from unveil.cli.options import PLAYGROUND
 from unveil.errors import RecipeError, did_you_mean
 from unveil.model.config import SampleConfig, validate
 from unveil.model.config.sections import Section
 from unveil.model.migration import migrate_settings
 from unveil.server.jobs.uploads import NAME
+from unveil.tasks.fields import PLAYGROUND
 from unveil.types import is_valid_utf8
 
 MAX_SEED = 2**63 - 1

@@ -7,13 +7,13 @@ from typing import Any
 
 import gradio as gr
 
-from unveil.cli.options import PLAYGROUND
 from unveil.errors import RecipeError
 from unveil.server.jobs.image_job import MAX_IMAGES, PICTURES, ControlNetSpec, EditSpec, image_files
 from unveil.studio.form_parsing import non_empty, settings_text
 from unveil.studio.tab_base import GenerationTab, JobWatcher, TabContext, connect_default, default_for
 from unveil.studio.tabs.xyz_plot import XyzPlot
 from unveil.studio.upload_components import ImageUpload
+from unveil.tasks.fields import PLAYGROUND
 
 LORAS = 2  # maximum number of LoRAs
 USUAL = {"img2img": 0.6, "inpaint": 1.0, "upscale": 0.3}  # default denoising strengths, as in `EditSpec`

@@ -8,7 +8,6 @@ from typing import Any
 import gradio as gr
 from markupsafe import Markup
 
-from unveil.cli.options import PLAYGROUND
 from unveil.errors import RecipeError
 from unveil.generation.video_inputs import RATE
 from unveil.server.jobs.catalog import model_info
@@ -17,6 +16,7 @@ from unveil.studio.form_parsing import non_empty
 from unveil.studio.tab_base import GenerationTab, JobWatcher, TabContext, connect_default
 from unveil.studio.timeline import FrameSpan, frame_spans, timeline_html
 from unveil.studio.upload_components import ImageUpload, VideoUpload
+from unveil.tasks.fields import PLAYGROUND
 
 TWO = ("between", "connect")  # tasks with a second input video
 USUAL = {"edit": 0.7, "connect": 0.7, "upscale": 0.3}  # default denoising strengths, as in the service
