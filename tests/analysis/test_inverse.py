@@ -1,4 +1,4 @@
-"""`unveil analyze inverse`: what is restored with a model that is known exactly, its page, and what must not happen."""
+"""`unveil analyze inverse`: restoration with an exactly known model, the page, and refusals."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COUNT = 12
 
 
 def waves(*shape: int) -> Field:
-    """Pictures that are sums of six smooth waves, each of a colour of its own, and hardly any noise."""
+    """Images that are sums of six smooth waves of different colours, with little noise."""
     generator = torch.Generator().manual_seed(0)
     channels, height, width = shape
     down, across = torch.linspace(0, 3, height)[:, None], torch.linspace(0, 3, width)
@@ -40,7 +40,7 @@ def waves(*shape: int) -> Field:
 
 
 class Known(nn.Module):
-    """A network that knows how pictures are spread, told the level by its index; `last` is that of pure noise."""
+    """The exact denoiser of a distribution of images; timesteps are indices of noise levels, `last` is pure noise."""
 
     def __init__(self, process: Process, known: Field | Mixture, last: float) -> None:
         super().__init__()
@@ -56,8 +56,8 @@ def model(known: Field | Mixture, process: Process | None = None, last: float = 
 
 
 def solved(of: Model, known: Field, **settings: Any) -> InverseStudy:
-    pictures = known.sample(COUNT, seed=1).float().clamp(-1, 1)
-    return study_inverse(of, pictures, InverseSettings(**{"count": COUNT, **settings}))
+    images = known.sample(COUNT, seed=1).float().clamp(-1, 1)
+    return study_inverse(of, images, InverseSettings(**{"count": COUNT, **settings}))
 
 
 COLOURED = waves(3, 8, 8)
@@ -107,7 +107,7 @@ def test_a_model_that_knows_the_truth_meets_every_bar(found: InverseStudy):
 
 
 def test_the_mean_of_several_is_nearer_to_the_truth():
-    """A picture of the posterior is as far from the posterior's mean as the truth is; 3 dB are the most to be had."""
+    """A sample of the posterior is as far from its mean as the truth is, so at most 3 dB can be gained."""
     rough = Field(torch.zeros(1, 8, 8, dtype=torch.float64), 0.1 * torch.eye(64, dtype=torch.float64))
     made = rows(solved(model(rough), rough, noises=()))
     for name in ("mask", "super-resolution"):
@@ -118,10 +118,10 @@ def test_the_mean_of_several_is_nearer_to_the_truth():
 
 
 def test_the_best_of_several_is_found_without_the_truth():
-    """Two colours with nearly the same grey: DDRM mostly decides before it can tell them apart."""
+    """Two colours with nearly the same grey: DDRM mostly decides before it can distinguish them."""
     colours = torch.tensor([[0.6, -0.5, 0.2], [-0.7, 0.6, 0.2]])  # grey values 0.1 and 0.03
-    pictures = colours[:, :, None, None].expand(2, 3, 4, 4)
-    known = Mixture([1.0, 1.0], pictures, [0.02, 0.02])
+    images = colours[:, :, None, None].expand(2, 3, 4, 4)
+    known = Mixture([1.0, 1.0], images, [0.02, 0.02])
     truth = known.sample(24, torch.Generator().manual_seed(1)).float()
     made = rows(study_inverse(model(known), truth, InverseSettings(24, noises=())))
     right = {
@@ -152,7 +152,7 @@ def test_baselines_are_what_they_are_called(found: InverseStudy):
     assert named["deblurring"].baseline is named["deblurring"].y
 
 
-def test_what_does_not_fit_the_pictures_is_skipped_with_its_reason():
+def test_unsuitable_problems_are_skipped_with_the_reason():
     known = waves(1, 6, 8)
     found = solved(model(known), known, steps=3, noises=())
     assert found.skipped == {
@@ -163,11 +163,11 @@ def test_what_does_not_fit_the_pictures_is_skipped_with_its_reason():
 
 
 def test_a_method_that_ignores_the_measurement_misses_the_bars(monkeypatch: pytest.MonkeyPatch):
-    """The control: pictures of the model that have nothing to do with y."""
+    """The control: images of the model that do not depend on y."""
     whole = inverse.ddrm
 
     def blind(grid, operator, y, **rest):
-        return whole(grid, operator, y.flip(0), **rest)  # that of another picture
+        return whole(grid, operator, y.flip(0), **rest)  # the measurement of another image
 
     monkeypatch.setattr(inverse, "ddrm", blind)
     found = solved(model(COLOURED), COLOURED, noises=())
@@ -180,15 +180,15 @@ def test_a_method_that_ignores_the_measurement_misses_the_bars(monkeypatch: pyte
         assert row.known is (False if row.problem == "mask" else None)
 
 
-def test_pictures_that_are_not_scaled_are_restored_on_a_karras_grid():
+def test_unscaled_images_are_restored_with_a_karras_schedule():
     found = solved(model(GREY, EDMProcess(), last=80), GREY, noises=())
     assert found.grid == "karras"
     assert all(row.met for row in found.rows), [row.text for row in found.rows]
 
 
-def test_a_picture_is_restored_the_same_beside_others():
-    pictures = GREY.sample(4).float()
-    four, two = (study_inverse(model(GREY), pictures[:n], InverseSettings(n, 5, noises=(0.05,))) for n in (4, 2))
+def test_a_restoration_does_not_depend_on_the_batch():
+    images = GREY.sample(4).float()
+    four, two = (study_inverse(model(GREY), images[:n], InverseSettings(n, 5, noises=(0.05,))) for n in (4, 2))
     for one, other in zip(four.rows, two.rows, strict=True):
         torch.testing.assert_close(one.pictures[:2], other.pictures, rtol=1e-4, atol=1e-4)
 
@@ -200,24 +200,24 @@ def test_psnr_of_a_known_error():
 
 
 def test_steps_are_counted_to_the_end():
-    told: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
     study_inverse(
-        model(GREY), GREY.sample(2).float(), InverseSettings(2, 6, noises=()), lambda *made: told.append(made)
+        model(GREY), GREY.sample(2).float(), InverseSettings(2, 6, noises=()), lambda *made: progress.append(made)
     )
-    assert told == sorted(told)
-    assert told[-1][0] == told[-1][1] == 4 * (6 + 8 * 6) - 54 + 6 + (6 + 8 + 2)  # RePaint's jumps count
+    assert progress == sorted(progress)
+    assert progress[-1][0] == progress[-1][1] == 4 * (6 + 8 * 6) - 54 + 6 + (6 + 8 + 2)  # RePaint's jumps count
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [({"count": 1}, "at least 2 pictures"), ({"steps": 0}, "steps = 0: at least 1")],
 )
-def test_settings_that_cannot_be_are_refused(settings: dict, said: str):
-    with pytest.raises(RecipeError, match=said):
+def test_invalid_settings_are_refused(settings: dict, message: str):
+    with pytest.raises(RecipeError, match=message):
         InverseSettings(**settings)
 
 
-def test_pictures_that_are_not_the_models_are_refused():
+def test_images_of_another_shape_are_refused():
     with pytest.raises(RecipeError, match=r"3 of the model's shape \(1, 8, 8\) are needed"):
         study_inverse(model(GREY), torch.zeros(3, 3, 8, 8))
 
@@ -231,9 +231,9 @@ def test_a_restoration_that_leaves_the_finite_numbers_is_named(monkeypatch: pyte
 # ---------------------------------------------------------------------- the command
 
 
-def test_a_shipped_model_as_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    asked = ["analyze", "inverse", "ddpm-digits", "-n", "3", "--steps", "3", "--out", str(tmp_path)]
-    assert run([*asked, "--json"]) == 0
+def test_a_bundled_model_as_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    command = ["analyze", "inverse", "ddpm-digits", "-n", "3", "--steps", "3", "--out", str(tmp_path)]
+    assert run([*command, "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     stored = json.loads((tmp_path / "inverse.json").read_text())
     assert stored == {key: value for key, value in record.items() if key != "page"}
@@ -247,12 +247,12 @@ def test_a_shipped_model_as_a_page(tmp_path: Path, capsys: pytest.CaptureFixture
     assert page.count("data:image/png;base64,") == (3 + 4) + (3 + 2) + (2 + 2) + 2 * (2 + 2)
     assert 'src="http' not in page
     assert sorted(path.name for path in tmp_path.iterdir()) == ["inverse.html", "inverse.json"]
-    assert run(asked) == 2
+    assert run(command) == 2
     assert "not overwritten" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--steps", "0"], "steps = 0: at least 1"),
         (["-n", "1"], "an interval needs at least 2 pictures"),
@@ -262,12 +262,12 @@ def test_a_shipped_model_as_a_page(tmp_path: Path, capsys: pytest.CaptureFixture
         (["--recipe", "masks-picture"], "makes state; only images are restored here"),
     ],
 )
-def test_what_cannot_be_is_one_message_and_nothing_written(
-    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_invalid_options_are_one_message_and_nothing_is_written(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     assert run(["analyze", "inverse", "ddpm-digits", *words, "--out", str(tmp_path / "pages")]) == 2
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert "Traceback" not in error
     assert not (tmp_path / "pages").exists()
 

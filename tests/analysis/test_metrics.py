@@ -1,4 +1,4 @@
-"""The measures: against core's own bound, against formulas, and able to tell a broken arm from a good one."""
+"""Metrics of variants: against the variational bound, against formulas, and on broken networks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TINY = TrainBudget(channels=8, steps=3, batch=4, warmup=1, ema=0.5, chain=20)
 
 
 class Constant(nn.Module):
-    """Predicts the same noise everywhere, whatever it sees."""
+    """A network that predicts constant noise."""
 
     def __init__(self, value: float) -> None:
         super().__init__()
@@ -40,26 +40,26 @@ def denoiser(value: float = 0.0, steps: int = 20) -> Denoiser:
 
 
 @pytest.fixture(scope="module")
-def pictures() -> Tensor:
+def images() -> Tensor:
     return to_unit(digits("held-out").pixels)
 
 
-def test_every_step_of_every_picture_is_the_bound_itself(pictures: Tensor):
-    network, x0 = denoiser(), pictures[:6]
+def test_every_step_of_every_image_gives_the_bound(images: Tensor):
+    network, x0 = denoiser(), images[:6]
     noise = SampleRNG(0, range(6)).bind((1, 8, 8))
     whole = bound(clip_static(network), chain_of(network.process), x0, fixed_small, noise=noise)
     assert bits(network, fixed_small, x0, every=1, whole=0) == pytest.approx(float(whole.total.mean()), rel=1e-5)
 
 
-def test_some_steps_of_each_picture_estimate_the_bound(pictures: Tensor):
+def test_some_steps_of_each_image_estimate_the_bound(images: Tensor):
     network = denoiser(steps=50)
-    whole = bits(network, fixed_small, pictures[:200], every=1, whole=0)
-    part = bits(network, fixed_small, pictures[:200], every=10, whole=5)
+    whole = bits(network, fixed_small, images[:200], every=1, whole=0)
+    part = bits(network, fixed_small, images[:200], every=10, whole=5)
     assert part == pytest.approx(whole, rel=0.02)
 
 
-def test_strided_bits_are_those_of_the_respaced_chain(pictures: Tensor):
-    network, x0 = denoiser(), pictures[:4]
+def test_strided_bits_are_those_of_the_respaced_chain(images: Tensor):
+    network, x0 = denoiser(), images[:4]
     found = respaced_vlb(network, (fixed_small, fixed_large), x0, 5)
     chain = Chain(schedules.respaced(network.process, "5"))
     noise = SampleRNG(0, range(4)).bind((1, 8, 8))
@@ -69,7 +69,7 @@ def test_strided_bits_are_those_of_the_respaced_chain(pictures: Tensor):
     assert found[0] > found[1]
 
 
-def test_a_remembered_step_is_asked_once_per_level():
+def test_a_cached_denoiser_is_called_once_per_noise_level():
     calls = []
     network = denoiser()
 
@@ -84,9 +84,9 @@ def test_a_remembered_step_is_asked_once_per_level():
     assert len(calls) == 2
 
 
-def test_noise_is_farther_from_digits_than_digits_are(pictures: Tensor):
+def test_noise_is_farther_from_digits_than_digits_are(images: Tensor):
     reference = digits("held-out").pixels[:200]
-    real = frechet(pictures[200:400], reference)
+    real = frechet(images[200:400], reference)
     noise = frechet(torch.randn(200, 1, 8, 8, generator=torch.Generator().manual_seed(0)), reference)
     assert real.keys() == noise.keys() == {"pixels", "digits"}
     assert all(noise[space] > 5 * real[space] for space in real)
@@ -162,8 +162,8 @@ def test_training_stops_at_a_loss_that_is_not_finite():
         train(Variant("cosine"), TrainBudget(channels=8, steps=30, batch=4, warmup=0, lr=1e30, clip=1e30, chain=20), 0)
 
 
-def test_the_bound_of_a_broken_network_is_worse(pictures: Tensor):
-    assert bits(denoiser(3.0), fixed_small, pictures[:40], every=5) > bits(
-        denoiser(0.0), fixed_small, pictures[:40], every=5
+def test_the_bound_of_a_broken_network_is_worse(images: Tensor):
+    assert bits(denoiser(3.0), fixed_small, images[:40], every=5) > bits(
+        denoiser(0.0), fixed_small, images[:40], every=5
     )
     assert vlb(fixed_small).simple == 0

@@ -1,4 +1,4 @@
-"""`unveil analyze`: orders on a model that is known exactly, pages, and what must not happen."""
+"""`unveil analyze`: convergence orders on an exactly known model, pages, and refusals."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SHAPE = (1, 4, 4)
 
 
 class Known(nn.Module):
-    """A network that knows a mixture of two pictures, told the level by its index."""
+    """The exact denoiser of a mixture of two images; the timestep is the index of the noise level."""
 
     def __init__(self, process: Process) -> None:
         super().__init__()
@@ -47,11 +47,11 @@ ONLY = ("ddim", "heun", "dpmpp-2m", "euler-ancestral", "pc-ancestral", "consiste
 
 @pytest.fixture(scope="module")
 def found() -> samplers.SamplerStudy:
-    told: list[str] = []
+    stages: list[str] = []
     result = study_samplers(
-        model(LinearVP()), SamplerStudySettings((16, 32, 64), count=8, only=ONLY, fine=6), told.append
+        model(LinearVP()), SamplerStudySettings((16, 32, 64), count=8, only=ONLY, fine=6), stages.append
     )
-    assert told == ["the fine solve", *ONLY]
+    assert stages == ["the fine solve", *ONLY]
     return result
 
 
@@ -79,7 +79,7 @@ def test_each_sampler_is_measured_as_it_can_be(found: samplers.SamplerStudy):
     assert "consistency function" in found.refused["consistency"]
 
 
-def test_no_sampler_makes_more_calls_than_asked_for(found: samplers.SamplerStudy):
+def test_no_sampler_exceeds_the_requested_calls(found: samplers.SamplerStudy):
     for one in found.found:
         for point in one.points:
             assert point.calls <= point.asked < point.calls + math.ceil(sampler_specs()[one.name].calls or 1)
@@ -120,7 +120,7 @@ def test_the_fitted_order_of_a_known_error(power: int):
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"calls": (10, 5)}, "rising numbers"),
         ({"calls": (0, 5)}, "rising numbers"),
@@ -128,8 +128,8 @@ def test_the_fitted_order_of_a_known_error(power: int):
         ({"only": ("heunn",)}, "nearest: 'heun'"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(settings: dict, said: str):
-    with pytest.raises(RecipeError, match=said):
+def test_invalid_settings_are_refused(settings: dict, message: str):
+    with pytest.raises(RecipeError, match=message):
         SamplerStudySettings(**settings)
 
 
@@ -137,10 +137,10 @@ def test_settings_that_cannot_be_are_refused(settings: dict, said: str):
 
 
 @pytest.mark.slow
-def test_the_samplers_of_a_shipped_model_as_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_samplers_of_a_bundled_model_as_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     only = [word for name in ("ddim", "pc-ancestral", "consistency") for word in ("--only", name)]
-    asked = ["analyze", "samplers", "ddpm-digits", "--calls", "3,6", "-n", "2", *only, "--out", str(tmp_path)]
-    assert run([*asked, "--json"]) == 0
+    command = ["analyze", "samplers", "ddpm-digits", "--calls", "3,6", "-n", "2", *only, "--out", str(tmp_path)]
+    assert run([*command, "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     stored = json.loads((tmp_path / "samplers.json").read_text())
     assert stored == {key: value for key, value in record.items() if key != "page"}
@@ -152,15 +152,15 @@ def test_the_samplers_of_a_shipped_model_as_a_page(tmp_path: Path, capsys: pytes
     assert page.count("data:image/png;base64,") == 2 + 3  # two charts, the fine solve and two samplers
     assert 'src="http' not in page
     assert sorted(path.name for path in tmp_path.iterdir()) == ["samplers.html", "samplers.json"]
-    assert run(asked) == 2
+    assert run(command) == 2
     assert "not overwritten" in capsys.readouterr().err
 
 
-def test_the_scales_of_a_shipped_model_as_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_guidance_scales_of_a_bundled_model_as_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     sets = [w for change in ("evaluate.samples=70", "sample.steps=3") for w in ("--set", change)]
     assert run(["analyze", "guidance", "ddpm-digits", "--scales", "1,4", *sets, "--out", str(tmp_path)]) == 0
-    said = capsys.readouterr().out
-    assert "scale 4, read as their class" in said
+    output = capsys.readouterr().out
+    assert "scale 4, read as their class" in output
     stored = json.loads((tmp_path / "guidance.json").read_text())
     assert [row["scale"] for row in stored["scales"]] == [1, 4]
     first, last = stored["scales"]
@@ -172,7 +172,7 @@ def test_the_scales_of_a_shipped_model_as_a_page(tmp_path: Path, capsys: pytest.
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["samplers", "ddpm-digits", "--calls", "5;10"], "write numbers with commas"),
         (["samplers", "ddpm-digits", "--only", "heunn"], "nearest: 'heun'"),
@@ -180,12 +180,12 @@ def test_the_scales_of_a_shipped_model_as_a_page(tmp_path: Path, capsys: pytest.
         (["guidance", "ddpm-digits", "--scales", "3,1"], "give rising numbers"),
     ],
 )
-def test_what_cannot_be_is_one_message_and_nothing_written(
-    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_invalid_options_are_one_message_and_nothing_is_written(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     assert run(["analyze", *words, "--out", str(tmp_path / "pages")]) == 2
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert "Traceback" not in error
     assert not (tmp_path / "pages").exists()
 

@@ -50,7 +50,7 @@ def test_no_bar_is_met_by_a_still_frame_by_nothing_or_by_chance(scenes, name):
     law, items = LAWS[name], scenes[name]
     real = stack_videos(items)
     first = law.measures[0]
-    if name == "space":  # a still camera keeps space together: whether it moves has a bar of its own
+    if name == "space":  # a still camera keeps space together: whether it moves has its own bar
         assert next(one for one in law.measures if one.of is physics_benchmark.camera_direction_correct).bar == 0.8
         assert mean(physics_benchmark.camera_direction_correct, items, real[:, :, :1].expand_as(real)) == 0
     else:

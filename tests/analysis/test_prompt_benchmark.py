@@ -47,11 +47,11 @@ def test_real_clips_are_right_and_others_are_not(name):
     assert not kind.right(items[0], torch.zeros(3, 16, 32, 32, dtype=torch.uint8)) or name == "ground"
 
 
-def test_every_number_of_things_is_asked_for_as_often_and_one_more_is_seen():
+def test_every_number_of_objects_is_equally_frequent_and_an_extra_one_is_detected():
     kind = KINDS["count"]
     items = clips_of(bench(), kind)
-    asked = [len(item["attributes"]["objects"]) for item in items]
-    assert [asked.count(number) for number in (1, 2, 3)] == [COUNT // 3] * 3
+    counts = [len(item["attributes"]["objects"]) for item in items]
+    assert [counts.count(number) for number in (1, 2, 3)] == [COUNT // 3] * 3
     item = items[2]
     clip = item["pixels"].clone()
     still = (clip == clip[:, :1, :1, :1]).all(0).all(0)  # where the ground is in every frame
@@ -66,15 +66,15 @@ def test_every_number_of_things_is_asked_for_as_often_and_one_more_is_seen():
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_prompts_say_what_is_asked_of_them(name):
+def test_prompts_state_the_attributes_of_their_items(name):
     kind = KINDS[name]
     for number, item in enumerate(clips_of(bench(), kind)):
         text = prompt_of(item, kind, number)
         assert not unparsed(text), text
-        told = parse(text)["objects"]
+        parsed = parse(text)["objects"]
         wanted = item["attributes"]["objects"]
-        assert [one["colour"] for one in told] == [one["colour"] for one in wanted]
-        assert [one["shape"] for one in told] == [one["shape"] for one in wanted]
+        assert [one["colour"] for one in parsed] == [one["colour"] for one in wanted]
+        assert [one["shape"] for one in parsed] == [one["shape"] for one in wanted]
         assert text.isascii() == (kind.language == "en")
         assert item["unseen"] == (name == "rare")
 
@@ -83,10 +83,10 @@ def test_a_kind_is_scored_by_what_is_made():
     kind, items = KINDS["colour"], clips_of(bench(), KINDS["colour"])
     real = torch.stack([item["pixels"] for item in items])
     half = torch.where(torch.arange(COUNT).view(-1, 1, 1, 1, 1) < COUNT // 2, real, torch.zeros_like(real))
-    asked = []
+    prompts = []
 
     def made(texts, **how):
-        asked.append(texts)
+        prompts.append(texts)
         return half
 
     found = of_kind(kind, bench(made=made))
@@ -96,28 +96,28 @@ def test_a_kind_is_scored_by_what_is_made():
     alike = [one == items[n % COUNT]["attributes"]["objects"][0]["colour"] for n, one in enumerate(others)]
     assert plain.baselines["others"] == pytest.approx(sum(alike) / len(alike))
     assert expanded.name == "the colour, expanded by the rules"
-    assert all("camera static" in text for text in asked[1])
-    assert not any("camera static" in text for text in asked[0])
+    assert all("camera static" in text for text in prompts[1])
+    assert not any("camera static" in text for text in prompts[0])
     assert len(of_kind(KINDS["position"], bench(made=made)).findings) == 1  # dense already
     assert len(of_kind(kind, bench(made=made, expand=False)).findings) == 1
 
 
-def test_negation_names_the_colour_that_a_clip_has_by_itself():
-    asked: list[list[str]] = []
+def test_negation_names_the_colour_that_a_video_has_without_it():
+    negatives: list[list[str]] = []
 
     def made(texts, first=0, negative=None):
         assert not any(f" {colour} " in f" {text} " for text in texts for colour in COLOURS)
         items = clips_of(bench(), KINDS["colour"])  # some clips of all colours
         if negative is None:
             return torch.stack([items[n - (first > 0)]["pixels"] for n in range(COUNT)])
-        asked.append(negative)
+        negatives.append(negative)
         obeyed = [n for n, item in enumerate(items) if item["attributes"]["objects"][0]["colour"] != negative[0]]
         return torch.stack([items[obeyed[0] if n == 0 else n]["pixels"] for n in range(COUNT)])
 
     items = clips_of(bench(), KINDS["colour"])
     colours = [item["attributes"]["objects"][0]["colour"] for item in items]
     (row,) = negation(bench(made=made)).findings
-    assert asked == [colours]
+    assert negatives == [colours]
     assert row.value == pytest.approx(1 / COUNT)  # the first alone has another colour than the one named
     differ = sum(one != colours[n - 1] for n, one in enumerate(colours))
     assert row.baselines["other noise, no negative prompt"] == pytest.approx(differ / COUNT)
@@ -136,7 +136,7 @@ def test_a_study_of_a_model_has_a_page(tmp_path):
     assert "<h2>Bars</h2>" not in page
 
 
-def test_kinds_that_clips_of_a_size_cannot_be_of_are_told_before_the_work():
+def test_kinds_that_need_another_video_size_are_reported_before_sampling():
     small = SimpleNamespace(shape=(3, 8, 16, 16), conditioners={"prompt": None})
     with pytest.raises(RecipeError, match=r"0 clips of 16x16x8, objects \(3,\) are what is studied: too few"):
         study_text(small, PromptBenchmarkSettings(only=("colour", "long")))

@@ -26,15 +26,15 @@ COUNT = 6
 
 
 class Known(StudyContext):
-    """A bench whose clips come from a function of its own instead of a model: of how often it was asked, and texts."""
+    """A bench whose videos come from a function of the number of the request and the prompts."""
 
     def __init__(self, answer: Callable[[int, Sequence[str]], Tensor], **changes: Any) -> None:
         super().__init__(tiny_clips(), VideoStudySettings(count=COUNT, strengths=(0.5, 0.7), **changes))
-        self.answer, self.asked = answer, 0
+        self.answer, self.requests = answer, 0
 
     def made(self, texts: Sequence[str], *_: Any, **__: Any) -> Tensor:
-        self.asked += 1
-        return self.answer(self.asked - 1, texts)
+        self.requests += 1
+        return self.answer(self.requests - 1, texts)
 
     filmed = made
 
@@ -69,7 +69,7 @@ def test_pairs_are_of_one_ground_and_two_colours_and_no_clip_is_there_twice():
     assert not any(torch.equal(a, b) for n, a in enumerate(every) for b in every[n + 1 :])
 
 
-def test_real_clips_go_on_as_pictures_should_and_frozen_ones_do_not():
+def test_image_to_video_scores_real_videos_high_and_frozen_ones_low():
     real = chosen()
     good = rows(study.TASKS["image"](Known(lambda *_: real)))
     assert good["colour kept"].value == good["colour kept"].ceiling == 1
@@ -99,10 +99,10 @@ def test_extensions_are_measured_on_what_was_made_against_freezing():
         assert row.ceiling < 0.15
         assert true[f"{way}: colour and shape kept"].value == 1
 
-    def frozen(asked: int, _: Sequence[str]) -> Tensor:
+    def frozen(number: int, _: Sequence[str]) -> Tensor:
         ahead = torch.cat([real[:, :, :8], real[:, :, 7:8].repeat(1, 1, 8, 1, 1)], dim=2)
         back = torch.cat([real[:, :, 8:9].repeat(1, 1, 8, 1, 1), real[:, :, 8:]], dim=2)
-        return back if asked else ahead
+        return back if number else ahead
 
     still = rows(study.TASKS["extend"](Known(frozen)))
     for way in ("forward", "backward"):
@@ -116,12 +116,12 @@ def test_a_circle_has_no_seam_and_a_clip_that_begins_again_has_one():
     real = chosen(("bounce", "orbit"))
     there_and_back = torch.cat([real[:, :, :8], real[:, :, 1:8].flip(2), real[:, :, :1]], dim=2)
 
-    def closing(asked: int, _: Sequence[str]) -> Tensor:
-        if asked == 0:
+    def closing(number: int, _: Sequence[str]) -> Tensor:
+        if number == 0:
             return there_and_back
         part = real[:, :, :OPEN]
         held = part[:, :, -1:].repeat(1, 1, BETWEEN, 1, 1)
-        return torch.cat([part[:, :, -ENDS:], held, part[:, :, :ENDS]], dim=2) if asked == 2 else real
+        return torch.cat([part[:, :, -ENDS:], held, part[:, :, :ENDS]], dim=2) if number == 2 else real
 
     found = rows(study.TASKS["loop"](Known(closing)))
     ring, bridge = (row for name, row in found.items() if "over the median step" in name)
@@ -135,7 +135,7 @@ def test_a_circle_has_no_seam_and_a_clip_that_begins_again_has_one():
     assert bridge.value == pytest.approx(cut), "standing still and then jumping is a cut, a little later"
     assert not bridge.met
     whole = torch.cat([real[:, :, OPEN - ENDS :], real[:, :, :2], real[:, :, :ENDS]], dim=2)
-    goes_on = rows(study.TASKS["loop"](Known(lambda asked, _: whole if asked == 2 else real)))
+    goes_on = rows(study.TASKS["loop"](Known(lambda number, _: whole if number == 2 else real)))
     way = goes_on["bridge: largest step of what closes the loop over the median step"]
     assert way.value < cut / 2
 
@@ -148,7 +148,7 @@ def test_what_does_not_go_round_is_no_ring(made):
         "still": real[:, :, :1].expand_as(real),
         "noise": torch.randint(0, 256, real.shape, generator=torch.Generator().manual_seed(1), dtype=torch.uint8),
     }[made]
-    found = rows(study.TASKS["loop"](Known(lambda asked, _: clips if asked == 0 else real)))
+    found = rows(study.TASKS["loop"](Known(lambda number, _: clips if number == 0 else real)))
     ring = found["ring: step at the seam over the median step"]
     assert not ring.met
     assert ring.value >= ring.baselines["a frame held"] > 3
@@ -159,9 +159,9 @@ def test_cuts_and_fades_connect_as_the_table_says():
     pairs = Known(lambda *_: torch.empty(0)).pairs()
     first, last = (stack_videos([pair[side] for pair in pairs]) for side in (0, 1))
 
-    def cut(asked: int, _: Sequence[str]) -> Tensor:
-        parts = (first[:, :, :8], last[:, :, 8:]) if asked else (first[:, :, -ENDS:], last[:, :, :ENDS])
-        if asked:
+    def cut(number: int, _: Sequence[str]) -> Tensor:
+        parts = (first[:, :, :8], last[:, :, 8:]) if number else (first[:, :, -ENDS:], last[:, :, :ENDS])
+        if number:
             return torch.cat(parts, dim=2)
         return torch.cat([parts[0], first[:, :, -1:].repeat(1, 1, BETWEEN, 1, 1), parts[1]], dim=2)
 
@@ -176,7 +176,7 @@ def test_cuts_and_fades_connect_as_the_table_says():
         assert change.baselines["cross-fade"] < change.baselines["hard cut"] or name == "bridge"
         things = found[f"{name}: frames between that show one thing"]
         assert things.baselines["cross-fade"] < things.value == 1
-    wrong = rows(study.TASKS["connect"](Known(lambda asked, _: cut(asked, _).flip(0))))
+    wrong = rows(study.TASKS["connect"](Known(lambda number, _: cut(number, _).flip(0))))
     assert wrong["bridge: ends equal the given clips to the bit"].value < 1
 
 
@@ -189,25 +189,25 @@ def test_an_edit_that_changes_nothing_keeps_all_and_one_that_recolours_applies()
     assert same["error of places"].value == 0
     assert same["new colour falls by, from strength to strength"].value == 0
 
-    def grounded(asked: int, _: Sequence[str]) -> Tensor:
+    def grounded(number: int, _: Sequence[str]) -> Tensor:
         ahead = torch.stack([temporal_consistency.object_mask(clip, 0) for clip in real])
         items = Known(lambda *_: torch.empty(0)).items(MOVING)
         names = list(TONES)
         tones = [TONES[names[(names.index(one["attributes"]["ground"]) + 2) % len(names)]] for one in items]
         new = torch.tensor(tones, dtype=torch.uint8).view(-1, 3, 1, 1, 1)
-        return torch.where(ahead, real, new) if asked else real
+        return torch.where(ahead, real, new) if number else real
 
     applied = rows(study.TASKS["ground"](Known(grounded)))
     assert applied["new ground"].value == 1
     assert applied["new ground"].met
     assert applied["colour kept"].value > 0.8
-    fallen = rows(study.TASKS["ground"](Known(lambda asked, texts: grounded(1 - asked, texts))))
+    fallen = rows(study.TASKS["ground"](Known(lambda number, texts: grounded(1 - number, texts))))
     row = fallen["new ground falls by, from strength to strength"]
     assert row.value == 1
     assert not row.met
 
 
-def test_other_sizes_have_clips_and_texts_of_their_own():
+def test_other_sizes_have_their_own_videos_and_prompts():
     sizes = ((12, 24, 48), (1, 32, 32))
     bench = Known(lambda *_: torch.empty(0), sizes=sizes)
     for size in (*sizes, FINE):
@@ -216,28 +216,28 @@ def test_other_sizes_have_clips_and_texts_of_their_own():
         assert all(tuple(item["pixels"].shape) == (3, *size) for item in items)
         assert not any(item["unseen"] for item in items)
     answers = [stack_videos(bench.world(size)) for size in sizes]
-    found = rows(study.TASKS["sizes"](Known(lambda asked, _: answers[asked], sizes=sizes)))
+    found = rows(study.TASKS["sizes"](Known(lambda number, _: answers[number], sizes=sizes)))
     assert found["12 frames of 48x24: colour, shape and motion"].value > 0.8
     assert found["12 frames of 48x24: one thing in every frame"].value == 1
     assert found["pictures of 32x32: colour and shape"].value > 0.8
     fine = stack_videos(bench.world(FINE))
     tiled = torch.nn.functional.interpolate(fine.flatten(0, 1).float(), scale_factor=0.5).to(torch.uint8)
     tiled = tiled.view(COUNT, 3, 16, 32, 32).repeat(1, 1, 1, 2, 2)
-    found = rows(study.TASKS["twice"](Known(lambda asked, _: tiled if asked else fine)))
+    found = rows(study.TASKS["twice"](Known(lambda number, _: tiled if number else fine)))
     assert found["places scaled: one thing in every frame"].met
     assert found["places as they are: one thing in every frame"].value == 0, "four instead of one"
 
 
 def test_places_of_a_finer_grid_lie_in_the_trained_one(monkeypatch: pytest.MonkeyPatch):
-    model, told = tiny_clips(), list[Condition]()
+    model, conditions = tiny_clips(), list[Condition]()
     network: Any = model.denoiser.network
     forward = network.forward
-    monkeypatch.setattr(network, "forward", lambda x, t, c: told.append(c) or forward(x, t, c))
+    monkeypatch.setattr(network, "forward", lambda x, t, c: conditions.append(c) or forward(x, t, c))
     bench = StudyContext(model, VideoStudySettings(count=2))
     frames, height, width = model.shape[1:]
     shot = VideoSpec(frames, (2 * height, 2 * width), window=frames, spacing=0.5)
     bench.filmed(["a red circle", "a blue square"], lambda rows: shot)
-    places = told[0].places
+    places = conditions[0].places
     assert places is not None
     assert places[0].tolist() == [[0, -0.25, -0.25], [1, 0.5, 0.5]]
     # the mean place of the finer grid is that of the model's own

@@ -37,10 +37,13 @@ def recipe(*changes: str, name: str = "vit-fashion") -> ClassifierRecipe:
 
 
 def study(
-    kept: Path, settings: ViTStudySettings = SETTINGS, *changes: str, told: Callable[[int, int], object] | None = None
+    folder: Path,
+    settings: ViTStudySettings = SETTINGS,
+    *changes: str,
+    on_progress: Callable[[int, int], object] | None = None,
 ) -> list[ViTPoint]:
     parts = [data.digits(part) for part in ("train", "held-out")]
-    return study_vit(recipe(*changes), settings, parts[0], parts[1], kept, told)
+    return study_vit(recipe(*changes), settings, parts[0], parts[1], folder, on_progress)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +69,7 @@ def test_a_stopped_study_goes_on_with_what_is_missing(
     found: tuple[Path, list[ViTPoint]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     kept, points = found
-    told: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
     trained: list[int] = []
     train = vit.train_classifier
 
@@ -82,14 +85,14 @@ def test_a_stopped_study_goes_on_with_what_is_missing(
     (tmp_path / "1x32-64-0.json").write_text("{")  # cut short
 
     def stop(done: int, total: int) -> None:
-        told.append((done, total))
+        progress.append((done, total))
         if len(trained) == 2:
             raise Cancelled("by the reader")
 
     with pytest.raises(Cancelled):
-        study(tmp_path, told=stop)
+        study(tmp_path, on_progress=stop)
     assert trained == [16, 32]
-    assert told[0] == (32, 128)  # the first was there
+    assert progress[0] == (32, 128)  # the first was there
     again = study(tmp_path)
     assert trained == [16, 32, 32]
     assert [one._replace(cpu_seconds=0) for one in again] == [one._replace(cpu_seconds=0) for one in points]

@@ -123,7 +123,7 @@ def test_attributes_belong_to_their_object(prompt, things, seed):
     expanded = parse(found.text)["objects"]
     assert len(expanded) == len(things)
     assert all(own.items() <= one.items() for own, one in zip(things, expanded, strict=True)), found
-    original = parse(prompt)["objects"]  # and nothing else is said of it
+    original = parse(prompt)["objects"]  # the original prompt without additions
     assert all(own.items() <= one.items() for own, one in zip(things, original, strict=True))
 
 

@@ -1,4 +1,4 @@
-"""The claims about what models are told: which way they are decided, and where a captioner's captions come from."""
+"""The claims about captions and prompts: their verdicts, and the source of a captioner's captions."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ def test_recaptions_are_judged_by_raw_and_by_true_ones(
             return own
         return 0.1 if "[dense]" in arm.changes else 0.7
 
-    asked: list[int] = []
+    seeds: list[int] = []
 
-    def told(bench: ExperimentContext, recipe: object, seed: int) -> RecaptionedVideos:
-        asked.append(seed)
-        return RecaptionedVideos(Path("told.jsonl"), 0.9)
+    def recaption(bench: ExperimentContext, recipe: object, seed: int) -> RecaptionedVideos:
+        seeds.append(seed)
+        return RecaptionedVideos(Path("captions.jsonl"), 0.9)
 
-    monkeypatch.setattr(captions, "recaption", told)
+    monkeypatch.setattr(captions, "recaption", recaption)
     found = captions._recaptioned(staged(monkeypatch, tmp_path, fault))
     first = [one for one in found.comparisons if one.primary]
     assert [one.verdict for one in first] == [against, behind]
     assert len(found.comparisons) == 6
     assert "90.0%, 90.0%, 90.0%" in found.notes[0]
-    assert set(asked) == {0}  # in the quick form; else each seed has its own
+    assert set(seeds) == {0}  # in the quick form; else each seed has its own
 
 
 def test_a_captioner_of_a_tenth_tells_all_clips_and_is_kept(tmp_path: Path):
@@ -78,8 +78,8 @@ def test_a_captioner_of_a_tenth_tells_all_clips_and_is_kept(tmp_path: Path):
     assert "count: 4\n" in settings.read_text()  # a tenth
 
 
-class Teller:
-    """A model of clips that shows what it is told, some of them wrong, by the kind of prompt."""
+class FakeVideoModel:
+    """A fake video model that follows its prompts, some of them wrongly, by the kind of prompt."""
 
     def __init__(self, wrong: Callable[[str], float]) -> None:
         self.wrong = wrong
@@ -114,7 +114,7 @@ def test_expanded_prompts_are_judged_by_dense_ones(
         return found
 
     monkeypatch.setattr(captions, "dataset_prompts", noted)
-    monkeypatch.setattr(captions, "load", lambda name: Teller(wrong))
+    monkeypatch.setattr(captions, "load", lambda name: FakeVideoModel(wrong))
     own = ExperimentContext(Scale(**vars(FEW)), tmp_path, QUIET)
     found = captions._expanded(own)
     assert verdicts(found) == (verdict, {verdict})
@@ -122,7 +122,9 @@ def test_expanded_prompts_are_judged_by_dense_ones(
 
 
 @pytest.mark.parametrize(("better", "verdict"), [("condition", "shown"), ("network.hidden_size=36", "reversed")])
-def test_encoders_are_told_the_right_way(better: str, verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_claim_about_encoders_has_the_right_verdict(
+    better: str, verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     def fault(arm: RecipeVariant) -> float:
         return 0.1 if better in arm.changes else 0.4
 

@@ -1,4 +1,4 @@
-"""The claims about diffusion transformers: what their arms share, how they are kept, and which way they are told."""
+"""The claims about diffusion transformers: shared settings of their variants, stored curves, and verdicts."""
 
 from __future__ import annotations
 
@@ -133,9 +133,9 @@ def test_a_course_is_kept_and_found_again(tmp_path: Path):
     for one, two in zip(first.model.state_dict().values(), again.model.state_dict().values(), strict=True):
         assert torch.equal(one, two)
     assert not any(parameter.requires_grad for parameter in again.model.parameters())
-    asked = cycle_labels(again.model, 12)
-    assert asked == {"label": [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]}
-    drawn = again.model.generate(cond=asked, count=12, seed=3)
+    labels = cycle_labels(again.model, 12)
+    assert labels == {"label": [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]}
+    drawn = again.model.generate(cond=labels, count=12, seed=3)
     assert torch.equal(courses.to_pixels(drawn), first.pixels[-1])  # the last point is what the model draws
     assert not train_and_track(arm, True, 4, 12, tmp_path).kept
     assert len(list(tmp_path.iterdir())) == 2
@@ -195,7 +195,7 @@ def test_an_effect_that_misses_its_bar_is_not_shown():
     assert one(-0.8, (0.7, 0.75, 0.72)).verdict == "reversed"  # the bar does not hide a wrong sign
 
 
-# ---------------------------------------------------------------------- a wrong sign is told as one
+# ---------------------------------------------------------------------- a wrong sign has the opposite verdict
 
 
 def staged(

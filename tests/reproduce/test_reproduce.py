@@ -120,7 +120,7 @@ def test_the_quick_form_makes_a_page_of_networks_that_nobody_trained(
 
 
 def whole(record: Any, tmp_path: Path, cache: Path, *, equal_shares: bool) -> None:
-    """The page, its numbers and its pictures are there, and they are one."""
+    """Check that the page, its numbers and its figures exist and agree."""
     name = record["name"]
     stored = json.loads((tmp_path / f"{name}.json").read_text())
     assert stored == json.loads(json.dumps(record))
@@ -186,9 +186,9 @@ def test_the_command_lists_claims_and_runs_one(tmp_path: Path, capsys: pytest.Ca
     assert run(["reproduce", "--json"]) == 0
     assert set(json.loads(capsys.readouterr().out)["claims"]) == EXPECTED
     assert run(["reproduce", "ddim-consistency", "--quick", "--out", str(tmp_path)]) == 0
-    said = capsys.readouterr()
-    assert str(tmp_path / "ddim-consistency.md") in said.out
-    assert "Traceback" not in said.err
+    output = capsys.readouterr()
+    assert str(tmp_path / "ddim-consistency.md") in output.out
+    assert "Traceback" not in output.err
     assert run(["reproduce", "ddim-consistency", "--quick", "--out", str(tmp_path)]) == 2
 
 
@@ -230,7 +230,7 @@ SOME = replace(QUICK, budget=replace(QUICK.budget, steps=40, batch=16, warmup=5,
 def test_encoding_by_the_wrong_path_is_seen(cache: Path, monkeypatch: pytest.MonkeyPatch):
     good = ddim_claims._encode(ExperimentContext(SOME, cache, QUIET))
     assert {one.verdict for one in good.comparisons} == {"shown"}
-    # an encoder that forgets the picture: every round trip fails alike
+    # an encoder that forgets the image: every round trip fails alike
     monkeypatch.setattr(ddim_claims, "encode", lambda grid: ddim(list(grid)[::-1][1:][::-1]))
     broken = ddim_claims._encode(ExperimentContext(SOME, cache, QUIET))
     assert "shown" not in {one.verdict for one in broken.comparisons}

@@ -27,7 +27,7 @@ from unveil.reproduce.variant import TrainBudget, Variant, bind_labels, build, l
 TINY = TrainBudget(channels=8, steps=3, batch=8, warmup=1, ema=0.0, chain=20)
 
 
-def test_an_arm_with_labels_is_told_them_and_none():
+def test_a_conditional_variant_gets_labels_and_the_null_label():
     network = train(Variant("cosine", drop=0.5), TINY, 0)
     x, level = SampleRNG(0, range(4)).normal((1, 8, 8), 0), network.process.at(0.5)
     with torch.no_grad():
@@ -79,7 +79,7 @@ def test_the_energy_distance_of_points_by_hand():
     assert energy_distance(a, a) == 0
 
 
-def test_fidelity_of_real_pictures_and_of_those_with_wrong_labels():
+def test_fidelity_of_real_images_and_of_wrong_labels():
     part = digits("held-out")
     judge = features.load("digits")
     assert part.labels is not None
@@ -160,8 +160,8 @@ def test_both_ways_of_langevin_make_as_many_calls_from_one_start():
 
 def test_the_density_of_a_mode_lies_where_it_is():
     corner = Mixture([1.0], torch.tensor([[-6.0, 6.0]]), [0.3]).sample(500, torch.Generator().manual_seed(0))
-    picture = ncsn.density(corner)[0, 0]
-    dark = (picture < 128).nonzero().double().mean(0)
+    density = ncsn.density(corner)[0, 0]
+    dark = (density < 128).nonzero().double().mean(0)
     assert dark[0] < 20  # above
     assert dark[1] < 20  # to the left
     assert ncsn.share(corner + torch.tensor([0.0, -12.0])) == 1.0

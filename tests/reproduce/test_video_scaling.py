@@ -1,4 +1,4 @@
-"""The claims about clips: how arms go on from pictures, what they are asked for, and which way they are told."""
+"""The claims about video models: initialisation from image models, prompts, and verdicts."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def bench(folder: Path) -> ExperimentContext:
 # ---------------------------------------------------------------------- arms that go on from others
 
 
-def test_clips_go_on_from_the_weights_and_words_of_their_pictures(tmp_path: Path):
+def test_a_video_model_starts_from_the_weights_and_words_of_its_image_model(tmp_path: Path):
     own = bench(tmp_path)
     arm = arm_of(own, TINY, "train.steps=1 train.lr=1.0e-12 train.weight_decay=0.0")
     assert arm.after is not None
@@ -93,20 +93,22 @@ def test_an_arm_of_many_sizes_is_packed(tmp_path: Path):
         train_and_track(replace(arm, changes=arm.changes.replace("train.batching=packed ", "")), True, 0, 2, tmp_path)
 
 
-def test_samples_are_asked_for_what_held_out_clips_show(tmp_path: Path):
+def test_prompts_describe_held_out_videos(tmp_path: Path):
     arm = arm_of(bench(tmp_path), "'data.caption_styles=[raw]'")
     recipe = arm.read(quick=True)
-    told, items = prompts_of(recipe, 20), held_out_videos(recipe).__getitems__(range(20))
-    for prompt, item in zip(told, items, strict=True):
+    prompts, items = prompts_of(recipe, 20), held_out_videos(recipe).__getitems__(range(20))
+    for prompt, item in zip(prompts, items, strict=True):
         facts = item["attributes"]["objects"][0]
         assert prompt.register == "raw"
         assert all(prompt.attributes[name] == facts[name] for name in ("colour", "shape", "motion"))
-    assert any(item["text"] != prompt.text for prompt, item in zip(told, items, strict=True))  # those of data are noisy
+    assert any(
+        item["text"] != prompt.text for prompt, item in zip(prompts, items, strict=True)
+    )  # those of data are noisy
     assert eval_prompts_of(init_recipe_model(arm, 0, quick=True), recipe, 20) == {
-        "prompt": [prompt.text for prompt in told]
+        "prompt": [prompt.text for prompt in prompts]
     }
-    assert attribute_error(told, torch.stack([item["pixels"] for item in items])) == 0
-    assert attribute_error(told, torch.stack([item["pixels"] for item in items]).roll(1, 0)) > 0.5
+    assert attribute_error(prompts, torch.stack([item["pixels"] for item in items])) == 0
+    assert attribute_error(prompts, torch.stack([item["pixels"] for item in items]).roll(1, 0)) > 0.5
     with pytest.raises(RecipeError, match="playground alone"):
         held_out_videos(RecipeVariant("dit-scaling").read(quick=True))
 
@@ -135,7 +137,7 @@ def test_the_full_forms_are_what_the_pages_say(tmp_path: Path):
         assert first.network == recipe.network, name
 
 
-# ---------------------------------------------------------------------- which way the claims are told
+# ---------------------------------------------------------------------- verdicts of the claims
 
 
 class Player:
@@ -197,7 +199,9 @@ def verdicts(found: ExperimentResults) -> tuple[str, set[str]]:
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_sizes_and_times_are_told_the_right_way(sign: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_claims_about_sizes_and_times_have_the_right_verdict(
+    sign: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     faults = dict(zip(("hidden_size=12", "hidden_size=18", "hidden_size=24"), (0.4, 0.25, 0.1)[::sign], strict=True))
     own = staged(monkeypatch, tmp_path, lambda arm: next(value for key, value in faults.items() if key in arm.changes))
     found = video_scaling._scaling(own)
@@ -216,7 +220,7 @@ def test_sizes_and_times_are_told_the_right_way(sign: int, tmp_path: Path, monke
 
 
 @pytest.mark.parametrize(("good", "bad", "verdict"), [("dense", "raw", "shown"), ("raw", "dense", "reversed")])
-def test_captions_are_told_the_right_way(
+def test_the_claim_about_captions_has_the_right_verdict(
     good: str, bad: str, verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     own = staged(monkeypatch, tmp_path, lambda arm: 0.3 if f"[{bad}]" in arm.changes else 0.1)
@@ -227,14 +231,16 @@ def test_captions_are_told_the_right_way(
 
 
 @pytest.mark.parametrize(("bad", "verdict"), [("square", "shown"), ("none", "reversed")])
-def test_native_sizes_are_told_the_right_way(bad: str, verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_claim_about_native_sizes_has_the_right_verdict(
+    bad: str, verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     own = staged(monkeypatch, tmp_path, lambda arm: 0.6 if f"data.crop={bad}" in arm.changes else 0.0)
     found = video_scaling._native(own)
     assert verdicts(found) == (verdict, {verdict})
 
 
 @pytest.mark.parametrize(("good", "verdict"), [(True, "shown"), (False, "reversed")])
-def test_levels_of_frames_are_told_the_right_way(
+def test_the_claim_about_noise_levels_of_frames_has_the_right_verdict(
     good: bool, verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     own = staged(
@@ -266,8 +272,8 @@ def test_levels_of_frames_are_told_the_right_way(
     assert "stays" in found.notes[0]
 
 
-def test_frames_that_are_put_back_are_told_at_the_level_of_the_run(tmp_path: Path):
-    """The network that knows one level for a clip is never asked for another one, and known frames come out."""
+def test_replaced_conditioning_frames_have_the_noise_level_of_the_video(tmp_path: Path):
+    """A network with one timestep per video is never called with several, and conditioning frames come out."""
     own = bench(tmp_path)
     arm = arm_of(own, TINY, "train.steps=1")
     model = own.course(arm, 0).model

@@ -23,7 +23,7 @@ def shaken(network: nn.Module, seed: int) -> None:
 
 
 def drawn(size: Sequence[int], draw: torch.Generator) -> Tensor:
-    """Pictures of four patches each: what reads them finds a few things, and not one in every pixel."""
+    """Images of four patches each, so that features are few and not one per pixel."""
     *others, height, width = size
     patches = torch.randint(256, (*others, 2, 2), generator=draw, dtype=torch.uint8)
     return patches.repeat_interleave(height // 2, -2).repeat_interleave(width // 2, -1)

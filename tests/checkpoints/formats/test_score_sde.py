@@ -54,7 +54,7 @@ TINY = {"nf": 16, "ch_mult": [1, 2], "num_res_blocks": 1, "attn_resolutions": [8
 CHANGES = {
     "ddpm++": {},
     "ncsn++": NCSNPP,
-    "large pictures": {"fir": True, "progressive": "output_skip", "progressive_input": "input_skip"},
+    "large images": {"fir": True, "progressive": "output_skip", "progressive_input": "input_skip"},
     "cat": {"progressive_input": "input_skip", "progressive_combine": "cat", "skip_rescale": False},
     "strided": {"progressive_input": "residual"},
     "plain blocks": {"resblock_type": "ddpm", "resamp_with_conv": False, "fir": True},

@@ -1,7 +1,7 @@
 """Notes each file of unveil in which the body of a function runs, in all threads of this process.
 
 Python imports this module at its start where the folder is on PYTHONPATH. Imports do not count, nor does what they
-call. SIGUSR1 begins anew.
+call. SIGUSR1 starts again.
 """
 
 import os
