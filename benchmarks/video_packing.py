@@ -1,6 +1,6 @@
 """A training step of the video transformer on 24 videos and images of mixed sizes: packed, padded, in buckets.
 
-Lengths, heights and widths are drawn each by itself; every frame has another noise level and every video a text. Useful
+Lengths, heights and widths are drawn independently; every frame has another noise level and every video a text. Useful
 tokens are those of clips, not of padding. Padded clips are all as large as the batch's largest in each direction, as
 a stack needs it; bucketed ones are computed size by size, as `train.batching: buckets` does; packed ones are one row,
 as `packed` does. Forward and backward in bf16, as training on this CPU is.

@@ -33,7 +33,7 @@ class Field:
         self.values, self.vectors = torch.linalg.eigh(covariance)
 
     def __call__(self, x: Tensor, level: NoiseLevel) -> Estimate:
-        """E[x0 | x], exact: along each eigenvector a number by itself."""
+        """E[x0 | x], exact: each eigenvector separately."""
         alpha, sigma = float(level.alpha), float(level.sigma)
         off = (x.to(torch.float64).flatten(1) - alpha * self.mean) @ self.vectors
         gain = alpha * self.values / (alpha**2 * self.values + sigma**2)

@@ -78,7 +78,7 @@ def test_under_autocast_it_computes_in_its_type_whatever_is_given(
     torch.testing.assert_close(found.float(), exact, rtol=0.02, atol=0.02)
 
 
-def test_a_gradient_a_hook_and_another_layer_are_heeded(layer: nn.Linear):
+def test_gradients_hooks_and_other_layers_disable_the_kernel(layer: nn.Linear):
     x = torch.randn(2, 24, requires_grad=True)
     found, fused = called(x, layer)
     assert not fused

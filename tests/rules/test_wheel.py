@@ -71,7 +71,7 @@ def test_an_installed_wheel_generates_an_image_within_a_minute(wheel: Path, tmp_
         wheel,
         cwd=tmp_path,
     )
-    # Torch and the other dependencies from here; a plain path, so that no link to the checkout comes along.
+    # Torch and the other dependencies from here; a plain path, so that no link to the checkout is included.
     (own / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     where = run(python, "-c", "import unveil; print(unveil.__file__)", cwd=tmp_path).strip()
     assert Path(where).is_relative_to(own)

@@ -55,7 +55,7 @@ def test_a_missing_translation_is_an_error():
     ("problem", "kind"),
     [
         (JobTooLarge("90 megapixel calls, and a job may be 80"), "超过了单个任务的计算量上限"),
-        (QueueFull("32 jobs wait, which is as many as may", 9.0), "队列已满"),
+        (QueueFull("32 jobs are queued, which is the limit", 9.0), "队列已满"),
         (WeightsError("'large': no model has this name"), "没有这个模型"),
         (DataError("its content is text, not PNG"), "图片、视频或文件夹不存在或无法读取"),
         (OutputError("a.png: exists already"), "无法写入"),

@@ -223,7 +223,7 @@ def test_a_new_run_cannot_have_the_name_of_a_model(laid: Laid, client: StudioCli
     (client.service.catalog.runs / f"{bundled}-2").mkdir(parents=True)
     assert client.service.catalog.free_run_name(bundled) == f"{bundled}-3"
     assert client.service.queue.jobs() == []
-    train._submit("", "", "ddpm-digits", f"{bundled}-2", True, "")  # one's own is gone on with
+    train._submit("", "", "ddpm-digits", f"{bundled}-2", True, "")  # an own run is resumed
     run_of(client, "mine")
     assert "mine" in client.models()
     train._submit("", "", "ddpm-digits", "mine", True, "")

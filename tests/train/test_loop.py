@@ -220,7 +220,7 @@ def test_a_batch_that_cannot_be_split_is_refused():
         classifier_kind(grad_accum_steps=3)
 
 
-# ---------------------------------------------------------------------- a Trainer of one's own
+# ---------------------------------------------------------------------- a Trainer of the caller
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # Lightning's own
