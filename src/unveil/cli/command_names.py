@@ -47,6 +47,9 @@ def resolve_command(words: Sequence[str], tree: Tree, default: Mapping[str, str]
     for length in (2, 1):
         key = tuple(rest[:length])
         if key in FORMER_COMMANDS:
+            current = (*FORMER_COMMANDS[key], *rest[length : length + 1])
+            if current in ANSWERED_COMMANDS:
+                raise RecipeError(f"unveil {' '.join(rest[: length + 1])}: {ANSWERED_COMMANDS[current]}")
             raise RecipeError(f"`unveil {' '.join(key)}` is now `{_renamed(key, rest, tree)}`")
         if key in ANSWERED_COMMANDS and not (length == 1 and key[0] in tree):
             raise RecipeError(f"unveil {' '.join(key)}: there is no such command; {ANSWERED_COMMANDS[key]}")

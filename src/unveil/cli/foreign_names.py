@@ -231,6 +231,8 @@ ANSWERED_OPTIONS: Mapping[tuple[str | None, str], str] = {
     ("train", "--dataset"): "give the folder itself, `unveil train FOLDER`, or data.path=FOLDER behind a recipe",
     ("train", "--data-dir"): "give the folder itself, `unveil train FOLDER`, or data.path=FOLDER behind a recipe",
     ("train", "--train-data-dir"): "give the folder itself, `unveil train FOLDER`, or data.path=FOLDER behind a recipe",
+    ("interpolate", "--clip"): "this option is now --format, such as --format gif; --threshold limits the predicted x0",
+    ("inpaint", "--jumps"): "this option is now two: --repaint-jump-length 10 --repaint-resamples 10",
     (None, "--control-image"): "give it with its ControlNet: --controlnet FILE=IMAGE",
     (None, "--controlnet-image"): "give it with its ControlNet: --controlnet FILE=IMAGE",
     (None, "--resolution"): "use --size WIDTHxHEIGHT",

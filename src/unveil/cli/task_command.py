@@ -34,6 +34,7 @@ from unveil.tasks.fields import FileInput, Repeated
 from unveil.tasks.task import WORDS, Task, field_group, mark_of
 
 SETTINGS = "settings"  # name of the argument for KEY=VALUE settings and a prompt
+_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 _WORDS_HELP = (
     "Sampling settings, such as sampler=heun guidance_rescale=0.7; or a prompt, for models that take one (--prompt "
     "works too)."
@@ -237,6 +238,8 @@ def _check_required(task_class: type[Task], values: Mapping[str, Any], command_n
     missing = [name for name, field in task_class.model_fields.items() if field.is_required() and name not in values]
     if "model" in task_class.arguments and "model" not in values:
         missing = ["model", *missing]
+    if missing == ["image"] and str(values.get("model", "")).lower().endswith(_IMAGE_SUFFIXES):
+        missing = ["model"]  # the image was typed in the place of the model
     if not missing:
         return
     example = next((line.strip() for line in (task_class.__doc__ or "").splitlines() if "Example: " in line), "")

@@ -66,7 +66,10 @@ SCHEDULES: Mapping[str, str] = {
     "linspace": "both-ends",
     "sgm-uniform": "trailing",
     "ddim-uniform": "leading-1",  # of ComfyUI: from index 1, in whole strides
+    "ddim": "leading-1",
     "poly-exponential": "polyexponential",
+    "use-karras-sigmas": "karras",
+    "use-exponential-sigmas": "exponential",
 }
 SUFFIXES = ("karras", "exponential", "polyexponential", "sgm-uniform", "normal", "simple", "uniform")
 
@@ -90,11 +93,12 @@ def sampler(name: str, ours: Mapping[str, object]) -> Spelled | None:
     Args:
         ours: samplers by their names here.
     """
-    text = plain(name)
+    text = plain(name).removeprefix("sample-")  # as k-diffusion calls its functions
     if text in ours:
         return Spelled(text)
-    if text in SAMPLERS:
-        return Spelled(SAMPLERS[text])
+    for spelling in (text, f"{text}scheduler"):  # diffusers' class with or without its last word
+        if spelling in SAMPLERS:
+            return Spelled(SAMPLERS[spelling])
     for suffix in SUFFIXES:
         base = text.removesuffix(f"-{suffix}")
         if base != text and base and (spelled := sampler(base, ours)) is not None and spelled.schedule is None:
