@@ -9,7 +9,10 @@ import yaml
 
 from tests.rules.source import PACKAGE, ROOT
 
-LABELS: dict[str, str] = yaml.safe_load((PACKAGE / "studio" / "chinese.yaml").read_text("utf-8"))
+CATALOGUES = [PACKAGE / "studio" / name for name in ("chinese.yaml", "chinese_tasks.yaml")]  # of the page, of tasks
+LABELS: dict[str, str] = {}
+for catalogue in CATALOGUES:
+    LABELS |= yaml.safe_load(catalogue.read_text("utf-8"))
 ITALIC, QUOTED = r"(?<![*\w])\*([^*\n]+)\*(?!\*)", "\u201c([^\u201d\n]+)\u201d"
 
 

@@ -55,7 +55,7 @@ def test_every_tab_is_accessible(page: Any, studio: Server, language: str):
 
 def test_every_mode_is_accessible(page: Any):
     faults = []
-    for tab, part in (("image", "mode"), ("video", "verb")):
+    for tab, part in (("image", "task"), ("video", "task")):
         chosen(page, tab)
         modes = page.locator(f"#{tab}-{part} input").all()
         assert len(modes) >= 5
@@ -71,9 +71,9 @@ def test_results_and_queued_jobs_are_accessible(page: Any, studio: Server):
     begun(page, "a large ring", 2)
     made = ended(page, "image")
     faults = [f"result: {one}" for one in serious(page, "#tab-image")]
-    request = {"prompt": "a small ring", "seed": 0, "sampling": {"steps": 9_000}}
-    jobs = [studio.service.submit("pictures", request, "", 1.0) for _ in range(2)]
-    failed = studio.service.submit("pictures", {"prompt": "none", "model": "no such model"}, "", 1.0)
+    request = {"prompt": "a small ring", "seed": 0, "steps": 9_000}
+    jobs = [studio.service.submit("sample", request, "", 1.0) for _ in range(2)]
+    failed = studio.service.submit("sample", {"prompt": "none", "model": "no such model"}, "", 1.0)
     chosen(page, "gallery")
     page.wait_for_selector(f"#gallery-cards [data-job='{made}'] .all img:nth-child(1)")
     page.get_by_role("button", name="Delete a large ring").click()

@@ -79,7 +79,7 @@ def test_a_bomb_is_refused_before_anything_decodes_it(studio: Server, mode: str)
     updates: dict[str, Any] = {}
 
     def work() -> None:
-        given = {"image-mode": "img2img", "image-source": sent(studio, bomb), "image-prompt": "a ring"}
+        given = {"image-task": "img2img", "image-source": sent(studio, bomb), "image-prompt": "a ring"}
         updates.update(pressed(studio, "image-go", given) or {})
 
     assert grown_mb(work) < GROWTH_MB

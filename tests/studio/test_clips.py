@@ -88,7 +88,7 @@ def test_videos_are_generated_extended_looped_connected_and_edited(page: Any, st
     painted(page, "video")
     again = made(page, edited)
     request = studio.service.queue.get(again).request
-    stays = np.array(Image.open(studio.service.inputs.path(request["keep"]))) > 127
+    stays = np.array(Image.open(studio.service.inputs.path(request["keep_mask"]))) > 127
     assert 4 < int(stays.sum()) < 500
     before, after = (frames_of(studio, id).float() for id in (first, again))
     off = (after - before).abs().mean((0, 1)).numpy()
@@ -100,11 +100,11 @@ def test_a_storyboard_has_its_scenes_and_transitions(page: Any, studio: Server):
     page.get_by_label("Storyboard").check()
     small(page, 8)
     page.get_by_label("Scenes, one per line").fill("0-3 a red circle moves left\n4-7 a blue square grows")
-    page.get_by_label("Prompt crossfade (frames)").fill("2")
+    page.get_by_label("Prompt crossfade").fill("2")
     until(page, "frames 0 to 7 generated")
     id = made(page)
     request = studio.service.queue.get(id).request
-    assert (request["fade"], [one["last"] for one in request["scenes"]]) == (2, [3, 7])
+    assert (request["prompt_crossfade"], [one["last"] for one in request["scenes"]]) == (2, [3, 7])
     assert frames_of(studio, id).shape[1] == 8
 
 
@@ -120,7 +120,7 @@ def test_a_generated_image_becomes_a_keyframe_of_a_video(page: Any, studio: Serv
     until(page, "frames 0 to 3 generated; frames 4 to 4 given")
     page.locator("#video-prompt textarea").fill("a large blue square moves right")
     id = made(page)
-    assert studio.service.queue.get(id).request["known"][0]["at"] == -1
+    assert studio.service.queue.get(id).request["keyframes"][0]["frame"] == -1
     page.get_by_label("Loop", exact=True).check()
     page.get_by_role("button", name="Generate video").click()
     page.get_by_role("alert").get_by_text("Choose a video first.").wait_for()
@@ -133,7 +133,7 @@ def test_video_upscaling_has_its_default_strength(page: Any, studio: Server):
     first = made(page)
     page.get_by_role("button", name="Extend this video").click()
     page.wait_for_selector("#video-clip video")
-    slider, verbs = page.locator("#video-strength input[type=number]"), page.locator("#video-verb")
+    slider, verbs = page.locator("#video-strength input[type=number]"), page.locator("#video-task")
     for verb, value in (("Edit", "0.7"), ("Upscale", "0.3")):
         verbs.get_by_label(verb, exact=True).check()
         slider.wait_for()
@@ -147,6 +147,6 @@ def test_video_upscaling_has_its_default_strength(page: Any, studio: Server):
     slider.wait_for()
     verbs.get_by_label("Upscale", exact=True).check()
     larger = made(page, first)
-    request = studio.service.queue.get(larger).request
-    assert (request["verb"], request["strength"]) == ("upscale", 0.3)
+    job = studio.service.queue.get(larger)
+    assert (job.kind, job.request["strength"]) == ("video-upscale", 0.3)
     assert frames_of(studio, larger).shape[1:] == (3, 64, 64)

@@ -77,7 +77,7 @@ def test_an_error_in_the_words_of_the_page_is_shown_unchanged():
 
 
 def test_the_error_of_a_job_begins_with_its_source():
-    failed = Job("0" * 8, "pictures", {}, state="failed", error="no such model")
+    failed = Job("0" * 8, "sample", {}, state="failed", error="no such model")
     kinds = {"request": "无法完成这个请求。", "resources": "服务器的内存或磁盘空间不足。", "server": "服务器出错"}
     for fault, kind in kinds.items():
         job = failed._replace(error_source=fault)

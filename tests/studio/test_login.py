@@ -78,7 +78,7 @@ def test_a_browser_logs_in_once(keyed: Server):
 
 
 def test_each_key_sees_its_own_jobs(keyed: Server):
-    job_request = {"kind": "pictures", "request": {"prompt": "a ring", "seed": 1}}
+    job_request = {"kind": "sample", "request": {"prompt": "a ring", "seed": 1}}
     job = keyed.ask("POST", "/v1/jobs", job_request, key=KEY).json["id"]
     seen = {}
     for key in (KEY, OTHER):
@@ -91,7 +91,7 @@ def test_a_page_of_another_origin_cannot_enter_or_use_the_cookie(keyed: Server):
     assert entered(keyed, KEY, origin="https://elsewhere.example").status == 403
     cookie = entered(keyed, KEY).headers["set-cookie"].partition(";")[0]
     headers = {"cookie": cookie, "origin": "https://elsewhere.example"}
-    assert keyed.ask("POST", "/v1/jobs", {"kind": "pictures", "request": {}}, headers=headers).status == 403
+    assert keyed.ask("POST", "/v1/jobs", {"kind": "sample", "request": {}}, headers=headers).status == 403
 
 
 @pytest.mark.parametrize("body", [b"", b"--x", b"\xff" * 100, b"--x\r\n" + b"a" * 20_000])

@@ -19,8 +19,8 @@ from tests.studio.conftest import MARKS, another, begun, chosen, ended, opened, 
 from unveil.data.image_decoding import decode_native_size, open_image
 from unveil.io.files import write_tensors
 from unveil.io.images import png
-from unveil.server.jobs.image_job import image_files
 from unveil.server.jobs.job import Job
+from unveil.server.jobs.media_files import image_files
 from unveil.studio.tabs import gallery
 
 pytestmark = MARKS
@@ -87,7 +87,7 @@ def test_a_painted_region_is_inpainted_and_the_rest_stays(page: Any, studio: Ser
     begun(page, "a red circle on green", 8)
     again = another(page, "image", first)
     before, after = (decoded(files(studio, id)[0]) for id in (first, again))
-    mask = decoded(studio.service.inputs.path(job_of(studio, again).request["change"]["mask"]).read_bytes())[0] > 127
+    mask = decoded(studio.service.inputs.path(job_of(studio, again).request["mask"]).read_bytes())[0] > 127
     assert 4 < int(mask.sum()) < 500
     assert (before != after).any(0)[mask].any()
     assert (before == after).all(0)[~mask].all()
@@ -118,8 +118,9 @@ def test_new_files_in_the_models_folder_are_chosen_and_used(page: Any, studio: S
     page.get_by_role("button", name="Generate images").click()
     with_control = another(page, "image", with_lora)
     requests = [job_of(studio, id).request for id in (plain, with_lora, with_control)]
-    assert [one["loras"] for one in requests] == [[], ["style:1"], ["style:1"]]
-    assert requests[2]["controls"][0]["name"] == "edges"
+    style = [{"file": "style", "weight": 1}]
+    assert [one.get("lora") for one in requests] == [None, style, style]
+    assert requests[2]["controlnet"][0]["network"] == "edges"
     assert len({files(studio, id)[0] for id in (plain, with_lora, with_control)}) == 3
     chosen(page, "gallery")  # a file does not contain the control image
     page.get_by_role("button", name="Restore settings from an image file").click()
@@ -138,8 +139,7 @@ def test_a_grid_has_an_image_for_every_setting(page: Any, studio: Server):
     page.get_by_role("button", name="Generate the plot").click()
     page.wait_for_function("document.querySelectorAll('#grid-result img[data-state=completed]').length == 8")
     rings = [job.request for job in studio.service.queue.jobs("completed") if job.request["prompt"] == "a ring"]
-    settings = [one["sampling"] for one in rings]
-    made = {(one["sampler"], one["steps"], one["guidance_scale"]) for one in settings}
+    made = {(one["sampler"], one["steps"], one["guidance_scale"]) for one in rings}
     assert made == {(name, steps, scale) for name in ("heun", "euler-time") for steps in (2, 3) for scale in (1, 4)}
     page.get_by_label("Steps to compare").fill("many")
     page.get_by_role("button", name="Generate the plot").click()
@@ -169,14 +169,14 @@ def test_a_draft_survives_a_reload(page: Any, studio: Server):
     first = ended(page, "image")
     page.locator("#image-prompt textarea").fill("a large cross on green")
     page.get_by_label("Number of images").fill("2")
-    page.locator("#image-mode").get_by_label("Upscale").check()
+    page.locator("#image-task").get_by_label("Upscale").check()
     page.wait_for_function("localStorage.getItem('unveil-image-typed')")
     page.reload()
     page.wait_for_function("document.querySelector('#image-prompt textarea')?.value === 'a large cross on green'")
-    page.wait_for_function("document.querySelector('#image-mode input[value=upscale]')?.checked")
+    page.wait_for_function("document.querySelector('#image-task input[value=upscale]')?.checked")
     assert page.get_by_label("Number of images").input_value() == "2"
     assert page.locator("#image-steps textarea, #image-steps input").input_value() == "2"  # of the last request
-    page.locator("#image-mode").get_by_label("Text to image").check()
+    page.locator("#image-task").get_by_label("Text to image").check()
     page.get_by_role("button", name="Generate images").click()
     second = another(page, "image", first)
     assert (job_of(studio, second).request["prompt"], len(files(studio, second))) == ("a large cross on green", 2)

@@ -24,7 +24,7 @@ from unveil.studio.ssrf_guard import BlockedTransport
 
 __all__ = ["studio"]
 pytestmark = LEFT
-GIVEN = {"image-mode": "img2img", "image-prompt": "a ring"}
+GIVEN = {"image-task": "img2img", "image-prompt": "a ring"}
 
 
 class Elsewhere(HTTPServer):

@@ -12,23 +12,22 @@ import gradio as gr
 
 from tests.studio.conftest import MARKS, chosen, settled
 from tests.studio.test_tabs import Laid, client, laid
-from unveil.server.jobs.image_job import EditSpec
+from unveil.server.jobs.task_job import parse_request
 from unveil.server.jobs.uploads import UploadedFile
-from unveil.server.jobs.video_job import TAKES, TASKS
-from unveil.server.jobs.video_job import read_request as read_clips
 from unveil.studio.client import StudioClient
 from unveil.studio.tabs import image, video
+from unveil.studio.timeline import LOOP_FROM_PROMPT
 from unveil.tasks import registry
 
 __all__ = ["client", "laid"]
 pytestmark = MARKS
 SENT = UploadedFile(f"{1:032x}.png", "image", 8, 8, 1)
 CLIP = UploadedFile(f"{2:032x}.mp4", "video", 8, 8, 4)
-VERB: dict[str, tuple[str, dict[str, str]]] = {
-    "image": ("mode", {"img2img": "Image to image", "inpaint": "Inpaint", "upscale": "Upscale"}),
-    "video": ("verb", {"connect": "Join", "edit": "Edit", "upscale": "Upscale"}),
+LABELS: dict[str, dict[str, str]] = {
+    "image": {"img2img": "Image to image", "inpaint": "Inpaint", "upscale": "Upscale"},
+    "video": {"video-join": "Join", "video-edit": "Edit", "video-upscale": "Upscale"},
 }
-VERBS = ("make", "extend", "between", "connect", "loop", "ring", "edit", "storyboard", "upscale")
+VERBS = (*video.TASKS, LOOP_FROM_PROMPT)
 
 
 def request_of(tab: Any, **fields: Any) -> dict[str, Any]:
@@ -44,7 +43,7 @@ def seen(tab: Any, groups: list[Any]) -> bool:
     return bool(shown[part].constructor_args["visible"])
 
 
-@pytest.mark.parametrize(("verb", "joint"), [*((verb, "bridge") for verb in VERBS), ("connect", "blend")])
+@pytest.mark.parametrize(("verb", "joint"), [*((verb, "bridge") for verb in VERBS), ("video-join", "blend")])
 def test_a_video_task_sends_its_strength_if_its_slider_is_visible(
     laid: Laid, client: StudioClient, monkeypatch: pytest.MonkeyPatch, verb: str, joint: str
 ):
@@ -52,7 +51,7 @@ def test_a_video_task_sends_its_strength_if_its_slider_is_visible(
     monkeypatch.setattr(StudioClient, "store_mask", lambda *given: None)
     tab = laid(video.VideoTab)
     fields = {
-        "verb": verb,
+        "task": verb,
         "joint": joint,
         "clip": "a",
         "other": "b",
@@ -63,53 +62,49 @@ def test_a_video_task_sends_its_strength_if_its_slider_is_visible(
     request = request_of(tab, **fields)
     assert ("strength" in request) == seen(tab, video._groups(verb, joint)) == video.takes_strength(verb, joint)
     assert request.get("strength", 0.45) == 0.45
-    read_clips(request)
-    assert not (set(request) & {"strength"} - set(TAKES[verb]))
+    parse_request(tab.task_of({"task": verb}), request)
 
 
-@pytest.mark.parametrize("mode", ["new", "img2img", "inpaint", "outpaint", "upscale"])
+@pytest.mark.parametrize("mode", ["sample", "img2img", "inpaint", "outpaint", "upscale"])
 def test_an_image_task_sends_its_strength_if_its_slider_is_visible(
     laid: Laid, monkeypatch: pytest.MonkeyPatch, mode: str
 ):
     monkeypatch.setattr(StudioClient, "store_upload", lambda self, path: SENT if path else None)
     monkeypatch.setattr(StudioClient, "store_mask", lambda *given: SENT.name)
     tab = laid(image.ImageTab)
-    change = request_of(tab, mode=mode, source="a", strength=0.45).get("change") or {}
+    request = request_of(tab, task=mode, source="a", strength=0.45)
     *_, slider = image._groups(mode)
     shown = slider.constructor_args["visible"]
-    assert (change.get("strength") == 0.45) == shown == (mode in image.USUAL)
+    assert (request.get("strength") == 0.45) == shown == (mode in image.STRENGTHS)
 
 
 def test_the_default_strengths_are_those_of_the_service():
-    for verb, usual in image.USUAL.items():
-        assert registry.task_class(verb).model_fields["strength"].default == usual
-        mask = SENT.name if verb == "inpaint" else None
-        assert "strength" not in EditSpec(verb=verb, picture=SENT.name, mask=mask).settings()  # type: ignore[arg-type]
-    for verb, usual in video.USUAL.items():
-        default = registry.task_class(TASKS[verb]).model_fields["strength"].default  # type: ignore[index]
-        assert default in (usual, (usual,))
+    assert image.STRENGTHS == {"img2img": 0.6, "inpaint": 1.0, "upscale": 0.3}
+    assert video.STRENGTHS == {"video-join": 0.7, "video-edit": 0.7, "video-upscale": 0.3}
+    for name, usual in (image.STRENGTHS | video.STRENGTHS).items():
+        assert registry.task_class(name).model_fields["strength"].default in (usual, (usual,))
 
 
-@pytest.mark.parametrize(("tab", "usual"), [("image", image.USUAL), ("video", video.USUAL)])
+@pytest.mark.parametrize(("tab", "usual"), [("image", image.STRENGTHS), ("video", video.STRENGTHS)])
 def test_choosing_a_task_shows_its_default_strength(page: Any, tab: str, usual: dict[str, float]):
     if tab != "image":
         chosen(page, tab)
-    slider, verbs = page.locator(f"#{tab}-strength input[type=number]"), page.locator(f"#{tab}-{VERB[tab][0]}")
-    called = {name: VERB[tab][1][name] for name in usual}
+    slider, verbs = page.locator(f"#{tab}-strength input[type=number]"), page.locator(f"#{tab}-task")
+    called = {name: LABELS[tab][name] for name in usual}
 
     def at(value: float) -> None:
         script = "at => document.querySelector(at[0] + ' input[type=number]').value == at[1]"
         page.wait_for_function(script, arg=[f"#{tab}-strength", f"{value:g}"])
 
     def drawn(verb: str) -> None:
-        if verb in ("inpaint", "edit"):  # its editor comes, and may go once it is laid out
+        if verb in ("inpaint", "video-edit"):  # its editor comes, and may go once it is laid out
             page.locator(f"#{tab}-editor canvas").first.wait_for()
         settled(page)
 
     for first in called:
         for verb, words in ((first, called[first]), *called.items()):
             verbs.get_by_label(words, exact=True).check()
-            if verb == "connect":
+            if verb == "video-join":
                 page.get_by_label("crossfade", exact=True).check()
             slider.wait_for()
             at(usual[verb])

@@ -43,6 +43,7 @@ from unveil.studio.tabs.models import ModelsTab
 from unveil.studio.tabs.queue import ENDED_SHOWN, QueueTab
 from unveil.studio.tabs.train import LAST, TrainTab
 from unveil.studio.tabs.video import VideoTab
+from unveil.tasks import registry
 
 pytestmark = LEFT
 Laid = Callable[..., Any]
@@ -76,8 +77,8 @@ def laid(client: StudioClient) -> Iterator[Laid]:
     gc.collect()  # the warnings about what Gradio leaves open are ignored here
 
 
-def ended(client: StudioClient, outputs: list[str], kind: str = "pictures", **request: Any) -> Job:
-    """A completed job."""
+def ended(client: StudioClient, outputs: list[str], kind: str = "sample", **request: Any) -> Job:
+    """A job that is over."""
     job = client.service.queue.submit(kind, request)
     client.service.queue.claim("w")
     client.service.queue.complete(job.id, "w", outputs)
@@ -90,11 +91,11 @@ def test_the_queue_tab_does_not_read_all_former_jobs(laid: Laid, client: StudioC
     tab, empty = laid(QueueTab), Translator("en")("No jobs yet: generate an image or a video.")
     assert empty in tab.look("")
     jobs = [ended(client, ["0.png"], prompt=f"ring {number}") for number in range(ENDED_SHOWN + 40)]
-    client.cancel(client.service.queue.submit("pictures", {"prompt": "not wanted"}).id, "")
+    client.cancel(client.service.queue.submit("sample", {"prompt": "not wanted"}).id, "")
     for number in range(3):
-        client.service.queue.submit("pictures", {"prompt": f"disk {number}"})
+        client.service.queue.submit("sample", {"prompt": f"disk {number}"})
     client.service.queue.claim("w")
-    client.service.queue.submit("pictures", {"prompt": "secret"}, owner="another")
+    client.service.queue.submit("sample", {"prompt": "secret"}, owner="another")
     read, real = list[Any](), sqlite_store._job
     monkeypatch.setattr(sqlite_store, "_job", lambda *row: read.append(row) or real(*row))
     client.service.queue.positions(1)  # who is before whom, and how long they took, is known of all
@@ -166,7 +167,7 @@ def test_errors_use_the_words_of_the_page(laid: Laid, client: StudioClient, tmp_
 
 def gridded(image_tab: ImageTab, samplers: list[str], steps: str, scales: str) -> Any:
     values = {name: getattr(part, "value", None) for name, part in image_tab.fields.items()}
-    return image_tab.grid._begin("", (samplers, steps, scales), {**values, "others": "", "prompt": "a ring"})
+    return image_tab.grid._begin("", (samplers, steps, scales), {**values, "sampling": "", "prompt": "a ring"})
 
 
 def test_an_incomplete_grid_is_cancelled(laid: Laid, client: StudioClient, monkeypatch: pytest.MonkeyPatch):
@@ -186,7 +187,7 @@ def test_an_incomplete_grid_is_cancelled(laid: Laid, client: StudioClient, monke
     kept, *_ = gridded(image_tab, ["heun"], "2 3 4", "")
     waiting = client.service.queue.jobs("queued")
     assert [job.id for job in waiting] == kept["jobs"]
-    assert [job.request["sampling"]["steps"] for job in waiting] == [2, 3, 4]
+    assert [job.request["steps"] for job in waiting] == [2, 3, 4]
     with pytest.raises(RecipeError, match="whole number"):
         gridded(image_tab, ["heun"], "2.5 3", "")
 
@@ -331,50 +332,91 @@ def test_the_gallery_searches_when_a_word_is_complete(client: StudioClient):
 
 
 @pytest.mark.parametrize(
-    ("fields", "missing"),
+    ("task", "request_", "missing"),
     [
+        ("inpaint", {"image": SOURCE, "mask": MASK, "eta": 0.5, "repaint_resamples": 3}, "Eta, Repaint resamples"),
+        ("sample", {"lora": [{"file": name} for name in "abc"]}, "all LoRAs except the first 2"),
         (
-            {"change": {"verb": "outpaint", "picture": SOURCE, "method": "repaint", "feather": 3}},
-            "the mask feather, the inpainting method",
-        ),
-        ({"loras": ["a:1", "b:1", "c:1"]}, "all LoRAs except the first 2"),
-        (
-            {"controls": [{"name": "a", "picture": SOURCE}, {"name": "b", "picture": SOURCE}]},
+            "sample",
+            {"controlnet": [{"network": name, "image": SOURCE} for name in "ab"]},
             "all ControlNets except the first",
         ),
     ],
 )
-def test_parameters_of_an_image_without_a_field_are_reported(laid: Laid, fields: dict[str, Any], missing: str):
+def test_parameters_of_an_image_without_a_field_are_reported(
+    laid: Laid, task: str, request_: dict[str, Any], missing: str
+):
     image_tab = laid(ImageTab)
-    *values, _, message = image_tab.refilled({"prompt": "a ring", **fields})
-    assert len(values) == len(image_tab.fields)
+    *fields, _, message = image_tab.refilled(task, {"prompt": "a ring", **request_})
+    assert len(fields) == len(image_tab.fields)
     assert f"Not restored in the form: {missing}. Generate again, in the gallery" in message
-    assert "gallery" not in image_tab.refilled({"prompt": "a ring", **fields}, in_gallery=False)[-1]
-    assert image_tab.refilled({"prompt": "a ring", "loras": ["a:1", "b:1"]})[-1] == ""
+    assert "gallery" not in image_tab.refilled(task, {"prompt": "a ring", **request_}, in_gallery=False)[-1]
+    assert image_tab.refilled("sample", {"prompt": "a ring", "lora": [{"file": "a"}, {"file": "b"}]})[-1] == ""
+    assert image_tab.refilled("outpaint", {"image": SOURCE, "method": "repaint", "feather": 3})[-1] == ""
 
 
 def test_parameters_of_a_video_without_a_field_are_reported(laid: Laid):
     video = laid(VideoTab)
-    known = [{"picture": SOURCE, "at": 0}, {"picture": MASK, "at": 3}]
-    assert "all keyframes except the first" in video.refilled({"verb": "make", "known": known})[-1]
-    assert "one of two masks" in video.refilled({"verb": "edit", "keep": MASK, "mask": SOURCE})[-1]
-    assert video.refilled({"verb": "edit", "keep": MASK})[-1] == ""
-    assert video.refilled({"verb": "make", "known": known[:1]})[-1] == ""
+    known = [{"image": SOURCE, "frame": 0}, {"image": MASK, "frame": 3}]
+    assert "all keyframes except the first" in video.refilled("video-generate", {"keyframes": known})[-1]
+    assert "one of two masks" in video.refilled("video-edit", {"keep_mask": MASK, "mask": SOURCE})[-1]
+    assert video.refilled("video-edit", {"keep_mask": MASK})[-1] == ""
+    assert video.refilled("video-generate", {"keyframes": known[:1]})[-1] == ""
 
 
 def test_a_painted_mask_is_restored_as_a_file(laid: Laid, client: StudioClient):
     image_tab, video = laid(ImageTab), laid(VideoTab)
     kept = client.service.inputs.store(png(torch.zeros(3, 8, 8, dtype=torch.uint8)))
-    change = {"verb": "inpaint", "picture": kept.name, "mask": kept.name}
-    found = dict(zip(image_tab.fields, image_tab.filled_by({"change": change}), strict=True))
+    edit = {"image": kept.name, "mask": kept.name}
+    found = dict(zip(image_tab.fields, image_tab.filled_by("inpaint", edit), strict=True))
     assert found["mask"] == str(client.service.inputs.path(kept.name))
-    assert image_tab.request({**found, "mode": "inpaint"})["change"]["mask"] == kept.name
-    found = dict(zip(video.fields, video.filled_by({"verb": "edit", "keep": kept.name}), strict=True))
-    assert (found["means"], found["mask"]) == ("keep", str(client.service.inputs.path(kept.name)))
-    gone = dict(zip(image_tab.fields, image_tab.filled_by({"change": {**change, "mask": MASK}}), strict=True))
+    assert image_tab.request(found)["mask"] == kept.name
+    found = dict(zip(video.fields, video.filled_by("video-edit", {"keep_mask": kept.name}), strict=True))
+    assert (found["means"], found["mask"]) == ("keep_mask", str(client.service.inputs.path(kept.name)))
+    gone = dict(zip(image_tab.fields, image_tab.filled_by("inpaint", {**edit, "mask": MASK}), strict=True))
     assert gone["mask"] is None
     with pytest.raises(RecipeError, match="Paint over"):
-        image_tab.request({**gone, "mode": "inpaint"})
+        image_tab.request(gone)
+
+
+@pytest.mark.parametrize(
+    ("tab", "task", "request_"),
+    [
+        (ImageTab, "sample", {"prompt": "a ring", "negative_prompt": ["red"], "label": ["3", "4"], "count": 2,
+                              "steps": 3, "guidance_scale": 2.5, "sampler": "heun", "width": 32, "height": 48,
+                              "start_index": 2, "expand_prompt": "none", "sampling": {"eta": 0.5},
+                              "lora": [{"file": "a", "weight": 0.5}]}),
+        (ImageTab, "img2img", {"image": True, "strength": 0.45}),
+        (ImageTab, "inpaint", {"image": True, "mask": True, "strength": 0.5, "feather": 4, "method": "repaint"}),
+        (ImageTab, "outpaint", {"image": True, "left": 4, "bottom": 8, "feather": 2}),
+        (ImageTab, "upscale", {"image": True, "factor": 3}),
+        (VideoTab, "video-generate", {"prompt": "a ring", "frames": 4, "fps": 12, "format": "gif", "window": 3,
+                                      "keyframes": [{"image": True, "frame": -1}]}),
+        (VideoTab, "video-loop", {"prompt": "a ring", "frames": 4}),
+        (VideoTab, "video-storyboard", {"scenes": [{"first": 0, "last": 3, "prompt": "a ring"}],
+                                        "prompt_crossfade": 2}),
+    ],
+)  # fmt: skip
+def test_a_request_comes_back_from_the_components_that_it_fills(
+    laid: Laid, client: StudioClient, tab: Any, task: str, request_: dict[str, Any]
+):
+    form, kept = laid(tab), client.service.inputs.store(png(torch.zeros(3, 8, 8, dtype=torch.uint8)))
+
+    def named(value: Any) -> Any:
+        if isinstance(value, list):
+            return [named(item) for item in value]
+        if isinstance(value, dict):
+            return {key: named(item) for key, item in value.items()}
+        return kept.name if value is True else value
+
+    wanted = {"seed": 7, **named(request_)}
+    values = dict(zip(form.fields, form.filled_by(task, wanted), strict=True))
+    values = {name: form.fields[name].value if value == gr.skip() else value for name, value in values.items()}
+    assert form.task_of(values) == task
+    parsed = [registry.task_class(task).parse(request) for request in (wanted, form.request(values))]
+    first, second = (one.model_copy(update={"save_trajectory": False}) for one in parsed)
+    assert first.metadata() == second.metadata()
+    assert form.left_out(task, wanted) == []
 
 
 def test_a_mask_is_either_painted_or_uploaded(laid: Laid, client: StudioClient, tmp_path: Path):
@@ -395,8 +437,8 @@ def test_a_mask_is_either_painted_or_uploaded(laid: Laid, client: StudioClient, 
 def test_a_draft_takes_precedence_over_the_last_request(laid: Laid, client: StudioClient):
     image_tab = laid(ImageTab)
     assert image_tab.restored("", {}, {}) == [gr.skip()] * len(image_tab.filled)
-    job = client.service.queue.submit("pictures", {"prompt": "a ring", "seed": 3})
-    typed = {"prompt": "a cross", "count": 4, "fresh": True, "strength": 0.3}
+    job = client.service.queue.submit("sample", {"prompt": "a ring", "seed": 3})
+    typed = {"prompt": "a cross", "count": "4", "fresh": True, "strength": 0.3}
 
     def fields(typed: Any) -> dict[str, Any]:
         return dict(zip(image_tab.fields, image_tab.restored("", {"job": job.id}, typed), strict=False))
@@ -407,15 +449,18 @@ def test_a_draft_takes_precedence_over_the_last_request(laid: Laid, client: Stud
     assert {name: value for name, value in after.items() if name not in typed} == {
         name: value for name, value in before.items() if name not in typed
     }
-    odd = {"prompt": 3, "count": "many", "fresh": "yes", "strength": 7, "mode": "away", "source": "/etc/passwd"}
+    former = {"mode": "upscale", "guidance": "3", "negative": "blue"}
+    assert {"task": "upscale", "guidance_scale": "3", "negative_prompt": "blue"}.items() <= fields(former).items()
+    assert fields({"mode": "new"})["task"] == "sample"
+    odd = {"prompt": 3, "count": 7, "fresh": "yes", "strength": 7, "task": "away", "source": "/etc/passwd"}
     for one in (odd, "odd", None, {"prompt": "a" * 30_000}, {"count": True}, {"other": 1}):
         assert fields(one) == before  # it comes from a browser
 
 
 def test_restored_parameters_are_a_draft_and_a_submitted_request_is_not(laid: Laid):
     image_tab = laid(ImageTab)
-    *_, draft, _ = image_tab.refilled({"prompt": "a ring", "seed": 3})
-    assert (draft["prompt"], draft["seed"], draft["mode"]) == ("a ring", 3, "new")
+    *_, draft, _ = image_tab.refilled("sample", {"prompt": "a ring", "seed": 3})
+    assert (draft["prompt"], draft["seed"], draft["task"]) == ("a ring", 3, "sample")
     assert not {"source", "editor", "mask", "hint"} & set(draft)
     values = {name: part.value for name, part in image_tab.fields.items()}
     _, (*_, settled) = image_tab.submitted("", *{**values, "prompt": "a ring"}.values())
@@ -425,23 +470,22 @@ def test_restored_parameters_are_a_draft_and_a_submitted_request_is_not(laid: La
 def test_omitted_settings_are_the_defaults(laid: Laid):
     """A field that is skipped keeps what was in it before."""
     image_tab, video = laid(ImageTab), laid(VideoTab)
-    filled = dict(
-        zip(image_tab.fields, image_tab.filled_by({"change": {"verb": "inpaint", "picture": SOURCE}}), strict=True)
-    )
+    edit = {"image": SOURCE}
+    filled = dict(zip(image_tab.fields, image_tab.filled_by("inpaint", edit), strict=True))
     assert {key: filled[key] for key in ("strength", "feather", "factor", "left")} == {
-        "strength": 1.0, "feather": 0, "factor": 2, "left": 0,
+        "strength": 1.0, "feather": 0, "factor": 2, "left": "0",
     }  # fmt: skip
-    controls = [{"name": "a", "picture": SOURCE}]
-    filled = dict(zip(image_tab.fields, image_tab.filled_by({"controls": controls}), strict=True))
+    controls = [{"network": "a", "image": SOURCE}]
+    filled = dict(zip(image_tab.fields, image_tab.filled_by("sample", {"controlnet": controls}), strict=True))
     assert {key: filled[key] for key in ("weight", "start", "stop")} == {"weight": 1, "start": 0, "stop": 1}
-    filled = dict(zip(video.fields, video.filled_by({"verb": "upscale"}), strict=True))
+    filled = dict(zip(video.fields, video.filled_by("video-upscale", {}), strict=True))
     assert {key: filled[key] for key in ("strength", "factor", "direction")} == {
-        "strength": 0.3, "factor": 2, "direction": "forward",
+        "strength": 0.3, "factor": "2", "direction": "forward",
     }  # fmt: skip
 
 
 def test_a_card_repeats_the_complete_request(laid: Laid, client: StudioClient):
-    request = {"model": client.models()[0], "prompt": "a ring", "seed": 7, "sampling": {"steps": 3}}
+    request = {"model": client.models()[0], "prompt": "a ring", "seed": 7, "steps": 3}
     job, gallery = ended(client, ["seed7_00000.png"], **request), laid(GalleryTab)
     _, wanted = gallery.heard("", {"do": "restore", "job": job.id}, "", 1)
     assert wanted == job

@@ -72,7 +72,7 @@ class StudioClient:
         upload, inputs = self.store_upload(path), self.service.inputs
         if upload is None:
             return None
-        if upload.kind == "clip":
+        if upload.kind == "video":
             return inputs.cover(upload.name)
         with inputs.path(upload.name).open("rb") as file:  # images are decoded in a child process, as videos are
             return decode_upload(file, "RGB", (upload.width, upload.height))

@@ -9,6 +9,12 @@ from typing import Any
 import gradio as gr
 
 LONGEST = 20_000  # characters of a field that are saved
+# fields and tasks by the names under which browsers may have saved them
+FORMER_NAMES = {"mode": "task", "verb": "task", "guidance": "guidance_scale", "negative": "negative_prompt"}
+FORMER_NAMES |= {"first": "start_index", "others": "sampling", "context": "context_frames", "form": "format"}
+FORMER_NAMES |= {"before": "source_prompt", "fade": "prompt_crossfade"}
+FORMER_TASKS = {"new": "sample", "make": "video-generate", "between": "video-interpolate", "connect": "video-join"}
+FORMER_TASKS |= {"ring": "video-loop from a prompt"}
 _PLAIN = (gr.Textbox, gr.Number, gr.Slider, gr.Checkbox, gr.Radio, gr.Dropdown)  # not files: their paths expire
 
 
@@ -44,7 +50,11 @@ class FormAutosave:
 
     def merge(self, values: Sequence[Any], typed: Any) -> list[Any]:
         """Overlay field values with the saved ones that are valid for their fields."""
-        saved: Mapping[str, Any] = typed if isinstance(typed, Mapping) else {}
+        former: Mapping[str, Any] = typed if isinstance(typed, Mapping) else {}
+        saved = {FORMER_NAMES.get(name, name): value for name, value in former.items()}
+        if isinstance(task := saved.get("task"), str) and "task" in self._fields:
+            names = (task, FORMER_TASKS.get(task, task), f"video-{task}")
+            saved["task"] = next((name for name in names if _fits(self._fields["task"], name)), task)
         named = zip(self._fields.items(), values, strict=True)
         return [
             saved[name] if name in saved and _fits(part, saved[name]) else value for (name, part), value in named

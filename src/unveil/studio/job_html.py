@@ -10,10 +10,9 @@ from urllib.parse import quote
 from markupsafe import Markup, escape
 
 from unveil.io.console import duration
-from unveil.server.jobs.image_job import PICTURES, STRIP, image_files
 from unveil.server.jobs.job import ENDED, Job
+from unveil.server.jobs.media_files import COVER, STRIP, image_files, video_file
 from unveil.server.jobs.queue import QueuePosition
-from unveil.server.jobs.video_job import CLIPS, COVER, STRIP_FILE
 from unveil.studio.error_messages import failure_text
 from unveil.studio.i18n import Translator
 
@@ -95,14 +94,15 @@ def job_title(job: Job) -> str:
     """Return a one-line description of a job's request."""
     request = job.request
     named = [request.get(key) for key in ("prompt", "label", "folder", "run", "model", "recipe")]
-    return next((str(value)[:LONGEST] for value in named if value), job.kind)
+    texts = (", ".join(map(str, value)) if isinstance(value, list) else str(value) for value in named if value)
+    return next(texts, job.kind)[:LONGEST]
 
 
 def outputs_html(job: Job, tr: Translator) -> Markup:
     """Return the outputs of a completed job."""
-    if job.kind == CLIPS:
-        return _clip(job, tr)
-    if job.kind != PICTURES:
+    if COVER in job.outputs:
+        return _video(job, tr)
+    if video_file(job) is not None or not image_files(job):
         return _files(job, tr)
     figures = Markup("").join(
         Markup('<figure><a href="{0}" target="_blank" rel="noopener"><img src="{0}" alt="{1}"></a>'
@@ -137,17 +137,18 @@ def _files(job: Job, tr: Translator) -> Markup:
     return Markup('<div class="figures">{}</div>').format(Markup("").join(shown)) if shown else Markup("")
 
 
-def _clip(job: Job, tr: Translator) -> Markup:
-    name = next(output for output in job.outputs if output.startswith("clip."))
+def _video(job: Job, tr: Translator) -> Markup:
+    name = video_file(job)
+    assert name is not None, job.outputs
     after = video_html(file_url(job, name), job_title(job), file_url(job, COVER))
     strip = Markup('<img class="wide strip" src="{}" alt="{}">').format(
-        file_url(job, STRIP_FILE), safe_text(tr("Frames of the video, from left to right"))
+        file_url(job, STRIP), safe_text(tr("Frames of the video, from left to right"))
     )
     link = Markup('<a href="{}" download="{}">{}</a>').format(
         file_url(job, name), name, safe_text(tr("Download {name}", name=name))
     )
-    before = job.request.get("clip")
-    if before is None:
+    before = job.request.get("video")
+    if not isinstance(before, str):
         return Markup('<div class="figures">{}</div>{}<p>{}</p>').format(after, strip, link)
     pair = [(tr("Before"), video_html(upload_url(before), tr("Input video"))), (tr("After"), after)]
     shown = Markup("").join(

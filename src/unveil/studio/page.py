@@ -15,7 +15,6 @@ from gradio.themes import Default
 from unveil.server.jobs.catalog import model_info
 from unveil.server.jobs.job import Job
 from unveil.server.jobs.uploads import FOLDER
-from unveil.server.jobs.video_job import CLIPS
 from unveil.server.jobs.worker_main import MADE
 from unveil.studio.client import StudioClient
 from unveil.studio.i18n import LANGUAGES, Language, Translator
@@ -28,6 +27,8 @@ from unveil.studio.tabs.queue import QueueTab
 from unveil.studio.tabs.tasks import TasksTab
 from unveil.studio.tabs.train import TrainTab
 from unveil.studio.tabs.video import VideoTab
+from unveil.tasks.text_to_image import TextToImage
+from unveil.tasks.video_generate import VideoGenerate
 
 STYLE = Path(__file__).parent / "page.css"
 CACHE = "browser"  # subfolder of the state folder for files from browsers
@@ -124,18 +125,18 @@ class Page:
         image, video, train, gallery = self.image, self.video, self.train, self.gallery
 
         def to_clip(owner: str, state: Any, which: Any) -> list[Any]:
-            return [image.file_of(owner, state, which), "make", gr.Tabs(selected="video")]
+            return [image.file_of(owner, state, which), VideoGenerate.name, gr.Tabs(selected="video")]
 
         image.on(
             image.to_clip.click,
             to_clip,
             [image.watch.browser_state, image.which],
-            [video.still, video.verb, self.tabs],
+            [video.still, video.task, self.tabs],
         )
 
         def card(owner: str, data: dict[str, str], words: str, page: Any) -> list[Any]:
             cards, job = gallery.heard(owner, data, words, page)
-            chosen = None if job is None else video if job.kind == CLIPS else image
+            chosen = None if job is None else video if job.kind in video.tasks else image
             return [
                 cards,
                 gr.skip() if chosen is None else gr.Tabs(selected=chosen.name),
@@ -150,7 +151,10 @@ class Page:
 
         def dropped(owner: str, path: str | None) -> list[Any]:
             request, without = gallery.request_in(path)
-            return [gr.Tabs(selected="image"), *image.refilled(request, in_gallery=False, without=without)]
+            return [
+                gr.Tabs(selected="image"),
+                *image.refilled(TextToImage.name, request, in_gallery=False, without=without),
+            ]
 
         gallery.on(gallery.file.upload, dropped, [gallery.file], [self.tabs, *image.filled])
 
@@ -173,7 +177,7 @@ class Page:
             return [gr.skip() for _ in (maker.watch.browser_state, *maker.filled)]
         if do == "again":
             return [{"job": job.id}, *(gr.skip() for _ in maker.filled)]
-        return [gr.skip(), *maker.refilled(job.request)]
+        return [gr.skip(), *maker.refilled(job.kind, job.request)]
 
 
 def mount_pages(app: FastAPI, client: StudioClient) -> FastAPI:

@@ -14,16 +14,19 @@ from markupsafe import Markup
 from unveil.core.samplers import sampler_specs
 from unveil.errors import Error, RecipeError
 from unveil.server.jobs.job import Job
-from unveil.server.jobs.request import random_seed
+from unveil.server.jobs.task_job import EXPANSIONS, random_seed
 from unveil.server.jobs.uploads import UploadedFile
 from unveil.studio import job_html
 from unveil.studio.client import StudioClient
 from unveil.studio.error_messages import error_text
 from unveil.studio.form_autosave import FormAutosave
-from unveil.studio.form_parsing import FormParser
+from unveil.studio.form_parsing import FormParser, non_empty, settings_text
 from unveil.studio.i18n import Translator
 from unveil.studio.mask import enlarge
+from unveil.studio.task_form import FormField, TaskForm, label_of
 from unveil.studio.upload_components import ImageUpload, MaskEditor
+from unveil.tasks.fields import PLAYGROUND
+from unveil.tasks.task import Task
 
 _log = logging.getLogger(__name__)
 POLL_S = 0.5  # polling interval of a job
@@ -184,14 +187,72 @@ class JobWatcher:
 
 
 class GenerationTab(Tab):
-    """A tab that submits generation jobs from its fields, and restores the fields from a request."""
+    """A tab that submits jobs of its tasks, and restores its components from the request of one.
 
-    kind: str  # type of its jobs
+    A component of a task's field has the label, the range and the default of the field.
+    """
+
+    tasks: Mapping[str, type[Task]]  # by name
     watch: JobWatcher
 
     def __init__(self, context: TabContext, name: str) -> None:
         super().__init__(context, name)
         self.draft = FormAutosave(name)
+        self._fields: dict[str, FormField] = {}
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The components that `add` created, by the names of their fields."""
+        return {name: field.part for name, field in self._fields.items()}
+
+    def add(self, task: type[Task], name: str, **shown: Any) -> Any:
+        """Create the component of a task's field; `shown` are further arguments of the component."""
+        elem_id = f"{self.name}-{name.replace('_', '-')}"
+        field = TaskForm(task, self.client, self.tr).component(name, elem_id=elem_id, min_width=90, **shown)
+        self._fields[name] = field
+        return field.part
+
+    def read(self, task: type[Task], form: Mapping[str, Any]) -> dict[str, Any]:
+        """The values of those of a task's fields that all generation tabs have.
+
+        Raises:
+            RecipeError: A value cannot be read.
+        """
+        texts = non_empty(**{name: form[name] for name in ("model", "prompt", "sampler", "expand_prompt")})
+        request = {name: text for name, text in texts.items() if name in task.model_fields}
+        request["seed"] = self.typed.integer(form["seed"], self.tr("Seed")) or 0
+        if "strength" in task.model_fields:
+            request["strength"] = form["strength"]
+        for name, field in self._fields.items():
+            if name in task.model_fields and (value := field.read(form[name])) is not None:
+                request[name] = value
+        return request
+
+    def common_values(self, task: str, request: Mapping[str, Any]) -> dict[str, Any]:
+        """The values of the components that `read` reads."""
+        fields = self.tasks[task].model_fields
+        values = {name: _as_text(request.get(name, "")) for name in ("prompt", "sampler", "expand_prompt")}
+        seed = request.get("seed", 0)
+        values |= {"task": task, "model": request.get("model", PLAYGROUND), "fresh": False}
+        values["seed"] = seed[0] if isinstance(seed, list) else seed
+        for name, field in self._fields.items():
+            default = field.part.value if name not in fields else fields[name].get_default(call_default_factory=True)
+            value = request.get(name, default)
+            values[name] = _as_text(value) if isinstance(field.part, gr.Textbox) else value
+        return values
+
+    def unsupported(self, task: str, request: Mapping[str, Any], represented: Sequence[str]) -> list[str]:
+        """The labels of those fields of a request that have no component, or more values than theirs holds."""
+        fields = self.tasks[task].model_fields
+        shown = {*self._fields, *represented, "model", "prompt", "sampler", "expand_prompt", "seed"}
+        for name in ("prompt", "seed", "strength"):  # whose components hold one value
+            if isinstance(value := request.get(name), list) and len(value) > 1 and name not in represented:
+                shown.discard(name)
+        return [
+            self.tr.optional(label_of(name, fields[name]))
+            for name, value in request.items()
+            if name in fields and name not in shown and value != fields[name].get_default(call_default_factory=True)
+        ]
 
     def build_seed(self) -> None:
         """Create the seed and the random-seed check box."""
@@ -204,12 +265,6 @@ class GenerationTab(Tab):
         """Create the line that lists restored settings without a field."""
         self.lacking = gr.HTML(elem_id=f"{self.name}-lacking")
 
-    def field(self, label: str, part: str) -> Any:
-        """Create a field for an optional number."""
-        return gr.Textbox(
-            label=label, placeholder=self.tr("auto"), elem_id=f"{self.name}-{part}", min_width=90
-        )  # fmt: skip
-
     def by_name(self) -> Any:
         """Create the list of samplers."""
         return gr.Dropdown(
@@ -217,10 +272,18 @@ class GenerationTab(Tab):
             label=self.tr("Sampler"), elem_id=f"{self.name}-sampler",
         )  # fmt: skip
 
-    def anew(self, value: float) -> Any:
-        """Create the slider of the denoising strength."""
-        label = self.tr("Denoising strength (0 to 1)")
+    def build_strength(self, task: type[Task]) -> Any:
+        """Create the slider of the strength, at the default of a task."""
+        field = task.model_fields["strength"]
+        label, value = self.tr.optional(label_of("strength", field)), default_strength(task)
         return gr.Slider(0, 1, value=value, step=0.05, label=label, elem_id=f"{self.name}-strength")
+
+    def build_expansion(self, task: type[Task]) -> Any:
+        """Create the choice of the prompt expansion; a server has the rules and none."""
+        field = task.model_fields["expand_prompt"]
+        choices = [(self.tr("model default"), ""), *((name, name) for name in EXPANSIONS if name)]
+        label = self.tr.optional(label_of("expand_prompt", field))
+        return gr.Dropdown(choices, value="", label=label, elem_id=f"{self.name}-expand-prompt")
 
     def brush(self) -> Any:
         """Create the mask editor."""
@@ -261,23 +324,27 @@ class GenerationTab(Tab):
         raise NotImplementedError
 
     def request(self, form: Mapping[str, Any]) -> dict[str, Any]:
-        """Build the request from the field values."""
+        """Build the values of the task from those of the components."""
         raise NotImplementedError
+
+    def task_of(self, form: Mapping[str, Any]) -> str:
+        """Return the name of the chosen task."""
+        return form["task"]
 
     def submitted(self, owner: str, *values: Any) -> tuple[Job, list[Any]]:
         """Submit a job; also return its seed, and empty values for the unsupported settings and the autosave."""
         form = dict(zip(self.fields, values, strict=True))
         if form["fresh"]:
             form["seed"] = random_seed()
-        return self.client.submit(self.kind, self.request(form), owner), [form["seed"], "", {}]
+        return self.client.submit(self.task_of(form), self.request(form), owner), [form["seed"], "", {}]
 
     @property
     def settled(self) -> list[Any]:
         """Components that `submitted` updates besides the job."""
         return [self.seed, self.lacking, self.draft.browser_state]
 
-    def left_out(self, request: Mapping[str, Any]) -> list[str]:
-        """Return the settings of a request that have no field, as text."""
+    def left_out(self, task: str, request: Mapping[str, Any]) -> list[str]:
+        """Return the settings of a request that have no component, as text."""
         raise NotImplementedError
 
     @property
@@ -286,31 +353,53 @@ class GenerationTab(Tab):
         return [*self.fields.values(), self.draft.browser_state, self.lacking]
 
     def refilled(
-        self, request: Mapping[str, Any], *, in_gallery: bool = True, without: Sequence[str] = ()
+        self, task: str, request: Mapping[str, Any], *, in_gallery: bool = True, without: Sequence[str] = ()
     ) -> list[Any]:
         """Return field values for a request, the autosaved values, and a line on settings without a field.
 
         Args:
+            task: Name of the task.
             request: The request.
-            kept: The gallery has its job, and can repeat it exactly.
+            in_gallery: The gallery has its job, and can repeat it exactly.
             without: Further settings that cannot be restored, as text.
         """
-        lacking = ", ".join([*self.left_out(request), *without])
+        lacking = ", ".join([*self.left_out(task, request), *without])
         line: str = self.tr("Not restored in the form: {what}.", what=lacking) if lacking else ""
         if line and in_gallery:
             line += " " + self.tr("Generate again, in the gallery, repeats the request with all its settings.")
-        values = self.filled_by(request)
+        values = self.filled_by(task, request)
         return [*values, self.draft.storable(values), job_html.hint(line) if line else ""]
 
-    def filled_by(self, request: Mapping[str, Any]) -> list[Any]:
-        """Return the field values that produce this request."""
+    def filled_by(self, task: str, request: Mapping[str, Any]) -> list[Any]:
+        """Return the values of the components that produce this request."""
         raise NotImplementedError
 
     def restored(self, owner: str, state: Mapping[str, Any], typed: Any) -> list[Any]:
         """Restore the fields from the last job and from the autosave."""
         job = self.client.job((state or {}).get("job"), owner)
-        *values, _, line = [gr.skip() for _ in self.filled] if job is None else self.refilled(job.request)
+        *values, _, line = (
+            self.refilled(job.kind, job.request)
+            if job is not None and job.kind in self.tasks
+            else [gr.skip() for _ in self.filled]
+        )
         return [*self.draft.merge(values, typed), gr.skip(), line]
+
+
+def default_strength(task: type[Task]) -> float:
+    """The default strength of a task; of several, one for each frame, the first."""
+    default = task.model_fields["strength"].default
+    return float(default[0] if isinstance(default, tuple) else default)
+
+
+def _as_text(value: Any) -> str:
+    """The text that stands for a value in a component."""
+    if value is None:
+        return ""
+    if isinstance(value, Mapping):
+        return settings_text(value)
+    if isinstance(value, list | tuple):
+        return "\n".join(map(_as_text, value))
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def default_for(every: Mapping[str, float], chosen: str, value: Any) -> Any:

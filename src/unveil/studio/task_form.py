@@ -64,6 +64,12 @@ class TaskForm:
             with gr.Accordion(self._tr("More settings"), open=False):
                 self._add(self.kind, advanced, ())
 
+    def component(self, name: str, **shown: Any) -> FormField:
+        """Create the component of one field that is a number, a text, a choice or a map."""
+        field = self.kind.model_fields[name]
+        label = self._tr.optional(label_of(name, field))
+        return FormField((name,), *self._plain(field, label, {"label": label, **shown}))
+
     def request(self, values: Sequence[Any]) -> dict[str, Any]:
         """The plain values of the task.
 
@@ -110,9 +116,12 @@ class TaskForm:
         shown: dict[str, Any] = {"label": label, "elem_id": "task-" + "-".join(map(str, path))}
         mark = field_mark(field)
         if isinstance(mark, FileInput):
-            part: Any = VideoUpload(height=200, **shown)
             if mark.medium in IMAGES:
-                part = ImageUpload(type="filepath", height=200, **shown)
+                part: Any = ImageUpload(type="filepath", height=200, **shown)
+            elif mark.medium == "media":
+                part = gr.File(type="filepath", file_types=["image", "video"], height=120, **shown)
+            else:
+                part = VideoUpload(height=200, **shown)
             return FormField(path, part, self._uploaded)
         shown["info"] = help
         if isinstance(mark, CatalogName):
@@ -142,7 +151,8 @@ class TaskForm:
         if kind in (int, float):
             read = self._typed.integer if kind is int else self._typed.number
             text = "" if default is None else f"{default:g}"
-            return gr.Textbox(text, placeholder=self._tr("auto"), **shown), lambda value: read(value, label)
+            shown = {"placeholder": self._tr("auto"), **shown}
+            return gr.Textbox(text, **shown), lambda value: read(value, label)
         return gr.Textbox("" if default is None else str(default), **shown), _non_empty
 
     def _uploaded(self, path: Any) -> str | None:

@@ -11,6 +11,7 @@ from unveil.studio.i18n import Translator
 from unveil.studio.job_html import safe_text
 
 FrameState = Literal["known", "changed", "made"]
+LOOP_FROM_PROMPT = "video-loop from a prompt"  # the task video-loop without an input video
 CELLS = 240  # maximum number of cells of a strip; in longer videos a cell covers several frames
 
 
@@ -22,7 +23,7 @@ class FrameSpan(NamedTuple):
 
 
 def frame_spans(
-    verb: str,
+    task: str,
     frames: int,
     clips: Sequence[int],
     at: int | None,
@@ -32,7 +33,7 @@ def frame_spans(
     """Return the frame ranges of a video in order.
 
     Args:
-        verb: Task.
+        task: Name of the task, or `LOOP_FROM_PROMPT`.
         frames: Number of generated frames, or length of the video.
         clips: Lengths of the input videos.
         at: Index of the keyframe; None: no keyframe.
@@ -40,18 +41,18 @@ def frame_spans(
         scenes: Scenes of a storyboard, with their last frames.
     """
     generated, inputs = FrameSpan("made", frames), [FrameSpan("known", count) for count in clips]
-    match verb:
-        case "extend" if inputs:
+    match task:
+        case "video-extend" if inputs:
             return [inputs[0], generated] if form["direction"] == "forward" else [generated, inputs[0]]
-        case "loop" if inputs:
+        case "video-loop" if inputs:
             return [inputs[0], generated]
-        case "connect" if len(inputs) > 1 and form["joint"] == "blend":
+        case "video-join" if len(inputs) > 1 and form["joint"] == "blend":
             return [FrameSpan("changed", max(clips))]
-        case "between" | "connect" if len(inputs) > 1:
+        case "video-interpolate" | "video-join" if len(inputs) > 1:
             return [inputs[0], generated, inputs[1]]
-        case "edit" | "upscale" if inputs:
+        case "video-edit" | "video-upscale" if inputs:
             return [FrameSpan("changed", clips[0])]
-        case "storyboard":
+        case "video-storyboard":
             return [FrameSpan("made", max((int(scene["last"]) + 1 for scene in scenes), default=frames))]
         case _:
             return [generated] if at is None else _around(frames, at)

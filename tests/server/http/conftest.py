@@ -31,6 +31,7 @@ from unveil.server.jobs.job_types import job_handlers
 from unveil.server.jobs.outputs import JobOutputs
 from unveil.server.jobs.queue import Queue
 from unveil.server.jobs.service import Service
+from unveil.server.jobs.task_job import task_kinds
 from unveil.server.jobs.uploads import FOLDER, UploadStore
 from unveil.server.jobs.worker import JobHandler, JobProgress, Worker
 from unveil.server.jobs.worker_main import MADE
@@ -61,15 +62,15 @@ def waited_for(work: Coroutine[Any, Any, None], seconds: float = 10) -> None:
 
 def quick(request: Mapping[str, Any], folder: Path, report: JobProgress) -> None:
     """Write the requested number of images, coloured by the seed, in the requested steps of a millisecond."""
-    steps = int(request.get("sampling", {}).get("steps", 1))
+    steps, seed = int(request.get("steps", 1)), int(request.get("seed", 0))
     for step in range(steps):
         report.step(step, steps)
         if step % 200 == 10:
             report.preview(png(torch.zeros(3, 8, 8, dtype=torch.uint8)))
         time.sleep(0.001)
     for number in range(int(request.get("count", 1))):
-        shade = torch.full((3, 8, 8), request["seed"] % 256, dtype=torch.uint8)
-        (folder / f"seed{request['seed']}_{number:05d}.png").write_bytes(png(shade))
+        shade = torch.full((3, 8, 8), seed % 256, dtype=torch.uint8)
+        (folder / f"seed{seed}_{number:05d}.png").write_bytes(png(shade))
 
 
 class Answer(NamedTuple):
@@ -140,7 +141,7 @@ def server(
     lifespan: Any = "off" if extend is None else "on"
     config = uvicorn.Config(app, http=IdleTimeoutProtocol, lifespan=lifespan, log_config=None, access_log=False)  # type: ignore[arg-type]
     running = uvicorn.Server(config)
-    done = work if work is not None else {"pictures": quick, "clips": quick}
+    done = work if work is not None else dict.fromkeys(task_kinds(), quick)
     over = threading.Event()
     threads = [threading.Thread(target=running.run, kwargs={"sockets": [bound]})]
     threads += [

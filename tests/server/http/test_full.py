@@ -53,10 +53,10 @@ def reports_full_disk(answer: Answer) -> bool:
 
 
 def test_a_job_without_disk_space_fails_with_the_reason_and_the_next_one_succeeds(begin: Begin):
-    server = begin(work={"pictures": large})
+    server = begin(work={"sample": large})
     made, image = server.service.results.folder, noise()
     with no_file_above(2 * MIB):
-        id = server.ask("POST", "/v1/jobs", {"kind": "pictures", "request": RING}).json["id"]
+        id = server.ask("POST", "/v1/jobs", {"kind": "sample", "request": RING}).json["id"]
         job = server.until(id, "failed")
         assert f"{made}/{id}: the disk is full" in job["error"]
         assert "free some space" in job["error"]
@@ -66,7 +66,7 @@ def test_a_job_without_disk_space_fails_with_the_reason_and_the_next_one_succeed
         assert server.ask("GET", "/health").json == {"status": "ok", "workers": 1}
         assert not list(made.iterdir())  # nothing half
         assert not server.service.inputs.folder.exists()
-    id = server.ask("POST", "/v1/jobs", {"kind": "pictures", "request": RING}).json["id"]
+    id = server.ask("POST", "/v1/jobs", {"kind": "sample", "request": RING}).json["id"]
     assert [one["name"] for one in server.until(id, "completed", "failed")["outputs"]] == ["0.png"]
     assert (made / id / "0.png").stat().st_size == 4 * MIB
     assert send(server, image).status == 200
@@ -79,8 +79,8 @@ def test_jobs_wait_while_the_queue_cannot_be_written(begin: Begin, monkeypatch: 
         assert go.wait(30)
         (folder / "0.png").write_bytes(b"made")
 
-    server = begin(work={"pictures": waits})
-    ask = {"kind": "pictures", "request": RING}
+    server = begin(work={"sample": waits})
+    ask = {"kind": "sample", "request": RING}
     ids = [server.ask("POST", "/v1/jobs", ask).json["id"] for _ in range(2)]
     server.until(ids[0], "running")
     disk.full = True
@@ -106,7 +106,7 @@ from tests.server.http.test_served import Served, children
 disk, seen = Path(sys.argv[1]), {}
 server = Served(disk / "service")
 short = {"prompt": "a ring", "seed": 1, "steps": 4}
-long = {"kind": "pictures", "request": {"prompt": "a ring", "count": 16, "sampling": {"steps": 60}}}
+long = {"kind": "sample", "request": {"prompt": "a ring", "count": 16, "steps": 60}}
 
 def fill():
     with open(disk / "filled", "wb", buffering=0) as file:

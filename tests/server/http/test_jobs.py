@@ -21,8 +21,8 @@ from unveil.server.http.security import SecurityPolicy
 from unveil.server.jobs.worker import JobProgress
 
 RING = {"prompt": "a ring", "seed": 7}
-LONG = {"kind": "pictures", "request": {**RING, "sampling": {"steps": 1000}}}
-SHORT = {"kind": "pictures", "request": RING}
+LONG = {"kind": "sample", "request": {**RING, "steps": 1000}}
+SHORT = {"kind": "sample", "request": RING}
 
 
 def submit(server: Server, what=LONG) -> str:
@@ -46,7 +46,7 @@ def test_a_job_runs_and_its_outputs_can_be_read(begin: Begin):
     server = begin()
     id = submit(server)
     first = server.ask("GET", f"/v1/jobs/{id}").json
-    assert (first["object"], first["kind"], first["request"]["seed"]) == ("job", "pictures", 7)
+    assert (first["object"], first["kind"], first["request"]["seed"]) == ("job", "sample", 7)
     seen = list(events(server, id))
     assert seen[-1]["status"] == "completed"
     assert [one["progress"] for one in seen] == sorted(one["progress"] for one in seen)
@@ -95,7 +95,7 @@ def test_queued_jobs_have_a_position_and_an_expected_time(begin: Begin):
 def test_a_list_starts_after_an_own_job_only(begin: Begin):
     server = begin(workers=0, rules=SecurityPolicy(keys={"me": KEY, "you": OTHER}, hosts=None))
     ids = [server.ask("POST", "/v1/jobs", SHORT, key=key).json["id"] for key in (KEY, OTHER, KEY)]
-    clip = {"kind": "clips", "request": {"prompt": "a ring"}}
+    clip = {"kind": "video-generate", "request": {"prompt": "a ring"}}
     video = server.ask("POST", "/v1/jobs", clip, key=KEY).json["id"]
     for path, after in (("jobs", ids[1]), ("jobs", "none"), ("videos", ids[1])):
         found = server.ask("GET", f"/v1/{path}?after={after}", key=KEY)
@@ -140,7 +140,7 @@ def test_the_log_of_a_command_is_served_while_it_runs_and_after(begin: Begin):
         report.log_file.write_text("step 2/2\n")
         raise RecipeError("so it is")
 
-    server = begin(work={"pictures": fails})
+    server = begin(work={"sample": fails})
     id = submit(server)
     server.until(id, "failed")
     found = server.ask("GET", f"/v1/jobs/{id}/log")
@@ -186,11 +186,11 @@ def test_an_asynchronous_job_is_answered_at_once(begin: Begin):
 @pytest.mark.parametrize(
     ("path", "body"),
     [
-        ("jobs", '{"kind": "clips", "request": {"verb": "loop", "clip": "HALF"}}'),
-        ("jobs", '{"kind": "clips", "request": {"prompt": "a ring", "HALF": 1}}'),
-        ("jobs", '{"kind": "pictures", "request": {"sampling": {"HALF": 1}}}'),
-        ("jobs", '{"kind": "pictures", "request": {"sampling": {"grid": "HALF"}}}'),
-        ("jobs", '{"kind": "pictures", "request": {"sampling": {"sampler": "dpm-fast", "options": {"HALF": 1}}}}'),
+        ("jobs", '{"kind": "video-loop", "request": {"video": "HALF"}}'),
+        ("jobs", '{"kind": "video-generate", "request": {"prompt": "a ring", "HALF": 1}}'),
+        ("jobs", '{"kind": "sample", "request": {"sampling": {"HALF": 1}}}'),
+        ("jobs", '{"kind": "sample", "request": {"schedule": "HALF"}}'),
+        ("jobs", '{"kind": "sample", "request": {"sampler": "dpm-fast", "sampling": {"options": {"HALF": 1}}}}'),
         ("jobs", '{"kind": "train", "request": {"recipe": "own-images", "run": "r", "settings": {"HALF": 1}}}'),
         ("videos/edits", '{"prompt": "a ring", "video": {"id": "HALF"}}'),
     ],
@@ -211,8 +211,49 @@ def test_an_uploaded_file_has_a_name(begin: Begin):
     form = {"content-type": "multipart/form-data; boundary=x"}
     found = server.ask("POST", "/v1/inputs", headers=form, body=body).json
     assert (found["kind"], found["width"], found["height"], found["frames"]) == ("image", 8, 8, 1)
-    change = {"verb": "img2img", "picture": found["name"]}
-    assert server.until(submit(server, {"kind": "pictures", "request": {**RING, "change": change}}), "completed")
-    missing = {**change, "picture": "0" * 32 + ".png"}
-    answer = server.ask("POST", "/v1/jobs", {"kind": "pictures", "request": {**RING, "change": missing}})
+    edit = {**RING, "image": found["name"]}
+    assert server.until(submit(server, {"kind": "img2img", "request": edit}), "completed")
+    missing = {**edit, "image": "0" * 32 + ".png"}
+    answer = server.ask("POST", "/v1/jobs", {"kind": "img2img", "request": missing})
     assert (answer.status, answer.json["error"]["code"]) == (400, "invalid_file")
+
+
+@pytest.mark.parametrize(
+    ("kind", "request_", "task"),
+    [
+        ("pictures", RING, "sample"),
+        ("pictures", {**RING, "change": {"verb": "upscale", "picture": "0" * 32 + ".png"}}, "upscale"),
+        ("clips", {"prompt": "a ring"}, "video-generate"),
+        ("clips", {"verb": "ring", "prompt": "a ring"}, "video-loop"),
+    ],
+)
+def test_a_former_kind_is_answered_with_its_task_and_route(begin: Begin, kind: str, request_: Any, task: str):
+    server = begin(workers=0)
+    answer = server.ask("POST", "/v1/jobs", {"kind": kind, "request": request_})
+    assert answer.status == 400
+    assert f"'{task}', whose fields are those of POST /v1/tasks/{task}" in answer.json["error"]["message"]
+    assert server.service.queue.jobs() == []
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "name"),
+    [
+        ("images/generations", {"guidance": 3}, "guidance_scale"),
+        ("images/generations", {"loras": ["style:0.5"]}, "lora"),
+        ("videos", {"known": []}, "keyframes"),
+        ("videos", {"verb": "extend"}, "task"),
+    ],
+)
+def test_a_former_field_is_answered_with_its_name(begin: Begin, path: str, field: dict[str, Any], name: str):
+    answer = begin(workers=0).ask("POST", f"/v1/{path}", {**RING, **field})
+    (former,) = field
+    assert answer.status == 400
+    assert answer.json["error"]["message"] == f"{former}: here it is {name}"
+
+
+def test_an_edit_with_an_upload_is_a_job_of_its_task(begin: Begin):
+    server = begin()
+    image = server.service.inputs.store(png(torch.zeros(3, 8, 8, dtype=torch.uint8))).name
+    ask = {"kind": "upscale", "request": {"image": image, "factor": 3, "seed": 4}}
+    job = server.until(submit(server, ask), "completed")
+    assert (job["kind"], job["request"]) == ("upscale", ask["request"])

@@ -56,7 +56,7 @@ def test_every_route_needs_a_key(keyed: Server):
 
 
 def test_nobody_sees_the_jobs_of_another_key(keyed: Server):
-    id = keyed.ask("POST", "/v1/jobs", {"kind": "pictures", "request": RING}, key=KEY).json["id"]
+    id = keyed.ask("POST", "/v1/jobs", {"kind": "sample", "request": RING}, key=KEY).json["id"]
     keyed.until(id, "completed", key=KEY)
     for method, path in [
         ("GET", ""), ("DELETE", ""), ("POST", "/cancel"), ("GET", "/events"), ("GET", "/preview"),
@@ -168,7 +168,7 @@ def test_a_link_from_another_page_is_followed_and_nothing_else_of_it_is(begin: B
         assert server.ask("GET", "/v1/jobs", headers={**LINK, **other}).status == 403, other
     for name in LINK.keys() - {"sec-fetch-site"}:
         assert server.ask("GET", "/v1/jobs", headers={**LINK, name: ""}).status == 403, name
-    id = server.ask("POST", "/v1/jobs", {"kind": "pictures", "request": RING}).json["id"]
+    id = server.ask("POST", "/v1/jobs", {"kind": "sample", "request": RING}).json["id"]
     for method, path in (("POST", "/v1/jobs"), ("POST", f"/v1/jobs/{id}/cancel"), ("DELETE", f"/v1/jobs/{id}")):
         assert server.ask(method, path, headers=LINK).status == 403, (method, path)
     server.until(id, "completed")

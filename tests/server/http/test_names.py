@@ -21,7 +21,7 @@ from unveil.server.jobs.job_types import job_cost
 from unveil.server.jobs.uploads import INFO_SUFFIX
 
 RING = {"prompt": "a ring", "seed": 7}
-SHORT = {"kind": "pictures", "request": RING}
+SHORT = {"kind": "sample", "request": RING}
 UPS = ("../", "..\\", "%2e%2e/", "%2e%2e%2f", "..%5c", "....//", "..;/", "%252e%252e/", "\u2024\u2024/", "..%00")
 HEADS = ("/", "//", "\\\\host\\share\\", "C:\\", "file:///", "~/", "./", "", "%2f", "/proc/self/", "CON", "a/..")
 TAILS = ("etc/passwd", "secret.png", "jobs.sqlite3", "environ", "\0", "a" * 5000, "..", ".")
@@ -155,9 +155,10 @@ def _named(id: str, text: str) -> Iterator[HttpRequest]:
         yield "GET", f"/v1/models/{quoted}", {}, b""
         yield "GET", f"/v1/inputs/{quoted}", {}, b""
         yield "DELETE", f"/v1/jobs/{id}/../{quoted}", {}, b""
-    for request in ({"model": text}, {"loras": [text]}, {"change": {"verb": "img2img", "picture": text}}):
-        yield _posted("/v1/jobs", {"kind": "pictures", "request": {**RING, **request}})
-    yield _posted("/v1/jobs", {"kind": "clips", "request": {"verb": "loop", "clip": text}})
+    for request in ({"model": text}, {"lora": [{"file": text}]}):
+        yield _posted("/v1/jobs", {"kind": "sample", "request": {**RING, **request}})
+    yield _posted("/v1/jobs", {"kind": "img2img", "request": {**RING, "image": text}})
+    yield _posted("/v1/jobs", {"kind": "video-loop", "request": {"video": text}})
 
 
 def _numbered(text: str, route: tuple[str, str]) -> Iterator[HttpRequest]:
@@ -172,22 +173,22 @@ def _numbered(text: str, route: tuple[str, str]) -> Iterator[HttpRequest]:
 
 def _jobs(text: str, sent: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Requests for images and videos with a text in each field that takes the name of a file."""
-    yield "pictures", {**RING, "change": {"verb": "img2img", "picture": text}}
-    yield "pictures", {**RING, "change": {"verb": "inpaint", "picture": sent, "mask": text}}
-    yield "clips", {**RING, "known": [{"picture": text}]}
-    yield "clips", {"verb": "loop", "clip": text}
-    yield "clips", {"verb": "between", "clip": sent, "other": text}
-    for name in ("mask", "keep"):
-        yield "clips", {**RING, "verb": "edit", "clip": sent, name: text}
+    yield "img2img", {**RING, "image": text}
+    yield "inpaint", {**RING, "image": sent, "mask": text}
+    yield "video-generate", {**RING, "keyframes": [{"image": text}]}
+    yield "video-loop", {"video": text}
+    yield "video-interpolate", {"first": sent, "last": text}
+    for name in ("mask", "keep_mask"):
+        yield "video-edit", {**RING, "video": sent, name: text}
 
 
 def _controls(text: str, sent: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Requests that name what may lie in the models folder, and what it reads."""
-    yield "pictures", {**RING, "controls": [{"name": text, "picture": sent}]}
-    yield "pictures", {**RING, "controls": [{"name": "edges", "picture": text}]}
-    yield "pictures", {**RING, "model": text}
-    yield "pictures", {**RING, "loras": [text]}
-    yield "clips", {**RING, "model": text}
+    yield "sample", {**RING, "controlnet": [{"network": text, "image": sent}]}
+    yield "sample", {**RING, "controlnet": [{"network": "edges", "image": text}]}
+    yield "sample", {**RING, "model": text}
+    yield "sample", {**RING, "lora": [{"file": text}]}
+    yield "video-generate", {**RING, "model": text}
 
 
 def _commands(text: str) -> Iterator[tuple[str, dict[str, Any]]]:

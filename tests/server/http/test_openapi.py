@@ -10,9 +10,7 @@ import pytest
 from tests.server.http.conftest import server
 from unveil.server.http import schema
 from unveil.server.jobs.command_job import COMMANDS
-from unveil.server.jobs.image_job import PICTURES, PictureRequest
 from unveil.server.jobs.task_job import is_task
-from unveil.server.jobs.video_job import CLIPS, ClipRequest
 from unveil.tasks import registry
 
 
@@ -25,8 +23,8 @@ def openapi(tmp_path_factory: pytest.TempPathFactory):
 
 def test_each_kind_of_job_is_described_with_all_fields(openapi):
     known = openapi.json["components"]["schemas"]
-    one = known["JobsAsk"]
-    requests = {PICTURES: PictureRequest, CLIPS: ClipRequest} | {kind: model for kind, (model, _) in COMMANDS.items()}
+    one = known["JobBody"]
+    requests: dict[str, type] = {kind: model for kind, (model, _) in COMMANDS.items()}
     requests |= {name: registry.task_class(name) for name in filter(is_task, registry.entries())}
     mapping = one["discriminator"]["mapping"]
     assert mapping.keys() == requests.keys()
@@ -40,11 +38,12 @@ def test_each_kind_of_job_is_described_with_all_fields(openapi):
 
 def test_form_fields_that_are_objects_are_described(openapi):
     for path, kind, files in (
-        ("/v1/images/edits", schema.EditsAsk, {"image", "mask"}),
-        ("/v1/videos", schema.VideosAsk, {"input_reference", "clip", "other", "mask", "keep"}),
+        ("/v1/images/edits", schema.EditsBody, {"image", "mask"}),
+        ("/v1/videos", schema.VideosBody, {"input_reference", "video", "first", "last", "mask", "keep_mask"}),
     ):
+        fields = set(kind.model_fields).union(*(registry.task_class(name).model_fields for name in kind.tasks))
         form = openapi.json["paths"][path]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
-        assert form["properties"].keys() == kind.model_fields.keys() | files
+        assert form["properties"].keys() == fields | files
 
 
 def test_every_reference_of_the_description_resolves(openapi):

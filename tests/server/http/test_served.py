@@ -168,13 +168,13 @@ def test_concurrent_requests_get_the_image_of_their_seed(served: Served, turns: 
 @pytest.mark.parametrize("last", [3.0, pytest.param(0.05, marks=pytest.mark.release)])
 def test_jobs_beyond_the_limit_are_refused_at_once(served: Served, last: float):
     """200 in about a second on a queue of 32, while one runs; seconds until the last is refused."""
-    long = {"kind": "pictures", "request": {"prompt": "a ring", "count": 64, "sampling": {"steps": 1000}}}
+    long = {"kind": "sample", "request": {"prompt": "a ring", "count": 64, "steps": 1000}}
     served.until(served.ask("POST", "/v1/jobs", long)[1]["id"], "running")
     answers: list[tuple[int, float]] = []
 
     def ask() -> None:
         begun = time.monotonic()
-        status, _ = served.ask("POST", "/v1/jobs", {"kind": "pictures", "request": {"prompt": "a ring"}})
+        status, _ = served.ask("POST", "/v1/jobs", {"kind": "sample", "request": {"prompt": "a ring"}})
         answers.append((status, time.monotonic() - begun))
 
     threads = [threading.Thread(target=ask) for _ in range(200)]
@@ -194,8 +194,8 @@ def test_jobs_beyond_the_limit_are_refused_at_once(served: Served, last: float):
 def test_a_killed_server_resumes_its_jobs(tmp_path: Path, kills: int):
     """With one job that runs and 20 that wait: 3 times as soon as it answers, 20 times while the job runs again."""
     folder, draw, starts = tmp_path / "service", random.Random(0), list[tuple[float, float]]()
-    short = {"kind": "pictures", "request": {"prompt": "a ring", "seed": 1, "sampling": {"steps": 4}}}
-    slow = {**short, "request": {**short["request"], "count": 16, "sampling": {"steps": 60}}}
+    short = {"kind": "sample", "request": {"prompt": "a ring", "seed": 1, "steps": 4}}
+    slow = {**short, "request": {**short["request"], "count": 16, "steps": 60}}
     server = Served(folder)
     try:
         ids = [server.ask("POST", "/v1/jobs", slow)[1]["id"]]
@@ -237,7 +237,7 @@ def test_a_killed_server_resumes_its_jobs(tmp_path: Path, kills: int):
 def test_a_running_job_can_be_cancelled_at_any_moment(served: Served, moments: int):
     """At random moments from the first sight of a job to its end."""
     (worker,) = children(served.process.pid)
-    ask = {"kind": "pictures", "request": {"prompt": "a ring", "seed": 5, "count": 8, "sampling": {"steps": 30}}}
+    ask = {"kind": "sample", "request": {"prompt": "a ring", "seed": 5, "count": 8, "steps": 30}}
     served.until(served.ask("POST", "/v1/jobs", ask)[1]["id"], "completed")
     first = served.until(served.ask("POST", "/v1/jobs", ask)[1]["id"], "completed")
     lasts = first["ended_at"] - first["started_at"]

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from unveil.server.jobs.image_job import PICTURES
 from unveil.server.jobs.job import Job, QueueLimits
 from unveil.server.jobs.job_types import job_handlers
 from unveil.server.jobs.outputs import JobOutputs
@@ -36,7 +35,7 @@ def inputs(queue: Queue) -> UploadStore:
     return UploadStore(queue.folder / FOLDER)
 
 
-def done(queue: Queue, worker: Worker, kind: str = PICTURES, **request: Any) -> Job:
+def done(queue: Queue, worker: Worker, kind: str = "sample", **request: Any) -> Job:
     id = queue.submit(kind, request).id
     worker.run_next()
     job = queue.get(id)

@@ -39,7 +39,7 @@ def test_a_run_is_trained_sampled_and_evaluated_by_its_name(queue, results, work
     assert job.error is None
     assert job.total_steps > 0
     assert "trained in" in results.file(job.id, LOG).read_text()
-    drawn = done(queue, worker, model="mine", label="3", sampling={"steps": 2})
+    drawn = done(queue, worker, model="mine", label="3", steps=2)
     assert (drawn.state, drawn.outputs) == ("completed", ("seed0_00000.png",))
     judged = done(queue, worker, EVALUATE, model="mine", samples=8)
     assert judged.error is None

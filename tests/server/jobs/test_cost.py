@@ -11,10 +11,8 @@ import torch
 from unveil.errors import RecipeError
 from unveil.io.images import png
 from unveil.server.jobs.catalog import RUNS, Catalog
-from unveil.server.jobs.image_job import PICTURES
 from unveil.server.jobs.job_types import JobTooLarge, job_cost
 from unveil.server.jobs.uploads import UploadStore
-from unveil.server.jobs.video_job import CLIPS
 
 SIDE = 28
 PIXELS = SIDE * SIDE / 1e6  # millions
@@ -25,9 +23,9 @@ PC = {"sampler": "pc-reverse-diffusion"}
 def cost(queue, inputs: UploadStore):
     """Return the cost of an image request in network calls; the model's default is 20 steps."""
 
-    def weigh(sampling: Mapping[str, Any], budget: float | None = None, **more: Any) -> float:
+    def weigh(sampling: Mapping[str, Any], budget: float | None = None, task: str = "sample", **more: Any) -> float:
         request = {"model": "ddpm-digits", "width": SIDE, "height": SIDE, "sampling": sampling, **more}
-        return job_cost(PICTURES, request, Catalog(queue.folder / RUNS), inputs, budget) / PIXELS
+        return job_cost(task, request, Catalog(queue.folder / RUNS), inputs, budget) / PIXELS
 
     return weigh
 
@@ -37,11 +35,11 @@ def cost(queue, inputs: UploadStore):
     [
         ({}, 20),
         ({"steps": 7}, 7),
-        ({"steps": 1, "grid": [1 - n / 4000 for n in range(4000)]}, 4000),
-        ({"steps": 1, "grid": "250"}, 250),
-        ({"steps": 1, "grid": "100,100,50"}, 250),
-        ({"steps": 1, "grid": "ddim25"}, 25),
-        ({"steps": 5, "grid": "trailing"}, 5),
+        ({"steps": 1, "schedule": [1 - n / 4000 for n in range(4000)]}, 4000),
+        ({"steps": 1, "schedule": "250"}, 250),
+        ({"steps": 1, "schedule": "100,100,50"}, 250),
+        ({"steps": 1, "schedule": "ddim25"}, 25),
+        ({"steps": 5, "schedule": "trailing"}, 5),
         ({"steps": 5, "sampler": "heun"}, 10),
         ({"steps": 5, **PC}, 10),
         ({"steps": 5, **PC, "options": {"corrections": 9}}, 50),
@@ -62,8 +60,8 @@ def test_a_sampler_that_chooses_its_steps_costs_no_less_than_it_takes(cost):
 @pytest.mark.parametrize(("verb", "steps", "calls"), [("inpaint", 250, 2410), ("outpaint", 50, 410)])
 def test_repeated_steps_are_counted_each_time(cost, inputs: UploadStore, verb: str, steps: int, calls: int):
     sent = inputs.store(png(torch.zeros(1, 28, 28, dtype=torch.uint8))).name
-    change = {"verb": verb, "picture": sent, **({"mask": sent} if verb == "inpaint" else {})}
-    plain, again = (cost({"steps": steps}, change={**change, "method": way}) for way in ("replace", "repaint"))
+    edit = {"task": verb, "image": sent, **({"mask": sent} if verb == "inpaint" else {})}
+    plain, again = (cost({"steps": steps}, **edit, method=way) for way in ("replace", "repaint"))
     assert (plain, again) == (pytest.approx(steps), pytest.approx(calls))
 
 
@@ -71,7 +69,7 @@ def test_repeated_steps_are_counted_each_time(cost, inputs: UploadStore, verb: s
     "sampling",
     [
         {"steps": 10_000},
-        {"steps": 1, "grid": [1 - n / 10_000 for n in range(10_000)]},
+        {"steps": 1, "schedule": [1 - n / 10_000 for n in range(10_000)]},
         {"steps": 10, **PC, "options": {"corrections": 1000}},
         {"steps": 10, "sampler": "langevin", "options": {"each": 1000}},
     ],
@@ -110,6 +108,6 @@ def test_settings_that_never_end_are_refused(cost, sampling, message: str):
 
 
 def test_a_video_costs_its_frames(queue, inputs: UploadStore):
-    request = {"prompt": "a ring", "frames": 8, "width": 16, "height": 16, "sampling": {"steps": 5}}
-    found = job_cost(CLIPS, request, Catalog(queue.folder / RUNS), inputs)
+    request = {"prompt": "a ring", "frames": 8, "width": 16, "height": 16, "steps": 5}
+    found = job_cost("video-generate", request, Catalog(queue.folder / RUNS), inputs)
     assert found == pytest.approx(5 * 8 * 16 * 16 / 1e6)

@@ -13,7 +13,7 @@ from PIL import Image
 from tests.server.jobs.conftest import done
 from unveil.cli.commands import run
 from unveil.io.images import png
-from unveil.server.jobs.image_job import PICTURES, image_files
+from unveil.server.jobs.media_files import image_files
 from unveil.server.jobs.worker import JobProgress
 
 STEPS = {"steps": 3}
@@ -35,24 +35,24 @@ def digit(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("change", "options"),
+    ("task", "values", "options"),
     [
-        ({"verb": "img2img", "strength": 0.5}, ["--strength", "0.5"]),
-        ({"verb": "inpaint"}, ["--mask", "mask.png"]),
-        ({"verb": "outpaint", "left": 4, "right": 4}, ["--left", "4", "--right", "4"]),
-        ({"verb": "upscale", "factor": 2}, ["--factor", "2"]),
+        ("img2img", {"strength": 0.5}, ["--strength", "0.5"]),
+        ("inpaint", {}, ["--mask", "mask.png"]),
+        ("outpaint", {"left": 4, "right": 4}, ["--left", "4", "--right", "4"]),
+        ("upscale", {"factor": 2}, ["--factor", "2"]),
     ],
 )
 def test_an_edit_is_the_one_of_the_command_line(
-    queue, results, worker, inputs, digit: Path, tmp_path: Path, monkeypatch, change, options
+    queue, results, worker, inputs, digit: Path, tmp_path: Path, monkeypatch, task, values, options
 ):
     monkeypatch.chdir(tmp_path)
-    sent = {"picture": inputs.store(digit.read_bytes()).name}
-    if change["verb"] == "inpaint":
+    sent = {"image": inputs.store(digit.read_bytes()).name}
+    if task == "inpaint":
         sent["mask"] = inputs.store((tmp_path / "mask.png").read_bytes()).name
-    job = done(queue, worker, model="ddpm-digits", label="3", seed=2, sampling=STEPS, change={**change, **sent})
+    job = done(queue, worker, task, model="ddpm-digits", label="3", seed=2, **STEPS, **values, **sent)
     assert job.error is None
-    command = [change["verb"], "ddpm-digits", "digit.png", "--label", "3", "--seed", "2", "--steps", "3", *options]
+    command = [task, "ddpm-digits", "digit.png", "--label", "3", "--seed", "2", "--steps", "3", *options]
     assert run([*command, "--quiet", "--out", "own"]) == 0
     (made,) = [one for one in job.outputs if one.endswith(".png")]
     (own,) = (tmp_path / "own").glob("*.png")
@@ -60,17 +60,17 @@ def test_an_edit_is_the_one_of_the_command_line(
 
 
 def test_several_results_of_one_image_differ_and_have_previews(queue, results, worker, inputs, digit: Path):
-    change = {"verb": "img2img", "picture": inputs.store(digit.read_bytes()).name}
-    job = done(queue, worker, model="ddpm-digits", label="3", count=3, sampling=STEPS, change=change)
+    image = inputs.store(digit.read_bytes()).name
+    job = done(queue, worker, "img2img", model="ddpm-digits", label="3", count=3, **STEPS, image=image)
     made = [name for name in job.outputs if name != "sheet.png"]
     assert len({pixels(results.file(job.id, name)).tobytes() for name in made}) == 3
     assert (job.completed_steps, job.total_steps) != (0, 0)
 
 
 def test_an_edit_of_a_dead_worker_is_done_by_the_next_one(queue, results, worker, inputs, digit: Path):
-    change = {"verb": "img2img", "picture": inputs.store(digit.read_bytes()).name}
-    request = {"model": "ddpm-digits", "label": "3", "sampling": STEPS, "change": change}
-    id = queue.submit(PICTURES, request).id
+    image = inputs.store(digit.read_bytes()).name
+    request = {"model": "ddpm-digits", "label": "3", **STEPS, "image": image}
+    id = queue.submit("img2img", request).id
     dead = JobProgress(queue, queue.claim("dead"), "dead")
     dead.preview(digit.read_bytes())  # and no more: killed
     queue.reclaim("dead")
@@ -83,7 +83,7 @@ def test_an_edit_of_a_dead_worker_is_done_by_the_next_one(queue, results, worker
 
 
 def test_warnings_are_messages_of_the_job(queue, results, worker):
-    job = done(queue, worker, prompt="a red ring beside a xylophone", expand=False, sampling={"steps": 1})
+    job = done(queue, worker, prompt="a red ring beside a xylophone", expand_prompt="none", steps=1)
     assert job.state == "completed"
     assert any("xylophone" in line for line in job.messages)
     assert results.read(job.id).messages == job.messages
@@ -95,9 +95,9 @@ def test_a_path_is_not_a_name_of_a_model(queue, worker, tmp_path: Path, monkeypa
 
     monkeypatch.chdir(tmp_path)
     shutil.copytree(model_folder.resolve_checkpoint("ddpm-digits"), tmp_path / "ddpm-digits")
-    job = done(queue, worker, model=name.format(folder=tmp_path), label="3", sampling=STEPS)
+    job = done(queue, worker, model=name.format(folder=tmp_path), label="3", **STEPS)
     assert job.state == "failed"
-    assert done(queue, worker, model="ddpm-digits", label="3", sampling=STEPS).state == "completed"  # control
+    assert done(queue, worker, model="ddpm-digits", label="3", **STEPS).state == "completed"  # control
 
 
 def test_models_of_the_folder_are_reloaded_when_they_change(queue, results, worker, tmp_path: Path, monkeypatch):
@@ -106,7 +106,7 @@ def test_models_of_the_folder_are_reloaded_when_they_change(queue, results, work
     monkeypatch.setenv("UNVEIL_MODELS", str(tmp_path / "models"))
     place = tmp_path / "models" / "checkpoints" / "mine"
     shutil.copytree(model_folder.resolve_checkpoint("ddpm-digits"), place)
-    ask = {"model": "mine", "label": "3", "sampling": STEPS}
+    ask = {"model": "mine", "label": "3", **STEPS}
     first = done(queue, worker, **ask)
     assert first.error is None
     shutil.rmtree(place)

@@ -15,8 +15,7 @@ from unveil.generation.image_output import read_facts
 from unveil.io.files import write_tensors
 from unveil.server.jobs.catalog import Catalog
 from unveil.server.jobs.gallery import controlnets_used, request_from_metadata, search
-from unveil.server.jobs.image_job import read_request
-from unveil.server.jobs.video_job import CLIPS
+from unveil.server.jobs.task_job import parse_request
 
 STEPS = {"steps": 2}
 
@@ -29,11 +28,11 @@ def catalog(queue) -> Catalog:
 @pytest.mark.parametrize(
     "request_",
     [
-        {"model": "ddpm-digits", "label": "7", "count": 3, "seed": 5, "sampling": {**STEPS, "sampler": "ddim"}},
-        {"model": "ddpm-digits", "label": "7", "sampling": {**STEPS, "sampler": "ddim", "eta": 0.5}},
-        {"prompt": "a red ring", "negative": "blue", "count": 2, "seed": 2**40, "sampling": {**STEPS, "scale": 3}},
-        {"prompt": "a red ring", "width": 48, "height": 24, "sampling": STEPS, "expand": False},
-        {"prompt": "12 red", "sampling": STEPS, "expand": False},
+        {"model": "ddpm-digits", "label": "7", "count": 3, "seed": 5, **STEPS, "sampler": "ddim"},
+        {"model": "ddpm-digits", "label": "7", **STEPS, "sampler": "ddim", "eta": 0.5},
+        {"prompt": "a red ring", "negative_prompt": "blue", "count": 2, "seed": 2**40, **STEPS, "guidance_scale": 3},
+        {"prompt": "a red ring", "width": 48, "height": 24, **STEPS, "expand_prompt": "none"},
+        {"prompt": "12 red", **STEPS, "expand_prompt": "none"},
     ],
 )  # fmt: skip
 def test_an_image_is_regenerated_from_its_file(queue, results, worker, catalog: Catalog, request_):
@@ -41,7 +40,7 @@ def test_an_image_is_regenerated_from_its_file(queue, results, worker, catalog: 
     assert job.error is None
     name = [one for one in job.outputs if one != "sheet.png"][-1]  # not the first of its seed, where there are several
     again = request_from_metadata(read_facts(results.file(job.id, name)), catalog)
-    read_request(again)
+    parse_request("sample", again)
     other = done(queue, worker, **again)
     assert other.error is None
     first, second = (
@@ -51,7 +50,7 @@ def test_an_image_is_regenerated_from_its_file(queue, results, worker, catalog: 
 
 
 def test_files_that_cannot_be_regenerated_are_reported(queue, results, worker, catalog: Catalog):
-    job = done(queue, worker, model="ddpm-digits", label="7", sampling=STEPS)
+    job = done(queue, worker, model="ddpm-digits", label="7", **STEPS)
     facts = read_facts(results.file(job.id, job.outputs[0]))
     for change, message in (
         ({"task": {"name": "img2img"}}, "made by 'img2img' from another image"),
@@ -78,12 +77,12 @@ def test_the_loras_of_metadata_become_those_of_a_request(queue, catalog: Catalog
 
     def requested_loras(*recorded: str) -> list[str]:
         return request_from_metadata({**facts, "loras": [{"name": one, "weight": 0.5} for one in recorded]}, catalog)[
-            "loras"
+            "lora"
         ]
 
-    assert requested_loras("style.safetensors", "style.safetensors 1") == ["style:0.5", "style:0.5"]
-    assert requested_loras("ink.safetensors") == ["art/ink:0.5"]
-    assert requested_loras("ink") == ["art/ink:0.5"]
+    assert requested_loras("style.safetensors", "style.safetensors 1") == [{"file": "style", "weight": 0.5}] * 2
+    assert requested_loras("ink.safetensors") == [{"file": "art/ink", "weight": 0.5}]
+    assert requested_loras("ink") == [{"file": "art/ink", "weight": 0.5}]
     with pytest.raises(DataError, match="not available"):
         requested_loras("pen.safetensors")  # two have this name
 
@@ -98,11 +97,11 @@ def test_jobs_are_found_by_all_words_of_their_request(queue, worker):
     ids = [
         queue.submit(kind, request).id
         for kind, request in (
-            ("pictures", {"prompt": "a RED ring", "seed": 5}),
-            ("pictures", {"prompt": "a blue ring", "model": "mine"}),
-            (CLIPS, {"prompt": "a red circle"}),
+            ("sample", {"prompt": "a RED ring", "seed": 5}),
+            ("sample", {"prompt": "a blue ring", "model": "mine"}),
+            ("video-generate", {"prompt": "a red circle"}),
             ("train", {"recipe": "red"}),
-            ("pictures", {"prompt": "\u00c4 \u7ea2\u8272"}),
+            ("sample", {"prompt": "\u00c4 \u7ea2\u8272"}),
         )
     ]
     for id in ids:

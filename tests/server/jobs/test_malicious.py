@@ -145,10 +145,10 @@ def test_nothing_that_is_in_them_is_run(queue, worker, inputs, tmp_path: Path, m
     (tmp_path / "models" / "checkpoints" / "link.safetensors").symlink_to("/etc/passwd")
     hint = inputs.store(png(torch.zeros(3, 28, 28, dtype=torch.uint8))).name
     names = [name.rpartition(".")[0] for name in FILES] + [*FOLDERS]
-    base = {"model": "ddpm-digits", "label": "3", "sampling": {"steps": 1}}
+    base = {"model": "ddpm-digits", "label": "3", "steps": 1}
     requests = [{**base, "model": name} for name in [*names, "link"]]
-    requests += [{**base, "loras": [name]} for name in names]
-    requests += [{**base, "controls": [{"name": name, "picture": hint}]} for name in names]
+    requests += [{**base, "lora": [{"file": name}]} for name in names]
+    requests += [{**base, "controlnet": [{"network": name, "image": hint}]} for name in names]
     for request in requests:
         job = done(queue, worker, **request)
         assert job.state == "failed", request

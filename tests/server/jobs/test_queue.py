@@ -71,9 +71,9 @@ def test_a_part_of_a_list_is_read_and_nothing_else(tmp_path, monkeypatch):
         assert len(read) <= 31
         read.clear()
     assert seen == ids[::2][::-1]
-    found, more = queue.page(PageQuery("b", 2, ids[1], newest=False, state="queued", kind="image"))
+    found, more = queue.page(PageQuery("b", 2, ids[1], newest=False, state="queued", kinds=("image", "other")))
     assert ([job.id for job in found], more) == ([ids[3], ids[5]], True)
-    assert queue.page(PageQuery("b", 2, kind="clip")) == ([], False)
+    assert queue.page(PageQuery("b", 2, kinds=("clip",))) == ([], False)
     for other in (ids[0], "none"):
         with pytest.raises(DataError, match="is not a job of this list"):
             queue.page(PageQuery("b", 2, other))

@@ -88,7 +88,7 @@ async def read_json(request: Request) -> dict[str, Any]:
     return {str(key): value for key, value in body.items()}
 
 
-_TEXTS = ("prompt", "negative_prompt", "negative", "label", "model", "seconds", "size", "source", "input_reference")
+_TEXTS = ("prompt", "negative_prompt", "source_prompt", "label", "model", "seconds", "size", "input_reference")
 
 
 def _value(text: str) -> Any:

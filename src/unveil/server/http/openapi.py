@@ -12,21 +12,18 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, create_model
 
 from unveil.server.http import schema
 from unveil.server.jobs.command_job import COMMANDS
-from unveil.server.jobs.image_job import PICTURES, PictureRequest
-from unveil.server.jobs.task_job import is_task
-from unveil.server.jobs.video_job import CLIPS, ClipRequest
+from unveil.server.jobs.task_job import task_kinds
 from unveil.tasks import registry
 
 _PLACE = "#/components/schemas/"
-_REQUESTS: dict[str, type[BaseModel]] = {PICTURES: PictureRequest, CLIPS: ClipRequest}
-_REQUESTS |= {kind: request for kind, (request, _) in COMMANDS.items()}
+_REQUESTS: dict[str, type[BaseModel]] = {kind: request for kind, (request, _) in COMMANDS.items()}
 
 
 def _jobs() -> Any:
     """Return the union of all job types, each with its own request."""
     closed = ConfigDict(extra="forbid")
     models = list[Any]()
-    tasks = {name: registry.task_class(name) for name in filter(is_task, registry.entries()) if name not in _REQUESTS}
+    tasks = {name: registry.task_class(name) for name in task_kinds() if name not in _REQUESTS}
     for kind, request in {**_REQUESTS, **tasks}.items():
         literal: Any = Literal[kind]
         models.append(
@@ -43,17 +40,31 @@ def _json_schema(kind: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     return schema, schema.pop("$defs", {})
 
 
-def form_body(kind: type[BaseModel] | None, *files: str) -> dict[str, Any]:
+def form_body(kind: type[schema.OpenAIBody] | None, *files: str) -> dict[str, Any]:
     """Return the OpenAPI request body of a form with files.
 
     Args:
         kind: Model of its fields; None: no fields.
         files: Names of the file fields.
     """
-    fields = {} if kind is None else _json_schema(kind)[0]["properties"]
+    fields = {} if kind is None else openai_fields(kind)
     file_fields = {name: {"type": "string", "format": "binary"} for name in files}
     body = {"type": "object", "properties": {**fields, **file_fields}, "additionalProperties": False}
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": body}}}}
+
+
+def json_body(kind: type[schema.OpenAIBody]) -> dict[str, Any]:
+    """Return the OpenAPI request body of a model in JSON."""
+    body = {"type": "object", "properties": openai_fields(kind), "additionalProperties": False}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": body}}}}
+
+
+def openai_fields(kind: type[schema.OpenAIBody]) -> dict[str, Any]:
+    """Return the properties of a body: OpenAI's fields, and those of its tasks."""
+    fields: dict[str, Any] = {}
+    for name in reversed(kind.tasks):  # of a field that several tasks have, the description of the first
+        fields |= _json_schema(registry.task_class(name))[0]["properties"]
+    return {**fields, **_json_schema(kind)[0]["properties"]}
 
 
 def schema_of(kind: type[BaseModel]) -> dict[str, Any]:
@@ -75,15 +86,14 @@ def task_body(kind: type[BaseModel], files: Sequence[str]) -> dict[str, Any]:
 def add_schemas(app: FastAPI) -> None:
     """Add the schemas of forms and job types to the OpenAPI document of an application."""
     original, (job, named) = app.openapi, _json_schema(_jobs())
-    named |= _json_schema(schema.EditsAsk)[1] | _json_schema(schema.VideosAsk)[1]
-    for name in filter(is_task, registry.entries()):
+    for name in task_kinds():
         named |= _json_schema(registry.task_class(name))[1]
 
     def with_schemas() -> dict[str, Any]:
         document = original()
         schemas = document["components"]["schemas"]
         schemas |= {name: definition for name, definition in named.items() if name not in schemas}
-        schemas[schema.JobsAsk.__name__] = {**job, "description": schema.JobsAsk.__doc__}
+        schemas[schema.JobBody.__name__] = {**job, "description": schema.JobBody.__doc__}
         return document
 
     app.openapi = with_schemas

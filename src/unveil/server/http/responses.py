@@ -13,13 +13,13 @@ from unveil.generation.image_output import read_facts
 from unveil.generation.video_inputs import RATE
 from unveil.server.http import schema
 from unveil.server.jobs.catalog import CatalogEntry, ModelInfo, model_info
-from unveil.server.jobs.image_job import image_files
 from unveil.server.jobs.job import Job
+from unveil.server.jobs.media_files import COVER, STRIP, image_files, video_file
 from unveil.server.jobs.queue import QueuePosition
 from unveil.server.jobs.service import Service
-from unveil.server.jobs.video_job import COVER, STRIP_FILE
+from unveil.tasks.fields import PLAYGROUND
 
-TYPES = {"png": "image/png", "mp4": "video/mp4", "webm": "video/webm", "gif": "image/gif"}
+TYPES = {"png": "image/png", "mp4": "video/mp4", "webm": "video/webm", "gif": "image/gif", "apng": "image/apng"}
 TYPES |= {"jpg": "image/jpeg", "webp": "image/webp", "mov": "video/quicktime", "mkv": "video/x-matroska"}
 TYPES |= {"txt": "text/plain; charset=utf-8", "json": "application/json", "html": "text/html; charset=utf-8"}
 _STATES = {"queued": "queued", "running": "in_progress", "completed": "completed"}
@@ -72,7 +72,7 @@ def images_response(service: Service, job: Job, request: Request, form: str) -> 
         path = service.results.file(job.id, name)
         facts = _facts(path)
         prompt = facts.get("given", {}).get("prompt")
-        revised = prompt if prompt != job.request.get("prompt") else None
+        revised = prompt if prompt != first_value(job.request.get("prompt")) else None
         image = schema.ImageResponse(revised_prompt=revised, seed=facts.get("seed"))
         if form == "url":
             image.url = str(request.base_url.replace(path=f"/v1/jobs/{job.id}/files/{name}"))
@@ -94,7 +94,8 @@ def video_response(job: Job, models: dict[str, ModelInfo]) -> schema.VideoRespon
         models: Metadata of the models, by name.
     """
     fields = job.request
-    shape = models.get(fields["model"], ModelInfo()).shape or ()
+    model = fields.get("model", PLAYGROUND)
+    shape = models.get(model, ModelInfo()).shape or ()
     frames = fields.get("frames") or (shape[1] if len(shape) == 4 else 0)
     sides = (fields["width"], fields["height"]) if "width" in fields else tuple(reversed(shape[-2:]))
     error = None
@@ -105,14 +106,14 @@ def video_response(job: Job, models: dict[str, ModelInfo]) -> schema.VideoRespon
         id=job.id,
         created_at=int(job.submitted),
         completed_at=None if job.state != "completed" else int(job.ended or 0),
-        model=fields["model"],
+        model=model,
         progress=percent(job),
-        prompt=fields.get("prompt"),
+        prompt=first_value(fields.get("prompt")),
         seconds=f"{frames / (fields.get('fps') or RATE):g}",
         size="x".join(map(str, sides)) or "auto",
         status=status,
         error=error,
-        seed=fields["seed"],
+        seed=first_value(fields.get("seed", 0)),
         warnings=list(job.messages),
     )
 
@@ -133,10 +134,13 @@ def model_response(entry: CatalogEntry) -> schema.ModelResponse:
 
 def content_file(job: Job, variant: str) -> str | None:
     """Return the file name of a variant: video, thumbnail or spritesheet; None if there is none."""
-    preview = {"thumbnail": COVER, "spritesheet": STRIP_FILE}.get(variant)
-    return next(
-        (name for name in job.outputs if name == preview or (preview is None and name.startswith("clip."))), None
-    )
+    preview = {"thumbnail": COVER, "spritesheet": STRIP}.get(variant)
+    return video_file(job) if preview is None else preview if preview in job.outputs else None
+
+
+def first_value(value: Any) -> Any:
+    """Return the first of several values, or the only one; None for none."""
+    return next(iter(value), None) if isinstance(value, list | tuple) else value
 
 
 def _facts(path: Any) -> dict[str, Any]:

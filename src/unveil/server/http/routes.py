@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Body, Depends, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from pydantic import BaseModel, ValidationError
 
-from unveil.errors import DataError
-from unveil.generation.video_inputs import RATE
+from unveil.errors import DataError, RecipeError
 from unveil.server.http import schema
 from unveil.server.http.errors import HttpProblem
 from unveil.server.http.forms import read_form, read_json
-from unveil.server.http.openapi import form_body
+from unveil.server.http.openapi import form_body, json_body
 from unveil.server.http.responses import (
     TYPES,
     content_file,
@@ -26,17 +25,16 @@ from unveil.server.http.responses import (
 )
 from unveil.server.http.service_facade import AsyncService
 from unveil.server.jobs.catalog import ModelInfo, model_info
-from unveil.server.jobs.image_job import PICTURES
 from unveil.server.jobs.job import ErrorSource, Job, State
-from unveil.server.jobs.request import random_seed
 from unveil.server.jobs.sqlite_store import PageQuery
+from unveil.server.jobs.task_job import task_kinds
 from unveil.server.jobs.uploads import UploadedFile
-from unveil.server.jobs.video_job import CLIPS
-from unveil.tasks.fields import PLAYGROUND
+from unveil.tasks import registry
 
-Body = TypeVar("Body", bound=BaseModel)
+Model = TypeVar("Model", bound=BaseModel)
 PageLimit = Annotated[int, Query(ge=1, le=100)]
-FILES = ("image", "mask", "input_reference", "clip", "other", "keep", "video")
+IMAGE_FILES = ("image", "mask")
+VIDEO_FILES = ("input_reference", "video", "first", "last", "mask", "keep_mask")
 Responses = dict[int | str, dict[str, Any]]
 # a report is a self-contained page: it loads nothing and runs no scripts
 _SHOWN = {
@@ -56,25 +54,38 @@ class RequestContext:
         self.calls: AsyncService = request.app.state.calls
         self.service = self.calls.service
 
-    def job(self, id: str, kind: str | None = None) -> Job:
-        """Return a job of this owner and type.
+    def job(self, id: str, kinds: Sequence[str] = ()) -> Job:
+        """Return a job of this owner, of any of these types.
 
         Raises:
             HttpProblem: It does not exist.
         """
         job = self.calls.get(id, self.owner)
-        if kind is not None and job.kind != kind:
+        if kinds and job.kind not in kinds:
             raise HttpProblem(404, f"{id[:80]!r}: no such job", "not_found")
         return job
 
-    async def form(self, kind: type[Body]) -> tuple[Body, dict[str, UploadedFile]]:
+    async def form(self, kind: type[Model], files: Sequence[str]) -> tuple[Model, dict[str, UploadedFile]]:
         """Parse and validate a form or JSON body; return its fields and its files.
 
         Raises:
             HttpProblem: A field is unknown or invalid.
         """
-        fields, files = await read_form(self.request, self.service.inputs, FILES)
-        return validate_fields(kind, fields), files
+        fields, uploads = await read_form(self.request, self.service.inputs, files)
+        return validate_fields(kind, fields), uploads
+
+    async def submit(self, task: str, values: Mapping[str, Any]) -> Job:
+        """Submit a job of a task.
+
+        Raises:
+            HttpProblem: A field is unknown or invalid.
+            RecipeError, WeightsError, DataError: The task is not possible.
+        """
+        try:
+            registry.task_class(task).parse(values)
+        except RecipeError as problem:
+            raise HttpProblem(422, str(problem)[:2000], "invalid_value") from problem
+        return await self.calls.submit(task, values, self.owner)
 
     def models(self) -> dict[str, ModelInfo]:
         """Return the metadata of each model."""
@@ -84,7 +95,7 @@ class RequestContext:
 Context = Annotated[RequestContext, Depends(RequestContext)]
 
 
-def validate_fields(kind: type[Body], fields: Mapping[str, Any]) -> Body:
+def validate_fields(kind: type[Model], fields: Mapping[str, Any]) -> Model:
     """Validate fields.
 
     Raises:
@@ -104,36 +115,39 @@ def validation_error(errors: Any) -> HttpProblem:
     return HttpProblem(422, text, "invalid_value", (param or "").encode("utf-8", "replace").decode() or None)
 
 
-def _seed(seed: int | None) -> int:
-    return random_seed() if seed is None else seed
-
-
 # -- images -------------------------------------------------------------------------------------------------------
 
 
-@router.post("/images/generations", response_model=schema.ImagesResponse, responses=LATER)
-async def generate_images(body: schema.ImagesAsk, context: Context) -> Any:
+@router.post(
+    "/images/generations",
+    response_model=schema.ImagesResponse,
+    responses=LATER,
+    openapi_extra=json_body(schema.ImagesBody),
+)
+async def generate_images(fields: Annotated[dict[str, Any], Body()], context: Context) -> Any:
     """Generate images from a prompt or a class."""
-    return await _generate(body, body.request(_seed(body.seed)), context)
+    body = validate_fields(schema.ImagesBody, fields)
+    return await _respond(body, await context.submit("sample", body.values("sample")), context)
 
 
 @router.post(
     "/images/edits",
     response_model=schema.ImagesResponse,
     responses=LATER,
-    openapi_extra=form_body(schema.EditsAsk, "image", "mask"),
+    openapi_extra=form_body(schema.EditsBody, *IMAGE_FILES),
 )
 async def edit_image(context: Context) -> Any:
     """Edit an image: the part where the mask is transparent (or white, without transparency), or all of it."""
-    body, files = await context.form(schema.EditsAsk)
+    body, files = await context.form(schema.EditsBody, IMAGE_FILES)
     if "image" not in files:
         raise HttpProblem(400, "image: is missing; send a PNG, JPEG or WebP", "invalid_value", "image")
-    mask = files["mask"].name if "mask" in files else None
-    return await _generate(body, body.edit(_seed(body.seed), files["image"].name, mask), context)
+    task = body.task or ("inpaint" if "mask" in files else "img2img")
+    values = {**body.values(task), **{name: upload.name for name, upload in files.items()}}
+    return await _respond(body, await context.submit(task, values), context)
 
 
-async def _generate(body: schema.ImagesAsk, request: dict[str, Any], context: RequestContext) -> Any:
-    job = await context.calls.submit(PICTURES, request, context.owner)
+async def _respond(body: schema.ImagesBody, job: Job, context: RequestContext) -> Any:
+    """Return the images of a job once it is completed, or at once the job."""
     if not body.wait:
         return JSONResponse(job_response(context.service, job).model_dump(), 202)
     job = await context.calls.wait(job.id, context.owner, context.request)
@@ -159,57 +173,53 @@ def job_error(job: Job) -> HttpProblem:
 # -- videos -------------------------------------------------------------------------------------------------------
 
 
-@router.post(
-    "/videos",
-    response_model=schema.VideoResponse,
-    openapi_extra=form_body(schema.VideosAsk, "input_reference", "clip", "other", "mask", "keep"),
-)
+@router.post("/videos", response_model=schema.VideoResponse, openapi_extra=form_body(schema.VideosBody, *VIDEO_FILES))
 async def create_video(context: Context) -> Any:
     """Start a video job: text-to-video, from keyframes, or from other videos."""
-    body, files = await context.form(schema.VideosAsk)
-    return await _submit_video(context, body, files)
+    body, files = await context.form(schema.VideosBody, VIDEO_FILES)
+    reference = files.pop("input_reference", None)
+    is_video = reference is not None and reference.kind == "video"
+    task = body.task or ("video-extend" if is_video else "video-generate")
+    values = {**body.values(task), **{name: upload.name for name, upload in files.items()}}
+    if reference is not None and is_video:
+        values["video"] = reference.name
+    elif reference is not None:
+        keyframes = values.get("keyframes", [])
+        if not isinstance(keyframes, list):
+            raise HttpProblem(422, "keyframes: must be a list", "invalid_value", "keyframes")
+        values["keyframes"] = [*keyframes, {"image": reference.name, "frame": 0}]
+    return await _submit_video(context, task, values)
 
 
-async def _submit_video(
-    context: RequestContext, body: schema.VideosAsk, files: Mapping[str, UploadedFile], **overrides: Any
-) -> Any:
-    request = body.request(_seed(body.seed), RATE)
-    request.setdefault("model", PLAYGROUND)
-    for name in ("clip", "other", "mask", "keep"):
-        if name in files:
-            request[name] = files[name].name
-    if (reference := files.get("input_reference")) is not None:
-        if reference.kind == "video":
-            request |= {"clip": reference.name, "verb": body.verb or "extend"}
-        else:
-            request["known"] = [*request.get("known", ()), {"picture": reference.name, "at": 0}]
-    job = await context.calls.submit(CLIPS, {**request, **overrides}, context.owner)
+async def _submit_video(context: RequestContext, task: str, values: Mapping[str, Any]) -> Any:
+    job = await context.submit(task, values)
     return video_response(job, await run_in_threadpool(context.models))
 
 
-@router.post("/videos/edits", response_model=schema.VideoResponse, openapi_extra=form_body(schema.VideosAsk, "video"))
+@router.post("/videos/edits", response_model=schema.VideoResponse, openapi_extra=form_body(schema.VideosBody, "video"))
 async def edit_video(context: Context) -> Any:
     """Edit a video by a prompt; `video` is a file, or {"id": ...} of a video generated here."""
-    return await _from_video(context, "edit")
+    return await _from_video(context, "video-edit")
 
 
 @router.post(
-    "/videos/extensions", response_model=schema.VideoResponse, openapi_extra=form_body(schema.VideosAsk, "video")
+    "/videos/extensions", response_model=schema.VideoResponse, openapi_extra=form_body(schema.VideosBody, "video")
 )
 async def extend_video(context: Context) -> Any:
     """Extend a video; `video` as for edits, `seconds` is the added duration."""
-    return await _from_video(context, "extend")
+    return await _from_video(context, "video-extend")
 
 
-async def _from_video(context: RequestContext, verb: Literal["edit", "extend"]) -> Any:
-    fields, files = await read_form(context.request, context.service.inputs, FILES)
+async def _from_video(context: RequestContext, task: schema.VideoTaskName) -> Any:
+    fields, files = await read_form(context.request, context.service.inputs, ("video", "mask", "keep_mask"))
     named = fields.pop("video[id]", None)  # form notation of {"id": ...}
     before = fields.pop("video", None if named is None else {"id": str(named)})
     if before is None and "video" not in files:
         raise HttpProblem(400, 'video: is missing; a file, or {"id": ...}', "invalid_value", "video")
-    clip = files["video"] if "video" in files else await _video_of_job(context, before)
-    body = validate_fields(schema.VideosAsk, {**fields, "verb": verb})
-    return await _submit_video(context, body, {"clip": clip})
+    video = files.pop("video") if "video" in files else await _video_of_job(context, before)
+    body = validate_fields(schema.VideosBody, {**fields, "task": task})
+    uploads = {name: upload.name for name, upload in files.items()}
+    return await _submit_video(context, task, {**body.values(task), **uploads, "video": video.name})
 
 
 async def _video_of_job(context: RequestContext, before: Any) -> UploadedFile:
@@ -217,7 +227,7 @@ async def _video_of_job(context: RequestContext, before: Any) -> UploadedFile:
     id = before.get("id") if isinstance(before, dict) else None
     if not isinstance(id, str) or not id.isascii():
         raise HttpProblem(422, 'video: a file, or {"id": ...}', "invalid_value", "video")
-    job = context.job(id, CLIPS)
+    job = context.job(id, task_kinds("videos"))
     name = content_file(job, "video")
     if name is None:
         raise HttpProblem(409, f"{id}: is not completed", "not_completed")
@@ -228,9 +238,9 @@ async def _video_of_job(context: RequestContext, before: Any) -> UploadedFile:
 @router.post("/videos/{id}/remix", response_model=schema.VideoResponse)
 async def remix_video(id: str, context: Context) -> Any:
     """Edit a video generated here by a new prompt."""
-    clip = await _video_of_job(context, {"id": id})
-    body = validate_fields(schema.VideosAsk, {**await read_json(context.request), "verb": "edit"})
-    return await _submit_video(context, body, {"clip": clip})
+    video = await _video_of_job(context, {"id": id})
+    body = validate_fields(schema.VideosBody, {**await read_json(context.request), "task": "video-edit"})
+    return await _submit_video(context, "video-edit", {**body.values("video-edit"), "video": video.name})
 
 
 @router.get("/videos", response_model=schema.VideosResponse)
@@ -238,7 +248,7 @@ async def list_videos(
     context: Context, limit: PageLimit = 20, after: str | None = None, order: Literal["asc", "desc"] = "desc"
 ) -> Any:
     """List videos, newest first by default."""
-    jobs, more = _page(context, PageQuery(context.owner, limit, after, order == "desc", kind=CLIPS))
+    jobs, more = _page(context, PageQuery(context.owner, limit, after, order == "desc", kinds=task_kinds("videos")))
     models = await run_in_threadpool(context.models)
     data = [video_response(job, models) for job in jobs]
     ids = [video.id for video in data] or [None]
@@ -248,13 +258,13 @@ async def list_videos(
 @router.get("/videos/{id}", response_model=schema.VideoResponse)
 async def get_video(id: str, context: Context) -> Any:
     """Return a video job."""
-    return video_response(context.job(id, CLIPS), await run_in_threadpool(context.models))
+    return video_response(context.job(id, task_kinds("videos")), await run_in_threadpool(context.models))
 
 
 @router.delete("/videos/{id}", response_model=schema.DeletedResponse)
 async def delete_video(id: str, context: Context) -> Any:
     """Delete a video job that has ended."""
-    context.job(id, CLIPS)
+    context.job(id, task_kinds("videos"))
     await context.calls.delete(id, context.owner)
     return schema.DeletedResponse(id=id, object="video.deleted")
 
@@ -264,7 +274,7 @@ async def video_content(
     id: str, context: Context, variant: Literal["video", "thumbnail", "spritesheet"] = "video"
 ) -> FileResponse:
     """Return the file of a video, its first frame, or a strip of frames."""
-    job = context.job(id, CLIPS)
+    job = context.job(id, task_kinds("videos"))
     name = content_file(job, variant)
     if name is None:
         raise (
@@ -279,12 +289,9 @@ async def video_content(
 
 
 @router.post("/jobs", response_model=schema.JobResponse, status_code=202)
-async def create_job(body: schema.JobsAsk, context: Context) -> Any:
-    """Submit a job of any type with all its parameters."""
-    request = body.request
-    if body.kind in (PICTURES, CLIPS):
-        request = {"seed": random_seed(), "model": PLAYGROUND, **request}
-    return job_response(context.service, await context.calls.submit(body.kind, request, context.owner))
+async def create_job(body: schema.JobBody, context: Context) -> Any:
+    """Submit a job of any task or command with all its parameters."""
+    return job_response(context.service, await context.calls.submit(body.kind, body.request, context.owner))
 
 
 @router.get("/jobs", response_model=schema.JobsResponse)

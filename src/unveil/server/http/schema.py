@@ -1,77 +1,78 @@
-"""Request and response bodies, with OpenAI's fields and own ones."""
+"""Request bodies with OpenAI's fields, and response bodies."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from unveil.errors import RecipeError
-from unveil.server.jobs.image_job import MAX_IMAGES, ControlNetSpec
-from unveil.server.jobs.image_job import EditTask as PictureVerb
+from unveil.generation.video_inputs import RATE
 from unveil.server.jobs.job import ErrorSource
-from unveil.server.jobs.request import MAX_SEED, MAX_SIDE, Name, Text
-from unveil.server.jobs.video_job import Keyframe, Scene, VideoTask
+from unveil.server.jobs.job_migration import FORMER_NAMES
+from unveil.server.jobs.task_job import MAX_RESULTS, random_seed
+from unveil.tasks import registry
+from unveil.tasks.fields import MAX_SIDE
 
 _SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
-Ignored = Annotated[Any, Field(description="field of OpenAI's API; ignored")]
-Strength = Annotated[float, Field(ge=0, le=1)]
-Pixels = Annotated[int, Field(ge=0, le=4096)]
+Ignored = Annotated[Any, Field(description="Field of OpenAI's API; ignored.")]
+ImageEditTask = Literal["img2img", "inpaint", "outpaint", "upscale"]
+VideoTaskName = Literal[
+    "video-generate",
+    "video-extend",
+    "video-interpolate",
+    "video-join",
+    "video-loop",
+    "video-edit",
+    "video-storyboard",
+    "video-upscale",
+]
 
 
-class Ask(BaseModel):
-    """Fields that image and video requests share."""
+class OpenAIBody(BaseModel):
+    """Fields of OpenAI's API that a task has under another name or not at all; all others are those of the task."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+    tasks: ClassVar[tuple[str, ...]] = ()  # tasks whose fields it has too
 
-    prompt: Text | None = None
-    model: Name | None = None
-    size: Annotated[str, Field(max_length=20, description="WIDTHxHEIGHT, or auto")] | None = None
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED, description="random by default; see the response")] | None = None
-    steps: Annotated[int, Field(ge=1, le=10_000)] | None = None
-    guidance: Annotated[float, Field(ge=0, le=1000)] | None = None
-    sampler: Annotated[str, Field(max_length=100)] | None = None
-    negative_prompt: Text | None = None
-    expand: Annotated[bool, Field(description="expand a short prompt into a detailed one")] = True
+    size: Annotated[str | None, Field(max_length=20, description="Size as WIDTHxHEIGHT, or auto.")] = None
+    expand: Annotated[
+        bool, Field(description="Whether a short prompt is expanded, for models trained on detailed prompts.")
+    ] = True
 
-    def sampling(self) -> dict[str, Any]:
-        """Return the overrides of the model's sampling settings."""
-        named = {"steps": self.steps, "guidance_scale": self.guidance, "sampler": self.sampler}
-        return {key: value for key, value in named.items() if value is not None}
-
-    def sides(self) -> dict[str, int]:
-        """Return width and height, if given.
+    def values(self, task: str) -> dict[str, Any]:
+        """The values of a task: its fields as they are, and OpenAI's under its names; with a seed.
 
         Raises:
-            RecipeError: Not WIDTHxHEIGHT.
+            RecipeError: A size that is not WIDTHxHEIGHT, or a field under a former name.
         """
-        if self.size is None or self.size == "auto":
-            return {}
-        match = _SIZE.fullmatch(self.size)
-        if match is None or max(int(match[1]), int(match[2])) > MAX_SIDE:
-            raise RecipeError(f"size {self.size!r}: must be WIDTHxHEIGHT in pixels, such as 64x48, or auto")
-        return {"width": int(match[1]), "height": int(match[2])}
-
-    def common(self, seed: int) -> dict[str, Any]:
-        """Return the fields of a job's request that image and video jobs share."""
-        named = {"model": self.model, "prompt": self.prompt, "negative": self.negative_prompt}
-        texts = {key: value for key, value in named.items() if value is not None}
-        return {**texts, **self.sides(), "seed": seed, "sampling": self.sampling(), "expand": self.expand}
+        names = registry.task_class(task).model_fields
+        for key in self.__pydantic_extra__ or {}:
+            if key in FORMER_NAMES and key not in names:
+                raise RecipeError(f"{key}: here it is {FORMER_NAMES[key]}")
+        values = {key: value for key, value in (self.__pydantic_extra__ or {}).items() if value is not None}
+        if not self.expand and "expand_prompt" in names:
+            values.setdefault("expand_prompt", "none")
+        return {"seed": random_seed(), **_sides(self.size), **values}
 
 
-class ImagesAsk(Ask):
-    """`POST /v1/images/generations`."""
+class ImagesBody(OpenAIBody):
+    """`POST /v1/images/generations`: OpenAI's fields, and all fields of the task `sample`."""
 
-    n: Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None = 1
-    response_format: Literal["b64_json", "url"] | None = "b64_json"
-    output_format: Literal["png"] | None = None
-    stream: Literal[False] | None = None
-    partial_images: Literal[0] | None = None
-    label: Annotated[Text, Field(max_length=300)] | None = None
-    loras: Annotated[tuple[Name, ...], Field(max_length=8)] = ()
-    controls: Annotated[tuple[ControlNetSpec, ...], Field(max_length=4)] = ()
-    wait: Annotated[bool, Field(description="false: respond at once with the job")] = True
+    tasks: ClassVar[tuple[str, ...]] = ("sample",)
+
+    n: Annotated[int | None, Field(ge=1, le=MAX_RESULTS, description="Number of images.")] = 1
+    response_format: Annotated[
+        Literal["b64_json", "url"] | None, Field(description="Form in which images are returned.")
+    ] = "b64_json"
+    wait: Annotated[bool, Field(description="Whether the response waits for the images; else it is the job.")] = True
+    output_format: Annotated[Literal["png"] | None, Field(description="File format of the images.")] = None
+    stream: Annotated[Literal[False] | None, Field(description="Streaming, which is not supported.")] = None
+    partial_images: Annotated[Literal[0] | None, Field(description="Streamed previews, which are not supported.")] = (
+        None
+    )
     quality: Ignored = None
     style: Ignored = None
     user: Ignored = None
@@ -82,74 +83,61 @@ class ImagesAsk(Ask):
     complexity: Ignored = None
     input_fidelity: Ignored = None
 
-    def request(self, seed: int) -> dict[str, Any]:
-        """Return the request of an image job."""
-        request = {**self.common(seed), "count": self.n or 1, "loras": list(self.loras)}
-        request |= {"controls": [control.model_dump() for control in self.controls]}
-        return request | ({} if self.label is None else {"label": self.label})
+    def values(self, task: str) -> dict[str, Any]:
+        """The values of a task; `n` is its count."""
+        return {"count": self.n or 1, **super().values(task)}
 
 
-class EditsAsk(ImagesAsk):
-    """`POST /v1/images/edits`, whose files are `image` and `mask`."""
+class EditsBody(ImagesBody):
+    """`POST /v1/images/edits`: OpenAI's fields, and all fields of the task that edits the image."""
 
-    verb: PictureVerb | None = Field(None, description="inpaint with a mask, else img2img")
-    strength: Strength | None = None
-    feather: Annotated[int, Field(ge=0, le=512)] = 0
-    left: Pixels = 0
-    right: Pixels = 0
-    top: Pixels = 0
-    bottom: Pixels = 0
-    factor: Annotated[int, Field(ge=1, le=8)] = 2
+    tasks: ClassVar[tuple[str, ...]] = ("img2img", "inpaint", "outpaint", "upscale")
 
-    def edit(self, seed: int, image: str, mask: str | None) -> dict[str, Any]:
-        """Return the request of an image job that edits an upload."""
-        verb = self.verb or ("img2img" if mask is None else "inpaint")
-        names = ("strength", "feather", "left", "right", "top", "bottom", "factor")
-        change = {name: getattr(self, name) for name in names}
-        change |= {"verb": verb, "picture": image, "mask": mask}
-        return {**self.request(seed), "change": {key: value for key, value in change.items() if value is not None}}
+    task: Annotated[
+        ImageEditTask | None, Field(description="Task that edits the image; inpaint with a mask, else img2img.")
+    ] = None
 
 
-class VideosAsk(Ask):
-    """`POST /v1/videos`, whose files are `input_reference`, `clip`, `other`, `mask` and `keep`."""
+class VideosBody(OpenAIBody):
+    """`POST /v1/videos`: OpenAI's fields, and all fields of the task that generates the video."""
 
-    seconds: Annotated[float, Field(gt=0, le=3600)] | None = None
-    frames: Annotated[int, Field(ge=1, le=4096)] | None = None
-    fps: Annotated[float, Field(gt=0, le=120)] | None = None
-    verb: VideoTask | None = None
-    form: Literal["mp4", "webm", "gif"] = "mp4"
-    known: Annotated[tuple[Keyframe, ...], Field(max_length=64)] = ()
-    window: Annotated[int, Field(ge=1, le=4096)] | None = None
-    direction: Literal["forward", "backward"] | None = None
-    context: Annotated[int, Field(ge=1, le=4096)] | None = None
-    way: Literal["bridge", "blend", "noise", "difference"] | None = None
-    prompts: Annotated[tuple[Text, ...], Field(max_length=2)] = ()
-    strength: Strength | None = None
-    source: Text | None = None
-    scenes: Annotated[tuple[Scene, ...], Field(max_length=64)] = ()
-    fade: Annotated[int, Field(ge=0, le=4096)] | None = None
-    factor: Annotated[int, Field(ge=1, le=8)] | None = None
+    tasks: ClassVar[tuple[str, ...]] = (
+        "video-generate", "video-extend", "video-interpolate", "video-join", "video-loop", "video-edit",
+        "video-storyboard", "video-upscale",
+    )  # fmt: skip
 
-    def request(self, seed: int, rate: float) -> dict[str, Any]:
-        """Return the request of a video job, without its files.
+    task: Annotated[
+        VideoTaskName | None, Field(description="Task; video-extend with an input video, else video-generate.")
+    ] = None
+    seconds: Annotated[
+        float | None, Field(gt=0, le=3600, description="Length in seconds, where the number of frames is left out.")
+    ] = None
 
-        Args:
-            seed: Seed of the video.
-            rate: Default frame rate, in frames per second.
-        """
-        frames = self.frames
-        if frames is None and self.seconds is not None:
-            frames = max(1, round(self.seconds * (self.fps or rate)))
-        names = ("fps", "window", "direction", "context", "way", "strength", "source", "fade", "factor")
-        fields: dict[str, Any] = {name: getattr(self, name) for name in names}
-        fields |= {"verb": self.verb or "make", "form": self.form, "frames": frames}
-        fields |= {"prompts": list(self.prompts), "known": [item.model_dump() for item in self.known]}
-        fields |= {"scenes": [item.model_dump() for item in self.scenes]}
-        return {**self.common(seed), **{key: value for key, value in fields.items() if value not in (None, [])}}
+    def values(self, task: str) -> dict[str, Any]:
+        """The values of a task; `seconds` are its frames."""
+        values = super().values(task)
+        if self.seconds is not None and "frames" not in values:
+            rate = values.get("fps", RATE)
+            values["frames"] = max(1, round(self.seconds * (rate if isinstance(rate, int | float) else RATE)))
+        return values
 
 
-class JobsAsk(BaseModel):
-    """`POST /v1/jobs`: a job of any type, with all parameters of its type."""
+def _sides(size: str | None) -> Mapping[str, int]:
+    """The width and height of a size; empty for the model's own.
+
+    Raises:
+        RecipeError: Not WIDTHxHEIGHT.
+    """
+    if size is None or size == "auto":
+        return {}
+    match = _SIZE.fullmatch(size)
+    if match is None or max(int(match[1]), int(match[2])) > MAX_SIDE:
+        raise RecipeError(f"size {size!r}: must be WIDTHxHEIGHT in pixels, such as 64x48, or auto")
+    return {"width": int(match[1]), "height": int(match[2])}
+
+
+class JobBody(BaseModel):
+    """`POST /v1/jobs`: a job of any task or command, with all parameters of its type."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -16,7 +16,7 @@ from unveil.server.http.forms import read_form
 from unveil.server.http.openapi import schema_of, task_body
 from unveil.server.http.responses import job_response
 from unveil.server.http.routes import RequestContext
-from unveil.server.jobs.task_job import is_task
+from unveil.server.jobs.task_job import task_kinds
 from unveil.tasks import registry
 from unveil.tasks.fields import FileInput
 from unveil.tasks.task import Task, mark_of
@@ -54,22 +54,21 @@ def task_router() -> APIRouter:
     @router.get("", response_model=TasksResponse)
     async def list_tasks() -> Any:
         """List all tasks with their fields."""
-        return TasksResponse(data=[_info(registry.task_class(name)) for name in registry.entries() if is_task(name)])
+        return TasksResponse(data=[_info(registry.task_class(name)) for name in task_kinds()])
 
-    for name in registry.entries():
-        if is_task(name):
-            kind = registry.task_class(name)
-            router.add_api_route(
-                f"/{name}",
-                _submit(kind),
-                methods=["POST"],
-                name=f"task_{name.replace('-', '_')}",
-                summary=registry.summary(kind),
-                description=(kind.__doc__ or "").partition("\n\n    Example:")[0],
-                response_model=schema.JobResponse,
-                status_code=202,
-                openapi_extra=task_body(kind, file_fields(kind)),
-            )
+    for name in task_kinds():
+        kind = registry.task_class(name)
+        router.add_api_route(
+            f"/{name}",
+            _submit(kind),
+            methods=["POST"],
+            name=f"task_{name.replace('-', '_')}",
+            summary=registry.summary(kind),
+            description=(kind.__doc__ or "").partition("\n\n    Example:")[0],
+            response_model=schema.JobResponse,
+            status_code=202,
+            openapi_extra=task_body(kind, file_fields(kind)),
+        )
     return router
 
 

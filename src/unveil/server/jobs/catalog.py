@@ -98,19 +98,13 @@ class Catalog:
         """List all LoRAs of the models folder."""
         return _in_models_folder("loras")
 
-    def lora(self, text: str) -> tuple[CatalogEntry, float]:
-        """Parse NAME or NAME:WEIGHT into a LoRA and its weight.
+    def lora(self, name: str) -> CatalogEntry:
+        """Return the LoRA with this name.
 
         Raises:
-            WeightsError: No LoRA has this name, or the weight is not a number.
+            WeightsError: No LoRA has this name.
         """
-        loras, (name, colon, weight) = self.loras(), text.rpartition(":")
-        if not colon or any(entry.name == text for entry in loras):
-            return _find(text, loras, "LoRA"), 1.0
-        try:
-            return _find(name, loras, "LoRA"), float(weight)
-        except ValueError:
-            raise WeightsError(f"{text[:200]!r}: must be NAME or NAME:WEIGHT, such as style:0.8") from None
+        return _find(name, self.loras(), "LoRA")
 
     def controlnets(self) -> list[CatalogEntry]:
         """List all ControlNets of the models folder."""

@@ -27,8 +27,8 @@ from unveil.model.config import recipe_names, validate
 from unveil.model.config.sections import Section
 from unveil.server.jobs.catalog import Catalog
 from unveil.server.jobs.command_process import CommandProcess, end_orphans
-from unveil.server.jobs.request import Name
 from unveil.server.jobs.worker import Interrupted, JobProgress, WorkerFailure
+from unveil.tasks.fields import Name
 
 TRAIN, CAPTION, EVALUATE, CHECK, CONVERT = "train", "caption", "evaluate", "check", "convert"
 LOG = "log.txt"

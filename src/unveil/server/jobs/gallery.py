@@ -8,22 +8,14 @@ from typing import Any
 from unveil.errors import DataError
 from unveil.generation.generate import LABEL, PROMPT, sampling_of
 from unveil.server.jobs.catalog import Catalog, CatalogEntry
-from unveil.server.jobs.image_job import PICTURES
 from unveil.server.jobs.job import Job
 from unveil.server.jobs.queue import Queue
-from unveil.server.jobs.request import MAX_SEED
 from unveil.server.jobs.sqlite_store import SearchQuery
-from unveil.server.jobs.video_job import CLIPS
+from unveil.server.jobs.task_job import task_kinds
+from unveil.tasks.fields import MAX_SEED
 
-MEDIA_KINDS = (PICTURES, CLIPS)
-_SEARCHED_KEYS = (
-    "prompt",
-    "negative",
-    "label",
-    "model",
-    "seed",
-    "source",
-)  # keys of a request whose values are searched
+# keys of a request whose values are searched
+_SEARCHED_KEYS = ("prompt", "negative_prompt", "label", "model", "seed", "source_prompt")
 
 
 def search(
@@ -38,11 +30,12 @@ def search(
         begin: Index of the first match to return.
         limit: Maximum number of jobs to return.
     """
-    return queue.search(SearchQuery(tuple(words.split()), _SEARCHED_KEYS, MEDIA_KINDS, owner), begin, limit)
+    kinds = task_kinds("images", "videos", "media")
+    return queue.search(SearchQuery(tuple(words.split()), _SEARCHED_KEYS, kinds, owner), begin, limit)
 
 
 def request_from_metadata(metadata: Mapping[str, Any], catalog: Catalog) -> dict[str, Any]:
-    """Build the request that generates an image again, in the form of `PictureRequest`.
+    """Build the values of the task `sample` that generate an image again.
 
     An expanded prompt is used as it is, without another expansion. Results of an edit cannot be restored: they need
     their input files, which the metadata does not contain.
@@ -67,14 +60,17 @@ def request_from_metadata(metadata: Mapping[str, Any], catalog: Catalog) -> dict
         raise DataError(f"the image's metadata lacks {problem}; it was not written by this program") from problem
     if not 0 <= seed <= MAX_SEED:
         raise DataError(f"the image's metadata has the seed {seed}, which is out of range for requests")
-    texts = {"prompt": conditions.get(PROMPT), "label": conditions.get(LABEL), "negative": negative.get(PROMPT)}
-    request: dict[str, Any] = {"model": name, "seed": seed, "first": first, "count": 1, "expand": False}
+    request: dict[str, Any] = {"model": name, "seed": seed, "start_index": first, "count": 1, "expand_prompt": "none"}
+    texts = {"prompt": conditions.get(PROMPT), "label": conditions.get(LABEL), "negative_prompt": negative.get(PROMPT)}
     request |= {key: str(value) for key, value in texts.items() if value is not None}
-    request["sampling"] = {key: value for key, value in sampling_of(metadata).items() if value is not None}
+    sampling = {key: value for key, value in sampling_of(metadata).items() if value is not None}
+    request |= {key: sampling.pop(key) for key in ("steps", "sampler", "guidance_scale") if key in sampling}
+    request["sampling"] = sampling
     if metadata.get("size"):
         request["height"], request["width"] = map(int, metadata["size"])
     if loras:
-        request["loras"] = [f"{_catalog_name(lora, catalog.loras(), 'LoRA')}:{weight:g}" for lora, weight in loras]
+        names = [_catalog_name(lora, catalog.loras(), "LoRA") for lora, _ in loras]
+        request["lora"] = [{"file": lora, "weight": weight} for lora, (_, weight) in zip(names, loras, strict=True)]
     return request
 
 

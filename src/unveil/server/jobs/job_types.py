@@ -10,24 +10,16 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 
 from unveil.errors import RecipeError, did_you_mean
-from unveil.model.config import SampleConfig
 from unveil.server.jobs.catalog import RUNS, Catalog, ModelInfo, model_info
 from unveil.server.jobs.command_job import COMMANDS, CommandJob, request_reader
-from unveil.server.jobs.cost import check_sampler_options, count_nfe
-from unveil.server.jobs.image_job import PICTURES, ImageJob, PictureRequest, task_values
-from unveil.server.jobs.image_job import read_request as read_pictures
+from unveil.server.jobs.job_migration import FORMER_KINDS, migrate_job
 from unveil.server.jobs.model_cache import ModelCache
-from unveil.server.jobs.request import BaseRequest
-from unveil.server.jobs.task_job import TaskJob, check_references, is_task, parse_request, task_cost
+from unveil.server.jobs.task_job import TaskJob, check_references, is_task, parse_request, task_cost, task_kinds
 from unveil.server.jobs.uploads import FOLDER, UploadStore
-from unveil.server.jobs.video_job import CLIPS, ClipRequest, VideoJob, files_of
-from unveil.server.jobs.video_job import read_request as read_clips
 from unveil.server.jobs.worker import JobHandler
 from unveil.tasks import registry
 from unveil.tasks.task import Task
 from unveil.types import is_valid_utf8
-
-DEFAULT_SIDE, DEFAULT_FRAMES = 512, 16  # assumed for models whose shape is unknown before loading
 
 
 class JobType(NamedTuple):
@@ -44,47 +36,6 @@ class JobType(NamedTuple):
     cost: Callable[[Any, ModelInfo, UploadStore], float]
 
 
-def _image_cost(request: PictureRequest, about: ModelInfo, inputs: UploadStore) -> float:
-    side = (DEFAULT_SIDE, DEFAULT_SIDE) if about.shape is None else about.shape[-2:]
-    height, width, jumps = *(request.size or side), (0, 1)
-    if request.change is not None:
-        upload, change = inputs.info(request.change.picture), request.change
-        height, width = request.size or (upload.height, upload.width)
-        factor = change.factor if change.verb == "upscale" else 1
-        height, width = factor * (height + change.top + change.bottom), factor * (width + change.left + change.right)
-        jumps = change.jumps
-    return request.count * _nfe(request, about, jumps) * height * width / 1e6
-
-
-def _video_cost(request: ClipRequest, about: ModelInfo, inputs: UploadStore) -> float:
-    default = (
-        (DEFAULT_FRAMES, DEFAULT_SIDE, DEFAULT_SIDE) if about.shape is None or len(about.shape) < 4 else about.shape[1:]
-    )
-    frames, height, width = default
-    uploads = [inputs.info(name) for name in (request.clip, request.other) if name is not None]
-    if uploads:
-        frames = sum(upload.frames for upload in uploads) + (request.frames or frames)
-        height, width = max(upload.height for upload in uploads), max(upload.width for upload in uploads)
-    frames = frames if uploads or request.length is None else request.length
-    height, width = request.size or (height, width)
-    factor = request.factor if request.verb == "upscale" else 1
-    return _nfe(request, about) * frames * factor * height * factor * width / 1e6
-
-
-def _nfe(request: BaseRequest, about: ModelInfo, jumps: tuple[int, int] = (0, 1)) -> float:
-    """Count the network evaluations per sample; settings that the request lacks are the model's own."""
-    settings = (about.sample or SampleConfig()).changed(request.sampling)
-    if request.sampling.get("options"):  # the model's own options are valid
-        check_sampler_options(settings)
-    return count_nfe(settings, *jumps)
-
-
-def _check_images(request: PictureRequest, catalog: Catalog, inputs: UploadStore) -> None:
-    """Look up all names of a request."""
-    name, values = task_values(request, catalog)
-    check_references(parse_request(name, values), catalog, inputs)
-
-
 def _checker(kind: str) -> Callable[[Any, Catalog, UploadStore], object]:
     """Return a function that looks up all names of a command's request."""
     return lambda request, catalog, inputs: COMMANDS[kind][1](request, catalog, Path(), "auto")
@@ -96,11 +47,7 @@ def _no_cost(request: Any, about: ModelInfo, inputs: UploadStore) -> float:
     return 0.0
 
 
-JOB_TYPES: Mapping[str, JobType] = {
-    PICTURES: JobType(read_pictures, _check_images, _image_cost),
-    CLIPS: JobType(read_clips, files_of, _video_cost),
-    **{kind: JobType(request_reader(kind), _checker(kind), _no_cost) for kind in COMMANDS},
-}
+JOB_TYPES: Mapping[str, JobType] = {kind: JobType(request_reader(kind), _checker(kind), _no_cost) for kind in COMMANDS}
 
 
 def job_type(kind: str) -> JobType:
@@ -112,7 +59,7 @@ def job_type(kind: str) -> JobType:
     if kind in JOB_TYPES:
         return JOB_TYPES[kind]
     if not is_task(kind):
-        allowed = [*JOB_TYPES, *filter(is_task, registry.entries())]
+        allowed = [*JOB_TYPES, *task_kinds()]
         raise RecipeError(f"kind {kind[:100]!r}: no such type of job{did_you_mean(kind, allowed)}")
     return JobType(lambda request: parse_request(kind, request), check_references, task_cost)
 
@@ -131,10 +78,16 @@ def job_cost(
         JobTooLarge: The cost exceeds the budget.
     """
     _check_text(request)
+    if kind in FORMER_KINDS:
+        name, _ = migrate_job(kind, dict(request))
+        raise RecipeError(
+            f"kind {kind!r}: a job has the name of its task; this one is {name!r}, whose fields are those of "
+            f"POST /v1/tasks/{name}"
+        )
     type_of_job = job_type(kind)
     parsed = type_of_job.read(request)
     type_of_job.check(parsed, catalog, inputs)
-    name = getattr(parsed, "model", None) if isinstance(parsed, BaseRequest | Task) else None
+    name = getattr(parsed, "model", None) if isinstance(parsed, Task) else None
     model = ModelInfo() if name is None else model_info(catalog.model(name))
     cost = type_of_job.cost(parsed, model, inputs)
     if budget is not None and cost > budget:
@@ -153,12 +106,7 @@ def _check_text(request: Mapping[str, Any]) -> None:
 def job_handlers(folder: Path, device: str) -> Mapping[str, JobHandler]:
     """Return the handlers of all job types, for a state folder and a device."""
     models, catalog, inputs = ModelCache(), Catalog(folder / RUNS), UploadStore(folder / FOLDER)
-    tasks: dict[str, JobHandler] = {
-        name: TaskJob(name, models, catalog, inputs, device) for name in registry.entries() if name not in JOB_TYPES
-    }
     return {
-        PICTURES: ImageJob(catalog, tasks),
-        CLIPS: VideoJob(models, catalog, inputs, device),
+        **{name: TaskJob(name, models, catalog, inputs, device) for name in registry.entries()},
         **{kind: CommandJob(kind, catalog, device) for kind in COMMANDS},
-        **tasks,
     }

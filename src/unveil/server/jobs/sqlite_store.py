@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 from unveil.errors import DataError
 from unveil.server.jobs.job import Job, State
-from unveil.server.jobs.job_migration import FORMER_ERROR_SOURCES, FORMER_FIELDS
+from unveil.server.jobs.job_migration import FORMER_ERROR_SOURCES, FORMER_FIELDS, FORMER_KINDS, migrate_job
 
-VERSION = 3  # of the schema
+VERSION = 4  # of the schema
 # turn numbers the claims; lease is the time, by the queue's clock, until which a worker counts as alive
 _COLUMNS = {
     "number": "INTEGER PRIMARY KEY AUTOINCREMENT",
@@ -79,6 +79,12 @@ def migrate(table: sqlite3.Connection) -> None:
             table.execute(f"ALTER TABLE jobs ADD COLUMN {name} {kind}")
     for former, source in FORMER_ERROR_SOURCES.items():
         table.execute("UPDATE jobs SET error_source = ? WHERE error_source = ?", (source, former))
+    kinds = ", ".join("?" * len(FORMER_KINDS))
+    for number, kind, request in table.execute(
+        f"SELECT number, kind, request FROM jobs WHERE kind IN ({kinds})", FORMER_KINDS
+    ).fetchall():
+        task, values = migrate_job(kind, json.loads(request))
+        table.execute("UPDATE jobs SET kind = ?, request = ? WHERE number = ?", (task, json.dumps(values), number))
 
 
 def reserve_disk(table: sqlite3.Connection) -> None:
@@ -123,7 +129,8 @@ class PageQuery(NamedTuple):
         limit: Maximum number of jobs.
         after: Start after this job of the owner; None: at the beginning.
         newest: Newest first instead of oldest first.
-        state, kind: Filters; None: any.
+        state: Filter; None: any.
+        kinds: Types of jobs; empty: all.
     """
 
     owner: str
@@ -131,7 +138,7 @@ class PageQuery(NamedTuple):
     after: str | None = None
     newest: bool = True
     state: State | None = None
-    kind: str | None = None
+    kinds: tuple[str, ...] = ()
 
 
 def page(table: sqlite3.Connection, query: PageQuery) -> tuple[list[Job], bool]:
@@ -140,8 +147,10 @@ def page(table: sqlite3.Connection, query: PageQuery) -> tuple[list[Job], bool]:
     Raises:
         DataError: The owner has no such job to start after.
     """
-    filters = {"owner": query.owner, "state": query.state, "kind": query.kind}
+    filters = {"owner": query.owner, "state": query.state}
     conditions: dict[str, object] = {f"{name} = ?": value for name, value in filters.items() if value is not None}
+    if query.kinds:  # a list in JSON, as one value
+        conditions["kind IN (SELECT value FROM json_each(?))"] = json.dumps(query.kinds)
     if query.after is not None:
         where = "SELECT number FROM jobs WHERE id = ? AND owner = ?"
         behind = table.execute(where, (query.after, query.owner)).fetchone()

@@ -5,8 +5,10 @@ Every task of the registry is a type of job under its name, unless it states why
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,6 +19,7 @@ from unveil.model.config import SampleConfig
 from unveil.server.jobs.catalog import Catalog, ModelInfo
 from unveil.server.jobs.cost import check_sampler_options, count_nfe
 from unveil.server.jobs.job_console import job_console
+from unveil.server.jobs.media_files import white_mask, write_video_previews
 from unveil.server.jobs.model_cache import ModelCache
 from unveil.server.jobs.uploads import UploadStore
 from unveil.server.jobs.worker import JobProgress
@@ -51,15 +54,13 @@ class ServerNames:
         if isinstance(mark, FileInput):
             path = self._uploads.path(value)
             if mark.medium == "mask" and self._scratch is not None:
-                from unveil.server.jobs.image_job import white_mask
-
                 path = white_mask(path, self._scratch)
             return str(path)
         if mark.kind == "folder":
             return str(self._catalog.folder(value))
         find: dict[str, Callable[[str], Any]] = {
             "model": self._catalog.model,
-            "lora": lambda name: self._catalog.lora(name)[0],
+            "lora": self._catalog.lora,
             "controlnet": self._catalog.controlnet,
             "classifier": self._catalog.model,
             "captioner": self._catalog.captioner,
@@ -70,6 +71,18 @@ class ServerNames:
 def is_task(kind: str) -> bool:
     """Whether jobs of this type are tasks of the registry."""
     return kind in registry.entries() and not registry.task_class(kind).served
+
+
+@cache
+def task_kinds(*makes: str) -> tuple[str, ...]:
+    """The names of the tasks that a server offers; with `makes`, of those whose files are one of these."""
+    names = filter(is_task, registry.entries())
+    return tuple(name for name in names if not makes or registry.task_class(name).makes in makes)
+
+
+def random_seed() -> int:
+    """Draw a random seed, short enough to be typed."""
+    return secrets.randbelow(2**32)
 
 
 def parse_request(kind: str, request: Mapping[str, Any]) -> Task:
@@ -149,3 +162,6 @@ class TaskJob:
                 on_preview=preview,
             )
             task.run(context)
+        progress.check()
+        if task.makes in ("videos", "media"):
+            write_video_previews(folder)

@@ -85,7 +85,7 @@ class EvaluateTab(Tab):
 
     def reports(self, owner: str) -> list[Any]:
         """List the reports, newest first."""
-        part = PageQuery(owner, REPORTS, state="completed", kind=EVALUATE)
+        part = PageQuery(owner, REPORTS, state="completed", kinds=(EVALUATE,))
         named = [(_named(job), job.id) for job in self.client.service.queue.page(part)[0] if PAGE in job.outputs]
         if not named:
             empty = job_html.hint(self.tr("No report exists yet: evaluate a model."))

@@ -14,14 +14,15 @@ from unveil.data.image_decoding import open_image
 from unveil.errors import RecipeError
 from unveil.generation.image_output import read_facts
 from unveil.server.jobs.gallery import controlnets_used, request_from_metadata, search
-from unveil.server.jobs.image_job import image_files
 from unveil.server.jobs.job import Job
+from unveil.server.jobs.media_files import COVER, image_files, video_file
 from unveil.server.jobs.uploads import MAX_PIXELS
-from unveil.server.jobs.video_job import CLIPS, COVER
 from unveil.studio import job_html
 from unveil.studio.tab_base import HEARD, Tab, TabContext
+from unveil.studio.tabs import image, video
 
 PAGE = 24  # cards per page
+RESTORED = {**image.TASKS, **video.TASKS}  # tasks whose settings a tab has components for
 
 
 class GalleryTab(Tab):
@@ -74,9 +75,9 @@ class GalleryTab(Tab):
 
     def _card(self, job: Job, confirming: bool) -> Markup:
         tr, words = self.tr, job_html.job_title(job)
-        if job.kind == CLIPS:
-            name = next(output for output in job.outputs if output.startswith("clip."))
-            seen = job_html.video_html(job_html.file_url(job, name), words, job_html.file_url(job, COVER))
+        if (name := video_file(job)) is not None:
+            cover = job_html.file_url(job, COVER) if COVER in job.outputs else ""
+            seen = job_html.video_html(job_html.file_url(job, name), words, cover)
         else:
             names = image_files(job)
             link = Markup('<a href="{0}" target="_blank" rel="noopener"><img loading="lazy" src="{0}" alt="{1}"></a>')
@@ -88,7 +89,10 @@ class GalleryTab(Tab):
             )
             seen = Markup('<div class="{}">{}</div>').format("all" if len(names) > 1 else "one", each)
         facts = f"{job.request.get('model', '')}, {tr('Seed')} {job.request.get('seed', '')}"
-        acts = job_html.button("restore", tr("Use settings"), tr("Use the settings of {what}", what=words), job=job.id)
+        acts = Markup("")
+        if job.kind in RESTORED:
+            about = tr("Use the settings of {what}", what=words)
+            acts += job_html.button("restore", tr("Use settings"), about, job=job.id)
         acts += job_html.button("again", tr("Generate again"), tr("Generate {what} again", what=words), job=job.id)
         if confirming:
             acts = Markup("<strong>{}</strong> ").format(job_html.safe_text(tr("Delete it for good?")))
@@ -115,7 +119,7 @@ class GalleryTab(Tab):
         return self.look(owner, words, page, data.get("job", "") if data["do"] == "ask" else ""), None
 
     def request_in(self, path: str | None) -> tuple[dict[str, Any], list[str]]:
-        """Return the request that generates an image file again, and the settings that it lacks, as text.
+        """Return the values of `sample` that generate an image file again, and the settings that it lacks, as text.
 
         Raises:
             RecipeError: No file was chosen.

@@ -8,22 +8,29 @@ from typing import Any
 import gradio as gr
 
 from unveil.errors import RecipeError
-from unveil.server.jobs.image_job import MAX_IMAGES, PICTURES, ControlNetSpec, EditSpec, image_files
-from unveil.studio.form_parsing import non_empty, settings_text
-from unveil.studio.tab_base import GenerationTab, JobWatcher, TabContext, connect_default, default_for
+from unveil.server.jobs.media_files import image_files
+from unveil.studio.tab_base import GenerationTab, JobWatcher, TabContext, connect_default, default_for, default_strength
 from unveil.studio.tabs.xyz_plot import XyzPlot
 from unveil.studio.upload_components import ImageUpload
-from unveil.tasks.fields import PLAYGROUND
+from unveil.tasks.fields import PLAYGROUND, ControlNet, Lora
+from unveil.tasks.img2img import Img2Img
+from unveil.tasks.inpaint import Inpaint
+from unveil.tasks.outpaint import Outpaint
+from unveil.tasks.text_to_image import TextToImage
+from unveil.tasks.upscale import Upscale
 
 LORAS = 2  # maximum number of LoRAs
-USUAL = {"img2img": 0.6, "inpaint": 1.0, "upscale": 0.3}  # default denoising strengths, as in `EditSpec`
-SIDES = ("left", "right", "top", "bottom")
+TASKS = {task.name: task for task in (TextToImage, Img2Img, Inpaint, Outpaint, Upscale)}
+# default strength of each task that has one
+STRENGTHS = {name: default_strength(task) for name, task in TASKS.items() if "strength" in task.model_fields}
+MARGINS = ("left", "right", "top", "bottom")
+CONTROL_FIELDS = ("weight", "start", "stop")
 
 
 class ImageTab(GenerationTab):
     """Tab of images."""
 
-    kind = PICTURES
+    tasks = TASKS
 
     def __init__(self, context: TabContext) -> None:
         super().__init__(context, "image")
@@ -51,13 +58,13 @@ class ImageTab(GenerationTab):
     def _inputs(self) -> None:
         tr = self.tr
         names = {
-            tr("Text to image"): "new",
-            tr("Image to image"): "img2img",
-            tr("Inpaint"): "inpaint",
-            tr("Outpaint"): "outpaint",
-            tr("Upscale"): "upscale",
+            tr("Text to image"): TextToImage.name,
+            tr("Image to image"): Img2Img.name,
+            tr("Inpaint"): Inpaint.name,
+            tr("Outpaint"): Outpaint.name,
+            tr("Upscale"): Upscale.name,
         }
-        self.mode = gr.Radio([*names.items()], value="new", label=tr("Task"), elem_id="image-mode")
+        self.task = gr.Radio([*names.items()], value=TextToImage.name, label=tr("Task"), elem_id="image-task")
         self.model = gr.Dropdown(self.client.models(), value=PLAYGROUND, label=tr("Model"), elem_id="image-model")
         self.prompt = gr.Textbox(
             label=tr("Prompt"), lines=2, elem_id="image-prompt",
@@ -68,42 +75,36 @@ class ImageTab(GenerationTab):
                 label=tr("Input image"), type="filepath", sources=["upload", "clipboard"], height=240,
                 elem_id="image-source",
             )  # fmt: skip
-            self.strength = self.anew(USUAL["img2img"])
+            self.strength = self.build_strength(Img2Img)
         with gr.Group(visible=False) as self.painted:
             gr.Markdown(tr("Paint over the part to regenerate."))
             self.editor, self.mask = self.brush(), self.ready_mask()
-            self.feather = gr.Slider(0, 64, value=0, step=1, label=tr("Mask feather (pixels)"))
         with gr.Group(visible=False) as self.margins, gr.Row():
-            sides = (tr("left"), tr("right"), tr("top"), tr("bottom"))
-            self.sides = [
-                gr.Number(0, minimum=0, precision=0, label=tr("Pixels {side}", side=side), min_width=80)
-                for side in sides
-            ]
+            for side in MARGINS:
+                self.add(Outpaint, side)
+        with gr.Group(visible=False) as self.blended:
+            self.add(Inpaint, "feather")
+            self.add(Inpaint, "method")
         with gr.Group(visible=False) as self.larger:
-            self.factor = gr.Slider(1, 8, value=2, step=1, label=tr("Upscale factor"))
+            self.add(Upscale, "factor")
         with gr.Row():
-            self.steps = self.field(tr("Steps"), "steps")
-            self.guidance = self.field(tr("Guidance scale"), "guidance")
-            self.count = gr.Number(
-                1, minimum=1, maximum=MAX_IMAGES, precision=0, label=tr("Number of images"), min_width=90
-            )
+            for name in ("steps", "guidance_scale", "count"):
+                self.add(TextToImage, name)
         self.build_seed()
         self._more()
 
     def _more(self) -> None:
         tr = self.tr
         with gr.Accordion(tr("More settings"), open=False, elem_id="image-more"):
-            self.negative = gr.Textbox(label=tr("Negative prompt"))
-            self.label = gr.Textbox(label=tr("Class (for class-conditional models)"), elem_id="image-label")
-            self.expand = gr.Checkbox(True, label=tr("Prompt expansion (for models trained on detailed prompts)"))
+            self.add(TextToImage, "negative_prompt")
+            self.add(TextToImage, "label")
+            self.expand_prompt = self.build_expansion(TextToImage)
             self.sampler = self.by_name()
             with gr.Row():
-                self.width, self.height = self.field(tr("Width"), "width"), self.field(tr("Height"), "height")
-            self.first = gr.Number(0, minimum=0, precision=0, label=tr("Start index"))
-            self.others = gr.Textbox(
-                label=tr("Other sampling settings, one per line"), lines=2, elem_id="image-others",
-                placeholder="interval: [0.5, 1.0]",
-            )  # fmt: skip
+                self.add(TextToImage, "width")
+                self.add(TextToImage, "height")
+            self.add(TextToImage, "start_index")
+            self.add(TextToImage, "sampling", placeholder="interval: [0.5, 1.0]")
         with gr.Accordion(tr("LoRA and ControlNet"), open=False, elem_id="image-adapters"):
             catalog = self.client.service.catalog
             self.loras: list[Any] = []
@@ -113,7 +114,10 @@ class ImageTab(GenerationTab):
                         self._names(catalog.loras()), value="", label=tr("LoRA {place}", place=place + 1),
                         elem_id=f"image-lora-{place + 1}",
                     )  # fmt: skip
-                    weight = gr.Slider(-2, 2, value=1, step=0.05, label=tr("Weight of LoRA {place}", place=place + 1))
+                    weight = gr.Slider(
+                        -2, 2, value=_default(Lora, "weight"), step=0.05,
+                        label=tr("Weight of LoRA {place}", place=place + 1),
+                    )  # fmt: skip
                 self.loras += [chosen, weight]
             self.control = gr.Dropdown(
                 self._names(catalog.controlnets()), value="", label=tr("ControlNet"), elem_id="image-control"
@@ -122,10 +126,10 @@ class ImageTab(GenerationTab):
                 label=tr("Control image"), type="filepath", sources=["upload", "clipboard"],
                 height=200, elem_id="image-hint",
             )  # fmt: skip
+            labels = (tr("Weight of the ControlNet"), tr("Control start"), tr("Control end"))
             self.control_range = [
-                gr.Slider(0, 2, value=1, step=0.05, label=tr("Weight of the ControlNet")),
-                gr.Slider(0, 1, value=0, step=0.05, label=tr("Control start")),
-                gr.Slider(0, 1, value=1, step=0.05, label=tr("Control end")),
+                gr.Slider(0, 2 if name == "weight" else 1, value=_default(ControlNet, name), step=0.05, label=label)
+                for name, label in zip(CONTROL_FIELDS, labels, strict=True)
             ]
 
     def _then(self) -> None:
@@ -138,13 +142,11 @@ class ImageTab(GenerationTab):
     @property
     def fields(self) -> dict[str, Any]:
         """Input components by name."""
-        named = ("mode", "model", "prompt", "source", "strength", "editor", "mask", "feather", "factor", "steps")
-        named += ("guidance", "count", "seed", "fresh", "negative", "label", "expand", "sampler", "width", "height")
-        named += ("control", "hint", "first", "others")
-        components = {name: getattr(self, name) for name in named}
-        components |= dict(zip(SIDES, self.sides, strict=True))
+        named = ("task", "model", "prompt", "source", "strength", "editor", "mask", "seed", "fresh", "expand_prompt")
+        named += ("sampler", "control", "hint")
+        components = {name: getattr(self, name) for name in named} | self.parts
         components |= {f"lora{place}": part for place, part in enumerate(self.loras)}
-        return components | dict(zip(("weight", "start", "stop"), self.control_range, strict=True))
+        return components | dict(zip(CONTROL_FIELDS, self.control_range, strict=True))
 
     # -- events -------------------------------------------------------------------------------------------------
 
@@ -152,114 +154,80 @@ class ImageTab(GenerationTab):
         fields, watch = self.fields, self.watch
         self.draft.connect(fields)
         # an editor that is not visible yet cannot show an image, so it is updated after it is shown
-        seen = self.mode.change(
-            _groups, [self.mode], [self.given, self.painted, self.margins, self.larger, self.strength],
+        seen = self.task.change(
+            _groups, [self.task],
+            [self.given, self.painted, self.margins, self.blended, self.larger, self.strength],
             show_progress="hidden", api_visibility="private",
         )  # fmt: skip
-        connect_default(self.mode, self.strength, USUAL)
+        connect_default(self.task, self.strength, STRENGTHS)
         for event in (seen.then, self.source.change):
-            self.on(event, self._to_paint, [self.mode, self.source], [self.editor], by_user=False)
+            self.on(event, self._to_paint, [self.task, self.source], [self.editor], by_user=False)
         for event in (self.go.click, self.prompt.submit):
             watch.begins(event, self.submitted, [*fields.values()], self.settled)
         watch.result.change(
             self._ready, [watch.browser_state], [self.after], show_progress="hidden", api_visibility="private"
         )
-        taken = [self.source, self.mode, self.strength]
+        taken = [self.source, self.task, self.strength]
         self.on(self.again.click, self._reuse, [watch.browser_state, self.which, self.strength], taken)
 
-    def _to_paint(self, owner: str, mode: str, source: str | None) -> Any:
-        return self.to_paint(source) if mode == "inpaint" else gr.skip()
+    def _to_paint(self, owner: str, task: str, source: str | None) -> Any:
+        return self.to_paint(source) if task == Inpaint.name else gr.skip()
 
     def request(self, form: Mapping[str, Any]) -> dict[str, Any]:
-        """Build the request from the field values.
+        """Build the values of the task from those of the components.
 
         Raises:
-            RecipeError: A field is missing or invalid.
+            RecipeError: A value is missing or invalid.
             DataError: An image cannot be read.
         """
-        tr, whole, number = self.tr, self.typed.integer, self.typed.number
-        sampling = self.typed.settings(form["others"], tr("Other sampling settings, one per line"))
-        sampling |= non_empty(
-            sampler=form["sampler"],
-            steps=whole(form["steps"], tr("Steps")),
-            guidance_scale=number(form["guidance"], tr("Guidance scale")),
-        )
-        request = non_empty(
-            model=form["model"], prompt=form["prompt"], negative=form["negative"], label=form["label"],
-            width=whole(form["width"], tr("Width")), height=whole(form["height"], tr("Height")),
-        )  # fmt: skip
-        request |= {"seed": whole(form["seed"], tr("Seed")) or 0, "sampling": sampling, "expand": form["expand"]}
-        request["first"] = whole(form["first"], tr("Start index")) or 0
-        request["count"] = whole(form["count"], tr("Number of images")) or 1
-        names = [(form[f"lora{place}"], form[f"lora{place + 1}"]) for place in range(0, 2 * LORAS, 2)]
-        request["loras"] = [f"{name}:{weight:g}" for name, weight in names if name]
+        task = TASKS[form["task"]]
+        request = self.read(task, form)
+        loras = [(form[f"lora{place}"], form[f"lora{place + 1}"]) for place in range(0, 2 * LORAS, 2)]
+        if any(name for name, _ in loras):
+            request["lora"] = [{"file": name, "weight": weight} for name, weight in loras if name]
         if form["control"]:
-            if not form["hint"]:
-                raise RecipeError(tr("Choose a control image for the ControlNet."))
             control_image = self.client.store_upload(form["hint"])
-            assert control_image is not None
-            part = {key: form[key] for key in ("weight", "start", "stop")}
-            request["controls"] = [{"name": form["control"], "picture": control_image.name, **part}]
-        if form["mode"] == "new":
-            return {**request, "strip": True}
-        return {**request, "change": self._change(form)}
-
-    def _change(self, form: Mapping[str, Any]) -> dict[str, Any]:
+            if control_image is None:
+                raise RecipeError(self.tr("Choose a control image for the ControlNet."))
+            values = {name: form[name] for name in CONTROL_FIELDS}
+            request["controlnet"] = [{"network": form["control"], "image": control_image.name, **values}]
+        if task is TextToImage:
+            return {**request, "save_trajectory": True}
         image = self.client.store_upload(form["source"])
         if image is None:
             raise RecipeError(self.tr("Choose an image first."))
-        change: dict[str, Any] = {"verb": form["mode"], "picture": image.name}
-        if form["mode"] in USUAL:
-            change["strength"] = form["strength"]
-        if form["mode"] == "inpaint":
+        request["image"] = image.name
+        if task is Inpaint:
             mask = self.masked(form, image)
             if mask is None:
                 raise RecipeError(self.tr("Paint over the part to regenerate."))
-            change |= {"mask": mask, "feather": int(form["feather"])}
-        if form["mode"] == "outpaint":
-            change |= {side: int(form[side] or 0) for side in SIDES}
-        if form["mode"] == "upscale":
-            change["factor"] = int(form["factor"])
-        return change
+            request["mask"] = mask
+        return request
 
-    def filled_by(self, request: Mapping[str, Any]) -> list[Any]:
-        """Return the field values that produce this request."""
-        sampling, change = dict(request.get("sampling", {})), request.get("change") or {}
-        values = {"sampler": sampling.pop("sampler", ""), "steps": sampling.pop("steps", ""), "fresh": False}
-        values |= {"guidance": sampling.pop("guidance_scale", ""), "others": settings_text(sampling), "mode": "new"}
-        values |= {key: request.get(key, "") for key in ("prompt", "negative", "label", "width", "height")}
-        values |= {"model": request.get("model", PLAYGROUND), "seed": request.get("seed", 0)}
-        values |= {"count": request.get("count", 1), "first": request.get("first", 0)}
-        values |= {"expand": request.get("expand", True), "source": None, "editor": None, "mask": None, "hint": None}
-        values["control"] = ""
-        values |= {f"lora{place}": ("", 1.0)[place % 2] for place in range(2 * LORAS)}
-        for place, spec in enumerate(request.get("loras", ())[:LORAS]):
-            name, _, weight = spec.rpartition(":")
-            values |= {f"lora{2 * place}": name or spec, f"lora{2 * place + 1}": float(weight) if name else 1.0}
-        for spec in request.get("controls", ())[:1]:
-            control = ControlNetSpec.model_validate(
-                spec
-            )  # missing fields get their defaults rather than keep the current values
-            values |= {"control": spec["name"], "hint": self.client.upload_path(spec["picture"])}
-            values |= {key: getattr(control, key) for key in ("weight", "start", "stop")}
-        if change:
-            edit = EditSpec.model_validate(change)
-            values |= {"mode": change["verb"], "source": self.client.upload_path(change["picture"])}
-            values["mask"] = self.client.upload_path(change.get("mask"))
-            values |= {key: getattr(edit, key) for key in ("feather", "factor", *SIDES)}
-            values["strength"] = USUAL.get(edit.verb, gr.skip()) if edit.strength is None else edit.strength
+    def filled_by(self, task: str, request: Mapping[str, Any]) -> list[Any]:
+        """Return the values of the components that produce this request."""
+        values = self.common_values(task, request)
+        values |= {"source": self.client.upload_path(request.get("image")), "editor": None, "hint": None, "control": ""}
+        values["mask"] = self.client.upload_path(request.get("mask"))
+        values |= {f"lora{place}": ("", _default(Lora, "weight"))[place % 2] for place in range(2 * LORAS)}
+        for place, lora in enumerate(request.get("lora", ())[:LORAS]):
+            weight = lora.get("weight", _default(Lora, "weight"))
+            values |= {f"lora{2 * place}": lora["file"], f"lora{2 * place + 1}": weight}
+        for control in request.get("controlnet", ())[:1]:
+            values |= {"control": control.get("network") or "", "hint": self.client.upload_path(control["image"])}
+            values |= {name: control.get(name, _default(ControlNet, name)) for name in CONTROL_FIELDS}
+        values["strength"] = request.get("strength", STRENGTHS.get(task, gr.skip()))
         return [values.get(name, gr.skip()) for name in self.fields]
 
-    def left_out(self, request: Mapping[str, Any]) -> list[str]:
-        """Return the settings of a request that have no field, as text."""
-        tr, change = self.tr, request.get("change") or {}
-        unsupported = {
-            tr("the mask feather"): change.get("verb") == "outpaint" and bool(change.get("feather")),
-            tr("the inpainting method"): change.get("method", "auto") != "auto",
-            tr("all LoRAs except the first {count}", count=LORAS): len(request.get("loras", ())) > LORAS,
-            tr("all ControlNets except the first"): len(request.get("controls", ())) > 1,
-        }
-        return [words for words, lacking in unsupported.items() if lacking]
+    def left_out(self, task: str, request: Mapping[str, Any]) -> list[str]:
+        """Return the settings of a request that have no component, as text."""
+        represented = ("image", "mask", "strength", "lora", "controlnet", "save_trajectory")
+        words = self.unsupported(task, request, represented)
+        if len(request.get("lora", ())) > LORAS:
+            words.append(self.tr("all LoRAs except the first {count}", count=LORAS))
+        if len(request.get("controlnet", ())) > 1:
+            words.append(self.tr("all ControlNets except the first"))
+        return words
 
     def file_of(self, owner: str, state: Mapping[str, Any], which: Any) -> str:
         """Return the path of one of the images of the job that the browser knows.
@@ -275,7 +243,7 @@ class ImageTab(GenerationTab):
         return str(self.client.service.results.file(job.id, names[place - 1]))
 
     def _reuse(self, owner: str, state: Mapping[str, Any], which: Any, strength: Any) -> list[Any]:
-        return [self.file_of(owner, state, which), "img2img", default_for(USUAL, "img2img", strength)]
+        return [self.file_of(owner, state, which), Img2Img.name, default_for(STRENGTHS, Img2Img.name, strength)]
 
     @staticmethod
     def _ready(state: Mapping[str, Any], request: gr.Request) -> Any:
@@ -301,7 +269,13 @@ class ImageTab(GenerationTab):
         return [self.model, *self.loras[::2], self.control]
 
 
-def _groups(mode: str) -> list[Any]:
-    """Return which groups a mode shows: input image, mask, margins and factor; and the strength."""
-    seen = (mode != "new", mode == "inpaint", mode == "outpaint", mode == "upscale")
-    return [*(gr.Group(visible=visible) for visible in seen), gr.Slider(visible=mode in USUAL)]
+def _default(kind: type[Lora] | type[ControlNet], name: str) -> float:
+    """The default of a field of an adapter."""
+    return float(kind.model_fields[name].default)
+
+
+def _groups(task: str) -> list[Any]:
+    """Return which groups a task shows: input image, mask, margins, blend and factor; and the strength."""
+    fields = TASKS[task].model_fields
+    seen = ["image" in fields, "mask" in fields, "left" in fields, "feather" in fields, "factor" in fields]
+    return [*(gr.Group(visible=visible) for visible in seen), gr.Slider(visible="strength" in fields)]

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from unveil.errors import DataError
 from unveil.server.jobs.job import ENDED, Job
 from unveil.server.jobs.sqlite_store import PageQuery
+from unveil.server.jobs.task_job import task_kinds
 from unveil.studio import job_html
 from unveil.studio.tab_base import HEARD, Tab, TabContext
 
@@ -66,7 +67,8 @@ class QueueTab(Tab):
             state = job_html.progress_html(job, tr) + job_html.safe_text(state)
         since = datetime.fromtimestamp(job.submitted).strftime("%Y-%m-%d %H:%M:%S")
         kinds = {
-            "pictures": tr("images"), "clips": tr("video"), "train": tr("training"), "caption": tr("captioning"),
+            **dict.fromkeys(task_kinds("images"), tr("images")), **dict.fromkeys(task_kinds("videos"), tr("video")),
+            "train": tr("training"), "caption": tr("captioning"),
             "evaluate": tr("evaluation"), "check": tr("data check"), "convert": tr("conversion"),
         }  # fmt: skip
         return [kinds.get(job.kind, job.kind), about, state, since, act]

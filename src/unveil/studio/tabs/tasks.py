@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from unveil.server.jobs.job import Job
-from unveil.server.jobs.task_job import is_task
+from unveil.server.jobs.task_job import task_kinds
 from unveil.studio.tab_base import JobWatcher, Tab, TabContext
 from unveil.studio.task_form import TaskForm
 from unveil.tasks import registry
@@ -36,8 +36,7 @@ class TasksTab(Tab):
             gr.render(inputs=[self.choice])(self._form)
 
     def _choices(self) -> list[tuple[str, str]]:
-        names = [name for name in registry.entries() if is_task(name)]
-        return [(f"{name}: {self.tr.optional(registry.described(name).summary)}", name) for name in names]
+        return [(f"{name}: {self.tr.optional(registry.described(name).summary)}", name) for name in task_kinds()]
 
     def _form(self, name: str) -> None:
         """Create the form of a task each time that it is chosen."""

@@ -147,7 +147,7 @@ class TrainTab(Tab):
         """
         job = self.client.job((state or {}).get("job"), owner)
         if job is None or job.kind != TRAIN:
-            job = next(iter(self.client.service.queue.page(PageQuery(owner, 1, kind=TRAIN))[0]), None)
+            job = next(iter(self.client.service.queue.page(PageQuery(owner, 1, kinds=(TRAIN,)))[0]), None)
         values: dict[str, Any] = {}
         if job is not None:
             values = {"small": False, **job.request, "changes": settings_text(job.request.get("settings", {}))}

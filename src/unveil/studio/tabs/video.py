@@ -11,21 +11,33 @@ from markupsafe import Markup
 from unveil.errors import RecipeError
 from unveil.generation.video_inputs import RATE
 from unveil.server.jobs.catalog import model_info
-from unveil.server.jobs.video_job import CLIPS, FRAMES, NEEDS, TAKES
-from unveil.studio.form_parsing import non_empty
-from unveil.studio.tab_base import GenerationTab, JobWatcher, TabContext, connect_default
-from unveil.studio.timeline import FrameSpan, frame_spans, timeline_html
+from unveil.server.jobs.media_files import video_file
+from unveil.studio.tab_base import GenerationTab, JobWatcher, TabContext, connect_default, default_strength
+from unveil.studio.timeline import LOOP_FROM_PROMPT, FrameSpan, frame_spans, timeline_html
 from unveil.studio.upload_components import ImageUpload, VideoUpload
-from unveil.tasks.fields import PLAYGROUND
+from unveil.tasks.fields import MAX_FRAMES, PLAYGROUND
+from unveil.tasks.task import Task
+from unveil.tasks.video_edit import VideoEdit
+from unveil.tasks.video_extend import VideoExtend
+from unveil.tasks.video_generate import VideoGenerate
+from unveil.tasks.video_interpolate import VideoInterpolate
+from unveil.tasks.video_join import VideoJoin
+from unveil.tasks.video_loop import VideoLoop
+from unveil.tasks.video_storyboard import VideoStoryboard
+from unveil.tasks.video_upscale import VideoUpscale
 
-TWO = ("between", "connect")  # tasks with a second input video
-USUAL = {"edit": 0.7, "connect": 0.7, "upscale": 0.3}  # default denoising strengths, as in the service
+_EVERY = (
+    VideoGenerate, VideoExtend, VideoInterpolate, VideoJoin, VideoLoop, VideoEdit, VideoStoryboard, VideoUpscale,
+)  # fmt: skip
+TASKS: dict[str, type[Task]] = {task.name: task for task in _EVERY}
+# default strength of each task that has one
+STRENGTHS = {name: default_strength(task) for name, task in TASKS.items() if "strength" in task.model_fields}
 
 
 class VideoTab(GenerationTab):
     """Tab of videos."""
 
-    kind = CLIPS
+    tasks = TASKS
 
     def __init__(self, context: TabContext) -> None:
         super().__init__(context, "video")
@@ -51,17 +63,17 @@ class VideoTab(GenerationTab):
     def _inputs(self) -> None:
         tr = self.tr
         names = {
-            tr("Text to video"): "make",
-            tr("Extend"): "extend",
-            tr("Interpolate"): "between",
-            tr("Join"): "connect",
-            tr("Loop"): "loop",
-            tr("Text to looping video"): "ring",
-            tr("Edit"): "edit",
-            tr("Storyboard"): "storyboard",
-            tr("Upscale"): "upscale",
+            tr("Text to video"): VideoGenerate.name,
+            tr("Extend"): VideoExtend.name,
+            tr("Interpolate"): VideoInterpolate.name,
+            tr("Join"): VideoJoin.name,
+            tr("Loop"): VideoLoop.name,
+            tr("Text to looping video"): LOOP_FROM_PROMPT,
+            tr("Edit"): VideoEdit.name,
+            tr("Storyboard"): VideoStoryboard.name,
+            tr("Upscale"): VideoUpscale.name,
         }
-        self.verb = gr.Radio([*names.items()], value="make", label=tr("Task"), elem_id="video-verb")
+        self.task = gr.Radio([*names.items()], value=VideoGenerate.name, label=tr("Task"), elem_id="video-task")
         self.model = gr.Dropdown(
             self.client.models(None, "videos"), value=PLAYGROUND, label=tr("Model"), elem_id="video-model"
         )
@@ -87,8 +99,8 @@ class VideoTab(GenerationTab):
             )  # fmt: skip
         with gr.Group(visible=False) as self.joined:
             self.joint = gr.Radio(
-                [(tr("frames in between"), "bridge"), (tr("crossfade"), "blend")], value="bridge",
-                label=tr("Joining method"), elem_id="video-joint",
+                [(tr("frames in between"), "bridge"), (tr("crossfade"), "blend")],
+                value=VideoJoin.model_fields["method"].default, label=tr("Joining method"), elem_id="video-joint",
             )  # fmt: skip
             self.each = gr.Textbox(
                 label=tr("Prompts of the two videos, one per line"), lines=2, elem_id="video-each",
@@ -100,22 +112,22 @@ class VideoTab(GenerationTab):
     def _rarer(self) -> None:
         tr = self.tr
         with gr.Group(visible=False) as self.changed:
-            self.strength = self.anew(USUAL["edit"])
+            self.strength = self.build_strength(VideoEdit)
         with gr.Group(visible=False) as self.edited:
             self.way = gr.Radio(
                 [
                     (tr("noise and denoise (SDEdit)"), "noise"),
                     (tr("difference of the prompts (FlowEdit)"), "difference"),
                 ],
-                value="noise",
+                value=VideoEdit.model_fields["method"].default,
                 label=tr("Editing method"),
                 elem_id="video-way",
             )
-            self.before = gr.Textbox(label=tr("Prompt of the input video"), elem_id="video-before")
+            self.source_prompt = gr.Textbox(label=tr("Prompt of the input video"), elem_id="video-before")
             gr.Markdown(tr("The whole video is edited unless you paint a mask."))
             self.editor, self.mask = self.brush(), self.ready_mask()
             self.means = gr.Radio(
-                [(tr("regenerate"), "mask"), (tr("keep"), "keep")], value="mask",
+                [(tr("regenerate"), "mask"), (tr("keep"), "keep_mask")], value="mask",
                 label=tr("Painted part"), elem_id="video-means",
             )  # fmt: skip
         with gr.Group(visible=False) as self.scene_list:
@@ -123,36 +135,37 @@ class VideoTab(GenerationTab):
                 label=tr("Scenes, one per line: FIRST-LAST prompt"), lines=4, elem_id="video-scenes",
                 placeholder="0-7 a red circle moves left\n8-15 a blue square grows",
             )  # fmt: skip
-            self.fade = self.field(tr("Prompt crossfade (frames)"), "fade")
+            self.add(VideoStoryboard, "prompt_crossfade")
         with gr.Group(visible=False) as self.larger:
-            self.factor = gr.Slider(1, 8, value=2, step=1, label=tr("Upscale factor"))
+            self.add(VideoUpscale, "factor")
 
     def _numbers(self) -> None:
         tr = self.tr
         with gr.Row():
-            self.frames, self.steps = self.field(tr("Frames"), "frames"), self.field(tr("Steps"), "steps")
-            self.guidance = self.field(tr("Guidance scale"), "guidance")
+            for name in ("frames", "steps", "guidance_scale"):
+                self.add(VideoGenerate, name)
         self.build_seed()
         with gr.Accordion(tr("More settings"), open=False, elem_id="video-more"):
-            self.negative = gr.Textbox(label=tr("Negative prompt"))
-            self.expand = gr.Checkbox(True, label=tr("Prompt expansion (for models trained on detailed prompts)"))
+            self.add(VideoGenerate, "negative_prompt")
+            self.expand_prompt = self.build_expansion(VideoGenerate)
             self.sampler = self.by_name()
             with gr.Row():
-                self.context = self.field(tr("Context frames"), "context")
-                self.window = self.field(tr("Window (frames generated at a time, for long videos)"), "window")
+                self.add(VideoExtend, "context_frames")
+                self.add(VideoGenerate, "window")
             with gr.Row():
-                self.width, self.height = self.field(tr("Width"), "width"), self.field(tr("Height"), "height")
-                self.fps = gr.Textbox(label=tr("Frames per second"), placeholder=f"{RATE:g}", min_width=90)
-            self.form = gr.Radio(["mp4", "webm", "gif"], value="mp4", label=tr("File format"), elem_id="video-form")
+                self.add(VideoGenerate, "width")
+                self.add(VideoGenerate, "height")
+                self.add(VideoGenerate, "fps", placeholder=f"{RATE:g}")
+            self.add(VideoGenerate, "format")
+            self.add(VideoGenerate, "sampling")
 
     @property
     def fields(self) -> dict[str, Any]:
         """Input components by name."""
-        named = ("verb", "model", "prompt", "still", "at", "clip", "other", "direction", "joint", "way", "before")
-        named += ("strength", "scenes", "factor", "frames", "steps", "guidance", "seed", "fresh", "negative", "expand")
-        named += ("context", "width", "height", "fps", "form", "window", "each", "editor", "mask", "means", "fade")
-        named += ("sampler",)
-        return {name: getattr(self, name) for name in named}
+        named = ("task", "model", "prompt", "still", "at", "clip", "other", "direction", "joint", "way")
+        named += ("source_prompt", "strength", "scenes", "seed", "fresh", "expand_prompt", "each", "editor", "mask")
+        named += ("means", "sampler")
+        return {name: getattr(self, name) for name in named} | self.parts
 
     @property
     def groups(self) -> list[Any]:
@@ -167,20 +180,20 @@ class VideoTab(GenerationTab):
     def _connect(self) -> None:
         self.draft.connect(self.fields)
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        seen = self.verb.change(_groups, [self.verb, self.joint], self.groups, **quiet)
-        self.joint.change(_groups, [self.verb, self.joint], self.groups, **quiet)
-        connect_default(self.verb, self.strength, USUAL)
+        seen = self.task.change(_groups, [self.task, self.joint], self.groups, **quiet)
+        self.joint.change(_groups, [self.task, self.joint], self.groups, **quiet)
+        connect_default(self.task, self.strength, STRENGTHS)
         for event in (seen.then, self.clip.change):  # an editor that is not visible yet cannot show an image
-            self.on(event, self._to_paint, [self.verb, self.clip], [self.editor], by_user=False)
+            self.on(event, self._to_paint, [self.task, self.clip], [self.editor], by_user=False)
         for event in (self.go.click, self.prompt.submit):
             self.watch.begins(event, self.submitted, [*self.fields.values()], self.settled)
-        drawing = (self.verb, self.model, self.still, self.at, self.clip, self.other, self.direction, self.joint)
-        for part in (*drawing, self.frames, self.scenes):  # also after an error of an earlier submission
+        drawing = (self.task, self.model, self.still, self.at, self.clip, self.other, self.direction, self.joint)
+        for part in (*drawing, self.parts["frames"], self.scenes):  # also after an error of an earlier submission
             self.on(part.change, self.planned, [*self.fields.values()], [self.timeline], by_user=False)
-        self.on(self.again.click, self._reuse, [self.watch.browser_state], [self.clip, self.verb])
+        self.on(self.again.click, self._reuse, [self.watch.browser_state], [self.clip, self.task])
 
-    def _to_paint(self, owner: str, verb: str, clip: str | None) -> Any:
-        return self.to_paint(clip) if verb == "edit" else gr.skip()
+    def _to_paint(self, owner: str, task: str, clip: str | None) -> Any:
+        return self.to_paint(clip) if task == VideoEdit.name else gr.skip()
 
     def planned(self, owner: str, *values: Any) -> Markup:
         """Return the timeline: which frames are given, and which are generated."""
@@ -197,121 +210,148 @@ class VideoTab(GenerationTab):
         lengths = [
             upload.frames for path in (form["clip"], form["other"]) if (upload := self.client.store_upload(path))
         ]
-        frames = self.typed.integer(form["frames"], self.tr("Frames")) or default
+        frames = self.typed.integer(form["frames"], self.tr.optional("Frames")) or default
         at = self.typed.integer(form["at"], self.tr("Frame of the keyframe image (-1 is the last)")) or 0
-        return frame_spans(form["verb"], frames, lengths, at if form["still"] else None, form, self._scenes(form))
+        return frame_spans(form["task"], frames, lengths, at if form["still"] else None, form, self._scenes(form))
+
+    def task_of(self, form: Mapping[str, Any]) -> str:
+        """Return the name of the chosen task."""
+        return VideoLoop.name if form["task"] == LOOP_FROM_PROMPT else form["task"]
 
     def request(self, form: Mapping[str, Any]) -> dict[str, Any]:
-        """Build the request from the field values that the task takes.
+        """Build the values of the task from those of the components.
 
         Raises:
-            RecipeError: A field is missing or invalid.
+            RecipeError: A value is missing or invalid.
             DataError: An image or a video cannot be read.
         """
-        tr, verb, whole, number = self.tr, form["verb"], self.typed.integer, self.typed.number
-        every = non_empty(
-            frames=whole(form["frames"], tr("Frames")), context=whole(form["context"], tr("Frames")),
-            direction=form["direction"], strength=form["strength"] if takes_strength(verb, form["joint"]) else None,
-            factor=form["factor"],
-            way=form["joint"] if verb == "connect" else form["way"] if verb == "edit" else None,
-            source=form["before"] if form["way"] == "difference" else None, scenes=self._scenes(form),
-            fade=whole(form["fade"], tr("Frames")), window=whole(form["window"], tr("Frames")),
-            prompts=tuple(line.strip() for line in (form["each"] or "").splitlines() if line.strip()),
-        )  # fmt: skip
-        sent = {name: upload for name in ("clip", "other") if (upload := self.client.store_upload(form[name]))}
-        every |= {name: upload.name for name, upload in sent.items()}
-        if verb == "edit" and "clip" in sent and (mask := self.masked(form, sent["clip"])):
-            every[form["means"]] = mask
-        if form["still"] and verb == "make":
+        task = TASKS[self.task_of(form)]
+        request = self.read(task, form) | self._input_videos(form)
+        if not takes_strength(form["task"], form["joint"]):
+            request.pop("strength", None)
+        if task is VideoGenerate and form["still"]:
             upload = self.client.store_upload(form["still"])
             assert upload is not None
-            at = whole(form["at"], tr("Frame of the keyframe image (-1 is the last)")) or 0
-            every["known"] = [{"picture": upload.name, "at": at}]
-        if missing := [name for name in NEEDS[verb] if name in ("clip", "other") and name not in every]:
-            raise RecipeError(
-                tr("Choose the second video first.") if "other" in missing else tr("Choose a video first.")
-            )
-        taken = {name: value for name, value in every.items() if name in (*NEEDS[verb], *TAKES[verb])}
-        common = non_empty(
-            model=form["model"], prompt=form["prompt"], negative=form["negative"], form=form["form"],
-            width=whole(form["width"], tr("Width")), height=whole(form["height"], tr("Height")),
-            fps=number(form["fps"], tr("Frames per second")),
-        )  # fmt: skip
-        sampling = non_empty(
-            steps=whole(form["steps"], tr("Steps")), guidance_scale=number(form["guidance"], tr("Guidance scale")),
-            sampler=form["sampler"],
-        )  # fmt: skip
-        seed = whole(form["seed"], tr("Seed")) or 0
-        return {**common, **taken, "verb": verb, "seed": seed, "expand": form["expand"], "sampling": sampling}
+            at = self.typed.integer(form["at"], self.tr("Frame of the keyframe image (-1 is the last)")) or 0
+            request["keyframes"] = [{"image": upload.name, "frame": at}]
+        elif task is VideoExtend:
+            request["backward"] = form["direction"] == "backward"
+        elif task is VideoJoin:
+            request |= {"method": form["joint"], "prompt": [line.strip() for line in _lines(form["each"])]}
+        elif task is VideoEdit:
+            request["method"] = form["way"]
+            if form["way"] == "difference" and form["source_prompt"]:
+                request["source_prompt"] = form["source_prompt"]
+            upload = self.client.store_upload(form["clip"])
+            if upload is not None and (mask := self.masked(form, upload)):
+                request[form["means"]] = mask
+        elif task is VideoStoryboard:
+            request["scenes"] = self._scenes(form)
+        return request
 
-    def filled_by(self, request: Mapping[str, Any]) -> list[Any]:
-        """Return the field values that produce this request."""
-        sampling, verb = request.get("sampling", {}), request.get("verb", "make")
-        values = {"verb": verb, "model": request.get("model", PLAYGROUND), "seed": request.get("seed", 0)}
-        plain = ("prompt", "negative", "width", "height", "fps", "frames", "context", "window", "fade")
-        values |= {key: request.get(key, "") for key in plain}
-        values |= {"fresh": False, "steps": sampling.get("steps", ""), "guidance": sampling.get("guidance_scale", "")}
-        values["sampler"] = sampling.get("sampler", "")
-        values |= {"expand": request.get("expand", True), "form": request.get("form", "mp4"), "still": None}
-        values |= {"each": "\n".join(request.get("prompts", ())), "editor": None}
-        means = "keep" if request.get("keep") and not request.get("mask") else "mask"
+    def _input_videos(self, form: Mapping[str, Any]) -> dict[str, str]:
+        """The input videos of the chosen task.
+
+        Raises:
+            RecipeError: One is missing.
+        """
+        names = input_fields(form["task"])
+        values: dict[str, str] = {}
+        for name, part in zip(names, ("clip", "other"), strict=False):
+            upload = self.client.store_upload(form[part])
+            if upload is None:
+                first, second = self.tr("Choose a video first."), self.tr("Choose the second video first.")
+                raise RecipeError(first if part == "clip" else second)
+            values[name] = upload.name
+        return values
+
+    def filled_by(self, task: str, request: Mapping[str, Any]) -> list[Any]:
+        """Return the values of the components that produce this request."""
+        values = self.common_values(task, request)
+        if task == VideoLoop.name and request.get("video") is None:
+            values["task"] = LOOP_FROM_PROMPT
+        if task == VideoJoin.name:
+            values |= {"each": values["prompt"], "prompt": "", "joint": request.get("method", "bridge")}
+        else:
+            values["each"] = ""
+        if task == VideoEdit.name:
+            values["way"] = request.get("method", VideoEdit.model_fields["method"].default)
+        values |= {"still": None, "editor": None, "source_prompt": request.get("source_prompt", "")}
+        means = "keep_mask" if request.get("keep_mask") and not request.get("mask") else "mask"
         values |= {"means": means, "mask": self.client.upload_path(request.get(means))}
-        values |= {key: self.client.upload_path(request.get(key)) for key in ("clip", "other")}
-        usual = {"direction": "forward", "strength": USUAL.get(verb, USUAL["edit"]), "factor": 2}
-        values |= {key: request.get(key, value) for key, value in usual.items()}
-        values |= {"before": request.get("source", ""), "scenes": ""}
-        if "way" in request:
-            values["joint" if verb == "connect" else "way"] = request["way"]
-        for item in request.get("known", ())[:1]:
-            values |= {"still": self.client.upload_path(item["picture"]), "at": item["at"]}
-        lines = [f"{item['first']}-{item['last']} {item['prompt']}" for item in request.get("scenes", ())]
+        clip = request.get("video", request.get("first"))
+        values |= {"clip": self.client.upload_path(clip), "other": self.client.upload_path(request.get("last"))}
+        values["direction"] = "backward" if request.get("backward") else "forward"
+        strength = request.get("strength", STRENGTHS.get(task, STRENGTHS[VideoEdit.name]))
+        values["strength"] = strength[0] if isinstance(strength, list) else strength
+        for keyframe in request.get("keyframes", ())[:1]:
+            values |= {"still": self.client.upload_path(keyframe["image"]), "at": keyframe.get("frame", 0)}
+        lines = [f"{scene['first']}-{scene['last']} {scene['prompt']}" for scene in request.get("scenes", ())]
         values["scenes"] = "\n".join(lines)
         return [values.get(name, gr.skip()) for name in self.fields]
 
-    def left_out(self, request: Mapping[str, Any]) -> list[str]:
-        """Return the settings of a request that have no field, as text."""
-        unsupported = {
-            self.tr("one of two masks"): bool(request.get("mask") and request.get("keep")),
-            self.tr("all keyframes except the first"): len(request.get("known", ())) > 1,
-        }
-        return [words for words, lacking in unsupported.items() if lacking]
+    def left_out(self, task: str, request: Mapping[str, Any]) -> list[str]:
+        """Return the settings of a request that have no component, as text."""
+        represented = ("video", "first", "last", "mask", "keep_mask", "keyframes", "scenes", "method", "backward")
+        represented += ("source_prompt",)
+        if task == VideoJoin.name:
+            represented += ("prompt",)
+        if not isinstance(request.get("strength"), list):
+            represented += ("strength",)
+        words = self.unsupported(task, request, represented)
+        if request.get("mask") and request.get("keep_mask"):
+            words.append(self.tr("one of two masks"))
+        if len(request.get("keyframes", ())) > 1:
+            words.append(self.tr("all keyframes except the first"))
+        return words
 
-    def _scenes(self, form: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+    def _scenes(self, form: Mapping[str, Any]) -> list[dict[str, Any]]:
         scenes: list[dict[str, Any]] = []
-        for line in (form["scenes"] or "").splitlines() if form["verb"] == "storyboard" else ():
+        for line in _lines(form["scenes"]) if form["task"] == VideoStoryboard.name else ():
             span, _, prompt = line.strip().partition(" ")
             first, _, last = span.partition("-")
-            if not span:
-                continue
-            if not (first.isdigit() and last.isdigit()) or int(last) > FRAMES:
+            if not (first.isdigit() and last.isdigit()) or int(last) > MAX_FRAMES:
                 raise RecipeError(self.tr("{line}: a scene must be FIRST-LAST prompt", line=line[:80]))
             scenes.append({"first": int(first), "last": int(last), "prompt": prompt})
-        return tuple(scenes)
+        return scenes
 
     def _reuse(self, owner: str, state: Mapping[str, Any]) -> list[Any]:
         job = self.client.job((state or {}).get("job"), owner)
-        if job is None or job.state != "completed":
+        name = None if job is None or job.state != "completed" else video_file(job)
+        if job is None or name is None:
             raise RecipeError(self.tr("No video exists yet."))
-        name = next(output for output in job.outputs if output.startswith("clip."))
-        return [str(self.client.service.results.file(job.id, name)), "extend"]
+        return [str(self.client.service.results.file(job.id, name)), VideoExtend.name]
 
 
-def takes_strength(verb: str, joint: str) -> bool:
-    """Return True if the task has a denoising strength; joining has one only as a crossfade."""
-    return verb in USUAL and (verb != "connect" or joint == "blend")
+def _lines(text: str | None) -> list[str]:
+    """The lines of a text that are not empty."""
+    return [line for line in (text or "").splitlines() if line.strip()]
 
 
-def _groups(verb: str, joint: str) -> list[Any]:
+def input_fields(task: str) -> list[str]:
+    """The fields of a task that name its input videos; none for a loop from a prompt."""
+    if task == LOOP_FROM_PROMPT:
+        return []
+    return [name for name in ("video", "first", "last") if name in TASKS[task].model_fields]
+
+
+def takes_strength(task: str, joint: str) -> bool:
+    """Return True if the task has a strength; joining has one only as a crossfade."""
+    return task in STRENGTHS and (task != VideoJoin.name or joint == "blend")
+
+
+def _groups(task: str, joint: str) -> list[Any]:
     """Return which groups a task shows."""
+    inputs = input_fields(task)
     seen = (
-        verb == "make",
-        "clip" in NEEDS[verb],
-        verb in TWO,
-        verb == "extend",
-        verb == "connect",
-        verb == "edit",
-        verb == "storyboard",
-        verb == "upscale",
-        takes_strength(verb, joint),
+        task == VideoGenerate.name,
+        bool(inputs),
+        len(inputs) > 1,
+        task == VideoExtend.name,
+        task == VideoJoin.name,
+        task == VideoEdit.name,
+        task == VideoStoryboard.name,
+        task == VideoUpscale.name,
+        takes_strength(task, joint),
     )
     return [gr.Group(visible=visible) for visible in seen]

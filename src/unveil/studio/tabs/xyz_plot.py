@@ -11,8 +11,8 @@ from markupsafe import Markup
 
 from unveil.core.samplers import sampler_specs
 from unveil.errors import RecipeError
-from unveil.server.jobs.image_job import PICTURES, image_files
 from unveil.server.jobs.job import Job
+from unveil.server.jobs.media_files import image_files
 from unveil.studio import job_html
 from unveil.studio.error_messages import failure_text
 from unveil.studio.tab_base import POLL_S, Tab
@@ -85,13 +85,14 @@ class XyzPlot:
             raise RecipeError(
                 tr("An X/Y/Z plot has 2 to {most} images; this one has {count}.", most=most, count=len(cells))
             )
-        request: dict[str, Any] = {**self._request(form), "count": 1, "strip": False}
+        request: dict[str, Any] = {**self._request(form), "count": 1}
+        request.pop("save_trajectory", None)
         jobs: list[Job] = []
         try:
             for sampler, steps, scale in cells:
                 overrides = {"sampler": sampler, "steps": steps, "guidance_scale": scale}
-                sampling = request["sampling"] | {key: value for key, value in overrides.items() if value is not None}
-                jobs.append(client.submit(PICTURES, {**request, "sampling": sampling}, owner))
+                changes = {key: value for key, value in overrides.items() if value is not None}
+                jobs.append(client.submit(form["task"], {**request, **changes}, owner))
         except Exception:  # of any type: jobs of an incomplete plot could be neither seen nor cancelled
             for job in jobs:
                 client.cancel(job.id, owner)

@@ -13,12 +13,13 @@ from PIL import Image
 
 from tests.server.jobs.conftest import done
 from unveil.cli.commands import run
-from unveil.errors import RecipeError
+from unveil.errors import DataError, RecipeError
 from unveil.generation.image_output import read_facts
-from unveil.server.jobs.image_job import PICTURES, read_request
+from unveil.server.jobs.catalog import Catalog
+from unveil.server.jobs.job_types import job_cost
 from unveil.server.jobs.worker_pool import LOGS, WorkerPool
 
-SEVEN = {"model": "ddpm-digits", "label": "7", "count": 2, "seed": 5, "sampling": {"steps": 3}}
+SEVEN = {"model": "ddpm-digits", "label": "7", "count": 2, "seed": 5, "steps": 3}
 
 
 def pixels(path) -> np.ndarray:
@@ -38,13 +39,13 @@ def test_a_job_generates_the_images_of_the_command_line_with_metadata(queue, res
 
 
 def test_prompts_are_expanded_unless_disabled_and_never_parsed_as_settings(queue, results, worker):
-    request = {"prompt": "a red ring", "sampling": {"steps": 1}}
-    dense, plain = done(queue, worker, **request), done(queue, worker, **request, expand=False)
+    request = {"prompt": "a red ring", "steps": 1}
+    dense, plain = done(queue, worker, **request), done(queue, worker, **request, expand_prompt="none")
     facts = [read_facts(results.file(job.id, job.outputs[0])) for job in (dense, plain)]
     assert facts[0]["typed"]["prompt"] == "a red ring"
     assert facts[0]["given"]["prompt"].startswith("a")
     assert facts[0]["given"] != facts[1]["given"] == {"prompt": "a red ring"}
-    odd = done(queue, worker, prompt="steps=50 red ring", sampling={"steps": 1}, expand=False)
+    odd = done(queue, worker, prompt="steps=50 red ring", steps=1, expand_prompt="none")
     assert any("steps, 50" in line for line in odd.messages)
     kept = read_facts(results.file(odd.id, odd.outputs[0]))
     assert (kept["given"]["prompt"], kept["steps"]) == ("steps=50 red ring", 1)
@@ -55,29 +56,31 @@ def test_prompts_are_expanded_unless_disabled_and_never_parsed_as_settings(queue
     [
         ({"promt": "a ring"}, "nearest: 'prompt'"),
         ({"count": 0}, "count"),
-        ({"count": 65}, "count"),
+        ({"count": 65}, "65 results; a job has at most 64"),
         ({"seed": -1}, "seed"),
         ({"prompt": "a" * 10_001}, "prompt"),
         ({"width": 0, "height": 32}, "width"),
         ({"width": 28}, "width and height: give both or none"),
         ({"prompt": "a\0ring"}, "prompt"),
-        ({"prompt": "a\ud800ring"}, "prompt"),
+        ({"prompt": "a\ud800ring"}, "half of a surrogate pair"),
         ({"model": "x\0"}, "model"),
-        ({"change": {"verb": "inpaint", "picture": "0" * 32 + ".png"}}, "inpaint needs one"),
-        ({"change": {"verb": "img2img", "picture": "../../etc/passwd"}}, "picture"),
-        ({"change": {"verb": "img2img", "picture": "/etc/passwd"}}, "picture"),
-        ({"controls": [{"name": "edges", "picture": "hint.png"}]}, "picture"),
+        ({"task": "inpaint", "image": "0" * 32 + ".png"}, "mask: missing"),
+        ({"task": "img2img", "image": "../../etc/passwd"}, "no file with this name was uploaded"),
+        ({"task": "img2img", "image": "/etc/passwd"}, "no file with this name was uploaded"),
+        ({"controlnet": [{"network": "edges", "image": "hint.png"}]}, "no file with this name was uploaded"),
         ({"model": ""}, "model"),
         ({"sampling": {"stpes": 3}}, "nearest: 'steps'"),
+        ({"steps": 0}, "steps"),
         ({"sampling": {"steps": 0}}, "steps"),
-        ({"sampling": {"sampler": "dimm"}}, "nearest: 'ddim'"),
+        ({"sampler": "dimm"}, "nearest: 'ddim'"),
         ({"sampling": {"file": "secret"}}, "unknown key"),
-        ({"loras": ["a"] * 9}, "loras"),
+        ({"lora": [{"file": "a"}] * 9}, "lora"),
     ],
 )
-def test_an_invalid_request_is_refused_before_it_is_queued(wrong, message):
-    with pytest.raises(RecipeError, match=message):
-        read_request(wrong)
+def test_an_invalid_request_is_refused_before_it_is_queued(queue, inputs, wrong, message):
+    request = {"task": "sample", **wrong}
+    with pytest.raises((RecipeError, DataError), match=message):
+        job_cost(request.pop("task"), request, Catalog(queue.folder / "runs"), inputs)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +89,7 @@ def test_an_invalid_request_is_refused_before_it_is_queued(wrong, message):
         ({"model": "ddpm-digits", "prompt": "a ring"}, "'a ring': this model takes no prompt, only: label"),
         ({"model": "nobody"}, "nobody"),
         ({"model": "ddpm-digits", "width": 30, "height": 33}, "33"),
-        ({"model": "ddpm-digits", "loras": ["nothing"]}, "nothing"),
+        ({"model": "ddpm-digits", "lora": [{"file": "nothing"}]}, "nothing"),
     ],
 )
 def test_requests_beyond_the_model_fail_with_the_reason(queue, worker, wrong, message):
@@ -109,10 +112,10 @@ def test_a_worker_pool_replaces_dead_workers_and_stops_without_losing_jobs(queue
     pool = WorkerPool(queue, ["cpu"])
     pool.start()
     try:
-        first = queue.submit(PICTURES, SEVEN).id
+        first = queue.submit("sample", SEVEN).id
         until(lambda: queue.get(first).state == "completed")
         (name,) = pool.names()
-        long = queue.submit(PICTURES, {**SEVEN, "count": 64, "sampling": {"steps": 1000}}).id
+        long = queue.submit("sample", {**SEVEN, "count": 64, "steps": 1000}).id
         until(lambda: queue.get(long).completed_steps > 0)
         os.kill(pool._places[0].process.pid, signal.SIGKILL)
         until(lambda: queue.get(long).attempts == 2 and queue.get(long).completed_steps > 0)
@@ -122,7 +125,7 @@ def test_a_worker_pool_replaces_dead_workers_and_stops_without_losing_jobs(queue
         queue.cancel(long)
         until(lambda: queue.get(long).state == "cancelled")
         assert not preview.exists()
-        rest = queue.submit(PICTURES, {**SEVEN, "count": 64, "sampling": {"steps": 1000}}).id
+        rest = queue.submit("sample", {**SEVEN, "count": 64, "steps": 1000}).id
         until(lambda: queue.get(rest).state == "running")
     finally:
         pool.stop(0.1)
