@@ -28,8 +28,7 @@ from unveil.checkpoints.formats import autoencoder
 from unveil.core.denoiser import Denoiser
 from unveil.core.process import CosineVP
 from unveil.model import Model
-from unveil.nn.unet import UNet
-from unveil.nn.unet_config import UNetConfig
+from unveil.nn.unet import UNet, UNetConfig
 
 FOLDER = "UNVEIL_BENCH_CODEC"  # where the parent process put the weights
 SCALE = 0.18215

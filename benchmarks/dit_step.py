@@ -55,8 +55,7 @@ def ours(*, bf16: bool) -> dict[str, float]:
     from unveil.core.objective import DiffusionLoss
     from unveil.core.process import DiscreteVP, betas
     from unveil.core.rng import SampleRNG
-    from unveil.nn.dit import DiT
-    from unveil.nn.dit_config import get_preset
+    from unveil.nn.dit import DiT, get_preset
 
     torch.manual_seed(0)
     network = DiT(get_preset("dit-s-4", in_channels=4, out_channels=4, size=SIZE))

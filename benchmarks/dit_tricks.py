@@ -22,8 +22,7 @@ from torch import Tensor
 
 from unveil.model import Model
 from unveil.nn import cpu_kernels
-from unveil.nn.dit import DiT
-from unveil.nn.dit_config import get_preset
+from unveil.nn.dit import DiT, get_preset
 
 STEPS = 5
 

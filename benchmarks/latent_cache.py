@@ -26,12 +26,10 @@ from unveil.core.process import DiscreteVP, betas
 from unveil.core.rng import SampleRNG
 from unveil.data.latent_cache import LatentCacheOptions
 from unveil.model import Model
-from unveil.nn.dit import DiT
-from unveil.nn.dit_config import get_preset
-from unveil.train.batch_preparation import prepare
+from unveil.nn.dit import DiT, get_preset
+from unveil.train.batch_preparation import cache_dataset, prepare
 from unveil.train.data_order import EpochShuffle, IndexedDataset
 from unveil.train.ema import Ema
-from unveil.train.latents import cache_dataset
 
 COUNT, READ, TOGETHER, BATCH, SIDE = 4096, 1024, 64, 8, 128
 

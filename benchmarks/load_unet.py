@@ -15,8 +15,7 @@ import harness
 import torch
 
 from unveil.checkpoints import diffusers_unet
-from unveil.nn.unet import UNet
-from unveil.nn.unet_config import UNetConfig
+from unveil.nn.unet import UNet, UNetConfig
 
 FOLDER = "UNVEIL_BENCH_UNET"  # where the parent process put it
 

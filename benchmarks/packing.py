@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unveil.nn.dit import DiT
-from unveil.nn.dit_config import get_preset
+from unveil.nn.dit import DiT, get_preset
 from unveil.types import Condition
 
 COUNT, LARGEST, PATCH, ROW = 24, 32, 4, 256

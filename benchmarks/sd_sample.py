@@ -91,8 +91,7 @@ def ours(dtype: torch.dtype, tokens: int) -> dict[str, float]:
     from unveil.core.denoiser import Denoiser
     from unveil.core.process import DiscreteVP, betas
     from unveil.model import Model
-    from unveil.nn.unet import UNet
-    from unveil.nn.unet_config import UNetConfig
+    from unveil.nn.unet import UNet, UNetConfig
 
     torch.manual_seed(0)
     config = UNetConfig(

@@ -64,8 +64,7 @@ def ours(*, layout: torch.memory_format, bf16: bool) -> dict[str, float]:
     from unveil.core.objective import DiffusionLoss
     from unveil.core.process import DiscreteVP, betas
     from unveil.core.rng import SampleRNG
-    from unveil.nn.unet import UNet
-    from unveil.nn.unet_config import UNetConfig
+    from unveil.nn.unet import UNet, UNetConfig
 
     torch.manual_seed(0)
     config = UNetConfig(

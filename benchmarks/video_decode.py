@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from unveil.autoencoders import VideoAutoencoderKL
 from unveil.model.config import AutoencoderRecipe, load_recipe
-from unveil.nn.causal_conv3d import StreamState
+from unveil.nn.video_autoencoder import StreamState
 
 PLACES = 24  # of a latent, a side
 LENGTHS = (16, 64, 256)  # frames behind the first

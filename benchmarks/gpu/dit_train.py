@@ -26,8 +26,7 @@ from unveil.core.denoiser import Denoiser
 from unveil.core.objective import DiffusionLoss
 from unveil.core.process import DiscreteVP, betas
 from unveil.core.rng import SampleRNG
-from unveil.nn.dit import DiT
-from unveil.nn.dit_config import get_preset
+from unveil.nn.dit import DiT, get_preset
 from unveil.nn.flops import multiply_adds
 from unveil.types import Condition
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unveil import data
-from unveil.autoencoders.perceptual import LAYOUTS, LPIPS, Features, of_classifier, published
+from unveil.autoencoders.losses import LAYOUTS, LPIPS, Features, of_classifier, published
 from unveil.data.digits import DigitsConfig
 from unveil.errors import RecipeError, ShapeError, WeightsError
 from unveil.evaluate.inception import read_weights

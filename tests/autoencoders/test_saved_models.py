@@ -17,9 +17,8 @@ from unveil.model import Model, build, checkpoint_store
 from unveil.model.config import AutoencoderConfig, ModelConfig, Recipe, dump, parse_recipe, read_yaml, validate
 from unveil.model.model_card import autoencoder_card
 from unveil.train import fit
-from unveil.train.batch_preparation import prepare
+from unveil.train.batch_preparation import ENCODE, prepare
 from unveil.train.data_order import Batch
-from unveil.train.latents import ENCODE
 
 CODEC: dict[str, Any] = {
     "kind": "kl", "model_channels": 8, "channel_mult": [1, 2], "num_res_blocks": 1, "z_channels": 3, "groups": 4,

@@ -20,8 +20,7 @@ from unveil.errors import RecipeError, WeightsError
 from unveil.io.files import read_state, write_tensors
 from unveil.model import Model, build
 from unveil.model.config import ModelConfig, validate
-from unveil.nn.dit import DiT
-from unveil.nn.dit_config import DiTConfig, get_preset
+from unveil.nn.dit import DiT, DiTConfig, get_preset
 from unveil.types import Condition
 
 ROOT = os.environ.get("UNVEIL_GOLDEN")

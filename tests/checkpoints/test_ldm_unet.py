@@ -16,8 +16,7 @@ from unveil.checkpoints.formats import controlnet
 from unveil.errors import RecipeError, WeightsError
 from unveil.nn.controlnet import ControlNet
 from unveil.nn.meta_device import meta_device
-from unveil.nn.unet import UNet
-from unveil.nn.unet_config import UNetConfig
+from unveil.nn.unet import UNet, UNetConfig
 
 ROOT = Path(os.environ.get("UNVEIL_GOLDEN", ""))
 golden = pytest.mark.skipif(not os.environ.get("UNVEIL_GOLDEN"), reason="UNVEIL_GOLDEN names no recorded cases")

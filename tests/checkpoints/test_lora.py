@@ -19,12 +19,10 @@ from unveil.checkpoints.lora import LoraNetwork, denoiser, native_layers, text_e
 from unveil.errors import RecipeError, WeightsError
 from unveil.io.files import write_tensors
 from unveil.nn import lora as layers
-from unveil.nn.dit import DiT
-from unveil.nn.dit_config import DiTConfig
-from unveil.nn.lora_layer import LoraDelta
+from unveil.nn.dit import DiT, DiTConfig
+from unveil.nn.lora import LoraDelta
 from unveil.nn.meta_device import meta_device
-from unveil.nn.unet import UNet
-from unveil.nn.unet_config import UNetConfig
+from unveil.nn.unet import UNet, UNetConfig
 
 ROOT = os.environ.get("UNVEIL_GOLDEN")
 BLOCK = "transformer_blocks.0"

@@ -10,8 +10,7 @@ import torch
 from unveil.checkpoints import openai_keys
 from unveil.errors import RecipeError, WeightsError
 from unveil.nn.classifier import NoisyClassifier
-from unveil.nn.unet import UNet
-from unveil.nn.unet_config import UNetConfig
+from unveil.nn.unet import UNet, UNetConfig
 
 TINY = {
     "in_channels": 3,

@@ -21,8 +21,7 @@ from unveil.generation.image_output import read_facts
 from unveil.io.files import write_tensors
 from unveil.model.config import load_recipe
 from unveil.nn.controlnet import ControlNet, hint_widths
-from unveil.nn.unet import UNet
-from unveil.nn.unet_config import UNetConfig
+from unveil.nn.unet import UNet, UNetConfig
 
 
 def pixels(path: Path | str) -> np.ndarray:

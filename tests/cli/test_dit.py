@@ -13,8 +13,7 @@ from tests.cli.conftest import Cli, tree
 from unveil.checkpoints import dit_keys
 from unveil.checkpoints.formats import dit
 from unveil.io.files import read_state
-from unveil.nn.dit import DiT
-from unveil.nn.dit_config import DiTConfig
+from unveil.nn.dit import DiT, DiTConfig
 
 CONFIG = DiTConfig(3, 6, size=8, patch=2, depth=2, hidden_size=32, heads=4)
 

@@ -22,7 +22,7 @@ from unveil.core.process import betas
 from unveil.errors import RecipeError
 from unveil.model import Model, build
 from unveil.model.config import Recipe, dump, load_recipe
-from unveil.train.lora import model_config_on_base
+from unveil.train.finetuning import model_config_on_base
 from unveil.types import BaseModel
 
 ROOT = os.environ.get("UNVEIL_GOLDEN")

@@ -17,8 +17,7 @@ from unveil.checkpoints import lora, lora_export
 from unveil.generation.image_output import read_facts
 from unveil.io.files import read_tensors
 from unveil.model.config import load_recipe
-from unveil.nn.lora import LoraConfig, init_lora
-from unveil.nn.lora_layer import LoraDelta
+from unveil.nn.lora import LoraConfig, LoraDelta, init_lora
 
 
 def pixels(path: Path) -> np.ndarray:

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from tests.io.video.tiny_videos import make_video
-from unveil.data.video_folder import VideoDataset
-from unveil.data.video_slicing import VideoFolderConfig
+from unveil.data.video_folder import VideoDataset, VideoFolderConfig
 from unveil.io.video.reader import VideoDecoder, VideoLimits
 
 SIZES = [(16, 16), (24, 16), (16, 32), (48, 32), (34, 20), (20, 46)]

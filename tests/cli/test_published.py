@@ -13,8 +13,7 @@ from unveil.checkpoints import openai_keys
 from unveil.checkpoints.formats.openai import release
 from unveil.io.files import read_tensors
 from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
-from unveil.nn.unet import UNet
-from unveil.nn.unet_config import UNetConfig
+from unveil.nn.unet import UNet, UNetConfig
 
 NETWORK = UNetConfig(
     in_channels=3,

@@ -14,8 +14,7 @@ from unveil.core.process import DiscreteVP, betas
 from unveil.errors import RecipeError, WeightsError
 from unveil.model import Model
 from unveil.nn.controlnet import HINT_WIDTHS, ControlNet, hint_widths
-from unveil.nn.unet import UNet
-from unveil.nn.unet_config import UNetConfig
+from unveil.nn.unet import UNet, UNetConfig
 from unveil.types import Condition
 
 PLAIN = UNetConfig(1, 1, 64, (1, 2), 1, groups=16)

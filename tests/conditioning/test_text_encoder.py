@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from unveil.conditioning.clip_tokenizer import clip_tokenizer
-from unveil.conditioning.multi_text_encoder import MultiTextEncoder
-from unveil.conditioning.text_encoder import FileTokenizer, TextEncoder, apply_token_weights
+from unveil.conditioning.text_encoder import FileTokenizer, MultiTextEncoder, TextEncoder, apply_token_weights
 from unveil.errors import PromptTooLong, PromptTruncated, RecipeError, ShapeError, WeightsError
 from unveil.nn import lora
 from unveil.nn.text_encoders import CLIPEncoderConfig, T5EncoderConfig, build

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from unveil import data
-from unveil.data.caption_mixing import pick_caption
 from unveil.data.fingerprint import dataset_fingerprint
 from unveil.data.folder_index import IndexEntry
+from unveil.data.image_folder import pick_caption
 from unveil.data.metadata import labels_are_classes
 from unveil.errors import DataError, RecipeError
 from unveil.train.vocabulary import all_captions

@@ -12,7 +12,7 @@ import torch
 from tests.needs import needs_fashion
 
 from unveil import data
-from unveil.data.download import download
+from unveil.data.cache import download
 from unveil.data.fashion_mnist import FILES, MD5, fashion, read_idx
 from unveil.errors import DataError, OutputError
 

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from unveil import data
 from unveil.data import StyleConfig, apply_style
-from unveil.data.fashion_mnist import FILES
-from unveil.data.fashion_style import Style, remove_style
+from unveil.data.fashion_mnist import FILES, Style, remove_style
 from unveil.errors import RecipeError
 
 

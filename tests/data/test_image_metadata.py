@@ -11,8 +11,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tests.data.test_bad_folders import black_png, chunk
 
-from unveil.data.image_decoding import header, load, open_image
-from unveil.data.image_metadata import MAX_BYTES, MAX_CHUNKS, MAX_READS, exif_orientation
+from unveil.data.image_decoding import MAX_BYTES, MAX_CHUNKS, MAX_READS, exif_orientation, header, load, open_image
 from unveil.errors import DataError
 
 LIMIT = 10_000

@@ -104,7 +104,7 @@ def decoded(monkeypatch):
     """How many images have been decoded since."""
     counted = []
     real = image_decoding.load
-    from unveil.data.image_validation import check_images
+    from unveil.data.image_folder import check_images
 
     def counting(image):
         counted.append(image)

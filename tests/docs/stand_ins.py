@@ -19,8 +19,7 @@ from unveil.io.files import write_tensors
 from unveil.model import Model, build
 from unveil.model.config import Recipe, load_recipe
 from unveil.nn.controlnet import ControlNet, hint_widths
-from unveil.nn.lora import LoraConfig, init_lora
-from unveil.nn.lora_layer import LoraDelta
+from unveil.nn.lora import LoraConfig, LoraDelta, init_lora
 from unveil.nn.unet import UNet
 from unveil.playground import PlaygroundConfig
 

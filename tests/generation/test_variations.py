@@ -8,7 +8,7 @@ from torch import nn
 
 from tests.generation.tiny import LABEL, Halved, digits_model, drawn, random_images, tiny
 from unveil.core.samplers import slerp
-from unveil.data.low_res import bicubic_upsample
+from unveil.data.tensor_dataset import bicubic_upsample
 from unveil.errors import RecipeError, ShapeError
 from unveil.generation.generate import Request
 from unveil.generation.upscale import upscale

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.generation.tiny import WORDS, Paired, clips, seen, tiny_clips
-from unveil.conditioning.circular_shift import circular_shift, shift_at
+from unveil.conditioning.tiled_denoising import circular_shift, shift_at
 from unveil.core import inverse
 from unveil.core.denoiser import Estimate
 from unveil.core.flow import RectifiedFlow, SqrtSizeShift

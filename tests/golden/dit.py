@@ -15,8 +15,7 @@ from unveil.conditioning.class_label import Label
 from unveil.core import guidance
 from unveil.core.denoiser import Denoiser
 from unveil.core.process import DiscreteVP, betas
-from unveil.nn.dit import WAVES, DiT
-from unveil.nn.dit_config import DiTConfig
+from unveil.nn.dit import WAVES, DiT, DiTConfig
 from unveil.nn.embeddings import sinusoid
 from unveil.types import Condition
 

@@ -15,8 +15,7 @@ from unveil.checkpoints.formats import controlnet as control
 from unveil.conditioning.class_label import Label, LabelToken
 from unveil.conditioning.controlnet import Control, Mode, MultiControlNet, Place
 from unveil.nn.embeddings import sinusoid
-from unveil.nn.unet import UNet
-from unveil.nn.unet_config import UNetConfig
+from unveil.nn.unet import UNet, UNetConfig
 from unveil.types import Condition, NoiseLevel
 
 

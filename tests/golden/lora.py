@@ -15,7 +15,7 @@ from unveil.checkpoints.lora import LoraNetwork, denoiser, text_encoder
 from unveil.conditioning.class_label import Label
 from unveil.nn import lora as layers
 from unveil.nn.dit import DiT
-from unveil.nn.lora_layer import LoraDelta
+from unveil.nn.lora import LoraDelta
 from unveil.types import Condition
 
 PEFT = ("lora_peft.safetensors", "adapter_model.safetensors")  # these tell alpha, others take it for the rank

@@ -17,8 +17,7 @@ from unveil.core.denoiser import Denoiser
 from unveil.core.ve import EDMProcess
 from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
 from unveil.nn.embeddings import sinusoid
-from unveil.nn.unet import UNet
-from unveil.nn.unet_config import UNetConfig
+from unveil.nn.unet import UNet, UNetConfig
 from unveil.types import Condition
 
 

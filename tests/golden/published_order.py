@@ -24,7 +24,7 @@ from unveil.core.samplers.ancestral import Shift
 from unveil.core.schedules import Schedule
 from unveil.nn.classifier import AttentionPool
 from unveil.nn.layers import SelfAttention
-from unveil.nn.unet_blocks import ResBlock, Upsample
+from unveil.nn.unet import ResBlock, Upsample
 from unveil.types import Condition, NoiseLevel, like
 
 

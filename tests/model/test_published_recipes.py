@@ -22,7 +22,7 @@ from unveil.core.process import DiscreteVP
 from unveil.model.config import ClassifierRecipe, Recipe, load_recipe
 from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
 from unveil.nn.edm_unet import SongUNetConfig
-from unveil.nn.unet_config import UNetConfig
+from unveil.nn.unet import UNetConfig
 from unveil.train.classifier import ClassifierConfig, train_classifier
 
 ROOT = os.environ.get("UNVEIL_GOLDEN")

@@ -7,10 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from unveil.errors import RecipeError, ShapeError
-from unveil.nn.attention import Attention, KVCache
+from unveil.nn.attention import Attention, KVCache, Packing, attention_weights, scaled_dot_product_attention
 from unveil.nn.embeddings import Rotary
-from unveil.nn.packing import Packing
-from unveil.nn.sdpa import attention_weights, scaled_dot_product_attention
 
 WIDTH, HEADS = 24, 4
 
@@ -101,7 +99,7 @@ def test_a_query_that_may_see_nothing_gathers_nothing(dtype: torch.dtype):
 @pytest.mark.parametrize("hidden", ["nothing", "later", "some"])
 def test_parts_without_gradients_are_the_whole(part: int, hidden: str, monkeypatch: pytest.MonkeyPatch):
     """In bf16 on the CPU; with gradients, and in float32, nothing is computed in parts."""
-    monkeypatch.setattr("unveil.nn.sdpa.PART", part)
+    monkeypatch.setattr("unveil.nn.attention.PART", part)
     query, key, value = drawn(2, 4, 9, 8), drawn(2, 2, 11, 8, seed=1), drawn(2, 2, 11, 8, seed=2)
     mask = drawn(2, 1, 9, 11, seed=3) > 0 if hidden == "some" else None
     wanted = scaled_dot_product_attention(query, key, value, mask=mask, causal=hidden == "later")

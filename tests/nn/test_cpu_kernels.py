@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from unveil.nn import cpu_kernels
 from unveil.nn.cpu_kernels import linear_geglu, linear_gelu
 from unveil.nn.flops import multiply_adds
-from unveil.nn.transformer_blocks import Mlp
+from unveil.nn.transformer import Mlp
 
 
 class Calls(TorchDispatchMode):

@@ -11,8 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from unveil.errors import RecipeError, ShapeError
-from unveil.nn.dit import BlockConditioning, DiT, positions
-from unveil.nn.dit_config import NAMES, Design, DiTConfig, expand_preset, get_preset, shape_of
+from unveil.nn.dit import (
+    NAMES,
+    BlockConditioning,
+    Design,
+    DiT,
+    DiTConfig,
+    expand_preset,
+    get_preset,
+    positions,
+    shape_of,
+)
 from unveil.nn.flops import multiply_adds
 from unveil.types import Condition
 

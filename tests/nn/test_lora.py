@@ -14,15 +14,11 @@ from torch.nn import functional as F
 from unveil.errors import RecipeError, ShapeError
 from unveil.nn import lora
 from unveil.nn.attention import Attention
-from unveil.nn.dit import DiT
-from unveil.nn.dit_config import DiTConfig
-from unveil.nn.lora import LoraConfig
-from unveil.nn.lora_layer import LoraDelta
+from unveil.nn.dit import DiT, DiTConfig
+from unveil.nn.lora import LoraConfig, LoraDelta
 from unveil.nn.spatial_transformer import Projection, SpatialTransformer
-from unveil.nn.transformer_blocks import EncoderStates
-from unveil.nn.unet import UNet
-from unveil.nn.unet_blocks import Upsample
-from unveil.nn.unet_config import UNetConfig
+from unveil.nn.transformer import EncoderStates
+from unveil.nn.unet import UNet, UNetConfig, Upsample
 from unveil.types import Condition
 
 

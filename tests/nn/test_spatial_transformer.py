@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from unveil.errors import RecipeError, ShapeError
 from unveil.nn.attention import Attention
 from unveil.nn.spatial_transformer import REMEMBERED, Memo, SpatialTransformer
-from unveil.nn.unet import UNet
-from unveil.nn.unet_config import UNetConfig
+from unveil.nn.unet import UNet, UNetConfig
 from unveil.types import Condition
 
 CONFIG = UNetConfig(

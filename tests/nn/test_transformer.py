@@ -7,9 +7,18 @@ import torch
 from torch import Tensor, nn
 
 from unveil.errors import RecipeError, ShapeError
-from unveil.nn.packing import Packing
-from unveil.nn.transformer import Transformer, TransformerConfig, TransformerDecoder, token_loss
-from unveil.nn.transformer_blocks import AttentionMaps, BlockConfig, EncoderStates, TransformerBlock, TransformerStack
+from unveil.nn.attention import Packing
+from unveil.nn.transformer import (
+    AttentionMaps,
+    BlockConfig,
+    EncoderStates,
+    Transformer,
+    TransformerBlock,
+    TransformerConfig,
+    TransformerDecoder,
+    TransformerStack,
+    token_loss,
+)
 
 SMALL = TransformerConfig(
     source=11, target=13, hidden_size=16, heads=2, intermediate_size=32, depth=2, dropout=0.0, max_length=20

@@ -10,9 +10,7 @@ from torch import Tensor, nn
 
 from unveil.errors import RecipeError, ShapeError
 from unveil.nn.layers import scaled_dot_product_attention
-from unveil.nn.unet import UNet
-from unveil.nn.unet_blocks import Downsample, Upsample
-from unveil.nn.unet_config import UNetConfig
+from unveil.nn.unet import Downsample, UNet, UNetConfig, Upsample
 from unveil.types import Condition
 
 DDPM = UNetConfig(

@@ -6,10 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from unveil.nn.causal_conv3d import CausalConv, StreamState
 from unveil.nn.dct import dct_matrix, lowpass_rows
 from unveil.nn.layers import PixelRMS
-from unveil.nn.video_autoencoder import VideoAutoencoderConfig, VideoDecoder, VideoEncoder
+from unveil.nn.video_autoencoder import CausalConv, StreamState, VideoAutoencoderConfig, VideoDecoder, VideoEncoder
 
 
 def config(**changes: object) -> VideoAutoencoderConfig:

@@ -14,9 +14,8 @@ from unveil.core.flow import RectifiedFlow
 from unveil.core.prediction import flow
 from unveil.core.process import partly
 from unveil.errors import RecipeError, ShapeError
+from unveil.nn.attention import Packing, scaled_dot_product_attention
 from unveil.nn.attention_patterns import AttentionGroups, Pattern, TokenGrid, attention_mask
-from unveil.nn.packing import Packing
-from unveil.nn.sdpa import scaled_dot_product_attention
 from unveil.nn.video_dit import MAX_LAYOUTS, VideoDiT, VideoDiTConfig
 from unveil.types import Condition
 

@@ -19,7 +19,7 @@ from unveil.io.files import read_header, read_tensors
 from unveil.model import Model, build, checkpoint_store, model_folder
 from unveil.model.config import Recipe, load_recipe
 from unveil.train import fit
-from unveil.train.controlnet import setup_controlnet
+from unveil.train.finetuning import setup_controlnet
 from unveil.types import BaseModel
 
 CHANGES = ("shape=[1,8,8]", "network.patch=2", "network.groups=4", "network.model_channels=16",

@@ -21,9 +21,8 @@ from unveil.core.rng import SampleRNG
 from unveil.data.latent_cache import CachedLatents, LatentCacheOptions
 from unveil.errors import RecipeError
 from unveil.model import Model
-from unveil.train.batch_preparation import prepare
+from unveil.train.batch_preparation import cache_dataset, encoder_of, prepare
 from unveil.train.data_order import collate
-from unveil.train.latents import cache_dataset, encoder_of
 
 SIZES: dict[str, Any] = {"model_channels": 16, "channel_mult": (1, 1), "num_res_blocks": 1, "groups": 8, "dropout": 0.1}
 PIXELS = torch.randint(0, 256, (30, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -19,7 +19,7 @@ from unveil.model.config import Recipe, load_recipe
 from unveil.model.lora_state import NAME
 from unveil.nn import lora
 from unveil.train import fit
-from unveil.train.lora import setup_lora
+from unveil.train.finetuning import setup_lora
 from unveil.types import BaseModel
 
 CHANGES = ("shape=[1,8,8]", "network.depth=1", "network.hidden_size=32", "network.heads=2", "lora.rank=2",

@@ -6,9 +6,14 @@ from typing import Protocol
 
 from torch import Tensor
 
-from unveil.autoencoders.autoencoder import Autoencoder, CodecConfig
-from unveil.autoencoders.identity import Identity
-from unveil.autoencoders.kl import AutoencoderKL, AutoencoderKLConfig, DiagonalGaussian
+from unveil.autoencoders.autoencoder import (
+    Autoencoder,
+    AutoencoderKL,
+    AutoencoderKLConfig,
+    CodecConfig,
+    DiagonalGaussian,
+    Identity,
+)
 from unveil.autoencoders.video_kl import VideoAutoencoderKL, VideoAutoencoderKLConfig
 from unveil.autoencoders.vq import Quantised, Usage, VQModel, VQModelConfig
 

@@ -1,4 +1,4 @@
-"""Losses of an autoencoder's training, beside the perceptual distance of `autoencoders.perceptual`.
+"""Losses of the training of autoencoders: the perceptual distance, the adversarial loss and their weights.
 
     L = error / exp(s) + s + kl KL + w lambda G     s: learned or 0; w: the discriminator's weight, 0 until it starts
     error = |x - y| or (x - y)^2, plus the perceptual distance; G = -mean of the discriminator's logits of y
@@ -11,11 +11,261 @@ Sources: Esser et al. 2021, section 3.1 (arXiv:2012.09841); Rombach et al. 2022,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
+
+from unveil.errors import RecipeError, ShapeError, WeightsError
+from unveil.nn.cnn import Cnn
+
+# ImageNet's mean and deviation for images in [-1, 1], as the published metric has them.
+MEAN, DEVIATION = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
+_TINY_NORM = 1e-10  # keeps the direction of a feature that is 0 everywhere
+
+
+class BackboneSpec(NamedTuple):
+    """A network of published weights.
+
+    convolutions: by their number in `features`: channels in and out, kernel, stride, padding.
+    pools: kernel of the max-pooling of stride 2 that stands before a convolution, by its number.
+    read_layers: convolutions after whose ReLU the features are compared.
+    """
+
+    convolutions: dict[int, tuple[int, int, int, int, int]]
+    pools: dict[int, int]
+    read_layers: tuple[int, ...]
+
+
+def _vgg() -> BackboneSpec:
+    """Configuration D of the paper. Source: Simonyan & Zisserman 2015, table 1 (arXiv:1409.1556)."""
+    convolutions: dict[int, tuple[int, int, int, int, int]] = {}
+    pools: dict[int, int] = {}
+    read_layers: list[int] = []
+    channels, number = 3, 0
+    for width, count in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
+        for place in range(count):
+            convolutions[number] = (channels, width, 3, 1, 1)
+            if place == 0 and number:
+                pools[number] = 2
+            channels, number = width, number + 2  # a ReLU has a number too
+        read_layers.append(number - 2)
+        number += 1  # and so has the pooling
+    return BackboneSpec(convolutions, pools, tuple(read_layers))
+
+
+LAYOUTS = {
+    "vgg": _vgg(),
+    # Krizhevsky 2014, "One weird trick", section 5 (arXiv:1404.5997)
+    "alex": BackboneSpec(
+        {
+            0: (3, 64, 11, 4, 2),
+            3: (64, 192, 5, 1, 2),
+            6: (192, 384, 3, 1, 1),
+            8: (384, 256, 3, 1, 1),
+            10: (256, 256, 3, 1, 1),
+        },
+        {3: 3, 6: 3},
+        (0, 3, 6, 8, 10),
+    ),
+}
+
+
+class Features(nn.Module, ABC):
+    """The compared features of a network; subclasses say which.
+
+    Attributes:
+        widths: channels of each feature.
+        grey: whether it reads images of one channel alone.
+    """
+
+    widths: tuple[int, ...]
+    grey: bool = False
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Features (B, C, h, w), one for each of `widths`, of images (B, C, H, W) in [-1, 1]."""
+
+
+class PublishedFeatures(Features):
+    """The convolutions of VGG16 or AlexNet, whose classifier is left out; grey images are shown in three channels.
+
+    Names are torchvision's: `features.0.weight` and on.
+
+    Args:
+        layout: a name in `LAYOUTS`.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, layout: str) -> None:
+        super().__init__()
+        self.layout = LAYOUTS[layout]
+        self.widths = tuple(self.layout.convolutions[number][1] for number in self.layout.read_layers)
+        self.features = nn.ModuleDict(
+            {
+                str(number): nn.Conv2d(channels, width, kernel, stride=stride, padding=padding)
+                for number, (channels, width, kernel, stride, padding) in self.layout.convolutions.items()
+            }
+        )
+        self.register_buffer("shift", torch.tensor(MEAN)[:, None, None], persistent=False)
+        self.register_buffer("scale", torch.tensor(DEVIATION)[:, None, None], persistent=False)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Features after the ReLU of each kept convolution."""
+        if images.shape[1] not in (1, 3):
+            raise ShapeError(f"images {tuple(images.shape)}: this network reads 1 or 3 channels")
+        x = (images.expand(-1, 3, -1, -1) - self.shift) / self.scale  # (B, 3, H, W)
+        features: list[Tensor] = []
+        for name, convolution in self.features.items():
+            number = int(name)
+            if number in self.layout.pools:
+                x = functional.max_pool2d(x, self.layout.pools[number], stride=2)
+            x = functional.relu(convolution(x))  # (B, C, h, w)
+            if number in self.layout.read_layers:
+                features.append(x)
+        return features
+
+
+class StageFeatures(Features):
+    """Features of each stage of a small classifier, before the image is halved.
+
+    Args:
+        network: trained on images like those that are compared.
+    """
+
+    def __init__(self, network: Cnn) -> None:
+        super().__init__()
+        self.network = network
+        self.widths = tuple(network.config.widths)
+        self.grey = network.config.channels == 1
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Features of each stage."""
+        wanted = self.network.config.channels
+        if images.shape[1] != wanted:
+            raise ShapeError(f"images {tuple(images.shape)}: this classifier reads {wanted} channels")
+        features: list[Tensor] = []
+        x = images
+        for layer in self.network.body:
+            if isinstance(layer, nn.MaxPool2d):
+                features.append(x)
+            x = layer(x)
+        return [*features, x]
+
+
+class LPIPS(nn.Module):
+    """d(x, y) = sum over layers of the mean over places of |w (f(x) - f(y))|^2, f of length 1 at each place.
+
+    Args:
+        features: frozen here, whatever it was before.
+        heads: w^2 of each layer (C,); None weighs every channel 1, the paper's measure without calibration.
+
+    Raises:
+        ShapeError: heads that do not fit the features.
+    Source: Zhang et al. 2018, eq. 1 (arXiv:1801.03924).
+    """
+
+    def __init__(self, features: Features, heads: Sequence[Tensor] | None = None) -> None:
+        super().__init__()
+        self.features = features
+        weights = [torch.ones(width) for width in features.widths] if heads is None else list(heads)
+        if [tuple(head.shape) for head in weights] != [(width,) for width in features.widths]:
+            raise ShapeError(
+                f"heads {[tuple(head.shape) for head in weights]}: the features have {list(features.widths)} channels"
+            )
+        for number, head in enumerate(weights):
+            self.register_buffer(f"head{number}", head.float().clone())
+        self.eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> LPIPS:
+        """Stays in evaluation mode: its normalisations must not follow the images that it judges."""
+        return super().train(False)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """The distance (B,) of two batches of images (B, C, H, W) in [-1, 1], or of clips (B, C, T, H, W).
+
+        Of clips it is the mean over the frames; where the features are of grey images, that over the channels of
+        others, each of which is looked at as a grey image.
+        """
+        apart = self._distance(self._shown(x), self._shown(y))
+        return apart.view(len(x), -1).mean(1)
+
+    def _shown(self, x: Tensor) -> Tensor:
+        """Images or clips as the images that the features are of: (B ..., C, H, W)."""
+        images = x if x.ndim == 4 else x.transpose(1, 2).flatten(0, 1)
+        return images.flatten(0, 1)[:, None] if self.features.grey and images.shape[1] > 1 else images
+
+    def _distance(self, x: Tensor, y: Tensor) -> Tensor:
+        distance = torch.zeros(len(x), device=x.device)
+        for number, (mine, theirs) in enumerate(zip(self.features(x), self.features(y), strict=True)):
+            head = self.get_buffer(f"head{number}")[:, None, None]
+            apart = (_unit(mine) - _unit(theirs)).square() * head  # (B, C, h, w)
+            distance = distance + apart.sum(1).mean((1, 2))
+        return distance
+
+
+def published(state: Mapping[str, Tensor], where: str) -> LPIPS:
+    """The published metric from its tensors: torchvision's convolutions and the linear heads, in one dict.
+
+    Both spellings are read: `features.0.weight` beside `lin0.model.1.weight`, as the two files have them, and
+    `net.slice1.0.weight` beside `lin0.model.1.weight` (or `lins.0...`), as the package's whole state has them.
+    Other tensors, such as the classifier's, are left alone.
+
+    Args:
+        where: the file or files, for messages.
+
+    Raises:
+        WeightsError: a convolution or a head is missing, or has another shape (lists them).
+    """
+    tensors = {_plain(key): tensor for key, tensor in state.items()}
+    layout = "alex" if tuple(tensors.get("features.0.weight", torch.empty(0)).shape) == (64, 3, 11, 11) else "vgg"
+    features = PublishedFeatures(layout)
+    shapes = {key: tuple(tensor.shape) for key, tensor in features.state_dict().items()}
+    shapes |= {f"lin{number}": (1, width, 1, 1) for number, width in enumerate(features.widths)}
+    faults = [f"{key}: missing" for key in shapes if key not in tensors]
+    faults += [
+        f"{key}: {tuple(tensors[key].shape)}, must be {shape}"
+        for key, shape in shapes.items()
+        if key in tensors and tuple(tensors[key].shape) != shape
+    ]
+    if faults:
+        more = f" and {len(faults) - 4} more" if len(faults) > 4 else ""
+        raise WeightsError(
+            f"{where}: not the perceptual metric of {layout}: {'; '.join(faults[:4])}{more}; give torchvision's "
+            "convolutions (features.0.weight ...) and the linear heads (lin0.model.1.weight ...)"
+        )
+    features.load_state_dict({key: tensors[key].float() for key in features.state_dict()})
+    return LPIPS(features, [tensors[f"lin{number}"].flatten() for number in range(len(features.widths))])
+
+
+def of_classifier(network: nn.Module, name: str) -> LPIPS:
+    """The same measure on the stages of a trained classifier, every channel weighed 1.
+
+    Raises:
+        RecipeError: a network without stages of convolutions.
+    """
+    if not isinstance(network, Cnn):
+        raise RecipeError(f"{name}: a {type(network).__name__} has no stages of features to compare; take a cnn")
+    return LPIPS(StageFeatures(network))
+
+
+def _plain(key: str) -> str:
+    """The two-file spelling of a key of the package's whole state; others come back as they are."""
+    key = re.sub(r"^net\.slice\d+\.", "features.", key.removeprefix("perceptual_loss."))
+    return re.sub(r"^lins?\.?(\d+)\.model\.1\.weight$", r"lin\1", key)
+
+
+def _unit(features: Tensor) -> Tensor:
+    """Length 1 along the channels, in float32; the norm's own gradient is 0 where all features are."""
+    features = features.float()
+    return features / (torch.linalg.vector_norm(features, dim=1, keepdim=True) + _TINY_NORM)
+
 
 # logits of real and of made patches -> what the discriminator minimises
 AdversarialLoss = Callable[[Tensor, Tensor], Tensor]

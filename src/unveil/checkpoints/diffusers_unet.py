@@ -21,9 +21,7 @@ from unveil.io.files import write_tensors
 from unveil.nn.controlnet import HINT_WIDTHS, ControlNet
 from unveil.nn.meta_device import gc_disabled, meta_device
 from unveil.nn.spatial_transformer import SpatialTransformer
-from unveil.nn.unet import UNet
-from unveil.nn.unet_blocks import ResBlock, UNetLevel
-from unveil.nn.unet_config import UNetConfig
+from unveil.nn.unet import ResBlock, UNet, UNetConfig, UNetLevel
 
 WEIGHTS = "diffusion_pytorch_model"
 UNET, CONTROLNET = "UNet2DConditionModel", "ControlNetModel"

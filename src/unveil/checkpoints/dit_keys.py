@@ -21,8 +21,7 @@ from torch import Tensor
 
 from unveil.checkpoints.key_mapping import KeyMap, SourceKeys, abbreviate, layer_keys, to_ours, to_theirs
 from unveil.errors import RecipeError, WeightsError
-from unveil.nn.dit import DiT, positions
-from unveil.nn.dit_config import PATCHES, SIZES, DiTConfig
+from unveil.nn.dit import PATCHES, SIZES, DiT, DiTConfig, positions
 from unveil.nn.meta_device import meta_device
 
 Layout = Literal["dit", "diffusers"]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from unveil.checkpoints import openai_keys
 from unveil.errors import RecipeError, WeightsError
-from unveil.nn.unet_config import UNetConfig
+from unveil.nn.unet import UNetConfig
 
 T = TypeVar("T")
 PREFIX = "model.diffusion_model."  # of the U-Net's keys in a file that holds all parts

@@ -29,8 +29,7 @@ from unveil.io.files import read_header, read_state
 from unveil.model import Model
 from unveil.nn import lora
 from unveil.nn.dit import DiT
-from unveil.nn.lora import layers_of
-from unveil.nn.lora_layer import LoraDelta
+from unveil.nn.lora import LoraDelta, layers_of
 from unveil.nn.unet import UNet
 
 WEIGHT = ".weight"

@@ -21,7 +21,7 @@ from unveil.checkpoints.lora import ADAPTER, CONFIG, NATIVE, LoraNetwork, LoraTa
 from unveil.errors import RecipeError
 from unveil.io.files import staged, write_tensors
 from unveil.model.lora_state import native_tensors
-from unveil.nn.lora_layer import LoraDelta
+from unveil.nn.lora import LoraDelta
 
 KOHYA = {DENOISER: "lora_unet_", "text_encoder": "lora_te_", "text_encoder_2": "lora_te2_"}
 

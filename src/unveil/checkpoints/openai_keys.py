@@ -20,10 +20,8 @@ from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
 from unveil.nn.layers import SelfAttention
 from unveil.nn.meta_device import meta_device
 from unveil.nn.spatial_transformer import SpatialTransformer
-from unveil.nn.transformer_blocks import TransformerBlock
-from unveil.nn.unet import UNet
-from unveil.nn.unet_blocks import Downsample, ResBlock, Upsample
-from unveil.nn.unet_config import UNetConfig
+from unveil.nn.transformer import TransformerBlock
+from unveil.nn.unet import Downsample, ResBlock, UNet, UNetConfig, Upsample
 
 RES_BLOCK = {
     "norm_1": "in_layers.0",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unveil.errors import RecipeError
 from unveil.io.console import Console, size
-from unveil.nn import dit_config, vit
+from unveil.nn import dit, vit
 from unveil.nn.dit import DiT
 from unveil.nn.flops import activations, multiply_adds
 from unveil.nn.meta_device import meta_device
@@ -43,9 +43,9 @@ def network(name: str, side: int | None, batch: int, console: Console) -> None:
 
 
 def _dit(name: str, side: int, batch: int) -> dict[str, Any]:
-    config = dit_config.get_preset(name, size=side)
+    config = dit.get_preset(name, size=side)
     costs: dict[str, int] = {}
-    for design in get_args(dit_config.Design):
+    for design in get_args(dit.Design):
         model = _on_meta(replace(config, block_type=design))
         costs[design] = multiply_adds(model, _asked(model, 1))
     model = _on_meta(config)
@@ -93,7 +93,7 @@ def _memory(trained: int, kept: int, batch: int, facts: dict[str, Any]) -> dict[
     }
 
 
-def _on_meta(config: dit_config.DiTConfig) -> DiT:
+def _on_meta(config: dit.DiTConfig) -> DiT:
     with meta_device():
         return DiT(config)
 

@@ -10,7 +10,7 @@ import torch
 
 from unveil import data
 from unveil.data.folder_index import FolderConfig
-from unveil.data.video_validation import has_videos
+from unveil.data.video_folder import has_videos
 from unveil.errors import RecipeError, did_you_mean
 from unveil.io.console import Console
 from unveil.io.files import refuse_overwrite, write_atomically

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from unveil import data
-from unveil.autoencoders.perceptual import LPIPS
+from unveil.autoencoders.losses import LPIPS
 from unveil.cli.recipe_kind import diffusion
 from unveil.errors import RecipeError
 from unveil.evaluate import features as networks

@@ -11,7 +11,7 @@ from unveil.data.latent_cache import LatentCacheOptions
 from unveil.generation.model_loading import device as pick
 from unveil.io.console import Console, size
 from unveil.model.config import load_recipe
-from unveil.train.latents import encoder_of
+from unveil.train.batch_preparation import encoder_of
 
 
 def write(name: str, overrides: tuple[str, ...], batch: int, device: str, console: Console) -> None:

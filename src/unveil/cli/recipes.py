@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from unveil.autoencoders import losses
-from unveil.autoencoders.perceptual import LPIPS
+from unveil.autoencoders.losses import LPIPS
 from unveil.conditioning.diffusion_forcing import DiffusionForcingLoss
 from unveil.core import guidance, loss_weights, samplers, schedules, score_matching, variance
 from unveil.core import objective as objectives

@@ -21,7 +21,7 @@ from unveil.cli.foreign_names import RECIPE_KEYS
 from unveil.cli.recipe_kind import diffusion
 from unveil.data.folder_index import IMAGE_SUFFIXES
 from unveil.data.latent_cache import CachedLatents, LatentCacheOptions
-from unveil.data.video_validation import has_videos
+from unveil.data.video_folder import has_videos
 from unveil.errors import DataError, OutputError, RecipeError, did_you_mean
 from unveil.generation.model_loading import device as pick
 from unveil.generation.model_loading import open_model
@@ -192,9 +192,7 @@ def start(recipe: Recipe, device: torch.device) -> Model:
     """What training begins with, on its device: fresh weights, a base, or a base with a fresh LoRA or ControlNet."""
     if recipe.base is None:
         return text_encoder.fill(fresh(recipe)).to(device)
-    from unveil.train.controlnet import setup_controlnet
-    from unveil.train.finetuning import setup_finetune
-    from unveil.train.lora import setup_lora
+    from unveil.train.finetuning import setup_controlnet, setup_finetune, setup_lora
 
     model, source = open_model(recipe.base, device)
     base = BaseModel(source.name, recipe.base, source.sha256)
@@ -375,7 +373,7 @@ def keep_both(recipe: Recipe, model: Model, train: Any, held_out: Any, console: 
 
 def encode_missing(model: Model, items: Any, how: LatentCacheOptions, console: Console) -> tuple[CachedLatents, bool]:
     """Return the cached latents of a data set, and whether they were there already; encode what is missing."""
-    from unveil.train.latents import cache_dataset
+    from unveil.train.batch_preparation import cache_dataset
 
     with console.progress("encoding picture", len(items)) as progress:
         return cache_dataset(model, items, how, progress.reach)

@@ -17,8 +17,7 @@ from unveil.core.denoiser import Denoiser
 from unveil.errors import RecipeError, ShapeError, WeightsError, did_you_mean
 from unveil.nn.controlnet import ControlNet
 from unveil.nn.spatial_transformer import Memo
-from unveil.nn.unet import UNetEncoder
-from unveil.nn.unet_config import UNetConfig
+from unveil.nn.unet import UNetConfig, UNetEncoder
 from unveil.types import Condition, NoiseLevel
 
 # Where residuals are added: to everything that the U-Net's way down left and to its middle, or to the middle alone

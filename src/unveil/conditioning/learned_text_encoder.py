@@ -19,8 +19,7 @@ from unveil.conditioning.prompt_weighting import (
 )
 from unveil.errors import PromptTooLong, PromptTruncated, RecipeError, WeightsError, did_you_mean
 from unveil.nn.tokenizer import BEGIN, END, PADDING, SPECIAL, UNKNOWN, TokenLayout, Vocabulary
-from unveil.nn.transformer import TokenEmbedding, xavier_
-from unveil.nn.transformer_blocks import BlockConfig, TransformerStack
+from unveil.nn.transformer import BlockConfig, TokenEmbedding, TransformerStack, xavier_
 from unveil.types import Condition
 
 FILE = "vocabulary.json"

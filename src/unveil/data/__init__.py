@@ -9,20 +9,20 @@ from unveil.data.adapted import AdaptedDataset, adapt
 from unveil.data.box_mask_encoding import boxes_to_state, mask_to_state, state_to_boxes, state_to_mask
 from unveil.data.control_images import HINT, ControlImageConfig, ControlImageDataset
 from unveil.data.digits import DigitsConfig, digits
-from unveil.data.fashion_mnist import FashionConfig, fashion
-from unveil.data.fashion_style import StyleConfig, apply_style, fashion_in_style
-from unveil.data.folder_index import FolderConfig
-from unveil.data.image_folder import ImageFolderDataset
-from unveil.data.image_validation import check_images, check_images_or_raise
-from unveil.data.latent_validation import LatentsReport, check_latents
-from unveil.data.latents import LATENTS, Latents, LatentsConfig, write_latents
+from unveil.data.fashion_mnist import FashionConfig, StyleConfig, apply_style, fashion, fashion_in_style
+from unveil.data.folder_index import FolderConfig, Progress
+from unveil.data.image_folder import ImageFolderDataset, check_images, check_images_or_raise
+from unveil.data.latents import LATENTS, Latents, LatentsConfig, LatentsReport, check_latents, write_latents
 from unveil.data.registry import MapDataset, data_kind, data_kinds, open, to_config
 from unveil.data.report import FolderReport
-from unveil.data.scan_cache import Progress
 from unveil.data.tensor_dataset import ImageTensorDataset, Part, check_split
-from unveil.data.video_folder import VideoDataset
-from unveil.data.video_slicing import VideoFolderConfig
-from unveil.data.video_validation import VideoFolderReport, check_videos, check_videos_or_raise
+from unveil.data.video_folder import (
+    VideoDataset,
+    VideoFolderConfig,
+    VideoFolderReport,
+    check_videos,
+    check_videos_or_raise,
+)
 
 __all__ = [
     "HINT",

@@ -2,20 +2,91 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable, Sequence
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Literal, NamedTuple, Protocol
+from typing import IO, Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 from PIL import ImageColor
 
-from unveil.data.caption_files import by_name
-from unveil.data.folder_walk import FolderWalk
+from unveil.data.cache import cache_get, cache_put
 from unveil.data.image_decoding import HEAD, DecodeOptions, format_of, safe_join
-from unveil.data.low_res import check_low
-from unveil.data.metadata import METADATA, MetadataRow, read_metadata
+from unveil.data.metadata import METADATA, MetadataRow, by_name, read_metadata
+from unveil.data.tensor_dataset import check_low
 from unveil.errors import DataError, RecipeError, did_you_mean
+
+
+class FolderWalk:
+    """One pass over the tree: regular files in order, a mark of their state, and what cannot be followed.
+
+    Args:
+        root: Root folder.
+        noun: Noun for one file of the type that is searched for.
+        suffixes: names that promise one.
+
+    Attributes:
+        files: regular ones, in order.
+        refused: path and reason of what should have been one and cannot be.
+        ignored: path and reason of other things.
+    """
+
+    def __init__(self, root: Path, noun: str, suffixes: frozenset[str]) -> None:
+        self.files: list[str] = []
+        self.refused: list[tuple[str, str]] = []
+        self.ignored: list[tuple[str, str]] = []
+        self._root, self._noun, self._suffixes = root, noun, suffixes
+        self._marks: list[str] = []
+        self._visit("")
+        self.files.sort()
+        self._marks.sort()
+
+    def stamp(self) -> str:
+        """A hash over the path, size and time of every file."""
+        return hashlib.blake2b("\n".join(self._marks).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+
+    def _visit(self, folder: str) -> None:
+        try:
+            children = list(os.scandir(self._root / folder))
+        except OSError as error:
+            self.refused.append((folder, f"a folder that cannot be opened: {error.strerror}; change its permissions"))
+            return
+        for child in children:
+            if child.name.startswith("."):
+                continue
+            path = f"{folder}/{child.name}" if folder else child.name
+            suffix = PurePosixPath(child.name).suffix.lower()
+            if child.is_dir(follow_symlinks=False):
+                if suffix in self._suffixes:
+                    self.refused.append((path, f"a folder, not a {self._noun}; rename it or move its content"))
+                else:
+                    self._visit(path)
+            else:
+                self._add(path, child, suffix)
+
+    def _add(self, path: str, child: os.DirEntry[str], suffix: str) -> None:
+        try:
+            if child.is_symlink():
+                safe_join(self._root, path)
+            facts = child.stat()
+        except DataError as error:
+            self.refused.append((path, str(error)))
+        except OSError as error:  # a link to nothing, or to itself
+            self.refused.append((path, f"cannot be read: {error.strerror or error}"))
+        else:
+            if stat.S_ISREG(facts.st_mode):
+                self.files.append(path)
+                self._marks.append(f"{path}\0{facts.st_size}\0{facts.st_mtime_ns}")
+            elif stat.S_ISDIR(facts.st_mode):
+                self.ignored.append((path, "a link to a folder, which is not followed"))
+            elif suffix in self._suffixes:
+                self.refused.append((path, "not a regular file; remove it"))
+            else:
+                self.ignored.append((path, "not a regular file"))
+
 
 # Names that promise an image: what is in them must be one, or is reported as bad.
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp"}
@@ -100,7 +171,7 @@ class FolderConfig:
         captioner wrote.
     captions_file: a file of a captioner's captions by file_name, as `unveil caption --out` writes it; they take the
         place of those of the metadata, and all else is as the folder has it.
-    synthetic_prob: probability of a captioner's caption if an image has both (`data.caption_mixing`).
+    synthetic_prob: probability of a captioner's caption if an image has both (`data.image_folder.pick_caption`).
     low_res: adds "low", the image at that many pixels a side (`area_downsample`), for models that enlarge it.
     max_bad: the share of unreadable files above which nothing is trained on.
     val_fraction: the share of the images (chosen by a hash of their content) that never trains.
@@ -374,3 +445,93 @@ def _caption(root: Path, path: str) -> str:
         return " ".join(raw.decode("utf-8-sig").split())
     except UnicodeDecodeError as error:
         raise DataError(f"not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+
+
+Progress = Callable[[int, int], None]
+HeaderT = TypeVar("HeaderT")
+
+_VERSION = 1  # of the kept form; another one is not read
+_THREADS = 4  # decoding leaves Python's lock; each thread may hold one image of max_pixels
+
+
+class FileInfo(NamedTuple, Generic[HeaderT]):
+    """Result of inspecting a file: its header and content hash, or the reason why it cannot be used."""
+
+    header: HeaderT | None
+    digest: str = ""
+    reason: str = ""
+
+
+class FileInspector(NamedTuple, Generic[HeaderT]):
+    """Inspection of one kind of file.
+
+    stamp: dependencies of the result besides the files: limits and versions. view: the header of an open file, or a
+    DataError. again: the facts of what JSON kept of them.
+    """
+
+    stamp: str
+    view: Callable[[IO[bytes]], HeaderT]
+    again: Callable[[Sequence[Any]], HeaderT]
+
+
+def inspect_files(
+    index: FolderIndex, viewer: FileInspector[HeaderT], progress: Progress | None
+) -> dict[str, FileInfo[HeaderT]]:
+    """The look of every file of a listing, those of an earlier call where no file has changed since.
+
+    Results with unreadable files are not kept.
+    """
+    seen = _kept(index, viewer)
+    if seen is None:
+        seen = dict(_looks(index, viewer, progress))
+        if all(look.header for look in seen.values()):
+            cache_put(_name(index, viewer), {"version": _VERSION, "looks": seen})
+    return seen
+
+
+def _looks(
+    index: FolderIndex, viewer: FileInspector[HeaderT], progress: Progress | None
+) -> Iterator[tuple[str, FileInfo[HeaderT]]]:
+    paths = list(dict.fromkeys(entry.path for entry in index.entries))  # a file may have several captions
+    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
+        try:
+            for done, (path, look) in enumerate(
+                zip(paths, pool.map(lambda path: _look(index.root, path, viewer), paths), strict=True), 1
+            ):
+                yield path, look
+                if progress and (done % 16 == 0 or done == len(paths)):
+                    progress(done, len(paths))
+        except BaseException:  # Ctrl-C included: what is queued is not worth waiting for
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _look(root: Path, path: str, viewer: FileInspector[HeaderT]) -> FileInfo[HeaderT]:
+    try:
+        with safe_join(root, path).open("rb") as file:
+            facts = viewer.view(file)
+            file.seek(0)
+            return FileInfo(facts, hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest())
+    except DataError as error:
+        return FileInfo(None, reason=str(error))
+    except OSError as error:
+        return FileInfo(None, reason=f"cannot be read: {error.strerror or error}; check it and its permissions")
+
+
+def _name(index: FolderIndex, viewer: FileInspector[Any]) -> str:
+    facts = f"{_VERSION}\0{viewer.stamp}\0{index.root}\0{index.stamp}"
+    return f"checks/{hashlib.blake2b(os.fsencode(facts), digest_size=16).hexdigest()}.json"
+
+
+def _kept(index: FolderIndex, viewer: FileInspector[HeaderT]) -> dict[str, FileInfo[HeaderT]] | None:
+    """The looks of an earlier check of the same files; None when there was none that covers every file."""
+    stored = cache_get(_name(index, viewer))
+    try:
+        if stored is None or stored["version"] != _VERSION:
+            return None
+        seen = {
+            path: FileInfo(viewer.again(facts), digest, why) for path, (facts, digest, why) in stored["looks"].items()
+        }
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+    return seen if all(entry.path in seen for entry in index.entries) else None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from unveil.autoencoders.perceptual import LPIPS, of_classifier, published
+from unveil.autoencoders.losses import LPIPS, of_classifier, published
 from unveil.errors import RecipeError, WeightsError, did_you_mean
 from unveil.evaluate.features import BUNDLED, read_classifier
 from unveil.evaluate.inception import read_weights

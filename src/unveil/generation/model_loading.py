@@ -17,7 +17,7 @@ from unveil.checkpoints.overrides import ModelOverrides
 from unveil.conditioning.controlnet import Control, Mode
 from unveil.conditioning.image import ConcatCondition
 from unveil.data.folder_index import IMAGE_SUFFIXES
-from unveil.data.low_res import LOW
+from unveil.data.tensor_dataset import LOW
 from unveil.errors import DataError, OutOfResources, RecipeError, WeightsError, did_you_mean
 from unveil.generation import inputs
 from unveil.generation.generate import DTYPES, PROMPT, Source, SourceFile

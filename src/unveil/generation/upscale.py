@@ -11,7 +11,7 @@ from torch import Tensor
 from unveil.conditioning.tiled_denoising import OVERLAP, for_tiles, tiles
 from unveil.core.inverse import low_frequency
 from unveil.core.sampling_run import SamplingRun
-from unveil.data.low_res import LOW, bicubic_upsample
+from unveil.data.tensor_dataset import LOW, bicubic_upsample
 from unveil.errors import RecipeError
 from unveil.generation.generate import TaskSpec, input_to_unit, latents_of, select_rows
 from unveil.generation.img2img import check_strength, start_from

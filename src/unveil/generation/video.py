@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unveil.autoencoders.looping import LoopingAutoencoder
+from unveil.autoencoders.video_kl import LoopingAutoencoder
 from unveil.conditioning.batching import build_conditions, expand_per_sample
-from unveil.conditioning.circular_shift import circular_shift
+from unveil.conditioning.tiled_denoising import circular_shift
 from unveil.core import guidance, inverse
 from unveil.core.denoiser import DenoiseFn
 from unveil.core.rng import START, key

@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from unveil.data.image_decoding import header, open_image
-from unveil.data.video_folder import apply_orientation, frame_selection
-from unveil.data.video_slicing import VideoFolderConfig, plan_segments
+from unveil.data.video_folder import VideoFolderConfig, apply_orientation, frame_selection, plan_segments
 from unveil.errors import DataError, RecipeError
 from unveil.generation import inputs
 from unveil.generation.generate import SourceFile

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from unveil.nn import lora
-from unveil.nn.lora_layer import LoraDelta
+from unveil.nn.lora import LoraDelta
 
 DENOISER = "denoiser"  # the role of the network that denoises, beside the text encoders
 CONTROL = "control.safetensors"  # of a ControlNet that was trained here, in the place of a model's weights

@@ -31,7 +31,7 @@ from unveil.model import checkpoint_store
 from unveil.model.config import ModelConfig, SampleConfig
 from unveil.model.lora_state import CONTROL, LORA, TrainedLora
 from unveil.model.migration import migrate_settings
-from unveil.nn.mixed_precision import low_precision_parameters
+from unveil.nn.layers import low_precision_parameters
 from unveil.types import BaseModel, Condition, ControlNetInfo, LoraInfo, NoiseLevel, Raw
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from unveil.errors import RecipeError
 from unveil.model.seq2seq_folder import SequenceModel
 from unveil.nn.decoding import beam, greedy
 from unveil.nn.tokenizer import BEGIN, END, PADDING, UNKNOWN, padded
-from unveil.nn.transformer_blocks import AttentionMaps
+from unveil.nn.transformer import AttentionMaps
 from unveil.playground.text_pairs import Pair
 
 

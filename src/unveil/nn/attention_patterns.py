@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from unveil.errors import ShapeError
+from unveil.nn.attention import Packing, scaled_dot_product_attention
 from unveil.nn.embeddings import grid_coordinates
-from unveil.nn.packing import Packing
-from unveil.nn.sdpa import scaled_dot_product_attention
 
 Pattern = Literal["full", "factorised", "windowed"]
 
@@ -121,7 +120,7 @@ class AttentionGroups:
         return rows_apart.diagonal(dim1=0, dim2=2).permute(2, 0, 1)[:, None]
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False) -> Tensor:
-        """As `sdpa.scaled_dot_product_attention`, each group by itself: (R, H, N, D); padding gathers 0.
+        """As `attention.scaled_dot_product_attention`, each group by itself: (R, H, N, D); padding gathers 0.
 
         Raises:
             ShapeError: causal, which is set when the groups are made.

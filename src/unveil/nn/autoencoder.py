@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from unveil.errors import RecipeError, ShapeError
 from unveil.nn.layers import PixelNorm, PixelRMS, SelfAttention, check_multiple, group_norm
-from unveil.nn.unet_blocks import Downsample, Upsample
+from unveil.nn.unet import Downsample, Upsample
 from unveil.types import Ge, Lt, checked
 
 Norm = Literal["group", "pixel", "rms"]

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unveil.errors import RecipeError, ShapeError
+from unveil.nn.attention import scaled_dot_product_attention
 from unveil.nn.embeddings import TimeEmbedding
 from unveil.nn.layers import check_multiple, group_norm, vector_of, zeroed
-from unveil.nn.sdpa import scaled_dot_product_attention
 from unveil.types import Condition
 
 COLUMNS = 5  # centre x, centre y, width, height, presence

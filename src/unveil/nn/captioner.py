@@ -19,8 +19,14 @@ from torch import Tensor, nn
 from unveil.errors import RecipeError, ShapeError
 from unveil.nn.embeddings import grid_coordinates, sin_cos_positions
 from unveil.nn.layers import check_multiple
-from unveil.nn.transformer import DecoderState, TransformerDecoder, xavier_
-from unveil.nn.transformer_blocks import BlockConfig, EncoderStates, TransformerStack
+from unveil.nn.transformer import (
+    BlockConfig,
+    DecoderState,
+    EncoderStates,
+    TransformerDecoder,
+    TransformerStack,
+    xavier_,
+)
 from unveil.nn.vit import Stem, check_stem, stem
 from unveil.types import Ge, checked
 

@@ -18,8 +18,7 @@ from torch.nn import functional as F
 from unveil.errors import RecipeError, ShapeError
 from unveil.nn.embeddings import TimeEmbedding
 from unveil.nn.layers import AttentionOrder, check_multiple, group_norm, scaled_dot_product_attention, zeroed
-from unveil.nn.unet_blocks import down_blocks, mid_block
-from unveil.nn.unet_config import Modulation, Resampling, UNetConfig
+from unveil.nn.unet import Modulation, Resampling, UNetConfig, down_blocks, mid_block
 from unveil.types import Ge, checked
 
 Pool = Literal["attention", "adaptive", "spatial", "spatial_v2"]

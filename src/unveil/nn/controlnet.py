@@ -16,8 +16,7 @@ from torch.nn import functional as F
 
 from unveil.errors import RecipeError, ShapeError
 from unveil.nn.layers import zeroed
-from unveil.nn.unet import UNet, UNetEncoder
-from unveil.nn.unet_config import UNetConfig
+from unveil.nn.unet import UNet, UNetConfig, UNetEncoder
 from unveil.types import Condition
 
 HINT_WIDTHS = (16, 32, 96, 256)  # of the published ControlNets: three halvings, as many as of their latents

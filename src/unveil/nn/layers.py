@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, TypeVar
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unveil.errors import RecipeError, ShapeError
-from unveil.nn.sdpa import scaled_dot_product_attention
+from unveil.nn.attention import scaled_dot_product_attention
 from unveil.types import Condition
 
 # In which order the rows of a joint query-key-value projection stand
@@ -180,3 +180,16 @@ class FirConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, width, H, W) to (B, out, H/2, W/2)."""
         return self.fir(self.conv(x))
+
+
+# Layers whose products autocast computes in the lower precision
+MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+# Its kernel wants its weight in the type of its input, and sums in float32 all the same
+NORMALISATIONS = (nn.RMSNorm,)
+
+
+def low_precision_parameters(network: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Their parameters with their keys in the state dict; other normalisations and tables stay in float32."""
+    for name, layer in network.named_modules():
+        if isinstance(layer, (*MATRICES, *NORMALISATIONS)):
+            yield from layer.named_parameters(prefix=name, recurse=False)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from unveil.errors import ShapeError
 from unveil.nn.attention import KVCache
 from unveil.nn.layers import group_norm, zeroed
-from unveil.nn.transformer_blocks import BlockConfig, EncoderStates, TransformerBlock
+from unveil.nn.transformer import BlockConfig, EncoderStates, TransformerBlock
 from unveil.types import Condition
 
 # What the layers around the blocks are: convolutions of one pixel, as in the paper, or linear layers of the tokens

@@ -11,16 +11,22 @@ Beside either network a linear map goes the direct way between a latent and its 
 the lowest frequencies of the box, so that training has an image from its first step on, and the networks learn what
 is missing in it.
 
-Sources: Yu et al. 2024, section 3.2 (arXiv:2310.05737); Wan Team 2025, section 4.1
-(arXiv:2503.20314), for norms by place, and time halved at the coarser levels, doubled by channels; Chen et al. 2025,
-section 3.2 (arXiv:2410.10733), for learning what a direct way between boxes and latents leaves.
+A causal convolution with a kernel of k frames and a stride of s needs k - s earlier frames. These stand in a
+`Cache`, a plain tuple of tensors in the order in which the layers run: the caller passes the cache of the piece
+before, and no module keeps any state. Copies of the first frame stand before it. The first piece has 1 + a multiple of
+s frames, each later piece a multiple of s.
+
+Sources: Yu et al. 2024, section 3.2 (arXiv:2310.05737); causality in convolutions: van den Oord et al. 2016,
+section 2.1 (arXiv:1609.03499); Wan Team 2025, section 4.1 (arXiv:2503.20314), for norms by place, and time halved at
+the coarser levels, doubled by channels; Chen et al. 2025, section 3.2 (arXiv:2410.10733), for learning what a direct
+way between boxes and latents leaves.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -29,10 +35,80 @@ from torch.nn import functional as F
 
 from unveil.errors import RecipeError, ShapeError
 from unveil.nn.autoencoder import AutoencoderConfig, Middle, Norm, activated
-from unveil.nn.causal_conv3d import Cache, CausalConv, StreamState, by_frame
 from unveil.nn.dct import lowpass_rows
 from unveil.nn.layers import PixelRMS, check_multiple, zeroed
-from unveil.nn.unet_blocks import Downsample, Upsample
+from unveil.nn.unet import Downsample, Upsample
+
+Cache = tuple[Tensor, ...]
+
+
+class StreamState:
+    """Cache that the layers of one call read, and the one that they write for the next.
+
+    Args:
+        before: the cache of the piece before; None: the clip begins here.
+    """
+
+    def __init__(self, before: Cache | None = None) -> None:
+        self.begins = before is None
+        self.saved: list[Tensor] = []
+        self._before: Iterator[Tensor] = iter(before or ())
+
+    def behind(self, x: Tensor, frames: int) -> Tensor:
+        """X (B, C, T, H, W) with what comes before it: of the cache, or `frames` copies of its first frame.
+
+        Raises:
+            ShapeError: the cache is of another network or of other clips.
+        """
+        if self.begins:
+            return torch.cat([x[:, :, :1].expand(-1, -1, frames, -1, -1), x], 2)
+        before = next(self._before, None)
+        if before is None or (*before.shape[:2], *before.shape[3:]) != (*x.shape[:2], *x.shape[3:]):
+            shape = "nothing" if before is None else tuple(before.shape)
+            raise ShapeError(
+                f"cache: {shape} for {tuple(x.shape)}: give the cache that came back with the piece before, of the "
+                "same network and the same clips"
+            )
+        return torch.cat([before.to(x.dtype), x], 2)
+
+    def keep(self, frames: Tensor) -> None:
+        """Leaves frames (B, C, n, H, W) for the next piece: alone, without what they were cut from."""
+        self.saved.append(frames if torch.is_grad_enabled() else frames.clone())
+
+
+class CausalConv(nn.Conv3d):
+    """A convolution of (frames, side, side) whose last frame is the present one.
+
+    Args:
+        kernel: frames, an odd number or 1, and pixels a side, an odd number.
+        stride: in time; 2 halves the frames after the first.
+    """
+
+    def __init__(self, width: int, out: int, kernel: tuple[int, int], *, stride: int = 1) -> None:
+        frames, side = kernel
+        super().__init__(width, out, (frames, side, side), stride=(stride, 1, 1), padding=(0, side // 2, side // 2))
+
+    def forward(self, input: Tensor, past: StreamState) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """(B, C, T, H, W) to (B, out, T', H, W): T' = 1 + (T - 1) / stride at the beginning, later T / stride."""
+        frames, stride = self.kernel_size[0], self.stride[0]
+        if frames == 1:
+            return super().forward(input)
+        if past.begins and input.shape[2] == 1:  # an image, which meets the sum of the weights over time
+            past.keep(input.expand(-1, -1, frames - stride, -1, -1))
+            side = self.padding[1]
+            weight = self.weight.sum(2)
+            return F.conv2d(input[:, :, 0], weight, self.bias, padding=int(side))[:, :, None]
+        x = past.behind(input, frames - 1)
+        output = super().forward(x)
+        past.keep(x[:, :, output.shape[2] * stride :])
+        return output
+
+
+def by_frame(layer: Callable[[Tensor], Tensor], clips: Tensor) -> Tensor:
+    """Output of a layer for images (B, C, H, W) on each frame of clips (B, C, T, H, W)."""
+    output = layer(clips.transpose(1, 2).flatten(0, 1))  # (B T, C', H', W')
+    return output.unflatten(0, (len(clips), -1)).transpose(1, 2)
+
 
 LOGVAR = -6.0  # of latents before training: little noise, so that what is left out of them can be learned
 AT_ONCE = 4  # latents that are computed at a time where no gradient is wanted

@@ -19,7 +19,7 @@ from unveil.errors import RecipeError, ShapeError, did_you_mean
 from unveil.nn.cnn import ClassifierOutput
 from unveil.nn.embeddings import LearnedPositions, grid_coordinates, sin_cos_positions
 from unveil.nn.layers import check_multiple, zeroed
-from unveil.nn.transformer_blocks import BlockConfig, TransformerStack
+from unveil.nn.transformer import BlockConfig, TransformerStack
 from unveil.types import Ge, checked
 
 Pool = Literal["class", "mean"]

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from unveil.data.caption_files import CaptionRecord, by_number
-from unveil.data.caption_mixing import SHARE, mix_captions
 from unveil.data.folder_index import check_mix
+from unveil.data.image_folder import SHARE, mix_captions
+from unveil.data.metadata import CaptionRecord, by_number
 from unveil.data.registry import data_kind
 from unveil.data.tensor_dataset import Part
 from unveil.errors import RecipeError, did_you_mean

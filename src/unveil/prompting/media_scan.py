@@ -13,8 +13,7 @@ from torch.nn import functional as F
 from unveil.data.folder_index import IMAGE, FolderIndex, IndexEntry, has_classes, index_folder
 from unveil.data.image_decoding import decode_native_size, open_image, safe_join
 from unveil.data.metadata import METADATA
-from unveil.data.video_folder import apply_orientation
-from unveil.data.video_validation import VIDEO
+from unveil.data.video_folder import VIDEO, apply_orientation
 from unveil.errors import DataError, RecipeError
 from unveil.io.video.reader import FrameSelection, VideoDecoder, VideoLimits
 from unveil.playground.dataset import Playground

@@ -33,8 +33,7 @@ from unveil.data.digits import digits
 from unveil.errors import NonFinite, OutOfResources, OutputError
 from unveil.io.files import write_atomically
 from unveil.io.images import to_unit
-from unveil.nn.unet import UNet
-from unveil.nn.unet_config import UNetConfig
+from unveil.nn.unet import UNet, UNetConfig
 from unveil.types import Condition, NoiseLevel
 
 M = TypeVar("M", bound=nn.Module)

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from unveil.autoencoders import AutoencoderKL, VQModel
 from unveil.autoencoders.autoencoder import channels_last
-from unveil.autoencoders.losses import ADVERSARIAL, ERRORS, adaptive_weight, generator_loss, likelihood
-from unveil.autoencoders.perceptual import LPIPS
+from unveil.autoencoders.losses import ADVERSARIAL, ERRORS, LPIPS, adaptive_weight, generator_loss, likelihood
 from unveil.core.objective import LossOutput
 from unveil.core.rng import SampleRNG
 from unveil.core.rng import key as hash_of

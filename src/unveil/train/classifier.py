@@ -34,10 +34,9 @@ from unveil.model.config.sections import validate
 from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
 from unveil.nn.cnn import Cnn, CnnConfig
 from unveil.nn.vit import ViT, ViTConfig
-from unveil.train.data_order import Batch, IndexableItems
+from unveil.train.data_order import Batch, ExampleNumbers, IndexableItems, Part, ShuffledRows
 from unveil.train.learner import AdamWOptions, Learner
 from unveil.train.lr_schedule import Schedule
-from unveil.train.random_order import ExampleNumbers, Part, ShuffledRows
 from unveil.train.trainer import learn, learn_in_memory
 from unveil.types import NoiseLevel, like
 

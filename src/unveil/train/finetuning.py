@@ -1,16 +1,34 @@
-"""Training a whole network on from given weights; its codec and its text encoder stay as they are."""
+"""Fine-tuning from a base model: all weights, a LoRA, or a ControlNet.
+
+With a LoRA or a ControlNet the base stays as it is, and a run's checkpoints contain only what is trained. Everything
+else is the usual training: the average, the optimiser and the checkpoints include only weights that have a gradient.
+
+Sources: LoRA, Hu et al. 2021 (arXiv:2106.09685), section 4; ControlNet, Zhang et al. 2023, section 3
+(arXiv:2302.05543).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, cast
+
 import torch
 
+from unveil.conditioning.controlnet import Control
 from unveil.conditioning.learned_text_encoder import LearnedTextEncoder
+from unveil.conditioning.text_encoder import TextEncoder
+from unveil.data.control_images import HINT
 from unveil.errors import RecipeError
 from unveil.model import Model, build
 from unveil.model.config import ModelConfig, Recipe
+from unveil.model.config.model import SavedSection
 from unveil.model.config.sections import Section
+from unveil.model.config.text import TextSection
 from unveil.model.config.token_conditions import LearnedTextSection
-from unveil.train.lora import model_config_on_base
+from unveil.model.lora_state import NAME
+from unveil.nn import lora
+from unveil.nn.controlnet import ControlNet, hint_widths
+from unveil.nn.unet import UNet
 from unveil.types import BaseModel
 
 
@@ -72,3 +90,108 @@ def _remade(model: Model, base: BaseModel, config: ModelConfig) -> Model:
         else:
             other.conditioners[key] = part
     return other.to(model.device)
+
+
+# What a base and a recipe have to agree on: all that the weights were trained for
+SAME = ("shape", "key", "network", "process", "prediction", "variance", "condition", "autoencoder")
+
+
+def setup_lora(model: Model, base: BaseModel, recipe: Recipe) -> Model:
+    """The base with fresh additions on its network, of which alone the recipe trains; it is the model given.
+
+    Args:
+        model: the base, on its device.
+        base: which one it is.
+
+    Raises:
+        RecipeError: no LoRA in the recipe, another model than the recipe describes, or targets that it lacks.
+    """
+    if recipe.lora is None:
+        raise RecipeError("the recipe has no section lora, so there is nothing to train on the base; add one")
+    model.config, network = model_config_on_base(model, base, recipe), model.denoiser.network
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.train.seed)
+        additions = lora.init_lora(network, recipe.lora.build())  # on the CPU: a seed gives the same ones anywhere
+    lora.attach(network, NAME, additions)
+    model.requires_grad_(False)
+    lora.freeze_except(network, NAME)
+    model.sampling, model.base = recipe.sample, base
+    return model
+
+
+def model_config_on_base(model: Model, base: BaseModel, recipe: Recipe, besides: Sequence[str] = ()) -> ModelConfig:
+    """The model of a recipe, with the base's own codec where the recipe says only where it was saved.
+
+    Args:
+        besides: what need not agree.
+
+    Raises:
+        RecipeError: another model than the base.
+    """
+    ours = recipe.model
+    if model.config is None:
+        return ours
+    if isinstance(ours.autoencoder, SavedSection):  # the base holds that codec, and says what it is
+        ours = ours.model_copy(update={"autoencoder": model.config.autoencoder})
+    for name in (name for name in SAME if name not in besides):
+        theirs, mine = getattr(model.config, name), getattr(ours, name)
+        if _uncached(theirs) != _uncached(mine):
+            raise RecipeError(f"{name} of the base {base.path} is {theirs}, of the recipe {mine}; make them equal")
+    for section in ours.condition:
+        if isinstance(section, TextSection):
+            cast(TextEncoder, model.conditioners[section.key]).keep(section.cache)
+    return ours
+
+
+def _uncached(value: Any) -> Any:
+    """A part of a model, without how much memory its text encoders may take."""
+    if not isinstance(value, tuple):
+        return value
+    parts = cast(tuple[Any, ...], value)
+    return tuple(part.model_copy(update={"cache": 0}) if isinstance(part, TextSection) else part for part in parts)
+
+
+def setup_controlnet(model: Model, base: BaseModel, recipe: Recipe) -> Model:
+    """The base under a fresh ControlNet, which alone the recipe trains; it is the model given, and draws what it drew.
+
+    Args:
+        model: the base, on its device.
+        base: which one it is.
+
+    Raises:
+        RecipeError: no ControlNet in the recipe, another model than it describes, or a base that is not a U-Net.
+    """
+    if recipe.control is None:
+        raise RecipeError("the recipe has no section control, so there is nothing to train on the base; add one")
+    if model.controls is not None:
+        raise RecipeError(f"base = {base.path}: a ControlNet itself; name the base that this one was trained on")
+    config, network = model_config_on_base(model, base, recipe), model.denoiser.network
+    if not isinstance(network, UNet):
+        raise RecipeError(f"the base {base.path} is a {type(network).__name__}; a ControlNet is trained on a U-Net")
+    if config.network_config() != network.config:
+        raise RecipeError(f"network of the base {base.path} is {network.config}, which the recipe has to say")
+    model.requires_grad_(False)
+    model.with_controlnets(Control(HINT, init_controlnet(model, network, recipe)))
+    model.config, model.sampling = config, recipe.sample
+    model.base = base._replace(what="control")
+    return model
+
+
+def init_controlnet(model: Model, network: UNet, recipe: Recipe) -> ControlNet:
+    """A copy of the network's first half that adds nothing yet; its hint network is drawn by the recipe's seed.
+
+    Raises:
+        RecipeError: hints cannot be brought to the size of what the network's first convolution makes.
+    """
+    assert recipe.control is not None
+    factor = model.shape[-1] // model.autoencoder.latent_shape(model.shape)[-1] * network.config.patch
+    widths = recipe.control.hint_widths or hint_widths(factor)
+    if 2 ** (len(widths) - 1) != factor:
+        raise RecipeError(
+            f"control.hint_widths = {list(widths)}: {len(widths)} levels; hints are {factor} times the size of what "
+            f"the base's first convolution makes, which takes {factor.bit_length()}; leave it out"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.train.seed)
+        control = ControlNet.of(network, hint_channels=recipe.control.hint_channels, hint_widths=widths)
+    return control.requires_grad_(True)

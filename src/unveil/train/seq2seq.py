@@ -31,10 +31,9 @@ from unveil.nn.transformer import Transformer, TransformerConfig, token_loss
 from unveil.playground.text_pairs import Pair, TaskConfig, open_pairs
 from unveil.train import lr_schedule
 from unveil.train.classifier import StepProgress
-from unveil.train.data_order import Batch, IndexableItems
+from unveil.train.data_order import Batch, ExampleNumbers, IndexableItems, SortedWindows
 from unveil.train.learner import AdamWOptions, Learner
 from unveil.train.lr_schedule import Schedule
-from unveil.train.random_order import ExampleNumbers, SortedWindows
 from unveil.train.trainer import learn, learn_in_memory
 
 if TYPE_CHECKING:  # with it comes Lightning, which takes seconds

@@ -26,9 +26,9 @@ from unveil.io.files import write_atomically
 from unveil.io.provenance import cpu_seconds
 from unveil.model import Model, checkpoint_store
 from unveil.model.config import Recipe, TrainConfig
+from unveil.train.batch_preparation import shape_of
 from unveil.train.data_order import BatchPlan, EpochShuffle, FixedBatch, IndexableItems, TokenBudget, check_items
 from unveil.train.diffusion import DiffusionLearner
-from unveil.train.latents import shape_of
 from unveil.train.learner import Learner
 from unveil.train.metrics_logger import duration, log
 from unveil.train.precision import resolve

@@ -12,8 +12,7 @@ import torch
 
 from unveil.checkpoints.formats import ddpm
 from unveil.errors import RecipeError, WeightsError
-from unveil.nn.unet import UNet
-from unveil.nn.unet_config import UNetConfig
+from unveil.nn.unet import UNet, UNetConfig
 
 ROOT = os.environ.get("UNVEIL_GOLDEN")
 MODEL = {

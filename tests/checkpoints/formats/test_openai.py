@@ -21,8 +21,7 @@ from unveil.core.process import DiscreteVP
 from unveil.errors import RecipeError, WeightsError
 from unveil.model.config import ModelConfig, dump, read_yaml, validate
 from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
-from unveil.nn.unet import UNet
-from unveil.nn.unet_config import UNetConfig
+from unveil.nn.unet import UNet, UNetConfig
 from unveil.types import Condition
 
 ROOT = os.environ.get("UNVEIL_GOLDEN")

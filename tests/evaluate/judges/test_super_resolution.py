@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from unveil.data.low_res import area_downsample, bicubic_upsample
-from unveil.data.tensor_dataset import ImageTensorDataset
+from unveil.data.tensor_dataset import ImageTensorDataset, area_downsample, bicubic_upsample
 from unveil.evaluate.judges.super_resolution import evaluate_super_resolution
 from unveil.evaluate.perceptual import perceptual
 from unveil.evaluate.report import Report

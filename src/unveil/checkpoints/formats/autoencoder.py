@@ -17,8 +17,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from unveil.autoencoders.autoencoder import PerChannel, listed
-from unveil.autoencoders.kl import AutoencoderKL, AutoencoderKLConfig
+from unveil.autoencoders.autoencoder import AutoencoderKL, AutoencoderKLConfig, PerChannel, listed
 from unveil.autoencoders.vq import VQModel, VQModelConfig
 from unveil.checkpoints.format import Format, Signature
 from unveil.checkpoints.formats import ddpm
@@ -30,7 +29,7 @@ from unveil.io.files import read_state, staged, write_tensors
 from unveil.nn.autoencoder import AutoencoderBlock
 from unveil.nn.layers import SelfAttention
 from unveil.nn.meta_device import meta_device
-from unveil.nn.unet_blocks import Downsample, Upsample
+from unveil.nn.unet import Downsample, Upsample
 
 Layout = Literal["ldm", "diffusers"]
 Shapes = Mapping[str, Sequence[int]]

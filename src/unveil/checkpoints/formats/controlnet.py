@@ -32,7 +32,7 @@ from unveil.model.lora_state import CONTROL
 from unveil.model.model_folder import CONTROLNET_ADVICE
 from unveil.nn.controlnet import ControlNet
 from unveil.nn.meta_device import meta_device
-from unveil.nn.unet_config import UNetConfig
+from unveil.nn.unet import UNetConfig
 from unveil.types import BaseModel
 
 PREFIX = "control_model."  # of its keys in a file that holds Stable Diffusion too

@@ -22,9 +22,7 @@ from unveil.model import Model
 from unveil.nn.autoencoder import AutoencoderBlock, AutoencoderConfig
 from unveil.nn.layers import SelfAttention
 from unveil.nn.meta_device import meta_device
-from unveil.nn.unet import UNet
-from unveil.nn.unet_blocks import Downsample, ResBlock, Upsample
-from unveil.nn.unet_config import UNetConfig
+from unveil.nn.unet import Downsample, ResBlock, UNet, UNetConfig, Upsample
 
 AUTOENCODER_BLOCK = {"norm_1": "norm1", "conv_1": "conv1", "norm_2": "norm2", "conv_2": "conv2"}
 RES_BLOCK = AUTOENCODER_BLOCK | {"time": "temb_proj"}

@@ -28,8 +28,7 @@ from unveil.errors import RecipeError, WeightsError
 from unveil.io.files import read_header, sha256, write_tensors
 from unveil.model import Model, build, model_folder
 from unveil.model.config import ModelConfig, validate
-from unveil.nn.dit import DiT
-from unveil.nn.dit_config import DiTConfig
+from unveil.nn.dit import DiT, DiTConfig
 from unveil.nn.meta_device import meta_device
 
 WEIGHTS = "diffusion_pytorch_model"

@@ -27,8 +27,7 @@ from unveil.errors import RecipeError, WeightsError, did_you_mean
 from unveil.model import Model
 from unveil.model.config import ModelConfig, validate
 from unveil.model.config.model import DhariwalUNetSection, SongUNetSection
-from unveil.nn.edm_blocks import EDMBlock
-from unveil.nn.edm_unet import DhariwalUNet, DhariwalUNetConfig, SongUNet, SongUNetConfig
+from unveil.nn.edm_unet import DhariwalUNet, DhariwalUNetConfig, EDMBlock, SongUNet, SongUNetConfig
 from unveil.nn.meta_device import meta_device
 
 Config = SongUNetConfig | DhariwalUNetConfig

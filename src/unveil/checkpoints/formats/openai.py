@@ -29,8 +29,7 @@ from unveil.model import Model
 from unveil.model.config import ModelConfig, validate
 from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
 from unveil.nn.meta_device import meta_device
-from unveil.nn.unet import UNet
-from unveil.nn.unet_config import UNetConfig
+from unveil.nn.unet import UNet, UNetConfig
 
 # -- released files, as flags of the scripts that trained them --------------------------------------------------------
 

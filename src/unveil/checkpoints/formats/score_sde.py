@@ -28,8 +28,7 @@ from unveil.checkpoints.overrides import ModelOverrides, shapes_of
 from unveil.checkpoints.unet_model import build_model, fill, network_of
 from unveil.errors import RecipeError, WeightsError
 from unveil.model import Model
-from unveil.nn.edm_blocks import EDMBlock
-from unveil.nn.edm_unet import SongUNet, SongUNetConfig
+from unveil.nn.edm_unet import EDMBlock, SongUNet, SongUNetConfig
 from unveil.nn.meta_device import meta_device
 
 PREFIX, SIGMAS = "module.", "module.sigmas"

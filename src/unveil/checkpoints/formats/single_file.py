@@ -36,8 +36,7 @@ from unveil.model.config import ModelConfig, validate
 from unveil.model.config.model import section_of
 from unveil.nn.meta_device import EmptyParameters
 from unveil.nn.text_encoders import CLIPEncoderConfig
-from unveil.nn.unet import UNet
-from unveil.nn.unet_config import UNetConfig
+from unveil.nn.unet import UNet, UNetConfig
 
 STAGE = "cond_stage_model."
 CLASSES = f"{STAGE}embedding.weight"

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from unveil.autoencoders.kl import AutoencoderKL
+from unveil.autoencoders.autoencoder import AutoencoderKL
 from unveil.checkpoints.formats import autoencoder
 from unveil.checkpoints.hf import stable_diffusion, video_pipelines
 from unveil.checkpoints.hf.components import (
@@ -26,10 +26,9 @@ from unveil.checkpoints.hf.image_adapters import NETWORKS, DiffusersUNet, Flux, 
 from unveil.checkpoints.hf.pipeline_folder import PipelineFolder
 from unveil.checkpoints.hf.weights import KeyMatchReport, compare
 from unveil.checkpoints.overrides import shapes_of
-from unveil.conditioning import multi_text_encoder
+from unveil.conditioning import text_encoder
 from unveil.conditioning.micro_conditioning import ScalarCondition, SizeCondition
-from unveil.conditioning.multi_text_encoder import MultiTextEncoder, Together
-from unveil.conditioning.text_encoder import Gives
+from unveil.conditioning.text_encoder import Gives, MultiTextEncoder, Together
 from unveil.errors import WeightsError, did_you_mean
 from unveil.io.files import read_header
 from unveil.model import Model, model_folder
@@ -48,7 +47,7 @@ def sdxl(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     network, codec, scheduler = network_of(folder, "unet", DiffusersUNet, dtype), _codec(folder), scheduler_of(folder)
     assert isinstance(network, DiffusersUNet)
     shape = _shape(codec, folder.settings("unet", NETWORKS).get("sample_size", 128))
-    prompt = _prompt(folder, multi_text_encoder.sdxl_concat, ("tokens", "both"), dtype, beside=network.beside)
+    prompt = _prompt(folder, text_encoder.sdxl_concat, ("tokens", "both"), dtype, beside=network.beside)
     prompt.zeros = bool(folder.index.get("force_zeros_for_empty_prompt", True))
     size = SizeCondition(shape, network.vector_dim - network.beside)
     sample = {"steps": 50, "guidance": {"scale": 5.0}}
@@ -59,7 +58,7 @@ def sd3(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     """The model of a `StableDiffusion3Pipeline`, with its third text encoder or without."""
     network, codec, scheduler = network_of(folder, "transformer", MMDiT, dtype), _codec(folder), scheduler_of(folder)
     settings = folder.settings("transformer", NETWORKS)
-    rule = multi_text_encoder.sd3_concat(int(settings["joint_attention_dim"]), SD3_TOKENS)
+    rule = text_encoder.sd3_concat(int(settings["joint_attention_dim"]), SD3_TOKENS)
     gives: tuple[Gives, ...] = ("both", "both", "tokens") if folder.has("text_encoder_3") else ("both", "both")
     prompt = _prompt(folder, rule, gives, dtype, length=SD3_TOKENS)
     shape = _shape(codec, settings.get("sample_size", 128))
@@ -73,7 +72,7 @@ def flux(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     assert isinstance(network, Flux)
     length = FLUX_TOKENS["distilled" if network.beside else "few-step"]
     prompt = _prompt(
-        folder, multi_text_encoder.flux_concat, ("vector", "tokens"), dtype, beside=network.beside, length=length
+        folder, text_encoder.flux_concat, ("vector", "tokens"), dtype, beside=network.beside, length=length
     )
     guidance = [ScalarCondition((GUIDANCE,), network.pooled, key="guidance")] if network.beside else []
     sample: dict[str, Any] = {"steps": 28 if network.beside else 4}

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from unveil.autoencoders.kl import AutoencoderKL
+from unveil.autoencoders.autoencoder import AutoencoderKL
 from unveil.checkpoints import diffusers_unet
 from unveil.checkpoints.format import LoadedCheckpoint
 from unveil.checkpoints.formats import autoencoder, single_file, text_encoder

@@ -21,7 +21,7 @@ from unveil.checkpoints.overrides import Shapes, shapes_of
 from unveil.errors import WeightsError
 from unveil.io.files import read_tensors
 from unveil.io.optional_deps import import_extra
-from unveil.nn.mixed_precision import low_precision_parameters
+from unveil.nn.layers import low_precision_parameters
 
 MODULE, TABLE = "diffusers.loaders.single_file_model", "SINGLE_FILE_LOADABLE_CLASSES"
 

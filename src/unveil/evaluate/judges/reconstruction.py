@@ -12,7 +12,7 @@ from torch import Tensor
 from unveil import __version__
 from unveil.autoencoders import AutoencoderKL, VQModel
 from unveil.autoencoders.autoencoder import channels_last
-from unveil.autoencoders.perceptual import LPIPS
+from unveil.autoencoders.losses import LPIPS
 from unveil.autoencoders.video_kl import VideoAutoencoderKL
 from unveil.autoencoders.vq import usage
 from unveil.errors import ShapeError

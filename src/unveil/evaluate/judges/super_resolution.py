@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from unveil import __version__
-from unveil.autoencoders.perceptual import LPIPS
-from unveil.data.low_res import LOW, area_downsample, bicubic_upsample
+from unveil.autoencoders.losses import LPIPS
+from unveil.data.tensor_dataset import LOW, area_downsample, bicubic_upsample
 from unveil.evaluate import plots
 from unveil.evaluate.findings import Finding, interval_of
 from unveil.evaluate.image_set import ImageDataset, digest_of, evenly_spaced

@@ -42,12 +42,10 @@ from unveil.model.config.sections import ByKind, PartSection, Section, choice, r
 from unveil.model.config.text import TextSection
 from unveil.model.config.token_conditions import LabelTokenSection, LayoutSection, LearnedTextSection
 from unveil.nn.box_denoiser import BoxDenoiser, BoxesConfig
-from unveil.nn.dit import DiT
-from unveil.nn.dit_config import DiTConfig, expand_preset
+from unveil.nn.dit import DiT, DiTConfig, expand_preset
 from unveil.nn.edm_unet import DhariwalUNet, DhariwalUNetConfig, SongUNet, SongUNetConfig
-from unveil.nn.unet import UNet
+from unveil.nn.unet import UNet, UNetConfig
 from unveil.nn.unet2015 import UNet2015, UNet2015Config
-from unveil.nn.unet_config import UNetConfig
 from unveil.nn.video_dit import VideoDiT, VideoDiTConfig
 
 Positive = Annotated[int, Field(ge=1)]

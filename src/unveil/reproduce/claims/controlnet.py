@@ -72,7 +72,7 @@ def recipes(bench: ExperimentContext, seed: int) -> tuple[RecipeVariant, Recipe]
 
 def _trained(bench: ExperimentContext, base: Model, recipe: Recipe, seed: int) -> tuple[Model, Model]:
     """The base under a ControlNet before and after training, the latter with averaged weights."""
-    from unveil.train.controlnet import setup_controlnet  # with this comes Lightning, which takes seconds
+    from unveil.train.finetuning import setup_controlnet  # with this comes Lightning, which takes seconds
 
     fresh = setup_controlnet(copy.deepcopy(base), BaseModel(BASE, BASE, ""), recipe).eval()
     on = {"control": recipe.model_dump(mode="json")["control"], "base": bench.scale.pick(BASE_PACE, QUICK_PACE)}

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from unveil.data.fashion_style import fashion_in_style, remove_style
+from unveil.data.fashion_mnist import fashion_in_style, remove_style
 from unveil.evaluate import features, fid, nearest_neighbours
 from unveil.io.images import to_pixels
 from unveil.model import Model
@@ -97,7 +97,7 @@ def _part(model: Model) -> TrainedLora:
 
 
 def _measure(bench: ExperimentContext, seed: int) -> StyleSamples:
-    from unveil.train.lora import setup_lora  # with this comes Lightning, which takes seconds
+    from unveil.train.finetuning import setup_lora  # with this comes Lightning, which takes seconds
 
     arm, recipe = recipes(bench, seed)
     base = bench.course(arm, BASE_SEED).model
