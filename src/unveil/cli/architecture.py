@@ -1,4 +1,4 @@
-"""`unveil inspect dit-xl-2`: what a published network would be and take, without a weight of it in memory."""
+"""`unveil inspect dit-xl-2`: size and cost of a published architecture, computed without its weights."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ CLASSES = 1000  # of the published networks
 
 
 def is_name(text: str) -> bool:
-    """Whether this asks for a network by its name, such as dit-xl-2 or vit-b-16."""
+    """Return True if the text is the name of an architecture, such as dit-xl-2 or vit-b-16."""
     return text.partition("-")[0] in KINDS and "/" not in text
 
 
 def network(name: str, side: int | None, batch: int, console: Console) -> None:
-    """Tells parameters, multiply-adds, tokens and memory.
+    """Print parameters, multiply-adds, tokens and memory of an architecture.
 
     Args:
-        side: of the input; None: the published one, 32 for DiT's latents, 224 pixels for ViT.
-        batch: that memory is told for.
+        side: Side of the input; None for the published one: 32 latents for DiT, 224 pixels for ViT.
+        batch: Batch size for which memory is estimated.
 
     Raises:
         RecipeError: no such network, or a side that its patch does not divide.
@@ -47,7 +47,7 @@ def _dit(name: str, side: int, batch: int) -> dict[str, Any]:
     costs: dict[str, int] = {}
     for design in get_args(dit.Design):
         model = _on_meta(replace(config, block_type=design))
-        costs[design] = multiply_adds(model, _asked(model, 1))
+        costs[design] = multiply_adds(model, _inputs(model, 1))
     model = _on_meta(config)
     labels = (CLASSES + 1) * config.vector_dim
     trained = sum(parameter.numel() for parameter in model.parameters()) + labels
@@ -61,14 +61,14 @@ def _dit(name: str, side: int, batch: int) -> dict[str, Any]:
         "tokens": config.side**2,
         "designs": costs,
     }
-    return facts | _memory(trained, activations(model, _asked(model, batch)), batch, facts)
+    return facts | _memory(trained, activations(model, _inputs(model, batch)), batch, facts)
 
 
 def _vit(name: str, side: int, batch: int) -> dict[str, Any]:
     config = vit.get_preset(name, size=side, head="hidden")
     with meta_device():
         model = vit.ViT(config)
-        one, several = torch.empty(1, 3, side, side), torch.empty(batch, 3, side, side)
+        image, images = torch.empty(1, 3, side, side), torch.empty(batch, 3, side, side)
     trained = sum(parameter.numel() for parameter in model.parameters())
     facts = {
         "network": name,
@@ -76,20 +76,20 @@ def _vit(name: str, side: int, batch: int) -> dict[str, Any]:
         "shape": {"depth": config.depth, "width": config.hidden_size, "heads": config.heads, "patch": config.patch},
         "parameters": trained,
         "trained": trained,
-        "multiply_adds": multiply_adds(model, [one]),
+        "multiply_adds": multiply_adds(model, [image]),
         "tokens": config.side**2 + 1,
     }
-    return facts | _memory(trained, activations(model, [several]), batch, facts)
+    return facts | _memory(trained, activations(model, [images]), batch, facts)
 
 
-def _memory(trained: int, kept: int, batch: int, facts: dict[str, Any]) -> dict[str, Any]:
+def _memory(trained: int, activation_bytes: int, batch: int, facts: dict[str, Any]) -> dict[str, Any]:
     return {
         "flops": 2 * facts["multiply_adds"],
         "batch": batch,
         "weights_bytes": FLOAT * facts["parameters"],
         # weights, gradients, two moments and the average
-        "training_bytes": 5 * FLOAT * trained + kept,
-        "activations_bytes": kept,
+        "training_bytes": 5 * FLOAT * trained + activation_bytes,
+        "activations_bytes": activation_bytes,
     }
 
 
@@ -98,7 +98,7 @@ def _on_meta(config: dit.DiTConfig) -> DiT:
         return DiT(config)
 
 
-def _asked(model: DiT, batch: int) -> tuple[Tensor, Tensor, Condition]:
+def _inputs(model: DiT, batch: int) -> tuple[Tensor, Tensor, Condition]:
     config = model.config
     with meta_device():
         x = torch.empty(batch, config.in_channels, config.size, config.size)

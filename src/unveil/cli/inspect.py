@@ -1,4 +1,4 @@
-"""`unveil inspect`: what a checkpoint is, from its headers alone, and what lies in the models folder."""
+"""`unveil inspect`: contents of a checkpoint from its headers, models of the models folder, and samplers."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def model(ask: InspectRequest, console: Console) -> None:
 def _place(path: Path) -> Path:
     """Where something of this name lies, in any part of the models folder."""
     places = (model_folder.resolve_name(path, subfolder) for subfolder in model_folder.SUBFOLDERS)
-    return next((one for one in places if one != path), path)
+    return next((place for place in places if place != path), path)
 
 
 def models(console: Console) -> None:
@@ -62,7 +62,7 @@ def models(console: Console) -> None:
         for kind, title in [inspection.kind_of(entry.path)]
     ]
     where = f"{model_folder.models_dir()} ({model_folder.ENVIRONMENT_VARIABLE} names another)"
-    rows = [f"{one['folder']:<12}  {one['name']}: {one['what']}" for one in listed]
+    rows = [f"{entry['folder']:<12}  {entry['name']}: {entry['what']}" for entry in listed]
     text = "\n".join([f"{where}:", *rows] if rows else [f"{where}: nothing in {', '.join(model_folder.SUBFOLDERS)}"])
     console.result({"root": str(model_folder.models_dir()), "models": listed}, text)
 
@@ -87,14 +87,14 @@ def samplers(console: Console) -> None:
     heads = ("sampler", "order", "noise", "calls per step", "the same under every process", "settings")
     rows = [
         (
-            str(one["name"]),
-            "-" if one["order"] is None else f"{one['order']:g}",
-            "yes" if one["stochastic"] else "no",
-            "adapts" if one["calls"] is None else f"{one['calls']:g}",
-            "yes" if one["domain"] == "log-snr" else "no",
-            ", ".join(one["settings"]) or "-",
+            str(entry["name"]),
+            "-" if entry["order"] is None else f"{entry['order']:g}",
+            "yes" if entry["stochastic"] else "no",
+            "adapts" if entry["calls"] is None else f"{entry['calls']:g}",
+            "yes" if entry["domain"] == "log-snr" else "no",
+            ", ".join(entry["settings"]) or "-",
         )
-        for one in listed
+        for entry in listed
     ]
     widths = [max(len(row[k]) for row in [heads, *rows]) for k in range(len(heads))]
     text = [
@@ -139,7 +139,7 @@ def _text(facts: dict[str, Any], keys: bool) -> str:
 
 
 def _brief(value: Any) -> str:
-    """A section of a recipe on one line, its kind first, what is not set left away."""
+    """Return a section of a recipe as one line: its kind, then the settings that are set."""
     if isinstance(value, dict):
         kind = [str(value["kind"])] if "kind" in value else []
         rest = {key: inner for key, inner in value.items() if key != "kind" and inner not in (None, [], {})}

@@ -1,4 +1,4 @@
-"""`unveil recipes`: what ships, how it is written, where it comes from."""
+"""`unveil recipes`: the bundled recipes, their text and their sources."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from unveil.nn.transformer import Transformer
 
 
 def names(console: Console) -> None:
-    """Every recipe and its claim."""
+    """List every recipe with its claim."""
     recipes = [load_recipe(name) for name in recipe_names()]
     facts = [{"name": r.name, "paper": r.reference, "claim": r.claim, "command": r.command} for r in recipes]
     width = max(len(recipe.name) for recipe in recipes)
@@ -47,27 +47,27 @@ def names(console: Console) -> None:
 
 
 def show(name: str, console: Console) -> None:
-    """The text of a recipe."""
+    """Print the text of a recipe."""
     text = recipe_text(name)
     console.result(load_recipe(name).model_dump(mode="json"), text.rstrip())
 
 
 def cite(name: str, console: Console) -> None:
-    """The paper, and the source of every part in use, as its own docstring states it."""
+    """Print the paper of a recipe, and the source of every part as its docstring states it."""
     recipe = load_recipe(name)
-    found = [{"part": "recipe", "source": recipe.reference}, *sources(recipe)]
-    width = max(len(line["part"]) for line in found)
-    console.result({"sources": found}, "\n".join(f"{line['part']:<{width}}  {line['source']}" for line in found))
+    lines = [{"part": "recipe", "source": recipe.reference}, *sources(recipe)]
+    width = max(len(line["part"]) for line in lines)
+    console.result({"sources": lines}, "\n".join(f"{line['part']:<{width}}  {line['source']}" for line in lines))
 
 
 def sources(recipe: AnyRecipe) -> list[dict[str, str]]:
-    """Part and source, in the order in which a sample meets them; a source is named once."""
-    found: list[dict[str, str]] = []
+    """Return the sources of the parts, in the order in which sampling uses the parts; a source occurs once."""
+    lines: list[dict[str, str]] = []
     for part, thing in _parts(recipe):
         for source in _source(thing):
-            if all(line["source"] != source for line in found):
-                found.append({"part": part, "source": source})
-    return found
+            if all(line["source"] != source for line in lines):
+                lines.append({"part": part, "source": source})
+    return lines
 
 
 def _parts(recipe: AnyRecipe) -> list[tuple[str, Any]]:
@@ -86,7 +86,7 @@ def _parts(recipe: AnyRecipe) -> list[tuple[str, Any]]:
     parts += [("lora", lora)] if recipe.lora is not None else []
     parts.append(("prediction", prediction if isinstance(recipe.prediction, str) else type(prediction)))
     with meta_device():  # a text encoder is large
-        parts += [("condition", type(one.build(recipe, 8))) for one in recipe.condition]
+        parts += [("condition", type(condition.build(recipe, 8))) for condition in recipe.condition]
     parts += _objective_parts(recipe, process)
     sampler = samplers.get_sampler(recipe.sample.sampler)
     if "variance" in inspect.signature(sampler.build).parameters or recipe.learns_variance:
@@ -131,7 +131,7 @@ def _autoencoder_parts(recipe: AutoencoderRecipe) -> list[tuple[str, Any]]:
 
 
 def _objective_parts(recipe: Recipe, process: Process) -> list[tuple[str, Any]]:
-    """What is minimised, its weight over the levels, and which times are drawn."""
+    """Return the objective, its weight over noise levels and its timestep sampling."""
     objective = recipe.objective
     kinds: dict[str, list[Any]] = {
         "simple": [objectives.simple],
@@ -141,7 +141,7 @@ def _objective_parts(recipe: Recipe, process: Process) -> list[tuple[str, Any]]:
         "denoising-score-matching": [score_matching.denoising],
         "sliced-score-matching": [score_matching.Sliced],
     }
-    parts: list[tuple[str, Any]] = [("objective", one) for one in kinds[objective.kind]]
+    parts: list[tuple[str, Any]] = [("objective", source) for source in kinds[objective.kind]]
     if isinstance(objective, DenoisingObjective | SlicedObjective):
         parts.append(("weight", score_matching.SCORE_WEIGHTS[objective.weight]))
     elif isinstance(objective, SimpleObjective | FramewiseObjective) and objective.weight.build() is not None:
@@ -154,17 +154,17 @@ def _objective_parts(recipe: Recipe, process: Process) -> list[tuple[str, Any]]:
     return parts
 
 
-def _guidance_parts(asked: GuidanceConfig) -> list[tuple[str, Any]]:
-    if asked.scale == 1:
+def _guidance_parts(config: GuidanceConfig) -> list[tuple[str, Any]]:
+    if config.scale == 1:
         return []
     kinds: dict[str, Callable[..., Any]] = {"cfg": guidance.cfg, "apg": guidance.apg, "cfg-zero": guidance.cfg_zero}
-    parts: list[tuple[str, Any]] = [("guidance", kinds[asked.kind]), ("schedule", guidance.SCHEDULES[asked.schedule])]
-    parts += [("interval", guidance.interval)] if asked.interval is not None else []
-    return [*parts, ("rescale", guidance.rescale)] if asked.rescale else parts
+    parts: list[tuple[str, Any]] = [("guidance", kinds[config.kind]), ("schedule", guidance.SCHEDULES[config.schedule])]
+    parts += [("interval", guidance.interval)] if config.interval is not None else []
+    return [*parts, ("rescale", guidance.rescale)] if config.rescale else parts
 
 
-def _process(asked: Any) -> list[Any]:
-    """The class of a section of a process, and of the one that it shifts."""
+def _process(config: Any) -> list[Any]:
+    """Return the class of a noise process, after that of the process that it shifts."""
     kinds: dict[str, Any] = {
         "discrete-vp": DiscreteVP,
         "linear-vp": LinearVP,
@@ -177,14 +177,14 @@ def _process(asked: Any) -> list[Any]:
         "shifted": TimeShift,
         "sqrt-size-shifted": SqrtSizeShift,
     }
-    inner = _process(asked.process) if asked.kind == "shifted" else []
-    return [*inner, kinds[asked.kind]]
+    inner = _process(config.process) if config.kind == "shifted" else []
+    return [*inner, kinds[config.kind]]
 
 
 def _source(thing: Any) -> list[str]:
-    """What stands behind "Source:" or "Sources:" in a docstring."""
+    """Return the text after "Source:" or "Sources:" in a docstring."""
     if isinstance(thing, samplers.SamplerSpec):
         return [thing.source]
     text = inspect.getdoc(thing) or ""
-    found = re.search(r"Sources?:\s*(.+?)(?:\n\n|\Z)", text, re.DOTALL)
-    return [" ".join(found[1].split())] if found else []
+    match = re.search(r"Sources?:\s*(.+?)(?:\n\n|\Z)", text, re.DOTALL)
+    return [" ".join(match[1].split())] if match else []
