@@ -97,7 +97,7 @@ def info(
 
 def _is_text(text: Any) -> Any:
     if isinstance(text, str) and ("\0" in text or not is_valid_utf8(text)):
-        raise ValueError(f"{text[:80]!r}: holds half a character or NUL, which is no text; type it anew")
+        raise ValueError(f"{text[:80]!r}: holds half a character or NUL, which is not text; type it again")
     return text
 
 

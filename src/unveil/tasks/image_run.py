@@ -139,7 +139,7 @@ def classifier_guidance(task: Task, model: Model, context: TaskContext) -> Class
 
 
 def request_of(task: ImageTask | Interpolate, model: Model, context: TaskContext, count: int) -> Request:
-    """The request of a task for so many images."""
+    """The request of a task for a number of images."""
     return Request(
         conditions(task, model),
         task.seed[0] if len(task.seed) == 1 else task.seed,
@@ -336,7 +336,7 @@ def condition_fields(values: Mapping[str, Sequence[Any]], prefix: str = "") -> d
 
 
 def adapters_of(facts: Mapping[str, Any]) -> list[Any]:
-    """What metadata say of LoRAs and ControlNets but for the names of files."""
+    """What metadata say of LoRAs and ControlNets except the names of files."""
     each = [*facts.get("loras", []), *facts.get("controls", [])]
     return [{key: item[key] for key in item if key not in ("name", "image")} for item in each]
 
@@ -353,13 +353,13 @@ def in_passes(
     size = request.size[0], request.size[1]
     console.say(hires.describe_passes(model, size))
     plain, every = replace(output, strip=False, preview=None, on_preview=None), hires.sizes(model, size)
-    edit, asked = PLAIN, replace(request, size=every[0])
+    edit, pass_request = PLAIN, replace(request, size=every[0])
     for after in every[1:]:
-        small = torch.stack([image.pixels for image in draw(model, source, asked, plain, console, edit)])
+        small = torch.stack([image.pixels for image in draw(model, source, pass_request, plain, console, edit)])
         edit = upscale(model, small, size=after, strength=hires.PASS_STRENGTH, faithful=True)
-        asked = hires.without_guidance(request)
-    settings = {**edit.settings, "passes": [list(one) for one in every]}
-    return replace(edit, settings=settings, record=spec.record), asked
+        pass_request = hires.without_guidance(request)
+    settings = {**edit.settings, "passes": [list(pass_size) for pass_size in every]}
+    return replace(edit, settings=settings, record=spec.record), pass_request
 
 
 def _edit_names(sources: Sequence[Path], rows: Sequence[tuple[int, int]]) -> list[str]:
@@ -412,7 +412,7 @@ def regenerate_image(
     """
     file = context.path(found.source, FileInput("media"))
     if facts.get("passes"):
-        raise DataError(f"{file}: images of several passes are not generated again from their metadata; sample anew")
+        raise DataError(f"{file}: images of several passes are not generated again from their metadata; sample again")
     names = filenames([(int(facts.get("seed", 0)), int(facts.get("sample", 0)))])
     output = image_output(found, context)
     output.check(names)
