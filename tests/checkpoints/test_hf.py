@@ -377,7 +377,7 @@ def test_levels_are_those_of_the_scheduler(spacing, steps):
     read = scheduler_of(dict(scheduler.config) | {"_class_name": "EulerDiscreteScheduler"}, Path("settings"))
     process = ProcessSettings(process=read.process).process.build()
     grid = unveil.schedules.get_schedule(process, read.sample["schedule"], steps)
-    assert [process.index(level) for level in grid[:-1]] == pytest.approx(scheduler.timesteps.tolist(), abs=1e-3)
+    assert [process.timestep(level) for level in grid[:-1]] == pytest.approx(scheduler.timesteps.tolist(), abs=1e-3)
     ratios = [level.sigma / level.alpha for level in grid]
     assert ratios == pytest.approx(scheduler.sigmas.tolist(), rel=2e-3)
 
@@ -390,7 +390,7 @@ def test_levels_are_those_of_the_flow_scheduler(settings):
     process = ProcessSettings(process=read.process).process.build()
     grid = unveil.schedules.get_schedule(process, read.sample["schedule"], 7)
     assert [level.sigma for level in grid] == pytest.approx(scheduler.sigmas.tolist(), rel=1e-5)
-    assert [process.index(level) for level in grid[:-1]] == pytest.approx(scheduler.timesteps.tolist(), rel=1e-5)
+    assert [process.timestep(level) for level in grid[:-1]] == pytest.approx(scheduler.timesteps.tolist(), rel=1e-5)
 
 
 @pytest.mark.parametrize(

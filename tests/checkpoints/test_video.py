@@ -137,7 +137,7 @@ def test_levels_are_those_of_wans_solver(steps, shift):
     process = ProcessSettings(process=read.process).process.build()
     grid = schedules.get_schedule(process, read.sample["schedule"], steps)
     assert [level.sigma for level in grid] == pytest.approx(theirs.sigmas.tolist(), abs=1e-7)
-    assert [process.index(level) for level in grid[:-1]] == theirs.timesteps.tolist()  # whole numbers
+    assert [process.timestep(level) for level in grid[:-1]] == theirs.timesteps.tolist()  # whole numbers
 
 
 @pytest.mark.parametrize("steps", [1, 7, 50])
@@ -151,7 +151,7 @@ def test_levels_are_those_of_ltx(steps):
     process = TimeShift(RectifiedFlow(), float(torch.tensor(mu).exp()))
     grid = schedules.get_schedule(process, "uniform-to-0.1", steps)
     assert [level.sigma for level in grid] == pytest.approx(theirs.sigmas.tolist(), abs=1e-6)
-    assert [process.index(level) for level in grid[:-1]] == pytest.approx(theirs.timesteps.tolist(), abs=1e-3)
+    assert [process.timestep(level) for level in grid[:-1]] == pytest.approx(theirs.timesteps.tolist(), abs=1e-3)
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])

@@ -31,7 +31,7 @@ def renoise(grid: Schedule, fresh: float = 1.0) -> CoefficientTable:
 
 
 SPEC = SamplerSpec(
-    "renoise", renoise, "Song et al. 2020, eq. 12 (arXiv:2010.02502)", order=None, stochastic=True, fine=None
+    "renoise", renoise, "Song et al. 2020, eq. 12 (arXiv:2010.02502)", order=None, stochastic=True, fine_options=None
 )
 '''
 DATA = '''"""Images of stripes, horizontal or vertical."""

@@ -109,7 +109,7 @@ class Knowing(nn.Module):
             times = [self._time(one) for one in index.tolist()]
         level = self.case.process.at(times[0] if len(times) == 1 else torch.tensor(times, dtype=torch.float64))
         if isinstance(self.prediction, preconditioning.Preconditioning):
-            x = x / like(self.prediction.scale(level), x)
+            x = x / like(self.prediction.input_scale(level), x)
         x0 = self.known(x, level)
         a, b, alpha, sigma = (like(number, x) for number in (*self.prediction(level), level.alpha, level.sigma))
         return a * x0 + b * (x - alpha * x0) / sigma
@@ -194,16 +194,16 @@ def steps_of(sampler: SamplerSpec) -> int:
     """Steps that leave less error than 4,000 samples can show."""
     if sampler.denoiser == "consistency":
         return 8  # each of them ends at the data itself
-    if sampler.fine:
+    if sampler.fine_options:
         return 40
-    several = sampler.fine is None or (sampler.order is not None and sampler.order >= 2)
+    several = sampler.fine_options is None or (sampler.order is not None and sampler.order >= 2)
     return 60 if several else 200
 
 
 def plan_of(case: Case, sampler: SamplerSpec) -> tuple[Schedule, Plan]:
     """The sampler over the case's grid, with the options that it needs to be exact."""
     grid = case.grid(case.process, steps_of(sampler))
-    options = {**sampler.options, **(sampler.fine or {})}
+    options = {**sampler.options, **(sampler.fine_options or {})}
     if sampler.calls is None:  # it chooses its own steps, as fine as its tolerance
         options["tolerance"] = replace(options.get("tolerance", Tolerance()), absolute=1e-3, relative=1e-2)
     return grid, sampler.build(grid, **options)
@@ -240,7 +240,7 @@ def cell(case: Case, prediction: str, sampler: SamplerSpec, planned: tuple[Sched
 
 def held(sampler: SamplerSpec) -> bool:
     """Whether the registry says that a fine grid leads to the distribution itself."""
-    return sampler.fine is not None
+    return sampler.fine_options is not None
 
 
 # ---------------------------------------------------------------------- grids

@@ -27,8 +27,8 @@ from unveil.core.samplers.adaptive import (
     batch_norm,
     dpm_adaptive,
     max_error,
-    of_x,
     per_sample_norm,
+    x_unit,
 )
 from unveil.core.samplers.coefficients import exact
 from unveil.core.samplers.exponential import dpm_singlestep
@@ -177,9 +177,9 @@ def test_a_run_that_was_left_goes_on_from_its_written_clock():
 
     with pytest.raises(Cancelled):
         run(plan, mixture, x, on_step=stop)
-    written = json.loads(json.dumps(kept[-1].clock))
+    written = json.loads(json.dumps(kept[-1].integrator_state))
     fresh = dpm_adaptive(GRID, tolerance=tolerance(0.3))
-    assert torch.equal(run(fresh, mixture, kept[-1]._replace(clock=tuple(written))), whole)
+    assert torch.equal(run(fresh, mixture, kept[-1]._replace(integrator_state=tuple(written))), whole)
 
 
 def test_steps_that_touch_an_end_are_made_at_first_order():
@@ -259,7 +259,7 @@ def test_each_sample_gets_back_what_its_controller_remembered():
 def test_the_unit_of_errors_is_a_choice():
     x = quantile(SHARE, GRID[0])
     costs = []
-    for unit in (None, of_x):
+    for unit in (None, x_unit):
         calls, step = counted()
         run(dpm_adaptive(GRID, tolerance=Tolerance(across=max_error, **({"unit": unit} if unit else {}))), step, x)
         costs.append(len(calls))

@@ -146,7 +146,7 @@ def test_2s_is_its_formula():
     assert first.keep == pytest.approx(inner.sigma / here.sigma)
     assert first.gains == pytest.approx((-inner.alpha * math.expm1(-width / 2),))
     assert second.keep == 0
-    assert second.back == pytest.approx(there.sigma / here.sigma)
+    assert second.saved_gain == pytest.approx(there.sigma / here.sigma)
     assert second.gains == pytest.approx((-there.alpha * math.expm1(-width), 0.0))
 
 
@@ -160,7 +160,7 @@ def test_dpm_solver_3_is_its_formula():
     assert second.gains == pytest.approx((-slope, slope - two.sigma * math.expm1(2 * width / 3)))
     slope = there.sigma * 1.5 * (math.expm1(width) / width - 1)
     assert third.gains == pytest.approx((-slope, 0.0, slope - there.sigma * math.expm1(width)))
-    assert third.back == pytest.approx(there.alpha / here.alpha)
+    assert third.saved_gain == pytest.approx(there.alpha / here.alpha)
 
 
 def test_calls_at_the_grids_own_levels_are_those_inside_a_coarser_step():
@@ -234,7 +234,7 @@ def test_steps_that_touch_an_end_are_of_first_order(sampler):
     assert rows[-1].gains[0] == pytest.approx(1.0)
     assert all(weight == 0 for weight in rows[-1].gains[1:])
     for row in rows:
-        assert all(math.isfinite(float(v)) for v in (row.keep, row.noise, row.back, *row.gains))
+        assert all(math.isfinite(float(v)) for v in (row.keep, row.noise, row.saved_gain, *row.gains))
 
 
 def test_a_single_step_from_noise_to_data_is_the_estimate():

@@ -457,9 +457,9 @@ def test_an_edit_of_a_discrete_process_begins_at_an_index():
     process = DiscreteVP(betas("linear", 20))
     pixels = torch.zeros(1, 3)
     rest, _ = inverse.sdedit(schedules.leading(process, 5), pixels, pixels, 0.33)
-    assert [process.index(level) for level in rest[:-1]] == [6, 4, 0]
+    assert [process.timestep(level) for level in rest[:-1]] == [6, 4, 0]
     rest, _ = inverse.sdedit(schedules.leading(process, 5), pixels, pixels, 0.01)
-    assert [process.index(level) for level in rest[:-1]] == [0]
+    assert [process.timestep(level) for level in rest[:-1]] == [0]
     rest, _ = inverse.sdedit(schedules.leading(process, 5), pixels, pixels, 1.0)
     assert len(rest) == 6  # a grid that begins below t = 1 is not made longer
 

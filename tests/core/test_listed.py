@@ -134,7 +134,7 @@ def fixed_path(table: CoefficientTable, count: int) -> Noise:
 
 
 @pytest.mark.slow
-@those(lambda entry: entry.strong is not None)
+@those(lambda entry: entry.strong_order is not None)
 def test_the_error_on_one_brownian_path_falls_at_the_declared_strong_order(entry):
     generator = torch.Generator().manual_seed(4)
     start = draw(1000, seed=3), torch.randn(1000, generator=generator, dtype=torch.float64)
@@ -147,19 +147,19 @@ def test_the_error_on_one_brownian_path_falls_at_the_declared_strong_order(entry
 
     reference = sample(512)
     errors = [(sample(steps) - reference).abs().mean().item() for steps in (16, 32, 64)]
-    assert fitted(errors) > entry.strong - 0.2, f"errors {errors} fit order {fitted(errors):.2f}"
+    assert fitted(errors) > entry.strong_order - 0.2, f"errors {errors} fit order {fitted(errors):.2f}"
 
 
 # ---------------------------------------------------------------------- distribution
 
 
 @pytest.mark.slow
-@those(lambda entry: entry.stochastic and entry.fine is not None)
+@those(lambda entry: entry.stochastic and entry.fine_options is not None)
 def test_mean_and_variance_of_20000_samples_are_the_mixtures(entry):
     # first order needs many steps; a consistency function is exact in any number
     calls = {1: 1000, None: 300}.get(entry.order, 150) if entry.denoiser == "mean" else 3
     grid = log_snr_grid(CosineVP(), max(round(calls / max(entry.calls or 1, 1)), 3)).onto_data()
-    plan = entry.build(grid, **{**entry.options, **entry.fine})
+    plan = entry.build(grid, **{**entry.options, **entry.fine_options})
     size = 20_000
     generator = torch.Generator().manual_seed(10**6)  # none of the rows' seeds
     x = grid[0].alpha * draw(size, seed=10**7) + grid[0].sigma * torch.randn(
@@ -258,7 +258,9 @@ def setting(entry: SamplerSpec) -> tuple[Plan, Tensor, Noise]:
 
 def copied(state: SamplerState) -> SamplerState:
     past = tuple(tensor.clone() for tensor in state.past)
-    return state._replace(x=state.x.clone(), past=past, mark=None if state.mark is None else state.mark.clone())
+    return state._replace(
+        x=state.x.clone(), past=past, saved_x=None if state.saved_x is None else state.saved_x.clone()
+    )
 
 
 @every
@@ -361,7 +363,7 @@ def test_tokens_with_levels_of_their_own_are_sampled_as_if_alone(entry):
         moving = sorted(set(tracks[j]), reverse=True)
         if len(moving) == 1:
             assert torch.equal(got[:, j], x[:, j]), f"the {name} token moved"
-        elif not entry.couples:
+        elif not entry.couples_parts:
             alone = entry.plan(schedules.from_times(process, moving))
             waited = tracks[j].index(moving[0], 0) if tracks[j][1] != tracks[j][0] else tracks[j].count(moving[0]) - 1
             rows = (together.total or 0) // steps
@@ -393,7 +395,7 @@ def test_every_entry_has_its_name_and_its_source():
         assert entry.name == name
         assert len(entry.source) > 5
         assert get_sampler(name) is entry
-        assert entry.stochastic or entry.strong is None
+        assert entry.stochastic or entry.strong_order is None
 
 
 def test_an_unknown_sampler_is_named_with_the_nearest():

@@ -91,7 +91,7 @@ def test_plms_averages_even_steps_and_carries_x_as_ddim_does():
     grid = schedules.uniform_log_snr(CosineVP(), 7, low=-2, high=2)
     rows = plms(grid).rows
     assert len(rows) == 8  # one call more, in the first step
-    assert rows[0].mark
+    assert rows[0].saves_x
     plain = ddim(grid).rows
     for k, weights in ((3, BASHFORTH[2]), (5, BASHFORTH[3])):  # after 2 and 4 steps
         here, there = grid[k - 1], grid[k]

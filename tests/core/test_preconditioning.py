@@ -67,12 +67,12 @@ def test_the_columns_are_those_of_the_papers_for_numbers_and_for_tensors(name):
 
 
 def test_inputs_of_the_networks():
-    indices = {name: [shell.index(alone(sigma)) for sigma in SIGMAS.tolist()] for name, shell in SHELLS.items()}
+    indices = {name: [shell.timestep(alone(sigma)) for sigma in SIGMAS.tolist()] for name, shell in SHELLS.items()}
     assert indices["ve"] == pytest.approx([math.log(s / 2) for s in SIGMAS.tolist()])
     assert indices["edm"] == pytest.approx([math.log(s) / 4 for s in SIGMAS.tolist()])
     assert indices["consistency"] == pytest.approx([250 * math.log(s) for s in SIGMAS.tolist()])
     thousand = preconditioning.EDMPreconditioning(index_scale=1000)
-    assert thousand.index(alone(7.0)) == pytest.approx(indices["consistency"][3])
+    assert thousand.timestep(alone(7.0)) == pytest.approx(indices["consistency"][3])
     process = LinearVP()
     assert indices["vp"] == pytest.approx([999 * process.t_of(-math.log(s)) for s in SIGMAS.tolist()])
 
@@ -80,9 +80,9 @@ def test_inputs_of_the_networks():
 def test_improved_ddpm_networks_get_the_nearest_index_of_their_table():
     process, shell = DiscreteVP(betas("cosine", 1000)), preconditioning.IDDPMPreconditioning()
     levels = [process.at((i + 1) / 1000) for i in (0, 1, 500, 999)]
-    assert [shell.index(level) for level in levels] == [0, 1, 500, 999]
+    assert [shell.timestep(level) for level in levels] == [0, 1, 500, 999]
     ratio = levels[2].sigma / levels[2].alpha
-    assert shell.index(alone(ratio * 1.0001)) == 500
+    assert shell.timestep(alone(ratio * 1.0001)) == 500
     assert shell.rounded(ratio * 1.0001) == pytest.approx(ratio, rel=1e-12)
     assert shell.rounded(1e-5) == 0
     rounded = torch.as_tensor(shell.rounded(torch.tensor([ratio * 1.0001, 1e-5])))
@@ -119,7 +119,7 @@ def test_edm_gives_its_network_unit_variance_and_asks_unit_variance_of_it():
     for sigma in SIGMAS.tolist():
         level = alone(sigma)
         a, b = shell(level)
-        assert float((shell.scale(level) * (x0 + sigma * eps)).std()) == pytest.approx(1, abs=0.01)
+        assert float((shell.input_scale(level) * (x0 + sigma * eps)).std()) == pytest.approx(1, abs=0.01)
         assert float((a * x0 + b * eps).std()) == pytest.approx(1, abs=0.01)
 
 
@@ -134,7 +134,7 @@ def test_the_network_sees_scaled_x_and_the_number_whatever_way_the_level_comes(n
     for call in (denoiser, denoiser, denoiser.output):  # the second time from what is remembered
         call(x, level)
         torch.testing.assert_close(network.x, scale * x)
-        torch.testing.assert_close(network.t, torch.full((4,), float(shell.index(alone(0.3)))))
+        torch.testing.assert_close(network.t, torch.full((4,), float(shell.timestep(alone(0.3)))))
 
 
 def test_each_sample_and_each_part_has_its_own_scale():

@@ -118,7 +118,7 @@ def test_a_discrete_table_is_exact_at_its_indices():
     for i in (0, 7, 49):
         level = process.at((i + 1) / 50)
         assert level.alpha**2 == pytest.approx(acp[i].item(), rel=1e-14)
-        assert process.index(level) == i
+        assert process.timestep(level) == i
 
 
 @pytest.mark.parametrize("interpolate", ["log-snr", "log-alpha"])
@@ -132,16 +132,16 @@ def test_below_the_first_index_no_level_is_cleaner_than_clean(interpolate):
 def test_the_network_gets_the_inputs_it_was_trained_with():
     table = betas("linear", 50)
     level = DiscreteVP(table).at(0.5 + 0.5 / 50)  # half-way between indices 24 and 25
-    assert DiscreteVP(table).index(level) == pytest.approx(24.5)
-    assert DiscreteVP(table, rounding="nearest").index(level) in (24, 25)
-    assert DiscreteVP(table, rescale=1000).index(DiscreteVP(table).at(0.5)) == pytest.approx(24 * 20)
-    assert LinearVP().index(LinearVP().at(0.25)) == 250
+    assert DiscreteVP(table).timestep(level) == pytest.approx(24.5)
+    assert DiscreteVP(table, rounding="nearest").timestep(level) in (24, 25)
+    assert DiscreteVP(table, rescale=1000).timestep(DiscreteVP(table).at(0.5)) == pytest.approx(24 * 20)
+    assert LinearVP().timestep(LinearVP().at(0.25)) == 250
 
 
 def test_trainable_times_cover_the_table_evenly():
     process = DiscreteVP(betas("linear", 4))
     u = torch.linspace(0, 0.999999, 4000, dtype=torch.float64)
-    indices = process.index(process.at(process.trainable(u)))
+    indices = process.timestep(process.at(process.trainable(u)))
     assert torch.bincount(indices.long()).tolist() == [1000] * 4
 
 
@@ -179,9 +179,9 @@ def test_ncsns_network_knows_numbers_of_levels():
     times = process.trainable(torch.arange(10, dtype=torch.float64) / 10)
     sigmas = process.at(times).sigma
     torch.testing.assert_close(sigmas[1:] / sigmas[:-1], torch.full((9,), 0.01 ** (1 / 9), dtype=torch.float64))
-    assert process.index(process.at(times)).tolist() == list(range(10))
-    assert process.index(process.at(0.96)) == 0
-    assert VE().index(VE().at(1.0)) == pytest.approx(50)
+    assert process.timestep(process.at(times)).tolist() == list(range(10))
+    assert process.timestep(process.at(0.96)) == 0
+    assert VE().timestep(VE().at(1.0)) == pytest.approx(50)
 
 
 # ---------------------------------------------------------------------- shifts and ends
@@ -191,11 +191,11 @@ def test_a_shift_moves_levels_and_leaves_the_network_its_index():
     flow, shifted = RectifiedFlow(), TimeShift(RectifiedFlow(), 3.0)
     level = shifted.at(0.5)
     assert level.sigma == pytest.approx(0.75)  # 3 / 2 / (1 + 2 / 2)
-    assert shifted.index(level) == pytest.approx(750)
+    assert shifted.timestep(level) == pytest.approx(750)
     assert TimeShift(flow, 1.0).at(0.3) == pytest.approx(flow.at(0.3))
     assert resolution_shift(4096, 1024) == 2
     discrete = TimeShift(DiscreteVP(betas("linear", 10)), 2.0)
-    indices = discrete.index(discrete.at(discrete.trainable(torch.rand(50, dtype=torch.float64))))
+    indices = discrete.timestep(discrete.at(discrete.trainable(torch.rand(50, dtype=torch.float64))))
     assert torch.equal(indices, indices.round())
 
 

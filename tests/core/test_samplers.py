@@ -254,7 +254,7 @@ def test_published_spacings():
     assert len(fast) == 27
     assert fast[-1] == 997
     assert len(schedules.leading(PROCESSES["discrete-linear"], 7)) == 8  # always the requested calls, and the data
-    assert PROCESSES["discrete-linear"].index(schedules.trailing(PROCESSES["discrete-linear"], 9)[0]) == 999
+    assert PROCESSES["discrete-linear"].timestep(schedules.trailing(PROCESSES["discrete-linear"], 9)[0]) == 999
     for steps in (1, 3, 50, 999, 1000):
         for make in (schedules.leading, schedules.trailing, schedules.uniform):
             assert len(make(PROCESSES["discrete-linear"], steps)) == steps + 1

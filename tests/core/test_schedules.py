@@ -203,7 +203,7 @@ def test_levels_fall_in_noise_where_the_times_do_not_tell():
 
 
 def indices(grid: schedules.Schedule) -> list[float]:
-    return [DISCRETE.index(level) for level in grid]
+    return [DISCRETE.timestep(level) for level in grid]
 
 
 def test_indices_may_begin_at_1_and_end_at_0():

@@ -120,7 +120,7 @@ def test_the_learned_density_still_draws_a_tables_times():
     sampler = SecondMoment(20, history=1)
     sampler.update(torch.arange(20), torch.linspace(1, 20, 20))
     t, weight = sampler.times(process, even(2000), range(2000))
-    counts = torch.bincount(process.index(process.at(t)).long(), minlength=20)
+    counts = torch.bincount(process.timestep(process.at(t)).long(), minlength=20)
     assert counts[-1] > 10 * counts[0]
     assert weight.mean().item() == pytest.approx(1, rel=0.02)
 

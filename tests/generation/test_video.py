@@ -294,7 +294,7 @@ def test_flow_editing_with_equal_prompts_changes_nothing():
 def test_editing_uses_the_noise_levels_of_the_videos_size(monkeypatch: pytest.MonkeyPatch):
     """A process that is shifted by the size is another one there."""
     model = tiny_clips(guidance={"scale": 1.0})
-    model.denoiser = model.denoiser.under(SqrtSizeShift(RectifiedFlow(), 3.0, 5 * 8 * 8))
+    model.denoiser = model.denoiser.with_process(SqrtSizeShift(RectifiedFlow(), 3.0, 5 * 8 * 8))
     given = torch.randint(0, 256, (1, 3, 5, 16, 16), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
     for sampler in ("ddim", "euler-time", "dpm-solver-2"):  # the source's own way, curved in time, is not followed
         options = request(sampling={"sampler": sampler})
@@ -429,7 +429,7 @@ def test_token_positions_reach_the_network_with_every_prompt_and_the_null_condit
 
 def test_windows_of_a_large_video_use_the_noise_levels_of_their_size(monkeypatch: pytest.MonkeyPatch):
     model, timesteps = tiny_clips(), list[float]()
-    model.denoiser = model.denoiser.under(SqrtSizeShift(RectifiedFlow(), 3.0, 5 * 8 * 8))
+    model.denoiser = model.denoiser.with_process(SqrtSizeShift(RectifiedFlow(), 3.0, 5 * 8 * 8))
     network: Any = model.denoiser.network
     forward = network.forward
 

@@ -82,7 +82,7 @@ class Guided:
 
     def network_input(self, level: NoiseLevel, x: Tensor) -> Tensor:
         """The index of the whole schedule, for each sample, of x's rank."""
-        index = torch.as_tensor(self.setup.process.index(level), dtype=torch.float32)
+        index = torch.as_tensor(self.setup.process.timestep(level), dtype=torch.float32)
         return like(index.expand(len(x)), x)  # type: ignore[return-value]
 
 

@@ -112,7 +112,7 @@ def samplers(case_dir: Path) -> Iterator[Comparison]:
         def watch(shown: SamplingProgress, plan: CoefficientTable = plan, seen: list[Tensor] = seen) -> None:
             """The original shows the first call of each step; ours follows no marked row."""
             number = shown.state.number - 1
-            if number == 0 or not plan.rows[number - 1].mark:
+            if number == 0 or not plan.rows[number - 1].saves_x:
                 seen.append(shown.estimate.x0.clone())
 
         x = run(plan, step, case.io["x_T"], noise=noise_of(kind, plan, grid, noises), on_step=watch)
@@ -141,8 +141,8 @@ class Toy(nn.Module):
 class Teacher(preconditioning.EDMPreconditioning):
     """EDM's preconditioning, with the number for the level in thousandths as the distilled networks have it."""
 
-    def index(self, level: NoiseLevel) -> Any:
-        return 1000 * super().index(level)
+    def timestep(self, level: NoiseLevel) -> Any:
+        return 1000 * super().timestep(level)
 
 
 def toy_net(case_dir: Path) -> Iterator[Comparison]:
@@ -177,7 +177,7 @@ def scalings(case_dir: Path) -> Iterator[Comparison]:
             columns = preconditioning.scalings(shell, level)
             for part, column in zip(("c_skip", "c_out", "c_in"), columns, strict=False):
                 yield case.compare(f"spec{k}.{name}.{part}", torch.as_tensor(column).expand_as(level.t))  # type: ignore[arg-type]
-            yield case.compare(f"spec{k}.rescaled_t", columns.noise)
+            yield case.compare(f"spec{k}.rescaled_t", columns.c_noise)
         snr = loss_weights.snr(level)
         yield case.compare(f"spec{k}.snr", snr)
         known = {

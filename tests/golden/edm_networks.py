@@ -151,8 +151,8 @@ def precond(case_dir: Path) -> Iterator[Comparison]:
         if name in io:
             yield case.compare(name, shell.step(classes, len(x), augment)(x, level).x0)
     denoiser = shell.denoiser()
-    yield case.compare("c_in_x", like(denoiser.scale(level), x) * x)
-    yield case.compare("c_noise", denoiser.index(level, x))
+    yield case.compare("c_in_x", like(denoiser.input_scale(level), x) * x)
+    yield case.compare("c_noise", denoiser.timestep(level, x))
     rounded = [shell.rounded(sigma) for sigma in io["round_sigma.in"].tolist()]
     yield case.compare("round_sigma.out", torch.tensor(rounded, dtype=torch.float64))
     for name, end in zip(("sigma_min", "sigma_max"), shell.ends, strict=True):

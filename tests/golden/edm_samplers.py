@@ -72,7 +72,7 @@ class Clock:
             return sigma**2
         return (math.sqrt(self.beta_min**2 + 2 * self.rise * math.log1p(sigma**2)) - self.beta_min) / self.rise
 
-    def index(self, level: NoiseLevel) -> Number:
+    def timestep(self, level: NoiseLevel) -> Number:
         """Return sigma, the input of the networks."""
         return ratio(level)
 

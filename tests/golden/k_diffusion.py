@@ -167,7 +167,7 @@ def chosen(plan: Plan, step: DenoiseFn, x: Tensor, noises: Tensor) -> Tensor:
     places: list[float] = [0.0]
 
     def watch(shown: SamplingProgress) -> None:
-        place = shown.state.clock[1]
+        place = shown.state.integrator_state[1]
         if place > places[-1]:
             places.append(place)
 
@@ -244,17 +244,17 @@ def wrappers(case_dir: Path) -> Iterator[Comparison]:
         kind, rounding = name.split(".q")
         process = DiscreteVP(table, rounding="nearest" if rounding == "1" else "none")
         wrapped = Wrapped(Denoiser(Inner(0.001), process, prediction=predictions.PREDICTIONS[kind]), process)
-        index = process.index(wrapped.levels(query))
+        index = process.timestep(wrapped.levels(query))
         yield case.compare(f"{name}.sigma_to_t", torch.as_tensor(index).to(io[f"{name}.sigma_to_t"].dtype))
         yield case.compare(f"{name}.denoised", wrapped.denoised(x, sigma))
         yield case.compare(f"{name}.loss", wrapped.loss(io["x"], noise, sigma))
         places = [(given["N"] - 1) * k / 7 for k in range(7, -1, -1)]
-        grid = grids.from_times(process, [*(process.t_of_index(place) for place in places), 0.0])
+        grid = grids.from_times(process, [*(process.t_of_timestep(place) for place in places), 0.0])
         yield case.compare(f"{name}.get_sigmas_8", torch.tensor([ratio(level) for level in grid]))
         if kind == "eps":
-            every = process.at(process.t_of_index(torch.arange(given["N"], dtype=torch.float64)))
+            every = process.at(process.t_of_timestep(torch.arange(given["N"], dtype=torch.float64)))
             yield case.compare(f"{name}.sigmas", ratio(every))
-            some = process.at(process.t_of_index(io["t_query"].double()))
+            some = process.at(process.t_of_timestep(io["t_query"].double()))
             yield case.compare(f"{name}.t_to_sigma", ratio(some))
     yield case.compare("alphas_cumprod", DiscreteVP(table).alpha_bar[1:])
     yield from continuous(case, x)
@@ -268,7 +268,7 @@ def continuous(case: Case, x: Tensor) -> Iterator[Comparison]:
     io = case.io
     process = CosineVP(index_scale=1.0)
     wrapped = Wrapped(Denoiser(Inner(0.5), process, prediction=predictions.v), process)
-    yield case.compare("vd.sigma_to_t", process.index(wrapped.levels(io["sigma_query"])))
+    yield case.compare("vd.sigma_to_t", process.timestep(wrapped.levels(io["sigma_query"])))
     yield case.compare("vd.t_to_sigma", ratio(process.at(io["vd.t_query"].double())))
     yield case.compare("vd.denoised", wrapped.denoised(x, io["sigma"]))
     yield case.compare("vd.loss", wrapped.loss(io["x"], io["noise"], io["sigma"]))
@@ -281,7 +281,7 @@ def continuous(case: Case, x: Tensor) -> Iterator[Comparison]:
 class RawSigma(preconditioning.EDMPreconditioning):
     """EDM's preconditioning, but the network gets sigma itself."""
 
-    def index(self, level: NoiseLevel) -> Any:
+    def timestep(self, level: NoiseLevel) -> Any:
         return ratio(level)
 
 
@@ -301,7 +301,9 @@ def densities(case_dir: Path) -> Iterator[Comparison]:
     wrapped = Wrapped(denoiser, process)
     levels = wrapped.levels(sigma)
     columns = preconditioning.scalings(shell, levels)
-    yield case.compare("scalings", torch.stack([torch.as_tensor(c) for c in (columns.skip, columns.out, columns.into)]))
+    yield case.compare(
+        "scalings", torch.stack([torch.as_tensor(c) for c in (columns.c_skip, columns.c_out, columns.c_in)])
+    )
     noised = io["x"] + io["noise"] * sigma.reshape(-1, 1, 1, 1)
     yield case.compare("denoised", wrapped.denoised(noised, sigma))
     for name, weighting in WEIGHTINGS.items():

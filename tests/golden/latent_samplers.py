@@ -55,7 +55,7 @@ class Run:
         io, states, estimates = self.case.io, [], []
         heat = self.given.get("temperature", 1.0)
         state = SamplerState(x)
-        while not plan.over(state):
+        while not plan.is_done(state):
             if self.given.get("use_mask"):
                 level = plan.levels[state.number]
                 known = level.alpha * io["x0"] + level.sigma * io["q_noise"][state.number]

@@ -73,7 +73,7 @@ class Ddim:
         """The number of steps."""
         return len(self.grid) - 1
 
-    def over(self, state: SamplerState) -> bool:
+    def is_done(self, state: SamplerState) -> bool:
         """Whether the grid has ended."""
         return state.number >= self.total
 

@@ -21,7 +21,7 @@ from unveil.core.samplers.adaptive import dpm_adaptive
 from unveil.core.samplers.coefficients import Of, Rule, exact, linear_step, midpoint, phi_functions, taylor
 from unveil.core.samplers.exponential import dpm_multistep, dpm_singlestep, dpm_singlestep_on_schedule
 from unveil.core.samplers.stages import last_stage_only, orders_for, stages
-from unveil.core.samplers.step_size import IController, StepDecision, Tolerance, max_error, of_x
+from unveil.core.samplers.step_size import IController, StepDecision, Tolerance, max_error, x_unit
 from unveil.core.samplers.unipc import b1, b2, unipc, varying
 from unveil.core.scalar_math import Number
 from unveil.core.schedule import Schedule
@@ -140,7 +140,7 @@ def dpm_plan(process: Process, between: tuple[float, float], of: Of, sample: dic
     if method == "adaptive":
         near = float(process.at(last).half_log_snr) - float(process.at(last + 1e-5).half_log_snr)
         tolerance = Tolerance(
-            sample.get("atol", 0.0078), sample.get("rtol", 0.05), across=max_error, unit=of_x, slack=near
+            sample.get("atol", 0.0078), sample.get("rtol", 0.05), across=max_error, unit=x_unit, slack=near
         )
         grid = Schedule(process, [process.at(first), process.at(last)])
         rule = exact if bent else last_stage_only
@@ -188,7 +188,7 @@ def model_wrapper(case_dir: Path) -> Iterator[Comparison]:
     table = betas("sqrt-linear", given["N"], start=given["beta_start"], end=given["beta_end"])
     process = DiscreteVP(table, interpolate="log-alpha")
     x, level = case.io["x"], process.at(case.io["t"].double())
-    yield case.compare("model_t_input", torch.as_tensor(process.index(level)))
+    yield case.compare("model_t_input", torch.as_tensor(process.timestep(level)))
     scale = case.meta["guidance_scale"]
     kinds = {"noise": predictions.eps, "x_start": predictions.x0, "v": predictions.v, "score": predictions.score}
     for name, prediction in kinds.items():

@@ -99,7 +99,7 @@ def test_settings_not_in_the_keys_match_the_table_of_released_files(name: str):
     assert isinstance(ours, DiscreteVP)
     assert isinstance(published, DiscreteVP)
     torch.testing.assert_close(ours.betas, published.betas)
-    assert ours.index(ours.at(0.5)) == published.index(published.at(0.5))
+    assert ours.timestep(ours.at(0.5)) == published.timestep(published.at(0.5))
     assert (recipe.shape, recipe.prediction, recipe.variance) == (theirs.shape, theirs.prediction, theirs.variance)
     assert [one.key for one in recipe.condition] == [one.key for one in theirs.condition]
 

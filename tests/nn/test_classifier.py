@@ -107,7 +107,7 @@ def test_attention_pooling_knows_where_things_are():
 def test_it_guides():
     process, network = DiscreteVP(betas("cosine", 100)), drawn(SMALL).eval()
     score = guidance.log_probability(
-        lambda x, level: network(x, torch.as_tensor(process.index(level)).expand(len(x))),
+        lambda x, level: network(x, torch.as_tensor(process.timestep(level)).expand(len(x))),
         torch.tensor([0, 1, 4]),
     )
     x, _ = inputs()

@@ -146,10 +146,10 @@ def test_maps_of_every_head_sum_to_one():
     with torch.no_grad():
         context = model.encode(source, None, read)
         model.decoder(target, context=context, maps=written)
-    assert [one.own[0].shape for one in read] == [(2, 2, 6, 6)] * 2
+    assert [one.self_attention[0].shape for one in read] == [(2, 2, 6, 6)] * 2
     assert [one.context[0].shape for one in written] == [(2, 2, 4, 6)] * 2
     for one in [*read, *written]:
-        for weights in [*one.own, *one.context]:
+        for weights in [*one.self_attention, *one.context]:
             torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
 
 

@@ -238,9 +238,9 @@ def test_a_denoiser_tells_it_the_level_of_each_frame(clips: Tensor):
     level = partly(denoiser.process.at(torch.tensor([0.5, 0.7], dtype=torch.float64)), known)
     estimate = denoiser(clips, level, conditioning(2))
     assert torch.equal(estimate.x0[:, :, 0], clips[:, :, 0])  # at the level of data x is x0
-    index = denoiser.index(level, clips)
+    index = denoiser.timestep(level, clips)
     assert index[:, 0, 0, 0, 0].tolist() == [0, 0]
-    assert index[0, 0, 1, 0, 0] == denoiser.index(denoiser.process.at(0.5), clips)[0]
+    assert index[0, 0, 1, 0, 0] == denoiser.timestep(denoiser.process.at(0.5), clips)[0]
 
 
 @pytest.mark.parametrize(

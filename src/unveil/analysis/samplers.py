@@ -136,7 +136,7 @@ def _plain(one: SamplerMeasurement) -> dict[str, Any]:
     return {
         "name": one.name,
         "source": entry.source,
-        "declared": {"order": entry.order, "strong": entry.strong, "domain": entry.domain, "calls": entry.calls},
+        "declared": {"order": entry.order, "strong": entry.strong_order, "domain": entry.domain, "calls": entry.calls},
         "stochastic": entry.stochastic,
         "measured": KINDS[one.kind],
         "points": [point._asdict() for point in one.points],
@@ -213,7 +213,7 @@ class _Bench:
         kind, target, clock = "solution", exact, _Clock(self.step)
         if entry.stochastic:
             plan = self.planned(entry, self.settings.fine_calls)[1]
-            on_path = entry.strong is not None and isinstance(plan, CoefficientTable)
+            on_path = entry.strong_order is not None and isinstance(plan, CoefficientTable)
             kind = "path" if on_path else "distribution"
             if on_path:
                 target = self.drawn(entry, self.settings.fine_calls, self.step)

@@ -50,7 +50,7 @@ class GuidanceClassifier:
         """The logits; differentiable in x. The level is floats, or the same for all samples."""
         ratio = torch.as_tensor(level.half_log_snr, dtype=torch.float64).flatten()[0].item()
         nearest = self.process.at(self.process.t_of(ratio))
-        index = torch.full((len(x),), float(self.process.index(nearest)), dtype=torch.float32, device=x.device)
+        index = torch.full((len(x),), float(self.process.timestep(nearest)), dtype=torch.float32, device=x.device)
         return self.network(x * like(nearest.alpha / level.alpha, x), index)
 
 

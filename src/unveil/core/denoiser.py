@@ -118,7 +118,7 @@ class Denoiser(nn.Module):
     """A network, the process it was trained under and what it predicts.
 
     Args:
-        network: called as network(x, index, condition), with x (B, C, ...), index (B,) float32 (see `index`) and the
+        network: called as network(x, index, condition), with x (B, C, ...), index (B,) float32 (see `timestep`) and the
             condition or None; returns a tensor like x, or with twice the channels when `variance` is learned.
         process: gives the index of a level, unless the prediction does.
         prediction: what the output means; one with preconditioning also scales x and gives the index.
@@ -144,18 +144,18 @@ class Denoiser(nn.Module):
     def forward(self, x: Tensor, level: NoiseLevel, condition: Condition | None = None) -> Estimate:
         """The estimate at x. The level's fields are floats, (B,) tensors, or broadcastable to x."""
         if isinstance(level.t, Tensor):
-            solution, scale, index = self.solve(level), self.scale(level), self.index(level, x)
+            solution, scale, index = self.solve(level), self.input_scale(level), self.timestep(level, x)
         else:
             key = (level, len(x), x.device)
             if key not in self._solutions:
                 if len(self._solutions) > 4096:
                     self._solutions.clear()
-                self._solutions[key] = self.solve(level), self.scale(level), self.index(level, x)
+                self._solutions[key] = self.solve(level), self.input_scale(level), self.timestep(level, x)
             solution, scale, index = self._solutions[key]
-        y, extra = self.checked(self.network(_scaled(x, scale), index, condition), x)
+        y, extra = self.check_output(self.network(_scaled(x, scale), index, condition), x)
         return Estimate.solved(solution, x, y, extra)
 
-    def under(self, process: Process) -> Denoiser:
+    def with_process(self, process: Process) -> Denoiser:
         """The same network under another process."""
         return Denoiser(self.network, process, prediction=self.prediction, learns_variance=self.learns_variance)
 
@@ -169,23 +169,23 @@ class Denoiser(nn.Module):
         Raises:
             ShapeError: the network's output does not fit x.
         """
-        return self.checked(self.network(*self.inputs(x, level), condition), x)
+        return self.check_output(self.network(*self.network_inputs(x, level), condition), x)
 
-    def inputs(self, x: Tensor, level: NoiseLevel) -> tuple[Tensor, Tensor]:
+    def network_inputs(self, x: Tensor, level: NoiseLevel) -> tuple[Tensor, Tensor]:
         """Inputs of the network at a level: x, scaled, and the index (B,)."""
-        return _scaled(x, self.scale(level)), self.index(level, x)
+        return _scaled(x, self.input_scale(level)), self.timestep(level, x)
 
-    def scale(self, level: NoiseLevel) -> Number:
+    def input_scale(self, level: NoiseLevel) -> Number:
         """Factor of x at the network's input; 1 without preconditioning."""
-        return self.prediction.scale(level) if isinstance(self.prediction, Preconditioning) else 1.0
+        return self.prediction.input_scale(level) if isinstance(self.prediction, Preconditioning) else 1.0
 
-    def index(self, level: NoiseLevel, x: Tensor) -> Tensor:
+    def timestep(self, level: NoiseLevel, x: Tensor) -> Tensor:
         """The time input of the network, float32: the index of the level, (B,), the noisiest one where parts differ.
 
         A network with `tells_parts` gets each part's own index, broadcastable to x.
         """
         source = self.prediction if isinstance(self.prediction, Preconditioning) else self.process
-        index = source.index(level)
+        index = source.timestep(level)
         if not isinstance(index, Tensor):
             return torch.full((len(x),), float(index), dtype=torch.float32, device=x.device)
         if index.ndim > 1 and getattr(self.network, "tells_parts", False):
@@ -193,7 +193,7 @@ class Denoiser(nn.Module):
         index = index.flatten(1).amax(1) if index.ndim > 1 else index
         return index.to(torch.float32).to(x.device).expand(len(x))
 
-    def checked(self, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    def check_output(self, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Output of the network for x, as `output` gives it.
 
         Raises:

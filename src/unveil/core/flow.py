@@ -44,7 +44,7 @@ class RectifiedFlow:
             return torch.sigmoid(-half_log_snr)
         return 1 / (1 + math.exp(min(half_log_snr, 700.0)))
 
-    def index(self, level: NoiseLevel) -> Number:
+    def timestep(self, level: NoiseLevel) -> Number:
         """T in thousandths, the range that DDPM's time embedding was made for."""
         index = level.t * self.index_scale
         if self.rounding == "none":
@@ -100,9 +100,9 @@ class TimeShift:
         """The time of a half log-SNR."""
         return self._outer(self.process.t_of(half_log_snr))
 
-    def index(self, level: NoiseLevel) -> Number:
+    def timestep(self, level: NoiseLevel) -> Number:
         """Index that the process without the shift gives the network."""
-        return self.process.index(level._replace(t=self._inner(level.t)))
+        return self.process.timestep(level._replace(t=self._inner(level.t)))
 
     def trainable(self, u: Tensor) -> Tensor:
         """As even in this t as the process allows."""

@@ -5,8 +5,8 @@ r = sigma / alpha. Solved for F that is a prediction like any other, y = a x0 + 
 
     a = (1 - c_skip) / c_out        b = -r c_skip / c_out
 
-so a preconditioning is a prediction that also gives `scale` = c_in / alpha and `index` = c_noise. The coefficients
-stand as closed forms of alpha and sigma, which stay exact where c_out is 0.
+so a preconditioning is a prediction that also gives `input_scale` = c_in / alpha and `timestep` = c_noise. The
+coefficients stand as closed forms of alpha and sigma, which stay exact where c_out is 0.
 
 Source: Karras et al. 2022, eq. 7 and table 1 (arXiv:2206.00364).
 """
@@ -38,11 +38,11 @@ class Preconditioning(Protocol):
         """The coefficients (a, b) of the target y = a x0 + b eps."""
         ...
 
-    def scale(self, level: NoiseLevel) -> Number:
+    def input_scale(self, level: NoiseLevel) -> Number:
         """Factor of x: c_in / alpha."""
         ...
 
-    def index(self, level: NoiseLevel) -> Number:
+    def timestep(self, level: NoiseLevel) -> Number:
         """The number that stands for the level: c_noise."""
         ...
 
@@ -50,16 +50,18 @@ class Preconditioning(Protocol):
 class Scalings(NamedTuple):
     """The four columns of the paper's table, for x' = x / alpha."""
 
-    skip: Number
-    out: Number
-    into: Number
-    noise: Number
+    c_skip: Number
+    c_out: Number
+    c_in: Number
+    c_noise: Number
 
 
 def scalings(shell: Preconditioning, level: NoiseLevel) -> Scalings:
     """The coefficients c_skip, c_out, c_in and c_noise at a level."""
     solution = solve(shell, level)
-    return Scalings(level.alpha * solution.x0_x, solution.x0_y, level.alpha * shell.scale(level), shell.index(level))
+    return Scalings(
+        level.alpha * solution.x0_x, solution.x0_y, level.alpha * shell.input_scale(level), shell.timestep(level)
+    )
 
 
 @dataclass(frozen=True)
@@ -83,11 +85,11 @@ class VPPreconditioning:
         """That of eps."""
         return eps(level)
 
-    def scale(self, level: NoiseLevel) -> Number:
+    def input_scale(self, level: NoiseLevel) -> Number:
         """1 / sqrt(alpha^2 + sigma^2): 1 under any VP process."""
         return _unit(level)
 
-    def index(self, level: NoiseLevel) -> Number:
+    def timestep(self, level: NoiseLevel) -> Number:
         """The VP process's time in steps."""
         total = scalar_math.log(1 + _ratio(level) ** 2)  # -2 log(alpha) of the VP process
         rise = self.beta_max - self.beta_min
@@ -110,12 +112,12 @@ class VEPreconditioning:
         del level
         return 0.0, -1.0
 
-    def scale(self, level: NoiseLevel) -> Number:
+    def input_scale(self, level: NoiseLevel) -> Number:
         """1 / alpha."""
         _ratio(level)
         return 1 / level.alpha
 
-    def index(self, level: NoiseLevel) -> Number:
+    def timestep(self, level: NoiseLevel) -> Number:
         """log(r / 2)."""
         return scalar_math.log(scalar_math.maximum(_ratio(level) / 2, _LEAST))
 
@@ -138,11 +140,11 @@ class IDDPMPreconditioning:
         """That of eps."""
         return eps(level)
 
-    def scale(self, level: NoiseLevel) -> Number:
+    def input_scale(self, level: NoiseLevel) -> Number:
         """1 / sqrt(alpha^2 + sigma^2): 1 under any VP process."""
         return _unit(level)
 
-    def index(self, level: NoiseLevel) -> Number:
+    def timestep(self, level: NoiseLevel) -> Number:
         """The index of the nearest level of the table; clean data, nearest to r = 0, is -1."""
         r = _ratio(level)
         place = self._place(r)
@@ -185,11 +187,11 @@ class EDMPreconditioning:
         _ratio(level)
         return edm_f(self.sigma_data)(level)
 
-    def scale(self, level: NoiseLevel) -> Number:
+    def input_scale(self, level: NoiseLevel) -> Number:
         """1 / sqrt(sigma^2 + (alpha sigma_data)^2)."""
         return _unit(level, self.sigma_data)
 
-    def index(self, level: NoiseLevel) -> Number:
+    def timestep(self, level: NoiseLevel) -> Number:
         """log(r) / 4, times `index_scale`."""
         return 0.25 * self.index_scale * scalar_math.log(scalar_math.maximum(_ratio(level), _LEAST))
 
@@ -219,11 +221,11 @@ class ConsistencyPreconditioning:
         width = scalar_math.sqrt(r * r + d * d) / (gap * gap + d * d)
         return gap * width / d, -1.0 * d * r * width / gap
 
-    def scale(self, level: NoiseLevel) -> Number:
+    def input_scale(self, level: NoiseLevel) -> Number:
         """1 / sqrt(sigma^2 + (alpha sigma_data)^2)."""
         return _unit(level, self.sigma_data)
 
-    def index(self, level: NoiseLevel) -> Number:
+    def timestep(self, level: NoiseLevel) -> Number:
         """250 log(r)."""
         return 250 * scalar_math.log(scalar_math.maximum(_ratio(level), _LEAST))
 

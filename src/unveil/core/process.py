@@ -30,7 +30,7 @@ class Process(Protocol):
         """The inverse: the time at which log(alpha / sigma) takes this value; floats or float64 tensors."""
         ...
 
-    def index(self, level: NoiseLevel) -> Number:
+    def timestep(self, level: NoiseLevel) -> Number:
         """The number that a network is given for this level."""
         ...
 
@@ -94,7 +94,7 @@ class LinearVP:
         rise = self.beta_max - self.beta_min
         return 2 * total / (scalar_math.sqrt(self.beta_min**2 + 2 * rise * total) + self.beta_min)
 
-    def index(self, level: NoiseLevel) -> Number:
+    def timestep(self, level: NoiseLevel) -> Number:
         """T in thousandths, the range that DDPM's time embedding was made for."""
         return level.t * self.index_scale
 
@@ -137,7 +137,7 @@ class CosineVP:
         ratio = scalar_math.exp(-1.0 * half_log_snr)
         return 2 / math.pi * (ratio.atan() if isinstance(ratio, Tensor) else math.atan(ratio))
 
-    def index(self, level: NoiseLevel) -> Number:
+    def timestep(self, level: NoiseLevel) -> Number:
         """T in thousandths, the range that DDPM's time embedding was made for."""
         return level.t * self.index_scale
 
@@ -259,11 +259,11 @@ class DiscreteVP:
         t = t.clamp(0, 1)
         return t if isinstance(half_log_snr, Tensor) else t.item()
 
-    def t_of_index(self, index: Number) -> Number:
+    def t_of_timestep(self, index: Number) -> Number:
         """The time of an index: (index + 1) / N."""
         return (index + 1) / self.steps
 
-    def index(self, level: NoiseLevel) -> Number:
+    def timestep(self, level: NoiseLevel) -> Number:
         """The index of a level, fractional between indices, times what `rescale` asks."""
         place = level.t * self.steps - 1
         if isinstance(place, Tensor):

@@ -227,7 +227,7 @@ def linspace(process: Process, steps: int) -> Schedule:
     Source: Lin et al. 2023, table 2, "linspace" (arXiv:2305.08891).
     """
     discrete = _at_most(process, steps)
-    times = [float(discrete.t_of_index((1 - part) * (discrete.steps - 1))) for part in unit_fractions(steps)]
+    times = [float(discrete.t_of_timestep((1 - part) * (discrete.steps - 1))) for part in unit_fractions(steps)]
     return Schedule(process, [*(process.at(t) for t in times), DATA])
 
 

@@ -65,7 +65,7 @@ class SubVP:
         rise = self.beta_max - self.beta_min
         return 2 * total / (scalar_math.sqrt(self.beta_min**2 + 2 * rise * total) + self.beta_min)
 
-    def index(self, level: NoiseLevel) -> Number:
+    def timestep(self, level: NoiseLevel) -> Number:
         """T in thousandths, the range that DDPM's time embedding was made for."""
         return level.t * self.index_scale
 

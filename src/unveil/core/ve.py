@@ -50,7 +50,7 @@ class VE:
         """
         return _geometric_t(half_log_snr, self.sigma_min, self.sigma_max)
 
-    def index(self, level: NoiseLevel) -> Number:
+    def timestep(self, level: NoiseLevel) -> Number:
         """Sigma, of which the published networks take the logarithm themselves."""
         return level.sigma
 
@@ -106,7 +106,7 @@ class DiscreteVE:
         """
         return _geometric_t(half_log_snr, self.sigma_min, self.sigma_max)
 
-    def index(self, level: NoiseLevel) -> Number:
+    def timestep(self, level: NoiseLevel) -> Number:
         """The number of the nearest level, 0 the noisiest: the network knows no other."""
         number = (1.0 - level.t) * (self.levels - 1)
         if isinstance(number, Tensor):
@@ -159,7 +159,7 @@ class EDMProcess:
         """The time of a half log-SNR."""
         return scalar_math.exp(-1.0 * half_log_snr) / self.sigma_max
 
-    def index(self, level: NoiseLevel) -> Number:
+    def timestep(self, level: NoiseLevel) -> Number:
         """Sigma."""
         return level.sigma
 

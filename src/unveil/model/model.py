@@ -217,7 +217,9 @@ class Model(nn.Module):
         """
         shape = ending(self.shape, size)
         other = Model(
-            self.denoiser.under(resized(self.process, self.autoencoder.latent_shape(ending(shape, tile_size or ())))),
+            self.denoiser.with_process(
+                resized(self.process, self.autoencoder.latent_shape(ending(shape, tile_size or ())))
+            ),
             shape,
             conditioners=[resized(part, shape) for part in self.conditioners.values()],
             autoencoder=self.autoencoder,
@@ -449,7 +451,7 @@ class Model(nn.Module):
         full_precision = self.precision == torch.float32
         with nullcontext() if full_precision else torch.autocast(x.device.type, self.precision):
             if self.controls is not None and condition is not None:
-                condition = self.controls(*self.denoiser.inputs(x, level), condition, level)
+                condition = self.controls(*self.denoiser.network_inputs(x, level), condition, level)
             return self.denoiser(x, level, condition)
 
     def _guided(
@@ -487,7 +489,7 @@ class Model(nn.Module):
         """Let the networks compute before the run what depends only on noise levels or conditions."""
         parts = [part for part in (self.denoiser.network, self.controls) if hasattr(part, "precompute")]
         plain = [level for level in levels if not isinstance(level.t, Tensor) and level.sigma != 0] if parts else []
-        indices = [self.denoiser.index(level, torch.empty(1)).item() for level in plain]
+        indices = [self.denoiser.timestep(level, torch.empty(1)).item() for level in plain]
         with ExitStack() as inside:
             for part in parts:
                 inside.enter_context(cast(Any, part).precompute(indices))

@@ -100,8 +100,8 @@ def attention_maps(model: SequenceModel, source: str, target: str) -> Translatio
     with torch.inference_mode():
         context = model.network.encode(read, mask, encoder)
         model.network.decoder(torch.tensor([written], device=read.device), context=context, maps=decoder)
-    weights = {f"encoder.{i}": maps.own[0][0] for i, maps in enumerate(encoder)}
-    weights |= {f"decoder.{i}": maps.own[0][0] for i, maps in enumerate(decoder)}
+    weights = {f"encoder.{i}": maps.self_attention[0][0] for i, maps in enumerate(encoder)}
+    weights |= {f"decoder.{i}": maps.self_attention[0][0] for i, maps in enumerate(decoder)}
     weights |= {f"crossed.{i}": maps.context[0][0] for i, maps in enumerate(decoder)}
     names = [model.source.token(number) for number in read[0].tolist()], [model.target.token(n) for n in written]
     return TranslationAttention(*names, {name: weight.float().cpu() for name, weight in weights.items()})

@@ -421,7 +421,7 @@ class Packing:
             ShapeError: sequences of other lengths than this packing is for.
         """
         if tuple(len(sequence) for sequence in sequences) != self.lengths:
-            raise ShapeError(f"lengths {[len(one) for one in sequences]}: packed for {list(self.lengths)}")
+            raise ShapeError(f"lengths {[len(sequence) for sequence in sequences]}: packed for {list(self.lengths)}")
         return self._rows(torch.cat([*sequences]))
 
     def unpack(self, x: Tensor) -> list[Tensor]:

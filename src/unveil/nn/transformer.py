@@ -76,17 +76,17 @@ class EncoderStates(NamedTuple):
 
 @dataclass
 class BlockCache:
-    """Cache of one block: its own tokens' keys and values, and those of its context."""
+    """Cache of one block: keys and values of its self-attention, and those of its context."""
 
-    own: KVCache = field(default_factory=KVCache)
+    self_attention: KVCache = field(default_factory=KVCache)
     context: KVCache = field(default_factory=KVCache)
 
 
 @dataclass
 class AttentionMaps:
-    """The weights of one block's heads, a tensor (B, H, N, M) for each call: on its own tokens, and on its context."""
+    """The weights of one block's heads, a tensor (B, H, N, M) for each call: of self-attention, and on its context."""
 
-    own: list[Tensor] = field(default_factory=list)
+    self_attention: list[Tensor] = field(default_factory=list)
     context: list[Tensor] = field(default_factory=list)
 
 
@@ -141,9 +141,9 @@ class TransformerBlock(nn.Module):
             mask=mask,
             causal=causal,
             rotary=rotary,
-            cache=stored.own if isinstance(stored, BlockCache) else None,
+            cache=stored.self_attention if isinstance(stored, BlockCache) else None,
             packing=packing,
-            maps=None if maps is None else maps.own,
+            maps=None if maps is None else maps.self_attention,
         )
         x = self._after(x, added, self.own_norm)
         if self.context is not None:
@@ -310,7 +310,7 @@ class TransformerDecoder(nn.Module):
         maps: list[AttentionMaps] | None = None,
     ) -> Tensor:
         """Tokens (B, N), behind those that are kept, to the vectors (B, N, C) that `logits` reads."""
-        x = self.words(tokens, caches[0].own.length if caches else 0)
+        x = self.words(tokens, caches[0].self_attention.length if caches else 0)
         return self.stack(x, context=context, causal=True, caches=caches, maps=maps)
 
     def logits(self, x: Tensor) -> Tensor:
@@ -343,7 +343,7 @@ class DecoderState:
     def select(self, rows: Tensor) -> None:
         """Goes on with the sequences of these numbers, in this order; one may come several times."""
         for cache in self.caches:
-            cache.own.select(rows)
+            cache.self_attention.select(rows)
             cache.context.select(rows)
         if self.context is not None:
             tokens, mask = self.context

@@ -401,7 +401,7 @@ def _fresh(config: ClassifierConfig) -> Cnn | ViT | NoisyClassifier:
 def _noised(process: Process, level: NoiseLevel, pixels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """Images (B, C, H, W) at a noise level, and the index (B,) of it that the network is given."""
     x = like(level.alpha, pixels) * pixels + like(level.sigma, pixels) * noise
-    return x, torch.as_tensor(process.index(level), dtype=torch.float32).expand(len(x))
+    return x, torch.as_tensor(process.timestep(level), dtype=torch.float32).expand(len(x))
 
 
 def _accuracy_at(network: NoisyClassifier, process: Process, test: ImageSet, tenth: int) -> float:

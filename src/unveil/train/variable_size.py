@@ -136,12 +136,14 @@ def _denoisers(denoiser: Denoiser, x0: Sequence[Tensor]) -> list[Denoiser]:
     for x0_i in x0:
         if x0_i.shape not in denoisers:
             process = resized(denoiser.process, tuple(x0_i.shape))
-            denoisers[x0_i.shape] = denoiser if process is denoiser.process else denoiser.under(process)
+            denoisers[x0_i.shape] = denoiser if process is denoiser.process else denoiser.with_process(process)
     return [denoisers[x0_i.shape] for x0_i in x0]
 
 
 def _network_inputs(denoisers: Sequence[Denoiser], batches: Sequence[NoisedBatch]) -> list[tuple[Tensor, Tensor]]:
-    return [denoiser.inputs(batch.x, batch.input_level) for denoiser, batch in zip(denoisers, batches, strict=True)]
+    return [
+        denoiser.network_inputs(batch.x, batch.input_level) for denoiser, batch in zip(denoisers, batches, strict=True)
+    ]
 
 
 def _predict_packed(
@@ -150,7 +152,9 @@ def _predict_packed(
     """Return the network's predictions; all samples are one sequence of tokens."""
     inputs = _network_inputs(denoisers, batches)
     outputs, _ = _network(denoisers[0]).packed([x[0] for x, _ in inputs], [t[0] for _, t in inputs], condition)
-    return [denoiser.checked(y[None], x)[0] for denoiser, y, (x, _) in zip(denoisers, outputs, inputs, strict=True)]
+    return [
+        denoiser.check_output(y[None], x)[0] for denoiser, y, (x, _) in zip(denoisers, outputs, inputs, strict=True)
+    ]
 
 
 def _predict_by_size(
@@ -165,7 +169,7 @@ def _predict_by_size(
     for indices in buckets.values():
         x, t = (torch.cat([inputs[index][part] for index in indices]) for part in range(2))
         rows = None if condition is None else condition.map(lambda route, rows=indices: route[rows])
-        y, _ = denoisers[indices[0]].checked(denoisers[0].network(x, t, rows), x)
+        y, _ = denoisers[indices[0]].check_output(denoisers[0].network(x, t, rows), x)
         predictions |= dict(zip(indices, y.split(1), strict=True))
     return [predictions[index] for index in range(len(inputs))]
 

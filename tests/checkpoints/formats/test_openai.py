@@ -130,7 +130,7 @@ def test_a_released_file_is_known_by_its_keys_and_shapes(name):
     ends = {"cosine": (None, 0.999), "linear": (0.1 / process.steps, 20 / process.steps)}[flags["noise_schedule"]]
     assert process.betas[-1].item() == pytest.approx(ends[1])
     assert ends[0] is None or process.betas[0].item() == pytest.approx(ends[0])
-    assert process.index(process.at(1.0)) == (process.steps - 1) * (
+    assert process.timestep(process.at(1.0)) == (process.steps - 1) * (
         1000 / process.steps if flags["rescale_timesteps"] else 1
     )
     assert (model.variance, model.prediction) == ("learned-range", "eps")

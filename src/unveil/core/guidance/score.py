@@ -94,7 +94,7 @@ def log_probability(
 
     Args:
         classifier: (x, level) -> logits (B, K). A network that is given an index is
-            `lambda x, level: network(x, denoiser.index(level, x))`.
+            `lambda x, level: network(x, denoiser.timestep(level, x))`.
         labels: (B,) or (1,), whole numbers below K.
         shape: of one image that the classifier reads, if it reads one only.
 

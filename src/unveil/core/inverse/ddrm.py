@@ -60,7 +60,7 @@ class DDRMPlan:
         """The number of steps."""
         return len(self.grid) - 1
 
-    def over(self, state: SamplerState) -> bool:
+    def is_done(self, state: SamplerState) -> bool:
         """Return True if the grid has ended."""
         return state.number >= self.total
 

@@ -50,9 +50,9 @@ class DPSPlan:
         """That of the plan."""
         return self.plan.total
 
-    def over(self, state: SamplerState) -> bool:
+    def is_done(self, state: SamplerState) -> bool:
         """Return True if the plan has ended."""
-        return self.plan.over(state)
+        return self.plan.is_done(state)
 
     def advance(self, state: SamplerState, step: DenoiseFn, noise: Noise | None, out: Tensor) -> StepResult:
         """One step of the plan, and one down the gradient."""

@@ -76,7 +76,7 @@ def repaint(plan: Plan, grid: Schedule, *, length: int = 10, count: int = 10) ->
         raise RecipeError(f"length = {length}, count = {count}: both must be at least 1")
     single = plan.total == len(grid) - 1
     if isinstance(plan, CoefficientTable):
-        single = single and not any(len(row.gains) > 1 or row.mark or row.level is None for row in plan.rows)
+        single = single and not any(len(row.gains) > 1 or row.saves_x or row.level is None for row in plan.rows)
     if not single:
         raise RecipeError(
             f"a plan of {plan.total} rows over {len(grid) - 1} steps: going back needs one step per level and no "
@@ -104,7 +104,7 @@ class RePaintPlan:
         """The number of steps and jumps."""
         return len(self.moves)
 
-    def over(self, state: SamplerState) -> bool:
+    def is_done(self, state: SamplerState) -> bool:
         """Return True if every step and jump was made."""
         return state.number >= len(self.moves)
 

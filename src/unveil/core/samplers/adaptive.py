@@ -39,10 +39,10 @@ from unveil.core.samplers.step_size import (
     PIDController,
     Tolerance,
     batch_norm,
+    data_unit,
     max_error,
-    of_data,
-    of_x,
     per_sample_norm,
+    x_unit,
 )
 from unveil.core.schedule import Schedule
 from unveil.errors import NonFinite, RecipeError
@@ -55,11 +55,11 @@ __all__ = [
     "PIDController",
     "Tolerance",
     "batch_norm",
+    "data_unit",
     "dpm_adaptive",
     "max_error",
-    "of_data",
-    "of_x",
     "per_sample_norm",
+    "x_unit",
 ]
 
 
@@ -140,18 +140,19 @@ class IntegratorState(NamedTuple):
 
     @classmethod
     def read(cls, numbers: Sequence[float]) -> IntegratorState:
-        """From the numbers of `SamplerState.clock`."""
+        """From the numbers of `SamplerState.integrator_state`."""
         return cls(*torch.tensor(numbers, dtype=torch.float64).reshape(4, -1).clone())
 
     def written(self) -> tuple[float, ...]:
-        """As the numbers of `SamplerState.clock`."""
+        """As the numbers of `SamplerState.integrator_state`."""
         return tuple(torch.cat(self).tolist())
 
 
 class AdaptivePlan:
     """The plan of `dpm_adaptive`: a step's width depends on the error of the one before it.
 
-    `SamplerState.clock` is empty at first, then the stage (0: on the way, 1: over) and the samples' `IntegratorState`.
+    `SamplerState.integrator_state` is empty at first, then the stage (0: on the way, 1: over) and the samples'
+    `IntegratorState`.
     `SamplerState.past` is x of the lower order after each sample's last good step, in the tolerance's unit.
     """
 
@@ -174,9 +175,9 @@ class AdaptivePlan:
         """Not known before the run."""
         return
 
-    def over(self, state: SamplerState) -> bool:
+    def is_done(self, state: SamplerState) -> bool:
         """Return True if every sample has arrived, and the last step onto the data was made."""
-        return bool(state.clock) and state.clock[0] == 1
+        return bool(state.integrator_state) and state.integrator_state[0] == 1
 
     def advance(self, state: SamplerState, step: DenoiseFn, noise: Noise | None, out: Tensor) -> StepResult:
         """One try of every sample that is on its way; it stands, or is repeated with a smaller width.
@@ -185,16 +186,16 @@ class AdaptivePlan:
             NonFinite: the estimate left the finite numbers.
             RecipeError: the tolerance asks for steps that are too small; or noise is needed and was not given.
         """
-        if not state.clock:
+        if not state.integrator_state:
             first = torch.full((len(state.x),), self.control.first, dtype=torch.float64)
             clocks = IntegratorState(torch.zeros_like(first), first, torch.zeros_like(first), torch.zeros_like(first))
             if self.opening is not None:
                 return self._plain(self.opening, state, clocks, step, out)
             state = self._standing(state.x, state.number, clocks)
-        clocks = IntegratorState.read(state.clock[1:])
+        clocks = IntegratorState.read(state.integrator_state[1:])
         if self.closing is not None and self._arrived(clocks):
             done = self._plain(self.closing, state, clocks, step, out)
-            return done._replace(state=done.state._replace(clock=(1.0, *clocks.written())))
+            return done._replace(state=done.state._replace(integrator_state=(1.0, *clocks.written())))
         return self._tried(state, clocks, step, noise)
 
     def _plain(
@@ -207,7 +208,7 @@ class AdaptivePlan:
     def _standing(self, x: Tensor, number: int, clocks: IntegratorState) -> SamplerState:
         """The state of a run that made its first-order steps only."""
         over = float(self.closing is None and self._arrived(clocks) and self.length == 0)
-        return SamplerState(x, (self._in_unit(x, self.start),), number, clock=(over, *clocks.written()))
+        return SamplerState(x, (self._in_unit(x, self.start),), number, integrator_state=(over, *clocks.written()))
 
     def _tried(self, state: SamplerState, clocks: IntegratorState, step: DenoiseFn, noise: Noise | None) -> StepResult:
         x, pair, earlier = state.x, self.pair, state.past[0]
@@ -233,7 +234,7 @@ class AdaptivePlan:
         stands = good.reshape(-1, *(1,) * (x.ndim - 1)).to(x.device)
         x, earlier = torch.where(stands, high, x), torch.where(stands, low_in_unit, earlier)
         over = float(self.closing is None and self._arrived(clocks))
-        following = SamplerState(x, (earlier,), state.number + 1, clock=(over, *clocks.written()))
+        following = SamplerState(x, (earlier,), state.number + 1, integrator_state=(over, *clocks.written()))
         return StepResult(following, here, estimate)
 
     def _judged(
@@ -282,17 +283,17 @@ class AdaptivePlan:
 
 
 _PAPER = "Lu et al. 2022, adaptive step size algorithm (arXiv:2206.00927)"
-_DEFAULTS = {"control": IController(), "tolerance": Tolerance(unit=of_x)}
+_DEFAULTS = {"control": IController(), "tolerance": Tolerance(unit=x_unit)}
 
 SAMPLERS: tuple[SamplerSpec, ...] = (
-    SamplerSpec("dpm-adaptive", dpm_adaptive, _PAPER, order=None, calls=None, couples=True, start="finite"),
+    SamplerSpec("dpm-adaptive", dpm_adaptive, _PAPER, order=None, calls=None, couples_parts=True, start="finite"),
     SamplerSpec(
         "dpm-solver-12",
         dpm_adaptive,
         _PAPER,
         order=None,
         calls=None,
-        couples=True,
+        couples_parts=True,
         domain="time",
         start="finite",
         options={"order": 2, **_DEFAULTS},
@@ -303,7 +304,7 @@ SAMPLERS: tuple[SamplerSpec, ...] = (
         _PAPER,
         order=None,
         calls=None,
-        couples=True,
+        couples_parts=True,
         domain="time",
         start="finite",
         options={"order": 3, **_DEFAULTS},

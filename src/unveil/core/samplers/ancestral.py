@@ -53,7 +53,7 @@ class AncestralPlan:
         """The number of steps."""
         return len(self.chain)
 
-    def over(self, state: SamplerState) -> bool:
+    def is_done(self, state: SamplerState) -> bool:
         """Return True if the chain has reached the data."""
         return state.number >= len(self.chain)
 
@@ -82,7 +82,7 @@ SAMPLERS = (
         ancestral,
         "Ho et al. 2020, algorithm 2 (arXiv:2006.11239)",
         order=1,
-        strong=1,
+        strong_order=1,
         stochastic=True,
     ),
 )

@@ -257,10 +257,10 @@ def dpmpp_sde(grid: Schedule, eta: float = 1.0, *, share: float = 0.5, noise_sca
         inner = between(grid, here, there, share)
         low, added = sigma_down(here, inner, eta) if eta else (inner, 0.0)
         part = linear_step(here, low)
-        rows.append(StepRow(here, part.keep, (part.gain,), noise_scale * added, mark=True, span=(here, inner)))
+        rows.append(StepRow(here, part.keep, (part.gain,), noise_scale * added, saves_x=True, span=(here, inner)))
         late = where(usable, 0.5 / share, 0.0)  # where the step touches an end, the inner level is its first one
         both = whole.gain * late, whole.gain * (1.0 - late)
-        rows.append(StepRow(inner, 0.0, both, noise_scale * up, back=whole.keep, span=(here, there)))
+        rows.append(StepRow(inner, 0.0, both, noise_scale * up, saved_gain=whole.keep, span=(here, there)))
     return CoefficientTable(rows)
 
 
@@ -280,18 +280,25 @@ SAMPLERS: tuple[SamplerSpec, ...] = (
         start="finite",
         options={"order": 3, **_EPS},
     ),
-    SamplerSpec("dpmpp-2m-sde", dpmpp_2m_sde, _DPMPP + "SDE-DPM-Solver++(2M)", order=2, strong=1, stochastic=True),
+    SamplerSpec(
+        "dpmpp-2m-sde", dpmpp_2m_sde, _DPMPP + "SDE-DPM-Solver++(2M)", order=2, strong_order=1, stochastic=True
+    ),
     SamplerSpec(
         "dpmpp-2m-sde-heun",
         dpmpp_2m_sde,
         _DPMPP + "SDE-DPM-Solver++(2M)",
         order=2,
-        strong=1,
+        strong_order=1,
         stochastic=True,
         options={"rule": taylor},
     ),
     SamplerSpec(
-        "dpmpp-3m-sde", dpmpp_3m_sde, "k-diffusion's 3M SDE form of DPM-Solver++", order=2, strong=1, stochastic=True
+        "dpmpp-3m-sde",
+        dpmpp_3m_sde,
+        "k-diffusion's 3M SDE form of DPM-Solver++",
+        order=2,
+        strong_order=1,
+        stochastic=True,
     ),
     SamplerSpec("dpmpp-2s", dpmpp_2s, _DPMPP + "algorithm 1", order=2, calls=2),
     SamplerSpec("dpmpp-3s", dpm_singlestep, _DPM + "algorithm 2, for x0", order=3, calls=3, options={"orders": 3}),
@@ -306,18 +313,24 @@ SAMPLERS: tuple[SamplerSpec, ...] = (
         options={"orders": 3, **_EPS},
     ),
     # the number of steps decides where their inner calls are, so that parts with fewer steps are not as if alone
-    SamplerSpec("dpmpp-grouped", dpm_singlestep_on_schedule, _DPMPP + "algorithm 1", order=2, couples=True),
-    SamplerSpec("dpm-fast", dpm_fast, _DPM + "DPM-Solver-fast", order=2, start="finite", couples=True),
+    SamplerSpec("dpmpp-grouped", dpm_singlestep_on_schedule, _DPMPP + "algorithm 1", order=2, couples_parts=True),
+    SamplerSpec("dpm-fast", dpm_fast, _DPM + "DPM-Solver-fast", order=2, start="finite", couples_parts=True),
     # strong order 1 in the limit, and 0.7 at 16 to 64 steps
     SamplerSpec(
-        "dpmpp-sde", dpmpp_sde, "k-diffusion's SDE form of DPM-Solver++", order=1, strong=0.5, stochastic=True, calls=2
+        "dpmpp-sde",
+        dpmpp_sde,
+        "k-diffusion's SDE form of DPM-Solver++",
+        order=1,
+        strong_order=0.5,
+        stochastic=True,
+        calls=2,
     ),
     SamplerSpec(
         "dpmpp-2s-ancestral",
         dpmpp_2s_ancestral,
         "k-diffusion's ancestral form of DPM-Solver++(2S)",
         order=1,
-        strong=1,
+        strong_order=1,
         stochastic=True,
         calls=2,
     ),

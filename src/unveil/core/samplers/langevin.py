@@ -273,7 +273,7 @@ class PredictorCorrectorPlan:
         """The number of corrections and steps."""
         return len(self.table) * (1 + self.corrector.steps)
 
-    def over(self, state: SamplerState) -> bool:
+    def is_done(self, state: SamplerState) -> bool:
         """Return True if every step was made."""
         return state.number >= self.total
 
@@ -321,7 +321,7 @@ _SDE = "Song et al. 2021, appendix E (arXiv:2011.13456)"
 _PC = "Song et al. 2021, algorithm 1 and appendix G (arXiv:2011.13456)"
 
 SAMPLERS = (
-    SamplerSpec("langevin", langevin, _NCSN, order=None, stochastic=True, calls=5, start="finite", fine=None),
+    SamplerSpec("langevin", langevin, _NCSN, order=None, stochastic=True, calls=5, start="finite", fine_options=None),
     SamplerSpec(
         "annealed-langevin",
         annealed_langevin,
@@ -330,12 +330,12 @@ SAMPLERS = (
         stochastic=True,
         calls=5,
         start="finite",
-        fine={"each": 40, "size": 0.06},
+        fine_options={"each": 40, "size": 0.06},
     ),
     SamplerSpec(
-        "euler-maruyama", euler_maruyama, _SDE, order=1, strong=1, stochastic=True, domain="time", start="finite"
+        "euler-maruyama", euler_maruyama, _SDE, order=1, strong_order=1, stochastic=True, domain="time", start="finite"
     ),
-    SamplerSpec("reverse-diffusion", reverse_diffusion, _SDE, order=1, strong=1, stochastic=True, domain="time"),
+    SamplerSpec("reverse-diffusion", reverse_diffusion, _SDE, order=1, strong_order=1, stochastic=True, domain="time"),
     SamplerSpec(
         "pc-euler-maruyama",
         predictor_corrector,
@@ -343,8 +343,8 @@ SAMPLERS = (
         order=None,
         stochastic=True,
         calls=2,
-        couples=True,
-        fine=None,
+        couples_parts=True,
+        fine_options=None,
         domain="time",
         start="finite",
         options={"predictor": euler_maruyama},
@@ -356,8 +356,8 @@ SAMPLERS = (
         order=None,
         stochastic=True,
         calls=2,
-        couples=True,
-        fine=None,
+        couples_parts=True,
+        fine_options=None,
         domain="time",
     ),
     SamplerSpec(
@@ -367,8 +367,8 @@ SAMPLERS = (
         order=None,
         stochastic=True,
         calls=2,
-        couples=True,
-        fine=None,
+        couples_parts=True,
+        fine_options=None,
         domain="time",
         options={"predictor": ancestral},
     ),

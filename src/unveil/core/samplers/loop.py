@@ -22,15 +22,15 @@ SPARSE = 4  # x is looked at after 1, 4, 16, 64 ... steps and at the end: each l
 class SamplerState(NamedTuple):
     """Where a run stands; saved, it can go on later.
 
-    past: the x0 (or eps) of earlier calls, newest first. mark: the x that a row marked, for rows that go back to it.
-    clock: what a plan that chooses its steps as it goes must remember, such as its place and its next width.
+    past: the x0 (or eps) of earlier calls, newest first. saved_x: the x that a row saved, for rows that go back to it.
+    integrator_state: what a plan that chooses its steps as it goes must remember, such as its place and its next width.
     """
 
     x: Tensor
     past: tuple[Tensor, ...] = ()
     number: int = 0
-    mark: Tensor | None = None
-    clock: tuple[float, ...] = ()
+    saved_x: Tensor | None = None
+    integrator_state: tuple[float, ...] = ()
 
 
 class SamplingProgress(NamedTuple):
@@ -61,7 +61,7 @@ class Plan(Protocol):
         """The number of steps; None where it depends on the estimates."""
         ...
 
-    def over(self, state: SamplerState) -> bool:
+    def is_done(self, state: SamplerState) -> bool:
         """Return True if the run has ended."""
         ...
 
@@ -71,10 +71,11 @@ class Plan(Protocol):
 
 
 class StepRow(NamedTuple):
-    """One step: x <- keep x + sum(gains[j] * q of j calls ago) + back * mark + noise z.
+    """One step: x <- keep x + sum(gains[j] * q of j calls ago) + saved_gain * saved_x + noise z.
 
     q is what the table combines, x0 or eps. level is that of the call, whose estimate is q of 0 calls ago; None: this
-    row makes no call, and has no gains. mark: this row's x, as it was at the call, is kept for `back` of later rows.
+    row makes no call, and has no gains. saves_x: this row's x, as it was at the call, is
+    the saved_x of later rows.
     span: the levels between which z is the increment of a Brownian path, where it differs from a fresh draw.
     """
 
@@ -82,8 +83,8 @@ class StepRow(NamedTuple):
     keep: Number
     gains: tuple[Number, ...] = ()
     noise: Number = 0.0
-    back: Number = 0.0
-    mark: bool = False
+    saved_gain: Number = 0.0
+    saves_x: bool = False
     span: tuple[NoiseLevel, NoiseLevel] | None = None
 
 
@@ -114,7 +115,7 @@ class CoefficientTable:
         """The number of rows."""
         return len(self.rows)
 
-    def over(self, state: SamplerState) -> bool:
+    def is_done(self, state: SamplerState) -> bool:
         """Return True if every row was applied."""
         return state.number >= len(self.rows)
 
@@ -127,8 +128,8 @@ class CoefficientTable:
         row = self.rows[state.number]
         x, past = state.x, state.past
         estimate = None if row.level is None else step(x, row.level)
-        if row.mark or out is state.mark:
-            out = torch.empty_like(x)  # a marked x stays as it is
+        if row.saves_x or out is state.saved_x:
+            out = torch.empty_like(x)  # a saved x stays as it is
         if estimate is None:
             new = torch.mul(x, like(row.keep, x), out=out)
         else:
@@ -137,13 +138,13 @@ class CoefficientTable:
             new = self._combined(estimate, x, row, out)
             for gain, earlier in zip(row.gains[1:], past[1:], strict=False):
                 _add(new, gain, earlier)
-        if state.mark is not None:
-            _add(new, row.back, state.mark)
+        if state.saved_x is not None:
+            _add(new, row.saved_gain, state.saved_x)
         if isinstance(row.noise, Tensor) or row.noise != 0:
             _add(new, row.noise, draw_noise(noise, state.number).to(new.dtype))
         # between calls the newest entry is the next call's neighbour; a row without one leaves the past alone
         past = past[: self._depth - 1] if self._depth > 1 else ()
-        following = SamplerState(new, past, state.number + 1, x if row.mark else state.mark)
+        following = SamplerState(new, past, state.number + 1, x if row.saves_x else state.saved_x)
         return StepResult(following, row.level, estimate)
 
     def _quantity(self, estimate: Estimate) -> Tensor:
@@ -183,7 +184,7 @@ def run(
     with torch.no_grad():
         # one buffer is enough, unless somebody looks at x and the estimate after the step
         spare = [torch.empty_like(state.x)] * 2 if on_step is None else [torch.empty_like(state.x) for _ in range(2)]
-        while not plan.over(state):
+        while not plan.is_done(state):
             state, level, estimate = plan.advance(state, step, noise, spare[state.number & 1])
             taken += 1
             if taken == due:

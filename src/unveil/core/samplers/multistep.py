@@ -97,7 +97,7 @@ class AdamsBashforth:
         """The number of steps."""
         return len(self.levels)
 
-    def over(self, state: SamplerState) -> bool:
+    def is_done(self, state: SamplerState) -> bool:
         """Return True if every step was made."""
         return state.number >= len(self.levels)
 
@@ -208,13 +208,13 @@ def _started(grid: Schedule, row: StepRow, there: NoiseLevel, start: WarmupSteps
     first = linear_step(here, nodes[0], "eps")
     newest, *older = row.gains
     row_gains = where(starting, first.gain, newest), *(where(starting, 0.0, gain) for gain in older)
-    rows = [row._replace(keep=where(starting, first.keep, row.keep), gains=row_gains, mark=True)]
+    rows = [row._replace(keep=where(starting, first.keep, row.keep), gains=row_gains, saves_x=True)]
     for number, node in enumerate(nodes):
         last = number == len(nodes) - 1
         leg = linear_step(here, there if last else nodes[number + 1], "eps")
         weights = reversed(start.weights) if last else [1.0]
         row_gains = tuple(where(starting, leg.gain * weight, 0.0) for weight in weights)
-        rows.append(StepRow(node, where(starting, 0.0, 1.0), row_gains, back=where(starting, leg.keep, 0.0)))
+        rows.append(StepRow(node, where(starting, 0.0, 1.0), row_gains, saved_gain=where(starting, leg.keep, 0.0)))
     return rows
 
 

@@ -34,7 +34,7 @@ class SamplerSpec:
         source: paper with section, equation or algorithm.
         order: of the error of a deterministic run against the number of steps; of a stochastic one, that of the
             mean and covariance (weak order). None where none is claimed.
-        strong: order of the error on a fixed Brownian path, for stochastic ones that declare one.
+        strong_order: order of the error on a fixed Brownian path, for stochastic ones that declare one.
         stochastic: it draws noise with the options as they are.
         calls: network calls of one step of the grid, on average over a long run; None where it adapts.
         domain: "log-snr" gives the same sample under every process on one log-SNR grid; "time" depends on the
@@ -42,10 +42,10 @@ class SamplerSpec:
         start: log-SNR must be finite at the first level (alpha > 0) where this says "finite".
         denoiser: what a step must return as x0: "mean", the mean of the data given x, or "consistency", the point
             of the data that the deterministic path through x ends at.
-        couples: the parts of one sample, as norms over all of it do, or a choice by the number of steps, so that parts
-            with levels of their own are not sampled as they would be alone.
-        fine: options with which a fine grid gives the distribution itself, where the usual ones leave an error that
-            no grid removes; None where none does.
+        couples_parts: the parts of one sample depend on each other, as norms over all of it or a choice by the number
+            of steps make them, so that parts with levels of their own are not sampled as they would be alone.
+        fine_options: options with which a fine grid gives the distribution itself, where the usual ones leave an
+            error that no grid removes; None where none does.
         options: values that this entry fixes, for entries that share a builder.
     """
 
@@ -53,14 +53,14 @@ class SamplerSpec:
     build: Callable[..., Plan]
     source: str
     order: float | None
-    strong: float | None = None
+    strong_order: float | None = None
     stochastic: bool = False
     calls: float | None = 1.0
     domain: Literal["log-snr", "time"] = "log-snr"
     start: Literal["any", "finite"] = "any"
     denoiser: Literal["mean", "consistency"] = "mean"
-    couples: bool = False
-    fine: Mapping[str, Any] | None = field(default_factory=dict)
+    couples_parts: bool = False
+    fine_options: Mapping[str, Any] | None = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def plan(self, grid: Schedule) -> Plan:

@@ -210,8 +210,8 @@ def heun_time(
         whole, part = width * second, width * (1 - second)
         rows += [
             *raised,
-            StepRow(here, 1 + node * width * on_x, (node * width * on_x0,), mark=True),
-            StepRow(between, whole * then_x, (whole * then_x0, part * on_x0), back=1 + part * on_x),
+            StepRow(here, 1 + node * width * on_x, (node * width * on_x0,), saves_x=True),
+            StepRow(between, whole * then_x, (whole * then_x0, part * on_x0), saved_gain=1 + part * on_x),
         ]
     return CoefficientTable(rows)
 
@@ -310,8 +310,8 @@ def _two_calls(here: NoiseLevel, between: NoiseLevel, there: NoiseLevel, weight:
         return [StepRow(here, keep, (gain,))]
     on_x, on_x0 = first_order_step(here, between)
     return [
-        StepRow(here, on_x, (on_x0,), mark=True),
-        StepRow(between, 0.0, (correction, gain - correction), back=keep),
+        StepRow(here, on_x, (on_x0,), saves_x=True),
+        StepRow(between, 0.0, (correction, gain - correction), saved_gain=keep),
     ]
 
 
@@ -378,10 +378,10 @@ SAMPLERS = (
         euler_ancestral,
         "Song et al. 2020, eq. 12 and 16 (arXiv:2010.02502)",
         order=1,
-        strong=1,
+        strong_order=1,
         stochastic=True,
     ),
-    SamplerSpec("dpm2-ancestral", dpm2_ancestral, "k-diffusion", order=2, strong=1, stochastic=True, calls=2),
+    SamplerSpec("dpm2-ancestral", dpm2_ancestral, "k-diffusion", order=2, strong_order=1, stochastic=True, calls=2),
     SamplerSpec(
         "euler-time",
         euler_time,

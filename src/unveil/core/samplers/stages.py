@@ -66,14 +66,14 @@ def stages(nodes: Sequence[NoiseLevel], of: Of, rule: Rule) -> list[StepRow]:
     Parts of x for which it touches an end go from level to level at order 1.
     """
     first = linear_step(nodes[0], nodes[1], of)
-    rows = [StepRow(nodes[0], first.keep, (first.gain,), mark=len(nodes) > 2)]
+    rows = [StepRow(nodes[0], first.keep, (first.gain,), saves_x=len(nodes) > 2)]
     for i in range(2, len(nodes)):
         keep, weights, usable = stage(nodes[: i + 1], of, rule if i == len(nodes) - 1 else exact)
         plain = linear_step(nodes[i - 1], nodes[i], of)
         newest, *older = reversed(weights)
         row_gains = where(usable, newest, plain.gain), *(where(usable, weight, 0.0) for weight in older)
         back = where(usable, keep, 0.0)
-        rows.append(StepRow(nodes[i - 1], where(usable, 0.0, plain.keep), row_gains, back=back))
+        rows.append(StepRow(nodes[i - 1], where(usable, 0.0, plain.keep), row_gains, saved_gain=back))
     return rows
 
 

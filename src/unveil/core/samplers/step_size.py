@@ -31,12 +31,12 @@ def batch_norm(squares: Tensor) -> Tensor:
     return squares.mean().sqrt().expand_as(squares)
 
 
-def of_data(level: NoiseLevel) -> Number:
+def data_unit(level: NoiseLevel) -> Number:
     """Errors are measured in x / alpha, so that the process does not matter."""
     return level.alpha
 
 
-def of_x(level: NoiseLevel) -> Number:
+def x_unit(level: NoiseLevel) -> Number:
     """Errors are measured in x itself, as in DPM-Solver's code."""
     del level
     return 1.0
@@ -50,7 +50,7 @@ class Tolerance:
         absolute: the default is two steps of 8-bit pixels in [-1, 1].
         relative: to x, of the lower order or of the step before, whichever is larger.
         across: `each`, `worst` or `together`.
-        unit: `of_data` or `of_x`.
+        unit: `data_unit` or `x_unit`.
         slack: so near to its end in log-SNR a sample has arrived.
 
     Source: Lu et al. 2022, the adaptive step size's appendix (arXiv:2206.00927).
@@ -59,7 +59,7 @@ class Tolerance:
     absolute: float = 0.0078
     relative: float = 0.05
     across: Across = per_sample_norm
-    unit: Callable[[NoiseLevel], Number] = of_data
+    unit: Callable[[NoiseLevel], Number] = data_unit
     slack: float = 1e-5
 
 
