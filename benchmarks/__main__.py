@@ -52,11 +52,11 @@ def section(name: str, record: dict[str, Any]) -> str:
     """One record: what was measured, the ratios with their bars, the cases, the machine."""
     about = (ast.get_docstring(ast.parse((HERE / f"{name}.py").read_text())) or "").split("\n\n")[0]
     lines = [f"## {name}", "", " ".join(about.split()), "", "| ratio | measured | bar | goal |", "|---|---|---|---|"]
-    for ratio, found in record["ratios"].items():
+    for ratio, result in record["ratios"].items():
         words = (("at_least", "at least"), ("at_most", "at most"))
-        bar = ", ".join(f"{word} {found[key]:g}" for key, word in words if key in found) or "none"
-        goal = f"{found['goal']:g}" if "goal" in found else ""
-        lines.append(f"| {ratio} | {found['value']:.3g} | {bar}{'' if found['ok'] else ' (missed)'} | {goal} |")
+        bar = ", ".join(f"{word} {result[key]:g}" for key, word in words if key in result) or "none"
+        goal = f"{result['goal']:g}" if "goal" in result else ""
+        lines.append(f"| {ratio} | {result['value']:.3g} | {bar}{'' if result['ok'] else ' (missed)'} | {goal} |")
     measures = list(dict.fromkeys(key for case in record["cases"].values() for key in case))
     lines += ["", f"| case | {' | '.join(measures)} |", "|---|" + "---|" * len(measures)]
     for case, values in record["cases"].items():
@@ -80,12 +80,12 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names())}; all when left out")
     parser.add_argument("--short", action="store_true", help="one quick round, compared with the records")
     parser.add_argument("--page", action="store_true", help="run nothing, write the page")
-    given = parser.parse_args()
-    unknown = sorted(set(given.names) - set(names()))
+    arguments = parser.parse_args()
+    unknown = sorted(set(arguments.names) - set(names()))
     if unknown:
         parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(names())}")
-    missed = [] if given.page else [name for name in given.names or names() if run(name, given.short)]
-    if not given.short:
+    missed = [] if arguments.page else [name for name in arguments.names or names() if run(name, arguments.short)]
+    if not arguments.short:
         part = PAGE.with_suffix(".part")
         part.write_text(page(), encoding="utf-8")
         os.replace(part, PAGE)

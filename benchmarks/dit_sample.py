@@ -70,7 +70,7 @@ def guided(steps: int) -> Model:
         "process": {"kind": "discrete-vp", "beta_schedule": "linear-scaled"},
         "variance": "learned-range",
         "condition": [{"kind": "class-label", "num_classes": CLASSES, "drop_prob": 0.1}],
-        "sample": {"sampler": "ddim", "steps": steps, "clip": "none", "guidance": {"scale": SCALE}},
+        "sample": {"sampler": "ddim", "steps": steps, "threshold": "none", "guidance": {"scale": SCALE}},
     }
     return build(validate(ModelConfig, raw, "benchmark")).eval()
 

@@ -141,35 +141,35 @@ def main(name: str, cases: Mapping[str, Case], ratios: Sequence[Ratio] = (), *, 
     parser.add_argument("--short", action="store_true", help="one quick round, compared with the record")
     parser.add_argument("--json", action="store_true", help="print the record as JSON")
     parser.add_argument("--only", choices=list(cases), action="append", help="run a case in this process; may repeat")
-    given = parser.parse_args()
-    for case in given.only or ():
+    arguments = parser.parse_args()
+    for case in arguments.only or ():
         result = cases[case]()
         print("MEASURED " + json.dumps(result if isinstance(result, dict) else {"cpu_s": result}), flush=True)
-    if given.only:
+    if arguments.only:
         return
-    environment = os.environ | {"OMP_NUM_THREADS": str(given.threads), "MKL_NUM_THREADS": str(given.threads)}
-    environment |= {SHORT: "1" if given.short else "0"}
+    environment = os.environ | {"OMP_NUM_THREADS": str(arguments.threads), "MKL_NUM_THREADS": str(arguments.threads)}
+    environment |= {SHORT: "1" if arguments.short else "0"}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package has its bytecode, and so must ours
 
     # What a peer imports takes longer than a short case; where no memory is compared, one process imports it once.
-    together = given.short and not any(ratio.measure.endswith("_mb") for ratio in ratios)
+    together = arguments.short and not any(ratio.measure.endswith("_mb") for ratio in ratios)
     groups = [list(cases)] if together else [[case] for case in cases]
 
     def take(count: int) -> list[dict[str, dict[str, float]]]:
-        return [{case: one for group in groups for case, one in _run(group, environment)} for _ in range(count)]
+        return [{case: costs for group in groups for case, costs in _run(group, environment)} for _ in range(count)]
 
-    turns = take(given.rounds or (1 if given.short else rounds))
-    record = _record(name, turns, ratios, threads=given.threads)
-    if given.short and _lost(name, record, ratios):
-        record = _record(name, turns + take(DOUBT), ratios, threads=given.threads)
-    print(json.dumps(record, indent=1) if given.json else _table(record))
-    if not given.short:
+    turns = take(arguments.rounds or (1 if arguments.short else rounds))
+    record = _record(name, turns, ratios, threads=arguments.threads)
+    if arguments.short and _lost(name, record, ratios):
+        record = _record(name, turns + take(DOUBT), ratios, threads=arguments.threads)
+    print(json.dumps(record, indent=1) if arguments.json else _table(record))
+    if not arguments.short:
         RESULTS.mkdir(exist_ok=True)
         part = RESULTS / f"{name}.json.part"
         part.write_text(json.dumps(record, indent=1) + "\n")
         os.replace(part, RESULTS / f"{name}.json")
     below = [ratio.name for ratio in ratios if not record["ratios"][ratio.name]["ok"]]
-    missed = _lost(name, record, ratios) if given.short else below
+    missed = _lost(name, record, ratios) if arguments.short else below
     if missed:
         sys.exit(f"{name}: missed {', '.join(missed)}")
 
@@ -189,13 +189,13 @@ def _record(name: str, turns: list[dict[str, dict[str, float]]], ratios: Sequenc
         case: {key: statistics.median(turn[case][key] for turn in turns) for key in first}
         for case, first in turns[0].items()
     }
-    found = {}
+    results = {}
     for ratio in ratios:
         each = [turn[ratio.top][ratio.measure] / turn[ratio.bottom][ratio.measure] for turn in turns]
         value = statistics.median(each)
         bar = {"at_least": ratio.at_least, "at_most": ratio.at_most, "goal": ratio.goal}
         stated = {key: number for key, number in bar.items() if number is not None}
-        found[ratio.name] = {"value": value, "rounds": each, **stated, "ok": ratio.holds(value)}
+        results[ratio.name] = {"value": value, "rounds": each, **stated, "ok": ratio.holds(value)}
     return {
         "name": name,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -204,7 +204,7 @@ def _record(name: str, turns: list[dict[str, dict[str, float]]], ratios: Sequenc
         "machine": _machine(threads),
         "rounds": len(turns),
         "cases": medians,
-        "ratios": found,
+        "ratios": results,
     }
 
 
@@ -237,15 +237,15 @@ def recorded(name: str) -> dict[str, Any] | None:
 
 def _lost(name: str, record: dict, ratios: Sequence[Ratio]) -> list[str]:
     """Names of the ratios that fell to half of the recorded gain (or rose to twice a recorded overhead)."""
-    known = (recorded(name) or {"ratios": {}})["ratios"]
+    before_by_name = (recorded(name) or {"ratios": {}})["ratios"]
     lost = []
     for ratio in ratios:
-        value, before = record["ratios"][ratio.name]["value"], known.get(ratio.name, {}).get("value")
+        value, before = record["ratios"][ratio.name]["value"], before_by_name.get(ratio.name, {}).get("value")
         if before is None:
-            kept = ratio.holds(value, slack=2.0)
+            holds = ratio.holds(value, slack=2.0)
         else:
-            kept = value <= before * 2 if ratio.at_most is not None else value >= before / 2
-        lost += [] if kept else [ratio.name]
+            holds = value <= before * 2 if ratio.at_most is not None else value >= before / 2
+        lost += [] if holds else [ratio.name]
     return lost
 
 

@@ -50,15 +50,15 @@ def reading(read: Callable[[list[int]], list[torch.Tensor]]) -> dict[str, float]
     """Latents a CPU second, read batch by batch, each batch one tensor; the files are in the system's memory."""
     rows = order()
     batches = [rows[first : first + TOGETHER] for first in range(0, len(rows), TOGETHER)]
-    found = harness.measure(lambda: [torch.stack(read(batch)) for batch in batches], repeats=8, warmup=1)
-    return {**found, "latents_per_s": len(rows) / found["cpu_s"]}
+    costs = harness.measure(lambda: [torch.stack(read(batch)) for batch in batches], repeats=8, warmup=1)
+    return {**costs, "latents_per_s": len(rows) / costs["cpu_s"]}
 
 
 def a_file_each() -> dict[str, float]:
     """One safetensors file per latent, as scripts that encode a folder write them."""
     with tempfile.TemporaryDirectory() as folder:
-        for row, one in enumerate(latents()):
-            save_file({"latents": one.contiguous()}, f"{folder}/{row}.safetensors")
+        for row, latent in enumerate(latents()):
+            save_file({"latents": latent.contiguous()}, f"{folder}/{row}.safetensors")
         return reading(lambda rows: [load_file(f"{folder}/{row}.safetensors")["latents"] for row in rows])
 
 
@@ -66,8 +66,8 @@ def one_file() -> dict[str, float]:
     """All in one file, as the data set of kind `latents` and the cache read them."""
     with tempfile.TemporaryDirectory() as folder:
         path = data.write_latents(Path(folder) / "all.safetensors", [latents()])
-        found = data.Latents(data.LatentsConfig(str(path), 0.0))
-        return reading(lambda rows: [item["latents"] for item in found.__getitems__(rows)])
+        dataset = data.Latents(data.LatentsConfig(str(path), 0.0))
+        return reading(lambda rows: [item["latents"] for item in dataset.__getitems__(rows)])
 
 
 def step(*, cached: bool) -> dict[str, float]:

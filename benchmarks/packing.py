@@ -33,17 +33,17 @@ class Batch:
         self.images = [torch.randn(4, chosen.choice(SIDES), chosen.choice(SIDES)) for _ in range(count)]
         self.t = torch.randint(0, 1000, (count,)).float()
         self.vectors = torch.randn(count, self.network.vector_dim)
-        self.tokens = sum(one.shape[1] * one.shape[2] // PATCH**2 for one in self.images)
+        self.tokens = sum(image.shape[1] * image.shape[2] // PATCH**2 for image in self.images)
 
     def measured(self, forward: Callable[[], Sequence[Tensor]], computed: int) -> dict[str, float]:
         """Useful tokens a CPU second of a step, and the share of the computed ones that is padding."""
 
         def step() -> None:
             self.network.zero_grad(set_to_none=True)
-            torch.stack([one.square().mean() for one in forward()]).mean().backward()
+            torch.stack([answer.square().mean() for answer in forward()]).mean().backward()
 
-        found = harness.measure(step, repeats=4, warmup=1)
-        return {**found, "tokens_per_s": self.tokens / found["cpu_s"], "padding": 1 - self.tokens / computed}
+        costs = harness.measure(step, repeats=4, warmup=1)
+        return {**costs, "tokens_per_s": self.tokens / costs["cpu_s"], "padding": 1 - self.tokens / computed}
 
 
 def padded() -> dict[str, float]:
@@ -51,10 +51,10 @@ def padded() -> dict[str, float]:
     batch = Batch()
 
     def forward() -> list[Tensor]:
-        sides = [one.shape[1:] for one in batch.images]
+        sides = [image.shape[1:] for image in batch.images]
         x = torch.stack([F.pad(p, (0, LARGEST - p.shape[2], 0, LARGEST - p.shape[1])) for p in batch.images])
-        found = batch.network(x, batch.t, Condition(vector=batch.vectors))
-        return [one[:, :h, :w] for one, (h, w) in zip(found, sides, strict=True)]
+        answers = batch.network(x, batch.t, Condition(vector=batch.vectors))
+        return [answer[:, :h, :w] for answer, (h, w) in zip(answers, sides, strict=True)]
 
     return batch.measured(forward, len(batch.images) * (LARGEST // PATCH) ** 2)
 
@@ -81,11 +81,11 @@ def packed() -> dict[str, float]:
     batch = Batch()
     condition = Condition(vector=batch.vectors)
     waste = batch.network.packed(batch.images, batch.t, condition, length=ROW)[1]
-    found = batch.measured(
+    costs = batch.measured(
         lambda: batch.network.packed(batch.images, batch.t, condition, length=ROW)[0],
         round(batch.tokens / (1 - waste)),
     )
-    return found
+    return costs
 
 
 if __name__ == "__main__":

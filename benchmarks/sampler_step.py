@@ -39,26 +39,26 @@ def scheduler(name: str) -> Any:
     import diffusers
 
     table = {"beta_schedule": "linear", "num_train_timesteps": 1000}
-    made = {
+    built = {
         "ddim": lambda: diffusers.DDIMScheduler(**table, clip_sample=False, timestep_spacing="leading"),
         "euler": lambda: diffusers.EulerDiscreteScheduler(**table),
         "dpmpp-2m": lambda: diffusers.DPMSolverMultistepScheduler(**table, solver_order=2),
         "unipc-2": lambda: diffusers.UniPCMultistepScheduler(**table, solver_order=2),
     }[name]()
-    made.set_timesteps(STEPS)
-    return made
+    built.set_timesteps(STEPS)
+    return built
 
 
 def diffusers_run(name: str) -> Loop:
     """The peer's loop, as its pipelines write it."""
-    made = scheduler(name)
+    built = scheduler(name)
 
     @torch.no_grad()
     def loop(x: torch.Tensor) -> torch.Tensor:
         if name != "ddim":  # these count their steps, and begin again at each run
-            made.set_timesteps(STEPS)
-        for t in made.timesteps:
-            x = made.step(output_of(x), t, x).prev_sample
+            built.set_timesteps(STEPS)
+        for t in built.timesteps:
+            x = built.step(output_of(x), t, x).prev_sample
         return x
 
     return loop

@@ -113,7 +113,7 @@ def ours(dtype: torch.dtype, tokens: int) -> dict[str, float]:
         .eval()
         .to_inference_dtype(dtype)
     )
-    how = {"sampler": "ddim", "steps": STEPS, "grid": "leading", "clip": "none", "scale": SCALE}
+    how = {"sampler": "ddim", "steps": STEPS, "schedule": "leading", "threshold": "none", "scale": SCALE}
     return harness.measure(lambda: model.generate(cond={"text": [prompt]}, sampling=how), repeats=3, warmup=1)
 
 

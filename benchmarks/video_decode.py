@@ -2,9 +2,9 @@
 
 The autoencoder is that of the recipe `ae-playground` with random weights. Frames are let go as soon as they are there,
 as when a file is written. `above_mb` is what decoding added to the memory of the process at its peak, the frames that
-were waiting included; a short clip is decoded first. Blocks above 64 KiB go back to the system when they are let go
+were waiting included; a short video is decoded first. Blocks above 64 KiB go back to the system when they are let go
 (MALLOC_MMAP_THRESHOLD_), so that what is measured is what is held, and not what glibc's allocator keeps for later,
-which grows by fragments until some pieces are behind it. The quick form decodes clips of the same lengths, which are
+which grows by fragments until some pieces are behind it. The quick form decodes videos of the same lengths, which are
 what the ratios are about.
 """
 
@@ -33,14 +33,14 @@ def codec() -> VideoAutoencoderKL:
     torch.manual_seed(0)
     recipe = load_recipe("ae-playground")
     assert isinstance(recipe, AutoencoderRecipe)
-    found = recipe.build().eval()
-    assert isinstance(found, VideoAutoencoderKL)
-    nn.init.normal_(found.decoder.leave.weight, 0, 0.05)
-    return found
+    autoencoder = recipe.build().eval()
+    assert isinstance(autoencoder, VideoAutoencoderKL)
+    nn.init.normal_(autoencoder.decoder.leave.weight, 0, 0.05)
+    return autoencoder
 
 
 def latents(frames: int, width: int) -> Iterator[Tensor]:
-    """Those of a clip, one after the other."""
+    """Those of a video, one after the other."""
     chosen = torch.Generator().manual_seed(1)
     for _ in range(1 + frames // 4):
         yield torch.randn(1, width, 1, PLACES, PLACES, generator=chosen)
@@ -49,15 +49,15 @@ def latents(frames: int, width: int) -> Iterator[Tensor]:
 def measured(
     frames: int, decode: Callable[[VideoAutoencoderKL, Iterable[Tensor]], Iterable[Tensor]]
 ) -> dict[str, float]:
-    """CPU seconds, those of a frame, and memory of decoding a clip."""
-    found = codec()
-    width = found.config.width
-    list(decode(found, latents(4, width)))
+    """CPU seconds, those of a frame, and memory of decoding a video."""
+    autoencoder = codec()
+    width = autoencoder.config.width
+    list(decode(autoencoder, latents(4, width)))
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak of what was before
     before = harness.resident_mb()
     cpu, wall, count = time.process_time(), time.perf_counter(), 0
-    for piece in decode(found, latents(frames, width)):
+    for piece in decode(autoencoder, latents(frames, width)):
         count += piece.shape[2]
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     assert count == 1 + frames
@@ -66,10 +66,10 @@ def measured(
 
 
 @torch.no_grad()
-def whole(found: VideoAutoencoderKL, pieces: Iterable[Tensor]) -> list[Tensor]:
+def whole(autoencoder: VideoAutoencoderKL, pieces: Iterable[Tensor]) -> list[Tensor]:
     """All latents through each layer before the next, as in training."""
-    z = found.z_of(torch.cat(list(pieces), 2))
-    return [found.decoder.run(z, StreamState())]
+    z = autoencoder.z_of(torch.cat(list(pieces), 2))
+    return [autoencoder.decoder.run(z, StreamState())]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A training step of the video transformer on 24 videos and images of mixed sizes: packed, padded, in buckets.
 
 Lengths, heights and widths are drawn independently; every frame has another noise level and every video a text. Useful
-tokens are those of clips, not of padding. Padded clips are all as large as the batch's largest in each direction, as
+tokens are those of videos, not of padding. Padded videos are all as large as the batch's largest in each direction, as
 a stack needs it; bucketed ones are computed size by size, as `train.batching: buckets` does; packed ones are one row,
 as `packed` does. Forward and backward in bf16, as training on this CPU is.
 """
@@ -26,7 +26,7 @@ Answers = Sequence[Tensor]
 
 
 class Batch:
-    """The network and a batch: clips of any of 100 sizes, their levels and texts."""
+    """The network and a batch: videos of any of 100 sizes, their levels and texts."""
 
     def __init__(self) -> None:
         torch.manual_seed(0)
@@ -39,11 +39,11 @@ class Batch:
         for parameter in self.network.parameters():
             torch.nn.init.normal_(parameter, std=0.05)
         sizes = [(chosen.choice(FRAMES), chosen.choice(SIDES), chosen.choice(SIDES)) for _ in range(COUNT)]
-        self.clips = [torch.randn(3, *size) for size in sizes]
+        self.videos = [torch.randn(3, *size) for size in sizes]
         self.t = [1000 * torch.rand(1, frames, 1, 1) for frames, _, _ in sizes]
         counts = torch.randint(4, WORDS + 1, (COUNT,))
         self.conditions = Condition(tokens=torch.randn(COUNT, WORDS, WIDTH), mask=torch.arange(WORDS) < counts[:, None])
-        self.tokens = sum(self.network.tokens(one.shape) for one in self.clips)
+        self.tokens = sum(self.network.tokens(video.shape) for video in self.videos)
         self.largest = [max(size[axis] for size in sizes) for axis in range(3)]
 
     def measured(self, forward: Callable[[], Answers], computed: int) -> dict[str, float]:
@@ -53,14 +53,14 @@ class Batch:
             self.network.zero_grad(set_to_none=True)
             with torch.autocast("cpu", torch.bfloat16):
                 answers = forward()
-            torch.stack([one.float().square().mean() for one in answers]).mean().backward()
+            torch.stack([answer.float().square().mean() for answer in answers]).mean().backward()
 
-        found = harness.measure(step, repeats=3, warmup=1)
-        return {**found, "tokens_per_s": self.tokens / found["cpu_s"], "padding": 1 - self.tokens / computed}
+        costs = harness.measure(step, repeats=3, warmup=1)
+        return {**costs, "tokens_per_s": self.tokens / costs["cpu_s"], "padding": 1 - self.tokens / computed}
 
 
 def padded() -> dict[str, float]:
-    """Zeros behind each clip up to the largest frames, height and width; what comes back is cropped."""
+    """Zeros behind each video up to the largest frames, height and width; what comes back is cropped."""
     batch = Batch()
     size = torch.Size((3, *batch.largest))
 
@@ -68,28 +68,28 @@ def padded() -> dict[str, float]:
         return F.pad(x, [amount for axis in (3, 2, 1) for amount in (0, size[axis] - x.shape[axis])])
 
     def forward() -> Answers:
-        x = torch.stack([filled(one) for one in batch.clips])
-        t = torch.stack([F.pad(one, (0, 0, 0, 0, 0, size[1] - one.shape[1])) for one in batch.t])
-        found = batch.network(x, t, batch.conditions)
+        x = torch.stack([filled(video) for video in batch.videos])
+        t = torch.stack([F.pad(t, (0, 0, 0, 0, 0, size[1] - t.shape[1])) for t in batch.t])
+        answers = batch.network(x, t, batch.conditions)
         return [
-            one[:, : clip.shape[1], : clip.shape[2], : clip.shape[3]]
-            for one, clip in zip(found, batch.clips, strict=True)
+            answer[:, : video.shape[1], : video.shape[2], : video.shape[3]]
+            for answer, video in zip(answers, batch.videos, strict=True)
         ]
 
-    return batch.measured(forward, len(batch.clips) * batch.network.tokens(size))
+    return batch.measured(forward, len(batch.videos) * batch.network.tokens(size))
 
 
 def bucketed() -> dict[str, float]:
     """One call for each size that occurs."""
     batch = Batch()
     buckets: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for number, clip in enumerate(batch.clips):
-        buckets[tuple(clip.shape)].append(number)
+    for number, video in enumerate(batch.videos):
+        buckets[tuple(video.shape)].append(number)
 
     def forward() -> Answers:
         answers: list[Tensor] = []
         for numbers in buckets.values():
-            x, t = (torch.stack([each[number] for number in numbers]) for each in (batch.clips, batch.t))
+            x, t = (torch.stack([each[number] for number in numbers]) for each in (batch.videos, batch.t))
             answers += batch.network(x, t, batch.conditions.map(lambda route, rows=numbers: route[rows]))
         return answers
 
@@ -97,9 +97,9 @@ def bucketed() -> dict[str, float]:
 
 
 def packed() -> dict[str, float]:
-    """All clips in one row of tokens."""
+    """All videos in one row of tokens."""
     batch = Batch()
-    return batch.measured(lambda: batch.network.packed(batch.clips, batch.t, batch.conditions)[0], batch.tokens)
+    return batch.measured(lambda: batch.network.packed(batch.videos, batch.t, batch.conditions)[0], batch.tokens)
 
 
 if __name__ == "__main__":

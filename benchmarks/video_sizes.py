@@ -32,7 +32,7 @@ from unveil.playground.detector import colours_of, detect_objects, to_frames
 from unveil.playground.shapes import COLOURS
 
 PROMPT = "a small red circle moves left"
-CLIPS = ((1920, 1080), (1080, 1920), (1440, 1440))
+VIDEOS = ((1920, 1080), (1080, 1920), (1440, 1440))
 IMAGES = ((2048, 2048), (2048, 1152))
 LIMIT_GB = 16
 RATE, LONG, SHORT = 8, 60, 10  # frames in a second; seconds
@@ -85,10 +85,10 @@ def looked_at(pixels: Tensor) -> dict[str, float]:
     return {"objects": float(np.mean(found)), "right": float(right)}
 
 
-def clip(size: tuple[int, int]) -> dict[str, float]:
+def video(size: tuple[int, int]) -> dict[str, float]:
     wide, high = (side // 8 // 8 * 8 for side in size) if harness.short() else size
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "clip"
+        out = Path(folder) / "video"
         options = ("--size", f"{wide}x{high}", "--frames", "9", "-o", str(out))
         return called("video", "generate", PROMPT, *options) | looked_at(frames_in(out))
 
@@ -102,14 +102,14 @@ def image(size: tuple[int, int]) -> dict[str, float]:
 
 def lasting(seconds: float, texts: Sequence[tuple[str, str]]) -> dict[str, float]:
     """Generate videos of that many seconds; return means over the prompts, and the largest memory."""
-    taken, kept = [], []
+    costs, matches = [], []
     with tempfile.TemporaryDirectory() as folder:
         for number, (text, colour) in enumerate(texts[: 1 if harness.short() else None]):
             out = Path(folder) / str(number)
-            taken.append(called("video", "generate", text, "--frames", str(round(seconds * RATE)), "-o", str(out)))
-            kept.append(last_colour(frames_in(out)[:, -RATE:], colour))
-    mean = {name: sum(one[name] for one in taken) / len(taken) for name in taken[0]}
-    return mean | {"peak_mb": max(one["peak_mb"] for one in taken), "last_colour": sum(kept) / len(kept)}
+            costs.append(called("video", "generate", text, "--frames", str(round(seconds * RATE)), "-o", str(out)))
+            matches.append(last_colour(frames_in(out)[:, -RATE:], colour))
+    mean = {name: sum(cost[name] for cost in costs) / len(costs) for name in costs[0]}
+    return mean | {"peak_mb": max(cost["peak_mb"] for cost in costs), "last_colour": sum(matches) / len(matches)}
 
 
 def last_colour(pixels: Tensor, colour: str) -> float:
@@ -132,7 +132,7 @@ def named(size: tuple[int, int]) -> str:
 LIMIT = "the limit"
 MINUTE, TENTH = "a minute", "ten seconds"
 CASES: dict[str, Callable[[], dict[str, float]]] = {
-    **{f"clip {named(size)}, 9 frames": lambda size=size: clip(size) for size in CLIPS},
+    **{f"clip {named(size)}, 9 frames": lambda size=size: video(size) for size in VIDEOS},
     **{f"image {named(size)}": lambda size=size: image(size) for size in IMAGES},
     MINUTE: lambda: lasting(LONG / 10 if harness.short() else LONG, TEXTS),
     TENTH: lambda: lasting(SHORT / 2 if harness.short() else SHORT, TEXTS[:1]),

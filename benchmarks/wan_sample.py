@@ -2,7 +2,7 @@
 
 The peer is diffusers' WanPipeline as it is called, given the text's vectors, without the autoencoder. It reads the text
 and embeds the level in every call; here a text's keys and values, a level's modulation and the table of places are
-computed once for a run. The weights are drawn; the clip has 9 frames of 128 x 128 pixels, 192 tokens.
+computed once for a run. The weights are drawn; the video has 9 frames of 128 x 128 pixels, 192 tokens.
 
 In diffusers, bf16 applies to the weights of the whole network, except for those that it keeps in float32. Here sums,
 normalisations and the state stay in float32, and only products are computed in bf16.
@@ -84,7 +84,7 @@ def ours(dtype: torch.dtype) -> dict[str, float]:
     denoiser = Denoiser(Wan(network()), TimeShift(RectifiedFlow(rounding="down"), 3.0), prediction=rectified_flow)
     words = PrecomputedPrompts(["a cat", ""], Condition(tokens=text()), where="the benchmark")
     model = Model(denoiser, LATENTS, conditioners=[words]).eval().to_inference_dtype(dtype)
-    how = {"sampler": "unipc-2", "steps": STEPS, "grid": "flow-sigmas", "clip": "none", "scale": SCALE}
+    how = {"sampler": "unipc-2", "steps": STEPS, "schedule": "flow-sigmas", "threshold": "none", "scale": SCALE}
     return harness.measure(lambda: model.generate(cond={"prompt": "a cat"}, sampling=how), repeats=1, warmup=1)
 
 
