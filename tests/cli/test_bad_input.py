@@ -320,9 +320,9 @@ def test_folders_that_cannot_train(cli: Cli, tmp_path: Path):
     refused(cli(*train, "data.path=photoes"), 4, "photoes: no such folder")
     (tmp_path / "photos").mkdir()
     refused(cli(*train, "data.path=photoes"), 4, "nearest: 'photos'")
-    refused(cli(*train, "data.path=photos"), 4, "no picture in it")
+    refused(cli(*train, "data.path=photos"), 4, "no image in it")
     (tmp_path / "photos" / "notes.md").write_text("hello")
-    refused(cli(*train, "data.path=photos"), 4, "no picture in it", "notes.md")
+    refused(cli(*train, "data.path=photos"), 4, "no image in it", "notes.md")
     assert not (tmp_path / "run").exists()
 
 

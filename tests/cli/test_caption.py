@@ -243,7 +243,7 @@ def test_captions_of_other_videos_are_refused(cli: Cli, run: Path, tmp_path: Pat
     with pytest.raises(RecipeError, match=r"captions 'none.jsonl': no such file; unveil caption writes it"):
         playground.Playground(playground.PlaygroundConfig(captions_file="none.jsonl"))
     out.write_text('{"file_name": "a.mp4", "caption": "a"}\n')
-    with pytest.raises(DataError, match=r"new.jsonl line 1: 'a.mp4' is no number of a video"):
+    with pytest.raises(DataError, match=r"new.jsonl line 1: 'a.mp4' is not the index of a video"):
         playground.Playground(playground.PlaygroundConfig(captions_file=str(out)))
 
 

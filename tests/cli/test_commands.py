@@ -250,7 +250,7 @@ def test_data_check_of_videos(cli: Cli, tmp_path: Path):
     assert (done.json["found"], done.json["usable"], done.json["fps"]) == (2, 1, {"12": 1, "variable": 1})
     assert done.json["unreadable"][0]["path"] == "jumps.mp4"
     output = cli("data", "check", folder, "--frames", 2, "--fps", 6, "--resample", "nearest", "--size", 8).out
-    assert "2 clips, 2 usable" in output
+    assert "2 videos, 2 usable" in output
     assert "walk.mp4: 16 x 16, 6 frames: to 8 x 8, 12 fps to 6 fps (nearest), 3 of 6 frames left out" in output
     done = cli("data", "check", folder, "--resample", "nearst")
     assert done.code == 2

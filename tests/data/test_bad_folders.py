@@ -68,7 +68,7 @@ def text_bomb(path: Path) -> None:
 
 
 FAULTS = {
-    "a folder": (lambda path: path.mkdir(), "a folder, not a picture; rename it or move its content"),
+    "a folder": (lambda path: path.mkdir(), "a folder, not an image; rename it or move its content"),
     "truncated": (truncated, "cannot be decoded: .*; the file is damaged: fetch it again or remove it"),
     "0 bytes": (lambda path: path.write_bytes(b""), "0 bytes: an empty file; fetch it again or remove it"),
     "text": (lambda path: path.write_text("hello\n"), "its content is text, not PNG, JPEG or WebP; convert it"),
@@ -119,11 +119,11 @@ def test_few_bad_files_are_left_out_with_a_warning(folder, paint, caplog):
 def test_missing_and_empty_folders(folder, tmp_path, cache):
     with pytest.raises(DataError, match=rf"{tmp_path}/imaged: no such folder; nearest: 'images'; give a folder"):
         data.open(config(tmp_path / "imaged"))
-    with pytest.raises(DataError, match=rf"{folder}: no picture in it \(PNG, JPEG or WebP\); check the path"):
+    with pytest.raises(DataError, match=rf"{folder}: no image in it \(PNG, JPEG or WebP\); check the path"):
         data.open(config(folder))
     (folder / "notes.md").write_text("nothing here")
     (folder / ".hidden.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"no picture in it .*; it holds 1 other files, such as notes.md"):
+    with pytest.raises(DataError, match=r"no image in it .*; it holds 1 other files, such as notes.md"):
         data.open(config(folder))
     with pytest.raises(DataError, match="a file, not a folder"):
         data.open(config(folder / "notes.md"))

@@ -28,9 +28,9 @@ def test_counts_sizes_modes_captions_classes(folder, paint):
     assert report_dict["short_sides"] == {"1-31": 2, "32-63": 1}
     assert report_dict["classes"] == {"cat": 2, "dog": 1}
     assert report_dict["captions"] == {"with": 2, "shortest": 5, "median": 5, "longest": 14, "missing": ["cat/b.jpg"]}
-    assert report_dict["ignored"] == [{"path": "readme.md", "reason": "not a picture (.md)"}]
+    assert report_dict["ignored"] == [{"path": "readme.md", "reason": "not an image (.md)"}]
     text = report.to_text()
-    assert "3 pictures, 3 usable (classes)" in text
+    assert "3 images, 3 usable (classes)" in text
     assert "cat 2, dog 1" in text
     assert "cat/b.jpg: trained on with an empty caption" in text
 
@@ -64,13 +64,13 @@ def test_every_change_is_named_with_its_reason(folder, paint, size, given, actio
 def test_nothing_is_enlarged_or_left_out_silently(folder, paint, caplog):
     paint("small.png", 4, 4), paint("large.png", 8, 8)
     assert len(data.check_images_or_raise(config(folder)).entries) == 2
-    assert "1 of 2 pictures enlarged" in caplog.text
+    assert "1 of 2 images enlarged" in caplog.text
     assert "small.png: 4 x 4: to 8 x 8" in caplog.text
     caplog.clear()
     assert [entry.path for entry in data.check_images_or_raise(config(folder, undersized="drop")).entries] == [
         "large.png"
     ]
-    assert "1 of 2 pictures left out" in caplog.text
+    assert "1 of 2 images left out" in caplog.text
     caplog.clear()
     (folder / "small.png").unlink()
     data.check_images_or_raise(config(folder))

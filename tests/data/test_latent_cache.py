@@ -249,7 +249,7 @@ def test_several_processes_share_one_file(tmp_path: Path):
 def test_what_cannot_be_kept_is_refused(tmp_path: Path):
     with pytest.raises(DataError, match="without images"):
         made(tmp_path, [])
-    with pytest.raises(ShapeError, match="item 0: 'pixels' is no image"):
+    with pytest.raises(ShapeError, match="item 0: 'pixels' is not an image"):
         made(tmp_path, [{"state": 3}])
     with pytest.raises(NonFinite, match="item 0: the encoder makes NaN or infinite numbers"):
         made(tmp_path, encoder=replace(ENCODER, encode=lambda p: says(p) / 0))

@@ -156,7 +156,7 @@ def test_what_is_no_latents_is_named_with_a_remedy(
     with pytest.raises(DataError, match=message) as caught:
         opened(path)
     assert str(caught.value).startswith(f"{path}: ")
-    assert "write it anew with unveil.data.write_latents" in str(caught.value)
+    assert "write it again with unveil.data.write_latents" in str(caught.value)
 
 
 def test_files_that_are_none(tmp_path: Path):

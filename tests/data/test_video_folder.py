@@ -188,7 +188,7 @@ def test_every_bad_file_is_named_and_the_rest_is_used(folder):
         "changes.webm",
     }
     assert all(one["reason"] for one in facts["unreadable"])
-    assert facts["ignored"] == [{"path": "photo.png", "reason": "not a clip (.png)"}]
+    assert facts["ignored"] == [{"path": "photo.png", "reason": "not a video (.png)"}]
     assert (facts["found"], facts["usable"]) == (6, 1)
     text = report.to_text()
     for name in (
@@ -197,7 +197,7 @@ def test_every_bad_file_is_named_and_the_rest_is_used(folder):
         "cut.mp4",
         "song.mp4",
         "changes.webm",
-        "6 clips, 1 usable",
+        "6 videos, 1 usable",
         "fps          12 1",
     ):
         assert name in text
@@ -209,7 +209,7 @@ def test_every_bad_file_is_named_and_the_rest_is_used(folder):
 def test_training_says_what_it_drops_cuts_and_retimes(folder, caplog):
     make_video(folder / "long.mp4", 12), make_video(folder / "short.mp4", 3)
     data.check_videos_or_raise(config(folder, fps=6, resample="nearest"))
-    for words in ("1 of 2 clips left out", "1 of 2 clips brought to another rate", "1 of 2 clips cut in time"):
+    for words in ("1 of 2 videos left out", "1 of 2 videos brought to another rate", "1 of 2 videos cut in time"):
         assert words in caplog.text
 
 
@@ -241,7 +241,7 @@ def test_an_unchanged_folder_is_not_decoded_again(folder, monkeypatch):
     monkeypatch.setattr("unveil.data.video_folder.VideoDecoder", None)  # whatever decodes now, fails
     again = data.check_videos(given)
     assert again.to_dict() == first.to_dict()
-    assert (again.films, again.plans) == (first.films, first.plans)
+    assert (again.videos, again.plans) == (first.videos, first.plans)
 
 
 def test_the_parts_are_disjoint_by_file(folder):

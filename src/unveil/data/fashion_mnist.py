@@ -78,15 +78,15 @@ def fashion(config: FashionConfig, part: Part = "train", *, url: str = URL) -> I
         DataError: the files are nowhere, or one of them is damaged.
     Source: Xiao, Rasul & Vollgraf 2017, Fashion-MNIST (arXiv:1708.07747).
     """
-    pictures, answers = (_file(name, config, url) for name in FILES[part])
-    pixels, labels = read_idx(pictures), read_idx(answers)
+    image_file, label_file = (_file(name, config, url) for name in FILES[part])
+    pixels, labels = read_idx(image_file), read_idx(label_file)
     if pixels.ndim != 3 or labels.ndim != 1 or len(pixels) != len(labels):
         raise DataError(
-            f"{pictures}: {tuple(pixels.shape)} images with {tuple(labels.shape)} labels of {answers.name}; "
+            f"{image_file}: {tuple(pixels.shape)} images with {tuple(labels.shape)} labels of {label_file.name}; "
             "the files do not belong together: fetch both again"
         )
     if len(labels) and int(labels.max()) >= len(CLASSES):
-        raise DataError(f"{answers}: label {int(labels.max())}; must be 0 to {len(CLASSES) - 1}: fetch it again")
+        raise DataError(f"{label_file}: label {int(labels.max())}; must be 0 to {len(CLASSES) - 1}: fetch it again")
     return ImageTensorDataset(pixels.unsqueeze(1), labels.long(), list(CLASSES), low=config.low_res)
 
 

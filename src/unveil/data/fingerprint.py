@@ -23,7 +23,7 @@ from unveil.errors import DataError, ShapeError
 from unveil.io.files import sha256
 
 Progress = Callable[[int, int], None]
-_TOLD = 256  # items between two calls of progress
+_PROGRESS_INTERVAL = 256  # items between two calls of progress
 
 
 def dataset_fingerprint(items: SourceDataset, progress: Progress | None = None) -> str:
@@ -45,8 +45,8 @@ def dataset_fingerprint(items: SourceDataset, progress: Progress | None = None) 
     elif isinstance(items, VideoDataset):
         _add(digest, [_stored_repr(items.rule, "Rule")])
         files = {path: _file(items.root, path) for path in {scene.entry.path for scene in items.entries}}
-        for done, (entry, film, piece) in enumerate(items.entries, 1):
-            _add(digest, [film.codec, _stored_repr(piece, "Piece"), files[entry.path], entry.label, *_texts(entry)])
+        for done, (entry, video, piece) in enumerate(items.entries, 1):
+            _add(digest, [video.codec, _stored_repr(piece, "Piece"), files[entry.path], entry.label, *_texts(entry)])
             _tell(progress, done, len(items))
     elif isinstance(items, ImageFolderDataset):
         _add(digest, [_stored_repr(items.rule, "Rule"), items.low, PIL.__version__])
@@ -100,7 +100,7 @@ def _add(digest: Any, values: list[Any], where: str = "") -> None:
 
 
 def _tell(progress: Progress | None, done: int, total: int) -> None:
-    if progress and (done % _TOLD == 0 or done == total):
+    if progress and (done % _PROGRESS_INTERVAL == 0 or done == total):
         progress(done, total)
 
 

@@ -25,13 +25,13 @@ class FolderWalk:
 
     Args:
         root: Root folder.
-        noun: Noun for one file of the type that is searched for.
-        suffixes: names that promise one.
+        noun: Noun with article for one file of the type that is searched for.
+        suffixes: File suffixes of the type.
 
     Attributes:
-        files: regular ones, in order.
-        refused: path and reason of what should have been one and cannot be.
-        ignored: path and reason of other things.
+        files: Regular files of the type, in order.
+        refused: Path and reason of files that have the suffix and cannot be used.
+        ignored: Path and reason of other files.
     """
 
     def __init__(self, root: Path, noun: str, suffixes: frozenset[str]) -> None:
@@ -61,7 +61,7 @@ class FolderWalk:
             suffix = PurePosixPath(child.name).suffix.lower()
             if child.is_dir(follow_symlinks=False):
                 if suffix in self._suffixes:
-                    self.refused.append((path, f"a folder, not a {self._noun}; rename it or move its content"))
+                    self.refused.append((path, f"a folder, not {self._noun}; rename it or move its content"))
                 else:
                     self._visit(path)
             else:
@@ -98,8 +98,12 @@ _MAX_CAPTION = 65_536  # bytes
 class MediaType(NamedTuple):
     """Type of media that a folder is searched for.
 
-    noun: noun for one file. named: the formats, for messages. suffixes, others: names that promise one, of formats
-    that are read and that are not. format_of: the format from a file's first `head` bytes, None for anything else.
+    Attributes:
+        noun: Noun for one file.
+        named: Names of the formats, for messages.
+        suffixes, others: File suffixes of formats that are read, and of formats that are not.
+        format_of: Function that returns the format from a file's first `head` bytes, or None.
+        head: Number of bytes that identify a format.
     """
 
     noun: str
@@ -109,9 +113,14 @@ class MediaType(NamedTuple):
     format_of: Callable[[bytes], str | None]
     head: int
 
+    @property
+    def with_article(self) -> str:
+        """Return the noun with its indefinite article."""
+        return f"{'an' if self.noun[0] in 'aeiou' else 'a'} {self.noun}"
+
 
 IMAGE = MediaType(
-    "picture", "PNG, JPEG or WebP", frozenset(IMAGE_SUFFIXES), frozenset(OTHER_IMAGE_SUFFIXES), format_of, HEAD
+    "image", "PNG, JPEG or WebP", frozenset(IMAGE_SUFFIXES), frozenset(OTHER_IMAGE_SUFFIXES), format_of, HEAD
 )
 
 
@@ -281,7 +290,7 @@ def index_folder(config: FolderOptions, kind: MediaType = IMAGE) -> FolderIndex:
             the folder, a label that is not among `classes`.
     """
     root = _root(config.path, kind)
-    walk = FolderWalk(root, kind.noun, kind.suffixes)
+    walk = FolderWalk(root, kind.with_article, kind.suffixes)
     paths = [path for path in walk.files if _is_candidate(root, path, walk, kind)]
     table = [name for name in METADATA if name in walk.files]
     if len(table) > 1:
@@ -303,7 +312,7 @@ def index_folder(config: FolderOptions, kind: MediaType = IMAGE) -> FolderIndex:
         raise DataError(f"{root}: no {kind.noun} in it ({kind.named}){others}; check the path")
     _add_captions(result, set(walk.files))
     if config.captions_file is not None:
-        _add_told(result, Path(config.captions_file).expanduser(), config.synthetic_column)
+        _add_captions_of_metadata(result, Path(config.captions_file).expanduser(), config.synthetic_column)
     return result
 
 
@@ -312,10 +321,10 @@ def _root(path: str, kind: MediaType) -> Path:
     if root.is_dir():
         return root.resolve()
     if root.exists():
-        raise DataError(f"{path}: a file, not a folder; give the folder that holds the {kind.noun}s")
+        raise DataError(f"{path}: a file, not a folder; give the folder that contains the {kind.noun}s")
     siblings = [entry.name for entry in root.parent.iterdir() if entry.is_dir()] if root.parent.is_dir() else []
     close = did_you_mean(root.name, siblings)
-    raise DataError(f"{path}: no such folder{close}; give a folder that holds {kind.noun}s (in a recipe: data.path)")
+    raise DataError(f"{path}: no such folder{close}; give a folder that contains {kind.noun}s (in a recipe: data.path)")
 
 
 def _is_candidate(root: Path, path: str, walk: FolderWalk, kind: MediaType) -> bool:
@@ -331,7 +340,7 @@ def _is_candidate(root: Path, path: str, walk: FolderWalk, kind: MediaType) -> b
     except OSError as error:
         walk.ignored.append((path, f"cannot be read: {error.strerror}"))
         return False
-    walk.ignored.append((path, f"not a {kind.noun} ({suffix or 'no extension'})"))
+    walk.ignored.append((path, f"not {kind.with_article} ({suffix or 'no extension'})"))
     return False
 
 
@@ -372,9 +381,9 @@ def _with_metadata(
         if row.path not in paths:
             there = os.path.lexists(result.root / row.path)
             if there and PurePosixPath(row.path).suffix.lower() in (IMAGE_SUFFIXES | VIDEO_SUFFIXES) - kind.suffixes:
-                result.ignored.append((row.path, f"not a {kind.noun}, though {named}"))
+                result.ignored.append((row.path, f"not {kind.with_article}, though {named}"))
                 continue
-            hidden = f"hidden or not a {kind.noun}"
+            hidden = f"hidden or not {kind.with_article}"
             result.refused.append((row.path, f"{named}, but {hidden if there else 'not there'}"))
         elif labels and row.label is None:
             result.refused.append((row.path, f"{named} without a label, which others have; add it"))
@@ -416,7 +425,7 @@ def _add_captions(result: FolderIndex, files: set[str]) -> None:
     result.entries = captioned
 
 
-def _add_told(result: FolderIndex, file: Path, column: str) -> None:
+def _add_captions_of_metadata(result: FolderIndex, file: Path, column: str) -> None:
     """Add the captions of a file by `file_name`; it may also name other files, and need not name all.
 
     Raises:

@@ -238,7 +238,7 @@ def open_image(file: IO[bytes], max_pixels: int) -> ImageFile:
     head = file.read(HEAD)
     name = format_of(head)
     if name is None:
-        raise DataError(_not_a_picture(head))
+        raise DataError(_explain_not_an_image(head))
     size = _canvas(name, head)
     if size:
         _within(size, max_pixels)
@@ -439,7 +439,7 @@ def _within(size: Size, max_pixels: int) -> None:
         )
 
 
-def _not_a_picture(head: bytes) -> str:
+def _explain_not_an_image(head: bytes) -> str:
     if not head:
         return "0 bytes: an empty file; fetch it again or remove it"
     other = next((name for name, magic in _OTHERS.items() if head.startswith(magic)), None)

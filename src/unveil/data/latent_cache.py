@@ -302,7 +302,7 @@ def _unit(item: Mapping[str, Any], index: int, name: str) -> Tensor:
     """The pixels of an item, float32 (1, C, H, W) in [-1, 1]."""
     pixels = item.get(name)
     if not isinstance(pixels, Tensor) or pixels.ndim != 3:
-        raise ShapeError(f"item {index}: {name!r} is no image (C, H, W), and only images are encoded")
+        raise ShapeError(f"item {index}: {name!r} is not an image (C, H, W); only images are encoded")
     if pixels.dtype != torch.uint8 and not pixels.is_floating_point():
         raise ShapeError(f"item {index}: {name!r} is {pixels.dtype}; must be uint8 or floats in [-1, 1]")
     return (to_unit(pixels) if pixels.dtype == torch.uint8 else pixels.float())[None]

@@ -41,7 +41,7 @@ DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 _BITS = {"F16": "<f2", "BF16": "<i2", "F32": "<f4"}
 _OURS = ("scale", "shift", "classes")  # keys of the metadata that mean something here
 _MOST = 10**15  # latents that the header leaves room to count while they are written
-_REMEDY = "write it anew with unveil.data.write_latents"
+_REMEDY = "write it again with unveil.data.write_latents"
 
 
 @dataclass(frozen=True)
@@ -317,7 +317,7 @@ def write_latents(
         metadata: Other metadata, such as the encoder's hash; kept unchanged.
 
     Raises:
-        ShapeError: chunks that differ or are no latents, or not as many labels as latents.
+        ShapeError: Chunks differ or are not latents, or the numbers of labels and latents differ.
         DataError: a scale or a shift that is neither a number nor one per channel, or a scale of 0.
         NonFinite: NaN or infinite latents; the chunk is named.
         RecipeError: metadata under a key that has a meaning, or labels beyond the classes.

@@ -167,8 +167,8 @@ def by_number(file: Path) -> dict[int, CaptionRecord]:
     for row in read_metadata(file, "text", "label"):
         if not row.path.isdecimal():
             raise DataError(
-                f"{file} line {row.line}: {row.path!r} is no number of a video; a folder of videos has its captions in "
-                "its own metadata.jsonl"
+                f"{file} line {row.line}: {row.path!r} is not the index of a video; a folder of videos has captions "
+                "in its own metadata.jsonl"
             )
         if row.synthetic:
             records[int(row.path)] = CaptionRecord(row.text, row.synthetic)

@@ -108,4 +108,4 @@ def _prompt(line: str) -> Prompt:
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number of JSON")
+    raise ValueError(f"{constant} is not a number of JSON")

@@ -79,7 +79,7 @@ def data_kind(name: str, config: type[Any], *, has_images: bool = True) -> Calla
 
 
 def data_wrapper(config: type[Any]) -> Callable[[OpenT], OpenT]:
-    """Decorate what opens a config that wraps another one; recipes name it by a key of its own."""
+    """Register a function that opens a config which wraps another one; recipes name it by its own key."""
 
     def register(open: OpenT) -> OpenT:
         _WRAPPERS[config] = open

@@ -29,12 +29,12 @@ class FolderReport:
     """The images of a folder and everything that happens to them.
 
     num_files: images, and files that should have been. entries: what is left to train on, and digests: the
-    content hash of each. refused: path and reason of bad files. ignored: path and reason of files that are no
+    content hash of each. refused: path and reason of bad files. ignored: path and reason of files that are not
     images. changes: every image that is not used as it is. sizes: width and height -> how many.
     missing: images without a caption, where others have one. duplicates: groups of files of equal content.
     """
 
-    noun: ClassVar[str] = "picture"
+    noun: ClassVar[str] = "image"
     warned: ClassVar[dict[str, str]] = {"drop": "left out", "enlarge": "enlarged"}  # logged by training
     titles: ClassVar[dict[str, str]] = {
         "drop": "left out",

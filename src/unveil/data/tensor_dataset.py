@@ -26,9 +26,9 @@ def area_downsample(pixels: Tensor, side: int) -> Tensor:
     return squares.to(torch.float32).mean((-3, -1)) / 127.5 - 1
 
 
-def bicubic_upsample(pictures: Tensor, size: tuple[int, int]) -> Tensor:
+def bicubic_upsample(images: Tensor, size: tuple[int, int]) -> Tensor:
     """Images (B, C, H, W) in [-1, 1], bicubic, of another size."""
-    return functional.interpolate(pictures, size, mode="bicubic", align_corners=False).clamp(-1, 1)
+    return functional.interpolate(images, size, mode="bicubic", align_corners=False).clamp(-1, 1)
 
 
 def check_low(side: int | None, size: int) -> None:

@@ -157,17 +157,17 @@ class SegmentPlan:
     reason: str = ""
 
 
-def plan_segments(film: VideoInfo, config: VideoFolderConfig) -> SegmentPlan:
+def plan_segments(video: VideoInfo, config: VideoFolderConfig) -> SegmentPlan:
     """Plan the segments of a file by the settings."""
-    if film.rate is None and config.resample == "none":
-        return SegmentPlan(refused=f"{_varying(film)} and no rule for it; choose {_RULES}")
-    rate = config.fps or film.mean_rate
-    same = film.rate is not None and same_rate(film.rate, rate, film.frames, film.tick)
+    if video.rate is None and config.resample == "none":
+        return SegmentPlan(refused=f"{_varying(video)} and no rule for it; choose {_RULES}")
+    rate = config.fps or video.mean_rate
+    same = video.rate is not None and same_rate(video.rate, rate, video.frames, video.tick)
     if not same and config.resample == "none":
-        return SegmentPlan(refused=f"{film.mean_rate:.4g} frames in a second, and fps is {rate:g}; choose {_RULES}")
-    total = film.frames if same else frame_count(film.seconds, rate)
-    shown = f"{film.shown[0]} x {film.shown[1]}, {film.frames} frames"
-    actions, parts = resize_actions(*film.shown, config.rule)
+        return SegmentPlan(refused=f"{video.mean_rate:.4g} frames in a second, and fps is {rate:g}; choose {_RULES}")
+    total = video.frames if same else frame_count(video.seconds, rate)
+    shown = f"{video.shown[0]} x {video.shown[1]}, {video.frames} frames"
+    actions, parts = resize_actions(*video.shown, config.rule)
     if "enlarge" in actions and config.undersized == "drop":
         return SegmentPlan(actions=("drop",), reason=f"{shown}: smaller than {config.size} pixels (undersized: drop)")
     if total < config.frames and config.too_short == "drop":
@@ -181,41 +181,41 @@ def plan_segments(film: VideoInfo, config: VideoFolderConfig) -> SegmentPlan:
         else 1 + (total - 1) // config.temporal_multiple * config.temporal_multiple
     )
     starts = range(0, total - length + 1, config.stride or total)
-    pace = film.rate if same and film.rate is not None else rate  # a file's own frames are found by its own times
+    pace = video.rate if same and video.rate is not None else rate  # a file's own frames are found by its own times
     every = [index / pace for index in range(total)]
-    done, reasons = _in_time(film, config, every, rate) if not same else ([], [])
+    done, reasons = _in_time(video, config, every, rate) if not same else ([], [])
     used = len({start + index for start in starts for index in range(length)})
     if used < total:
         done, reasons = [*done, "cut"], [*reasons, f"{used} of {total} frames used (frames: {config.frames})"]
-    if film.turn > 1:
+    if video.turn > 1:
         done, reasons = [*done, "turn"], [*reasons, "turned upright by its display matrix"]
-    if film.wide != 1:
-        done, reasons = [*done, "square"], [*reasons, f"pixels {film.wide:.3g} times as wide as high made square"]
+    if video.wide != 1:
+        done, reasons = [*done, "square"], [*reasons, f"pixels {video.wide:.3g} times as wide as high made square"]
     rule = "nearest" if same or config.resample == "none" else config.resample
     pieces = tuple(VideoSegment(tuple(every[start : start + length]), rate, rule) for start in starts)
     return SegmentPlan(pieces, None, (*actions, *done), f"{shown}: {', '.join([*parts, *reasons])}")
 
 
 def _in_time(
-    film: VideoInfo, config: VideoFolderConfig, every: list[float], rate: float
+    video: VideoInfo, config: VideoFolderConfig, every: list[float], rate: float
 ) -> tuple[list[str], list[str]]:
     """Return the names and the description of a change of rate, with the numbers of dropped and repeated frames."""
     assert config.resample != "none"
-    chosen = list(resample_frames(zip(film.moments(), range(film.frames), strict=True), every, config.resample))
-    left, again = film.frames - len(set(chosen)), len(chosen) - len(set(chosen))
-    before = _varying(film) if film.rate is None else f"{film.rate:.4g} fps"
-    counts = [f"{left} of {film.frames} frames left out"] * (left > 0) + [f"{again} repeated"] * (again > 0)
+    chosen = list(resample_frames(zip(video.moments(), range(video.frames), strict=True), every, config.resample))
+    left, again = video.frames - len(set(chosen)), len(chosen) - len(set(chosen))
+    before = _varying(video) if video.rate is None else f"{video.rate:.4g} fps"
+    counts = [f"{left} of {video.frames} frames left out"] * (left > 0) + [f"{again} repeated"] * (again > 0)
     return ["retime"], [", ".join([f"{before} to {rate:g} fps ({config.resample})", *counts])]
 
 
-def _varying(film: VideoInfo) -> str:
-    gaps = [1000 * (later - earlier) for earlier, later in zip(film.times, film.times[1:], strict=False)]
+def _varying(video: VideoInfo) -> str:
+    gaps = [1000 * (later - earlier) for earlier, later in zip(video.times, video.times[1:], strict=False)]
     return f"variable frame rate (frames {min(gaps):.3g} to {max(gaps):.3g} ms apart)"
 
 
 SUFFIXES = frozenset(VIDEO_SUFFIXES - {".gif"})
 VIDEO = MediaType(
-    "clip",
+    "video",
     "MP4, MOV, WebM, MKV or GIF",
     frozenset(VIDEO_SUFFIXES),
     frozenset({".avi", ".wmv", ".flv", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".ogv", ".3gp", ".asf"}),
@@ -233,7 +233,7 @@ class VideoFolderReport(FolderReport):
     be known, such as brightness that is not mapped.
     """
 
-    noun: ClassVar[str] = "clip"
+    noun: ClassVar[str] = "video"
     warned: ClassVar[dict[str, str]] = FolderReport.warned | {"retime": "brought to another rate", "cut": "cut in time"}
     titles: ClassVar[dict[str, str]] = FolderReport.titles | {
         "retime": "brought to another rate",
@@ -242,7 +242,7 @@ class VideoFolderReport(FolderReport):
         "square": "pixels made square",
     }
 
-    films: dict[str, VideoInfo] = field(default_factory=dict)
+    videos: dict[str, VideoInfo] = field(default_factory=dict)
     plans: dict[str, SegmentPlan] = field(default_factory=dict)
     rates: Counter[str] = field(default_factory=Counter)
     codecs: Counter[str] = field(default_factory=Counter)
@@ -255,9 +255,9 @@ class VideoFolderReport(FolderReport):
 
     def kinds(self) -> dict[str, dict[str, int]]:
         """Return the number of files by container, codec and rate, and totals of the usable ones."""
-        films = [self.films[path] for path in dict.fromkeys(entry.path for entry in self.entries)]
-        seconds = sum(film.seconds + 1 / film.mean_rate for film in films)
-        totals = {"pieces": self.pieces, "frames": sum(film.frames for film in films), "seconds": round(seconds)}
+        videos = [self.videos[path] for path in dict.fromkeys(entry.path for entry in self.entries)]
+        seconds = sum(video.seconds + 1 / video.mean_rate for video in videos)
+        totals = {"pieces": self.pieces, "frames": sum(video.frames for video in videos), "seconds": round(seconds)}
         return {
             "formats": dict(self.formats),
             "codecs": dict(self.codecs),
@@ -331,20 +331,20 @@ def has_videos(folder: Path) -> bool:
 
 def _again(stored: Sequence[Any]) -> VideoInfo:
     """The facts of a file from what JSON keeps of them."""
-    film = VideoInfo(*stored)
-    return film._replace(times=tuple(film.times), notes=tuple(film.notes))
+    video = VideoInfo(*stored)
+    return video._replace(times=tuple(video.times), notes=tuple(video.notes))
 
 
-def _add(report: VideoFolderReport, path: str, film: VideoInfo, config: VideoFolderConfig) -> None:
-    planned = plan_segments(film, config)
-    report.formats[film.container] += 1
-    report.codecs[film.codec] += 1
-    report.rates["variable" if film.rate is None else f"{film.rate:.5g}"] += 1
-    width, height = film.shown
-    report.sizes[(width, height) if film.turn < 5 else (height, width)] += 1
-    report.films[path], report.plans[path] = film, planned
-    report.remarks += [(path, note) for note in film.notes]
-    if film.transparent:
+def _add(report: VideoFolderReport, path: str, video: VideoInfo, config: VideoFolderConfig) -> None:
+    planned = plan_segments(video, config)
+    report.formats[video.container] += 1
+    report.codecs[video.codec] += 1
+    report.rates["variable" if video.rate is None else f"{video.rate:.5g}"] += 1
+    width, height = video.shown
+    report.sizes[(width, height) if video.turn < 5 else (height, width)] += 1
+    report.videos[path], report.plans[path] = video, planned
+    report.remarks += [(path, note) for note in video.notes]
+    if video.transparent:
         report.remarks.append((path, f"transparent: laid on {config.background}"))
     if planned.refused is not None:
         report.refused.append((path, planned.refused))
@@ -356,7 +356,7 @@ class VideoItem(NamedTuple):
     """One item: a piece of a file, and what is known about the file."""
 
     entry: IndexEntry
-    film: VideoInfo
+    video: VideoInfo
     piece: VideoSegment
 
 
@@ -385,7 +385,7 @@ class VideoDataset(Dataset[Item]):
         self.share, self.held_out = config.synthetic_prob, part == "held-out"
         chosen = held_out_files(self.report.digests, config.val_fraction)
         self.entries = [
-            VideoItem(entry, self.report.films[entry.path], piece)
+            VideoItem(entry, self.report.videos[entry.path], piece)
             for entry, out in zip(self.report.entries, chosen, strict=True)
             for piece in self.report.plans[entry.path].pieces
             if out == (part == "held-out")
@@ -408,24 +408,24 @@ class VideoDataset(Dataset[Item]):
         Raises:
             DataError: the file has changed or gone since it was checked.
         """
-        entry, film, piece = self.entries[index]
+        entry, video, piece = self.entries[index]
         try:
             path = safe_join(self.root, entry.path)
-            raw, times = self._decoder.read(path, film, frame_selection(film, piece, self.rule), self.config.limits)
+            raw, times = self._decoder.read(path, video, frame_selection(video, piece, self.rule), self.config.limits)
         except DataError as error:
             raise DataError(f"{self.root / entry.path}: {error}") from error
-        pixels = apply_orientation(letterbox(raw, self.rule), film.turn)
+        pixels = apply_orientation(letterbox(raw, self.rule), video.turn)
         item: Item = {
             "pixels": pixels,
             "fps": piece.rate,
-            "source_fps": film.mean_rate,
+            "source_fps": video.mean_rate,
             "times": torch.tensor(times, dtype=torch.float64),
         }
         return item | self.facts(index)
 
     def sizes(self) -> Tensor:
         """Frames, height and width of every video, of what is known without reading it: int64 (N, 3)."""
-        return torch.tensor([(len(scene.piece.times), *_shown(scene.film, self.rule)) for scene in self.entries])
+        return torch.tensor([(len(scene.piece.times), *_shown(scene.video, self.rule)) for scene in self.entries])
 
     def facts(self, index: int) -> Item:
         """Return a video's annotations, without its pixels."""
@@ -437,10 +437,10 @@ class VideoDataset(Dataset[Item]):
         return item
 
 
-def frame_selection(film: VideoInfo, piece: VideoSegment, rule: DecodeOptions) -> FrameSelection:
+def frame_selection(video: VideoInfo, piece: VideoSegment, rule: DecodeOptions) -> FrameSelection:
     """Return the decoder's selection of a segment; its box is in stored pixels, before they are made square."""
-    (left, top, right, bottom), size = fit_box(*film.shown, rule)
-    wide = film.width / film.shown[0]
+    (left, top, right, bottom), size = fit_box(*video.shown, rule)
+    wide = video.width / video.shown[0]
     gap = 2.0 if rule.decode == "fast" else None
     red, green, blue = colour(rule.background)[:3]
     return FrameSelection(
@@ -448,12 +448,12 @@ def frame_selection(film: VideoInfo, piece: VideoSegment, rule: DecodeOptions) -
     )
 
 
-def _shown(film: VideoInfo, rule: DecodeOptions) -> tuple[int, int]:
-    """Height and width of a film's frames as an item has them, see `letterbox` and `apply_orientation`."""
-    wide, high = fit_box(*film.shown, rule)[1]
+def _shown(video: VideoInfo, rule: DecodeOptions) -> tuple[int, int]:
+    """Height and width of a video's frames as an item has them, see `letterbox` and `apply_orientation`."""
+    wide, high = fit_box(*video.shown, rule)[1]
     if rule.fit == "pad" and rule.size is not None:
         wide = high = rule.size
-    return (wide, high) if film.turn >= 5 else (high, wide)
+    return (wide, high) if video.turn >= 5 else (high, wide)
 
 
 def letterbox(pixels: Tensor, rule: DecodeOptions) -> Tensor:

@@ -57,7 +57,7 @@ class LanguageModel(Protocol):
         """Return the answer.
 
         Raises:
-            NoAnswer: There is no answer; the message states the reason.
+            NoAnswer: No answer was given; the message states the reason.
         """
         ...
 
@@ -93,8 +93,8 @@ def rewrite(
         prompt: Prompt in any language that the model writes.
         writer: Language model.
         register: Style of the answer. "playground" accepts only answers in the playground's words that keep every
-            attribute. "free" accepts any text of 1 to MAX_LENGTH characters, and keeps the prompt unchanged if there
-            is no answer.
+            attribute. "free" accepts any text of 1 to MAX_LENGTH characters, and keeps the prompt unchanged without an
+            answer.
         seed: Seed of the rules.
         frames: Number of frames; 1 for images, which have no motion; see `expand_by_rules`.
     """

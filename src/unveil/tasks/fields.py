@@ -274,7 +274,7 @@ class GuidedFields(Fields):
     ] = None
     guidance_scale: Annotated[
         float | None,
-        info("Classifier-free guidance scale; 1 is no guidance, the model's default.", ge=-100, le=1000),
+        info("Classifier-free guidance scale; 1 disables guidance and is the default of models.", ge=-100, le=1000),
     ] = None
     schedule: Annotated[
         Name | None,

@@ -108,10 +108,10 @@ def conditions(task: PromptFields, model: Model) -> dict[str, list[Any]]:
         RecipeError: A prompt for a model that takes none.
     """
     values = {"label": task.label, PROMPT: task.prompt, **task.cond}
-    given = {key: list(each) for key, each in values.items() if each}
-    if PROMPT in given:
-        check_takes_prompt(model, repr(given[PROMPT][0]))
-    return given
+    conditions = {key: list(each) for key, each in values.items() if each}
+    if PROMPT in conditions:
+        check_takes_prompt(model, repr(conditions[PROMPT][0]))
+    return conditions
 
 
 def negative_conditions(task: PromptFields, model: Model) -> dict[str, list[Any]]:
@@ -121,10 +121,10 @@ def negative_conditions(task: PromptFields, model: Model) -> dict[str, list[Any]
         RecipeError: A negative prompt for a model that takes none.
     """
     values = {PROMPT: task.negative_prompt, **task.negative_cond}
-    given = {key: list(each) for key, each in values.items() if each}
-    if PROMPT in given:
+    conditions = {key: list(each) for key, each in values.items() if each}
+    if PROMPT in conditions:
         check_takes_prompt(model, "negative_prompt")
-    return given
+    return conditions
 
 
 def classifier_guidance(task: Task, model: Model, context: TaskContext) -> ClassifierGuidance | None:
@@ -209,8 +209,8 @@ def read_inputs(task: ModelTask, model: Model, context: TaskContext) -> list[Inp
             noise = read_noise(path)[0]
             digest = sha256(path)
             return [
-                InputRow({name: inputs.LoadedInput(path, one, SourceFile(path.name, digest, row))}, row)
-                for row, one in enumerate(noise)
+                InputRow({name: inputs.LoadedInput(path, noise_file, SourceFile(path.name, digest, row))}, row)
+                for row, noise_file in enumerate(noise)
             ]
     places = {
         name: context.path(value, mark) for (name, value), mark in zip(named.items(), marks.values(), strict=True)
@@ -329,9 +329,9 @@ def from_noise_file(task: ImageTask, model: Model, source: Source, path: Path, c
 
 def condition_fields(values: Mapping[str, Sequence[Any]], prefix: str = "") -> dict[str, Any]:
     """The fields of a task that hold conditions, of conditions by key."""
-    own = ("prompt",) if prefix else ("prompt", "label")
-    fields: dict[str, Any] = {f"{prefix}{key}": tuple(each) for key, each in values.items() if key in own}
-    others = {key: tuple(each) for key, each in values.items() if key not in own}
+    plain_keys = ("prompt",) if prefix else ("prompt", "label")
+    fields: dict[str, Any] = {f"{prefix}{key}": tuple(each) for key, each in values.items() if key in plain_keys}
+    others = {key: tuple(each) for key, each in values.items() if key not in plain_keys}
     return fields | ({f"{prefix}cond": others} if others else {})
 
 
@@ -377,7 +377,7 @@ def _edit_names(sources: Sequence[Path], rows: Sequence[tuple[int, int]]) -> lis
 def open_recorded(
     facts: Mapping[str, Any],
     file: Path,
-    found: Regenerate,
+    regeneration: Regenerate,
     context: TaskContext,
     places: Sequence[Path],
     media: Media = "images",
@@ -388,21 +388,21 @@ def open_recorded(
         DataError: The metadata name no model, or an input is missing.
     """
     recorded = facts.get("model")
-    name = found.model or (recorded.get("name") if isinstance(recorded, dict) else None)
+    name = regeneration.model or (recorded.get("name") if isinstance(recorded, dict) else None)
     if not isinstance(name, str):
         raise DataError(f"{file}: its metadata name no model; give the model's folder")
     options = ModelOptions(
         context.resolver.path(name, CatalogName("model")),
         context.device,
-        loras=lora_options(found, context),
-        controlnets=controlnet_options(found, context),
-        file=found.file_settings,
+        loras=lora_options(regeneration, context),
+        controlnets=controlnet_options(regeneration, context),
+        file=regeneration.file_settings,
     )
     return context.open(options, recorded=facts, places=places, media=media)
 
 
 def regenerate_image(
-    task: GeneratesImages, context: TaskContext, facts: Mapping[str, Any], found: Regenerate
+    task: GeneratesImages, context: TaskContext, facts: Mapping[str, Any], regeneration: Regenerate
 ) -> TaskResult:
     """Generate an image again and write it.
 
@@ -410,15 +410,15 @@ def regenerate_image(
         DataError: An input is missing, or the metadata lack something.
         WeightsError: Another model, adapter or classifier than the metadata name.
     """
-    file = context.path(found.source, FileInput("media"))
+    file = context.path(regeneration.source, FileInput("media"))
     if facts.get("passes"):
         raise DataError(f"{file}: images of several passes are not generated again from their metadata; sample again")
     names = filenames([(int(facts.get("seed", 0)), int(facts.get("sample", 0)))])
-    output = image_output(found, context)
+    output = image_output(regeneration, context)
     output.check(names)
     places = [*context.places, file.parent, Path()]
-    model, source = open_recorded(facts, file, found, context, places)
-    guided = classifier_guidance(found, model, context)
+    model, source = open_recorded(facts, file, regeneration, context, places)
+    guided = classifier_guidance(regeneration, model, context)
     spec = recorded_spec(task, model, facts, places)
     with context.console.progress("step", 0) as progress:
         classifier = None if guided is None else guided.classifier
@@ -443,7 +443,7 @@ def recorded_spec(task: GeneratesImages, model: Model, facts: Mapping[str, Any],
         for role, files in facts.get("batch", {}).get("inputs", {}).items():
             mark = mark_of(type(task), role) if role in type(task).model_fields else None
             medium = mark.medium if isinstance(mark, FileInput) else "image"
-            sources[role] = [SourceFile(str(one["name"]), str(one["sha256"]), int(one["row"])) for one in files]
+            sources[role] = [SourceFile(str(entry["name"]), str(entry["sha256"]), int(entry["row"])) for entry in files]
             paths = inputs.find_inputs(sources[role], places)
             content[role] = torch.stack(
                 [

@@ -49,11 +49,11 @@ class GeneratesImages(Task):
 
         return PLAIN
 
-    def regenerate(self, context: TaskContext, facts: Mapping[str, Any], found: Regenerate) -> TaskResult:
+    def regenerate(self, context: TaskContext, facts: Mapping[str, Any], regeneration: Regenerate) -> TaskResult:
         """Generate one image again, with its whole batch, since kernels differ by batch."""
         from unveil.tasks.image_run import regenerate_image
 
-        return regenerate_image(self, context, facts, found)
+        return regenerate_image(self, context, facts, regeneration)
 
 
 class StartFields(Task):

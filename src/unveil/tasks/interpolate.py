@@ -49,8 +49,8 @@ class Interpolate(StartFields, SamplingFields, ModelTask, GeneratesImages):
                 f"{self.model}: is an image; interpolate generates both ends itself and needs a model; for frames "
                 f"between two images use `unveil video interpolate {self.model} LAST`"
             )
-        given: dict[str, tuple[Any, ...]] = {"seed": self.seed, "prompt": self.prompt, "label": self.label, **self.cond}
-        for key, values in given.items():
+        ends: dict[str, tuple[Any, ...]] = {"seed": self.seed, "prompt": self.prompt, "label": self.label, **self.cond}
+        for key, values in ends.items():
             if len(values) > 2:
                 raise RecipeError(f"{key}: more than 2; give one for both ends, or one for each")
 

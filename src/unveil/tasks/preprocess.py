@@ -100,7 +100,7 @@ class Scribble(Detector):
 
 
 class Segments(Detector):
-    """Segment images into regions, each in a colour of its own.
+    """Segment images into regions, each in its own colour.
 
     Example: unveil preprocess segments photo.png -o regions.png --scale 300
     """

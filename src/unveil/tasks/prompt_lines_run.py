@@ -44,7 +44,7 @@ def run_prompt_lines(task: TextToImage, context: TaskContext) -> TaskResult:
         facts = part.run(shared).facts
         facts = {key: value for key, value in facts.items() if key not in ("model", "task")}
         sets.append({"line": line.line, "prompt": line.prompt, **facts})
-    files = [name for one in sets for name in one["images"]]
+    files = [name for image_set in sets for name in image_set["images"]]
     about = {"images": files, "count": len(files), "sets": sets, "model": source._asdict(), "task": task.name}
     return TaskResult(about, f"{len(files)} images of {len(sets)} prompts: {files[0]} ... {Path(files[-1]).name}")
 

@@ -54,7 +54,7 @@ _BUNDLED = {
             "preprocess:Scribble",
             "Draw the outlines of large shapes in images, as with a thick pen.",
         ),
-        ("preprocess-segments", "preprocess:Segments", "Segment images into regions, each in a colour of its own."),
+        ("preprocess-segments", "preprocess:Segments", "Segment images into regions, each in its own colour."),
         (
             "preprocess-mask",
             "preprocess:ColorMask",
@@ -134,12 +134,12 @@ def task_class(name: str) -> type[Task]:
         raise RecipeError(f"task {name!r}: there is no such task{did_you_mean(name, [*every])}")
     module, _, attribute = every[name].target.partition(":")
     try:
-        found: Any = getattr(import_module(module), attribute)
+        task: Any = getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as problem:
         raise RecipeError(f"task {name!r}: {every[name].target} cannot be imported: {problem}") from problem
-    if not (isinstance(found, type) and issubclass(found, Task) and found.name == name):
+    if not (isinstance(task, type) and issubclass(task, Task) and task.name == name):
         raise RecipeError(f"task {name!r}: {every[name].target} is not a task of this name")
-    return found
+    return task
 
 
 def described(name: str) -> TaskEntry:

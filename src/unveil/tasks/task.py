@@ -121,18 +121,18 @@ class Task(Fields):
         """
         raise NotImplementedError
 
-    def regenerate(self, context: TaskContext, facts: Mapping[str, Any], found: Regenerate) -> TaskResult:
+    def regenerate(self, context: TaskContext, facts: Mapping[str, Any], regeneration: Regenerate) -> TaskResult:
         """Generate one result again, from its metadata, of which this task is a part.
 
         Args:
             context: As of `run`.
             facts: Metadata of the file.
-            found: Where the model, its adapters and the classifier are now.
+            regeneration: Where the model, its adapters and the classifier are now.
 
         Raises:
             DataError: Files of this task cannot be generated again.
         """
-        del context, facts, found
+        del context, facts, regeneration
         raise DataError(f"files of {self.name} cannot be generated again from their metadata")
 
     def references(self) -> Iterator[Reference]:
@@ -188,7 +188,7 @@ def mark_of(task: type[Task], name: str) -> FileInput | CatalogName | None:
 
 def field_mark(field: FieldInfo) -> FileInput | CatalogName | None:
     """The kind of reference that a field holds; None for other fields."""
-    return next((one for one in (*field.metadata, *_marks(field.annotation)) if _is_mark(one)), None)
+    return next((mark for mark in (*field.metadata, *_marks(field.annotation)) if _is_mark(mark)), None)
 
 
 def field_group(task: type[Task], name: str) -> str:

@@ -66,7 +66,7 @@ class Variations(ClassifierFields, AdapterFields, CountFields, BatchFields, Seed
         from unveil.tasks.noise_run import run_variations
         from unveil.tasks.regenerate import Regenerate
 
-        found = Regenerate(
+        regeneration = Regenerate(
             source=self.image,
             model=self.model,
             lora=self.lora,
@@ -75,7 +75,7 @@ class Variations(ClassifierFields, AdapterFields, CountFields, BatchFields, Seed
             classifier_scale=self.classifier_scale,
             classifier_file=self.classifier_file,
         )
-        return run_variations(self, context, found)
+        return run_variations(self, context, regeneration)
 
     def cost(self, load: Workload) -> float:
         """Images x network evaluations x megapixels."""

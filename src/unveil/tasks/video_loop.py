@@ -37,8 +37,8 @@ class VideoLoop(FramesAdded, InputPrompt, VideoTask):
 
     def frames_of(self, load: Workload) -> int:
         """Number of frames of a result."""
-        own = self.frames or (load.shape[1] if len(load.shape) > 3 else 1)
-        return own if self.video is None else super().frames_of(load)
+        length = self.frames or (load.shape[1] if len(load.shape) > 3 else 1)
+        return length if self.video is None else super().frames_of(load)
 
     def shot(self, stage: VideoStage) -> VideoShot:
         """The frames from the end of the video to its beginning; without a video, a cyclic one."""

@@ -91,11 +91,11 @@ class VideoTask(AdapterFields, SizeFields, SamplingFields, ModelFields, Task):
 
         return run_video(self, context)
 
-    def regenerate(self, context: TaskContext, facts: Mapping[str, Any], found: Regenerate) -> TaskResult:
+    def regenerate(self, context: TaskContext, facts: Mapping[str, Any], regeneration: Regenerate) -> TaskResult:
         """Generate one video again."""
         from unveil.tasks.video_run import regenerate_video
 
-        return regenerate_video(self, context, facts, found)
+        return regenerate_video(self, context, facts, regeneration)
 
     def frames_of(self, load: Workload) -> int:
         """Number of frames of a result: those that are generated, and those of the input videos."""

@@ -69,8 +69,8 @@ def felzenszwalb_segments(pixels: Tensor, *, scale: float = 100.0, sigma: float 
 
     check_regions(scale, sigma, least)
     check_image(pixels)
-    picture = pixels.expand(3, -1, -1).permute(1, 2, 0).numpy()
-    regions: Any = felzenszwalb(picture, scale=scale, sigma=sigma, min_size=least)
+    image = pixels.expand(3, -1, -1).permute(1, 2, 0).numpy()
+    regions: Any = felzenszwalb(image, scale=scale, sigma=sigma, min_size=least)
     _, first, inverse = np.unique(regions, return_index=True, return_inverse=True)
     order = np.empty(len(first), np.int64)
     order[first.argsort()] = np.arange(1, len(first) + 1)
@@ -129,13 +129,13 @@ def layout(
     return page
 
 
-def resize_control_image(picture: Tensor, height: int, width: int, *, tolerance: float = TOLERANCE) -> Tensor:
+def resize_control_image(pixels: Tensor, height: int, width: int, *, tolerance: float = TOLERANCE) -> Tensor:
     """Any image, such as depth, a pose or normals, as it is except for its size: uint8 (3, height, width).
 
     It is scaled evenly until it covers the wanted size, and what reaches beyond that is cut off on both sides alike.
 
     Args:
-        picture: Image uint8 (1 or 3, H, W).
+        pixels: Image uint8 (1 or 3, H, W).
         tolerance: Maximum relative difference of the aspect ratios.
 
     Raises:
@@ -143,8 +143,8 @@ def resize_control_image(picture: Tensor, height: int, width: int, *, tolerance:
     """
     from PIL import Image
 
-    check_image(picture)
-    given_height, given_width = picture.shape[1:]
+    check_image(pixels)
+    given_height, given_width = pixels.shape[1:]
     if height < 1 or width < 1:
         raise ShapeError(f"wanted size {width} x {height}: each side must be at least 1 pixel")
     theirs, ours = given_width / given_height, width / height
@@ -153,7 +153,7 @@ def resize_control_image(picture: Tensor, height: int, width: int, *, tolerance:
             f"a hint of {given_width} x {given_height} has the aspect ratio {theirs:.3g}, the wanted {width} x "
             f"{height} has {ours:.3g}; crop or pad the hint to {ours:.3g} first, it is not stretched"
         )
-    whole = picture.expand(3, -1, -1).contiguous()
+    whole = pixels.expand(3, -1, -1).contiguous()
     if (given_height, given_width) == (height, width):
         return whole
     scale = max(width / given_width, height / given_height)
