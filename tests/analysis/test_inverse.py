@@ -256,10 +256,10 @@ def test_a_bundled_model_as_a_page(tmp_path: Path, capsys: pytest.CaptureFixture
     [
         (["--steps", "0"], "steps = 0: at least 1"),
         (["-n", "1"], "an interval needs at least 2 pictures"),
-        (["-n", "2000"], "the held-out part of digits has 450 images"),
+        (["-n", "2000"], "the held-out split of digits has 450 images"),
         (["--split", "heldout"], "nearest: 'held-out'"),
         pytest.param(["--recipe", "ddpm-fashion"], "of the model's shape (1, 8, 8) are needed", marks=needs_fashion),
-        (["--recipe", "masks-picture"], "makes state; only images are restored here"),
+        (["--recipe", "masks-picture"], "generates state; only images can be restored"),
     ],
 )
 def test_invalid_options_are_one_message_and_nothing_is_written(

@@ -174,7 +174,7 @@ def test_the_guidance_scales_of_a_bundled_model_as_a_page(tmp_path: Path, capsys
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["samplers", "ddpm-digits", "--calls", "5;10"], "write numbers with commas"),
+        (["samplers", "ddpm-digits", "--calls", "5;10"], "write numbers separated by commas"),
         (["samplers", "ddpm-digits", "--only", "heunn"], "nearest: 'heun'"),
         (["samplers", "ddpm-digits", "--schedule", "karas", "--calls", "3", "-n", "2"], "nearest: 'karras'"),
         (["guidance", "ddpm-digits", "--scales", "3,1"], "give rising numbers"),

@@ -133,7 +133,10 @@ def test_the_command_writes_a_page_and_overwrites_none(
         (["--amounts", "20"], "amounts 20 to 20: must be between a batch, 32, and the 1347"),
         (["--steps", "0"], "at least 1"),
         (["classifier-digits"], "classifier-digits: a recipe of a cnn; sizes are studied of a vit"),
-        (["transformer-tasks"], "transformer-tasks: a recipe of kind sequence; sizes are studied of one such as"),
+        (
+            ["transformer-tasks"],
+            "transformer-tasks: is a recipe of kind sequence; give the recipe of a classifier, such as",
+        ),
     ],
 )
 def test_what_cannot_be_studied(

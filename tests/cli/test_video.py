@@ -295,7 +295,7 @@ def test_large_images_use_passes(cli: Cli, model: Path, tmp_path: Path):
         ),
         (["edit", "given", "--prompt", WORDS[0], "--strength", "much"], 2, ["--strength 'much': is a number"]),
         (["loop"], 2, ["loop needs a video, or --prompt"]),
-        (["storyboard"], 2, ["a storyboard is a file, or --scene repeated"]),
+        (["storyboard"], 2, ["a storyboard is a file, or one --scene for each scene"]),
         (["storyboard", "--scene", f"0-3 {WORDS[0]}", "--scene", f"6-9 {WORDS[0]}"], 2, ["must begin at 4"]),
         (["storyboard", "--scene", "first"], 2, ["--scene 'first': needs frames as FIRST-LAST"]),
         (["upscale", "given", "--strength", 2], 2, ["strength = 2.0: must be less than or equal to 1"]),
