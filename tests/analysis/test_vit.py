@@ -135,7 +135,7 @@ def test_the_command_writes_a_page_and_overwrites_none(
         (["classifier-digits"], "classifier-digits: a recipe of a cnn; sizes are studied of a vit"),
         (
             ["transformer-tasks"],
-            "transformer-tasks: is a recipe of kind sequence; give the recipe of a classifier, such as",
+            "transformer-tasks: is a recipe of kind sequence; give the recipe of a classifier",
         ),
     ],
 )

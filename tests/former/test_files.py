@@ -128,7 +128,8 @@ def test_a_copy_of_a_bundled_recipe_equals_the_bundled_recipe(files, recipe):
     copy, name = resolved(files, recipe), Path(recipe).stem
     bundled = resolved(files, migration.RECIPES.get(name, name))
     commands = copy.pop("command"), bundled.pop("command")  # texts, in the names of their time
-    assert copy.pop("claim") and bundled.pop("claim")  # likewise
+    assert copy.pop("claim")  # likewise
+    assert bundled.pop("claim")
     if name in migration.RECIPES:
         assert copy.pop("name") != bundled.pop("name")
         assert commands[0] != commands[1]
