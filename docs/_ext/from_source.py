@@ -101,7 +101,7 @@ class Settings(SphinxDirective):
         lines = ["| key | value | default | |", "|---|---|---|---|"]
         for key, field in section.model_fields.items():
             if key != "kind" or len(get_args(field.annotation)) > 1:
-                meaning = meanings.get(key, "").replace("|", "\\|")
+                meaning = (meanings.get(key) or field.description or "").replace("|", "\\|")
                 lines.append(f"| `{key}` | {spelled(field.annotation)} | {_default(field)} | {meaning} |")
         return self.parse_text_to_nodes("\n".join(lines))
 

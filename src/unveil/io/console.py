@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from unveil.io import interrupts
+from unveil.io.progress_report import report_progress
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class Progress:
         """
         interrupts.check()
         self._done += by
+        report_progress(self._done, self._total)
         now = time.monotonic()
         if self._shown and now >= self._next:
             self._next = now + self._every

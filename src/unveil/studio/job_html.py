@@ -94,7 +94,7 @@ def video_html(source: str, words: str, cover: str = "") -> Markup:
 def job_title(job: Job) -> str:
     """Return a one-line description of a job's request."""
     request = job.request
-    named = [request.get(key) for key in ("prompt", "label", "folder", "run", "model", "recipe")]
+    named = [request.get(key) for key in ("prompt", "label", "folder", "run_name", "source", "model", "recipe")]
     return next((str(value)[:LONGEST] for value in named if value), job.kind)
 
 

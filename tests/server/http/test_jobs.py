@@ -191,7 +191,7 @@ def test_an_asynchronous_job_is_answered_at_once(begin: Begin):
         ("jobs", '{"kind": "pictures", "request": {"sampling": {"HALF": 1}}}'),
         ("jobs", '{"kind": "pictures", "request": {"sampling": {"grid": "HALF"}}}'),
         ("jobs", '{"kind": "pictures", "request": {"sampling": {"sampler": "dpm-fast", "options": {"HALF": 1}}}}'),
-        ("jobs", '{"kind": "train", "request": {"recipe": "own-images", "run": "r", "settings": {"HALF": 1}}}'),
+        ("jobs", '{"kind": "train", "request": {"recipe": "own-images", "run_name": "r", "settings": {"HALF": 1}}}'),
         ("videos/edits", '{"prompt": "a ring", "video": {"id": "HALF"}}'),
     ],
 )

@@ -11,7 +11,6 @@ from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, create_model
 
 from unveil.server.http import schema
-from unveil.server.jobs.command_job import COMMANDS
 from unveil.server.jobs.image_job import PICTURES, PictureRequest
 from unveil.server.jobs.task_job import is_task
 from unveil.server.jobs.video_job import CLIPS, ClipRequest
@@ -19,7 +18,6 @@ from unveil.tasks import registry
 
 _PLACE = "#/components/schemas/"
 _REQUESTS: dict[str, type[BaseModel]] = {PICTURES: PictureRequest, CLIPS: ClipRequest}
-_REQUESTS |= {kind: request for kind, (request, _) in COMMANDS.items()}
 
 
 def _jobs() -> Any:

@@ -12,19 +12,20 @@ from pydantic import BaseModel
 from unveil.errors import RecipeError, did_you_mean
 from unveil.model.config import SampleConfig
 from unveil.server.jobs.catalog import RUNS, Catalog, ModelInfo, model_info
-from unveil.server.jobs.command_job import COMMANDS, CommandJob, request_reader
 from unveil.server.jobs.cost import check_sampler_options, count_nfe
 from unveil.server.jobs.image_job import PICTURES, ImageJob, PictureRequest, task_values
 from unveil.server.jobs.image_job import read_request as read_pictures
 from unveil.server.jobs.model_cache import ModelCache
+from unveil.server.jobs.process_job import ProcessJob
 from unveil.server.jobs.request import BaseRequest
 from unveil.server.jobs.task_job import TaskJob, check_references, is_task, parse_request, task_cost
 from unveil.server.jobs.uploads import FOLDER, UploadStore
 from unveil.server.jobs.video_job import CLIPS, ClipRequest, VideoJob, files_of
 from unveil.server.jobs.video_job import read_request as read_clips
-from unveil.server.jobs.worker import JobHandler
+from unveil.server.jobs.worker import JobHandler, JobProgress
 from unveil.tasks import registry
-from unveil.tasks.task import Task
+from unveil.tasks.fields import CatalogName
+from unveil.tasks.task import Task, mark_of
 from unveil.types import is_valid_utf8
 
 DEFAULT_SIDE, DEFAULT_FRAMES = 512, 16  # assumed for models whose shape is unknown before loading
@@ -85,21 +86,9 @@ def _check_images(request: PictureRequest, catalog: Catalog, inputs: UploadStore
     check_references(parse_request(name, values), catalog, inputs)
 
 
-def _checker(kind: str) -> Callable[[Any, Catalog, UploadStore], object]:
-    """Return a function that looks up all names of a command's request."""
-    return lambda request, catalog, inputs: COMMANDS[kind][1](request, catalog, Path(), "auto")
-
-
-def _no_cost(request: Any, about: ModelInfo, inputs: UploadStore) -> float:
-    """Return 0: commands have no cost limit, since they can be watched and cancelled."""
-    del request, about, inputs
-    return 0.0
-
-
 JOB_TYPES: Mapping[str, JobType] = {
     PICTURES: JobType(read_pictures, _check_images, _image_cost),
     CLIPS: JobType(read_clips, files_of, _video_cost),
-    **{kind: JobType(request_reader(kind), _checker(kind), _no_cost) for kind in COMMANDS},
 }
 
 
@@ -134,14 +123,22 @@ def job_cost(
     type_of_job = job_type(kind)
     parsed = type_of_job.read(request)
     type_of_job.check(parsed, catalog, inputs)
-    name = getattr(parsed, "model", None) if isinstance(parsed, BaseRequest | Task) else None
-    model = ModelInfo() if name is None else model_info(catalog.model(name))
+    model = _model_info(parsed, catalog)
     cost = type_of_job.cost(parsed, model, inputs)
     if budget is not None and cost > budget:
         raise JobTooLarge(
             f"{cost:.4g} megapixel evaluations, and a job may take {budget:g}; reduce the number, size, length or steps"
         )
     return cost or 1.0
+
+
+def _model_info(request: BaseModel, catalog: Catalog) -> ModelInfo:
+    """The metadata of a request's model; empty for a request without one."""
+    name = getattr(request, "model", None)
+    if isinstance(request, Task):
+        mark = mark_of(type(request), "model") if name is not None else None
+        name = name if isinstance(mark, CatalogName) and mark.kind == "model" else None
+    return ModelInfo() if name is None else model_info(catalog.model(name))
 
 
 def _check_text(request: Mapping[str, Any]) -> None:
@@ -153,12 +150,18 @@ def _check_text(request: Mapping[str, Any]) -> None:
 def job_handlers(folder: Path, device: str) -> Mapping[str, JobHandler]:
     """Return the handlers of all job types, for a state folder and a device."""
     models, catalog, inputs = ModelCache(), Catalog(folder / RUNS), UploadStore(folder / FOLDER)
-    tasks: dict[str, JobHandler] = {
-        name: TaskJob(name, models, catalog, inputs, device) for name in registry.entries() if name not in JOB_TYPES
-    }
+
+    def task_handler(name: str) -> JobHandler:
+        def run(request: Mapping[str, Any], out: Path, progress: JobProgress) -> object:
+            if registry.task_class(name).separate_process:  # imported when its first job comes
+                return ProcessJob(name, catalog, inputs, device)(request, out, progress)
+            return TaskJob(name, models, catalog, inputs, device)(request, out, progress)
+
+        return run
+
+    tasks = {name: task_handler(name) for name in registry.entries() if name not in JOB_TYPES}
     return {
         PICTURES: ImageJob(catalog, tasks),
         CLIPS: VideoJob(models, catalog, inputs, device),
-        **{kind: CommandJob(kind, catalog, device) for kind in COMMANDS},
         **tasks,
     }

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 from unveil.errors import DataError
 from unveil.server.jobs.job import Job, State
-from unveil.server.jobs.job_migration import FORMER_ERROR_SOURCES, FORMER_FIELDS
+from unveil.server.jobs.job_migration import FORMER_ERROR_SOURCES, FORMER_FIELDS, FORMER_TASKS, migrate_request
 
-VERSION = 3  # of the schema
+VERSION = 4  # of the schema
 # turn numbers the claims; lease is the time, by the queue's clock, until which a worker counts as alive
 _COLUMNS = {
     "number": "INTEGER PRIMARY KEY AUTOINCREMENT",
@@ -79,6 +79,10 @@ def migrate(table: sqlite3.Connection) -> None:
             table.execute(f"ALTER TABLE jobs ADD COLUMN {name} {kind}")
     for former, source in FORMER_ERROR_SOURCES.items():
         table.execute("UPDATE jobs SET error_source = ? WHERE error_source = ?", (source, former))
+    where = f"SELECT number, kind, request FROM jobs WHERE kind IN ({', '.join('?' * len(FORMER_TASKS))})"
+    for number, former, request in table.execute(where, [*FORMER_TASKS]).fetchall():
+        kind, fields = migrate_request(former, json.loads(request))
+        table.execute("UPDATE jobs SET kind = ?, request = ? WHERE number = ?", (kind, json.dumps(fields), number))
 
 
 def reserve_disk(table: sqlite3.Connection) -> None:

@@ -67,7 +67,7 @@ class QueueTab(Tab):
         since = datetime.fromtimestamp(job.submitted).strftime("%Y-%m-%d %H:%M:%S")
         kinds = {
             "pictures": tr("images"), "clips": tr("video"), "train": tr("training"), "caption": tr("captioning"),
-            "evaluate": tr("evaluation"), "check": tr("data check"), "convert": tr("conversion"),
+            "evaluate": tr("evaluation"), "data-check": tr("data check"), "convert": tr("conversion"),
         }  # fmt: skip
         return [kinds.get(job.kind, job.kind), about, state, since, act]
 
