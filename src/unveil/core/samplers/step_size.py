@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
-from unveil.core.scalar_math import Number
 from unveil.types import NoiseLevel
 
 # mean square of each sample's error over its tolerance (B,) -> the error of each (B,); 1 is just good enough
@@ -31,15 +31,14 @@ def batch_norm(squares: Tensor) -> Tensor:
     return squares.mean().sqrt().expand_as(squares)
 
 
-def of_data(level: NoiseLevel) -> Number:
+def of_data(level: NoiseLevel) -> Tensor:
     """Errors are measured in x / alpha, so that the process does not matter."""
     return level.alpha
 
 
-def of_x(level: NoiseLevel) -> Number:
+def of_x(level: NoiseLevel) -> Tensor:
     """Errors are measured in x itself, as in DPM-Solver's code."""
-    del level
-    return 1.0
+    return torch.ones_like(level.t)
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class Tolerance:
     absolute: float = 0.0078
     relative: float = 0.05
     across: Across = per_sample_norm
-    unit: Callable[[NoiseLevel], Number] = of_data
+    unit: Callable[[NoiseLevel], Tensor] = of_data
     slack: float = 1e-5
 
 
