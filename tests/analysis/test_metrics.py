@@ -19,7 +19,7 @@ from unveil.core.variance import fixed_large, fixed_small
 from unveil.data.digits import digits
 from unveil.errors import NonFinite
 from unveil.io.images import to_unit
-from unveil.reproduce.variant import TrainBudget, Variant, build, train, trained
+from unveil.reproduce.variant import TrainBudget, Variant, build, train, train_or_load
 
 TINY = TrainBudget(channels=8, steps=3, batch=4, warmup=1, ema=0.5, chain=20)
 
@@ -124,24 +124,24 @@ def test_arms_of_a_seed_start_alike_and_others_do_not():
 
 def test_a_trained_arm_is_kept_to_the_bit_and_a_damaged_one_is_trained_again(tmp_path):
     arm, steps = Variant("cosine"), []
-    first = trained(arm, TINY, 0, tmp_path, lambda: steps.append(1))
-    again = trained(arm, TINY, 0, tmp_path, lambda: steps.append(1))
+    first = train_or_load(arm, TINY, 0, tmp_path, lambda: steps.append(1))
+    again = train_or_load(arm, TINY, 0, tmp_path, lambda: steps.append(1))
     assert len(steps) == TINY.steps
-    assert not first.kept
-    assert again.kept
+    assert not first.cached
+    assert again.cached
     assert again.cpu_seconds == pytest.approx(first.cpu_seconds, abs=0.01)
     for name, tensor in first.denoiser.state_dict().items():
         assert torch.equal(tensor, again.denoiser.state_dict()[name]), name
     (file,) = tmp_path.iterdir()
     file.write_bytes(file.read_bytes()[:-40])
-    assert not trained(arm, TINY, 0, tmp_path).kept
-    assert not trained(arm, TINY, 1, tmp_path).kept
-    assert not trained(Variant("linear"), TINY, 0, tmp_path).kept
+    assert not train_or_load(arm, TINY, 0, tmp_path).cached
+    assert not train_or_load(arm, TINY, 1, tmp_path).cached
+    assert not train_or_load(Variant("linear"), TINY, 0, tmp_path).cached
 
 
 def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path):
     (tmp_path / "file").write_text("")
-    assert not trained(Variant("cosine"), TINY, 0, tmp_path / "file" / "below").kept
+    assert not train_or_load(Variant("cosine"), TINY, 0, tmp_path / "file" / "below").cached
 
 
 def test_training_is_repeatable_and_learns():

@@ -6,7 +6,7 @@ from unveil.core import schedules
 from unveil.core.samplers import ddim, run
 from unveil.core.ve import VE
 from unveil.data.gaussian_mixture import Mixture
-from unveil.reproduce.experiment import PLACEBO, Claim, ExperimentContext, ExperimentResults, compared
+from unveil.reproduce.experiment import PLACEBO, Claim, ExperimentContext, ExperimentResults, compare
 
 MIXTURE = Mixture([0.3, 0.7], torch.tensor([[-2.0], [2.0]]), [1.0, 1.0])
 MEAN = 0.8
@@ -30,7 +30,7 @@ def experiment(context: ExperimentContext) -> ExperimentResults:
     pairs, independent, placebo = zip(*context.each_seed("means of samples", errors), strict=True)
     name = "pairs of opposite noise estimate the mean better than independent noise"
     arms = ("pairs", pairs), ("independent", independent), (placebo, independent)
-    return ExperimentResults([compared(name, "absolute error of the mean", *arms)])
+    return ExperimentResults([compare(name, "absolute error of the mean", *arms)])
 
 
 CLAIM = Claim(

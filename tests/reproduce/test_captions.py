@@ -19,7 +19,7 @@ from unveil.playground.dataset import Playground, PlaygroundConfig
 from unveil.playground.prompt_rules import expand_by_rules
 from unveil.reproduce.claims import captions
 from unveil.reproduce.experiment import ExperimentContext
-from unveil.reproduce.prompt_following import arm_of
+from unveil.reproduce.prompt_following import two_stage_variant
 from unveil.reproduce.recaption import RecaptionedVideos, recaption
 from unveil.reproduce.training_history import RecipeVariant
 
@@ -35,14 +35,14 @@ from unveil.reproduce.training_history import RecipeVariant
 def test_recaptions_are_judged_by_raw_and_by_true_ones(
     own: float, against: str, behind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def fault(arm: RecipeVariant) -> float:
-        if "data.captions" in arm.changes:
+    def fault(variant: RecipeVariant) -> float:
+        if "data.captions" in variant.changes:
             return own
-        return 0.1 if "[dense]" in arm.changes else 0.7
+        return 0.1 if "[dense]" in variant.changes else 0.7
 
     seeds: list[int] = []
 
-    def recaption(bench: ExperimentContext, recipe: object, seed: int) -> RecaptionedVideos:
+    def recaption(context: ExperimentContext, recipe: object, seed: int) -> RecaptionedVideos:
         seeds.append(seed)
         return RecaptionedVideos(Path("captions.jsonl"), 0.9)
 
@@ -57,8 +57,8 @@ def test_recaptions_are_judged_by_raw_and_by_true_ones(
 
 def test_a_captioner_of_a_tenth_tells_all_clips_and_is_kept(tmp_path: Path):
     own = ExperimentContext(FEW, tmp_path, QUIET)
-    arm = arm_of(own, "'data.caption_styles=[raw]' data.count=40", "train.steps=1")
-    recipe = arm.read(quick=True)
+    variant = two_stage_variant(own, "'data.caption_styles=[raw]' data.count=40", "train.steps=1")
+    recipe = variant.recipe_config(quick=True)
     found = recaption(own, recipe, 0)
     rows = [json.loads(line) for line in found.file.read_text().splitlines()]
     assert [row["file_name"] for row in rows] == [str(number) for number in range(40)]
@@ -66,14 +66,14 @@ def test_a_captioner_of_a_tenth_tells_all_clips_and_is_kept(tmp_path: Path):
         item["text"] for item in Playground(recipe.data.build()).annotations(range(40))
     ]
     assert 0 <= found.right <= 1
-    spent = own.training_seconds
-    assert spent > 0
-    assert own.earlier_seconds == 0
+    training_seconds = own.training_seconds
+    assert training_seconds > 0
+    assert own.cached_seconds == 0
     assert recaption(own, recipe, 0) == found
-    assert own.earlier_seconds == spent
+    assert own.cached_seconds == training_seconds
     assert recaption(own, recipe, 1).file != found.file
-    trained = Playground(replace(recipe.data.build(), captions_file=str(found.file), synthetic_prob=1.0))
-    assert [item["text"] for item in trained.annotations(range(40))] == [row["caption"] for row in rows]
+    train_or_load = Playground(replace(recipe.data.build(), captions_file=str(found.file), synthetic_prob=1.0))
+    assert [item["text"] for item in train_or_load.annotations(range(40))] == [row["caption"] for row in rows]
     (settings,) = found.file.parent.glob("captioner-playground/recipe.yaml")
     assert "count: 4\n" in settings.read_text()  # a tenth
 
@@ -125,8 +125,8 @@ def test_expanded_prompts_are_judged_by_dense_ones(
 def test_the_claim_about_encoders_has_the_right_verdict(
     better: str, verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def fault(arm: RecipeVariant) -> float:
-        return 0.1 if better in arm.changes else 0.4
+    def fault(variant: RecipeVariant) -> float:
+        return 0.1 if better in variant.changes else 0.4
 
     monkeypatch.setattr(captions, "parameters", lambda model: 1_000_000)
     found = captions._encoders(staged(monkeypatch, tmp_path, fault))
@@ -138,7 +138,7 @@ def test_both_larger_arms_have_as_many_parameters():
     from unveil.model import build
 
     def size(name: str) -> int:
-        return parameters(build(RecipeVariant(captions.RECIPE, captions.LARGER[name]).read(quick=False).model))
+        return parameters(build(RecipeVariant(captions.RECIPE, captions.LARGER[name]).recipe_config(quick=False).model))
 
     sizes = {name: size(name) for name in captions.LARGER}
     assert sizes[captions.TEXT] == pytest.approx(sizes[captions.NETWORK], rel=0.01)

@@ -26,11 +26,10 @@ from unveil.errors import NonFinite, RecipeError
 from unveil.evaluate.verdict import Comparison, overall
 from unveil.io.console import Console
 from unveil.reproduce import training_history as courses
-from unveil.reproduce.claim_page import page
+from unveil.reproduce.claim_page import page, plot_curves
 from unveil.reproduce.claims import dit
 from unveil.reproduce.experiment import QUICK, Curve, ExperimentContext, ExperimentResults, Scale
 from unveil.reproduce.fidelity import Fidelity, ScoredSamples
-from unveil.reproduce.plot import curves_chart
 from unveil.reproduce.registry import get_claim
 from unveil.reproduce.results_json import record_of
 from unveil.reproduce.training_history import (
@@ -45,28 +44,28 @@ from unveil.reproduce.training_history import (
 )
 
 QUIET = Console(quiet=True)
-WHOLE = replace(QUICK, pictures=70, quick=False)
+WHOLE = replace(QUICK, samples=70, quick=False)
 PLAIN = dit.DESIGNS["adaLN"]
 
 
 @cache
-def cost(arm: RecipeVariant) -> int:
-    return cost_of(arm.read(quick=False))
+def cost(variant: RecipeVariant) -> int:
+    return cost_of(variant.recipe_config(quick=False))
 
 
 # ---------------------------------------------------------------------- arms of a recipe
 
 
-def weights(arm: RecipeVariant, seed: int = 0) -> dict[str, Tensor]:
-    return dict(init_recipe_model(arm, seed, quick=True).named_parameters())
+def weights(variant: RecipeVariant, seed: int = 0) -> dict[str, Tensor]:
+    return dict(init_recipe_model(variant, seed, quick=True).named_parameters())
 
 
 def test_designs_start_from_the_same_weights_wherever_these_have_the_same_size():
     zero = weights(dit.DESIGNS[dit.ZERO])
-    for name, arm in dit.DESIGNS.items():
+    for name, variant in dit.DESIGNS.items():
         if name == dit.ZERO:
             continue
-        other = weights(arm)
+        other = weights(variant)
         assert len(other) > 20
         inner = "plain.own" if name in ("in-context", "cross-attention") else "attention"
         block = "denoiser.network.blocks.1"
@@ -101,15 +100,15 @@ def test_flow_and_ddpm_start_from_equal_networks():
 
 
 def test_the_studies_train_as_their_recipes_say():
-    for arm, points in ((dit.DESIGNS[dit.ZERO], [300, 600, 900, 1200, 1500]), (dit.network_of("XL", 1), None)):
-        recipe = arm.read(quick=False)
+    for variant, points in ((dit.DESIGNS[dit.ZERO], [300, 600, 900, 1200, 1500]), (dit.network_of("XL", 1), None)):
+        recipe = variant.recipe_config(quick=False)
         assert eval_steps(recipe) == (points or [400, 800, 1200, 1600, 2000])
         assert train_schedule(recipe).steps == recipe.train.steps
         assert recipe.evaluate.samples == 450
-    every = replace(dit.network_of("S", 2), changes="train.sample_every=800").read(quick=False)
+    every = replace(dit.network_of("S", 2), changes="train.sample_every=800").recipe_config(quick=False)
     assert eval_steps(every) == [800, 1600, 2000]
     with pytest.raises(RecipeError, match="trains no diffusion model"):
-        RecipeVariant("vit-fashion").read(quick=True)
+        RecipeVariant("vit-fashion").recipe_config(quick=True)
 
 
 def test_sizes_and_patches_cost_what_they_should():
@@ -120,10 +119,10 @@ def test_sizes_and_patches_cost_what_they_should():
 
 
 def test_a_course_is_kept_and_found_again(tmp_path: Path):
-    arm = dit.network_of("S", 4)
-    first = train_and_track(arm, True, 3, 12, tmp_path)
-    again = train_and_track(arm, True, 3, 12, tmp_path)
-    assert (first.kept, again.kept) == (False, True)
+    variant = dit.network_of("S", 4)
+    first = train_and_track(variant, True, 3, 12, tmp_path)
+    again = train_and_track(variant, True, 3, 12, tmp_path)
+    assert (first.cached, again.cached) == (False, True)
     assert first.steps == again.steps == [5, 10]
     assert first.pixels.shape == (2, 12, 1, 8, 8)
     assert first.losses == again.losses
@@ -137,11 +136,11 @@ def test_a_course_is_kept_and_found_again(tmp_path: Path):
     assert labels == {"label": [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]}
     drawn = again.model.generate(cond=labels, count=12, seed=3)
     assert torch.equal(courses.to_pixels(drawn), first.pixels[-1])  # the last point is what the model draws
-    assert not train_and_track(arm, True, 4, 12, tmp_path).kept
+    assert not train_and_track(variant, True, 4, 12, tmp_path).cached
     assert len(list(tmp_path.iterdir())) == 2
     for path in tmp_path.iterdir():
         path.write_bytes(b"damaged")
-    assert not train_and_track(arm, True, 3, 12, tmp_path).kept
+    assert not train_and_track(variant, True, 3, 12, tmp_path).cached
 
 
 # ---------------------------------------------------------------------- rank correlations and bars
@@ -207,15 +206,19 @@ def staged(
     of_class = [real.pixels[real.labels == label].float() for label in range(10)]
     clean = torch.stack([of_class[n % 10][n // 10 % len(of_class[n % 10])] for n in range(70)])
 
-    def played(arm: RecipeVariant, quick: bool, seed: int, count: int, folder: Path, *rest: object) -> TrainingHistory:
+    def played(
+        variant: RecipeVariant, quick: bool, seed: int, count: int, folder: Path, *rest: object
+    ) -> TrainingHistory:
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(clean.shape, generator=generator)
-        levels = [quality(arm) * factor for factor in (8, 5, 3, 2, 1)][-len(eval_steps(arm.read(quick))) :]
+        levels = [quality(variant) * factor for factor in (8, 5, 3, 2, 1)][
+            -len(eval_steps(variant.recipe_config(quick))) :
+        ]
         pixels = torch.stack([(clean + level * noise).clamp(0, 255).to(torch.uint8) for level in levels])
-        steps = eval_steps(arm.read(quick))
+        steps = eval_steps(variant.recipe_config(quick))
         return TrainingHistory(cast(Any, None), steps, pixels[:, :count], [level / 100 for level in levels], 1.0, False)
 
-    def judged(bench: ExperimentContext, pixels: Tensor) -> ScoredSamples:
+    def judged(context: ExperimentContext, pixels: Tensor) -> ScoredSamples:
         return ScoredSamples(pixels, Fidelity(0.0, 0.0, 1.0, float((pixels - clean).abs().mean())))
 
     monkeypatch.setattr("unveil.reproduce.experiment.train_and_track", played)
@@ -228,8 +231,8 @@ def verdicts(findings: ExperimentResults) -> set[str]:
 
 
 def test_designs_in_the_claimed_order_and_in_the_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    def good(arm: RecipeVariant) -> float:
-        return 10.0 if arm == dit.DESIGNS[dit.ZERO] else 20.0
+    def good(variant: RecipeVariant) -> float:
+        return 10.0 if variant == dit.DESIGNS[dit.ZERO] else 20.0
 
     found = dit._blocks(staged(good, monkeypatch, tmp_path))
     assert verdicts(found) == {"shown"}
@@ -237,7 +240,7 @@ def test_designs_in_the_claimed_order_and_in_the_other(monkeypatch: pytest.Monke
     assert len(found.comparisons) == 6
     assert all(one.placebo_verdict == "not shown" for one in found.comparisons)
     assert verdicts(dit._zero(staged(good, monkeypatch, tmp_path))) == {"shown"}
-    bad = staged(lambda arm: 300 / good(arm), monkeypatch, tmp_path)
+    bad = staged(lambda variant: 300 / good(variant), monkeypatch, tmp_path)
     assert verdicts(dit._blocks(bad)) == {"reversed"}
     slow = dit._zero(bad)
     assert verdicts(slow) == {"reversed"}
@@ -245,8 +248,8 @@ def test_designs_in_the_claimed_order_and_in_the_other(monkeypatch: pytest.Monke
 
 
 def test_scaling_in_the_claimed_order_and_in_the_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    bench = staged(lambda arm: 4e4 / cost(arm) ** 0.5, monkeypatch, tmp_path)
-    found = dit._scaling(bench)
+    context = staged(lambda variant: 4e4 / cost(variant) ** 0.5, monkeypatch, tmp_path)
+    found = dit._scaling(context)
     assert overall(found.comparisons) == "shown"
     first = found.comparisons[0]
     assert (first.bar, first.better) == (-0.8, pytest.approx((-1.0,) * 3, abs=0.01))
@@ -257,7 +260,7 @@ def test_scaling_in_the_claimed_order_and_in_the_other(monkeypatch: pytest.Monke
     assert "XL/1 at" in found.notes[2]
     assert [type(curve.x) for curve in found.curves] == [list, list, list, dict, dict]
     record: dict[str, Any] = {
-        **record_of(get_claim("dit-scaling"), bench, found, 1.0),
+        **record_of(get_claim("dit-scaling"), context, found, 1.0),
         "plots": ["plot.png"],
         "sheets": [],
     }
@@ -266,9 +269,9 @@ def test_scaling_in_the_claimed_order_and_in_the_other(monkeypatch: pytest.Monke
     assert "wherever those have the same size" in text
     assert "steps 2000, batch 32" in text
     assert len(record["settings"]["arms"]) == 12
-    turned = dit._scaling(staged(lambda arm: 0.01 * cost(arm) ** 0.5, monkeypatch, tmp_path, QUICK))
+    turned = dit._scaling(staged(lambda variant: 0.01 * cost(variant) ** 0.5, monkeypatch, tmp_path, QUICK))
     assert verdicts(turned) == {"reversed"}
-    deaf = dit._scaling(staged(lambda arm: 20.0, monkeypatch, tmp_path, QUICK))
+    deaf = dit._scaling(staged(lambda variant: 20.0, monkeypatch, tmp_path, QUICK))
     assert "shown" not in verdicts(deaf)
 
 
@@ -279,6 +282,6 @@ def test_curves_may_have_places_of_their_own():
         {"x_label": c.x_label, "y_label": c.y_label, "x": c.x, "lines": c.lines, "log_x": True, "log_y": True}
         for c in (shared, apart)
     ]
-    drawn = [curves_chart([record]) for record in records]
+    drawn = [plot_curves([record]) for record in records]
     assert all(one.startswith(b"\x89PNG") for one in drawn)
     assert drawn[0] != drawn[1]

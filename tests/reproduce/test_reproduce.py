@@ -25,7 +25,7 @@ from unveil.reproduce.claims import cfg as cfg_claims
 from unveil.reproduce.claims import ddim as ddim_claims
 from unveil.reproduce.claims import iddpm as iddpm_claims
 from unveil.reproduce.claims import ncsn as ncsn_claims
-from unveil.reproduce.experiment import QUICK, ExperimentContext, ExperimentResults, compared
+from unveil.reproduce.experiment import QUICK, ExperimentContext, ExperimentResults, compare
 
 QUIET = Console(quiet=True)
 EXPECTED = {
@@ -160,7 +160,7 @@ def test_nothing_is_overwritten_without_force(tmp_path: Path, cache: Path):
     with pytest.raises(OutputError, match=r"ddim-consistency.*png: .*not overwritten"):
         reproduce("ddim-consistency", quick=True, out=tmp_path, console=QUIET, cache=cache)
     (tmp_path / "edm-heun.json").write_text('{"a": 1}')
-    with pytest.raises(RecipeError, match=r"edm-heun\.json: no record of a claim"):
+    with pytest.raises(RecipeError, match=r"edm-heun\.json: not the record of a claim"):
         reproduce("ddim-consistency", quick=True, out=tmp_path, console=QUIET, cache=cache, force=True)
     (tmp_path / "edm-heun.json").unlink()
     reproduce("ddim-consistency", quick=True, out=tmp_path, console=QUIET, cache=cache, force=True)
@@ -197,13 +197,13 @@ def test_a_run_without_power_is_repeated_at_four_times_the_seeds(
 ):
     seen: list[int] = []
 
-    def experiment(bench: ExperimentContext) -> ExperimentResults:
-        seen.append(bench.scale.seeds)
-        values = [1.0 + 0.1 * (seed % 2) for seed in bench.seeds]
-        other = [1.0 + 0.1 * (seed % 3 == 0) for seed in bench.seeds]
+    def experiment(context: ExperimentContext) -> ExperimentResults:
+        seen.append(context.scale.seeds)
+        values = [1.0 + 0.1 * (seed % 2) for seed in context.seeds]
+        other = [1.0 + 0.1 * (seed % 3 == 0) for seed in context.seeds]
         paper = PublishedResult(0.99, 1.0, "a small effect")
         return ExperimentResults(
-            [compared("a is lower", "m", ("a", values), ("b", other), (values, other), paper=paper)]
+            [compare("a is lower", "m", ("a", values), ("b", other), (values, other), paper=paper)]
         )
 
     monkeypatch.setitem(all_claims(), "ddim-steps", replace(all_claims()["ddim-steps"], run=experiment))

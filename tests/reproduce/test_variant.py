@@ -20,8 +20,8 @@ from unveil.errors import RecipeError
 from unveil.evaluate import features
 from unveil.io.images import to_unit
 from unveil.reproduce.claims import ncsn, solvers
-from unveil.reproduce.fidelity import fidelity, wanted_labels
-from unveil.reproduce.guidance_classifier import train_guide
+from unveil.reproduce.fidelity import class_labels, fidelity
+from unveil.reproduce.guidance_classifier import train_guidance_classifier
 from unveil.reproduce.variant import TrainBudget, Variant, bind_labels, build, loss_of, train
 
 TINY = TrainBudget(channels=8, steps=3, batch=8, warmup=1, ema=0.0, chain=20)
@@ -61,11 +61,11 @@ def test_arms_differ_in_what_they_say_and_start_alike():
 
 def test_the_networks_of_exploding_variance_learn():
     budget = TrainBudget(channels=8, steps=60, batch=16, warmup=5, ema=0.9)
-    arm = Variant("ve", prediction="edm")
+    variant = Variant("ve", prediction="edm")
     x0, streams = to_unit(digits("held-out").pixels[:64]), SampleRNG(0, range(64))
-    networks = build(arm, budget, 1).eval(), train(arm, budget, 1)
+    networks = build(variant, budget, 1).eval(), train(variant, budget, 1)
     with torch.no_grad():
-        before, after = (float(loss_of(arm, budget)(network, x0, None, streams, 0).value) for network in networks)
+        before, after = (float(loss_of(variant, budget)(network, x0, None, streams, 0).value) for network in networks)
     assert after < 0.7 * before
 
 
@@ -86,19 +86,19 @@ def test_fidelity_of_real_images_and_of_wrong_labels():
     pixels, labels = part.pixels[:225], part.labels[:225]
     reference = judge.features(part.pixels[225:])
     real = fidelity(judge, pixels, labels, reference)
-    assert real.misread < 0.03
+    assert real.error_rate < 0.03
     assert real.imprecision < 0.3
     assert real.recall > 0.7
-    assert fidelity(judge, pixels, (labels + 1) % 10, reference).misread > 0.97
+    assert fidelity(judge, pixels, (labels + 1) % 10, reference).error_rate > 0.97
     one_class = pixels[labels == 0].repeat(12, 1, 1, 1)[:225]
     assert fidelity(judge, one_class, torch.zeros(225), reference).recall < 0.3
-    assert wanted_labels(12).tolist() == [*range(10), 0, 1]
+    assert class_labels(12).tolist() == [*range(10), 0, 1]
 
 
 @pytest.mark.slow
 def test_a_guide_learns_to_read_clean_and_noisy_digits():
     process = DiscreteVP(betas("cosine", 50))
-    guide = train_guide(process, 3, 6)
+    guide = train_guidance_classifier(process, 3, 6)
     part = digits("held-out")
     assert part.labels is not None
     x0 = to_unit(part.pixels)

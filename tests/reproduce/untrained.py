@@ -32,23 +32,23 @@ def drawn(size: Sequence[int], draw: torch.Generator) -> Tensor:
 class Untrained(ExperimentContext):
     """Builds each arm and what it would minimise, and draws what a training would have left behind, by the seed."""
 
-    def network(self, arm: Variant, seed: int) -> Denoiser:
-        if (arm, seed) not in self._known:
-            loss_of(arm, self.scale.budget)
-            denoiser = build(arm, self.scale.budget, seed)
+    def network(self, variant: Variant, seed: int) -> Denoiser:
+        if (variant, seed) not in self._networks:
+            loss_of(variant, self.scale.budget)
+            denoiser = build(variant, self.scale.budget, seed)
             shaken(denoiser, seed)
-            self._known[arm, seed] = denoiser
-        return self._known[arm, seed]
+            self._networks[variant, seed] = denoiser
+        return self._networks[variant, seed]
 
-    def course(self, arm: RecipeVariant, seed: int) -> TrainingHistory:
-        if (arm, seed) not in self._followed:
-            before = None if arm.after is None else self.course(arm.after, seed).model
-            recipe = arm.read(self.scale.quick)
-            model = init_recipe_model(arm, seed, self.scale.quick, before)
+    def training_history(self, variant: RecipeVariant, seed: int) -> TrainingHistory:
+        if (variant, seed) not in self._histories:
+            before = None if variant.after is None else self.training_history(variant.after, seed).model
+            recipe = variant.recipe_config(self.scale.quick)
+            model = init_recipe_model(variant, seed, self.scale.quick, before)
             recipe.objective.build(recipe, model.process, recipe.train.batch_size)
             shaken(model, seed)
             steps, draw = eval_steps(recipe), torch.Generator().manual_seed(seed)
-            pixels = drawn((len(steps), self.scale.pictures, *model.shape), draw)
+            pixels = drawn((len(steps), self.scale.samples, *model.shape), draw)
             losses = torch.rand(len(steps), generator=draw).tolist()
-            self._followed[arm, seed] = TrainingHistory(model, steps, pixels, losses, 0.0, kept=False)
-        return self._followed[arm, seed]
+            self._histories[variant, seed] = TrainingHistory(model, steps, pixels, losses, 0.0, cached=False)
+        return self._histories[variant, seed]

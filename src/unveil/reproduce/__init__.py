@@ -1,4 +1,8 @@
-"""Claims of papers as small experiments: paired arms, several seeds, a placebo and a computed verdict."""
+"""Claims of papers as small experiments with paired arms, several seeds, a placebo and a computed verdict.
+
+An arm is one side of a comparison: a trained variant or a sampler setting. A placebo compares an arm with itself under
+other seeds.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A claim as an experiment, the bench that it is run on, and what it finds."""
+"""Claims as experiments: the experiment, its context and its results."""
 
 from __future__ import annotations
 
@@ -17,65 +17,76 @@ from unveil.errors import RecipeError
 from unveil.evaluate.verdict import MIN_SEEDS, Comparison, PublishedResult
 from unveil.io.images import to_unit
 from unveil.reproduce.training_history import RecipeVariant, TrainingHistory, train_and_track
-from unveil.reproduce.variant import TrainBudget, Variant, trained
+from unveil.reproduce.variant import TrainBudget, Variant, train_or_load
 
 T = TypeVar("T")
 
 DIGITS = "scikit-learn digits, 8 x 8, unconditional: 1,347 to train on, 450 held out"
 LABELLED = "scikit-learn digits, 8 x 8, class-conditional: 1,347 to train on, 450 held out"
 
-# Two seeds that are this far apart make a placebo: the arm of seed s against itself with seed s + PLACEBO.
+# Offset between the two seeds of a placebo: a variant with seed s against itself with seed s + PLACEBO.
 PLACEBO = 100
 
 
 class ProgressCounter(Protocol):
-    """Counts to a total where a person can see it."""
+    """Progress bar of a task with a fixed total."""
 
     def advance(self, by: int = 1) -> None:
-        """Counts on."""
+        """Advance the bar."""
         ...
 
 
 class ProgressConsole(Protocol):
-    """Where an experiment shows how far it is."""
+    """Console on which an experiment reports its progress."""
 
     def say(self, text: str) -> None:
-        """A line for a person."""
+        """Print a line."""
         ...
 
     def progress(self, what: str, total: int) -> AbstractContextManager[ProgressCounter]:
-        """A counter with speed and time left."""
+        """Open a progress bar with speed and remaining time."""
         ...
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How large a run is, the same for all of its arms.
+    """Size of a run, the same for all of its variants.
 
     Attributes:
-        seeds: how many pairs of arms.
-        pictures: held-out pictures that a measure uses, and as many samples; more than features.
+        seeds: Number of seeds, each of which gives one pair of values.
+        samples: Number of samples of a metric, and of the held-out images that they are compared with. It exceeds
+            the number of features.
+        budget: Training budget of the digits networks.
+        quick: True for the smoke run.
     """
 
     seeds: int = MIN_SEEDS
-    pictures: int = 450
+    samples: int = 450
     budget: TrainBudget = field(default_factory=TrainBudget)
     quick: bool = False
 
     def pick(self, full: T, quick: T) -> T:
-        """One of two settings of a measure."""
+        """Return the setting of the full run or that of the smoke run."""
         return quick if self.quick else full
 
 
 FULL = Scale()
-QUICK = Scale(pictures=70, budget=TrainBudget(channels=8, steps=4, batch=8, warmup=1, ema=0.5, chain=50), quick=True)
+QUICK = Scale(samples=70, budget=TrainBudget(channels=8, steps=4, batch=8, warmup=1, ema=0.5, chain=50), quick=True)
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A measure along a setting, one line per arm; y holds one list per seed, x may hold a list per line.
+    """Metric as a function of a setting, with one line per variant.
 
-    Beyond four, lines are told apart by colour and style: every four in turn share a style.
+    The first four lines differ in colour. Every further group of four has another line style.
+
+    Attributes:
+        x_label: Name of the setting.
+        y_label: Name of the metric.
+        x: Values of the setting, the same for all lines or a list by line.
+        lines: One list of metric values per seed, by line.
+        log_x: Logarithmic x axis.
+        log_y: Logarithmic y axis.
     """
 
     x_label: str
@@ -88,7 +99,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class ImageSheet:
-    """Pictures worth seeing: uint8 (N, C, H, W), C of 1 or 3, in rows of `columns`."""
+    """Grid of images uint8 (N, C, H, W) for the page, with `columns` images per row and C of 1 or 3."""
 
     name: str
     caption: str
@@ -98,7 +109,7 @@ class ImageSheet:
 
 @dataclass
 class ExperimentResults:
-    """What an experiment hands back."""
+    """Comparisons, curves, image grids and notes of one experiment."""
 
     comparisons: list[Comparison]
     curves: list[Curve] = field(default_factory=list)
@@ -107,105 +118,109 @@ class ExperimentResults:
 
 
 class ExperimentContext:
-    """Where an experiment gets its networks and pictures from.
+    """Trained networks, held-out images and progress output for an experiment.
 
     Attributes:
-        training_seconds: CPU seconds that the networks took which were asked for, here or in an earlier run.
-        asked: these networks, (arm, seed).
+        training_seconds: CPU seconds of training of all requested networks, in this run or in an earlier one.
+        cached_seconds: Part of `training_seconds` that earlier runs spent.
     """
 
     def __init__(self, scale: Scale, cache: Path, console: ProgressConsole) -> None:
         self.scale, self.cache, self.console = scale, cache, console
-        self._known: dict[tuple[Variant, int], Denoiser] = {}
-        self._followed: dict[tuple[RecipeVariant, int], TrainingHistory] = {}
-        self._measured: dict[tuple[str, int], Any] = {}
+        self._networks: dict[tuple[Variant, int], Denoiser] = {}
+        self._histories: dict[tuple[RecipeVariant, int], TrainingHistory] = {}
+        self._metrics: dict[tuple[str, int], Any] = {}
         self.training_seconds = 0.0
-        self.earlier_seconds = 0.0  # of them, spent by earlier runs
+        self.cached_seconds = 0.0
 
     @property
-    def asked(self) -> list[tuple[Variant | RecipeVariant, int]]:
-        """The networks that were asked for."""
-        return [*self._known, *self._followed]
+    def trained_variants(self) -> list[tuple[Variant | RecipeVariant, int]]:
+        """Every requested variant with its seed."""
+        return [*self._networks, *self._histories]
 
     @property
     def seeds(self) -> range:
-        """One number per pair of arms."""
+        """Seeds of the run."""
         return range(self.scale.seeds)
 
-    def network(self, arm: Variant, seed: int) -> Denoiser:
-        """The arm trained with this seed; the same one for every claim that asks."""
-        if (arm, seed) not in self._known:
+    def network(self, variant: Variant, seed: int) -> Denoiser:
+        """Return the variant trained with this seed; all claims share it."""
+        if (variant, seed) not in self._networks:
             steps = self.scale.budget.steps
-            with self.console.progress(f"training {describe(arm)}, seed {seed}: step", steps) as counter:
-                found = trained(arm, self.scale.budget, seed, self.cache, counter.advance)
-            self.spent(found.cpu_seconds, found.kept)
-            self._known[arm, seed] = found.denoiser
-        return self._known[arm, seed]
+            with self.console.progress(f"training {describe(variant)}, seed {seed}: step", steps) as counter:
+                result = train_or_load(variant, self.scale.budget, seed, self.cache, counter.advance)
+            self.add_training_time(result.cpu_seconds, result.cached)
+            self._networks[variant, seed] = result.denoiser
+        return self._networks[variant, seed]
 
-    def course(self, arm: RecipeVariant, seed: int) -> TrainingHistory:
-        """The training of a recipe's arm with this seed; the same one for every claim that asks."""
-        if (arm, seed) not in self._followed:
-            before = None if arm.after is None else self.course(arm.after, seed).model
-            steps, quick = arm.read(self.scale.quick).train.steps, self.scale.quick
-            what = f"{arm.recipe} {arm.changes}".strip()
-            with self.console.progress(f"training {what}, seed {seed}: step", steps) as counter:
-                found = train_and_track(arm, quick, seed, self.scale.pictures, self.cache, counter.advance, before)
-            self.spent(found.cpu_seconds, found.kept)
-            self._followed[arm, seed] = found
-        return self._followed[arm, seed]
+    def training_history(self, variant: RecipeVariant, seed: int) -> TrainingHistory:
+        """Return the training of a recipe's variant with this seed; all claims share it."""
+        if (variant, seed) not in self._histories:
+            initial_model = None if variant.after is None else self.training_history(variant.after, seed).model
+            steps, quick = variant.recipe_config(self.scale.quick).train.steps, self.scale.quick
+            name = f"{variant.recipe} {variant.changes}".strip()
+            with self.console.progress(f"training {name}, seed {seed}: step", steps) as counter:
+                history = train_and_track(
+                    variant, quick, seed, self.scale.samples, self.cache, counter.advance, initial_model
+                )
+            self.add_training_time(history.cpu_seconds, history.cached)
+            self._histories[variant, seed] = history
+        return self._histories[variant, seed]
 
-    def spent(self, cpu_seconds: float, earlier: bool) -> None:
-        """Counts CPU seconds of a training, of this run or of an earlier one."""
+    def add_training_time(self, cpu_seconds: float, cached: bool) -> None:
+        """Add the CPU seconds of a training, of this run or of an earlier one."""
         self.training_seconds += cpu_seconds
-        self.earlier_seconds += cpu_seconds if earlier else 0.0
+        self.cached_seconds += cpu_seconds if cached else 0.0
 
     def held_out(self, count: int | None = None) -> Tensor:
-        """uint8 pictures that no network has seen, spread evenly over the held-out part."""
+        """Return uint8 images that are not trained on, spread evenly over the held-out split."""
         pixels = digits("held-out").pixels
-        count = count or self.scale.pictures
+        count = count or self.scale.samples
         return pixels[torch.arange(count) * len(pixels) // count]
 
     def held_out_unit(self, count: int | None = None) -> Tensor:
-        """The same in [-1, 1]."""
+        """Return the held-out images in [-1, 1]."""
         return to_unit(self.held_out(count))
 
-    def each_seed(self, what: str, measure: Callable[[int], T]) -> list[T]:
-        """The measure of each seed; taken once, so that a larger run adds to a smaller one."""
-        return self._each(what, self.seeds, measure)
+    def each_seed(self, name: str, metric: Callable[[int], T]) -> list[T]:
+        """Return the metric of each seed, computed once, so that a larger run reuses those of a smaller one."""
+        return self._each(name, self.seeds, metric)
 
-    def each_placebo(self, what: str, measure: Callable[[int], T]) -> list[T]:
-        """The same of the seeds that make the placebo."""
-        return self._each(what, [seed + PLACEBO for seed in self.seeds], measure)
+    def each_placebo(self, name: str, metric: Callable[[int], T]) -> list[T]:
+        """Return the metric of each seed of the placebo, computed once."""
+        return self._each(name, [seed + PLACEBO for seed in self.seeds], metric)
 
-    def _each(self, what: str, seeds: Sequence[int], measure: Callable[[int], T]) -> list[T]:
+    def _each(self, name: str, seeds: Sequence[int], metric: Callable[[int], T]) -> list[T]:
         for seed in seeds:
-            if (what, seed) not in self._measured:
-                self.console.say(f"{what}, seed {seed}")
-                self._measured[what, seed] = measure(seed)
-        return [self._measured[what, seed] for seed in seeds]
+            if (name, seed) not in self._metrics:
+                self.console.say(f"{name}, seed {seed}")
+                self._metrics[name, seed] = metric(seed)
+        return [self._metrics[name, seed] for seed in seeds]
 
 
-def describe(arm: Variant) -> str:
-    """An arm in a few words."""
-    parts = [arm.process, arm.prediction, arm.objective]
-    parts += [arm.variance] if arm.variance != "fixed-small" else []
-    parts += [{"second-moment": "importance sampling"}.get(arm.time, arm.time)] if arm.time != "uniform" else []
-    parts += [arm.modulation] if arm.modulation != "add" else []
-    parts += ["labels"] if arm.drop is not None else []
+def describe(variant: Variant) -> str:
+    """Return a short description of a variant."""
+    parts = [variant.process, variant.prediction, variant.objective]
+    parts += [variant.variance] if variant.variance != "fixed-small" else []
+    times = {"uniform": [], "second-moment": ["importance sampling"]}
+    parts += times.get(variant.time, [variant.time])
+    parts += [variant.modulation] if variant.modulation != "add" else []
+    parts += ["labels"] if variant.drop is not None else []
     return " + ".join(parts)
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of a paper as an experiment.
+    """Claim of a paper and the experiment that tests it.
 
     Attributes:
-        claim: in one sentence.
-        paper: where it is made.
-        method: how it is tested here, in a few sentences.
-        run: the experiment.
-        data: what it is tested on.
-        seeds: pairs of arms of a full run; more than three where three leave too wide an interval.
+        name: Name on the command line.
+        claim: The claim in one sentence.
+        paper: Paper that makes the claim.
+        method: Description of the experiment in a few sentences.
+        run: The experiment.
+        data: Description of the data.
+        seeds: Number of seeds of a full run. It exceeds three if three leave too wide an interval.
     """
 
     name: str
@@ -221,7 +236,7 @@ class Claim:
             raise RecipeError(f"{self.name}: {self.seeds} seeds; a verdict needs at least {MIN_SEEDS}")
 
 
-def compared(
+def compare(
     name: str,
     measure: str,
     better: tuple[str, Sequence[float]],
@@ -231,7 +246,17 @@ def compared(
     paper: PublishedResult | None = None,
     primary: bool = True,
 ) -> Comparison:
-    """A comparison of two named arms, of which the first is claimed to be lower."""
+    """Return the comparison of two arms, of which the first is claimed to have the lower metric.
+
+    Args:
+        name: The claim in words.
+        measure: Name of the metric.
+        better: Name and values by seed of the arm that is claimed to be better.
+        worse: Name and values by seed of the other arm.
+        placebo: Values of two arms that differ in their seed only.
+        paper: Published values of both arms.
+        primary: False for a comparison that does not decide about the claim.
+    """
     pairs = tuple(zip(placebo[0], placebo[1], strict=True))
     arms = (better[0], worse[0])
     return Comparison(name, measure, arms, tuple(better[1]), tuple(worse[1]), pairs, paper, primary)

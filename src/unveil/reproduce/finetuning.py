@@ -1,4 +1,4 @@
-"""A part trained on a base that stays as it is, such as a ControlNet or a LoRA, and kept for other claims."""
+"""Training of a ControlNet or a LoRA on a frozen base model, cached for all claims."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from unveil.reproduce.variant import LOOP, CachedTraining, cache_get, cache_put,
 
 
 class TrainablePart(Protocol):
-    """The part that trains, whose tensors are kept."""
+    """Trainable part of a model."""
 
     def state_dict(self) -> Mapping[str, Tensor]:
-        """Its tensors by name."""
+        """Return the tensors by name."""
         ...
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor], /) -> Any:
-        """Copies tensors into it."""
+        """Copy tensors into the part."""
         ...
 
 
 def finetune(
-    bench: ExperimentContext,
+    context: ExperimentContext,
     model: Model,
     recipe: Recipe,
     seed: int,
@@ -41,41 +41,44 @@ def finetune(
     part_of: Callable[[Model], TrainablePart],
     on: Mapping[str, Any],
 ) -> Model:
-    """A second model whose part was trained as the recipe says, its weights averaged; the one given stays.
+    """Return a copy of a model whose trainable part has the EMA weights of a training with a recipe.
 
     Args:
-        model: the base with the untrained part, which alone has gradients.
-        recipe: of the part.
-        part_of: finds it in a model.
-        on: what the base follows from, and all else of the recipe that makes a difference.
+        context: Context of the experiment.
+        model: Base model with the untrained part, which alone has gradients. It is not changed.
+        recipe: Recipe of the part.
+        seed: Seed of the order of the data and of the noise.
+        part_of: Function that returns the part of a model.
+        on: Settings that determine the base model, and all other settings that determine the result.
 
     Raises:
-        NonFinite: the loss left the finite numbers.
+        NonFinite: The loss is not finite.
     """
-    from unveil.train.batch_preparation import prepare  # with these comes Lightning, which takes seconds
+    from unveil.train.batch_preparation import prepare  # imports Lightning, which takes seconds
     from unveil.train.data_order import EpochShuffle, IndexedDataset
 
-    told = recipe.model_dump(mode="json", include={"data", "network", "process", "train"})
-    facts = {"loop": LOOP, "what": recipe.name, "recipe": told, "on": on, "seed": seed}
-    made, found = copy.deepcopy(model), cache_get(bench.cache, facts)
-    if found is not None:
-        part_of(made).load_state_dict(found.tensors)
-        bench.spent(found.cpu_seconds, earlier=True)
-        return made.eval()
-    pictures = data.open(recipe.data.build())
-    keys, objective = list(made.conditioners), recipe.objective.build(recipe, made.process, recipe.train.batch_size)
-    numbered = IndexedDataset(pictures, EpochShuffle(len(pictures), seed), recipe.key, keys)
+    config = recipe.model_dump(mode="json", include={"data", "network", "process", "train"})
+    key = {"loop": LOOP, "what": recipe.name, "recipe": config, "on": on, "seed": seed}
+    finetuned, entry = copy.deepcopy(model), cache_get(context.cache, key)
+    if entry is not None:
+        part_of(finetuned).load_state_dict(entry.state_dict)
+        context.add_training_time(entry.cpu_seconds, cached=True)
+        return finetuned.eval()
+    images = data.open(recipe.data.build())
+    keys = list(finetuned.conditioners)
+    objective = recipe.objective.build(recipe, finetuned.process, recipe.train.batch_size)
+    dataset = IndexedDataset(images, EpochShuffle(len(images), seed), recipe.key, keys)
 
     def loss_of(numbers: range, streams: SampleRNG, step: int) -> LossOutput:
-        x0, condition = prepare(made, numbered.__getitems__(list(numbers)), streams, step)
-        return objective(with_controlnets(made.denoiser, made.controls), x0, condition, streams, step)
+        x0, condition = prepare(finetuned, dataset.__getitems__(list(numbers)), streams, step)
+        return objective(with_controlnets(finetuned.denoiser, finetuned.controls), x0, condition, streams, step)
 
-    begun = time.process_time()
-    with bench.console.progress(f"training {recipe.name}, seed {seed}: step", recipe.train.steps) as counter:
-        average = train_loop(
-            made, loss_of, train_schedule(recipe), seed, recipe.name, lambda _, step: counter.advance()
+    start = time.process_time()
+    with context.console.progress(f"training {recipe.name}, seed {seed}: step", recipe.train.steps) as counter:
+        ema = train_loop(
+            finetuned, loss_of, train_schedule(recipe), seed, recipe.name, lambda _, step: counter.advance()
         )
-    spent = time.process_time() - begun
-    cache_put(bench.cache, facts, CachedTraining(part_of(average).state_dict(), spent))
-    bench.spent(spent, earlier=False)
-    return average.eval()
+    cpu_seconds = time.process_time() - start
+    cache_put(context.cache, key, CachedTraining(part_of(ema).state_dict(), cpu_seconds))
+    context.add_training_time(cpu_seconds, cached=False)
+    return ema.eval()

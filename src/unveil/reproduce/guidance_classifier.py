@@ -1,4 +1,4 @@
-"""A classifier of noisy digits, trained for an experiment to guide its samples; it judges nothing."""
+"""Training of a classifier of noisy digits for classifier guidance; no metric uses it."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ NETWORK = NoisyClassifierConfig(
 
 
 def steps_of(epochs: int) -> int:
-    """The training steps of so many passes over the digits."""
+    """Return the training steps of that many epochs over the digits."""
     return epochs * (len(digits("train")) // BATCH)
 
 
-def train_guide(
+def train_guidance_classifier(
     process: Process, seed: int, epochs: int, on_step: Callable[[], object] = lambda: None
 ) -> GuidanceClassifier:
-    """A small encoder with attention pooling, on the training digits with the noise of every time alike.
+    """Train a small encoder with attention pooling on digits with noise of uniformly drawn times.
 
     Source: Dhariwal & Nichol 2021, section 4.1 and appendix H (arXiv:2105.05233).
     """
-    from unveil.train.classifier import ClassifierConfig, train_classifier  # with it comes Lightning: seconds
+    from unveil.train.classifier import ClassifierConfig, train_classifier  # imports Lightning
 
     config = ClassifierConfig(NETWORK, epochs, BATCH, RATE, seed=seed, process=process)
-    found = train_classifier(config, digits("train"), digits("held-out"), lambda _: on_step())
-    assert isinstance(found.network, NoisyClassifier)
-    return GuidanceClassifier(found.network, process)
+    training = train_classifier(config, digits("train"), digits("held-out"), lambda _: on_step())
+    assert isinstance(training.network, NoisyClassifier)
+    return GuidanceClassifier(training.network, process)

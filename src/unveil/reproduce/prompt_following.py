@@ -24,21 +24,21 @@ WORLD = (
     "the playground, 16 x 16, 8 frames at 8 a second: one of five shapes in one of eight colours that stays or goes "
     "left, right, up or down; a tenth of the combinations is held out from training and asked for"
 )
-PICTURES = "'data.frames=[1]' 'shape=[3, 16, 16]' train.batch_size=128 train.steps=500"
-QUICK_PICTURES = "'data.frames=[1]' 'shape=[3, 16, 16]' train.steps=2"
-CLIPS, QUICK_CLIPS = "train.steps=600", "train.steps=3"
-TRAINED = (
+IMAGE_TRAINING = "'data.frames=[1]' 'shape=[3, 16, 16]' train.batch_size=128 train.steps=500"
+QUICK_IMAGE_TRAINING = "'data.frames=[1]' 'shape=[3, 16, 16]' train.steps=2"
+VIDEO_TRAINING, QUICK_VIDEO_TRAINING = "train.steps=600", "train.steps=3"
+METHOD = (
     f"The recipe `{RECIPE}` in float32: 500 steps of 128 pictures, then 600 of 32 clips. Samples by 8 Euler steps with "
     "guidance 2.5 for the texts of held-out clips, a tenth of them combinations that training never has; the detector "
     "reads them back. "
 )
 QUICK_READ = 24  # clips, which take longer to read than to make
-SHOWN = 4  # clips of each arm on a sheet
-MISSED = "share of colours, shapes and motions that clips do not show as their text says"
+PREVIEW_COUNT = 4  # clips of each arm on a sheet
+ATTRIBUTE_ERROR = "share of colours, shapes and motions that clips do not show as their text says"
 
 
-def arm_of(
-    bench: ExperimentContext, changes: str = "", clips: str = "", *, pictures: tuple[str, str] | None = None
+def two_stage_variant(
+    context: ExperimentContext, changes: str = "", clips: str = "", *, images: tuple[str, str] | None = None
 ) -> RecipeVariant:
     """An arm that is trained on pictures, and goes on with clips.
 
@@ -46,7 +46,7 @@ def arm_of(
         changes: of both trainings. clips: of that on clips alone.
         pictures: changes of that on pictures alone, in full and in the quick form.
     """
-    first = bench.scale.pick(*(pictures or (PICTURES, QUICK_PICTURES)))
+    first = context.scale.pick(*(images or (IMAGE_TRAINING, QUICK_IMAGE_TRAINING)))
     before = RecipeVariant(RECIPE, f"{changes} {first}".strip())
     return RecipeVariant(RECIPE, f"{changes} {clips}".strip(), after=before)
 
@@ -57,7 +57,7 @@ def attribute_error(prompts: Sequence[EvalPrompt], clips: Tensor) -> float:
     return 1 - sum(hit[name] for hit in hits for name in PROMPT_ATTRIBUTES) / (len(PROMPT_ATTRIBUTES) * len(hits))
 
 
-ASKED_IN = {
+PROMPT_STYLES = {
     "plain": "in its own register, without guidance",
     "guided": "in its own register, with guidance",
     "short": "in short texts, without guidance",
@@ -77,58 +77,58 @@ class PromptFollowingCurve(NamedTuple):
     """The training of an arm at its points: what its clips miss, and its loss; shown are first clips of the last."""
 
     steps: list[int]
-    missed: list[float]
+    attribute_errors: list[float]
     loss: list[float]
     shown: Tensor
 
 
-def prompt_following_curve(bench: ExperimentContext, arm: RecipeVariant, seed: int) -> PromptFollowingCurve:
+def prompt_following_curve(context: ExperimentContext, variant: RecipeVariant, seed: int) -> PromptFollowingCurve:
     """The training of this seed, its samples read."""
-    course = bench.course(arm, seed)
-    count = _read(bench)
-    prompts = prompts_of(arm.read(bench.scale.quick), count)
-    found = [attribute_error(prompts, clips[:count]) for clips in course.pixels]
-    return PromptFollowingCurve(course.steps, found, course.losses, course.pixels[-1][:SHOWN])
+    history = context.training_history(variant, seed)
+    count = _read(context)
+    prompts = prompts_of(variant.recipe_config(context.scale.quick), count)
+    found = [attribute_error(prompts, clips[:count]) for clips in history.pixels]
+    return PromptFollowingCurve(history.steps, found, history.losses, history.pixels[-1][:PREVIEW_COUNT])
 
 
-def _read(bench: ExperimentContext) -> int:
+def _read(context: ExperimentContext) -> int:
     """How many clips of each arm are read."""
-    return bench.scale.pick(bench.scale.pictures, min(bench.scale.pictures, QUICK_READ))
+    return context.scale.pick(context.scale.samples, min(context.scale.samples, QUICK_READ))
 
 
-def strips(name: str, caption: str, rows: Sequence[Tensor]) -> ImageSheet:
+def frame_sheet(name: str, caption: str, rows: Sequence[Tensor]) -> ImageSheet:
     """Clips (N, 3, T, H, W) of each arm, every clip a row of its frames."""
     clips = torch.cat(list(rows))
     return ImageSheet(name, caption, clips.transpose(1, 2).flatten(0, 1), clips.shape[2])
 
 
 def score_prompts_of(
-    bench: ExperimentContext, arm: RecipeVariant, seed: int, register: Register
+    context: ExperimentContext, variant: RecipeVariant, seed: int, register: Register
 ) -> PromptFollowingScores:
     """What clips of this seed miss of what held-out clips show, asked in a register and in short texts."""
-    course, count = bench.course(arm, seed), _read(bench)
-    world = held_out_videos(arm.read(bench.scale.quick))
+    history, count = context.training_history(variant, seed), _read(context)
+    world = held_out_videos(variant.recipe_config(context.scale.quick))
     own, short = (dataset_prompts(world, count, [one]) for one in (register, "short"))
 
-    def draw(asked: Sequence[EvalPrompt], scale: float | None = 1.0) -> Tensor:
+    def draw(prompts: Sequence[EvalPrompt], scale: float | None = 1.0) -> Tensor:
         with quietly():
-            raw = {"prompt": [one.text for one in asked]}
-            return to_pixels(course.model.generate(cond=raw, count=count, seed=seed, guidance_scale=scale))
+            raw = {"prompt": [one.text for one in prompts]}
+            return to_pixels(history.model.generate(cond=raw, count=count, seed=seed, guidance_scale=scale))
 
     plain = draw(own)
     return PromptFollowingScores(
         attribute_error(own, plain),
         attribute_error(own, draw(own, None)),
         attribute_error(short, draw(short)),
-        plain[:SHOWN],
+        plain[:PREVIEW_COUNT],
     )
 
 
-def by_prompt_style(found: Mapping[str, Sequence[PromptFollowingScores]]) -> Curve:
+def prompt_style_curve(found: Mapping[str, Sequence[PromptFollowingScores]]) -> Curve:
     """What the arms miss, by how they were asked."""
-    ways = "; ".join(f"{number}: {words}" for number, words in enumerate(ASKED_IN.values()))
-    lines = {name: [[getattr(one, field) for field in ASKED_IN] for one in drawn] for name, drawn in found.items()}
-    return Curve(f"asked {ways}", MISSED, list(range(len(ASKED_IN))), lines)
+    ways = "; ".join(f"{number}: {words}" for number, words in enumerate(PROMPT_STYLES.values()))
+    lines = {name: [[getattr(one, field) for field in PROMPT_STYLES] for one in drawn] for name, drawn in found.items()}
+    return Curve(f"asked {ways}", ATTRIBUTE_ERROR, list(range(len(PROMPT_STYLES))), lines)
 
 
 def part(drawn: Sequence[PromptFollowingScores], field: str) -> list[float]:

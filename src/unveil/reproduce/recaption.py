@@ -41,29 +41,29 @@ class RecaptionedVideos(NamedTuple):
     right: float
 
 
-def recaption(bench: ExperimentContext, recipe: Recipe, seed: int) -> RecaptionedVideos:
+def recaption(context: ExperimentContext, recipe: Recipe, seed: int) -> RecaptionedVideos:
     """The captions of a recipe's data by a captioner of this seed, from the cache where they are there.
 
     The captioner is taught on one of `LABELLED` of these clips: short captions first, then dense ones.
     """
-    quick, config = bench.scale.quick, recipe.data.build()
+    quick, config = context.scale.quick, recipe.data.build()
     stages = {name: _captioner(name, config, seed, quick) for name in (SHORT, DENSE)}
     facts = [one.model_dump(mode="json") for one in (recipe.data, *stages.values())]
     digest = hashlib.sha256(json.dumps([_MADE, facts], sort_keys=True).encode()).hexdigest()[:16]
-    folder = bench.cache / f"captions-{digest}"
+    folder = context.cache / f"captions-{digest}"
     file, about = folder / "told.jsonl", folder / "about.json"
     kept = about.exists()
     if not kept:
         begun = time.process_time()
         with quietly():
             model = _taught(stages, folder)
-        _tell(bench, model, Playground(config), file)
+        _tell(context, model, Playground(config), file)
         right = _judged(
-            model, Playground(stages[DENSE].data.build(), "held-out"), bench.scale.pick(JUDGED, QUICK_JUDGED)
+            model, Playground(stages[DENSE].data.build(), "held-out"), context.scale.pick(JUDGED, QUICK_JUDGED)
         )
         write_atomically(about, json.dumps({"right": right, "cpu_seconds": time.process_time() - begun}))
     known = json.loads(about.read_text())
-    bench.spent(known["cpu_seconds"], kept)
+    context.add_training_time(known["cpu_seconds"], kept)
     return RecaptionedVideos(file, known["right"])
 
 
@@ -92,10 +92,10 @@ def _taught(stages: dict[str, CaptionerRecipe], folder: Path) -> CaptionModel:
     return load_captioner(base)
 
 
-def _tell(bench: ExperimentContext, model: CaptionModel, world: Playground, file: Path) -> None:
+def _tell(context: ExperimentContext, model: CaptionModel, world: Playground, file: Path) -> None:
     """Writes what a captioner says of every clip of a world."""
     teller, rows = _teller(model), list[dict[str, Any]]()
-    with bench.console.progress(f"telling {file.stem}", len(world)) as counter:
+    with context.console.progress(f"telling {file.stem}", len(world)) as counter:
         for begin in range(0, len(world), AT_ONCE):
             items = world.__getitems__(range(begin, min(begin + AT_ONCE, len(world))))
             for number, (item, said) in enumerate(zip(items, _captions(teller, items), strict=True), begin):

@@ -1,4 +1,4 @@
-"""What a run found as plain values: the JSON that its page is made from, and nothing but that."""
+"""JSON record of a run; its page is generated from this record only."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from unveil.reproduce.variant import Variant
 Record = dict[str, Any]
 
 
-def record_of(claim: Claim, bench: ExperimentContext, findings: ExperimentResults, cpu_seconds: float) -> Record:
-    """The whole record of one run, but for the file names of its pictures and a larger run."""
+def record_of(claim: Claim, context: ExperimentContext, results: ExperimentResults, cpu_seconds: float) -> Record:
+    """Return the record of one run, without the file names of its images and without a larger run."""
     return {
         "name": claim.name,
         "claim": claim.claim,
         "paper": claim.paper,
         "method": claim.method,
-        **results_of(findings, bench.scale),
-        "curves": [_curve(curve) for curve in findings.curves],
-        "notes": findings.notes,
-        "settings": settings(claim, bench),
-        "quick": bench.scale.quick,
+        **results_of(results, context.scale),
+        "curves": [_curve(curve) for curve in results.curves],
+        "notes": results.notes,
+        "settings": settings(claim, context),
+        "quick": context.scale.quick,
         "cost": {
             "cpu_seconds": round(cpu_seconds, 1),
-            "training_cpu_seconds": round(bench.training_seconds, 1),
-            "of_it_by_earlier_runs": round(bench.earlier_seconds, 1),
+            "training_cpu_seconds": round(context.training_seconds, 1),
+            "of_it_by_earlier_runs": round(context.cached_seconds, 1),
         },
         "made": {
-            "command": f"python -m unveil reproduce {claim.name}" + (" --quick" if bench.scale.quick else ""),
+            "command": f"python -m unveil reproduce {claim.name}" + (" --quick" if context.scale.quick else ""),
             "date": datetime.now(UTC).strftime("%Y-%m-%d"),
             "commit": commit(),
             "unveil": unveil.__version__,
@@ -48,68 +48,72 @@ def record_of(claim: Claim, bench: ExperimentContext, findings: ExperimentResult
     }
 
 
-def results_of(findings: ExperimentResults, scale: Scale) -> Record:
-    """The part of a record that a larger run has too: seeds, verdict and comparisons."""
+def results_of(results: ExperimentResults, scale: Scale) -> Record:
+    """Return the part of a record that a larger run also has: seeds, verdict and comparisons."""
     return {
         "seeds": scale.seeds,
-        "verdict": overall(findings.comparisons),
-        "comparisons": [_comparison(one) for one in findings.comparisons],
+        "verdict": overall(results.comparisons),
+        "comparisons": [_comparison(comparison) for comparison in results.comparisons],
     }
 
 
-def settings(claim: Claim, bench: ExperimentContext) -> Record:
-    """What was trained and measured on."""
-    arms = list(dict.fromkeys(arm for arm, _ in bench.asked))
+def settings(claim: Claim, context: ExperimentContext) -> Record:
+    """Return the settings of data, training and variants."""
+    variants = list(dict.fromkeys(variant for variant, _ in context.trained_variants))
     return {
         "data": claim.data,
-        "seeds": list(bench.seeds),
-        "placebo_seeds": [seed + PLACEBO for seed in bench.seeds],
-        "pictures": bench.scale.pictures,
-        "training": _training(arms, bench.scale),
-        "arms": [_arm(arm, bench) for arm in arms],
+        "seeds": list(context.seeds),
+        "placebo_seeds": [seed + PLACEBO for seed in context.seeds],
+        "samples": context.scale.samples,
+        "training": _training(variants, context.scale),
+        "arms": [_variant(variant, context) for variant in variants],
     }
 
 
-def _arm(arm: Variant | RecipeVariant, bench: ExperimentContext) -> Record:
-    """An arm's settings; where a machine keeps trained arms is left out of paths, which differ by it."""
-    told = dataclasses.asdict(arm)
-    if isinstance(arm, RecipeVariant):  # the one that it goes on from has a line of its own
-        told |= {"after": "" if arm.after is None else arm.after.changes}
+def _variant(variant: Variant | RecipeVariant, context: ExperimentContext) -> Record:
+    """Return a variant's settings; paths in the cache do not name the cache folder, which differs by machine."""
+    fields = dataclasses.asdict(variant)
+    if isinstance(variant, RecipeVariant):  # the variant that it continues has another entry
+        fields |= {"after": "" if variant.after is None else variant.after.changes}
     return {
-        name: value.replace(str(bench.cache), "CACHE") if isinstance(value, str) else value
-        for name, value in told.items()
+        name: value.replace(str(context.cache), "CACHE") if isinstance(value, str) else value
+        for name, value in fields.items()
     }
 
 
-def _training(arms: Sequence[Variant | RecipeVariant], scale: Scale) -> Record:
-    """What the trainings of all arms have in common: the budget, or the pace of their recipes."""
-    recipes = [arm for arm in arms if isinstance(arm, RecipeVariant)]
+def _training(variants: Sequence[Variant | RecipeVariant], scale: Scale) -> Record:
+    """Return the training settings that all variants share: the budget, or those of their recipes."""
+    recipes = [variant for variant in variants if isinstance(variant, RecipeVariant)]
     if not recipes:
         return dataclasses.asdict(scale.budget)
-    paces = [train_schedule(arm.read(scale.quick))._asdict() for arm in recipes]
-    return {name: value for name, value in paces[0].items() if all(pace[name] == value for pace in paces)}
-
-
-def _comparison(one: Comparison) -> Record:
+    schedules = [train_schedule(variant.recipe_config(scale.quick))._asdict() for variant in recipes]
     return {
-        "name": one.name,
-        "measure": one.measure,
-        "primary": one.primary,
-        "better": {"arm": one.arms[0], "values": list(one.better)},
-        "worse": {"arm": one.arms[1], "values": list(one.worse)},
-        "effects": list(one.effects),
-        "interval": one.interval._asdict(),
-        "bar": one.bar,
-        "verdict": one.verdict,
-        "relative_effects": [one.relative(effect) for effect in one.effects],
-        "relative_width": one.relative_width,
-        "paper": None if one.paper is None else {**one.paper._asdict(), "relative_effect": one.paper.relative},
-        "has_power": one.has_power,
+        name: value for name, value in schedules[0].items() if all(schedule[name] == value for schedule in schedules)
+    }
+
+
+def _comparison(comparison: Comparison) -> Record:
+    better, worse = comparison.arms
+    paper = comparison.paper
+    return {
+        "name": comparison.name,
+        "measure": comparison.measure,
+        "primary": comparison.primary,
+        "better": {"arm": better, "values": list(comparison.better)},
+        "worse": {"arm": worse, "values": list(comparison.worse)},
+        "effects": list(comparison.effects),
+        "interval": comparison.interval._asdict(),
+        "bar": comparison.bar,
+        "verdict": comparison.verdict,
+        "relative_effects": [comparison.relative(effect) for effect in comparison.effects],
+        "relative_width": comparison.relative_width,
+        "paper": None if paper is None else {**paper._asdict(), "relative_effect": paper.relative},
+        "has_power": comparison.has_power,
         "placebo": {
-            "values": [list(pair) for pair in one.placebo],
-            "effects": list(one.placebo_effects),
-            "relative_effects": [one.relative(effect) for effect in one.placebo_effects],
-            "verdict": one.placebo_verdict,
+            "values": [list(pair) for pair in comparison.placebo],
+            "effects": list(comparison.placebo_effects),
+            "relative_effects": [comparison.relative(effect) for effect in comparison.placebo_effects],
+            "verdict": comparison.placebo_verdict,
         },
     }
 

@@ -1,4 +1,4 @@
-"""Runs a claim and writes its page, its numbers and its pictures."""
+"""Runs of claims: page, JSON record and images."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from unveil.data.cache import cache_folder
 from unveil.errors import OutputError, RecipeError
 from unveil.evaluate.plots import make_grid
 from unveil.io.files import refuse_overwrite, write_atomically
-from unveil.reproduce.claim_page import MARK, index, page
+from unveil.reproduce.claim_page import MARK, index, page, plot_curves, plot_effects
 from unveil.reproduce.experiment import FULL, QUICK, Claim, ExperimentContext, ExperimentResults, ProgressConsole
-from unveil.reproduce.plot import curves_chart, effects_chart
 from unveil.reproduce.registry import all_claims, get_claim
 from unveil.reproduce.results_json import Record, record_of, results_of
 
-FOURFOLD = 4  # a run without power is repeated with as many times the seeds
+FOURFOLD = 4  # factor of the number of seeds in the second run, after a first run without power
 
 
 def reproduce(
@@ -31,18 +30,20 @@ def reproduce(
     console: ProgressConsole,
     cache: Path | None = None,
 ) -> Record:
-    """Runs the claim of this name and writes NAME.md, NAME.json and its pictures into a folder, with its index.
+    """Run a claim and write NAME.md, NAME.json, its images and the index into a folder.
 
     Args:
-        quick: the form of seconds that proves that the experiment works end to end, and nothing else.
-        out: the folder; by default docs/reproductions, or runs/reproductions for the quick form.
-        force: write over what an earlier run of this claim left there.
-        cache: where trained arms are kept for other claims; by default the package's cache folder.
+        name: Name of the claim.
+        quick: True for the smoke run of seconds, which proves that the experiment works and nothing about the claim.
+        out: Output folder; None for docs/reproductions, or runs/reproductions for the smoke run.
+        force: Overwrite the files of an earlier run of this claim.
+        console: Console for progress.
+        cache: Folder of trained variants, which claims share; None for the package's cache folder.
 
     Raises:
-        RecipeError: an unknown name.
-        OutputError: the page is there already and `force` is not set, or the folder cannot be written.
-        NonFinite: an arm left the finite numbers.
+        RecipeError: The name is unknown.
+        OutputError: The page exists and `force` is False, or the folder cannot be written.
+        NonFinite: A training or a sampler has values that are not finite.
     """
     claim = get_claim(name)
     out = out or Path("runs/reproductions" if quick else "docs/reproductions")
@@ -51,7 +52,7 @@ def reproduce(
         refuse_overwrite(path, force)
     _check_index(out, force)
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # so small a network is fastest on one, and CPU seconds mean the same everywhere
+    torch.set_num_threads(1)  # fastest for networks of this size, and CPU seconds are comparable
     try:
         scale = QUICK if quick else replace(FULL, seeds=claim.seeds)
         record = _run(claim, ExperimentContext(scale, cache, console), console, out)
@@ -61,36 +62,40 @@ def reproduce(
     return record
 
 
-def _run(claim: Claim, bench: ExperimentContext, console: ProgressConsole, out: Path) -> Record:
-    """The record of the run, and of a larger one where this one could not have seen the paper's effect."""
-    begun = time.process_time()
-    findings = claim.run(bench)
-    record = record_of(claim, bench, findings, time.process_time() - begun)
-    _write(record, findings, out)
-    weak = [one for one in findings.comparisons if one.primary and one.paper is not None and not one.is_settled]
-    if not weak or bench.scale.quick:
+def _run(claim: Claim, context: ExperimentContext, console: ProgressConsole, out: Path) -> Record:
+    """Return the record of the run, with that of a larger run if this one has too little power."""
+    start = time.process_time()
+    results = claim.run(context)
+    record = record_of(claim, context, results, time.process_time() - start)
+    _write(record, results, out)
+    unsettled = [
+        comparison.name
+        for comparison in results.comparisons
+        if comparison.primary and comparison.paper is not None and not comparison.is_settled
+    ]
+    if not unsettled or context.scale.quick:
         return record
-    console.say(f"not settled: {'; '.join(one.name for one in weak)}. Again with {FOURFOLD} times the seeds")
-    smaller, bench.scale = bench.scale, replace(bench.scale, seeds=FOURFOLD * bench.scale.seeds)
-    again = claim.run(bench)
-    record = record_of(claim, bench, again, time.process_time() - begun) | results_of(findings, smaller)
-    record["fourfold"] = results_of(again, bench.scale)
-    _write(record, again, out)
+    console.say(f"not settled: {'; '.join(unsettled)}. Again with {FOURFOLD} times the seeds")
+    first_scale, context.scale = context.scale, replace(context.scale, seeds=FOURFOLD * context.scale.seeds)
+    larger = claim.run(context)
+    record = record_of(claim, context, larger, time.process_time() - start) | results_of(results, first_scale)
+    record["fourfold"] = results_of(larger, context.scale)
+    _write(record, larger, out)
     return record
 
 
-def _write(record: Record, findings: ExperimentResults, out: Path) -> None:
-    """Pictures first, the page last: it never shows a picture that is not there."""
+def _write(record: Record, results: ExperimentResults, out: Path) -> None:
+    """Write images first and the page last, so that every image of the page exists."""
     name = record["name"]
-    shown = record.get("fourfold") or record
-    files = {f"{name}.effects.png": effects_chart(shown["comparisons"])}
+    final = record.get("fourfold") or record
+    files = {f"{name}.effects.png": plot_effects(final["comparisons"])}
     if record["curves"]:
-        files[f"{name}.curves.png"] = curves_chart(record["curves"])
+        files[f"{name}.curves.png"] = plot_curves(record["curves"])
     record["plots"] = list(files)
     record["sheets"] = []
-    for one in findings.sheets:
-        files[f"{name}.{one.name}.png"] = make_grid(one.pixels, one.columns)
-        record["sheets"].append({"file": f"{name}.{one.name}.png", "caption": one.caption})
+    for sheet in results.sheets:
+        files[f"{name}.{sheet.name}.png"] = make_grid(sheet.pixels, sheet.columns)
+        record["sheets"].append({"file": f"{name}.{sheet.name}.png", "caption": sheet.caption})
     text = json.dumps(record, indent=1, allow_nan=False) + "\n"
     for file, content in files.items():
         write_atomically(out / file, content)
@@ -100,7 +105,7 @@ def _write(record: Record, findings: ExperimentResults, out: Path) -> None:
 
 
 def _records(out: Path) -> list[Record]:
-    """Every record of a folder, in the order of the claims."""
+    """Return every record of a folder in the order of the claims."""
     return [
         json.loads((out / f"{name}.json").read_text("utf-8"))
         for name in all_claims()
@@ -109,7 +114,7 @@ def _records(out: Path) -> list[Record]:
 
 
 def _check_index(out: Path, force: bool) -> None:
-    """Refuses, before any work, to write over what is no index, and to make one of records that cannot be read."""
+    """Refuse, before any work, to overwrite a file that is not an index, and to index records that cannot be read."""
     path = out / "index.md"
     if not force and path.exists() and not path.read_text(errors="replace").startswith(MARK):
         raise OutputError(f"{path}: not an index of claims; choose another folder with --out, or pass --force")
@@ -117,5 +122,5 @@ def _check_index(out: Path, force: bool) -> None:
         if (path := out / f"{name}.json").exists():
             try:
                 index([json.loads(path.read_text("utf-8"))])
-            except (ValueError, KeyError, TypeError, AttributeError) as problem:
-                raise RecipeError(f"{path}: no record of a claim; move it away, or choose another folder") from problem
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise RecipeError(f"{path}: not the record of a claim; move it or choose another folder") from error

@@ -1,4 +1,4 @@
-"""A shipped recipe as an arm: its training followed from point to point, and kept for other claims."""
+"""Variants of a bundled recipe: training with samples and validation loss at regular steps, cached for all claims."""
 
 from __future__ import annotations
 
@@ -31,18 +31,21 @@ from unveil.reproduce.variant import LOOP, CachedTraining, TrainSchedule, cache_
 from unveil.types import Condition, Raw
 
 PROMPT = "prompt"
-# What a training and its points follow from; the rest of a recipe is words, or about other commands.
-_PARTS = {"key", "shape", "network", "process", "prediction", "variance", "condition", "autoencoder", "sample", "data"}
+# Parts of a recipe that determine a training; the others are texts, or belong to other commands.
+_CACHE_KEYS = {
+    "key", "shape", "network", "process", "prediction", "variance", "condition", "autoencoder", "sample", "data"
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class RecipeVariant:
-    """What is trained: a shipped recipe and what differs from it.
+    """Bundled recipe with changes.
 
     Attributes:
-        changes: as on a command line, such as "network.depth=3 network.patch=4".
-        start: changes of the arm that it shares its first weights with, wherever those have the same name and size.
-        after: the arm whose averaged weights of the same seed it goes on from instead.
+        recipe: Name of the recipe.
+        changes: Changes as on a command line, such as "network.depth=3 network.patch=4".
+        start: Changes of the variant with which this one shares initial weights of the same name and size.
+        after: Variant from whose EMA weights of the same seed the training continues instead.
     """
 
     recipe: str
@@ -50,30 +53,31 @@ class RecipeVariant:
     start: str = ""
     after: RecipeVariant | None = None
 
-    def read(self, quick: bool) -> Recipe:
-        """The whole recipe, or its `small` form."""
-        return _read(self.recipe, self.changes, quick)
+    def recipe_config(self, quick: bool) -> Recipe:
+        """Return the recipe with its changes, or its smoke-run form."""
+        return _recipe_config(self.recipe, self.changes, quick)
 
 
 @lru_cache(maxsize=64)
-def _read(name: str, changes: str, quick: bool) -> Recipe:
+def _recipe_config(name: str, changes: str, quick: bool) -> Recipe:
     recipe = load_recipe(name, shlex.split(changes), small=quick)
     if not isinstance(recipe, Recipe):
-        raise RecipeError(f"recipe {name!r}: trains no diffusion model, so a study cannot follow it")
+        raise RecipeError(f"recipe {name!r}: trains no diffusion model; a claim needs the recipe of a diffusion model")
     return recipe
 
 
 class TrainingHistory(NamedTuple):
-    """An arm's training with one seed.
+    """Training of a variant with one seed.
 
     Attributes:
-        model: with the averaged weights, at the end.
-        steps: behind each point.
-        pixels: samples drawn at each point as the recipe says, their classes in turn, each from the noise that its
-            number has in this seed: uint8 (points, N, C, H, W).
-        losses: at each point, on held-out pictures with the same noise at the same levels for every arm and seed.
-        cpu_seconds: of the training and its points.
-        kept: by an earlier run.
+        model: Final model with the EMA weights.
+        steps: Training steps before each evaluation.
+        pixels: Samples of each evaluation, uint8 (evaluations, N, C, H, W). Their classes take turns. A sample has the
+            same initial noise in each evaluation.
+        losses: Loss of each evaluation on held-out data, with the same noise and noise levels for every variant and
+            seed.
+        cpu_seconds: CPU seconds of the training and its evaluations.
+        cached: True if an earlier run trained it.
     """
 
     model: Model
@@ -81,11 +85,11 @@ class TrainingHistory(NamedTuple):
     pixels: Tensor
     losses: list[float]
     cpu_seconds: float
-    kept: bool
+    cached: bool
 
 
 def train_schedule(recipe: Recipe) -> TrainSchedule:
-    """How a recipe trains, in float32 whatever it asks for."""
+    """Return length and rates of a recipe's training, which is in float32 here."""
     train = recipe.train
     return TrainSchedule(
         train.steps,
@@ -101,148 +105,160 @@ def train_schedule(recipe: Recipe) -> TrainSchedule:
 
 
 def eval_steps(recipe: Recipe) -> list[int]:
-    """The steps after which a training is looked at: every `sample_every`-th, and the last."""
+    """Return the steps after which a training is evaluated: every `sample_every`-th, and the last."""
     last, every = recipe.train.steps, recipe.train.sample_every
     return sorted({*range(every, last, every), last}) if every else [last]
 
 
 def cost_of(recipe: Recipe) -> int:
-    """Multiply-adds of the network for one picture, once."""
+    """Return the multiply-adds of one function evaluation of the network for one sample."""
     with meta_device():
         network: Any = recipe.build_network()
-        read = [
-            one.max_length + 2 for one in recipe.condition if isinstance(one, LearnedTextSection)
-        ]  # with its begin and end
-        text = torch.empty(1, read[0], network.config.cross_attention_dim) if read else None
+        token_counts = [
+            section.max_length + 2 for section in recipe.condition if isinstance(section, LearnedTextSection)
+        ]  # with begin and end tokens
+        text = torch.empty(1, token_counts[0], network.config.cross_attention_dim) if token_counts else None
         condition = Condition(vector=torch.empty(1, network.vector_dim), tokens=text) if recipe.condition else None
         return multiply_adds(network, (torch.empty(1, *recipe.latent_shape), torch.empty(1), condition))
 
 
 def cycle_labels(model: Model, count: int) -> dict[str, list[int]]:
-    """What so many samples are asked for."""
+    """Return the labels of `count` samples, whose classes take turns."""
     conditioners: Any = model.conditioners
-    return {key: [number % one.classes for number in range(count)] for key, one in conditioners.items()}
+    return {key: [number % conditioner.classes for number in range(count)] for key, conditioner in conditioners.items()}
 
 
-def eval_prompts_of(model: Model, recipe: Recipe, count: int) -> Raw:
-    """What so many samples are asked for: classes in turn, or what held-out clips of the playground show.
-
-    Texts are in the registers of its captions in turn, complete and right.
-    """
+def eval_cond(model: Model, recipe: Recipe, count: int) -> Raw:
+    """Return the conditions of `count` samples: classes that take turns, or prompts of the playground."""
     if PROMPT not in model.conditioners:
         return cycle_labels(model, count)
     return {PROMPT: [prompt.text for prompt in prompts_of(recipe, count)]}
 
 
 def prompts_of(recipe: Recipe, count: int) -> list[EvalPrompt]:
-    """The prompts of so many samples of a recipe of the playground."""
+    """Return the prompts of `count` samples of a playground recipe.
+
+    Prompts describe held-out videos in the caption styles of the recipe, which take turns. They are complete and
+    correct.
+    """
     world = held_out_videos(recipe)
     return dataset_prompts(world, count, world.config.caption_styles)
 
 
 def held_out_videos(recipe: Recipe) -> Playground:
-    """The held-out clips of a recipe.
+    """Return the held-out videos of a recipe.
 
     Raises:
-        RecipeError: data other than the playground's.
+        RecipeError: The data are not the playground.
     """
     held_out = data.open(recipe.data.build(), "held-out")
     if not isinstance(held_out, Playground):
-        raise RecipeError(f"recipe {recipe.name!r}: a study knows prompts of the playground alone")
+        raise RecipeError(f"recipe {recipe.name!r}: prompts of a claim need the playground as data")
     return held_out
 
 
-def init_recipe_model(arm: RecipeVariant, seed: int, quick: bool, before: Model | None = None) -> Model:
-    """The untrained model, with the weights that it shares with others of its seed.
+def init_recipe_model(variant: RecipeVariant, seed: int, quick: bool, initial_model: Model | None = None) -> Model:
+    """Return the untrained model with the initial weights that it shares with other variants of its seed.
 
     Args:
-        before: that it goes on from, with this one's weights; None: there is none.
+        variant: Variant to build.
+        seed: Seed of the initial weights.
+        quick: True for the smoke-run form of the recipe.
+        initial_model: Trained model of `variant.after`, whose weights are taken where names and sizes agree.
     """
-    model = _fresh(arm.read(quick), seed)
-    _learn_words(model, arm, quick)
-    other = _fresh(_read(arm.recipe, arm.start, quick), seed) if before is None else before
-    own, others = model.state_dict(), other.state_dict()
-    places = {_place(name): tensor for name, tensor in others.items()}
-    for name, tensor in own.items():
-        other = places.get(_place(name))
-        if other is not None and other.shape == tensor.shape:
-            tensor.copy_(other)
+    model = _untrained_model(variant.recipe_config(quick), seed)
+    _build_vocabulary(model, variant, quick)
+    if initial_model is None:
+        initial_model = _untrained_model(_recipe_config(variant.recipe, variant.start, quick), seed)
+    initial_weights = {_canonical_name(name): tensor for name, tensor in initial_model.state_dict().items()}
+    for name, tensor in model.state_dict().items():
+        weight = initial_weights.get(_canonical_name(name))
+        if weight is not None and weight.shape == tensor.shape:
+            tensor.copy_(weight)
     return model
 
 
-def _fresh(recipe: Recipe, seed: int) -> Model:
+def _untrained_model(recipe: Recipe, seed: int) -> Model:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build(recipe.model)
 
 
-def _learn_words(model: Model, arm: RecipeVariant, quick: bool) -> None:
-    """Gives it the words of its data, behind those of the arms that it goes on from."""
+def _build_vocabulary(model: Model, variant: RecipeVariant, quick: bool) -> None:
+    """Add the words of the variant's data to the vocabulary, after those of the variants that it continues."""
     from unveil.train.vocabulary import build_vocabulary
 
     if PROMPT in model.conditioners:
-        if arm.after is not None:
-            _learn_words(model, arm.after, quick)
-        build_vocabulary(model, data.open(arm.read(quick).data.build()))
+        if variant.after is not None:
+            _build_vocabulary(model, variant.after, quick)
+        build_vocabulary(model, data.open(variant.recipe_config(quick).data.build()))
 
 
-def _place(name: str) -> str:
-    """Where a weight stands, whatever holds it: DiT's plain designs have ViT's block inside of their own."""
+def _canonical_name(name: str) -> str:
+    """Return the parameter name without wrappers: DiT's plain designs wrap ViT's block in another module."""
     return name.replace(".plain.own.", ".attention.").replace(".plain.", ".")
 
 
 def train_and_track(
-    arm: RecipeVariant,
+    variant: RecipeVariant,
     quick: bool,
     seed: int,
     count: int,
     cache: Path,
     on_step: Callable[[], object] = lambda: None,
-    before: Model | None = None,
+    initial_model: Model | None = None,
 ) -> TrainingHistory:
-    """The training of an arm, from the cache where it is there, and into it where not.
+    """Return the training of a variant from the cache; train it and store it there if it is not cached.
 
-    Arms of one seed see the same pictures in the same order with the same noise.
+    Variants of one seed are trained on the same images in the same order with the same noise.
 
     Args:
-        quick: the recipe's `small` form.
-        count: samples at each point.
-        before: the model that it goes on from, of the arm's `after` with this seed.
+        variant: Variant to train.
+        quick: True for the smoke-run form of the recipe.
+        seed: Seed of initial weights, order of the data and noise.
+        count: Number of samples of each evaluation.
+        cache: Cache folder.
+        on_step: Function that is called after each step.
+        initial_model: Trained model of `variant.after` with this seed.
 
     Raises:
-        NonFinite: the loss left the finite numbers.
+        NonFinite: The loss is not finite.
     """
-    recipe = arm.read(quick)
-    facts = _facts(arm, recipe, quick) | {"seed": seed, "samples": count}
-    found = cache_get(cache, facts)
-    if found is not None:
-        model = _fresh(recipe, seed)
-        _learn_words(model, arm, quick)
-        with contextlib.suppress(RuntimeError, KeyError):  # a file of another layout is trained anew
-            rest = dict(found.tensors)
-            pixels, losses = rest.pop("pixels"), rest.pop("losses").tolist()
-            model.load_state_dict(rest)
+    recipe = variant.recipe_config(quick)
+    key = _cache_key(variant, recipe, quick) | {"seed": seed, "samples": count}
+    entry = cache_get(cache, key)
+    if entry is not None:
+        model = _untrained_model(recipe, seed)
+        _build_vocabulary(model, variant, quick)
+        with contextlib.suppress(RuntimeError, KeyError):  # a file of another layout is trained again
+            state_dict = dict(entry.state_dict)
+            pixels, losses = state_dict.pop("pixels"), state_dict.pop("losses").tolist()
+            model.load_state_dict(state_dict)
             model.eval().requires_grad_(False)
-            return TrainingHistory(model, eval_steps(recipe), pixels, losses, found.cpu_seconds, kept=True)
+            return TrainingHistory(model, eval_steps(recipe), pixels, losses, entry.cpu_seconds, cached=True)
     start = time.process_time()
     with warnings.catch_warnings(
         action="ignore", category=PromptTruncated
-    ):  # raw captions hold numbers that no model knows
-        model, pixels, losses = _follow(init_recipe_model(arm, seed, quick, before), recipe, seed, count, on_step)
-    spent = time.process_time() - start
-    points = {"pixels": pixels, "losses": torch.tensor(losses, dtype=torch.float64)}
-    cache_put(cache, facts, CachedTraining({**model.state_dict(), **points}, spent))
-    return TrainingHistory(model, eval_steps(recipe), pixels, losses, spent, kept=False)
+    ):  # raw captions contain numbers outside of every vocabulary
+        model = init_recipe_model(variant, seed, quick, initial_model)
+        model, pixels, losses = _train(model, recipe, seed, count, on_step)
+    cpu_seconds = time.process_time() - start
+    evaluations = {"pixels": pixels, "losses": torch.tensor(losses, dtype=torch.float64)}
+    cache_put(cache, key, CachedTraining({**model.state_dict(), **evaluations}, cpu_seconds))
+    return TrainingHistory(model, eval_steps(recipe), pixels, losses, cpu_seconds, cached=False)
 
 
-def _facts(arm: RecipeVariant, recipe: Recipe, quick: bool) -> dict[str, Any]:
-    """What a training follows from."""
-    whole, start = (one.model_dump(mode="json") for one in (recipe, _read(arm.recipe, arm.start, quick)))
-    after = {} if arm.after is None else {"after": _facts(arm.after, arm.after.read(quick), quick)}
+def _cache_key(variant: RecipeVariant, recipe: Recipe, quick: bool) -> dict[str, Any]:
+    """Return all settings that determine a training."""
+    config = recipe.model_dump(mode="json")
+    start = _recipe_config(variant.recipe, variant.start, quick).model_dump(mode="json")
+    after = {}
+    if variant.after is not None:
+        after = {"after": _cache_key(variant.after, variant.after.recipe_config(quick), quick)}
     batching = {"batching": recipe.train.batching} if recipe.train.batching else {}
     return {
         "loop": LOOP,
-        "recipe": {name: whole[name] for name in sorted(_PARTS | {"objective"})},
+        "recipe": {name: config[name] for name in sorted(_CACHE_KEYS | {"objective"})},
         "pace": train_schedule(recipe)._asdict(),
         "flip": recipe.train.random_flip,
         "points": eval_steps(recipe),
@@ -252,40 +268,40 @@ def _facts(arm: RecipeVariant, recipe: Recipe, quick: bool) -> dict[str, Any]:
     }
 
 
-def _follow(
+def _train(
     model: Model, recipe: Recipe, seed: int, count: int, on_step: Callable[[], object]
 ) -> tuple[Model, Tensor, list[float]]:
-    """The trained model, and what it drew and how well it predicted at each point."""
+    """Return the trained model, and samples and validation loss of each evaluation."""
     from unveil.train.batch_preparation import prepare
-    from unveil.train.callbacks import ValidationLoss  # with these comes Lightning, which takes seconds
+    from unveil.train.callbacks import ValidationLoss  # imports Lightning, which takes seconds
     from unveil.train.data_order import EpochShuffle, IndexedDataset, collate
     from unveil.train.variable_size import VariableSizeLoss
 
     keys, batching = list(model.conditioners), recipe.train.batching
-    pictures, held_out = (data.open(recipe.data.build(), part) for part in ("train", "held-out"))
+    train_data, held_out = (data.open(recipe.data.build(), split) for split in ("train", "held-out"))
     objective: Any = recipe.objective.build(recipe, model.process, recipe.train.batch_size)
     objective = objective if batching is None else VariableSizeLoss(objective, batching)
-    numbered = IndexedDataset(pictures, EpochShuffle(len(pictures), seed), recipe.key, keys, batching)
-    shown = range(min(recipe.train.batch_size, len(held_out)))  # as a run of the recipe does
-    judge = ValidationLoss(
-        collate(list(shown), shown, [held_out[i] for i in shown], recipe.key, keys, batching), objective, 0, len(shown)
-    )  # fmt: skip
-    asked = eval_prompts_of(model, recipe, count)
-    pixels, losses, points = [], [], set(eval_steps(recipe))
+    dataset = IndexedDataset(train_data, EpochShuffle(len(train_data), seed), recipe.key, keys, batching)
+    indices = range(min(recipe.train.batch_size, len(held_out)))  # as in a training run of the recipe
+    held_out_batch = collate(list(indices), indices, [held_out[i] for i in indices], recipe.key, keys, batching)
+    validation = ValidationLoss(held_out_batch, objective, 0, len(indices))
+    cond = eval_cond(model, recipe, count)
+    pixels, losses, evaluated = [], [], set(eval_steps(recipe))
 
     def loss_of(numbers: range, streams: SampleRNG, step: int) -> LossOutput:
-        batch = numbered.__getitems__(list(numbers))
+        batch = dataset.__getitems__(list(numbers))
         x0, condition = prepare(model, batch, streams, step, recipe.train.random_flip)
         loss = objective(model.denoiser, x0, condition, streams, step)
         objective.observe(model.process, loss.t, loss.per_sample)
         return loss
 
-    def look(average: Model, step: int) -> None:
+    def evaluate(ema: Model, step: int) -> None:
         on_step()
-        if step in points:
-            pixels.append(to_pixels(average.generate(cond=asked, count=count, seed=seed)))
-            levels = judge.by_level(average)
-            losses.append(sum(levels) / len(levels))
+        if step in evaluated:
+            pixels.append(to_pixels(ema.generate(cond=cond, count=count, seed=seed)))
+            level_losses = validation.by_level(ema)
+            losses.append(sum(level_losses) / len(level_losses))
 
-    what = f"{recipe.name} with {recipe.network.kind}"
-    return train_loop(model, loss_of, train_schedule(recipe), seed, what, look), torch.stack(pixels), losses
+    name = f"{recipe.name} with {recipe.network.kind}"
+    trained_model = train_loop(model, loss_of, train_schedule(recipe), seed, name, evaluate)
+    return trained_model, torch.stack(pixels), losses

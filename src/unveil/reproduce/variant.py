@@ -1,4 +1,4 @@
-"""One arm of an experiment: what is trained, on what budget, and the trained network kept for other claims."""
+"""Variants of a digits network: configuration, training budget, training loop and cache of trained networks."""
 
 from __future__ import annotations
 
@@ -38,22 +38,24 @@ from unveil.types import Condition, NoiseLevel
 
 M = TypeVar("M", bound=nn.Module)
 
-LOOP = 2  # raised when `train` or `descend` comes to compute something else, so that what was kept is not used any more
+LOOP = 2  # version of `train` and `train_loop` in the keys of the cache; raise it if their results change
 CLASSES = 10
-DROP = 2  # the draw of an example's stream that says whether its label is dropped; the objective has 0 and 1
+DROP = 2  # index of an example's random draw for dropping its label; the objective uses 0 and 1
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What may differ between two arms; everything else is the budget, which all arms of a run share.
+    """Settings in which two variants may differ; all variants of a run share the budget.
 
     Attributes:
-        process: DDPM's linear or Improved DDPM's cosine betas, score SDE's exploding variance, or rectified flow.
-        prediction: "edm" is EDM's network output with its scaling of x, which exploding variance needs.
+        process: Linear betas of DDPM, cosine betas of Improved DDPM, variance-exploding process of score SDE, or
+            rectified flow.
+        prediction: Prediction target. "edm" is EDM's network output with its scaling of x, as variance exploding needs.
         objective: "simple" is L_simple, "bound" the variational bound, "hybrid" Improved DDPM's sum of both.
-        time: how times are drawn in training; "second-moment" is loss-second-moment importance sampling.
-        modulation: how the time, and a label, enter a block: added, or as scale and shift (AdaGN).
-        drop: None trains without labels; else with them, and this share of them replaced by "none".
+        variance: Variance of the reverse steps.
+        time: Distribution of training times. "second-moment" is loss-second-moment importance sampling.
+        modulation: Conditioning of a block on time and label: added, or scale and shift (AdaGN).
+        drop: Probability of dropping the label in training; None trains an unconditional network.
     """
 
     process: Literal["linear", "cosine", "ve", "flow"]
@@ -66,7 +68,7 @@ class Variant:
 
     @property
     def rule(self) -> VarianceRule:
-        """The variance of its reverse steps."""
+        """Variance rule of the reverse steps."""
         return VARIANCES[self.variance]
 
 
@@ -78,9 +80,9 @@ class TrainSchedule(NamedTuple):
         batch: Samples of a step (batch_size).
         lr: Highest learning rate.
         warmup: Steps over which the learning rate rises.
-        decay: Share of the steps, at the end, over which the learning rate falls to 0 (lr_decay_ratio).
+        decay: Fraction of the steps, at the end, over which the learning rate falls to 0 (lr_decay_ratio).
         betas: Decay rates of AdamW's two averages (adam_betas).
-        ema: Decay of the averaged weights (ema_decay).
+        ema: Decay of the EMA weights (ema_decay).
         clip: Maximum norm of the gradient (grad_clip_norm).
         weight_decay: Weight decay of AdamW.
     """
@@ -98,12 +100,18 @@ class TrainSchedule(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainBudget:
-    """How every arm of a run is trained: AdamW on the digits, unconditional, samples from the averaged weights.
+    """Training budget of every variant of a run: AdamW on the digits, with samples from the EMA weights.
 
     Attributes:
-        channels: width of the U-Net, which has two levels of one block, and attention in the middle.
-        chain: length of the diffusion.
-        decay: share of the steps, at the end, over which the rate falls to 0.
+        channels: Base channels of the U-Net, which has two levels of one block and attention in the middle.
+        steps: Steps of the optimiser.
+        batch: Batch size.
+        lr: Highest learning rate.
+        warmup: Steps over which the learning rate rises.
+        decay: Fraction of the steps, at the end, over which the learning rate falls to 0.
+        ema: Decay of the EMA weights.
+        clip: Maximum norm of the gradient.
+        chain: Number of diffusion steps.
     """
 
     channels: int = 16
@@ -117,22 +125,28 @@ class TrainBudget:
     chain: int = 1000
 
     @property
-    def pace(self) -> TrainSchedule:
-        """The part that is about training alone."""
+    def train_schedule(self) -> TrainSchedule:
+        """Length and rates of the training."""
         return TrainSchedule(self.steps, self.batch, self.lr, self.warmup, self.decay, (0.9, 0.99), self.ema, self.clip)
 
 
 @dataclass(frozen=True)
 class TrainedVariant:
-    """An arm trained with one seed: the network with the averaged weights, and what that cost."""
+    """Variant trained with one seed.
+
+    Attributes:
+        denoiser: Network with the EMA weights.
+        cpu_seconds: CPU seconds of its training.
+        cached: True if an earlier run trained it.
+    """
 
     denoiser: Denoiser
     cpu_seconds: float
-    kept: bool  # it was trained by an earlier run
+    cached: bool
 
 
 class LabelledDenoiser(nn.Module):
-    """A network and the rows of its labels, trained and averaged as one."""
+    """Network and label embedding, trained and averaged as one module."""
 
     def __init__(self, network: UNet, drop: float) -> None:
         super().__init__()
@@ -140,183 +154,191 @@ class LabelledDenoiser(nn.Module):
         self.rows = Label(CLASSES, network.vector_dim, drop)
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
-        """The network's own."""
+        """Return the output of the network."""
         return self.network(x, t, condition)
 
 
-def build(arm: Variant, budget: TrainBudget, seed: int) -> Denoiser:
-    """The untrained network of an arm; arms of one seed start from the same weights."""
-    process, learns = _process(arm, budget), is_learned(arm.rule)
+def build(variant: Variant, budget: TrainBudget, seed: int) -> Denoiser:
+    """Return the untrained network of a variant; variants of one seed start from the same weights."""
+    process, learns_variance = _process(variant, budget), is_learned(variant.rule)
     groups = min(8, budget.channels // 2)
     config = UNetConfig(
-        1, 2 if learns else 1, budget.channels, (1, 2), 1, groups=groups, time_scale_shift=arm.modulation
+        1, 2 if learns_variance else 1, budget.channels, (1, 2), 1, groups=groups, time_scale_shift=variant.modulation
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         unet = UNet(config)
-        network = unet if arm.drop is None else LabelledDenoiser(unet, arm.drop)
-    return Denoiser(network, process, prediction=_prediction(arm, process), learns_variance=learns)
+        network = unet if variant.drop is None else LabelledDenoiser(unet, variant.drop)
+    return Denoiser(network, process, prediction=_prediction(variant, process), learns_variance=learns_variance)
 
 
-def _process(arm: Variant, budget: TrainBudget) -> Process:
-    if arm.process == "ve":
-        return VE(0.01, 10.0)  # pairs of digits lie up to 9.6 apart
-    return RectifiedFlow() if arm.process == "flow" else DiscreteVP(betas(arm.process, budget.chain))
+def _process(variant: Variant, budget: TrainBudget) -> Process:
+    if variant.process == "ve":
+        return VE(0.01, 10.0)  # the largest distance between two digits is 9.6
+    return RectifiedFlow() if variant.process == "flow" else DiscreteVP(betas(variant.process, budget.chain))
 
 
-def _prediction(arm: Variant, process: Process) -> Prediction:
-    if arm.prediction == "mean":
+def _prediction(variant: Variant, process: Process) -> Prediction:
+    if variant.prediction == "mean":
         return posterior_mean(chain_of(process))
-    return {"eps": eps, "flow": flow, "edm": preconditioning.EDMPreconditioning()}[arm.prediction]
+    return {"eps": eps, "flow": flow, "edm": preconditioning.EDMPreconditioning()}[variant.prediction]
 
 
-def loss_of(arm: Variant, budget: TrainBudget) -> DiffusionLoss:
-    """What an arm minimises."""
+def loss_of(variant: Variant, budget: TrainBudget) -> DiffusionLoss:
+    """Return the training objective of a variant."""
     times: TimeSampler = Uniform()
-    if arm.time != "uniform":
-        times = SecondMoment(budget.chain) if arm.time == "second-moment" else LogitNormal()
-    simple, bound = {"simple": (1.0, 0.0), "bound": (0.0, 1.0), "hybrid": (1.0, 0.001)}[arm.objective]
-    return DiffusionLoss(simple=simple, bound=bound, variance=arm.rule, time=times)
+    if variant.time != "uniform":
+        times = SecondMoment(budget.chain) if variant.time == "second-moment" else LogitNormal()
+    simple, bound = {"simple": (1.0, 0.0), "bound": (0.0, 1.0), "hybrid": (1.0, 0.001)}[variant.objective]
+    return DiffusionLoss(simple=simple, bound=bound, variance=variant.rule, time=times)
 
 
 def bind_labels(denoiser: Denoiser, labels: Tensor | None) -> DenoiseFn:
-    """The step of a network that was trained with labels: told them (B,), or "none"."""
-    rows = _rows(denoiser)
+    """Return the denoise function of a class-conditional network for labels (B,), or without a label."""
+    embedding = _label_embedding(denoiser)
 
-    def step(x: Tensor, level: NoiseLevel) -> Estimate:
-        return denoiser(x, level, rows.null(len(x)) if labels is None else rows.encode(labels))
+    def denoise(x: Tensor, level: NoiseLevel) -> Estimate:
+        return denoiser(x, level, embedding.null(len(x)) if labels is None else embedding.encode(labels))
 
-    return step
+    return denoise
 
 
-def _rows(denoiser: Denoiser) -> Label:
-    assert isinstance(denoiser.network, LabelledDenoiser), "an arm without labels cannot be told one"
+def _label_embedding(denoiser: Denoiser) -> Label:
+    assert isinstance(denoiser.network, LabelledDenoiser), "the variant was trained without labels"
     return denoiser.network.rows
 
 
 def _condition(denoiser: Denoiser, labels: Tensor, streams: SampleRNG, step: int) -> Condition | None:
-    """What a batch is trained with: its labels, some of them dropped."""
+    """Return the labels of a training batch, some of them dropped."""
     if not isinstance(denoiser.network, LabelledDenoiser):
         return None
-    rows = denoiser.network.rows
-    given = rows.encode(labels)
-    return given.where(streams.uniform(step, DROP) >= rows.drop, rows.null(len(labels))) if rows.drop else given
+    embedding = denoiser.network.rows
+    condition = embedding.encode(labels)
+    if not embedding.drop:
+        return condition
+    return condition.where(streams.uniform(step, DROP) >= embedding.drop, embedding.null(len(labels)))
 
 
-def train(arm: Variant, budget: TrainBudget, seed: int, on_step: Callable[[], object] = lambda: None) -> Denoiser:
-    """The arm's network with averaged weights; every random number is keyed by the seed, the step and the example.
+def train(variant: Variant, budget: TrainBudget, seed: int, on_step: Callable[[], object] = lambda: None) -> Denoiser:
+    """Train a variant and return its network with the EMA weights.
 
-    Arms of one seed see the same pictures in the same order with the same noise.
+    Every random number is keyed by the seed, the step and the example. Variants of one seed are trained on the same
+    images in the same order with the same noise.
 
     Raises:
-        NonFinite: the loss left the finite numbers.
+        NonFinite: The loss is not finite.
     """
     from unveil.train.data_order import EpochShuffle
 
-    part = digits("train")
-    assert part.labels is not None
-    labels, data = part.labels, to_unit(part.pixels)
-    denoiser, objective, order = build(arm, budget, seed), loss_of(arm, budget), EpochShuffle(len(data), seed)
+    dataset = digits("train")
+    assert dataset.labels is not None
+    labels, data = dataset.labels, to_unit(dataset.pixels)
+    denoiser, objective, order = build(variant, budget, seed), loss_of(variant, budget), EpochShuffle(len(data), seed)
 
     def step_loss(numbers: range, streams: SampleRNG, step: int) -> LossOutput:
-        rows = [order.index(number) for number in numbers]
-        loss = objective(denoiser, data[rows], _condition(denoiser, labels[rows], streams, step), streams, step)
+        indices = [order.index(number) for number in numbers]
+        loss = objective(denoiser, data[indices], _condition(denoiser, labels[indices], streams, step), streams, step)
         objective.observe(denoiser.process, loss.t, loss.per_sample)
         return loss
 
-    return train_loop(denoiser, step_loss, budget.pace, seed, str(arm), lambda average, step: on_step())
+    return train_loop(denoiser, step_loss, budget.train_schedule, seed, str(variant), lambda ema, step: on_step())
 
 
 def train_loop(
     model: M,
     loss_of: Callable[[range, SampleRNG, int], LossOutput],
-    pace: TrainSchedule,
+    schedule: TrainSchedule,
     seed: int,
-    what: str,
+    name: str,
     on_step: Callable[[M, int], object],
 ) -> M:
-    """Trains a model and returns a second one with the averaged weights.
+    """Train a model and return a copy with the EMA weights.
 
     Args:
-        loss_of: (numbers of the examples of a step, their random numbers, the step) -> the loss of that step.
-        what: is trained, for an error.
-        on_step: is given the averaged model and the number of steps behind it, after each.
+        model: Model to train.
+        loss_of: Function of the example indices of a step, their random numbers and the step; returns the loss.
+        schedule: Length and rates of the training.
+        seed: Seed of the random numbers.
+        name: Name of the trained model for errors.
+        on_step: Function of the EMA model and the number of completed steps, called after each step.
 
     Raises:
-        NonFinite: the loss left the finite numbers.
+        NonFinite: The loss is not finite.
     """
-    from unveil.train.ema import Ema  # with these comes Lightning, which takes seconds
+    from unveil.train.ema import Ema  # imports Lightning, which takes seconds
     from unveil.train.lr_schedule import linear
 
-    average = Ema(model, pace.ema)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=pace.lr, betas=pace.betas, weight_decay=pace.weight_decay)
-    factor = linear(pace.steps, warmup=pace.warmup, decay=pace.decay)
-    for step in range(pace.steps):
-        optimizer.param_groups[0]["lr"] = pace.lr * factor(step)
-        numbers = range(step * pace.batch, (step + 1) * pace.batch)
+    ema = Ema(model, schedule.ema)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=schedule.lr, betas=schedule.betas, weight_decay=schedule.weight_decay
+    )
+    factor = linear(schedule.steps, warmup=schedule.warmup, decay=schedule.decay)
+    for step in range(schedule.steps):
+        optimizer.param_groups[0]["lr"] = schedule.lr * factor(step)
+        numbers = range(step * schedule.batch, (step + 1) * schedule.batch)
         loss = loss_of(numbers, SampleRNG(seed, numbers), step)
         if not bool(torch.isfinite(loss.value)):
-            raise NonFinite(f"{what}, seed {seed}: the loss is {loss.value.item()} at step {step}")
+            raise NonFinite(f"{name}, seed {seed}: the loss is {loss.value.item()} at step {step}")
         optimizer.zero_grad()
         loss.value.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), pace.clip or float("inf"))
+        torch.nn.utils.clip_grad_norm_(model.parameters(), schedule.clip or float("inf"))
         optimizer.step()
-        average.update()
-        on_step(average.model, step + 1)
-    return average.model
+        ema.update()
+        on_step(ema.model, step + 1)
+    return ema.model
 
 
-def trained(
-    arm: Variant, budget: TrainBudget, seed: int, cache: Path, on_step: Callable[[], object] = lambda: None
+def train_or_load(
+    variant: Variant, budget: TrainBudget, seed: int, cache: Path, on_step: Callable[[], object] = lambda: None
 ) -> TrainedVariant:
-    """The arm as `train` gives it, from the cache where it is there, and into it where not."""
-    facts = {"loop": LOOP, "arm": dataclasses.asdict(arm), "budget": dataclasses.asdict(budget), "seed": seed}
-    found = cache_get(cache, facts)
-    if found is not None:
-        denoiser = build(arm, budget, 0)
-        with contextlib.suppress(RuntimeError):  # a file of another layout is trained anew
-            denoiser.load_state_dict(found.tensors)
-            return TrainedVariant(denoiser.eval().requires_grad_(False), found.cpu_seconds, kept=True)
-    begun = time.process_time()
-    denoiser = train(arm, budget, seed, on_step)
-    spent = time.process_time() - begun
-    cache_put(cache, facts, CachedTraining(denoiser.state_dict(), spent))
-    return TrainedVariant(denoiser, spent, kept=False)
+    """Return a trained variant from the cache; train it and store it there if it is not cached."""
+    key = {"loop": LOOP, "arm": dataclasses.asdict(variant), "budget": dataclasses.asdict(budget), "seed": seed}
+    entry = cache_get(cache, key)
+    if entry is not None:
+        denoiser = build(variant, budget, 0)
+        with contextlib.suppress(RuntimeError):  # a file of another layout is trained again
+            denoiser.load_state_dict(entry.state_dict)
+            return TrainedVariant(denoiser.eval().requires_grad_(False), entry.cpu_seconds, cached=True)
+    start = time.process_time()
+    denoiser = train(variant, budget, seed, on_step)
+    cpu_seconds = time.process_time() - start
+    cache_put(cache, key, CachedTraining(denoiser.state_dict(), cpu_seconds))
+    return TrainedVariant(denoiser, cpu_seconds, cached=False)
 
 
-# ---------------------------------------------------------------------- what is kept for other claims
+# ---------------------------------------------------------------------- cache of trainings
 
 
 class CachedTraining(NamedTuple):
-    """What a training left, and what it cost."""
+    """Tensors and CPU seconds of a training."""
 
-    tensors: Mapping[str, Tensor]
+    state_dict: Mapping[str, Tensor]
     cpu_seconds: float
 
 
-def cache_put(cache: Path, facts: Mapping[str, object], found: CachedTraining) -> None:
-    """Keeps it under the facts that it follows from."""
-    tensors = {name: tensor.contiguous() for name, tensor in found.tensors.items()}
-    text = json.dumps(facts, sort_keys=True)
+def cache_put(cache: Path, key: Mapping[str, object], training: CachedTraining) -> None:
+    """Store a training under all settings that determine it."""
+    tensors = {name: tensor.contiguous() for name, tensor in training.state_dict.items()}
+    text = json.dumps(key, sort_keys=True)
     try:
-        content = safetensors.torch.save(tensors, {"facts": text, "cpu_seconds": f"{found.cpu_seconds:.2f}"})
-        write_atomically(_place(cache, text), content)
+        content = safetensors.torch.save(tensors, {"facts": text, "cpu_seconds": f"{training.cpu_seconds:.2f}"})
+        write_atomically(_cache_path(cache, text), content)
     except (OutputError, OutOfResources):
         pass  # a cache that cannot be written costs time, not the run
 
 
-def cache_get(cache: Path, facts: Mapping[str, object]) -> CachedTraining | None:
-    """What was kept under these facts, if it is there and whole."""
-    text = json.dumps(facts, sort_keys=True)
+def cache_get(cache: Path, key: Mapping[str, object]) -> CachedTraining | None:
+    """Return the training of these settings, or None if it is not cached or its file is damaged."""
+    text = json.dumps(key, sort_keys=True)
     try:
-        with safetensors.safe_open(_place(cache, text), "pt") as file:
+        with safetensors.safe_open(_cache_path(cache, text), "pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
-        spent = float(metadata["cpu_seconds"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is not a mapping
+        cpu_seconds = float(metadata["cpu_seconds"])
     except (OSError, safetensors.SafetensorError, KeyError, ValueError):
         return None
-    return CachedTraining(tensors, spent) if metadata.get("facts") == text else None
+    return CachedTraining(tensors, cpu_seconds) if metadata.get("facts") == text else None
 
 
-def _place(cache: Path, facts: str) -> Path:
-    return cache / f"{hashlib.sha256(facts.encode()).hexdigest()[:24]}.safetensors"
+def _cache_path(cache: Path, key: str) -> Path:
+    return cache / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"

@@ -1,4 +1,4 @@
-"""The two numbers that a trained arm is judged by: bits per dimension of held-out pictures and FID of its samples."""
+"""Metrics of a trained variant: bits per dimension of held-out images, and FID of its samples."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from unveil.io.images import to_pixels
 from unveil.reproduce.experiment import ExperimentContext
 from unveil.reproduce.variant import Variant
 
-BITS = "bits per dimension of held-out pictures, full chain"
+BITS = "bits per dimension of held-out images, full chain"
 FID = "FID of samples on features of the digits classifier"
 
 
 class Quality(NamedTuple):
-    """Of one arm with one seed; pixels are its first twelve samples, uint8."""
+    """Metrics of one variant with one seed, and its first twelve samples, uint8."""
 
     bits: float
     fid: float
     pixels: Tensor
 
 
-def quality(bench: ExperimentContext, arm: Variant, seed: int) -> Quality:
-    """Both numbers; the samples are drawn from the noise of this seed by the arm's own variance."""
-    network = bench.network(arm, seed)
-    steps = bench.scale.pick(50, 5)
-    plan = ancestral(schedules.respaced(network.process, str(steps)), arm.rule)
-    samples = sample(plan, clip_static(network), bench.scale.pictures, seed)
-    nll = bits(network, arm.rule, bench.held_out_unit())
-    return Quality(nll, frechet(samples, bench.held_out())["digits"], to_pixels(samples[:12]))
+def quality(context: ExperimentContext, variant: Variant, seed: int) -> Quality:
+    """Return both metrics; samples start from the noise of this seed and use the variant's own variance."""
+    network = context.network(variant, seed)
+    steps = context.scale.pick(50, 5)
+    plan = ancestral(schedules.respaced(network.process, str(steps)), variant.rule)
+    samples = sample(plan, clip_static(network), context.scale.samples, seed)
+    nll = bits(network, variant.rule, context.held_out_unit())
+    return Quality(nll, frechet(samples, context.held_out())["digits"], to_pixels(samples[:12]))
 
 
-def rows_of(arms: Iterable[Sequence[Quality]]) -> Tensor:
-    """The first samples of the first seed, one row per arm."""
-    return torch.cat([found[0].pixels for found in arms])
+def first_samples(variants: Iterable[Sequence[Quality]]) -> Tensor:
+    """Return the first samples of the first seed, one row per variant."""
+    return torch.cat([by_seed[0].pixels for by_seed in variants])

@@ -22,22 +22,22 @@ from unveil.reproduce.experiment import (
     ExperimentContext,
     ExperimentResults,
     ImageSheet,
-    compared,
+    compare,
 )
 from unveil.reproduce.fidelity import (
+    ERROR_RATE,
     FID,
     GUIDED,
     IMPRECISION,
-    MISREAD,
     RECALL,
     ScoredSamples,
-    chain,
-    curves,
-    first_of_each,
+    class_labels,
+    first_of_each_class,
+    plot_metrics,
+    score_ancestral,
     unguided,
-    wanted_labels,
 )
-from unveil.reproduce.guidance_classifier import steps_of, train_guide
+from unveil.reproduce.guidance_classifier import steps_of, train_guidance_classifier
 from unveil.reproduce.variant import CLASSES, Variant
 
 PAPER = "Diffusion Models Beat GANs on Image Synthesis, Dhariwal & Nichol 2021 (arXiv:2105.05233)"
@@ -72,19 +72,19 @@ def _both(guide: GuidanceClassifier, pixels: Tensor, labels: Tensor) -> tuple[fl
     return _believed(own, labels), _believed(features.load("digits").logits(pixels), labels)
 
 
-def _guidance(bench: ExperimentContext) -> ExperimentResults:
-    scales = bench.scale.pick((NONE, 1.0, 2.0, STRONG, EXTREME), (NONE, STRONG, EXTREME))
-    epochs, labels = bench.scale.pick(40, 1), wanted_labels(bench.scale.pictures)
+def _guidance(context: ExperimentContext) -> ExperimentResults:
+    scales = context.scale.pick((NONE, 1.0, 2.0, STRONG, EXTREME), (NONE, STRONG, EXTREME))
+    epochs, labels = context.scale.pick(40, 1), class_labels(context.scale.samples)
     held_out = digits("held-out")
 
     def measure(seed: int) -> tuple[dict[float, _Guided], dict[float, _Guided], tuple[float, float]]:
-        network = bench.network(GUIDED, seed)
-        with bench.console.progress(f"training a guide, seed {seed}: step", steps_of(epochs)) as counter:
-            guide = train_guide(network.process, seed + 1000, epochs, counter.advance)
+        network = context.network(GUIDED, seed)
+        with context.console.progress(f"training a guide, seed {seed}: step", steps_of(epochs)) as counter:
+            guide = train_guidance_classifier(network.process, seed + 1000, epochs, counter.advance)
 
         def at(scale: float, shift: int = 0) -> _Guided:
             push = gradient(log_probability(guide, labels), scale) if scale else None
-            drawn = chain(bench, network, unguided, seed + shift, shift=push)
+            drawn = score_ancestral(context, network, unguided, seed + shift, shift=push)
             return _Guided(drawn, *_both(guide, drawn.pixels, labels))
 
         own = {scale: at(scale) for scale in scales}
@@ -92,23 +92,23 @@ def _guidance(bench: ExperimentContext) -> ExperimentResults:
         other = {NONE: at(NONE, PLACEBO), STRONG: at(STRONG, PLACEBO)}
         return own, other, _both(guide, held_out.pixels, held_out.labels)
 
-    by_seed = bench.each_seed("samples along the scale of a classifier", measure)
+    by_seed = context.each_seed("samples along the scale of a classifier", measure)
 
     own, other, real = zip(*by_seed, strict=True)
 
     def values(field: str, scale: float, drawn: Sequence[dict[float, _Guided]] = own) -> list[float]:
         found = [one[scale] for one in drawn]
-        return [one.gap if field == "gap" else getattr(one.drawn.worth, field) for one in found]
+        return [one.gap if field == "gap" else getattr(one.drawn.metrics, field) for one in found]
 
     gap = "mean probability of the class, the guide's less the judge's"
     rows = (
-        (f"scale {STRONG:g} is read as its class more often than none", "misread", MISREAD, STRONG, NONE),
+        (f"scale {STRONG:g} is read as its class more often than none", "error_rate", ERROR_RATE, STRONG, NONE),
         (f"scale {STRONG:g} has more precision than none", "imprecision", IMPRECISION, STRONG, NONE),
         (f"scale {STRONG:g} has less recall than none", "recall", RECALL, STRONG, NONE),
         (f"the guide's own score runs ahead of the judge's from none to scale {EXTREME:g}", "gap", gap, NONE, EXTREME),
     )
     comparisons = [
-        compared(
+        compare(
             name,
             title,
             (f"scale {better:g}", values(field, better)),
@@ -118,11 +118,13 @@ def _guidance(bench: ExperimentContext) -> ExperimentResults:
         )
         for name, field, title, better, worse in rows
     ]
-    panels = curves("scale", scales, {"digits": [[at[s].drawn.worth for s in scales] for at in own]}, log_x=False)
+    panels = plot_metrics(
+        "scale", scales, {"digits": [[at[s].drawn.metrics for s in scales] for at in own]}, log_x=False
+    )
     beliefs = {who: [[getattr(at[s], who) for s in scales] for at in own] for who in ("guide", "judge")}
     panels.append(Curve("scale", "mean probability of the class", scales, beliefs))
     shown = f"Seed 0, one row per scale, every class once: {', '.join(f'{s:g}' for s in scales)}."
-    sheet = ImageSheet("samples", shown, first_of_each(at.drawn for at in own[0].values()), CLASSES)
+    sheet = ImageSheet("samples", shown, first_of_each_class(at.drawn for at in own[0].values()), CLASSES)
     guides, judges = zip(*real, strict=True)
     note = (
         f"Of held-out pictures the guides believe {sum(guides) / len(guides):.3f} and the judge "
@@ -134,24 +136,24 @@ def _guidance(bench: ExperimentContext) -> ExperimentResults:
 # ---------------------------------------------------------------------- how a block is told the time and the class
 
 
-def _norm(bench: ExperimentContext) -> ExperimentResults:
-    def measure(arm: Variant, seed: int) -> ScoredSamples:
-        return chain(bench, bench.network(arm, seed), unguided, seed)
+def _norm(context: ExperimentContext) -> ExperimentResults:
+    def measure(variant: Variant, seed: int) -> ScoredSamples:
+        return score_ancestral(context, context.network(variant, seed), unguided, seed)
 
     arms = {"AdaGN": ADAPTIVE, "addition": ADDED}
-    found = {name: bench.each_seed(name, lambda s, a=arm: measure(a, s)) for name, arm in arms.items()}
-    again = bench.each_placebo("AdaGN", lambda seed: measure(ADAPTIVE, seed))
+    found = {name: context.each_seed(name, lambda s, a=variant: measure(a, s)) for name, variant in arms.items()}
+    again = context.each_placebo("AdaGN", lambda seed: measure(ADAPTIVE, seed))
     first, second = arms
 
     def values(drawn: list[ScoredSamples], field: str) -> list[float]:
-        return [getattr(one.worth, field) for one in drawn]
+        return [getattr(one.metrics, field) for one in drawn]
 
     rows = (
         ("draws better samples", "fid", FID, PublishedResult(13.06, 15.08, "table 3, ImageNet 128 FID"), True),
-        ("is read as its class more often", "misread", MISREAD, None, False),
+        ("is read as its class more often", "error_rate", ERROR_RATE, None, False),
     )
     comparisons = [
-        compared(
+        compare(
             f"{first} {words} than {second}",
             title,
             (first, values(found[first], field)),
@@ -162,7 +164,7 @@ def _norm(bench: ExperimentContext) -> ExperimentResults:
         )
         for words, field, title, published, primary in rows
     ]
-    pixels = first_of_each(drawn[0] for drawn in found.values())
+    pixels = first_of_each_class(drawn[0] for drawn in found.values())
     return ExperimentResults(
         comparisons, sheets=[ImageSheet("samples", "Seed 0, every class once: AdaGN, addition.", pixels, CLASSES)]
     )

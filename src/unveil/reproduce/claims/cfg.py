@@ -18,19 +18,19 @@ from unveil.reproduce.experiment import (
     ExperimentContext,
     ExperimentResults,
     ImageSheet,
-    compared,
+    compare,
 )
 from unveil.reproduce.fidelity import (
+    ERROR_RATE,
     FID,
     GUIDED,
     IMPRECISION,
-    MISREAD,
     RECALL,
     Fidelity,
     ScoredSamples,
-    chain,
-    curves,
-    first_of_each,
+    first_of_each_class,
+    plot_metrics,
+    score_ancestral,
 )
 from unveil.reproduce.variant import CLASSES
 
@@ -55,25 +55,25 @@ def _open(scale: float, step: DenoiseFn, null: DenoiseFn) -> DenoiseFn:
 # ---------------------------------------------------------------------- the scale
 
 
-def _scale(bench: ExperimentContext) -> ExperimentResults:
-    scales = bench.scale.pick((1.0, LOW, 2.0, MODERATE, 5.0, HIGH), (1.0, LOW, MODERATE, HIGH))
+def _scale(context: ExperimentContext) -> ExperimentResults:
+    scales = context.scale.pick((1.0, LOW, 2.0, MODERATE, 5.0, HIGH), (1.0, LOW, MODERATE, HIGH))
 
     def measure(seed: int) -> tuple[dict[float, ScoredSamples], dict[float, Fidelity]]:
-        network = bench.network(GUIDED, seed)
-        own = {scale: chain(bench, network, partial(_static, scale), seed) for scale in scales}
+        network = context.network(GUIDED, seed)
+        own = {scale: score_ancestral(context, network, partial(_static, scale), seed) for scale in scales}
         other = (1.0, LOW, MODERATE)
-        return own, {s: chain(bench, network, partial(_static, s), seed + PLACEBO).worth for s in other}
+        return own, {s: score_ancestral(context, network, partial(_static, s), seed + PLACEBO).metrics for s in other}
 
-    by_seed = bench.each_seed("samples along the scale", measure)
+    by_seed = context.each_seed("samples along the scale", measure)
 
     def values(field: str, scale: float) -> list[float]:
-        return [getattr(own[scale].worth, field) for own, _ in by_seed]
+        return [getattr(own[scale].metrics, field) for own, _ in by_seed]
 
     def placebo(field: str, scale: float) -> tuple[list[float], list[float]]:
         return [getattr(other[scale], field) for _, other in by_seed], values(field, scale)
 
     rows = (
-        (f"scale {MODERATE:g} is read as its class more often than scale 1", "misread", MISREAD, MODERATE, 1.0),
+        (f"scale {MODERATE:g} is read as its class more often than scale 1", "error_rate", ERROR_RATE, MODERATE, 1.0),
         (f"scale {MODERATE:g} has more precision than scale 1", "imprecision", IMPRECISION, MODERATE, 1.0),
         (f"scale {MODERATE:g} has less recall than scale 1", "recall", RECALL, MODERATE, 1.0),
         (f"FID is better at scale {LOW:g} than at {HIGH:g}", "fid", FID, LOW, HIGH),
@@ -81,7 +81,7 @@ def _scale(bench: ExperimentContext) -> ExperimentResults:
     )
     published = {HIGH: PublishedResult(1.55, 26.22, "table 1, ImageNet 64, scales 1.1 and 5"), 1.0: None}
     comparisons = [
-        compared(
+        compare(
             name,
             title,
             (f"scale {better:g}", values(field, better)),
@@ -92,10 +92,10 @@ def _scale(bench: ExperimentContext) -> ExperimentResults:
         )
         for name, field, title, better, worse in rows
     ]
-    lines = {"digits": [[own[s].worth for s in scales] for own, _ in by_seed]}
+    lines = {"digits": [[own[s].metrics for s in scales] for own, _ in by_seed]}
     shown = f"Seed 0, one row per scale, every class once: {', '.join(f'{s:g}' for s in scales)}."
-    sheet = ImageSheet("samples", shown, first_of_each(by_seed[0][0].values()), CLASSES)
-    return ExperimentResults(comparisons, curves("scale", scales, lines, log_x=True), [sheet])
+    sheet = ImageSheet("samples", shown, first_of_each_class(by_seed[0][0].values()), CLASSES)
+    return ExperimentResults(comparisons, plot_metrics("scale", scales, lines, log_x=True), [sheet])
 
 
 # ---------------------------------------------------------------------- thresholding
@@ -106,36 +106,36 @@ class _Clipped(NamedTuple):
     full: float  # share of pixels that are as bright as can be
 
 
-def _threshold(bench: ExperimentContext) -> ExperimentResults:
+def _threshold(context: ExperimentContext) -> ExperimentResults:
     arms = {"dynamic": _dynamic, "static": _static, "none": _open}
-    scales = bench.scale.pick((1.0, MODERATE, HIGH), (1.0, HIGH))
+    scales = context.scale.pick((1.0, MODERATE, HIGH), (1.0, HIGH))
 
     def bright(pixels: Tensor) -> float:
         return float((pixels == 255).double().mean())
 
     def measure(seed: int) -> dict[tuple[str, float], _Clipped]:
-        network, found = bench.network(GUIDED, seed), {}
+        network, found = context.network(GUIDED, seed), {}
         settings = [(name, scale, 0) for name in arms for scale in scales] + [("dynamic", HIGH, PLACEBO)]
         for name, scale, shift in settings:
-            drawn = chain(bench, network, partial(arms[name], scale), seed + shift)
+            drawn = score_ancestral(context, network, partial(arms[name], scale), seed + shift)
             found[f"{name}, other noise" if shift else name, scale] = _Clipped(drawn, bright(drawn.pixels))
         return found
 
-    by_seed = bench.each_seed("three ways to threshold", measure)
+    by_seed = context.each_seed("three ways to threshold", measure)
 
     def values(field: str, name: str, scale: float = HIGH) -> list[float]:
         at = [found[name, scale] for found in by_seed]
-        return [one.full if field == "full" else getattr(one.drawn.worth, field) for one in at]
+        return [one.full if field == "full" else getattr(one.drawn.metrics, field) for one in at]
 
     saturated = "share of pixels as bright as can be"
     rows = (
         ("dynamic thresholding draws better samples than static", "fid", FID, "static", True),
         ("dynamic thresholding saturates fewer pixels than static", "full", saturated, "static", True),
-        ("dynamic thresholding is read as its class more often than static", "misread", MISREAD, "static", False),
+        ("dynamic thresholding is read as its class more often than static", "error_rate", ERROR_RATE, "static", False),
         ("dynamic thresholding draws better samples than none", "fid", FID, "none", False),
     )
     comparisons = [
-        compared(
+        compare(
             f"scale {HIGH:g}: {name}",
             title,
             ("dynamic", values(field, "dynamic")),
@@ -145,13 +145,13 @@ def _threshold(bench: ExperimentContext) -> ExperimentResults:
         )
         for name, field, title, worse, primary in rows
     ]
-    real = bright(bench.held_out())
+    real = bright(context.held_out())
     lines = {n: [[found[n, s].full for s in scales] for found in by_seed] for n in arms}
     lines["held-out pictures"] = [[real] * len(scales)]
-    worth = {name: [[found[name, s].drawn.worth for s in scales] for found in by_seed] for name in arms}
-    panels = [Curve("scale", saturated, scales, lines, True), *curves("scale", scales, worth, log_x=True)]
+    fidelity = {name: [[found[name, s].drawn.metrics for s in scales] for found in by_seed] for name in arms}
+    panels = [Curve("scale", saturated, scales, lines, True), *plot_metrics("scale", scales, fidelity, log_x=True)]
     caption = f"Seed 0 at scale {HIGH:g}, every class once: {', '.join(arms)}."
-    sheet = ImageSheet("samples", caption, first_of_each(by_seed[0][name, HIGH].drawn for name in arms), CLASSES)
+    sheet = ImageSheet("samples", caption, first_of_each_class(by_seed[0][name, HIGH].drawn for name in arms), CLASSES)
     return ExperimentResults(
         comparisons, panels, [sheet], [f"Of held-out pictures {real:.1%} of the pixels are that bright."]
     )

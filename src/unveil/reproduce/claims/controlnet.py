@@ -17,7 +17,7 @@ from unveil.evaluate.edge_f1 import pooled_edge_f1
 from unveil.io.images import to_pixels
 from unveil.model import Model
 from unveil.model.config import Recipe, load_recipe
-from unveil.reproduce.experiment import Claim, Curve, ExperimentContext, ExperimentResults, ImageSheet, compared
+from unveil.reproduce.experiment import Claim, Curve, ExperimentContext, ExperimentResults, ImageSheet, compare
 from unveil.reproduce.finetuning import finetune
 from unveil.reproduce.training_history import RecipeVariant
 from unveil.types import BaseModel
@@ -34,11 +34,11 @@ QUICK_NETWORK = "condition=[] network.model_channels=8 network.groups=4 network.
 QUICK_PACE = "train.steps=2 train.warmup=0 train.batch_size=4"
 FACTOR = 1.5  # of the F1, which the claim asks for
 TOLERANCE = 1.0  # pixels
-SHOWN = 10
+PREVIEW_COUNT = 10
 
 RATIO = "F1 of edges with the hint of another picture over that with the right one"
 DIFFERENCE = "largest difference of a sample to that of the base, values in [-1, 1]"
-MISSED = "1 - F1 of the edges of samples and their hints, within a pixel"
+ATTRIBUTE_ERROR = "1 - F1 of the edges of samples and their hints, within a pixel"
 
 
 class ControlSamples(NamedTuple):
@@ -59,24 +59,24 @@ class ControlSamples(NamedTuple):
     pixels: Tensor
 
 
-def recipes(bench: ExperimentContext, seed: int) -> tuple[RecipeVariant, Recipe]:
+def recipes(context: ExperimentContext, seed: int) -> tuple[RecipeVariant, Recipe]:
     """The base as an arm, and the recipe of the ControlNet on it."""
-    network, base, pace = bench.scale.pick(
+    network, base, pace = context.scale.pick(
         (NETWORK, BASE_PACE, PACE), (QUICK_NETWORK, f"{QUICK_PACE} train.sample_every=0", QUICK_PACE)
     )
     changes = [*shlex.split(f"{network} {pace}"), f"train.seed={seed}"]
-    recipe = load_recipe(RECIPE, changes, small=bench.scale.quick)
+    recipe = load_recipe(RECIPE, changes, small=context.scale.quick)
     assert isinstance(recipe, Recipe)
     return RecipeVariant(BASE, f"{network} {base}"), recipe
 
 
-def _trained(bench: ExperimentContext, base: Model, recipe: Recipe, seed: int) -> tuple[Model, Model]:
+def _trained(context: ExperimentContext, base: Model, recipe: Recipe, seed: int) -> tuple[Model, Model]:
     """The base under a ControlNet before and after training, the latter with averaged weights."""
     from unveil.train.finetuning import setup_controlnet  # with this comes Lightning, which takes seconds
 
     fresh = setup_controlnet(copy.deepcopy(base), BaseModel(BASE, BASE, ""), recipe).eval()
-    on = {"control": recipe.model_dump(mode="json")["control"], "base": bench.scale.pick(BASE_PACE, QUICK_PACE)}
-    return fresh, finetune(bench, fresh, recipe, seed, part_of=_controls, on=on)
+    on = {"control": recipe.model_dump(mode="json")["control"], "base": context.scale.pick(BASE_PACE, QUICK_PACE)}
+    return fresh, finetune(context, fresh, recipe, seed, part_of=_controls, on=on)
 
 
 def _controls(model: Model) -> MultiControlNet:
@@ -84,20 +84,20 @@ def _controls(model: Model) -> MultiControlNet:
     return model.controls
 
 
-def _measure(bench: ExperimentContext, seed: int) -> ControlSamples:
-    arm, recipe = recipes(bench, seed)
-    base = bench.course(arm, seed).model
-    fresh, trained = _trained(bench, base, recipe, seed)
-    count = bench.scale.pick(200, SHOWN)
+def _measure(context: ExperimentContext, seed: int) -> ControlSamples:
+    variant, recipe = recipes(context, seed)
+    base = context.training_history(variant, seed).model
+    fresh, train_or_load = _trained(context, base, recipe, seed)
+    count = context.scale.pick(200, PREVIEW_COUNT)
     held_out = data.open(recipe.data.build(), "held-out")
     hints = torch.stack([held_out[place * len(held_out) // count]["hint"] for place in range(count)])
 
     def draw(model: Model, number: int, **raw: Tensor) -> Tensor:
-        return model.generate(cond=raw, count=number, seed=seed, batch=100, steps=bench.scale.pick(25, 2))
+        return model.generate(cond=raw, count=number, seed=seed, batch=100, steps=context.scale.pick(25, 2))
 
-    plain, under = draw(base, count), draw(trained, count, hint=hints)
-    first = draw(fresh, SHOWN, hint=hints[:SHOWN])
-    alone = draw(base, SHOWN)  # as many at a time, since kernels differ by that
+    plain, under = draw(base, count), draw(train_or_load, count, hint=hints)
+    first = draw(fresh, PREVIEW_COUNT, hint=hints[:PREVIEW_COUNT])
+    alone = draw(base, PREVIEW_COUNT)  # as many at a time, since kernels differ by that
     section: Any = recipe.data
     edges = section.control_image.build()  # what hints are drawn by
 
@@ -105,11 +105,11 @@ def _measure(bench: ExperimentContext, seed: int) -> ControlSamples:
 
     def f1(samples: Tensor, by: int) -> float:
         found = [edges({"pixels": one}) for one in to_pixels(samples)]
-        asked = torch.empty_like(hints)
-        asked[order] = hints[order.roll(-by)]
-        return pooled_edge_f1(zip(found, asked, strict=True), tolerance=TOLERANCE).f1
+        shuffled = torch.empty_like(hints)
+        shuffled[order] = hints[order.roll(-by)]
+        return pooled_edge_f1(zip(found, shuffled, strict=True), tolerance=TOLERANCE).f1
 
-    shown = torch.cat([hints[:SHOWN, :1], to_pixels(plain[:SHOWN]), to_pixels(under[:SHOWN])])
+    shown = torch.cat([hints[:PREVIEW_COUNT, :1], to_pixels(plain[:PREVIEW_COUNT]), to_pixels(under[:PREVIEW_COUNT])])
     return ControlSamples(
         float((first - alone).abs().max()),
         float((under - plain).abs().max()),
@@ -124,30 +124,30 @@ def _order(count: int, seed: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
 
 
-def _edges(bench: ExperimentContext) -> ExperimentResults:
-    found = bench.each_seed(RECIPE, lambda seed: _measure(bench, seed))
+def _edges(context: ExperimentContext) -> ExperimentResults:
+    found = context.each_seed(RECIPE, lambda seed: _measure(context, seed))
 
     def by_seed(value: Callable[[ControlSamples], float]) -> list[float]:
         return [value(one) for one in found]
 
     one, ends = [1.0] * len(found), by_seed(lambda drawn: drawn.end)
-    follows = compared(
+    follows = compare(
         f"with its own hint the F1 is at least {FACTOR} times that with another's",
         RATIO,
         ("ControlNet", by_seed(lambda drawn: _over(drawn.f1[1], drawn.f1[0]))),
         ("no use of the hint", one),
         (by_seed(lambda drawn: _over(drawn.f1[2], drawn.f1[1])), one),
     )
-    begins = compared(
+    begins = compare(
         "before training it draws what its base draws, bit for bit, and after training it does not",
         DIFFERENCE,
         ("step 0", by_seed(lambda drawn: drawn.start)),
         ("after training", ends),
         ([*ends[1:], ends[0]], ends),  # of another seed's
     )
-    beside = compared(
+    beside = compare(
         "samples under it have more of their hint's edges than the base's samples",
-        MISSED,
+        ATTRIBUTE_ERROR,
         ("ControlNet", by_seed(lambda drawn: 1 - drawn.f1[0])),
         ("base", by_seed(lambda drawn: 1 - drawn.base)),
         (by_seed(lambda drawn: 1 - drawn.f1[2]), by_seed(lambda drawn: 1 - drawn.f1[1])),
@@ -162,7 +162,7 @@ def _edges(bench: ExperimentContext) -> ExperimentResults:
         "base": [[drawn.base] * 3 for drawn in found],
     }
     caption = "Seed 0: hints, samples of the base from the same noise, samples under the ControlNet."
-    sheet = ImageSheet("samples", caption, found[0].pixels, SHOWN)
+    sheet = ImageSheet("samples", caption, found[0].pixels, PREVIEW_COUNT)
     return ExperimentResults(
         comparisons, [Curve("hint of the n-th next picture, shuffled", "F1 of edges", [0, 1, 2], lines)], [sheet], notes
     )

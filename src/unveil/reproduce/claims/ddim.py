@@ -25,7 +25,7 @@ from unveil.reproduce.experiment import (
     ExperimentContext,
     ExperimentResults,
     ImageSheet,
-    compared,
+    compare,
 )
 from unveil.reproduce.variant import Variant
 
@@ -47,29 +47,29 @@ def _drawn(network: Denoiser, steps: int, eta: float, count: int, seed: int) -> 
     return sample(ddim(grid, eta), clip_static(network), count, seed)
 
 
-def _steps(bench: ExperimentContext) -> ExperimentResults:
-    counts = bench.scale.pick((5, 10, 20, 50), (5, 10))
+def _steps(context: ExperimentContext) -> ExperimentResults:
+    counts = context.scale.pick((5, 10, 20, 50), (5, 10))
     arms = {"eta 0": (0.0, 0), "eta 1": (1.0, 0), "eta 0, other noise": (0.0, PLACEBO)}
-    reference = bench.held_out()
+    reference = context.held_out()
 
     def measure(seed: int) -> tuple[dict[str, list[dict[str, float]]], list[Tensor]]:
-        network, found, first = bench.network(ARM, seed), {}, []
+        network, found, first = context.network(ARM, seed), {}, []
         for name, (eta, shift) in arms.items():
             found[name] = []
             for steps in counts:
-                samples = _drawn(network, steps, eta, bench.scale.pictures, seed + shift)
+                samples = _drawn(network, steps, eta, context.scale.samples, seed + shift)
                 found[name].append(frechet(samples, reference))
                 first += [to_pixels(samples[:12])] if shift == 0 else []
         return found, first
 
-    by_seed = bench.each_seed("samples of few steps", measure)
+    by_seed = context.each_seed("samples of few steps", measure)
     comparisons, curves = [], []
     for space in FEATURES:
         lines = {name: [[at[space] for at in found[name]] for found, _ in by_seed] for name in arms}
         first, last, again = lines.values()
         title = f"FID on {'pixels' if space == 'pixels' else 'features of the digits classifier'}"
         comparisons += [
-            compared(
+            compare(
                 f"{space}, {steps} steps: eta 0 is nearer to held-out pictures than eta 1",
                 title,
                 ("eta 0", [row[i] for row in first]),
@@ -86,14 +86,14 @@ def _steps(bench: ExperimentContext) -> ExperimentResults:
     return ExperimentResults(comparisons, curves, [sheet])
 
 
-def _consistency(bench: ExperimentContext) -> ExperimentResults:
-    few, many = bench.scale.pick((10, 100), (5, 10))
-    count = bench.scale.pick(200, 16)
+def _consistency(context: ExperimentContext) -> ExperimentResults:
+    few, many = context.scale.pick((10, 100), (5, 10))
+    count = context.scale.pick(200, 16)
     classifier = features.load("digits")
     spaces = {"pixels": "rms distance of pixels", "digits": "rms distance of classifier features"}
 
     def measure(seed: int) -> tuple[dict[str, list[float]], Tensor]:
-        network = bench.network(ARM, seed)
+        network = context.network(ARM, seed)
         noise = SampleRNG(seed, range(count)).normal(SHAPE, START)
         coarse, fine = (run(ddim(schedules.leading(network.process, n)), network, noise) for n in (few, many))
         found = {}
@@ -103,12 +103,12 @@ def _consistency(bench: ExperimentContext) -> ExperimentResults:
             found[space] = [float(rms(a - b.roll(shift, 0)).double().mean()) for shift in (0, 1, 2)]
         return found, to_pixels(torch.cat([fine[:12], coarse[:12]]))
 
-    by_seed = bench.each_seed(f"the same noise at {few} and {many} steps", measure)
+    by_seed = context.each_seed(f"the same noise at {few} and {many} steps", measure)
     comparisons = []
     for space, title in spaces.items():
         same, other, another = zip(*(found[space] for found, _ in by_seed), strict=True)
         comparisons.append(
-            compared(
+            compare(
                 f"{space}: samples of {few} and {many} steps lie nearer with the same noise than with other noise",
                 title,
                 ("same noise", same),
@@ -126,23 +126,23 @@ def _round_trip(network: Denoiser, x0: Tensor, steps: int) -> Tensor:
     return run(ddim(grid), network, run(encode(grid), network, x0))
 
 
-def _encode(bench: ExperimentContext) -> ExperimentResults:
-    counts: Sequence[int] = bench.scale.pick((10, 20, 50, 100, 200), (5, 10, 25))
-    size = bench.scale.pick(64, 8)
+def _encode(context: ExperimentContext) -> ExperimentResults:
+    counts: Sequence[int] = context.scale.pick((10, 20, 50, 100, 200), (5, 10, 25))
+    size = context.scale.pick(64, 8)
     every = to_unit(digits("held-out").pixels)
 
     def drawn(seed: int) -> Tensor:
         return every[torch.randperm(len(every), generator=torch.Generator().manual_seed(seed))[:size]]
 
     def measure(seed: int) -> tuple[list[float], list[float], Tensor]:
-        network, errors, shown = bench.network(ARM, seed), [], []
+        network, errors, shown = context.network(ARM, seed), [], []
         for x0, steps in ((drawn(seed), counts), (drawn(seed + PLACEBO), counts[:-1])):
             trips = [_round_trip(network, x0, n) for n in steps]
             errors.append([float((again - x0).double().square().mean()) for again in trips])
-            shown += [to_pixels(pictures[:12]) for pictures in (x0, *trips)]
+            shown += [to_pixels(images[:12]) for images in (x0, *trips)]
         return errors[0], errors[1], torch.cat(shown[: len(counts) + 1])
 
-    by_seed = bench.each_seed("encoding and decoding", measure)
+    by_seed = context.each_seed("encoding and decoding", measure)
     title = "mean squared round-trip error per pixel"
     # Table 2, CIFAR-10: reconstruction error with S steps
     table = {10: 0.014, 20: 0.0065, 50: 0.0023, 100: 0.0009, 200: 0.0004}
@@ -153,7 +153,7 @@ def _encode(bench: ExperimentContext) -> ExperimentResults:
         )
         fewer = [errors[i] for errors, _, _ in by_seed]
         comparisons.append(
-            compared(
+            compare(
                 f"the error falls from {few} to {many} steps",
                 title,
                 (f"{many} steps", [errors[i + 1] for errors, _, _ in by_seed]),

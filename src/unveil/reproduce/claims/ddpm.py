@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from unveil.evaluate.verdict import PublishedResult
-from unveil.reproduce.experiment import Claim, ExperimentContext, ExperimentResults, ImageSheet, compared
+from unveil.reproduce.experiment import Claim, ExperimentContext, ExperimentResults, ImageSheet, compare
 from unveil.reproduce.variant import Variant
-from unveil.reproduce.variant_metrics import BITS, FID, Quality, quality, rows_of
+from unveil.reproduce.variant_metrics import BITS, FID, Quality, first_samples, quality
 
 PAPER = "Denoising Diffusion Probabilistic Models, Ho et al. 2020 (arXiv:2006.11239)"
 
@@ -14,19 +14,20 @@ MEAN_BOUND = Variant("linear", prediction="mean", objective="bound")
 EPS_BOUND = Variant("linear", objective="bound")
 
 
-def _objective(bench: ExperimentContext) -> ExperimentResults:
+def _objective(context: ExperimentContext) -> ExperimentResults:
     names = {"eps + L_simple": SIMPLE, "mean + bound": MEAN_BOUND, "eps + bound": EPS_BOUND}
     found: dict[str, list[Quality]] = {
-        name: bench.each_seed(name, lambda seed, arm=arm: quality(bench, arm, seed)) for name, arm in names.items()
+        name: context.each_seed(name, lambda seed, variant=variant: quality(context, variant, seed))
+        for name, variant in names.items()
     }
-    again = bench.each_placebo("eps + L_simple", lambda seed: quality(bench, SIMPLE, seed))
-    fid = {name: [one.fid for one in arm] for name, arm in found.items()}
-    nll = {name: [one.bits for one in arm] for name, arm in found.items()}
+    again = context.each_placebo("eps + L_simple", lambda seed: quality(context, SIMPLE, seed))
+    fid = {name: [one.fid for one in variant] for name, variant in found.items()}
+    nll = {name: [one.bits for one in variant] for name, variant in found.items()}
     placebo_fid = [one.fid for one in again], fid["eps + L_simple"]
     placebo_nll = [one.bits for one in again], nll["eps + L_simple"]
     simple, mean, bound = names
     comparisons = [
-        compared(
+        compare(
             f"{simple} draws better samples than {mean}",
             FID,
             (simple, fid[simple]),
@@ -34,7 +35,7 @@ def _objective(bench: ExperimentContext) -> ExperimentResults:
             placebo_fid,
             paper=PublishedResult(3.17, 13.22, "table 2, CIFAR-10 FID"),
         ),
-        compared(
+        compare(
             f"{bound} has fewer bits per dimension than {simple}",
             BITS,
             (bound, nll[bound]),
@@ -42,7 +43,7 @@ def _objective(bench: ExperimentContext) -> ExperimentResults:
             placebo_nll,
             paper=PublishedResult(3.70, 3.75, "table 1, CIFAR-10 test bits/dim"),
         ),
-        compared(
+        compare(
             f"{simple} draws better samples than {bound}",
             FID,
             (simple, fid[simple]),
@@ -51,7 +52,7 @@ def _objective(bench: ExperimentContext) -> ExperimentResults:
             paper=PublishedResult(3.17, 13.51, "table 2, CIFAR-10 FID"),
             primary=False,
         ),
-        compared(
+        compare(
             f"{mean} has fewer bits per dimension than {simple}",
             BITS,
             (mean, nll[mean]),
@@ -60,7 +61,7 @@ def _objective(bench: ExperimentContext) -> ExperimentResults:
             primary=False,
         ),
     ]
-    sheet = ImageSheet("samples", f"Seed 0, one row per arm: {', '.join(names)}.", rows_of(found.values()), 12)
+    sheet = ImageSheet("samples", f"Seed 0, one row per arm: {', '.join(names)}.", first_samples(found.values()), 12)
     return ExperimentResults(comparisons, sheets=[sheet])
 
 

@@ -20,8 +20,16 @@ from unveil.model import Model
 from unveil.playground import temporal_consistency
 from unveil.playground.eval_prompts import dataset_prompts
 from unveil.playground.shapes import Array
-from unveil.reproduce.experiment import Claim, Curve, ExperimentContext, ExperimentResults, compared
-from unveil.reproduce.prompt_following import CLIPS, QUICK_CLIPS, SHOWN, TRAINED, WORLD, arm_of, strips
+from unveil.reproduce.experiment import Claim, Curve, ExperimentContext, ExperimentResults, compare
+from unveil.reproduce.prompt_following import (
+    METHOD,
+    PREVIEW_COUNT,
+    QUICK_VIDEO_TRAINING,
+    VIDEO_TRAINING,
+    WORLD,
+    frame_sheet,
+    two_stage_variant,
+)
 from unveil.reproduce.training_history import RecipeVariant, held_out_videos
 
 PAPER = "Diffusion Forcing, Chen et al. 2024 (arXiv:2407.01392), section 3.1"
@@ -58,28 +66,35 @@ class ExtensionError(NamedTuple):
     shown: Tensor
 
 
-def _forcing(bench: ExperimentContext) -> ExperimentResults:
-    arms = {name: arm_of(bench, "", f"{bench.scale.pick(CLIPS, QUICK_CLIPS)} {ways}") for name, ways in WAYS.items()}
-    shown = _moving(bench, arms[OWN])
-    found = {
-        name: bench.each_seed(name, lambda seed, arm=arm: _extended(bench.course(arm, seed).model, seed, shown))
-        for name, arm in arms.items()
+def _forcing(context: ExperimentContext) -> ExperimentResults:
+    arms = {
+        name: two_stage_variant(context, "", f"{context.scale.pick(VIDEO_TRAINING, QUICK_VIDEO_TRAINING)} {ways}")
+        for name, ways in WAYS.items()
     }
-    again = bench.each_placebo(OWN, lambda seed: _extended(bench.course(arms[OWN], seed).model, seed, shown))
+    shown = _moving(context, arms[OWN])
+    found = {
+        name: context.each_seed(
+            name, lambda seed, variant=variant: _extended(context.training_history(variant, seed).model, seed, shown)
+        )
+        for name, variant in arms.items()
+    }
+    again = context.each_placebo(
+        OWN, lambda seed: _extended(context.training_history(arms[OWN], seed).model, seed, shown)
+    )
 
     def by_seed(drawn: Sequence[ExtensionError], field: str) -> list[float]:
         return [getattr(one, field) for one in drawn]
 
     comparisons = [
-        compared(
+        compare(
             f"clips go on better after training with {OWN} than with {other}",
             STRAYED,
             (OWN, by_seed(found[OWN], "held")),
-            (other, by_seed(found[arm], field)),
+            (other, by_seed(found[variant], field)),
             (by_seed(again, "held"), by_seed(found[OWN], "held")),
-            primary=arm == ONE,
+            primary=variant == ONE,
         )
-        for other, arm, field in (
+        for other, variant, field in (
             (ONE, ONE, "held"),
             (f"{ONE}, the known frames put back after each step", ONE, "imposed"),
             (GIVEN, GIVEN, "held"),
@@ -88,18 +103,18 @@ def _forcing(bench: ExperimentContext) -> ExperimentResults:
     lines = {name: [one.along for one in drawn] for name, drawn in found.items()}
     frames = range(KNOWN + 1, KNOWN + 1 + len(lines[OWN][0]))
     caption = (
-        f"Seed 0: {SHOWN} real clips, then these with the frames after the first {KNOWN} made, trained with "
+        f"Seed 0: {PREVIEW_COUNT} real clips, then these with the frames after the first {KNOWN} made, trained with "
         f"{'; '.join(WAYS)}."
     )
-    rows = [shown.real[:SHOWN], *(drawn[0].shown for drawn in found.values())]
+    rows = [shown.real[:PREVIEW_COUNT], *(drawn[0].shown for drawn in found.values())]
     notes = [f"{STRAYED[0].upper()}{STRAYED[1:]}, if the last known frame stays: {_frozen(shown.real):.2f}."]
-    sheet = strips("clips", caption, rows)
+    sheet = frame_sheet("clips", caption, rows)
     return ExperimentResults(comparisons, [Curve("frame", STRAYED, list(frames), lines)], [sheet], notes)
 
 
-def _moving(bench: ExperimentContext, arm: RecipeVariant) -> RealVideos:
+def _moving(context: ExperimentContext, variant: RecipeVariant) -> RealVideos:
     """The first held-out clips of what moves."""
-    count, world = bench.scale.pick(300, 12), held_out_videos(arm.read(bench.scale.quick))
+    count, world = context.scale.pick(300, 12), held_out_videos(variant.recipe_config(context.scale.quick))
     told = dataset_prompts(world, 2 * count, world.config.caption_styles)
     chosen = [one for one in told if one.attributes["motion"] != "still"][:count]
     return RealVideos(
@@ -121,7 +136,7 @@ def _extended(model: Model, seed: int, shown: RealVideos) -> ExtensionError:
     held, imposed = made(conditioned_generation), made(_imposing)
     each = _away(held, shown.real)
     return ExtensionError(
-        float(each.mean()), float(_away(imposed, shown.real).mean()), each.mean(0).tolist(), held[:SHOWN]
+        float(each.mean()), float(_away(imposed, shown.real).mean()), each.mean(0).tolist(), held[:PREVIEW_COUNT]
     )
 
 
@@ -129,9 +144,9 @@ def _imposing(model: Model, known: ConditioningFrames, verb: str) -> TaskSpec:
     """Generation around frames that are known, for a network that was told one level for a whole clip of pixels."""
     unit = input_to_unit(known.pixels, model.shape[0], "T, H, W")
 
-    def change(course: SamplingRun, rows: slice) -> SamplingRun:
+    def change(sampling_run: SamplingRun, rows: slice) -> SamplingRun:
         here, until = select_rows(unit, rows), select_rows(known.until, rows)
-        return course.around(lambda step: replace_known(step, here, until))
+        return sampling_run.around(lambda step: replace_known(step, here, until))
 
     return replace(conditioned_generation(model, known, verb), change=change)
 
@@ -159,7 +174,7 @@ CLAIMS = (
         "a level of its own for each frame in half of the training lets a network go on with clips better than one "
         "that was trained with one level for all frames",
         PAPER,
-        f"{TRAINED}Both arms share the training on pictures. {KNOWN} frames of 300 held-out "
+        f"{METHOD}Both arms share the training on pictures. {KNOWN} frames of 300 held-out "
         f"clips of what moves are given, and their text; compared are the {8 - KNOWN} frames after them. The known "
         "frames are told as being clean; beside that the network with one level is also judged with the known frames "
         "put back after each step instead, which asks nothing of it that it was not trained for. A network trained on "

@@ -27,17 +27,17 @@ from unveil.reproduce.experiment import (
     ExperimentContext,
     ExperimentResults,
     ImageSheet,
-    compared,
+    compare,
 )
 from unveil.reproduce.fidelity import (
     LOSS,
     ScoredSamples,
     TrainingCurve,
-    curve_of,
-    first_of_each,
+    first_of_each_class,
+    plot_training,
     score,
     training_curve,
-    walks_of,
+    training_curves,
 )
 from unveil.reproduce.training_history import RecipeVariant, cost_of, cycle_labels
 from unveil.reproduce.variant import CLASSES
@@ -59,20 +59,20 @@ _WHERE = "table 4, ImageNet 256 FID of XL/2 after 400,000 steps"
 _DESIGN_FID = {"in-context": 35.24, "cross-attention": 26.14, "adaLN": 25.21, ZERO: 19.47}
 
 
-def _blocks(bench: ExperimentContext) -> ExperimentResults:
-    walks = walks_of(bench, DESIGNS)
-    again = bench.each_placebo(ZERO, lambda seed: training_curve(bench, DESIGNS[ZERO], seed))
+def _blocks(context: ExperimentContext) -> ExperimentResults:
+    curves = training_curves(context, DESIGNS)
+    again = context.each_placebo(ZERO, lambda seed: training_curve(context, DESIGNS[ZERO], seed))
 
     def last(found: Sequence[TrainingCurve], field: str) -> list[float]:
         return [getattr(one, field)[-1] for one in found]
 
     comparisons = [
-        compared(
+        compare(
             f"{ZERO} {what} than {other}",
             title,
-            (ZERO, last(walks[ZERO], field)),
-            (other, last(walks[other], field)),
-            (last(again, field), last(walks[ZERO], field)),
+            (ZERO, last(curves[ZERO], field)),
+            (other, last(curves[other], field)),
+            (last(again, field), last(curves[ZERO], field)),
             paper=PublishedResult(_DESIGN_FID[ZERO], _DESIGN_FID[other], _WHERE) if field == "fid" else None,
             primary=field == "fid",
         )
@@ -80,27 +80,29 @@ def _blocks(bench: ExperimentContext) -> ExperimentResults:
         for other in DESIGNS
         if other != ZERO
     ]
-    costs = {name: cost_of(arm.read(bench.scale.quick)) for name, arm in DESIGNS.items()}
+    costs = {name: cost_of(variant.recipe_config(context.scale.quick)) for name, variant in DESIGNS.items()}
     note = "Multiply-adds of one picture: " + ", ".join(f"{name} {n / 1e6:.2f} M" for name, n in costs.items()) + "."
-    pixels = first_of_each(found[0].drawn for found in walks.values())
-    sheet = ImageSheet("samples", f"Seed 0, every class once, one row per design: {', '.join(walks)}.", pixels, CLASSES)
-    return ExperimentResults(comparisons, curve_of(walks, {"fid": FID, "loss": LOSS}), [sheet], [note])
+    pixels = first_of_each_class(by_seed[0].samples for by_seed in curves.values())
+    sheet = ImageSheet(
+        "samples", f"Seed 0, every class once, one row per design: {', '.join(curves)}.", pixels, CLASSES
+    )
+    return ExperimentResults(comparisons, plot_training(curves, {"fid": FID, "loss": LOSS}), [sheet], [note])
 
 
-def _zero(bench: ExperimentContext) -> ExperimentResults:
+def _zero(context: ExperimentContext) -> ExperimentResults:
     plain = "adaLN"
-    walks = walks_of(bench, {name: DESIGNS[name] for name in (plain, ZERO)})
-    again = bench.each_placebo(ZERO, lambda seed: training_curve(bench, DESIGNS[ZERO], seed))
-    steps = walks[ZERO][0].steps
+    curves = training_curves(context, {name: DESIGNS[name] for name in (plain, ZERO)})
+    again = context.each_placebo(ZERO, lambda seed: training_curve(context, DESIGNS[ZERO], seed))
+    steps = curves[ZERO][0].steps
 
-    def compare(
+    def design_comparison(
         name: str, title: str, value: Callable[[TrainingCurve], float], paper: PublishedResult | None = None
     ) -> Comparison:
-        zero, other, placebo = ([value(one) for one in found] for found in (walks[ZERO], walks[plain], again))
-        return compared(name, title, (ZERO, zero), (plain, other), (placebo, zero), paper=paper, primary=False)
+        zero, other, placebo = ([value(one) for one in found] for found in (curves[ZERO], curves[plain], again))
+        return compare(name, title, (ZERO, zero), (plain, other), (placebo, zero), paper=paper, primary=False)
 
     published = PublishedResult(_DESIGN_FID[ZERO], _DESIGN_FID[plain], _WHERE)
-    whole = compare(
+    whole = design_comparison(
         f"over the course of training {ZERO} draws better samples than {plain}",
         f"log2 of the geometric mean, over {len(steps)} points of training, of the FID",
         lambda one: log2_mean(one.fid),
@@ -108,22 +110,24 @@ def _zero(bench: ExperimentContext) -> ExperimentResults:
     )
     comparisons = [replace(whole, log2=True, primary=True)]
     comparisons += [
-        compare(f"after {step} steps {ZERO} draws better samples than {plain}", FID, lambda one, i=i: one.fid[i])
+        design_comparison(
+            f"after {step} steps {ZERO} draws better samples than {plain}", FID, lambda one, i=i: one.fid[i]
+        )
         for i, step in enumerate(steps)
     ]
-    predicts = compare(
+    predicts = design_comparison(
         f"over the course of training {ZERO} predicts held-out pictures better than {plain}",
         f"log2 of the geometric mean, over {len(steps)} points of training, of the loss on held-out pictures",
         lambda one: log2_mean(one.loss),
     )
     comparisons.append(replace(predicts, log2=True))
-    pairs = zip(walks[ZERO], walks[plain], strict=True)
+    pairs = zip(curves[ZERO], curves[plain], strict=True)
     reached = [
         next((str(step) for step, fid in zip(steps, zero.fid, strict=True) if fid <= other.fid[-1]), "none")
         for zero, other in pairs
     ]
     note = f"The first point, in steps, at which {ZERO} had the last FID of {plain}, by seed: {', '.join(reached)}."
-    return ExperimentResults(comparisons, curve_of(walks, {"fid": FID, "loss": LOSS}), [], [note])
+    return ExperimentResults(comparisons, plot_training(curves, {"fid": FID, "loss": LOSS}), [], [note])
 
 
 # ---------------------------------------------------------------------- size and patch
@@ -135,7 +139,7 @@ SIZES = {
     "XL": "network.depth=7 network.hidden_size=144 network.heads=8",
 }
 PATCHES = (4, 2, 1)  # half of the published 8, 4 and 2
-SHOWN = 3  # the sample, and so the class, of the grid
+PREVIEW_COUNT = 3  # the sample, and so the class, of the grid
 _SIZE_FID = {
     "S": {8: 153.60, 4: 100.41, 2: 68.40},
     "B": {8: 122.74, 4: 68.38, 2: 43.47},
@@ -156,11 +160,11 @@ class _Grid(NamedTuple):
     sizes: tuple[str, ...]
     patches: tuple[int, ...]
     costs: dict[Key, int]
-    walks: dict[Key, list[TrainingCurve]]
+    curves: dict[Key, list[TrainingCurve]]
 
     def last(self, key: Key) -> list[float]:
         """The FID at the end, by seed."""
-        return [walk.fid[-1] for walk in self.walks[key]]
+        return [walk.fid[-1] for walk in self.curves[key]]
 
     def groups(self, kind: str) -> list[list[Key]]:
         """All networks; or those of a patch, or of a size, by rising cost."""
@@ -170,42 +174,44 @@ class _Grid(NamedTuple):
         ]
 
 
-def _scaling(bench: ExperimentContext) -> ExperimentResults:
-    sizes, patches = bench.scale.pick((tuple(SIZES), PATCHES), (("S", "B"), (4, 2)))
+def _scaling(context: ExperimentContext) -> ExperimentResults:
+    sizes, patches = context.scale.pick((tuple(SIZES), PATCHES), (("S", "B"), (4, 2)))
     arms = {(size, patch): network_of(size, patch) for patch in patches for size in sizes}
-    costs = {key: cost_of(arm.read(bench.scale.quick)) for key, arm in arms.items()}
-    walks = walks_of(bench, {_name(key): arm for key, arm in arms.items()})
-    grid = _Grid(sizes, patches, costs, {key: walks[_name(key)] for key in arms})
+    costs = {key: cost_of(variant.recipe_config(context.scale.quick)) for key, variant in arms.items()}
+    curves = training_curves(context, {_name(key): variant for key, variant in arms.items()})
+    grid = _Grid(sizes, patches, costs, {key: curves[_name(key)] for key in arms})
     base = arms[sizes[0], 2]
-    again = [one.fid[-1] for one in bench.each_placebo("S/2", lambda seed: training_curve(bench, base, seed))]
-    comparisons = [*_trends(bench, grid), *_ends(grid, (again, grid.last((sizes[0], 2))))]
-    pace = arms[sizes[0], 2].read(bench.scale.quick).train
-    spent = {
-        _name(key): [3.0 * cost * pace.batch_size * step for step in grid.walks[key][0].steps]
+    again = [one.fid[-1] for one in context.each_placebo("S/2", lambda seed: training_curve(context, base, seed))]
+    comparisons = [*_trends(context, grid), *_ends(grid, (again, grid.last((sizes[0], 2))))]
+    pace = arms[sizes[0], 2].recipe_config(context.scale.quick).train
+    training_costs = {
+        _name(key): [3.0 * cost * pace.batch_size * step for step in grid.curves[key][0].steps]
         for key, cost in costs.items()
     }
-    lines = {name: [walk.fid for walk in found] for name, found in walks.items()}
+    lines = {name: [walk.fid for walk in found] for name, found in curves.items()}
     panels = [
-        curve_of({size: grid.walks[size, patch] for size in sizes}, {"fid": f"{FID}, patch {patch}"})[0]
+        plot_training({size: grid.curves[size, patch] for size in sizes}, {"fid": f"{FID}, patch {patch}"})[0]
         for patch in patches
     ]
-    panels += [_against_cost(grid), Curve("multiply-adds of the training", FID, spent, lines, True, True)]
+    panels += [_against_cost(grid), Curve("multiply-adds of the training", FID, training_costs, lines, True, True)]
     at = ", ".join(map(str, patches))
-    pixels = torch.stack([grid.walks[key][0].drawn.pixels[SHOWN] for key in arms])
+    pixels = torch.stack([grid.curves[key][0].samples.pixels[PREVIEW_COUNT] for key in arms])
     caption = f"Seed 0, one noise and one class; columns {', '.join(sizes)}, rows patch {at}."
-    every = f"Seed 0, every class once, one row per network: {', '.join(walks)}."
+    every = f"Seed 0, every class once, one row per network: {', '.join(curves)}."
     sheets = [
         ImageSheet("grid", caption, pixels, len(sizes)),
-        ImageSheet("samples", every, first_of_each(found[0].drawn for found in walks.values()), CLASSES),
+        ImageSheet("samples", every, first_of_each_class(by_seed[0].samples for by_seed in curves.values()), CLASSES),
     ]
-    return ExperimentResults(comparisons, panels, sheets, [_neighbours(grid), _chance(grid), _leaders(spent, lines)])
+    return ExperimentResults(
+        comparisons, panels, sheets, [_neighbours(grid), _chance(grid), _leaders(training_costs, lines)]
+    )
 
 
 def _name(key: Key) -> str:
     return f"{key[0]}/{key[1]}"
 
 
-def _trends(bench: ExperimentContext, grid: _Grid) -> list[Comparison]:
+def _trends(context: ExperimentContext, grid: _Grid) -> list[Comparison]:
     """The rank correlations: of all networks, within each patch, within each size."""
 
     def measure(kind: str, order: Callable[[list[Key], int], list[Key]]) -> list[float]:
@@ -215,12 +221,12 @@ def _trends(bench: ExperimentContext, grid: _Grid) -> list[Comparison]:
                 ([grid.costs[key] for key in order(group, seed)], [grid.last(key)[seed] for key in group])
                 for group in grid.groups(kind)
             )
-            for seed in bench.seeds
+            for seed in context.seeds
         ]
 
     def random(kind: str, first: int) -> list[float]:
         """The same of costs in random order: two of these make the placebo."""
-        generators = {seed: torch.Generator().manual_seed(first + seed) for seed in bench.seeds}
+        generators = {seed: torch.Generator().manual_seed(first + seed) for seed in context.seeds}
         return measure(
             kind, lambda group, seed: [group[i] for i in torch.randperm(len(group), generator=generators[seed])]
         )
@@ -235,10 +241,10 @@ def _trends(bench: ExperimentContext, grid: _Grid) -> list[Comparison]:
         ),
         ("size", "within a size smaller patches draw better samples", "multiply-adds and FID, mean over sizes", None),
     )
-    nothing = [0.0] * len(bench.seeds)
+    nothing = [0.0] * len(context.seeds)
     return [
         replace(
-            compared(
+            compare(
                 name,
                 f"rank correlation of {title}",
                 ("networks", measure(kind, lambda group, seed: group)),
@@ -258,7 +264,7 @@ def _ends(grid: _Grid, placebo: tuple[list[float], list[float]]) -> list[Compari
     pairs = [((large, patch), (small, patch)) for patch in grid.patches]
     pairs += [((size, fine), (size, coarse)) for size in grid.sizes]
     return [
-        compared(
+        compare(
             f"{_name(better)} draws better samples than {_name(worse)}",
             FID,
             (_name(better), grid.last(better)),
@@ -305,14 +311,16 @@ def _chance(grid: _Grid) -> str:
     )
 
 
-def _leaders(spent: Mapping[str, Sequence[float]], lines: Mapping[str, Sequence[Sequence[float]]]) -> str:
+def _leaders(training_costs: Mapping[str, Sequence[float]], lines: Mapping[str, Sequence[Sequence[float]]]) -> str:
     """Which network is best at equal compute of training."""
     mean = {name: [log2_mean(at) for at in zip(*seeds, strict=True)] for name, seeds in lines.items()}
-    low, high = (chosen(x[-1] for x in spent.values()) for chosen in (min, max))
+    low, high = (chosen(x[-1] for x in training_costs.values()) for chosen in (min, max))
     best = []
     for i in range(5):
         budget = low * (high / low) ** (i / 4)
-        at = {name: interpolated([*map(math.log, x)], mean[name], math.log(budget)) for name, x in spent.items()}
+        at = {
+            name: interpolated([*map(math.log, x)], mean[name], math.log(budget)) for name, x in training_costs.items()
+        }
         known = {name: value for name, value in at.items() if value is not None}
         best.append(f"{min(known, key=lambda name: known[name])} at {budget:.2g}")
     return f"At equal multiply-adds of training the best of those that were trained so long is {', '.join(best)}."
@@ -326,8 +334,8 @@ FLOW = RecipeVariant(
 )
 
 
-def _flow(bench: ExperimentContext) -> ExperimentResults:
-    counts, published = bench.scale.pick((5, 10, 25, 50), (3, 5)), bench.scale.pick(50, 5)
+def _flow(context: ExperimentContext) -> ExperimentResults:
+    counts, published = context.scale.pick((5, 10, 25, 50), (3, 5)), context.scale.pick(50, 5)
     samplers = {
         "rectified flow, Euler": (FLOW, "euler-time"),
         "DDPM, ancestral": (DESIGNS[ZERO], "ancestral"),
@@ -336,22 +344,22 @@ def _flow(bench: ExperimentContext) -> ExperimentResults:
     straight, chain, _ = samplers
 
     def measure(name: str, seed: int) -> list[ScoredSamples]:
-        arm, sampler = samplers[name]
-        model, count = bench.course(arm, seed).model, bench.scale.pictures
+        variant, sampler = samplers[name]
+        model, count = context.training_history(variant, seed).model, context.scale.samples
         wanted = cycle_labels(model, count)
         return [
-            score(bench, model.generate(cond=wanted, count=count, seed=seed, sampler=sampler, steps=steps))
+            score(context, model.generate(cond=wanted, count=count, seed=seed, sampler=sampler, steps=steps))
             for steps in counts
         ]
 
-    found = {name: bench.each_seed(name, lambda seed, name=name: measure(name, seed)) for name in samplers}
-    again = bench.each_placebo(chain, lambda seed: measure(chain, seed))
+    found = {name: context.each_seed(name, lambda seed, name=name: measure(name, seed)) for name in samplers}
+    again = context.each_placebo(chain, lambda seed: measure(chain, seed))
 
     def fids(drawn: Sequence[Sequence[ScoredSamples]], i: int) -> list[float]:
-        return [one[i].worth.fid for one in drawn]
+        return [one[i].metrics.fid for one in drawn]
 
     comparisons = [
-        compared(
+        compare(
             f"{steps} network calls: rectified flow draws better samples than {other}",
             FID,
             (straight, fids(found[straight], i)),
@@ -364,8 +372,8 @@ def _flow(bench: ExperimentContext) -> ExperimentResults:
         for i, steps in enumerate(counts)
         for primary in [(other, steps) == (chain, published)]
     ]
-    lines = {name: [[at.worth.fid for at in one] for one in drawn] for name, drawn in found.items()}
-    pixels: Tensor = first_of_each(drawn[0][-1] for drawn in found.values())
+    lines = {name: [[at.metrics.fid for at in one] for one in drawn] for name, drawn in found.items()}
+    pixels: Tensor = first_of_each_class(drawn[0][-1] for drawn in found.values())
     shown = f"Seed 0, {counts[-1]} network calls, every class once: {'; '.join(samplers)}."
     sheet = ImageSheet("samples", shown, pixels, CLASSES)
     return ExperimentResults(comparisons, [Curve("network calls", FID, counts, lines, True, True)], [sheet])

@@ -11,7 +11,7 @@ from unveil.core.guidance import clip_static
 from unveil.core.samplers import euler_time
 from unveil.evaluate.verdict import PublishedResult
 from unveil.io.images import to_pixels
-from unveil.reproduce.experiment import Claim, Curve, ExperimentContext, ExperimentResults, ImageSheet, compared
+from unveil.reproduce.experiment import Claim, Curve, ExperimentContext, ExperimentResults, ImageSheet, compare
 from unveil.reproduce.variant import Variant
 
 PAPER = "Scaling Rectified Flow Transformers, Esser et al. 2024 (arXiv:2403.03206)"
@@ -19,26 +19,30 @@ UNIFORM = Variant("flow", prediction="flow")
 NORMAL = Variant("flow", prediction="flow", time="logit-normal")
 
 
-def _times(bench: ExperimentContext) -> ExperimentResults:
-    steps, published = bench.scale.pick((5, 10, 25), (3, 5)), bench.scale.pick(25, 5)
-    reference = bench.held_out()
+def _times(context: ExperimentContext) -> ExperimentResults:
+    steps, published = context.scale.pick((5, 10, 25), (3, 5)), context.scale.pick(25, 5)
+    reference = context.held_out()
 
-    def measure(arm: Variant, seed: int) -> tuple[list[dict[str, float]], Tensor]:
-        network, found, last = bench.network(arm, seed), [], torch.empty(0)
+    def measure(variant: Variant, seed: int) -> tuple[list[dict[str, float]], Tensor]:
+        network, found, last = context.network(variant, seed), [], torch.empty(0)
         for count in steps:
             plan = euler_time(schedules.uniform(network.process, count))
-            last = sample(plan, clip_static(network), bench.scale.pictures, seed)
+            last = sample(plan, clip_static(network), context.scale.samples, seed)
             found.append(frechet(last, reference))
         return found, to_pixels(last[:12])
 
-    normal, uniform = (bench.each_seed(arm.time, lambda s, a=arm: measure(a, s)) for arm in (NORMAL, UNIFORM))
-    again = bench.each_placebo(NORMAL.time, lambda seed: measure(NORMAL, seed))
+    normal, uniform = (
+        context.each_seed(variant.time, lambda s, a=variant: measure(a, s)) for variant in (NORMAL, UNIFORM)
+    )
+    again = context.each_placebo(NORMAL.time, lambda seed: measure(NORMAL, seed))
     comparisons, curves = [], []
     for space in FEATURES:
         title = f"FID on {'pixels' if space == 'pixels' else 'features of the digits classifier'}"
-        first, last, other = ([[at[space] for at in found] for found, _ in arm] for arm in (normal, uniform, again))
+        first, last, other = (
+            [[at[space] for at in found] for found, _ in variant] for variant in (normal, uniform, again)
+        )
         comparisons += [
-            compared(
+            compare(
                 f"{space}, {count} steps: logit-normal times draw better samples than uniform ones",
                 title,
                 ("logit-normal", [row[i] for row in first]),

@@ -22,10 +22,10 @@ from unveil.reproduce.experiment import (
     ExperimentContext,
     ExperimentResults,
     ImageSheet,
-    compared,
+    compare,
 )
 from unveil.reproduce.variant import Variant
-from unveil.reproduce.variant_metrics import BITS, FID, quality, rows_of
+from unveil.reproduce.variant_metrics import BITS, FID, first_samples, quality
 
 PAPER = "Improved Denoising Diffusion Probabilistic Models, Nichol & Dhariwal 2021 (arXiv:2102.09672)"
 
@@ -40,11 +40,11 @@ _FID = {"linear": 31.3, "L_simple": 27.0, "hybrid": 28.0, "bound": 56.7}
 _WHERE = "tables 1 and 2, ImageNet 64 x 64"
 
 
-def _schedule(bench: ExperimentContext) -> ExperimentResults:
-    cosine, linear = (bench.each_seed(a.process, lambda s, a=a: quality(bench, a, s)) for a in (COSINE, LINEAR))
-    again = bench.each_placebo("cosine", lambda seed: quality(bench, COSINE, seed))
+def _schedule(context: ExperimentContext) -> ExperimentResults:
+    cosine, linear = (context.each_seed(a.process, lambda s, a=a: quality(context, a, s)) for a in (COSINE, LINEAR))
+    again = context.each_placebo("cosine", lambda seed: quality(context, COSINE, seed))
     comparisons = [
-        compared(
+        compare(
             f"the cosine schedule has {what} than the linear one",
             measure,
             ("cosine", [getattr(one, field) for one in cosine]),
@@ -57,33 +57,33 @@ def _schedule(bench: ExperimentContext) -> ExperimentResults:
             ("fid", "better samples", FID, _FID),
         )
     ]
-    sheet = ImageSheet("samples", "Seed 0: cosine above, linear below.", rows_of([cosine, linear]), 12)
+    sheet = ImageSheet("samples", "Seed 0: cosine above, linear below.", first_samples([cosine, linear]), 12)
     return ExperimentResults(comparisons, sheets=[sheet])
 
 
-def _variance(bench: ExperimentContext) -> ExperimentResults:
-    counts = bench.scale.pick((10, 25, 50), (5, 10))
-    pictures = bench.held_out_unit(bench.scale.pick(225, 8))
+def _variance(context: ExperimentContext) -> ExperimentResults:
+    counts = context.scale.pick((10, 25, 50), (5, 10))
+    images = context.held_out_unit(context.scale.pick(225, 8))
     small, large, range_ = "fixed small", "fixed large", "learned range"
 
     def fixed(seed: int) -> list[list[float]]:
-        network = bench.network(COSINE, seed)
-        return [respaced_vlb(network, (fixed_small, fixed_large), pictures, steps) for steps in counts]
+        network = context.network(COSINE, seed)
+        return [respaced_vlb(network, (fixed_small, fixed_large), images, steps) for steps in counts]
 
     def learnt(seed: int) -> list[float]:
-        network = bench.network(HYBRID, seed)
-        return [respaced_vlb(network, (learned_range,), pictures, steps)[0] for steps in counts]
+        network = context.network(HYBRID, seed)
+        return [respaced_vlb(network, (learned_range,), images, steps)[0] for steps in counts]
 
-    own = bench.each_seed("L_simple with fixed variance at few steps", fixed)
-    again = bench.each_placebo("L_simple with fixed variance at few steps", fixed)
-    hybrid = bench.each_seed("L_hybrid with learned variance at few steps", learnt)
+    own = context.each_seed("L_simple with fixed variance at few steps", fixed)
+    again = context.each_placebo("L_simple with fixed variance at few steps", fixed)
+    hybrid = context.each_seed("L_hybrid with learned variance at few steps", learnt)
     title = "bits per dimension of held-out pictures, strided chain"
     comparisons: list[Comparison] = []
     for rule, name in enumerate((small, large)):
         for i, steps in enumerate(counts):
             values = [found[i][rule] for found in own]
             comparisons.append(
-                compared(
+                compare(
                     f"{steps} steps: {range_} has fewer bits per dimension than {name}",
                     title,
                     (range_, [found[i] for found in hybrid]),
@@ -101,10 +101,10 @@ def _variance(bench: ExperimentContext) -> ExperimentResults:
     return ExperimentResults(comparisons, [Curve("steps", title, counts, lines, True, True)])
 
 
-def _objective(bench: ExperimentContext) -> ExperimentResults:
+def _objective(context: ExperimentContext) -> ExperimentResults:
     arms = {"L_simple": COSINE, "hybrid": HYBRID, "bound": BOUND}
-    found = {name: bench.each_seed(name, lambda s, a=a: quality(bench, a, s)) for name, a in arms.items()}
-    again = bench.each_placebo("L_simple", lambda seed: quality(bench, COSINE, seed))
+    found = {name: context.each_seed(name, lambda s, a=a: quality(context, a, s)) for name, a in arms.items()}
+    again = context.each_placebo("L_simple", lambda seed: quality(context, COSINE, seed))
     rows = (
         ("bound", "L_simple", "bits", True),
         ("bound", "hybrid", "bits", True),
@@ -119,7 +119,7 @@ def _objective(bench: ExperimentContext) -> ExperimentResults:
         )
         values = {name: [getattr(one, field) for one in found[name]] for name in arms}
         comparisons.append(
-            compared(
+            compare(
                 f"{better} has {what} than {worse}",
                 measure,
                 (better, values[better]),
@@ -129,7 +129,7 @@ def _objective(bench: ExperimentContext) -> ExperimentResults:
                 primary=primary,
             )
         )
-    sheet = ImageSheet("samples", f"Seed 0, one row per arm: {', '.join(arms)}.", rows_of(found.values()), 12)
+    sheet = ImageSheet("samples", f"Seed 0, one row per arm: {', '.join(arms)}.", first_samples(found.values()), 12)
     return ExperimentResults(comparisons, sheets=[sheet])
 
 
@@ -150,19 +150,19 @@ def warmed(denoiser: Denoiser, data: torch.Tensor, seed: int) -> SecondMoment:
     return sampler
 
 
-def _importance(bench: ExperimentContext) -> ExperimentResults:
+def _importance(context: ExperimentContext) -> ExperimentResults:
     data = to_unit(digits("train").pixels)
-    batches, batch = bench.scale.pick((200, 64), (10, 8))
+    batches, batch = context.scale.pick((200, 64), (10, 8))
 
     def measure(seed: int) -> tuple[list[float], list[float]]:
-        denoiser = bench.network(BOUND, seed)
+        denoiser = context.network(BOUND, seed)
         sampler = warmed(denoiser, data, seed)
         plain, chosen = vlb(learned_range), vlb(learned_range, sampler)
         found = []
         for objective, key in ((plain, seed), (chosen, seed), (plain, seed + PLACEBO)):
             generator = torch.Generator().manual_seed(key)
             rows = torch.randint(len(data), (batches, batch), generator=generator)
-            with bench.console.progress(f"gradients, seed {key}: batch", batches) as counter:
+            with context.console.progress(f"gradients, seed {key}: batch", batches) as counter:
                 trace = gradient_noise(
                     denoiser,
                     objective,
@@ -175,10 +175,10 @@ def _importance(bench: ExperimentContext) -> ExperimentResults:
             found.append(float(torch.tensor(trace, dtype=torch.float64).log2()))
         return found, sampler.history_table.square().mean(1).sqrt().tolist()
 
-    by_seed = bench.each_seed("gradient noise of the bound", measure)
+    by_seed = context.each_seed("gradient noise of the bound", measure)
     uniform, importance, again = zip(*(noise for noise, _ in by_seed), strict=True)
     moments = [moment for _, moment in by_seed]
-    plain = compared(
+    plain = compare(
         "loss-second-moment importance sampling of t lowers the gradient noise of the bound",
         "log2 of the trace of the covariance of one example's gradient",
         ("importance sampling", importance),

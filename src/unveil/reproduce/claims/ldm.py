@@ -23,9 +23,9 @@ from unveil.reproduce.experiment import (
     ExperimentContext,
     ExperimentResults,
     ImageSheet,
-    compared,
+    compare,
 )
-from unveil.reproduce.fidelity import TrainingCurve, first_of_each, training_curve
+from unveil.reproduce.fidelity import TrainingCurve, first_of_each_class, training_curve
 from unveil.reproduce.training_history import RecipeVariant, cost_of
 from unveil.reproduce.variant import CLASSES
 from unveil.reproduce.variant_metrics import FID
@@ -58,29 +58,29 @@ class LatentVariant(NamedTuple):
         each: of one of its steps.
     """
 
-    arm: RecipeVariant
+    variant: RecipeVariant
     before: float
     each: float
 
 
-def autoencoder(bench: ExperimentContext, seed: int) -> Path:
+def autoencoder(context: ExperimentContext, seed: int) -> Path:
     """The folder of the autoencoder of this seed; trained now, unless an earlier run did."""
     from unveil.train.autoencoder import fit_autoencoder  # with Lightning, which takes seconds
 
-    recipe = _autoencoder_recipe(bench, seed)
+    recipe = _autoencoder_recipe(context, seed)
     hashed = hashlib.sha256(json.dumps(recipe.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
-    folder = bench.cache / f"{AUTOENCODER}-{hashed[:16]}"
+    folder = context.cache / f"{AUTOENCODER}-{hashed[:16]}"
     there, begun = folder.exists(), time.process_time()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         codec: AutoencoderKL | VQModel = recipe.build()
     fit_autoencoder(recipe, codec, data.open(recipe.data.build()), run=folder)
-    bench.spent(time.process_time() - begun, there)
+    context.add_training_time(time.process_time() - begun, there)
     return folder
 
 
-def _autoencoder_recipe(bench: ExperimentContext, seed: int) -> AutoencoderRecipe:
-    recipe = load_recipe(AUTOENCODER, [f"train.seed={seed}", "train.precision=float32"], small=bench.scale.quick)
+def _autoencoder_recipe(context: ExperimentContext, seed: int) -> AutoencoderRecipe:
+    recipe = load_recipe(AUTOENCODER, [f"train.seed={seed}", "train.precision=float32"], small=context.scale.quick)
     assert isinstance(recipe, AutoencoderRecipe)
     return recipe
 
@@ -92,24 +92,24 @@ def spent_on(recipe: AutoencoderRecipe) -> AutoencoderCost:
         channels, *size = codec.latent_shape(recipe.shape)
         encoding = multiply_adds(codec.encoder, (torch.empty(1, *recipe.shape),))
         decoding = multiply_adds(codec.decoder, (torch.empty(1, channels, *size),))
-    pictures = recipe.train.steps * recipe.train.batch_size
-    return AutoencoderCost(float(BACKWARD * pictures * (encoding + decoding)), float(encoding))
+    images = recipe.train.steps * recipe.train.batch_size
+    return AutoencoderCost(float(BACKWARD * images * (encoding + decoding)), float(encoding))
 
 
-def arms_of(bench: ExperimentContext, seed: int, folder: Path) -> dict[str, LatentVariant]:
+def arms_of(context: ExperimentContext, seed: int, folder: Path) -> dict[str, LatentVariant]:
     """The arms of a seed: each has as many steps as the multiply-adds of the pixels' training pay for."""
-    quick = bench.scale.quick
-    spent = spent_on(_autoencoder_recipe(bench, seed))
+    quick = context.scale.quick
+    autoencoder_cost = spent_on(_autoencoder_recipe(context, seed))
     codec = f"'autoencoder={{kind: saved, path: \"{folder}\"}}'"
-    plain = RecipeVariant(RECIPE, IDENTITY).read(quick)
+    plain = RecipeVariant(RECIPE, IDENTITY).recipe_config(quick)
     budget = float(plain.train.steps * _step(plain, 0.0))
     made: dict[str, LatentVariant] = {}
     for name, changes, before, encoding in (
-        (LATENTS, codec, spent.training, spent.encoding),
+        (LATENTS, codec, autoencoder_cost.training, autoencoder_cost.encoding),
         (PIXELS, IDENTITY, 0.0, 0.0),
         (PATCHES, f"{IDENTITY} network.patch=2", 0.0, 0.0),
     ):
-        each = _step(RecipeVariant(RECIPE, changes).read(quick), encoding)
+        each = _step(RecipeVariant(RECIPE, changes).recipe_config(quick), encoding)
         steps = max(POINTS, int((budget - before) / each))
         every = -(-steps // POINTS)
         paced = f"{changes} train.steps={steps} train.sample_every={every}"
@@ -122,26 +122,26 @@ def _step(recipe: Recipe, encoding: float) -> float:
     return recipe.train.batch_size * (BACKWARD * cost_of(recipe) + encoding)
 
 
-def _pixels(bench: ExperimentContext) -> ExperimentResults:
+def _pixels(context: ExperimentContext) -> ExperimentResults:
     arms: dict[int, dict[str, LatentVariant]] = {}
 
     def measure(name: str, seed: int) -> TrainingCurve:
         if seed not in arms:
-            arms[seed] = arms_of(bench, seed, autoencoder(bench, seed))
-        return training_curve(bench, arms[seed][name].arm, seed)
+            arms[seed] = arms_of(context, seed, autoencoder(context, seed))
+        return training_curve(context, arms[seed][name].variant, seed)
 
     names = (LATENTS, PIXELS, PATCHES)
-    walks = {name: bench.each_seed(name, lambda seed, name=name: measure(name, seed)) for name in names}
-    again = bench.each_placebo(LATENTS, lambda seed: measure(LATENTS, seed))
+    curves = {name: context.each_seed(name, lambda seed, name=name: measure(name, seed)) for name in names}
+    again = context.each_placebo(LATENTS, lambda seed: measure(LATENTS, seed))
     comparisons = []
     for other in (PIXELS, PATCHES):
         comparisons += [
-            compared(
+            compare(
                 f"{what} {LATENTS} draw better samples than {other}",
                 title,
-                (LATENTS, [value(one) for one in walks[LATENTS]]),
-                (other, [value(one) for one in walks[other]]),
-                ([value(one) for one in again], [value(one) for one in walks[LATENTS]]),
+                (LATENTS, [value(one) for one in curves[LATENTS]]),
+                (other, [value(one) for one in curves[other]]),
+                ([value(one) for one in again], [value(one) for one in curves[LATENTS]]),
                 primary=primary and other == PIXELS,
             )
             for what, title, value, primary in (
@@ -154,20 +154,25 @@ def _pixels(bench: ExperimentContext) -> ExperimentResults:
                 ),
             )
         ]
-    shown = arms[bench.seeds[0]] if bench.seeds[0] in arms else arms_of(bench, 0, autoencoder(bench, 0))
-    costs = {name: [arm.before + arm.each * step for step in walks[name][0].steps] for name, arm in shown.items()}
-    lines = {name: [one.fid for one in found] for name, found in walks.items()}
-    pixels = first_of_each(found[0].drawn for found in walks.values())
+    shown = arms[context.seeds[0]] if context.seeds[0] in arms else arms_of(context, 0, autoencoder(context, 0))
+    costs = {
+        name: [variant.before + variant.each * step for step in curves[name][0].steps]
+        for name, variant in shown.items()
+    }
+    lines = {name: [one.fid for one in found] for name, found in curves.items()}
+    pixels = first_of_each_class(by_seed[0].samples for by_seed in curves.values())
     sheet = ImageSheet("samples", f"Seed 0, every class once, one row per arm: {'; '.join(names)}.", pixels, CLASSES)
     curve = Curve("multiply-adds of training, the autoencoder's included", FID, costs, lines, True, True)
-    return ExperimentResults(comparisons, [curve], [sheet], [_shares(shown, costs, walks)])
+    return ExperimentResults(comparisons, [curve], [sheet], [_shares(shown, costs, curves)])
 
 
 def _shares(
-    arms: dict[str, LatentVariant], costs: dict[str, list[float]], walks: dict[str, list[TrainingCurve]]
+    arms: dict[str, LatentVariant], costs: dict[str, list[float]], curves: dict[str, list[TrainingCurve]]
 ) -> str:
     """What everything cost."""
-    parts = [f"{name} {walks[name][0].steps[-1]} steps of {arm.each / 1e9:.3g} G" for name, arm in arms.items()]
+    parts = [
+        f"{name} {curves[name][0].steps[-1]} steps of {variant.each / 1e9:.3g} G" for name, variant in arms.items()
+    ]
     whole = costs[LATENTS][-1]
     share = arms[LATENTS].before / whole
     return (

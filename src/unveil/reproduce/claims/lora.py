@@ -25,9 +25,9 @@ from unveil.reproduce.experiment import (
     ExperimentContext,
     ExperimentResults,
     ImageSheet,
-    compared,
+    compare,
 )
-from unveil.reproduce.fidelity import MISREAD
+from unveil.reproduce.fidelity import ERROR_RATE
 from unveil.reproduce.finetuning import finetune
 from unveil.reproduce.training_history import RecipeVariant, cycle_labels
 from unveil.types import BaseModel
@@ -49,7 +49,7 @@ SHARE = 0.5  # of the base's FID, which the claim asks for
 MISTAKES = 0.2  # share of samples that may be misread
 EQUAL = 1e-5  # between merged and not
 WEIGHTS = (0.0, 0.5, 1.0)
-SHOWN = 10
+PREVIEW_COUNT = 10
 
 FID = "FID of samples to pictures of the style, on features of the judge"
 RATIO = f"{FID}, over that of the base's"
@@ -60,7 +60,7 @@ class StyleMetrics(NamedTuple):
     """Of samples: their FID to pictures of the style, and the share that is not read as its class."""
 
     fid: float
-    misread: float
+    error_rate: float
 
 
 class StyleSamples(NamedTuple):
@@ -74,7 +74,7 @@ class StyleSamples(NamedTuple):
         pixels: of the base and with the LoRA, in the style: uint8 (2 * SHOWN, 1, H, W).
     """
 
-    worth: list[StyleMetrics]
+    fidelity: list[StyleMetrics]
     other: StyleMetrics
     off: float
     merged: float
@@ -83,11 +83,11 @@ class StyleSamples(NamedTuple):
     pixels: Tensor
 
 
-def recipes(bench: ExperimentContext, seed: int) -> tuple[RecipeVariant, Recipe]:
+def recipes(context: ExperimentContext, seed: int) -> tuple[RecipeVariant, Recipe]:
     """The base as an arm, and the recipe of the LoRA on it."""
-    network, base, pace = bench.scale.pick((NETWORK, BASE_PACE, PACE), (QUICK_NETWORK, QUICK_BASE, QUICK_PACE))
+    network, base, pace = context.scale.pick((NETWORK, BASE_PACE, PACE), (QUICK_NETWORK, QUICK_BASE, QUICK_PACE))
     changes = [*shlex.split(f"{network} {pace}"), f"train.seed={seed}"]
-    recipe = load_recipe(RECIPE, changes, small=bench.scale.quick)
+    recipe = load_recipe(RECIPE, changes, small=context.scale.quick)
     assert isinstance(recipe, Recipe)
     return RecipeVariant(BASE, f"{network} {base}"), recipe
 
@@ -96,15 +96,15 @@ def _part(model: Model) -> TrainedLora:
     return TrainedLora(model.denoiser.network)
 
 
-def _measure(bench: ExperimentContext, seed: int) -> StyleSamples:
+def _measure(context: ExperimentContext, seed: int) -> StyleSamples:
     from unveil.train.finetuning import setup_lora  # with this comes Lightning, which takes seconds
 
-    arm, recipe = recipes(bench, seed)
-    base = bench.course(arm, BASE_SEED).model
+    variant, recipe = recipes(context, seed)
+    base = context.training_history(variant, BASE_SEED).model
     fresh = setup_lora(copy.deepcopy(base), BaseModel(BASE, BASE, ""), recipe).eval()
-    on = {"lora": recipe.model_dump(mode="json")["lora"], "base": arm.changes}
-    model = finetune(bench, fresh, recipe, seed, part_of=_part, on=on)
-    network, count = model.denoiser.network, bench.scale.pick(500, 100)
+    on = {"lora": recipe.model_dump(mode="json")["lora"], "base": variant.changes}
+    model = finetune(context, fresh, recipe, seed, part_of=_part, on=on)
+    network, count = model.denoiser.network, context.scale.pick(500, 100)
     section: Any = recipe.data.build()
     ten, real = (fashion_in_style(section, part).pixels for part in ("train", "held-out"))
     judge = features.load("fashion")
@@ -114,7 +114,7 @@ def _measure(bench: ExperimentContext, seed: int) -> StyleSamples:
     def draw(of: Model, number: int = count, noise: int = seed) -> Tensor:
         return of.generate(cond=cycle_labels(of, number), count=number, seed=noise, batch=100)
 
-    def worth(samples: Tensor) -> StyleMetrics:
+    def fidelity(samples: Tensor) -> StyleMetrics:
         pixels = to_pixels(samples)
         logits = judge.extract(remove_style(pixels, section.style)).logits
         assert logits is not None
@@ -126,17 +126,17 @@ def _measure(bench: ExperimentContext, seed: int) -> StyleSamples:
         drawn[weight] = draw(model)
     plain, full = draw(base), drawn[1.0]
     lora.fuse_lora(network)
-    merged = draw(model, SHOWN)
+    merged = draw(model, PREVIEW_COUNT)
     lora.unfuse_lora(network)
     near = [float(nearest_neighbours(found, ten).distance.median()) for found in (to_pixels(full), real)]
     return StyleSamples(
-        [worth(samples) for samples in drawn.values()],
-        worth(draw(base, noise=seed + PLACEBO)),
+        [fidelity(samples) for samples in drawn.values()],
+        fidelity(draw(base, noise=seed + PLACEBO)),
         _apart(drawn[0.0], plain),
-        _apart(merged, draw(model, SHOWN)),  # as many at a time, since kernels differ by that
+        _apart(merged, draw(model, PREVIEW_COUNT)),  # as many at a time, since kernels differ by that
         _apart(full, plain),
         near[0] / near[1],
-        torch.cat([to_pixels(plain[:SHOWN]), to_pixels(full[:SHOWN])]),
+        torch.cat([to_pixels(plain[:PREVIEW_COUNT]), to_pixels(full[:PREVIEW_COUNT])]),
     )
 
 
@@ -144,30 +144,30 @@ def _apart(one: Tensor, two: Tensor) -> float:
     return float((one - two).abs().max())
 
 
-def _style(bench: ExperimentContext) -> ExperimentResults:
-    found = bench.each_seed(RECIPE, lambda seed: _measure(bench, seed))
+def _style(context: ExperimentContext) -> ExperimentResults:
+    found = context.each_seed(RECIPE, lambda seed: _measure(context, seed))
 
     def by_seed(value: Callable[[StyleSamples], float]) -> list[float]:
         return [value(one) for one in found]
 
     ones, differs = [1.0] * len(found), by_seed(lambda one: one.on)
-    other = by_seed(lambda one: one.other.fid / one.worth[0].fid)
-    read = by_seed(lambda one: one.worth[-1].misread)
-    of_base = by_seed(lambda one: one.worth[0].misread)
+    other = by_seed(lambda one: one.other.fid / one.fidelity[0].fid)
+    read = by_seed(lambda one: one.fidelity[-1].error_rate)
+    of_base = by_seed(lambda one: one.fidelity[0].error_rate)
     rows = (
         (
             f"with the LoRA the FID to pictures of the style is at most {SHARE:g} of the base's",
             (RATIO, SHARE),
-            ("LoRA", by_seed(lambda one: one.worth[-1].fid / one.worth[0].fid)),
+            ("LoRA", by_seed(lambda one: one.fidelity[-1].fid / one.fidelity[0].fid)),
             ("base", ones),
             (other, ones),
         ),
         (
             f"at most {MISTAKES:.0%} of the samples with the LoRA are misread, fewer than by chance",
-            (MISREAD, MISTAKES),
+            (ERROR_RATE, MISTAKES),
             ("LoRA", read),
             ("chance", [0.9] * len(found)),
-            (by_seed(lambda one: one.other.misread), of_base),
+            (by_seed(lambda one: one.other.error_rate), of_base),
         ),
         (
             "with the LoRA off it draws what its base draws, bit for bit, and with it on it does not",
@@ -185,12 +185,12 @@ def _style(bench: ExperimentContext) -> ExperimentResults:
         ),
     )
     comparisons = [
-        replace(compared(name, measure, better, worse, placebo), bar=bar)
+        replace(compare(name, measure, better, worse, placebo), bar=bar)
         for name, (measure, bar), better, worse, placebo in rows
     ]
     curves = []
-    for title, field in ((FID, "fid"), (MISREAD, "misread")):
-        lines = {RECIPE: [[getattr(at, field) for at in one.worth] for one in found]}
+    for title, field in ((FID, "fid"), (ERROR_RATE, "error_rate")):
+        lines = {RECIPE: [[getattr(at, field) for at in one.fidelity] for one in found]}
         curves.append(Curve("weight of the LoRA", title, WEIGHTS, lines))
     shares = ", ".join(f"{one.near:.2f}" for one in found)
     notes = [
@@ -198,7 +198,9 @@ def _style(bench: ExperimentContext) -> ExperimentResults:
         "Below 0.8 a report of a model would say that it memorised them."
     ]
     caption = "Seed 0, every class once: the base, and the base with the LoRA, from the same noise."
-    return ExperimentResults(comparisons, curves, [ImageSheet("samples", caption, found[0].pixels, SHOWN)], notes)
+    return ExperimentResults(
+        comparisons, curves, [ImageSheet("samples", caption, found[0].pixels, PREVIEW_COUNT)], notes
+    )
 
 
 CLAIMS = (

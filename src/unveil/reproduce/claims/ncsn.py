@@ -22,7 +22,7 @@ from unveil.reproduce.experiment import (
     ExperimentContext,
     ExperimentResults,
     ImageSheet,
-    compared,
+    compare,
 )
 
 PAPER = "Generative Modeling by Estimating Gradients of the Data Distribution, Song & Ermon 2019 (arXiv:1907.05600)"
@@ -68,8 +68,8 @@ def density(samples: Tensor, size: int = 64, reach: float = 9.0) -> Tensor:
     return (255 * (1 - dark)).round().to(torch.uint8).reshape(1, 1, size, size)
 
 
-def _annealing(bench: ExperimentContext) -> ExperimentResults:
-    each, count = bench.scale.pick((10, 30, 100), (2, 4)), bench.scale.pick(1000, 100)
+def _annealing(context: ExperimentContext) -> ExperimentResults:
+    each, count = context.scale.pick((10, 30, 100), (2, 4)), context.scale.pick(1000, 100)
     exact = MODES.sample(count, torch.Generator().manual_seed(0)).float()
     arms = {"annealed": (_annealed, 0), "plain": (_plain, 0), "annealed, other noise": (_annealed, PLACEBO)}
 
@@ -82,13 +82,13 @@ def _annealing(bench: ExperimentContext) -> ExperimentResults:
             last.append(density(drawn[-1]))
         return found, last
 
-    by_seed = bench.each_seed("two modes that lie apart", measure)
+    by_seed = context.each_seed("two modes that lie apart", measure)
     calls = [n * LEVELS for n in each]
     title = "error of the smaller mode's share"
     errors = {name: [abs(found[name][-1][0] - SMALLER) for found, _ in by_seed] for name in arms}
     distances = {name: [found[name][-1][1] for found, _ in by_seed] for name in arms}
     comparisons = [
-        compared(
+        compare(
             f"{calls[-1]} calls: {words}",
             measured,
             ("annealed", values["annealed"]),
@@ -103,10 +103,8 @@ def _annealing(bench: ExperimentContext) -> ExperimentResults:
     lines = {name: [[at[0] for at in found[name]] for found, _ in by_seed] for name in ("annealed", "plain")}
     lines["the mixture"] = [[SMALLER] * len(calls)]
     curve = Curve("network calls", "share of samples in the smaller mode", calls, lines, log_x=True)
-    pictures = torch.cat([density(exact), *by_seed[0][1][:2]])
-    sheet = ImageSheet(
-        "modes", f"Exact draws, annealed and plain Langevin with {calls[-1]} calls; seed 0.", pictures, 3
-    )
+    images = torch.cat([density(exact), *by_seed[0][1][:2]])
+    sheet = ImageSheet("modes", f"Exact draws, annealed and plain Langevin with {calls[-1]} calls; seed 0.", images, 3)
     return ExperimentResults(comparisons, [curve], [sheet])
 
 

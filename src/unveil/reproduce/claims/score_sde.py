@@ -20,7 +20,7 @@ from unveil.reproduce.experiment import (
     ExperimentContext,
     ExperimentResults,
     ImageSheet,
-    compared,
+    compare,
 )
 from unveil.reproduce.variant import Variant
 
@@ -37,28 +37,28 @@ def _drawn(network: Denoiser, calls: int, corrections: int, count: int, seed: in
     return run(plan, network, grid.start(streams.normal(SHAPE, START)), noise=streams.bind(SHAPE))
 
 
-def _corrector(bench: ExperimentContext) -> ExperimentResults:
-    counts = bench.scale.pick((50, 100, 200), (8, 16))
+def _corrector(context: ExperimentContext) -> ExperimentResults:
+    counts = context.scale.pick((50, 100, 200), (8, 16))
     both, alone = "predictor and corrector", "predictor alone"
     arms = {both: (1, 0), alone: (0, 0), f"{both}, other noise": (1, PLACEBO)}
-    reference = bench.held_out()
+    reference = context.held_out()
 
     def measure(seed: int) -> tuple[dict[str, list[dict[str, float]]], list[Tensor]]:
-        network, found, first = bench.network(ARM, seed), {}, []
+        network, found, first = context.network(ARM, seed), {}, []
         for name, (corrections, shift) in arms.items():
-            drawn = [_drawn(network, n, corrections, bench.scale.pictures, seed + shift) for n in counts]
+            drawn = [_drawn(network, n, corrections, context.scale.samples, seed + shift) for n in counts]
             found[name] = [frechet(samples, reference) for samples in drawn]
             first += [] if shift else [to_pixels(samples[:12]) for samples in drawn]
         return found, first
 
-    by_seed = bench.each_seed("samples with and without corrections", measure)
+    by_seed = context.each_seed("samples with and without corrections", measure)
     comparisons, curves = [], []
     for space in FEATURES:
         title = f"FID on {'pixels' if space == 'pixels' else 'features of the digits classifier'}"
         lines = {name: [[at[space] for at in found[name]] for found, _ in by_seed] for name in arms}
         first, last, again = lines.values()
         comparisons += [
-            compared(
+            compare(
                 f"{space}, {calls} calls: {both} draw better samples than the {alone}",
                 title,
                 (both, [row[i] for row in first]),

@@ -25,7 +25,7 @@ from unveil.reproduce.experiment import (
     ExperimentContext,
     ExperimentResults,
     ImageSheet,
-    compared,
+    compare,
 )
 from unveil.reproduce.variant import Variant
 
@@ -66,11 +66,11 @@ def fine_solve(network: Denoiser, x: Tensor, steps: int) -> Tensor:
 class Distances:
     """Distances to the fine solve, by method and seed, with the samples behind them."""
 
-    def __init__(self, bench: ExperimentContext, methods: Sequence[tuple[str, Method, int]]) -> None:
-        count, steps = bench.scale.pick((128, 400), (8, 20))
+    def __init__(self, context: ExperimentContext, methods: Sequence[tuple[str, Method, int]]) -> None:
+        count, steps = context.scale.pick((128, 400), (8, 20))
 
         def measure(seed: int, shift: int = 0) -> tuple[dict[tuple[str, int], float], dict[tuple[str, int], Tensor]]:
-            network = bench.network(ARM, seed)
+            network = context.network(ARM, seed)
             noise = SampleRNG(seed + shift, range(count)).normal(SHAPE, START)
             x = schedules.uniform(network.process, 1).start(noise)
             exact = fine_solve(network, x, steps)
@@ -82,8 +82,8 @@ class Distances:
                 drawn[name, calls] = to_pixels(samples[:12])
             return found, drawn
 
-        self._own = bench.each_seed("distance to the fine solve", measure)
-        self._other = bench.each_seed("the same from other noise", lambda seed: measure(seed, PLACEBO)[0])
+        self._own = context.each_seed("distance to the fine solve", measure)
+        self._other = context.each_seed("the same from other noise", lambda seed: measure(seed, PLACEBO)[0])
 
     def of(self, name: str, calls: int) -> list[float]:
         """By seed."""
@@ -93,10 +93,10 @@ class Distances:
         """By seed, from other noise."""
         return [found[name, calls] for found in self._other]
 
-    def compared(self, better: tuple[str, int], worse: tuple[str, int], *, primary: bool = True) -> Comparison:
+    def compare(self, better: tuple[str, int], worse: tuple[str, int], *, primary: bool = True) -> Comparison:
         """The claim that one method at some calls is nearer than another."""
         first, second = (f"{name}, {calls} calls" for name, calls in (better, worse))
-        return compared(
+        return compare(
             f"{first} is nearer to the fine solve than {second}",
             DISTANCE,
             (first, self.of(*better)),
@@ -116,17 +116,17 @@ class Distances:
         return torch.cat([drawn["fine solve", 0], *(drawn[one] for one in shown)])
 
 
-def _heun(bench: ExperimentContext) -> ExperimentResults:
-    published, calls = (35, 79), bench.scale.pick((9, 19, 35, 79), (9, 35))
+def _heun(context: ExperimentContext) -> ExperimentResults:
+    published, calls = (35, 79), context.scale.pick((9, 19, 35, 79), (9, 35))
     named: dict[str, Method] = {
         "Heun, Karras": heun_karras,
         "Euler, uniform": euler_uniform,
         "DDIM, uniform": ddim_uniform,
     }
     first, plain, ours = named
-    found = Distances(bench, [(name, method, n) for name, method in named.items() for n in calls])
-    comparisons = [found.compared((first, n), (plain, n), primary=n in published) for n in calls]
-    comparisons += [found.compared((first, n), (ours, n), primary=False) for n in calls if n in published]
+    found = Distances(context, [(name, method, n) for name, method in named.items() for n in calls])
+    comparisons = [found.compare((first, n), (plain, n), primary=n in published) for n in calls]
+    comparisons += [found.compare((first, n), (ours, n), primary=False) for n in calls if n in published]
     curve = found.curve(list(named), calls)
     middle = calls[len(calls) // 2]
     caption = f"Seed 0: the fine solve, then {'; '.join(named)}, each with {middle} calls from the same noise."
@@ -135,7 +135,7 @@ def _heun(bench: ExperimentContext) -> ExperimentResults:
     )
 
 
-def _few(bench: ExperimentContext) -> ExperimentResults:
+def _few(context: ExperimentContext) -> ExperimentResults:
     few, many = 10, 20
     multistep, corrected, slow = "DPM-Solver++(2M)", "UniPC", "DDIM"
     named: dict[str, Method] = {
@@ -143,10 +143,10 @@ def _few(bench: ExperimentContext) -> ExperimentResults:
         corrected: lambda process, calls: unipc(schedules.uniform_log_snr(process, calls)),
         slow: lambda process, calls: ddim(schedules.uniform_log_snr(process, calls)),
     }
-    calls = bench.scale.pick((5, few, many, 40), (few, many))
-    found = Distances(bench, [(name, method, n) for name, method in named.items() for n in calls])
-    comparisons = [found.compared((name, few), (slow, many)) for name in (multistep, corrected)]
-    comparisons += [found.compared((name, few), (slow, few), primary=False) for name in (multistep, corrected)]
+    calls = context.scale.pick((5, few, many, 40), (few, many))
+    found = Distances(context, [(name, method, n) for name, method in named.items() for n in calls])
+    comparisons = [found.compare((name, few), (slow, many)) for name in (multistep, corrected)]
+    comparisons += [found.compare((name, few), (slow, few), primary=False) for name in (multistep, corrected)]
     shown = [(multistep, few), (corrected, few), (slow, many)]
     caption = (
         f"Seed 0: the fine solve, then {'; '.join(f'{name}, {n} calls' for name, n in shown)}, from the same noise."

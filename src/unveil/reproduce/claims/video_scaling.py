@@ -13,24 +13,24 @@ from torch import Tensor
 from unveil.io.images import to_pixels
 from unveil.playground import temporal_consistency
 from unveil.playground.world.caption_templates import Register
-from unveil.reproduce.experiment import Claim, Curve, ExperimentContext, ExperimentResults, compared
+from unveil.reproduce.experiment import Claim, Curve, ExperimentContext, ExperimentResults, compare
 from unveil.reproduce.prompt_following import (
-    ASKED_IN,
-    CLIPS,
-    MISSED,
-    QUICK_CLIPS,
+    ATTRIBUTE_ERROR,
+    METHOD,
+    PREVIEW_COUNT,
+    PROMPT_STYLES,
+    QUICK_VIDEO_TRAINING,
     RECIPE,
-    SHOWN,
-    TRAINED,
+    VIDEO_TRAINING,
     WORLD,
     PromptFollowingCurve,
     PromptFollowingScores,
-    arm_of,
-    by_prompt_style,
+    frame_sheet,
     part,
     prompt_following_curve,
+    prompt_style_curve,
     score_prompts_of,
-    strips,
+    two_stage_variant,
 )
 from unveil.reproduce.training_history import RecipeVariant, cost_of, held_out_videos, prompts_of
 
@@ -53,23 +53,25 @@ MIDDLE = "M"
 PACE, QUICK_PACE = "train.steps=600 train.sample_every=200", "train.steps=3 train.sample_every=1"
 
 
-def _scaling(bench: ExperimentContext) -> ExperimentResults:
-    pace, sizes = bench.scale.pick((PACE, SIZES), (QUICK_PACE, QUICK_SIZES))
-    arms = {name: arm_of(bench, changes, pace) for name, changes in sizes.items()}
+def _scaling(context: ExperimentContext) -> ExperimentResults:
+    pace, sizes = context.scale.pick((PACE, SIZES), (QUICK_PACE, QUICK_SIZES))
+    arms = {name: two_stage_variant(context, changes, pace) for name, changes in sizes.items()}
     found = {
-        name: bench.each_seed(f"{RECIPE} {name}", lambda seed, arm=arm: prompt_following_curve(bench, arm, seed))
-        for name, arm in arms.items()
+        name: context.each_seed(
+            f"{RECIPE} {name}", lambda seed, variant=variant: prompt_following_curve(context, variant, seed)
+        )
+        for name, variant in arms.items()
     }
-    again = bench.each_placebo(f"{RECIPE} {MIDDLE}", lambda seed: prompt_following_curve(bench, arms[MIDDLE], seed))
+    again = context.each_placebo(f"{RECIPE} {MIDDLE}", lambda seed: prompt_following_curve(context, arms[MIDDLE], seed))
     steps, comparisons = found[MIDDLE][0].steps, []
-    for field, title in (("loss", LOSS), ("missed", MISSED)):
+    for field, title in (("loss", LOSS), ("missed", ATTRIBUTE_ERROR)):
 
-        def at(walks: Sequence[PromptFollowingCurve], point: int, field: str = field) -> list[float]:
-            return [getattr(one, field)[point] for one in walks]
+        def at(by_seed: Sequence[PromptFollowingCurve], point: int, field: str = field) -> list[float]:
+            return [getattr(one, field)[point] for one in by_seed]
 
         for small, large in pairwise(SIZES):
             comparisons.append(
-                compared(
+                compare(
                     f"{large} is better than {small} after {steps[-1]} steps",
                     title,
                     (large, at(found[large], -1)),
@@ -80,7 +82,7 @@ def _scaling(bench: ExperimentContext) -> ExperimentResults:
         for sooner, later in pairwise(range(len(steps))):
             means = [_means([at(found[name], point) for name in SIZES]) for point in (later, sooner)]
             comparisons.append(
-                compared(
+                compare(
                     f"{steps[later]} steps are better than {steps[sooner]}, mean of the sizes",
                     title,
                     (f"{steps[later]} steps", means[0]),
@@ -88,22 +90,24 @@ def _scaling(bench: ExperimentContext) -> ExperimentResults:
                     (at(again, later), at(found[MIDDLE], later)),
                 )
             )
-    costs = {name: _spent(arm, steps, bench.scale.quick) for name, arm in arms.items()}
+    costs = {name: _spent(variant, steps, context.scale.quick) for name, variant in arms.items()}
     curves = [
         Curve(
             "multiply-adds of training, pictures included",
             title,
             costs,
-            {name: [getattr(one, field) for one in walks] for name, walks in found.items()},
+            {name: [getattr(one, field) for one in by_seed] for name, by_seed in found.items()},
             True,
             field == "loss",
         )
-        for field, title in (("loss", LOSS), ("missed", MISSED))
+        for field, title in (("loss", LOSS), ("missed", ATTRIBUTE_ERROR))
     ]
-    texts = "; ".join(one.text for one in prompts_of(arms[MIDDLE].read(bench.scale.quick), SHOWN))
-    caption = f"Seed 0, sizes {', '.join(SIZES)}, each with the same {SHOWN} texts: {texts}."
+    texts = "; ".join(one.text for one in prompts_of(arms[MIDDLE].recipe_config(context.scale.quick), PREVIEW_COUNT))
+    caption = f"Seed 0, sizes {', '.join(SIZES)}, each with the same {PREVIEW_COUNT} texts: {texts}."
     return ExperimentResults(
-        comparisons, curves, [strips("samples", caption, [walks[0].shown for walks in found.values()])]
+        comparisons,
+        curves,
+        [frame_sheet("samples", caption, [by_seed[0].shown for by_seed in found.values()])],
     )
 
 
@@ -112,10 +116,10 @@ def _means(rows: Sequence[Sequence[float]]) -> list[float]:
     return [math.fsum(values) / len(values) for values in zip(*rows, strict=True)]
 
 
-def _spent(arm: RecipeVariant, steps: Sequence[int], quick: bool) -> list[float]:
+def _spent(variant: RecipeVariant, steps: Sequence[int], quick: bool) -> list[float]:
     """Multiply-adds of training until each of these steps."""
-    assert arm.after is not None
-    before, recipe = arm.after.read(quick), arm.read(quick)
+    assert variant.after is not None
+    before, recipe = variant.after.recipe_config(quick), variant.recipe_config(quick)
     first, each = (BACKWARD * one.train.batch_size * cost_of(one) for one in (before, recipe))
     return [float(before.train.steps * first + step * each) for step in steps]
 
@@ -126,33 +130,33 @@ DENSE, RAW = "dense captions", "raw captions"
 REGISTERS: dict[str, Register] = {DENSE: "dense", RAW: "raw"}
 
 
-def _captions(bench: ExperimentContext) -> ExperimentResults:
-    pace = bench.scale.pick(CLIPS, QUICK_CLIPS)
-    arms = {name: arm_of(bench, f"'data.caption_styles=[{own}]'", pace) for name, own in REGISTERS.items()}
+def _captions(context: ExperimentContext) -> ExperimentResults:
+    pace = context.scale.pick(VIDEO_TRAINING, QUICK_VIDEO_TRAINING)
+    arms = {name: two_stage_variant(context, f"'data.caption_styles=[{own}]'", pace) for name, own in REGISTERS.items()}
 
     def of(name: str, seed: int) -> PromptFollowingScores:
-        return score_prompts_of(bench, arms[name], seed, REGISTERS[name])
+        return score_prompts_of(context, arms[name], seed, REGISTERS[name])
 
-    found = {name: bench.each_seed(name, lambda seed, name=name: of(name, seed)) for name in arms}
-    again = bench.each_placebo(DENSE, lambda seed: of(DENSE, seed))
+    found = {name: context.each_seed(name, lambda seed, name=name: of(name, seed)) for name in arms}
+    again = context.each_placebo(DENSE, lambda seed: of(DENSE, seed))
     comparisons = [
-        compared(
+        compare(
             f"asked {words}, a network trained on {DENSE} follows its text better than one trained on {RAW}",
-            MISSED,
+            ATTRIBUTE_ERROR,
             (DENSE, part(found[DENSE], field)),
             (RAW, part(found[RAW], field)),
             (part(again, field), part(found[DENSE], field)),
             primary=field == "plain",
         )
-        for field, words in ASKED_IN.items()
+        for field, words in PROMPT_STYLES.items()
     ]
-    texts = [
-        f"{name}: {'; '.join(one.text for one in prompts_of(arm.read(bench.scale.quick), SHOWN))}"
-        for name, arm in arms.items()
-    ]
-    caption = f"Seed 0, without guidance, {SHOWN} clips of each. {'. '.join(texts)}."
-    shown = strips("samples", caption, [drawn[0].shown for drawn in found.values()])
-    return ExperimentResults(comparisons, [by_prompt_style(found)], [shown])
+    prompts = {
+        name: prompts_of(variant.recipe_config(context.scale.quick), PREVIEW_COUNT) for name, variant in arms.items()
+    }
+    texts = [f"{name}: {'; '.join(prompt.text for prompt in by_name)}" for name, by_name in prompts.items()]
+    caption = f"Seed 0, without guidance, {PREVIEW_COUNT} clips of each. {'. '.join(texts)}."
+    shown = frame_sheet("samples", caption, [drawn[0].shown for drawn in found.values()])
+    return ExperimentResults(comparisons, [prompt_style_curve(found)], [shown])
 
 
 # ---------------------------------------------------------------------- sizes of the data
@@ -177,17 +181,22 @@ class CropRate(NamedTuple):
     shown: Tensor
 
 
-def _native(bench: ExperimentContext) -> ExperimentResults:
-    pace = f"{ASPECTS.format(8)} 'shape=[3, 8, 24, 24]' " + bench.scale.pick("train.batch_size=16 train.steps=600", "")
-    arms = {name: arm_of(bench, cut, pace, pictures=OF_ALL_SIZES) for name, cut in CUTS.items()}
-    found = {name: bench.each_seed(name, lambda seed, arm=arm: _framed(bench, arm, seed)) for name, arm in arms.items()}
-    again = bench.each_placebo(NATIVE, lambda seed: _framed(bench, arms[NATIVE], seed))
+def _native(context: ExperimentContext) -> ExperimentResults:
+    pace = f"{ASPECTS.format(8)} 'shape=[3, 8, 24, 24]' " + context.scale.pick(
+        "train.batch_size=16 train.steps=600", ""
+    )
+    arms = {name: two_stage_variant(context, cut, pace, images=OF_ALL_SIZES) for name, cut in CUTS.items()}
+    found = {
+        name: context.each_seed(name, lambda seed, variant=variant: _framed(context, variant, seed))
+        for name, variant in arms.items()
+    }
+    again = context.each_placebo(NATIVE, lambda seed: _framed(context, arms[NATIVE], seed))
 
     def by_seed(drawn: Sequence[CropRate], field: str) -> list[float]:
         return [getattr(one, field) for one in drawn]
 
     comparisons = [
-        compared(
+        compare(
             f"in {what}, training on {NATIVE} keeps the whole subject in the frame more often than on {SQUARE}",
             CUT,
             (NATIVE, by_seed(found[NATIVE], field)),
@@ -198,20 +207,20 @@ def _native(bench: ExperimentContext) -> ExperimentResults:
     ]
     lines = {name: [[one.square, one.oblong] for one in drawn] for name, drawn in found.items()}
     curve = Curve("squares: 0, oblong clips: 1", CUT, [0, 1], lines)
-    caption = f"Seed 0: {SHOWN} squares of each, {'; '.join(CUTS)}."
+    caption = f"Seed 0: {PREVIEW_COUNT} squares of each, {'; '.join(CUTS)}."
     return ExperimentResults(comparisons, [curve],
-                    [strips("clips", caption, [drawn[0].shown for drawn in found.values()])],
-                    [_real(bench, arms)])  # fmt: skip
+                    [frame_sheet("clips", caption, [drawn[0].shown for drawn in found.values()])],
+                    [_real(context, arms)])  # fmt: skip
 
 
-def _framed(bench: ExperimentContext, arm: RecipeVariant, seed: int) -> CropRate:
-    course, count = bench.course(arm, seed), bench.scale.pick(150, 6)
-    texts = [one.text for one in prompts_of(arm.read(bench.scale.quick), count)]
+def _framed(context: ExperimentContext, variant: RecipeVariant, seed: int) -> CropRate:
+    history, count = context.training_history(variant, seed), context.scale.pick(150, 6)
+    texts = [one.text for one in prompts_of(variant.recipe_config(context.scale.quick), count)]
     wide = [
-        cut_share(to_pixels(course.model.generate(cond={"prompt": texts}, count=count, seed=seed, size=size)))
+        cut_share(to_pixels(history.model.generate(cond={"prompt": texts}, count=count, seed=seed, size=size)))
         for size in OBLONG
     ]
-    return CropRate(cut_share(course.pixels[-1]), sum(wide) / len(wide), course.pixels[-1][:SHOWN])
+    return CropRate(cut_share(history.pixels[-1]), sum(wide) / len(wide), history.pixels[-1][:PREVIEW_COUNT])
 
 
 def cut_share(clips: Sequence[Tensor] | Tensor) -> float:
@@ -219,11 +228,13 @@ def cut_share(clips: Sequence[Tensor] | Tensor) -> float:
     return float(np.concatenate([temporal_consistency.edge_pixels(clip) >= TOUCHING for clip in clips]).mean())
 
 
-def _real(bench: ExperimentContext, arms: Mapping[str, RecipeVariant]) -> str:
+def _real(context: ExperimentContext, arms: Mapping[str, RecipeVariant]) -> str:
     """What the data of each arm show."""
     shares = [
-        f"{name} {cut_share([item['pixels'] for item in world.__getitems__(range(bench.scale.pictures))]):.1%}"
-        for name, world in ((name, held_out_videos(arm.read(bench.scale.quick))) for name, arm in arms.items())
+        f"{name} {cut_share([item['pixels'] for item in world.__getitems__(range(context.scale.samples))]):.1%}"
+        for name, world in (
+            (name, held_out_videos(variant.recipe_config(context.scale.quick))) for name, variant in arms.items()
+        )
     ]
     return f"Held-out clips of the arms' own data, {CUT}: {', '.join(shares)}."
 
@@ -233,7 +244,7 @@ CLAIMS = (
         "video-scaling",
         "with a larger network, and with longer training, held-out loss and text following both get better",
         REPORT,
-        f"{TRAINED}Three sizes, about 3 and 4 times as many multiply-adds each, looked at "
+        f"{METHOD}Three sizes, about 3 and 4 times as many multiply-adds each, looked at "
         "after every third of the clips' training. Sizes are compared at the end, next ones with each other; times as "
         "the mean of the three sizes. Three seeds had every sign as claimed and the loss shown, and left two intervals "
         "of text following that held 0, so there are six, the first three among them. Placebo: the middle size "
@@ -246,7 +257,7 @@ CLAIMS = (
         "video-captions",
         "a network trained on dense and right captions follows its text better than one trained on raw ones",
         CAPTIONS,
-        f"{TRAINED}The arms differ in their captions alone, of pictures and of clips: dense "
+        f"{METHOD}The arms differ in their captions alone, of pictures and of clips: dense "
         "ones tell everything; raw ones lack a fifth of the attributes, and 15 % are wrong. Each is asked in its own "
         "register, in texts that are complete and right. Compared is what the network learned, without guidance, which "
         "sharpens what either has learned and stands beside the claim, as do short texts that neither arm has read. "
