@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 import unveil
-from unveil.analysis.samplers import KINDS
+from unveil.analysis.samplers import DISTANCES
 from unveil.evaluate.charts import ChartLine, lines_chart
 from unveil.io import images
 from unveil.io.files import write_atomically
@@ -25,7 +25,7 @@ def samplers() -> bytes:
     record = json.loads((DOCS / "results/samplers-fashion/samplers.json").read_text("utf-8"))
     by_name = {one["name"]: one for one in record["samplers"]}
     lines = [ChartLine(name, [(p["calls"], p["error"]) for p in by_name[name]["points"]]) for name in SHOWN]
-    return lines_chart(lines, "network calls", KINDS["solution"], log_x=True, log_y=True)
+    return lines_chart(lines, "network calls", DISTANCES["solution"], log_x=True, log_y=True)
 
 
 def guidance() -> bytes:

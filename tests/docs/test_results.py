@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from unveil.analysis.inverse_problems import KINDS
+from unveil.analysis.inverse_problems import PROBLEM_TYPES
 from unveil.evaluate.report import Report
 from unveil.model.config import load_recipe, recipe_names
 
@@ -95,7 +95,7 @@ def test_the_inverse_problems_that_miss_their_bar_are_known(name: str):
     study = json.loads((folder / "inverse.json").read_text())
     known = [row for row in study["rows"] if row["bar"] is not None]
     problems = {row["problem"] for row in known}
-    assert problems | set(study["skipped"]) == set(KINDS)
+    assert problems | set(study["skipped"]) == set(PROBLEM_TYPES)
     assert problems - {row["problem"] for row in known if row["met"]} == MISSED[name]
     assert all(row["residual"] <= study["limits"]["residual"] for row in known)
     assert all(row["known"] for row in known if row["problem"] == "mask")

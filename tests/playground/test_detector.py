@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from unveil import data, playground
-from unveil.analysis.detector_accuracy import BARS, coded, study_detector
+from unveil.analysis.detector_accuracy import BARS, encode_decode, study_detector
 from unveil.analysis.detector_accuracy import DetectorSettings as Reading
 from unveil.analysis.detector_accuracy import agreement as read_as_it_is
 from unveil.errors import RecipeError, ShapeError
@@ -43,7 +43,7 @@ def passes(found):
 @pytest.mark.parametrize("codec", ["none", "h264"])
 def test_clips_of_mixed_sizes_are_read(codec):
     items = data.open(playground.PlaygroundConfig(**SIZES), "held-out").__getitems__(range(24))
-    passes(agreement(items, coded if codec == "h264" else None))
+    passes(agreement(items, encode_decode if codec == "h264" else None))
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tests.reproduce.test_video_scaling import FEW, QUIET, spoiled, staged, verdicts
-from unveil.analysis.video_bench import parameters
+from unveil.analysis.video_study import num_parameters
 from unveil.io.images import to_unit
 from unveil.playground.dataset import Playground, PlaygroundConfig
 from unveil.playground.prompt_rules import expand_by_rules
@@ -128,7 +128,7 @@ def test_the_claim_about_encoders_has_the_right_verdict(
     def fault(variant: RecipeVariant) -> float:
         return 0.1 if better in variant.changes else 0.4
 
-    monkeypatch.setattr(captions, "parameters", lambda model: 1_000_000)
+    monkeypatch.setattr(captions, "num_parameters", lambda model: 1_000_000)
     found = captions._encoders(staged(monkeypatch, tmp_path, fault))
     assert verdicts(found) == (verdict, {verdict})
     assert len(found.comparisons) == 3
@@ -138,7 +138,8 @@ def test_both_larger_arms_have_as_many_parameters():
     from unveil.model import build
 
     def size(name: str) -> int:
-        return parameters(build(RecipeVariant(captions.RECIPE, captions.LARGER[name]).recipe_config(quick=False).model))
+        recipe = RecipeVariant(captions.RECIPE, captions.LARGER[name]).recipe_config(quick=False)
+        return num_parameters(build(recipe.model))
 
     sizes = {name: size(name) for name in captions.LARGER}
     assert sizes[captions.TEXT] == pytest.approx(sizes[captions.NETWORK], rel=0.01)

@@ -1,4 +1,4 @@
-"""Fidelity against diversity along the scale of guidance, each point judged as `unveil evaluate` judges a model."""
+"""Fidelity against diversity along the guidance scale; each point is an evaluation as by `unveil evaluate`."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from unveil.evaluate.judges.sample_quality import evaluate
 
 SHOWN = 10  # samples of each scale on the page
 
-# scale -> uint8 samples (N, C, H, W), the labels they were made for, and how they were made
-Draw = Callable[[float], tuple[Tensor, Tensor | None, dict[str, Any]]]
+# guidance scale -> uint8 samples (N, C, H, W), their labels, and the sampling settings
+Sample = Callable[[float], tuple[Tensor, Tensor | None, dict[str, Any]]]
 
 
 @dataclass(frozen=True)
 class ScaleStudy:
-    """A report for every scale, and the first samples of each, uint8."""
+    """A report for every guidance scale, and the first samples of each, uint8."""
 
     scales: tuple[float, ...]
     reports: list[Report]
     samples: Tensor = field(repr=False)
 
     def record(self) -> dict[str, Any]:
-        """Everything but the samples, as plain values."""
+        """Everything except the samples, as plain values."""
         rows = [
             {"scale": scale, "protocol_sha256": report.protocol_sha256, **{k: report.results.get(k) for k in _KEYS}}
             for scale, report in zip(self.scales, self.reports, strict=True)
@@ -43,45 +43,45 @@ _KEYS = ("read", "precision", "recall", "fid", "kid")
 
 def study_scales(
     scales: Sequence[float],
-    draw: Draw,
+    sample: Sample,
     train: ImageDataset,
     held_out: ImageDataset,
     features: FeatureNetwork,
     protocol: Protocol | None = None,
     *,
     data: str = "unnamed",
-    tell: Callable[[str], object] = lambda _: None,
+    on_scale: Callable[[str], object] = lambda message: None,
 ) -> ScaleStudy:
-    """Draws and judges at every scale.
+    """Sample and evaluate at every guidance scale.
 
     Args:
-        scales: rising; 1 is no guidance.
-        draw: see `Draw`; the same noise at every scale.
-        train: what the model learned from.
-        held_out: what it never saw.
-        features: the network that judges.
-        protocol: of every report.
-        data: name of the data set.
-        tell: told what is being done.
+        scales: Rising guidance scales; 1 is no guidance.
+        sample: Sampling function with the same noise at every scale.
+        train: Training images.
+        held_out: Held-out images.
+        features: Feature network of the metrics.
+        protocol: Protocol of every report.
+        data: Name of the data set.
+        on_scale: Called with a message before each scale.
 
     Raises:
-        RecipeError: scales that do not rise.
+        RecipeError: The scales do not rise.
     """
     check_scales(scales)
     protocol = protocol or Protocol()
     reports: list[Report] = []
     first: list[Tensor] = []
     for scale in scales:
-        tell(f"scale {scale:g}")
-        samples, labels, sampling = draw(scale)
-        origin = SampleProvenance(data=data, sampling=sampling)
-        report = evaluate(samples, labels, train, held_out, features, protocol, provenance=origin)
+        on_scale(f"scale {scale:g}")
+        samples, labels, sampling = sample(scale)
+        provenance = SampleProvenance(data=data, sampling=sampling)
+        report = evaluate(samples, labels, train, held_out, features, protocol, provenance=provenance)
         reports.append(replace(report, images={}))
         first.append(samples[:SHOWN])
     return ScaleStudy(tuple(scales), reports, torch.cat(first))
 
 
 def check_scales(scales: Sequence[float]) -> None:
-    """Raises: RecipeError, no scales, or scales that do not rise."""
+    """Raise RecipeError unless there are scales and they rise."""
     if not scales or list(scales) != sorted(set(scales)):
-        raise RecipeError(f"scales {', '.join(f'{s:g}' for s in scales)}: give rising numbers, such as 1,1.5,2,3,5,8")
+        raise RecipeError(f"scales {', '.join(f'{s:g}' for s in scales)}: write rising numbers, such as 1,1.5,2,3,5,8")

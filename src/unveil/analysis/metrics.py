@@ -1,4 +1,4 @@
-"""What the claims measure: bits per dimension, samples, and their Frechet distance from held-out pictures."""
+"""Measures of claims and studies: bits per dimension, Frechet and energy distances, gradient noise, correlations."""
 
 from __future__ import annotations
 
@@ -27,20 +27,24 @@ FEATURES = ("pixels", "digits")
 _CHUNK = 512
 
 
-def bits(denoiser: Denoiser, rule: VarianceRule, x0: Tensor, *, every: int = 20, whole: int = 10) -> float:
-    """The bound of the full chain on pictures in bits/dim, x0 clipped as published.
+def bits(denoiser: Denoiser, rule: VarianceRule, x0: Tensor, *, every: int = 20, dense: int = 10) -> float:
+    """The variational bound of the full chain in bits/dim, with x0 clipped as published.
 
-    Each picture is scored at the `whole` last steps, those next to the data, and at every `every`-th of the others,
-    picture i beginning at the i-th, so that together they cover the chain. Two networks of one chain are scored on
-    the same pictures with the same noise.
+    Each image is scored at the `dense` last steps, those next to the data, and at every `every`-th of the others,
+    beginning at step i for image i, so that all images together cover the chain. Two networks of one chain are scored
+    on the same images with the same noise.
 
     Args:
-        x0: (B, ...) in [-1, 1], at least `every` pictures.
+        denoiser: Denoiser of a discrete chain.
+        rule: Variance of the reverse transitions.
+        x0: Images (B, ...) in [-1, 1], at least `every`.
+        every: Distance of the scored steps.
+        dense: Number of last steps that are scored for every image.
     """
     chain, step = chain_of(denoiser.process), clip_static(denoiser)
     places, rows, noises = [], [], []
     for k in range(len(chain)):
-        chosen = [i for i in range(len(x0)) if k >= len(chain) - whole or (i - k) % every == 0]
+        chosen = [i for i in range(len(x0)) if k >= len(chain) - dense or (i - k) % every == 0]
         places += [k] * len(chosen)
         rows += chosen
         noises.append(SampleRNG(0, chosen).normal(x0.shape[1:], k))
@@ -60,7 +64,7 @@ def bits(denoiser: Denoiser, rule: VarianceRule, x0: Tensor, *, every: int = 20,
 
 
 def respaced_vlb(denoiser: Denoiser, rules: Sequence[VarianceRule], x0: Tensor, steps: int) -> list[float]:
-    """The bound of the chain respaced to a few steps, for several variances of the same estimates; bits/dim."""
+    """The variational bound in bits/dim of the chain respaced to a few steps, for several variances."""
     chain = Chain(schedules.respaced(denoiser.process, str(steps)))
     step = memoized_features(clip_static(denoiser))
     noise = SampleRNG(0, range(len(x0))).bind(x0.shape[1:])
@@ -68,19 +72,19 @@ def respaced_vlb(denoiser: Denoiser, rules: Sequence[VarianceRule], x0: Tensor, 
 
 
 def memoized_features(step: DenoiseFn) -> DenoiseFn:
-    """A step that is asked once per level: for calls that differ in nothing that it sees."""
-    known: dict[NoiseLevel, Estimate] = {}
+    """A denoiser that is called once for each noise level, for runs in which x depends on the level only."""
+    cache: dict[NoiseLevel, Estimate] = {}
 
     def estimate(x: Tensor, level: NoiseLevel) -> Estimate:
-        if level not in known:
-            known[level] = step(x, level)
-        return known[level]
+        if level not in cache:
+            cache[level] = step(x, level)
+        return cache[level]
 
     return estimate
 
 
 def sample(plan: Plan, step: DenoiseFn, count: int, seed: int, *, batch: int = 450) -> Tensor:
-    """Samples (count, 1, 8, 8) of a plan over a variance-preserving process, each from its own noise."""
+    """Samples (count, 1, 8, 8) of a plan over a variance-preserving process."""
     parts = []
     for start in range(0, count, batch):
         streams = SampleRNG(seed, range(start, min(start + batch, count)))
@@ -89,41 +93,47 @@ def sample(plan: Plan, step: DenoiseFn, count: int, seed: int, *, batch: int = 4
 
 
 def frechet(samples: Tensor, reference: Tensor) -> dict[str, float]:
-    """The Frechet distance of samples in [-1, 1] from uint8 pictures, by the names in `FEATURES`."""
+    """Frechet distances between samples in [-1, 1] and uint8 images, by the names in `FEATURES`."""
     pixels = to_pixels(samples)
     networks = {name: features.load(name, shape=SHAPE if name == "pixels" else None) for name in FEATURES}
     return {name: fid(net.features(pixels), net.features(reference)) for name, net in networks.items()}
 
 
 def rms(difference: Tensor) -> Tensor:
-    """The root of the mean square of each sample, (B,)."""
+    """Root mean square of each sample, (B,)."""
     return difference.flatten(1).square().mean(1).sqrt()
 
 
 def gradient_noise(
     denoiser: Denoiser,
     objective: DiffusionLoss,
-    pick: Callable[[int], Tensor],
+    batch_of: Callable[[int], Tensor],
     *,
     batches: int,
     batch: int,
     seed: int,
     on_step: Callable[[], object] = lambda: None,
 ) -> float:
-    """The trace of the covariance of one example's gradient, from the spread of many batches' gradients.
+    """Trace of the covariance of one example's gradient, from the variance of the gradients of many batches.
 
     Args:
-        pick: the pictures of a batch by its number.
+        denoiser: Network whose gradients are measured.
+        objective: Training loss.
+        batch_of: Returns the images of a batch by its number.
+        batches: Number of batches.
+        batch: Images of each batch.
+        seed: Seed of times and noise.
+        on_step: Called after each batch.
 
     Source: McCandlish et al. 2018, section 2.2 (arXiv:1812.06162); the trace without its division by |G|^2, which
-    is the same in arms that differ in the sampling of times only.
+    is equal for arms that differ only in the sampling of times.
     """
     weights = list(denoiser.requires_grad_(True).parameters())
     total = torch.zeros(sum(p.numel() for p in weights), dtype=torch.float64)
     squares = 0.0
     for number in range(batches):
         streams = SampleRNG(seed, range(number * batch, (number + 1) * batch))
-        loss = objective(denoiser, pick(number), None, streams, number)
+        loss = objective(denoiser, batch_of(number), None, streams, number)
         gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss.value, weights)]).double()
         total += gradient
         squares += float(gradient.square().sum())
@@ -133,23 +143,25 @@ def gradient_noise(
 
 
 def energy_distance(first: Tensor, second: Tensor) -> float:
-    """2 E|X - Y| - E|X - X'| - E|Y - Y'| of two sets of samples (N, ...) and (M, ...); 0 for equal sets, never below.
+    """2 E|X - Y| - E|X - X'| - E|Y - Y'| of two sets of samples (N, ...) and (M, ...), >= 0, and 0 for equal sets.
 
     Source: Szekely & Rizzo 2013, eq. 6.1.
     """
     a, b = (samples.flatten(1).double() for samples in (first, second))
-    exact = "donot_use_mm_for_euclid_dist"  # the fast way loses small distances in rounding
-    across, own, other = (torch.cdist(x, y, compute_mode=exact).mean() for x, y in ((a, b), (a, a), (b, b)))
-    return float(2 * across - own - other)
+    exact = "donot_use_mm_for_euclid_dist"  # the fast method rounds small distances to 0
+    cross, within_first, within_second = (
+        torch.cdist(x, y, compute_mode=exact).mean() for x, y in ((a, b), (a, a), (b, b))
+    )
+    return float(2 * cross - within_first - within_second)
 
 
 def log2_mean(values: Sequence[float]) -> float:
-    """The mean of the logarithms, which is the logarithm of the geometric mean."""
+    """Mean of the base-2 logarithms: the logarithm of the geometric mean."""
     return math.fsum(map(math.log2, values)) / len(values)
 
 
 def interpolated(x: Sequence[float], y: Sequence[float], at: float) -> float | None:
-    """Y at a place on the straight lines between points of rising x; None beyond them, but for rounding."""
+    """Linear interpolation of y between points of rising x; None outside their range, except for rounding."""
     slack = 1e-9 * (x[-1] - x[0])
     if not x[0] - slack <= at <= x[-1] + slack:
         return None
@@ -158,27 +170,27 @@ def interpolated(x: Sequence[float], y: Sequence[float], at: float) -> float | N
 
 
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
-    """Of pairs, in [-1, 1]; equal values share the mean of their ranks, and where one side is constant it is 0.
+    """Spearman's rank correlation in [-1, 1]; ties have their mean rank, and a constant side gives 0.
 
     Source: Spearman 1904.
     """
     if len(x) != len(y) or len(x) < 2:
-        raise RecipeError(f"{len(x)} and {len(y)} values: a rank correlation needs as many of both, at least 2")
+        raise RecipeError(f"{len(x)} and {len(y)} values: a rank correlation needs equal numbers of both, at least 2")
     if not all(map(math.isfinite, (*x, *y))):
-        raise NonFinite(f"a rank correlation of {list(x)} and {list(y)}: an arm gave no finite measure")
+        raise NonFinite(f"a rank correlation of {list(x)} and {list(y)}: an arm has a measure that is not finite")
     return float(_correlations(_ranks(x), _ranks(y)[None])[0])
 
 
 def rank_correlation_within(groups: Iterable[tuple[Sequence[float], Sequence[float]]]) -> float:
-    """The mean over groups of pairs: -1 or 1 where y is monotone in x within each, whatever lies between them."""
-    found = [rank_correlation(x, y) for x, y in groups]
-    return math.fsum(found) / len(found)
+    """Mean rank correlation over groups of pairs: -1 or 1 if y is monotone in x within each group."""
+    correlations = [rank_correlation(x, y) for x, y in groups]
+    return math.fsum(correlations) / len(correlations)
 
 
 def permutation_p_value(x: Sequence[float], y: Sequence[float], *, orders: int = 100_000, seed: int = 0) -> float:
-    """How often a random order of x has a rank correlation with y as low as x itself: a permutation test, one-sided.
+    """One-sided permutation test: probability that a random order of x has a rank correlation as low as that of x.
 
-    Its own order is one of them, so that the answer is never 0.
+    The order of x itself counts, so the result is never 0.
     """
     ranks, other = _ranks(x), _ranks(y)
     generator = torch.Generator().manual_seed(seed)
@@ -188,14 +200,14 @@ def permutation_p_value(x: Sequence[float], y: Sequence[float], *, orders: int =
 
 
 def _ranks(values: Sequence[float]) -> Tensor:
-    """From 1, float64."""
-    given = torch.tensor(values, dtype=torch.float64)
-    below, equal = given[:, None] > given[None], given[:, None] == given[None]
+    """Ranks from 1, float64."""
+    column = torch.tensor(values, dtype=torch.float64)
+    below, equal = column[:, None] > column[None], column[:, None] == column[None]
     return below.sum(1) + (equal.sum(1) + 1) / 2
 
 
 def _correlations(ranks: Tensor, others: Tensor) -> Tensor:
-    """Pearson's, of ranks (N,) and each row of (B, N)."""
+    """Pearson correlation of ranks (N,) with each row of (B, N)."""
     a, b = ranks.double() - ranks.double().mean(), others.double() - others.double().mean(1, keepdim=True)
     size = a.norm() * b.norm(dim=1)
     return torch.where(size > 0, b @ a / size.clamp(min=1e-300), 0.0)

@@ -1,4 +1,4 @@
-"""Pages of the studies of samplers, guidance and inverse problems, made of their records."""
+"""Pages of the studies, made of their records, samples and animations."""
 
 from __future__ import annotations
 
@@ -6,33 +6,35 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from unveil.analysis.guidance_sweep import SHOWN, ScaleStudy
-from unveil.analysis.inverse import METHODS, InverseStudy
-from unveil.analysis.inverse_problems import InverseProblem
-from unveil.analysis.samplers import KINDS, SamplerStudy
+from unveil.analysis.inverse_problems import METHODS, InverseProblem, InverseStudy
+from unveil.analysis.samplers import DISTANCES, SamplerStudy
+from unveil.analysis.video_study import StudyResult, VideoStudy, finding_of
+from unveil.errors import RecipeError
 from unveil.evaluate import plots
 from unveil.evaluate.charts import ChartLine, lines_chart
 from unveil.evaluate.findings import Figure, Finding, interval_of
-from unveil.evaluate.page_writer import Block, Heading, Page, Paragraph, Table, to_html
+from unveil.evaluate.migration import migrate_video_study
+from unveil.evaluate.page_writer import Block, Heading, Page, Paragraph, Table, bars_table, to_html
 from unveil.evaluate.report_page import record_tables
 from unveil.io.images import to_pixels
 
 STRIP = 8  # samples of each sampler, and images of each problem, on the page
-COLOURED = 3  # images of each problem if they have colours, which take three times the room
+COLOURED = 3  # images of each problem with colours, which take three times the space
 
 
 # ---------------------------------------------------------------------- samplers
 
 
 def samplers_page(study: SamplerStudy, record: Mapping[str, Any]) -> str:
-    """Error against NFE, orders, costs, samples side by side, and what the model cannot run."""
+    """Error against NFE, orders, costs, samples side by side, and samplers that do not run on the model."""
     settings = record["settings"]
     introduction = (
-        "Every sampler starts from the same noise, on the same kind of schedule, without guidance; x0 is clipped as "
-        f"the model samples ({settings['clip']}). A deterministic one is compared with the solution of the "
+        "Every sampler starts from the same noise, on the same kind of schedule, without guidance, with the model's "
+        f"clipping of x0 ({settings['clip']}). A deterministic sampler is compared with the solution of the "
         "probability-flow ODE, solved by Heun's method with "
-        f"{settings['fine_calls']} function evaluations; a stochastic one with its own run of as many evaluations on "
-        "the same Brownian path; where no order on a path is declared, its samples as a set with those of the fine "
-        "solve."
+        f"{settings['fine_calls']} function evaluations; a stochastic sampler with its own run of as many evaluations "
+        "on the same Brownian path; without a declared strong order, the distribution of its samples is compared with "
+        "that of the fine solve."
     )
     blocks = [
         Paragraph(introduction),
@@ -47,7 +49,7 @@ def samplers_page(study: SamplerStudy, record: Mapping[str, Any]) -> str:
 
 
 def _charts(record: Mapping[str, Any]) -> Iterable[Block]:
-    for kind in KINDS.values():
+    for kind in DISTANCES.values():
         samplers = [sampler for sampler in record["samplers"] if sampler["measured"] == kind]
         if not samplers:
             continue
@@ -55,9 +57,9 @@ def _charts(record: Mapping[str, Any]) -> Iterable[Block]:
             ChartLine(sampler["name"], [(point["calls"], point["error"]) for point in sampler["points"]])
             for sampler in samplers
         ]
-        level = record["floor"] if kind == KINDS["distribution"] else None
+        level = record["floor"] if kind == DISTANCES["distribution"] else None
         caption = f"{_sentence(kind)} against NFE." + (
-            "" if level is None else " The level: two fine solves of different noise."
+            "" if level is None else " Level: two fine solves of different noise."
         )
         yield Figure(caption, lines_chart(lines, "NFE", kind, log_x=True, log_y=True, level=level))
 
@@ -65,26 +67,26 @@ def _charts(record: Mapping[str, Any]) -> Iterable[Block]:
 def _numbers(record: Mapping[str, Any]) -> Iterable[Block]:
     requested = record["settings"]["calls"]
     heads = ("sampler", *(f"{nfe} NFE" for nfe in requested), "order", "fitted", "ms per NFE", "us of the sampler")
-    for kind in KINDS.values():
+    for kind in DISTANCES.values():
         rows: list[list[str]] = []
         for sampler in record["samplers"]:
             if sampler["measured"] == kind:
-                points = {point["asked"]: point for point in sampler["points"]}
+                points = {point["requested"]: point for point in sampler["points"]}
                 cells = [_point(points[nfe]) if nfe in points else "" for nfe in requested]
                 rows.append([sampler["name"], *cells, *_order(sampler), *_cost(sampler)])
         if rows:
             yield Heading(_sentence(kind), 3)
             yield Table(heads, rows)
     yield Paragraph(
-        "In brackets the NFE of the run, if it differs from the requested one. The order is the declared one, on a "
-        "path for stochastic samplers, and the fitted slope: both agree if steps are fine enough and the model is "
-        "smooth enough. Costs are of the whole batch.",
+        "The NFE of the run is in brackets if it differs from the requested one. The order is the declared one (the "
+        "strong order of stochastic samplers) and the fitted slope. Both agree if the steps are small and the model is "
+        "smooth. Costs are those of the whole batch.",
         "remark",
     )
 
 
 def _point(point: Mapping[str, Any]) -> str:
-    used = "" if point["calls"] == point["asked"] else f" ({point['calls']})"
+    used = "" if point["calls"] == point["requested"] else f" ({point['calls']})"
     return f"{point['error']:.3g}{used}"
 
 
@@ -109,7 +111,7 @@ def _side_by_side(study: SamplerStudy) -> Iterable[Block]:
         return
     strips = [("fine solve", study.exact)]
     nfe = study.settings.calls[min(1, len(study.settings.calls) - 1)]
-    strips += [(sampler.name, sampler.samples[nfe]) for sampler in study.found if nfe in sampler.samples]
+    strips += [(sampler.name, sampler.samples[nfe]) for sampler in study.measurements if nfe in sampler.samples]
     yield Heading(f"Samples at {nfe} NFE")
     yield Table(
         ("", ""),
@@ -129,18 +131,18 @@ def scales_page(study: ScaleStudy, record: Mapping[str, Any]) -> str:
         if rows[0].get(key)
     ]
     marks = [f"{scale:g}" for scale in study.scales]
-    chart = lines_chart(lines, "recall: held-out images that samples reach", "fidelity", marks=marks)
+    chart = lines_chart(lines, "recall", "fidelity", marks=marks)
     blocks: list[Block] = [
         Paragraph(
-            "The same noise at every guidance scale; 1 is no guidance. Each point is a whole evaluation, of which the "
-            "protocol is below."
+            "The same noise at every guidance scale; 1 is no guidance. Each point is an evaluation by the "
+            "protocol below."
         ),
         Figure("Fidelity against diversity; the numbers at the points are guidance scales.", chart),
     ]
     if rows[0].get("fid"):
         fid = ChartLine("FID", [(row["scale"], row["fid"]["value"]) for row in rows])
         floor = rows[0]["fid"]["floor"]["mean"]
-        caption = "FID against the guidance scale. The level: real images against other real images."
+        caption = "FID against the guidance scale. Level: real images against other real images."
         blocks.append(Figure(caption, lines_chart([fid], "guidance scale", "FID", level=floor)))
     blocks += [Heading("Numbers"), _scale_table(rows)]
     blocks += [Paragraph(f"{name}: {reason}.", "remark") for name, reason in record["missing"].items()]
@@ -166,7 +168,7 @@ def _scale_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def inverse_page(study: InverseStudy, record: Mapping[str, Any]) -> str:
-    """What is restored and how well, whether each bar is met, and images side by side."""
+    """Quality of the restorations, the bars, and images side by side."""
     part, kind = record["data"]["part"], record["data"]["kind"]
     methods = {row["method"] for row in record["rows"]}
     heads = (
@@ -174,23 +176,22 @@ def inverse_page(study: InverseStudy, record: Mapping[str, Any]) -> str:
     )  # fmt: skip
     blocks: list[Block] = [
         Paragraph(
-            f"{record['settings']['count']} {part} images of {kind}, each measured in part and restored from the "
-            "measurement by the model without another condition. The gain is the PSNR of the restoration above that "
-            "of the baseline, image by image, with the 95 % interval of its mean."
+            f"{record['settings']['count']} {part} images of {kind}. The model restores each from a measurement, "
+            "without another condition. The gain is the PSNR of the restoration minus that of the baseline, image by "
+            "image, with the 95 % interval of its mean."
         ),
         Heading("Bars"),
         Table(("problem", "gain", "bar", "met"), list(_bars(record))),
         Paragraph(
             f"Each bar also needs |Ax - y| / |y| of at most {record['limits']['residual']:g} for every image, and "
-            "known pixels that are equal to the bit.",
+            "bit-equal known pixels.",
             "remark",
         ),
         Heading("Numbers"),
         Table(heads, [_restored(row) for row in record["rows"]]),
         Paragraph(
-            '|Ax - y| / |y| is the largest of all images; "as stored" is that of images cut to the range of bytes, of '
-            "which the PSNR is, too. Rows with noise have no bar. Seconds are of the processor, for a model that runs "
-            "on one.",
+            '|Ax - y| / |y| is the largest of all images; "as stored" and the PSNR are those of images clipped to '
+            "[-1, 1]. Rows with noise have no bar. Seconds are CPU seconds for a model on the CPU.",
             "remark",
         ),
         Table(("method", ""), [(name, METHODS[name]) for name in METHODS if name in methods]),
@@ -215,10 +216,10 @@ def _bars(record: Mapping[str, Any]) -> Iterable[Sequence[str]]:
 
 
 def _restored(row: Mapping[str, Any]) -> Sequence[str]:
-    known = {None: "", True: "bit-equal", False: "changed"}[row["known"]]
+    pixels = {None: "", True: "bit-equal", False: "changed"}[row["known"]]
     residual, stored = f"{row['residual']:.1e}", f"{row['clipped']:.1e}"
     quality = f"{row['psnr']['mean']:.2f} dB", f"{row['baseline']['mean']:.2f} dB"
-    return _problem(row), _gain(row), *quality, residual, stored, known, str(row["calls"]), f"{row['seconds']:.3f}"
+    return _problem(row), _gain(row), *quality, residual, stored, pixels, str(row["calls"]), f"{row['seconds']:.3f}"
 
 
 def _problem(row: Mapping[str, Any]) -> str:
@@ -231,13 +232,151 @@ def _gain(row: Mapping[str, Any]) -> str:
 
 
 def _strips(study: InverseStudy, problem: InverseProblem) -> Table:
-    strips = [("original", study.pictures), ("measured", problem.shown)]
-    if problem.baseline is not problem.shown:
+    strips = [("original", study.images), ("measured", problem.preview)]
+    if problem.baseline is not problem.preview:
         strips.append(("baseline", problem.baseline))
-    strips += [(row.method, row.pictures) for row in study.rows if (row.problem, row.noise) == problem.key]
-    count = STRIP if study.pictures.shape[1] == 1 else COLOURED
+    strips += [(row.method, row.images) for row in study.rows if (row.problem, row.noise) == problem.key]
+    count = STRIP if study.images.shape[1] == 1 else COLOURED
     rows = [(name, Figure(name, plots.make_grid(to_pixels(images[:count]), count))) for name, images in strips]
     return Table(("", ""), rows)
+
+
+# ---------------------------------------------------------------------- video models
+
+_EDGE = "The model's output is below its input or reference; generated frames have a coloured edge."
+
+
+def video_page(study: VideoStudy, record: Mapping[str, Any]) -> str:
+    """The bars, then each task with its numbers and animations."""
+    settings = record["settings"]
+    scope = f"{settings['count']} videos of each task, of the list of prompts {settings['prompt_set']!r}"
+    return _page(f"Video tasks of {record['model']['name']}", scope, study.results, record)
+
+
+def prompts_page(study: VideoStudy, record: Mapping[str, Any]) -> str:
+    """Each kind of prompt with its share of correct videos, and animations."""
+    scope = f"{record['settings']['count']} prompts of each kind"
+    return _page(f"Prompts that {record['model']['name']} follows", scope, study.results, record)
+
+
+def physics_page(study: VideoStudy, record: Mapping[str, Any]) -> str:
+    """The bars, then each law with its numbers and animations."""
+    scope = f"{record['settings']['count']} videos of each law"
+    return _page(f"Laws of the world that {record['model']['name']} follows", scope, study.results, record)
+
+
+def _page(title: str, scope: str, results: Mapping[str, StudyResult], record: Mapping[str, Any]) -> str:
+    tasks: Mapping[str, Any] = record["tasks"]
+    findings = [finding_of(row, task["title"]) for task in tasks.values() for row in task["rows"]]
+    blocks: list[Block] = [
+        Paragraph(
+            f"{scope}, one sample each, without selection, measured by the detector on uncompressed frames. "
+            "95 % intervals over videos in brackets."
+        ),
+        *bars_table(findings),
+        *_size_comparison(record),
+        *_shortfalls(findings),
+    ]
+    for name, task in tasks.items():
+        rows = [_row(finding_of(row)) for row in task["rows"]]
+        blocks += [
+            Heading(task["title"]),
+            Paragraph(task["method"]),
+            Table(("", "value", "bar", "real videos", "without a model"), rows),
+            *_curve(task["curve"]),
+            *(Figure(f"{caption}. {_EDGE}", image) for caption, image in results[name].animations.items()),
+        ]
+    return to_html(Page(title, [*blocks, *record_tables(record)]))
+
+
+def _shortfalls(findings: Iterable[Finding]) -> Iterable[Block]:
+    """Yield the findings whose whole interval is worse than the ceiling of real videos."""
+    rows = [
+        (finding.name, finding.text, finding.number(finding.ceiling))
+        for finding in findings
+        if finding.is_worse_than_ceiling and finding.ceiling is not None
+    ]
+    yield Heading("Limits of the model")
+    if rows:
+        yield Paragraph("The detector's number of real videos is better than the whole interval.")
+        yield Table(("", "value", "real videos"), rows)
+    else:
+        yield Paragraph("The whole interval of no number is worse than the detector's number of real videos.")
+
+
+def main_rows(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Model, size, and the main numbers of each task of a study, which pages of other models show.
+
+    Raises:
+        RecipeError: The record is not that of a study of a video model.
+    """
+    try:
+        record = migrate_video_study(record)
+        name, parameters = record["model"]["name"], int(record["about"]["parameters"])
+        count, tasks = int(record["settings"]["count"]), record["tasks"]
+        numbers = {
+            name: {
+                f"{task['title']}: {row['measure']}": {"unit": row["unit"], "found": _interval(row["found"])}
+                for row in [row for row in task["rows"] if row["main"]] or task["rows"][:1]
+            }
+            for name, task in tasks.items()
+        }
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as problem:
+        raise RecipeError("not the record of a study of videos; run the study again") from problem
+    return {"model": name, "parameters": parameters, "count": count, "tasks": numbers}
+
+
+def _interval(stored: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(stored[name]) for name in ("value", "low", "high")}
+
+
+def _size_comparison(record: Mapping[str, Any]) -> Iterable[Block]:
+    """Yield the main numbers of every task against the size of the model, if records of other models are there."""
+    if not record.get("beside"):
+        return
+    models = sorted([main_rows(record), *record["beside"]], key=lambda model: model["parameters"])
+    by_model = [
+        {
+            name: Finding(name, *(row["found"][key] for key in ("value", "low", "high")), unit=row["unit"])
+            for rows in model["tasks"].values()
+            for name, row in rows.items()
+        }
+        for model in models
+    ]
+    common = [name for name in by_model[0] if all(name in findings for findings in by_model)]
+    sizes = [model["parameters"] / 1e6 for model in models]
+    heads = [
+        f"{model['model']}, {size:.2f} million, {model['count']} videos"
+        for model, size in zip(models, sizes, strict=True)
+    ]
+    yield Heading("Models of other sizes")
+    yield Table(("", *heads), [(name, *(findings[name].text for findings in by_model)) for name in common])
+    for units, axis in ((("%", "part"), "share"), (("px",), "pixels"), (("",), "ratio or degrees")):
+        lines = [
+            ChartLine(name, [(size, findings[name].value) for size, findings in zip(sizes, by_model, strict=True)])
+            for name in common
+            if by_model[0][name].unit in units
+        ]
+        if lines:
+            label = axis if len(lines) > 1 else f"{lines[0].name}, {axis}"  # a single line has no legend
+            chart = lines_chart(lines, "millions of parameters", label, log_x=True)
+            yield Figure("By the parameters of network and text encoder.", chart)
+
+
+def _row(finding: Finding) -> tuple[str, ...]:
+    ceiling = "" if finding.ceiling is None else finding.number(finding.ceiling)
+    baselines = "; ".join(f"{name} {finding.number(value)}" for name, value in finding.baselines.items())
+    return finding.name, finding.text, finding.bar_text, ceiling, baselines
+
+
+def _curve(curve: Mapping[str, Mapping[str, float]]) -> Iterable[Block]:
+    if curve:
+        names = list(dict.fromkeys(name for numbers in curve.values() for name in numbers))
+        rows = [
+            (label, *(f"{numbers[name]:.2f} px" if name == "path" else f"{numbers[name]:.1%}" for name in names))
+            for label, numbers in curve.items()
+        ]
+        yield Table(("by denoising strength", *names), rows)
 
 
 def _sentence(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Every sampler on one model: how far it is from its own limit with few network calls, and what it costs."""
+"""Comparison of samplers on one model: error against the number of function evaluations (NFE), and cost."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ from unveil.errors import NonFinite, RecipeError
 from unveil.model import Model
 from unveil.types import NoiseLevel
 
-Tell = Callable[[str], object]
-ROUNDING = 1e-5  # distances below this are float32's own, and say nothing of an order
-KINDS = {
+ROUNDING = 1e-5  # errors below it are those of float32 and do not depend on the order
+DISTANCES = {
     "solution": "distance to the fine solve of the ODE from the same noise",
     "path": "distance to the sampler's own fine solve on the same Brownian path",
     "distribution": "energy distance of the samples from those of the fine solve",
@@ -34,17 +33,18 @@ KINDS = {
 
 @dataclass(frozen=True)
 class SamplerStudySettings:
-    """What all samplers share.
+    """Settings of the comparison.
 
     Attributes:
-        calls: network calls of one sample, rising.
-        count: samples, drawn as one batch.
-        grid: a name in `schedules.GRIDS`; None: "karras", or "uniform" where the process reaches alpha = 0.
-        only: names of samplers; empty: all of them.
-        fine: a fine solve has so many times the most calls, and at least 200.
+        calls: NFE of one sample, rising.
+        count: Number of samples, generated as one batch.
+        seed: Seed of the initial noise.
+        grid: Schedule, a name in `schedules.GRIDS`; None: "karras", or "uniform" if the process reaches alpha = 0.
+        only: Names of samplers; empty: all samplers.
+        fine: NFE of a fine solve over the largest of `calls`; a fine solve has at least 200.
 
     Raises:
-        RecipeError: numbers that cannot be, or an unknown sampler.
+        RecipeError: A number is out of its range, or a sampler is unknown.
     """
 
     calls: tuple[int, ...] = (5, 10, 20, 50)
@@ -55,7 +55,6 @@ class SamplerStudySettings:
     fine: int = 8
 
     def __post_init__(self) -> None:
-        """Refuses what cannot be measured."""
         if not self.calls or list(self.calls) != sorted(set(self.calls)) or self.calls[0] < 1:
             raise RecipeError(f"calls {', '.join(map(str, self.calls))}: give rising numbers, such as 5,10,20,50")
         if self.count < 2:
@@ -65,27 +64,30 @@ class SamplerStudySettings:
 
     @property
     def fine_calls(self) -> int:
-        """Of a fine solve."""
+        """NFE of a fine solve."""
         return max(200, self.fine * self.calls[-1])
 
 
 class SamplerPoint(NamedTuple):
-    """A sampler with so many network calls: `asked` at most, and made."""
+    """Error of a sampler at a number of function evaluations: at most `requested`, `calls` in fact."""
 
-    asked: int
+    requested: int
     calls: int
     error: float
 
 
 @dataclass(frozen=True)
 class SamplerMeasurement:
-    """What was found of a sampler.
+    """Measurements of a sampler.
 
     Attributes:
-        kind: which distance, a name in `KINDS`.
-        order: fitted to the points, None where there are too few above rounding.
-        call_seconds: of one network call of the whole batch; beside_seconds: what the sampler adds to each call.
-        samples: at each of the calls asked for.
+        name: Name of the sampler.
+        kind: Kind of the error, a name in `DISTANCES`.
+        points: Errors by NFE.
+        order: Order fitted to the points; None if fewer than two are above rounding.
+        call_seconds: Seconds of one function evaluation of the whole batch.
+        overhead_seconds: Further seconds of the sampler for each function evaluation.
+        samples: Samples by requested NFE.
     """
 
     name: str
@@ -93,31 +95,34 @@ class SamplerMeasurement:
     points: tuple[SamplerPoint, ...]
     order: float | None
     call_seconds: float
-    beside_seconds: float
+    overhead_seconds: float
     samples: dict[int, Tensor] = field(repr=False)
 
 
 @dataclass(frozen=True)
 class SamplerStudy:
-    """What all samplers do on a model; `refused` holds the error of those that it cannot run.
+    """Measurements of all samplers on a model.
 
     Attributes:
-        grid: the grid that all of them ran on.
-        clip: of x0, as the model samples.
-        floor: the energy distance of the fine solve from one of other noise: what a perfect sampler shows.
-        exact: samples of the fine solve.
+        settings: Settings of the comparison.
+        grid: Schedule of all samplers.
+        clip: Clipping of x0.
+        measurements: Measurements of the samplers that run on the model.
+        refused: Error of each sampler that does not.
+        floor: Energy distance between two fine solves of different noise, which a perfect sampler has.
+        exact: Samples of the fine solve.
     """
 
     settings: SamplerStudySettings
     grid: str
     clip: str
-    found: list[SamplerMeasurement]
+    measurements: list[SamplerMeasurement]
     refused: dict[str, str]
     floor: float
     exact: Tensor = field(repr=False)
 
     def record(self) -> dict[str, Any]:
-        """Everything but the samples, as plain values."""
+        """Everything except the samples, as plain values."""
         return {
             "settings": {
                 **asdict(self.settings),
@@ -125,164 +130,168 @@ class SamplerStudy:
                 "clip": self.clip,
                 "fine_calls": self.settings.fine_calls,
             },
-            "samplers": [_plain(one) for one in self.found],
+            "samplers": [_measurement_record(measurement) for measurement in self.measurements],
             "refused": self.refused,
             "floor": self.floor,
         }
 
 
-def _plain(one: SamplerMeasurement) -> dict[str, Any]:
-    entry = sampler_specs()[one.name]
+def _measurement_record(measurement: SamplerMeasurement) -> dict[str, Any]:
+    spec = sampler_specs()[measurement.name]
     return {
-        "name": one.name,
-        "source": entry.source,
-        "declared": {"order": entry.order, "strong": entry.strong_order, "domain": entry.domain, "calls": entry.calls},
-        "stochastic": entry.stochastic,
-        "measured": KINDS[one.kind],
-        "points": [point._asdict() for point in one.points],
-        "fitted_order": one.order,
-        "seconds_per_call": one.call_seconds,
-        "seconds_beside_per_call": one.beside_seconds,
+        "name": measurement.name,
+        "source": spec.source,
+        "declared": {"order": spec.order, "strong": spec.strong_order, "domain": spec.domain, "calls": spec.calls},
+        "stochastic": spec.stochastic,
+        "measured": DISTANCES[measurement.kind],
+        "points": [point._asdict() for point in measurement.points],
+        "fitted_order": measurement.order,
+        "seconds_per_call": measurement.call_seconds,
+        "seconds_beside_per_call": measurement.overhead_seconds,
     }
 
 
 # ---------------------------------------------------------------------- the study
 
 
-def study_samplers(model: Model, settings: SamplerStudySettings, tell: Tell = lambda _: None) -> SamplerStudy:
-    """Every sampler at the same numbers of network calls, from the same noise, without guidance.
+def study_samplers(
+    model: Model, settings: SamplerStudySettings, on_sampler: Callable[[str], object] = lambda name: None
+) -> SamplerStudy:
+    """Run every sampler with the same numbers of function evaluations, from the same noise, without guidance.
 
-    x0 is clipped as the model samples: at a log-SNR where a network's x0 is its small error times a thousand, no
-    solver of high order would stand without. A model that takes labels is told every class in turn.
+    x0 is clipped as the model's sampling settings state: at a log-SNR at which the network's error in x0 is multiplied
+    by a thousand, no solver of high order is stable without clipping. A class-conditional model gets every class in
+    turn.
 
     Args:
-        model: on the device that it should run on.
-        tell: told what is being measured.
+        model: Model on its device.
+        settings: Settings of the comparison.
+        on_sampler: Called with the name of each sampler before it runs, first with "fine solve".
 
     Raises:
-        RecipeError: a model that needs more than labels, or a grid that its process refuses.
+        RecipeError: The model needs a condition other than labels, or its process refuses the schedule.
     """
     model.eval()
-    bench = _Bench(model, settings)
-    tell("the fine solve")
-    exact = bench.solved(settings.seed)
-    other = bench.solved(settings.seed + 1)
-    found: list[SamplerMeasurement] = []
+    runner = _Runner(model, settings)
+    on_sampler("fine solve")
+    exact, other = runner.fine_solve(settings.seed), runner.fine_solve(settings.seed + 1)
+    measurements: list[SamplerMeasurement] = []
     refused: dict[str, str] = {}
     for name in settings.only or sampler_specs():
-        tell(name)
-        entry = sampler_specs()[name]
-        if entry.denoiser == "consistency":
+        on_sampler(name)
+        spec = sampler_specs()[name]
+        if spec.denoiser == "consistency":
             refused[name] = "needs a network that was trained as a consistency function"
             continue
         try:
-            found.append(bench.measure(entry, exact))
+            measurements.append(runner.measure(spec, exact))
         except (RecipeError, NonFinite) as problem:
             refused[name] = f"{type(problem).__name__}: {problem}"
     floor = energy_distance(other, exact)
-    return SamplerStudy(settings, bench.kind_of_grid, model.sampling.threshold, found, refused, floor, exact)
+    return SamplerStudy(settings, runner.grid, model.sampling.threshold, measurements, refused, floor, exact)
 
 
-class _Bench:
-    """One model, one batch of noise."""
+class _Runner:
+    """Runs samplers on one model from one batch of noise."""
 
     def __init__(self, model: Model, settings: SamplerStudySettings) -> None:
         self.model, self.settings = model, settings
         self.shape = model.autoencoder.latent_shape(model.shape)
-        blind = model.process.at(1.0).alpha == 0
-        self.kind_of_grid = settings.grid or ("uniform" if blind else "karras")
-        step = model.denoise_fn(model.encode(_labels(model, settings.count), settings.count)[0])
-        self.step = {"static": clip_static, "dynamic": clip_dynamic}.get(model.sampling.threshold, lambda same: same)(
-            step
-        )
+        self.grid = settings.grid or ("uniform" if model.process.at(1.0).alpha == 0 else "karras")
+        denoise = model.denoise_fn(model.encode(_labels(model, settings.count), settings.count)[0])
+        clip = {"static": clip_static, "dynamic": clip_dynamic}.get(model.sampling.threshold)
+        self.denoise = denoise if clip is None else clip(denoise)
 
-    def grid(self, steps: int) -> Schedule:
-        return schedules.get_schedule(self.model.process, self.kind_of_grid, steps).onto_data()
+    def schedule(self, steps: int) -> Schedule:
+        return schedules.get_schedule(self.model.process, self.grid, steps).onto_data()
 
-    def streams(self, seed: int) -> SampleRNG:
+    def rng(self, seed: int) -> SampleRNG:
         return SampleRNG(seed, range(self.settings.count), device=self.model.device)
 
-    def solved(self, seed: int) -> Tensor:
-        """The ODE's solution by Heun's method with many steps, on the CPU."""
-        grid = self.grid(self.settings.fine_calls // 2)
-        x = grid.start(self.streams(seed).normal(self.shape, START))
-        return run(heun(grid), self.step, x).cpu()
+    def fine_solve(self, seed: int) -> Tensor:
+        """Solution of the ODE by Heun's method with many steps, on the CPU."""
+        schedule = self.schedule(self.settings.fine_calls // 2)
+        x = schedule.start(self.rng(seed).normal(self.shape, START))
+        return run(heun(schedule), self.denoise, x).cpu()
 
-    def measure(self, entry: SamplerSpec, exact: Tensor) -> SamplerMeasurement:
-        """A sampler at every number of calls."""
-        kind, target, clock = "solution", exact, _Clock(self.step)
-        if entry.stochastic:
-            plan = self.planned(entry, self.settings.fine_calls)[1]
-            on_path = entry.strong_order is not None and isinstance(plan, CoefficientTable)
+    def measure(self, spec: SamplerSpec, exact: Tensor) -> SamplerMeasurement:
+        """Run a sampler with every requested NFE."""
+        kind, target, timed = "solution", exact, _TimedDenoiser(self.denoise)
+        if spec.stochastic:
+            plan = self.plan(spec, self.settings.fine_calls)[1]
+            on_path = spec.strong_order is not None and isinstance(plan, CoefficientTable)
             kind = "path" if on_path else "distribution"
             if on_path:
-                target = self.drawn(entry, self.settings.fine_calls, self.step)
+                target = self.sample(spec, self.settings.fine_calls, self.denoise)
         points: list[SamplerPoint] = []
         samples: dict[int, Tensor] = {}
-        asked = self.settings.calls if entry.calls is not None else self.settings.calls[-1:]
-        for calls in asked:
-            before = clock.calls
-            samples[calls] = self.drawn(entry, calls, clock)
-            gap = energy_distance(samples[calls], target) if kind == "distribution" else _apart(samples[calls], target)
-            points.append(SamplerPoint(calls, clock.calls - before, gap))
-        order = None if kind == "distribution" else fitted_order([(p.calls, p.error) for p in points])
-        return SamplerMeasurement(entry.name, kind, tuple(points), order, clock.per_call, clock.beside, samples)
+        for calls in self.settings.calls if spec.calls is not None else self.settings.calls[-1:]:
+            before = timed.calls
+            samples[calls] = self.sample(spec, calls, timed)
+            error = (
+                energy_distance(samples[calls], target)
+                if kind == "distribution"
+                else float(rms(samples[calls] - target).double().mean())
+            )
+            points.append(SamplerPoint(calls, timed.calls - before, error))
+        order = None if kind == "distribution" else fitted_order([(point.calls, point.error) for point in points])
+        return SamplerMeasurement(spec.name, kind, tuple(points), order, timed.call_seconds, timed.overhead, samples)
 
-    def planned(self, entry: SamplerSpec, calls: int) -> tuple[Schedule, Plan]:
-        """The sampler with as many steps as make no more network calls than this."""
-        steps = calls + 1 if entry.calls is None else math.ceil(calls / entry.calls) + 2
+    def plan(self, spec: SamplerSpec, calls: int) -> tuple[Schedule, Plan]:
+        """The sampler with the largest number of steps that needs at most this many function evaluations."""
+        steps = calls + 1 if spec.calls is None else math.ceil(calls / spec.calls) + 2
         while True:
-            grid = self.grid(steps)
-            plan = entry.plan(grid)
-            if steps == 1 or entry.calls is None or _calls_of(plan) <= calls:
-                return grid, plan
+            schedule = self.schedule(steps)
+            plan = spec.plan(schedule)
+            if steps == 1 or spec.calls is None or _num_calls(plan) <= calls:
+                return schedule, plan
             steps -= 1
 
-    def drawn(self, entry: SamplerSpec, calls: int, step: DenoiseFn) -> Tensor:
-        """Its samples, on the CPU; on one Brownian path whatever the number of steps, where it is a table."""
-        grid, plan = self.planned(entry, calls)
-        streams = self.streams(self.settings.seed)
-        noise: Noise = streams.bind(self.shape)
+    def sample(self, spec: SamplerSpec, calls: int, denoise: DenoiseFn) -> Tensor:
+        """Samples on the CPU; a coefficient table uses one Brownian path for every number of steps."""
+        schedule, plan = self.plan(spec, calls)
+        rng = self.rng(self.settings.seed)
+        noise: Noise = rng.bind(self.shape)
         if isinstance(plan, CoefficientTable):
-            noise = BrownianPath(streams, self.shape).along(plan)
-        x = grid.start(streams.normal(self.shape, START))
-        begun = time.perf_counter()
-        samples = run(plan, step, x, noise=noise).cpu()
-        if isinstance(step, _Clock):
-            step.whole += time.perf_counter() - begun
+            noise = BrownianPath(rng, self.shape).along(plan)
+        x = schedule.start(rng.normal(self.shape, START))
+        start = time.perf_counter()
+        samples = run(plan, denoise, x, noise=noise).cpu()
+        if isinstance(denoise, _TimedDenoiser):
+            denoise.run_seconds += time.perf_counter() - start
         if not bool(torch.isfinite(samples).all()):
-            raise NonFinite(f"left the finite numbers with {calls} network calls")
+            raise NonFinite(f"values are not finite after {calls} function evaluations")
         return samples
 
 
-class _Clock:
-    """A step that counts its calls, and how long they take of the runs that they are made in."""
+class _TimedDenoiser:
+    """A denoiser that counts its calls and measures their seconds, and those of the runs around them."""
 
-    def __init__(self, step: DenoiseFn) -> None:
-        self.step = step
+    def __init__(self, denoise: DenoiseFn) -> None:
+        self.denoise = denoise
         self.calls = 0
-        self.inside = self.whole = 0.0  # seconds of the calls, and of the runs
+        self.network_seconds = self.run_seconds = 0.0
 
     def __call__(self, x: Tensor, level: NoiseLevel) -> Estimate:
-        begun = time.perf_counter()
-        estimate = self.step(x, level)
+        start = time.perf_counter()
+        estimate = self.denoise(x, level)
         if x.is_cuda:
-            torch.cuda.synchronize(x.device)  # or only the asking would be timed
-        self.inside += time.perf_counter() - begun
+            torch.cuda.synchronize(x.device)  # or the time would be that of the launch only
+        self.network_seconds += time.perf_counter() - start
         self.calls += 1
         return estimate
 
     @property
-    def per_call(self) -> float:
-        return self.inside / self.calls
+    def call_seconds(self) -> float:
+        return self.network_seconds / self.calls
 
     @property
-    def beside(self) -> float:
-        return max(self.whole - self.inside, 0.0) / self.calls
+    def overhead(self) -> float:
+        return max(self.run_seconds - self.network_seconds, 0.0) / self.calls
 
 
-def _calls_of(plan: Plan) -> int:
-    """Network calls of a plan that knows them before it runs."""
+def _num_calls(plan: Plan) -> int:
+    """Number of function evaluations of a plan, if it is fixed before the run."""
     if isinstance(plan, CoefficientTable):
         return len(plan.levels)
     assert plan.total is not None
@@ -290,34 +299,29 @@ def _calls_of(plan: Plan) -> int:
 
 
 def _labels(model: Model, count: int) -> dict[str, list[int]]:
-    """Every class in turn, for a model that takes labels.
+    """Every class in turn, for a class-conditional model.
 
     Raises:
-        RecipeError: a condition that is more than a label.
+        RecipeError: The model has a condition other than a label.
     """
-    others = [key for key, one in model.conditioners.items() if not isinstance(one, Label)]
+    others = [key for key, conditioner in model.conditioners.items() if not isinstance(conditioner, Label)]
     if others:
-        raise RecipeError(f"this model needs {', '.join(others)} for each sample; its samplers are compared without")
+        raise RecipeError(f"this model needs {', '.join(others)} for each sample; samplers are compared without them")
     return {
-        key: [k % one.classes for k in range(count)]
-        for key, one in model.conditioners.items()
-        if isinstance(one, Label)
+        key: [k % conditioner.classes for k in range(count)]
+        for key, conditioner in model.conditioners.items()
+        if isinstance(conditioner, Label)
     }
 
 
-def _apart(samples: Tensor, target: Tensor) -> float:
-    """The mean over the batch of the root mean square difference."""
-    return float(rms(samples - target).double().mean())
-
-
 def fitted_order(points: Sequence[tuple[int, float]]) -> float | None:
-    """The slope at which the logarithm of an error falls with that of the calls; points below rounding are left out.
+    """The negative slope of log(error) over log(NFE), without errors below rounding.
 
-    None where fewer than two are left.
+    None if fewer than two points remain.
     """
-    known = [(math.log(calls), math.log(error)) for calls, error in points if error > ROUNDING]
-    if len({x for x, _ in known}) < 2:
+    logs = [(math.log(calls), math.log(error)) for calls, error in points if error > ROUNDING]
+    if len({x for x, _ in logs}) < 2:
         return None
-    mean_x, mean_y = (math.fsum(values) / len(known) for values in zip(*known, strict=True))
-    across = math.fsum((x - mean_x) * (y - mean_y) for x, y in known)
-    return -across / math.fsum((x - mean_x) ** 2 for x, _ in known)
+    mean_x, mean_y = (math.fsum(values) / len(logs) for values in zip(*logs, strict=True))
+    covariance = math.fsum((x - mean_x) * (y - mean_y) for x, y in logs)
+    return -covariance / math.fsum((x - mean_x) ** 2 for x, _ in logs)

@@ -1,7 +1,7 @@
-"""A ViT in several sizes, each trained on several amounts of data: how much more data give, and to which size.
+"""Scaling study of a ViT: accuracy of several sizes on several amounts of training data.
 
-Every network takes equally many steps, so with fewer pictures it sees each of them more often. The smaller amounts
-are parts of the larger ones.
+Every network is trained for the same number of steps, so a smaller amount means more epochs. The smaller amounts are
+subsets of the larger ones.
 """
 
 from __future__ import annotations
@@ -22,38 +22,40 @@ from unveil.evaluate.charts import ChartLine, lines_chart
 from unveil.evaluate.findings import Figure, Finding
 from unveil.evaluate.image_set import ImageDataset, ImageSet, collect_images
 from unveil.evaluate.metrics import proportion
+from unveil.evaluate.migration import ORDER_KEY, migrate_vit_point
 from unveil.evaluate.page_writer import Block, Heading, Page, Paragraph, Table, to_html
 from unveil.io.files import write_atomically
 from unveil.model.config import ClassifierRecipe
 from unveil.nn.vit import ViTConfig
 from unveil.train.classifier import ClassifierConfig, StepProgress, train_classifier
 
-LOOP = 1  # raised when an arm comes to compute something else, so that what was kept is not used any more
+VERSION = 1  # of the training of an arm: raised if its result changes, so that stored points are not reused
 
 
 class ViTSize(NamedTuple):
-    """Blocks, and the width of their tokens."""
+    """Number of blocks, and width of their tokens."""
 
     depth: int
     width: int
 
     @property
     def name(self) -> str:
-        """As it is typed."""
+        """Form on the command line."""
         return f"{self.depth}x{self.width}"
 
 
 @dataclass(frozen=True)
 class ViTStudySettings:
-    """What is trained.
+    """Settings of the study.
 
     Attributes:
-        amounts: training pictures, rising.
-        steps: of each network, as nearly as whole passes over its pictures allow.
-        seeds: networks of each size and amount.
+        sizes: Sizes of the network.
+        amounts: Numbers of training images, rising.
+        steps: Training steps of each network, rounded to whole epochs.
+        seeds: Number of networks of each size and amount.
 
     Raises:
-        RecipeError: nothing to train, or amounts that do not rise.
+        RecipeError: There is nothing to train, or the amounts do not rise.
     """
 
     sizes: tuple[ViTSize, ...] = (ViTSize(3, 48), ViTSize(6, 96), ViTSize(8, 144))
@@ -63,15 +65,17 @@ class ViTStudySettings:
 
     def __post_init__(self) -> None:
         if not self.sizes or len(set(self.sizes)) < len(self.sizes):
-            raise RecipeError(f"sizes {', '.join(one.name for one in self.sizes)}: give different ones, such as 6x96")
+            raise RecipeError(
+                f"sizes {', '.join(size.name for size in self.sizes)}: write different sizes, such as 6x96"
+            )
         if not self.amounts or list(self.amounts) != sorted(set(self.amounts)):
-            raise RecipeError(f"amounts {', '.join(map(str, self.amounts))}: give rising numbers, such as 1000,8000")
+            raise RecipeError(f"amounts {', '.join(map(str, self.amounts))}: write rising numbers, such as 1000,8000")
         if min(self.steps, self.seeds) < 1:
             raise RecipeError(f"steps {self.steps}, seeds {self.seeds}: at least 1")
 
     @property
     def arms(self) -> list[tuple[ViTSize, int, int]]:
-        """Size, amount and seed of every network, the cheap ones first."""
+        """Size, amount and seed of every network, small networks first."""
         return [(size, amount, seed) for size in self.sizes for amount in self.amounts for seed in range(self.seeds)]
 
 
@@ -79,9 +83,14 @@ class ViTPoint(NamedTuple):
     """A trained network.
 
     Attributes:
-        epochs: passes over its pictures.
-        accuracy, low, high: share of the held-out pictures read correctly, with its 95 % interval.
-        by_size: the same for pictures of other sides in pixels.
+        size: Name of its size.
+        parameters: Number of parameters.
+        amount: Number of training images.
+        seed: Seed of the training.
+        steps, epochs: Length of the training.
+        accuracy, low, high: Accuracy on the held-out images with its 95 % interval.
+        by_size: Accuracy by other side lengths of the images in pixels.
+        cpu_seconds: CPU seconds of the training.
     """
 
     size: str
@@ -98,15 +107,15 @@ class ViTPoint(NamedTuple):
 
 
 def parse_sizes(text: str) -> tuple[ViTSize, ...]:
-    """A list such as 3x48,6x96.
+    """Parse a list such as 3x48,6x96.
 
     Raises:
-        RecipeError: something else.
+        RecipeError: The text is not such a list.
     """
-    found = [re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", part.strip()) for part in text.split(",")]
-    if not all(found):
+    matches = [re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", part.strip()) for part in text.split(",")]
+    if not all(matches):
         raise RecipeError(f"sizes {text!r}: write DEPTHxWIDTH with commas between them, such as 3x48,6x96,8x144")
-    return tuple(ViTSize(int(one[1]), int(one[2])) for one in found if one)
+    return tuple(ViTSize(int(match[1]), int(match[2])) for match in matches if match)
 
 
 def study_vit(
@@ -114,51 +123,59 @@ def study_vit(
     settings: ViTStudySettings,
     train: ImageDataset,
     held_out: ImageDataset,
-    kept: Path,
+    folder: Path,
     on_progress: Callable[[int, int], object] | None = None,
 ) -> list[ViTPoint]:
-    """Trains every network, or takes it from `kept`, where each leaves a file when it is done.
+    """Train every network, except those with a stored result.
 
     Args:
-        recipe: of a ViT, whose settings all share but for what is studied; heads are as wide as its own.
-        kept: a folder; what was trained with other settings or on other pictures is not used.
-        on_progress: told the training steps done and the steps in all.
+        recipe: Recipe of a ViT with the settings that are not studied, such as the width of a head.
+        settings: Settings of the study.
+        train: Training images.
+        held_out: Held-out images.
+        folder: Folder of the results; results of other settings or data are not reused.
+        on_progress: Called with the finished training steps and their total.
 
     Raises:
-        RecipeError: not a recipe of a ViT, or more pictures asked for than there are, or fewer than a batch.
+        RecipeError: The recipe is not that of a ViT, or an amount is larger than the data or smaller than a batch.
     """
-    pictures, test = collect_images(train), collect_images(held_out)
+    images, test = collect_images(train), collect_images(held_out)
     configs = [_config(recipe, settings, *arm) for arm in settings.arms]
-    if pictures.labels is None or not recipe.train.batch_size <= settings.amounts[0] <= settings.amounts[-1] <= len(
-        pictures.pixels
-    ):
+    smallest, largest, available = settings.amounts[0], settings.amounts[-1], len(images.pixels)
+    if images.labels is None or not recipe.train.batch_size <= smallest <= largest <= available:
         raise RecipeError(
-            f"amounts {settings.amounts[0]} to {settings.amounts[-1]}: must be between a batch, "
-            f"{recipe.train.batch_size}, "
-            f"and the {len(pictures.pixels)} labelled training pictures that there are"
+            f"amounts {smallest} to {largest}: must be between the batch size, {recipe.train.batch_size}, and the "
+            f"{available} labelled training images"
         )
-    order = sorted(range(len(pictures.pixels)), key=lambda row: stable_hash(f"picture {row}"))
-    data = {"train": pictures.sha256(), "held_out": test.sha256()}
+    order = sorted(range(available), key=lambda row: stable_hash(f"{ORDER_KEY} {row}"))
+    data = {"train": images.sha256(), "held_out": test.sha256()}
     total = sum(_steps(config, amount) for config, (_, amount, _) in zip(configs, settings.arms, strict=True))
     done, points = 0, []
     for config, (size, amount, seed) in zip(configs, settings.arms, strict=True):
-        path = kept / f"{size.name}-{amount}-{seed}.json"
-        asked = {"loop": LOOP, "network": asdict(config.network), "training": _training(config), "data": data}
-        asked["amount"] = amount
-        found = _recalled(path, asked)
-        if found is None:
-            chosen = pictures.subset(torch.tensor(order[:amount]))
-            found = _point(config, size, chosen, test, _after(done, total, on_progress))
-            write_atomically(path, json.dumps({"asked": _digest(asked), "found": found._asdict()}, indent=1) + "\n")
+        path = folder / f"{size.name}-{amount}-{seed}.json"
+        training = {key: value for key, value in vars(config).items() if key not in ("network", "process")}
+        arm = {"loop": VERSION, "network": asdict(config.network), "training": training, "data": data, "amount": amount}
+        digest = hashlib.sha256(json.dumps(arm, sort_keys=True).encode()).hexdigest()
+        point = _load_point(path, digest)
+        if point is None:
+            subset = images.subset(torch.tensor(order[:amount]))
+            point = _train(
+                config,
+                size,
+                subset,
+                test,
+                lambda progress, done=done: on_progress(done + progress.step, total) if on_progress else None,
+            )
+            write_atomically(path, json.dumps({"sha256": digest, "point": point._asdict()}, indent=1) + "\n")
         done += _steps(config, amount)
         if on_progress:
             on_progress(done, total)
-        points.append(found)
+        points.append(point)
     return points
 
 
 def record_of(recipe: ClassifierRecipe, settings: ViTStudySettings, points: Sequence[ViTPoint]) -> dict[str, Any]:
-    """Everything that was found, as plain values."""
+    """The results as plain values."""
     return {
         "recipe": recipe.name,
         "data": recipe.data.kind,
@@ -175,7 +192,7 @@ def record_of(recipe: ClassifierRecipe, settings: ViTStudySettings, points: Sequ
 
 
 def page(record: Mapping[str, Any]) -> str:
-    """Accuracy against the amount of data, a line per size; the same as a table; and every network."""
+    """Accuracy against the amount of data as a chart and as a table, and every network."""
     settings, points = record["settings"], record["points"]
     seeds = f"The mean of {settings['seeds']} networks each. " if settings["seeds"] > 1 else ""
     lines = [
@@ -187,7 +204,7 @@ def page(record: Mapping[str, Any]) -> str:
         Paragraph(
             f"A ViT of {len(settings['sizes'])} sizes (blocks x width), each trained for about "
             f"{settings['steps']} steps on {len(settings['amounts'])} amounts of {record['data']}. The smaller "
-            "amounts are parts of the larger ones, and the held-out images are the same for all."
+            "amounts are subsets of the larger ones, and all networks have the same held-out images."
         ),
         Figure(f"Accuracy on held-out images against the number of training images. {seeds}", chart),
         Heading("Numbers"),
@@ -195,8 +212,8 @@ def page(record: Mapping[str, Any]) -> str:
         Heading("Every network"),
         Table(_HEADS, [_row(point) for point in points]),
         Paragraph(
-            "Intervals are of the held-out images, at 95 %, and not of other seeds. Other sides: the same images "
-            "resized to so many pixels, with interpolated positions.",
+            "95 % intervals are over the held-out images, not over seeds. Other sides: the same images resized, with "
+            "interpolated positions.",
             "remark",
         ),
         Heading("Settings"),
@@ -213,32 +230,32 @@ def _config(
 ) -> ClassifierConfig:
     network = recipe.network.build()
     if not isinstance(network, ViTConfig):
-        raise RecipeError(f"{recipe.name}: a recipe of a {recipe.network.kind}; sizes are studied of a vit")
+        raise RecipeError(f"{recipe.name}: a recipe of a {recipe.network.kind}; the study needs a vit")
     head = network.hidden_size // network.heads
     if size.width % head:
         near = max(round(size.width / head), 1) * head
         raise RecipeError(f"size {size.name}: the width must be a multiple of a head's, {head}; nearest {near}")
     network = replace(network, depth=size.depth, hidden_size=size.width, heads=size.width // head)
     passes = max(1, round(settings.steps / max(amount // recipe.train.batch_size, 1)))
-    own = recipe.train.model_copy(update={"epochs": passes, "seed": recipe.train.seed + seed})
-    return ClassifierConfig(network, **own.model_dump())
+    training = recipe.train.model_copy(update={"epochs": passes, "seed": recipe.train.seed + seed})
+    return ClassifierConfig(network, **training.model_dump())
 
 
 def _steps(config: ClassifierConfig, amount: int) -> int:
     return config.epochs * (amount // config.batch_size)
 
 
-def _point(
+def _train(
     config: ClassifierConfig,
     size: ViTSize,
-    chosen: ImageSet,
+    images: ImageSet,
     test: ImageSet,
     on_progress: Callable[[StepProgress], object],
 ) -> ViTPoint:
     names = None if test.classes is None else list(test.classes)
-    parts = [ImageTensorDataset(one.pixels, one.labels, names) for one in (chosen, test)]
-    trained = train_classifier(config, parts[0], parts[1], on_progress)
-    count, amount = len(parts[1]), len(parts[0])
+    train, held_out = (ImageTensorDataset(part.pixels, part.labels, names) for part in (images, test))
+    trained = train_classifier(config, train, held_out, on_progress)
+    count, amount = len(held_out), len(train)
     interval = proportion(torch.arange(count) < round(trained.accuracy * count))
     return ViTPoint(
         size=size.name,
@@ -250,34 +267,22 @@ def _point(
         accuracy=trained.accuracy,
         low=interval.low,
         high=interval.high,
-        by_size={str(side): found for side, found in trained.by_size.items()},
+        by_size={str(side): accuracy for side, accuracy in trained.by_size.items()},
         cpu_seconds=round(trained.cpu_seconds, 1),
     )
 
 
-def _after(done: int, total: int, told: Callable[[int, int], object] | None) -> Callable[[StepProgress], object]:
-    return lambda progress: told(done + progress.step, total) if told else None
-
-
-def _training(config: ClassifierConfig) -> dict[str, Any]:
-    return {key: value for key, value in vars(config).items() if key not in ("network", "process")}
-
-
-def _digest(asked: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-
-
-def _recalled(path: Path, asked: Mapping[str, Any]) -> ViTPoint | None:
-    """What an earlier run left of exactly this; None where it left nothing of it, or nothing readable."""
+def _load_point(path: Path, digest: str) -> ViTPoint | None:
+    """The stored result of an arm; None if there is no readable file of this arm."""
     try:
-        left = json.loads(path.read_text("utf-8"))
-        return ViTPoint(**left["found"]) if left["asked"] == _digest(asked) else None
+        stored = migrate_vit_point(json.loads(path.read_text("utf-8")))
+        return ViTPoint(**stored["point"]) if stored["sha256"] == digest else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def _mean(points: Sequence[Mapping[str, Any]], size: str, amount: int) -> float:
-    values = [one["accuracy"] for one in points if (one["size"], one["amount"]) == (size, amount)]
+    values = [point["accuracy"] for point in points if (point["size"], point["amount"]) == (size, amount)]
     return sum(values) / len(values)
 
 
@@ -295,7 +300,7 @@ def _row(point: Mapping[str, Any]) -> list[str]:
         str(point["seed"]),
         str(point["epochs"]),
         Finding("accuracy", point["accuracy"], point["low"], point["high"], form=".2%").text,
-        ", ".join(f"{side} px {found:.1%}" for side, found in point["by_size"].items()),
+        ", ".join(f"{side} px {accuracy:.1%}" for side, accuracy in point["by_size"].items()),
         f"{point['cpu_seconds']:.0f}",
     ]
 

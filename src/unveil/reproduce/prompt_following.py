@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unveil.analysis.video_bench import quietly
+from unveil.analysis.video_study import ignore_truncated_prompts
 from unveil.evaluate.judges.video_alignment import PROMPT_ATTRIBUTES, detect, matches_prompt
 from unveil.io.images import to_pixels
 from unveil.playground.eval_prompts import EvalPrompt, dataset_prompts
@@ -111,7 +111,7 @@ def score_prompts_of(
     own, short = (dataset_prompts(world, count, [one]) for one in (register, "short"))
 
     def draw(prompts: Sequence[EvalPrompt], scale: float | None = 1.0) -> Tensor:
-        with quietly():
+        with ignore_truncated_prompts():
             raw = {"prompt": [one.text for one in prompts]}
             return to_pixels(history.model.generate(cond=raw, count=count, seed=seed, guidance_scale=scale))
 

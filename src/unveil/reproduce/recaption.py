@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from unveil.analysis.video_bench import quietly
+from unveil.analysis.video_study import ignore_truncated_prompts
 from unveil.errors import RecipeError
 from unveil.evaluate.judges.captioner import check
 from unveil.io.files import write_atomically
@@ -55,7 +55,7 @@ def recaption(context: ExperimentContext, recipe: Recipe, seed: int) -> Recaptio
     kept = about.exists()
     if not kept:
         begun = time.process_time()
-        with quietly():
+        with ignore_truncated_prompts():
             model = _taught(stages, folder)
         _tell(context, model, Playground(config), file)
         right = _judged(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from unveil.analysis.video_bench import parameters, quietly
+from unveil.analysis.video_study import ignore_truncated_prompts, num_parameters
 from unveil.checkpoints.loader import load
 from unveil.evaluate.judges.video_alignment import detect, matches_prompt
 from unveil.io.images import to_pixels
@@ -137,7 +137,7 @@ def _wrong(
     world = Playground(PlaygroundConfig(seed=SEED + seed, num_val=count), "held-out")
     prompts = dataset_prompts(world, count, [register])
     raw, steps = {"prompt": [expand(one.text) for one in prompts]}, 2 if context.scale.quick else None
-    with quietly():
+    with ignore_truncated_prompts():
         clips = to_pixels(model.generate(cond=raw, count=count, seed=seed, batch=16, steps=steps))
     hits = [matches_prompt(one, detect(clip))["all"] for one, clip in zip(prompts, clips, strict=True)]
     return 1 - sum(hits) / count, clips[:PREVIEW_COUNT]
@@ -171,7 +171,7 @@ def _encoders(context: ExperimentContext) -> ExperimentResults:
                  (worse, at_end(found[worse])), placebo, primary=(better, worse) == (TEXT, NETWORK))
         for better, worse in ((TEXT, NETWORK), (TEXT, BASE), (NETWORK, BASE))
     ]  # fmt: skip
-    sizes = {name: parameters(context.training_history(variant, 0).model) / 1e6 for name, variant in arms.items()}
+    sizes = {name: num_parameters(context.training_history(variant, 0).model) / 1e6 for name, variant in arms.items()}
     curve = Curve("millions of parameters", ATTRIBUTE_ERROR, {name: [size] for name, size in sizes.items()},
                   {name: [[value] for value in at_end(drawn)] for name, drawn in found.items()})  # fmt: skip
     caption = f"Seed 0, {PREVIEW_COUNT} clips of each: {'; '.join(arms)}."

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unveil.analysis.video_bench import StudyContext as Clips
-from unveil.analysis.video_bench import VideoStudySettings, quietly, stack_videos
+from unveil.analysis.video_study import StudyContext as Clips
+from unveil.analysis.video_study import VideoTaskSettings, ignore_truncated_prompts, stack_videos
 from unveil.core.inverse import replace_known
 from unveil.core.sampling_run import SamplingRun
 from unveil.generation.conditioning_frames import ConditioningFrames, conditioned_generation, keyframes
@@ -123,15 +123,15 @@ def _moving(context: ExperimentContext, variant: RecipeVariant) -> RealVideos:
 
 
 def _extended(model: Model, seed: int, shown: RealVideos) -> ExtensionError:
-    clips = Clips(model, VideoStudySettings(count=len(shown.texts), batch=AT_ONCE, seed=seed))
+    clips = Clips(model, VideoTaskSettings(count=len(shown.texts), batch=AT_ONCE, seed=seed))
 
     def made(hold: Callable[[Model, ConditioningFrames, str], TaskSpec]) -> Tensor:
         def edit(rows: slice) -> TaskSpec:
             known = keyframes(shown.real[rows][:, :, :KNOWN], range(KNOWN), shown.real.shape[2])
             return hold(model, known, "extend")
 
-        with quietly():
-            return clips.made(shown.texts, edit)
+        with ignore_truncated_prompts():
+            return clips.generate(shown.texts, edit)
 
     held, imposed = made(conditioned_generation), made(_imposing)
     each = _away(held, shown.real)

@@ -1,0 +1,84 @@
+"""Former names in stored reports and records of studies; they are read under the present names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+ORDER_KEY = "picture"  # hashed with the number of a training image; it defines the subsets of stored results
+STUDY_TASKS = {"picture": "image-to-video", "ground": "background", "twice": "double-resolution"}
+_MEASURES = (
+    ("as asked", "as in the prompt"),
+    (", the last frame given", ", conditioned on the last frame"),
+    ("the picture comes out to the bit", "the image is reproduced to the bit"),
+    ("error over that of freezing", "position error over that of freezing"),
+    ("error of places", "position error"),
+    ("ring: clips", "ring: videos"),
+    ("bridge: clips", "bridge: videos"),
+    ("of what closes the loop", "of the closing frames"),
+    ("the given clips", "the conditioning frames"),
+    ("change from frame to frame over the median one", "change between frames over the median change"),
+    ("between that show one thing", "between with one object"),
+    ("made again everywhere", "everywhere"),
+    ("by the difference of texts", "FlowEdit"),
+    ("sight in every frame", "visibility in every frame"),
+    ("one thing in every frame", "one object in every frame"),
+    ("new ground", "new background"),
+    ("the ground", "the background"),
+    ("ground kept", "background kept"),
+    ("pictures of", "images of"),
+    ("places scaled", "positions scaled"),
+    ("places as they are", "positions unchanged"),
+    ("in passes", "upscaled"),
+    ("is hidden, and there again as it was", "is hidden and reappears unchanged"),
+    ("is as it was", "is unchanged"),
+    ("goes on its way", "moves in its direction"),
+    ("pillars off their places", "position error of the pillars"),
+    ("camera goes", "camera moves"),
+    ("of the colour that is asked for", "of the prompt's colour"),
+    ("1 evenly", "1 at constant speed"),
+    (", from words", ", from the prompt"),
+    ("as many things", "the number of objects"),
+    ("where the thing starts", "the object's first position"),
+    (
+        "a thing of another colour than it has by itself",
+        "an object of another colour than without the negative prompt",
+    ),
+)
+_TITLES = {
+    "Picture to clip": "Image to video",
+    "Edit the thing": "Edit the object",
+    "Edit the ground": "Edit the background",
+    "Other sizes, aspects and lengths": "Other sizes, aspect ratios and lengths",
+    "Permanence out of the picture": "Permanence outside the image",
+    "A world that obeys a word": "Control by words",
+    "Places": "Positions",
+    "Grounds": "Backgrounds",
+    "Several things": "Several objects",
+}
+
+
+def migrate_video_study(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of a study of a video model with the present names of tasks, titles and measures."""
+    tasks = {
+        STUDY_TASKS.get(name, name): {
+            **task,
+            "title": _TITLES.get(task["title"], task["title"]),
+            "rows": [{**row, "measure": _measure(row["measure"])} for row in task["rows"]],
+        }
+        for name, task in record["tasks"].items()
+    }
+    return {**record, "tasks": tasks}
+
+
+def migrate_vit_point(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The stored result of a network of the scaling study of a ViT with the present keys."""
+    keys = {"asked": "sha256", "found": "point"}
+    return {keys.get(key, key): value for key, value in stored.items()}
+
+
+def _measure(name: str) -> str:
+    for former, present in _MEASURES:
+        if present not in name:
+            name = name.replace(former, present)
+    return name
