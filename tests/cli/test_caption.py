@@ -201,7 +201,7 @@ def test_captioners_are_trained_and_evaluated_by_their_recipes(cli: Cli):
     assert "unveil caption FOLDER --model dense" in done.out
     done = cli("evaluate", "dense", "-n", 10)
     assert done.code == 0, done.err
-    assert "attributes told right" in done.out
+    assert "correct attributes" in done.out
     refused(cli("sample", "dense"), 1, "dense")
     refused(cli("train", "captioner-short", "--dry-run"), 2, "a recipe of kind captioner")
 

@@ -35,7 +35,7 @@ def fresh(network: features.FeatureNetwork) -> Report:
     """Half of the held-out images, judged as if they were samples: as good as a model can be."""
     half = torch.arange(0, 450, 2)
     samples, rest = PARTS[1].pixels[half], data.ImageTensorDataset(PARTS[1].pixels[half + 1], PARTS[1].labels[half + 1])
-    bits = {"bits_per_dim": {**Interval(2.0, 1.9, 2.1)._asdict(), "pictures": 8, "steps": 10}}
+    bits = {"bits_per_dim": {**Interval(2.0, 1.9, 2.1)._asdict(), "images": 8, "steps": 10}}
     origin = SampleProvenance("digits", SAMPLING, bits, {"command": "unveil evaluate x <now>"})
     return evaluate(samples, PARTS[1].labels[half], PARTS[0], rest, network, QUICK, provenance=origin)
 

@@ -55,7 +55,7 @@ def study_scales(
     """Sample and evaluate at every guidance scale.
 
     Args:
-        scales: Rising guidance scales; 1 is no guidance.
+        scales: Rising guidance scales; 1 means no guidance.
         sample: Sampling function with the same noise at every scale.
         train: Training images.
         held_out: Held-out images.

@@ -134,7 +134,7 @@ def scales_page(study: ScaleStudy, record: Mapping[str, Any]) -> str:
     chart = lines_chart(lines, "recall", "fidelity", marks=marks)
     blocks: list[Block] = [
         Paragraph(
-            "The same noise at every guidance scale; 1 is no guidance. Each point is an evaluation by the "
+            "The same noise at every guidance scale; 1 means no guidance. Each point is an evaluation by the "
             "protocol below."
         ),
         Figure("Fidelity against diversity; the numbers at the points are guidance scales.", chart),

@@ -152,14 +152,14 @@ def ball_in_play(item: Item, frames: Tensor) -> float:
 
 
 def reflection_error(item: Item, frames: Tensor) -> float:
-    """Largest error of the ball's directions in degrees; 90 if there is no ball, or if it does not bounce."""
+    """Largest error of the ball's directions in degrees; 90 without a ball or a bounce."""
     del item
     rebounds = scene_detectors.rebounds(frames)
     return NO_BOUNCE_ERROR if rebounds is None or rebounds.ways < 2 else min(rebounds.error, NO_BOUNCE_ERROR)
 
 
 def fracture_correct(item: Item, frames: Tensor) -> float:
-    """1 if the body breaks or stays whole as in the prompt; 0 if there is no body."""
+    """1 if the body breaks or stays whole as in the prompt; 0 without a body."""
     if not detect_objects(frames, max_objects=1):
         return 0.0
     return float((scene_detectors.fracture_frame(frames) is not None) == (item["attributes"]["fate"] == "breaks"))

@@ -273,7 +273,7 @@ def _train(
 
 
 def _load_point(path: Path, digest: str) -> ViTPoint | None:
-    """The stored result of an arm; None if there is no readable file of this arm."""
+    """The stored result of an arm; None without a readable file of this arm."""
     try:
         stored = migrate_vit_point(json.loads(path.read_text("utf-8")))
         return ViTPoint(**stored["point"]) if stored["sha256"] == digest else None

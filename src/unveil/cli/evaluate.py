@@ -255,14 +255,14 @@ def _bits(model: Model, held_out: ImageDataset, how: EvaluateConfig, console: Co
             by_chain = bits_per_dim(
                 model, held_out, count=how.vlb_images, steps=how.vlb_steps, seed=how.seed, on_progress=progress.reach
             )
-        settings = {"pictures": len(by_chain.per_image), "steps": by_chain.terms.shape[1]}
+        settings = {"images": len(by_chain.per_image), "steps": by_chain.terms.shape[1]}
         found["bits_per_dim"] = {**by_chain.interval._asdict(), **settings}
     if how.nll_images:
         with console.progress("image along the ODE", how.nll_images) as progress:
             by_ode = ode_bits_per_dim(
                 model, held_out, count=how.nll_images, probes=how.nll_probes, seed=how.seed, on_progress=progress.reach
             )
-        settings = {"pictures": len(by_ode.per_image), "probes": how.nll_probes, "calls": round(by_ode.calls)}
+        settings = {"images": len(by_ode.per_image), "probes": how.nll_probes, "calls": round(by_ode.calls)}
         settings |= {"probe_error": by_ode.error if how.nll_probes > 1 else None}
         found["ode_bits_per_dim"] = {**by_ode.interval._asdict(), **settings}
     return found

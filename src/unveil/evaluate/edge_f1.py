@@ -28,7 +28,7 @@ class EdgeF1(NamedTuple):
 def edge_f1(predicted: Tensor, true: Tensor, *, tolerance: float = 1.0) -> EdgeF1:
     """Return precision, recall and F1 of one edge image against another.
 
-    A pixel is near another at a Euclidean distance of at most `tolerance`. Where there is no edge to find and none
+    A pixel is near another at a Euclidean distance of at most `tolerance`. Without an edge to find and without one
     was found, all is 1; where only one of both has edges, all is 0.
 
     Args:
@@ -48,7 +48,7 @@ def pooled_edge_f1(pairs: Iterable[tuple[Tensor, Tensor]], *, tolerance: float =
     """The same over many pairs of (found, true), each edge pixel counting alike.
 
     Raises:
-        ShapeError, RecipeError: as `edge_f1`; or there is no pair.
+        ShapeError, RecipeError: as `edge_f1`; or there are not any pairs.
     """
     counts = [_counts(predicted, true, tolerance) for predicted, true in pairs]
     if not counts:
@@ -76,10 +76,10 @@ def _shares(counts: list[tuple[int, int, int, int]]) -> EdgeF1:
     return EdgeF1(precision, recall, 2 * precision * recall / (precision + recall) if precision + recall else 0.0)
 
 
-def _edges(picture: Tensor) -> NDArray[np.bool_]:
-    if picture.ndim not in (2, 3) or not picture.numel():
-        raise ShapeError(f"edges {tuple(picture.shape)}: must be (H, W) or (C, H, W)")
-    drawn = (picture != 0).cpu()
+def _edges(image: Tensor) -> NDArray[np.bool_]:
+    if image.ndim not in (2, 3) or not image.numel():
+        raise ShapeError(f"edges {tuple(image.shape)}: must be (H, W) or (C, H, W)")
+    drawn = (image != 0).cpu()
     return (drawn if drawn.ndim == 2 else drawn.any(0)).numpy()
 
 

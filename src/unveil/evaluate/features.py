@@ -172,7 +172,7 @@ def read_classifier(card: Path) -> tuple[Cnn | ViT, dict[str, Any]]:
 
 
 def _config(kind: str, described: dict[str, Any]) -> CnnConfig | ViTConfig:
-    """The network of a card, whose kind is left away for a cnn."""
+    """The network of a card; a card without a kind is that of a cnn."""
     if kind == "vit":
         return ViTConfig(**described)
     if kind != "cnn":

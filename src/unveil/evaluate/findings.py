@@ -22,7 +22,7 @@ class Finding:
         low, high: ends of its 95 % interval; None: it has no interval.
         unit: "%" for shares of 1, else a unit such as "px" or "dB", or "" for plain numbers.
         form: format specification of the number; "" chooses one by the unit.
-        bar, rule: the number that must be reached, and from which side; None: there is no bar.
+        bar, rule: the number that must be reached, and from which side; None: without a bar.
         ceiling: the same number of real data, which is the best that the measurement allows.
         baselines: the same number without a model, by name.
         count: Number of samples that the number is taken over.

@@ -1,6 +1,6 @@
 """The Inception network of published FID numbers: the TensorFlow graph of 2015-12-05, as its PyTorch ports name it.
 
-It is Inception v3 with 1008 outputs and details of its own that change every number: images are resized without
+It is Inception v3 with 1008 outputs and particular details that change every number: images are resized without
 half-pixel centres, average pools leave the padding out of the mean, and the last block pools by maximum. Weights are
 read from a file that the user has (pt_inception-2015-12-05-6726825d.pth, or the same tensors as safetensors).
 

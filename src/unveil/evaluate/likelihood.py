@@ -80,17 +80,17 @@ def bits_per_dim(
     for step, x0, noise in _batches(model, dataset, rows, batch, seed):
         before = done
 
-        def tell(k: int, _: int, before: int = before) -> None:
+        def on_term(k: int, _: int, before: int = before) -> None:
             if on_progress:
                 on_progress(before + k, total)
 
-        vlb = bound(clip_static(step), chain, x0, model.variance, noise=noise, on_term=tell)
+        vlb = bound(clip_static(step), chain, x0, model.variance, noise=noise, on_term=on_term)
         done += len(chain)
         priors.append(vlb.prior.double().cpu())
         terms.append(vlb.terms.double().cpu())
     prior, term = torch.cat(priors), torch.cat(terms)
-    per_picture = prior + term.sum(1)
-    return DatasetBitsPerDim(_interval(per_picture, seed), per_picture, prior, term)
+    image_bits = prior + term.sum(1)
+    return DatasetBitsPerDim(_interval(image_bits, seed), image_bits, prior, term)
 
 
 def ode_bits_per_dim(
@@ -127,13 +127,13 @@ def ode_bits_per_dim(
         calls.append(nll.calls)
         if on_progress:
             on_progress(sum(len(part) for part in values), len(rows))
-    per_picture = torch.cat(values)
+    image_bits = torch.cat(values)
     error = float(torch.cat(errors).square().sum().sqrt()) / len(rows)
-    return DatasetOdeBitsPerDim(_interval(per_picture, seed), per_picture, error, sum(calls) / len(calls))
+    return DatasetOdeBitsPerDim(_interval(image_bits, seed), image_bits, error, sum(calls) / len(calls))
 
 
-def _interval(per_picture: Tensor, seed: int) -> Interval:
-    return bootstrap(lambda rows: float(per_picture[rows].mean()), len(per_picture), seed=seed)
+def _interval(image_bits: Tensor, seed: int) -> Interval:
+    return bootstrap(lambda rows: float(image_bits[rows].mean()), len(image_bits), seed=seed)
 
 
 def _chosen(model: Model, dataset: ImageDataset, count: int | None) -> list[int]:
@@ -173,7 +173,7 @@ def _chain(model: Model, steps: int | None) -> Chain:
     if isinstance(process, DiscreteVP):
         return Chain(schedules.respaced(process, "" if steps is None else str(steps)))
     if steps is None:
-        raise RecipeError("a continuous process has no number of steps of its own; give steps, e.g. 1000")
+        raise RecipeError("a continuous process needs a number of steps, e.g. 1000")
     return Chain(schedules.uniform(process, steps))
 
 

@@ -1,6 +1,6 @@
 """Numbers that compare two sets of images by their features: KID, Inception score, precision and recall, nearness.
 
-The Frechet distance has a file of its own, `frechet.py`. Everything here is computed in float64, and what must hold
+The Frechet distance is in `frechet.py`. Everything here is computed in float64, and what must hold
 many pairs is done in pieces, so memory stays bounded by the pieces and not by the square of the data.
 """
 

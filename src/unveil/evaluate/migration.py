@@ -5,6 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from unveil.model.migration import migrate_settings
+
+CAPTION_RULE = "attributes of the true caption, read back from the one that is told; things by their colour"
+_RULES = {
+    "best matching of the asked boxes with those of what is seen; missing and extra ones count 0": (
+        "best matching of the boxes of the condition with the detected ones; missing and extra ones count 0"
+    ),
+    "training and held-out pictures": "training and held-out images",
+    "held-out pictures": "held-out images",
+}
 ORDER_KEY = "picture"  # hashed with the number of a training image; it defines the subsets of stored results
 STUDY_TASKS = {"picture": "image-to-video", "ground": "background", "twice": "double-resolution"}
 _MEASURES = (
@@ -56,6 +66,28 @@ _TITLES = {
     "Grounds": "Backgrounds",
     "Several things": "Several objects",
 }
+
+
+def migrate_protocol(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """The protocol of a report with the present keys and texts."""
+    present = _present_keys(protocol)
+    if isinstance(settings := present.get("sampling"), Mapping):
+        present["sampling"] = migrate_settings(settings)
+    return present | {key: _RULES.get(present[key], present[key]) for key in ("rule", "floor_from") if key in present}
+
+
+def migrate_results(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The results of a report with the present keys."""
+    return {
+        name: _present_keys(numbers) if isinstance(numbers, Mapping) else numbers for name, numbers in results.items()
+    }
+
+
+def _present_keys(section: Mapping[str, Any]) -> dict[str, Any]:
+    present = {"images" if key == "pictures" else key: value for key, value in section.items()}
+    if isinstance(rows := present.get("shown"), list):  # captions of the report of a captioner
+        present["shown"] = [{"caption" if key == "told" else key: text for key, text in row.items()} for row in rows]
+    return present
 
 
 def migrate_video_study(record: Mapping[str, Any]) -> dict[str, Any]:

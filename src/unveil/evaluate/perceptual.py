@@ -1,4 +1,4 @@
-"""Opens the network of a perceptual distance: a shipped classifier, one that was trained, or the published metric."""
+"""Opens the network of a perceptual distance: a bundled classifier, a trained one, or the published metric."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def perceptual(network: str, weights: Sequence[Path | str] = ()) -> LPIPS:
     """The perceptual distance by a network.
 
     Args:
-        network: `fashion` or `digits`, the shipped classifiers; the card of a trained classifier, or the folder that
+        network: `fashion` or `digits`, the bundled classifiers; the card of a trained classifier, or the folder that
             holds it; or `lpips`, the published metric.
         weights: Files of lpips: torchvision's VGG16 or AlexNet and the linear heads, or one file with both.
 

@@ -70,9 +70,9 @@ def nearest_chart(histogram: Mapping[str, Sequence[float]]) -> bytes:
     """
 
     def draw(axes: Axes) -> None:
-        axes.stairs(histogram["held_out"], histogram["edges"], color=_PALE, fill=True, label="held-out pictures")
+        axes.stairs(histogram["held_out"], histogram["edges"], color=_PALE, fill=True, label="held-out images")
         axes.stairs(histogram["samples"], histogram["edges"], color=_INK, linewidth=2, label="samples")
-        axes.set(xlabel="distance to the nearest training picture (share of the full range)", ylabel="share")
+        axes.set(xlabel="distance to the nearest training image (share of the full range)", ylabel="share")
         axes.legend(fontsize="small")
 
     return _figure(draw)

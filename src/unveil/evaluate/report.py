@@ -12,7 +12,7 @@ from typing import Any
 
 from unveil.errors import DataError, RecipeError
 from unveil.evaluate.findings import Figure
-from unveil.model.migration import migrate_settings
+from unveil.evaluate.migration import migrate_protocol, migrate_results
 
 _FORMAT = 1
 
@@ -84,11 +84,10 @@ class Report:
             raise DataError(
                 f"{path}: the protocol is not the one that its hash {stated[:12]} was made of; evaluate again"
             )
-        if isinstance(settings := report.protocol.get("sampling"), Mapping):
-            protocol = {**report.protocol, "sampling": migrate_settings(settings)}
-            if protocol != report.protocol:
-                report = replace(report, protocol=protocol, stored_sha256=stated)
-        return report
+        protocol = migrate_protocol(report.protocol)
+        if protocol != report.protocol:
+            report = replace(report, protocol=protocol, stored_sha256=stated)
+        return replace(report, results=migrate_results(report.results))
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

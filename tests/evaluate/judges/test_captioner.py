@@ -55,7 +55,7 @@ def test_a_report_has_shares_intervals_and_chance():
     assert found["whole"]["value"] == 0.5
     assert found["chance"] < 0.6
     assert [line.split(":")[0] for line in summary(report)] == [
-        "attributes told right", "captions that can be read back", "captions right as a whole",
+        "correct attributes", "captions that can be read back", "captions right as a whole",
     ]  # fmt: skip
     shown = page(report)
     assert "Captions against real images" in shown

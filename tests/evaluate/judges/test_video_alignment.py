@@ -71,7 +71,7 @@ def test_real_clips_are_all_right(good: Report):
         assert sum(own["count"] for own in found["by_motion"].values()) == COUNT
         assert set(found["by_register"]) == {"raw", "short", "dense"}
         assert all(len(own) <= 2 and own[name] for name, own in found["motions_read"].items())
-    assert summary(good)[0].startswith("colour as asked, seen: ")
+    assert summary(good)[0].startswith("colour as in the prompt, seen: ")
 
 
 def test_clips_of_other_prompts_score_as_chance_does():
@@ -111,7 +111,7 @@ def test_clips_are_drawn_so_many_at_a_time_and_reports_say_how():
     assert report.protocol["lists"] == ["validation"]
     assert not report.results["clips"]["validation"]["missed"] or "missed validation" in report.images
     changes = {change.name: change for change in compare(report, report)}
-    assert changes["all as asked, validation"].difference == 0
+    assert changes["all as in the prompt, validation"].difference == 0
 
 
 def test_the_page_plays_the_clips(good: Report):

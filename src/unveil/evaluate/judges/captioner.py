@@ -16,6 +16,7 @@ from unveil.evaluate.findings import Finding, interval_of
 from unveil.evaluate.image_set import ImageDataset, evenly_spaced
 from unveil.evaluate.judge import Judge, Results
 from unveil.evaluate.metrics import bootstrap, proportion
+from unveil.evaluate.migration import CAPTION_RULE
 from unveil.evaluate.page_writer import Block, Heading, Table
 from unveil.evaluate.report import Report
 from unveil.io import images as pictures
@@ -26,7 +27,7 @@ from unveil.types import Item
 VERSION = 1  # of the protocol: raised when the same settings would give other numbers
 SHOWN = 8  # videos on the page
 CAPTION_METRICS = {
-    "attributes": "attributes told right",
+    "attributes": "correct attributes",
     "parse": "captions that can be read back",
     "whole": "captions right as a whole",
 }  # names of the measures of captions; recipes state expected values under them
@@ -100,7 +101,7 @@ def evaluate_captions(
             "chance": _share_of_attributes(others, seed)["value"],
             "by_attribute": _by_attribute(checked),
             "shown": [
-                {"told": caption, "truth": item["text"]}
+                {"caption": caption, "truth": item["text"]}
                 for item, caption in zip(items[:SHOWN], captions[:SHOWN], strict=True)
             ],
         }
@@ -110,11 +111,11 @@ def evaluate_captions(
     protocol = {
         "version": VERSION,
         "count": len(items),
-        "rule": "attributes of the true caption, read back from the one that is told; things by their colour",
+        "rule": CAPTION_RULE,
         "captions_sha256": digest,
         "seed": seed,
     }
-    images = {"told": pictures.png(pictures.frame_rows(clips))}
+    images = {"captioned": pictures.png(pictures.frame_rows(clips))}
     return Report(protocol, results, {}, {"unveil": __version__, **(about or {})}, images)
 
 
@@ -154,8 +155,8 @@ def _details(report: Report) -> Iterable[Block]:
     if not (captions := report.results.get("captions")):
         return
     yield Heading("Captions")
-    yield from report.figure("told", "Held-out videos, spaced evenly, a row of frames each.")
-    yield Table(("caption", "true caption"), [(row["told"], row["truth"]) for row in captions["shown"]])
+    yield from report.figure("captioned", "Held-out videos, spaced evenly, a row of frames each.")
+    yield Table(("caption", "true caption"), [(row["caption"], row["truth"]) for row in captions["shown"]])
 
 
 JUDGE = Judge(

@@ -66,7 +66,7 @@ def evaluate_conditional(
     protocol = {
         "version": VERSION,
         "state": state,
-        "pictures": len(items),
+        "images": len(items),
         "seed": how.seed,
         "rule": results["iou"]["rule"],
         "sampling": {**(how.sampling or model.sampling).brief(), "weights": "ema"},
@@ -88,7 +88,7 @@ def _scenes(samples: Tensor, items: list[Item], seed: int) -> tuple[dict[str, An
     )
     iou = {
         **_agreement(generated, items, seed),
-        "rule": "best matching of the asked boxes with those of what is seen; missing and extra ones count 0",
+        "rule": "best matching of the boxes of the condition with the detected ones; missing and extra ones count 0",
         "real_pictures": matched_ious(real, [item["boxes"] for item in items]).mean().item(),
     }
     return {"iou": iou}, _sheet(list(pixels), items, generated)
@@ -126,9 +126,9 @@ def _masks(samples: Tensor, items: list[Item], seed: int) -> tuple[dict[str, Any
         "chance": class_iou(generated, true.roll(-1, 0), classes).nanmean().item(),
         "per_class": dict(zip(_names(classes), per_class.tolist(), strict=True)),
     }
-    pictures = torch.stack([item["pixels"] for item in items[:SHOWN]])
+    pixels = torch.stack([item["pixels"] for item in items[:SHOWN]])
     return {"iou": iou}, plots.make_grid(
-        torch.cat([pictures, _coloured(true[:SHOWN]), _coloured(generated[:SHOWN])]), SHOWN
+        torch.cat([pixels, _coloured(true[:SHOWN]), _coloured(generated[:SHOWN])]), SHOWN
     )
 
 

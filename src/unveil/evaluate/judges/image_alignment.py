@@ -89,7 +89,7 @@ def _named(item: Item) -> Counter[str]:
     things = _each(DetectedObjects(item["boxes"], item["kinds"], item["colours"]))
     pairs = zip(things, item["mentioned"].tolist(), strict=True)
     return Counter(
-        word for words, mentioned in pairs for word, is_said in zip(words, mentioned, strict=True) if is_said
+        word for words, mentioned in pairs for word, is_mentioned in zip(words, mentioned, strict=True) if is_mentioned
     )
 
 
@@ -139,7 +139,7 @@ def _together(seen: list[DetectedObjects], items: list[Item]) -> float:
         true = DetectedObjects(item["boxes"], item["kinds"], item["colours"])
         fits = [
             [
-                all(mine == actual for mine, actual, is_said in zip(a, b, mentioned, strict=True) if is_said)
+                all(mine == actual for mine, actual, is_mentioned in zip(a, b, mentioned, strict=True) if is_mentioned)
                 for b in _each(detected)
             ]
             for a, mentioned in zip(_each(true), item["mentioned"].tolist(), strict=True)
@@ -165,9 +165,9 @@ def _pairs(count: int, languages: Sequence[Language]) -> tuple[list[Item], list[
     colours: list[int] = []
     for number in range(count):
         kind, colour = every[number % len(every)]
-        tell = CAPTIONS[languages[number // len(every) % len(languages)]]
-        prompts.append({"text": tell([SceneObject(KINDS[kind], None, None, 0.5, 0.5)])})
-        away.append(tell([SceneObject(None, list(COLOURS)[colour], None, 0.5, 0.5)]))
+        caption = CAPTIONS[languages[number // len(every) % len(languages)]]
+        prompts.append({"text": caption([SceneObject(KINDS[kind], None, None, 0.5, 0.5)])})
+        away.append(caption([SceneObject(None, list(COLOURS)[colour], None, 0.5, 0.5)]))
         colours.append(colour)
     return prompts, away, colours
 

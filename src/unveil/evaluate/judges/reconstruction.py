@@ -84,24 +84,24 @@ def evaluate_autoencoder(
         ShapeError: images that the codec does not take.
         DataError: no images.
     """
-    tell = on_progress or (lambda _: None)
+    log = on_progress or (lambda _: None)
     real = collect_images(held_out, count)
     clips = real.pixels.ndim == 5
     networks = networks._replace(features=None) if clips else networks
-    tell("reconstructions")
+    log("reconstructions")
     rebuilt = reconstruct(codec, real.pixels)
     results: dict[str, Any] = {
         "psnr": _psnr(real.pixels, rebuilt.pixels, seed),
         "latents": _latents(rebuilt.latents, real),
     }
     missing: dict[str, str] = {}
-    _compare(real, rebuilt, networks, seed, results, missing, tell)
+    _compare(real, rebuilt, networks, seed, results, missing, log)
     if clips:
         missing["rfid"] = "no feature network is of clips"
     elif networks.features is None or len(real.pixels) <= networks.features.dim:
-        missing["rfid"] = "no feature network was given, or it has more features than there are pictures"
+        missing["rfid"] = "needs a feature network, and more images than it has features"
     else:
-        tell("FID of the rebuilt pictures")
+        log("FID of the reconstructions")
         sides = (networks.features.features(side) for side in (rebuilt.pixels, real.pixels))
         results["rfid"] = {"value": fid(*sides), "count": len(real.pixels), "features": networks.features.name}
     if rebuilt.indices is not None and isinstance(codec, VQModel):
@@ -112,7 +112,7 @@ def evaluate_autoencoder(
     else:
         missing["codebook"] = "this autoencoder has none"
     if clips:
-        tell("what is seen in the rebuilt clips")
+        log("what is seen in the rebuilt clips")
         truths = _truths(held_out, len(real.pixels))
         results |= {"things": detection_rate(truths, real.pixels, rebuilt.pixels)} if truths else {}
         missing |= {} if truths else {"things": "these clips do not say what is in them"}
@@ -128,18 +128,18 @@ def _compare(
     seed: int,
     results: dict[str, Any],
     missing: dict[str, str],
-    tell: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> None:
     """Adds how alike each image and what became of it are."""
     if min(real.pixels.shape[-2:]) < WINDOW:
-        missing["ssim"] = f"pictures of fewer than {WINDOW} pixels a side are smaller than its window"
+        missing["ssim"] = f"images of fewer than {WINDOW} pixels a side are smaller than its window"
     else:
-        tell("SSIM")
+        log("SSIM")
         results["ssim"] = mean_interval(chunked(ssim, real.pixels, rebuilt.pixels), seed)
     if networks.perceptual is None:
         missing["perceptual"] = "no perceptual network was given"
     else:
-        tell("perceptual distance")
+        log("perceptual distance")
         name, distance = networks.perceptual
         compared = chunked(lambda x, y: distance(*map(pictures.to_unit, (x, y))), real.pixels, rebuilt.pixels)
         results["perceptual"] = mean_interval(compared, seed) | {"network": name}

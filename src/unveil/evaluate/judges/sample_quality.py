@@ -101,39 +101,23 @@ def evaluate(
         RecipeError: too few images for a comparison.
     """
     settings, provenance = settings or EvaluationSettings(), provenance or SampleProvenance()
-    tell = on_progress or (lambda _: None)
-    real = collect_images(train, settings.train_limit), collect_images(held_out)
+    log = on_progress or (lambda message: None)
+    real = collect_images(train), collect_images(held_out)
     _check(samples, labels, real[1])
     plan = _Plan.of(samples, real, settings)
-
-    tell("features")
-    read = features.extract(samples)
+    log("features")
+    output = features.extract(samples)
     rows = plan.choose(len(samples), plan.count, 0)
     pool = plan.pool(*real)
-    pool_read = features.extract(pool.pixels)
-    ours, theirs = read.features[rows], pool_read.features[: plan.count]
     reference = pool.subset(torch.arange(plan.count))
-
     results: dict[str, Any] = {}
     missing: dict[str, str] = {}
-    if reason := _unreadable(labels, features, read, real[1]):
+    if reason := _classification_obstacle(labels, features, output, real[1]):
         missing["read"] = reason
     else:
         assert labels is not None
-        results["read"] = _read(read, labels, features, real[1])
-    if plan.count <= features.dim:
-        missing["fid"] = (
-            f"{plan.count} pictures on either side, {features.dim} features: FID needs more pictures than features"
-        )
-    else:
-        tell("FID and its floor")
-        results["fid"] = _fid(ours, theirs, pool_read.features, plan)
-    tell("KID, precision and recall, nearest pictures")
-    results |= _others(ours, theirs, settings)
-    if read.logits is None or pool_read.logits is None:
-        missing["inception_score"] = f"the feature network {features.name!r} has no classes"
-    else:
-        results["inception_score"] = _score(read.logits[rows], pool_read.logits[: plan.count], settings)
+        results["read"] = _class_accuracy(output, labels, features, real[1])
+    _compare(output, features.extract(pool.pixels), rows, features, plan, results, missing, log)
     results["nearest"], closest = _nearest(samples[rows], reference.pixels, real[0].pixels, settings)
     images = _images(samples, labels, reference.pixels, closest) if samples.shape[1] in (1, 3) else {}
     results |= {metric: dict(bits) for metric, bits in provenance.bits.items()}
@@ -142,6 +126,33 @@ def evaluate(
     protocol = _protocol(samples, labels, real, features, plan) | {"sampling": dict(provenance.sampling)}
     about = {"data": provenance.data, "unveil": __version__, **provenance.about}
     return Report(protocol, results, missing, about, images)
+
+
+def _compare(
+    output: FeatureOutput,
+    pool: FeatureOutput,
+    rows: Tensor,
+    features: FeatureNetwork,
+    plan: _Plan,
+    results: dict[str, Any],
+    missing: dict[str, str],
+    log: Callable[[str], object],
+) -> None:
+    """Add the metrics that compare the distributions of features of these rows and of the real images."""
+    ours, theirs = output.features[rows], pool.features[: plan.count]
+    if plan.count <= features.dim:
+        missing["fid"] = (
+            f"{plan.count} images on either side, {features.dim} features: FID needs more images than features"
+        )
+    else:
+        log("FID and its floor")
+        results["fid"] = _fid(ours, theirs, pool.features, plan)
+    log("KID, precision and recall, nearest images")
+    results |= _kid_precision_recall(ours, theirs, plan.settings)
+    if output.logits is None or pool.logits is None:
+        missing["inception_score"] = f"the feature network {features.name!r} has no classes"
+    else:
+        results["inception_score"] = _inception_score(output.logits[rows], pool.logits[: plan.count], plan.settings)
 
 
 def comparison_size(samples: int, train: int, held_out: int, settings: EvaluationSettings) -> int:
@@ -153,7 +164,7 @@ def comparison_size(samples: int, train: int, held_out: int, settings: Evaluatio
     least, most = max(settings.neighbours + 1, 4), min(samples, held_out, (train + held_out) // 2)
     count = most if settings.count is None else settings.count
     if not least <= count <= most:
-        few = "give more held-out pictures, such as data.val_fraction=0.2" if held_out < least else "make more samples"
+        few = "use more held-out images, such as data.val_fraction=0.2" if held_out < least else "draw more samples"
         raise RecipeError(
             f"{count} images to compare: must lie in [{least}, {most}] with {samples} samples, "
             f"{held_out} held-out and {train} training images; {few}"
@@ -207,23 +218,27 @@ def _check(samples: Tensor, labels: Tensor | None, held_out: ImageSet) -> None:
         raise ShapeError(f"{len(labels)} labels for {len(samples)} samples: one each, or None")
 
 
-def _unreadable(labels: Tensor | None, features: FeatureNetwork, read: FeatureOutput, held_out: ImageSet) -> str | None:
+def _classification_obstacle(
+    labels: Tensor | None, features: FeatureNetwork, output: FeatureOutput, held_out: ImageSet
+) -> str | None:
     """Return the reason why samples cannot be classified, or None."""
     if labels is None:
         return "the samples have no labels"
-    if read.logits is None or features.accuracy is None:
-        return f"the feature network {features.name!r} does not know the classes of these data"
+    if output.logits is None or features.accuracy is None:
+        return f"the feature network {features.name!r} does not have the classes of these data"
     if held_out.labels is None:
-        return "the held-out pictures have no labels, so the classifier's accuracy cannot be stated"
+        return "the held-out images have no labels, so the classifier's accuracy cannot be stated"
     assert features.classes is not None
     if int(torch.cat([labels, held_out.labels]).max()) >= features.classes:
         return f"labels above {features.classes - 1}: the feature network {features.name!r} has fewer classes"
     return None
 
 
-def _read(read: FeatureOutput, labels: Tensor, features: FeatureNetwork, held_out: ImageSet) -> dict[str, Any]:
-    assert read.logits is not None
-    hits = read.logits.argmax(1) == labels
+def _class_accuracy(
+    output: FeatureOutput, labels: Tensor, features: FeatureNetwork, held_out: ImageSet
+) -> dict[str, Any]:
+    assert output.logits is not None
+    hits = output.logits.argmax(1) == labels
     classes = []
     for label in labels.unique().tolist():
         class_hits = hits[labels == label]
@@ -248,7 +263,7 @@ def _fid(ours: Tensor, theirs: Tensor, pool: Tensor, plan: _Plan) -> dict[str, A
     return {**distance._asdict(), "floor": summary, "ratio": distance.value / mean if mean > 0 else None}
 
 
-def _others(ours: Tensor, theirs: Tensor, settings: EvaluationSettings) -> dict[str, Any]:
+def _kid_precision_recall(ours: Tensor, theirs: Tensor, settings: EvaluationSettings) -> dict[str, Any]:
     whole = metrics.kid_interval(ours, theirs, draws=settings.draws, seed=settings.seed)
     size = _kid_size(len(ours), settings)
     subsets = metrics.kid_of_subsets(ours, theirs, subsets=settings.kid_subsets, size=size, seed=settings.seed)
@@ -260,7 +275,7 @@ def _others(ours: Tensor, theirs: Tensor, settings: EvaluationSettings) -> dict[
     }
 
 
-def _score(ours: Tensor, theirs: Tensor, settings: EvaluationSettings) -> dict[str, Any]:
+def _inception_score(ours: Tensor, theirs: Tensor, settings: EvaluationSettings) -> dict[str, Any]:
     splits = min(settings.splits, len(ours))
     score, real = (metrics.inception_score(logits, splits=splits) for logits in (ours, theirs))
     return {"mean": score.mean, "std": score.std, "held_out_mean": real.mean, "splits": splits}
@@ -310,7 +325,7 @@ def _protocol(
         "shape": list(held_out.pixels.shape[1:]),
         "train": {"count": len(train.pixels), "sha256": train.sha256()},
         "held_out": {"count": len(held_out.pixels), "sha256": held_out.sha256()},
-        "floor_from": "training and held-out pictures" if plan.from_both else "held-out pictures",
+        "floor_from": "training and held-out images" if plan.from_both else "held-out images",
         "kid_subset_size": _kid_size(plan.count, plan.settings),
         "settings": {key: value for key, value in asdict(plan.settings).items() if key not in ("count", "kid_size")},
     }
@@ -379,7 +394,7 @@ def _likelihoods(results: Results) -> list[Finding]:
         remark = "the variational bound on held-out images; lower is better"
         findings.append(Finding("bits/dim", *interval_of(bits), form=".3f", remark=remark))
     if bits := results.get("ode_bits_per_dim"):
-        remark = f"the probability-flow ODE on {bits['pictures']} held-out images; lower is better"
+        remark = f"the probability-flow ODE on {bits['images']} held-out images; lower is better"
         if (error := bits.get("probe_error")) is not None:
             remark += f"; standard error of its {bits['probes']} probes {error:.4f}"
         findings.append(Finding("bits/dim, ODE", *interval_of(bits), form=".3f", remark=remark))

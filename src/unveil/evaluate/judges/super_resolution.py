@@ -60,7 +60,7 @@ def evaluate_super_resolution(
     if min(real.shape[2:]) >= WINDOW:
         scores["ssim"] = [chunked(ssim, candidate, real) for candidate in (upscaled, plain)]
     else:
-        missing["ssim"] = f"pictures of fewer than {WINDOW} pixels a side are smaller than its window"
+        missing["ssim"] = f"images of fewer than {WINDOW} pixels a side are smaller than its window"
     if perceptual is not None:
         distance = perceptual[1]
         scores["perceptual"] = [
@@ -68,14 +68,14 @@ def evaluate_super_resolution(
             for candidate in (upscaled, plain)
         ]
     else:
-        missing["perceptual"] = "no perceptual network was given"
+        missing["perceptual"] = "without a perceptual network"
     results = {name: _gain(candidate, other, how.seed) for name, (candidate, other) in scores.items()}
     downsampled = torch.stack([area_downsample(candidate, low.shape[-1]) for candidate in upscaled])
     results["kept"] = {"mean": float((downsampled - low).abs().mean()) / 2, "rule": "of the range of pixels"}
     protocol = {
         "version": VERSION,
         "compared": "paired with the bicubic enlargement",
-        "pictures": len(items),
+        "images": len(items),
         "shape": list(real.shape[1:]),
         "low": list(low.shape[1:]),
         "seed": how.seed,

@@ -35,18 +35,18 @@ VERSION = 1  # of the protocol: raised when the same settings would give other n
 SIZE, RATE = (16, 32, 32), 8  # of the evaluation split: frames, height, width; frames per second
 PROMPT_ATTRIBUTES = ("colour", "shape", "motion")  # stated by every prompt, and scored
 OPTIONAL_ATTRIBUTES = ("size", "turn")  # stated by some prompts
-SHOWN, MISSED = 20, 40  # videos in the film; those in the list of what went wrong
+SHOWN, MISSED = 20, 40  # videos of the animation; entries in the list of errors
 _VISIBLE = "visible"  # in every frame
 # of a video that shows anything whatever of the evaluation split
 _CHANCE = {"colour": 1 / len(COLOURS), "shape": 1 / len(KINDS), "motion": 1 / len(TEN)}
 VIDEO_METRICS = {
-    "colour": "colour as asked",
-    "shape": "shape as asked",
-    "motion": "motion as asked",
-    "all": "all as asked",
+    "colour": "colour as in the prompt",
+    "shape": "shape as in the prompt",
+    "motion": "motion as in the prompt",
+    "all": "all as in the prompt",
     "visible": "seen in every frame",
 }  # names of the measures of videos of one object; recipes state expected values under them
-_STILL = "pictures do not move, and only combinations with a motion are held out"
+_STILL = "images do not move, and only combinations with a motion are held out"
 
 
 class Detection(NamedTuple):
@@ -84,14 +84,14 @@ def evaluate_videos(
     language: Language = "en",
     about: Mapping[str, Any] | None = None,
 ) -> Report:
-    """One video drawn for each prompt of the evaluation split, read back by the detector as it is drawn, uncompressed.
+    """Evaluate one sample for each prompt of the evaluation split by the detector, without compression.
 
-    Beside each share stand that of the real videos that the prompts are said of, which is the most that the detector
-    allows, and chance, that of videos of anything in the world.
+    Each share is compared with the ceiling of the detector, the share of the real videos which the prompts describe,
+    and with chance, the share of unrelated videos.
 
     Args:
-        model: of videos or images, with a condition `prompt`; one of another size is asked for the world's. Images
-            are asked for colour and shape.
+        model: Text-to-video or text-to-image model; it samples at the size of the evaluation split. Images are
+            evaluated by colour and shape.
         how: Options of sampling.
         lists: Prompt sets, see `playground.eval_prompts.eval_prompts`.
         count: Number of prompts per set.
@@ -143,8 +143,8 @@ def _of_the_world(model: Model) -> Model:
 
 def _drawn(model: Model, items: Sequence[Item], how: SamplingOptions, before: int) -> Tensor:
     """Generate a sample for each text, uint8; progress continues after the `before` earlier ones."""
-    tell = how.on_batch
-    here = how if tell is None else how._replace(on_batch=lambda done: tell(before + done))
+    on_batch = how.on_batch
+    here = how if on_batch is None else how._replace(on_batch=lambda done: log(before + done))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PromptTruncated)  # raw texts hold numbers outside the vocabulary
         return to_pixels(generate_for(model, items, here))
@@ -229,9 +229,9 @@ def _confused(prompts: Sequence[EvalPrompt], looks: Sequence[Detection]) -> dict
 def _shown(
     prompt_set: PromptSet, prompts: Sequence[EvalPrompt], pixels: Tensor, looks: Sequence[Detection]
 ) -> dict[str, bytes]:
-    """A film of the first videos of each motion, frames of some of them, and a film of the first that went wrong.
+    """Animations of the first videos of each motion and of the first wrong ones, and frames of some videos.
 
-    Of images sheets of the first, and of the first that went wrong.
+    For images, grids of the first and of the first wrong ones.
     """
     wrong = [n for n, pair in enumerate(zip(prompts, looks, strict=True)) if not matches_prompt(*pair)["all"]][
         : SHOWN // 2
