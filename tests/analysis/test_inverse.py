@@ -12,9 +12,16 @@ from torch import Tensor, nn
 
 from tests.core.test_inverse import Field
 from tests.needs import needs_fashion
-from unveil.analysis import inverse as study
-from unveil.analysis.inverse import BEST, MEAN, InverseSettings, InverseStudy, psnr, study_inverse
-from unveil.analysis.inverse_problems import KINDS
+from unveil.analysis import inverse_problems as study
+from unveil.analysis.inverse_problems import (
+    BEST,
+    MEAN,
+    PROBLEM_TYPES,
+    InverseSettings,
+    InverseStudy,
+    psnr,
+    study_inverse,
+)
 from unveil.cli import analyze as command
 from unveil.cli.commands import run
 from unveil.core import inverse, prediction
@@ -100,7 +107,7 @@ def test_a_model_that_knows_the_truth_meets_every_bar(found: InverseStudy):
             assert row.gain.mean > 0
         else:
             assert row.met, row.text
-            assert row.gain.low > KINDS[row.problem].bar
+            assert row.gain.low > PROBLEM_TYPES[row.problem].bar
             assert row.residual <= 1e-4
             assert row.known is (True if row.problem == "mask" else None)
         assert row.seconds > 0
@@ -125,7 +132,7 @@ def test_the_best_of_several_is_found_without_the_truth():
     truth = known.sample(24, torch.Generator().manual_seed(1)).float()
     made = rows(study_inverse(model(known), truth, InverseSettings(24, noises=())))
     right = {
-        method: (made["colourisation", method, 0.0].pictures - truth).flatten(1).norm(dim=1) < 1
+        method: (made["colourisation", method, 0.0].images - truth).flatten(1).norm(dim=1) < 1
         for method in ("DDRM", BEST)
     }
     assert right["DDRM"].float().mean() < 0.9
@@ -143,12 +150,12 @@ def test_baselines_are_what_they_are_called(found: InverseStudy):
     mask = named["mask"]
     assert mask.keep is not None
     assert mask.keep.float().mean().item() == pytest.approx(0.5, abs=0.1)
-    gaps, known = ~mask.keep[0, 0], found.pictures[0, 2][mask.keep[0, 0]]
+    gaps, known = ~mask.keep[0, 0], found.images[0, 2][mask.keep[0, 0]]
     torch.testing.assert_close(mask.baseline[0, 2][gaps], known.mean().expand(int(gaps.sum())))
     small = named["super-resolution"]
     assert small.y.shape == (COUNT, 3, 2, 2)
-    torch.testing.assert_close(small.y[0, 1, 0, 1], found.pictures[0, 1, :4, 4:].mean())
-    torch.testing.assert_close(named["colourisation"].baseline[:, 2:], found.pictures.mean(1, keepdim=True))
+    torch.testing.assert_close(small.y[0, 1, 0, 1], found.images[0, 1, :4, 4:].mean())
+    torch.testing.assert_close(named["colourisation"].baseline[:, 2:], found.images.mean(1, keepdim=True))
     assert named["deblurring"].baseline is named["deblurring"].y
 
 
@@ -156,8 +163,8 @@ def test_unsuitable_problems_are_skipped_with_the_reason():
     known = waves(1, 6, 8)
     found = solved(model(known), known, steps=3, noises=())
     assert found.skipped == {
-        "super-resolution": "pictures of 8 x 6 are not made of whole blocks of 4 x 4",
-        "colourisation": "the model's pictures are grey",
+        "super-resolution": "images of 8 x 6 do not consist of blocks of 4 x 4 pixels",
+        "colourisation": "the model's images are grey",
     }
     assert {row.problem for row in found.rows} == {"mask", "deblurring"}
 
@@ -174,9 +181,9 @@ def test_a_method_that_ignores_the_measurement_misses_the_bars(monkeypatch: pyte
     made = [row for row in found.rows if row.method in ("DDRM", MEAN, BEST)]
     assert len(made) == 9
     for row in made:
-        assert row.residual > study.RESIDUAL
+        assert row.residual > study.MAX_RESIDUAL
         assert not row.met
-        assert row.gain.mean < KINDS[row.problem].bar
+        assert row.gain.mean < PROBLEM_TYPES[row.problem].bar
         assert row.known is (False if row.problem == "mask" else None)
 
 
@@ -190,7 +197,7 @@ def test_a_restoration_does_not_depend_on_the_batch():
     images = GREY.sample(4).float()
     four, two = (study_inverse(model(GREY), images[:n], InverseSettings(n, 5, noises=(0.05,))) for n in (4, 2))
     for one, other in zip(four.rows, two.rows, strict=True):
-        torch.testing.assert_close(one.pictures[:2], other.pictures, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(one.images[:2], other.images, rtol=1e-4, atol=1e-4)
 
 
 def test_psnr_of_a_known_error():
@@ -210,7 +217,7 @@ def test_steps_are_counted_to_the_end():
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"count": 1}, "at least 2 pictures"), ({"steps": 0}, "steps = 0: at least 1")],
+    [({"count": 1}, "at least 2 images"), ({"steps": 0}, "steps = 0: at least 1")],
 )
 def test_invalid_settings_are_refused(settings: dict, message: str):
     with pytest.raises(RecipeError, match=message):
@@ -224,7 +231,7 @@ def test_images_of_another_shape_are_refused():
 
 def test_a_restoration_that_leaves_the_finite_numbers_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(study, "run", lambda plan, step, x, **rest: x * float("nan"))
-    with pytest.raises(NonFinite, match="mask by DDRM left"):
+    with pytest.raises(NonFinite, match="mask by DDRM: values are not finite"):
         solved(model(GREY), GREY, steps=2)
 
 
@@ -241,7 +248,7 @@ def test_a_bundled_model_as_a_page(tmp_path: Path, capsys: pytest.CaptureFixture
     assert [row["known"] for row in stored["rows"][:5]] == [True, True, True, True, None]
     assert all(row["residual"] < 1e-3 for row in stored["rows"] if not row["noise"])
     page = (tmp_path / "inverse.html").read_text()
-    for words in ("bicubic enlargement", "bit-equal", "5 dB", "pictures are grey", "with noise of 0.05"):
+    for words in ("bicubic enlargement", "bit-equal", "5 dB", "images are grey", "with noise of 0.05"):
         assert words in page
     # original, measured and what was made of it, and the baseline where it is not what was measured
     assert page.count("data:image/png;base64,") == (3 + 4) + (3 + 2) + (2 + 2) + 2 * (2 + 2)
@@ -255,7 +262,7 @@ def test_a_bundled_model_as_a_page(tmp_path: Path, capsys: pytest.CaptureFixture
     ("words", "message"),
     [
         (["--steps", "0"], "steps = 0: at least 1"),
-        (["-n", "1"], "an interval needs at least 2 pictures"),
+        (["-n", "1"], "an interval needs at least 2 images"),
         (["-n", "2000"], "the held-out split of digits has 450 images"),
         (["--split", "heldout"], "nearest: 'held-out'"),
         pytest.param(["--recipe", "ddpm-fashion"], "of the model's shape (1, 8, 8) are needed", marks=needs_fashion),

@@ -48,13 +48,13 @@ def test_every_step_of_every_image_gives_the_bound(images: Tensor):
     network, x0 = denoiser(), images[:6]
     noise = SampleRNG(0, range(6)).bind((1, 8, 8))
     whole = bound(clip_static(network), chain_of(network.process), x0, fixed_small, noise=noise)
-    assert bits(network, fixed_small, x0, every=1, whole=0) == pytest.approx(float(whole.total.mean()), rel=1e-5)
+    assert bits(network, fixed_small, x0, every=1, dense=0) == pytest.approx(float(whole.total.mean()), rel=1e-5)
 
 
 def test_some_steps_of_each_image_estimate_the_bound(images: Tensor):
     network = denoiser(steps=50)
-    whole = bits(network, fixed_small, images[:200], every=1, whole=0)
-    part = bits(network, fixed_small, images[:200], every=10, whole=5)
+    whole = bits(network, fixed_small, images[:200], every=1, dense=0)
+    part = bits(network, fixed_small, images[:200], every=10, dense=5)
     assert part == pytest.approx(whole, rel=0.02)
 
 

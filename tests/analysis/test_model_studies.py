@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from unveil.analysis import samplers
-from unveil.analysis.samplers import KINDS, SamplerStudySettings, fitted_order, study_samplers
+from unveil.analysis.samplers import DISTANCES, SamplerStudySettings, fitted_order, study_samplers
 from unveil.cli import analyze as command
 from unveil.cli.commands import run
 from unveil.core import prediction
@@ -51,12 +51,12 @@ def found() -> samplers.SamplerStudy:
     result = study_samplers(
         model(LinearVP()), SamplerStudySettings((16, 32, 64), count=8, only=ONLY, fine=6), stages.append
     )
-    assert stages == ["the fine solve", *ONLY]
+    assert stages == ["fine solve", *ONLY]
     return result
 
 
 def test_orders_are_met_on_a_known_model(found: samplers.SamplerStudy):
-    order = {one.name: one.order for one in found.found}
+    order = {one.name: one.order for one in found.measurements}
     assert order["ddim"] == pytest.approx(1, abs=0.25)
     assert order["heun"] is not None
     assert order["heun"] > 1.6
@@ -65,7 +65,7 @@ def test_orders_are_met_on_a_known_model(found: samplers.SamplerStudy):
 
 
 def test_each_sampler_is_measured_as_it_can_be(found: samplers.SamplerStudy):
-    kinds = {one.name: one.kind for one in found.found}
+    kinds = {one.name: one.kind for one in found.measurements}
     assert kinds == {
         "ddim": "solution",
         "heun": "solution",
@@ -73,25 +73,25 @@ def test_each_sampler_is_measured_as_it_can_be(found: samplers.SamplerStudy):
         "euler-ancestral": "path",
         "pc-ancestral": "distribution",
     }
-    path = next(one for one in found.found if one.name == "euler-ancestral")
+    path = next(one for one in found.measurements if one.name == "euler-ancestral")
     errors = [point.error for point in path.points]
     assert errors[0] > errors[1] > errors[2]
     assert "consistency function" in found.refused["consistency"]
 
 
 def test_no_sampler_exceeds_the_requested_calls(found: samplers.SamplerStudy):
-    for one in found.found:
+    for one in found.measurements:
         for point in one.points:
-            assert point.calls <= point.asked < point.calls + math.ceil(sampler_specs()[one.name].calls or 1)
+            assert point.calls <= point.requested < point.calls + math.ceil(sampler_specs()[one.name].calls or 1)
         assert one.call_seconds > 0
-        assert one.beside_seconds >= 0
+        assert one.overhead_seconds >= 0
 
 
 def test_what_a_process_does_not_allow_is_listed_with_its_error():
     only = ("ddim", "lms")
     study = study_samplers(model(CosineVP()), SamplerStudySettings((4, 8), count=2, only=only))
     assert study.grid == "uniform"  # karras has no noisy end there
-    assert [one.name for one in study.found] == ["ddim"]
+    assert [one.name for one in study.measurements] == ["ddim"]
     assert study.refused["lms"].startswith("RecipeError: ")
     assert "alpha" in study.refused["lms"]
     with pytest.raises(RecipeError, match="reaches alpha = 0"):
@@ -108,7 +108,7 @@ def test_a_sampler_that_leaves_the_finite_numbers_is_listed(monkeypatch: pytest.
 
     monkeypatch.setattr(samplers, "run", broken)
     study = study_samplers(model(LinearVP()), SamplerStudySettings((4,), count=2, only=("ddim",)))
-    assert study.refused == {"ddim": "NonFinite: left the finite numbers with 4 network calls"}
+    assert study.refused == {"ddim": "NonFinite: values are not finite after 4 function evaluations"}
 
 
 @pytest.mark.parametrize("power", [1, 2, 3])
@@ -147,7 +147,7 @@ def test_the_samplers_of_a_bundled_model_as_a_page(tmp_path: Path, capsys: pytes
     assert [one["name"] for one in stored["samplers"]] == ["ddim", "pc-ancestral"]
     assert stored["settings"]["clip"] == "static"
     page = (tmp_path / "samplers.html").read_text()
-    for words in ("Samples at 6 NFE", "consistency function", "fitted", KINDS["solution"][1:]):
+    for words in ("Samples at 6 NFE", "consistency function", "fitted", DISTANCES["solution"][1:]):
         assert words in page
     assert page.count("data:image/png;base64,") == 2 + 3  # two charts, the fine solve and two samplers
     assert 'src="http' not in page
@@ -177,7 +177,7 @@ def test_the_guidance_scales_of_a_bundled_model_as_a_page(tmp_path: Path, capsys
         (["samplers", "ddpm-digits", "--calls", "5;10"], "write numbers separated by commas"),
         (["samplers", "ddpm-digits", "--only", "heunn"], "nearest: 'heun'"),
         (["samplers", "ddpm-digits", "--schedule", "karas", "--calls", "3", "-n", "2"], "nearest: 'karras'"),
-        (["guidance", "ddpm-digits", "--scales", "3,1"], "give rising numbers"),
+        (["guidance", "ddpm-digits", "--scales", "3,1"], "write rising numbers"),
     ],
 )
 def test_invalid_options_are_one_message_and_nothing_is_written(

@@ -127,12 +127,12 @@ def test_the_command_writes_a_page_and_overwrites_none(
     ("words", "message"),
     [
         (["--sizes", "3-48"], "sizes '3-48': write DEPTHxWIDTH"),
-        (["--sizes", "1x16,1x16"], "give different ones"),
+        (["--sizes", "1x16,1x16"], "write different sizes"),
         (["--sizes", "1x20"], "size 1x20: the width must be a multiple of a head's, 16; nearest 16"),
-        (["--amounts", "500,100"], "give rising numbers"),
-        (["--amounts", "20"], "amounts 20 to 20: must be between a batch, 32, and the 1347"),
+        (["--amounts", "500,100"], "write rising numbers"),
+        (["--amounts", "20"], "amounts 20 to 20: must be between the batch size, 32, and the 1347"),
         (["--steps", "0"], "at least 1"),
-        (["classifier-digits"], "classifier-digits: a recipe of a cnn; sizes are studied of a vit"),
+        (["classifier-digits"], "classifier-digits: a recipe of a cnn; the study needs a vit"),
         (
             ["transformer-tasks"],
             "transformer-tasks: is a recipe of kind sequence; give the recipe of a classifier",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Cli, tree
-from unveil.analysis import video as study
+from unveil.analysis import video_benchmark as study
 from unveil.evaluate.report import Report
 
 SMALL = ("train.steps=1", "train.warmup=0", "train.batch_size=2", "data.count=500", "data.num_val=20")
@@ -35,7 +35,7 @@ def test_a_video_model_is_evaluated(cli: Cli):
     [checkpoint] = Path("run/checkpoints").glob("step*")
     done = cli("evaluate", checkpoint, *options, "--out", "judged")
     assert done.code == 0, done.err
-    assert "all as asked, validation" in done.out
+    assert "all as in the prompt, validation" in done.out
     assert sorted(tree(Path("judged"))) == ["report.html", "report.json"]
     assert cli("evaluate", "run", "--prompt-set", "seen", "--out", "judged").code == 2, "written over"
     refused = cli("evaluate", "run", "--prompt-set", "heldout", "--force")
@@ -77,7 +77,7 @@ def test_models_of_other_sizes_are_compared(cli: Cli):
     assert done.json["about"]["parameters"] > small.json["about"]["parameters"]
     [other] = done.json["beside"]
     assert other["parameters"] == small.json["about"]["parameters"]
-    walks = other["tasks"]["corridor"]["A world that obeys a word: walks as asked, from words"]
+    walks = other["tasks"]["corridor"]["Control by words: walks as in the prompt, from the prompt"]
     assert walks["found"] == small.json["tasks"]["corridor"]["rows"][0]["found"]
     assert len(other["tasks"]["space"]) == 2, "every measure from words"
     page = Path("large/world.html").read_text("utf-8")

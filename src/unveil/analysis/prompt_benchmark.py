@@ -131,7 +131,7 @@ KINDS: dict[str, PromptKind] = {
     "size": PromptKind("Sizes", "the size", "dense", _has_attributes("size")),
     "motion": PromptKind("Motions", "the motion", "short", _has_attributes("motion")),
     "position": PromptKind("Positions", "the object's first position", "dense", _starts_in_place),
-    "background": PromptKind(
+    "ground": PromptKind(
         "Backgrounds", "the background", "dense", _has_background, accept=_has_plain_background,
     ),
     "alt-text": PromptKind(

@@ -13,14 +13,14 @@ from unveil.analysis.video_study import Progress, StudyContext, StudyResult, Vid
 from unveil.model import Model
 
 TASKS: dict[str, Callable[[StudyContext[VideoTaskSettings]], StudyResult]] = {
-    "image-to-video": image_to_video,
+    "image": image_to_video,
     "extend": extend,
     "loop": loop,
     "connect": connect,
     "edit": edit,
-    "background": background,
+    "ground": background,
     "sizes": sizes,
-    "double-resolution": double_resolution,
+    "twice": double_resolution,
 }
 
 

@@ -16,11 +16,11 @@ from unveil.errors import PromptTruncated, RecipeError, did_you_mean
 from unveil.evaluate import plots
 from unveil.evaluate.findings import Finding, Rule, interval_of
 from unveil.evaluate.metrics import bootstrap, proportion
-from unveil.evaluate.migration import STUDY_TASKS
 from unveil.generation.generate import PLAIN, Request, TaskSpec, generate
 from unveil.generation.hires import generate_hires
 from unveil.generation.long_video import VideoSpec, concat_chunks, generate_long_video
 from unveil.model import Model
+from unveil.model.migration import VIDEO_TASKS
 from unveil.playground.dataset import Playground, PlaygroundConfig
 from unveil.playground.eval_prompts import PromptSet, eval_prompts, eval_videos
 from unveil.playground.world import caption_templates
@@ -470,8 +470,8 @@ def run_study(
     check_model(model)
     for name in settings.only:
         if name not in tasks:
-            if STUDY_TASKS.get(name) in tasks:
-                raise RecipeError(f"task {name!r}: is now named {STUDY_TASKS[name]!r}")
+            if VIDEO_TASKS.get(name) in tasks:
+                raise RecipeError(f"task {name!r}: is now named {VIDEO_TASKS[name]!r}")
             raise RecipeError(f"task {name!r}: must be one of {', '.join(tasks)}{did_you_mean(name, list(tasks))}")
     context = StudyContext(model.eval(), settings, on_progress)
     results: dict[str, StudyResult] = {}

@@ -14,15 +14,22 @@ import torch
 
 import unveil
 from unveil import data
-from unveil.analysis import detector_accuracy, physics_benchmark, prompt_benchmark
-from unveil.analysis import video as video_benchmark
+from unveil.analysis import detector_accuracy, physics_benchmark, prompt_benchmark, video_benchmark
 from unveil.analysis import vit as vit_study
 from unveil.analysis.guidance_sweep import check_scales, study_scales
-from unveil.analysis.inverse import InverseSettings, study_inverse
-from unveil.analysis.pages import inverse_page, samplers_page, scales_page
+from unveil.analysis.inverse_problems import InverseSettings, study_inverse
+from unveil.analysis.pages import (
+    inverse_page,
+    main_rows,
+    physics_page,
+    prompts_page,
+    samplers_page,
+    scales_page,
+    video_page,
+)
 from unveil.analysis.samplers import SamplerStudySettings, study_samplers
-from unveil.analysis.video_bench import SharedSettings, VideoStudy, parameters
-from unveil.analysis.video_page import main_rows, text_page, video_page, world_page
+from unveil.analysis.video_study import QUICK as QUICK_VIDEO_TASKS
+from unveil.analysis.video_study import VideoStudy, VideoStudySettings, VideoTaskSettings, num_parameters
 from unveil.cli import evaluate as evaluation
 from unveil.cli.recipe_kind import diffusion
 from unveil.cli.text_forms import sampling_of
@@ -80,7 +87,7 @@ def samplers(model: str, settings: SamplerStudySettings, device: str, output: Pa
     rows = [
         f"{sampler.name:<20} {sampler.points[-1].error:.3g}"
         + ("" if sampler.order is None else f", fitted order {sampler.order:.2f}")
-        for sampler in study.found
+        for sampler in study.measurements
     ]
     rows += [f"{name:<20} not run: {reason}" for name, reason in study.refused.items()]
     head = f"distance at {settings.calls[-1]} NFE (the page names the distance of each sampler)"
@@ -111,7 +118,7 @@ def guidance(
     floor_splits = min(FLOOR_SPLITS, config.fid_floor_splits)
     protocol = EvaluationSettings(count=config.num_real, floor_splits=floor_splits, seed=config.seed)
     study = study_scales(
-        scales, draw, train, held_out, network, protocol, data=recipe.data.kind, tell=console.say
+        scales, draw, train, held_out, network, protocol, data=recipe.data.kind, on_scale=console.say
     )  # fmt: skip
     record: dict[str, Any] = {"model": source._asdict(), **study.record(), "about": _about(begun, str(model.device))}
     page = _write(folder, "guidance", record, scales_page(study, record))
@@ -171,13 +178,13 @@ class VideoBenchmark(NamedTuple):
 # The benchmarks of video models by command
 VIDEO_BENCHMARKS = {
     "video-tasks": VideoBenchmark("video", video_benchmark.study_video, video_page, video_benchmark.TASKS),
-    "prompts": VideoBenchmark("text", prompt_benchmark.study_text, text_page, prompt_benchmark.TASKS),
-    "physics": VideoBenchmark("world", physics_benchmark.study_world, world_page, physics_benchmark.LAWS),
+    "prompts": VideoBenchmark("text", prompt_benchmark.study_prompts, prompts_page, prompt_benchmark.TASKS),
+    "physics": VideoBenchmark("world", physics_benchmark.study_physics, physics_page, physics_benchmark.LAWS),
 }
 
 
 def benchmark_video_model(
-    command_name: str, name: str, settings: SharedSettings, device: str, output: PageOutput, console: Console
+    command_name: str, name: str, settings: VideoStudySettings, device: str, output: PageOutput, console: Console
 ) -> None:
     """Run one of `VIDEO_BENCHMARKS` on a model and write its .json and .html."""
     benchmark = VIDEO_BENCHMARKS[command_name]
@@ -193,10 +200,10 @@ def benchmark_video_model(
         "model": source._asdict(),
         **study.record(),
         "beside": others,
-        "about": {**_about(begun, str(model.device)), "command": command(), "parameters": parameters(model)},
+        "about": {**_about(begun, str(model.device)), "command": command(), "parameters": num_parameters(model)},
     }
     page = _write(folder, benchmark.file_name, record, benchmark.page(study, record))
-    rows = [f"{result.title}: {row.line}" for result in study.found.values() for row in result.findings]
+    rows = [f"{result.title}: {row.line}" for result in study.results.values() for row in result.findings]
     console.result({**record, "page": str(page)}, "\n".join([*rows, str(page)]))
 
 
@@ -241,9 +248,7 @@ def vit(
     console.result({**record, "page": str(page)}, "\n".join([*rows, str(page)]))
 
 
-def video_settings(
-    typed: Mapping[str, Any], sampling: Sequence[str], quick: bool
-) -> video_benchmark.VideoStudySettings:
+def video_settings(typed: Mapping[str, Any], sampling: Sequence[str], quick: bool) -> VideoTaskSettings:
     """Return the settings of the benchmark of video tasks.
 
     Args:
@@ -256,7 +261,7 @@ def video_settings(
     """
     if typed.get("sizes") is not None:
         typed = {**typed, "sizes": tuple(_parse_size(text) for text in typed["sizes"])}
-    return _settings(video_benchmark.QUICK if quick else video_benchmark.VideoStudySettings(), typed, sampling)
+    return _settings(QUICK_VIDEO_TASKS if quick else VideoTaskSettings(), typed, sampling)
 
 
 def prompt_settings(
@@ -281,13 +286,13 @@ def parse_expansion(expand: str) -> bool:
     return expand == "rules"
 
 
-def physics_settings(typed: Mapping[str, Any], sampling: Sequence[str], quick: bool) -> SharedSettings:
+def physics_settings(typed: Mapping[str, Any], sampling: Sequence[str], quick: bool) -> VideoStudySettings:
     """Return the settings of the benchmark of physics; arguments as those of `video_settings`.
 
     Raises:
         RecipeError: A value is outside of its range, or a law is unknown.
     """
-    return _settings(physics_benchmark.QUICK if quick else SharedSettings(), typed, sampling)
+    return _settings(physics_benchmark.QUICK if quick else VideoStudySettings(), typed, sampling)
 
 
 def _settings(defaults: Any, typed: Mapping[str, Any], sampling: Sequence[str]) -> Any:

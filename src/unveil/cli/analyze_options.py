@@ -220,7 +220,7 @@ def video_tasks(
 
     Example: unveil analyze video-tasks runs/playground-video --only extend --only loop -n 16
     """
-    options.run("video-tasks", model, "video_settings", only=only, sizes=sizes, asked=prompt_set)
+    options.run("video-tasks", model, "video_settings", only=only, sizes=sizes, prompt_set=prompt_set)
 
 
 @analyze_app.command("prompts")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from unveil.model.migration import migrate_settings
+from unveil.model.migration import VIDEO_TASKS, migrate_settings
 
 CAPTION_RULE = "attributes of the true caption, read back from the one that is told; things by their colour"
 _RULES = {
@@ -16,7 +16,6 @@ _RULES = {
     "held-out pictures": "held-out images",
 }
 ORDER_KEY = "picture"  # hashed with the number of a training image; it defines the subsets of stored results
-STUDY_TASKS = {"picture": "image-to-video", "ground": "background", "twice": "double-resolution"}
 _MEASURES = (
     ("as asked", "as in the prompt"),
     (", the last frame given", ", conditioned on the last frame"),
@@ -93,7 +92,7 @@ def _present_keys(section: Mapping[str, Any]) -> dict[str, Any]:
 def migrate_video_study(record: Mapping[str, Any]) -> dict[str, Any]:
     """The record of a study of a video model with the present names of tasks, titles and measures."""
     tasks = {
-        STUDY_TASKS.get(name, name): {
+        VIDEO_TASKS.get(name, name): {
             **task,
             "title": _TITLES.get(task["title"], task["title"]),
             "rows": [{**row, "measure": _measure(row["measure"])} for row in task["rows"]],

@@ -144,7 +144,7 @@ def _of_the_world(model: Model) -> Model:
 def _drawn(model: Model, items: Sequence[Item], how: SamplingOptions, before: int) -> Tensor:
     """Generate a sample for each text, uint8; progress continues after the `before` earlier ones."""
     on_batch = how.on_batch
-    here = how if on_batch is None else how._replace(on_batch=lambda done: log(before + done))
+    here = how if on_batch is None else how._replace(on_batch=lambda done: on_batch(before + done))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PromptTruncated)  # raw texts hold numbers outside the vocabulary
         return to_pixels(generate_for(model, items, here))
