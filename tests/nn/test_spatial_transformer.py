@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from unveil.errors import RecipeError, ShapeError
 from unveil.nn.attention import Attention
-from unveil.nn.spatial_transformer import REMEMBERED, Memo, SpatialTransformer
+from unveil.nn.layers import REMEMBERED, Memo
+from unveil.nn.spatial_transformer import SpatialTransformer
 from unveil.nn.unet import UNet, UNetConfig
 from unveil.types import Condition
 

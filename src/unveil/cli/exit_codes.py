@@ -14,7 +14,7 @@ from typing import Any
 import typer
 
 from unveil.errors import OUR_FAULT, Error, PromptTruncated, out_of_memory
-from unveil.io.interrupts import Terminated, listening
+from unveil.io.console import Terminated, signals_raised
 
 _log = logging.getLogger("unveil")
 
@@ -30,7 +30,7 @@ def guarded(app: Callable[..., Any], arguments: list[str]) -> int:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr, force=True)
     _log.setLevel(logging.ERROR if _has(arguments, "--quiet", "-q") else logging.INFO)
     try:
-        with listening():
+        with signals_raised():
             code = app(args=arguments, prog_name="unveil", standalone_mode=False)
         # typer answers Ctrl-C with this code and no word
         return _explained(KeyboardInterrupt(), "--json" in arguments) if code == INTERRUPTED else code or 0

@@ -16,7 +16,7 @@ from unveil.conditioning.image import ControlImageCondition
 from unveil.core.denoiser import Denoiser
 from unveil.errors import RecipeError, ShapeError, WeightsError, did_you_mean
 from unveil.nn.controlnet import ControlNet
-from unveil.nn.spatial_transformer import Memo
+from unveil.nn.layers import Memo
 from unveil.nn.unet import UNetConfig, UNetEncoder
 from unveil.types import Condition, NoiseLevel
 

@@ -1,16 +1,25 @@
-"""Output of the commands: results to stdout, progress and errors to stderr, one JSON document with --json."""
+"""Output of the commands, and the signals that end them.
+
+Results are written to stdout, progress and errors to stderr; with --json, stdout holds one JSON document.
+
+Ctrl-C and SIGTERM become exceptions, also where a library swallows them: some libraries catch every exception while
+they are imported, and Python ignores exceptions in finalizers. The signal is recorded, and `check_signal` raises it
+again at the next point where work can stop.
+"""
 
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
-from unveil.io import interrupts
+_pending: int | None = None  # the last signal whose exception has not reached the end of `signals_raised`
 
 
 @dataclass(frozen=True)
@@ -74,7 +83,7 @@ class Progress:
         Raises:
             KeyboardInterrupt, Terminated: A signal was received, and a library has swallowed its exception.
         """
-        interrupts.check()
+        check_signal()
         self._done += by
         now = time.monotonic()
         if self._shown and now >= self._next:
@@ -125,3 +134,54 @@ def size(count: float) -> str:
             return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}"
         count /= 1024
     return f"{count:.3g} TiB"
+
+
+class Terminated(BaseException):
+    """SIGTERM, as an exception that unwinds like Ctrl-C does."""
+
+
+@contextmanager
+def signals_raised() -> Iterator[None]:
+    """Turn SIGINT into KeyboardInterrupt and SIGTERM into Terminated, and record them, until the block ends.
+
+    Outside the main thread, where Python allows no signal handlers, nothing changes.
+    """
+    global _pending
+    try:
+        before = {number: signal.signal(number, _on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        _pending = None
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def pending_signal() -> int | None:
+    """Return the number of a recorded signal that has not ended the command; None without one."""
+    return _pending
+
+
+def check_signal() -> None:
+    """Raise the exception of a recorded signal again.
+
+    Raises:
+        KeyboardInterrupt: SIGINT was received.
+        Terminated: SIGTERM was received.
+    """
+    if _pending is not None:
+        _raise(_pending)
+
+
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    global _pending
+    del frame
+    _pending = number
+    _raise(number)
+
+
+def _raise(number: int) -> None:
+    raise KeyboardInterrupt if number == signal.SIGINT else Terminated

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Literal, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +11,17 @@ from torch.nn import functional as F
 
 from unveil.errors import RecipeError, ShapeError
 from unveil.nn.attention import scaled_dot_product_attention
+from unveil.nn.transformer import EncoderStates
 from unveil.types import Condition
 
 # In which order the rows of a joint query-key-value projection stand
 AttentionOrder = Literal["heads-first", "qkv-first"]
 # The size of the image that a network is given beside x
 ContextSize = Literal["same", "smaller"]
+# Number of tensors that a Memo holds: the condition's, the null's, and both in one batch, of a few runs
+REMEMBERED = 8
 M = TypeVar("M", bound=nn.Module)
+T = TypeVar("T")
 
 
 def zeroed(module: M) -> M:
@@ -107,6 +111,31 @@ def with_context(x: Tensor, condition: Condition, channels: int, size: ContextSi
     return torch.cat([x, context], dim=1)
 
 
+def text_of(condition: Condition, width: int | None, batch: int) -> EncoderStates | None:
+    """Tokens for a network that reads this width, None for one that reads none.
+
+    Raises:
+        ShapeError: tokens are missing or of another width, or they are given to a network that reads none.
+    """
+    tokens, mask = condition.tokens, condition.mask
+    if width is None:
+        if tokens is not None:
+            raise ShapeError("condition.tokens: this network has no cross-attention; pass a vector or channels")
+        return None
+    if tokens is None:
+        raise ShapeError(f"condition.tokens: missing; this network reads tokens (B, L, {width})")
+    if tokens.ndim != 3 or tokens.shape[2] != width:
+        raise ShapeError(
+            f"condition.tokens {tuple(tokens.shape)}: of width {tokens.shape[-1]}, this network reads width {width}; "
+            "take the text encoder that it was trained with"
+        )
+    if len(tokens) != batch:
+        raise ShapeError(f"condition.tokens {tuple(tokens.shape)}: {len(tokens)} rows for {batch} of x")
+    if mask is not None and mask.shape != tokens.shape[:2]:
+        raise ShapeError(f"condition.mask {tuple(mask.shape)}: must be {tuple(tokens.shape[:2])}, one for each token")
+    return EncoderStates(tokens, mask)
+
+
 class SelfAttention(nn.Module):
     """Residual self-attention over the positions of an image (B, C, H, W).
 
@@ -180,6 +209,34 @@ class FirConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, width, H, W) to (B, out, H/2, W/2)."""
         return self.fir(self.conv(x))
+
+
+class Memo(Generic[T]):
+    """Values that depend on one tensor only, computed without gradients when that tensor is first seen.
+
+    It is known again by its identity, how often it was written to, and the precision; a tensor that is
+    remembered is held, so that no other one can take its identity. The oldest of `REMEMBERED` is forgotten.
+    """
+
+    def __init__(self) -> None:
+        self._entries: list[tuple[Tensor, tuple[Any, ...], T]] = []
+
+    def of(self, tensor: Tensor, make: Callable[[], T]) -> T:
+        """Result of `make` at this tensor's first call."""
+        state = _state(tensor)
+        for past, at, value in self._entries:
+            if past is tensor and at == state:
+                return value
+        with torch.no_grad():
+            value = make()
+        self._entries = [*self._entries[1 - REMEMBERED :], (tensor, state, value)]
+        return value
+
+
+def _state(tensor: Tensor) -> tuple[Any, ...]:
+    kind = tensor.device.type
+    lowered = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    return (0 if tensor.is_inference() else tensor._version, lowered)
 
 
 # Layers whose products autocast computes in the lower precision

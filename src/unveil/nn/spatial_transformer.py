@@ -5,24 +5,18 @@ Source: Rombach et al. 2022, section 3.3 and appendix E.2.1 (arXiv:2112.10752).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unveil.errors import ShapeError
 from unveil.nn.attention import KVCache
 from unveil.nn.layers import group_norm, zeroed
 from unveil.nn.transformer import BlockConfig, EncoderStates, TransformerBlock
-from unveil.types import Condition
 
 # What the layers around the blocks are: convolutions of one pixel, as in the paper, or linear layers of the tokens
 Projection = Literal["conv", "linear"]
-# A tensor is one of that many that are remembered: the condition's, the null's, and both in one batch, of a few runs
-REMEMBERED = 8
-T = TypeVar("T")
 
 
 class TextContext(NamedTuple):
@@ -85,31 +79,6 @@ def _per_token(layer: nn.Module, tokens: Tensor) -> Tensor:
     return F.linear(tokens, layer.weight.flatten(1), layer.bias)  # pyright: ignore
 
 
-def text_of(condition: Condition, width: int | None, batch: int) -> EncoderStates | None:
-    """Tokens for a network that reads this width, None for one that reads none.
-
-    Raises:
-        ShapeError: tokens are missing or of another width, or they are given to a network that reads none.
-    """
-    tokens, mask = condition.tokens, condition.mask
-    if width is None:
-        if tokens is not None:
-            raise ShapeError("condition.tokens: this network has no cross-attention; pass a vector or channels")
-        return None
-    if tokens is None:
-        raise ShapeError(f"condition.tokens: missing; this network reads tokens (B, L, {width})")
-    if tokens.ndim != 3 or tokens.shape[2] != width:
-        raise ShapeError(
-            f"condition.tokens {tuple(tokens.shape)}: of width {tokens.shape[-1]}, this network reads width {width}; "
-            "take the text encoder that it was trained with"
-        )
-    if len(tokens) != batch:
-        raise ShapeError(f"condition.tokens {tuple(tokens.shape)}: {len(tokens)} rows for {batch} of x")
-    if mask is not None and mask.shape != tokens.shape[:2]:
-        raise ShapeError(f"condition.mask {tuple(mask.shape)}: must be {tuple(tokens.shape[:2])}, one for each token")
-    return EncoderStates(tokens, mask)
-
-
 def keys_values(network: nn.Module, context: EncoderStates) -> dict[nn.Module, KVCache]:
     """The keys and values of a text for every block of a network that reads it."""
     return {
@@ -117,31 +86,3 @@ def keys_values(network: nn.Module, context: EncoderStates) -> dict[nn.Module, K
         for block in network.modules()
         if isinstance(block, TransformerBlock) and block.reads and block.context is not None
     }
-
-
-class Memo(Generic[T]):
-    """Values that depend on one tensor only, computed without gradients when that tensor is first seen.
-
-    It is known again by its identity, how often it was written to, and the precision; a tensor that is
-    remembered is held, so that no other one can take its identity. The oldest of `REMEMBERED` is forgotten.
-    """
-
-    def __init__(self) -> None:
-        self._entries: list[tuple[Tensor, tuple[Any, ...], T]] = []
-
-    def of(self, tensor: Tensor, make: Callable[[], T]) -> T:
-        """Result of `make` at this tensor's first call."""
-        state = _state(tensor)
-        for past, at, value in self._entries:
-            if past is tensor and at == state:
-                return value
-        with torch.no_grad():
-            value = make()
-        self._entries = [*self._entries[1 - REMEMBERED :], (tensor, state, value)]
-        return value
-
-
-def _state(tensor: Tensor) -> tuple[Any, ...]:
-    kind = tensor.device.type
-    lowered = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-    return (0 if tensor.is_inference() else tensor._version, lowered)

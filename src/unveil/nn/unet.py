@@ -27,14 +27,16 @@ from unveil.nn.embeddings import EmbeddingOrder, TimeEmbedding
 from unveil.nn.layers import (
     AttentionOrder,
     ContextSize,
+    Memo,
     SelfAttention,
     check_multiple,
     group_norm,
+    text_of,
     vector_of,
     with_context,
     zeroed,
 )
-from unveil.nn.spatial_transformer import Memo, Projection, SpatialTransformer, TextContext, keys_values, text_of
+from unveil.nn.spatial_transformer import Projection, SpatialTransformer, TextContext, keys_values
 from unveil.nn.transformer import EncoderStates
 from unveil.types import Condition, Ge, Lt, checked
 

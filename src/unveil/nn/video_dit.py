@@ -30,8 +30,7 @@ from unveil.nn.attention import Attention, AttentionPattern, Packing, QkNorm
 from unveil.nn.attention_patterns import AttentionGroups, Pattern, TokenGrid
 from unveil.nn.dit import WAVES, modulate
 from unveil.nn.embeddings import Rotary, TimeEmbedding, grid_coordinates
-from unveil.nn.layers import vector_of, zeroed
-from unveil.nn.spatial_transformer import text_of
+from unveil.nn.layers import text_of, vector_of, zeroed
 from unveil.nn.transformer import Mlp
 from unveil.types import Condition, Ge, checked
 

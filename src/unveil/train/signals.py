@@ -10,7 +10,7 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
-from unveil.io import interrupts
+from unveil.io.console import pending_signal
 
 INTERRUPTED, TERMINATED = 130, 143  # exit codes: 128 + the signal's number
 
@@ -34,7 +34,7 @@ class Stop:
 
         A signal that came before, and whose exception a library has swallowed, counts as the first one.
         """
-        if (number := interrupts.pending()) is not None:
+        if (number := pending_signal()) is not None:
             self._on_signal(number, None)
         self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         self.listen()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from unveil.nn.spatial_transformer import Memo
+from unveil.nn.layers import Memo
 
 KeysValues = tuple[Tensor, Tensor]  # each (B, heads, L, D)
 

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from unveil.io import interrupts
-from unveil.io.console import Console
+from unveil.io.console import Console, Terminated, check_signal, pending_signal, signals_raised
 from unveil.train.signals import INTERRUPTED, TERMINATED, Stop
 
-CODES = [(signal.SIGINT, INTERRUPTED, KeyboardInterrupt), (signal.SIGTERM, TERMINATED, interrupts.Terminated)]
+CODES = [(signal.SIGINT, INTERRUPTED, KeyboardInterrupt), (signal.SIGTERM, TERMINATED, Terminated)]
 # A finder of modules that sends a signal to its own process, and swallows the exception as a library would.
 HOOK = """
 import os, signal, sys
@@ -47,20 +46,20 @@ def swallowed(number: int) -> None:
 def test_a_swallowed_signal_is_raised_again(number: int, code: int, error: type[BaseException]):
     del code
     before = signal.getsignal(number)
-    with interrupts.listening():
+    with signals_raised():
         swallowed(number)
-        assert interrupts.pending() == number
+        assert pending_signal() == number
         with pytest.raises(error), Console(quiet=True).progress("steps", 3) as progress:
             progress.advance()
-    assert interrupts.pending() is None
+    assert pending_signal() is None
     assert signal.getsignal(number) is before
-    interrupts.check()
+    check_signal()
 
 
 @pytest.mark.parametrize(("number", "code", "error"), CODES)
 def test_training_stops_after_a_signal_that_came_before_it(number: int, code: int, error: type[BaseException]):
     del error
-    with interrupts.listening():
+    with signals_raised():
         swallowed(number)
         with Stop() as stop:
             assert stop.code == code
