@@ -313,7 +313,8 @@ SCHEDULED: dict[str, Callable[[Process, int], Schedule]] = {
 def get_schedule(process: Process, spacing: str, steps: int) -> Schedule:
     """A grid by its name, ours or that of another program, or by a respacing string, which holds its own step count."""
     schedules = GRIDS | SCHEDULED
-    spacing = foreign_names.schedule(spacing, schedules)
+    if spacing not in schedules:
+        spacing = foreign_names.schedule(spacing, schedules)
     if spacing in schedules:
         return schedules[spacing](process, steps)
     if spacing[:1].isdigit() or spacing.startswith(("ddim", "fast")):

@@ -22,7 +22,8 @@ from unveil.errors import DataError, RecipeError, ShapeError, WeightsError, did_
 from unveil.io.images import to_pixels, to_unit
 from unveil.model import Model, RunTransform, checkpoint_store
 from unveil.model.config import SampleConfig
-from unveil.model.migration import METADATA_FORMAT, migrate_settings
+from unveil.model.config.sampling import current_settings
+from unveil.model.migration import METADATA_FORMAT
 from unveil.model.shapes import check_size
 from unveil.types import is_valid_utf8
 
@@ -453,7 +454,7 @@ def additions(model: Model) -> dict[str, Any]:
 
 def sampling_of(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return the sampling settings in metadata, by the names of `SampleConfig.flat`."""
-    current = migrate_settings(facts)
+    current = current_settings(facts)
     return {name: current[name] for name in SampleConfig.names() if name in current}
 
 

@@ -20,7 +20,8 @@ from unveil.io.images import EXIF, METADATA_KEY, UNICODE, USER_COMMENT, make_gri
 from unveil.io.video.containers import HEAD, container_of
 from unveil.io.video.reader import VideoDecoder
 from unveil.model import Model
-from unveil.model.migration import migrate_metadata, migrate_settings
+from unveil.model.config.sampling import current_settings
+from unveil.model.migration import migrate_metadata
 from unveil.types import format_size
 
 FRAMES = 9  # of a strip: from the first step of the noise to the image
@@ -314,7 +315,7 @@ def parameters(facts: Mapping[str, Any], size: Sequence[int]) -> str:
     shown = {
         "Steps": facts["steps"],
         "Sampler": facts["sampler"],
-        "CFG scale": migrate_settings(facts)["guidance_scale"],
+        "CFG scale": current_settings(facts)["guidance_scale"],
         "Seed": facts["seed"],
         "Sample": facts["sample"],
         "Size": format_size(size),

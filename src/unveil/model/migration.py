@@ -288,6 +288,8 @@ SETTINGS = {
     "channels": "guidance_channels",
 }
 
+GUIDANCE_SCHEDULES = ("constant", "linear", "cosine", "power-cosine")  # former values of "schedule"
+
 
 class Former:
     """The former names that were met in one file or one override, for one line about them.
@@ -363,8 +365,7 @@ def migrate_path(raw: Any, path: str, value: Any, former: Former | None = None) 
 def migrate_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The flat settings of sampling in new names; keys that are no settings stay as they are."""
     raw = dict(settings)
-    kinds = ("constant", "linear", "cosine", "power-cosine")  # of how the guidance scale changes
-    if raw.get("schedule") in kinds:
+    if raw.get("schedule") in GUIDANCE_SCHEDULES:
         raw["guidance_schedule"] = raw.pop("schedule")
     for before, now in SETTINGS.items():
         if isinstance(raw.get(before), Mapping):  # of a video's metadata, whose "clip" is its size

@@ -29,8 +29,8 @@ from unveil.core.variance import VarianceRule, fixed_small, is_learned
 from unveil.errors import NonFinite, OutOfResources, RecipeError, did_you_mean
 from unveil.model import checkpoint_store
 from unveil.model.config import ModelConfig, SampleConfig
+from unveil.model.config.sampling import current_settings
 from unveil.model.lora_state import CONTROL, LORA, TrainedLora
-from unveil.model.migration import migrate_settings
 from unveil.nn.layers import low_precision_parameters
 from unveil.types import BaseModel, Condition, ControlNetInfo, LoraInfo, NoiseLevel, Raw
 
@@ -558,7 +558,7 @@ def _sampling_changes(options: GenerateOptions, *, steps: int | None, guidance_s
     changes |= {"steps": options.get("num_inference_steps") if steps is None else steps}
     changes |= {"guidance_scale": guidance_scale}
     stated = {name: value for name, value in changes.items() if value is not None}
-    return {**migrate_settings(options.get("sampling") or {}), **stated}
+    return {**current_settings(options.get("sampling") or {}), **stated}
 
 
 def _sample_streams(seed: int | Sequence[int], count: int, start_index: int) -> list[tuple[int, int]]:

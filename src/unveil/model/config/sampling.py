@@ -18,7 +18,7 @@ from unveil.core.schedules import Schedule
 from unveil.core.variance import VarianceRule
 from unveil.errors import RecipeError, did_you_mean
 from unveil.model.config.sections import Section, validate
-from unveil.model.migration import migrate_settings
+from unveil.model.migration import GUIDANCE_SCHEDULES, SETTINGS, migrate_settings
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -74,6 +74,13 @@ GUIDANCE = "guidance_"  # begins the flat names of its settings
 INNER = {f"{GUIDANCE}{name}": name for name in GuidanceConfig.model_fields}
 
 
+def current_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return flat settings of sampling under their present names; keys that are no settings stay as they are."""
+    if settings.get("schedule") in GUIDANCE_SCHEDULES or any(name in SETTINGS for name in settings):
+        return migrate_settings(settings)
+    return dict(settings)
+
+
 class SampleConfig(Section):
     """Sampling settings.
 
@@ -102,7 +109,10 @@ class SampleConfig(Section):
         """The schedule that is part of a sampler's foreign name, unless one is given."""
         if not isinstance(plain, dict) or not isinstance(plain.get("sampler"), str) or "schedule" in plain:
             return plain
-        foreign = foreign_names.sampler(plain["sampler"], samplers.sampler_specs())
+        specs = samplers.sampler_specs()
+        if plain["sampler"] in specs:
+            return plain
+        foreign = foreign_names.sampler(plain["sampler"], specs)
         return plain if foreign is None or foreign.schedule is None else {**plain, "schedule": foreign.schedule}
 
     @field_validator("schedule")
@@ -207,7 +217,7 @@ class SampleConfig(Section):
         Raises:
             RecipeError: An unknown name, or a value that is not allowed.
         """
-        wanted = {name: value for name, value in migrate_settings(changes).items() if value is not None}
+        wanted = {name: value for name, value in current_settings(changes).items() if value is not None}
         plain = self.model_dump(mode="json")
         specs = samplers.sampler_specs()
         if "sampler" in wanted and (name := str(wanted["sampler"])) not in specs:

@@ -246,9 +246,13 @@ def validate(kind: type[S], raw: Any, where: str) -> S:
             f"{where}: holds {short(raw)}; a map of keys to values is needed, such as `data: {{kind: digits}}`"
         )
     former: str = getattr(kind, "former", "")
-    if former:
-        raw = migration.migrate(raw, former)
-    return validated(kind, raw, where)
+    try:
+        return validated(kind, raw, where)
+    except RecipeError:
+        migrated = migration.migrate(raw, former) if former else raw
+        if migrated == raw:
+            raise
+    return validated(kind, migrated, where)
 
 
 def dump(section: BaseModel) -> str:
