@@ -18,7 +18,7 @@ from unveil.io.console import Console
 from unveil.io.files import refuse_overwrite, write_atomically
 from unveil.io.images import EXIF, METADATA_KEY, UNICODE, USER_COMMENT, make_grid, png, to_pixels
 from unveil.io.video.containers import HEAD, container_of
-from unveil.io.video.reader import VideoDecoder
+from unveil.io.video.reader import VideoDecoder, given_or_new
 from unveil.model import Model
 from unveil.model.config.sampling import current_settings
 from unveil.model.migration import migrate_metadata
@@ -245,13 +245,17 @@ def _texts(sample: GeneratedSample, metadata: bool) -> dict[str, str]:
     }
 
 
-def read_facts(path: Path) -> dict[str, Any]:
+def read_facts(path: Path, decoder: VideoDecoder | None = None) -> dict[str, Any]:
     """Return the generation metadata of an image or a video that this program wrote.
+
+    Args:
+        path: The file.
+        decoder: Decoder that reads the metadata of a video; None: one that is started for this file.
 
     Raises:
         DataError: No such file, not an image or a video, or one without our metadata.
     """
-    text = _video_text(path) or _image_text(path)
+    text = _video_text(path, decoder) or _image_text(path)
     if text is None:
         raise DataError(NO_METADATA.format(path))
     try:
@@ -287,16 +291,15 @@ def _unreadable(path: Path, problem: Exception) -> DataError:
     return DataError(f"{path}: neither a readable image nor a video ({problem}); give a file that this program wrote")
 
 
-def _video_text(path: Path) -> str | None:
+def _video_text(path: Path, decoder: VideoDecoder | None) -> str | None:
     """Return the metadata text of a video; None if the file is not a video."""
     try:
         with path.open("rb") as file:
             head = file.read(HEAD)
         if head.startswith(PNG_SIGNATURE) or container_of(head) in (None, "GIF"):
             return None
-        decoder = VideoDecoder()
-        text = _ours(decoder.comment(path) or "")
-        decoder.close()
+        with given_or_new(decoder) as decoder:
+            text = _ours(decoder.comment(path) or "")
     except OSError as problem:
         raise _unreadable(path, problem) from problem
     if text is None:

@@ -19,7 +19,7 @@ from unveil.generation import inputs
 from unveil.generation.generate import SourceFile
 from unveil.generation.image_output import read_facts
 from unveil.io.files import sha256
-from unveil.io.video.reader import VideoDecoder, VideoLimits
+from unveil.io.video.reader import VideoDecoder, VideoLimits, given_or_new
 from unveil.model import Model
 from unveil.model.shapes import check_size
 
@@ -65,16 +65,19 @@ def read(path: Path, model: Model, size: tuple[int, int] | None, rate: float | N
         if len({frame.content.shape for frame in frames}) > 1:
             raise DataError(f"{path}: frames of several sizes; a video has one")
         pixels, frame_rate = torch.stack([frame.content for frame in frames], dim=1), RATE if rate is None else rate
-        source, file_with_metadata = (_of_folder(path, frames) if path.is_dir() else frames[0].input), files[0]
+        source = _of_folder(path, frames) if path.is_dir() else frames[0].input
+        prompt = _prompt(files[0])
     else:
-        pixels, frame_rate = decoded(path, rate)
-        source, file_with_metadata = SourceFile(path.name, sha256(path)), path
+        with given_or_new(None) as decoder:  # a child process starts in 0.2 s
+            pixels, frame_rate = decoded(path, rate, decoder)
+            prompt = _prompt(path, decoder)
+        source = SourceFile(path.name, sha256(path))
     pixels = pixels if size is None else sized(pixels, size)
     try:
         check_size(model, tuple(pixels.shape[2:]))
     except RecipeError as problem:
         raise RecipeError(f"{path}: {problem}; --size WIDTHxHEIGHT resizes it") from problem
-    return InputVideo(pixels[None], frame_rate, source, _prompt(file_with_metadata))
+    return InputVideo(pixels[None], frame_rate, source, prompt)
 
 
 def _of_folder(path: Path, frames: Sequence[inputs.LoadedInput]) -> SourceFile:
@@ -143,36 +146,38 @@ def check_rates(videos: Sequence[InputVideo], paths: Sequence[Path]) -> float:
     return next(iter(rates), RATE)
 
 
-def decoded(path: Path, rate: float | None) -> tuple[Tensor, float]:
+def decoded(path: Path, rate: float | None, decoder: VideoDecoder | None = None) -> tuple[Tensor, float]:
     """Return the frames uint8 (3, T, H, W) of a file, and its frame rate.
 
     Raises:
         DataError: It cannot be read, or its frame rate varies and none was given.
     """
-    limits = VideoLimits()
-    decoder = VideoDecoder()
     try:
-        info = decoder.look(path, limits)
-        if info.rate is None and rate is None:
-            raise DataError("its frame rate varies; give --fps, such as --fps 8: each frame is the one closest in time")
-        rule = "none" if rate is None else "nearest"
-        config = VideoFolderConfig(path=str(path), size="native", frames=1, fps=rate, resample=rule, stride=1)
-        planned = plan_segments(info, config)
-        if planned.refused or not planned.pieces:
-            raise DataError(planned.refused or planned.reason)
-        whole = planned.pieces[0]._replace(times=tuple(piece.times[0] for piece in planned.pieces))
-        pixels, _ = decoder.read(path, info, frame_selection(info, whole, config.rule), limits)
+        with given_or_new(decoder) as decoder:
+            return _decoded(path, rate, decoder)
     except DataError as problem:
         raise DataError(f"{path}: {problem}") from problem
-    finally:
-        decoder.close()
+
+
+def _decoded(path: Path, rate: float | None, decoder: VideoDecoder) -> tuple[Tensor, float]:
+    limits = VideoLimits()
+    info = decoder.look(path, limits)
+    if info.rate is None and rate is None:
+        raise DataError("its frame rate varies; give --fps, such as --fps 8: each frame is the one closest in time")
+    rule = "none" if rate is None else "nearest"
+    config = VideoFolderConfig(path=str(path), size="native", frames=1, fps=rate, resample=rule, stride=1)
+    planned = plan_segments(info, config)
+    if planned.refused or not planned.pieces:
+        raise DataError(planned.refused or planned.reason)
+    whole = planned.pieces[0]._replace(times=tuple(piece.times[0] for piece in planned.pieces))
+    pixels, _ = decoder.read(path, info, frame_selection(info, whole, config.rule), limits)
     return apply_orientation(pixels, info.turn), whole.rate
 
 
-def _prompt(path: Path) -> str | None:
+def _prompt(path: Path, decoder: VideoDecoder | None = None) -> str | None:
     """Return the prompt in a file's metadata, if it has some."""
     try:
-        conditions = read_facts(path).get("given", {})
+        conditions = read_facts(path, decoder).get("given", {})
     except DataError:
         return None
     prompt = conditions.get("prompt") if isinstance(conditions, dict) else None

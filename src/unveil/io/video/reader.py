@@ -10,8 +10,8 @@ import subprocess
 import threading
 import weakref
 from bisect import bisect_right
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -224,6 +224,19 @@ class VideoDecoder:
                 raise
             finally:
                 timer.cancel()
+
+
+@contextmanager
+def given_or_new(decoder: VideoDecoder | None) -> Iterator[VideoDecoder]:
+    """Yield the decoder that is given, or a new one, which is closed at the end of the block."""
+    if decoder is not None:
+        yield decoder
+        return
+    decoder = VideoDecoder()
+    try:
+        yield decoder
+    finally:
+        decoder.close()
 
 
 def _start(decoder: VideoDecoder) -> subprocess.Popen[bytes]:
