@@ -81,23 +81,29 @@ def test_noise_scores_badly_everywhere(network: features.FeatureNetwork, copied:
 
 def test_both_sides_and_the_floor_have_the_same_number(copied: Report, network: features.FeatureNetwork):
     assert copied.protocol["count"] == 300  # 450 are held out, 300 samples were given
-    assert copied.protocol["floor_from"] == "training and held-out pictures"
+    assert copied.protocol["floor_from"] == "training and held-out images"
     few = evaluate(PARTS[0].pixels[:300], None, *PARTS, network, replace(QUICK, count=100))
-    assert few.protocol["floor_from"] == "held-out pictures"  # 450 hold two disjoint sets of 100
+    assert few.protocol["floor_from"] == "held-out images"  # 450 hold two disjoint sets of 100
     assert few.missing["read"] == "the samples have no labels"
+
+
+def test_at_most_train_limit_training_images_are_used(network: features.FeatureNetwork):
+    report = evaluate(PARTS[0].pixels[:64], None, *PARTS, network, replace(QUICK, train_limit=50))
+    assert report.protocol["train"]["count"] == 50
+    assert report.protocol["held_out"]["count"] == 450
 
 
 def test_fid_is_not_given_without_more_images_than_features(network: features.FeatureNetwork):
     report = evaluate(PARTS[0].pixels[:64], None, *PARTS, network, QUICK)
     assert "fid" not in report.results
-    assert "64 pictures on either side, 64 features" in report.missing["fid"]
-    assert "64 pictures on either side" in page(report)
+    assert "64 images on either side, 64 features" in report.missing["fid"]
+    assert "64 images on either side" in page(report)
 
 
 def test_any_features_will_do_and_only_a_classifier_reads(copied: Report):
     pixels = features.load("pixels", shape=(1, 8, 8))
     report = evaluate(PARTS[0].pixels[:300], PARTS[0].labels[:300], *PARTS, pixels, QUICK)
-    assert "does not know the classes" in report.missing["read"]
+    assert "does not classify these data" in report.missing["read"]
     assert "no classes" in report.missing["inception_score"]
     assert report.protocol_sha256 != copied.protocol_sha256
 

@@ -72,8 +72,8 @@ def test_a_captioner_of_a_tenth_tells_all_clips_and_is_kept(tmp_path: Path):
     assert recaption(own, recipe, 0) == found
     assert own.cached_seconds == training_seconds
     assert recaption(own, recipe, 1).file != found.file
-    train_or_load = Playground(replace(recipe.data.build(), captions_file=str(found.file), synthetic_prob=1.0))
-    assert [item["text"] for item in train_or_load.annotations(range(40))] == [row["caption"] for row in rows]
+    captioned = Playground(replace(recipe.data.build(), captions_file=str(found.file), synthetic_prob=1.0))
+    assert [item["text"] for item in captioned.annotations(range(40))] == [row["caption"] for row in rows]
     (settings,) = found.file.parent.glob("captioner-playground/recipe.yaml")
     assert "count: 4\n" in settings.read_text()  # a tenth
 

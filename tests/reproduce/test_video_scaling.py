@@ -111,7 +111,7 @@ def test_prompts_describe_held_out_videos(tmp_path: Path):
     }
     assert attribute_error(prompts, torch.stack([item["pixels"] for item in items])) == 0
     assert attribute_error(prompts, torch.stack([item["pixels"] for item in items]).roll(1, 0)) > 0.5
-    with pytest.raises(RecipeError, match="playground alone"):
+    with pytest.raises(RecipeError, match="need the playground as data"):
         held_out_videos(RecipeVariant("dit-scaling").recipe_config(quick=True))
 
 
@@ -263,7 +263,7 @@ def test_the_claim_about_noise_levels_of_frames_has_the_right_verdict(
         def __init__(self, model: Any, settings: Any) -> None:
             self.off, self.seed = model.off, settings.seed
 
-        def made(self, texts: list[str], edit: object) -> Tensor:
+        def generate(self, texts: list[str], edit: object) -> Tensor:
             clips = seen[-1].real.clone()
             shift = round(self.off * 2) + (self.seed % 2)
             clips[:, :, diffusion_forcing.KNOWN :] = clips[:, :, diffusion_forcing.KNOWN :].roll(shift, -1)

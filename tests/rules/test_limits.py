@@ -9,9 +9,7 @@ from tests.rules.source import name, parsed, programs
 LINES, BODY, PARAMETERS = 600, 60, 8
 # Over a limit, with the reason. An unused entry is an error, too.
 LONG_FILES: dict[str, str] = {}
-LONG_FUNCTIONS = {
-    "src/unveil/evaluate/judges/sample_quality.py evaluate": "a third is its docstring, then one list of measurements",
-}
+LONG_FUNCTIONS: dict[str, str] = {}
 MANY_PARAMETERS = {
     "src/unveil/cli/commands.py train": "one parameter per option: that is how typer reads a command line",
     "src/unveil/cli/commands.py evaluate": "one parameter per option",

@@ -28,8 +28,8 @@ class EdgeF1(NamedTuple):
 def edge_f1(predicted: Tensor, true: Tensor, *, tolerance: float = 1.0) -> EdgeF1:
     """Return precision, recall and F1 of one edge image against another.
 
-    A pixel is near another at a Euclidean distance of at most `tolerance`. Without an edge to find and without one
-    was found, all is 1; where only one of both has edges, all is 0.
+    A pixel is near another at a Euclidean distance of at most `tolerance`. If neither image has edges, all three
+    numbers are 1. If only one of both has edges, all are 0.
 
     Args:
         predicted, true: (H, W), or (C, H, W) with the same in every channel; a pixel that is not 0 is an edge.

@@ -28,6 +28,11 @@ _FOLDER = {
     "held_out": "val_fraction",
 }
 _DIT = {"width": "hidden_size", "hidden": "mlp_ratio", "recompute": "gradient_checkpointing"}
+_SCORES = {
+    f"{attribute} as asked, {prompts}": f"{attribute} as in the prompt, {prompts}"
+    for attribute in ("colour", "shape", "motion", "all")
+    for prompts in ("validation", "seen", "held-out")
+}
 
 # The former name of each key and its name now, by section.
 RENAMED: dict[str, dict[str, str]] = {
@@ -137,6 +142,7 @@ RENAMED: dict[str, dict[str, str]] = {
         "some": "random",
         "own": "independent",
     },
+    "scores": {**_SCORES, "attributes told right": "correct attributes"},
     "tokens": {"limit": "vocab_size"},
     "words": {"limit": "vocab_size"},
     "decode": {"beams": "num_beams", "length_power": "length_penalty"},
@@ -189,6 +195,7 @@ INSIDE: dict[str, dict[str, str]] = {
             "autoencoder",
             "sample",
             "objective",
+            "expected",
         )
     }
     | {name: name for name in ("evaluate", "loss", "tokens", "words", "decode", "lengths", "lora", "control")},
@@ -196,6 +203,7 @@ INSIDE: dict[str, dict[str, str]] = {
     "process": {"process": "process"},
     "condition": {"encoder": "encoder"},
     "objective": {"timestep_sampling": "time", "context_modes": "context_modes", "weight": "weight"},
+    "expected": {"scores": "scores"},
     "time": {"of": "time"},
     "data": {"control_image": "hint"},
     "sample": {"guidance": "guidance"},

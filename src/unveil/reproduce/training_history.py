@@ -164,7 +164,7 @@ def init_recipe_model(variant: RecipeVariant, seed: int, quick: bool, initial_mo
         variant: Variant to build.
         seed: Seed of the initial weights.
         quick: True for the smoke-run form of the recipe.
-        initial_model: Trained model of `variant.after`, whose weights are taken where names and sizes agree.
+        initial_model: Trained model of the variant that this one continues; it gives weights of equal name and size.
     """
     model = _untrained_model(variant.recipe_config(quick), seed)
     _build_vocabulary(model, variant, quick)
@@ -219,7 +219,7 @@ def train_and_track(
         count: Number of samples of each evaluation.
         cache: Cache folder.
         on_step: Function that is called after each step.
-        initial_model: Trained model of `variant.after` with this seed.
+        initial_model: Trained model, with this seed, of the variant that this one continues.
 
     Raises:
         NonFinite: The loss is not finite.

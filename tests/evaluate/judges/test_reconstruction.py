@@ -123,8 +123,8 @@ def test_other_images_make_another_protocol(report):
     assert other.protocol_sha256 != report.protocol_sha256
     with pytest.raises(RecipeError, match="different protocols"):
         compare(report, other)
-    assert "no feature network was given" in other.missing["rfid"]
-    assert "no perceptual network was given" in other.missing["perceptual"]
+    assert "needs a feature network" in other.missing["rfid"]
+    assert "needs a perceptual network" in other.missing["perceptual"]
 
 
 def test_codes_in_use_are_counted():

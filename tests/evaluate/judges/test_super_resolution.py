@@ -79,7 +79,7 @@ def test_a_worse_model_is_reported_as_worse():
 
 def test_the_report_says_it_and_is_kept(tmp_path: Path):
     report = judged(0.5)
-    assert report.missing == {"perceptual": "no perceptual network was given"}
+    assert report.missing == {"perceptual": "needs a perceptual network"}
     assert any(line.startswith("PSNR above bicubic: 6.") for line in summary(report))
     page = write_report(report, tmp_path).read_text("utf-8")
     assert "Upscaled images against real images" in page

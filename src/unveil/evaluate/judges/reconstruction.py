@@ -137,7 +137,7 @@ def _compare(
         log("SSIM")
         results["ssim"] = mean_interval(chunked(ssim, real.pixels, rebuilt.pixels), seed)
     if networks.perceptual is None:
-        missing["perceptual"] = "no perceptual network was given"
+        missing["perceptual"] = "needs a perceptual network"
     else:
         log("perceptual distance")
         name, distance = networks.perceptual

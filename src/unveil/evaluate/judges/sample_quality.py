@@ -101,8 +101,8 @@ def evaluate(
         RecipeError: too few images for a comparison.
     """
     settings, provenance = settings or EvaluationSettings(), provenance or SampleProvenance()
-    log = on_progress or (lambda message: None)
-    real = collect_images(train), collect_images(held_out)
+    log = on_progress or (lambda _: None)
+    real = collect_images(train, settings.train_limit), collect_images(held_out)
     _check(samples, labels, real[1])
     plan = _Plan.of(samples, real, settings)
     log("features")
@@ -225,7 +225,7 @@ def _classification_obstacle(
     if labels is None:
         return "the samples have no labels"
     if output.logits is None or features.accuracy is None:
-        return f"the feature network {features.name!r} does not have the classes of these data"
+        return f"the feature network {features.name!r} does not classify these data"
     if held_out.labels is None:
         return "the held-out images have no labels, so the classifier's accuracy cannot be stated"
     assert features.classes is not None

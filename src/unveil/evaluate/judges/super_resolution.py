@@ -68,7 +68,7 @@ def evaluate_super_resolution(
             for candidate in (upscaled, plain)
         ]
     else:
-        missing["perceptual"] = "without a perceptual network"
+        missing["perceptual"] = "needs a perceptual network"
     results = {name: _gain(candidate, other, how.seed) for name, (candidate, other) in scores.items()}
     downsampled = torch.stack([area_downsample(candidate, low.shape[-1]) for candidate in upscaled])
     results["kept"] = {"mean": float((downsampled - low).abs().mean()) / 2, "rule": "of the range of pixels"}

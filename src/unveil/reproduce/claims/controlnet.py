@@ -87,7 +87,7 @@ def _controls(model: Model) -> MultiControlNet:
 def _measure(context: ExperimentContext, seed: int) -> ControlSamples:
     variant, recipe = recipes(context, seed)
     base = context.training_history(variant, seed).model
-    fresh, train_or_load = _trained(context, base, recipe, seed)
+    fresh, trained = _trained(context, base, recipe, seed)
     count = context.scale.pick(200, PREVIEW_COUNT)
     held_out = data.open(recipe.data.build(), "held-out")
     hints = torch.stack([held_out[place * len(held_out) // count]["hint"] for place in range(count)])
@@ -95,7 +95,7 @@ def _measure(context: ExperimentContext, seed: int) -> ControlSamples:
     def draw(model: Model, number: int, **raw: Tensor) -> Tensor:
         return model.generate(cond=raw, count=number, seed=seed, batch=100, steps=context.scale.pick(25, 2))
 
-    plain, under = draw(base, count), draw(train_or_load, count, hint=hints)
+    plain, under = draw(base, count), draw(trained, count, hint=hints)
     first = draw(fresh, PREVIEW_COUNT, hint=hints[:PREVIEW_COUNT])
     alone = draw(base, PREVIEW_COUNT)  # as many at a time, since kernels differ by that
     section: Any = recipe.data

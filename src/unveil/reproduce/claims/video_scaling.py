@@ -64,7 +64,7 @@ def _scaling(context: ExperimentContext) -> ExperimentResults:
     }
     again = context.each_placebo(f"{RECIPE} {MIDDLE}", lambda seed: prompt_following_curve(context, arms[MIDDLE], seed))
     steps, comparisons = found[MIDDLE][0].steps, []
-    for field, title in (("loss", LOSS), ("missed", ATTRIBUTE_ERROR)):
+    for field, title in (("loss", LOSS), ("attribute_errors", ATTRIBUTE_ERROR)):
 
         def at(by_seed: Sequence[PromptFollowingCurve], point: int, field: str = field) -> list[float]:
             return [getattr(one, field)[point] for one in by_seed]
@@ -100,7 +100,7 @@ def _scaling(context: ExperimentContext) -> ExperimentResults:
             True,
             field == "loss",
         )
-        for field, title in (("loss", LOSS), ("missed", ATTRIBUTE_ERROR))
+        for field, title in (("loss", LOSS), ("attribute_errors", ATTRIBUTE_ERROR))
     ]
     texts = "; ".join(one.text for one in prompts_of(arms[MIDDLE].recipe_config(context.scale.quick), PREVIEW_COUNT))
     caption = f"Seed 0, sizes {', '.join(SIZES)}, each with the same {PREVIEW_COUNT} texts: {texts}."
