@@ -278,7 +278,7 @@ def test_force_deletes_nothing_that_another_process_of_the_run_may_be_reading(
     (run / "recipe.yaml").write_text("a: 1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     done = cli("train", "ddpm-digits", "--quick", "--output-dir", run, "--force")
-    refused(done, 5, "run: is there; with several processes --force deletes nothing", "delete it before the start")
+    refused(done, 5, "run: exists; with several processes --force deletes nothing", "delete it before the start")
     assert (run / "recipe.yaml").exists()
 
 

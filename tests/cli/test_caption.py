@@ -18,12 +18,13 @@ from tests.cli.test_bad_input import refused
 from tests.prompting.test_llm_rewrite import Place, place, saying
 from tests.prompting.tiny import COLOURS, Grounds, trained
 from unveil import playground
-from unveil.cli import caption
 from unveil.errors import DataError, RecipeError, WeightsError
 from unveil.io.images import png
 from unveil.io.video.writer import write_video
 from unveil.model.captioner_folder import load_captioner
 from unveil.prompting.captioners import NativeCaptioner
+from unveil.tasks import caption_run
+from unveil.tasks.caption import CaptionMedia
 
 __all__ = ["place"]  # a fixture
 AXIS = ("still", "left", "right", "up", "down")
@@ -147,10 +148,10 @@ def test_a_users_caption_file_is_completed_and_loses_nothing(cli: Cli, run: Path
     [
         ({"num_beams": 1}, {}, "greedy", 4),
         ({"num_beams": 3}, {}, "beam", 3),
-        ({"num_beams": 3}, {"beams": 1}, "greedy", 1),
-        ({"num_beams": 3}, {"how": "greedy"}, "greedy", 3),
-        ({"num_beams": 1}, {"how": "beam"}, "beam", 4),
-        ({"num_beams": 1}, {"beams": 2}, "beam", 2),
+        ({"num_beams": 3}, {"num_beams": 1}, "greedy", 1),
+        ({"num_beams": 3}, {"decoding": "greedy"}, "greedy", 3),
+        ({"num_beams": 1}, {"decoding": "beam"}, "beam", 4),
+        ({"num_beams": 1}, {"num_beams": 2}, "beam", 2),
         ({"num_beams": 3, "length_penalty": 1.0}, {}, "beam", 3),
         (None, {}, "greedy", 4),
     ],
@@ -160,18 +161,24 @@ def test_a_captioner_writes_as_its_recipe_says(
 ):
     trained = load_captioner(run)
     decoding = {} if decode is None else {"decode": decode}
-    monkeypatch.setattr(caption, "load_captioner", lambda *place: trained._replace(facts={"size": [8, 8], **decoding}))
-    own = caption.CaptionRequest(tmp_path, str(tmp_path / "any"), **options).teller()
+    monkeypatch.setattr(
+        caption_run, "load_captioner", lambda *place: trained._replace(facts={"size": [8, 8], **decoding})
+    )
+    task = CaptionMedia(folder=str(tmp_path), model=str(tmp_path / "any"), **options)
+    own = caption_run.open_captioner(task, task.model, "auto")
     assert isinstance(own, NativeCaptioner)
     assert (own.how, own.beams, own.length_power) == (how, beams, (decode or {}).get("length_penalty", 0.6))
 
 
 def test_decoding_options_that_cannot_be_read_are_refused(run: Path, tmp_path: Path, monkeypatch: Any):
     trained = load_captioner(run)
+    task = CaptionMedia(folder=str(tmp_path), model=str(tmp_path / "any"))
     for wrong in ({"num_beams": 0}, {"beems": 1}, 3):
-        monkeypatch.setattr(caption, "load_captioner", lambda *place, w=wrong: trained._replace(facts={"decode": w}))
-        with pytest.raises(WeightsError, match="how it writes cannot be read"):
-            caption.CaptionRequest(tmp_path, str(tmp_path / "any")).teller()
+        monkeypatch.setattr(
+            caption_run, "load_captioner", lambda *place, w=wrong: trained._replace(facts={"decode": w})
+        )
+        with pytest.raises(WeightsError, match="its decoding settings cannot be read"):
+            caption_run.open_captioner(task, task.model, "auto")
 
 
 def test_invalid_options_are_refused(cli: Cli, run: Path, folder: Path, tmp_path: Path):

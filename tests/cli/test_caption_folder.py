@@ -52,9 +52,9 @@ def test_metadata_of_the_other_form_is_not_joined_by_a_second(cli: Cli, tmp_path
     folder = painted(tmp_path / "mine", "a.png", "b.png")
     (folder / "metadata.csv").write_text("file_name,text,label\na.png,alpha,x\nb.png,beta,y\n")
     before = tree(folder)
-    refused(cli("caption", folder, *ask), 5, "metadata.csv says already what is in this folder", "data.captions_file=")
-    refused(cli("caption", folder, *ask, "--force"), 5, "metadata.csv says already")
-    refused(cli("caption", folder, *ask, "--out", folder / "metadata.jsonl"), 5, "metadata.csv says already")
+    refused(cli("caption", folder, *ask), 5, "metadata.csv is the metadata of this folder", "data.captions_file=")
+    refused(cli("caption", folder, *ask, "--force"), 5, "metadata.csv is the metadata")
+    refused(cli("caption", folder, *ask, "--out", folder / "metadata.jsonl"), 5, "metadata.csv is the metadata")
     assert not place.requests
     done = cli("caption", folder, *ask, "--out", "new.jsonl")
     assert done.code == 0, done.err
@@ -80,7 +80,7 @@ def test_sub_folders_that_are_classes_stay_classes(cli: Cli, tmp_path: Path, ask
 def test_classes_that_metadata_cannot_hold_stay(cli: Cli, tmp_path: Path, place: Place, ask: Any):
     folder = painted(tmp_path / "mine", "2023/a.png", "2024/b.png")
     refused(
-        cli("caption", folder, *ask), 5, "cannot say these (2023, 2024)", "give --out, such as --out captions.jsonl"
+        cli("caption", folder, *ask), 5, "cannot state these (2023, 2024)", "give --out, such as --out captions.jsonl"
     )
     assert not place.requests
     assert cli("caption", folder, *ask, "--out", "captions.jsonl").code == 0
@@ -123,7 +123,7 @@ def test_files_without_an_answer_train_as_before_and_are_requested_again(
     place.answer = lambda: next(answers)
     done = cli("caption", folder, *ask)
     assert done.code == 0, done.err
-    assert "2 of these had no answer: --resume asks again" in done.out
+    assert "2 of these had no answer: --resume requests them again" in done.out
     made = opened(folder)
     assert [made[k]["text"] for k in range(3)] == ["One.", "beta", ""]
     place.answer = lambda: (200, saying("Late."))

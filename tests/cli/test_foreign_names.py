@@ -13,8 +13,7 @@ from unveil.checkpoints import scheduler
 from unveil.cli import foreign_names as table
 from unveil.cli.command_names import resolve_command, resolve_options
 from unveil.cli.commands import DEFAULT_SUBCOMMANDS, all_commands, command_tree
-from unveil.cli.text_forms import setting_name
-from unveil.cli.train import recipe_key
+from unveil.cli.text_forms import recipe_key, setting_name
 from unveil.core import foreign_names, schedules
 from unveil.core.process import LinearVP
 from unveil.core.samplers import sampler_specs

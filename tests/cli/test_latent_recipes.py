@@ -17,11 +17,11 @@ from tests.cli.conftest import Cli
 from tests.needs import needs_fashion
 from unveil import load
 from unveil.checkpoints.formats import single_file
-from unveil.cli.train import start
 from unveil.core.process import betas
 from unveil.errors import RecipeError
 from unveil.model import Model, build
 from unveil.model.config import Recipe, dump, load_recipe
+from unveil.tasks.train_run import start
 from unveil.train.finetuning import model_config_on_base
 from unveil.types import BaseModel
 

@@ -162,7 +162,7 @@ def test_convert_needs_only_keys_and_a_few_settings(cli: Cli, files: Path):
         (
             ["--set", "network.model_channels=32"],
             2,
-            "network: a change of a recipe; give --recipe, or say file.KEY=VALUE",
+            "network: a change of a recipe; give --recipe, or write file.KEY=VALUE",
         ),
         (["--set", "file.sise=16"], 2, "file: sise: unknown key; nearest: 'size'"),
     ],

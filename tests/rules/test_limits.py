@@ -11,15 +11,11 @@ LINES, BODY, PARAMETERS = 600, 60, 8
 LONG_FILES: dict[str, str] = {}
 LONG_FUNCTIONS: dict[str, str] = {}
 MANY_PARAMETERS = {
-    "src/unveil/cli/commands.py train": "one parameter per option: that is how typer reads a command line",
-    "src/unveil/cli/commands.py evaluate": "one parameter per option",
     "src/unveil/cli/text_options.py translate": "one parameter per option",
     "src/unveil/cli/analyze_options.py samplers": "one parameter per option",
     "src/unveil/cli/analyze_options.py guidance": "one parameter per option",
     "src/unveil/cli/analyze_options.py inverse": "one parameter per option",
     "src/unveil/cli/analyze_options.py vit": "one parameter per option",
-    "src/unveil/cli/commands.py convert": "one parameter per option",
-    "src/unveil/cli/commands.py data_check": "one parameter per option",
 }
 
 

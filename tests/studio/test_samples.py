@@ -29,7 +29,7 @@ def studio(places: Path) -> Iterator[Server]:
     folder = places / "service"
 
     def train(request: Mapping[str, Any], out: Path, report: JobProgress) -> None:
-        samples = folder / RUNS / request["run"] / "samples"
+        samples = folder / RUNS / request["run_name"] / "samples"
         samples.mkdir(parents=True)
         for number in range(600):
             (samples / f"{number:04d}.png").write_bytes(png(torch.full((3, 8, 8), number % 256, dtype=torch.uint8)))

@@ -24,7 +24,6 @@ from unveil.errors import Error, RecipeError
 from unveil.io.images import png
 from unveil.server.jobs import sqlite_store
 from unveil.server.jobs.catalog import RUNS, Catalog
-from unveil.server.jobs.command_job import TRAIN
 from unveil.server.jobs.job import Job, QueueLimits
 from unveil.server.jobs.outputs import JobOutputs
 from unveil.server.jobs.queue import Queue
@@ -228,7 +227,7 @@ def test_a_new_run_cannot_have_the_name_of_a_model(laid: Laid, client: StudioCli
     run_of(client, "mine")
     assert "mine" in client.models()
     train._submit("", "", "ddpm-digits", "mine", True, "")
-    assert [job.request["run"] for job in client.service.queue.jobs()] == [f"{bundled}-2", "mine"]
+    assert [job.request["run_name"] for job in client.service.queue.jobs()] == [f"{bundled}-2", "mine"]
 
 
 def test_a_run_hidden_by_a_model_resumes_and_is_not_used_silently(laid: Laid, client: StudioClient):
@@ -245,7 +244,7 @@ def test_a_run_hidden_by_a_model_resumes_and_is_not_used_silently(laid: Laid, cl
 def test_the_slider_of_samples_keeps_its_position(laid: Laid, client: StudioClient):
     train = laid(TrainTab)
     run_of(client, "mine", sheets=3)
-    job = client.service.queue.submit(TRAIN, {"recipe": "ddpm-digits", "run": "mine"})
+    job = client.service.queue.submit("train", {"recipe": "ddpm-digits", "run_name": "mine"})
     kept = {"job": job.id}
 
     def look(at: Any, seen: Any) -> tuple[dict[str, Any], Any, str]:
@@ -277,7 +276,7 @@ def test_a_reloaded_page_shows_the_watched_run_or_the_last(laid: Laid, client: S
     (data / "a.png").write_bytes(b"")
     first, _ = train._submit("", "squares", "own-images", "one", True, "train.steps: 20")
     second, _ = train._submit("", "", "ddpm-digits", "two", False, "")
-    client.service.queue.submit(TRAIN, {"recipe": "ddpm-digits", "run": "of another"}, owner="bob")
+    client.service.queue.submit("train", {"recipe": "ddpm-digits", "run_name": "of another"}, owner="bob")
 
     def fields(kept: Any, typed: Any = None) -> list[Any]:
         return [getattr(one, "value", one) for one in train.restored("", kept, typed)]
@@ -292,7 +291,7 @@ def test_a_reloaded_page_shows_the_watched_run_or_the_last(laid: Laid, client: S
 
 def test_the_log_of_a_training_is_shown_while_it_runs_and_after_a_failure(laid: Laid, client: StudioClient):
     train, queue = laid(TrainTab), client.service.queue
-    job = queue.submit(TRAIN, {"recipe": "ddpm-digits", "run": "mine"})
+    job = queue.submit("train", {"recipe": "ddpm-digits", "run_name": "mine"})
 
     def says() -> str:
         *_, log, again = train.look("", {"job": job.id})

@@ -30,8 +30,6 @@ from unveil.analysis.pages import (
 from unveil.analysis.samplers import SamplerStudySettings, study_samplers
 from unveil.analysis.video_study import QUICK as QUICK_VIDEO_TASKS
 from unveil.analysis.video_study import VideoStudy, VideoStudySettings, VideoTaskSettings, num_parameters
-from unveil.cli import evaluate as evaluation
-from unveil.cli.recipe_kind import diffusion
 from unveil.cli.text_forms import sampling_of
 from unveil.core.samplers import sampler_specs
 from unveil.errors import RecipeError
@@ -45,6 +43,9 @@ from unveil.io.files import refuse_overwrite, write_atomically
 from unveil.io.images import to_unit
 from unveil.io.provenance import command, commit
 from unveil.model.config import ClassifierRecipe, load_recipe
+from unveil.tasks.evaluate import Evaluate
+from unveil.tasks.evaluate_run import draw_samples, evaluation_recipe, feature_network
+from unveil.tasks.recipe_kind import diffusion
 
 FLOOR_SPLITS = 5  # maximum number of splits for the FID floor, which is the same at every guidance scale
 
@@ -94,26 +95,24 @@ def samplers(model: str, settings: SamplerStudySettings, device: str, output: Pa
     console.result({**record, "page": str(page)}, "\n".join([head, *rows, str(page)]))
 
 
-def guidance(
-    request: evaluation.EvaluateRequest, scales: tuple[float, ...], output: PageOutput, console: Console
-) -> None:
+def guidance(task: Evaluate, scales: tuple[float, ...], device: str, output: PageOutput, console: Console) -> None:
     """Evaluate a model at several guidance scales and write guidance.json and guidance.html."""
     check_scales(scales)
-    recipe = diffusion(request.resolved(), "unveil analyze guidance")
-    folder = output.folder(request.model, "guidance")
+    recipe = diffusion(evaluation_recipe(task), "unveil analyze guidance")
+    folder = output.folder(task.model, "guidance")
     begun = time.process_time()
-    model, source = open_model(request.model, torch_device(request.device))
+    model, source = open_model(task.model, torch_device(device))
     if recipe.key != "pixels":
-        raise RecipeError(f"{request.model} generates {recipe.key}; fidelity and diversity are measured on images")
+        raise RecipeError(f"{task.model} generates {recipe.key}; fidelity and diversity are measured on images")
     if "label" not in model.conditioners:
-        raise RecipeError(f"{request.model} takes no label; guidance needs a condition")
-    config = recipe.evaluate
+        raise RecipeError(f"{task.model} takes no label; guidance needs a condition")
+    config, weights = recipe.evaluate, None if task.feature_weights is None else Path(task.feature_weights)
     train, held_out = (data.open(recipe.data.build(), part) for part in ("train", "held-out"))
-    network = evaluation.feature_network(recipe, config, request.weights, str(model.device))
+    network = feature_network(recipe, config, weights, str(model.device))
 
     def draw(scale: float) -> Any:
         changed = recipe.model_copy(update={"sample": recipe.sample.changed({"guidance_scale": scale})})
-        return evaluation.draw(model, source, changed, console)
+        return draw_samples(model, source, changed, console)
 
     floor_splits = min(FLOOR_SPLITS, config.fid_floor_splits)
     protocol = EvaluationSettings(count=config.num_real, floor_splits=floor_splits, seed=config.seed)
@@ -127,19 +126,20 @@ def guidance(
 
 
 def inverse(
-    request: evaluation.EvaluateRequest,
+    task: Evaluate,
     settings: InverseSettings,
     split: data.Part,
+    device: str,
     output: PageOutput,
     console: Console,
 ) -> None:
     """Restore images from partial measurements and write inverse.json and inverse.html."""
-    recipe = request.resolved()
-    folder = output.folder(request.model, "inverse")
+    recipe = evaluation_recipe(task)
+    folder = output.folder(task.model, "inverse")
     begun = time.process_time()
-    model, source = open_model(request.model, torch_device(request.device))
+    model, source = open_model(task.model, torch_device(device))
     if recipe.key != "pixels":
-        raise RecipeError(f"{request.model} generates {recipe.key}; only images can be restored")
+        raise RecipeError(f"{task.model} generates {recipe.key}; only images can be restored")
     dataset = data.open(recipe.data.build(), split)
     if settings.count > len(dataset):
         raise RecipeError(

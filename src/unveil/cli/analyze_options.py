@@ -81,11 +81,20 @@ def guidance(
 
     Example: unveil analyze guidance ddpm-digits --scales 1,2,4 --set evaluate.samples=200 -o runs/study
     """
-    from unveil.cli import analyze, evaluate
+    from unveil.cli import analyze
+    from unveil.cli.text_forms import read_changes
+    from unveil.tasks.evaluate import Evaluate
 
-    request = evaluate.EvaluateRequest(model, recipe, tuple(overrides or ()), weights=weights, device=device)
+    task = Evaluate.parse(
+        {
+            "model": model,
+            "recipe": recipe,
+            "settings": read_changes(overrides or ()),
+            "feature_weights": None if weights is None else str(weights),
+        }
+    )
     output = analyze.PageOutput(out, force)
-    analyze.guidance(request, analyze.parse_numbers(scales, float, "--scales"), output, Console(as_json, quiet))
+    analyze.guidance(task, analyze.parse_numbers(scales, float, "--scales"), device, output, Console(as_json, quiet))
 
 
 @analyze_app.command("inverse")
@@ -111,12 +120,15 @@ def inverse(
 
     Example: unveil analyze inverse ddpm-digits -n 16 -o runs/study
     """
-    from unveil.cli import analyze, evaluate
+    from unveil.cli import analyze
+    from unveil.cli.text_forms import read_changes
     from unveil.data import check_split
+    from unveil.tasks.evaluate import Evaluate
 
-    request = evaluate.EvaluateRequest(model, recipe, tuple(overrides or ()), device=device)
+    task = Evaluate.parse({"model": model, "recipe": recipe, "settings": read_changes(overrides or ())})
     settings = analyze.InverseSettings(count, steps, seed)
-    analyze.inverse(request, settings, check_split(split), analyze.PageOutput(out, force), Console(as_json, quiet))
+    output = analyze.PageOutput(out, force)
+    analyze.inverse(task, settings, check_split(split), device, output, Console(as_json, quiet))
 
 
 @analyze_app.command("vit")

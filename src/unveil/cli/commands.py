@@ -25,14 +25,11 @@ from unveil.cli.options import (
     Command,
     Device,
     Dtype,
-    FeatureWeights,
     Force,
-    ModelName,
     Overrides,
     Quick,
     Quiet,
     RecipeName,
-    Set,
     TaskCommand,
     with_options,
 )
@@ -102,7 +99,6 @@ app.add_typer(analyze_app, name="analyze")
 app.add_typer(lora_app, name="lora")
 app.add_typer(video_app, name="video")
 app.command("translate")(text_options.translate)
-app.command("caption")(text_options.caption)
 for command in serve.COMMANDS:
     app.command(command.__name__)(command)
 
@@ -152,138 +148,6 @@ def _root(
     ] = False,
 ) -> None:
     del version
-
-
-@app.command()
-def train(
-    recipe: Annotated[
-        str,
-        typer.Argument(
-            help="Bundled recipe, YAML file or run folder; or at once a folder of images or videos to train on.",
-            metavar="RECIPE|FOLDER",
-        ),
-    ],
-    overrides: Overrides = None,
-    run: Annotated[
-        Path | None,
-        typer.Option(
-            "--output-dir", "-o", help="Output folder of the run; runs/RECIPE when left out.", metavar="FOLDER"
-        ),
-    ] = None,
-    quick: Quick = False,
-    device: Device = "auto",
-    dtype: Annotated[
-        str | None,
-        typer.Option(help="Number format: float32, bfloat16 or float16; the recipe's when left out.", metavar="DTYPE"),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Measure one step and estimate shapes, memory, disk and time.")
-    ] = False,
-    print_config: Annotated[bool, typer.Option("--print-config", help="Print the whole recipe and stop.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Delete an existing run and start over.")] = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-) -> None:
-    """Train a model by a recipe, or on a folder of images or videos; the same command again resumes the run.
-
-    Example: unveil train ddpm-digits train.steps=300 -o runs/first
-
-    Example: unveil train ./photos
-    """
-    from unveil.cli import train as work
-
-    ask = work.TrainRequest(
-        recipe, tuple(overrides or ()), small=quick, run=run, device=device, dtype=dtype, force=force
-    )
-    console = Console(as_json, quiet)
-    if print_config:
-        work.print_config(ask, console)
-    elif dry_run:
-        work.dry_run(ask, console)
-    else:
-        work.train(ask, console)
-
-
-@app.command()
-def evaluate(
-    model: ModelName,
-    recipe: Annotated[str | None, typer.Option(help="Recipe of the evaluation; the run's own when left out.")] = None,
-    overrides: Set = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help="Output folder of the report; the run's folder when left out."),
-    ] = None,
-    weights: FeatureWeights = None,
-    samples: Annotated[
-        int | None,
-        typer.Option(
-            "--num-samples", "-n", help="Number of samples, or of those per prompt set; the recipe's when left out."
-        ),
-    ] = None,
-    lists: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--prompt-set", help="Prompt set of the playground: validation, seen or held-out; repeat for several."
-        ),
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="Number format: float32, bfloat16 or float16.", metavar="DTYPE")
-    ] = None,
-    device: Device = "auto",
-    force: Force = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-) -> None:
-    """Evaluate a model: metrics with their protocol, images and plots, as report.json and report.html.
-
-    Example: unveil evaluate runs/ddpm-digits --set sample.steps=50
-
-    Example: unveil evaluate runs/playground-video --prompt-set validation -n 48 --dtype bfloat16
-    """
-    from unveil.cli import evaluate as work
-
-    ask = work.EvaluateRequest(
-        model, recipe, tuple(overrides or ()), out=out, weights=weights, device=device, force=force
-    )
-    work.evaluate(ask.changed({"samples": samples, "lists": lists, "dtype": dtype}), Console(as_json, quiet))
-
-
-@app.command()
-def convert(
-    source: Annotated[Path, typer.Argument(help="Weights file of another project, or model folder.")],
-    out: Annotated[Path, typer.Argument(help="Output folder, or .safetensors file.")],
-    layout: Annotated[
-        str,
-        typer.Option(
-            "--format",
-            help="Format of the file that is not native: openai, ddpm, edm, score-sde, dit, diffusers, ldm; or ours.",
-        ),
-    ] = "openai",
-    recipe: Annotated[
-        str | None, typer.Option(help="Recipe of the model in the weights file, for the native format.")
-    ] = None,
-    overrides: Set = None,
-    dtype: Annotated[
-        str, typer.Option(help="Number format: float32, bfloat16, float16; int8 with --format ours.", metavar="DTYPE")
-    ] = "float32",
-    force: Force = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-) -> None:
-    """Convert weights of other projects to the native format, native ones to theirs, or a run to a model of its own.
-
-    Stable Diffusion is converted between a single file (ldm), a diffusers folder (diffusers) and the native format; a
-    ControlNet, or the run of one, to a single file or a diffusers folder.
-
-    A .pt, .pth or .ckpt file, which could run code, is read in a sandbox that accepts tensors only.
-
-    Example: unveil convert cifar10_uncond_50M_500K.pt cifar --recipe iddpm-cifar10
-    """
-    from unveil.cli import convert as work
-
-    work.convert(
-        source, out, work.Layout(layout, recipe, tuple(overrides or ()), dtype), force, Console(as_json, quiet)
-    )
 
 
 @app.command()
@@ -343,40 +207,6 @@ def demo(
     work.demo(out, minutes, Console(False, quiet))
 
 
-@data_app.command("check")
-def data_check(
-    path: Annotated[Path, typer.Argument(help="Folder of images or videos, or file of latents.", metavar="PATH")],
-    size: Annotated[
-        int | None,
-        typer.Option(help="Side in pixels that is trained on; 64 for images, their own for videos, when left out."),
-    ] = None,
-    fit: Annotated[
-        str, typer.Option("--resize-mode", help="Resize mode: crop, pad, stretch, or (for videos) aspect.")
-    ] = "crop",
-    frames: Annotated[int, typer.Option(help="Number of frames of a training clip.")] = 16,
-    fps: Annotated[
-        float | None, typer.Option(help="Frame rate in frames per second; each video's own when left out.")
-    ] = None,
-    resample: Annotated[str, typer.Option(help="Rule that brings videos to --fps: none, nearest or shown.")] = "none",
-    stride: Annotated[
-        int | None,
-        typer.Option(help="Stride between clips of a video, in frames; one clip when left out."),
-    ] = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-) -> None:
-    """Check training data: decode every file and report sizes, captions, duplicates, and what would be dropped.
-
-    Example: unveil data check photos --size 64
-
-    Example: unveil data check videos --size 64 --fps 8 --resample nearest
-    """
-    from unveil.cli import data as work
-
-    clips = work.InTime(frames, fps, resample, stride)
-    work.check(path, size, fit, clips, Console(as_json, quiet))
-
-
 @data_app.command("show")
 def data_show(
     recipe: RecipeName,
@@ -394,7 +224,7 @@ def data_show(
     """
     from unveil.cli import data as work
 
-    shown = work.Shown(recipe, tuple(overrides or ()), count=count, part=part)
+    shown = work.ShownImages(recipe, tuple(overrides or ()), count=count, split=part)
     work.show(shown, out, force, Console(as_json, quiet))
 
 

@@ -6,12 +6,12 @@ import importlib.util
 import time
 from pathlib import Path
 
-from unveil.cli import evaluate as judging
-from unveil.cli import train as training
 from unveil.io.console import Console, duration
 from unveil.tasks.context import TaskContext, TaskOutput
+from unveil.tasks.evaluate import Evaluate
 from unveil.tasks.fields import PLAYGROUND
 from unveil.tasks.text_to_image import TextToImage
+from unveil.tasks.train import Train
 from unveil.tasks.video_generate import VideoGenerate
 
 RECIPE = "ddpm-digits"
@@ -23,7 +23,8 @@ def demo(out: Path, minutes: float, console: Console) -> None:
     begun = time.monotonic()
     run = out / RECIPE
     console.say(f"1 of 4: training {RECIPE} on real handwritten digits")
-    training.train(training.TrainRequest(RECIPE, (f"train.max_minutes={minutes}",), run=run), console)
+    train = Train(recipe=RECIPE, settings={"train.max_minutes": minutes}, run_name=str(run))
+    console.result(*train.run(TaskContext(TaskOutput(run), console)))
 
     console.say("2 of 4: generating each digit ten times")
     digits = TextToImage(
@@ -33,7 +34,7 @@ def demo(out: Path, minutes: float, console: Console) -> None:
     console.result(result.facts, result.text)
 
     console.say("3 of 4: evaluating 1,000 samples against held-out digits")
-    judging.evaluate(judging.EvaluateRequest(str(run), out=out, force=True), console)
+    console.result(*Evaluate(model=str(run)).run(TaskContext(TaskOutput(out, force=True), console)))
     console.say(f"4 of 4: generating a video from the prompt {PROMPT!r} by the bundled model {PLAYGROUND}")
     clip = out / ("clip.mp4" if importlib.util.find_spec("av") else "clip.gif")  # an extra is needed for the first
     VideoGenerate(prompt=PROMPT).run(TaskContext(TaskOutput(clip, force=True), Console(quiet=True)))

@@ -99,7 +99,7 @@ ANSWERED_COMMANDS: Mapping[tuple[str, ...], str] = {
 # Names are written with "-"; "_" in what is typed counts as "-".
 
 _COUNTS = ("--num-images", "--num-videos", "--num-samples")
-_OUTPUTS = ("--out", "--output-dir")
+_OUTPUTS = ("--out", "--output-dir", "--output")
 # Alias of an option -> option or argument; of several targets, the one that the command has
 OPTION_ALIASES: Mapping[str, tuple[str, ...]] = {
     "--cfg": ("--guidance-scale",),

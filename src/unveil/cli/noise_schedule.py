@@ -10,7 +10,6 @@ from typing import Any
 from torch import Tensor
 
 from unveil import data
-from unveil.cli.recipe_kind import diffusion
 from unveil.core import schedules
 from unveil.core.denoiser import DenoiseFn, Estimate
 from unveil.core.likelihood import bound
@@ -25,6 +24,7 @@ from unveil.io.console import Console
 from unveil.io.files import refuse_overwrite, write_atomically
 from unveil.model import model_folder
 from unveil.model.config import Recipe, load_recipe, recipe_names
+from unveil.tasks.recipe_kind import diffusion
 from unveil.types import NoiseLevel, like
 
 DEVIATION = 0.5  # of the Gaussian data whose exact bound is drawn where there is no model

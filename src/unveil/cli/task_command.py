@@ -30,8 +30,8 @@ from unveil.cli.options import (
 from unveil.errors import RecipeError
 from unveil.io.console import Console
 from unveil.tasks.context import TaskContext, TaskOutput
-from unveil.tasks.fields import FileInput, Repeated
-from unveil.tasks.task import WORDS, Task, field_group, mark_of
+from unveil.tasks.fields import FileInput, RecipeKeys, Repeated
+from unveil.tasks.task import WORDS, Task, field_group, find_mark, mark_of
 
 SETTINGS = "settings"  # name of the argument for KEY=VALUE settings and a prompt
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
@@ -90,6 +90,8 @@ def _output_options(task_class: type[Task]) -> Iterator[Parameter]:
     if task_class.out_help:
         out = Annotated[Path, typer.Option("--out", "-o", help=task_class.out_help)]
     default: Any = Parameter.empty if task_class.out_required else Path(task_class.out)
+    if task_class.out_optional:
+        out, default = Annotated[Path | None, typer.Option("--out", "-o", help=task_class.out_help)], None
     shared: list[tuple[str, Any, Any]] = [("out", out, default)] if task_class.out else []
     if task_class.makes in ("images", "media"):
         shared += [("preview", Preview, None), ("preview_every", PreviewEvery, 5)]
@@ -97,7 +99,10 @@ def _output_options(task_class: type[Task]) -> Iterator[Parameter]:
         shared.append(("metadata", Metadata, True))
     if task_class.makes in ("images", "videos"):
         shared.append(("from_metadata", FromMetadata, None))
-    common: dict[str, tuple[Any, Any]] = {"device": (Device, "auto"), "force": (Force, False)}
+    force: Any = Force
+    if task_class.force_help:
+        force = Annotated[bool, typer.Option("--force", help=task_class.force_help)]
+    common: dict[str, tuple[Any, Any]] = {"device": (Device, "auto"), "force": (force, False)}
     shared += [(name, *common[name]) for name in task_class.common]
     shared += [("as_json", AsJson, False), ("quiet", Quiet, False)]
     for name, annotation, default in shared:
@@ -114,6 +119,9 @@ def _by_group(task_class: type[Task]) -> list[str]:
 
 def _argument(task_class: type[Task], name: str) -> Parameter:
     field = task_class.model_fields[name]
+    if find_mark(field, RecipeKeys) is not None:
+        words = typer.Argument(help=str(field.description), metavar="[KEY=VALUE]...")
+        return _parameter(name, list[str] | None, words, None)
     metavar = {
         "model": "[MODEL | PROMPT]"
         if WORDS in task_class.arguments and "image" not in task_class.arguments
@@ -187,12 +195,14 @@ def _run(task_class: type[Task], typed: Mapping[str, Any], command_name: str) ->
         bool(typed.get("force")),
         preview,
         int(typed.get("preview_every", 5)),
+        chosen=typed.get("out") is not None,
     )
     files = [Path(value) for name, value in typed.items() if value and _is_file(task_class, name)]
     context = TaskContext(output, console, str(typed.get("device", "auto")), places=files)
     task = _regeneration(task_class, typed) if typed.get("from_metadata") else task_of(task_class, typed, command_name)
     result = task.run(context)
-    console.result(result.facts, result.text)
+    if result.facts or result.text:  # one of several processes reports
+        console.result(result.facts, result.text)
 
 
 def _is_file(task_class: type[Task], name: str) -> bool:
@@ -223,7 +233,7 @@ def task_of(task_class: type[Task], typed: Mapping[str, Any], command_name: str 
     if len(sides) == 1 and _has_optional_size(task_class):
         other = "height" if sides == ["width"] else "width"
         raise RecipeError(f"--{sides[0]}: give --{other} too, or both as --size WIDTHxHEIGHT")
-    if SETTINGS in typed:
+    if WORDS in task_class.arguments:
         values = text_forms.merge_settings(task_class, values, typed)
     _check_required(task_class, values, command_name or task_class.name)
     return task_class.parse(values, f"unveil {command_name or task_class.name}")
@@ -253,6 +263,9 @@ def _check_required(task_class: type[Task], values: Mapping[str, Any], command_n
         "last": "a last video",
         "mask": "a mask (--mask FILE, white where new content is generated)",
     }
+    for name in task_class.arguments:
+        if name in task_class.model_fields and (metavar := _extra(task_class.model_fields[name]).get("metavar")):
+            names.setdefault(name, metavar)
     listed = " and ".join(names.get(name, f"--{name.replace('_', '-')}") for name in missing)
     raise RecipeError(f"{command_name} needs {listed}: {example}")
 
@@ -267,6 +280,6 @@ def _regeneration(task_class: type[Task], typed: Mapping[str, Any]) -> Task:
             raise RecipeError(f"--{name.replace('_', '-')} and --from-metadata: give one of them")
     shared = {name: typed.get(name) for name in Regenerate.model_fields if name in task_class.model_fields}
     values = {**shared, "source": str(typed["from_metadata"])}
-    if SETTINGS in typed:
+    if WORDS in task_class.arguments:
         values |= {"file_settings": text_forms.merge_settings(task_class, {}, typed).get("file")}
     return task_of(Regenerate, values)

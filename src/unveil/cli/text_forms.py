@@ -13,10 +13,10 @@ from typing import Any, NamedTuple, get_args
 
 from pydantic.fields import FieldInfo
 
-from unveil.cli.foreign_names import SETTING_ALIASES, SETTING_OPTIONS
+from unveil.cli.foreign_names import RECIPE_KEYS, SETTING_ALIASES, SETTING_OPTIONS
 from unveil.errors import DataError, RecipeError, did_you_mean
-from unveil.tasks.fields import PLAYGROUND, PerFrame
-from unveil.tasks.task import WORDS, Task
+from unveil.tasks.fields import PLAYGROUND, PerFrame, RecipeKeys
+from unveil.tasks.task import WORDS, Task, find_mark
 
 PROMPT = "prompt"
 _SETTING = re.compile(r"[A-Za-z_][\w.]*=")
@@ -122,6 +122,30 @@ def read_numbers(text: str, option: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise RecipeError(f"{option} {text!r}: is a number, or several separated by commas, such as 0,0.8") from None
+
+
+def read_changes(texts: Sequence[str]) -> dict[str, Any]:
+    """The changes of a recipe by their keys, of texts such as train.steps=100.
+
+    Raises:
+        RecipeError: Not KEY=VALUE, or a value that is not YAML.
+    """
+    from unveil.model.config import read_assignment
+
+    return dict(read_assignment(recipe_key(text)) for text in texts)
+
+
+def recipe_key(text: str) -> str:
+    """A change of a recipe, in which a key of another program is replaced by that of recipes."""
+    from unveil.model.config import Recipe
+
+    key, equals, value = text.partition("=")
+    for candidate in RECIPE_KEYS.get(key, ()):
+        section, _, name = candidate.partition(".")
+        settings = getattr(Recipe.model_fields[section].annotation, "model_fields", None)
+        if settings is None or name in settings:
+            return f"{candidate}{equals}{value}"
+    return text
 
 
 def read_keyframes(typed: Mapping[str, Any]) -> list[dict[str, Any]] | None:
@@ -272,6 +296,8 @@ def read_value(field: FieldInfo, name: str, value: Any) -> Any:
         return read_file(str(value))
     if form is not None and isinstance(value, list):
         return [form(text) if isinstance(text, str) else text for text in value]
+    if find_mark(field, RecipeKeys) is not None and isinstance(value, list):
+        return read_changes(value)
     if _is_map(field) and isinstance(value, list):
         return read_assignments(value, f"--{name.replace('_', '-')}")
     if _is_per_frame(field) and isinstance(value, str):

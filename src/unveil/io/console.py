@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+from unveil.io.progress_report import report_progress
+
 _pending: int | None = None  # the last signal whose exception has not reached the end of `signals_raised`
 
 
@@ -85,6 +87,7 @@ class Progress:
         """
         check_signal()
         self._done += by
+        report_progress(self._done, self._total)
         now = time.monotonic()
         if self._shown and now >= self._next:
             self._next = now + self._every

@@ -93,7 +93,7 @@ def video_html(source: str, words: str, cover: str = "") -> Markup:
 def job_title(job: Job) -> str:
     """Return a one-line description of a job's request."""
     request = job.request
-    named = [request.get(key) for key in ("prompt", "label", "folder", "run", "model", "recipe")]
+    named = [request.get(key) for key in ("prompt", "label", "folder", "run_name", "source", "model", "recipe")]
     texts = (", ".join(map(str, value)) if isinstance(value, list) else str(value) for value in named if value)
     return next(texts, job.kind)[:LONGEST]
 

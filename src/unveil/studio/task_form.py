@@ -11,12 +11,13 @@ import gradio as gr
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from unveil.model.config import recipe_names
 from unveil.studio.client import StudioClient
 from unveil.studio.form_parsing import FormParser
 from unveil.studio.i18n import Translator
 from unveil.studio.upload_components import ImageUpload, VideoUpload
-from unveil.tasks.fields import CatalogName, FileInput, Repeated
-from unveil.tasks.task import Task, field_group, field_mark
+from unveil.tasks.fields import NEW, CatalogName, FileInput, LocalPath, Repeated
+from unveil.tasks.task import Task, field_group, field_mark, find_mark
 
 ITEMS = 2  # of a list of adapters, keyframes or scenes that a form has fields for
 IMAGES = ("image", "mask")
@@ -52,7 +53,7 @@ class TaskForm:
 
     def build(self) -> None:
         """Create the components inside the current block."""
-        names = list(self.kind.model_fields)
+        names = [name for name, field in self.kind.model_fields.items() if find_mark(field, LocalPath) is None]
         plain = [name for name in names if not extra_of(self.kind.model_fields[name]).get("advanced")]
         for title, group in _grouped(self.kind, plain):
             with gr.Group():
@@ -124,7 +125,7 @@ class TaskForm:
                 part = VideoUpload(height=200, **shown)
             return FormField(path, part, self._uploaded)
         shown["info"] = help
-        if isinstance(mark, CatalogName):
+        if isinstance(mark, CatalogName) and mark.kind not in NEW:
             choices = [(self._tr("none"), ""), *((one, one) for one in self._names(mark))]
             default = field.default if isinstance(field.default, str) else ""
             return FormField(path, gr.Dropdown(choices, value=default, **shown), _non_empty)
@@ -162,6 +163,8 @@ class TaskForm:
     def _names(self, mark: CatalogName) -> list[str]:
         catalog = self._client.service.catalog
         entries = {"lora": catalog.loras, "controlnet": catalog.controlnets, "captioner": catalog.captioners}
+        if mark.kind == "recipe":
+            return recipe_names()
         if mark.kind in entries:
             return [entry.name for entry in entries[mark.kind]()]
         return catalog.folders() if mark.kind == "folder" else self._client.models()

@@ -55,6 +55,7 @@ class TaskOutput:
         force: Overwrite files that exist.
         preview: File that shows the prediction on the way; with `preview_every`, the number of steps between two.
         mark: Prefix of the names of files in a folder.
+        chosen: The path was chosen; else a task with a default place takes that.
     """
 
     path: Path
@@ -63,6 +64,7 @@ class TaskOutput:
     preview: Path | None = None
     preview_every: int = 5
     mark: str = ""
+    chosen: bool = True
 
 
 @dataclass(frozen=True)

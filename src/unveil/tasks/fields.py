@@ -23,7 +23,8 @@ MAX_SIDE = 16_384  # pixels
 MAX_FRAMES = 4096
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 Medium = Literal["image", "mask", "video", "media", "noise"]
-Kind = Literal["model", "lora", "controlnet", "classifier", "captioner", "folder"]
+Kind = Literal["model", "lora", "controlnet", "classifier", "captioner", "folder", "recipe", "new_run", "new_model"]
+NEW = ("new_run", "new_model")  # kinds of names of what a task writes
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,20 @@ class CatalogName:
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
         """The schema of the value, which says what it names."""
         return {**handler(schema), "catalog": self.kind}
+
+
+@dataclass(frozen=True)
+class LocalPath:
+    """Marks a field that names a path of the machine on which the task runs; a server refuses it."""
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
+        """The schema of the value, which says that a server refuses it."""
+        return {**handler(schema), "local": True}
+
+
+@dataclass(frozen=True)
+class RecipeKeys:
+    """Marks changes of a recipe by their keys, such as train.steps; a server refuses keys that take a path."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +151,9 @@ MediaFile = Annotated[Name, FileInput("media")]
 MediaOrFrames = Annotated[Name, FileInput("media", folder=True)]
 NoiseFile = Annotated[Name, FileInput("noise")]
 ModelName = Annotated[Name, CatalogName("model")]
+RecipeName = Annotated[Name, CatalogName("recipe")]
+LocalFile = Annotated[Name, LocalPath()]
+RecipeChanges = Annotated[dict[str, Any], RecipeKeys()]
 
 
 class Fields(BaseModel):

@@ -105,6 +105,33 @@ _BUNDLED = {
             "Upscale a video: bicubic upsampling, whose details are regenerated in overlapping windows.",
         ),
     ),
+    "Train": (
+        (
+            "train",
+            "train:Train",
+            "Train a model by a recipe, or on a folder of images or videos; the same command again resumes the run.",
+        ),
+        (
+            "data-check",
+            "data_check:DataCheck",
+            "Check training data: decode every file and report sizes, captions, duplicates, and what would be dropped.",
+        ),
+        ("caption", "caption:CaptionMedia", "Caption the images and videos of a folder, or the videos of a recipe."),
+    ),
+    "Evaluate": (
+        (
+            "evaluate",
+            "evaluate:Evaluate",
+            "Evaluate a model: metrics with their protocol, images and plots, as report.json and report.html.",
+        ),
+    ),
+    "Models": (
+        (
+            "convert",
+            "convert:Convert",
+            "Convert weights between the native format and those of other projects, or a run to a saved model.",
+        ),
+    ),
 }
 BUNDLED: dict[str, TaskEntry] = {
     name: TaskEntry(f"unveil.tasks.{target}", section, summary)

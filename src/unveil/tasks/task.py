@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from inspect import get_annotations
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TypeVar, get_args
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -69,10 +69,14 @@ class Task(Fields):
         arguments: Fields that are positional on the command line, in order; "..." stands for KEY=VALUE and a prompt.
         out: Default of the option --out; none: the task writes no file.
         out_required: The command line has to name the output; `out` is its name on a server.
+        out_optional: The task has a default place for its files, where the command line names none.
         out_help: Help of the option --out, where it is not that of all tasks.
+        force_help: Help of the option --force, where it is not that of all tasks.
         common: Options for the device and for overwriting files, which the task has besides --json and --quiet.
         makes: What its files are.
         served: Why a server does not offer it; empty: it does.
+        separate_process: A server runs it in a process of its own, whose output is the log of the job and which a
+            cancellation interrupts as Ctrl-C does.
     """
 
     name: ClassVar[str] = ""
@@ -80,10 +84,13 @@ class Task(Fields):
     arguments: ClassVar[tuple[str, ...]] = ()
     out: ClassVar[str] = ""
     out_required: ClassVar[bool] = False
+    out_optional: ClassVar[bool] = False
     out_help: ClassVar[str] = ""
+    force_help: ClassVar[str] = ""
     common: ClassVar[tuple[str, ...]] = ("device", "force")
     makes: ClassVar[str] = "files"
     served: ClassVar[str] = ""
+    separate_process: ClassVar[bool] = False
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], where: str = "") -> Any:
@@ -141,6 +148,10 @@ class Task(Fields):
 
     def metadata(self) -> dict[str, Any]:
         """The task for the metadata of a file: its name and the fields that were set, without the folders of files."""
+        return {NAME: self.name, **self.values_with(lambda name: PurePath(name.value).name or name.value)}
+
+    def values_with(self, rename: Callable[[Reference], str]) -> dict[str, Any]:
+        """The plain values of the fields that were set, in which other names are in the place of references."""
         values = self.model_dump(mode="json", exclude_defaults=True)
         for reference in self.references():
             *path, last = reference.path
@@ -150,8 +161,12 @@ class Task(Fields):
                 if part is None:
                     break
             if part is not None and (not isinstance(part, dict) or last in part):
-                part[last] = PurePath(reference.value).name or reference.value
-        return {NAME: self.name, **values}
+                part[last] = rename(reference)
+        return values
+
+    def for_server(self) -> Self:
+        """The task as a server runs it, once its names are paths: with the values that a server sets itself."""
+        return self
 
 
 def _references(fields: BaseModel, path: tuple[str | int, ...]) -> Iterator[Reference]:
@@ -189,6 +204,14 @@ def mark_of(task: type[Task], name: str) -> FileInput | CatalogName | None:
 def field_mark(field: FieldInfo) -> FileInput | CatalogName | None:
     """The kind of reference that a field holds; None for other fields."""
     return next((mark for mark in (*field.metadata, *_marks(field.annotation)) if _is_mark(mark)), None)
+
+
+Mark = TypeVar("Mark")
+
+
+def find_mark(field: FieldInfo, kind: type[Mark]) -> Mark | None:
+    """The mark of a class that a field has; None without one."""
+    return next((mark for mark in (*field.metadata, *_marks(field.annotation)) if isinstance(mark, kind)), None)
 
 
 def field_group(task: type[Task], name: str) -> str:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from unveil.io.files import write_atomically
+from unveil.io.progress_report import report_progress
 
 BINS = 10  # equal parts of t in [0, 1]
 log = logging.getLogger("unveil.train")
@@ -153,6 +154,7 @@ class ProgressBar:
 
     def step(self, step: int, facts: Mapping[str, Any]) -> None:
         """Shows where the run stands, now and then."""
+        report_progress(step, self.total)
         if not self._shown:
             return
         now = time.monotonic()

@@ -191,7 +191,7 @@ def test_an_asynchronous_job_is_answered_at_once(begin: Begin):
         ("jobs", '{"kind": "sample", "request": {"sampling": {"HALF": 1}}}'),
         ("jobs", '{"kind": "sample", "request": {"schedule": "HALF"}}'),
         ("jobs", '{"kind": "sample", "request": {"sampler": "dpm-fast", "sampling": {"options": {"HALF": 1}}}}'),
-        ("jobs", '{"kind": "train", "request": {"recipe": "own-images", "run": "r", "settings": {"HALF": 1}}}'),
+        ("jobs", '{"kind": "train", "request": {"recipe": "own-images", "run_name": "r", "settings": {"HALF": 1}}}'),
         ("videos/edits", '{"prompt": "a ring", "video": {"id": "HALF"}}'),
     ],
 )

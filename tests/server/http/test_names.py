@@ -193,15 +193,15 @@ def _controls(text: str, sent: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _commands(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Requests for commands with a text in each place that takes a name."""
-    train = {"recipe": "own-images", "run": "r"}
+    train = {"recipe": "own-images", "run_name": "r"}
     yield "train", {**train, "recipe": text}
     yield "train", {**train, "folder": text}
-    yield "train", {**train, "run": f"{text}/x"}
+    yield "train", {**train, "run_name": f"{text}/x"}
     yield "train", {**train, "settings": {"data.path": text}}
     yield "caption", {"folder": text, "model": "playground-captioner"}
     yield "caption", {"folder": "photos", "model": text}
-    yield "check", {"folder": text}
+    yield "data-check", {"folder": text}
     yield "evaluate", {"model": text}
     yield "evaluate", {"model": "ddpm-digits", "recipe": text}
-    yield "convert", {"model": text, "name": "c"}
-    yield "convert", {"model": "ddpm-digits", "name": f"{text}/x"}
+    yield "convert", {"source": text, "output": "c"}
+    yield "convert", {"source": "ddpm-digits", "output": f"{text}/x"}

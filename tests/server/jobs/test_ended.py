@@ -15,18 +15,20 @@ from pathlib import Path
 import pytest
 
 from unveil.errors import OutOfResources
-from unveil.server.jobs import command_process
+from unveil.server.jobs import child_process
 from unveil.server.jobs.catalog import Catalog
-from unveil.server.jobs.command_job import CHECK, LOG, TRAIN, CommandJob
-from unveil.server.jobs.command_process import CHILDREN
+from unveil.server.jobs.child_process import CHILDREN
 from unveil.server.jobs.outputs import JobOutputs
+from unveil.server.jobs.process_job import LOG, ProcessJob
 from unveil.server.jobs.queue import Queue
 from unveil.server.jobs.service import Service, serving
+from unveil.server.jobs.uploads import UploadStore
 from unveil.server.jobs.worker import LOGS, JobProgress, Worker, log_path
 from unveil.server.jobs.worker_pool import WorkerPool
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are known by /proc")
-ASK = {"recipe": "ddpm-digits", "run": "mine"}
+TRAIN, CHECK = "train", "data-check"
+ASK = {"recipe": "ddpm-digits", "run_name": "mine"}
 # A fake command: it starts, is interrupted and saves; started again, it completes.
 SAVES = """
 import os, signal, sys, time
@@ -51,18 +53,19 @@ time.sleep(60)
 WORKER = f"""
 import os, signal, sys, threading
 from pathlib import Path
-from unveil.server.jobs import command_process
+from unveil.server.jobs import child_process
 from unveil.server.jobs.catalog import Catalog
-from unveil.server.jobs.command_job import CommandJob
+from unveil.server.jobs.process_job import ProcessJob
+from unveil.server.jobs.uploads import UploadStore
 from unveil.server.jobs.queue import Queue
 from unveil.server.jobs.outputs import JobOutputs
 from unveil.server.jobs.worker import Worker
 
 over = threading.Event()
 signal.signal(signal.SIGTERM, lambda number, frame: over.set())
-command_process.PROGRAM = (sys.executable, "-c", {SAVES!r})
+child_process.PROGRAM = (sys.executable, "-c", {SAVES!r})
 queue = Queue(Path(sys.argv[1]))
-work = CommandJob("train", Catalog(queue.folder / "runs"), "cpu")
+work = ProcessJob("train", Catalog(queue.folder / "runs"), UploadStore(queue.folder / "inputs"), "cpu")
 Worker(sys.argv[2], queue, JobOutputs(queue.folder / "made"), {{"train": work}}).run(over.is_set)
 """
 
@@ -76,14 +79,15 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def own(queue: Queue, results: JobOutputs) -> Worker:
-    kinds = {kind: CommandJob(kind, Catalog(queue.folder / "runs"), "cpu") for kind in (TRAIN, CHECK)}
+    catalog, uploads = Catalog(queue.folder / "runs"), UploadStore(queue.folder / "inputs")
+    kinds = {name: ProcessJob(name, catalog, uploads, "cpu") for name in (TRAIN, CHECK)}
     return Worker("w", queue, results, kinds)
 
 
 @pytest.fixture
 def says(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Replace commands by a program."""
-    return lambda program: monkeypatch.setattr(command_process, "PROGRAM", (sys.executable, "-c", program))
+    return lambda program: monkeypatch.setattr(child_process, "PROGRAM", (sys.executable, "-c", program))
 
 
 def until(met: Callable[[], object], seconds: float = 40.0) -> None:
@@ -99,31 +103,61 @@ def begun(call: Callable[..., object], *given: object) -> threading.Thread:
     return thread
 
 
+# A fake task that fails: it prints, and reports an error.
+FAILS = """
+import sys
+from unveil import errors
+from unveil.server.jobs.task_main import TaskReports
+
+print("begun", flush=True)
+problem = errors.{error}("so it is; do that")
+TaskReports(int(sys.argv[1])).error(problem)
+sys.exit(problem.exit_code)
+"""
+
+
 @pytest.mark.parametrize(
-    ("end", "fault"),
+    ("error", "source"),
     [
-        ("sys.exit(1)", "request"),  # such as a checkpoint that is damaged
-        ("sys.exit(2)", "request"),
-        ("sys.exit(3)", "request"),
-        ("sys.exit(4)", "request"),
-        ("sys.exit(5)", "resources"),
-        ("os.kill(os.getpid(), 9)", "server"),
+        ("WeightsError", "request"),  # such as a checkpoint that is damaged
+        ("RecipeError", "request"),
+        ("NonFinite", "request"),
+        ("DataError", "request"),
+        ("OutOfResources", "resources"),
     ],
 )
-def test_a_failed_command_keeps_its_error_and_its_source(queue, own, says, end: str, fault: str):
-    says(f"import os, sys; print('begun'); print('error: so it is', flush=True); {end}")
+def test_a_failed_task_keeps_its_error_and_its_source(queue, own, says, error: str, source: str):
+    says(FAILS.format(error=error))
     id = queue.submit(TRAIN, ASK).id
     own.run_next()
     job = queue.get(id)
-    assert (job.state, job.error, job.error_source) == ("failed", "so it is", fault)
-    assert log_path(queue.folder, id).read_text() == "begun\nerror: so it is\n"
+    assert (job.state, job.error, job.error_source) == ("failed", "so it is; do that", source)
+    assert log_path(queue.folder, id).read_text() == "begun\n"
+
+
+def test_progress_and_errors_are_data(queue, tmp_path):
+    """And the error of a real task in its own process names its class and the remedy."""
+    order = {"task": {"name": "data-check", "folder": str(tmp_path / "none")}, "out": str(tmp_path), "device": "cpu"}
+    with child_process.ChildProcess(order, tmp_path / "log.txt", tmp_path / "note.json") as child:
+        until(lambda: child.ended(1.0) is not None)
+        error = child.error()
+    assert error is not None
+    assert (error.code, error.kind, error.source) == (4, "DataError", "request")
+    assert error.remedy
+    assert error.message.endswith(error.remedy)
+    assert error.message in (tmp_path / "log.txt").read_text()
 
 
 @pytest.mark.parametrize(
     ("program", "why"),
     [
-        ("import sys; from unveil.cli.exit_codes import guarded; sys.exit(guarded(lambda **_: 1 // 0, []))", "ZeroDiv"),
-        ("import sys; sys.exit(1)", "`unveil train` ended with code 1"),
+        (
+            "import sys; from unveil.server.jobs import task_main; task_main.run_order = lambda *_: 1 // 0; "
+            "sys.exit(task_main.main(int(sys.argv[1])))",
+            "ZeroDiv",
+        ),
+        ("import sys; sys.exit(1)", "train: its process ended with code 1"),
+        ("import os; os.kill(os.getpid(), 9)", "train: its process ended with code -9"),
     ],
 )
 def test_internal_and_silent_failures_have_the_source_server(queue, own, says, program, why):
@@ -138,7 +172,7 @@ def test_the_log_of_a_command_is_readable_until_its_job_is_deleted(tmp_path, pla
     says(SAVES)
     with serving(tmp_path / "service", "here", ()) as service:
         catalog = Catalog(service.queue.folder / "runs")
-        worker = Worker("w", service.queue, service.results, {TRAIN: CommandJob(TRAIN, catalog, "cpu")})
+        worker = Worker("w", service.queue, service.results, {TRAIN: ProcessJob(TRAIN, catalog, service.inputs, "cpu")})
         id = service.submit(TRAIN, ASK).id
         thread = begun(worker.run_next)
         until(lambda: service.log(id) == b"step 1/2\n" and (place / "begun").exists())
@@ -176,7 +210,7 @@ def test_a_command_that_is_interrupted_each_time_fails_finally(queue, own, says)
     id = queue.submit(TRAIN, ASK).id
     own.run_next()
     own.run_next()
-    assert (queue.get(id).state, queue.get(id).error) == ("failed", "its command was interrupted; tried 2 times")
+    assert (queue.get(id).state, queue.get(id).error) == ("failed", "its process was interrupted; tried 2 times")
 
 
 def test_a_stopping_server_waits_until_a_command_has_saved_and_the_next_one_resumes_it(queue, place, monkeypatch):

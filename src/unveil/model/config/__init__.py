@@ -20,7 +20,18 @@ from unveil.model.config.recipe import (
     recipe_text,
 )
 from unveil.model.config.sampling import GuidanceConfig, SampleConfig
-from unveil.model.config.sections import PartSection, Section, choice, dump, override, read_yaml, section, validate
+from unveil.model.config.sections import (
+    PartSection,
+    Section,
+    change,
+    choice,
+    dump,
+    override,
+    read_assignment,
+    read_yaml,
+    section,
+    validate,
+)
 from unveil.model.config.train import EvaluateConfig, TrainConfig
 
 __all__ = [
@@ -41,11 +52,13 @@ __all__ = [
     "Section",
     "SequenceRecipe",
     "TrainConfig",
+    "change",
     "choice",
     "dump",
     "load_recipe",
     "override",
     "parse_recipe",
+    "read_assignment",
     "read_yaml",
     "recipe_names",
     "recipe_text",

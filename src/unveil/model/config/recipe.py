@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -23,7 +23,17 @@ from unveil.model.config.captioner import CaptionerFields
 from unveil.model.config.data import Data
 from unveil.model.config.model import ModelConfig, ProcessSection
 from unveil.model.config.objective import Objective, SimpleObjective
-from unveil.model.config.sections import PartSection, Section, assign, choice, override, read_yaml, section, validate
+from unveil.model.config.sections import (
+    PartSection,
+    Section,
+    assign,
+    change,
+    choice,
+    read_assignment,
+    read_yaml,
+    section,
+    validate,
+)
 from unveil.model.config.seq2seq import Seq2SeqFields
 from unveil.model.config.train import ClassifierTrainConfig, EvaluateConfig, TrainConfig
 from unveil.nn.classifier import NoisyClassifierConfig
@@ -242,10 +252,14 @@ def recipe_text(name_or_path: str | Path) -> str:
         ) from problem
 
 
-def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = (), *, small: bool = False) -> AnyRecipe:
+def load_recipe(
+    name_or_path: str | Path, overrides: Sequence[str] | Mapping[str, Any] = (), *, small: bool = False
+) -> AnyRecipe:
     """Return the checked recipe of a bundled name, a YAML file or a run's folder, with overrides (`train.steps=100`).
 
     Args:
+        name_or_path: The bundled name, the file or the folder.
+        overrides: Texts such as `train.steps=100`, or values by such keys.
         small: Apply the recipe's `smoke_test` overrides first.
 
     Raises:
@@ -261,8 +275,9 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = (), *, smal
         former.warn()
     if small:
         shrink(raw, where)
-    for assignment in overrides:
-        override(raw, assignment)
+    changes = overrides.items() if isinstance(overrides, Mapping) else map(read_assignment, overrides)
+    for path, value in changes:
+        change(raw, path, value)
     raw.setdefault("name", Path(where).stem)
     return parse_recipe(raw, where)
 

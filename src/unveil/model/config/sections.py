@@ -200,12 +200,29 @@ def override(raw: dict[str, Any], assignment: str) -> None:
     Raises:
         RecipeError: no `=`, a path through something that is neither map nor list, an index out of range.
     """
+    change(raw, *read_assignment(assignment))
+
+
+def read_assignment(assignment: str) -> tuple[str, Any]:
+    """The key and the value of `train.steps=100`; the value is YAML.
+
+    Raises:
+        RecipeError: No `=`, or a value that is not YAML.
+    """
     path, equals, text = assignment.partition("=")
     if not equals or not path.strip():
         raise RecipeError(f"{assignment!r}: an override is written key=value, such as train.steps=100")
-    former = migration.Former(assignment)
-    value = read_yaml(text, f"the value of {path.strip()}")
-    assign(raw, *migration.migrate_path(raw, path.strip(), value, former))
+    return path.strip(), read_yaml(text, f"the value of {path.strip()}")
+
+
+def change(raw: dict[str, Any], path: str, value: Any) -> None:
+    """Sets a value at a dotted path in place; a former name is read as the new one, with a warning.
+
+    Raises:
+        RecipeError: As `assign`.
+    """
+    former = migration.Former(f"{path}={value}")
+    assign(raw, *migration.migrate_path(raw, path, value, former))
     former.warn()
 
 

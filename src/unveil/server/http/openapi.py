@@ -11,21 +11,19 @@ from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, create_model
 
 from unveil.server.http import schema
-from unveil.server.jobs.command_job import COMMANDS
 from unveil.server.jobs.task_job import task_kinds
 from unveil.tasks import registry
 
 _PLACE = "#/components/schemas/"
-_REQUESTS: dict[str, type[BaseModel]] = {kind: request for kind, (request, _) in COMMANDS.items()}
 
 
 def _jobs() -> Any:
     """Return the union of all job types, each with its own request."""
     closed = ConfigDict(extra="forbid")
     models = list[Any]()
-    tasks = {name: registry.task_class(name) for name in task_kinds() if name not in _REQUESTS}
-    for kind, request in {**_REQUESTS, **tasks}.items():
+    for kind in task_kinds():
         literal: Any = Literal[kind]
+        request = registry.task_class(kind)
         models.append(
             create_model(
                 f"{kind.title().replace('-', '')}Job", __config__=closed, kind=(literal, ...), request=(request, ...)

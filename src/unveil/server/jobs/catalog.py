@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from unveil.data.image_decoding import safe_join
-from unveil.errors import DataError, Error, WeightsError, did_you_mean
+from unveil.errors import DataError, Error, RecipeError, WeightsError, did_you_mean
 from unveil.model import model_folder
 from unveil.model.config import ModelConfig, SampleConfig, read_yaml, validate
 
@@ -93,6 +93,29 @@ class Catalog:
             return run
         names = (f"{run[:60]}-{number}" for number in count(2))
         return next(name for name in names if name not in taken and not (self.runs / name).exists())
+
+    def new_run(self, run: str) -> CatalogEntry:
+        """Return the entry of a run that may be new.
+
+        Raises:
+            RecipeError: A model has this name and would hide the run.
+        """
+        if (free := self.free_run_name(run)) != run:
+            raise RecipeError(f"request: run {run!r}: there is a model of this name; call the run {free!r}")
+        return CatalogEntry(run, self.runs / run, "runs")
+
+    def new_model(self, name: str) -> CatalogEntry:
+        """Return the entry of a new model in the models folder.
+
+        Raises:
+            RecipeError: A model or a file has this name.
+        """
+        path = model_folder.models_dir() / "checkpoints" / name
+        if any(entry.name == name for entry in self.models()):
+            raise RecipeError(f"request: name {name!r}: there is a model of this name; choose another")
+        if any(path.with_name(name + suffix).exists() for suffix in ("", *model_folder.WEIGHT_SUFFIXES)):
+            raise RecipeError(f"request: name {name!r}: is in the models folder already; choose another")
+        return CatalogEntry(name, path, "models")
 
     def loras(self) -> list[CatalogEntry]:
         """List all LoRAs of the models folder."""

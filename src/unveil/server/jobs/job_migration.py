@@ -1,4 +1,4 @@
-"""Jobs that earlier versions stored: the former names of their fields, and the former types of image and video jobs."""
+"""Jobs that earlier versions stored: the former names of their fields, and the former types of jobs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,15 @@ FORMER_FIELDS = {
 }
 FORMER_ERROR_SOURCES = {"asked": "request", "room": "resources"}
 FORMER_UPLOAD_KINDS = {"picture": "image", "clip": "video"}
-IMAGES, VIDEOS = FORMER_KINDS = ("pictures", "clips")  # types of jobs before each task had its own
+IMAGES, VIDEOS = "pictures", "clips"  # types of jobs before each task had its own
+# Types of jobs that were commands: the name of the task, and its fields by their former names
+_COMMANDS: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    "train": ("train", {"small": "quick", "run": "run_name"}),
+    "evaluate": ("evaluate", {"samples": "num_samples"}),
+    "check": ("data-check", {}),
+    "convert": ("convert", {"model": "source", "name": "output", "layout": "format"}),
+}
+FORMER_KINDS = (IMAGES, VIDEOS, *_COMMANDS)
 _VIDEO_TASKS = {
     "make": "video-generate",
     "extend": "video-extend",
@@ -77,7 +85,10 @@ def migrate_job(kind: str, request: Any) -> tuple[str, Any]:
     """
     if kind not in FORMER_KINDS or not isinstance(request, dict):
         return kind, request
-    fields = dict(request)
+    fields: dict[str, Any] = {str(name): value for name, value in request.items()}
+    if kind in _COMMANDS:
+        task, names = _COMMANDS[kind]
+        return task, _renamed(fields, names)
     sampling = fields.pop("sampling", None)
     if isinstance(sampling, Mapping):
         settings = migrate_settings(sampling)

@@ -12,7 +12,7 @@ from unveil.errors import DataError
 from unveil.server.jobs.job import Job, State
 from unveil.server.jobs.job_migration import FORMER_ERROR_SOURCES, FORMER_FIELDS, FORMER_KINDS, migrate_job
 
-VERSION = 4  # of the schema
+VERSION = 5  # of the schema
 # turn numbers the claims; lease is the time, by the queue's clock, until which a worker counts as alive
 _COLUMNS = {
     "number": "INTEGER PRIMARY KEY AUTOINCREMENT",

@@ -21,6 +21,7 @@ from unveil.server.jobs.cost import check_sampler_options, count_nfe
 from unveil.server.jobs.job_console import job_console
 from unveil.server.jobs.media_files import white_mask, write_video_previews
 from unveil.server.jobs.model_cache import ModelCache
+from unveil.server.jobs.server_values import check_recipe_name, check_server_values
 from unveil.server.jobs.uploads import UploadStore
 from unveil.server.jobs.worker import JobProgress
 from unveil.tasks import registry
@@ -58,12 +59,17 @@ class ServerNames:
             return str(path)
         if mark.kind == "folder":
             return str(self._catalog.folder(value))
+        if mark.kind == "recipe":
+            check_recipe_name(value)
+            return value
         find: dict[str, Callable[[str], Any]] = {
             "model": self._catalog.model,
             "lora": self._catalog.lora,
             "controlnet": self._catalog.controlnet,
             "classifier": self._catalog.model,
             "captioner": self._catalog.captioner,
+            "new_run": self._catalog.new_run,
+            "new_model": self._catalog.new_model,
         }
         return str(find[mark.kind](value).path)
 
@@ -92,6 +98,7 @@ def parse_request(kind: str, request: Mapping[str, Any]) -> Task:
         RecipeError: A value that is not possible, or not on a server.
     """
     task = registry.task_class(kind).parse(request, "request")
+    check_server_values(task)
     if (expansion := getattr(task, "expand_prompt", None)) not in EXPANSIONS:
         raise RecipeError(f"request: expand_prompt = {expansion[:100]!r}: on a server rules or none")
     if (results := getattr(task, "results", 1)) > MAX_RESULTS:

@@ -15,7 +15,7 @@ from typing import Any
 
 from unveil.errors import OUR_FAULT, Cancelled, Error, OutOfResources, out_of_memory
 from unveil.io.files import write_atomically
-from unveil.server.jobs.command_process import CHILDREN
+from unveil.server.jobs.child_process import CHILDREN
 from unveil.server.jobs.job import ErrorSource, Job
 from unveil.server.jobs.outputs import JobOutputs
 from unveil.server.jobs.queue import Queue

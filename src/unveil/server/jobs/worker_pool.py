@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from unveil.errors import OutOfResources
-from unveil.server.jobs.command_process import CHILDREN, SAVING_S, has_running_command
+from unveil.server.jobs.child_process import CHILDREN, SAVING_S, has_running_child
 from unveil.server.jobs.queue import DAMAGED, Queue
 from unveil.server.jobs.sqlite_store import is_damage
 from unveil.server.jobs.worker import LOGS
@@ -75,7 +75,7 @@ class WorkerPool:
     def stop(self, seconds: float = 5.0) -> None:
         """Stop the workers: each after its job, or by force after this many seconds; its job is then queued again.
 
-        Commands get more time to save a checkpoint.
+        Tasks in processes of their own get more time to save a checkpoint.
         """
         self._over.set()
         if self._thread is not None:
@@ -85,7 +85,7 @@ class WorkerPool:
         end = time.monotonic() + seconds
         for place in self._places:
             if self._saves(place):
-                log.info("worker %s: waiting for its command to save", place.name)
+                log.info("worker %s: waiting for its task to save", place.name)
             while place.process.poll() is None and time.monotonic() < end + self._saves(place):
                 time.sleep(0.05)
             place.process.kill()
@@ -96,8 +96,8 @@ class WorkerPool:
             self.queue.recover()
 
     def _saves(self, place: _Slot) -> float:
-        """Return the extra seconds for a worker whose command has to save."""
-        return SAVING_S if has_running_command(self.queue.folder / CHILDREN, place.process.pid) else 0.0
+        """Return the extra seconds for a worker whose task has to save."""
+        return SAVING_S if has_running_child(self.queue.folder / CHILDREN, place.process.pid) else 0.0
 
     def names(self) -> list[str]:
         """Names of the running workers."""

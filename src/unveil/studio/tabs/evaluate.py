@@ -12,12 +12,12 @@ from markupsafe import Markup
 
 from unveil.errors import DataError, RecipeError
 from unveil.model.config import recipe_names
-from unveil.server.jobs.command_job import EVALUATE
 from unveil.server.jobs.job import Job
 from unveil.server.jobs.sqlite_store import PageQuery
 from unveil.studio import job_html
 from unveil.studio.form_parsing import non_empty
 from unveil.studio.tab_base import JobWatcher, Tab, TabContext
+from unveil.tasks.evaluate import Evaluate
 
 PAGE, NUMBERS = "report.html", "report.json"
 REPORTS = 200  # maximum number of listed reports
@@ -72,9 +72,9 @@ class EvaluateTab(Tab):
     def _submit(self, owner: str, model: str, recipe: str, samples: str, changes: str) -> tuple[Job, list[Any]]:
         if not model:
             raise RecipeError(self.tr("Choose a model first."))
-        request = non_empty(model=model, recipe=recipe, samples=self.typed.integer(samples, self.tr("Samples")))
+        request = non_empty(model=model, recipe=recipe, num_samples=self.typed.integer(samples, self.tr("Samples")))
         request["settings"] = self.typed.settings(changes, self.tr("Recipe overrides, one per line"))
-        return self.client.submit(EVALUATE, request, owner), []
+        return self.client.submit(Evaluate.name, request, owner), []
 
     # -- reports ------------------------------------------------------------------------------------------------
 
@@ -85,7 +85,7 @@ class EvaluateTab(Tab):
 
     def reports(self, owner: str) -> list[Any]:
         """List the reports, newest first."""
-        part = PageQuery(owner, REPORTS, state="completed", kinds=(EVALUATE,))
+        part = PageQuery(owner, REPORTS, state="completed", kinds=(Evaluate.name,))
         named = [(_named(job), job.id) for job in self.client.service.queue.page(part)[0] if PAGE in job.outputs]
         if not named:
             empty = job_html.hint(self.tr("No report exists yet: evaluate a model."))

@@ -18,12 +18,14 @@ from unveil.io.console import Console
 from unveil.io.files import read_header, staged, sync_file
 from unveil.model import model_folder
 from unveil.server.jobs.catalog import CatalogEntry, model_info
-from unveil.server.jobs.command_job import CONVERT, Dtype, Layout
 from unveil.server.jobs.job import Job
 from unveil.studio import job_html
 from unveil.studio.tab_base import HEARD, Tab, TabContext
 from unveil.studio.tabs.train import LogWatcher
+from unveil.studio.task_form import plain_type
+from unveil.tasks.convert import Convert
 
+FORMATS = ("ours", "diffusers", "ldm", "openai", "ddpm", "dit")  # that can be written
 DRAWERS = {"LoRA": "loras", "ControlNet": "controlnets"}  # subfolders of other files than models
 PICKLES = (b"PK\x03\x04", b"\x80")  # first bytes of files written by `torch.save`
 
@@ -66,8 +68,13 @@ class ModelsTab(Tab):
             self.brought = gr.HTML(elem_id="models-brought")
         with gr.Accordion(tr("Convert to another format"), open=False, elem_id="models-convert"):
             self.source = gr.Dropdown(self.client.models(), label=tr("Model"), elem_id="models-source")
-            self.layout = gr.Radio([*get_args(Layout)], value="diffusers", label=tr("Format"), elem_id="models-layout")
-            self.dtype = gr.Radio([*get_args(Dtype)], value="float32", label=tr("Data type"), elem_id="models-dtype")
+            self.layout = gr.Radio([*FORMATS], value="diffusers", label=tr("Format"), elem_id="models-layout")
+            self.dtype = gr.Radio(
+                [*get_args(plain_type(Convert.model_fields["dtype"]))],
+                value="float32",
+                label=tr("Data type"),
+                elem_id="models-dtype",
+            )
             self.name = gr.Textbox(label=tr("Output name"), elem_id="models-name")
             self.convert = gr.Button(tr("Convert"), elem_id="models-go")
             self.watch = LogWatcher(self, "convert", tr("Choose a model, a format and a name."))
@@ -167,5 +174,5 @@ class ModelsTab(Tab):
         return detected.signature.title
 
     def _converted(self, owner: str, source: str, layout: str, dtype: str, name: str) -> tuple[Job, list[Any]]:
-        request = {"model": source or "", "layout": layout, "dtype": dtype, "name": name}
-        return self.client.submit(CONVERT, request, owner), []
+        request = {"source": source or "", "format": layout, "dtype": dtype, "output": name}
+        return self.client.submit(Convert.name, request, owner), []

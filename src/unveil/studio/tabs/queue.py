@@ -69,7 +69,7 @@ class QueueTab(Tab):
         kinds = {
             **dict.fromkeys(task_kinds("images"), tr("images")), **dict.fromkeys(task_kinds("videos"), tr("video")),
             "train": tr("training"), "caption": tr("captioning"),
-            "evaluate": tr("evaluation"), "check": tr("data check"), "convert": tr("conversion"),
+            "evaluate": tr("evaluation"), "data-check": tr("data check"), "convert": tr("conversion"),
         }  # fmt: skip
         return [kinds.get(job.kind, job.kind), about, state, since, act]
 

@@ -15,7 +15,6 @@ from markupsafe import Markup
 from unveil.errors import RecipeError
 from unveil.model.config import load_recipe, recipe_names
 from unveil.server.jobs.catalog import data_root
-from unveil.server.jobs.command_job import CAPTION, CHECK, TRAIN
 from unveil.server.jobs.job import Job
 from unveil.server.jobs.sqlite_store import PageQuery
 from unveil.studio import job_html
@@ -23,6 +22,9 @@ from unveil.studio.form_autosave import FormAutosave
 from unveil.studio.form_parsing import settings_text
 from unveil.studio.tab_base import JobWatcher, Tab, TabContext
 from unveil.studio.tabs.queue import job_log
+from unveil.tasks.caption import CaptionMedia
+from unveil.tasks.data_check import DataCheck
+from unveil.tasks.train import Train
 from unveil.train.sample_images import plot_run
 
 LOOK_S = 3.0  # interval between two updates of the curves
@@ -124,12 +126,12 @@ class TrainTab(Tab):
 
     def _submit(self, owner: str, *values: Any) -> tuple[Job, list[Any]]:
         form = dict(zip(self.fields, values, strict=True))
-        request: dict[str, Any] = {"recipe": form["recipe"], "run": form["run"], "small": form["small"]}
+        request: dict[str, Any] = {"recipe": form["recipe"], "run_name": form["run"], "quick": form["small"]}
         request["settings"] = self.typed.settings(form["changes"], self.tr("Recipe overrides, one per line"))
         if form["folder"]:
             request["folder"] = form["folder"]
         self._not_twice(form["run"] or "", owner)
-        return self.client.submit(TRAIN, request, owner), [{}]
+        return self.client.submit(Train.name, request, owner), [{}]
 
     def _not_twice(self, run: str, owner: str) -> None:
         """Refuse a run that is being trained, and a new run whose model would be hidden by another of its name."""
@@ -137,7 +139,7 @@ class TrainTab(Tab):
         if free != run:
             raise RecipeError(self.tr("A model named {run} already exists; {free} is free.", run=run, free=free))
         for job in (*queue.jobs("running", owner), *queue.jobs("queued", owner)):
-            if job.kind == TRAIN and job.request.get("run") == run:
+            if job.kind == Train.name and job.request.get("run_name") == run:
                 raise RecipeError(self.tr("The run {run} is being trained; stop it first.", run=run))
 
     def restored(self, owner: str, state: Mapping[str, Any], typed: Any) -> list[Any]:
@@ -146,11 +148,13 @@ class TrainTab(Tab):
         Returns the browser state and the field values, in which autosaved input takes precedence.
         """
         job = self.client.job((state or {}).get("job"), owner)
-        if job is None or job.kind != TRAIN:
-            job = next(iter(self.client.service.queue.page(PageQuery(owner, 1, kinds=(TRAIN,)))[0]), None)
+        if job is None or job.kind != Train.name:
+            job = next(iter(self.client.service.queue.page(PageQuery(owner, 1, kinds=(Train.name,)))[0]), None)
         values: dict[str, Any] = {}
         if job is not None:
-            values = {"small": False, **job.request, "changes": settings_text(job.request.get("settings", {}))}
+            request = job.request
+            values = {"folder": request.get("folder"), "recipe": request["recipe"], "run": request["run_name"]}
+            values |= {"small": request.get("quick", False), "changes": settings_text(request.get("settings", {}))}
         folder, recipe, *rest = self.draft.merge([values.get(name) for name in self.fields], typed)
         folder = folder if folder in self.client.service.catalog.folders() else ""
         if job is None and not typed:
@@ -163,10 +167,12 @@ class TrainTab(Tab):
         ]
 
     def _look_at(self, owner: str, folder: str) -> tuple[Job, list[Any]]:
-        return self.client.submit(CHECK, {"folder": self._chosen(folder)}, owner), []
+        return self.client.submit(DataCheck.name, {"folder": self._chosen(folder)}, owner), []
 
     def _tell(self, owner: str, folder: str, captioner: str | None) -> tuple[Job, list[Any]]:
-        return self.client.submit(CAPTION, {"folder": self._chosen(folder), "model": captioner or ""}, owner), []
+        return self.client.submit(
+            CaptionMedia.name, {"folder": self._chosen(folder), "model": captioner or ""}, owner
+        ), []
 
     def _chosen(self, folder: str) -> str:
         if not folder:
@@ -210,7 +216,7 @@ class TrainTab(Tab):
         return Markup('<pre class="log" tabindex="0">{}</pre>').format(job_html.safe_text("\n".join(lines)))
 
     def _run(self, job: Job) -> Path:
-        return self.client.service.catalog.runs / str(job.request["run"])
+        return self.client.service.catalog.runs / str(job.request["run_name"])
 
     def _curves(self, run: Path) -> Markup:
         """Return the loss, the loss by noise level, and the latest metrics as text."""
@@ -263,7 +269,7 @@ class TrainTab(Tab):
             RecipeError: It has no usable model.
         """
         job = self.client.job((state or {}).get("job"), owner)
-        run = str(job.request["run"]) if job is not None else ""
+        run = str(job.request["run_name"]) if job is not None else ""
         model = next((entry for entry in self.client.service.catalog.models() if entry.name == run), None)
         if model is None:
             raise RecipeError(self.tr("No model exists yet: start a run and wait for its first checkpoint."))

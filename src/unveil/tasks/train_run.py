@@ -1,4 +1,4 @@
-"""`unveil train`: from a recipe to a run."""
+"""The work of `tasks.train`: from a recipe to a run."""
 
 from __future__ import annotations
 
@@ -8,22 +8,19 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from unveil import data
 from unveil.autoencoders import AutoencoderKL, VideoAutoencoderKL, VQModel
 from unveil.checkpoints.formats import text_encoder
-from unveil.cli.foreign_names import RECIPE_KEYS
-from unveil.cli.recipe_kind import diffusion
 from unveil.data.folder_index import IMAGE_SUFFIXES
 from unveil.data.latent_cache import CachedLatents, LatentCacheOptions
 from unveil.data.video_folder import has_videos
-from unveil.errors import DataError, OutputError, RecipeError, did_you_mean
-from unveil.generation.model_loading import device as pick
+from unveil.errors import DataError, OutputError, RecipeError
+from unveil.generation.model_loading import device as select_device
 from unveil.generation.model_loading import open_model
 from unveil.io.console import Console, duration
 from unveil.io.files import refuse_overwrite
@@ -39,82 +36,79 @@ from unveil.model.config import (
     load_recipe,
     recipe_names,
 )
+from unveil.tasks.context import TaskContext
+from unveil.tasks.fields import CatalogName
+from unveil.tasks.recipe_kind import diffusion
+from unveil.tasks.task import TaskResult
 from unveil.types import BaseModel
 
-# items, held-out items, the run's folder -> trained
-Begin = Callable[[Any, Any, Path], object]
-# The recipe of a folder of images, and of one of videos; the first that there is
-OWN_IMAGES, OWN_VIDEOS = "own-images", "own-videos"  # recipes for a folder that is given in place of one
+if TYPE_CHECKING:
+    from unveil.tasks.train import Train
+
+Begin = Callable[[Any, Any, Path], object]  # trains on items and validation items, in the folder of the run
+OWN_IMAGES, OWN_VIDEOS = "own-images", "own-videos"  # recipes for a folder in the place of a recipe
 PRECISIONS = {"float32": "float32", "bfloat16": "bf16", "float16": "16-mixed"}
-# What a run's folder may hold; a folder with anything else is not ours to delete.
+# What the folder of a run may contain; a folder with anything else is never deleted.
 RUN_ENTRIES = {"recipe.yaml", "environment.json", "metrics.jsonl", "card.md", "report.html", "report.json", ".lock"}
 RUN_ENTRIES |= {"events", "samples", "plots", "checkpoints"}
 
 
-@dataclass(frozen=True)
-class TrainRequest:
-    """What is asked, as typed."""
+def train_model(task: Train, context: TaskContext) -> TaskResult:
+    """Train, or resume the run in the folder; or only print the recipe, or estimate what a run would take.
 
-    recipe: str
-    overrides: tuple[str, ...] = ()
-    small: bool = False
-    run: Path | None = None
-    device: str = "auto"
-    dtype: str | None = None
-    force: bool = False
-
-    def resolved(self) -> AnyRecipe:
-        """The recipe with its changes.
-
-        Raises:
-            RecipeError: see `load_recipe`; or an unknown dtype.
-        """
-        changes = [recipe_key(word) for word in self.overrides]
-        if self.dtype is not None:
-            if self.dtype not in PRECISIONS:
-                known = list(PRECISIONS)
-                raise RecipeError(
-                    f"dtype {self.dtype!r}: must be one of {', '.join(known)}{did_you_mean(self.dtype, known)}"
-                )
-            changes.append(f"train.precision={PRECISIONS[self.dtype]}")
-        if self.data is not None:
-            changes.insert(0, f"data.path={json.dumps(str(self.data))}")
-            return load_recipe(_recipe_for(self.data), changes, small=self.small)
-        return load_recipe(self.recipe, changes, small=self.small)
-
-    @property
-    def data(self) -> Path | None:
-        """The folder of images or videos that stands in the place of a recipe, if one does."""
-        path = Path(self.recipe).expanduser()
-        named = self.recipe in recipe_names() or not path.is_dir() or (path / "recipe.yaml").is_file()
-        return None if named else path
-
-    def folder(self, recipe: AnyRecipe) -> Path:
-        """Where the run goes: as asked; a run's own folder when it was named as the recipe; or runs/NAME."""
-        if self.run is not None:
-            return self.run
-        if self.data is not None:
-            return Path("runs") / (self.data.resolve().name + ("-small" if self.small else ""))
-        named = Path(self.recipe)
-        return named if named.is_dir() else Path("runs") / (recipe.name + ("-small" if self.small else ""))
+    Raises:
+        RecipeError: A recipe that cannot work, or a folder with a run of another recipe.
+        DataError: Data that cannot be read.
+        OutputError: The folder cannot be written, or contains other things than a run.
+    """
+    recipe = resolve_recipe(task, context)
+    if task.print_config:
+        return TaskResult(recipe.model_dump(mode="json"), dump(recipe).rstrip())
+    if task.dry_run:
+        return _estimate(recipe, context.device)
+    return _train(recipe, _run_folder(task, recipe, context), context)
 
 
-def recipe_key(word: str) -> str:
-    """A change of a recipe with the key that recipes have for it, where it is written with one of another program."""
-    key, equals, value = word.partition("=")
-    for candidate in RECIPE_KEYS.get(key, ()):
-        section, _, name = candidate.partition(".")
-        settings = getattr(Recipe.model_fields[section].annotation, "model_fields", None)
-        if settings is None or name in settings:
-            return f"{candidate}{equals}{value}"
-    return word
+def resolve_recipe(task: Train, context: TaskContext) -> AnyRecipe:
+    """The recipe of a task with its changes.
+
+    Raises:
+        RecipeError: As `load_recipe`.
+        DataError: A folder in the place of a recipe contains neither images nor videos.
+    """
+    changes, folder = dict(task.settings), _folder_of(task)
+    if task.dtype is not None:
+        changes["train.precision"] = PRECISIONS[task.dtype]
+    if task.folder is not None:
+        changes["data.path"] = str(context.path(task.folder, CatalogName("folder")))
+    if folder is not None:
+        return load_recipe(_recipe_for(folder), {"data.path": str(folder), **changes}, small=task.quick)
+    return load_recipe(task.recipe, changes, small=task.quick)
+
+
+def _folder_of(task: Train) -> Path | None:
+    """The folder of images or videos in the place of a recipe; None: it is a recipe."""
+    path = Path(task.recipe).expanduser()
+    is_recipe = task.recipe in recipe_names() or not path.is_dir() or (path / "recipe.yaml").is_file()
+    return None if is_recipe else path
+
+
+def _run_folder(task: Train, recipe: AnyRecipe, context: TaskContext) -> Path:
+    """The folder of the run: that of the task; that of a run in the place of a recipe; or runs/NAME."""
+    if task.run_name is not None:
+        return context.path(task.run_name, CatalogName("new_run"))
+    ending = "-small" if task.quick else ""
+    if (folder := _folder_of(task)) is not None:
+        return Path("runs") / (folder.resolve().name + ending)
+    path = Path(task.recipe)
+    return path if path.is_dir() else Path("runs") / (recipe.name + ending)
 
 
 def _recipe_for(folder: Path) -> str:
-    """The recipe that trains on a folder: one for videos, or one for images.
+    """The recipe that trains on a folder: that for videos, or that for images.
 
     Raises:
-        DataError: neither is in it.
+        DataError: The folder contains neither.
     """
     videos = has_videos(folder)
     if not videos and not any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.rglob("*")):
@@ -125,50 +119,36 @@ def _recipe_for(folder: Path) -> str:
     return OWN_VIDEOS if videos else OWN_IMAGES
 
 
-def print_config(ask: TrainRequest, console: Console) -> None:
-    """Prints the recipe with every setting."""
-    recipe = ask.resolved()
-    console.result(recipe.model_dump(mode="json"), dump(recipe).rstrip())
-
-
-def dry_run(ask: TrainRequest, console: Console) -> None:
-    """Measures one step and tells what the whole run would take; writes nothing."""
-    recipe = ask.resolved()
+def _estimate(recipe: AnyRecipe, device: str) -> TaskResult:
+    """Measure one step, and estimate what the whole run would take; nothing is written."""
     if not isinstance(recipe, AutoencoderRecipe):
         recipe = diffusion(recipe, "unveil train --dry-run")
-    from unveil.cli.dry_run import estimate  # with Lightning, whose import takes seconds; a typo must not wait for it
+    from unveil.tasks.train_estimate import estimate  # imports Lightning, which takes seconds
     from unveil.train.autoencoder import learner_of
     from unveil.train.diffusion import DiffusionLearner
     from unveil.train.vocabulary import build_vocabulary
 
     dataset = data.open(recipe.data.build())
     if isinstance(recipe, AutoencoderRecipe):
-        learner: Any = learner_of(recipe, fresh_codec(recipe))
+        learner: Any = learner_of(recipe, fresh_autoencoder(recipe))
     else:
-        model = start(recipe, pick("cpu"))
+        model = start(recipe, select_device("cpu"))
         build_vocabulary(model, dataset)
         objective = recipe.objective.build(recipe, model.process, recipe.train.batch_size)
         learner = DiffusionLearner(model, objective, recipe.key, recipe.train.batching)
-    found = estimate(recipe, learner, dataset, pick(ask.device))
-    console.result(found.facts(), found.text())
+    estimated = estimate(recipe, learner, dataset, select_device(device))
+    return TaskResult(estimated.facts(), estimated.text())
 
 
-def train(ask: TrainRequest, console: Console) -> None:
-    """Trains, or goes on with the run that is there."""
-    recipe = ask.resolved()
-    run = ask.folder(recipe)
-    device = pick(ask.device)
+def _train(recipe: AnyRecipe, run: Path, context: TaskContext) -> TaskResult:
+    console, force, device = context.console, context.output.force, select_device(context.device)
     if isinstance(recipe, ClassifierRecipe | SequenceRecipe):
-        if ask.device != "auto" and device.type != "cpu":
-            raise RecipeError(f"--device {ask.device}: {recipe.name} is trained on the CPU; leave it out")
+        if context.device != "auto" and device.type != "cpu":
+            raise RecipeError(f"--device {context.device}: {recipe.name} is trained on the CPU; leave it out")
         if isinstance(recipe, ClassifierRecipe):
-            _classifier(recipe, run, ask.force, console)
-        else:
-            _sequence(recipe, run, ask.force, console)
-        return
-    refuse_overwrite(
-        run / "recipe.yaml", force=True
-    )  # a path that can never be written is told before the data are read
+            return _train_classifier(recipe, run, force)
+        return _train_sequence(recipe, run, force)
+    refuse_overwrite(run / "recipe.yaml", force=True)  # a path that cannot be written is refused before data are read
     dataset, held_out = data.open(recipe.data.build()), held_out_of(recipe)
     if isinstance(recipe, CaptionerRecipe):
         begin = _captioner(recipe, device)
@@ -176,7 +156,7 @@ def train(ask: TrainRequest, console: Console) -> None:
         begin = _autoencoder(recipe, device)
     else:
         begin = _diffusion(recipe, device, console)
-    if ask.force and os.environ.get("RANK", "0") == "0":
+    if force and os.environ.get("RANK", "0") == "0":
         _start_over(run)
     console.say(f"{recipe.name}: {len(dataset)} items, {recipe.train.steps} steps of {recipe.train.amount} into {run}")
     begun = time.monotonic(), time.process_time()
@@ -184,12 +164,12 @@ def train(ask: TrainRequest, console: Console) -> None:
     took = {"seconds": round(time.monotonic() - begun[0], 1), "cpu_seconds": round(time.process_time() - begun[1], 1)}
     last = _last_metrics(run)
     facts = {"run": str(run), "step": last.get("step"), "loss": last.get("loss"), **took}
-    then = {"autoencoder": "evaluate", "captioner": "caption FOLDER --model"}.get(recipe.kind, "sample")
-    console.result(facts, f"{run}: trained in {duration(took['seconds'])}; unveil {then} {run}")
+    use = {"autoencoder": "evaluate", "captioner": "caption FOLDER --model"}.get(recipe.kind, "sample")
+    return TaskResult(facts, f"{run}: trained in {duration(took['seconds'])}; unveil {use} {run}")
 
 
 def start(recipe: Recipe, device: torch.device) -> Model:
-    """What training begins with, on its device: fresh weights, a base, or a base with a fresh LoRA or ControlNet."""
+    """The model at the start of training: fresh weights, a base, or a base with a fresh LoRA or ControlNet."""
     if recipe.base is None:
         return text_encoder.fill(fresh(recipe)).to(device)
     from unveil.train.finetuning import setup_controlnet, setup_finetune, setup_lora
@@ -208,18 +188,18 @@ def fresh(recipe: Recipe) -> Model:
         return build(recipe.model)
 
 
-def fresh_codec(recipe: AutoencoderRecipe) -> AutoencoderKL | VQModel:
-    """The recipe's codec with the initial weights that its seed gives, of pictures with its channels last in memory."""
+def fresh_autoencoder(recipe: AutoencoderRecipe) -> AutoencoderKL | VQModel:
+    """The recipe's autoencoder with the initial weights that its seed gives; for images, channels last in memory."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)
-        codec = recipe.build()
-        if isinstance(codec, VideoAutoencoderKL):
-            return codec
-        return codec.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        autoencoder = recipe.build()
+        if isinstance(autoencoder, VideoAutoencoderKL):
+            return autoencoder
+        return autoencoder.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
 def _diffusion(recipe: Recipe, device: torch.device, console: Console) -> Begin:
-    """What trains a diffusion model, whose faults have been found."""
+    """Check the recipe of a diffusion model; return the function that trains it."""
     objective = recipe.objective.build(recipe, recipe.process.build(), recipe.train.batch_size)
     model = start(recipe, device)
 
@@ -227,29 +207,29 @@ def _diffusion(recipe: Recipe, device: torch.device, console: Console) -> Begin:
         from unveil.train import fit  # with Lightning
 
         if recipe.train.cache_latents:
-            dataset, held_out = keep_both(recipe, model, dataset, held_out, console)
+            dataset, held_out = cache_latents(recipe, model, dataset, held_out, console)
         fit(model, dataset, objective=objective, config=recipe.train, run=run, held_out=held_out, recipe=recipe)
 
     return begin
 
 
 def _autoencoder(recipe: AutoencoderRecipe, device: torch.device) -> Begin:
-    """The same of an autoencoder."""
+    """Check the recipe of an autoencoder; return the function that trains it."""
     from unveil.train.autoencoder import fit_autoencoder, learner_of
 
     if recipe.train.cache_latents:
         raise RecipeError("train.cache_latents: an autoencoder learns from pixels; set it to false")
-    learner_of(recipe, recipe.build())  # files of a perceptual network that are not there
-    codec = fresh_codec(recipe).to(device)
-    return lambda dataset, held_out, run: fit_autoencoder(recipe, codec, dataset, run=run, held_out=held_out)
+    learner_of(recipe, recipe.build())  # fails where files of a perceptual network are missing
+    autoencoder = fresh_autoencoder(recipe).to(device)
+    return lambda dataset, held_out, run: fit_autoencoder(recipe, autoencoder, dataset, run=run, held_out=held_out)
 
 
 def _captioner(recipe: CaptionerRecipe, device: torch.device) -> Begin:
-    """The same of a captioner."""
+    """Check the recipe of a captioner; return the function that trains it."""
     from unveil.train.captioner import fit_captioner, start
 
     if recipe.train.cache_latents:
-        raise RecipeError("train.cache_latents: a captioner looks at pixels; set it to false")
+        raise RecipeError("train.cache_latents: a captioner learns from pixels; set it to false")
 
     def begin(dataset: Any, held_out: Any, run: Path) -> None:
         fit_captioner(recipe, start(recipe, dataset, device), dataset, run=run, held_out=held_out)
@@ -258,11 +238,11 @@ def _captioner(recipe: CaptionerRecipe, device: torch.device) -> Begin:
 
 
 def held_out_of(recipe: Recipe | AutoencoderRecipe | CaptionerRecipe) -> Any:
-    """What validation reads; None where everything trains."""
+    """The validation split of a recipe; None: it has none."""
     return None if getattr(recipe.data, "held_out", 1) == 0 else data.open(recipe.data.build(), "held-out")
 
 
-def _classifier(recipe: ClassifierRecipe, run: Path, force: bool, console: Console) -> None:
+def _train_classifier(recipe: ClassifierRecipe, run: Path, force: bool) -> TaskResult:
     from unveil.train import classifier
 
     settings = recipe.train.model_dump()
@@ -272,40 +252,40 @@ def _classifier(recipe: ClassifierRecipe, run: Path, force: bool, console: Conso
     _check_unfinished(recipe.name, run, force)
     trained = classifier.fit_classifier(config, dataset, held_out, run=run, recorded=recipe.model_dump(mode="json"))
     if os.environ.get("RANK", "0") != "0":
-        return
+        return TaskResult({}, "")
     levels = recipe.process.model_dump(mode="json") if recipe.process else None
     card = classifier.save_classifier(recipe.name, trained, config, run, process=levels, force=True)
     facts = {"card": str(card), "accuracy": trained.accuracy, "cpu_seconds": round(trained.cpu_seconds, 1)}
     facts |= {"accuracy_by_size": dict(trained.by_size)} if trained.by_size else {}
     others = ", ".join(f"{size} px {share:.2%}" for size, share in trained.by_size.items())
-    beside = f"; brought to other sizes: {others}" if others else ""
-    console.result(facts, f"{card}: reads {trained.accuracy:.2%} of the held-out images{beside}")
+    resized = f"; resized: {others}" if others else ""
+    return TaskResult(facts, f"{card}: accuracy {trained.accuracy:.2%} on the held-out images{resized}")
 
 
-def _sequence(recipe: SequenceRecipe, run: Path, force: bool, console: Console) -> None:
+def _train_sequence(recipe: SequenceRecipe, run: Path, force: bool) -> TaskResult:
     from unveil.model.seq2seq_folder import save_sequence
     from unveil.train.seq2seq import fit_sequence
 
     _check_unfinished(recipe.name, run, force)
     trained = fit_sequence(recipe, run=run)
     if os.environ.get("RANK", "0") != "0":
-        return
-    spent = round(trained.cpu_seconds, 1)
-    told = {"exact": trained.exact, "cpu_seconds": spent, "command": f"unveil train {recipe.name}"}
-    model = trained.model._replace(facts={**trained.model.facts, **told})
+        return TaskResult({}, "")
+    cpu_seconds = round(trained.cpu_seconds, 1)
+    facts = {"exact": trained.exact, "cpu_seconds": cpu_seconds, "command": f"unveil train {recipe.name}"}
+    model = trained.model._replace(facts={**trained.model.facts, **facts})
     card = save_sequence(recipe.name, model, run, force=True)
-    lines = [f"{card}: held-out targets written exactly"]
-    for what in trained.exact["greedy"]:
-        shares = ", ".join(f"{how} {found[what]:.2%}" for how, found in trained.exact.items())
-        lines.append(f"  {what}: {shares}")
-    console.result({"card": str(card), **told}, "\n".join(lines))
+    lines = [f"{card}: share of held-out targets that are predicted exactly"]
+    for part in trained.exact["greedy"]:
+        shares = ", ".join(f"{decoding} {exact[part]:.2%}" for decoding, exact in trained.exact.items())
+        lines.append(f"  {part}: {shares}")
+    return TaskResult({"card": str(card), **facts}, "\n".join(lines))
 
 
 def _check_unfinished(name: str, run: Path, force: bool) -> None:
     """Check that a folder is new or holds an interrupted run; with force, delete the run in it.
 
     Raises:
-        OutputError: it holds a finished run or anything else, and `force` is not set.
+        OutputError: It contains a finished run or anything else, and `force` is not set.
     """
     if os.environ.get("RANK", "0") != "0":  # the first process may have begun to write
         return
@@ -318,21 +298,20 @@ def _check_unfinished(name: str, run: Path, force: bool) -> None:
 
 
 def _start_over(run: Path, results: Collection[str] = ()) -> None:
-    """Delete a run, and nothing that is not one.
+    """Delete a run, and nothing else.
 
     Args:
-        results: names of files that the command has written beside those of every run.
+        run: Folder of the run.
+        results: Names of files that the command has written besides those of every run.
 
     Raises:
-        OutputError: the folder holds other things too, or is being trained in; or there are other processes, which
-            may be reading it already.
+        OutputError: The folder contains other things too, or another process trains in it; or there are several
+            processes, which may be reading it already.
     """
     if not run.exists():
         return
     if os.environ.get("WORLD_SIZE", "1") != "1":
-        raise OutputError(
-            f"{run}: is there; with several processes --force deletes nothing: delete it before the start"
-        )
+        raise OutputError(f"{run}: exists; with several processes --force deletes nothing: delete it before the start")
     others = (
         sorted(entry.name for entry in run.iterdir() if entry.name not in {*RUN_ENTRIES, *results})
         if run.is_dir()
@@ -363,17 +342,21 @@ def _last_metrics(run: Path) -> dict[str, Any]:
         return {}
 
 
-def keep_both(recipe: Recipe, model: Model, train: Any, held_out: Any, console: Console) -> tuple[CachedLatents, Any]:
-    """Both parts of a recipe's data as training reads them from the cache; what is not there is encoded first."""
-    how = LatentCacheOptions(mirrored=recipe.train.random_flip)
-    both = [None if items is None else encode_missing(model, items, how, console)[0] for items in (train, held_out)]
+def cache_latents(
+    recipe: Recipe, model: Model, train: Any, held_out: Any, console: Console
+) -> tuple[CachedLatents, Any]:
+    """Both splits of a recipe's data as cached latents; missing ones are encoded first."""
+    options = LatentCacheOptions(mirrored=recipe.train.random_flip)
+    both = [None if items is None else encode_missing(model, items, options, console)[0] for items in (train, held_out)]
     assert both[0] is not None
     return both[0], both[1]
 
 
-def encode_missing(model: Model, items: Any, how: LatentCacheOptions, console: Console) -> tuple[CachedLatents, bool]:
-    """Return the cached latents of a data set, and whether they were there already; encode what is missing."""
+def encode_missing(
+    model: Model, items: Any, options: LatentCacheOptions, console: Console
+) -> tuple[CachedLatents, bool]:
+    """Return the cached latents of a data set, and whether the cache was complete; encode what is missing."""
     from unveil.train.batch_preparation import cache_dataset
 
-    with console.progress("encoding picture", len(items)) as progress:
-        return cache_dataset(model, items, how, progress.reach)
+    with console.progress("encoding image", len(items)) as progress:
+        return cache_dataset(model, items, options, progress.reach)

@@ -1,4 +1,4 @@
-"""Jobs that are commands: allowed requests; a run is trained, stopped, resumed and used by its name."""
+"""Jobs of tasks in own processes: allowed requests; a run is trained, stopped, resumed and used by its name."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from tests.server.jobs.conftest import done
 from unveil.errors import RecipeError
 from unveil.io.images import png
 from unveil.server.jobs.catalog import Catalog
-from unveil.server.jobs.command_job import CAPTION, CHECK, CONVERT, EVALUATE, LOG, TRAIN, request_reader
 from unveil.server.jobs.job_types import job_cost
+from unveil.server.jobs.process_job import LOG
+from unveil.server.jobs.task_job import parse_request
 from unveil.server.jobs.uploads import UploadStore
 
-TINY = {"recipe": "ddpm-digits", "run": "mine", "small": True}
+TRAIN, CAPTION, EVALUATE, CHECK, CONVERT = "train", "caption", "evaluate", "data-check", "convert"
+TINY = {"recipe": "ddpm-digits", "run_name": "mine", "quick": True}
 
 
 @pytest.fixture
@@ -41,7 +43,7 @@ def test_a_run_is_trained_sampled_and_evaluated_by_its_name(queue, results, work
     assert "trained in" in results.file(job.id, LOG).read_text()
     drawn = done(queue, worker, model="mine", label="3", steps=2)
     assert (drawn.state, drawn.outputs) == ("completed", ("seed0_00000.png",))
-    judged = done(queue, worker, EVALUATE, model="mine", samples=8)
+    judged = done(queue, worker, EVALUATE, model="mine", num_samples=8)
     assert judged.error is None
     assert {"log.txt", "report.html", "report.json"} <= set(judged.outputs)
 
@@ -83,8 +85,8 @@ def test_a_folder_is_checked_and_captioned(queue, results, worker, folder: Path)
     assert len((folder / "metadata.jsonl").read_text().splitlines()) == 8
 
 
-def test_the_error_of_a_command_is_the_error_of_the_job(queue, worker, folder: Path):
-    job = done(queue, worker, TRAIN, recipe="ddpm-digits", run="mine", small=True, folder="shapes")
+def test_the_error_of_a_task_is_the_error_of_the_job(queue, worker, folder: Path):
+    job = done(queue, worker, TRAIN, recipe="ddpm-digits", run_name="mine", quick=True, folder="shapes")
     assert job.state == "failed"
     assert "data.path" in job.error
     assert "Traceback" not in job.error
@@ -93,24 +95,31 @@ def test_the_error_of_a_command_is_the_error_of_the_job(queue, worker, folder: P
 @pytest.mark.parametrize(
     ("kind", "wrong", "message"),
     [
-        (TRAIN, {"recipe": "ddpm-digit", "run": "a"}, "nearest: 'ddpm-digits'"),
-        (TRAIN, {"recipe": "/etc/recipe.yaml", "run": "a"}, "no shipped recipe"),
-        (TRAIN, {"recipe": "ddpm-digits", "run": "../a"}, "run"),
-        (TRAIN, {"recipe": "ddpm-digits", "run": ""}, "run"),
-        (TRAIN, {"recipe": "ddpm-digits", "run": "-rf"}, "run"),
-        (TRAIN, {"recipe": "ddpm-digits", "run": "a", "settings": {"data.path": "x"}}, "may not be set here"),
-        (TRAIN, {"recipe": "ddpm-digits", "run": "a", "settings": {"base": "x"}}, "may not be set here"),
-        (TRAIN, {"recipe": "ddpm-digits", "run": "a", "settings": {"--force": 1}}, "may not be set here"),
-        (TRAIN, {"recipe": "ddpm-digits", "run": "a", "settings": {"train.lr": "../x"}}, "a number, true, false"),
-        (TRAIN, {"recipe": "ddpm-digits", "run": "a", "settings": {"data.kind": "{kind: folder}"}}, "a number, true"),
-        (TRAIN, {"recipe": "ddpm-digits", "run": "a", "settings": {"train.lr": [1]}}, "settings"),
-        (EVALUATE, {"model": "ddpm-digits", "recipe": "none"}, "no shipped recipe"),
+        (TRAIN, {"recipe": "ddpm-digit", "run_name": "a"}, "nearest: 'ddpm-digits'"),
+        (TRAIN, {"recipe": "/etc/recipe.yaml", "run_name": "a"}, "not a bundled recipe"),
+        (TRAIN, {"recipe": "ddpm-digits", "run_name": "../a"}, "run"),
+        (TRAIN, {"recipe": "ddpm-digits", "run_name": ""}, "run"),
+        (TRAIN, {"recipe": "ddpm-digits", "run_name": "-rf"}, "run"),
+        (TRAIN, {"recipe": "ddpm-digits", "run_name": "a", "settings": {"data.path": "x"}}, "may not be set here"),
+        (TRAIN, {"recipe": "ddpm-digits", "run_name": "a", "settings": {"base": "x"}}, "may not be set here"),
+        (TRAIN, {"recipe": "ddpm-digits", "run_name": "a", "settings": {"--force": 1}}, "may not be set here"),
+        (TRAIN, {"recipe": "ddpm-digits", "run_name": "a", "settings": {"train.lr": "../x"}}, "a number, true, false"),
+        (
+            TRAIN,
+            {"recipe": "ddpm-digits", "run_name": "a", "settings": {"data.kind": "{kind: folder}"}},
+            "a number, true",
+        ),
+        (TRAIN, {"recipe": "ddpm-digits", "run_name": "a", "settings": {"train.lr": [1]}}, "settings"),
+        (EVALUATE, {"model": "ddpm-digits", "recipe": "none"}, "not a bundled recipe"),
+        (EVALUATE, {"model": "ddpm-digits", "feature_weights": "/etc/passwd"}, "a path of the server's machine"),
+        (CAPTION, {"folder": "a", "model": "b", "output": "/tmp/c.jsonl"}, "a path of the server's machine"),
+        (CONVERT, {"source": "ddpm-digits", "output": "../a"}, "output"),
         (CHECK, {"folder": "a", "out": "b"}, "unknown key"),
     ],
 )
 def test_an_invalid_request_is_refused_before_it_is_queued(kind, wrong, message: str):
     with pytest.raises(RecipeError, match=message):
-        request_reader(kind)(wrong)
+        parse_request(kind, wrong)
 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc", ".", "..", "shapes/../../secret", "link", "none", ".hidden"])
@@ -126,7 +135,7 @@ def test_a_folder_outside_of_the_data_folder_is_refused(queue, worker, folder: P
 def test_names_of_existing_runs_and_models_are_refused(tmp_path: Path):
     catalog, inputs = Catalog(tmp_path / "runs"), UploadStore(tmp_path / "inputs")
     with pytest.raises(RecipeError, match="there is a model of this name; call the run 'ddpm-digits-2'"):
-        job_cost(TRAIN, {**TINY, "run": "ddpm-digits"}, catalog, inputs)
+        job_cost(TRAIN, {**TINY, "run_name": "ddpm-digits"}, catalog, inputs)
     with pytest.raises(RecipeError, match="name 'playground-video': there is a model of this name"):
-        job_cost(CONVERT, {"model": "ddpm-digits", "name": "playground-video"}, catalog, inputs)
+        job_cost(CONVERT, {"source": "ddpm-digits", "output": "playground-video"}, catalog, inputs)
     assert job_cost(TRAIN, TINY, catalog, inputs) > 0  # control
