@@ -40,19 +40,22 @@ def refused(done: Outcome, code: int, *words: str) -> None:
         (["train", "ddpm-digits", "train.stpes=3"], ["train.stpes: unknown key; nearest: 'steps'"]),
         (["train", "ddpm-digits", "train.steps=many"], ["train.steps = 'many': must be a valid integer"]),
         (["train", "ddpm-digit"], ["no such recipe or file; nearest: 'ddpm-digits'"]),
-        (["train", "ddpm-digits", "--dtype", "float8"], ["dtype 'float8': must be one of float32, bfloat16, float16"]),
+        (
+            ["train", "ddpm-digits", "--dtype", "float8"],
+            ["dtype = 'float8': must be one of float32, bfloat16"],
+        ),
         (["train", "ddpm-digits", "--device", "gpu"], ["device 'gpu': must be one of auto, cpu, cuda, mps"]),
         (["train", "vit-fashion", "--quick", "--device", "gpu"], ["device 'gpu': must be one of auto, cpu"]),
         (["train", "ddpm-digits", "--device", "cpu:x"], ["device 'cpu:x': must be one of auto, cpu, cuda, mps"]),
         (["train", "ddpm-digits", "--device", "cuda:one"], ["device 'cuda:one': must be one of"]),
-        (["train"], ["Missing argument 'RECIPE|FOLDER'"]),
+        (["train"], ["train needs RECIPE|FOLDER: unveil train ddpm-digits"]),
         (["tran"], ["unveil tran: there is no such command; nearest: train"]),
         (["sample", "--stepz", "3"], ["--stepz: `unveil sample` has no such option; nearest: --steps"]),
         (["sample", "--steps", "few"], ["Invalid value for '--steps'", "valid integer"]),
         (["sample"], ["sample needs a model"]),
         (
             ["data", "check", ".", "--resize-mode", "crob"],
-            ["fit 'crob': must be one of crop, pad, stretch, aspect; nearest: 'crop'"],
+            ["resize_mode = 'crob': must be one of crop, pad, stretch, aspect; nearest: 'crop'"],
         ),
         (["convert", "a.pt", "b", "--format", "openia"], ["format 'openia': must be one of ddpm, diffusers"]),
         (["reproduce", "no-such-claim"], ["claim 'no-such-claim': unknown"]),
@@ -366,5 +369,5 @@ def test_too_few_held_out_images_are_reported_before_sampling(cli: Cli, tmp_path
     done = cli("train", "ddpm-digits", *run)
     assert done.code == 0, done.err
     done = cli("evaluate", "run", "--set", "evaluate.features=pixels")
-    refused(done, 2, "images to compare: must lie in [4,", "give more held-out pictures, such as data.val_fraction=0.2")
+    refused(done, 2, "images to compare: must lie in [4,", "use more held-out images, such as data.val_fraction=0.2")
     assert "sampling step" not in done.err

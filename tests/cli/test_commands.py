@@ -196,7 +196,7 @@ def test_the_table_of_a_schedule_is_the_published_one(cli: Cli):
 def test_inspect_schedule_measures_the_bound_of_a_model(cli: Cli, saved: Path):
     done = cli("inspect", "schedule", saved, "-n", 4, "--rows", 3)
     assert done.code == 0, done.err
-    assert "on 4 held-out pictures" in done.out
+    assert "on 4 held-out images" in done.out
     assert done.out.count("\n") == 1 + 3 + 2
 
 
@@ -238,7 +238,7 @@ def test_data_show_writes_frames_of_videos(cli: Cli, tmp_path: Path):
         done = cli("data", "show", f"{name}.yaml", "-n", 3, "--out", f"{name}.png")
         assert done.code == code, done.err
     assert pixels(tmp_path / "clips.png").shape[1] > 8 * 96  # eight frames of each clip in a row
-    assert "(3, 5, 32, 32), (3, 9, 32, 32) and so on fit no sheet" in done.err
+    assert "(3, 5, 32, 32), (3, 9, 32, 32) and so on do not fit a grid" in done.err
 
 
 def test_data_check_of_videos(cli: Cli, tmp_path: Path):

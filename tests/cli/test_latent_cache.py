@@ -10,9 +10,9 @@ import torch
 from tests.cli.conftest import Cli
 from unveil import data
 from unveil.autoencoders import AutoencoderKL, AutoencoderKLConfig
-from unveil.cli import latent_cache as work
 from unveil.model import Model, build
 from unveil.model.config import Recipe, load_recipe, recipe_names
+from unveil.tasks import cache_latents_run as work
 from unveil.tasks import train_run as train
 
 PUBLISHED = [name for name in recipe_names() if name.startswith(("dit-", "sit-")) and "imagenet" in name]

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from tests.cli.conftest import Cli
-from unveil.cli.recipes import sources
 from unveil.model import build
 from unveil.model.config import Recipe, load_recipe, recipe_names
+from unveil.tasks.recipes_run import sources
 
 CITED = {
     "edm-cifar10": {

@@ -11,7 +11,6 @@ LINES, BODY, PARAMETERS = 600, 60, 8
 LONG_FILES: dict[str, str] = {}
 LONG_FUNCTIONS: dict[str, str] = {}
 MANY_PARAMETERS = {
-    "src/unveil/cli/text_options.py translate": "one parameter per option",
     "src/unveil/cli/analyze_options.py samplers": "one parameter per option",
     "src/unveil/cli/analyze_options.py guidance": "one parameter per option",
     "src/unveil/cli/analyze_options.py inverse": "one parameter per option",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -43,7 +44,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "mirror_task.py").write_text(MODULE)
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: mirror\nVersion: 1.0\n")
     (about / "entry_points.txt").write_text("[unveil.tasks]\nmirror = mirror_task:Mirror\n")
-    monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
     monkeypatch.chdir(tmp_path)
     return folder
 

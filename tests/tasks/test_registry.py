@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from unveil.cli.commands import command_words
@@ -39,3 +42,16 @@ def test_a_task_whose_name_begins_with_a_group_is_a_command_of_it():
     assert command_words("lora-average") == ("lora", "average")
     assert command_words("sample") == ("sample",)
     assert command_words("video") == ("video",)
+
+
+def test_the_page_of_the_http_interface_has_every_task_that_a_server_offers():
+    page = (Path(__file__).parents[2] / "docs" / "api" / "http.md").read_text("utf-8")
+    sections = set(re.findall(r"^### `(.+)`$", page, re.MULTILINE))
+    served = {name for name in registry.BUNDLED if not registry.task_class(name).served}
+    assert served - sections == set()
+
+
+def test_a_task_that_a_server_does_not_offer_states_why():
+    reasons = {name: kind.served for name in registry.BUNDLED if (kind := registry.task_class(name)).served}
+    assert all(len(reason.split()) > 4 for reason in reasons.values())
+    assert set(reasons) == {"preprocess-boxes", "inspect-models"}

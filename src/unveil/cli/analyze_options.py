@@ -67,7 +67,7 @@ def samplers(
 @analyze_app.command("guidance")
 def guidance(
     model: ModelName,
-    scales: Annotated[str, typer.Option(help="Guidance scales, in rising order; 1 is no guidance.")] = "1,1.5,2,3,5,8",
+    scales: Annotated[str, typer.Option(help="Guidance scales, in rising order; 1: no guidance.")] = "1,1.5,2,3,5,8",
     recipe: Annotated[str | None, typer.Option(help="Recipe of the evaluation; the run's own when left out.")] = None,
     overrides: Set = None,
     out: OutFolder = None,

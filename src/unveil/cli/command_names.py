@@ -36,7 +36,7 @@ def resolve_command(words: Sequence[str], tree: Tree, default: Mapping[str, str]
         default: Sub-command of a group that runs if the name of the group is not followed by a sub-command.
 
     Raises:
-        RecipeError: There is no such command; the message names the right one.
+        RecipeError: The command does not exist; the message names the right one.
     """
     rest = list(words)
     if not rest or rest[0].startswith("-"):

@@ -13,23 +13,14 @@ import typer
 from typer.core import TyperGroup
 
 import unveil
-from unveil.cli import serve, text_options
+from unveil.cli import serve
 from unveil.cli.analyze_options import analyze_app
 from unveil.cli.command_names import resolve_command, resolve_options
 from unveil.cli.exit_codes import guarded
-from unveil.cli.inspect_options import inspect_app
-from unveil.cli.lora_options import lora_app
 from unveil.cli.options import (
     ALL_COMMANDS,
-    AsJson,
     Command,
-    Device,
-    Dtype,
-    Force,
-    Overrides,
-    Quick,
     Quiet,
-    RecipeName,
     TaskCommand,
     with_options,
 )
@@ -87,6 +78,12 @@ video_app = typer.Typer(
     'Example: unveil video "a small red circle moves left" -o out.mp4\n\n'
     "`unveil video PROMPT` runs `unveil video generate`.",
 )
+inspect_app = typer.Typer(
+    no_args_is_help=True, help="Inspect a checkpoint, the models folder or a noise schedule; list the samplers."
+)
+lora_app = typer.Typer(
+    no_args_is_help=True, help="Inspect LoRA files, convert them to other formats, merge them into a model."
+)
 recipes_app = typer.Typer(no_args_is_help=True, help="List, show and cite the bundled recipes.")
 preprocess_app = typer.Typer(
     no_args_is_help=True, help="Make control images for ControlNets: edges, lines, scribbles, segments, masks, boxes."
@@ -98,7 +95,6 @@ app.add_typer(recipes_app, name="recipes")
 app.add_typer(analyze_app, name="analyze")
 app.add_typer(lora_app, name="lora")
 app.add_typer(video_app, name="video")
-app.command("translate")(text_options.translate)
 for command in serve.COMMANDS:
     app.command(command.__name__)(command)
 
@@ -151,48 +147,6 @@ def _root(
 
 
 @app.command()
-def merge(
-    models: Annotated[
-        list[str], typer.Argument(help="Two or more models; the first gives the settings.", metavar="MODEL...")
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Output folder of the merged model.")],
-    shares: Annotated[
-        str | None,
-        typer.Option("--merge-weights", help="Weights of the average, such as 0.7,0.3; equal when left out."),
-    ] = None,
-    dtype: Dtype = "float32",
-    force: Force = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-) -> None:
-    """Merge models of one architecture by a weighted average of their weights.
-
-    Example: unveil merge runs/mine playground-video --merge-weights 0.7,0.3 -o mixed
-    """
-    from unveil.cli import merge as work
-
-    work.merge(models, shares, out, dtype, force, Console(as_json, quiet))
-
-
-@app.command()
-def reproduce(
-    name: Annotated[str | None, typer.Argument(help="Claim to reproduce; all are listed when left out.")] = None,
-    quick: Quick = False,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Output folder of the page and its numbers.")] = None,
-    force: Force = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-) -> None:
-    """Reproduce a paper's claim as a small experiment with a computed verdict.
-
-    Example: unveil reproduce ddim-steps --quick
-    """
-    from unveil.cli import reproduce as work
-
-    work.reproduce(name, quick, out, force, Console(as_json, quiet))
-
-
-@app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Output folder of everything.")] = Path("runs/demo"),
     minutes: Annotated[float, typer.Option(help="Maximum training time, in minutes.")] = 4.0,
@@ -205,80 +159,6 @@ def demo(
     from unveil.cli import demo as work
 
     work.demo(out, minutes, Console(False, quiet))
-
-
-@data_app.command("show")
-def data_show(
-    recipe: RecipeName,
-    overrides: Overrides = None,
-    count: Annotated[int, typer.Option("--num-images", "-n", help="Number of images.")] = 64,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Output .png file.")] = Path("data.png"),
-    part: Annotated[str, typer.Option("--split", help="Split of the data: train or held-out.")] = "train",
-    force: Force = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-) -> None:
-    """Show the images that a recipe trains on, as training sees them.
-
-    Example: unveil data show ddpm-digits -n 100
-    """
-    from unveil.cli import data as work
-
-    shown = work.ShownImages(recipe, tuple(overrides or ()), count=count, split=part)
-    work.show(shown, out, force, Console(as_json, quiet))
-
-
-@data_app.command("cache-latents")
-def data_cache_latents(
-    recipe: RecipeName,
-    overrides: Overrides = None,
-    batch: Annotated[int, typer.Option("--batch-size", help="Number of images that are encoded at once.")] = 32,
-    device: Device = "auto",
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-) -> None:
-    """Encode the images of a recipe once, for training with train.cache_latents=true.
-
-    After an interruption the same command encodes what is missing.
-
-    Example: unveil data cache-latents my-latent-recipe.yaml --batch-size 64
-    """
-    from unveil.cli import latent_cache as work
-
-    work.write(recipe, tuple(overrides or ()), batch, device, Console(as_json, quiet))
-
-
-@recipes_app.command("list")
-def recipes_list(as_json: AsJson = False, quiet: Quiet = False) -> None:
-    """List every bundled recipe with its claim.
-
-    Example: unveil recipes list
-    """
-    from unveil.cli import recipes as work
-
-    work.names(Console(as_json, quiet))
-
-
-@recipes_app.command("show")
-def recipes_show(recipe: RecipeName, as_json: AsJson = False, quiet: Quiet = False) -> None:
-    """Print a recipe as it is written.
-
-    Example: unveil recipes show ddpm-digits
-    """
-    from unveil.cli import recipes as work
-
-    work.show(recipe, Console(as_json, quiet))
-
-
-@recipes_app.command("cite")
-def recipes_cite(recipe: RecipeName, as_json: AsJson = False, quiet: Quiet = False) -> None:
-    """Print the sources of the parts that a recipe uses.
-
-    Example: unveil recipes cite iddpm-fashion
-    """
-    from unveil.cli import recipes as work
-
-    work.cite(recipe, Console(as_json, quiet))
 
 
 def command_tree() -> dict[str, tuple[str, ...]]:

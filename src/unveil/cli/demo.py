@@ -1,4 +1,4 @@
-"""`unveil demo`: the whole path on handwritten digits in minutes, and a clip from words by the shipped model."""
+"""`unveil demo`: training, sampling and evaluation on handwritten digits in minutes, and a video from a prompt."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ PROMPT = "a small red circle moves left"
 
 
 def demo(out: Path, minutes: float, console: Console) -> None:
-    """Trains, draws and judges, and makes a clip; running it again goes on, or does the rest anew."""
-    begun = time.monotonic()
+    """Train, sample and evaluate, and generate a video; a second call resumes the training and repeats the rest."""
+    start = time.monotonic()
     run = out / RECIPE
     console.say(f"1 of 4: training {RECIPE} on real handwritten digits")
     train = Train(recipe=RECIPE, settings={"train.max_minutes": minutes}, run_name=str(run))
@@ -36,14 +36,14 @@ def demo(out: Path, minutes: float, console: Console) -> None:
     console.say("3 of 4: evaluating 1,000 samples against held-out digits")
     console.result(*Evaluate(model=str(run)).run(TaskContext(TaskOutput(out, force=True), console)))
     console.say(f"4 of 4: generating a video from the prompt {PROMPT!r} by the bundled model {PLAYGROUND}")
-    clip = out / ("clip.mp4" if importlib.util.find_spec("av") else "clip.gif")  # an extra is needed for the first
-    VideoGenerate(prompt=PROMPT).run(TaskContext(TaskOutput(clip, force=True), Console(quiet=True)))
+    video = out / ("clip.mp4" if importlib.util.find_spec("av") else "clip.gif")  # MP4 needs an extra
+    VideoGenerate(prompt=PROMPT).run(TaskContext(TaskOutput(video, force=True), Console(quiet=True)))
     console.say(
-        f"\ndone in {duration(time.monotonic() - begun)}\n"
+        f"\ndone in {duration(time.monotonic() - start)}\n"
         f"digits:  {out / 'digits.png'}\n"
         f"trajectory: {out / 'digits.strip.png'}\n"
         f"report:  {out / 'report.html'}\n"
-        f"video:   {clip}\n"
+        f"video:   {video}\n"
         f"the run: {run}\n"
         f"try:     unveil sample {run} --label 7 -n 16 -o sevens.png\n"
         f'         unveil video "a large blue square bounces" -o square.gif'

@@ -1,4 +1,4 @@
-"""From what went wrong to one message and an exit code."""
+"""Messages and exit codes of errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FAILED, USAGE, RESOURCES, INTERRUPTED, TERMINATED = 1, 2, 5, 130, 143
 
 
 def guarded(app: Callable[..., Any], arguments: list[str]) -> int:
-    """Runs the app; every failure is one message on stderr (and in the JSON, if asked) and an exit code."""
+    """Run the app; each error becomes one message on stderr (with --json also in the JSON) and an exit code."""
     debug = "--debug" in arguments or bool(os.environ.get("UNVEIL_DEBUG"))
     arguments = [argument for argument in arguments if argument != "--debug"]
     shown, level = warnings.showwarning, _log.level
@@ -32,7 +32,7 @@ def guarded(app: Callable[..., Any], arguments: list[str]) -> int:
     try:
         with signals_raised():
             code = app(args=arguments, prog_name="unveil", standalone_mode=False)
-        # typer answers Ctrl-C with this code and no word
+        # typer returns this code for Ctrl-C, without a message
         return _explained(KeyboardInterrupt(), "--json" in arguments) if code == INTERRUPTED else code or 0
     except BaseException as problem:
         if debug and not isinstance(problem, SystemExit):
@@ -44,7 +44,7 @@ def guarded(app: Callable[..., Any], arguments: list[str]) -> int:
 
 
 def _plainly(others: Callable[..., None]) -> Callable[..., None]:
-    """How warnings are shown: those meant for the user as one line, others with their place in the code."""
+    """Return a function that shows warnings for the user as one line, and others with their place in the code."""
 
     def show(message: Warning | str, category: type[Warning], *place: Any, **rest: Any) -> None:
         if issubclass(category, PromptTruncated):
@@ -65,7 +65,7 @@ def _explained(problem: BaseException, as_json: bool) -> int:
 
 
 def outcome(problem: BaseException) -> tuple[int, str]:
-    """The exit code of a failure, and what to say of it."""
+    """Return the exit code of an error, and its message."""
     if isinstance(problem, SystemExit):
         return problem.code if isinstance(problem.code, int) else FAILED, ""
     if isinstance(problem, KeyboardInterrupt | typer.Abort):
@@ -74,7 +74,7 @@ def outcome(problem: BaseException) -> tuple[int, str]:
         return TERMINATED, "terminated"
     if isinstance(problem, Error):
         return problem.exit_code, str(problem)
-    if hasattr(problem, "format_message"):  # the command line's own: a missing argument, an unknown option
+    if hasattr(problem, "format_message"):  # click's error: a missing argument, an unknown option
         return USAGE, f"{problem.format_message()}\nunveil --help, and unveil COMMAND --help, show what is possible"  # type: ignore[attr-defined]
     if out_of_memory(problem):
         return RESOURCES, "out of memory; lower the batch size (train.batch_size, --batch-size), or the image size"

@@ -61,8 +61,8 @@ StateDir = Annotated[Path, typer.Option("--state-dir", help="Folder of the jobs 
 def serve(
     *,
     folder: StateDir = Path("service"),
-    reached: NetworkOptions,
-    worked: WorkOptions,
+    network: NetworkOptions,
+    work: WorkOptions,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -72,14 +72,14 @@ def serve(
 
     Example: unveil serve --port 7860
     """
-    _begun("unveil.server.http.server", "unveil serve", EXTRA, folder, reached, worked, Console(as_json, quiet))
+    _serve_with("unveil.server.http.server", "unveil serve", EXTRA, folder, network, work, Console(as_json, quiet))
 
 
 def studio(
     *,
     folder: StateDir = Path("service"),
-    reached: NetworkOptions,
-    worked: WorkOptions,
+    network: NetworkOptions,
+    work: WorkOptions,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -89,21 +89,21 @@ def studio(
 
     Example: unveil studio
     """
-    _begun("unveil.studio.server", "unveil studio", "studio", folder, reached, worked, Console(as_json, quiet))
+    _serve_with("unveil.studio.server", "unveil studio", "studio", folder, network, work, Console(as_json, quiet))
 
 
-def _begun(
-    module: str, what: str, needs: str, folder: Path, reached: NetworkOptions, worked: WorkOptions, console: Console
+def _serve_with(
+    module: str, command: str, extra: str, folder: Path, network: NetworkOptions, work: WorkOptions, console: Console
 ) -> None:
-    """Serves by a module that has `serve`."""
+    """Run the function `serve` of a module, which needs an optional dependency."""
     from unveil.io.optional_deps import import_extra
 
-    work = import_extra(module, what, needs)
-    ask = import_extra("unveil.server.http.server", what, needs).ServerOptions(
-        folder, reached.host, reached.port, reached.keys, tuple(reached.name), tuple(reached.origin),
-        tuple(worked.device), worked.queue, worked.each, worked.budget,
+    server = import_extra(module, command, extra)
+    options = import_extra("unveil.server.http.server", command, extra).ServerOptions(
+        folder, network.host, network.port, network.keys, tuple(network.name), tuple(network.origin),
+        tuple(work.device), work.queue, work.each, work.budget,
     )  # fmt: skip
-    work.serve(ask, console)
+    server.serve(options, console)
 
 
 COMMANDS = (serve, studio)

@@ -119,9 +119,9 @@ def _by_group(task_class: type[Task]) -> list[str]:
 
 def _argument(task_class: type[Task], name: str) -> Parameter:
     field = task_class.model_fields[name]
-    if find_mark(field, RecipeKeys) is not None:
-        words = typer.Argument(help=str(field.description), metavar="[KEY=VALUE]...")
-        return _parameter(name, list[str] | None, words, None)
+    if find_mark(field, RecipeKeys) is not None or _is_several(field):
+        metavar = str(_extra(field).get("metavar") or "[KEY=VALUE]...")
+        return _parameter(name, list[str] | None, typer.Argument(help=str(field.description), metavar=metavar), None)
     metavar = {
         "model": "[MODEL | PROMPT]"
         if WORDS in task_class.arguments and "image" not in task_class.arguments
@@ -146,7 +146,7 @@ def _options(task_class: type[Task], name: str) -> Iterator[Parameter]:
 def _option(field: FieldInfo, name: str) -> Parameter:
     extra = _extra(field)
     option_type = text_forms.option_type(field) or _plain_type(field)
-    flags = extra.get("flags") or [f"--{name.replace('_', '-')}"]
+    flags = _flags(field, name)
     default: Any = field.default if isinstance(field.default, bool | int | float | str) else None
     if option_type is bool and not default:
         flags = flags[:1]
@@ -156,6 +156,10 @@ def _option(field: FieldInfo, name: str) -> Parameter:
         typer.Option(*flags, help=str(field.description), metavar=extra.get("metavar") or None),
         default,
     )
+
+
+def _flags(field: FieldInfo, name: str) -> list[str]:
+    return list(_extra(field).get("flags") or [f"--{name.replace('_', '-')}"])
 
 
 def _plain_type(field: FieldInfo) -> Any:
@@ -169,6 +173,11 @@ def _plain_type(field: FieldInfo) -> Any:
     if get_origin(bare) in (UnionType, Union):
         bare = next(_bare(member) for member in get_args(bare) if member is not NoneType)
     return str if get_origin(bare) is Literal else bare
+
+
+def _is_several(field: FieldInfo) -> bool:
+    """Return True if a field has several values: a tuple or a map."""
+    return get_origin(_bare(field.annotation)) in (tuple, dict)
 
 
 def _bare(annotation: Any) -> Any:
@@ -228,15 +237,26 @@ def task_of(task_class: type[Task], typed: Mapping[str, Any], command_name: str 
         elif value is not None and value != [] and name not in _OUTPUT:
             values[name] = text_forms.read_value(field, name, value)
     values = {name: value for name, value in values.items() if not _is_default(task_class, name, value)}
-    values |= text_forms.read_size(typed.get("size"))
-    sides = [side for side in ("width", "height") if side in values]
-    if len(sides) == 1 and _has_optional_size(task_class):
-        other = "height" if sides == ["width"] else "width"
-        raise RecipeError(f"--{sides[0]}: give --{other} too, or both as --size WIDTHxHEIGHT")
+    if _has_optional_size(task_class):
+        values |= _size_of(values, typed)
     if WORDS in task_class.arguments:
         values = text_forms.merge_settings(task_class, values, typed)
     _check_required(task_class, values, command_name or task_class.name)
     return task_class.parse(values, f"unveil {command_name or task_class.name}")
+
+
+def _size_of(values: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[str, int]:
+    """Return the width and the height of --size.
+
+    Raises:
+        RecipeError: The size cannot be read, or only one side is typed.
+    """
+    size = text_forms.read_size(typed.get("size"))
+    sides = [side for side in ("width", "height") if side in values or side in size]
+    if len(sides) == 1:
+        other = "height" if sides == ["width"] else "width"
+        raise RecipeError(f"--{sides[0]}: give --{other} too, or both as --size WIDTHxHEIGHT")
+    return size
 
 
 def _is_default(task_class: type[Task], name: str, value: Any) -> bool:
@@ -247,7 +267,7 @@ def _is_default(task_class: type[Task], name: str, value: Any) -> bool:
 def _check_required(task_class: type[Task], values: Mapping[str, Any], command_name: str) -> None:
     missing = [name for name, field in task_class.model_fields.items() if field.is_required() and name not in values]
     if "model" in task_class.arguments and "model" not in values:
-        missing = ["model", *missing]
+        missing = list(dict.fromkeys(["model", *missing]))
     if missing == ["image"] and str(values.get("model", "")).lower().endswith(_IMAGE_SUFFIXES):
         missing = ["model"]  # the image was typed in the place of the model
     if not missing:
@@ -266,7 +286,7 @@ def _check_required(task_class: type[Task], values: Mapping[str, Any], command_n
     for name in task_class.arguments:
         if name in task_class.model_fields and (metavar := _extra(task_class.model_fields[name]).get("metavar")):
             names.setdefault(name, metavar)
-    listed = " and ".join(names.get(name, f"--{name.replace('_', '-')}") for name in missing)
+    listed = " and ".join(names.get(name) or _flags(task_class.model_fields[name], name)[0] for name in missing)
     raise RecipeError(f"{command_name} needs {listed}: {example}")
 
 

@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 from unveil.cli.foreign_names import RECIPE_KEYS, SETTING_ALIASES, SETTING_OPTIONS
 from unveil.errors import DataError, RecipeError, did_you_mean
-from unveil.tasks.fields import PLAYGROUND, PerFrame, RecipeKeys
+from unveil.tasks.fields import PLAYGROUND, FileFacts, NumberList, RecipeKeys
 from unveil.tasks.task import WORDS, Task, find_mark
 
 PROMPT = "prompt"
@@ -121,7 +121,7 @@ def read_numbers(text: str, option: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        raise RecipeError(f"{option} {text!r}: is a number, or several separated by commas, such as 0,0.8") from None
+        raise RecipeError(f"{option} {text!r}: must be numbers separated by commas, such as 0,0.8") from None
 
 
 def read_changes(texts: Sequence[str]) -> dict[str, Any]:
@@ -133,6 +133,18 @@ def read_changes(texts: Sequence[str]) -> dict[str, Any]:
     from unveil.model.config import read_assignment
 
     return dict(read_assignment(recipe_key(text)) for text in texts)
+
+
+def read_file_facts(texts: Sequence[str]) -> dict[str, Any]:
+    """The facts of a weights file by their keys, of texts such as file.heads=8.
+
+    Raises:
+        RecipeError: A text is not of the form file.KEY=VALUE.
+    """
+    for text in texts:
+        if not text.startswith("file.") or "=" not in text:
+            raise RecipeError(f"{text!r}: is written file.KEY=VALUE, such as file.heads=8")
+    return dict(sampling_of(texts).get("file", {}))
 
 
 def recipe_key(text: str) -> str:
@@ -270,13 +282,13 @@ def compound_field(field: FieldInfo) -> CompoundField | None:
     return _form_in(COMPOUND_FIELDS, field)
 
 
-def _is_per_frame(field: FieldInfo) -> bool:
-    return any(isinstance(mark, PerFrame) for mark in field.metadata)
+def _is_number_list(field: FieldInfo) -> bool:
+    return any(isinstance(mark, NumberList) for mark in field.metadata)
 
 
 def option_type(field: FieldInfo) -> Any:
     """Return the type of the option of a field with a text form; None for other fields."""
-    if _is_per_frame(field):
+    if _is_number_list(field):
         return str
     if _form_in(FILE_FORMS, field) is not None:
         return Path
@@ -298,9 +310,11 @@ def read_value(field: FieldInfo, name: str, value: Any) -> Any:
         return [form(text) if isinstance(text, str) else text for text in value]
     if find_mark(field, RecipeKeys) is not None and isinstance(value, list):
         return read_changes(value)
+    if find_mark(field, FileFacts) is not None and isinstance(value, list):
+        return read_file_facts(value)
     if _is_map(field) and isinstance(value, list):
         return read_assignments(value, f"--{name.replace('_', '-')}")
-    if _is_per_frame(field) and isinstance(value, str):
+    if _is_number_list(field) and isinstance(value, str):
         return read_numbers(value, f"--{name.replace('_', '-')}")
     return str(value) if isinstance(value, Path) else value
 
@@ -375,7 +389,7 @@ def setting_name(name: str, value: str = "") -> str:
         value: Value of the setting: `guidance=3` is a guidance scale, `guidance=apg` is a kind of guidance.
 
     Raises:
-        RecipeError: There is no such setting; the message names the option that is meant, or the nearest setting.
+        RecipeError: The setting does not exist; the message names the option that is meant, or the nearest setting.
     """
     from unveil.model.config import SampleConfig
 

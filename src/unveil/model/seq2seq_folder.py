@@ -88,10 +88,15 @@ def load_sequence(path: str | Path, device: torch.device | str = "cpu") -> Seque
     return SequenceModel(model.to(device).eval().requires_grad_(False), source, target, facts)
 
 
+def sequence_cards(folder: Path) -> list[Path]:
+    """List the cards of sequence models in a folder: each has a file of vocabularies of the same name."""
+    return [card for card in sorted(folder.glob("*.yaml")) if card.with_suffix(".json").is_file()]
+
+
 def _card(path: Path) -> Path:
     if not path.is_dir():
         return path
-    cards = [card for card in sorted(path.glob("*.yaml")) if card.with_suffix(".json").is_file()]
+    cards = sequence_cards(path)
     if len(cards) != 1:
         raise WeightsError(f"{path}: holds {len(cards)} cards of sequence models; give the folder of one, or its card")
     return cards[0]

@@ -122,6 +122,7 @@ def outputs_html(job: Job, tr: Translator) -> Markup:
 def _files(job: Job, tr: Translator) -> Markup:
     """Return the files of a task: images and videos as such, others as links."""
     shown: list[Markup] = []
+    links: list[Markup] = []
     for name in job.outputs:
         url, words = file_url(job, name), job_title(job)
         if name.endswith((".mp4", ".webm")):
@@ -129,12 +130,16 @@ def _files(job: Job, tr: Translator) -> Markup:
         elif name.endswith((".png", ".gif", ".webp", ".apng")):
             body = Markup('<img src="{}" alt="{}">').format(url, safe_text(words))
         else:
-            continue
+            body = None
         link = Markup('<a href="{0}" download="{1}">{2}</a>').format(
             url, name, safe_text(tr("Download {name}", name=name))
         )
+        if body is None:
+            links.append(Markup("<p>{}</p>").format(link))
+            continue
         shown.append(Markup("<figure>{}<figcaption>{}</figcaption></figure>").format(body, link))
-    return Markup('<div class="figures">{}</div>').format(Markup("").join(shown)) if shown else Markup("")
+    figures = Markup('<div class="figures">{}</div>').format(Markup("").join(shown)) if shown else Markup("")
+    return figures + Markup("").join(links)
 
 
 def _video(job: Job, tr: Translator) -> Markup:

@@ -174,10 +174,10 @@ class JobWatcher:
         """Return the component values for a job."""
         tr, over = self._tab.tr, job_html.has_ended(job)
         status = job_html.status_html(job, self.client.queue_position(job), self.client.has_preview(job), tr)
-        result = self.made(job) if job.state == "completed" else Markup("")
+        result = self.result_html(job) if job.state == "completed" else Markup("")
         return [status, result, gr.Timer(active=not over), gr.Button(interactive=not over)]
 
-    def made(self, job: Job) -> Markup:
+    def result_html(self, job: Job) -> Markup:
         """Return the outputs of a completed job."""
         return job_html.outputs_html(job, self._tab.tr)
 

@@ -92,9 +92,9 @@ class TaskForm:
                 items.setdefault(str(name), {}).setdefault(int(place), {})[str(inner)] = read
         for name, each in items.items():
             required = [key for key, inner in _item(self.kind, name).model_fields.items() if inner.is_required()]
-            given = [item for _, item in sorted(each.items()) if all(key in item for key in required)]
-            if given:
-                request[name] = given
+            complete = [item for _, item in sorted(each.items()) if all(key in item for key in required)]
+            if complete:
+                request[name] = complete
         return request
 
     def _add(self, kind: type[BaseModel], names: Sequence[str], path: tuple[str | int, ...]) -> None:
@@ -126,9 +126,13 @@ class TaskForm:
             return FormField(path, part, self._uploaded)
         shown["info"] = help
         if isinstance(mark, CatalogName) and mark.kind not in NEW:
-            choices = [(self._tr("none"), ""), *((one, one) for one in self._names(mark))]
+            names = [(name, name) for name in self._names(mark)]
+            if get_origin(plain_type(field)) is tuple:
+                return FormField(path, gr.Dropdown(names, value=[], multiselect=True, **shown), _non_empty)
             default = field.default if isinstance(field.default, str) else ""
-            return FormField(path, gr.Dropdown(choices, value=default, **shown), _non_empty)
+            typed = {"allow_custom_value": True} if mark.kind == "model_or_architecture" else {}
+            dropdown = gr.Dropdown([(self._tr("none"), ""), *names], value=default, **typed, **shown)
+            return FormField(path, dropdown, _non_empty)
         return FormField(path, *self._plain(field, label, shown))
 
     def _plain(self, field: FieldInfo, label: str, shown: dict[str, Any]) -> tuple[Any, Callable[[Any], Any]]:
@@ -140,7 +144,7 @@ class TaskForm:
             return gr.Checkbox(bool(default), **shown), bool
         if get_origin(kind) is Literal:
             empty = [(self._tr("model default"), "")] if default is None else []
-            choices = [*empty, *((one, one) for one in get_args(kind))]
+            choices = [*empty, *((choice, choice) for choice in get_args(kind))]
             return gr.Dropdown(choices, value=default or "", **shown), _non_empty
         if get_origin(kind) is dict:
             return gr.Textbox(lines=2, **shown), lambda text: self._typed.settings(text, label) or None
@@ -162,9 +166,16 @@ class TaskForm:
 
     def _names(self, mark: CatalogName) -> list[str]:
         catalog = self._client.service.catalog
-        entries = {"lora": catalog.loras, "controlnet": catalog.controlnets, "captioner": catalog.captioners}
+        entries = {
+            "lora": catalog.loras,
+            "controlnet": catalog.controlnets,
+            "captioner": catalog.captioners,
+            "sequence": catalog.sequences,
+        }
         if mark.kind == "recipe":
             return recipe_names()
+        if mark.kind == "recipe_or_model":
+            return list(dict.fromkeys([*recipe_names(), *self._client.models()]))
         if mark.kind in entries:
             return [entry.name for entry in entries[mark.kind]()]
         return catalog.folders() if mark.kind == "folder" else self._client.models()
@@ -190,7 +201,7 @@ def plain_type(field: FieldInfo) -> Any:
     """The type of a field without its marks and without None."""
     kind = _bare(field.annotation)
     if get_origin(kind) in (UnionType, Union):
-        kind = next(_bare(one) for one in get_args(kind) if one is not NoneType)
+        kind = next(_bare(member) for member in get_args(kind) if member is not NoneType)
     return kind
 
 
@@ -204,8 +215,8 @@ def _is_repeated(field: FieldInfo) -> bool:
 
 def _item_of(field: FieldInfo) -> type[BaseModel] | None:
     """The class of the items of a list of objects; None for other fields."""
-    inner = [_bare(one) for one in get_args(plain_type(field))]
-    return next((one for one in inner if isinstance(one, type) and issubclass(one, BaseModel)), None)
+    members = [_bare(member) for member in get_args(plain_type(field))]
+    return next((member for member in members if isinstance(member, type) and issubclass(member, BaseModel)), None)
 
 
 def _item(kind: type[Task], name: str) -> type[BaseModel]:

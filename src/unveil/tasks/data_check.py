@@ -18,7 +18,7 @@ class DataCheck(Task):
 
     Example: unveil data check photos --size 64
 
-    Example: unveil data check films --size 64 --fps 8 --resample nearest
+    Example: unveil data check videos --size 64 --fps 8 --resample nearest
     """
 
     name: ClassVar[str] = "data-check"

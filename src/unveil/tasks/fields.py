@@ -23,8 +23,22 @@ MAX_SIDE = 16_384  # pixels
 MAX_FRAMES = 4096
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 Medium = Literal["image", "mask", "video", "media", "noise"]
-Kind = Literal["model", "lora", "controlnet", "classifier", "captioner", "folder", "recipe", "new_run", "new_model"]
-NEW = ("new_run", "new_model")  # kinds of names of what a task writes
+Kind = Literal[
+    "model",
+    "model_or_architecture",
+    "recipe_or_model",
+    "lora",
+    "controlnet",
+    "classifier",
+    "captioner",
+    "sequence",
+    "folder",
+    "recipe",
+    "new_run",
+    "new_model",
+    "new_lora",
+]
+NEW = ("new_run", "new_model", "new_lora")  # kinds of names of what a task writes
 
 
 @dataclass(frozen=True)
@@ -75,7 +89,17 @@ class Repeated:
 
 
 @dataclass(frozen=True)
-class PerFrame:
+class FileFacts:
+    """Marks facts that a weights file does not state itself; a command line writes each as file.KEY=VALUE."""
+
+
+@dataclass(frozen=True)
+class NumberList:
+    """Marks a field of several numbers; a command line separates them by commas."""
+
+
+@dataclass(frozen=True)
+class PerFrame(NumberList):
     """Marks a field of one value for each frame, or of fewer that change evenly from the first frame to the last."""
 
 

@@ -1,11 +1,11 @@
-"""Commands that know diffusion models alone, asked about a recipe of another kind."""
+"""Check that a recipe is one of a diffusion model, for commands that serve no other kind."""
 
 from __future__ import annotations
 
 from unveil.errors import RecipeError
 from unveil.model.config import AnyRecipe, Recipe
 
-# What serves instead, by kind
+# What to use instead, by kind
 _INSTEAD = {
     "classifier": "the card that training writes says how well a classifier reads, and `unveil evaluate MODEL "
     "--feature-weights CARD` compares images by its features",
@@ -18,13 +18,14 @@ _INSTEAD = {
 
 
 def diffusion(recipe: AnyRecipe, command: str) -> Recipe:
-    """The recipe, if it is one of a diffusion model.
+    """Return the recipe, if it is one of a diffusion model.
 
     Args:
-        command: as typed, such as `unveil evaluate`.
+        recipe: Recipe of any kind.
+        command: Command as typed, such as `unveil evaluate`.
 
     Raises:
-        RecipeError: it is of another kind; the message says what serves instead.
+        RecipeError: The recipe is of another kind; the message names what to use instead.
     """
     if isinstance(recipe, Recipe):
         return recipe

@@ -28,8 +28,8 @@ class TaskEntry(NamedTuple):
     summary: str = ""
 
 
-# Each bundled task by section: its name, the place of its class, and the first line of its help; in the order in which
-# help lists them. A test compares them with the classes.
+# Each bundled task by section: its name, the place of its class (in `unveil.tasks` if no package is named), and the
+# first line of its help; in the order in which help lists them. A test compares them with the classes.
 _BUNDLED = {
     "Generate": (
         ("sample", "text_to_image:TextToImage", "Generate images from a prompt or from class labels."),
@@ -116,6 +116,15 @@ _BUNDLED = {
             "data_check:DataCheck",
             "Check training data: decode every file and report sizes, captions, duplicates, and what would be dropped.",
         ),
+        ("data-show", "data_show:DataShow", "Show the images that a recipe trains on, as training sees them."),
+        (
+            "data-cache-latents",
+            "data_show:CacheLatents",
+            "Encode the images of a recipe once, for training with train.cache_latents=true.",
+        ),
+        ("recipes-list", "recipes:RecipesList", "List every bundled recipe with its claim."),
+        ("recipes-show", "recipes:RecipesShow", "Print a recipe as it is written."),
+        ("recipes-cite", "recipes:RecipesCite", "Print the sources of the parts that a recipe uses."),
         ("caption", "caption:CaptionMedia", "Caption the images and videos of a folder, or the videos of a recipe."),
     ),
     "Evaluate": (
@@ -124,6 +133,11 @@ _BUNDLED = {
             "evaluate:Evaluate",
             "Evaluate a model: metrics with their protocol, images and plots, as report.json and report.html.",
         ),
+        (
+            "reproduce",
+            "unveil.reproduce.task:Reproduce",
+            "Reproduce a paper's claim as a small experiment with a computed verdict.",
+        ),
     ),
     "Models": (
         (
@@ -131,10 +145,35 @@ _BUNDLED = {
             "convert:Convert",
             "Convert weights between the native format and those of other projects, or a run to a saved model.",
         ),
+        ("merge", "merge:Merge", "Merge models of one architecture by a weighted average of their weights."),
+        ("translate", "translate:Translate", "Translate texts by a trained sequence-to-sequence model."),
+        (
+            "inspect-model",
+            "inspect:InspectModel",
+            "Show what a checkpoint contains, from its headers only; or the size and cost of an architecture.",
+        ),
+        (
+            "inspect-models",
+            "inspect:InspectModels",
+            "List the models folder, $UNVEIL_MODELS or ./models, with the format of each file.",
+        ),
+        (
+            "inspect-schedule",
+            "inspect:InspectSchedule",
+            "Plot a noise schedule: alpha-bar, the ratio of the two betas and the variational bound, per timestep.",
+        ),
+        (
+            "inspect-samplers",
+            "inspect:InspectSamplers",
+            "List every sampler with its order, noise, network evaluations per step and settings.",
+        ),
+        ("lora-inspect", "lora:LoraInspect", "Show what a LoRA file contains, by its keys."),
+        ("lora-convert", "lora:LoraConvert", "Convert a LoRA to another format; the model names the target modules."),
+        ("lora-merge", "lora:LoraMerge", "Merge LoRAs into the weights of a model."),
     ),
 }
 BUNDLED: dict[str, TaskEntry] = {
-    name: TaskEntry(f"unveil.tasks.{target}", section, summary)
+    name: TaskEntry(target if target.startswith("unveil.") else f"unveil.tasks.{target}", section, summary)
     for section, rows in _BUNDLED.items()
     for name, target, summary in rows
 }

@@ -75,7 +75,7 @@ class Task(Fields):
         common: Options for the device and for overwriting files, which the task has besides --json and --quiet.
         makes: What its files are.
         served: Why a server does not offer it; empty: it does.
-        separate_process: A server runs it in a process of its own, whose output is the log of the job and which a
+        separate_process: A server runs it in a separate process, whose output is the log of the job and which a
             cancellation interrupts as Ctrl-C does.
     """
 

@@ -1,4 +1,4 @@
-"""What a run would take, from its recipe and one measured step; nothing is written."""
+"""Estimate of the memory, disk and time of a run, from its recipe and one measured step; nothing is written."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SECONDS = 4.0  # that the measured step may take
 
 @dataclass(frozen=True)
 class Estimate:
-    """What was found; counts of bytes are estimates, the time is that of this machine."""
+    """Estimate of a run; counts of bytes are approximate, and the time is that of this machine."""
 
     name: str
     items: int
@@ -38,7 +38,7 @@ class Estimate:
     batch: int
     accumulate: int
     steps: int
-    activations: int  # bytes for one picture
+    activations: int  # bytes for one item
     step_seconds: float
 
     @property
@@ -58,16 +58,16 @@ class Estimate:
 
     @property
     def seconds(self) -> float:
-        """Of the whole run, samples and validation left out."""
+        """Time of the whole run, without samples and validation."""
         return self.steps * self.step_seconds
 
     def facts(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the values for JSON."""
         derived = {"memory_bytes": self.memory, "checkpoint_bytes": self.checkpoint, "disk_bytes": self.disk}
         return {**vars(self), **derived, "seconds": round(self.seconds, 1), "versions": versions()}
 
     def text(self) -> str:
-        """For a person."""
+        """Return a text for a person."""
         part = self.batch // self.accumulate
         return "\n".join(
             [
@@ -85,10 +85,10 @@ class Estimate:
 def estimate(
     recipe: Recipe | AutoencoderRecipe, learner: Learner, dataset: IndexableItems, device: torch.device
 ) -> Estimate:
-    """Measures one optimiser step, of as many pictures as fit a few seconds, and scales it up.
+    """Measure one optimiser step with as many items as fit a few seconds, and extrapolate.
 
     Raises:
-        ShapeError: data that the model does not take.
+        ShapeError: The model does not take items of this shape.
     """
     batching, batch = recipe.train.batching, recipe.train.batch_size
     check_items(dataset, learner.key, learner.raw_keys, None if batching else learner.shape)
@@ -119,7 +119,7 @@ def estimate(
 
 
 class _Step:
-    """An optimiser step of any number of pictures, late enough that everything takes part."""
+    """Optimiser step with any number of items, at the last step of training, where every part of the loss is active."""
 
     def __init__(
         self,
@@ -140,7 +140,7 @@ class _Step:
         self.dtype = half.get(precision)
 
     def loss(self, count: int) -> Tensor:
-        """The loss of the first pictures."""
+        """Return the loss of the first items."""
         learner = self.learner
         indices = [n % len(self.dataset) for n in range(count)]
         items = [self.dataset[n] for n in indices]
@@ -151,26 +151,26 @@ class _Step:
             return learner.loss(batch, streams, self.step, flip=False).value
 
     def seconds(self, count: int) -> float:
-        """Wall time of a step."""
-        begun = time.perf_counter()
+        """Return the wall time of a step."""
+        start = time.perf_counter()
         self.loss(count).backward()
         self.optimiser.step()
         self.optimiser.zero_grad()
         if self.device.type == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter() - begun
+        return time.perf_counter() - start
 
     def activations(self) -> int:
-        """Bytes that one picture keeps for the gradient."""
+        """Return the number of bytes that one item stores for the gradient."""
         weights = {p.untyped_storage().data_ptr() for p in self.trained}
-        kept: dict[int, int] = {}
+        stored: dict[int, int] = {}
 
         def pack(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in weights:
-                kept[storage.data_ptr()] = storage.nbytes()
+                stored[storage.data_ptr()] = storage.nbytes()
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             self.loss(1)
-        return sum(kept.values())
+        return sum(stored.values())

@@ -393,7 +393,7 @@ def regenerate_video(
     _check_outputs(paths, task.fps, context)
     places = [*context.places, file.parent, Path()]
     try:
-        sources = {name: SourceFile(str(one["name"]), str(one["sha256"])) for name, one in _inputs(facts).items()}
+        sources = {name: SourceFile(str(file["name"]), str(file["sha256"])) for name, file in _inputs(facts).items()}
         threads = int(facts["threads"])
         sha256 = str(facts["model"]["sha256"])
         _recorded_request(facts)

@@ -100,8 +100,8 @@ class VideoTask(AdapterFields, SizeFields, SamplingFields, ModelFields, Task):
     def frames_of(self, load: Workload) -> int:
         """Number of frames of a result: those that are generated, and those of the input videos."""
         of_inputs = sum(frames for frames, _, _ in _videos(load))
-        own = getattr(self, "frames", None) or (load.shape[1] if len(load.shape) > 3 else 1)
-        return of_inputs + own
+        generated = getattr(self, "frames", None) or (load.shape[1] if len(load.shape) > 3 else 1)
+        return of_inputs + generated
 
     def cost(self, load: Workload) -> float:
         """Videos x network evaluations x frames x megapixels."""

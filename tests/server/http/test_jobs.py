@@ -225,6 +225,7 @@ def test_an_uploaded_file_has_a_name(begin: Begin):
         ("pictures", {**RING, "change": {"verb": "upscale", "picture": "0" * 32 + ".png"}}, "upscale"),
         ("clips", {"prompt": "a ring"}, "video-generate"),
         ("clips", {"verb": "ring", "prompt": "a ring"}, "video-loop"),
+        ("check", {"folder": "shapes"}, "data-check"),
     ],
 )
 def test_a_former_kind_is_answered_with_its_task_and_route(begin: Begin, kind: str, request_: Any, task: str):

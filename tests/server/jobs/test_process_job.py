@@ -14,7 +14,7 @@ from unveil.errors import RecipeError
 from unveil.io.images import png
 from unveil.server.jobs.catalog import Catalog
 from unveil.server.jobs.job_types import job_cost
-from unveil.server.jobs.process_job import LOG
+from unveil.server.jobs.outputs import LOG
 from unveil.server.jobs.task_job import parse_request
 from unveil.server.jobs.uploads import UploadStore
 
@@ -138,4 +138,14 @@ def test_names_of_existing_runs_and_models_are_refused(tmp_path: Path):
         job_cost(TRAIN, {**TINY, "run_name": "ddpm-digits"}, catalog, inputs)
     with pytest.raises(RecipeError, match="name 'playground-video': there is a model of this name"):
         job_cost(CONVERT, {"source": "ddpm-digits", "output": "playground-video"}, catalog, inputs)
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "name"),
+    [(TRAIN, "run", "run_name"), (EVALUATE, "samples", "num_samples"), (CONVERT, "layout", "format")],
+)
+def test_a_former_field_of_a_command_is_answered_with_its_name(tmp_path: Path, kind: str, field: str, name: str):
+    catalog, inputs = Catalog(tmp_path / "runs"), UploadStore(tmp_path / "inputs")
+    with pytest.raises(RecipeError, match=f"request: {field}: here it is {name}"):
+        job_cost(kind, {field: "mine"}, catalog, inputs)
     assert job_cost(TRAIN, TINY, catalog, inputs) > 0  # control

@@ -354,6 +354,29 @@ def test_a_database_of_an_earlier_version_is_migrated(queue):
     assert again.get(id).error_source == "resources"
 
 
+@pytest.mark.parametrize(
+    ("kind", "request_", "task", "fields"),
+    [
+        ("train", {"recipe": "r", "run": "a", "small": True}, "train", {"recipe": "r", "run_name": "a", "quick": True}),
+        ("evaluate", {"model": "m", "samples": 8}, "evaluate", {"model": "m", "num_samples": 8}),
+        ("check", {"folder": "f", "size": 16}, "data-check", {"folder": "f", "size": 16}),
+        (
+            "convert",
+            {"model": "m", "name": "n", "layout": "ldm", "dtype": "float16"},
+            "convert",
+            {"source": "m", "output": "n", "format": "ldm", "dtype": "float16"},
+        ),
+        ("train", {"recipe": "r", "run_name": "a"}, "train", {"recipe": "r", "run_name": "a"}),
+    ],
+)
+def test_commands_of_version_4_are_tasks_afterwards(queue, kind: str, request_, task: str, fields):
+    id = queue.submit(kind, request_).id
+    with sqlite3.connect(queue.file) as table:
+        table.execute("PRAGMA user_version = 4")
+    job = Queue(queue.folder).get(id)
+    assert (job.kind, job.request) == (task, fields)
+
+
 def test_a_database_of_a_later_version_is_refused_and_kept(queue):
     put(queue, "a")
     with sqlite3.connect(queue.file) as table:

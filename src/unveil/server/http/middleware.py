@@ -56,7 +56,7 @@ class SecurityMiddleware:
                 return
             await self._app(scope, receive, send)
             return
-        begun, status, name = time.monotonic(), [0], secrets.token_hex(8)
+        start, status, name = time.monotonic(), [0], secrets.token_hex(8)
 
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -75,7 +75,7 @@ class SecurityMiddleware:
                 raise
             await _send_problem(problem, answer)
         finally:
-            self._seen(scope, status[0], time.monotonic() - begun)
+            self._seen(scope, status[0], time.monotonic() - start)
 
     def _admit(self, scope: Scope) -> None:
         """Raise HttpProblem if the policy does not allow the request."""

@@ -97,7 +97,7 @@ class AsyncService:
         Raises:
             HttpProblem: The client has disconnected.
         """
-        begun = looked = time.monotonic()
+        start = looked = time.monotonic()
         while (job := self.get(id, owner)).state not in ENDED:
             now = time.monotonic()
             if now - looked > 0.5:
@@ -105,7 +105,7 @@ class AsyncService:
                 if await request.is_disconnected():
                     await self._write(self.service.queue.cancel, id)
                     raise HttpProblem(499, "the client has disconnected", "gone")
-            await asyncio.sleep(SOON_S if now - begun < 1 else LATER_S)
+            await asyncio.sleep(SOON_S if now - start < 1 else LATER_S)
         return job
 
     async def changes(self, id: str, owner: str) -> AsyncIterator[Job | None]:

@@ -17,6 +17,7 @@ from unveil.data.image_decoding import safe_join
 from unveil.errors import DataError, Error, RecipeError, WeightsError, did_you_mean
 from unveil.model import model_folder
 from unveil.model.config import ModelConfig, SampleConfig, read_yaml, validate
+from unveil.model.seq2seq_folder import sequence_cards
 
 RUNS = "runs"  # subfolder of the state folder that holds the runs
 Origin = Literal["bundled", "models", "runs"]
@@ -117,6 +118,19 @@ class Catalog:
             raise RecipeError(f"request: name {name!r}: is in the models folder already; choose another")
         return CatalogEntry(name, path, "models")
 
+    def new_lora(self, name: str) -> CatalogEntry:
+        """Return the entry of a new LoRA in the models folder.
+
+        Raises:
+            RecipeError: A LoRA or a file has this name.
+        """
+        path = model_folder.models_dir() / "loras" / name
+        if any(entry.name == name for entry in self.loras()):
+            raise RecipeError(f"request: name {name!r}: there is a LoRA of this name; choose another")
+        if any(path.with_name(name + suffix).exists() for suffix in ("", *model_folder.WEIGHT_SUFFIXES)):
+            raise RecipeError(f"request: name {name!r}: is in the models folder already; choose another")
+        return CatalogEntry(name, path, "models")
+
     def loras(self) -> list[CatalogEntry]:
         """List all LoRAs of the models folder."""
         return _in_models_folder("loras")
@@ -153,6 +167,18 @@ class Catalog:
             WeightsError: No captioner has this name.
         """
         return _find(name, self.captioners(), "captioner")
+
+    def sequences(self) -> list[CatalogEntry]:
+        """List all runs of sequence-to-sequence models."""
+        return [entry for entry in self._trained() if len(sequence_cards(entry.path)) == 1]
+
+    def sequence(self, name: str) -> CatalogEntry:
+        """Return the sequence-to-sequence model with this name.
+
+        Raises:
+            WeightsError: No such model has this name.
+        """
+        return _find(name, self.sequences(), "sequence-to-sequence model")
 
     def folders(self) -> list[str]:
         """List the folders below the data folder, nested ones as OUTER/INNER."""

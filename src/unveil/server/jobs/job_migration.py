@@ -103,6 +103,11 @@ def migrate_job(kind: str, request: Any) -> tuple[str, Any]:
     return name, {key: value for key, value in values.items() if value is not None}
 
 
+def former_fields(kind: str) -> Mapping[str, str]:
+    """The present names of fields by their former ones, of a type of job that was a command; else empty."""
+    return _COMMANDS[kind][1] if kind in _COMMANDS else {}
+
+
 def _image_task(fields: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """The task and its values of a request for images."""
     change, loras, controls = (fields.pop(key, None) for key in ("change", "loras", "controls"))
@@ -123,8 +128,8 @@ def _image_task(fields: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         "outpaint": ("left", "right", "top", "bottom", "feather", "method"),
         "upscale": ("factor", "strength"),
     }
-    kept = ("image", *takes.get(name, tuple(edit)))
-    return name, values | {key: value for key, value in edit.items() if key in kept}
+    allowed = ("image", *takes.get(name, tuple(edit)))
+    return name, values | {key: value for key, value in edit.items() if key in allowed}
 
 
 def _video_task(fields: dict[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -7,9 +7,10 @@ import logging
 import re
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from unveil.errors import DataError
 from unveil.io.files import staged, sync_file, write_atomically
@@ -17,6 +18,7 @@ from unveil.server.jobs.job import Job
 from unveil.server.jobs.job_migration import migrate_record
 
 RECORD = "job.json"
+LOG, RESULT = "log.txt", "result.json"  # of a task whose output is text: the text, and its values
 _ID = re.compile(r"[0-9a-f]{8,64}")
 log = logging.getLogger(__name__)
 
@@ -108,6 +110,11 @@ class JobOutputs:
         for path in stale:
             shutil.rmtree(path, ignore_errors=True)
         return len(stale)
+
+
+def write_result(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write the values that a task returned as an output file of its job."""
+    (folder / RESULT).write_text(json.dumps(facts, ensure_ascii=False, indent=1), "utf-8")
 
 
 def _is_regular(folder: Path, name: str) -> bool:

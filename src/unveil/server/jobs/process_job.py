@@ -1,4 +1,4 @@
-"""Jobs of tasks that run in a process of their own, such as training.
+"""Jobs of tasks that run in a separate process, such as training.
 
 The output of the process is kept until its job is deleted. Its progress becomes the job's progress. A cancelled task is
 interrupted as by Ctrl-C, so that a training run saves a checkpoint; the same request resumes it. If anything else ends
@@ -20,19 +20,19 @@ from typing import Any
 from unveil.errors import Cancelled, Error, OutOfResources
 from unveil.server.jobs.catalog import Catalog
 from unveil.server.jobs.child_process import ChildError, ChildProcess, end_orphans
+from unveil.server.jobs.outputs import LOG
 from unveil.server.jobs.task_job import ServerNames, parse_request
 from unveil.server.jobs.uploads import UploadStore
 from unveil.server.jobs.worker import Interrupted, JobProgress, WorkerFailure
 from unveil.tasks import NAME
 from unveil.tasks.task import Task
 
-LOG = "log.txt"
 POLL_S = 0.2  # interval at which the process and the cancellation flag are checked
 STOP_CODES = (130, 143, -signal.SIGINT, -signal.SIGTERM)  # exit codes of an interrupted process
 
 
 class ProcessJob:
-    """Handler of the jobs of one task that runs in a process of its own.
+    """Handler of the jobs of one task that runs in a separate process.
 
     Args:
         name: Name of the task.
@@ -84,7 +84,7 @@ def _follow(child: ChildProcess, run: Path, progress: JobProgress) -> int:
     shown_mtime = 0
     while (code := child.ended(POLL_S)) is None:
         try:
-            # a full disk or a busy database is no reason to end hours of work
+            # a full disk or a busy database must not end hours of work
             with suppress(OutOfResources, OSError, sqlite3.OperationalError):
                 progress.step(*child.progress())
                 shown_mtime = _show_samples(run / "samples", shown_mtime, progress)

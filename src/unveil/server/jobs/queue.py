@@ -254,9 +254,9 @@ class Queue:
         """
         return sqlite_store.page(self._table, part)
 
-    def search(self, what: SearchQuery, begin: int, most: int) -> tuple[list[Job], int]:
-        """Return completed jobs, newest first, from index `begin` on, and the number of all matches."""
-        return sqlite_store.search(self._table, what, begin, most)
+    def search(self, query: SearchQuery, start: int, limit: int) -> tuple[list[Job], int]:
+        """Return completed jobs, newest first, from index `start` on, and the number of all matches."""
+        return sqlite_store.search(self._table, query, start, limit)
 
     def counts(self, owner: str | None = None) -> dict[State, int]:
         """Count the jobs in each state, of one owner or of all."""

@@ -21,8 +21,7 @@ from unveil.errors import OutOfResources, OutputError
 from unveil.server.jobs.catalog import RUNS, Catalog
 from unveil.server.jobs.folder_lock import folder_lock
 from unveil.server.jobs.job import Job, QueueLimits
-from unveil.server.jobs.outputs import JobOutputs
-from unveil.server.jobs.process_job import LOG
+from unveil.server.jobs.outputs import LOG, JobOutputs
 from unveil.server.jobs.queue import Queue
 from unveil.server.jobs.uploads import FOLDER, UploadStore, names_in
 from unveil.server.jobs.worker import LOGS, PREVIEWS, log_path

@@ -15,16 +15,17 @@ from typing import Any
 
 from unveil.errors import RecipeError
 from unveil.io.console import Console
-from unveil.model.config import SampleConfig
+from unveil.model.config import SampleConfig, recipe_names
 from unveil.server.jobs.catalog import Catalog, ModelInfo
 from unveil.server.jobs.cost import check_sampler_options, count_nfe
 from unveil.server.jobs.job_console import job_console
 from unveil.server.jobs.media_files import white_mask, write_video_previews
 from unveil.server.jobs.model_cache import ModelCache
+from unveil.server.jobs.outputs import LOG, write_result
 from unveil.server.jobs.server_values import check_recipe_name, check_server_values
 from unveil.server.jobs.uploads import UploadStore
 from unveil.server.jobs.worker import JobProgress
-from unveil.tasks import registry
+from unveil.tasks import architecture, registry
 from unveil.tasks.context import TaskContext, TaskOutput
 from unveil.tasks.fields import CatalogName, FileInput
 from unveil.tasks.task import Task, Workload
@@ -62,14 +63,22 @@ class ServerNames:
         if mark.kind == "recipe":
             check_recipe_name(value)
             return value
+        if mark.kind == "recipe_or_model" and value in recipe_names():
+            return value
+        if mark.kind == "model_or_architecture" and architecture.is_name(value) and not Path(value).exists():
+            return value
         find: dict[str, Callable[[str], Any]] = {
             "model": self._catalog.model,
+            "recipe_or_model": self._catalog.model,
+            "model_or_architecture": self._catalog.model,
             "lora": self._catalog.lora,
             "controlnet": self._catalog.controlnet,
             "classifier": self._catalog.model,
             "captioner": self._catalog.captioner,
+            "sequence": self._catalog.sequence,
             "new_run": self._catalog.new_run,
             "new_model": self._catalog.new_model,
+            "new_lora": self._catalog.new_lora,
         }
         return str(find[mark.kind](value).path)
 
@@ -168,7 +177,10 @@ class TaskJob:
                 self._models.open,
                 on_preview=preview,
             )
-            task.run(context)
+            result = task.run(context)
         progress.check()
+        if task.makes == "text":
+            write_result(folder, result.facts)
+            (folder / LOG).write_text(f"{result.text}\n", "utf-8")
         if task.makes in ("videos", "media"):
             write_video_previews(folder)

@@ -19,6 +19,7 @@ from unveil.cli.exit_codes import guarded, outcome
 from unveil.errors import OUR_FAULT, OutOfResources
 from unveil.io.console import Console
 from unveil.io.progress_report import progress_listener
+from unveil.server.jobs.outputs import write_result
 from unveil.tasks import NAME, registry
 from unveil.tasks.context import TaskContext, TaskOutput
 
@@ -69,7 +70,10 @@ def run_order(order: Mapping[str, Any], reports: TaskReports) -> None:
     context = TaskContext(TaskOutput(Path(order["out"])), console, str(order["device"]))
     with progress_listener(reports.progress):
         result = task.run(context)
-    console.result(result.facts, result.text)
+    if task.makes == "text":
+        write_result(Path(order["out"]), result.facts)
+    if result.facts or result.text:
+        console.result(result.facts, result.text)
 
 
 def main(descriptor: int) -> int:

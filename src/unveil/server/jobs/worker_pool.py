@@ -42,7 +42,7 @@ class _Slot(NamedTuple):
     device: str
     name: str
     process: subprocess.Popen[bytes]
-    begun: float
+    started: float
 
 
 class WorkerPool:
@@ -161,8 +161,8 @@ class WorkerPool:
         if code == DAMAGED and not self.damaged:
             self.damaged = True
             log.error("%s", last or "the table of jobs is damaged")
-        sound = time.monotonic() - place.begun >= STABLE_S
-        self._waits[place.device] = 0.0 if sound else min(max(2 * self._waits[place.device], 0.25), MAX_RESTART_S)
+        stable = time.monotonic() - place.started >= STABLE_S
+        self._waits[place.device] = 0.0 if stable else min(max(2 * self._waits[place.device], 0.25), MAX_RESTART_S)
         self._due[place.device] = time.monotonic() + self._waits[place.device]
         for job in self.queue.reclaim(place.name, f"its worker was {why}" + (f": {last}" if last else "")):
             log.warning("worker %s %s; job %s is %s", place.name, why, job.id, job.state)

@@ -26,7 +26,7 @@ REPORTS = 200  # maximum number of listed reports
 class ReportWatcher(JobWatcher):
     """Watches an evaluation, whose result is a report."""
 
-    def made(self, job: Job) -> Markup:
+    def result_html(self, job: Job) -> Markup:
         """Return a link to the report."""
         words = job_html.safe_text(self._tab.tr("Open the report as a separate page"))
         return Markup('<p><a href="{}" target="_blank" rel="noopener">{}</a></p>').format(
@@ -57,8 +57,8 @@ class EvaluateTab(Tab):
                 self.watch = ReportWatcher(self, "evaluate", tr("Choose a model and evaluate it."))
                 self.watch.build()
             with gr.Column(scale=3, min_width=300):
-                self.one = gr.Dropdown([], label=tr("Report"), elem_id="evaluate-one")
-                self.other = gr.Dropdown([], label=tr("Compare with"), elem_id="evaluate-other")
+                self.report = gr.Dropdown([], label=tr("Report"), elem_id="evaluate-report")
+                self.compared = gr.Dropdown([], label=tr("Compare with"), elem_id="evaluate-other")
                 self.show = gr.Button(tr("Show"), elem_id="evaluate-show")
                 self.shown = gr.HTML(elem_id="evaluate-shown")
         self._connect()
@@ -67,7 +67,7 @@ class EvaluateTab(Tab):
         inputs = [self.model, self.recipe, self.samples, self.changes]
         self.watch.begins(self.go.click, self._submit, inputs)
         self.on(self.watch.result.change, lambda owner: self.reports(owner), [], self.listed, by_user=False)
-        self.on(self.show.click, self._shown, [self.one, self.other], [self.shown])
+        self.on(self.show.click, self._shown, [self.report, self.compared], [self.shown])
 
     def _submit(self, owner: str, model: str, recipe: str, samples: str, changes: str) -> tuple[Job, list[Any]]:
         if not model:
@@ -81,7 +81,7 @@ class EvaluateTab(Tab):
     @property
     def listed(self) -> list[Any]:
         """Components that `reports` updates."""
-        return [self.one, self.other, self.shown]
+        return [self.report, self.compared, self.shown]
 
     def reports(self, owner: str) -> list[Any]:
         """List the reports, newest first."""

@@ -70,7 +70,7 @@ class ImageTab(GenerationTab):
             label=tr("Prompt"), lines=2, elem_id="image-prompt",
             placeholder=tr("a large blue square on green"),
         )  # fmt: skip
-        with gr.Group(visible=False) as self.given:
+        with gr.Group(visible=False) as self.input_fields:
             self.source = ImageUpload(
                 label=tr("Input image"), type="filepath", sources=["upload", "clipboard"], height=240,
                 elem_id="image-source",
@@ -156,7 +156,7 @@ class ImageTab(GenerationTab):
         # an editor that is not visible yet cannot show an image, so it is updated after it is shown
         seen = self.task.change(
             _groups, [self.task],
-            [self.given, self.painted, self.margins, self.blended, self.larger, self.strength],
+            [self.input_fields, self.painted, self.margins, self.blended, self.larger, self.strength],
             show_progress="hidden", api_visibility="private",
         )  # fmt: skip
         connect_default(self.task, self.strength, STRENGTHS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,9 +11,7 @@ import gradio as gr
 from markupsafe import Markup
 
 from unveil.checkpoints import registry
-from unveil.cli import inspect
 from unveil.errors import DataError, OutputError, RecipeError, WeightsError
-from unveil.io.console import Console
 from unveil.io.files import read_header, staged, sync_file
 from unveil.model import model_folder
 from unveil.server.jobs.catalog import CatalogEntry, model_info
@@ -23,22 +20,13 @@ from unveil.studio import job_html
 from unveil.studio.tab_base import HEARD, Tab, TabContext
 from unveil.studio.tabs.train import LogWatcher
 from unveil.studio.task_form import plain_type
+from unveil.tasks.context import TaskContext, TaskOutput
 from unveil.tasks.convert import Convert
+from unveil.tasks.inspect import InspectModel
 
 FORMATS = ("ours", "diffusers", "ldm", "openai", "ddpm", "dit")  # that can be written
 DRAWERS = {"LoRA": "loras", "ControlNet": "controlnets"}  # subfolders of other files than models
 PICKLES = (b"PK\x03\x04", b"\x80")  # first bytes of files written by `torch.save`
-
-
-@dataclass(frozen=True)
-class CapturedConsole(Console):
-    """Console that captures the text of the result."""
-
-    lines: list[str] = field(default_factory=list)
-
-    def result(self, facts: Mapping[str, Any], text: str) -> None:
-        """Capture the text."""
-        self.lines.append(text)
 
 
 class ModelsTab(Tab):
@@ -126,10 +114,9 @@ class ModelsTab(Tab):
         entry = next((candidate for candidate in every() if candidate.name == data.get("name")), None)
         if entry is None:
             raise RecipeError(self.tr("This model no longer exists."))
-        heard = CapturedConsole()
-        inspect.model(inspect.InspectRequest(entry.path), heard)
+        result = InspectModel(model=str(entry.path)).run(TaskContext(TaskOutput(Path())))
         template = Markup('<h3>{}</h3><pre class="log" tabindex="0">{}</pre>')
-        return template.format(job_html.safe_text(entry.name), job_html.safe_text("\n".join(heard.lines)))
+        return template.format(job_html.safe_text(entry.name), job_html.safe_text(result.text))
 
     def _brought(self, owner: str, path: str | None, subfolder: str) -> list[Any]:
         if not path:

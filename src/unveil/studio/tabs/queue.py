@@ -85,14 +85,17 @@ class QueueTab(Tab):
     def detailed(self, job: Job) -> Markup:
         """Return the result and the log of a job that has ended."""
         details = job_html.status_html(job, None, False, self.tr) + job_html.outputs_html(job, self.tr)
-        log = job_log(self, job)
-        return details + (
-            Markup('<pre class="log" tabindex="0">{}</pre>').format(job_html.safe_text(log)) if log else Markup("")
-        )
+        return details + log_html(self, job)
+
+
+def log_html(tab: Tab, job: Job) -> Markup:
+    """Return the end of the log of a job; empty if there is none."""
+    log = job_log(tab, job)
+    return Markup('<pre class="log" tabindex="0">{}</pre>').format(job_html.safe_text(log)) if log else Markup("")
 
 
 def job_log(tab: Tab, job: Job) -> str:
-    """Return the end of the log of a job's command; empty if there is none."""
+    """Return the end of the log of a job as text; empty if there is none."""
     try:
         return tab.client.service.log(job.id).decode("utf-8", "replace")
     except (DataError, OSError):

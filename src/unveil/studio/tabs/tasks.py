@@ -5,14 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 import gradio as gr
+from markupsafe import Markup
 
 from unveil.server.jobs.job import Job
 from unveil.server.jobs.task_job import task_kinds
 from unveil.studio.tab_base import JobWatcher, Tab, TabContext
+from unveil.studio.tabs.queue import log_html
 from unveil.studio.task_form import TaskForm
 from unveil.tasks import registry
 
 FIRST = "sample"
+
+
+class ResultWatcher(JobWatcher):
+    """Watches a job, whose result is its files and its log."""
+
+    def result_html(self, job: Job) -> Markup:
+        """Return the files and the log of a completed job."""
+        return super().result_html(job) + log_html(self._tab, job)
 
 
 class TasksTab(Tab):
@@ -30,7 +40,7 @@ class TasksTab(Tab):
                 self.choice = gr.Dropdown(self._choices(), value=FIRST, label=tr("Task"), elem_id="tasks-choice")
                 form_place = gr.Column()
             with gr.Column(scale=3, min_width=300):
-                self.watch = JobWatcher(self, "tasks", tr("Choose a task, fill in its form and run it."))
+                self.watch = ResultWatcher(self, "tasks", tr("Choose a task, fill in its form and run it."))
                 self.watch.build()
         with form_place:
             gr.render(inputs=[self.choice])(self._form)

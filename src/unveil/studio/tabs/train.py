@@ -36,7 +36,7 @@ KEPT = ("loss", "validation", "steps_per_second")  # metrics of the last line th
 class LogWatcher(JobWatcher):
     """Watches a command, whose log is its result."""
 
-    def made(self, job: Job) -> Markup:
+    def result_html(self, job: Job) -> Markup:
         """Return the log of the command."""
         return Markup('<pre class="log" tabindex="0">{}</pre>').format(job_html.safe_text(job_log(self._tab, job)))
 
@@ -115,8 +115,8 @@ class TrainTab(Tab):
     def _connect(self) -> None:
         watch, prepared = self.watch, self.prepared
         self.draft.connect(self.fields)
-        begun = watch.begins(self.go.click, self._submit, [*self.fields.values()], [self.draft.browser_state])
-        self.on(begun.then, self.look, self.looked, self.drawn, by_user=False)
+        submitted = watch.begins(self.go.click, self._submit, [*self.fields.values()], [self.draft.browser_state])
+        self.on(submitted.then, self.look, self.looked, self.drawn, by_user=False)
         self.on(self.folder.change, self._recipes, [self.folder, self.recipe], [self.recipe])
         prepared.begins(self.check.click, self._look_at, [self.folder])
         prepared.begins(self.caption.click, self._tell, [self.folder, self.captioner])

@@ -88,7 +88,7 @@ class VideoTab(GenerationTab):
             self.at = gr.Number(
                 0, precision=0, label=tr("Frame of the keyframe image (-1 is the last)"), elem_id="video-at"
             )
-        with gr.Group(visible=False) as self.given:
+        with gr.Group(visible=False) as self.input_fields:
             self.clip = VideoUpload(label=tr("Input video"), sources=["upload"], height=240, elem_id="video-clip")
         with gr.Group(visible=False) as self.second:
             self.other = VideoUpload(label=tr("Second video"), sources=["upload"], height=240, elem_id="video-other")
@@ -171,7 +171,7 @@ class VideoTab(GenerationTab):
     def groups(self) -> list[Any]:
         """Components shown only for some tasks."""
         return [
-            self.begins, self.given, self.second, self.extended, self.joined, self.edited, self.scene_list,
+            self.begins, self.input_fields, self.second, self.extended, self.joined, self.edited, self.scene_list,
             self.larger, self.changed,
         ]  # fmt: skip
 

@@ -65,8 +65,8 @@ class XyzPlot:
 
         inputs = [self.samplers, self.steps, self.scales, *fields.values()]
         seen = [self.result, self.timer]
-        begun = tab.on(self.go.click, go, inputs, [self.browser_state, *seen])
-        tab.on(begun.then, self.look, [self.browser_state], seen, by_user=False)  # as in `JobWatcher.begins`
+        submitted = tab.on(self.go.click, go, inputs, [self.browser_state, *seen])
+        tab.on(submitted.then, self.look, [self.browser_state], seen, by_user=False)  # as in `JobWatcher.begins`
         tab.on(self.timer.tick, self.look, [self.browser_state], [self.result, self.timer], by_user=False)
         tab.on(self.stop.click, self._cancel, [self.browser_state], [self.result, self.timer])
 

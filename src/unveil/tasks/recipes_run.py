@@ -1,4 +1,4 @@
-"""`unveil recipes`: the bundled recipes, their text and their sources."""
+"""The work of `tasks.recipes`: the bundled recipes, their texts and their sources."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from unveil.core.process import CosineVP, DiscreteVP, LinearVP, Process
 from unveil.core.sde import SubVP
 from unveil.core.timestep_sampling import Stratified
 from unveil.core.ve import VE, DiscreteVE, EDMProcess
-from unveil.io.console import Console
 from unveil.model.config import (
     AnyRecipe,
     AutoencoderRecipe,
@@ -36,28 +35,29 @@ from unveil.nn import captioner, decoding, lora
 from unveil.nn.discriminator import PatchDiscriminator
 from unveil.nn.meta_device import meta_device
 from unveil.nn.transformer import Transformer
+from unveil.tasks.task import TaskResult
 
 
-def names(console: Console) -> None:
+def list_recipes() -> TaskResult:
     """List every recipe with its claim."""
     recipes = [load_recipe(name) for name in recipe_names()]
     facts = [{"name": r.name, "paper": r.reference, "claim": r.claim, "command": r.command} for r in recipes]
     width = max(len(recipe.name) for recipe in recipes)
-    console.result({"recipes": facts}, "\n".join(f"{r.name:<{width}}  {r.claim}" for r in recipes))
+    return TaskResult({"recipes": facts}, "\n".join(f"{r.name:<{width}}  {r.claim}" for r in recipes))
 
 
-def show(name: str, console: Console) -> None:
-    """Print the text of a recipe."""
+def show_recipe(name: str) -> TaskResult:
+    """Return a recipe and its text."""
     text = recipe_text(name)
-    console.result(load_recipe(name).model_dump(mode="json"), text.rstrip())
+    return TaskResult(load_recipe(name).model_dump(mode="json"), text.rstrip())
 
 
-def cite(name: str, console: Console) -> None:
-    """Print the paper of a recipe, and the source of every part as its docstring states it."""
+def cite_recipe(name: str) -> TaskResult:
+    """Return the paper of a recipe, and the source of every part as its docstring states it."""
     recipe = load_recipe(name)
     lines = [{"part": "recipe", "source": recipe.reference}, *sources(recipe)]
     width = max(len(line["part"]) for line in lines)
-    console.result({"sources": lines}, "\n".join(f"{line['part']:<{width}}  {line['source']}" for line in lines))
+    return TaskResult({"sources": lines}, "\n".join(f"{line['part']:<{width}}  {line['source']}" for line in lines))
 
 
 def sources(recipe: AnyRecipe) -> list[dict[str, str]]:

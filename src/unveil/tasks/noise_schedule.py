@@ -1,11 +1,11 @@
-"""`unveil inspect schedule`: a noise schedule, timestep by timestep, as a table and a plot."""
+"""The work of `tasks.inspect.InspectSchedule`: a noise schedule, timestep by timestep, as a table and a plot."""
 
 from __future__ import annotations
 
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -19,33 +19,35 @@ from unveil.core.transition import Chain, chain_of
 from unveil.core.variance import fixed_small, is_learned
 from unveil.errors import RecipeError
 from unveil.evaluate.likelihood import bits_per_dim
-from unveil.generation.model_loading import device as pick
-from unveil.io.console import Console
+from unveil.generation.model_loading import device as select_device
 from unveil.io.files import refuse_overwrite, write_atomically
 from unveil.model import model_folder
 from unveil.model.config import Recipe, load_recipe, recipe_names
+from unveil.tasks.context import TaskContext
+from unveil.tasks.fields import CatalogName
 from unveil.tasks.recipe_kind import diffusion
+from unveil.tasks.task import TaskResult
 from unveil.types import NoiseLevel, like
 
-DEVIATION = 0.5  # of the Gaussian data whose exact bound is drawn where there is no model
+if TYPE_CHECKING:
+    from unveil.tasks.inspect import InspectSchedule
+
+DEVIATION = 0.5  # standard deviation of the Gaussian data whose exact bound is plotted without a model
 STEPS = 1000  # of the chain of a process of continuous time
 
 
 @dataclass(frozen=True)
-class ScheduleRequest:
-    """What is asked, as typed."""
+class ScheduleCurves:
+    """Values of each step of a schedule, from the noisiest to the data.
 
-    name: str
-    overrides: tuple[str, ...] = ()
-    rows: int = 11
-    count: int = 32
-
-
-@dataclass(frozen=True)
-class Curves:
-    """Of each step, from the noisiest to the data.
-
-    alpha_bar: alpha^2 of the step's start. ratio: beta-tilde / beta. bound: bits/dim. of: what the bound is of.
+    Attributes:
+        t: Time of the start of the step.
+        alpha_bar: alpha^2 at the start of the step.
+        beta: beta of the step.
+        ratio: beta-tilde / beta.
+        bound: Term of the variational bound in bits/dim.
+        prior: Prior term of the bound in bits/dim.
+        of: What the bound is measured on.
     """
 
     t: list[float]
@@ -62,21 +64,26 @@ class Curves:
         return self.prior + sum(self.bound)
 
 
-def process(ask: ScheduleRequest, out: Path, force: bool, console: Console) -> None:
-    """Draws and prints."""
+def plot_schedule(task: InspectSchedule, context: TaskContext) -> TaskResult:
+    """Plot the schedule of a recipe or of a model, and return its table.
+
+    Raises:
+        RecipeError: The output is not a .png file, or the recipe is not one of a diffusion model.
+        OutputError: The output exists.
+    """
+    out = context.output.path
     if out.suffix.lower() != ".png":
         raise RecipeError(f"--out {out}: must end in .png")
-    if ask.rows < 2 or ask.count < 1:
-        raise RecipeError(f"--rows {ask.rows}, --num-images {ask.count}: at least 2 and 1")
-    refuse_overwrite(out, force)
-    curves = _of_recipe(ask) if _is_recipe(ask.name) else _of_model(ask, console)
-    write_atomically(out, draw(curves, ask.name))
-    facts: dict[str, Any] = {**vars(curves), "bits_per_dim": curves.total, "picture": str(out)}
-    console.result(facts, f"{table(curves, ask.rows)}\n{out}")
+    refuse_overwrite(out, context.output.force)
+    name = context.resolver.path(task.source, CatalogName("recipe_or_model"))
+    curves = _of_recipe(task, name) if _is_recipe(name) else _of_model(task, name, context)
+    write_atomically(out, draw(curves, task.source))
+    facts: dict[str, Any] = {**vars(curves), "bits_per_dim": curves.total, "image": str(out)}
+    return TaskResult(facts, f"{table(curves, task.rows)}\n{out}")
 
 
-def table(curves: Curves, rows: int) -> str:
-    """Evenly spaced steps, a line each."""
+def table(curves: ScheduleCurves, rows: int) -> str:
+    """Return a table of evenly spaced steps, one line each."""
     steps = len(curves.t)
     chosen = sorted({round(place * (steps - 1) / (rows - 1)) for place in range(rows)})
     lines = [f"{'t':>8} {'alpha-bar':>12} {'beta':>12} {'ratio':>9} {'bits/dim':>12}"]
@@ -86,8 +93,8 @@ def table(curves: Curves, rows: int) -> str:
     return "\n".join(lines)
 
 
-def draw(curves: Curves, title: str) -> bytes:
-    """A PNG of three curves over t."""
+def draw(curves: ScheduleCurves, title: str) -> bytes:
+    """Return a PNG of three curves over t."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -109,10 +116,10 @@ def draw(curves: Curves, title: str) -> bytes:
     return file.getvalue()
 
 
-def curves_of(chain: Chain, terms: Tensor, prior: Tensor, of: str) -> Curves:
-    """The curves of a chain, with the terms (B, T) and the prior (B,) of a bound in bits/dim."""
+def curves_of(chain: Chain, terms: Tensor, prior: Tensor, of: str) -> ScheduleCurves:
+    """Return the curves of a chain, with the terms (B, T) and the prior (B,) of a bound in bits/dim."""
     moves = list(chain)
-    return Curves(
+    return ScheduleCurves(
         t=[float(move.t.t) for move in moves],
         alpha_bar=[float(move.t.alpha) ** 2 for move in moves],
         beta=[float(move.beta) for move in moves],
@@ -124,7 +131,7 @@ def curves_of(chain: Chain, terms: Tensor, prior: Tensor, of: str) -> Curves:
 
 
 def gaussian(deviation: float) -> DenoiseFn:
-    """The exact denoiser of Gaussian data of mean 0: E[x0 | x] = alpha s^2 x / (alpha^2 s^2 + sigma^2)."""
+    """Return the exact denoiser of Gaussian data of mean 0: E[x0 | x] = alpha s^2 x / (alpha^2 s^2 + sigma^2)."""
 
     def step(x: Tensor, level: NoiseLevel) -> Estimate:
         alpha, sigma = float(level.alpha), float(level.sigma)
@@ -144,34 +151,34 @@ def _chain(process: Process) -> Chain:
     return Chain(schedules.uniform(process, STEPS))
 
 
-def _of_recipe(ask: ScheduleRequest) -> Curves:
-    recipe = _diffusion(ask.name, ask.overrides)
+def _of_recipe(task: InspectSchedule, name: str) -> ScheduleCurves:
+    recipe = _diffusion(name, task)
     rule = recipe.build_variance()
     # whole values of 256, as pixels have them
-    streams = SampleRNG(0, range(ask.count))
+    streams = SampleRNG(0, range(task.num_images))
     x0 = (((DEVIATION * streams.normal((1024,), 0).double()).clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
     chain = _chain(recipe.process.build())
     noise = streams.bind(x0.shape[1:])
-    found = bound(gaussian(DEVIATION), chain, x0, fixed_small if is_learned(rule) else rule, noise=noise)
+    exact = bound(gaussian(DEVIATION), chain, x0, fixed_small if is_learned(rule) else rule, noise=noise)
     of = f"the best denoiser of Gaussian data, deviation {DEVIATION}"
-    return curves_of(chain, found.terms, found.prior, of)
+    return curves_of(chain, exact.terms, exact.prior, of)
 
 
-def _of_model(ask: ScheduleRequest, console: Console) -> Curves:
-    run = Path(ask.name)
+def _of_model(task: InspectSchedule, name: str, context: TaskContext) -> ScheduleCurves:
+    run = Path(name)
     run = run.parent.parent if run.parent.name == "checkpoints" else run
     if not (run / "recipe.yaml").is_file():
         raise RecipeError(
-            f"{ask.name}: has no recipe.yaml, which names the data that the bound is measured on; give a run"
+            f"{task.source}: has no recipe.yaml, which names the data that the bound is measured on; give a run"
         )
-    recipe = _diffusion(str(run), ask.overrides)
-    model = model_folder.load_model(ask.name).to(pick("auto"))
+    recipe = _diffusion(str(run), task)
+    model = model_folder.load_model(name).to(select_device(context.device))
     held_out = data.open(recipe.data.build(), "held-out")
     chain = _chain(model.process)
-    with console.progress("network call", len(chain)) as progress:
-        found = bits_per_dim(model, held_out, count=ask.count, steps=len(chain), on_progress=progress.reach)
-    return curves_of(chain, found.terms, found.prior, f"{ask.name} on {len(found.prior)} held-out pictures")
+    with context.console.progress("network call", len(chain)) as progress:
+        bits = bits_per_dim(model, held_out, count=task.num_images, steps=len(chain), on_progress=progress.reach)
+    return curves_of(chain, bits.terms, bits.prior, f"{task.source} on {len(bits.prior)} held-out images")
 
 
-def _diffusion(name: str, overrides: tuple[str, ...]) -> Recipe:
-    return diffusion(load_recipe(name, overrides), "unveil inspect schedule")
+def _diffusion(name: str, task: InspectSchedule) -> Recipe:
+    return diffusion(load_recipe(name, task.settings), "unveil inspect schedule")

@@ -1,4 +1,4 @@
-"""`unveil inspect dit-xl-2`: size and cost of a published architecture, computed without its weights."""
+"""Size and cost of a published architecture such as dit-xl-2, computed without its weights."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from unveil.errors import RecipeError
-from unveil.io.console import Console, size
+from unveil.io.console import size
 from unveil.nn import dit, vit
 from unveil.nn.dit import DiT
 from unveil.nn.flops import activations, multiply_adds
 from unveil.nn.meta_device import meta_device
+from unveil.tasks.task import TaskResult
 from unveil.types import Condition
 
 KINDS = ("dit", "vit")
@@ -26,20 +26,19 @@ def is_name(text: str) -> bool:
     return text.partition("-")[0] in KINDS and "/" not in text
 
 
-def network(name: str, side: int | None, batch: int, console: Console) -> None:
-    """Print parameters, multiply-adds, tokens and memory of an architecture.
+def describe(name: str, side: int | None, batch: int) -> TaskResult:
+    """Return parameters, multiply-adds, tokens and memory of an architecture.
 
     Args:
+        name: Name of the architecture.
         side: Side of the input; None for the published one: 32 latents for DiT, 224 pixels for ViT.
         batch: Batch size for which memory is estimated.
 
     Raises:
-        RecipeError: no such network, or a side that its patch does not divide.
+        RecipeError: The architecture is unknown, or its patch size does not divide the side.
     """
-    if batch < 1:
-        raise RecipeError(f"batch = {batch}: must be at least 1")
     facts = _dit(name, side or 32, batch) if name.startswith("dit") else _vit(name, side or 224, batch)
-    console.result(facts, _text(facts))
+    return TaskResult(facts, _text(facts))
 
 
 def _dit(name: str, side: int, batch: int) -> dict[str, Any]:

@@ -1,61 +1,45 @@
-"""`unveil inspect`: contents of a checkpoint from its headers, models of the models folder, and samplers."""
+"""The work of `tasks.inspect`: contents of a checkpoint from its headers, models of the models folder, and samplers."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unveil.checkpoints import inspection
 from unveil.checkpoints.key_mapping import abbreviate
 from unveil.checkpoints.overrides import ModelOverrides
-from unveil.cli.text_forms import sampling_of
-from unveil.io.console import Console
 from unveil.io.console import size as bytes_of
 from unveil.model import model_folder
 from unveil.model.config import validate
+from unveil.tasks import architecture
+from unveil.tasks.context import TaskContext
+from unveil.tasks.fields import CatalogName
+from unveil.tasks.task import TaskResult
+
+if TYPE_CHECKING:
+    from unveil.tasks.inspect import InspectModel
 
 
-@dataclass(frozen=True)
-class InspectRequest:
-    """What is looked at.
-
-    Attributes:
-        path: a file, a folder, or a network's name.
-        words: what a file's keys do not say, as file.KEY=VALUE.
-        keys: list every tensor.
-        size, batch: of the input, for a network's name.
-    """
-
-    path: Path
-    words: tuple[str, ...] = ()
-    keys: bool = False
-    size: int | None = None
-    batch: int = 8
+def inspect_model(task: InspectModel, context: TaskContext) -> TaskResult:
+    """Describe the weights, of which only the headers are read; or the architecture of this name."""
+    path = context.path(task.model, CatalogName("model_or_architecture"))
+    if architecture.is_name(str(path)) and not path.exists():
+        return architecture.describe(str(path), task.size, task.batch_size)
+    overrides = validate(ModelOverrides, task.file, "file")
+    facts = inspection.inspect(_find(path), overrides)
+    if not task.list_tensors:
+        facts = facts | {"files": {name: _summary(file) for name, file in facts["files"].items()}}
+    return TaskResult(facts, _text(facts, task.list_tensors))
 
 
-def model(ask: InspectRequest, console: Console) -> None:
-    """Tells what the weights are, of which no number is read; or, of a network's name, what it would be."""
-    from unveil.cli import architecture
-
-    if architecture.is_name(str(ask.path)) and not ask.path.exists():
-        architecture.network(str(ask.path), ask.size, ask.batch, console)
-        return
-    overrides = validate(ModelOverrides, sampling_of(ask.words).get("file", {}), "file")
-    facts = inspection.inspect(_place(ask.path), overrides)
-    if not ask.keys:
-        facts = facts | {"files": {name: _summed(file) for name, file in facts["files"].items()}}
-    console.result(facts, _text(facts, ask.keys))
+def _find(path: Path) -> Path:
+    """Return the path of this name in any subfolder of the models folder, or the path itself."""
+    paths = (model_folder.resolve_name(path, subfolder) for subfolder in model_folder.SUBFOLDERS)
+    return next((candidate for candidate in paths if candidate != path), path)
 
 
-def _place(path: Path) -> Path:
-    """Where something of this name lies, in any part of the models folder."""
-    places = (model_folder.resolve_name(path, subfolder) for subfolder in model_folder.SUBFOLDERS)
-    return next((place for place in places if place != path), path)
-
-
-def models(console: Console) -> None:
-    """Lists the models folder, with what each is by its keys."""
+def inspect_models() -> TaskResult:
+    """List the models folder, with the format of each file by its keys."""
     listed = [
         {"name": entry.name, "folder": entry.subfolder, "path": str(entry.path), "kind": kind, "what": title}
         for entry in model_folder.list_models()
@@ -64,11 +48,11 @@ def models(console: Console) -> None:
     where = f"{model_folder.models_dir()} ({model_folder.ENVIRONMENT_VARIABLE} names another)"
     rows = [f"{entry['folder']:<12}  {entry['name']}: {entry['what']}" for entry in listed]
     text = "\n".join([f"{where}:", *rows] if rows else [f"{where}: nothing in {', '.join(model_folder.SUBFOLDERS)}"])
-    console.result({"root": str(model_folder.models_dir()), "models": listed}, text)
+    return TaskResult({"root": str(model_folder.models_dir()), "models": listed}, text)
 
 
-def samplers(console: Console) -> None:
-    """Tells what each sampler declares; a test holds every one to it."""
+def inspect_samplers() -> TaskResult:
+    """List what each sampler declares; a test compares each sampler with its declaration."""
     from unveil.core.samplers import sampler_specs
     from unveil.model.config import SampleConfig
 
@@ -100,10 +84,10 @@ def samplers(console: Console) -> None:
     text = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [heads, *rows]
     ]
-    console.result({"samplers": listed}, "\n".join(text))
+    return TaskResult({"samplers": listed}, "\n".join(text))
 
 
-def _summed(file: dict[str, Any]) -> dict[str, Any]:
+def _summary(file: dict[str, Any]) -> dict[str, Any]:
     types = sorted({tensor["dtype"] for tensor in file["tensors"].values()})
     return {"tensors": len(file["tensors"]), "types": types, "metadata": file["metadata"]}
 
@@ -125,8 +109,8 @@ def _text(facts: dict[str, Any], keys: bool) -> str:
     lines += [f"{name:<12} {fits}" for name, fits in facts.get("fits", {}).items()]
     described = facts.get("model")
     if described:
-        makes = "pictures" if described.get("kind") == "autoencoder" else "samples "
-        lines.append(f"{makes}     {described.get('key', 'pixels')} of shape {tuple(described['shape'])}")
+        makes = "images " if described.get("kind") == "autoencoder" else "samples"
+        lines.append(f"{makes}      {described.get('key', 'pixels')} of shape {tuple(described['shape'])}")
         named = ("network", "process", "prediction", "variance", "condition", "autoencoder", "sample")
         lines += [f"{name:<13}{_brief(described[name])}" for name in named if name in described]
     for name, file in facts["files"].items():
