@@ -66,7 +66,7 @@ FeatureWeights = Annotated[
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """How a command reports, and whether it overwrites files."""
+    """Options for the output of a command, and for overwriting files."""
 
     force: Force = False
     as_json: AsJson = False

@@ -1,3 +1,3 @@
-"""What users can ask for: one class per task, in a registry that packages can extend."""
+"""Tasks: one class per task, in a registry that packages can extend."""
 
 NAME = "name"  # the key of a task's name in metadata

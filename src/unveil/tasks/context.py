@@ -1,4 +1,4 @@
-"""What a task runs with: where names lead, where files go, and how progress is shown."""
+"""Context of a running task: resolver of names, output, console and device."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class ModelOpener(Protocol):
 
 @dataclass(frozen=True)
 class TaskOutput:
-    """Where files go.
+    """Output of a task.
 
     Attributes:
         path: Folder, or one file.
@@ -69,7 +69,7 @@ class TaskOutput:
 
 @dataclass(frozen=True)
 class TaskContext:
-    """What a task runs with.
+    """Context of a running task.
 
     Attributes:
         output: Where files go.

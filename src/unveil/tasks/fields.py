@@ -281,7 +281,7 @@ class PromptFields(Fields):
 
 
 class ExpansionFields(Fields):
-    """How prompts are expanded before the model reads them."""
+    """Expansion of prompts before the model reads them."""
 
     group: ClassVar[str] = "Conditions"
 
@@ -420,7 +420,7 @@ class AdapterFields(Fields):
 
 
 class BatchFields(Fields):
-    """How many results are computed at once."""
+    """Number of results that are computed at once."""
 
     group: ClassVar[str] = "Sampling"
 

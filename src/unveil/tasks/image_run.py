@@ -163,7 +163,7 @@ def number_of_results(task: ImageTask, model: Model) -> int:
 
 
 def image_output(task: Task, context: TaskContext) -> ImageOutput:
-    """Where the files of a task go."""
+    """The output paths of a task."""
     output = context.output
     return ImageOutput(
         output.path,
@@ -187,7 +187,7 @@ def input_fields(task: Task) -> dict[str, str]:
 
 
 def file_mark(task: Task, name: str) -> FileInput:
-    """What the file of a field is."""
+    """The medium of the file of a field."""
     mark = mark_of(type(task), name)
     assert isinstance(mark, FileInput), name
     return mark
@@ -240,7 +240,7 @@ def _same_size(image: inputs.LoadedInput, other: inputs.LoadedInput) -> None:
 
 
 def spec_of(task: GeneratesImages, model: Model, rows: Sequence[InputRow], each: int) -> TaskSpec:
-    """How a task changes the generation of some inputs of one size, `each` results of each."""
+    """The change of generation of a task, for inputs of one size with `each` results of each."""
     roles = list(rows[0].files) if rows else []
     stacked = {role: torch.stack([row.files[role].content for row in rows]) for role in roles}
     content = {role: each_row.repeat_interleave(each, 0) for role, each_row in stacked.items()}
@@ -336,7 +336,7 @@ def condition_fields(values: Mapping[str, Sequence[Any]], prefix: str = "") -> d
 
 
 def adapters_of(facts: Mapping[str, Any]) -> list[Any]:
-    """What metadata say of LoRAs and ControlNets except the names of files."""
+    """The metadata of LoRAs and ControlNets without the names of files."""
     each = [*facts.get("loras", []), *facts.get("controls", [])]
     return [{key: item[key] for key in item if key not in ("name", "image")} for item in each]
 
@@ -430,7 +430,7 @@ def regenerate_image(
 
 
 def recorded_spec(task: GeneratesImages, model: Model, facts: Mapping[str, Any], places: Sequence[Path]) -> TaskSpec:
-    """How the task of some metadata changes generation, its inputs read again.
+    """The change of generation of the task in some metadata, whose inputs are read again.
 
     Raises:
         DataError: An input is missing, or the metadata lack something.

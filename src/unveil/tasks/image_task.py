@@ -1,4 +1,4 @@
-"""What all tasks have that generate images: their fields, their cost, and how a file is generated again."""
+"""Base class of the tasks that generate images: their fields, their cost and regeneration."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class GeneratesImages(Task):
     gives: ClassVar[tuple[str, ...]] = ()  # conditions that are images, which the task gives the network
 
     def spec(self, model: Model, inputs: Mapping[str, Tensor]) -> TaskSpec:
-        """How the task changes generation.
+        """The change of generation that the task makes.
 
         Args:
             model: Model that generates.
@@ -67,7 +67,7 @@ class StartFields(Task):
 
 
 class CountFields(StartFields):
-    """How many images are generated, and what is kept of the way to them."""
+    """Number of images, and whether their sampling trajectories are saved."""
 
     group: ClassVar[str] = "Images"
 

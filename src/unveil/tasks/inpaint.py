@@ -20,7 +20,7 @@ WHITE = 128  # pixels of a mask from this value on belong to the generated regio
 
 
 class InpaintFields(Task):
-    """How the generated region is fitted to the rest of the image."""
+    """Settings that fit the generated region to the rest of the image."""
 
     group: ClassVar[str] = "Inpainting"
 

@@ -21,7 +21,7 @@ _WIDTH, _HEIGHT = (
 
 
 class Preprocess(Task):
-    """What all preprocessors share: an input that is a file or a folder, and an output of the same kind."""
+    """Preprocessor whose input is a file or a folder, and whose output is of the same kind."""
 
     section: ClassVar[str] = "Edit images"
     arguments: ClassVar[tuple[str, ...]] = ("image",)

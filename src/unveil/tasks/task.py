@@ -1,4 +1,4 @@
-"""What a task is: one class whose fields are the options of its command, the body of its request and its form.
+"""Base class of tasks, whose fields are the options of its command, the body of its request and its form.
 
 The same class is the Python call, the queued job, and the metadata in the files that it writes.
 """
@@ -26,7 +26,7 @@ WORDS = "..."  # in `Task.arguments`: settings as KEY=VALUE, and a prompt
 
 
 class TaskResult(NamedTuple):
-    """What a task did: facts for programs, and a text for a person."""
+    """Result of a task: facts for programs, and a text for a person."""
 
     facts: dict[str, Any]
     text: str
@@ -47,7 +47,7 @@ class Reference(NamedTuple):
 
 
 class Workload(NamedTuple):
-    """What the cost of a task depends on besides its fields: facts of its model and of its inputs.
+    """Facts of the model and of the inputs of a task, on which its cost depends besides its fields.
 
     Attributes:
         shape: Shape of the model's samples, channels first.

@@ -124,7 +124,7 @@ class VideoStage:
 
 
 class VideoShot(NamedTuple):
-    """What a task generates.
+    """Specification of the videos that a task generates.
 
     Attributes:
         task: The task for the metadata, with what it took from the metadata of its inputs.
@@ -231,7 +231,7 @@ def per_frame(values: Sequence[float], frames: int) -> list[float]:
 
 
 def _mask(task: VideoEdit, stage: VideoStage, clip: video_inputs.InputVideo) -> Tensor | None:
-    """Where new content is generated: boolean (1, 1, 1 or T, H, W)."""
+    """The mask of the new content: boolean (1, 1, 1 or T, H, W)."""
     name = "mask" if task.mask is not None else "keep_mask"
     if name not in stage.files:
         return None

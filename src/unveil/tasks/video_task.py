@@ -1,4 +1,4 @@
-"""What all tasks have that generate videos: their fields, their cost, and how a file is generated again."""
+"""Base class of the tasks that generate videos: their fields, their cost and regeneration."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class VideoTask(AdapterFields, SizeFields, SamplingFields, ModelFields, Task):
             raise RecipeError('the prompt is empty; write one such as "a small red circle moves left"')
 
     def shot(self, stage: VideoStage) -> VideoShot:
-        """What is generated, of the model and of the input files.
+        """The specification of the video, made of the model and the input files.
 
         Raises:
             RecipeError: The task is not possible with this model, or with these files.
@@ -116,7 +116,7 @@ def _videos(load: Workload) -> list[tuple[int, int, int]]:
 
 
 class FramesAdded(Fields):
-    """How many frames are added to videos, and how many of theirs are known."""
+    """Number of frames that are added to videos, and of the context frames that condition them."""
 
     group: ClassVar[str] = "Length"
 

@@ -1,1 +1,1 @@
-"""What people leave running: the queue of everything that takes long, and those who work on it."""
+"""Jobs: a durable queue, the workers that run its tasks, uploads and output files."""
