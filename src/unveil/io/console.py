@@ -13,14 +13,15 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from unveil.io.progress_report import report_progress
+Listener = Callable[[int, int], object]  # completed steps, and their total, 0 if unknown
 
+_listeners: list[Listener] = []
 _pending: int | None = None  # the last signal whose exception has not reached the end of `signals_raised`
 
 
@@ -137,6 +138,22 @@ def size(count: float) -> str:
             return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}"
         count /= 1024
     return f"{count:.3g} TiB"
+
+
+def report_progress(completed: int, total: int) -> None:
+    """Tell all listeners the completed steps and their total, 0 if unknown."""
+    for listener in _listeners:
+        listener(completed, total)
+
+
+@contextmanager
+def progress_listener(listener: Listener) -> Iterator[None]:
+    """Call a function with the progress of every counter of this process until the block ends."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
 
 
 class Terminated(BaseException):

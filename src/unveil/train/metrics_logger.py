@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unveil.io.console import report_progress
 from unveil.io.files import write_atomically
-from unveil.io.progress_report import report_progress
 
 BINS = 10  # equal parts of t in [0, 1]
 log = logging.getLogger("unveil.train")

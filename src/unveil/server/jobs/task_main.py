@@ -17,8 +17,7 @@ from typing import Any
 
 from unveil.cli.exit_codes import guarded, outcome
 from unveil.errors import OUR_FAULT, OutOfResources
-from unveil.io.console import Console
-from unveil.io.progress_report import progress_listener
+from unveil.io.console import Console, progress_listener
 from unveil.server.jobs.outputs import write_result
 from unveil.tasks import NAME, registry
 from unveil.tasks.context import TaskContext, TaskOutput
