@@ -54,4 +54,4 @@ def test_the_page_of_the_http_interface_has_every_task_that_a_server_offers():
 def test_a_task_that_a_server_does_not_offer_states_why():
     reasons = {name: kind.served for name in registry.BUNDLED if (kind := registry.task_class(name)).served}
     assert all(len(reason.split()) > 4 for reason in reasons.values())
-    assert set(reasons) == {"preprocess-boxes", "inspect-models"}
+    assert set(reasons) == {"preprocess-boxes", "inspect-models", "studio", "serve", "demo"}

@@ -6,25 +6,21 @@ This module does not import torch, so that help is printed at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 import unveil
-from unveil.cli import serve
 from unveil.cli.analyze_options import analyze_app
 from unveil.cli.command_names import resolve_command, resolve_options
 from unveil.cli.exit_codes import guarded
 from unveil.cli.options import (
     ALL_COMMANDS,
     Command,
-    Quiet,
     TaskCommand,
     with_options,
 )
-from unveil.io.console import Console
 from unveil.tasks import registry
 
 # Commands in the order of help, by workflow
@@ -95,8 +91,6 @@ app.add_typer(recipes_app, name="recipes")
 app.add_typer(analyze_app, name="analyze")
 app.add_typer(lora_app, name="lora")
 app.add_typer(video_app, name="video")
-for command in serve.COMMANDS:
-    app.command(command.__name__)(command)
 
 
 def _task_command(name: str, command_name: str) -> Callable[[], Command]:
@@ -144,21 +138,6 @@ def _root(
     ] = False,
 ) -> None:
     del version
-
-
-@app.command()
-def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Output folder of everything.")] = Path("runs/demo"),
-    minutes: Annotated[float, typer.Option(help="Maximum training time, in minutes.")] = 4.0,
-    quiet: Quiet = False,
-) -> None:
-    """Train on handwritten digits, generate some, evaluate the model, and generate a video from a prompt.
-
-    Example: unveil demo
-    """
-    from unveil.cli import demo as work
-
-    work.demo(out, minutes, Console(False, quiet))
 
 
 def command_tree() -> dict[str, tuple[str, ...]]:

@@ -158,6 +158,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 Frames = Annotated[int, Field(ge=1, le=MAX_FRAMES)]
 Value = bool | int | float | str
+Names = Annotated[tuple[Name, ...], *_repeat]
 Texts = Annotated[tuple[Text, ...], *_repeat]
 Seeds = Annotated[tuple[Seed, ...], *_repeat]
 Values = Annotated[tuple[Value, ...], *_repeat]

@@ -171,6 +171,25 @@ _BUNDLED = {
         ("lora-convert", "lora:LoraConvert", "Convert a LoRA to another format; the model names the target modules."),
         ("lora-merge", "lora:LoraMerge", "Merge LoRAs into the weights of a model."),
     ),
+    "Serve": (
+        (
+            "studio",
+            "unveil.studio.task:Studio",
+            "Generate images and videos, train and evaluate models in a browser; serves the HTTP interface as well.",
+        ),
+        (
+            "serve",
+            "unveil.server.task:Serve",
+            "Serve image and video generation over HTTP, by an OpenAI-compatible interface and by its own.",
+        ),
+    ),
+    "First steps": (
+        (
+            "demo",
+            "demo:Demo",
+            "Train on handwritten digits, generate some, evaluate the model, and generate a video from a prompt.",
+        ),
+    ),
 }
 BUNDLED: dict[str, TaskEntry] = {
     name: TaskEntry(target if target.startswith("unveil.") else f"unveil.tasks.{target}", section, summary)

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests.server.http.conftest import Begin
-from unveil.cli.serve import WorkOptions
 from unveil.server.http.security import SecurityPolicy
 from unveil.server.http.server import ServerOptions
 from unveil.server.jobs.job import QueueLimits
 from unveil.server.jobs.task_job import is_task
+from unveil.server.task import Serve
 from unveil.tasks import registry
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -23,14 +23,14 @@ def test_every_route_and_limit_is_documented(begin: Begin, page: str):
     text = (DOCS / page).read_text("utf-8")
     for path in begin().ask("GET", "/v1/openapi.json").json["paths"]:
         assert re.sub(r"^/v1/tasks/.*", "/v1/tasks/NAME", path) in text, path
-    worked, rules = WorkOptions(), SecurityPolicy()
+    task, rules = Serve(), SecurityPolicy()
     ask, limits = ServerOptions(Path()), QueueLimits()
-    assert (worked.queue, worked.each, worked.budget) == (ask.waiting, ask.each, ask.budget)
+    assert (task.max_queued, task.max_jobs_per_key, task.max_job_cost) == (ask.waiting, ask.each, ask.budget)
     assert (ask.waiting, ask.each) == (limits.waiting, limits.each)
     for text_of_limit in (
-        f"--max-queued {worked.queue}",
-        f"--max-jobs-per-key {worked.each}",
-        f"--max-job-cost {worked.budget:g}",
+        f"--max-queued {task.max_queued}",
+        f"--max-jobs-per-key {task.max_jobs_per_key}",
+        f"--max-job-cost {task.max_job_cost:g}",
     ):
         assert f"`{text_of_limit}`" in text
     assert f"{rules.json >> 10} KiB" in text

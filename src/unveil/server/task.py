@@ -1,0 +1,78 @@
+"""The HTTP server, as a task of the registry."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from unveil.tasks.fields import LocalFile, Name, Names, info
+from unveil.tasks.task import Task, TaskResult
+
+if TYPE_CHECKING:
+    from unveil.tasks.context import TaskContext
+
+
+class Serve(Task):
+    """Serve image and video generation over HTTP, by an OpenAI-compatible interface and by its own.
+
+    Jobs survive a restart: queued jobs are run when the server is started again with the same --state-dir.
+
+    Example: unveil serve --port 7860
+    """
+
+    name: ClassVar[str] = "serve"
+    section: ClassVar[str] = "Serve"
+    common: ClassVar[tuple[str, ...]] = ()
+    makes: ClassVar[str] = "text"
+    served: ClassVar[str] = "a server is started on its machine"
+    group: ClassVar[str] = "Server"
+    module: ClassVar[str] = "unveil.server.http.server"  # module whose function `serve` does the work
+    extra: ClassVar[str] = "server"  # optional dependencies that the module needs
+
+    state_dir: Annotated[LocalFile, info("Folder of the jobs and of their results.", metavar="FOLDER")] = "service"
+    host: Annotated[Name, info("Address to listen on; one that other machines can reach needs API keys.")] = "127.0.0.1"
+    port: Annotated[int, info("Port to listen on; 0 picks a free one.", ge=0, le=65535)] = 7860
+    api_keys: Annotated[
+        LocalFile | None,
+        info("File of API keys, NAME KEY per line; or set UNVEIL_SERVER_KEY.", metavar="FILE"),
+    ] = None
+    allowed_hosts: Annotated[
+        Names,
+        info("Host name by which the server is called; repeat for several.", flags=["--allowed-host"]),
+    ] = ()
+    allow_origins: Annotated[
+        Names,
+        info(
+            "Origin of pages that may call it (CORS), such as https://example.org; repeat for several.",
+            flags=["--allow-origin"],
+        ),
+    ] = ()
+    devices: Annotated[
+        Names,
+        info(
+            "Device of a worker: auto, cpu, cuda:0 ...; repeat for several workers; auto when left out.",
+            flags=["--device"],
+        ),
+    ] = ("auto",)
+    max_queued: Annotated[int, info("Maximum number of queued jobs.", ge=1)] = 32
+    max_jobs_per_key: Annotated[int, info("Maximum number of queued and running jobs of one API key.", ge=1)] = 8
+    max_job_cost: Annotated[float, info("Maximum cost of a job, in megapixels of network evaluations.", ge=0)] = 5000.0
+
+    def run(self, context: TaskContext) -> TaskResult:
+        """Serve until interrupted.
+
+        Raises:
+            RecipeError: The optional dependencies are not installed, a key is too short, or is missing for an address that other machines can reach.
+            OutputError: The address is in use, or another server uses the folder.
+        """
+        from unveil.io.optional_deps import import_extra
+
+        command = f"unveil {self.name}"
+        server = import_extra(self.module, command, self.extra)
+        options = import_extra("unveil.server.http.server", command, self.extra).ServerOptions(
+            Path(self.state_dir), self.host, self.port, None if self.api_keys is None else Path(self.api_keys),
+            self.allowed_hosts, self.allow_origins, self.devices, self.max_queued, self.max_jobs_per_key,
+            self.max_job_cost,
+        )  # fmt: skip
+        server.serve(options, context.console)
+        return TaskResult({}, "")
