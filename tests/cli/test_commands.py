@@ -254,7 +254,7 @@ def test_data_check_of_videos(cli: Cli, tmp_path: Path):
     assert "walk.mp4: 16 x 16, 6 frames: to 8 x 8, 12 fps to 6 fps (nearest), 3 of 6 frames left out" in output
     done = cli("data", "check", folder, "--resample", "nearst")
     assert done.code == 2
-    assert "resample 'nearst': must be one of none, nearest, shown; nearest: 'nearest'" in done.err
+    assert "resample = 'nearst': must be one of none, nearest, shown; nearest: 'nearest'" in done.err
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "photos" / "a.png")
     assert (

@@ -66,7 +66,7 @@ def test_a_run_is_trained_on_them(cli: Cli, latents: Path):
     for command in (["evaluate", "run"], ["analyze", "guidance", "run"]):
         refused = cli(*command)
         assert refused.code == 2, refused.err
-        assert "makes latents" in refused.err
+        assert "generates latents" in refused.err
 
 
 def encoding(recipe: Recipe) -> Model:
