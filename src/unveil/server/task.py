@@ -62,7 +62,8 @@ class Serve(Task):
         """Serve until interrupted.
 
         Raises:
-            RecipeError: The optional dependencies are not installed, a key is too short, or is missing for an address that other machines can reach.
+            RecipeError: The optional dependencies are not installed, or a key is too short, or missing for an address
+                that other machines can reach.
             OutputError: The address is in use, or another server uses the folder.
         """
         from unveil.io.optional_deps import import_extra
