@@ -36,7 +36,7 @@ class DataShow(Task):
     recipe: Recipe
     settings: Changes = Field(default_factory=dict)
     num_images: Annotated[
-        int, info("Number of images.", title="Number of images", flags=["--num-images", "-n"], le=100_000)
+        int, info("Number of images.", title="Number of images", flags=["--num-images", "-n"], le=4096)
     ] = 64
     split: Annotated[Name, info("Split of the data: train or held-out.")] = "train"
 

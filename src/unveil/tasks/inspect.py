@@ -110,7 +110,7 @@ class InspectSchedule(Task):
         info(
             "Number of held-out images that the bound is measured on.",
             flags=["--num-images", "-n"],
-            le=100_000,
+            le=10_000,
         ),
     ] = 32
 

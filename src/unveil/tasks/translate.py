@@ -28,11 +28,11 @@ class Translate(Task):
         info("Run folder, or card of a sequence-to-sequence model.", metavar="MODEL"),
     ]
     texts: Annotated[
-        Texts, info("Text to translate; several are allowed.", metavar="[TEXT]...", widget="text", max_length=1000)
+        Texts, info("Text to translate; several are allowed.", metavar="[TEXT]...", widget="text", max_length=100)
     ] = ()
     file: Annotated[LocalFile | None, info("File of more texts, one per line.", metavar="FILE")] = None
     num_beams: Annotated[
-        int | None, info("Number of beams; 1 is greedy decoding; that of the recipe when left out.", le=1000)
+        int | None, info("Number of beams; 1 is greedy decoding; that of the recipe when left out.", le=100)
     ] = None
     length_penalty: Annotated[
         float | None,

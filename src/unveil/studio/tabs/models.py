@@ -24,7 +24,6 @@ from unveil.tasks.context import TaskContext, TaskOutput
 from unveil.tasks.convert import Convert
 from unveil.tasks.inspect import InspectModel
 
-FORMATS = ("ours", "diffusers", "ldm", "openai", "ddpm", "dit")  # that can be written
 DRAWERS = {"LoRA": "loras", "ControlNet": "controlnets"}  # subfolders of other files than models
 PICKLES = (b"PK\x03\x04", b"\x80")  # first bytes of files written by `torch.save`
 
@@ -55,8 +54,9 @@ class ModelsTab(Tab):
             self.bring = gr.Button(tr("Import"), elem_id="models-bring")
             self.brought = gr.HTML(elem_id="models-brought")
         with gr.Accordion(tr("Convert to another format"), open=False, elem_id="models-convert"):
+            formats = [name for name in registry.names() if registry.get_format(name).save is not None]
             self.source = gr.Dropdown(self.client.models(), label=tr("Model"), elem_id="models-source")
-            self.layout = gr.Radio([*FORMATS], value="diffusers", label=tr("Format"), elem_id="models-layout")
+            self.layout = gr.Radio(formats, value="diffusers", label=tr("Format"), elem_id="models-layout")
             self.dtype = gr.Radio(
                 [*get_args(plain_type(Convert.model_fields["dtype"]))],
                 value="float32",
