@@ -54,7 +54,7 @@ def test_models_are_merged_under_a_new_name(queue, worker, models: Path):
     key = next(key for key, value in merged.items() if value.ndim == 4)
     torch.testing.assert_close(merged[key], 0.75 * first[key] + 0.25 * second[key])
     again = done(queue, worker, "merge", **request)
-    assert "there is a model of this name" in again.error
+    assert "is in the models folder already" in again.error
 
 
 @pytest.mark.slow

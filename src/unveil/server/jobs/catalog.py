@@ -111,11 +111,9 @@ class Catalog:
         Raises:
             RecipeError: A model or a file has this name.
         """
-        path = model_folder.models_dir() / "checkpoints" / name
+        path = _new_file("checkpoints", name)
         if any(entry.name == name for entry in self.models()):
             raise RecipeError(f"request: name {name!r}: there is a model of this name; choose another")
-        if any(path.with_name(name + suffix).exists() for suffix in ("", *model_folder.WEIGHT_SUFFIXES)):
-            raise RecipeError(f"request: name {name!r}: is in the models folder already; choose another")
         return CatalogEntry(name, path, "models")
 
     def new_lora(self, name: str) -> CatalogEntry:
@@ -124,11 +122,9 @@ class Catalog:
         Raises:
             RecipeError: A LoRA or a file has this name.
         """
-        path = model_folder.models_dir() / "loras" / name
+        path = _new_file("loras", name)
         if any(entry.name == name for entry in self.loras()):
             raise RecipeError(f"request: name {name!r}: there is a LoRA of this name; choose another")
-        if any(path.with_name(name + suffix).exists() for suffix in ("", *model_folder.WEIGHT_SUFFIXES)):
-            raise RecipeError(f"request: name {name!r}: is in the models folder already; choose another")
         return CatalogEntry(name, path, "models")
 
     def loras(self) -> list[CatalogEntry]:
@@ -238,6 +234,18 @@ def _find(name: str, entries: Sequence[CatalogEntry], kind: str) -> CatalogEntry
     names = [entry.name for entry in entries]
     listed = ", ".join(names[:20]) or "none"
     raise WeightsError(f"{name[:200]!r}: no {kind} has this name{did_you_mean(name, names)}; there are: {listed}")
+
+
+def _new_file(subfolder: model_folder.Subfolder, name: str) -> Path:
+    """Return the path of a new file or folder in the models folder, without a suffix.
+
+    Raises:
+        RecipeError: A file has this name.
+    """
+    path = model_folder.models_dir() / subfolder / name
+    if any(path.with_name(name + suffix).exists() for suffix in ("", *model_folder.WEIGHT_SUFFIXES)):
+        raise RecipeError(f"request: name {name!r}: is in the models folder already; choose another")
+    return path
 
 
 def _bundled(marker: str = MODEL) -> list[CatalogEntry]:
