@@ -65,7 +65,7 @@ def test_a_captioner_of_a_tenth_tells_all_clips_and_is_kept(tmp_path: Path):
     assert [row["text"] for row in rows] == [
         item["text"] for item in Playground(recipe.data.build()).annotations(range(40))
     ]
-    assert 0 <= found.right <= 1
+    assert 0 <= found.accuracy <= 1
     training_seconds = own.training_seconds
     assert training_seconds > 0
     assert own.cached_seconds == 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -253,7 +252,7 @@ def test_the_claim_about_noise_levels_of_frames_has_the_right_verdict(
         monkeypatch, tmp_path, lambda variant: 0.1 if ("context_modes.independent" in variant.changes) == good else 0.4
     )
     seen: list[diffusion_forcing.RealVideos] = []
-    whole = diffusion_forcing._moving
+    whole = diffusion_forcing._moving_videos
 
     def moving(*given: Any) -> diffusion_forcing.RealVideos:
         seen.append(whole(*given))
@@ -264,18 +263,18 @@ def test_the_claim_about_noise_levels_of_frames_has_the_right_verdict(
             self.off, self.seed = model.off, settings.seed
 
         def generate(self, texts: list[str], edit: object) -> Tensor:
-            clips = seen[-1].real.clone()
+            clips = seen[-1].pixels.clone()
             shift = round(self.off * 2) + (self.seed % 2)
-            clips[:, :, diffusion_forcing.KNOWN :] = clips[:, :, diffusion_forcing.KNOWN :].roll(shift, -1)
+            clips[:, :, diffusion_forcing.CONTEXT :] = clips[:, :, diffusion_forcing.CONTEXT :].roll(shift, -1)
             return clips
 
-    monkeypatch.setattr(diffusion_forcing, "_moving", moving)
-    monkeypatch.setattr(diffusion_forcing, "Clips", Drawn)
+    monkeypatch.setattr(diffusion_forcing, "_moving_videos", moving)
+    monkeypatch.setattr(diffusion_forcing, "StudyContext", Drawn)
     found = diffusion_forcing._forcing(own)
     assert verdicts(found) == (verdict, {verdict})
     assert sum(one.primary for one in found.comparisons) == 2
-    assert "still" not in " ".join(seen[-1].texts)
-    assert "stays" in found.notes[0]
+    assert "still" not in " ".join(seen[-1].prompts)
+    assert "frozen" in found.notes[0]
 
 
 def test_replaced_conditioning_frames_have_the_noise_level_of_the_video(tmp_path: Path):
@@ -283,7 +282,7 @@ def test_replaced_conditioning_frames_have_the_noise_level_of_the_video(tmp_path
     own = context(tmp_path)
     variant = two_stage_variant(own, TINY, "train.steps=1")
     model = own.training_history(variant, 0).model
-    shown = diffusion_forcing._moving(own, variant)
+    shown = diffusion_forcing._moving_videos(own, variant)
     network, levels = model.denoiser.network, list[int]()
     plain = network.forward
 
@@ -291,10 +290,12 @@ def test_replaced_conditioning_frames_have_the_noise_level_of_the_video(tmp_path
         levels.append(len(t.unique()))
         return plain(x, t, *rest)
 
-    clips = SimpleNamespace(texts=shown.texts[:2], real=shown.real[:2])
+    videos = diffusion_forcing.RealVideos(shown.pixels[:2], shown.prompts[:2])
     network.forward = forward  # pyright: ignore[reportAttributeAccessIssue]
-    found = diffusion_forcing._extended(model, 0, diffusion_forcing.RealVideos(clips.real, clips.texts))
+    found = diffusion_forcing._extension_error(model, 0, videos)
     half = len(levels) // 2
     assert set(levels[half:]) == {1}
     assert max(levels[:half]) == 2  # held: those of data and of the run
-    assert torch.equal(found.shown[:, :, : diffusion_forcing.KNOWN], clips.real[:, :, : diffusion_forcing.KNOWN])
+    assert torch.equal(
+        found.preview[:, :, : diffusion_forcing.CONTEXT], videos.pixels[:, :, : diffusion_forcing.CONTEXT]
+    )

@@ -108,6 +108,11 @@ def migrate_vit_point(stored: Mapping[str, Any]) -> dict[str, Any]:
     return {keys.get(key, key): value for key, value in stored.items()}
 
 
+def migrate_claim_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings in the record of a claim with the present keys."""
+    return {"samples" if key == "pictures" else key: value for key, value in settings.items()}
+
+
 def _measure(name: str) -> str:
     for former, present in _MEASURES:
         if present not in name:

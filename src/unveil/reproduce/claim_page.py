@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from unveil.evaluate.charts import INK, LINES, PALE, STYLES, few_labels, figure
 from unveil.evaluate.findings import Figure, Finding
+from unveil.evaluate.migration import migrate_claim_settings
 from unveil.evaluate.page_writer import Block, Bullets, Contents, Heading, Page, Paragraph, Table, to_markdown
 from unveil.evaluate.verdict import interval
 from unveil.reproduce.results_json import Record
@@ -193,8 +194,7 @@ def _per_seed(comparisons: Sequence[Record]) -> Table:
 
 
 def _settings(record: Record) -> Table:
-    settings = record["settings"]
-    samples = settings["samples"] if "samples" in settings else settings["pictures"]  # the former key
+    settings = migrate_claim_settings(record["settings"])
     rows = [
         ("data", settings["data"]),
         ("seeds", ", ".join(map(str, settings["seeds"]))),
@@ -202,7 +202,7 @@ def _settings(record: Record) -> Table:
     ]
     if settings["arms"]:
         rows += [
-            ("held-out images, and samples", f"{samples}, unless stated otherwise above"),
+            ("held-out images, and samples", f"{settings['samples']}, unless stated otherwise above"),
             ("training of every arm", ", ".join(f"{k} {v}" for k, v in settings["training"].items())),
         ]
     rows += [("arm", ", ".join(f"{k} {v}" for k, v in variant.items() if v != "")) for variant in settings["arms"]]

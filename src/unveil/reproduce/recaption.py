@@ -1,4 +1,4 @@
-"""Training clips told anew: a captioner is taught on some of them and tells them all, and arms train on what it says.
+"""Recaptioning of training videos: a captioner is trained on some of them and writes the captions of all.
 
 Source: Betker et al. 2023, "Improving image generation with better captions", sections 2 and 3.
 """
@@ -25,101 +25,99 @@ from unveil.prompting.captioners import MediaClip, NativeCaptioner
 from unveil.reproduce.experiment import ExperimentContext
 from unveil.types import Item
 
-LABELLED = 10  # one clip of so many has a dense caption that the captioner learns from
-JUDGED, QUICK_JUDGED = 400, 10  # held-out clips that its captions are compared with
-AT_ONCE = 64
+LABELLED = 10  # one of this many videos has a dense caption for the training of the captioner
+EVALUATED, QUICK_EVALUATED = 400, 10  # held-out videos on which the captioner is evaluated
+BATCH = 64  # videos that are captioned at a time
 SHORT, DENSE = "captioner-short", "captioner-playground"
 _PACE = {SHORT: "train.steps=300 train.batch_size=64", DENSE: "train.steps=900 train.batch_size=64"}
-_WORLD = ("min_size", "max_size", "frames", "objects", "motions")  # what a captioner sees as the arms do
-_MADE = 1  # raised when captions come out otherwise, so that what was kept is not used any more
+_SHARED_SETTINGS = ("min_size", "max_size", "frames", "objects", "motions")  # of the data of captioner and variants
+_VERSION = 1  # version of the captions in the keys of the cache; raise it if the results change
+_CAPTIONS_FILE = "told.jsonl"  # the name in existing caches
 
 
 class RecaptionedVideos(NamedTuple):
-    """A file of captions by number, and the share of the attributes of held-out clips that its writer tells right."""
+    """File of captions by number, and the captioner's share of correct attributes of held-out videos."""
 
     file: Path
-    right: float
+    accuracy: float
 
 
 def recaption(context: ExperimentContext, recipe: Recipe, seed: int) -> RecaptionedVideos:
-    """The captions of a recipe's data by a captioner of this seed, from the cache where they are there.
+    """Return the captions of a recipe's data by a captioner of this seed; they are cached.
 
-    The captioner is taught on one of `LABELLED` of these clips: short captions first, then dense ones.
+    The captioner is trained on one of `LABELLED` videos, first on short captions and then on dense ones.
     """
     quick, config = context.scale.quick, recipe.data.build()
-    stages = {name: _captioner(name, config, seed, quick) for name in (SHORT, DENSE)}
-    facts = [one.model_dump(mode="json") for one in (recipe.data, *stages.values())]
-    digest = hashlib.sha256(json.dumps([_MADE, facts], sort_keys=True).encode()).hexdigest()[:16]
+    stages = {name: _captioner_recipe(name, config, seed, quick) for name in (SHORT, DENSE)}
+    settings = [section.model_dump(mode="json") for section in (recipe.data, *stages.values())]
+    digest = hashlib.sha256(json.dumps([_VERSION, settings], sort_keys=True).encode()).hexdigest()[:16]
     folder = context.cache / f"captions-{digest}"
-    file, about = folder / "told.jsonl", folder / "about.json"
-    kept = about.exists()
-    if not kept:
-        begun = time.process_time()
+    file, metadata_file = folder / _CAPTIONS_FILE, folder / "about.json"
+    is_cached = metadata_file.exists()
+    if not is_cached:
+        start = time.process_time()
         with ignore_truncated_prompts():
-            model = _taught(stages, folder)
-        _tell(context, model, Playground(config), file)
-        right = _judged(
-            model, Playground(stages[DENSE].data.build(), "held-out"), context.scale.pick(JUDGED, QUICK_JUDGED)
-        )
-        write_atomically(about, json.dumps({"right": right, "cpu_seconds": time.process_time() - begun}))
-    known = json.loads(about.read_text())
-    context.add_training_time(known["cpu_seconds"], kept)
-    return RecaptionedVideos(file, known["right"])
+            model = _train_captioner(stages, folder)
+        captioner = NativeCaptioner(model)
+        captioner.at_once = BATCH
+        _write_captions(context, captioner, Playground(config), file)
+        held_out = Playground(stages[DENSE].data.build(), "held-out")
+        accuracy = _accuracy(captioner, held_out, context.scale.pick(EVALUATED, QUICK_EVALUATED))
+        write_atomically(metadata_file, json.dumps({"right": accuracy, "cpu_seconds": time.process_time() - start}))
+    metadata = json.loads(metadata_file.read_text())
+    context.add_training_time(metadata["cpu_seconds"], is_cached)
+    return RecaptionedVideos(file, metadata["right"])
 
 
-def _captioner(name: str, config: PlaygroundConfig, seed: int, quick: bool) -> CaptionerRecipe:
-    """A captioner's recipe on some clips of a world."""
-    world = [f"data.{field}={json.dumps(getattr(config, field))}" for field in _WORLD]
+def _captioner_recipe(name: str, config: PlaygroundConfig, seed: int, quick: bool) -> CaptionerRecipe:
+    """Return the recipe of a captioner on some videos of a playground."""
+    world = [f"data.{field}={json.dumps(getattr(config, field))}" for field in _SHARED_SETTINGS]
     pace = [] if quick else shlex.split(_PACE[name])
     rest = [f"data.count={config.count // LABELLED}", f"train.seed={seed}", "train.precision=float32", "base=null"]
-    found = load_recipe(name, [*world, *pace, *rest], small=quick)
-    if not isinstance(found, CaptionerRecipe):
-        raise RecipeError(f"recipe {name!r}: trains no captioner")
-    return found
+    recipe = load_recipe(name, [*world, *pace, *rest], small=quick)
+    if not isinstance(recipe, CaptionerRecipe):
+        raise RecipeError(f"recipe {name!r}: not the recipe of a captioner; recaptioning needs one")
+    return recipe
 
 
-def _taught(stages: dict[str, CaptionerRecipe], folder: Path) -> CaptionModel:
-    """The captioner after both stages; a run that was interrupted is gone on with."""
-    from unveil.train.captioner import fit_captioner, start  # with it comes Lightning, which takes seconds
+def _train_captioner(stages: dict[str, CaptionerRecipe], folder: Path) -> CaptionModel:
+    """Return the captioner after both stages; an interrupted run resumes."""
+    from unveil.train.captioner import fit_captioner, start  # imports Lightning, which takes seconds
 
     base: str | None = None
     for name, recipe in stages.items():
-        staged, run = recipe.model_copy(update={"base": base}), folder / name
-        world = Playground(staged.data.build())
-        fit_captioner(staged, start(staged, world, torch.device("cpu")), world, run=run)
+        stage, run = recipe.model_copy(update={"base": base}), folder / name
+        world = Playground(stage.data.build())
+        fit_captioner(stage, start(stage, world, torch.device("cpu")), world, run=run)
         base = str(run)
     assert base is not None
     return load_captioner(base)
 
 
-def _tell(context: ExperimentContext, model: CaptionModel, world: Playground, file: Path) -> None:
-    """Writes what a captioner says of every clip of a world."""
-    teller, rows = _teller(model), list[dict[str, Any]]()
-    with context.console.progress(f"telling {file.stem}", len(world)) as counter:
-        for begin in range(0, len(world), AT_ONCE):
-            items = world.__getitems__(range(begin, min(begin + AT_ONCE, len(world))))
-            for number, (item, said) in enumerate(zip(items, _captions(teller, items), strict=True), begin):
-                rows.append({"file_name": str(number), "text": item["text"], "caption": said})
+def _write_captions(context: ExperimentContext, captioner: NativeCaptioner, world: Playground, file: Path) -> None:
+    """Write the captions of all videos of a playground."""
+    rows: list[dict[str, Any]] = []
+    with context.console.progress(f"captioning {file.parent.name}", len(world)) as counter:
+        for first in range(0, len(world), BATCH):
+            items = world.__getitems__(range(first, min(first + BATCH, len(world))))
+            for number, (item, caption) in enumerate(zip(items, _captions(captioner, items), strict=True), first):
+                rows.append({"file_name": str(number), "text": item["text"], "caption": caption})
             counter.advance(len(items))
     write_atomically(file, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def _judged(model: CaptionModel, world: Playground, count: int) -> float:
-    """The share of attributes of held-out clips that its captions tell right."""
-    items = world.__getitems__(range(count))
-    told = zip(items, _captions(_teller(model), items), strict=True)
-    right = [ok for item, said in told for _, ok in check(item["mentioned"], said).right]
-    return sum(right) / len(right)
+def _accuracy(captioner: NativeCaptioner, held_out: Playground, count: int) -> float:
+    """Return the share of correct attributes in the captions of held-out videos."""
+    items = held_out.__getitems__(range(count))
+    pairs = zip(items, _captions(captioner, items), strict=True)
+    hits = [is_correct for item, caption in pairs for _, is_correct in check(item["mentioned"], caption).right]
+    return sum(hits) / len(hits)
 
 
-def _teller(model: CaptionModel) -> NativeCaptioner:
-    teller = NativeCaptioner(model)
-    teller.at_once = AT_ONCE
-    return teller
-
-
-def _captions(teller: NativeCaptioner, items: list[Item]) -> list[str]:
-    reels = [
-        MediaClip(p if p.ndim == 4 else p[:, None], float(item["fps"])) for item in items for p in [item["pixels"]]
+def _captions(captioner: NativeCaptioner, items: list[Item]) -> list[str]:
+    clips = [
+        MediaClip(pixels if pixels.ndim == 4 else pixels[:, None], float(item["fps"]))
+        for item in items
+        for pixels in [item["pixels"]]
     ]
-    return [one.text for one in teller(reels)]
+    return [caption.text for caption in captioner(clips)]

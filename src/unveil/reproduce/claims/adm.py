@@ -1,4 +1,4 @@
-"""Claims of ADM (Dhariwal & Nichol 2021, arXiv:2105.05233): classifier guidance, and how a block is told the time."""
+"""Claims of ADM (Dhariwal & Nichol 2021, arXiv:2105.05233): classifier guidance and adaptive group normalisation."""
 
 from __future__ import annotations
 
@@ -50,26 +50,30 @@ ADDED = Variant("cosine", modulation="add", drop=0.0)
 # ---------------------------------------------------------------------- classifier guidance
 
 
-class _Guided(NamedTuple):
-    drawn: ScoredSamples
-    guide: float  # the probability that the guide gives to the class asked for, mean over the samples
-    judge: float  # and the judge
+class _GuidedSamples(NamedTuple):
+    """Samples of one guidance scale, and the mean probabilities of their classes by both classifiers."""
+
+    samples: ScoredSamples
+    guide: float
+    judge: float
 
     @property
     def gap(self) -> float:
         return self.guide - self.judge
 
 
-def _believed(logits: Tensor, labels: Tensor) -> float:
-    """The mean probability of the labels."""
+def _mean_probability(logits: Tensor, labels: Tensor) -> float:
     return float(torch.softmax(logits.double(), 1).gather(1, labels[:, None]).mean())
 
 
-def _both(guide: GuidanceClassifier, pixels: Tensor, labels: Tensor) -> tuple[float, float]:
-    """What the guide and the judge believe of uint8 pictures; the guide sees them at its cleanest level."""
-    cleanest = guide.process.at(float(guide.process.within(torch.zeros(1, dtype=torch.float64))))
-    own = guide(to_unit(pixels), cleanest)
-    return _believed(own, labels), _believed(features.load("digits").logits(pixels), labels)
+def _probabilities(guide: GuidanceClassifier, pixels: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Return the mean probability of the labels of uint8 images by the guidance classifier and by the judge.
+
+    The guidance classifier reads the images at its lowest noise level.
+    """
+    lowest = guide.process.at(float(guide.process.within(torch.zeros(1, dtype=torch.float64))))
+    logits = guide(to_unit(pixels), lowest)
+    return _mean_probability(logits, labels), _mean_probability(features.load("digits").logits(pixels), labels)
 
 
 def _guidance(context: ExperimentContext) -> ExperimentResults:
@@ -77,35 +81,36 @@ def _guidance(context: ExperimentContext) -> ExperimentResults:
     epochs, labels = context.scale.pick(40, 1), class_labels(context.scale.samples)
     held_out = digits("held-out")
 
-    def measure(seed: int) -> tuple[dict[float, _Guided], dict[float, _Guided], tuple[float, float]]:
+    def measure(seed: int) -> tuple[dict[float, _GuidedSamples], dict[float, _GuidedSamples], tuple[float, float]]:
         network = context.network(GUIDED, seed)
-        with context.console.progress(f"training a guide, seed {seed}: step", steps_of(epochs)) as counter:
+        name = f"training the guidance classifier, seed {seed}: step"
+        with context.console.progress(name, steps_of(epochs)) as counter:
             guide = train_guidance_classifier(network.process, seed + 1000, epochs, counter.advance)
 
-        def at(scale: float, shift: int = 0) -> _Guided:
-            push = gradient(log_probability(guide, labels), scale) if scale else None
-            drawn = score_ancestral(context, network, unguided, seed + shift, shift=push)
-            return _Guided(drawn, *_both(guide, drawn.pixels, labels))
+        def sample_at(scale: float, seed_offset: int = 0) -> _GuidedSamples:
+            shift = gradient(log_probability(guide, labels), scale) if scale else None
+            samples = score_ancestral(context, network, unguided, seed + seed_offset, shift=shift)
+            return _GuidedSamples(samples, *_probabilities(guide, samples.pixels, labels))
 
-        own = {scale: at(scale) for scale in scales}
+        by_scale = {scale: sample_at(scale) for scale in scales}
         assert held_out.labels is not None
-        other = {NONE: at(NONE, PLACEBO), STRONG: at(STRONG, PLACEBO)}
-        return own, other, _both(guide, held_out.pixels, held_out.labels)
+        placebo = {NONE: sample_at(NONE, PLACEBO), STRONG: sample_at(STRONG, PLACEBO)}
+        return by_scale, placebo, _probabilities(guide, held_out.pixels, held_out.labels)
 
-    by_seed = context.each_seed("samples along the scale of a classifier", measure)
+    by_seed = context.each_seed("samples by scale of classifier guidance", measure)
 
-    own, other, real = zip(*by_seed, strict=True)
+    guided, placebos, real = zip(*by_seed, strict=True)
 
-    def values(field: str, scale: float, drawn: Sequence[dict[float, _Guided]] = own) -> list[float]:
-        found = [one[scale] for one in drawn]
-        return [one.gap if field == "gap" else getattr(one.drawn.metrics, field) for one in found]
+    def values(field: str, scale: float, runs: Sequence[dict[float, _GuidedSamples]] = guided) -> list[float]:
+        results = [by_scale[scale] for by_scale in runs]
+        return [result.gap if field == "gap" else getattr(result.samples.metrics, field) for result in results]
 
     gap = "mean probability of the class, the guide's less the judge's"
     rows = (
-        (f"scale {STRONG:g} is read as its class more often than none", "error_rate", ERROR_RATE, STRONG, NONE),
+        (f"scale {STRONG:g} has fewer classification errors than none", "error_rate", ERROR_RATE, STRONG, NONE),
         (f"scale {STRONG:g} has more precision than none", "imprecision", IMPRECISION, STRONG, NONE),
         (f"scale {STRONG:g} has less recall than none", "recall", RECALL, STRONG, NONE),
-        (f"the guide's own score runs ahead of the judge's from none to scale {EXTREME:g}", "gap", gap, NONE, EXTREME),
+        (f"the guide's score exceeds the judge's by more at scale {EXTREME:g} than at none", "gap", gap, NONE, EXTREME),
     )
     comparisons = [
         compare(
@@ -113,58 +118,67 @@ def _guidance(context: ExperimentContext) -> ExperimentResults:
             title,
             (f"scale {better:g}", values(field, better)),
             (f"scale {worse:g}", values(field, worse)),
-            (values(field, better, other), values(field, better)),
+            (values(field, better, placebos), values(field, better)),
             primary=field != "gap",
         )
         for name, field, title, better, worse in rows
     ]
-    panels = plot_metrics(
-        "scale", scales, {"digits": [[at[s].drawn.metrics for s in scales] for at in own]}, log_x=False
-    )
-    beliefs = {who: [[getattr(at[s], who) for s in scales] for at in own] for who in ("guide", "judge")}
-    panels.append(Curve("scale", "mean probability of the class", scales, beliefs))
-    shown = f"Seed 0, one row per scale, every class once: {', '.join(f'{s:g}' for s in scales)}."
-    sheet = ImageSheet("samples", shown, first_of_each_class(at.drawn for at in own[0].values()), CLASSES)
-    guides, judges = zip(*real, strict=True)
-    note = (
-        f"Of held-out pictures the guides believe {sum(guides) / len(guides):.3f} and the judge "
-        f"{sum(judges) / len(judges):.3f} in the mean."
-    )
-    return ExperimentResults(comparisons, panels, [sheet], [note])
+    metrics = [[by_scale[scale].samples.metrics for scale in scales] for by_scale in guided]
+    panels = plot_metrics("scale", scales, {"digits": metrics}, log_x=False)
+    probabilities = {
+        name: [[getattr(by_scale[scale], name) for scale in scales] for by_scale in guided]
+        for name in ("guide", "judge")
+    }
+    panels.append(Curve("scale", "mean probability of the class", scales, probabilities))
+    caption = f"Seed 0, one row per scale, every class once: {', '.join(f'{scale:g}' for scale in scales)}."
+    pixels = first_of_each_class(result.samples for result in guided[0].values())
+    sheet = ImageSheet("samples", caption, pixels, CLASSES)
+    return ExperimentResults(comparisons, panels, [sheet], [_held_out_note(real)])
 
 
-# ---------------------------------------------------------------------- how a block is told the time and the class
+def _held_out_note(probabilities: Sequence[tuple[float, float]]) -> str:
+    guides, judges = zip(*probabilities, strict=True)
+    return (
+        f"Mean probability of the class of held-out images: {sum(guides) / len(guides):.3f} by the guides, "
+        f"{sum(judges) / len(judges):.3f} by the judge."
+    )
+
+
+# ---------------------------------------------------------------------- adaptive group normalisation
 
 
 def _norm(context: ExperimentContext) -> ExperimentResults:
     def measure(variant: Variant, seed: int) -> ScoredSamples:
         return score_ancestral(context, context.network(variant, seed), unguided, seed)
 
-    arms = {"AdaGN": ADAPTIVE, "addition": ADDED}
-    found = {name: context.each_seed(name, lambda s, a=variant: measure(a, s)) for name, variant in arms.items()}
-    again = context.each_placebo("AdaGN", lambda seed: measure(ADAPTIVE, seed))
-    first, second = arms
+    variants = {"AdaGN": ADAPTIVE, "addition": ADDED}
+    scored = {
+        name: context.each_seed(name, lambda seed, variant=variant: measure(variant, seed))
+        for name, variant in variants.items()
+    }
+    placebo = context.each_placebo("AdaGN", lambda seed: measure(ADAPTIVE, seed))
+    first, second = variants
 
-    def values(drawn: list[ScoredSamples], field: str) -> list[float]:
-        return [getattr(one.metrics, field) for one in drawn]
+    def values(by_seed: list[ScoredSamples], field: str) -> list[float]:
+        return [getattr(samples.metrics, field) for samples in by_seed]
 
     rows = (
-        ("draws better samples", "fid", FID, PublishedResult(13.06, 15.08, "table 3, ImageNet 128 FID"), True),
-        ("is read as its class more often", "error_rate", ERROR_RATE, None, False),
+        ("has better samples", "fid", FID, PublishedResult(13.06, 15.08, "table 3, ImageNet 128 FID"), True),
+        ("has fewer classification errors", "error_rate", ERROR_RATE, None, False),
     )
     comparisons = [
         compare(
             f"{first} {words} than {second}",
             title,
-            (first, values(found[first], field)),
-            (second, values(found[second], field)),
-            (values(again, field), values(found[first], field)),
+            (first, values(scored[first], field)),
+            (second, values(scored[second], field)),
+            (values(placebo, field), values(scored[first], field)),
             paper=published,
             primary=primary,
         )
         for words, field, title, published, primary in rows
     ]
-    pixels = first_of_each_class(drawn[0] for drawn in found.values())
+    pixels = first_of_each_class(by_seed[0] for by_seed in scored.values())
     return ExperimentResults(
         comparisons, sheets=[ImageSheet("samples", "Seed 0, every class once: AdaGN, addition.", pixels, CLASSES)]
     )
@@ -173,25 +187,26 @@ def _norm(context: ExperimentContext) -> ExperimentResults:
 CLAIMS = (
     Claim(
         "adm-guidance",
-        "raising the scale of classifier guidance makes samples more often what was asked for and more precise, and "
-        "leaves out more of the data",
+        "a higher scale of classifier guidance raises the precision of samples and the share of the requested class, "
+        "and lowers recall",
         PAPER,
-        "Class-conditional networks (cosine betas, a tenth of the labels dropped) draw 450 samples, every class in "
-        "turn, by 50 steps of the ancestral chain whose mean is moved by the scale times the variance times the "
-        "gradient of the guide's log-probability; x0 is clipped. The guide, another one for each seed, is ADM's "
-        "encoder with attention pooling, trained on noisy digits. The judge is the shipped digits classifier: another "
-        "architecture, seed and training. Placebo: the same scale from other noise.",
+        "Class-conditional networks (cosine betas, a tenth of the labels dropped) generate 450 samples, every class in "
+        "turn, by 50 steps of the ancestral chain. The mean of each step is shifted by the scale times the variance "
+        "times the gradient of the guide's log-probability. x0 is clipped. The guide is ADM's encoder with attention "
+        "pooling, trained on noisy digits, with another seed for each seed of the claim. The judge is the bundled "
+        "digits classifier, which has another architecture, seed and training. Placebo: the same scale from other "
+        "noise.",
         _guidance,
         LABELLED,
     ),
     Claim(
         "adm-norm",
-        "telling a residual block the time and the class by scale and shift after its normalisation (AdaGN) gives "
-        "better samples than adding them before it",
+        "conditioning a residual block on time and class by scale and shift after its normalisation (AdaGN) gives "
+        "better samples than by addition before it",
         PAPER,
-        "Class-conditional networks, cosine betas, eps and L_simple in both arms; scale and shift take a little more "
-        "weights than an addition. Samples: every class in turn, 50 steps of the ancestral chain, x0 clipped. "
-        "Placebo: AdaGN against itself with other seeds.",
+        "Class-conditional networks with cosine betas, eps and L_simple in both arms. Scale and shift have a few more "
+        "weights than addition. Samples: every class in turn, 50 steps of the ancestral chain, x0 clipped. Placebo: "
+        "AdaGN against itself with other seeds.",
         _norm,
         LABELLED,
     ),

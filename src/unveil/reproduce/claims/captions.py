@@ -1,4 +1,4 @@
-"""Claims about what models of clips are told: captions of a captioner, prompts that rules expand, text encoders."""
+"""Claims about the texts of video models: captions of a captioner, prompt expansion by rules, and text encoders."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from unveil.reproduce.prompt_following import (
     WORLD,
     PromptFollowingCurve,
     PromptFollowingScores,
+    errors_of,
     frame_sheet,
-    part,
     prompt_following_curve,
     prompt_style_curve,
     score_prompts_of,
@@ -45,156 +45,165 @@ IMAGEN = "Photorealistic Text-to-Image Diffusion Models, Saharia et al. 2022 (ar
 
 # ---------------------------------------------------------------------- captions of a captioner
 
-DENSE, RAW, OWN = "true dense captions", "raw captions", "captions of our captioner, and one raw one in twenty"
-REGISTERS: dict[str, Register] = {DENSE: "dense", RAW: "raw", OWN: "dense"}
-COUNT, QUICK_COUNT = 20_000, 100  # clips, and as many pictures, that there are to train on
-NEAR = 0.05  # as far as a captioner's captions may stay behind true ones
+DENSE, RAW, CAPTIONED = "true dense captions", "raw captions", "captions of our captioner, and one raw one in twenty"
+REGISTERS: dict[str, Register] = {DENSE: "dense", RAW: "raw", CAPTIONED: "dense"}
+COUNT, QUICK_COUNT = 20_000, 100  # training videos, and the same number of training images
+MARGIN = 0.05  # largest error of a captioner's captions over that of true ones
 
 
 def _recaptioned(context: ExperimentContext) -> ExperimentResults:
-    rights: dict[int, float] = {}  # of the captioners, by seed
+    caption_accuracy: dict[int, float] = {}  # of the captioner of each seed
 
-    def of(name: str, seed: int) -> PromptFollowingScores:
-        return score_prompts_of(context, _arm(context, name, seed, rights), seed, REGISTERS[name])
+    def scores_of(name: str, seed: int) -> PromptFollowingScores:
+        variant = _variant(context, name, seed, caption_accuracy)
+        return score_prompts_of(context, variant, seed, REGISTERS[name])
 
-    found = {name: context.each_seed(name, lambda seed, name=name: of(name, seed)) for name in REGISTERS}
-    again = context.each_placebo(DENSE, lambda seed: of(DENSE, seed))
-    comparisons, behind = [], f"{OWN}, less {100 * NEAR:.0f} points"
-    for field, words in PROMPT_STYLES.items():
-        own, raw, true = (part(found[name], field) for name in (OWN, RAW, DENSE))
-        near, placebo, primary = [one - NEAR for one in own], (part(again, field), true), field == "plain"
+    scores = {name: context.each_seed(name, lambda seed, name=name: scores_of(name, seed)) for name in REGISTERS}
+    placebo_scores = context.each_placebo(DENSE, lambda seed: scores_of(DENSE, seed))
+    comparisons, reduced_name = [], f"{CAPTIONED}, less {100 * MARGIN:.0f} points"
+    for field, style in PROMPT_STYLES.items():
+        captioned, raw, dense = (errors_of(scores[name], field) for name in (CAPTIONED, RAW, DENSE))
+        reduced, primary = [error - MARGIN for error in captioned], field == "plain"
+        placebo = (errors_of(placebo_scores, field), dense)
         comparisons += [
-            compare(f"asked {words}, a network trained on {OWN}, follows its text better than one trained on {RAW}",
-                     ATTRIBUTE_ERROR, (OWN, own), (RAW, raw), placebo, primary=primary),
-            compare(f"asked {words}, it stays behind one trained on {DENSE} by less than {100 * NEAR:.0f} points",
-                     ATTRIBUTE_ERROR, (behind, near), (DENSE, true), placebo, primary=primary),
+            compare(f"{style}: a network trained on {CAPTIONED}, follows its prompt better than one trained on {RAW}",
+                    ATTRIBUTE_ERROR, (CAPTIONED, captioned), (RAW, raw), placebo, primary=primary),
+            compare(f"{style}: its error exceeds that of one trained on {DENSE} by less than {100 * MARGIN:.0f} points",
+                    ATTRIBUTE_ERROR, (reduced_name, reduced), (DENSE, dense), placebo, primary=primary),
         ]  # fmt: skip
-    caption = f"Seed 0, without guidance, {PREVIEW_COUNT} clips of each: {'; '.join(REGISTERS)}."
-    shares = ", ".join(f"{one:.1%}" for one in rights.values())
-    notes = [f"Attributes of held-out clips that the captioners of the seeds tell right: {shares}."]
-    shown = frame_sheet("samples", caption, [drawn[0].shown for drawn in found.values()])
-    return ExperimentResults(comparisons, [prompt_style_curve(found)], [shown], notes)
+    caption = f"Seed 0, without guidance, {PREVIEW_COUNT} videos of each: {'; '.join(REGISTERS)}."
+    shares = ", ".join(f"{accuracy:.1%}" for accuracy in caption_accuracy.values())
+    notes = [f"Correct attributes in the captions of held-out videos, by captioner: {shares}."]
+    sheet = frame_sheet("samples", caption, [by_seed[0].preview for by_seed in scores.values()])
+    return ExperimentResults(comparisons, [prompt_style_curve(scores)], [sheet], notes)
 
 
-def _arm(context: ExperimentContext, name: str, seed: int, right: dict[int, float]) -> RecipeVariant:
-    """An arm with this seed's captions; notes how much of what clips show its captioner tells right."""
+def _variant(context: ExperimentContext, name: str, seed: int, accuracy: dict[int, float]) -> RecipeVariant:
+    """Return a variant with its captions, and store the accuracy of this seed's captioner."""
     register, quick = "dense" if name == DENSE else "raw", context.scale.quick
     changes = f"'data.caption_styles=[{register}]' data.count={context.scale.pick(COUNT, QUICK_COUNT)}"
     pace = context.scale.pick(VIDEO_TRAINING, QUICK_VIDEO_TRAINING)
     plain = two_stage_variant(context, changes, pace)
-    if name != OWN:
+    if name != CAPTIONED:
         return plain
     assert plain.after is not None
-    writer = 0 if quick else seed
-    images, clips = (recaption(context, one.recipe_config(quick), writer) for one in (plain.after, plain))
-    right[seed] = clips.right
-    full, small = (f"{own} data.captions_file={images.file}" for own in (IMAGE_TRAINING, QUICK_IMAGE_TRAINING))
-    return two_stage_variant(context, changes, f"{pace} data.captions_file={clips.file}", images=(full, small))
+    captioner_seed = 0 if quick else seed
+    images, videos = (recaption(context, stage.recipe_config(quick), captioner_seed) for stage in (plain.after, plain))
+    accuracy[seed] = videos.accuracy
+    full, small = (f"{stage} data.captions_file={images.file}" for stage in (IMAGE_TRAINING, QUICK_IMAGE_TRAINING))
+    return two_stage_variant(context, changes, f"{pace} data.captions_file={videos.file}", images=(full, small))
 
 
-# ---------------------------------------------------------------------- prompts that are expanded
+# ---------------------------------------------------------------------- prompt expansion
 
 MODEL = "playground-video"
-SEED = 40  # of the worlds that prompts are said of, one for each seed
-PART = 0.9  # of what dense prompts reach
-WRONG = "share of clips whose colour, shape or motion is not as asked"
-SHORT, EXPANDED, TOLD = "short prompts", "short prompts, expanded by the rules", "dense prompts"
+SEED = 40  # first seed of the worlds that prompts describe, one world for each seed
+PART = 0.9  # required share of the accuracy of dense prompts
+PROMPT_ERROR = "share of videos whose colour, shape or motion is not as in the prompt"
+SHORT, EXPANDED, LONG = "short prompts", "short prompts, expanded by the rules", "dense prompts"
 
 
 def _expanded(context: ExperimentContext) -> ExperimentResults:
     model = load(MODEL)
-    ways: dict[str, tuple[Register, Callable[[str], str]]] = {
-        SHORT: ("short", str), EXPANDED: ("short", lambda text: expand_by_rules(text).text), TOLD: ("dense", str)
+    forms: dict[str, tuple[Register, Callable[[str], str]]] = {
+        SHORT: ("short", str), EXPANDED: ("short", lambda text: expand_by_rules(text).text), LONG: ("dense", str)
     }  # fmt: skip
 
-    def of(name: str, seed: int) -> tuple[float, Tensor]:
-        return _wrong(context, model, *ways[name], seed)
+    def measure(name: str, seed: int) -> tuple[float, Tensor]:
+        return _prompt_error(context, model, *forms[name], seed)
 
-    found = {name: context.each_seed(name, lambda seed, name=name: of(name, seed)) for name in ways}
-    again = [one for one, _ in context.each_placebo(TOLD, lambda seed: of(TOLD, seed))]
-    wrong = {name: [one for one, _ in drawn] for name, drawn in found.items()}
-    nearly = [1 - PART * (1 - one) for one in wrong[TOLD]]
-    placebo = again, wrong[TOLD]
+    results = {name: context.each_seed(name, lambda seed, name=name: measure(name, seed)) for name in forms}
+    placebo_errors = [error for error, _ in context.each_placebo(LONG, lambda seed: measure(LONG, seed))]
+    errors = {name: [error for error, _ in by_seed] for name, by_seed in results.items()}
+    limits = [1 - PART * (1 - error) for error in errors[LONG]]
+    placebo = placebo_errors, errors[LONG]
     comparisons = [
-        compare(f"{EXPANDED} are right at least {PART:.0%} as often as {TOLD}", WRONG, (EXPANDED, wrong[EXPANDED]),
-                 (f"{PART:.0%} of what {TOLD} reach", nearly), placebo),
-        compare(f"{EXPANDED} are right more often than as they are", WRONG, (EXPANDED, wrong[EXPANDED]),
-                 (SHORT, wrong[SHORT]), placebo, primary=False),
+        compare(f"{EXPANDED} are followed at least {PART:.0%} as often as {LONG}", PROMPT_ERROR,
+                (EXPANDED, errors[EXPANDED]), (f"{PART:.0%} of the accuracy of {LONG}", limits), placebo),
+        compare(f"{EXPANDED} are followed more often than without expansion", PROMPT_ERROR,
+                (EXPANDED, errors[EXPANDED]), (SHORT, errors[SHORT]), placebo, primary=False),
     ]  # fmt: skip
-    curve = Curve(f"{'; '.join(f'{n}: {name}' for n, name in enumerate(ways))}", WRONG, list(range(len(ways))),
-                  {MODEL: [list(one) for one in zip(*wrong.values(), strict=True)]})  # fmt: skip
-    caption = f"Seed 0, {PREVIEW_COUNT} clips of each: {'; '.join(ways)}."
-    return ExperimentResults(
-        comparisons, [curve], [frame_sheet("samples", caption, [drawn[0][1] for drawn in found.values()])]
-    )
+    x_label = "; ".join(f"{number}: {name}" for number, name in enumerate(forms))
+    by_form = [list(row) for row in zip(*errors.values(), strict=True)]
+    curve = Curve(x_label, PROMPT_ERROR, list(range(len(forms))), {MODEL: by_form})
+    caption = f"Seed 0, {PREVIEW_COUNT} videos of each: {'; '.join(forms)}."
+    sheet = frame_sheet("samples", caption, [by_seed[0][1] for by_seed in results.values()])
+    return ExperimentResults(comparisons, [curve], [sheet])
 
 
-def _wrong(
+def _prompt_error(
     context: ExperimentContext, model: Model, register: Register, expand: Callable[[str], str], seed: int
 ) -> tuple[float, Tensor]:
-    """How many clips of a seed's prompts are not as asked, and the first of them."""
+    """Return the share of videos that do not match the prompts of a seed, and the first videos."""
     count = context.scale.pick(150, 2)
     world = Playground(PlaygroundConfig(seed=SEED + seed, num_val=count), "held-out")
     prompts = dataset_prompts(world, count, [register])
-    raw, steps = {"prompt": [expand(one.text) for one in prompts]}, 2 if context.scale.quick else None
+    cond, steps = {"prompt": [expand(prompt.text) for prompt in prompts]}, 2 if context.scale.quick else None
     with ignore_truncated_prompts():
-        clips = to_pixels(model.generate(cond=raw, count=count, seed=seed, batch=16, steps=steps))
-    hits = [matches_prompt(one, detect(clip))["all"] for one, clip in zip(prompts, clips, strict=True)]
-    return 1 - sum(hits) / count, clips[:PREVIEW_COUNT]
+        videos = to_pixels(model.generate(cond=cond, count=count, seed=seed, batch=16, steps=steps))
+    hits = [matches_prompt(prompt, detect(frames))["all"] for prompt, frames in zip(prompts, videos, strict=True)]
+    return 1 - sum(hits) / count, videos[:PREVIEW_COUNT]
 
 
 # ---------------------------------------------------------------------- text encoders
 
 TEXT, NETWORK, BASE = "a larger text encoder", "a larger video network", "neither"
-LARGER = {BASE: "", TEXT: "condition.0.width=128 condition.0.depth=2", NETWORK: "network.hidden_size=120"}
+LARGER = {BASE: "", TEXT: "condition.0.hidden_size=128 condition.0.depth=2", NETWORK: "network.hidden_size=120"}
 QUICK_LARGER = LARGER | {NETWORK: "network.hidden_size=36"}
 
 
 def _encoders(context: ExperimentContext) -> ExperimentResults:
     pace = context.scale.pick(VIDEO_TRAINING, QUICK_VIDEO_TRAINING)
-    arms = {
+    variants = {
         name: two_stage_variant(context, changes, pace)
         for name, changes in context.scale.pick(LARGER, QUICK_LARGER).items()
     }
-    found = {
+    curves = {
         name: context.each_seed(name, lambda seed, variant=variant: prompt_following_curve(context, variant, seed))
-        for name, variant in arms.items()
+        for name, variant in variants.items()
     }
-    again = context.each_placebo(BASE, lambda seed: prompt_following_curve(context, arms[BASE], seed))
+    placebo_curves = context.each_placebo(BASE, lambda seed: prompt_following_curve(context, variants[BASE], seed))
 
-    def at_end(drawn: Sequence[PromptFollowingCurve]) -> list[float]:
-        return [one.attribute_errors[-1] for one in drawn]
+    def final_errors(by_seed: Sequence[PromptFollowingCurve]) -> list[float]:
+        return [curve.attribute_errors[-1] for curve in by_seed]
 
-    placebo = at_end(again), at_end(found[BASE])
+    errors = {name: final_errors(by_seed) for name, by_seed in curves.items()}
+    placebo = final_errors(placebo_curves), errors[BASE]
     comparisons = [
-        compare(f"{better} follows the text better than {worse}", ATTRIBUTE_ERROR, (better, at_end(found[better])),
-                 (worse, at_end(found[worse])), placebo, primary=(better, worse) == (TEXT, NETWORK))
+        compare(f"{better} follows the prompt better than {worse}", ATTRIBUTE_ERROR, (better, errors[better]),
+                (worse, errors[worse]), placebo, primary=(better, worse) == (TEXT, NETWORK))
         for better, worse in ((TEXT, NETWORK), (TEXT, BASE), (NETWORK, BASE))
     ]  # fmt: skip
-    sizes = {name: num_parameters(context.training_history(variant, 0).model) / 1e6 for name, variant in arms.items()}
-    curve = Curve("millions of parameters", ATTRIBUTE_ERROR, {name: [size] for name, size in sizes.items()},
-                  {name: [[value] for value in at_end(drawn)] for name, drawn in found.items()})  # fmt: skip
-    caption = f"Seed 0, {PREVIEW_COUNT} clips of each: {'; '.join(arms)}."
-    notes = [f"Parameters, network and text encoder: {', '.join(f'{n} {s:.3f} million' for n, s in sizes.items())}."]
-    return ExperimentResults(
-        comparisons, [curve], [frame_sheet("samples", caption, [d[0].shown for d in found.values()])], notes
+    sizes = {
+        name: num_parameters(context.training_history(variant, 0).model) / 1e6 for name, variant in variants.items()
+    }
+    by_size = Curve(
+        "millions of parameters",
+        ATTRIBUTE_ERROR,
+        {name: [size] for name, size in sizes.items()},
+        {name: [[error] for error in by_seed] for name, by_seed in errors.items()},
     )
+    caption = f"Seed 0, {PREVIEW_COUNT} videos of each: {'; '.join(variants)}."
+    millions = ", ".join(f"{name} {size:.3f} million" for name, size in sizes.items())
+    sheet = frame_sheet("samples", caption, [by_seed[0].preview for by_seed in curves.values()])
+    return ExperimentResults(comparisons, [by_size], [sheet], [f"Parameters, network and text encoder: {millions}."])
 
 
 CLAIMS = (
     Claim(
         "video-recaptions",
-        "training on captions of a captioner that learned from a tenth of the clips follows text better than raw "
-        f"captions do, and less than {100 * NEAR:.0f} points behind true dense ones",
+        "training on captions of a captioner that learned from a tenth of the videos follows prompts better than "
+        f"training on raw captions, with an error at most {100 * MARGIN:.0f} points above that of true dense ones",
         f"{BETTER_CAPTIONS}, section 3; as used in {REPORT}",
-        f"{METHOD}There are {COUNT} clips and as many pictures. A captioner is taught on one of {LABELLED} clips, "
-        "on short captions first and then on dense ones, and tells them all; another does so with the pictures. A "
-        "network is trained on what they say in 95 of 100 times, and on the raw caption in the others. Raw ones lack a "
-        "fifth of the attributes, and 15 % are wrong. Every seed has captioners of its own. Networks are asked in the "
-        "register that they were trained on, complete and right; what guidance makes of it, and short texts, stand "
-        "beside the claim. Of three seeds each had the claimed signs, but the second effect an interval from -0.2 to "
-        "9.7 points, too wide to tell; so there are five, the first three among them, and all else is the same. "
-        "Placebo: dense captions against themselves with other seeds.",
+        f"{METHOD}There are {COUNT} training videos and the same number of training images. A captioner is trained on "
+        f"one of {LABELLED} videos, on short captions first and then on dense ones. It writes the captions of all "
+        "videos. Another captioner does the same for the images. A network is trained on the written caption in 95 of "
+        "100 cases, and on the raw caption in the others. Raw captions lack a fifth of the attributes, and 15 % are "
+        "wrong. Each seed has other captioners. Prompts are complete and correct, in the register of the training "
+        "captions. Samples with guidance and samples from short prompts are measured beside the claim. With three "
+        "seeds each effect had the claimed sign, but the interval of the second one, from -0.2 to 9.7 points, was too "
+        "wide for a verdict. So there are five seeds, which include the first three, with the same settings. Placebo: "
+        "dense captions against themselves with other seeds.",
         _recaptioned,
         WORLD,
         seeds=5,
@@ -203,21 +212,23 @@ CLAIMS = (
         "prompt-expansion",
         f"short prompts that the rules expand are followed at least {PART:.0%} as often as dense ones",
         f"{BETTER_CAPTIONS}, appendix C; {REPORT}",
-        f"The shipped model `{MODEL}` as it is saved, 150 prompts of each seed, said of held-out clips of a world of "
-        "that seed, one clip each. A clip is right if its colour, shape and motion are read as asked. Whether the "
-        "same short prompts are followed better expanded than as they are stands beside the claim: the model has "
-        "learned from short captions too. Placebo: dense prompts against others.",
+        f"The bundled model `{MODEL}` with its saved settings generates one video for each of 150 prompts per seed. "
+        "The prompts describe held-out videos of the world of that seed. A video is correct if the detector reads the "
+        "colour, shape and motion of the prompt. The comparison of short prompts with and without expansion is beside "
+        "the claim, since the model was trained on short captions too. Placebo: dense prompts against those of other "
+        "seeds.",
         _expanded,
-        "the score world, 32 x 32, 16 frames at 8 a second",
+        "the evaluation split of the playground, 32 x 32, 16 frames at 8 a second",
     ),
     Claim(
         "text-encoder",
-        "a larger text encoder makes clips follow their text better than as many parameters more in the video network",
+        "a larger text encoder improves prompt following more than the same number of additional parameters in the "
+        "video network",
         IMAGEN,
-        f"{METHOD}The text encoder, which is trained with the network, has two blocks of width 128 in one arm, where "
-        "the others have one of width 64; the other arm's network has width 120 in the place of 96, which are as many "
-        "parameters. Imagen's encoder is frozen and was trained on text alone, which there is none of here. Placebo: "
-        f"the recipe `{RECIPE}` against itself with other seeds.",
+        f"{METHOD}The text encoder is trained with the network. It has two blocks of width 128 in one arm, and one "
+        "block of width 64 in the others. The network of the other arm has width 120 instead of 96, which adds the "
+        "same number of parameters. Imagen's encoder is frozen and was trained on text only; there is no such text "
+        f"here. Placebo: the recipe `{RECIPE}` against itself with other seeds.",
         _encoders,
         WORLD,
     ),

@@ -1,4 +1,4 @@
-"""Claims about classifier-free guidance: what the scale trades, and what keeps pictures in range at a high one."""
+"""Claims about classifier-free guidance: fidelity against diversity by scale, and thresholding at a high scale."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ IMAGEN = "Photorealistic Text-to-Image Diffusion Models (Imagen), Saharia et al.
 LOW, MODERATE, HIGH = 1.5, 3.0, 8.0
 
 
-def _static(scale: float, step: DenoiseFn, null: DenoiseFn) -> DenoiseFn:
-    return clip_static(cfg(step, null, scale))
+def _static(scale: float, cond: DenoiseFn, uncond: DenoiseFn) -> DenoiseFn:
+    return clip_static(cfg(cond, uncond, scale))
 
 
-def _dynamic(scale: float, step: DenoiseFn, null: DenoiseFn) -> DenoiseFn:
-    return clip_dynamic(cfg(step, null, scale))
+def _dynamic(scale: float, cond: DenoiseFn, uncond: DenoiseFn) -> DenoiseFn:
+    return clip_dynamic(cfg(cond, uncond, scale))
 
 
-def _open(scale: float, step: DenoiseFn, null: DenoiseFn) -> DenoiseFn:
-    return cfg(step, null, scale)
+def _without_threshold(scale: float, cond: DenoiseFn, uncond: DenoiseFn) -> DenoiseFn:
+    return cfg(cond, uncond, scale)
 
 
 # ---------------------------------------------------------------------- the scale
@@ -60,20 +60,29 @@ def _scale(context: ExperimentContext) -> ExperimentResults:
 
     def measure(seed: int) -> tuple[dict[float, ScoredSamples], dict[float, Fidelity]]:
         network = context.network(GUIDED, seed)
-        own = {scale: score_ancestral(context, network, partial(_static, scale), seed) for scale in scales}
-        other = (1.0, LOW, MODERATE)
-        return own, {s: score_ancestral(context, network, partial(_static, s), seed + PLACEBO).metrics for s in other}
+        by_scale = {scale: score_ancestral(context, network, partial(_static, scale), seed) for scale in scales}
+        placebo = {
+            scale: score_ancestral(context, network, partial(_static, scale), seed + PLACEBO).metrics
+            for scale in (1.0, LOW, MODERATE)
+        }
+        return by_scale, placebo
 
-    by_seed = context.each_seed("samples along the scale", measure)
+    by_seed = context.each_seed("samples by guidance scale", measure)
 
     def values(field: str, scale: float) -> list[float]:
-        return [getattr(own[scale].metrics, field) for own, _ in by_seed]
+        return [getattr(by_scale[scale].metrics, field) for by_scale, _ in by_seed]
 
     def placebo(field: str, scale: float) -> tuple[list[float], list[float]]:
-        return [getattr(other[scale], field) for _, other in by_seed], values(field, scale)
+        return [getattr(metrics[scale], field) for _, metrics in by_seed], values(field, scale)
 
     rows = (
-        (f"scale {MODERATE:g} is read as its class more often than scale 1", "error_rate", ERROR_RATE, MODERATE, 1.0),
+        (
+            f"scale {MODERATE:g} is classified correctly more often than scale 1",
+            "error_rate",
+            ERROR_RATE,
+            MODERATE,
+            1.0,
+        ),
         (f"scale {MODERATE:g} has more precision than scale 1", "imprecision", IMPRECISION, MODERATE, 1.0),
         (f"scale {MODERATE:g} has less recall than scale 1", "recall", RECALL, MODERATE, 1.0),
         (f"FID is better at scale {LOW:g} than at {HIGH:g}", "fid", FID, LOW, HIGH),
@@ -92,47 +101,59 @@ def _scale(context: ExperimentContext) -> ExperimentResults:
         )
         for name, field, title, better, worse in rows
     ]
-    lines = {"digits": [[own[s].metrics for s in scales] for own, _ in by_seed]}
-    shown = f"Seed 0, one row per scale, every class once: {', '.join(f'{s:g}' for s in scales)}."
-    sheet = ImageSheet("samples", shown, first_of_each_class(by_seed[0][0].values()), CLASSES)
+    lines = {"digits": [[by_scale[scale].metrics for scale in scales] for by_scale, _ in by_seed]}
+    caption = f"Seed 0, one row per scale, every class once: {', '.join(f'{scale:g}' for scale in scales)}."
+    sheet = ImageSheet("samples", caption, first_of_each_class(by_seed[0][0].values()), CLASSES)
     return ExperimentResults(comparisons, plot_metrics("scale", scales, lines, log_x=True), [sheet])
 
 
 # ---------------------------------------------------------------------- thresholding
 
 
-class _Clipped(NamedTuple):
-    drawn: ScoredSamples
-    full: float  # share of pixels that are as bright as can be
+class _ThresholdedSamples(NamedTuple):
+    """Samples of one thresholding method and scale, and the share of pixels at the maximum value."""
+
+    samples: ScoredSamples
+    saturated: float
+
+
+def _saturated_share(pixels: Tensor) -> float:
+    return float((pixels == 255).double().mean())
 
 
 def _threshold(context: ExperimentContext) -> ExperimentResults:
-    arms = {"dynamic": _dynamic, "static": _static, "none": _open}
+    methods = {"dynamic": _dynamic, "static": _static, "none": _without_threshold}
     scales = context.scale.pick((1.0, MODERATE, HIGH), (1.0, HIGH))
 
-    def bright(pixels: Tensor) -> float:
-        return float((pixels == 255).double().mean())
+    def measure(seed: int) -> dict[tuple[str, float], _ThresholdedSamples]:
+        network, results = context.network(GUIDED, seed), {}
+        settings = [(name, scale, 0) for name in methods for scale in scales] + [("dynamic", HIGH, PLACEBO)]
+        for name, scale, seed_offset in settings:
+            samples = score_ancestral(context, network, partial(methods[name], scale), seed + seed_offset)
+            key = f"{name}, other noise" if seed_offset else name
+            results[key, scale] = _ThresholdedSamples(samples, _saturated_share(samples.pixels))
+        return results
 
-    def measure(seed: int) -> dict[tuple[str, float], _Clipped]:
-        network, found = context.network(GUIDED, seed), {}
-        settings = [(name, scale, 0) for name in arms for scale in scales] + [("dynamic", HIGH, PLACEBO)]
-        for name, scale, shift in settings:
-            drawn = score_ancestral(context, network, partial(arms[name], scale), seed + shift)
-            found[f"{name}, other noise" if shift else name, scale] = _Clipped(drawn, bright(drawn.pixels))
-        return found
-
-    by_seed = context.each_seed("three ways to threshold", measure)
+    by_seed = context.each_seed("three methods of thresholding", measure)
 
     def values(field: str, name: str, scale: float = HIGH) -> list[float]:
-        at = [found[name, scale] for found in by_seed]
-        return [one.full if field == "full" else getattr(one.drawn.metrics, field) for one in at]
+        results = [by_setting[name, scale] for by_setting in by_seed]
+        return [
+            result.saturated if field == "saturated" else getattr(result.samples.metrics, field) for result in results
+        ]
 
-    saturated = "share of pixels as bright as can be"
+    saturated = "share of pixels at the maximum value"
     rows = (
-        ("dynamic thresholding draws better samples than static", "fid", FID, "static", True),
-        ("dynamic thresholding saturates fewer pixels than static", "full", saturated, "static", True),
-        ("dynamic thresholding is read as its class more often than static", "error_rate", ERROR_RATE, "static", False),
-        ("dynamic thresholding draws better samples than none", "fid", FID, "none", False),
+        ("dynamic thresholding has better samples than static", "fid", FID, "static", True),
+        ("dynamic thresholding saturates fewer pixels than static", "saturated", saturated, "static", True),
+        (
+            "dynamic thresholding is classified correctly more often than static",
+            "error_rate",
+            ERROR_RATE,
+            "static",
+            False,
+        ),
+        ("dynamic thresholding has better samples than none", "fid", FID, "none", False),
     )
     comparisons = [
         compare(
@@ -145,21 +166,25 @@ def _threshold(context: ExperimentContext) -> ExperimentResults:
         )
         for name, field, title, worse, primary in rows
     ]
-    real = bright(context.held_out())
-    lines = {n: [[found[n, s].full for s in scales] for found in by_seed] for n in arms}
-    lines["held-out pictures"] = [[real] * len(scales)]
-    fidelity = {name: [[found[name, s].drawn.metrics for s in scales] for found in by_seed] for name in arms}
+    real = _saturated_share(context.held_out())
+    lines = {
+        name: [[by_setting[name, scale].saturated for scale in scales] for by_setting in by_seed] for name in methods
+    }
+    lines["held-out images"] = [[real] * len(scales)]
+    fidelity = {
+        name: [[by_setting[name, scale].samples.metrics for scale in scales] for by_setting in by_seed]
+        for name in methods
+    }
     panels = [Curve("scale", saturated, scales, lines, True), *plot_metrics("scale", scales, fidelity, log_x=True)]
-    caption = f"Seed 0 at scale {HIGH:g}, every class once: {', '.join(arms)}."
-    sheet = ImageSheet("samples", caption, first_of_each_class(by_seed[0][name, HIGH].drawn for name in arms), CLASSES)
-    return ExperimentResults(
-        comparisons, panels, [sheet], [f"Of held-out pictures {real:.1%} of the pixels are that bright."]
-    )
+    caption = f"Seed 0 at scale {HIGH:g}, every class once: {', '.join(methods)}."
+    pixels = first_of_each_class(by_seed[0][name, HIGH].samples for name in methods)
+    note = f"{real:.1%} of the pixels of held-out images have the maximum value."
+    return ExperimentResults(comparisons, panels, [ImageSheet("samples", caption, pixels, CLASSES)], [note])
 
 
 _CHAIN = (
-    "Class-conditional networks (cosine betas, a tenth of the labels dropped) draw 450 samples, every class in turn, "
-    "by 50 steps of the ancestral chain. The judge is the shipped digits classifier, which had no part in making them"
+    "Class-conditional networks (cosine betas, a tenth of the labels dropped) generate 450 samples, every class in "
+    "turn, by 50 steps of the ancestral chain. The judge is the bundled digits classifier, which sampling does not use"
 )
 
 CLAIMS = (
@@ -167,18 +192,17 @@ CLAIMS = (
         "cfg-scale",
         "raising the scale of classifier-free guidance trades diversity for fidelity, and FID is best at a small scale",
         FREE,
-        f"{_CHAIN}: it reads the class, and its features give precision, recall and FID. x0 is clipped. The scale is "
-        "the paper's w + 1, so that 1 is no guidance. Placebo: the same scale from other noise.",
+        f"{_CHAIN}. It predicts the class, and its features give precision, recall and FID. x0 is clipped. The scale "
+        "is the paper's w + 1, so 1 means no guidance. Placebo: the same scale from other noise.",
         _scale,
         LABELLED,
     ),
     Claim(
         "imagen-threshold",
-        "at a high scale of guidance dynamic thresholding keeps pictures from saturating, and better than static "
-        "thresholding does",
+        "at a high guidance scale dynamic thresholding prevents saturated images better than static thresholding",
         IMAGEN,
-        f"{_CHAIN}. Dynamic thresholding takes the percentile 99.5 of each sample, as published, which on 64 pixels "
-        "is nearly the largest. Placebo: dynamic against itself from other noise.",
+        f"{_CHAIN}. Dynamic thresholding uses the 99.5th percentile of each sample, as published. For 64 pixels it is "
+        "close to the maximum. Placebo: dynamic thresholding against itself from other noise.",
         _threshold,
         LABELLED,
     ),

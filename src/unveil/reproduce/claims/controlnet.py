@@ -1,4 +1,4 @@
-"""A claim of ControlNet (Zhang et al. 2023, arXiv:2302.05543): it begins as its base, and learns to follow edges."""
+"""Claim of ControlNet (Zhang et al. 2023, arXiv:2302.05543): it starts as its base, and learns to follow edges."""
 
 from __future__ import annotations
 
@@ -26,41 +26,43 @@ PAPER = "Adding Conditional Control to Text-to-Image Diffusion Models, Zhang et 
 FASHION = "Fashion-MNIST, 28 x 28, unconditional: 60,000 to train on, 10,000 held out"
 RECIPE, BASE = "controlnet-edges", "ddpm-fashion"
 
-# Both have the recipes' settings but for these; the base is small, and knows no classes, whose outlines are alike
+# Changes of the recipes; the base is small and unconditional, since all images of a class have similar outlines
 NETWORK = "condition=[] network.model_channels=32 network.groups=8"
 BASE_PACE = "train.steps=700 train.sample_every=0"
 PACE = "train.steps=700"
 QUICK_NETWORK = "condition=[] network.model_channels=8 network.groups=4 network.attention=[]"
 QUICK_PACE = "train.steps=2 train.warmup=0 train.batch_size=4"
-FACTOR = 1.5  # of the F1, which the claim asks for
+FACTOR = 1.5  # required ratio of the F1 with the right control image to that with another
 TOLERANCE = 1.0  # pixels
 PREVIEW_COUNT = 10
 
-RATIO = "F1 of edges with the hint of another picture over that with the right one"
-DIFFERENCE = "largest difference of a sample to that of the base, values in [-1, 1]"
-ATTRIBUTE_ERROR = "1 - F1 of the edges of samples and their hints, within a pixel"
+RATIO = "F1 of edges with the control image of another sample over that with the right one"
+DIFFERENCE = "largest difference from the samples of the base, values in [-1, 1]"
+EDGE_ERROR = "1 - F1 of the edges of samples and their control images, within a pixel"
 
 
 class ControlSamples(NamedTuple):
-    """What one seed's network draws.
+    """Metrics and samples of the ControlNet of one seed.
 
     Attributes:
-        start: the largest difference to the base's samples before training, and `end` after it.
-        f1: of the samples' edges and their hints; with the hints of the next, and of the second next sample, in an
-            order that the seed shuffled.
-        base: the same F1 of the base's samples.
-        pixels: hints, samples of the base, samples under the ControlNet: uint8 (3 * SHOWN, 1, H, W).
+        initial_difference: Largest difference from the base's samples before training.
+        final_difference: The same after training.
+        f1: F1 of the samples' edges with their control images, with those of the next sample, and with those of the
+            second next sample, in an order that is shuffled by the seed.
+        base_f1: F1 of the base's samples with the control images.
+        pixels: Control images, samples of the base, and samples under the ControlNet, uint8
+            (3 * PREVIEW_COUNT, 1, H, W).
     """
 
-    start: float
-    end: float
+    initial_difference: float
+    final_difference: float
     f1: tuple[float, float, float]
-    base: float
+    base_f1: float
     pixels: Tensor
 
 
 def recipes(context: ExperimentContext, seed: int) -> tuple[RecipeVariant, Recipe]:
-    """The base as an arm, and the recipe of the ControlNet on it."""
+    """Return the variant of the base model, and the recipe of the ControlNet."""
     network, base, pace = context.scale.pick(
         (NETWORK, BASE_PACE, PACE), (QUICK_NETWORK, f"{QUICK_PACE} train.sample_every=0", QUICK_PACE)
     )
@@ -70,16 +72,16 @@ def recipes(context: ExperimentContext, seed: int) -> tuple[RecipeVariant, Recip
     return RecipeVariant(BASE, f"{network} {base}"), recipe
 
 
-def _trained(context: ExperimentContext, base: Model, recipe: Recipe, seed: int) -> tuple[Model, Model]:
-    """The base under a ControlNet before and after training, the latter with averaged weights."""
-    from unveil.train.finetuning import setup_controlnet  # with this comes Lightning, which takes seconds
+def _train_controlnet(context: ExperimentContext, base: Model, recipe: Recipe, seed: int) -> tuple[Model, Model]:
+    """Return the base with a ControlNet before training, and after training with the EMA weights."""
+    from unveil.train.finetuning import setup_controlnet  # imports Lightning, which takes seconds
 
-    fresh = setup_controlnet(copy.deepcopy(base), BaseModel(BASE, BASE, ""), recipe).eval()
+    untrained = setup_controlnet(copy.deepcopy(base), BaseModel(BASE, BASE, ""), recipe).eval()
     on = {"control": recipe.model_dump(mode="json")["control"], "base": context.scale.pick(BASE_PACE, QUICK_PACE)}
-    return fresh, finetune(context, fresh, recipe, seed, part_of=_controls, on=on)
+    return untrained, finetune(context, untrained, recipe, seed, part_of=_controlnets, on=on)
 
 
-def _controls(model: Model) -> MultiControlNet:
+def _controlnets(model: Model) -> MultiControlNet:
     assert model.controls is not None
     return model.controls
 
@@ -87,104 +89,108 @@ def _controls(model: Model) -> MultiControlNet:
 def _measure(context: ExperimentContext, seed: int) -> ControlSamples:
     variant, recipe = recipes(context, seed)
     base = context.training_history(variant, seed).model
-    fresh, trained = _trained(context, base, recipe, seed)
+    untrained, trained = _train_controlnet(context, base, recipe, seed)
     count = context.scale.pick(200, PREVIEW_COUNT)
     held_out = data.open(recipe.data.build(), "held-out")
-    hints = torch.stack([held_out[place * len(held_out) // count]["hint"] for place in range(count)])
+    control_images = torch.stack([held_out[index * len(held_out) // count]["hint"] for index in range(count)])
 
-    def draw(model: Model, number: int, **raw: Tensor) -> Tensor:
-        return model.generate(cond=raw, count=number, seed=seed, batch=100, steps=context.scale.pick(25, 2))
+    def sample(model: Model, number: int, **cond: Tensor) -> Tensor:
+        return model.generate(cond=cond, count=number, seed=seed, batch=100, steps=context.scale.pick(25, 2))
 
-    plain, under = draw(base, count), draw(trained, count, hint=hints)
-    first = draw(fresh, PREVIEW_COUNT, hint=hints[:PREVIEW_COUNT])
-    alone = draw(base, PREVIEW_COUNT)  # as many at a time, since kernels differ by that
+    plain, controlled = sample(base, count), sample(trained, count, hint=control_images)
+    initial = sample(untrained, PREVIEW_COUNT, hint=control_images[:PREVIEW_COUNT])
+    plain_batch = sample(base, PREVIEW_COUNT)  # in a batch of equal size, since results depend on it
     section: Any = recipe.data
-    edges = section.control_image.build()  # what hints are drawn by
+    preprocessor = section.control_image.build()
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
 
-    order = _order(count, seed)
+    def f1(samples: Tensor, shift: int) -> float:
+        edges = [preprocessor({"pixels": pixels}) for pixels in to_pixels(samples)]
+        shuffled = torch.empty_like(control_images)
+        shuffled[order] = control_images[order.roll(-shift)]
+        return pooled_edge_f1(zip(edges, shuffled, strict=True), tolerance=TOLERANCE).f1
 
-    def f1(samples: Tensor, by: int) -> float:
-        found = [edges({"pixels": one}) for one in to_pixels(samples)]
-        shuffled = torch.empty_like(hints)
-        shuffled[order] = hints[order.roll(-by)]
-        return pooled_edge_f1(zip(found, shuffled, strict=True), tolerance=TOLERANCE).f1
-
-    shown = torch.cat([hints[:PREVIEW_COUNT, :1], to_pixels(plain[:PREVIEW_COUNT]), to_pixels(under[:PREVIEW_COUNT])])
-    return ControlSamples(
-        float((first - alone).abs().max()),
-        float((under - plain).abs().max()),
-        (f1(under, 0), f1(under, 1), f1(under, 2)),
-        f1(plain, 0),
-        shown,
+    preview = torch.cat(
+        [
+            control_images[:PREVIEW_COUNT, :1],
+            to_pixels(plain[:PREVIEW_COUNT]),
+            to_pixels(controlled[:PREVIEW_COUNT]),
+        ]
     )
-
-
-def _order(count: int, seed: int) -> Tensor:
-    """The pictures in an order of the seed, in which a picture's next ones are any others."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return ControlSamples(
+        float((initial - plain_batch).abs().max()),
+        float((controlled - plain).abs().max()),
+        (f1(controlled, 0), f1(controlled, 1), f1(controlled, 2)),
+        f1(plain, 0),
+        preview,
+    )
 
 
 def _edges(context: ExperimentContext) -> ExperimentResults:
-    found = context.each_seed(RECIPE, lambda seed: _measure(context, seed))
+    results = context.each_seed(RECIPE, lambda seed: _measure(context, seed))
 
     def by_seed(value: Callable[[ControlSamples], float]) -> list[float]:
-        return [value(one) for one in found]
+        return [value(result) for result in results]
 
-    one, ends = [1.0] * len(found), by_seed(lambda drawn: drawn.end)
+    ones, final_differences = [1.0] * len(results), by_seed(lambda result: result.final_difference)
     follows = compare(
-        f"with its own hint the F1 is at least {FACTOR} times that with another's",
+        f"the F1 with the right control image is at least {FACTOR} times that with another",
         RATIO,
-        ("ControlNet", by_seed(lambda drawn: _over(drawn.f1[1], drawn.f1[0]))),
-        ("no use of the hint", one),
-        (by_seed(lambda drawn: _over(drawn.f1[2], drawn.f1[1])), one),
+        ("ControlNet", by_seed(lambda result: _ratio(result.f1[1], result.f1[0]))),
+        ("no use of the control image", ones),
+        (by_seed(lambda result: _ratio(result.f1[2], result.f1[1])), ones),
     )
-    begins = compare(
-        "before training it draws what its base draws, bit for bit, and after training it does not",
+    starts = compare(
+        "samples equal those of the base to the bit before training, and differ after it",
         DIFFERENCE,
-        ("step 0", by_seed(lambda drawn: drawn.start)),
-        ("after training", ends),
-        ([*ends[1:], ends[0]], ends),  # of another seed's
+        ("step 0", by_seed(lambda result: result.initial_difference)),
+        ("after training", final_differences),
+        ([*final_differences[1:], final_differences[0]], final_differences),  # those of another seed
     )
-    beside = compare(
-        "samples under it have more of their hint's edges than the base's samples",
-        ATTRIBUTE_ERROR,
-        ("ControlNet", by_seed(lambda drawn: 1 - drawn.f1[0])),
-        ("base", by_seed(lambda drawn: 1 - drawn.base)),
-        (by_seed(lambda drawn: 1 - drawn.f1[2]), by_seed(lambda drawn: 1 - drawn.f1[1])),
+    edges = compare(
+        "samples of the ControlNet have more of the edges of their control images than samples of the base",
+        EDGE_ERROR,
+        ("ControlNet", by_seed(lambda result: 1 - result.f1[0])),
+        ("base", by_seed(lambda result: 1 - result.base_f1)),
+        (by_seed(lambda result: 1 - result.f1[2]), by_seed(lambda result: 1 - result.f1[1])),
         primary=False,
     )
-    comparisons = [replace(follows, bar=1 / FACTOR), replace(begins, bar=0.0), beside]
-    same = sum(drawn.start == 0 for drawn in found)
-    times = ", ".join(f"{_over(drawn.f1[0], drawn.f1[1]):.2f}" for drawn in found)
-    notes = [f"At step 0 equal to the base to the bit: {same} of {len(found)} seeds. F1 over that of others: {times}."]
+    comparisons = [replace(follows, bar=1 / FACTOR), replace(starts, bar=0.0), edges]
+    equal = sum(result.initial_difference == 0 for result in results)
+    ratios = ", ".join(f"{_ratio(result.f1[0], result.f1[1]):.2f}" for result in results)
+    notes = [
+        f"Equal to the base to the bit at step 0: {equal} of {len(results)} seeds. F1 with the right control image "
+        f"over that with another: {ratios}."
+    ]
     lines: dict[str, Sequence[Sequence[float]]] = {
-        "ControlNet": [drawn.f1 for drawn in found],
-        "base": [[drawn.base] * 3 for drawn in found],
+        "ControlNet": [result.f1 for result in results],
+        "base": [[result.base_f1] * 3 for result in results],
     }
-    caption = "Seed 0: hints, samples of the base from the same noise, samples under the ControlNet."
-    sheet = ImageSheet("samples", caption, found[0].pixels, PREVIEW_COUNT)
-    return ExperimentResults(
-        comparisons, [Curve("hint of the n-th next picture, shuffled", "F1 of edges", [0, 1, 2], lines)], [sheet], notes
-    )
+    curve = Curve("control image of the n-th next sample, shuffled", "F1 of edges", [0, 1, 2], lines)
+    caption = "Seed 0: control images, samples of the base from the same noise, samples with the ControlNet."
+    sheet = ImageSheet("samples", caption, results[0].pixels, PREVIEW_COUNT)
+    return ExperimentResults(comparisons, [curve], [sheet], notes)
 
 
-def _over(value: float, other: float) -> float:
-    """Their ratio; 1 where both are 0, as both are where nothing was learned."""
+def _ratio(value: float, other: float) -> float:
+    """Return value / other, or 1 if other is 0, as both are for an untrained network."""
     return value / other if other else 1.0
 
 
 CLAIMS = (
     Claim(
         RECIPE,
-        "a ControlNet begins as its base to the bit, and once trained draws pictures whose edges are those of its hint",
+        "an untrained ControlNet equals its base to the bit, and the samples of a trained one have the edges of their "
+        "control images",
         PAPER,
-        f"The recipe `{BASE}` with 32 channels and without classes, 700 steps; on it `{RECIPE}` with as many, the base "
-        "frozen. 200 samples, by the recipe's 25 steps of DDIM, for the Canny edges of as many held-out pictures. "
-        "Edges of samples are found with the same thresholds; one is hit where another lies within a pixel. The "
-        "shuffled condition: the same samples against the hint of the next, in an order that the seed shuffled. For "
-        f"the claim to be shown the F1 has to be {FACTOR} times as high with the right hint, and at step 0 no bit may "
-        "differ from the base. Placebo: the hints of the second next against those of the next; the networks of two "
-        "seeds.",
+        f"The base is the recipe `{BASE}` with 32 channels, without classes, after 700 steps. The ControlNet is the "
+        f"recipe `{RECIPE}` after the same number of steps with a frozen base. There are 200 samples, by the recipe's "
+        "25 steps of DDIM, for the Canny edges of 200 held-out images. The edges of samples are detected with the "
+        "same thresholds. An edge pixel counts as a hit if another is within one pixel of it. In the shuffled "
+        "condition each sample is compared with the control image of the next one, in an order that is shuffled by "
+        f"the seed. The claim requires an F1 that is {FACTOR} times as high with the right control image, and no "
+        "difference from the base at step 0. Placebo: the control images of the second next sample against those of "
+        "the next; the networks of two seeds.",
         _edges,
         FASHION,
     ),

@@ -30,7 +30,7 @@ from unveil.reproduce.experiment import (
 from unveil.reproduce.variant import Variant
 
 PAPER = "Denoising Diffusion Implicit Models, Song et al. 2020 (arXiv:2010.02502)"
-ARM = Variant("linear")
+VARIANT = Variant("linear")
 
 # Table 1, CIFAR-10: FID of eta = 0 and of eta = 1
 _TABLE_1 = {
@@ -41,47 +41,49 @@ _TABLE_1 = {
 }
 
 
-def _drawn(network: Denoiser, steps: int, eta: float, count: int, seed: int) -> Tensor:
-    """Samples of one network, x0 clipped, from noise that depends on the seed alone."""
-    grid = schedules.leading(network.process, steps)
-    return sample(ddim(grid, eta), clip_static(network), count, seed)
+def _sample(network: Denoiser, steps: int, eta: float, count: int, seed: int) -> Tensor:
+    """Return samples of a network with x0 clipped, from noise that depends only on the seed."""
+    schedule = schedules.leading(network.process, steps)
+    return sample(ddim(schedule, eta), clip_static(network), count, seed)
 
 
 def _steps(context: ExperimentContext) -> ExperimentResults:
     counts = context.scale.pick((5, 10, 20, 50), (5, 10))
-    arms = {"eta 0": (0.0, 0), "eta 1": (1.0, 0), "eta 0, other noise": (0.0, PLACEBO)}
+    settings = {"eta 0": (0.0, 0), "eta 1": (1.0, 0), "eta 0, other noise": (0.0, PLACEBO)}
     reference = context.held_out()
 
     def measure(seed: int) -> tuple[dict[str, list[dict[str, float]]], list[Tensor]]:
-        network, found, first = context.network(ARM, seed), {}, []
-        for name, (eta, shift) in arms.items():
-            found[name] = []
+        network, distances, previews = context.network(VARIANT, seed), {}, []
+        for name, (eta, seed_offset) in settings.items():
+            distances[name] = []
             for steps in counts:
-                samples = _drawn(network, steps, eta, context.scale.samples, seed + shift)
-                found[name].append(frechet(samples, reference))
-                first += [to_pixels(samples[:12])] if shift == 0 else []
-        return found, first
+                samples = _sample(network, steps, eta, context.scale.samples, seed + seed_offset)
+                distances[name].append(frechet(samples, reference))
+                previews += [to_pixels(samples[:12])] if seed_offset == 0 else []
+        return distances, previews
 
     by_seed = context.each_seed("samples of few steps", measure)
     comparisons, curves = [], []
     for space in FEATURES:
-        lines = {name: [[at[space] for at in found[name]] for found, _ in by_seed] for name in arms}
-        first, last, again = lines.values()
+        lines = {
+            name: [[by_space[space] for by_space in distances[name]] for distances, _ in by_seed] for name in settings
+        }
+        deterministic, ancestral, placebo = lines.values()
         title = f"FID on {'pixels' if space == 'pixels' else 'features of the digits classifier'}"
         comparisons += [
             compare(
-                f"{space}, {steps} steps: eta 0 is nearer to held-out pictures than eta 1",
+                f"{space}, {steps} steps: eta 0 is nearer to held-out images than eta 1",
                 title,
-                ("eta 0", [row[i] for row in first]),
-                ("eta 1", [row[i] for row in last]),
-                ([row[i] for row in again], [row[i] for row in first]),
+                ("eta 0", [row[i] for row in deterministic]),
+                ("eta 1", [row[i] for row in ancestral]),
+                ([row[i] for row in placebo], [row[i] for row in deterministic]),
                 paper=_TABLE_1.get(steps),
             )
             for i, steps in enumerate(counts)
         ]
-        curves.append(Curve("network calls", title, counts, {n: lines[n] for n in ("eta 0", "eta 1")}, True, True))
+        curves.append(Curve("NFE", title, counts, {name: lines[name] for name in ("eta 0", "eta 1")}, True, True))
     rows = ", ".join(f"{steps}" for steps in counts)
-    caption = f"Seed 0: eta 0 at {rows} steps, then eta 1; columns start alike."
+    caption = f"Seed 0: eta 0 at {rows} steps, then eta 1; each column starts from one noise."
     sheet = ImageSheet("samples", caption, torch.cat(by_seed[0][1]), 12)
     return ExperimentResults(comparisons, curves, [sheet])
 
@@ -93,27 +95,27 @@ def _consistency(context: ExperimentContext) -> ExperimentResults:
     spaces = {"pixels": "rms distance of pixels", "digits": "rms distance of classifier features"}
 
     def measure(seed: int) -> tuple[dict[str, list[float]], Tensor]:
-        network = context.network(ARM, seed)
+        network = context.network(VARIANT, seed)
         noise = SampleRNG(seed, range(count)).normal(SHAPE, START)
-        coarse, fine = (run(ddim(schedules.leading(network.process, n)), network, noise) for n in (few, many))
-        found = {}
+        coarse, fine = (run(ddim(schedules.leading(network.process, steps)), network, noise) for steps in (few, many))
+        distances = {}
         for space in spaces:
             a, b = (x if space == "pixels" else classifier.features(to_pixels(x)) for x in (coarse, fine))
-            # the same noise, that of the next sample, and that of the one after it
-            found[space] = [float(rms(a - b.roll(shift, 0)).double().mean()) for shift in (0, 1, 2)]
-        return found, to_pixels(torch.cat([fine[:12], coarse[:12]]))
+            # the same noise, that of the next sample, and that of the second next sample
+            distances[space] = [float(rms(a - b.roll(shift, 0)).double().mean()) for shift in (0, 1, 2)]
+        return distances, to_pixels(torch.cat([fine[:12], coarse[:12]]))
 
     by_seed = context.each_seed(f"the same noise at {few} and {many} steps", measure)
     comparisons = []
     for space, title in spaces.items():
-        same, other, another = zip(*(found[space] for found, _ in by_seed), strict=True)
+        same_noise, other_noise, placebo = zip(*(distances[space] for distances, _ in by_seed), strict=True)
         comparisons.append(
             compare(
-                f"{space}: samples of {few} and {many} steps lie nearer with the same noise than with other noise",
+                f"{space}: samples of {few} and {many} steps are nearer with the same noise than with other noise",
                 title,
-                ("same noise", same),
-                ("other noise", other),
-                (other, another),
+                ("same noise", same_noise),
+                ("other noise", other_noise),
+                (other_noise, placebo),
             )
         )
     caption = f"Seed 0: {many} steps above, {few} steps below; each column starts from one noise."
@@ -121,26 +123,26 @@ def _consistency(context: ExperimentContext) -> ExperimentResults:
 
 
 def _round_trip(network: Denoiser, x0: Tensor, steps: int) -> Tensor:
-    """The pictures after encoding and decoding with as many steps each."""
-    grid = schedules.leading(network.process, steps)
-    return run(ddim(grid), network, run(encode(grid), network, x0))
+    """Return the images after encoding and decoding with this number of steps each."""
+    schedule = schedules.leading(network.process, steps)
+    return run(ddim(schedule), network, run(encode(schedule), network, x0))
 
 
 def _encode(context: ExperimentContext) -> ExperimentResults:
     counts: Sequence[int] = context.scale.pick((10, 20, 50, 100, 200), (5, 10, 25))
     size = context.scale.pick(64, 8)
-    every = to_unit(digits("held-out").pixels)
+    held_out = to_unit(digits("held-out").pixels)
 
-    def drawn(seed: int) -> Tensor:
-        return every[torch.randperm(len(every), generator=torch.Generator().manual_seed(seed))[:size]]
+    def choose(seed: int) -> Tensor:
+        return held_out[torch.randperm(len(held_out), generator=torch.Generator().manual_seed(seed))[:size]]
 
     def measure(seed: int) -> tuple[list[float], list[float], Tensor]:
-        network, errors, shown = context.network(ARM, seed), [], []
-        for x0, steps in ((drawn(seed), counts), (drawn(seed + PLACEBO), counts[:-1])):
-            trips = [_round_trip(network, x0, n) for n in steps]
-            errors.append([float((again - x0).double().square().mean()) for again in trips])
-            shown += [to_pixels(images[:12]) for images in (x0, *trips)]
-        return errors[0], errors[1], torch.cat(shown[: len(counts) + 1])
+        network, errors, previews = context.network(VARIANT, seed), [], []
+        for x0, steps_each in ((choose(seed), counts), (choose(seed + PLACEBO), counts[:-1])):
+            decoded = [_round_trip(network, x0, steps) for steps in steps_each]
+            errors.append([float((x - x0).double().square().mean()) for x in decoded])
+            previews += [to_pixels(images[:12]) for images in (x0, *decoded)]
+        return errors[0], errors[1], torch.cat(previews[: len(counts) + 1])
 
     by_seed = context.each_seed("encoding and decoding", measure)
     title = "mean squared round-trip error per pixel"
@@ -158,42 +160,41 @@ def _encode(context: ExperimentContext) -> ExperimentResults:
                 title,
                 (f"{many} steps", [errors[i + 1] for errors, _, _ in by_seed]),
                 (f"{few} steps", fewer),
-                (fewer, [elsewhere[i] for _, elsewhere, _ in by_seed]),
+                (fewer, [placebo_errors[i] for _, placebo_errors, _ in by_seed]),
                 paper=published,
             )
         )
     curve = Curve("steps each way", title, counts, {"digits": [errors for errors, _, _ in by_seed]}, True, True)
     rows = ", ".join(map(str, counts))
-    caption = f"Seed 0: held-out pictures, then what {rows} steps each way make of them."
+    caption = f"Seed 0: held-out images, then these after encoding and decoding with {rows} steps each."
     return ExperimentResults(comparisons, [curve], [ImageSheet("round-trip", caption, by_seed[0][2], 12)])
 
 
 CLAIMS = (
     Claim(
         "ddim-steps",
-        "with 50 network calls or fewer, deterministic sampling (eta 0) gives better samples than ancestral noise "
-        "(eta 1)",
+        "with at most 50 NFE, deterministic sampling (eta 0) gives better samples than ancestral noise (eta 1)",
         PAPER,
-        "One network, sampled from the same starting noise with eta 0 and with eta 1, evenly spaced indices, x0 "
-        "clipped to [-1, 1] in both. The Frechet distance from held-out pictures is taken in pixels and in features "
-        "of the digits classifier. Placebo: eta 0 against eta 0 from other noise.",
+        "One network is sampled from the same initial noise with eta 0 and with eta 1, at evenly spaced indices, with "
+        "x0 clipped to [-1, 1]. The Frechet distance from held-out images is measured on pixels and on features of the "
+        "digits classifier. Placebo: eta 0 against eta 0 from other noise.",
         _steps,
     ),
     Claim(
         "ddim-consistency",
-        "the same noise gives nearly the same sample however many steps are taken",
+        "the same noise gives nearly the same sample for any number of steps",
         PAPER,
-        "200 samples of eta 0 with few and with many steps, paired by noise or with the next noise; nothing "
+        "200 samples of eta 0 with few and with many steps are paired by their noise or with the next noise. Nothing "
         "is clipped. Placebo: pairs of different noise against other pairs of different noise.",
         _consistency,
     ),
     Claim(
         "ddim-encode",
-        "encoding a picture to noise and decoding it again loses less the more steps are taken",
+        "the error of encoding an image to noise and decoding it falls with the number of steps",
         PAPER,
-        "64 held-out pictures, drawn by the seed, through the reversed path and back, with as many steps each way; "
-        "nothing is clipped. "
-        "Placebo: the same number of steps on other held-out pictures.",
+        "64 held-out images, which are chosen by the seed, are encoded by the reversed trajectory and decoded, with "
+        "the same number of steps each. Nothing is clipped. Placebo: the same number of steps on other held-out "
+        "images.",
         _encode,
     ),
 )

@@ -1,4 +1,4 @@
-"""The claim of DDPM (Ho et al. 2020, arXiv:2006.11239) about what a network should learn."""
+"""Claim of DDPM (Ho et al. 2020, arXiv:2006.11239) about the prediction target and the training loss."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ EPS_BOUND = Variant("linear", objective="bound")
 
 
 def _objective(context: ExperimentContext) -> ExperimentResults:
-    names = {"eps + L_simple": SIMPLE, "mean + bound": MEAN_BOUND, "eps + bound": EPS_BOUND}
-    found: dict[str, list[Quality]] = {
+    variants = {"eps + L_simple": SIMPLE, "mean + bound": MEAN_BOUND, "eps + bound": EPS_BOUND}
+    results: dict[str, list[Quality]] = {
         name: context.each_seed(name, lambda seed, variant=variant: quality(context, variant, seed))
-        for name, variant in names.items()
+        for name, variant in variants.items()
     }
-    again = context.each_placebo("eps + L_simple", lambda seed: quality(context, SIMPLE, seed))
-    fid = {name: [one.fid for one in variant] for name, variant in found.items()}
-    nll = {name: [one.bits for one in variant] for name, variant in found.items()}
-    placebo_fid = [one.fid for one in again], fid["eps + L_simple"]
-    placebo_nll = [one.bits for one in again], nll["eps + L_simple"]
-    simple, mean, bound = names
+    placebo = context.each_placebo("eps + L_simple", lambda seed: quality(context, SIMPLE, seed))
+    fid = {name: [metrics.fid for metrics in by_seed] for name, by_seed in results.items()}
+    nll = {name: [metrics.bits for metrics in by_seed] for name, by_seed in results.items()}
+    placebo_fid = [metrics.fid for metrics in placebo], fid["eps + L_simple"]
+    placebo_nll = [metrics.bits for metrics in placebo], nll["eps + L_simple"]
+    simple, mean, bound = variants
     comparisons = [
         compare(
-            f"{simple} draws better samples than {mean}",
+            f"{simple} has better samples than {mean}",
             FID,
             (simple, fid[simple]),
             (mean, fid[mean]),
@@ -44,7 +44,7 @@ def _objective(context: ExperimentContext) -> ExperimentResults:
             paper=PublishedResult(3.70, 3.75, "table 1, CIFAR-10 test bits/dim"),
         ),
         compare(
-            f"{simple} draws better samples than {bound}",
+            f"{simple} has better samples than {bound}",
             FID,
             (simple, fid[simple]),
             (bound, fid[bound]),
@@ -61,15 +61,16 @@ def _objective(context: ExperimentContext) -> ExperimentResults:
             primary=False,
         ),
     ]
-    sheet = ImageSheet("samples", f"Seed 0, one row per arm: {', '.join(names)}.", first_samples(found.values()), 12)
+    caption = f"Seed 0, one row per arm: {', '.join(variants)}."
+    sheet = ImageSheet("samples", caption, first_samples(results.values()), 12)
     return ExperimentResults(comparisons, sheets=[sheet])
 
 
 CLAIMS = (
     Claim(
         "ddpm-objective",
-        "predicting eps with L_simple draws better samples than predicting the mean with the bound; training on "
-        "the bound gives fewer bits per dimension",
+        "predicting eps with L_simple gives better samples than predicting the mean with the bound; training on the "
+        "bound gives fewer bits per dimension",
         PAPER,
         "Linear betas and fixed-small variance in all arms. Samples: 50 evenly spaced steps of the ancestral chain, "
         "x0 clipped. The bits per dimension are compared at equal prediction (eps), as the paper's table 1 does. "

@@ -1,4 +1,4 @@
-"""A claim of diffusion forcing (Chen et al. 2024, arXiv:2407.01392): a level for each frame, and clips go on."""
+"""Claim of diffusion forcing (Chen et al. 2024, arXiv:2407.01392): video extension with a noise level per frame."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unveil.analysis.video_study import StudyContext as Clips
-from unveil.analysis.video_study import VideoTaskSettings, ignore_truncated_prompts, stack_videos
+from unveil.analysis.video_study import StudyContext, VideoTaskSettings, ignore_truncated_prompts, stack_videos
 from unveil.core.inverse import replace_known
 from unveil.core.sampling_run import SamplingRun
 from unveil.generation.conditioning_frames import ConditioningFrames, conditioned_generation, keyframes
@@ -33,153 +32,156 @@ from unveil.reproduce.prompt_following import (
 from unveil.reproduce.training_history import RecipeVariant, held_out_videos
 
 PAPER = "Diffusion Forcing, Chen et al. 2024 (arXiv:2407.01392), section 3.1"
-OWN, ONE, GIVEN = "a level for each frame", "one level for a clip", "frames given"
-WAYS = {
-    OWN: "objective.context_modes.none=0.5 objective.context_modes.independent=0.5",
-    ONE: "",
-    GIVEN: "objective.context_modes.none=0.5 objective.context_modes.prefix=0.5",
+INDEPENDENT, SHARED, CONDITIONED = "a noise level per frame", "one noise level per video", "conditioning frames"
+CONTEXT_MODES = {
+    INDEPENDENT: "objective.context_modes.none=0.5 objective.context_modes.independent=0.5",
+    SHARED: "",
+    CONDITIONED: "objective.context_modes.none=0.5 objective.context_modes.prefix=0.5",
 }
-AT_ONCE = 100  # clips
-KNOWN = 4  # frames of eight, which are given
-LOST = 8.0  # pixels: half a side, as far as what is not seen counts to be off
-STRAYED = "how far things are from where they truly go in the frames that are added, mean, pixels"
+BATCH = 100  # videos
+CONTEXT = 4  # conditioning frames of eight
+LOST = 8.0  # error in pixels if no object is detected: half a side
+POSITION_ERROR = "mean position error of the objects in the generated frames, pixels"
 
 
 class RealVideos(NamedTuple):
-    """Real clips of what moves, uint8 (N, 3, T, H, W), and what they are asked for by."""
+    """Real videos of moving objects, uint8 (N, 3, T, H, W), and their prompts."""
 
-    real: Tensor
-    texts: list[str]
+    pixels: Tensor
+    prompts: list[str]
 
 
 class ExtensionError(NamedTuple):
-    """How far off an arm's things are in what it adds.
+    """Position errors of a variant in the generated frames.
 
     Attributes:
-        held: the mean over clips, known frames told as clean; `imposed`: known frames put back after each step.
-        along: of `held`, by frame. shown: the first clips, held.
+        clean: Mean over videos with conditioning frames at noise level 0.
+        replaced: Mean over videos whose conditioning frames are replaced after each step.
+        by_frame: Errors of `clean` by frame.
+        preview: First videos of `clean`.
     """
 
-    held: float
-    imposed: float
-    along: list[float]
-    shown: Tensor
+    clean: float
+    replaced: float
+    by_frame: list[float]
+    preview: Tensor
 
 
 def _forcing(context: ExperimentContext) -> ExperimentResults:
-    arms = {
-        name: two_stage_variant(context, "", f"{context.scale.pick(VIDEO_TRAINING, QUICK_VIDEO_TRAINING)} {ways}")
-        for name, ways in WAYS.items()
-    }
-    shown = _moving(context, arms[OWN])
-    found = {
-        name: context.each_seed(
-            name, lambda seed, variant=variant: _extended(context.training_history(variant, seed).model, seed, shown)
-        )
-        for name, variant in arms.items()
-    }
-    again = context.each_placebo(
-        OWN, lambda seed: _extended(context.training_history(arms[OWN], seed).model, seed, shown)
-    )
+    pace = context.scale.pick(VIDEO_TRAINING, QUICK_VIDEO_TRAINING)
+    variants = {name: two_stage_variant(context, "", f"{pace} {modes}") for name, modes in CONTEXT_MODES.items()}
+    videos = _moving_videos(context, variants[INDEPENDENT])
 
-    def by_seed(drawn: Sequence[ExtensionError], field: str) -> list[float]:
-        return [getattr(one, field) for one in drawn]
+    def measure(variant: RecipeVariant, seed: int) -> ExtensionError:
+        return _extension_error(context.training_history(variant, seed).model, seed, videos)
+
+    errors = {
+        name: context.each_seed(name, lambda seed, variant=variant: measure(variant, seed))
+        for name, variant in variants.items()
+    }
+    placebo = context.each_placebo(INDEPENDENT, lambda seed: measure(variants[INDEPENDENT], seed))
+
+    def values(by_seed: Sequence[ExtensionError], field: str) -> list[float]:
+        return [getattr(error, field) for error in by_seed]
 
     comparisons = [
         compare(
-            f"clips go on better after training with {OWN} than with {other}",
-            STRAYED,
-            (OWN, by_seed(found[OWN], "held")),
-            (other, by_seed(found[variant], field)),
-            (by_seed(again, "held"), by_seed(found[OWN], "held")),
-            primary=variant == ONE,
+            f"extensions are better after training with {INDEPENDENT} than with {other}",
+            POSITION_ERROR,
+            (INDEPENDENT, values(errors[INDEPENDENT], "clean")),
+            (other, values(errors[variant], field)),
+            (values(placebo, "clean"), values(errors[INDEPENDENT], "clean")),
+            primary=variant == SHARED,
         )
         for other, variant, field in (
-            (ONE, ONE, "held"),
-            (f"{ONE}, the known frames put back after each step", ONE, "imposed"),
-            (GIVEN, GIVEN, "held"),
+            (SHARED, SHARED, "clean"),
+            (f"{SHARED}, the conditioning frames replaced after each step", SHARED, "replaced"),
+            (CONDITIONED, CONDITIONED, "clean"),
         )
     ]
-    lines = {name: [one.along for one in drawn] for name, drawn in found.items()}
-    frames = range(KNOWN + 1, KNOWN + 1 + len(lines[OWN][0]))
+    lines = {name: [error.by_frame for error in by_seed] for name, by_seed in errors.items()}
+    frames = range(CONTEXT + 1, CONTEXT + 1 + len(lines[INDEPENDENT][0]))
     caption = (
-        f"Seed 0: {PREVIEW_COUNT} real clips, then these with the frames after the first {KNOWN} made, trained with "
-        f"{'; '.join(WAYS)}."
+        f"Seed 0: {PREVIEW_COUNT} real videos, then these with generated frames after the first {CONTEXT}, trained "
+        f"with {'; '.join(CONTEXT_MODES)}."
     )
-    rows = [shown.real[:PREVIEW_COUNT], *(drawn[0].shown for drawn in found.values())]
-    notes = [f"{STRAYED[0].upper()}{STRAYED[1:]}, if the last known frame stays: {_frozen(shown.real):.2f}."]
-    sheet = frame_sheet("clips", caption, rows)
-    return ExperimentResults(comparisons, [Curve("frame", STRAYED, list(frames), lines)], [sheet], notes)
+    previews = [videos.pixels[:PREVIEW_COUNT], *(by_seed[0].preview for by_seed in errors.values())]
+    frozen = _frozen_error(videos.pixels)
+    metric = POSITION_ERROR[0].upper() + POSITION_ERROR[1:]
+    notes = [f"{metric}, if the last conditioning frame is frozen: {frozen:.2f}."]
+    sheet = frame_sheet("clips", caption, previews)
+    return ExperimentResults(comparisons, [Curve("frame", POSITION_ERROR, list(frames), lines)], [sheet], notes)
 
 
-def _moving(context: ExperimentContext, variant: RecipeVariant) -> RealVideos:
-    """The first held-out clips of what moves."""
+def _moving_videos(context: ExperimentContext, variant: RecipeVariant) -> RealVideos:
+    """Return the first held-out videos of moving objects."""
     count, world = context.scale.pick(300, 12), held_out_videos(variant.recipe_config(context.scale.quick))
-    told = dataset_prompts(world, 2 * count, world.config.caption_styles)
-    chosen = [one for one in told if one.attributes["motion"] != "still"][:count]
-    return RealVideos(
-        stack_videos(world.__getitems__([one.video_index for one in chosen])), [one.text for one in chosen]
-    )
+    prompts = dataset_prompts(world, 2 * count, world.config.caption_styles)
+    moving = [prompt for prompt in prompts if prompt.attributes["motion"] != "still"][:count]
+    items = world.__getitems__([prompt.video_index for prompt in moving])
+    return RealVideos(stack_videos(items), [prompt.text for prompt in moving])
 
 
-def _extended(model: Model, seed: int, shown: RealVideos) -> ExtensionError:
-    clips = Clips(model, VideoTaskSettings(count=len(shown.texts), batch=AT_ONCE, seed=seed))
+def _extension_error(model: Model, seed: int, videos: RealVideos) -> ExtensionError:
+    study = StudyContext(model, VideoTaskSettings(count=len(videos.prompts), batch=BATCH, seed=seed))
 
-    def made(hold: Callable[[Model, ConditioningFrames, str], TaskSpec]) -> Tensor:
-        def edit(rows: slice) -> TaskSpec:
-            known = keyframes(shown.real[rows][:, :, :KNOWN], range(KNOWN), shown.real.shape[2])
-            return hold(model, known, "extend")
+    def extend(condition: Callable[[Model, ConditioningFrames, str], TaskSpec]) -> Tensor:
+        def task(rows: slice) -> TaskSpec:
+            frames = keyframes(videos.pixels[rows][:, :, :CONTEXT], range(CONTEXT), videos.pixels.shape[2])
+            return condition(model, frames, "extend")
 
         with ignore_truncated_prompts():
-            return clips.generate(shown.texts, edit)
+            return study.generate(videos.prompts, task)
 
-    held, imposed = made(conditioned_generation), made(_imposing)
-    each = _away(held, shown.real)
+    clean, replaced = extend(conditioned_generation), extend(_replacement)
+    errors = _position_errors(clean, videos.pixels)
     return ExtensionError(
-        float(each.mean()), float(_away(imposed, shown.real).mean()), each.mean(0).tolist(), held[:PREVIEW_COUNT]
+        float(errors.mean()),
+        float(_position_errors(replaced, videos.pixels).mean()),
+        errors.mean(0).tolist(),
+        clean[:PREVIEW_COUNT],
     )
 
 
-def _imposing(model: Model, known: ConditioningFrames, verb: str) -> TaskSpec:
-    """Generation around frames that are known, for a network that was told one level for a whole clip of pixels."""
-    unit = input_to_unit(known.pixels, model.shape[0], "T, H, W")
+def _replacement(model: Model, frames: ConditioningFrames, task: str) -> TaskSpec:
+    """Return a task that replaces the conditioning frames after each step, for a network with one noise level."""
+    unit = input_to_unit(frames.pixels, model.shape[0], "T, H, W")
 
     def change(sampling_run: SamplingRun, rows: slice) -> SamplingRun:
-        here, until = select_rows(unit, rows), select_rows(known.until, rows)
-        return sampling_run.around(lambda step: replace_known(step, here, until))
+        pixels, until = select_rows(unit, rows), select_rows(frames.until, rows)
+        return sampling_run.around(lambda denoise: replace_known(denoise, pixels, until))
 
-    return replace(conditioned_generation(model, known, verb), change=change)
+    return replace(conditioned_generation(model, frames, task), change=change)
 
 
-def _away(clips: Tensor, real: Tensor) -> Array:
-    """How far things are from where they truly are, in the frames that are not given: (N, T - KNOWN) pixels."""
-    found = [
-        temporal_consistency.position_error(
-            temporal_consistency.centres(one[:, KNOWN:]), temporal_consistency.centres(true)[KNOWN:], LOST
-        )
-        for one, true in zip(clips, real, strict=True)
+def _position_errors(videos: Tensor, real: Tensor) -> Array:
+    """Return the distances of objects from their true positions in the generated frames, (N, T - CONTEXT) pixels."""
+    centres = temporal_consistency.centres
+    errors = [
+        temporal_consistency.position_error(centres(frames[:, CONTEXT:]), centres(truth)[CONTEXT:], LOST)
+        for frames, truth in zip(videos, real, strict=True)
     ]
-    return np.stack(found)
+    return np.stack(errors)
 
 
-def _frozen(real: Tensor) -> float:
-    """The same of clips whose last known frame stays."""
-    still = real[:, :, KNOWN - 1 : KNOWN].expand(-1, -1, real.shape[2] - KNOWN, -1, -1)
-    return float(_away(torch.cat([real[:, :, :KNOWN], still], dim=2), real).mean())
+def _frozen_error(real: Tensor) -> float:
+    """Return the mean position error of videos whose last conditioning frame is frozen."""
+    frozen = real[:, :, CONTEXT - 1 : CONTEXT].expand(-1, -1, real.shape[2] - CONTEXT, -1, -1)
+    return float(_position_errors(torch.cat([real[:, :, :CONTEXT], frozen], dim=2), real).mean())
 
 
 CLAIMS = (
     Claim(
         "video-forcing",
-        "a level of its own for each frame in half of the training lets a network go on with clips better than one "
-        "that was trained with one level for all frames",
+        "a network that was trained with independent noise levels per frame in half of the steps extends videos better "
+        "than one that was trained with one noise level for all frames",
         PAPER,
-        f"{METHOD}Both arms share the training on pictures. {KNOWN} frames of 300 held-out "
-        f"clips of what moves are given, and their text; compared are the {8 - KNOWN} frames after them. The known "
-        "frames are told as being clean; beside that the network with one level is also judged with the known frames "
-        "put back after each step instead, which asks nothing of it that it was not trained for. A network trained on "
-        "frames that are given stands beside the claim. What is not seen counts as half a side away. Placebo: levels "
-        "of their own against themselves with other seeds.",
+        f"{METHOD}All arms share the training on images. The models are conditioned on {CONTEXT} frames of 300 "
+        f"held-out videos of moving objects and on their prompts. The {8 - CONTEXT} frames after them are compared. "
+        "The conditioning frames have noise level 0. The network with one noise level is also measured with the "
+        "conditioning frames replaced after each step, a use that it was trained for. A network that was trained with "
+        "conditioning frames is beside the claim. A missing object counts as half a side off. Placebo: independent "
+        "noise levels against themselves with other seeds.",
         _forcing,
         WORLD,
     ),

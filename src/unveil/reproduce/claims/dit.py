@@ -61,10 +61,10 @@ _DESIGN_FID = {"in-context": 35.24, "cross-attention": 26.14, "adaLN": 25.21, ZE
 
 def _blocks(context: ExperimentContext) -> ExperimentResults:
     curves = training_curves(context, DESIGNS)
-    again = context.each_placebo(ZERO, lambda seed: training_curve(context, DESIGNS[ZERO], seed))
+    placebo = context.each_placebo(ZERO, lambda seed: training_curve(context, DESIGNS[ZERO], seed))
 
-    def last(found: Sequence[TrainingCurve], field: str) -> list[float]:
-        return [getattr(one, field)[-1] for one in found]
+    def last(by_seed: Sequence[TrainingCurve], field: str) -> list[float]:
+        return [getattr(curve, field)[-1] for curve in by_seed]
 
     comparisons = [
         compare(
@@ -72,16 +72,16 @@ def _blocks(context: ExperimentContext) -> ExperimentResults:
             title,
             (ZERO, last(curves[ZERO], field)),
             (other, last(curves[other], field)),
-            (last(again, field), last(curves[ZERO], field)),
+            (last(placebo, field), last(curves[ZERO], field)),
             paper=PublishedResult(_DESIGN_FID[ZERO], _DESIGN_FID[other], _WHERE) if field == "fid" else None,
             primary=field == "fid",
         )
-        for field, title, what in (("fid", FID, "draws better samples"), ("loss", LOSS, "predicts held-out better"))
+        for field, title, what in (("fid", FID, "has better samples"), ("loss", LOSS, "has a lower held-out loss"))
         for other in DESIGNS
         if other != ZERO
     ]
     costs = {name: cost_of(variant.recipe_config(context.scale.quick)) for name, variant in DESIGNS.items()}
-    note = "Multiply-adds of one picture: " + ", ".join(f"{name} {n / 1e6:.2f} M" for name, n in costs.items()) + "."
+    note = "Multiply-adds of one image: " + ", ".join(f"{name} {n / 1e6:.2f} M" for name, n in costs.items()) + "."
     pixels = first_of_each_class(by_seed[0].samples for by_seed in curves.values())
     sheet = ImageSheet(
         "samples", f"Seed 0, every class once, one row per design: {', '.join(curves)}.", pixels, CLASSES
@@ -92,41 +92,43 @@ def _blocks(context: ExperimentContext) -> ExperimentResults:
 def _zero(context: ExperimentContext) -> ExperimentResults:
     plain = "adaLN"
     curves = training_curves(context, {name: DESIGNS[name] for name in (plain, ZERO)})
-    again = context.each_placebo(ZERO, lambda seed: training_curve(context, DESIGNS[ZERO], seed))
+    placebo_curves = context.each_placebo(ZERO, lambda seed: training_curve(context, DESIGNS[ZERO], seed))
     steps = curves[ZERO][0].steps
 
     def design_comparison(
         name: str, title: str, value: Callable[[TrainingCurve], float], paper: PublishedResult | None = None
     ) -> Comparison:
-        zero, other, placebo = ([value(one) for one in found] for found in (curves[ZERO], curves[plain], again))
+        zero, other, placebo = (
+            [value(curve) for curve in by_seed] for by_seed in (curves[ZERO], curves[plain], placebo_curves)
+        )
         return compare(name, title, (ZERO, zero), (plain, other), (placebo, zero), paper=paper, primary=False)
 
     published = PublishedResult(_DESIGN_FID[ZERO], _DESIGN_FID[plain], _WHERE)
-    whole = design_comparison(
-        f"over the course of training {ZERO} draws better samples than {plain}",
-        f"log2 of the geometric mean, over {len(steps)} points of training, of the FID",
-        lambda one: log2_mean(one.fid),
+    mean_fid = design_comparison(
+        f"over the course of training {ZERO} has better samples than {plain}",
+        f"log2 of the geometric mean of the FID over {len(steps)} evaluations during training",
+        lambda curve: log2_mean(curve.fid),
         published,
     )
-    comparisons = [replace(whole, log2=True, primary=True)]
+    comparisons = [replace(mean_fid, log2=True, primary=True)]
     comparisons += [
         design_comparison(
-            f"after {step} steps {ZERO} draws better samples than {plain}", FID, lambda one, i=i: one.fid[i]
+            f"after {step} steps {ZERO} has better samples than {plain}", FID, lambda curve, i=i: curve.fid[i]
         )
         for i, step in enumerate(steps)
     ]
-    predicts = design_comparison(
-        f"over the course of training {ZERO} predicts held-out pictures better than {plain}",
-        f"log2 of the geometric mean, over {len(steps)} points of training, of the loss on held-out pictures",
-        lambda one: log2_mean(one.loss),
+    mean_loss = design_comparison(
+        f"over the course of training {ZERO} has a lower held-out loss than {plain}",
+        f"log2 of the geometric mean of the loss on held-out images over {len(steps)} evaluations during training",
+        lambda curve: log2_mean(curve.loss),
     )
-    comparisons.append(replace(predicts, log2=True))
+    comparisons.append(replace(mean_loss, log2=True))
     pairs = zip(curves[ZERO], curves[plain], strict=True)
     reached = [
         next((str(step) for step, fid in zip(steps, zero.fid, strict=True) if fid <= other.fid[-1]), "none")
         for zero, other in pairs
     ]
-    note = f"The first point, in steps, at which {ZERO} had the last FID of {plain}, by seed: {', '.join(reached)}."
+    note = f"Steps after which {ZERO} first reaches the final FID of {plain}, by seed: {', '.join(reached)}."
     return ExperimentResults(comparisons, plot_training(curves, {"fid": FID, "loss": LOSS}), [], [note])
 
 
@@ -139,7 +141,7 @@ SIZES = {
     "XL": "network.depth=7 network.hidden_size=144 network.heads=8",
 }
 PATCHES = (4, 2, 1)  # half of the published 8, 4 and 2
-PREVIEW_COUNT = 3  # the sample, and so the class, of the grid
+PREVIEW_INDEX = 3  # index, and class, of the sample in the grid
 _SIZE_FID = {
     "S": {8: 153.60, 4: 100.41, 2: 68.40},
     "B": {8: 122.74, 4: 68.38, 2: 43.47},
@@ -150,12 +152,12 @@ Key = tuple[str, int]
 
 
 def network_of(size: str, patch: int) -> RecipeVariant:
-    """One network of the study; those of one size share the first weights of their blocks."""
+    """Return a network of the study; networks of one size share the initial weights of their blocks."""
     return RecipeVariant("dit-scaling", f"{SIZES[size]} network.patch={patch}", SIZES[size])
 
 
 class _Grid(NamedTuple):
-    """Every network of the study, patch by patch, with what it costs and how it went, by seed."""
+    """Cost and training curves of every network of the study, patch by patch."""
 
     sizes: tuple[str, ...]
     patches: tuple[int, ...]
@@ -163,48 +165,48 @@ class _Grid(NamedTuple):
     curves: dict[Key, list[TrainingCurve]]
 
     def last(self, key: Key) -> list[float]:
-        """The FID at the end, by seed."""
-        return [walk.fid[-1] for walk in self.curves[key]]
+        """Return the final FID by seed."""
+        return [curve.fid[-1] for curve in self.curves[key]]
 
     def groups(self, kind: str) -> list[list[Key]]:
-        """All networks; or those of a patch, or of a size, by rising cost."""
-        of_patch = [[(size, patch) for size in self.sizes] for patch in self.patches]
-        return {"all": [list(self.costs)], "patch": of_patch, "size": [list(g) for g in zip(*of_patch, strict=True)]}[
-            kind
-        ]
+        """Return groups of networks by rising cost: all in one group, or one group per patch or per size."""
+        by_patch = [[(size, patch) for size in self.sizes] for patch in self.patches]
+        by_size = [list(group) for group in zip(*by_patch, strict=True)]
+        return {"all": [list(self.costs)], "patch": by_patch, "size": by_size}[kind]
 
 
 def _scaling(context: ExperimentContext) -> ExperimentResults:
     sizes, patches = context.scale.pick((tuple(SIZES), PATCHES), (("S", "B"), (4, 2)))
-    arms = {(size, patch): network_of(size, patch) for patch in patches for size in sizes}
-    costs = {key: cost_of(variant.recipe_config(context.scale.quick)) for key, variant in arms.items()}
-    curves = training_curves(context, {_name(key): variant for key, variant in arms.items()})
-    grid = _Grid(sizes, patches, costs, {key: curves[_name(key)] for key in arms})
-    base = arms[sizes[0], 2]
-    again = [one.fid[-1] for one in context.each_placebo("S/2", lambda seed: training_curve(context, base, seed))]
-    comparisons = [*_trends(context, grid), *_ends(grid, (again, grid.last((sizes[0], 2))))]
-    pace = arms[sizes[0], 2].recipe_config(context.scale.quick).train
+    variants = {(size, patch): network_of(size, patch) for patch in patches for size in sizes}
+    costs = {key: cost_of(variant.recipe_config(context.scale.quick)) for key, variant in variants.items()}
+    curves = training_curves(context, {_name(key): variant for key, variant in variants.items()})
+    grid = _Grid(sizes, patches, costs, {key: curves[_name(key)] for key in variants})
+    base = variants[sizes[0], 2]
+    placebo_curves = context.each_placebo("S/2", lambda seed: training_curve(context, base, seed))
+    placebo = [curve.fid[-1] for curve in placebo_curves], grid.last((sizes[0], 2))
+    comparisons = [*_trends(context, grid), *_ends(grid, placebo)]
+    train = base.recipe_config(context.scale.quick).train
     training_costs = {
-        _name(key): [3.0 * cost * pace.batch_size * step for step in grid.curves[key][0].steps]
+        _name(key): [3.0 * cost * train.batch_size * step for step in grid.curves[key][0].steps]
         for key, cost in costs.items()
     }
-    lines = {name: [walk.fid for walk in found] for name, found in curves.items()}
+    lines = {name: [curve.fid for curve in by_seed] for name, by_seed in curves.items()}
     panels = [
         plot_training({size: grid.curves[size, patch] for size in sizes}, {"fid": f"{FID}, patch {patch}"})[0]
         for patch in patches
     ]
     panels += [_against_cost(grid), Curve("multiply-adds of the training", FID, training_costs, lines, True, True)]
-    at = ", ".join(map(str, patches))
-    pixels = torch.stack([grid.curves[key][0].samples.pixels[PREVIEW_COUNT] for key in arms])
-    caption = f"Seed 0, one noise and one class; columns {', '.join(sizes)}, rows patch {at}."
-    every = f"Seed 0, every class once, one row per network: {', '.join(curves)}."
+    pixels = torch.stack([grid.curves[key][0].samples.pixels[PREVIEW_INDEX] for key in variants])
+    rows = ", ".join(map(str, patches))
+    grid_caption = f"Seed 0, one noise and one class; columns {', '.join(sizes)}, rows patch {rows}."
+    samples = first_of_each_class(by_seed[0].samples for by_seed in curves.values())
+    samples_caption = f"Seed 0, every class once, one row per network: {', '.join(curves)}."
     sheets = [
-        ImageSheet("grid", caption, pixels, len(sizes)),
-        ImageSheet("samples", every, first_of_each_class(by_seed[0].samples for by_seed in curves.values()), CLASSES),
+        ImageSheet("grid", grid_caption, pixels, len(sizes)),
+        ImageSheet("samples", samples_caption, samples, CLASSES),
     ]
-    return ExperimentResults(
-        comparisons, panels, sheets, [_neighbours(grid), _chance(grid), _leaders(training_costs, lines)]
-    )
+    notes = [_neighbours(grid), _permutation_test(grid), _best_by_compute(training_costs, lines)]
+    return ExperimentResults(comparisons, panels, sheets, notes)
 
 
 def _name(key: Key) -> str:
@@ -212,10 +214,10 @@ def _name(key: Key) -> str:
 
 
 def _trends(context: ExperimentContext, grid: _Grid) -> list[Comparison]:
-    """The rank correlations: of all networks, within each patch, within each size."""
+    """Return the rank correlations over all networks, within each patch, and within each size."""
 
-    def measure(kind: str, order: Callable[[list[Key], int], list[Key]]) -> list[float]:
-        """By seed; the order says, for a group and the seed, in which the costs are taken."""
+    def correlations(kind: str, order: Callable[[list[Key], int], list[Key]]) -> list[float]:
+        """Return the rank correlation by seed; `order` returns the networks of a group in the order of the costs."""
         return [
             rank_correlation_within(
                 ([grid.costs[key] for key in order(group, seed)], [grid.last(key)[seed] for key in group])
@@ -224,10 +226,10 @@ def _trends(context: ExperimentContext, grid: _Grid) -> list[Comparison]:
             for seed in context.seeds
         ]
 
-    def random(kind: str, first: int) -> list[float]:
-        """The same of costs in random order: two of these make the placebo."""
-        generators = {seed: torch.Generator().manual_seed(first + seed) for seed in context.seeds}
-        return measure(
+    def random_correlations(kind: str, first_seed: int) -> list[float]:
+        """Return the same for costs in random order; two of these are the placebo."""
+        generators = {seed: torch.Generator().manual_seed(first_seed + seed) for seed in context.seeds}
+        return correlations(
             kind, lambda group, seed: [group[i] for i in torch.randperm(len(group), generator=generators[seed])]
         )
 
@@ -235,21 +237,21 @@ def _trends(context: ExperimentContext, grid: _Grid) -> list[Comparison]:
         ("all", "over all networks FID falls with multiply-adds", "multiply-adds and FID", -0.8),
         (
             "patch",
-            "within a patch larger networks draw better samples",
+            "within a patch larger networks have better samples",
             "multiply-adds and FID, mean over patches",
             None,
         ),
-        ("size", "within a size smaller patches draw better samples", "multiply-adds and FID, mean over sizes", None),
+        ("size", "within a size smaller patches have better samples", "multiply-adds and FID, mean over sizes", None),
     )
-    nothing = [0.0] * len(context.seeds)
+    zeros = [0.0] * len(context.seeds)
     return [
         replace(
             compare(
                 name,
                 f"rank correlation of {title}",
-                ("networks", measure(kind, lambda group, seed: group)),
-                ("no relation", nothing),
-                (random(kind, PLACEBO), random(kind, 0)),
+                ("networks", correlations(kind, lambda group, seed: group)),
+                ("no relation", zeros),
+                (random_correlations(kind, PLACEBO), random_correlations(kind, 0)),
             ),
             bar=bar,
         )
@@ -258,14 +260,14 @@ def _trends(context: ExperimentContext, grid: _Grid) -> list[Comparison]:
 
 
 def _ends(grid: _Grid, placebo: tuple[list[float], list[float]]) -> list[Comparison]:
-    """The largest network against the smallest at every patch, and the smallest patch against the largest."""
+    """Compare the largest network with the smallest at every patch, and the smallest patch with the largest."""
     small, large = grid.sizes[0], grid.sizes[-1]
     coarse, fine = grid.patches[0], grid.patches[-1]
     pairs = [((large, patch), (small, patch)) for patch in grid.patches]
     pairs += [((size, fine), (size, coarse)) for size in grid.sizes]
     return [
         compare(
-            f"{_name(better)} draws better samples than {_name(worse)}",
+            f"{_name(better)} has better samples than {_name(worse)}",
             FID,
             (_name(better), grid.last(better)),
             (_name(worse), grid.last(worse)),
@@ -283,54 +285,56 @@ def _published(key: Key) -> float:
 
 
 def _against_cost(grid: _Grid) -> Curve:
-    """FID at the end against the multiply-adds of one picture, a line per patch."""
+    """Return the final FID against the multiply-adds of one image, with a line per patch."""
     groups = {f"patch {group[0][1]}": group for group in grid.groups("patch")}
     x = {name: [float(grid.costs[key]) for key in group] for name, group in groups.items()}
     count = len(grid.last(next(iter(grid.costs))))
     lines = {name: [[grid.last(key)[i] for key in group] for i in range(count)] for name, group in groups.items()}
-    return Curve("multiply-adds of one picture", FID, x, lines, True, True)
+    return Curve("multiply-adds of one image", FID, x, lines, True, True)
 
 
 def _neighbours(grid: _Grid) -> str:
-    """How many pairs of neighbours stand in the claimed order."""
+    """Return a note on the number of neighbours in the claimed order."""
     mean = {key: math.fsum(grid.last(key)) / len(grid.last(key)) for key in grid.costs}
     pairs = [pair for kind in ("patch", "size") for group in grid.groups(kind) for pair in pairwise(group)]
     wrong = [f"{_name(b)} not below {_name(a)}" for a, b in pairs if mean[b] >= mean[a]]
-    text = f"By mean FID {len(pairs) - len(wrong)} of {len(pairs)} neighbours stand in the claimed order"
+    text = f"By mean FID {len(pairs) - len(wrong)} of {len(pairs)} neighbours are in the claimed order"
     return text + (f"; {', '.join(wrong)}." if wrong else ".")
 
 
-def _chance(grid: _Grid) -> str:
-    """What random orders of the networks would give."""
+def _permutation_test(grid: _Grid) -> str:
+    """Return a note on the probability of the rank correlation by chance."""
     costs, keys = list(grid.costs.values()), list(grid.costs)
     means = [math.fsum(grid.last(key)) / len(grid.last(key)) for key in keys]
     return (
-        f"Of the mean FIDs the rank correlation with the multiply-adds is {rank_correlation(costs, means):.3f}; a "
+        f"The rank correlation of the mean FIDs with the multiply-adds is {rank_correlation(costs, means):.3f}. A "
         "random order of the networks has one as low with a probability of "
         f"{permutation_p_value(costs, means):.2g} (permutation test)."
     )
 
 
-def _leaders(training_costs: Mapping[str, Sequence[float]], lines: Mapping[str, Sequence[Sequence[float]]]) -> str:
-    """Which network is best at equal compute of training."""
+def _best_by_compute(
+    training_costs: Mapping[str, Sequence[float]], lines: Mapping[str, Sequence[Sequence[float]]]
+) -> str:
+    """Return a note on the best network at equal compute of training."""
     mean = {name: [log2_mean(at) for at in zip(*seeds, strict=True)] for name, seeds in lines.items()}
-    low, high = (chosen(x[-1] for x in training_costs.values()) for chosen in (min, max))
+    low, high = (extreme(x[-1] for x in training_costs.values()) for extreme in (min, max))
     best = []
     for i in range(5):
         budget = low * (high / low) ** (i / 4)
-        at = {
+        fids = {
             name: interpolated([*map(math.log, x)], mean[name], math.log(budget)) for name, x in training_costs.items()
         }
-        known = {name: value for name, value in at.items() if value is not None}
-        best.append(f"{min(known, key=lambda name: known[name])} at {budget:.2g}")
-    return f"At equal multiply-adds of training the best of those that were trained so long is {', '.join(best)}."
+        trained = {name: fid for name, fid in fids.items() if fid is not None}
+        best.append(f"{min(trained, key=lambda name: trained[name])} at {budget:.2g}")
+    return f"At equal multiply-adds of training the best network that was trained for that long is {', '.join(best)}."
 
 
 # ---------------------------------------------------------------------- rectified flow
 
 FLOW = RecipeVariant(
     "dit-blocks",
-    "'process={kind: rectified-flow}' prediction=flow 'sample={sampler: euler-time, steps: 10, clip: static}'",
+    "'process={kind: rectified-flow}' prediction=flow 'sample={sampler: euler-time, steps: 10, threshold: static}'",
 )
 
 
@@ -341,57 +345,61 @@ def _flow(context: ExperimentContext) -> ExperimentResults:
         "DDPM, ancestral": (DESIGNS[ZERO], "ancestral"),
         "DDPM, DDIM": (DESIGNS[ZERO], "ddim"),
     }
-    straight, chain, _ = samplers
+    flow, ddpm, _ = samplers
 
     def measure(name: str, seed: int) -> list[ScoredSamples]:
         variant, sampler = samplers[name]
         model, count = context.training_history(variant, seed).model, context.scale.samples
-        wanted = cycle_labels(model, count)
+        labels = cycle_labels(model, count)
         return [
-            score(context, model.generate(cond=wanted, count=count, seed=seed, sampler=sampler, steps=steps))
+            score(context, model.generate(cond=labels, count=count, seed=seed, sampler=sampler, steps=steps))
             for steps in counts
         ]
 
-    found = {name: context.each_seed(name, lambda seed, name=name: measure(name, seed)) for name in samplers}
-    again = context.each_placebo(chain, lambda seed: measure(chain, seed))
+    scored = {name: context.each_seed(name, lambda seed, name=name: measure(name, seed)) for name in samplers}
+    placebo = context.each_placebo(ddpm, lambda seed: measure(ddpm, seed))
 
-    def fids(drawn: Sequence[Sequence[ScoredSamples]], i: int) -> list[float]:
-        return [one[i].metrics.fid for one in drawn]
+    def fids(by_seed: Sequence[Sequence[ScoredSamples]], i: int) -> list[float]:
+        return [by_steps[i].metrics.fid for by_steps in by_seed]
 
     comparisons = [
         compare(
-            f"{steps} network calls: rectified flow draws better samples than {other}",
+            f"{steps} NFE: rectified flow has better samples than {other}",
             FID,
-            (straight, fids(found[straight], i)),
-            (other, fids(found[other], i)),
-            (fids(again, i), fids(found[chain], i)),
+            (flow, fids(scored[flow], i)),
+            (other, fids(scored[other], i)),
+            (fids(placebo, i), fids(scored[ddpm], i)),
             paper=PublishedResult(17.2, 19.5, "ImageNet 256 FID of XL/2 after 400,000 steps") if primary else None,
             primary=primary,
         )
         for other in list(samplers)[1:]
         for i, steps in enumerate(counts)
-        for primary in [(other, steps) == (chain, published)]
+        for primary in [(other, steps) == (ddpm, published)]
     ]
-    lines = {name: [[at.metrics.fid for at in one] for one in drawn] for name, drawn in found.items()}
-    pixels: Tensor = first_of_each_class(drawn[0][-1] for drawn in found.values())
-    shown = f"Seed 0, {counts[-1]} network calls, every class once: {'; '.join(samplers)}."
-    sheet = ImageSheet("samples", shown, pixels, CLASSES)
-    return ExperimentResults(comparisons, [Curve("network calls", FID, counts, lines, True, True)], [sheet])
+    lines = {
+        name: [[samples.metrics.fid for samples in by_steps] for by_steps in by_seed]
+        for name, by_seed in scored.items()
+    }
+    pixels: Tensor = first_of_each_class(by_seed[0][-1] for by_seed in scored.values())
+    caption = f"Seed 0, {counts[-1]} NFE, every class once: {'; '.join(samplers)}."
+    sheet = ImageSheet("samples", caption, pixels, CLASSES)
+    return ExperimentResults(comparisons, [Curve("NFE", FID, counts, lines, True, True)], [sheet])
 
 
-_FOLLOWED = (
-    "Each network is looked at after every fifth of its training: its averaged weights draw 450 samples, every class "
-    "in turn and without guidance, by 10 steps of DPM-Solver++(2M), x0 clipped"
+_EVALUATION = (
+    "Each network is evaluated after every fifth of its training. Its EMA weights generate 450 samples, every class in "
+    "turn and without guidance, by 10 steps of DPM-Solver++(2M), x0 clipped"
 )
 
 CLAIMS = (
     Claim(
         "dit-blocks",
-        "of the four ways to tell a block the time and the class, adaLN-Zero draws the best samples after equally "
-        "many steps",
+        "of the four ways to condition a block on time and class, adaLN-Zero has the best samples after the same "
+        "number of steps",
         PAPER,
-        f"The recipe `dit-blocks` in float32 with each of the four designs. {_FOLLOWED}. Compared is the end; the loss "
-        "on 64 held-out pictures stands beside it. Placebo: adaLN-Zero against itself with other seeds.",
+        f"The recipe `dit-blocks` in float32 with each of the four designs. {_EVALUATION}. The last evaluation is "
+        "compared; the loss on 64 held-out images is beside the claim. Placebo: adaLN-Zero against itself with other "
+        "seeds.",
         _blocks,
         LABELLED,
     ),
@@ -399,8 +407,8 @@ CLAIMS = (
         "dit-zero",
         "a network whose blocks begin as the identity (adaLN-Zero) trains faster than one with plain adaLN",
         PAPER,
-        f"The recipe `dit-blocks` in float32, with and without the gates that begin at 0. {_FOLLOWED}. Faster is: a "
-        "lower FID over the whole course of training, by the mean of its logarithm over the points. Placebo: "
+        f"The recipe `dit-blocks` in float32, with and without the gates that start at 0. {_EVALUATION}. Faster means "
+        "a lower FID over the course of training, by the mean of its logarithm over the evaluations. Placebo: "
         "adaLN-Zero against itself with other seeds.",
         _zero,
         LABELLED,
@@ -409,24 +417,24 @@ CLAIMS = (
         "dit-scaling",
         "more multiply-adds give a better FID, by a larger network at any patch and by smaller patches at any size",
         PAPER,
-        "The recipe `dit-scaling` in float32: four sizes in the paper's proportions, each with three patches, trained "
-        f"alike. {_FOLLOWED}. Compared is the end. The rank correlation (Spearman) is that of one seed's twelve "
-        "networks, and for the claim to be shown its mean over seeds has to be -0.8 or lower; within patches and "
-        "sizes it is the mean over groups, -1 where every group is in order. Multiply-adds of training are three "
-        "times those of its forward passes. Placebo: S/2 against itself with other seeds; for the rank correlations "
-        "two random orders of the networks.",
+        "The recipe `dit-scaling` in float32: four sizes in the paper's proportions, each with three patches and the "
+        f"same training. {_EVALUATION}. The last evaluation is compared. The rank correlation (Spearman) is that of "
+        "the twelve networks of one seed. The claim requires a mean over seeds of -0.8 or lower. Within patches and "
+        "sizes the correlation is the mean over groups; it is -1 if every group is in order. Multiply-adds of training "
+        "are three times those of its forward passes. Placebo: S/2 against itself with other seeds; for the rank "
+        "correlations two random orders of the networks.",
         _scaling,
         LABELLED,
     ),
     Claim(
         "dit-flow",
-        "trained equally long, a diffusion transformer draws better samples as rectified flow than as DDPM",
+        "after equally long training a diffusion transformer has better samples as rectified flow than as DDPM",
         SIT,
-        "The recipe `dit-blocks` in float32 with adaLN-Zero: as it is, with cosine betas and eps, and as rectified "
-        "flow with velocities; times are uniform in both, and the networks are the same to the bit at the start. "
+        "The recipe `dit-blocks` in float32 with adaLN-Zero, unchanged with cosine betas and eps, and as rectified "
+        "flow with velocity prediction. Times are uniform in both, and the initial weights are equal to the bit. "
         "Samples, every class in turn without guidance, x0 clipped: Euler steps of the flow, the ancestral chain of "
-        "DDPM, and deterministic steps of DDIM beside it, with equally many network calls. Compared are 50. "
-        "Placebo: DDPM against itself with other seeds.",
+        "DDPM, and deterministic steps of DDIM beside the claim, with the same NFE. 50 NFE are compared. Placebo: DDPM "
+        "against itself with other seeds.",
         _flow,
         LABELLED,
     ),

@@ -1,4 +1,4 @@
-"""A claim of Stable Diffusion 3 (Esser et al. 2024, arXiv:2403.03206): at which times to train rectified flow."""
+"""Claim of Stable Diffusion 3 (Esser et al. 2024, arXiv:2403.03206): distribution of the training times of a flow."""
 
 from __future__ import annotations
 
@@ -24,36 +24,39 @@ def _times(context: ExperimentContext) -> ExperimentResults:
     reference = context.held_out()
 
     def measure(variant: Variant, seed: int) -> tuple[list[dict[str, float]], Tensor]:
-        network, found, last = context.network(variant, seed), [], torch.empty(0)
+        network, distances, samples = context.network(variant, seed), [], torch.empty(0)
         for count in steps:
             plan = euler_time(schedules.uniform(network.process, count))
-            last = sample(plan, clip_static(network), context.scale.samples, seed)
-            found.append(frechet(last, reference))
-        return found, to_pixels(last[:12])
+            samples = sample(plan, clip_static(network), context.scale.samples, seed)
+            distances.append(frechet(samples, reference))
+        return distances, to_pixels(samples[:12])
 
     normal, uniform = (
-        context.each_seed(variant.time, lambda s, a=variant: measure(a, s)) for variant in (NORMAL, UNIFORM)
+        context.each_seed(variant.time, lambda seed, variant=variant: measure(variant, seed))
+        for variant in (NORMAL, UNIFORM)
     )
-    again = context.each_placebo(NORMAL.time, lambda seed: measure(NORMAL, seed))
+    placebo = context.each_placebo(NORMAL.time, lambda seed: measure(NORMAL, seed))
     comparisons, curves = [], []
     for space in FEATURES:
         title = f"FID on {'pixels' if space == 'pixels' else 'features of the digits classifier'}"
-        first, last, other = (
-            [[at[space] for at in found] for found, _ in variant] for variant in (normal, uniform, again)
+        normal_fid, uniform_fid, placebo_fid = (
+            [[by_space[space] for by_space in distances] for distances, _ in by_seed]
+            for by_seed in (normal, uniform, placebo)
         )
         comparisons += [
             compare(
-                f"{space}, {count} steps: logit-normal times draw better samples than uniform ones",
+                f"{space}, {count} steps: logit-normal times give better samples than uniform times",
                 title,
-                ("logit-normal", [row[i] for row in first]),
-                ("uniform", [row[i] for row in last]),
-                ([row[i] for row in other], [row[i] for row in first]),
+                ("logit-normal", [row[i] for row in normal_fid]),
+                ("uniform", [row[i] for row in uniform_fid]),
+                ([row[i] for row in placebo_fid], [row[i] for row in normal_fid]),
                 paper=PublishedResult(45.78, 49.70, "table 2, ImageNet FID, 25 steps") if count == published else None,
                 primary=count == published,
             )
             for i, count in enumerate(steps)
         ]
-        curves.append(Curve("Euler steps", title, steps, {"logit-normal": first, "uniform": last}, True, True))
+        lines = {"logit-normal": normal_fid, "uniform": uniform_fid}
+        curves.append(Curve("Euler steps", title, steps, lines, True, True))
     pixels = torch.cat([normal[0][1], uniform[0][1]])
     sheet = ImageSheet("samples", f"Seed 0, {steps[-1]} steps: logit-normal above, uniform below.", pixels, 12)
     return ExperimentResults(comparisons, curves, [sheet])
@@ -62,12 +65,12 @@ def _times(context: ExperimentContext) -> ExperimentResults:
 CLAIMS = (
     Claim(
         "sd3-times",
-        "rectified flow trained at logit-normal times, which are seldom near either end, draws better samples than "
-        "trained at uniform ones",
+        "rectified flow that is trained at logit-normal times, which are rarely near either end, has better samples "
+        "than with uniform times",
         PAPER,
-        "Rectified flow, velocity prediction, an even loss. Logit-normal times have location 0 and scale 1. Samples: "
-        "even Euler steps, 25 as in the paper's table and fewer beside the claim, x0 clipped. Placebo: logit-normal "
-        "against itself with other seeds.",
+        "Rectified flow, velocity prediction, an unweighted loss. Logit-normal times have location 0 and scale 1. "
+        "Samples: uniform Euler steps, 25 as in the paper's table and fewer beside the claim, x0 clipped. Placebo: "
+        "logit-normal against itself with other seeds.",
         _times,
     ),
 )

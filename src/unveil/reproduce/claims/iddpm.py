@@ -25,7 +25,7 @@ from unveil.reproduce.experiment import (
     compare,
 )
 from unveil.reproduce.variant import Variant
-from unveil.reproduce.variant_metrics import BITS, FID, first_samples, quality
+from unveil.reproduce.variant_metrics import BITS, FID, Quality, first_samples, quality
 
 PAPER = "Improved Denoising Diffusion Probabilistic Models, Nichol & Dhariwal 2021 (arXiv:2102.09672)"
 
@@ -41,15 +41,22 @@ _WHERE = "tables 1 and 2, ImageNet 64 x 64"
 
 
 def _schedule(context: ExperimentContext) -> ExperimentResults:
-    cosine, linear = (context.each_seed(a.process, lambda s, a=a: quality(context, a, s)) for a in (COSINE, LINEAR))
-    again = context.each_placebo("cosine", lambda seed: quality(context, COSINE, seed))
+    cosine, linear = (
+        context.each_seed(variant.process, lambda seed, variant=variant: quality(context, variant, seed))
+        for variant in (COSINE, LINEAR)
+    )
+    placebo = context.each_placebo("cosine", lambda seed: quality(context, COSINE, seed))
+
+    def values(by_seed: list[Quality], field: str) -> list[float]:
+        return [getattr(metrics, field) for metrics in by_seed]
+
     comparisons = [
         compare(
             f"the cosine schedule has {what} than the linear one",
             measure,
-            ("cosine", [getattr(one, field) for one in cosine]),
-            ("linear", [getattr(one, field) for one in linear]),
-            ([getattr(one, field) for one in again], [getattr(one, field) for one in cosine]),
+            ("cosine", values(cosine, field)),
+            ("linear", values(linear, field)),
+            (values(placebo, field), values(cosine, field)),
             paper=PublishedResult(published["L_simple"], published["linear"], _WHERE),
         )
         for field, what, measure, published in (
@@ -70,41 +77,44 @@ def _variance(context: ExperimentContext) -> ExperimentResults:
         network = context.network(COSINE, seed)
         return [respaced_vlb(network, (fixed_small, fixed_large), images, steps) for steps in counts]
 
-    def learnt(seed: int) -> list[float]:
+    def learned(seed: int) -> list[float]:
         network = context.network(HYBRID, seed)
         return [respaced_vlb(network, (learned_range,), images, steps)[0] for steps in counts]
 
-    own = context.each_seed("L_simple with fixed variance at few steps", fixed)
-    again = context.each_placebo("L_simple with fixed variance at few steps", fixed)
-    hybrid = context.each_seed("L_hybrid with learned variance at few steps", learnt)
-    title = "bits per dimension of held-out pictures, strided chain"
+    fixed_bits = context.each_seed("L_simple with fixed variance at few steps", fixed)
+    placebo_bits = context.each_placebo("L_simple with fixed variance at few steps", fixed)
+    learned_bits = context.each_seed("L_hybrid with learned variance at few steps", learned)
+    title = "bits per dimension of held-out images, strided chain"
     comparisons: list[Comparison] = []
     for rule, name in enumerate((small, large)):
         for i, steps in enumerate(counts):
-            values = [found[i][rule] for found in own]
+            values = [by_steps[i][rule] for by_steps in fixed_bits]
             comparisons.append(
                 compare(
                     f"{steps} steps: {range_} has fewer bits per dimension than {name}",
                     title,
-                    (range_, [found[i] for found in hybrid]),
+                    (range_, [by_steps[i] for by_steps in learned_bits]),
                     (name, values),
-                    ([found[i][rule] for found in again], values),
+                    ([by_steps[i][rule] for by_steps in placebo_bits], values),
                     # at 10 steps the best single variance is large: the claim begins at 25
                     primary=name == small or steps >= 25,
                 )
             )
     lines = {
-        small: [[at[0] for at in found] for found in own],
-        large: [[at[1] for at in found] for found in own],
-        range_: hybrid,
+        small: [[by_rule[0] for by_rule in by_steps] for by_steps in fixed_bits],
+        large: [[by_rule[1] for by_rule in by_steps] for by_steps in fixed_bits],
+        range_: learned_bits,
     }
     return ExperimentResults(comparisons, [Curve("steps", title, counts, lines, True, True)])
 
 
 def _objective(context: ExperimentContext) -> ExperimentResults:
-    arms = {"L_simple": COSINE, "hybrid": HYBRID, "bound": BOUND}
-    found = {name: context.each_seed(name, lambda s, a=a: quality(context, a, s)) for name, a in arms.items()}
-    again = context.each_placebo("L_simple", lambda seed: quality(context, COSINE, seed))
+    variants = {"L_simple": COSINE, "hybrid": HYBRID, "bound": BOUND}
+    results = {
+        name: context.each_seed(name, lambda seed, variant=variant: quality(context, variant, seed))
+        for name, variant in variants.items()
+    }
+    placebo = context.each_placebo("L_simple", lambda seed: quality(context, COSINE, seed))
     rows = (
         ("bound", "L_simple", "bits", True),
         ("bound", "hybrid", "bits", True),
@@ -117,25 +127,26 @@ def _objective(context: ExperimentContext) -> ExperimentResults:
         what, measure, published = (
             ("fewer bits per dimension", BITS, _NLL) if field == "bits" else ("better samples", FID, _FID)
         )
-        values = {name: [getattr(one, field) for one in found[name]] for name in arms}
+        values = {name: [getattr(metrics, field) for metrics in by_seed] for name, by_seed in results.items()}
         comparisons.append(
             compare(
                 f"{better} has {what} than {worse}",
                 measure,
                 (better, values[better]),
                 (worse, values[worse]),
-                ([getattr(one, field) for one in again], values["L_simple"]),
+                ([getattr(metrics, field) for metrics in placebo], values["L_simple"]),
                 paper=PublishedResult(published[better], published[worse], _WHERE),
                 primary=primary,
             )
         )
-    sheet = ImageSheet("samples", f"Seed 0, one row per arm: {', '.join(arms)}.", first_samples(found.values()), 12)
+    caption = f"Seed 0, one row per arm: {', '.join(variants)}."
+    sheet = ImageSheet("samples", caption, first_samples(results.values()), 12)
     return ExperimentResults(comparisons, sheets=[sheet])
 
 
 def warmed(denoiser: Denoiser, data: torch.Tensor, seed: int) -> SecondMoment:
-    """A time sampler that has seen as many losses of every index as it remembers."""
-    steps = denoiser.process.steps  # type: ignore[attr-defined]  # every arm is of discrete time
+    """Return a time sampler with a full history of losses at every timestep."""
+    steps = denoiser.process.steps  # type: ignore[attr-defined]  # every variant has discrete time
     sampler, objective = SecondMoment(steps), vlb(learned_range)
     generator = torch.Generator().manual_seed(seed)
     index = torch.arange(steps)
@@ -157,9 +168,9 @@ def _importance(context: ExperimentContext) -> ExperimentResults:
     def measure(seed: int) -> tuple[list[float], list[float]]:
         denoiser = context.network(BOUND, seed)
         sampler = warmed(denoiser, data, seed)
-        plain, chosen = vlb(learned_range), vlb(learned_range, sampler)
-        found = []
-        for objective, key in ((plain, seed), (chosen, seed), (plain, seed + PLACEBO)):
+        uniform, importance = vlb(learned_range), vlb(learned_range, sampler)
+        traces = []
+        for objective, key in ((uniform, seed), (importance, seed), (uniform, seed + PLACEBO)):
             generator = torch.Generator().manual_seed(key)
             rows = torch.randint(len(data), (batches, batch), generator=generator)
             with context.console.progress(f"gradients, seed {key}: batch", batches) as counter:
@@ -172,23 +183,22 @@ def _importance(context: ExperimentContext) -> ExperimentResults:
                     seed=key,
                     on_step=counter.advance,
                 )
-            found.append(float(torch.tensor(trace, dtype=torch.float64).log2()))
-        return found, sampler.history_table.square().mean(1).sqrt().tolist()
+            traces.append(float(torch.tensor(trace, dtype=torch.float64).log2()))
+        return traces, sampler.history_table.square().mean(1).sqrt().tolist()
 
     by_seed = context.each_seed("gradient noise of the bound", measure)
-    uniform, importance, again = zip(*(noise for noise, _ in by_seed), strict=True)
+    uniform, importance, placebo = zip(*(traces for traces, _ in by_seed), strict=True)
     moments = [moment for _, moment in by_seed]
-    plain = compare(
+    comparison = compare(
         "loss-second-moment importance sampling of t lowers the gradient noise of the bound",
         "log2 of the trace of the covariance of one example's gradient",
         ("importance sampling", importance),
         ("uniform", uniform),
-        (again, uniform),
+        (placebo, uniform),
     )
-    comparison = replace(plain, log2=True)
     steps = range(1, len(moments[0]) + 1)
     curve = Curve("step of the chain", "root mean square of its loss, bits/dim", steps, {"bound": moments}, True, True)
-    return ExperimentResults([comparison], [curve])
+    return ExperimentResults([replace(comparison, log2=True)], [curve])
 
 
 CLAIMS = (
@@ -202,30 +212,30 @@ CLAIMS = (
     ),
     Claim(
         "iddpm-variance",
-        "a learned variance keeps the bits per dimension low at few strided steps, where fixed variances lose",
+        "with few strided steps a learned variance gives fewer bits per dimension than fixed variances",
         PAPER,
-        "The bound of the chain respaced to few steps, on 225 held-out pictures: networks trained with L_simple under "
-        "both fixed variances, networks trained with L_hybrid under their learned one; cosine betas in all. Placebo: "
-        "L_simple with the same fixed variance against itself with other seeds.",
+        "The bound of the chain respaced to few steps, on 225 held-out images: networks trained with L_simple under "
+        "both fixed variances, and networks trained with L_hybrid under their learned variance; cosine betas in all. "
+        "Placebo: L_simple with the same fixed variance against itself with other seeds.",
         _variance,
     ),
     Claim(
         "iddpm-objective",
-        "training on the bound gives the fewest bits per dimension and worse samples; the hybrid objective keeps both "
-        "good",
+        "training on the bound gives the fewest bits per dimension and worse samples; the hybrid objective gives few "
+        "bits and good samples",
         PAPER,
-        "Cosine betas. L_simple has fixed-small variance, hybrid and bound learn theirs; the bound is trained with "
-        "importance sampling of t, as published. Samples: 50 evenly spaced steps of the ancestral chain with the "
-        "arm's own variance, x0 clipped. Placebo: L_simple against itself with other seeds.",
+        "Cosine betas. L_simple has fixed-small variance; hybrid and bound learn the variance. The bound is trained "
+        "with importance sampling of t, as published. Samples: 50 evenly spaced steps of the ancestral chain with the "
+        "variance of each arm, x0 clipped. Placebo: L_simple against itself with other seeds.",
         _objective,
     ),
     Claim(
         "iddpm-importance",
         "importance sampling of t by the second moment of its losses lowers the gradient noise of the bound",
         PAPER,
-        "Networks trained on the bound are left as they are; the gradients of 200 batches of 64 are taken with times "
-        "drawn uniformly and by importance, from the same pictures and noise. Placebo: uniform against uniform with "
-        "other pictures, times and noise.",
+        "The weights of networks that were trained on the bound are not changed. The gradients of 200 batches of 64 "
+        "are computed at times that are sampled uniformly and by importance, with the same images and noise. Placebo: "
+        "uniform against uniform with other images, times and noise.",
         _importance,
     ),
 )
