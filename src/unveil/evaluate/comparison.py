@@ -27,14 +27,14 @@ class MetricDelta(NamedTuple):
 
 
 def compare(first: Report, second: Report, *, varying: Sequence[str] = ()) -> list[MetricDelta]:
-    """The metrics that two reports share, side by side.
+    """Return the common metrics of two reports.
 
     Args:
-        varying: settings of the protocol that may differ, because they are what is compared: "sampling" or
-            "sampling.steps".
+        first, second: Reports to compare.
+        varying: Protocol settings that may differ, such as "sampling" or "sampling.steps".
 
     Raises:
-        RecipeError: the protocols differ in anything else; such numbers are not comparable.
+        RecipeError: The protocols differ in another setting, so their numbers are not comparable.
     """
     left, right = (flatten(json.loads(canonical(report.protocol))) for report in (first, second))
     apart = [key for key in sorted({*left, *right}) if left.get(key) != right.get(key) and not _named(key, varying)]

@@ -32,12 +32,12 @@ def edge_f1(predicted: Tensor, true: Tensor, *, tolerance: float = 1.0) -> EdgeF
     numbers are 1. If only one of both has edges, all are 0.
 
     Args:
-        predicted, true: (H, W), or (C, H, W) with the same in every channel; a pixel that is not 0 is an edge.
-        tolerance: in pixels; 0 counts exact hits only.
+        predicted, true: Edge images (H, W), or (C, H, W) with equal channels; every nonzero pixel is an edge.
+        tolerance: Largest distance of a hit in pixels; 0 counts exact hits only.
 
     Raises:
-        ShapeError: images of two sizes, or none.
-        RecipeError: a tolerance below 0.
+        ShapeError: The images differ in size, or are empty.
+        RecipeError: The tolerance is below 0.
     Source: Martin, Fowlkes & Malik 2004, Learning to Detect Natural Image Boundaries, section 3; pixels are near or
         not, and are not matched one to one.
     """
@@ -45,10 +45,11 @@ def edge_f1(predicted: Tensor, true: Tensor, *, tolerance: float = 1.0) -> EdgeF
 
 
 def pooled_edge_f1(pairs: Iterable[tuple[Tensor, Tensor]], *, tolerance: float = 1.0) -> EdgeF1:
-    """The same over many pairs of (found, true), each edge pixel counting alike.
+    """Return precision, recall and F1 over many pairs (predicted, true), with one weight for all edge pixels.
 
     Raises:
-        ShapeError, RecipeError: as `edge_f1`; or there are not any pairs.
+        ShapeError: The list of pairs is empty, or as for `edge_f1`.
+        RecipeError: As for `edge_f1`.
     """
     counts = [_counts(predicted, true, tolerance) for predicted, true in pairs]
     if not counts:
@@ -57,7 +58,7 @@ def pooled_edge_f1(pairs: Iterable[tuple[Tensor, Tensor]], *, tolerance: float =
 
 
 def _counts(predicted: Tensor, true: Tensor, tolerance: float) -> tuple[int, int, int, int]:
-    """Edge pixels found, those of them that are near; true ones, those of them that are near."""
+    """Return the number of predicted edge pixels and of hits among them, and the same for true edge pixels."""
     if not 0 <= tolerance < float("inf"):
         raise RecipeError(f"tolerance {tolerance:g}: pixels, at least 0; 1 or 2 is usual")
     first, second = _edges(predicted), _edges(true)

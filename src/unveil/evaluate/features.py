@@ -1,4 +1,4 @@
-"""Networks that turn images into features: one interface for every metric, whichever network is behind it."""
+"""Feature networks of the metrics, with one interface for all of them."""
 
 from __future__ import annotations
 
@@ -38,12 +38,15 @@ class FeatureNetwork:
     """A named network from uint8 images to features.
 
     Attributes:
-        dim: values per image.
+        name: Name of the network.
+        dim: Number of features per image.
         classes: Number of logits; None without logits.
         sha256: SHA-256 of the weights file; the empty string without a file.
         preprocessing: Description of the preprocessing of pixels; part of every protocol.
-        run: uint8 (B, C, H, W) to Read, for one batch on `device`.
-        accuracy: Accuracy on its own held-out images, if known.
+        run: Function of a batch uint8 (B, C, H, W) on `device`; returns features and logits.
+        accuracy: Accuracy on the held-out images of its training data, if known.
+        batch: Batch size.
+        device: Device of the network.
     """
 
     name: str
@@ -57,13 +60,14 @@ class FeatureNetwork:
     device: str = "cpu"
 
     def extract(self, pixels: Tensor, on_progress: Callable[[int, int], None] | None = None) -> FeatureOutput:
-        """Features and logits of uint8 (N, C, H, W), computed in batches.
+        """Return the features and logits of images uint8 (N, C, H, W), computed in batches.
 
         Args:
-            on_progress: called with the number of images done and the images in all, after each batch.
+            pixels: Images.
+            on_progress: Function of the number of finished images and of all images, called after each batch.
 
         Raises:
-            ShapeError: not uint8 images, or of a size or kind that the network does not read.
+            ShapeError: The images are not uint8, or the network does not support their size or channels.
         """
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or not len(pixels):
             raise ShapeError(f"images {tuple(pixels.shape)} {pixels.dtype}: uint8 (N, C, H, W) is needed, N > 0")
@@ -80,14 +84,14 @@ class FeatureNetwork:
         return FeatureOutput(torch.cat([read.features for read in outputs]), logits)
 
     def features(self, pixels: Tensor) -> Tensor:
-        """(N, dim) float32."""
+        """Return the features (N, dim) in float32."""
         return self.extract(pixels).features
 
     def logits(self, pixels: Tensor) -> Tensor:
-        """(N, classes) float32.
+        """Return the logits (N, classes) in float32.
 
         Raises:
-            RecipeError: this network does not classify.
+            RecipeError: The network is not a classifier.
         """
         logits = self.extract(pixels).logits
         if logits is None:
@@ -98,15 +102,17 @@ class FeatureNetwork:
 def load(
     name: str, *, weights: Path | str | None = None, shape: tuple[int, ...] | None = None, device: str = "cpu"
 ) -> FeatureNetwork:
-    """The network of this name: digits and fashion ship, inception needs a file, pixels needs a shape.
+    """Return a feature network: digits and fashion are bundled, inception needs a file, pixels needs a shape.
 
     Args:
-        weights: for inception: pt_inception-2015-12-05-6726825d.pth, or the same tensors as safetensors.
-        shape: for pixels: (C, H, W) of the images.
+        name: Name of the network.
+        weights: Weights of inception: pt_inception-2015-12-05-6726825d.pth, or the same tensors as safetensors.
+        shape: Shape (C, H, W) of the images for pixels.
+        device: Device of the network.
 
     Raises:
-        RecipeError: an unknown name, or one whose file or shape is missing.
-        WeightsError: weights that are damaged or another network's.
+        RecipeError: The name is unknown, or its file or shape is missing.
+        WeightsError: The weights are damaged, or belong to another network.
     """
     if name in ("digits", "fashion"):
         if weights is not None:
@@ -130,7 +136,7 @@ def classifier(card: Path, device: str = "cpu") -> FeatureNetwork:
     """A small classifier from its card, the YAML beside its weights.
 
     Raises:
-        WeightsError: no such card, or weights that are not those it names.
+        WeightsError: The card does not exist, or the weights are not those that it names.
     """
     network, facts = read_classifier(card)
     network.to(device)
@@ -151,7 +157,7 @@ def read_classifier(card: Path) -> tuple[Cnn | ViT, dict[str, Any]]:
     """Return the frozen network of a classifier's card, and the content of the card.
 
     Raises:
-        WeightsError: no such card, or weights that are not those it names.
+        WeightsError: The card does not exist, or the weights are not those that it names.
     """
     try:
         facts: dict[str, Any] = migration.migrate(yaml.safe_load(card.read_text()))

@@ -1,4 +1,4 @@
-"""What a judge returns: findings, each a number with its interval, bar and baselines, and figures.
+"""Results of judges: findings, which are numbers with an interval, a bar and baselines, and figures.
 
 Pages and the command line are made of these; `page_writer` is the only module that writes HTML or Markdown.
 """
@@ -17,18 +17,19 @@ class Finding:
     """One number of an evaluation.
 
     Attributes:
-        name: what is measured, in words.
-        value: the estimate.
-        low, high: ends of its 95 % interval; None: it has no interval.
-        unit: "%" for shares of 1, else a unit such as "px" or "dB", or "" for plain numbers.
-        form: format specification of the number; "" chooses one by the unit.
-        bar, rule: the number that must be reached, and from which side; None: without a bar.
-        ceiling: the same number of real data, which is the best that the measurement allows.
-        baselines: the same number without a model, by name.
+        name: Name of the metric in words.
+        value: Estimate.
+        low, high: Ends of its 95 % interval; None without an interval.
+        unit: Unit: "%" for shares of 1, else such as "px" or "dB", or "" for plain numbers.
+        form: Format specification of the number; "" chooses one by the unit.
+        bar: Number that must be reached; None without a bar.
+        rule: Side from which the bar must be reached.
+        ceiling: The number for real data, which is the best possible result.
+        baselines: Numbers without a model, by name.
         count: Number of samples that the number is taken over.
         is_main: True if models of several sizes are compared by it.
-        note: words that follow the number.
-        remark: how to read it.
+        note: Text after the number.
+        remark: Explanation of the number.
     """
 
     name: str
@@ -87,7 +88,7 @@ class Finding:
 
 
 def interval_of(stored: Mapping[str, float]) -> tuple[float, float, float]:
-    """Value, low and high of a stored result."""
+    """Return value, low and high of a stored result."""
     return stored["value"], stored["low"], stored["high"]
 
 
@@ -96,10 +97,10 @@ class Figure:
     """An image of a page with its caption.
 
     Attributes:
-        caption: what it shows.
+        caption: Description of the image.
         image: PNG or animated WebP, for pages that contain their images.
-        file: name of the image's file, for pages beside which it lies.
-        alt: words for those who do not see it; "": the caption.
+        file: Name of the image file, for pages in the same folder.
+        alt: Alternative text; the caption if it is empty.
     """
 
     caption: str

@@ -50,11 +50,11 @@ class Statistics:
         self._filled = 0
 
     def update(self, features: Tensor) -> None:
-        """Adds features (N, dim) of any floating type, on any device.
+        """Add features (N, dim) of any floating type, on any device.
 
         Raises:
-            ShapeError: another shape than (N, dim).
-            NonFinite: a value is not a number, or infinite.
+            ShapeError: The shape is not (N, dim).
+            NonFinite: A value is NaN or infinite.
         """
         rows = _checked(features, self.dim)
         self._known_count("add to")
@@ -68,11 +68,11 @@ class Statistics:
                 self._absorb()
 
     def merge(self, other: Statistics) -> None:
-        """Adds everything another one has seen, as from another process or another part of the data.
+        """Add the rows of other statistics, such as those of another process or another part of the data.
 
         Raises:
-            ShapeError: the other one is of another width.
-            RecipeError: one was loaded from a file without a row count.
+            ShapeError: The other statistics have another number of features.
+            RecipeError: Either was loaded from a file without a row count.
         """
         if other.dim != self.dim:
             raise ShapeError(f"statistics of {other.dim} features cannot join statistics of {self.dim}")
@@ -87,16 +87,16 @@ class Statistics:
 
     @property
     def mean(self) -> Tensor:
-        """(dim,) float64."""
+        """Mean (dim,) in float64."""
         self._absorb()
         return torch.from_numpy(self._mean.copy())
 
     @property
     def covariance(self) -> Tensor:
-        """(dim, dim) float64, over n - 1.
+        """Covariance (dim, dim) in float64, over n - 1.
 
         Raises:
-            RecipeError: fewer than two rows were seen.
+            RecipeError: There are fewer than two rows.
         """
         self._absorb()
         if self._count is None:
@@ -106,7 +106,7 @@ class Statistics:
         return torch.from_numpy(self._scatter / (self._count - 1))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Writes mu, sigma and count as .npz, the format that other FID programs read (their keys: mu, sigma)."""
+        """Write mu, sigma and count as .npz, the format of other FID programs, whose keys are mu and sigma."""
         content = io.BytesIO()
         covariance = self.covariance.numpy()
         count = -1 if self._count is None else self._count
@@ -115,10 +115,10 @@ class Statistics:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Statistics:
-        """Statistics from .npz with mu and sigma, ours or published ones; never unpickles.
+        """Load statistics, ours or published ones, from .npz with mu and sigma without unpickling.
 
         Raises:
-            WeightsError: not such a file, or arrays of other shapes.
+            WeightsError: The file is not such a file, or its arrays have other shapes.
         """
         try:
             with np.load(path, allow_pickle=False) as stored:
@@ -176,9 +176,9 @@ def fid(first: Tensor | Statistics, second: Tensor | Statistics) -> float:
     features themselves, which is faster, and exact where a covariance would have lost the small directions.
 
     Raises:
-        ShapeError: the two differ in width, or a tensor is not (N, dim).
-        RecipeError: fewer than 2 rows.
-        NonFinite: a value is not a number, or infinite.
+        ShapeError: The numbers of features differ, or a tensor is not (N, dim).
+        RecipeError: There are fewer than 2 rows.
+        NonFinite: A value is NaN or infinite.
     """
     left, right = _Side(first), _Side(second)
     if left.mean.shape != right.mean.shape:

@@ -1,4 +1,4 @@
-"""The images of a data set as one tensor, as the metrics need it."""
+"""Images of a data set as one tensor for the metrics."""
 
 from __future__ import annotations
 
@@ -17,18 +17,21 @@ class ImageDataset(Protocol):
     """A data set whose items have "pixels"."""
 
     def __len__(self) -> int:
-        """Number of items."""
+        """Return the number of items."""
         ...
 
     def __getitem__(self, index: int, /) -> Item:
-        """One item."""
+        """Return one item."""
         ...
 
 
 class ImageSet(NamedTuple):
     """Images uint8 (N, C, H, W), or videos (N, C, T, H, W), with their labels where every item has one.
 
-    labels: int64 (N,). classes: the names of the labels.
+    Attributes:
+        pixels: Images or videos.
+        labels: Labels (N,) int64.
+        classes: Names of the labels.
     """
 
     pixels: Tensor
@@ -50,8 +53,8 @@ def collect_images(dataset: ImageDataset, limit: int | None = None) -> ImageSet:
     """Collect the images or videos of a data set, or `limit` of them spaced evenly.
 
     Raises:
-        DataError: the data set is empty.
-        ShapeError: pixels that are not uint8 (C, H, W) or (C, T, H, W), or not all of one size.
+        DataError: The data set is empty.
+        ShapeError: The pixels are not uint8 (C, H, W) or (C, T, H, W), or differ in size.
     """
     classes = getattr(dataset, "classes", None)
     if not len(dataset):
@@ -88,7 +91,7 @@ def condition_value(item: Item, key: str) -> Any:
 
 
 def digest_of(items: Sequence[Item], keys: Sequence[str]) -> str:
-    """The sha256 of tensors and texts of items: what was compared with."""
+    """Return the SHA-256 of the tensors and texts of items, which identifies the reference of a metric."""
     digest = hashlib.sha256()
     for item in items:
         for key in keys:

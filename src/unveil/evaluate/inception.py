@@ -1,7 +1,7 @@
-"""The Inception network of published FID numbers: the TensorFlow graph of 2015-12-05, as its PyTorch ports name it.
+"""Inception network of published FID numbers: the TensorFlow graph of 2015-12-05 with the names of its PyTorch ports.
 
-It is Inception v3 with 1008 outputs and particular details that change every number: images are resized without
-half-pixel centres, average pools leave the padding out of the mean, and the last block pools by maximum. Weights are
+It is Inception v3 with 1008 outputs and three details that change every number: images are resized without half-pixel
+centres, average pooling excludes the padding from the mean, and the last block has maximum pooling. Weights are
 read from a file that the user has (pt_inception-2015-12-05-6726825d.pth, or the same tensors as safetensors).
 
 Source: Szegedy et al. 2015 (arXiv:1512.00567) for the blocks.
@@ -52,10 +52,10 @@ class FidInception(nn.Module):
         self.fc = nn.Linear(2048, CLASSES)
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Spatial means "64", "192", "768", "2048", and "logits_unbiased" and "logits", of uint8 (B, 3, H, W).
+        """Return the spatial means "64", "192", "768", "2048" and both logits of images uint8 (B, 3, H, W).
 
         Raises:
-            ShapeError: not uint8 RGB images.
+            ShapeError: The images are not uint8 RGB images.
         """
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] != 3:
             raise ShapeError(f"images {tuple(pixels.shape)} {pixels.dtype}: uint8 (B, 3, H, W) is needed")
@@ -77,10 +77,10 @@ class FidInception(nn.Module):
 
 
 def load_inception(path: str | os.PathLike[str]) -> FidInception:
-    """The network with the weights of a file, ready to be evaluated.
+    """Return the network in evaluation mode with the weights of a file.
 
     Raises:
-        WeightsError: no file, no plain tensors in it, or other names or shapes than the published network's.
+        WeightsError: The file does not exist, or does not contain the tensors of the published network.
     """
     network = FidInception().eval().requires_grad_(False)
     load_weights(network, read_weights(Path(path), f"the FID Inception needs {FILE}"), str(path))
@@ -88,10 +88,10 @@ def load_inception(path: str | os.PathLike[str]) -> FidInception:
 
 
 def load_weights(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Puts a state dict into the network; counters of batches, which older files lack, may be missing.
+    """Load a state dict into the network; counters of batches may be missing, as in older files.
 
     Raises:
-        WeightsError: names or shapes differ; the first of them are listed.
+        WeightsError: Names or shapes differ; the error lists the first of them.
     """
     expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
     loaded = {key: tuple(value.shape) for key, value in state.items()}
@@ -113,7 +113,7 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], source: str) -
 
 
 def resize(pixels: Tensor, size: int = SIZE) -> Tensor:
-    """Bilinear without half-pixel centres, as TensorFlow 1: output i is read at i * in / out; floats (B, C, H, W)."""
+    """Resize floats (B, C, H, W) bilinearly as TensorFlow 1, without half-pixel centres: output i is i * in / out."""
     height, width = pixels.shape[-2:]
     if (height, width) == (size, size):
         return pixels
@@ -131,13 +131,14 @@ def _neighbours(in_size: int, out_size: int, like: Tensor) -> tuple[Tensor, Tens
 
 
 def read_weights(path: Path, needed: str) -> Mapping[str, Tensor]:
-    """The tensors of a file of safetensors, or of `torch.save` in any of its forms; nothing in it is executed.
+    """Return the tensors of a safetensors file or of any `torch.save` format without executing code in it.
 
     Args:
+        path: File of the weights.
         needed: Description of the missing file, for the error message.
 
     Raises:
-        WeightsError: no file, a damaged one, or one with more than plain tensors in it.
+        WeightsError: The file does not exist, is damaged, or contains more than tensors.
     """
     if not path.is_file():
         raise WeightsError(f"{path}: no such file; {needed}")
@@ -208,7 +209,7 @@ class _Block35(nn.Module):
 
 
 class _Reduce17(nn.Module):
-    """From 35 x 35 to 17 x 17."""
+    """Reduction from 35 x 35 to 17 x 17."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -246,7 +247,7 @@ class _Block17(nn.Module):
 
 
 class _Reduce8(nn.Module):
-    """From 17 x 17 to 8 x 8."""
+    """Reduction from 17 x 17 to 8 x 8."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A judge: one kind of evaluation, in one module that says when it applies, runs it and shows its results."""
+"""A judge: one kind of evaluation in one module, with its condition, its run and the presentation of its results."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ class Judge:
     """One kind of evaluation; the registry of `unveil.evaluate.judges` finds it as `JUDGE` of its module.
 
     Attributes:
-        key: the metric by which a report of this judge is recognised.
-        title: of the page, before "against real images".
+        key: Metric that identifies a report of this judge.
+        title: Title of the page, before "against real images".
         findings: Findings of the results; empty if they are another judge's.
         metrics: Dotted place in the results of each number that two reports are compared by.
         figures: Captions of the images above the findings, by name.
         details: Sections of the page below the findings.
         warnings: Paragraphs above all figures.
-        applies: True for recipes whose models are judged this way instead of by samples alone.
-        run: the evaluation of such a model.
-        batch: samples per batch.
-        unit: of its progress.
+        applies: Returns True for recipes whose models this judge evaluates instead of the judge of samples.
+        run: Evaluation of such a model.
+        batch: Number of samples per batch.
+        unit: Unit of its progress.
     """
 
     key: str

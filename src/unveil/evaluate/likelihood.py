@@ -59,18 +59,19 @@ def bits_per_dim(
     batch: int = 50,
     on_progress: Callable[[int, int], object] | None = None,
 ) -> DatasetBitsPerDim:
-    """The bound of the model's chain on images of a data set, each noised by its own stream.
+    """Return the variational bound of the model on images of a data set, each with its own noise.
 
     Conditions are read from the items; x0 is clipped to [-1, 1] as published.
 
     Args:
-        count: images, spread evenly over the data set; None: all.
+        count: Number of images, which are spread evenly over the data set; None: all.
         steps: Number of steps of the chain; each number has its own bound. None: all steps of the process.
-        on_progress: called with the number of network calls done and the calls in all, for the whole batch.
+        on_progress: Function of the number of finished function evaluations and of all of them.
 
     Raises:
-        RecipeError: a latent model, whose bound is not one on pixels, or no steps for a continuous process.
-        DataError: an empty data set, or items without what the model is conditioned on.
+        RecipeError: The model is a latent model, whose bound does not apply to pixels, or a continuous process has no
+            number of steps.
+        DataError: The data set is empty, or its items lack a condition of the model.
     Source: Ho et al. 2020, eq. 5 (arXiv:2006.11239).
     """
     rows = _chosen(model, dataset, count)
@@ -103,19 +104,19 @@ def ode_bits_per_dim(
     batch: int = 25,
     on_progress: Callable[[int, int], object] | None = None,
 ) -> DatasetOdeBitsPerDim:
-    """The likelihood of the model's probability-flow ODE on images of a data set, each with its own streams.
+    """Return the likelihood of images of a data set by the probability-flow ODE, each with its own noise.
 
-    Works under every process, and needs no chain. Conditions are read from the items; nothing is clipped.
+    It applies to every process and has no chain. Conditions are read from the items. Nothing is clipped.
 
     Args:
-        count: images, spread evenly over the data set; None: all.
-        probes: random directions that the trace is estimated by; each costs a backward pass.
-        on_progress: called with the number of images done and the images in all.
+        count: Number of images, which are spread evenly over the data set; None: all.
+        probes: Number of random directions for the estimate of the trace; each costs a backward pass.
+        on_progress: Function of the number of finished images and of all images.
 
     Raises:
-        RecipeError: a latent model, or no probe.
-        DataError: an empty data set, or items without what the model is conditioned on.
-        NonFinite: the ODE left the finite numbers.
+        RecipeError: The model is a latent model, or there are no probes.
+        DataError: The data set is empty, or its items lack a condition of the model.
+        NonFinite: The solution of the ODE is not finite.
     Source: Song et al. 2021, section 4.3 and appendix D.2 (arXiv:2011.13456).
     """
     rows = _chosen(model, dataset, count)

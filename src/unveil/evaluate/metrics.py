@@ -76,7 +76,7 @@ def kid_of_subsets(samples: Tensor, reference: Tensor, *, subsets: int, size: in
     programs draw them, so that their numbers are met exactly.
 
     Raises:
-        RecipeError: a subset larger than one of the sets, or of fewer than 2 rows.
+        RecipeError: A subset is larger than one of the sets, or has fewer than 2 rows.
     """
     samples, reference = _pair(samples, reference)
     smaller = min(len(samples), len(reference))
@@ -168,14 +168,17 @@ def nearest_neighbours(queries: Tensor, pool: Tensor) -> Nearest:
 def bootstrap(
     statistic: Callable[..., float], *sizes: int, draws: int = 200, seed: int = 0, level: float = 0.95
 ) -> Interval:
-    """The statistic on all rows, and its interval from redrawing the rows of each set with replacement.
+    """Return a statistic of all rows and its bootstrap interval.
 
     The spread of the redrawn values around their own mean is laid around the estimate: distances such as FID grow
     when rows repeat, and that shift must not enter the interval.
 
     Args:
-        statistic: takes one tensor of row numbers per set.
-        sizes: the number of rows of each set.
+        statistic: Function of one tensor of row numbers per set.
+        sizes: Number of rows of each set.
+        draws: Number of bootstrap draws.
+        seed: Seed of the draws.
+        level: Probability of the interval.
 
     Source: Efron & Tibshirani 1993, chapters 12 and 13 (percentiles), centred here.
     """
@@ -186,13 +189,13 @@ def bootstrap(
 
 
 def mean_interval(values: Tensor, seed: int = 0) -> dict[str, float]:
-    """The mean of (N,) as value, low and high of its interval, see `bootstrap`."""
+    """Return the mean of (N,) with the ends of its interval, see `bootstrap`."""
     values = values.double()
     return bootstrap(lambda rows: values[rows].mean().item(), len(values), seed=seed)._asdict()
 
 
 def proportion(hits: Tensor) -> Interval:
-    """The share of True in (N,) with its 95 % score interval, which stays honest at 0 and at 1.
+    """Return the share of True in (N,) with its 95 % score interval, which is valid at 0 and at 1 too.
 
     Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
     """

@@ -1,4 +1,4 @@
-"""Opens the network of a perceptual distance: a bundled classifier, a trained one, or the published metric."""
+"""Networks of perceptual distances: a bundled classifier, a trained classifier, or the published metric."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ NAMES = ("fashion", "digits", "lpips")
 
 
 def perceptual(network: str, weights: Sequence[Path | str] = ()) -> LPIPS:
-    """The perceptual distance by a network.
+    """Return the perceptual distance by a network.
 
     Args:
-        network: `fashion` or `digits`, the bundled classifiers; the card of a trained classifier, or the folder that
-            holds it; or `lpips`, the published metric.
+        network: `fashion` or `digits`, the bundled classifiers; the card of a trained classifier or its folder; or
+            `lpips`, the published metric.
         weights: Files of lpips: torchvision's VGG16 or AlexNet and the linear heads, or one file with both.
 
     Raises:
-        RecipeError: an unknown name, lpips without its files, files for a classifier that has its own, or a
-            classifier without stages of features.
-        WeightsError: files that are missing, damaged, or hold something else.
+        RecipeError: The name is unknown, lpips has no files, a classifier has files, or a classifier has no stages of
+            features.
+        WeightsError: A file is missing, damaged, or contains something else.
     """
     if network == "lpips":
         if not weights:
@@ -47,7 +47,7 @@ def perceptual(network: str, weights: Sequence[Path | str] = ()) -> LPIPS:
 
 
 def fingerprint(judge: LPIPS) -> str:
-    """The sha256 of a perceptual network's tensors, in hexadecimal: which weights they were."""
+    """Return the SHA-256 of the tensors of a perceptual network, which identifies its weights."""
     digest = hashlib.sha256()
     for name, tensor in sorted(judge.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
@@ -56,7 +56,7 @@ def fingerprint(judge: LPIPS) -> str:
 
 
 def _card(network: str) -> Path:
-    """The card that a path means: itself, or the only one in a folder."""
+    """Return the card at a path: the path itself, or the only card in a folder."""
     path = Path(network)
     if path.suffix in (".yaml", ".yml"):
         return path
@@ -72,5 +72,5 @@ def _card(network: str) -> Path:
 
 
 def bundled_perceptual(kind: str) -> tuple[str, LPIPS] | None:
-    """Name and network of the bundled perceptual distance for a kind of data; None if there is none."""
+    """Return name and network of the bundled perceptual distance for a kind of data, or None."""
     return (kind, perceptual(kind)) if kind in ("digits", "fashion") else None

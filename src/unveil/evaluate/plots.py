@@ -22,7 +22,7 @@ def make_grid(pixels: Tensor, columns: int | None = None) -> bytes:
     """Images uint8 (N, C, H, W), C of 1 or 3, in rows; small ones enlarged, every pixel a square.
 
     Args:
-        columns: images in a row; None makes the sheet about square.
+        columns: Number of images per row; None makes the sheet about square.
     """
     return images.png(images.make_grid(pixels, None if columns is None else min(columns, len(pixels))))
 

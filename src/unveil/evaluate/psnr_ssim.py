@@ -17,17 +17,17 @@ _LEAST = 1e-12  # of a mean squared error: equal images have 120 dB, not infinit
 
 
 def mse(first: Tensor, second: Tensor) -> Tensor:
-    """The mean squared difference of each pair of uint8 images or videos, the full range 1: (B,) float64.
+    """Return the mean squared difference of each pair of uint8 images or videos for a range of 1, (B,) float64.
 
     Raises:
-        ShapeError: two shapes.
+        ShapeError: The shapes differ.
     """
     _check(first, second, (4, 5))
     return ((first.double() - second.double()) / 255).square().flatten(1).mean(1)
 
 
 def psnr(squared: Tensor) -> Tensor:
-    """PSNR of mean squared errors of values whose full range is 1."""
+    """Return the PSNR of mean squared errors of values with a range of 1."""
     return -10 * squared.clamp(min=_LEAST).log10()
 
 
@@ -44,12 +44,12 @@ def chunked(measure: Callable[[Tensor, Tensor], Tensor], first: Tensor, second: 
 
 
 def ssim(first: Tensor, second: Tensor) -> Tensor:
-    """The structural similarity of each pair of uint8 images (B, C, H, W): (B,) float64, 1 for equal ones.
+    """Return the structural similarity of each pair of uint8 images (B, C, H, W), (B,) float64, 1 for equal images.
 
-    The mean over all windows that lie inside the image, and over channels.
+    It is the mean over all windows inside the image and over channels.
 
     Raises:
-        ShapeError: two shapes, or images smaller than the window.
+        ShapeError: The shapes differ, or the images are smaller than the window.
     Source: Wang et al. 2004, eq. 13 and section III.C (Gaussian window).
     """
     _check(first, second)

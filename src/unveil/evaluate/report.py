@@ -1,4 +1,4 @@
-"""A report on samples: what was measured, how exactly, and a hash of how, without which numbers are not compared."""
+"""Report of an evaluation: results, protocol, and a hash of the protocol, by which reports are compared."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Report:
     """Results of an evaluation together with the protocol that produced them.
 
     Attributes:
-        protocol: every setting that the numbers depend on, down to the hash of the feature network's weights.
+        protocol: All settings that determine the numbers, including the hash of the feature network's weights.
         results: Results by metric; `report_page.findings` describes them.
         missing: Reason for each metric that is missing.
         about: Metadata outside the protocol: command, commit, CPU-minutes.
-        images: PNGs of the HTML page: samples, held_out, nearest; empty in a loaded report.
-        stored_sha256: Hash that a file with former keys states; empty where the protocol is written as it is hashed.
+        images: PNGs of the HTML page, such as samples, held_out and nearest; empty in a loaded report.
+        stored_sha256: Hash in a file with former keys; empty if the hash is that of the protocol.
     """
 
     protocol: Mapping[str, Any]
@@ -39,7 +39,7 @@ class Report:
 
     @property
     def protocol_sha256(self) -> str:
-        """The hash of the protocol, as the file states it. Numbers of equal hashes may be compared."""
+        """Hash of the protocol. Numbers of equal hashes are comparable."""
         return self.stored_sha256 or _sha256(self.protocol)
 
     @property
@@ -48,11 +48,11 @@ class Report:
         return bool(self.results.get("nearest", {}).get("memorised", False))
 
     def figure(self, name: str, caption: str) -> list[Figure]:
-        """The image of this name as a figure, as a list of one; empty if the report has no such image."""
+        """Return the image of this name as a list of one figure; empty if the report has no such image."""
         return [Figure(caption, self.images[name])] if name in self.images else []
 
     def to_json(self) -> str:
-        """Everything but the images; numbers in full."""
+        """Return everything except the images as JSON, with all digits."""
         content = {
             "format": _FORMAT,
             "protocol_sha256": _sha256(self.protocol),
@@ -65,10 +65,10 @@ class Report:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Report:
-        """A report from its report.json, or from the folder that holds it; without its images.
+        """Load a report without its images from its report.json or from its folder.
 
         Raises:
-            DataError: no such file, not a report, or one whose protocol was changed after the fact.
+            DataError: The file does not exist, is not a report, or its protocol does not match its hash.
         """
         path = Path(path)
         path = path / "report.json" if path.is_dir() else path
@@ -91,7 +91,7 @@ class Report:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted keys."""
+    """Return nested settings as dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
@@ -99,7 +99,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def canonical(tree: Mapping[str, Any]) -> str:
-    """JSON with sorted keys, of which a protocol's hash is made."""
+    """Return the JSON with sorted keys that is hashed."""
     try:
         return json.dumps(tree, sort_keys=True, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError) as problem:

@@ -1,4 +1,4 @@
-"""The verdict on a claim, computed from one signed effect per seed; nobody writes it by hand."""
+"""Verdicts on claims, computed from one signed effect per seed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LEVEL = 0.95
 
 
 class EffectInterval(NamedTuple):
-    """A mean and the interval around it that holds the true one with 95 % probability."""
+    """Mean of effects with its 95 % confidence interval."""
 
     mean: float
     low: float
@@ -24,7 +24,7 @@ class EffectInterval(NamedTuple):
 
     @property
     def width(self) -> float:
-        """From low to high."""
+        """Difference of high and low."""
         return self.high - self.low
 
 
@@ -32,8 +32,8 @@ def interval(effects: Sequence[float]) -> EffectInterval:
     """The mean of the effects and its 95 % interval, by Student's t with n - 1 degrees of freedom.
 
     Raises:
-        RecipeError: fewer than 2 effects.
-        NonFinite: an effect is not a number, or infinite.
+        RecipeError: There are fewer than 2 effects.
+        NonFinite: An effect is NaN or infinite.
     Source: Student 1908.
     """
     from scipy.stats import t  # costs a second, which listing the claims should not pay
@@ -53,7 +53,7 @@ def judge(effects: Sequence[float]) -> Verdict:
     """`shown` when every effect is positive and the interval of their mean excludes 0; `reversed` likewise below 0.
 
     Raises:
-        RecipeError: fewer than 3 effects.
+        RecipeError: There are fewer than 3 effects.
     """
     if len(effects) < MIN_SEEDS:
         raise RecipeError(f"{len(effects)} seeds: a verdict needs at least {MIN_SEEDS}")
@@ -83,15 +83,15 @@ class Comparison:
     """Two arms on one measure of which less is better, paired by seed.
 
     Attributes:
-        name: the statement in words.
+        name: Statement in words.
         measure: Name and unit of the measure; comparisons of one measure are read together.
-        arms: name of the arm that is claimed to be lower, and of the other.
-        better: the claimed lower arm's values, one per seed.
-        worse: the other arm's.
-        placebo: the same measure of two arms that are alike except for the seed, (first, second) per pair.
-        paper: the paper's numbers, where it has them.
-        primary: part of the claim; otherwise shown beside it.
-        log2: the values are logarithms, so that an effect of 1 is a half.
+        arms: Names of the arm that is claimed to be lower and of the other arm.
+        better: Values by seed of the arm that is claimed to be lower.
+        worse: Values by seed of the other arm.
+        placebo: Pairs of values of two arms that differ only in their seed.
+        paper: Published numbers, if any.
+        primary: True if the claim includes the comparison; otherwise it is beside the claim.
+        log2: True if the values are base-2 logarithms, so that an effect of 1 is a factor of 2.
         bar: Maximum mean of the better arm for the claim to be shown; None: only the sign is claimed.
     """
 
@@ -112,12 +112,12 @@ class Comparison:
 
     @property
     def effects(self) -> tuple[float, ...]:
-        """Per seed how much lower the better arm is: positive as claimed."""
+        """Differences of the worse and the better arm by seed, positive as claimed."""
         return tuple(worse - better for better, worse in zip(self.better, self.worse, strict=True))
 
     @property
     def placebo_effects(self) -> tuple[float, ...]:
-        """The same of two arms that do not differ."""
+        """Differences of the placebo arms."""
         return tuple(second - first for first, second in self.placebo)
 
     @property
@@ -138,7 +138,7 @@ class Comparison:
         return judge(self.placebo_effects)
 
     def relative(self, effect: float) -> float:
-        """An effect as a share of the worse arm's mean; of the other's where that is 0, such as a share of mistakes."""
+        """Return an effect as a share of the mean of the worse arm, or of the better arm if that mean is 0."""
         if self.log2:
             return 1 - 2**-effect
         sizes = [abs(math.fsum(values)) / len(values) for values in (self.worse, self.better)]
@@ -146,7 +146,7 @@ class Comparison:
 
     @property
     def relative_width(self) -> float:
-        """The interval's width as a share of the worse arm's mean."""
+        """Width of the interval as a share of the mean of the worse arm."""
         effect_interval = self.interval
         return self.relative(effect_interval.high) - self.relative(effect_interval.low)
 
@@ -157,7 +157,7 @@ class Comparison:
 
     @property
     def is_settled(self) -> bool:
-        """True if an effect was found, or one as large as the paper's would have been."""
+        """True if there is a verdict, or an effect as large as the paper's would have given one."""
         return self.verdict != "not shown" or self.has_power is True
 
 

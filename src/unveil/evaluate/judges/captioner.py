@@ -81,10 +81,10 @@ def evaluate_captions(
         held_out: Playground videos, whose items hold the true attributes as "mentioned".
         count: Number of videos, spaced evenly.
         seed: Seed of the bootstrap intervals.
-        about: additional metadata, not part of the protocol.
+        about: Metadata outside of the protocol.
 
     Raises:
-        RecipeError: the items have no true attributes.
+        RecipeError: The items have no true attributes.
     """
     items = evenly_spaced(held_out, count)
     if "mentioned" not in items[0]:

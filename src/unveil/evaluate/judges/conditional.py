@@ -41,22 +41,24 @@ def evaluate_conditional(
     count: int = 1000,
     about: Mapping[str, Any] | None = None,
 ) -> Report:
-    """One state drawn for each held-out image, or one image for each layout, compared with the true one.
+    """Evaluate one generated state for each held-out image, or one image for each layout.
 
-    Boxes: the mean over images of the best matching's IoU, missing and extra boxes counting 0. Masks: the
-    mean over classes of the IoU over all pixels. Layouts: as boxes, those of what the image shows. Beside it stands
-    what the same states score against the truth of the next image.
+    - Boxes: mean over images of the IoU of the best matching; missing and extra boxes count 0.
+    - Masks: mean over classes of the IoU over all pixels.
+    - Layouts: as boxes, with the boxes that the detector reads in the image.
+
+    The baseline compares the same states with the truth of the next image.
 
     Args:
-        model: conditioned on keys of the items.
-        held_out: items with "pixels", and "boxes" or "mask".
+        model: Model with conditions that are keys of the items.
+        held_out: Held-out items with "pixels", and "boxes" or "mask".
         state: Output of the model, "boxes" or "mask"; or "layout", its condition.
-        how: the states are drawn; None: those of the model.
-        count: images, spread evenly; as many as there are where there are fewer.
-        about: additional metadata, not part of the protocol: command, commit, CPU-minutes.
+        how: Options of sampling; None for those of the model.
+        count: Largest number of images, which are spread evenly.
+        about: Metadata outside of the protocol: command, commit, CPU minutes.
 
     Raises:
-        RecipeError: another state.
+        RecipeError: The state is unknown.
     """
     if state not in _JUDGES:
         raise RecipeError(f"state {state!r}: must be one of {', '.join(_JUDGES)}{did_you_mean(state, list(_JUDGES))}")

@@ -44,19 +44,19 @@ def evaluate_prompts(
     count: int = 500,
     about: Mapping[str, Any] | None = None,
 ) -> Report:
-    """One scene drawn for each held-out caption, and pairs of scenes drawn with and without a negative prompt.
+    """Evaluate one scene for each held-out caption, and pairs of scenes with and without a negative prompt.
 
-    An attribute that a caption names, a size, a colour or a kind, is read back where the scene shows as many objects
-    of it as are named. The pairs are of the same noise: the prompt names a kind and leaves the colour open, such as "a
-    circle", the negative prompt a colour, such as "red"; each kind comes with each colour.
+    An attribute of a caption, a size, a colour or a kind, counts as seen if the scene shows as many objects with it as
+    the caption names. The scenes of a pair have the same noise. Their prompt names a kind without a colour, such as "a
+    circle", and the negative prompt a colour, such as "red". Each kind has a pair with each colour.
 
     Args:
-        model: with a condition `prompt`.
-        held_out: scenes.
+        model: Model with a condition `prompt`.
+        held_out: Held-out scenes.
         how: Options of sampling; the seed is also that of the intervals.
         languages: Languages of the pairs' prompts, in turn.
         count: Number of captions, spaced evenly, and of pairs.
-        about: additional metadata, not part of the protocol: command, commit, CPU-minutes.
+        about: Metadata outside of the protocol: command, commit, CPU minutes.
     """
     items = evenly_spaced(held_out, count)
     pixels = to_pixels(generate_for(model, items, how))

@@ -53,8 +53,10 @@ class MetricNetworks(NamedTuple):
 class ReconstructedSet(NamedTuple):
     """Reconstructions of an autoencoder with their latents.
 
-    pixels: uint8 (N, C, H, W), or videos (N, C, T, H, W). latents: (N, C', h, w) or (N, C', t, h, w), scaled. indices:
-        (N, h, w) of a codebook's entries.
+    Attributes:
+        pixels: Images uint8 (N, C, H, W) or videos (N, C, T, H, W).
+        latents: Scaled latents (N, C', h, w) or (N, C', t, h, w).
+        indices: Indices (N, h, w) of codebook entries; None without a codebook.
     """
 
     pixels: Tensor
@@ -72,17 +74,20 @@ def evaluate_autoencoder(
     about: Mapping[str, Any] | None = None,
     on_progress: Callable[[str], None] | None = None,
 ) -> Report:
-    """A report on held-out images, or videos, and what the codec's likeliest latents of them are decoded to, as bytes.
+    """Evaluate the reconstructions of held-out images or videos from the most likely latents.
 
     Args:
-        count: images, spread evenly; None: all.
+        codec: Autoencoder.
+        held_out: Held-out images or videos.
+        networks: Networks of the metrics.
+        count: Number of images, which are spread evenly; None: all.
         seed: Seed of the bootstrap intervals.
-        about: additional metadata, not part of the protocol: command, commit, CPU-minutes.
-        on_progress: called with the name of the current measurement.
+        about: Metadata outside of the protocol: command, commit, CPU minutes.
+        on_progress: Function of the name of the current measurement, called before each.
 
     Raises:
-        ShapeError: images that the codec does not take.
-        DataError: no images.
+        ShapeError: The autoencoder does not support the size of the images.
+        DataError: The data set is empty.
     """
     log = on_progress or (lambda _: None)
     real = collect_images(held_out, count)
@@ -130,7 +135,7 @@ def _compare(
     missing: dict[str, str],
     log: Callable[[str], None],
 ) -> None:
-    """Adds how alike each image and what became of it are."""
+    """Add the similarity of each image and its reconstruction."""
     if min(real.pixels.shape[-2:]) < WINDOW:
         missing["ssim"] = f"images of fewer than {WINDOW} pixels a side are smaller than its window"
     else:
@@ -147,10 +152,10 @@ def _compare(
 
 @torch.inference_mode()
 def reconstruct(codec: AutoencoderKL | VQModel, pixels: Tensor) -> ReconstructedSet:
-    """Images uint8 (N, C, H, W), or videos (N, C, T, H, W), by the codec, at its likeliest latents, in float32.
+    """Return the reconstructions of images uint8 (N, C, H, W) or videos (N, C, T, H, W) in float32.
 
     Raises:
-        ShapeError: images that the codec does not take.
+        ShapeError: The autoencoder does not support the size of the images.
     """
     device = next(codec.parameters()).device
     decoded: list[Tensor] = []
@@ -183,7 +188,8 @@ def detection_rate(truths: Sequence[Item], real: Tensor, rebuilt: Tensor) -> dic
         real, rebuilt: Videos before and after the autoencoder, uint8 (N, 3, T, H, W).
 
     Returns:
-        of each attribute, and of all `together`, the share with its interval, and `real`, that of the real videos.
+        The share of each attribute, and of all of them as `together`, with its interval, and the share of the real
+        videos as `real`.
     """
     hits: dict[str, list[Tensor]] = {}
     for which, clips in (("made", rebuilt), ("real", real)):
@@ -206,7 +212,7 @@ def detection_rate(truths: Sequence[Item], real: Tensor, rebuilt: Tensor) -> dic
 
 
 def _psnr(real: Tensor, rebuilt: Tensor, seed: int) -> dict[str, Any]:
-    """Decibels of the mean squared error over all images, and the mean of the decibels of each."""
+    """Return the PSNR of the mean squared error over all images, and the mean PSNR of the images."""
     errors = torch.cat([mse(x, y) for x, y in zip(real.split(BATCH), rebuilt.split(BATCH), strict=True)])
     pooled = bootstrap(lambda rows: psnr(errors[rows].mean()).item(), len(errors), seed=seed)
     return {**pooled._asdict(), "per_picture": mean_interval(psnr(errors), seed), "count": len(errors)}

@@ -1,4 +1,4 @@
-"""Measures samples against real images, always under one stated protocol."""
+"""Evaluation of samples against real images under a stated protocol."""
 
 from __future__ import annotations
 
@@ -28,13 +28,14 @@ _COSTLY = 256  # features from which on a Frechet distance takes long enough to 
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """The choices of a measurement; all of them are part of its protocol.
+    """Settings of an evaluation; all of them are part of its protocol.
 
     Attributes:
         count: Number of images on either side of FID, its floor, KID, precision and recall; None: all.
-        floor_splits: disjoint pairs of real sets over which the floor is averaged.
-        draws: bootstrap draws of an interval (a fifth of them for FID above 256 features).
-        kid_size: rows of a KID subset, or half of the images where there are fewer.
+        floor_splits: Number of disjoint pairs of real sets over which the floor is averaged.
+        draws: Number of bootstrap draws of an interval; FID above 256 features has a fifth of them.
+        kid_subsets: Number of KID subsets.
+        kid_size: Number of rows of a KID subset; at most half of the images.
         splits: Number of splits of the Inception score.
         neighbours: Number of neighbours k of precision and recall.
         train_limit: Maximum number of training images, spaced evenly, for nearest neighbours and the floor.
@@ -57,11 +58,11 @@ class SampleProvenance:
     """Provenance of the samples and the data beyond their pixels.
 
     Attributes:
-        data: the name of the data set, for the reader; the protocol holds the hash of its pixels.
-        sampling: Sampling settings (sampler, steps, scale, seed ...), plain values; part of the protocol.
+        data: Name of the data set; the protocol contains the hash of its pixels.
+        sampling: Sampling settings as plain values, such as sampler, steps and seed; part of the protocol.
         bits: Likelihoods of held-out images, by metric ("bits_per_dim" by the chain's bound,
             "ode_bits_per_dim"): value, low, high, and the settings that they hold under.
-        about: additional metadata, not part of the protocol: command, commit, CPU-minutes.
+        about: Metadata outside of the protocol: command, commit, CPU minutes.
     """
 
     data: str = "unnamed"
@@ -94,11 +95,11 @@ def evaluate(
         features: Feature network, see `features.load`.
         settings: Settings of the metrics.
         provenance: Provenance of the samples.
-        on_progress: called with the name of the current measurement.
+        on_progress: Function of the name of the current measurement, called before each.
 
     Raises:
-        ShapeError: samples that are not uint8, or of another size than the data.
-        RecipeError: too few images for a comparison.
+        ShapeError: The samples are not uint8, or their size differs from the data.
+        RecipeError: There are too few images for a comparison.
     """
     settings, provenance = settings or EvaluationSettings(), provenance or SampleProvenance()
     log = on_progress or (lambda _: None)
@@ -159,7 +160,7 @@ def comparison_size(samples: int, train: int, held_out: int, settings: Evaluatio
     """Return the number of samples that are compared with as many real images; call it before sampling.
 
     Raises:
-        RecipeError: too few images or samples, or a larger count than there are.
+        RecipeError: There are too few images or samples, or fewer than `count`.
     """
     least, most = max(settings.neighbours + 1, 4), min(samples, held_out, (train + held_out) // 2)
     count = most if settings.count is None else settings.count
@@ -187,12 +188,12 @@ class _Plan:
         return cls(count, 2 * count > held_out, settings)
 
     def choose(self, among: int, count: int, stream: int) -> Tensor:
-        """`count` of `among` rows at random, each at most once, the same for the same seed."""
+        """Return `count` of `among` rows in random order without repetition, equal for equal seeds."""
         random = np.random.default_rng([self.settings.seed, stream])
         return torch.from_numpy(random.permutation(among)[:count])
 
     def pool(self, train: ImageSet, held_out: ImageSet) -> ImageSet:
-        """Up to four times `count` real images in random order, of which the first `count` are held-out ones."""
+        """Return up to four times `count` real images in random order; the first `count` are held-out images."""
         first = held_out.subset(self.choose(len(held_out.pixels), 4 * self.count, 1))
         if not self.from_both:
             return first
@@ -201,7 +202,7 @@ class _Plan:
         return ImageSet(torch.cat([first.pixels, second.pixels]))
 
     def splits(self, among: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Disjoint pairs of `count` rows."""
+        """Yield disjoint pairs of `count` rows."""
         for i in range(self.settings.floor_splits):
             rows = self.choose(among, 2 * self.count, 100 + i)
             yield rows[: self.count], rows[self.count :]

@@ -38,18 +38,18 @@ def evaluate_super_resolution(
     count: int = 1000,
     about: Mapping[str, Any] | None = None,
 ) -> Report:
-    """One image drawn for each held-out one from its smaller form, beside the bicubic enlargement of that form.
+    """Evaluate one upscaled image for each held-out image against the bicubic enlargement.
 
-    Every measure is the mean over images of the difference between both, in the direction in which more is better
-    for the model: decibels and SSIM more than the enlargement's, perceptual distance less than its.
+    Every metric is the mean over images of the gain over the bicubic enlargement: more PSNR, more SSIM, and less
+    perceptual distance.
 
     Args:
-        model: with a condition `low`.
+        model: Model with a condition `low`.
         held_out: Items with "pixels", "low" and the model's other conditions.
-        how: the images are drawn; the seed is that of the intervals too.
-        perceptual: a distance by its name; None: it is left out.
-        count: images, spread evenly.
-        about: additional metadata, not part of the protocol: command, commit, CPU-minutes.
+        how: Options of sampling; the seed is also that of the intervals.
+        perceptual: Name and network of a perceptual distance; None leaves it out.
+        count: Number of images, which are spread evenly.
+        about: Metadata outside of the protocol: command, commit, CPU minutes.
     """
     items = evenly_spaced(held_out, count)
     real, low = (torch.stack([item[key] for item in items]) for key in ("pixels", LOW))

@@ -57,10 +57,10 @@ class Detection(NamedTuple):
 
 
 def detect(pixels: Tensor, rate: int = RATE) -> Detection:
-    """The one object of a video uint8 (3, T, H, W), that of the most frequent colour.
+    """Detect the object of a video uint8 (3, T, H, W) with the most frequent colour.
 
     Raises:
-        ShapeError: another type or shape.
+        ShapeError: The video has another type or shape.
     """
     for thing in detect_objects(pixels, fps=rate, max_objects=1):
         turn = None if thing.motion is None else thing.motion.turn
@@ -96,10 +96,10 @@ def evaluate_videos(
         lists: Prompt sets, see `playground.eval_prompts.eval_prompts`.
         count: Number of prompts per set.
         language: Language of the prompts.
-        about: additional metadata, not part of the protocol: command, commit, CPU-minutes.
+        about: Metadata outside of the protocol: command, commit, CPU minutes.
 
     Raises:
-        RecipeError: a model of something else, or another list.
+        RecipeError: The model has another shape, or a prompt set is unknown.
     """
     model = _of_the_world(model)
     frames = SIZE[0] if len(model.shape) == 4 else 1
@@ -134,7 +134,7 @@ def evaluate_videos(
 
 
 def _of_the_world(model: Model) -> Model:
-    """The model for the size of the evaluation split."""
+    """Return the model for the size of the evaluation split."""
     if len(model.shape) not in (3, 4) or model.shape[0] != 3:
         raise RecipeError(f"a model of {tuple(model.shape)}: the score is of videos (3, T, H, W) and images (3, H, W)")
     size = SIZE if len(model.shape) == 4 else SIZE[1:]
