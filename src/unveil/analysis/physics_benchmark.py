@@ -95,7 +95,7 @@ def object_permanence(item: Item, frames: Tensor) -> float:
     """1 if the object has its colour and shape both at the beginning and at the end."""
     truth, length = item["attributes"]["objects"][0], max(2, frames.shape[1] // 3)
     for part in (frames[:, :length], frames[:, -length:]):
-        attributes = detect(part).facts
+        attributes = detect(part).attributes
         if attributes["colour"] != truth["colour"] or attributes["shape"] != truth["shape"]:
             return 0.0
     return 1.0
@@ -110,7 +110,7 @@ def reappears(item: Item, frames: Tensor, *, where: Literal["behind", "outside"]
 
 def direction_correct(item: Item, frames: Tensor) -> float:
     """1 if the object moves as in the prompt."""
-    return float(detect(frames).facts["motion"] == item["attributes"]["objects"][0]["motion"])
+    return float(detect(frames).attributes["motion"] == item["attributes"]["objects"][0]["motion"])
 
 
 def residual(item: Item, frames: Tensor) -> float:

@@ -69,7 +69,7 @@ class PromptKind:
 
 def _has_attributes(*names: str) -> IsCorrect:
     """A test whether the only object of a video has these attributes of the prompt."""
-    return lambda item, frames: all(detect(frames).facts[name] == object_of(item)[name] for name in names)
+    return lambda item, frames: all(detect(frames).attributes[name] == object_of(item)[name] for name in names)
 
 
 def _starts_in_place(item: Item, frames: Tensor) -> bool:
@@ -241,7 +241,7 @@ def study_negation(context: StudyContext[PromptBenchmarkSettings]) -> StudyResul
 
 
 def _colour(frames: Tensor) -> str | None:
-    return detect(frames).facts["colour"]
+    return detect(frames).attributes["colour"]
 
 
 def items_of(context: StudyContext[PromptBenchmarkSettings], kind: PromptKind) -> list[Item]:

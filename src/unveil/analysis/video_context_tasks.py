@@ -313,7 +313,7 @@ def _prefixed(prefix: str, animations: Mapping[str, bytes]) -> dict[str, bytes]:
 
 def _has_attributes(item: Item, detection: Detection, names: Sequence[str]) -> bool:
     """Return True if the detected attributes of these names equal those of the real video."""
-    return all(detection.facts[name] == object_of(item)[name] for name in names)
+    return all(detection.attributes[name] == object_of(item)[name] for name in names)
 
 
 def _equal(videos: Tensor, others: Tensor) -> list[bool]:

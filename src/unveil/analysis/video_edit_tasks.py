@@ -70,7 +70,7 @@ def edit(context: StudyContext[VideoTaskSettings]) -> StudyResult:
         "colour",
         real,
         [caption_of(item, colour=colour) for item, colour in zip(items, new, strict=True)],
-        lambda n, frames: detect(frames).facts["colour"] == new[n],
+        lambda n, frames: detect(frames).attributes["colour"] == new[n],
         lambda n, frames: (
             _matches(items[n], frames, ("shape", "motion", VISIBLE))
             | {"background": temporal_consistency.ground_name(frames) == items[n]["attributes"]["ground"]}
@@ -285,5 +285,5 @@ def _measure_size(
 def _matches(item: Item, frames: Tensor, names: Sequence[str]) -> dict[str, bool]:
     """By attribute, True if it equals that of the real video; for `VISIBLE`, True if every frame shows the object."""
     detection = detect(frames)
-    matches = {name: detection.facts[name] == object_of(item)[name] for name in names if name != VISIBLE}
+    matches = {name: detection.attributes[name] == object_of(item)[name] for name in names if name != VISIBLE}
     return matches | ({VISIBLE: detection.visible} if VISIBLE in names else {})

@@ -22,7 +22,7 @@ class MetricDelta(NamedTuple):
 
     @property
     def difference(self) -> float:
-        """The second less the first."""
+        """Difference of the second and the first number."""
         return self.second - self.first
 
 
@@ -37,22 +37,24 @@ def compare(first: Report, second: Report, *, varying: Sequence[str] = ()) -> li
         RecipeError: The protocols differ in another setting, so their numbers are not comparable.
     """
     left, right = (flatten(json.loads(canonical(report.protocol))) for report in (first, second))
-    apart = [key for key in sorted({*left, *right}) if left.get(key) != right.get(key) and not _named(key, varying)]
-    if apart:
-        named = "; ".join(f"{key}: {left.get(key, 'not set')} and {right.get(key, 'not set')}" for key in apart[:5])
-        more = f"; and {len(apart) - 5} more" if len(apart) > 5 else ""
+    differing = [
+        key for key in sorted({*left, *right}) if left.get(key) != right.get(key) and not _may_vary(key, varying)
+    ]
+    if differing:
+        named = "; ".join(f"{key}: {left.get(key, 'not set')} and {right.get(key, 'not set')}" for key in differing[:5])
+        more = f"; and {len(differing) - 5} more" if len(differing) > 5 else ""
         raise RecipeError(
             f"reports of different protocols ({first.protocol_sha256[:12]} and {second.protocol_sha256[:12]}) cannot "
             f"be compared: {named}{more}; evaluate both alike, or name what is compared in varying="
         )
     ours, theirs = _numbers(first), _numbers(second)
-    # likelihoods are on images and noise levels of their own, which are not part of the protocol of the samples
+    # likelihoods have other images and noise levels, which are not part of the protocol of the samples
     unlike = {f"bits/dim{form}" for form, key in BITS.items() if _settings(first, key) != _settings(second, key)}
     shared = [name for name in ours if name in theirs and name not in unlike]
     return [MetricDelta(name, ours[name], theirs[name]) for name in shared]
 
 
-def _named(key: str, varying: Sequence[str]) -> bool:
+def _may_vary(key: str, varying: Sequence[str]) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in varying)
 
 
@@ -63,7 +65,7 @@ def _settings(report: Report, metric: str) -> dict[str, Any]:
 
 
 def _numbers(report: Report) -> dict[str, float]:
-    """One number per metric."""
+    """Return one number per metric."""
     flat = flatten(report.results)
-    places = {name: place for judge in judges() for name, place in judge.metrics(report.results).items()}
-    return {name: float(flat[place]) for name, place in places.items() if flat.get(place) is not None}
+    keys = {name: key for judge in judges() for name, key in judge.metrics(report.results).items()}
+    return {name: float(flat[key]) for name, key in keys.items() if flat.get(key) is not None}

@@ -15,9 +15,10 @@ from unveil.errors import RecipeError, ShapeError
 class EdgeF1(NamedTuple):
     """Precision, recall and F1 of edge pixels, in [0, 1].
 
-    precision: fraction of the predicted edge pixels near a true one.
-    recall: fraction of the true edge pixels near a predicted one.
-    f1: harmonic mean of both.
+    Attributes:
+        precision: Share of the predicted edge pixels near a true one.
+        recall: Share of the true edge pixels near a predicted one.
+        f1: Harmonic mean of both.
     """
 
     precision: float

@@ -35,7 +35,7 @@ class FeatureOutput(NamedTuple):
 
 @dataclass(frozen=True)
 class FeatureNetwork:
-    """A named network from uint8 images to features.
+    """Network from uint8 images to features.
 
     Attributes:
         name: Name of the network.
@@ -74,14 +74,13 @@ class FeatureNetwork:
         outputs: list[FeatureOutput] = []
         with torch.inference_mode():
             for part in pixels.split(self.batch):
-                read = self.run(part.to(self.device))
-                outputs.append(FeatureOutput(*(None if x is None else x.float().cpu() for x in read)))  # type: ignore[arg-type]
+                output = self.run(part.to(self.device))
+                outputs.append(FeatureOutput(*(None if x is None else x.float().cpu() for x in output)))  # type: ignore[arg-type]
                 if on_progress:
                     on_progress(min(len(outputs) * self.batch, len(pixels)), len(pixels))
-        logits = (
-            None if self.classes is None else torch.cat([read.logits for read in outputs if read.logits is not None])
-        )
-        return FeatureOutput(torch.cat([read.features for read in outputs]), logits)
+        logits = [output.logits for output in outputs if output.logits is not None]
+        features = torch.cat([output.features for output in outputs])
+        return FeatureOutput(features, None if self.classes is None else torch.cat(logits))
 
     def features(self, pixels: Tensor) -> Tensor:
         """Return the features (N, dim) in float32."""
@@ -133,7 +132,7 @@ def load(
 
 
 def classifier(card: Path, device: str = "cpu") -> FeatureNetwork:
-    """A small classifier from its card, the YAML beside its weights.
+    """Return a small classifier from its card, the YAML file beside its weights.
 
     Raises:
         WeightsError: The card does not exist, or the weights are not those that it names.
@@ -178,7 +177,7 @@ def read_classifier(card: Path) -> tuple[Cnn | ViT, dict[str, Any]]:
 
 
 def _config(kind: str, described: dict[str, Any]) -> CnnConfig | ViTConfig:
-    """The network of a card; a card without a kind is that of a cnn."""
+    """Return the network configuration of a card; a card without a kind is that of a cnn."""
     if kind == "vit":
         return ViTConfig(**described)
     if kind != "cnn":
@@ -188,7 +187,7 @@ def _config(kind: str, described: dict[str, Any]) -> CnnConfig | ViTConfig:
 
 
 def classifier_accuracy(network: nn.Module, pixels: Tensor, labels: Tensor) -> float:
-    """Share of images that a classifier puts into their class."""
+    """Return the share of images that a classifier predicts as their class."""
     with torch.inference_mode():
         read = torch.cat([network(to_unit(part)).logits.argmax(1) for part in pixels.split(256)])
     return float((read == labels).double().mean())

@@ -24,11 +24,11 @@ from unveil.io.images import to_unit
 from unveil.model import Model
 from unveil.types import Item
 
-TOLERANCE = 1e-4  # of the ODE: far below what the probes leave open
+TOLERANCE = 1e-4  # of the ODE solver, far below the error of the probes
 
 
 class DatasetBitsPerDim(NamedTuple):
-    """The bound in bits/dim: over images, with its interval, and what it is made of."""
+    """Variational bound in bits/dim over images: mean with its interval, and the terms of each image."""
 
     interval: Interval
     per_image: Tensor  # (N,)
@@ -37,10 +37,13 @@ class DatasetBitsPerDim(NamedTuple):
 
 
 class DatasetOdeBitsPerDim(NamedTuple):
-    """Bits/dim under the probability-flow ODE: over images, with its interval.
+    """Bits/dim by the probability-flow ODE over images.
 
-    error: the standard error of the mean that comes from the probes only; NaN with one probe.
-    calls: number of function evaluations, the mean over the batches.
+    Attributes:
+        interval: Mean with its interval.
+        per_image: Bits/dim of each image (N,).
+        error: Standard error of the mean that is due to the probes; NaN with one probe.
+        calls: Mean number of function evaluations over the batches.
     """
 
     interval: Interval
@@ -138,7 +141,7 @@ def _interval(image_bits: Tensor, seed: int) -> Interval:
 
 
 def _chosen(model: Model, dataset: ImageDataset, count: int | None) -> list[int]:
-    """The rows of the images, spread evenly over the data set."""
+    """Return the rows of the images, which are spread evenly over the data set."""
     if not isinstance(model.autoencoder, Identity):
         raise RecipeError("bits/dim of latents are not those of pixels; they need a model without an autoencoder")
     if not len(dataset):
@@ -150,7 +153,7 @@ def _chosen(model: Model, dataset: ImageDataset, count: int | None) -> list[int]
 def _batches(
     model: Model, dataset: ImageDataset, rows: Sequence[int], batch: int, seed: int
 ) -> Iterator[tuple[DenoiseFn, Tensor, Noise]]:
-    """The step with the condition of each batch bound, its images in [-1, 1], and their noise."""
+    """Yield the denoise function of each batch with its condition, its images in [-1, 1], and their noise."""
     training = model.training
     model.eval()
     try:

@@ -1,7 +1,7 @@
 """Numbers that compare two sets of images by their features: KID, Inception score, precision and recall, nearness.
 
-The Frechet distance is in `frechet.py`. Everything here is computed in float64, and what must hold
-many pairs is done in pieces, so memory stays bounded by the pieces and not by the square of the data.
+The Frechet distance is in `frechet.py`. All numbers are computed in float64. Functions of many pairs work in pieces,
+so that memory does not grow with the square of the data.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _PAIRS = 4_000_000  # distances held at once (32 MB)
 
 
 class Spread(NamedTuple):
-    """A mean over repetitions and their population standard deviation."""
+    """Mean over repetitions and their population standard deviation."""
 
     mean: float
     std: float
@@ -41,17 +41,17 @@ class PrecisionRecall(NamedTuple):
 
     @property
     def precision(self) -> float:
-        """Share of generated images that look real."""
+        """Share of generated images in the neighbourhoods of real images."""
         return float(self.inside_real.double().mean())
 
     @property
     def recall(self) -> float:
-        """Share of real images that the generated ones reach."""
+        """Share of real images in the neighbourhoods of generated images."""
         return float(self.covered.double().mean())
 
 
 class Nearest(NamedTuple):
-    """The nearest image of a pool, per query."""
+    """Nearest image of a pool for each query."""
 
     distance: Tensor  # (N,) float64, root of the mean squared difference per value, in units of the full range
     place: Tensor  # (N,) int64, into the pool

@@ -68,15 +68,15 @@ _TITLES = {
 
 
 def migrate_protocol(protocol: Mapping[str, Any]) -> dict[str, Any]:
-    """The protocol of a report with the present keys and texts."""
+    """Return the protocol of a report with the present keys and texts."""
     present = _present_keys(protocol)
     if isinstance(settings := present.get("sampling"), Mapping):
         present["sampling"] = migrate_settings(settings)
-    return present | {key: _RULES.get(present[key], present[key]) for key in ("rule", "floor_from") if key in present}
+    return present
 
 
 def migrate_results(results: Mapping[str, Any]) -> dict[str, Any]:
-    """The results of a report with the present keys."""
+    """Return the results of a report with the present keys and texts."""
     return {
         name: _present_keys(numbers) if isinstance(numbers, Mapping) else numbers for name, numbers in results.items()
     }
@@ -86,11 +86,11 @@ def _present_keys(section: Mapping[str, Any]) -> dict[str, Any]:
     present = {"images" if key == "pictures" else key: value for key, value in section.items()}
     if isinstance(rows := present.get("shown"), list):  # captions of the report of a captioner
         present["shown"] = [{"caption" if key == "told" else key: text for key, text in row.items()} for row in rows]
-    return present
+    return present | {key: _RULES.get(present[key], present[key]) for key in ("rule", "floor_from") if key in present}
 
 
 def migrate_video_study(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record of a study of a video model with the present names of tasks, titles and measures."""
+    """Return the record of a study of a video model with the present names of tasks, titles and measures."""
     tasks = {
         VIDEO_TASKS.get(name, name): {
             **task,
@@ -103,18 +103,18 @@ def migrate_video_study(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def migrate_vit_point(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """The stored result of a network of the scaling study of a ViT with the present keys."""
+    """Return the stored result of a network of the scaling study of a ViT with the present keys."""
     keys = {"asked": "sha256", "found": "point"}
     return {keys.get(key, key): value for key, value in stored.items()}
 
 
 def migrate_claim_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings in the record of a claim with the present keys."""
+    """Return the settings in the record of a claim with the present keys."""
     return {"samples" if key == "pictures" else key: value for key, value in settings.items()}
 
 
 def _measure(name: str) -> str:
     for former, present in _MEASURES:
-        if present not in name:
-            name = name.replace(former, present)
+        is_present = former in present and present in name
+        name = name if is_present else name.replace(former, present)
     return name

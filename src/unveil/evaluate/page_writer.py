@@ -1,4 +1,4 @@
-"""The one writer of pages: blocks to a self-contained HTML page or to Markdown.
+"""Writer of all pages: blocks to a self-contained HTML page or to Markdown.
 
 Texts are plain; `code` in backticks and **strong** words are the only markup. An HTML page contains its images; a
 Markdown page links to files beside it.
@@ -82,12 +82,12 @@ class Page:
 
 
 def findings_table(findings: Iterable[Finding], head: str = "95 % interval in brackets") -> Table:
-    """The findings with their remarks, a row each."""
+    """Return a table of findings with their remarks."""
     return Table(("", head, ""), [(finding.name, finding.text, finding.remark) for finding in findings])
 
 
 def bars_table(findings: Iterable[Finding]) -> list[Block]:
-    """A section that says which bars are met; empty if no finding has a bar."""
+    """Return a section with the bars of the findings; empty if no finding has a bar."""
     rows = [
         (finding.name, finding.text, finding.bar_text, "yes" if finding.met else "no")
         for finding in findings
@@ -100,7 +100,7 @@ def bars_table(findings: Iterable[Finding]) -> list[Block]:
 
 
 def to_html(page: Page) -> str:
-    """The whole page, with its images inside it."""
+    """Return the page with its images inside it."""
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -141,7 +141,7 @@ def _html_row(row: Sequence[str | Figure]) -> str:
 
 
 def _html_image(figure: Figure) -> str:
-    """An image tag with the bytes inside it; a small image is shown larger."""
+    """Return an image tag that contains the image; a small image is enlarged."""
     image = figure.image
     is_webp = image[:4] == b"RIFF" and image[12:16] == b"VP8X"
     width = int.from_bytes(image[24:27], "little") + 1 if is_webp else int.from_bytes(image[16:20], "big")
@@ -160,7 +160,7 @@ def _inline(text: str) -> str:
 
 
 def to_markdown(page: Page, comment: str = "") -> str:
-    """The whole page below a comment; images lie beside it."""
+    """Return the page below a comment; images are files in the same folder."""
     parts = [comment, f"# {page.title}", *map(_markdown, page.blocks)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -182,7 +182,7 @@ def _markdown(block: Block) -> str:
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str | Figure]]) -> str:
-    """A table in Markdown; a bar within a cell becomes a slash."""
+    """Return a table in Markdown; a bar within a cell becomes a slash."""
     lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
     for row in rows:
         cells = (_markdown_image(cell) if isinstance(cell, Figure) else cell.replace("|", "/") for cell in row)

@@ -1,4 +1,4 @@
-"""Images and plots as PNG bytes, drawn without a display."""
+"""Images and plots as PNG bytes without a display."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SMALL = 48  # pixels of a side, up to which videos are enlarged
 
 
 def make_grid(pixels: Tensor, columns: int | None = None) -> bytes:
-    """Images uint8 (N, C, H, W), C of 1 or 3, in rows; small ones enlarged, every pixel a square.
+    """Return a grid of images uint8 (N, C, H, W), C of 1 or 3; small images are enlarged without smoothing.
 
     Args:
         columns: Number of images per row; None makes the sheet about square.
@@ -28,21 +28,21 @@ def make_grid(pixels: Tensor, columns: int | None = None) -> bytes:
 
 
 def pair_grid(left: Tensor, right: Tensor, columns: int = 6) -> bytes:
-    """Images of `left`, each with its partner of `right` beside it, and more room between pairs than within."""
+    """Return a grid of pairs of images with a larger gap between pairs than within."""
     thin, wide = (left.new_full((*left.shape[:3], max(1, left.shape[3] * part // 8)), 255) for part in (1, 3))
     return make_grid(torch.cat([left, thin, right, wide], 3), columns)
 
 
 def frame_rows(clips: Tensor) -> bytes:
-    """Videos uint8 (N, C, T, H, W), a row of frames of each."""
+    """Return a grid of videos uint8 (N, C, T, H, W) with the frames of a video in one row."""
     return images.png(images.frame_rows(clips, factor=1))
 
 
 def animated_sheet(clips: Tensor, rate: float, columns: int | None = None) -> bytes:
-    """Videos uint8 (N, C, T, H, W) of that many frames per second as a WebP: sheets of their frames, one after another.
+    """Return videos uint8 (N, C, T, H, W) as an animated WebP with `rate` frames per second.
 
-    Small ones twice enlarged, and a little lossy, a quarter of the size of a GIF: pages hold many. Still frames lose
-    nothing.
+    Small videos are enlarged twice. The compression is slightly lossy, at a quarter of the size of a GIF. Still frames
+    are lossless.
     """
     shown = None if columns is None else min(columns, len(clips))
     factor = 2 if clips.shape[-1] <= SMALL else 1
@@ -51,7 +51,7 @@ def animated_sheet(clips: Tensor, rate: float, columns: int | None = None) -> by
 
 
 def floor_chart(floor: Sequence[float], value: float) -> bytes:
-    """The Frechet distances of real images from real images, and that of the samples among them."""
+    """Plot the Frechet distances between sets of real images, and that of the samples."""
 
     def draw(axes: Axes) -> None:
         axes.hist(floor, bins=min(20, len(floor)), color=_PALE, label=f"real from real, {len(floor)} splits")
@@ -79,7 +79,7 @@ def nearest_chart(histogram: Mapping[str, Sequence[float]]) -> bytes:
 
 
 def class_chart(classes: Sequence[Mapping[str, Any]]) -> bytes:
-    """Share read as their class, by class, with intervals; rows of "name", "value", "low", "high"."""
+    """Plot the accuracy by class with intervals; rows have "name", "value", "low" and "high"."""
 
     def draw(axes: Axes) -> None:
         values = [row["value"] for row in classes]

@@ -1,4 +1,4 @@
-"""The page of a report, made of the findings and figures of its judge."""
+"""Page of a report with the findings and figures of its judge."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def page(report: Report) -> str:
 
 
 def settings_table(settings: Mapping[str, Any], heads: tuple[str, str] = ("", "")) -> Table:
-    """A table of nested settings under dotted names."""
+    """Return a table of nested settings under dotted names."""
     rows = flatten(settings).items()
     return Table(heads, [(name, value if isinstance(value, str) else json.dumps(value)) for name, value in rows])
 

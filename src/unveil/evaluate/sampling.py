@@ -17,8 +17,11 @@ from unveil.types import Item, Raw
 class SamplingOptions(NamedTuple):
     """Options of sampling, one sample per item.
 
-    sampling: sampling settings; None: those of the model. seed: seed of all samples. batch: samples per batch.
-    on_batch: called with the number of finished samples after each batch.
+    Attributes:
+        sampling: Sampling settings; None for those of the model.
+        seed: Seed of all samples.
+        batch: Number of samples per batch.
+        on_batch: Function of the number of finished samples, called after each batch.
     """
 
     sampling: SampleConfig | None = None

@@ -29,7 +29,7 @@ class EffectInterval(NamedTuple):
 
 
 def interval(effects: Sequence[float]) -> EffectInterval:
-    """The mean of the effects and its 95 % interval, by Student's t with n - 1 degrees of freedom.
+    """Return the mean of the effects and its 95 % interval by Student's t with n - 1 degrees of freedom.
 
     Raises:
         RecipeError: There are fewer than 2 effects.
@@ -50,7 +50,7 @@ def interval(effects: Sequence[float]) -> EffectInterval:
 
 
 def judge(effects: Sequence[float]) -> Verdict:
-    """`shown` when every effect is positive and the interval of their mean excludes 0; `reversed` likewise below 0.
+    """Return `shown` if every effect and the interval of their mean are positive, `reversed` if all are negative.
 
     Raises:
         RecipeError: There are fewer than 3 effects.
@@ -66,7 +66,7 @@ def judge(effects: Sequence[float]) -> Verdict:
 
 
 class PublishedResult(NamedTuple):
-    """Numbers that a paper reports for the two arms of a comparison, and where."""
+    """Published numbers of the two arms of a comparison, and their place in the paper."""
 
     better: float
     worse: float
@@ -74,13 +74,13 @@ class PublishedResult(NamedTuple):
 
     @property
     def relative(self) -> float:
-        """The size of its effect, as a share of the worse arm's number."""
+        """Published effect as a share of the number of the worse arm."""
         return abs(self.worse - self.better) / abs(self.worse)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two arms on one measure of which less is better, paired by seed.
+    """Comparison of two arms by a measure of which less is better, paired by seed.
 
     Attributes:
         name: Statement in words.

@@ -100,7 +100,7 @@ def test_the_other_metrics_are_those_of_the_same_images(report):
     latents = report.results["latents"]
     assert (latents["shape"], latents["values"], latents["share"]) == ([4, 3, 3], 36, 0.25)
     assert latents["deviation"] == pytest.approx(1, abs=0.1)
-    assert report.missing["codebook"] == "this autoencoder has none"
+    assert report.missing["codebook"] == "the autoencoder has no codebook"
 
 
 def test_a_report_is_written_read_and_printed(report, tmp_path):
@@ -185,7 +185,7 @@ def test_clips_are_measured_frame_by_frame_and_read_by_the_detector():
     seen = found.results["things"]
     assert [seen[name]["value"] for name in ("colour", "shape", "motion", "together")] == [1, 1, 0.75, 0.75]
     assert seen["motion"]["real"] == 0.75
-    assert found.missing["rfid"] == "no feature network is of clips"
+    assert found.missing["rfid"] == "there is no feature network for videos"
     assert found.protocol["features"] is None
     assert found.protocol["codec"] == "Video"  # a stored name, whatever the class is called
     shown = {finding.name: finding for finding in findings(found)}
@@ -193,4 +193,4 @@ def test_clips_are_measured_frame_by_frame_and_read_by_the_detector():
     assert found.images["rebuilt"].startswith(b"\x89PNG")
     black = Items(3)
     black.pixels = torch.zeros(3, 3, 5, 32, 32, dtype=torch.uint8)
-    assert "do not say what is in them" in evaluate_autoencoder(codec, black, MetricNetworks()).missing["things"]
+    assert "the videos have no attributes" in evaluate_autoencoder(codec, black, MetricNetworks()).missing["things"]

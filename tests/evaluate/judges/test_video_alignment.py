@@ -100,7 +100,7 @@ def test_what_vanishes_is_not_seen_in_every_frame():
 def test_an_empty_clip_is_nothing():
     seen = detect(torch.zeros(3, 16, 32, 32, dtype=torch.uint8))
     assert not seen.visible
-    assert set(seen.facts.values()) == {None}
+    assert set(seen.attributes.values()) == {None}
 
 
 def test_clips_are_drawn_so_many_at_a_time_and_reports_say_how():

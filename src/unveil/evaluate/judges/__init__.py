@@ -1,4 +1,4 @@
-"""Judges: a module of this package is a kind of evaluation, found by its `JUDGE`."""
+"""Judges: each module of this package with a `JUDGE` is a kind of evaluation."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ __all__ = ["Judge", "judges"]
 
 @cache
 def judges() -> tuple[Judge, ...]:
-    """Every judge of this package; another one is another module with a `JUDGE`."""
+    """Return every judge of this package; a new judge is a new module with a `JUDGE`."""
     modules = (import_module(f"{__name__}.{info.name}") for info in iter_modules(__path__))
     return tuple(module.JUDGE for module in modules)

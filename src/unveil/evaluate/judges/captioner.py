@@ -37,8 +37,9 @@ CaptionFn = Callable[[Sequence[Item]], list[str]]  # from items with "pixels" an
 class CaptionScore(NamedTuple):
     """Comparison of a caption with the true attributes of a video.
 
-    right: pairs of an attribute's name, such as "colour", and whether the caption states its true value.
-    parses: True if every word is known, and every object is named with colour and shape.
+    Attributes:
+        right: Pairs of an attribute's name, such as "colour", and True if the caption states its true value.
+        parses: True if every word is known, and every object has a colour and a shape.
     """
 
     right: tuple[tuple[str, bool], ...]
@@ -54,16 +55,16 @@ def check(truth: Facts, caption: str) -> CaptionScore:
     """
     parsed = parse(caption)
     right = [(name, parsed.get(name) == value) for name, value in truth.items() if name != "objects"]
-    things: Sequence[Facts] = parsed["objects"]
-    for place, true_object in enumerate(truth["objects"]):
+    objects: Sequence[Facts] = parsed["objects"]
+    for index, true_object in enumerate(truth["objects"]):
         # by its colour, since captions may name objects in another order
-        same = next((thing for thing in things if thing.get("colour") == true_object.get("colour")), None)
-        match = same or (things[place] if place < len(things) else {})
+        same_colour = (stated for stated in objects if stated.get("colour") == true_object.get("colour"))
+        match = next(same_colour, None) or (objects[index] if index < len(objects) else {})
         right += [(name, match.get(name) == value) for name, value in true_object.items() if name in LISTS]
-    named = all("colour" in thing and "shape" in thing for thing in things) and parsed.get("scene") == truth.get(
-        "scene"
-    )
-    return CaptionScore(tuple(right), named and not unparsed(caption) and len(things) == len(truth["objects"]))
+    is_complete = all("colour" in stated and "shape" in stated for stated in objects)
+    is_complete &= parsed.get("scene") == truth.get("scene")
+    parses = is_complete and not unparsed(caption) and len(objects) == len(truth["objects"])
+    return CaptionScore(tuple(right), parses)
 
 
 def evaluate_captions(
@@ -120,7 +121,7 @@ def evaluate_captions(
 
 
 def _share_of_attributes(checked: Sequence[CaptionScore], seed: int) -> dict[str, float]:
-    """The share of all attributes that are right; its interval is over videos."""
+    """Return the share of correct attributes, with an interval over videos."""
     right = torch.tensor([sum(ok for _, ok in score.right) for score in checked], dtype=torch.float64)
     total = torch.tensor([len(score.right) for score in checked], dtype=torch.float64)
     interval = bootstrap(lambda rows: float(right[rows].sum() / total[rows].sum()), len(checked), draws=1000, seed=seed)

@@ -29,7 +29,7 @@ VERSION = 1  # of the protocol: raised when the same settings would give other n
 LAYOUT = "layout"  # the condition of models whose images are searched for the boxes of objects
 SHOWN = 24  # images on the page
 _ENLARGED = 4  # so that outlines are thin beside what they surround
-_TRUE, _MADE = (0, 200, 0), (255, 0, 200)
+_TRUE, _GENERATED = (0, 200, 0), (255, 0, 200)
 
 
 def evaluate_conditional(
@@ -99,8 +99,8 @@ def _scenes(samples: Tensor, items: list[Item], seed: int) -> tuple[dict[str, An
 def _agreement(generated: list[Tensor], items: list[Item], seed: int) -> dict[str, Any]:
     """Return the mean IoU of sets of boxes with the true ones, and its baselines."""
     true = [item["boxes"] for item in items]
-    each = matched_ious(generated, true)
-    interval = bootstrap(lambda rows: each[rows].mean().item(), len(each), seed=seed)
+    ious = matched_ious(generated, true)
+    interval = bootstrap(lambda rows: ious[rows].mean().item(), len(ious), seed=seed)
     right = sum(len(m) == len(t) for m, t in zip(generated, true, strict=True)) / len(generated)
     return {
         **interval._asdict(),
@@ -111,7 +111,9 @@ def _agreement(generated: list[Tensor], items: list[Item], seed: int) -> dict[st
 
 def _sheet(pixels: list[Tensor], items: list[Item], generated: list[Tensor]) -> bytes:
     shown = zip(pixels[:SHOWN], items, generated, strict=False)
-    return plots.make_grid(torch.stack([_outlined(image, item["boxes"], boxes) for image, item, boxes in shown]), 8)
+    return plots.make_grid(
+        torch.stack([_outline_boxes(image, item["boxes"], boxes) for image, item, boxes in shown]), 8
+    )
 
 
 def _masks(samples: Tensor, items: list[Item], seed: int) -> tuple[dict[str, Any], bytes]:
@@ -130,7 +132,7 @@ def _masks(samples: Tensor, items: list[Item], seed: int) -> tuple[dict[str, Any
     }
     pixels = torch.stack([item["pixels"] for item in items[:SHOWN]])
     return {"iou": iou}, plots.make_grid(
-        torch.cat([pixels, _coloured(true[:SHOWN]), _coloured(generated[:SHOWN])]), SHOWN
+        torch.cat([pixels, _colour_masks(true[:SHOWN]), _colour_masks(generated[:SHOWN])]), SHOWN
     )
 
 
@@ -138,11 +140,11 @@ def _names(classes: int) -> list[str]:
     return list(CLASSES) if classes == len(CLASSES) else [str(number) for number in range(classes)]
 
 
-def _outlined(pixels: Tensor, true: Tensor, generated: Tensor) -> Tensor:
-    """The image enlarged, true boxes outlined green and made ones magenta."""
+def _outline_boxes(pixels: Tensor, true: Tensor, generated: Tensor) -> Tensor:
+    """Return the image enlarged, with true boxes outlined green and generated ones magenta."""
     large = pixels.repeat_interleave(_ENLARGED, 1).repeat_interleave(_ENLARGED, 2).clone()
     height, width = large.shape[1:]
-    for boxes, colour in ((true, _TRUE), (generated, _MADE)):
+    for boxes, colour in ((true, _TRUE), (generated, _GENERATED)):
         for x, y, w, h in boxes.tolist():
             left, right = (min(max(round((x + s * w / 2) * width), 0), width - 1) for s in (-1, 1))
             top, bottom = (min(max(round((y + s * h / 2) * height), 0), height - 1) for s in (-1, 1))
@@ -152,8 +154,8 @@ def _outlined(pixels: Tensor, true: Tensor, generated: Tensor) -> Tensor:
     return large
 
 
-def _coloured(masks: Tensor) -> Tensor:
-    """Class maps (N, H, W) as images (N, 3, H, W), the background black."""
+def _colour_masks(masks: Tensor) -> Tensor:
+    """Return class maps (N, H, W) as images (N, 3, H, W) with a black background."""
     palette = torch.tensor(
         [[0, 0, 0], [230, 80, 60], [70, 150, 240], [90, 200, 90], [240, 200, 60], [190, 100, 220], [120, 220, 220]],
         dtype=torch.uint8,

@@ -61,11 +61,11 @@ def evaluate_prompts(
     items = evenly_spaced(held_out, count)
     pixels = to_pixels(generate_for(model, items, how))
     seen = [detect_scene(image) for image in pixels]
-    named = [_named(item) for item in items]
-    results: dict[str, Any] = {"named": _read_back(seen, named, items, how.seed)}
-    prompts, away, colours = _pairs(count, languages)
+    mentioned_counts = [_prompt_attributes(item) for item in items]
+    results: dict[str, Any] = {"named": _attribute_accuracy(seen, mentioned_counts, items, how.seed)}
+    prompts, negatives, colours = _pairs(count, languages)
     plain = generate_for(model, prompts, how)
-    other = generate_for(model, prompts, how, negative={PROMPT: away})
+    other = generate_for(model, prompts, how, negative={PROMPT: negatives})
     results["negative"] = _lowered(plain, other, colours, how.seed)
     protocol = {
         "version": VERSION,
@@ -84,22 +84,22 @@ def evaluate_prompts(
     return Report(protocol, results, {}, {"data": "scenes", "unveil": __version__, **(about or {})}, images)
 
 
-def _named(item: Item) -> Counter[str]:
-    """The attributes that a caption names, and how often."""
-    things = _each(DetectedObjects(item["boxes"], item["kinds"], item["colours"]))
-    pairs = zip(things, item["mentioned"].tolist(), strict=True)
+def _prompt_attributes(item: Item) -> Counter[str]:
+    """Return the counts of the attributes that a caption names."""
+    objects = _object_attributes(DetectedObjects(item["boxes"], item["kinds"], item["colours"]))
+    pairs = zip(objects, item["mentioned"].tolist(), strict=True)
     return Counter(
         word for words, mentioned in pairs for word, is_mentioned in zip(words, mentioned, strict=True) if is_mentioned
     )
 
 
-def _shown(seen: DetectedObjects) -> Counter[str]:
-    """The attributes of what a scene shows."""
-    return Counter(word for words in _each(seen) for word in words)
+def _seen_attributes(seen: DetectedObjects) -> Counter[str]:
+    """Return the counts of the attributes of the detected objects."""
+    return Counter(word for words in _object_attributes(seen) for word in words)
 
 
-def _each(seen: DetectedObjects) -> list[tuple[str, str, str]]:
-    """Size, colour and kind of each object, in words."""
+def _object_attributes(seen: DetectedObjects) -> list[tuple[str, str, str]]:
+    """Return size, colour and kind of each object in words."""
     attributes: list[tuple[str, str, str]] = []
     for box, kind, colour in zip(seen.boxes, seen.kinds.tolist(), seen.colours.tolist(), strict=True):
         radius = float(box[2:].max()) / 2 / (SQUARE if KINDS[kind] == "square" else 1)
@@ -107,32 +107,34 @@ def _each(seen: DetectedObjects) -> list[tuple[str, str, str]]:
     return attributes
 
 
-def _read_back(seen: list[DetectedObjects], named: list[Counter[str]], items: list[Item], seed: int) -> dict[str, Any]:
-    """Shares of the named attributes that are seen: of all, by attribute, by language, by chance, of real images."""
-    shown = [_shown(objects) for objects in seen]
-    each = _shares(shown, named)
+def _attribute_accuracy(
+    seen: list[DetectedObjects], mentioned_counts: list[Counter[str]], items: list[Item], seed: int
+) -> dict[str, Any]:
+    """Return the share of named attributes that are seen, with groups and baselines."""
+    seen_counts = [_seen_attributes(objects) for objects in seen]
+    each = _shares(seen_counts, mentioned_counts)
     groups = {"size": ("small", "large"), "colour": tuple(COLOURS), "kind": KINDS}
     counted = {
-        name: [Counter({w: n for w, n in objects.items() if w in words}) for objects in named]
+        name: [Counter({w: n for w, n in objects.items() if w in words}) for objects in mentioned_counts]
         for name, words in groups.items()
     }
     english = torch.tensor([item["text"].isascii() for item in items])
     by_language = {name: each[rows].mean().item() for name, rows in (("en", english), ("zh", ~english)) if rows.any()}
-    real = [_shown(detect_scene(item["pixels"])) for item in items]
+    real = [_seen_attributes(detect_scene(item["pixels"])) for item in items]
     right = [len(objects.boxes) == len(item["boxes"]) for objects, item in zip(seen, items, strict=True)]
     return {
         **mean_interval(each, seed),
         "count": len(items),
-        "by_attribute": {name: _shares(shown, objects).nanmean().item() for name, objects in counted.items()},
+        "by_attribute": {name: _shares(seen_counts, objects).nanmean().item() for name, objects in counted.items()},
         "by_language": by_language,
-        "together": _together(seen, items),
-        "chance": _shares(shown[1:] + shown[:1], named).mean().item(),
-        "real_pictures": _shares(real, named).mean().item(),
+        "together": _object_accuracy(seen, items),
+        "chance": _shares(seen_counts[1:] + seen_counts[:1], mentioned_counts).mean().item(),
+        "real_pictures": _shares(real, mentioned_counts).mean().item(),
         "right_number": sum(right) / len(right),
     }
 
 
-def _together(seen: list[DetectedObjects], items: list[Item]) -> float:
+def _object_accuracy(seen: list[DetectedObjects], items: list[Item]) -> float:
     """Return the fraction of named objects for which the scene has one with all named attributes, each counted once."""
     met = total = 0
     for detected, item in zip(seen, items, strict=True):
@@ -140,9 +142,9 @@ def _together(seen: list[DetectedObjects], items: list[Item]) -> float:
         fits = [
             [
                 all(mine == actual for mine, actual, is_mentioned in zip(a, b, mentioned, strict=True) if is_mentioned)
-                for b in _each(detected)
+                for b in _object_attributes(detected)
             ]
-            for a, mentioned in zip(_each(true), item["mentioned"].tolist(), strict=True)
+            for a, mentioned in zip(_object_attributes(true), item["mentioned"].tolist(), strict=True)
         ]
         if fits[0]:
             rows, columns = linear_sum_assignment(np.array(fits), maximize=True)
@@ -151,25 +153,25 @@ def _together(seen: list[DetectedObjects], items: list[Item]) -> float:
     return met / total
 
 
-def _shares(shown: list[Counter[str]], named: list[Counter[str]]) -> Tensor:
+def _shares(seen_counts: list[Counter[str]], mentioned_counts: list[Counter[str]]) -> Tensor:
     """Return the fraction of each image's named attributes that it shows; NaN if none is named."""
-    both = zip(shown, named, strict=True)
+    both = zip(seen_counts, mentioned_counts, strict=True)
     return torch.tensor([(a & b).total() / b.total() if b else float("nan") for a, b in both], dtype=torch.float64)
 
 
 def _pairs(count: int, languages: Sequence[Language]) -> tuple[list[Item], list[str], list[int]]:
-    """Prompts that leave the colour open, the colours as negative prompts, and their numbers."""
+    """Return prompts without a colour, their negative prompts, and the numbers of the colours."""
     every = list(product(range(len(KINDS)), range(len(COLOURS))))
     prompts: list[Item] = []
-    away: list[str] = []
+    negatives: list[str] = []
     colours: list[int] = []
     for number in range(count):
         kind, colour = every[number % len(every)]
         caption = CAPTIONS[languages[number // len(every) % len(languages)]]
         prompts.append({"text": caption([SceneObject(KINDS[kind], None, None, 0.5, 0.5)])})
-        away.append(caption([SceneObject(None, list(COLOURS)[colour], None, 0.5, 0.5)]))
+        negatives.append(caption([SceneObject(None, list(COLOURS)[colour], None, 0.5, 0.5)]))
         colours.append(colour)
-    return prompts, away, colours
+    return prompts, negatives, colours
 
 
 def _lowered(plain: Tensor, other: Tensor, colours: list[int], seed: int) -> dict[str, Any]:

@@ -30,10 +30,10 @@ from unveil.playground.detector import detect_objects
 from unveil.types import Item
 
 VERSION = 1  # of the protocol: raised when the same settings would give other numbers
-COLUMNS, SHOWN = 10, 40  # of the page's sheet of images
-CLIPS = 8  # shown on it, a row of frames each
+COLUMNS, MAX_IMAGES = 10, 40  # columns and number of images on the page
+MAX_VIDEOS = 8  # on the page, a row of frames each
 _SEEN_TOGETHER = "colour, shape and motion seen"
-SEEN = ("colour", "shape", "motion")  # of an object, that the detector reads
+SEEN = ("colour", "shape", "motion")  # attributes of an object that the detector reads
 # The names of the classes in protocols; reports are compared by a hash of these, so they never change.
 _STORED_NAMES: dict[type[Any], str] = {AutoencoderKL: "KL", VQModel: "VQ", VideoAutoencoderKL: "Video"}
 
@@ -65,7 +65,7 @@ class ReconstructedSet(NamedTuple):
 
 
 def evaluate_autoencoder(
-    codec: AutoencoderKL | VQModel,
+    autoencoder: AutoencoderKL | VQModel,
     held_out: ImageDataset,
     networks: MetricNetworks,
     *,
@@ -91,37 +91,37 @@ def evaluate_autoencoder(
     """
     log = on_progress or (lambda _: None)
     real = collect_images(held_out, count)
-    clips = real.pixels.ndim == 5
-    networks = networks._replace(features=None) if clips else networks
+    is_video = real.pixels.ndim == 5
+    networks = networks._replace(features=None) if is_video else networks
     log("reconstructions")
-    rebuilt = reconstruct(codec, real.pixels)
+    rebuilt = reconstruct(autoencoder, real.pixels)
     results: dict[str, Any] = {
         "psnr": _psnr(real.pixels, rebuilt.pixels, seed),
         "latents": _latents(rebuilt.latents, real),
     }
     missing: dict[str, str] = {}
     _compare(real, rebuilt, networks, seed, results, missing, log)
-    if clips:
-        missing["rfid"] = "no feature network is of clips"
+    if is_video:
+        missing["rfid"] = "there is no feature network for videos"
     elif networks.features is None or len(real.pixels) <= networks.features.dim:
         missing["rfid"] = "needs a feature network, and more images than it has features"
     else:
         log("FID of the reconstructions")
         sides = (networks.features.features(side) for side in (rebuilt.pixels, real.pixels))
         results["rfid"] = {"value": fid(*sides), "count": len(real.pixels), "features": networks.features.name}
-    if rebuilt.indices is not None and isinstance(codec, VQModel):
+    if rebuilt.indices is not None and isinstance(autoencoder, VQModel):
         results["codebook"] = {
-            **usage(rebuilt.indices, codec.config.codebook_size)._asdict(),
-            "codes": codec.config.codebook_size,
+            **usage(rebuilt.indices, autoencoder.config.codebook_size)._asdict(),
+            "codes": autoencoder.config.codebook_size,
         }
     else:
-        missing["codebook"] = "this autoencoder has none"
-    if clips:
-        log("what is seen in the rebuilt clips")
+        missing["codebook"] = "the autoencoder has no codebook"
+    if is_video:
+        log("objects in the reconstructed videos")
         truths = _truths(held_out, len(real.pixels))
         results |= {"things": detection_rate(truths, real.pixels, rebuilt.pixels)} if truths else {}
-        missing |= {} if truths else {"things": "these clips do not say what is in them"}
-    protocol = _protocol(real, networks, seed, codec)
+        missing |= {} if truths else {"things": "the videos have no attributes"}
+    protocol = _protocol(real, networks, seed, autoencoder)
     images = {"rebuilt": _sheet(real.pixels, rebuilt.pixels)} if real.pixels.shape[1] in (1, 3) else {}
     return Report(protocol, results, missing, {"unveil": __version__, **(about or {})}, images)
 
@@ -151,22 +151,22 @@ def _compare(
 
 
 @torch.inference_mode()
-def reconstruct(codec: AutoencoderKL | VQModel, pixels: Tensor) -> ReconstructedSet:
+def reconstruct(autoencoder: AutoencoderKL | VQModel, pixels: Tensor) -> ReconstructedSet:
     """Return the reconstructions of images uint8 (N, C, H, W) or videos (N, C, T, H, W) in float32.
 
     Raises:
         ShapeError: The autoencoder does not support the size of the images.
     """
-    device = next(codec.parameters()).device
+    device = next(autoencoder.parameters()).device
     decoded: list[Tensor] = []
     latents: list[Tensor] = []
     indices: list[Tensor] = []
     for part in pixels.split(BATCH if pixels.ndim == 4 else max(BATCH // pixels.shape[2], 1)):
-        z = codec.encode(channels_last(pictures.to_unit(part).to(device)))
-        decoded.append(pictures.to_pixels(codec.decode(z)))
+        z = autoencoder.encode(channels_last(pictures.to_unit(part).to(device)))
+        decoded.append(pictures.to_pixels(autoencoder.decode(z)))
         latents.append(z.float().cpu())
-        if isinstance(codec, VQModel):
-            indices.append(codec.indices(z).cpu())
+        if isinstance(autoencoder, VQModel):
+            indices.append(autoencoder.indices(z).cpu())
     if decoded[0].shape[1:] != pixels.shape[1:]:
         raise ShapeError(f"images {tuple(pixels.shape[1:])} came back as {tuple(decoded[0].shape[1:])}")
     return ReconstructedSet(torch.cat(decoded), torch.cat(latents), torch.cat(indices) if indices else None)
@@ -192,22 +192,21 @@ def detection_rate(truths: Sequence[Item], real: Tensor, rebuilt: Tensor) -> dic
         videos as `real`.
     """
     hits: dict[str, list[Tensor]] = {}
-    for which, clips in (("made", rebuilt), ("real", real)):
+    for which, videos in (("rebuilt", rebuilt), ("real", real)):
         rows = []
-        for item, clip in zip(truths, clips, strict=True):
-            truth, seen = (
-                item["attributes"]["objects"],
-                detect_objects(clip, fps=item["fps"], max_objects=len(item["attributes"]["objects"])),
-            )
-            match = next((thing for thing in seen if thing.colour == truth[0]["colour"]), seen[0] if seen else None)
+        for item, frames in zip(truths, videos, strict=True):
+            truth = item["attributes"]["objects"]
+            objects = detect_objects(frames, fps=item["fps"], max_objects=len(truth))
+            same_colour = (detected for detected in objects if detected.colour == truth[0]["colour"])
+            match = next(same_colour, objects[0] if objects else None)
             detected = (None, None, None) if match is None else (match.colour, match.shape, match.motion_name)
             rows.append([value == truth[0][name] for value, name in zip(detected, SEEN, strict=True)])
         table = torch.tensor(rows)
         hits[which] = [*table.T, table.all(1)]
     names = (*SEEN, "together")
     return {
-        name: {**proportion(mine)._asdict(), "real": theirs.double().mean().item()}
-        for name, mine, theirs in zip(names, hits["made"], hits["real"], strict=True)
+        name: {**proportion(outcomes)._asdict(), "real": real_outcomes.double().mean().item()}
+        for name, outcomes, real_outcomes in zip(names, hits["rebuilt"], hits["real"], strict=True)
     }
 
 
@@ -230,11 +229,11 @@ def _latents(latents: Tensor, real: Any) -> dict[str, Any]:
     }
 
 
-def _protocol(real: Any, networks: MetricNetworks, seed: int, codec: AutoencoderKL | VQModel) -> dict[str, Any]:
+def _protocol(real: Any, networks: MetricNetworks, seed: int, autoencoder: AutoencoderKL | VQModel) -> dict[str, Any]:
     features, judge = networks.features, networks.perceptual
     return {
         "version": VERSION,
-        "codec": _STORED_NAMES.get(type(codec), type(codec).__name__),
+        "codec": _STORED_NAMES.get(type(autoencoder), type(autoencoder).__name__),
         "weights": "ema",
         "latents": "the likeliest",
         "count": len(real.pixels),
@@ -248,9 +247,9 @@ def _protocol(real: Any, networks: MetricNetworks, seed: int, codec: Autoencoder
 
 def _sheet(real: Tensor, rebuilt: Tensor) -> bytes:
     if real.ndim == 5:
-        rows = torch.arange(min(CLIPS, len(real))) * len(real) // min(CLIPS, len(real))
+        rows = torch.arange(min(MAX_VIDEOS, len(real))) * len(real) // min(MAX_VIDEOS, len(real))
         return pictures.png(pictures.frame_rows(pictures.stack_rows(real[rows], rebuilt[rows], 1)))
-    count = min(SHOWN, len(real)) // COLUMNS * COLUMNS or min(SHOWN, len(real))
+    count = min(MAX_IMAGES, len(real)) // COLUMNS * COLUMNS or min(MAX_IMAGES, len(real))
     rows = torch.arange(count) * len(real) // count
     columns = min(COLUMNS, count)
     return pictures.png(pictures.make_grid(pictures.stack_rows(real[rows], rebuilt[rows], columns), columns))

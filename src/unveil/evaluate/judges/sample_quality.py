@@ -140,16 +140,16 @@ def _compare(
     log: Callable[[str], object],
 ) -> None:
     """Add the metrics that compare the distributions of features of these rows and of the real images."""
-    ours, theirs = output.features[rows], pool.features[: plan.count]
+    generated, reference = output.features[rows], pool.features[: plan.count]
     if plan.count <= features.dim:
         missing["fid"] = (
             f"{plan.count} images on either side, {features.dim} features: FID needs more images than features"
         )
     else:
         log("FID and its floor")
-        results["fid"] = _fid(ours, theirs, pool.features, plan)
+        results["fid"] = _fid(generated, reference, pool.features, plan)
     log("KID, precision and recall, nearest images")
-    results |= _kid_precision_recall(ours, theirs, plan.settings)
+    results |= _kid_precision_recall(generated, reference, plan.settings)
     if output.logits is None or pool.logits is None:
         missing["inception_score"] = f"the feature network {features.name!r} has no classes"
     else:
@@ -162,12 +162,12 @@ def comparison_size(samples: int, train: int, held_out: int, settings: Evaluatio
     Raises:
         RecipeError: There are too few images or samples, or fewer than `count`.
     """
-    least, most = max(settings.neighbours + 1, 4), min(samples, held_out, (train + held_out) // 2)
-    count = most if settings.count is None else settings.count
-    if not least <= count <= most:
-        few = "use more held-out images, such as data.val_fraction=0.2" if held_out < least else "draw more samples"
+    min_count, max_count = max(settings.neighbours + 1, 4), min(samples, held_out, (train + held_out) // 2)
+    count = max_count if settings.count is None else settings.count
+    if not min_count <= count <= max_count:
+        few = "use more held-out images, such as data.val_fraction=0.2" if held_out < min_count else "draw more samples"
         raise RecipeError(
-            f"{count} images to compare: must lie in [{least}, {most}] with {samples} samples, "
+            f"{count} images to compare: must be in [{min_count}, {max_count}] with {samples} samples, "
             f"{held_out} held-out and {train} training images; {few}"
         )
     return count
@@ -252,11 +252,15 @@ def _class_accuracy(
     return {**overall, "count": len(hits), "accuracy": float(own_accuracy), "per_class": classes}
 
 
-def _fid(ours: Tensor, theirs: Tensor, pool: Tensor, plan: _Plan) -> dict[str, Any]:
+def _fid(generated: Tensor, reference: Tensor, pool: Tensor, plan: _Plan) -> dict[str, Any]:
     settings = plan.settings
-    draws = settings.draws if ours.shape[1] <= _COSTLY else max(2, settings.draws // 5)
+    draws = settings.draws if generated.shape[1] <= _COSTLY else max(2, settings.draws // 5)
     distance = metrics.bootstrap(
-        lambda left, right: fid(ours[left], theirs[right]), len(ours), len(theirs), draws=draws, seed=settings.seed
+        lambda left, right: fid(generated[left], reference[right]),
+        len(generated),
+        len(reference),
+        draws=draws,
+        seed=settings.seed,
     )
     floor = [fid(pool[left], pool[right]) for left, right in plan.splits(len(pool))]
     mean = float(np.mean(floor))
@@ -264,49 +268,49 @@ def _fid(ours: Tensor, theirs: Tensor, pool: Tensor, plan: _Plan) -> dict[str, A
     return {**distance._asdict(), "floor": summary, "ratio": distance.value / mean if mean > 0 else None}
 
 
-def _kid_precision_recall(ours: Tensor, theirs: Tensor, settings: EvaluationSettings) -> dict[str, Any]:
-    whole = metrics.kid_interval(ours, theirs, draws=settings.draws, seed=settings.seed)
-    size = _kid_size(len(ours), settings)
-    subsets = metrics.kid_of_subsets(ours, theirs, subsets=settings.kid_subsets, size=size, seed=settings.seed)
-    reached = metrics.precision_recall(ours, theirs, neighbours=settings.neighbours)
+def _kid_precision_recall(generated: Tensor, reference: Tensor, settings: EvaluationSettings) -> dict[str, Any]:
+    interval = metrics.kid_interval(generated, reference, draws=settings.draws, seed=settings.seed)
+    size = _kid_size(len(generated), settings)
+    subsets = metrics.kid_of_subsets(generated, reference, subsets=settings.kid_subsets, size=size, seed=settings.seed)
+    coverage = metrics.precision_recall(generated, reference, neighbours=settings.neighbours)
     return {
-        "kid": {**whole._asdict(), "subsets_mean": subsets.mean, "subsets_std": subsets.std, "subset_size": size},
-        "precision": metrics.proportion(reached.inside_real)._asdict(),
-        "recall": metrics.proportion(reached.covered)._asdict(),
+        "kid": {**interval._asdict(), "subsets_mean": subsets.mean, "subsets_std": subsets.std, "subset_size": size},
+        "precision": metrics.proportion(coverage.inside_real)._asdict(),
+        "recall": metrics.proportion(coverage.covered)._asdict(),
     }
 
 
-def _inception_score(ours: Tensor, theirs: Tensor, settings: EvaluationSettings) -> dict[str, Any]:
-    splits = min(settings.splits, len(ours))
-    score, real = (metrics.inception_score(logits, splits=splits) for logits in (ours, theirs))
+def _inception_score(generated: Tensor, reference: Tensor, settings: EvaluationSettings) -> dict[str, Any]:
+    splits = min(settings.splits, len(generated))
+    score, real = (metrics.inception_score(logits, splits=splits) for logits in (generated, reference))
     return {"mean": score.mean, "std": score.std, "held_out_mean": real.mean, "splits": splits}
 
 
 def _nearest(
     samples: Tensor, held_out: Tensor, train: Tensor, settings: EvaluationSettings
 ) -> tuple[dict[str, Any], tuple[Tensor, Tensor]]:
-    """The numbers, and the samples closest to a training image with those images."""
-    ours, real = metrics.nearest_neighbours(samples, train), metrics.nearest_neighbours(held_out, train)
+    """Return the metrics, and the samples closest to a training image with those images."""
+    generated, real = metrics.nearest_neighbours(samples, train), metrics.nearest_neighbours(held_out, train)
 
     def ratio(left: Tensor, right: Tensor) -> float:
-        # Exact copies among the held-out images themselves: then nothing is nearer than they are.
+        # 0 if the held-out images are copies of training images; no sample can be nearer
         reference = float(real.distance[right].median())
-        return float(ours.distance[left].median()) / reference if reference > 0 else 1.0
+        return float(generated.distance[left].median()) / reference if reference > 0 else 1.0
 
     interval = metrics.bootstrap(ratio, len(samples), len(held_out), draws=settings.draws, seed=settings.seed)
-    most = float(torch.cat([ours.distance, real.distance]).max())
-    edges = np.linspace(0, most if most > 0 else 1.0, 41)
-    shares = [np.histogram(d.numpy(), edges)[0] / len(d) for d in (ours.distance, real.distance)]
-    closest = ours.distance.argsort()[:48]
+    max_distance = float(torch.cat([generated.distance, real.distance]).max())
+    edges = np.linspace(0, max_distance if max_distance > 0 else 1.0, 41)
+    shares = [np.histogram(d.numpy(), edges)[0] / len(d) for d in (generated.distance, real.distance)]
+    closest = generated.distance.argsort()[:48]
     numbers = {
-        "median": float(ours.distance.median()),
+        "median": float(generated.distance.median()),
         "held_out_median": float(real.distance.median()),
         "ratio": interval._asdict(),
         "memorised": interval.value < MEMORISED,
-        "exact_copies": int((ours.distance == 0).sum()),
+        "exact_copies": int((generated.distance == 0).sum()),
         "histogram": {"edges": edges.tolist(), "samples": shares[0].tolist(), "held_out": shares[1].tolist()},
     }
-    return numbers, (samples[closest], train[ours.place[closest]])
+    return numbers, (samples[closest], train[generated.place[closest]])
 
 
 def _protocol(

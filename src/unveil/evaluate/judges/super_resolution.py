@@ -88,7 +88,7 @@ def evaluate_super_resolution(
 
 
 def _gain(upscaled: Tensor, plain: Tensor, seed: int) -> dict[str, Any]:
-    """The mean difference (value, low, high), and both means, of scores of which more is better."""
+    """Return the mean difference with its interval, and both means, of scores of which more is better."""
     return {
         **mean_interval(upscaled - plain, seed),
         "model": abs(upscaled.mean().item()),
@@ -97,7 +97,7 @@ def _gain(upscaled: Tensor, plain: Tensor, seed: int) -> dict[str, Any]:
 
 
 def _sheet(low: Tensor, plain: Tensor, upscaled: Tensor, real: Tensor) -> bytes:
-    """Columns of four: the smaller image, its bicubic enlargement, the model's, the true one."""
+    """Return columns of four: the small image, its bicubic enlargement, the upscaled image, and the real one."""
     count = min(SHOWN, len(real))
     rows = torch.arange(count) * len(real) // count
     rate = real.shape[2] // low.shape[2]

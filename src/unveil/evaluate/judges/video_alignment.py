@@ -50,9 +50,9 @@ _STILL = "images do not move, and only combinations with a motion are held out"
 
 
 class Detection(NamedTuple):
-    """Attributes of a video's one object, None where undetected, and whether every frame shows it."""
+    """Attributes of the only object of a video, None if undetected, and True if every frame shows it."""
 
-    facts: Mapping[str, str | None]
+    attributes: Mapping[str, str | None]
     visible: bool
 
 
@@ -62,16 +62,16 @@ def detect(pixels: Tensor, rate: int = RATE) -> Detection:
     Raises:
         ShapeError: The video has another type or shape.
     """
-    for thing in detect_objects(pixels, fps=rate, max_objects=1):
-        turn = None if thing.motion is None else thing.motion.turn
-        facts = {
-            "colour": thing.colour,
-            "shape": thing.shape,
-            "size": thing.size,
-            "motion": thing.motion_name,
+    for detected in detect_objects(pixels, fps=rate, max_objects=1):
+        turn = None if detected.motion is None else detected.motion.turn
+        attributes = {
+            "colour": detected.colour,
+            "shape": detected.shape,
+            "size": detected.size,
+            "motion": detected.motion_name,
             "turn": turn,
         }
-        return Detection(facts, bool(thing.visible.all()))
+        return Detection(attributes, bool(detected.visible.all()))
     return Detection(dict.fromkeys((*PROMPT_ATTRIBUTES, *OPTIONAL_ATTRIBUTES)), False)
 
 
@@ -101,7 +101,7 @@ def evaluate_videos(
     Raises:
         RecipeError: The model has another shape, or a prompt set is unknown.
     """
-    model = _of_the_world(model)
+    model = _at_evaluation_size(model)
     frames = SIZE[0] if len(model.shape) == 4 else 1
     missing = {"held-out": _STILL} if frames == 1 and "held-out" in lists else {}
     lists = [prompt_set for prompt_set in lists if prompt_set not in missing]
@@ -111,10 +111,12 @@ def evaluate_videos(
     for number, prompt_set in enumerate(lists):
         prompts = eval_prompts(prompt_set, language=language, count=count, frames=frames)
         items: list[Item] = [{"text": prompt.text} for prompt in prompts]
-        pixels = _drawn(model, items, how, number * count)
-        looks, real = ([detect(video) for video in videos] for videos in (pixels, _real(prompt_set, prompts, frames)))
-        results[prompt_set] = _judged(prompts, looks, real)
-        images |= _shown(prompt_set, prompts, pixels, looks)
+        pixels = _sample(model, items, how, number * count)
+        detections, real = (
+            [detect(video) for video in videos] for videos in (pixels, _real(prompt_set, prompts, frames))
+        )
+        results[prompt_set] = _set_results(prompts, detections, real)
+        images |= _example_images(prompt_set, prompts, pixels, detections)
         texts += items
     protocol = {
         "version": VERSION,
@@ -133,7 +135,7 @@ def evaluate_videos(
     return Report(protocol, {"clips": results}, missing, provenance, images)
 
 
-def _of_the_world(model: Model) -> Model:
+def _at_evaluation_size(model: Model) -> Model:
     """Return the model for the size of the evaluation split."""
     if len(model.shape) not in (3, 4) or model.shape[0] != 3:
         raise RecipeError(f"a model of {tuple(model.shape)}: the score is of videos (3, T, H, W) and images (3, H, W)")
@@ -141,13 +143,13 @@ def _of_the_world(model: Model) -> Model:
     return model if tuple(model.shape[1:]) == size else model.resized(size)
 
 
-def _drawn(model: Model, items: Sequence[Item], how: SamplingOptions, before: int) -> Tensor:
+def _sample(model: Model, items: Sequence[Item], how: SamplingOptions, before: int) -> Tensor:
     """Generate a sample for each text, uint8; progress continues after the `before` earlier ones."""
     on_batch = how.on_batch
-    here = how if on_batch is None else how._replace(on_batch=lambda done: on_batch(before + done))
+    options = how if on_batch is None else how._replace(on_batch=lambda done: on_batch(before + done))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PromptTruncated)  # raw texts hold numbers outside the vocabulary
-        return to_pixels(generate_for(model, items, here))
+        return to_pixels(generate_for(model, items, options))
 
 
 def _real(prompt_set: PromptSet, prompts: Sequence[EvalPrompt], frames: int) -> list[Tensor]:
@@ -157,7 +159,7 @@ def _real(prompt_set: PromptSet, prompts: Sequence[EvalPrompt], frames: int) -> 
 def matches_prompt(prompt: EvalPrompt, seen: Detection) -> dict[str, bool]:
     """Compare a detection with its prompt, by attribute; "all" combines colour, shape and motion."""
     matches = {
-        name: seen.facts[name] == prompt.attributes[name]
+        name: seen.attributes[name] == prompt.attributes[name]
         for name in (*PROMPT_ATTRIBUTES, *OPTIONAL_ATTRIBUTES)
         if name in prompt.attributes
     }
@@ -168,9 +170,11 @@ def matches_prompt(prompt: EvalPrompt, seen: Detection) -> dict[str, bool]:
     }
 
 
-def _judged(prompts: Sequence[EvalPrompt], looks: Sequence[Detection], real: Sequence[Detection]) -> dict[str, Any]:
+def _set_results(
+    prompts: Sequence[EvalPrompt], detections: Sequence[Detection], real: Sequence[Detection]
+) -> dict[str, Any]:
     """Return the results of one prompt set, for generated and real videos."""
-    hits = [matches_prompt(*pair) for pair in zip(prompts, looks, strict=True)]
+    hits = [matches_prompt(*pair) for pair in zip(prompts, detections, strict=True)]
     ceiling = [matches_prompt(*pair) for pair in zip(prompts, real, strict=True)]
     groups = {
         "register": [prompt.register for prompt in prompts],
@@ -196,8 +200,10 @@ def _judged(prompts: Sequence[EvalPrompt], looks: Sequence[Detection], real: Seq
             }
             for name, kind in groups.items()
         },
-        "motions_read": _confused(prompts, looks),
-        "missed": [{"number": n, "prompt": prompts[n].text, "read": dict(looks[n].facts)} for n in wrong[:MISSED]],
+        "motions_read": _motion_confusion(prompts, detections),
+        "missed": [
+            {"number": n, "prompt": prompts[n].text, "read": dict(detections[n].attributes)} for n in wrong[:MISSED]
+        ],
     }
 
 
@@ -215,25 +221,25 @@ def _values(shares: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     return {name: share["value"] for name, share in shares.items()}
 
 
-def _confused(prompts: Sequence[EvalPrompt], looks: Sequence[Detection]) -> dict[str, dict[str, int]]:
+def _motion_confusion(prompts: Sequence[EvalPrompt], detections: Sequence[Detection]) -> dict[str, dict[str, int]]:
     """Return the confusion matrix of motions."""
     pairs = Counter(
-        (prompt.attributes["motion"], str(seen.facts["motion"]))
-        for prompt, seen in zip(prompts, looks, strict=True)
+        (prompt.attributes["motion"], str(seen.attributes["motion"]))
+        for prompt, seen in zip(prompts, detections, strict=True)
         if "motion" in prompt.attributes
     )
     names = [name for name in TEN if any(prompted == name for prompted, _ in pairs)]
     return {name: {read_as: n for (prompted, read_as), n in pairs.items() if prompted == name} for name in names}
 
 
-def _shown(
-    prompt_set: PromptSet, prompts: Sequence[EvalPrompt], pixels: Tensor, looks: Sequence[Detection]
+def _example_images(
+    prompt_set: PromptSet, prompts: Sequence[EvalPrompt], pixels: Tensor, detections: Sequence[Detection]
 ) -> dict[str, bytes]:
     """Animations of the first videos of each motion and of the first wrong ones, and frames of some videos.
 
     For images, grids of the first and of the first wrong ones.
     """
-    wrong = [n for n, pair in enumerate(zip(prompts, looks, strict=True)) if not matches_prompt(*pair)["all"]][
+    wrong = [n for n, pair in enumerate(zip(prompts, detections, strict=True)) if not matches_prompt(*pair)["all"]][
         : SHOWN // 2
     ]
     if pixels.ndim == 4:
@@ -300,12 +306,12 @@ def _details(report: Report) -> Iterable[Block]:
             yield from report.figure(f"missed {prompt_set}", "The first videos that do not show every attribute.")
             yield Table(
                 ("prompt", "number", "detected"),
-                [(row["prompt"], str(row["number"]), _attributes(row["read"])) for row in scores["missed"]],
+                [(row["prompt"], str(row["number"]), _attribute_text(row["read"])) for row in scores["missed"]],
             )
 
 
-def _attributes(facts: Mapping[str, str | None]) -> str:
-    return ", ".join(str(value) for value in facts.values() if value is not None) or "nothing"
+def _attribute_text(attributes: Mapping[str, str | None]) -> str:
+    return ", ".join(str(value) for value in attributes.values() if value is not None) or "nothing"
 
 
 def _applies(recipe: Recipe) -> bool:

@@ -269,8 +269,8 @@ CLAIMS = (
         "video-scaling",
         "a larger network and longer training both improve held-out loss and prompt following",
         REPORT,
-        f"{METHOD}Three sizes, of which the second has about 3 times the multiply-adds of the first, and the third "
-        "about 4 times those of the second, are evaluated after every third of the training on videos. Neighbouring "
+        f"{METHOD}Three sizes, of which the second has about 5.5 times the multiply-adds of the first, and the third "
+        "about 3.5 times those of the second, are evaluated after every third of the training on videos. Neighbouring "
         "sizes are compared after the last step, and evaluations as the mean of the three sizes. With three seeds "
         "every effect had the claimed sign and the loss was shown, but two intervals of prompt following contained 0. "
         "So there are six seeds, which include the first three. Placebo: the middle size against itself with other "
