@@ -197,7 +197,7 @@ def test_a_report_that_was_edited_or_is_none_is_refused(fresh: Report, tmp_path:
 
 
 def test_mistakes_are_named(network: features.FeatureNetwork):
-    with pytest.raises(RecipeError, match=r"500 images to compare: must lie in \[4, 300\]"):
+    with pytest.raises(RecipeError, match=r"500 images to compare: must be in \[4, 300\]"):
         evaluate(PARTS[0].pixels[:300], None, *PARTS, network, EvaluationSettings(count=500))
     with pytest.raises(ShapeError, match="must be uint8"):
         evaluate(torch.zeros(9, 1, 8, 8), None, *PARTS, network)

@@ -20,8 +20,8 @@ from unveil.errors import RecipeError
 from unveil.evaluate import features
 from unveil.io.images import to_unit
 from unveil.reproduce.claims import ncsn, solvers
+from unveil.reproduce.claims.adm import train_guidance_classifier
 from unveil.reproduce.fidelity import class_labels, fidelity
-from unveil.reproduce.guidance_classifier import train_guidance_classifier
 from unveil.reproduce.variant import TrainBudget, Variant, bind_labels, build, loss_of, train
 
 TINY = TrainBudget(channels=8, steps=3, batch=8, warmup=1, ema=0.0, chain=20)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,10 +10,12 @@ from torch import Tensor
 
 from unveil.checkpoints.guidance_classifier import GuidanceClassifier
 from unveil.core.guidance import gradient, log_probability
+from unveil.core.process import Process
 from unveil.data.digits import digits
 from unveil.evaluate import features
 from unveil.evaluate.verdict import PublishedResult
 from unveil.io.images import to_unit
+from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
 from unveil.reproduce.experiment import (
     LABELLED,
     PLACEBO,
@@ -37,7 +39,6 @@ from unveil.reproduce.fidelity import (
     score_ancestral,
     unguided,
 )
-from unveil.reproduce.guidance_classifier import steps_of, train_guidance_classifier
 from unveil.reproduce.variant import CLASSES, Variant
 
 PAPER = "Diffusion Models Beat GANs on Image Synthesis, Dhariwal & Nichol 2021 (arXiv:2105.05233)"
@@ -48,6 +49,26 @@ ADDED = Variant("cosine", modulation="add", drop=0.0)
 
 
 # ---------------------------------------------------------------------- classifier guidance
+
+GUIDE = NoisyClassifierConfig(
+    1, CLASSES, 8, model_channels=16, channel_mult=(1, 2), num_res_blocks=1, attention=(2,), head_channels=16, groups=8
+)
+GUIDE_BATCH, GUIDE_RATE = 128, 2e-3
+
+
+def train_guidance_classifier(
+    process: Process, seed: int, epochs: int, on_step: Callable[[], object] = lambda: None
+) -> GuidanceClassifier:
+    """Train a small encoder with attention pooling on digits with noise of uniformly drawn times.
+
+    Source: Dhariwal & Nichol 2021, section 4.1 and appendix H (arXiv:2105.05233).
+    """
+    from unveil.train.classifier import ClassifierConfig, train_classifier  # imports Lightning
+
+    config = ClassifierConfig(GUIDE, epochs, GUIDE_BATCH, GUIDE_RATE, seed=seed, process=process)
+    training = train_classifier(config, digits("train"), digits("held-out"), lambda _: on_step())
+    assert isinstance(training.network, NoisyClassifier)
+    return GuidanceClassifier(training.network, process)
 
 
 class _GuidedSamples(NamedTuple):
@@ -84,7 +105,7 @@ def _guidance(context: ExperimentContext) -> ExperimentResults:
     def measure(seed: int) -> tuple[dict[float, _GuidedSamples], dict[float, _GuidedSamples], tuple[float, float]]:
         network = context.network(GUIDED, seed)
         name = f"training the guidance classifier, seed {seed}: step"
-        with context.console.progress(name, steps_of(epochs)) as counter:
+        with context.console.progress(name, epochs * (len(digits("train")) // GUIDE_BATCH)) as counter:
             guide = train_guidance_classifier(network.process, seed + 1000, epochs, counter.advance)
 
         def sample_at(scale: float, seed_offset: int = 0) -> _GuidedSamples:
