@@ -160,6 +160,33 @@ def test_a_foreign_sampler_is_known(name: str):
     assert SampleConfig().changed({"sampler": name}).sampler == foreign_names.SAMPLERS[name]
 
 
+@pytest.mark.parametrize("name", [*foreign_names.ABSENT_SAMPLERS, *foreign_names.COMMAND_SAMPLERS])
+def test_a_sampler_that_we_do_not_have_is_answered_with_the_closest_method(name: str):
+    assert foreign_names.ABSENT_SAMPLERS.get(name, "ddim") in sampler_specs()
+    for spelling in (name, name.upper(), name.replace("-", "_"), f"{name}MultistepScheduler"):
+        with pytest.raises(RecipeError) as refused:
+            SampleConfig().changed({"sampler": spelling})
+        answer = foreign_names.ABSENT_SAMPLERS.get(name) or foreign_names.COMMAND_SAMPLERS[name]
+        assert answer in str(refused.value)
+        assert "nearest" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", foreign_names.ABSENT_SCHEDULES)
+def test_a_sampler_with_a_schedule_that_we_do_not_have_is_named(name: str):
+    assert name not in schedules.GRIDS | schedules.SCHEDULED | foreign_names.SCHEDULES
+    for spelling in (f"DPM++ 2M {name}", f"dpmpp_2m_{name}"):
+        with pytest.raises(RecipeError, match=f"the sampler is 'dpmpp-2m', but its schedule '{name}' does not exist"):
+            SampleConfig().changed({"sampler": spelling})
+    with pytest.raises(RecipeError, match="this is a schedule of other programs"):
+        SampleConfig().changed({"sampler": name})
+
+
+def test_cfg_plus_plus_is_answered_with_the_sampler_without_it():
+    for typed, ours in (("euler_cfg_pp", "euler"), ("dpmpp_2s_ancestral_cfg_pp", "dpmpp-2s-ancestral")):
+        with pytest.raises(RecipeError, match=f"the sampler without it is '{ours}'"):
+            SampleConfig().changed({"sampler": typed})
+
+
 @pytest.mark.parametrize("name", foreign_names.SCHEDULES)
 def test_a_foreign_schedule_is_known(name: str):
     ours = schedules.GRIDS | schedules.SCHEDULED
@@ -200,6 +227,7 @@ def test_a_schedule_that_we_do_not_have_is_not_taken_for_another(name: str):
         ("DPM++ 3M SDE Exponential", "dpmpp-3m-sde", "exponential"),
         ("DPM2 a Karras", "dpm2-ancestral", "karras"),
         ("Euler a", "euler-ancestral", "uniform"),
+        ("Euler a Automatic", "euler-ancestral", "uniform"),
         ("euler_a", "euler-ancestral", "uniform"),
         ("dpmpp_2m_sde", "dpmpp-2m-sde", "uniform"),
         ("sample_dpmpp_2m_sde", "dpmpp-2m-sde", "uniform"),

@@ -1,4 +1,4 @@
-"""Samplers and schedules as diffusers, k-diffusion, ComfyUI and the A1111 web UI call them."""
+"""Names of samplers and schedules in diffusers, k-diffusion, ComfyUI and the A1111 web UI."""
 
 from __future__ import annotations
 
@@ -71,7 +71,41 @@ SCHEDULES: Mapping[str, str] = {
     "use-karras-sigmas": "karras",
     "use-exponential-sigmas": "exponential",
 }
-SUFFIXES = ("karras", "exponential", "polyexponential", "sgm-uniform", "normal", "simple", "uniform")
+SUFFIXES = ("karras", "exponential", "polyexponential", "sgm-uniform", "normal", "simple", "uniform", "automatic")
+# Samplers of other programs that do not exist here, without "scheduler" and "multistep" -> the closest sampler here
+ABSENT_SAMPLERS: Mapping[str, str] = {
+    "restart": "heun-churn",  # also adds noise during sampling
+    "karrasve": "heun-churn",
+    "deis": "dpm-solver-2m",  # also multistep exponential integration of eps
+    "ipndm": "plms",
+    "ipndm-v": "plms",
+    "res": "dpmpp-2m",
+    "gradient-estimation": "lms",
+    "heunpp2": "heun",
+    "edmeuler": "euler",
+    "edmdpmsolver": "dpmpp-2m",
+    "er-sde": "dpmpp-3m-sde",
+    "sa-solver": "dpmpp-3m-sde",
+    "sasolver": "dpmpp-3m-sde",
+    "seeds-2": "dpmpp-sde",
+    "seeds-3": "dpmpp-sde",
+    "cosinedpmsolver": "dpmpp-2m-sde",
+    "scoresdeve": "pc-reverse-diffusion",
+    "scoresdevp": "euler-maruyama",
+    "tcd": "consistency",
+    "cmstochasticiterative": "consistency",
+    "flowmatchlcm": "consistency",
+}
+# Samplers of other programs that are a command here -> what to use
+COMMAND_SAMPLERS: Mapping[str, str] = {
+    "repaint": "use `unveil inpaint --method repaint`",
+    "ddiminverse": "use `unveil invert`",
+    "dpmsolverinverse": "use `unveil invert`",
+}
+# Schedules of other programs that do not exist here
+ABSENT_SCHEDULES = (
+    "ays", "align-your-steps", "beta", "kl-optimal", "laplace", "turbo", "bong-tangent", "gits", "sgm-beta"
+)  # fmt: skip
 
 
 class Spelled(NamedTuple):
@@ -88,10 +122,10 @@ def plain(name: str) -> str:
 
 
 def sampler(name: str, ours: Mapping[str, object]) -> Spelled | None:
-    """The sampler of a foreign name, with its schedule, such as of "DPM++ 2M Karras"; None: there is none.
+    """Return the sampler of a foreign name, with its schedule, as of "DPM++ 2M Karras"; None: there is none.
 
     Args:
-        ours: samplers by their names here.
+        ours: Samplers by their names here.
     """
     text = plain(name).removeprefix("sample-")  # as k-diffusion calls its functions
     if text in ours:
@@ -106,8 +140,32 @@ def sampler(name: str, ours: Mapping[str, object]) -> Spelled | None:
     return None
 
 
+def absent_sampler(name: str, ours: Mapping[str, object]) -> str | None:
+    """Return what to use instead of a sampler of another program that does not exist here; None: it is unknown.
+
+    Args:
+        ours: Samplers by their names here.
+    """
+    text = plain(name).removeprefix("sample-")
+    for suffix in ABSENT_SCHEDULES:
+        base = text.removesuffix(f"-{suffix}")
+        if base != text and (spelled := sampler(base, ours)) is not None:
+            return f"the sampler is {spelled.sampler!r}, but its schedule {suffix!r} does not exist here; try 'karras'"
+        if text == suffix:
+            return "this is a schedule of other programs, which does not exist here; try the schedule 'karras'"
+    base = re.sub(r"-(cfg-pp|cfgpp)(-|$)", r"\2", text)
+    if base != text and (spelled := sampler(base, ours)) is not None:
+        return f"CFG++ does not exist here; the sampler without it is {spelled.sampler!r}"
+    text = text.removesuffix("scheduler").removesuffix("-").removesuffix("multistep").removesuffix("-")
+    if text in COMMAND_SAMPLERS:
+        return COMMAND_SAMPLERS[text]
+    return (
+        f"it does not exist here; the closest method is {ABSENT_SAMPLERS[text]!r}" if text in ABSENT_SAMPLERS else None
+    )
+
+
 def schedule(name: str, ours: Mapping[str, object]) -> str:
-    """The schedule of a foreign name; the name itself, where it is none of these."""
+    """Return the schedule of a foreign name; a name that is not foreign is returned unchanged."""
     text = plain(name)
     if name in ours:
         return name

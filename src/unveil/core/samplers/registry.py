@@ -118,6 +118,8 @@ def spelled(name: str) -> Spelled:
     """
     entry = foreign_names.sampler(name, sampler_specs())
     if entry is None:
+        if instead := foreign_names.absent_sampler(name, sampler_specs()):
+            raise RecipeError(f"sampler {name!r}: {instead}; `unveil inspect samplers` lists all")
         close = did_you_mean(foreign_names.plain(name), list(sampler_specs()))
         raise RecipeError(f"sampler {name!r}: no such sampler{close}; `unveil inspect samplers` lists all")
     return entry
