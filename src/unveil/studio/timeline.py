@@ -59,7 +59,7 @@ def frame_spans(
 
 
 def _around(frames: int, at: int) -> list[FrameSpan]:
-    """Return ranges with a single given frame."""
+    """Return ranges with a single conditioning frame."""
     place = min(max(at if at >= 0 else frames + at, 0), frames - 1)
     spans = [FrameSpan("made", place), FrameSpan("known", 1), FrameSpan("made", frames - place - 1)]
     return [span for span in spans if span.frames]
@@ -67,7 +67,7 @@ def _around(frames: int, at: int) -> list[FrameSpan]:
 
 def timeline_html(spans: Sequence[FrameSpan], tr: Translator) -> Markup:
     """Return a strip of cells with a text alternative and a legend."""
-    names = {"known": tr("given"), "changed": tr("edited"), "made": tr("generated")}
+    names = {"known": tr("conditioning"), "changed": tr("edited"), "made": tr("generated")}
     parts, place = list[str](), 0
     for span in spans:
         last = place + span.frames - 1

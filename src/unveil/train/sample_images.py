@@ -63,16 +63,21 @@ def plot_run(lines: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
         mean = {"mean": [line["validation"] for line in held_out]}
         levelled = all("validation_by_t" in line for line in held_out)
         parts = _by_level([line["validation_by_t"] for line in held_out]) if levelled else {}
-        title = f"held-out loss{' by noise level' if levelled else ''}, EMA weights"
+        title = f"validation loss{' by noise level' if levelled else ''}, EMA weights"
         written.append(_curves(folder / "validation.png", title, held_out, mean | parts))
         if all("condition_use" in line for line in held_out):
             use = {"condition use": [line["condition_use"] for line in held_out]}
             written.append(
-                _curves(folder / "condition_use.png", "rise of held-out loss with exchanged hints", held_out, use)
+                _curves(
+                    folder / "condition_use.png",
+                    "increase of validation loss with swapped control images",
+                    held_out,
+                    use,
+                )
             )
         if all("psnr" in line for line in held_out):
             decibels = {"PSNR": [line["psnr"] for line in held_out]}
-            written.append(_curves(folder / "psnr.png", "held-out PSNR in dB, EMA weights", held_out, decibels))
+            written.append(_curves(folder / "psnr.png", "validation PSNR in dB, EMA weights", held_out, decibels))
     return written
 
 
