@@ -1,4 +1,4 @@
-"""Draws images of the pages from the records of studies, and by the bundled model: `python docs/figures.py`."""
+"""Write the images of the pages, from the records of studies and by the bundled model: `python docs/figures.py`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 
 import unveil
-from unveil.analysis.samplers import DISTANCES
 from unveil.evaluate.charts import ChartLine, lines_chart
 from unveil.io import images
 from unveil.io.files import write_atomically
@@ -21,37 +20,37 @@ SHOWN = ("ddim", "heun", "dpm2", "plms", "dpmpp-2m", "unipc-3")
 
 
 def samplers() -> bytes:
-    """Distance to the fine solution against network calls, of a few samplers without noise."""
+    """Return the plot of the distance to the ODE solution against NFE, for a few deterministic samplers."""
     record = json.loads((DOCS / "results/samplers-fashion/samplers.json").read_text("utf-8"))
-    by_name = {one["name"]: one for one in record["samplers"]}
+    by_name = {sampler["name"]: sampler for sampler in record["samplers"]}
     lines = [ChartLine(name, [(p["calls"], p["error"]) for p in by_name[name]["points"]]) for name in SHOWN]
-    return lines_chart(lines, "network calls", DISTANCES["solution"], log_x=True, log_y=True)
+    return lines_chart(lines, "network evaluations (NFE)", "RMS distance to the ODE solution", log_x=True, log_y=True)
 
 
 def guidance() -> bytes:
-    """Fidelity against diversity along the scale of guidance."""
+    """Return the plot of fidelity against diversity over guidance scales."""
     rows = json.loads((DOCS / "results/guidance-fashion/guidance.json").read_text("utf-8"))["scales"]
-    named = {"read": "read as their class", "precision": "precision"}
+    metrics = {"read": "class accuracy", "precision": "precision"}
     lines = [
-        ChartLine(name, [(row["recall"]["value"], row[key]["value"]) for row in rows]) for key, name in named.items()
+        ChartLine(name, [(row["recall"]["value"], row[key]["value"]) for row in rows]) for key, name in metrics.items()
     ]
     marks = [f"{row['scale']:g}" for row in rows]
-    return lines_chart(lines, "recall: validation images that samples reach", "fidelity", marks=marks)
+    return lines_chart(lines, "recall (diversity)", "class accuracy or precision (fidelity)", marks=marks)
 
 
 def guidance_samples() -> bytes:
-    """The last image of the study's page: samples, a row for each scale."""
+    """Return the last image of the study's page: samples, one row per guidance scale."""
     page = (DOCS / "results/guidance-fashion/guidance.html").read_text("utf-8")
     return base64.b64decode(re.findall(r'src="data:image/png;base64,([^"]+)"', page)[-1])
 
 
 def playground() -> tuple[bytes, bytes]:
-    """Clips by the bundled model of the first 12 prompts for validation, nothing chosen: as a video, and in rows."""
-    prompts = [one.text for one in eval_prompts("validation")[:12]]
+    """Return videos of the first 12 validation prompts, none picked by hand: as an animation, and 8 as frame rows."""
+    prompts = [prompt.text for prompt in eval_prompts("validation")[:12]]
     model = unveil.load("playground-video")
-    made = images.to_pixels(model.generate(cond={"prompt": prompts}, count=len(prompts), batch=8))
-    video = torch.stack([images.make_grid(made[:, :, frame], columns=6) for frame in range(made.shape[2])])
-    return images.animation(video, "gif", 8), images.png(images.frame_rows(made[:8]))
+    videos = images.to_pixels(model.generate(cond={"prompt": prompts}, count=len(prompts), batch=8))
+    animation = torch.stack([images.make_grid(videos[:, :, frame], columns=6) for frame in range(videos.shape[2])])
+    return images.animation(animation, "gif", 8), images.png(images.frame_rows(videos[:8]))
 
 
 if __name__ == "__main__":
