@@ -27,3 +27,13 @@ def test_labels_of_the_guide_are_those_of_the_page(page: str, quotation: str, la
     named = re.findall(quotation, (ROOT / page).read_text("utf-8"))
     assert len(named) > 15
     assert [label for label in named if label not in labels] == []
+
+
+def test_labels_of_the_screenshots_are_those_of_the_page():
+    """The script finds fields by their labels and tabs by their titles; it is too slow to run in a test."""
+    script = (ROOT / "docs/screenshots.py").read_text("utf-8")
+    fields = re.findall(r'get_by_label\("([^"]+)"', script)
+    titles = re.findall(r'"[a-z]+": "([^"]+)"', script.split("TABS = {")[1].split("}")[0])
+    assert len(fields) > 3
+    assert len(titles) == 8
+    assert [label for label in [*fields, *titles] if label not in LABELS] == []
