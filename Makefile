@@ -8,24 +8,24 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEV_READY := $(VENV)/.ready-dev
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
-# pip compiles one file after the other, which takes two minutes of one core; some packages hold files for other Pythons.
+# pip compiles one file after the other, which takes two minutes; some packages contain files for other versions of Python.
 COMPILE := $(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true
-# Small tensors: more compute threads only wait for each other.
+# The tensors are small: more compute threads would wait for each other.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-# Some tests wait for a browser or a server, so that there may be one more than cores.
-# Files of tests are handed out whole, the longest first (tests/durations.json), so that what a file sets up is set up once.
+# Some tests wait for a browser or a server, so one more worker than cores is useful.
+# Test files are distributed as a whole, the longest first (tests/durations.json), so that fixtures of a file are set up once.
 TESTS = $(ONE_THREAD) $(BIN)/python -m pytest -q -n $$(($(WORKERS) + 1)) --dist loadfile --no-loadscope-reorder -m
-# What compares times comes after all others. Its ratios are of CPU seconds, each case has one thread, and half of a gain
-# may be lost, so that there is one for each core; a full run (`make bench`) has the machine to itself.
+# Timed tests run after all others, one per core. They compare CPU seconds of one thread, and pass with half of the gain.
+# A full run (`make bench`) needs the whole machine.
 TIMED = $(ONE_THREAD) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m
 
 .PHONY: help setup demo test test-all check lint format docs bench clean
 
 help:
 	@echo "make demo      set up, train on handwritten digits, write samples, a report and a video from a prompt (about 6 minutes on 2 cores, set-up included)"
-	@echo "make test      the tests that guard every promise"
-	@echo "make test-all  these, what only a release needs, and what compares times"
+	@echo "make test      all tests, except those for releases and those that compare times"
+	@echo "make test-all  all tests"
 	@echo "make check     lint, format, types, docstrings, import rules"
 	@echo "make lint      the same without the rules that are tests"
 	@echo "make docs      the documentation site in docs/_build/html"
@@ -43,7 +43,7 @@ $(READY): pyproject.toml constraints.txt | $(BIN)/python
 	@$(COMPILE)
 	@touch $@
 
-# Checks and tests also need the tools, the documentation's builder, and the peers of the benchmarks.
+# Checks and tests also need the tools, Sphinx, and the packages that benchmarks compare with.
 $(DEV_READY): $(READY)
 	$(INSTALL) --no-build-isolation -e ".[hf,dev,docs,bench,video,endpoint,studio]"
 	@$(COMPILE)
@@ -55,7 +55,7 @@ demo: $(READY)
 test: $(DEV_READY)
 	$(TESTS) "not release and not timed"
 
-# Both parts run and say how they ended: a failure in one does not hide the other.
+# Both parts run and print their exit codes: a failure in one does not hide the other.
 test-all: $(DEV_READY)
 	@first=0; $(TESTS) "not timed" || first=$$?; \
 	timed=0; $(TIMED) timed || timed=$$?; \
