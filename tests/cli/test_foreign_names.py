@@ -181,6 +181,12 @@ def test_a_sampler_with_a_schedule_that_we_do_not_have_is_named(name: str):
         SampleConfig().changed({"sampler": name})
 
 
+@pytest.mark.parametrize("typed", ["euler_a", "EulerAncestralDiscreteScheduler", "euler-ancestral"])
+def test_a_sampler_in_place_of_a_schedule_is_answered_with_the_right_setting(typed: str):
+    with pytest.raises(RecipeError, match="a sampler, not a noise schedule; use sampler=euler-ancestral"):
+        SampleConfig().changed({"schedule": typed})
+
+
 def test_cfg_plus_plus_is_answered_with_the_sampler_without_it():
     for typed, ours in (("euler_cfg_pp", "euler"), ("dpmpp_2s_ancestral_cfg_pp", "dpmpp-2s-ancestral")):
         with pytest.raises(RecipeError, match=f"the sampler without it is '{ours}'"):

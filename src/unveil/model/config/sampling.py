@@ -122,7 +122,12 @@ class SampleConfig(Section):
         names = schedules.GRIDS | schedules.SCHEDULED
         if not isinstance(schedule, str) or schedule in names:
             return schedule
-        return foreign_names.schedule(schedule, names)
+        ours = foreign_names.schedule(schedule, names)
+        if ours not in names and (sampler := foreign_names.sampler(schedule, samplers.sampler_specs())) is not None:
+            raise RecipeError(
+                f"schedule {schedule!r}: this is a sampler, not a noise schedule; use sampler={sampler.sampler}"
+            )
+        return ours
 
     @field_validator("sampler")
     @classmethod
