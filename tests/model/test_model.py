@@ -511,6 +511,7 @@ def test_generate_accepts_the_keywords_of_other_libraries():
     for keyword, right in (
         ("guidence_scale", "guidance_scale"),
         ("num_images", "count"),
+        ("num_frames", "size"),
         ("cfg_scale", "guidance_scale"),
     ):
         with pytest.raises(RecipeError, match=f"{keyword}: no such keyword; nearest: '{right}'"):

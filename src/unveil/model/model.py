@@ -530,6 +530,8 @@ _FOREIGN_KEYWORDS = {
     "class_labels": "label",
     "height": "size",
     "width": "size",
+    "num_frames": "size",
+    "frames": "size",
     "given": "cond",
 }
 
