@@ -37,3 +37,13 @@ def test_labels_of_the_screenshots_are_those_of_the_page():
     assert len(fields) > 3
     assert len(titles) == 8
     assert [label for label in [*fields, *titles] if label not in LABELS] == []
+
+
+def test_a_label_has_one_chinese_term_on_the_whole_page():
+    page, tasks = (yaml.safe_load(catalogue.read_text("utf-8")) for catalogue in CATALOGUES)
+    different = {
+        label: (page[label], tasks[label]) for label in page.keys() & tasks.keys() if page[label] != tasks[label]
+    }
+    assert different == {
+        "Source": ("来源", "源文件")
+    }  # a column of the table of models, and the file that is converted
