@@ -42,6 +42,6 @@ def test_a_storyboard_is_as_long_as_its_scenes():
 
 def test_the_timeline_has_a_text_alternative():
     shown = timeline_html(frame_spans("video-extend", 500, [20], None, FORWARD), Translator("en"))
-    assert 'aria-label="frames 0 to 19 given; frames 20 to 519 generated"' in shown
+    assert 'aria-label="frames 0 to 19 conditioning; frames 20 to 519 generated"' in shown
     assert shown.count('<span class="known"></span>') + shown.count('<span class="made"></span>') <= 241
     assert "520 帧" in timeline_html(frame_spans("video-extend", 500, [20], None, FORWARD), Translator("zh"))
