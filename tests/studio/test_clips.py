@@ -56,14 +56,14 @@ def test_videos_are_generated_extended_looped_connected_and_edited(page: Any, st
     page.get_by_role("button", name="Extend this video").click()
     page.wait_for_selector("#video-clip video")
     small(page, 4)
-    until(page, "frames 0 to 4 given; frames 5 to 8 generated")
+    until(page, "frames 0 to 4 conditioning; frames 5 to 8 generated")
     longer = made(page, first)
     found = frames_of(studio, longer)
     assert found.shape[1] == 9
     assert page.locator("#video-result .pair video").count() == 2  # before and after
 
     page.get_by_label("at the start").check()
-    until(page, "frames 0 to 3 generated; frames 4 to 8 given")
+    until(page, "frames 0 to 3 generated; frames 4 to 8 conditioning")
     page.get_by_label("Loop", exact=True).check()
     small(page, 4)
     looped = made(page, longer)
@@ -74,7 +74,7 @@ def test_videos_are_generated_extended_looped_connected_and_edited(page: Any, st
     page.locator("#video-other input[type=file]").set_input_files(second)
     page.wait_for_selector("#video-other video")
     small(page, 3)
-    until(page, "frames 0 to 4 given; frames 5 to 7 generated; frames 8 to 16 given")
+    until(page, "frames 0 to 4 conditioning; frames 5 to 7 generated; frames 8 to 16 given")
     joined = made(page, looped)
     assert frames_of(studio, joined).shape[1] == 5 + 3 + 9
 
