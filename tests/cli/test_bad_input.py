@@ -40,19 +40,22 @@ def refused(done: Outcome, code: int, *words: str) -> None:
         (["train", "ddpm-digits", "train.stpes=3"], ["train.stpes: unknown key; nearest: 'steps'"]),
         (["train", "ddpm-digits", "train.steps=many"], ["train.steps = 'many': must be a valid integer"]),
         (["train", "ddpm-digit"], ["no such recipe or file; nearest: 'ddpm-digits'"]),
-        (["train", "ddpm-digits", "--dtype", "float8"], ["dtype 'float8': must be one of float32, bfloat16, float16"]),
+        (
+            ["train", "ddpm-digits", "--dtype", "float8"],
+            ["dtype = 'float8': must be one of float32, bfloat16"],
+        ),
         (["train", "ddpm-digits", "--device", "gpu"], ["device 'gpu': must be one of auto, cpu, cuda, mps"]),
         (["train", "vit-fashion", "--quick", "--device", "gpu"], ["device 'gpu': must be one of auto, cpu"]),
         (["train", "ddpm-digits", "--device", "cpu:x"], ["device 'cpu:x': must be one of auto, cpu, cuda, mps"]),
         (["train", "ddpm-digits", "--device", "cuda:one"], ["device 'cuda:one': must be one of"]),
-        (["train"], ["Missing argument 'RECIPE|FOLDER'"]),
+        (["train"], ["train needs RECIPE|FOLDER: unveil train ddpm-digits"]),
         (["tran"], ["unveil tran: there is no such command; nearest: train"]),
         (["sample", "--stepz", "3"], ["--stepz: `unveil sample` has no such option; nearest: --steps"]),
         (["sample", "--steps", "few"], ["Invalid value for '--steps'", "valid integer"]),
         (["sample"], ["sample needs a model"]),
         (
             ["data", "check", ".", "--resize-mode", "crob"],
-            ["fit 'crob': must be one of crop, pad, stretch, aspect; nearest: 'crop'"],
+            ["resize_mode = 'crob': must be one of crop, pad, stretch, aspect; nearest: 'crop'"],
         ),
         (["convert", "a.pt", "b", "--format", "openia"], ["format 'openia': must be one of ddpm, diffusers"]),
         (["reproduce", "no-such-claim"], ["claim 'no-such-claim': unknown"]),
@@ -278,7 +281,7 @@ def test_force_deletes_nothing_that_another_process_of_the_run_may_be_reading(
     (run / "recipe.yaml").write_text("a: 1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     done = cli("train", "ddpm-digits", "--quick", "--output-dir", run, "--force")
-    refused(done, 5, "run: is there; with several processes --force deletes nothing", "delete it before the start")
+    refused(done, 5, "run: exists; with several processes --force deletes nothing", "delete it before the start")
     assert (run / "recipe.yaml").exists()
 
 
