@@ -17,7 +17,7 @@ import pytest
 from unveil.errors import OutOfResources
 from unveil.server.jobs import child_process
 from unveil.server.jobs.catalog import Catalog
-from unveil.server.jobs.child_process import CHILDREN
+from unveil.server.jobs.child_process import CHILDREN, ChildProcess
 from unveil.server.jobs.outputs import JobOutputs
 from unveil.server.jobs.process_job import LOG, ProcessJob
 from unveil.server.jobs.queue import Queue
@@ -343,3 +343,14 @@ def test_unused_files_are_deleted_while_the_server_runs(tmp_path, monkeypatch):
             part.mkdir(parents=True)
         until(lambda: not old.exists() and not parts[1].exists())
         assert parts[0].exists()  # somebody writes it
+
+
+def test_a_child_of_a_server_that_ignores_ctrl_c_is_interrupted(tmp_path: Path, says: Callable[[str], None]):
+    says("import time; time.sleep(60)")
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as of a server that a shell started in the background
+    try:
+        with ChildProcess({}, tmp_path / "log.txt", tmp_path / "note.json") as child:
+            child.end(signal.SIGINT, 20)
+            assert child.ended(0) not in (None, -signal.SIGKILL)
+    finally:
+        signal.signal(signal.SIGINT, before)

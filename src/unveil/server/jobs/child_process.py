@@ -73,7 +73,7 @@ class ChildProcess:
             # with copies of the reading ends the child gets no SIGPIPE if the worker is killed
             pass_fds=(read_end, read_reports, write_reports),
             start_new_session=True,  # signals to the worker's process group do not reach it
-            preexec_fn=_ends_with_parent,
+            preexec_fn=_prepare,
         )
         os.close(write_end)
         os.close(write_reports)
@@ -214,8 +214,13 @@ def _kill(leader: int) -> None:
         os.killpg(leader, signal.SIGKILL)
 
 
-def _ends_with_parent() -> None:
-    """Ask the system to end this process with its parent, where supported."""
+def _prepare() -> None:
+    """Prepare a new child: SIGINT ends it, and the end of its parent does, where the system supports that.
+
+    A server that a shell started in the background ignores SIGINT, and a child would lose a signal that arrives before
+    its own handler is installed.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         import ctypes
 
