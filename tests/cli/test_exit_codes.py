@@ -8,6 +8,7 @@ import warnings
 import pytest
 import typer
 
+from tests.cli.conftest import Cli
 from unveil.cli.exit_codes import guarded, outcome
 from unveil.errors import PromptTruncated
 
@@ -60,3 +61,12 @@ def test_running_out_of_memory_is_not_an_internal_error(message: str):
     assert code == 5
     assert "lower the batch" in output
     assert outcome(RuntimeError("another"))[0] == 1
+
+
+@pytest.mark.parametrize("words", [["recipes"], ["video"], []], ids=["recipes", "video", "alone"])
+def test_a_group_without_a_command_prints_its_help(cli: Cli, words: list[str]):
+    shown = cli(*words)
+    assert shown.code == 2
+    assert shown.err.startswith(" ".join(["Usage: unveil", *words]))
+    assert "show what is possible" not in shown.err
+    assert shown.out == ""

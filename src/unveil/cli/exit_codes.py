@@ -56,6 +56,9 @@ def _plainly(others: Callable[..., None]) -> Callable[..., None]:
 
 
 def _explained(problem: BaseException, as_json: bool) -> int:
+    if type(problem).__name__ == "NoArgsIsHelpError":  # click's: a group of commands without a command
+        print(problem.format_message(), file=sys.stderr, flush=True)  # type: ignore[attr-defined]
+        return USAGE
     code, message = outcome(problem)
     if message:
         print(f"error: {message}", file=sys.stderr, flush=True)
