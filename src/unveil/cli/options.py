@@ -47,9 +47,6 @@ PreviewEvery = Annotated[int, typer.Option("--preview-every", help="Number of st
 Metadata = Annotated[
     bool, typer.Option("--metadata/--no-metadata", help="Write the generation settings into each file.")
 ]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(help="Changes of the recipe, such as train.steps=100.", metavar="[KEY=VALUE]...")
-]
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="Change of the recipe, such as evaluate.samples=100; may repeat.")
 ]

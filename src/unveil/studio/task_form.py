@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -239,8 +239,3 @@ def _non_empty(value: Any) -> Any:
 
 def _lines(text: Any) -> list[str] | None:
     return [line.strip() for line in str(text or "").splitlines() if line.strip()] or None
-
-
-def default_values(form: TaskForm) -> Mapping[str, Any]:
-    """The first values of a form's components, by the path of their fields."""
-    return {".".join(map(str, field.path)): field.part.value for field in form.fields}
