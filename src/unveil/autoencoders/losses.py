@@ -58,7 +58,7 @@ def _vgg() -> BackboneSpec:
     return BackboneSpec(convolutions, pools, tuple(read_layers))
 
 
-LAYOUTS = {
+BACKBONES = {
     "vgg": _vgg(),
     # Krizhevsky 2014, "One weird trick", section 5 (arXiv:1404.5997)
     "alex": BackboneSpec(
@@ -97,7 +97,7 @@ class PublishedFeatures(Features):
     Names are torchvision's: `features.0.weight` and on.
 
     Args:
-        layout: a name in `LAYOUTS`.
+        layout: a name in `BACKBONES`.
     """
 
     shift: Tensor
@@ -105,7 +105,7 @@ class PublishedFeatures(Features):
 
     def __init__(self, layout: str) -> None:
         super().__init__()
-        self.layout = LAYOUTS[layout]
+        self.layout = BACKBONES[layout]
         self.widths = tuple(self.layout.convolutions[number][1] for number in self.layout.read_layers)
         self.features = nn.ModuleDict(
             {
@@ -210,7 +210,7 @@ class LPIPS(nn.Module):
         return distance
 
 
-def published(state: Mapping[str, Tensor], where: str) -> LPIPS:
+def published_lpips(state: Mapping[str, Tensor], where: str) -> LPIPS:
     """The published metric from its tensors: torchvision's convolutions and the linear heads, in one dict.
 
     Both spellings are read: `features.0.weight` beside `lin0.model.1.weight`, as the two files have them, and
@@ -244,7 +244,7 @@ def published(state: Mapping[str, Tensor], where: str) -> LPIPS:
     return LPIPS(features, [tensors[f"lin{number}"].flatten() for number in range(len(features.widths))])
 
 
-def of_classifier(network: nn.Module, name: str) -> LPIPS:
+def classifier_lpips(network: nn.Module, name: str) -> LPIPS:
     """The same measure on the stages of a trained classifier, every channel weighed 1.
 
     Raises:
@@ -269,7 +269,7 @@ def _unit(features: Tensor) -> Tensor:
 
 # logits of real and of made patches -> what the discriminator minimises
 AdversarialLoss = Callable[[Tensor, Tensor], Tensor]
-LARGEST = 1e4  # of the adaptive weight, as published
+MAX_ADAPTIVE_WEIGHT = 1e4  # of the adaptive weight, as published
 _TINY = 1e-4  # beside the norm that is divided by, as published
 
 
@@ -323,4 +323,4 @@ def adaptive_weight(rebuilt: Tensor, adversarial: Tensor, last_layer: Tensor) ->
         torch.linalg.vector_norm(torch.autograd.grad(loss, last_layer, retain_graph=True)[0].float())
         for loss in (rebuilt, adversarial)
     ]
-    return (norms[0] / (norms[1] + _TINY)).clamp(0, LARGEST).detach()
+    return (norms[0] / (norms[1] + _TINY)).clamp(0, MAX_ADAPTIVE_WEIGHT).detach()

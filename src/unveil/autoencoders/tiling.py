@@ -72,7 +72,7 @@ class TiledGroupNorm(nn.Module):
         offset = self.norm.bias - mean.to(x.device) * slope
         return torch.addcmul(offset[:, None, None].to(x.dtype), x, slope[:, None, None].to(x.dtype))
 
-    def learn(self) -> None:
+    def freeze_statistics(self) -> None:
         """From now on what was gathered is known, and no more is gathered."""
         self.shares, self.last = None, False
         count, total, squares = self._sums
@@ -81,12 +81,12 @@ class TiledGroupNorm(nn.Module):
 
 
 @contextmanager
-def norms_shared(network: ImageEncoder | ImageDecoder) -> Iterator[list[TiledGroupNorm]]:
+def shared_statistics(network: ImageEncoder | ImageDecoder) -> Iterator[list[TiledGroupNorm]]:
     """Put a `TiledGroupNorm` in the place of each group normalisation of the tiled part, in its order."""
     named = {
         name: module
         for name, module in network.named_modules()
-        if isinstance(module, nn.GroupNorm) and name.startswith(network.tiled_parts())
+        if isinstance(module, nn.GroupNorm) and name.startswith(network.tiled_module_names())
     }
     shared = {name: TiledGroupNorm(norm) for name, norm in named.items()}
     try:
@@ -254,9 +254,9 @@ def decode(codec: Autoencoder, latents: Tensor, tiling: TilingConfig | None = No
     results = []
     for sample in latents.split(1):
         z = codec.before_decoder(codec.z_of(sample))
-        source = z if config.local else decoder.whole(z)
+        source = z if config.local else decoder.global_layers(z)
         rows, columns = (tile_boundaries(length, side, overlap, reach) for length in source.shape[-2:])
-        job = TileJob(decoder if config.local else decoder.tiled, source, rows, columns, (1, pixels))
+        job = TileJob(decoder if config.local else decoder.tiled_layers, source, rows, columns, (1, pixels))
         results.append(job.result() if config.local else _shared(job, decoder, tiling.norms))
     return torch.cat(results)
 
@@ -280,8 +280,12 @@ def encode(
     results = []
     for number, sample in enumerate(pixels.split(1)):
         rows, columns = (tile_boundaries(length // place, side, overlap, reach) for length in sample.shape[-2:])
-        job = TileJob(encoder if config.local else encoder.tiled, sample, rows, columns, (place, 1))
-        h = job.result().to(sample) if config.local else encoder.whole(_shared(job, encoder, tiling.norms).to(sample))
+        job = TileJob(encoder if config.local else encoder.tiled_layers, sample, rows, columns, (place, 1))
+        h = (
+            job.result().to(sample)
+            if config.local
+            else encoder.global_layers(_shared(job, encoder, tiling.norms).to(sample))
+        )
         drawn = None if noise is None else noise[number : number + 1]
         results.append(codec.latents_of(codec.after_encoder(h), drawn).cpu())
     return torch.cat(results)
@@ -322,7 +326,7 @@ class TileJob:
             for j, (left, right) in enumerate(self.columns.tiles):
                 yield i, j, self.source[..., top * step : bottom * step, left * step : right * step]
 
-    def shrunk(self) -> Tensor:
+    def next_size(self) -> Tensor:
         """The source at the size of a tile: some of its places, evenly spaced, so that their variance stays."""
         longest = [max(stop - start for start, stop in axis.tiles) for axis in (self.rows, self.columns)]
         whole = [axis.tiles[-1][1] for axis in (self.rows, self.columns)]
@@ -354,17 +358,17 @@ def _shared(job: TileJob, network: ImageEncoder | ImageDecoder, how: Norms) -> T
     """The job's result with the statistics of norms as `TilingConfig.norms` says."""
     if how == "own":
         return job.result()
-    with norms_shared(network) as norms:
+    with shared_statistics(network) as norms:
         for group in [norms] if how == "shrunk" else [[norm] for norm in norms]:
             for norm in group:
                 norm.last = norm is group[-1]
             if how == "shrunk":
-                _gather(job, job.shrunk(), group, ((0.0, 1.0), (0.0, 1.0)))
+                _gather(job, job.next_size(), group, ((0.0, 1.0), (0.0, 1.0)))
             else:
                 for i, j, part in job.parts():
                     _gather(job, part, group, (job.rows.share(i), job.columns.share(j)))
             for norm in group:
-                norm.learn()
+                norm.freeze_statistics()
         return job.result()
 
 
@@ -403,7 +407,7 @@ def tiling_difference(codec: Autoencoder, latents: Tensor, tiling: TilingConfig 
     return TilingDifference(error.mean().item(), error.max().item(), seam.item())
 
 
-class Decodes(Protocol):
+class SupportsDecode(Protocol):
     """Whatever makes pixels of latents."""
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -411,7 +415,7 @@ class Decodes(Protocol):
         ...
 
 
-def decode_with_fallback(codec: Decodes, latents: Tensor) -> Tensor:
+def decode_with_fallback(codec: SupportsDecode, latents: Tensor) -> Tensor:
     """Pixels of latents as `Autoencoder.decode` gives them; where memory runs out, once more in tiles.
 
     Raises:

@@ -27,7 +27,7 @@ from unveil.nn.video_autoencoder import Cache, VideoAutoencoderConfig, VideoDeco
 class VideoAutoencoderKLConfig(VideoAutoencoderConfig, AutoencoderKLConfig):
     """An autoencoder of clips with a mean and a variance for each latent.
 
-    The settings are those of `VideoAutoencoderConfig`, and scale and shift of `CodecConfig`.
+    The settings are those of `VideoAutoencoderConfig`, and scale and shift of `LatentConfig`.
     """
 
     moments: int = field(default=2, init=False)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unveil.autoencoders.autoencoder import Autoencoder, CodecConfig
+from unveil.autoencoders.autoencoder import Autoencoder, LatentConfig
 from unveil.errors import RecipeError, ShapeError
 from unveil.types import Ge
 
@@ -26,8 +26,8 @@ CHUNK = 1 << 24  # distances that are held at a time
 
 
 @dataclass(frozen=True)
-class VQModelConfig(CodecConfig):
-    """An autoencoder with a codebook; the other settings are those of `CodecConfig`.
+class VQModelConfig(LatentConfig):
+    """An autoencoder with a codebook; the other settings are those of `LatentConfig`.
 
     Args:
         codebook_size: entries of the codebook.
@@ -70,7 +70,7 @@ class Quantised(NamedTuple):
     loss: Tensor
 
 
-class Usage(NamedTuple):
+class CodebookUsage(NamedTuple):
     """Usage of a codebook.
 
     used: the share of entries that occur. perplexity: the number of equally frequent entries with this entropy.
@@ -193,15 +193,15 @@ class VQModel(Autoencoder):
 
     def indices(self, latents: Tensor) -> Tensor:
         """The numbers of the entries (B, h, w) that latents are decoded as."""
-        return self.quantiser.nearest(self.unscaled(latents))
+        return self.quantiser.nearest(self.from_latents(latents))
 
     def latents_of(self, encoded: Tensor, noise: Tensor | None = None) -> Tensor:
         """Latents of the encoder's output, before they are quantised; `noise` has no effect."""
-        return self.scaled(encoded)
+        return self.to_latents(encoded)
 
     def z_of(self, latents: Tensor) -> Tensor:
         """Input of the decoder for latents: the nearest entries of the codebook."""
-        return self.quantise(self.unscaled(latents)).latents
+        return self.quantise(self.from_latents(latents)).latents
 
 
 @dataclass(frozen=True)
@@ -241,7 +241,7 @@ class Remap:
         return used[torch.where(numbers < len(used), numbers, 0)]
 
 
-def usage(indices: Tensor, codes: int) -> Usage:
+def codebook_usage(indices: Tensor, codes: int) -> CodebookUsage:
     """Share of a codebook of `codes` entries that occurs among indices of any shape.
 
     Raises:
@@ -251,4 +251,4 @@ def usage(indices: Tensor, codes: int) -> Usage:
         raise ShapeError("usage: no indices; encode at least one image")
     shares = torch.bincount(indices.reshape(-1), minlength=codes).double() / indices.numel()
     entropy = torch.special.entr(shares).sum()
-    return Usage((shares > 0).double().mean().item(), entropy.exp().item())
+    return CodebookUsage((shares > 0).double().mean().item(), entropy.exp().item())

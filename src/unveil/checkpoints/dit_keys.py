@@ -119,7 +119,7 @@ def key_map(config: DiTConfig, layout: Layout) -> KeyMap:
         mapping["positions"] = SourceKeys((POSITIONS,))
         return mapping | layer_keys("time.0", "t_embedder.mlp", {"linear_1": "0", "linear_2": "2"})
     layers = {"linear_1": "linear_1", "linear_2": "linear_2"}
-    for number in range(config.tellers):
+    for number in range(config.num_embedders):
         mapping |= layer_keys(f"time.{number}", f"{EMBED.format(number)}timestep_embedder", layers)
     for number in range(config.depth):
         for kind in ("weight", "bias"):
@@ -187,9 +187,9 @@ def published_state_dict(
         theirs[POSITIONS] = theirs[POSITIONS][None]
         return theirs | {LABEL: table}
     theirs = to_theirs({key: tensor for key, tensor in ours.items() if key != "positions"}, key_map(config, layout))
-    tables = table.chunk(config.tellers, dim=1)
+    tables = table.chunk(config.num_embedders, dim=1)
     for number in range(config.depth):
-        if number >= config.tellers:
+        if number >= config.num_embedders:
             copied = {key: tensor for key, tensor in theirs.items() if key.startswith(EMBED.format(0))}
             theirs |= {key.replace(EMBED.format(0), EMBED.format(number)): tensor for key, tensor in copied.items()}
     return theirs | {
@@ -201,7 +201,7 @@ def _turned(ours: Mapping[str, Tensor], config: DiTConfig) -> dict[str, Tensor]:
     """The same with sines and cosines of the time changed over, where ours has the sines first."""
     if config.embedding == "cos-sin":
         return dict(ours)
-    first = [f"time.{number}.linear_1.weight" for number in range(config.tellers)]
+    first = [f"time.{number}.linear_1.weight" for number in range(config.num_embedders)]
     return {key: tensor.roll(tensor.shape[1] // 2, 1) if key in first else tensor for key, tensor in ours.items()}
 
 

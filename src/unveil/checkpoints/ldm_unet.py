@@ -135,7 +135,7 @@ def _one_width(setting: int | Sequence[int] | None) -> int:
 
 
 def with_concat_channels(config: UNetConfig, channels: int) -> UNetConfig:
-    """The same network where the last `channels` of its input are an image concatenated to x (`condition.channels`)."""
+    """The same network where the last `channels` of its input are an image concatenated to x (`condition.concat`)."""
     if not 0 <= channels < config.in_channels:
         raise RecipeError(f"{channels} channels beside x: the network takes {config.in_channels} in all")
     return replace(config, in_channels=config.in_channels - channels, concat_channels=channels)

@@ -84,7 +84,7 @@ class LoraNetwork:
     layouts: Mapping[str, Sites]
 
     @property
-    def written(self) -> Sites:
+    def published_layers(self) -> Sites:
         """The sites that files are written with."""
         return next(iter(self.layouts.values()))
 
@@ -121,7 +121,7 @@ class LoraNetwork:
         layers = layers_of(self.network)
         chosen = [
             path
-            for path, site in self.written.items()
+            for path, site in self.published_layers.items()
             if any(fnmatchcase(path, INSIDE[name]) for name in classes)
             and (convolutions or (isinstance(layers[site.layer], nn.Linear) and not site.ones))
         ]
@@ -250,7 +250,7 @@ class LoraMatchReport(NamedTuple):
         return f"{self.naming}: {len(self.matched)} modules matched, {len(self.unmatched)} unmatched{rest}"
 
 
-def read(path: Path) -> ParsedLora:
+def read_lora(path: Path) -> ParsedLora:
     """A LoRA of a file, or of peft's folder; alpha comes from the file or from adapter_config.json beside it.
 
     Raises:
@@ -376,7 +376,7 @@ def _no_match_message(file: ParsedLora, unmatched: Sequence[str], parts: Mapping
     widths = {entry.down.shape[1] for entry in file.entries if re.search(r"attn2[._]to_[kv]$", entry.path)}
     guess = next((CONTEXTS[width] for width in sorted(widths) if width in CONTEXTS), guess)
     looks = f"; it looks like one for {guess}" if guess else ""
-    here = [path for part in parts.values() for path in sorted(part.written, key=lambda p: -p.count("."))[:3]]
+    here = [path for part in parts.values() for path in sorted(part.published_layers, key=lambda p: -p.count("."))[:3]]
     return (
         f"a LoRA of another base: none of its {len(file.entries)} modules is in this model{looks} "
         f"({abbreviate(unmatched, 3)}); modules here are such as {', '.join(here)}"

@@ -55,7 +55,7 @@ def tensors_of(path: Path, out: Path) -> str:
     return done.stdout.strip()
 
 
-class Unread:
+class Placeholder:
     """In the place of an object that no tensor depends on."""
 
     def __init__(self, *content: object) -> None:
@@ -111,7 +111,7 @@ def _main(source: str, out: str) -> int:
     from unveil.io.files import write_tensors
 
     try:
-        with torch.serialization.safe_globals([(Unread, name) for name in BESIDE]):
+        with torch.serialization.safe_globals([(Placeholder, name) for name in BESIDE]):
             content = torch.load(source, map_location="cpu", weights_only=True)
     except Exception as problem:  # whatever a hostile or damaged file makes the reader raise
         named = re.search(r"GLOBAL (\S+)", str(problem))

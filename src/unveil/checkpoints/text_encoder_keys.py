@@ -22,7 +22,7 @@ from unveil.checkpoints.key_mapping import KeyMap, SourceKeys, check_keys, layer
 from unveil.checkpoints.overrides import Shapes, shapes_of
 from unveil.errors import WeightsError
 from unveil.nn.meta_device import meta_device
-from unveil.nn.text_encoders import CLIPEncoderConfig, T5EncoderConfig, TowerConfig, build
+from unveil.nn.text_encoders import CLIPEncoderConfig, T5EncoderConfig, TextEncoderConfig, build
 
 Layout = Literal["clip", "openclip", "t5"]
 
@@ -80,7 +80,7 @@ def find_text_encoders(keys: Iterable[str]) -> list[TextEncoderLocation]:
 
 def config_from_keys(
     shapes: Shapes, place: TextEncoderLocation, *, heads: int | None = None, activation: str | None = None
-) -> TowerConfig:
+) -> TextEncoderConfig:
     """The configuration that keys and shapes show, and what they do not.
 
     Args:
@@ -101,7 +101,7 @@ def config_from_keys(
 
 
 def convert_state_dict(
-    theirs: Mapping[str, Tensor], config: TowerConfig, place: TextEncoderLocation
+    theirs: Mapping[str, Tensor], config: TextEncoderConfig, place: TextEncoderLocation
 ) -> TextEncoderWeights:
     """Our state dict of the tower at a place of a file; keys of other parts are not looked at.
 
@@ -125,7 +125,7 @@ def convert_state_dict(
 
 def published_state_dict(
     ours: Mapping[str, Tensor],
-    config: TowerConfig,
+    config: TextEncoderConfig,
     place: TextEncoderLocation,
     rest: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
@@ -163,7 +163,7 @@ def _key_map(shapes: Mapping[str, Any], place: TextEncoderLocation) -> KeyMap:
     return mapping
 
 
-def _fused_keys(config: TowerConfig, prefix: str) -> KeyMap:
+def _fused_keys(config: TextEncoderConfig, prefix: str) -> KeyMap:
     """OpenCLIP's keys and ours: here theirs are those made of several, so the map is read the other way round."""
     mapping: KeyMap = {
         f"{prefix}token_embedding.weight": SourceKeys(("model.embeddings.token_embedding.weight",)),
@@ -196,7 +196,9 @@ def _belongs_to(key: str, place: TextEncoderLocation) -> bool:
     return not inner.startswith("visual.")
 
 
-def _published_rest(theirs: Mapping[str, Tensor], config: TowerConfig, place: TextEncoderLocation) -> dict[str, Tensor]:
+def _published_rest(
+    theirs: Mapping[str, Tensor], config: TextEncoderConfig, place: TextEncoderLocation
+) -> dict[str, Tensor]:
     if place.layout == "openclip":
         return {f"{place.prefix}logit_scale": torch.tensor(_TEMPERATURE)}
     if place.layout == "t5":

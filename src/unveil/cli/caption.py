@@ -12,7 +12,7 @@ from unveil import data
 from unveil.data.folder_index import IndexEntry
 from unveil.data.metadata import METADATA, labels_are_classes, read_columns, read_metadata
 from unveil.errors import AlreadyExists, DataError, NoAnswer, OutputError, RecipeError, WeightsError, did_you_mean
-from unveil.generation.model_loading import device as pick
+from unveil.generation.model_loading import resolve_device as pick
 from unveil.io.console import Console
 from unveil.io.files import refuse_overwrite, write_atomically
 from unveil.model.captioner_folder import load_captioner

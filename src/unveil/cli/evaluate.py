@@ -27,9 +27,9 @@ from unveil.evaluate.perceptual import bundled_perceptual, perceptual
 from unveil.evaluate.report import Report
 from unveil.evaluate.report_page import summary, write_report
 from unveil.evaluate.sampling import SamplingOptions
-from unveil.generation.generate import DTYPES, Request, Source, generate
-from unveil.generation.model_loading import device as pick
+from unveil.generation.generate import DTYPES, ModelSource, Request, generate
 from unveil.generation.model_loading import open_model
+from unveil.generation.model_loading import resolve_device as pick
 from unveil.io.console import Console
 from unveil.io.files import refuse_overwrite
 from unveil.io.provenance import command, commit, cpu_seconds
@@ -191,7 +191,7 @@ def _perceptual(recipe: AutoencoderRecipe) -> tuple[str, LPIPS] | None:
     return wanted.network, perceptual(wanted.network, wanted.weights)
 
 
-def _about(ask: EvaluateRequest, source: Source | None, seconds: float) -> dict[str, Any]:
+def _about(ask: EvaluateRequest, source: ModelSource | None, seconds: float) -> dict[str, Any]:
     """What is said of the origin of a report, and is no part of its protocol."""
     facts: dict[str, Any] = {} if source is None else {"model": source._asdict()}
     facts |= {"training": training_of(ask.run), "command": command(), "commit": commit()}
@@ -217,7 +217,7 @@ def feature_network(
 
 
 def draw(
-    model: Model, source: Source, recipe: Recipe, console: Console
+    model: Model, source: ModelSource, recipe: Recipe, console: Console
 ) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
     """uint8 samples, the labels they were made for in turn, and how they were made.
 

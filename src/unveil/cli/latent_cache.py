@@ -8,7 +8,7 @@ from unveil import data
 from unveil.cli.recipe_kind import diffusion
 from unveil.cli.train import encode_missing, fresh, held_out_of
 from unveil.data.latent_cache import LatentCacheOptions
-from unveil.generation.model_loading import device as pick
+from unveil.generation.model_loading import resolve_device as pick
 from unveil.io.console import Console, size
 from unveil.model.config import load_recipe
 from unveil.train.batch_preparation import encoder_of

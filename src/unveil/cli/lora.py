@@ -11,7 +11,7 @@ from unveil.checkpoints import lora_export
 from unveil.checkpoints.formats.lora import NAMINGS
 from unveil.errors import RecipeError, WeightsError, did_you_mean
 from unveil.generation.model_loading import LoraOption, attach_loras, lora_file, open_model
-from unveil.generation.model_loading import device as pick
+from unveil.generation.model_loading import resolve_device as pick
 from unveil.io.console import Console
 from unveil.io.files import refuse_overwrite
 from unveil.model import model_folder
@@ -33,7 +33,7 @@ def parse_lora(text: str) -> LoraOption:
 
 def inspect(path: Path, model: str | None, console: Console) -> None:
     """Says what a LoRA file is, and which of its modules a model has."""
-    file = files.read(lora_file(path))
+    file = files.read_lora(lora_file(path))
     ranks = sorted({entry.rank for entry in file.entries})
     scales = sorted({1.0 if entry.alpha is None else entry.alpha / entry.rank for entry in file.entries})
     facts: dict[str, Any] = {"path": str(path), "naming": file.naming, "modules": len(file.entries), "ranks": ranks}
@@ -57,10 +57,10 @@ def convert(model: str, path: Path, out: Path, naming: str, force: bool, console
         raise RecipeError(f"naming {naming!r}: must be one of {', '.join(NAMINGS)}{did_you_mean(naming, NAMINGS)}")
     refuse_overwrite(out, force)
     parts = files.parts_of(open_model(model, pick("cpu"))[0])
-    found, report = files.match(files.read(lora_file(path)), parts)
+    found, report = files.match(files.read_lora(lora_file(path)), parts)
     if report.unmatched:
         raise WeightsError(f"{path}: {report.text()}; what is not in the model cannot be renamed: give its own base")
-    written = lora_export.dump(found, parts, naming)
+    written = lora_export.to_lora_file(found, parts, naming)
     lora_export.write(out, written)
     facts = {"out": str(out), "from": report.naming, "naming": naming, "matched": len(report.matched), "unmatched": 0}
     console.result(facts, f"{out}: {len(report.matched)} modules, {report.naming} to {naming}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from unveil.errors import RecipeError, did_you_mean
 from unveil.generation.generate import DTYPES
-from unveil.generation.model_loading import device, open_model
+from unveil.generation.model_loading import open_model, resolve_device
 from unveil.io.console import Console
 from unveil.io.files import refuse_overwrite
 from unveil.model import checkpoint_store
@@ -31,7 +31,7 @@ def merge(names: Sequence[str], shares: str | None, out: Path, dtype: str, force
     if dtype not in DTYPES:
         raise RecipeError(f"--dtype {dtype!r}: must be one of {', '.join(DTYPES)}{did_you_mean(dtype, [*DTYPES])}")
     parts = _numbers(shares) if shares is not None else [1.0] * len(names)
-    opened = [open_model(name, device("cpu")) for name in names]
+    opened = [open_model(name, resolve_device("cpu")) for name in names]
     for name, (model, _) in zip(names, opened, strict=True):
         if model.source_folder is not None or model.base is not None:
             raise RecipeError(

@@ -20,7 +20,7 @@ from unveil.core.transition import Chain, chain_of
 from unveil.core.variance import fixed_small, is_learned
 from unveil.errors import RecipeError
 from unveil.evaluate.likelihood import bits_per_dim
-from unveil.generation.model_loading import device as pick
+from unveil.generation.model_loading import resolve_device as pick
 from unveil.io.console import Console
 from unveil.io.files import refuse_overwrite, write_atomically
 from unveil.model import model_folder

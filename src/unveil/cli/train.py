@@ -23,8 +23,8 @@ from unveil.data.folder_index import IMAGE_SUFFIXES
 from unveil.data.latent_cache import CachedLatents, LatentCacheOptions
 from unveil.data.video_folder import has_videos
 from unveil.errors import DataError, OutputError, RecipeError, did_you_mean
-from unveil.generation.model_loading import device as pick
 from unveil.generation.model_loading import open_model
+from unveil.generation.model_loading import resolve_device as pick
 from unveil.io.console import Console, duration
 from unveil.io.files import refuse_overwrite
 from unveil.model import Model, build
@@ -246,13 +246,13 @@ def _autoencoder(recipe: AutoencoderRecipe, device: torch.device) -> Begin:
 
 def _captioner(recipe: CaptionerRecipe, device: torch.device) -> Begin:
     """The same of a captioner."""
-    from unveil.train.captioner import fit_captioner, start
+    from unveil.train.captioner import fit_captioner, initial_captioner
 
     if recipe.train.cache_latents:
         raise RecipeError("train.cache_latents: a captioner looks at pixels; set it to false")
 
     def begin(dataset: Any, held_out: Any, run: Path) -> None:
-        fit_captioner(recipe, start(recipe, dataset, device), dataset, run=run, held_out=held_out)
+        fit_captioner(recipe, initial_captioner(recipe, dataset, device), dataset, run=run, held_out=held_out)
 
     return begin
 

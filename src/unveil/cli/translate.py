@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import save as save_bytes
 
 from unveil.errors import DataError, RecipeError
-from unveil.generation.model_loading import device as pick
+from unveil.generation.model_loading import resolve_device as pick
 from unveil.io.console import Console
 from unveil.io.files import refuse_overwrite, write_atomically
 from unveil.model.seq2seq import TranslationAttention, attention_maps, translate, unknown_tokens

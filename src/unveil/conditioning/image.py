@@ -38,11 +38,11 @@ class ConcatCondition(nn.Module):
         Raises:
             ShapeError: another number of channels or axes, or integers other than uint8.
         """
-        return Condition(channels=_images(raw, self.channels, self.key).to(self.none.device))
+        return Condition(concat=_images(raw, self.channels, self.key).to(self.none.device))
 
     def null(self, batch: int) -> Condition:
         """Zeros."""
-        return Condition(channels=self.none.expand(batch, -1, -1, -1))
+        return Condition(concat=self.none.expand(batch, -1, -1, -1))
 
 
 class ControlImageCondition(nn.Module):
@@ -73,7 +73,7 @@ class ControlImageCondition(nn.Module):
             ShapeError: another number of channels or axes, or integers other than uint8.
         """
         images = _images(raw, self.channels, self.key).to(self.none.device)
-        return Condition(hint=(images + 1) / 2)
+        return Condition(control_image=(images + 1) / 2)
 
     def null(self, batch: int) -> Condition:
         """Black, one pixel for images of any size.
@@ -83,7 +83,7 @@ class ControlImageCondition(nn.Module):
         """
         if not self.drop:
             raise RecipeError(f"{self.key}: missing; give an image for this control, or take the control away")
-        return Condition(hint=self.none.expand(batch, -1, -1, -1))
+        return Condition(control_image=self.none.expand(batch, -1, -1, -1))
 
 
 def _images(raw: Tensor | Sequence[Tensor], channels: int, key: str) -> Tensor:

@@ -105,7 +105,7 @@ class LearnedTextEncoder(nn.Module):
         self.vocabulary: Vocabulary | None = None
         self._warned = False
 
-    def learn(self, texts: Iterable[str]) -> None:
+    def build_vocabulary(self, texts: Iterable[str]) -> None:
         """Takes the vocabulary of the texts that it is going to be trained with, behind the words that it has.
 
         Raises:
@@ -121,7 +121,7 @@ class LearnedTextEncoder(nn.Module):
         """Files that a saved model needs beside the weights, by the end of the file's name."""
         return {} if self.vocabulary is None else {FILE: json.dumps(self.vocabulary.plain(), indent=1) + "\n"}
 
-    def take_files(self, files: dict[str, str]) -> None:
+    def restore_files(self, files: dict[str, str]) -> None:
         """Takes back what `files` gave.
 
         Raises:
@@ -158,7 +158,7 @@ class LearnedTextEncoder(nn.Module):
             vector = self.whole((tokens * counted).sum(1) / counted.sum(1))
         return Condition(vector=vector, tokens=self.leave(tokens), mask=used)
 
-    def knows(self, text: str) -> bool:
+    def has_known_words(self, text: str) -> bool:
         """Return True if it knows a word of a text, or there is none in it.
 
         Raises:

@@ -27,11 +27,11 @@ class ScalarCondition(nn.Module):
     drop = 0.0
     stays = True
 
-    def __init__(self, usual: Sequence[float], before: int, *, key: str) -> None:
+    def __init__(self, defaults: Sequence[float], offset: int, *, key: str) -> None:
         super().__init__()
-        self.before, self.key = before, key
-        self.usual: Tensor
-        self.register_buffer("usual", torch.tensor([float(value) for value in usual]), persistent=False)
+        self.offset, self.key = offset, key
+        self.defaults: Tensor
+        self.register_buffer("defaults", torch.tensor([float(value) for value in defaults]), persistent=False)
 
     def encode(self, raw: Tensor | Sequence[Any]) -> Condition:
         """The numbers of B samples, each a number, a list of them, or text; (B, before + numbers) with zeros before.
@@ -39,12 +39,12 @@ class ScalarCondition(nn.Module):
         Raises:
             RecipeError: another number of numbers, or something else.
         """
-        rows = torch.tensor([self.numbers(value) for value in raw], device=self.usual.device)
-        return Condition(vector=torch.cat([rows.new_zeros(len(rows), self.before), rows], dim=1))
+        rows = torch.tensor([self.numbers(value) for value in raw], device=self.defaults.device)
+        return Condition(vector=torch.cat([rows.new_zeros(len(rows), self.offset), rows], dim=1))
 
     def null(self, batch: int) -> Condition:
         """The usual ones, `batch` times."""
-        return self.encode([self.usual.tolist()] * batch)
+        return self.encode([self.defaults.tolist()] * batch)
 
     def numbers(self, value: Any) -> list[float]:
         """The numbers of one sample.
@@ -59,13 +59,13 @@ class ScalarCondition(nn.Module):
             numbers = [float(number) for number in several]
         except (TypeError, ValueError):
             numbers = []
-        if len(numbers) != len(self.usual):
-            raise RecipeError(f"{self.key} = {value!r}: give {self.wanted()}")
+        if len(numbers) != len(self.defaults):
+            raise RecipeError(f"{self.key} = {value!r}: give {self.expected_value()}")
         return numbers
 
-    def wanted(self) -> str:
+    def expected_value(self) -> str:
         """Description of the values that may be given, for a message."""
-        return "a number" if len(self.usual) == 1 else f"{len(self.usual)} numbers"
+        return "a number" if len(self.defaults) == 1 else f"{len(self.defaults)} numbers"
 
 
 class SizeCondition(ScalarCondition):
@@ -83,13 +83,13 @@ class SizeCondition(ScalarCondition):
     Source: Podell et al. 2023, section 2.2 (arXiv:2307.01952).
     """
 
-    def __init__(self, shape: Sequence[int], before: int, *, key: str = "size") -> None:
+    def __init__(self, shape: Sequence[int], offset: int, *, key: str = "size") -> None:
         height, width = shape[-2:]
-        super().__init__((height, width, 0, 0, height, width), before, key=key)
+        super().__init__((height, width, 0, 0, height, width), offset, key=key)
 
     def resized(self, shape: Sequence[int]) -> SizeCondition:
         """The same for images of another shape."""
-        return SizeCondition(shape, self.before, key=self.key).to(self.usual.device)
+        return SizeCondition(shape, self.offset, key=self.key).to(self.defaults.device)
 
     def numbers(self, value: Any) -> list[float]:
         """See `Numbers`; two or four are completed."""
@@ -97,9 +97,9 @@ class SizeCondition(ScalarCondition):
         if isinstance(value, str) and len(several) in (2, 4):  # width before height, left before top
             several = [several[place ^ 1] for place in range(len(several))]
         if isinstance(several, Sequence | Tensor) and len(several) in (2, 4):
-            several = [*several, *self.usual.tolist()[len(several) :]]
+            several = [*several, *self.defaults.tolist()[len(several) :]]
         return super().numbers(several)
 
-    def wanted(self) -> str:
+    def expected_value(self) -> str:
         """Description of the values that may be given, for a message."""
         return "WIDTHxHEIGHT of the original, WIDTHxHEIGHT+LEFT+TOP of its part, or six numbers"

@@ -53,7 +53,7 @@ class LongPromptEncoder(nn.Module):
         """
         texts = texts_of(self.key, raw)
         once = list(dict.fromkeys(texts))
-        rows = self.text.rows([self.cleaned(text) if self.cleaned else text for text in once])
+        rows = self.text.tokenize([self.cleaned(text) if self.cleaned else text for text in once])
         device = next(self.text.parameters()).device
         with torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):
             tokens = self.text.condition(rows).tokens

@@ -23,12 +23,12 @@ from unveil.conditioning.prompt_weighting import (
 from unveil.errors import PromptTooLong, RecipeError, WeightsError, did_you_mean
 from unveil.io.optional_deps import import_extra
 from unveil.nn.lora import fingerprint
-from unveil.nn.text_encoders import WHO, T5EncoderConfig, TextEncoderOutput, Tower
+from unveil.nn.text_encoders import TRANSFORMERS_USER, T5EncoderConfig, TextEncoderNetwork, TextEncoderOutput
 from unveil.nn.tokenizer import TokenLayout
 from unveil.types import Condition
 
-Gives = Literal["tokens", "vector", "both"]
-Emphasis = Literal["none", "brackets"]
+EncoderOutput = Literal["tokens", "vector", "both"]
+PromptWeighting = Literal["none", "brackets"]
 NO_MEAN = 1e-4  # of a prompt's root mean square: a mean below it is rounding, and nothing is scaled to it
 
 
@@ -45,7 +45,7 @@ class FileTokenizer:
     """
 
     def __init__(self, content: str, where: str = "tokenizer.json") -> None:
-        library = import_extra("tokenizers", WHO)
+        library = import_extra("tokenizers", TRANSFORMERS_USER)
         self.content = content
         try:
             self._library: Any = library.Tokenizer.from_str(content)
@@ -103,30 +103,34 @@ class TextEncoder(nn.Module):
 
     def __init__(
         self,
-        tower: Tower,
+        tower: TextEncoderNetwork,
         tokenizer: Tokenizer | None,
         drop: float = 0.0,
         *,
         key: str = "prompt",
-        gives: Gives = "tokens",
-        emphasis: Emphasis = "none",
-        chunks: int = 1,
-        nothing: str = "",
+        output: EncoderOutput = "tokens",
+        prompt_weighting: PromptWeighting = "none",
+        num_chunks: int = 1,
+        uncond: str = "",
     ) -> None:
         super().__init__()
         if not 0 <= drop < 1:
             raise RecipeError(f"drop = {drop}: must lie in [0, 1)")
-        for name, value, allowed in (("gives", gives, get_args(Gives)), ("emphasis", emphasis, get_args(Emphasis))):
+        choices = (
+            ("output", output, get_args(EncoderOutput)),
+            ("prompt_weighting", prompt_weighting, get_args(PromptWeighting)),
+        )
+        for name, value, allowed in choices:
             if value not in allowed:
                 raise RecipeError(
                     f"{name} = {value!r}: must be one of {', '.join(allowed)}{did_you_mean(value, allowed)}"
                 )
-        if isinstance(tower.config, T5EncoderConfig) and gives != "tokens":
-            raise RecipeError(f"gives = {gives!r}: T5 has no vector for a whole prompt; set gives: tokens")
+        if isinstance(tower.config, T5EncoderConfig) and output != "tokens":
+            raise RecipeError(f"output = {output!r}: T5 has no vector for a whole prompt; set output: tokens")
         self.tower = tower.eval().requires_grad_(False)
         self.tokenizer, self.drop, self.key = tokenizer, drop, key
-        self.gives, self.emphasis, self.nothing = gives, emphasis, nothing
-        self.frame: TokenLayout = tower.config.frame(chunks)
+        self.output, self.prompt_weighting, self.uncond = output, prompt_weighting, uncond
+        self.frame: TokenLayout = tower.config.frame(num_chunks)
         self._captions = self._warned = False
         self._cache = PromptCache(0)
         self._state: Hashable = None  # of the encoder when they were made
@@ -142,7 +146,7 @@ class TextEncoder(nn.Module):
         self._captions = mode
         return self
 
-    def keep(self, megabytes: int) -> TextEncoder:
+    def set_cache_size(self, megabytes: int) -> TextEncoder:
         """Keeps what prompts were encoded to, the last used, in so much memory; 0: nothing, which is so at first.
 
         Each prompt is then encoded by itself, so that nothing depends on which others are in a batch.
@@ -159,7 +163,7 @@ class TextEncoder(nn.Module):
         """Files that a saved model needs beside the weights, by the end of the file's name."""
         return {"tokenizer.json": self.tokenizer.content} if isinstance(self.tokenizer, FileTokenizer) else {}
 
-    def take_files(self, files: dict[str, str]) -> None:
+    def restore_files(self, files: dict[str, str]) -> None:
         """Takes back what `files` gave.
 
         Raises:
@@ -177,7 +181,7 @@ class TextEncoder(nn.Module):
         layouts = {text: self._laid_out(text) for text in texts_of(self.key, prompts)}
         return [self._line(text, laid) for text, laid in layouts.items() if laid.lost]
 
-    def rows(self, prompts: Sequence[str]) -> TokenBatch:
+    def tokenize(self, prompts: Sequence[str]) -> TokenBatch:
         """The tokens of B prompts; warns of what does not fit (`PromptTooLong`).
 
         Raises:
@@ -206,7 +210,7 @@ class TextEncoder(nn.Module):
                 self._tell([key[0] for key in keys if key in self._cache])
             condition = _together([self._cache.get(key, self._alone) for key in keys])
         else:
-            condition = self.condition(self.rows(once))
+            condition = self.condition(self.tokenize(once))
         if len(once) == len(texts):
             return condition
         places = torch.tensor([once.index(text) for text in texts])
@@ -214,7 +218,7 @@ class TextEncoder(nn.Module):
 
     def null(self, batch: int) -> Condition:
         """The condition of `nothing`, `batch` times."""
-        return self.encode([self.nothing]).map(lambda tensor: tensor.expand(batch, *tensor.shape[1:]))
+        return self.encode([self.uncond]).map(lambda tensor: tensor.expand(batch, *tensor.shape[1:]))
 
     def condition(self, rows: TokenBatch) -> Condition:
         """The condition of prompts that are tokens already."""
@@ -227,8 +231,8 @@ class TextEncoder(nn.Module):
         vector = None if pooled is None else pooled.reshape(len(numbers), -1, pooled.shape[-1])[:, 0]
         masked = isinstance(self.tower.config, T5EncoderConfig) and self.tower.config.attend == "tokens"
         return Condition(
-            vector=vector if self.gives != "tokens" else None,
-            tokens=tokens if self.gives != "vector" else None,
+            vector=vector if self.output != "tokens" else None,
+            tokens=tokens if self.output != "vector" else None,
             mask=used.flatten(1) if masked else None,
         )
 
@@ -242,7 +246,7 @@ class TextEncoder(nn.Module):
     def _alone(self, key: tuple[str, ...]) -> Condition:
         """The condition of one prompt, the first of a key."""
         with torch.no_grad():
-            return self.condition(self.rows([key[0]]))
+            return self.condition(self.tokenize([key[0]]))
 
     def _tell(self, texts: Sequence[str]) -> list[TokenizedPrompt]:
         """Texts laid out, after a warning of each that does not fit."""
@@ -256,7 +260,7 @@ class TextEncoder(nn.Module):
     def _laid_out(self, text: str) -> TokenizedPrompt:
         if self.tokenizer is None:
             raise RecipeError(f"{self.key}: this encoder has no tokenizer yet; load the model from its folder")
-        pieces = parse_weights(text) if self.emphasis == "brackets" else [PromptChunk(text)]
+        pieces = parse_weights(text) if self.prompt_weighting == "brackets" else [PromptChunk(text)]
         return chunk_prompt(pieces, self.tokenizer, self.frame)
 
     def _line(self, text: str, laid: TokenizedPrompt) -> str:
@@ -331,7 +335,7 @@ def apply_token_weights(tokens: Tensor, weights: Tensor) -> Tensor:
 
 
 # What each encoder says, in their order -> what the network is given
-Together = Callable[[Sequence[Condition]], Condition]
+CombineEncoders = Callable[[Sequence[Condition]], Condition]
 
 
 class MultiTextEncoder(nn.Module):
@@ -351,17 +355,17 @@ class MultiTextEncoder(nn.Module):
     def __init__(
         self,
         texts: Sequence[TextEncoder],
-        together: Together,
+        combine: CombineEncoders,
         *,
-        beside: int = 0,
-        zeros: bool = False,
+        extra_dims: int = 0,
+        zero_uncond: bool = False,
         precisions: Sequence[torch.dtype] | None = None,
         key: str = "prompt",
     ) -> None:
         super().__init__()
         self.texts = nn.ModuleList(texts)
         self.precisions = list(precisions or [torch.float32] * len(texts))
-        self.together, self.beside, self.zeros, self.key = together, beside, zeros, key
+        self.combine, self.extra_dims, self.zero_uncond, self.key = combine, extra_dims, zero_uncond, key
         self._nothing: tuple[Hashable, Condition] | None = None  # and of which encoders it is
 
     @torch.no_grad()
@@ -376,17 +380,17 @@ class MultiTextEncoder(nn.Module):
         for text, precision in zip(cast(Sequence[TextEncoder], self.texts), self.precisions, strict=True):
             with torch.autocast(device, precision, enabled=precision != torch.float32):
                 each.append(text.encode(raw).map(lambda tensor: tensor.float()))
-        joined = self.together(each)
+        joined = self.combine(each)
         if joined.vector is None:
             raise RecipeError(f"{self.key}: no encoder gives a vector for the whole prompt, which this network takes")
-        return Condition(vector=functional.pad(joined.vector, (0, self.beside)), tokens=joined.tokens)
+        return Condition(vector=functional.pad(joined.vector, (0, self.extra_dims)), tokens=joined.tokens)
 
     def null(self, batch: int) -> Condition:
         """The condition of no prompt, `batch` times."""
         state = fingerprint(self), tuple(self.precisions)
         if self._nothing is None or self._nothing[0] != state:
             empty = self.encode([""])
-            self._nothing = state, empty.map(torch.zeros_like) if self.zeros else empty
+            self._nothing = state, empty.map(torch.zeros_like) if self.zero_uncond else empty
         return self._nothing[1].map(lambda tensor: tensor.expand(batch, *tensor.shape[1:]))
 
 
@@ -399,7 +403,7 @@ def sdxl_concat(conditions: Sequence[Condition]) -> Condition:
     return Condition(vector=conditions[-1].vector, tokens=tokens)
 
 
-def sd3_concat(width: int, length: int) -> Together:
+def sd3_concat(width: int, length: int) -> CombineEncoders:
     """Stable Diffusion 3's rule: tokens of the first two next to each other, filled up with zeros, then the third's.
 
     Where there are but two encoders, the third one's tokens are zeros. The vectors of the first two stand next to

@@ -16,7 +16,7 @@ from unveil.core.rng import key
 from unveil.errors import RecipeError, ShapeError
 from unveil.types import Condition, NoiseLevel
 
-TOGETHER = 128  # pixels a side of what small tiles are put together to, for one call of the network
+MAX_SHARED_SIDE = 128  # pixels a side of what small tiles are put together to, for one call of the network
 OVERLAP = 0.25  # of a tile's side, with its neighbour, by default
 
 
@@ -28,7 +28,7 @@ class Tile(NamedTuple):
     height: int
     width: int
 
-    def of(self, x: Tensor) -> Tensor:
+    def crop(self, x: Tensor) -> Tensor:
         """The part of x (..., H, W)."""
         return x[..., self.top : self.top + self.height, self.left : self.left + self.width]
 
@@ -79,7 +79,7 @@ def multidiffusion(steps: Sequence[DenoiseFn], places: Sequence[Tile]) -> Denois
             return steps[0](x, level)
         total, weights = torch.zeros_like(x), x.new_zeros(x.shape[-2:])
         for step, place in zip(steps, places, strict=True):
-            _add(total, weights, place, step(place.of(x).contiguous(), level).x0)
+            _add(total, weights, place, step(place.crop(x).contiguous(), level).x0)
         return Estimate.of_x0(total.div_(weights), x, level)
 
     return joined
@@ -96,11 +96,11 @@ def crop_condition(condition: Condition | None, place: Tile, whole: tuple[int, i
     """
     if condition is None:
         return None
-    channels, hint = (_part(images, place, whole) for images in (condition.channels, condition.hint))
-    return replace(condition, channels=channels, hint=hint)
+    concat, control_image = (_part(images, place, whole) for images in (condition.concat, condition.control_image))
+    return replace(condition, concat=concat, control_image=control_image)
 
 
-def for_tiles(
+def denoise_in_tiles(
     guided: Callable[[Condition | None, Condition | None], DenoiseFn],
     condition: Condition | None,
     null: Condition | None,
@@ -110,22 +110,24 @@ def for_tiles(
     """`tiled` of a model's step, with its condition cut for every tile.
 
     Where the condition is the same for all tiles, several share a call of the network: as many as have about the
-    pixels that one image of `TOGETHER` a side has.
+    pixels that one image of `MAX_SHARED_SIDE` a side has.
     """
-    images = [item for item in (condition, null) if item is not None and (item.channels, item.hint) != (None, None)]
+    images = [
+        item for item in (condition, null) if item is not None and (item.concat, item.control_image) != (None, None)
+    ]
     if len(places) == 1 or images:
         return multidiffusion(
             [guided(crop_condition(condition, tile, whole), crop_condition(null, tile, whole)) for tile in places],
             places,
         )
-    count = max(1, TOGETHER**2 // (places[0].height * places[0].width))
+    count = max(1, MAX_SHARED_SIDE**2 // (places[0].height * places[0].width))
     groups = [places[first : first + count] for first in range(0, len(places), count)]
     shared = {size: _sharing(guided, condition, null, size) for size in {len(group) for group in groups}}
 
     def step(x: Tensor, level: NoiseLevel) -> Estimate:
         total, weights = torch.zeros_like(x), x.new_zeros(x.shape[-2:])
         for group in groups:
-            parts = torch.cat([tile.of(x) for tile in group])
+            parts = torch.cat([tile.crop(x) for tile in group])
             parts_x0 = shared[len(group)](parts, repeated(level, len(group), len(x))).x0
             for tile, x0 in zip(group, parts_x0.split(len(x)), strict=True):
                 _add(total, weights, tile, x0)
@@ -166,14 +168,14 @@ def _part(images: Tensor | None, place: Tile, whole: tuple[int, int]) -> Tensor 
     if images is None or images.shape[-2:] == (1, 1):
         return images
     rows, columns = images.shape[-2:]
-    return place.scaled(rows, columns, whole).of(images).contiguous()
+    return place.scaled(rows, columns, whole).crop(images).contiguous()
 
 
 def _add(total: Tensor, weights: Tensor, place: Tile, x0: Tensor) -> None:
     """Adds a tile's x0 to the sum of all, and its weights to theirs."""
     weight = _weight(place, total)
-    place.of(total).add_(weight * x0)
-    place.of(weights).add_(weight)
+    place.crop(total).add_(weight * x0)
+    place.crop(weights).add_(weight)
 
 
 def _weight(place: Tile, x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from unveil.core.schedule import Schedule
 from unveil.types import Condition, NoiseLevel
 
 # condition and null, each (B, ...) or None -> the guided, clipped step
-Guided = Callable[[Condition | None, Condition | None], DenoiseFn]
+GuidedDenoiserFactory = Callable[[Condition | None, Condition | None], DenoiseFn]
 Precompute = Callable[[list[NoiseLevel]], AbstractContextManager[None]]
 
 
@@ -39,9 +39,9 @@ class SamplingRun:
         onto: given, the run is of what is added to it, and begins at x.
     """
 
-    grid: Schedule
-    planned: Callable[[Schedule], Plan]
-    guided: Guided
+    schedule: Schedule
+    make_plan: Callable[[Schedule], Plan]
+    make_guided_denoiser: GuidedDenoiserFactory
     condition: Condition | None
     null: Condition | None
     streams: SampleRNG
@@ -49,27 +49,27 @@ class SamplingRun:
     noise: Noise
     precompute: Precompute
     conditioners: Mapping[str, Any]
-    plain: Callable[[Condition | None], DenoiseFn]
-    step: DenoiseFn | None = None
+    make_denoiser: Callable[[Condition | None], DenoiseFn]
+    denoiser: DenoiseFn | None = None
     plan: Plan | None = None
     x: Tensor | None = None
-    onto: Tensor | None = None
+    base: Tensor | None = None
 
     def __len__(self) -> int:
         """The number of samples."""
         return len(self.streams.samples)
 
-    def estimating(self) -> DenoiseFn:
+    def active_denoiser(self) -> DenoiseFn:
         """The step that the run takes."""
-        return self.guided(self.condition, self.null) if self.step is None else self.step
+        return self.make_guided_denoiser(self.condition, self.null) if self.denoiser is None else self.denoiser
 
     def start(self) -> Tensor:
         """The x that the run begins at."""
-        return self.grid.start(self.noise(START)) if self.x is None else self.x
+        return self.schedule.start(self.noise(START)) if self.x is None else self.x
 
-    def around(self, wrap: Callable[[DenoiseFn], DenoiseFn]) -> SamplingRun:
+    def wrap_denoiser(self, wrap: Callable[[DenoiseFn], DenoiseFn]) -> SamplingRun:
         """The same with its step wrapped."""
-        return replace(self, step=wrap(self.estimating()))
+        return replace(self, denoiser=wrap(self.active_denoiser()))
 
     def run(self, on_step: Callable[[SamplingProgress], object] | None = None) -> Tensor:
         """Carries it out: what the sampler ends at, and what that is added to, (B, *shape).
@@ -77,15 +77,15 @@ class SamplingRun:
         Raises:
             NonFinite: sampling left the finite numbers.
         """
-        plan = self.planned(self.grid) if self.plan is None else self.plan
+        plan = self.make_plan(self.schedule) if self.plan is None else self.plan
         x = self.start()
-        with self.precompute(list(plan.levels if isinstance(plan, CoefficientTable) else self.grid)):
-            x = run(plan, self.estimating(), x, noise=self.noise, on_step=on_step and self._whole(on_step))
-        return x if self.onto is None else x + self.onto
+        with self.precompute(list(plan.levels if isinstance(plan, CoefficientTable) else self.schedule)):
+            x = run(plan, self.active_denoiser(), x, noise=self.noise, on_step=on_step and self._whole(on_step))
+        return x if self.base is None else x + self.base
 
     def _whole(self, on_step: Callable[[SamplingProgress], object]) -> Callable[[SamplingProgress], object]:
         """The same callback, shown estimates of the whole."""
-        if (onto := self.onto) is None:
+        if (onto := self.base) is None:
             return on_step
 
         def shown(progress: SamplingProgress) -> object:

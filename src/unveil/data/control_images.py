@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from unveil.data import registry
-from unveil.data.adapted import SourceDataset
-from unveil.data.tensor_dataset import Part
+from unveil.data.adapter import SourceDataset
+from unveil.data.tensor_dataset import Split
 from unveil.errors import DataError, RecipeError, ShapeError
 from unveil.types import Item
 
@@ -62,5 +62,5 @@ class ControlImageDataset(Dataset[Item]):
 
 
 @registry.data_wrapper(ControlImageConfig)
-def _open(config: ControlImageConfig, part: Part) -> ControlImageDataset:
+def _open(config: ControlImageConfig, part: Split) -> ControlImageDataset:
     return ControlImageDataset(registry.open(config.of, part), config.draw)

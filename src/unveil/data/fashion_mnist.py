@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from unveil.data.cache import cache_folder, download
 from unveil.data.registry import data_kind
-from unveil.data.tensor_dataset import ImageTensorDataset, Part, check_low
+from unveil.data.tensor_dataset import ImageTensorDataset, Split, check_low
 from unveil.errors import DataError, RecipeError, did_you_mean
 
 CLASSES = (
@@ -66,7 +66,7 @@ class FashionConfig:
 
 
 @data_kind("fashion", FashionConfig)
-def fashion(config: FashionConfig, part: Part = "train", *, url: str = URL) -> ImageTensorDataset:
+def fashion(config: FashionConfig, part: Split = "train", *, url: str = URL) -> ImageTensorDataset:
     """The official 60,000 (train) or 10,000 (held-out): pixels uint8 (N, 1, 28, 28), labels 0 to 9.
 
     Args:
@@ -170,7 +170,7 @@ class StyleConfig:
 
 
 @data_kind("fashion-style", StyleConfig)
-def fashion_in_style(config: StyleConfig, part: Part = "train") -> ImageTensorDataset:
+def fashion_in_style(config: StyleConfig, part: Split = "train") -> ImageTensorDataset:
     """The chosen images uint8 (N, 1, 28, 28) with their labels, in the style.
 
     Raises:

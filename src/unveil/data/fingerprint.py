@@ -13,7 +13,7 @@ import PIL
 import torch
 from torch import Tensor
 
-from unveil.data.adapted import SourceDataset
+from unveil.data.adapter import SourceDataset
 from unveil.data.folder_index import IndexEntry
 from unveil.data.image_decoding import safe_join
 from unveil.data.image_folder import ImageFolderDataset

@@ -15,7 +15,7 @@ from PIL import ImageColor
 
 from unveil.data.cache import cache_get, cache_put
 from unveil.data.image_decoding import HEAD, DecodeOptions, format_of, safe_join
-from unveil.data.metadata import METADATA, MetadataRow, by_name, read_metadata
+from unveil.data.metadata import METADATA, MetadataRow, captions_by_name, read_metadata
 from unveil.data.tensor_dataset import check_low
 from unveil.errors import DataError, RecipeError, did_you_mean
 
@@ -432,7 +432,7 @@ def _add_captions_of_metadata(result: FolderIndex, file: Path, column: str) -> N
         RecipeError: no such file.
         DataError: it names no file of this folder.
     """
-    captions = by_name(file, column)
+    captions = captions_by_name(file, column)
     if not captions.keys() & ({entry.path for entry in result.entries} | {path for path, _ in result.refused}):
         raise DataError(
             f"captions {str(file)!r}: none of its {len(captions)} names is that of a file to train on in "

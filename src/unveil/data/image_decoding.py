@@ -254,7 +254,7 @@ def open_image(file: IO[bytes], max_pixels: int) -> ImageFile:
     return image
 
 
-def header(image: ImageFile) -> ImageHeader:
+def read_header(image: ImageFile) -> ImageHeader:
     """The facts that a report needs."""
     turn = exif_orientation(image.info)
     width, height = image.size if turn < 5 else image.size[::-1]
@@ -262,7 +262,7 @@ def header(image: ImageFile) -> ImageHeader:
     return ImageHeader(name, image.mode, width, height, int(getattr(image, "n_frames", 1)), turn > 1)
 
 
-def load(image: ImageFile) -> None:
+def load_pixels(image: ImageFile) -> None:
     """Decodes the pixels.
 
     Raises:
@@ -286,7 +286,7 @@ def pixels(image: ImageFile, rule: DecodeOptions) -> Tensor:
         if drafted:
             scale = drafted[1][2] / width  # not the quotient of the sizes: the last row may be a part of one
             box = (box[0] * scale, box[1] * scale, box[2] * scale, box[3] * scale)
-    load(image)
+    load_pixels(image)
     fitted = _fit(eight_bits(image, rule.background, grey=rule.channels == 1), rule, box, size)
     return _tensor(_upright(fitted, image))
 
@@ -296,7 +296,7 @@ def decode_native_size(image: ImageFile, channels: Literal[1, 3], size: tuple[in
 
     What is transparent is laid on white.
     """
-    load(image)
+    load_pixels(image)
     shown = _upright(eight_bits(image, "white", grey=channels == 1), image)
     if size is not None and (shown.height, shown.width) != size:
         scale = min(shown.height / size[0], shown.width / size[1])
@@ -316,12 +316,12 @@ def alpha_channel(file: IO[bytes], max_pixels: int) -> Tensor | None:
     image = open_image(file, max_pixels)
     if not image.has_transparency_data:
         return None
-    load(image)
+    load_pixels(image)
     alpha = _tensor(_upright(image.convert("RGBA").getchannel("A"), image))
     return None if bool((alpha == 255).all()) else alpha
 
 
-def read(root: Path, relative: str, rule: DecodeOptions) -> Tensor:
+def read_image(root: Path, relative: str, rule: DecodeOptions) -> Tensor:
     """The pixels of one file below `root`.
 
     Raises:
@@ -345,7 +345,7 @@ def read_classes(path: Path, max_pixels: int) -> Tensor:
     try:
         with path.open("rb") as file:
             image = open_image(file, max_pixels)
-            load(image)
+            load_pixels(image)
             if len(image.getbands()) > 1:
                 raise DataError(f"an image of mode {image.mode}; a map of classes has one channel, a number a pixel")
             return torch.from_numpy(np.array(image).astype(np.int64))

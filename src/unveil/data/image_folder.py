@@ -25,10 +25,18 @@ from unveil.data.folder_index import (
     index_folder,
     inspect_files,
 )
-from unveil.data.image_decoding import DecodeOptions, ImageHeader, fit_box, header, load, open_image, read
+from unveil.data.image_decoding import (
+    DecodeOptions,
+    ImageHeader,
+    fit_box,
+    load_pixels,
+    open_image,
+    read_header,
+    read_image,
+)
 from unveil.data.registry import data_kind
 from unveil.data.report import FileAction, FolderReport, format_list
-from unveil.data.tensor_dataset import LOW, Part, area_downsample, stable_hash
+from unveil.data.tensor_dataset import LOW, Split, area_downsample, stable_hash
 from unveil.errors import DataError
 from unveil.types import Item
 
@@ -96,8 +104,8 @@ def enforce_max_bad(report: ReportT, path: str, limit: float) -> ReportT:
 
 def _header(file: IO[bytes], config: FolderConfig) -> ImageHeader:
     image = open_image(file, config.max_pixels)
-    load(image)  # before the header: EXIF may follow the pixels
-    return header(image)
+    load_pixels(image)  # before the header: EXIF may follow the pixels
+    return read_header(image)
 
 
 def _report(index: FolderIndex, seen: dict[str, FileInfo[ImageHeader]], config: FolderConfig) -> FolderReport:
@@ -205,7 +213,7 @@ class ImageFolderDataset(Dataset[Item]):
         DataError: see `check_images_or_raise`; or the part would be empty.
     """
 
-    def __init__(self, config: FolderConfig, part: Part = "train", report: FolderReport | None = None) -> None:
+    def __init__(self, config: FolderConfig, part: Split = "train", report: FolderReport | None = None) -> None:
         self.report = check_images_or_raise(config) if report is None else report
         self.classes = self.report.classes
         self.root = self.report.root
@@ -233,7 +241,7 @@ class ImageFolderDataset(Dataset[Item]):
         Raises:
             DataError: the file has changed or gone since it was checked.
         """
-        item: Item = {"pixels": read(self.root, self.entries[index].path, self.rule)}
+        item: Item = {"pixels": read_image(self.root, self.entries[index].path, self.rule)}
         if self.low is not None:
             item[LOW] = area_downsample(item["pixels"], self.low)
         return item | self.facts(index)

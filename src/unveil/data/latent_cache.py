@@ -26,7 +26,7 @@ from safetensors.torch import save as save_bytes
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from unveil.data.adapted import SourceDataset
+from unveil.data.adapter import SourceDataset
 from unveil.data.cache import cache_folder
 from unveil.data.control_images import ControlImageDataset
 from unveil.data.fingerprint import Progress, dataset_fingerprint

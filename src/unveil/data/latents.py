@@ -29,7 +29,7 @@ from torch.utils.data import Dataset
 
 from unveil.data.registry import data_kind
 from unveil.data.report import escape_for_terminal
-from unveil.data.tensor_dataset import Part, stable_hash
+from unveil.data.tensor_dataset import Split, stable_hash
 from unveil.errors import DataError, NonFinite, RecipeError, ShapeError
 from unveil.errors import did_you_mean as near
 from unveil.io.files import refuse_overwrite, staged
@@ -120,9 +120,9 @@ class Latents(Dataset[Item]):
     Raises DataError: see `open_latent_file`; or the part would be empty.
     """
 
-    def __init__(self, config: LatentsConfig, part: Part = "train") -> None:
+    def __init__(self, config: LatentsConfig, part: Split = "train") -> None:
         self.config = config
-        self.part: Part = part
+        self.part: Split = part
         self.packed = open_latent_file(Path(config.path).expanduser())
         self.classes = self.packed.classes
         self.metadata = self.packed.metadata
@@ -154,7 +154,7 @@ class Latents(Dataset[Item]):
             for latent, label in zip(latents, self._labels[rows].tolist(), strict=True)
         ]
 
-    def __reduce__(self) -> tuple[type[Latents], tuple[LatentsConfig, Part]]:
+    def __reduce__(self) -> tuple[type[Latents], tuple[LatentsConfig, Split]]:
         """A process that is started again maps the file itself; a pickled map would be a copy of the whole."""
         return Latents, (self.config, self.part)
 
@@ -438,14 +438,14 @@ class LatentsReport:
     others: list[str]
 
     @property
-    def spread(self) -> float:
+    def mean_and_std_text(self) -> float:
         """The deviation over all channels, about 1 where scale and shift fit; NaN where nothing is finite."""
         return math.sqrt(sum(deviation**2 for deviation in self.deviation) / len(self.deviation))
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything for JSON; a value that is not finite is null."""
         numbers = {name: [_plain(number) for number in getattr(self, name)] for name in ("mean", "deviation")}
-        return {**asdict(self), **numbers, "spread": _plain(self.spread)}
+        return {**asdict(self), **numbers, "spread": _plain(self.mean_and_std_text)}
 
     def to_text(self) -> str:
         """For a person."""
@@ -466,8 +466,10 @@ class LatentsReport:
         if self.nonfinite:
             places = ", ".join(map(str, self.nonfinite[:_NAMED]))
             lines.append(f"cannot be used: {len(self.nonfinite)} hold NaN or infinite numbers, such as {places}")
-        if self.count > len(self.nonfinite) and not _LOW <= self.spread <= _HIGH:
-            lines.append(f"deviation {self.spread:.3g}: a process is made for about 1; write the file with a scale")
+        if self.count > len(self.nonfinite) and not _LOW <= self.mean_and_std_text <= _HIGH:
+            lines.append(
+                f"deviation {self.mean_and_std_text:.3g}: a process is made for about 1; write the file with a scale"
+            )
         return "\n".join(lines)
 
 

@@ -155,7 +155,7 @@ class CaptionRecord(NamedTuple):
     synthetic: str
 
 
-def by_number(file: Path) -> dict[int, CaptionRecord]:
+def captions_by_index(file: Path) -> dict[int, CaptionRecord]:
     """Read the captions of numbered videos from a metadata file.
 
     Raises:
@@ -175,7 +175,7 @@ def by_number(file: Path) -> dict[int, CaptionRecord]:
     return records
 
 
-def by_name(file: Path, column: str = "caption") -> dict[str, str]:
+def captions_by_name(file: Path, column: str = "caption") -> dict[str, str]:
     """Read a captioner's captions from a metadata file, by the names of the captioned files.
 
     Args:

@@ -32,13 +32,13 @@ from unveil.data.image_decoding import DecodeOptions, fit_box, safe_join
 from unveil.data.image_folder import complete_report, enforce_max_bad, held_out_files, pick_caption, resize_actions
 from unveil.data.registry import data_kind
 from unveil.data.report import FileAction, FolderReport
-from unveil.data.tensor_dataset import Part
+from unveil.data.tensor_dataset import Split
 from unveil.errors import DataError, RecipeError
 from unveil.io.optional_deps import import_extra
 from unveil.io.video.containers import HEAD, container_of
 from unveil.io.video.frame_timing import Rule as TimeRule
 from unveil.io.video.frame_timing import frame_count, resample_frames, same_rate
-from unveil.io.video.reader import FrameSelection, VideoDecoder, VideoInfo, VideoLimits
+from unveil.io.video.reader import FrameSelection, VideoInfo, VideoLimits, VideoReader
 from unveil.types import Item
 
 _RULES = "resample: nearest (the frame closest in time) or resample: shown (the one a player shows), with fps"
@@ -166,8 +166,8 @@ def plan_segments(video: VideoInfo, config: VideoFolderConfig) -> SegmentPlan:
     if not same and config.resample == "none":
         return SegmentPlan(refused=f"{video.mean_rate:.4g} frames in a second, and fps is {rate:g}; choose {_RULES}")
     total = video.frames if same else frame_count(video.seconds, rate)
-    shown = f"{video.shown[0]} x {video.shown[1]}, {video.frames} frames"
-    actions, parts = resize_actions(*video.shown, config.rule)
+    shown = f"{video.square_pixel_size[0]} x {video.square_pixel_size[1]}, {video.frames} frames"
+    actions, parts = resize_actions(*video.square_pixel_size, config.rule)
     if "enlarge" in actions and config.undersized == "drop":
         return SegmentPlan(actions=("drop",), reason=f"{shown}: smaller than {config.size} pixels (undersized: drop)")
     if total < config.frames and config.too_short == "drop":
@@ -187,10 +187,13 @@ def plan_segments(video: VideoInfo, config: VideoFolderConfig) -> SegmentPlan:
     used = len({start + index for start in starts for index in range(length)})
     if used < total:
         done, reasons = [*done, "cut"], [*reasons, f"{used} of {total} frames used (frames: {config.frames})"]
-    if video.turn > 1:
+    if video.orientation > 1:
         done, reasons = [*done, "turn"], [*reasons, "turned upright by its display matrix"]
-    if video.wide != 1:
-        done, reasons = [*done, "square"], [*reasons, f"pixels {video.wide:.3g} times as wide as high made square"]
+    if video.pixel_aspect != 1:
+        done, reasons = (
+            [*done, "square"],
+            [*reasons, f"pixels {video.pixel_aspect:.3g} times as wide as high made square"],
+        )
     rule = "nearest" if same or config.resample == "none" else config.resample
     pieces = tuple(VideoSegment(tuple(every[start : start + length]), rate, rule) for start in starts)
     return SegmentPlan(pieces, None, (*actions, *done), f"{shown}: {', '.join([*parts, *reasons])}")
@@ -293,8 +296,8 @@ def check_videos(config: VideoFolderConfig, progress: Progress | None = None) ->
 
     def view(file: IO[bytes]) -> VideoInfo:
         if not hasattr(decoders, "decoder"):
-            decoders.decoder = VideoDecoder()
-        return decoders.decoder.look(Path(file.name), config.limits)
+            decoders.decoder = VideoReader()
+        return decoders.decoder.probe(Path(file.name), config.limits)
 
     viewer = FileInspector(f"clips {versions}\0{config.limits}", view, _again)
     seen = inspect_files(index, viewer, progress)
@@ -340,8 +343,8 @@ def _add(report: VideoFolderReport, path: str, video: VideoInfo, config: VideoFo
     report.formats[video.container] += 1
     report.codecs[video.codec] += 1
     report.rates["variable" if video.rate is None else f"{video.rate:.5g}"] += 1
-    width, height = video.shown
-    report.sizes[(width, height) if video.turn < 5 else (height, width)] += 1
+    width, height = video.square_pixel_size
+    report.sizes[(width, height) if video.orientation < 5 else (height, width)] += 1
     report.videos[path], report.plans[path] = video, planned
     report.remarks += [(path, note) for note in video.notes]
     if video.transparent:
@@ -374,7 +377,7 @@ class VideoDataset(Dataset[Item]):
     """
 
     def __init__(
-        self, config: VideoFolderConfig, part: Part = "train", report: VideoFolderReport | None = None
+        self, config: VideoFolderConfig, part: Split = "train", report: VideoFolderReport | None = None
     ) -> None:
         self.report = check_videos_or_raise(config) if report is None else report
         self.classes = self.report.classes
@@ -391,7 +394,7 @@ class VideoDataset(Dataset[Item]):
             if out == (part == "held-out")
         ]
         self.captioned = any((indexed.text, indexed.synthetic) != (None, None) for indexed in self.report.entries)
-        self._decoder = VideoDecoder()
+        self._decoder = VideoReader()
         if not self.entries:
             raise DataError(
                 f"{config.path}: no video for the {part} part of {len(chosen)} (val_fraction {config.val_fraction:g}); "
@@ -414,7 +417,7 @@ class VideoDataset(Dataset[Item]):
             raw, times = self._decoder.read(path, video, frame_selection(video, piece, self.rule), self.config.limits)
         except DataError as error:
             raise DataError(f"{self.root / entry.path}: {error}") from error
-        pixels = apply_orientation(letterbox(raw, self.rule), video.turn)
+        pixels = apply_orientation(letterbox(raw, self.rule), video.orientation)
         item: Item = {
             "pixels": pixels,
             "fps": piece.rate,
@@ -439,8 +442,8 @@ class VideoDataset(Dataset[Item]):
 
 def frame_selection(video: VideoInfo, piece: VideoSegment, rule: DecodeOptions) -> FrameSelection:
     """Return the decoder's selection of a segment; its box is in stored pixels, before they are made square."""
-    (left, top, right, bottom), size = fit_box(*video.shown, rule)
-    wide = video.width / video.shown[0]
+    (left, top, right, bottom), size = fit_box(*video.square_pixel_size, rule)
+    wide = video.width / video.square_pixel_size[0]
     gap = 2.0 if rule.decode == "fast" else None
     red, green, blue = colour(rule.background)[:3]
     return FrameSelection(
@@ -450,10 +453,10 @@ def frame_selection(video: VideoInfo, piece: VideoSegment, rule: DecodeOptions) 
 
 def _shown(video: VideoInfo, rule: DecodeOptions) -> tuple[int, int]:
     """Height and width of a video's frames as an item has them, see `letterbox` and `apply_orientation`."""
-    wide, high = fit_box(*video.shown, rule)[1]
+    wide, high = fit_box(*video.square_pixel_size, rule)[1]
     if rule.fit == "pad" and rule.size is not None:
         wide = high = rule.size
-    return (wide, high) if video.turn >= 5 else (high, wide)
+    return (wide, high) if video.orientation >= 5 else (high, wide)
 
 
 def letterbox(pixels: Tensor, rule: DecodeOptions) -> Tensor:

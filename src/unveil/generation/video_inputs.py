@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from unveil.data.image_decoding import header, open_image
+from unveil.data.image_decoding import open_image, read_header
 from unveil.data.video_folder import VideoFolderConfig, apply_orientation, frame_selection, plan_segments
 from unveil.errors import DataError, RecipeError
 from unveil.generation import inputs
 from unveil.generation.generate import SourceFile
-from unveil.generation.image_output import read_facts
+from unveil.generation.image_output import read_generation_metadata
 from unveil.io.files import sha256
-from unveil.io.video.reader import VideoDecoder, VideoLimits
+from unveil.io.video.reader import VideoLimits, VideoReader
 from unveil.model import Model
 from unveil.model.shapes import check_size
 
@@ -43,7 +43,7 @@ class InputVideo(NamedTuple):
     prompt: str | None
 
 
-def read(path: Path, model: Model, size: tuple[int, int] | None, rate: float | None) -> InputVideo:
+def load_video(path: Path, model: Model, size: tuple[int, int] | None, rate: float | None) -> InputVideo:
     """Read a video, or an image as a video of one frame.
 
     Args:
@@ -67,9 +67,9 @@ def read(path: Path, model: Model, size: tuple[int, int] | None, rate: float | N
         pixels, frame_rate = torch.stack([frame.content for frame in frames], dim=1), RATE if rate is None else rate
         source, file_with_metadata = (_of_folder(path, frames) if path.is_dir() else frames[0].input), files[0]
     else:
-        pixels, frame_rate = decoded(path, rate)
+        pixels, frame_rate = decode_video(path, rate)
         source, file_with_metadata = SourceFile(path.name, sha256(path)), path
-    pixels = pixels if size is None else sized(pixels, size)
+    pixels = pixels if size is None else center_crop_resize(pixels, size)
     try:
         check_size(model, tuple(pixels.shape[2:]))
     except RecipeError as problem:
@@ -86,7 +86,7 @@ def _digest(hashes: Iterable[str]) -> str:
     return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
-def find(wanted: SourceFile, places: Sequence[Path]) -> Path:
+def find_video(wanted: SourceFile, places: Sequence[Path]) -> Path:
     """Return the path of the file or the folder of frames that metadata name, recognised by its content.
 
     Args:
@@ -108,7 +108,7 @@ def find(wanted: SourceFile, places: Sequence[Path]) -> Path:
 def _refuse_animated(path: Path) -> None:
     """Raise DataError for an image of several frames, of which only the first would be read."""
     with path.open("rb") as file:
-        count = header(open_image(file, inputs.MAX_PIXELS)).frames
+        count = read_header(open_image(file, inputs.MAX_PIXELS)).frames
     if count > 1:
         raise DataError(
             f"{path}: an image of {count} frames; videos are read from MP4, MOV, WebM, MKV, GIF or a folder of PNG: "
@@ -116,7 +116,7 @@ def _refuse_animated(path: Path) -> None:
         )
 
 
-def sized(frames: Tensor, size: tuple[int, int]) -> Tensor:
+def center_crop_resize(frames: Tensor, size: tuple[int, int]) -> Tensor:
     """Return the centre of frames uint8 (C, T, H, W) at another height and width."""
     if tuple(frames.shape[2:]) == size:
         return frames
@@ -130,7 +130,7 @@ def sized(frames: Tensor, size: tuple[int, int]) -> Tensor:
     return part.round().clamp(0, 255).to(torch.uint8).transpose(0, 1)
 
 
-def check_rates(videos: Sequence[InputVideo], paths: Sequence[Path]) -> float:
+def check_same_fps(videos: Sequence[InputVideo], paths: Sequence[Path]) -> float:
     """Return the common frame rate of several videos; images have none.
 
     Raises:
@@ -143,16 +143,16 @@ def check_rates(videos: Sequence[InputVideo], paths: Sequence[Path]) -> float:
     return next(iter(rates), RATE)
 
 
-def decoded(path: Path, rate: float | None) -> tuple[Tensor, float]:
+def decode_video(path: Path, rate: float | None) -> tuple[Tensor, float]:
     """Return the frames uint8 (3, T, H, W) of a file, and its frame rate.
 
     Raises:
         DataError: It cannot be read, or its frame rate varies and none was given.
     """
     limits = VideoLimits()
-    decoder = VideoDecoder()
+    decoder = VideoReader()
     try:
-        info = decoder.look(path, limits)
+        info = decoder.probe(path, limits)
         if info.rate is None and rate is None:
             raise DataError("its frame rate varies; give --fps, such as --fps 8: each frame is the one closest in time")
         rule = "none" if rate is None else "nearest"
@@ -166,13 +166,13 @@ def decoded(path: Path, rate: float | None) -> tuple[Tensor, float]:
         raise DataError(f"{path}: {problem}") from problem
     finally:
         decoder.close()
-    return apply_orientation(pixels, info.turn), whole.rate
+    return apply_orientation(pixels, info.orientation), whole.rate
 
 
 def _prompt(path: Path) -> str | None:
     """Return the prompt in a file's metadata, if it has some."""
     try:
-        conditions = read_facts(path).get("given", {})
+        conditions = read_generation_metadata(path).get("given", {})
     except DataError:
         return None
     prompt = conditions.get("prompt") if isinstance(conditions, dict) else None

@@ -128,15 +128,15 @@ def make_grid(pixels: Tensor, columns: int | None = None, factor: int | None = N
     return page
 
 
-def frame_rows(clips: Tensor | Sequence[Tensor], most: int = 8, factor: int | None = None) -> Tensor:
+def frame_rows(clips: Tensor | Sequence[Tensor], max_frames: int = 8, factor: int | None = None) -> Tensor:
     """A sheet of videos (C, T, H, W) of any lengths and sizes, each a row of some of its frames, the ends among them.
 
     Args:
         clips: Videos to show, on white.
-        most: Maximum number of frames per video.
+        max_frames: Maximum number of frames per video.
         factor: Scale factor as in `make_grid`.
     """
-    columns = min(max(clip.shape[1] for clip in clips), most)
+    columns = min(max(clip.shape[1] for clip in clips), max_frames)
     height, width = (max(clip.shape[axis] for clip in clips) for axis in (2, 3))
     page = clips[0].new_full((len(clips), columns, clips[0].shape[0], height, width), 255)
     for row, clip in zip(page, clips, strict=True):

@@ -105,7 +105,7 @@ def words_of(folder: Path) -> Vocabulary:
     return Vocabulary.from_plain(json.loads((folder / WORDS).read_text("utf-8")))
 
 
-def copy_captioner(network: nn.Module, folder: Path, which: model_folder.Which) -> None:
+def copy_captioner(network: nn.Module, folder: Path, which: model_folder.WeightSet) -> None:
     """Copies the weights of a verified folder into a network: the averaged ones ("ema") or those "trained".
 
     Raises:

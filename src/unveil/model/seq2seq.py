@@ -11,7 +11,7 @@ from torch import Tensor
 from unveil.errors import RecipeError
 from unveil.model.seq2seq_folder import SequenceModel
 from unveil.nn.decoding import beam, greedy
-from unveil.nn.tokenizer import BEGIN, END, PADDING, UNKNOWN, padded
+from unveil.nn.tokenizer import BEGIN, END, PADDING, UNKNOWN, pad_sequences
 from unveil.nn.transformer import AttentionMaps
 from unveil.playground.text_pairs import Pair
 
@@ -121,5 +121,5 @@ def _batches(model: SequenceModel, texts: Sequence[str], batch: int) -> Iterator
         for text, tokens in zip(part, numbers, strict=True):
             if not tokens:
                 raise RecipeError(f"text {text!r}: holds nothing to read; give words")
-        source = padded([[*tokens, END] for tokens in numbers]).to(device)
+        source = pad_sequences([[*tokens, END] for tokens in numbers]).to(device)
         yield part, source, source != PADDING

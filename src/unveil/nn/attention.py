@@ -20,7 +20,7 @@ from unveil.nn.embeddings import Rotary
 # On a CPU two plain products beat torch's fused kernel in bf16, which computes at the speed of float32: with heads of
 # 64 they take two thirds of its time. Where a gradient keeps all weights (queries times keys), they do so up to this
 # many. In float32 the fused kernel of torch 2.13 is the faster one from 49 tokens on, both ways.
-PLAIN_UP_TO = {torch.bfloat16: 2**19}
+MAX_PLAIN_SIZE = {torch.bfloat16: 2**19}
 # Without gradients they are computed in parts of that many weights, which stay in the cache.
 PART = 2**19
 
@@ -43,11 +43,11 @@ def scaled_dot_product_attention(
     """
     heads = query.shape[1]
     key, value = repeat_kv(key, heads), repeat_kv(value, heads)
-    if query.device.type == "cpu" and query.dtype in PLAIN_UP_TO:
+    if query.device.type == "cpu" and query.dtype in MAX_PLAIN_SIZE:
         wanted = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
         if not wanted and not torch.compiler.is_compiling():
             return _in_parts(query, key, value, _allowed(query, key, mask, causal))
-        if query.shape[2] * key.shape[2] <= PLAIN_UP_TO[query.dtype]:
+        if query.shape[2] * key.shape[2] <= MAX_PLAIN_SIZE[query.dtype]:
             return _weights(query, key, _allowed(query, key, mask, causal)) @ value
     if mask is None and query.shape[2] == key.shape[2]:
         return F.scaled_dot_product_attention(query, key, value, is_causal=causal)
@@ -143,7 +143,7 @@ class KVCache:
         key, value = self._tensors
         return key[:, :, : self.length], value[:, :, : self.length]
 
-    def fix(self, key: Tensor, value: Tensor) -> None:
+    def set_fixed(self, key: Tensor, value: Tensor) -> None:
         """Keeps these and no others."""
         self._tensors, self.length = (key, value), key.shape[2]
 
@@ -274,7 +274,7 @@ class Attention(nn.Module):
             self._crossed(x, context, rotary, cache) if crossed else self._self_attended(x, context, rotary, cache)
         )
         if reads:
-            return self._out(cast(Packing, packing).read(query, key, value, mask))
+            return self._out(cast(Packing, packing).attend_context(query, key, value, mask))
         if packing is not None and mask is None and maps is None:
             return self._out(packing.attend(query, key, value, causal=causal))
         if packing is not None:
@@ -286,14 +286,14 @@ class Attention(nn.Module):
         maps.append(weights)
         return self._out(weights @ repeat_kv(value, self.heads))
 
-    def remember(self, context: Tensor) -> KVCache:
+    def precompute_context(self, context: Tensor) -> KVCache:
         """The keys and values of a context (B, M, context_width), for every call of a run.
 
         Raises:
             ShapeError: a context of another width, or a layer that has none.
         """
         cache = KVCache()
-        cache.fix(*self._keys_values(context))
+        cache.set_fixed(*self._keys_values(context))
         return cache
 
     def _self_attended(
@@ -321,7 +321,7 @@ class Attention(nn.Module):
                 raise ShapeError("context: missing; this layer's tokens look at one, or at what a cache has kept of it")
             stored = self._keys_values(context)
             if cache is not None:
-                cache.fix(*stored)
+                cache.set_fixed(*stored)
         return self.query_norm(self._split(self.query(x))), *stored
 
     def _keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
@@ -428,7 +428,7 @@ class Packing:
         """The sequences of rows (rows, N, ...), in the caller's order."""
         return list(self._tokens(x).split(self.lengths))
 
-    def spread(self, values: Tensor) -> Tensor:
+    def per_token(self, values: Tensor) -> Tensor:
         """One value a sequence (S, ...) as one a token (rows, N, ...), 0 for padding."""
         return self._rows(values.index_select(0, self.owner.to(values.device)))
 
@@ -440,7 +440,7 @@ class Packing:
         tokens = [self._tokens(repeat_kv(x, heads).transpose(1, 2)) for x in (query, key, value)]  # (tokens, H, D)
         return self._rows(self._jagged(tokens, causal)).transpose(1, 2)
 
-    def read(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    def attend_context(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attention of the sequences to a context that each has for itself: (rows, H, N, D).
 
         Args:

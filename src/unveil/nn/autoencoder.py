@@ -211,9 +211,9 @@ class ImageEncoder(nn.Module):
         Raises:
             ShapeError: another number of channels, or a size that is not a multiple of `factor`; names the nearest.
         """
-        return self.whole(self.tiled(pixels))
+        return self.global_layers(self.tiled_layers(pixels))
 
-    def tiled(self, pixels: Tensor) -> Tensor:
+    def tiled_layers(self, pixels: Tensor) -> Tensor:
         """The levels before any attention: (B, in_channels, H, W) to (B, C, H', W')."""
         config = self.config
         if pixels.ndim != 4 or pixels.shape[1] != config.in_channels:
@@ -224,11 +224,11 @@ class ImageEncoder(nn.Module):
             h = level(h)
         return h
 
-    def tiled_parts(self) -> tuple[str, ...]:
+    def tiled_module_names(self) -> tuple[str, ...]:
         """Beginnings of the names of the modules in `tiled`."""
         return tuple(f"down.{level}." for level in range(self.config.split))
 
-    def whole(self, h: Tensor) -> Tensor:
+    def global_layers(self, h: Tensor) -> Tensor:
         """The rest, which sees the whole image and is small."""
         for level in self.down[self.config.split :]:
             h = level(h)
@@ -257,9 +257,9 @@ class ImageDecoder(nn.Module):
         Raises:
             ShapeError: another number of channels.
         """
-        return self.tiled(self.whole(z))
+        return self.tiled_layers(self.global_layers(z))
 
-    def whole(self, z: Tensor) -> Tensor:
+    def global_layers(self, z: Tensor) -> Tensor:
         """The part that sees the whole image and is small: (B, z_channels, h, w) to (B, C, h', w')."""
         if z.ndim != 4 or z.shape[1] != self.config.z_channels:
             raise ShapeError(f"latents {tuple(z.shape)}: must be (B, {self.config.z_channels}, H, W)")
@@ -268,13 +268,13 @@ class ImageDecoder(nn.Module):
             h = level(h)
         return h
 
-    def tiled(self, h: Tensor) -> Tensor:
+    def tiled_layers(self, h: Tensor) -> Tensor:
         """The levels after any attention: the rest of the way to pixels."""
         for level in self.up[len(self.up) - self.config.split :]:
             h = level(h)
         return F.pixel_shuffle(self.leave(activated(self.norm(h))), self.config.patch)
 
-    def tiled_parts(self) -> tuple[str, ...]:
+    def tiled_module_names(self) -> tuple[str, ...]:
         """Beginnings of the names of the modules in `tiled`."""
         levels = len(self.up)
         return (*(f"up.{place}." for place in range(levels - self.config.split, levels)), "norm")

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from unveil.errors import RecipeError, ShapeError
 from unveil.nn.attention import scaled_dot_product_attention
 from unveil.nn.embeddings import TimeEmbedding
-from unveil.nn.layers import check_multiple, group_norm, vector_of, zeroed
+from unveil.nn.layers import check_multiple, condition_vector, group_norm, zeroed
 from unveil.types import Condition
 
 COLUMNS = 5  # centre x, centre y, width, height, presence
@@ -33,7 +33,7 @@ class BoxesConfig:
 
     Args:
         slots: boxes in a set; each row has its own learned vector.
-        concat_channels: of the image in `condition.channels`.
+        concat_channels: of the image in `condition.concat`.
         hidden_size: Width of the features and of the transformer.
         depth: Number of transformer blocks.
         heads: of its attention.
@@ -139,13 +139,13 @@ class BoxDenoiser(nn.Module):
         config, condition = self.config, condition or Condition()
         if x.shape[1:] != (config.slots, COLUMNS):
             raise ShapeError(f"boxes {tuple(x.shape)}: must be (B, {config.slots}, {COLUMNS})")
-        image = condition.channels
+        image = condition.concat
         if image is None or image.ndim != 4 or image.shape[1] != config.concat_channels:
             shape = None if image is None else tuple(image.shape)
-            raise ShapeError(f"condition.channels {shape}: must be an image (B, {config.concat_channels}, H, W)")
+            raise ShapeError(f"condition.concat {shape}: must be an image (B, {config.concat_channels}, H, W)")
         check_multiple(image, STRIDE)
         time = self.time(t)
-        if (vector := vector_of(condition, len(x), self.vector_dim)) is not None:
+        if (vector := condition_vector(condition, len(x), self.vector_dim)) is not None:
             time = time + vector.to(time)
         return self.move(x, time, self.features(image.to(x)))
 

@@ -88,7 +88,7 @@ class ControlNet(UNetEncoder):
         self.zero_middle = zeroed(nn.Conv2d(config.widths[-1], config.widths[-1], 1))
 
     @classmethod
-    def of(cls, unet: UNet, *, hint_channels: int = 3, hint_widths: Sequence[int] = HINT_WIDTHS) -> ControlNet:
+    def from_unet(cls, unet: UNet, *, hint_channels: int = 3, hint_widths: Sequence[int] = HINT_WIDTHS) -> ControlNet:
         """A ControlNet that begins as a copy of this U-Net's first half; the U-Net with it is what it was."""
         new = cls(unet.config, hint_channels=hint_channels, hint_widths=hint_widths)
         device = next(unet.parameters()).device
@@ -113,13 +113,13 @@ class ControlNet(UNetEncoder):
             ShapeError: a hint that does not fit, or what the U-Net refuses.
         """
         if features is None:
-            if condition.hint is None:
-                raise ShapeError("condition.hint: missing; a ControlNet reads an image")
-            features = self.features(condition.hint, x)
+            if condition.control_image is None:
+                raise ShapeError("condition.control_image: missing; a ControlNet reads an image")
+            features = self.control_features(condition.control_image, x)
         h, stack, _, _ = self.encode(x, t, condition, features)
         return (*(zero(output) for zero, output in zip(self.zero, stack, strict=True)), self.zero_middle(h))
 
-    def features(self, hint: Tensor, x: Tensor) -> Tensor:
+    def control_features(self, hint: Tensor, x: Tensor) -> Tensor:
         """Output of the hint network for an x: (B, C, H / patch, W / patch). It does not depend on the level.
 
         A hint of one pixel stands for one of any size.
@@ -133,6 +133,7 @@ class ControlNet(UNetEncoder):
         wanted = (len(x), self.hint_channels, *size)
         if hint.shape != wanted:
             raise ShapeError(
-                f"condition.hint {tuple(hint.shape)}: must be {wanted}, {self.factor} times the size of x; resize it"
+                f"condition.control_image {tuple(hint.shape)}: must be {wanted}, {self.factor} times the size of x; "
+                "resize it"
             )
         return self.hint(hint.to(x))

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from unveil.errors import RecipeError, ShapeError, did_you_mean
 from unveil.nn.attention import Attention, Packing, QkNorm
 from unveil.nn.embeddings import EmbeddingOrder, TimeEmbedding, grid_coordinates, sin_cos_positions
-from unveil.nn.layers import check_multiple, vector_of, with_context, zeroed
+from unveil.nn.layers import check_multiple, concat_condition, condition_vector, zeroed
 from unveil.nn.transformer import BlockConfig, EncoderStates, Mlp, TransformerBlock
 from unveil.types import Condition, Ge, checked
 
@@ -55,7 +55,7 @@ class DiTConfig:
         resize: what positions do for an x of another size: keep their ends, or go on beyond them.
         qk_norm: of queries and keys.
         norm_eps, mlp_norm_eps: of the normalisations, and of those before the MLPs (1e-5 in diffusers' folders).
-        concat_channels: channels of `condition.channels`, concatenated to x.
+        concat_channels: channels of `condition.concat`, concatenated to x.
         gradient_checkpointing: in training, keep no activations of blocks but compute them again: less memory, a
             third more time.
 
@@ -101,14 +101,14 @@ class DiTConfig:
         return self.size // self.patch
 
     @property
-    def tellers(self) -> int:
+    def num_embedders(self) -> int:
         """Number of embeddings of time and label."""
         return self.depth if self.embedders == "per-block" else 1
 
     @property
     def vector_dim(self) -> int:
         """Width of a condition's vector."""
-        return self.tellers * self.hidden_size
+        return self.num_embedders * self.hidden_size
 
     @property
     def name(self) -> str | None:
@@ -286,7 +286,7 @@ class DiT(nn.Module):
 
         self.patches = nn.Conv2d(config.in_channels + config.concat_channels, width, patch, stride=patch)
         self.register_buffer("positions", positions(config, config.side, config.side))
-        self.time = nn.ModuleList(TimeEmbedding(WAVES, width, config.embedding) for _ in range(config.tellers))
+        self.time = nn.ModuleList(TimeEmbedding(WAVES, width, config.embedding) for _ in range(config.num_embedders))
         self.blocks = nn.ModuleList(DESIGNS[config.block_type](config) for _ in range(config.depth))
         self.merge = nn.ModuleList(nn.Linear(2 * width, width) for _ in range(half if config.skips == "long" else 0))
         self.norm = nn.LayerNorm(width, config.norm_eps, elementwise_affine=not self.adaptive)
@@ -313,7 +313,7 @@ class DiT(nn.Module):
         conditioning = (
             self.block_conditioning(t, condition) if self._precomputed is None else self._precomputed(t, condition)
         )
-        h = self.patches(with_context(x, condition, self.config.concat_channels))  # (B, C, rows, columns)
+        h = self.patches(concat_condition(x, condition, self.config.concat_channels))  # (B, C, rows, columns)
         rows, columns = h.shape[2:]
         # contiguous: else each residual keeps the image's strides, and each normalisation copies
         h = h.flatten(2).transpose(1, 2).contiguous() + self._positions(rows, columns)  # (B, N, C)
@@ -325,14 +325,14 @@ class DiT(nn.Module):
         Raises:
             ShapeError: a condition that does not fit.
         """
-        width, tellers = self.config.hidden_size, self.config.tellers
-        vector = vector_of(condition, len(t), self.vector_dim)
-        embedded = torch.stack([time(t) for time in self.time], dim=1)  # (B, tellers, C)
+        width, count = self.config.hidden_size, self.config.num_embedders
+        vector = condition_vector(condition, len(t), self.vector_dim)
+        embedded = torch.stack([time(t) for time in self.time], dim=1)  # (B, embedders, C)
         if self.adaptive:
             if condition.tokens is not None:
                 raise ShapeError("condition.tokens: for the designs in-context and cross-attention; pass a vector")
             if vector is not None:
-                embedded = embedded + vector.view(len(t), tellers, width).to(embedded)
+                embedded = embedded + vector.view(len(t), count, width).to(embedded)
             return BlockConditioning(self._modulations(nn.functional.silu(embedded)))
         tokens = [embedded] if vector is None else [embedded, vector[:, None].to(embedded)]  # time, then class
         mask = condition.mask
@@ -390,7 +390,7 @@ class DiT(nn.Module):
             tokens.append(h[0].flatten(1).T + self._positions(*sides[-1]))  # (N, C)
         packing = Packing([len(sequence) for sequence in tokens], length=length)
         conditioning = self.block_conditioning(t, condition)
-        each = tuple(packing.spread(parts[:, 0]) for parts in conditioning.modulation)  # (rows, N, parts, C)
+        each = tuple(packing.per_token(parts[:, 0]) for parts in conditioning.modulation)  # (rows, N, parts, C)
         conditioning = replace(conditioning, modulation=each, packing=packing)
         outputs = zip(packing.unpack(self.forward_tokens(packing.pack(tokens), conditioning)), sides, strict=True)
         return [self._unpatched(output[None], *side)[0] for output, side in outputs], packing.waste
@@ -424,8 +424,8 @@ class DiT(nn.Module):
         return self._tables[key].to(table)
 
     def _modulations(self, embeddings: Tensor) -> tuple[Tensor, ...]:
-        """Modulation of each block and of the last normalisation, from the activated embeddings (B, tellers, C)."""
-        of_block = embeddings.unbind(1) if self.config.tellers > 1 else [embeddings[:, 0]] * self.config.depth
+        """Modulation of each block and of the last normalisation, from the activated embeddings (B, embedders, C)."""
+        of_block = embeddings.unbind(1) if self.config.num_embedders > 1 else [embeddings[:, 0]] * self.config.depth
         layers = [cast(AdaLN, block).modulation for block in self.blocks]
         each = [layer(embedding) for layer, embedding in zip(layers, of_block, strict=True)]
         each.append(cast(nn.Linear, self.modulation)(embeddings[:, 0]))
@@ -504,7 +504,7 @@ class _PrecomputedModulation:
         network, levels = self.network, len(self.indices)
         distinct: Tensor | None = None
         rows_of: Tensor | None = None
-        vector = vector_of(condition, rows, network.vector_dim)
+        vector = condition_vector(condition, rows, network.vector_dim)
         if vector is not None:
             distinct, rows_of = torch.unique(vector, dim=0, return_inverse=True)
         kinds = 1 if distinct is None else len(distinct)

@@ -23,10 +23,19 @@ from torch.nn import functional as F
 
 from unveil.errors import RecipeError, ShapeError
 from unveil.nn.embeddings import sinusoid
-from unveil.nn.layers import Fir, FirConv, SelfAttention, check_multiple, group_norm, vector_of, with_context, zeroed
+from unveil.nn.layers import (
+    Fir,
+    FirConv,
+    SelfAttention,
+    check_multiple,
+    concat_condition,
+    condition_vector,
+    group_norm,
+    zeroed,
+)
 from unveil.types import Condition, checked
 
-Way = Literal["down", "up"]
+ResampleDirection = Literal["down", "up"]
 Combination = Literal["sum", "cat"]
 
 
@@ -42,7 +51,7 @@ class EDMBlockStyle(NamedTuple):
     dropout: float
     filter: tuple[float, ...] | None  # None: (1, 1), and no filter where a convolution halves
 
-    def resample(self, way: Way) -> Fir:
+    def resample(self, way: ResampleDirection) -> Fir:
         """Half or twice the size, without weights."""
         return Fir(self.filter or (1, 1), way)
 
@@ -68,7 +77,13 @@ class EDMBlock(nn.Module):
     """Two convolutions around what the level says, with a way around them, and self-attention where it is wanted."""
 
     def __init__(
-        self, width: int, out: int, style: EDMBlockStyle, *, way: Way | None = None, attention: bool = False
+        self,
+        width: int,
+        out: int,
+        style: EDMBlockStyle,
+        *,
+        way: ResampleDirection | None = None,
+        attention: bool = False,
     ) -> None:
         super().__init__()
         self.style = style
@@ -240,7 +255,7 @@ class SongUNetConfig:
         branch_weight: of a sum of two branches.
         dropout: in residual blocks, in training.
         augment_dim: numbers that say how x was augmented in training; 0: none.
-        concat_channels: channels of `condition.channels`, concatenated to x.
+        concat_channels: channels of `condition.concat`, concatenated to x.
 
     Raises:
         RecipeError: settings that do not fit together.
@@ -310,7 +325,7 @@ class DhariwalUNetConfig:
         embedding_multiplier: width of the time embedding, and of a condition's vector, in `model_channels`.
         dropout: in residual blocks, in training.
         augment_dim: numbers that say how x was augmented in training; 0: none.
-        concat_channels: channels of `condition.channels`, concatenated to x.
+        concat_channels: channels of `condition.concat`, concatenated to x.
 
     Raises:
         RecipeError: settings that do not fit together.
@@ -415,7 +430,7 @@ class SongUNet(nn.Module):
         condition = condition or Condition()
         x = _joined(x, condition, self.config)
         seen = embedded(self._waves(t).to(self.map_1.weight.dtype), self.augment, augment)
-        if (vector := vector_of(condition, len(x), self.vector_dim)) is not None:
+        if (vector := condition_vector(condition, len(x), self.vector_dim)) is not None:
             seen = seen + vector.to(seen)
         time = F.silu(self.map_2(F.silu(self.map_1(seen))))  # (B, D)
 
@@ -473,7 +488,7 @@ class SongUNet(nn.Module):
             levels.append(EDMUp(blocks, resample, side))
         return levels
 
-    def _resample(self, width: int, way: Way) -> nn.Module:
+    def _resample(self, width: int, way: ResampleDirection) -> nn.Module:
         style = self.config.style
         return EDMBlock(width, width, style, way=way) if self.config.resample == "residual" else style.resample(way)
 
@@ -533,7 +548,7 @@ class DhariwalUNet(nn.Module):
         x = _joined(x, condition, self.config)
         waves = sinusoid(t, self.config.model_channels, "cos-sin").to(self.map_1.weight.dtype)
         time = self.map_2(F.silu(self.map_1(embedded(waves, self.augment, augment))))
-        if (vector := vector_of(condition, len(x), self.vector_dim)) is not None:
+        if (vector := condition_vector(condition, len(x), self.vector_dim)) is not None:
             time = time + vector.to(time)
         time = F.silu(time)  # (B, D)
 
@@ -555,4 +570,4 @@ def _joined(x: Tensor, condition: Condition, config: SongUNetConfig | DhariwalUN
     check_multiple(x, config.rates[-1])
     if condition.tokens is not None:
         raise ShapeError("condition.tokens: this network has no cross-attention; pass a vector or channels")
-    return with_context(x, condition, config.concat_channels)
+    return concat_condition(x, condition, config.concat_channels)

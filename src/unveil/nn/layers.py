@@ -78,7 +78,7 @@ def check_multiple(x: Tensor | Sequence[int], factor: int) -> None:
             raise ShapeError(f"{side} {size} px: must be a multiple of {factor}; nearest {near}")
 
 
-def vector_of(condition: Condition, batch: int, dim: int) -> Tensor | None:
+def condition_vector(condition: Condition, batch: int, dim: int) -> Tensor | None:
     """The condition's vector (B, dim), if there is one; raises ShapeError for another shape."""
     vector = condition.vector
     if vector is not None and vector.shape != (batch, dim):
@@ -86,7 +86,7 @@ def vector_of(condition: Condition, batch: int, dim: int) -> Tensor | None:
     return vector
 
 
-def with_context(x: Tensor, condition: Condition, channels: int, size: ContextSize = "same") -> Tensor:
+def concat_condition(x: Tensor, condition: Condition, channels: int, size: ContextSize = "same") -> Tensor:
     """X (B, C, H, W) with the condition's channels behind its own.
 
     A context of one pixel stands for one of x's size; other sizes are enlarged where `size` is `smaller`.
@@ -94,10 +94,10 @@ def with_context(x: Tensor, condition: Condition, channels: int, size: ContextSi
     Raises:
         ShapeError: another number of channels than the network was built for, or another size.
     """
-    context = condition.channels
+    context = condition.concat
     context_width = 0 if context is None else context.shape[1]
     if context_width != channels:
-        raise ShapeError(f"condition.channels: {context_width} given, the network takes {channels}")
+        raise ShapeError(f"condition.concat: {context_width} given, the network takes {channels}")
     if context is None:
         return x
     context = context.to(x)
@@ -107,11 +107,11 @@ def with_context(x: Tensor, condition: Condition, channels: int, size: ContextSi
         context = F.interpolate(context, x.shape[-2:], mode="bilinear", align_corners=False)
     elif context.shape[-2:] != x.shape[-2:]:
         sizes = f"{tuple(context.shape[-2:])}, x is {tuple(x.shape[-2:])}"
-        raise ShapeError(f"condition.channels of size {sizes}: resize it, or build with context_size `smaller`")
+        raise ShapeError(f"condition.concat of size {sizes}: resize it, or build with context_size `smaller`")
     return torch.cat([x, context], dim=1)
 
 
-def text_of(condition: Condition, width: int | None, batch: int) -> EncoderStates | None:
+def condition_tokens(condition: Condition, width: int | None, batch: int) -> EncoderStates | None:
     """Tokens for a network that reads this width, None for one that reads none.
 
     Raises:
@@ -221,7 +221,7 @@ class Memo(Generic[T]):
     def __init__(self) -> None:
         self._entries: list[tuple[Tensor, tuple[Any, ...], T]] = []
 
-    def of(self, tensor: Tensor, make: Callable[[], T]) -> T:
+    def get(self, tensor: Tensor, make: Callable[[], T]) -> T:
         """Result of `make` at this tensor's first call."""
         state = _state(tensor)
         for past, at, value in self._entries:

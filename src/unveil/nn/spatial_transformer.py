@@ -79,10 +79,10 @@ def _per_token(layer: nn.Module, tokens: Tensor) -> Tensor:
     return F.linear(tokens, layer.weight.flatten(1), layer.bias)  # pyright: ignore
 
 
-def keys_values(network: nn.Module, context: EncoderStates) -> dict[nn.Module, KVCache]:
+def precompute_context(network: nn.Module, context: EncoderStates) -> dict[nn.Module, KVCache]:
     """The keys and values of a text for every block of a network that reads it."""
     return {
-        block: block.context.remember(context.tokens)
+        block: block.context.precompute_context(context.tokens)
         for block in network.modules()
         if isinstance(block, TransformerBlock) and block.reads and block.context is not None
     }

@@ -17,7 +17,7 @@ from unveil.errors import RecipeError, ShapeError, did_you_mean
 from unveil.io.optional_deps import import_extra
 from unveil.nn.tokenizer import TokenLayout
 
-WHO = "a text encoder"
+TRANSFORMERS_USER = "a text encoder"
 ACTIVATIONS = {"quick-gelu": "quick_gelu", "gelu": "gelu"}  # ours: transformers'
 
 # Published towers: width, depth, heads and what else differs from the defaults
@@ -146,7 +146,7 @@ class T5EncoderConfig:
         return TokenLayout(self.max_length, 1, None, self.end, self.padding)
 
 
-TowerConfig = CLIPEncoderConfig | T5EncoderConfig
+TextEncoderConfig = CLIPEncoderConfig | T5EncoderConfig
 
 
 class CLIPTextEncoder(nn.Module):
@@ -159,7 +159,7 @@ class CLIPTextEncoder(nn.Module):
     def __init__(self, config: CLIPEncoderConfig) -> None:
         super().__init__()
         self.config = config
-        library = import_extra("transformers", WHO)
+        library = import_extra("transformers", TRANSFORMERS_USER)
         library_config = library.CLIPTextConfig(
             vocab_size=config.vocab_size,
             hidden_size=config.hidden_size,
@@ -199,7 +199,7 @@ class T5TextEncoder(nn.Module):
     def __init__(self, config: T5EncoderConfig) -> None:
         super().__init__()
         self.config = config
-        library = import_extra("transformers", WHO)
+        library = import_extra("transformers", TRANSFORMERS_USER)
         family = "T5" if config.positions == "shared" else "UMT5"
         library_config = getattr(library, f"{family}Config")(
             vocab_size=config.vocab_size,
@@ -226,10 +226,10 @@ class T5TextEncoder(nn.Module):
         return TextEncoderOutput(self.model(input_ids=numbers, attention_mask=mask.long()).last_hidden_state)
 
 
-Tower = CLIPTextEncoder | T5TextEncoder
+TextEncoderNetwork = CLIPTextEncoder | T5TextEncoder
 
 
-def build(config: TowerConfig) -> Tower:
+def build(config: TextEncoderConfig) -> TextEncoderNetwork:
     """The tower of a configuration, freshly initialised.
 
     Raises:

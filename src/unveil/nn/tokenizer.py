@@ -147,7 +147,7 @@ class Vocabulary:
         return SPECIAL[number] if number < len(SPECIAL) else self.tokens[number - len(SPECIAL)]
 
 
-def padded(sequences: Sequence[Sequence[int]]) -> Tensor:
+def pad_sequences(sequences: Sequence[Sequence[int]]) -> Tensor:
     """Sequences of numbers as int64 (B, N) of the longest, filled up with PADDING."""
     longest = max((len(sequence) for sequence in sequences), default=0)
     rows = torch.full((len(sequences), longest), PADDING)

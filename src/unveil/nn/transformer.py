@@ -324,7 +324,7 @@ class TransformerDecoder(nn.Module):
             for cache, block in zip(caches, self.stack.blocks, strict=True):
                 assert isinstance(block, TransformerBlock)
                 assert block.context is not None
-                cache.context = block.context.remember(context.tokens)
+                cache.context = block.context.precompute_context(context.tokens)
         return DecoderState(self, context, caches)
 
 

@@ -30,13 +30,13 @@ from unveil.nn.layers import (
     Memo,
     SelfAttention,
     check_multiple,
+    concat_condition,
+    condition_tokens,
+    condition_vector,
     group_norm,
-    text_of,
-    vector_of,
-    with_context,
     zeroed,
 )
-from unveil.nn.spatial_transformer import Projection, SpatialTransformer, TextContext, keys_values
+from unveil.nn.spatial_transformer import Projection, SpatialTransformer, TextContext, precompute_context
 from unveil.nn.transformer import EncoderStates
 from unveil.types import Condition, Ge, Lt, checked
 
@@ -66,7 +66,7 @@ class UNetConfig:
         norm_eps: 1e-6 for DDPM, 1e-5 for the others.
         groups: of every normalisation; channels in groups of one lose what was added per channel before.
         stem_channels: width of the first convolution; None: that of the first level.
-        concat_channels: channels of `condition.channels`, concatenated to x.
+        concat_channels: channels of `condition.concat`, concatenated to x.
         context_size: `same` as x's, or `smaller`: enlarged bilinearly to x's size (super-resolution).
         transformer_depth: blocks of the spatial transformer that takes the place of self-attention, for each level,
             the last level's also in the middle; one number stands for all levels; 0, or none: plain self-attention.
@@ -236,7 +236,7 @@ class Upsample(nn.Module):
         """(B, C, H, W) to (B, C, 2H, 2W)."""
         if self.conv._forward_hooks:  # they act on the layer's own call
             return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-        kernel = self.kernel() if self.memo is None else self.memo.of(self.conv.weight, self.kernel)
+        kernel = self.kernel() if self.memo is None else self.memo.get(self.conv.weight, self.kernel)
         if kernel.dtype == torch.float32 or not x.is_contiguous():
             return F.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1)
         # In bf16 a CPU takes half the time with the channels last.
@@ -414,13 +414,13 @@ class UNetEncoder(nn.Module):
         if x.ndim != 4 or x.shape[1] != config.in_channels:
             raise ShapeError(f"x {tuple(x.shape)}: must be (B, {config.in_channels}, H, W)")
         check_multiple(x, self.multiple)
-        context = text_of(condition, config.cross_attention_dim, len(x))
+        context = condition_tokens(condition, config.cross_attention_dim, len(x))
         text = None if context is None else self._read(context)
         time = self.time(t)  # (B, D)
-        if (vector := vector_of(condition, len(x), config.vector_dim)) is not None:
+        if (vector := condition_vector(condition, len(x), config.vector_dim)) is not None:
             time = time + vector.to(time)
         time = F.silu(time)  # every block takes it activated
-        x = with_context(x, condition, config.concat_channels, config.context_size)
+        x = concat_condition(x, condition, config.concat_channels, config.context_size)
         h = self.enter(F.pixel_unshuffle(x, config.patch))
         stack = [h if hint is None else h + hint]
         h = stack[0]
@@ -445,7 +445,7 @@ class UNetEncoder(nn.Module):
         kernels = [upsample.memo for upsample in enlarging]
 
         def read(context: EncoderStates) -> TextContext:
-            return TextContext(context, texts.of(context.tokens, lambda: keys_values(self, context)))
+            return TextContext(context, texts.get(context.tokens, lambda: precompute_context(self, context)))
 
         self._read = cast(Any, torch.compiler.disable(read)) if compiled else read
         for upsample in enlarging:
@@ -481,8 +481,10 @@ class UNet(UNetEncoder):
             ShapeError: a size that cannot be halved often enough, or a condition that does not fit.
         """
         condition = condition or Condition()
-        if condition.hint is not None:
-            raise ShapeError("condition.hint: is read by ControlNets, and none is at work; attach one, or leave it out")
+        if condition.control_image is not None:
+            raise ShapeError(
+                "condition.control_image: is read by ControlNets, and none is at work; attach one, or leave it out"
+            )
         h, stack, time, text = self.encode(x, t, condition)
         if condition.residuals is not None:
             stack, h = _added(stack, h, condition.residuals)

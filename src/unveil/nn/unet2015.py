@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from unveil.errors import RecipeError, ShapeError
 from unveil.nn.embeddings import TimeEmbedding
-from unveil.nn.layers import check_multiple, group_norm, vector_of, with_context, zeroed
+from unveil.nn.layers import check_multiple, concat_condition, condition_vector, group_norm, zeroed
 from unveil.types import Condition
 
 
@@ -26,7 +26,7 @@ class UNet2015Config:
 
     Args:
         in_channels, out_channels: of x and of the result.
-        concat_channels: of the image in `condition.channels`, concatenated to x.
+        concat_channels: of the image in `condition.concat`, concatenated to x.
         widths: channels of the stages, finest first; the size halves between them.
         groups: of every normalisation, a divisor of every width.
 
@@ -101,10 +101,10 @@ class UNet2015(nn.Module):
         check_multiple(x, self.multiple)
         condition = condition or Condition()
         time = self.time(t)
-        if (vector := vector_of(condition, len(x), self.vector_dim)) is not None:
+        if (vector := condition_vector(condition, len(x), self.vector_dim)) is not None:
             time = time + vector.to(time)
         time = F.silu(time)  # (B, D)
-        h = with_context(x, condition, self.config.concat_channels)
+        h = concat_condition(x, condition, self.config.concat_channels)
         stack: list[Tensor] = []
         for stage in self.down:
             h = stage(F.max_pool2d(h, 2) if stack else h, time)

@@ -54,7 +54,7 @@ class StreamState:
         self.saved: list[Tensor] = []
         self._before: Iterator[Tensor] = iter(before or ())
 
-    def behind(self, x: Tensor, frames: int) -> Tensor:
+    def prepend(self, x: Tensor, frames: int) -> Tensor:
         """X (B, C, T, H, W) with what comes before it: of the cache, or `frames` copies of its first frame.
 
         Raises:
@@ -98,7 +98,7 @@ class CausalConv(nn.Conv3d):
             side = self.padding[1]
             weight = self.weight.sum(2)
             return F.conv2d(input[:, :, 0], weight, self.bias, padding=int(side))[:, :, None]
-        x = past.behind(input, frames - 1)
+        x = past.prepend(input, frames - 1)
         output = super().forward(x)
         past.keep(x[:, :, output.shape[2] * stride :])
         return output
@@ -111,12 +111,12 @@ def by_frame(layer: Callable[[Tensor], Tensor], clips: Tensor) -> Tensor:
 
 
 LOGVAR = -6.0  # of latents before training: little noise, so that what is left out of them can be learned
-AT_ONCE = 4  # latents that are computed at a time where no gradient is wanted
+MAX_FRAMES_AT_ONCE = 4  # latents that are computed at a time where no gradient is wanted
 
 
 @dataclass(frozen=True)
 class VideoAutoencoderConfig(AutoencoderConfig):
-    """An encoder and a decoder of clips; sizes, widths and levels are those of `AutoencoderConfig`.
+    """An encoder and a decoder of clips; sizes, widths and levels are those of `AutoencoderModelConfig`.
 
     Args:
         time: frames that a latent stands for, a power of two; the coarsest levels halve them.
@@ -313,7 +313,7 @@ class StreamingModule(nn.Module, ABC):
 
     @abstractmethod
     def pieces(self, x: Tensor) -> tuple[Tensor, ...]:
-        """A whole clip in pieces of `AT_ONCE` latents."""
+        """A whole clip in pieces of `MAX_FRAMES_AT_ONCE` latents."""
 
     @abstractmethod
     def run(self, x: Tensor, past: StreamState) -> Tensor:
@@ -351,7 +351,7 @@ class VideoEncoder(StreamingModule):
         """
         latents = self.config.latent_frames(_checked(x, self.config.in_channels, "pixels").shape[2])
         time = self.config.time
-        ends = [1 + (n - 1) * time for n in range(AT_ONCE, latents, AT_ONCE)]
+        ends = [1 + (n - 1) * time for n in range(MAX_FRAMES_AT_ONCE, latents, MAX_FRAMES_AT_ONCE)]
         return x.tensor_split(ends, 2)
 
     def run(self, x: Tensor, past: StreamState) -> Tensor:
@@ -393,7 +393,7 @@ class VideoDecoder(StreamingModule):
 
     def pieces(self, x: Tensor) -> tuple[Tensor, ...]:
         """Z (B, z_channels, T', h, w) in pieces."""
-        return _checked(x, self.config.z_channels, "latents").split(AT_ONCE, 2)
+        return _checked(x, self.config.z_channels, "latents").split(MAX_FRAMES_AT_ONCE, 2)
 
     def run(self, x: Tensor, past: StreamState) -> Tensor:
         """(B, z_channels, T', h, w) to (B, out_channels, T, factor h, factor w)."""

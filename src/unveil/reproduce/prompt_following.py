@@ -15,7 +15,7 @@ from unveil.analysis.video_study import ignore_truncated_prompts
 from unveil.evaluate.judges.video_alignment import PROMPT_ATTRIBUTES, detect, matches_prompt
 from unveil.io.images import to_pixels
 from unveil.playground.eval_prompts import EvalPrompt, dataset_prompts
-from unveil.playground.world.caption_templates import Register
+from unveil.playground.world.caption_templates import CaptionStyle
 from unveil.reproduce.experiment import Curve, ExperimentContext, ImageSheet
 from unveil.reproduce.training_history import RecipeVariant, held_out_videos, prompts_of
 
@@ -103,7 +103,7 @@ def frame_sheet(name: str, caption: str, rows: Sequence[Tensor]) -> ImageSheet:
 
 
 def score_prompts_of(
-    context: ExperimentContext, variant: RecipeVariant, seed: int, register: Register
+    context: ExperimentContext, variant: RecipeVariant, seed: int, register: CaptionStyle
 ) -> PromptFollowingScores:
     """What clips of this seed miss of what held-out clips show, asked in a register and in short texts."""
     history, count = context.training_history(variant, seed), _read(context)

@@ -80,13 +80,13 @@ def _captioner(name: str, config: PlaygroundConfig, seed: int, quick: bool) -> C
 
 def _taught(stages: dict[str, CaptionerRecipe], folder: Path) -> CaptionModel:
     """The captioner after both stages; a run that was interrupted is gone on with."""
-    from unveil.train.captioner import fit_captioner, start  # with it comes Lightning, which takes seconds
+    from unveil.train.captioner import fit_captioner, initial_captioner  # with it comes Lightning, which takes seconds
 
     base: str | None = None
     for name, recipe in stages.items():
         staged, run = recipe.model_copy(update={"base": base}), folder / name
         world = Playground(staged.data.build())
-        fit_captioner(staged, start(staged, world, torch.device("cpu")), world, run=run)
+        fit_captioner(staged, initial_captioner(staged, world, torch.device("cpu")), world, run=run)
         base = str(run)
     assert base is not None
     return load_captioner(base)

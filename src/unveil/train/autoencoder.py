@@ -29,14 +29,14 @@ from unveil.evaluate.perceptual import perceptual
 from unveil.io.files import write_atomically
 from unveil.io.images import stack_rows
 from unveil.model import checkpoint_store, model_folder
-from unveil.model.config import AutoencoderConfig, AutoencoderLossSection, AutoencoderRecipe, dump
+from unveil.model.config import AutoencoderLossSection, AutoencoderModelConfig, AutoencoderRecipe, dump
 from unveil.model.config.autoencoder import PUBLISHED_KL, ClipLengthSection
 from unveil.model.model_card import autoencoder_card
 from unveil.nn.discriminator import PatchDiscriminator
 from unveil.train.batch_preparation import fixed_subset, hflip, random_flip_mask, slice_batch, to_float
 from unveil.train.data_order import Batch, IndexableItems, check_items
 from unveil.train.learner import Learner
-from unveil.train.sample_images import sheet
+from unveil.train.sample_images import image_sheet
 from unveil.train.signals import Stop
 from unveil.train.trainer import learn
 
@@ -85,7 +85,7 @@ class AutoencoderLearner(Learner):
     def __init__(
         self,
         codec: AutoencoderKL | VQModel,
-        config: AutoencoderConfig,
+        config: AutoencoderModelConfig,
         loss: AutoencoderLossSection,
         *,
         by_channel: bool = False,
@@ -126,8 +126,8 @@ class AutoencoderLearner(Learner):
             x = hflip(x, random_flip_mask(x, streams, step))
         if self.lengths is not None:
             x = self._cut(x, self.lengths, step)
-        reconstruction = self.rebuilt(self.model, x, streams, step)
-        return self.judged(x, reconstruction, step)
+        reconstruction = self.reconstruct(self.model, x, streams, step)
+        return self.losses_of(x, reconstruction, step)
 
     def pixels(self, batch: Batch) -> Tensor:
         """Images in [-1, 1], their channels last in memory, which convolutions are fastest on; clips as they are."""
@@ -148,7 +148,7 @@ class AutoencoderLearner(Learner):
         """Three random numbers of a step, the same in every part of its batch."""
         return torch.rand(3, generator=torch.Generator().manual_seed(hash_of(self._seed, step, what) >> 1))
 
-    def rebuilt(
+    def reconstruct(
         self, codec: AutoencoderKL | VQModel, x: Tensor, streams: SampleRNG | None, step: int
     ) -> ReconstructedBatch:
         """The reconstruction by an autoencoder, trained or averaged; without streams, from the likeliest latents."""
@@ -170,7 +170,7 @@ class AutoencoderLearner(Learner):
             z = z + settings.latent_noise * spread * streams.normal(z.shape[1:], step, LATENT).to(z)
         return ReconstructedBatch(codec.decoded(z).float(), regulariser)
 
-    def judged(self, x: Tensor, reconstruction: ReconstructedBatch, step: int) -> LossOutput:
+    def losses_of(self, x: Tensor, reconstruction: ReconstructedBatch, step: int) -> LossOutput:
         """The loss of images and their reconstructions, without a discriminator where no gradient is computed."""
         settings = self.settings
         error = ERRORS[settings.distance](x - reconstruction.pixels).flatten(1).mean(1)  # (B,)
@@ -230,11 +230,13 @@ class AutoencoderLearner(Learner):
         self.model.encoder.compile()
         self.model.decoder.compile()
 
-    def held_out(self, items: IndexableItems, at_once: int, count: int, seed: int) -> AutoencoderValidation:
+    def validator(self, items: IndexableItems, at_once: int, count: int, seed: int) -> AutoencoderValidation:
         """The loss without a discriminator, and the error in decibels, of the likeliest latents."""
         return AutoencoderValidation(self, fixed_subset(items, count, self.key, []), at_once)
 
-    def samples(self, items: IndexableItems, seed: int, stop: Stop) -> tuple[ReconstructionSheets, int | None] | None:
+    def sample_sheets(
+        self, items: IndexableItems, seed: int, stop: Stop
+    ) -> tuple[ReconstructionSheets, int | None] | None:
         """Sheets of images above their reconstructions."""
         if self.shape[0] not in (1, 3):
             return None
@@ -259,7 +261,7 @@ class AutoencoderLearner(Learner):
             codec.scale.copy_(scale)
             codec.shift.copy_(shift)
 
-    def averaged(self, average: AutoencoderKL | VQModel) -> dict[str, dict[str, Tensor]]:
+    def ema_tensors(self, average: AutoencoderKL | VQModel) -> dict[str, dict[str, Tensor]]:
         """Tensors of the autoencoder."""
         return checkpoint_store.weight_files(average)
 
@@ -271,7 +273,7 @@ class AutoencoderLearner(Learner):
             "card.md": self.card(about),
         }
 
-    def load(self, model: AutoencoderKL | VQModel, folder: Path, which: model_folder.Which) -> None:
+    def load(self, model: AutoencoderKL | VQModel, folder: Path, which: model_folder.WeightSet) -> None:
         """Copy a folder's weights."""
         model_folder.load_into(model, folder, which)
 
@@ -296,8 +298,8 @@ class AutoencoderValidation:
         for start in range(0, count, self.at_once):
             part = slice_batch(self.batch, start, min(start + self.at_once, count), learner.device)
             x = learner.pixels(part)
-            reconstruction = learner.rebuilt(model, x, None, 0)
-            loss = learner.judged(x, reconstruction, 0)
+            reconstruction = learner.reconstruct(model, x, None, 0)
+            loss = learner.losses_of(x, reconstruction, 0)
             total += loss.value.item() * len(part.numbers)
             squared += ((reconstruction.pixels.clamp(-1, 1) - x) / 2).square().flatten(1).mean(1).sum().item()
         return {"validation": total / count, "psnr": -10 * math.log10(max(squared / count, 1e-12))}
@@ -314,8 +316,8 @@ class ReconstructionSheets:
         """Write one sheet."""
         batch = slice_batch(self.batch, 0, len(self.batch.numbers), self.learner.device)
         x = self.learner.pixels(batch)
-        reconstruction = self.learner.rebuilt(model, x, None, 0).pixels
-        write_atomically(path, sheet(stack_rows(x, reconstruction, columns or len(x)), columns))
+        reconstruction = self.learner.reconstruct(model, x, None, 0).pixels
+        write_atomically(path, image_sheet(stack_rows(x, reconstruction, columns or len(x)), columns))
 
 
 def fit_autoencoder(
@@ -391,7 +393,7 @@ def measure_latent_scaling(
     """
     count, total, squares = 0, torch.zeros(len(codec.scale)).double(), torch.zeros(len(codec.scale)).double()
     for pixels in parts:
-        z = codec.unscaled(codec.encode(channels_last(pixels))).cpu().double()
+        z = codec.from_latents(codec.encode(channels_last(pixels))).cpu().double()
         z = z[z.flatten(1).isfinite().all(1)]  # a broken image, which training skips too
         places = (0, *range(2, z.ndim))
         total += z.sum(places)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from unveil.core.rng import SampleRNG
-from unveil.data.adapted import SourceDataset
+from unveil.data.adapter import SourceDataset
 from unveil.data.fingerprint import Progress, tensors_fingerprint
 from unveil.data.latent_cache import CachedLatents, LatentCacheOptions, LatentEncoder, cache_latents
 from unveil.errors import RecipeError, ShapeError
@@ -48,10 +48,10 @@ def prepare(
         x0, mirrored = _encoded(model, batch.data, streams, step, flip)
     for place, conditioner in enumerate(cast(Mapping[str, Any], model.conditioners).values()):
         part: Condition = conditioner.encode(batch.raw[conditioner.key])
-        if mirrored is not None and part.channels is not None:
-            part = replace(part, channels=hflip(part.channels, mirrored))
-        if mirrored is not None and part.hint is not None:
-            part = replace(part, hint=hflip(part.hint, mirrored))
+        if mirrored is not None and part.concat is not None:
+            part = replace(part, concat=hflip(part.concat, mirrored))
+        if mirrored is not None and part.control_image is not None:
+            part = replace(part, control_image=hflip(part.control_image, mirrored))
         if conditioner.drop and step is not None:
             keep = streams.uniform(step, DROP + place) >= conditioner.drop
             part = part.where(keep, conditioner.null(len(x0)))
@@ -68,7 +68,7 @@ def _encoded(
     if flip and step is not None:
         mirrored = random_flip_mask(x0, streams, step)
         x0 = x0 if cached else hflip(x0, mirrored)
-    return latents(model, flip_variants(x0, mirrored) if cached else x0, streams, step, encoded=cached), mirrored
+    return batch_latents(model, flip_variants(x0, mirrored) if cached else x0, streams, step, encoded=cached), mirrored
 
 
 def to_float(data: Tensor) -> Tensor:
@@ -221,7 +221,7 @@ def flip_variants(data: Tensor, mirrored: Tensor | None) -> Tensor:
     return data[torch.arange(len(data), device=data.device), mirrored.long().to(data.device)]
 
 
-def latents(model: Model, data: Tensor, streams: SampleRNG, step: int | None, *, encoded: bool) -> Tensor:
+def batch_latents(model: Model, data: Tensor, streams: SampleRNG, step: int | None, *, encoded: bool) -> Tensor:
     """Latents (B, C', h, w) of pixels, or of the encoder's outputs for them.
 
     Args:

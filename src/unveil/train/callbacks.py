@@ -27,7 +27,7 @@ from unveil.train.learner import SampleSheets, Validator
 from unveil.train.lightning_module import Objective, StepOutput, TrainingModule
 from unveil.train.metrics_logger import BINS, MetricsLogger, ProgressBar, RunningMean, guarded, log
 from unveil.train.run_folder import RunFolder
-from unveil.train.sample_images import beside, plot_run, sheet
+from unveil.train.sample_images import image_sheet, plot_run, with_control_images
 from unveil.train.signals import INTERRUPTED, TERMINATED, Stop
 
 KEEP = 3  # checkpoints kept
@@ -50,8 +50,10 @@ class Samples:
         except Cancelled:
             return
         if model.controls is not None:
-            samples, columns = beside([self.raw[control.key] for control in model.controls.controls], samples)
-        write_atomically(path, sheet(samples, columns))
+            samples, columns = with_control_images(
+                [self.raw[control.key] for control in model.controls.controls], samples
+            )
+        write_atomically(path, image_sheet(samples, columns))
 
     def _check(self, progress: object) -> None:
         del progress

@@ -30,7 +30,7 @@ from unveil.model.captioner_folder import (
 from unveil.model.config import CaptionerRecipe
 from unveil.model.config.train import Batching
 from unveil.nn.captioner import Captioner
-from unveil.nn.tokenizer import BEGIN, END, PADDING, Vocabulary, padded
+from unveil.nn.tokenizer import BEGIN, END, PADDING, Vocabulary, pad_sequences
 from unveil.train.batch_preparation import fixed_subset, slice_batch, to_float
 from unveil.train.data_order import Batch, IndexableItems, check_items
 from unveil.train.learner import Learner
@@ -40,7 +40,7 @@ from unveil.train.vocabulary import all_captions
 TEXT, FPS = "text", "fps"
 
 
-def start(recipe: CaptionerRecipe, dataset: IndexableItems, device: torch.device) -> CaptionModel:
+def initial_captioner(recipe: CaptionerRecipe, dataset: IndexableItems, device: torch.device) -> CaptionModel:
     """The initial captioner: fresh weights and the words of the data, or a base with these words beside its own.
 
     Raises:
@@ -134,16 +134,18 @@ class CaptionerLearner(Learner):
         del streams, step
         if flip:
             raise RecipeError("train.random_flip: a mirrored image has another caption; set it to false")
-        return self.judged(self.model, batch)
+        return self.caption_losses(self.model, batch)
 
-    def judged(self, network: Captioner, batch: Batch) -> LossOutput:
+    def caption_losses(self, network: Captioner, batch: Batch) -> LossOutput:
         """The loss of a batch by a network, the trained or the averaged one."""
         data = batch.data
         targets = self.targets(batch.raw[TEXT]).to(data[0].device)
         rate = torch.as_tensor(batch.raw[FPS]).cpu().double() if FPS in batch.raw else None
         total, counted = torch.zeros(len(data), device=targets.device), (targets[:, 1:] != PADDING).sum(1)
         for places in of_one_size(data):
-            x = clips(to_float(data if isinstance(data, Tensor) else torch.stack([data[place] for place in places])))
+            x = as_videos(
+                to_float(data if isinstance(data, Tensor) else torch.stack([data[place] for place in places]))
+            )
             words = targets[places]
             logits = network(x, words[:, :-1], None if rate is None else rate[places])
             nats = nn.functional.cross_entropy(logits.float().transpose(1, 2), words[:, 1:], reduction="none")
@@ -161,19 +163,19 @@ class CaptionerLearner(Learner):
         """
         numbers = [[BEGIN, *self.words.encode(str(text)), END] for text in captions]
         _refuse_long(max(map(len, numbers)) - 2, self.model.config.max_length)
-        return padded(numbers)
+        return pad_sequences(numbers)
 
     def compile(self) -> None:
         """Compile the image encoder and the decoder."""
         self.model.encoder.compile()
         self.model.decoder.stack.compile()
 
-    def held_out(self, items: IndexableItems, at_once: int, count: int, seed: int) -> CaptionValidation:
+    def validator(self, items: IndexableItems, at_once: int, count: int, seed: int) -> CaptionValidation:
         """The loss of captions that never train."""
         del seed
         return CaptionValidation(self, fixed_subset(items, count, self.key, self.raw_keys, self.batching), at_once)
 
-    def averaged(self, average: Captioner) -> dict[str, dict[str, Tensor]]:
+    def ema_tensors(self, average: Captioner) -> dict[str, dict[str, Tensor]]:
         """Tensors of the network."""
         return {FILE: dict(average.state_dict())}
 
@@ -181,7 +183,7 @@ class CaptionerLearner(Learner):
         """The captioner as trained."""
         return captioner_files(self._whole(self.model), about=about)
 
-    def load(self, model: Captioner, folder: Path, which: model_folder.Which) -> None:
+    def load(self, model: Captioner, folder: Path, which: model_folder.WeightSet) -> None:
         """Copy a folder's weights.
 
         Raises:
@@ -216,11 +218,11 @@ class CaptionValidation:
         count, total = len(self.batch.numbers), 0.0
         for begin in range(0, count, self.at_once):
             part = slice_batch(self.batch, begin, min(begin + self.at_once, count), self.learner.device)
-            total += self.learner.judged(model, part).per_sample.sum().item()
+            total += self.learner.caption_losses(model, part).per_sample.sum().item()
         return {"validation": total / count}
 
 
-def clips(x: Tensor) -> Tensor:
+def as_videos(x: Tensor) -> Tensor:
     """Images (B, C, H, W) as clips of one frame; clips as they are."""
     return x[:, :, None] if x.ndim == 4 else x
 

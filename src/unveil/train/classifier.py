@@ -34,7 +34,7 @@ from unveil.model.config.sections import validate
 from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
 from unveil.nn.cnn import Cnn, CnnConfig
 from unveil.nn.vit import ViT, ViTConfig
-from unveil.train.data_order import Batch, ExampleNumbers, IndexableItems, Part, ShuffledRows
+from unveil.train.data_order import Batch, BatchPart, ExampleNumbers, IndexableItems, ShuffledRows
 from unveil.train.learner import AdamWOptions, Learner
 from unveil.train.lr_schedule import Schedule
 from unveil.train.trainer import learn, learn_in_memory
@@ -204,7 +204,7 @@ class ClassifierLearner(Learner):
             self._batch = step, pixels, self.images.labels[rows]
         return self._batch[1:]
 
-    def _logits(self, pixels: Tensor, step: int, part: Part) -> Tensor:
+    def _logits(self, pixels: Tensor, step: int, part: BatchPart) -> Tensor:
         """The logits of images; a noisy classifier's have noise of times that step and position decide alone.
 
         Source: Dhariwal & Nichol 2021, section 4 (arXiv:2105.05233).
@@ -230,7 +230,7 @@ class ClassifierLearner(Learner):
         self.order.restore(state)
         self._batch = None
 
-    def averaged(self, average: Any) -> dict[str, dict[str, Tensor]]:
+    def ema_tensors(self, average: Any) -> dict[str, dict[str, Tensor]]:
         """Tensors of the network."""
         return {FILE: dict(average.state_dict())}
 
@@ -238,7 +238,7 @@ class ClassifierLearner(Learner):
         """The network as trained, and the card."""
         return {FILE: dict(self.model.state_dict()), "card.md": self.card(about)}
 
-    def load(self, model: Any, folder: Path, which: model_folder.Which) -> None:
+    def load(self, model: Any, folder: Path, which: model_folder.WeightSet) -> None:
         """Copy a folder's weights.
 
         Raises:

@@ -335,7 +335,7 @@ class ExampleNumbers(Dataset[Batch]):
         return Batch(numbers, torch.empty(0), {})
 
 
-class Part(NamedTuple):
+class BatchPart(NamedTuple):
     """A part of a step's batch.
 
     positions: of its examples in the batch. whole: whether it is all of the batch.
@@ -377,7 +377,7 @@ class RandomOrder(ABC):
             self._generator = torch.get_rng_state()
             torch.set_rng_state(before)
 
-    def forward_pass(self, part: Part) -> AbstractContextManager[None]:
+    def forward_pass(self, part: BatchPart) -> AbstractContextManager[None]:
         """The context of a forward pass.
 
         The pass of a whole batch draws dropout from the same generator. Where a batch is split, each part draws from
@@ -385,10 +385,10 @@ class RandomOrder(ABC):
         """
         return self.drawing() if part.whole else nullcontext()
 
-    def part(self, numbers: Sequence[int]) -> Part:
+    def part(self, numbers: Sequence[int]) -> BatchPart:
         """The part of a batch that has these example numbers."""
         begin = numbers[0] % self.batch_size
-        return Part(slice(begin, begin + len(numbers)), len(numbers) == self.batch_size)
+        return BatchPart(slice(begin, begin + len(numbers)), len(numbers) == self.batch_size)
 
     def state(self) -> dict[str, Tensor]:
         """Tensors that a resumed run needs."""

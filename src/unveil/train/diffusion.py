@@ -91,7 +91,7 @@ class DiffusionLearner(Learner):
         """Compile the network."""
         self.model.compile_network()
 
-    def held_out(self, items: IndexableItems, at_once: int, count: int, seed: int) -> ValidationLoss:
+    def validator(self, items: IndexableItems, at_once: int, count: int, seed: int) -> ValidationLoss:
         """The objective at fixed times and noise."""
         from unveil.train.callbacks import ValidationLoss
 
@@ -100,7 +100,7 @@ class DiffusionLearner(Learner):
         batch = self._fixed(items, count)
         return ValidationLoss(batch, self.objective, seed, at_once, hints)
 
-    def samples(self, items: IndexableItems, seed: int, stop: Stop) -> tuple[Samples, int | None] | None:
+    def sample_sheets(self, items: IndexableItems, seed: int, stop: Stop) -> tuple[Samples, int | None] | None:
         """Two rows of the classes, or images for the conditions of some items."""
         from unveil.train.callbacks import Samples
 
@@ -119,7 +119,7 @@ class DiffusionLearner(Learner):
         batch = fixed_subset(items, count, self.key, self.raw_keys, self.batching)
         return batch._replace(raw=drop_unknown_captions(self.model, batch.raw))
 
-    def averaged(self, average: Model) -> dict[str, dict[str, Tensor]]:
+    def ema_tensors(self, average: Model) -> dict[str, dict[str, Tensor]]:
         """Tensors of denoiser and conditioners; the autoencoder is frozen."""
         return {
             name: tensors
@@ -131,7 +131,7 @@ class DiffusionLearner(Learner):
         """The model as trained."""
         return checkpoint_store.model_files(self.model, about=about)
 
-    def load(self, model: Model, folder: Path, which: model_folder.Which) -> None:
+    def load(self, model: Model, folder: Path, which: model_folder.WeightSet) -> None:
         """Copy a folder's weights."""
         model_folder.load_into(model, folder, which)
 

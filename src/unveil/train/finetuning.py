@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import torch
 
-from unveil.conditioning.controlnet import Control
+from unveil.conditioning.controlnet import AttachedControlNet
 from unveil.conditioning.learned_text_encoder import LearnedTextEncoder
 from unveil.conditioning.text_encoder import TextEncoder
 from unveil.data.control_images import HINT
@@ -86,7 +86,7 @@ def _remade(model: Model, base: BaseModel, config: ModelConfig) -> Model:
         mine = other.conditioners[key]
         if isinstance(part, LearnedTextEncoder) and isinstance(mine, LearnedTextEncoder):
             mine.load_state_dict(part.state_dict())
-            mine.take_files(part.files())
+            mine.restore_files(part.files())
         else:
             other.conditioners[key] = part
     return other.to(model.device)
@@ -139,7 +139,7 @@ def model_config_on_base(model: Model, base: BaseModel, recipe: Recipe, besides:
             raise RecipeError(f"{name} of the base {base.path} is {theirs}, of the recipe {mine}; make them equal")
     for section in ours.condition:
         if isinstance(section, TextSection):
-            cast(TextEncoder, model.conditioners[section.key]).keep(section.cache)
+            cast(TextEncoder, model.conditioners[section.key]).set_cache_size(section.cache)
     return ours
 
 
@@ -171,7 +171,7 @@ def setup_controlnet(model: Model, base: BaseModel, recipe: Recipe) -> Model:
     if config.network_config() != network.config:
         raise RecipeError(f"network of the base {base.path} is {network.config}, which the recipe has to say")
     model.requires_grad_(False)
-    model.with_controlnets(Control(HINT, init_controlnet(model, network, recipe)))
+    model.with_controlnets(AttachedControlNet(HINT, init_controlnet(model, network, recipe)))
     model.config, model.sampling = config, recipe.sample
     model.base = base._replace(what="control")
     return model
@@ -193,5 +193,5 @@ def init_controlnet(model: Model, network: UNet, recipe: Recipe) -> ControlNet:
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)
-        control = ControlNet.of(network, hint_channels=recipe.control.hint_channels, hint_widths=widths)
+        control = ControlNet.from_unet(network, hint_channels=recipe.control.hint_channels, hint_widths=widths)
     return control.requires_grad_(True)

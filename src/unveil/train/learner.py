@@ -143,11 +143,11 @@ class Learner(ABC):
 
     # ------------------------------------------------------------------ what a run shows
 
-    def held_out(self, items: IndexableItems, at_once: int, count: int, seed: int) -> Validator | None:
+    def validator(self, items: IndexableItems, at_once: int, count: int, seed: int) -> Validator | None:
         """A measurement on items that never train; None where there is none."""
         return None
 
-    def samples(self, items: IndexableItems, seed: int, stop: Stop) -> tuple[SampleSheets, int | None] | None:
+    def sample_sheets(self, items: IndexableItems, seed: int, stop: Stop) -> tuple[SampleSheets, int | None] | None:
         """What draws sheets, and the images in a row of them; None where there is nothing to see."""
         return None
 
@@ -157,7 +157,7 @@ class Learner(ABC):
         """Change the EMA weights one last time, before the last checkpoint."""
 
     @abstractmethod
-    def averaged(self, average: Any) -> dict[str, dict[str, Tensor]]:
+    def ema_tensors(self, average: Any) -> dict[str, dict[str, Tensor]]:
         """Tensors of the averaged model by file name; frozen parts are among `files` only."""
 
     @abstractmethod

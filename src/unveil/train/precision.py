@@ -8,7 +8,7 @@ from unveil.errors import RecipeError
 from unveil.model.config.train import Precision
 
 
-def resolve(wanted: Precision, device: torch.device) -> str:
+def resolve_precision(wanted: Precision, device: torch.device) -> str:
     """Lightning's name of a precision: "32-true", "bf16-mixed" or "16-mixed".
 
     Raises:

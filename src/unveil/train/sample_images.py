@@ -19,7 +19,7 @@ from unveil.io.files import write_atomically
 COMMON = {"step", "loss", "grad_norm", "loss_by_t", "lr", "skipped", "steps_per_second"}
 
 
-def sheet(samples: Tensor, columns: int | None = None) -> bytes:
+def image_sheet(samples: Tensor, columns: int | None = None) -> bytes:
     """A PNG of samples (B, C, H, W) in [-1, 1], C of 1 or 3, side by side with a margin; of clips, a row of each.
 
     Small ones are enlarged pixel by pixel, so that an 8 x 8 digit can be seen and nothing is smoothed away.
@@ -33,7 +33,7 @@ def sheet(samples: Tensor, columns: int | None = None) -> bytes:
     return images.png(images.frame_rows(pixels) if pixels.ndim == 5 else images.make_grid(pixels, columns))
 
 
-def beside(hints: Sequence[Tensor], samples: Tensor) -> tuple[Tensor, int]:
+def with_control_images(hints: Sequence[Tensor], samples: Tensor) -> tuple[Tensor, int]:
     """Each sample behind the hints that it was drawn by, and the images in a row of a sheet of these.
 
     Args:

@@ -26,7 +26,7 @@ from unveil.model.config.sections import validate
 from unveil.model.config.seq2seq import DecodeConfig, SequenceTrainConfig, TokensConfig
 from unveil.model.seq2seq import exact_match
 from unveil.model.seq2seq_folder import SequenceModel
-from unveil.nn.tokenizer import BEGIN, END, PADDING, Vocabulary, padded
+from unveil.nn.tokenizer import BEGIN, END, PADDING, Vocabulary, pad_sequences
 from unveil.nn.transformer import Transformer, TransformerConfig, token_loss
 from unveil.playground.text_pairs import Pair, TaskConfig, open_pairs
 from unveil.train import lr_schedule
@@ -145,7 +145,10 @@ class SequenceLearner(Learner):
                 self._rows = step, self.order.draw().tolist()
         rows = self._rows[1]
         chosen = [self.examples[row] for row in rows[part.positions]]
-        source, target = padded([each.source for each in chosen]), padded([each.target for each in chosen])
+        source, target = (
+            pad_sequences([each.source for each in chosen]),
+            pad_sequences([each.target for each in chosen]),
+        )
         source, target = source.to(self.device), target.to(self.device)
         with self.order.forward_pass(part):
             logits = self.model(source, target[:, :-1], mask=source != PADDING)
@@ -169,7 +172,7 @@ class SequenceLearner(Learner):
         self.order.restore(state)
         self._rows = None
 
-    def averaged(self, average: Any) -> dict[str, dict[str, Tensor]]:
+    def ema_tensors(self, average: Any) -> dict[str, dict[str, Tensor]]:
         """Tensors of the network."""
         return {FILE: dict(average.state_dict())}
 
@@ -177,7 +180,7 @@ class SequenceLearner(Learner):
         """The network as trained, its vocabularies and the card."""
         return {FILE: dict(self.model.state_dict()), WORDS: self._words(), "card.md": self.card(about)}
 
-    def load(self, model: Any, folder: Path, which: model_folder.Which) -> None:
+    def load(self, model: Any, folder: Path, which: model_folder.WeightSet) -> None:
         """Copy a folder's weights.
 
         Raises:

@@ -56,7 +56,7 @@ def save(module: TrainingModule, window: RunningMean, parent: Path, *, items: in
         "scaler": None if module.scaler is None else module.scaler.state_dict(),
     }
     learner = module.learner
-    averaged = {f"ema/{name}": tensors for name, tensors in learner.averaged(module.average.model).items()}
+    averaged = {f"ema/{name}": tensors for name, tensors in learner.ema_tensors(module.average.model).items()}
     files = {**learner.files(about), **averaged, TENSORS: state, VALUES: values}
     folder = parent / checkpoint_store.step_name(module.step)
     checkpoint_store.save(folder, files, kind="training", step=module.step, replace=True)

@@ -31,7 +31,7 @@ from unveil.train.data_order import BatchPlan, EpochShuffle, FixedBatch, Indexab
 from unveil.train.diffusion import DiffusionLearner
 from unveil.train.learner import Learner
 from unveil.train.metrics_logger import duration, log
-from unveil.train.precision import resolve
+from unveil.train.precision import resolve_precision
 from unveil.train.run_folder import RunFolder, environment
 from unveil.train.signals import INTERRUPTED, Stop
 from unveil.train.variable_size import check_sizes, token_counts
@@ -116,7 +116,7 @@ def learn(
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     steps = _steps(config, lengths, len(dataset), world)
-    precision = resolve(config.precision, learner.device)
+    precision = resolve_precision(config.precision, learner.device)
     if config.compile:
         learner.compile()
     folder = RunFolder(Path(run), recorded, writes=rank == 0)
@@ -150,7 +150,7 @@ def learn_in_memory(
         OutOfResources: memory ran out.
         Cancelled: Ctrl-C or SIGTERM; `exit_code` is 130 or 143.
     """
-    precision = resolve(config.precision, learner.device)
+    precision = resolve_precision(config.precision, learner.device)
     steps = _steps(config, None, len(dataset), 1)
     with Stop(answer="leaving") as stop, _quiet_lightning(), _own_generators(learner.device):
         from unveil.train.callbacks import StepCallback
@@ -223,11 +223,11 @@ class _Job:
         config, held_out = self.config, self.held_out
         if held_out is not None and len(held_out):
             at_once = config.batch_size // (self.world * config.grad_accum_steps)
-            watch.held_out = self.learner.held_out(
+            watch.held_out = self.learner.validator(
                 held_out, at_once, min(len(held_out), config.batch_size), config.seed
             )
         items = held_out if held_out is not None and len(held_out) else self.dataset
-        if (drawn := self.learner.samples(items, config.seed, stop)) is not None:
+        if (drawn := self.learner.sample_sheets(items, config.seed, stop)) is not None:
             watch.samples, watch.columns = drawn
 
     def _end(self, watch: TrainingCallback, step: int) -> Path:

@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from unveil.autoencoders.autoencoder import AutoencoderKL, AutoencoderKLConfig, PerChannel, listed
+from unveil.autoencoders.autoencoder import AutoencoderKL, AutoencoderKLConfig, PerChannel, per_channel_list
 from unveil.autoencoders.vq import VQModel, VQModelConfig
 from unveil.checkpoints.format import Format, Signature
 from unveil.checkpoints.formats import ddpm
@@ -168,7 +168,7 @@ def convert_state_dict(theirs: Mapping[str, Tensor], config: AutoencoderKLConfig
     shapes = {key: tensor.shape for key, tensor in on_meta.state_dict().items()}
     ours = to_ours(theirs, key_map(config, layout), shapes)
     numbers = {"scale": config.scale, "shift": config.shift}
-    return ours | {name: torch.tensor(listed(numbers[name], config.width)) for name in SCALES}
+    return ours | {name: torch.tensor(per_channel_list(numbers[name], config.width)) for name in SCALES}
 
 
 def published_state_dict(codec: AutoencoderKL | VQModel, layout: Layout = "ldm") -> dict[str, Tensor]:

@@ -120,7 +120,7 @@ class LoadedControlNet(NamedTuple):
     base: BaseModel | None = None
 
 
-def read(path: Path, base: UNetConfig | None = None) -> LoadedControlNet:
+def read_controlnet(path: Path, base: UNetConfig | None = None) -> LoadedControlNet:
     """The ControlNet of a file or a folder, in evaluation mode, its weights in float32.
 
     Args:
@@ -144,7 +144,7 @@ def read(path: Path, base: UNetConfig | None = None) -> LoadedControlNet:
     return loaded
 
 
-def of_published(tensors: Mapping[str, Tensor], heads: Mapping[str, int] | None = None) -> ControlNet:
+def controlnet_from_published(tensors: Mapping[str, Tensor], heads: Mapping[str, int] | None = None) -> ControlNet:
     """The ControlNet of a published file's tensors, in evaluation mode; those of other parts are not looked at.
 
     Args:
@@ -250,7 +250,7 @@ def _published(path: Path, base: UNetConfig | None) -> ControlNet:
     try:
         if base is not None and (copied := _copy_of(base, tensors, shapes_of(tensors))) is not None:
             return copied
-        return of_published(tensors, None if base is None else _heads(base))
+        return controlnet_from_published(tensors, None if base is None else _heads(base))
     except (WeightsError, RecipeError) as problem:
         raise WeightsError(f"{path}: {problem}") from problem
 
@@ -283,7 +283,7 @@ def load(theirs: Mapping[str, Tensor], overrides: ModelOverrides) -> LoadedCheck
         WeightsError: It is incomplete, its heads have to be given, or it is in diffusers' layout.
     """
     heads = {name: value for name in ("heads", "head_channels") if (value := getattr(overrides, name)) is not None}
-    network = of_published(theirs, heads=heads or None)
+    network = controlnet_from_published(theirs, heads=heads or None)
     part = ldm_unet.strip_prefix(theirs, PREFIX)
     alone = theirs.keys() == part.keys()
     unused = () if alone else tuple(sorted(key for key in theirs if not key.startswith(PREFIX)))
@@ -293,7 +293,7 @@ def load(theirs: Mapping[str, Tensor], overrides: ModelOverrides) -> LoadedCheck
 def load_folder(path: Path, dtype: torch.dtype) -> LoadedCheckpoint:
     """Load the ControlNet of a folder, in float32."""
     del dtype
-    network = read(path).network
+    network = read_controlnet(path).network
     return LoadedCheckpoint(network, len(network.state_dict()))
 
 

@@ -29,7 +29,7 @@ from unveil.io.files import read_state, write_tensors
 from unveil.model import Model
 from unveil.model.config.text import TextSection
 from unveil.nn.meta_device import EmptyParameters
-from unveil.nn.text_encoders import ACTIVATIONS, CLIPEncoderConfig, T5EncoderConfig, TowerConfig
+from unveil.nn.text_encoders import ACTIVATIONS, CLIPEncoderConfig, T5EncoderConfig, TextEncoderConfig
 
 WEIGHTS = "model"
 PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt")  # one whose safetensors stands beside it may have a .bin
@@ -49,12 +49,12 @@ class LoadedTextEncoder(NamedTuple):
         rest: what the file holds beside it, in the file's names.
     """
 
-    config: TowerConfig
+    config: TextEncoderConfig
     state: dict[str, Tensor]
     tokenizer: str | None = None
     rest: Mapping[str, Tensor] = {}
 
-    def described(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """The architecture as a recipe's section says it; key, drop and the like are added by whoever knows them."""
         kind = "clip" if isinstance(self.config, CLIPEncoderConfig) else "t5"
         return {
@@ -77,7 +77,7 @@ class LoadedTextEncoder(NamedTuple):
         conditioner.tower.load_state_dict(in_float(self.state), assign=True)
         conditioner.tower.requires_grad_(False)
         if self.tokenizer is not None:
-            conditioner.take_files({"tokenizer.json": self.tokenizer})
+            conditioner.restore_files({"tokenizer.json": self.tokenizer})
         return conditioner
 
     def conditioner(self, section: TextSection) -> TextEncoder:
@@ -87,7 +87,7 @@ class LoadedTextEncoder(NamedTuple):
         return self.fill(built)
 
 
-def read(path: Path, *, number: int = 1, settings: Mapping[str, Any] | None = None) -> LoadedTextEncoder:
+def read_text_encoder(path: Path, *, number: int = 1, settings: Mapping[str, Any] | None = None) -> LoadedTextEncoder:
     """The text encoder of a folder or a file.
 
     Args:
@@ -184,7 +184,7 @@ def fill(model: Model, base: Path = Path()) -> Model:
                 if isinstance(expected, CLIPEncoderConfig)
                 else None
             )
-            loaded = read(base / section.weights, settings=shape)
+            loaded = read_text_encoder(base / section.weights, settings=shape)
             if isinstance(expected, CLIPEncoderConfig) and isinstance(
                 loaded.config, CLIPEncoderConfig
             ):  # what no weight depends on
@@ -274,7 +274,7 @@ def _read_tokenizer(words: Path) -> str:
     return file.read_text("utf-8")
 
 
-def _read_t5_config(config: TowerConfig, settings: Mapping[str, Any], words: Path) -> T5EncoderConfig:
+def _read_t5_config(config: TextEncoderConfig, settings: Mapping[str, Any], words: Path) -> T5EncoderConfig:
     assert isinstance(config, T5EncoderConfig)  # by its place
     file = words / "tokenizer_config.json"
     longest = (read_json(file) if file.is_file() else {}).get("model_max_length", config.max_length)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from unveil.autoencoders import Codec
+from unveil.autoencoders import LatentAutoencoder
 from unveil.checkpoints.formats import text_encoder
 from unveil.checkpoints.hf.image_adapters import CLIPS, NETWORKS, check_settings
 from unveil.checkpoints.hf.pipeline_folder import PipelineFolder
@@ -20,7 +20,7 @@ from unveil.checkpoints.hf.video_vaes import CLIP_CODECS
 from unveil.checkpoints.hf.weights import fill, tensors_of
 from unveil.checkpoints.scheduler import SchedulerConfig, read_scheduler
 from unveil.conditioning import clip_tokenizer
-from unveil.conditioning.text_encoder import FileTokenizer, Gives, TextEncoder
+from unveil.conditioning.text_encoder import EncoderOutput, FileTokenizer, TextEncoder
 from unveil.core.denoiser import Denoiser
 from unveil.core.flow import DynamicShift
 from unveil.core.prediction import PREDICTIONS, Prediction, rectified_flow
@@ -49,7 +49,7 @@ def assemble_model(
     folder: PipelineFolder,
     network: nn.Module,
     scheduler: SchedulerConfig,
-    codec: Codec,
+    codec: LatentAutoencoder,
     shape: tuple[int, ...],
     conditioners: Sequence[nn.Module],
     sample: Mapping[str, Any],
@@ -135,7 +135,7 @@ def build_module(folder: PipelineFolder, kind: str, settings: Mapping[str, Any])
 def encoder_of(
     folder: PipelineFolder,
     number: int,
-    gives: Gives,
+    gives: EncoderOutput,
     dtype: torch.dtype,
     length: int,
     attend: Literal["tokens", "all"] = "all",
@@ -161,7 +161,7 @@ def encoder_of(
         tower = text_encoders.build(config)
     fill(tower, loaded.state, dtype, folder.path / f"text_encoder{end}")
     tokenizer = clip_tokenizer.clip_tokenizer() if loaded.tokenizer is None else FileTokenizer(loaded.tokenizer)
-    return TextEncoder(tower, tokenizer, gives=gives), dtype
+    return TextEncoder(tower, tokenizer, output=gives), dtype
 
 
 @contextmanager

@@ -29,7 +29,7 @@ class DiffusersUNet(nn.Module):
     Source: Podell et al. 2023, section 2.2 (arXiv:2307.01952).
     """
 
-    beside = SIZES
+    extra_dims = SIZES
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class MMDiT(nn.Module):
     Source: Esser et al. 2024, section 4 (arXiv:2403.03206).
     """
 
-    beside = 0
+    extra_dims = 0
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -92,9 +92,9 @@ class Flux(nn.Module):
         super().__init__()
         self.net = net
         settings: Any = net.config
-        self.beside = 1 if settings.guidance_embeds else 0
+        self.extra_dims = 1 if settings.guidance_embeds else 0
         self.pooled = int(settings.pooled_projection_dim)
-        self.vector_dim = self.pooled + self.beside
+        self.vector_dim = self.pooled + self.extra_dims
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         """The velocity at latents (B, C, H, W) and times in thousandths (B,)."""
@@ -107,7 +107,7 @@ class Flux(nn.Module):
         y = self.net(
             hidden_states=functional.pixel_unshuffle(x, self.patch).flatten(2).transpose(1, 2),
             timestep=t / 1000,  # which it multiplies again
-            guidance=vector[:, -1] if self.beside else None,
+            guidance=vector[:, -1] if self.extra_dims else None,
             pooled_projections=vector[:, : self.pooled],
             encoder_hidden_states=tokens,
             txt_ids=places.new_zeros(tokens.shape[1], 3),

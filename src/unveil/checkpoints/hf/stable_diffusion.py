@@ -32,7 +32,7 @@ SPACING = {"timestep_spacing": "leading", "steps_offset": 1, "set_alpha_to_one":
 CONFIG = "scheduler_config.json"
 
 
-def read(folder: PipelineFolder) -> LoadedCheckpoint:
+def read_stable_diffusion(folder: PipelineFolder) -> LoadedCheckpoint:
     """The model of a folder, in evaluation mode and float32, and how the folder fitted it.
 
     Raises:
@@ -63,7 +63,7 @@ def report(folder: PipelineFolder) -> dict[str, KeyMatchReport]:
     Raises:
         WeightsError, RecipeError: as `read`, which lists keys that do not fit.
     """
-    unused = {key for key in read(folder).unused}
+    unused = {key for key in read_stable_diffusion(folder).unused}
     reports: dict[str, KeyMatchReport] = {}
     for name in PARTS:
         keys = list(folder.tensors(name))

@@ -1,6 +1,6 @@
 """Diffusers' networks of clips as ours: forward(x, t, condition), x being latents (B, C, T, H, W).
 
-A network with `tells_parts` takes a level for each of its tokens; the others take one for each clip.
+A network with `takes_token_levels` takes a level for each of its tokens; the others take one for each clip.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Wan(nn.Module):
     Source: Wan team 2025, section 4.2 (arXiv:2503.20314); levels of tokens: Wan 2.2's TI2V network.
     """
 
-    tells_parts = True
+    takes_token_levels = True
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class WanTwoExperts(nn.Module):
     Source: Wan 2.2's published inference code (github.com/Wan-Video/Wan2.2).
     """
 
-    tells_parts = False
+    takes_token_levels = False
 
     def __init__(self, noisy: Wan, clean: Wan, boundary: float) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class LTX(nn.Module):
     Source: HaCohen et al. 2024, section 3 (arXiv:2501.00103).
     """
 
-    tells_parts = True
+    takes_token_levels = True
     vector_dim = 1  # frames per second
 
     def __init__(self, net: nn.Module, rates: tuple[int, int] = (8, 32)) -> None:
@@ -159,7 +159,7 @@ class LTX(nn.Module):
             encoder_hidden_states=tokens,
             timestep=levels.flatten(1) if levels.ndim > 1 else levels,
             encoder_attention_mask=mask,
-            video_coords=self._coordinates(x, vector[:, 0], condition.places),
+            video_coords=self._coordinates(x, vector[:, 0], condition.positions),
             return_dict=False,
         )[0]
         return y.transpose(1, 2).unflatten(2, x.shape[2:])
@@ -185,14 +185,14 @@ class CogVideoX(nn.Module):
     Source: Yang et al. 2024, section 2.2 (arXiv:2408.06072).
     """
 
-    tells_parts = False
+    takes_token_levels = False
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
         self.settings: Any = net.config
         self.patch = self.multiple = int(self.settings.patch_size)
-        self.together = int(self.settings.patch_size_t or 1)  # latent frames of a token
+        self.frames_per_token = int(self.settings.patch_size_t or 1)  # latent frames of a token
         self._tables: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
@@ -204,8 +204,8 @@ class CogVideoX(nn.Module):
         """
         tokens = prompt_tokens(condition, masked=False)
         check_size(x, self.patch)
-        if x.shape[2] % self.together:
-            raise ShapeError(f"latents {tuple(x.shape)}: their frames must be a multiple of {self.together}")
+        if x.shape[2] % self.frames_per_token:
+            raise ShapeError(f"latents {tuple(x.shape)}: their frames must be a multiple of {self.frames_per_token}")
         y = self.net(
             hidden_states=x.transpose(1, 2),
             encoder_hidden_states=tokens,
@@ -228,7 +228,7 @@ class CogVideoX(nn.Module):
                 where: dict[str, Any] = {"crops_coords": _centred(grid, base)}
             else:
                 where = {"crops_coords": None, "grid_type": "slice", "max_size": base}
-            frames = size[0] // self.together
+            frames = size[0] // self.frames_per_token
             self._tables[size] = table(
                 embed_dim=settings.attention_head_dim, grid_size=grid, temporal_size=frames, device=x.device, **where
             )
@@ -246,16 +246,16 @@ class Hunyuan(nn.Module):
     Source: Kong et al. 2024, section 4.2 (arXiv:2412.03603).
     """
 
-    tells_parts = False
+    takes_token_levels = False
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
         settings: Any = net.config
         self.patch = self.multiple = int(settings.patch_size)
-        self.beside = 1 if settings.guidance_embeds else 0
+        self.extra_dims = 1 if settings.guidance_embeds else 0
         self.pooled = int(settings.pooled_projection_dim)
-        self.vector_dim = self.pooled + self.beside
+        self.vector_dim = self.pooled + self.extra_dims
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         """The velocity at latents and times in thousandths (B,).
@@ -273,7 +273,7 @@ class Hunyuan(nn.Module):
             encoder_hidden_states=tokens,
             encoder_attention_mask=tokens.new_ones(tokens.shape[:2]) if mask is None else mask.to(tokens.dtype),
             pooled_projections=vector[:, : self.pooled],
-            guidance=1000 * vector[:, -1] if self.beside else None,
+            guidance=1000 * vector[:, -1] if self.extra_dims else None,
             return_dict=False,
         )[0]
 

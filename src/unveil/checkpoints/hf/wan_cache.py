@@ -47,7 +47,7 @@ class CachedWan:
             levels: (B,) or of each token (B, T', H', W').
             tokens: of the text, (B, L, D).
         """
-        texts = self._texts.of(tokens, lambda: self._read(tokens))
+        texts = self._texts.get(tokens, lambda: self._read(tokens))
         modulation = self._modulation(levels, x.device)
         h = self.net.patch_embedding(x)  # (B, D, T', H', W')
         grid = h.shape[2:]

@@ -68,8 +68,8 @@ class VideoInfo(NamedTuple):
     codec: str
     width: int
     height: int
-    turn: int
-    wide: float
+    orientation: int
+    pixel_aspect: float
     first: int
     tick: float
     frames: int
@@ -85,15 +85,15 @@ class VideoInfo(NamedTuple):
         return self.rate or (self.frames - 1) / self.seconds
 
     @property
-    def shown(self) -> tuple[int, int]:
+    def square_pixel_size(self) -> tuple[int, int]:
         """Width and height with square pixels, before it is turned upright."""
-        return max(1, round(self.width * self.wide)), self.height
+        return max(1, round(self.width * self.pixel_aspect)), self.height
 
     @property
     def upright(self) -> tuple[int, int]:
         """Width and height as it is shown."""
-        width, height = self.shown
-        return (height, width) if self.turn >= 5 else (width, height)
+        width, height = self.square_pixel_size
+        return (height, width) if self.orientation >= 5 else (width, height)
 
     def since(self, time: float) -> float:
         """A time in seconds before the last frame that is not later than `time`, and after all that are earlier."""
@@ -123,7 +123,7 @@ class FrameSelection(NamedTuple):
     background: tuple[int, int, int] = (255, 255, 255)
 
 
-class VideoDecoder:
+class VideoReader:
     """A child process that decodes, started when it is first needed, and again where it died.
 
     One object may be used by several threads, which wait for each other, and after a fork or in another process,
@@ -146,7 +146,7 @@ class VideoDecoder:
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.__init__(**state)
 
-    def look(self, path: Path, limits: VideoLimits) -> VideoInfo:
+    def probe(self, path: Path, limits: VideoLimits) -> VideoInfo:
         """Decode a whole video and return its properties.
 
         Raises:
@@ -160,7 +160,7 @@ class VideoDecoder:
             problem = fault(file, container)
         if problem is not None:
             raise DataError(problem)
-        answer, _ = self._ask(limits.request("look", path), 0)
+        answer, _ = self._ask(limits.request("probe", path), 0)
         try:
             return _info(container, answer)
         except (KeyError, TypeError, ValueError, OverflowError) as problem:
@@ -226,7 +226,7 @@ class VideoDecoder:
                 timer.cancel()
 
 
-def _start(decoder: VideoDecoder) -> subprocess.Popen[bytes]:
+def _start(decoder: VideoReader) -> subprocess.Popen[bytes]:
     import_extra("av", "clips in files", "video")  # its error names what to install
     child = subprocess.Popen(
         sandbox.command("unveil.io.video.decoder_process"),

@@ -79,7 +79,7 @@ def write_video(
         path: a key of `FORMS` as its suffix, or none for a folder of frame_00000.png and so on.
         pixels: uint8 (1 or 3, T, H, W); or parts of a video, one after another along T, of one size.
         rate: frames per second.
-        facts: Generation metadata in JSON's types; `generation.image_output.read_facts` reads them back. "clip" is
+        facts: Generation metadata in JSON's types; `generation.image_output.read_generation_metadata` reads them back. "clip" is
             added: size, frames per second.
 
     Raises:

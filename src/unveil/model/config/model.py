@@ -18,8 +18,8 @@ from unveil.autoencoders import (
     Autoencoder,
     AutoencoderKL,
     AutoencoderKLConfig,
-    CodecConfig,
     Identity,
+    LatentConfig,
     VideoAutoencoderKL,
     VideoAutoencoderKLConfig,
     VQModel,
@@ -98,7 +98,7 @@ AUTOENCODERS: dict[str, type[AutoencoderKL] | type[VQModel]] = {
     "vq": VQModel,
     "video": VideoAutoencoderKL,
 }
-SECTIONS: dict[type[CodecConfig], type[PartSection]] = {
+SECTIONS: dict[type[LatentConfig], type[PartSection]] = {
     AutoencoderKLConfig: KLSection,
     VQModelConfig: VQSection,
     VideoAutoencoderKLConfig: VideoSection,
@@ -166,7 +166,7 @@ def build_autoencoder(autoencoder: AutoencoderChoice, shape: Sequence[int]) -> I
 
 def section_of(autoencoder: Autoencoder) -> PartSection:
     """Section of an autoencoder, with its present scale and shift."""
-    config: CodecConfig = autoencoder.config
+    config: LatentConfig = autoencoder.config
     kind = SECTIONS[type(config)]
     settings: dict[str, Any] = {
         f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name in kind.model_fields

@@ -12,8 +12,8 @@ from pydantic import Field, model_validator
 from unveil.errors import RecipeError, did_you_mean
 from unveil.model import migration
 from unveil.model.config.autoencoder import (
-    AutoencoderConfig,
     AutoencoderLossSection,
+    AutoencoderModelConfig,
     ClipLengthSection,
     ReconstructionConfig,
     check_lengths,
@@ -165,7 +165,7 @@ class ClassifierRecipe(RecipeHeader):
     smoke_test: dict[str, Any] = Field(default_factory=dict)
 
 
-class AutoencoderRecipe(AutoencoderConfig, RecipeHeader):
+class AutoencoderRecipe(AutoencoderModelConfig, RecipeHeader):
     """An autoencoder (VAE): it encodes images as latents, and decodes latents to images.
 
     Attributes:
@@ -198,9 +198,9 @@ class AutoencoderRecipe(AutoencoderConfig, RecipeHeader):
         return self
 
     @property
-    def model(self) -> AutoencoderConfig:
+    def model(self) -> AutoencoderModelConfig:
         """The part that a saved autoencoder keeps."""
-        return AutoencoderConfig.model_construct(shape=self.shape, autoencoder=self.autoencoder)
+        return AutoencoderModelConfig.model_construct(shape=self.shape, autoencoder=self.autoencoder)
 
 
 class SequenceRecipe(Seq2SeqFields, RecipeHeader):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, model_validator
 
 from unveil.conditioning import clip_tokenizer
-from unveil.conditioning.text_encoder import Emphasis, Gives, TextEncoder
+from unveil.conditioning.text_encoder import EncoderOutput, PromptWeighting, TextEncoder
 from unveil.errors import RecipeError
 from unveil.model.config.sections import PartSection, Section, choice, section
 from unveil.nn.text_encoders import CLIPEncoderConfig, T5EncoderConfig, build, expand_preset
@@ -42,8 +42,8 @@ class TextSection(Section):
     tokenizer: Literal["clip", "file"] = "clip"
     weights: str | None = None
     drop_prob: float = Field(default=0.0, ge=0, lt=1)
-    output: Gives = "tokens"
-    prompt_weighting: Emphasis = "none"
+    output: EncoderOutput = "tokens"
+    prompt_weighting: PromptWeighting = "none"
     num_chunks: Annotated[int, Field(ge=1, le=100)] = 1
     uncond: str = ""
     cache: int = Field(default=0, ge=0)
@@ -67,8 +67,8 @@ class TextSection(Section):
             clip_tokenizer.clip_tokenizer() if self.tokenizer == "clip" else None,
             self.drop_prob,
             key=self.key,
-            gives=self.output,
-            emphasis=self.prompt_weighting,
-            chunks=self.num_chunks,
-            nothing=self.uncond,
-        ).keep(self.cache)
+            output=self.output,
+            prompt_weighting=self.prompt_weighting,
+            num_chunks=self.num_chunks,
+            uncond=self.uncond,
+        ).set_cache_size(self.cache)

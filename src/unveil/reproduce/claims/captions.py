@@ -14,7 +14,7 @@ from unveil.model import Model
 from unveil.playground.dataset import Playground, PlaygroundConfig
 from unveil.playground.eval_prompts import dataset_prompts
 from unveil.playground.prompt_rules import expand_by_rules
-from unveil.playground.world.caption_templates import Register
+from unveil.playground.world.caption_templates import CaptionStyle
 from unveil.reproduce.experiment import Claim, Curve, ExperimentContext, ExperimentResults, compare
 from unveil.reproduce.prompt_following import (
     ATTRIBUTE_ERROR,
@@ -46,7 +46,7 @@ IMAGEN = "Photorealistic Text-to-Image Diffusion Models, Saharia et al. 2022 (ar
 # ---------------------------------------------------------------------- captions of a captioner
 
 DENSE, RAW, OWN = "true dense captions", "raw captions", "captions of our captioner, and one raw one in twenty"
-REGISTERS: dict[str, Register] = {DENSE: "dense", RAW: "raw", OWN: "dense"}
+REGISTERS: dict[str, CaptionStyle] = {DENSE: "dense", RAW: "raw", OWN: "dense"}
 COUNT, QUICK_COUNT = 20_000, 100  # clips, and as many pictures, that there are to train on
 NEAR = 0.05  # as far as a captioner's captions may stay behind true ones
 
@@ -103,7 +103,7 @@ SHORT, EXPANDED, TOLD = "short prompts", "short prompts, expanded by the rules",
 
 def _expanded(context: ExperimentContext) -> ExperimentResults:
     model = load(MODEL)
-    ways: dict[str, tuple[Register, Callable[[str], str]]] = {
+    ways: dict[str, tuple[CaptionStyle, Callable[[str], str]]] = {
         SHORT: ("short", str), EXPANDED: ("short", lambda text: expand_by_rules(text).text), TOLD: ("dense", str)
     }  # fmt: skip
 
@@ -130,7 +130,7 @@ def _expanded(context: ExperimentContext) -> ExperimentResults:
 
 
 def _wrong(
-    context: ExperimentContext, model: Model, register: Register, expand: Callable[[str], str], seed: int
+    context: ExperimentContext, model: Model, register: CaptionStyle, expand: Callable[[str], str], seed: int
 ) -> tuple[float, Tensor]:
     """How many clips of a seed's prompts are not as asked, and the first of them."""
     count = context.scale.pick(150, 2)

@@ -145,10 +145,10 @@ def _imposing(model: Model, known: ConditioningFrames, verb: str) -> TaskSpec:
     unit = input_to_unit(known.pixels, model.shape[0], "T, H, W")
 
     def change(sampling_run: SamplingRun, rows: slice) -> SamplingRun:
-        here, until = select_rows(unit, rows), select_rows(known.until, rows)
-        return sampling_run.around(lambda step: replace_known(step, here, until))
+        here, until = select_rows(unit, rows), select_rows(known.release_t, rows)
+        return sampling_run.wrap_denoiser(lambda step: replace_known(step, here, until))
 
-    return replace(conditioned_generation(model, known, verb), change=change)
+    return replace(conditioned_generation(model, known, verb), transform=change)
 
 
 def _away(clips: Tensor, real: Tensor) -> Array:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unveil.io.images import to_pixels
 from unveil.playground import temporal_consistency
-from unveil.playground.world.caption_templates import Register
+from unveil.playground.world.caption_templates import CaptionStyle
 from unveil.reproduce.experiment import Claim, Curve, ExperimentContext, ExperimentResults, compare
 from unveil.reproduce.prompt_following import (
     ATTRIBUTE_ERROR,
@@ -127,7 +127,7 @@ def _spent(variant: RecipeVariant, steps: Sequence[int], quick: bool) -> list[fl
 # ---------------------------------------------------------------------- captions
 
 DENSE, RAW = "dense captions", "raw captions"
-REGISTERS: dict[str, Register] = {DENSE: "dense", RAW: "raw"}
+REGISTERS: dict[str, CaptionStyle] = {DENSE: "dense", RAW: "raw"}
 
 
 def _captions(context: ExperimentContext) -> ExperimentResults:

@@ -49,7 +49,7 @@ class AdaptedDataset(Dataset[Item]):
         return item
 
 
-def adapt(source: SourceDataset, key: str) -> AdaptedDataset:
+def adapt_dataset(source: SourceDataset, key: str) -> AdaptedDataset:
     """The data set with its images under "pixels" as training reads them; other keys pass through.
 
     Args:
