@@ -50,7 +50,7 @@ class Lt(NamedTuple):
 
 
 class _Rule(NamedTuple):
-    """What a field's type allows: one of `choices`, or a number from `least` to below `below`."""
+    """Values that a field's type allows: one of `choices`, or a number from `least` to below `below`."""
 
     name: str
     choices: tuple[Any, ...] = ()

@@ -24,13 +24,13 @@ class LatentConfig(AutoencoderConfig):
     """An autoencoder and its latents.
 
     Args:
-        latent_channels: of the latents, which 1x1 convolutions make of the encoder's z and z of; None: latents are z,
-            without these convolutions (Stable Diffusion 3, FLUX).
-        scale, shift: latents are (z - shift) * scale, so that their deviation is near 1; one number, or one for each
+        latent_channels: Number of channels of the latents, which 1x1 convolutions make of the encoder's z and z of;
+            None: latents are z, without these convolutions (Stable Diffusion 3, FLUX).
+        scale, shift: Latents are (z - shift) * scale, so that their deviation is near 1; one number, or one for each
             channel. A saved codec keeps them among its tensors.
 
     Raises:
-        RecipeError: settings that do not fit together.
+        RecipeError: Settings that do not fit together.
     """
 
     latent_channels: int | None = None
@@ -61,7 +61,7 @@ class LatentConfig(AutoencoderConfig):
         """The shape (C, h, w) of one sample's latents, given that of its pixels.
 
         Raises:
-            ShapeError: images of other channels, or of a size that is not a multiple of `factor`; names the nearest.
+            ShapeError: Images of other channels, or of a size that is not a multiple of `factor`; names the nearest.
         """
         if len(shape) != 3 or shape[0] != self.in_channels:
             raise ShapeError(f"images of shape {tuple(shape)}: must be ({self.in_channels}, H, W)")
@@ -75,8 +75,8 @@ class Autoencoder(nn.Module, ABC):
 
     Attributes:
         scale, shift: (C,), saved with the weights.
-        stochastic: whether an image has several latents, which noise picks from.
-        axes: behind the channels: "H, W" of images, or those of clips.
+        stochastic: True if an image has several latents, which noise picks from.
+        axes: Axes behind the channels: "H, W" of images, or those of clips.
     """
 
     scale: Tensor
@@ -109,7 +109,7 @@ class Autoencoder(nn.Module, ABC):
         """The shape (C, h, w) of one sample's latents, given that of its pixels.
 
         Raises:
-            ShapeError: as `LatentConfig.latent_shape`.
+            ShapeError: As `LatentConfig.latent_shape`.
         """
         return self.config.latent_shape(shape)
 
@@ -125,12 +125,12 @@ class Autoencoder(nn.Module, ABC):
         """Latents (B, C, h, w) of pixels (B, C, H, W) in [-1, 1].
 
         Args:
-            pixels: of a size that is a multiple of `config.factor`.
-            noise: standard normal, of the latents' shape, for a codec with several latents of an image; None: the
+            pixels: Pixels of a size that is a multiple of `config.factor`.
+            noise: Standard normal, of the latents' shape, for a codec with several latents of an image; None: the
                 likeliest.
 
         Raises:
-            ShapeError: other channels, or a size that is not a multiple; names the nearest.
+            ShapeError: Other channels, or a size that is not a multiple; names the nearest.
         """
         return self.latents_of(self.encoded(pixels), noise)
 
@@ -142,7 +142,7 @@ class Autoencoder(nn.Module, ABC):
         """Output of the encoder: (B, moments * C, h, w).
 
         Raises:
-            ShapeError: other channels, or a size that is not a multiple of `config.factor`; names the nearest.
+            ShapeError: Other channels, or a size that is not a multiple of `config.factor`; names the nearest.
         """
         return self.after_encoder(self.encoder(channels_last(pixels)))
 
@@ -249,7 +249,7 @@ class AutoencoderKL(Autoencoder):
         """The Gaussian over z of pixels (B, C, H, W) in [-1, 1].
 
         Raises:
-            ShapeError: other channels, or a size that is not a multiple of `config.factor`; names the nearest.
+            ShapeError: Other channels, or a size that is not a multiple of `config.factor`; names the nearest.
         """
         return self.posterior_of(self.encoded(pixels))
 

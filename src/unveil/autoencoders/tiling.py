@@ -39,9 +39,9 @@ class TiledGroupNorm(nn.Module):
     """A group normalisation over an image of which it sees one tile at a time.
 
     Attributes:
-        statistics: mean and variance (groups,) of the whole image; None: each tile's own.
-        shares: the rows and columns of the tile that it counts, as shares of its size; None: it counts none.
-        last: whether a run ends here.
+        statistics: Mean and variance (groups,) of the whole image; None: each tile's own.
+        shares: The rows and columns of the tile that it counts, as shares of its size; None: it counts none.
+        last: True if a run ends here.
     """
 
     def __init__(self, norm: nn.GroupNorm) -> None:
@@ -108,14 +108,15 @@ class TilingConfig:
     """Layout of the tiles of an image.
 
     Args:
-        side: of a tile, in pixels, its overlaps included; None: 512, or four times what the convolutions reach.
-        overlap: that neighbours share, in pixels; None: twice the reach for a local autoencoder, which is then exact,
-            else 128.
-        norms: where they see the whole image: `own` leaves each tile its own mean and variance, `shrunk` takes
-            those of the image shrunk to a tile, `exact` gathers them over all tiles, one norm after the other.
+        side: Side of a tile, in pixels, its overlaps included; None: 512, or four times what the convolutions reach.
+        overlap: Overlap that neighbours share, in pixels; None: twice the reach for a local autoencoder, which is then
+            exact, else 128.
+        norms: Normalisation over the whole image: `own` leaves each tile its own mean and variance,
+            `shrunk` takes those of the image shrunk to a tile, `exact` gathers them over all tiles, one norm after the
+            other.
 
     Raises:
-        RecipeError: tiles that are not wider than their overlap, or another name.
+        RecipeError: Tiles that are not wider than their overlap, or another name.
     """
 
     side: int | None = None
@@ -146,7 +147,7 @@ class TilingDifference(NamedTuple):
 
 
 class TileBoundaries(NamedTuple):
-    """Where an axis is cut: the first and last place of each tile, and between which places it fades into the next."""
+    """Boundaries of the tiles along an axis: the ends of each tile, and the range in which it fades into the next."""
 
     tiles: list[tuple[int, int]]
     fades: list[tuple[float, float]]
@@ -183,7 +184,7 @@ def tile_boundaries(length: int, side: int, overlap: int, reach: int) -> TileBou
     """Tiles of `side` places that cover `length` of them evenly, neighbours sharing `overlap` or more.
 
     Args:
-        reach: of what is computed; where the overlap allows it, no place counts that a tile's edge reaches.
+        reach: Reach of what is computed; where the overlap allows it, no place counts that a tile's edge reaches.
     """
     if length <= side:
         return TileBoundaries([(0, length)], [])
@@ -203,7 +204,7 @@ def tile_boundaries(length: int, side: int, overlap: int, reach: int) -> TileBou
 
 
 def decoder_reach(config: AutoencoderConfig) -> tuple[int, int]:
-    """How many places what the decoder cuts into tiles depends on, to each side, and the pixels of such a place."""
+    """Receptive field of the tiled layers of the decoder, in positions to each side, and the pixels of a position."""
     reach = 1  # the last convolution
     for level in range(config.split):
         reach += 2 * (config.num_res_blocks + 1)
@@ -245,8 +246,8 @@ def decode(codec: Autoencoder, latents: Tensor, tiling: TilingConfig | None = No
     """Pixels (B, C, H, W), or (B, C, T, H, W) of clips, of latents on the CPU, one sample and one tile of it at a time.
 
     Raises:
-        RecipeError: tiles that are not wider than their overlap.
-        ShapeError: latents of other channels.
+        RecipeError: Tiles that are not wider than their overlap.
+        ShapeError: Latents of other channels.
     """
     config, decoder, tiling = codec.config, codec.decoder, tiling or TilingConfig()
     reach, pixels = decoder_reach(config)
@@ -270,8 +271,8 @@ def encode(
     `noise` is as in `encode`.
 
     Raises:
-        RecipeError: tiles that are not wider than their overlap.
-        ShapeError: other channels, or a size that is not a multiple of the codec's factor; names the nearest.
+        RecipeError: Tiles that are not wider than their overlap.
+        ShapeError: Other channels, or a size that is not a multiple of the codec's factor; names the nearest.
     """
     config, encoder, tiling = codec.config, codec.encoder, tiling or TilingConfig()
     codec.latent_shape(tuple(pixels.shape[1:]))
@@ -308,9 +309,9 @@ class TileJob:
     """One image in tiles: what is run on each, and where they lie.
 
     Args:
-        run: a tile of `source` (1, C, h, w), or of a clip (1, C, t, h, w), to its result.
-        source: the whole of it.
-        rows, columns: in places of which one has `steps[0]` of the source, and `steps[1]` of the result.
+        run: A tile of `source` (1, C, h, w), or of a clip (1, C, t, h, w), to its result.
+        source: The whole of it.
+        rows, columns: In places of which one has `steps[0]` of the source, and `steps[1]` of the result.
     """
 
     run: Callable[[Tensor], Tensor]
@@ -387,7 +388,7 @@ def tiling_difference(codec: Autoencoder, latents: Tensor, tiling: TilingConfig 
     """Difference between decoding in tiles and decoding as a whole, which has to fit into memory for this.
 
     Raises:
-        RecipeError: as `decode`.
+        RecipeError: As `decode`.
     """
     whole, tiled = codec.decode(latents).cpu().float(), decode(codec, latents, tiling).float()
     reach, pixels = decoder_reach(codec.config)
@@ -419,7 +420,7 @@ def decode_with_fallback(codec: SupportsDecode, latents: Tensor) -> Tensor:
     """Pixels of latents as `Autoencoder.decode` gives them; where memory runs out, once more in tiles.
 
     Raises:
-        OutOfResources: memory runs out there too; says what to lower.
+        OutOfResources: Memory runs out there too; says what to lower.
     """
     try:
         return codec.decode(latents)

@@ -30,15 +30,16 @@ class VQModelConfig(LatentConfig):
     """An autoencoder with a codebook; the other settings are those of `LatentConfig`.
 
     Args:
-        codebook_size: entries of the codebook.
-        beta: weight of one term of the loss, see `order`.
+        codebook_size: Entries of the codebook.
+        beta: Weight of one term of the loss, see `order`.
         order: `legacy` weighs the codebook's term (released models), `fixed` the encoder's (the paper).
-        learned: what moves the codebook: `gradient`, or `ema`; the loss is then the encoder's term times beta.
-        ema_decay: of the running counts and means.
-        restart_dead: an entry whose running count falls below this is put on a place of the batch; 0: never.
+        learned: Update rule of the codebook: `gradient`, or `ema`; the loss is then the encoder's term
+            times beta.
+        ema_decay: Decay of the running counts and means.
+        restart_dead: An entry whose running count falls below this is put on a place of the batch; 0: never.
 
     Raises:
-        RecipeError: settings that do not fit together.
+        RecipeError: Settings that do not fit together.
     """
 
     moments: int = field(default=1, init=False)
@@ -85,7 +86,7 @@ class Quantiser(nn.Module):
 
     Attributes:
         codebook: (codes, C).
-        count, total: with running means or restarts, how often each entry was taken and the sum of what took it.
+        count, total: With running means or restarts, how often each entry was taken and the sum of what took it.
     """
 
     count: Tensor
@@ -108,7 +109,7 @@ class Quantiser(nn.Module):
         """Z (B, C, h, w) on the codebook.
 
         Raises:
-            ShapeError: another number of channels than the codebook's.
+            ShapeError: Another number of channels than the codebook's.
         """
         if z.ndim != 4 or z.shape[1] != self.codebook.shape[1]:
             raise ShapeError(f"z {tuple(z.shape)}: must be (B, {self.codebook.shape[1]}, H, W)")
@@ -147,9 +148,9 @@ class Quantiser(nn.Module):
         """One step of the running counts and means in training; returns how many entries were put on new places.
 
         Args:
-            z: of the batch, (B, C, h, w).
-            indices: of its entries, (B, h, w).
-            generator: chooses the places (on the CPU); the same one gives the same places.
+            z: Latents of the batch, (B, C, h, w).
+            indices: Indices of its entries, (B, h, w).
+            generator: Chooses the places (on the CPU); the same one gives the same places.
 
         Source: van den Oord et al. 2017, appendix A.1.
         """
@@ -209,11 +210,11 @@ class Remap:
     """Numbers of entries, counted among those in use only.
 
     Args:
-        used: the entries in use; their places here are their new numbers.
-        unknown: the new number of all others: `extra` is one above the last.
+        used: The entries in use; their places here are their new numbers.
+        unknown: The new number of all others: `extra` is one above the last.
 
     Raises:
-        RecipeError: no entry, one named twice, or an unknown number that is none of the new ones.
+        RecipeError: No entry, one named twice, or an unknown number that is none of the new ones.
 
     Source: github.com/CompVis/taming-transformers, whose transformers see the used part of a codebook.
     """
@@ -245,7 +246,7 @@ def codebook_usage(indices: Tensor, codes: int) -> CodebookUsage:
     """Share of a codebook of `codes` entries that occurs among indices of any shape.
 
     Raises:
-        ShapeError: no indices.
+        ShapeError: No indices.
     """
     if not indices.numel():
         raise ShapeError("usage: no indices; encode at least one image")

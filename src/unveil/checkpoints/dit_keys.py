@@ -54,14 +54,14 @@ LAST = {"dit": "final_layer.adaLN_modulation.1", "diffusers": "proj_out_1"}
 
 
 class DiTWeights(NamedTuple):
-    """What a file holds: the network's state dict and the label conditioner's."""
+    """Contents of a file: the state dicts of the network and of the label conditioner."""
 
     network: dict[str, Tensor]
     label: dict[str, Tensor]
 
 
 class DiTKeyReport(NamedTuple):
-    """Which keys of a file fit a network: its tensors, one line each where something is wrong."""
+    """Comparison of the keys of a file with those of a network."""
 
     layout: Layout
     matched: tuple[str, ...]
@@ -99,7 +99,7 @@ def key_map(config: DiTConfig, layout: Layout) -> KeyMap:
     """Our keys and theirs.
 
     Raises:
-        RecipeError: a configuration that the layout does not have.
+        RecipeError: A configuration that the layout does not have.
     """
     plain = DiTConfig(config.in_channels, config.out_channels)
     wanted = ["block_type", "skips", "qk_norm", "concat_channels"]
@@ -142,7 +142,7 @@ def convert_state_dict(theirs: Mapping[str, Tensor], config: DiTConfig) -> DiTWe
     """Our state dicts of a published one of either layout; tensors are not copied where one makes one.
 
     Raises:
-        WeightsError: a file of another shape: names what it is, and the first tensors that differ.
+        WeightsError: A file of another shape: names what it is, and the first tensors that differ.
     """
     report = compare({key: tensor.shape for key, tensor in theirs.items()}, config)
     if not report.fits:
@@ -172,13 +172,13 @@ def published_state_dict(
     """The published state dict of ours.
 
     Args:
-        network: state dict of the DiT.
-        config: its configuration.
-        label: state dict of the label conditioner.
-        layout: which of the two.
+        network: State dict of the DiT.
+        config: Its configuration.
+        label: State dict of the label conditioner.
+        layout: One of the two layouts.
 
     Raises:
-        RecipeError: a configuration that the layout does not have.
+        RecipeError: A configuration that the layout does not have.
     """
     ours = _turned(network, config)
     table = label[OUR_LABEL]
@@ -217,12 +217,12 @@ def config_from_keys(shapes: Shapes, heads: int | None = None, size: int | None 
     """The configuration that keys and shapes show; blocks of diffusers are taken to share their embedding.
 
     Args:
-        shapes: of the tensors, by published key.
-        heads: of the attention, which leave no trace; those of the published sizes are known.
+        shapes: Shapes of the tensors, by published key.
+        heads: Number of heads of the attention, which leave no trace; those of the published sizes are known.
         size: Side of x, which diffusers' files do not show; 32 by default.
 
     Raises:
-        WeightsError: the keys are not a DiT's, or the heads are not known.
+        WeightsError: The keys are not a DiT's, or the heads are not known.
     """
     layout = detect_layout(shapes)
     if layout is None:
@@ -275,10 +275,10 @@ def closest_named_config(shapes: Shapes) -> str:
 
 
 def compare(shapes: Shapes, config: DiTConfig) -> DiTKeyReport:
-    """Which tensors of a file fit a configuration; the table of labels may have any number of rows.
+    """Compare the tensors of a file with a configuration; the table of labels may have any number of rows.
 
     Raises:
-        WeightsError: not a DiT's file.
+        WeightsError: Not a DiT's file.
     """
     layout = detect_layout(shapes)
     if layout is None:
@@ -298,7 +298,7 @@ def compare(shapes: Shapes, config: DiTConfig) -> DiTKeyReport:
 
 
 def explain_mismatch(theirs: Mapping[str, Tensor], config: DiTConfig, report: DiTKeyReport) -> str:
-    """What a file of another shape is, and where it first differs."""
+    """Describe a file of another shape, and its first difference."""
     is_a = closest_named_config({key: tensor.shape for key, tensor in theirs.items()})
     wanted = config.name or f"one of {config.depth} blocks of width {config.hidden_size} with patch {config.patch}"
     return (

@@ -40,7 +40,7 @@ def to_lora_file(
     """A LoRA in a naming; one on fused rows is written as one of each published module.
 
     Raises:
-        RecipeError: a layer that the naming cannot name.
+        RecipeError: A layer that the naming cannot name.
     """
     if naming == "unveil":
         return LoraFile(native_tensors(added), {})
@@ -156,7 +156,7 @@ def _numbered(entries: Mapping[str, Mapping[str, LoraEntry]], parts: Mapping[str
     """Cloneofsimo's file: every layer of the classes has its number, and those that gain nothing hold zeros.
 
     Raises:
-        RecipeError: a layer that is in none of the classes.
+        RecipeError: A layer that is in none of the classes.
     """
     tensors: dict[str, Tensor] = {}
     metadata: dict[str, str] = {}

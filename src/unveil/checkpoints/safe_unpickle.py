@@ -35,7 +35,7 @@ def tensors_of(path: Path, out: Path) -> str:
     """Writes the file's tensors to `out`; returns which part of the file they are.
 
     Raises:
-        WeightsError: the file holds more than tensors and plain containers, no tensors, or is damaged.
+        WeightsError: The file holds more than tensors and plain containers, no tensors, or is damaged.
     """
     from unveil.errors import WeightsError
 
@@ -90,7 +90,7 @@ def _averaged(content: Any) -> tuple[str, dict[str, Any]] | None:
     """Score SDE's average: a list of tensors without names, in the order of what `model` trains.
 
     Raises:
-        WeightsError: a list that does not fit the model, which is then not taken in its place.
+        WeightsError: A list that does not fit the model, which is then not taken in its place.
     """
     from unveil.checkpoints.formats import score_sde
 

@@ -54,7 +54,7 @@ _TEMPERATURE = math.log(100)  # of OpenCLIP's loss, where its training clipped i
 
 
 class TextEncoderLocation(NamedTuple):
-    """Where in a file a tower is: what stands before its keys, and how they are named."""
+    """Location of a text encoder in a file: the prefix and the layout of its keys."""
 
     layout: Layout
     prefix: str = ""
@@ -84,13 +84,13 @@ def config_from_keys(
     """The configuration that keys and shapes show, and what they do not.
 
     Args:
-        shapes: of the file's tensors, by their key.
-        place: of the tower.
-        heads: of CLIP's attention; None: heads of 64, as in every published one.
-        activation: of CLIP's MLPs; None: OpenCLIP's is the exact GELU, that of width 768 the quick one.
+        shapes: Shapes of the file's tensors, by their key.
+        place: Position of the tower.
+        heads: Number of heads of CLIP's attention; None: heads of 64, as in every published one.
+        activation: Activation of CLIP's MLPs; None: OpenCLIP's is the exact GELU, that of width 768 the quick one.
 
     Raises:
-        WeightsError: not such a tower, or one of a width that no published one has, without its heads and activation.
+        WeightsError: Not such a tower, or one of a width that no published one has, without its heads and activation.
     """
     try:
         return (
@@ -106,7 +106,7 @@ def convert_state_dict(
     """Our state dict of the tower at a place of a file; keys of other parts are not looked at.
 
     Raises:
-        WeightsError: missing or extra keys behind the prefix, or tensors of another shape.
+        WeightsError: Missing or extra keys behind the prefix, or tensors of another shape.
     """
     part = {key: tensor for key, tensor in theirs.items() if _belongs_to(key, place)}
     if place.layout == "t5" and f"{place.prefix}shared.weight" not in part:
@@ -132,10 +132,10 @@ def published_state_dict(
     """Their state dict of a tower's, with what stands beside it.
 
     Args:
-        rest: as `load` found it; None: what published files have.
+        rest: Rest, as `load` found it; None: what published files have.
 
     Raises:
-        WeightsError: missing or extra keys of ours.
+        WeightsError: Missing or extra keys of ours.
     """
     if place.layout == "openclip":
         fused = _fused_keys(config, place.prefix)

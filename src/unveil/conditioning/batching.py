@@ -18,11 +18,11 @@ def build_conditions(
     """The condition that `values` asks for, and the null condition, each of `count` rows.
 
     Args:
-        conditioners: by key.
-        values, count: as `Model.encode` takes them.
+        conditioners: By key.
+        values, count: As `Model.encode` takes them.
 
     Raises:
-        RecipeError: a key or a value that is not known (names the nearest), or a wrong number of values.
+        RecipeError: A key or a value that is not known (names the nearest), or a wrong number of values.
     """
     for key in values:
         if key not in conditioners:

@@ -36,7 +36,7 @@ class BPETokenizer:
     The numbers: 256 signs of bytes, the same as ends of words, a piece for each merge, and the two special tokens.
 
     Args:
-        merges: pairs of pieces that are put together, those of the lowest rank first.
+        merges: Pairs of pieces that are put together, those of the lowest rank first.
     """
 
     def __init__(self, merges: Sequence[tuple[str, str]]) -> None:
@@ -75,7 +75,7 @@ class BPETokenizer:
         """The text of tokens, a space behind every word.
 
         Raises:
-            ShapeError: a number that is not a token's.
+            ShapeError: A number that is not a token's.
         """
         for number in numbers:
             if not 0 <= number < len(self):

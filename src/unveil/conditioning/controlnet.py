@@ -43,16 +43,16 @@ class AttachedControlNet:
     """One ControlNet and how it takes part.
 
     Args:
-        key: of the image that it reads, in the values of a sample.
-        network: the ControlNet.
-        weight: of its residuals; one number, or one for each, the middle's last.
-        start, stop: the part of the run in which it works, as shares of the process's time: 0 is pure noise, 1 the
-            image. A level t counts as 1 - t, so that a range means the same levels for every sampler and grid; on
-            a grid uniform in t it is the share of the steps. `stop` itself is outside, unless it is 1.
-        place: where its residuals are added.
+        key: Key of the image that it reads, in the values of a sample.
+        network: The ControlNet.
+        weight: Weight of its residuals; one number, or one for each, the middle's last.
+        start, stop: The part of the run in which it works, as shares of the process's time: 0 is pure noise, 1 the
+            image. A level t counts as 1 - t, so that a range means the same levels for every sampler and grid; on a
+            grid uniform in t it is the share of the steps. `stop` itself is outside, unless it is 1.
+        blocks: Blocks to which its residuals are added.
 
     Raises:
-        RecipeError: a range that is none, or an unknown place.
+        RecipeError: A range that is none, or an unknown place.
     """
 
     key: str
@@ -92,7 +92,7 @@ class MultiControlNet(nn.Module):
     """All ControlNets of a model; each reads its own channels of `condition.control_image`, in their order.
 
     Raises:
-        RecipeError: no control, two of one key, or an unknown mode.
+        RecipeError: No control, two of one key, or an unknown mode.
     """
 
     def __init__(self, controls: Sequence[AttachedControlNet], mode: ControlMode = "balanced") -> None:
@@ -123,11 +123,11 @@ class MultiControlNet(nn.Module):
         """The condition that the U-Net is given: residuals in the place of the hint.
 
         Args:
-            x, t: as the U-Net is given them.
-            level: that t stands for; None: every control works, whatever its part of the run.
+            x, t: As the U-Net is given them.
+            level: Noise level that t stands for; None: every control works, whatever its part of the run.
 
         Raises:
-            ShapeError: a hint that does not fit.
+            ShapeError: A control image that does not fit.
         """
         shares = [1.0 if level is None else control.share(level, len(x)) for control in self.controls]
         used = replace(condition, control_image=None)
@@ -195,11 +195,11 @@ def check_compatible(control: AttachedControlNet, network: nn.Module, factor: in
     """Return True if a control is for this network.
 
     Args:
-        network: that its residuals are added in.
-        factor: how many times larger than x images are; None: not known.
+        network: Network that its residuals are added in.
+        factor: Number of times larger than x images are; None: not known.
 
     Raises:
-        WeightsError: another network than a U-Net, or another U-Net than the control was copied from; what differs is
+        WeightsError: Another network than a U-Net, or another U-Net than the control was copied from; what differs is
             named with both values.
     """
     if not isinstance(network, UNetEncoder):
@@ -239,7 +239,7 @@ def replace_controlnets(
         the others; None where there are none.
 
     Raises:
-        RecipeError: a key that another condition has, or two controls of one key; nothing is changed then.
+        RecipeError: A key that another condition has, or two controls of one key; nothing is changed then.
     """
     old = set() if before is None else {control.key for control in before.controls}
     for control in controls:

@@ -16,10 +16,10 @@ class ConcatCondition(nn.Module):
     """An image, unchanged except for its range, as channels beside x; "none" is zeros, mid-grey.
 
     Args:
-        channels: of the image.
-        drop: share of the training samples that see "none" instead, in [0, 1).
-        size: height and width of "none"; (1, 1) stands for any size.
-        key: of the item that holds the image.
+        channels: Number of channels of the image.
+        drop: Share of the training samples that see "none" instead, in [0, 1).
+        size: Height and width of "none"; (1, 1) stands for any size.
+        key: Key of the item that holds the image.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class ConcatCondition(nn.Module):
         """(B, C, H, W) images, uint8 or already in [-1, 1], or B images of one size.
 
         Raises:
-            ShapeError: another number of channels or axes, or integers other than uint8.
+            ShapeError: Another number of channels or axes, or integers other than uint8.
         """
         return Condition(concat=_images(raw, self.channels, self.key).to(self.none.device))
 
@@ -51,9 +51,9 @@ class ControlImageCondition(nn.Module):
     Guidance compares with the same hint: it goes away from what the text does not say, not from the image.
 
     Args:
-        channels: of the image.
-        drop: share of the training samples that see "none" instead, in [0, 1).
-        key: of the item that holds the image.
+        channels: Number of channels of the image.
+        drop: Share of the training samples that see "none" instead, in [0, 1).
+        key: Key of the item that holds the image.
     """
 
     stays = True
@@ -70,7 +70,7 @@ class ControlImageCondition(nn.Module):
         """(B, C, H, W) images, uint8 or already in [-1, 1] as everywhere, or B images of one size.
 
         Raises:
-            ShapeError: another number of channels or axes, or integers other than uint8.
+            ShapeError: Another number of channels or axes, or integers other than uint8.
         """
         images = _images(raw, self.channels, self.key).to(self.none.device)
         return Condition(control_image=(images + 1) / 2)
@@ -79,7 +79,7 @@ class ControlImageCondition(nn.Module):
         """Black, one pixel for images of any size.
 
         Raises:
-            RecipeError: hints were never dropped in training, so the model has no "none".
+            RecipeError: Hints were never dropped in training, so the model has no "none".
         """
         if not self.drop:
             raise RecipeError(f"{self.key}: missing; give an image for this control, or take the control away")

@@ -19,9 +19,9 @@ class ScalarCondition(nn.Module):
     Guidance compares two conditions with the same numbers: they have no "none".
 
     Args:
-        usual: the numbers where none are given.
-        before: width of what stands before them in the vector, which is left zero for other conditions to fill.
-        key: of the item that holds them.
+        defaults: Numbers that are used if none are given.
+        offset: Number of values before them in the vector, which is left zero for other conditions to fill.
+        key: Key of the item that holds them.
     """
 
     drop = 0.0
@@ -37,7 +37,7 @@ class ScalarCondition(nn.Module):
         """The numbers of B samples, each a number, a list of them, or text; (B, before + numbers) with zeros before.
 
         Raises:
-            RecipeError: another number of numbers, or something else.
+            RecipeError: Another number of numbers, or something else.
         """
         rows = torch.tensor([self.numbers(value) for value in raw], device=self.defaults.device)
         return Condition(vector=torch.cat([rows.new_zeros(len(rows), self.offset), rows], dim=1))
@@ -50,7 +50,7 @@ class ScalarCondition(nn.Module):
         """The numbers of one sample.
 
         Raises:
-            RecipeError: see `encode`.
+            RecipeError: See `encode`.
         """
         several: list[Any] = list(value) if isinstance(value, Sequence | Tensor) else [value]
         if isinstance(value, str):
@@ -76,9 +76,9 @@ class SizeCondition(ScalarCondition):
     "1024x768", or with left and top of the cut "1024x768+128+0".
 
     Args:
-        shape: of the images, (C, H, W): what is usual is an original of that size, not cut.
-        before: see `Numbers`.
-        key: see `Numbers`.
+        shape: Shape of the images, (C, H, W): what is usual is an original of that size, not cut.
+        offset: As in `ScalarCondition`.
+        key: As in `ScalarCondition`.
 
     Source: Podell et al. 2023, section 2.2 (arXiv:2307.01952).
     """
@@ -92,7 +92,7 @@ class SizeCondition(ScalarCondition):
         return SizeCondition(shape, self.offset, key=self.key).to(self.defaults.device)
 
     def numbers(self, value: Any) -> list[float]:
-        """See `Numbers`; two or four are completed."""
+        """See `ScalarCondition`; two or four are completed."""
         several = re.findall(r"\d+", value) if isinstance(value, str) else value
         if isinstance(value, str) and len(several) in (2, 4):  # width before height, left before top
             several = [several[place ^ 1] for place in range(len(several))]

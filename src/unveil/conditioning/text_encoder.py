@@ -36,12 +36,12 @@ class FileTokenizer:
     """A tokenizer as a `tokenizer.json` describes it; its special tokens are left to the frame.
 
     Args:
-        content: of the file.
-        where: it came from, for messages.
+        content: Content of the file.
+        where: Origin of the file, for messages.
 
     Raises:
-        RecipeError: the tokenizers library is not installed.
-        WeightsError: not such a file.
+        RecipeError: The tokenizers library is not installed.
+        WeightsError: Not such a file.
     """
 
     def __init__(self, content: str, where: str = "tokenizer.json") -> None:
@@ -85,14 +85,15 @@ class TextEncoder(nn.Module):
     """Prompts, by a text encoder whose weights are not trained.
 
     Args:
-        tower: the encoder.
-        tokenizer: of its vocabulary; None: given later, from the folder that the model is loaded from.
-        drop: share of the training samples that see `nothing` instead, in [0, 1).
-        key: of the item that holds the text.
-        gives: a vector per token, one for the whole prompt, or both.
-        emphasis: whether brackets give weights to words, see `prompt.spans`, or are text.
-        chunks: rows that a prompt is laid out in; further ones hold longer prompts, and every prompt has them.
-        nothing: the prompt that stands for "none".
+        tower: The encoder.
+        tokenizer: Tokenizer of its vocabulary; None: given later, from the folder that the model is loaded from.
+        drop: Share of the training samples that get `uncond` instead, in [0, 1).
+        key: Key of the item that holds the text.
+        output: A vector per token, one for the whole prompt, or both.
+        prompt_weighting: Rule by which brackets give weights to words, see `prompt_weighting.parse_weights`; none: they
+            are text.
+        num_chunks: Rows that a prompt is laid out in; further ones hold longer prompts, and every prompt has them.
+        uncond: Prompt that stands for "none".
 
     Weights: the vectors of a token are multiplied by its weight, and all of the prompt's then by one number, so that
     their mean is what it was without weights; where it was zero except for rounding they stay. The rule is that of the
@@ -152,7 +153,7 @@ class TextEncoder(nn.Module):
         Each prompt is then encoded by itself, so that nothing depends on which others are in a batch.
 
         Raises:
-            RecipeError: less than nothing.
+            RecipeError: Less than nothing.
         """
         if megabytes < 0:
             raise RecipeError(f"cache = {megabytes}: megabytes, at least 0")
@@ -167,7 +168,7 @@ class TextEncoder(nn.Module):
         """Takes back what `files` gave.
 
         Raises:
-            WeightsError: not a tokenizer.
+            WeightsError: Not a tokenizer.
         """
         if "tokenizer.json" in files:
             self.tokenizer = FileTokenizer(files["tokenizer.json"])
@@ -176,7 +177,7 @@ class TextEncoder(nn.Module):
         """A line for each prompt that is too long: how many tokens are left out, and which words.
 
         Raises:
-            RecipeError: not a list of texts, or no tokenizer.
+            RecipeError: Not a list of texts, or no tokenizer.
         """
         layouts = {text: self._laid_out(text) for text in texts_of(self.key, prompts)}
         return [self._line(text, laid) for text, laid in layouts.items() if laid.lost]
@@ -185,7 +186,7 @@ class TextEncoder(nn.Module):
         """The tokens of B prompts; warns of what does not fit (`PromptTooLong`).
 
         Raises:
-            RecipeError: not a list of texts, or no tokenizer.
+            RecipeError: Not a list of texts, or no tokenizer.
         """
         texts = texts_of(self.key, prompts)
         laid = self._tell(texts)
@@ -195,10 +196,10 @@ class TextEncoder(nn.Module):
         return TokenBatch(numbers, weights, used)
 
     def encode(self, raw: Sequence[str]) -> Condition:
-        """The tokens (B, chunks L, D) of B prompts, with a mask for T5, and the vector (B, P), as `gives` says.
+        """The tokens (B, chunks L, D) of B prompts, with a mask for T5, and the vector (B, P), as `output` states.
 
         Raises:
-            RecipeError: not a list of texts, or no tokenizer.
+            RecipeError: Not a list of texts, or no tokenizer.
         """
         texts = texts_of(self.key, raw)
         once = list(dict.fromkeys(texts))
@@ -217,7 +218,7 @@ class TextEncoder(nn.Module):
         return condition.map(lambda tensor: tensor[places.to(tensor.device)])
 
     def null(self, batch: int) -> Condition:
-        """The condition of `nothing`, `batch` times."""
+        """The condition of `uncond`, `batch` times."""
         return self.encode([self.uncond]).map(lambda tensor: tensor.expand(batch, *tensor.shape[1:]))
 
     def condition(self, rows: TokenBatch) -> Condition:
@@ -275,7 +276,7 @@ class PromptCache:
     """The most recently used conditions, as many as fit, by a text and whatever else they depend on.
 
     Args:
-        room: bytes.
+        room: Bytes.
     """
 
     def __init__(self, room: int) -> None:
@@ -334,7 +335,7 @@ def apply_token_weights(tokens: Tensor, weights: Tensor) -> Tensor:
     return torch.where(plain, tokens, weighted * factor.to(tokens.dtype))
 
 
-# What each encoder says, in their order -> what the network is given
+# Conditions of the encoders, in their order -> the condition of the network
 CombineEncoders = Callable[[Sequence[Condition]], Condition]
 
 
@@ -342,12 +343,13 @@ class MultiTextEncoder(nn.Module):
     """Prompts, by several encoders that are not trained.
 
     Args:
-        texts: the encoders.
-        together: what becomes of what they say.
-        beside: numbers at the end of the vector that are left zero, for `micro_conditioning.ScalarCondition` to fill.
-        zeros: "none" is zeros in place of the encoding of the empty prompt.
-        precisions: of each encoder's products, None: float32. What they say is float32.
-        key: of the item that holds the text.
+        texts: The encoders.
+        combine: Function that combines their outputs.
+        extra_dims: Numbers at the end of the vector that are left zero, for `micro_conditioning.ScalarCondition` to
+            fill.
+        zero_uncond: "none" is zeros in place of the encoding of the empty prompt.
+        precisions: Precisions of each encoder's products, None: float32. Their outputs are float32.
+        key: Key of the item that holds the text.
     """
 
     drop = 0.1  # published models were trained with dropped prompts, each at its own rate
@@ -370,10 +372,10 @@ class MultiTextEncoder(nn.Module):
 
     @torch.no_grad()
     def encode(self, raw: Sequence[str]) -> Condition:
-        """Tokens (B, L, D) and the vector (B, P + beside) of B prompts.
+        """Tokens (B, L, D) and the vector (B, P + extra_dims) of B prompts.
 
         Raises:
-            RecipeError: not a list of texts.
+            RecipeError: Not a list of texts.
         """
         device = next(self.parameters()).device.type
         each: list[Condition] = []
@@ -410,8 +412,8 @@ def sd3_concat(width: int, length: int) -> CombineEncoders:
     each other.
 
     Args:
-        width: of the network's tokens.
-        length: tokens of the third encoder.
+        width: Width of the network's tokens.
+        length: Tokens of the third encoder.
 
     Source: Esser et al. 2024, appendix B.3 (arXiv:2403.03206).
     """

@@ -36,7 +36,7 @@ class Tile(NamedTuple):
         """The same part of an image of rows x columns that shows the same as one of size `whole`.
 
         Raises:
-            ShapeError: its edges lie between pixels there.
+            ShapeError: Its edges lie between pixels there.
         """
         edges: list[int] = []
         for place, size, side in zip(self, (rows, columns) * 2, whole * 2, strict=True):
@@ -50,13 +50,13 @@ def tiles(size: tuple[int, int], tile: tuple[int, int], *, overlap: float = OVER
     """Tiles that cover an image, each overlapping the next by at least this share of its side.
 
     Args:
-        size: height and width of the image.
-        tile: of a tile; where the image is smaller, its side.
-        overlap: in [0, 1).
-        unit: places are multiples of it, and so must the sizes be.
+        size: Height and width of the image.
+        tile: Size of a tile; where the image is smaller, its side.
+        overlap: Overlap in [0, 1).
+        unit: Places are multiples of it, and so must the sizes be.
 
     Raises:
-        RecipeError: an overlap outside [0, 1), or a size that is not a multiple of the unit.
+        RecipeError: An overlap outside [0, 1), or a size that is not a multiple of the unit.
     """
     if not 0 <= overlap < 1:
         raise RecipeError(f"overlap = {overlap}: must lie in [0, 1), such as {OVERLAP}")
@@ -89,10 +89,10 @@ def crop_condition(condition: Condition | None, place: Tile, whole: tuple[int, i
     """The condition of a tile: its images are cut to what lies there, all else is the same.
 
     Args:
-        whole: height and width of the x that the condition is for.
+        whole: Height and width of the x that the condition is for.
 
     Raises:
-        ShapeError: the tile's edges lie between an image's pixels.
+        ShapeError: The tile's edges lie between an image's pixels.
     """
     if condition is None:
         return None
@@ -147,13 +147,13 @@ def _sharing(
 
 
 def tile_starts(whole: int, side: int, stride: int, unit: int = 1) -> list[int]:
-    """Where parts begin that cover an axis: at most `stride` apart, evenly, the last one ending at the end.
+    """Return the starts of parts that cover an axis evenly, at most `stride` apart; the last part ends at the end.
 
     Args:
-        whole: length of the axis.
-        side: of a part; whole - side is a multiple of the unit.
-        stride: at least the unit, and a multiple of it.
-        unit: places are multiples of it.
+        whole: Length of the axis.
+        side: Side of a part; whole - side is a multiple of the unit.
+        stride: Stride, at least the unit, and a multiple of it.
+        unit: Places are multiples of it.
     """
     gaps = -(-(whole - side) // stride)
     return [round(k * (whole - side) / (gaps * unit)) * unit for k in range(gaps + 1)] if gaps > 0 else [0]

@@ -33,11 +33,11 @@ def dataset_fingerprint(items: SourceDataset, progress: Progress | None = None) 
     hash. Images in memory are read there. Of any other data set every item is read.
 
     Args:
-        progress: called as progress(done, total), now and then.
+        progress: Called as progress(done, total), now and then.
 
     Raises:
-        DataError: a file that has gone since it was checked.
-        ShapeError: an item with a value that is neither a tensor, an array, a number nor a text.
+        DataError: A file that has gone since it was checked.
+        ShapeError: An item with a value that is neither a tensor, an array, a number nor a text.
     """
     digest = hashlib.sha256()
     if isinstance(items, ImageTensorDataset):

@@ -52,7 +52,7 @@ class LimitedReader:
         """Read up to `size` bytes.
 
         Raises:
-            ValueError: it was read too far, or too often.
+            ValueError: It was read too far, or too often.
         """
         content = self._file.read(size)
         self._left, self._reads = self._left - len(content), self._reads - 1
@@ -70,7 +70,7 @@ def check_metadata_size(file: IO[bytes]) -> None:
     """Looks through the chunks of a PNG before its pixels; the file is read from its beginning and left anywhere.
 
     Raises:
-        ValueError: more than `MAX_BYTES` bytes, or more than `MAX_CHUNKS` chunks.
+        ValueError: More than `MAX_BYTES` bytes, or more than `MAX_CHUNKS` chunks.
     """
     file.seek(8)
     left = MAX_BYTES
@@ -233,7 +233,7 @@ def open_image(file: IO[bytes], max_pixels: int) -> ImageFile:
     limit is one number for the whole process.
 
     Raises:
-        DataError: not a PNG, JPEG or WebP, damaged, or larger than max_pixels.
+        DataError: Not a PNG, JPEG or WebP, damaged, or larger than max_pixels.
     """
     head = file.read(HEAD)
     name = format_of(head)
@@ -266,7 +266,7 @@ def load_pixels(image: ImageFile) -> None:
     """Decodes the pixels.
 
     Raises:
-        DataError: the data end early or are damaged.
+        DataError: The data end early or are damaged.
     """
     try:
         image.load()
@@ -311,7 +311,7 @@ def alpha_channel(file: IO[bytes], max_pixels: int) -> Tensor | None:
     """Return the opacity of an image, uint8 (1, H, W); None if all of it is opaque.
 
     Raises:
-        DataError: as `open_image`, or damaged.
+        DataError: As `open_image`, or damaged.
     """
     image = open_image(file, max_pixels)
     if not image.has_transparency_data:
@@ -325,7 +325,7 @@ def read_image(root: Path, relative: str, rule: DecodeOptions) -> Tensor:
     """The pixels of one file below `root`.
 
     Raises:
-        DataError: with the path and the reason.
+        DataError: With the path and the reason.
     """
     try:
         with safe_join(root, relative).open("rb") as file:
@@ -340,7 +340,7 @@ def read_classes(path: Path, max_pixels: int) -> Tensor:
     """A map of classes, int64 (H, W), of an image with one channel, whose numbers are taken as they are stored.
 
     Raises:
-        DataError: a file that cannot be read, or an image of several channels; with the path and the reason.
+        DataError: A file that cannot be read, or an image of several channels; with the path and the reason.
     """
     try:
         with path.open("rb") as file:
@@ -359,7 +359,7 @@ def safe_join(root: Path, relative: str) -> Path:
     """The file below `root`, links followed.
 
     Raises:
-        DataError: a link leads out of the folder.
+        DataError: A link leads out of the folder.
     """
     real = Path(os.path.realpath(root / relative))
     if not real.is_relative_to(os.path.realpath(root)):

@@ -50,11 +50,11 @@ def check_images(config: FolderConfig, progress: Progress | None = None) -> Fold
     The result is kept in the cache folder until a file, or max_pixels, changes; results with unreadable files are not.
 
     Args:
-        config: the folder and how its images are used.
-        progress: called as progress(done, total), now and then.
+        config: The folder and how its images are used.
+        progress: Called as progress(done, total), now and then.
 
     Raises:
-        DataError: see `index_folder`: no folder, no image, bad metadata.
+        DataError: See `index_folder`: no folder, no image, bad metadata.
     """
     index = index_folder(config)
     viewer = FileInspector(
@@ -71,12 +71,12 @@ def check_images_or_raise(
     What is left out, and what is enlarged, is logged as a warning: nothing is dropped silently.
 
     Args:
-        config: the folder.
-        max_bad: the share of bad files above which nothing is trained on; None takes the config's.
-        progress: as for `check`.
+        config: The folder.
+        max_bad: The share of bad files above which nothing is trained on; None takes the config's.
+        progress: Progress, as for `check`.
 
     Raises:
-        DataError: more than max_bad of the files are bad, with the list; or none is left; or as `check`.
+        DataError: More than max_bad of the files are bad, with the list; or none is left; or as `check`.
     """
     return enforce_max_bad(check_images(config, progress), config.path, config.max_bad if max_bad is None else max_bad)
 
@@ -85,7 +85,7 @@ def enforce_max_bad(report: ReportT, path: str, limit: float) -> ReportT:
     """The report, where no more than a share `limit` of its files is bad; what happens to the rest is logged.
 
     Raises:
-        DataError: as `check_images_or_raise`.
+        DataError: As `check_images_or_raise`.
     """
     bad, total = len(report.refused), report.num_files
     if bad > limit * total or not report.entries:
@@ -180,9 +180,9 @@ def pick_caption(entry: IndexEntry, share: float, *, fixed: bool) -> Item:
     """The caption of an item, "text", empty where it has none; where it has two, both are its "texts".
 
     Args:
-        entry: with `text`, its own, and `synthetic`, that of a captioner.
+        entry: With `text`, its own, and `synthetic`, that of a captioner.
         share: Probability of the synthetic caption.
-        fixed: chosen by a hash of its name, the same each time, for items that never train; else drawn each time, by
+        fixed: Chosen by a hash of its name, the same each time, for items that never train; else drawn each time, by
             the generator that training sets for each batch.
     """
     if not entry.synthetic or not entry.text:
@@ -210,7 +210,7 @@ class ImageFolderDataset(Dataset[Item]):
     the text "" when others have one.
 
     Raises:
-        DataError: see `check_images_or_raise`; or the part would be empty.
+        DataError: See `check_images_or_raise`; or the part would be empty.
     """
 
     def __init__(self, config: FolderConfig, part: Split = "train", report: FolderReport | None = None) -> None:
@@ -239,7 +239,7 @@ class ImageFolderDataset(Dataset[Item]):
         """One image and what is known about it.
 
         Raises:
-            DataError: the file has changed or gone since it was checked.
+            DataError: The file has changed or gone since it was checked.
         """
         item: Item = {"pixels": read_image(self.root, self.entries[index].path, self.rule)}
         if self.low is not None:

@@ -41,8 +41,8 @@ class DataKind(NamedTuple):
     """A kind of data set.
 
     Attributes:
-        config: dataclass of its settings.
-        open: function of (config, part) that returns the data set.
+        config: Dataclass of its settings.
+        open: Function of (config, part) that returns the data set.
         has_images: True if items have "pixels" of single images, from which a control image can be made.
     """
 

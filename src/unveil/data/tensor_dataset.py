@@ -48,7 +48,7 @@ def check_split(part: str) -> Split:
     """The part of this name.
 
     Raises:
-        RecipeError: neither "train" nor "held-out".
+        RecipeError: Neither "train" nor "held-out".
     """
     for allowed in get_args(Split):
         if part == allowed:
@@ -72,8 +72,8 @@ class ImageTensorDataset(Dataset[Item]):
     Attributes:
         pixels: uint8 (N, C, H, W).
         labels: int64 (N,), or None.
-        classes: the name of each label, or None.
-        low: side of the smaller image that items hold as "low", or None.
+        classes: The name of each label, or None.
+        low: Side of the smaller image that items hold as "low", or None.
     """
 
     def __init__(

@@ -53,21 +53,22 @@ class VideoFolderConfig:
 
     Attributes:
         size: "native" keeps the video's own; a number is used as `fit` says.
-        fit: crop, pad, stretch to size x size; aspect keeps the aspect ratio and has size x size pixels at most.
-        size_multiple: sides of native and aspect videos become multiples of it, by a crop around the centre.
+        fit: Crop, pad, stretch to size x size; aspect keeps the aspect ratio and has size x size pixels at most.
+        size_multiple: Sides of native and aspect videos become multiples of it, by a crop around the centre.
         frames: Frames of a video.
         stride: Frames from the start of one piece of a file to that of the next; None takes one piece, from the file's
             beginning.
-        too_short: what happens to files with fewer frames: drop, or keep with as many as 1 + k temporal_multiple.
+        too_short: Treatment of files with fewer frames: drop, or keep with as many as 1 + k
+            temporal_multiple.
         fps: Frames per second; None takes each file's own.
-        resample: how a file of another rate, or a variable one, is brought to fps: none refuses it; nearest and shown
-            are the rules of `io.video.frame_timing`.
-        undersized: what happens to videos with fewer pixels than `size`: enlarge or drop.
+        resample: Conversion of a file of another or a variable rate to fps: none refuses it;
+            nearest and shown are the rules of `io.video.frame_timing`.
+        undersized: Treatment of videos with fewer pixels than `size`: enlarge or drop.
         max_pixels: Pixels of a frame; a larger one is refused.
         max_frames, max_seconds: Length of a file; a longer one is refused.
-        background, decode, labels, classes: as for images.
-        caption_column, label_column, synthetic_column, captions_file, synthetic_prob: as for images.
-        max_bad, val_fraction: as for images.
+        background, decode, labels, classes: As for images.
+        caption_column, label_column, synthetic_column, captions_file, synthetic_prob: As for images.
+        max_bad, val_fraction: As for images.
     """
 
     path: str
@@ -147,8 +148,8 @@ class SegmentPlan:
     Attributes:
         pieces: Segments in order.
         refused: Reason why it cannot be used with these settings; then there are no segments.
-        actions: names of what is done to it: drop, retime, cut, turn, and those of images.
-        reason: the same in words.
+        actions: Names of what is done to it: drop, retime, cut, turn, and those of images.
+        reason: The same in words.
     """
 
     pieces: tuple[VideoSegment, ...] = ()
@@ -283,12 +284,12 @@ def check_videos(config: VideoFolderConfig, progress: Progress | None = None) ->
     The result is kept in the cache folder until a file, or a limit, changes; results with unreadable files are not.
 
     Args:
-        config: the folder and how its videos are used.
-        progress: called as progress(done, total), now and then.
+        config: The folder and how its videos are used.
+        progress: Called as progress(done, total), now and then.
 
     Raises:
-        DataError: no such folder, no video in it, bad metadata.
-        RecipeError: what decodes videos is not installed.
+        DataError: No such folder, no video in it, bad metadata.
+        RecipeError: What decodes videos is not installed.
     """
     versions = import_extra("av", "a folder of clips", "video").__version__
     index = index_folder(config, VIDEO)
@@ -314,12 +315,12 @@ def check_videos_or_raise(
     """The report of a folder that may be trained on; what happens to its videos is logged as a warning.
 
     Args:
-        config: the folder.
-        max_bad: the share of bad files above which nothing is trained on; None takes the config's.
-        progress: as for `check_videos`.
+        config: The folder.
+        max_bad: The share of bad files above which nothing is trained on; None takes the config's.
+        progress: Progress, as for `check_videos`.
 
     Raises:
-        DataError: more than max_bad of the files are bad, with the list; or none is left; or as `check_videos`.
+        DataError: More than max_bad of the files are bad, with the list; or none is left; or as `check_videos`.
     """
     return enforce_max_bad(check_videos(config, progress), config.path, config.max_bad if max_bad is None else max_bad)
 
@@ -373,7 +374,7 @@ class VideoDataset(Dataset[Item]):
     A file belongs to the held-out part by a hash of its content, with all its pieces.
 
     Raises:
-        DataError: see `check_videos_or_raise`; or the part would be empty.
+        DataError: See `check_videos_or_raise`; or the part would be empty.
     """
 
     def __init__(
@@ -409,7 +410,7 @@ class VideoDataset(Dataset[Item]):
         """One video and what is known about it.
 
         Raises:
-            DataError: the file has changed or gone since it was checked.
+            DataError: The file has changed or gone since it was checked.
         """
         entry, video, piece = self.entries[index]
         try:

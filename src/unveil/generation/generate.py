@@ -162,7 +162,7 @@ class TaskSpec:
         name: Name of the task; empty: plain generation.
         settings: Settings for the metadata, besides its inputs; plain enough for JSON.
         transform: (run, rows) -> the run that takes its place.
-        image_conditions: rows -> conditions that are images, by key, (B, C, H, W) each.
+        image_conditions: Rows -> conditions that are images, by key, (B, C, H, W) each.
         postprocess: (pixels, rows) -> the pixels that are written; both uint8 (B, C, H, W) or (B, C, T, H, W).
         size: Height and width of the results, of a video its frames before them, if other than the model's.
         tile_size: Size that the network takes in one call, if it works in tiles; see `Model.resized`.

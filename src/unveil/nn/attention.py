@@ -33,11 +33,11 @@ def scaled_dot_product_attention(
     A query that may look at nothing gathers 0.
 
     Args:
-        mask: boolean, broadcastable to (B, H, N, M), True where a query may look.
-        causal: the last query is the last key's; each looks at its own and at those before it.
+        mask: Boolean, broadcastable to (B, H, N, M), True where a query may look.
+        causal: The last query is the last key's; each looks at its own and at those before it.
 
     Raises:
-        ShapeError: heads that the keys' do not divide, or a mask that is not boolean.
+        ShapeError: Heads that the keys' do not divide, or a mask that is not boolean.
 
     Source: Vaswani et al. 2017, eq. 1 (arXiv:1706.03762); fewer key heads: Ainslie et al. 2023 (arXiv:2305.13245).
     """
@@ -58,10 +58,10 @@ def attention_weights(query: Tensor, key: Tensor, *, mask: Tensor | None = None,
     """Attention weights of queries to keys: (B, H, N, M), each row summing to 1, or all 0 where it may see nothing.
 
     Args:
-        mask, causal: as in `attend`.
+        mask, causal: As in `attend`.
 
     Raises:
-        ShapeError: as `attend`.
+        ShapeError: As `scaled_dot_product_attention`.
     """
     return _weights(query, repeat_kv(key, query.shape[1]), _allowed(query, key, mask, causal))
 
@@ -103,7 +103,7 @@ def repeat_kv(x: Tensor, heads: int) -> Tensor:
     """Keys or values (B, some, M, D), each head repeated for those of the queries that it serves: (B, H, M, D).
 
     Raises:
-        ShapeError: heads that those do not divide.
+        ShapeError: Heads that those do not divide.
     """
     if x.shape[1] == heads:
         return x
@@ -151,7 +151,7 @@ class KVCache:
         """Keeps these behind the others; returns all of them.
 
         Raises:
-            ShapeError: they want a gradient, or are of another number of rows.
+            ShapeError: They want a gradient, or are of another number of rows.
         """
         if torch.is_grad_enabled() and (key.requires_grad or value.requires_grad):
             raise ShapeError("a cache keeps no gradients: read the model under torch.no_grad(), or without a cache")
@@ -194,13 +194,13 @@ class Attention(nn.Module):
 
     Args:
         width: C, of a token.
-        kv_heads: of keys and values, a divisor of `heads`, each serving several queries' heads.
-        context_width: of a context's tokens; None: the tokens look at themselves.
-        bias, out_bias: of the projections to queries, keys and values, and of the one back.
-        qk_norm: of each head's queries and keys, which keeps their product small in long training.
+        kv_heads: Number of heads of keys and values, a divisor of `heads`, each serving several queries' heads.
+        context_width: Width of a context's tokens; None: the tokens look at themselves.
+        bias, out_bias: Biases of the projections to queries, keys and values, and of the one back.
+        qk_norm: Normalisation of each head's queries and keys, which keeps their product small in long training.
 
     Raises:
-        RecipeError: a width that the heads do not divide, or heads that the key heads do not.
+        RecipeError: A width that the heads do not divide, or heads that the key heads do not.
 
     Source: Vaswani et al. 2017, section 3.2.2 (arXiv:1706.03762); qk_norm: Henry et al. 2020 (arXiv:2010.04245).
     """
@@ -250,16 +250,17 @@ class Attention(nn.Module):
         """Attention of each token of x (B, N, C), to x or to the context (B, M, context_width).
 
         Args:
-            mask, causal: as in `attend`.
-            rotary: the positions of x, of these N tokens alone where a cache holds others.
+            mask, causal: As in `attend`.
+            rotary: The positions of x, of these N tokens alone where a cache holds others.
             cache: x is looked at behind the tokens that it holds, and joins them. Where there is a context, its keys
                 and values are computed at the first call and kept; the context may then be left out.
-            packing: which tokens of x see each other, such as a `Packing`, of which each sequence sees itself alone.
-                Where there is a context, a `Packing` whose sequences look at one of its rows each, with a mask (S, M).
-            maps: the weights (B, H, N, M) are appended to it.
+            packing: Pattern of which tokens of x attend to each other, such as a `Packing`, of which each sequence sees
+                itself alone. Where there is a context, a `Packing` whose sequences look at one of its rows each, with a
+                mask (S, M).
+            maps: The weights (B, H, N, M) are appended to it.
 
         Raises:
-            ShapeError: tokens or a context of another width, or settings that exclude each other.
+            ShapeError: Tokens or a context of another width, or settings that exclude each other.
         """
         if x.ndim != 3 or x.shape[2] != self.width:
             raise ShapeError(f"tokens {tuple(x.shape)}: must be (B, N, {self.width})")
@@ -290,7 +291,7 @@ class Attention(nn.Module):
         """The keys and values of a context (B, M, context_width), for every call of a run.
 
         Raises:
-            ShapeError: a context of another width, or a layer that has none.
+            ShapeError: A context of another width, or a layer that has none.
         """
         cache = KVCache()
         cache.set_fixed(*self._keys_values(context))
@@ -354,16 +355,16 @@ class Packing:
     """Sequences of different lengths, several in a row, each seeing itself alone; the end of a row may be padding.
 
     Args:
-        lengths: of the sequences, in the caller's order.
-        length: of a row; the sequences then fill rows longest first, each the first row with room for it. None: one
-            row holds all in the order given.
+        lengths: Lengths of the sequences, in the caller's order.
+        length: Length of a row; the sequences then fill rows longest first, each the first row with room for it. None:
+            one row holds all in the order given.
 
     Attributes:
-        places: the row of each sequence and where in it it begins, in the caller's order.
-        shape: rows, and tokens in each.
+        places: The row of each sequence and where in it it begins, in the caller's order.
+        shape: Rows, and tokens in each.
 
     Raises:
-        ShapeError: no sequence, an empty one, or one longer than a row.
+        ShapeError: No sequence, an empty one, or one longer than a row.
 
     Source: Dehghani et al. 2023 (arXiv:2307.06304), section 2.
     """
@@ -418,7 +419,7 @@ class Packing:
         """Sequences (n, ...) in the caller's order as rows (rows, N, ...), padded with 0.
 
         Raises:
-            ShapeError: sequences of other lengths than this packing is for.
+            ShapeError: Sequences of other lengths than this packing is for.
         """
         if tuple(len(sequence) for sequence in sequences) != self.lengths:
             raise ShapeError(f"lengths {[len(sequence) for sequence in sequences]}: packed for {list(self.lengths)}")
@@ -445,11 +446,11 @@ class Packing:
 
         Args:
             query: (rows, H, N, D).
-            key, value: of the contexts, (S, H or a divisor of it, M, D), in the caller's order.
-            mask: boolean (S, M), True where a token of a context may be looked at; None: all.
+            key, value: Key and value of the contexts, (S, H or a divisor of it, M, D), in the caller's order.
+            mask: Boolean (S, M), True where a token of a context may be looked at; None: all.
 
         Raises:
-            ShapeError: not one context for each sequence.
+            ShapeError: Not one context for each sequence.
         """
         if len(key) != len(self.lengths):
             raise ShapeError(f"{len(key)} contexts for {len(self.lengths)} sequences: one for each")

@@ -42,7 +42,7 @@ def attention_groups(grid: TokenGrid, pattern: Pattern, number: int, window: tup
         pattern: `full` one label; `factorised` those of a frame in even blocks, those of a place in odd ones
             (Latte's variant 1); `windowed` boxes of tokens, moved by half a box in odd blocks, without wrapping
             around.
-        window: frames, rows and columns of a box.
+        window: Frames, rows and columns of a box.
 
     Source: Ma et al. 2024 (arXiv:2401.03048), section 3.1; windows: Liu et al. 2021 (arXiv:2103.14030).
     """
@@ -73,9 +73,9 @@ class AttentionGroups:
     """The groups of tokens that see each other in one block, those of one kind laid out for one product.
 
     Args:
-        packing: where the tokens of each clip lie.
-        grids: of the clips, in the packing's order.
-        pattern, number, window, causal: as `visible` takes them.
+        packing: Position of each video's tokens in the rows.
+        grids: Grids of the clips, in the packing's order.
+        pattern, number, window, causal: As `visible` takes them.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class AttentionGroups:
         """As `attention.scaled_dot_product_attention`, each group by itself: (R, H, N, D); padding gathers 0.
 
         Raises:
-            ShapeError: causal, which is set when the groups are made.
+            ShapeError: Causal, which is set when the groups are made.
         """
         if causal:
             raise ShapeError("causal: is set when the groups are made, where frames are known")

@@ -32,12 +32,12 @@ class BoxesConfig:
     """Configuration of the network.
 
     Args:
-        slots: boxes in a set; each row has its own learned vector.
-        concat_channels: of the image in `condition.concat`.
+        slots: Boxes in a set; each row has its own learned vector.
+        concat_channels: Number of channels of the image in `condition.concat`.
         hidden_size: Width of the features and of the transformer.
         depth: Number of transformer blocks.
-        heads: of its attention.
-        samples: side of the grid of points that is read inside each box.
+        heads: Number of heads of its attention.
+        samples: Side of the grid of points that is read inside each box.
 
     Raises:
         RecipeError: A hidden_size that the heads do not divide, or a number below 1.
@@ -131,10 +131,10 @@ class BoxDenoiser(nn.Module):
         Args:
             x: (B, slots, 5): centre x, centre y, width, height, presence, each scaled to [-1, 1], with noise.
             t: (B,) the number that stands for the level.
-            condition: its channels are the image (B, C, H, W), sides multiples of 8; its vector joins the time.
+            condition: Its channels are the image (B, C, H, W), sides multiples of 8; its vector joins the time.
 
         Raises:
-            ShapeError: another shape, or no image.
+            ShapeError: Another shape, or no image.
         """
         config, condition = self.config, condition or Condition()
         if x.shape[1:] != (config.slots, COLUMNS):
@@ -175,7 +175,7 @@ def regions_of(x: Tensor, features: Tensor, samples: int) -> Tensor:
 
 
 def _centres(features: Tensor) -> Tensor:
-    """Where the cells of a map lie, (H*W, 2): x and y from -1 to 1."""
+    """Centres of the cells of a map, (H*W, 2): x and y from -1 to 1."""
     sides = [(2 * torch.arange(side, device=features.device) + 1) / side - 1 for side in features.shape[-2:]]
     y, x = torch.meshgrid(*sides, indexing="ij")
     return torch.stack([x, y], dim=-1).view(-1, 2).to(features)

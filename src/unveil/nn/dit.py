@@ -39,28 +39,29 @@ class DiTConfig:
     """Configuration of a DiT.
 
     Args:
-        in_channels: of x.
-        out_channels: of the result, twice those of x with learned variance.
-        size: side of the x that positions are laid out for; others are taken too, see `resize`.
-        patch: side of the squares of x that become tokens.
-        depth, hidden_size, heads: blocks, width of a token, attention heads.
-        mlp_ratio: width of the MLPs, in multiples of `hidden_size`.
-        block_type: how a block is conditioned on time and class: as further tokens (`in-context`), by attention to them
-            (`cross-attention`), by scale and shift of its normalisations (`adaln`), with gates that begin at 0 too
-            (`adaln-zero`).
+        in_channels: Number of channels of x.
+        out_channels: Number of channels of the result, twice those of x with learned variance.
+        size: Side of the x that positions are laid out for; others are taken too, see `resize`.
+        patch: Side of the squares of x that become tokens.
+        depth, hidden_size, heads: Blocks, width of a token, attention heads.
+        mlp_ratio: Width of the MLPs, in multiples of `hidden_size`.
+        block_type: Conditioning of a block on time and class: as further tokens (`in-context`), by
+            attention to them (`cross-attention`), by scale and shift of its normalisations (`adaln`), with gates that
+            begin at 0 too (`adaln-zero`).
         skips: `long` gives the result of each block of the first half to its mirror image in the second (U-ViT).
-        embedding: order of the sinusoid of t, `cos-sin` as published, `sin-cos` in diffusers' folders.
-        embedders: whether blocks share the embedding of time and label, as published, or each has its own, as
+        embedding: Order of the sinusoid of t, `cos-sin` as published, `sin-cos` in diffusers' folders.
+        embedders: True if blocks share the embedding of time and label, as published, or each has its own, as
             diffusers' folders can have.
-        resize: what positions do for an x of another size: keep their ends, or go on beyond them.
-        qk_norm: of queries and keys.
-        norm_eps, mlp_norm_eps: of the normalisations, and of those before the MLPs (1e-5 in diffusers' folders).
-        concat_channels: channels of `condition.concat`, concatenated to x.
-        gradient_checkpointing: in training, keep no activations of blocks but compute them again: less memory, a
-            third more time.
+        resize: Positions for an x of another size: keep their ends, or go on beyond them.
+        qk_norm: Normalisation of queries and keys.
+        norm_eps, mlp_norm_eps: Epsilons of the normalisations, and of those before the MLPs (1e-5 in diffusers'
+            folders).
+        concat_channels: Channels of `condition.concat`, concatenated to x.
+        gradient_checkpointing: In training, keep no activations of blocks but compute them again: less memory, a third
+            more time.
 
     Raises:
-        RecipeError: settings that do not fit together.
+        RecipeError: Settings that do not fit together.
     """
 
     in_channels: Annotated[int, Ge(1)]
@@ -123,7 +124,7 @@ def shape_of(name: str) -> dict[str, int]:
     """Depth, width, heads and patch of `dit-xl-2` and the like; any whole number may be the patch.
 
     Raises:
-        RecipeError: no such name; the nearest is named.
+        RecipeError: No such name; the nearest is named.
     """
     kind, _, rest = str(name).partition("-")
     letter, _, patch = rest.partition("-")
@@ -137,7 +138,7 @@ def get_preset(name: str, *, size: int = 32, in_channels: int = 4, out_channels:
     """The published configuration of this name; `size` 32 and 64 are its latents of 256 and 512 pixels.
 
     Raises:
-        RecipeError: no such name; the nearest is named.
+        RecipeError: No such name; the nearest is named.
     """
     shape = shape_of(name)
     return DiTConfig(
@@ -149,7 +150,7 @@ def expand_preset(section: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe's section with the settings that its `name` stands for; those that it sets itself go before them.
 
     Raises:
-        RecipeError: no such name; the nearest is named.
+        RecipeError: No such name; the nearest is named.
     """
     options = dict(section)
     name = options.pop("name", None)
@@ -302,11 +303,11 @@ class DiT(nn.Module):
         Args:
             x: (B, in_channels, H, W), height and width multiples of the patch.
             t: (B,) the number that stands for the level, fractions allowed.
-            condition: its vector (B, vector_dim) is added to the time's embedding, its channels join x; its tokens
-                are for the designs in-context and cross-attention.
+            condition: Its vector (B, vector_dim) is added to the time's embedding, its channels join x; its tokens are
+                for the designs in-context and cross-attention.
 
         Raises:
-            ShapeError: a size that is not a multiple of the patch, or a condition that does not fit.
+            ShapeError: A size that is not a multiple of the patch, or a condition that does not fit.
         """
         condition = condition or Condition()
         self._check(x)
@@ -323,7 +324,7 @@ class DiT(nn.Module):
         """The blocks' conditioning at the levels t (B,), under a condition of B rows.
 
         Raises:
-            ShapeError: a condition that does not fit.
+            ShapeError: A condition that does not fit.
         """
         width, count = self.config.hidden_size, self.config.num_embedders
         vector = condition_vector(condition, len(t), self.vector_dim)
@@ -369,15 +370,15 @@ class DiT(nn.Module):
 
         Args:
             t: (S,).
-            condition: of S rows, by its vector.
-            length: tokens of a row; None puts all into one.
+            condition: Condition of S rows, by its vector.
+            length: Tokens of a row; None puts all into one.
 
         Returns:
             results (out_channels, H, W), and the share of the tokens that is padding.
 
         Raises:
-            RecipeError: a design other than adaLN, which tells each token its own.
-            ShapeError: an image that does not fit, or is longer than a row.
+            RecipeError: A design other than adaLN, which tells each token its own.
+            ShapeError: An image that does not fit, or is longer than a row.
         """
         if not self.adaptive:
             raise RecipeError(f"block_type = {self.config.block_type!r}: only adaln and adaln-zero read packed images")

@@ -238,27 +238,28 @@ class SongUNetConfig:
     """Configuration of Score SDE's U-Net; the defaults are DDPM++. A level is a resolution; level i has rate 2**i.
 
     Args:
-        in_channels, out_channels: of x and of the result.
-        model_channels: width of the first convolution; levels have multiplier * model_channels.
-        channel_mult: one per level, finest first.
-        num_res_blocks: residual blocks per level on the way down (one more on the way up).
-        attention: rates of the levels with self-attention: after each block on the way down, the last on the way up.
-        embedding: of the index: `positional` sinusoids, or random `fourier` frequencies (NCSN++, for log sigma).
-        noise_multiplier: width of that embedding, and of a condition's vector, in `model_channels`.
-        embedding_multiplier: width of the blocks' conditioning vector, in `model_channels`.
+        in_channels, out_channels: Numbers of channels of x and of the result.
+        model_channels: Width of the first convolution; levels have multiplier * model_channels.
+        channel_mult: One per level, finest first.
+        num_res_blocks: Residual blocks per level on the way down (one more on the way up).
+        attention: Rates of the levels with self-attention: after each block on the way down, the last on the way up.
+        embedding: Embedding of the index: `positional` sinusoids, or random `fourier` frequencies (NCSN++, for log
+            sigma).
+        noise_multiplier: Width of that embedding, and of a condition's vector, in `model_channels`.
+        embedding_multiplier: Width of the blocks' conditioning vector, in `model_channels`.
         encoder: `standard`; `skip`: each level sees the smaller input; `residual`: and hands it on (NCSN++).
         decoder: `standard`; `skip`: each level adds its part to the output.
-        combine: how a `skip` encoder joins the input: by `sum`, or `cat` beside the features.
-        filter: through which features and images are resampled: (1, 1) or NCSN++'s (1, 3, 3, 1); None is (1, 1),
+        combine: Combination of the input with the features in a `skip` encoder: by `sum`, or `cat` beside the features.
+        filter: Filter through which features and images are resampled: (1, 1) or NCSN++'s (1, 3, 3, 1); None is (1, 1),
             and in a `residual` encoder a strided convolution in its place.
-        resample: in `residual` blocks, or without weights (`pool`).
-        branch_weight: of a sum of two branches.
-        dropout: in residual blocks, in training.
-        augment_dim: numbers that say how x was augmented in training; 0: none.
-        concat_channels: channels of `condition.concat`, concatenated to x.
+        resample: In `residual` blocks, or without weights (`pool`).
+        branch_weight: Branch weight of a sum of two branches.
+        dropout: In residual blocks, in training.
+        augment_dim: Number of values that describe how x was augmented in training; 0: none.
+        concat_channels: Channels of `condition.concat`, concatenated to x.
 
     Raises:
-        RecipeError: settings that do not fit together.
+        RecipeError: Settings that do not fit together.
     """
 
     in_channels: int
@@ -316,19 +317,19 @@ class DhariwalUNetConfig:
     """Configuration of ADM's U-Net as EDM trained it; the defaults are its ImageNet-64 network.
 
     Args:
-        in_channels, out_channels: of x and of the result.
-        channels: levels have multiplier * model_channels.
-        channel_mult: one per level, finest first.
-        num_res_blocks: residual blocks per level on the way down (one more on the way up).
-        attention: rates of the levels with self-attention after each block; the middle always has it.
-        head_channels: channels of an attention head.
-        embedding_multiplier: width of the time embedding, and of a condition's vector, in `model_channels`.
-        dropout: in residual blocks, in training.
-        augment_dim: numbers that say how x was augmented in training; 0: none.
-        concat_channels: channels of `condition.concat`, concatenated to x.
+        in_channels, out_channels: Numbers of channels of x and of the result.
+        channels: Levels have multiplier * model_channels.
+        channel_mult: One per level, finest first.
+        num_res_blocks: Residual blocks per level on the way down (one more on the way up).
+        attention: Rates of the levels with self-attention after each block; the middle always has it.
+        head_channels: Channels of an attention head.
+        embedding_multiplier: Width of the time embedding, and of a condition's vector, in `model_channels`.
+        dropout: In residual blocks, in training.
+        augment_dim: Number of values that describe how x was augmented in training; 0: none.
+        concat_channels: Channels of `condition.concat`, concatenated to x.
 
     Raises:
-        RecipeError: settings that do not fit together.
+        RecipeError: Settings that do not fit together.
     """
 
     in_channels: int
@@ -421,11 +422,11 @@ class SongUNet(nn.Module):
         Args:
             x: (B, in_channels, H, W), height and width multiples of 2**(levels - 1).
             t: (B,) the number that stands for the level.
-            condition: its vector (B, vector_dim) joins the embedding of t, its channels join x.
+            condition: Its vector (B, vector_dim) joins the embedding of t, its channels join x.
             augment: (B, augment_dim) how x was augmented; None: not at all.
 
         Raises:
-            ShapeError: a size that cannot be halved often enough, or a condition that does not fit.
+            ShapeError: A size that cannot be halved often enough, or a condition that does not fit.
         """
         condition = condition or Condition()
         x = _joined(x, condition, self.config)
@@ -538,11 +539,11 @@ class DhariwalUNet(nn.Module):
         Args:
             x: (B, in_channels, H, W), height and width multiples of 2**(levels - 1).
             t: (B,) the number that stands for the level.
-            condition: its vector (B, vector_dim) joins the time embedding, its channels join x.
+            condition: Its vector (B, vector_dim) joins the time embedding, its channels join x.
             augment: (B, augment_dim) how x was augmented; None: not at all.
 
         Raises:
-            ShapeError: a size that cannot be halved often enough, or a condition that does not fit.
+            ShapeError: A size that cannot be halved often enough, or a condition that does not fit.
         """
         condition = condition or Condition()
         x = _joined(x, condition, self.config)

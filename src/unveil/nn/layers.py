@@ -35,7 +35,7 @@ def group_norm(channels: int, groups: int, eps: float = 1e-5) -> nn.GroupNorm:
     """Group normalisation.
 
     Raises:
-        RecipeError: the channels do not fall into equal groups.
+        RecipeError: The channels do not fall into equal groups.
     """
     if channels < 1 or channels % groups:
         raise RecipeError(f"{channels} channels: must be a multiple of the {groups} groups of the normalisation")
@@ -92,7 +92,7 @@ def concat_condition(x: Tensor, condition: Condition, channels: int, size: Conte
     A context of one pixel stands for one of x's size; other sizes are enlarged where `size` is `smaller`.
 
     Raises:
-        ShapeError: another number of channels than the network was built for, or another size.
+        ShapeError: Another number of channels than the network was built for, or another size.
     """
     context = condition.concat
     context_width = 0 if context is None else context.shape[1]
@@ -115,7 +115,7 @@ def condition_tokens(condition: Condition, width: int | None, batch: int) -> Enc
     """Tokens for a network that reads this width, None for one that reads none.
 
     Raises:
-        ShapeError: tokens are missing or of another width, or they are given to a network that reads none.
+        ShapeError: Tokens are missing or of another width, or they are given to a network that reads none.
     """
     tokens, mask = condition.tokens, condition.mask
     if width is None:
@@ -168,12 +168,12 @@ class Fir(nn.Module):
     """Half or twice the size through a small low-pass filter, each channel by itself; no weights.
 
     Args:
-        taps: of the separable filter, an even number, the same from both ends; (1, 1) averages, or repeats pixels.
+        taps: Taps of the separable filter, an even number, the same from both ends; (1, 1) averages, or repeats pixels.
         way: `down` halves, `up` doubles.
-        padding: zeros around x, or on the way up pixels cut off the result; None: what makes it half or double.
+        padding: Zeros around x, or on the way up pixels cut off the result; None: what makes it half or double.
 
     Raises:
-        RecipeError: an odd number of taps, or taps that are not symmetric.
+        RecipeError: An odd number of taps, or taps that are not symmetric.
 
     Source: Zhang 2019 (arXiv:1904.11486); Song et al. 2021, appendix H.1 (arXiv:2011.13456).
     """

@@ -37,13 +37,13 @@ class LoraDelta:
     """Addition to rows of one layer's weight: alpha / r times up @ down.
 
     Attributes:
-        layer: its path in the network.
+        layer: Its path in the network.
         down: A, (rank, in) of a linear layer, (rank, in, *kernel) of a convolution.
         up: B, (rows, rank).
-        start: the first of the layer's rows (outputs) that it is added to.
+        start: The first of the layer's rows (outputs) that it is added to.
 
     Raises:
-        ShapeError: matrices that do not belong together.
+        ShapeError: Matrices that do not belong together.
     """
 
     layer: str
@@ -125,9 +125,9 @@ class LoraLayer(nn.Module):
     """Everything that is added to one layer; its forward hook while some of it is on.
 
     Attributes:
-        weights: of each LoRA by name, 0 for one that is off.
-        silent: nothing is added for the moment, whatever the weights.
-        original: the weight before the additions were merged into it, None while they are not.
+        weights: Weights of each LoRA by name, 0 for one that is off.
+        silent: Nothing is added for the moment, whatever the weights.
+        original: The weight before the additions were merged into it, None while they are not.
     """
 
     original: Tensor | None
@@ -178,14 +178,14 @@ class LoraConfig:
     """Fresh additions to a network.
 
     Args:
-        targets: names of layers as a whole, their last parts such as "attention.qkv", or patterns such as
+        targets: Names of layers as a whole, their last parts such as "attention.qkv", or patterns such as
             "blocks.*.mlp.*"; "*" is every linear layer and convolution.
-        rank: r.
+        rank: R.
         alpha: None: the rank, which makes the scale 1.
         scaling: "rank": alpha / r as published; "root": alpha / sqrt(r) (rsLoRA).
 
     Raises:
-        RecipeError: numbers out of range.
+        RecipeError: Numbers out of range.
     """
 
     targets: tuple[str, ...]
@@ -215,7 +215,7 @@ def init_lora(network: nn.Module, config: LoraConfig) -> list[LoraDelta]:
     """New additions that change nothing yet: A is drawn by torch's generator as Kaiming's uniform, B is zero.
 
     Raises:
-        RecipeError: a target that is not a layer of the network (names the nearest), or is one that takes no LoRA.
+        RecipeError: A target that is not a layer of the network (names the nearest), or is one that takes no LoRA.
 
     Source: Hu et al. 2021, section 4.1; A is drawn as in the authors' library.
     """
@@ -245,11 +245,11 @@ def attach(network: nn.Module, name: str, additions: Sequence[LoraDelta], weight
     """Puts a LoRA on a network.
 
     Args:
-        weight: w, 0 for one that is off.
+        weight: W, 0 for one that is off.
 
     Raises:
-        RecipeError: the name is taken, no addition, a layer that is not there or takes none, or LoRAs are merged.
-        ShapeError: an addition of another shape than the layer's weight; nothing was put on.
+        RecipeError: The name is taken, no addition, a layer that is not there or takes none, or LoRAs are merged.
+        ShapeError: An addition of another shape than the layer's weight; nothing was put on.
     """
     if not additions or name in adapter_weights(network):
         raise RecipeError(
@@ -282,7 +282,7 @@ def detach(network: nn.Module, name: str) -> None:
     """Takes a LoRA off.
 
     Raises:
-        RecipeError: none of this name, or LoRAs are merged.
+        RecipeError: None of this name, or LoRAs are merged.
     """
     _check_names(network, [name])
     _not_merged(network)
@@ -313,7 +313,7 @@ def set_weights(network: nn.Module, changed: Mapping[str, float]) -> None:
     """Gives LoRAs other weights, 0 for off.
 
     Raises:
-        RecipeError: a name that is not on the network (names the nearest), or LoRAs are merged.
+        RecipeError: A name that is not on the network (names the nearest), or LoRAs are merged.
     """
     _check_names(network, changed)
     _not_merged(network)
@@ -349,7 +349,7 @@ def fuse_lora(network: nn.Module) -> None:
     """Adds every LoRA that is on to the weights, so that it costs nothing at a call; the originals are kept.
 
     Raises:
-        RecipeError: merged already.
+        RecipeError: Merged already.
     """
     _not_merged(network)
     for layer, held in _held(network):
@@ -368,7 +368,7 @@ def unfuse_lora(network: nn.Module) -> None:
     """Puts the original weights back, to the bit; LoRAs act at each call again.
 
     Raises:
-        RecipeError: nothing is merged.
+        RecipeError: Nothing is merged.
     """
     if not fused(network):
         raise RecipeError("no LoRA is merged into these weights, so there is nothing to take out")
@@ -389,7 +389,7 @@ def lora_state(network: nn.Module, name: str) -> list[LoraDelta]:
     """Additions of a LoRA, in the order of the network's layers; the tensors are those that train.
 
     Raises:
-        RecipeError: none of this name.
+        RecipeError: None of this name.
     """
     _check_names(network, [name])
     return [
@@ -401,7 +401,7 @@ def freeze_except(network: nn.Module, name: str) -> None:
     """Freezes everything in the network but this LoRA.
 
     Raises:
-        RecipeError: none of this name.
+        RecipeError: None of this name.
     """
     network.requires_grad_(False)
     for delta in lora_state(network, name):

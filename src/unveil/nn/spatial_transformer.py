@@ -30,10 +30,10 @@ class SpatialTransformer(nn.Module):
     """Residual transformer over the positions of an image (B, C, H, W).
 
     Args:
-        channels: of the image, and the width of its tokens.
-        depth: blocks.
-        context_width: of the text's tokens; None: in the text's place the image looks at itself again.
-        groups: of the normalisation before the blocks.
+        channels: Number of channels of the image, and the width of its tokens.
+        depth: Blocks.
+        context_width: Width of the text's tokens; None: in the text's place the image looks at itself again.
+        groups: Number of groups of the normalisation before the blocks.
     """
 
     def __init__(

@@ -49,34 +49,36 @@ class UNetConfig:
     """Configuration of a U-Net. A level is a resolution; level i has rate 2**i, counted after `patch`.
 
     Args:
-        in_channels: channels of x.
-        out_channels: channels of the result, twice those of x with learned variance.
-        model_channels: width of the sinusoid; levels have int(multiplier * model_channels).
-        channel_mult: one per level, finest first; fractions allowed.
-        num_res_blocks: residual blocks per level on the way down (one more on the way up).
-        attention: rates of the levels with self-attention after each block; the middle always has it.
-        heads, heads_up, head_channels: heads on the way down and in the middle, on the way up (None: the same), and
-            a width per head that overrides both counts.
+        in_channels: Channels of x.
+        out_channels: Channels of the result, twice those of x with learned variance.
+        model_channels: Width of the sinusoid; levels have int(multiplier * model_channels).
+        channel_mult: One per level, finest first; fractions allowed.
+        num_res_blocks: Residual blocks per level on the way down (one more on the way up).
+        attention: Rates of the levels with self-attention after each block; the middle always has it.
+        heads, heads_up, head_channels: Heads on the way down and in the middle, on the way up (None: the same), and a
+            width per head that overrides both counts.
         attention_order: `heads-first` in Improved DDPM and most of ADM ("legacy"), `qkv-first` in ADM's 64 px network.
-        time_scale_shift: how the time embedding enters: added before the second normalisation (DDPM), or as scale and
-            shift after it (Improved DDPM's default).
+        time_scale_shift: Input of the time embedding: added before the second normalisation (DDPM),
+            or as scale and shift after it (Improved DDPM's default).
         resample: `conv` strided convolution, nearest + convolution; `conv-asymmetric` the same, padded at the end
             only (DDPM); `pool` average and nearest without weights; `residual` inside residual blocks (ADM).
         embedding: `sin-cos` for DDPM, `cos-sin` for the others.
         norm_eps: 1e-6 for DDPM, 1e-5 for the others.
-        groups: of every normalisation; channels in groups of one lose what was added per channel before.
-        stem_channels: width of the first convolution; None: that of the first level.
-        concat_channels: channels of `condition.concat`, concatenated to x.
+        groups: Number of groups of every normalisation; channels in groups of one lose what was added per channel
+            before.
+        stem_channels: Width of the first convolution; None: that of the first level.
+        concat_channels: Channels of `condition.concat`, concatenated to x.
         context_size: `same` as x's, or `smaller`: enlarged bilinearly to x's size (super-resolution).
-        transformer_depth: blocks of the spatial transformer that takes the place of self-attention, for each level,
-            the last level's also in the middle; one number stands for all levels; 0, or none: plain self-attention.
-        cross_attention_dim: of `condition.tokens`, which the spatial transformers read; None: they read nothing.
+        transformer_depth: Blocks of the spatial transformer that takes the place of self-attention, for each level, the
+            last level's also in the middle; one number stands for all levels; 0, or none: plain self-attention.
+        cross_attention_dim: Cross attention dim of `condition.tokens`, which the spatial transformers read; None: they
+            read nothing.
         projection: `conv` or `linear`, the layers around a spatial transformer's blocks: SD 1 has convolutions of one
             pixel, SD 2 linear layers.
-        patch: side of the squares of pixels that become channels on entry (1: none) and pixels again at the end.
+        patch: Side of the squares of pixels that become channels on entry (1: none) and pixels again at the end.
 
     Raises:
-        RecipeError: settings that do not fit together.
+        RecipeError: Settings that do not fit together.
     """
 
     in_channels: Annotated[int, Ge(1)]
@@ -225,7 +227,7 @@ class Upsample(nn.Module):
         self.memo: Memo[Tensor] | None = None  # the kernel, in a run
 
     def kernel(self) -> Tensor:
-        """That of the transposed convolution, (C, C, 4, 4), in memory with the channels last."""
+        """Kernel of the transposed convolution, (C, C, 4, 4), in memory with the channels last."""
         weight, kind = self.conv.weight, self.conv.weight.device.type
         if torch.is_autocast_enabled(kind):  # first, so that weights lowered for good give the same
             weight = weight.to(torch.get_autocast_dtype(kind))
@@ -404,11 +406,11 @@ class UNetEncoder(nn.Module):
         """The first half's results.
 
         Args:
-            x, t, condition: as the U-Net's.
-            hint: added to what the first convolution makes of x, and of its shape.
+            x, t, condition: As the U-Net's.
+            hint: Added to what the first convolution makes of x, and of its shape.
 
         Raises:
-            ShapeError: as the U-Net.
+            ShapeError: As the U-Net.
         """
         config = self.config
         if x.ndim != 4 or x.shape[1] != config.in_channels:
@@ -473,12 +475,12 @@ class UNet(UNetEncoder):
         Args:
             x: (B, in_channels, H, W), height and width multiples of patch * 2**(levels - 1).
             t: (B,) the number that stands for the level, fractions allowed.
-            condition: its vector (B, vector_dim) joins the time embedding, its channels join x, its tokens
-                (B, L, context_width) are read where the mask allows it, its residuals are added to the stack and to
-                the middle's result.
+            condition: Its vector (B, vector_dim) joins the time embedding, its channels join x, its tokens (B, L,
+                context_width) are read where the mask allows it, its residuals are added to the stack and to the
+                middle's result.
 
         Raises:
-            ShapeError: a size that cannot be halved often enough, or a condition that does not fit.
+            ShapeError: A size that cannot be halved often enough, or a condition that does not fit.
         """
         condition = condition or Condition()
         if condition.control_image is not None:

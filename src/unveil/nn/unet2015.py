@@ -25,13 +25,13 @@ class UNet2015Config:
     """Configuration of the network.
 
     Args:
-        in_channels, out_channels: of x and of the result.
-        concat_channels: of the image in `condition.concat`, concatenated to x.
-        widths: channels of the stages, finest first; the size halves between them.
-        groups: of every normalisation, a divisor of every width.
+        in_channels, out_channels: Numbers of channels of x and of the result.
+        concat_channels: Number of channels of the image in `condition.concat`, concatenated to x.
+        widths: Channels of the stages, finest first; the size halves between them.
+        groups: Number of groups of every normalisation, a divisor of every width.
 
     Raises:
-        RecipeError: no widths, or widths that the groups do not divide.
+        RecipeError: No widths, or widths that the groups do not divide.
     """
 
     in_channels: int
@@ -91,10 +91,10 @@ class UNet2015(nn.Module):
         Args:
             x: (B, in_channels, H, W), height and width multiples of 2**(stages - 1).
             t: (B,) the number that stands for the level.
-            condition: its vector (B, vector_dim) joins the time embedding, its channels join x.
+            condition: Its vector (B, vector_dim) joins the time embedding, its channels join x.
 
         Raises:
-            ShapeError: a size that cannot be halved often enough, or a condition that does not fit.
+            ShapeError: A size that cannot be halved often enough, or a condition that does not fit.
         """
         if x.ndim != 4 or x.shape[1] != self.config.in_channels:
             raise ShapeError(f"x {tuple(x.shape)}: must be (B, {self.config.in_channels}, H, W)")

@@ -46,7 +46,7 @@ class StreamState:
     """Cache that the layers of one call read, and the one that they write for the next.
 
     Args:
-        before: the cache of the piece before; None: the clip begins here.
+        before: The cache of the piece before; None: the clip begins here.
     """
 
     def __init__(self, before: Cache | None = None) -> None:
@@ -58,7 +58,7 @@ class StreamState:
         """X (B, C, T, H, W) with what comes before it: of the cache, or `frames` copies of its first frame.
 
         Raises:
-            ShapeError: the cache is of another network or of other clips.
+            ShapeError: The cache is of another network or of other clips.
         """
         if self.begins:
             return torch.cat([x[:, :, :1].expand(-1, -1, frames, -1, -1), x], 2)
@@ -80,8 +80,8 @@ class CausalConv(nn.Conv3d):
     """A convolution of (frames, side, side) whose last frame is the present one.
 
     Args:
-        kernel: frames, an odd number or 1, and pixels a side, an odd number.
-        stride: in time; 2 halves the frames after the first.
+        kernel: Frames, an odd number or 1, and pixels a side, an odd number.
+        stride: In time; 2 halves the frames after the first.
     """
 
     def __init__(self, width: int, out: int, kernel: tuple[int, int], *, stride: int = 1) -> None:
@@ -119,11 +119,11 @@ class VideoAutoencoderConfig(AutoencoderConfig):
     """An encoder and a decoder of clips; sizes, widths and levels are those of `AutoencoderModelConfig`.
 
     Args:
-        time: frames that a latent stands for, a power of two; the coarsest levels halve them.
-        span: frames that become channels on entry (1: none) and frames again at the end, a power of two.
+        time: Frames that a latent stands for, a power of two; the coarsest levels halve them.
+        span: Frames that become channels on entry (1: none) and frames again at the end, a power of two.
 
     Raises:
-        RecipeError: settings that do not fit together.
+        RecipeError: Settings that do not fit together.
     """
 
     norm: Norm = field(default="rms", init=False)
@@ -162,7 +162,7 @@ class VideoAutoencoderConfig(AutoencoderConfig):
         """Latents in time of a clip of that many frames.
 
         Raises:
-            ShapeError: not 1 + a multiple of `time`; names the nearest.
+            ShapeError: Not 1 + a multiple of `time`; names the nearest.
         """
         if frames < 1 or (frames - 1) % self.time:
             below = 1 + max(frames - 1, 0) // self.time * self.time
@@ -302,10 +302,10 @@ class StreamingModule(nn.Module, ABC):
         """Output of a piece (B, C, T, H, W), and the cache for the piece after it.
 
         Args:
-            cache: as it came back with the piece before, for the same clips; None: the clip begins here.
+            cache: Cache, as it came back with the piece before, for the same clips; None: the clip begins here.
 
         Raises:
-            ShapeError: other channels, a size that is not a multiple, or frames that stop between two latents.
+            ShapeError: Other channels, a size that is not a multiple, or frames that stop between two latents.
         """
         past = StreamState(cache)
         output = self.run(x, past)

@@ -40,24 +40,25 @@ class VideoDiTConfig:
     """Configuration of a transformer over clips.
 
     Args:
-        in_channels: of x.
-        out_channels: of the result.
-        patch: frames, height and width of the boxes of x that become tokens.
-        depth, hidden_size, heads: blocks, width of a token, attention heads.
-        mlp_ratio: width of the MLPs, in multiples of `hidden_size`.
-        cross_attention_dim: of a text's tokens, which every block reads; None: there is none.
-        attention_pattern: which tokens of a clip see each other, see `attention_patterns.attention_groups`.
-        window: frames, rows and columns of a box of tokens, for the pattern `windowed`.
-        causal: a token sees none of a later frame.
-        pos_fourier_dim: waves for each of time, height and width, that give a token its position in its frame
-            and its time after the start; 0: none, so that only relative positions are known.
-        rope_theta: of the positions; the longest wavelength is just under 2 pi rope_theta tokens.
-        qk_norm: of queries and keys.
-        gradient_checkpointing: in training, keep no activations of blocks but compute them again: less memory, a
-            third more time.
+        in_channels: Number of channels of x.
+        out_channels: Number of channels of the result.
+        patch: Frames, height and width of the boxes of x that become tokens.
+        depth, hidden_size, heads: Blocks, width of a token, attention heads.
+        mlp_ratio: Width of the MLPs, in multiples of `hidden_size`.
+        cross_attention_dim: Cross attention dim of a text's tokens, which every block reads; None: there is none.
+        attention_pattern: Pattern of which tokens of a video attend to each other, see
+            `attention_patterns.attention_groups`.
+        window: Frames, rows and columns of a box of tokens, for the pattern `windowed`.
+        causal: A token sees none of a later frame.
+        pos_fourier_dim: Waves for each of time, height and width, that give a token its position in its frame and its
+            time after the start; 0: none, so that only relative positions are known.
+        rope_theta: Base of the positions; the longest wavelength is just under 2 pi rope_theta tokens.
+        qk_norm: Normalisation of queries and keys.
+        gradient_checkpointing: In training, keep no activations of blocks but compute them again: less memory, a third
+            more time.
 
     Raises:
-        RecipeError: settings that do not fit together.
+        RecipeError: Settings that do not fit together.
     """
 
     in_channels: Annotated[int, Ge(1)]
@@ -214,14 +215,14 @@ class VideoDiT(nn.Module):
         """The raw result, in x's size.
 
         Args:
-            x: clips (B, in_channels, T, H, W), or images (B, in_channels, H, W), which are clips of one frame.
-            t: the number that stands for the level, fractions allowed: (B,), or broadcastable to x for levels that
+            x: Clips (B, in_channels, T, H, W), or images (B, in_channels, H, W), which are clips of one frame.
+            t: The number that stands for the level, fractions allowed: (B,), or broadcastable to x for levels that
                 differ between frames or places; where they differ within a token, the noisiest counts.
-            condition: its vector (B, vector_dim) is added to the time's embedding, its tokens are the text; its
-                places say where the clips lie, the first token at 0 and a step of 1 where they say nothing.
+            condition: Its vector (B, vector_dim) is added to the time's embedding, its tokens are the text; its places
+                say where the clips lie, the first token at 0 and a step of 1 where they say nothing.
 
         Raises:
-            ShapeError: a size that is not a multiple of the patch, or a condition that does not fit.
+            ShapeError: A size that is not a multiple of the patch, or a condition that does not fit.
         """
         condition, rows = condition or Condition(), len(x)
         clips, grid = self._checked(x)
@@ -249,15 +250,15 @@ class VideoDiT(nn.Module):
         """The result for each of S clips (in_channels, T, H, W), or images, of any sizes, as rows of tokens.
 
         Args:
-            t: of each, a number, or broadcastable to the clip.
-            condition: of S rows.
-            length: tokens of a row; None puts all into one.
+            t: Timesteps of each, a number, or broadcastable to the clip.
+            condition: Condition of S rows.
+            length: Tokens of a row; None puts all into one.
 
         Returns:
             results in the clips' sizes, and the share of the tokens that is padding.
 
         Raises:
-            ShapeError: a clip that does not fit, or is longer than a row.
+            ShapeError: A clip that does not fit, or is longer than a row.
         """
         condition, count = condition or Condition(), len(clips)
         whole = [self._checked(video[None]) for video in clips]
@@ -295,7 +296,7 @@ class VideoDiT(nn.Module):
         """Number of tokens of a clip (in_channels, T, H, W) or an image.
 
         Raises:
-            ShapeError: a size that is not a multiple of the patch, or other channels.
+            ShapeError: A size that is not a multiple of the patch, or other channels.
         """
         return self._checked(torch.empty(1, *shape, device="meta"))[1].tokens
 
@@ -433,7 +434,7 @@ class VideoDiT(nn.Module):
 
 
 def _coordinates(grid: TokenGrid, places: Tensor | None) -> Tensor:
-    """Of the tokens, (N, 3), or (B, N, 3) where the clips say where they lie."""
+    """Coordinates of the tokens, (N, 3), or (B, N, 3) if the condition has positions."""
     indices = grid_coordinates(grid)
     if places is None:
         return indices
@@ -442,7 +443,7 @@ def _coordinates(grid: TokenGrid, places: Tensor | None) -> Tensor:
 
 
 def _waves(grid: TokenGrid, places: Tensor | None, count: int) -> Tensor | None:
-    """When a token is, in parts of `SPAN`, and where in its frame, in parts of a side: (N or B, N, 6 count)."""
+    """Fourier features of each token's time and of its position in its frame: (N or B, N, 6 count)."""
     if not count:
         return None
     coordinates = _coordinates(grid, places)

@@ -70,16 +70,16 @@ class AutoencoderLearner(Learner):
     """The learner of an autoencoder.
 
     Args:
-        codec: the autoencoder.
-        config: what a saved one is built from.
-        loss: what is minimised.
-        by_channel: whether the latents' scale is measured channel by channel.
-        lengths: that clips are cut to in training; None: they stay whole.
-        key: the items' key of the images.
-        seed: of the latents that replace unused entries of a codebook, and of lengths.
+        codec: The autoencoder.
+        config: Configuration that a saved one is built from.
+        loss: Loss that is minimised.
+        by_channel: True if the latents' scale is measured channel by channel.
+        lengths: Lengths that clips are cut to in training; None: they stay whole.
+        key: The items' key of the images.
+        seed: Seed of the latents that replace unused entries of a codebook, and of lengths.
 
     Raises:
-        RecipeError, WeightsError: a perceptual network that cannot be opened.
+        RecipeError, WeightsError: A perceptual network that cannot be opened.
     """
 
     def __init__(
@@ -283,7 +283,7 @@ class AutoencoderLearner(Learner):
 
 
 class AutoencoderValidation:
-    """How well the averaged autoencoder reconstructs some images that never train."""
+    """Reconstruction error of the EMA autoencoder on images that never train."""
 
     from_start = False
 
@@ -335,17 +335,17 @@ def fit_autoencoder(
     training images to mean 0 and deviation 1.
 
     Args:
-        recipe: what is minimised, and the settings of training.
-        codec: as the recipe builds it; on the device that it is to train on.
-        dataset: items with images or clips, uint8, or floats in [-1, 1].
-        run: the folder; new, or one of the same recipe.
-        held_out: items that never train, for the held-out loss.
+        recipe: Loss and settings of training.
+        codec: Codec, as the recipe builds it; on the device that it is to train on.
+        dataset: Items with images or clips, uint8, or floats in [-1, 1].
+        run: The folder; new, or one of the same recipe.
+        held_out: Items that never train, for the held-out loss.
 
     Raises:
-        RecipeError: settings that cannot work, or a folder with a run of another recipe.
-        WeightsError: weights of the perceptual network that are missing or damaged.
-        ShapeError: images of another shape than the recipe's.
-        OutputError, NonFinite, OutOfResources, Cancelled: as `train.fit`.
+        RecipeError: Settings that cannot work, or a folder with a run of another recipe.
+        WeightsError: Weights of the perceptual network that are missing or damaged.
+        ShapeError: Images of another shape than the recipe's.
+        OutputError, NonFinite, OutOfResources, Cancelled: As `train.fit`.
     """
     if (
         isinstance(codec, VQModel)
@@ -366,7 +366,7 @@ def learner_of(recipe: AutoencoderRecipe, codec: AutoencoderKL | VQModel) -> Aut
     """The learner that a recipe asks for; its discriminator's first weights are the seed's.
 
     Raises:
-        RecipeError, WeightsError: a perceptual network that cannot be opened.
+        RecipeError, WeightsError: A perceptual network that cannot be opened.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(hash_of(recipe.train.seed, 1) >> 1)
@@ -383,12 +383,12 @@ def measure_latent_scaling(
     """Scale and shift (C,) that bring the codec's latents of images to mean 0 and deviation 1.
 
     Args:
-        parts: batches of images (B, C, H, W), or clips (B, C, T, H, W), in [-1, 1]; those that are not finite are
-            left out.
-        by_channel: a scale and a shift for each channel; else one of both for all.
+        parts: Batches of images (B, C, H, W), or clips (B, C, T, H, W), in [-1, 1]; those that are not finite are left
+            out.
+        by_channel: A scale and a shift for each channel; else one of both for all.
 
     Raises:
-        NonFinite: no latents are finite.
+        NonFinite: No latents are finite.
     Source: Rombach et al. 2022, appendix D.1, for the deviation of one batch; here over all of them, and the mean.
     """
     count, total, squares = 0, torch.zeros(len(codec.scale)).double(), torch.zeros(len(codec.scale)).double()

@@ -44,9 +44,9 @@ def initial_captioner(recipe: CaptionerRecipe, dataset: IndexableItems, device: 
     """The initial captioner: fresh weights and the words of the data, or a base with these words beside its own.
 
     Raises:
-        RecipeError: items without a text, texts without a word or longer than the network writes, or a base of another
+        RecipeError: Items without a text, texts without a word or longer than the network writes, or a base of another
             network.
-        WeightsError: the base is not a captioner.
+        WeightsError: The base is not a captioner.
     """
     base = None if recipe.base is None else load_captioner(recipe.base)
     before = () if base is None else base.words.tokens
@@ -78,8 +78,8 @@ def fit_captioner(
     Training resumes and repeats as that of `train.fit`. At the end the network holds the EMA weights.
 
     Raises:
-        RecipeError: items without captions, captions longer than the network writes, or a run of another recipe.
-        OutputError, NonFinite, OutOfResources, Cancelled: as `train.fit`.
+        RecipeError: Items without captions, captions longer than the network writes, or a run of another recipe.
+        OutputError, NonFinite, OutOfResources, Cancelled: As `train.fit`.
     """
     check_items(dataset, recipe.key, [TEXT], None)
     batching = recipe.train.batching
@@ -94,7 +94,7 @@ def _refuse_long(words: int, limit: int) -> None:
     """Check that a caption has no more words, with its end, than the network writes.
 
     Raises:
-        RecipeError: it has.
+        RecipeError: It has.
     """
     if words + 1 > limit:
         raise RecipeError(f"network.max_length = {limit}: a caption has {words + 1} words with its end; raise it")
@@ -109,10 +109,10 @@ class CaptionerLearner(Learner):
     """The learner of a captioner.
 
     Args:
-        model: what is trained.
-        key: the items' key of the images or videos.
-        shape: of one item's data.
-        timed: whether items say how many frames a second has.
+        model: Model that is trained.
+        key: The items' key of the images or videos.
+        shape: Shape of one item's data.
+        timed: True if items say how many frames a second has.
         batching: "buckets" for clips and images of different sizes; None: all are of one.
     """
 
@@ -129,7 +129,7 @@ class CaptionerLearner(Learner):
         """Mean nats of a word, of each caption and of all.
 
         Raises:
-            RecipeError: mirrored images, whose captions would be wrong.
+            RecipeError: Mirrored images, whose captions would be wrong.
         """
         del streams, step
         if flip:
@@ -159,7 +159,7 @@ class CaptionerLearner(Learner):
         """Captions as words (B, L), with begin and end.
 
         Raises:
-            RecipeError: one is longer than the network writes.
+            RecipeError: One is longer than the network writes.
         """
         numbers = [[BEGIN, *self.words.encode(str(text)), END] for text in captions]
         _refuse_long(max(map(len, numbers)) - 2, self.model.config.max_length)
@@ -187,7 +187,7 @@ class CaptionerLearner(Learner):
         """Copy a folder's weights.
 
         Raises:
-            WeightsError: they are of other words, as they are when captions were changed since.
+            WeightsError: They are of other words, as they are when captions were changed since.
         """
         if words_of(folder) != self.words:
             raise WeightsError(

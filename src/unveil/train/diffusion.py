@@ -37,10 +37,10 @@ class DiffusionLearner(Learner):
     """The learner of a diffusion model: a denoiser with its conditioners.
 
     Args:
-        model: what is trained.
-        objective: what is minimised.
-        key: the items' key of the training data.
-        batching: how clips of different sizes are computed together; None: all have the model's size.
+        model: Model that is trained.
+        objective: Loss that is minimised.
+        key: The items' key of the training data.
+        batching: Method of computing videos of different sizes together; None: all have the model's size.
     """
 
     def __init__(self, model: Model, objective: Objective, key: str, batching: Batching | None = None) -> None:
@@ -56,7 +56,7 @@ class DiffusionLearner(Learner):
 
     @property
     def device(self) -> torch.device:
-        """Where the model is trained."""
+        """Device of the model."""
         return self.model.device
 
     def loss(self, batch: Batch, streams: SampleRNG, step: int, flip: bool) -> LossOutput:
@@ -77,7 +77,7 @@ class DiffusionLearner(Learner):
         """Restore the statistics of the timestep sampling.
 
         Raises:
-            WeightsError: a tensor is missing.
+            WeightsError: A tensor is missing.
         """
         time = self._time()
         if time is None:

@@ -39,11 +39,11 @@ def setup_finetune(model: Model, base: BaseModel, recipe: Recipe) -> Model:
     are those of either.
 
     Args:
-        model: the base, on its device; its parts become those of the result.
-        base: which one it is.
+        model: The base, on its device; its parts become those of the result.
+        base: Name and hash of the base model.
 
     Raises:
-        RecipeError: another model than the recipe describes.
+        RecipeError: Another model than the recipe describes.
     """
     other = [] if model.config is None else _others(model.config, recipe.model)
     config = model_config_on_base(model, base, recipe, besides=other)
@@ -55,7 +55,7 @@ def setup_finetune(model: Model, base: BaseModel, recipe: Recipe) -> Model:
 
 
 def _others(base: ModelConfig, wanted: ModelConfig) -> list[str]:
-    """What differs between two models that may: the shape, the shift of one process, the length of one's prompts."""
+    """Return the permitted differences of two models: the shape, the shift of the process, the length of prompts."""
     within = [getattr(config.process, "process", config.process) for config in (base, wanted)]
     prompts = [[_of_any_length(part) for part in config.condition] for config in (base, wanted)]
     return [
@@ -100,11 +100,11 @@ def setup_lora(model: Model, base: BaseModel, recipe: Recipe) -> Model:
     """The base with fresh additions on its network, of which alone the recipe trains; it is the model given.
 
     Args:
-        model: the base, on its device.
-        base: which one it is.
+        model: The base, on its device.
+        base: Name and hash of the base model.
 
     Raises:
-        RecipeError: no LoRA in the recipe, another model than the recipe describes, or targets that it lacks.
+        RecipeError: No LoRA in the recipe, another model than the recipe describes, or targets that it lacks.
     """
     if recipe.lora is None:
         raise RecipeError("the recipe has no section lora, so there is nothing to train on the base; add one")
@@ -123,10 +123,10 @@ def model_config_on_base(model: Model, base: BaseModel, recipe: Recipe, besides:
     """The model of a recipe, with the base's own codec where the recipe says only where it was saved.
 
     Args:
-        besides: what need not agree.
+        besides: Sections that need not agree.
 
     Raises:
-        RecipeError: another model than the base.
+        RecipeError: Another model than the base.
     """
     ours = recipe.model
     if model.config is None:
@@ -155,11 +155,11 @@ def setup_controlnet(model: Model, base: BaseModel, recipe: Recipe) -> Model:
     """The base under a fresh ControlNet, which alone the recipe trains; it is the model given, and draws what it drew.
 
     Args:
-        model: the base, on its device.
-        base: which one it is.
+        model: The base, on its device.
+        base: Name and hash of the base model.
 
     Raises:
-        RecipeError: no ControlNet in the recipe, another model than it describes, or a base that is not a U-Net.
+        RecipeError: No ControlNet in the recipe, another model than it describes, or a base that is not a U-Net.
     """
     if recipe.control is None:
         raise RecipeError("the recipe has no section control, so there is nothing to train on the base; add one")
@@ -181,7 +181,7 @@ def init_controlnet(model: Model, network: UNet, recipe: Recipe) -> ControlNet:
     """A copy of the network's first half that adds nothing yet; its hint network is drawn by the recipe's seed.
 
     Raises:
-        RecipeError: hints cannot be brought to the size of what the network's first convolution makes.
+        RecipeError: Hints cannot be brought to the size of what the network's first convolution makes.
     """
     assert recipe.control is not None
     factor = model.shape[-1] // model.autoencoder.latent_shape(model.shape)[-1] * network.config.patch

@@ -1,4 +1,4 @@
-"""What a run shows: samples laid out on a sheet, and its curves; drawn without a display."""
+"""Images of a run: sample sheets and curves, drawn without a display."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def image_sheet(samples: Tensor, columns: int | None = None) -> bytes:
     Small ones are enlarged pixel by pixel, so that an 8 x 8 digit can be seen and nothing is smoothed away.
 
     Raises:
-        ShapeError: neither images nor clips.
+        ShapeError: Neither images nor clips.
     """
     if samples.ndim not in (4, 5) or samples.shape[1] not in (1, 3):
         raise ShapeError(f"samples {tuple(samples.shape)}: a sheet needs (B, 1 or 3, H, W) or (B, 1 or 3, T, H, W)")
@@ -37,7 +37,7 @@ def with_control_images(hints: Sequence[Tensor], samples: Tensor) -> tuple[Tenso
     """Each sample behind the hints that it was drawn by, and the images in a row of a sheet of these.
 
     Args:
-        hints: of each control (B, 1 or 3, H, W), uint8 or in [-1, 1], of the samples' size.
+        hints: Hints of each control (B, 1 or 3, H, W), uint8 or in [-1, 1], of the samples' size.
         samples: (B, 1 or 3, H, W) in [-1, 1].
     """
     shown = [image if image.is_floating_point() else images.to_unit(image) for image in hints]
@@ -77,7 +77,7 @@ def plot_run(lines: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
 
 
 def _terms(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    """What lines say beside what every line says; NaN where a term was not there yet."""
+    """Return the values of lines that not every line has; NaN if a term is missing."""
     names = dict.fromkeys(name for line in lines for name in line if name not in COMMON)
     return {name: [line.get(name, math.nan) for line in lines] for name in names}
 

@@ -19,7 +19,7 @@ def build_vocabulary(model: Model, items: IndexableItems) -> None:
     """Give conditioners whose words are trained with the network the vocabulary of a data set's texts.
 
     Raises:
-        RecipeError: items without a text, or texts without a word.
+        RecipeError: Items without a text, or texts without a word.
     """
     for encoder in model.conditioners.values():
         if isinstance(encoder, LearnedTextEncoder) and (
@@ -44,7 +44,7 @@ def all_captions(items: IndexableItems, key: str) -> Iterator[str]:
     """The texts of a data set; of a large one, some of them, spread evenly.
 
     Raises:
-        RecipeError: an item without one.
+        RecipeError: An item without one.
     """
     count = min(len(items), MOST)
     places = [place * len(items) // count for place in range(count)]

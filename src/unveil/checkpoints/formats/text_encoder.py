@@ -43,10 +43,10 @@ class LoadedTextEncoder(NamedTuple):
     """A text encoder as it was found.
 
     Attributes:
-        config: its architecture.
-        state: its weights, in our names.
-        tokenizer: content of its tokenizer.json; None: CLIP's vocabulary, which comes with the package.
-        rest: what the file holds beside it, in the file's names.
+        config: Its architecture.
+        state: Its weights, in our names.
+        tokenizer: Content of its tokenizer.json; None: CLIP's vocabulary, which comes with the package.
+        rest: Other tensors of the file, in the file's names.
     """
 
     config: TextEncoderConfig
@@ -67,7 +67,7 @@ class LoadedTextEncoder(NamedTuple):
         """Gives a conditioner that was built for this architecture its weights, in float32, and its vocabulary.
 
         Raises:
-            WeightsError: it was built for another architecture.
+            WeightsError: It was built for another architecture.
         """
         if conditioner.tower.config != self.config:
             raise WeightsError(
@@ -92,11 +92,11 @@ def read_text_encoder(path: Path, *, number: int = 1, settings: Mapping[str, Any
 
     Args:
         path: diffusers' folder of a whole model, transformers' folder of one encoder, or a file with a whole model.
-        number: which, where there are several.
+        number: Number of the one that is read, if there are several.
         settings: Settings of a file's encoder, see `read_state_of`; a folder determines them itself.
 
     Raises:
-        WeightsError: none there, damaged, or something that is not opened.
+        WeightsError: None there, damaged, or something that is not opened.
     """
     if path.is_dir():
         return read_folder(path, number=number)
@@ -109,12 +109,12 @@ def read_state_dict(
     """The text encoder in a state dict; such files hold no vocabulary, so it is CLIP's.
 
     Args:
-        theirs: names and tensors, those of other parts too.
-        number: which, where there are several.
+        theirs: Names and tensors, those of other parts too.
+        number: Number of the one that is read, if there are several.
         settings: `heads` and `activation`, if the width is that of no published encoder.
 
     Raises:
-        WeightsError: none there, or one that is not whole.
+        WeightsError: None there, or one that is not whole.
     """
     locations = text_encoder_keys.find_text_encoders(theirs)
     if not 1 <= number <= len(locations):
@@ -134,7 +134,7 @@ def read_folder(path: Path, *, number: int = 1) -> LoadedTextEncoder:
     """The text encoder of diffusers' folder of a whole model, or of transformers' folder of one.
 
     Raises:
-        WeightsError: none there, damaged, of another kind, or a folder that wants code or a pickle to be run.
+        WeightsError: None there, damaged, of another kind, or a folder that wants code or a pickle to be run.
     """
     end = "" if number == 1 else f"_{number}"
     home, words = path / f"text_encoder{end}", path / f"tokenizer{end}"
@@ -168,11 +168,11 @@ def fill(model: Model, base: Path = Path()) -> Model:
     """Gives a freshly built model the text encoders that its config names by `weights`; returns it.
 
     Args:
-        base: what their paths are relative to.
+        base: Folder that their paths are relative to.
 
     Raises:
-        WeightsError: not there, damaged, or of another architecture than the config says.
-        RecipeError: a text encoder without `weights`, which nobody has trained.
+        WeightsError: Not there, damaged, or of another architecture than the config says.
+        RecipeError: A text encoder without `weights`, which nobody has trained.
     """
     for section in model.config.condition if model.config is not None else ():
         if isinstance(section, TextSection):
@@ -204,7 +204,7 @@ def check_folder(path: Path) -> None:
     """Refuses a folder that wants more than to be read.
 
     Raises:
-        WeightsError: names the file: Python code, a setting that asks for it, or a pickled tokenizer.
+        WeightsError: Names the file: Python code, a setting that asks for it, or a pickled tokenizer.
     """
     for file in sorted(path.iterdir()):
         if file.suffix == ".py":
@@ -295,11 +295,11 @@ def write_folder(conditioner: TextEncoder, path: Path, *, number: int = 1) -> No
     2's folders are: they say nothing of a layer.
 
     Args:
-        path: the folder of the whole model.
-        number: which of its encoders.
+        path: The folder of the whole model.
+        number: Number of the encoder among the model's.
 
     Raises:
-        RecipeError: a vocabulary that is not known.
+        RecipeError: A vocabulary that is not known.
     """
     end = "" if number == 1 else f"_{number}"
     home, words = path / f"text_encoder{end}", path / f"tokenizer{end}"

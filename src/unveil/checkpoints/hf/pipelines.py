@@ -103,13 +103,13 @@ def load(path: Path, dtype: torch.dtype = torch.float32) -> Model:
     everything else in float32.
 
     Args:
-        path: the folder with the model_index.json.
-        dtype: what it computes in.
+        path: The folder with the model_index.json.
+        dtype: Number format of its computation.
 
     Raises:
-        WeightsError: a pipeline that is not known, a component that is missing or damaged, settings that are not
+        WeightsError: A pipeline that is not known, a component that is missing or damaged, settings that are not
             supported, or anything in the folder that would have to be run.
-        RecipeError: diffusers or transformers is not installed.
+        RecipeError: Diffusers or transformers is not installed.
     """
     folder = PipelineFolder(path)
     if folder.kind not in PIPELINES:
@@ -125,10 +125,10 @@ def load(path: Path, dtype: torch.dtype = torch.float32) -> Model:
 
 
 def report(path: Path) -> dict[str, KeyMatchReport]:
-    """How the weights of a folder's network fit what its settings describe, by component; no number is looked at.
+    """Compare the weights of a folder with its settings, by component, from the headers.
 
     Raises:
-        WeightsError: as `load`, except for weights that do not fit.
+        WeightsError: As `load`, except for weights that do not fit.
     """
     folder = PipelineFolder(path)
     if folder.kind in stable_diffusion.CLASSES:
@@ -142,7 +142,7 @@ def inspect(path: Path) -> dict[str, Any]:
     """Facts of a folder, from headers and settings only: those of `inspection.inspect`, and how its network fits.
 
     Raises:
-        WeightsError: as `report`.
+        WeightsError: As `report`.
     """
     folder = PipelineFolder(path)
     headers = {file.relative_to(path).as_posix(): read_header(file) for file in folder.weight_files()}
@@ -192,9 +192,9 @@ def _prompt(
     """The prompt's text encoders, the first one first.
 
     Args:
-        gives: of each encoder.
-        extra_dims: see `MultiTextEncoder`.
-        length: tokens of T5.
+        gives: Gives of each encoder.
+        extra_dims: See `MultiTextEncoder`.
+        length: Tokens of T5.
     """
     each = [encoder_of(folder, number, output, dtype, length) for number, output in enumerate(gives, 1)]
     return MultiTextEncoder(

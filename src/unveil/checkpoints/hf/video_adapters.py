@@ -26,7 +26,7 @@ class Wan(nn.Module):
     """Wan's transformer: text by cross-attention, and a level for each token where levels differ.
 
     Args:
-        net: a `WanTransformer3DModel` of text to video.
+        net: A `WanTransformer3DModel` of text to video.
 
     Source: Wan team 2025, section 4.2 (arXiv:2503.20314); levels of tokens: Wan 2.2's TI2V network.
     """
@@ -47,8 +47,8 @@ class Wan(nn.Module):
         Where levels differ within a token, the noisiest counts.
 
         Raises:
-            RecipeError: no prompt.
-            ShapeError: a size or a mask that the network does not take.
+            RecipeError: No prompt.
+            ShapeError: A size or a mask that the network does not take.
         """
         tokens = prompt_tokens(condition, masked=False)
         check_size(x, self.multiple)
@@ -81,8 +81,8 @@ class WanTwoExperts(nn.Module):
     """Wan 2.2's two networks: one for levels from a boundary on, one for those below.
 
     Args:
-        noisy, clean: the two.
-        boundary: in thousandths.
+        noisy, clean: The two.
+        boundary: In thousandths.
 
     Source: Wan 2.2's published inference code (github.com/Wan-Video/Wan2.2).
     """
@@ -122,8 +122,8 @@ class LTX(nn.Module):
     """LTX-Video's transformer: a level for each token, whose position is given in seconds and pixels.
 
     Args:
-        net: an `LTXVideoTransformer3DModel`.
-        rates: frames and pixels that one latent stands for.
+        net: An `LTXVideoTransformer3DModel`.
+        rates: Frames and pixels that one latent stands for.
 
     Source: HaCohen et al. 2024, section 3 (arXiv:2501.00103).
     """
@@ -147,8 +147,8 @@ class LTX(nn.Module):
         The condition's vector is the frames per second (B, 1); its places, in latents, say where clips lie.
 
         Raises:
-            RecipeError: no prompt.
-            ShapeError: a vector of another width.
+            RecipeError: No prompt.
+            ShapeError: A vector of another width.
         """
         vector, tokens = pooled_and_tokens(condition, self.vector_dim)
         assert condition is not None  # as checked
@@ -180,7 +180,7 @@ class CogVideoX(nn.Module):
     """CogVideoX's transformer: text and latents are one sequence, and a clip has one level.
 
     Args:
-        net: a `CogVideoXTransformer3DModel` of text to video.
+        net: A `CogVideoXTransformer3DModel` of text to video.
 
     Source: Yang et al. 2024, section 2.2 (arXiv:2408.06072).
     """
@@ -196,11 +196,11 @@ class CogVideoX(nn.Module):
         self._tables: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
-        """What the folder's scheduler says, at latents and indices (B,).
+        """Output of the transformer at latents and indices (B,).
 
         Raises:
-            RecipeError: no prompt.
-            ShapeError: a size or a mask that the network does not take.
+            RecipeError: No prompt.
+            ShapeError: A size or a mask that the network does not take.
         """
         tokens = prompt_tokens(condition, masked=False)
         check_size(x, self.patch)
@@ -240,8 +240,8 @@ class Hunyuan(nn.Module):
     """HunyuanVideo's transformer: text and latents side by side, pooled text and a guidance beside the time.
 
     Args:
-        net: a `HunyuanVideoTransformer3DModel` of text to video; one with `guidance_embeds` is conditioned on the
-            scale of the guidance that it was distilled from, the last number of the vector.
+        net: A `HunyuanVideoTransformer3DModel` of text to video; one with `guidance_embeds` is conditioned on the scale
+            of the guidance that it was distilled from, the last number of the vector.
 
     Source: Kong et al. 2024, section 4.2 (arXiv:2412.03603).
     """
@@ -261,8 +261,8 @@ class Hunyuan(nn.Module):
         """The velocity at latents and times in thousandths (B,).
 
         Raises:
-            RecipeError: no prompt.
-            ShapeError: a size or a vector that the network does not take.
+            RecipeError: No prompt.
+            ShapeError: A size or a vector that the network does not take.
         """
         vector, tokens = pooled_and_tokens(condition, self.vector_dim)
         check_size(x, self.patch)
@@ -293,7 +293,7 @@ def of_tokens(t: Tensor, x: Tensor, patch: tuple[int, int, int]) -> Tensor:
     Args:
         t: (B,), or broadcastable to x.
         x: (B, C, T, H, W).
-        patch: latents of a token.
+        patch: Latents of a token.
     """
     if t.ndim == 1:
         return t
@@ -304,7 +304,7 @@ def of_tokens(t: Tensor, x: Tensor, patch: tuple[int, int, int]) -> Tensor:
 
 
 def _centred(grid: tuple[int, int], base: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Where a grid lies in the one of training once it is scaled to fit inside: first and last row and column."""
+    """Position of a grid that is scaled to fit into the training grid: its first and last row and column."""
     rows, columns = grid
     if rows / columns > base[0] / base[1]:
         height, width = base[0], round(base[0] / rows * columns)

@@ -125,7 +125,7 @@ NAMES: dict[Callable[[PipelineFolder, torch.dtype], Model], str] = {
 
 
 def describe(folder: PipelineFolder) -> str:
-    """What a folder makes, for a person: the model, and how it takes levels and prompts."""
+    """Describe the model of a folder, its noise levels and its prompts, for a person."""
     two = folder.has("transformer_2")
     each = PIPELINES[folder.kind] in (wan, ltx) and not two
     return ", ".join(
@@ -144,8 +144,8 @@ def write_prompts(model: Model, prompts: Sequence[str], path: Path) -> None:
     In the folder as `prompts.safetensors` it lets the model be loaded without the encoder, for these prompts.
 
     Raises:
-        RecipeError: not a list of texts.
-        OutputError: the place cannot be written.
+        RecipeError: Not a list of texts.
+        OutputError: The place cannot be written.
     """
     each = list(dict.fromkeys(["", *prompts]))
     condition: Condition = model.conditioners["prompt"].encode(each)  # pyright: ignore[reportCallIssue]
@@ -158,10 +158,10 @@ def read_prompts(path: Path, *, extra_dims: int = 0) -> PrecomputedPrompts:
     """The prompts of a file, see `write_prompts`.
 
     Args:
-        extra_dims: numbers at the end of the vector that are left zero, for others to fill.
+        extra_dims: Numbers at the end of the vector that are left zero, for others to fill.
 
     Raises:
-        WeightsError: damaged, or without the list of prompts.
+        WeightsError: Damaged, or without the list of prompts.
     """
     tensors, listed = read_tensors(path), read_header(path).metadata.get("prompts")
     try:

@@ -130,7 +130,7 @@ class VideoReader:
     which then has its own child.
 
     Args:
-        wait: seconds for one answer; a file that takes longer is refused, and the child ended.
+        wait: Seconds for one answer; a file that takes longer is refused, and the child ended.
     """
 
     def __init__(self, wait: float = WAIT) -> None:
@@ -150,7 +150,7 @@ class VideoReader:
         """Decode a whole video and return its properties.
 
         Raises:
-            DataError: not a video, damaged, over a limit; the message has the reason without the path.
+            DataError: Not a video, damaged, over a limit; the message has the reason without the path.
         """
         with path.open("rb") as file:
             head = file.read(HEAD)
@@ -172,7 +172,7 @@ class VideoReader:
         """The wanted frames as uint8 (3, T, height, width), as they are stored; and the time of each in seconds.
 
         Raises:
-            DataError: as `probe`, or the file has changed since it was probed.
+            DataError: As `probe`, or the file has changed since it was probed.
         """
         request = limits.request("read", path) | cut._asdict()
         request |= {"first": info.first, "rate": info.rate, "since": info.since(cut.wanted[0])}
@@ -185,7 +185,7 @@ class VideoReader:
         """The comment in a video's container, None where there is none.
 
         Raises:
-            DataError: it cannot be read.
+            DataError: It cannot be read.
         """
         return self._ask(VideoLimits().request("comment", path), 0)[0]["comment"]
 

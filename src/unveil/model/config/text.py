@@ -24,16 +24,16 @@ class TextSection(Section):
     """A prompt, by a text encoder that is not trained.
 
     Attributes:
-        key: the item's key that is read.
-        encoder: its architecture; a `name` such as clip-l stands for a published one.
+        key: The item's key that is read.
+        encoder: Its architecture; a `name` such as clip-l stands for a published one.
         tokenizer: "clip" is the vocabulary that comes with the package, "file" one that the weights' folder holds.
-        weights: folder or file that a fresh model takes the encoder's weights from; a saved one has its own.
-        drop_prob: how often training leaves the text away, so that guidance has its "nothing".
-        output: a vector per token, one for the whole prompt, or both.
-        prompt_weighting: whether (brackets:1.2) give weights to words, or are text.
+        weights: Folder or file that a fresh model takes the encoder's weights from; a saved one has its own.
+        drop_prob: Probability that training drops the text, which guidance needs.
+        output: A vector per token, one for the whole prompt, or both.
+        prompt_weighting: True if (brackets:1.2) give weights to words, or are text.
         num_chunks: Number of rows that a prompt is split into; tokens that do not fit are cut, with a warning.
-        uncond: the prompt that stands for none.
-        cache: megabytes of memory for what prompts were encoded to, so that a caption is encoded once; 0: none.
+        uncond: The prompt that stands for none.
+        cache: Megabytes of memory for what prompts were encoded to, so that a caption is encoded once; 0: none.
     """
 
     kind: Literal["text"] = "text"
@@ -60,7 +60,7 @@ class TextSection(Section):
         """The conditioner, whose encoder is freshly initialised; nothing of the rest of the model is needed.
 
         Raises:
-            RecipeError: transformers is not installed.
+            RecipeError: Transformers is not installed.
         """
         return TextEncoder(
             build(self.encoder.build()),
