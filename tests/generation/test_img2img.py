@@ -68,8 +68,8 @@ def test_half_strength_starts_at_the_noise_level_of_its_first_step():
 
     model.generate(count=2, seed=4, transform=watched)
     (course,) = started
-    assert len(course.grid) == 4  # 3 of 6 steps
-    level, noise = course.grid[0], SampleRNG(4, range(2)).normal((1, 4, 4), START)
+    assert len(course.schedule) == 4  # 3 of 6 steps
+    level, noise = course.schedule[0], SampleRNG(4, range(2)).normal((1, 4, 4), START)
     wanted = level.alpha * encode_latents(model, to_unit(given)) + level.sigma * noise
     assert torch.allclose(course.start(), wanted, atol=1e-6)
 

@@ -19,7 +19,7 @@ KeysValues = tuple[Tensor, Tensor]  # each (B, heads, L, D)
 
 
 class CachedModulation(NamedTuple):
-    """Modulation of a noise level: six vectors for each block, before its own are added, and the last layer's embedding."""
+    """Modulation of a noise level: six vectors for each block and the last layer's embedding."""
 
     blocks: Tensor
     last: Tensor
