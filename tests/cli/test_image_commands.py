@@ -208,7 +208,7 @@ def test_interpolation_as_a_video(cli: Cli, saved: Path, tmp_path: Path):
     assert done.code == 0, done.err
     video = VideoReader().probe(tmp_path / "way" / "clip.mp4", VideoLimits())
     assert (video.frames, video.rate, video.codec) == (3, 6, "h264")
-    assert min(video.shown) >= 96
+    assert min(video.square_pixel_size) >= 96
     facts = read_generation_metadata(tmp_path / "way" / "clip.mp4")
     assert facts["task"] == read_generation_metadata(tmp_path / "way" / "frame_00000.png")["task"]
     assert cli("interpolate", saved, "--frames", 2, "--no-metadata", "--out", "alone.webm").code == 0

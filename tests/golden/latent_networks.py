@@ -80,7 +80,7 @@ def cldm(folder: Path) -> Iterator[Comparison]:
     x, t, hint = io["x"], io["timesteps"], io["hint"]
     text = Condition(tokens=io["context"])
     assert hint.shape[1] == hint_channels
-    yield case.compare("hint_embedding", controlnet.features(hint, x))
+    yield case.compare("hint_embedding", controlnet.control_features(hint, x))
     residuals = controlnet(x, t, replace(text, hint=hint))
     for number, residual in enumerate(residuals):
         yield case.compare(f"control.{number:02}", residual)

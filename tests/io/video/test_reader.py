@@ -40,7 +40,7 @@ def whole(found: VideoInfo) -> FrameSelection:
 def test_every_frame_of_every_container(decoder, tmp_path, suffix):
     path = make_video(tmp_path / f"a{suffix}", 12, rate=12, size=(18, 16))
     found = decoder.probe(path, LIMITS)
-    assert (found.frames, found.rate, found.width, found.height, found.turn) == (12, 12, 18, 16, 1)
+    assert (found.frames, found.rate, found.width, found.height, found.orientation) == (12, 12, 18, 16, 1)
     assert found.seconds == pytest.approx(11 / 12, abs=0.001)
     pixels, times = decoder.read(path, found, whole(found), LIMITS)
     assert pixels.shape == (3, 12, 16, 18)

@@ -75,7 +75,7 @@ INNER = {f"{GUIDANCE}{name}": name for name in GuidanceConfig.model_fields}
 
 
 def current_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return flat settings of sampling under their present names; keys that are no settings stay as they are."""
+    """Return flat settings of sampling under their present names; other keys stay as they are."""
     if settings.get("schedule") in GUIDANCE_SCHEDULES or any(name in SETTINGS for name in settings):
         return migrate_settings(settings)
     return dict(settings)
