@@ -1,4 +1,4 @@
-"""Codecs: between pixels and what the network sees."""
+"""Autoencoders between pixels and latents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Large images, and clips of large frames, through a codec in tiles: memory for one tile, whatever their size.
+"""Tiled encoding and decoding of large images and videos: memory for one tile, whatever their size.
 
 A tile of a clip is all of its frames there, which the codec of clips computes some at a time.
 
@@ -32,7 +32,7 @@ Share = tuple[float, float]
 
 
 class StatisticsCollected(Exception):
-    """Ends a run behind the norm that was to be gathered."""
+    """Ends a pass after the norm whose statistics are collected."""
 
 
 class TiledGroupNorm(nn.Module):
@@ -73,7 +73,7 @@ class TiledGroupNorm(nn.Module):
         return torch.addcmul(offset[:, None, None].to(x.dtype), x, slope[:, None, None].to(x.dtype))
 
     def freeze_statistics(self) -> None:
-        """From now on what was gathered is known, and no more is gathered."""
+        """Use the collected statistics from now on, and collect no more."""
         self.shares, self.last = None, False
         count, total, squares = self._sums
         mean = total / count

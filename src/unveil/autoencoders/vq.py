@@ -1,7 +1,7 @@
 """The discrete codec: each place of z becomes the nearest of a codebook's entries.
 
 Sources: van den Oord et al. 2017 (arXiv:1711.00937); Esser et al. 2021 (arXiv:2012.09841); Rombach et al. 2022,
-section 3.1 (arXiv:2112.10752), whose diffusion models see z before it is quantised.
+section 3.1 (arXiv:2112.10752), whose diffusion models use z before it is quantised.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from unveil.types import Ge
 # Which of the loss' two terms beta weighs: the one that moves the codebook, as first published, or the one that commits
 # the encoder, as in the paper
 Order = Literal["legacy", "fixed"]
-# What moves the codebook: the loss' gradient, or running means of what its entries stand for
+# Update rule of the codebook: the gradient of the loss, or running means of the vectors of each entry
 Learned = Literal["gradient", "ema"]
 CHUNK = 1 << 24  # distances that are held at a time
 

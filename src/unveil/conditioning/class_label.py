@@ -18,7 +18,7 @@ class Label(nn.Module):
     Args:
         classes: Number of classes.
         dim: Width of a row, the network's `vector_dim`.
-        drop: Share of the training samples that see "none" instead, in [0, 1).
+        drop: Share of the training samples that get "none" instead, in [0, 1).
         names: Names of the classes, which may then be given instead of numbers.
         key: Key of the item that holds the label.
 
@@ -92,7 +92,7 @@ class LabelToken(nn.Module):
     Args:
         classes: Number of classes, that of "none" included: published tables hold it.
         dim: Width of a token, the network's `context_width`.
-        drop: Share of the training samples that see "none" instead, in [0, 1).
+        drop: Share of the training samples that get "none" instead, in [0, 1).
         names: Names of the classes but that of "none", which may then be given instead of numbers.
         key: Key of the item that holds the label.
 
@@ -112,7 +112,7 @@ class LabelToken(nn.Module):
 
     @property
     def drop(self) -> float:
-        """Share of the training samples that see "none"."""
+        """Share of the training samples that get "none"."""
         return self.rows.drop
 
     def encode(self, raw: Tensor | Sequence[int | str]) -> Condition:
@@ -136,7 +136,7 @@ class BinnedValue(nn.Module):
         low, high: Ends of the range; the first and the last code.
         codes: Number of codes, evenly spaced.
         dim: Width of a row, the network's `vector_dim`.
-        drop: Share of the training samples that see "none" instead, in [0, 1).
+        drop: Share of the training samples that get "none" instead, in [0, 1).
         lookup: `nearest` rounds a value to the nearest code (ties to the even code); `exact` accepts only codes.
         key: Key of the item that holds the value.
     """
@@ -166,7 +166,7 @@ class BinnedValue(nn.Module):
 
     @property
     def drop(self) -> float:
-        """Share of the training samples that see "none"."""
+        """Share of the training samples that get "none"."""
         return self.rows.drop
 
     def encode(self, raw: Tensor | Sequence[float | str]) -> Condition:

@@ -1,4 +1,4 @@
-"""ControlNets at work beside a U-Net: any number at once, each with its weight, its part of the run and its hint.
+"""ControlNets of a U-Net: any number at once, each with its weight, its part of the run and its control image.
 
 Sources: Zhang et al. 2023 (arXiv:2302.05543), section 3; guess mode: github.com/lllyasviel/ControlNet.
 """
@@ -20,7 +20,7 @@ from unveil.nn.layers import Memo
 from unveil.nn.unet import UNetConfig, UNetEncoder
 from unveil.types import Condition, NoiseLevel
 
-# Where residuals are added: to everything that the U-Net's way down left and to its middle, or to the middle alone
+# Blocks to which residuals are added: all skips of the down blocks and the middle block, or only the middle block
 ControlledBlocks = Literal["all", "middle"]
 # `guess`: the hint speaks where the text says little, so that it acts on deep layers more than on shallow ones, and
 # what guidance goes away from is not controlled at all
@@ -124,7 +124,7 @@ class MultiControlNet(nn.Module):
 
         Args:
             x, t: As the U-Net is given them.
-            level: Noise level that t stands for; None: every control works, whatever its part of the run.
+            level: Noise level that t stands for; None: every ControlNet acts, whatever its part of the run.
 
         Raises:
             ShapeError: A control image that does not fit.

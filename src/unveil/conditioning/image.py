@@ -17,7 +17,7 @@ class ConcatCondition(nn.Module):
 
     Args:
         channels: Number of channels of the image.
-        drop: Share of the training samples that see "none" instead, in [0, 1).
+        drop: Share of the training samples that get "none" instead, in [0, 1).
         size: Height and width of "none"; (1, 1) stands for any size.
         key: Key of the item that holds the image.
     """
@@ -48,11 +48,11 @@ class ConcatCondition(nn.Module):
 class ControlImageCondition(nn.Module):
     """The image that a ControlNet reads, in [0, 1] as published ones do; "none" is black.
 
-    Guidance compares with the same hint: it goes away from what the text does not say, not from the image.
+    Both sides of guidance have the same control image, so guidance does not move away from it.
 
     Args:
         channels: Number of channels of the image.
-        drop: Share of the training samples that see "none" instead, in [0, 1).
+        drop: Share of the training samples that get "none" instead, in [0, 1).
         key: Key of the item that holds the image.
     """
 

@@ -30,7 +30,7 @@ class BoxTokens(nn.Module):
         classes: Number of classes.
         dim: Width of a token, the network's `context_width`.
         most: Objects of a layout at most.
-        drop: Share of the training samples that see "none" instead, in [0, 1).
+        drop: Share of the training samples that get "none" instead, in [0, 1).
         names: Names of the classes, which may then be given instead of numbers.
         key: Key of the item that holds the layout, rows (N, 5) of class, centre x, centre y, width and height, the last
             four in [0, 1].

@@ -71,7 +71,7 @@ class LearnedTextEncoder(nn.Module):
     Args:
         config: Configuration of the encoder.
         dim: Width of the tokens that the network reads.
-        drop: Share of the training samples that see "none" instead, in [0, 1).
+        drop: Share of the training samples that get "none" instead, in [0, 1).
         key: Key of the item that holds the text.
         vector_dim: Width of a vector of the whole prompt, from its tokens' mean, beside the tokens; None: none.
 
@@ -106,7 +106,7 @@ class LearnedTextEncoder(nn.Module):
         self._warned = False
 
     def build_vocabulary(self, texts: Iterable[str]) -> None:
-        """Takes the vocabulary of the texts that it is going to be trained with, behind the words that it has.
+        """Add the vocabulary of the training texts to the words that it has.
 
         Raises:
             RecipeError: Texts without a word.
@@ -122,7 +122,7 @@ class LearnedTextEncoder(nn.Module):
         return {} if self.vocabulary is None else {FILE: json.dumps(self.vocabulary.plain(), indent=1) + "\n"}
 
     def restore_files(self, files: dict[str, str]) -> None:
-        """Takes back what `files` gave.
+        """Restore the contents of `files`.
 
         Raises:
             WeightsError: Not a vocabulary, or one of more words than the table has rows.
@@ -159,7 +159,7 @@ class LearnedTextEncoder(nn.Module):
         return Condition(vector=vector, tokens=self.leave(tokens), mask=used)
 
     def has_known_words(self, text: str) -> bool:
-        """Return True if it knows a word of a text, or there is none in it.
+        """Return True if the vocabulary has a word of a text, or the text has no word.
 
         Raises:
             RecipeError: No vocabulary yet.

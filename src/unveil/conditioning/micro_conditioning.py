@@ -1,4 +1,4 @@
-"""Numbers that a network takes as they are, beside the text: the size of an image, the scale of a guidance."""
+"""Scalar conditions besides the text: the size of an image, the scale of distilled guidance."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from unveil.types import Condition
 
 
 class ScalarCondition(nn.Module):
-    """Some numbers at the end of a network's vector, the usual ones where none are given.
+    """Some numbers at the end of a network's vector, by default those that it was trained with most.
 
     Guidance compares two conditions with the same numbers: they have no "none".
 

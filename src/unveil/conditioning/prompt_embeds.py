@@ -15,7 +15,7 @@ from unveil.errors import RecipeError, did_you_mean
 from unveil.io.optional_deps import import_extra
 from unveil.types import Condition
 
-# What a network sees behind a prompt's end: the encoder's vectors, zeros, or nothing by a mask
+# Tokens after a prompt's end: the encoder's vectors, zeros, or none by a mask
 Padding = Literal["text", "zeros", "hidden"]
 
 

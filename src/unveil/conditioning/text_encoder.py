@@ -148,7 +148,7 @@ class TextEncoder(nn.Module):
         return self
 
     def set_cache_size(self, megabytes: int) -> TextEncoder:
-        """Keeps what prompts were encoded to, the last used, in so much memory; 0: nothing, which is so at first.
+        """Cache the conditions of the last used prompts in this much memory; 0, the default: no cache.
 
         Each prompt is then encoded by itself, so that nothing depends on which others are in a batch.
 
@@ -165,7 +165,7 @@ class TextEncoder(nn.Module):
         return {"tokenizer.json": self.tokenizer.content} if isinstance(self.tokenizer, FileTokenizer) else {}
 
     def restore_files(self, files: dict[str, str]) -> None:
-        """Takes back what `files` gave.
+        """Restore the contents of `files`.
 
         Raises:
             WeightsError: Not a tokenizer.

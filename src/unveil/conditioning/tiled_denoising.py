@@ -86,7 +86,7 @@ def multidiffusion(steps: Sequence[DenoiseFn], places: Sequence[Tile]) -> Denois
 
 
 def crop_condition(condition: Condition | None, place: Tile, whole: tuple[int, int]) -> Condition | None:
-    """The condition of a tile: its images are cut to what lies there, all else is the same.
+    """The condition of a tile: its images are cropped to the tile, the rest is unchanged.
 
     Args:
         whole: Height and width of the x that the condition is for.
@@ -107,7 +107,7 @@ def denoise_in_tiles(
     places: Sequence[Tile],
     whole: tuple[int, int],
 ) -> DenoiseFn:
-    """`tiled` of a model's step, with its condition cut for every tile.
+    """`multidiffusion` of a model's denoiser, with its condition cropped for every tile.
 
     Where the condition is the same for all tiles, several share a call of the network: as many as have about the
     pixels that one image of `MAX_SHARED_SIDE` a side has.

@@ -30,11 +30,11 @@ def scaled_dot_product_attention(
 ) -> Tensor:
     """Scaled dot-product attention: query (B, H, N, D) on key and value (B, H or a divisor of it, M, D).
 
-    A query that may look at nothing gathers 0.
+    A query that may attend to nothing gathers 0.
 
     Args:
-        mask: Boolean, broadcastable to (B, H, N, M), True where a query may look.
-        causal: The last query is the last key's; each looks at its own and at those before it.
+        mask: Boolean, broadcastable to (B, H, N, M), True where a query may attend.
+        causal: The last query is the last key's; each attends to its own and to those before it.
 
     Raises:
         ShapeError: Heads that the keys' do not divide, or a mask that is not boolean.
@@ -55,7 +55,7 @@ def scaled_dot_product_attention(
 
 
 def attention_weights(query: Tensor, key: Tensor, *, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-    """Attention weights of queries to keys: (B, H, N, M), each row summing to 1, or all 0 where it may see nothing.
+    """Attention weights of queries to keys: (B, H, N, M); each row sums to 1, or is 0 if nothing may be attended to.
 
     Args:
         mask, causal: As in `attend`.
@@ -177,11 +177,11 @@ class KVCache:
 
 
 class AttentionPattern(Protocol):
-    """Says which tokens of rows see each other, and computes what they gather."""
+    """Pattern of which tokens of rows attend to each other, which computes their attention."""
 
     @property
     def mask(self) -> Tensor:
-        """Boolean (rows, 1, N, N), True where a token may see another."""
+        """Boolean (rows, 1, N, N), True where a token may attend to another."""
         ...
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False) -> Tensor:
@@ -195,7 +195,7 @@ class Attention(nn.Module):
     Args:
         width: C, of a token.
         kv_heads: Number of heads of keys and values, a divisor of `heads`, each serving several queries' heads.
-        context_width: Width of a context's tokens; None: the tokens look at themselves.
+        context_width: Width of a context's tokens; None: the tokens attend to themselves.
         bias, out_bias: Biases of the projections to queries, keys and values, and of the one back.
         qk_norm: Normalisation of each head's queries and keys, which keeps their product small in long training.
 
@@ -254,9 +254,9 @@ class Attention(nn.Module):
             rotary: The positions of x, of these N tokens alone where a cache holds others.
             cache: x is looked at behind the tokens that it holds, and joins them. Where there is a context, its keys
                 and values are computed at the first call and kept; the context may then be left out.
-            packing: Pattern of which tokens of x attend to each other, such as a `Packing`, of which each sequence sees
-                itself alone. Where there is a context, a `Packing` whose sequences look at one of its rows each, with a
-                mask (S, M).
+            packing: Pattern of which tokens of x attend to each other, such as a `Packing`, in which each sequence
+                attends to itself. With a context, a `Packing` whose sequences attend to one of its rows each, with a mask
+                (S, M).
             maps: The weights (B, H, N, M) are appended to it.
 
         Raises:
@@ -352,7 +352,7 @@ def _norm(kind: QkNorm, width: int) -> nn.Module:
 
 
 class Packing:
-    """Sequences of different lengths, several in a row, each seeing itself alone; the end of a row may be padding.
+    """Sequences of different lengths, several in a row, each attending only to itself; the end of a row may be padding.
 
     Args:
         lengths: Lengths of the sequences, in the caller's order.

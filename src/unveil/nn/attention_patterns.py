@@ -1,8 +1,8 @@
 """Attention patterns of clips: tokens attend to all of a clip, those of a frame or a place in turn, those of a window.
 
-A pattern puts each token of a clip under a label; tokens see those of their own label, and with `causal` none of a
-later frame. What sees each other is computed together, groups of one kind in one product, so that a narrow pattern
-costs what it computes and no mask of all tokens by all is made.
+A pattern gives each token of a video a label. Tokens attend to those of their own label, with `causal` to none of a
+later frame. Tokens that attend to each other are computed together, groups of one kind in one product. So a narrow
+pattern costs what it computes, and no mask of all tokens by all is made.
 
 Letters of shapes: R rows, N tokens of a row, H heads, D the width of a head.
 """
@@ -60,7 +60,7 @@ def attention_groups(grid: TokenGrid, pattern: Pattern, number: int, window: tup
 def attention_mask(
     grid: TokenGrid, pattern: Pattern, number: int, *, window: tuple[int, int, int], causal: bool = False
 ) -> Tensor:
-    """Attention mask of one clip: boolean (N, N), True where the first may see the second."""
+    """Attention mask of one clip: boolean (N, N), True where the first may attend to the second."""
     label = attention_groups(grid, pattern, number, window)
     seen = label[:, None] == label[None]
     if not causal:
@@ -70,7 +70,7 @@ def attention_mask(
 
 
 class AttentionGroups:
-    """The groups of tokens that see each other in one block, those of one kind laid out for one product.
+    """The groups of tokens that attend to each other in one block, those of one kind laid out for one product.
 
     Args:
         packing: Position of each video's tokens in the rows.

@@ -229,7 +229,7 @@ class ImageEncoder(nn.Module):
         return tuple(f"down.{level}." for level in range(self.config.split))
 
     def global_layers(self, h: Tensor) -> Tensor:
-        """The rest, which sees the whole image and is small."""
+        """Apply the other, small layers to the whole image."""
         for level in self.down[self.config.split :]:
             h = level(h)
         return self.leave(activated(self.norm(self.middle(h))))
@@ -260,7 +260,7 @@ class ImageDecoder(nn.Module):
         return self.tiled_layers(self.global_layers(z))
 
     def global_layers(self, z: Tensor) -> Tensor:
-        """The part that sees the whole image and is small: (B, z_channels, h, w) to (B, C, h', w')."""
+        """Apply the small layers that depend on the whole image: (B, z_channels, h, w) to (B, C, h', w')."""
         if z.ndim != 4 or z.shape[1] != self.config.z_channels:
             raise ShapeError(f"latents {tuple(z.shape)}: must be (B, {self.config.z_channels}, H, W)")
         h = self.middle(self.enter(z))

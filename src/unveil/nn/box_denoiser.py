@@ -1,7 +1,7 @@
 """Sets of boxes denoised, given the image that they lie in, from what the image shows inside each box.
 
 In the spirit of DiffusionDet: the features of the present, noisy boxes are cut out of a feature map and a small
-transformer over the set moves the boxes. Deviation: the boxes also look at the whole image in coarse cells, so
+transformer over the set moves the boxes. Deviation: the boxes also attend to the whole image in coarse cells, so
 that a box that lies on nothing learns where something is.
 
 Source: Chen et al. 2022, section 3 (arXiv:2211.09788); regions by bilinear sampling: He et al. 2017 (RoIAlign,
@@ -86,7 +86,7 @@ class BoxBackbone(nn.Module):
 
 
 class BoxDecoderBlock(nn.Module):
-    """Boxes (B, N, D) look at one another, at the image's cells, and think."""
+    """Boxes (B, N, D) attend to one another and to the image's cells."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()

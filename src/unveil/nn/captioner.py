@@ -1,6 +1,6 @@
 """A captioner: images and clips read by a transformer over patches in space and time, and described word by word.
 
-    x -> frames -> patches -> tokens + places -> blocks -> what the decoder looks at -> words
+    x -> frames -> patches -> tokens + places -> blocks -> encoder states of the decoder -> words
 
 Letters of shapes: B clips, T frames, N patches of all frames, C the width of a token, L words, V of the vocabulary.
 
@@ -83,7 +83,7 @@ class CaptionerConfig:
 
 
 class Captioner(nn.Module):
-    """Looks at clips (B, channels, T, H, W) of any length and size, and says what follows words."""
+    """Predict the next word for videos (B, channels, T, H, W) of any length and size."""
 
     kind: Literal["captioner"] = "captioner"
 

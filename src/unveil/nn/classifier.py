@@ -93,7 +93,7 @@ class NoisyClassifierConfig:
 
 
 class AttentionPool(nn.Module):
-    """The mean of all positions looks at itself and at each of them: (B, C, H, W) to (B, out)."""
+    """The mean of all positions attends to itself and to each of them: (B, C, H, W) to (B, out)."""
 
     def __init__(self, width: int, side: int, heads: int, out: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The patch discriminator: a small convolutional network that tells real patches of images or clips from others."""
+"""Patch discriminator: a small convolutional network that distinguishes real patches of images or videos from others."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class DiscriminatorConfig:
 
     Attributes:
         width: Channels after the first convolution, doubled by each that follows, up to eight times.
-        layers: Convolutions that halve; 3 makes each output see 70 x 70 pixels.
+        layers: Convolutions that halve; 3 gives each output a receptive field of 70 x 70 pixels.
         axes: 2 for images; 3 for clips, which are halved in time too, by kernels of 3 frames, so that a clip of one
             frame has an output as well.
 

@@ -377,7 +377,7 @@ class DiT(nn.Module):
             results (out_channels, H, W), and the share of the tokens that is padding.
 
         Raises:
-            RecipeError: A design other than adaLN, which tells each token its own.
+            RecipeError: A design other than adaLN, which modulates each token by itself.
             ShapeError: An image that does not fit, or is longer than a row.
         """
         if not self.adaptive:
@@ -471,7 +471,7 @@ class DiT(nn.Module):
 
 
 class _PrecomputedModulation:
-    """The modulation of known levels, for each condition that was seen."""
+    """Modulations of noise levels that are computed before, for each condition of an earlier call."""
 
     def __init__(self, network: DiT, indices: Tensor) -> None:
         self.network = network

@@ -4,7 +4,7 @@
 
 Score SDE's halves and doubles inside residual blocks through a small filter, weighs sums of two branches by
 1 / sqrt(2), and may carry images beside the features: a pyramid of inputs that joins every level on the way down,
-and one of outputs that grows on the way up. ADM's tells the level by scale and shift and attends with 64 channels a
+and one of outputs that grows on the way up. ADM's applies the level by scale and shift and attends with 64 channels a
 head; it differs from `unet.UNet` in its groups of normalisation alone.
 
 Sources: Song et al. 2021, appendix H (arXiv:2011.13456); Karras et al. 2022, appendix F.1 and table 7
@@ -74,7 +74,7 @@ class EDMBlockStyle(NamedTuple):
 
 
 class EDMBlock(nn.Module):
-    """Two convolutions around what the level says, with a way around them, and self-attention where it is wanted."""
+    """Two convolutions with the level's modulation between them, a skip connection, and optional self-attention."""
 
     def __init__(
         self,
@@ -247,7 +247,7 @@ class SongUNetConfig:
             sigma).
         noise_multiplier: Width of that embedding, and of a condition's vector, in `model_channels`.
         embedding_multiplier: Width of the blocks' conditioning vector, in `model_channels`.
-        encoder: `standard`; `skip`: each level sees the smaller input; `residual`: and hands it on (NCSN++).
+        encoder: `standard`; `skip`: each level gets the smaller input; `residual`: and hands it on (NCSN++).
         decoder: `standard`; `skip`: each level adds its part to the output.
         combine: Combination of the input with the features in a `skip` encoder: by `sum`, or `cat` beside the features.
         filter: Filter through which features and images are resampled: (1, 1) or NCSN++'s (1, 3, 3, 1); None is (1, 1),

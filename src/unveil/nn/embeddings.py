@@ -135,7 +135,7 @@ def grid_coordinates(size: Sequence[int]) -> Tensor:
 
 
 class Rotary:
-    """Positions that turn queries and keys, so that what they see of each other depends on distances alone.
+    """Positions that turn queries and keys, so that their attention depends only on distances.
 
     Args:
         coordinates: (N, axes) or (B, N, axes), 1 to 3 axes, any real numbers: rows, seconds, parts of a side.

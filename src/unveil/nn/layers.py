@@ -212,9 +212,9 @@ class FirConv(nn.Module):
 
 
 class Memo(Generic[T]):
-    """Values that depend on one tensor only, computed without gradients when that tensor is first seen.
+    """Values that depend on one tensor only, computed without gradients at the first call with that tensor.
 
-    It is known again by its identity, how often it was written to, and the precision; a tensor that is
+    It is recognised by its identity, how often it was written to, and the precision; a tensor that is
     remembered is held, so that no other one can take its identity. The oldest of `REMEMBERED` is forgotten.
     """
 

@@ -1,4 +1,4 @@
-"""The spatial transformer: the positions of an image as tokens, which look at themselves and at a text.
+"""The spatial transformer: the positions of an image as tokens, which attend to themselves and to a text.
 
 Source: Rombach et al. 2022, section 3.3 and appendix E.2.1 (arXiv:2112.10752).
 """
@@ -32,7 +32,7 @@ class SpatialTransformer(nn.Module):
     Args:
         channels: Number of channels of the image, and the width of its tokens.
         depth: Blocks.
-        context_width: Width of the text's tokens; None: in the text's place the image looks at itself again.
+        context_width: Width of the text's tokens; None: instead of the text, the image attends to itself again.
         groups: Number of groups of the normalisation before the blocks.
     """
 

@@ -60,7 +60,7 @@ _SPLIT: Mapping[Unit, Callable[[str], list[str]]] = {"characters": list, "words"
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The tokens that a model knows, by number; the first four are `SPECIAL`.
+    """The tokens of a model, by number; the first four are `SPECIAL`.
 
     Attributes:
         unit: Kind of a token. Words are runs of letters and digits, and each other sign by itself; see

@@ -4,7 +4,7 @@
     decoder: z -> enter -> middle -> [blocks, twice the frames, twice the size] per level -> leave -> frames
 
 A clip has 1 + k ct frames and 1 + k latents: the first latent stands for the first frame alone, each other for ct
-frames, and none has seen a later frame. An image is a clip of one frame. Nothing is normalised over time or place, so
+frames, and none depends on a later frame. An image is a clip of one frame. Nothing is normalised over time or place, so
 that pieces and tiles give what the whole gives.
 
 Beside either network a linear map goes the direct way between a latent and its box of ct x cs x cs pixels. It begins as
@@ -72,7 +72,7 @@ class StreamState:
         return torch.cat([before.to(x.dtype), x], 2)
 
     def keep(self, frames: Tensor) -> None:
-        """Leaves frames (B, C, n, H, W) for the next piece: alone, without what they were cut from."""
+        """Leaves frames (B, C, n, H, W) for the next piece, without the tensor that they were cut from."""
         self.saved.append(frames if torch.is_grad_enabled() else frames.clone())
 
 

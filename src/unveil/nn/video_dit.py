@@ -4,8 +4,8 @@
 
 An image is a clip of one frame. Levels may differ between the frames or the places of a clip, which is how frames
 that are known are given: at the level of data. Positions turn queries and keys, so that any size, shape and length,
-times before the first frame and times between frames are only other coordinates. Waves, where there are some, tell each
-token besides where in its own frame it lies and how long after the start.
+times before the first frame and times between frames are only other coordinates. Optional Fourier features
+give each token also its position in its frame and its time after the start.
 
 Letters of shapes: B clips, F frames of patches, S patches of a frame, N = F S tokens, C the width of a token.
 
@@ -49,7 +49,7 @@ class VideoDiTConfig:
         attention_pattern: Pattern of which tokens of a video attend to each other, see
             `attention_patterns.attention_groups`.
         window: Frames, rows and columns of a box of tokens, for the pattern `windowed`.
-        causal: A token sees none of a later frame.
+        causal: No token attends to a later frame.
         pos_fourier_dim: Waves for each of time, height and width, that give a token its position in its frame and its
             time after the start; 0: none, so that only relative positions are known.
         rope_theta: Base of the positions; the longest wavelength is just under 2 pi rope_theta tokens.
@@ -92,7 +92,7 @@ class VideoDiTConfig:
             )
 
 
-# Frames of half the longest wave that tells when a token is
+# Frames of half the longest wave of the Fourier features of time
 FOURIER_SPAN = 64
 
 # Layouts of clips, such as positions, that a network remembers: a run has a few, training on mixed sizes ever others
@@ -105,9 +105,9 @@ class VideoBlockConditioning:
 
     modulation: shifts, scales and gates (B, F or 1, S or 1, 6, C) of all blocks, before each adds its own.
     last: shift and scale (B, F or 1, S or 1, 2, C) of the last normalisation.
-    which: None, or of each token of rows (B, N) the level that it has, a number of `modulation`'s and `last`'s B.
+    level_index: None, or of each token of rows (B, N) the level that it has, a number of `modulation`'s and `last`'s B.
     rotary: the places of the tokens.
-    together: which tokens see each other in each block; None: all of a row.
+    attention_patterns: which tokens attend to each other in each block; None: all of a row.
     text, mask: tokens (clips, L, context_width), and True where one of the (clips, L) counts.
     packing: of tokens that are several clips in a row.
     """
