@@ -252,11 +252,11 @@ class Attention(nn.Module):
         Args:
             mask, causal: As in `attend`.
             rotary: The positions of x, of these N tokens alone where a cache holds others.
-            cache: x is looked at behind the tokens that it holds, and joins them. Where there is a context, its keys
+            cache: Earlier tokens, which x follows and joins. If there is a context, its keys
                 and values are computed at the first call and kept; the context may then be left out.
             packing: Pattern of which tokens of x attend to each other, such as a `Packing`, in which each sequence
-                attends to itself. With a context, a `Packing` whose sequences attend to one of its rows each, with a mask
-                (S, M).
+                attends to itself. With a context, a `Packing` whose sequences attend to one of its rows each, with a
+                mask (S, M).
             maps: The weights (B, H, N, M) are appended to it.
 
         Raises:

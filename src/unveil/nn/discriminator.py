@@ -1,4 +1,4 @@
-"""Patch discriminator: a small convolutional network that distinguishes real patches of images or videos from others."""
+"""Patch discriminator: a small convolutional network that distinguishes real patches of images from others."""
 
 from __future__ import annotations
 

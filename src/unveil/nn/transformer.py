@@ -94,7 +94,7 @@ class TransformerBlock(nn.Module):
     """Attention of tokens on themselves, on a context where there is one, and a perceptron, each a residual.
 
     Args:
-        context_width: Width of a context's tokens; None: no context; "own": the tokens attend to themselves once more.
+        context_width: Width of a context's tokens; None: no context; "own": self-attention once more.
 
     Source: Vaswani et al. 2017, section 3.1 (arXiv:1706.03762).
     """
