@@ -50,7 +50,7 @@ class Lt(NamedTuple):
 
 
 class _Rule(NamedTuple):
-    """What a field's type allows: one of `choices`, or a number from `least` to below `below`."""
+    """Values that a field's type allows: one of `choices`, or a number from `least` to below `below`."""
 
     name: str
     choices: tuple[Any, ...] = ()
@@ -152,7 +152,7 @@ class ControlNetInfo(NamedTuple):
 
     key: Key of its control image among the conditions.
     name, sha256: Name and hash of the file of weights.
-    weight, start, stop: Settings of `Control`.
+    weight, start, stop: Settings of `AttachedControlNet`.
     image, image_sha256: Name and hash of the file of the control image; empty: none was chosen yet.
     pixels: Control image, uint8 (1 or 3, H, W), of any size.
     """
@@ -178,9 +178,9 @@ class Condition:
 
     vector: (B, D), added to the time embedding (a label, pooled text).
     tokens: (B, L, D), with mask (B, L) True where a token counts (cross-attention, in-context).
-    channels: (B, C, H, W), concatenated to x (low-resolution image, mask, context).
-    hint: (B, C, H, W), the control images of ControlNets, concatenated along the channels.
-    places: (B, 2, 3), positions of video tokens: the time, height and width of the first token, and the steps from
+    concat: (B, C, H, W), concatenated to x (low-resolution image, mask, context).
+    control_image: (B, C, H, W), the control images of ControlNets, concatenated along the channels.
+    positions: (B, 2, 3), positions of video tokens: the time, height and width of the first token, and the steps from
         each token to the next.
     residuals: Outputs of ControlNets, added inside a U-Net: one tensor for each output of the down blocks and one for
         the middle block, or that of the middle block only. They are valid for one x and one noise level, so they are
@@ -190,9 +190,9 @@ class Condition:
     vector: Tensor | None = None
     tokens: Tensor | None = None
     mask: Tensor | None = None
-    channels: Tensor | None = None
-    hint: Tensor | None = None
-    places: Tensor | None = None
+    concat: Tensor | None = None
+    control_image: Tensor | None = None
+    positions: Tensor | None = None
     residuals: tuple[Tensor, ...] | None = None
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Condition:
@@ -211,7 +211,9 @@ class Condition:
             ShapeError: The condition has residuals, which are valid for one call.
         """
         if self.residuals is not None:
-            raise ShapeError("condition.residuals: hold for one call of a network; change the hint that they come from")
+            raise ShapeError(
+                "condition.residuals: hold for one call of a network; change the control image that they come from"
+            )
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "residuals"}
 
     def where(self, keep: Tensor, other: Condition) -> Condition:
@@ -259,9 +261,9 @@ class Condition:
             vector=both(self.vector, other.vector, lambda a, b: a + b),
             tokens=both(self.tokens, other.tokens, side_by_side),
             mask=both(mine, theirs, side_by_side),
-            channels=both(self.channels, other.channels, side_by_side),
-            hint=both(self.hint, other.hint, lambda a, b: side_by_side(*_of_one_size(a, b))),
-            places=both(self.places, other.places, lambda a, b: b),
+            concat=both(self.concat, other.concat, side_by_side),
+            control_image=both(self.control_image, other.control_image, lambda a, b: side_by_side(*_of_one_size(a, b))),
+            positions=both(self.positions, other.positions, lambda a, b: b),
         )
 
     def _full_mask(self) -> Tensor | None:

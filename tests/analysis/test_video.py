@@ -245,7 +245,7 @@ def test_places_of_a_finer_grid_lie_in_the_trained_one(monkeypatch: pytest.Monke
     frames, height, width = model.shape[1:]
     shot = VideoSpec(frames, (2 * height, 2 * width), window=frames, spacing=0.5)
     bench.generate_long(["a red circle", "a blue square"], lambda rows: shot)
-    places = conditions[0].places
+    places = conditions[0].positions
     assert places is not None
     assert places[0].tolist() == [[0, -0.25, -0.25], [1, 0.5, 0.5]]
     # the mean place of the finer grid is that of the model's own

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unveil.autoencoders import AutoencoderKL, AutoencoderKLConfig, DiagonalGaussian, VQModel, VQModelConfig
-from unveil.autoencoders.vq import Quantiser, Remap, usage
+from unveil.autoencoders.vq import Quantiser, Remap, codebook_usage
 from unveil.errors import RecipeError, ShapeError
 
 
@@ -137,18 +137,18 @@ def test_dead_entries_are_put_on_places_of_the_batch_by_a_generator(learned):
     places = z.movedim(1, -1).reshape(-1, 2)
     assert torch.cdist(books[0].codebook[3:].detach(), places).min(1).values.max() == 0
     assert len(books[0].codebook[3:].detach().unique(dim=0)) == 5
-    assert usage(books[0].nearest(z), 8).used > 0.7
+    assert codebook_usage(books[0].nearest(z), 8).used > 0.7
     plain = quantiser()
     assert plain.observe(z, plain.nearest(z)) == 0
     assert plain.state_dict().keys() == {"codebook"}
 
 
 def test_usage_and_perplexity():
-    assert usage(torch.tensor([[0, 1], [2, 3]]), 8) == (0.5, pytest.approx(4.0))
-    uneven = usage(torch.tensor([0, 0, 0, 5]), 8)
+    assert codebook_usage(torch.tensor([[0, 1], [2, 3]]), 8) == (0.5, pytest.approx(4.0))
+    uneven = codebook_usage(torch.tensor([0, 0, 0, 5]), 8)
     assert uneven.perplexity == pytest.approx(math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25)))
     with pytest.raises(ShapeError, match="no indices"):
-        usage(torch.tensor([], dtype=torch.long), 8)
+        codebook_usage(torch.tensor([], dtype=torch.long), 8)
 
 
 def test_entries_counted_anew():
@@ -173,7 +173,7 @@ def test_a_vq_codec_encodes_before_and_decodes_after_its_codebook():
     indices = codec.indices(latents)
     assert torch.equal(indices, codec.quantise(z).indices)
     torch.testing.assert_close(codec.decode(latents), codec.decoded(codec.entry(indices)), rtol=1e-4, atol=1e-5)
-    again: Tensor = codec.scaled(codec.entry(indices))
+    again: Tensor = codec.to_latents(codec.entry(indices))
     torch.testing.assert_close(codec.decode(again), codec.decode(latents), rtol=1e-4, atol=1e-5)
     with pytest.raises(RecipeError, match=r"learned = 'mean': must be one of gradient, ema"):
         quantiser(learned="mean")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from unveil.autoencoders.losses import (
     ADVERSARIAL,
     ERRORS,
-    LARGEST,
+    MAX_ADAPTIVE_WEIGHT,
     adaptive_weight,
     generator_loss,
     hinge,
@@ -91,4 +91,4 @@ def test_the_adaptive_weight_through_a_network_is_what_autograd_gives_by_hand():
 
 def test_the_adaptive_weight_has_a_limit():
     rebuilt, adversarial, w = two_losses(1e-9)
-    assert adaptive_weight(1e3 * rebuilt, adversarial, w).item() == LARGEST
+    assert adaptive_weight(1e3 * rebuilt, adversarial, w).item() == MAX_ADAPTIVE_WEIGHT

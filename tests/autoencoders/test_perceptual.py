@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unveil import data
-from unveil.autoencoders.losses import LAYOUTS, LPIPS, Features, of_classifier, published
+from unveil.autoencoders.losses import BACKBONES, LPIPS, Features, classifier_lpips, published_lpips
 from unveil.data.digits import DigitsConfig
 from unveil.errors import RecipeError, ShapeError, WeightsError
 from unveil.evaluate.inception import read_weights
@@ -61,7 +61,7 @@ def test_features_that_are_zero_everywhere_have_a_gradient():
 
 def test_it_is_frozen_and_stays_in_evaluation_mode():
     network = Cnn(CnnConfig(1, 8, 3, (4, 8)))
-    judge = of_classifier(network, "mine").train()
+    judge = classifier_lpips(network, "mine").train()
     assert not judge.training
     assert not network.training
     assert not any(p.requires_grad for p in judge.parameters())
@@ -76,7 +76,7 @@ def test_it_is_frozen_and_stays_in_evaluation_mode():
 def test_the_stages_of_a_classifier_are_what_it_pools():
     network = Cnn(CnnConfig(1, 8, 3, (4, 8))).eval()
     x = torch.randn(2, 1, 8, 8)
-    first, second = of_classifier(network, "mine").features(x)
+    first, second = classifier_lpips(network, "mine").features(x)
     assert (first.shape, second.shape) == ((2, 4, 8, 8), (2, 8, 4, 4))
     assert torch.equal(second, network.body(x))
 
@@ -94,7 +94,9 @@ def alex(seed: int = 0) -> dict[str, Tensor]:
     torch.manual_seed(seed)
     state = {}
     widths = [64, 192, 384, 256, 256]
-    for (number, (given, made, kernel, _, _)), width in zip(LAYOUTS["alex"].convolutions.items(), widths, strict=True):
+    for (number, (given, made, kernel, _, _)), width in zip(
+        BACKBONES["alex"].convolutions.items(), widths, strict=True
+    ):
         assert made == width
         state[f"features.{number}.weight"] = torch.randn(made, given, kernel, kernel) / (given * kernel**2) ** 0.5
         state[f"features.{number}.bias"] = 0.1 * torch.randn(made)
@@ -122,15 +124,15 @@ def test_alexnet_is_the_sum_over_its_five_relus_written_out():
     for number, (f, g) in enumerate(zip(by_layers(state, x), by_layers(state, y), strict=True)):
         apart = F.normalize(f, dim=1) - F.normalize(g, dim=1)
         expected += F.conv2d(apart.square(), state[f"lin{number}.model.1.weight"]).mean((1, 2, 3))
-    torch.testing.assert_close(published(state, "x")(x, y), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(published_lpips(state, "x")(x, y), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_vgg_has_the_published_numbering():
-    layout = LAYOUTS["vgg"]
+    layout = BACKBONES["vgg"]
     assert {number: shape[1] for number, shape in layout.convolutions.items()} == VGG
     assert tuple(number + 1 for number in layout.read_layers) == VGG_KEPT
     assert sorted(layout.pools) == [5, 10, 17, 24]
-    assert tuple(number + 1 for number in LAYOUTS["alex"].read_layers) == ALEX_KEPT
+    assert tuple(number + 1 for number in BACKBONES["alex"].read_layers) == ALEX_KEPT
 
 
 def test_the_heads_that_torchmetrics_ships_are_read():
@@ -140,10 +142,10 @@ def test_the_heads_that_torchmetrics_ships_are_read():
         pytest.skip("torchmetrics is not installed")
     heads = read_weights(Path(found.origin).parent / "functional/image/lpips_models/vgg.pth", "")
     zeros = {}
-    for number, (given, made, *_) in LAYOUTS["vgg"].convolutions.items():
+    for number, (given, made, *_) in BACKBONES["vgg"].convolutions.items():
         zeros |= {f"features.{number}.weight": torch.zeros(made, given, 3, 3)}
         zeros |= {f"features.{number}.bias": torch.zeros(made)}
-    judge = published({**zeros, **heads}, "vgg.pth")
+    judge = published_lpips({**zeros, **heads}, "vgg.pth")
     assert torch.equal(judge.get_buffer("head4"), heads["lin4.model.1.weight"].flatten())
 
 
@@ -159,7 +161,7 @@ def test_files_are_read_in_either_spelling(tmp_path):
     save_file(together, tmp_path / "lpips.safetensors")
     two = perceptual("lpips", [tmp_path / "alexnet.pth", tmp_path / "heads.safetensors"])
     one = perceptual("lpips", [tmp_path / "lpips.safetensors"])
-    assert fingerprint(one) == fingerprint(two) != fingerprint(published(alex(1), "x"))
+    assert fingerprint(one) == fingerprint(two) != fingerprint(published_lpips(alex(1), "x"))
 
 
 def test_files_without_their_keys_are_named(tmp_path):
@@ -190,11 +192,11 @@ def test_names_are_checked_and_lpips_needs_its_files(tmp_path):
     with pytest.raises(WeightsError, match="holds 0 cards of classifiers"):
         perceptual(str(tmp_path))
     with pytest.raises(RecipeError, match="a ViT has no stages"):
-        of_classifier(
+        classifier_lpips(
             ViT(ViTConfig(channels=1, size=8, num_classes=2, patch=4, depth=1, hidden_size=8, heads=1)), "mine"
         )
     with pytest.raises(ShapeError, match="reads 3 channels"):
-        of_classifier(Cnn(CnnConfig(3, 8, 2, (8,))), "mine")(torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8))
+        classifier_lpips(Cnn(CnnConfig(3, 8, 2, (8,))), "mine")(torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8))
 
 
 def test_the_distance_of_the_bundled_classifier_grows_with_blur():
@@ -208,7 +210,7 @@ def test_the_distance_of_the_bundled_classifier_grows_with_blur():
 
 def test_a_module_that_is_no_cnn_has_no_stages():
     with pytest.raises(RecipeError, match="a Linear has no stages"):
-        of_classifier(nn.Linear(1, 1), "mine")
+        classifier_lpips(nn.Linear(1, 1), "mine")
 
 
 def test_clips_are_compared_frame_by_frame_and_colours_by_grey_features_channel_by_channel():
@@ -217,6 +219,6 @@ def test_clips_are_compared_frame_by_frame_and_colours_by_grey_features_channel_
     judge = LPIPS(Two())
     frames = torch.stack([judge(x[:, :, t], y[:, :, t]) for t in range(3)])
     torch.testing.assert_close(judge(x, y), frames.mean(0))
-    grey = of_classifier(Cnn(CnnConfig(1, 4, 2, (4,))).eval(), "tiny")
+    grey = classifier_lpips(Cnn(CnnConfig(1, 4, 2, (4,))).eval(), "tiny")
     channels = torch.stack([grey(x[:, [c], 0], y[:, [c], 0]) for c in range(2)])
     torch.testing.assert_close(grey(x[:, :, 0], y[:, :, 0]), channels.mean(0))

@@ -14,7 +14,7 @@ from unveil.core.rng import SampleRNG
 from unveil.data import open as open_data
 from unveil.errors import RecipeError, ShapeError
 from unveil.model import Model, build, checkpoint_store
-from unveil.model.config import AutoencoderConfig, ModelConfig, Recipe, dump, parse_recipe, read_yaml, validate
+from unveil.model.config import AutoencoderModelConfig, ModelConfig, Recipe, dump, parse_recipe, read_yaml, validate
 from unveil.model.model_card import autoencoder_card
 from unveil.train import fit
 from unveil.train.batch_preparation import ENCODE, prepare
@@ -150,7 +150,9 @@ LATENT_VIDEO: dict[str, Any] = {
 
 
 def test_a_model_of_the_latents_of_clips_trains_on_a_saved_codec_and_samples(tmp_path):
-    described = validate(AutoencoderConfig, {"kind": "autoencoder", "shape": [3, 9, 32, 32], "autoencoder": CLIP}, "it")
+    described = validate(
+        AutoencoderModelConfig, {"kind": "autoencoder", "shape": [3, 9, 32, 32], "autoencoder": CLIP}, "it"
+    )
     codec = described.build()
     codec.scale.copy_(torch.tensor([0.5, 1.0, 2.0, 3.0]))
     files = {

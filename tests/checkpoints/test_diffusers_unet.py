@@ -64,7 +64,7 @@ def test_a_folder_of_diffusers_gives_the_same_results_and_is_written_back_unchan
     x, t, tokens = inputs(settings.get("in_channels", 4))
     labels = torch.tensor([0, 4]) if "num_class_embeds" in settings else None
     mask = torch.tensor([[True, True, False, True, True], [True] * 5])
-    condition = Condition(tokens=tokens, mask=mask, channels=x[:, 4:] if x.shape[1] > 4 else None)
+    condition = Condition(tokens=tokens, mask=mask, concat=x[:, 4:] if x.shape[1] > 4 else None)
     if parts.label is not None:
         label = Label(5, parts.network.vector_dim)
         label.load_state_dict(parts.label)
@@ -90,7 +90,7 @@ def test_a_controlnet_of_diffusers_gives_the_same_results_and_is_written_back_un
     x, t, tokens = inputs()
     hint = torch.rand(2, 3, 64, 64)
     down, middle = network(x, t, tokens, controlnet_cond=hint, return_dict=False)
-    got = ours(x, t, Condition(tokens=tokens, hint=hint))
+    got = ours(x, t, Condition(tokens=tokens, control_image=hint))
     for mine, want in zip(got, [*down, middle], strict=True):
         torch.testing.assert_close(mine, want, rtol=1e-4, atol=1e-4)
     want = unet(x, t, tokens, down_block_additional_residuals=down, mid_block_additional_residual=middle).sample
@@ -138,7 +138,7 @@ def test_a_controlnet_cannot_be_a_folder_with_labels(tmp_path: Path):
     network = diffusers_unet.convert_state_dict(
         theirs(**SD1).state_dict(), diffusers_unet.config_from_settings(theirs(**SD1).config)
     ).network
-    diffusers_unet.write(ControlNet.of(network), tmp_path)
+    diffusers_unet.write(ControlNet.from_unet(network), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_class_embeds": 3}))
     with pytest.raises(RecipeError, match="num_class_embeds = 3"):

@@ -91,12 +91,12 @@ def test_a_lora_comes_back_from_every_naming(name: str, naming: str, tmp_path: P
     network = parts["denoiser"].network
     if naming == "cloneofsimo" and name != "dit":
         with pytest.raises(RecipeError, match="which that naming numbers"):
-            lora_export.dump({"denoiser": listed}, parts, naming)
+            lora_export.to_lora_file({"denoiser": listed}, parts, naming)
         return
-    written = lora_export.dump({"denoiser": listed}, parts, naming)  # pyright: ignore[reportArgumentType]
+    written = lora_export.to_lora_file({"denoiser": listed}, parts, naming)  # pyright: ignore[reportArgumentType]
     place = tmp_path / ("folder" if written.config else "lora.safetensors")
     lora_export.write(place, written)
-    file = lora.read(place)
+    file = lora.read_lora(place)
     assert file.naming == naming
     found, report = lora.match(file, parts)
     assert not report.unmatched
@@ -109,7 +109,7 @@ def test_a_lora_comes_back_from_every_naming(name: str, naming: str, tmp_path: P
 def test_rows_of_a_fused_layer_are_written_as_three_modules():
     parts = part("dit")
     listed = [LoraDelta("blocks.0.attention.qkv", drawn(3, 32, seed=1), drawn(96, 3, seed=2), 6.0)]
-    written = lora_export.dump({"denoiser": listed}, parts, "diffusers")
+    written = lora_export.to_lora_file({"denoiser": listed}, parts, "diffusers")
     assert len(written.tensors) == 6
     for n, which in enumerate("qkv"):
         assert torch.equal(written.tensors[f"transformer.{BLOCK}.attn1.to_{which}.lora_A.weight"], listed[0].down)
@@ -121,7 +121,7 @@ def test_rows_of_a_fused_layer_are_written_as_three_modules():
 def test_an_addition_to_some_rows_of_a_published_module_is_padded():
     parts = part("dit")
     listed = [LoraDelta("blocks.0.attention.qkv", drawn(3, 32, seed=1), drawn(40, 3, seed=2), 6.0, start=20)]
-    file = parse(lora_export.dump({"denoiser": listed}, parts, "kohya").tensors)
+    file = parse(lora_export.to_lora_file({"denoiser": listed}, parts, "kohya").tensors)
     found, _ = lora.match(file, parts)
     network = parts["denoiser"].network
     (before,), (after,) = changes(network, listed).values(), changes(network, found["denoiser"]).values()
@@ -203,7 +203,7 @@ def test_a_text_encoder_is_named_as_published():
         tensors = {f"{key}.lora_down.weight": torch.ones(2, 8), f"{key}.lora_up.weight": torch.ones(8, 2)}
         found, _ = lora.match(parse(tensors), parts)
         assert found["text_encoder"][0].layer == "encoder.layers.0.self_attn.q_proj"
-    written = lora_export.dump(found, parts, "kohya").tensors
+    written = lora_export.to_lora_file(found, parts, "kohya").tensors
     assert "lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_down.weight" in written
 
 
@@ -277,7 +277,7 @@ def test_halves_and_other_files_are_named(tmp_path: Path):
         parse(half)
     write_tensors(tmp_path / "model.safetensors", {"conv.weight": torch.ones(2)})
     with pytest.raises(WeightsError, match="no LoRA, by its keys"):
-        lora.read(tmp_path / "model.safetensors")
+        lora.read_lora(tmp_path / "model.safetensors")
 
 
 def test_a_layer_without_a_published_name_is_reported():
@@ -290,4 +290,4 @@ def test_a_layer_without_a_published_name_is_reported():
         {"some": sites, "unveil": native_layers(parts["denoiser"].network)},
     )
     with pytest.raises(RecipeError, match=r"blocks\.0\.mlp\.up: has no name in published files"):
-        lora_export.dump({"denoiser": added("dit")}, {"denoiser": one}, "kohya")
+        lora_export.to_lora_file({"denoiser": added("dit")}, {"denoiser": one}, "kohya")

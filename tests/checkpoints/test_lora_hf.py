@@ -55,7 +55,7 @@ def test_every_module_is_found_and_merged(name: str, parts: list[str], naming: s
             written |= {f"{stem}.{ends[0]}.weight": down, f"{stem}.{ends[1]}.weight": up}
             wanted.append(layer.weight.detach() + up @ down)
     write_tensors(tmp_path / "style.safetensors", written)
-    report = files.attach(parts_of(model), "style", files.read(tmp_path / "style.safetensors"))
+    report = files.attach(parts_of(model), "style", files.read_lora(tmp_path / "style.safetensors"))
     assert (len(report.matched), report.unmatched) == (len(wanted), ())
     for part in parts_of(model).values():
         lora.fuse_lora(part.network)

@@ -48,13 +48,13 @@ def test_the_tower_of_stable_diffusion_2_goes_into_a_folder_and_back(folder: Pat
     tower = {key: tensor for key, tensor in theirs.items() if key.startswith("cond_stage_model.")}
     rest = {key: tensor for key, tensor in theirs.items() if key not in tower}
     overrides = ModelOverrides(**tiny_sd.OVERRIDES | {"activation": "gelu"})
-    model = single_file.read({**rest, **tower}, overrides).model  # with the exact GELU, as OpenCLIP has it
+    model = single_file.read_checkpoint({**rest, **tower}, overrides).model  # with the exact GELU, as OpenCLIP has it
     second = single_file.tensors_of(model)
     assert "cond_stage_model.model.transformer.resblocks.2.attn.in_proj_weight" in second  # of two blocks that are used
     found = registry.detect(second)
     assert found is not None
     assert found.signature.title == "Stable Diffusion 2 in one file"
-    read = single_file.read(second, overrides)
+    read = single_file.read_checkpoint(second, overrides)
     prompt = {"prompt": "a cat on the moon"}
     with torch.no_grad():
         want, got = (one.encode(prompt)[0].tokens for one in (model, read.model))

@@ -198,7 +198,7 @@ def test_wan_gets_the_noise_level_of_each_token(clip_folders, kind):
             fast = network(x, t, condition)
     torch.testing.assert_close(plain, want, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(fast, want, atol=1e-5, rtol=1e-5)
-    assert network.tells_parts
+    assert network.takes_token_levels
 
 
 def test_ltx_gets_the_noise_level_and_position_of_each_token(clip_folders):
@@ -222,10 +222,10 @@ def test_ltx_gets_the_noise_level_and_position_of_each_token(clip_folders):
             return_dict=False,
         )[0]
         got = network(x, t, condition)
-        moved = network(x, t, replace(condition, places=torch.tensor([[[3.0, 0, 0], [2, 1, 1]]] * 2)))
+        moved = network(x, t, replace(condition, positions=torch.tensor([[[3.0, 0, 0], [2, 1, 1]]] * 2)))
     torch.testing.assert_close(got.flatten(2).transpose(1, 2), want, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(moved, got, atol=1e-4)
-    assert network.tells_parts
+    assert network.takes_token_levels
 
 
 # -- codecs -------------------------------------------------------------------------------------------------------

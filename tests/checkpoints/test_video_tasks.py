@@ -51,7 +51,7 @@ def test_image_to_video_begins_with_the_image(clip_folders, name):
     assert not torch.equal(found[:, :, 1:], other[:, :, 1:])  # and the rest has seen it
     # the sample itself holds it, as the latents that the codec gives it
     how, streams = validate(SampleConfig, model.sampling.model_dump() | {"steps": 3}, "test"), SampleRNG(1, range(1))
-    course = edit.change(model.prepare(how, streams, cond=request.cond), slice(0, 1))
+    course = edit.transform(model.prepare(how, streams, cond=request.cond), slice(0, 1))
     with torch.no_grad():
         latents = course.run()
         shown = (clip[:, :, :1].float() / 127.5 - 1).expand(1, *model.shape)  # what stands where nothing is known

@@ -16,7 +16,7 @@ from tests.checkpoints import tiny_sd
 from tests.cli.conftest import Cli, tree
 from tests.cli.test_bad_input import refused
 from unveil.cli.text_forms import merge_settings
-from unveil.generation.image_output import read_facts
+from unveil.generation.image_output import read_generation_metadata
 from unveil.tasks.fields import PLAYGROUND
 from unveil.tasks.text_to_image import TextToImage
 
@@ -56,7 +56,7 @@ def test_each_line_generates_the_images_of_a_single_request(cli: Cli, folder: Pa
     for n in range(2):
         alone = Image.open(f"own/seed3_0000{n}.png")  # its metadata state no count and other output options
         assert alone.tobytes() == Image.open(Path("made", names[n])).tobytes()
-    facts = read_facts(Path("made", names[2]))
+    facts = read_generation_metadata(Path("made", names[2]))
     assert (facts["given"], facts["negative"]) == ({"prompt": "x=3"}, {"prompt": "2"})
     assert (facts["steps"], facts["guidance_scale"], facts["sampler"], facts["seed"]) == (2, 3.0, "heun", 5)
     assert cli("sample", folder, "--from-metadata", Path("made", names[2]), "--out", "again.png").code == 0
@@ -72,7 +72,7 @@ def test_a_plain_line_is_a_prompt_and_options_hold_for_every_line(cli: Cli, fold
     assert "4 images of 2 prompts: made/line0001_seed4_00000.png ... line0002_seed6_00000.png" in done.out
     for number, prompt in enumerate(["steps=9", '{"prompt": "a"}'], 1):
         for seed in (4, 6):
-            facts = read_facts(Path(f"made/line{number:04d}_seed{seed}_00000.png"))
+            facts = read_generation_metadata(Path(f"made/line{number:04d}_seed{seed}_00000.png"))
             assert (facts["given"], facts["negative"]) == ({"prompt": prompt}, {"prompt": "a dog"})
             assert (facts["steps"], facts["guidance_scale"]) == (1, 2.0)
 

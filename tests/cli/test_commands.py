@@ -16,7 +16,7 @@ from tests.cli.conftest import Cli, tree
 from tests.io.video.tiny_videos import make_video
 from unveil.checkpoints import openai_keys
 from unveil.generation import image_output
-from unveil.generation.image_output import read_facts
+from unveil.generation.image_output import read_generation_metadata
 from unveil.model import Model, build
 from unveil.model.config import Recipe, load_recipe
 
@@ -69,7 +69,7 @@ def test_an_interruption_keeps_the_finished_images(
 def test_the_grid_of_a_folder_shows_a_limited_number_of_images(
     cli: Cli, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(image_output, "SHOWN", 4)
+    monkeypatch.setattr(image_output, "MAX_SHEET_IMAGES", 4)
     assert cli("sample", saved, "--label", 3, "-n", 6, "--steps", 1, "--out", "six").code == 0
     assert cli("sample", saved, "--label", 3, "-n", 4, "--steps", 1, "--out", "four").code == 0
     assert len(list((tmp_path / "six").glob("seed*.png"))) == 6
@@ -105,7 +105,7 @@ def test_an_image_is_regenerated_exactly_from_its_metadata(cli: Cli, saved: Path
     ]
     assert cli("sample", saved, *arguments, "--out", "made").code == 0
     original = tmp_path / "made" / "seed11_00004.png"
-    facts = read_facts(original)
+    facts = read_generation_metadata(original)
     assert facts["batch"] == {"first": 3, "count": 2, "given": {"label": ["7", "3"]}}
     done = cli("sample", saved, "--from-metadata", original, "--out", "again.png")
     assert done.code == 0, done.err

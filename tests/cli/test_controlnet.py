@@ -17,7 +17,7 @@ from tests.cli.conftest import CHANGES, Cli
 from unveil.checkpoints import diffusers_unet
 from unveil.checkpoints.formats import controlnet as layout
 from unveil.cli.text_forms import read_controlnet
-from unveil.generation.image_output import read_facts
+from unveil.generation.image_output import read_generation_metadata
 from unveil.io.files import write_tensors
 from unveil.model.config import load_recipe
 from unveil.nn.controlnet import ControlNet, hint_widths
@@ -37,7 +37,7 @@ def unet_of(saved: Path) -> UNet:
 @pytest.fixture(scope="module")
 def edges(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A ControlNet of the saved model in the published layout, whose output changes images."""
-    control = ControlNet.of(unet_of(saved), hint_widths=hint_widths(1))
+    control = ControlNet.from_unet(unet_of(saved), hint_widths=hint_widths(1))
     torch.manual_seed(3)
     for parameter in (*control.hint.parameters(), *control.zero.parameters(), *control.zero_middle.parameters()):
         nn.init.normal_(parameter, std=0.3)
@@ -83,9 +83,9 @@ def test_an_image_under_a_controlnet_is_generated_and_regenerated(cli: Cli, save
     assert abs(half - base).max() > 0
     assert (early != on).any()
     assert (early != base).any()
-    (control,) = read_facts(Path("half.png"))["controls"]
+    (control,) = read_generation_metadata(Path("half.png"))["controls"]
     assert (control["name"], control["weight"], control["image"]) == ("edges.safetensors", 0.5, "hint.png")
-    assert "controls" not in read_facts(Path("base.png"))
+    assert "controls" not in read_generation_metadata(Path("base.png"))
     again = ["sample", saved, "--from-metadata", "early.png", "--out"]
     outcome = cli(*again, "missing.png")
     assert outcome.code == 1
@@ -112,7 +112,7 @@ def test_two_controlnets_are_added_by_their_weights(cli: Cli, saved: Path, edges
     outcome = cli(*draw, "parts.png", *parts)
     assert outcome.code == 0, outcome.err
     assert abs(pixels("whole.png") - pixels("parts.png")).max() <= 1
-    assert [one["weight"] for one in read_facts(Path("parts.png"))["controls"]] == [0.25, 0.75]
+    assert [one["weight"] for one in read_generation_metadata(Path("parts.png"))["controls"]] == [0.25, 0.75]
     outcome = cli(
         "sample", saved, "--from-metadata", "parts.png", "--out", "again.png", "--controlnet", f"{edges}={hint}"
     )
@@ -183,7 +183,9 @@ def test_variations_of_an_image_under_a_controlnet_use_it_too(cli: Cli, saved: P
     )  # the weight is the record's
     assert outcome.code == 0, outcome.err
     assert (pixels("same.png") == pixels("own.png")).all()
-    assert read_facts(Path("same.png"))["controls"] == read_facts(Path("own.png"))["controls"]
+    assert (
+        read_generation_metadata(Path("same.png"))["controls"] == read_generation_metadata(Path("own.png"))["controls"]
+    )
 
 
 def test_the_ends_of_an_interpolation_under_a_controlnet_are_the_two_samples(
@@ -240,9 +242,9 @@ def test_a_folder_of_diffusers_is_read(tmp_path: Path):
     from unveil.checkpoints.formats import controlnet
 
     config = UNetConfig(4, 4, 32, (1, 2), 1, (1, 2), heads=2, groups=8, transformer_depth=(1,), cross_attention_dim=8)
-    made = ControlNet.of(UNet(config), hint_widths=hint_widths(8))
+    made = ControlNet.from_unet(UNet(config), hint_widths=hint_widths(8))
     diffusers_unet.write(made, tmp_path / "theirs")
-    found = controlnet.read(tmp_path / "theirs")
+    found = controlnet.read_controlnet(tmp_path / "theirs")
     state = found.network.state_dict()
     assert all(torch.equal(state[key], value) for key, value in made.state_dict().items())
     assert found.sha256 == controlnet.digest(tmp_path / "theirs")
@@ -251,7 +253,7 @@ def test_a_folder_of_diffusers_is_read(tmp_path: Path):
 def test_inspect_recognises_a_controlnet(cli: Cli, edges: Path, monkeypatch: pytest.MonkeyPatch):
     config = UNetConfig(4, 4, 32, (1, 2), 1, (1, 2), heads=2, groups=8, transformer_depth=(1,), cross_attention_dim=8)
     folder = Path("models") / "controlnets"
-    diffusers_unet.write(ControlNet.of(UNet(config), hint_widths=hint_widths(8)), folder / "theirs")
+    diffusers_unet.write(ControlNet.from_unet(UNet(config), hint_widths=hint_widths(8)), folder / "theirs")
     (folder / "edges.safetensors").write_bytes(edges.read_bytes())
     monkeypatch.setenv("UNVEIL_MODELS", "models")
     for given in (folder / "theirs", "theirs", "edges"):  # by its path, and by its name in the models folder
@@ -280,7 +282,7 @@ def test_a_controlnet_is_trained_and_its_run_is_a_model(cli: Cli, saved: Path, h
     outcome = cli("sample", "edges", *draw, "run.png", "--controlnet", hint)
     assert outcome.code == 0, outcome.err
     assert (pixels("beside.png") == pixels("run.png")).all()
-    assert read_facts(Path("beside.png"))["controls"][0]["name"] == "edges"
+    assert read_generation_metadata(Path("beside.png"))["controls"][0]["name"] == "edges"
     for place, like in ((saved, "beside.png"), ("edges", "run.png")):
         outcome = cli("sample", place, "--from-metadata", like, "--out", f"again-{like}")
         assert outcome.code == 0, outcome.err

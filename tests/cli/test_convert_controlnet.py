@@ -16,7 +16,7 @@ import diffusers
 from tests.checkpoints import tiny_sd
 from tests.cli.conftest import Cli, tree
 from tests.cli.test_bad_input import refused
-from unveil.checkpoints.formats.controlnet import PREFIX, read
+from unveil.checkpoints.formats.controlnet import PREFIX, read_controlnet
 from unveil.io.files import read_tensors, write_tensors
 from unveil.model import checkpoint_store
 from unveil.model.config import Recipe, dump, load_recipe
@@ -73,14 +73,14 @@ def test_a_trained_controlnet_is_exported(cli: Cli):
     recipe = load_recipe("ddpm-digits", ["network.model_channels=32", "network.groups=32"])
     assert isinstance(recipe, Recipe)
     config = recipe.model.network_config()
-    network = ControlNet.of(UNet(config))  # pyright: ignore[reportArgumentType]
+    network = ControlNet.from_unet(UNet(config))  # pyright: ignore[reportArgumentType]
     files = {"model.yaml": dump(recipe.model), CONTROL: dict(network.state_dict())}
     checkpoint_store.save(Path("run"), files)
     done = cli("convert", "run", "one.safetensors", "--dtype", "float16")
     assert done.code == 0, done.err
     found = read_tensors(Path("one.safetensors"))
     assert {tensor.dtype for tensor in found.values()} == {torch.float16}
-    back = read(Path("one.safetensors"), config).network.state_dict()  # pyright: ignore[reportArgumentType]
+    back = read_controlnet(Path("one.safetensors"), config).network.state_dict()  # pyright: ignore[reportArgumentType]
     assert all(torch.equal(back[key], tensor.half().float()) for key, tensor in network.state_dict().items())
     refused(cli("convert", "run", "out", "--format", "diffusers"), 2, "not a network that UNet2DConditionModel can be")
     assert not Path("out").exists()

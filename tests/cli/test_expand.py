@@ -12,7 +12,7 @@ from tests.cli.test_bad_input import refused
 from tests.cli.test_commands import pixels
 from tests.generation.tiny import WORDS, tiny_clips
 from tests.prompting.test_llm_rewrite import DENSE, Place, late, place, saying
-from unveil.generation.image_output import read_facts
+from unveil.generation.image_output import read_generation_metadata
 from unveil.prompting import expand_by_rules
 
 __all__ = ["place"]  # a fixture
@@ -23,7 +23,9 @@ FAST = ("--steps", 1)
 
 
 def facts(path: Path) -> dict[str, dict[str, str]]:
-    return {name: value for name, value in read_facts(path).items() if name in ("given", "typed", "negative")}
+    return {
+        name: value for name, value in read_generation_metadata(path).items() if name in ("given", "typed", "negative")
+    }
 
 
 def test_a_short_prompt_is_expanded_printed_and_stored(cli: Cli, tmp_path: Path):

@@ -44,7 +44,7 @@ def test_fine_tuning_describes_stable_diffusion_1():
     recorded = json.loads((Path(ROOT or "") / "latent-diffusion" / "sd1_keys.json").read_text())
     theirs = {key: torch.empty(shape, device="meta") for key, shape in recorded["keys"].items()}
     theirs["betas"] = betas("sqrt-linear", 1000, start=0.00085, end=0.012).float()
-    model = single_file.read(theirs).model
+    model = single_file.read_checkpoint(theirs).model
     ours = model_config_on_base(model, BaseModel("sd1", "sd1.safetensors", ""), recipe("sd1-finetune", small=False))
     assert model.config is not None
     assert ours.autoencoder == model.config.autoencoder

@@ -14,7 +14,7 @@ from PIL import Image
 import unveil
 from tests.cli.conftest import CHANGES, Cli, tree
 from unveil.checkpoints import lora, lora_export
-from unveil.generation.image_output import read_facts
+from unveil.generation.image_output import read_generation_metadata
 from unveil.io.files import read_tensors
 from unveil.model.config import load_recipe
 from unveil.nn.lora import LoraConfig, LoraDelta, init_lora
@@ -35,7 +35,7 @@ def style(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for one in init_lora(network, LoraConfig(("*",), rank=2))
     ]
     path = tmp_path_factory.mktemp("loras") / "style.safetensors"
-    lora_export.write(path, lora_export.dump({"denoiser": made}, parts, "kohya"))
+    lora_export.write(path, lora_export.to_lora_file({"denoiser": made}, parts, "kohya"))
     return path
 
 
@@ -47,10 +47,10 @@ def test_an_image_with_loras_is_generated_and_regenerated(cli: Cli, saved: Path,
     base, off, half, on = (pixels(Path(f"{name}.png")) for name in ("base", "off", "half", "on"))
     assert (base == off).all()
     assert abs(on - base).max() > abs(half - base).max() > 0
-    facts = read_facts(Path("half.png"))
+    facts = read_generation_metadata(Path("half.png"))
     (lora,) = facts["loras"]
     assert (lora["name"], lora["weight"]) == ("style.safetensors", 0.5)
-    assert "loras" not in read_facts(Path("base.png"))
+    assert "loras" not in read_generation_metadata(Path("base.png"))
     again = ["sample", saved, "--from-metadata", "half.png", "--out"]
     outcome = cli(*again, "missing.png")
     assert outcome.code == 1
@@ -68,7 +68,7 @@ def test_several_loras_add_up(cli: Cli, saved: Path, style: Path):
     outcome = cli(*draw, "parts.png", "--lora", f"{style}:0.25", "--lora", f"{style}:0.75")
     assert outcome.code == 0, outcome.err
     assert abs(pixels(Path("whole.png")) - pixels(Path("parts.png"))).max() <= 1
-    assert [one["weight"] for one in read_facts(Path("parts.png"))["loras"]] == [0.25, 0.75]
+    assert [one["weight"] for one in read_generation_metadata(Path("parts.png"))["loras"]] == [0.25, 0.75]
 
 
 def test_a_merged_model_generates_the_same(cli: Cli, saved: Path, style: Path):
@@ -119,7 +119,7 @@ def test_a_lora_is_trained_and_its_run_is_a_model(cli: Cli, saved: Path):
     assert cli("sample", saved, *draw, "beside.png", "--lora", "style").code == 0
     assert cli("sample", "style", *draw, "run.png").code == 0
     assert (pixels(Path("beside.png")) == pixels(Path("run.png"))).all()
-    name = read_facts(Path("beside.png"))["loras"][0]["name"]
+    name = read_generation_metadata(Path("beside.png"))["loras"][0]["name"]
     assert name == "style"
     assert cli("sample", saved, "--from-metadata", "beside.png", "--out", "again.png").code == 0
     assert (pixels(Path("again.png")) == pixels(Path("beside.png"))).all()

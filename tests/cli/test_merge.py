@@ -33,7 +33,7 @@ def video_model(*texts: str, seed: int = 0) -> Model:
         if value.is_floating_point():
             torch.nn.init.normal_(value)
     for text in texts:
-        model.conditioners["prompt"].learn([text])
+        model.conditioners["prompt"].build_vocabulary([text])
     return model
 
 
@@ -84,7 +84,7 @@ def test_models_that_cannot_be_merged():
     recipe = load_recipe("playground-small", [*CHANGES, "network.hidden_size=48", "network.heads=2"])
     assert isinstance(recipe, Recipe)
     wider = build(recipe.model)
-    wider.conditioners["prompt"].learn(["a"])
+    wider.conditioners["prompt"].build_vocabulary(["a"])
     with pytest.raises(WeightsError, match="only models of one network have a mean"):
         average_weights([video_model("a"), wider], [1, 1])
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.io.video.tiny_videos import make_video
 from unveil.data.video_folder import VideoDataset, VideoFolderConfig
-from unveil.io.video.reader import VideoDecoder, VideoLimits
+from unveil.io.video.reader import VideoLimits, VideoReader
 
 SIZES = [(16, 16), (24, 16), (16, 32), (48, 32), (34, 20), (20, 46)]
 RATES = [6, 8, 12, 24, 25]
@@ -58,5 +58,5 @@ def test_fifty_files_go_through_check_training_and_sampling(
     assert trained.json["loss"] < 1
     made = cli("video", "a grey square grows slowly", "--model", "run", "--size", "32x16", "-o", "made.mp4")
     assert made.code == 0, made.err
-    written = VideoDecoder().look(tmp_path / "made.mp4", VideoLimits())
+    written = VideoReader().probe(tmp_path / "made.mp4", VideoLimits())
     assert (written.width, written.height, written.frames) == (32, 16, 8)

@@ -20,7 +20,7 @@ from tests.checkpoints import tiny_sd
 from tests.cli.conftest import Cli
 from unveil.checkpoints import diffusers_unet
 from unveil.cli.commands import run
-from unveil.conditioning.controlnet import Control
+from unveil.conditioning.controlnet import AttachedControlNet
 from unveil.core.rng import START, SampleRNG
 from unveil.io.files import write_tensors
 from unveil.io.images import to_pixels
@@ -195,7 +195,7 @@ def test_a_controlnet_generates_the_image_of_the_pipeline(plain: Both, tmp_path:
     for model in (unveil.load(plain.folder), unveil.load(plain.file, overrides=tiny_sd.OVERRIDES)):
         without = model.generate(cond={"prompt": PROMPT}, seed=SEED, steps=STEPS, guidance_scale=SCALE)
         network = diffusers_unet.read_controlnet(tmp_path / "control")
-        model.with_controlnets(Control("edges", network, weight=0.7))
+        model.with_controlnets(AttachedControlNet("edges", network, weight=0.7))
         raw = {"prompt": PROMPT, "edges": hint}
         got = model.generate(cond=raw, seed=SEED, steps=STEPS, guidance_scale=SCALE)
         assert psnr(to_pixels(got)[0], want) >= 60

@@ -22,10 +22,10 @@ from tests.cli.test_bad_input import refused
 from tests.cli.test_commands import pixels
 from tests.generation.tiny import WORDS, tiny_clips
 from tests.io.video.tiny_videos import make_video
-from unveil.generation.image_output import read_facts
+from unveil.generation.image_output import read_generation_metadata
 from unveil.io.images import png
 from unveil.io.video import writer
-from unveil.io.video.reader import VideoDecoder, VideoLimits
+from unveil.io.video.reader import VideoLimits, VideoReader
 from unveil.io.video.writer import write_video
 
 
@@ -59,14 +59,14 @@ def test_text_to_video_in_every_output_format(cli: Cli, model: Path, tmp_path: P
         "clips": [f"out.{form}"], "model": None, "task": "video-generate", "seed": 4, "count": 1, "frames": 6,
         "size": [8, 8], "fps": 8.0,
     }  # fmt: skip
-    facts = read_facts(tmp_path / f"out.{form}")
+    facts = read_generation_metadata(tmp_path / f"out.{form}")
     assert facts["given"] == {"prompt": WORDS[0]}
     assert facts["negative"] == {"prompt": "blue"}
     assert (facts["seed"], facts["steps"], facts["size"], facts["fps"]) == (4, 4, [6, 8, 8], 8.0)
     wanted = {"name": "video-generate", "model": "clips", "prompt": WORDS[0], "negative_prompt": "blue", "seed": 4}
     assert facts["task"] == wanted
     if form in ("mp4", "webm", "gif"):
-        assert VideoDecoder().look(tmp_path / f"out.{form}", VideoLimits()).frames == 6
+        assert VideoReader().probe(tmp_path / f"out.{form}", VideoLimits()).frames == 6
 
 
 @pytest.mark.filterwarnings("ignore::unveil.errors.PromptTruncated")  # of the words that it does not know
@@ -74,7 +74,7 @@ def test_a_prompt_that_begins_as_a_setting_does_is_a_prompt(cli: Cli, model: Pat
     typed = "style=plain, " + WORDS[0]
     done = cli("video", typed, "--model", model, "-o", "out.gif", "--negative-prompt", "look=blue", "--quiet")
     assert done.code == 0, done.err
-    facts = read_facts(tmp_path / "out.gif")
+    facts = read_generation_metadata(tmp_path / "out.gif")
     assert (facts["given"], facts["negative"]) == ({"prompt": typed}, {"prompt": "look=blue"})
 
 
@@ -114,7 +114,7 @@ def test_image_to_video_keeps_the_keyframes(cli: Cli, model: Path, tmp_path: Pat
     assert done.code == 0, done.err
     made = frames(tmp_path / "out")
     assert torch.equal(made[:, [-1, 2]], given)
-    facts = read_facts(tmp_path / "out" / "frame_00000.png")
+    facts = read_generation_metadata(tmp_path / "out" / "frame_00000.png")
     assert facts["task"]["keyframes"] == [
         {"image": first.name, "frame": -1},
         {"image": second.name, "frame": 2},
@@ -130,7 +130,9 @@ def test_an_extended_video_keeps_its_frames(cli: Cli, model: Path, tmp_path: Pat
     made = frames(tmp_path / "out")
     assert made.shape[1] == 11
     assert torch.equal(made[:, kept], given)
-    assert read_facts(tmp_path / "out" / "frame_00000.png")["given"] == {"prompt": WORDS[1]}, "the words that made it"
+    assert read_generation_metadata(tmp_path / "out" / "frame_00000.png")["given"] == {"prompt": WORDS[1]}, (
+        "the words that made it"
+    )
 
 
 def test_interpolation_between_images_and_videos(cli: Cli, model: Path, tmp_path: Path):
@@ -213,7 +215,7 @@ def test_large_sizes_use_passes_and_keep_the_keyframes(cli: Cli, model: Path, tm
     assert "32x24 is far beyond the model's own 8x8: made in 3 passes, at 12x8, 20x16, 32x24;" in done.out
     made = frames(tmp_path / "large")
     assert made.shape == (3, 3, 24, 32)
-    assert read_facts(tmp_path / "large" / "frame_00000.png")["passes"] == [[8, 12], [16, 20], [24, 32]]
+    assert read_generation_metadata(tmp_path / "large" / "frame_00000.png")["passes"] == [[8, 12], [16, 20], [24, 32]]
     done = cli("video", WORDS[0], *options[:2], "--size", "24x24", "--frames", 3, "--image", image, "-o", "square")
     assert done.code == 0, done.err
     assert torch.equal(frames(tmp_path / "square")[:, :1], frames(tmp_path / "given"))
@@ -240,7 +242,7 @@ def test_large_images_use_passes(cli: Cli, model: Path, tmp_path: Path):
     assert done.code == 0, done.err
     assert "32x24 is far beyond the model's own 8x8: made in 3 passes, at 12x8, 20x16, 32x24;" in done.out
     assert pixels(tmp_path / "large.png").shape == (24, 32, 3)
-    assert read_facts(tmp_path / "large.png")["passes"] == [[8, 12], [16, 20], [24, 32]]
+    assert read_generation_metadata(tmp_path / "large.png")["passes"] == [[8, 12], [16, 20], [24, 32]]
     refused(
         cli("sample", model, "--from-metadata", "large.png", "--out", "again.png"),
         4,

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from unveil.conditioning.clip_tokenizer import BPETokenizer, clean, clip_tokenizer, words
+from unveil.conditioning.clip_tokenizer import BPETokenizer, clean_text, clip_tokenizer, split_words
 from unveil.errors import RecipeError, ShapeError
 
 # Published numbers of some prompts
@@ -28,7 +28,7 @@ def test_the_vocabulary_is_whole_and_its_numbers_lead_back():
     assert (len(vocabulary), vocabulary.begin, vocabulary.end) == (49408, 49406, 49407)
     assert len(set(vocabulary.pieces)) == 49408
     text = "caf\u00e9 \u5bcc\u58eb\u5c71 \U0001f642 12 o'clock, it's snake_case!?"
-    assert vocabulary.decode(vocabulary.encode(text)).split() == list(words(clean(text)))
+    assert vocabulary.decode(vocabulary.encode(text)).split() == list(split_words(clean_text(text)))
 
 
 def test_a_special_token_written_out_is_that_token_but_not_inside_other_signs():
@@ -38,15 +38,15 @@ def test_a_special_token_written_out_is_that_token_but_not_inside_other_signs():
 
 
 def test_words_are_letters_single_digits_signs_and_english_endings():
-    assert list(words("we've 2 cats!? x1y '' <|endoftext|>")) == [
+    assert list(split_words("we've 2 cats!? x1y '' <|endoftext|>")) == [
         "we", "'ve", "2", "cats", "!?", "x", "1", "y", "''", "<|endoftext|>"
     ]  # fmt: skip
 
 
 def test_text_is_mended_and_html_is_resolved_twice():
-    assert clean(" A&amp;amp;B \t \u201cQuote\u201d\n &lt;b&gt; ") == 'a&b "quote" <b>'
-    assert clean("< &amp;lt;") == "< <"
-    assert clean("caf\u00c3\u00a9") == "caf\u00e9"  # UTF-8 that was read as Latin-1
+    assert clean_text(" A&amp;amp;B \t \u201cQuote\u201d\n &lt;b&gt; ") == 'a&b "quote" <b>'
+    assert clean_text("< &amp;lt;") == "< <"
+    assert clean_text("caf\u00c3\u00a9") == "caf\u00e9"  # UTF-8 that was read as Latin-1
 
 
 def test_merges_are_taken_by_rank():

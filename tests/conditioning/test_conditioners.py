@@ -83,13 +83,13 @@ def test_values_outside_the_range_are_refused(value):
 def test_images_of_either_range_become_channels_and_none_is_grey():
     context = ConcatCondition(3, drop=0.1, size=(4, 6))
     images = torch.randint(0, 256, (2, 3, 4, 6), dtype=torch.uint8)
-    seen = context.encode(images).channels
+    seen = context.encode(images).concat
     assert seen is not None
     torch.testing.assert_close((seen + 1) * 127.5, images.float())
-    again = context.encode(list(seen)).channels
+    again = context.encode(list(seen)).concat
     assert again is not None
     assert torch.equal(again, seen)
-    none = context.null(2).channels
+    none = context.null(2).concat
     assert none is not None
     assert none.shape == seen.shape
     assert (none == 0).all()
@@ -98,8 +98,8 @@ def test_images_of_either_range_become_channels_and_none_is_grey():
 def test_none_replaces_images_row_by_row_at_any_size():
     context = ConcatCondition(1, drop=0.5)
     condition = context.encode(torch.ones(2, 1, 5, 5)).where(torch.tensor([True, False]), context.null(2))
-    assert condition.channels is not None
-    assert condition.channels.sum((1, 2, 3)).tolist() == [25.0, 0.0]
+    assert condition.concat is not None
+    assert condition.concat.sum((1, 2, 3)).tolist() == [25.0, 0.0]
 
 
 def test_images_that_do_not_fit_are_named():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unveil.conditioning.controlnet import Control, with_controlnets
+from unveil.conditioning.controlnet import AttachedControlNet, with_controlnets
 from unveil.core.denoiser import Denoiser
 from unveil.core.process import DiscreteVP, betas
 from unveil.errors import RecipeError, WeightsError
@@ -36,7 +36,7 @@ def model_of(config: UNetConfig) -> Model:
 def control_of(model: Model, factor: int) -> ControlNet:
     network = model.denoiser.network
     assert isinstance(network, UNet)
-    return ControlNet.of(network, hint_widths=hint_widths(factor))
+    return ControlNet.from_unet(network, hint_widths=hint_widths(factor))
 
 
 def hint() -> Tensor:
@@ -52,7 +52,7 @@ def test_a_new_one_changes_no_bit_and_a_trained_one_does(config: UNetConfig, fac
     model = model_of(config)
     before = sampled(model)
     control = control_of(model, factor)
-    model.with_controlnets(Control("edges", control))
+    model.with_controlnets(AttachedControlNet("edges", control))
     assert torch.equal(sampled(model, edges=hint()), before)
     drawn(control)
     assert not torch.equal(sampled(model, edges=hint()), before)
@@ -64,11 +64,11 @@ def test_two_add_up_with_their_weights():
     model = model_of(PATCHED)
     control = control_of(model, 2)
     drawn(control)
-    whole = sampled(model.with_controlnets(Control("one", control)), one=hint())
-    parts = [Control("one", control, 0.25), Control("two", control, 0.75)]
+    whole = sampled(model.with_controlnets(AttachedControlNet("one", control)), one=hint())
+    parts = [AttachedControlNet("one", control, 0.25), AttachedControlNet("two", control, 0.75)]
     both = sampled(model.with_controlnets(*parts), one=hint(), two=hint())
     torch.testing.assert_close(both, whole, atol=1e-4, rtol=0)
-    half = sampled(model.with_controlnets(Control("one", control, 0.25)), one=hint())
+    half = sampled(model.with_controlnets(AttachedControlNet("one", control, 0.25)), one=hint())
     assert (half - whole).abs().max() > 1e-2
 
 
@@ -76,7 +76,7 @@ def test_the_network_that_trains_is_the_one_that_samples():
     model = model_of(PATCHED)
     control = control_of(model, 2)
     drawn(control)
-    model.with_controlnets(Control("edges", control))
+    model.with_controlnets(AttachedControlNet("edges", control))
     level = model.process.at(torch.tensor([0.3, 0.7], dtype=torch.float64))
     condition, _ = model.encode({"edges": hint()})
     x = torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(2))
@@ -99,13 +99,13 @@ def test_the_network_that_trains_is_the_one_that_samples():
 def test_one_of_another_base_is_refused(change: dict[str, int], message: str):
     other = ControlNet(replace(PATCHED, **change), hint_widths=hint_widths(2))
     with pytest.raises(WeightsError, match=rf"edges: a ControlNet of another base \(.*{message}"):
-        model_of(PATCHED).with_controlnets(Control("edges", other))
+        model_of(PATCHED).with_controlnets(AttachedControlNet("edges", other))
 
 
 def test_hints_of_another_size_are_refused():
     model = model_of(PATCHED)
     with pytest.raises(WeightsError, match="hints are 4 times the size of x; here images are 1 times"):
-        model.with_controlnets(Control("edges", control_of(model, 8)))
+        model.with_controlnets(AttachedControlNet("edges", control_of(model, 8)))
     with pytest.raises(RecipeError, match="patches of 2 need a multiple of 2"):
         control_of(model, 1)
 
@@ -121,6 +121,6 @@ def test_control_image_encoders_halve_the_configured_number_of_times():
 def test_residuals_hold_for_patches_too():
     model = model_of(PATCHED)
     control = control_of(model, 2)
-    found = control(torch.zeros(2, 1, 16, 16), torch.zeros(2), Condition(hint=hint() / 255))
+    found = control(torch.zeros(2, 1, 16, 16), torch.zeros(2), Condition(control_image=hint() / 255))
     assert [tuple(one.shape[1:]) for one in found][:2] == [(64, 8, 8), (64, 8, 8)]
     assert not any(bool(one.any()) for one in found)

@@ -28,7 +28,7 @@ def only(mode: str) -> ContextModes:
 class Seen(nn.Module):
     """A network that predicts 0 and keeps its inputs."""
 
-    tells_parts = True
+    takes_token_levels = True
 
     def forward(self, x: Tensor, t: Tensor, condition: object = None) -> Tensor:
         self.x, self.t = x, t

@@ -7,7 +7,13 @@ import torch
 from torch import Tensor
 
 from unveil.data.preprocessors import edges, segmentation
-from unveil.data.preprocessors.registry import PREPROCESSORS, Boxes, Canny, MaskColours, ResizeOnly
+from unveil.data.preprocessors.registry import (
+    PREPROCESSORS,
+    BoxPreprocessor,
+    CannyPreprocessor,
+    MaskPreprocessor,
+    ResizePreprocessor,
+)
 from unveil.errors import RecipeError, ShapeError
 
 
@@ -99,7 +105,7 @@ def test_colours_are_fixed_and_differ():
     assert colours[:, :5].T.tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128]]
     assert len(colours.T.unique(dim=0)) == 4096
     mask = torch.tensor([[0, 1], [2, 3]], dtype=torch.uint8)
-    assert torch.equal(MaskColours()({"mask": mask}), colours[:, :4].reshape(3, 2, 2))
+    assert torch.equal(MaskPreprocessor()({"mask": mask}), colours[:, :4].reshape(3, 2, 2))
 
 
 def test_boxes_lie_where_they_say():
@@ -125,7 +131,7 @@ def test_an_input_image_is_cropped_and_never_stretched():
     assert (half.float() - (2 * torch.arange(50) + 0.5)).abs().max() <= 1.0
     with pytest.raises(ShapeError, match=r"100 x 50 has the aspect ratio 2, the wanted 50 x 50 has 1; crop or pad"):
         segmentation.resize_control_image(ramp, 50, 50)
-    assert ResizeOnly(tolerance=2.0)({"pixels": torch.zeros(3, 50, 50), "given": ramp}).shape == (3, 50, 50)
+    assert ResizePreprocessor(tolerance=2.0)({"pixels": torch.zeros(3, 50, 50), "given": ramp}).shape == (3, 50, 50)
 
 
 @pytest.mark.parametrize(
@@ -152,9 +158,9 @@ def test_settings_that_cannot_work_are_refused(kind: str, settings: dict[str, fl
 def test_values_that_are_not_images_are_refused():
     for wrong in (torch.zeros(3, 8, 8), torch.zeros(8, 8, dtype=torch.uint8), torch.zeros(4, 8, 8, dtype=torch.uint8)):
         with pytest.raises(ShapeError, match=r"must be uint8 \(1 or 3, H, W\)"):
-            Canny()({"pixels": wrong})
+            CannyPreprocessor()({"pixels": wrong})
     with pytest.raises(RecipeError, match="an item has no 'boxes'; nearest: 'box'; it has pixels, box"):
-        Boxes()({"pixels": step(), "box": 1})
+        BoxPreprocessor()({"pixels": step(), "box": 1})
     with pytest.raises(ShapeError, match="must all lie in"):
         segmentation.layout(torch.tensor([[0.5, 0.5, float("nan"), 0.1]]), None, 8, 8)
     with pytest.raises(ShapeError, match="allowed are 0 to"):

@@ -27,7 +27,7 @@ TEXTS = ["a red circle, a blue ring", "a large blue circle", RED_CIRCLE, "\u7ea2
 def encoder(drop: float = 0.1, most: int = 8) -> LearnedTextEncoder:
     torch.manual_seed(0)
     made = LearnedTextEncoder(LearnedTextEncoderConfig(40, most, hidden_size=16, depth=1, heads=2), 16, drop)
-    made.learn(TEXTS)
+    made.build_vocabulary(TEXTS)
     return made.requires_grad_(False).eval()
 
 
@@ -57,7 +57,7 @@ def test_case_signs_and_width_of_letters_do_not_matter_but_words_and_their_order
 def test_a_pooled_vector_of_the_prompt_is_added_where_configured():
     torch.manual_seed(0)
     own = LearnedTextEncoder(LearnedTextEncoderConfig(40, 8, hidden_size=16, depth=1, heads=2), 16, 0.1, vector_dim=6)
-    own.learn(TEXTS)
+    own.build_vocabulary(TEXTS)
     own.eval()
     encoded, short = own.encode(["a red circle", "a blue ring"]), own.encode(["a red circle"])
     assert encoded.vector is not None
@@ -115,14 +115,14 @@ def test_a_vocabulary_is_needed_and_fits():
     with pytest.raises(RecipeError, match="has no vocabulary yet"):
         own.encode(["red"])
     with pytest.raises(RecipeError, match="hold no word"):
-        own.learn(["", "!"])
-    own.learn(TEXTS)
+        own.build_vocabulary(["", "!"])
+    own.build_vocabulary(TEXTS)
     assert own.vocabulary is not None
     assert len(own.vocabulary) == 10  # the most frequent ones
     with pytest.raises(WeightsError, match="holds 16 words, the model knows 10"):
-        own.take_files(encoder().files())
+        own.restore_files(encoder().files())
     with pytest.raises(WeightsError, match="not a vocabulary"):
-        own.take_files({FILE: "{}"})
+        own.restore_files({FILE: "{}"})
 
 
 @pytest.mark.parametrize(

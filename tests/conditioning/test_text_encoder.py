@@ -56,7 +56,7 @@ def test_prompts_become_tokens_without_a_mask_or_a_gradient(tower):
     text = TextEncoder(tower, clip_tokenizer())
     found = text.encode(["a cat", "a dog"])
     assert tokens_of(found).shape == (2, 12, 16)
-    assert (found.mask, found.vector, found.channels) == (None, None, None)
+    assert (found.mask, found.vector, found.concat) == (None, None, None)
     assert not tokens_of(found).requires_grad
     assert not any(parameter.requires_grad for parameter in text.parameters())
     assert not torch.equal(tokens_of(found)[0], tokens_of(found)[1])
@@ -88,7 +88,7 @@ class Counted(nn.Module):
 def test_what_a_prompt_was_encoded_to_is_kept(config):
     tower = Counted(drawn(config))
     tokenizer = FileTokenizer(words_file()) if config is T5 else clip_tokenizer()
-    kept, plain = TextEncoder(tower, tokenizer).keep(1), TextEncoder(tower, tokenizer)
+    kept, plain = TextEncoder(tower, tokenizer).set_cache_size(1), TextEncoder(tower, tokenizer)
     first = kept.encode(["a cat", "a red dog", "a cat"])
     assert tower.count == 2
     again = kept.encode(["a red dog", "a dog", "a cat"])
@@ -106,7 +106,7 @@ def test_what_a_prompt_was_encoded_to_is_kept(config):
 
 def test_what_is_kept_is_that_of_the_encoder_as_it_is_now():
     tower = drawn(CLIP)
-    text, plain = TextEncoder(tower, clip_tokenizer()).keep(1), TextEncoder(tower, clip_tokenizer())
+    text, plain = TextEncoder(tower, clip_tokenizer()).set_cache_size(1), TextEncoder(tower, clip_tokenizer())
 
     def pooled(conditions: list[Condition]) -> Condition:
         return Condition(vector=tokens_of(conditions[0])[:, 0], tokens=tokens_of(conditions[0]))
@@ -136,7 +136,7 @@ def test_what_is_kept_is_that_of_the_encoder_as_it_is_now():
 
 
 def test_a_prompt_that_is_too_long_is_reported_again_where_it_is_cached(tower):
-    text = TextEncoder(tower, clip_tokenizer()).keep(1).train(False)
+    text = TextEncoder(tower, clip_tokenizer()).set_cache_size(1).train(False)
     for _ in range(2):
         with pytest.warns(PromptTooLong):
             text.encode(["a red cat " * 40])
@@ -144,7 +144,7 @@ def test_a_prompt_that_is_too_long_is_reported_again_where_it_is_cached(tower):
 
 def test_the_prompts_that_were_used_last_are_kept(tower):
     counted = Counted(tower)
-    text = TextEncoder(counted, clip_tokenizer()).keep(1)
+    text = TextEncoder(counted, clip_tokenizer()).set_cache_size(1)
     text._cache.room = 3 * 12 * 16 * 4  # of three prompts
     for prompt in ("a", "b", "c", "a", "d"):
         text.encode([prompt])
@@ -162,7 +162,7 @@ def test_tokens_see_only_those_before_them(tower):
 
 
 def test_nothing_is_the_empty_prompt_or_the_one_given(tower):
-    plain, other = TextEncoder(tower, clip_tokenizer(), 0.1), TextEncoder(tower, clip_tokenizer(), nothing="blurred")
+    plain, other = TextEncoder(tower, clip_tokenizer(), 0.1), TextEncoder(tower, clip_tokenizer(), uncond="blurred")
     assert torch.equal(tokens_of(plain.null(2)), tokens_of(plain.encode([""])).expand(2, -1, -1))
     assert torch.equal(tokens_of(other.null(1)), tokens_of(other.encode(["blurred"])))
     kept = plain.encode(["a cat", "a dog"]).where(torch.tensor([True, False]), plain.null(2))
@@ -170,20 +170,20 @@ def test_nothing_is_the_empty_prompt_or_the_one_given(tower):
 
 
 def test_the_vector_is_that_of_the_first_end_token(tower):
-    text = TextEncoder(tower, clip_tokenizer(), gives="both")
+    text = TextEncoder(tower, clip_tokenizer(), output="both")
     found = text.encode(["a cat"])
     assert found.vector is not None
     torch.testing.assert_close(found.vector[0], tokens_of(found)[0, 3])
-    only = TextEncoder(tower, clip_tokenizer(), gives="vector").encode(["a cat"])
+    only = TextEncoder(tower, clip_tokenizer(), output="vector").encode(["a cat"])
     assert only.tokens is None
     assert torch.equal(only.vector, found.vector)  # pyright: ignore[reportArgumentType]
-    wide = TextEncoder(drawn(replace(CLIP, projection=5)), clip_tokenizer(), gives="vector").encode(["a cat"])
+    wide = TextEncoder(drawn(replace(CLIP, projection=5)), clip_tokenizer(), output="vector").encode(["a cat"])
     assert wide.vector is not None
     assert wide.vector.shape == (1, 5)
 
 
 def test_an_earlier_layer_is_taken_with_and_without_the_last_normalisation(tower):
-    plain = TextEncoder(tower, clip_tokenizer()).rows(["a cat"])
+    plain = TextEncoder(tower, clip_tokenizer()).tokenize(["a cat"])
     numbers, used = plain.numbers[:, 0], plain.used[:, 0]
     hidden: list[Tensor] = []
     layers = tower.model.encoder.layers
@@ -239,7 +239,7 @@ def test_training_warns_once(tower):
 
 
 def test_chunks_hold_longer_prompts_and_every_prompt_has_them(tower):
-    text = TextEncoder(tower, clip_tokenizer(), chunks=2)
+    text = TextEncoder(tower, clip_tokenizer(), num_chunks=2)
     long = "a " * 10 + "red cat"
     found = tokens_of(text.encode([long, "a cat"]))
     assert found.shape == (2, 24, 16)
@@ -253,7 +253,7 @@ def test_chunks_hold_longer_prompts_and_every_prompt_has_them(tower):
 
 
 def test_weights_of_one_change_nothing_to_the_bit(tower):
-    text = TextEncoder(tower, clip_tokenizer(), emphasis="brackets")
+    text = TextEncoder(tower, clip_tokenizer(), prompt_weighting="brackets")
     plain = tokens_of(text.encode(["a red cat"]))
     for same in ("a (red:1) cat", "(a red cat:1.0)", "a (red:1.00) (cat:1)"):
         assert torch.equal(plain, tokens_of(text.encode([same])))
@@ -262,7 +262,7 @@ def test_weights_of_one_change_nothing_to_the_bit(tower):
 
 
 def test_a_weight_scales_the_named_words_and_keeps_the_mean(tower):
-    text = TextEncoder(tower, clip_tokenizer(), emphasis="brackets")
+    text = TextEncoder(tower, clip_tokenizer(), prompt_weighting="brackets")
     plain = tokens_of(text.encode(["a red cat"]))[0]
     shares = []
     for weight in (0.5, 0.8, 1.2, 1.5):
@@ -280,7 +280,7 @@ def test_brackets_are_text_without_prompt_weighting(tower):
     plain = TextEncoder(tower, clip_tokenizer())
     assert torch.equal(
         tokens_of(plain.encode([r"a (red) cat"])),
-        tokens_of(TextEncoder(tower, clip_tokenizer(), emphasis="brackets").encode([r"a \(red\) cat"])),
+        tokens_of(TextEncoder(tower, clip_tokenizer(), prompt_weighting="brackets").encode([r"a \(red\) cat"])),
     )
 
 
@@ -298,7 +298,7 @@ def test_t5_masks_its_padding_and_does_not_read_it():
     found = text.encode(["a cat", "a red dog"])
     assert found.mask is not None
     assert found.mask.tolist() == [[True] * 3 + [False] * 6, [True] * 4 + [False] * 5]
-    rows = text.rows(["a cat"])
+    rows = text.tokenize(["a cat"])
     assert rows.numbers.tolist() == [[[3, 4, 1, 0, 0, 0, 0, 0, 0]]]
     other = rows._replace(numbers=rows.numbers.masked_fill(~rows.used, 5))
     read = [tokens_of(text.condition(one))[0, :3] for one in (rows, other)]
@@ -313,7 +313,7 @@ def test_t5_masks_its_padding_and_does_not_read_it():
 
 def test_t5_may_read_its_padding_too():
     text = TextEncoder(drawn(replace(T5, attend="all")), FileTokenizer(words_file()))
-    rows = text.rows(["a cat"])
+    rows = text.tokenize(["a cat"])
     other = rows._replace(numbers=rows.numbers.masked_fill(~rows.used, 5))
     first, second = (text.condition(one) for one in (rows, other))
     assert first.mask is None
@@ -340,8 +340,11 @@ def test_values_that_are_not_text_are_refused(tower, raw, message):
     ("settings", "message"),
     [
         ({"drop": 1.0}, r"drop = 1.0: must lie in \[0, 1\)"),
-        ({"gives": "token"}, "gives = 'token': must be one of tokens, vector, both; nearest: 'tokens'"),
-        ({"emphasis": "bracket"}, "emphasis = 'bracket': must be one of none, brackets; nearest: 'brackets'"),
+        ({"output": "token"}, "output = 'token': must be one of tokens, vector, both; nearest: 'tokens'"),
+        (
+            {"prompt_weighting": "bracket"},
+            "prompt_weighting = 'bracket': must be one of none, brackets; nearest: 'brackets'",
+        ),
     ],
 )
 def test_settings_that_cannot_work_are_refused(tower, settings, message):
@@ -359,7 +362,7 @@ def test_settings_of_encoders_that_cannot_work_are_refused():
     with pytest.raises(RecipeError, match="chunks = 2: T5 takes rows of any length; raise max_length"):
         T5.frame(2)
     with pytest.raises(RecipeError, match="T5 has no vector"):
-        TextEncoder(build(T5), None, gives="both")
+        TextEncoder(build(T5), None, output="both")
 
 
 def test_a_vocabulary_of_another_encoder_is_reported():

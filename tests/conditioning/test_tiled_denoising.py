@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unveil.conditioning.tiled_denoising import Tile, crop_condition, for_tiles, multidiffusion, tiles
+from unveil.conditioning.tiled_denoising import Tile, crop_condition, denoise_in_tiles, multidiffusion, tiles
 from unveil.core.denoiser import DenoiseFn, Estimate
 from unveil.core.process import CosineVP
 from unveil.errors import RecipeError, ShapeError
@@ -23,8 +23,8 @@ def test_every_pixel_is_in_a_tile_and_neighbours_overlap(size: tuple[int, int], 
     seen = torch.zeros(size)
     places = tiles(size, (8, 8), overlap=overlap)
     for place in places:
-        assert place.of(seen).shape == (min(8, size[0]), 8)
-        place.of(seen).add_(1)
+        assert place.crop(seen).shape == (min(8, size[0]), 8)
+        place.crop(seen).add_(1)
     assert seen.min() >= 1
     lefts = sorted({place.left for place in places})
     assert all(b - a <= max(1, 8 * (1 - overlap)) for a, b in pairwise(lefts))
@@ -57,26 +57,28 @@ def test_one_tile_is_the_whole_bit_by_bit():
 
 
 def test_a_condition_is_cut_where_its_tile_lies():
-    condition = Condition(vector=torch.ones(1, 2), channels=torch.arange(36.0).reshape(1, 1, 6, 6))
+    condition = Condition(vector=torch.ones(1, 2), concat=torch.arange(36.0).reshape(1, 1, 6, 6))
     part = crop_condition(condition, Tile(4, 8, 8, 4), (12, 12))
     assert part is not None
-    assert part.channels is not None
-    assert part.channels[0, 0].tolist() == [[16.0, 17.0], [22.0, 23.0], [28.0, 29.0], [34.0, 35.0]]
+    assert part.concat is not None
+    assert part.concat[0, 0].tolist() == [[16.0, 17.0], [22.0, 23.0], [28.0, 29.0], [34.0, 35.0]]
     assert part.vector is condition.vector
-    assert part.hint is None
-    hinted = crop_condition(Condition(hint=torch.arange(24.0 * 24).reshape(1, 1, 24, 24)), Tile(4, 8, 8, 4), (12, 12))
+    assert part.control_image is None
+    hinted = crop_condition(
+        Condition(control_image=torch.arange(24.0 * 24).reshape(1, 1, 24, 24)), Tile(4, 8, 8, 4), (12, 12)
+    )
     assert hinted is not None
-    assert hinted.hint is not None
-    assert hinted.hint.shape == (1, 1, 16, 8)
-    assert hinted.hint[0, 0, 0, 0] == 8 * 24 + 16
-    one = Condition(hint=torch.zeros(1, 1, 1, 1))
+    assert hinted.control_image is not None
+    assert hinted.control_image.shape == (1, 1, 16, 8)
+    assert hinted.control_image[0, 0, 0, 0] == 8 * 24 + 16
+    one = Condition(control_image=torch.zeros(1, 1, 1, 1))
     assert crop_condition(one, Tile(3, 8, 8, 4), (12, 12)) == one
     with pytest.raises(ShapeError, match="cut its pixels"):
         crop_condition(condition, Tile(3, 8, 8, 4), (12, 12))
 
 
 def test_tiles_that_share_a_call_are_those_that_have_calls_of_their_own():
-    condition = Condition(vector=torch.tensor([[0.3], [0.7]]), places=torch.zeros(2, 2, 3))
+    condition = Condition(vector=torch.tensor([[0.3], [0.7]]), positions=torch.zeros(2, 2, 3))
     calls = []
 
     def guided(given: Condition | None, null: Condition | None) -> DenoiseFn:
@@ -95,7 +97,7 @@ def test_tiles_that_share_a_call_are_those_that_have_calls_of_their_own():
     x, size = torch.randn(2, 3, 5, 90, 110), (90, 110)
     places = tiles(size, (32, 32))
     level = CosineVP().at(torch.tensor([0.2, 0.6], dtype=torch.float64))
-    found = for_tiles(guided, condition, None, places, size)(x, level).x0
+    found = denoise_in_tiles(guided, condition, None, places, size)(x, level).x0
     assert calls == [32, 8]  # 20 tiles of two clips, 16 tiles at a time
     alone = multidiffusion([guided(condition, None)] * len(places), places)(x, level).x0
     torch.testing.assert_close(found, alone)

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from unveil import data
-from unveil.data.image_decoding import DecodeOptions, read
+from unveil.data.image_decoding import DecodeOptions, read_image
 from unveil.errors import DataError, RecipeError
 
 
@@ -156,7 +156,7 @@ def test_an_image_of_169_million_pixels_is_refused_before_it_is_decoded(folder, 
     def ours() -> None:
         start = time.process_time()
         with pytest.raises(DataError) as caught:
-            read(folder, "bomb.png", DecodeOptions(8))
+            read_image(folder, "bomb.png", DecodeOptions(8))
         assert time.process_time() - start < 0.05
         assert str(caught.value) == (
             f"{folder}/bomb.png: 13000 x 13000 = 169,000,000 pixels: the limit is 100,000,000; "
@@ -199,10 +199,10 @@ def with_exif() -> Image.Exif:
 )
 def test_the_limit_holds_for_every_format_from_its_first_bytes(folder, name, options, head):
     Image.new("RGB", (40, 30), "red").save(folder / name, **options)
-    assert read(folder, name, DecodeOptions(8, max_pixels=1200)).shape == (3, 8, 8)  # control
+    assert read_image(folder, name, DecodeOptions(8, max_pixels=1200)).shape == (3, 8, 8)  # control
     (folder / name).write_bytes((folder / name).read_bytes()[:head])
     with pytest.raises(DataError, match="40 x 30 = 1,200 pixels: the limit is 1,199"):
-        read(folder, name, DecodeOptions(8, max_pixels=1199))
+        read_image(folder, name, DecodeOptions(8, max_pixels=1199))
 
 
 def metadata(folder: Path, *lines: object) -> None:

@@ -7,14 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from unveil.data.image_decoding import DecodeOptions, read
+from unveil.data.image_decoding import DecodeOptions, read_image
 from unveil.errors import DataError
 
 
 def shown(path: Path, **rule: object) -> np.ndarray:
     """(H, W, C) int: what training sees of the file."""
     size = rule.pop("size", 8)
-    return read(path.parent, path.name, DecodeOptions(size, **rule)).permute(1, 2, 0).numpy().astype(int)
+    return read_image(path.parent, path.name, DecodeOptions(size, **rule)).permute(1, 2, 0).numpy().astype(int)
 
 
 def naive(path: Path) -> np.ndarray:
@@ -174,7 +174,7 @@ def test_fast_decoding_is_close_and_exact_decoding_is_the_plain_one(folder, pain
 def test_pixels_are_contiguous_uint8_with_channels_first(paint):
     path = paint("a.jpg", 30, 20)
     for channels in (1, 3):
-        pixels = read(path.parent, path.name, DecodeOptions(12, channels))
+        pixels = read_image(path.parent, path.name, DecodeOptions(12, channels))
         assert (pixels.dtype, pixels.shape, pixels.is_contiguous()) == (torch.uint8, (channels, 12, 12), True)
 
 
@@ -189,7 +189,7 @@ def test_damaged_files_never_raise_anything_but_a_named_error(folder, paint, suf
             mutant[draw.integers(len(mutant))] ^= 1 << int(draw.integers(8))
         (folder / "mutant").write_bytes(mutant)
         try:
-            assert read(folder, "mutant", DecodeOptions(8)).shape == (3, 8, 8)
+            assert read_image(folder, "mutant", DecodeOptions(8)).shape == (3, 8, 8)
         except DataError as error:
             errors.append(str(error))
     assert len(errors) > 40

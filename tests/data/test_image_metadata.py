@@ -11,7 +11,15 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tests.data.test_bad_folders import black_png, chunk
 
-from unveil.data.image_decoding import MAX_BYTES, MAX_CHUNKS, MAX_READS, exif_orientation, header, load, open_image
+from unveil.data.image_decoding import (
+    MAX_BYTES,
+    MAX_CHUNKS,
+    MAX_READS,
+    exif_orientation,
+    load_pixels,
+    open_image,
+    read_header,
+)
 from unveil.errors import DataError
 
 LIMIT = 10_000
@@ -79,7 +87,7 @@ def test_the_orientation_is_the_one_that_pillow_finds():
         assert turn == (whole if whole in range(1, 9) else 1)
         seen.add(turn)
     assert seen == set(range(1, 9))
-    assert header(open_image(io.BytesIO(with_xmp()), LIMIT)).turned
+    assert read_header(open_image(io.BytesIO(with_xmp()), LIMIT)).turned
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
@@ -87,8 +95,8 @@ def test_nothing_else_of_exif_is_unpacked(monkeypatch: pytest.MonkeyPatch, form:
     content, calls = written(form, exif=b"Exif\0\0" + exif(6)), list[bytes]()
     monkeypatch.setattr(Image.Exif, "load", lambda own, data: calls.append(data))
     image = open_image(io.BytesIO(content), LIMIT)
-    found = header(image)
-    load(image)
+    found = read_header(image)
+    load_pixels(image)
     assert (found.width, found.height, found.turned) == (8, 16, True)
     assert calls == []
     with Image.open(io.BytesIO(content)) as plain:
@@ -133,7 +141,7 @@ ENOUGH = MAX_BYTES // 1_000_000  # such texts
 )
 def test_more_than_may_be_beside_the_pixels_is_refused(fair: bytes, too_much: bytes):
     image = open_image(io.BytesIO(fair), LIMIT)
-    load(image)
+    load_pixels(image)
     with pytest.raises(
         DataError, match=r"damaged (PNG|JPEG): more than .* (beside|before) its pixels; export it again"
     ):
@@ -149,5 +157,5 @@ def test_pixels_may_be_as_many_bytes_as_they_like():
     assert len(out.getvalue()) > MAX_BYTES
     out.seek(0)
     image = open_image(out, 2000 * 2000)
-    load(image)
+    load_pixels(image)
     assert image.size == (2000, 2000)

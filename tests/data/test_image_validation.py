@@ -103,7 +103,7 @@ def test_animations_and_rotated_images_are_named(folder, paint):
 def decoded(monkeypatch):
     """How many images have been decoded since."""
     counted = []
-    real = image_decoding.load
+    real = image_decoding.load_pixels
     from unveil.data.image_folder import check_images
 
     def counting(image):

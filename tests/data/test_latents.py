@@ -31,7 +31,7 @@ def write(folder: Path, count: int = 40, **given: Any) -> Path:
     return data.write_latents(folder / "latents.safetensors", some(count).split(7), **given)
 
 
-def opened(path: Path, part: data.Part = "train", held_out: float = 0.0) -> data.Latents:
+def opened(path: Path, part: data.Split = "train", held_out: float = 0.0) -> data.Latents:
     found = data.open(data.LatentsConfig(str(path), held_out), part)
     assert isinstance(found, data.Latents)
     return found

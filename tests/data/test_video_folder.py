@@ -238,7 +238,7 @@ def test_an_unchanged_folder_is_not_decoded_again(folder, monkeypatch):
     make_video(folder / "a.mp4", 6), make_video(folder / "b.mp4", 6, rate=24, ticks=[0, 1, 2, 4, 5, 7])
     given = config(folder, fps=6, resample="nearest", frames=2)
     first = data.check_videos(given)
-    monkeypatch.setattr("unveil.data.video_folder.VideoDecoder", None)  # whatever decodes now, fails
+    monkeypatch.setattr("unveil.data.video_folder.VideoReader", None)  # whatever decodes now, fails
     again = data.check_videos(given)
     assert again.to_dict() == first.to_dict()
     assert (again.videos, again.plans) == (first.videos, first.plans)

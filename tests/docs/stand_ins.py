@@ -42,7 +42,7 @@ def stable_diffusion(folder: Path) -> None:
     write_tensors(models_folder / "checkpoints" / "sd15.safetensors", single_file.tensors_of(model))
     lora_export.write(models_folder / "loras" / "detail.safetensors", _lora(model))
     assert isinstance(model.denoiser.network, UNet)
-    network = ControlNet.of(model.denoiser.network, hint_widths=hint_widths(2))
+    network = ControlNet.from_unet(model.denoiser.network, hint_widths=hint_widths(2))
     for parameter in network.parameters():
         parameter.data = parameter.data + 0.02  # what is new is zero, and adds nothing
     write_tensors(models_folder / "controlnets" / "canny.safetensors", controlnet.published_state_dict(network))
@@ -83,7 +83,7 @@ def playground(folder: Path) -> None:
     """
     model, texts = _filming()
     words: Any = model.conditioners["prompt"]
-    words.learn(texts)
+    words.build_vocabulary(texts)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         for parameter in model.parameters():
@@ -157,4 +157,4 @@ def _lora(model: Model) -> lora_export.LoraFile:
             LoraDelta(one.layer, one.down, torch.randn_like(one.up) * 0.1, one.alpha)
             for one in init_lora(parts["denoiser"].network, LoraConfig(("own.*", "context.*"), rank=4))
         ]
-    return lora_export.dump({"denoiser": made}, parts, "kohya")
+    return lora_export.to_lora_file({"denoiser": made}, parts, "kohya")

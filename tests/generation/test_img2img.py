@@ -13,7 +13,7 @@ from unveil.core import inverse, schedules
 from unveil.core.rng import START, SampleRNG
 from unveil.core.sampling_run import SamplingRun
 from unveil.errors import DataError, RecipeError, ShapeError
-from unveil.generation.generate import Preview, Request, generate, latents_of
+from unveil.generation.generate import Preview, Request, encode_latents, generate
 from unveil.generation.img2img import from_latents, img2img
 from unveil.generation.invert import invert, noise_bytes, read_noise
 from unveil.io.images import to_unit
@@ -62,15 +62,15 @@ def test_half_strength_starts_at_the_noise_level_of_its_first_step():
     started: list[SamplingRun] = []
 
     def watched(course: SamplingRun, rows: slice) -> SamplingRun:
-        course = img2img(model, given, strength=0.5).change(course, rows)
+        course = img2img(model, given, strength=0.5).transform(course, rows)
         started.append(course)
         return course
 
     model.generate(count=2, seed=4, transform=watched)
     (course,) = started
-    assert len(course.grid) == 4  # 3 of 6 steps
-    level, noise = course.grid[0], SampleRNG(4, range(2)).normal((1, 4, 4), START)
-    wanted = level.alpha * latents_of(model, to_unit(given)) + level.sigma * noise
+    assert len(course.schedule) == 4  # 3 of 6 steps
+    level, noise = course.schedule[0], SampleRNG(4, range(2)).normal((1, 4, 4), START)
+    wanted = level.alpha * encode_latents(model, to_unit(given)) + level.sigma * noise
     assert torch.allclose(course.start(), wanted, atol=1e-6)
 
 
@@ -120,9 +120,9 @@ def test_other_sizes_are_generated():
 def test_a_trajectory_of_latents_is_decoded():
     model = tiny(Halved())
     (one,) = generate(model, Request(), frames=4)
-    assert one.frames.shape == (4, 1, 8, 8)
-    assert torch.equal(one.frames[-1], one.sample)
-    assert all(torch.equal(frame, Halved().decode(Halved().encode(frame[None]))[0]) for frame in one.frames)
+    assert one.trajectory.shape == (4, 1, 8, 8)
+    assert torch.equal(one.trajectory[-1], one.sample)
+    assert all(torch.equal(frame, Halved().decode(Halved().encode(frame[None]))[0]) for frame in one.trajectory)
 
 
 def test_previews_are_decoded_predictions_at_the_requested_interval():

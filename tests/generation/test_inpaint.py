@@ -9,7 +9,7 @@ from torch import nn
 from tests.generation.tiny import LABEL, Halved, digits, digits_model, drawn, random_images, seen, tiny
 from unveil.errors import RecipeError, ShapeError
 from unveil.generation.generate import Request
-from unveil.generation.inpaint import Method, Padding, RePaintConfig, fitting, inpaint, outpaint
+from unveil.generation.inpaint import Method, Padding, RePaintConfig, fit_padding, inpaint, outpaint
 from unveil.io.images import to_unit
 from unveil.model import Model
 
@@ -120,9 +120,9 @@ def test_outpainting_extends_an_image_beyond_its_edges(codec: nn.Module | None):
 
 def test_padding_is_rounded_up_to_the_networks_multiple():
     model = tiny(Halved())  # multiples of 4
-    assert fitting(model, (8, 8), Padding(left=1, right=2)) == Padding(left=1, right=3)
-    assert fitting(model, (8, 8), Padding(left=1)) == Padding(left=4)
-    assert fitting(model, (8, 8), Padding(top=5, right=4)) == Padding(top=8, right=4)
+    assert fit_padding(model, (8, 8), Padding(left=1, right=2)) == Padding(left=1, right=3)
+    assert fit_padding(model, (8, 8), Padding(left=1)) == Padding(left=4)
+    assert fit_padding(model, (8, 8), Padding(top=5, right=4)) == Padding(top=8, right=4)
     with pytest.raises(RecipeError, match=r"size 11x8 .*both sides must be multiples of 4 px; nearest 8x8 or 12x8"):
         seen(model, edit=outpaint(model, random_images(1), Padding(right=3)))
 

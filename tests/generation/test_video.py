@@ -21,7 +21,7 @@ from unveil.generation import hires, long_video, video
 from unveil.generation.generate import Request, generate
 from unveil.generation.img2img import img2img
 from unveil.generation.long_video import VideoSpec, concat_chunks, generate_long_video, new_frames_only, windows
-from unveil.generation.prompt_schedule import Scene, prompt_weights
+from unveil.generation.prompt_schedule import ScheduledPrompt, prompt_weights
 from unveil.generation.single_frame import as_image_model
 from unveil.generation.upscale import resized, upscale
 from unveil.io.images import to_pixels, to_unit
@@ -58,7 +58,7 @@ def test_conditioning_frames_come_out_and_influence_the_others(codec: nn.Module 
 def test_conditioning_frames_are_exact_in_the_sample_itself():
     model = tiny_clips()
     edit = video.inpaint_frames(model, clips(1, 2), [0, 1])
-    plain = to_pixels(model.generate(cond=PROMPT, transform=edit.change))
+    plain = to_pixels(model.generate(cond=PROMPT, transform=edit.transform))
     assert torch.equal(plain[:, :, :2], clips(1, 2))
 
 
@@ -66,7 +66,7 @@ def test_a_network_with_one_timestep_per_video_replaces_conditioning_frames(monk
     model, timesteps = tiny_clips(), []
     network: Any = model.denoiser.network
     forward = network.forward
-    monkeypatch.setattr(network, "tells_parts", False, raising=False)
+    monkeypatch.setattr(network, "takes_token_levels", False, raising=False)
     monkeypatch.setattr(network, "forward", lambda x, t, condition: timesteps.append(t) or forward(x, t, condition))
     made = seen(model, request(), video.inpaint_frames(model, clips(1, 2), [0, 4]))
     assert torch.equal(made[:, :, [0, 4]], clips(1, 2))
@@ -149,7 +149,7 @@ def test_each_window_continues_the_one_before(direction: Any, monkeypatch: pytes
     plain = long_video.conditioned_generation
     monkeypatch.setattr(long_video, "conditioned_generation", lambda *given: known.append(given[1]) or plain(*given))
     made = concat_chunks(generate_long_video(model, request(), VideoSpec(9, overlap=2, direction=direction)))
-    there = [(one.until.flatten() == 0).nonzero().flatten().tolist() for one in known]
+    there = [(one.release_t.flatten() == 0).nonzero().flatten().tolist() for one in known]
     shared = [0, 1, 2] if direction == "forward" else [2, 3, 4]  # windows at 0, 2 and 4
     assert there == [[], shared, shared]
     assert torch.equal(known[1].pixels[:, :, shared], made[:, :, [2 + place for place in shared]])
@@ -215,9 +215,9 @@ def test_a_video_shorter_than_the_context_is_refused():
 
 def test_each_prompt_applies_to_its_own_frames():
     model = tiny_clips()
-    script = [Scene(0, 5, WORDS[0]), Scene(5, 10, WORDS[1])]
+    script = [ScheduledPrompt(0, 5, WORDS[0]), ScheduledPrompt(5, 10, WORDS[1])]
     scripted = concat_chunks(generate_long_video(model, request(), replace(video.storyboard(script, 10), overlap=1)))
-    other = [Scene(0, 5, WORDS[0]), Scene(5, 10, WORDS[0])]
+    other = [ScheduledPrompt(0, 5, WORDS[0]), ScheduledPrompt(5, 10, WORDS[0])]
     same = concat_chunks(generate_long_video(model, request(), replace(video.storyboard(other, 10), overlap=1)))
     plain = concat_chunks(generate_long_video(model, request(), VideoSpec(10, overlap=1)))
     assert torch.equal(scripted[:, :, :4], plain[:, :, :4])
@@ -226,7 +226,7 @@ def test_each_prompt_applies_to_its_own_frames():
 
 
 def test_prompt_weights_sum_to_one_and_crossfade():
-    script = [Scene(0, 4, "a"), Scene(4, 8, "b"), Scene(8, 9, "c")]
+    script = [ScheduledPrompt(0, 4, "a"), ScheduledPrompt(4, 8, "b"), ScheduledPrompt(8, 9, "c")]
     hard = prompt_weights(script, 2, 9)
     assert hard.argmax(0).tolist() == [0, 0, 1, 1, 1, 1, 2]
     soft = prompt_weights(script, 0, 9, fade=4)
@@ -238,12 +238,12 @@ def test_prompt_weights_sum_to_one_and_crossfade():
 @pytest.mark.parametrize(
     ("script", "word"),
     [
-        ([Scene(0, 4, "a"), Scene(5, 8, "b")], "scene 2 from frame 5 to 8: must begin at 4"),
-        ([Scene(0, 4, "a"), Scene(4, 8, " ")], "scene 2: an empty prompt"),
-        ([Scene(0, 4, "a")], "the scenes end at frame 4, the video at 8"),
+        ([ScheduledPrompt(0, 4, "a"), ScheduledPrompt(5, 8, "b")], "scene 2 from frame 5 to 8: must begin at 4"),
+        ([ScheduledPrompt(0, 4, "a"), ScheduledPrompt(4, 8, " ")], "scene 2: an empty prompt"),
+        ([ScheduledPrompt(0, 4, "a")], "the scenes end at frame 4, the video at 8"),
     ],
 )
-def test_storyboards_that_do_not_cover_the_video_are_refused(script: list[Scene], word: str):
+def test_storyboards_that_do_not_cover_the_video_are_refused(script: list[ScheduledPrompt], word: str):
     with pytest.raises(RecipeError, match=word):
         video.storyboard(script, 8)
 
@@ -266,7 +266,7 @@ def test_editing_starts_at_the_noise_level_of_its_strength():
     given = clips(1)
 
     def change(course: Any, rows: slice) -> Any:
-        begun.append(video.sdedit_video(model, given, [0.1, 0.2, 0.3, 0.3, 0.3]).change(course, rows))
+        begun.append(video.sdedit_video(model, given, [0.1, 0.2, 0.3, 0.3, 0.3]).transform(course, rows))
         return begun[0]
 
     model.generate(cond=PROMPT, transform=change)
@@ -344,7 +344,7 @@ def test_a_loop_with_another_first_frame_is_the_same_loop_rotated():
         edit = video.loop(model)
 
         def change(course: Any, rows: slice) -> Any:
-            return replace(edit.change(course, rows), x=course.start().roll(by, 2))
+            return replace(edit.transform(course, rows), x=course.start().roll(by, 2))
 
         return model.generate(cond=PROMPT, transform=change)
 
@@ -417,11 +417,11 @@ def test_token_positions_reach_the_network_with_every_prompt_and_the_null_condit
     forward = network.forward
 
     def watched(x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        positions.append(condition.places)
+        positions.append(condition.positions)
         return forward(x, t, condition)
 
     monkeypatch.setattr(network, "forward", watched)
-    script = (Scene(0, 2, WORDS[0]), Scene(2, 5, WORDS[1]))
+    script = (ScheduledPrompt(0, 2, WORDS[0]), ScheduledPrompt(2, 5, WORDS[1]))
     seen_by = VideoSpec(5, (16, 16), scenes=script, spacing=0.5)
     assert concat_chunks(generate_long_video(model, request(), seen_by)).shape == (1, 3, 5, 16, 16)
     assert all(places is not None and places[:, 1].tolist() == [[1, 0.5, 0.5]] * len(places) for places in positions)
@@ -458,8 +458,8 @@ def test_the_first_pass_has_the_final_aspect_ratio():
         assert high % 4 == wide % 4 == 0
         assert 0.5 <= high * wide / 64 <= 1.5
         assert 0.7 <= (high / wide) / (size[0] / size[1]) <= 1.4
-    assert hires.sizes(model, (24, 32)) == [(8, 12), (16, 20), (24, 32)]
-    assert hires.sizes(model, (1024, 1024))[::4] == [(8, 8), (128, 128)]
+    assert hires.pass_sizes(model, (24, 32)) == [(8, 12), (16, 20), (24, 32)]
+    assert hires.pass_sizes(model, (1024, 1024))[::4] == [(8, 8), (128, 128)]
     shot = VideoSpec(3, (24, 32), conditioning=long_video.exact_frames({1: clips(1, 1, 24, 32)[:, :, 0]}))
     made = concat_chunks(hires.generate_hires(model, request(), shot))
     assert torch.equal(made[:, :, 1], clips(1, 1, 24, 32)[:, :, 0])

@@ -102,7 +102,7 @@ def tiny_clips(codec: nn.Module | None = None, frames: int = 5, **sample: Any) -
     )  # fmt: skip
     model = build(config).eval()
     words: Any = model.conditioners["prompt"]
-    words.learn(WORDS)
+    words.build_vocabulary(WORDS)
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():

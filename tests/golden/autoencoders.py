@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.golden.case import Case, Comparison
 from unveil.autoencoders import AutoencoderKL, AutoencoderKLConfig, Quantised, VQModel, VQModelConfig
-from unveil.autoencoders.vq import Order, Quantiser, Remap, usage
+from unveil.autoencoders.vq import Order, Quantiser, Remap, codebook_usage
 from unveil.checkpoints.formats import autoencoder
 
 
@@ -84,7 +84,7 @@ def quantizer(folder: Path) -> Iterator[Comparison]:
         rows = {
             "zq": found.latents,
             "loss": found.loss,
-            "perplexity": torch.tensor(usage(indices, len(io["embedding"])).perplexity),
+            "perplexity": torch.tensor(codebook_usage(indices, len(io["embedding"])).perplexity),
             "indices": _shaped_as(case, f"{variant}.indices", indices),
         }
         for name, value in rows.items():

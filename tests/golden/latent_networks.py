@@ -13,7 +13,7 @@ from tests.golden.case import Case, Comparison
 from unveil.checkpoints import ldm_unet, openai_keys
 from unveil.checkpoints.formats import controlnet as control
 from unveil.conditioning.class_label import Label, LabelToken
-from unveil.conditioning.controlnet import Control, Mode, MultiControlNet, Place
+from unveil.conditioning.controlnet import AttachedControlNet, ControlledBlocks, ControlMode, MultiControlNet
 from unveil.nn.embeddings import sinusoid
 from unveil.nn.unet import UNet, UNetConfig
 from unveil.types import Condition, NoiseLevel
@@ -63,7 +63,7 @@ def _beside(config: UNetConfig, theirs: dict[str, Tensor], io: dict[str, Tensor]
     """The result where what is concatenated to x, and both halves of the text, come as conditions of their own."""
     out = config.out_channels
     network = loaded(ldm_unet.with_concat_channels(config, config.in_channels - out), theirs)
-    condition = Condition(channels=io["x"][:, out:])
+    condition = Condition(concat=io["x"][:, out:])
     if tokens is not None:
         condition = condition.join(Condition(tokens=tokens[:, :3])).join(Condition(tokens=tokens[:, 3:]))
     return network(io["x"][:, :out], io["timesteps"], condition)
@@ -80,17 +80,17 @@ def cldm(folder: Path) -> Iterator[Comparison]:
     x, t, hint = io["x"], io["timesteps"], io["hint"]
     text = Condition(tokens=io["context"])
     assert hint.shape[1] == hint_channels
-    yield case.compare("hint_embedding", controlnet.features(hint, x))
+    yield case.compare("hint_embedding", controlnet.control_features(hint, x))
     residuals = controlnet(x, t, replace(text, hint=hint))
     for number, residual in enumerate(residuals):
         yield case.compare(f"control.{number:02}", residual)
     yield case.compare("eps_no_control", network(x, t, text))
 
-    def controlled(mode: Mode = "balanced", place: Place = "all", *, null: bool = False) -> Tensor:
+    def controlled(mode: ControlMode = "balanced", place: ControlledBlocks = "all", *, null: bool = False) -> Tensor:
         weights = tuple(io["control_scales"].tolist())
-        controls = MultiControlNet([Control("hint", controlnet, weights, place=place)], mode)
+        controls = MultiControlNet([AttachedControlNet("hint", controlnet, weights, blocks=place)], mode)
         conditioned = replace(text, hint=hint)
-        conditioned = controls.without(conditioned) if null else conditioned
+        conditioned = controls.null_condition(conditioned) if null else conditioned
         return network(x, t, controls(x, t, conditioned, NoiseLevel(0.5, 0.5, 0.5)))
 
     yield case.compare("eps", controlled())

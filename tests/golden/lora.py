@@ -112,7 +112,7 @@ def peft(folder: Path) -> Iterator[Comparison]:
         if not (folder / name).exists():
             continue
         weight = 1.0 if name in PEFT else scale
-        report = lora.attach(parts, name, lora.read(folder / name), weight)
+        report = lora.attach(parts, name, lora.read_lora(folder / name), weight)
         assert not report.unmatched, report.text()
         yield case.compare(f"{name} on", base.output(), "out_lora")
         layers.set_weights(network, {name: 0.5 * weight})
@@ -153,7 +153,7 @@ def at_work(case: Case, name: str, weight: float) -> Iterator[Comparison]:
     used = [(prefix, one) for prefix, one in (("out", base), ("te", text)) if one is not None]
     for prefix, one in used:
         yield case.compare(f"{prefix} off", one.output(), f"{prefix}_base")
-    file = lora.read(case.folder / "lora.safetensors")
+    file = lora.read_lora(case.folder / "lora.safetensors")
     report = lora.attach({one.part.role: one.part for _, one in used}, name, file, weight)
     assert not report.unmatched, report.text()
     if "n_lora_modules" in case.meta:

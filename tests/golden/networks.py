@@ -82,7 +82,7 @@ def loaded_classifier(config: NoisyClassifierConfig, theirs: dict[str, Tensor]) 
 
 
 def _condition(case: Case, parts: openai_keys.OpenAIWeights) -> Condition:
-    condition = Condition(channels=case.io.get("input.low_res"))
+    condition = Condition(concat=case.io.get("input.low_res"))
     if parts.label is None:
         return condition
     classes, dim = parts.label["table.weight"].shape

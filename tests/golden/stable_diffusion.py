@@ -39,7 +39,7 @@ def pipeline(folder: Path) -> Iterator[Comparison]:
         text_heads=words["num_attention_heads"],
         activation="quick-gelu" if words["hidden_act"] == "quick_gelu" else "gelu",
     )
-    model = single_file.read(case.weights(), overrides).model
+    model = single_file.read_checkpoint(case.weights(), overrides).model
     text = cast(TextEncoder, model.conditioners[single_file.PROMPT])
     with torch.no_grad():
         both = {name: encoded(text, case.io[ids]) for name, ids in (("cond", "input_ids"), ("uncond", "uncond_ids"))}

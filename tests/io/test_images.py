@@ -27,12 +27,12 @@ def cells(page: torch.Tensor, height: int, width: int) -> list[list[torch.Tensor
 
 def test_a_clip_is_a_row_of_frames_with_its_first_and_its_last():
     clip = torch.arange(11, dtype=torch.uint8).view(1, 1, 11, 1, 1).expand(1, 3, 11, 8, 8)
-    (row,) = cells(frame_rows(clip, most=6, factor=1), 8, 8)
+    (row,) = cells(frame_rows(clip, max_frames=6, factor=1), 8, 8)
     assert [int(cell[0, 0, 0]) for cell in row] == [0, 2, 4, 6, 8, 10]
 
 
 def test_clips_of_other_lengths_and_sizes_stand_below_each_other_on_white():
-    rows = cells(frame_rows([black(3, 1, 8, 16), black(3, 20, 16, 8)], most=4, factor=1), 16, 16)
+    rows = cells(frame_rows([black(3, 1, 8, 16), black(3, 20, 16, 8)], max_frames=4, factor=1), 16, 16)
     assert [len(row) for row in rows] == [4, 4]
     image, clip = rows
     assert int(image[0][:, :8].max()) == BLACK

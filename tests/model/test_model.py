@@ -88,9 +88,9 @@ def test_two_conditions_are_combined():
     condition, null = both.encode({"label": [1, 2], "mask": torch.zeros(2, 1, 8, 8, dtype=torch.uint8)})
     for found in (condition, null):
         assert found.vector.shape == (2, 64)
-        assert found.channels.shape == (2, 1, 8, 8)
-    assert (condition.channels == -1).all()
-    assert (null.channels == 0).all()
+        assert found.concat.shape == (2, 1, 8, 8)
+    assert (condition.concat == -1).all()
+    assert (null.concat == 0).all()
     samples = both.generate(cond={"label": 1, "mask": torch.zeros(1, 1, 8, 8, dtype=torch.uint8)}, count=3)
     assert samples.shape == (3, 1, 8, 8)
 

@@ -148,7 +148,7 @@ def test_a_cache_refuses_gradients_and_other_rows():
 def test_a_contexts_keys_are_computed_once():
     ours, x, context = layer(context_width=10), drawn(2, 5, WIDTH), drawn(2, 9, 10)
     wanted = ours(x, context=context)
-    cache = ours.remember(context)
+    cache = ours.precompute_context(context)
     seen: list[int] = []
     ours.key.register_forward_hook(lambda *_: seen.append(1))
     assert torch.equal(ours(x, cache=cache), wanted)
@@ -244,7 +244,7 @@ def test_packing_fills_rows_and_tells_its_waste():
     assert packing.waste == pytest.approx(1 / 22)
     assert packing.places == ((1, 6), (0, 0), (0, 9), (1, 0))
     assert packing.segments.tolist() == [[1] * 9 + [2] * 2, [3] * 6 + [0] * 4 + [-1]]
-    assert packing.spread(torch.tensor([10, 20, 30, 40]))[1].tolist() == [40] * 6 + [10] * 4 + [0]
+    assert packing.per_token(torch.tensor([10, 20, 30, 40]))[1].tolist() == [40] * 6 + [10] * 4 + [0]
     assert Packing(LENGTHS).waste == 0
     assert Packing(LENGTHS).segments[0, :5].tolist() == [0, 0, 0, 0, 1]
 

@@ -68,7 +68,7 @@ def inputs(
     vector = torch.randn(batch, config.vector_dim, generator=generator)
     context = torch.randn(batch, 1, *size, generator=generator) if config.concat_channels else None
     augment = torch.randn(batch, config.augment_dim, generator=generator) if config.augment_dim else None
-    return x, t, Condition(vector=vector, channels=context), augment
+    return x, t, Condition(vector=vector, concat=context), augment
 
 
 @pytest.mark.parametrize(("config", "count"), COUNTS.values(), ids=COUNTS.keys())
@@ -94,7 +94,7 @@ def test_gradient_reaches_every_parameter_and_all_that_is_given(config):
     network(x.requires_grad_(), t, given, augment).square().sum().backward()
     silent = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert not silent
-    for tensor in (x, given.vector, given.channels):
+    for tensor in (x, given.vector, given.concat):
         assert tensor is None or (tensor.grad is not None and (tensor.grad.flatten(1).abs().sum(1) > 0).all())
 
 
@@ -116,7 +116,7 @@ def test_level_vector_and_augmentation_matter(config):
     with torch.no_grad():
         result = network(x, t, condition, augment)
         assert not torch.allclose(result, network(x, t + 1, condition, augment), rtol=1e-2)
-        bare = Condition(channels=condition.channels)
+        bare = Condition(concat=condition.concat)
         assert not torch.allclose(result, network(x, t, bare, augment), rtol=1e-2)
         if augment is not None:
             plain = network(x, t, condition)

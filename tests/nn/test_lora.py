@@ -178,7 +178,7 @@ def test_off_is_the_base_to_the_bit(how: str):
     else:
         if how == "detached":
             lora.detach(network, "style")
-            assert not lora.weights(network)
+            assert not lora.adapter_weights(network)
         assert torch.equal(seen(network), before)
 
 
@@ -193,7 +193,7 @@ def test_several_add_up_with_their_weights():
 
     lora.attach(network, "a", filled(network, rank=2))
     lora.attach(network, "b", filled(network, "mlp.up", seed=50, rank=6))
-    assert lora.weights(network) == {"a": 1.0, "b": 1.0}
+    assert lora.adapter_weights(network) == {"a": 1.0, "b": 1.0}
     alone = gain({"a": 1.0, "b": 0.0}), gain({"a": 0.0, "b": 1.0})
     both = gain({"a": 0.5, "b": -2.0})
     torch.testing.assert_close(both, 0.5 * alone[0] - 2.0 * alone[1], rtol=1e-12, atol=1e-12)
@@ -246,7 +246,7 @@ def test_what_cannot_work_is_named():
     made = LoraDelta("leave", drawn(2, 31), drawn(16, 2), 1.0)
     with pytest.raises(ShapeError, match=r"leave: adds \(16, 31\) from row 0 to a weight \(16, 32\)"):
         lora.attach(network, "style", [*filled(network), made])
-    assert not lora.weights(network)
+    assert not lora.adapter_weights(network)
     lora.attach(network, "style", filled(network))
     with pytest.raises(RecipeError, match=r"'styel': is not on this network.*style"):
         lora.detach(network, "styel")

@@ -28,9 +28,9 @@ def given(kind: str) -> tuple[nn.Module, Tensor, Tensor, Condition, tuple[int, .
     torch.manual_seed(1)
     t, image = torch.tensor([3.0, 700.0]), torch.randn(2, 3, 16, 24)
     if kind == "masks":
-        condition = Condition(vector=torch.randn(2, MASKS.vector_dim), channels=image)
+        condition = Condition(vector=torch.randn(2, MASKS.vector_dim), concat=image)
         return UNet2015(MASKS), torch.randn(2, 2, 16, 24), t, condition, (2, 4, 16, 24)
-    condition = Condition(vector=torch.randn(2, BOXES.vector_dim), channels=image)
+    condition = Condition(vector=torch.randn(2, BOXES.vector_dim), concat=image)
     return BoxDenoiser(BOXES), torch.randn(2, 5, 5), t, condition, (2, 5, 5)
 
 
@@ -49,7 +49,7 @@ def test_gradient_reaches_every_parameter_and_every_input(kind):
     drawn(network)(x.requires_grad_(), t, parts).square().sum().backward()
     silent = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert not silent
-    for tensor in (x, parts.vector, parts.channels):
+    for tensor in (x, parts.vector, parts.concat):
         assert tensor is not None
         assert tensor.grad is not None
         assert tensor.grad.abs().sum() > 0
@@ -78,7 +78,7 @@ def test_a_box_reads_what_lies_inside_it():
 def test_noisy_boxes_far_outside_are_read_at_the_border_and_stay_finite():
     network = drawn(BoxDenoiser(BOXES))
     x = torch.full((1, 5, 5), 1e3)
-    assert torch.isfinite(network(x, torch.zeros(1), Condition(channels=torch.randn(1, 3, 16, 16)))).all()
+    assert torch.isfinite(network(x, torch.zeros(1), Condition(concat=torch.randn(1, 3, 16, 16)))).all()
     features = torch.randn(1, 4, 8, 8)
     assert torch.equal(regions_of(x, features, 3), regions_of(x.clamp(-1, 1), features, 3))
 
@@ -86,10 +86,10 @@ def test_noisy_boxes_far_outside_are_read_at_the_border_and_stay_finite():
 def test_the_image_is_encoded_once_for_many_steps():
     network, x, t, condition, _ = given("boxes")
     assert isinstance(network, BoxDenoiser)
-    assert condition.channels is not None
+    assert condition.concat is not None
     drawn(network)
     with torch.no_grad():
-        features = network.features(condition.channels)
+        features = network.features(condition.concat)
         time = network.time(t) + condition.vector
         torch.testing.assert_close(network.move(x, time, features), network(x, t, condition))
 
@@ -100,12 +100,12 @@ def test_mistakes_are_named():
     with pytest.raises(RecipeError, match="hidden_size = 20: must be a multiple of heads = 3"):
         BoxesConfig(slots=2, concat_channels=3, hidden_size=20, heads=3)
     network, x, t, condition, _ = given("masks")
-    with pytest.raises(ShapeError, match=r"condition.channels: 0 given, the network takes 3"):
+    with pytest.raises(ShapeError, match=r"condition.concat: 0 given, the network takes 3"):
         network(x, t)
     with pytest.raises(ShapeError, match=r"height 14 px: must be a multiple of 4; nearest 12 or 16"):
         network(x[:, :, :14], t, condition)
     network, x, t, condition, _ = given("boxes")
-    with pytest.raises(ShapeError, match=r"condition.channels None: must be an image \(B, 3, H, W\)"):
+    with pytest.raises(ShapeError, match=r"condition.concat None: must be an image \(B, 3, H, W\)"):
         network(x, t)
     with pytest.raises(ShapeError, match=r"boxes \(2, 4, 5\): must be \(B, 5, 5\)"):
         network(x[:, :4], t, condition)

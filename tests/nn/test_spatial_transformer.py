@@ -122,9 +122,9 @@ def test_only_so_many_tensors_are_remembered_the_oldest_goes():
         made.append(0)
         return len(made)
 
-    assert [known.of(one, make) for one in tensors] == list(range(1, REMEMBERED + 2))
-    assert known.of(tensors[1], make) == 2
-    assert known.of(tensors[0], make) == REMEMBERED + 2
+    assert [known.get(one, make) for one in tensors] == list(range(1, REMEMBERED + 2))
+    assert known.get(tensors[1], make) == 2
+    assert known.get(tensors[0], make) == REMEMBERED + 2
 
 
 @torch.no_grad()
@@ -175,7 +175,7 @@ def test_gradient_reaches_every_parameter_and_the_text():
         (Condition(), "condition.tokens: missing"),
         (Condition(tokens=torch.zeros(3, 5, 24)), "3 rows for 2 of x"),
         (Condition(tokens=torch.zeros(2, 5, 24), mask=torch.ones(2, 4, dtype=torch.bool)), r"must be \(2, 5\)"),
-        (Condition(tokens=torch.zeros(2, 5, 24), hint=torch.zeros(2, 3, 64, 64)), "condition.hint"),
+        (Condition(tokens=torch.zeros(2, 5, 24), control_image=torch.zeros(2, 3, 64, 64)), "condition.control_image"),
         (Condition(tokens=torch.zeros(2, 5, 24), residuals=(torch.zeros(1),) * 2), "2 tensors; this U-Net takes 5"),
         (Condition(tokens=torch.zeros(2, 5, 24), residuals=(torch.zeros(2, 64, 2, 2),)), "for the middle"),
     ],
@@ -201,18 +201,18 @@ def test_settings_that_cannot_work_are_refused(changes: dict[str, object], messa
 
 
 def test_routes_are_mapped_chosen_and_joined_and_residuals_are_not():
-    one = Condition(tokens=torch.zeros(2, 1, 4), hint=torch.zeros(2, 3, 8, 8))
-    two = Condition(tokens=torch.ones(2, 1, 4), hint=torch.ones(2, 3, 8, 8))
+    one = Condition(tokens=torch.zeros(2, 1, 4), control_image=torch.zeros(2, 3, 8, 8))
+    two = Condition(tokens=torch.ones(2, 1, 4), control_image=torch.ones(2, 3, 8, 8))
     chosen = one.where(torch.tensor([True, False]), two)
-    assert chosen.hint is not None
-    assert chosen.hint.sum((1, 2, 3)).tolist() == [0, 192]
-    joined = one.join(two).hint
+    assert chosen.control_image is not None
+    assert chosen.control_image.sum((1, 2, 3)).tolist() == [0, 192]
+    joined = one.join(two).control_image
     assert joined is not None
     assert joined.shape == (2, 6, 8, 8)
-    black = one.join(Condition(hint=torch.ones(2, 1, 1, 1))).hint
+    black = one.join(Condition(control_image=torch.ones(2, 1, 1, 1))).control_image
     assert black is not None
     assert black[:, 3].eq(1).all()
-    assert one.map(lambda part: part + 1).hint is not None
+    assert one.map(lambda part: part + 1).control_image is not None
     with pytest.raises(ShapeError, match="residuals"):
         Condition(residuals=(torch.zeros(1),)).map(lambda part: part)
     both = one.join(Condition(tokens=torch.ones(2, 2, 4), mask=torch.tensor([[True, False]] * 2)))

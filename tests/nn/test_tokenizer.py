@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from unveil.errors import RecipeError, ShapeError
-from unveil.nn.tokenizer import BEGIN, END, PADDING, UNKNOWN, Vocabulary, padded
+from unveil.nn.tokenizer import BEGIN, END, PADDING, UNKNOWN, Vocabulary, pad_sequences
 
 
 def test_words_by_frequency_then_alphabet():
@@ -46,7 +46,7 @@ def test_a_limit_keeps_the_most_frequent():
 
 
 def test_padding_fills_up_to_the_longest():
-    assert padded([[5, 6], [7], []]).tolist() == [[5, 6], [7, PADDING], [PADDING, PADDING]]
+    assert pad_sequences([[5, 6], [7], []]).tolist() == [[5, 6], [7, PADDING], [PADDING, PADDING]]
 
 
 def test_what_cannot_be():

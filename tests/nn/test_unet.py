@@ -61,7 +61,7 @@ def inputs(config: UNetConfig, batch: int = 2, size: tuple[int, int] = (8, 12)) 
     low = None
     if config.concat_channels:
         low = torch.randn(batch, config.concat_channels, 4, 4, generator=generator)
-    return x, t, Condition(vector=vector, channels=low)
+    return x, t, Condition(vector=vector, concat=low)
 
 
 # Parameters of the three networks of Ho et al. 2020, counted in the authors' own code's PyTorch port (ermongroup/ddim).
@@ -198,8 +198,8 @@ def test_context_of_xs_size_is_seen_where_it_lies_and_one_pixel_stands_for_all()
     x, t, _ = inputs(config)
     network = drawn(config)
     with torch.no_grad():
-        plain = network(x, t, Condition(channels=torch.zeros(2, 1, 8, 12)))
-        pixel = network(x, t, Condition(channels=torch.zeros(2, 1, 1, 1)))
+        plain = network(x, t, Condition(concat=torch.zeros(2, 1, 8, 12)))
+        pixel = network(x, t, Condition(concat=torch.zeros(2, 1, 1, 1)))
         assert torch.equal(plain, pixel)
 
 
@@ -207,12 +207,12 @@ def test_a_smaller_image_is_upsampled_to_the_size_of_x():
     config = VARIANTS["upsampler"]
     x, t, condition = inputs(config)
     network = drawn(config)
-    assert condition.channels is not None
-    large = nn.functional.interpolate(condition.channels, (8, 12), mode="bilinear", align_corners=False)
+    assert condition.concat is not None
+    large = nn.functional.interpolate(condition.concat, (8, 12), mode="bilinear", align_corners=False)
     same = drawn(replace(config, context_size="same"))
     with torch.no_grad():
         got = network(x, t, condition)
-        torch.testing.assert_close(got, same(x, t, Condition(vector=condition.vector, channels=large)))
+        torch.testing.assert_close(got, same(x, t, Condition(vector=condition.vector, concat=large)))
 
 
 @pytest.mark.parametrize(
@@ -242,9 +242,9 @@ def test_inputs_that_do_not_fit_are_named():
         network(x[:, :1], t)
     with pytest.raises(ShapeError, match=r"condition.vector \(2, 3\): must be \(2, 64\)"):
         network(x, t, Condition(vector=torch.zeros(2, 3)))
-    with pytest.raises(ShapeError, match=r"condition.channels: 1 given, the network takes 0"):
-        network(x, t, Condition(channels=torch.zeros(2, 1, 8, 12)))
+    with pytest.raises(ShapeError, match=r"condition.concat: 1 given, the network takes 0"):
+        network(x, t, Condition(concat=torch.zeros(2, 1, 8, 12)))
     with pytest.raises(ShapeError, match="no cross-attention"):
         network(x, t, Condition(tokens=torch.zeros(2, 1, 8)))
-    with pytest.raises(ShapeError, match=r"condition.channels of size \(4, 4\), x is \(8, 12\)"):
-        UNet(replace(SMALL, concat_channels=2))(x, t, Condition(channels=torch.zeros(2, 2, 4, 4)))
+    with pytest.raises(ShapeError, match=r"condition.concat of size \(4, 4\), x is \(8, 12\)"):
+        UNet(replace(SMALL, concat_channels=2))(x, t, Condition(concat=torch.zeros(2, 2, 4, 4)))

@@ -186,7 +186,7 @@ def test_only_distances_of_places_count(clips: Tensor):
         conditioning(2).vector,
         conditioning(2).tokens,
         conditioning(2).mask,
-        places=torch.tensor([[first, step]] * 2, dtype=torch.float64),
+        positions=torch.tensor([[first, step]] * 2, dtype=torch.float64),
     )
     plain = model(clips, t, conditioning(2)).detach()
     close(model(clips, t, at((0, 0, 0), (1, 1, 1))), plain)
@@ -201,7 +201,7 @@ def test_waves_tell_where_in_the_frame_and_how_long_after_the_start(clips: Tenso
     for other in (model(even, t, conditioning(2))[:, :, 0, 4:, :4], model(even, t, conditioning(2))[:, :, 1, :4, :4]):
         assert not torch.allclose(model(even, t, conditioning(2))[:, :, 0, :4, :4], other, atol=1e-4)
     close(same, blind(even, t, conditioning(2))[:, :, 4, 4:, 8:])  # what is even everywhere looks alike from everywhere
-    later = replace(conditioning(2), places=torch.tensor([[[3.0, 0, 0], [1, 1, 1]]]).expand(2, 2, 3))
+    later = replace(conditioning(2), positions=torch.tensor([[[3.0, 0, 0], [1, 1, 1]]]).expand(2, 2, 3))
     assert not torch.allclose(model(clips, t, later), model(clips, t, conditioning(2)), atol=1e-4)
 
 

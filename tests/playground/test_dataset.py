@@ -262,7 +262,7 @@ def test_prompts_of_the_score_are_fixed_and_split():
     for name, own in lists.items():
         assert len(own) == 500
         assert own == eval_prompts(name)
-        assert [sum(p.register == r for p in own) for r in ("raw", "short", "dense")] == [167, 167, 166]
+        assert [sum(p.caption_style == r for p in own) for r in ("raw", "short", "dense")] == [167, 167, 166]
         for prompt in own:
             assert {"colour", "shape", "motion"} <= prompt.attributes.keys()
             combination = (prompt.attributes[key] for key in ("colour", "shape", "motion"))
@@ -339,7 +339,7 @@ def test_a_cut_clip_is_the_square_in_the_middle_of_the_whole_one():
 def test_prompts_of_a_world_say_what_its_first_clips_show():
     world = playground.Playground(playground.PlaygroundConfig(num_val=30), "held-out")
     found = dataset_prompts(world, 30, ["raw", "dense"])
-    assert [one.register for one in found] == ["raw", "dense"] * 15
+    assert [one.caption_style for one in found] == ["raw", "dense"] * 15
     for one, item in zip(found, world.annotations(range(30)), strict=True):
         thing = item["attributes"]["objects"][0]
         assert {name: one.attributes[name] for name in ("colour", "shape", "motion")} == {

@@ -59,18 +59,18 @@ def test_what_is_frozen_strays_and_what_vanishes_is_lost():
         gone = temporal_consistency.centres(torch.zeros_like(pixels))
         assert np.isnan(gone).all()
         assert temporal_consistency.mean_position_error(gone, true, SIDE) == SIDE
-        assert (temporal_consistency.steps(gone, SIDE) == SIDE).all()
+        assert (temporal_consistency.step_lengths(gone, SIDE) == SIDE).all()
 
 
 def test_a_cut_is_a_jump_and_a_real_clip_has_none():
     cuts = []
     for pixels in clips("left", "right", "orbit"):
         places = temporal_consistency.centres(pixels)
-        usual = temporal_consistency.steps(places, SIDE)
+        usual = temporal_consistency.step_lengths(places, SIDE)
         assert temporal_consistency.relative_jump(float(usual.max()), usual) < 1.5
         cuts.append(temporal_consistency.relative_jump(float(np.hypot(*(places[-1] - places[0]))), usual))
     assert np.mean(cuts) > 4
-    still = temporal_consistency.steps(temporal_consistency.centres(clips("still")[0]), SIDE)
+    still = temporal_consistency.step_lengths(temporal_consistency.centres(clips("still")[0]), SIDE)
     assert temporal_consistency.relative_jump(1.0, still) == 2.0, "what hardly moves is measured in half pixels"
 
 

@@ -9,7 +9,7 @@ import torch
 
 from unveil.model.captioner_folder import CaptionModel
 from unveil.model.config import CaptionerRecipe, parse_recipe
-from unveil.train.captioner import fit_captioner, start
+from unveil.train.captioner import fit_captioner, initial_captioner
 
 COLOURS = {"red": (200, 30, 30), "green": (20, 160, 40), "blue": (30, 40, 220), "white": (240, 240, 240)}
 NETWORK = {"kind": "captioner", "patch": 4, "depth": 1, "decoder_depth": 1, "hidden_size": 24, "heads": 2, "limit": 12}
@@ -48,6 +48,6 @@ def recipe(**changes: Any) -> CaptionerRecipe:
 def trained(run: Path, data: Grounds | None = None, **changes: Any) -> CaptionModel:
     """A captioner of grounds, as the run's folder has it."""
     data, own = data or Grounds(), recipe(**changes)
-    model = start(own, data, torch.device("cpu"))
+    model = initial_captioner(own, data, torch.device("cpu"))
     fit_captioner(own, model, data, run=run, held_out=Grounds(8, data.long))
     return model

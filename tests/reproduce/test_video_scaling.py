@@ -100,7 +100,7 @@ def test_prompts_describe_held_out_videos(tmp_path: Path):
     prompts, items = prompts_of(recipe, 20), held_out_videos(recipe).__getitems__(range(20))
     for prompt, item in zip(prompts, items, strict=True):
         facts = item["attributes"]["objects"][0]
-        assert prompt.register == "raw"
+        assert prompt.caption_style == "raw"
         assert all(prompt.attributes[name] == facts[name] for name in ("colour", "shape", "motion"))
     assert any(
         item["text"] != prompt.text for prompt, item in zip(prompts, items, strict=True)

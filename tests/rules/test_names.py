@@ -6,15 +6,25 @@ import ast
 import importlib
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
 import unveil.errors
 import unveil.types
-from tests.rules.source import PACKAGE, modules, parsed
+from tests.rules.source import PACKAGE, modules, name, parsed
 
 ARGUMENTS = {"data": {"Section"}}  # protocols that only say what may be passed
+# Public classes that have the name of another one, with the reason
+SAME_NAME = {
+    "CaptionRequest": "request of the command and of its job, until captioning is a task",
+    "ControlNet": "the network, and the field of tasks that attaches one",
+    "Estimate": "estimate of x0 and eps, and of the memory and time of a run",
+    "EvaluateRequest": "request of the command and of its job, until evaluation is a task",
+    "Page": "page of a report, and page of the studio",
+    "TrainRequest": "request of the command and of its job, until training is a task",
+}
 PACKAGES = [path for path in modules() if path.name == "__init__.py"]
 
 
@@ -48,6 +58,21 @@ def test_public_names_are_those_of_all(path: Path):
     shared = set(vars(unveil.types)) | set(vars(unveil.errors))
     rest = bound(parsed(path)) - names - shared - ARGUMENTS.get(path.parent.name, set())
     assert not rest, "what is neither private nor of unveil.types or unveil.errors is offered"
+
+
+def classes_by_name() -> dict[str, list[str]]:
+    """Modules of every public class, by the name of the class."""
+    places: dict[str, list[str]] = defaultdict(list)
+    for path in modules():
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places[node.name].append(name(path))
+    return places
+
+
+def test_no_public_class_has_the_name_of_another():
+    repeated = {key: places for key, places in classes_by_name().items() if len(places) > 1 and key not in SAME_NAME}
+    assert not repeated
 
 
 def test_an_unknown_name_is_reported():

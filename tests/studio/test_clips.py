@@ -13,13 +13,13 @@ pytest.importorskip("av")
 
 from tests.server.http.conftest import Server
 from tests.studio.conftest import MARKS, another, begun, chosen, ended, painted, settled
-from unveil.generation.video_inputs import decoded
+from unveil.generation.video_inputs import decode_video
 
 pytestmark = MARKS
 
 
 def frames_of(studio: Server, id: str) -> Any:
-    return decoded(studio.service.results.file(id, "clip.mp4"), None)[0]
+    return decode_video(studio.service.results.file(id, "clip.mp4"), None)[0]
 
 
 def until(page: Any, label: str) -> None:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.data.test_bad_folders import black_png, chunk, grown_mb
-from unveil.data.image_decoding import decode_native_size, header, open_image
+from unveil.data.image_decoding import decode_native_size, open_image, read_header
 from unveil.errors import DataError
 from unveil.server.jobs.uploads import FOLDER, MAX_PIXELS, UploadStore
 from unveil.studio import upload_decoder
@@ -64,7 +64,7 @@ def test_its_pixels_are_those_that_a_worker_reads(name: str, tmp_path: Path):
     with on_disk(IMAGES[name].getvalue(), tmp_path).open("rb") as file:
         expected = decode_native_size(open_image(file, MAX_PIXELS), 3)
         file.seek(0)
-        facts = header(open_image(file, MAX_PIXELS))
+        facts = read_header(open_image(file, MAX_PIXELS))
         found = upload_decoder.decode_upload(file, "RGB", (facts.width, facts.height))
     np.testing.assert_array_equal(np.asarray(found), expected.permute(1, 2, 0).numpy())
 

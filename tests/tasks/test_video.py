@@ -12,7 +12,7 @@ import torch
 from tests.cli.test_video import clip, frames, model
 from tests.generation.tiny import WORDS, tiny_clips
 from unveil.errors import DataError, RecipeError, WeightsError
-from unveil.generation.image_output import read_facts
+from unveil.generation.image_output import read_generation_metadata
 from unveil.io.console import Console
 from unveil.io.images import png
 from unveil.io.video.writer import write_video
@@ -72,7 +72,7 @@ def test_a_video_is_generated_again(inputs: Path, model: Path, name: str):
     assert registry.parse(json.loads(json.dumps(task.model_dump(mode="json"))) | {NAME: task.name}) == task
     task.run(context("made"))
     threads = torch.get_num_threads()
-    facts = read_facts(inputs / "made" / "frame_00000.png")
+    facts = read_generation_metadata(inputs / "made" / "frame_00000.png")
     assert (facts["format"], facts["task"][NAME]) == (2, task.name)
     (inputs / "elsewhere").mkdir()
     (inputs / "one.png").rename(inputs / "elsewhere" / "one.png")  # found in a folder that is given
@@ -80,7 +80,7 @@ def test_a_video_is_generated_again(inputs: Path, model: Path, name: str):
     found.run(context("again"))
     assert torch.get_num_threads() == threads
     assert torch.equal(frames(inputs / "again"), frames(inputs / "made"))
-    assert read_facts(inputs / "again" / "frame_00000.png") == facts
+    assert read_generation_metadata(inputs / "again" / "frame_00000.png") == facts
 
 
 def test_each_of_several_videos_is_generated_again(inputs: Path, model: Path):

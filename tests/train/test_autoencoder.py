@@ -130,10 +130,10 @@ def test_noise_on_the_latents_has_the_configured_standard_deviation():
     seen: list[Tensor] = []
     learner.model.decoder.register_forward_pre_hook(lambda module, given: seen.append(given[0].detach()))
     x = to_float(batch().data)
-    learner.rebuilt(learner.model, x, SampleRNG(0, range(4)), 1)
+    learner.reconstruct(learner.model, x, SampleRNG(0, range(4)), 1)
     quiet = recipe(loss={"kl": 0.0})
     learner.settings = quiet.loss
-    learner.rebuilt(learner.model, x, SampleRNG(0, range(4)), 1)
+    learner.reconstruct(learner.model, x, SampleRNG(0, range(4)), 1)
     noise = SampleRNG(0, range(4)).normal((2, 4, 4), 1, 1)
     torch.testing.assert_close(seen[0] - seen[1], 0.5 * seen[1].std() * noise, rtol=1e-4, atol=1e-5)
 

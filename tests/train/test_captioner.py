@@ -15,7 +15,7 @@ from unveil.model.captioner_folder import load_captioner, save_captioner
 from unveil.nn.tokenizer import BEGIN, END
 from unveil.prompting.captioners import MediaClip, NativeCaptioner
 from unveil.train.batch_preparation import fixed_subset, slice_batch
-from unveil.train.captioner import CaptionerLearner, fit_captioner, start
+from unveil.train.captioner import CaptionerLearner, fit_captioner, initial_captioner
 
 CPU = torch.device("cpu")
 
@@ -44,7 +44,7 @@ def test_it_learns_to_tell_what_it_sees_and_is_saved(tmp_path):
 
 def test_the_loss_is_the_mean_of_a_words_nats():
     own, data = recipe(), Grounds()
-    model = start(own, data, CPU)
+    model = initial_captioner(own, data, CPU)
     learner = CaptionerLearner(model, "pixels", (3, 4, 8, 8), True)
     batch = fixed_subset(data, 3, "pixels", learner.raw_keys)
     learner.model.eval()
@@ -65,7 +65,7 @@ def test_dense_captions_are_learned_after_short_ones_with_their_words(tmp_path):
     trained(tmp_path / "short")
     dense = Grounds(long=True)
     before = load_captioner(tmp_path / "short")
-    begun = start(recipe(base=str(tmp_path / "short")), dense, CPU)
+    begun = initial_captioner(recipe(base=str(tmp_path / "short")), dense, CPU)
     assert begun.words.tokens[: len(before.words.tokens)] == before.words.tokens
     assert len(begun.words) > len(before.words)
     with torch.no_grad():  # what it knew it knows
@@ -75,9 +75,9 @@ def test_dense_captions_are_learned_after_short_ones_with_their_words(tmp_path):
     model = trained(tmp_path / "dense", dense, base=str(tmp_path / "short"))
     assert captions(model, dense, 2) == [dense[k]["text"] for k in range(2)]
     with pytest.raises(RecipeError, match=r"its network is .* the recipe says"):
-        start(recipe(base=str(tmp_path / "short"), network={"hidden_size": 36}), dense, CPU)
+        initial_captioner(recipe(base=str(tmp_path / "short"), network={"hidden_size": 36}), dense, CPU)
     with pytest.raises(WeightsError, match="not a captioner"):
-        start(recipe(base="ddpm-digits"), dense, CPU)
+        initial_captioner(recipe(base="ddpm-digits"), dense, CPU)
 
 
 def test_a_run_goes_on_to_the_bit(tmp_path):
@@ -88,7 +88,7 @@ def test_a_run_goes_on_to_the_bit(tmp_path):
         file.unlink() if file.is_file() else file.rmdir()
     last.rmdir()
     own = recipe(train={"steps": 8, "save_every": 4})
-    two = start(own, Grounds(), CPU)
+    two = initial_captioner(own, Grounds(), CPU)
     fit_captioner(own, two, Grounds(), run=tmp_path / "two", held_out=Grounds(8))
     for key, value in one.network.state_dict().items():
         assert torch.equal(two.network.state_dict()[key], value), key
@@ -104,8 +104,8 @@ def test_a_run_does_not_go_on_with_other_words(tmp_path):
 
     own = recipe(train={"steps": 8})
     trained(tmp_path / "run", train={"steps": 8})
-    begun = start(own, Turned(), CPU)
-    assert sorted(begun.words.tokens) == sorted(start(own, Grounds(), CPU).words.tokens)
+    begun = initial_captioner(own, Turned(), CPU)
+    assert sorted(begun.words.tokens) == sorted(initial_captioner(own, Grounds(), CPU).words.tokens)
     with pytest.raises(WeightsError, match="the captions have other words now"):
         fit_captioner(own, begun, Turned(), run=tmp_path / "run")
 
@@ -133,11 +133,11 @@ def test_videos_and_images_are_learned_together(tmp_path):
         found = captions(model, Grounds(frames=frames))
         assert found == ["a red ground", "a green ground", "a blue ground", "a white ground"]
     own, data = recipe(), Both()
-    learner = CaptionerLearner(start(own, data, CPU), "pixels", (3, 1, 8, 8), True, "buckets")
+    learner = CaptionerLearner(initial_captioner(own, data, CPU), "pixels", (3, 1, 8, 8), True, "buckets")
     learner.model.eval()
     batch = fixed_subset(data, 6, "pixels", learner.raw_keys, "buckets")
-    together = learner.judged(learner.model, batch)
-    alone = [learner.judged(learner.model, slice_batch(batch, k, k + 1, CPU)).per_sample for k in range(6)]
+    together = learner.caption_losses(learner.model, batch)
+    alone = [learner.caption_losses(learner.model, slice_batch(batch, k, k + 1, CPU)).per_sample for k in range(6)]
     torch.testing.assert_close(together.per_sample, torch.cat(alone))  # in the order of the batch
     with pytest.raises(ShapeError, match=r"set train\.batching"):
         trained(tmp_path / "none", Both())

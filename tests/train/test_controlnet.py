@@ -94,7 +94,7 @@ def test_the_base_stays_and_only_the_controlnet_is_kept(tmp_path: Path):
     assert not torch.equal(averaged["zero.0.weight"], as_trained["zero.0.weight"])
     moments = read_header(folder / "train_state.safetensors").tensors
     assert all(name.startswith("optimizer.controls.networks.0.") for name in moments)
-    found = controlnet.read(tmp_path / "run")
+    found = controlnet.read_controlnet(tmp_path / "run")
     assert found.base == checkpoint_store.base_of(folder)
     state = found.network.state_dict()
     assert state.keys() == averaged.keys()

@@ -225,7 +225,7 @@ def test_a_log_that_cannot_be_written_stops_nothing(tmp_path, caplog, monkeypatc
 
 
 def test_samples_that_cannot_be_drawn_stop_nothing(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(callbacks, "sheet", lambda samples, columns: 1 / 0)
+    monkeypatch.setattr(callbacks, "image_sheet", lambda samples, columns: 1 / 0)
     run = tiny.fit(tmp_path / "run", objective=DiffusionLoss(), sample_every=6)
     assert caplog.text.count("samples: left out (ZeroDivisionError") == 2
     assert (run / "checkpoints" / "step_000012").is_dir()

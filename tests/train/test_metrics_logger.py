@@ -11,7 +11,7 @@ from PIL import Image
 
 from unveil.errors import ShapeError
 from unveil.train.metrics_logger import MetricsLogger, RunningMean, duration
-from unveil.train.sample_images import plot_run, sheet
+from unveil.train.sample_images import image_sheet, plot_run
 
 
 def test_a_window_averages_steps_and_sorts_losses_by_noise_level():
@@ -56,7 +56,7 @@ def test_a_journal_drops_what_came_after_its_checkpoint(tmp_path):
 
 def test_a_sheet_enlarges_small_samples_pixel_by_pixel():
     samples = torch.linspace(-1, 1, 5 * 3 * 4 * 4).reshape(5, 3, 4, 4)
-    with Image.open(io.BytesIO(sheet(samples, columns=3))) as page:
+    with Image.open(io.BytesIO(image_sheet(samples, columns=3))) as page:
         side, margin = 96, 12
         assert page.size == (3 * (side + margin) + margin, 2 * (side + margin) + margin)
         assert page.getpixel((0, 0)) == (255, 255, 255)
@@ -65,10 +65,10 @@ def test_a_sheet_enlarges_small_samples_pixel_by_pixel():
 
 
 def test_large_samples_keep_their_size():
-    with Image.open(io.BytesIO(sheet(torch.zeros(1, 1, 128, 128)))) as page:
+    with Image.open(io.BytesIO(image_sheet(torch.zeros(1, 1, 128, 128)))) as page:
         assert page.size == (136, 136)
     with pytest.raises(ShapeError, match="a sheet needs"):
-        sheet(torch.zeros(2, 5))
+        image_sheet(torch.zeros(2, 5))
 
 
 def test_plots_take_gaps_and_zeros(tmp_path):

@@ -187,11 +187,11 @@ def test_precision_auto_is_bf16_only_where_the_processor_multiplies_it(monkeypat
 
     cpu = torch.device("cpu")
     monkeypatch.setattr(precision, "multiplies_bf16", lambda device: True)
-    assert precision.resolve("auto", cpu) == "bf16-mixed"
+    assert precision.resolve_precision("auto", cpu) == "bf16-mixed"
     monkeypatch.setattr(precision, "multiplies_bf16", lambda device: False)
-    assert precision.resolve("auto", cpu) == "32-true"
+    assert precision.resolve_precision("auto", cpu) == "32-true"
     with pytest.raises(RecipeError, match="16-mixed on cpu: needs a CUDA device; use bf16, float32 or auto"):
-        precision.resolve("16-mixed", cpu)
+        precision.resolve_precision("16-mixed", cpu)
 
 
 def test_bf16_trains_float32_weights(tmp_path):

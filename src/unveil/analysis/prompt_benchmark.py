@@ -32,7 +32,7 @@ from unveil.playground import temporal_consistency
 from unveil.playground.detector import DetectedObject, detect_objects
 from unveil.playground.shapes import COLOURS
 from unveil.playground.world import caption_templates
-from unveil.playground.world.caption_templates import Language, Register
+from unveil.playground.world.caption_templates import CaptionStyle, Language
 from unveil.playground.world.rendering import TONES
 from unveil.prompting import expand_by_rules
 from unveil.types import Item
@@ -60,7 +60,7 @@ class PromptKind:
 
     title: str
     scored: str
-    register: Register
+    register: CaptionStyle
     is_correct: IsCorrect
     language: Language = "en"
     objects: tuple[int, ...] = (1,)

@@ -321,13 +321,13 @@ def _equal(videos: Tensor, others: Tensor) -> list[bool]:
 
 
 def _steps(frames: Tensor) -> np.ndarray:
-    return temporal_consistency.steps(temporal_consistency.centres(frames), LOST)
+    return temporal_consistency.step_lengths(temporal_consistency.centres(frames), LOST)
 
 
 def _circular_steps(frames: Tensor) -> np.ndarray:
     """Steps of the object in a video that repeats; the last step is from its end to its beginning."""
     centres = temporal_consistency.centres(frames)
-    return temporal_consistency.steps(np.concatenate([centres, centres[:1]]), LOST)
+    return temporal_consistency.step_lengths(np.concatenate([centres, centres[:1]]), LOST)
 
 
 def _relative_step(steps: np.ndarray, at: range) -> float:

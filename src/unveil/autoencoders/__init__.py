@@ -1,4 +1,4 @@
-"""Codecs: between pixels and what the network sees."""
+"""Autoencoders between pixels and latents."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from unveil.autoencoders.autoencoder import (
     Autoencoder,
     AutoencoderKL,
     AutoencoderKLConfig,
-    CodecConfig,
     DiagonalGaussian,
     Identity,
+    LatentConfig,
 )
 from unveil.autoencoders.video_kl import VideoAutoencoderKL, VideoAutoencoderKLConfig
-from unveil.autoencoders.vq import Quantised, Usage, VQModel, VQModelConfig
+from unveil.autoencoders.vq import CodebookUsage, Quantised, VQModel, VQModelConfig
 
 
-class Codec(Protocol):
+class LatentAutoencoder(Protocol):
     """Pixels in [-1, 1] to latents of unit scale and back."""
 
     @property
@@ -43,12 +43,12 @@ __all__ = [
     "Autoencoder",
     "AutoencoderKL",
     "AutoencoderKLConfig",
-    "Codec",
-    "CodecConfig",
+    "CodebookUsage",
     "DiagonalGaussian",
     "Identity",
+    "LatentAutoencoder",
+    "LatentConfig",
     "Quantised",
-    "Usage",
     "VQModel",
     "VQModelConfig",
     "VideoAutoencoderKL",

@@ -20,17 +20,17 @@ PerChannel = float | tuple[float, ...]
 
 
 @dataclass(frozen=True)
-class CodecConfig(AutoencoderConfig):
+class LatentConfig(AutoencoderConfig):
     """An autoencoder and its latents.
 
     Args:
-        latent_channels: of the latents, which 1x1 convolutions make of the encoder's z and z of; None: latents are z,
-            without these convolutions (Stable Diffusion 3, FLUX).
-        scale, shift: latents are (z - shift) * scale, so that their deviation is near 1; one number, or one for each
+        latent_channels: Number of channels of the latents, which 1x1 convolutions make of the encoder's z and z of;
+            None: latents are z, without these convolutions (Stable Diffusion 3, FLUX).
+        scale, shift: Latents are (z - shift) * scale, so that their deviation is near 1; one number, or one for each
             channel. A saved codec keeps them among its tensors.
 
     Raises:
-        RecipeError: settings that do not fit together.
+        RecipeError: Settings that do not fit together.
     """
 
     latent_channels: int | None = None
@@ -49,7 +49,7 @@ class CodecConfig(AutoencoderConfig):
                     raise RecipeError(
                         f"{name}: {len(value)} numbers for {self.width} channels; give one, or one for each"
                     )
-        if any(number == 0 for number in listed(self.scale, 1)):
+        if any(number == 0 for number in per_channel_list(self.scale, 1)):
             raise RecipeError("scale = 0: must be another number, since decoding divides by it")
 
     @property
@@ -61,7 +61,7 @@ class CodecConfig(AutoencoderConfig):
         """The shape (C, h, w) of one sample's latents, given that of its pixels.
 
         Raises:
-            ShapeError: images of other channels, or of a size that is not a multiple of `factor`; names the nearest.
+            ShapeError: Images of other channels, or of a size that is not a multiple of `factor`; names the nearest.
         """
         if len(shape) != 3 or shape[0] != self.in_channels:
             raise ShapeError(f"images of shape {tuple(shape)}: must be ({self.in_channels}, H, W)")
@@ -75,8 +75,8 @@ class Autoencoder(nn.Module, ABC):
 
     Attributes:
         scale, shift: (C,), saved with the weights.
-        stochastic: whether an image has several latents, which noise picks from.
-        axes: behind the channels: "H, W" of images, or those of clips.
+        stochastic: True if an image has several latents, which noise picks from.
+        axes: Axes behind the channels: "H, W" of images, or those of clips.
     """
 
     scale: Tensor
@@ -84,7 +84,7 @@ class Autoencoder(nn.Module, ABC):
     stochastic: bool = False
     axes: str = "H, W"
 
-    def __init__(self, config: CodecConfig) -> None:
+    def __init__(self, config: LatentConfig) -> None:
         super().__init__()
         self.config = config
         self.encoder, self.decoder = self.networks()
@@ -94,7 +94,7 @@ class Autoencoder(nn.Module, ABC):
             self.enter = nn.Conv2d(moments * z_channels, moments * width, 1)
             self.leave = nn.Conv2d(width, z_channels, 1)
         for name in ("scale", "shift"):
-            self.register_buffer(name, torch.tensor(listed(getattr(config, name), config.width)))
+            self.register_buffer(name, torch.tensor(per_channel_list(getattr(config, name), config.width)))
 
     def networks(self) -> tuple[Any, Any]:
         """Encoder and decoder, freshly initialised."""
@@ -109,7 +109,7 @@ class Autoencoder(nn.Module, ABC):
         """The shape (C, h, w) of one sample's latents, given that of its pixels.
 
         Raises:
-            ShapeError: as `CodecConfig.latent_shape`.
+            ShapeError: As `LatentConfig.latent_shape`.
         """
         return self.config.latent_shape(shape)
 
@@ -125,12 +125,12 @@ class Autoencoder(nn.Module, ABC):
         """Latents (B, C, h, w) of pixels (B, C, H, W) in [-1, 1].
 
         Args:
-            pixels: of a size that is a multiple of `config.factor`.
-            noise: standard normal, of the latents' shape, for a codec with several latents of an image; None: the
+            pixels: Pixels of a size that is a multiple of `config.factor`.
+            noise: Standard normal, of the latents' shape, for a codec with several latents of an image; None: the
                 likeliest.
 
         Raises:
-            ShapeError: other channels, or a size that is not a multiple; names the nearest.
+            ShapeError: Other channels, or a size that is not a multiple; names the nearest.
         """
         return self.latents_of(self.encoded(pixels), noise)
 
@@ -142,7 +142,7 @@ class Autoencoder(nn.Module, ABC):
         """Output of the encoder: (B, moments * C, h, w).
 
         Raises:
-            ShapeError: other channels, or a size that is not a multiple of `config.factor`; names the nearest.
+            ShapeError: Other channels, or a size that is not a multiple of `config.factor`; names the nearest.
         """
         return self.after_encoder(self.encoder(channels_last(pixels)))
 
@@ -158,11 +158,11 @@ class Autoencoder(nn.Module, ABC):
         """Z by the 1x1 convolution before the decoder, place by place."""
         return z if self.leave is None else self.leave(z)
 
-    def scaled(self, z: Tensor) -> Tensor:
+    def to_latents(self, z: Tensor) -> Tensor:
         """Latents of z."""
         return (z - self._shaped(self.shift, z)) * self._shaped(self.scale, z)
 
-    def unscaled(self, latents: Tensor) -> Tensor:
+    def from_latents(self, latents: Tensor) -> Tensor:
         """Z of latents."""
         return latents / self._shaped(self.scale, latents) + self._shaped(self.shift, latents)
 
@@ -178,7 +178,7 @@ def channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
-def listed(numbers: PerChannel, width: int) -> list[float]:
+def per_channel_list(numbers: PerChannel, width: int) -> list[float]:
     """One number for each of `width` channels."""
     return [float(numbers)] * width if isinstance(numbers, float | int) else [float(number) for number in numbers]
 
@@ -205,8 +205,8 @@ LOGVAR = (-30.0, 20.0)  # the published limits of the logarithm of the variance
 
 
 @dataclass(frozen=True)
-class AutoencoderKLConfig(CodecConfig):
-    """An autoencoder with a mean and a variance for each latent; the settings are those of `CodecConfig`."""
+class AutoencoderKLConfig(LatentConfig):
+    """An autoencoder with a mean and a variance for each latent; the settings are those of `LatentConfig`."""
 
     moments: int = field(default=2, init=False)
 
@@ -249,7 +249,7 @@ class AutoencoderKL(Autoencoder):
         """The Gaussian over z of pixels (B, C, H, W) in [-1, 1].
 
         Raises:
-            ShapeError: other channels, or a size that is not a multiple of `config.factor`; names the nearest.
+            ShapeError: Other channels, or a size that is not a multiple of `config.factor`; names the nearest.
         """
         return self.posterior_of(self.encoded(pixels))
 
@@ -261,8 +261,8 @@ class AutoencoderKL(Autoencoder):
     def latents_of(self, encoded: Tensor, noise: Tensor | None = None) -> Tensor:
         """Latents of the encoder's output: those that noise picks; without noise, the likeliest."""
         posterior = self.posterior_of(encoded)
-        return self.scaled(posterior.mode if noise is None else posterior.sample(noise.to(posterior.mean)))
+        return self.to_latents(posterior.mode if noise is None else posterior.sample(noise.to(posterior.mean)))
 
     def z_of(self, latents: Tensor) -> Tensor:
         """Input of the decoder for latents: they without their scale."""
-        return self.unscaled(latents)
+        return self.from_latents(latents)

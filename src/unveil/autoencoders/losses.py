@@ -58,7 +58,7 @@ def _vgg() -> BackboneSpec:
     return BackboneSpec(convolutions, pools, tuple(read_layers))
 
 
-LAYOUTS = {
+BACKBONES = {
     "vgg": _vgg(),
     # Krizhevsky 2014, "One weird trick", section 5 (arXiv:1404.5997)
     "alex": BackboneSpec(
@@ -79,8 +79,8 @@ class Features(nn.Module, ABC):
     """The compared features of a network; subclasses say which.
 
     Attributes:
-        widths: channels of each feature.
-        grey: whether it reads images of one channel alone.
+        widths: Channels of each feature.
+        grey: True if it reads images of one channel alone.
     """
 
     widths: tuple[int, ...]
@@ -97,7 +97,7 @@ class PublishedFeatures(Features):
     Names are torchvision's: `features.0.weight` and on.
 
     Args:
-        layout: a name in `LAYOUTS`.
+        layout: A name in `BACKBONES`.
     """
 
     shift: Tensor
@@ -105,7 +105,7 @@ class PublishedFeatures(Features):
 
     def __init__(self, layout: str) -> None:
         super().__init__()
-        self.layout = LAYOUTS[layout]
+        self.layout = BACKBONES[layout]
         self.widths = tuple(self.layout.convolutions[number][1] for number in self.layout.read_layers)
         self.features = nn.ModuleDict(
             {
@@ -136,7 +136,7 @@ class StageFeatures(Features):
     """Features of each stage of a small classifier, before the image is halved.
 
     Args:
-        network: trained on images like those that are compared.
+        network: Trained on images like those that are compared.
     """
 
     def __init__(self, network: Cnn) -> None:
@@ -163,11 +163,11 @@ class LPIPS(nn.Module):
     """d(x, y) = sum over layers of the mean over places of |w (f(x) - f(y))|^2, f of length 1 at each place.
 
     Args:
-        features: frozen here, whatever it was before.
+        features: Frozen here, whatever it was before.
         heads: w^2 of each layer (C,); None weighs every channel 1, the paper's measure without calibration.
 
     Raises:
-        ShapeError: heads that do not fit the features.
+        ShapeError: Heads that do not fit the features.
     Source: Zhang et al. 2018, eq. 1 (arXiv:1801.03924).
     """
 
@@ -210,7 +210,7 @@ class LPIPS(nn.Module):
         return distance
 
 
-def published(state: Mapping[str, Tensor], where: str) -> LPIPS:
+def published_lpips(state: Mapping[str, Tensor], where: str) -> LPIPS:
     """The published metric from its tensors: torchvision's convolutions and the linear heads, in one dict.
 
     Both spellings are read: `features.0.weight` beside `lin0.model.1.weight`, as the two files have them, and
@@ -218,10 +218,10 @@ def published(state: Mapping[str, Tensor], where: str) -> LPIPS:
     Other tensors, such as the classifier's, are left alone.
 
     Args:
-        where: the file or files, for messages.
+        where: The file or files, for messages.
 
     Raises:
-        WeightsError: a convolution or a head is missing, or has another shape (lists them).
+        WeightsError: A convolution or a head is missing, or has another shape (lists them).
     """
     tensors = {_plain(key): tensor for key, tensor in state.items()}
     layout = "alex" if tuple(tensors.get("features.0.weight", torch.empty(0)).shape) == (64, 3, 11, 11) else "vgg"
@@ -244,11 +244,11 @@ def published(state: Mapping[str, Tensor], where: str) -> LPIPS:
     return LPIPS(features, [tensors[f"lin{number}"].flatten() for number in range(len(features.widths))])
 
 
-def of_classifier(network: nn.Module, name: str) -> LPIPS:
+def classifier_lpips(network: nn.Module, name: str) -> LPIPS:
     """The same measure on the stages of a trained classifier, every channel weighed 1.
 
     Raises:
-        RecipeError: a network without stages of convolutions.
+        RecipeError: A network without stages of convolutions.
     """
     if not isinstance(network, Cnn):
         raise RecipeError(f"{name}: a {type(network).__name__} has no stages of features to compare; take a cnn")
@@ -269,7 +269,7 @@ def _unit(features: Tensor) -> Tensor:
 
 # logits of real and of made patches -> what the discriminator minimises
 AdversarialLoss = Callable[[Tensor, Tensor], Tensor]
-LARGEST = 1e4  # of the adaptive weight, as published
+MAX_ADAPTIVE_WEIGHT = 1e4  # of the adaptive weight, as published
 _TINY = 1e-4  # beside the norm that is divided by, as published
 
 
@@ -313,9 +313,9 @@ def adaptive_weight(rebuilt: Tensor, adversarial: Tensor, last_layer: Tensor) ->
     lambda = |grad L_rec| / (|grad L_gan| + 1e-4), at most 1e4.
 
     Args:
-        rebuilt: scalar; the loss without the adversarial one.
-        adversarial: scalar; `fooled`.
-        last_layer: weight of the decoder's last convolution.
+        rebuilt: Scalar; the loss without the adversarial one.
+        adversarial: Scalar; `generator_loss`.
+        last_layer: Weight of the decoder's last convolution.
 
     Source: Esser et al. 2021, eq. 7 (arXiv:2012.09841); the limits are the published code's.
     """
@@ -323,4 +323,4 @@ def adaptive_weight(rebuilt: Tensor, adversarial: Tensor, last_layer: Tensor) ->
         torch.linalg.vector_norm(torch.autograd.grad(loss, last_layer, retain_graph=True)[0].float())
         for loss in (rebuilt, adversarial)
     ]
-    return (norms[0] / (norms[1] + _TINY)).clamp(0, LARGEST).detach()
+    return (norms[0] / (norms[1] + _TINY)).clamp(0, MAX_ADAPTIVE_WEIGHT).detach()

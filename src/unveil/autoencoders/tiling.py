@@ -1,4 +1,4 @@
-"""Large images, and clips of large frames, through a codec in tiles: memory for one tile, whatever their size.
+"""Tiled encoding and decoding of large images and videos: memory for one tile, whatever their size.
 
 A tile of a clip is all of its frames there, which the codec of clips computes some at a time.
 
@@ -32,16 +32,16 @@ Share = tuple[float, float]
 
 
 class StatisticsCollected(Exception):
-    """Ends a run behind the norm that was to be gathered."""
+    """Ends a pass after the norm whose statistics are collected."""
 
 
 class TiledGroupNorm(nn.Module):
     """A group normalisation over an image of which it sees one tile at a time.
 
     Attributes:
-        statistics: mean and variance (groups,) of the whole image; None: each tile's own.
-        shares: the rows and columns of the tile that it counts, as shares of its size; None: it counts none.
-        last: whether a run ends here.
+        statistics: Mean and variance (groups,) of the whole image; None: each tile's own.
+        shares: The rows and columns of the tile that it counts, as shares of its size; None: it counts none.
+        last: True if a run ends here.
     """
 
     def __init__(self, norm: nn.GroupNorm) -> None:
@@ -72,8 +72,8 @@ class TiledGroupNorm(nn.Module):
         offset = self.norm.bias - mean.to(x.device) * slope
         return torch.addcmul(offset[:, None, None].to(x.dtype), x, slope[:, None, None].to(x.dtype))
 
-    def learn(self) -> None:
-        """From now on what was gathered is known, and no more is gathered."""
+    def freeze_statistics(self) -> None:
+        """Use the collected statistics from now on, and collect no more."""
         self.shares, self.last = None, False
         count, total, squares = self._sums
         mean = total / count
@@ -81,12 +81,12 @@ class TiledGroupNorm(nn.Module):
 
 
 @contextmanager
-def norms_shared(network: ImageEncoder | ImageDecoder) -> Iterator[list[TiledGroupNorm]]:
+def shared_statistics(network: ImageEncoder | ImageDecoder) -> Iterator[list[TiledGroupNorm]]:
     """Put a `TiledGroupNorm` in the place of each group normalisation of the tiled part, in its order."""
     named = {
         name: module
         for name, module in network.named_modules()
-        if isinstance(module, nn.GroupNorm) and name.startswith(network.tiled_parts())
+        if isinstance(module, nn.GroupNorm) and name.startswith(network.tiled_module_names())
     }
     shared = {name: TiledGroupNorm(norm) for name, norm in named.items()}
     try:
@@ -108,14 +108,15 @@ class TilingConfig:
     """Layout of the tiles of an image.
 
     Args:
-        side: of a tile, in pixels, its overlaps included; None: 512, or four times what the convolutions reach.
-        overlap: that neighbours share, in pixels; None: twice the reach for a local autoencoder, which is then exact,
-            else 128.
-        norms: where they see the whole image: `own` leaves each tile its own mean and variance, `shrunk` takes
-            those of the image shrunk to a tile, `exact` gathers them over all tiles, one norm after the other.
+        side: Side of a tile, in pixels, its overlaps included; None: 512, or four times what the convolutions reach.
+        overlap: Overlap that neighbours share, in pixels; None: twice the reach for a local autoencoder, which is then
+            exact, else 128.
+        norms: Normalisation over the whole image: `own` leaves each tile its own mean and variance,
+            `shrunk` takes those of the image shrunk to a tile, `exact` gathers them over all tiles, one norm after the
+            other.
 
     Raises:
-        RecipeError: tiles that are not wider than their overlap, or another name.
+        RecipeError: Tiles that are not wider than their overlap, or another name.
     """
 
     side: int | None = None
@@ -146,7 +147,7 @@ class TilingDifference(NamedTuple):
 
 
 class TileBoundaries(NamedTuple):
-    """Where an axis is cut: the first and last place of each tile, and between which places it fades into the next."""
+    """Boundaries of the tiles along an axis: the ends of each tile, and the range in which it fades into the next."""
 
     tiles: list[tuple[int, int]]
     fades: list[tuple[float, float]]
@@ -183,7 +184,7 @@ def tile_boundaries(length: int, side: int, overlap: int, reach: int) -> TileBou
     """Tiles of `side` places that cover `length` of them evenly, neighbours sharing `overlap` or more.
 
     Args:
-        reach: of what is computed; where the overlap allows it, no place counts that a tile's edge reaches.
+        reach: Reach of what is computed; where the overlap allows it, no place counts that a tile's edge reaches.
     """
     if length <= side:
         return TileBoundaries([(0, length)], [])
@@ -203,7 +204,7 @@ def tile_boundaries(length: int, side: int, overlap: int, reach: int) -> TileBou
 
 
 def decoder_reach(config: AutoencoderConfig) -> tuple[int, int]:
-    """How many places what the decoder cuts into tiles depends on, to each side, and the pixels of such a place."""
+    """Receptive field of the tiled layers of the decoder, in positions to each side, and the pixels of a position."""
     reach = 1  # the last convolution
     for level in range(config.split):
         reach += 2 * (config.num_res_blocks + 1)
@@ -245,8 +246,8 @@ def decode(codec: Autoencoder, latents: Tensor, tiling: TilingConfig | None = No
     """Pixels (B, C, H, W), or (B, C, T, H, W) of clips, of latents on the CPU, one sample and one tile of it at a time.
 
     Raises:
-        RecipeError: tiles that are not wider than their overlap.
-        ShapeError: latents of other channels.
+        RecipeError: Tiles that are not wider than their overlap.
+        ShapeError: Latents of other channels.
     """
     config, decoder, tiling = codec.config, codec.decoder, tiling or TilingConfig()
     reach, pixels = decoder_reach(config)
@@ -254,9 +255,9 @@ def decode(codec: Autoencoder, latents: Tensor, tiling: TilingConfig | None = No
     results = []
     for sample in latents.split(1):
         z = codec.before_decoder(codec.z_of(sample))
-        source = z if config.local else decoder.whole(z)
+        source = z if config.local else decoder.global_layers(z)
         rows, columns = (tile_boundaries(length, side, overlap, reach) for length in source.shape[-2:])
-        job = TileJob(decoder if config.local else decoder.tiled, source, rows, columns, (1, pixels))
+        job = TileJob(decoder if config.local else decoder.tiled_layers, source, rows, columns, (1, pixels))
         results.append(job.result() if config.local else _shared(job, decoder, tiling.norms))
     return torch.cat(results)
 
@@ -270,8 +271,8 @@ def encode(
     `noise` is as in `encode`.
 
     Raises:
-        RecipeError: tiles that are not wider than their overlap.
-        ShapeError: other channels, or a size that is not a multiple of the codec's factor; names the nearest.
+        RecipeError: Tiles that are not wider than their overlap.
+        ShapeError: Other channels, or a size that is not a multiple of the codec's factor; names the nearest.
     """
     config, encoder, tiling = codec.config, codec.encoder, tiling or TilingConfig()
     codec.latent_shape(tuple(pixels.shape[1:]))
@@ -280,8 +281,12 @@ def encode(
     results = []
     for number, sample in enumerate(pixels.split(1)):
         rows, columns = (tile_boundaries(length // place, side, overlap, reach) for length in sample.shape[-2:])
-        job = TileJob(encoder if config.local else encoder.tiled, sample, rows, columns, (place, 1))
-        h = job.result().to(sample) if config.local else encoder.whole(_shared(job, encoder, tiling.norms).to(sample))
+        job = TileJob(encoder if config.local else encoder.tiled_layers, sample, rows, columns, (place, 1))
+        h = (
+            job.result().to(sample)
+            if config.local
+            else encoder.global_layers(_shared(job, encoder, tiling.norms).to(sample))
+        )
         drawn = None if noise is None else noise[number : number + 1]
         results.append(codec.latents_of(codec.after_encoder(h), drawn).cpu())
     return torch.cat(results)
@@ -304,9 +309,9 @@ class TileJob:
     """One image in tiles: what is run on each, and where they lie.
 
     Args:
-        run: a tile of `source` (1, C, h, w), or of a clip (1, C, t, h, w), to its result.
-        source: the whole of it.
-        rows, columns: in places of which one has `steps[0]` of the source, and `steps[1]` of the result.
+        run: A tile of `source` (1, C, h, w), or of a clip (1, C, t, h, w), to its result.
+        source: The whole of it.
+        rows, columns: In places of which one has `steps[0]` of the source, and `steps[1]` of the result.
     """
 
     run: Callable[[Tensor], Tensor]
@@ -322,7 +327,7 @@ class TileJob:
             for j, (left, right) in enumerate(self.columns.tiles):
                 yield i, j, self.source[..., top * step : bottom * step, left * step : right * step]
 
-    def shrunk(self) -> Tensor:
+    def next_size(self) -> Tensor:
         """The source at the size of a tile: some of its places, evenly spaced, so that their variance stays."""
         longest = [max(stop - start for start, stop in axis.tiles) for axis in (self.rows, self.columns)]
         whole = [axis.tiles[-1][1] for axis in (self.rows, self.columns)]
@@ -354,17 +359,17 @@ def _shared(job: TileJob, network: ImageEncoder | ImageDecoder, how: Norms) -> T
     """The job's result with the statistics of norms as `TilingConfig.norms` says."""
     if how == "own":
         return job.result()
-    with norms_shared(network) as norms:
+    with shared_statistics(network) as norms:
         for group in [norms] if how == "shrunk" else [[norm] for norm in norms]:
             for norm in group:
                 norm.last = norm is group[-1]
             if how == "shrunk":
-                _gather(job, job.shrunk(), group, ((0.0, 1.0), (0.0, 1.0)))
+                _gather(job, job.next_size(), group, ((0.0, 1.0), (0.0, 1.0)))
             else:
                 for i, j, part in job.parts():
                     _gather(job, part, group, (job.rows.share(i), job.columns.share(j)))
             for norm in group:
-                norm.learn()
+                norm.freeze_statistics()
         return job.result()
 
 
@@ -383,7 +388,7 @@ def tiling_difference(codec: Autoencoder, latents: Tensor, tiling: TilingConfig 
     """Difference between decoding in tiles and decoding as a whole, which has to fit into memory for this.
 
     Raises:
-        RecipeError: as `decode`.
+        RecipeError: As `decode`.
     """
     whole, tiled = codec.decode(latents).cpu().float(), decode(codec, latents, tiling).float()
     reach, pixels = decoder_reach(codec.config)
@@ -403,7 +408,7 @@ def tiling_difference(codec: Autoencoder, latents: Tensor, tiling: TilingConfig 
     return TilingDifference(error.mean().item(), error.max().item(), seam.item())
 
 
-class Decodes(Protocol):
+class SupportsDecode(Protocol):
     """Whatever makes pixels of latents."""
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -411,11 +416,11 @@ class Decodes(Protocol):
         ...
 
 
-def decode_with_fallback(codec: Decodes, latents: Tensor) -> Tensor:
+def decode_with_fallback(codec: SupportsDecode, latents: Tensor) -> Tensor:
     """Pixels of latents as `Autoencoder.decode` gives them; where memory runs out, once more in tiles.
 
     Raises:
-        OutOfResources: memory runs out there too; says what to lower.
+        OutOfResources: Memory runs out there too; says what to lower.
     """
     try:
         return codec.decode(latents)

@@ -27,7 +27,7 @@ from unveil.nn.video_autoencoder import Cache, VideoAutoencoderConfig, VideoDeco
 class VideoAutoencoderKLConfig(VideoAutoencoderConfig, AutoencoderKLConfig):
     """An autoencoder of clips with a mean and a variance for each latent.
 
-    The settings are those of `VideoAutoencoderConfig`, and scale and shift of `CodecConfig`.
+    The settings are those of `VideoAutoencoderConfig`, and scale and shift of `LatentConfig`.
     """
 
     moments: int = field(default=2, init=False)
@@ -37,7 +37,7 @@ class VideoAutoencoderKLConfig(VideoAutoencoderConfig, AutoencoderKLConfig):
         """The shape (C, 1 + k, h, w) of one clip's latents, given that of its pixels (C, 1 + k time, H, W).
 
         Raises:
-            ShapeError: clips of other channels, length or size; names the nearest.
+            ShapeError: Clips of other channels, length or size; names the nearest.
         """
         if len(shape) != 4 or shape[0] != self.in_channels:
             raise ShapeError(
@@ -63,10 +63,10 @@ class VideoAutoencoderKL(AutoencoderKL):
         Together they are those of `encode`; memory is that of a piece, however long the clip.
 
         Args:
-            pieces: of frames (B, C, n, H, W) in [-1, 1], of any lengths; 1 + a multiple of `time` in all.
+            pieces: Pieces of frames (B, C, n, H, W) in [-1, 1], of any lengths; 1 + a multiple of `time` in all.
 
         Raises:
-            ShapeError: other channels or sizes, or an end between two latents; names the nearest length.
+            ShapeError: Other channels or sizes, or an end between two latents; names the nearest length.
         """
         cache: Cache | None = None
         waiting: Tensor | None = None
@@ -89,10 +89,10 @@ class VideoAutoencoderKL(AutoencoderKL):
         Memory is that of a piece, however long the clip: pieces of one latent need the least.
 
         Args:
-            pieces: of latents (B, C', n, h, w), n at least 1.
+            pieces: Pieces of latents (B, C', n, h, w), n at least 1.
 
         Raises:
-            ShapeError: other channels, or sizes that differ.
+            ShapeError: Other channels, or sizes that differ.
         """
         cache: Cache | None = None
         for piece in pieces:
@@ -104,13 +104,13 @@ class VideoAutoencoderKL(AutoencoderKL):
         """The likeliest latents (B, C', k, h, w) of frames out of the middle of a clip, none the coding of one frame.
 
         Args:
-            x: frames (B, C, k time, H, W) in [-1, 1].
-            left_context: the frames (B, C, n, H, W) before them. 1 + a multiple of `time` from the beginning of the
+            x: Frames (B, C, k time, H, W) in [-1, 1].
+            left_context: The frames (B, C, n, H, W) before them. 1 + a multiple of `time` from the beginning of the
                 clip give the latents that the whole clip has; of other lengths, the first frame is repeated in front.
                 None: copies of x's first frame, as if the clip had stood still until then.
 
         Raises:
-            ShapeError: other channels or sizes, or a length that is not a multiple; names the nearest.
+            ShapeError: Other channels or sizes, or a length that is not a multiple; names the nearest.
         """
         time, frames = self.config.time, x.shape[2] if x.ndim == 5 else 0
         if not frames or frames % time:
@@ -133,7 +133,7 @@ class VideoAutoencoderKL(AutoencoderKL):
         """The likeliest latents (B, C', k, h, w) of a loop (B, C, k time, H, W), whose last frame is before its first.
 
         Raises:
-            ShapeError: other channels or sizes, or a length that is not a multiple; names the nearest.
+            ShapeError: Other channels or sizes, or a length that is not a multiple; names the nearest.
         """
         wanted = 1 + self.config.time * self.config.encoder_receptive_field_past
         rounds = -(-wanted // max(x.shape[2], 1)) if x.ndim == 5 else 1
@@ -147,7 +147,7 @@ class VideoAutoencoderKL(AutoencoderKL):
         same frames, turned on by `time`.
 
         Raises:
-            ShapeError: other channels.
+            ShapeError: Other channels.
         """
         z = self.before_decoder(self.z_of(latents))
         self.decoder.pieces(z)  # at least one
@@ -171,9 +171,9 @@ class LoopingAutoencoder(nn.Module):
     its beginning, and what stands for that is taken away again.
 
     Args:
-        codec: of clips of 1 + k time frames.
-        time, latents: frames that go together, and their latents.
-        first: latents of the frame before those.
+        codec: Codec of clips of 1 + k time frames.
+        time, latents: Frames that go together, and their latents.
+        first: Latents of the frame before those.
     """
 
     def __init__(self, codec: Any, time: int, latents: int = 1, first: int = 1) -> None:

@@ -1,7 +1,7 @@
 """The discrete codec: each place of z becomes the nearest of a codebook's entries.
 
 Sources: van den Oord et al. 2017 (arXiv:1711.00937); Esser et al. 2021 (arXiv:2012.09841); Rombach et al. 2022,
-section 3.1 (arXiv:2112.10752), whose diffusion models see z before it is quantised.
+section 3.1 (arXiv:2112.10752), whose diffusion models use z before it is quantised.
 """
 
 from __future__ import annotations
@@ -13,32 +13,33 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unveil.autoencoders.autoencoder import Autoencoder, CodecConfig
+from unveil.autoencoders.autoencoder import Autoencoder, LatentConfig
 from unveil.errors import RecipeError, ShapeError
 from unveil.types import Ge
 
 # Which of the loss' two terms beta weighs: the one that moves the codebook, as first published, or the one that commits
 # the encoder, as in the paper
 Order = Literal["legacy", "fixed"]
-# What moves the codebook: the loss' gradient, or running means of what its entries stand for
+# Update rule of the codebook: the gradient of the loss, or running means of the vectors of each entry
 Learned = Literal["gradient", "ema"]
 CHUNK = 1 << 24  # distances that are held at a time
 
 
 @dataclass(frozen=True)
-class VQModelConfig(CodecConfig):
-    """An autoencoder with a codebook; the other settings are those of `CodecConfig`.
+class VQModelConfig(LatentConfig):
+    """An autoencoder with a codebook; the other settings are those of `LatentConfig`.
 
     Args:
-        codebook_size: entries of the codebook.
-        beta: weight of one term of the loss, see `order`.
+        codebook_size: Entries of the codebook.
+        beta: Weight of one term of the loss, see `order`.
         order: `legacy` weighs the codebook's term (released models), `fixed` the encoder's (the paper).
-        learned: what moves the codebook: `gradient`, or `ema`; the loss is then the encoder's term times beta.
-        ema_decay: of the running counts and means.
-        restart_dead: an entry whose running count falls below this is put on a place of the batch; 0: never.
+        learned: Update rule of the codebook: `gradient`, or `ema`; the loss is then the encoder's term
+            times beta.
+        ema_decay: Decay of the running counts and means.
+        restart_dead: An entry whose running count falls below this is put on a place of the batch; 0: never.
 
     Raises:
-        RecipeError: settings that do not fit together.
+        RecipeError: Settings that do not fit together.
     """
 
     moments: int = field(default=1, init=False)
@@ -70,7 +71,7 @@ class Quantised(NamedTuple):
     loss: Tensor
 
 
-class Usage(NamedTuple):
+class CodebookUsage(NamedTuple):
     """Usage of a codebook.
 
     used: the share of entries that occur. perplexity: the number of equally frequent entries with this entropy.
@@ -85,7 +86,7 @@ class Quantiser(nn.Module):
 
     Attributes:
         codebook: (codes, C).
-        count, total: with running means or restarts, how often each entry was taken and the sum of what took it.
+        count, total: With running means or restarts, how often each entry was taken and the sum of what took it.
     """
 
     count: Tensor
@@ -108,7 +109,7 @@ class Quantiser(nn.Module):
         """Z (B, C, h, w) on the codebook.
 
         Raises:
-            ShapeError: another number of channels than the codebook's.
+            ShapeError: Another number of channels than the codebook's.
         """
         if z.ndim != 4 or z.shape[1] != self.codebook.shape[1]:
             raise ShapeError(f"z {tuple(z.shape)}: must be (B, {self.codebook.shape[1]}, H, W)")
@@ -147,9 +148,9 @@ class Quantiser(nn.Module):
         """One step of the running counts and means in training; returns how many entries were put on new places.
 
         Args:
-            z: of the batch, (B, C, h, w).
-            indices: of its entries, (B, h, w).
-            generator: chooses the places (on the CPU); the same one gives the same places.
+            z: Latents of the batch, (B, C, h, w).
+            indices: Indices of its entries, (B, h, w).
+            generator: Chooses the places (on the CPU); the same one gives the same places.
 
         Source: van den Oord et al. 2017, appendix A.1.
         """
@@ -193,15 +194,15 @@ class VQModel(Autoencoder):
 
     def indices(self, latents: Tensor) -> Tensor:
         """The numbers of the entries (B, h, w) that latents are decoded as."""
-        return self.quantiser.nearest(self.unscaled(latents))
+        return self.quantiser.nearest(self.from_latents(latents))
 
     def latents_of(self, encoded: Tensor, noise: Tensor | None = None) -> Tensor:
         """Latents of the encoder's output, before they are quantised; `noise` has no effect."""
-        return self.scaled(encoded)
+        return self.to_latents(encoded)
 
     def z_of(self, latents: Tensor) -> Tensor:
         """Input of the decoder for latents: the nearest entries of the codebook."""
-        return self.quantise(self.unscaled(latents)).latents
+        return self.quantise(self.from_latents(latents)).latents
 
 
 @dataclass(frozen=True)
@@ -209,11 +210,11 @@ class Remap:
     """Numbers of entries, counted among those in use only.
 
     Args:
-        used: the entries in use; their places here are their new numbers.
-        unknown: the new number of all others: `extra` is one above the last.
+        used: The entries in use; their places here are their new numbers.
+        unknown: The new number of all others: `extra` is one above the last.
 
     Raises:
-        RecipeError: no entry, one named twice, or an unknown number that is none of the new ones.
+        RecipeError: No entry, one named twice, or an unknown number that is none of the new ones.
 
     Source: github.com/CompVis/taming-transformers, whose transformers see the used part of a codebook.
     """
@@ -241,14 +242,14 @@ class Remap:
         return used[torch.where(numbers < len(used), numbers, 0)]
 
 
-def usage(indices: Tensor, codes: int) -> Usage:
+def codebook_usage(indices: Tensor, codes: int) -> CodebookUsage:
     """Share of a codebook of `codes` entries that occurs among indices of any shape.
 
     Raises:
-        ShapeError: no indices.
+        ShapeError: No indices.
     """
     if not indices.numel():
         raise ShapeError("usage: no indices; encode at least one image")
     shares = torch.bincount(indices.reshape(-1), minlength=codes).double() / indices.numel()
     entropy = torch.special.entr(shares).sum()
-    return Usage((shares > 0).double().mean().item(), entropy.exp().item())
+    return CodebookUsage((shares > 0).double().mean().item(), entropy.exp().item())

@@ -64,7 +64,7 @@ def convert(
     Args:
         source: Published file or folder, native folder, or name of a bundled model.
         out: File or folder to write.
-        name: Name of the format that is not native, see `registry.names`.
+        name: Name of the format that is not native, see `registry.format_names`.
         config: Configuration of a published file's model; None: the file's keys determine it.
         overrides: Settings that a file's keys do not determine.
         dtype: Type of the written weights.

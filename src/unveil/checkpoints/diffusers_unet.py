@@ -126,7 +126,7 @@ def key_map(network: UNet | ControlNet) -> KeyMap:
     """Our keys of a U-Net or a ControlNet and diffusers'.
 
     Raises:
-        RecipeError: a network that diffusers' classes cannot be.
+        RecipeError: A network that diffusers' classes cannot be.
     """
     mapping: KeyMap = {}
     single = ENDS if isinstance(network, ControlNet) else ENDS | OUT
@@ -171,7 +171,7 @@ def convert_state_dict(theirs: Mapping[str, Tensor], config: UNetConfig) -> Diff
     """The U-Net of a state dict of diffusers'; tensors are not copied where one makes one of ours.
 
     Raises:
-        WeightsError: missing or extra keys, or tensors of another shape.
+        WeightsError: Missing or extra keys, or tensors of another shape.
     """
     with meta_device():
         network = UNet(config)
@@ -206,7 +206,7 @@ def config_from_settings(settings: Mapping[str, Any]) -> UNetConfig:
     Input channels beyond the output channels are an image concatenated to x (inpainting).
 
     Raises:
-        RecipeError: a setting that is not known, or a value that is not supported; it is named.
+        RecipeError: A setting that is not known, or a value that is not supported; it is named.
     """
     values = {key: value for key, value in settings.items() if not key.startswith("_")}
     for key, value in values.items():
@@ -250,11 +250,11 @@ def published_settings(
     """Diffusers' settings of one of our networks.
 
     Args:
-        classes: of the labels that join the time embedding.
+        classes: Number of classes of the labels that join the time embedding.
         size: Side of x, from which pipelines take the default size of images.
 
     Raises:
-        RecipeError: a configuration that diffusers' classes do not have.
+        RecipeError: A configuration that diffusers' classes do not have.
     """
     config = network.config
     different = [
@@ -335,8 +335,8 @@ def read_unet(folder: Path) -> DiffusersUNetWeights:
     """The U-Net of a folder with config.json and weights.
 
     Raises:
-        WeightsError: files that are damaged or missing, or do not fit each other.
-        RecipeError: settings that are not supported.
+        WeightsError: Files that are damaged or missing, or do not fit each other.
+        RecipeError: Settings that are not supported.
     """
     config = _read_config(folder, UNET)
     with meta_device():
@@ -354,7 +354,7 @@ def read_controlnet(folder: Path) -> ControlNet:
     """The ControlNet of a folder with config.json and weights.
 
     Raises:
-        WeightsError, RecipeError: as `read_unet`.
+        WeightsError, RecipeError: As `read_unet`.
     """
     raw = _read_config(folder, CONTROLNET)
     if raw.get("num_class_embeds") is not None:
@@ -377,7 +377,7 @@ def write(
     """Writes config.json and the weights, which `from_pretrained(folder)` of diffusers' class opens.
 
     Raises:
-        RecipeError: a network that diffusers' class cannot be.
+        RecipeError: A network that diffusers' class cannot be.
     """
     values = published_settings(network, None if label is None else len(label[OUR_LABEL]), size)
     with torch.no_grad():

@@ -54,14 +54,14 @@ LAST = {"dit": "final_layer.adaLN_modulation.1", "diffusers": "proj_out_1"}
 
 
 class DiTWeights(NamedTuple):
-    """What a file holds: the network's state dict and the label conditioner's."""
+    """Contents of a file: the state dicts of the network and of the label conditioner."""
 
     network: dict[str, Tensor]
     label: dict[str, Tensor]
 
 
 class DiTKeyReport(NamedTuple):
-    """Which keys of a file fit a network: its tensors, one line each where something is wrong."""
+    """Comparison of the keys of a file with those of a network."""
 
     layout: Layout
     matched: tuple[str, ...]
@@ -99,7 +99,7 @@ def key_map(config: DiTConfig, layout: Layout) -> KeyMap:
     """Our keys and theirs.
 
     Raises:
-        RecipeError: a configuration that the layout does not have.
+        RecipeError: A configuration that the layout does not have.
     """
     plain = DiTConfig(config.in_channels, config.out_channels)
     wanted = ["block_type", "skips", "qk_norm", "concat_channels"]
@@ -119,7 +119,7 @@ def key_map(config: DiTConfig, layout: Layout) -> KeyMap:
         mapping["positions"] = SourceKeys((POSITIONS,))
         return mapping | layer_keys("time.0", "t_embedder.mlp", {"linear_1": "0", "linear_2": "2"})
     layers = {"linear_1": "linear_1", "linear_2": "linear_2"}
-    for number in range(config.tellers):
+    for number in range(config.num_embedders):
         mapping |= layer_keys(f"time.{number}", f"{EMBED.format(number)}timestep_embedder", layers)
     for number in range(config.depth):
         for kind in ("weight", "bias"):
@@ -142,7 +142,7 @@ def convert_state_dict(theirs: Mapping[str, Tensor], config: DiTConfig) -> DiTWe
     """Our state dicts of a published one of either layout; tensors are not copied where one makes one.
 
     Raises:
-        WeightsError: a file of another shape: names what it is, and the first tensors that differ.
+        WeightsError: A file of another shape: names what it is, and the first tensors that differ.
     """
     report = compare({key: tensor.shape for key, tensor in theirs.items()}, config)
     if not report.fits:
@@ -172,13 +172,13 @@ def published_state_dict(
     """The published state dict of ours.
 
     Args:
-        network: state dict of the DiT.
-        config: its configuration.
-        label: state dict of the label conditioner.
-        layout: which of the two.
+        network: State dict of the DiT.
+        config: Its configuration.
+        label: State dict of the label conditioner.
+        layout: One of the two layouts.
 
     Raises:
-        RecipeError: a configuration that the layout does not have.
+        RecipeError: A configuration that the layout does not have.
     """
     ours = _turned(network, config)
     table = label[OUR_LABEL]
@@ -187,9 +187,9 @@ def published_state_dict(
         theirs[POSITIONS] = theirs[POSITIONS][None]
         return theirs | {LABEL: table}
     theirs = to_theirs({key: tensor for key, tensor in ours.items() if key != "positions"}, key_map(config, layout))
-    tables = table.chunk(config.tellers, dim=1)
+    tables = table.chunk(config.num_embedders, dim=1)
     for number in range(config.depth):
-        if number >= config.tellers:
+        if number >= config.num_embedders:
             copied = {key: tensor for key, tensor in theirs.items() if key.startswith(EMBED.format(0))}
             theirs |= {key.replace(EMBED.format(0), EMBED.format(number)): tensor for key, tensor in copied.items()}
     return theirs | {
@@ -201,7 +201,7 @@ def _turned(ours: Mapping[str, Tensor], config: DiTConfig) -> dict[str, Tensor]:
     """The same with sines and cosines of the time changed over, where ours has the sines first."""
     if config.embedding == "cos-sin":
         return dict(ours)
-    first = [f"time.{number}.linear_1.weight" for number in range(config.tellers)]
+    first = [f"time.{number}.linear_1.weight" for number in range(config.num_embedders)]
     return {key: tensor.roll(tensor.shape[1] // 2, 1) if key in first else tensor for key, tensor in ours.items()}
 
 
@@ -217,12 +217,12 @@ def config_from_keys(shapes: Shapes, heads: int | None = None, size: int | None 
     """The configuration that keys and shapes show; blocks of diffusers are taken to share their embedding.
 
     Args:
-        shapes: of the tensors, by published key.
-        heads: of the attention, which leave no trace; those of the published sizes are known.
+        shapes: Shapes of the tensors, by published key.
+        heads: Number of heads of the attention, which leave no trace; those of the published sizes are known.
         size: Side of x, which diffusers' files do not show; 32 by default.
 
     Raises:
-        WeightsError: the keys are not a DiT's, or the heads are not known.
+        WeightsError: The keys are not a DiT's, or the heads are not known.
     """
     layout = detect_layout(shapes)
     if layout is None:
@@ -275,10 +275,10 @@ def closest_named_config(shapes: Shapes) -> str:
 
 
 def compare(shapes: Shapes, config: DiTConfig) -> DiTKeyReport:
-    """Which tensors of a file fit a configuration; the table of labels may have any number of rows.
+    """Compare the tensors of a file with a configuration; the table of labels may have any number of rows.
 
     Raises:
-        WeightsError: not a DiT's file.
+        WeightsError: Not a DiT's file.
     """
     layout = detect_layout(shapes)
     if layout is None:
@@ -298,7 +298,7 @@ def compare(shapes: Shapes, config: DiTConfig) -> DiTKeyReport:
 
 
 def explain_mismatch(theirs: Mapping[str, Tensor], config: DiTConfig, report: DiTKeyReport) -> str:
-    """What a file of another shape is, and where it first differs."""
+    """Describe a file of another shape, and its first difference."""
     is_a = closest_named_config({key: tensor.shape for key, tensor in theirs.items()})
     wanted = config.name or f"one of {config.depth} blocks of width {config.hidden_size} with patch {config.patch}"
     return (

@@ -58,11 +58,11 @@ def load_guide(path: str | Path, process: Process, overrides: Mapping[str, Any] 
     """The noisy classifier of a card, of the folder that holds it, or of a published file of tensors.
 
     Args:
-        process: that of the model it guides, which a published file does not name.
+        process: Process of the model that it guides, which a published file does not name.
         overrides: Settings that the keys of a published file do not determine, by the names of `ModelOverrides`.
 
     Raises:
-        WeightsError: no such file, damaged, or no noisy classifier.
+        WeightsError: No such file, damaged, or no noisy classifier.
     """
     file = Path(path)
     cards = [file] if file.suffix == ".yaml" else []

@@ -20,7 +20,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The settings of a JSON file.
 
     Raises:
-        WeightsError: cannot be read, or holds something else than a map.
+        WeightsError: Cannot be read, or holds something else than a map.
     """
     try:
         content = json.loads(path.read_text("utf-8"))
@@ -37,14 +37,14 @@ def weight_files(place: Path, stem: str) -> list[Path]:
     A variant such as `STEM.fp16.safetensors` is taken where there is nothing else.
 
     Args:
-        place: the folder.
-        stem: of the names, such as "diffusion_pytorch_model".
+        place: The folder.
+        stem: Stem of the names, such as "diffusion_pytorch_model".
 
     Returns:
         The files; none where there are none.
 
     Raises:
-        WeightsError: an index that is damaged or names a file that is not there.
+        WeightsError: An index that is damaged or names a file that is not there.
     """
 
     def there(pattern: str) -> list[Path]:
@@ -72,13 +72,13 @@ def read_weights(
     """The tensors of the safetensors files of a component's folder, mapped into memory where they can be.
 
     Args:
-        place: the folder.
-        stem: of the names, see `weight_files`.
+        place: The folder.
+        stem: Stem of the names, see `weight_files`.
         pickled: Name of a file of plain tensors that is read without a safetensors file; None: it is refused.
-        apart: keys of tensors that are only read and not kept, as `read_tensors` takes them.
+        apart: Keys of tensors that are only read and not kept, as `read_tensors` takes them.
 
     Raises:
-        WeightsError: no such file, or a damaged one.
+        WeightsError: No such file, or a damaged one.
     """
     files = weight_files(place, stem)
     if not files and pickled is not None and (place / pickled).is_file():

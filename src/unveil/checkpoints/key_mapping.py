@@ -47,12 +47,12 @@ def to_ours(theirs: Mapping[str, Tensor], names: KeyMap, shapes: Mapping[str, Se
     """Our state dict; tensors are views where a single one makes ours.
 
     Args:
-        theirs: their state dict.
-        names: the map.
-        shapes: of our tensors, by our keys.
+        theirs: Their state dict.
+        names: The map.
+        shapes: Shapes of our tensors, by our keys.
 
     Raises:
-        WeightsError: missing or extra keys, or tensors of another shape; all are listed.
+        WeightsError: Missing or extra keys, or tensors of another shape; all are listed.
     """
     wanted = {key for published in names.values() for key in published.keys}
     check_keys(theirs, wanted)
@@ -74,7 +74,7 @@ def to_theirs(ours: Mapping[str, Tensor], names: KeyMap) -> dict[str, Tensor]:
     """Their state dict.
 
     Raises:
-        WeightsError: missing or extra keys of ours.
+        WeightsError: Missing or extra keys of ours.
     """
     check_keys(ours, names)
     theirs = {}

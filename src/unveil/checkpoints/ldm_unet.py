@@ -68,7 +68,7 @@ def convert_state_dict(theirs: Mapping[str, Tensor], config: UNetConfig) -> open
     """Our state dicts of a published one, with or without its prefix; tensors are not copied.
 
     Raises:
-        WeightsError: missing or extra keys, or tensors of another shape.
+        WeightsError: Missing or extra keys, or tensors of another shape.
     """
     return openai_keys.convert_state_dict(strip_prefix(theirs), config)
 
@@ -79,9 +79,9 @@ def published_state_dict(
     """The published state dict of ours, without a prefix (`add_prefix` adds it).
 
     Args:
-        network: state dict of the U-Net.
-        config: its configuration.
-        label: state dict of the label conditioner, without a row for "no label".
+        network: State dict of the U-Net.
+        config: Its configuration.
+        label: State dict of the label conditioner, without a row for "no label".
     """
     return openai_keys.published_state_dict(network, config, label)
 
@@ -95,7 +95,7 @@ def config_from_arguments(arguments: Mapping[str, Any]) -> UNetConfig:
     Images that a published model concatenates to x are part of its `in_channels`; see `with_concat_channels`.
 
     Raises:
-        RecipeError: an argument that is not known, is missing, or has a value that is not supported.
+        RecipeError: An argument that is not known, is missing, or has a value that is not supported.
     """
     settings = {key: value for key, value in arguments.items() if key not in WITHOUT_EFFECT}
     if arguments.get("n_embed") is not None:
@@ -135,7 +135,7 @@ def _one_width(setting: int | Sequence[int] | None) -> int:
 
 
 def with_concat_channels(config: UNetConfig, channels: int) -> UNetConfig:
-    """The same network where the last `channels` of its input are an image concatenated to x (`condition.channels`)."""
+    """The same network where the last `channels` of its input are an image concatenated to x (`condition.concat`)."""
     if not 0 <= channels < config.in_channels:
         raise RecipeError(f"{channels} channels beside x: the network takes {config.in_channels} in all")
     return replace(config, in_channels=config.in_channels - channels, concat_channels=channels)
@@ -147,11 +147,11 @@ def config_from_keys(shapes: Mapping[str, Sequence[int]], heads: Mapping[str, in
     Input channels beyond the output channels are taken for an image concatenated to x.
 
     Args:
-        shapes: of the tensors, by published key, without prefix.
+        shapes: Shapes of the tensors, by published key, without prefix.
         heads: {"heads": 8} or {"head_channels": 64}, where the network is none of the released ones.
 
     Raises:
-        WeightsError: the keys are not those of such a network, or heads have to be given.
+        WeightsError: The keys are not those of such a network, or heads have to be given.
     """
     config = openai_keys.config_from_keys(shapes)
     enter, out = shapes["input_blocks.0.0.weight"][1], shapes["out.2.weight"][0]

@@ -74,8 +74,8 @@ class LoraNetwork:
 
     Attributes:
         role: "denoiser", or "text_encoder" and such.
-        prefix: of its keys in diffusers' files.
-        layouts: of each layout the sites by published path; the first is the one that files are written in.
+        prefix: Prefix of its keys in diffusers' files.
+        layouts: Layouts of each layout the sites by published path; the first is the one that files are written in.
     """
 
     role: str
@@ -84,7 +84,7 @@ class LoraNetwork:
     layouts: Mapping[str, Sites]
 
     @property
-    def written(self) -> Sites:
+    def published_layers(self) -> Sites:
         """The sites that files are written with."""
         return next(iter(self.layouts.values()))
 
@@ -108,10 +108,10 @@ class LoraNetwork:
         """The published paths of the layers inside some classes, in the orders that versions of diffusers made them.
 
         Args:
-            convolutions: as well as linear layers.
+            convolutions: Convolutions, as well as linear layers.
 
         Raises:
-            WeightsError: a class that is not known.
+            WeightsError: A class that is not known.
         """
         if self.role != DENOISER:
             yield _linear_layers(self.network, classes)
@@ -121,7 +121,7 @@ class LoraNetwork:
         layers = layers_of(self.network)
         chosen = [
             path
-            for path, site in self.written.items()
+            for path, site in self.published_layers.items()
             if any(fnmatchcase(path, INSIDE[name]) for name in classes)
             and (convolutions or (isinstance(layers[site.layer], nn.Linear) and not site.ones))
         ]
@@ -211,7 +211,7 @@ def _dit_key_map(network: DiT, layout: dit_keys.Layout) -> KeyMap:
 
 
 def _linear_layers(network: nn.Module, classes: Sequence[str]) -> list[str]:
-    """Of a network that is built as published: the paths of its linear layers inside some classes."""
+    """Paths of the linear layers inside some classes of a network that is built as published."""
     paths: dict[str, None] = {}
     for path, module in network.named_modules():
         if type(module).__name__ in classes:
@@ -220,7 +220,7 @@ def _linear_layers(network: nn.Module, classes: Sequence[str]) -> list[str]:
 
 
 def _creation_order(path: str, order: Sequence[str]) -> list[tuple[int, int]]:
-    """What sorts a path as its modules were made."""
+    """Sort key that orders paths by the creation of their modules."""
     places = {name: place for place, name in enumerate(order)}
     return [(0, int(name)) if name.isdigit() else (1, places.get(name, len(places))) for name in path.split(".")]
 
@@ -238,7 +238,7 @@ Matched = dict[str, list[LoraDelta]]  # by the role of the part
 
 
 class LoraMatchReport(NamedTuple):
-    """Which modules of a file a model has, as they are written there, and one line for each of the others."""
+    """Modules of a file that a model has, by their names in the file, and one line for each of the others."""
 
     naming: Naming
     matched: tuple[str, ...]
@@ -250,11 +250,11 @@ class LoraMatchReport(NamedTuple):
         return f"{self.naming}: {len(self.matched)} modules matched, {len(self.unmatched)} unmatched{rest}"
 
 
-def read(path: Path) -> ParsedLora:
+def read_lora(path: Path) -> ParsedLora:
     """A LoRA of a file, or of peft's folder; alpha comes from the file or from adapter_config.json beside it.
 
     Raises:
-        WeightsError: missing, damaged, or no LoRA that can be read.
+        WeightsError: Missing, damaged, or no LoRA that can be read.
     """
     file = path / ADAPTER if path.is_dir() else path
     tensors = read_state(file)
@@ -280,7 +280,7 @@ def match(file: ParsedLora, parts: Mapping[str, LoraNetwork]) -> tuple[Matched, 
     """The additions to a model's parts, and which modules of the file were found.
 
     Raises:
-        WeightsError: none was: says what the file looks like, and what would match.
+        WeightsError: None was: says what the file looks like, and what would match.
     """
     additions: Matched = {}
     matched, unmatched = [], list(file.rest)
@@ -308,8 +308,8 @@ def attach(parts: Mapping[str, LoraNetwork], name: str, file: ParsedLora, weight
     """Puts a file's LoRA on a model's parts, and warns of modules that they do not have.
 
     Raises:
-        WeightsError: the model has none of them.
-        RecipeError: the name is taken.
+        WeightsError: The model has none of them.
+        RecipeError: The name is taken.
     """
     additions, report = match(file, parts)
     for role, added in additions.items():
@@ -329,7 +329,7 @@ def _delta(entry: LoraEntry, site: LoraTarget, part: LoraNetwork) -> LoraDelta:
     """Our addition of an entry.
 
     Raises:
-        ShapeError: the matrices are not of the site's rows.
+        ShapeError: The matrices are not of the site's rows.
     """
     kernel = tuple(part.network.get_submodule(site.layer).get_parameter("weight").shape[1:])
     down, up, rank = entry.down.float(), entry.up.float(), entry.rank
@@ -370,13 +370,13 @@ def _all_fit(entries: Mapping[int, LoraEntry], order: Sequence[str], part: LoraN
 
 
 def _no_match_message(file: ParsedLora, unmatched: Sequence[str], parts: Mapping[str, LoraNetwork]) -> str:
-    """What to tell a user whose file is of another base."""
+    """Message for a user whose file belongs to another base model."""
     paths = [entry.path for entry in file.entries]
     guess = next((name for name, mark in BASES if any(re.search(mark, path) for path in paths)), None)
     widths = {entry.down.shape[1] for entry in file.entries if re.search(r"attn2[._]to_[kv]$", entry.path)}
     guess = next((CONTEXTS[width] for width in sorted(widths) if width in CONTEXTS), guess)
     looks = f"; it looks like one for {guess}" if guess else ""
-    here = [path for part in parts.values() for path in sorted(part.written, key=lambda p: -p.count("."))[:3]]
+    here = [path for part in parts.values() for path in sorted(part.published_layers, key=lambda p: -p.count("."))[:3]]
     return (
         f"a LoRA of another base: none of its {len(file.entries)} modules is in this model{looks} "
         f"({abbreviate(unmatched, 3)}); modules here are such as {', '.join(here)}"

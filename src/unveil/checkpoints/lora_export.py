@@ -34,11 +34,13 @@ class LoraFile(NamedTuple):
     config: dict[str, Any] | None = None
 
 
-def dump(added: Mapping[str, Sequence[LoraDelta]], parts: Mapping[str, LoraNetwork], naming: Naming) -> LoraFile:
+def to_lora_file(
+    added: Mapping[str, Sequence[LoraDelta]], parts: Mapping[str, LoraNetwork], naming: Naming
+) -> LoraFile:
     """A LoRA in a naming; one on fused rows is written as one of each published module.
 
     Raises:
-        RecipeError: a layer that the naming cannot name.
+        RecipeError: A layer that the naming cannot name.
     """
     if naming == "unveil":
         return LoraFile(native_tensors(added), {})
@@ -73,7 +75,7 @@ def _split(added: Sequence[LoraDelta], part: LoraNetwork) -> dict[str, LoraEntry
     """The entries of published modules, by path; several additions to one module become one of their ranks' sum."""
     pieces: dict[str, list[LoraEntry]] = {}
     by_layer: dict[str, list[tuple[str, LoraTarget]]] = {}
-    for path, site in part.written.items():
+    for path, site in part.published_layers.items():
         by_layer.setdefault(site.layer, []).append((path, site))
     for delta in added:
         if delta.layer not in by_layer:
@@ -154,7 +156,7 @@ def _numbered(entries: Mapping[str, Mapping[str, LoraEntry]], parts: Mapping[str
     """Cloneofsimo's file: every layer of the classes has its number, and those that gain nothing hold zeros.
 
     Raises:
-        RecipeError: a layer that is in none of the classes.
+        RecipeError: A layer that is in none of the classes.
     """
     tensors: dict[str, Tensor] = {}
     metadata: dict[str, str] = {}
@@ -163,7 +165,7 @@ def _numbered(entries: Mapping[str, Mapping[str, LoraEntry]], parts: Mapping[str
         classes = ["Attention", "CrossAttention", "FeedForward"] if role == DENOISER else ["CLIPAttention", "CLIPMLP"]
         order = next(part.numbered(classes, convolutions=False))
         own_paths = {path: part.find(path) for path in order}
-        sites = {part.written[path]: entry for path, entry in listed.items()}
+        sites = {part.published_layers[path]: entry for path, entry in listed.items()}
         if outside := [entry.path for site, entry in sites.items() if site not in own_paths.values()]:
             raise RecipeError(f"{outside[0]}: lies outside {', '.join(classes)}, which that naming numbers")
         metadata[name] = json.dumps(classes)

@@ -53,7 +53,7 @@ Ones = Literal[1, 2]
 
 
 class OpenAIWeights(NamedTuple):
-    """What a published file holds: the network's state dict and, with classes, the label conditioner's."""
+    """Contents of a published file: the state dict of the network and, with classes, of the label conditioner."""
 
     network: dict[str, Tensor]
     label: dict[str, Tensor] | None
@@ -100,7 +100,7 @@ def key_map(config: UNetConfig, ones: Ones = 1) -> KeyMap:
     """Our keys of the network and the published ones.
 
     Raises:
-        RecipeError: a configuration that these networks do not have.
+        RecipeError: A configuration that these networks do not have.
     """
     if config.resample == "conv-asymmetric" or config.embedding != "cos-sin" or config.patch != 1:
         raise RecipeError("not a network of Improved DDPM or ADM: resample, embedding or patch differ from theirs")
@@ -181,7 +181,7 @@ def convert_state_dict(theirs: Mapping[str, Tensor], config: UNetConfig) -> Open
     """Our state dicts of a published one; tensors are not copied.
 
     Raises:
-        WeightsError: missing or extra keys, or tensors of another shape.
+        WeightsError: Missing or extra keys, or tensors of another shape.
     """
     rest = {key: tensor for key, tensor in theirs.items() if key != LABEL}
     shapes = {key: tensor.shape for key, tensor in _meta_network(config).state_dict().items()}
@@ -200,9 +200,9 @@ def published_state_dict(
     """The published state dict of ours.
 
     Args:
-        network: state dict of the U-Net.
-        config: its configuration.
-        label: state dict of the label conditioner, without a row for "no label".
+        network: State dict of the U-Net.
+        config: Its configuration.
+        label: State dict of the label conditioner, without a row for "no label".
         ones: 2 for consistency models.
     """
     theirs = to_theirs(network, key_map(config, ones))
@@ -216,7 +216,7 @@ def convert_classifier_state_dict(theirs: Mapping[str, Tensor], config: NoisyCla
     """Our state dict of a published noisy classifier; tensors are not copied.
 
     Raises:
-        WeightsError: missing or extra keys, or tensors of another shape.
+        WeightsError: Missing or extra keys, or tensors of another shape.
     """
     shapes = {key: tensor.shape for key, tensor in _meta_classifier(config).state_dict().items()}
     return to_ours(theirs, classifier_key_map(config), shapes)
@@ -249,7 +249,7 @@ def config_from_arguments(arguments: Mapping[str, Any]) -> UNetConfig:
     For `SuperResModel` pass the result to `upsampler`. `num_classes` belongs to the label conditioner.
 
     Raises:
-        RecipeError: an argument that is not known, or missing.
+        RecipeError: An argument that is not known, or missing.
     """
     settings = {key: value for key, value in arguments.items() if value not in (None, -1)}
     if settings.get("dims", 2) != 2:
@@ -297,7 +297,7 @@ def classifier_config_from_arguments(arguments: Mapping[str, Any]) -> NoisyClass
     """The configuration of `EncoderUNetModel(**arguments)`, as `from_arguments` reads them.
 
     Raises:
-        RecipeError: an argument that is not known, or missing.
+        RecipeError: An argument that is not known, or missing.
     """
     if "image_size" not in arguments:
         raise RecipeError("argument 'image_size' is missing")
@@ -324,15 +324,15 @@ def classifier_config_from_arguments(arguments: Mapping[str, Any]) -> NoisyClass
 
 
 def config_from_keys(shapes: Mapping[str, Sequence[int]]) -> UNetConfig:
-    """As much of a U-Net's configuration as its tensors show; heads and their order keep the class's defaults.
+    """Infer a U-Net's configuration from its tensors; heads and their order keep their defaults.
 
     Six input channels are taken for a three-channel image and a smaller one to upscale. Dropout is 0.
 
     Args:
-        shapes: of the tensors, by published key.
+        shapes: Shapes of the tensors, by published key.
 
     Raises:
-        WeightsError: the keys are not those of such a network.
+        WeightsError: The keys are not those of such a network.
     """
     try:
         stem, enter, *_ = shapes["input_blocks.0.0.weight"]
@@ -360,15 +360,15 @@ def config_from_keys(shapes: Mapping[str, Sequence[int]]) -> UNetConfig:
 def classifier_config_from_keys(
     shapes: Mapping[str, Sequence[int]], blocks: int, size: int | None
 ) -> NoisyClassifierConfig:
-    """As much of a noisy classifier's configuration as its tensors show; one head of the old order.
+    """Infer a noisy classifier's configuration from its tensors, with one head of the old order.
 
     Args:
-        shapes: of the tensors, by published key.
-        blocks: per level; blocks that halve look like those that do not.
+        shapes: Shapes of the tensors, by published key.
+        blocks: Per level; blocks that halve look like those that do not.
         size: Side of the images; None where attention pooling shows it.
 
     Raises:
-        WeightsError: the keys are not those of such a network.
+        WeightsError: The keys are not those of such a network.
     """
     try:
         levels = _seen_levels(shapes, blocks)

@@ -22,15 +22,16 @@ class ModelOverrides(Section):
 
     Attributes:
         size: Side of the images.
-        heads: of every attention; or `head_channels`, their width.
+        heads: Number of heads of every attention; or `head_channels`, their width.
         attention_order: `heads-first`, or `qkv-first` where the file was made with the new order.
-        beta_schedule, timesteps, rescale_timesteps: of the discrete process.
-        process: the whole of it, such as {kind: sub-vp} for score SDE's files of that kind.
+        beta_schedule, timesteps, rescale_timesteps: Settings of the discrete process.
+        process: The whole of it, such as {kind: sub-vp} for score SDE's files of that kind.
         prediction: {kind: edm, index_scale: 1000} for consistency models' teachers, which have the same keys.
-        variance: what the network's second half of channels is, if it has one.
+        variance: Meaning of the second half of the network's channels, if it has one.
         num_res_blocks: Number per level, needed for a classifier.
-        classes: of a table of labels; None: for a DiT one row less than it has, the last being "none".
-        text_heads, activation: of a text encoder of a width that no published one has.
+        classes: Number of classes of a table of labels; None: for a DiT one row less than it has, the last being
+            "none".
+        text_heads, activation: Settings of a text encoder of a width that no published one has.
         weights: `trained` where a file holds averages too, which are read otherwise.
     """
 

@@ -41,7 +41,7 @@ def formats() -> tuple[Format, ...]:
     return tuple(every)
 
 
-def names(kind: Kind = "model") -> list[str]:
+def format_names(kind: Kind = "model") -> list[str]:
     """Return the names of the formats whose files are read or written, for a kind of weights."""
     return sorted(entry.name for entry in formats() if entry.kind == kind and (entry.load or entry.fill or entry.save))
 
@@ -55,7 +55,7 @@ def get_format(name: str, kind: Kind = "model") -> Format:
     for entry in formats():
         if (entry.kind, entry.name) == (kind, name):
             return entry
-    choices = names(kind)
+    choices = format_names(kind)
     raise RecipeError(f"format {name!r}: must be one of {', '.join(choices)}{did_you_mean(name, choices)}")
 
 

@@ -35,7 +35,7 @@ def tensors_of(path: Path, out: Path) -> str:
     """Writes the file's tensors to `out`; returns which part of the file they are.
 
     Raises:
-        WeightsError: the file holds more than tensors and plain containers, no tensors, or is damaged.
+        WeightsError: The file holds more than tensors and plain containers, no tensors, or is damaged.
     """
     from unveil.errors import WeightsError
 
@@ -55,7 +55,7 @@ def tensors_of(path: Path, out: Path) -> str:
     return done.stdout.strip()
 
 
-class Unread:
+class Placeholder:
     """In the place of an object that no tensor depends on."""
 
     def __init__(self, *content: object) -> None:
@@ -90,7 +90,7 @@ def _averaged(content: Any) -> tuple[str, dict[str, Any]] | None:
     """Score SDE's average: a list of tensors without names, in the order of what `model` trains.
 
     Raises:
-        WeightsError: a list that does not fit the model, which is then not taken in its place.
+        WeightsError: A list that does not fit the model, which is then not taken in its place.
     """
     from unveil.checkpoints.formats import score_sde
 
@@ -111,7 +111,7 @@ def _main(source: str, out: str) -> int:
     from unveil.io.files import write_tensors
 
     try:
-        with torch.serialization.safe_globals([(Unread, name) for name in BESIDE]):
+        with torch.serialization.safe_globals([(Placeholder, name) for name in BESIDE]):
             content = torch.load(source, map_location="cpu", weights_only=True)
     except Exception as problem:  # whatever a hostile or damaged file makes the reader raise
         named = re.search(r"GLOBAL (\S+)", str(problem))

@@ -106,10 +106,10 @@ class SchedulerConfig:
     """Process, prediction and sampling of a folder's scheduler.
 
     Attributes:
-        process: a section of a recipe; of a shift that follows the size, the process that is shifted.
-        prediction: by name.
-        sample: sampler, grid and clip.
-        size_shift: arguments of `core.flow.DynamicShift`, where the shift follows the size.
+        process: A section of a recipe; of a shift that follows the size, the process that is shifted.
+        prediction: By name.
+        sample: Sampler, grid and clip.
+        size_shift: Arguments of `core.flow.DynamicShift`, where the shift follows the size.
     """
 
     process: Mapping[str, Any]
@@ -141,7 +141,7 @@ def read_scheduler(path: Path) -> SchedulerConfig:
     """The scheduler of a `scheduler_config.json`.
 
     Raises:
-        WeightsError: no such file, a scheduler that is not known, or settings that it is not supported with.
+        WeightsError: No such file, a scheduler that is not known, or settings that it is not supported with.
     """
     return scheduler_of(read_json(path), path)
 
@@ -150,7 +150,7 @@ def scheduler_of(raw: Mapping[str, Any], path: Path) -> SchedulerConfig:
     """The scheduler of its settings; `path` is for messages.
 
     Raises:
-        WeightsError: as `read_scheduler`.
+        WeightsError: As `read_scheduler`.
     """
     kind = raw.get("_class_name", "DDIMScheduler")
     settings = _Settings(path, raw)
@@ -280,11 +280,12 @@ def settings_of(config: ModelConfig, spacing: Mapping[str, Any]) -> dict[str, An
     """Diffusers' settings of a model's process, prediction and sampling, what `scheduler_of` reads.
 
     Args:
-        config: of the model.
-        spacing: how DDIM's levels are spaced, where the model samples in a way that diffusers does not know.
+        config: Configuration of the model.
+        spacing: Spacing of DDIM's levels, where the model samples in a way that diffusers does not
+            know.
 
     Raises:
-        RecipeError: as `process_settings`.
+        RecipeError: As `process_settings`.
     """
     clips = {"clip_sample": config.sample.threshold == "static"}
     return _sampling_of(config, spacing) | process_settings(config) | clips
@@ -294,7 +295,7 @@ def process_settings(config: ModelConfig) -> dict[str, Any]:
     """Diffusers' settings of a model's process and prediction.
 
     Raises:
-        RecipeError: another process than a table of betas, or a prediction that diffusers does not know.
+        RecipeError: Another process than a table of betas, or a prediction that diffusers does not know.
     """
     process = config.process
     if not isinstance(process, DiscreteVPSection):
@@ -348,7 +349,7 @@ def _sampling_of(config: ModelConfig, spacing: Mapping[str, Any]) -> dict[str, A
 
 
 def _solver_settings(sample: SampleConfig) -> dict[str, Any]:
-    """What `_solver` reads, of a sampler that is one and as noisy as diffusers has it; empty: it is none."""
+    """Settings that `_solver` reads, for a solver that diffusers has; empty for other samplers."""
     if sample.sampler in NOT_TO_THE_DATA or sample.eta not in (None, 1.0):
         return {}
     for (algorithm, order, how), way in SOLVERS.items():

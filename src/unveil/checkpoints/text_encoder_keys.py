@@ -22,7 +22,7 @@ from unveil.checkpoints.key_mapping import KeyMap, SourceKeys, check_keys, layer
 from unveil.checkpoints.overrides import Shapes, shapes_of
 from unveil.errors import WeightsError
 from unveil.nn.meta_device import meta_device
-from unveil.nn.text_encoders import CLIPEncoderConfig, T5EncoderConfig, TowerConfig, build
+from unveil.nn.text_encoders import CLIPEncoderConfig, T5EncoderConfig, TextEncoderConfig, build
 
 Layout = Literal["clip", "openclip", "t5"]
 
@@ -54,7 +54,7 @@ _TEMPERATURE = math.log(100)  # of OpenCLIP's loss, where its training clipped i
 
 
 class TextEncoderLocation(NamedTuple):
-    """Where in a file a tower is: what stands before its keys, and how they are named."""
+    """Location of a text encoder in a file: the prefix and the layout of its keys."""
 
     layout: Layout
     prefix: str = ""
@@ -80,17 +80,17 @@ def find_text_encoders(keys: Iterable[str]) -> list[TextEncoderLocation]:
 
 def config_from_keys(
     shapes: Shapes, place: TextEncoderLocation, *, heads: int | None = None, activation: str | None = None
-) -> TowerConfig:
+) -> TextEncoderConfig:
     """The configuration that keys and shapes show, and what they do not.
 
     Args:
-        shapes: of the file's tensors, by their key.
-        place: of the tower.
-        heads: of CLIP's attention; None: heads of 64, as in every published one.
-        activation: of CLIP's MLPs; None: OpenCLIP's is the exact GELU, that of width 768 the quick one.
+        shapes: Shapes of the file's tensors, by their key.
+        place: Position of the tower.
+        heads: Number of heads of CLIP's attention; None: heads of 64, as in every published one.
+        activation: Activation of CLIP's MLPs; None: OpenCLIP's is the exact GELU, that of width 768 the quick one.
 
     Raises:
-        WeightsError: not such a tower, or one of a width that no published one has, without its heads and activation.
+        WeightsError: Not such a tower, or one of a width that no published one has, without its heads and activation.
     """
     try:
         return (
@@ -101,12 +101,12 @@ def config_from_keys(
 
 
 def convert_state_dict(
-    theirs: Mapping[str, Tensor], config: TowerConfig, place: TextEncoderLocation
+    theirs: Mapping[str, Tensor], config: TextEncoderConfig, place: TextEncoderLocation
 ) -> TextEncoderWeights:
     """Our state dict of the tower at a place of a file; keys of other parts are not looked at.
 
     Raises:
-        WeightsError: missing or extra keys behind the prefix, or tensors of another shape.
+        WeightsError: Missing or extra keys behind the prefix, or tensors of another shape.
     """
     part = {key: tensor for key, tensor in theirs.items() if _belongs_to(key, place)}
     if place.layout == "t5" and f"{place.prefix}shared.weight" not in part:
@@ -125,17 +125,17 @@ def convert_state_dict(
 
 def published_state_dict(
     ours: Mapping[str, Tensor],
-    config: TowerConfig,
+    config: TextEncoderConfig,
     place: TextEncoderLocation,
     rest: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Their state dict of a tower's, with what stands beside it.
 
     Args:
-        rest: as `load` found it; None: what published files have.
+        rest: Rest, as `load` found it; None: what published files have.
 
     Raises:
-        WeightsError: missing or extra keys of ours.
+        WeightsError: Missing or extra keys of ours.
     """
     if place.layout == "openclip":
         fused = _fused_keys(config, place.prefix)
@@ -163,7 +163,7 @@ def _key_map(shapes: Mapping[str, Any], place: TextEncoderLocation) -> KeyMap:
     return mapping
 
 
-def _fused_keys(config: TowerConfig, prefix: str) -> KeyMap:
+def _fused_keys(config: TextEncoderConfig, prefix: str) -> KeyMap:
     """OpenCLIP's keys and ours: here theirs are those made of several, so the map is read the other way round."""
     mapping: KeyMap = {
         f"{prefix}token_embedding.weight": SourceKeys(("model.embeddings.token_embedding.weight",)),
@@ -196,7 +196,9 @@ def _belongs_to(key: str, place: TextEncoderLocation) -> bool:
     return not inner.startswith("visual.")
 
 
-def _published_rest(theirs: Mapping[str, Tensor], config: TowerConfig, place: TextEncoderLocation) -> dict[str, Tensor]:
+def _published_rest(
+    theirs: Mapping[str, Tensor], config: TextEncoderConfig, place: TextEncoderLocation
+) -> dict[str, Tensor]:
     if place.layout == "openclip":
         return {f"{place.prefix}logit_scale": torch.tensor(_TEMPERATURE)}
     if place.layout == "t5":

@@ -59,7 +59,7 @@ def key_map(config: ViTConfig, era: Era = "files", prefix: str = "") -> KeyMap:
     """Our keys and theirs.
 
     Raises:
-        RecipeError: a configuration that transformers does not have.
+        RecipeError: A configuration that transformers does not have.
     """
     if config.pool != "class" or (config.head == "hidden" and config.num_classes):
         raise RecipeError(
@@ -90,7 +90,7 @@ def convert_state_dict(theirs: Mapping[str, Tensor], config: ViTConfig) -> dict[
     """Our state dict of theirs.
 
     Raises:
-        WeightsError: missing or extra keys, or tensors of another shape.
+        WeightsError: Missing or extra keys, or tensors of another shape.
     """
     era, prefix = _written(theirs)
     with meta_device():
@@ -104,7 +104,7 @@ def published_state_dict(ours: Mapping[str, Tensor], config: ViTConfig, era: Era
     """Their state dict of ours, of `ViTForImageClassification` where there are classes, else of `ViTModel`.
 
     Raises:
-        RecipeError: a configuration that transformers does not have.
+        RecipeError: A configuration that transformers does not have.
     """
     prefix = PREFIX if config.num_classes else ""
     theirs = to_theirs(ours, key_map(config, era, prefix))
@@ -117,11 +117,11 @@ def config_from_keys(shapes: Shapes, heads: int | None = None, norm_eps: float =
     """The configuration that keys and shapes show, and what they do not.
 
     Args:
-        shapes: of the tensors, by their key.
-        heads: of the attention; known for the published sizes.
+        shapes: Shapes of the tensors, by their key.
+        heads: Number of heads of the attention; known for the published sizes.
 
     Raises:
-        WeightsError: not a ViT, or heads that are not known.
+        WeightsError: Not a ViT, or heads that are not known.
     """
     if not is_vit(shapes):
         raise WeightsError("not a ViT of transformers, by its keys")
@@ -156,7 +156,7 @@ def read_folder(path: Path) -> ViT:
     """The ViT of a folder that transformers wrote, in evaluation mode.
 
     Raises:
-        WeightsError: no such folder, damaged, or settings that this network does not have.
+        WeightsError: No such folder, damaged, or settings that this network does not have.
     """
     try:
         settings: dict[str, Any] = json.loads((path / "config.json").read_text("utf-8"))
@@ -180,7 +180,7 @@ def write_folder(network: ViT, path: Path) -> None:
     """Writes config.json and weights, which transformers' `from_pretrained` opens.
 
     Raises:
-        RecipeError: a configuration that transformers does not have.
+        RecipeError: A configuration that transformers does not have.
     """
     config = network.config
     tensors = published_state_dict(network.state_dict(), config)

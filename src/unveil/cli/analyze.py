@@ -36,8 +36,8 @@ from unveil.errors import RecipeError
 from unveil.evaluate import EvaluationSettings
 from unveil.evaluate.image_set import collect_images
 from unveil.generation.generate import DTYPES
-from unveil.generation.model_loading import device as torch_device
 from unveil.generation.model_loading import open_model
+from unveil.generation.model_loading import resolve_device as torch_device
 from unveil.io.console import Console
 from unveil.io.files import refuse_overwrite, write_atomically
 from unveil.io.images import to_unit
@@ -128,7 +128,7 @@ def guidance(task: Evaluate, scales: tuple[float, ...], device: str, output: Pag
 def inverse(
     task: Evaluate,
     settings: InverseSettings,
-    split: data.Part,
+    split: data.Split,
     device: str,
     output: PageOutput,
     console: Console,

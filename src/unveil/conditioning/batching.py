@@ -13,32 +13,32 @@ from unveil.types import Condition, Raw
 
 
 def build_conditions(
-    conditioners: Mapping[str, Any], raw: Raw, count: int | None = None
+    conditioners: Mapping[str, Any], values: Raw, count: int | None = None
 ) -> tuple[Condition | None, Condition | None]:
-    """The condition that `raw` asks for, and the null condition, each of `count` rows.
+    """The condition that `values` asks for, and the null condition, each of `count` rows.
 
     Args:
-        conditioners: by key.
-        raw, count: as `Model.encode` takes them.
+        conditioners: By key.
+        values, count: As `Model.encode` takes them.
 
     Raises:
-        RecipeError: a key or a value that is not known (names the nearest), or a wrong number of values.
+        RecipeError: A key or a value that is not known (names the nearest), or a wrong number of values.
     """
-    for key in raw:
+    for key in values:
         if key not in conditioners:
             names = list(conditioners)
             raise RecipeError(
                 f"condition {key!r}: this model takes {', '.join(names) or 'none'}{did_you_mean(key, names)}"
             )
-    count = count or max([1, *(len(value) for value in raw.values() if is_per_sample(value))])
+    count = count or max([1, *(len(value) for value in values.values() if is_per_sample(value))])
     wanted: list[Condition] = []
     nothing: list[Condition] = []
     for key, conditioner in conditioners.items():
-        optional = conditioner.drop > 0 or (keeps_in_uncond(conditioner) and key not in raw)
+        optional = conditioner.drop > 0 or (keeps_in_uncond(conditioner) and key not in values)
         none: list[Condition] = [conditioner.null(count)] if optional else []
-        if key not in raw and not none:
+        if key not in values and not none:
             raise RecipeError(f"{key}: missing, and this model was trained with it always; give one")
-        encoded = [conditioner.encode(expand_per_sample(key, raw[key], count))] if key in raw else none
+        encoded = [conditioner.encode(expand_per_sample(key, values[key], count))] if key in values else none
         wanted += encoded
         nothing += encoded if keeps_in_uncond(conditioner) else none
     condition = reduce(Condition.join, wanted) if wanted else None
@@ -48,7 +48,7 @@ def build_conditions(
 
 
 def is_per_sample(value: Any) -> bool:
-    """Return True if a raw value holds one entry per row, as opposed to one for all."""
+    """Return True if a value holds one entry per row, as opposed to one for all."""
     return isinstance(value, list | tuple | range) or (isinstance(value, Tensor) and value.ndim > 0)
 
 

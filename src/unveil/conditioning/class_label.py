@@ -16,11 +16,11 @@ class Label(nn.Module):
     """One learned row per class, added to the time embedding; with dropout one more row that stands for "none".
 
     Args:
-        classes: how many.
-        dim: width of a row, the network's `vector_dim`.
-        drop: share of the training samples that see "none" instead, in [0, 1).
-        names: of the classes, which may then be given instead of numbers.
-        key: of the item that holds the label.
+        classes: Number of classes.
+        dim: Width of a row, the network's `vector_dim`.
+        drop: Share of the training samples that get "none" instead, in [0, 1).
+        names: Names of the classes, which may then be given instead of numbers.
+        key: Key of the item that holds the label.
 
     Source: Nichol & Dhariwal 2021, section 3 (arXiv:2102.09672); the extra row: Ho & Salimans 2022
     (arXiv:2207.12598).
@@ -42,7 +42,7 @@ class Label(nn.Module):
         """The classes of B labels, given by number or name, (B,) int64.
 
         Raises:
-            RecipeError: a label that is not a class; names the nearest.
+            RecipeError: A label that is not a class; names the nearest.
         """
         if isinstance(raw, Tensor):
             if raw.is_floating_point() or raw.ndim != 1:
@@ -55,7 +55,7 @@ class Label(nn.Module):
         """The rows of B labels.
 
         Raises:
-            RecipeError: a label that is not a class; names the nearest.
+            RecipeError: A label that is not a class; names the nearest.
         """
         return Condition(vector=self.table(self.numbers(raw).to(self.table.weight.device)))
 
@@ -63,7 +63,7 @@ class Label(nn.Module):
         """The row of "none", `batch` times.
 
         Raises:
-            RecipeError: there is none, since nothing was dropped in training.
+            RecipeError: There is none, since nothing was dropped in training.
         """
         if not self.drop:
             raise RecipeError(f"{self.key}: trained without dropout, so it has no null label; set drop, e.g. 0.1")
@@ -90,11 +90,11 @@ class LabelToken(nn.Module):
     """One learned token per class, read by cross-attention; with dropout the last class stands for "none".
 
     Args:
-        classes: how many, that of "none" included: published tables hold it.
-        dim: width of a token, the network's `context_width`.
-        drop: share of the training samples that see "none" instead, in [0, 1).
-        names: of the classes but that of "none", which may then be given instead of numbers.
-        key: of the item that holds the label.
+        classes: Number of classes, that of "none" included: published tables hold it.
+        dim: Width of a token, the network's `context_width`.
+        drop: Share of the training samples that get "none" instead, in [0, 1).
+        names: Names of the classes but that of "none", which may then be given instead of numbers.
+        key: Key of the item that holds the label.
 
     Source: Rombach et al. 2022, section 4.3.1 (arXiv:2112.10752).
     """
@@ -112,7 +112,7 @@ class LabelToken(nn.Module):
 
     @property
     def drop(self) -> float:
-        """Share of the training samples that see "none"."""
+        """Share of the training samples that get "none"."""
         return self.rows.drop
 
     def encode(self, raw: Tensor | Sequence[int | str]) -> Condition:
@@ -133,12 +133,12 @@ class BinnedValue(nn.Module):
     """Continuous values in [low, high] through a table of codes: each value takes the row of its code.
 
     Args:
-        low, high: ends of the range; the first and the last code.
-        codes: how many, evenly spaced.
-        dim: width of a row, the network's `vector_dim`.
-        drop: share of the training samples that see "none" instead, in [0, 1).
+        low, high: Ends of the range; the first and the last code.
+        codes: Number of codes, evenly spaced.
+        dim: Width of a row, the network's `vector_dim`.
+        drop: Share of the training samples that get "none" instead, in [0, 1).
         lookup: `nearest` rounds a value to the nearest code (ties to the even code); `exact` accepts only codes.
-        key: of the item that holds the value.
+        key: Key of the item that holds the value.
     """
 
     def __init__(
@@ -166,14 +166,14 @@ class BinnedValue(nn.Module):
 
     @property
     def drop(self) -> float:
-        """Share of the training samples that see "none"."""
+        """Share of the training samples that get "none"."""
         return self.rows.drop
 
     def encode(self, raw: Tensor | Sequence[float | str]) -> Condition:
         """The rows of B values, numbers or the text of numbers.
 
         Raises:
-            RecipeError: no number, a value outside the range, or, with exact look-up, one that is not a code.
+            RecipeError: No number, a value outside the range, or, with exact look-up, one that is not a code.
         """
         try:
             values = torch.tensor([float(number) for number in raw], dtype=torch.float64)

@@ -36,7 +36,7 @@ class BPETokenizer:
     The numbers: 256 signs of bytes, the same as ends of words, a piece for each merge, and the two special tokens.
 
     Args:
-        merges: pairs of pieces that are put together, those of the lowest rank first.
+        merges: Pairs of pieces that are put together, those of the lowest rank first.
     """
 
     def __init__(self, merges: Sequence[tuple[str, str]]) -> None:
@@ -69,13 +69,13 @@ class BPETokenizer:
         Raises:
             RecipeError: ftfy is not installed.
         """
-        return [number for word in words(clean(text)) for number in self._of_word(word)]
+        return [number for word in split_words(clean_text(text)) for number in self._of_word(word)]
 
     def decode(self, numbers: Sequence[int]) -> str:
         """The text of tokens, a space behind every word.
 
         Raises:
-            ShapeError: a number that is not a token's.
+            ShapeError: A number that is not a token's.
         """
         for number in numbers:
             if not 0 <= number < len(self):
@@ -120,7 +120,7 @@ def clip_merges() -> list[tuple[str, str]]:
     return [(first, second) for first, second in map(str.split, gzip.decompress(packed).decode().splitlines())]
 
 
-def clean(text: str) -> str:
+def clean_text(text: str) -> str:
     """Text as CLIP reads it: wrong encodings put right, HTML resolved twice, single spaces, lower case.
 
     Raises:
@@ -130,7 +130,7 @@ def clean(text: str) -> str:
     return " ".join(html.unescape(html.unescape(mended)).split()).lower()
 
 
-def words(text: str) -> Iterator[str]:
+def split_words(text: str) -> Iterator[str]:
     """The words of a text: runs of letters, single digits, runs of other signs, and English endings such as 's."""
     start = 0
     while start < len(text):

@@ -1,4 +1,4 @@
-"""ControlNets at work beside a U-Net: any number at once, each with its weight, its part of the run and its hint.
+"""ControlNets of a U-Net: any number at once, each with its weight, its part of the run and its control image.
 
 Sources: Zhang et al. 2023 (arXiv:2302.05543), section 3; guess mode: github.com/lllyasviel/ControlNet.
 """
@@ -20,15 +20,15 @@ from unveil.nn.layers import Memo
 from unveil.nn.unet import UNetConfig, UNetEncoder
 from unveil.types import Condition, NoiseLevel
 
-# Where residuals are added: to everything that the U-Net's way down left and to its middle, or to the middle alone
-Place = Literal["all", "middle"]
+# Blocks to which residuals are added: all skips of the down blocks and the middle block, or only the middle block
+ControlledBlocks = Literal["all", "middle"]
 # `guess`: the hint speaks where the text says little, so that it acts on deep layers more than on shallow ones, and
 # what guidance goes away from is not controlled at all
-Mode = Literal["balanced", "guess"]
-PLACES, MODES = get_args(Place), get_args(Mode)
+ControlMode = Literal["balanced", "guess"]
+PLACES, MODES = get_args(ControlledBlocks), get_args(ControlMode)
 GUESS_DECAY = 0.825  # from one residual to the next shallower one
 # What a U-Net and its ControlNet have in common, in words
-ALIKE = {
+SHARED_SETTINGS = {
     "in_channels": "channels of x",
     "widths": "widths of the levels",
     "num_res_blocks": "blocks of a level",
@@ -39,20 +39,20 @@ ALIKE = {
 
 
 @dataclass(frozen=True)
-class Control:
+class AttachedControlNet:
     """One ControlNet and how it takes part.
 
     Args:
-        key: of the image that it reads, in the values of a sample.
-        network: the ControlNet.
-        weight: of its residuals; one number, or one for each, the middle's last.
-        start, stop: the part of the run in which it works, as shares of the process's time: 0 is pure noise, 1 the
-            image. A level t counts as 1 - t, so that a range means the same levels for every sampler and grid; on
-            a grid uniform in t it is the share of the steps. `stop` itself is outside, unless it is 1.
-        place: where its residuals are added.
+        key: Key of the image that it reads, in the values of a sample.
+        network: The ControlNet.
+        weight: Weight of its residuals; one number, or one for each, the middle's last.
+        start, stop: The part of the run in which it works, as shares of the process's time: 0 is pure noise, 1 the
+            image. A level t counts as 1 - t, so that a range means the same levels for every sampler and grid; on a
+            grid uniform in t it is the share of the steps. `stop` itself is outside, unless it is 1.
+        blocks: Blocks to which its residuals are added.
 
     Raises:
-        RecipeError: a range that is none, or an unknown place.
+        RecipeError: A range that is none, or an unknown place.
     """
 
     key: str
@@ -60,17 +60,17 @@ class Control:
     weight: float | tuple[float, ...] = 1.0
     start: float = 0.0
     stop: float = 1.0
-    place: Place = "all"
+    blocks: ControlledBlocks = "all"
 
     def __post_init__(self) -> None:
         if not 0 <= self.start <= self.stop <= 1:
             raise RecipeError(
                 f"{self.key}: start {self.start}, stop {self.stop}: must be shares, 0 <= start <= stop <= 1"
             )
-        if self.place not in PLACES:
-            raise RecipeError(f"place = {self.place!r}: must be all or middle{did_you_mean(self.place, PLACES)}")
+        if self.blocks not in PLACES:
+            raise RecipeError(f"place = {self.blocks!r}: must be all or middle{did_you_mean(self.blocks, PLACES)}")
 
-    def weights(self, count: int, mode: Mode) -> Sequence[float]:
+    def weights(self, count: int, mode: ControlMode) -> Sequence[float]:
         """Weight of each of its `count` residuals."""
         weights = [self.weight] * count if isinstance(self.weight, int | float) else list(self.weight)
         if len(weights) != count:
@@ -89,13 +89,13 @@ class Control:
 
 
 class MultiControlNet(nn.Module):
-    """All ControlNets of a model; each reads its own channels of `condition.hint`, in their order.
+    """All ControlNets of a model; each reads its own channels of `condition.control_image`, in their order.
 
     Raises:
-        RecipeError: no control, two of one key, or an unknown mode.
+        RecipeError: No control, two of one key, or an unknown mode.
     """
 
-    def __init__(self, controls: Sequence[Control], mode: Mode = "balanced") -> None:
+    def __init__(self, controls: Sequence[AttachedControlNet], mode: ControlMode = "balanced") -> None:
         super().__init__()
         keys = [control.key for control in controls]
         if not keys or len(set(keys)) < len(keys):
@@ -103,7 +103,7 @@ class MultiControlNet(nn.Module):
         if mode not in MODES:
             raise RecipeError(f"mode = {mode!r}: must be balanced or guess{did_you_mean(mode, MODES)}")
         self.controls = tuple(controls)
-        self.mode: Mode = mode
+        self.mode: ControlMode = mode
         self.networks = nn.ModuleList(control.network for control in controls)
         self._features: Memo[list[Tensor]] | None = None
 
@@ -115,31 +115,31 @@ class MultiControlNet(nn.Module):
             for control in self.controls
         }
 
-    def without(self, null: Condition) -> Condition:
+    def null_condition(self, null: Condition) -> Condition:
         """Null condition of guidance: the same control image, but none in guess mode."""
-        return replace(null, hint=None) if self.mode == "guess" else null
+        return replace(null, control_image=None) if self.mode == "guess" else null
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition, level: NoiseLevel | None = None) -> Condition:
         """The condition that the U-Net is given: residuals in the place of the hint.
 
         Args:
-            x, t: as the U-Net is given them.
-            level: that t stands for; None: every control works, whatever its part of the run.
+            x, t: As the U-Net is given them.
+            level: Noise level that t stands for; None: every ControlNet acts, whatever its part of the run.
 
         Raises:
-            ShapeError: a hint that does not fit.
+            ShapeError: A control image that does not fit.
         """
         shares = [1.0 if level is None else control.share(level, len(x)) for control in self.controls]
-        used = replace(condition, hint=None)
-        if condition.hint is None or not any(isinstance(share, Tensor) or share for share in shares):
+        used = replace(condition, control_image=None)
+        if condition.control_image is None or not any(isinstance(share, Tensor) or share for share in shares):
             return used
         residuals: list[Tensor] | None = None
-        features = self._all_features(condition.hint, x)
+        features = self._all_features(condition.control_image, x)
         for control, share, seen in zip(self.controls, shares, features, strict=True):
             if not isinstance(share, Tensor) and not share:
                 continue
             # one that was trained without the images beside x (of inpainting) is not given them
-            condition = used if control.network.config.concat_channels else replace(used, channels=None)
+            condition = used if control.network.config.concat_channels else replace(used, concat=None)
             added = _weighted(control.network(x, t, condition, seen), control, self.mode, share)
             residuals = added if residuals is None else _sum(residuals, added)
         return used if residuals is None else replace(used, residuals=tuple(residuals))
@@ -160,13 +160,15 @@ class MultiControlNet(nn.Module):
         widths = [control.network.hint_channels for control in self.controls]
         if hint.shape[1] != sum(widths):
             keys = ", ".join(f"{control.key} {width}" for control, width in zip(self.controls, widths, strict=True))
-            raise ShapeError(f"condition.hint {tuple(hint.shape)}: the controls read {sum(widths)} channels ({keys})")
+            raise ShapeError(
+                f"condition.control_image {tuple(hint.shape)}: the controls read {sum(widths)} channels ({keys})"
+            )
 
         def features() -> list[Tensor]:
             parts = zip(self.controls, hint.split(widths, dim=1), strict=True)
-            return [control.network.features(part, x) for control, part in parts]
+            return [control.network.control_features(part, x) for control, part in parts]
 
-        return features() if self._features is None else self._features.of(hint, features)
+        return features() if self._features is None else self._features.get(hint, features)
 
 
 class ControlledUNet(nn.Module):
@@ -189,15 +191,15 @@ def with_controlnets(denoiser: Denoiser, controls: MultiControlNet | None) -> De
     return Denoiser(under, denoiser.process, prediction=denoiser.prediction, learns_variance=learns)
 
 
-def check_compatible(control: Control, network: nn.Module, factor: int | None) -> None:
+def check_compatible(control: AttachedControlNet, network: nn.Module, factor: int | None) -> None:
     """Return True if a control is for this network.
 
     Args:
-        network: that its residuals are added in.
-        factor: how many times larger than x images are; None: not known.
+        network: Network that its residuals are added in.
+        factor: Number of times larger than x images are; None: not known.
 
     Raises:
-        WeightsError: another network than a U-Net, or another U-Net than the control was copied from; what differs is
+        WeightsError: Another network than a U-Net, or another U-Net than the control was copied from; what differs is
             named with both values.
     """
     if not isinstance(network, UNetEncoder):
@@ -208,7 +210,7 @@ def check_compatible(control: Control, network: nn.Module, factor: int | None) -
     theirs, ours = control.network.config, network.config
     differ = [
         f"{words} {_described(theirs, name)}, here {_described(ours, name)}"
-        for name, words in ALIKE.items()
+        for name, words in SHARED_SETTINGS.items()
         if getattr(theirs, name) != getattr(ours, name)
     ]
     if not differ and control.network.stack_widths != network.stack_widths:
@@ -226,7 +228,10 @@ def check_compatible(control: Control, network: nn.Module, factor: int | None) -
 
 
 def replace_controlnets(
-    conditioners: nn.ModuleDict, before: MultiControlNet | None, controls: Sequence[Control], mode: Mode
+    conditioners: nn.ModuleDict,
+    before: MultiControlNet | None,
+    controls: Sequence[AttachedControlNet],
+    mode: ControlMode,
 ) -> MultiControlNet | None:
     """Takes some controls' readers of images from a model's conditioners, and puts those of others there.
 
@@ -234,7 +239,7 @@ def replace_controlnets(
         the others; None where there are none.
 
     Raises:
-        RecipeError: a key that another condition has, or two controls of one key; nothing is changed then.
+        RecipeError: A key that another condition has, or two controls of one key; nothing is changed then.
     """
     old = set() if before is None else {control.key for control in before.controls}
     for control in controls:
@@ -254,9 +259,11 @@ def _described(config: UNetConfig, name: str) -> str:
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _weighted(residuals: Sequence[Tensor], control: Control, mode: Mode, share: float | Tensor) -> list[Tensor]:
+def _weighted(
+    residuals: Sequence[Tensor], control: AttachedControlNet, mode: ControlMode, share: float | Tensor
+) -> list[Tensor]:
     weights = control.weights(len(residuals), mode)
-    chosen = list(zip(residuals, weights, strict=True))[-1 if control.place == "middle" else 0 :]
+    chosen = list(zip(residuals, weights, strict=True))[-1 if control.blocks == "middle" else 0 :]
     if isinstance(share, Tensor):
         return [residual * (weight * share.to(residual)) for residual, weight in chosen]
     return [residual if weight == 1 else residual * weight for residual, weight in chosen]

@@ -16,10 +16,10 @@ class ConcatCondition(nn.Module):
     """An image, unchanged except for its range, as channels beside x; "none" is zeros, mid-grey.
 
     Args:
-        channels: of the image.
-        drop: share of the training samples that see "none" instead, in [0, 1).
-        size: height and width of "none"; (1, 1) stands for any size.
-        key: of the item that holds the image.
+        channels: Number of channels of the image.
+        drop: Share of the training samples that get "none" instead, in [0, 1).
+        size: Height and width of "none"; (1, 1) stands for any size.
+        key: Key of the item that holds the image.
     """
 
     def __init__(
@@ -36,24 +36,24 @@ class ConcatCondition(nn.Module):
         """(B, C, H, W) images, uint8 or already in [-1, 1], or B images of one size.
 
         Raises:
-            ShapeError: another number of channels or axes, or integers other than uint8.
+            ShapeError: Another number of channels or axes, or integers other than uint8.
         """
-        return Condition(channels=_images(raw, self.channels, self.key).to(self.none.device))
+        return Condition(concat=_images(raw, self.channels, self.key).to(self.none.device))
 
     def null(self, batch: int) -> Condition:
         """Zeros."""
-        return Condition(channels=self.none.expand(batch, -1, -1, -1))
+        return Condition(concat=self.none.expand(batch, -1, -1, -1))
 
 
 class ControlImageCondition(nn.Module):
     """The image that a ControlNet reads, in [0, 1] as published ones do; "none" is black.
 
-    Guidance compares with the same hint: it goes away from what the text does not say, not from the image.
+    Both sides of guidance have the same control image, so guidance does not move away from it.
 
     Args:
-        channels: of the image.
-        drop: share of the training samples that see "none" instead, in [0, 1).
-        key: of the item that holds the image.
+        channels: Number of channels of the image.
+        drop: Share of the training samples that get "none" instead, in [0, 1).
+        key: Key of the item that holds the image.
     """
 
     stays = True
@@ -70,20 +70,20 @@ class ControlImageCondition(nn.Module):
         """(B, C, H, W) images, uint8 or already in [-1, 1] as everywhere, or B images of one size.
 
         Raises:
-            ShapeError: another number of channels or axes, or integers other than uint8.
+            ShapeError: Another number of channels or axes, or integers other than uint8.
         """
         images = _images(raw, self.channels, self.key).to(self.none.device)
-        return Condition(hint=(images + 1) / 2)
+        return Condition(control_image=(images + 1) / 2)
 
     def null(self, batch: int) -> Condition:
         """Black, one pixel for images of any size.
 
         Raises:
-            RecipeError: hints were never dropped in training, so the model has no "none".
+            RecipeError: Hints were never dropped in training, so the model has no "none".
         """
         if not self.drop:
             raise RecipeError(f"{self.key}: missing; give an image for this control, or take the control away")
-        return Condition(hint=self.none.expand(batch, -1, -1, -1))
+        return Condition(control_image=self.none.expand(batch, -1, -1, -1))
 
 
 def _images(raw: Tensor | Sequence[Tensor], channels: int, key: str) -> Tensor:

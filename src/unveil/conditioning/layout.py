@@ -27,16 +27,16 @@ class BoxTokens(nn.Module):
     A layout without objects is the first token alone, and that is also what stands for "none".
 
     Args:
-        classes: how many.
-        dim: width of a token, the network's `context_width`.
-        most: objects of a layout at most.
-        drop: share of the training samples that see "none" instead, in [0, 1).
-        names: of the classes, which may then be given instead of numbers.
-        key: of the item that holds the layout, rows (N, 5) of class, centre x, centre y, width and height, the last
+        classes: Number of classes.
+        dim: Width of a token, the network's `context_width`.
+        most: Objects of a layout at most.
+        drop: Share of the training samples that get "none" instead, in [0, 1).
+        names: Names of the classes, which may then be given instead of numbers.
+        key: Key of the item that holds the layout, rows (N, 5) of class, centre x, centre y, width and height, the last
             four in [0, 1].
 
     Raises:
-        RecipeError: settings that do not fit together.
+        RecipeError: Settings that do not fit together.
     """
 
     def __init__(
@@ -61,12 +61,12 @@ class BoxTokens(nn.Module):
         """The tokens (B, 1 + most, dim) and their mask of B layouts.
 
         Args:
-            raw: of each the rows (N, 5), as a tensor, as a list such as [("circle", 0.5, 0.5, 0.2, 0.2)], or as text
-                such as "circle 0.5 0.5 0.2 0.2; square 0.1 0.1 0.2 0.2".
+            raw: Values of each the rows (N, 5), as a tensor, as a list such as [("circle", 0.5, 0.5, 0.2, 0.2)], or as
+                text such as "circle 0.5 0.5 0.2 0.2; square 0.1 0.1 0.2 0.2".
 
         Raises:
-            RecipeError: an unknown class, too many objects, or numbers outside of the image.
-            ShapeError: rows of another length.
+            RecipeError: An unknown class, too many objects, or numbers outside of the image.
+            ShapeError: Rows of another length.
         """
         device = self.first.device
         rows = [self._rows(boxes) for boxes in raw]
@@ -84,7 +84,7 @@ class BoxTokens(nn.Module):
         """The layout without objects, `batch` times.
 
         Raises:
-            RecipeError: there is none, since nothing was dropped in training.
+            RecipeError: There is none, since nothing was dropped in training.
         """
         if not self.drop:
             raise RecipeError(f"{self.key}: trained without dropout, so it has no null layout; set drop, e.g. 0.1")

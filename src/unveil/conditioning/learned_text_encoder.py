@@ -31,13 +31,13 @@ class LearnedTextEncoderConfig:
     """Configuration of the encoder.
 
     Attributes:
-        vocab_size: words that are known at most, the most frequent ones; four of them are taken for begin, end and
+        vocab_size: Maximum number of words, the most frequent ones; four of them are taken for begin, end and
             such.
-        max_length: words of a prompt that are read; the rest is left out with a warning.
+        max_length: Words of a prompt that are read; the rest is left out with a warning.
         hidden_size, depth, heads: Width of a token, number of blocks, number of attention heads.
 
     Raises:
-        RecipeError: numbers that do not fit together.
+        RecipeError: Numbers that do not fit together.
     """
 
     vocab_size: int = 1000
@@ -69,14 +69,14 @@ class LearnedTextEncoder(nn.Module):
     for "none".
 
     Args:
-        config: of the encoder.
-        dim: width of the tokens that the network reads.
-        drop: share of the training samples that see "none" instead, in [0, 1).
-        key: of the item that holds the text.
-        vector_dim: width of a vector of the whole prompt, from its tokens' mean, beside the tokens; None: none.
+        config: Configuration of the encoder.
+        dim: Width of the tokens that the network reads.
+        drop: Share of the training samples that get "none" instead, in [0, 1).
+        key: Key of the item that holds the text.
+        vector_dim: Width of a vector of the whole prompt, from its tokens' mean, beside the tokens; None: none.
 
     Raises:
-        RecipeError: another share.
+        RecipeError: Another share.
 
     Source: a text encoder trained with the network: Rombach et al. 2022, section 4.3.1 (arXiv:2112.10752); its blocks:
         Vaswani et al. 2017 (arXiv:1706.03762); a vector of the whole beside the tokens: Podell et al. 2023, section 2.1
@@ -105,11 +105,11 @@ class LearnedTextEncoder(nn.Module):
         self.vocabulary: Vocabulary | None = None
         self._warned = False
 
-    def learn(self, texts: Iterable[str]) -> None:
-        """Takes the vocabulary of the texts that it is going to be trained with, behind the words that it has.
+    def build_vocabulary(self, texts: Iterable[str]) -> None:
+        """Add the vocabulary of the training texts to the words that it has.
 
         Raises:
-            RecipeError: texts without a word.
+            RecipeError: Texts without a word.
         """
         before = () if self.vocabulary is None else self.vocabulary.tokens
         vocabulary = Vocabulary.build(texts, "terms", limit=self.config.vocab_size, before=before, rarest=RAREST)
@@ -121,11 +121,11 @@ class LearnedTextEncoder(nn.Module):
         """Files that a saved model needs beside the weights, by the end of the file's name."""
         return {} if self.vocabulary is None else {FILE: json.dumps(self.vocabulary.plain(), indent=1) + "\n"}
 
-    def take_files(self, files: dict[str, str]) -> None:
-        """Takes back what `files` gave.
+    def restore_files(self, files: dict[str, str]) -> None:
+        """Restore the contents of `files`.
 
         Raises:
-            WeightsError: not a vocabulary, or one of more words than the table has rows.
+            WeightsError: Not a vocabulary, or one of more words than the table has rows.
         """
         if FILE not in files:
             return
@@ -145,7 +145,7 @@ class LearnedTextEncoder(nn.Module):
         In training only the first such text gives a warning.
 
         Raises:
-            RecipeError: not a list of texts, no vocabulary yet, or a prompt of unknown words alone.
+            RecipeError: Not a list of texts, no vocabulary yet, or a prompt of unknown words alone.
         """
         laid = [self._laid_out(text) for text in texts_of(self.key, raw)]
         device = self.leave.weight.device
@@ -158,11 +158,11 @@ class LearnedTextEncoder(nn.Module):
             vector = self.whole((tokens * counted).sum(1) / counted.sum(1))
         return Condition(vector=vector, tokens=self.leave(tokens), mask=used)
 
-    def knows(self, text: str) -> bool:
-        """Return True if it knows a word of a text, or there is none in it.
+    def has_known_words(self, text: str) -> bool:
+        """Return True if the vocabulary has a word of a text, or the text has no word.
 
         Raises:
-            RecipeError: no vocabulary yet.
+            RecipeError: No vocabulary yet.
         """
         split, unknown = self._split(text)
         return not split or len(unknown) < len(split)
@@ -171,7 +171,7 @@ class LearnedTextEncoder(nn.Module):
         """The prompt without words, `batch` times.
 
         Raises:
-            RecipeError: there is none, since nothing was dropped in training.
+            RecipeError: There is none, since nothing was dropped in training.
         """
         if not self.drop:
             raise RecipeError(f"{self.key}: trained without dropout, so it has no null prompt; set drop, e.g. 0.1")

@@ -1,4 +1,4 @@
-"""Numbers that a network takes as they are, beside the text: the size of an image, the scale of a guidance."""
+"""Scalar conditions besides the text: the size of an image, the scale of distilled guidance."""
 
 from __future__ import annotations
 
@@ -14,43 +14,43 @@ from unveil.types import Condition
 
 
 class ScalarCondition(nn.Module):
-    """Some numbers at the end of a network's vector, the usual ones where none are given.
+    """Some numbers at the end of a network's vector, by default those that it was trained with most.
 
     Guidance compares two conditions with the same numbers: they have no "none".
 
     Args:
-        usual: the numbers where none are given.
-        before: width of what stands before them in the vector, which is left zero for other conditions to fill.
-        key: of the item that holds them.
+        defaults: Numbers that are used if none are given.
+        offset: Number of values before them in the vector, which is left zero for other conditions to fill.
+        key: Key of the item that holds them.
     """
 
     drop = 0.0
     stays = True
 
-    def __init__(self, usual: Sequence[float], before: int, *, key: str) -> None:
+    def __init__(self, defaults: Sequence[float], offset: int, *, key: str) -> None:
         super().__init__()
-        self.before, self.key = before, key
-        self.usual: Tensor
-        self.register_buffer("usual", torch.tensor([float(value) for value in usual]), persistent=False)
+        self.offset, self.key = offset, key
+        self.defaults: Tensor
+        self.register_buffer("defaults", torch.tensor([float(value) for value in defaults]), persistent=False)
 
     def encode(self, raw: Tensor | Sequence[Any]) -> Condition:
         """The numbers of B samples, each a number, a list of them, or text; (B, before + numbers) with zeros before.
 
         Raises:
-            RecipeError: another number of numbers, or something else.
+            RecipeError: Another number of numbers, or something else.
         """
-        rows = torch.tensor([self.numbers(value) for value in raw], device=self.usual.device)
-        return Condition(vector=torch.cat([rows.new_zeros(len(rows), self.before), rows], dim=1))
+        rows = torch.tensor([self.numbers(value) for value in raw], device=self.defaults.device)
+        return Condition(vector=torch.cat([rows.new_zeros(len(rows), self.offset), rows], dim=1))
 
     def null(self, batch: int) -> Condition:
         """The usual ones, `batch` times."""
-        return self.encode([self.usual.tolist()] * batch)
+        return self.encode([self.defaults.tolist()] * batch)
 
     def numbers(self, value: Any) -> list[float]:
         """The numbers of one sample.
 
         Raises:
-            RecipeError: see `encode`.
+            RecipeError: See `encode`.
         """
         several: list[Any] = list(value) if isinstance(value, Sequence | Tensor) else [value]
         if isinstance(value, str):
@@ -59,13 +59,13 @@ class ScalarCondition(nn.Module):
             numbers = [float(number) for number in several]
         except (TypeError, ValueError):
             numbers = []
-        if len(numbers) != len(self.usual):
-            raise RecipeError(f"{self.key} = {value!r}: give {self.wanted()}")
+        if len(numbers) != len(self.defaults):
+            raise RecipeError(f"{self.key} = {value!r}: give {self.expected_value()}")
         return numbers
 
-    def wanted(self) -> str:
+    def expected_value(self) -> str:
         """Description of the values that may be given, for a message."""
-        return "a number" if len(self.usual) == 1 else f"{len(self.usual)} numbers"
+        return "a number" if len(self.defaults) == 1 else f"{len(self.defaults)} numbers"
 
 
 class SizeCondition(ScalarCondition):
@@ -76,30 +76,30 @@ class SizeCondition(ScalarCondition):
     "1024x768", or with left and top of the cut "1024x768+128+0".
 
     Args:
-        shape: of the images, (C, H, W): what is usual is an original of that size, not cut.
-        before: see `Numbers`.
-        key: see `Numbers`.
+        shape: Shape of the images, (C, H, W): what is usual is an original of that size, not cut.
+        offset: As in `ScalarCondition`.
+        key: As in `ScalarCondition`.
 
     Source: Podell et al. 2023, section 2.2 (arXiv:2307.01952).
     """
 
-    def __init__(self, shape: Sequence[int], before: int, *, key: str = "size") -> None:
+    def __init__(self, shape: Sequence[int], offset: int, *, key: str = "size") -> None:
         height, width = shape[-2:]
-        super().__init__((height, width, 0, 0, height, width), before, key=key)
+        super().__init__((height, width, 0, 0, height, width), offset, key=key)
 
     def resized(self, shape: Sequence[int]) -> SizeCondition:
         """The same for images of another shape."""
-        return SizeCondition(shape, self.before, key=self.key).to(self.usual.device)
+        return SizeCondition(shape, self.offset, key=self.key).to(self.defaults.device)
 
     def numbers(self, value: Any) -> list[float]:
-        """See `Numbers`; two or four are completed."""
+        """See `ScalarCondition`; two or four are completed."""
         several = re.findall(r"\d+", value) if isinstance(value, str) else value
         if isinstance(value, str) and len(several) in (2, 4):  # width before height, left before top
             several = [several[place ^ 1] for place in range(len(several))]
         if isinstance(several, Sequence | Tensor) and len(several) in (2, 4):
-            several = [*several, *self.usual.tolist()[len(several) :]]
+            several = [*several, *self.defaults.tolist()[len(several) :]]
         return super().numbers(several)
 
-    def wanted(self) -> str:
+    def expected_value(self) -> str:
         """Description of the values that may be given, for a message."""
         return "WIDTHxHEIGHT of the original, WIDTHxHEIGHT+LEFT+TOP of its part, or six numbers"

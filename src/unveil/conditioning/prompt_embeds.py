@@ -15,7 +15,7 @@ from unveil.errors import RecipeError, did_you_mean
 from unveil.io.optional_deps import import_extra
 from unveil.types import Condition
 
-# What a network sees behind a prompt's end: the encoder's vectors, zeros, or nothing by a mask
+# Tokens after a prompt's end: the encoder's vectors, zeros, or none by a mask
 Padding = Literal["text", "zeros", "hidden"]
 
 
@@ -23,11 +23,11 @@ class LongPromptEncoder(nn.Module):
     """Prompts as tokens of one length.
 
     Args:
-        text: the encoder, which gives tokens.
-        padding: what stands behind a prompt's end.
-        precision: of the encoder's products. What it says is float32.
-        cleaned: what becomes of a prompt before it is read; None: nothing.
-        key: of the item that holds the text.
+        text: The encoder, which gives tokens.
+        padding: Tokens after the end of a prompt.
+        precision: Precision of the encoder's products. Its output is float32.
+        cleaned: Function that cleans a prompt before it is read; None: prompts are read unchanged.
+        key: Key of the item that holds the text.
     """
 
     drop = 0.1  # published models were trained with dropped prompts, each at its own rate
@@ -49,11 +49,11 @@ class LongPromptEncoder(nn.Module):
         """The tokens (B, L, D) of B prompts, with a mask (B, L) where padding is hidden.
 
         Raises:
-            RecipeError: not a list of texts.
+            RecipeError: Not a list of texts.
         """
         texts = texts_of(self.key, raw)
         once = list(dict.fromkeys(texts))
-        rows = self.text.rows([self.cleaned(text) if self.cleaned else text for text in once])
+        rows = self.text.tokenize([self.cleaned(text) if self.cleaned else text for text in once])
         device = next(self.text.parameters()).device
         with torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):
             tokens = self.text.condition(rows).tokens
@@ -74,12 +74,12 @@ class PrecomputedPrompts(nn.Module):
 
     Args:
         prompts: N of them; the empty one stands for "none".
-        condition: of N rows.
-        where: they were read from, for messages.
-        key: of the item that holds the text.
+        condition: Condition of N rows.
+        where: Origin of the prompts, for messages.
+        key: Key of the item that holds the text.
 
     Raises:
-        RecipeError: another number of rows.
+        RecipeError: Another number of rows.
     """
 
     drop = 0.1
@@ -98,7 +98,7 @@ class PrecomputedPrompts(nn.Module):
         """The condition of B prompts.
 
         Raises:
-            RecipeError: a prompt that was not written down; names the nearest.
+            RecipeError: A prompt that was not written down; names the nearest.
         """
         texts = texts_of(self.key, raw)
         for text in texts:

@@ -44,10 +44,10 @@ class TokenizedPrompt:
     """A prompt in rows.
 
     Attributes:
-        numbers: tokens, `rows` lists of `length`.
-        weights: of the same, 1 for what is not a text.
-        used: the same, False for padding.
-        left_out: text that did not fit, as its tokens read; its number of tokens is `lost`.
+        numbers: Tokens, `rows` lists of `length`.
+        weights: Weights of the same, 1 for what is not a text.
+        used: The same, False for padding.
+        left_out: Text that did not fit, as its tokens read; its number of tokens is `lost`.
     """
 
     numbers: list[list[int]]
@@ -112,7 +112,7 @@ def texts_of(key: str, raw: Sequence[object]) -> list[str]:
     """Values of a key, as texts.
 
     Raises:
-        RecipeError: not a list of texts.
+        RecipeError: Not a list of texts.
     """
     each = raw if isinstance(raw, list | tuple) else [None]
     wrong = raw if each is not raw else next((item for item in each if not isinstance(item, str)), "")

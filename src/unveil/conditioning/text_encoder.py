@@ -23,12 +23,12 @@ from unveil.conditioning.prompt_weighting import (
 from unveil.errors import PromptTooLong, RecipeError, WeightsError, did_you_mean
 from unveil.io.optional_deps import import_extra
 from unveil.nn.lora import fingerprint
-from unveil.nn.text_encoders import WHO, T5EncoderConfig, TextEncoderOutput, Tower
+from unveil.nn.text_encoders import TRANSFORMERS_USER, T5EncoderConfig, TextEncoderNetwork, TextEncoderOutput
 from unveil.nn.tokenizer import TokenLayout
 from unveil.types import Condition
 
-Gives = Literal["tokens", "vector", "both"]
-Emphasis = Literal["none", "brackets"]
+EncoderOutput = Literal["tokens", "vector", "both"]
+PromptWeighting = Literal["none", "brackets"]
 NO_MEAN = 1e-4  # of a prompt's root mean square: a mean below it is rounding, and nothing is scaled to it
 
 
@@ -36,16 +36,16 @@ class FileTokenizer:
     """A tokenizer as a `tokenizer.json` describes it; its special tokens are left to the frame.
 
     Args:
-        content: of the file.
-        where: it came from, for messages.
+        content: Content of the file.
+        where: Origin of the file, for messages.
 
     Raises:
-        RecipeError: the tokenizers library is not installed.
-        WeightsError: not such a file.
+        RecipeError: The tokenizers library is not installed.
+        WeightsError: Not such a file.
     """
 
     def __init__(self, content: str, where: str = "tokenizer.json") -> None:
-        library = import_extra("tokenizers", WHO)
+        library = import_extra("tokenizers", TRANSFORMERS_USER)
         self.content = content
         try:
             self._library: Any = library.Tokenizer.from_str(content)
@@ -85,14 +85,15 @@ class TextEncoder(nn.Module):
     """Prompts, by a text encoder whose weights are not trained.
 
     Args:
-        tower: the encoder.
-        tokenizer: of its vocabulary; None: given later, from the folder that the model is loaded from.
-        drop: share of the training samples that see `nothing` instead, in [0, 1).
-        key: of the item that holds the text.
-        gives: a vector per token, one for the whole prompt, or both.
-        emphasis: whether brackets give weights to words, see `prompt.spans`, or are text.
-        chunks: rows that a prompt is laid out in; further ones hold longer prompts, and every prompt has them.
-        nothing: the prompt that stands for "none".
+        tower: The encoder.
+        tokenizer: Tokenizer of its vocabulary; None: given later, from the folder that the model is loaded from.
+        drop: Share of the training samples that get `uncond` instead, in [0, 1).
+        key: Key of the item that holds the text.
+        output: A vector per token, one for the whole prompt, or both.
+        prompt_weighting: Rule by which brackets give weights to words, see `prompt_weighting.parse_weights`; none: they
+            are text.
+        num_chunks: Rows that a prompt is laid out in; further ones hold longer prompts, and every prompt has them.
+        uncond: Prompt that stands for "none".
 
     Weights: the vectors of a token are multiplied by its weight, and all of the prompt's then by one number, so that
     their mean is what it was without weights; where it was zero except for rounding they stay. The rule is that of the
@@ -103,30 +104,34 @@ class TextEncoder(nn.Module):
 
     def __init__(
         self,
-        tower: Tower,
+        tower: TextEncoderNetwork,
         tokenizer: Tokenizer | None,
         drop: float = 0.0,
         *,
         key: str = "prompt",
-        gives: Gives = "tokens",
-        emphasis: Emphasis = "none",
-        chunks: int = 1,
-        nothing: str = "",
+        output: EncoderOutput = "tokens",
+        prompt_weighting: PromptWeighting = "none",
+        num_chunks: int = 1,
+        uncond: str = "",
     ) -> None:
         super().__init__()
         if not 0 <= drop < 1:
             raise RecipeError(f"drop = {drop}: must lie in [0, 1)")
-        for name, value, allowed in (("gives", gives, get_args(Gives)), ("emphasis", emphasis, get_args(Emphasis))):
+        choices = (
+            ("output", output, get_args(EncoderOutput)),
+            ("prompt_weighting", prompt_weighting, get_args(PromptWeighting)),
+        )
+        for name, value, allowed in choices:
             if value not in allowed:
                 raise RecipeError(
                     f"{name} = {value!r}: must be one of {', '.join(allowed)}{did_you_mean(value, allowed)}"
                 )
-        if isinstance(tower.config, T5EncoderConfig) and gives != "tokens":
-            raise RecipeError(f"gives = {gives!r}: T5 has no vector for a whole prompt; set gives: tokens")
+        if isinstance(tower.config, T5EncoderConfig) and output != "tokens":
+            raise RecipeError(f"output = {output!r}: T5 has no vector for a whole prompt; set output: tokens")
         self.tower = tower.eval().requires_grad_(False)
         self.tokenizer, self.drop, self.key = tokenizer, drop, key
-        self.gives, self.emphasis, self.nothing = gives, emphasis, nothing
-        self.frame: TokenLayout = tower.config.frame(chunks)
+        self.output, self.prompt_weighting, self.uncond = output, prompt_weighting, uncond
+        self.frame: TokenLayout = tower.config.frame(num_chunks)
         self._captions = self._warned = False
         self._cache = PromptCache(0)
         self._state: Hashable = None  # of the encoder when they were made
@@ -142,13 +147,13 @@ class TextEncoder(nn.Module):
         self._captions = mode
         return self
 
-    def keep(self, megabytes: int) -> TextEncoder:
-        """Keeps what prompts were encoded to, the last used, in so much memory; 0: nothing, which is so at first.
+    def set_cache_size(self, megabytes: int) -> TextEncoder:
+        """Cache the conditions of the last used prompts in this much memory; 0, the default: no cache.
 
         Each prompt is then encoded by itself, so that nothing depends on which others are in a batch.
 
         Raises:
-            RecipeError: less than nothing.
+            RecipeError: Less than nothing.
         """
         if megabytes < 0:
             raise RecipeError(f"cache = {megabytes}: megabytes, at least 0")
@@ -159,11 +164,11 @@ class TextEncoder(nn.Module):
         """Files that a saved model needs beside the weights, by the end of the file's name."""
         return {"tokenizer.json": self.tokenizer.content} if isinstance(self.tokenizer, FileTokenizer) else {}
 
-    def take_files(self, files: dict[str, str]) -> None:
-        """Takes back what `files` gave.
+    def restore_files(self, files: dict[str, str]) -> None:
+        """Restore the contents of `files`.
 
         Raises:
-            WeightsError: not a tokenizer.
+            WeightsError: Not a tokenizer.
         """
         if "tokenizer.json" in files:
             self.tokenizer = FileTokenizer(files["tokenizer.json"])
@@ -172,16 +177,16 @@ class TextEncoder(nn.Module):
         """A line for each prompt that is too long: how many tokens are left out, and which words.
 
         Raises:
-            RecipeError: not a list of texts, or no tokenizer.
+            RecipeError: Not a list of texts, or no tokenizer.
         """
         layouts = {text: self._laid_out(text) for text in texts_of(self.key, prompts)}
         return [self._line(text, laid) for text, laid in layouts.items() if laid.lost]
 
-    def rows(self, prompts: Sequence[str]) -> TokenBatch:
+    def tokenize(self, prompts: Sequence[str]) -> TokenBatch:
         """The tokens of B prompts; warns of what does not fit (`PromptTooLong`).
 
         Raises:
-            RecipeError: not a list of texts, or no tokenizer.
+            RecipeError: Not a list of texts, or no tokenizer.
         """
         texts = texts_of(self.key, prompts)
         laid = self._tell(texts)
@@ -191,10 +196,10 @@ class TextEncoder(nn.Module):
         return TokenBatch(numbers, weights, used)
 
     def encode(self, raw: Sequence[str]) -> Condition:
-        """The tokens (B, chunks L, D) of B prompts, with a mask for T5, and the vector (B, P), as `gives` says.
+        """The tokens (B, chunks L, D) of B prompts, with a mask for T5, and the vector (B, P), as `output` states.
 
         Raises:
-            RecipeError: not a list of texts, or no tokenizer.
+            RecipeError: Not a list of texts, or no tokenizer.
         """
         texts = texts_of(self.key, raw)
         once = list(dict.fromkeys(texts))
@@ -206,15 +211,15 @@ class TextEncoder(nn.Module):
                 self._tell([key[0] for key in keys if key in self._cache])
             condition = _together([self._cache.get(key, self._alone) for key in keys])
         else:
-            condition = self.condition(self.rows(once))
+            condition = self.condition(self.tokenize(once))
         if len(once) == len(texts):
             return condition
         places = torch.tensor([once.index(text) for text in texts])
         return condition.map(lambda tensor: tensor[places.to(tensor.device)])
 
     def null(self, batch: int) -> Condition:
-        """The condition of `nothing`, `batch` times."""
-        return self.encode([self.nothing]).map(lambda tensor: tensor.expand(batch, *tensor.shape[1:]))
+        """The condition of `uncond`, `batch` times."""
+        return self.encode([self.uncond]).map(lambda tensor: tensor.expand(batch, *tensor.shape[1:]))
 
     def condition(self, rows: TokenBatch) -> Condition:
         """The condition of prompts that are tokens already."""
@@ -227,8 +232,8 @@ class TextEncoder(nn.Module):
         vector = None if pooled is None else pooled.reshape(len(numbers), -1, pooled.shape[-1])[:, 0]
         masked = isinstance(self.tower.config, T5EncoderConfig) and self.tower.config.attend == "tokens"
         return Condition(
-            vector=vector if self.gives != "tokens" else None,
-            tokens=tokens if self.gives != "vector" else None,
+            vector=vector if self.output != "tokens" else None,
+            tokens=tokens if self.output != "vector" else None,
             mask=used.flatten(1) if masked else None,
         )
 
@@ -242,7 +247,7 @@ class TextEncoder(nn.Module):
     def _alone(self, key: tuple[str, ...]) -> Condition:
         """The condition of one prompt, the first of a key."""
         with torch.no_grad():
-            return self.condition(self.rows([key[0]]))
+            return self.condition(self.tokenize([key[0]]))
 
     def _tell(self, texts: Sequence[str]) -> list[TokenizedPrompt]:
         """Texts laid out, after a warning of each that does not fit."""
@@ -256,7 +261,7 @@ class TextEncoder(nn.Module):
     def _laid_out(self, text: str) -> TokenizedPrompt:
         if self.tokenizer is None:
             raise RecipeError(f"{self.key}: this encoder has no tokenizer yet; load the model from its folder")
-        pieces = parse_weights(text) if self.emphasis == "brackets" else [PromptChunk(text)]
+        pieces = parse_weights(text) if self.prompt_weighting == "brackets" else [PromptChunk(text)]
         return chunk_prompt(pieces, self.tokenizer, self.frame)
 
     def _line(self, text: str, laid: TokenizedPrompt) -> str:
@@ -271,7 +276,7 @@ class PromptCache:
     """The most recently used conditions, as many as fit, by a text and whatever else they depend on.
 
     Args:
-        room: bytes.
+        room: Bytes.
     """
 
     def __init__(self, room: int) -> None:
@@ -330,20 +335,21 @@ def apply_token_weights(tokens: Tensor, weights: Tensor) -> Tensor:
     return torch.where(plain, tokens, weighted * factor.to(tokens.dtype))
 
 
-# What each encoder says, in their order -> what the network is given
-Together = Callable[[Sequence[Condition]], Condition]
+# Conditions of the encoders, in their order -> the condition of the network
+CombineEncoders = Callable[[Sequence[Condition]], Condition]
 
 
 class MultiTextEncoder(nn.Module):
     """Prompts, by several encoders that are not trained.
 
     Args:
-        texts: the encoders.
-        together: what becomes of what they say.
-        beside: numbers at the end of the vector that are left zero, for `micro_conditioning.ScalarCondition` to fill.
-        zeros: "none" is zeros in place of the encoding of the empty prompt.
-        precisions: of each encoder's products, None: float32. What they say is float32.
-        key: of the item that holds the text.
+        texts: The encoders.
+        combine: Function that combines their outputs.
+        extra_dims: Numbers at the end of the vector that are left zero, for `micro_conditioning.ScalarCondition` to
+            fill.
+        zero_uncond: "none" is zeros in place of the encoding of the empty prompt.
+        precisions: Precisions of each encoder's products, None: float32. Their outputs are float32.
+        key: Key of the item that holds the text.
     """
 
     drop = 0.1  # published models were trained with dropped prompts, each at its own rate
@@ -351,42 +357,42 @@ class MultiTextEncoder(nn.Module):
     def __init__(
         self,
         texts: Sequence[TextEncoder],
-        together: Together,
+        combine: CombineEncoders,
         *,
-        beside: int = 0,
-        zeros: bool = False,
+        extra_dims: int = 0,
+        zero_uncond: bool = False,
         precisions: Sequence[torch.dtype] | None = None,
         key: str = "prompt",
     ) -> None:
         super().__init__()
         self.texts = nn.ModuleList(texts)
         self.precisions = list(precisions or [torch.float32] * len(texts))
-        self.together, self.beside, self.zeros, self.key = together, beside, zeros, key
+        self.combine, self.extra_dims, self.zero_uncond, self.key = combine, extra_dims, zero_uncond, key
         self._nothing: tuple[Hashable, Condition] | None = None  # and of which encoders it is
 
     @torch.no_grad()
     def encode(self, raw: Sequence[str]) -> Condition:
-        """Tokens (B, L, D) and the vector (B, P + beside) of B prompts.
+        """Tokens (B, L, D) and the vector (B, P + extra_dims) of B prompts.
 
         Raises:
-            RecipeError: not a list of texts.
+            RecipeError: Not a list of texts.
         """
         device = next(self.parameters()).device.type
         each: list[Condition] = []
         for text, precision in zip(cast(Sequence[TextEncoder], self.texts), self.precisions, strict=True):
             with torch.autocast(device, precision, enabled=precision != torch.float32):
                 each.append(text.encode(raw).map(lambda tensor: tensor.float()))
-        joined = self.together(each)
+        joined = self.combine(each)
         if joined.vector is None:
             raise RecipeError(f"{self.key}: no encoder gives a vector for the whole prompt, which this network takes")
-        return Condition(vector=functional.pad(joined.vector, (0, self.beside)), tokens=joined.tokens)
+        return Condition(vector=functional.pad(joined.vector, (0, self.extra_dims)), tokens=joined.tokens)
 
     def null(self, batch: int) -> Condition:
         """The condition of no prompt, `batch` times."""
         state = fingerprint(self), tuple(self.precisions)
         if self._nothing is None or self._nothing[0] != state:
             empty = self.encode([""])
-            self._nothing = state, empty.map(torch.zeros_like) if self.zeros else empty
+            self._nothing = state, empty.map(torch.zeros_like) if self.zero_uncond else empty
         return self._nothing[1].map(lambda tensor: tensor.expand(batch, *tensor.shape[1:]))
 
 
@@ -399,15 +405,15 @@ def sdxl_concat(conditions: Sequence[Condition]) -> Condition:
     return Condition(vector=conditions[-1].vector, tokens=tokens)
 
 
-def sd3_concat(width: int, length: int) -> Together:
+def sd3_concat(width: int, length: int) -> CombineEncoders:
     """Stable Diffusion 3's rule: tokens of the first two next to each other, filled up with zeros, then the third's.
 
     Where there are but two encoders, the third one's tokens are zeros. The vectors of the first two stand next to
     each other.
 
     Args:
-        width: of the network's tokens.
-        length: tokens of the third encoder.
+        width: Width of the network's tokens.
+        length: Tokens of the third encoder.
 
     Source: Esser et al. 2024, appendix B.3 (arXiv:2403.03206).
     """

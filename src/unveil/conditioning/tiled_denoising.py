@@ -16,7 +16,7 @@ from unveil.core.rng import key
 from unveil.errors import RecipeError, ShapeError
 from unveil.types import Condition, NoiseLevel
 
-TOGETHER = 128  # pixels a side of what small tiles are put together to, for one call of the network
+MAX_SHARED_SIDE = 128  # pixels a side of what small tiles are put together to, for one call of the network
 OVERLAP = 0.25  # of a tile's side, with its neighbour, by default
 
 
@@ -28,7 +28,7 @@ class Tile(NamedTuple):
     height: int
     width: int
 
-    def of(self, x: Tensor) -> Tensor:
+    def crop(self, x: Tensor) -> Tensor:
         """The part of x (..., H, W)."""
         return x[..., self.top : self.top + self.height, self.left : self.left + self.width]
 
@@ -36,7 +36,7 @@ class Tile(NamedTuple):
         """The same part of an image of rows x columns that shows the same as one of size `whole`.
 
         Raises:
-            ShapeError: its edges lie between pixels there.
+            ShapeError: Its edges lie between pixels there.
         """
         edges: list[int] = []
         for place, size, side in zip(self, (rows, columns) * 2, whole * 2, strict=True):
@@ -50,13 +50,13 @@ def tiles(size: tuple[int, int], tile: tuple[int, int], *, overlap: float = OVER
     """Tiles that cover an image, each overlapping the next by at least this share of its side.
 
     Args:
-        size: height and width of the image.
-        tile: of a tile; where the image is smaller, its side.
-        overlap: in [0, 1).
-        unit: places are multiples of it, and so must the sizes be.
+        size: Height and width of the image.
+        tile: Size of a tile; where the image is smaller, its side.
+        overlap: Overlap in [0, 1).
+        unit: Places are multiples of it, and so must the sizes be.
 
     Raises:
-        RecipeError: an overlap outside [0, 1), or a size that is not a multiple of the unit.
+        RecipeError: An overlap outside [0, 1), or a size that is not a multiple of the unit.
     """
     if not 0 <= overlap < 1:
         raise RecipeError(f"overlap = {overlap}: must lie in [0, 1), such as {OVERLAP}")
@@ -79,53 +79,55 @@ def multidiffusion(steps: Sequence[DenoiseFn], places: Sequence[Tile]) -> Denois
             return steps[0](x, level)
         total, weights = torch.zeros_like(x), x.new_zeros(x.shape[-2:])
         for step, place in zip(steps, places, strict=True):
-            _add(total, weights, place, step(place.of(x).contiguous(), level).x0)
+            _add(total, weights, place, step(place.crop(x).contiguous(), level).x0)
         return Estimate.of_x0(total.div_(weights), x, level)
 
     return joined
 
 
 def crop_condition(condition: Condition | None, place: Tile, whole: tuple[int, int]) -> Condition | None:
-    """The condition of a tile: its images are cut to what lies there, all else is the same.
+    """The condition of a tile: its images are cropped to the tile, the rest is unchanged.
 
     Args:
-        whole: height and width of the x that the condition is for.
+        whole: Height and width of the x that the condition is for.
 
     Raises:
-        ShapeError: the tile's edges lie between an image's pixels.
+        ShapeError: The tile's edges lie between an image's pixels.
     """
     if condition is None:
         return None
-    channels, hint = (_part(images, place, whole) for images in (condition.channels, condition.hint))
-    return replace(condition, channels=channels, hint=hint)
+    concat, control_image = (_part(images, place, whole) for images in (condition.concat, condition.control_image))
+    return replace(condition, concat=concat, control_image=control_image)
 
 
-def for_tiles(
+def denoise_in_tiles(
     guided: Callable[[Condition | None, Condition | None], DenoiseFn],
     condition: Condition | None,
     null: Condition | None,
     places: Sequence[Tile],
     whole: tuple[int, int],
 ) -> DenoiseFn:
-    """`tiled` of a model's step, with its condition cut for every tile.
+    """`multidiffusion` of a model's denoiser, with its condition cropped for every tile.
 
     Where the condition is the same for all tiles, several share a call of the network: as many as have about the
-    pixels that one image of `TOGETHER` a side has.
+    pixels that one image of `MAX_SHARED_SIDE` a side has.
     """
-    images = [item for item in (condition, null) if item is not None and (item.channels, item.hint) != (None, None)]
+    images = [
+        item for item in (condition, null) if item is not None and (item.concat, item.control_image) != (None, None)
+    ]
     if len(places) == 1 or images:
         return multidiffusion(
             [guided(crop_condition(condition, tile, whole), crop_condition(null, tile, whole)) for tile in places],
             places,
         )
-    count = max(1, TOGETHER**2 // (places[0].height * places[0].width))
+    count = max(1, MAX_SHARED_SIDE**2 // (places[0].height * places[0].width))
     groups = [places[first : first + count] for first in range(0, len(places), count)]
     shared = {size: _sharing(guided, condition, null, size) for size in {len(group) for group in groups}}
 
     def step(x: Tensor, level: NoiseLevel) -> Estimate:
         total, weights = torch.zeros_like(x), x.new_zeros(x.shape[-2:])
         for group in groups:
-            parts = torch.cat([tile.of(x) for tile in group])
+            parts = torch.cat([tile.crop(x) for tile in group])
             parts_x0 = shared[len(group)](parts, repeated(level, len(group), len(x))).x0
             for tile, x0 in zip(group, parts_x0.split(len(x)), strict=True):
                 _add(total, weights, tile, x0)
@@ -145,13 +147,13 @@ def _sharing(
 
 
 def tile_starts(whole: int, side: int, stride: int, unit: int = 1) -> list[int]:
-    """Where parts begin that cover an axis: at most `stride` apart, evenly, the last one ending at the end.
+    """Return the starts of parts that cover an axis evenly, at most `stride` apart; the last part ends at the end.
 
     Args:
-        whole: length of the axis.
-        side: of a part; whole - side is a multiple of the unit.
-        stride: at least the unit, and a multiple of it.
-        unit: places are multiples of it.
+        whole: Length of the axis.
+        side: Side of a part; whole - side is a multiple of the unit.
+        stride: Stride, at least the unit, and a multiple of it.
+        unit: Places are multiples of it.
     """
     gaps = -(-(whole - side) // stride)
     return [round(k * (whole - side) / (gaps * unit)) * unit for k in range(gaps + 1)] if gaps > 0 else [0]
@@ -166,14 +168,14 @@ def _part(images: Tensor | None, place: Tile, whole: tuple[int, int]) -> Tensor 
     if images is None or images.shape[-2:] == (1, 1):
         return images
     rows, columns = images.shape[-2:]
-    return place.scaled(rows, columns, whole).of(images).contiguous()
+    return place.scaled(rows, columns, whole).crop(images).contiguous()
 
 
 def _add(total: Tensor, weights: Tensor, place: Tile, x0: Tensor) -> None:
     """Adds a tile's x0 to the sum of all, and its weights to theirs."""
     weight = _weight(place, total)
-    place.of(total).add_(weight * x0)
-    place.of(weights).add_(weight)
+    place.crop(total).add_(weight * x0)
+    place.crop(weights).add_(weight)
 
 
 def _weight(place: Tile, x: Tensor) -> Tensor:

@@ -182,13 +182,13 @@ class Denoiser(nn.Module):
     def timestep(self, level: NoiseLevel, x: Tensor) -> Tensor:
         """The time input of the network, float32: the index of the level, (B,), the noisiest one where parts differ.
 
-        A network with `tells_parts` gets each part's own index, broadcastable to x.
+        A network with `takes_token_levels` gets each part's own index, broadcastable to x.
         """
         source = self.prediction if isinstance(self.prediction, Preconditioning) else self.process
         index = source.timestep(level)
         if not isinstance(index, Tensor):
             return torch.full((len(x),), float(index), dtype=torch.float32, device=x.device)
-        if index.ndim > 1 and getattr(self.network, "tells_parts", False):
+        if index.ndim > 1 and getattr(self.network, "takes_token_levels", False):
             return index.to(torch.float32).to(x.device)
         index = index.flatten(1).amax(1) if index.ndim > 1 else index
         return index.to(torch.float32).to(x.device).expand(len(x))

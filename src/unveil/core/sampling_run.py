@@ -1,4 +1,4 @@
-"""One batch before it is run: everything that a task may change of it."""
+"""Sampling run of one batch: the schedule, sampler, denoiser and noise, which a task may change before it runs."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from unveil.core.samplers.loop import CoefficientTable, Plan, SamplingProgress, 
 from unveil.core.schedule import Schedule
 from unveil.types import Condition, NoiseLevel
 
-# condition and null, each (B, ...) or None -> the guided, clipped step
-Guided = Callable[[Condition | None, Condition | None], DenoiseFn]
+# condition and null condition, each (B, ...) or None -> the denoiser with guidance and thresholding
+GuidedDenoiserFactory = Callable[[Condition | None, Condition | None], DenoiseFn]
 Precompute = Callable[[list[NoiseLevel]], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
 class SamplingRun:
-    """Everything that is prepared for sampling one batch; whoever changes it before the run makes another task of it.
+    """Prepared sampling run of one batch. Tasks replace some of its fields before it runs.
 
     Attributes:
-        grid: from noise to data.
-        planned: the sampler: a grid to its plan.
-        guided: the model's step for a condition.
-        condition, null: of the batch.
-        streams: the random numbers of its samples.
-        shape: of one sample as the network sees it, latents where the model has a codec.
-        noise: noise(step, draw=0); that of step START is what the run begins with.
-        precompute: lets the network work out beforehand what depends on the levels alone.
-        conditioners: what makes conditions, by key, at the size of this batch.
-        plain: the model's step for a condition, without guidance.
-        step, plan, x: given, they are used in place of what follows from the others.
-        onto: given, the run is of what is added to it, and begins at x.
+        schedule: Noise levels from noise to data.
+        make_plan: The sampler: makes the plan for a schedule.
+        make_guided_denoiser: Makes the model's denoiser for a condition and a null condition.
+        condition, null: Condition and null condition of the batch.
+        streams: Random numbers of its samples.
+        shape: Shape of one sample of the network, of latents if the model has an autoencoder.
+        noise: noise(step, draw=0); the run begins with the noise of step START.
+        precompute: Lets the network compute before the run what depends only on the noise levels.
+        conditioners: Conditioners by key, at the size of this batch.
+        make_denoiser: Makes the model's denoiser for a condition, without guidance.
+        denoiser, plan, x: Denoiser, plan and first state; None: they follow from the other fields.
+        base: Tensor that is added to the result, so that the run integrates only the residual and begins at x; or None.
     """
 
-    grid: Schedule
-    planned: Callable[[Schedule], Plan]
-    guided: Guided
+    schedule: Schedule
+    make_plan: Callable[[Schedule], Plan]
+    make_guided_denoiser: GuidedDenoiserFactory
     condition: Condition | None
     null: Condition | None
     streams: SampleRNG
@@ -49,43 +49,43 @@ class SamplingRun:
     noise: Noise
     precompute: Precompute
     conditioners: Mapping[str, Any]
-    plain: Callable[[Condition | None], DenoiseFn]
-    step: DenoiseFn | None = None
+    make_denoiser: Callable[[Condition | None], DenoiseFn]
+    denoiser: DenoiseFn | None = None
     plan: Plan | None = None
     x: Tensor | None = None
-    onto: Tensor | None = None
+    base: Tensor | None = None
 
     def __len__(self) -> int:
         """The number of samples."""
         return len(self.streams.samples)
 
-    def estimating(self) -> DenoiseFn:
-        """The step that the run takes."""
-        return self.guided(self.condition, self.null) if self.step is None else self.step
+    def active_denoiser(self) -> DenoiseFn:
+        """Return the denoiser of the run."""
+        return self.make_guided_denoiser(self.condition, self.null) if self.denoiser is None else self.denoiser
 
     def start(self) -> Tensor:
-        """The x that the run begins at."""
-        return self.grid.start(self.noise(START)) if self.x is None else self.x
+        """Return the state at which the run begins."""
+        return self.schedule.start(self.noise(START)) if self.x is None else self.x
 
-    def around(self, wrap: Callable[[DenoiseFn], DenoiseFn]) -> SamplingRun:
-        """The same with its step wrapped."""
-        return replace(self, step=wrap(self.estimating()))
+    def wrap_denoiser(self, wrap: Callable[[DenoiseFn], DenoiseFn]) -> SamplingRun:
+        """Return the run with its denoiser wrapped."""
+        return replace(self, denoiser=wrap(self.active_denoiser()))
 
     def run(self, on_step: Callable[[SamplingProgress], object] | None = None) -> Tensor:
-        """Carries it out: what the sampler ends at, and what that is added to, (B, *shape).
+        """Run the sampler and return its result, added to the base if there is one, (B, *shape).
 
         Raises:
-            NonFinite: sampling left the finite numbers.
+            NonFinite: A state is not finite.
         """
-        plan = self.planned(self.grid) if self.plan is None else self.plan
+        plan = self.make_plan(self.schedule) if self.plan is None else self.plan
         x = self.start()
-        with self.precompute(list(plan.levels if isinstance(plan, CoefficientTable) else self.grid)):
-            x = run(plan, self.estimating(), x, noise=self.noise, on_step=on_step and self._whole(on_step))
-        return x if self.onto is None else x + self.onto
+        with self.precompute(list(plan.levels if isinstance(plan, CoefficientTable) else self.schedule)):
+            x = run(plan, self.active_denoiser(), x, noise=self.noise, on_step=on_step and self._whole(on_step))
+        return x if self.base is None else x + self.base
 
     def _whole(self, on_step: Callable[[SamplingProgress], object]) -> Callable[[SamplingProgress], object]:
-        """The same callback, shown estimates of the whole."""
-        if (onto := self.onto) is None:
+        """Return the callback with estimates that include the base."""
+        if (onto := self.base) is None:
             return on_step
 
         def shown(progress: SamplingProgress) -> object:

@@ -5,7 +5,7 @@ Pixels are (C, H, W), those of videos (3, T, H, W).
 
 from __future__ import annotations
 
-from unveil.data.adapted import AdaptedDataset, adapt
+from unveil.data.adapter import AdaptedDataset, adapt_dataset
 from unveil.data.box_mask_encoding import boxes_to_state, mask_to_state, state_to_boxes, state_to_mask
 from unveil.data.control_images import HINT, ControlImageConfig, ControlImageDataset
 from unveil.data.digits import DigitsConfig, digits
@@ -15,7 +15,7 @@ from unveil.data.image_folder import ImageFolderDataset, check_images, check_ima
 from unveil.data.latents import LATENTS, Latents, LatentsConfig, LatentsReport, check_latents, write_latents
 from unveil.data.registry import MapDataset, data_kind, data_kinds, open, to_config
 from unveil.data.report import FolderReport
-from unveil.data.tensor_dataset import ImageTensorDataset, Part, check_split
+from unveil.data.tensor_dataset import ImageTensorDataset, Split, check_split
 from unveil.data.video_folder import (
     VideoDataset,
     VideoFolderConfig,
@@ -40,13 +40,13 @@ __all__ = [
     "LatentsConfig",
     "LatentsReport",
     "MapDataset",
-    "Part",
     "Progress",
+    "Split",
     "StyleConfig",
     "VideoDataset",
     "VideoFolderConfig",
     "VideoFolderReport",
-    "adapt",
+    "adapt_dataset",
     "apply_style",
     "boxes_to_state",
     "check_images",

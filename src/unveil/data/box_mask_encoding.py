@@ -16,7 +16,7 @@ def boxes_to_state(boxes: Tensor, slots: int) -> Tensor:
     Rows without a box hold zeros before the -1.
 
     Raises:
-        ShapeError: more boxes than slots, or rows that are not four numbers.
+        ShapeError: More boxes than slots, or rows that are not four numbers.
     """
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise ShapeError(f"boxes {tuple(boxes.shape)}: must be (N, 4): centre x, centre y, width, height in [0, 1]")
@@ -33,8 +33,8 @@ def state_to_boxes(state: Tensor, threshold: float = 0.0) -> list[Tensor]:
     """The boxes of each state of a batch (B, slots, 5): a list of (N, 4) in [0, 1].
 
     Args:
-        state: a sample; values outside [-1, 1] are cut off.
-        threshold: a row counts as a box when its fifth number is above.
+        state: A sample; values outside [-1, 1] are cut off.
+        threshold: A row counts as a box when its fifth number is above.
     """
     if state.ndim != 3 or state.shape[2] != 5:
         raise ShapeError(f"state {tuple(state.shape)}: must be (B, slots, 5); add an axis to a single one")
@@ -45,7 +45,7 @@ def mask_to_state(mask: Tensor, classes: int) -> Tensor:
     """A class map (..., H, W) as (..., classes, H, W): 1 in the channel of the class, -1 in the others.
 
     Raises:
-        ShapeError: a class outside 0 to classes - 1.
+        ShapeError: A class outside 0 to classes - 1.
     """
     if mask.numel() and not 0 <= int(mask.min()) <= int(mask.max()) < classes:
         raise ShapeError(f"mask with classes {int(mask.min())} to {int(mask.max())}: allowed are 0 to {classes - 1}")

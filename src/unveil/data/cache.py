@@ -51,14 +51,14 @@ def download(url: str, path: Path, md5: str, *, largest: int = 1 << 26) -> Path:
     """The file at `path`, fetched from an http or https address. Held in memory until it has been checked.
 
     Args:
-        url: the address.
+        url: The address.
         path: Target path; nothing is written unless the checksum is right.
         md5: Published checksum in hexadecimal.
         largest: Maximum size in bytes.
 
     Raises:
-        DataError: the address does not answer, or what it sends is not this file.
-        OutputError, OutOfResources: the place cannot be written, or the disk is full.
+        DataError: The address does not answer, or what it sends is not this file.
+        OutputError, OutOfResources: The place cannot be written, or the disk is full.
     """
     if not url.startswith(("https://", "http://")):
         raise DataError(f"{url}: only http and https addresses are fetched")

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from unveil.data import registry
-from unveil.data.adapted import SourceDataset
-from unveil.data.tensor_dataset import Part
+from unveil.data.adapter import SourceDataset
+from unveil.data.tensor_dataset import Split
 from unveil.errors import DataError, RecipeError, ShapeError
 from unveil.types import Item
 
@@ -35,7 +35,7 @@ class ControlImageDataset(Dataset[Item]):
     """The items of a data set, each with its "hint", uint8 (3, H, W), drawn when it is read.
 
     Attributes:
-        classes: the source's, where it has them.
+        classes: The source's, where it has them.
     """
 
     def __init__(self, source: SourceDataset, draw: Draw) -> None:
@@ -51,7 +51,7 @@ class ControlImageDataset(Dataset[Item]):
         """The source's item and its hint.
 
         Raises:
-            RecipeError, ShapeError: an item that lacks what the hint is drawn from, or holds something else there.
+            RecipeError, ShapeError: An item that lacks what the hint is drawn from, or holds something else there.
         """
         item = dict(self.source[index])
         try:
@@ -62,5 +62,5 @@ class ControlImageDataset(Dataset[Item]):
 
 
 @registry.data_wrapper(ControlImageConfig)
-def _open(config: ControlImageConfig, part: Part) -> ControlImageDataset:
+def _open(config: ControlImageConfig, part: Split) -> ControlImageDataset:
     return ControlImageDataset(registry.open(config.of, part), config.draw)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from unveil.data.registry import data_kind
-from unveil.data.tensor_dataset import ImageTensorDataset, Part, stable_hash
+from unveil.data.tensor_dataset import ImageTensorDataset, Split, stable_hash
 from unveil.errors import DataError
 
 HELD_OUT = 450  # the other 1,347 train
@@ -23,7 +23,7 @@ class DigitsConfig:
     kind: Literal["digits"] = "digits"
 
 
-def digits(part: Part = "train") -> ImageTensorDataset:
+def digits(part: Split = "train") -> ImageTensorDataset:
     """The digits of one part: pixels uint8 (N, 1, 8, 8) and labels 0 to 9.
 
     The 450 indices with the lowest hash are held out, the other 1,347 train, on every machine alike.
@@ -39,7 +39,7 @@ def digits(part: Part = "train") -> ImageTensorDataset:
 
 
 @data_kind("digits", DigitsConfig)
-def _open(config: DigitsConfig, part: Part) -> ImageTensorDataset:
+def _open(config: DigitsConfig, part: Split) -> ImageTensorDataset:
     del config
     return digits(part)
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from unveil.data.cache import cache_folder, download
 from unveil.data.registry import data_kind
-from unveil.data.tensor_dataset import ImageTensorDataset, Part, check_low
+from unveil.data.tensor_dataset import ImageTensorDataset, Split, check_low
 from unveil.errors import DataError, RecipeError, did_you_mean
 
 CLASSES = (
@@ -66,7 +66,7 @@ class FashionConfig:
 
 
 @data_kind("fashion", FashionConfig)
-def fashion(config: FashionConfig, part: Part = "train", *, url: str = URL) -> ImageTensorDataset:
+def fashion(config: FashionConfig, part: Split = "train", *, url: str = URL) -> ImageTensorDataset:
     """The official 60,000 (train) or 10,000 (held-out): pixels uint8 (N, 1, 28, 28), labels 0 to 9.
 
     Args:
@@ -75,7 +75,7 @@ def fashion(config: FashionConfig, part: Part = "train", *, url: str = URL) -> I
         url: Base URL of the download.
 
     Raises:
-        DataError: the files are nowhere, or one of them is damaged.
+        DataError: The files are nowhere, or one of them is damaged.
     Source: Xiao, Rasul & Vollgraf 2017, Fashion-MNIST (arXiv:1708.07747).
     """
     image_file, label_file = (_file(name, config, url) for name in FILES[part])
@@ -94,7 +94,7 @@ def read_idx(path: Path) -> Tensor:
     """The uint8 array of an idx file, plain or gzipped, checked for its size.
 
     Raises:
-        DataError: cannot be read, is not an idx file of bytes, or its size differs from its header.
+        DataError: Cannot be read, is not an idx file of bytes, or its size differs from its header.
     Source: the idx format, as on the MNIST page: two zero bytes, type 8, the rank, then each length (big-endian).
     """
     try:
@@ -170,12 +170,12 @@ class StyleConfig:
 
 
 @data_kind("fashion-style", StyleConfig)
-def fashion_in_style(config: StyleConfig, part: Part = "train") -> ImageTensorDataset:
+def fashion_in_style(config: StyleConfig, part: Split = "train") -> ImageTensorDataset:
     """The chosen images uint8 (N, 1, 28, 28) with their labels, in the style.
 
     Raises:
         DataError: Fashion-MNIST is nowhere, or damaged.
-        RecipeError: more images than the part has of some class.
+        RecipeError: More images than the part has of some class.
     """
     everything = fashion(FashionConfig(config.folder, config.download), part)
     assert everything.labels is not None
@@ -209,7 +209,7 @@ def remove_style(pixels: Tensor, style: Style) -> Tensor:
     So a classifier of the images becomes one of the style.
 
     Raises:
-        RecipeError: a style that cannot be undone.
+        RecipeError: A style that cannot be undone.
     """
     if style == "inverted":
         return 255 - pixels

@@ -13,7 +13,7 @@ import PIL
 import torch
 from torch import Tensor
 
-from unveil.data.adapted import SourceDataset
+from unveil.data.adapter import SourceDataset
 from unveil.data.folder_index import IndexEntry
 from unveil.data.image_decoding import safe_join
 from unveil.data.image_folder import ImageFolderDataset
@@ -33,11 +33,11 @@ def dataset_fingerprint(items: SourceDataset, progress: Progress | None = None) 
     hash. Images in memory are read there. Of any other data set every item is read.
 
     Args:
-        progress: called as progress(done, total), now and then.
+        progress: Called as progress(done, total), now and then.
 
     Raises:
-        DataError: a file that has gone since it was checked.
-        ShapeError: an item with a value that is neither a tensor, an array, a number nor a text.
+        DataError: A file that has gone since it was checked.
+        ShapeError: An item with a value that is neither a tensor, an array, a number nor a text.
     """
     digest = hashlib.sha256()
     if isinstance(items, ImageTensorDataset):

@@ -15,7 +15,7 @@ from PIL import ImageColor
 
 from unveil.data.cache import cache_get, cache_put
 from unveil.data.image_decoding import HEAD, DecodeOptions, format_of, safe_join
-from unveil.data.metadata import METADATA, MetadataRow, by_name, read_metadata
+from unveil.data.metadata import METADATA, MetadataRow, captions_by_name, read_metadata
 from unveil.data.tensor_dataset import check_low
 from unveil.errors import DataError, RecipeError, did_you_mean
 
@@ -244,7 +244,7 @@ def colour(name: str) -> tuple[int, ...]:
     """Red, green and blue of a CSS name or "#rrggbb".
 
     Raises:
-        RecipeError: not a colour.
+        RecipeError: Not a colour.
     """
     try:
         return ImageColor.getrgb(name)
@@ -286,7 +286,7 @@ def index_folder(config: FolderOptions, kind: MediaType = IMAGE) -> FolderIndex:
     """The folder's content.
 
     Raises:
-        DataError: no such folder, nothing of the kind in it, metadata that cannot be read or that names a path outside
+        DataError: No such folder, nothing of the kind in it, metadata that cannot be read or that names a path outside
             the folder, a label that is not among `classes`.
     """
     root = _root(config.path, kind)
@@ -398,7 +398,7 @@ def _classes(config: FolderOptions, names: list[str], where: Callable[[str], str
     """Return the requested classes, or else those found.
 
     Raises:
-        DataError: a name that is not among the requested classes.
+        DataError: A name that is not among the requested classes.
     """
     if config.classes is None:
         return names
@@ -429,10 +429,10 @@ def _add_captions_of_metadata(result: FolderIndex, file: Path, column: str) -> N
     """Add the captions of a file by `file_name`; it may also name other files, and need not name all.
 
     Raises:
-        RecipeError: no such file.
-        DataError: it names no file of this folder.
+        RecipeError: No such file.
+        DataError: It names no file of this folder.
     """
-    captions = by_name(file, column)
+    captions = captions_by_name(file, column)
     if not captions.keys() & ({entry.path for entry in result.entries} | {path for path, _ in result.refused}):
         raise DataError(
             f"captions {str(file)!r}: none of its {len(captions)} names is that of a file to train on in "

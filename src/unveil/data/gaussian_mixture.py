@@ -19,10 +19,10 @@ class Mixture:
     Args:
         weights: Weights of the K components, positive; they are scaled to sum to 1.
         means: (K, ...): the rest is the shape of one sample, () for numbers.
-        spreads: standard deviation of each component, positive.
+        spreads: Standard deviation of each component, positive.
 
     Raises:
-        RecipeError: not as many means and spreads as weights, or a number that is not positive.
+        RecipeError: Not as many means and spreads as weights, or a number that is not positive.
     """
 
     def __init__(self, weights: Sequence[float], means: Tensor, spreads: Sequence[float]) -> None:

@@ -52,7 +52,7 @@ class LimitedReader:
         """Read up to `size` bytes.
 
         Raises:
-            ValueError: it was read too far, or too often.
+            ValueError: It was read too far, or too often.
         """
         content = self._file.read(size)
         self._left, self._reads = self._left - len(content), self._reads - 1
@@ -70,7 +70,7 @@ def check_metadata_size(file: IO[bytes]) -> None:
     """Looks through the chunks of a PNG before its pixels; the file is read from its beginning and left anywhere.
 
     Raises:
-        ValueError: more than `MAX_BYTES` bytes, or more than `MAX_CHUNKS` chunks.
+        ValueError: More than `MAX_BYTES` bytes, or more than `MAX_CHUNKS` chunks.
     """
     file.seek(8)
     left = MAX_BYTES
@@ -233,7 +233,7 @@ def open_image(file: IO[bytes], max_pixels: int) -> ImageFile:
     limit is one number for the whole process.
 
     Raises:
-        DataError: not a PNG, JPEG or WebP, damaged, or larger than max_pixels.
+        DataError: Not a PNG, JPEG or WebP, damaged, or larger than max_pixels.
     """
     head = file.read(HEAD)
     name = format_of(head)
@@ -254,7 +254,7 @@ def open_image(file: IO[bytes], max_pixels: int) -> ImageFile:
     return image
 
 
-def header(image: ImageFile) -> ImageHeader:
+def read_header(image: ImageFile) -> ImageHeader:
     """The facts that a report needs."""
     turn = exif_orientation(image.info)
     width, height = image.size if turn < 5 else image.size[::-1]
@@ -262,11 +262,11 @@ def header(image: ImageFile) -> ImageHeader:
     return ImageHeader(name, image.mode, width, height, int(getattr(image, "n_frames", 1)), turn > 1)
 
 
-def load(image: ImageFile) -> None:
+def load_pixels(image: ImageFile) -> None:
     """Decodes the pixels.
 
     Raises:
-        DataError: the data end early or are damaged.
+        DataError: The data end early or are damaged.
     """
     try:
         image.load()
@@ -286,7 +286,7 @@ def pixels(image: ImageFile, rule: DecodeOptions) -> Tensor:
         if drafted:
             scale = drafted[1][2] / width  # not the quotient of the sizes: the last row may be a part of one
             box = (box[0] * scale, box[1] * scale, box[2] * scale, box[3] * scale)
-    load(image)
+    load_pixels(image)
     fitted = _fit(eight_bits(image, rule.background, grey=rule.channels == 1), rule, box, size)
     return _tensor(_upright(fitted, image))
 
@@ -296,7 +296,7 @@ def decode_native_size(image: ImageFile, channels: Literal[1, 3], size: tuple[in
 
     What is transparent is laid on white.
     """
-    load(image)
+    load_pixels(image)
     shown = _upright(eight_bits(image, "white", grey=channels == 1), image)
     if size is not None and (shown.height, shown.width) != size:
         scale = min(shown.height / size[0], shown.width / size[1])
@@ -311,21 +311,21 @@ def alpha_channel(file: IO[bytes], max_pixels: int) -> Tensor | None:
     """Return the opacity of an image, uint8 (1, H, W); None if all of it is opaque.
 
     Raises:
-        DataError: as `open_image`, or damaged.
+        DataError: As `open_image`, or damaged.
     """
     image = open_image(file, max_pixels)
     if not image.has_transparency_data:
         return None
-    load(image)
+    load_pixels(image)
     alpha = _tensor(_upright(image.convert("RGBA").getchannel("A"), image))
     return None if bool((alpha == 255).all()) else alpha
 
 
-def read(root: Path, relative: str, rule: DecodeOptions) -> Tensor:
+def read_image(root: Path, relative: str, rule: DecodeOptions) -> Tensor:
     """The pixels of one file below `root`.
 
     Raises:
-        DataError: with the path and the reason.
+        DataError: With the path and the reason.
     """
     try:
         with safe_join(root, relative).open("rb") as file:
@@ -340,12 +340,12 @@ def read_classes(path: Path, max_pixels: int) -> Tensor:
     """A map of classes, int64 (H, W), of an image with one channel, whose numbers are taken as they are stored.
 
     Raises:
-        DataError: a file that cannot be read, or an image of several channels; with the path and the reason.
+        DataError: A file that cannot be read, or an image of several channels; with the path and the reason.
     """
     try:
         with path.open("rb") as file:
             image = open_image(file, max_pixels)
-            load(image)
+            load_pixels(image)
             if len(image.getbands()) > 1:
                 raise DataError(f"an image of mode {image.mode}; a map of classes has one channel, a number a pixel")
             return torch.from_numpy(np.array(image).astype(np.int64))
@@ -359,7 +359,7 @@ def safe_join(root: Path, relative: str) -> Path:
     """The file below `root`, links followed.
 
     Raises:
-        DataError: a link leads out of the folder.
+        DataError: A link leads out of the folder.
     """
     real = Path(os.path.realpath(root / relative))
     if not real.is_relative_to(os.path.realpath(root)):

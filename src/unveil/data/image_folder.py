@@ -25,10 +25,18 @@ from unveil.data.folder_index import (
     index_folder,
     inspect_files,
 )
-from unveil.data.image_decoding import DecodeOptions, ImageHeader, fit_box, header, load, open_image, read
+from unveil.data.image_decoding import (
+    DecodeOptions,
+    ImageHeader,
+    fit_box,
+    load_pixels,
+    open_image,
+    read_header,
+    read_image,
+)
 from unveil.data.registry import data_kind
 from unveil.data.report import FileAction, FolderReport, format_list
-from unveil.data.tensor_dataset import LOW, Part, area_downsample, stable_hash
+from unveil.data.tensor_dataset import LOW, Split, area_downsample, stable_hash
 from unveil.errors import DataError
 from unveil.types import Item
 
@@ -42,11 +50,11 @@ def check_images(config: FolderConfig, progress: Progress | None = None) -> Fold
     The result is kept in the cache folder until a file, or max_pixels, changes; results with unreadable files are not.
 
     Args:
-        config: the folder and how its images are used.
-        progress: called as progress(done, total), now and then.
+        config: The folder and how its images are used.
+        progress: Called as progress(done, total), now and then.
 
     Raises:
-        DataError: see `index_folder`: no folder, no image, bad metadata.
+        DataError: See `index_folder`: no folder, no image, bad metadata.
     """
     index = index_folder(config)
     viewer = FileInspector(
@@ -63,12 +71,12 @@ def check_images_or_raise(
     What is left out, and what is enlarged, is logged as a warning: nothing is dropped silently.
 
     Args:
-        config: the folder.
-        max_bad: the share of bad files above which nothing is trained on; None takes the config's.
-        progress: as for `check`.
+        config: The folder.
+        max_bad: The share of bad files above which nothing is trained on; None takes the config's.
+        progress: Progress, as for `check`.
 
     Raises:
-        DataError: more than max_bad of the files are bad, with the list; or none is left; or as `check`.
+        DataError: More than max_bad of the files are bad, with the list; or none is left; or as `check`.
     """
     return enforce_max_bad(check_images(config, progress), config.path, config.max_bad if max_bad is None else max_bad)
 
@@ -77,7 +85,7 @@ def enforce_max_bad(report: ReportT, path: str, limit: float) -> ReportT:
     """The report, where no more than a share `limit` of its files is bad; what happens to the rest is logged.
 
     Raises:
-        DataError: as `check_images_or_raise`.
+        DataError: As `check_images_or_raise`.
     """
     bad, total = len(report.refused), report.num_files
     if bad > limit * total or not report.entries:
@@ -96,8 +104,8 @@ def enforce_max_bad(report: ReportT, path: str, limit: float) -> ReportT:
 
 def _header(file: IO[bytes], config: FolderConfig) -> ImageHeader:
     image = open_image(file, config.max_pixels)
-    load(image)  # before the header: EXIF may follow the pixels
-    return header(image)
+    load_pixels(image)  # before the header: EXIF may follow the pixels
+    return read_header(image)
 
 
 def _report(index: FolderIndex, seen: dict[str, FileInfo[ImageHeader]], config: FolderConfig) -> FolderReport:
@@ -172,9 +180,9 @@ def pick_caption(entry: IndexEntry, share: float, *, fixed: bool) -> Item:
     """The caption of an item, "text", empty where it has none; where it has two, both are its "texts".
 
     Args:
-        entry: with `text`, its own, and `synthetic`, that of a captioner.
+        entry: With `text`, its own, and `synthetic`, that of a captioner.
         share: Probability of the synthetic caption.
-        fixed: chosen by a hash of its name, the same each time, for items that never train; else drawn each time, by
+        fixed: Chosen by a hash of its name, the same each time, for items that never train; else drawn each time, by
             the generator that training sets for each batch.
     """
     if not entry.synthetic or not entry.text:
@@ -202,10 +210,10 @@ class ImageFolderDataset(Dataset[Item]):
     the text "" when others have one.
 
     Raises:
-        DataError: see `check_images_or_raise`; or the part would be empty.
+        DataError: See `check_images_or_raise`; or the part would be empty.
     """
 
-    def __init__(self, config: FolderConfig, part: Part = "train", report: FolderReport | None = None) -> None:
+    def __init__(self, config: FolderConfig, part: Split = "train", report: FolderReport | None = None) -> None:
         self.report = check_images_or_raise(config) if report is None else report
         self.classes = self.report.classes
         self.root = self.report.root
@@ -231,9 +239,9 @@ class ImageFolderDataset(Dataset[Item]):
         """One image and what is known about it.
 
         Raises:
-            DataError: the file has changed or gone since it was checked.
+            DataError: The file has changed or gone since it was checked.
         """
-        item: Item = {"pixels": read(self.root, self.entries[index].path, self.rule)}
+        item: Item = {"pixels": read_image(self.root, self.entries[index].path, self.rule)}
         if self.low is not None:
             item[LOW] = area_downsample(item["pixels"], self.low)
         return item | self.facts(index)

@@ -26,7 +26,7 @@ from safetensors.torch import save as save_bytes
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from unveil.data.adapted import SourceDataset
+from unveil.data.adapter import SourceDataset
 from unveil.data.cache import cache_folder
 from unveil.data.control_images import ControlImageDataset
 from unveil.data.fingerprint import Progress, dataset_fingerprint
@@ -64,9 +64,9 @@ class LatentCacheOptions:
 
     Attributes:
         key: Key of the items that holds the pixels.
-        mirrored: those of the images mirrored left to right too, for training that mirrors at random.
+        mirrored: Those of the images mirrored left to right too, for training that mirrors at random.
         dtype: float32 keeps every bit; bfloat16 and float16 take half the room.
-        batch: images that are encoded at once, and that an interrupted run loses at most.
+        batch: Images that are encoded at once, and that an interrupted run loses at most.
         folder: Folder of the files; None: `latents` in the cache folder.
     """
 
@@ -93,7 +93,7 @@ class CachedLatents(Dataset[Item]):
     Attributes:
         path: Path of the file.
         shape: Shape of one item, (versions, moments * C', h, w).
-        classes: the source's, where it has them.
+        classes: The source's, where it has them.
     """
 
     def __init__(self, source: SourceDataset, path: Path, key: str = "pixels", keys: Sequence[str] = ()) -> None:
@@ -141,13 +141,13 @@ def cache_latents(
     file wait for the first of them.
 
     Args:
-        progress: called as progress(done, total), after every batch.
+        progress: Called as progress(done, total), after every batch.
 
     Raises:
-        DataError: items that cannot be read, or no items.
-        ShapeError: items without pixels that can be encoded, or of several sizes.
-        NonFinite: the encoder gives NaN or infinite numbers.
-        OutputError, OutOfResources: the place cannot be written, or the disk is full.
+        DataError: Items that cannot be read, or no items.
+        ShapeError: Items without pixels that can be encoded, or of several sizes.
+        NonFinite: The encoder gives NaN or infinite numbers.
+        OutputError, OutOfResources: The place cannot be written, or the disk is full.
     """
     how = how or LatentCacheOptions()
     facts = _facts(items, encoder, how)

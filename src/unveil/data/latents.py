@@ -29,7 +29,7 @@ from torch.utils.data import Dataset
 
 from unveil.data.registry import data_kind
 from unveil.data.report import escape_for_terminal
-from unveil.data.tensor_dataset import Part, stable_hash
+from unveil.data.tensor_dataset import Split, stable_hash
 from unveil.errors import DataError, NonFinite, RecipeError, ShapeError
 from unveil.errors import did_you_mean as near
 from unveil.io.files import refuse_overwrite, staged
@@ -67,8 +67,8 @@ class LatentFile(NamedTuple):
     Attributes:
         dtype: Type as named by the format.
         shape: (N, moments * C, H, W).
-        start: the byte that the latents begin at, and `labels` that of the labels; None: there are none.
-        others: names of the tensors that are left alone.
+        start: The byte that the latents begin at, and `labels` that of the labels; None: there are none.
+        others: Names of the tensors that are left alone.
     """
 
     path: Path
@@ -114,15 +114,15 @@ class Latents(Dataset[Item]):
     Their part is a hash of their place: what is added to the end of a file moves no other.
 
     Attributes:
-        classes: the name of each label, or None.
+        classes: The name of each label, or None.
         metadata: Complete metadata of the file.
 
     Raises DataError: see `open_latent_file`; or the part would be empty.
     """
 
-    def __init__(self, config: LatentsConfig, part: Part = "train") -> None:
+    def __init__(self, config: LatentsConfig, part: Split = "train") -> None:
         self.config = config
-        self.part: Part = part
+        self.part: Split = part
         self.packed = open_latent_file(Path(config.path).expanduser())
         self.classes = self.packed.classes
         self.metadata = self.packed.metadata
@@ -154,7 +154,7 @@ class Latents(Dataset[Item]):
             for latent, label in zip(latents, self._labels[rows].tolist(), strict=True)
         ]
 
-    def __reduce__(self) -> tuple[type[Latents], tuple[LatentsConfig, Part]]:
+    def __reduce__(self) -> tuple[type[Latents], tuple[LatentsConfig, Split]]:
         """A process that is started again maps the file itself; a pickled map would be a copy of the whole."""
         return Latents, (self.config, self.part)
 
@@ -166,8 +166,8 @@ def open_latent_file(path: Path) -> LatentFile:
     """Open a file of latents; of its tensors, only the labels are read.
 
     Raises:
-        DataError: no such file, cut short, no safetensors; no latents; a wrong type, rank or number; labels that
-            are none of the classes; metadata that mean nothing. The file and what to do are named.
+        DataError: No such file, cut short, no safetensors; no latents; a wrong type, rank or number; labels that are
+            none of the classes; metadata that mean nothing. The file and what to do are named.
     """
     _check_there(path)
     try:
@@ -312,17 +312,17 @@ def write_latents(
     Args:
         chunks: (n, C, H, W) each, all of one type (float16, bfloat16 or float32) and one (C, H, W).
         labels: int64 (N,), of all latents.
-        classes: the name of each label.
+        classes: The name of each label.
         scale, shift: x0 = (latents - shift) * scale has about unit variance; one number, or one per channel.
         metadata: Other metadata, such as the encoder's hash; kept unchanged.
 
     Raises:
         ShapeError: Chunks differ or are not latents, or the numbers of labels and latents differ.
-        DataError: a scale or a shift that is neither a number nor one per channel, or a scale of 0.
+        DataError: A scale or a shift that is neither a number nor one per channel, or a scale of 0.
         NonFinite: NaN or infinite latents; the chunk is named.
-        RecipeError: metadata under a key that has a meaning, or labels beyond the classes.
-        OutputError: a file of that name is there and `force` is not set, or the place cannot be written.
-        OutOfResources: the disk is full.
+        RecipeError: Metadata under a key that has a meaning, or labels beyond the classes.
+        OutputError: A file of that name is there and `force` is not set, or the place cannot be written.
+        OutOfResources: The disk is full.
     """
     path = refuse_overwrite(path, force)
     entries = _metadata(labels, classes, scale, shift, metadata or {})
@@ -422,8 +422,8 @@ class LatentsReport:
         shape: Shape of one latent, (C, H, W), as the network gets it.
         classes: Number of latents by class name or number; empty without labels.
         mean, deviation: Mean and standard deviation of each channel, shifted and scaled.
-        nonfinite: places of latents with NaN or infinite numbers, which are left out of both.
-        others: tensors of the file that are not read.
+        nonfinite: Places of latents with NaN or infinite numbers, which are left out of both.
+        others: Tensors of the file that are not read.
     """
 
     path: str
@@ -438,14 +438,14 @@ class LatentsReport:
     others: list[str]
 
     @property
-    def spread(self) -> float:
+    def mean_and_std_text(self) -> float:
         """The deviation over all channels, about 1 where scale and shift fit; NaN where nothing is finite."""
         return math.sqrt(sum(deviation**2 for deviation in self.deviation) / len(self.deviation))
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything for JSON; a value that is not finite is null."""
         numbers = {name: [_plain(number) for number in getattr(self, name)] for name in ("mean", "deviation")}
-        return {**asdict(self), **numbers, "spread": _plain(self.spread)}
+        return {**asdict(self), **numbers, "spread": _plain(self.mean_and_std_text)}
 
     def to_text(self) -> str:
         """For a person."""
@@ -466,8 +466,10 @@ class LatentsReport:
         if self.nonfinite:
             places = ", ".join(map(str, self.nonfinite[:_NAMED]))
             lines.append(f"cannot be used: {len(self.nonfinite)} hold NaN or infinite numbers, such as {places}")
-        if self.count > len(self.nonfinite) and not _LOW <= self.spread <= _HIGH:
-            lines.append(f"deviation {self.spread:.3g}: a process is made for about 1; write the file with a scale")
+        if self.count > len(self.nonfinite) and not _LOW <= self.mean_and_std_text <= _HIGH:
+            lines.append(
+                f"deviation {self.mean_and_std_text:.3g}: a process is made for about 1; write the file with a scale"
+            )
         return "\n".join(lines)
 
 
@@ -475,10 +477,10 @@ def check_latents(path: Path, progress: Callable[[int, int], None] | None = None
     """Reads a file of latents from end to end. Changes nothing in it.
 
     Args:
-        progress: called as progress(done, total), now and then.
+        progress: Called as progress(done, total), now and then.
 
     Raises:
-        DataError: see `latents.open_latent_file`.
+        DataError: See `latents.open_latent_file`.
     """
     file = open_latent_file(path.expanduser())
     latents, labels = file.mapped(), file.mapped_labels()

@@ -30,13 +30,13 @@ def read_metadata(file: Path, text: str, label: str, synthetic: str = "caption")
     """The rows of a metadata file, in its order.
 
     Args:
-        file: metadata.jsonl or metadata.csv, in the folder that its paths start from.
-        text: the column of captions; may be absent where it is "text".
-        label: the column of labels; may be absent where it is "label".
-        synthetic: the column of captions that a captioner wrote; may be absent where it is "caption".
+        file: Metadata.jsonl or metadata.csv, in the folder that its paths start from.
+        text: The column of captions; may be absent where it is "text".
+        label: The column of labels; may be absent where it is "label".
+        synthetic: The column of captions that a captioner wrote; may be absent where it is "caption".
 
     Raises:
-        DataError: naming file and line; a path that leaves the folder refuses the whole file.
+        DataError: Naming file and line; a path that leaves the folder refuses the whole file.
     """
     rows, columns = [], set[str]()
     for line, values in _lines(file):
@@ -68,7 +68,7 @@ def read_columns(file: Path) -> list[dict[str, Any]]:
     """All columns of the same rows, in the same order, without those that are empty.
 
     Raises:
-        DataError: not such a file; the message has file and line.
+        DataError: Not such a file; the message has file and line.
     """
     return [{key: value for key, value in values.items() if value is not None} for _, values in _lines(file)]
 
@@ -155,12 +155,12 @@ class CaptionRecord(NamedTuple):
     synthetic: str
 
 
-def by_number(file: Path) -> dict[int, CaptionRecord]:
+def captions_by_index(file: Path) -> dict[int, CaptionRecord]:
     """Read the captions of numbered videos from a metadata file.
 
     Raises:
-        RecipeError: no such file.
-        DataError: not such a file, naming the line.
+        RecipeError: No such file.
+        DataError: Not such a file, naming the line.
     """
     _check_there(file, "with a recipe and --num-videos")
     records: dict[int, CaptionRecord] = {}
@@ -175,7 +175,7 @@ def by_number(file: Path) -> dict[int, CaptionRecord]:
     return records
 
 
-def by_name(file: Path, column: str = "caption") -> dict[str, str]:
+def captions_by_name(file: Path, column: str = "caption") -> dict[str, str]:
     """Read a captioner's captions from a metadata file, by the names of the captioned files.
 
     Args:
@@ -183,8 +183,8 @@ def by_name(file: Path, column: str = "caption") -> dict[str, str]:
         column: Column of the captions.
 
     Raises:
-        RecipeError: no such file.
-        DataError: not such a file, naming the line, or one without a caption.
+        RecipeError: No such file.
+        DataError: Not such a file, naming the line, or one without a caption.
     """
     _check_there(file, "with a folder and --out")
     captions = {row.path: row.text for row in read_metadata(file, column, "label", column) if row.text}

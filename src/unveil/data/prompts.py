@@ -46,7 +46,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     holds a plain prompt on each line. Blank lines are skipped, and those that begin with #.
 
     Raises:
-        DataError: cannot be read as UTF-8, holds no prompt, or has faulty lines, which are listed by number.
+        DataError: Cannot be read as UTF-8, holds no prompt, or has faulty lines, which are listed by number.
     """
     path = Path(path)
     try:

@@ -15,7 +15,7 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
-from unveil.data.tensor_dataset import Part, check_split
+from unveil.data.tensor_dataset import Split, check_split
 from unveil.errors import RecipeError, did_you_mean
 
 
@@ -41,20 +41,20 @@ class DataKind(NamedTuple):
     """A kind of data set.
 
     Attributes:
-        config: dataclass of its settings.
-        open: function of (config, part) that returns the data set.
+        config: Dataclass of its settings.
+        open: Function of (config, part) that returns the data set.
         has_images: True if items have "pixels" of single images, from which a control image can be made.
     """
 
     config: type[Any]
-    open: Callable[[Any, Part], Any]
+    open: Callable[[Any, Split], Any]
     has_images: bool = True
 
 
 GROUP = "unveil.data"
 OpenT = TypeVar("OpenT", bound=Callable[..., Any])
 _KINDS: dict[str, DataKind] = {}  # by the name in recipes
-_WRAPPERS: dict[type[Any], Callable[[Any, Part], Any]] = {}
+_WRAPPERS: dict[type[Any], Callable[[Any, Split], Any]] = {}
 
 
 def data_kind(name: str, config: type[Any], *, has_images: bool = True) -> Callable[[OpenT], OpenT]:
@@ -102,7 +102,7 @@ def _import_kinds() -> None:
         entry.load()
 
 
-def open(config: Any, part: Part = "train") -> Any:
+def open(config: Any, part: Split = "train") -> Any:
     """Open the data set that a config, or the data section of a recipe, describes.
 
     Args:

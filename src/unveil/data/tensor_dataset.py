@@ -40,20 +40,20 @@ def check_low(side: int | None, size: int) -> None:
 
 
 # "train" is what a network may learn from; "held-out" is what it is judged on and never sees.
-Part = Literal["train", "held-out"]
+Split = Literal["train", "held-out"]
 _SHARE = 10  # one of that many hashes is held out
 
 
-def check_split(part: str) -> Part:
+def check_split(part: str) -> Split:
     """The part of this name.
 
     Raises:
-        RecipeError: neither "train" nor "held-out".
+        RecipeError: Neither "train" nor "held-out".
     """
-    for allowed in get_args(Part):
+    for allowed in get_args(Split):
         if part == allowed:
             return allowed
-    raise RecipeError(f"part {part!r}: must be 'train' or 'held-out'{did_you_mean(part, get_args(Part))}")
+    raise RecipeError(f"part {part!r}: must be 'train' or 'held-out'{did_you_mean(part, get_args(Split))}")
 
 
 def stable_hash(key: str) -> int:
@@ -72,8 +72,8 @@ class ImageTensorDataset(Dataset[Item]):
     Attributes:
         pixels: uint8 (N, C, H, W).
         labels: int64 (N,), or None.
-        classes: the name of each label, or None.
-        low: side of the smaller image that items hold as "low", or None.
+        classes: The name of each label, or None.
+        low: Side of the smaller image that items hold as "low", or None.
     """
 
     def __init__(

@@ -32,13 +32,13 @@ from unveil.data.image_decoding import DecodeOptions, fit_box, safe_join
 from unveil.data.image_folder import complete_report, enforce_max_bad, held_out_files, pick_caption, resize_actions
 from unveil.data.registry import data_kind
 from unveil.data.report import FileAction, FolderReport
-from unveil.data.tensor_dataset import Part
+from unveil.data.tensor_dataset import Split
 from unveil.errors import DataError, RecipeError
 from unveil.io.optional_deps import import_extra
 from unveil.io.video.containers import HEAD, container_of
 from unveil.io.video.frame_timing import Rule as TimeRule
 from unveil.io.video.frame_timing import frame_count, resample_frames, same_rate
-from unveil.io.video.reader import FrameSelection, VideoDecoder, VideoInfo, VideoLimits
+from unveil.io.video.reader import FrameSelection, VideoInfo, VideoLimits, VideoReader
 from unveil.types import Item
 
 _RULES = "resample: nearest (the frame closest in time) or resample: shown (the one a player shows), with fps"
@@ -53,21 +53,22 @@ class VideoFolderConfig:
 
     Attributes:
         size: "native" keeps the video's own; a number is used as `fit` says.
-        fit: crop, pad, stretch to size x size; aspect keeps the aspect ratio and has size x size pixels at most.
-        size_multiple: sides of native and aspect videos become multiples of it, by a crop around the centre.
+        fit: Crop, pad, stretch to size x size; aspect keeps the aspect ratio and has size x size pixels at most.
+        size_multiple: Sides of native and aspect videos become multiples of it, by a crop around the centre.
         frames: Frames of a video.
         stride: Frames from the start of one piece of a file to that of the next; None takes one piece, from the file's
             beginning.
-        too_short: what happens to files with fewer frames: drop, or keep with as many as 1 + k temporal_multiple.
+        too_short: Treatment of files with fewer frames: drop, or keep with as many as 1 + k
+            temporal_multiple.
         fps: Frames per second; None takes each file's own.
-        resample: how a file of another rate, or a variable one, is brought to fps: none refuses it; nearest and shown
-            are the rules of `io.video.frame_timing`.
-        undersized: what happens to videos with fewer pixels than `size`: enlarge or drop.
+        resample: Conversion of a file of another or a variable rate to fps: none refuses it;
+            nearest and shown are the rules of `io.video.frame_timing`.
+        undersized: Treatment of videos with fewer pixels than `size`: enlarge or drop.
         max_pixels: Pixels of a frame; a larger one is refused.
         max_frames, max_seconds: Length of a file; a longer one is refused.
-        background, decode, labels, classes: as for images.
-        caption_column, label_column, synthetic_column, captions_file, synthetic_prob: as for images.
-        max_bad, val_fraction: as for images.
+        background, decode, labels, classes: As for images.
+        caption_column, label_column, synthetic_column, captions_file, synthetic_prob: As for images.
+        max_bad, val_fraction: As for images.
     """
 
     path: str
@@ -147,8 +148,8 @@ class SegmentPlan:
     Attributes:
         pieces: Segments in order.
         refused: Reason why it cannot be used with these settings; then there are no segments.
-        actions: names of what is done to it: drop, retime, cut, turn, and those of images.
-        reason: the same in words.
+        actions: Names of what is done to it: drop, retime, cut, turn, and those of images.
+        reason: The same in words.
     """
 
     pieces: tuple[VideoSegment, ...] = ()
@@ -166,8 +167,8 @@ def plan_segments(video: VideoInfo, config: VideoFolderConfig) -> SegmentPlan:
     if not same and config.resample == "none":
         return SegmentPlan(refused=f"{video.mean_rate:.4g} frames in a second, and fps is {rate:g}; choose {_RULES}")
     total = video.frames if same else frame_count(video.seconds, rate)
-    shown = f"{video.shown[0]} x {video.shown[1]}, {video.frames} frames"
-    actions, parts = resize_actions(*video.shown, config.rule)
+    shown = f"{video.square_pixel_size[0]} x {video.square_pixel_size[1]}, {video.frames} frames"
+    actions, parts = resize_actions(*video.square_pixel_size, config.rule)
     if "enlarge" in actions and config.undersized == "drop":
         return SegmentPlan(actions=("drop",), reason=f"{shown}: smaller than {config.size} pixels (undersized: drop)")
     if total < config.frames and config.too_short == "drop":
@@ -187,10 +188,13 @@ def plan_segments(video: VideoInfo, config: VideoFolderConfig) -> SegmentPlan:
     used = len({start + index for start in starts for index in range(length)})
     if used < total:
         done, reasons = [*done, "cut"], [*reasons, f"{used} of {total} frames used (frames: {config.frames})"]
-    if video.turn > 1:
+    if video.orientation > 1:
         done, reasons = [*done, "turn"], [*reasons, "turned upright by its display matrix"]
-    if video.wide != 1:
-        done, reasons = [*done, "square"], [*reasons, f"pixels {video.wide:.3g} times as wide as high made square"]
+    if video.pixel_aspect != 1:
+        done, reasons = (
+            [*done, "square"],
+            [*reasons, f"pixels {video.pixel_aspect:.3g} times as wide as high made square"],
+        )
     rule = "nearest" if same or config.resample == "none" else config.resample
     pieces = tuple(VideoSegment(tuple(every[start : start + length]), rate, rule) for start in starts)
     return SegmentPlan(pieces, None, (*actions, *done), f"{shown}: {', '.join([*parts, *reasons])}")
@@ -280,12 +284,12 @@ def check_videos(config: VideoFolderConfig, progress: Progress | None = None) ->
     The result is kept in the cache folder until a file, or a limit, changes; results with unreadable files are not.
 
     Args:
-        config: the folder and how its videos are used.
-        progress: called as progress(done, total), now and then.
+        config: The folder and how its videos are used.
+        progress: Called as progress(done, total), now and then.
 
     Raises:
-        DataError: no such folder, no video in it, bad metadata.
-        RecipeError: what decodes videos is not installed.
+        DataError: No such folder, no video in it, bad metadata.
+        RecipeError: What decodes videos is not installed.
     """
     versions = import_extra("av", "a folder of clips", "video").__version__
     index = index_folder(config, VIDEO)
@@ -293,8 +297,8 @@ def check_videos(config: VideoFolderConfig, progress: Progress | None = None) ->
 
     def view(file: IO[bytes]) -> VideoInfo:
         if not hasattr(decoders, "decoder"):
-            decoders.decoder = VideoDecoder()
-        return decoders.decoder.look(Path(file.name), config.limits)
+            decoders.decoder = VideoReader()
+        return decoders.decoder.probe(Path(file.name), config.limits)
 
     viewer = FileInspector(f"clips {versions}\0{config.limits}", view, _again)
     seen = inspect_files(index, viewer, progress)
@@ -311,12 +315,12 @@ def check_videos_or_raise(
     """The report of a folder that may be trained on; what happens to its videos is logged as a warning.
 
     Args:
-        config: the folder.
-        max_bad: the share of bad files above which nothing is trained on; None takes the config's.
-        progress: as for `check_videos`.
+        config: The folder.
+        max_bad: The share of bad files above which nothing is trained on; None takes the config's.
+        progress: Progress, as for `check_videos`.
 
     Raises:
-        DataError: more than max_bad of the files are bad, with the list; or none is left; or as `check_videos`.
+        DataError: More than max_bad of the files are bad, with the list; or none is left; or as `check_videos`.
     """
     return enforce_max_bad(check_videos(config, progress), config.path, config.max_bad if max_bad is None else max_bad)
 
@@ -340,8 +344,8 @@ def _add(report: VideoFolderReport, path: str, video: VideoInfo, config: VideoFo
     report.formats[video.container] += 1
     report.codecs[video.codec] += 1
     report.rates["variable" if video.rate is None else f"{video.rate:.5g}"] += 1
-    width, height = video.shown
-    report.sizes[(width, height) if video.turn < 5 else (height, width)] += 1
+    width, height = video.square_pixel_size
+    report.sizes[(width, height) if video.orientation < 5 else (height, width)] += 1
     report.videos[path], report.plans[path] = video, planned
     report.remarks += [(path, note) for note in video.notes]
     if video.transparent:
@@ -370,11 +374,11 @@ class VideoDataset(Dataset[Item]):
     A file belongs to the held-out part by a hash of its content, with all its pieces.
 
     Raises:
-        DataError: see `check_videos_or_raise`; or the part would be empty.
+        DataError: See `check_videos_or_raise`; or the part would be empty.
     """
 
     def __init__(
-        self, config: VideoFolderConfig, part: Part = "train", report: VideoFolderReport | None = None
+        self, config: VideoFolderConfig, part: Split = "train", report: VideoFolderReport | None = None
     ) -> None:
         self.report = check_videos_or_raise(config) if report is None else report
         self.classes = self.report.classes
@@ -391,7 +395,7 @@ class VideoDataset(Dataset[Item]):
             if out == (part == "held-out")
         ]
         self.captioned = any((indexed.text, indexed.synthetic) != (None, None) for indexed in self.report.entries)
-        self._decoder = VideoDecoder()
+        self._decoder = VideoReader()
         if not self.entries:
             raise DataError(
                 f"{config.path}: no video for the {part} part of {len(chosen)} (val_fraction {config.val_fraction:g}); "
@@ -406,7 +410,7 @@ class VideoDataset(Dataset[Item]):
         """One video and what is known about it.
 
         Raises:
-            DataError: the file has changed or gone since it was checked.
+            DataError: The file has changed or gone since it was checked.
         """
         entry, video, piece = self.entries[index]
         try:
@@ -414,7 +418,7 @@ class VideoDataset(Dataset[Item]):
             raw, times = self._decoder.read(path, video, frame_selection(video, piece, self.rule), self.config.limits)
         except DataError as error:
             raise DataError(f"{self.root / entry.path}: {error}") from error
-        pixels = apply_orientation(letterbox(raw, self.rule), video.turn)
+        pixels = apply_orientation(letterbox(raw, self.rule), video.orientation)
         item: Item = {
             "pixels": pixels,
             "fps": piece.rate,
@@ -439,8 +443,8 @@ class VideoDataset(Dataset[Item]):
 
 def frame_selection(video: VideoInfo, piece: VideoSegment, rule: DecodeOptions) -> FrameSelection:
     """Return the decoder's selection of a segment; its box is in stored pixels, before they are made square."""
-    (left, top, right, bottom), size = fit_box(*video.shown, rule)
-    wide = video.width / video.shown[0]
+    (left, top, right, bottom), size = fit_box(*video.square_pixel_size, rule)
+    wide = video.width / video.square_pixel_size[0]
     gap = 2.0 if rule.decode == "fast" else None
     red, green, blue = colour(rule.background)[:3]
     return FrameSelection(
@@ -450,10 +454,10 @@ def frame_selection(video: VideoInfo, piece: VideoSegment, rule: DecodeOptions) 
 
 def _shown(video: VideoInfo, rule: DecodeOptions) -> tuple[int, int]:
     """Height and width of a video's frames as an item has them, see `letterbox` and `apply_orientation`."""
-    wide, high = fit_box(*video.shown, rule)[1]
+    wide, high = fit_box(*video.square_pixel_size, rule)[1]
     if rule.fit == "pad" and rule.size is not None:
         wide = high = rule.size
-    return (wide, high) if video.turn >= 5 else (high, wide)
+    return (wide, high) if video.orientation >= 5 else (high, wide)
 
 
 def letterbox(pixels: Tensor, rule: DecodeOptions) -> Tensor:

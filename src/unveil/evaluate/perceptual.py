@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from unveil.autoencoders.losses import LPIPS, of_classifier, published
+from unveil.autoencoders.losses import LPIPS, classifier_lpips, published_lpips
 from unveil.errors import RecipeError, WeightsError, did_you_mean
 from unveil.evaluate.features import BUNDLED, read_classifier
 from unveil.evaluate.inception import read_weights
@@ -39,11 +39,11 @@ def perceptual(network: str, weights: Sequence[Path | str] = ()) -> LPIPS:
         state: dict[str, Tensor] = {}
         for file in weights:
             state |= read_weights(Path(file), "the perceptual metric needs the files of its network and its heads")
-        return published(state, " and ".join(map(str, weights)))
+        return published_lpips(state, " and ".join(map(str, weights)))
     if weights:
         raise RecipeError(f"perceptual.weights: the classifier {network!r} has its own; leave them out")
     card = BUNDLED / f"classifier-{network}.yaml" if network in NAMES else _card(network)
-    return of_classifier(read_classifier(card)[0], network)
+    return classifier_lpips(read_classifier(card)[0], network)
 
 
 def fingerprint(judge: LPIPS) -> str:

@@ -1,1 +1,1 @@
-"""What is done with a trained model: the same for the command line, a program and a server."""
+"""Generation with a trained model, shared by the command line, Python programs and the server."""

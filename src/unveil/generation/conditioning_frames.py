@@ -23,12 +23,12 @@ from unveil.core.samplers import CoefficientTable
 from unveil.core.sampling_run import SamplingRun
 from unveil.core.schedule import Schedule
 from unveil.errors import RecipeError, ShapeError
-from unveil.generation.generate import TaskSpec, identity, input_to_unit, latents_of, select_rows
+from unveil.generation.generate import TaskSpec, encode_latents, identity, input_to_unit, select_rows
 from unveil.io.images import to_pixels
 from unveil.model import Model, RunTransform
 from unveil.model.shapes import TemporalCompression, temporal_compression
 
-FREE = 2.0  # a time beyond that of noise: not conditioned
+UNCONDITIONED_T = 2.0  # a time beyond that of noise: not conditioned
 
 
 class ConditioningFrames(NamedTuple):
@@ -41,7 +41,7 @@ class ConditioningFrames(NamedTuple):
     """
 
     pixels: Tensor
-    until: Tensor
+    release_t: Tensor
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -62,19 +62,19 @@ def keyframes(frames: Tensor, at: Sequence[int], length: int) -> ConditioningFra
     """
     if len(at) != frames.shape[2]:
         raise RecipeError(f"{frames.shape[2]} frames at {len(at)} places {list(at)}: give one place for each")
-    places = [check_place(place, length) for place in at]
+    places = [check_frame_index(place, length) for place in at]
     if len(set(places)) < len(places):
         raise RecipeError(f"frames {list(at)} of a video of {length}: two at one place; give each another place")
     order = sorted(range(len(places)), key=places.__getitem__)
     indices = torch.tensor([places[k] for k in order])
     # other frames are copies of the nearest keyframe, which a causal autoencoder encodes before the keyframes
     nearest = (torch.arange(length)[:, None] - indices).abs().argmin(1) if len(indices) else torch.zeros(length).long()
-    until = torch.full((length,), FREE, dtype=torch.float64)
+    until = torch.full((length,), UNCONDITIONED_T, dtype=torch.float64)
     until[indices] = 0.0
     return ConditioningFrames(frames[:, :, [order[k] for k in nearest.tolist()]], until.view(1, 1, -1, 1, 1))
 
 
-def check_place(place: int, length: int) -> int:
+def check_frame_index(place: int, length: int) -> int:
     """Return the index of a frame in a video, counted from 0.
 
     Raises:
@@ -97,14 +97,14 @@ def merge_conditioning(first: ConditioningFrames, second: ConditioningFrames) ->
         raise ShapeError(f"videos of {first.size} and {second.size} (frames, height, width): must be alike")
     pixels = [input_to_unit(frames.pixels, frames.pixels.shape[1], "T, H, W") for frames in (first, second)]
     return ConditioningFrames(
-        torch.where(first.until <= second.until, *pixels), torch.minimum(first.until, second.until)
+        torch.where(first.release_t <= second.release_t, *pixels), torch.minimum(first.release_t, second.release_t)
     )
 
 
 def conditioned_generation(
     model: Model,
     frames: ConditioningFrames,
-    verb: str,
+    name: str,
     settings: dict[str, Any] | None = None,
     before: RunTransform = identity,
 ) -> TaskSpec:
@@ -115,7 +115,7 @@ def conditioned_generation(
     Args:
         model: Video model.
         frames: Conditioning frames of one video for all results, or one each.
-        verb, settings: Task, for the metadata.
+        name, settings: Task, for the metadata.
         before: A further change of the run, before the conditioning.
 
     Raises:
@@ -123,19 +123,19 @@ def conditioned_generation(
         RecipeError: Exact frames that share their latents with others; raised by the run.
     """
     unit = input_to_unit(frames.pixels, model.shape[0], "T, H, W")
-    if bool((frames.until < 0).any()):
-        raise ShapeError(f"until {float(frames.until.min()):g}: times are at least 0, the time of data")
+    if bool((frames.release_t < 0).any()):
+        raise ShapeError(f"until {float(frames.release_t.min()):g}: times are at least 0, the time of data")
 
     def change(run: SamplingRun, rows: slice) -> SamplingRun:
-        latents = latents_of(model, select_rows(unit, rows))
-        until = to_latent_resolution(select_rows(frames.until, rows), run.shape, temporal_compression(model))
+        latents = encode_latents(model, select_rows(unit, rows))
+        until = to_latent_resolution(select_rows(frames.release_t, rows), run.shape, temporal_compression(model))
         return hold_conditioning(before(run, rows), model, latents, until)
 
     def finish(pixels: Tensor, rows: slice) -> Tensor:
-        exact = select_rows(frames.until, rows) == 0
+        exact = select_rows(frames.release_t, rows) == 0
         return torch.where(exact, to_pixels(select_rows(unit, rows)), pixels)
 
-    return TaskSpec(verb, settings or {}, change, finish=finish, size=frames.size)
+    return TaskSpec(name, settings or {}, change, postprocess=finish, size=frames.size)
 
 
 def hold_conditioning(run: SamplingRun, model: Model, latents: Tensor, until: Tensor) -> SamplingRun:
@@ -143,17 +143,17 @@ def hold_conditioning(run: SamplingRun, model: Model, latents: Tensor, until: Te
     latest = float(until.max())
     if latest == 0:
         return replace(run, plan=CoefficientTable([]), x=latents)
-    noise, grid = run.noise(START), run.grid
+    noise, grid = run.noise(START), run.schedule
     if latest < 1:
         grid, x = inverse.sdedit(grid, latents, noise, latest)
     else:
         held = (until < 1).to(latents.device)  # not every device has float64
         x = torch.where(held, inverse.add_noise(grid[0], latents, noise), run.start())
-    run = replace(run, grid=schedule_with_release_times(grid, until), x=x)
-    if getattr(model.denoiser.network, "tells_parts", False):
-        process = run.grid.process  # of this size: the model's own is of the size that it was trained for
-        return run.around(lambda step: inverse.per_token_conditioning(step, process, latents, until))
-    return run.around(lambda step: inverse.replace_known(step, latents, until))
+    run = replace(run, schedule=schedule_with_release_times(grid, until), x=x)
+    if getattr(model.denoiser.network, "takes_token_levels", False):
+        process = run.schedule.process  # of this size: the model's own is of the size that it was trained for
+        return run.wrap_denoiser(lambda step: inverse.per_token_conditioning(step, process, latents, until))
+    return run.wrap_denoiser(lambda step: inverse.replace_known(step, latents, until))
 
 
 def schedule_with_release_times(grid: Schedule, until: Tensor) -> Schedule:
@@ -182,10 +182,12 @@ def to_latent_resolution(until: Tensor, shape: Sequence[int], step: TemporalComp
     """
     times = until
     if shape[1] != until.shape[2]:
-        head, rest = until[:, :, : step.alone], until[:, :, step.alone :]
-        groups = rest.unflatten(2, (-1, step.step)) if rest.shape[2] else rest.unsqueeze(3)
-        _check_groups(groups, step.alone)
-        counts = torch.tensor([step.first] * step.alone + [step.latents] * groups.shape[2])
+        head, rest = until[:, :, : step.leading_frames], until[:, :, step.leading_frames :]
+        groups = rest.unflatten(2, (-1, step.stride)) if rest.shape[2] else rest.unsqueeze(3)
+        _check_groups(groups, step.leading_frames)
+        counts = torch.tensor(
+            [step.latents_per_leading_frame] * step.leading_frames + [step.latents_per_stride] * groups.shape[2]
+        )
         times = torch.cat([head, groups.amax(3)], dim=2).repeat_interleave(counts, dim=2)
     for axis in (3, 4):
         if times.shape[axis] > shape[axis - 1]:

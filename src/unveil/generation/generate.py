@@ -35,14 +35,14 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 OnStep = Callable[[int, int], object]
 
 
-class Source(NamedTuple):
+class ModelSource(NamedTuple):
     """The model that generated an image: its name, and the hash of its files."""
 
     name: str
     sha256: str
 
 
-UNNAMED = Source("unnamed", "")
+UNNAMED = ModelSource("unnamed", "")
 
 
 class ClassifierGuidance(NamedTuple):
@@ -64,12 +64,12 @@ class Request:
         batch: Number of samples generated at once; the last batch may be smaller.
         sampling: Changes of the model's sampling settings, by the names of `SampleConfig.flat`.
         dtype: Number format, a key of `DTYPES`.
-        guided: Guidance by a noisy classifier towards cond["label"], which the model itself need not take.
+        classifier_guidance: Guidance by a noisy classifier towards cond["label"], which the model itself need not take.
         compiled: Compile the network with torch first.
         negative: Conditions to guide away from, by key.
         size: Height and width in pixels, of a video its frames before them; None: the model's size, or that of the
             edited image.
-        typed: Original values of expanded conditions, by key; only for the metadata.
+        original_cond: Original values of expanded conditions, by key; only for the metadata.
     """
 
     cond: Mapping[str, Sequence[Any]] = field(default_factory=dict)
@@ -79,11 +79,11 @@ class Request:
     batch: int = 16
     sampling: Mapping[str, Any] = field(default_factory=dict)
     dtype: str = "float32"
-    guided: ClassifierGuidance | None = None
+    classifier_guidance: ClassifierGuidance | None = None
     compiled: bool = False
     negative: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     size: tuple[int, ...] | None = None
-    typed: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    original_cond: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, low in (("count", 1), ("batch", 1), ("first", 0)):
@@ -106,9 +106,9 @@ class Request:
         """Return the request of some of its samples; their seeds, indices and conditions stay the same."""
         cond, negative, typed = (
             {key: _each(key, values, self.count)[start:stop] for key, values in conditions.items()}
-            for conditions in (self.cond, self.negative, self.typed)
+            for conditions in (self.cond, self.negative, self.original_cond)
         )
-        rows = {"cond": cond, "negative": negative, "typed": typed, "count": stop - start}
+        rows = {"cond": cond, "negative": negative, "original_cond": typed, "count": stop - start}
         if isinstance(self.seed, int):
             return replace(self, **rows, first=self.first + start)
         return replace(self, **rows, seed=self.seed[start:stop])
@@ -121,13 +121,13 @@ class GeneratedSample(NamedTuple):
         sample: (C, H, W) in [-1, 1], of a video (C, T, H, W).
         pixels: The same as uint8.
         facts: Metadata, from which it can be generated again.
-        frames: (F, C, H, W), states of its trajectory, noise first; empty unless requested.
+        trajectory: (F, C, H, W), states of its trajectory, noise first; empty unless requested.
     """
 
     sample: Tensor
     pixels: Tensor
     facts: dict[str, Any]
-    frames: Tensor
+    trajectory: Tensor
 
 
 class SourceFile(NamedTuple):
@@ -159,11 +159,11 @@ class TaskSpec:
     """The changes that a task makes to generation. `rows` are those of a batch in the request, counted from 0.
 
     Attributes:
-        verb: Name of the task; empty: plain generation.
+        name: Name of the task; empty: plain generation.
         settings: Settings for the metadata, besides its inputs; plain enough for JSON.
-        change: (run, rows) -> the run that takes its place.
-        image_conditions: rows -> conditions that are images, by key, (B, C, H, W) each.
-        finish: (pixels, rows) -> the pixels that are written; both uint8 (B, C, H, W) or (B, C, T, H, W).
+        transform: (run, rows) -> the run that takes its place.
+        image_conditions: Rows -> conditions that are images, by key, (B, C, H, W) each.
+        postprocess: (pixels, rows) -> the pixels that are written; both uint8 (B, C, H, W) or (B, C, T, H, W).
         size: Height and width of the results, of a video its frames before them, if other than the model's.
         tile_size: Size that the network takes in one call, if it works in tiles; see `Model.resized`.
         inputs: The files of every row, by the field that names them.
@@ -171,11 +171,11 @@ class TaskSpec:
         notes: Warnings for the user.
     """
 
-    verb: str = ""
+    name: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    change: RunTransform = identity
+    transform: RunTransform = identity
     image_conditions: Callable[[slice], Mapping[str, Tensor]] = _no_images
-    finish: Callable[[Tensor, slice], Tensor] = _untouched
+    postprocess: Callable[[Tensor, slice], Tensor] = _untouched
     size: tuple[int, ...] | None = None
     tile_size: tuple[int, int] | None = None
     inputs: Mapping[str, Sequence[SourceFile]] = field(default_factory=dict)
@@ -185,7 +185,7 @@ class TaskSpec:
     @property
     def is_plain(self) -> bool:
         """True if generation is not changed."""
-        return not self.verb and self.change is identity and self.finish is _untouched and self.size is None
+        return not self.name and self.transform is identity and self.postprocess is _untouched and self.size is None
 
     def sample_metadata(self, row: int) -> dict[str, Any]:
         """Return the metadata of one sample about the task."""
@@ -194,9 +194,9 @@ class TaskSpec:
             facts: dict[str, Any] = {"format": METADATA_FORMAT, "task": dict(self.record)}
             facts |= {name: self.settings[name] for name in ("passes",) if name in self.settings}
             return facts | ({"inputs": files} if files else {})
-        if not self.verb:
+        if not self.name:
             return {}
-        return {"task": {"verb": self.verb, **self.settings, **({"inputs": files} if files else {})}}
+        return {"task": {"verb": self.name, **self.settings, **({"inputs": files} if files else {})}}
 
     def batch_metadata(self, rows: slice) -> dict[str, Any]:
         """Return the inputs of a whole batch, which are needed to generate it again."""
@@ -255,7 +255,7 @@ def control_images(model: Model, count: int, size: Sequence[int] | None) -> dict
 
 
 @torch.no_grad()
-def latents_of(model: Model, images: Tensor) -> Tensor:
+def encode_latents(model: Model, images: Tensor) -> Tensor:
     """Encode images or videos (B, C, ...) in [-1, 1] on the model's device; without an autoencoder, return them."""
     return model.autoencoder.encode(images.to(model.device))
 
@@ -321,7 +321,7 @@ class TrajectoryRecorder:
 def generate(
     model: Model,
     request: Request,
-    source: Source = UNNAMED,
+    source: ModelSource = UNNAMED,
     edit: TaskSpec = PLAIN,
     *,
     frames: int = 0,
@@ -355,9 +355,9 @@ def generate(
     for number in range(batches):
         rows = slice(number * request.batch, min((number + 1) * request.batch, request.count))
         part = request.part(rows.start, rows.stop)
-        recorder = TrajectoryRecorder(model, frames, on_step and part_of(on_step, number, batches), preview)
+        recorder = TrajectoryRecorder(model, frames, on_step and partial_progress(on_step, number, batches), preview)
         samples = _generate_batch(model, replace(part, sampling=sampling, size=size), edit, rows, recorder)
-        pixels, trajectory = edit.finish(to_pixels(samples), rows), recorder.trajectory(samples)
+        pixels, trajectory = edit.postprocess(to_pixels(samples), rows), recorder.trajectory(samples)
         batch = {**_batch_metadata(part), **edit.batch_metadata(rows)}
         for row in range(part.count):
             facts = {**shared, **_sample_metadata(part, row), **edit.sample_metadata(rows.start + row)}
@@ -365,10 +365,10 @@ def generate(
             yield GeneratedSample(samples[row], pixels[row], facts, trajectory[row])
 
 
-def repeat(
+def regenerate(
     model: Model,
     facts: Mapping[str, Any],
-    source: Source,
+    source: ModelSource,
     on_step: OnStep | None = None,
     *,
     classifier: GuidanceClassifier | None = None,
@@ -391,7 +391,9 @@ def repeat(
     """
     try:
         model_sha256 = facts["model"]["sha256"]
-        request = replace(recorded_request(facts), guided=guided_by(facts.get("classifier"), classifier))
+        request = replace(
+            recorded_request(facts), classifier_guidance=recorded_guidance(facts.get("classifier"), classifier)
+        )
         loras = [(str(lora["sha256"]), float(lora["weight"])) for lora in facts.get("loras", [])]
         controls = [_control_identity(control) for control in facts.get("controls", [])]
         place = int(facts["place"]) if "place" in facts else int(facts["sample"]) - request.first
@@ -424,24 +426,24 @@ def recorded_request(facts: Mapping[str, Any]) -> Request:
     return Request(
         cond={str(key): list(values) for key, values in batch["given"].items()},
         negative={str(key): list(values) for key, values in batch.get("negative", {}).items()},
-        typed={str(key): list(values) for key, values in batch.get("typed", {}).items()},
+        original_cond={str(key): list(values) for key, values in batch.get("typed", {}).items()},
         seed=tuple(map(int, batch["seeds"])) if "seeds" in batch else int(facts["seed"]),
         first=int(batch["first"]),
         count=int(batch["count"]),
         batch=int(batch["count"]),
-        sampling=sampling_of(facts),
+        sampling=recorded_sampling(facts),
         dtype=str(facts["dtype"]),
         compiled=bool(facts.get("compiled", False)),
         size=tuple(map(int, facts["size"])) if "size" in facts else None,
     )
 
 
-def part_of(on_step: OnStep, number: int, count: int) -> OnStep:
+def partial_progress(on_step: OnStep, number: int, count: int) -> OnStep:
     """Return a callback that counts the steps of one batch of several as steps of all."""
     return lambda done, total: on_step(number * total + done, count * total)
 
 
-def additions(model: Model) -> dict[str, Any]:
+def adapter_metadata(model: Model) -> dict[str, Any]:
     """Return the metadata about the LoRAs and ControlNets that are attached to a model."""
     facts: dict[str, Any] = {}
     if model.lora_infos:
@@ -452,20 +454,22 @@ def additions(model: Model) -> dict[str, Any]:
     return facts
 
 
-def sampling_of(facts: Mapping[str, Any]) -> dict[str, Any]:
+def recorded_sampling(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return the sampling settings in metadata, by the names of `SampleConfig.flat`."""
     current = current_settings(facts)
     return {name: current[name] for name in SampleConfig.names() if name in current}
 
 
-def versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
     """Return the versions of the libraries that the bits of an image depend on."""
     import unveil
 
     return {"unveil": unveil.__version__, "torch": str(torch.__version__), "python": platform.python_version()}
 
 
-def guided_by(recorded: Mapping[str, Any] | None, classifier: GuidanceClassifier | None) -> ClassifierGuidance | None:
+def recorded_guidance(
+    recorded: Mapping[str, Any] | None, classifier: GuidanceClassifier | None
+) -> ClassifierGuidance | None:
     """Return the classifier guidance of an image's metadata; None: there was none.
 
     Args:
@@ -505,7 +509,7 @@ def _class_indices(labels: Sequence[Any]) -> Tensor:
 
 def _generate_batch(model: Model, part: Request, edit: TaskSpec, rows: slice, recorder: TrajectoryRecorder) -> Tensor:
     """Generate the samples of one batch."""
-    shift = None if part.guided is None else _shift(model, part.guided, part.cond)
+    shift = None if part.classifier_guidance is None else _shift(model, part.classifier_guidance, part.cond)
     images = edit.image_conditions(rows)
     cond = {key: values for key, values in part.cond.items() if shift is None or key in model.conditioners}
     # image conditions stay where the rest of the condition is dropped
@@ -523,7 +527,7 @@ def _generate_batch(model: Model, part: Request, edit: TaskSpec, rows: slice, re
         cond_grad=shift,
         size=part.size,
         tile_size=edit.tile_size,
-        transform=lambda run, _: edit.change(run, rows),
+        transform=lambda run, _: edit.transform(run, rows),
     )
 
 
@@ -552,14 +556,14 @@ def _request_metadata(model: Model, request: Request) -> dict[str, Any]:
         "compiled": request.compiled,
         "device": model.device.type,
         "threads": torch.get_num_threads(),
-        "versions": versions(),
+        "versions": library_versions(),
     }
     if request.size is not None:
         facts["size"] = list(request.size)
-    if (guided := request.guided) is not None:
+    if (guided := request.classifier_guidance) is not None:
         classifier = {"name": guided.classifier.name, "sha256": guided.classifier.sha256}
         facts["classifier"] = {**classifier, "scale": guided.scale}
-    return facts | additions(model)
+    return facts | adapter_metadata(model)
 
 
 def _sample_metadata(part: Request, row: int) -> dict[str, Any]:
@@ -567,7 +571,7 @@ def _sample_metadata(part: Request, row: int) -> dict[str, Any]:
     request = part.part(row, row + 1)
     seed = request.seed if isinstance(request.seed, int) else request.seed[0]
     facts: dict[str, Any] = {"seed": seed, "sample": request.first}
-    for name, values in (("given", request.cond), ("negative", request.negative), ("typed", request.typed)):
+    for name, values in (("given", request.cond), ("negative", request.negative), ("typed", request.original_cond)):
         if values or name == "given":
             facts[name] = {key: value[0] for key, value in values.items()}
     return facts
@@ -576,7 +580,7 @@ def _sample_metadata(part: Request, row: int) -> dict[str, Any]:
 def _batch_metadata(part: Request) -> dict[str, Any]:
     """Return what a batch needs to be generated again."""
     facts: dict[str, Any] = {"first": part.first, "count": part.count, "given": dict(part.cond)}
-    others = (("negative", part.negative), ("typed", part.typed))
+    others = (("negative", part.negative), ("typed", part.original_cond))
     facts |= {name: dict(conditions) for name, conditions in others if conditions}
     if not isinstance(part.seed, int):
         facts["seeds"] = list(part.seed)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from unveil.generation.conditioning_frames import ConditioningFrames
-from unveil.generation.generate import UNNAMED, OnStep, Request, Source, TaskSpec, input_to_unit, part_of
+from unveil.generation.generate import UNNAMED, ModelSource, OnStep, Request, TaskSpec, input_to_unit, partial_progress
 from unveil.generation.long_video import ConditioningOfWindow, VideoChunk, VideoSpec, concat_chunks, generate_long_video
 from unveil.generation.single_frame import SingleFrameNetwork
 from unveil.generation.upscale import STRENGTH, resized, upscale
@@ -38,7 +38,7 @@ def needs_hires(model: Model, size: tuple[int, int]) -> bool:
     return size[0] * size[1] >= LARGE * model.shape[-2] * model.shape[-1]
 
 
-def goes_in_passes(model: Model, size: Sequence[int] | None) -> bool:
+def needs_passes(model: Model, size: Sequence[int] | None) -> bool:
     """Return True if images of a size are generated in passes: those of video models, which have no other method."""
     return (
         size is not None
@@ -61,7 +61,7 @@ def base_size(model: Model, size: tuple[int, int]) -> tuple[int, int]:
     return min(near, key=lambda sides: (round(abs(math.log(sides[0] / sides[1]) - aspect), 6), -sides[0] * sides[1]))
 
 
-def sizes(model: Model, size: tuple[int, int]) -> list[tuple[int, int]]:
+def pass_sizes(model: Model, size: tuple[int, int]) -> list[tuple[int, int]]:
     """Return height and width of every pass; the sides grow evenly, and are rounded up to what the network takes."""
     first, unit = base_size(model, size), size_multiple(model)
     growth = max(now / before for now, before in zip(size, first, strict=True))
@@ -76,7 +76,7 @@ def sizes(model: Model, size: tuple[int, int]) -> list[tuple[int, int]]:
 
 def describe_passes(model: Model, size: tuple[int, int]) -> str:
     """Return a description of the passes for the user."""
-    tile, every = format_size(model.shape), sizes(model, size)
+    tile, every = format_size(model.shape), pass_sizes(model, size)
     return (
         f"{format_size(size)} is far beyond the model's own {tile}: made in {len(every)} passes, at "
         f"{', '.join(map(format_size, every))}; the first as a whole, the others in windows of {tile}"
@@ -84,7 +84,7 @@ def describe_passes(model: Model, size: tuple[int, int]) -> str:
 
 
 def generate_hires(
-    model: Model, request: Request, spec: VideoSpec, source: Source = UNNAMED, on_step: OnStep | None = None
+    model: Model, request: Request, spec: VideoSpec, source: ModelSource = UNNAMED, on_step: OnStep | None = None
 ) -> Iterator[VideoChunk]:
     """Yield videos of a size far beyond the model's own.
 
@@ -102,10 +102,10 @@ def generate_hires(
     """
     size = spec.size or (model.shape[-2], model.shape[-1])
     check_size(model, size)
-    every = sizes(model, size)
+    every = pass_sizes(model, size)
     pass_request, pass_spec = request, spec
     for number, pass_size in enumerate(every):
-        steps = on_step and part_of(on_step, number, len(every))
+        steps = on_step and partial_progress(on_step, number, len(every))
         if pass_size == size:
             yield from generate_long_video(model, pass_request, pass_spec, source, steps)
             return
@@ -122,7 +122,7 @@ def _next_pass(
     following = upscale_pass(model, videos, every[number], PASS_STRENGTH)
     settings = {**spec.settings, **following.settings, "passes": [list(size) for size in every]}
     following = replace(following, conditioning=spec.conditioning, window=spec.window, overlap=spec.overlap)
-    return replace(following, settings=settings, verb=spec.verb, inputs=spec.inputs)
+    return replace(following, settings=settings, name=spec.name, inputs=spec.inputs)
 
 
 def upscale_pass(model: Model, videos: Tensor, size: tuple[int, int], strength: float = STRENGTH) -> VideoSpec:
@@ -144,10 +144,12 @@ def upscale_pass(model: Model, videos: Tensor, size: tuple[int, int], strength: 
         return upscale(model, videos[:, :, here], size=size, strength=strength, faithful=True)
 
     def change(start: int, stop: int) -> RunTransform:
-        return edit(start, stop).change
+        return edit(start, stop).transform
 
     settings = {"size": list(size), "strength": strength}
-    return VideoSpec(frames, size, tile_size=edit(0, 1).tile_size, change=change, verb="upscale", settings=settings)
+    return VideoSpec(
+        frames, size, tile_size=edit(0, 1).tile_size, window_transform=change, name="upscale", settings=settings
+    )
 
 
 def without_guidance(request: Request) -> Request:

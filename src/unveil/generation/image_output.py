@@ -13,21 +13,21 @@ import torch
 from torch import Tensor
 
 from unveil.errors import DataError, RecipeError
-from unveil.generation.generate import PLAIN, GeneratedSample, Preview, Request, Source, TaskSpec, generate
+from unveil.generation.generate import PLAIN, GeneratedSample, ModelSource, Preview, Request, TaskSpec, generate
 from unveil.io.console import Console
 from unveil.io.files import refuse_overwrite, write_atomically
 from unveil.io.images import EXIF, METADATA_KEY, UNICODE, USER_COMMENT, make_grid, png, to_pixels
 from unveil.io.video.containers import HEAD, container_of
-from unveil.io.video.reader import VideoDecoder, given_or_new
+from unveil.io.video.reader import VideoReader, given_or_new
 from unveil.model import Model
 from unveil.model.config.sampling import current_settings
 from unveil.model.migration import migrate_metadata
 from unveil.types import format_size
 
-FRAMES = 9  # of a strip: from the first step of the noise to the image
-STRIPS = 8  # maximum number of samples in a strip
-SHOWN = 256  # maximum number of images in the contact sheet of a folder
-PREVIEWS = 8  # maximum number of previews of a run for `on_preview`
+TRAJECTORY_FRAMES = 9  # of a strip: from the first step of the noise to the image
+MAX_STRIPS = 8  # maximum number of samples in a strip
+MAX_SHEET_IMAGES = 256  # maximum number of images in the contact sheet of a folder
+MAX_PREVIEWS = 8  # maximum number of previews of a run for `on_preview`
 MAX_TEXT = 1_000_000  # maximum length of metadata, in characters
 PNG_SIGNATURE = b"\x89PNG"
 PARAMETERS = "parameters"  # name of the text that image tools show
@@ -124,7 +124,7 @@ class WrittenFiles:
         return "\n".join([*lines, *(str(path) for path in (self.sheet, self.strip) if path)])
 
 
-def numbered(request: Request) -> list[tuple[int, int]]:
+def sample_ids(request: Request) -> list[tuple[int, int]]:
     """Return the seed and the index of each sample of a request."""
     if isinstance(request.seed, int):
         return [(request.seed, request.first + place) for place in range(request.count)]
@@ -142,8 +142,8 @@ def filenames(rows: Iterable[tuple[int, int]]) -> list[str]:
     return names
 
 
-def draw(
-    model: Model, source: Source, request: Request, output: ImageOutput, console: Console, edit: TaskSpec = PLAIN
+def generate_images(
+    model: Model, source: ModelSource, request: Request, output: ImageOutput, console: Console, edit: TaskSpec = PLAIN
 ) -> Iterator[GeneratedSample]:
     """Yield the samples of a request, with progress, and previews if the output has some.
 
@@ -151,13 +151,13 @@ def draw(
     """
     if request.negative and request.sampling.get("guidance_scale", model.sampling.guidance.scale) == 1:
         console.warn("negative prompts and conditions have no effect without guidance; use --guidance-scale above 1")
-    frames = FRAMES if output.strip else 0
+    frames = TRAJECTORY_FRAMES if output.strip else 0
     preview = _preview(output, model.sampling.changed(request.sampling).steps)
     with console.progress("step", 0) as progress:
         yield from generate(model, request, source, edit, frames=frames, on_step=progress.reach, preview=preview)
 
 
-def write(
+def write_images(
     samples: Iterable[GeneratedSample],
     output: ImageOutput,
     names: Sequence[str],
@@ -190,10 +190,10 @@ def write(
             single = single or content
         else:
             written.images.append(output.out / names[count - 1])
-            put({written.images[-1]: content}, output.force)
+            write_files({written.images[-1]: content}, output.force)
         shapes.add(tuple(sample.pixels.shape))
-        images += [sample.pixels] if output.one_file or len(images) < SHOWN else []
-        trajectories += [to_pixels(sample.frames)] if output.strip and len(trajectories) < STRIPS else []
+        images += [sample.pixels] if output.one_file or len(images) < MAX_SHEET_IMAGES else []
+        trajectories += [to_pixels(sample.trajectory)] if output.strip and len(trajectories) < MAX_STRIPS else []
     if count == 1 and output.one_file:
         files[output.out] = single
         written.images.append(output.out)
@@ -203,11 +203,11 @@ def write(
     if trajectories and len(shapes) == 1:
         written.strip = output.strip_path(mark)
         files[written.strip] = png(make_grid(torch.cat(trajectories), columns=len(trajectories[0])))
-    put(files, output.force)
+    write_files(files, output.force)
     return written
 
 
-def put(files: dict[Path, bytes], force: bool) -> None:
+def write_files(files: dict[Path, bytes], force: bool) -> None:
     """Write every file, each whole or not at all.
 
     Raises:
@@ -223,7 +223,7 @@ def _preview(output: ImageOutput, steps: int) -> Preview | None:
     path, on_preview = output.preview, output.on_preview
     if on_preview is not None:
         return Preview(
-            lambda pixels, done, total: on_preview(png(make_grid(pixels)), done, total), max(1, steps // PREVIEWS)
+            lambda pixels, done, total: on_preview(png(make_grid(pixels)), done, total), max(1, steps // MAX_PREVIEWS)
         )
     if path is None:
         return None
@@ -245,7 +245,7 @@ def _texts(sample: GeneratedSample, metadata: bool) -> dict[str, str]:
     }
 
 
-def read_facts(path: Path, decoder: VideoDecoder | None = None) -> dict[str, Any]:
+def read_generation_metadata(path: Path, decoder: VideoReader | None = None) -> dict[str, Any]:
     """Return the generation metadata of an image or a video that this program wrote.
 
     Args:
@@ -291,7 +291,7 @@ def _unreadable(path: Path, problem: Exception) -> DataError:
     return DataError(f"{path}: neither a readable image nor a video ({problem}); give a file that this program wrote")
 
 
-def _video_text(path: Path, decoder: VideoDecoder | None) -> str | None:
+def _video_text(path: Path, decoder: VideoReader | None) -> str | None:
     """Return the metadata text of a video; None if the file is not a video."""
     try:
         with path.open("rb") as file:

@@ -11,7 +11,7 @@ from unveil.core.rng import START
 from unveil.core.samplers import CoefficientTable
 from unveil.core.sampling_run import SamplingRun
 from unveil.errors import RecipeError, ShapeError
-from unveil.generation.generate import TaskSpec, input_to_unit, latents_of, select_rows
+from unveil.generation.generate import TaskSpec, encode_latents, input_to_unit, select_rows
 from unveil.model import Model
 
 
@@ -37,7 +37,7 @@ def img2img(model: Model, images: Tensor, *, strength: float) -> TaskSpec:
     unit = input_to_unit(images, model.shape[0])
 
     def change(run: SamplingRun, rows: slice) -> SamplingRun:
-        return start_from(run, latents_of(model, select_rows(unit, rows)), strength)
+        return start_from(run, encode_latents(model, select_rows(unit, rows)), strength)
 
     return TaskSpec("img2img", {"strength": strength}, change, size=(unit.shape[2], unit.shape[3]))
 
@@ -56,19 +56,19 @@ def from_latents(noise: Tensor) -> TaskSpec:
         part = select_rows(noise, rows)
         if tuple(part.shape) != (len(run), *run.shape):
             raise ShapeError(f"noise {tuple(noise.shape)}: needs one or {len(run)} of {run.shape} each")
-        return replace(run, x=run.grid.start(part.to(run.streams.device).float()))
+        return replace(run, x=run.schedule.start(part.to(run.streams.device).float()))
 
     return TaskSpec("noise", {}, change)
 
 
 def start_from(run: SamplingRun, latents: Tensor, strength: float) -> SamplingRun:
     """Return a run that begins at latents (B, ...) noised by this strength, see `img2img`."""
-    rest = inverse.share_of(run.grid, strength)
+    rest = inverse.share_of(run.schedule, strength)
     if rest is None:
         return replace(run, plan=CoefficientTable([]), x=latents)
-    if len(rest) == len(run.grid):
+    if len(rest) == len(run.schedule):
         return run
-    return replace(run, grid=rest, x=inverse.add_noise(rest[0], latents, run.noise(START)))
+    return replace(run, schedule=rest, x=inverse.add_noise(rest[0], latents, run.noise(START)))
 
 
 def check_strength(strength: float) -> None:

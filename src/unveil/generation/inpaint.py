@@ -15,7 +15,7 @@ from unveil.core import inverse
 from unveil.core.inverse.operator import boolean
 from unveil.core.sampling_run import SamplingRun
 from unveil.errors import RecipeError, ShapeError, did_you_mean
-from unveil.generation.generate import TaskSpec, input_to_unit, latents_of, select_rows
+from unveil.generation.generate import TaskSpec, encode_latents, input_to_unit, select_rows
 from unveil.generation.img2img import check_strength, start_from
 from unveil.io.images import to_pixels
 from unveil.model import Model
@@ -39,8 +39,8 @@ class Padding(NamedTuple):
 class RePaintConfig(NamedTuple):
     """Resampling of RePaint: jumps of `length` steps, each repeated `times` times."""
 
-    length: int = 10
-    times: int = 10
+    jump_length: int = 10
+    num_resamples: int = 10
 
 
 def inpaint(
@@ -81,17 +81,17 @@ def inpaint(
     original, weight = to_pixels(unit), _weight(mask, feather)
 
     def change(run: SamplingRun, rows: slice) -> SamplingRun:
-        latents = latents_of(model, select_rows(unit, rows))
+        latents = encode_latents(model, select_rows(unit, rows))
         run = start_from(run, latents, strength)
         if chosen == "network" or not strength:
             return run
         keep = ~_latent_mask(select_rows(wide, rows), latents).to(latents.device)
         run = _resampled(run, jumps) if chosen == "repaint" else run
-        return run.around(partial(inverse.inpaint, pixels=latents, keep=keep))
+        return run.wrap_denoiser(partial(inverse.inpaint, pixels=latents, keep=keep))
 
     def image_conditions(rows: slice) -> Mapping[str, Tensor]:
         part = select_rows(wide, rows)
-        masked = latents_of(model, select_rows(unit, rows).masked_fill(part, 0.0))  # mid-grey
+        masked = encode_latents(model, select_rows(unit, rows).masked_fill(part, 0.0))  # mid-grey
         small = F.interpolate(part.float(), masked.shape[-2:], mode="nearest").to(masked)
         return {key: value for key, value in ((MASK, small), (MASKED, masked)) if key in model.conditioners}
 
@@ -101,7 +101,7 @@ def inpaint(
         return torch.where(share == 1, old, blended)
 
     settings = {"strength": strength, "feather": feather, "method": chosen, "jumps": list(jumps)}
-    edit = TaskSpec("inpaint", settings, change, finish=finish, size=(unit.shape[2], unit.shape[3]))
+    edit = TaskSpec("inpaint", settings, change, postprocess=finish, size=(unit.shape[2], unit.shape[3]))
     return replace(edit, image_conditions=image_conditions) if chosen == "network" else edit
 
 
@@ -132,10 +132,10 @@ def outpaint(
     canvas = F.pad(unit, tuple(margins), mode="replicate")
     mask = F.pad(torch.zeros(1, 1, *unit.shape[2:], dtype=torch.bool), tuple(margins), value=True)
     edit = inpaint(model, canvas, mask, feather=feather, method=method, jumps=jumps)
-    return replace(edit, verb="outpaint", settings={**edit.settings, "margins": list(margins)})
+    return replace(edit, name="outpaint", settings={**edit.settings, "margins": list(margins)})
 
 
-def fitting(model: Model, size: tuple[int, int], margins: Padding) -> Padding:
+def fit_padding(model: Model, size: tuple[int, int], margins: Padding) -> Padding:
     """Return margins that are enlarged until the canvas has a size that the network takes.
 
     The right and the bottom margin grow, or the left or the top one if only that is above 0.
@@ -154,8 +154,8 @@ def fitting(model: Model, size: tuple[int, int], margins: Padding) -> Padding:
 
 def _resampled(run: SamplingRun, jumps: RePaintConfig) -> SamplingRun:
     """Return the run with RePaint's resampling."""
-    plan = run.planned(run.grid)
-    return replace(run, plan=inverse.repaint(plan, run.grid, length=jumps.length, count=jumps.times))
+    plan = run.make_plan(run.schedule)
+    return replace(run, plan=inverse.repaint(plan, run.schedule, length=jumps.jump_length, count=jumps.num_resamples))
 
 
 def _text(margins: Padding) -> str:

@@ -21,9 +21,9 @@ from unveil.generation.generate import (
     Request,
     TrajectoryRecorder,
     control_images,
+    encode_latents,
     input_to_unit,
-    latents_of,
-    part_of,
+    partial_progress,
 )
 from unveil.generation.image_output import MAX_TEXT
 from unveil.io.files import write_atomically
@@ -73,9 +73,11 @@ def invert(model: Model, images: Tensor, request: Request, *, on_step: OnStep | 
         with torch.no_grad():
             raw = {**part.cond, **control_images(model, part.count, size)}
             run = model.prepare(how, streams, cond=raw, negative_cond=part.negative, size=size)
-        first = run.grid[0]
-        back = replace(run, plan=encode(run.grid), x=latents_of(model, unit[here]))
-        x = back.run(TrajectoryRecorder(model, 0, on_step and part_of(on_step, start // request.batch, batches)))
+        first = run.schedule[0]
+        back = replace(run, plan=encode(run.schedule), x=encode_latents(model, unit[here]))
+        x = back.run(
+            TrajectoryRecorder(model, 0, on_step and partial_progress(on_step, start // request.batch, batches))
+        )
         noise.append(x / like(model.process.prior(first), x))
     return Inversion(torch.cat(noise).float().cpu(), how.flat())
 

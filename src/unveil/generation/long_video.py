@@ -20,15 +20,25 @@ from unveil.conditioning.tiled_denoising import tile_starts
 from unveil.core.rng import key
 from unveil.errors import RecipeError
 from unveil.generation.conditioning_frames import (
-    FREE,
+    UNCONDITIONED_T,
     ConditioningFrames,
     conditioned_generation,
     keyframes,
     merge_conditioning,
 )
-from unveil.generation.generate import PROMPT, UNNAMED, OnStep, Request, Source, SourceFile, generate, identity, part_of
+from unveil.generation.generate import (
+    PROMPT,
+    UNNAMED,
+    ModelSource,
+    OnStep,
+    Request,
+    SourceFile,
+    generate,
+    identity,
+    partial_progress,
+)
 from unveil.generation.position_scaling import scale_positions
-from unveil.generation.prompt_schedule import Scene, prompt_schedule, prompt_weights
+from unveil.generation.prompt_schedule import ScheduledPrompt, prompt_schedule, prompt_weights
 from unveil.model import Model, RunTransform
 from unveil.model.shapes import round_up_frames, temporal_compression
 
@@ -74,22 +84,22 @@ class VideoSpec:
         change: (start, stop) of a window -> a further change of its run, such as its start; None: there is none.
         direction: Order of the windows; backward generates the end first.
         new_frames: Range (start, stop) of the frames that are not conditioning frames; None: all.
-        verb, settings, inputs: Task, for the metadata.
+        name, settings, inputs: Task, for the metadata.
     """
 
     frames: int
     size: tuple[int, int] | None = None
-    scenes: tuple[Scene, ...] = ()
+    scenes: tuple[ScheduledPrompt, ...] = ()
     fade: int = 0
     conditioning: ConditioningOfWindow | None = None
     window: int | None = None
     overlap: int | None = None
     spacing: float = 1.0
     tile_size: tuple[int, int] | None = None
-    change: Callable[[int, int], RunTransform] | None = None
+    window_transform: Callable[[int, int], RunTransform] | None = None
     direction: Direction = "forward"
     new_frames: tuple[int, int] | None = None
-    verb: str = "video"
+    name: str = "video"
     settings: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, Sequence[SourceFile]] = field(default_factory=dict)
 
@@ -121,7 +131,7 @@ def windows(model: Model, spec: VideoSpec) -> list[Window]:
 
 
 def generate_long_video(
-    model: Model, request: Request, spec: VideoSpec, source: Source = UNNAMED, on_step: OnStep | None = None
+    model: Model, request: Request, spec: VideoSpec, source: ModelSource = UNNAMED, on_step: OnStep | None = None
 ) -> Iterator[VideoChunk]:
     """Yield the frames of videos, chunk by chunk, forwards in time.
 
@@ -152,11 +162,11 @@ def generate_long_video(
         edit = conditioned_generation(
             model,
             conditioning or _unconditioned(model, length, size),
-            spec.verb,
+            spec.name,
             settings,
             _run_change(spec, window, change),
         )
-        steps = on_step and part_of(on_step, number, len(order))
+        steps = on_step and partial_progress(on_step, number, len(order))
         edit = replace(edit, tile_size=spec.tile_size, inputs=spec.inputs)
         samples = list(generate(model, part, source, edit, on_step=steps))
         pixels = torch.stack([sample.pixels for sample in samples])
@@ -210,7 +220,7 @@ def _window_conditioning(
     shared = Window(max(window.start, other.start), min(window.stop, other.stop))
     ahead = other.start < window.start
     new = Window(shared.stop, window.stop) if ahead else Window(window.start, shared.start)
-    first = shared.start if ahead else shared.start + temporal_compression(model).alone
+    first = shared.start if ahead else shared.start + temporal_compression(model).leading_frames
     frames = pixels[:, :, first - other.start : shared.stop - other.start]
     places = [place - window.start for place in range(first, shared.stop)]
     before = keyframes(frames, places, window.stop - window.start)
@@ -219,12 +229,12 @@ def _window_conditioning(
 
 def _run_change(spec: VideoSpec, window: Window, prompt_change: RunTransform) -> RunTransform:
     """Return the change of a window's run except its conditioning frames: positions, prompts and that of the task."""
-    of_task = identity if spec.change is None else spec.change(*window)
+    of_task = identity if spec.window_transform is None else spec.window_transform(*window)
     return lambda run, rows: of_task(prompt_change(scale_positions(run, spec.spacing), rows), rows)
 
 
 def _unconditioned(model: Model, length: int, size: tuple[int, int]) -> ConditioningFrames:
-    until = torch.full((1, 1, length, 1, 1), FREE, dtype=torch.float64)
+    until = torch.full((1, 1, length, 1, 1), UNCONDITIONED_T, dtype=torch.float64)
     return ConditioningFrames(torch.zeros(1, model.shape[0], length, *size, dtype=torch.uint8), until)
 
 

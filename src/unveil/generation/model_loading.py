@@ -14,13 +14,13 @@ import torch
 from unveil.checkpoints import loader, lora
 from unveil.checkpoints.formats import controlnet as controlnet_format
 from unveil.checkpoints.overrides import ModelOverrides
-from unveil.conditioning.controlnet import Control, Mode
+from unveil.conditioning.controlnet import AttachedControlNet, ControlMode
 from unveil.conditioning.image import ConcatCondition
 from unveil.data.folder_index import IMAGE_SUFFIXES
 from unveil.data.tensor_dataset import LOW
 from unveil.errors import DataError, OutOfResources, RecipeError, WeightsError, did_you_mean
 from unveil.generation import inputs
-from unveil.generation.generate import DTYPES, PROMPT, Source, SourceFile
+from unveil.generation.generate import DTYPES, PROMPT, ModelSource, SourceFile
 from unveil.generation.inpaint import MASK, MASKED
 from unveil.generation.single_frame import as_image_model
 from unveil.io.console import Console
@@ -94,7 +94,7 @@ def open_for_generation(
     recorded: Mapping[str, Any] | None = None,
     places: Sequence[Path] = (),
     media: Media = "images",
-) -> tuple[Model, Source]:
+) -> tuple[Model, ModelSource]:
     """Return the model of some options with its LoRAs and ControlNets, ready to generate images or videos.
 
     A video model generates images as videos of one frame.
@@ -112,7 +112,7 @@ def open_for_generation(
     """
     named = options.dtype if recorded is None else str(recorded.get("dtype", options.dtype))
     dtype = DTYPES.get(named, torch.float32)  # text encoders compute in it too; the request refuses another one
-    model, source = open_model(options.name, device(options.device), options.file or None, dtype)
+    model, source = open_model(options.name, resolve_device(options.device), options.file or None, dtype)
     conditions = [key for key, value in model.conditioners.items() if isinstance(value, ConcatCondition)]
     if recorded is None and (missing := [key for key in conditions if key not in shown]):
         tasks = " or ".join(f"`unveil {task}`" for task, keys in IMAGE_CONDITIONS.items() if missing[0] in keys)
@@ -154,7 +154,7 @@ def check_takes_prompt(model: Model, what: str) -> None:
         raise RecipeError(f"{what}: this model takes no prompt, only: {', '.join(model.conditioners) or 'nothing'}")
 
 
-def device(name: str) -> torch.device:
+def resolve_device(name: str) -> torch.device:
     """Return the device of this name; auto is the fastest available one.
 
     Raises:
@@ -185,7 +185,7 @@ def device(name: str) -> torch.device:
 
 def open_model(
     name: str, where: torch.device, overrides: Mapping[str, Any] | None = None, dtype: torch.dtype = torch.float32
-) -> tuple[Model, Source]:
+) -> tuple[Model, ModelSource]:
     """Return the model of a name, a folder or a published weights file, with its name and hash.
 
     Args:
@@ -202,21 +202,21 @@ def open_model(
     if path.is_dir() and (folder := _adapter_folder(path)) is not None:
         return _with_adapter(folder, name, where, overrides)
     if not path.exists() and not overrides:  # the name of a bundled model
-        return model_folder.load_model(path).to(where), source(name)
+        return model_folder.load_model(path).to(where), model_source(name)
     stated = validate(ModelOverrides, dict(overrides or {}), "file")
     model = loader.open_checkpoint(path, stated, dtype).model.to(where)
     if path.is_file():
-        return model, Source(path.name, loader.digest(path))
+        return model, ModelSource(path.name, loader.digest(path))
     entry = loader.format_of(path)
     if entry is None or entry.converts_to is None:
-        return model, source(name)
-    return model, Source(path.resolve().name, loader.digest(path))
+        return model, model_source(name)
+    return model, ModelSource(path.resolve().name, loader.digest(path))
 
 
-def source(name: str) -> Source:
+def model_source(name: str) -> ModelSource:
     """Return the name of a model, and one hash over the hashes of the files that its samples depend on."""
     folder = model_folder.resolve_checkpoint(name)
-    return Source(_model_name(name, folder), checkpoint_store.identity(folder))
+    return ModelSource(_model_name(name, folder), checkpoint_store.identity(folder))
 
 
 def _adapter_folder(path: Path) -> Path | None:
@@ -230,7 +230,7 @@ def _adapter_folder(path: Path) -> Path | None:
 
 def _with_adapter(
     folder: Path, name: str, where: torch.device, overrides: Mapping[str, Any] | None
-) -> tuple[Model, Source]:
+) -> tuple[Model, ModelSource]:
     """Return a run's LoRA or ControlNet on its base, which must be where it was."""
     stated = base_of(folder)
     assert stated is not None
@@ -244,18 +244,18 @@ def _with_adapter(
         )
     if stated.what == "lora":
         file = lora_file(folder)
-        lora.attach(lora.parts_of(model), folder.name, lora.read(file))
+        lora.attach(lora.parts_of(model), folder.name, lora.read_lora(file))
         added = sha256(file)
     else:
-        controlnet = controlnet_format.read(folder)
-        model.with_controlnets(Control(TRAINED_CONTROL_KEY, controlnet.network.to(where)))
+        controlnet = controlnet_format.read_controlnet(folder)
+        model.with_controlnets(AttachedControlNet(TRAINED_CONTROL_KEY, controlnet.network.to(where)))
         model.controlnet_infos = (ControlNetInfo(TRAINED_CONTROL_KEY, Path(name).resolve().name, controlnet.sha256),)
         added = controlnet.sha256
     described = read_yaml((folder / "model.yaml").read_text("utf-8"), str(folder / "model.yaml"))
     model.config = validate(ModelConfig, described, str(folder / "model.yaml"))
     model.sampling = model.config.sample
     both = hashlib.sha256(f"{stated.sha256} {added}".encode()).hexdigest()
-    return model, Source(_model_name(name, folder), both)
+    return model, ModelSource(_model_name(name, folder), both)
 
 
 def _model_name(name: str, folder: Path) -> str:
@@ -288,7 +288,9 @@ def lora_file(path: Path) -> Path:
     raise WeightsError(f"{path}: neither peft's folder nor a run that trained a LoRA; it has whole weights")
 
 
-def attach_loras(model: Model, source: Source, options: Sequence[LoraOption], console: Console) -> tuple[LoraInfo, ...]:
+def attach_loras(
+    model: Model, source: ModelSource, options: Sequence[LoraOption], console: Console
+) -> tuple[LoraInfo, ...]:
     """Attach LoRAs to a model, in order; print what was matched, and return their metadata.
 
     Raises:
@@ -305,7 +307,7 @@ def attach_loras(model: Model, source: Source, options: Sequence[LoraOption], co
         trained_on = base_of(file.parent if file.parent.name != "ema" else file.parent.parent)
         if trained_on is not None and trained_on.sha256 != source.sha256:
             console.warn(f"{option.path}: was trained on {trained_on.name!r}, which is not the model {source.name!r}")
-        read = lora.read(file)
+        read = lora.read_lora(file)
         try:
             report = lora.attach(parts, name, read, option.weight)
         except WeightsError as problem:
@@ -372,13 +374,13 @@ def attach_controlnets(
     attached = {info.sha256: info for info in model.controlnet_infos}
     networks = {} if model.controls is None else {control.key: control.network for control in model.controls.controls}
     base = model.denoiser.network
-    controls: list[Control] = []
+    controls: list[AttachedControlNet] = []
     infos: list[ControlNetInfo] = []
     for option in options:
         info = _attached_controlnet(option, attached)
         if info is None:
             assert option.network is not None
-            loaded = controlnet_format.read(option.network, base.config if isinstance(base, UNet) else None)
+            loaded = controlnet_format.read_controlnet(option.network, base.config if isinstance(base, UNet) else None)
             network, name, digest = loaded.network.to(model.device), option.network.resolve().name, loaded.sha256
             key = f"control{len(controls) + 1}"
             if loaded.base is not None:
@@ -390,14 +392,14 @@ def attach_controlnets(
             raise WeightsError(f"{name}: takes control images of {channels} channels, which no image file has")
         image = inputs.open_input(inputs.IMAGE, option.image, channels)
         part = option.weight, option.start, option.stop
-        controls.append(Control(key, network, *part))
+        controls.append(AttachedControlNet(key, network, *part))
         infos.append(ControlNetInfo(key, name, digest, *part, image.input.name, image.input.sha256, image.content))
     keys = {control.key for control in controls}
     if left := [info.name for info in attached.values() if info.key not in keys]:
         raise RecipeError(
             f"this model is the ControlNet {left[0]!r} on its base; give its control image: --controlnet IMAGE"
         )
-    model.with_controlnets(*controls, mode=cast(Mode, mode))
+    model.with_controlnets(*controls, mode=cast(ControlMode, mode))
     model.controlnet_infos = tuple(infos)
     return model.controlnet_infos
 

@@ -11,7 +11,7 @@ from unveil.types import Condition
 
 
 def scale_positions(run: SamplingRun, space: float, time: float = 1.0) -> SamplingRun:
-    """Return a run whose tokens have other distances, for networks that read `Condition.places`.
+    """Return a run whose tokens have other distances, for networks that read `Condition.positions`.
 
     Positions between those of training replace positions beyond them. The middle of the first token stays half a token
     from the edge, so that twice as many tokens cover the same range.
@@ -26,8 +26,8 @@ def scale_positions(run: SamplingRun, space: float, time: float = 1.0) -> Sampli
     if space == time == 1:
         return run
     edge = (space - 1) / 2
-    positions = torch.tensor([[0.0, edge, edge], [time, space, space]])
-    places = positions.expand(len(run), 2, 3).to(run.streams.device)
-    condition = replace(run.condition or Condition(), places=places)
-    null = None if run.null is None else replace(run.null, places=places)
+    first_and_step = torch.tensor([[0.0, edge, edge], [time, space, space]])
+    positions = first_and_step.expand(len(run), 2, 3).to(run.streams.device)
+    condition = replace(run.condition or Condition(), positions=positions)
+    null = None if run.null is None else replace(run.null, positions=positions)
     return replace(run, condition=condition, null=null)

@@ -52,7 +52,7 @@ class ExpansionOptions:
         return LocalLanguageModel(Path(self.expand), device)
 
 
-USUAL = ExpansionOptions()
+DEFAULT_EXPANSION = ExpansionOptions()
 
 
 class PromptExpander:
@@ -103,8 +103,8 @@ class PromptExpander:
             "note": ["" if expansion.note == cost else expansion.note for expansion, cost in every],
             "cost": [cost for _, cost in every],
         }
-        typed = {PROMPT: prompts} | {name: values for name, values in facts.items() if any(values)}
-        return replace(request, cond={**request.cond, PROMPT: texts}, typed=typed)
+        original = {PROMPT: prompts} | {name: values for name, values in facts.items() if any(values)}
+        return replace(request, cond={**request.cond, PROMPT: texts}, original_cond=original)
 
     def _print(self, prompt: str, expansion: Expansion) -> None:
         text, by, note = expansion.text, expansion.by, expansion.note
@@ -143,10 +143,10 @@ class PromptExpander:
 
 def expansions_of(request: Request) -> dict[str, Any]:
     """Return the expanded prompts of a request for JSON: typed and expanded prompt, method, note and cost."""
-    if not request.typed:
+    if not request.original_cond:
         return {}
     names = {"typed": PROMPT, "by": "by", "note": "note", "cost": "cost"}
-    every = {name: request.typed[key] for name, key in names.items() if key in request.typed}
+    every = {name: request.original_cond[key] for name, key in names.items() if key in request.original_cond}
     each = zip(request.cond[PROMPT], *every.values(), strict=True)
     return {"expanded": [{"prompt": prompt, **dict(zip(every, rest, strict=True))} for prompt, *rest in each]}
 

@@ -19,7 +19,7 @@ from unveil.model import RunTransform
 from unveil.types import Condition
 
 
-class Scene(NamedTuple):
+class ScheduledPrompt(NamedTuple):
     """The frames `start` to `stop` - 1 of a video, and their prompt."""
 
     start: int
@@ -27,7 +27,7 @@ class Scene(NamedTuple):
     prompt: str
 
 
-def check_scenes(scenes: Sequence[Scene], frames: int) -> tuple[Scene, ...]:
+def check_scenes(scenes: Sequence[ScheduledPrompt], frames: int) -> tuple[ScheduledPrompt, ...]:
     """Return the scenes if they cover a video in order.
 
     Raises:
@@ -48,7 +48,7 @@ def check_scenes(scenes: Sequence[Scene], frames: int) -> tuple[Scene, ...]:
     return tuple(scenes)
 
 
-def prompt_weights(scenes: Sequence[Scene], start: int, stop: int, fade: int = 0) -> Tensor:
+def prompt_weights(scenes: Sequence[ScheduledPrompt], start: int, stop: int, fade: int = 0) -> Tensor:
     """Return the weight of each scene's prompt in frames `start` to `stop` - 1: (K, stop - start), columns sum to 1.
 
     Args:
@@ -76,18 +76,18 @@ def prompt_schedule(texts: Sequence[Mapping[str, Sequence[Any]]], weights: Tenso
     """
 
     def change(run: SamplingRun, rows: slice) -> SamplingRun:
-        places = None if run.condition is None else run.condition.places
+        places = None if run.condition is None else run.condition.positions
         values_of_rows = [{key: select_list(values, rows) for key, values in text.items()} for text in texts]
         encoded = (build_conditions(run.conditioners, text, len(run))[0] for text in values_of_rows)
-        steps = [run.guided(_at(condition, places), run.null) for condition in encoded]
+        steps = [run.make_guided_denoiser(_at(condition, places), run.null) for condition in encoded]
         shares = [share.view(1, 1, -1, 1, 1) for share in _at_latents(weights, run.shape[1])[1:]]
-        return replace(run, step=guidance.composed(steps[0], steps[1:], shares))
+        return replace(run, denoiser=guidance.composed(steps[0], steps[1:], shares))
 
     return change
 
 
 def _at(condition: Condition | None, places: Tensor | None) -> Condition | None:
-    return condition if condition is None or places is None else replace(condition, places=places)
+    return condition if condition is None or places is None else replace(condition, positions=places)
 
 
 def _at_latents(weights: Tensor, frames: int) -> Tensor:

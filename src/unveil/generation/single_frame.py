@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from unveil.autoencoders import Codec, Identity
+from unveil.autoencoders import Identity, LatentAutoencoder
 from unveil.core.denoiser import Denoiser
 from unveil.model import Model
 from unveil.types import Condition
@@ -23,7 +23,7 @@ def as_image_model(model: Model) -> Model:
         learns_variance=inner.learns_variance,
     )
     other.autoencoder = (
-        model.autoencoder if isinstance(model.autoencoder, Identity) else SingleFrameCodec(model.autoencoder)
+        model.autoencoder if isinstance(model.autoencoder, Identity) else SingleFrameAutoencoder(model.autoencoder)
     )
     other.shape = (model.shape[0], *model.shape[2:])
     return other.train(model.training)
@@ -34,24 +34,24 @@ class SingleFrameNetwork(nn.Module):
 
     Attributes:
         multiple: Number that height and width must be multiples of.
-        tells_parts: True if noise levels may differ between the parts of an image.
+        takes_token_levels: True if noise levels may differ between the parts of an image.
     """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
         self.multiple = int(getattr(network, "multiple", 1))
-        self.tells_parts = bool(getattr(network, "tells_parts", False))
+        self.takes_token_levels = bool(getattr(network, "takes_token_levels", False))
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         """Return the output for images (B, C, H, W); t (B,), or broadcastable to them."""
         return self.network(x[:, :, None], t if t.ndim <= 1 else t[:, :, None], condition)[:, :, 0]
 
 
-class SingleFrameCodec(nn.Module):
+class SingleFrameAutoencoder(nn.Module):
     """A video autoencoder that takes images."""
 
-    def __init__(self, codec: Codec) -> None:
+    def __init__(self, codec: LatentAutoencoder) -> None:
         super().__init__()
         self.codec: Any = codec
 

@@ -8,16 +8,16 @@ from typing import Any
 
 from torch import Tensor
 
-from unveil.conditioning.tiled_denoising import OVERLAP, for_tiles, tiles
+from unveil.conditioning.tiled_denoising import OVERLAP, denoise_in_tiles, tiles
 from unveil.core.inverse import low_frequency
 from unveil.core.sampling_run import SamplingRun
 from unveil.data.tensor_dataset import LOW, bicubic_upsample
 from unveil.errors import RecipeError
-from unveil.generation.generate import TaskSpec, input_to_unit, latents_of, select_rows
+from unveil.generation.generate import TaskSpec, encode_latents, input_to_unit, select_rows
 from unveil.generation.img2img import check_strength, start_from
 from unveil.generation.position_scaling import scale_positions
 from unveil.model import Model
-from unveil.model.model import ending
+from unveil.model.model import with_last_dims
 from unveil.model.shapes import size_multiple, vae_scale_factor
 
 STRENGTH = 0.3  # default strength after a bicubic enlargement
@@ -48,7 +48,7 @@ def upscale(
         strength: Strength after a bicubic enlargement, in [0, 1].
         overlap: Overlap of neighbouring tiles, as a share of their side, in [0, 1).
         reach: Side of a tile, as a multiple of the model's; its tokens are that much closer, so that they cover the
-            positions of the model's own images. For networks that read positions (`Condition.places`).
+            positions of the model's own images. For networks that read positions (`Condition.positions`).
         faithful: Keep the low frequencies of the images in the results, see `core.inverse.ilvr`. For models that were
             not trained to upscale.
 
@@ -63,17 +63,19 @@ def upscale(
     before = unit.shape[-2], unit.shape[-1]
     wide = _larger(before, factor) if size is None else (size[0], size[1])
     trained = LOW in model.conditioners
-    latent, tile = (model.autoencoder.latent_shape(ending(model.shape, end))[-2:] for end in (wide, ()))
+    latent, tile = (model.autoencoder.latent_shape(with_last_dims(model.shape, end))[-2:] for end in (wide, ()))
     # tiles begin at whole pixels of `low`, or at whole tokens
     unit_latents = max(1, latent[-1] // before[1]) if trained else size_multiple(model) // vae_scale_factor(model)
     whole = latent[0], latent[1]
     places = tiles(whole, (tile[0] * reach, tile[1] * reach), overlap=overlap, unit=unit_latents)
 
     def change(run: SamplingRun, rows: slice) -> SamplingRun:
-        latents = None if trained else latents_of(model, resized(select_rows(unit, rows), wide))
+        latents = None if trained else encode_latents(model, resized(select_rows(unit, rows), wide))
         run = scale_positions(run if latents is None else start_from(run, latents, strength), 1 / reach)
         if len(places) > 1:
-            run = replace(run, step=for_tiles(run.guided, run.condition, run.null, places, whole))
+            run = replace(
+                run, denoiser=denoise_in_tiles(run.make_guided_denoiser, run.condition, run.null, places, whole)
+            )
         return _faithful(run, latents, before, wide) if faithful and latents is not None else run
 
     settings: dict[str, Any] = {"factor": factor, "strength": strength, "overlap": overlap, "reach": reach}
@@ -93,7 +95,7 @@ def _faithful(run: SamplingRun, latents: Tensor, before: tuple[int, int], wide: 
     """Return a run that keeps the low frequencies of the latents, up to the size before the upscaling."""
     sides = zip(latents.shape[-2:], before, wide, strict=True)
     low = [min(side, max(1, side * old // new)) for side, old, new in sides]
-    return run.around(lambda step: low_frequency(step, latents, low))
+    return run.wrap_denoiser(lambda step: low_frequency(step, latents, low))
 
 
 def resized(unit: Tensor, size: tuple[int, int]) -> Tensor:

@@ -76,7 +76,7 @@ def interpolate(
         free = {key: conditioner for key, conditioner in run.conditioners.items() if key not in controls}
         other = build_conditions(free, {key: list(values)[:1] for key, values in to.items()}, len(run))[0]
         assert other is not None  # a model that takes the one condition takes the other
-        other = replace(other, hint=run.condition.hint)
+        other = replace(other, control_image=run.condition.control_image)
         return replace(run, noise=noise, condition=lerp(run.condition, other, weights))
 
     settings = {

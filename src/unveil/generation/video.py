@@ -25,10 +25,10 @@ from unveil.core.denoiser import DenoiseFn
 from unveil.core.rng import START, key
 from unveil.core.sampling_run import SamplingRun
 from unveil.errors import RecipeError, ShapeError
-from unveil.generation.conditioning_frames import FREE, ConditioningFrames, conditioned_generation, keyframes
-from unveil.generation.generate import TaskSpec, identity, input_to_unit, latents_of, select_list, select_rows
+from unveil.generation.conditioning_frames import UNCONDITIONED_T, ConditioningFrames, conditioned_generation, keyframes
+from unveil.generation.generate import TaskSpec, encode_latents, identity, input_to_unit, select_list, select_rows
 from unveil.generation.long_video import Direction, VideoSpec, exact_frames
-from unveil.generation.prompt_schedule import Scene, check_scenes, prompt_schedule
+from unveil.generation.prompt_schedule import ScheduledPrompt, check_scenes, prompt_schedule
 from unveil.io.images import to_pixels
 from unveil.model import Model
 from unveil.model.shapes import TemporalCompression, temporal_compression
@@ -82,9 +82,9 @@ def extend(
     requested = min(count, max(1, (window or model.shape[1]) // 2)) if context is None else context
     _check_context(requested, count, "the video", 1 if frames is None else frames)
     ahead = direction == "forward"
-    context = _whole_context(requested, step, step.alone if ahead else 0)
+    context = _whole_context(requested, step, step.leading_frames if ahead else 0)
     frames = max(1, (window or model.shape[1]) - context) if frames is None else frames
-    total = context + frames if ahead else step.up(context + frames)
+    total = context + frames if ahead else step.round_up(context + frames)
     end = clips[:, :, -context:] if ahead else clips[:, :, :context]
     first = 0 if ahead else total - context
     return VideoSpec(
@@ -94,7 +94,7 @@ def extend(
         window=window,
         direction=direction,
         new_frames=(context, total) if ahead else (first - frames, first),
-        verb="extend",
+        name="extend",
         settings={"direction": direction, "context": context, "added": frames},
     )
 
@@ -122,12 +122,12 @@ def interpolate_between(
     shorter, step = min(first.shape[2], last.shape[2]), temporal_compression(model)
     requested = min(shorter, max(1, model.shape[1] // 4)) if context is None else context
     _check_context(requested, shorter, "the shorter video", 1 if frames is None else frames)
-    before, after = (_whole_context(requested, step, alone) for alone in (step.alone, 0))
-    frames = max(step.step, model.shape[1] - before - after) if frames is None else frames
+    before, after = (_whole_context(requested, step, alone) for alone in (step.leading_frames, 0))
+    frames = max(step.stride, model.shape[1] - before - after) if frames is None else frames
     total = before + frames + after
-    if step.up(total) != total:
-        near = frames + step.up(total) - total
-        raise RecipeError(f"frames {frames}: this model makes {step.step} frames together; nearest {near}")
+    if step.round_up(total) != total:
+        near = frames + step.round_up(total) - total
+        raise RecipeError(f"frames {frames}: this model makes {step.stride} frames together; nearest {near}")
     ends = {place: first[:, :, first.shape[2] - before + place] for place in range(before)}
     ends |= {before + frames + place: last[:, :, place] for place in range(after)}
     return VideoSpec(
@@ -136,7 +136,7 @@ def interpolate_between(
         conditioning=exact_frames(ends),
         window=total,
         new_frames=(before, before + frames),
-        verb="bridge",
+        name="bridge",
         settings={"context": requested, "added": frames},
     )
 
@@ -150,10 +150,11 @@ def _check_context(context: int, count: int, video: str, frames: int) -> None:
 
 def _whole_context(requested: int, step: TemporalCompression, alone: int) -> int:
     """Return the largest number of frames, at most `requested`, that fills whole latents."""
-    whole = alone + (requested - alone) // step.step * step.step
+    whole = alone + (requested - alone) // step.stride * step.stride
     if whole < 1:
         raise RecipeError(
-            f"context {requested}: this model's latents encode {step.step} frames together; give at least {step.step}"
+            f"context {requested}: this model's latents encode {step.stride} frames together; "
+            f"give at least {step.stride}"
         )
     return whole
 
@@ -168,7 +169,9 @@ def check_alike(first: Tensor, last: Tensor) -> None:
         )
 
 
-def storyboard(scenes: Sequence[Scene], frames: int, *, fade: int = 0, window: int | None = None) -> VideoSpec:
+def storyboard(
+    scenes: Sequence[ScheduledPrompt], frames: int, *, fade: int = 0, window: int | None = None
+) -> VideoSpec:
     """Return a video with a prompt for each span of frames.
 
     Args:
@@ -182,7 +185,7 @@ def storyboard(scenes: Sequence[Scene], frames: int, *, fade: int = 0, window: i
     """
     checked = check_scenes(scenes, frames)
     settings = {"scenes": [list(scene) for scene in checked], "fade": fade}
-    return VideoSpec(frames, scenes=checked, fade=fade, window=window, verb="storyboard", settings=settings)
+    return VideoSpec(frames, scenes=checked, fade=fade, window=window, name="storyboard", settings=settings)
 
 
 def loop(model: Model, frames: int | None = None, size: tuple[int, int] | None = None) -> TaskSpec:
@@ -199,7 +202,7 @@ def loop(model: Model, frames: int | None = None, size: tuple[int, int] | None =
 
     def change(run: SamplingRun, rows: slice) -> SamplingRun:
         del rows
-        return run.around(lambda step: circular_shift(step, 2))
+        return run.wrap_denoiser(lambda step: circular_shift(step, 2))
 
     return TaskSpec("ring", {"frames": count}, change, size=(count, *(size or model.shape[-2:])))
 
@@ -207,11 +210,13 @@ def loop(model: Model, frames: int | None = None, size: tuple[int, int] | None =
 def with_looping_vae(model: Model) -> Model:
     """Return the model for loops, whose autoencoder has no latents of the first frame only; it shares the weights."""
     step = temporal_compression(model)
-    if not step.alone:
+    if not step.leading_frames:
         return model
     other = model.resized(model.shape[-2:])
-    other.autoencoder = LoopingAutoencoder(model.autoencoder, step.step, step.latents, step.first)
-    frames = max(step.step, model.shape[1] // step.step * step.step)
+    other.autoencoder = LoopingAutoencoder(
+        model.autoencoder, step.stride, step.latents_per_stride, step.latents_per_leading_frame
+    )
+    frames = max(step.stride, model.shape[1] // step.stride * step.stride)
     other.shape = (model.shape[0], frames, *model.shape[2:])
     return other
 
@@ -246,7 +251,7 @@ def sdedit_video(
         if mask.ndim != 5 or mask.shape[3:] != clips.shape[3:] or mask.shape[2] not in (1, count):
             raise ShapeError(f"mask {tuple(mask.shape)} for videos {tuple(clips.shape)}: must be (N, 1, T, H, W)")
         until = torch.where(mask, until, 0.0)
-    until = torch.where(until >= 1, FREE, until)
+    until = torch.where(until >= 1, UNCONDITIONED_T, until)
     return conditioned_generation(
         model, ConditioningFrames(clips, until), "edit", {"strength": each[0] if len(set(each)) == 1 else each}
     )
@@ -283,12 +288,12 @@ def flow_edit_video(
     unit = input_to_unit(clips, model.shape[0], _FORM)
 
     def change(run: SamplingRun, rows: slice) -> SamplingRun:
-        latents = latents_of(model, select_rows(unit, rows))
-        rest = inverse.sdedit(run.grid, latents, run.noise(START), strength)[0]
+        latents = encode_latents(model, select_rows(unit, rows))
+        rest = inverse.sdedit(run.schedule, latents, run.noise(START), strength)[0]
         cond = {key: expand_per_sample(key, select_list(values, rows), len(run)) for key, values in source.items()}
-        old = guided_by(run, cond, source_scale)
-        step = inverse.flow_edit(run.estimating(), old, latents, lambda level: run.noise(noise_index(level)))
-        return replace(run, grid=rest, step=step, x=torch.zeros_like(latents), onto=latents)
+        old = guided_denoiser(run, cond, source_scale)
+        step = inverse.flow_edit(run.active_denoiser(), old, latents, lambda level: run.noise(noise_index(level)))
+        return replace(run, schedule=rest, denoiser=step, x=torch.zeros_like(latents), base=latents)
 
     def finish(pixels: Tensor, rows: slice) -> Tensor:
         return (
@@ -296,7 +301,7 @@ def flow_edit_video(
         )
 
     settings = {"strength": strength, "source": {k: list(v) for k, v in source.items()}, "source_scale": source_scale}
-    return TaskSpec("move", settings, change, finish=finish, size=tuple(clips.shape[2:]))
+    return TaskSpec("move", settings, change, postprocess=finish, size=tuple(clips.shape[2:]))
 
 
 def crossfade(
@@ -337,17 +342,17 @@ def crossfade(
     mixed = torch.lerp(start, end, along.to(start).view(1, 1, -1, 1, 1))
     until = (strength * torch.sin(math.pi * along)).clamp(min=0).view(1, 1, -1, 1, 1)
     until[:, :, [0, -1]] = 0.0
-    until = torch.where(until >= 1, FREE, until)
+    until = torch.where(until >= 1, UNCONDITIONED_T, until)
     before = prompt_schedule(texts, torch.stack([1 - along, along])) if texts else identity
     return conditioned_generation(model, ConditioningFrames(mixed, until), "blend", {"strength": strength}, before)
 
 
-def guided_by(run: SamplingRun, cond: Mapping[str, Any], scale: float) -> DenoiseFn:
+def guided_denoiser(run: SamplingRun, cond: Mapping[str, Any], scale: float) -> DenoiseFn:
     """Return the denoiser of a condition under classifier-free guidance, whatever the request's guidance is."""
     condition, null = build_conditions(run.conditioners, cond, len(run))
     if scale == 1 or null is None:
-        return run.plain(condition)
-    return guidance.cfg(run.plain(condition), run.plain(null), scale)
+        return run.make_denoiser(condition)
+    return guidance.cfg(run.make_denoiser(condition), run.make_denoiser(null), scale)
 
 
 def noise_index(level: NoiseLevel) -> int:

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from unveil.data.image_decoding import header, open_image
+from unveil.data.image_decoding import open_image, read_header
 from unveil.data.video_folder import VideoFolderConfig, apply_orientation, frame_selection, plan_segments
 from unveil.errors import DataError, RecipeError
 from unveil.generation import inputs
 from unveil.generation.generate import SourceFile
-from unveil.generation.image_output import read_facts
+from unveil.generation.image_output import read_generation_metadata
 from unveil.io.files import sha256
-from unveil.io.video.reader import VideoDecoder, VideoLimits, given_or_new
+from unveil.io.video.reader import VideoLimits, VideoReader, given_or_new
 from unveil.model import Model
 from unveil.model.shapes import check_size
 
@@ -43,7 +43,7 @@ class InputVideo(NamedTuple):
     prompt: str | None
 
 
-def read(path: Path, model: Model, size: tuple[int, int] | None, rate: float | None) -> InputVideo:
+def load_video(path: Path, model: Model, size: tuple[int, int] | None, rate: float | None) -> InputVideo:
     """Read a video, or an image as a video of one frame.
 
     Args:
@@ -69,10 +69,10 @@ def read(path: Path, model: Model, size: tuple[int, int] | None, rate: float | N
         prompt = _prompt(files[0])
     else:
         with given_or_new(None) as decoder:  # a child process starts in 0.2 s
-            pixels, frame_rate = decoded(path, rate, decoder)
+            pixels, frame_rate = decode_video(path, rate, decoder)
             prompt = _prompt(path, decoder)
         source = SourceFile(path.name, sha256(path))
-    pixels = pixels if size is None else sized(pixels, size)
+    pixels = pixels if size is None else center_crop_resize(pixels, size)
     try:
         check_size(model, tuple(pixels.shape[2:]))
     except RecipeError as problem:
@@ -89,7 +89,7 @@ def _digest(hashes: Iterable[str]) -> str:
     return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
-def find(wanted: SourceFile, places: Sequence[Path]) -> Path:
+def find_video(wanted: SourceFile, places: Sequence[Path]) -> Path:
     """Return the path of the file or the folder of frames that metadata name, recognised by its content.
 
     Args:
@@ -111,7 +111,7 @@ def find(wanted: SourceFile, places: Sequence[Path]) -> Path:
 def _refuse_animated(path: Path) -> None:
     """Raise DataError for an image of several frames, of which only the first would be read."""
     with path.open("rb") as file:
-        count = header(open_image(file, inputs.MAX_PIXELS)).frames
+        count = read_header(open_image(file, inputs.MAX_PIXELS)).frames
     if count > 1:
         raise DataError(
             f"{path}: an image of {count} frames; videos are read from MP4, MOV, WebM, MKV, GIF or a folder of PNG: "
@@ -119,7 +119,7 @@ def _refuse_animated(path: Path) -> None:
         )
 
 
-def sized(frames: Tensor, size: tuple[int, int]) -> Tensor:
+def center_crop_resize(frames: Tensor, size: tuple[int, int]) -> Tensor:
     """Return the centre of frames uint8 (C, T, H, W) at another height and width."""
     if tuple(frames.shape[2:]) == size:
         return frames
@@ -133,7 +133,7 @@ def sized(frames: Tensor, size: tuple[int, int]) -> Tensor:
     return part.round().clamp(0, 255).to(torch.uint8).transpose(0, 1)
 
 
-def check_rates(videos: Sequence[InputVideo], paths: Sequence[Path]) -> float:
+def check_same_fps(videos: Sequence[InputVideo], paths: Sequence[Path]) -> float:
     """Return the common frame rate of several videos; images have none.
 
     Raises:
@@ -146,7 +146,7 @@ def check_rates(videos: Sequence[InputVideo], paths: Sequence[Path]) -> float:
     return next(iter(rates), RATE)
 
 
-def decoded(path: Path, rate: float | None, decoder: VideoDecoder | None = None) -> tuple[Tensor, float]:
+def decode_video(path: Path, rate: float | None, decoder: VideoReader | None = None) -> tuple[Tensor, float]:
     """Return the frames uint8 (3, T, H, W) of a file, and its frame rate.
 
     Raises:
@@ -154,14 +154,14 @@ def decoded(path: Path, rate: float | None, decoder: VideoDecoder | None = None)
     """
     try:
         with given_or_new(decoder) as decoder:
-            return _decoded(path, rate, decoder)
+            return _decode(path, rate, decoder)
     except DataError as problem:
         raise DataError(f"{path}: {problem}") from problem
 
 
-def _decoded(path: Path, rate: float | None, decoder: VideoDecoder) -> tuple[Tensor, float]:
+def _decode(path: Path, rate: float | None, decoder: VideoReader) -> tuple[Tensor, float]:
     limits = VideoLimits()
-    info = decoder.look(path, limits)
+    info = decoder.probe(path, limits)
     if info.rate is None and rate is None:
         raise DataError("its frame rate varies; give --fps, such as --fps 8: each frame is the one closest in time")
     rule = "none" if rate is None else "nearest"
@@ -171,13 +171,13 @@ def _decoded(path: Path, rate: float | None, decoder: VideoDecoder) -> tuple[Ten
         raise DataError(planned.refused or planned.reason)
     whole = planned.pieces[0]._replace(times=tuple(piece.times[0] for piece in planned.pieces))
     pixels, _ = decoder.read(path, info, frame_selection(info, whole, config.rule), limits)
-    return apply_orientation(pixels, info.turn), whole.rate
+    return apply_orientation(pixels, info.orientation), whole.rate
 
 
-def _prompt(path: Path, decoder: VideoDecoder | None = None) -> str | None:
+def _prompt(path: Path, decoder: VideoReader | None = None) -> str | None:
     """Return the prompt in a file's metadata, if it has some."""
     try:
-        conditions = read_facts(path, decoder).get("given", {})
+        conditions = read_generation_metadata(path, decoder).get("given", {})
     except DataError:
         return None
     prompt = conditions.get("prompt") if isinstance(conditions, dict) else None

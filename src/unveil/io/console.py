@@ -30,8 +30,8 @@ class Console:
     """Verbosity of a command.
 
     Attributes:
-        as_json: stdout holds one JSON document, the result, and nothing else.
-        quiet: stdout holds nothing; errors still reach stderr.
+        as_json: Stdout holds one JSON document, the result, and nothing else.
+        quiet: Stdout holds nothing; errors still reach stderr.
     """
 
     as_json: bool = False

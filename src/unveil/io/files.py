@@ -34,8 +34,8 @@ def refuse_overwrite(path: str | os.PathLike[str], force: bool = False) -> Path:
     """Check that a path may be written, before the work whose result goes there.
 
     Raises:
-        OutputError: something is there and `force` is not set, or `force` would delete what no command wrote; a
-            parent folder is a regular file, or the path has no last part.
+        OutputError: Something is there and `force` is not set, or `force` would delete what no command wrote; a parent
+            folder is a regular file, or the path has no last part.
     """
     path = Path(path)
     if path.name in ("", ".."):
@@ -55,7 +55,7 @@ def refuse_foreign(folder: Path) -> None:
     """Refuses to replace a folder that holds more than the frames of a video, or the files of a model.
 
     Raises:
-        OutputError: names what else there is.
+        OutputError: Names what else there is.
     """
     if folder.is_symlink() or not folder.is_dir():
         return
@@ -82,8 +82,8 @@ def staged(path: str | os.PathLike[str]) -> Iterator[Path]:
     folder that was there before is removed.
 
     Raises:
-        OutputError: the place cannot be written.
-        OutOfResources: the disk is full; what was there before is untouched.
+        OutputError: The place cannot be written.
+        OutOfResources: The disk is full; what was there before is untouched.
     """
     path = Path(path)
     # in the same folder: a rename is atomic only within one file system
@@ -119,8 +119,8 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> Path
     Missing parent folders are made. Text is written as UTF-8.
 
     Raises:
-        OutputError: the place cannot be written.
-        OutOfResources: the disk is full; what was there before is untouched.
+        OutputError: The place cannot be written.
+        OutOfResources: The disk is full; what was there before is untouched.
     """
     with staged(path) as temporary, open(temporary, "xb") as file:
         file.write(content.encode() if isinstance(content, str) else content)
@@ -192,7 +192,7 @@ def read_header(path: Path) -> Header:
     """The header of a safetensors file; no tensor is read, whatever the file's size.
 
     Raises:
-        WeightsError: missing, truncated, or something else under this name (a pickle is named and not opened).
+        WeightsError: Missing, truncated, or something else under this name (a pickle is named and not opened).
     """
     try:
         with open(path, "rb") as file:
@@ -224,11 +224,11 @@ def read_tensors(path: Path, apart: Collection[str] = ()) -> dict[str, Tensor]:
     Writing into one of them does not change the file.
 
     Args:
-        apart: keys of those that are only read and not kept: they lie in a mapping of their own, so that their pages
+        apart: Keys of those that are only read and not kept: they lie in a mapping of their own, so that their pages
             are given back with the last of them.
 
     Raises:
-        WeightsError: missing, truncated, or not safetensors; nothing in the file is ever executed.
+        WeightsError: Missing, truncated, or not safetensors; nothing in the file is ever executed.
     """
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
@@ -250,7 +250,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     Nothing in the file is executed: what is not a plain tensor is refused.
 
     Raises:
-        WeightsError: missing, damaged, or a file that holds more than a dict of tensors.
+        WeightsError: Missing, damaged, or a file that holds more than a dict of tensors.
     """
     import torch
 
@@ -287,7 +287,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         metadata: Additional metadata of the header.
 
     Raises:
-        OSError: with the system's own error number, which distinguishes a full disk from a forbidden one.
+        OSError: With the system's own error number, which distinguishes a full disk from a forbidden one.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -317,7 +317,7 @@ def require_finite(tensors: Mapping[str, Tensor], what: str) -> None:
     """Checks a state before it is published.
 
     Raises:
-        NonFinite: names the tensors that hold NaN or infinity.
+        NonFinite: Names the tensors that hold NaN or infinity.
     """
     bad = [name for name, tensor in tensors.items() if not _finite(tensor)]
     if bad:

@@ -11,9 +11,9 @@ def eight_bits(image: Image.Image, background: str = "white", *, grey: bool = Fa
     """An image in 8 bits of RGB or grey; what is transparent is laid on a background.
 
     Args:
-        image: loaded.
-        background: the name of a colour, or #rrggbb.
-        grey: one channel, else three.
+        image: Loaded.
+        background: The name of a colour, or #rrggbb.
+        grey: One channel, else three.
     """
     if image.mode.startswith("I"):  # 16-bit grey; convert() would video at 255
         image = image.convert("I").point(_EIGHT, "L")

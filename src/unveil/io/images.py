@@ -35,7 +35,7 @@ def png(pixels: Tensor, texts: Mapping[str, str] | None = None) -> bytes:
     """A PNG file of uint8 (C, H, W), C of 1 or 3, with texts in it (international, UTF-8).
 
     Raises:
-        ShapeError: not an image.
+        ShapeError: Not an image.
     """
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
@@ -65,14 +65,14 @@ def animation(
     Pillow writes equal neighbours as one frame that lasts longer.
 
     Args:
-        frames: at least 1, of one size.
-        form: a key of `ANIMATIONS`; gif has 256 colours, webp and apng lose nothing.
-        rate: frames per second.
-        text: is kept in the file, under `METADATA_KEY` or as its comment.
+        frames: Frames, at least 1, of one size.
+        form: A key of `ANIMATIONS`; gif has 256 colours, webp and apng lose nothing.
+        rate: Frames per second.
+        text: Text that is kept in the file, under `METADATA_KEY` or as its comment.
         quality: 0 to 100, of a webp that may lose something and is far smaller; None: nothing is lost.
 
     Raises:
-        RecipeError: another form, or a rate that is not positive.
+        RecipeError: Another form, or a rate that is not positive.
     """
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
@@ -106,7 +106,7 @@ def make_grid(pixels: Tensor, columns: int | None = None, factor: int | None = N
     """One image (C, H', W') of images (B, C, H, W) side by side on white, small ones enlarged pixel by pixel.
 
     Args:
-        columns: images in a row; None makes the sheet about square.
+        columns: Images in a row; None makes the sheet about square.
         factor: Scale factor; None: large enough for a person.
     """
     count, channels, height, width = pixels.shape
@@ -128,15 +128,15 @@ def make_grid(pixels: Tensor, columns: int | None = None, factor: int | None = N
     return page
 
 
-def frame_rows(clips: Tensor | Sequence[Tensor], most: int = 8, factor: int | None = None) -> Tensor:
+def frame_rows(clips: Tensor | Sequence[Tensor], max_frames: int = 8, factor: int | None = None) -> Tensor:
     """A sheet of videos (C, T, H, W) of any lengths and sizes, each a row of some of its frames, the ends among them.
 
     Args:
         clips: Videos to show, on white.
-        most: Maximum number of frames per video.
+        max_frames: Maximum number of frames per video.
         factor: Scale factor as in `make_grid`.
     """
-    columns = min(max(clip.shape[1] for clip in clips), most)
+    columns = min(max(clip.shape[1] for clip in clips), max_frames)
     height, width = (max(clip.shape[axis] for clip in clips) for axis in (2, 3))
     page = clips[0].new_full((len(clips), columns, clips[0].shape[0], height, width), 255)
     for row, clip in zip(page, clips, strict=True):

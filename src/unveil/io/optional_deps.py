@@ -17,7 +17,7 @@ def import_extra(module: str, what: str, name: str = "hf") -> ModuleType:
         name: Name of the extra.
 
     Raises:
-        RecipeError: it is not installed; names what to install.
+        RecipeError: It is not installed; names what to install.
     """
     try:
         return importlib.import_module(module)

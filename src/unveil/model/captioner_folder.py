@@ -56,12 +56,12 @@ def save_captioner(
     """Writes a captioner's folder, whole or not at all; returns it.
 
     Args:
-        dtype: of the weights in the file; None: as they are.
-        force: take the place of what is there.
+        dtype: Number format of the weights in the file; None: as they are.
+        force: Take the place of what is there.
 
     Raises:
-        NonFinite: a weight is not finite.
-        OutputError: something is there already, or the place cannot be written.
+        NonFinite: A weight is not finite.
+        OutputError: Something is there already, or the place cannot be written.
     """
     require_finite(dict(model.network.named_parameters()), "the captioner")
     files = captioner_files(model, about=about)
@@ -78,7 +78,7 @@ def load_captioner(path: str | Path, device: torch.device | str = "cpu") -> Capt
     """The captioner of a folder, or of the newest checkpoint of a run, with its averaged weights, for reading.
 
     Raises:
-        WeightsError: no captioner there, or damaged files.
+        WeightsError: No captioner there, or damaged files.
     """
     folder = model_folder.resolve_checkpoint(path)
     if not (folder / SETTINGS).is_file():
@@ -105,11 +105,11 @@ def words_of(folder: Path) -> Vocabulary:
     return Vocabulary.from_plain(json.loads((folder / WORDS).read_text("utf-8")))
 
 
-def copy_captioner(network: nn.Module, folder: Path, which: model_folder.Which) -> None:
+def copy_captioner(network: nn.Module, folder: Path, which: model_folder.WeightSet) -> None:
     """Copies the weights of a verified folder into a network: the averaged ones ("ema") or those "trained".
 
     Raises:
-        WeightsError: weights of another network.
+        WeightsError: Weights of another network.
     """
     path = model_folder.weights_of(folder, FILE, which)
     tensors = read_tensors(path)
@@ -121,7 +121,7 @@ def extend_vocabulary(base: CaptionModel, words: Vocabulary) -> Captioner:
     """A captioner's network with more words, those of the base first and as it knows them.
 
     Args:
-        words: the base's and more behind them.
+        words: The base's and more behind them.
     """
     network = Captioner(replace(base.network.config, vocab_size=len(words)))
     state: dict[str, Tensor] = dict(base.network.state_dict())

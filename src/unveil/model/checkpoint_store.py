@@ -54,7 +54,7 @@ _log = logging.getLogger(__name__)
 
 
 class ManifestEntry(NamedTuple):
-    """What the manifest says of one file."""
+    """Entry of a file in the manifest."""
 
     size: int
     sha256: str
@@ -90,15 +90,15 @@ def save(
     """Publishes the files as one folder: afterwards all of them are there, or nothing changed.
 
     Args:
-        folder: the final place; missing parents are made.
-        files: content by name inside the folder, such as "ema/denoiser.safetensors"; the suffix decides the format.
-        kind: recorded in the manifest.
-        step: recorded in the manifest.
-        replace: take the place of a folder that is there already.
+        folder: The final place; missing parents are made.
+        files: Content by name inside the folder, such as "ema/denoiser.safetensors"; the suffix decides the format.
+        kind: Recorded in the manifest.
+        step: Recorded in the manifest.
+        replace: Take the place of a folder that is there already.
 
     Raises:
-        OutputError: something is there already, or the place cannot be written.
-        OutOfResources: the disk is full; nothing changed.
+        OutputError: Something is there already, or the place cannot be written.
+        OutOfResources: The disk is full; nothing changed.
     """
     if not replace and (folder.exists() or folder.is_symlink()):
         raise OutputError(f"{folder}: exists already and is not overwritten; choose another name or pass force")
@@ -178,7 +178,7 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of a folder; the files it names are not looked at.
 
     Raises:
-        WeightsError: there is none, or it is damaged or of a later format.
+        WeightsError: There is none, or it is damaged or of a later format.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -213,7 +213,7 @@ def verify(folder: Path) -> Manifest:
     """The manifest of a folder of which every file has the recorded size and sha256.
 
     Raises:
-        WeightsError: a line for each file that is missing or differs, with what was expected and found.
+        WeightsError: A line for each file that is missing or differs, with what was expected and found.
     """
     manifest = read_manifest(folder)
     faults: list[str] = []
@@ -255,7 +255,7 @@ def read_json(path: Path) -> Any:
     """The values of a JSON file of a checkpoint.
 
     Raises:
-        WeightsError: missing or damaged.
+        WeightsError: Missing or damaged.
     """
     try:
         return json.loads(path.read_bytes())
@@ -312,7 +312,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _runs_elsewhere(pid: int) -> bool:
-    """Whether another process of this number exists; our own number is a former life's (containers start at 1)."""
+    """Return True if another process has this number; our own may be that of an earlier container."""
     if pid == os.getpid():
         return False
     try:
@@ -344,10 +344,10 @@ BASE = "base.json"
 
 
 def base_of(folder: Path) -> BaseModel | None:
-    """What the LoRA or the ControlNet in a folder is on; None for a folder of whole weights.
+    """Return the base model of the LoRA or ControlNet in a folder; None for a folder of whole weights.
 
     Raises:
-        WeightsError: the file that says so is damaged.
+        WeightsError: The file that says so is damaged.
     """
     if not (folder / BASE).is_file():
         return None
@@ -364,7 +364,7 @@ def identity(folder: Path) -> str:
     """The sha256 over the hashes of model.yaml and of the tensors, the EMA weights where there are some.
 
     Raises:
-        WeightsError: a folder without a readable manifest.
+        WeightsError: A folder without a readable manifest.
     """
     files = read_manifest(folder).files
     averaged = {file for file in files if file.startswith("ema/")}

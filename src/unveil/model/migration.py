@@ -303,7 +303,7 @@ class Former:
     """The former names that were met in one file or one override, for one line about them.
 
     Args:
-        where: the name of the file or of the override.
+        where: The name of the file or of the override.
     """
 
     def __init__(self, where: str) -> None:
@@ -328,11 +328,12 @@ def migrate(raw: Any, section: str = "recipe", former: Former | None = None) -> 
     """The plain values of a section with new names; what is given is left as it is.
 
     Args:
-        section: what the values are, such as `recipe` for a recipe or a model.yaml, `sample`, `network`.
-        former: takes the former names that were met.
+        section: Kind of the values, such as `recipe` for a recipe or a model.yaml, `sample`,
+            `network`.
+        former: Takes the former names that were met.
 
     Raises:
-        RecipeError: a key is given by its former and by its new name.
+        RecipeError: A key is given by its former and by its new name.
     """
     return _section(
         raw, section, "", former or Former(""), str(raw.get("kind", "")) if isinstance(raw, Mapping) else ""
@@ -343,7 +344,7 @@ def migrate_path(raw: Any, path: str, value: Any, former: Former | None = None) 
     """The dotted path and the value of an override in new names.
 
     Args:
-        raw: the recipe that is overridden, in new names.
+        raw: The recipe that is overridden, in new names.
     """
     former = former or Former("")
     section, here, done = "recipe", raw, []
@@ -385,7 +386,7 @@ def migrate_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def foreign(key: str, allowed: Sequence[str]) -> str:
-    """What a key of another library is called here, as the end of a message; empty where it is not known."""
+    """Return the name of another library's key here, as the end of a message; empty if it is unknown."""
     ours = FOREIGN.get(key)
     if ours is None:
         return ""

@@ -17,7 +17,13 @@ from torch import Tensor, nn
 from unveil.autoencoders import Identity
 from unveil.autoencoders.tiling import decode_with_fallback
 from unveil.conditioning.batching import build_conditions, expand_per_sample, keeps_in_uncond
-from unveil.conditioning.controlnet import Control, Mode, MultiControlNet, check_compatible, replace_controlnets
+from unveil.conditioning.controlnet import (
+    AttachedControlNet,
+    ControlMode,
+    MultiControlNet,
+    check_compatible,
+    replace_controlnets,
+)
 from unveil.core import guidance
 from unveil.core.denoiser import DenoiseFn, Denoiser, Estimate
 from unveil.core.process import Process
@@ -35,7 +41,7 @@ from unveil.nn.layers import low_precision_parameters
 from unveil.types import BaseModel, Condition, ControlNetInfo, LoraInfo, NoiseLevel, Raw
 
 if TYPE_CHECKING:
-    from unveil.autoencoders import Codec
+    from unveil.autoencoders import LatentAutoencoder
 
 # (run of one batch, its rows in the whole set) -> the run that takes its place
 RunTransform = Callable[[SamplingRun, slice], SamplingRun]
@@ -98,7 +104,7 @@ class Model(nn.Module):
         shape: Sequence[int],
         *,
         conditioners: Sequence[nn.Module] = (),
-        autoencoder: Codec | None = None,
+        autoencoder: LatentAutoencoder | None = None,
         variance: VarianceRule = fixed_small,
         config: ModelConfig | None = None,
         sample: SampleConfig | None = None,
@@ -111,7 +117,7 @@ class Model(nn.Module):
             )
         self.denoiser = denoiser
         self.conditioners = nn.ModuleDict({str(part.key): part for part in conditioners})
-        self.autoencoder: Codec = autoencoder or Identity()
+        self.autoencoder: LatentAutoencoder = autoencoder or Identity()
         if isinstance(self.autoencoder, nn.Module):  # a diffusion model's latents must stay what they are
             self.autoencoder.requires_grad_(False).eval()
         self.shape = tuple(shape)
@@ -183,7 +189,7 @@ class Model(nn.Module):
         """Device of the weights."""
         return next((p.device for p in self.denoiser.parameters()), torch.device("cpu"))
 
-    def with_controlnets(self, *controls: Control, mode: Mode = "balanced") -> Model:
+    def with_controlnets(self, *controls: AttachedControlNet, mode: ControlMode = "balanced") -> Model:
         """Attach these ControlNets in place of all earlier ones, or detach all; return this model.
 
         A control image is passed to `generate` as a condition, under the key of its ControlNet.
@@ -215,13 +221,13 @@ class Model(nn.Module):
         A part that depends on the size has a method `resized`: a noise process whose shift grows with the shape of the
         latents, a conditioner that encodes the size of the samples.
         """
-        shape = ending(self.shape, size)
+        shape = with_last_dims(self.shape, size)
         other = Model(
             self.denoiser.with_process(
-                resized(self.process, self.autoencoder.latent_shape(ending(shape, tile_size or ())))
+                resized_part(self.process, self.autoencoder.latent_shape(with_last_dims(shape, tile_size or ())))
             ),
             shape,
-            conditioners=[resized(part, shape) for part in self.conditioners.values()],
+            conditioners=[resized_part(part, shape) for part in self.conditioners.values()],
             autoencoder=self.autoencoder,
             variance=self.variance,
             config=self.config,
@@ -406,9 +412,9 @@ class Model(nn.Module):
             null = self.encode({**shared, **negative_cond}, count)[0]
         shape = self.shape if isinstance(self.autoencoder, Identity) else self.autoencoder.latent_shape(self.shape)
         return SamplingRun(
-            grid=settings.levels(self.process),
-            planned=lambda grid: settings.plan(grid, self.variance, cond_grad),
-            guided=lambda condition, null: self._guided(settings, condition, null, count, cond_grad),
+            schedule=settings.levels(self.process),
+            make_plan=lambda grid: settings.plan(grid, self.variance, cond_grad),
+            make_guided_denoiser=lambda condition, null: self._guided(settings, condition, null, count, cond_grad),
             condition=condition,
             null=null,
             streams=streams,
@@ -416,7 +422,7 @@ class Model(nn.Module):
             noise=streams.bind(shape),
             precompute=self._precompute,
             conditioners=dict(self.conditioners.items()),
-            plain=self.denoise_fn,
+            make_denoiser=self.denoise_fn,
         )
 
     def parts(self) -> Iterator[tuple[str, nn.Module]]:
@@ -471,8 +477,8 @@ class Model(nn.Module):
                     f"guidance_scale = {scale}: guidance needs a model trained with drop_prob > 0; use guidance_scale 1"
                 )
             assert condition is not None  # a null condition requires a condition
-            null = null if self.controls is None else self.controls.without(null)
-            alike = (condition.hint is None) == (null.hint is None)
+            null = null if self.controls is None else self.controls.null_condition(null)
+            alike = (condition.control_image is None) == (null.control_image is None)
             if scale != 0 and alike and guidance.should_batch(self.device, count):
                 denoise = settings.guidance.guide(*guidance.batch_cond_uncond(self._estimate, condition, null))
             else:
@@ -496,12 +502,12 @@ class Model(nn.Module):
             yield
 
 
-def ending(shape: tuple[int, ...], end: Sequence[int]) -> tuple[int, ...]:
+def with_last_dims(shape: tuple[int, ...], end: Sequence[int]) -> tuple[int, ...]:
     """Return the shape with its last dimensions replaced by `end`."""
     return (*shape[: len(shape) - len(end)], *end)
 
 
-def resized(part: Any, shape: tuple[int, ...]) -> Any:
+def resized_part(part: Any, shape: tuple[int, ...]) -> Any:
     """Return the part for another shape of samples, if it depends on the shape."""
     return part.resized(shape) if hasattr(part, "resized") else part
 

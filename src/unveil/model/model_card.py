@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from unveil.autoencoders import AutoencoderKL, VQModel
-from unveil.model.config import AutoencoderConfig, Section
+from unveil.model.config import AutoencoderModelConfig, Section
 
 if TYPE_CHECKING:
     from unveil.model.model import Model
@@ -44,7 +44,7 @@ def card(model: Model, about: str = "") -> str:
     return "\n".join(lines) + (f"\n{about.strip()}\n" if about.strip() else "")
 
 
-def autoencoder_card(codec: AutoencoderKL | VQModel, config: AutoencoderConfig, about: str = "") -> str:
+def autoencoder_card(codec: AutoencoderKL | VQModel, config: AutoencoderModelConfig, about: str = "") -> str:
     """A card of an autoencoder in Markdown.
 
     Args:

@@ -32,9 +32,9 @@ from unveil.errors import WeightsError, did_you_mean
 from unveil.io.files import SHOWN, read_header, read_tensors
 from unveil.model import checkpoint_store
 from unveil.model.checkpoint_store import AUTOENCODER, base_of, dequantize, is_scale, parts_of, texts_of
-from unveil.model.config import AutoencoderConfig, ModelConfig, read_yaml, validate
+from unveil.model.config import AutoencoderModelConfig, ModelConfig, read_yaml, validate
 from unveil.model.config.model import SavedSection, build_autoencoder, section_of
-from unveil.model.model import Model, resized
+from unveil.model.model import Model, resized_part
 from unveil.nn.meta_device import EmptyParameters
 from unveil.types import ADDITIONS
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 # "ema": the EMA weights if the folder has some; "trained": the weights that the optimiser moves.
-Which = Literal["ema", "trained"]
+WeightSet = Literal["ema", "trained"]
 Subfolder = Literal["checkpoints", "loras", "controlnets"]
 
 CONTROLNET_ADVICE = "give it beside the model that it is for: unveil sample MODEL --controlnet FILE=IMAGE"
@@ -82,7 +82,7 @@ def build(config: ModelConfig) -> Model:
     """
     network = config.build_network()
     with torch.device("cpu"):  # tables of noise levels stay on the CPU
-        process = resized(config.process.build(), config.latent_shape)
+        process = resized_part(config.process.build(), config.latent_shape)
         prediction = config.build_prediction(process)
     denoiser = Denoiser(network, process, prediction=prediction, learns_variance=config.learns_variance)
     if isinstance(config.autoencoder, SavedSection):
@@ -140,11 +140,11 @@ def load_model(path: Path | str, *, dtype: torch.dtype | None = torch.float32) -
     with EmptyParameters():
         model = build(config)
     _assign(model, folder, "ema", dtype)
-    _take_files(model, folder)
+    _restore_files(model, folder)
     return model.eval()
 
 
-def load_autoencoder(path: Path | str) -> tuple[AutoencoderConfig, AutoencoderKL | VQModel]:
+def load_autoencoder(path: Path | str) -> tuple[AutoencoderModelConfig, AutoencoderKL | VQModel]:
     """Return the autoencoder of a folder (saved one, checkpoint or run) with its EMA weights, frozen.
 
     Raises:
@@ -157,7 +157,7 @@ def load_autoencoder(path: Path | str) -> tuple[AutoencoderConfig, AutoencoderKL
     raw = read_yaml(described.read_text("utf-8"), str(described)) if described.is_file() else None
     if not _is_autoencoder(raw):
         raise WeightsError(f"{folder}: holds no autoencoder; name the run of one, such as that of ae-fashion")
-    config = validate(AutoencoderConfig, raw, str(described))
+    config = validate(AutoencoderModelConfig, raw, str(described))
     with EmptyParameters():
         autoencoder = config.build()
     _assign(autoencoder, folder, "ema", torch.float32)
@@ -179,7 +179,7 @@ def load_latent_autoencoder(path: Path | str) -> AutoencoderKL | VQModel:
     return autoencoder
 
 
-def load_weights(model: Model, path: Path | str, *, which: Which = "ema") -> Model:
+def load_weights(model: Model, path: Path | str, *, which: WeightSet = "ema") -> Model:
     """Copy the weights of a folder into a model that is built already; return it.
 
     Raises:
@@ -191,7 +191,7 @@ def load_weights(model: Model, path: Path | str, *, which: Which = "ema") -> Mod
     return model
 
 
-def load_into(model: nn.Module, folder: Path, which: Which) -> None:
+def load_into(model: nn.Module, folder: Path, which: WeightSet) -> None:
     """Copy the weights of a verified folder into a model that is built already.
 
     Raises:
@@ -208,7 +208,7 @@ def load_into(model: nn.Module, folder: Path, which: Which) -> None:
         check_keys(folder / name, part, tensors)
         part.load_state_dict(tensors)
     if isinstance(model, Model):
-        _take_files(model, folder)
+        _restore_files(model, folder)
 
 
 def resolve_checkpoint(path: Path | str) -> Path:
@@ -331,11 +331,11 @@ def _models(folder: Path) -> Iterator[Path]:
 # ---------------------------------------------------------------------- details
 
 
-def _take_files(model: Model, folder: Path) -> None:
+def _restore_files(model: Model, folder: Path) -> None:
     """Give text encoders their files other than weights."""
     for name, part in texts_of(model):
         files = [path for path in folder.glob(f"{name}.*") if path.suffix != ".safetensors"]
-        part.take_files({path.name.removeprefix(f"{name}."): path.read_text("utf-8") for path in files})
+        part.restore_files({path.name.removeprefix(f"{name}."): path.read_text("utf-8") for path in files})
 
 
 def _diffusers_class(path: Path) -> str | None:
@@ -345,7 +345,7 @@ def _diffusers_class(path: Path) -> str | None:
     return checkpoint_store.read_json(path / "config.json").get("_class_name")
 
 
-def weights_of(folder: Path, name: str, which: Which) -> Path:
+def weights_of(folder: Path, name: str, which: WeightSet) -> Path:
     """File of a part in a verified folder: its EMA weights ("ema") if the folder has some, or the "trained" ones."""
     if name == AUTOENCODER and not (folder / name).is_file():
         name = FORMER_AUTOENCODER
@@ -353,7 +353,7 @@ def weights_of(folder: Path, name: str, which: Which) -> Path:
     return averaged if which == "ema" and averaged.is_file() else folder / name
 
 
-def _assign(model: nn.Module, folder: Path, which: Which, dtype: torch.dtype | None) -> None:
+def _assign(model: nn.Module, folder: Path, which: WeightSet, dtype: torch.dtype | None) -> None:
     for name, part in parts_of(model):
         tensors = dequantize(read_tensors(weights_of(folder, name, which)))
         check_keys(folder / name, part, tensors)

@@ -11,7 +11,7 @@ from torch import Tensor
 from unveil.errors import RecipeError
 from unveil.model.seq2seq_folder import SequenceModel
 from unveil.nn.decoding import beam, greedy
-from unveil.nn.tokenizer import BEGIN, END, PADDING, UNKNOWN, padded
+from unveil.nn.tokenizer import BEGIN, END, PADDING, UNKNOWN, pad_sequences
 from unveil.nn.transformer import AttentionMaps
 from unveil.playground.text_pairs import Pair
 
@@ -28,7 +28,7 @@ class Translation(NamedTuple):
 
 
 class TranslationAttention(NamedTuple):
-    """What the heads of a model look at.
+    """Attention weights of a model's heads.
 
     source, target: the tokens as written, the end of the source and the begin of the target included.
     weights: (heads, N, M) each, by name: `encoder.0`, and `decoder.0` on its own tokens, `crossed.0` on the source.
@@ -42,11 +42,11 @@ class TranslationAttention(NamedTuple):
 def translate(
     model: SequenceModel, texts: Sequence[str], *, beams: int = 1, length_power: float = 0.6, batch: int = 64
 ) -> list[Translation]:
-    """What a model writes for each text; one beam is greedy.
+    """Return the translation of each text; one beam is greedy decoding.
 
     Raises:
-        RecipeError: an empty text.
-        ShapeError: a text beyond the model's limit.
+        RecipeError: An empty text.
+        ShapeError: A text beyond the model's limit.
     """
     translations: list[Translation] = []
     for part, source, mask in _batches(model, texts, batch):
@@ -71,12 +71,12 @@ def exact_match(
     length_power: float = 0.6,
     batch: int = 64,
 ) -> list[bool]:
-    """Of each pair whether the model writes the target, token by token, and ends.
+    """Return for each pair if the model predicts the target exactly, including its end.
 
     A target with a token that the model does not know is never written.
 
     Raises:
-        RecipeError, ShapeError: as `translate`.
+        RecipeError, ShapeError: As `translate`.
     """
     sources = [pair.source for pair in pairs]
     written = translate(model, sources, beams=beams, length_power=length_power, batch=batch)
@@ -88,10 +88,10 @@ def exact_match(
 
 
 def attention_maps(model: SequenceModel, source: str, target: str) -> TranslationAttention:
-    """What each head looks at when the model reads a text and writes another, in one pass over both.
+    """Return the attention weights of each head for a source and a target text, in one pass over both.
 
     Raises:
-        RecipeError, ShapeError: as `translate`.
+        RecipeError, ShapeError: As `translate`.
     """
     ((_, read, mask),) = _batches(model, [source], 1)
     written = [BEGIN, *model.target.encode(target)]
@@ -121,5 +121,5 @@ def _batches(model: SequenceModel, texts: Sequence[str], batch: int) -> Iterator
         for text, tokens in zip(part, numbers, strict=True):
             if not tokens:
                 raise RecipeError(f"text {text!r}: holds nothing to read; give words")
-        source = padded([[*tokens, END] for tokens in numbers]).to(device)
+        source = pad_sequences([[*tokens, END] for tokens in numbers]).to(device)
         yield part, source, source != PADDING

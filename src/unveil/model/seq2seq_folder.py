@@ -41,7 +41,7 @@ def save_sequence(name: str, model: SequenceModel, folder: Path, *, force: bool 
         The card, which `load_sequence` opens.
 
     Raises:
-        OutputError: a file of that name is there and `force` is not set.
+        OutputError: A file of that name is there and `force` is not set.
     """
     weights, words, card = (folder / f"{name}.{end}" for end in ("safetensors", "json", "yaml"))
     for path in (weights, words, card):
@@ -63,7 +63,7 @@ def load_sequence(path: str | Path, device: torch.device | str = "cpu") -> Seque
     """The sequence model of a card, or of the folder that holds it, for reading.
 
     Raises:
-        WeightsError: no such card, another kind of model's, or damaged files.
+        WeightsError: No such card, another kind of model's, or damaged files.
     """
     card = _card(Path(path))
     try:

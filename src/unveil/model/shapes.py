@@ -36,14 +36,14 @@ class TemporalCompression(NamedTuple):
         first: Number of latents of each frame at the beginning.
     """
 
-    alone: int
-    step: int
-    latents: int = 1
-    first: int = 1
+    leading_frames: int
+    stride: int
+    latents_per_stride: int = 1
+    latents_per_leading_frame: int = 1
 
-    def up(self, frames: int) -> int:
+    def round_up(self, frames: int) -> int:
         """Return the smallest number of frames, at least `frames`, that fills its latents."""
-        return self.alone + _up(max(frames, self.alone or 1) - self.alone, self.step)
+        return self.leading_frames + _up(max(frames, self.leading_frames or 1) - self.leading_frames, self.stride)
 
 
 def temporal_compression(model: Model) -> TemporalCompression:
@@ -97,7 +97,7 @@ def round_up_frames(model: Model, frames: int) -> int:
     """
     if frames < 1:
         raise RecipeError(f"frames {frames}: at least 1, which is an image")
-    return temporal_compression(model).up(frames)
+    return temporal_compression(model).round_up(frames)
 
 
 def _down(side: int, unit: int) -> int:

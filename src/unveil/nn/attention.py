@@ -20,7 +20,7 @@ from unveil.nn.embeddings import Rotary
 # On a CPU two plain products beat torch's fused kernel in bf16, which computes at the speed of float32: with heads of
 # 64 they take two thirds of its time. Where a gradient keeps all weights (queries times keys), they do so up to this
 # many. In float32 the fused kernel of torch 2.13 is the faster one from 49 tokens on, both ways.
-PLAIN_UP_TO = {torch.bfloat16: 2**19}
+MAX_PLAIN_SIZE = {torch.bfloat16: 2**19}
 # Without gradients they are computed in parts of that many weights, which stay in the cache.
 PART = 2**19
 
@@ -30,24 +30,24 @@ def scaled_dot_product_attention(
 ) -> Tensor:
     """Scaled dot-product attention: query (B, H, N, D) on key and value (B, H or a divisor of it, M, D).
 
-    A query that may look at nothing gathers 0.
+    A query that may attend to nothing gathers 0.
 
     Args:
-        mask: boolean, broadcastable to (B, H, N, M), True where a query may look.
-        causal: the last query is the last key's; each looks at its own and at those before it.
+        mask: Boolean, broadcastable to (B, H, N, M), True where a query may attend.
+        causal: The last query is the last key's; each attends to its own and to those before it.
 
     Raises:
-        ShapeError: heads that the keys' do not divide, or a mask that is not boolean.
+        ShapeError: Heads that the keys' do not divide, or a mask that is not boolean.
 
     Source: Vaswani et al. 2017, eq. 1 (arXiv:1706.03762); fewer key heads: Ainslie et al. 2023 (arXiv:2305.13245).
     """
     heads = query.shape[1]
     key, value = repeat_kv(key, heads), repeat_kv(value, heads)
-    if query.device.type == "cpu" and query.dtype in PLAIN_UP_TO:
+    if query.device.type == "cpu" and query.dtype in MAX_PLAIN_SIZE:
         wanted = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
         if not wanted and not torch.compiler.is_compiling():
             return _in_parts(query, key, value, _allowed(query, key, mask, causal))
-        if query.shape[2] * key.shape[2] <= PLAIN_UP_TO[query.dtype]:
+        if query.shape[2] * key.shape[2] <= MAX_PLAIN_SIZE[query.dtype]:
             return _weights(query, key, _allowed(query, key, mask, causal)) @ value
     if mask is None and query.shape[2] == key.shape[2]:
         return F.scaled_dot_product_attention(query, key, value, is_causal=causal)
@@ -55,13 +55,13 @@ def scaled_dot_product_attention(
 
 
 def attention_weights(query: Tensor, key: Tensor, *, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-    """Attention weights of queries to keys: (B, H, N, M), each row summing to 1, or all 0 where it may see nothing.
+    """Attention weights of queries to keys: (B, H, N, M); each row sums to 1, or is 0 if nothing may be attended to.
 
     Args:
-        mask, causal: as in `attend`.
+        mask, causal: As in `attend`.
 
     Raises:
-        ShapeError: as `attend`.
+        ShapeError: As `scaled_dot_product_attention`.
     """
     return _weights(query, repeat_kv(key, query.shape[1]), _allowed(query, key, mask, causal))
 
@@ -103,7 +103,7 @@ def repeat_kv(x: Tensor, heads: int) -> Tensor:
     """Keys or values (B, some, M, D), each head repeated for those of the queries that it serves: (B, H, M, D).
 
     Raises:
-        ShapeError: heads that those do not divide.
+        ShapeError: Heads that those do not divide.
     """
     if x.shape[1] == heads:
         return x
@@ -143,7 +143,7 @@ class KVCache:
         key, value = self._tensors
         return key[:, :, : self.length], value[:, :, : self.length]
 
-    def fix(self, key: Tensor, value: Tensor) -> None:
+    def set_fixed(self, key: Tensor, value: Tensor) -> None:
         """Keeps these and no others."""
         self._tensors, self.length = (key, value), key.shape[2]
 
@@ -151,7 +151,7 @@ class KVCache:
         """Keeps these behind the others; returns all of them.
 
         Raises:
-            ShapeError: they want a gradient, or are of another number of rows.
+            ShapeError: They want a gradient, or are of another number of rows.
         """
         if torch.is_grad_enabled() and (key.requires_grad or value.requires_grad):
             raise ShapeError("a cache keeps no gradients: read the model under torch.no_grad(), or without a cache")
@@ -177,11 +177,11 @@ class KVCache:
 
 
 class AttentionPattern(Protocol):
-    """Says which tokens of rows see each other, and computes what they gather."""
+    """Pattern of which tokens of rows attend to each other, which computes their attention."""
 
     @property
     def mask(self) -> Tensor:
-        """Boolean (rows, 1, N, N), True where a token may see another."""
+        """Boolean (rows, 1, N, N), True where a token may attend to another."""
         ...
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False) -> Tensor:
@@ -194,13 +194,13 @@ class Attention(nn.Module):
 
     Args:
         width: C, of a token.
-        kv_heads: of keys and values, a divisor of `heads`, each serving several queries' heads.
-        context_width: of a context's tokens; None: the tokens look at themselves.
-        bias, out_bias: of the projections to queries, keys and values, and of the one back.
-        qk_norm: of each head's queries and keys, which keeps their product small in long training.
+        kv_heads: Number of heads of keys and values, a divisor of `heads`, each serving several queries' heads.
+        context_width: Width of a context's tokens; None: the tokens attend to themselves.
+        bias, out_bias: Biases of the projections to queries, keys and values, and of the one back.
+        qk_norm: Normalisation of each head's queries and keys, which keeps their product small in long training.
 
     Raises:
-        RecipeError: a width that the heads do not divide, or heads that the key heads do not.
+        RecipeError: A width that the heads do not divide, or heads that the key heads do not.
 
     Source: Vaswani et al. 2017, section 3.2.2 (arXiv:1706.03762); qk_norm: Henry et al. 2020 (arXiv:2010.04245).
     """
@@ -250,16 +250,17 @@ class Attention(nn.Module):
         """Attention of each token of x (B, N, C), to x or to the context (B, M, context_width).
 
         Args:
-            mask, causal: as in `attend`.
-            rotary: the positions of x, of these N tokens alone where a cache holds others.
-            cache: x is looked at behind the tokens that it holds, and joins them. Where there is a context, its keys
+            mask, causal: As in `attend`.
+            rotary: The positions of x, of these N tokens alone where a cache holds others.
+            cache: Earlier tokens, which x follows and joins. If there is a context, its keys
                 and values are computed at the first call and kept; the context may then be left out.
-            packing: which tokens of x see each other, such as a `Packing`, of which each sequence sees itself alone.
-                Where there is a context, a `Packing` whose sequences look at one of its rows each, with a mask (S, M).
-            maps: the weights (B, H, N, M) are appended to it.
+            packing: Pattern of which tokens of x attend to each other, such as a `Packing`, in which each sequence
+                attends to itself. With a context, a `Packing` whose sequences attend to one of its rows each, with a
+                mask (S, M).
+            maps: The weights (B, H, N, M) are appended to it.
 
         Raises:
-            ShapeError: tokens or a context of another width, or settings that exclude each other.
+            ShapeError: Tokens or a context of another width, or settings that exclude each other.
         """
         if x.ndim != 3 or x.shape[2] != self.width:
             raise ShapeError(f"tokens {tuple(x.shape)}: must be (B, N, {self.width})")
@@ -274,7 +275,7 @@ class Attention(nn.Module):
             self._crossed(x, context, rotary, cache) if crossed else self._self_attended(x, context, rotary, cache)
         )
         if reads:
-            return self._out(cast(Packing, packing).read(query, key, value, mask))
+            return self._out(cast(Packing, packing).attend_context(query, key, value, mask))
         if packing is not None and mask is None and maps is None:
             return self._out(packing.attend(query, key, value, causal=causal))
         if packing is not None:
@@ -286,14 +287,14 @@ class Attention(nn.Module):
         maps.append(weights)
         return self._out(weights @ repeat_kv(value, self.heads))
 
-    def remember(self, context: Tensor) -> KVCache:
+    def precompute_context(self, context: Tensor) -> KVCache:
         """The keys and values of a context (B, M, context_width), for every call of a run.
 
         Raises:
-            ShapeError: a context of another width, or a layer that has none.
+            ShapeError: A context of another width, or a layer that has none.
         """
         cache = KVCache()
-        cache.fix(*self._keys_values(context))
+        cache.set_fixed(*self._keys_values(context))
         return cache
 
     def _self_attended(
@@ -321,7 +322,7 @@ class Attention(nn.Module):
                 raise ShapeError("context: missing; this layer's tokens look at one, or at what a cache has kept of it")
             stored = self._keys_values(context)
             if cache is not None:
-                cache.fix(*stored)
+                cache.set_fixed(*stored)
         return self.query_norm(self._split(self.query(x))), *stored
 
     def _keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
@@ -351,19 +352,19 @@ def _norm(kind: QkNorm, width: int) -> nn.Module:
 
 
 class Packing:
-    """Sequences of different lengths, several in a row, each seeing itself alone; the end of a row may be padding.
+    """Sequences of different lengths, several in a row, each attending only to itself; the end of a row may be padding.
 
     Args:
-        lengths: of the sequences, in the caller's order.
-        length: of a row; the sequences then fill rows longest first, each the first row with room for it. None: one
-            row holds all in the order given.
+        lengths: Lengths of the sequences, in the caller's order.
+        length: Length of a row; the sequences then fill rows longest first, each the first row with room for it. None:
+            one row holds all in the order given.
 
     Attributes:
-        places: the row of each sequence and where in it it begins, in the caller's order.
-        shape: rows, and tokens in each.
+        places: The row of each sequence and where in it it begins, in the caller's order.
+        shape: Rows, and tokens in each.
 
     Raises:
-        ShapeError: no sequence, an empty one, or one longer than a row.
+        ShapeError: No sequence, an empty one, or one longer than a row.
 
     Source: Dehghani et al. 2023 (arXiv:2307.06304), section 2.
     """
@@ -418,7 +419,7 @@ class Packing:
         """Sequences (n, ...) in the caller's order as rows (rows, N, ...), padded with 0.
 
         Raises:
-            ShapeError: sequences of other lengths than this packing is for.
+            ShapeError: Sequences of other lengths than this packing is for.
         """
         if tuple(len(sequence) for sequence in sequences) != self.lengths:
             raise ShapeError(f"lengths {[len(sequence) for sequence in sequences]}: packed for {list(self.lengths)}")
@@ -428,7 +429,7 @@ class Packing:
         """The sequences of rows (rows, N, ...), in the caller's order."""
         return list(self._tokens(x).split(self.lengths))
 
-    def spread(self, values: Tensor) -> Tensor:
+    def per_token(self, values: Tensor) -> Tensor:
         """One value a sequence (S, ...) as one a token (rows, N, ...), 0 for padding."""
         return self._rows(values.index_select(0, self.owner.to(values.device)))
 
@@ -440,16 +441,16 @@ class Packing:
         tokens = [self._tokens(repeat_kv(x, heads).transpose(1, 2)) for x in (query, key, value)]  # (tokens, H, D)
         return self._rows(self._jagged(tokens, causal)).transpose(1, 2)
 
-    def read(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    def attend_context(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attention of the sequences to a context that each has for itself: (rows, H, N, D).
 
         Args:
             query: (rows, H, N, D).
-            key, value: of the contexts, (S, H or a divisor of it, M, D), in the caller's order.
-            mask: boolean (S, M), True where a token of a context may be looked at; None: all.
+            key, value: Key and value of the contexts, (S, H or a divisor of it, M, D), in the caller's order.
+            mask: Boolean (S, M), True where a token of a context may be looked at; None: all.
 
         Raises:
-            ShapeError: not one context for each sequence.
+            ShapeError: Not one context for each sequence.
         """
         if len(key) != len(self.lengths):
             raise ShapeError(f"{len(key)} contexts for {len(self.lengths)} sequences: one for each")

@@ -1,8 +1,8 @@
 """Attention patterns of clips: tokens attend to all of a clip, those of a frame or a place in turn, those of a window.
 
-A pattern puts each token of a clip under a label; tokens see those of their own label, and with `causal` none of a
-later frame. What sees each other is computed together, groups of one kind in one product, so that a narrow pattern
-costs what it computes and no mask of all tokens by all is made.
+A pattern gives each token of a video a label. Tokens attend to those of their own label, with `causal` to none of a
+later frame. Tokens that attend to each other are computed together, groups of one kind in one product. So a narrow
+pattern costs what it computes, and no mask of all tokens by all is made.
 
 Letters of shapes: R rows, N tokens of a row, H heads, D the width of a head.
 """
@@ -42,7 +42,7 @@ def attention_groups(grid: TokenGrid, pattern: Pattern, number: int, window: tup
         pattern: `full` one label; `factorised` those of a frame in even blocks, those of a place in odd ones
             (Latte's variant 1); `windowed` boxes of tokens, moved by half a box in odd blocks, without wrapping
             around.
-        window: frames, rows and columns of a box.
+        window: Frames, rows and columns of a box.
 
     Source: Ma et al. 2024 (arXiv:2401.03048), section 3.1; windows: Liu et al. 2021 (arXiv:2103.14030).
     """
@@ -60,7 +60,7 @@ def attention_groups(grid: TokenGrid, pattern: Pattern, number: int, window: tup
 def attention_mask(
     grid: TokenGrid, pattern: Pattern, number: int, *, window: tuple[int, int, int], causal: bool = False
 ) -> Tensor:
-    """Attention mask of one clip: boolean (N, N), True where the first may see the second."""
+    """Attention mask of one clip: boolean (N, N), True where the first may attend to the second."""
     label = attention_groups(grid, pattern, number, window)
     seen = label[:, None] == label[None]
     if not causal:
@@ -70,12 +70,12 @@ def attention_mask(
 
 
 class AttentionGroups:
-    """The groups of tokens that see each other in one block, those of one kind laid out for one product.
+    """The groups of tokens that attend to each other in one block, those of one kind laid out for one product.
 
     Args:
-        packing: where the tokens of each clip lie.
-        grids: of the clips, in the packing's order.
-        pattern, number, window, causal: as `visible` takes them.
+        packing: Position of each video's tokens in the rows.
+        grids: Grids of the clips, in the packing's order.
+        pattern, number, window, causal: As `visible` takes them.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class AttentionGroups:
         """As `attention.scaled_dot_product_attention`, each group by itself: (R, H, N, D); padding gathers 0.
 
         Raises:
-            ShapeError: causal, which is set when the groups are made.
+            ShapeError: Causal, which is set when the groups are made.
         """
         if causal:
             raise ShapeError("causal: is set when the groups are made, where frames are known")

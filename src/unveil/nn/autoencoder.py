@@ -33,24 +33,24 @@ class AutoencoderConfig:
     """Configuration of encoder and decoder. A level is a resolution; level i has rate 2**i, counted after `patch`.
 
     Args:
-        in_channels: of the images.
-        out_channels: of the result of the decoder.
+        in_channels: Number of channels of the images.
+        out_channels: Number of channels of the result of the decoder.
         model_channels: Channels of the first convolution; each level has multiplier * model_channels.
         channel_mult: Multiplier of each level, finest first; the number of levels sets how much smaller latents are.
         num_res_blocks: Residual blocks per level of the encoder (the decoder has one more).
-        z_channels: what the decoder takes, and what the encoder gives `moments` times.
-        attention: rates of the levels with self-attention after each block.
-        middle: blocks with attention between them at the smallest resolution, or the blocks alone.
+        z_channels: Number of channels that the decoder takes, and that the encoder outputs `moments` times.
+        attention: Rates of the levels with self-attention after each block.
+        middle: Blocks with attention between them at the smallest resolution, or the blocks alone.
         moments: 2 for a mean and a logarithm of a variance, 1 for a code.
-        dropout: in each residual block.
-        norm: over `groups` of channels and the whole image, or over the channels of each place, by mean and variance
+        dropout: In each residual block.
+        norm: Over `groups` of channels and the whole image, or over the channels of each place, by mean and variance
             (pixel) or by their mean square alone (rms).
-        groups: of normalisations of the first kind.
+        groups: Number of groups of normalisations of the first kind.
         norm_eps: 1e-6 as published.
-        patch: side of the squares of pixels that become channels on entry (1: none) and pixels again at the end.
+        patch: Side of the squares of pixels that become channels on entry (1: none) and pixels again at the end.
 
     Raises:
-        RecipeError: settings that do not fit together.
+        RecipeError: Settings that do not fit together.
     """
 
     in_channels: Annotated[int, Ge(1)]
@@ -112,7 +112,7 @@ class AutoencoderConfig:
         """Height and width of the latents of images of this height and width.
 
         Raises:
-            ShapeError: not multiples of `factor`; names the nearest.
+            ShapeError: Not multiples of `factor`; names the nearest.
         """
         check_multiple(size, self.factor)
         return size[0] // self.factor, size[1] // self.factor
@@ -209,11 +209,11 @@ class ImageEncoder(nn.Module):
         """(B, in_channels, H, W) to (B, moments * z_channels, H / factor, W / factor).
 
         Raises:
-            ShapeError: another number of channels, or a size that is not a multiple of `factor`; names the nearest.
+            ShapeError: Another number of channels, or a size that is not a multiple of `factor`; names the nearest.
         """
-        return self.whole(self.tiled(pixels))
+        return self.global_layers(self.tiled_layers(pixels))
 
-    def tiled(self, pixels: Tensor) -> Tensor:
+    def tiled_layers(self, pixels: Tensor) -> Tensor:
         """The levels before any attention: (B, in_channels, H, W) to (B, C, H', W')."""
         config = self.config
         if pixels.ndim != 4 or pixels.shape[1] != config.in_channels:
@@ -224,12 +224,12 @@ class ImageEncoder(nn.Module):
             h = level(h)
         return h
 
-    def tiled_parts(self) -> tuple[str, ...]:
+    def tiled_module_names(self) -> tuple[str, ...]:
         """Beginnings of the names of the modules in `tiled`."""
         return tuple(f"down.{level}." for level in range(self.config.split))
 
-    def whole(self, h: Tensor) -> Tensor:
-        """The rest, which sees the whole image and is small."""
+    def global_layers(self, h: Tensor) -> Tensor:
+        """Apply the other, small layers to the whole image."""
         for level in self.down[self.config.split :]:
             h = level(h)
         return self.leave(activated(self.norm(self.middle(h))))
@@ -255,12 +255,12 @@ class ImageDecoder(nn.Module):
         """(B, z_channels, h, w) to (B, out_channels, factor h, factor w).
 
         Raises:
-            ShapeError: another number of channels.
+            ShapeError: Another number of channels.
         """
-        return self.tiled(self.whole(z))
+        return self.tiled_layers(self.global_layers(z))
 
-    def whole(self, z: Tensor) -> Tensor:
-        """The part that sees the whole image and is small: (B, z_channels, h, w) to (B, C, h', w')."""
+    def global_layers(self, z: Tensor) -> Tensor:
+        """Apply the small layers that depend on the whole image: (B, z_channels, h, w) to (B, C, h', w')."""
         if z.ndim != 4 or z.shape[1] != self.config.z_channels:
             raise ShapeError(f"latents {tuple(z.shape)}: must be (B, {self.config.z_channels}, H, W)")
         h = self.middle(self.enter(z))
@@ -268,13 +268,13 @@ class ImageDecoder(nn.Module):
             h = level(h)
         return h
 
-    def tiled(self, h: Tensor) -> Tensor:
+    def tiled_layers(self, h: Tensor) -> Tensor:
         """The levels after any attention: the rest of the way to pixels."""
         for level in self.up[len(self.up) - self.config.split :]:
             h = level(h)
         return F.pixel_shuffle(self.leave(activated(self.norm(h))), self.config.patch)
 
-    def tiled_parts(self) -> tuple[str, ...]:
+    def tiled_module_names(self) -> tuple[str, ...]:
         """Beginnings of the names of the modules in `tiled`."""
         levels = len(self.up)
         return (*(f"up.{place}." for place in range(levels - self.config.split, levels)), "norm")

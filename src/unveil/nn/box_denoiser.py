@@ -1,7 +1,7 @@
 """Sets of boxes denoised, given the image that they lie in, from what the image shows inside each box.
 
 In the spirit of DiffusionDet: the features of the present, noisy boxes are cut out of a feature map and a small
-transformer over the set moves the boxes. Deviation: the boxes also look at the whole image in coarse cells, so
+transformer over the set moves the boxes. Deviation: the boxes also attend to the whole image in coarse cells, so
 that a box that lies on nothing learns where something is.
 
 Source: Chen et al. 2022, section 3 (arXiv:2211.09788); regions by bilinear sampling: He et al. 2017 (RoIAlign,
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from unveil.errors import RecipeError, ShapeError
 from unveil.nn.attention import scaled_dot_product_attention
 from unveil.nn.embeddings import TimeEmbedding
-from unveil.nn.layers import check_multiple, group_norm, vector_of, zeroed
+from unveil.nn.layers import check_multiple, condition_vector, group_norm, zeroed
 from unveil.types import Condition
 
 COLUMNS = 5  # centre x, centre y, width, height, presence
@@ -32,12 +32,12 @@ class BoxesConfig:
     """Configuration of the network.
 
     Args:
-        slots: boxes in a set; each row has its own learned vector.
-        concat_channels: of the image in `condition.channels`.
+        slots: Boxes in a set; each row has its own learned vector.
+        concat_channels: Number of channels of the image in `condition.concat`.
         hidden_size: Width of the features and of the transformer.
         depth: Number of transformer blocks.
-        heads: of its attention.
-        samples: side of the grid of points that is read inside each box.
+        heads: Number of heads of its attention.
+        samples: Side of the grid of points that is read inside each box.
 
     Raises:
         RecipeError: A hidden_size that the heads do not divide, or a number below 1.
@@ -86,7 +86,7 @@ class BoxBackbone(nn.Module):
 
 
 class BoxDecoderBlock(nn.Module):
-    """Boxes (B, N, D) look at one another, at the image's cells, and think."""
+    """Boxes (B, N, D) attend to one another and to the image's cells."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -131,21 +131,21 @@ class BoxDenoiser(nn.Module):
         Args:
             x: (B, slots, 5): centre x, centre y, width, height, presence, each scaled to [-1, 1], with noise.
             t: (B,) the number that stands for the level.
-            condition: its channels are the image (B, C, H, W), sides multiples of 8; its vector joins the time.
+            condition: Its channels are the image (B, C, H, W), sides multiples of 8; its vector joins the time.
 
         Raises:
-            ShapeError: another shape, or no image.
+            ShapeError: Another shape, or no image.
         """
         config, condition = self.config, condition or Condition()
         if x.shape[1:] != (config.slots, COLUMNS):
             raise ShapeError(f"boxes {tuple(x.shape)}: must be (B, {config.slots}, {COLUMNS})")
-        image = condition.channels
+        image = condition.concat
         if image is None or image.ndim != 4 or image.shape[1] != config.concat_channels:
             shape = None if image is None else tuple(image.shape)
-            raise ShapeError(f"condition.channels {shape}: must be an image (B, {config.concat_channels}, H, W)")
+            raise ShapeError(f"condition.concat {shape}: must be an image (B, {config.concat_channels}, H, W)")
         check_multiple(image, STRIDE)
         time = self.time(t)
-        if (vector := vector_of(condition, len(x), self.vector_dim)) is not None:
+        if (vector := condition_vector(condition, len(x), self.vector_dim)) is not None:
             time = time + vector.to(time)
         return self.move(x, time, self.features(image.to(x)))
 
@@ -175,7 +175,7 @@ def regions_of(x: Tensor, features: Tensor, samples: int) -> Tensor:
 
 
 def _centres(features: Tensor) -> Tensor:
-    """Where the cells of a map lie, (H*W, 2): x and y from -1 to 1."""
+    """Centres of the cells of a map, (H*W, 2): x and y from -1 to 1."""
     sides = [(2 * torch.arange(side, device=features.device) + 1) / side - 1 for side in features.shape[-2:]]
     y, x = torch.meshgrid(*sides, indexing="ij")
     return torch.stack([x, y], dim=-1).view(-1, 2).to(features)

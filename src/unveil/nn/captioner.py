@@ -1,6 +1,6 @@
 """A captioner: images and clips read by a transformer over patches in space and time, and described word by word.
 
-    x -> frames -> patches -> tokens + places -> blocks -> what the decoder looks at -> words
+    x -> frames -> patches -> tokens + places -> blocks -> encoder states of the decoder -> words
 
 Letters of shapes: B clips, T frames, N patches of all frames, C the width of a token, L words, V of the vocabulary.
 
@@ -39,17 +39,17 @@ class CaptionerConfig:
 
     Args:
         vocab_size: Size of the vocabulary, special tokens included.
-        channels: of an image.
-        patch: side of the squares of a frame that become tokens.
-        stem: how a square becomes a token, see `vit.ViTConfig`.
-        depth, decoder_depth: blocks that look, and that write.
+        channels: Number of channels of an image.
+        patch: Side of the squares of a frame that become tokens.
+        stem: Conversion of a square to a token, see `vit.ViTConfig`.
+        depth, decoder_depth: Numbers of blocks of the encoder and of the decoder.
         hidden_size, heads: Width of a token, number of attention heads.
         mlp_ratio: Width of the MLPs, in multiples of `hidden_size`.
-        max_length: words of a caption at most, begin and end included.
-        dropout: in training.
+        max_length: Words of a caption at most, begin and end included.
+        dropout: In training.
 
     Raises:
-        RecipeError: settings that do not fit together.
+        RecipeError: Settings that do not fit together.
     """
 
     vocab_size: Annotated[int, Ge(1)]
@@ -83,7 +83,7 @@ class CaptionerConfig:
 
 
 class Captioner(nn.Module):
-    """Looks at clips (B, channels, T, H, W) of any length and size, and says what follows words."""
+    """Predict the next word for videos (B, channels, T, H, W) of any length and size."""
 
     kind: Literal["captioner"] = "captioner"
 
@@ -109,11 +109,11 @@ class Captioner(nn.Module):
         """Context of the decoder: tokens (B, N, C).
 
         Args:
-            x: clips in [-1, 1]; an image is a clip of one frame.
+            x: Clips in [-1, 1]; an image is a clip of one frame.
             rate: (B,) frames a second; None: `RATE`.
 
         Raises:
-            ShapeError: another number of channels, or sides that are not multiples of the patch.
+            ShapeError: Another number of channels, or sides that are not multiples of the patch.
         """
         if x.ndim != 5 or x.shape[1] != self.config.channels:
             raise ShapeError(f"x {tuple(x.shape)}: this network reads clips (B, {self.config.channels}, T, H, W)")

@@ -29,21 +29,22 @@ class NoisyClassifierConfig:
     """Configuration of a noisy classifier; names that the U-Net has too mean the same.
 
     Args:
-        in_channels: of x.
+        in_channels: Number of channels of x.
         num_classes: Number of logits.
-        size: side of x in pixels, which attention pooling learns a place for each of.
-        model_channels, channel_mult, num_res_blocks, attention: of the encoder.
-        heads, head_channels: of its attention; pooling by attention has the same width per head.
-        attention_order: of the encoder's attention; that of the pooling is always `qkv-first`.
-        modulation, resample: of the encoder's blocks.
+        size: Side of x in pixels, which attention pooling learns a place for each of.
+        model_channels, channel_mult, num_res_blocks, attention: Settings of the encoder.
+        heads, head_channels: Number and width of the heads of its attention; pooling by attention has the same width
+            per head.
+        attention_order: Attention order of the encoder's attention; that of the pooling is always `qkv-first`.
+        modulation, resample: Modulation and resampling of the encoder's blocks.
         pool: `attention` from the mean of the smallest features to all of them; `adaptive` their mean; `spatial` and
             `spatial_v2` the means of every block's features, through a hidden layer (the second with normalisation).
-        hidden: width of that layer.
-        groups: of every normalisation.
-        dropout: in residual blocks, in training.
+        hidden: Width of that layer.
+        groups: Number of groups of every normalisation.
+        dropout: In residual blocks, in training.
 
     Raises:
-        RecipeError: settings that do not fit together.
+        RecipeError: Settings that do not fit together.
     """
 
     in_channels: int
@@ -92,7 +93,7 @@ class NoisyClassifierConfig:
 
 
 class AttentionPool(nn.Module):
-    """The mean of all positions looks at itself and at each of them: (B, C, H, W) to (B, out)."""
+    """The mean of all positions attends to itself and to each of them: (B, C, H, W) to (B, out)."""
 
     def __init__(self, width: int, side: int, heads: int, out: int) -> None:
         super().__init__()
@@ -146,7 +147,7 @@ class NoisyClassifier(nn.Module):
             t: (B,) the number that stands for its level, as the U-Net of the same process is given it.
 
         Raises:
-            ShapeError: images of another shape.
+            ShapeError: Images of another shape.
         """
         config = self.config
         self._check(x)

@@ -16,9 +16,9 @@ class CnnConfig:
     """A classifier of square images: per width two 3x3 convolutions, halving the image in between.
 
     Attributes:
-        size: height and width of an image.
-        widths: channels of each stage; the image must survive halving between them.
-        features: values of the layer before the logits.
+        size: Height and width of an image.
+        widths: Channels of each stage; the image must survive halving between them.
+        features: Values of the layer before the logits.
     """
 
     channels: int
@@ -66,7 +66,7 @@ class Cnn(nn.Module):
         """Features and logits.
 
         Raises:
-            ShapeError: images of another size than the network's.
+            ShapeError: Images of another size than the network's.
         """
         wanted = (self.config.channels, self.config.size, self.config.size)
         if tuple(x.shape[1:]) != wanted:

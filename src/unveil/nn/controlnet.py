@@ -26,7 +26,7 @@ def hint_widths(factor: int) -> tuple[int, ...]:
     """Widths of a hint network for a hint that is `factor` times the size of what the first convolution makes of x.
 
     Raises:
-        RecipeError: no power of two, which halvings could not reach.
+        RecipeError: No power of two, which halvings could not reach.
     """
     levels = factor.bit_length()
     if factor < 1 or factor != 2 ** (levels - 1):
@@ -38,9 +38,9 @@ class HintNetwork(nn.Module):
     """Convolutions that bring a hint to the size and width of what the first convolution makes of x.
 
     Args:
-        channels: of the hint.
-        widths: of its levels, the finest first; each is half the size of the one before.
-        out: width of the result.
+        channels: Number of channels of the hint.
+        widths: Widths of its levels, the finest first; each is half the size of the one before.
+        out: Width of the result.
     """
 
     def __init__(self, channels: int, widths: Sequence[int], out: int) -> None:
@@ -66,12 +66,13 @@ class ControlNet(UNetEncoder):
     A new one adds zeros. Its own weights are drawn; `of` takes them from a U-Net, as the paper does.
 
     Args:
-        config: of the U-Net.
-        hint_channels: of the image that it reads.
-        hint_widths: of the levels of its hint network, which has to halve at least as often as patches of x do.
+        config: Configuration of the U-Net.
+        hint_channels: Number of channels of the control image.
+        hint_widths: Hint widths of the levels of its hint network, which has to halve at least as often as patches of x
+            do.
 
     Raises:
-        RecipeError: patches of x that are not a power of two, or larger than what the hint network halves.
+        RecipeError: Patches of x that are not a power of two, or larger than what the hint network halves.
     """
 
     def __init__(self, config: UNetConfig, *, hint_channels: int = 3, hint_widths: Sequence[int] = HINT_WIDTHS) -> None:
@@ -88,7 +89,7 @@ class ControlNet(UNetEncoder):
         self.zero_middle = zeroed(nn.Conv2d(config.widths[-1], config.widths[-1], 1))
 
     @classmethod
-    def of(cls, unet: UNet, *, hint_channels: int = 3, hint_widths: Sequence[int] = HINT_WIDTHS) -> ControlNet:
+    def from_unet(cls, unet: UNet, *, hint_channels: int = 3, hint_widths: Sequence[int] = HINT_WIDTHS) -> ControlNet:
         """A ControlNet that begins as a copy of this U-Net's first half; the U-Net with it is what it was."""
         new = cls(unet.config, hint_channels=hint_channels, hint_widths=hint_widths)
         device = next(unet.parameters()).device
@@ -105,27 +106,28 @@ class ControlNet(UNetEncoder):
         """One tensor for each place of the U-Net's stack, and that of its middle last.
 
         Args:
-            x, t: as the U-Net is given them.
-            condition: as the U-Net's, with a hint (B, hint_channels, H * factor, W * factor) in [0, 1].
-            features: what `features` made of the hint in an earlier call; None: it is made here.
+            x, t: As the U-Net is given them.
+            condition: Condition, as the U-Net's, with a control image (B, hint_channels, H * factor, W * factor) in [0,
+                1].
+            features: Result of `control_features` in an earlier call; None: computed here.
 
         Raises:
-            ShapeError: a hint that does not fit, or what the U-Net refuses.
+            ShapeError: A control image that does not fit, or what the U-Net refuses.
         """
         if features is None:
-            if condition.hint is None:
-                raise ShapeError("condition.hint: missing; a ControlNet reads an image")
-            features = self.features(condition.hint, x)
+            if condition.control_image is None:
+                raise ShapeError("condition.control_image: missing; a ControlNet reads an image")
+            features = self.control_features(condition.control_image, x)
         h, stack, _, _ = self.encode(x, t, condition, features)
         return (*(zero(output) for zero, output in zip(self.zero, stack, strict=True)), self.zero_middle(h))
 
-    def features(self, hint: Tensor, x: Tensor) -> Tensor:
+    def control_features(self, hint: Tensor, x: Tensor) -> Tensor:
         """Output of the hint network for an x: (B, C, H / patch, W / patch). It does not depend on the level.
 
         A hint of one pixel stands for one of any size.
 
         Raises:
-            ShapeError: another number of channels or rows, or another size than `factor` times that of x.
+            ShapeError: Another number of channels or rows, or another size than `factor` times that of x.
         """
         size = tuple(side * self.factor for side in x.shape[-2:])
         if hint.shape[-2:] == (1, 1):
@@ -133,6 +135,7 @@ class ControlNet(UNetEncoder):
         wanted = (len(x), self.hint_channels, *size)
         if hint.shape != wanted:
             raise ShapeError(
-                f"condition.hint {tuple(hint.shape)}: must be {wanted}, {self.factor} times the size of x; resize it"
+                f"condition.control_image {tuple(hint.shape)}: must be {wanted}, {self.factor} times the size of x; "
+                "resize it"
             )
         return self.hint(hint.to(x))

@@ -1,4 +1,4 @@
-"""The discrete cosine transform of boxes of pixels, of which the lowest frequencies say most.
+"""The discrete cosine transform of boxes of pixels, of which the lowest frequencies contain most.
 
 Source: Ahmed, Natarajan & Rao 1974, "Discrete cosine transform", eq. 1.
 """

@@ -49,7 +49,7 @@ def greedy(model: NextToken, start: Tensor, *, end: int, limit: int) -> Decoded:
     """The likeliest token at each place, after start (B, n), until `end` or `limit` tokens.
 
     Raises:
-        ShapeError, RecipeError: a start that is not (B, n) with n at least 1, or a limit below 1.
+        ShapeError, RecipeError: A start that is not (B, n) with n at least 1, or a limit below 1.
     """
     return _token_by_token(model, start, end, limit, lambda logp, rows, step: logp.argmax(dim=1))
 
@@ -69,16 +69,16 @@ def sampled(
     """Tokens drawn with the model's probabilities, after start (B, n), until `end` or `limit` tokens.
 
     Args:
-        streams: one for each sequence; the same draws whatever else is in the batch.
-        temperature: that logits are divided by; below 1 the likely grows likelier.
-        top: only that many likeliest tokens are drawn from.
-        mass: and of them only the fewest whose probabilities reach this sum.
+        streams: One for each sequence; the same draws whatever else is in the batch.
+        temperature: Divisor of the logits; below 1 the likely grows likelier.
+        top: Number of likeliest tokens that are drawn from.
+        mass: Sum of probabilities that the drawn tokens reach, the likeliest first.
 
     Returns:
         Sequences with the log-probability that the model itself gives them.
 
     Raises:
-        ShapeError, RecipeError: as `greedy`, or a setting outside its range.
+        ShapeError, RecipeError: As `greedy`, or a setting outside its range.
 
     Source: mass: Holtzman et al. 2019, section 3.1 (arXiv:1904.09751).
     """
@@ -115,7 +115,7 @@ def beam(
         length_power: 0 favours short sequences; 1 compares nearly the mean of a token.
 
     Raises:
-        ShapeError, RecipeError: as `greedy`, or a setting outside its range.
+        ShapeError, RecipeError: As `greedy`, or a setting outside its range.
 
     Source: Wu et al. 2016, eq. 14 without coverage (arXiv:1609.08144); 4 and 0.6: Vaswani et al. 2017, section 6.1.
     """

@@ -1,4 +1,4 @@
-"""The patch discriminator: a small convolutional network that tells real patches of images or clips from others."""
+"""Patch discriminator: a small convolutional network that distinguishes real patches of images from others."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class DiscriminatorConfig:
     """PatchGAN: 4 x 4 convolutions, of which all but the last two halve the image.
 
     Attributes:
-        width: channels after the first convolution, doubled by each that follows, up to eight times.
-        layers: convolutions that halve; 3 makes each output see 70 x 70 pixels.
+        width: Channels after the first convolution, doubled by each that follows, up to eight times.
+        layers: Convolutions that halve; 3 gives each output a receptive field of 70 x 70 pixels.
         axes: 2 for images; 3 for clips, which are halved in time too, by kernels of 3 frames, so that a clip of one
             frame has an output as well.
 
     Raises:
-        RecipeError: no layer, or no channel.
+        RecipeError: No layer, or no channel.
     Source: Isola et al. 2017, appendix 6.1.2 (arXiv:1611.07004).
     """
 
@@ -80,7 +80,7 @@ class PatchDiscriminator(nn.Module):
         """Logits (B, 1, h, w) of images (B, channels, H, W), or (B, 1, t, h, w) of clips (B, channels, T, H, W).
 
         Raises:
-            ShapeError: other channels, or an image that the convolutions shrink to nothing.
+            ShapeError: Other channels, or an image that the convolutions shrink to nothing.
         """
         side = min(images.shape[-2:], default=0)
         if images.ndim != 2 + self.config.axes or images.shape[1] != self.channels or self.config.side(side) < 1:

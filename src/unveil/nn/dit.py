@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from unveil.errors import RecipeError, ShapeError, did_you_mean
 from unveil.nn.attention import Attention, Packing, QkNorm
 from unveil.nn.embeddings import EmbeddingOrder, TimeEmbedding, grid_coordinates, sin_cos_positions
-from unveil.nn.layers import check_multiple, vector_of, with_context, zeroed
+from unveil.nn.layers import check_multiple, concat_condition, condition_vector, zeroed
 from unveil.nn.transformer import BlockConfig, EncoderStates, Mlp, TransformerBlock
 from unveil.types import Condition, Ge, checked
 
@@ -39,28 +39,29 @@ class DiTConfig:
     """Configuration of a DiT.
 
     Args:
-        in_channels: of x.
-        out_channels: of the result, twice those of x with learned variance.
-        size: side of the x that positions are laid out for; others are taken too, see `resize`.
-        patch: side of the squares of x that become tokens.
-        depth, hidden_size, heads: blocks, width of a token, attention heads.
-        mlp_ratio: width of the MLPs, in multiples of `hidden_size`.
-        block_type: how a block is conditioned on time and class: as further tokens (`in-context`), by attention to them
-            (`cross-attention`), by scale and shift of its normalisations (`adaln`), with gates that begin at 0 too
-            (`adaln-zero`).
+        in_channels: Number of channels of x.
+        out_channels: Number of channels of the result, twice those of x with learned variance.
+        size: Side of the x that positions are laid out for; others are taken too, see `resize`.
+        patch: Side of the squares of x that become tokens.
+        depth, hidden_size, heads: Blocks, width of a token, attention heads.
+        mlp_ratio: Width of the MLPs, in multiples of `hidden_size`.
+        block_type: Conditioning of a block on time and class: as further tokens (`in-context`), by
+            attention to them (`cross-attention`), by scale and shift of its normalisations (`adaln`), with gates that
+            begin at 0 too (`adaln-zero`).
         skips: `long` gives the result of each block of the first half to its mirror image in the second (U-ViT).
-        embedding: order of the sinusoid of t, `cos-sin` as published, `sin-cos` in diffusers' folders.
-        embedders: whether blocks share the embedding of time and label, as published, or each has its own, as
+        embedding: Order of the sinusoid of t, `cos-sin` as published, `sin-cos` in diffusers' folders.
+        embedders: True if blocks share the embedding of time and label, as published, or each has its own, as
             diffusers' folders can have.
-        resize: what positions do for an x of another size: keep their ends, or go on beyond them.
-        qk_norm: of queries and keys.
-        norm_eps, mlp_norm_eps: of the normalisations, and of those before the MLPs (1e-5 in diffusers' folders).
-        concat_channels: channels of `condition.channels`, concatenated to x.
-        gradient_checkpointing: in training, keep no activations of blocks but compute them again: less memory, a
-            third more time.
+        resize: Positions for an x of another size: keep their ends, or go on beyond them.
+        qk_norm: Normalisation of queries and keys.
+        norm_eps, mlp_norm_eps: Epsilons of the normalisations, and of those before the MLPs (1e-5 in diffusers'
+            folders).
+        concat_channels: Channels of `condition.concat`, concatenated to x.
+        gradient_checkpointing: In training, keep no activations of blocks but compute them again: less memory, a third
+            more time.
 
     Raises:
-        RecipeError: settings that do not fit together.
+        RecipeError: Settings that do not fit together.
     """
 
     in_channels: Annotated[int, Ge(1)]
@@ -101,14 +102,14 @@ class DiTConfig:
         return self.size // self.patch
 
     @property
-    def tellers(self) -> int:
+    def num_embedders(self) -> int:
         """Number of embeddings of time and label."""
         return self.depth if self.embedders == "per-block" else 1
 
     @property
     def vector_dim(self) -> int:
         """Width of a condition's vector."""
-        return self.tellers * self.hidden_size
+        return self.num_embedders * self.hidden_size
 
     @property
     def name(self) -> str | None:
@@ -123,7 +124,7 @@ def shape_of(name: str) -> dict[str, int]:
     """Depth, width, heads and patch of `dit-xl-2` and the like; any whole number may be the patch.
 
     Raises:
-        RecipeError: no such name; the nearest is named.
+        RecipeError: No such name; the nearest is named.
     """
     kind, _, rest = str(name).partition("-")
     letter, _, patch = rest.partition("-")
@@ -137,7 +138,7 @@ def get_preset(name: str, *, size: int = 32, in_channels: int = 4, out_channels:
     """The published configuration of this name; `size` 32 and 64 are its latents of 256 and 512 pixels.
 
     Raises:
-        RecipeError: no such name; the nearest is named.
+        RecipeError: No such name; the nearest is named.
     """
     shape = shape_of(name)
     return DiTConfig(
@@ -149,7 +150,7 @@ def expand_preset(section: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe's section with the settings that its `name` stands for; those that it sets itself go before them.
 
     Raises:
-        RecipeError: no such name; the nearest is named.
+        RecipeError: No such name; the nearest is named.
     """
     options = dict(section)
     name = options.pop("name", None)
@@ -286,7 +287,7 @@ class DiT(nn.Module):
 
         self.patches = nn.Conv2d(config.in_channels + config.concat_channels, width, patch, stride=patch)
         self.register_buffer("positions", positions(config, config.side, config.side))
-        self.time = nn.ModuleList(TimeEmbedding(WAVES, width, config.embedding) for _ in range(config.tellers))
+        self.time = nn.ModuleList(TimeEmbedding(WAVES, width, config.embedding) for _ in range(config.num_embedders))
         self.blocks = nn.ModuleList(DESIGNS[config.block_type](config) for _ in range(config.depth))
         self.merge = nn.ModuleList(nn.Linear(2 * width, width) for _ in range(half if config.skips == "long" else 0))
         self.norm = nn.LayerNorm(width, config.norm_eps, elementwise_affine=not self.adaptive)
@@ -302,18 +303,18 @@ class DiT(nn.Module):
         Args:
             x: (B, in_channels, H, W), height and width multiples of the patch.
             t: (B,) the number that stands for the level, fractions allowed.
-            condition: its vector (B, vector_dim) is added to the time's embedding, its channels join x; its tokens
-                are for the designs in-context and cross-attention.
+            condition: Its vector (B, vector_dim) is added to the time's embedding, its channels join x; its tokens are
+                for the designs in-context and cross-attention.
 
         Raises:
-            ShapeError: a size that is not a multiple of the patch, or a condition that does not fit.
+            ShapeError: A size that is not a multiple of the patch, or a condition that does not fit.
         """
         condition = condition or Condition()
         self._check(x)
         conditioning = (
             self.block_conditioning(t, condition) if self._precomputed is None else self._precomputed(t, condition)
         )
-        h = self.patches(with_context(x, condition, self.config.concat_channels))  # (B, C, rows, columns)
+        h = self.patches(concat_condition(x, condition, self.config.concat_channels))  # (B, C, rows, columns)
         rows, columns = h.shape[2:]
         # contiguous: else each residual keeps the image's strides, and each normalisation copies
         h = h.flatten(2).transpose(1, 2).contiguous() + self._positions(rows, columns)  # (B, N, C)
@@ -323,16 +324,16 @@ class DiT(nn.Module):
         """The blocks' conditioning at the levels t (B,), under a condition of B rows.
 
         Raises:
-            ShapeError: a condition that does not fit.
+            ShapeError: A condition that does not fit.
         """
-        width, tellers = self.config.hidden_size, self.config.tellers
-        vector = vector_of(condition, len(t), self.vector_dim)
-        embedded = torch.stack([time(t) for time in self.time], dim=1)  # (B, tellers, C)
+        width, count = self.config.hidden_size, self.config.num_embedders
+        vector = condition_vector(condition, len(t), self.vector_dim)
+        embedded = torch.stack([time(t) for time in self.time], dim=1)  # (B, embedders, C)
         if self.adaptive:
             if condition.tokens is not None:
                 raise ShapeError("condition.tokens: for the designs in-context and cross-attention; pass a vector")
             if vector is not None:
-                embedded = embedded + vector.view(len(t), tellers, width).to(embedded)
+                embedded = embedded + vector.view(len(t), count, width).to(embedded)
             return BlockConditioning(self._modulations(nn.functional.silu(embedded)))
         tokens = [embedded] if vector is None else [embedded, vector[:, None].to(embedded)]  # time, then class
         mask = condition.mask
@@ -369,15 +370,15 @@ class DiT(nn.Module):
 
         Args:
             t: (S,).
-            condition: of S rows, by its vector.
-            length: tokens of a row; None puts all into one.
+            condition: Condition of S rows, by its vector.
+            length: Tokens of a row; None puts all into one.
 
         Returns:
             results (out_channels, H, W), and the share of the tokens that is padding.
 
         Raises:
-            RecipeError: a design other than adaLN, which tells each token its own.
-            ShapeError: an image that does not fit, or is longer than a row.
+            RecipeError: A design other than adaLN, which modulates each token by itself.
+            ShapeError: An image that does not fit, or is longer than a row.
         """
         if not self.adaptive:
             raise RecipeError(f"block_type = {self.config.block_type!r}: only adaln and adaln-zero read packed images")
@@ -390,7 +391,7 @@ class DiT(nn.Module):
             tokens.append(h[0].flatten(1).T + self._positions(*sides[-1]))  # (N, C)
         packing = Packing([len(sequence) for sequence in tokens], length=length)
         conditioning = self.block_conditioning(t, condition)
-        each = tuple(packing.spread(parts[:, 0]) for parts in conditioning.modulation)  # (rows, N, parts, C)
+        each = tuple(packing.per_token(parts[:, 0]) for parts in conditioning.modulation)  # (rows, N, parts, C)
         conditioning = replace(conditioning, modulation=each, packing=packing)
         outputs = zip(packing.unpack(self.forward_tokens(packing.pack(tokens), conditioning)), sides, strict=True)
         return [self._unpatched(output[None], *side)[0] for output, side in outputs], packing.waste
@@ -424,8 +425,8 @@ class DiT(nn.Module):
         return self._tables[key].to(table)
 
     def _modulations(self, embeddings: Tensor) -> tuple[Tensor, ...]:
-        """Modulation of each block and of the last normalisation, from the activated embeddings (B, tellers, C)."""
-        of_block = embeddings.unbind(1) if self.config.tellers > 1 else [embeddings[:, 0]] * self.config.depth
+        """Modulation of each block and of the last normalisation, from the activated embeddings (B, embedders, C)."""
+        of_block = embeddings.unbind(1) if self.config.num_embedders > 1 else [embeddings[:, 0]] * self.config.depth
         layers = [cast(AdaLN, block).modulation for block in self.blocks]
         each = [layer(embedding) for layer, embedding in zip(layers, of_block, strict=True)]
         each.append(cast(nn.Linear, self.modulation)(embeddings[:, 0]))
@@ -470,7 +471,7 @@ class DiT(nn.Module):
 
 
 class _PrecomputedModulation:
-    """The modulation of known levels, for each condition that was seen."""
+    """Modulations of noise levels that are computed before, for each condition of an earlier call."""
 
     def __init__(self, network: DiT, indices: Tensor) -> None:
         self.network = network
@@ -504,7 +505,7 @@ class _PrecomputedModulation:
         network, levels = self.network, len(self.indices)
         distinct: Tensor | None = None
         rows_of: Tensor | None = None
-        vector = vector_of(condition, rows, network.vector_dim)
+        vector = condition_vector(condition, rows, network.vector_dim)
         if vector is not None:
             distinct, rows_of = torch.unique(vector, dim=0, return_inverse=True)
         kinds = 1 if distinct is None else len(distinct)

@@ -4,7 +4,7 @@
 
 Score SDE's halves and doubles inside residual blocks through a small filter, weighs sums of two branches by
 1 / sqrt(2), and may carry images beside the features: a pyramid of inputs that joins every level on the way down,
-and one of outputs that grows on the way up. ADM's tells the level by scale and shift and attends with 64 channels a
+and one of outputs that grows on the way up. ADM's applies the level by scale and shift and attends with 64 channels a
 head; it differs from `unet.UNet` in its groups of normalisation alone.
 
 Sources: Song et al. 2021, appendix H (arXiv:2011.13456); Karras et al. 2022, appendix F.1 and table 7
@@ -23,10 +23,19 @@ from torch.nn import functional as F
 
 from unveil.errors import RecipeError, ShapeError
 from unveil.nn.embeddings import sinusoid
-from unveil.nn.layers import Fir, FirConv, SelfAttention, check_multiple, group_norm, vector_of, with_context, zeroed
+from unveil.nn.layers import (
+    Fir,
+    FirConv,
+    SelfAttention,
+    check_multiple,
+    concat_condition,
+    condition_vector,
+    group_norm,
+    zeroed,
+)
 from unveil.types import Condition, checked
 
-Way = Literal["down", "up"]
+ResampleDirection = Literal["down", "up"]
 Combination = Literal["sum", "cat"]
 
 
@@ -42,7 +51,7 @@ class EDMBlockStyle(NamedTuple):
     dropout: float
     filter: tuple[float, ...] | None  # None: (1, 1), and no filter where a convolution halves
 
-    def resample(self, way: Way) -> Fir:
+    def resample(self, way: ResampleDirection) -> Fir:
         """Half or twice the size, without weights."""
         return Fir(self.filter or (1, 1), way)
 
@@ -65,10 +74,16 @@ class EDMBlockStyle(NamedTuple):
 
 
 class EDMBlock(nn.Module):
-    """Two convolutions around what the level says, with a way around them, and self-attention where it is wanted."""
+    """Two convolutions with the level's modulation between them, a skip connection, and optional self-attention."""
 
     def __init__(
-        self, width: int, out: int, style: EDMBlockStyle, *, way: Way | None = None, attention: bool = False
+        self,
+        width: int,
+        out: int,
+        style: EDMBlockStyle,
+        *,
+        way: ResampleDirection | None = None,
+        attention: bool = False,
     ) -> None:
         super().__init__()
         self.style = style
@@ -223,27 +238,28 @@ class SongUNetConfig:
     """Configuration of Score SDE's U-Net; the defaults are DDPM++. A level is a resolution; level i has rate 2**i.
 
     Args:
-        in_channels, out_channels: of x and of the result.
-        model_channels: width of the first convolution; levels have multiplier * model_channels.
-        channel_mult: one per level, finest first.
-        num_res_blocks: residual blocks per level on the way down (one more on the way up).
-        attention: rates of the levels with self-attention: after each block on the way down, the last on the way up.
-        embedding: of the index: `positional` sinusoids, or random `fourier` frequencies (NCSN++, for log sigma).
-        noise_multiplier: width of that embedding, and of a condition's vector, in `model_channels`.
-        embedding_multiplier: width of the blocks' conditioning vector, in `model_channels`.
-        encoder: `standard`; `skip`: each level sees the smaller input; `residual`: and hands it on (NCSN++).
+        in_channels, out_channels: Numbers of channels of x and of the result.
+        model_channels: Width of the first convolution; levels have multiplier * model_channels.
+        channel_mult: One per level, finest first.
+        num_res_blocks: Residual blocks per level on the way down (one more on the way up).
+        attention: Rates of the levels with self-attention: after each block on the way down, the last on the way up.
+        embedding: Embedding of the index: `positional` sinusoids, or random `fourier` frequencies (NCSN++, for log
+            sigma).
+        noise_multiplier: Width of that embedding, and of a condition's vector, in `model_channels`.
+        embedding_multiplier: Width of the blocks' conditioning vector, in `model_channels`.
+        encoder: `standard`; `skip`: each level gets the smaller input; `residual`: and hands it on (NCSN++).
         decoder: `standard`; `skip`: each level adds its part to the output.
-        combine: how a `skip` encoder joins the input: by `sum`, or `cat` beside the features.
-        filter: through which features and images are resampled: (1, 1) or NCSN++'s (1, 3, 3, 1); None is (1, 1),
+        combine: Combination of the input with the features in a `skip` encoder: by `sum`, or `cat` beside the features.
+        filter: Filter through which features and images are resampled: (1, 1) or NCSN++'s (1, 3, 3, 1); None is (1, 1),
             and in a `residual` encoder a strided convolution in its place.
-        resample: in `residual` blocks, or without weights (`pool`).
-        branch_weight: of a sum of two branches.
-        dropout: in residual blocks, in training.
-        augment_dim: numbers that say how x was augmented in training; 0: none.
-        concat_channels: channels of `condition.channels`, concatenated to x.
+        resample: In `residual` blocks, or without weights (`pool`).
+        branch_weight: Branch weight of a sum of two branches.
+        dropout: In residual blocks, in training.
+        augment_dim: Number of values that describe how x was augmented in training; 0: none.
+        concat_channels: Channels of `condition.concat`, concatenated to x.
 
     Raises:
-        RecipeError: settings that do not fit together.
+        RecipeError: Settings that do not fit together.
     """
 
     in_channels: int
@@ -301,19 +317,19 @@ class DhariwalUNetConfig:
     """Configuration of ADM's U-Net as EDM trained it; the defaults are its ImageNet-64 network.
 
     Args:
-        in_channels, out_channels: of x and of the result.
-        channels: levels have multiplier * model_channels.
-        channel_mult: one per level, finest first.
-        num_res_blocks: residual blocks per level on the way down (one more on the way up).
-        attention: rates of the levels with self-attention after each block; the middle always has it.
-        head_channels: channels of an attention head.
-        embedding_multiplier: width of the time embedding, and of a condition's vector, in `model_channels`.
-        dropout: in residual blocks, in training.
-        augment_dim: numbers that say how x was augmented in training; 0: none.
-        concat_channels: channels of `condition.channels`, concatenated to x.
+        in_channels, out_channels: Numbers of channels of x and of the result.
+        channels: Levels have multiplier * model_channels.
+        channel_mult: One per level, finest first.
+        num_res_blocks: Residual blocks per level on the way down (one more on the way up).
+        attention: Rates of the levels with self-attention after each block; the middle always has it.
+        head_channels: Channels of an attention head.
+        embedding_multiplier: Width of the time embedding, and of a condition's vector, in `model_channels`.
+        dropout: In residual blocks, in training.
+        augment_dim: Number of values that describe how x was augmented in training; 0: none.
+        concat_channels: Channels of `condition.concat`, concatenated to x.
 
     Raises:
-        RecipeError: settings that do not fit together.
+        RecipeError: Settings that do not fit together.
     """
 
     in_channels: int
@@ -406,16 +422,16 @@ class SongUNet(nn.Module):
         Args:
             x: (B, in_channels, H, W), height and width multiples of 2**(levels - 1).
             t: (B,) the number that stands for the level.
-            condition: its vector (B, vector_dim) joins the embedding of t, its channels join x.
+            condition: Its vector (B, vector_dim) joins the embedding of t, its channels join x.
             augment: (B, augment_dim) how x was augmented; None: not at all.
 
         Raises:
-            ShapeError: a size that cannot be halved often enough, or a condition that does not fit.
+            ShapeError: A size that cannot be halved often enough, or a condition that does not fit.
         """
         condition = condition or Condition()
         x = _joined(x, condition, self.config)
         seen = embedded(self._waves(t).to(self.map_1.weight.dtype), self.augment, augment)
-        if (vector := vector_of(condition, len(x), self.vector_dim)) is not None:
+        if (vector := condition_vector(condition, len(x), self.vector_dim)) is not None:
             seen = seen + vector.to(seen)
         time = F.silu(self.map_2(F.silu(self.map_1(seen))))  # (B, D)
 
@@ -473,7 +489,7 @@ class SongUNet(nn.Module):
             levels.append(EDMUp(blocks, resample, side))
         return levels
 
-    def _resample(self, width: int, way: Way) -> nn.Module:
+    def _resample(self, width: int, way: ResampleDirection) -> nn.Module:
         style = self.config.style
         return EDMBlock(width, width, style, way=way) if self.config.resample == "residual" else style.resample(way)
 
@@ -523,17 +539,17 @@ class DhariwalUNet(nn.Module):
         Args:
             x: (B, in_channels, H, W), height and width multiples of 2**(levels - 1).
             t: (B,) the number that stands for the level.
-            condition: its vector (B, vector_dim) joins the time embedding, its channels join x.
+            condition: Its vector (B, vector_dim) joins the time embedding, its channels join x.
             augment: (B, augment_dim) how x was augmented; None: not at all.
 
         Raises:
-            ShapeError: a size that cannot be halved often enough, or a condition that does not fit.
+            ShapeError: A size that cannot be halved often enough, or a condition that does not fit.
         """
         condition = condition or Condition()
         x = _joined(x, condition, self.config)
         waves = sinusoid(t, self.config.model_channels, "cos-sin").to(self.map_1.weight.dtype)
         time = self.map_2(F.silu(self.map_1(embedded(waves, self.augment, augment))))
-        if (vector := vector_of(condition, len(x), self.vector_dim)) is not None:
+        if (vector := condition_vector(condition, len(x), self.vector_dim)) is not None:
             time = time + vector.to(time)
         time = F.silu(time)  # (B, D)
 
@@ -555,4 +571,4 @@ def _joined(x: Tensor, condition: Condition, config: SongUNetConfig | DhariwalUN
     check_multiple(x, config.rates[-1])
     if condition.tokens is not None:
         raise ShapeError("condition.tokens: this network has no cross-attention; pass a vector or channels")
-    return with_context(x, condition, config.concat_channels)
+    return concat_condition(x, condition, config.concat_channels)

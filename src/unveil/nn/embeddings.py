@@ -61,11 +61,11 @@ def sin_cos_positions(
     Each axis has its own part, in the order of the axes; MAE and DiT give the column before the row.
 
     Args:
-        split: numbers of each axis; equal parts when left out, the first axis taking the rest.
+        split: Numbers of each axis; equal parts when left out, the first axis taking the rest.
 
     Raises:
-        ShapeError: coordinates of another shape.
-        RecipeError: an unknown order, an odd part, or parts that do not make up `dim`.
+        ShapeError: Coordinates of another shape.
+        RecipeError: An unknown order, an odd part, or parts that do not make up `dim`.
 
     Source: Vaswani et al. 2017, section 3.5 (arXiv:1706.03762); He et al. 2021 (arXiv:2111.06377).
     """
@@ -92,7 +92,7 @@ class LearnedPositions(nn.Module):
         table: (first + places, width), the places row by row.
 
     Args:
-        first: rows before those of the grid, of tokens without a place, such as [class].
+        first: Rows before those of the grid, of tokens without a place, such as [class].
 
     Source: Dosovitskiy et al. 2020, section 3.2 (arXiv:2010.11929).
     """
@@ -116,7 +116,7 @@ def interpolate_positions(table: Tensor, size: Sequence[int], wanted: Sequence[i
     """The vectors (places, width) of a grid, as those of a grid of another size: bicubic, linear on 1 or 3 axes.
 
     Raises:
-        ShapeError: a table that is not of that grid, or a grid of other axes or without a place.
+        ShapeError: A table that is not of that grid, or a grid of other axes or without a place.
     """
     if len(size) != len(wanted) or not 1 <= len(size) <= 3 or min(wanted) < 1 or len(table) != math.prod(size):
         raise ShapeError(
@@ -135,19 +135,19 @@ def grid_coordinates(size: Sequence[int]) -> Tensor:
 
 
 class Rotary:
-    """Positions that turn queries and keys, so that what they see of each other depends on distances alone.
+    """Positions that turn queries and keys, so that their attention depends only on distances.
 
     Args:
         coordinates: (N, axes) or (B, N, axes), 1 to 3 axes, any real numbers: rows, seconds, parts of a side.
             Dividing them squeezes more positions into the trained range.
         width: D, of a head.
-        theta: the longest wavelength is just under 2 pi theta; a larger one stretches the slow waves only.
-        split: how many of the D numbers each axis turns; equal parts when left out, the first axis taking the rest.
-            What no axis turns stays as it is.
+        theta: The longest wavelength is just under 2 pi theta; a larger one stretches the slow waves only.
+        split: Number of the D numbers each axis turns; equal parts when left out, the first axis taking the rest. What
+            no axis turns stays as it is.
 
     Raises:
-        ShapeError: coordinates of another shape.
-        RecipeError: an odd part, or parts beyond the width.
+        ShapeError: Coordinates of another shape.
+        RecipeError: An odd part, or parts beyond the width.
 
     Source: Su et al. 2021, eq. 15 (arXiv:2104.09864).
     """
@@ -203,7 +203,7 @@ def check_axes(coordinates: Tensor, ranks: Sequence[int]) -> int:
     """Number of axes that coordinates (N, axes) or (B, N, axes) have.
 
     Raises:
-        ShapeError: another rank than one of `ranks`, or not 1 to 3 axes.
+        ShapeError: Another rank than one of `ranks`, or not 1 to 3 axes.
     """
     if coordinates.ndim not in ranks or not 1 <= coordinates.shape[-1] <= 3:
         allowed = " or ".join("(N, axes)" if rank == 2 else "(B, N, axes)" for rank in ranks)

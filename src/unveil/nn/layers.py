@@ -35,7 +35,7 @@ def group_norm(channels: int, groups: int, eps: float = 1e-5) -> nn.GroupNorm:
     """Group normalisation.
 
     Raises:
-        RecipeError: the channels do not fall into equal groups.
+        RecipeError: The channels do not fall into equal groups.
     """
     if channels < 1 or channels % groups:
         raise RecipeError(f"{channels} channels: must be a multiple of the {groups} groups of the normalisation")
@@ -78,7 +78,7 @@ def check_multiple(x: Tensor | Sequence[int], factor: int) -> None:
             raise ShapeError(f"{side} {size} px: must be a multiple of {factor}; nearest {near}")
 
 
-def vector_of(condition: Condition, batch: int, dim: int) -> Tensor | None:
+def condition_vector(condition: Condition, batch: int, dim: int) -> Tensor | None:
     """The condition's vector (B, dim), if there is one; raises ShapeError for another shape."""
     vector = condition.vector
     if vector is not None and vector.shape != (batch, dim):
@@ -86,18 +86,18 @@ def vector_of(condition: Condition, batch: int, dim: int) -> Tensor | None:
     return vector
 
 
-def with_context(x: Tensor, condition: Condition, channels: int, size: ContextSize = "same") -> Tensor:
+def concat_condition(x: Tensor, condition: Condition, channels: int, size: ContextSize = "same") -> Tensor:
     """X (B, C, H, W) with the condition's channels behind its own.
 
     A context of one pixel stands for one of x's size; other sizes are enlarged where `size` is `smaller`.
 
     Raises:
-        ShapeError: another number of channels than the network was built for, or another size.
+        ShapeError: Another number of channels than the network was built for, or another size.
     """
-    context = condition.channels
+    context = condition.concat
     context_width = 0 if context is None else context.shape[1]
     if context_width != channels:
-        raise ShapeError(f"condition.channels: {context_width} given, the network takes {channels}")
+        raise ShapeError(f"condition.concat: {context_width} given, the network takes {channels}")
     if context is None:
         return x
     context = context.to(x)
@@ -107,15 +107,15 @@ def with_context(x: Tensor, condition: Condition, channels: int, size: ContextSi
         context = F.interpolate(context, x.shape[-2:], mode="bilinear", align_corners=False)
     elif context.shape[-2:] != x.shape[-2:]:
         sizes = f"{tuple(context.shape[-2:])}, x is {tuple(x.shape[-2:])}"
-        raise ShapeError(f"condition.channels of size {sizes}: resize it, or build with context_size `smaller`")
+        raise ShapeError(f"condition.concat of size {sizes}: resize it, or build with context_size `smaller`")
     return torch.cat([x, context], dim=1)
 
 
-def text_of(condition: Condition, width: int | None, batch: int) -> EncoderStates | None:
+def condition_tokens(condition: Condition, width: int | None, batch: int) -> EncoderStates | None:
     """Tokens for a network that reads this width, None for one that reads none.
 
     Raises:
-        ShapeError: tokens are missing or of another width, or they are given to a network that reads none.
+        ShapeError: Tokens are missing or of another width, or they are given to a network that reads none.
     """
     tokens, mask = condition.tokens, condition.mask
     if width is None:
@@ -168,12 +168,12 @@ class Fir(nn.Module):
     """Half or twice the size through a small low-pass filter, each channel by itself; no weights.
 
     Args:
-        taps: of the separable filter, an even number, the same from both ends; (1, 1) averages, or repeats pixels.
+        taps: Taps of the separable filter, an even number, the same from both ends; (1, 1) averages, or repeats pixels.
         way: `down` halves, `up` doubles.
-        padding: zeros around x, or on the way up pixels cut off the result; None: what makes it half or double.
+        padding: Zeros around x, or on the way up pixels cut off the result; None: what makes it half or double.
 
     Raises:
-        RecipeError: an odd number of taps, or taps that are not symmetric.
+        RecipeError: An odd number of taps, or taps that are not symmetric.
 
     Source: Zhang 2019 (arXiv:1904.11486); Song et al. 2021, appendix H.1 (arXiv:2011.13456).
     """
@@ -212,16 +212,16 @@ class FirConv(nn.Module):
 
 
 class Memo(Generic[T]):
-    """Values that depend on one tensor only, computed without gradients when that tensor is first seen.
+    """Values that depend on one tensor only, computed without gradients at the first call with that tensor.
 
-    It is known again by its identity, how often it was written to, and the precision; a tensor that is
+    It is recognised by its identity, how often it was written to, and the precision; a tensor that is
     remembered is held, so that no other one can take its identity. The oldest of `REMEMBERED` is forgotten.
     """
 
     def __init__(self) -> None:
         self._entries: list[tuple[Tensor, tuple[Any, ...], T]] = []
 
-    def of(self, tensor: Tensor, make: Callable[[], T]) -> T:
+    def get(self, tensor: Tensor, make: Callable[[], T]) -> T:
         """Result of `make` at this tensor's first call."""
         state = _state(tensor)
         for past, at, value in self._entries:

@@ -37,13 +37,13 @@ class LoraDelta:
     """Addition to rows of one layer's weight: alpha / r times up @ down.
 
     Attributes:
-        layer: its path in the network.
+        layer: Its path in the network.
         down: A, (rank, in) of a linear layer, (rank, in, *kernel) of a convolution.
         up: B, (rows, rank).
-        start: the first of the layer's rows (outputs) that it is added to.
+        start: The first of the layer's rows (outputs) that it is added to.
 
     Raises:
-        ShapeError: matrices that do not belong together.
+        ShapeError: Matrices that do not belong together.
     """
 
     layer: str
@@ -90,7 +90,7 @@ class LoraParams(nn.Module):
         self.down = nn.Parameter(delta.down.detach().to(like.device, dtype, copy=True), requires_grad=False)
         self.up = nn.Parameter(delta.up.detach().to(like.device, dtype, copy=True), requires_grad=False)
 
-    def addition(self) -> LoraDelta:
+    def to_delta(self) -> LoraDelta:
         """The addition, with the tensors that are trained."""
         return LoraDelta(self.layer, self.down, self.up, self.alpha, self.start)
 
@@ -125,9 +125,9 @@ class LoraLayer(nn.Module):
     """Everything that is added to one layer; its forward hook while some of it is on.
 
     Attributes:
-        weights: of each LoRA by name, 0 for one that is off.
-        silent: nothing is added for the moment, whatever the weights.
-        original: the weight before the additions were merged into it, None while they are not.
+        weights: Weights of each LoRA by name, 0 for one that is off.
+        silent: Nothing is added for the moment, whatever the weights.
+        original: The weight before the additions were merged into it, None while they are not.
     """
 
     original: Tensor | None
@@ -136,7 +136,7 @@ class LoraLayer(nn.Module):
         super().__init__()
         self.lows = nn.ModuleList()
         self.weights: dict[str, float] = {}
-        self.silent = False
+        self.disabled = False
         self.register_buffer("original", None, persistent=False)
         self._handle: RemovableHandle | None = None
 
@@ -144,7 +144,7 @@ class LoraLayer(nn.Module):
         """The hook: the layer's result with what is added to it."""
         axis = -1 if isinstance(layer, nn.Linear) else inputs[0].ndim - cast(Tensor, layer.weight).ndim + 1
         rows = result.shape[axis]
-        for low in self.on():
+        for low in self.active():
             gained = low(layer, inputs[0], self.weights[low.name]).to(result.dtype)
             behind = rows - low.start - low.up.shape[0]
             if low.start or behind:  # the other rows gain nothing
@@ -153,14 +153,14 @@ class LoraLayer(nn.Module):
             result = result + gained
         return result
 
-    def on(self) -> list[LoraParams]:
+    def active(self) -> list[LoraParams]:
         """Those that are added now, in the order in which they came."""
         every = cast(list[LoraParams], list(self.lows))
-        return [] if self.silent else [low for low in every if self.weights[low.name] != 0]
+        return [] if self.disabled else [low for low in every if self.weights[low.name] != 0]
 
-    def attend(self, layer: nn.Module) -> None:
+    def update_hook(self, layer: nn.Module) -> None:
         """Hooks itself to its layer while there is something to add at a call, and off it otherwise."""
-        wanted = bool(self.on()) and self.original is None
+        wanted = bool(self.active()) and self.original is None
         if wanted and self._handle is None:
             self._handle = layer.register_forward_hook(self)
         elif not wanted and self._handle is not None:
@@ -178,14 +178,14 @@ class LoraConfig:
     """Fresh additions to a network.
 
     Args:
-        targets: names of layers as a whole, their last parts such as "attention.qkv", or patterns such as
+        targets: Names of layers as a whole, their last parts such as "attention.qkv", or patterns such as
             "blocks.*.mlp.*"; "*" is every linear layer and convolution.
-        rank: r.
+        rank: R.
         alpha: None: the rank, which makes the scale 1.
         scaling: "rank": alpha / r as published; "root": alpha / sqrt(r) (rsLoRA).
 
     Raises:
-        RecipeError: numbers out of range.
+        RecipeError: Numbers out of range.
     """
 
     targets: tuple[str, ...]
@@ -215,7 +215,7 @@ def init_lora(network: nn.Module, config: LoraConfig) -> list[LoraDelta]:
     """New additions that change nothing yet: A is drawn by torch's generator as Kaiming's uniform, B is zero.
 
     Raises:
-        RecipeError: a target that is not a layer of the network (names the nearest), or is one that takes no LoRA.
+        RecipeError: A target that is not a layer of the network (names the nearest), or is one that takes no LoRA.
 
     Source: Hu et al. 2021, section 4.1; A is drawn as in the authors' library.
     """
@@ -245,13 +245,13 @@ def attach(network: nn.Module, name: str, additions: Sequence[LoraDelta], weight
     """Puts a LoRA on a network.
 
     Args:
-        weight: w, 0 for one that is off.
+        weight: W, 0 for one that is off.
 
     Raises:
-        RecipeError: the name is taken, no addition, a layer that is not there or takes none, or LoRAs are merged.
-        ShapeError: an addition of another shape than the layer's weight; nothing was put on.
+        RecipeError: The name is taken, no addition, a layer that is not there or takes none, or LoRAs are merged.
+        ShapeError: An addition of another shape than the layer's weight; nothing was put on.
     """
-    if not additions or name in weights(network):
+    if not additions or name in adapter_weights(network):
         raise RecipeError(
             f"LoRA {name!r}: " + ("is on this network already; detach it first" if additions else "adds nothing")
         )
@@ -275,26 +275,26 @@ def attach(network: nn.Module, name: str, additions: Sequence[LoraDelta], weight
             layer.add_module(CHILD, held := LoraLayer())
         held.lows.append(LoraParams(name, delta, cast(Tensor, layer.weight)))
         held.weights[name] = weight
-        held.attend(layer)
+        held.update_hook(layer)
 
 
 def detach(network: nn.Module, name: str) -> None:
     """Takes a LoRA off.
 
     Raises:
-        RecipeError: none of this name, or LoRAs are merged.
+        RecipeError: None of this name, or LoRAs are merged.
     """
     _check_names(network, [name])
     _not_merged(network)
     for layer, held in list(_held(network)):
         held.lows = nn.ModuleList(low for low in held.lows if low.name != name)
         held.weights.pop(name, None)
-        held.attend(layer)
+        held.update_hook(layer)
         if not held.lows:
             delattr(layer, CHILD)
 
 
-def weights(network: nn.Module) -> dict[str, float]:
+def adapter_weights(network: nn.Module) -> dict[str, float]:
     """The weight of every LoRA on a network, by name."""
     return {name: weight for _, held in _held(network) for name, weight in held.weights.items()}
 
@@ -306,20 +306,20 @@ def fingerprint(network: nn.Module) -> Hashable:
     numbers = tuple(
         (tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version, tensor.dtype) for tensor in tensors
     )
-    return numbers, tuple(tuple(held.weights.items()) for _, held in _held(network) if not held.silent)
+    return numbers, tuple(tuple(held.weights.items()) for _, held in _held(network) if not held.disabled)
 
 
 def set_weights(network: nn.Module, changed: Mapping[str, float]) -> None:
     """Gives LoRAs other weights, 0 for off.
 
     Raises:
-        RecipeError: a name that is not on the network (names the nearest), or LoRAs are merged.
+        RecipeError: A name that is not on the network (names the nearest), or LoRAs are merged.
     """
     _check_names(network, changed)
     _not_merged(network)
     for layer, held in _held(network):
         held.weights |= {name: weight for name, weight in changed.items() if name in held.weights}
-        held.attend(layer)
+        held.update_hook(layer)
 
 
 @contextmanager
@@ -328,19 +328,19 @@ def disable_adapters(network: nn.Module) -> Iterator[None]:
 
     One inside another is the same as one.
     """
-    held = [(layer, additions) for layer, additions in _held(network) if not additions.silent]
-    were_merged = merged(network)
+    held = [(layer, additions) for layer, additions in _held(network) if not additions.disabled]
+    were_merged = fused(network)
     if were_merged:
         unfuse_lora(network)
     try:
         for layer, additions in held:
-            additions.silent = True
-            additions.attend(layer)
+            additions.disabled = True
+            additions.update_hook(layer)
         yield
     finally:
         for layer, additions in held:
-            additions.silent = False
-            additions.attend(layer)
+            additions.disabled = False
+            additions.update_hook(layer)
         if were_merged:
             fuse_lora(network)
 
@@ -349,38 +349,38 @@ def fuse_lora(network: nn.Module) -> None:
     """Adds every LoRA that is on to the weights, so that it costs nothing at a call; the originals are kept.
 
     Raises:
-        RecipeError: merged already.
+        RecipeError: Merged already.
     """
     _not_merged(network)
     for layer, held in _held(network):
         weight = cast(Tensor, layer.weight)
         changed = weight.detach().to(torch.promote_types(weight.dtype, torch.float32), copy=True)
-        for low in held.on():
-            delta = low.addition()
+        for low in held.active():
+            delta = low.to_delta()
             changed[delta.start : delta.stop] += held.weights[low.name] * delta.delta().detach()
         held.original = weight.detach().clone()
         with torch.no_grad():
             weight.copy_(changed)
-        held.attend(layer)
+        held.update_hook(layer)
 
 
 def unfuse_lora(network: nn.Module) -> None:
     """Puts the original weights back, to the bit; LoRAs act at each call again.
 
     Raises:
-        RecipeError: nothing is merged.
+        RecipeError: Nothing is merged.
     """
-    if not merged(network):
+    if not fused(network):
         raise RecipeError("no LoRA is merged into these weights, so there is nothing to take out")
     for layer, held in _held(network):
         assert held.original is not None
         with torch.no_grad():
             cast(Tensor, layer.weight).copy_(held.original)
         held.original = None
-        held.attend(layer)
+        held.update_hook(layer)
 
 
-def merged(network: nn.Module) -> bool:
+def fused(network: nn.Module) -> bool:
     """Return True if LoRAs are in the weights."""
     return any(held.original is not None for _, held in _held(network))
 
@@ -389,11 +389,11 @@ def lora_state(network: nn.Module, name: str) -> list[LoraDelta]:
     """Additions of a LoRA, in the order of the network's layers; the tensors are those that train.
 
     Raises:
-        RecipeError: none of this name.
+        RecipeError: None of this name.
     """
     _check_names(network, [name])
     return [
-        low.addition() for _, held in _held(network) for low in cast(list[LoraParams], held.lows) if low.name == name
+        low.to_delta() for _, held in _held(network) for low in cast(list[LoraParams], held.lows) if low.name == name
     ]
 
 
@@ -401,7 +401,7 @@ def freeze_except(network: nn.Module, name: str) -> None:
     """Freezes everything in the network but this LoRA.
 
     Raises:
-        RecipeError: none of this name.
+        RecipeError: None of this name.
     """
     network.requires_grad_(False)
     for delta in lora_state(network, name):
@@ -426,7 +426,7 @@ def _weight(layer: nn.Module, path: str) -> Tensor:
 
 
 def _check_names(network: nn.Module, names: Sequence[str] | Mapping[str, float]) -> None:
-    there = list(weights(network))
+    there = list(adapter_weights(network))
     for name in names:
         if name not in there:
             raise RecipeError(
@@ -435,5 +435,5 @@ def _check_names(network: nn.Module, names: Sequence[str] | Mapping[str, float])
 
 
 def _not_merged(network: nn.Module) -> None:
-    if merged(network):
+    if fused(network):
         raise RecipeError("LoRAs are merged into these weights; unmerge them first")

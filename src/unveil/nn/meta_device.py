@@ -45,9 +45,9 @@ def meta_device() -> Iterator[None]:
 
 @contextmanager
 def gc_disabled() -> Iterator[None]:
-    """Inside, Python looks for no garbage.
+    """Inside, Python collects no garbage.
 
-    Thousands of new modules and tensors make it look through all that was imported, which takes as long as they.
+    Thousands of new modules and tensors make it search all that was imported, which takes as long as they.
     """
     collects = gc.isenabled()
     gc.disable()

@@ -1,4 +1,4 @@
-"""The spatial transformer: the positions of an image as tokens, which look at themselves and at a text.
+"""The spatial transformer: the positions of an image as tokens, which attend to themselves and to a text.
 
 Source: Rombach et al. 2022, section 3.3 and appendix E.2.1 (arXiv:2112.10752).
 """
@@ -30,10 +30,10 @@ class SpatialTransformer(nn.Module):
     """Residual transformer over the positions of an image (B, C, H, W).
 
     Args:
-        channels: of the image, and the width of its tokens.
-        depth: blocks.
-        context_width: of the text's tokens; None: in the text's place the image looks at itself again.
-        groups: of the normalisation before the blocks.
+        channels: Number of channels of the image, and the width of its tokens.
+        depth: Blocks.
+        context_width: Width of the text's tokens; None: instead of the text, the image attends to itself again.
+        groups: Number of groups of the normalisation before the blocks.
     """
 
     def __init__(
@@ -79,10 +79,10 @@ def _per_token(layer: nn.Module, tokens: Tensor) -> Tensor:
     return F.linear(tokens, layer.weight.flatten(1), layer.bias)  # pyright: ignore
 
 
-def keys_values(network: nn.Module, context: EncoderStates) -> dict[nn.Module, KVCache]:
+def precompute_context(network: nn.Module, context: EncoderStates) -> dict[nn.Module, KVCache]:
     """The keys and values of a text for every block of a network that reads it."""
     return {
-        block: block.context.remember(context.tokens)
+        block: block.context.precompute_context(context.tokens)
         for block in network.modules()
         if isinstance(block, TransformerBlock) and block.reads and block.context is not None
     }

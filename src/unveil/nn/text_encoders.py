@@ -17,7 +17,7 @@ from unveil.errors import RecipeError, ShapeError, did_you_mean
 from unveil.io.optional_deps import import_extra
 from unveil.nn.tokenizer import TokenLayout
 
-WHO = "a text encoder"
+TRANSFORMERS_USER = "a text encoder"
 ACTIVATIONS = {"quick-gelu": "quick_gelu", "gelu": "gelu"}  # ours: transformers'
 
 # Published towers: width, depth, heads and what else differs from the defaults
@@ -59,11 +59,11 @@ class CLIPEncoderConfig:
         vocab_size: Size of the vocabulary.
         max_length: Tokens of a row, its two special tokens included.
         activation: OpenAI's towers have the quick GELU, x sigmoid(1.702 x), OpenCLIP's the exact one.
-        projection: width of the pooled vector behind a linear layer; 0: the pooled vector as it is.
-        skip: last blocks whose work is not used for tokens; 1 is the penultimate layer's result.
-        norm: whether the final normalisation is applied to the tokens ("final") or not ("none").
-        norm_eps: of the normalisations.
-        begin, end, padding: the special tokens. SD 1 fills rows with the end token, SD 2 with token 0.
+        projection: Width of the pooled vector behind a linear layer; 0: the pooled vector as it is.
+        skip: Last blocks whose work is not used for tokens; 1 is the penultimate layer's result.
+        norm: True if the final normalisation is applied to the tokens ("final") or not ("none").
+        norm_eps: Epsilon of the normalisations.
+        begin, end, padding: The special tokens. SD 1 fills rows with the end token, SD 2 with token 0.
 
     Source: Radford et al. 2021, section 2.4 (arXiv:2103.00020); the layer for SD 2: Stability-AI/stablediffusion,
     FrozenOpenCLIPEmbedder.
@@ -105,12 +105,12 @@ class T5EncoderConfig:
         intermediate_size: Width of the MLPs.
         vocab_size: Rows of the embedding table.
         max_length: Tokens of a row; any number is possible, because positions are relative.
-        feed: of the MLPs: `relu` in the first T5, `gated-gelu` in version 1.1.
-        buckets, distance: of the relative positions.
-        norm_eps: of the normalisations.
-        attend: whether padding is hidden from attention ("tokens"), or is text like any other ("all").
-        positions: whether all blocks add the first one's to attention ("shared", T5), or each its own ("each", umT5).
-        end, padding: the special tokens.
+        feed: Feed of the MLPs: `relu` in the first T5, `gated-gelu` in version 1.1.
+        buckets, distance: Buckets and distance of the relative positions.
+        norm_eps: Epsilon of the normalisations.
+        attend: True if padding is hidden from attention ("tokens"), or is text like any other ("all").
+        positions: True if all blocks add the first one's to attention ("shared", T5), or each its own ("each", umT5).
+        end, padding: The special tokens.
 
     Source: Raffel et al. 2020, section 2.1 (arXiv:1910.10683); its use: Saharia et al. 2022 (arXiv:2205.11487); umT5:
         Chung et al. 2023 (arXiv:2304.09151).
@@ -139,27 +139,27 @@ class T5EncoderConfig:
         """Layout of its rows.
 
         Raises:
-            RecipeError: more than one row; `max_length` makes a longer one.
+            RecipeError: More than one row; `max_length` makes a longer one.
         """
         if rows != 1:
             raise RecipeError(f"num_chunks = {rows}: T5 takes rows of any length; raise max_length instead")
         return TokenLayout(self.max_length, 1, None, self.end, self.padding)
 
 
-TowerConfig = CLIPEncoderConfig | T5EncoderConfig
+TextEncoderConfig = CLIPEncoderConfig | T5EncoderConfig
 
 
 class CLIPTextEncoder(nn.Module):
     """CLIP's text tower.
 
     Raises:
-        RecipeError: transformers is not installed.
+        RecipeError: Transformers is not installed.
     """
 
     def __init__(self, config: CLIPEncoderConfig) -> None:
         super().__init__()
         self.config = config
-        library = import_extra("transformers", WHO)
+        library = import_extra("transformers", TRANSFORMERS_USER)
         library_config = library.CLIPTextConfig(
             vocab_size=config.vocab_size,
             hidden_size=config.hidden_size,
@@ -193,13 +193,13 @@ class T5TextEncoder(nn.Module):
     """T5's encoder.
 
     Raises:
-        RecipeError: transformers is not installed.
+        RecipeError: Transformers is not installed.
     """
 
     def __init__(self, config: T5EncoderConfig) -> None:
         super().__init__()
         self.config = config
-        library = import_extra("transformers", WHO)
+        library = import_extra("transformers", TRANSFORMERS_USER)
         family = "T5" if config.positions == "shared" else "UMT5"
         library_config = getattr(library, f"{family}Config")(
             vocab_size=config.vocab_size,
@@ -226,14 +226,14 @@ class T5TextEncoder(nn.Module):
         return TextEncoderOutput(self.model(input_ids=numbers, attention_mask=mask.long()).last_hidden_state)
 
 
-Tower = CLIPTextEncoder | T5TextEncoder
+TextEncoderNetwork = CLIPTextEncoder | T5TextEncoder
 
 
-def build(config: TowerConfig) -> Tower:
+def build(config: TextEncoderConfig) -> TextEncoderNetwork:
     """The tower of a configuration, freshly initialised.
 
     Raises:
-        RecipeError: transformers is not installed.
+        RecipeError: Transformers is not installed.
     """
     return CLIPTextEncoder(config) if isinstance(config, CLIPEncoderConfig) else T5TextEncoder(config)
 
@@ -242,7 +242,7 @@ def expand_preset(section: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe's section with the settings that its `name` stands for; those that it sets itself go before them.
 
     Raises:
-        RecipeError: no such name; the nearest is named.
+        RecipeError: No such name; the nearest is named.
     """
     options = dict(section)
     name = options.pop("name", None)

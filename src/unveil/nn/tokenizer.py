@@ -31,11 +31,11 @@ class TokenLayout:
     """Layout of tokens in rows.
 
     Attributes:
-        length: of a row, the special tokens included.
-        rows: of a prompt; more than one holds longer prompts.
-        begin: token at the start of each row; None: there is none.
-        end: token behind the text of each row.
-        padding: token that fills a row up.
+        length: Length of a row, the special tokens included.
+        rows: Rows of a prompt; more than one holds longer prompts.
+        begin: Token at the start of each row; None: there is none.
+        end: Token behind the text of each row.
+        padding: Token that fills a row up.
     """
 
     length: int
@@ -60,14 +60,15 @@ _SPLIT: Mapping[Unit, Callable[[str], list[str]]] = {"characters": list, "words"
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The tokens that a model knows, by number; the first four are `SPECIAL`.
+    """The tokens of a model, by number; the first four are `SPECIAL`.
 
     Attributes:
-        unit: what a token is. Words are runs of letters and digits, and each other sign by itself; see `terms`.
-        tokens: those behind the special ones.
+        unit: Kind of a token. Words are runs of letters and digits, and each other sign by itself; see
+            `terms`.
+        tokens: Those behind the special ones.
 
     Raises:
-        RecipeError: another unit, or a token that is there twice.
+        RecipeError: Another unit, or a token that is there twice.
     """
 
     unit: Unit
@@ -97,9 +98,10 @@ class Vocabulary:
         """The tokens of these texts, the most frequent first, those equally frequent in alphabetical order.
 
         Args:
-            limit: of the tokens, the special ones included; None: all.
-            before: tokens that keep their numbers, those of the texts following after them.
-            rarest: tokens that stand in a text less often than this, in texts per text, are left out.
+            limit: Maximum of the tokens, the special ones included; None: all.
+            before: Tokens that keep their numbers, those of the texts following after them.
+            rarest: Minimum frequency of a token: tokens that occur less often than this, in texts per text, are left
+                out.
         """
         count, number = Counter[str](), 0
         for text in texts:
@@ -116,7 +118,7 @@ class Vocabulary:
         return cls(plain["unit"], tuple(plain["tokens"]))
 
     def plain(self) -> dict[str, Any]:
-        """As values that YAML and JSON hold."""
+        """Return the vocabulary as values that YAML and JSON can contain."""
         return {"unit": self.unit, "tokens": list(self.tokens)}
 
     def __len__(self) -> int:
@@ -135,7 +137,7 @@ class Vocabulary:
         """The text of tokens; padding, begin and end are left out.
 
         Raises:
-            ShapeError: a number that is not a token's.
+            ShapeError: A number that is not a token's.
         """
         words = [self.token(number) for number in numbers if number not in (PADDING, BEGIN, END)]
         return "".join(words) if self.unit == "characters" else _TIGHT.sub("", " ".join(words))
@@ -147,7 +149,7 @@ class Vocabulary:
         return SPECIAL[number] if number < len(SPECIAL) else self.tokens[number - len(SPECIAL)]
 
 
-def padded(sequences: Sequence[Sequence[int]]) -> Tensor:
+def pad_sequences(sequences: Sequence[Sequence[int]]) -> Tensor:
     """Sequences of numbers as int64 (B, N) of the longest, filled up with PADDING."""
     longest = max((len(sequence) for sequence in sequences), default=0)
     rows = torch.full((len(sequences), longest), PADDING)

@@ -37,11 +37,11 @@ class BlockConfig:
     """One block of a transformer.
 
     Attributes:
-        hidden: width of the layer inside its perceptron.
-        kv_heads: heads of keys and values; None: as many as `heads`.
-        dropout: of what each branch adds.
-        eps: of the normalisations.
-        qkv_bias: whether the projections to queries, keys and values have biases.
+        hidden: Width of the layer inside its perceptron.
+        kv_heads: Heads of keys and values; None: as many as `heads`.
+        dropout: Dropout probability of what each branch adds.
+        eps: Epsilon of the normalisations.
+        qkv_bias: True if the projections to queries, keys and values have biases.
     """
 
     width: int
@@ -94,7 +94,7 @@ class TransformerBlock(nn.Module):
     """Attention of tokens on themselves, on a context where there is one, and a perceptron, each a residual.
 
     Args:
-        context_width: of a context's tokens; None: there is none; "own": the tokens look at themselves once more.
+        context_width: Width of a context's tokens; None: no context; "own": self-attention once more.
 
     Source: Vaswani et al. 2017, section 3.1 (arXiv:1706.03762).
     """
@@ -128,11 +128,11 @@ class TransformerBlock(nn.Module):
         """X (B, N, C) with what its tokens gathered.
 
         Args:
-            mask: of x on itself, as `attend` takes it.
-            stored: earlier calls' tokens, and the context, read once; or a cache of a context alone.
+            mask: Mask of x on itself, as `attend` takes it.
+            stored: Earlier calls' tokens, and the context, read once; or a cache of a context alone.
 
         Raises:
-            ShapeError: a context for a block without one, or the other way round.
+            ShapeError: A context for a block without one, or the other way round.
         """
         if (context is not None) != self.reads:
             raise ShapeError("context: must be given to a block built with context_width, and to no other")
@@ -243,7 +243,7 @@ class TokenEmbedding(nn.Module):
     """Tokens by number as vectors at their places: a table, times the root of the width, plus sinusoids.
 
     Args:
-        limit: of the tokens of a sequence.
+        limit: Maximum of the tokens of a sequence.
 
     Source: Vaswani et al. 2017, sections 3.4 and 3.5 (arXiv:1706.03762).
     """
@@ -261,7 +261,7 @@ class TokenEmbedding(nn.Module):
         """(B, N) numbers, of which the first is the sequence's token `first`, to (B, N, C).
 
         Raises:
-            ShapeError: a sequence beyond the limit, numbers that are not tokens, or another shape.
+            ShapeError: A sequence beyond the limit, numbers that are not tokens, or another shape.
         """
         if tokens.ndim != 2 or tokens.is_floating_point():
             raise ShapeError(f"tokens {tuple(tokens.shape)} {tokens.dtype}: must be whole numbers (B, N)")
@@ -282,7 +282,7 @@ class TransformerDecoder(nn.Module):
     """Decoder of a sequence of tokens, each of which attends to those before it, and to a context if there is one.
 
     Args:
-        tied: the table of the words is also that of the output.
+        tied: The table of the words is also that of the output.
     """
 
     def __init__(
@@ -324,7 +324,7 @@ class TransformerDecoder(nn.Module):
             for cache, block in zip(caches, self.stack.blocks, strict=True):
                 assert isinstance(block, TransformerBlock)
                 assert block.context is not None
-                cache.context = block.context.remember(context.tokens)
+                cache.context = block.context.precompute_context(context.tokens)
         return DecoderState(self, context, caches)
 
 
@@ -356,9 +356,9 @@ class TransformerConfig:
     """An encoder and a decoder; the defaults are the base model of 2017.
 
     Attributes:
-        source, target: words of the two vocabularies.
-        depth: blocks of the encoder, and of the decoder where `decoder_depth` is None.
-        max_length: tokens of the longest sequence.
+        source, target: Words of the two vocabularies.
+        depth: Blocks of the encoder, and of the decoder where `decoder_depth` is None.
+        max_length: Tokens of the longest sequence.
     """
 
     source: int
@@ -420,7 +420,7 @@ class Transformer(nn.Module):
         """Logits (B, N, V) of what follows each token of target (B, N), given source (B, M).
 
         Args:
-            mask: boolean (B, M), True for the source's tokens and False for padding.
+            mask: Boolean (B, M), True for the source's tokens and False for padding.
         """
         return self.decoder.logits(self.decoder(target, context=self.encode(source, mask)))
 
@@ -441,10 +441,10 @@ def token_loss(logits: Tensor, targets: Tensor, *, smoothing: float = 0.0, paddi
     """Mean cross-entropy in nats of logits (B, N, V) on tokens (B, N), without those that are `padding`.
 
     Args:
-        smoothing: probability taken from the true token and spread evenly over all V.
+        smoothing: Probability taken from the true token and spread evenly over all V.
 
     Raises:
-        ShapeError: shapes that do not match.
+        ShapeError: Shapes that do not match.
 
     Source: label smoothing: Szegedy et al. 2015, section 7 (arXiv:1512.00567).
     """

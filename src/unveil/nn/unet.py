@@ -30,13 +30,13 @@ from unveil.nn.layers import (
     Memo,
     SelfAttention,
     check_multiple,
+    concat_condition,
+    condition_tokens,
+    condition_vector,
     group_norm,
-    text_of,
-    vector_of,
-    with_context,
     zeroed,
 )
-from unveil.nn.spatial_transformer import Projection, SpatialTransformer, TextContext, keys_values
+from unveil.nn.spatial_transformer import Projection, SpatialTransformer, TextContext, precompute_context
 from unveil.nn.transformer import EncoderStates
 from unveil.types import Condition, Ge, Lt, checked
 
@@ -49,34 +49,36 @@ class UNetConfig:
     """Configuration of a U-Net. A level is a resolution; level i has rate 2**i, counted after `patch`.
 
     Args:
-        in_channels: channels of x.
-        out_channels: channels of the result, twice those of x with learned variance.
-        model_channels: width of the sinusoid; levels have int(multiplier * model_channels).
-        channel_mult: one per level, finest first; fractions allowed.
-        num_res_blocks: residual blocks per level on the way down (one more on the way up).
-        attention: rates of the levels with self-attention after each block; the middle always has it.
-        heads, heads_up, head_channels: heads on the way down and in the middle, on the way up (None: the same), and
-            a width per head that overrides both counts.
+        in_channels: Channels of x.
+        out_channels: Channels of the result, twice those of x with learned variance.
+        model_channels: Width of the sinusoid; levels have int(multiplier * model_channels).
+        channel_mult: One per level, finest first; fractions allowed.
+        num_res_blocks: Residual blocks per level on the way down (one more on the way up).
+        attention: Rates of the levels with self-attention after each block; the middle always has it.
+        heads, heads_up, head_channels: Heads on the way down and in the middle, on the way up (None: the same), and a
+            width per head that overrides both counts.
         attention_order: `heads-first` in Improved DDPM and most of ADM ("legacy"), `qkv-first` in ADM's 64 px network.
-        time_scale_shift: how the time embedding enters: added before the second normalisation (DDPM), or as scale and
-            shift after it (Improved DDPM's default).
+        time_scale_shift: Input of the time embedding: added before the second normalisation (DDPM),
+            or as scale and shift after it (Improved DDPM's default).
         resample: `conv` strided convolution, nearest + convolution; `conv-asymmetric` the same, padded at the end
             only (DDPM); `pool` average and nearest without weights; `residual` inside residual blocks (ADM).
         embedding: `sin-cos` for DDPM, `cos-sin` for the others.
         norm_eps: 1e-6 for DDPM, 1e-5 for the others.
-        groups: of every normalisation; channels in groups of one lose what was added per channel before.
-        stem_channels: width of the first convolution; None: that of the first level.
-        concat_channels: channels of `condition.channels`, concatenated to x.
+        groups: Number of groups of every normalisation; channels in groups of one lose what was added per channel
+            before.
+        stem_channels: Width of the first convolution; None: that of the first level.
+        concat_channels: Channels of `condition.concat`, concatenated to x.
         context_size: `same` as x's, or `smaller`: enlarged bilinearly to x's size (super-resolution).
-        transformer_depth: blocks of the spatial transformer that takes the place of self-attention, for each level,
-            the last level's also in the middle; one number stands for all levels; 0, or none: plain self-attention.
-        cross_attention_dim: of `condition.tokens`, which the spatial transformers read; None: they read nothing.
+        transformer_depth: Blocks of the spatial transformer that takes the place of self-attention, for each level, the
+            last level's also in the middle; one number stands for all levels; 0, or none: plain self-attention.
+        cross_attention_dim: Cross attention dim of `condition.tokens`, which the spatial transformers read; None: they
+            read nothing.
         projection: `conv` or `linear`, the layers around a spatial transformer's blocks: SD 1 has convolutions of one
             pixel, SD 2 linear layers.
-        patch: side of the squares of pixels that become channels on entry (1: none) and pixels again at the end.
+        patch: Side of the squares of pixels that become channels on entry (1: none) and pixels again at the end.
 
     Raises:
-        RecipeError: settings that do not fit together.
+        RecipeError: Settings that do not fit together.
     """
 
     in_channels: Annotated[int, Ge(1)]
@@ -225,7 +227,7 @@ class Upsample(nn.Module):
         self.memo: Memo[Tensor] | None = None  # the kernel, in a run
 
     def kernel(self) -> Tensor:
-        """That of the transposed convolution, (C, C, 4, 4), in memory with the channels last."""
+        """Kernel of the transposed convolution, (C, C, 4, 4), in memory with the channels last."""
         weight, kind = self.conv.weight, self.conv.weight.device.type
         if torch.is_autocast_enabled(kind):  # first, so that weights lowered for good give the same
             weight = weight.to(torch.get_autocast_dtype(kind))
@@ -236,7 +238,7 @@ class Upsample(nn.Module):
         """(B, C, H, W) to (B, C, 2H, 2W)."""
         if self.conv._forward_hooks:  # they act on the layer's own call
             return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-        kernel = self.kernel() if self.memo is None else self.memo.of(self.conv.weight, self.kernel)
+        kernel = self.kernel() if self.memo is None else self.memo.get(self.conv.weight, self.kernel)
         if kernel.dtype == torch.float32 or not x.is_contiguous():
             return F.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1)
         # In bf16 a CPU takes half the time with the channels last.
@@ -404,23 +406,23 @@ class UNetEncoder(nn.Module):
         """The first half's results.
 
         Args:
-            x, t, condition: as the U-Net's.
-            hint: added to what the first convolution makes of x, and of its shape.
+            x, t, condition: As the U-Net's.
+            hint: Added to what the first convolution makes of x, and of its shape.
 
         Raises:
-            ShapeError: as the U-Net.
+            ShapeError: As the U-Net.
         """
         config = self.config
         if x.ndim != 4 or x.shape[1] != config.in_channels:
             raise ShapeError(f"x {tuple(x.shape)}: must be (B, {config.in_channels}, H, W)")
         check_multiple(x, self.multiple)
-        context = text_of(condition, config.cross_attention_dim, len(x))
+        context = condition_tokens(condition, config.cross_attention_dim, len(x))
         text = None if context is None else self._read(context)
         time = self.time(t)  # (B, D)
-        if (vector := vector_of(condition, len(x), config.vector_dim)) is not None:
+        if (vector := condition_vector(condition, len(x), config.vector_dim)) is not None:
             time = time + vector.to(time)
         time = F.silu(time)  # every block takes it activated
-        x = with_context(x, condition, config.concat_channels, config.context_size)
+        x = concat_condition(x, condition, config.concat_channels, config.context_size)
         h = self.enter(F.pixel_unshuffle(x, config.patch))
         stack = [h if hint is None else h + hint]
         h = stack[0]
@@ -445,7 +447,7 @@ class UNetEncoder(nn.Module):
         kernels = [upsample.memo for upsample in enlarging]
 
         def read(context: EncoderStates) -> TextContext:
-            return TextContext(context, texts.of(context.tokens, lambda: keys_values(self, context)))
+            return TextContext(context, texts.get(context.tokens, lambda: precompute_context(self, context)))
 
         self._read = cast(Any, torch.compiler.disable(read)) if compiled else read
         for upsample in enlarging:
@@ -473,16 +475,18 @@ class UNet(UNetEncoder):
         Args:
             x: (B, in_channels, H, W), height and width multiples of patch * 2**(levels - 1).
             t: (B,) the number that stands for the level, fractions allowed.
-            condition: its vector (B, vector_dim) joins the time embedding, its channels join x, its tokens
-                (B, L, context_width) are read where the mask allows it, its residuals are added to the stack and to
-                the middle's result.
+            condition: Its vector (B, vector_dim) joins the time embedding, its channels join x, its tokens (B, L,
+                context_width) are read where the mask allows it, its residuals are added to the stack and to the
+                middle's result.
 
         Raises:
-            ShapeError: a size that cannot be halved often enough, or a condition that does not fit.
+            ShapeError: A size that cannot be halved often enough, or a condition that does not fit.
         """
         condition = condition or Condition()
-        if condition.hint is not None:
-            raise ShapeError("condition.hint: is read by ControlNets, and none is at work; attach one, or leave it out")
+        if condition.control_image is not None:
+            raise ShapeError(
+                "condition.control_image: is read by ControlNets, and none is at work; attach one, or leave it out"
+            )
         h, stack, time, text = self.encode(x, t, condition)
         if condition.residuals is not None:
             stack, h = _added(stack, h, condition.residuals)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from unveil.errors import RecipeError, ShapeError
 from unveil.nn.embeddings import TimeEmbedding
-from unveil.nn.layers import check_multiple, group_norm, vector_of, with_context, zeroed
+from unveil.nn.layers import check_multiple, concat_condition, condition_vector, group_norm, zeroed
 from unveil.types import Condition
 
 
@@ -25,13 +25,13 @@ class UNet2015Config:
     """Configuration of the network.
 
     Args:
-        in_channels, out_channels: of x and of the result.
-        concat_channels: of the image in `condition.channels`, concatenated to x.
-        widths: channels of the stages, finest first; the size halves between them.
-        groups: of every normalisation, a divisor of every width.
+        in_channels, out_channels: Numbers of channels of x and of the result.
+        concat_channels: Number of channels of the image in `condition.concat`, concatenated to x.
+        widths: Channels of the stages, finest first; the size halves between them.
+        groups: Number of groups of every normalisation, a divisor of every width.
 
     Raises:
-        RecipeError: no widths, or widths that the groups do not divide.
+        RecipeError: No widths, or widths that the groups do not divide.
     """
 
     in_channels: int
@@ -91,20 +91,20 @@ class UNet2015(nn.Module):
         Args:
             x: (B, in_channels, H, W), height and width multiples of 2**(stages - 1).
             t: (B,) the number that stands for the level.
-            condition: its vector (B, vector_dim) joins the time embedding, its channels join x.
+            condition: Its vector (B, vector_dim) joins the time embedding, its channels join x.
 
         Raises:
-            ShapeError: a size that cannot be halved often enough, or a condition that does not fit.
+            ShapeError: A size that cannot be halved often enough, or a condition that does not fit.
         """
         if x.ndim != 4 or x.shape[1] != self.config.in_channels:
             raise ShapeError(f"x {tuple(x.shape)}: must be (B, {self.config.in_channels}, H, W)")
         check_multiple(x, self.multiple)
         condition = condition or Condition()
         time = self.time(t)
-        if (vector := vector_of(condition, len(x), self.vector_dim)) is not None:
+        if (vector := condition_vector(condition, len(x), self.vector_dim)) is not None:
             time = time + vector.to(time)
         time = F.silu(time)  # (B, D)
-        h = with_context(x, condition, self.config.concat_channels)
+        h = concat_condition(x, condition, self.config.concat_channels)
         stack: list[Tensor] = []
         for stage in self.down:
             h = stage(F.max_pool2d(h, 2) if stack else h, time)

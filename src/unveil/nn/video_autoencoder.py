@@ -4,7 +4,7 @@
     decoder: z -> enter -> middle -> [blocks, twice the frames, twice the size] per level -> leave -> frames
 
 A clip has 1 + k ct frames and 1 + k latents: the first latent stands for the first frame alone, each other for ct
-frames, and none has seen a later frame. An image is a clip of one frame. Nothing is normalised over time or place, so
+frames, and none depends on a later frame. An image is a clip of one frame. Nothing is normalised over time or place, so
 that pieces and tiles give what the whole gives.
 
 Beside either network a linear map goes the direct way between a latent and its box of ct x cs x cs pixels. It begins as
@@ -46,7 +46,7 @@ class StreamState:
     """Cache that the layers of one call read, and the one that they write for the next.
 
     Args:
-        before: the cache of the piece before; None: the clip begins here.
+        before: The cache of the piece before; None: the clip begins here.
     """
 
     def __init__(self, before: Cache | None = None) -> None:
@@ -54,11 +54,11 @@ class StreamState:
         self.saved: list[Tensor] = []
         self._before: Iterator[Tensor] = iter(before or ())
 
-    def behind(self, x: Tensor, frames: int) -> Tensor:
+    def prepend(self, x: Tensor, frames: int) -> Tensor:
         """X (B, C, T, H, W) with what comes before it: of the cache, or `frames` copies of its first frame.
 
         Raises:
-            ShapeError: the cache is of another network or of other clips.
+            ShapeError: The cache is of another network or of other clips.
         """
         if self.begins:
             return torch.cat([x[:, :, :1].expand(-1, -1, frames, -1, -1), x], 2)
@@ -72,7 +72,7 @@ class StreamState:
         return torch.cat([before.to(x.dtype), x], 2)
 
     def keep(self, frames: Tensor) -> None:
-        """Leaves frames (B, C, n, H, W) for the next piece: alone, without what they were cut from."""
+        """Leaves frames (B, C, n, H, W) for the next piece, without the tensor that they were cut from."""
         self.saved.append(frames if torch.is_grad_enabled() else frames.clone())
 
 
@@ -80,8 +80,8 @@ class CausalConv(nn.Conv3d):
     """A convolution of (frames, side, side) whose last frame is the present one.
 
     Args:
-        kernel: frames, an odd number or 1, and pixels a side, an odd number.
-        stride: in time; 2 halves the frames after the first.
+        kernel: Frames, an odd number or 1, and pixels a side, an odd number.
+        stride: In time; 2 halves the frames after the first.
     """
 
     def __init__(self, width: int, out: int, kernel: tuple[int, int], *, stride: int = 1) -> None:
@@ -98,7 +98,7 @@ class CausalConv(nn.Conv3d):
             side = self.padding[1]
             weight = self.weight.sum(2)
             return F.conv2d(input[:, :, 0], weight, self.bias, padding=int(side))[:, :, None]
-        x = past.behind(input, frames - 1)
+        x = past.prepend(input, frames - 1)
         output = super().forward(x)
         past.keep(x[:, :, output.shape[2] * stride :])
         return output
@@ -111,19 +111,19 @@ def by_frame(layer: Callable[[Tensor], Tensor], clips: Tensor) -> Tensor:
 
 
 LOGVAR = -6.0  # of latents before training: little noise, so that what is left out of them can be learned
-AT_ONCE = 4  # latents that are computed at a time where no gradient is wanted
+MAX_FRAMES_AT_ONCE = 4  # latents that are computed at a time where no gradient is wanted
 
 
 @dataclass(frozen=True)
 class VideoAutoencoderConfig(AutoencoderConfig):
-    """An encoder and a decoder of clips; sizes, widths and levels are those of `AutoencoderConfig`.
+    """An encoder and a decoder of clips; sizes, widths and levels are those of `AutoencoderModelConfig`.
 
     Args:
-        time: frames that a latent stands for, a power of two; the coarsest levels halve them.
-        span: frames that become channels on entry (1: none) and frames again at the end, a power of two.
+        time: Frames that a latent stands for, a power of two; the coarsest levels halve them.
+        span: Frames that become channels on entry (1: none) and frames again at the end, a power of two.
 
     Raises:
-        RecipeError: settings that do not fit together.
+        RecipeError: Settings that do not fit together.
     """
 
     norm: Norm = field(default="rms", init=False)
@@ -162,7 +162,7 @@ class VideoAutoencoderConfig(AutoencoderConfig):
         """Latents in time of a clip of that many frames.
 
         Raises:
-            ShapeError: not 1 + a multiple of `time`; names the nearest.
+            ShapeError: Not 1 + a multiple of `time`; names the nearest.
         """
         if frames < 1 or (frames - 1) % self.time:
             below = 1 + max(frames - 1, 0) // self.time * self.time
@@ -302,10 +302,10 @@ class StreamingModule(nn.Module, ABC):
         """Output of a piece (B, C, T, H, W), and the cache for the piece after it.
 
         Args:
-            cache: as it came back with the piece before, for the same clips; None: the clip begins here.
+            cache: Cache, as it came back with the piece before, for the same clips; None: the clip begins here.
 
         Raises:
-            ShapeError: other channels, a size that is not a multiple, or frames that stop between two latents.
+            ShapeError: Other channels, a size that is not a multiple, or frames that stop between two latents.
         """
         past = StreamState(cache)
         output = self.run(x, past)
@@ -313,7 +313,7 @@ class StreamingModule(nn.Module, ABC):
 
     @abstractmethod
     def pieces(self, x: Tensor) -> tuple[Tensor, ...]:
-        """A whole clip in pieces of `AT_ONCE` latents."""
+        """A whole clip in pieces of `MAX_FRAMES_AT_ONCE` latents."""
 
     @abstractmethod
     def run(self, x: Tensor, past: StreamState) -> Tensor:
@@ -351,7 +351,7 @@ class VideoEncoder(StreamingModule):
         """
         latents = self.config.latent_frames(_checked(x, self.config.in_channels, "pixels").shape[2])
         time = self.config.time
-        ends = [1 + (n - 1) * time for n in range(AT_ONCE, latents, AT_ONCE)]
+        ends = [1 + (n - 1) * time for n in range(MAX_FRAMES_AT_ONCE, latents, MAX_FRAMES_AT_ONCE)]
         return x.tensor_split(ends, 2)
 
     def run(self, x: Tensor, past: StreamState) -> Tensor:
@@ -393,7 +393,7 @@ class VideoDecoder(StreamingModule):
 
     def pieces(self, x: Tensor) -> tuple[Tensor, ...]:
         """Z (B, z_channels, T', h, w) in pieces."""
-        return _checked(x, self.config.z_channels, "latents").split(AT_ONCE, 2)
+        return _checked(x, self.config.z_channels, "latents").split(MAX_FRAMES_AT_ONCE, 2)
 
     def run(self, x: Tensor, past: StreamState) -> Tensor:
         """(B, z_channels, T', h, w) to (B, out_channels, T, factor h, factor w)."""

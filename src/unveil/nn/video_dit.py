@@ -4,8 +4,8 @@
 
 An image is a clip of one frame. Levels may differ between the frames or the places of a clip, which is how frames
 that are known are given: at the level of data. Positions turn queries and keys, so that any size, shape and length,
-times before the first frame and times between frames are only other coordinates. Waves, where there are some, tell each
-token besides where in its own frame it lies and how long after the start.
+times before the first frame and times between frames are only other coordinates. Optional Fourier features
+give each token also its position in its frame and its time after the start.
 
 Letters of shapes: B clips, F frames of patches, S patches of a frame, N = F S tokens, C the width of a token.
 
@@ -30,7 +30,7 @@ from unveil.nn.attention import Attention, AttentionPattern, Packing, QkNorm
 from unveil.nn.attention_patterns import AttentionGroups, Pattern, TokenGrid
 from unveil.nn.dit import WAVES, modulate
 from unveil.nn.embeddings import Rotary, TimeEmbedding, grid_coordinates
-from unveil.nn.layers import text_of, vector_of, zeroed
+from unveil.nn.layers import condition_tokens, condition_vector, zeroed
 from unveil.nn.transformer import Mlp
 from unveil.types import Condition, Ge, checked
 
@@ -40,24 +40,25 @@ class VideoDiTConfig:
     """Configuration of a transformer over clips.
 
     Args:
-        in_channels: of x.
-        out_channels: of the result.
-        patch: frames, height and width of the boxes of x that become tokens.
-        depth, hidden_size, heads: blocks, width of a token, attention heads.
-        mlp_ratio: width of the MLPs, in multiples of `hidden_size`.
-        cross_attention_dim: of a text's tokens, which every block reads; None: there is none.
-        attention_pattern: which tokens of a clip see each other, see `attention_patterns.attention_groups`.
-        window: frames, rows and columns of a box of tokens, for the pattern `windowed`.
-        causal: a token sees none of a later frame.
-        pos_fourier_dim: waves for each of time, height and width, that give a token its position in its frame
-            and its time after the start; 0: none, so that only relative positions are known.
-        rope_theta: of the positions; the longest wavelength is just under 2 pi rope_theta tokens.
-        qk_norm: of queries and keys.
-        gradient_checkpointing: in training, keep no activations of blocks but compute them again: less memory, a
-            third more time.
+        in_channels: Number of channels of x.
+        out_channels: Number of channels of the result.
+        patch: Frames, height and width of the boxes of x that become tokens.
+        depth, hidden_size, heads: Blocks, width of a token, attention heads.
+        mlp_ratio: Width of the MLPs, in multiples of `hidden_size`.
+        cross_attention_dim: Cross attention dim of a text's tokens, which every block reads; None: there is none.
+        attention_pattern: Pattern of which tokens of a video attend to each other, see
+            `attention_patterns.attention_groups`.
+        window: Frames, rows and columns of a box of tokens, for the pattern `windowed`.
+        causal: No token attends to a later frame.
+        pos_fourier_dim: Waves for each of time, height and width, that give a token its position in its frame and its
+            time after the start; 0: none, so that only relative positions are known.
+        rope_theta: Base of the positions; the longest wavelength is just under 2 pi rope_theta tokens.
+        qk_norm: Normalisation of queries and keys.
+        gradient_checkpointing: In training, keep no activations of blocks but compute them again: less memory, a third
+            more time.
 
     Raises:
-        RecipeError: settings that do not fit together.
+        RecipeError: Settings that do not fit together.
     """
 
     in_channels: Annotated[int, Ge(1)]
@@ -91,8 +92,8 @@ class VideoDiTConfig:
             )
 
 
-# Frames of half the longest wave that tells when a token is
-SPAN = 64
+# Frames of half the longest wave of the Fourier features of time
+FOURIER_SPAN = 64
 
 # Layouts of clips, such as positions, that a network remembers: a run has a few, training on mixed sizes ever others
 MAX_LAYOUTS = 8
@@ -104,9 +105,9 @@ class VideoBlockConditioning:
 
     modulation: shifts, scales and gates (B, F or 1, S or 1, 6, C) of all blocks, before each adds its own.
     last: shift and scale (B, F or 1, S or 1, 2, C) of the last normalisation.
-    which: None, or of each token of rows (B, N) the level that it has, a number of `modulation`'s and `last`'s B.
+    level_index: None, or of each token of rows (B, N) the level that it has, a number of `modulation`'s and `last`'s B.
     rotary: the places of the tokens.
-    together: which tokens see each other in each block; None: all of a row.
+    attention_patterns: which tokens attend to each other in each block; None: all of a row.
     text, mask: tokens (clips, L, context_width), and True where one of the (clips, L) counts.
     packing: of tokens that are several clips in a row.
     """
@@ -114,32 +115,32 @@ class VideoBlockConditioning:
     modulation: Tensor
     last: Tensor
     rotary: Rotary
-    together: Sequence[AttentionPattern | None]
+    attention_patterns: Sequence[AttentionPattern | None]
     text: Tensor | None = None
     mask: Tensor | None = None
     packing: Packing | None = None
-    which: Tensor | None = None
+    level_index: Tensor | None = None
 
     def parts(self, each: Tensor) -> list[Tensor]:
         """Shifts, scales and gates (..., parts, C), each as it is multiplied with tokens (B, F, S, C)."""
-        if self.which is None:
+        if self.level_index is None:
             return list(each.unbind(-2))
-        index = self.which.flatten()
-        return [part[:, 0, 0].index_select(0, index).view(*self.which.shape, 1, -1) for part in each.unbind(-2)]
+        index = self.level_index.flatten()
+        return [part[:, 0, 0].index_select(0, index).view(*self.level_index.shape, 1, -1) for part in each.unbind(-2)]
 
 
 @dataclass
-class _Laid:
+class _Layout:
     """Layout of clips of certain sizes: positions of their tokens, and which attend to each other in each block."""
 
     rotary: Rotary
-    together: Sequence[Packing | AttentionGroups | None]
+    attention_patterns: Sequence[Packing | AttentionGroups | None]
     packing: Packing | None = None
     waves: Sequence[Tensor | None] = (None,)
 
     def to(self, device: torch.device) -> None:
         self.waves = [None if table is None else table.to(device) for table in self.waves]
-        parts = (self.rotary, self.packing, *self.together)
+        parts = (self.rotary, self.packing, *self.attention_patterns)
         for part in {id(part): part for part in parts if part is not None}.values():
             part.to(device)
 
@@ -169,7 +170,7 @@ class SpaceTimeBlock(nn.Module):
         """Tokens (B, F, S, C) after block `number`."""
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = conditioning.parts(conditioning.modulation + self.table)
         seen = modulate(self.norm_1(h), shift_1, scale_1).flatten(1, 2)  # (B, N, C)
-        gathered = self.attention(seen, rotary=conditioning.rotary, packing=conditioning.together[number])
+        gathered = self.attention(seen, rotary=conditioning.rotary, packing=conditioning.attention_patterns[number])
         h = torch.addcmul(h, gate_1, gathered.unflatten(1, h.shape[1:3]))
         if self.context is not None:
             read = self._read(self.context_norm(h).flatten(1, 2), self.context, conditioning)
@@ -188,10 +189,10 @@ class VideoDiT(nn.Module):
     """The denoising network of clips and images: (x, t, condition) to a tensor of x's size with `out_channels`.
 
     Attributes:
-        tells_parts: t may differ between the parts of a sample.
+        takes_token_levels: t may differ between the parts of a sample.
     """
 
-    tells_parts = True
+    takes_token_levels = True
 
     def __init__(self, config: VideoDiTConfig) -> None:
         super().__init__()
@@ -208,31 +209,33 @@ class VideoDiT(nn.Module):
         self.last = nn.Linear(width, 2 * width)
         self.leave = nn.Linear(width, config.out_channels * box)
         self._initialise()
-        self._laid: dict[tuple[object, ...], _Laid] = {}
+        self._laid: dict[tuple[object, ...], _Layout] = {}
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         """The raw result, in x's size.
 
         Args:
-            x: clips (B, in_channels, T, H, W), or images (B, in_channels, H, W), which are clips of one frame.
-            t: the number that stands for the level, fractions allowed: (B,), or broadcastable to x for levels that
+            x: Clips (B, in_channels, T, H, W), or images (B, in_channels, H, W), which are clips of one frame.
+            t: The number that stands for the level, fractions allowed: (B,), or broadcastable to x for levels that
                 differ between frames or places; where they differ within a token, the noisiest counts.
-            condition: its vector (B, vector_dim) is added to the time's embedding, its tokens are the text; its
-                places say where the clips lie, the first token at 0 and a step of 1 where they say nothing.
+            condition: Its vector (B, vector_dim) is added to the time's embedding, its tokens are the text; its places
+                say where the clips lie, the first token at 0 and a step of 1 where they say nothing.
 
         Raises:
-            ShapeError: a size that is not a multiple of the patch, or a condition that does not fit.
+            ShapeError: A size that is not a multiple of the patch, or a condition that does not fit.
         """
         condition, rows = condition or Condition(), len(x)
         clips, grid = self._checked(x)
         laid = self._cached_layout(("alone", grid, rows, x.device), lambda: self._alone(grid, rows))
         waves = (
-            laid.waves[0] if condition.places is None else _waves(grid, condition.places, self.config.pos_fourier_dim)
+            laid.waves[0]
+            if condition.positions is None
+            else _waves(grid, condition.positions, self.config.pos_fourier_dim)
         )
         h = self._tokens(clips, grid, waves)  # (B, F, S, C)
-        rotary = laid.rotary if condition.places is None else self._rotary(_coordinates(grid, condition.places))
-        vector = vector_of(condition, rows, self.vector_dim)
-        conditioning = self._conditioning(self._levels(t, x, grid), vector, rotary, laid.together)
+        rotary = laid.rotary if condition.positions is None else self._rotary(_coordinates(grid, condition.positions))
+        vector = condition_vector(condition, rows, self.vector_dim)
+        conditioning = self._conditioning(self._levels(t, x, grid), vector, rotary, laid.attention_patterns)
         conditioning = self._with_text(conditioning, condition, rows)
         return self._unboxed(self.forward_tokens(h, conditioning), grid).view(rows, -1, *x.shape[2:])
 
@@ -247,15 +250,15 @@ class VideoDiT(nn.Module):
         """The result for each of S clips (in_channels, T, H, W), or images, of any sizes, as rows of tokens.
 
         Args:
-            t: of each, a number, or broadcastable to the clip.
-            condition: of S rows.
-            length: tokens of a row; None puts all into one.
+            t: Timesteps of each, a number, or broadcastable to the clip.
+            condition: Condition of S rows.
+            length: Tokens of a row; None puts all into one.
 
         Returns:
             results in the clips' sizes, and the share of the tokens that is padding.
 
         Raises:
-            ShapeError: a clip that does not fit, or is longer than a row.
+            ShapeError: A clip that does not fit, or is longer than a row.
         """
         condition, count = condition or Condition(), len(clips)
         whole = [self._checked(video[None]) for video in clips]
@@ -264,7 +267,7 @@ class VideoDiT(nn.Module):
         packing, rotary = cast(Packing, laid.packing), laid.rotary
         tokens, levels, which = [], [], []
         for number, (clip, grid) in enumerate(whole):
-            places = None if condition.places is None else condition.places[number : number + 1]
+            places = None if condition.positions is None else condition.positions[number : number + 1]
             waves = laid.waves[number] if places is None else _waves(grid, places, self.config.pos_fourier_dim)
             tokens.append(self._tokens(clip, grid, waves)[0].flatten(0, 1))  # (N, C)
             level = self._levels(t[number][None], clips[number][None], grid)[0]  # (F or 1, S or 1)
@@ -272,15 +275,15 @@ class VideoDiT(nn.Module):
             rows = torch.arange(start, start + level.numel(), device=clip.device)
             which.append(rows.view(level.shape).expand(grid.frames, grid.rows * grid.columns).flatten())
             levels.append(level.flatten())
-        if condition.places is not None:
-            coordinates = zip(grids, condition.places.split(1), strict=True)
+        if condition.positions is not None:
+            coordinates = zip(grids, condition.positions.split(1), strict=True)
             rotary = self._rotary(packing.pack([_coordinates(grid, places)[0] for grid, places in coordinates]))
-        vector = vector_of(condition, count, self.vector_dim)
+        vector = condition_vector(condition, count, self.vector_dim)
         if vector is not None:  # of the clip of each level
             counts = torch.tensor([len(level) for level in levels], device=vector.device)
             vector = vector.repeat_interleave(counts, dim=0)
-        conditioning = self._conditioning(torch.cat(levels)[:, None, None], vector, rotary, laid.together)
-        conditioning = replace(conditioning, packing=packing, which=packing.pack(which))
+        conditioning = self._conditioning(torch.cat(levels)[:, None, None], vector, rotary, laid.attention_patterns)
+        conditioning = replace(conditioning, packing=packing, level_index=packing.pack(which))
         conditioning = self._with_text(conditioning, condition, count)
         outputs = packing.unpack(self.forward_tokens(packing.pack(tokens)[:, :, None], conditioning)[:, :, 0])
         results = [
@@ -293,7 +296,7 @@ class VideoDiT(nn.Module):
         """Number of tokens of a clip (in_channels, T, H, W) or an image.
 
         Raises:
-            ShapeError: a size that is not a multiple of the patch, or other channels.
+            ShapeError: A size that is not a multiple of the patch, or other channels.
         """
         return self._checked(torch.empty(1, *shape, device="meta"))[1].tokens
 
@@ -372,13 +375,13 @@ class VideoDiT(nn.Module):
     def _with_text(
         self, conditioning: VideoBlockConditioning, condition: Condition, clips: int
     ) -> VideoBlockConditioning:
-        context = text_of(condition, self.config.cross_attention_dim, clips)
+        context = condition_tokens(condition, self.config.cross_attention_dim, clips)
         return conditioning if context is None else replace(conditioning, text=context.tokens, mask=context.mask)
 
     def _rotary(self, places: Tensor) -> Rotary:
         return Rotary(places, self.config.hidden_size // self.config.heads, theta=self.config.rope_theta)
 
-    def _cached_layout(self, key: tuple[object, ...], build: Callable[[], _Laid]) -> _Laid:
+    def _cached_layout(self, key: tuple[object, ...], build: Callable[[], _Layout]) -> _Layout:
         """Layout, which depends on sizes only, on the tokens' device: computed on first use and then reused."""
         if key not in self._laid:
             if len(self._laid) >= MAX_LAYOUTS:
@@ -388,18 +391,18 @@ class VideoDiT(nn.Module):
             self._laid[key].to(cast(torch.device, key[-1]))
         return self._laid[key]
 
-    def _alone(self, grid: TokenGrid, rows: int) -> _Laid:
+    def _alone(self, grid: TokenGrid, rows: int) -> _Layout:
         rotary, waves = self._rotary(_coordinates(grid, None)), [_waves(grid, None, self.config.pos_fourier_dim)]
         if self.config.attention_pattern == "full" and not self.config.causal:
-            return _Laid(rotary, [None] * self.config.depth, waves=waves)
+            return _Layout(rotary, [None] * self.config.depth, waves=waves)
         packing = Packing([grid.tokens] * rows, length=grid.tokens)
-        return _Laid(rotary, self._together(packing, [grid] * rows), waves=waves)
+        return _Layout(rotary, self._together(packing, [grid] * rows), waves=waves)
 
-    def _in_rows(self, grids: Sequence[TokenGrid], length: int | None) -> _Laid:
+    def _in_rows(self, grids: Sequence[TokenGrid], length: int | None) -> _Layout:
         packing = Packing([grid.tokens for grid in grids], length=length)
         rotary = self._rotary(packing.pack([_coordinates(grid, None) for grid in grids]))
         waves = [_waves(grid, None, self.config.pos_fourier_dim) for grid in grids]
-        return _Laid(rotary, self._together(packing, grids), packing, waves)
+        return _Layout(rotary, self._together(packing, grids), packing, waves)
 
     def _together(self, packing: Packing, grids: Sequence[TokenGrid]) -> Sequence[Packing | AttentionGroups]:
         config = self.config
@@ -431,7 +434,7 @@ class VideoDiT(nn.Module):
 
 
 def _coordinates(grid: TokenGrid, places: Tensor | None) -> Tensor:
-    """Of the tokens, (N, 3), or (B, N, 3) where the clips say where they lie."""
+    """Coordinates of the tokens, (N, 3), or (B, N, 3) if the condition has positions."""
     indices = grid_coordinates(grid)
     if places is None:
         return indices
@@ -440,13 +443,13 @@ def _coordinates(grid: TokenGrid, places: Tensor | None) -> Tensor:
 
 
 def _waves(grid: TokenGrid, places: Tensor | None, count: int) -> Tensor | None:
-    """When a token is, in parts of `SPAN`, and where in its frame, in parts of a side: (N or B, N, 6 count)."""
+    """Fourier features of each token's time and of its position in its frame: (N or B, N, 6 count)."""
     if not count:
         return None
     coordinates = _coordinates(grid, places)
     sides = torch.tensor([grid.rows, grid.columns], dtype=torch.float64)
     inside = (grid_coordinates(grid)[:, 1:] + 0.5) / sides  # (N, 2)
-    when = coordinates[..., :1].to(inside.device) / SPAN
+    when = coordinates[..., :1].to(inside.device) / FOURIER_SPAN
     where = torch.cat([when, inside.expand(*when.shape[:-1], 2)], -1)
     angles = math.pi * where[..., None] * torch.arange(1, count + 1, dtype=torch.float64)
     return torch.cat([angles.sin(), angles.cos()], -1).flatten(-2).float()

@@ -37,22 +37,23 @@ class ViTConfig:
     """Configuration of a ViT.
 
     Args:
-        channels: of an image.
-        size: side of the images that the positions are learned for.
+        channels: Number of channels of an image.
+        size: Side of the images that the positions are learned for.
         num_classes: Number of logits; 0: the network returns only features.
-        patch: side of the squares that become tokens.
+        patch: Side of the squares that become tokens.
         depth, hidden_size, heads: Number of blocks, width of a token, number of attention heads.
         mlp_ratio: Width of the MLPs, in multiples of `hidden_size`.
         pool: `class` reads its own token, `mean` averages those of the image.
         head: `hidden` puts a tanh layer before the logits, as in pre-training; `linear` none, as in fine-tuning.
-        stem: how a square becomes a token. `patches`: by one linear map; `convolutions`: by normalised 3 x 3 ones,
-            one for each halving of its side and one before, which learns sooner (Xiao et al. 2021, arXiv:2106.14881).
-        begin: the learned positions at the start: `small` random ones as published, or the waves of `sin-cos`.
+        stem: Conversion of a square to a token. `patches`: by one linear map; `convolutions`: by normalised
+            3 x 3 ones, one for each halving of its side and one before, which learns sooner (Xiao et al. 2021,
+            arXiv:2106.14881).
+        begin: The learned positions at the start: `small` random ones as published, or the waves of `sin-cos`.
         norm_eps: 1e-6 as published, 1e-12 in transformers' files.
-        dropout: after the positions and in blocks, in training.
+        dropout: Dropout probability after the positions and in blocks, in training.
 
     Raises:
-        RecipeError: settings that do not fit together.
+        RecipeError: Settings that do not fit together.
     """
 
     channels: Annotated[int, Ge(1)]
@@ -92,7 +93,7 @@ def get_preset(name: str, *, size: int = 224, channels: int = 3, classes: int = 
     """The published configuration `vit-b-16`, `vit-h-14` and so on; any whole number may be the patch.
 
     Raises:
-        RecipeError: no such name; the nearest is named.
+        RecipeError: No such name; the nearest is named.
     """
     names = [f"vit-{letter}-{patch}" for letter in SIZES for patch in PATCHES]
     kind, _, rest = name.partition("-")
@@ -123,7 +124,7 @@ class ViT(nn.Module):
         """Features (B, width), which are what the logits are made of, and logits (B, classes).
 
         Raises:
-            ShapeError: another number of channels, or a side that is not a multiple of the patch.
+            ShapeError: Another number of channels, or a side that is not a multiple of the patch.
         """
         tokens = self.tokens(x)  # (B, N, width)
         features = tokens[:, 0] if self.first is not None else tokens.mean(1)  # (B, width)
@@ -138,7 +139,7 @@ class ViT(nn.Module):
         Images of another size than the positions were learned for get them interpolated.
 
         Raises:
-            ShapeError: as `forward`.
+            ShapeError: As `forward`.
         """
         if x.ndim != 4 or x.shape[1] != self.config.channels:
             raise ShapeError(f"x {tuple(x.shape)}: this network reads (B, {self.config.channels}, H, W)")

@@ -19,9 +19,9 @@ from torch.utils.data import Dataset
 
 from unveil.data.folder_index import check_mix
 from unveil.data.image_folder import SHARE, mix_captions
-from unveil.data.metadata import CaptionRecord, by_number
+from unveil.data.metadata import CaptionRecord, captions_by_index
 from unveil.data.registry import data_kind
-from unveil.data.tensor_dataset import Part
+from unveil.data.tensor_dataset import Split
 from unveil.errors import RecipeError, did_you_mean
 from unveil.playground.scenes import HELD_OUT, uniforms
 from unveil.playground.shapes import COLOURS
@@ -30,7 +30,7 @@ from unveil.playground.world import objects as casting
 from unveil.playground.world import rendering as staging
 from unveil.playground.world.attributes import facts_of
 from unveil.playground.world.camera_scenes import corridor, pillars
-from unveil.playground.world.caption_templates import Facts, Language, Register
+from unveil.playground.world.caption_templates import CaptionStyle, Facts, Language
 from unveil.playground.world.motion import MOTIONS, SHORTEST, TEN, Real, VideoShape
 from unveil.playground.world.special_scenes import DRAWS as SHOT_DRAWS
 from unveil.playground.world.special_scenes import MIN_FRAMES, MIN_SIDE, SceneBatch, brush, impact, paddle
@@ -91,7 +91,7 @@ class PlaygroundConfig:
     p_pattern: float = 0.0
     p_occluder: float = 0.0
     p_camera: float = 0.0
-    caption_styles: tuple[Register, ...] = caption_templates.REGISTERS
+    caption_styles: tuple[CaptionStyle, ...] = caption_templates.REGISTERS
     languages: tuple[Language, ...] = ("en",)
     caption_error_rate: float = 1.0
     captions_file: str | None = None
@@ -189,16 +189,16 @@ class Playground(Dataset[Item]):
         track: float32 (N, T, 4): x, y, radius in pixels and visible fraction in [0, 1] of each object.
     """
 
-    def __init__(self, config: PlaygroundConfig, part: Part = "train") -> None:
+    def __init__(self, config: PlaygroundConfig, part: Split = "train") -> None:
         self.config = config
-        self.part: Part = part
+        self.part: Split = part
         self.classes: list[str] | None = None
         self.first = HELD_OUT if part == "held-out" else 0
         self.flat = set(config.frames) == {1}
         self.count = config.num_val if part == "held-out" else config.count
         self.synthetic_captions: dict[int, CaptionRecord] = {}
         if part == "train" and config.captions_file is not None:
-            self.synthetic_captions = by_number(Path(config.captions_file).expanduser())
+            self.synthetic_captions = captions_by_index(Path(config.captions_file).expanduser())
             self._check_written(config.captions_file)
 
     def _check_written(self, file: str) -> None:
@@ -332,14 +332,14 @@ def has_held_out_combination(facts: Facts) -> bool:
 
 
 def _group(
-    config: PlaygroundConfig, part: Part, scene: str, draws: Real, view: VideoShape, places: list[int]
+    config: PlaygroundConfig, part: Split, scene: str, draws: Real, view: VideoShape, places: list[int]
 ) -> _Group:
     if scene == "objects":
         return _objects(config, part, draws, view, places)
     return _Group(places, draws, view, SPECIAL_SCENES[scene](draws[:, _ACTION : _ACTION + SHOT_DRAWS], view))
 
 
-def _objects(config: PlaygroundConfig, part: Part, draws: Real, view: VideoShape, places: list[int]) -> _Group:
+def _objects(config: PlaygroundConfig, part: Split, draws: Real, view: VideoShape, places: list[int]) -> _Group:
     wanted, most = np.array([_pick(config.objects, draw) for draw in draws[:, _COUNT]]), max(config.objects)
     hues = draws[:, _HUES:_ACTION].argsort(axis=1)[:, :most]  # no colour twice in a video
     action = draws[:, _ACTION : _ACTION + most * casting.PER_OBJECT]

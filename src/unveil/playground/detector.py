@@ -16,7 +16,7 @@ from torch import Tensor
 
 from unveil.errors import ShapeError
 from unveil.playground.motion_detector import DetectedMotion, camera_of, motion_of, pan_of
-from unveil.playground.scene_iou import DARK, ground_of, mixtures
+from unveil.playground.scene_iou import DARK, colour_mixtures, ground_of
 from unveil.playground.shape_classifier import TRACE, likeness, rotation_of
 from unveil.playground.shapes import AREAS, COLOURS, KINDS, PALETTE, Array
 from unveil.playground.world.motion import TURNS, VideoShape, between_sizes
@@ -91,7 +91,7 @@ def colours_of(frames: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np
         than half of it.
     """
     ground = ground_of(frames)
-    solid = mixtures(frames, ground)[1] > 0.5
+    solid = colour_mixtures(frames, ground)[1] > 0.5
     parts, count = ndimage.label(solid, _WITHIN)  # pyright: ignore[reportGeneralTypeIssues]
     around = ndimage.maximum_filter(parts, size=(1, 3, 3))
     every = np.arange(1, count + 1)
@@ -106,7 +106,7 @@ def colours_of(frames: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np
     there = totals >= max(MIN_PIXELS, _FAINT * totals.max())
     if not there.any():
         return np.zeros(len(PALETTE), dtype=np.int64), np.zeros(solid.shape, dtype=np.int64), solid & False
-    best = mixtures(frames, ground, there)[0]
+    best = colour_mixtures(frames, ground, there)[0]
     return np.bincount(best[solid], minlength=len(PALETTE)), best, solid
 
 

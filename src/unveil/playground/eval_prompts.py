@@ -11,7 +11,7 @@ from unveil.errors import RecipeError, did_you_mean
 from unveil.playground.dataset import Playground, PlaygroundConfig
 from unveil.playground.scenes import uniforms
 from unveil.playground.world import caption_templates
-from unveil.playground.world.caption_templates import Facts, Language, Register
+from unveil.playground.world.caption_templates import CaptionStyle, Facts, Language
 from unveil.types import Item
 
 PromptSet = Literal["validation", "seen", "held-out"]
@@ -26,7 +26,7 @@ class EvalPrompt(NamedTuple):
     """
 
     text: str
-    register: Register
+    caption_style: CaptionStyle
     attributes: Facts
     video_index: int
 
@@ -64,7 +64,7 @@ def eval_prompts(
     return prompts
 
 
-def dataset_prompts(world: Playground, count: int, registers: Sequence[Register]) -> list[EvalPrompt]:
+def dataset_prompts(world: Playground, count: int, registers: Sequence[CaptionStyle]) -> list[EvalPrompt]:
     """Return prompts of the first videos of a one-object data set, in the given styles in turn.
 
     Raw texts have no errors. The language is the first one of the data set. Prompts of cropped videos describe the
@@ -84,7 +84,7 @@ def dataset_prompts(world: Playground, count: int, registers: Sequence[Register]
 
 
 def _prompt(
-    item: Item, number: int, register: Register, language: Language, draws: caption_templates.Draws
+    item: Item, number: int, register: CaptionStyle, language: Language, draws: caption_templates.Draws
 ) -> EvalPrompt:
     """Return the prompt of a video's item, without errors."""
     caption = caption_templates.write_caption(item["attributes"], register, language, draws, faults=0)

@@ -18,7 +18,7 @@ from unveil.playground.detector import (
     nearest_palette_colour,
     to_frames,
 )
-from unveil.playground.scene_iou import ground_of, mixtures
+from unveil.playground.scene_iou import colour_mixtures, ground_of
 from unveil.playground.shapes import COLOURS, PALETTE, Array
 from unveil.playground.world.camera_scenes import PERIOD, PILLARS, corridor_geometry, render_pillars
 from unveil.playground.world.motion import VideoShape, turning_points
@@ -79,12 +79,12 @@ def trail(pixels: Tensor) -> Trail | None:
     """Detect the trail of a brush; None if nothing is painted. The brush hides the pixels below it."""
     frames = to_frames(pixels)
     ground = ground_of(frames)
-    best, share = mixtures(frames, ground)
+    best, share = colour_mixtures(frames, ground)
     painted = frames[(share > 0.5) & (best != _WHITE)]
     if len(painted) < MIN_PIXELS:
         return None
     colour = int(nearest_palette_colour((painted.astype(np.float32) - ground).sum(0), ground))
-    best, share = mixtures(frames, ground, np.isin(np.arange(len(PALETTE)), (colour, _WHITE)))
+    best, share = colour_mixtures(frames, ground, np.isin(np.arange(len(PALETTE)), (colour, _WHITE)))
     solid = share > 0.5
     paint = solid & (best == colour)
     tip = ndimage.binary_dilation(solid & (best == _WHITE), np.ones((1, 3, 3), dtype=bool))[-1]

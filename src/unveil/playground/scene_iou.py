@@ -83,14 +83,14 @@ def detect_scene(pixels: Tensor) -> DetectedObjects:
         raise ShapeError(f"a scene {pixels.dtype} {tuple(pixels.shape)}: must be uint8 (3, H, W)")
     seen = pixels.permute(1, 2, 0).numpy()
     ground = ground_of(seen)
-    best, share = mixtures(seen, ground)
+    best, share = colour_mixtures(seen, ground)
     covered = share > 0.5
     sides = np.array([seen.shape[1], seen.shape[0]] * 2)
     boxes: list[Tensor] = []
     kinds: list[int] = []
     colours: list[int] = []
     for colour in range(len(PALETTE)):
-        share_of_colour = mixtures(seen, ground, np.arange(len(PALETTE)) == colour)[
+        share_of_colour = colour_mixtures(seen, ground, np.arange(len(PALETTE)) == colour)[
             1
         ]  # at its edge another may explain more
         parts, _ = ndimage.label(covered & (best == colour), np.ones((3, 3)))  # pyright: ignore[reportGeneralTypeIssues]
@@ -128,7 +128,7 @@ def ground_of(seen: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.median(dark, axis=0).astype(np.float32) if len(dark) else np.zeros(3, dtype=np.float32)
 
 
-def mixtures(
+def colour_mixtures(
     seen: NDArray[np.uint8], ground: NDArray[np.float32], among: NDArray[np.bool_] | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Explain every pixel (..., 3) as a mixture of the background and the best-fitting palette colour.

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from unveil.core.rng import keys, words
 from unveil.data.box_mask_encoding import boxes_to_state, mask_to_state
 from unveil.data.registry import data_kind
-from unveil.data.tensor_dataset import Part
+from unveil.data.tensor_dataset import Split
 from unveil.errors import RecipeError
 from unveil.playground.scene_captions import CAPTIONS, Language, SceneObject
 from unveil.playground.shapes import COLOURS, KINDS, PALETTE, Array, Shapes, boxes, coverage, paint
@@ -92,7 +92,7 @@ class Scenes(Dataset[Item]):
         largest: Longest side of a box.
     """
 
-    def __init__(self, config: ScenesConfig, part: Part = "train") -> None:
+    def __init__(self, config: ScenesConfig, part: Split = "train") -> None:
         self.config = config
         self.classes = list(KINDS)
         self.first = HELD_OUT if part == "held-out" else 0

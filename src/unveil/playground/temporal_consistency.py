@@ -42,7 +42,7 @@ def position_error(positions: Array, true: Array, lost: float) -> Array:
     return np.where(np.isnan(away), lost, away)
 
 
-def steps(places: Array, lost: float) -> Array:
+def step_lengths(places: Array, lost: float) -> Array:
     """Return the distance between consecutive positions (T, 2): (T - 1,); `lost` where one is missing."""
     away = np.hypot(*np.diff(places, axis=0).T)
     return np.where(np.isnan(away), lost, away)

@@ -14,7 +14,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from unveil.core.rng import keys, words
-from unveil.data.tensor_dataset import Part, is_held_out
+from unveil.data.tensor_dataset import Split, is_held_out
 from unveil.errors import DataError, RecipeError, did_you_mean
 from unveil.playground.scene_captions import SceneObject, chinese_caption, english_caption
 from unveil.playground.shapes import COLOURS, KINDS
@@ -127,7 +127,7 @@ class Pairs(Dataset[Item]):
         return self.pairs[index]._asdict()
 
 
-def open_pairs(config: SequenceConfig, part: Part = "train") -> Pairs:
+def open_pairs(config: SequenceConfig, part: Split = "train") -> Pairs:
     """Return the pairs that a config describes.
 
     Raises:
@@ -144,7 +144,7 @@ def open_pairs(config: SequenceConfig, part: Part = "train") -> Pairs:
 # ---------------------------------------------------------------------- the three kinds
 
 
-def _tasks(config: TaskConfig, part: Part) -> Iterator[Pair]:
+def _tasks(config: TaskConfig, part: Split) -> Iterator[Pair]:
     act: dict[str, Callable[[list[str]], list[str]]] = {"copy": list, "reverse": lambda x: x[::-1], "sort": sorted}
     count = config.num_val if part == "held-out" else config.count
     for number, tries in _draws(config.seed, count, part):
@@ -158,7 +158,7 @@ def _tasks(config: TaskConfig, part: Part) -> Iterator[Pair]:
                 break
 
 
-def _scene_pairs(config: ScenePairsConfig, part: Part) -> list[Pair]:
+def _scene_pairs(config: ScenePairsConfig, part: Split) -> list[Pair]:
     pairs: dict[Pair, None] = {}
     wanted = config.num_val if part == "held-out" else config.count
     for _, tries in _draws(config.seed, 20 * wanted, part):  # descriptions of one shape soon repeat themselves
@@ -193,7 +193,7 @@ def _combination(things: Sequence[SceneObject]) -> str:
     return " + ".join(sorted(f"{thing.colour} {thing.kind}" for thing in things))
 
 
-def _file_pairs(path: Path, part: Part) -> list[Pair]:
+def _file_pairs(path: Path, part: Split) -> list[Pair]:
     try:
         # at line feeds alone: other signs that Python takes for ends of lines may stand in a sentence
         lines = [line.rstrip("\r") for line in path.read_text("utf-8-sig").split("\n")]
@@ -220,7 +220,7 @@ def _file_pairs(path: Path, part: Part) -> list[Pair]:
     return pairs
 
 
-def _draws(seed: int, count: int, part: Part) -> Iterator[tuple[int, Iterator[list[float]]]]:
+def _draws(seed: int, count: int, part: Split) -> Iterator[tuple[int, Iterator[list[float]]]]:
     """Yield each number with its successive attempts at a pair: random numbers in [0, 1)."""
     which = 1 if part == "held-out" else 0
 

@@ -197,7 +197,7 @@ class ImageToText:
 
     Raises:
         WeightsError: The folder contains no such model, or needs code or a pickle to be run.
-        RecipeError: transformers is not installed.
+        RecipeError: Transformers is not installed.
     """
 
     at_once = 1

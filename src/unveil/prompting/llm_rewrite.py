@@ -67,9 +67,9 @@ def first_line(problem: Exception) -> str:
     return (str(problem).strip() or type(problem).__name__).splitlines()[0][:200]
 
 
-def rewrite_messages(prompt: str, register: RewriteStyle) -> list[ChatMessage]:
+def rewrite_messages(prompt: str, style: RewriteStyle) -> list[ChatMessage]:
     """Return the chat messages that ask a language model to expand a prompt."""
-    if register == "free":
+    if style == "free":
         return [ChatMessage("system", _FREE), ChatMessage("user", prompt)]
     messages = [ChatMessage("system", _PLAYGROUND)]
     for example in _EXAMPLES[language_of(prompt)]:
@@ -84,38 +84,36 @@ def strip_quotes(text: str) -> str:
     return text
 
 
-def rewrite(
-    prompt: str, writer: LanguageModel, register: RewriteStyle, seed: int = 0, frames: int = FRAMES
-) -> Expansion:
+def rewrite(prompt: str, writer: LanguageModel, style: RewriteStyle, seed: int = 0, frames: int = FRAMES) -> Expansion:
     """Expand a prompt by a language model, or by the rules if its answer cannot be used.
 
     Args:
         prompt: Prompt in any language that the model writes.
         writer: Language model.
-        register: Style of the answer. "playground" accepts only answers in the playground's words that keep every
+        style: Style of the answer. "playground" accepts only answers in the playground's words that keep every
             attribute. "free" accepts any text of 1 to MAX_LENGTH characters, and keeps the prompt unchanged without an
             answer.
         seed: Seed of the rules.
         frames: Number of frames; 1 for images, which have no motion; see `expand_by_rules`.
     """
     try:
-        text = strip_quotes(" ".join(writer(rewrite_messages(prompt, register)).split()))
-        fault = _fault(prompt, text, register)
+        text = strip_quotes(" ".join(writer(rewrite_messages(prompt, style)).split()))
+        fault = _fault(prompt, text, style)
     except NoAnswer as problem:
         text, fault = "", str(problem)
     if not fault:
         return Expansion(prompt, text, writer.name, note=writer.cost)
-    fallback = expand_by_rules(prompt, seed, frames) if register == "playground" else Expansion(prompt, prompt)
+    fallback = expand_by_rules(prompt, seed, frames) if style == "playground" else Expansion(prompt, prompt)
     instead = "by the rules instead" if fallback.by == RULES else fallback.note or "the prompt is unchanged"
     took = f" ({writer.cost})" if writer.cost else ""
     return fallback._replace(note=f"{writer.name}: {fault}{took}; {instead}")
 
 
-def _fault(prompt: str, text: str, register: RewriteStyle) -> str:
+def _fault(prompt: str, text: str, style: RewriteStyle) -> str:
     """Return what is wrong with an answer; empty if nothing is."""
     if not text or len(text) > MAX_LENGTH:
         return f"its answer has {len(text)} characters, must have 1 to {MAX_LENGTH}"
-    if register == "free":
+    if style == "free":
         return ""
     if strange := unparsed(text):
         return f"its answer contains unknown words: {', '.join(strange[:5])}"

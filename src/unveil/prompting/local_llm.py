@@ -31,7 +31,7 @@ class LocalLanguageModel:
 
     Raises:
         WeightsError: The folder contains no such model, or needs code or a pickle to be run.
-        RecipeError: transformers is not installed.
+        RecipeError: Transformers is not installed.
     """
 
     def __init__(self, folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:

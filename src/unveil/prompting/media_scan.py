@@ -15,7 +15,7 @@ from unveil.data.image_decoding import decode_native_size, open_image, safe_join
 from unveil.data.metadata import METADATA
 from unveil.data.video_folder import VIDEO, apply_orientation
 from unveil.errors import DataError, RecipeError
-from unveil.io.video.reader import FrameSelection, VideoDecoder, VideoLimits
+from unveil.io.video.reader import FrameSelection, VideoLimits, VideoReader
 from unveil.playground.dataset import Playground
 
 MAX_SIDE = 512  # pixels of the longer side of a captioner's input
@@ -123,7 +123,7 @@ class MediaReader:
     def __init__(self, listing: MediaListing, frames: int) -> None:
         self.listing, self.frames = listing, frames
         self._clips = {entry.path for entry in listing.clips}
-        self._decoder = VideoDecoder()
+        self._decoder = VideoReader()
 
     @property
     def entries(self) -> list[IndexEntry]:
@@ -199,23 +199,23 @@ class PlaygroundReader:
         """Do nothing; no file is open."""
 
 
-def sample_frames(path: Path, decoder: VideoDecoder, count: int, limits: VideoLimits | None = None) -> SampledFrames:
+def sample_frames(path: Path, decoder: VideoReader, count: int, limits: VideoLimits | None = None) -> SampledFrames:
     """Decode at most `count` frames of a video, spaced evenly, both ends included.
 
     Raises:
-        DataError: As `VideoDecoder.look`.
+        DataError: As `VideoReader.probe`.
     """
     limits = limits or VideoLimits()
-    video = decoder.look(path, limits)
+    video = decoder.probe(path, limits)
     timestamps = video.moments()
     indices = torch.linspace(0, len(timestamps) - 1, min(count, len(timestamps))).round().long().tolist()
     times = tuple(timestamps[index] for index in indices)
     selection = FrameSelection(
-        times, "nearest", (0.0, 0.0, float(video.width), float(video.height)), _fit(*video.shown)
+        times, "nearest", (0.0, 0.0, float(video.width), float(video.height)), _fit(*video.square_pixel_size)
     )
     pixels, _ = decoder.read(path, video, selection, limits)
     rate = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else 1.0
-    return SampledFrames(apply_orientation(pixels, video.turn), rate)
+    return SampledFrames(apply_orientation(pixels, video.orientation), rate)
 
 
 def _read_image(path: Path) -> Tensor:

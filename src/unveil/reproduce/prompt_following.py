@@ -15,7 +15,7 @@ from unveil.analysis.video_study import ignore_truncated_prompts
 from unveil.evaluate.judges.video_alignment import PROMPT_ATTRIBUTES, detect, matches_prompt
 from unveil.io.images import to_pixels
 from unveil.playground.eval_prompts import EvalPrompt, dataset_prompts
-from unveil.playground.world.caption_templates import Register
+from unveil.playground.world.caption_templates import CaptionStyle
 from unveil.reproduce.experiment import Curve, ExperimentContext, ImageSheet
 from unveil.reproduce.training_history import RecipeVariant, held_out_videos, prompts_of
 
@@ -105,7 +105,7 @@ def frame_sheet(name: str, caption: str, variants: Sequence[Tensor]) -> ImageShe
 
 
 def score_prompts_of(
-    context: ExperimentContext, variant: RecipeVariant, seed: int, register: Register
+    context: ExperimentContext, variant: RecipeVariant, seed: int, register: CaptionStyle
 ) -> PromptFollowingScores:
     """Return the attribute errors of the model of this seed, for prompts of held-out videos.
 

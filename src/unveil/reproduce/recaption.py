@@ -82,13 +82,13 @@ def _captioner_recipe(name: str, config: PlaygroundConfig, seed: int, quick: boo
 
 def _train_captioner(stages: dict[str, CaptionerRecipe], folder: Path) -> CaptionModel:
     """Return the captioner after both stages; an interrupted run resumes."""
-    from unveil.train.captioner import fit_captioner, start  # imports Lightning, which takes seconds
+    from unveil.train.captioner import fit_captioner, initial_captioner  # imports Lightning, which takes seconds
 
     base: str | None = None
     for name, recipe in stages.items():
         stage, run = recipe.model_copy(update={"base": base}), folder / name
         world = Playground(stage.data.build())
-        fit_captioner(stage, start(stage, world, torch.device("cpu")), world, run=run)
+        fit_captioner(stage, initial_captioner(stage, world, torch.device("cpu")), world, run=run)
         base = str(run)
     assert base is not None
     return load_captioner(base)

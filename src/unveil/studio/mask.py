@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from unveil.data.image_decoding import header, open_image
+from unveil.data.image_decoding import open_image, read_header
 from unveil.server.jobs.uploads import MAX_PIXELS
 from unveil.studio.upload_decoder import decode_upload
 
@@ -37,7 +37,7 @@ def painted_mask(painted: Mapping[str, Any] | None, size: tuple[int, int]) -> by
     mask = Image.new("L", (width, height))
     for layer in (painted or {}).get("layers") or ():
         with Path(layer).open("rb") as file:
-            layer_header = header(open_image(file, MAX_PIXELS))
+            layer_header = read_header(open_image(file, MAX_PIXELS))
             alpha = decode_upload(file, "A", (layer_header.width, layer_header.height))
         hole = _sharp(_sharp(alpha).resize((width, height), Image.Resampling.BOX))
         mask.paste(255, (0, 0), hole)

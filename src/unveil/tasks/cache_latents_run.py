@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from unveil import data
 from unveil.data.latent_cache import LatentCacheOptions
-from unveil.generation.model_loading import device as select_device
+from unveil.generation.model_loading import resolve_device
 from unveil.io.console import size
 from unveil.model.config import load_recipe
 from unveil.tasks.context import TaskContext
@@ -23,7 +23,7 @@ def write_latents(task: CacheLatents, context: TaskContext) -> TaskResult:
     """Write the latents of both splits, or find them, and report where they are."""
     recipe = diffusion(load_recipe(task.recipe, task.settings), "unveil data cache-latents")
     options = LatentCacheOptions(mirrored=recipe.train.random_flip, batch=task.batch_size)
-    model = fresh(recipe).to(select_device(context.device))
+    model = fresh(recipe).to(resolve_device(context.device))
     encoder_of(model)  # raises an error without an autoencoder, before data are read
     parts = {"train": data.open(recipe.data.build()), "held-out": held_out_of(recipe)}
     reports: list[dict[str, Any]] = []

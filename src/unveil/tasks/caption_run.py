@@ -12,7 +12,7 @@ from unveil import data
 from unveil.data.folder_index import IndexEntry
 from unveil.data.metadata import METADATA, labels_are_classes, read_columns, read_metadata
 from unveil.errors import AlreadyExists, DataError, NoAnswer, OutputError, RecipeError, WeightsError
-from unveil.generation.model_loading import device as select_device
+from unveil.generation.model_loading import resolve_device
 from unveil.io.files import refuse_overwrite, write_atomically
 from unveil.model.captioner_folder import load_captioner
 from unveil.model.config import load_recipe, recipe_names
@@ -165,7 +165,7 @@ def open_captioner(task: CaptionMedia, name: str, device: str) -> CaptionWriter:
     if "://" in name:
         url, _, model = name.partition("#")
         return VisionEndpoint(url, model)
-    torch_device = select_device(device)
+    torch_device = resolve_device(device)
     if (Path(name) / "config.json").is_file():
         return ImageToText(Path(name), str(torch_device))
     captioner = load_captioner(name, torch_device)

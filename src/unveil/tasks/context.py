@@ -11,7 +11,7 @@ from unveil.io.console import Console
 from unveil.tasks.fields import CatalogName, FileInput
 
 if TYPE_CHECKING:
-    from unveil.generation.generate import Source
+    from unveil.generation.generate import ModelSource
     from unveil.generation.model_loading import ModelOptions
     from unveil.model import Model
 
@@ -40,7 +40,7 @@ class LocalPaths:
 class ModelOpener(Protocol):
     """Opens a model with its adapters, such as `model_loading.open_for_generation` or a cache of it."""
 
-    def __call__(self, options: ModelOptions, console: Console, **how: Any) -> tuple[Model, Source]:
+    def __call__(self, options: ModelOptions, console: Console, **how: Any) -> tuple[Model, ModelSource]:
         """As `model_loading.open_for_generation`."""
         ...
 
@@ -94,7 +94,7 @@ class TaskContext:
         """The path that a field's value names."""
         return Path(self.resolver.path(value, mark))
 
-    def open(self, options: ModelOptions, **how: Any) -> tuple[Model, Source]:
+    def open(self, options: ModelOptions, **how: Any) -> tuple[Model, ModelSource]:
         """Open a model with its adapters."""
         if self.opener is not None:
             return self.opener(options, self.console, **how)

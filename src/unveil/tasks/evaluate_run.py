@@ -25,9 +25,8 @@ from unveil.evaluate.perceptual import bundled_perceptual, perceptual
 from unveil.evaluate.report import Report
 from unveil.evaluate.report_page import summary, write_report
 from unveil.evaluate.sampling import SamplingOptions
-from unveil.generation.generate import DTYPES, Request, Source, generate
-from unveil.generation.model_loading import device as select_device
-from unveil.generation.model_loading import open_model
+from unveil.generation.generate import DTYPES, ModelSource, Request, generate
+from unveil.generation.model_loading import open_model, resolve_device
 from unveil.io.console import Console
 from unveil.io.files import refuse_overwrite
 from unveil.io.provenance import command, commit, cpu_seconds
@@ -126,7 +125,7 @@ def evaluate_model(task: Evaluate, context: TaskContext) -> TaskResult:
 def evaluate_generation(task: Evaluate, recipe: Recipe, device: str, console: Console) -> Report:
     """The report on a diffusion model; nothing is written."""
     how, begun = recipe.evaluate, cpu_seconds()
-    model, source = open_model(task.model, select_device(device))
+    model, source = open_model(task.model, resolve_device(device))
     model.to_inference_dtype(DTYPES[how.dtype])
     train, held_out = (data.open(recipe.data.build(), part) for part in ("train", "held-out"))
     special = next((judge for judge in judges() if judge.run is not None and judge.applies(recipe)), None)
@@ -150,7 +149,7 @@ def evaluate_generation(task: Evaluate, recipe: Recipe, device: str, console: Co
 
 def evaluate_reconstruction(task: Evaluate, recipe: AutoencoderRecipe, device: str, console: Console) -> Report:
     """The report on an autoencoder; nothing is written."""
-    begun, how, torch_device = cpu_seconds(), recipe.evaluate, select_device(device)
+    begun, how, torch_device = cpu_seconds(), recipe.evaluate, resolve_device(device)
     _, autoencoder = model_folder.load_autoencoder(task.model)
     held_out = data.open(recipe.data.build(), "held-out")
     features = feature_network(recipe, how, _feature_weights(task), str(torch_device))
@@ -169,7 +168,7 @@ def evaluate_reconstruction(task: Evaluate, recipe: AutoencoderRecipe, device: s
 def evaluate_captioner(task: Evaluate, recipe: CaptionerRecipe, device: str, console: Console) -> Report:
     """The report on a captioner; nothing is written."""
     begun, how = cpu_seconds(), recipe.decode
-    model = load_captioner(task.model, select_device(device))
+    model = load_captioner(task.model, resolve_device(device))
     decoding = "beam" if how.num_beams > 1 else "greedy"
     captioner = NativeCaptioner(model, how=decoding, beams=how.num_beams, length_power=how.length_penalty)
     held_out = data.open(recipe.data.build(), "held-out")
@@ -206,7 +205,7 @@ def _perceptual(recipe: AutoencoderRecipe) -> tuple[str, LPIPS] | None:
     return section.network, perceptual(section.network, section.weights)
 
 
-def _with_origin(report: Report, task: Evaluate, source: Source | None, begun: float) -> Report:
+def _with_origin(report: Report, task: Evaluate, source: ModelSource | None, begun: float) -> Report:
     """A report with its origin, which is not part of its protocol."""
     facts: dict[str, Any] = {} if source is None else {"model": source._asdict()}
     facts |= {"training": training_of(_run_of(task.model)), "command": command(), "commit": commit()}
@@ -236,7 +235,7 @@ def feature_network(
 
 
 def draw_samples(
-    model: Model, source: Source, recipe: Recipe, console: Console
+    model: Model, source: ModelSource, recipe: Recipe, console: Console
 ) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
     """Generate uint8 samples; return them with their labels, in turn, and the settings of sampling.
 

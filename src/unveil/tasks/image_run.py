@@ -20,13 +20,13 @@ from unveil.generation.generate import (
     PROMPT,
     ClassifierGuidance,
     GeneratedSample,
+    ModelSource,
     Request,
-    Source,
     SourceFile,
     TaskSpec,
 )
-from unveil.generation.generate import repeat as repeat_batch
-from unveil.generation.image_output import ImageOutput, draw, filenames, numbered, write
+from unveil.generation.generate import regenerate as repeat_batch
+from unveil.generation.image_output import ImageOutput, filenames, generate_images, sample_ids, write_images
 from unveil.generation.invert import read_noise
 from unveil.generation.model_loading import ControlNetOption, LoraOption, Media, ModelOptions, check_takes_prompt
 from unveil.generation.prompt_expansion import ExpansionOptions, PromptExpander, expansions_of
@@ -274,9 +274,9 @@ def run_images(task: ImageTask, context: TaskContext) -> TaskResult:
         request = PromptExpander(options, model, console, shown=bool(rows) or bool(task.controlnet))(request)
     groups = [list(group) for _, group in groupby(rows, key=lambda row: row.shape)] or [[]]
     names = (
-        _edit_names([next(iter(row.files.values())).path for row in rows for _ in range(each)], numbered(request))
+        _edit_names([next(iter(row.files.values())).path for row in rows for _ in range(each)], sample_ids(request))
         if is_edit
-        else filenames(numbered(request))
+        else filenames(sample_ids(request))
     )
     names = [f"{context.output.mark}{name}" for name in names]
     output.check(names, len(groups) == 1, context.output.mark)
@@ -292,27 +292,27 @@ def run_images(task: ImageTask, context: TaskContext) -> TaskResult:
     def drawn() -> Iterator[GeneratedSample]:
         for group, spec in zip(groups, specs, strict=True):
             part = request.part(group[0].number * each, (group[-1].number + 1) * each) if is_edit else request
-            yield from draw(model, source, part, output, console, spec)
+            yield from generate_images(model, source, part, output, console, spec)
 
     columns = len(task.label) if 1 < len(task.label) < request.count else None  # a column for each label
     if is_edit:
         columns = each if each > 1 and len(rows) > 1 else None
-    written = write(drawn(), output, names, columns, context.output.mark)
+    written = write_images(drawn(), output, names, columns, context.output.mark)
     facts = written.facts() | {"model": source._asdict(), "task": task.name, "count": len(names)}
     facts |= {"seed": task.seed[0] if len(task.seed) == 1 else list(task.seed)}
-    facts |= expansions_of(request) if request.typed else {}
+    facts |= expansions_of(request) if request.original_cond else {}
     return TaskResult(facts, written.text())
 
 
-def from_noise_file(task: ImageTask, model: Model, source: Source, path: Path, console: Console) -> ImageTask:
+def from_noise_file(task: ImageTask, model: Model, source: ModelSource, path: Path, console: Console) -> ImageTask:
     """A task with the settings and conditions of a file of noise, where it states none itself."""
-    from unveil.generation.generate import additions
+    from unveil.generation.generate import adapter_metadata
 
     noise, stated = read_noise(path)
     made_by = stated.get("model", {}).get("sha256", source.sha256)
     if made_by != source.sha256:
         console.warn(f"{path}: its noise was found with another model, {stated['model'].get('name')!r}")
-    if adapters_of(stated) != adapters_of(additions(model)):
+    if adapters_of(stated) != adapters_of(adapter_metadata(model)):
         console.warn(f"{path}: its noise was found with other LoRAs or ControlNets; give the same to come back to it")
     changes: dict[str, Any] = {"sampling": {**stated.get("sampling", {}), **task.sampling_changes}}
     changes |= dict.fromkeys(("steps", "sampler", "guidance_scale", "schedule", "eta", "threshold"))
@@ -342,20 +342,22 @@ def adapters_of(facts: Mapping[str, Any]) -> list[Any]:
 
 
 def in_passes(
-    model: Model, source: Source, request: Request, output: ImageOutput, console: Console, spec: TaskSpec = PLAIN
+    model: Model, source: ModelSource, request: Request, output: ImageOutput, console: Console, spec: TaskSpec = PLAIN
 ) -> tuple[TaskSpec, Request]:
     """The last of the passes in which a size far beyond that of a video model is generated, after those before it.
 
     Any other size has one pass.
     """
-    if request.size is None or not hires.goes_in_passes(model, request.size):
+    if request.size is None or not hires.needs_passes(model, request.size):
         return spec, request
     size = request.size[0], request.size[1]
     console.say(hires.describe_passes(model, size))
-    plain, every = replace(output, strip=False, preview=None, on_preview=None), hires.sizes(model, size)
+    plain, every = replace(output, strip=False, preview=None, on_preview=None), hires.pass_sizes(model, size)
     edit, pass_request = PLAIN, replace(request, size=every[0])
     for after in every[1:]:
-        small = torch.stack([image.pixels for image in draw(model, source, pass_request, plain, console, edit)])
+        small = torch.stack(
+            [image.pixels for image in generate_images(model, source, pass_request, plain, console, edit)]
+        )
         edit = upscale(model, small, size=after, strength=hires.PASS_STRENGTH, faithful=True)
         pass_request = hires.without_guidance(request)
     settings = {**edit.settings, "passes": [list(pass_size) for pass_size in every]}
@@ -381,7 +383,7 @@ def open_recorded(
     context: TaskContext,
     places: Sequence[Path],
     media: Media = "images",
-) -> tuple[Model, Source]:
+) -> tuple[Model, ModelSource]:
     """The model that a file's metadata name, or the one that is given, with the recorded adapters.
 
     Raises:
@@ -423,7 +425,7 @@ def regenerate_image(
     with context.console.progress("step", 0) as progress:
         classifier = None if guided is None else guided.classifier
         image = repeat_batch(model, facts, source, progress.reach, classifier=classifier, edit=spec)
-    written = write([image], output, names)
+    written = write_images([image], output, names)
     return TaskResult(
         written.facts() | {"model": source._asdict(), "task": task.name, "source": str(file)}, written.text()
     )

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 from unveil.checkpoints import lora as lora_files
 from unveil.checkpoints import lora_export
 from unveil.errors import WeightsError
-from unveil.generation.model_loading import LoraOption, attach_loras, lora_file, open_model
-from unveil.generation.model_loading import device as select_device
+from unveil.generation.model_loading import LoraOption, attach_loras, lora_file, open_model, resolve_device
 from unveil.io.files import refuse_overwrite
 from unveil.model import Model, model_folder
 from unveil.nn import lora as lora_layers
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 def inspect_lora(task: LoraInspect, context: TaskContext) -> TaskResult:
     """Report the format, the ranks and the scales of a LoRA file, and which of its modules a model has."""
     path = context.path(task.lora, CatalogName("lora"))
-    file = lora_files.read(lora_file(path))
+    file = lora_files.read_lora(lora_file(path))
     ranks = sorted({entry.rank for entry in file.entries})
     scales = sorted({1.0 if entry.alpha is None else entry.alpha / entry.rank for entry in file.entries})
     facts: dict[str, Any] = {"path": task.lora, "naming": file.naming, "modules": len(file.entries), "ranks": ranks}
@@ -52,12 +51,12 @@ def convert_lora(task: LoraConvert, context: TaskContext) -> TaskResult:
     out = refuse_overwrite(context.path(task.output, CatalogName("new_lora")), context.output.force)
     path = context.path(task.lora, CatalogName("lora"))
     parts = lora_files.parts_of(_open(task.model, context))
-    matches, report = lora_files.match(lora_files.read(lora_file(path)), parts)
+    matches, report = lora_files.match(lora_files.read_lora(lora_file(path)), parts)
     if report.unmatched:
         raise WeightsError(
             f"{path}: {report.text()}; modules that the model does not have cannot be renamed: give the LoRA's own base"
         )
-    lora_export.write(out, lora_export.dump(matches, parts, task.format))
+    lora_export.write(out, lora_export.to_lora_file(matches, parts, task.format))
     facts: dict[str, Any] = {"out": str(out), "from": report.naming, "naming": task.format}
     facts |= {"matched": len(report.matched), "unmatched": 0}
     return TaskResult(facts, f"{out}: {len(report.matched)} modules, {report.naming} to {task.format}")
@@ -66,7 +65,7 @@ def convert_lora(task: LoraConvert, context: TaskContext) -> TaskResult:
 def merge_loras(task: LoraMerge, context: TaskContext) -> TaskResult:
     """Save a model with LoRAs in its weights."""
     out = refuse_overwrite(context.path(task.output, CatalogName("new_model")), context.output.force)
-    model, source = open_model(context.resolver.path(task.model, CatalogName("model")), select_device("cpu"))
+    model, source = open_model(context.resolver.path(task.model, CatalogName("model")), resolve_device("cpu"))
     options = [LoraOption(_lora_path(lora.file, context), lora.weight) for lora in task.lora]
     attached = attach_loras(model, source, options, context.console)
     for part in lora_files.parts_of(model).values():
@@ -80,7 +79,7 @@ def merge_loras(task: LoraMerge, context: TaskContext) -> TaskResult:
 
 
 def _open(name: str, context: TaskContext) -> Model:
-    return open_model(context.resolver.path(name, CatalogName("model")), select_device("cpu"))[0]
+    return open_model(context.resolver.path(name, CatalogName("model")), resolve_device("cpu"))[0]
 
 
 def _lora_path(name: str, context: TaskContext) -> Path:

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from unveil.errors import RecipeError
 from unveil.generation.generate import DTYPES
-from unveil.generation.model_loading import device as select_device
-from unveil.generation.model_loading import open_model
+from unveil.generation.model_loading import open_model, resolve_device
 from unveil.io.files import refuse_overwrite
 from unveil.model import checkpoint_store
 from unveil.model.weight_averaging import average_weights
@@ -30,7 +29,7 @@ def merge_models(task: Merge, context: TaskContext) -> TaskResult:
     out = refuse_overwrite(context.path(task.output, CatalogName("new_model")), context.output.force)
     weights = list(task.merge_weights) or [1.0] * len(task.models)
     names = [context.resolver.path(name, CatalogName("model")) for name in task.models]
-    opened = [open_model(name, select_device("cpu")) for name in names]
+    opened = [open_model(name, resolve_device("cpu")) for name in names]
     for name, (model, _) in zip(names, opened, strict=True):
         if model.source_folder is not None or model.base is not None:
             raise RecipeError(

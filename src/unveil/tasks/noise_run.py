@@ -10,8 +10,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from unveil.errors import DataError, RecipeError, WeightsError
-from unveil.generation.generate import Request, additions, generate, guided_by, sampling_of
-from unveil.generation.image_output import draw, filenames, numbered, put, read_facts, write
+from unveil.generation.generate import Request, adapter_metadata, generate, recorded_guidance, recorded_sampling
+from unveil.generation.image_output import (
+    filenames,
+    generate_images,
+    read_generation_metadata,
+    sample_ids,
+    write_files,
+    write_images,
+)
 from unveil.generation.invert import invert, noise_bytes
 from unveil.io.files import refuse_overwrite
 from unveil.io.images import upscale_for_display
@@ -52,7 +59,7 @@ def run_variations(task: Variations, context: TaskContext, regeneration: Regener
         RecipeError: The seeds would give the image itself.
     """
     image = context.path(task.image, FileInput("image"))
-    facts = read_facts(image)
+    facts = read_generation_metadata(image)
     output = image_output(task, context)
     output.check()
     model, source = open_recorded(facts, image, regeneration, context, [*context.places, image.parent, Path()])
@@ -75,16 +82,17 @@ def run_variations(task: Variations, context: TaskContext, regeneration: Regener
     cond, negative = ({key: [value] for key, value in facts.get(name, {}).items()} for name in ("given", "negative"))
     guided = classifier_guidance(task, model, context)
     if facts.get("classifier"):  # with its own scale
-        guided = guided_by(facts["classifier"], None if guided is None else guided.classifier)
+        guided = recorded_guidance(facts["classifier"], None if guided is None else guided.classifier)
     request = Request(
-        cond, seeds[0] if len(seeds) == 1 else seeds, task.start_index, count, task.batch_size, sampling_of(facts),
-        str(facts["dtype"]), guided, negative=negative, size=(int(size[0]), int(size[1])) if size else None,
+        cond, seeds[0] if len(seeds) == 1 else seeds, task.start_index, count, task.batch_size,
+        recorded_sampling(facts), str(facts["dtype"]), guided, negative=negative,
+        size=(int(size[0]), int(size[1])) if size else None,
     )  # fmt: skip
-    names = filenames(numbered(request))
+    names = filenames(sample_ids(request))
     output.check(names)
     task = task.model_copy(update={"source_sample": (source_seed, index), "seed": seeds})
     spec = replace(task.spec(model, {}), record=task.metadata())
-    written = write(draw(model, source, request, output, context.console, spec), output, names)
+    written = write_images(generate_images(model, source, request, output, context.console, spec), output, names)
     facts = written.facts() | {"model": source._asdict(), "task": task.name, "count": count}
     return TaskResult(facts, written.text())
 
@@ -114,7 +122,7 @@ def run_interpolation(task: Interpolate, context: TaskContext) -> TaskResult:
     if alone in FORMS:
         write_video(animation, shown, task.fps, facts)
         return TaskResult({"images": [], "video": str(animation), "model": source._asdict()}, str(animation))
-    written = write(images, output, [f"frame_{number:05d}.png" for number in range(task.frames)])
+    written = write_images(images, output, [f"frame_{number:05d}.png" for number in range(task.frames)])
     write_video(refuse_overwrite(animation, output.force), shown, task.fps, facts)
     about = {"video": str(animation), "model": source._asdict(), "task": task.name}
     return TaskResult(written.facts() | about, f"{written.text()}\n{animation}")
@@ -150,8 +158,8 @@ def run_inversion(task: Invert, context: TaskContext) -> TaskResult:
         "inputs": [row.files["image"].input._asdict() for row in rows],
         "size": list(contents[0].shape[-2:]),
     }
-    facts |= additions(model)
-    put({output.path: noise_bytes(inversion.noise, facts)}, output.force)
+    facts |= adapter_metadata(model)
+    write_files({output.path: noise_bytes(inversion.noise, facts)}, output.force)
     about = {**facts, "noise": str(output.path), "deviation": round(float(inversion.noise.std()), 4)}
     text = f"{output.path}: standard deviation {about['deviation']} (that of standard normal noise is 1)"
     return TaskResult(about, text)

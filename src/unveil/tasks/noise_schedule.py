@@ -19,7 +19,7 @@ from unveil.core.transition import Chain, chain_of
 from unveil.core.variance import fixed_small, is_learned
 from unveil.errors import RecipeError
 from unveil.evaluate.likelihood import bits_per_dim
-from unveil.generation.model_loading import device as select_device
+from unveil.generation.model_loading import resolve_device
 from unveil.io.files import refuse_overwrite, write_atomically
 from unveil.model import model_folder
 from unveil.model.config import Recipe, load_recipe, recipe_names
@@ -172,7 +172,7 @@ def _of_model(task: InspectSchedule, name: str, context: TaskContext) -> Schedul
             f"{task.source}: has no recipe.yaml, which names the data that the bound is measured on; give a run"
         )
     recipe = _diffusion(str(run), task)
-    model = model_folder.load_model(name).to(select_device(context.device))
+    model = model_folder.load_model(name).to(resolve_device(context.device))
     held_out = data.open(recipe.data.build(), "held-out")
     chain = _chain(model.process)
     with context.console.progress("network call", len(chain)) as progress:

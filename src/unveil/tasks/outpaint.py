@@ -43,11 +43,11 @@ class Outpaint(InpaintFields, EditFields, ImageTask):
 
     def spec(self, model: Model, inputs: Mapping[str, Tensor]) -> TaskSpec:
         """Generation of the margins, on a canvas that the network takes."""
-        from unveil.generation.inpaint import Padding, fitting, outpaint
+        from unveil.generation.inpaint import Padding, fit_padding, outpaint
 
         height, width = inputs["image"].shape[2:]
         wanted = Padding(self.left, self.right, self.top, self.bottom)
-        margins = fitting(model, (height, width), wanted)
+        margins = fit_padding(model, (height, width), wanted)
         spec = outpaint(model, inputs["image"], margins, feather=self.feather, method=self.method, jumps=self.jumps)
         if margins == wanted:
             return spec

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from unveil.data.folder_index import IMAGE_SUFFIXES
-from unveil.data.image_decoding import DecodeOptions, read, read_classes
+from unveil.data.image_decoding import DecodeOptions, read_classes, read_image
 from unveil.data.preprocessors import segmentation
 from unveil.data.preprocessors.registry import PREPROCESSORS
 from unveil.errors import DataError, Error, OutputError, RecipeError, did_you_mean
@@ -125,7 +125,7 @@ def _file_pairs(source: Path, out: Path, suffixes: set[str], *, force: bool) -> 
 
 def _read_image(path: Path) -> Tensor:
     real = path.resolve()  # a link that the user names may lead anywhere
-    return read(real.parent, real.name, _ORIGINAL_SIZE)
+    return read_image(real.parent, real.name, _ORIGINAL_SIZE)
 
 
 def _read_boxes(path: Path) -> dict[str, Tensor | None]:

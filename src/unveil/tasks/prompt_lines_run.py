@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from unveil.data.prompts import check_lines
 from unveil.errors import RecipeError
-from unveil.generation.image_output import filenames, numbered
+from unveil.generation.image_output import filenames, sample_ids
 from unveil.model import Model
 from unveil.tasks.context import TaskContext
 from unveil.tasks.image_run import image_output, model_options, request_of
@@ -35,7 +35,7 @@ def run_prompt_lines(task: TextToImage, context: TaskContext) -> TaskResult:
     tasks = tasks_of_lines(task, model, context)
     for line, part in zip(task.prompts, tasks, strict=True):
         count = part.count or len(part.seed)
-        names = filenames(numbered(request_of(part, model, context, count)))
+        names = filenames(sample_ids(request_of(part, model, context, count)))
         output.check([f"{mark(line)}{name}" for name in names], mark=mark(line))
     sets: list[dict[str, Any]] = []
     for number, (line, part) in enumerate(zip(task.prompts, tasks, strict=True), 1):

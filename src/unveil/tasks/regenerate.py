@@ -61,10 +61,10 @@ class Regenerate(ClassifierFields, Task):
 
     def run(self, context: TaskContext) -> TaskResult:
         """Read the metadata, and let their task generate the file again."""
-        from unveil.generation.image_output import read_facts
+        from unveil.generation.image_output import read_generation_metadata
 
         file = context.path(self.source, FileInput("media"))
-        facts = read_facts(file)
+        facts = read_generation_metadata(file)
         recorded: Any = facts.get("task") or {NAME: "sample"}
         if isinstance(recorded, Mapping) and NAME not in recorded and "fps" in facts:
             raise DataError(

@@ -18,7 +18,7 @@ from unveil.train.batch_preparation import to_device
 from unveil.train.callbacks import KEEP
 from unveil.train.data_order import IndexableItems, check_items, collate
 from unveil.train.learner import Learner
-from unveil.train.precision import resolve
+from unveil.train.precision import resolve_precision
 from unveil.train.variable_size import token_counts
 
 FLOAT = 4  # bytes; weights, gradients, moments and averages are float32
@@ -94,7 +94,7 @@ def estimate(
     check_items(dataset, learner.key, learner.raw_keys, None if batching else learner.shape)
     if recipe.train.tokens is not None:
         batch = max(1, round(recipe.train.tokens / float(token_counts(learner.model, dataset).double().mean())))
-    precision = resolve(recipe.train.precision, device)
+    precision = resolve_precision(recipe.train.precision, device)
     measured = _Step(learner, dataset, precision, recipe, device)
     activations = measured.activations()
     seconds = measured.seconds(1)

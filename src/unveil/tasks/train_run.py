@@ -20,8 +20,7 @@ from unveil.data.folder_index import IMAGE_SUFFIXES
 from unveil.data.latent_cache import CachedLatents, LatentCacheOptions
 from unveil.data.video_folder import has_videos
 from unveil.errors import DataError, OutputError, RecipeError
-from unveil.generation.model_loading import device as select_device
-from unveil.generation.model_loading import open_model
+from unveil.generation.model_loading import open_model, resolve_device
 from unveil.io.console import Console, duration
 from unveil.io.files import refuse_overwrite
 from unveil.model import Model, build
@@ -132,16 +131,16 @@ def _estimate(recipe: AnyRecipe, device: str) -> TaskResult:
     if isinstance(recipe, AutoencoderRecipe):
         learner: Any = learner_of(recipe, fresh_autoencoder(recipe))
     else:
-        model = start(recipe, select_device("cpu"))
+        model = start(recipe, resolve_device("cpu"))
         build_vocabulary(model, dataset)
         objective = recipe.objective.build(recipe, model.process, recipe.train.batch_size)
         learner = DiffusionLearner(model, objective, recipe.key, recipe.train.batching)
-    estimated = estimate(recipe, learner, dataset, select_device(device))
+    estimated = estimate(recipe, learner, dataset, resolve_device(device))
     return TaskResult(estimated.facts(), estimated.text())
 
 
 def _train(recipe: AnyRecipe, run: Path, context: TaskContext) -> TaskResult:
-    console, force, device = context.console, context.output.force, select_device(context.device)
+    console, force, device = context.console, context.output.force, resolve_device(context.device)
     if isinstance(recipe, ClassifierRecipe | SequenceRecipe):
         if context.device != "auto" and device.type != "cpu":
             raise RecipeError(f"--device {context.device}: {recipe.name} is trained on the CPU; leave it out")
@@ -226,13 +225,13 @@ def _autoencoder(recipe: AutoencoderRecipe, device: torch.device) -> Begin:
 
 def _captioner(recipe: CaptionerRecipe, device: torch.device) -> Begin:
     """Check the recipe of a captioner; return the function that trains it."""
-    from unveil.train.captioner import fit_captioner, start
+    from unveil.train.captioner import fit_captioner, initial_captioner
 
     if recipe.train.cache_latents:
         raise RecipeError("train.cache_latents: a captioner learns from pixels; set it to false")
 
     def begin(dataset: Any, held_out: Any, run: Path) -> None:
-        fit_captioner(recipe, start(recipe, dataset, device), dataset, run=run, held_out=held_out)
+        fit_captioner(recipe, initial_captioner(recipe, dataset, device), dataset, run=run, held_out=held_out)
 
     return begin
 

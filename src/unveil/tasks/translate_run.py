@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import save as save_bytes
 
 from unveil.errors import DataError, RecipeError
-from unveil.generation.model_loading import device as select_device
+from unveil.generation.model_loading import resolve_device
 from unveil.io.files import refuse_overwrite, write_atomically
 from unveil.model.seq2seq import TranslationAttention, attention_maps, translate, unknown_tokens
 from unveil.model.seq2seq_folder import SequenceModel, load_sequence
@@ -39,7 +39,7 @@ def translate_texts(task: Translate, context: TaskContext) -> TaskResult:
     maps = None if task.save_attention is None else Path(task.save_attention)
     if maps is not None:
         refuse_overwrite(maps / "attention.json", context.output.force)
-    model = load_sequence(context.resolver.path(task.model, CatalogName("sequence")), select_device(context.device))
+    model = load_sequence(context.resolver.path(task.model, CatalogName("sequence")), resolve_device(context.device))
     for text in texts:
         if missing := unknown_tokens(model, text):
             context.console.warn(f"{text!r}: the model has no token for {', '.join(map(repr, missing))}")

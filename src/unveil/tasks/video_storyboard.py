@@ -59,7 +59,7 @@ class VideoStoryboard(Windows, VideoTask):
         from dataclasses import replace
 
         from unveil.generation import video, video_inputs
-        from unveil.generation.prompt_schedule import Scene as Span
+        from unveil.generation.prompt_schedule import ScheduledPrompt as Span
         from unveil.tasks.video_run import VideoShot, check_prompt
 
         spans = [Span(scene.first, scene.last + 1, scene.prompt) for scene in self.scenes]

@@ -29,14 +29,14 @@ from unveil.evaluate.perceptual import perceptual
 from unveil.io.files import write_atomically
 from unveil.io.images import stack_rows
 from unveil.model import checkpoint_store, model_folder
-from unveil.model.config import AutoencoderConfig, AutoencoderLossSection, AutoencoderRecipe, dump
+from unveil.model.config import AutoencoderLossSection, AutoencoderModelConfig, AutoencoderRecipe, dump
 from unveil.model.config.autoencoder import PUBLISHED_KL, ClipLengthSection
 from unveil.model.model_card import autoencoder_card
 from unveil.nn.discriminator import PatchDiscriminator
 from unveil.train.batch_preparation import fixed_subset, hflip, random_flip_mask, slice_batch, to_float
 from unveil.train.data_order import Batch, IndexableItems, check_items
 from unveil.train.learner import Learner
-from unveil.train.sample_images import sheet
+from unveil.train.sample_images import image_sheet
 from unveil.train.signals import Stop
 from unveil.train.trainer import learn
 
@@ -70,22 +70,22 @@ class AutoencoderLearner(Learner):
     """The learner of an autoencoder.
 
     Args:
-        codec: the autoencoder.
-        config: what a saved one is built from.
-        loss: what is minimised.
-        by_channel: whether the latents' scale is measured channel by channel.
-        lengths: that clips are cut to in training; None: they stay whole.
-        key: the items' key of the images.
-        seed: of the latents that replace unused entries of a codebook, and of lengths.
+        codec: The autoencoder.
+        config: Configuration that a saved one is built from.
+        loss: Loss that is minimised.
+        by_channel: True if the latents' scale is measured channel by channel.
+        lengths: Lengths that clips are cut to in training; None: they stay whole.
+        key: The items' key of the images.
+        seed: Seed of the latents that replace unused entries of a codebook, and of lengths.
 
     Raises:
-        RecipeError, WeightsError: a perceptual network that cannot be opened.
+        RecipeError, WeightsError: A perceptual network that cannot be opened.
     """
 
     def __init__(
         self,
         codec: AutoencoderKL | VQModel,
-        config: AutoencoderConfig,
+        config: AutoencoderModelConfig,
         loss: AutoencoderLossSection,
         *,
         by_channel: bool = False,
@@ -126,8 +126,8 @@ class AutoencoderLearner(Learner):
             x = hflip(x, random_flip_mask(x, streams, step))
         if self.lengths is not None:
             x = self._cut(x, self.lengths, step)
-        reconstruction = self.rebuilt(self.model, x, streams, step)
-        return self.judged(x, reconstruction, step)
+        reconstruction = self.reconstruct(self.model, x, streams, step)
+        return self.losses_of(x, reconstruction, step)
 
     def pixels(self, batch: Batch) -> Tensor:
         """Images in [-1, 1], their channels last in memory, which convolutions are fastest on; clips as they are."""
@@ -148,7 +148,7 @@ class AutoencoderLearner(Learner):
         """Three random numbers of a step, the same in every part of its batch."""
         return torch.rand(3, generator=torch.Generator().manual_seed(hash_of(self._seed, step, what) >> 1))
 
-    def rebuilt(
+    def reconstruct(
         self, codec: AutoencoderKL | VQModel, x: Tensor, streams: SampleRNG | None, step: int
     ) -> ReconstructedBatch:
         """The reconstruction by an autoencoder, trained or averaged; without streams, from the likeliest latents."""
@@ -170,7 +170,7 @@ class AutoencoderLearner(Learner):
             z = z + settings.latent_noise * spread * streams.normal(z.shape[1:], step, LATENT).to(z)
         return ReconstructedBatch(codec.decoded(z).float(), regulariser)
 
-    def judged(self, x: Tensor, reconstruction: ReconstructedBatch, step: int) -> LossOutput:
+    def losses_of(self, x: Tensor, reconstruction: ReconstructedBatch, step: int) -> LossOutput:
         """The loss of images and their reconstructions, without a discriminator where no gradient is computed."""
         settings = self.settings
         error = ERRORS[settings.distance](x - reconstruction.pixels).flatten(1).mean(1)  # (B,)
@@ -230,11 +230,13 @@ class AutoencoderLearner(Learner):
         self.model.encoder.compile()
         self.model.decoder.compile()
 
-    def held_out(self, items: IndexableItems, at_once: int, count: int, seed: int) -> AutoencoderValidation:
+    def validator(self, items: IndexableItems, at_once: int, count: int, seed: int) -> AutoencoderValidation:
         """The loss without a discriminator, and the error in decibels, of the likeliest latents."""
         return AutoencoderValidation(self, fixed_subset(items, count, self.key, []), at_once)
 
-    def samples(self, items: IndexableItems, seed: int, stop: Stop) -> tuple[ReconstructionSheets, int | None] | None:
+    def sample_sheets(
+        self, items: IndexableItems, seed: int, stop: Stop
+    ) -> tuple[ReconstructionSheets, int | None] | None:
         """Sheets of images above their reconstructions."""
         if self.shape[0] not in (1, 3):
             return None
@@ -259,7 +261,7 @@ class AutoencoderLearner(Learner):
             codec.scale.copy_(scale)
             codec.shift.copy_(shift)
 
-    def averaged(self, average: AutoencoderKL | VQModel) -> dict[str, dict[str, Tensor]]:
+    def ema_tensors(self, average: AutoencoderKL | VQModel) -> dict[str, dict[str, Tensor]]:
         """Tensors of the autoencoder."""
         return checkpoint_store.weight_files(average)
 
@@ -271,7 +273,7 @@ class AutoencoderLearner(Learner):
             "card.md": self.card(about),
         }
 
-    def load(self, model: AutoencoderKL | VQModel, folder: Path, which: model_folder.Which) -> None:
+    def load(self, model: AutoencoderKL | VQModel, folder: Path, which: model_folder.WeightSet) -> None:
         """Copy a folder's weights."""
         model_folder.load_into(model, folder, which)
 
@@ -281,7 +283,7 @@ class AutoencoderLearner(Learner):
 
 
 class AutoencoderValidation:
-    """How well the averaged autoencoder reconstructs some images that never train."""
+    """Reconstruction error of the EMA autoencoder on images that never train."""
 
     from_start = False
 
@@ -296,8 +298,8 @@ class AutoencoderValidation:
         for start in range(0, count, self.at_once):
             part = slice_batch(self.batch, start, min(start + self.at_once, count), learner.device)
             x = learner.pixels(part)
-            reconstruction = learner.rebuilt(model, x, None, 0)
-            loss = learner.judged(x, reconstruction, 0)
+            reconstruction = learner.reconstruct(model, x, None, 0)
+            loss = learner.losses_of(x, reconstruction, 0)
             total += loss.value.item() * len(part.numbers)
             squared += ((reconstruction.pixels.clamp(-1, 1) - x) / 2).square().flatten(1).mean(1).sum().item()
         return {"validation": total / count, "psnr": -10 * math.log10(max(squared / count, 1e-12))}
@@ -314,8 +316,8 @@ class ReconstructionSheets:
         """Write one sheet."""
         batch = slice_batch(self.batch, 0, len(self.batch.numbers), self.learner.device)
         x = self.learner.pixels(batch)
-        reconstruction = self.learner.rebuilt(model, x, None, 0).pixels
-        write_atomically(path, sheet(stack_rows(x, reconstruction, columns or len(x)), columns))
+        reconstruction = self.learner.reconstruct(model, x, None, 0).pixels
+        write_atomically(path, image_sheet(stack_rows(x, reconstruction, columns or len(x)), columns))
 
 
 def fit_autoencoder(
@@ -333,17 +335,17 @@ def fit_autoencoder(
     training images to mean 0 and deviation 1.
 
     Args:
-        recipe: what is minimised, and the settings of training.
-        codec: as the recipe builds it; on the device that it is to train on.
-        dataset: items with images or clips, uint8, or floats in [-1, 1].
-        run: the folder; new, or one of the same recipe.
-        held_out: items that never train, for the held-out loss.
+        recipe: Loss and settings of training.
+        codec: Codec, as the recipe builds it; on the device that it is to train on.
+        dataset: Items with images or clips, uint8, or floats in [-1, 1].
+        run: The folder; new, or one of the same recipe.
+        held_out: Items that never train, for the held-out loss.
 
     Raises:
-        RecipeError: settings that cannot work, or a folder with a run of another recipe.
-        WeightsError: weights of the perceptual network that are missing or damaged.
-        ShapeError: images of another shape than the recipe's.
-        OutputError, NonFinite, OutOfResources, Cancelled: as `train.fit`.
+        RecipeError: Settings that cannot work, or a folder with a run of another recipe.
+        WeightsError: Weights of the perceptual network that are missing or damaged.
+        ShapeError: Images of another shape than the recipe's.
+        OutputError, NonFinite, OutOfResources, Cancelled: As `train.fit`.
     """
     if (
         isinstance(codec, VQModel)
@@ -364,7 +366,7 @@ def learner_of(recipe: AutoencoderRecipe, codec: AutoencoderKL | VQModel) -> Aut
     """The learner that a recipe asks for; its discriminator's first weights are the seed's.
 
     Raises:
-        RecipeError, WeightsError: a perceptual network that cannot be opened.
+        RecipeError, WeightsError: A perceptual network that cannot be opened.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(hash_of(recipe.train.seed, 1) >> 1)
@@ -381,17 +383,17 @@ def measure_latent_scaling(
     """Scale and shift (C,) that bring the codec's latents of images to mean 0 and deviation 1.
 
     Args:
-        parts: batches of images (B, C, H, W), or clips (B, C, T, H, W), in [-1, 1]; those that are not finite are
-            left out.
-        by_channel: a scale and a shift for each channel; else one of both for all.
+        parts: Batches of images (B, C, H, W), or clips (B, C, T, H, W), in [-1, 1]; those that are not finite are left
+            out.
+        by_channel: A scale and a shift for each channel; else one of both for all.
 
     Raises:
-        NonFinite: no latents are finite.
+        NonFinite: No latents are finite.
     Source: Rombach et al. 2022, appendix D.1, for the deviation of one batch; here over all of them, and the mean.
     """
     count, total, squares = 0, torch.zeros(len(codec.scale)).double(), torch.zeros(len(codec.scale)).double()
     for pixels in parts:
-        z = codec.unscaled(codec.encode(channels_last(pixels))).cpu().double()
+        z = codec.from_latents(codec.encode(channels_last(pixels))).cpu().double()
         z = z[z.flatten(1).isfinite().all(1)]  # a broken image, which training skips too
         places = (0, *range(2, z.ndim))
         total += z.sum(places)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from unveil.core.rng import SampleRNG
-from unveil.data.adapted import SourceDataset
+from unveil.data.adapter import SourceDataset
 from unveil.data.fingerprint import Progress, tensors_fingerprint
 from unveil.data.latent_cache import CachedLatents, LatentCacheOptions, LatentEncoder, cache_latents
 from unveil.errors import RecipeError, ShapeError
@@ -34,9 +34,9 @@ def prepare(
     """A batch as the objective takes it: x0 (B, ...), or a list of (...), scaled and encoded, and its condition.
 
     Args:
-        step: the training step whose random numbers mirror images, choose among the codec's latents and drop
+        step: The training step whose random numbers mirror images, choose among the codec's latents and drop
             conditions; None does nothing of it.
-        flip: mirror every second image, left to right, with its context image and its control image.
+        flip: Mirror every second image, left to right, with its context image and its control image.
     """
     condition: Condition | None = None
     mirrored: Tensor | None = None
@@ -48,10 +48,10 @@ def prepare(
         x0, mirrored = _encoded(model, batch.data, streams, step, flip)
     for place, conditioner in enumerate(cast(Mapping[str, Any], model.conditioners).values()):
         part: Condition = conditioner.encode(batch.raw[conditioner.key])
-        if mirrored is not None and part.channels is not None:
-            part = replace(part, channels=hflip(part.channels, mirrored))
-        if mirrored is not None and part.hint is not None:
-            part = replace(part, hint=hflip(part.hint, mirrored))
+        if mirrored is not None and part.concat is not None:
+            part = replace(part, concat=hflip(part.concat, mirrored))
+        if mirrored is not None and part.control_image is not None:
+            part = replace(part, control_image=hflip(part.control_image, mirrored))
         if conditioner.drop and step is not None:
             keep = streams.uniform(step, DROP + place) >= conditioner.drop
             part = part.where(keep, conditioner.null(len(x0)))
@@ -68,14 +68,14 @@ def _encoded(
     if flip and step is not None:
         mirrored = random_flip_mask(x0, streams, step)
         x0 = x0 if cached else hflip(x0, mirrored)
-    return latents(model, flip_variants(x0, mirrored) if cached else x0, streams, step, encoded=cached), mirrored
+    return batch_latents(model, flip_variants(x0, mirrored) if cached else x0, streams, step, encoded=cached), mirrored
 
 
 def to_float(data: Tensor) -> Tensor:
     """uint8 pixels as float32 in [-1, 1]; floating point as float32, unchanged.
 
     Raises:
-        ShapeError: any other type.
+        ShapeError: Any other type.
     """
     if data.dtype == torch.uint8:
         return data.float().div_(127.5).sub_(1)
@@ -85,10 +85,10 @@ def to_float(data: Tensor) -> Tensor:
 
 
 def random_flip_mask(images: Tensor, streams: SampleRNG, step: int) -> Tensor:
-    """Which of a batch (B, C, H, W) a training step mirrors, every second one: (B,) bool.
+    """Return which images of a batch a training step mirrors, every second one: (B,) bool.
 
     Raises:
-        RecipeError: data that have no left and right.
+        RecipeError: Data that have no left and right.
     """
     if images.ndim < 4:
         raise RecipeError(
@@ -160,12 +160,12 @@ def cache_dataset(
     """A data set with the encoder's output for each image, from the cache, and whether it was there.
 
     Args:
-        how: options of the cache; the model's key replaces theirs.
-        progress: called as progress(done, total) while images are encoded.
+        how: Options of the cache; the model's key replaces theirs.
+        progress: Called as progress(done, total) while images are encoded.
 
     Raises:
-        RecipeError: the model has no codec that encodes.
-        DataError, ShapeError, NonFinite, OutputError, OutOfResources: see `latent_cache.cache_latents`.
+        RecipeError: The model has no codec that encodes.
+        DataError, ShapeError, NonFinite, OutputError, OutOfResources: See `latent_cache.cache_latents`.
     """
     key = model.config.key if model.config is not None else "pixels"
     path, there = cache_latents(items, encoder_of(model), replace(how or LatentCacheOptions(), key=key), progress)
@@ -177,7 +177,7 @@ def encoder_of(model: Model) -> LatentEncoder:
     """The model's encoder with the hash of its weights and settings.
 
     Raises:
-        RecipeError: the model has no codec that encodes.
+        RecipeError: The model has no codec that encodes.
     """
     codec: Any = model.autoencoder
     if not isinstance(codec, SupportsEncode) or not isinstance(codec, nn.Module):
@@ -198,7 +198,7 @@ def encoder_of(model: Model) -> LatentEncoder:
 
 
 def is_cached(model: Model, data: Tensor) -> bool:
-    """Whether a batch holds encoder outputs: it then has one axis more, of versions, than the model's samples."""
+    """Return True if a batch contains encoder outputs, which have one axis more, of mirrored versions, than samples."""
     return data.ndim == len(model.shape) + 2
 
 
@@ -209,7 +209,7 @@ def flip_variants(data: Tensor, mirrored: Tensor | None) -> Tensor:
         mirrored: (B,), which of them are the mirrored images'; None: none.
 
     Raises:
-        RecipeError: some are, and the cache has no such version.
+        RecipeError: Some are, and the cache has no such version.
     """
     if mirrored is None:
         return data[:, 0]
@@ -221,12 +221,12 @@ def flip_variants(data: Tensor, mirrored: Tensor | None) -> Tensor:
     return data[torch.arange(len(data), device=data.device), mirrored.long().to(data.device)]
 
 
-def latents(model: Model, data: Tensor, streams: SampleRNG, step: int | None, *, encoded: bool) -> Tensor:
+def batch_latents(model: Model, data: Tensor, streams: SampleRNG, step: int | None, *, encoded: bool) -> Tensor:
     """Latents (B, C', h, w) of pixels, or of the encoder's outputs for them.
 
     Args:
-        step: the training step whose noise picks them from the posterior; None takes the likeliest.
-        encoded: what `data` is.
+        step: The training step whose noise picks them from the posterior; None takes the likeliest.
+        encoded: True if `data` are encoder outputs.
     """
     codec: Any = model.autoencoder
     with _at_rest(codec, data.device):

@@ -1,4 +1,4 @@
-"""What happens beside the steps: log lines, held-out loss, sheets of samples, checkpoints, the end of a run."""
+"""Callbacks of a run: log lines, held-out loss, sample sheets, checkpoints, and the end of the run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from unveil.train.learner import SampleSheets, Validator
 from unveil.train.lightning_module import Objective, StepOutput, TrainingModule
 from unveil.train.metrics_logger import BINS, MetricsLogger, ProgressBar, RunningMean, guarded, log
 from unveil.train.run_folder import RunFolder
-from unveil.train.sample_images import beside, plot_run, sheet
+from unveil.train.sample_images import image_sheet, plot_run, with_control_images
 from unveil.train.signals import INTERRUPTED, TERMINATED, Stop
 
 KEEP = 3  # checkpoints kept
@@ -50,8 +50,10 @@ class Samples:
         except Cancelled:
             return
         if model.controls is not None:
-            samples, columns = beside([self.raw[control.key] for control in model.controls.controls], samples)
-        write_atomically(path, sheet(samples, columns))
+            samples, columns = with_control_images(
+                [self.raw[control.key] for control in model.controls.controls], samples
+            )
+        write_atomically(path, image_sheet(samples, columns))
 
     def _check(self, progress: object) -> None:
         del progress
@@ -63,7 +65,7 @@ class ValidationLoss:
     """The objective on held-out items at fixed times and fixed noise, one number per noise level.
 
     Attributes:
-        hints: keys of the images that ControlNets read; where there are some, the loss is also that of the same items
+        hints: Keys of the images that ControlNets read; where there are some, the loss is also that of the same items
             with each other's hints, and is known from step 0.
     """
 
@@ -73,7 +75,7 @@ class ValidationLoss:
 
     @property
     def from_start(self) -> bool:
-        """Whether the first line is that of step 0."""
+        """True if the first line is that of step 0."""
         return bool(self.hints)
 
     @torch.no_grad()
@@ -81,7 +83,7 @@ class ValidationLoss:
         """The mean loss in the middle of each bin of t.
 
         Args:
-            batch: other examples; None: its own.
+            batch: Other examples; None: its own.
         """
         batch = batch or self.batch
         device = next(model.parameters()).device
@@ -117,7 +119,7 @@ class StepCallback(Callback):
     """Reports the optimiser steps of a run that writes nothing.
 
     Args:
-        on_step: called after each step.
+        on_step: Called after each step.
 
     Raises (from a step):
         NonFinite: more than `nonfinite_limit` steps in a row were not finite.
@@ -183,7 +185,7 @@ class TrainingCallback(Callback):
         """Makes the average, restores what a checkpoint holds, opens the log.
 
         Raises:
-            RecipeError: the processes would go on from different steps, as in folders that they do not share.
+            RecipeError: The processes would go on from different steps, as in folders that they do not share.
         """
         module = _training_module(pl_module)
         steps = torch.as_tensor(module.all_gather(torch.tensor(module.step, device=module.device))).flatten().tolist()

@@ -30,7 +30,7 @@ from unveil.model.captioner_folder import (
 from unveil.model.config import CaptionerRecipe
 from unveil.model.config.train import Batching
 from unveil.nn.captioner import Captioner
-from unveil.nn.tokenizer import BEGIN, END, PADDING, Vocabulary, padded
+from unveil.nn.tokenizer import BEGIN, END, PADDING, Vocabulary, pad_sequences
 from unveil.train.batch_preparation import fixed_subset, slice_batch, to_float
 from unveil.train.data_order import Batch, IndexableItems, check_items
 from unveil.train.learner import Learner
@@ -40,13 +40,13 @@ from unveil.train.vocabulary import all_captions
 TEXT, FPS = "text", "fps"
 
 
-def start(recipe: CaptionerRecipe, dataset: IndexableItems, device: torch.device) -> CaptionModel:
+def initial_captioner(recipe: CaptionerRecipe, dataset: IndexableItems, device: torch.device) -> CaptionModel:
     """The initial captioner: fresh weights and the words of the data, or a base with these words beside its own.
 
     Raises:
-        RecipeError: items without a text, texts without a word or longer than the network writes, or a base of another
+        RecipeError: Items without a text, texts without a word or longer than the network writes, or a base of another
             network.
-        WeightsError: the base is not a captioner.
+        WeightsError: The base is not a captioner.
     """
     base = None if recipe.base is None else load_captioner(recipe.base)
     before = () if base is None else base.words.tokens
@@ -78,8 +78,8 @@ def fit_captioner(
     Training resumes and repeats as that of `train.fit`. At the end the network holds the EMA weights.
 
     Raises:
-        RecipeError: items without captions, captions longer than the network writes, or a run of another recipe.
-        OutputError, NonFinite, OutOfResources, Cancelled: as `train.fit`.
+        RecipeError: Items without captions, captions longer than the network writes, or a run of another recipe.
+        OutputError, NonFinite, OutOfResources, Cancelled: As `train.fit`.
     """
     check_items(dataset, recipe.key, [TEXT], None)
     batching = recipe.train.batching
@@ -94,7 +94,7 @@ def _refuse_long(words: int, limit: int) -> None:
     """Check that a caption has no more words, with its end, than the network writes.
 
     Raises:
-        RecipeError: it has.
+        RecipeError: It has.
     """
     if words + 1 > limit:
         raise RecipeError(f"network.max_length = {limit}: a caption has {words + 1} words with its end; raise it")
@@ -109,10 +109,10 @@ class CaptionerLearner(Learner):
     """The learner of a captioner.
 
     Args:
-        model: what is trained.
-        key: the items' key of the images or videos.
-        shape: of one item's data.
-        timed: whether items say how many frames a second has.
+        model: Model that is trained.
+        key: The items' key of the images or videos.
+        shape: Shape of one item's data.
+        timed: True if items say how many frames a second has.
         batching: "buckets" for clips and images of different sizes; None: all are of one.
     """
 
@@ -129,21 +129,23 @@ class CaptionerLearner(Learner):
         """Mean nats of a word, of each caption and of all.
 
         Raises:
-            RecipeError: mirrored images, whose captions would be wrong.
+            RecipeError: Mirrored images, whose captions would be wrong.
         """
         del streams, step
         if flip:
             raise RecipeError("train.random_flip: a mirrored image has another caption; set it to false")
-        return self.judged(self.model, batch)
+        return self.caption_losses(self.model, batch)
 
-    def judged(self, network: Captioner, batch: Batch) -> LossOutput:
+    def caption_losses(self, network: Captioner, batch: Batch) -> LossOutput:
         """The loss of a batch by a network, the trained or the averaged one."""
         data = batch.data
         targets = self.targets(batch.raw[TEXT]).to(data[0].device)
         rate = torch.as_tensor(batch.raw[FPS]).cpu().double() if FPS in batch.raw else None
         total, counted = torch.zeros(len(data), device=targets.device), (targets[:, 1:] != PADDING).sum(1)
         for places in of_one_size(data):
-            x = clips(to_float(data if isinstance(data, Tensor) else torch.stack([data[place] for place in places])))
+            x = as_videos(
+                to_float(data if isinstance(data, Tensor) else torch.stack([data[place] for place in places]))
+            )
             words = targets[places]
             logits = network(x, words[:, :-1], None if rate is None else rate[places])
             nats = nn.functional.cross_entropy(logits.float().transpose(1, 2), words[:, 1:], reduction="none")
@@ -157,23 +159,23 @@ class CaptionerLearner(Learner):
         """Captions as words (B, L), with begin and end.
 
         Raises:
-            RecipeError: one is longer than the network writes.
+            RecipeError: One is longer than the network writes.
         """
         numbers = [[BEGIN, *self.words.encode(str(text)), END] for text in captions]
         _refuse_long(max(map(len, numbers)) - 2, self.model.config.max_length)
-        return padded(numbers)
+        return pad_sequences(numbers)
 
     def compile(self) -> None:
         """Compile the image encoder and the decoder."""
         self.model.encoder.compile()
         self.model.decoder.stack.compile()
 
-    def held_out(self, items: IndexableItems, at_once: int, count: int, seed: int) -> CaptionValidation:
+    def validator(self, items: IndexableItems, at_once: int, count: int, seed: int) -> CaptionValidation:
         """The loss of captions that never train."""
         del seed
         return CaptionValidation(self, fixed_subset(items, count, self.key, self.raw_keys, self.batching), at_once)
 
-    def averaged(self, average: Captioner) -> dict[str, dict[str, Tensor]]:
+    def ema_tensors(self, average: Captioner) -> dict[str, dict[str, Tensor]]:
         """Tensors of the network."""
         return {FILE: dict(average.state_dict())}
 
@@ -181,11 +183,11 @@ class CaptionerLearner(Learner):
         """The captioner as trained."""
         return captioner_files(self._whole(self.model), about=about)
 
-    def load(self, model: Captioner, folder: Path, which: model_folder.Which) -> None:
+    def load(self, model: Captioner, folder: Path, which: model_folder.WeightSet) -> None:
         """Copy a folder's weights.
 
         Raises:
-            WeightsError: they are of other words, as they are when captions were changed since.
+            WeightsError: They are of other words, as they are when captions were changed since.
         """
         if words_of(folder) != self.words:
             raise WeightsError(
@@ -216,11 +218,11 @@ class CaptionValidation:
         count, total = len(self.batch.numbers), 0.0
         for begin in range(0, count, self.at_once):
             part = slice_batch(self.batch, begin, min(begin + self.at_once, count), self.learner.device)
-            total += self.learner.judged(model, part).per_sample.sum().item()
+            total += self.learner.caption_losses(model, part).per_sample.sum().item()
         return {"validation": total / count}
 
 
-def clips(x: Tensor) -> Tensor:
+def as_videos(x: Tensor) -> Tensor:
     """Images (B, C, H, W) as clips of one frame; clips as they are."""
     return x[:, :, None] if x.ndim == 4 else x
 

@@ -34,7 +34,7 @@ from unveil.model.config.sections import validate
 from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
 from unveil.nn.cnn import Cnn, CnnConfig
 from unveil.nn.vit import ViT, ViTConfig
-from unveil.train.data_order import Batch, ExampleNumbers, IndexableItems, Part, ShuffledRows
+from unveil.train.data_order import Batch, BatchPart, ExampleNumbers, IndexableItems, ShuffledRows
 from unveil.train.learner import AdamWOptions, Learner
 from unveil.train.lr_schedule import Schedule
 from unveil.train.trainer import learn, learn_in_memory
@@ -55,23 +55,23 @@ class ClassifierConfig:
     """Training of a classifier: AdamW, a short warm-up, then a cosine to zero.
 
     Attributes:
-        epochs: passes over the training part.
-        label_smoothing: probability taken from the true class and spread over all.
-        translate: maximum shift of images in pixels, in either direction.
-        degrees: maximum rotation of images, in either direction.
-        scale: maximum share by which images are enlarged or reduced.
-        sizes: sides in pixels, of which each batch has one, for networks that will read other sizes; none: the
-            images' own.
-        random_flip: mirror images half of the time.
-        precision: of products in training; what is reported is computed in float32.
-        process: whose noise levels a noisy classifier reads, each time equally often; None for clean images.
-        ema_decay: of the running average of the weights, per step; 0: the result is the last weights.
-        grad_accum_steps: parts that a batch is split into, to save memory.
-        save_every: steps between checkpoints of a run folder.
-        max_minutes: wall time after which a run folder's training stops, to be resumed.
+        epochs: Passes over the training part.
+        label_smoothing: Probability taken from the true class and spread over all.
+        translate: Maximum shift of images in pixels, in either direction.
+        degrees: Maximum rotation of images, in either direction.
+        scale: Maximum share by which images are enlarged or reduced.
+        sizes: Sides in pixels, of which each batch has one, for networks that will read other sizes; none: the images'
+            own.
+        random_flip: Mirror images half of the time.
+        precision: Precision of products in training; what is reported is computed in float32.
+        process: Process whose noise levels a noisy classifier reads, each time equally often; None for clean images.
+        ema_decay: Decay of the running average of the weights, per step; 0: the result is the last weights.
+        grad_accum_steps: Parts that a batch is split into, to save memory.
+        save_every: Steps between checkpoints of a run folder.
+        max_minutes: Wall time after which a run folder's training stops, to be resumed.
 
     Raises:
-        RecipeError: a noisy classifier without process, or a process for one of clean images.
+        RecipeError: A noisy classifier without process, or a process for one of clean images.
     """
 
     network: CnnConfig | ViTConfig | NoisyClassifierConfig
@@ -110,7 +110,7 @@ class ClassifierConfig:
         """The settings of the training loop, for a number of training images.
 
         Raises:
-            RecipeError: settings that cannot work, such as a batch that cannot be split.
+            RecipeError: Settings that cannot work, such as a batch that cannot be split.
         """
         settings = {
             "batch_size": self.batch_size,
@@ -132,7 +132,7 @@ class ClassifierConfig:
 
 
 class StepProgress(NamedTuple):
-    """Where training is, after a step."""
+    """Progress of training after a step."""
 
     step: int
     steps: int
@@ -160,7 +160,7 @@ class ClassifierLearner(Learner):
     Weights, order of the images, augmentations and dropout are drawn from one generator.
 
     Args:
-        images: with a label each.
+        images: With a label each.
     """
 
     adamw = AdamWOptions(fused=False)
@@ -204,7 +204,7 @@ class ClassifierLearner(Learner):
             self._batch = step, pixels, self.images.labels[rows]
         return self._batch[1:]
 
-    def _logits(self, pixels: Tensor, step: int, part: Part) -> Tensor:
+    def _logits(self, pixels: Tensor, step: int, part: BatchPart) -> Tensor:
         """The logits of images; a noisy classifier's have noise of times that step and position decide alone.
 
         Source: Dhariwal & Nichol 2021, section 4 (arXiv:2105.05233).
@@ -225,12 +225,12 @@ class ClassifierLearner(Learner):
         """Restore the order of the images and the generator.
 
         Raises:
-            WeightsError: a tensor is missing.
+            WeightsError: A tensor is missing.
         """
         self.order.restore(state)
         self._batch = None
 
-    def averaged(self, average: Any) -> dict[str, dict[str, Tensor]]:
+    def ema_tensors(self, average: Any) -> dict[str, dict[str, Tensor]]:
         """Tensors of the network."""
         return {FILE: dict(average.state_dict())}
 
@@ -238,11 +238,11 @@ class ClassifierLearner(Learner):
         """The network as trained, and the card."""
         return {FILE: dict(self.model.state_dict()), "card.md": self.card(about)}
 
-    def load(self, model: Any, folder: Path, which: model_folder.Which) -> None:
+    def load(self, model: Any, folder: Path, which: model_folder.WeightSet) -> None:
         """Copy a folder's weights.
 
         Raises:
-            WeightsError: weights of another network.
+            WeightsError: Weights of another network.
         """
         path = model_folder.weights_of(folder, FILE, which)
         tensors = read_tensors(path)
@@ -264,11 +264,11 @@ def train_classifier(
     """A classifier of `dataset`, the same for the same seed, machine and number of compute threads.
 
     Args:
-        on_progress: called after each step; to stop, let it raise `errors.Cancelled`.
+        on_progress: Called after each step; to stop, let it raise `errors.Cancelled`.
 
     Raises:
-        RecipeError: images without labels, or a label that the network has no output for.
-        NonFinite: the loss left the finite numbers.
+        RecipeError: Images without labels, or a label that the network has no output for.
+        NonFinite: The loss left the finite numbers.
     """
     begun, spent = time.perf_counter(), time.process_time()
     learner, test = _prepared(config, dataset, held_out)
@@ -293,12 +293,12 @@ def fit_classifier(
     """Train a classifier in a run folder, or resume the run in it, by one process or by those of `torchrun`.
 
     Args:
-        run: the folder; new, or one of the same recipe.
-        recorded: the recipe, as plain values.
+        run: The folder; new, or one of the same recipe.
+        recorded: The recipe, as plain values.
 
     Raises:
-        RecipeError: images without labels, a label that the network has no output for, or a run of another recipe.
-        OutputError, NonFinite, OutOfResources, Cancelled: as `train.fit`.
+        RecipeError: Images without labels, a label that the network has no output for, or a run of another recipe.
+        OutputError, NonFinite, OutOfResources, Cancelled: As `train.fit`.
     """
     spent = time.process_time()
     learner, test = _prepared(config, dataset, held_out)
@@ -349,15 +349,15 @@ def save_classifier(
     """Write NAME.safetensors in half precision and, last, the card NAME.yaml with its hash.
 
     Args:
-        name: of the recipe, such as classifier-digits.
-        process: the recipe's section of a noisy classifier's process.
-        force: replace files of that name.
+        name: Name of the recipe, such as classifier-digits.
+        process: The recipe's section of a noisy classifier's process.
+        force: Replace files of that name.
 
     Returns:
         The card, which `evaluate.features.classifier` opens, or `guidance_classifier.load_guide` a noisy one's.
 
     Raises:
-        OutputError: a file of that name is there and `force` is not set.
+        OutputError: A file of that name is there and `force` is not set.
     """
     weights, card = (folder / f"{name}.{end}" for end in ("safetensors", "yaml"))
     for path in (weights, card):

@@ -37,10 +37,10 @@ class TrainingData(LightningDataModule):
     """Batches of this process up to the last optimiser step.
 
     Args:
-        examples: batches by example numbers, as `Learner.dataset` returns them.
-        config: settings of training.
-        first: the optimiser step that the Trainer counts from; 0 in a Trainer that starts or resumes a run by itself.
-        steps: the examples of each step; None: `config.batch_size` each.
+        examples: Batches by example numbers, as `Learner.dataset` returns them.
+        config: Settings of training.
+        first: The optimiser step that the Trainer counts from; 0 in a Trainer that starts or resumes a run by itself.
+        steps: The examples of each step; None: `config.batch_size` each.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class TrainingData(LightningDataModule):
         """The batch.
 
         Raises:
-            Error: it could not be read.
+            Error: It could not be read.
         """
         if isinstance(batch, DataWorkerError):
             raise batch.fault

@@ -1,4 +1,4 @@
-"""Which item a training example is: a function of the seed and the example's number alone.
+"""Order of the training data: the item of each example, which depends only on the seed and the example's number.
 
 Optimiser step s takes the examples s * batch ... (s + 1) * batch - 1, whatever the number of workers,
 processes and accumulated parts, so a run that resumes at a step has nothing to fast-forward. A step of a fixed number
@@ -73,7 +73,7 @@ class EpochShuffle:
 
 
 class BatchPlan(Protocol):
-    """Which examples a step takes."""
+    """Plan of the examples of each step."""
 
     def examples(self, step: int, part: int = 0, parts: int = 1) -> range:
         """The numbers of the examples of one of a step's parts."""
@@ -81,7 +81,7 @@ class BatchPlan(Protocol):
 
 
 class FixedBatch:
-    """As many examples in each step, `batch`, and in each of its parts."""
+    """Plan of batches of one size, split into equal parts."""
 
     def __init__(self, batch: int) -> None:
         self.batch = batch
@@ -102,10 +102,10 @@ class SupportsSizes(Protocol):
 
 
 def sizes_of(items: IndexableItems) -> Tensor:
-    """What a data set says of its items' sizes, int64 (N, 3).
+    """Return the sizes of a data set's items, int64 (N, 3).
 
     Raises:
-        RecipeError: it does not know them.
+        RecipeError: It does not know them.
     """
     if not isinstance(items, SupportsSizes):
         raise RecipeError(
@@ -123,12 +123,12 @@ class TokenBudget:
     that resumes has nothing to count.
 
     Args:
-        order: which item an example is.
-        lengths: of each item, in tokens.
-        tokens: of a step.
+        order: Item of each example.
+        lengths: Lengths of each item, in tokens.
+        tokens: Tokens of a step.
 
     Raises:
-        RecipeError: an item that is longer than a step.
+        RecipeError: An item that is longer than a step.
     """
 
     def __init__(self, order: EpochShuffle, lengths: Sequence[int] | Tensor, tokens: int) -> None:
@@ -142,7 +142,7 @@ class TokenBudget:
         """Check that each of a number of parts of a step has an example.
 
         Raises:
-            RecipeError: none is.
+            RecipeError: None is.
         """
         if self.tokens < parts * self.longest:
             raise RecipeError(
@@ -170,13 +170,13 @@ class BatchSampler(Sampler[list[int]]):
     """The example numbers of each forward pass of one process, from an optimiser step on.
 
     Args:
-        first: the optimiser step that the length counts from.
-        last: the one to end before.
-        batch: examples of one optimiser step, over all processes and parts; or a plan of them.
-        parts: forward passes of one optimiser step in each process.
-        rank: of this process.
-        world: number of processes.
-        start: the optimiser step to begin with, where Lightning has counted the steps before it already; None: first.
+        first: The optimiser step that the length counts from.
+        last: The one to end before.
+        batch: Examples of one optimiser step, over all processes and parts; or a plan of them.
+        parts: Forward passes of one optimiser step in each process.
+        rank: Rank of this process.
+        world: Number of processes.
+        start: The optimiser step to begin with, where Lightning has counted the steps before it already; None: first.
     """
 
     def __init__(
@@ -251,11 +251,12 @@ def collate(
     """Items as one batch: tensors of one shape are stacked, everything else becomes a list.
 
     Args:
-        batching: how data of different sizes are computed together, which then are a list; None: they are of one.
+        batching: Method of computing data of different sizes together, which then are a list; None: they
+            are of one.
 
     Raises:
-        RecipeError: an item lacks a key.
-        ShapeError: the data of two items differ in shape, and batching is off.
+        RecipeError: An item lacks a key.
+        ShapeError: The data of two items differ in shape, and batching is off.
     """
     data = [torch.as_tensor(value_of(item, key, index)) for item, index in zip(items, indices, strict=True)]
     raw = {
@@ -276,9 +277,9 @@ def check_items(items: IndexableItems, key: str, raw_keys: Sequence[str], shape:
     """Looks at the first item, before anything is written.
 
     Raises:
-        DataError: the data set is empty.
-        RecipeError: the first item lacks a key that training reads.
-        ShapeError: its data has another shape than the model's, or a type that is neither float nor uint8.
+        DataError: The data set is empty.
+        RecipeError: The first item lacks a key that training reads.
+        ShapeError: Its data has another shape than the model's, or a type that is neither float nor uint8.
     """
     if not len(items):
         raise DataError("the data set is empty; training needs at least 1 item")
@@ -302,7 +303,7 @@ def items_of(items: IndexableItems, indices: Sequence[int]) -> Sequence[Item]:
 
 
 def value_of(item: Item, key: str, index: int) -> Any:
-    """What an item, which is the data set's `index`, holds under a key, or under the other name of it.
+    """Return the value of an item under a key or the other name of that key.
 
     Raises:
         RecipeError: nothing; names the nearest key.
@@ -335,7 +336,7 @@ class ExampleNumbers(Dataset[Batch]):
         return Batch(numbers, torch.empty(0), {})
 
 
-class Part(NamedTuple):
+class BatchPart(NamedTuple):
     """A part of a step's batch.
 
     positions: of its examples in the batch. whole: whether it is all of the batch.
@@ -351,7 +352,7 @@ class RandomOrder(ABC):
     The generator starts as the global one is when this is created; call it after the network's weights are drawn.
 
     Args:
-        batch_size: rows of a batch.
+        batch_size: Rows of a batch.
     """
 
     def __init__(self, batch_size: int) -> None:
@@ -377,7 +378,7 @@ class RandomOrder(ABC):
             self._generator = torch.get_rng_state()
             torch.set_rng_state(before)
 
-    def forward_pass(self, part: Part) -> AbstractContextManager[None]:
+    def forward_pass(self, part: BatchPart) -> AbstractContextManager[None]:
         """The context of a forward pass.
 
         The pass of a whole batch draws dropout from the same generator. Where a batch is split, each part draws from
@@ -385,10 +386,10 @@ class RandomOrder(ABC):
         """
         return self.drawing() if part.whole else nullcontext()
 
-    def part(self, numbers: Sequence[int]) -> Part:
+    def part(self, numbers: Sequence[int]) -> BatchPart:
         """The part of a batch that has these example numbers."""
         begin = numbers[0] % self.batch_size
-        return Part(slice(begin, begin + len(numbers)), len(numbers) == self.batch_size)
+        return BatchPart(slice(begin, begin + len(numbers)), len(numbers) == self.batch_size)
 
     def state(self) -> dict[str, Tensor]:
         """Tensors that a resumed run needs."""
@@ -400,7 +401,7 @@ class RandomOrder(ABC):
         """Restore what `state` returned.
 
         Raises:
-            WeightsError: a tensor is missing.
+            WeightsError: A tensor is missing.
         """
         if missing := [key for key in _KEYS if f"order.{key}" not in state]:
             raise WeightsError(f"the state of training lacks order.{missing[0]}; use another checkpoint")
@@ -413,7 +414,7 @@ class ShuffledRows(RandomOrder):
     """Every row once per epoch, except the last ones that fill no batch.
 
     Args:
-        count: of rows.
+        count: Number of rows.
     """
 
     def __init__(self, count: int, batch_size: int) -> None:
@@ -433,7 +434,7 @@ class SortedWindows(RandomOrder):
     """Every row once per epoch, rows of similar length together.
 
     Args:
-        lengths: of the rows.
+        lengths: Lengths of the rows.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int) -> None:
@@ -459,7 +460,7 @@ class SortedWindows(RandomOrder):
         """Restore what `state` returned.
 
         Raises:
-            WeightsError: a tensor is missing.
+            WeightsError: A tensor is missing.
         """
         super().restore(state)
         self._parts = None

@@ -37,10 +37,10 @@ class DiffusionLearner(Learner):
     """The learner of a diffusion model: a denoiser with its conditioners.
 
     Args:
-        model: what is trained.
-        objective: what is minimised.
-        key: the items' key of the training data.
-        batching: how clips of different sizes are computed together; None: all have the model's size.
+        model: Model that is trained.
+        objective: Loss that is minimised.
+        key: The items' key of the training data.
+        batching: Method of computing videos of different sizes together; None: all have the model's size.
     """
 
     def __init__(self, model: Model, objective: Objective, key: str, batching: Batching | None = None) -> None:
@@ -56,7 +56,7 @@ class DiffusionLearner(Learner):
 
     @property
     def device(self) -> torch.device:
-        """Where the model is trained."""
+        """Device of the model."""
         return self.model.device
 
     def loss(self, batch: Batch, streams: SampleRNG, step: int, flip: bool) -> LossOutput:
@@ -77,7 +77,7 @@ class DiffusionLearner(Learner):
         """Restore the statistics of the timestep sampling.
 
         Raises:
-            WeightsError: a tensor is missing.
+            WeightsError: A tensor is missing.
         """
         time = self._time()
         if time is None:
@@ -91,7 +91,7 @@ class DiffusionLearner(Learner):
         """Compile the network."""
         self.model.compile_network()
 
-    def held_out(self, items: IndexableItems, at_once: int, count: int, seed: int) -> ValidationLoss:
+    def validator(self, items: IndexableItems, at_once: int, count: int, seed: int) -> ValidationLoss:
         """The objective at fixed times and noise."""
         from unveil.train.callbacks import ValidationLoss
 
@@ -100,7 +100,7 @@ class DiffusionLearner(Learner):
         batch = self._fixed(items, count)
         return ValidationLoss(batch, self.objective, seed, at_once, hints)
 
-    def samples(self, items: IndexableItems, seed: int, stop: Stop) -> tuple[Samples, int | None] | None:
+    def sample_sheets(self, items: IndexableItems, seed: int, stop: Stop) -> tuple[Samples, int | None] | None:
         """Two rows of the classes, or images for the conditions of some items."""
         from unveil.train.callbacks import Samples
 
@@ -119,7 +119,7 @@ class DiffusionLearner(Learner):
         batch = fixed_subset(items, count, self.key, self.raw_keys, self.batching)
         return batch._replace(raw=drop_unknown_captions(self.model, batch.raw))
 
-    def averaged(self, average: Model) -> dict[str, dict[str, Tensor]]:
+    def ema_tensors(self, average: Model) -> dict[str, dict[str, Tensor]]:
         """Tensors of denoiser and conditioners; the autoencoder is frozen."""
         return {
             name: tensors
@@ -131,7 +131,7 @@ class DiffusionLearner(Learner):
         """The model as trained."""
         return checkpoint_store.model_files(self.model, about=about)
 
-    def load(self, model: Model, folder: Path, which: model_folder.Which) -> None:
+    def load(self, model: Model, folder: Path, which: model_folder.WeightSet) -> None:
         """Copy a folder's weights."""
         model_folder.load_into(model, folder, which)
 

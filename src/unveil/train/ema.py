@@ -19,8 +19,8 @@ class Ema(Generic[M]):
     follow it.
 
     Attributes:
-        model: a second model with the averaged weights, in evaluation mode.
-        updates: how many there were.
+        model: A second model with the averaged weights, in evaluation mode.
+        updates: Number of updates until now.
 
     Source: Tarvainen & Valpola 2017, section 3 (arXiv:1703.01780) for the average in place of the weights.
     """

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import torch
 
-from unveil.conditioning.controlnet import Control
+from unveil.conditioning.controlnet import AttachedControlNet
 from unveil.conditioning.learned_text_encoder import LearnedTextEncoder
 from unveil.conditioning.text_encoder import TextEncoder
 from unveil.data.control_images import HINT
@@ -39,11 +39,11 @@ def setup_finetune(model: Model, base: BaseModel, recipe: Recipe) -> Model:
     are those of either.
 
     Args:
-        model: the base, on its device; its parts become those of the result.
-        base: which one it is.
+        model: The base, on its device; its parts become those of the result.
+        base: Name and hash of the base model.
 
     Raises:
-        RecipeError: another model than the recipe describes.
+        RecipeError: Another model than the recipe describes.
     """
     other = [] if model.config is None else _others(model.config, recipe.model)
     config = model_config_on_base(model, base, recipe, besides=other)
@@ -55,7 +55,7 @@ def setup_finetune(model: Model, base: BaseModel, recipe: Recipe) -> Model:
 
 
 def _others(base: ModelConfig, wanted: ModelConfig) -> list[str]:
-    """What differs between two models that may: the shape, the shift of one process, the length of one's prompts."""
+    """Return the permitted differences of two models: the shape, the shift of the process, the length of prompts."""
     within = [getattr(config.process, "process", config.process) for config in (base, wanted)]
     prompts = [[_of_any_length(part) for part in config.condition] for config in (base, wanted)]
     return [
@@ -86,7 +86,7 @@ def _remade(model: Model, base: BaseModel, config: ModelConfig) -> Model:
         mine = other.conditioners[key]
         if isinstance(part, LearnedTextEncoder) and isinstance(mine, LearnedTextEncoder):
             mine.load_state_dict(part.state_dict())
-            mine.take_files(part.files())
+            mine.restore_files(part.files())
         else:
             other.conditioners[key] = part
     return other.to(model.device)
@@ -100,11 +100,11 @@ def setup_lora(model: Model, base: BaseModel, recipe: Recipe) -> Model:
     """The base with fresh additions on its network, of which alone the recipe trains; it is the model given.
 
     Args:
-        model: the base, on its device.
-        base: which one it is.
+        model: The base, on its device.
+        base: Name and hash of the base model.
 
     Raises:
-        RecipeError: no LoRA in the recipe, another model than the recipe describes, or targets that it lacks.
+        RecipeError: No LoRA in the recipe, another model than the recipe describes, or targets that it lacks.
     """
     if recipe.lora is None:
         raise RecipeError("the recipe has no section lora, so there is nothing to train on the base; add one")
@@ -123,10 +123,10 @@ def model_config_on_base(model: Model, base: BaseModel, recipe: Recipe, besides:
     """The model of a recipe, with the base's own codec where the recipe says only where it was saved.
 
     Args:
-        besides: what need not agree.
+        besides: Sections that need not agree.
 
     Raises:
-        RecipeError: another model than the base.
+        RecipeError: Another model than the base.
     """
     ours = recipe.model
     if model.config is None:
@@ -139,7 +139,7 @@ def model_config_on_base(model: Model, base: BaseModel, recipe: Recipe, besides:
             raise RecipeError(f"{name} of the base {base.path} is {theirs}, of the recipe {mine}; make them equal")
     for section in ours.condition:
         if isinstance(section, TextSection):
-            cast(TextEncoder, model.conditioners[section.key]).keep(section.cache)
+            cast(TextEncoder, model.conditioners[section.key]).set_cache_size(section.cache)
     return ours
 
 
@@ -155,11 +155,11 @@ def setup_controlnet(model: Model, base: BaseModel, recipe: Recipe) -> Model:
     """The base under a fresh ControlNet, which alone the recipe trains; it is the model given, and draws what it drew.
 
     Args:
-        model: the base, on its device.
-        base: which one it is.
+        model: The base, on its device.
+        base: Name and hash of the base model.
 
     Raises:
-        RecipeError: no ControlNet in the recipe, another model than it describes, or a base that is not a U-Net.
+        RecipeError: No ControlNet in the recipe, another model than it describes, or a base that is not a U-Net.
     """
     if recipe.control is None:
         raise RecipeError("the recipe has no section control, so there is nothing to train on the base; add one")
@@ -171,7 +171,7 @@ def setup_controlnet(model: Model, base: BaseModel, recipe: Recipe) -> Model:
     if config.network_config() != network.config:
         raise RecipeError(f"network of the base {base.path} is {network.config}, which the recipe has to say")
     model.requires_grad_(False)
-    model.with_controlnets(Control(HINT, init_controlnet(model, network, recipe)))
+    model.with_controlnets(AttachedControlNet(HINT, init_controlnet(model, network, recipe)))
     model.config, model.sampling = config, recipe.sample
     model.base = base._replace(what="control")
     return model
@@ -181,7 +181,7 @@ def init_controlnet(model: Model, network: UNet, recipe: Recipe) -> ControlNet:
     """A copy of the network's first half that adds nothing yet; its hint network is drawn by the recipe's seed.
 
     Raises:
-        RecipeError: hints cannot be brought to the size of what the network's first convolution makes.
+        RecipeError: Hints cannot be brought to the size of what the network's first convolution makes.
     """
     assert recipe.control is not None
     factor = model.shape[-1] // model.autoencoder.latent_shape(model.shape)[-1] * network.config.patch
@@ -193,5 +193,5 @@ def init_controlnet(model: Model, network: UNet, recipe: Recipe) -> ControlNet:
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)
-        control = ControlNet.of(network, hint_channels=recipe.control.hint_channels, hint_widths=widths)
+        control = ControlNet.from_unet(network, hint_channels=recipe.control.hint_channels, hint_widths=widths)
     return control.requires_grad_(True)

@@ -1,6 +1,6 @@
-"""What a run trains: the part of training that differs between the kinds of models.
+"""Learners: the part of training that differs between the kinds of models.
 
-The loop (`trainer`, `lightning_module`, `callbacks`, `state`) knows a `Learner` alone. There is one for each kind:
+The loop (`trainer`, `lightning_module`, `callbacks`, `state`) uses only a `Learner`. There is one for each kind:
 diffusion models, autoencoders, captioners, classifiers and sequence models.
 """
 
@@ -37,12 +37,12 @@ class Validator(Protocol):
     """Measures a model on items that never train.
 
     Attributes:
-        from_start: whether there is a measurement before the first step too.
+        from_start: True if there is a measurement before the first step too.
     """
 
     @property
     def from_start(self) -> bool:
-        """Whether the log has a line of step 0."""
+        """True if the log has a line of step 0."""
         ...
 
     def line(self, model: Any) -> dict[str, Any]:
@@ -61,17 +61,17 @@ class AdamWOptions(NamedTuple):
 
 
 class Learner(ABC):
-    """How a batch becomes a loss, and what is averaged, saved and shown of a model.
+    """Loss of a batch, and the parts of a model that are averaged, saved and shown.
 
     A subclass defines `loss`, `averaged`, `files`, `load` and `card`; everything else has a default.
 
     Attributes:
-        model: what is trained, averaged and saved.
-        auxiliary: modules that are trained with the model and saved only to resume, such as a discriminator.
-        key: the items' key of the training data; `raw_keys` are read too.
-        shape: of one item's data.
-        logged: names of the loss's terms that the log has.
-        adamw: options of the optimiser.
+        model: Model that is trained, averaged and saved.
+        auxiliary: Modules that are trained with the model and saved only to resume, such as a discriminator.
+        key: The items' key of the training data; `raw_keys` are read too.
+        shape: Shape of one item's data.
+        logged: Names of the loss's terms that the log has.
+        adamw: Options of the optimiser.
     """
 
     model: Any
@@ -87,7 +87,7 @@ class Learner(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the model is trained."""
+        """Device of the model."""
         return next(self.model.parameters()).device
 
     # ------------------------------------------------------------------ a step
@@ -102,10 +102,10 @@ class Learner(ABC):
         """The loss of a batch at a training step.
 
         Args:
-            batch: the step's examples, or those of one part of the step.
-            streams: random numbers keyed by seed, example, step and draw.
-            step: number of the step, from 0.
-            flip: mirror every second image.
+            batch: The step's examples, or those of one part of the step.
+            streams: Random numbers keyed by seed, example, step and draw.
+            step: Number of the step, from 0.
+            flip: Mirror every second image.
 
         Returns:
             The loss, whose `t` is NaN where it is at no noise level.
@@ -138,17 +138,17 @@ class Learner(ABC):
         """Restore what `state` returned.
 
         Raises:
-            WeightsError: a tensor is missing.
+            WeightsError: A tensor is missing.
         """
 
     # ------------------------------------------------------------------ what a run shows
 
-    def held_out(self, items: IndexableItems, at_once: int, count: int, seed: int) -> Validator | None:
+    def validator(self, items: IndexableItems, at_once: int, count: int, seed: int) -> Validator | None:
         """A measurement on items that never train; None where there is none."""
         return None
 
-    def samples(self, items: IndexableItems, seed: int, stop: Stop) -> tuple[SampleSheets, int | None] | None:
-        """What draws sheets, and the images in a row of them; None where there is nothing to see."""
+    def sample_sheets(self, items: IndexableItems, seed: int, stop: Stop) -> tuple[SampleSheets, int | None] | None:
+        """Return the sample sheets and their number of columns; None if there are none."""
         return None
 
     # ------------------------------------------------------------------ what a run leaves
@@ -157,7 +157,7 @@ class Learner(ABC):
         """Change the EMA weights one last time, before the last checkpoint."""
 
     @abstractmethod
-    def averaged(self, average: Any) -> dict[str, dict[str, Tensor]]:
+    def ema_tensors(self, average: Any) -> dict[str, dict[str, Tensor]]:
         """Tensors of the averaged model by file name; frozen parts are among `files` only."""
 
     @abstractmethod
@@ -169,7 +169,7 @@ class Learner(ABC):
         """Copy the weights of a verified folder into a model: the averaged ones ("ema") or those "trained".
 
         Raises:
-            WeightsError: weights of another shape.
+            WeightsError: Weights of another shape.
         """
 
     @abstractmethod

@@ -39,7 +39,7 @@ LARGEST_NORM = 1e18
 
 
 class Objective(Protocol):
-    """What training minimises; `core.objective.DiffusionLoss` is one."""
+    """Loss that training minimises, such as `core.objective.DiffusionLoss`."""
 
     def __call__(
         self, denoiser: Denoiser, x0: Tensor, condition: Condition | None, streams: SampleRNG, step: int
@@ -108,16 +108,16 @@ class TrainingModule(LightningModule):
     """A model in training.
 
     Args:
-        learner: the model, its loss and what is saved of it.
-        config: settings of training; precision and devices are those of the Trainer.
-        stop_signals: reasons to stop that all processes exchange.
-        steps: the examples of each step; None: `config.batch_size` each.
+        learner: The model, its loss and what is saved of it.
+        config: Settings of training; precision and devices are those of the Trainer.
+        stop_signals: Reasons to stop that all processes exchange.
+        steps: The examples of each step; None: `config.batch_size` each.
 
     Attributes:
-        step: optimiser steps behind it, skipped ones included.
-        outcome: the optimiser step that the last forward pass completed, None inside a step.
+        step: Optimiser steps behind it, skipped ones included.
+        outcome: The optimiser step that the last forward pass completed, None inside a step.
         skipped: non-finite steps so far; `in_a_row` of them until now.
-        ema: the averaged model; created when training starts, on the device that it trains on.
+        ema: The averaged model; created when training starts, on the device that it trains on.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class TrainingModule(LightningModule):
         optimiser of two groups is two optimisers.
 
         Raises:
-            RecipeError: the Trainer accumulates another number of parts than the config says.
+            RecipeError: The Trainer accumulates another number of parts than the config says.
         """
         config, options = self.config, self.learner.adamw
         if self.trainer.accumulate_grad_batches != config.grad_accum_steps:
@@ -305,12 +305,12 @@ class TrainingModule(LightningModule):
         return ReducedStats(numbers[order].long(), t[order], per_sample[order], value.item(), named, stops.tolist())
 
     def _share(self, numbers: list[int]) -> float:
-        """How many examples a part of the step has, in multiples of the mean part's."""
+        """Return the number of examples of a part of the step, in multiples of the mean."""
         parts = self.config.grad_accum_steps * self._world
         return 1.0 if parts == 1 else len(numbers) * parts / len(self.steps.examples(self.step))
 
     def _longest(self) -> int:
-        """Of all processes, the most examples that one has of this step."""
+        """Return the maximum number of examples that a process has of this step."""
         return max(len(self.steps.examples(self.step, rank, self._world)) for rank in range(self._world))
 
     @property
@@ -323,7 +323,7 @@ class TrainingModule(LightningModule):
         return sum(means) / len(means) if means else math.nan
 
     def _fault(self, stats: ReducedStats, norm: float) -> dict[str, Any]:
-        """What a person needs to find the cause of a non-finite step."""
+        """Describe a non-finite step, for a person who looks for its cause."""
         loss, bad = stats.loss, ~stats.per_sample.isfinite()
         chosen = bad if bool(bad.any()) else torch.ones_like(bad)
         levels = stats.t[chosen]

@@ -1,4 +1,4 @@
-"""What a run writes down as it goes: metrics.jsonl, TensorBoard events, a line or a bar for whoever watches."""
+"""Logs of a run: metrics.jsonl, TensorBoard events, and a progress bar or lines on the console."""
 
 from __future__ import annotations
 
@@ -82,8 +82,8 @@ class MetricsLogger:
     A full disk or a broken event writer is reported once and never stops the run.
 
     Args:
-        run: the run's folder.
-        after: lines of later steps are dropped, those a killed run wrote after its last checkpoint.
+        run: The run's folder.
+        after: Lines of later steps are dropped, those a killed run wrote after its last checkpoint.
     """
 
     def __init__(self, run: Path, after: int) -> None:

@@ -1,4 +1,4 @@
-"""Which numbers training multiplies in: a setting and a device to Lightning's name for it."""
+"""Precision of training: Lightning's name for a setting on a device."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from unveil.errors import RecipeError
 from unveil.model.config.train import Precision
 
 
-def resolve(wanted: Precision, device: torch.device) -> str:
+def resolve_precision(wanted: Precision, device: torch.device) -> str:
     """Lightning's name of a precision: "32-true", "bf16-mixed" or "16-mixed".
 
     Raises:
@@ -22,7 +22,7 @@ def resolve(wanted: Precision, device: torch.device) -> str:
 
 
 def multiplies_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bf16 in hardware, where it is faster than float32."""
+    """Return True if the device multiplies bf16 in hardware, which is faster than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":

@@ -48,13 +48,13 @@ class RunFolder:
     """A run's folder, held by one process at a time.
 
     Args:
-        path: of the folder; made when missing.
-        recorded: the resolved recipe, or the settings of the call, as plain values.
+        path: Path of the folder; made when missing.
+        recorded: The resolved recipe, or the settings of the call, as plain values.
         writes: False for the other processes of a distributed run, which only read.
 
     Raises:
-        RecipeError: the folder holds a run of another recipe.
-        OutputError: the folder cannot be written, or another process trains in it.
+        RecipeError: The folder holds a run of another recipe.
+        OutputError: The folder cannot be written, or another process trains in it.
     """
 
     def __init__(self, path: Path, recorded: Mapping[str, Any], *, writes: bool = True) -> None:
@@ -87,7 +87,7 @@ class RunFolder:
         """The checkpoint to resume from; damaged newer ones are named in a warning.
 
         Raises:
-            WeightsError: there are checkpoints and none of them is valid, so resuming would start over.
+            WeightsError: There are checkpoints and none of them is valid, so resuming would start over.
         """
         skipped: list[str] = []
 

@@ -1,4 +1,4 @@
-"""What a run shows: samples laid out on a sheet, and its curves; drawn without a display."""
+"""Images of a run: sample sheets and curves, drawn without a display."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from unveil.io.files import write_atomically
 COMMON = {"step", "loss", "grad_norm", "loss_by_t", "lr", "skipped", "steps_per_second"}
 
 
-def sheet(samples: Tensor, columns: int | None = None) -> bytes:
+def image_sheet(samples: Tensor, columns: int | None = None) -> bytes:
     """A PNG of samples (B, C, H, W) in [-1, 1], C of 1 or 3, side by side with a margin; of clips, a row of each.
 
     Small ones are enlarged pixel by pixel, so that an 8 x 8 digit can be seen and nothing is smoothed away.
 
     Raises:
-        ShapeError: neither images nor clips.
+        ShapeError: Neither images nor clips.
     """
     if samples.ndim not in (4, 5) or samples.shape[1] not in (1, 3):
         raise ShapeError(f"samples {tuple(samples.shape)}: a sheet needs (B, 1 or 3, H, W) or (B, 1 or 3, T, H, W)")
@@ -33,11 +33,11 @@ def sheet(samples: Tensor, columns: int | None = None) -> bytes:
     return images.png(images.frame_rows(pixels) if pixels.ndim == 5 else images.make_grid(pixels, columns))
 
 
-def beside(hints: Sequence[Tensor], samples: Tensor) -> tuple[Tensor, int]:
+def with_control_images(hints: Sequence[Tensor], samples: Tensor) -> tuple[Tensor, int]:
     """Each sample behind the hints that it was drawn by, and the images in a row of a sheet of these.
 
     Args:
-        hints: of each control (B, 1 or 3, H, W), uint8 or in [-1, 1], of the samples' size.
+        hints: Hints of each control (B, 1 or 3, H, W), uint8 or in [-1, 1], of the samples' size.
         samples: (B, 1 or 3, H, W) in [-1, 1].
     """
     shown = [image if image.is_floating_point() else images.to_unit(image) for image in hints]
@@ -82,7 +82,7 @@ def plot_run(lines: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
 
 
 def _terms(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    """What lines say beside what every line says; NaN where a term was not there yet."""
+    """Return the values of lines that not every line has; NaN if a term is missing."""
     names = dict.fromkeys(name for line in lines for name in line if name not in COMMON)
     return {name: [line.get(name, math.nan) for line in lines] for name in names}
 

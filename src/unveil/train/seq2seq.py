@@ -26,7 +26,7 @@ from unveil.model.config.sections import validate
 from unveil.model.config.seq2seq import DecodeConfig, SequenceTrainConfig, TokensConfig
 from unveil.model.seq2seq import exact_match
 from unveil.model.seq2seq_folder import SequenceModel
-from unveil.nn.tokenizer import BEGIN, END, PADDING, Vocabulary, padded
+from unveil.nn.tokenizer import BEGIN, END, PADDING, Vocabulary, pad_sequences
 from unveil.nn.transformer import Transformer, TransformerConfig, token_loss
 from unveil.playground.text_pairs import Pair, TaskConfig, open_pairs
 from unveil.train import lr_schedule
@@ -74,10 +74,10 @@ class SequenceLearner(Learner):
     Weights, order of the pairs and dropout are drawn from one generator.
 
     Args:
-        network: its settings.
-        examples: the training pairs.
-        config: settings of training.
-        vocabularies: of sources and of targets.
+        network: Its settings.
+        examples: The training pairs.
+        config: Settings of training.
+        vocabularies: Vocabularies of sources and of targets.
     """
 
     adamw = AdamWOptions(eps=1e-9)
@@ -101,7 +101,7 @@ class SequenceLearner(Learner):
         """The settings of the training loop.
 
         Raises:
-            RecipeError: settings that cannot work, such as a batch that cannot be split.
+            RecipeError: Settings that cannot work, such as a batch that cannot be split.
         """
         config = self.config
         settings = {
@@ -145,7 +145,10 @@ class SequenceLearner(Learner):
                 self._rows = step, self.order.draw().tolist()
         rows = self._rows[1]
         chosen = [self.examples[row] for row in rows[part.positions]]
-        source, target = padded([each.source for each in chosen]), padded([each.target for each in chosen])
+        source, target = (
+            pad_sequences([each.source for each in chosen]),
+            pad_sequences([each.target for each in chosen]),
+        )
         source, target = source.to(self.device), target.to(self.device)
         with self.order.forward_pass(part):
             logits = self.model(source, target[:, :-1], mask=source != PADDING)
@@ -164,12 +167,12 @@ class SequenceLearner(Learner):
         """Restore the order of the pairs and the generator.
 
         Raises:
-            WeightsError: a tensor is missing.
+            WeightsError: A tensor is missing.
         """
         self.order.restore(state)
         self._rows = None
 
-    def averaged(self, average: Any) -> dict[str, dict[str, Tensor]]:
+    def ema_tensors(self, average: Any) -> dict[str, dict[str, Tensor]]:
         """Tensors of the network."""
         return {FILE: dict(average.state_dict())}
 
@@ -177,11 +180,11 @@ class SequenceLearner(Learner):
         """The network as trained, its vocabularies and the card."""
         return {FILE: dict(self.model.state_dict()), WORDS: self._words(), "card.md": self.card(about)}
 
-    def load(self, model: Any, folder: Path, which: model_folder.Which) -> None:
+    def load(self, model: Any, folder: Path, which: model_folder.WeightSet) -> None:
         """Copy a folder's weights.
 
         Raises:
-            WeightsError: weights of another network, or of other words.
+            WeightsError: Weights of another network, or of other words.
         """
         if checkpoint_store.read_json(folder / WORDS) != self._words():
             raise WeightsError(f"{folder}: the texts have other words now; use those of the run, or begin another run")
@@ -206,12 +209,12 @@ def train_sequence(
     """The model of a recipe, the same for the same seed, machine and number of compute threads.
 
     Args:
-        on_progress: called after each step; to stop, let it raise `errors.Cancelled`.
+        on_progress: Called after each step; to stop, let it raise `errors.Cancelled`.
 
     Raises:
-        RecipeError: pairs longer than the network's limit, those that never train among them.
-        DataError: pairs that cannot be read, or none that never trains.
-        NonFinite: the loss left the finite numbers.
+        RecipeError: Pairs longer than the network's limit, those that never train among them.
+        DataError: Pairs that cannot be read, or none that never trains.
+        NonFinite: The loss left the finite numbers.
     """
     begun, spent = time.perf_counter(), time.process_time()
     learner, held_out = _prepared(recipe)
@@ -228,11 +231,11 @@ def fit_sequence(recipe: SequenceRecipe, *, run: Path | str) -> TrainedSequence:
     """Train the model of a recipe in a run folder, or resume the run in it; by one process or those of `torchrun`.
 
     Args:
-        run: the folder; new, or one of the same recipe.
+        run: The folder; new, or one of the same recipe.
 
     Raises:
-        RecipeError, DataError: as `train_sequence`; or a folder with a run of another recipe.
-        OutputError, NonFinite, OutOfResources, Cancelled: as `train.fit`.
+        RecipeError, DataError: As `train_sequence`; or a folder with a run of another recipe.
+        OutputError, NonFinite, OutOfResources, Cancelled: As `train.fit`.
     """
     spent = time.process_time()
     learner, held_out = _prepared(recipe)

@@ -19,8 +19,8 @@ class Stop:
     """Listens for signals while it is entered; the first one requests a stop, a second Ctrl-C exits at once.
 
     Args:
-        minutes: wall time after which the run should stop, None for never.
-        answer: what is printed after a signal.
+        minutes: Wall time after which the run should stop, None for never.
+        answer: Text that is printed after a signal.
     """
 
     def __init__(self, minutes: float | None = None, answer: str = "saving a checkpoint, then leaving") -> None:

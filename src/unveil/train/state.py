@@ -1,4 +1,4 @@
-"""What training needs, besides the weights, to resume exactly; as tensors and plain values.
+"""State of training, besides the weights, for exact resume, as tensors and plain values.
 
 Most learners key every random number by the step and the example, so nothing is saved of random generators. Those
 that draw from a generator of their own save its state among the learner's tensors.
@@ -27,15 +27,15 @@ def save(module: TrainingModule, window: RunningMean, parent: Path, *, items: in
     """Publish a training checkpoint; return its folder.
 
     Args:
-        window: the log's sums since its last line.
-        parent: the run's folder of checkpoints.
-        items: length of the data set, to notice on resuming that it changed.
+        window: The log's sums since its last line.
+        parent: The run's folder of checkpoints.
+        items: Length of the data set, to notice on resuming that it changed.
         about: Markdown for the end of the model card.
 
     Raises:
-        NonFinite: something in the state is not finite; nothing was written.
-        OutOfResources: the disk is full; nothing was written.
-        OutputError: the place cannot be written.
+        NonFinite: Something in the state is not finite; nothing was written.
+        OutOfResources: The disk is full; nothing was written.
+        OutputError: The place cannot be written.
     """
     state = _tensors(module)
     # A buffer may hold infinities on purpose (masks of attention); NaN is always an accident (running means).
@@ -56,7 +56,7 @@ def save(module: TrainingModule, window: RunningMean, parent: Path, *, items: in
         "scaler": None if module.scaler is None else module.scaler.state_dict(),
     }
     learner = module.learner
-    averaged = {f"ema/{name}": tensors for name, tensors in learner.averaged(module.average.model).items()}
+    averaged = {f"ema/{name}": tensors for name, tensors in learner.ema_tensors(module.average.model).items()}
     files = {**learner.files(about), **averaged, TENSORS: state, VALUES: values}
     folder = parent / checkpoint_store.step_name(module.step)
     checkpoint_store.save(folder, files, kind="training", step=module.step, replace=True)
@@ -67,7 +67,7 @@ class TrainingState:
     """A verified checkpoint to resume from; its parts are restored as training creates what holds them.
 
     Raises:
-        WeightsError: the checkpoint lacks something.
+        WeightsError: The checkpoint lacks something.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -31,7 +31,7 @@ from unveil.train.data_order import BatchPlan, EpochShuffle, FixedBatch, Indexab
 from unveil.train.diffusion import DiffusionLearner
 from unveil.train.learner import Learner
 from unveil.train.metrics_logger import duration, log
-from unveil.train.precision import resolve
+from unveil.train.precision import resolve_precision
 from unveil.train.run_folder import RunFolder, environment
 from unveil.train.signals import INTERRUPTED, Stop
 from unveil.train.variable_size import check_sizes, token_counts
@@ -63,22 +63,22 @@ def fit(
     bit, however often a run was interrupted and whatever the number of data workers.
 
     Args:
-        model: a model, or only a denoiser round any network.
-        dataset: items as dicts; `key` names the training data: uint8 counts as pixels and is scaled
-            to [-1, 1], floating point of any shape stays as it is.
-        objective: what is minimised, such as `core.objective.DiffusionLoss`.
-        config: the settings of training.
-        run: the folder; new, or one of the same recipe.
-        held_out: items that never train, for the held-out loss.
-        key: the items' key of the training data; None takes the model's, or "pixels" where it has none.
-        recipe: what the folder records; None records the settings of this call.
+        model: A model, or only a denoiser round any network.
+        dataset: Items as dicts; `key` names the training data: uint8 counts as pixels and is scaled to [-1, 1],
+            floating point of any shape stays as it is.
+        objective: Loss that is minimised, such as `core.objective.DiffusionLoss`.
+        config: The settings of training.
+        run: The folder; new, or one of the same recipe.
+        held_out: Items that never train, for the held-out loss.
+        key: The items' key of the training data; None takes the model's, or "pixels" where it has none.
+        recipe: Values that the folder records; None records the settings of this call.
 
     Raises:
-        RecipeError: settings that cannot work, or a folder with a run of another recipe.
-        ShapeError: data that the model does not take.
-        OutputError: the folder cannot be written.
-        NonFinite: too many steps in a row were not finite.
-        OutOfResources: memory ran out, the disk stayed full, or `compile` is set and there is not a compiler.
+        RecipeError: Settings that cannot work, or a folder with a run of another recipe.
+        ShapeError: Data that the model does not take.
+        OutputError: The folder cannot be written.
+        NonFinite: Too many steps in a row were not finite.
+        OutOfResources: Memory ran out, the disk stayed full, or `compile` is set and there is not a compiler.
         Cancelled: Ctrl-C or SIGTERM, after saving; `exit_code` is 130 or 143.
     """
     key = key or _key_of(model)
@@ -108,15 +108,15 @@ def learn(
     """Train the model of a learner, as `fit` does; afterwards it holds the EMA weights.
 
     Args:
-        recorded: the settings that the folder records, as plain values; a run in the same folder must have the same.
-        lengths: tokens of each item, where a step has a number of tokens.
+        recorded: The settings that the folder records, as plain values; a run in the same folder must have the same.
+        lengths: Tokens of each item, where a step has a number of tokens.
 
     Raises:
-        RecipeError, OutputError, NonFinite, OutOfResources, Cancelled: as `fit`.
+        RecipeError, OutputError, NonFinite, OutOfResources, Cancelled: As `fit`.
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     steps = _steps(config, lengths, len(dataset), world)
-    precision = resolve(config.precision, learner.device)
+    precision = resolve_precision(config.precision, learner.device)
     if config.compile:
         learner.compile()
     folder = RunFolder(Path(run), recorded, writes=rank == 0)
@@ -142,15 +142,15 @@ def learn_in_memory(
     """Train the model of a learner in this process without writing anything; afterwards it holds the EMA weights.
 
     Args:
-        on_step: called after each step; to stop, let it raise `errors.Cancelled`.
+        on_step: Called after each step; to stop, let it raise `errors.Cancelled`.
 
     Raises:
-        RecipeError: settings that cannot work.
-        NonFinite: more steps in a row were not finite than `config.nonfinite_limit`.
-        OutOfResources: memory ran out.
+        RecipeError: Settings that cannot work.
+        NonFinite: More steps in a row were not finite than `config.nonfinite_limit`.
+        OutOfResources: Memory ran out.
         Cancelled: Ctrl-C or SIGTERM; `exit_code` is 130 or 143.
     """
-    precision = resolve(config.precision, learner.device)
+    precision = resolve_precision(config.precision, learner.device)
     steps = _steps(config, None, len(dataset), 1)
     with Stop(answer="leaving") as stop, _quiet_lightning(), _own_generators(learner.device):
         from unveil.train.callbacks import StepCallback
@@ -223,11 +223,11 @@ class _Job:
         config, held_out = self.config, self.held_out
         if held_out is not None and len(held_out):
             at_once = config.batch_size // (self.world * config.grad_accum_steps)
-            watch.held_out = self.learner.held_out(
+            watch.held_out = self.learner.validator(
                 held_out, at_once, min(len(held_out), config.batch_size), config.seed
             )
         items = held_out if held_out is not None and len(held_out) else self.dataset
-        if (drawn := self.learner.samples(items, config.seed, stop)) is not None:
+        if (drawn := self.learner.sample_sheets(items, config.seed, stop)) is not None:
             watch.samples, watch.columns = drawn
 
     def _end(self, watch: TrainingCallback, step: int) -> Path:
@@ -334,7 +334,7 @@ def _quiet_lightning() -> Iterator[None]:
 
 
 def _steps(config: TrainConfig, lengths: torch.Tensor | None, items: int, world: int) -> BatchPlan:
-    """Which examples each step takes, all of whose parts have some."""
+    """Plan of the examples of each step; every part has some."""
     parts = world * config.grad_accum_steps
     if config.tokens is not None and lengths is not None:
         budget = TokenBudget(EpochShuffle(items, config.seed), lengths, config.tokens)

@@ -23,7 +23,7 @@ from unveil.core.rng import SampleRNG
 from unveil.errors import RecipeError, ShapeError
 from unveil.model import Model
 from unveil.model.config.train import Batching
-from unveil.model.model import resized
+from unveil.model.model import resized_part
 from unveil.nn.video_dit import VideoDiT
 from unveil.train.data_order import IndexableItems, sizes_of, value_of
 from unveil.types import Condition
@@ -135,7 +135,7 @@ def _denoisers(denoiser: Denoiser, x0: Sequence[Tensor]) -> list[Denoiser]:
     denoisers: dict[torch.Size, Denoiser] = {}
     for x0_i in x0:
         if x0_i.shape not in denoisers:
-            process = resized(denoiser.process, tuple(x0_i.shape))
+            process = resized_part(denoiser.process, tuple(x0_i.shape))
             denoisers[x0_i.shape] = denoiser if process is denoiser.process else denoiser.with_process(process)
     return [denoisers[x0_i.shape] for x0_i in x0]
 

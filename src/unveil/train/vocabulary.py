@@ -19,13 +19,13 @@ def build_vocabulary(model: Model, items: IndexableItems) -> None:
     """Give conditioners whose words are trained with the network the vocabulary of a data set's texts.
 
     Raises:
-        RecipeError: items without a text, or texts without a word.
+        RecipeError: Items without a text, or texts without a word.
     """
     for encoder in model.conditioners.values():
         if isinstance(encoder, LearnedTextEncoder) and (
             encoder.vocabulary is None or any(parameter.requires_grad for parameter in encoder.parameters())
         ):
-            encoder.learn(all_captions(items, encoder.key))
+            encoder.build_vocabulary(all_captions(items, encoder.key))
 
 
 def drop_unknown_captions(model: Model, raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def drop_unknown_captions(model: Model, raw: Mapping[str, Any]) -> dict[str, Any
     for encoder in model.conditioners.values():
         if isinstance(encoder, LearnedTextEncoder) and encoder.vocabulary is not None and encoder.key in conditions:
             texts = [str(text) for text in conditions[encoder.key]]
-            conditions[encoder.key] = [text if encoder.knows(text) else "" for text in texts]
+            conditions[encoder.key] = [text if encoder.has_known_words(text) else "" for text in texts]
             if count := sum(map(str.__ne__, texts, conditions[encoder.key])):
                 _log.warning("%d of %d captions hold no word that the model knows: read as none", count, len(texts))
     return conditions
@@ -44,7 +44,7 @@ def all_captions(items: IndexableItems, key: str) -> Iterator[str]:
     """The texts of a data set; of a large one, some of them, spread evenly.
 
     Raises:
-        RecipeError: an item without one.
+        RecipeError: An item without one.
     """
     count = min(len(items), MOST)
     places = [place * len(items) // count for place in range(count)]

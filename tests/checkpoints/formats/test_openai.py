@@ -14,7 +14,7 @@ from torch import Tensor
 
 from unveil.checkpoints import loader, openai_keys
 from unveil.checkpoints.formats import openai
-from unveil.checkpoints.formats.openai import FILES, from_classifier_flags, from_flags
+from unveil.checkpoints.formats.openai import FILES, classifier_from_flags, release_from_flags
 from unveil.checkpoints.overrides import ModelOverrides
 from unveil.core import preconditioning
 from unveil.core.process import DiscreteVP
@@ -87,11 +87,11 @@ def test_all_released_networks_were_found():
 def test_a_released_network_has_its_keys_shapes_and_count(name):
     fact, flags = facts(name), flags_of(name)
     if "classifier_depth" in flags:
-        config = from_classifier_flags(flags)
+        config = classifier_from_flags(flags)
         with torch.device("meta"):
             theirs = openai_keys.published_classifier_state_dict(NoisyClassifier(config).state_dict(), config)
     else:
-        config = from_flags(flags)
+        config = release_from_flags(flags)
         rows = torch.empty(1000, config.vector_dim, device="meta")
         label = {"table.weight": rows} if flags["class_cond"] else None
         theirs = openai_keys.published_state_dict(on_meta(config), config, label, ones=2 if "sigma_max" in flags else 1)
@@ -102,19 +102,19 @@ def test_a_released_network_has_its_keys_shapes_and_count(name):
 @needs_facts
 @pytest.mark.parametrize("name", names())
 def test_a_released_file_is_known_by_its_keys_and_shapes(name):
-    flags, found = flags_of(name), openai.match(facts(name)["keys"])
+    flags, found = flags_of(name), openai.match_release(facts(name)["keys"])
     if not name.startswith("consistency"):
         assert name.split("__")[1].split("_and_")[0] in found.files
     assert found.size == flags.get("large_size", flags.get("image_size"))
     if "classifier_depth" in flags:
-        assert found.network == from_classifier_flags(flags)
+        assert found.network == classifier_from_flags(flags)
         assert found.classes == 1000
         # a classifier gets the index of the diffusion model of its size
         assert found.process["beta_schedule"] == ("cosine" if found.size == 64 else "linear-scaled")
         return
     heads = ("heads", "heads_up", "head_channels", "attention_order", "time_scale_shift", "resample")
     for field in heads:
-        assert getattr(found.network, field) == getattr(from_flags(flags), field)
+        assert getattr(found.network, field) == getattr(release_from_flags(flags), field)
     assert found.classes == (1000 if flags["class_cond"] else None)
     model = found.model_config()
     if name.startswith("consistency"):
@@ -157,9 +157,9 @@ def test_a_released_file_is_sampled_as_its_authors_do(name, sampler, steps, grid
 @needs_facts
 def test_what_a_released_file_says_can_be_read_back_as_a_recipe():
     for name in ("guided-diffusion__64_256_upsampler", "guided-diffusion__512x512_diffusion"):
-        config = openai.match(facts(name)["keys"]).model_config()
+        config = openai.match_release(facts(name)["keys"]).model_config()
         assert validate(ModelConfig, read_yaml(dump(config), "it"), "it") == config
-    upsampler = openai.match(facts("guided-diffusion__64_256_upsampler")["keys"]).model_config()
+    upsampler = openai.match_release(facts("guided-diffusion__64_256_upsampler")["keys"]).model_config()
     assert [one.kind for one in upsampler.condition] == ["class-label", "concat"]
     assert upsampler.concat_channels == 3
 
@@ -178,7 +178,7 @@ def test_one_tensor_of_another_shape_is_no_released_file():
 def test_overrides_go_before_the_table():
     keys = facts("consistency_models__imagenet64")["keys"]
     overrides = validate(ModelOverrides, {"prediction": {"kind": "edm", "index_scale": 1000}, "heads": 6}, "overrides")
-    teacher = openai.match(keys, overrides)
+    teacher = openai.match_release(keys, overrides)
     model = teacher.model_config()
     assert model.build_prediction(model.process.build()) == preconditioning.EDMPreconditioning(index_scale=1000)
     assert (model.sample.sampler, model.sample.steps, model.sample.schedule) == ("heun", 40, "karras")
@@ -215,11 +215,11 @@ def test_an_unknown_file_asks_for_each_field_by_name():
         "give size, heads or head_channels, attention_order, beta_schedule, timesteps, rescale_timesteps, variance,"
     )
     with pytest.raises(WeightsError, match=message):
-        openai.match(shapes(theirs))
+        openai.match_release(shapes(theirs))
     for name in ("size", "attention_order", "beta_schedule", "timesteps", "rescale_timesteps", "variance"):
         overrides = ModelOverrides(**{key: getattr(OVERRIDES, key) for key in OVERRIDES.model_fields_set - {name}})
         with pytest.raises(WeightsError, match=rf"do not say everything: give {name}, "):
-            openai.match(shapes(theirs), overrides)
+            openai.match_release(shapes(theirs), overrides)
     with pytest.raises(RecipeError, match=r"variance = 'learnt-range': must be one of .*; nearest: 'learned-range'"):
         validate(ModelOverrides, {"variance": "learnt-range"}, "overrides")
 
@@ -230,7 +230,7 @@ def test_an_unknown_classifier_asks_for_its_own():
         message = f"give {size}heads or head_channels, attention_order, beta_schedule, timesteps, "
         message += "rescale_timesteps, num_res_blocks,"
         with pytest.raises(WeightsError, match=message):
-            openai.match(shapes(theirs))
+            openai.match_release(shapes(theirs))
 
 
 def test_a_file_of_another_family_needs_no_hints():
@@ -263,14 +263,14 @@ def test_a_model_of_an_unknown_file_computes_what_its_network_does():
 
 def test_an_unknown_file_is_sampled_in_250_calls_or_the_whole_chain():
     shaped = shapes(tiny()[0])
-    short = openai.match(shaped, OVERRIDES.model_copy(update={"timesteps": 40})).model_config()
+    short = openai.match_release(shaped, OVERRIDES.model_copy(update={"timesteps": 40})).model_config()
     assert (short.sample.sampler, short.sample.steps) == ("ancestral", 40)
-    long = openai.match(shaped, OVERRIDES.model_copy(update={"timesteps": 4000})).model_config()
+    long = openai.match_release(shaped, OVERRIDES.model_copy(update={"timesteps": 4000})).model_config()
     assert long.sample.steps == 250
     overrides = validate(
         ModelOverrides, OVERRIDES.model_dump(exclude_unset=True) | {"process": {"kind": "cosine-vp"}}, "overrides"
     )
-    assert openai.match(shaped, overrides).model_config().process.kind == "cosine-vp"
+    assert openai.match_release(shaped, overrides).model_config().process.kind == "cosine-vp"
 
 
 def test_an_upsampler_takes_the_small_image():
@@ -300,6 +300,6 @@ def test_the_one_is_not_taken_for_the_other():
 
 def test_flags_of_a_size_without_multipliers_are_refused():
     with pytest.raises(RecipeError, match="image_size 48: must be one of 512, 256, 128, 64, 32"):
-        from_flags({"image_size": 48})
+        release_from_flags({"image_size": 48})
     with pytest.raises(RecipeError, match="image_size 48: must be one of"):
-        from_classifier_flags({"image_size": 48})
+        classifier_from_flags({"image_size": 48})

@@ -214,30 +214,30 @@ def test_a_published_stable_diffusion_1_has_its_keys_and_shapes():
 
 def test_a_folder_and_a_single_file_of_one_encoder_give_the_same(tmp_path):
     folder, theirs = clip_folder(tmp_path)
-    found = text_encoder.read(folder)
+    found = text_encoder.read_text_encoder(folder)
     assert found.config == CLIP
     assert found.tokenizer is None
-    one = found.conditioner(validate(TextSection, found.described() | {"key": "text"}, "test"))
+    one = found.conditioner(validate(TextSection, found.describe() | {"key": "text"}, "test"))
     assert one.key == "text"
     single = {f"{text_encoder_keys.SD1}{key}": tensor for key, tensor in theirs.state_dict().items()}
     single[f"{text_encoder_keys.SD1}embeddings.position_ids"] = torch.arange(12)[None]
     save_file(single | {"betas": torch.ones(3)}, tmp_path / "all.safetensors")
-    other = text_encoder.read(tmp_path / "all.safetensors", settings=SETTINGS)
-    two = other.conditioner(validate(TextSection, other.described(), "test"))
+    other = text_encoder.read_text_encoder(tmp_path / "all.safetensors", settings=SETTINGS)
+    two = other.conditioner(validate(TextSection, other.describe(), "test"))
     prompts = ["a red cat", "a dog, 2 cats"]
     with torch.no_grad():
-        want = theirs(input_ids=one.rows(prompts).numbers[:, 0]).last_hidden_state
+        want = theirs(input_ids=one.tokenize(prompts).numbers[:, 0]).last_hidden_state
     assert torch.equal(tokens_of(one.encode(prompts)), want)
     assert torch.equal(tokens_of(two.encode(prompts)), want)
 
 
 def test_a_folder_of_a_t5_gives_its_own_numbers_with_a_mask(tmp_path):
     folder, theirs = t5_folder(tmp_path)
-    found = text_encoder.read(folder)
+    found = text_encoder.read_text_encoder(folder)
     assert found.config == replace(T5, max_length=77)
-    one = found.conditioner(validate(TextSection, found.described(), "test"))
+    one = found.conditioner(validate(TextSection, found.describe(), "test"))
     condition = one.encode(["a cat", "a red dog"])
-    rows = one.rows(["a cat", "a red dog"])
+    rows = one.tokenize(["a cat", "a red dog"])
     with torch.no_grad():
         want = theirs(input_ids=rows.numbers[:, 0], attention_mask=rows.used[:, 0].long()).last_hidden_state
     assert torch.equal(tokens_of(condition), want)
@@ -258,12 +258,12 @@ def test_a_written_folder_is_opened_by_transformers_and_by_us(tmp_path, changes)
     prompts = ["a red cat", "a dog, 2 cats and it's more than fits into one row of tokens"]
     given = words(prompts, padding="max_length", max_length=12, truncation=True, return_tensors="pt")
     with pytest.warns(PromptTruncated):
-        rows = one.rows(prompts)
+        rows = one.tokenize(prompts)
     assert torch.equal(given.input_ids, rows.numbers[:, 0])
     with torch.no_grad():
         want = theirs(input_ids=given.input_ids)
     torch.testing.assert_close(tokens_of(one.condition(rows)), want.last_hidden_state)
-    found = text_encoder.read(tmp_path)
+    found = text_encoder.read_text_encoder(tmp_path)
     assert (found.config, found.tokenizer) == (config, None)
     state = one.tower.state_dict()
     assert all(torch.equal(tensor, state[key]) for key, tensor in found.state.items())
@@ -272,18 +272,18 @@ def test_a_written_folder_is_opened_by_transformers_and_by_us(tmp_path, changes)
 def test_a_folder_without_the_layers_behind_the_one_in_use_gives_the_same(tmp_path):
     one = TextEncoder(drawn(replace(CLIP, skip=1)), clip_tokenizer.clip_tokenizer())
     text_encoder.write_folder(one, tmp_path)
-    found = text_encoder.read(tmp_path)
+    found = text_encoder.read_text_encoder(tmp_path)
     assert found.config == replace(CLIP, depth=2)
-    two = found.conditioner(validate(TextSection, found.described(), "test"))
+    two = found.conditioner(validate(TextSection, found.describe(), "test"))
     assert torch.equal(tokens_of(one.encode(["a cat"])), tokens_of(two.encode(["a cat"])))
 
 
 def test_a_written_t5_is_opened_again(tmp_path):
     one = TextEncoder(drawn(T5), FileTokenizer(words_file()))
     text_encoder.write_folder(one, tmp_path, number=3)
-    found = text_encoder.read(tmp_path, number=3)
+    found = text_encoder.read_text_encoder(tmp_path, number=3)
     assert (found.config, found.tokenizer) == (T5, words_file())
-    two = found.conditioner(validate(TextSection, found.described(), "test"))
+    two = found.conditioner(validate(TextSection, found.describe(), "test"))
     assert torch.equal(tokens_of(one.encode(["a cat"])), tokens_of(two.encode(["a cat"])))
 
 
@@ -296,18 +296,18 @@ def test_padding_is_what_the_tokenizers_settings_say(tmp_path):
         ("{}", 49407),
     ):
         settings.write_text(content)
-        assert text_encoder.read(folder).config.padding == padding
+        assert text_encoder.read_text_encoder(folder).config.padding == padding
 
 
 def test_another_vocabulary_is_the_folders_own(tmp_path):
     folder, _ = clip_folder(tmp_path)
     merges_files(folder / "tokenizer", [("a", "b")])
     with pytest.raises(WeightsError, match=r"no tokenizer.json; save the tokenizer with transformers"):
-        text_encoder.read(folder)
+        text_encoder.read_text_encoder(folder)
     (folder / "tokenizer" / "tokenizer.json").write_text(words_file())
-    found = text_encoder.read(folder)
+    found = text_encoder.read_text_encoder(folder)
     assert found.tokenizer == words_file()
-    assert found.described()["tokenizer"] == "file"
+    assert found.describe()["tokenizer"] == "file"
 
 
 def test_clips_vocabulary_is_recognised_in_a_tokenizer_json_too(tmp_path):
@@ -319,7 +319,7 @@ def test_clips_vocabulary_is_recognised_in_a_tokenizer_json_too(tmp_path):
     model = tokenizers.models.BPE(numbers, clip_tokenizer.clip_merges(), end_of_word_suffix="</w>")
     (folder / "tokenizer" / "merges.txt").unlink()
     (folder / "tokenizer" / "tokenizer.json").write_text(tokenizers.Tokenizer(model).to_str())
-    assert text_encoder.read(folder).tokenizer is None
+    assert text_encoder.read_text_encoder(folder).tokenizer is None
 
 
 def spoil_code(folder: Path) -> None:
@@ -365,18 +365,18 @@ def spoil_kind(folder: Path) -> None:
 )
 def test_a_folder_that_wants_more_than_to_be_read_or_is_damaged_is_refused(tmp_path, spoil, message):
     folder, _ = clip_folder(tmp_path)
-    assert text_encoder.read(folder).config == CLIP  # the control
+    assert text_encoder.read_text_encoder(folder).config == CLIP  # the control
     spoil(folder)
     with pytest.raises(WeightsError, match=message):
-        text_encoder.read(folder)
+        text_encoder.read_text_encoder(folder)
 
 
 def test_a_slot_without_an_encoder_is_reported(tmp_path):
     with pytest.raises(WeightsError, match=r"there is neither text_encoder/ nor config.json"):
-        text_encoder.read(tmp_path)
+        text_encoder.read_text_encoder(tmp_path)
     save_file({"betas": torch.ones(3)}, tmp_path / "x.safetensors")
     with pytest.raises(WeightsError, match="text encoder 1: the file holds 0"):
-        text_encoder.read(tmp_path / "x.safetensors")
+        text_encoder.read_text_encoder(tmp_path / "x.safetensors")
 
 
 # ---------------------------------------------------------------------- models
@@ -431,9 +431,9 @@ def test_a_negative_prompt_takes_the_place_of_nothing(tmp_path):
 
 def test_a_vocabulary_of_its_own_goes_with_the_model(tmp_path):
     t5_folder(tmp_path / "t5")
-    found = text_encoder.read(tmp_path / "t5")
+    found = text_encoder.read_text_encoder(tmp_path / "t5")
     config = model_config()
-    described = found.described() | {"drop": 0.1}
+    described = found.describe() | {"drop": 0.1}
     config = validate(ModelConfig, config.model_dump(mode="json") | {"condition": [described]}, "test")
     made = unveil.build(config)
     one = made.conditioners["prompt"]

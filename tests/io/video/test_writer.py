@@ -15,8 +15,8 @@ import torch
 from torch.nn.functional import interpolate
 
 from unveil.errors import DataError, OutputError, RecipeError, ShapeError
-from unveil.generation.image_output import read_facts
-from unveil.io.video.reader import FrameSelection, VideoDecoder, VideoLimits
+from unveil.generation.image_output import read_generation_metadata
+from unveil.io.video.reader import FrameSelection, VideoLimits, VideoReader
 from unveil.io.video.writer import FORMS, write_video
 
 FACTS = {"seed": 3, "given": {"prompt": 'a "red" circle \u4e2d\u6587'}}
@@ -29,8 +29,8 @@ def smooth(frames: int = 5, height: int = 32, width: int = 48) -> torch.Tensor:
 
 
 def read(path: Path, height: int, width: int) -> torch.Tensor:
-    decoder = VideoDecoder()
-    video = decoder.look(path, VideoLimits())
+    decoder = VideoReader()
+    video = decoder.probe(path, VideoLimits())
     size = (video.width, video.height)
     pixels, _ = decoder.read(
         path, video, FrameSelection(video.moments(), "nearest", (0.0, 0.0, *size), size), VideoLimits()
@@ -67,9 +67,9 @@ def test_a_clip_in_parts_is_the_clip_and_the_same_bytes(tmp_path, form):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_record_is_read_back(tmp_path, form, channels):
     path = write_video(tmp_path / f"a.{form}", smooth()[:channels], 8, FACTS)
-    assert read_facts(path) == FACTS | {"clip": {"size": [32, 48], "fps": 8}}
+    assert read_generation_metadata(path) == FACTS | {"clip": {"size": [32, 48], "fps": 8}}
     with pytest.raises(DataError, match="has no metadata"):
-        read_facts(write_video(tmp_path / f"b.{form}", smooth(), 8))
+        read_generation_metadata(write_video(tmp_path / f"b.{form}", smooth(), 8))
 
 
 def test_frames_as_a_folder(tmp_path):
@@ -79,14 +79,14 @@ def test_frames_as_a_folder(tmp_path):
     assert sorted(os.listdir(path)) == ["frame_00000.png", "frame_00001.png", "frame_00002.png"]
     with Image.open(path / "frame_00001.png") as image:
         assert image.size == (48, 32)
-    assert read_facts(path / "frame_00002.png")["seed"] == 3
+    assert read_generation_metadata(path / "frame_00002.png")["seed"] == 3
 
 
 @pytest.mark.parametrize("rate", [8, 12, 16])
 def test_a_gif_lasts_as_long_as_it_should(tmp_path, rate):
     pixels = smooth(13)
     pixels[:, :, :4, :4] = torch.arange(0, 260, 20).reshape(1, 13, 1, 1).to(torch.uint8)  # no two frames are equal
-    video = VideoDecoder().look(write_video(tmp_path / "a.gif", pixels, rate), VideoLimits())
+    video = VideoReader().probe(write_video(tmp_path / "a.gif", pixels, rate), VideoLimits())
     assert (video.frames, video.rate) == (13, rate)
     assert video.seconds == pytest.approx(12 / rate, abs=0.01)
 

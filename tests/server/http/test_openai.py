@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.server.http.conftest import KEY, Begin, Server
 from unveil.cli.commands import run
-from unveil.generation.video_inputs import decoded
+from unveil.generation.video_inputs import decode_video
 from unveil.server.http.security import SecurityPolicy
 from unveil.server.jobs.job import QueueLimits
 
@@ -109,7 +109,7 @@ def test_a_video_is_generated_served_extended_and_deleted(client: Opens, real: S
     assert (made.status, made.progress, made.seconds, made.size, made.error) == ("completed", 100, "1", "16x16", None)
     clip = tmp_path / "clip.mp4"
     clip.write_bytes(videos.download_content(made.id).read())
-    assert decoded(clip, None)[0].shape == (3, 8, 16, 16)
+    assert decode_video(clip, None)[0].shape == (3, 8, 16, 16)
     assert pixels(videos.download_content(made.id, variant="thumbnail").read()).shape == (16, 16, 3)
     other = videos.remix(made.id, prompt="a small blue circle moves left", extra_body=small)
     longer = videos.extend(video=clip, prompt="a small red circle moves left", seconds="0.5", extra_body=small)
@@ -118,7 +118,7 @@ def test_a_video_is_generated_served_extended_and_deleted(client: Opens, real: S
     for one in (other, longer, begun):
         assert videos.poll(one.id, poll_interval_ms=50).status == "completed"
     clip.write_bytes(videos.download_content(longer.id).read())
-    assert decoded(clip, None)[0].shape[1] == 12
+    assert decode_video(clip, None)[0].shape[1] == 12
     listed = [one.id for one in videos.list(limit=2)]
     assert listed == [begun.id, longer.id, other.id, made.id]  # pages follow each other
     assert videos.delete(made.id).deleted

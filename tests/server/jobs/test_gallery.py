@@ -11,7 +11,7 @@ from PIL import Image
 from tests.checkpoints import tiny_sd
 from tests.server.jobs.conftest import done
 from unveil.errors import DataError
-from unveil.generation.image_output import read_facts
+from unveil.generation.image_output import read_generation_metadata
 from unveil.io.files import write_tensors
 from unveil.server.jobs.catalog import Catalog
 from unveil.server.jobs.gallery import controlnets_used, request_from_metadata, search
@@ -39,7 +39,7 @@ def test_an_image_is_regenerated_from_its_file(queue, results, worker, catalog: 
     job = done(queue, worker, **request_)
     assert job.error is None
     name = [one for one in job.outputs if one != "sheet.png"][-1]  # not the first of its seed, where there are several
-    again = request_from_metadata(read_facts(results.file(job.id, name)), catalog)
+    again = request_from_metadata(read_generation_metadata(results.file(job.id, name)), catalog)
     parse_request("sample", again)
     other = done(queue, worker, **again)
     assert other.error is None
@@ -51,7 +51,7 @@ def test_an_image_is_regenerated_from_its_file(queue, results, worker, catalog: 
 
 def test_files_that_cannot_be_regenerated_are_reported(queue, results, worker, catalog: Catalog):
     job = done(queue, worker, model="ddpm-digits", label="7", **STEPS)
-    facts = read_facts(results.file(job.id, job.outputs[0]))
+    facts = read_generation_metadata(results.file(job.id, job.outputs[0]))
     for change, message in (
         ({"task": {"name": "img2img"}}, "made by 'img2img' from another image"),
         ({"model": {"name": "../../etc"}}, "is not available"),

@@ -14,7 +14,7 @@ from PIL import Image
 from tests.server.jobs.conftest import done
 from unveil.cli.commands import run
 from unveil.errors import DataError, RecipeError
-from unveil.generation.image_output import read_facts
+from unveil.generation.image_output import read_generation_metadata
 from unveil.server.jobs.catalog import Catalog
 from unveil.server.jobs.job_types import job_cost
 from unveil.server.jobs.worker_pool import LOGS, WorkerPool
@@ -34,20 +34,20 @@ def test_a_job_generates_the_images_of_the_command_line_with_metadata(queue, res
     assert run([*command.split(), str(tmp_path / "own")]) == 0
     for name in job.outputs:
         assert np.array_equal(pixels(results.file(job.id, name)), pixels(tmp_path / "own" / name))
-    facts = read_facts(results.file(job.id, job.outputs[1]))
+    facts = read_generation_metadata(results.file(job.id, job.outputs[1]))
     assert (facts["seed"], facts["sample"], facts["given"]) == (5, 1, {"label": "7"})
 
 
 def test_prompts_are_expanded_unless_disabled_and_never_parsed_as_settings(queue, results, worker):
     request = {"prompt": "a red ring", "steps": 1}
     dense, plain = done(queue, worker, **request), done(queue, worker, **request, expand_prompt="none")
-    facts = [read_facts(results.file(job.id, job.outputs[0])) for job in (dense, plain)]
+    facts = [read_generation_metadata(results.file(job.id, job.outputs[0])) for job in (dense, plain)]
     assert facts[0]["typed"]["prompt"] == "a red ring"
     assert facts[0]["given"]["prompt"].startswith("a")
     assert facts[0]["given"] != facts[1]["given"] == {"prompt": "a red ring"}
     odd = done(queue, worker, prompt="steps=50 red ring", steps=1, expand_prompt="none")
     assert any("steps, 50" in line for line in odd.messages)
-    kept = read_facts(results.file(odd.id, odd.outputs[0]))
+    kept = read_generation_metadata(results.file(odd.id, odd.outputs[0]))
     assert (kept["given"]["prompt"], kept["steps"]) == ("steps=50 red ring", 1)
 
 

@@ -12,8 +12,8 @@ pytest.importorskip("av")
 from tests.server.jobs.conftest import done
 from unveil.cli.commands import run
 from unveil.errors import DataError, RecipeError
-from unveil.generation.image_output import read_facts
-from unveil.generation.video_inputs import decoded
+from unveil.generation.image_output import read_generation_metadata
+from unveil.generation.video_inputs import decode_video
 from unveil.io.images import png
 from unveil.io.video.writer import write_video
 from unveil.server.jobs.catalog import Catalog
@@ -48,11 +48,11 @@ def test_text_to_video_equals_that_of_the_command_line(queue, results, worker, t
         own = tmp_path / f"{name}.mp4"
         assert run([*command, *typed, "-o", str(own)]) == 0
         made = results.file(job.id, "clip.mp4")
-        assert torch.equal(decoded(made, None)[0], decoded(own, None)[0])
-        facts = read_facts(made)
+        assert torch.equal(decode_video(made, None)[0], decode_video(own, None)[0])
+        facts = read_generation_metadata(made)
         assert (facts["seed"], facts["typed"]["prompt"]) == (3, WORDS)
         assert facts["sampler"] == chosen.get("sampler", "euler-time")
-        found.append(decoded(own, None)[0])
+        found.append(decode_video(own, None)[0])
     assert not torch.equal(*found)
 
 
@@ -84,7 +84,7 @@ def test_every_task_generates_its_video(queue, results, worker, sent, task: str,
         request = {key: value for key, value in request.items() if key not in ("width", "height")}
     job = done(queue, worker, task, **request)
     assert job.error is None
-    pixels, rate = decoded(results.file(job.id, "clip.mp4"), None)
+    pixels, rate = decode_video(results.file(job.id, "clip.mp4"), None)
     assert pixels.shape[1] == frames
     assert rate == 8
     assert pixels.shape[2] == (32 if task == "video-upscale" or "width" in ask else 16)

@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from unveil.autoencoders.autoencoder import AutoencoderKL, AutoencoderKLConfig, PerChannel, listed
+from unveil.autoencoders.autoencoder import AutoencoderKL, AutoencoderKLConfig, PerChannel, per_channel_list
 from unveil.autoencoders.vq import VQModel, VQModelConfig
 from unveil.checkpoints.format import Format, Signature
 from unveil.checkpoints.formats import ddpm
@@ -74,7 +74,7 @@ def first_stage(theirs: Mapping[str, T]) -> dict[str, T]:
     The names of attention in diffusers' old files become the present ones.
 
     Args:
-        theirs: tensors or shapes, by published key.
+        theirs: Tensors or shapes, by published key.
     """
     whole = any(key.startswith(PREFIX) for key in theirs)
     part = {key.removeprefix(PREFIX): tensor for key, tensor in theirs.items() if not whole or key.startswith(PREFIX)}
@@ -93,7 +93,7 @@ def key_map(config: AutoencoderKLConfig | VQModelConfig, layout: Layout) -> KeyM
     """Our keys and theirs, except the scale, which their state dicts do not hold.
 
     Raises:
-        RecipeError: a configuration that the layout does not have.
+        RecipeError: A configuration that the layout does not have.
     """
     for name, only in (("norm", "group"), ("patch", 1)):
         if getattr(config, name) != only:
@@ -159,7 +159,7 @@ def convert_state_dict(theirs: Mapping[str, Tensor], config: AutoencoderKLConfig
     """Our state dict of a published one under plain keys, with the configuration's scale; nothing else is copied.
 
     Raises:
-        WeightsError: not an autoencoder's keys, missing or extra ones, or tensors of another shape.
+        WeightsError: Not an autoencoder's keys, missing or extra ones, or tensors of another shape.
     """
     layout = detect_layout(shapes_of(theirs))
     if layout is None:
@@ -168,14 +168,14 @@ def convert_state_dict(theirs: Mapping[str, Tensor], config: AutoencoderKLConfig
     shapes = {key: tensor.shape for key, tensor in on_meta.state_dict().items()}
     ours = to_ours(theirs, key_map(config, layout), shapes)
     numbers = {"scale": config.scale, "shift": config.shift}
-    return ours | {name: torch.tensor(listed(numbers[name], config.width)) for name in SCALES}
+    return ours | {name: torch.tensor(per_channel_list(numbers[name], config.width)) for name in SCALES}
 
 
 def published_state_dict(codec: AutoencoderKL | VQModel, layout: Layout = "ldm") -> dict[str, Tensor]:
     """The published state dict of ours, which has neither the scale nor running means of a codebook.
 
     Raises:
-        RecipeError: a configuration that the layout does not have.
+        RecipeError: A configuration that the layout does not have.
     """
     state = {key: tensor for key, tensor in codec.state_dict().items() if key not in (*SCALES, *RUNNING)}
     return to_theirs(state, key_map(codec.config, layout))
@@ -191,12 +191,13 @@ def build_autoencoder(
     """The codec of a published state dict, in evaluation mode and frozen; tensors of another type become float32.
 
     Args:
-        theirs: of an autoencoder's own file, or of one of a whole latent diffusion model.
+        theirs: Published tensors of an autoencoder's own file, or of one of a whole latent diffusion model.
         config: None: as keys and shapes show.
-        scale, shift: of the latents where no configuration is given, since state dicts do not hold them.
+        scale, shift: Scale and shift of the latents where no configuration is given, since state dicts do not hold
+            them.
 
     Raises:
-        WeightsError: as `load`.
+        WeightsError: As `load`.
     """
     state = first_stage(theirs)
     config = config or config_from_keys(shapes_of(state), scale=scale, shift=shift)
@@ -214,12 +215,12 @@ def config_from_keys(
     """The configuration that keys and shapes show; groups and dropout leave no trace.
 
     Args:
-        shapes: of the tensors, by published key.
-        groups: of the normalisations.
-        scale, shift: of the latents.
+        shapes: Shapes of the tensors, by published key.
+        groups: Number of groups of the normalisations.
+        scale, shift: Scale and shift of the latents.
 
     Raises:
-        WeightsError: the keys are not an autoencoder's.
+        WeightsError: The keys are not an autoencoder's.
     """
     shapes = first_stage(shapes)
     layout = detect_layout(shapes)
@@ -264,10 +265,10 @@ def config_from_arguments(arguments: Mapping[str, Any]) -> AutoencoderKLConfig |
     """The configuration of `AutoencoderKL`, `VQModel` or `VQModelInterface` of latent diffusion.
 
     Args:
-        arguments: of the published configuration file: `ddconfig`, `embed_dim` and for a codebook `n_embed`.
+        arguments: Arguments of the published configuration file: `ddconfig`, `embed_dim` and for a codebook `n_embed`.
 
     Raises:
-        RecipeError: a setting that is missing, or that this network does not have.
+        RecipeError: A setting that is missing, or that this network does not have.
     """
     try:
         network = arguments["ddconfig"]
@@ -338,7 +339,7 @@ def read_folder(path: Path) -> AutoencoderKL | VQModel:
     """The codec of a folder of diffusers, or of a file of tensors, in evaluation mode and frozen.
 
     Raises:
-        WeightsError: no autoencoder there, damaged, or with settings that it does not have here.
+        WeightsError: No autoencoder there, damaged, or with settings that it does not have here.
     """
     if path.is_file():
         return build_autoencoder(read_state(path))
@@ -364,8 +365,8 @@ def write_folder(codec: AutoencoderKL | VQModel, path: Path) -> Path:
     """Writes a folder that diffusers opens with `from_pretrained`, whole or not at all; returns it.
 
     Raises:
-        RecipeError: a codec that diffusers' layout does not have.
-        OutputError: something is there already, or the place cannot be written.
+        RecipeError: A codec that diffusers' layout does not have.
+        OutputError: Something is there already, or the place cannot be written.
     """
     settings = _settings(codec)
     tensors = published_state_dict(codec, "diffusers")

@@ -51,7 +51,7 @@ def build_controlnet(theirs: Mapping[str, Tensor], config: UNetConfig) -> Contro
     """The ControlNet of a published state dict, with or without its prefix, other parts left out; it is not copied.
 
     Raises:
-        WeightsError: missing or extra keys, or tensors of another shape.
+        WeightsError: Missing or extra keys, or tensors of another shape.
     """
     theirs = ldm_unet.strip_prefix(theirs, PREFIX)
     shapes = {key: tuple(tensor.shape) for key, tensor in theirs.items()}
@@ -90,7 +90,7 @@ def config_from_arguments(arguments: Mapping[str, Any]) -> tuple[UNetConfig, int
     """The U-Net's configuration and the channels of the hint, of `ControlNet(**arguments)`.
 
     Raises:
-        RecipeError: as `ldm_unet.config_from_arguments`.
+        RecipeError: As `ldm_unet.config_from_arguments`.
     """
     settings = dict(arguments)
     if "hint_channels" not in settings:
@@ -120,17 +120,18 @@ class LoadedControlNet(NamedTuple):
     base: BaseModel | None = None
 
 
-def read(path: Path, base: UNetConfig | None = None) -> LoadedControlNet:
+def read_controlnet(path: Path, base: UNetConfig | None = None) -> LoadedControlNet:
     """The ControlNet of a file or a folder, in evaluation mode, its weights in float32.
 
     Args:
-        path: of a file with the published keys (also beside those of Stable Diffusion), a folder of diffusers, or a
-            run, a checkpoint or a saved folder of ours.
-        base: of the U-Net that it is for, whose heads and groups it has: a published file does not show them.
+        path: Path of a file with the published keys (also beside those of Stable Diffusion), a folder of diffusers, or
+            a run, a checkpoint or a saved folder of ours.
+        base: Base model of the U-Net that it is for, whose heads and groups it has: a published file does not show
+            them.
 
     Raises:
-        WeightsError: there is none, or it is damaged.
-        RecipeError: settings that are not supported.
+        WeightsError: There is none, or it is damaged.
+        RecipeError: Settings that are not supported.
     """
     if not path.exists():
         raise WeightsError(model_folder.not_found_message(path, "controlnets"))
@@ -144,7 +145,7 @@ def read(path: Path, base: UNetConfig | None = None) -> LoadedControlNet:
     return loaded
 
 
-def of_published(tensors: Mapping[str, Tensor], heads: Mapping[str, int] | None = None) -> ControlNet:
+def controlnet_from_published(tensors: Mapping[str, Tensor], heads: Mapping[str, int] | None = None) -> ControlNet:
     """The ControlNet of a published file's tensors, in evaluation mode; those of other parts are not looked at.
 
     Args:
@@ -152,7 +153,7 @@ def of_published(tensors: Mapping[str, Tensor], heads: Mapping[str, int] | None 
 
     Raises:
         WeightsError: There is none, it is incomplete, or heads have to be given.
-        RecipeError: settings that are not supported.
+        RecipeError: Settings that are not supported.
     """
     shapes = shapes_of(tensors)
     if any(key.startswith(THEIRS) for key in shapes):
@@ -175,10 +176,10 @@ def is_diffusers_folder(path: Path) -> bool:
 
 
 def inspect_folder(path: Path) -> dict[str, Any]:
-    """What a ControlNet's folder of diffusers holds, from headers alone: the facts of `checkpoints.inspection.inspect`.
+    """Describe a ControlNet folder of diffusers from its headers; see `checkpoints.inspection.inspect`.
 
     Raises:
-        WeightsError: a file that is damaged or not there.
+        WeightsError: A file that is damaged or not there.
     """
     headers = {file.name: read_header(file) for file in hf_files.weight_files(path, diffusers_unet.WEIGHTS)}
     what = f"a folder of diffusers, {diffusers_unet.CONTROLNET}"
@@ -194,7 +195,7 @@ def digest(path: Path) -> str:
     """The hash of a ControlNet's weights; nothing of them is read into memory.
 
     Raises:
-        WeightsError: there is none.
+        WeightsError: There is none.
     """
     files = [path]
     if (path / CONFIG).is_file():
@@ -250,7 +251,7 @@ def _published(path: Path, base: UNetConfig | None) -> ControlNet:
     try:
         if base is not None and (copied := _copy_of(base, tensors, shapes_of(tensors))) is not None:
             return copied
-        return of_published(tensors, None if base is None else _heads(base))
+        return controlnet_from_published(tensors, None if base is None else _heads(base))
     except (WeightsError, RecipeError) as problem:
         raise WeightsError(f"{path}: {problem}") from problem
 
@@ -283,7 +284,7 @@ def load(theirs: Mapping[str, Tensor], overrides: ModelOverrides) -> LoadedCheck
         WeightsError: It is incomplete, its heads have to be given, or it is in diffusers' layout.
     """
     heads = {name: value for name in ("heads", "head_channels") if (value := getattr(overrides, name)) is not None}
-    network = of_published(theirs, heads=heads or None)
+    network = controlnet_from_published(theirs, heads=heads or None)
     part = ldm_unet.strip_prefix(theirs, PREFIX)
     alone = theirs.keys() == part.keys()
     unused = () if alone else tuple(sorted(key for key in theirs if not key.startswith(PREFIX)))
@@ -293,7 +294,7 @@ def load(theirs: Mapping[str, Tensor], overrides: ModelOverrides) -> LoadedCheck
 def load_folder(path: Path, dtype: torch.dtype) -> LoadedCheckpoint:
     """Load the ControlNet of a folder, in float32."""
     del dtype
-    network = read(path).network
+    network = read_controlnet(path).network
     return LoadedCheckpoint(network, len(network.state_dict()))
 
 

@@ -52,7 +52,7 @@ def key_map(config: UNetConfig) -> KeyMap:
     """Our keys and the published ones.
 
     Raises:
-        RecipeError: a configuration that this network does not have.
+        RecipeError: A configuration that this network does not have.
     """
     plain = UNetConfig(
         config.in_channels,
@@ -97,7 +97,7 @@ def convert_state_dict(theirs: Mapping[str, Tensor], config: UNetConfig) -> dict
     """Our state dict of a published one.
 
     Raises:
-        WeightsError: missing or extra keys, or tensors of another shape.
+        WeightsError: Missing or extra keys, or tensors of another shape.
     """
     shapes = {key: tensor.shape for key, tensor in _meta_network(config).state_dict().items()}
     return to_ours(theirs, key_map(config), shapes)
@@ -112,10 +112,10 @@ def config_from_arguments(arguments: Mapping[str, Any]) -> UNetConfig:
     """The configuration of `Model(config)`.
 
     Args:
-        arguments: the published configuration file: `model` and either `data.image_size` or `image_size`.
+        arguments: The published configuration file: `model` and either `data.image_size` or `image_size`.
 
     Raises:
-        RecipeError: a setting that is missing, or a type of model other than `simple`.
+        RecipeError: A setting that is missing, or a type of model other than `simple`.
     """
     model = arguments["model"]
     try:
@@ -147,10 +147,10 @@ def config_from_keys(shapes: Mapping[str, Sequence[int]]) -> UNetConfig:
     """The configuration that a published state dict shows; dropout leaves no trace and is 0.
 
     Args:
-        shapes: of the tensors, by published key.
+        shapes: Shapes of the tensors, by published key.
 
     Raises:
-        WeightsError: the keys are not those of such a network.
+        WeightsError: The keys are not those of such a network.
     """
     try:
         levels = 1 + max(int(key.split(".")[1]) for key in shapes if key.startswith("down."))

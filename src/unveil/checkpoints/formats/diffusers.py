@@ -29,7 +29,7 @@ def is_stable_diffusion(path: Path) -> bool:
 def load_stable_diffusion(path: Path, dtype: torch.dtype) -> LoadedCheckpoint:
     """Load the model of a folder of Stable Diffusion 1 or 2; the type is applied by the caller."""
     del dtype
-    return stable_diffusion.read(PipelineFolder(path))
+    return stable_diffusion.read_stable_diffusion(PipelineFolder(path))
 
 
 def load_pipeline(path: Path, dtype: torch.dtype) -> LoadedCheckpoint:

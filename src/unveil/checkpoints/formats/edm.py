@@ -38,7 +38,7 @@ LABEL, LABEL_BIAS, OUR_LABEL = "map_label.weight", "map_label.bias", "table.weig
 
 
 class EDMWeights(NamedTuple):
-    """What a published file holds: the network's state dict and, with classes, the label conditioner's.
+    """Contents of a published file: the state dict of the network and, with classes, of the label conditioner.
 
     SongUNet's table has one row more than classes: the last is that of no label, for a conditioner with drop > 0.
     """
@@ -54,7 +54,7 @@ def module_map(config: Config, size: int) -> dict[str, str]:
     """Our modules that hold weights and the published ones, whose names hold the side of the images.
 
     Raises:
-        RecipeError: a configuration that EDM's networks do not have.
+        RecipeError: A configuration that EDM's networks do not have.
     """
     encoder = decoder = "standard"
     ends = ("out_norm", "out_conv")
@@ -130,7 +130,7 @@ def convert_state_dict(theirs: Mapping[str, Tensor], config: Config) -> EDMWeigh
     """Our state dicts of a published one, inside a preconditioning class or not.
 
     Raises:
-        WeightsError: missing or extra keys, tensors of another shape, or filters of another configuration.
+        WeightsError: Missing or extra keys, tensors of another shape, or filters of another configuration.
     """
     theirs = {key.removeprefix(PREFIX): tensor for key, tensor in theirs.items() if key != "u"}
     size, kernels = size_of(theirs), {key: tensor for key, tensor in theirs.items() if key.endswith(FILTER)}
@@ -156,10 +156,10 @@ def published_state_dict(
     """The published state dict of ours, without a preconditioning class around it.
 
     Args:
-        network: state dict of the network.
-        config: its configuration.
+        network: State dict of the network.
+        config: Its configuration.
         size: Side of the images.
-        label: state dict of the label conditioner, as `load` gives it.
+        label: State dict of the label conditioner, as `load` gives it.
     """
     turned = dict(network)
     for key, heads in _attention(meta_network(config)):
@@ -206,7 +206,7 @@ def size_of(shapes: Mapping[str, Any]) -> int:
     """The side of the images, by the published keys.
 
     Raises:
-        WeightsError: the keys are not those of such a network.
+        WeightsError: The keys are not those of such a network.
     """
     for key in (key.removeprefix(PREFIX) for key in shapes):
         if key.startswith("enc.") and key.endswith("_conv.weight"):
@@ -246,7 +246,7 @@ def config_from_arguments(kind: str, arguments: Mapping[str, Any]) -> Config:
     """The configuration of `SongUNet(**arguments)` or `DhariwalUNet(**arguments)`.
 
     Raises:
-        RecipeError: another class, or an argument that it does not have.
+        RecipeError: Another class, or an argument that it does not have.
     """
     if kind not in ARGUMENT_DEFAULTS:
         raise RecipeError(
@@ -270,7 +270,7 @@ def preconditioning_from_arguments(kind: str, arguments: Mapping[str, Any]) -> t
     """The preconditioning and the network of `EDMPrecond(**arguments)` and its kin.
 
     Raises:
-        RecipeError: another class, or an argument that neither it nor its network has.
+        RecipeError: Another class, or an argument that neither it nor its network has.
     """
     if kind not in SHELLS:
         raise RecipeError(f"{kind!r}: must be one of {', '.join(SHELLS)}{did_you_mean(kind, SHELLS)}")
@@ -298,10 +298,10 @@ def config_from_keys(shapes: Mapping[str, Sequence[int]]) -> Config:
     """The configuration that a published state dict shows; a filter of four taps is taken for (1, 3, 3, 1).
 
     Args:
-        shapes: of the tensors, by published key, with or without `model.`.
+        shapes: Shapes of the tensors, by published key, with or without `model.`.
 
     Raises:
-        WeightsError: the keys are not those of such a network.
+        WeightsError: The keys are not those of such a network.
     """
     shapes = {key.removeprefix(PREFIX): tuple(shape) for key, shape in shapes.items()}
     size = size_of(shapes)

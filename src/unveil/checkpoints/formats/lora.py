@@ -72,7 +72,7 @@ OTHERS = {
 
 
 class LoraEntry(NamedTuple):
-    """What a file adds to one module: its path as written, the matrices as stored, alpha where there is one."""
+    """Update of one module in a file: its path there, the stored matrices, and alpha if there is one."""
 
     path: str
     down: Tensor
@@ -81,7 +81,7 @@ class LoraEntry(NamedTuple):
 
     @property
     def rank(self) -> int:
-        """Of the two matrices."""
+        """Rank of the two matrices."""
         return self.down.shape[0]
 
 
@@ -90,7 +90,7 @@ class ParsedLora(NamedTuple):
 
     Attributes:
         rest: Keys that are not those of a LoRA.
-        classes: whose layers cloneofsimo's numbers count, by part.
+        classes: Number of classes whose layers cloneofsimo's numbers count, by part.
     """
 
     naming: Naming
@@ -116,11 +116,11 @@ def parse(
     """The additions of a file, with their alpha by the rules of its naming.
 
     Args:
-        metadata: of the safetensors file.
+        metadata: Metadata of the safetensors file.
         config: adapter_config.json, where one lies beside it.
 
     Raises:
-        WeightsError: no LoRA, one of a kind that is not read, or half of a pair of matrices.
+        WeightsError: No LoRA, one of a kind that is not read, or half of a pair of matrices.
     """
     naming, metadata = naming_of(tensors), metadata or {}
     for mark, kind in OTHERS.items():
@@ -174,7 +174,7 @@ def _module_path(match: re.Match[str]) -> str:
 
 
 def _settings(metadata: Mapping[str, str], config: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
-    """What peft's configurations say, by part; "" is for all."""
+    """Return peft's configurations by network; "" holds for all."""
     settings: dict[str, dict[str, Any]] = {"": dict(config or {})}
     try:
         stored = json.loads(metadata.get(METADATA, "{}"))

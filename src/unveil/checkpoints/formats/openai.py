@@ -145,7 +145,7 @@ FILES: dict[tuple[str, ...], dict[str, Any]] = {
 }
 
 
-def from_flags(flags: Mapping[str, Any]) -> UNetConfig:
+def release_from_flags(flags: Mapping[str, Any]) -> UNetConfig:
     """Return the configuration that the published training scripts build; `large_size` makes it an upsampler.
 
     Args:
@@ -178,7 +178,7 @@ def from_flags(flags: Mapping[str, Any]) -> UNetConfig:
     return openai_keys.upsampler(config) if "large_size" in flags else config
 
 
-def from_classifier_flags(flags: Mapping[str, Any]) -> NoisyClassifierConfig:
+def classifier_from_flags(flags: Mapping[str, Any]) -> NoisyClassifierConfig:
     """Return the configuration that the published scripts build of a classifier's flags, for the classes of ImageNet.
 
     Raises:
@@ -285,7 +285,7 @@ class ReleasedModel:
         return validate(ModelConfig, plain, " or ".join(self.files) or "the file")
 
 
-def match(shapes: Shapes, overrides: ModelOverrides | None = None) -> ReleasedModel:
+def match_release(shapes: Shapes, overrides: ModelOverrides | None = None) -> ReleasedModel:
     """Return the network of a state dict with these keys and shapes.
 
     Args:
@@ -349,11 +349,11 @@ def release(files: tuple[str, ...]) -> ReleasedModel:
         "rescale_timesteps": 1000.0 if flags["rescale_timesteps"] else None,
     }
     if "classifier_depth" in flags:
-        classifier = from_classifier_flags(FILES[files])
+        classifier = classifier_from_flags(FILES[files])
         return ReleasedModel(files, classifier, classifier.size, classifier.num_classes, process)
     size = flags.get("large_size", flags["image_size"])
     classes = 1000 if flags["class_cond"] else None
-    network = from_flags(FILES[files])
+    network = release_from_flags(FILES[files])
     if "sigma_max" in flags:
         ends = {"sigma_min": flags["sigma_min"], "sigma_max": flags["sigma_max"]}
         boundary = {"kind": "consistency", "sigma_min": flags["sigma_min"]}
@@ -410,7 +410,7 @@ def load(theirs: Mapping[str, Tensor], overrides: ModelOverrides | None = None) 
     Raises:
         WeightsError: As `match`, or the file is a classifier.
     """
-    matched = match(shapes_of(theirs), overrides)
+    matched = match_release(shapes_of(theirs), overrides)
     config = matched.model_config()
     assert isinstance(matched.network, UNetConfig)
     weights = openai_keys.convert_state_dict(theirs, matched.network)
@@ -423,7 +423,7 @@ def classifier_of(theirs: Mapping[str, Tensor], overrides: ModelOverrides | None
     Raises:
         WeightsError: As `match`, or the file is not a classifier.
     """
-    matched = match(shapes_of(theirs), overrides)
+    matched = match_release(shapes_of(theirs), overrides)
     if not isinstance(matched.network, NoisyClassifierConfig):
         raise WeightsError("this file is a diffusion model, not a noisy classifier; give one such as 64x64_classifier")
     with meta_device():

@@ -67,7 +67,7 @@ def key_map(config: SongUNetConfig) -> KeyMap:
     """Our keys and the published ones.
 
     Raises:
-        RecipeError: a configuration that these networks do not have.
+        RecipeError: A configuration that these networks do not have.
     """
     for name, values in {"augment_dim": (0,), "concat_channels": (0,), "embedding_multiplier": (4,)}.items():
         if getattr(config, name) not in values:
@@ -108,7 +108,7 @@ def convert_state_dict(theirs: Mapping[str, Tensor], config: SongUNetConfig) -> 
     """Our state dict of a published one, with or without `module.` before its keys.
 
     Raises:
-        WeightsError: missing or extra keys, or tensors of another shape.
+        WeightsError: Missing or extra keys, or tensors of another shape.
     """
     theirs = {key if key.startswith(PREFIX) else PREFIX + key: tensor for key, tensor in theirs.items()}
     named = key_map(config)
@@ -128,9 +128,9 @@ def published_state_dict(ours: Mapping[str, Tensor], config: SongUNetConfig, sig
     """The published state dict of ours.
 
     Args:
-        ours: state dict of the network.
-        config: its configuration.
-        sigmas: the buffer of noise levels, (scales,) float64, from the largest: see `sigmas`.
+        ours: State dict of the network.
+        config: Its configuration.
+        sigmas: The buffer of noise levels, (scales,) float64, from the largest: see `sigmas`.
     """
     theirs = to_theirs(ours, key_map(config))
     turned = {key: value.flatten(1).T if NIN in key and value.ndim > 1 else value for key, value in theirs.items()}
@@ -146,11 +146,11 @@ def averaged_state_dict(theirs: Mapping[str, Tensor], average: Sequence[Tensor])
     """The state dict with the tensors of `ema.shadow_params` in place of the trained ones.
 
     Args:
-        theirs: the file's `model`, in its own order.
-        average: the list, which has no names and leaves out what is not trained.
+        theirs: The file's `model`, in its own order.
+        average: The list, which has no names and leaves out what is not trained.
 
     Raises:
-        WeightsError: another number of tensors, or tensors of another shape.
+        WeightsError: Another number of tensors, or tensors of another shape.
     """
     trained = [key for key in theirs if key not in (SIGMAS, "sigmas") and not key.endswith("all_modules.0.W")]
     shapes = [theirs[key].shape for key in trained]
@@ -187,10 +187,10 @@ def config_from_arguments(arguments: Mapping[str, Any]) -> SongUNetConfig:
     """The configuration of `NCSNpp(config)`.
 
     Args:
-        arguments: the published configuration's `model` and `data`.
+        arguments: The published configuration's `model` and `data`.
 
     Raises:
-        RecipeError: a setting that is missing or not supported.
+        RecipeError: A setting that is missing or not supported.
     """
     try:
         model, data = arguments["model"], arguments["data"]

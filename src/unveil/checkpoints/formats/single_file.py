@@ -73,7 +73,7 @@ SCHEDULE = (
 BESIDE = (*SCHEDULE, "scale_factor", "logvar", "lvlb_weights")
 
 
-def read(theirs: Mapping[str, Tensor], overrides: ModelOverrides | None = None) -> LoadedCheckpoint:
+def read_checkpoint(theirs: Mapping[str, Tensor], overrides: ModelOverrides | None = None) -> LoadedCheckpoint:
     """Load the model of such a file, in evaluation mode; weights of another type become float32.
 
     Args:
@@ -110,7 +110,9 @@ def fit(theirs: Mapping[str, Tensor], overrides: ModelOverrides) -> LoadedCheckp
         WeightsError: As `read`.
     """
     # only the tables are numbers that determine what the model is
-    return read({key: tensor if key in BESIDE else tensor.to("meta") for key, tensor in theirs.items()}, overrides)
+    return read_checkpoint(
+        {key: tensor if key in BESIDE else tensor.to("meta") for key, tensor in theirs.items()}, overrides
+    )
 
 
 def assemble_model(
@@ -330,7 +332,7 @@ def infer_model_config(
     sections = [dict(section) for section in condition]
     if encoder is not None:
         prompt = {"key": PROMPT, "drop_prob": 0.1, "prompt_weighting": "brackets"}
-        sections.insert(0, encoder.described() | prompt)
+        sections.insert(0, encoder.describe() | prompt)
     sections += _concatenated(network, encoder is not None)
     guided = [SCALES[section["key"]] for section in sections if section.get("key") in SCALES]
     guided += [SCALES[LABEL] for section in sections if section["kind"] == "label-token" and section["drop_prob"]]
@@ -390,7 +392,7 @@ FORMATS = (
                 model_folder.PART_ADVICE,
             ),
         ),
-        load=read,
+        load=read_checkpoint,
         fit=fit,
         save=save,
         endings=(".safetensors",),

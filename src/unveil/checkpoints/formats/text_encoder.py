@@ -29,7 +29,7 @@ from unveil.io.files import read_state, write_tensors
 from unveil.model import Model
 from unveil.model.config.text import TextSection
 from unveil.nn.meta_device import EmptyParameters
-from unveil.nn.text_encoders import ACTIVATIONS, CLIPEncoderConfig, T5EncoderConfig, TowerConfig
+from unveil.nn.text_encoders import ACTIVATIONS, CLIPEncoderConfig, T5EncoderConfig, TextEncoderConfig
 
 WEIGHTS = "model"
 PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt")  # one whose safetensors stands beside it may have a .bin
@@ -43,18 +43,18 @@ class LoadedTextEncoder(NamedTuple):
     """A text encoder as it was found.
 
     Attributes:
-        config: its architecture.
-        state: its weights, in our names.
-        tokenizer: content of its tokenizer.json; None: CLIP's vocabulary, which comes with the package.
-        rest: what the file holds beside it, in the file's names.
+        config: Its architecture.
+        state: Its weights, in our names.
+        tokenizer: Content of its tokenizer.json; None: CLIP's vocabulary, which comes with the package.
+        rest: Other tensors of the file, in the file's names.
     """
 
-    config: TowerConfig
+    config: TextEncoderConfig
     state: dict[str, Tensor]
     tokenizer: str | None = None
     rest: Mapping[str, Tensor] = {}
 
-    def described(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """The architecture as a recipe's section says it; key, drop and the like are added by whoever knows them."""
         kind = "clip" if isinstance(self.config, CLIPEncoderConfig) else "t5"
         return {
@@ -67,7 +67,7 @@ class LoadedTextEncoder(NamedTuple):
         """Gives a conditioner that was built for this architecture its weights, in float32, and its vocabulary.
 
         Raises:
-            WeightsError: it was built for another architecture.
+            WeightsError: It was built for another architecture.
         """
         if conditioner.tower.config != self.config:
             raise WeightsError(
@@ -77,7 +77,7 @@ class LoadedTextEncoder(NamedTuple):
         conditioner.tower.load_state_dict(in_float(self.state), assign=True)
         conditioner.tower.requires_grad_(False)
         if self.tokenizer is not None:
-            conditioner.take_files({"tokenizer.json": self.tokenizer})
+            conditioner.restore_files({"tokenizer.json": self.tokenizer})
         return conditioner
 
     def conditioner(self, section: TextSection) -> TextEncoder:
@@ -87,16 +87,16 @@ class LoadedTextEncoder(NamedTuple):
         return self.fill(built)
 
 
-def read(path: Path, *, number: int = 1, settings: Mapping[str, Any] | None = None) -> LoadedTextEncoder:
+def read_text_encoder(path: Path, *, number: int = 1, settings: Mapping[str, Any] | None = None) -> LoadedTextEncoder:
     """The text encoder of a folder or a file.
 
     Args:
         path: diffusers' folder of a whole model, transformers' folder of one encoder, or a file with a whole model.
-        number: which, where there are several.
+        number: Number of the one that is read, if there are several.
         settings: Settings of a file's encoder, see `read_state_of`; a folder determines them itself.
 
     Raises:
-        WeightsError: none there, damaged, or something that is not opened.
+        WeightsError: None there, damaged, or something that is not opened.
     """
     if path.is_dir():
         return read_folder(path, number=number)
@@ -109,12 +109,12 @@ def read_state_dict(
     """The text encoder in a state dict; such files hold no vocabulary, so it is CLIP's.
 
     Args:
-        theirs: names and tensors, those of other parts too.
-        number: which, where there are several.
+        theirs: Names and tensors, those of other parts too.
+        number: Number of the one that is read, if there are several.
         settings: `heads` and `activation`, if the width is that of no published encoder.
 
     Raises:
-        WeightsError: none there, or one that is not whole.
+        WeightsError: None there, or one that is not whole.
     """
     locations = text_encoder_keys.find_text_encoders(theirs)
     if not 1 <= number <= len(locations):
@@ -134,7 +134,7 @@ def read_folder(path: Path, *, number: int = 1) -> LoadedTextEncoder:
     """The text encoder of diffusers' folder of a whole model, or of transformers' folder of one.
 
     Raises:
-        WeightsError: none there, damaged, of another kind, or a folder that wants code or a pickle to be run.
+        WeightsError: None there, damaged, of another kind, or a folder that wants code or a pickle to be run.
     """
     end = "" if number == 1 else f"_{number}"
     home, words = path / f"text_encoder{end}", path / f"tokenizer{end}"
@@ -168,11 +168,11 @@ def fill(model: Model, base: Path = Path()) -> Model:
     """Gives a freshly built model the text encoders that its config names by `weights`; returns it.
 
     Args:
-        base: what their paths are relative to.
+        base: Folder that their paths are relative to.
 
     Raises:
-        WeightsError: not there, damaged, or of another architecture than the config says.
-        RecipeError: a text encoder without `weights`, which nobody has trained.
+        WeightsError: Not there, damaged, or of another architecture than the config says.
+        RecipeError: A text encoder without `weights`, which nobody has trained.
     """
     for section in model.config.condition if model.config is not None else ():
         if isinstance(section, TextSection):
@@ -184,7 +184,7 @@ def fill(model: Model, base: Path = Path()) -> Model:
                 if isinstance(expected, CLIPEncoderConfig)
                 else None
             )
-            loaded = read(base / section.weights, settings=shape)
+            loaded = read_text_encoder(base / section.weights, settings=shape)
             if isinstance(expected, CLIPEncoderConfig) and isinstance(
                 loaded.config, CLIPEncoderConfig
             ):  # what no weight depends on
@@ -204,7 +204,7 @@ def check_folder(path: Path) -> None:
     """Refuses a folder that wants more than to be read.
 
     Raises:
-        WeightsError: names the file: Python code, a setting that asks for it, or a pickled tokenizer.
+        WeightsError: Names the file: Python code, a setting that asks for it, or a pickled tokenizer.
     """
     for file in sorted(path.iterdir()):
         if file.suffix == ".py":
@@ -274,7 +274,7 @@ def _read_tokenizer(words: Path) -> str:
     return file.read_text("utf-8")
 
 
-def _read_t5_config(config: TowerConfig, settings: Mapping[str, Any], words: Path) -> T5EncoderConfig:
+def _read_t5_config(config: TextEncoderConfig, settings: Mapping[str, Any], words: Path) -> T5EncoderConfig:
     assert isinstance(config, T5EncoderConfig)  # by its place
     file = words / "tokenizer_config.json"
     longest = (read_json(file) if file.is_file() else {}).get("model_max_length", config.max_length)
@@ -295,11 +295,11 @@ def write_folder(conditioner: TextEncoder, path: Path, *, number: int = 1) -> No
     2's folders are: they say nothing of a layer.
 
     Args:
-        path: the folder of the whole model.
-        number: which of its encoders.
+        path: The folder of the whole model.
+        number: Number of the encoder among the model's.
 
     Raises:
-        RecipeError: a vocabulary that is not known.
+        RecipeError: A vocabulary that is not known.
     """
     end = "" if number == 1 else f"_{number}"
     home, words = path / f"text_encoder{end}", path / f"tokenizer{end}"

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from unveil.autoencoders import Codec
+from unveil.autoencoders import LatentAutoencoder
 from unveil.checkpoints.formats import text_encoder
 from unveil.checkpoints.hf.image_adapters import CLIPS, NETWORKS, check_settings
 from unveil.checkpoints.hf.pipeline_folder import PipelineFolder
@@ -20,7 +20,7 @@ from unveil.checkpoints.hf.video_vaes import CLIP_CODECS
 from unveil.checkpoints.hf.weights import fill, tensors_of
 from unveil.checkpoints.scheduler import SchedulerConfig, read_scheduler
 from unveil.conditioning import clip_tokenizer
-from unveil.conditioning.text_encoder import FileTokenizer, Gives, TextEncoder
+from unveil.conditioning.text_encoder import EncoderOutput, FileTokenizer, TextEncoder
 from unveil.core.denoiser import Denoiser
 from unveil.core.flow import DynamicShift
 from unveil.core.prediction import PREDICTIONS, Prediction, rectified_flow
@@ -49,7 +49,7 @@ def assemble_model(
     folder: PipelineFolder,
     network: nn.Module,
     scheduler: SchedulerConfig,
-    codec: Codec,
+    codec: LatentAutoencoder,
     shape: tuple[int, ...],
     conditioners: Sequence[nn.Module],
     sample: Mapping[str, Any],
@@ -74,7 +74,7 @@ def process_of(
 
 
 def scheduler_of(folder: PipelineFolder) -> SchedulerConfig:
-    """What the folder's scheduler says."""
+    """Read the scheduler of the folder."""
     return read_scheduler(folder.place("scheduler") / "scheduler_config.json")
 
 
@@ -82,7 +82,7 @@ def network_of(folder: PipelineFolder, name: str, kind: type[nn.Module], dtype: 
     """The adapter of a component with its weights; `kind` is what the pipeline needs.
 
     Raises:
-        WeightsError: the network of another pipeline, or weights that do not fit it.
+        WeightsError: The network of another pipeline, or weights that do not fit it.
     """
     adapter = empty_adapter(folder, name)
     if not isinstance(adapter, kind):
@@ -97,7 +97,7 @@ def weights_of(folder: PipelineFolder, name: str, net: nn.Module) -> dict[str, T
     """The weights of a component; those of a network or autoencoder of clips may lie in the file first published.
 
     Raises:
-        WeightsError: none there, damaged, or of something else.
+        WeightsError: None there, damaged, or of something else.
     """
     kind = type(net).__name__
     if kind not in (*CLIPS, *CLIP_CODECS):
@@ -109,8 +109,8 @@ def empty_adapter(folder: PipelineFolder, name: str) -> Any:
     """The adapter of a component, without memory for its weights.
 
     Raises:
-        WeightsError: a network that is not known.
-        RecipeError: settings that are not supported, or diffusers is not installed.
+        WeightsError: A network that is not known.
+        RecipeError: Settings that are not supported, or diffusers is not installed.
     """
     settings = folder.settings(name, KNOWN)
     kind = str(settings["_class_name"])
@@ -122,8 +122,8 @@ def build_module(folder: PipelineFolder, kind: str, settings: Mapping[str, Any])
     """A module of diffusers by its settings, without memory for its weights.
 
     Raises:
-        RecipeError: diffusers is not installed.
-        WeightsError: an installed version of it that does not know the class.
+        RecipeError: Diffusers is not installed.
+        WeightsError: An installed version of it that does not know the class.
     """
     library = import_extra("diffusers", f"a {folder.kind}")
     if not hasattr(library, kind):
@@ -135,7 +135,7 @@ def build_module(folder: PipelineFolder, kind: str, settings: Mapping[str, Any])
 def encoder_of(
     folder: PipelineFolder,
     number: int,
-    gives: Gives,
+    gives: EncoderOutput,
     dtype: torch.dtype,
     length: int,
     attend: Literal["tokens", "all"] = "all",
@@ -143,8 +143,8 @@ def encoder_of(
     """A text encoder, and what it computes in.
 
     Args:
-        number: which, where there are several.
-        length, attend: of T5, see `T5EncoderConfig`.
+        number: Number of the one that is read, if there are several.
+        length, attend: Length and attend of T5, see `T5EncoderConfig`.
     """
     end = "" if number == 1 else f"_{number}"
     for name in (f"text_encoder{end}", f"tokenizer{end}"):
@@ -161,7 +161,7 @@ def encoder_of(
         tower = text_encoders.build(config)
     fill(tower, loaded.state, dtype, folder.path / f"text_encoder{end}")
     tokenizer = clip_tokenizer.clip_tokenizer() if loaded.tokenizer is None else FileTokenizer(loaded.tokenizer)
-    return TextEncoder(tower, tokenizer, gives=gives), dtype
+    return TextEncoder(tower, tokenizer, output=gives), dtype
 
 
 @contextmanager

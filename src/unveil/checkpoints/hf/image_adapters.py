@@ -24,12 +24,12 @@ class DiffusersUNet(nn.Module):
     """SDXL's U-Net: text across, pooled text and six numbers of the image's size added to the time embedding.
 
     Args:
-        net: a `UNet2DConditionModel` with `addition_embed_type` "text_time".
+        net: A `UNet2DConditionModel` with `addition_embed_type` "text_time".
 
     Source: Podell et al. 2023, section 2.2 (arXiv:2307.01952).
     """
 
-    beside = SIZES
+    extra_dims = SIZES
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -53,12 +53,12 @@ class MMDiT(nn.Module):
     """Stable Diffusion 3's transformer, where text and latents are one sequence.
 
     Args:
-        net: an `SD3Transformer2DModel`.
+        net: An `SD3Transformer2DModel`.
 
     Source: Esser et al. 2024, section 4 (arXiv:2403.03206).
     """
 
-    beside = 0
+    extra_dims = 0
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -80,8 +80,8 @@ class Flux(nn.Module):
     """FLUX.1's transformer: squares of 2 x 2 latents are tokens, at the place of their row and column.
 
     Args:
-        net: a `FluxTransformer2DModel`; one with `guidance_embeds` is conditioned on the scale of the guidance that
-            it was distilled from, the last number of the vector.
+        net: A `FluxTransformer2DModel`; one with `guidance_embeds` is conditioned on the scale of the guidance that it
+            was distilled from, the last number of the vector.
 
     Source: FLUX.1's published inference code (github.com/black-forest-labs/flux).
     """
@@ -92,9 +92,9 @@ class Flux(nn.Module):
         super().__init__()
         self.net = net
         settings: Any = net.config
-        self.beside = 1 if settings.guidance_embeds else 0
+        self.extra_dims = 1 if settings.guidance_embeds else 0
         self.pooled = int(settings.pooled_projection_dim)
-        self.vector_dim = self.pooled + self.beside
+        self.vector_dim = self.pooled + self.extra_dims
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         """The velocity at latents (B, C, H, W) and times in thousandths (B,)."""
@@ -107,7 +107,7 @@ class Flux(nn.Module):
         y = self.net(
             hidden_states=functional.pixel_unshuffle(x, self.patch).flatten(2).transpose(1, 2),
             timestep=t / 1000,  # which it multiplies again
-            guidance=vector[:, -1] if self.beside else None,
+            guidance=vector[:, -1] if self.extra_dims else None,
             pooled_projections=vector[:, : self.pooled],
             encoder_hidden_states=tokens,
             txt_ids=places.new_zeros(tokens.shape[1], 3),
@@ -162,7 +162,7 @@ def check_settings(kind: str, settings: Mapping[str, Any], where: str) -> None:
     """Refuses settings of a network that its adapter does not serve.
 
     Raises:
-        RecipeError: names the setting and what it may be.
+        RecipeError: Names the setting and what it may be.
     """
     for name, (allowed, why) in ONLY.get(kind, {}).items():
         if settings.get(name) != allowed:
@@ -179,11 +179,11 @@ def prompt_tokens(condition: Condition | None, *, masked: bool) -> Tensor:
     """The tokens of a condition, checked.
 
     Args:
-        masked: whether the network looks at a mask.
+        masked: True if the network looks at a mask.
 
     Raises:
-        RecipeError: there is none.
-        ShapeError: a mask that would not be looked at.
+        RecipeError: There is none.
+        ShapeError: A mask that would not be looked at.
     """
     if condition is None or condition.tokens is None:
         raise RecipeError("this network needs a prompt in every call: give one, such as prompt='a cat'")

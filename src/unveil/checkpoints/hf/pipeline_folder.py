@@ -30,7 +30,7 @@ class PipelineFolder:
     """A folder of diffusers, whose files are read when they are needed.
 
     Raises:
-        WeightsError: no model_index.json, or something in the folder that would have to be run: its own code, a
+        WeightsError: No model_index.json, or something in the folder that would have to be run: its own code, a
             component of another library, a pipeline that is not one of diffusers'.
     """
 
@@ -41,7 +41,7 @@ class PipelineFolder:
 
     @cached_property
     def index(self) -> dict[str, Any]:
-        """What model_index.json says."""
+        """Contents of model_index.json."""
         return read_json(self.path / INDEX)
 
     @property
@@ -58,7 +58,7 @@ class PipelineFolder:
         """The folder of a component.
 
         Raises:
-            WeightsError: the index does not list it, or it is not there.
+            WeightsError: The index does not list it, or it is not there.
         """
         place = self.path / name
         if not self.has(name):
@@ -71,7 +71,7 @@ class PipelineFolder:
         """The settings of a network, whose class must be one of `known`.
 
         Raises:
-            WeightsError: as `place`, or another class.
+            WeightsError: As `place`, or another class.
         """
         path, classes = self.place(name) / "config.json", tuple(classes)
         config = read_json(path)
@@ -84,7 +84,7 @@ class PipelineFolder:
         """The weights of a component, mapped into memory: a page is read when it is first used.
 
         Raises:
-            WeightsError: as `place`, no safetensors files, a missing shard, or a damaged file.
+            WeightsError: As `place`, no safetensors files, a missing shard, or a damaged file.
         """
         return read_weights(self.place(name), self._stem(name))
 

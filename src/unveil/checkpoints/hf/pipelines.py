@@ -28,7 +28,7 @@ from unveil.checkpoints.hf.weights import KeyMatchReport, compare
 from unveil.checkpoints.overrides import shapes_of
 from unveil.conditioning import text_encoder
 from unveil.conditioning.micro_conditioning import ScalarCondition, SizeCondition
-from unveil.conditioning.text_encoder import Gives, MultiTextEncoder, Together
+from unveil.conditioning.text_encoder import CombineEncoders, EncoderOutput, MultiTextEncoder
 from unveil.errors import WeightsError, did_you_mean
 from unveil.io.files import read_header
 from unveil.model import Model, model_folder
@@ -47,9 +47,9 @@ def sdxl(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     network, codec, scheduler = network_of(folder, "unet", DiffusersUNet, dtype), _codec(folder), scheduler_of(folder)
     assert isinstance(network, DiffusersUNet)
     shape = _shape(codec, folder.settings("unet", NETWORKS).get("sample_size", 128))
-    prompt = _prompt(folder, text_encoder.sdxl_concat, ("tokens", "both"), dtype, beside=network.beside)
-    prompt.zeros = bool(folder.index.get("force_zeros_for_empty_prompt", True))
-    size = SizeCondition(shape, network.vector_dim - network.beside)
+    prompt = _prompt(folder, text_encoder.sdxl_concat, ("tokens", "both"), dtype, extra_dims=network.extra_dims)
+    prompt.zero_uncond = bool(folder.index.get("force_zeros_for_empty_prompt", True))
+    size = SizeCondition(shape, network.vector_dim - network.extra_dims)
     sample = {"steps": 50, "guidance": {"scale": 5.0}}
     return assemble_model(folder, network, scheduler, codec, shape, (prompt, size), sample)
 
@@ -59,7 +59,7 @@ def sd3(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     network, codec, scheduler = network_of(folder, "transformer", MMDiT, dtype), _codec(folder), scheduler_of(folder)
     settings = folder.settings("transformer", NETWORKS)
     rule = text_encoder.sd3_concat(int(settings["joint_attention_dim"]), SD3_TOKENS)
-    gives: tuple[Gives, ...] = ("both", "both", "tokens") if folder.has("text_encoder_3") else ("both", "both")
+    gives: tuple[EncoderOutput, ...] = ("both", "both", "tokens") if folder.has("text_encoder_3") else ("both", "both")
     prompt = _prompt(folder, rule, gives, dtype, length=SD3_TOKENS)
     shape = _shape(codec, settings.get("sample_size", 128))
     sample = {"steps": 28, "guidance": {"scale": 7.0}}
@@ -70,25 +70,25 @@ def flux(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     """The model of a `FluxPipeline`; the scale of distilled guidance is given as "guidance"."""
     network, codec, scheduler = network_of(folder, "transformer", Flux, dtype), _codec(folder), scheduler_of(folder)
     assert isinstance(network, Flux)
-    length = FLUX_TOKENS["distilled" if network.beside else "few-step"]
+    length = FLUX_TOKENS["distilled" if network.extra_dims else "few-step"]
     prompt = _prompt(
-        folder, text_encoder.flux_concat, ("vector", "tokens"), dtype, beside=network.beside, length=length
+        folder, text_encoder.flux_concat, ("vector", "tokens"), dtype, extra_dims=network.extra_dims, length=length
     )
-    guidance = [ScalarCondition((GUIDANCE,), network.pooled, key="guidance")] if network.beside else []
-    sample: dict[str, Any] = {"steps": 28 if network.beside else 4}
+    guidance = [ScalarCondition((GUIDANCE,), network.pooled, key="guidance")] if network.extra_dims else []
+    sample: dict[str, Any] = {"steps": 28 if network.extra_dims else 4}
     if scheduler.size_shift is None:  # its pipeline spaces the levels evenly itself, whatever the scheduler would do
         sample["schedule"] = "uniform"
     return assemble_model(folder, network, scheduler, codec, _shape(codec, FLUX_LATENTS), (prompt, *guidance), sample)
 
 
-def of_parts(folder: PipelineFolder, dtype: torch.dtype) -> Model:
+def load_components(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     """The model of a pipeline of Stable Diffusion 1 or 2, which is one of our own parts and can be saved."""
-    return stable_diffusion.read(folder).model.to_inference_dtype(dtype)
+    return stable_diffusion.read_stable_diffusion(folder).model.to_inference_dtype(dtype)
 
 
 # Pipeline -> what reads its folder. A pipeline whose network is one of ours has its reader here as well.
 PIPELINES: dict[str, Callable[[PipelineFolder, torch.dtype], Model]] = {
-    **dict.fromkeys(stable_diffusion.CLASSES, of_parts),
+    **dict.fromkeys(stable_diffusion.CLASSES, load_components),
     "StableDiffusionXLPipeline": sdxl,
     "StableDiffusion3Pipeline": sd3,
     "FluxPipeline": flux,
@@ -103,13 +103,13 @@ def load(path: Path, dtype: torch.dtype = torch.float32) -> Model:
     everything else in float32.
 
     Args:
-        path: the folder with the model_index.json.
-        dtype: what it computes in.
+        path: The folder with the model_index.json.
+        dtype: Number format of its computation.
 
     Raises:
-        WeightsError: a pipeline that is not known, a component that is missing or damaged, settings that are not
+        WeightsError: A pipeline that is not known, a component that is missing or damaged, settings that are not
             supported, or anything in the folder that would have to be run.
-        RecipeError: diffusers or transformers is not installed.
+        RecipeError: Diffusers or transformers is not installed.
     """
     folder = PipelineFolder(path)
     if folder.kind not in PIPELINES:
@@ -125,10 +125,10 @@ def load(path: Path, dtype: torch.dtype = torch.float32) -> Model:
 
 
 def report(path: Path) -> dict[str, KeyMatchReport]:
-    """How the weights of a folder's network fit what its settings describe, by component; no number is looked at.
+    """Compare the weights of a folder with its settings, by component, from the headers.
 
     Raises:
-        WeightsError: as `load`, except for weights that do not fit.
+        WeightsError: As `load`, except for weights that do not fit.
     """
     folder = PipelineFolder(path)
     if folder.kind in stable_diffusion.CLASSES:
@@ -142,7 +142,7 @@ def inspect(path: Path) -> dict[str, Any]:
     """Facts of a folder, from headers and settings only: those of `inspection.inspect`, and how its network fits.
 
     Raises:
-        WeightsError: as `report`.
+        WeightsError: As `report`.
     """
     folder = PipelineFolder(path)
     headers = {file.relative_to(path).as_posix(): read_header(file) for file in folder.weight_files()}
@@ -182,21 +182,21 @@ def _shape(codec: AutoencoderKL, side: int | Sequence[int]) -> tuple[int, int, i
 
 def _prompt(
     folder: PipelineFolder,
-    together: Together,
-    gives: Sequence[Gives],
+    together: CombineEncoders,
+    gives: Sequence[EncoderOutput],
     dtype: torch.dtype,
     *,
-    beside: int = 0,
+    extra_dims: int = 0,
     length: int = 0,
 ) -> MultiTextEncoder:
     """The prompt's text encoders, the first one first.
 
     Args:
-        gives: of each encoder.
-        beside: see `MultiTextEncoder`.
-        length: tokens of T5.
+        gives: Gives of each encoder.
+        extra_dims: See `MultiTextEncoder`.
+        length: Tokens of T5.
     """
     each = [encoder_of(folder, number, output, dtype, length) for number, output in enumerate(gives, 1)]
     return MultiTextEncoder(
-        [output for output, _ in each], together, beside=beside, precisions=[precision for _, precision in each]
+        [output for output, _ in each], together, extra_dims=extra_dims, precisions=[precision for _, precision in each]
     )

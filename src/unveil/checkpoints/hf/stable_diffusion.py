@@ -32,12 +32,12 @@ SPACING = {"timestep_spacing": "leading", "steps_offset": 1, "set_alpha_to_one":
 CONFIG = "scheduler_config.json"
 
 
-def read(folder: PipelineFolder) -> LoadedCheckpoint:
+def read_stable_diffusion(folder: PipelineFolder) -> LoadedCheckpoint:
     """The model of a folder, in evaluation mode and float32, and how the folder fitted it.
 
     Raises:
-        WeightsError: a component that is missing, damaged or of another kind, or an autoencoder with a codebook.
-        RecipeError: settings that are not supported.
+        WeightsError: A component that is missing, damaged or of another kind, or an autoencoder with a codebook.
+        RecipeError: Settings that are not supported.
     """
     unet = diffusers_unet.read_unet(folder.place("unet"))
     if unet.label is not None:
@@ -58,12 +58,12 @@ def read(folder: PipelineFolder) -> LoadedCheckpoint:
 
 
 def report(folder: PipelineFolder) -> dict[str, KeyMatchReport]:
-    """How the weights of each component fit what the settings describe.
+    """Compare the weights of each component with its settings.
 
     Raises:
-        WeightsError, RecipeError: as `read`, which lists keys that do not fit.
+        WeightsError, RecipeError: As `read`, which lists keys that do not fit.
     """
-    unused = {key for key in read(folder).unused}
+    unused = {key for key in read_stable_diffusion(folder).unused}
     reports: dict[str, KeyMatchReport] = {}
     for name in PARTS:
         keys = list(folder.tensors(name))
@@ -76,8 +76,8 @@ def write(model: Model, path: Path) -> int:
     """Writes a folder that diffusers opens with `from_pretrained`, whole or not at all; returns its tensors' number.
 
     Raises:
-        RecipeError: a model that such a folder cannot hold.
-        OutputError: something is there already, or the place cannot be written.
+        RecipeError: A model that such a folder cannot hold.
+        OutputError: Something is there already, or the place cannot be written.
     """
     texts = [conditioner for conditioner in model.conditioners.values() if isinstance(conditioner, TextEncoder)]
     network, codec = model.denoiser.network, model.autoencoder

@@ -1,6 +1,6 @@
 """Diffusers' networks of clips as ours: forward(x, t, condition), x being latents (B, C, T, H, W).
 
-A network with `tells_parts` takes a level for each of its tokens; the others take one for each clip.
+A network with `takes_token_levels` takes a level for each of its tokens; the others take one for each clip.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class Wan(nn.Module):
     """Wan's transformer: text by cross-attention, and a level for each token where levels differ.
 
     Args:
-        net: a `WanTransformer3DModel` of text to video.
+        net: A `WanTransformer3DModel` of text to video.
 
     Source: Wan team 2025, section 4.2 (arXiv:2503.20314); levels of tokens: Wan 2.2's TI2V network.
     """
 
-    tells_parts = True
+    takes_token_levels = True
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -47,8 +47,8 @@ class Wan(nn.Module):
         Where levels differ within a token, the noisiest counts.
 
         Raises:
-            RecipeError: no prompt.
-            ShapeError: a size or a mask that the network does not take.
+            RecipeError: No prompt.
+            ShapeError: A size or a mask that the network does not take.
         """
         tokens = prompt_tokens(condition, masked=False)
         check_size(x, self.multiple)
@@ -81,13 +81,13 @@ class WanTwoExperts(nn.Module):
     """Wan 2.2's two networks: one for levels from a boundary on, one for those below.
 
     Args:
-        noisy, clean: the two.
-        boundary: in thousandths.
+        noisy, clean: The two.
+        boundary: In thousandths.
 
     Source: Wan 2.2's published inference code (github.com/Wan-Video/Wan2.2).
     """
 
-    tells_parts = False
+    takes_token_levels = False
 
     def __init__(self, noisy: Wan, clean: Wan, boundary: float) -> None:
         super().__init__()
@@ -122,13 +122,13 @@ class LTX(nn.Module):
     """LTX-Video's transformer: a level for each token, whose position is given in seconds and pixels.
 
     Args:
-        net: an `LTXVideoTransformer3DModel`.
-        rates: frames and pixels that one latent stands for.
+        net: An `LTXVideoTransformer3DModel`.
+        rates: Frames and pixels that one latent stands for.
 
     Source: HaCohen et al. 2024, section 3 (arXiv:2501.00103).
     """
 
-    tells_parts = True
+    takes_token_levels = True
     vector_dim = 1  # frames per second
 
     def __init__(self, net: nn.Module, rates: tuple[int, int] = (8, 32)) -> None:
@@ -147,8 +147,8 @@ class LTX(nn.Module):
         The condition's vector is the frames per second (B, 1); its places, in latents, say where clips lie.
 
         Raises:
-            RecipeError: no prompt.
-            ShapeError: a vector of another width.
+            RecipeError: No prompt.
+            ShapeError: A vector of another width.
         """
         vector, tokens = pooled_and_tokens(condition, self.vector_dim)
         assert condition is not None  # as checked
@@ -159,7 +159,7 @@ class LTX(nn.Module):
             encoder_hidden_states=tokens,
             timestep=levels.flatten(1) if levels.ndim > 1 else levels,
             encoder_attention_mask=mask,
-            video_coords=self._coordinates(x, vector[:, 0], condition.places),
+            video_coords=self._coordinates(x, vector[:, 0], condition.positions),
             return_dict=False,
         )[0]
         return y.transpose(1, 2).unflatten(2, x.shape[2:])
@@ -180,32 +180,32 @@ class CogVideoX(nn.Module):
     """CogVideoX's transformer: text and latents are one sequence, and a clip has one level.
 
     Args:
-        net: a `CogVideoXTransformer3DModel` of text to video.
+        net: A `CogVideoXTransformer3DModel` of text to video.
 
     Source: Yang et al. 2024, section 2.2 (arXiv:2408.06072).
     """
 
-    tells_parts = False
+    takes_token_levels = False
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
         self.settings: Any = net.config
         self.patch = self.multiple = int(self.settings.patch_size)
-        self.together = int(self.settings.patch_size_t or 1)  # latent frames of a token
+        self.frames_per_token = int(self.settings.patch_size_t or 1)  # latent frames of a token
         self._tables: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
-        """What the folder's scheduler says, at latents and indices (B,).
+        """Output of the transformer at latents and indices (B,).
 
         Raises:
-            RecipeError: no prompt.
-            ShapeError: a size or a mask that the network does not take.
+            RecipeError: No prompt.
+            ShapeError: A size or a mask that the network does not take.
         """
         tokens = prompt_tokens(condition, masked=False)
         check_size(x, self.patch)
-        if x.shape[2] % self.together:
-            raise ShapeError(f"latents {tuple(x.shape)}: their frames must be a multiple of {self.together}")
+        if x.shape[2] % self.frames_per_token:
+            raise ShapeError(f"latents {tuple(x.shape)}: their frames must be a multiple of {self.frames_per_token}")
         y = self.net(
             hidden_states=x.transpose(1, 2),
             encoder_hidden_states=tokens,
@@ -228,7 +228,7 @@ class CogVideoX(nn.Module):
                 where: dict[str, Any] = {"crops_coords": _centred(grid, base)}
             else:
                 where = {"crops_coords": None, "grid_type": "slice", "max_size": base}
-            frames = size[0] // self.together
+            frames = size[0] // self.frames_per_token
             self._tables[size] = table(
                 embed_dim=settings.attention_head_dim, grid_size=grid, temporal_size=frames, device=x.device, **where
             )
@@ -240,29 +240,29 @@ class Hunyuan(nn.Module):
     """HunyuanVideo's transformer: text and latents side by side, pooled text and a guidance beside the time.
 
     Args:
-        net: a `HunyuanVideoTransformer3DModel` of text to video; one with `guidance_embeds` is conditioned on the
-            scale of the guidance that it was distilled from, the last number of the vector.
+        net: A `HunyuanVideoTransformer3DModel` of text to video; one with `guidance_embeds` is conditioned on the scale
+            of the guidance that it was distilled from, the last number of the vector.
 
     Source: Kong et al. 2024, section 4.2 (arXiv:2412.03603).
     """
 
-    tells_parts = False
+    takes_token_levels = False
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
         settings: Any = net.config
         self.patch = self.multiple = int(settings.patch_size)
-        self.beside = 1 if settings.guidance_embeds else 0
+        self.extra_dims = 1 if settings.guidance_embeds else 0
         self.pooled = int(settings.pooled_projection_dim)
-        self.vector_dim = self.pooled + self.beside
+        self.vector_dim = self.pooled + self.extra_dims
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         """The velocity at latents and times in thousandths (B,).
 
         Raises:
-            RecipeError: no prompt.
-            ShapeError: a size or a vector that the network does not take.
+            RecipeError: No prompt.
+            ShapeError: A size or a vector that the network does not take.
         """
         vector, tokens = pooled_and_tokens(condition, self.vector_dim)
         check_size(x, self.patch)
@@ -273,7 +273,7 @@ class Hunyuan(nn.Module):
             encoder_hidden_states=tokens,
             encoder_attention_mask=tokens.new_ones(tokens.shape[:2]) if mask is None else mask.to(tokens.dtype),
             pooled_projections=vector[:, : self.pooled],
-            guidance=1000 * vector[:, -1] if self.beside else None,
+            guidance=1000 * vector[:, -1] if self.extra_dims else None,
             return_dict=False,
         )[0]
 
@@ -293,7 +293,7 @@ def of_tokens(t: Tensor, x: Tensor, patch: tuple[int, int, int]) -> Tensor:
     Args:
         t: (B,), or broadcastable to x.
         x: (B, C, T, H, W).
-        patch: latents of a token.
+        patch: Latents of a token.
     """
     if t.ndim == 1:
         return t
@@ -304,7 +304,7 @@ def of_tokens(t: Tensor, x: Tensor, patch: tuple[int, int, int]) -> Tensor:
 
 
 def _centred(grid: tuple[int, int], base: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Where a grid lies in the one of training once it is scaled to fit inside: first and last row and column."""
+    """Position of a grid that is scaled to fit into the training grid: its first and last row and column."""
     rows, columns = grid
     if rows / columns > base[0] / base[1]:
         height, width = base[0], round(base[0] / rows * columns)

@@ -75,7 +75,7 @@ def cogvideox(folder: PipelineFolder, dtype: torch.dtype) -> Model:
     network = network_of(folder, "transformer", CogVideoX, dtype)
     assert isinstance(network, CogVideoX)
     codec = _codec(folder, "AutoencoderKLCogVideoX", network)
-    codec.front = network.together - 1
+    codec.front = network.frames_per_token - 1
     settings, unit = network.settings, codec.rates[1]
     frames = 1 + -(-(int(settings.sample_frames) - 1) // codec.step) * codec.step
     shape = (3, frames, int(settings.sample_height) * unit, int(settings.sample_width) * unit)
@@ -97,8 +97,8 @@ def hunyuan(folder: PipelineFolder, dtype: torch.dtype) -> Model:
             f"{folder.path}: prompts of a {folder.kind} are read from {PROMPTS}, which is not there: tensors tokens "
             "(N, L, D), mask (N, L) and vector (N, P) of its encode_prompt, and the N prompts in the header"
         )
-    guidance = [ScalarCondition((GUIDANCE,), network.pooled, key="guidance")] if network.beside else []
-    prompt = read_prompts(folder.path / PROMPTS, beside=network.beside)
+    guidance = [ScalarCondition((GUIDANCE,), network.pooled, key="guidance")] if network.extra_dims else []
+    prompt = read_prompts(folder.path / PROMPTS, extra_dims=network.extra_dims)
     # its pipeline spaces the levels evenly itself
     sample = {"steps": 50, "schedule": "uniform"}
     return assemble_model(folder, network, scheduler_of(folder), codec, (3, *HUNYUAN_SIZE), (prompt, *guidance), sample)
@@ -125,7 +125,7 @@ NAMES: dict[Callable[[PipelineFolder, torch.dtype], Model], str] = {
 
 
 def describe(folder: PipelineFolder) -> str:
-    """What a folder makes, for a person: the model, and how it takes levels and prompts."""
+    """Describe the model of a folder, its noise levels and its prompts, for a person."""
     two = folder.has("transformer_2")
     each = PIPELINES[folder.kind] in (wan, ltx) and not two
     return ", ".join(
@@ -144,8 +144,8 @@ def write_prompts(model: Model, prompts: Sequence[str], path: Path) -> None:
     In the folder as `prompts.safetensors` it lets the model be loaded without the encoder, for these prompts.
 
     Raises:
-        RecipeError: not a list of texts.
-        OutputError: the place cannot be written.
+        RecipeError: Not a list of texts.
+        OutputError: The place cannot be written.
     """
     each = list(dict.fromkeys(["", *prompts]))
     condition: Condition = model.conditioners["prompt"].encode(each)  # pyright: ignore[reportCallIssue]
@@ -154,14 +154,14 @@ def write_prompts(model: Model, prompts: Sequence[str], path: Path) -> None:
         write_tensors(temporary, tensors, {"prompts": json.dumps(each)})
 
 
-def read_prompts(path: Path, *, beside: int = 0) -> PrecomputedPrompts:
+def read_prompts(path: Path, *, extra_dims: int = 0) -> PrecomputedPrompts:
     """The prompts of a file, see `write_prompts`.
 
     Args:
-        beside: numbers at the end of the vector that are left zero, for others to fill.
+        extra_dims: Numbers at the end of the vector that are left zero, for others to fill.
 
     Raises:
-        WeightsError: damaged, or without the list of prompts.
+        WeightsError: Damaged, or without the list of prompts.
     """
     tensors, listed = read_tensors(path), read_header(path).metadata.get("prompts")
     try:
@@ -177,7 +177,7 @@ def read_prompts(path: Path, *, beside: int = 0) -> PrecomputedPrompts:
         name: tensor.bool() if name == "mask" else tensor.float() for name, tensor in tensors.items()
     }
     if "vector" in routes:
-        routes["vector"] = nn.functional.pad(routes["vector"], (0, beside))
+        routes["vector"] = nn.functional.pad(routes["vector"], (0, extra_dims))
     return PrecomputedPrompts([str(prompt) for prompt in prompts], Condition(**routes), where=str(path))
 
 

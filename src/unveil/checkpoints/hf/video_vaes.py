@@ -22,14 +22,14 @@ class VideoVAE(nn.Module):
     """An autoencoder in which the first latent frame is one frame, and each further one `rates[0]` frames.
 
     Args:
-        vae: the autoencoder.
-        rates: frames and pixels of a side that one latent stands for, ct and cs.
-        mean, scale: of each channel, or of all: latents are (z - mean) scale.
+        vae: The autoencoder.
+        rates: Frames and pixels of a side that one latent stands for, ct and cs.
+        mean, scale: Mean and scale of each channel, or of all: latents are (z - mean) scale.
         level: Noise level that the decoder is conditioned on; None: it is not.
-        pairs: the latents after the first come in twos: of any other number the decoder makes the first ct frames too.
+        pairs: The latents after the first come in twos: of any other number the decoder makes the first ct frames too.
 
     Attributes:
-        front: latents before the first that stand for nothing, which fill up the first token of a network.
+        front: Latents before the first that stand for nothing, which fill up the first token of a network.
     """
 
     stochastic = False
@@ -58,7 +58,7 @@ class VideoVAE(nn.Module):
         """The likeliest latents (B, Z, 1 + (T - 1) / ct, H / cs, W / cs) of clips (B, 3, T, H, W) in [-1, 1].
 
         Raises:
-            ShapeError: as `latent_shape`.
+            ShapeError: As `latent_shape`.
         """
         del noise
         self.latent_shape(tuple(pixels.shape[1:]))
@@ -78,7 +78,7 @@ class VideoVAE(nn.Module):
         """(Z, 1 + (T - 1) / ct, H / cs, W / cs) of (3, T, H, W), and `front` more.
 
         Raises:
-            ShapeError: other axes, a number of frames that is not 1 + k ct, k even in pairs, or sides that are not
+            ShapeError: Other axes, a number of frames that is not 1 + k ct, k even in pairs, or sides that are not
                 multiples of cs; names the nearest.
         """
         if len(shape) != 4:

@@ -19,7 +19,7 @@ KeysValues = tuple[Tensor, Tensor]  # each (B, heads, L, D)
 
 
 class CachedModulation(NamedTuple):
-    """Of a level: six vectors for each block before its own are added, and the embedding that the last layer takes."""
+    """Modulation of a noise level: six vectors for each block and the last layer's embedding."""
 
     blocks: Tensor
     last: Tensor
@@ -29,7 +29,7 @@ class CachedWan:
     """The network, called as run(x, levels, tokens), for sampling: no gradient passes what is remembered.
 
     Args:
-        net: a `WanTransformer3DModel`.
+        net: A `WanTransformer3DModel`.
         levels: (N,) that the run comes to; others are worked out when they are met.
     """
 
@@ -45,9 +45,9 @@ class CachedWan:
 
         Args:
             levels: (B,) or of each token (B, T', H', W').
-            tokens: of the text, (B, L, D).
+            tokens: Tokens of the text, (B, L, D).
         """
-        texts = self._texts.of(tokens, lambda: self._read(tokens))
+        texts = self._texts.get(tokens, lambda: self._read(tokens))
         modulation = self._modulation(levels, x.device)
         h = self.net.patch_embedding(x)  # (B, D, T', H', W')
         grid = h.shape[2:]
@@ -86,7 +86,7 @@ class CachedWan:
         )
 
     def _level(self, value: float, device: torch.device) -> CachedModulation:
-        """Of one level; all that are expected are worked out with the first."""
+        """Modulation of one noise level; all expected ones are computed with the first."""
         if value not in self._levels:
             levels = self._expected if value in self._expected else [value]
             embedder = self.net.condition_embedder

@@ -28,13 +28,13 @@ MODULE, TABLE = "diffusers.loaders.single_file_model", "SINGLE_FILE_LOADABLE_CLA
 
 @dataclass(frozen=True)
 class KeyMatchReport:
-    """How a file's tensors fit a network.
+    """Comparison of a file's tensors with those of a network.
 
     Attributes:
-        matched: keys of both, with one shape.
-        missing: keys of the network alone.
-        unknown: keys of the file alone.
-        reshaped: keys of both with another shape, and the two shapes.
+        matched: Keys of both, with one shape.
+        missing: Keys of the network alone.
+        unknown: Keys of the file alone.
+        reshaped: Keys of both with another shape, and the two shapes.
     """
 
     matched: tuple[str, ...]
@@ -60,7 +60,7 @@ class KeyMatchReport:
 
 
 def compare(theirs: Shapes, network: nn.Module) -> KeyMatchReport:
-    """How tensors of these shapes fit a network."""
+    """Compare tensors of these shapes with a network."""
     ours = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
     both = [key for key in ours if key in theirs]
     same = [key for key in both if tuple(theirs[key]) == ours[key]]
@@ -76,7 +76,7 @@ def fill(network: nn.Module, theirs: Mapping[str, Tensor], dtype: torch.dtype, w
     """Gives a network its weights: matrices in `dtype`, everything else in float32; nothing is copied that is that.
 
     Raises:
-        WeightsError: weights of another network; names what is missing and what is unknown.
+        WeightsError: Weights of another network; names what is missing and what is unknown.
     """
     report = compare(shapes_of(theirs), network)
     if not report.fits:
@@ -91,12 +91,12 @@ def tensors_of(folder: PipelineFolder, name: str, kind: str, wanted: Collection[
     """The weights of a component, as diffusers writes them or out of a single file.
 
     Args:
-        name: of the component.
-        kind: its class.
-        wanted: keys of its state dict.
+        name: Name of the component.
+        kind: Its class.
+        wanted: Keys of its state dict.
 
     Raises:
-        WeightsError: none there, damaged, or a file that diffusers does not read for this class.
+        WeightsError: None there, damaged, or a file that diffusers does not read for this class.
     """
     place = folder.place(name)
     files = sorted(place.glob("*.safetensors"))

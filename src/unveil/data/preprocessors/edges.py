@@ -30,8 +30,8 @@ def canny(pixels: Tensor, *, low: float = 100.0, high: float = 200.0, sigma: flo
         sigma: Standard deviation of the Gaussian smoothing, in pixels; 0 disables it.
 
     Raises:
-        RecipeError: thresholds or sigma out of range.
-        ShapeError: no image.
+        RecipeError: Thresholds or sigma out of range.
+        ShapeError: No image.
     Source: Canny 1986, A Computational Approach to Edge Detection.
     """
     return _white(_canny(pixels, low, high, sigma))
@@ -70,15 +70,15 @@ def hough_lines(
     """The ends of the straight lines among the edges: int64 (N, 4) of x0, y0, x1, y1 in pixels.
 
     Args:
-        low, high: thresholds of `canny`.
-        votes: pixels that must lie on a line before it is followed.
+        low, high: Thresholds of `canny`.
+        votes: Pixels that must lie on a line before it is followed.
         length: Minimum length of a line, in pixels.
         gap: Maximum gap within a line, in pixels.
         seed: Seed of the order in which pixels vote.
 
     Raises:
-        RecipeError: a setting out of range.
-        ShapeError: no image.
+        RecipeError: A setting out of range.
+        ShapeError: No image.
     Source: Matas, Galambos & Kittler 2000, Robust Detection of Lines Using the Progressive Probabilistic Hough
         Transform.
     """
@@ -98,12 +98,12 @@ def scribble(pixels: Tensor, *, low: float = 25.0, high: float = 60.0, sigma: fl
     Edges of the strongly smoothed image, those left out that are shorter than a thirtieth of its longer side.
 
     Args:
-        low, high, sigma: as for `canny`; more smoothing leaves less detail.
+        low, high, sigma: As for `canny`; more smoothing leaves less detail.
         width: Stroke width in pixels.
 
     Raises:
-        RecipeError: a setting out of range.
-        ShapeError: no image.
+        RecipeError: A setting out of range.
+        ShapeError: No image.
     Source: Zhang, Rao & Agrawala 2023, ControlNet, appendix (arXiv:2302.05543), which draws scribbles by such steps.
     """
     from scipy import ndimage
@@ -123,7 +123,7 @@ def to_luma(pixels: Tensor) -> NDArray[np.float64]:
     """Brightness in [0, 255], (H, W), of uint8 (1 or 3, H, W).
 
     Raises:
-        ShapeError: no such image.
+        ShapeError: No such image.
     """
     check_image(pixels)
     planes = pixels.to(torch.float64).numpy()

@@ -26,7 +26,7 @@ class Preprocessor(Protocol):
 
 
 @dataclass(frozen=True)
-class Canny:
+class CannyPreprocessor:
     """Edges: `edges.canny`.
 
     low, high: thresholds of the gradient in [0, 255]. sigma: of the smoothing before, in pixels.
@@ -46,7 +46,7 @@ class Canny:
 
 
 @dataclass(frozen=True)
-class Lines:
+class LinePreprocessor:
     """Straight lines: `edges.lines`.
 
     low, high: thresholds of the edges. votes: pixels that must lie on a line. length: of the shortest, in pixels.
@@ -79,7 +79,7 @@ class Lines:
 
 
 @dataclass(frozen=True)
-class Scribble:
+class ScribblePreprocessor:
     """Outlines as drawn with a thick pen: `edges.scribble`.
 
     low, high, sigma: settings of the edges. width: stroke width in pixels.
@@ -101,7 +101,7 @@ class Scribble:
 
 
 @dataclass(frozen=True)
-class Segments:
+class SegmentPreprocessor:
     """Regions found in the image itself: `segmentation.segments`.
 
     scale: larger makes larger regions. sigma: of the smoothing before, in pixels. least: pixels of the smallest.
@@ -121,7 +121,7 @@ class Segments:
 
 
 @dataclass(frozen=True)
-class MaskColours:
+class MaskPreprocessor:
     """A given map of classes in colours: `segmentation.colours`.
 
     key: key of the item that holds the map (H, W).
@@ -135,7 +135,7 @@ class MaskColours:
 
 
 @dataclass(frozen=True)
-class Boxes:
+class BoxPreprocessor:
     """Given boxes as rectangles: `segmentation.layout`.
 
     key, labels: keys of the item that hold the boxes (N, 4) and their classes (N,); labels None: all are one class.
@@ -160,7 +160,7 @@ class Boxes:
 
 
 @dataclass(frozen=True)
-class ResizeOnly:
+class ResizePreprocessor:
     """An image that comes with the item, such as depth, a pose or normals: `segmentation.resize_control_image`.
 
     key: key of the item that holds the image uint8 (1 or 3, H, W). tolerance: how far the aspect ratios may be apart.
@@ -181,13 +181,13 @@ class ResizeOnly:
 
 
 PREPROCESSORS: dict[str, type[Any]] = {
-    "canny": Canny,
-    "lines": Lines,
-    "scribble": Scribble,
-    "segments": Segments,
-    "mask": MaskColours,
-    "boxes": Boxes,
-    "given": ResizeOnly,
+    "canny": CannyPreprocessor,
+    "lines": LinePreprocessor,
+    "scribble": ScribblePreprocessor,
+    "segments": SegmentPreprocessor,
+    "mask": MaskPreprocessor,
+    "boxes": BoxPreprocessor,
+    "given": ResizePreprocessor,
 }
 
 

@@ -26,7 +26,7 @@ def palette(labels: Tensor) -> Tensor:
     highest bit, so that neighbouring numbers look different.
 
     Raises:
-        ShapeError: no whole numbers, or below 0 or above 2**24 - 1.
+        ShapeError: No whole numbers, or below 0 or above 2**24 - 1.
     Source: the colour map of the PASCAL VOC development kit (Everingham et al. 2010).
     """
     if labels.is_floating_point() or labels.is_complex():
@@ -44,7 +44,7 @@ def colours(mask: Tensor) -> Tensor:
     """A map of classes (H, W) or (1, H, W) in the colours of `palette`: uint8 (3, H, W).
 
     Raises:
-        ShapeError: another shape, or see `palette`.
+        ShapeError: Another shape, or see `palette`.
     """
     plane = mask[0] if mask.ndim == 3 and mask.shape[0] == 1 else mask
     if plane.ndim != 2 or not plane.numel():
@@ -56,13 +56,13 @@ def felzenszwalb_segments(pixels: Tensor, *, scale: float = 100.0, sigma: float 
     """The regions of an image, int64 (H, W), numbered from 1 by their first pixel, row by row.
 
     Args:
-        scale: larger makes larger regions.
+        scale: Larger makes larger regions.
         sigma: Standard deviation of the Gaussian smoothing, in pixels.
         least: Minimum size of a region in pixels.
 
     Raises:
-        RecipeError: a setting out of range.
-        ShapeError: no image.
+        RecipeError: A setting out of range.
+        ShapeError: No image.
     Source: Felzenszwalb & Huttenlocher 2004, Efficient Graph-Based Image Segmentation.
     """
     from skimage.segmentation import felzenszwalb
@@ -92,12 +92,12 @@ def layout(
     Args:
         boxes: (N, 4) of centre x, centre y, width, height in [0, 1].
         labels: (N,), from 0; class k has colour k + 1 of `palette`, 0 being the ground's. None: all are class 0.
-        style: filled, or outlined towards the inside.
+        style: Filled, or outlined towards the inside.
         thickness: Thickness of outlines, in pixels.
 
     Raises:
-        ShapeError: other shapes, or numbers that are not finite or lie outside [0, 1].
-        RecipeError: an unknown style, or a thickness or a size below 1.
+        ShapeError: Other shapes, or numbers that are not finite or lie outside [0, 1].
+        RecipeError: An unknown style, or a thickness or a size below 1.
     """
     check_style(style, thickness)
     if height < 1 or width < 1:
@@ -139,7 +139,7 @@ def resize_control_image(pixels: Tensor, height: int, width: int, *, tolerance: 
         tolerance: Maximum relative difference of the aspect ratios.
 
     Raises:
-        ShapeError: no image, or aspect ratios further apart; both are named.
+        ShapeError: No image, or aspect ratios further apart; both are named.
     """
     from PIL import Image
 

@@ -14,7 +14,7 @@ from unveil.autoencoders import AutoencoderKL, VQModel
 from unveil.autoencoders.autoencoder import channels_last
 from unveil.autoencoders.losses import LPIPS
 from unveil.autoencoders.video_kl import VideoAutoencoderKL
-from unveil.autoencoders.vq import usage
+from unveil.autoencoders.vq import codebook_usage
 from unveil.errors import ShapeError
 from unveil.evaluate.features import FeatureNetwork
 from unveil.evaluate.findings import Finding, interval_of
@@ -111,7 +111,7 @@ def evaluate_autoencoder(
         results["rfid"] = {"value": fid(*sides), "count": len(real.pixels), "features": networks.features.name}
     if rebuilt.indices is not None and isinstance(autoencoder, VQModel):
         results["codebook"] = {
-            **usage(rebuilt.indices, autoencoder.config.codebook_size)._asdict(),
+            **codebook_usage(rebuilt.indices, autoencoder.config.codebook_size)._asdict(),
             "codes": autoencoder.config.codebook_size,
         }
     else:

@@ -177,7 +177,7 @@ def _set_results(
     hits = [matches_prompt(*pair) for pair in zip(prompts, detections, strict=True)]
     ceiling = [matches_prompt(*pair) for pair in zip(prompts, real, strict=True)]
     groups = {
-        "register": [prompt.register for prompt in prompts],
+        "register": [prompt.caption_style for prompt in prompts],
         "motion": [prompt.attributes.get("motion") for prompt in prompts],
         "shape": [prompt.attributes["shape"] for prompt in prompts],
     }

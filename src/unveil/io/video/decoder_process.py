@@ -284,7 +284,7 @@ def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], list[bytes]]:
     try:
         if request["do"] == "read":
             return read(request)
-        return {"look": probe, "comment": comment}[request["do"]](request), []
+        return {"probe": probe, "comment": comment}[request["do"]](request), []
     except Refused as problem:
         return {"refused": str(problem)}, []
     except MemoryError:

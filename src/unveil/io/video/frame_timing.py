@@ -20,9 +20,9 @@ def resample_frames(timed: Iterable[tuple[float, Frame]], wanted: Sequence[float
     Reads no more of `timed` than is needed. Ends early where the frames end before the wanted times.
 
     Args:
-        timed: frames with their times in seconds, ascending.
-        wanted: at least as late as the first frame.
-        rule: one of `DecodeOptions`.
+        timed: Frames with their times in seconds, ascending.
+        wanted: Requested values, at least as late as the first frame.
+        rule: One of `DecodeOptions`.
     """
     last: tuple[float, Frame] | None = None
     place = 0
@@ -52,9 +52,9 @@ def constant_rate(times: Sequence[float], tick: float, claimed: float | None) ->
     the distance if that is less, away from where it should be. A frame left out is farther away.
 
     Args:
-        times: seconds, ascending, at least one.
+        times: Seconds, ascending, at least one.
         tick: Resolution of the file's clock, in seconds.
-        claimed: the rate that the file states, which is taken when it fits the times within a tick; where it states
+        claimed: The rate that the file states, which is taken when it fits the times within a tick; where it states
             none, the nearest whole number is, when the last time is what it would be rounded to.
     """
     steps = len(times) - 1

@@ -68,8 +68,8 @@ class VideoInfo(NamedTuple):
     codec: str
     width: int
     height: int
-    turn: int
-    wide: float
+    orientation: int
+    pixel_aspect: float
     first: int
     tick: float
     frames: int
@@ -85,15 +85,15 @@ class VideoInfo(NamedTuple):
         return self.rate or (self.frames - 1) / self.seconds
 
     @property
-    def shown(self) -> tuple[int, int]:
+    def square_pixel_size(self) -> tuple[int, int]:
         """Width and height with square pixels, before it is turned upright."""
-        return max(1, round(self.width * self.wide)), self.height
+        return max(1, round(self.width * self.pixel_aspect)), self.height
 
     @property
     def upright(self) -> tuple[int, int]:
         """Width and height as it is shown."""
-        width, height = self.shown
-        return (height, width) if self.turn >= 5 else (width, height)
+        width, height = self.square_pixel_size
+        return (height, width) if self.orientation >= 5 else (width, height)
 
     def since(self, time: float) -> float:
         """A time in seconds before the last frame that is not later than `time`, and after all that are earlier."""
@@ -123,14 +123,14 @@ class FrameSelection(NamedTuple):
     background: tuple[int, int, int] = (255, 255, 255)
 
 
-class VideoDecoder:
+class VideoReader:
     """A child process that decodes, started when it is first needed, and again where it died.
 
     One object may be used by several threads, which wait for each other, and after a fork or in another process,
     which then has its own child.
 
     Args:
-        wait: seconds for one answer; a file that takes longer is refused, and the child ended.
+        wait: Seconds for one answer; a file that takes longer is refused, and the child ended.
     """
 
     def __init__(self, wait: float = WAIT) -> None:
@@ -146,11 +146,11 @@ class VideoDecoder:
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.__init__(**state)
 
-    def look(self, path: Path, limits: VideoLimits) -> VideoInfo:
+    def probe(self, path: Path, limits: VideoLimits) -> VideoInfo:
         """Decode a whole video and return its properties.
 
         Raises:
-            DataError: not a video, damaged, over a limit; the message has the reason without the path.
+            DataError: Not a video, damaged, over a limit; the message has the reason without the path.
         """
         with path.open("rb") as file:
             head = file.read(HEAD)
@@ -160,7 +160,7 @@ class VideoDecoder:
             problem = fault(file, container)
         if problem is not None:
             raise DataError(problem)
-        answer, _ = self._ask(limits.request("look", path), 0)
+        answer, _ = self._ask(limits.request("probe", path), 0)
         try:
             return _info(container, answer)
         except (KeyError, TypeError, ValueError, OverflowError) as problem:
@@ -172,7 +172,7 @@ class VideoDecoder:
         """The wanted frames as uint8 (3, T, height, width), as they are stored; and the time of each in seconds.
 
         Raises:
-            DataError: as `probe`, or the file has changed since it was probed.
+            DataError: As `probe`, or the file has changed since it was probed.
         """
         request = limits.request("read", path) | cut._asdict()
         request |= {"first": info.first, "rate": info.rate, "since": info.since(cut.wanted[0])}
@@ -185,7 +185,7 @@ class VideoDecoder:
         """The comment in a video's container, None where there is none.
 
         Raises:
-            DataError: it cannot be read.
+            DataError: It cannot be read.
         """
         return self._ask(VideoLimits().request("comment", path), 0)[0]["comment"]
 
@@ -227,19 +227,19 @@ class VideoDecoder:
 
 
 @contextmanager
-def given_or_new(decoder: VideoDecoder | None) -> Iterator[VideoDecoder]:
+def given_or_new(decoder: VideoReader | None) -> Iterator[VideoReader]:
     """Yield the decoder that is given, or a new one, which is closed at the end of the block."""
     if decoder is not None:
         yield decoder
         return
-    decoder = VideoDecoder()
+    decoder = VideoReader()
     try:
         yield decoder
     finally:
         decoder.close()
 
 
-def _start(decoder: VideoDecoder) -> subprocess.Popen[bytes]:
+def _start(decoder: VideoReader) -> subprocess.Popen[bytes]:
     import_extra("av", "clips in files", "video")  # its error names what to install
     child = subprocess.Popen(
         sandbox.command("unveil.io.video.decoder_process"),

@@ -49,7 +49,7 @@ def check_video_path(path: Path, rate: float) -> str:
     """Return the format of a path by its suffix; "frames" is a folder of PNG files, a path without a suffix.
 
     Raises:
-        RecipeError: another suffix, a rate that is not above 0, or the form needs a package that is not installed.
+        RecipeError: Another suffix, a rate that is not above 0, or the form needs a package that is not installed.
     """
     if not 0 < rate <= 1000:
         raise RecipeError(f"rate {rate}: must be above 0 frames per second, and at most 1000")
@@ -76,16 +76,16 @@ def write_video(
     those of `images.animation`. The same pixels give the same bytes, whatever the number of CPUs.
 
     Args:
-        path: a key of `FORMS` as its suffix, or none for a folder of frame_00000.png and so on.
+        path: A key of `FORMS` as its suffix, or none for a folder of frame_00000.png and so on.
         pixels: uint8 (1 or 3, T, H, W); or parts of a video, one after another along T, of one size.
-        rate: frames per second.
-        facts: Generation metadata in JSON's types; `generation.image_output.read_facts` reads them back. "clip" is
-            added: size, frames per second.
+        rate: Frames per second.
+        facts: Generation metadata in JSON's types; `generation.image_output.read_generation_metadata` reads them back.
+            "clip" is added: size, frames per second.
 
     Raises:
-        RecipeError: another suffix, a rate that is not above 0, or the extra `video` is not installed.
-        ShapeError: not a video, no frame, or parts of several sizes.
-        OutputError, OutOfResources: as `files.staged`.
+        RecipeError: Another suffix, a rate that is not above 0, or the extra `video` is not installed.
+        ShapeError: Not a video, no frame, or parts of several sizes.
+        OutputError, OutOfResources: As `files.staged`.
     """
     form = check_video_path(path, rate)
     frames = _frames([pixels] if isinstance(pixels, Tensor) else pixels)
@@ -111,7 +111,7 @@ def _frames(parts: Iterable[Tensor]) -> Iterator[Tensor]:
     """Frames uint8 (C, H, W) of one size.
 
     Raises:
-        ShapeError: not a video, or parts of several sizes.
+        ShapeError: Not a video, or parts of several sizes.
     """
     shape = None
     for part in parts:

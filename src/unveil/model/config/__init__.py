@@ -1,8 +1,8 @@
 """Recipes and models as checked, frozen sections; unknown keys are errors that name the nearest one."""
 
 from unveil.model.config.autoencoder import (
-    AutoencoderConfig,
     AutoencoderLossSection,
+    AutoencoderModelConfig,
     PerceptualSection,
     ReconstructionConfig,
 )
@@ -36,8 +36,8 @@ from unveil.model.config.train import EvaluateConfig, TrainConfig
 
 __all__ = [
     "AnyRecipe",
-    "AutoencoderConfig",
     "AutoencoderLossSection",
+    "AutoencoderModelConfig",
     "AutoencoderRecipe",
     "CaptionerRecipe",
     "ClassifierRecipe",

@@ -107,7 +107,7 @@ class ReconstructionConfig(Section):
     seed: int = Field(default=0, ge=0, lt=2**63)
 
 
-class AutoencoderConfig(Section):
+class AutoencoderModelConfig(Section):
     """An autoencoder, as `model.yaml` of a saved one describes it.
 
     Attributes:
@@ -120,7 +120,7 @@ class AutoencoderConfig(Section):
     autoencoder: LearnedSection
 
     @model_validator(mode="after")
-    def _images_fit(self) -> AutoencoderConfig:
+    def _images_fit(self) -> AutoencoderModelConfig:
         try:
             self.build_config().latent_shape(self.shape)
         except (RecipeError, ShapeError) as problem:

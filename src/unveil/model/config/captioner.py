@@ -24,8 +24,8 @@ class VocabularySection(Section):
     """The words that a captioner writes, which are those of its training captions.
 
     Attributes:
-        unit: what a word is; "characters" for Chinese.
-        vocab_size: of the words, the most frequent ones; None: all.
+        unit: Kind of a word; "characters" for Chinese.
+        vocab_size: Vocab size of the words, the most frequent ones; None: all.
     """
 
     unit: Unit = "words"
@@ -33,7 +33,7 @@ class VocabularySection(Section):
 
 
 class CaptionEvaluateConfig(Section):
-    """What a captioner is judged by.
+    """Evaluation of a captioner.
 
     Attributes:
         samples: Number of held-out videos or images.
@@ -46,9 +46,9 @@ class CaptionerFields(Section):
     """The parts of a recipe of kind captioner, beside what describes it.
 
     Attributes:
-        base: a trained captioner that training goes on from; new words are learned beside its own.
-        key: the item's key that is looked at; its caption is "text".
-        smoke_test: overrides by dotted key that make a run of seconds.
+        base: A trained captioner that training goes on from; new words are learned beside its own.
+        key: The item's key that is looked at; its caption is "text".
+        smoke_test: Overrides by dotted key that make a run of seconds.
     """
 
     kind: Literal["captioner"] = "captioner"

@@ -29,7 +29,7 @@ ByName = (BeforeValidator(_from_name), WrapSerializer(_to_name))
 
 
 class WeightSection(Section, ABC):
-    """What the error of x0 is multiplied with."""
+    """Weight of the error of x0."""
 
     @abstractmethod
     def build(self) -> Weight | None:
@@ -92,7 +92,7 @@ class EDMWeight(WeightSection):
     """1 / sigma_data^2 + SNR, which is even on EDM's F.
 
     Attributes:
-        sigma_data: deviation of the data.
+        sigma_data: Deviation of the data.
     """
 
     kind: Literal["edm"] = "edm"
@@ -122,7 +122,7 @@ class SigmoidWeight(WeightSection):
     """SNR sigmoid(bias - log SNR); for times even in log-SNR.
 
     Attributes:
-        bias: the log SNR where the weight on eps has fallen to a half.
+        bias: The log SNR where the weight on eps has fallen to a half.
     """
 
     kind: Literal["sigmoid"] = "sigmoid"

@@ -18,8 +18,8 @@ from unveil.autoencoders import (
     Autoencoder,
     AutoencoderKL,
     AutoencoderKLConfig,
-    CodecConfig,
     Identity,
+    LatentConfig,
     VideoAutoencoderKL,
     VideoAutoencoderKLConfig,
     VQModel,
@@ -98,7 +98,7 @@ AUTOENCODERS: dict[str, type[AutoencoderKL] | type[VQModel]] = {
     "vq": VQModel,
     "video": VideoAutoencoderKL,
 }
-SECTIONS: dict[type[CodecConfig], type[PartSection]] = {
+SECTIONS: dict[type[LatentConfig], type[PartSection]] = {
     AutoencoderKLConfig: KLSection,
     VQModelConfig: VQSection,
     VideoAutoencoderKLConfig: VideoSection,
@@ -166,7 +166,7 @@ def build_autoencoder(autoencoder: AutoencoderChoice, shape: Sequence[int]) -> I
 
 def section_of(autoencoder: Autoencoder) -> PartSection:
     """Section of an autoencoder, with its present scale and shift."""
-    config: CodecConfig = autoencoder.config
+    config: LatentConfig = autoencoder.config
     kind = SECTIONS[type(config)]
     settings: dict[str, Any] = {
         f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name in kind.model_fields
@@ -320,7 +320,7 @@ class TimeShiftSection(Section):
     """Another process, shifted towards noise, as larger images need it.
 
     Attributes:
-        process: any of the others.
+        process: Any of the others.
         shift: 1 changes nothing; the root of how many times more pixels there are keeps their uncertainty.
     """
 
@@ -337,8 +337,8 @@ class SqrtSizeShiftSection(Section):
     """Another process, shifted towards noise by the root of how much larger a sample is than one of `size`.
 
     Attributes:
-        process: any of the others.
-        size: frames, height and width, or height and width, of the latents that need `shift`.
+        process: Any of the others.
+        size: Frames, height and width, or height and width, of the latents that need `shift`.
     """
 
     kind: Literal["sqrt-size-shifted"] = "sqrt-size-shifted"
@@ -363,10 +363,10 @@ class LabelSection(Section):
     """A class, by an embedding table.
 
     Attributes:
-        key: the item's key that is read.
+        key: The item's key that is read.
         names: Names of the classes; a class may then be given by its name.
-        drop_prob: how often training leaves the label away, so that guidance has its "nothing".
-        std: of the numbers that a fresh table is drawn with; 0.02 in DiT.
+        drop_prob: Probability that training drops the label, which guidance needs.
+        std: Std of the numbers that a fresh table is drawn with; 0.02 in DiT.
     """
 
     kind: Literal["class-label"] = "class-label"
@@ -500,7 +500,7 @@ class ModelConfig(Section):
 
     @property
     def learns_variance(self) -> bool:
-        """Whether the network has a second half of output channels for the variance."""
+        """True if the network has a second half of output channels for the variance."""
         return self.variance in LEARNED
 
     def network_config(self) -> Any:
@@ -522,7 +522,7 @@ class ModelConfig(Section):
         return NETWORKS[self.network.kind](self.network_config())
 
     def build_prediction(self, process: Process) -> Prediction:
-        """What the network's output means, and with preconditioning what it is given."""
+        """Return the prediction target of the network, or its preconditioning."""
         if not isinstance(self.prediction, str):
             return self.prediction.build()
         if self.prediction == "posterior-mean":

@@ -27,7 +27,7 @@ ScoreWeightName = Literal["variance", "likelihood"]
 
 
 class TimeSection(Section, ABC):
-    """Which times are drawn."""
+    """Distribution of the training times."""
 
     @abstractmethod
     def build(self, process: Process, batch: int) -> TimeSampler:
@@ -62,8 +62,8 @@ class LogNormalTime(TimeSection):
     """log(sigma / alpha) normal.
 
     Attributes:
-        location: its mean, EDM's P_mean.
-        scale: its deviation, P_std.
+        location: Its mean, EDM's P_mean.
+        scale: Its deviation, P_std.
     """
 
     kind: Literal["log-normal"] = "log-normal"
@@ -79,8 +79,8 @@ class LogitNormalTime(TimeSection):
     """log(t / (1 - t)) normal.
 
     Attributes:
-        location: its mean; above 0 is noisier.
-        scale: its deviation.
+        location: Its mean; above 0 is noisier.
+        scale: Its deviation.
     """
 
     kind: Literal["logit-normal"] = "logit-normal"
@@ -96,8 +96,8 @@ class LogSNRTime(TimeSection):
     """log(alpha / sigma) even between two ends.
 
     Attributes:
-        low: the noisy end; none is where the process ends.
-        high: the clean end; none is where training on the process ends.
+        low: The noisy end; none is where the process ends.
+        high: The clean end; none is where training on the process ends.
     """
 
     kind: Literal["uniform-log-snr"] = "uniform-log-snr"
@@ -135,8 +135,8 @@ class StratifiedTime(TimeSection):
     """One time in each equal part of another distribution in turn.
 
     Attributes:
-        strata: how many parts; none is one for each example of a batch.
-        of: the distribution, by its name or as a section.
+        strata: Number of parts; none is one for each example of a batch.
+        of: The distribution, by its name or as a section.
     """
 
     kind: Literal["stratified"] = "stratified"
@@ -160,8 +160,8 @@ class SimpleObjective(Section):
     """L_simple: the plain error of the prediction.
 
     Attributes:
-        weight: of the error, in x0 space, by its name or as a section; none is even.
-        timestep_sampling: which times are drawn, by its name or as a section.
+        weight: Weight of the error, in x0 space, by its name or as a section; none is even.
+        timestep_sampling: Distribution of the drawn times, by its name or as a section.
     """
 
     kind: Literal["simple"] = "simple"
@@ -187,9 +187,9 @@ class FramewiseObjective(Section):
     """The error of the prediction over the frames of clips that are to be made, where others are given.
 
     Attributes:
-        context_modes: how often frames are given in each way.
-        weight: of the error, in x0 space, by its name or as a section; none is even.
-        timestep_sampling: which times are drawn, by its name or as a section.
+        context_modes: Probability of each context mode.
+        weight: Weight of the error, in x0 space, by its name or as a section; none is even.
+        timestep_sampling: Distribution of the drawn times, by its name or as a section.
     """
 
     kind: Literal["diffusion-forcing"] = "diffusion-forcing"
@@ -244,8 +244,8 @@ class DenoisingObjective(Section):
     """Denoising score matching.
 
     Attributes:
-        weight: of the score's error: "variance" is sigma^2, "likelihood" g^2.
-        timestep_sampling: which times are drawn, by its name or as a section.
+        weight: Weight of the score's error: "variance" is sigma^2, "likelihood" g^2.
+        timestep_sampling: Distribution of the drawn times, by its name or as a section.
     """
 
     kind: Literal["denoising-score-matching"] = "denoising-score-matching"
@@ -261,10 +261,10 @@ class SlicedObjective(Section):
     """Sliced score matching, which needs no target and differentiates the network twice.
 
     Attributes:
-        weight: of the score's error: "variance" is sigma^2, "likelihood" g^2.
-        projections: random directions for each example.
+        weight: Weight of the score's error: "variance" is sigma^2, "likelihood" g^2.
+        projections: Random directions for each example.
         square: "whole" varies less, "projected" is the first form.
-        timestep_sampling: which times are drawn, by its name or as a section.
+        timestep_sampling: Distribution of the drawn times, by its name or as a section.
     """
 
     kind: Literal["sliced-score-matching"] = "sliced-score-matching"

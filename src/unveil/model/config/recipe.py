@@ -12,8 +12,8 @@ from pydantic import Field, model_validator
 from unveil.errors import RecipeError, did_you_mean
 from unveil.model import migration
 from unveil.model.config.autoencoder import (
-    AutoencoderConfig,
     AutoencoderLossSection,
+    AutoencoderModelConfig,
     ClipLengthSection,
     ReconstructionConfig,
     check_lengths,
@@ -55,12 +55,12 @@ Score = str | float
 
 
 class ReportedResults(Section):
-    """What a run of the recipe gives.
+    """Results of a run of the recipe.
 
     Attributes:
-        time: of the whole training, with the machine; empty until measured.
-        scores: ours, by metric; empty until measured.
-        published: the paper's, for its full-size setting.
+        time: Time of the whole training, with the machine; empty until measured.
+        scores: Ours, by metric; empty until measured.
+        published: The paper's, for its full-size setting.
     """
 
     time: str = ""
@@ -69,10 +69,10 @@ class ReportedResults(Section):
 
 
 class RecipeHeader(Section):
-    """How a recipe introduces itself.
+    """Header of a recipe.
 
     Attributes:
-        reference: the publication that the recipe follows; empty where there is none.
+        reference: The publication that the recipe follows; empty where there is none.
     """
 
     former: ClassVar[str] = "recipe"
@@ -87,9 +87,9 @@ class ControlSection(Section):
     """A ControlNet, which reads the hints of the data.
 
     Attributes:
-        hint_channels: of the hints.
-        hint_widths: of the levels of the network that reads them; None: as many as bring hints to the size of what the
-            base's first convolution makes.
+        hint_channels: Number of channels of the hints.
+        hint_widths: Hint widths of the levels of the network that reads them; None: as many as bring hints to the size
+            of what the base's first convolution makes.
     """
 
     hint_channels: Literal[3] = 3
@@ -100,10 +100,10 @@ class Recipe(ModelConfig, RecipeHeader):
     """A diffusion model: the parts of `ModelConfig` flat, and what is done with them.
 
     Attributes:
-        base: a trained model, run or published file with this network, which training begins with.
-        lora: additions to its layers; these alone are trained then.
-        control: a ControlNet beside it; this alone is trained then.
-        smoke_test: overrides by dotted key that make a run of seconds.
+        base: A trained model, run or published file with this network, which training begins with.
+        lora: Additions to its layers; these alone are trained then.
+        control: A ControlNet beside it; this alone is trained then.
+        smoke_test: Overrides by dotted key that make a run of seconds.
     """
 
     kind: Literal["diffusion"] = "diffusion"
@@ -164,7 +164,7 @@ class ClassifierRecipe(RecipeHeader):
     """A classifier: one that reads samples and gives the features they are compared by, or one that guides.
 
     Attributes:
-        process: whose levels a noisy classifier reads.
+        process: Process whose levels a noisy classifier reads.
     """
 
     kind: Literal["classifier"] = "classifier"
@@ -175,15 +175,15 @@ class ClassifierRecipe(RecipeHeader):
     smoke_test: dict[str, Any] = Field(default_factory=dict)
 
 
-class AutoencoderRecipe(AutoencoderConfig, RecipeHeader):
+class AutoencoderRecipe(AutoencoderModelConfig, RecipeHeader):
     """An autoencoder (VAE): it encodes images as latents, and decodes latents to images.
 
     Attributes:
         key: Key of the item's image.
-        scale: whether latents are brought to deviation 1 by one number, or channel by channel; measured from the
+        scale: True if latents are brought to deviation 1 by one number, or channel by channel; measured from the
             training data at the end.
-        lengths: of the clips that training cuts out of the data's; None: as they are.
-        smoke_test: overrides by dotted key that make a run of seconds.
+        lengths: Lengths of the clips that training cuts out of the data's; None: as they are.
+        smoke_test: Overrides by dotted key that make a run of seconds.
     """
 
     key: str = "pixels"
@@ -208,9 +208,9 @@ class AutoencoderRecipe(AutoencoderConfig, RecipeHeader):
         return self
 
     @property
-    def model(self) -> AutoencoderConfig:
+    def model(self) -> AutoencoderModelConfig:
         """The part that a saved autoencoder keeps."""
-        return AutoencoderConfig.model_construct(shape=self.shape, autoencoder=self.autoencoder)
+        return AutoencoderModelConfig.model_construct(shape=self.shape, autoencoder=self.autoencoder)
 
 
 class SequenceRecipe(Seq2SeqFields, RecipeHeader):

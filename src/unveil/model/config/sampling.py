@@ -165,7 +165,7 @@ class SampleConfig(Section):
         return self
 
     @property
-    def calls(self) -> int | None:
+    def nfe(self) -> int | None:
         """Approximate number of network calls for an image; None if the sampler decides while it runs."""
         per_step = samplers.get_sampler(self.sampler).calls
         return None if per_step is None else max(1, round(per_step * self.steps))

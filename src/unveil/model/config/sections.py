@@ -164,10 +164,10 @@ def read_yaml(text: str, where: str) -> Any:
     """The plain values of one YAML document: maps, lists, strings, numbers, booleans, null.
 
     Args:
-        where: the file's name or the like, for messages.
+        where: The file's name or the like, for messages.
 
     Raises:
-        RecipeError: not YAML, a tag that would make an object, a repeated key, too large, too deep or too many aliases.
+        RecipeError: Not YAML, a tag that would make an object, a repeated key, too large, too deep or too many aliases.
     """
     if len(text) > MAX_BYTES:
         raise RecipeError(f"{where}: {len(text)} characters; a recipe has at most {MAX_BYTES}")
@@ -198,7 +198,7 @@ def override(raw: dict[str, Any], assignment: str) -> None:
     A former name is read as the new one, with a warning that names it.
 
     Raises:
-        RecipeError: no `=`, a path through something that is neither map nor list, an index out of range.
+        RecipeError: No `=`, a path through something that is neither map nor list, an index out of range.
     """
     change(raw, *read_assignment(assignment))
 
@@ -230,7 +230,7 @@ def assign(raw: dict[str, Any], path: str, value: Any) -> None:
     """Sets the value at a dotted path in place, making the maps on the way.
 
     Raises:
-        RecipeError: the path goes through something that is neither map nor list, or an index is out of range.
+        RecipeError: The path goes through something that is neither map nor list, or an index is out of range.
     """
     keys = path.split(".")
     here: Any = raw

@@ -23,12 +23,12 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TokensConfig(Section):
-    """How texts become tokens; the vocabularies are those of the training part.
+    """Tokenization of texts; the vocabularies are those of the training split.
 
     Attributes:
-        source, target: what a token is, on either side.
-        shared: one vocabulary for both sides, which `network.tie = all` needs.
-        vocab_size: of the tokens of a vocabulary, the most frequent ones; None: all.
+        source, target: Kind of a token on either side.
+        shared: One vocabulary for both sides, which `network.tie = all` needs.
+        vocab_size: Vocab size of the tokens of a vocabulary, the most frequent ones; None: all.
     """
 
     source: Unit = "words"
@@ -47,11 +47,12 @@ class SequenceTrainConfig(LoopConfig):
     """Training of a sequence model with AdamW; every count is in optimiser steps.
 
     Attributes:
-        batch_size: pairs of one step.
-        lr: the peak rate, reached after `warmup` steps. The paper's is (width * warmup)^-0.5.
-        lr_schedule: how it falls from there: with the root of the steps, as published, or like half a cosine to 0.
-        label_smoothing: probability taken from the true token and spread over all.
-        grad_clip_norm: largest norm of the gradient; 0 leaves it alone.
+        batch_size: Pairs of one step.
+        lr: The peak rate, reached after `warmup` steps. The paper's is (width * warmup)^-0.5.
+        lr_schedule: Decay after the peak: with the root of the steps, as published, or like half a
+            cosine to 0.
+        label_smoothing: Probability taken from the true token and spread over all.
+        grad_clip_norm: Largest norm of the gradient; 0 leaves it alone.
     """
 
     steps: Positive
@@ -67,12 +68,12 @@ class SequenceTrainConfig(LoopConfig):
 
 
 class DecodeConfig(Section):
-    """How sequences are written.
+    """Decoding of sequences.
 
     Attributes:
         num_beams: Width of the beam search that is evaluated beside greedy decoding, and that `unveil translate` uses;
             1 is greedy.
-        length_penalty: see `nn.decoding.beam`.
+        length_penalty: See `nn.decoding.beam`.
     """
 
     num_beams: Positive = 4
@@ -80,7 +81,7 @@ class DecodeConfig(Section):
 
 
 class SequenceEvaluateConfig(Section):
-    """What a sequence model is judged by: the share of held-out targets that it writes exactly.
+    """Evaluation of a sequence model: the fraction of held-out targets that it predicts exactly.
 
     Attributes:
         count: held-out pairs; None: all.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, model_validator
 
 from unveil.conditioning import clip_tokenizer
-from unveil.conditioning.text_encoder import Emphasis, Gives, TextEncoder
+from unveil.conditioning.text_encoder import EncoderOutput, PromptWeighting, TextEncoder
 from unveil.errors import RecipeError
 from unveil.model.config.sections import PartSection, Section, choice, section
 from unveil.nn.text_encoders import CLIPEncoderConfig, T5EncoderConfig, build, expand_preset
@@ -24,16 +24,16 @@ class TextSection(Section):
     """A prompt, by a text encoder that is not trained.
 
     Attributes:
-        key: the item's key that is read.
-        encoder: its architecture; a `name` such as clip-l stands for a published one.
+        key: The item's key that is read.
+        encoder: Its architecture; a `name` such as clip-l stands for a published one.
         tokenizer: "clip" is the vocabulary that comes with the package, "file" one that the weights' folder holds.
-        weights: folder or file that a fresh model takes the encoder's weights from; a saved one has its own.
-        drop_prob: how often training leaves the text away, so that guidance has its "nothing".
-        output: a vector per token, one for the whole prompt, or both.
-        prompt_weighting: whether (brackets:1.2) give weights to words, or are text.
+        weights: Folder or file that a fresh model takes the encoder's weights from; a saved one has its own.
+        drop_prob: Probability that training drops the text, which guidance needs.
+        output: A vector per token, one for the whole prompt, or both.
+        prompt_weighting: True if (brackets:1.2) give weights to words, or are text.
         num_chunks: Number of rows that a prompt is split into; tokens that do not fit are cut, with a warning.
-        uncond: the prompt that stands for none.
-        cache: megabytes of memory for what prompts were encoded to, so that a caption is encoded once; 0: none.
+        uncond: The prompt that stands for none.
+        cache: Megabytes of memory for what prompts were encoded to, so that a caption is encoded once; 0: none.
     """
 
     kind: Literal["text"] = "text"
@@ -42,8 +42,8 @@ class TextSection(Section):
     tokenizer: Literal["clip", "file"] = "clip"
     weights: str | None = None
     drop_prob: float = Field(default=0.0, ge=0, lt=1)
-    output: Gives = "tokens"
-    prompt_weighting: Emphasis = "none"
+    output: EncoderOutput = "tokens"
+    prompt_weighting: PromptWeighting = "none"
     num_chunks: Annotated[int, Field(ge=1, le=100)] = 1
     uncond: str = ""
     cache: int = Field(default=0, ge=0)
@@ -60,15 +60,15 @@ class TextSection(Section):
         """The conditioner, whose encoder is freshly initialised; nothing of the rest of the model is needed.
 
         Raises:
-            RecipeError: transformers is not installed.
+            RecipeError: Transformers is not installed.
         """
         return TextEncoder(
             build(self.encoder.build()),
             clip_tokenizer.clip_tokenizer() if self.tokenizer == "clip" else None,
             self.drop_prob,
             key=self.key,
-            gives=self.output,
-            emphasis=self.prompt_weighting,
-            chunks=self.num_chunks,
-            nothing=self.uncond,
-        ).keep(self.cache)
+            output=self.output,
+            prompt_weighting=self.prompt_weighting,
+            num_chunks=self.num_chunks,
+            uncond=self.uncond,
+        ).set_cache_size(self.cache)

@@ -22,9 +22,9 @@ class LabelTokenSection(Section):
     """A class, as one token that cross-attention reads.
 
     Attributes:
-        classes: that of "none" included where labels are dropped: it is the last.
-        names: of the others.
-        drop_prob: how often training leaves the label away, so that guidance has its "nothing".
+        classes: Number of classes that of "none" included where labels are dropped: it is the last.
+        names: Names of the others.
+        drop_prob: Probability that training drops the label, which guidance needs.
     """
 
     kind: Literal["class-label-token"] = "class-label-token"
@@ -42,10 +42,10 @@ class LayoutSection(Section):
     """A layout: objects with their classes and boxes, as tokens that cross-attention reads.
 
     Attributes:
-        key: the item's key that is read: rows of class, centre x, centre y, width, height.
+        key: The item's key that is read: rows of class, centre x, centre y, width, height.
         names: Names of the classes; a class may then be given by its name.
-        max_objects: objects of a layout at most.
-        drop_prob: how often training leaves the layout away, so that guidance has its "nothing".
+        max_objects: Objects of a layout at most.
+        drop_prob: Probability that training drops the layout, which guidance needs.
     """
 
     kind: Literal["layout"] = "layout"
@@ -65,12 +65,12 @@ class LearnedTextSection(Section):
     """A prompt, by a small encoder that is trained with the network; its words are those of the training texts.
 
     Attributes:
-        key: the item's key that is read; "prompt" is what data call text.
-        vocab_size: words that are known at most, the most frequent ones.
+        key: The item's key that is read; "prompt" is what data call text.
+        vocab_size: Maximum number of words, the most frequent ones.
         max_length: Number of words of a prompt that are read; further words are cut, with a warning.
-        hidden_size, depth, heads: of the encoder.
+        hidden_size, depth, heads: Width, number of blocks and heads of the encoder.
         vector: Condition the network also on one vector of the whole prompt, beside its tokens.
-        drop_prob: how often training leaves the prompt away, so that guidance has its "nothing".
+        drop_prob: Probability that training drops the prompt, which guidance needs.
     """
 
     kind: Literal["learned-text"] = "learned-text"
@@ -103,7 +103,7 @@ class LearnedTextSection(Section):
 
 
 def _token_width(key: str, model: ModelConfig) -> int:
-    """Of the tokens that the network reads: a DiT's own, where its design has tokens."""
+    """Width of the tokens that the network attends to; a DiT's own width if its blocks take tokens."""
     network: Any = model.network
     if network.kind == "dit" and network.block_type in ("in-context", "cross-attention"):
         return network.hidden_size

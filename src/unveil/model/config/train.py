@@ -1,4 +1,4 @@
-"""How a model is trained and judged: the settings that leave its definition alone."""
+"""Settings of training and evaluation, which do not change the definition of a model."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class TrainConfig(Section):
 
     @property
     def amount(self) -> str:
-        """Of one optimiser step, for people."""
+        """Amount of data of one optimiser step, as text."""
         return f"{self.batch_size}" if self.tokens is None else f"about {self.tokens} tokens"
 
 
@@ -91,11 +91,11 @@ class LoopConfig(Section):
     """Settings of the training loop that classifiers and sequence models share.
 
     Attributes:
-        ema_decay: of the running average of the weights, per step; 0: the result is the last weights.
-        grad_accum_steps: parts that a batch is split into, to save memory.
-        precision: of products in training; what is reported is computed in float32.
-        save_every: steps between checkpoints; the last step always writes one.
-        max_minutes: stop early, whole and resumable, after this wall time.
+        ema_decay: Decay of the running average of the weights, per step; 0: the result is the last weights.
+        grad_accum_steps: Parts that a batch is split into, to save memory.
+        precision: Precision of products in training; what is reported is computed in float32.
+        save_every: Steps between checkpoints; the last step always writes one.
+        max_minutes: Stop early, whole and resumable, after this wall time.
     """
 
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
@@ -109,8 +109,8 @@ class ClassifierTrainConfig(LoopConfig):
     """Training of a classifier: AdamW, a short warm-up, then a cosine to zero.
 
     Attributes:
-        epochs: passes over the training part.
-        label_smoothing: probability taken from the true class and spread over all.
+        epochs: Passes over the training part.
+        label_smoothing: Probability taken from the true class and spread over all.
         translate: Maximum random shift of images in either direction, in pixels.
         degrees: Maximum random rotation in either direction, in degrees.
         scale: Maximum share by which images are enlarged or reduced at random.

@@ -15,9 +15,9 @@ import yaml
 
 from unveil.playground.scene_captions import chinese_words
 
-Register = Literal["raw", "short", "dense"]
+CaptionStyle = Literal["raw", "short", "dense"]
 Language = Literal["en", "zh"]
-REGISTERS: tuple[Register, ...] = ("raw", "short", "dense")
+REGISTERS: tuple[CaptionStyle, ...] = ("raw", "short", "dense")
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
 Facts = dict[str, Any]  # of a video, or of one of its objects: attribute -> value, as `words.yaml` names both
 Draws = Sequence[float]  # in [0, 1)
@@ -73,7 +73,7 @@ def phrase(language: Language, attribute: str, value: str, *, raw: bool = False)
 
 
 def write_caption(
-    facts: Facts, register: Register, language: Language, draws: Draws, *, faults: float = 1.0
+    facts: Facts, register: CaptionStyle, language: Language, draws: Draws, *, faults: float = 1.0
 ) -> SceneCaption:
     """Write a caption of a video.
 
@@ -162,7 +162,7 @@ def _dense(facts: Facts, language: Language) -> SceneCaption:
     return SceneCaption(text, {"objects": claimed, **clip})
 
 
-def _scene(facts: Facts, register: Register, language: Language) -> SceneCaption:
+def _scene(facts: Facts, register: CaptionStyle, language: Language) -> SceneCaption:
     """Return the caption of a scene other than "objects"."""
     sentences = words(language)["sentences"]
     claimed = {

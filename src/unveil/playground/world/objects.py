@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from unveil.data.tensor_dataset import Part, is_held_out
+from unveil.data.tensor_dataset import Split, is_held_out
 from unveil.playground.shapes import COLOURS, KINDS
 from unveil.playground.world.motion import (
     DRAWS,
@@ -60,7 +60,7 @@ def is_held_out_combination(colour: str, shape: str, motion: str) -> bool:
 
 
 def sample_objects(
-    draws: Real, hues: Whole, wanted: Whole, view: VideoShape, motions: Sequence[str], *, part: Part = "held-out"
+    draws: Real, hues: Whole, wanted: Whole, view: VideoShape, motions: Sequence[str], *, part: Split = "held-out"
 ) -> SceneObjects:
     """Sample the objects of B videos.
 
@@ -126,7 +126,7 @@ def _apart(ways: Trajectories, other: Trajectories, number: int) -> NDArray[np.b
 
 
 @cache
-def _pairs(motions: tuple[str, ...], frames: int, part: Part) -> tuple[Whole, Whole]:
+def _pairs(motions: tuple[str, ...], frames: int, part: Split) -> tuple[Whole, Whole]:
     """Return for each colour the allowed pairs of shape and motion, (8, most, 2), and their numbers, (8,)."""
     rows: list[list[tuple[int, int]]] = []
     for colour in COLOURS:

@@ -14,7 +14,7 @@ from unveil.model import Model
 from unveil.playground.dataset import Playground, PlaygroundConfig
 from unveil.playground.eval_prompts import dataset_prompts
 from unveil.playground.prompt_rules import expand_by_rules
-from unveil.playground.world.caption_templates import Register
+from unveil.playground.world.caption_templates import CaptionStyle
 from unveil.reproduce.experiment import Claim, Curve, ExperimentContext, ExperimentResults, compare
 from unveil.reproduce.prompt_following import (
     ATTRIBUTE_ERROR,
@@ -46,7 +46,7 @@ IMAGEN = "Photorealistic Text-to-Image Diffusion Models, Saharia et al. 2022 (ar
 # ---------------------------------------------------------------------- captions of a captioner
 
 DENSE, RAW, CAPTIONED = "true dense captions", "raw captions", "captions of our captioner, and one raw one in twenty"
-REGISTERS: dict[str, Register] = {DENSE: "dense", RAW: "raw", CAPTIONED: "dense"}
+REGISTERS: dict[str, CaptionStyle] = {DENSE: "dense", RAW: "raw", CAPTIONED: "dense"}
 COUNT, QUICK_COUNT = 20_000, 100  # training videos, and the same number of training images
 MARGIN = 0.05  # largest error of a captioner's captions over that of true ones
 
@@ -105,7 +105,7 @@ SHORT, EXPANDED, LONG = "short prompts", "short prompts, expanded by the rules",
 
 def _expanded(context: ExperimentContext) -> ExperimentResults:
     model = load(MODEL)
-    forms: dict[str, tuple[Register, Callable[[str], str]]] = {
+    forms: dict[str, tuple[CaptionStyle, Callable[[str], str]]] = {
         SHORT: ("short", str), EXPANDED: ("short", lambda text: expand_by_rules(text).text), LONG: ("dense", str)
     }  # fmt: skip
 
@@ -132,7 +132,7 @@ def _expanded(context: ExperimentContext) -> ExperimentResults:
 
 
 def _prompt_error(
-    context: ExperimentContext, model: Model, register: Register, expand: Callable[[str], str], seed: int
+    context: ExperimentContext, model: Model, register: CaptionStyle, expand: Callable[[str], str], seed: int
 ) -> tuple[float, Tensor]:
     """Return the share of videos that do not match the prompts of a seed, and the first videos."""
     count = context.scale.pick(150, 2)

@@ -148,10 +148,10 @@ def _replacement(model: Model, frames: ConditioningFrames, task: str) -> TaskSpe
     unit = input_to_unit(frames.pixels, model.shape[0], "T, H, W")
 
     def change(sampling_run: SamplingRun, rows: slice) -> SamplingRun:
-        pixels, until = select_rows(unit, rows), select_rows(frames.until, rows)
-        return sampling_run.around(lambda denoise: replace_known(denoise, pixels, until))
+        pixels, until = select_rows(unit, rows), select_rows(frames.release_t, rows)
+        return sampling_run.wrap_denoiser(lambda denoise: replace_known(denoise, pixels, until))
 
-    return replace(conditioned_generation(model, frames, task), change=change)
+    return replace(conditioned_generation(model, frames, task), transform=change)
 
 
 def _position_errors(videos: Tensor, real: Tensor) -> Array:

@@ -13,7 +13,7 @@ from torch import Tensor
 from unveil.evaluate.verdict import Comparison
 from unveil.io.images import to_pixels
 from unveil.playground import temporal_consistency
-from unveil.playground.world.caption_templates import Register
+from unveil.playground.world.caption_templates import CaptionStyle
 from unveil.reproduce.experiment import Claim, Curve, ExperimentContext, ExperimentResults, compare
 from unveil.reproduce.prompt_following import (
     ATTRIBUTE_ERROR,
@@ -144,7 +144,7 @@ def _training_costs(variant: RecipeVariant, steps: Sequence[int], quick: bool) -
 # ---------------------------------------------------------------------- captions
 
 DENSE, RAW = "dense captions", "raw captions"
-REGISTERS: dict[str, Register] = {DENSE: "dense", RAW: "raw"}
+REGISTERS: dict[str, CaptionStyle] = {DENSE: "dense", RAW: "raw"}
 
 
 def _captions(context: ExperimentContext) -> ExperimentResults:

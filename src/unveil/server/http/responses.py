@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import Request
 
 from unveil.errors import DataError
-from unveil.generation.image_output import read_facts
+from unveil.generation.image_output import read_generation_metadata
 from unveil.generation.video_inputs import RATE
 from unveil.server.http import schema
 from unveil.server.jobs.catalog import CatalogEntry, ModelInfo, model_info
@@ -145,6 +145,6 @@ def first_value(value: Any) -> Any:
 
 def _facts(path: Any) -> dict[str, Any]:
     try:
-        return dict(read_facts(path))
+        return dict(read_generation_metadata(path))
     except DataError:
         return {}

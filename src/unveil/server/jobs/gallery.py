@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unveil.errors import DataError
-from unveil.generation.generate import LABEL, PROMPT, sampling_of
+from unveil.generation.generate import LABEL, PROMPT, recorded_sampling
 from unveil.server.jobs.catalog import Catalog, CatalogEntry
 from unveil.server.jobs.job import Job
 from unveil.server.jobs.queue import Queue
@@ -41,7 +41,7 @@ def request_from_metadata(metadata: Mapping[str, Any], catalog: Catalog) -> dict
     their input files, which the metadata does not contain.
 
     Args:
-        metadata: Metadata of the image, as read by `generation.image_output.read_facts`.
+        metadata: Metadata of the image, as read by `generation.image_output.read_generation_metadata`.
         catalog: Names that requests may use.
 
     Raises:
@@ -63,7 +63,7 @@ def request_from_metadata(metadata: Mapping[str, Any], catalog: Catalog) -> dict
     request: dict[str, Any] = {"model": name, "seed": seed, "start_index": first, "count": 1, "expand_prompt": "none"}
     texts = {"prompt": conditions.get(PROMPT), "label": conditions.get(LABEL), "negative_prompt": negative.get(PROMPT)}
     request |= {key: str(value) for key, value in texts.items() if value is not None}
-    sampling = {key: value for key, value in sampling_of(metadata).items() if value is not None}
+    sampling = {key: value for key, value in recorded_sampling(metadata).items() if value is not None}
     request |= {key: sampling.pop(key) for key in ("steps", "sampler", "guidance_scale") if key in sampling}
     request["sampling"] = sampling
     if metadata.get("size"):

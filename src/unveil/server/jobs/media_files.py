@@ -10,7 +10,7 @@ import torch
 from unveil.data.image_decoding import alpha_channel
 from unveil.errors import DataError
 from unveil.generation.inputs import EXTRA_FILES
-from unveil.generation.video_inputs import decoded
+from unveil.generation.video_inputs import decode_video
 from unveil.io.images import make_grid, png
 from unveil.io.video.writer import FORMS
 from unveil.server.jobs.job import Job
@@ -39,7 +39,7 @@ def write_video_previews(folder: Path) -> None:
     if name is None:
         return
     with suppress(DataError):  # animated PNG and WebP are written, not read
-        pixels, _ = decoded(folder / name, None)
+        pixels, _ = decode_video(folder / name, None)
         count = pixels.shape[1]
         shown = min(STRIP_FRAMES, count)
         places = [round(place * (count - 1) / max(shown - 1, 1)) for place in range(shown)]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from unveil.generation.generate import Source
+from unveil.generation.generate import ModelSource
 from unveil.generation.model_loading import ModelOptions, open_for_generation
 from unveil.io.console import Console
 from unveil.model import Model
@@ -20,7 +20,7 @@ class LoadedModel(NamedTuple):
     """A loaded model and its source."""
 
     model: Model
-    source: Source
+    source: ModelSource
 
 
 class ModelCache:
@@ -35,7 +35,7 @@ class ModelCache:
         self._most, self._bytes = most, bytes
         self._kept: OrderedDict[Hashable, LoadedModel] = OrderedDict()
 
-    def get(self, key: Hashable, open: Callable[[], tuple[Model, Source]]) -> LoadedModel:
+    def get(self, key: Hashable, open: Callable[[], tuple[Model, ModelSource]]) -> LoadedModel:
         """Return the model with this key, loading it if it is not cached.
 
         Args:
@@ -53,7 +53,7 @@ class ModelCache:
             self._kept.popitem(last=False)
         return loaded
 
-    def open(self, options: ModelOptions, console: Console, **how: Any) -> tuple[Model, Source]:
+    def open(self, options: ModelOptions, console: Console, **how: Any) -> tuple[Model, ModelSource]:
         """Open a model with its adapters, or take it from the cache if its files have not changed.
 
         A model that is opened for the metadata of a file is not kept.

@@ -18,12 +18,12 @@ from typing import Literal, NamedTuple
 
 from PIL import Image
 
-from unveil.data.image_decoding import header, open_image
+from unveil.data.image_decoding import open_image, read_header
 from unveil.errors import DataError, Error
 from unveil.io.files import explained, write_atomically
 from unveil.io.images import png
 from unveil.io.video.containers import HEAD, container_of
-from unveil.io.video.reader import VideoDecoder, VideoLimits
+from unveil.io.video.reader import VideoLimits, VideoReader
 from unveil.prompting.media_scan import sample_frames
 from unveil.server.jobs.job_migration import migrate_upload
 
@@ -58,7 +58,7 @@ class UploadStore:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self._decoder = folder, VideoDecoder(WAIT_S)
+        self.folder, self._decoder = folder, VideoReader(WAIT_S)
 
     def store(self, content: bytes) -> UploadedFile:
         """Check a file and store it; identical files are stored once.
@@ -70,7 +70,7 @@ class UploadStore:
         container = container_of(content[:HEAD])
         digest = hashlib.sha256(content).hexdigest()[:32]
         if container is None:
-            image = header(open_image(io.BytesIO(content), MAX_PIXELS))
+            image = read_header(open_image(io.BytesIO(content), MAX_PIXELS))
             if image.frames > 1:
                 raise DataError(f"a {image.format} of {image.frames} frames; send videos as MP4, WebM or GIF")
             upload = UploadedFile(f"{digest}.{_ENDINGS[image.format]}", "image", image.width, image.height, 1)
@@ -82,7 +82,7 @@ class UploadStore:
             with tempfile.NamedTemporaryFile(suffix=f".{container.lower()}") as file:
                 file.write(content)
                 file.flush()
-                video = self._decoder.look(Path(file.name), VIDEO_LIMITS)
+                video = self._decoder.probe(Path(file.name), VIDEO_LIMITS)
         except OSError as problem:
             if isinstance(problem, Error):
                 raise

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from unveil.data.image_decoding import open_image
 from unveil.errors import RecipeError
-from unveil.generation.image_output import read_facts
+from unveil.generation.image_output import read_generation_metadata
 from unveil.server.jobs.gallery import controlnets_used, request_from_metadata, search
 from unveil.server.jobs.job import Job
 from unveil.server.jobs.media_files import COVER, image_files, video_file
@@ -129,7 +129,7 @@ class GalleryTab(Tab):
             raise RecipeError(self.tr("Choose an image first."))
         with Path(path).open("rb") as file:
             open_image(file, MAX_PIXELS)  # checks the header first
-        facts = read_facts(Path(path))
+        facts = read_generation_metadata(Path(path))
         names = ", ".join(controlnets_used(facts))
         without: list[str] = [self.tr("the ControlNet {name} with its control image", name=names)] if names else []
         return request_from_metadata(facts, self.client.service.catalog), without

@@ -54,7 +54,7 @@ class ModelsTab(Tab):
             self.bring = gr.Button(tr("Import"), elem_id="models-bring")
             self.brought = gr.HTML(elem_id="models-brought")
         with gr.Accordion(tr("Convert to another format"), open=False, elem_id="models-convert"):
-            formats = [name for name in registry.names() if registry.get_format(name).save is not None]
+            formats = [name for name in registry.format_names() if registry.get_format(name).save is not None]
             self.source = gr.Dropdown(self.client.models(), label=tr("Model"), elem_id="models-source")
             self.layout = gr.Radio(formats, value="diffusers", label=tr("Format"), elem_id="models-layout")
             self.dtype = gr.Radio(

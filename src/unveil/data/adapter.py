@@ -49,17 +49,17 @@ class AdaptedDataset(Dataset[Item]):
         return item
 
 
-def adapt(source: SourceDataset, key: str) -> AdaptedDataset:
+def adapt_dataset(source: SourceDataset, key: str) -> AdaptedDataset:
     """The data set with its images under "pixels" as training reads them; other keys pass through.
 
     Args:
-        source: any map-style data set of dicts.
+        source: Any map-style data set of dicts.
         key: Key of the image: a PIL image; a uint8 array (H, W) or (H, W, C); a uint8 tensor (C, H, W); or
             floats in [-1, 1], of any shape with the channels first, kept as float32.
 
     Raises:
-        RecipeError, ShapeError, DataError: when an item is read that has no such key, or a value that cannot
-            be used (another type, outside [-1, 1], not finite); the message names the item.
+        RecipeError, ShapeError, DataError: When an item is read that has no such key, or a value that cannot be used
+            (another type, outside [-1, 1], not finite); the message names the item.
     """
     return AdaptedDataset(source, key)
 

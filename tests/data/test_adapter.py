@@ -14,7 +14,7 @@ COLOURS = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
 
 
 def one(value: object, key: str = "image") -> dict:
-    return data.adapt([{"image": value, "label": 3, "note": "mine"}], key)[0]
+    return data.adapt_dataset([{"image": value, "label": 3, "note": "mine"}], key)[0]
 
 
 def test_images_of_every_kind_become_pixels():
@@ -71,7 +71,7 @@ def test_classes_and_length_are_the_sources():
     class Mine(list):
         classes = ("a", "b")
 
-    adapted = data.adapt(Mine([{"image": COLOURS}] * 5), "image")
+    adapted = data.adapt_dataset(Mine([{"image": COLOURS}] * 5), "image")
     assert (len(adapted), adapted.classes) == (5, ("a", "b"))
 
 
