@@ -9,8 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from unveil.core.process import DATA, Process
-from unveil.core.scalar_math import Number
+from unveil.core.process import DATA, Process, as_tensor
 from unveil.errors import RecipeError
 from unveil.types import NoiseLevel, like
 
@@ -18,7 +17,7 @@ from unveil.types import NoiseLevel, like
 class Schedule(Sequence[NoiseLevel]):
     """Levels of one process, noise first; the last one is where the sample ends, and is not evaluated.
 
-    Where levels are tensors, one number per sample or per token, a part may keep its level from one to the next.
+    Where levels are one number per sample or per token, a part may keep its level from one to the next.
 
     Raises:
         RecipeError: fewer than two levels, or levels that do not fall.
@@ -46,7 +45,7 @@ class Schedule(Sequence[NoiseLevel]):
         """Level k, 0 the noisiest."""
         return self._levels[k]
 
-    def at(self, half_log_snr: Number) -> NoiseLevel:
+    def at(self, half_log_snr: Tensor | float) -> NoiseLevel:
         """A level between or beyond the grid's own, by its log(alpha / sigma); infinity is clean data.
 
         Raises:
@@ -65,11 +64,9 @@ class Schedule(Sequence[NoiseLevel]):
     def onto_data(self) -> Schedule:
         """The grid with clean data as its last level, where it does not end there already."""
         last = self._levels[-1]
-        if not isinstance(last.sigma, Tensor):
-            return self if last.sigma == 0 else Schedule(self.process, [*self._levels, DATA])
         if bool((last.sigma == 0).all()):
             return self
-        clean = NoiseLevel(*(torch.full_like(last.sigma, float(value)) for value in DATA))
+        clean = NoiseLevel(*(value.expand_as(last.sigma) for value in DATA))
         return Schedule(self.process, [*self._levels, clean])
 
     def map(self, change: Callable[[NoiseLevel], NoiseLevel]) -> Schedule:
@@ -77,19 +74,20 @@ class Schedule(Sequence[NoiseLevel]):
         return Schedule(self.process, map(change, self._levels))
 
 
-def level_at_lambda(process: Process, half_log_snr: Number) -> NoiseLevel:
-    """The level of a log(alpha / sigma), a float or a tensor; infinity is clean data.
+def level_at_lambda(process: Process, half_log_snr: Tensor | float) -> NoiseLevel:
+    """The level of a log(alpha / sigma), infinity is clean data.
 
     Raises:
         RecipeError: the process does not reach it.
     """
-    if not isinstance(half_log_snr, Tensor):
-        return DATA if half_log_snr == math.inf else process.at(_time(process, half_log_snr))
+    half_log_snr = as_tensor(half_log_snr)
+    if not half_log_snr.ndim:
+        return DATA if half_log_snr == math.inf else process.at(_time(process, half_log_snr.item()))
     clean = half_log_snr == math.inf
     places, which = half_log_snr.unique(return_inverse=True)
     # clean parts are looked up at t = 0, which every process has, and replaced below
     times = [0.0 if place == math.inf else _time(process, place) for place in places.tolist()]
-    level = process.at(torch.tensor(times, dtype=torch.float64)[which])
+    level = process.at(as_tensor(times)[which])
     return NoiseLevel(*(torch.where(clean, data, value) for data, value in zip(DATA, level, strict=True)))
 
 
@@ -107,9 +105,7 @@ def unit_fractions(steps: int) -> list[float]:
 def _falls(here: NoiseLevel, there: NoiseLevel) -> bool:
     """Return True if sigma / alpha falls; for tensors it may stay. Multiplied out, since alpha may be 0."""
     before, after = here.sigma * there.alpha, there.sigma * here.alpha
-    if isinstance(before, Tensor) or isinstance(after, Tensor):
-        return bool((torch.as_tensor(before - after) >= 0).all())
-    return after < before
+    return bool(((before - after >= 0) if before.ndim or after.ndim else after < before).all())
 
 
 def _time(process: Process, half_log_snr: float) -> float:

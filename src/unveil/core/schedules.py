@@ -13,7 +13,6 @@ from torch import Tensor
 from unveil.core import foreign_names
 from unveil.core.flow_schedules import flow_sigmas, uniform_above, uniform_to
 from unveil.core.process import DATA, DiscreteVP, Process
-from unveil.core.scalar_math import Number
 from unveil.core.schedule import Schedule, check_steps, level_at_lambda, unit_fractions
 from unveil.errors import RecipeError, did_you_mean
 
@@ -32,8 +31,8 @@ def uniform(process: Process, steps: int) -> Schedule:
     return Schedule(process, [process.at((steps - i) / steps) for i in range(steps + 1)])
 
 
-def from_times(process: Process, times: Sequence[Number]) -> Schedule:
-    """A user's own times, falling, floats or tensors; append 0.0 to end at the data."""
+def from_times(process: Process, times: Sequence[Tensor | float]) -> Schedule:
+    """A user's own times, falling; append 0.0 to end at the data."""
     return Schedule(process, [process.at(t) for t in times])
 
 
@@ -346,22 +345,18 @@ def _range(process: Process, sigma_min: float | None, sigma_max: float | None) -
 def _noisiest(process: Process) -> float:
     """Sigma / alpha at t = 1."""
     level = process.at(1.0)
-    assert not isinstance(level.alpha, Tensor)
-    assert not isinstance(level.sigma, Tensor)
     if level.alpha == 0:
         raise RecipeError(
             f"{type(process).__name__} reaches alpha = 0, where sigma / alpha is infinite: give this grid a noisy end "
             "(sigma_max, or low), or use the grid 'uniform'"
         )
-    return level.sigma / level.alpha
+    return float(level.sigma / level.alpha)
 
 
 def _cleanest(process: Process) -> float:
     """Sigma / alpha at the smallest time that the process is trained at."""
     level = process.at(process.within(torch.zeros(1, dtype=torch.float64)).item())
-    assert not isinstance(level.alpha, Tensor)
-    assert not isinstance(level.sigma, Tensor)
-    return level.sigma / level.alpha
+    return float(level.sigma / level.alpha)
 
 
 def _discrete(process: Process) -> DiscreteVP:

@@ -9,8 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unveil.core import scalar_math
-from unveil.core.scalar_math import Number
+from unveil.core import elementary
 from unveil.errors import RecipeError
 from unveil.types import NoiseLevel, like
 
@@ -27,11 +26,11 @@ class Transition(NamedTuple):
 
     t: NoiseLevel
     s: NoiseLevel
-    beta: Number
-    c0: Number
-    ct: Number
-    var: Number
-    floor: Number
+    beta: Tensor
+    c0: Tensor
+    ct: Tensor
+    var: Tensor
+    floor: Tensor
 
     def mean(self, x0: Tensor, x: Tensor) -> Tensor:
         """c0 x0 + ct x_t, of x's shape."""
@@ -41,10 +40,12 @@ class Transition(NamedTuple):
 def transition(t: NoiseLevel, s: NoiseLevel) -> Transition:
     """The step from level t to the cleaner level s; parts of x that are clean at t stay as they are."""
     ratio = t.alpha / s.alpha
-    beta = t.sigma**2 - (ratio * s.sigma) ** 2
-    left = scalar_math.safe_divide(s.sigma**2, t.sigma**2, 1.0)  # share of t's variance that is there at s
+    variance = elementary.square(t.sigma)
+    beta = variance - elementary.square(ratio * s.sigma)
+    left = elementary.safe_divide(elementary.square(s.sigma), variance, 1.0)  # share of it that is there at s
     var = beta * left
-    return Transition(t, s, beta, scalar_math.safe_divide(s.alpha * beta, t.sigma**2, 0.0), ratio * left, var, var)
+    c0 = elementary.safe_divide(s.alpha * beta, variance, 0.0)
+    return Transition(t, s, beta, c0, ratio * left, var, var)
 
 
 class Chain(Sequence[Transition]):
@@ -59,7 +60,7 @@ class Chain(Sequence[Transition]):
             raise RecipeError(f"a chain of {len(levels)} levels: needs at least 2")
         steps = [transition(t, s) for t, s in pairwise(levels)]
         for k, step in enumerate(steps):
-            if not isinstance(step.var, Tensor) and step.var == 0:
+            if not step.var.ndim and step.var == 0:
                 near = steps[k - 1] if k else step  # the last step borrows its noisier neighbour's variance
                 steps[k] = step._replace(floor=near.var if k else step.beta)
         self._steps = steps
@@ -82,9 +83,9 @@ class Chain(Sequence[Transition]):
         """
         if self._table is None:
             self._table = _stack(self._steps)
-            self._t = torch.as_tensor(self._table.t.t, dtype=torch.float64)
+            self._t = self._table.t.t
         assert self._t is not None
-        wanted = torch.as_tensor(level.t, dtype=torch.float64)
+        wanted = level.t
         rising = self._t.flip(0)
         at = torch.searchsorted(rising, (wanted - 1e-9).reshape(-1)).clamp(max=len(rising) - 1)
         nearest = rising[at].reshape(wanted.shape)
@@ -114,11 +115,8 @@ def chain_of(process: object) -> Chain:
 
 
 def _stack(steps: Sequence[Transition]) -> Transition:
-    def column(values: Sequence[Number]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float64)
-
-    t, s = (NoiseLevel(*map(column, zip(*(step[i] for step in steps), strict=True))) for i in (0, 1))
-    return Transition(t, s, *map(column, zip(*(step[2:] for step in steps), strict=True)))
+    t, s = (NoiseLevel(*map(torch.stack, zip(*(step[i] for step in steps), strict=True))) for i in (0, 1))
+    return Transition(t, s, *map(torch.stack, zip(*(step[2:] for step in steps), strict=True)))
 
 
 def _pick(table: Transition, at: Tensor) -> Transition:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from unveil.core import scalar_math
+from unveil.core import elementary
 from unveil.core.denoiser import DenoiseFn
 from unveil.core.rng import Noise
 from unveil.core.samplers.loop import CoefficientTable, Plan, SamplerState, StepResult, StepRow, draw_noise
@@ -35,7 +35,7 @@ def ancestral(grid: Schedule, variance: VarianceRule = fixed_small, *, shift: Sh
         return AncestralPlan(chain, variance, shift)
     rows = []
     for step in chain:
-        spread = 0.0 if _onto_data(step.s) else scalar_math.exp(0.5 * variance(step, None).log)
+        spread = elementary.scalar(0.0) if _onto_data(step.s) else elementary.exp(0.5 * variance(step, None).log)
         rows.append(StepRow(step.t, step.ct, (step.c0,), spread, span=(step.t, step.s)))
     return CoefficientTable(rows)
 
@@ -67,13 +67,13 @@ class AncestralPlan:
         if self.shift is not None:
             x = x + like(spread.value, x) * self.shift(state.x, move.t)
         if not _onto_data(move.s):
-            deviation = like(scalar_math.exp(0.5 * spread.log), x)
+            deviation = like(elementary.exp(0.5 * spread.log), x)
             x = x + deviation * draw_noise(noise, state.number).to(x.dtype)
         return StepResult(SamplerState(x, state.past, state.number + 1), move.t, estimate)
 
 
 def _onto_data(level: NoiseLevel) -> bool:
-    return bool((level.sigma == 0).all()) if isinstance(level.sigma, Tensor) else level.sigma == 0
+    return bool((level.sigma == 0).all())
 
 
 SAMPLERS = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from unveil.core import scalar_math
+from unveil.core import elementary
 from unveil.core.samplers.loop import CoefficientTable, StepRow
 from unveil.core.samplers.registry import SamplerSpec
 from unveil.core.schedules import Schedule
@@ -28,8 +28,8 @@ def consistency(grid: Schedule, *, least: NoiseLevel | None = None) -> Coefficie
     rows: list[StepRow] = []
     for here, there in pairwise(grid):
         fall = here.sigma * there.alpha - there.sigma * here.alpha
-        moves = scalar_math.safe_divide(fall, fall, 0.0)  # 0 in parts that keep their level, and so their x
-        noise = scalar_math.sqrt(there.sigma**2 - (there.alpha * left) ** 2)
+        moves = elementary.safe_divide(fall, fall, 0.0)  # 0 in parts that keep their level, and so their x
+        noise = elementary.sqrt(elementary.square(there.sigma) - elementary.square(there.alpha * left))
         rows.append(StepRow(here, 1.0 - moves, (moves * there.alpha,), moves * noise, span=(here, there)))
     return CoefficientTable(rows)
 

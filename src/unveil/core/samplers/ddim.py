@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from unveil.core import scalar_math
+from unveil.core import elementary
 from unveil.core.samplers.loop import CoefficientTable, StepRow
 from unveil.core.samplers.registry import SamplerSpec
 from unveil.core.schedules import Schedule
@@ -25,11 +25,14 @@ def ddim(grid: Schedule, eta: float = 0.0) -> CoefficientTable:
     rows = []
     for here, there in pairwise(grid):
         # eq. 16: sigma = eta sqrt(beta-tilde), with beta the variance added between the two levels
-        beta = here.sigma**2 - (scalar_math.safe_divide(here.alpha, there.alpha, 1.0) * there.sigma) ** 2
-        noise = eta * scalar_math.safe_divide(there.sigma, here.sigma, 0.0) * scalar_math.sqrt(beta)
-        direction = scalar_math.sqrt(there.sigma**2 - noise**2)  # eq. 12: what is left to point at x_t
+        ratio = elementary.safe_divide(here.alpha, there.alpha, 1.0)
+        beta = elementary.square(here.sigma) - elementary.square(ratio * there.sigma)
+        noise = eta * elementary.safe_divide(there.sigma, here.sigma, 0.0) * elementary.sqrt(beta)
+        direction = elementary.sqrt(
+            elementary.square(there.sigma) - elementary.square(noise)
+        )  # eq. 12: what is left to point at x_t
         # a part of x that is clean already (sigma = 0) is kept as it is, along the process's own alpha
-        keep = scalar_math.safe_divide(direction, here.sigma, scalar_math.safe_divide(there.alpha, here.alpha, 0.0))
+        keep = elementary.safe_divide(direction, here.sigma, elementary.safe_divide(there.alpha, here.alpha, 0.0))
         rows.append(StepRow(here, keep, (there.alpha - keep * here.alpha,), noise, span=(here, there)))
     return CoefficientTable(rows)
 
@@ -44,7 +47,7 @@ def encode(grid: Schedule) -> CoefficientTable:
     """
     rows = []
     for here, there in pairwise(list(grid)[::-1]):
-        if _clean(here.sigma):
+        if bool((here.sigma == 0).any()):
             # x alpha_t / alpha_s + sigma_t eps with eps = (x - alpha_t x0) / sigma_t
             rows.append(StepRow(there, there.alpha / here.alpha + 1.0, (-1.0 * there.alpha,)))
         else:
@@ -71,10 +74,6 @@ def slerp(first: Tensor, last: Tensor, weight: float | Tensor) -> Tensor:
     on_a = torch.where(flat, 1 - weight, ((1 - weight) * angle).sin() / safe)
     on_b = torch.where(flat, weight, (weight * angle).sin() / safe)
     return (on_a * a + on_b * b).reshape(first.shape)
-
-
-def _clean(sigma: scalar_math.Number) -> bool:
-    return bool((sigma == 0).any()) if isinstance(sigma, Tensor) else sigma == 0
 
 
 SAMPLERS = (SamplerSpec("ddim", ddim, "Song et al. 2020, eq. 12 (arXiv:2010.02502)", order=1),)

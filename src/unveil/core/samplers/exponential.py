@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from unveil.core import scalar_math
+from torch import Tensor
+
+from unveil.core import elementary
+from unveil.core.elementary import scalar, where
 from unveil.core.samplers.coefficients import (
     LinearStep,
     Of,
     Rule,
-    any_of,
     between,
     check_order,
     delta_lambda,
@@ -24,13 +26,11 @@ from unveil.core.samplers.coefficients import (
     midpoint,
     steps_left,
     taylor,
-    where,
 )
 from unveil.core.samplers.loop import CoefficientTable, StepRow
 from unveil.core.samplers.registry import SamplerSpec
 from unveil.core.samplers.runge_kutta import sigma_down
 from unveil.core.samplers.stages import clamp_level, inner_nodes, last_noisy, last_stage_only, orders_for, stages
-from unveil.core.scalar_math import Number
 from unveil.core.schedule import Schedule
 from unveil.errors import RecipeError
 
@@ -102,7 +102,7 @@ def _multistep(
     return CoefficientTable(rows, of)
 
 
-def order_per_step(grid: Schedule, order: int, lower_below: float) -> list[Number]:
+def order_per_step(grid: Schedule, order: int, lower_below: float) -> list[Tensor]:
     """The highest order of each step: that of the method, and below a number of steps what is left of them."""
     left = steps_left(grid)
     return [where((left[0] < lower_below) & (now < order), now, float(order)) for now in left[:-1]]
@@ -192,17 +192,17 @@ def dpm_fast(
     """
     first, last = grid[0], last_noisy(grid)
     linear_step(first, grid[-1], "eps")  # refuses alpha = 0
-    onto_data = any_of(last.sigma != grid[-1].sigma)
+    onto_data = bool((last.sigma != grid[-1].sigma).any())
     calls = len(grid) - 1 - onto_data if calls is None else calls
     rows: list[StepRow] = []
-    if any_of(delta_lambda(first, last) != 0):
+    if bool((delta_lambda(first, last) != 0).any()):
         orders = orders_for(max(calls, 1), 3)
         inner = (between(grid, first, last, i / len(orders)) for i in range(1, len(orders)))
         for order, (here, there) in zip(orders, pairwise([first, *inner, last]), strict=True):
             down = clamp_level(sigma_down(here, there, eta)[0], last) if eta else there
             rows += stages(inner_nodes(grid, here, down, order), "eps", last_stage_only)
             if eta:
-                up = noise_scale * scalar_math.sqrt(there.sigma**2 - down.sigma**2)
+                up = noise_scale * elementary.sqrt(elementary.square(there.sigma) - elementary.square(down.sigma))
                 rows[-1] = rows[-1]._replace(noise=up, span=(here, there))
     if onto_data or not rows:
         rows += stages([last, grid[-1]], "eps", last_stage_only)
@@ -224,7 +224,7 @@ def dpmpp_2s_ancestral(grid: Schedule, eta: float = 1.0, *, noise_scale: float =
     """
     rows: list[StepRow] = []
     for here, there in pairwise(grid):
-        down, up = sigma_down(here, there, eta) if eta else (there, 0.0)
+        down, up = sigma_down(here, there, eta) if eta else (there, scalar(0.0))
         rows += stages(inner_nodes(grid, here, down, 2), "x0", midpoint)
         rows[-1] = rows[-1]._replace(noise=noise_scale * up, span=(here, there) if eta else None)
     return CoefficientTable(rows)
@@ -248,19 +248,19 @@ def dpmpp_sde(grid: Schedule, eta: float = 1.0, *, share: float = 0.5, noise_sca
         raise RecipeError(f"share = {share}: the inner call must lie inside the step, in (0, 1]")
     rows: list[StepRow] = []
     for here, there in pairwise(grid):
-        down, up = sigma_down(here, there, eta) if eta else (there, 0.0)
+        down, up = sigma_down(here, there, eta) if eta else (there, scalar(0.0))
         whole = linear_step(here, down)
         usable = delta_lambda(here, there) != 0
-        if not any_of(usable):
+        if not bool(usable.any()):
             rows.append(StepRow(here, whole.keep, (whole.gain,), noise_scale * up, span=(here, there)))
             continue
         inner = between(grid, here, there, share)
-        low, added = sigma_down(here, inner, eta) if eta else (inner, 0.0)
+        low, added = sigma_down(here, inner, eta) if eta else (inner, scalar(0.0))
         part = linear_step(here, low)
         rows.append(StepRow(here, part.keep, (part.gain,), noise_scale * added, saves_x=True, span=(here, inner)))
         late = where(usable, 0.5 / share, 0.0)  # where the step touches an end, the inner level is its first one
         both = whole.gain * late, whole.gain * (1.0 - late)
-        rows.append(StepRow(inner, 0.0, both, noise_scale * up, saved_gain=whole.keep, span=(here, there)))
+        rows.append(StepRow(inner, scalar(0.0), both, noise_scale * up, saved_gain=whole.keep, span=(here, there)))
     return CoefficientTable(rows)
 
 

@@ -8,23 +8,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unveil.core import scalar_math
+from unveil.core import elementary
 from unveil.core.denoiser import DenoiseFn, Estimate
+from unveil.core.elementary import scalar, where
 from unveil.core.rng import Noise
 from unveil.core.samplers.coefficients import (
     LinearStep,
-    Mask,
     adams,
-    any_of,
     check_order,
     gains,
     linear_step,
     select_level,
-    where,
 )
 from unveil.core.samplers.loop import CoefficientTable, SamplerState, StepResult, StepRow
 from unveil.core.samplers.registry import SamplerSpec
-from unveil.core.scalar_math import Number
 from unveil.core.schedule import Schedule
 from unveil.types import NoiseLevel, like
 
@@ -47,7 +44,7 @@ def lms(grid: Schedule, order: int = 4) -> CoefficientTable:
     rows: list[StepRow] = []
     before: list[LinearStep] = []
     for here, there in pairwise(grid):
-        fall = scalar_math.safe_divide(there.sigma, there.alpha, 0.0) - scalar_math.safe_divide(
+        fall = elementary.safe_divide(there.sigma, there.alpha, 0.0) - elementary.safe_divide(
             here.sigma, here.alpha, 0.0
         )
         now = linear_step(here, there, "eps")._replace(reach=fall)
@@ -81,12 +78,12 @@ class AdamsBashforth:
     def __init__(self, grid: Schedule, order: int) -> None:
         self.levels = list(grid[:-1])
         self.order = order
-        self.gains: list[tuple[Number, ...]] = []
-        self.leaps: list[tuple[Number, Number]] = []  # (keep, gain of x0) where time stands still
+        self.gains: list[tuple[Tensor, ...]] = []
+        self.leaps: list[tuple[Tensor, Tensor]] = []  # (keep, gain of x0) where time stands still
         before: list[LinearStep] = []
         for here, there in pairwise(grid):
             width = there.t - here.t
-            now, straight = LinearStep(1.0, width, width), linear_step(here, there)
+            now, straight = LinearStep(scalar(1.0), width, width), linear_step(here, there)
             self.gains.append(gains(now, before, adams))
             # a process may stop before clean data, and its time with it: that step is the straight one
             self.leaps.append((where(width == 0, straight.keep, 1.0), where(width == 0, straight.gain, 0.0)))
@@ -111,7 +108,7 @@ class AdamsBashforth:
         moved = [
             earlier * like(weight, state.x) for weight, earlier in zip(self.gains[state.number], past, strict=False)
         ]
-        if not isinstance(gain, float) or gain != 0:
+        if gain.ndim or gain != 0:
             moved.append(estimate.x0 * gain)
         x = torch.mul(state.x, keep, out=out)
         for part in moved:
@@ -171,17 +168,17 @@ def plms(grid: Schedule, start: WarmupSteps = improved_euler) -> CoefficientTabl
     """
     rows: list[StepRow] = []
     called: list[int] = []  # the rows whose calls are at the beginning of a step
-    age: Number = 0.0  # how many steps in a row have moved before this one
+    age = scalar(0.0)  # how many steps in a row have moved before this one
     for here, there in pairwise(grid):
         now = linear_step(here, there, "eps")
         called.append(len(rows))
-        row_gains: list[Number] = [0.0] * (called[-1] - called[-4:][0] + 1)
+        row_gains = [scalar(0.0)] * (called[-1] - called[-4:][0] + 1)
         for weight, call in zip(_averaged(age), reversed(called), strict=False):
             row_gains[called[-1] - call] = now.gain * weight
         row = StepRow(here, now.keep, tuple(row_gains))
         moves = here.sigma != there.sigma
         starting = moves & (age < start.steps) & (there.sigma != 0)
-        rows += _started(grid, row, there, start, starting) if any_of(starting) else [row]
+        rows += _started(grid, row, there, start, starting) if bool(starting.any()) else [row]
         age = where(moves, age + 1.0, 0.0)
     return CoefficientTable(rows, "eps")
 
@@ -191,15 +188,15 @@ def pndm(grid: Schedule) -> CoefficientTable:
     return plms(grid, runge_kutta)
 
 
-def _averaged(age: Number) -> list[Number]:
+def _averaged(age: Tensor) -> list[Tensor]:
     """Weights of the estimates of 0, 1, 2, 3 steps ago, by how many there are."""
-    weights: list[Number] = [1.0, 0.0, 0.0, 0.0]
+    weights = [scalar(weight) for weight in (1.0, 0.0, 0.0, 0.0)]
     for have, better in enumerate(BASHFORTH):
         weights = [where(age >= have, new, old) for new, old in zip_longest(better, weights, fillvalue=0.0)]
     return weights
 
 
-def _started(grid: Schedule, row: StepRow, there: NoiseLevel, start: WarmupSteps, starting: Mask) -> list[StepRow]:
+def _started(grid: Schedule, row: StepRow, there: NoiseLevel, start: WarmupSteps, starting: Tensor) -> list[StepRow]:
     """The rows of a step that begins again in some parts of x, while the others make it as `row` has it."""
     here = row.level
     assert here is not None

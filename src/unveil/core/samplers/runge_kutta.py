@@ -15,10 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unveil.core import scalar_math
+from unveil.core import elementary
+from unveil.core.elementary import where
 from unveil.core.samplers.loop import CoefficientTable, StepRow
 from unveil.core.samplers.registry import SamplerSpec
-from unveil.core.scalar_math import Number
 from unveil.core.schedules import Schedule
 from unveil.errors import RecipeError
 from unveil.types import NoiseLevel
@@ -74,11 +74,11 @@ def heun(
     for raised, here, there in _churned(grid, Churn(s_churn, s_tmin, s_tmax, s_noise)):
         between = there
         # the step onto clean data is of first order, and a table of levels need not reach below its first
-        if node != 1 and not _all_zero(there.sigma):
+        if node != 1 and not bool((there.sigma == 0).all()):
             place = _ratio(here) + node * (_ratio(there) - _ratio(here))
             _check_overshoot(node, place, _ratio(there))
             between = _at_ratio(grid, place, there)
-        rows += [*raised, *_two_calls(here, between, there, _where(there.sigma == 0, 0.0, 0.5 / node))]
+        rows += [*raised, *_two_calls(here, between, there, where(there.sigma == 0, 0.0, 0.5 / node))]
     return CoefficientTable(rows)
 
 
@@ -106,7 +106,7 @@ def dpm2(
     rows: list[StepRow] = []
     for raised, here, there in _churned(grid, Churn(s_churn, s_tmin, s_tmax, s_noise)):
         between = _at_ratio(grid, _mean(_ratio(here), _ratio(there), power), there)
-        rows += [*raised, *_two_calls(here, between, there, 1.0)]
+        rows += [*raised, *_two_calls(here, between, there, elementary.scalar(1.0))]
     return CoefficientTable(rows)
 
 
@@ -148,21 +148,23 @@ def dpm2_ancestral(
     for here, there in pairwise(grid):
         below, noise = sigma_down(here, there, eta)
         between = _at_ratio(grid, _mean(_ratio(here), _ratio(below), power), there)
-        *first, last = _two_calls(here, between, below, 1.0)
+        *first, last = _two_calls(here, between, below, elementary.scalar(1.0))
         rows += [*first, last._replace(noise=noise_scale * noise, span=(here, there))]
     return CoefficientTable(rows)
 
 
-def sigma_down(here: NoiseLevel, there: NoiseLevel, eta: float) -> tuple[NoiseLevel, Number]:
+def sigma_down(here: NoiseLevel, there: NoiseLevel, eta: float) -> tuple[NoiseLevel, Tensor]:
     """The level below `there` that a step goes to, and the deviation of the noise that leads back up to it."""
     noise = sigma_up(here, there, eta)
-    return there._replace(sigma=scalar_math.sqrt(there.sigma**2 - noise**2)), noise
+    return there._replace(sigma=elementary.sqrt(elementary.square(there.sigma) - elementary.square(noise))), noise
 
 
-def sigma_up(here: NoiseLevel, there: NoiseLevel, eta: float) -> Number:
+def sigma_up(here: NoiseLevel, there: NoiseLevel, eta: float) -> Tensor:
     """The share eta of the ancestral step's deviation, at most the next level's. Source: Song et al. 2020, eq. 16."""
-    beta = here.sigma**2 - (scalar_math.safe_divide(here.alpha, there.alpha, 1.0) * there.sigma) ** 2
-    return _least(there.sigma, eta * scalar_math.safe_divide(there.sigma, here.sigma, 0.0) * scalar_math.sqrt(beta))
+    ratio = elementary.safe_divide(here.alpha, there.alpha, 1.0)
+    beta = elementary.square(here.sigma) - elementary.square(ratio * there.sigma)
+    noise = eta * elementary.safe_divide(there.sigma, here.sigma, 0.0) * elementary.sqrt(beta)
+    return torch.minimum(there.sigma, noise)
 
 
 # ---------------------------------------------------------------------- in the process's own time
@@ -198,8 +200,8 @@ def heun_time(
     _check_node(node)
     rows: list[StepRow] = []
     for raised, here, there in _churned(grid, Churn(s_churn, s_tmin, s_tmax, s_noise)):
-        second = _where(there.sigma == 0, 0.0, 0.5 / node)  # the weight of the second slope
-        if _all_zero(second):
+        second = where(there.sigma == 0, 0.0, 0.5 / node)  # the weight of the second slope
+        if bool((second == 0).all()):
             rows += [*raised, _along(here, there)]
             continue
         width = there.t - here.t
@@ -221,13 +223,13 @@ def _along(here: NoiseLevel, there: NoiseLevel) -> StepRow:
     width = there.t - here.t
     on_x, on_x0 = _velocity(here)
     keep, gain = first_order_step(here, there)
-    return StepRow(here, _where(width == 0, keep, 1 + width * on_x), (_where(width == 0, gain, width * on_x0),))
+    return StepRow(here, where(width == 0, keep, 1 + width * on_x), (where(width == 0, gain, width * on_x0),))
 
 
-def _velocity(level: NoiseLevel) -> tuple[Number, Number]:
+def _velocity(level: NoiseLevel) -> tuple[Tensor, Tensor]:
     """dx/dt as factors of x and x0; clean parts stand still."""
-    on_x = scalar_math.safe_divide(level.dsigma, level.sigma, 0.0)
-    return on_x, _where(level.sigma == 0, 0.0, level.dalpha - level.alpha * on_x)
+    on_x = elementary.safe_divide(level.dsigma, level.sigma, 0.0)
+    return on_x, where(level.sigma == 0, 0.0, level.dalpha - level.alpha * on_x)
 
 
 # ---------------------------------------------------------------------- churn
@@ -242,7 +244,7 @@ class Churn(NamedTuple):
     noise: float
 
     def raised(
-        self, grid: Schedule, here: NoiseLevel, there: NoiseLevel, steps: Number
+        self, grid: Schedule, here: NoiseLevel, there: NoiseLevel, steps: Tensor
     ) -> tuple[NoiseLevel, list[StepRow]]:
         """The noisier level that one of `steps` steps begins at, and the row that leads up to it, if any.
 
@@ -250,26 +252,26 @@ class Churn(NamedTuple):
             RecipeError: the process does not reach that level.
         """
         ratio = _ratio(here)
-        share = _least(self.amount / steps, math.sqrt(2) - 1)
+        share = (self.amount / steps).clamp(max=math.sqrt(2) - 1)
         # a part that keeps its level, and pure noise, get none
         chosen = (ratio >= self.low) & (ratio <= self.high) & (_ratio(there) < ratio) & (ratio < math.inf)
-        rise = _where(chosen, share, 0.0)
-        if _all_zero(rise):
+        rise = where(chosen, share, 0.0)
+        if bool((rise == 0).all()):
             return here, []
-        higher = _where(chosen, ratio * (1 + rise), math.nan)
+        higher = where(chosen, ratio * (1 + rise), math.nan)
         try:
             top = _at_ratio(grid, higher, here)
         except RecipeError as error:
             raise RecipeError(f"s_churn = {self.amount}: {error}; lower s_churn, or s_tmax to where it holds") from None
         # what y = x / alpha gains: the difference of the two r^2
-        deviation = _where(chosen, top.alpha * scalar_math.sqrt((_ratio(top) - ratio) * (_ratio(top) + ratio)), 0.0)
-        keep = scalar_math.safe_divide(top.alpha, here.alpha, 1.0)
+        deviation = where(chosen, top.alpha * elementary.sqrt((_ratio(top) - ratio) * (_ratio(top) + ratio)), 0.0)
+        keep = elementary.safe_divide(top.alpha, here.alpha, 1.0)
         return top, [StepRow(None, keep, noise=self.noise * deviation, span=(here, there))]
 
 
 def _churned(grid: Schedule, churn: Churn) -> Iterator[tuple[list[StepRow], NoiseLevel, NoiseLevel]]:
     """For each step: the row that adds noise, if any, and the levels from and to which it goes."""
-    steps = scalar_math.maximum(sum((_falls(here, there) for here, there in pairwise(grid)), 0.0), 1.0)
+    steps = sum((_falls(here, there) for here, there in pairwise(grid)), elementary.scalar(0.0)).clamp(min=1.0)
     for here, there in pairwise(grid):
         if churn.amount == 0:
             yield [], here, there
@@ -278,22 +280,21 @@ def _churned(grid: Schedule, churn: Churn) -> Iterator[tuple[list[StepRow], Nois
             yield rows, top, there
 
 
-def _falls(here: NoiseLevel, there: NoiseLevel) -> Number:
+def _falls(here: NoiseLevel, there: NoiseLevel) -> Tensor:
     """1 where a step goes on, 0 in parts of x that keep their level."""
-    falls = _ratio(there) < _ratio(here)
-    return falls.double() if isinstance(falls, Tensor) else float(falls)
+    return (_ratio(there) < _ratio(here)).double()
 
 
 # ---------------------------------------------------------------------- rows
 
 
-def first_order_step(here: NoiseLevel, there: NoiseLevel) -> tuple[Number, Number]:
+def first_order_step(here: NoiseLevel, there: NoiseLevel) -> tuple[Tensor, Tensor]:
     """The first-order step that holds x0 and eps fixed: its factors of x and x0; clean parts keep their x."""
-    keep = scalar_math.safe_divide(there.sigma, here.sigma, scalar_math.safe_divide(there.alpha, here.alpha, 0.0))
+    keep = elementary.safe_divide(there.sigma, here.sigma, elementary.safe_divide(there.alpha, here.alpha, 0.0))
     return keep, there.alpha - keep * here.alpha
 
 
-def _two_calls(here: NoiseLevel, between: NoiseLevel, there: NoiseLevel, weight: Number) -> list[StepRow]:
+def _two_calls(here: NoiseLevel, between: NoiseLevel, there: NoiseLevel, weight: Tensor) -> list[StepRow]:
     """A straight step corrected by weight (eps at `between` - eps at `here`); one row where that cannot be.
 
     At `between`, reached on the straight line, the two eps differ by (x0 there - x0 here) over its sigma / alpha
@@ -301,56 +302,41 @@ def _two_calls(here: NoiseLevel, between: NoiseLevel, there: NoiseLevel, weight:
     """
     keep, gain = first_order_step(here, there)
     width = _ratio(here) - _ratio(there)
-    correction = _where(
+    correction = where(
         (_ratio(between) > 0) & (_ratio(here) < math.inf),
-        weight * there.alpha * scalar_math.safe_divide(width, _ratio(between), 0.0),
+        weight * there.alpha * elementary.safe_divide(width, _ratio(between), 0.0),
         0.0,
     )
-    if _all_zero(correction):
+    if bool((correction == 0).all()):
         return [StepRow(here, keep, (gain,))]
     on_x, on_x0 = first_order_step(here, between)
     return [
         StepRow(here, on_x, (on_x0,), saves_x=True),
-        StepRow(between, 0.0, (correction, gain - correction), saved_gain=keep),
+        StepRow(between, elementary.scalar(0.0), (correction, gain - correction), saved_gain=keep),
     ]
 
 
-def _ratio(level: NoiseLevel) -> Number:
-    return scalar_math.safe_divide(level.sigma, level.alpha, math.inf)
+def _ratio(level: NoiseLevel) -> Tensor:
+    return elementary.safe_divide(level.sigma, level.alpha, math.inf)
 
 
-def _mean(a: Number, b: Number, power: float) -> Number:
+def _mean(a: Tensor, b: Tensor, power: float) -> Tensor:
     """The power mean, of a power of 0 to 1; 0 is the geometric one, and 0 wherever b is."""
     if not 0 <= power <= 1:
         raise RecipeError(f"power = {power}: of the mean, must be 0 to 1, such as 0.333")
     if power == 0:
-        return scalar_math.sqrt(a) * scalar_math.sqrt(b)
-    return (0.5 * (a**power + b**power)) ** (1 / power)
+        return elementary.sqrt(a) * elementary.sqrt(b)
+    mean = 0.5 * (elementary.power(a, power) + elementary.power(b, power))
+    return elementary.power(mean, 1 / power)
 
 
-def _at_ratio(grid: Schedule, ratio: Number, otherwise: NoiseLevel) -> NoiseLevel:
+def _at_ratio(grid: Schedule, ratio: Tensor, otherwise: NoiseLevel) -> NoiseLevel:
     """The level of a sigma / alpha; `otherwise` where that is not a finite number or keeps a part's own level."""
-    if not isinstance(ratio, Tensor):
-        return grid.at(-scalar_math.log(ratio)) if math.isfinite(ratio) else otherwise
+    if not ratio.ndim:
+        return grid.at(-elementary.log(ratio)) if ratio.isfinite() else otherwise
     same = ~ratio.isfinite() | (ratio == _ratio(otherwise))
     level = grid.at(torch.where(same, math.inf, -ratio.log()))
-    return NoiseLevel(*(_where(same, old, new) for old, new in zip(otherwise, level, strict=True)))
-
-
-def _where(chosen: bool | Tensor, value: Number, otherwise: Number) -> Number:
-    if isinstance(chosen, Tensor):
-        return torch.where(chosen, value, otherwise)
-    return value if chosen else otherwise
-
-
-def _least(a: Number, b: Number) -> Number:
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
-        return torch.minimum(*(torch.as_tensor(value, dtype=torch.float64) for value in (a, b)))
-    return min(a, b)
-
-
-def _all_zero(value: Number) -> bool:
-    return bool((value == 0).all()) if isinstance(value, Tensor) else value == 0
+    return NoiseLevel(*(where(same, old, new) for old, new in zip(otherwise, level, strict=True)))
 
 
 def _check_node(node: float) -> None:
@@ -358,9 +344,9 @@ def _check_node(node: float) -> None:
         raise RecipeError(f"node = {node}: must be above 0; 1 is Heun's method, 0.5 the midpoint's")
 
 
-def _check_overshoot(node: float, place: Number, there: Number) -> None:
+def _check_overshoot(node: float, place: Tensor, there: Tensor) -> None:
     beyond = (place <= 0) & (there > 0)
-    if bool(beyond.any()) if isinstance(beyond, Tensor) else beyond:
+    if bool(beyond.any()):
         raise RecipeError(f"node = {node}: the second call would lie beyond clean data; use more steps, or node = 1")
 
 

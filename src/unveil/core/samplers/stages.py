@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from unveil.core import scalar_math
+from torch import Tensor
+
+from unveil.core import elementary
+from unveil.core.elementary import scalar, where
 from unveil.core.samplers.coefficients import (
-    Mask,
     Of,
     Rule,
-    any_of,
     between,
     check_order,
     delta_lambda,
@@ -19,16 +20,14 @@ from unveil.core.samplers.coefficients import (
     midpoint,
     select_level,
     taylor,
-    where,
 )
 from unveil.core.samplers.loop import StepRow
-from unveil.core.scalar_math import Number
 from unveil.core.schedule import Schedule
 from unveil.errors import RecipeError
 from unveil.types import NoiseLevel
 
 
-def last_stage_only(nodes: Sequence[Number], reach: Number) -> list[Number]:
+def last_stage_only(nodes: Sequence[Tensor], reach: Tensor) -> list[Tensor]:
     """For the last stage of a single step: order 2 as `midpoint`, order 3 from the last inner estimate alone.
 
     Source: Lu et al. 2022, algorithms 1 and 2 (arXiv:2206.00927).
@@ -36,7 +35,7 @@ def last_stage_only(nodes: Sequence[Number], reach: Number) -> list[Number]:
     if len(nodes) < 3:
         return midpoint(nodes, reach)
     first, last = taylor([nodes[0], nodes[-1]], reach)
-    return [first, *(0.0 for _ in nodes[1:-1]), last]
+    return [first, *(scalar(0.0) for _ in nodes[1:-1]), last]
 
 
 def orders_for(calls: int, order: int) -> list[int]:
@@ -55,7 +54,7 @@ def orders_for(calls: int, order: int) -> list[int]:
 
 def inner_nodes(grid: Schedule, here: NoiseLevel, there: NoiseLevel, order: int) -> list[NoiseLevel]:
     """The levels of one single step: here, those between at equal parts of the log-SNR, there."""
-    if not any_of(delta_lambda(here, there) != 0):
+    if not bool((delta_lambda(here, there) != 0).any()):
         return [here, there]
     return [here, *(between(grid, here, there, i / order) for i in range(1, order)), there]
 
@@ -77,17 +76,17 @@ def stages(nodes: Sequence[NoiseLevel], of: Of, rule: Rule) -> list[StepRow]:
     return rows
 
 
-def stage(nodes: Sequence[NoiseLevel], of: Of, rule: Rule) -> tuple[Number, list[Number], Mask]:
+def stage(nodes: Sequence[NoiseLevel], of: Of, rule: Rule) -> tuple[Tensor, list[Tensor], Tensor]:
     """From the first level to the last: what x is kept with, the gains of the estimates at the others, oldest first.
 
     The third is where that makes sense: where neither touches an end.
     """
     whole = linear_step(nodes[0], nodes[-1], of)
     reaches = [linear_step(nodes[0], node, of).reach for node in nodes[1:-1]]
-    usable: Mask = whole.reach != 0
+    usable = whole.reach != 0
     for reach in reaches:
         usable = usable & (reach != 0)
-    places = [0.0, *(scalar_math.safe_divide(reach, whole.reach, 0.0) for reach in reaches)]
+    places = [scalar(0.0), *(elementary.safe_divide(reach, whole.reach, 0.0) for reach in reaches)]
     return whole.keep, [whole.gain * weight for weight in rule(places, whole.reach)], usable
 
 
@@ -109,5 +108,5 @@ def last_noisy(grid: Schedule) -> NoiseLevel:
 
 def clamp_level(level: NoiseLevel, last: NoiseLevel) -> NoiseLevel:
     """The level, or with its alpha the log-SNR of the last one where it is cleaner than that."""
-    least = last.sigma * scalar_math.safe_divide(level.alpha, last.alpha, 1.0)
+    least = last.sigma * elementary.safe_divide(level.alpha, last.alpha, 1.0)
     return level._replace(sigma=where(half_log_snr(level) < half_log_snr(last), level.sigma, least))
