@@ -1,16 +1,34 @@
 """Elementary functions of float64 tensors of levels: the numbers of one level are those of Python's `math`.
 
-Vectorised functions of torch round differently from libm: `exp` in 0.5 % of arguments, `expm1` in 10 %. A single
-number (0-d) is computed by libm, so that tables of samplers do not depend on the vector width of a machine.
+Vectorised functions of torch round differently from libm: `exp` in 0.5 % of arguments, `expm1` in 10 %, and some of
+them differently from place to place. The numbers of one level are therefore computed by libm, one by one. Two kinds of
+tensors hold such numbers: a single level (0-d), and within `level_by_level` a table of levels, (N,).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
+
+_TABLES = ContextVar("tables of levels", default=False)
+
+
+@contextmanager
+def level_by_level() -> Iterator[None]:
+    """Take the first axis of tensors as that of the levels of a table: each level gets the numbers it has alone.
+
+    Without it a tensor of one axis holds one number per sample, as in training. Also a decorator of functions.
+    """
+    token = _TABLES.set(True)
+    try:
+        yield
+    finally:
+        _TABLES.reset(token)
 
 
 def scalar(value: float) -> Tensor:
@@ -18,8 +36,24 @@ def scalar(value: float) -> Tensor:
     return torch.tensor(value, dtype=torch.float64)
 
 
-def _apply(single: Callable[[float], float], several: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
-    return several(value) if value.ndim else scalar(single(value.item()))
+def as_tensor(value: Tensor | float) -> Tensor:
+    """Return a number or numbers as a float64 tensor."""
+    return torch.as_tensor(value, dtype=torch.float64)
+
+
+def per_level(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+    """Apply a function of torch; to each level of a table on its own."""
+    if values.numel() and values.ndim and _TABLES.get():
+        return torch.stack([function(value) for value in values.unbind()])
+    return function(values)
+
+
+def _apply(single: Callable[[float], float], several: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+    if not values.ndim:
+        return scalar(single(values.item()))
+    if values.ndim == 1 and _TABLES.get():
+        return torch.tensor([single(value) for value in values.tolist()], dtype=torch.float64)
+    return per_level(several, values)
 
 
 def exp(value: Tensor) -> Tensor:
@@ -43,8 +77,8 @@ def sqrt(value: Tensor) -> Tensor:
 
 
 def cos(value: Tensor) -> Tensor:
-    """Cosine, in radians."""
-    return _apply(math.cos, torch.cos, value)
+    """Cosine, in radians; exactly 0 at a quarter turn of one level, where float64 rounds to 6e-17."""
+    return _apply(lambda angle: 0.0 if angle == math.pi / 2 else math.cos(angle), torch.cos, value)
 
 
 def sin(value: Tensor) -> Tensor:
@@ -69,13 +103,13 @@ def sigmoid(value: Tensor) -> Tensor:
 
 def softplus(value: Tensor) -> Tensor:
     """log(1 + exp(value))."""
-    zero = torch.zeros((), dtype=torch.float64)
+    zero = scalar(0.0)
     return _apply(lambda n: math.log1p(math.exp(n)), lambda numbers: torch.logaddexp(numbers, zero), value)
 
 
 def power(value: Tensor, exponent: float) -> Tensor:
     """Value to the power of a number."""
-    return value**exponent if value.ndim else scalar(value.item() ** exponent)
+    return _apply(lambda number: number**exponent, lambda numbers: numbers**exponent, value)
 
 
 def square(value: Tensor) -> Tensor:
@@ -83,16 +117,21 @@ def square(value: Tensor) -> Tensor:
     return power(value, 2)
 
 
+def divide(number: float, value: Tensor) -> Tensor:
+    """A number divided by value, which torch computes as the number times 1 / value: two roundings."""
+    return _apply(lambda below: number / below, lambda below: number / below, value)
+
+
 def where(mask: Tensor, yes: Tensor | float, no: Tensor | float) -> Tensor:
     """`yes` where the mask is True, `no` elsewhere, in float64."""
     if not mask.ndim:  # ten times as fast as torch.where
-        return torch.as_tensor(yes if mask.item() else no, dtype=torch.float64)
-    return torch.where(mask, *(torch.as_tensor(value, dtype=torch.float64) for value in (yes, no)))
+        return as_tensor(yes if mask.item() else no)
+    return torch.where(mask, as_tensor(yes), as_tensor(no))
 
 
 def safe_divide(above: Tensor | float, below: Tensor, otherwise: Tensor | float) -> Tensor:
     """Above / below, and `otherwise` where below is 0."""
     if not below.ndim:
-        return above / below if below.item() != 0 else torch.as_tensor(otherwise, dtype=torch.float64)
+        return above / below if below.item() != 0 else as_tensor(otherwise)
     none = below == 0
     return torch.where(none, otherwise, above / torch.where(none, 1.0, below))

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from unveil.core import elementary
-from unveil.core.process import Process, as_tensor, checked_time
+from unveil.core.elementary import as_tensor
+from unveil.core.process import Process, checked_time
 from unveil.errors import RecipeError
 from unveil.types import NoiseLevel
 
@@ -86,7 +87,7 @@ class TimeShift:
         """The level at t, with the derivatives in this t."""
         t = checked_time(t)
         level = self.process.at(self._inner(t))
-        speed = self.shift / elementary.square(1 + (self.shift - 1) * t)
+        speed = elementary.divide(self.shift, elementary.square(1 + (self.shift - 1) * t))
         return NoiseLevel(t, level.alpha, level.sigma, level.dalpha * speed, level.dsigma * speed)
 
     def t_of(self, half_log_snr: Tensor | float) -> Tensor:

@@ -67,7 +67,7 @@ def edm_f(sigma_data: float = 0.5) -> Prediction:
     def coefficients(level: NoiseLevel) -> tuple[Tensor, Tensor]:
         r = level.sigma / level.alpha
         width = elementary.sqrt(r * r + sigma_data**2)
-        return r / (sigma_data * width), -sigma_data / width
+        return r / (sigma_data * width), elementary.divide(-sigma_data, width)
 
     return coefficients
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from unveil.core import elementary
+from unveil.core.elementary import as_tensor, per_level
 from unveil.errors import RecipeError, did_you_mean
 from unveil.types import NoiseLevel
 
@@ -125,7 +126,6 @@ class CosineVP:
         t = checked_time(t)
         angle = 0.5 * math.pi * t
         alpha, sigma = elementary.cos(angle), elementary.sin(angle)
-        alpha = elementary.where(t == 1, 0.0, alpha)  # cos(pi / 2) rounds to 6e-17
         return NoiseLevel(t, alpha, sigma, -0.5 * math.pi * sigma, 0.5 * math.pi * alpha)
 
     def t_of(self, half_log_snr: Tensor | float) -> Tensor:
@@ -221,11 +221,11 @@ class DiscreteVP:
         falling = (below == self.steps - 1) & self._reaches_noise
         alpha2 = torch.where(falling, (self._last_alpha * (self.steps - place)) ** 2, alpha2)
         alpha2 = torch.where(exact, self.alpha_bar[whole.long()], alpha2)
-        alpha, sigma2 = alpha2.sqrt(), 1 - alpha2
+        alpha, sigma2 = per_level(torch.sqrt, alpha2), 1 - alpha2
         # d log(alpha) / dt is the slope itself, or sigma^2 times that of the half log-SNR
         dalpha = alpha * slope * self.steps * (sigma2 if self.interpolate == "log-snr" else 1.0)
         dalpha = torch.where(falling, -self._last_alpha * self.steps, dalpha)
-        sigma = sigma2.sqrt()
+        sigma = per_level(torch.sqrt, sigma2)
         return NoiseLevel(t, alpha, sigma, dalpha, -alpha * dalpha / sigma)
 
     def t_of(self, half_log_snr: Tensor | float) -> Tensor:
@@ -235,17 +235,18 @@ class DiscreteVP:
             RecipeError: the table does not reach this ratio.
         """
         wanted = as_tensor(half_log_snr)
-        key = wanted if self.interpolate == "log-snr" else -0.5 * torch.logaddexp(-2 * wanted, torch.zeros_like(wanted))
+        key = wanted if self.interpolate == "log-snr" else -0.5 * per_level(_log_of_1_plus_exp, -2 * wanted)
         above = torch.searchsorted(-self._keys, -key).clamp(2, self.steps)
         low, high = self._keys[above - 1], self._keys[above]
         place = above - 1 + (key - low) / (high - low)
         falling = (above == self.steps) & self._reaches_noise
-        place = torch.where(falling, self.steps - self._alpha2(key).sqrt() / self._last_alpha, place)
+        place = torch.where(falling, self.steps - per_level(torch.sqrt, self._alpha2(key)) / self._last_alpha, place)
         t = place / self.steps
-        if not bool(((t >= -1e-9) & (t <= 1 + 1e-9)).all()):
+        inside = (t >= -1e-9) & (t <= 1 + 1e-9)
+        if not bool(inside.all()):
             noisiest, cleanest = (self.at(e).half_log_snr for e in (1.0, 1 / self.steps))
             raise RecipeError(
-                f"log(alpha / sigma) = {half_log_snr}: this schedule holds {noisiest:.4g} to {cleanest:.4g}"
+                f"log(alpha / sigma) = {wanted[~inside][0]}: this schedule holds {noisiest:.4g} to {cleanest:.4g}"
             )
         return t.clamp(0, 1)
 
@@ -273,12 +274,7 @@ class DiscreteVP:
         return torch.ones_like(level.t)
 
     def _alpha2(self, key: Tensor) -> Tensor:
-        return torch.sigmoid(2 * key) if self.interpolate == "log-snr" else (2 * key).exp()
-
-
-def as_tensor(value: Tensor | float) -> Tensor:
-    """The number or numbers as a float64 tensor."""
-    return torch.as_tensor(value, dtype=torch.float64)
+        return per_level(torch.sigmoid if self.interpolate == "log-snr" else torch.exp, 2 * key)
 
 
 def checked_time(t: Tensor | float, most: float = 1.0) -> Tensor:
@@ -288,9 +284,14 @@ def checked_time(t: Tensor | float, most: float = 1.0) -> Tensor:
         RecipeError: a time outside.
     """
     t = as_tensor(t)
-    if not bool(((t >= 0) & (t <= most)).all()):
-        raise RecipeError(f"t = {t}: must lie in [0, {most:g}], 0 the data and 1 the noise")
+    inside = (t >= 0) & (t <= most)
+    if not bool(inside.all()):
+        raise RecipeError(f"t = {t[~inside][0]}: must lie in [0, {most:g}], 0 the data and 1 the noise")
     return t
+
+
+def _log_of_1_plus_exp(value: Tensor) -> Tensor:
+    return torch.logaddexp(value, torch.zeros_like(value))
 
 
 # ---------------------------------------------------------------------- tables of betas

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from unveil.core import elementary
-from unveil.core.process import as_tensor, checked_time
+from unveil.core.elementary import as_tensor
+from unveil.core.process import checked_time
 from unveil.types import NoiseLevel
 
 

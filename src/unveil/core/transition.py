@@ -101,6 +101,7 @@ def chain_of(process: object) -> Chain:
         RecipeError: a process of continuous time, which has no chain.
     """
     from unveil.core.process import DiscreteVP
+    from unveil.core.schedule import levels_at
 
     if not isinstance(process, DiscreteVP):
         raise RecipeError(
@@ -109,7 +110,7 @@ def chain_of(process: object) -> Chain:
         )
     chain = getattr(process, "_chain", None)
     if chain is None:
-        chain = Chain([process.at(i / process.steps) for i in range(process.steps, -1, -1)])
+        chain = Chain(levels_at(process, [i / process.steps for i in range(process.steps, -1, -1)]))
         process._chain = chain  # type: ignore[attr-defined]
     return chain
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from unveil.core import elementary
-from unveil.core.process import as_tensor, checked_time
+from unveil.core.elementary import as_tensor
+from unveil.core.process import checked_time
 from unveil.errors import RecipeError
 from unveil.types import NoiseLevel
 
@@ -186,11 +187,13 @@ def _geometric(t: Tensor | float, low: float, high: float) -> NoiseLevel:
 
 
 def _geometric_t(half_log_snr: Tensor | float, low: float, high: float) -> Tensor:
-    t = (-1.0 * as_tensor(half_log_snr) - math.log(low)) / math.log(high / low)
-    if bool((t < -1e-9).any()):
+    half_log_snr = as_tensor(half_log_snr)
+    t = (-1.0 * half_log_snr - math.log(low)) / math.log(high / low)
+    beyond = t < -1e-9
+    if bool(beyond.any()):
         raise RecipeError(
-            f"log(alpha / sigma) = {half_log_snr}: this schedule ends at {-math.log(low):.4g}, sigma = {low:g}; "
-            "clean data, where a grid may end, lies beyond"
+            f"log(alpha / sigma) = {half_log_snr[beyond][0]}: this schedule ends at {-math.log(low):.4g}, "
+            f"sigma = {low:g}; clean data, where a grid may end, lies beyond"
         )
     return t.clamp(min=0)
 

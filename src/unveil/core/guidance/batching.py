@@ -1,4 +1,4 @@
-"""Tensor of network calls of a guidance: the executor's choice, which changes no result."""
+"""Number of network calls of a guidance: the executor's choice, which changes no result."""
 
 from __future__ import annotations
 

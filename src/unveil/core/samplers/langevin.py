@@ -193,7 +193,7 @@ class Corrector(Protocol):
 
     @property
     def steps(self) -> int:
-        """Tensor of corrections before each step of the predictor, each with a network call and its own noise."""
+        """Number of corrections before each step of the predictor, each with a network call and its own noise."""
         ...
 
     def move(self, x: Tensor, level: NoiseLevel, estimate: Estimate, noise: Tensor, scale: Tensor) -> Tensor:
