@@ -4,14 +4,15 @@ With q = x0 or eps held still, x_there = keep x_here + gain q is exact, and neit
 are finite at the ends alpha = 0 and sigma = 0. Every correction is a weight on estimates at other places along the
 step. Where a step touches an end, or does not move, its `reach` is 0 and the corrections vanish.
 
-Everything is float64 tensors: 0-d, or of the shape of levels per sample or per token.
+Everything is float64 tensors: 0-d, of the shape of levels per sample or per token, or tables of such levels, whose
+first axis counts the steps. Tables are made within `elementary.level_by_level`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import pairwise, zip_longest
+from itertools import zip_longest
 from typing import Literal, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from unveil.core import elementary
 from unveil.core.elementary import scalar, where
+from unveil.core.samplers.loop import ZERO
 from unveil.core.schedule import Schedule
 from unveil.errors import RecipeError
 from unveil.types import NoiseLevel
@@ -42,7 +44,7 @@ class LinearStep(NamedTuple):
     keep: Tensor
     gain: Tensor
     reach: Tensor
-    noise: Tensor = scalar(0.0)
+    noise: Tensor = ZERO
 
 
 def linear_step(here: NoiseLevel, there: NoiseLevel, of: Of = "x0", eta: float = 0.0) -> LinearStep:
@@ -61,10 +63,11 @@ def linear_step(here: NoiseLevel, there: NoiseLevel, of: Of = "x0", eta: float =
     their SDE form at eta = 1: the same integral with the drift that noise of eta asks for.
     """
     if of == "eps":
-        if bool(((here.alpha == 0) & (there.alpha != 0)).any()):
+        lost = (here.alpha == 0) & (there.alpha != 0)
+        if bool(lost.any()):
             raise RecipeError(
-                f"t = {here.t}: alpha is 0 there, where eps says nothing about x0; begin at alpha > 0, or take a "
-                "sampler of x0 such as 'dpmpp-2m' or 'ddim'"
+                f"t = {here.t[lost][0]}: alpha is 0 there, where eps says nothing about x0; begin at alpha > 0, or "
+                "take a sampler of x0 such as 'dpmpp-2m' or 'ddim'"
             )
         keep = elementary.safe_divide(there.alpha, here.alpha, 1.0)
         return LinearStep(keep, there.sigma - here.sigma * keep, delta_lambda(here, there))
@@ -72,7 +75,7 @@ def linear_step(here: NoiseLevel, there: NoiseLevel, of: Of = "x0", eta: float =
     # a part that is clean already (sigma = 0) stays what it is
     ratio = elementary.safe_divide(there.sigma, here.sigma, elementary.safe_divide(there.alpha, here.alpha, 1.0))
     keep = ratio * elementary.power(left, eta)
-    noise = there.sigma * elementary.sqrt(1.0 - elementary.power(left, 2 * eta)) if eta else scalar(0.0)
+    noise = there.sigma * elementary.sqrt(1.0 - elementary.power(left, 2 * eta)) if eta else ZERO
     return LinearStep(keep, there.alpha - here.alpha * keep, -(1.0 + eta) * delta_lambda(here, there), noise)
 
 
@@ -90,7 +93,7 @@ def _left(here: NoiseLevel, there: NoiseLevel) -> Tensor:
 # ---------------------------------------------------------------------- levels between those of a grid
 
 
-def between(grid: Schedule, here: NoiseLevel, there: NoiseLevel, share: float) -> NoiseLevel:
+def between(grid: Schedule, here: NoiseLevel, there: NoiseLevel, share: Tensor | float) -> NoiseLevel:
     """The process's level at a share of the way in log(alpha / sigma); `here` where the way touches an end."""
     way = delta_lambda(here, there)
     return at_half_log_snr(grid, where(way != 0, half_log_snr(here) + share * way, math.inf), here)
@@ -209,50 +212,70 @@ def interpolated(nodes: Sequence[Tensor], moments: Sequence[Tensor]) -> list[Ten
     return weights
 
 
-def gains(now: LinearStep, before: Sequence[LinearStep], rule: Rule, most: Tensor | None = None) -> tuple[Tensor, ...]:
-    """Gains on the estimates of 0, 1, 2 ... calls ago, for a step that remembers those that led to it.
+def gains(
+    now: LinearStep, rule: Rule, order: int, most: Tensor | None = None
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Gains on the estimates of 0, 1, 2 ... calls ago, for steps that remember those that led to them.
 
     Args:
-        now: the step.
-        before: the steps before it, newest first; as many as the order allows, less one.
+        now: a table of the steps.
         rule: the weights.
-        most: estimates that may be used; None: all.
+        order: estimates that may be used.
+        most: the same, of each step; None: `order`.
 
-    Where one of them touched an end or did not move, the order falls to what is left.
+    Where one of the steps before touched an end or did not move, the order falls to what is left. Returned with how
+    many estimates each step uses.
     """
-    nodes = [scalar(0.0)]
+    nodes = [ZERO]
     tiers: list[Tier] = []
     usable = now.reach != 0
-    for earlier in before:
-        usable = usable & (earlier.reach != 0)
+    for back in range(1, order):
+        reach = steps_ago(now.reach, back)
+        usable = usable & (reach != 0)
         if most is not None:
-            usable = usable & (most > len(nodes))
+            usable = usable & (most > back)
         if not bool(usable.any()):
             break
-        nodes.append(nodes[-1] - elementary.safe_divide(earlier.reach, now.reach, 0.0))
+        nodes.append(nodes[-1] - elementary.safe_divide(reach, now.reach, 0.0))
         tiers.append((usable, len(nodes)))
 
-    return highest_usable(tiers, lambda count: [now.gain * w for w in rule(nodes[:count], now.reach)], (now.gain,))
+    weights = highest_usable(tiers, lambda count: [now.gain * w for w in rule(nodes[:count], now.reach)], (now.gain,))
+    return weights, most_nodes(tiers, now.gain).clamp(min=1)
 
 
 def highest_usable(
     tiers: Sequence[Tier], gains: Callable[[int], Sequence[Tensor]], otherwise: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
-    """In every part of x the gains made from the most nodes that can be used there."""
-    if tiers and not tiers[-1][0].ndim:
-        return tuple(gains(tiers[-1][1]))
+    """In every step and part of x the gains made from the most nodes that can be used there."""
     best = otherwise
     for usable, count in tiers:
         best = tuple(where(usable, new, old) for new, old in zip_longest(gains(count), best, fillvalue=0.0))
     return best
 
 
-def steps_left(levels: Sequence[NoiseLevel]) -> list[Tensor]:
+def most_nodes(tiers: Sequence[Tier], column: Tensor) -> Tensor:
+    """How many nodes can be used in some part of x, for each step of a column; 0 without a tier."""
+    most = torch.zeros(len(column), dtype=torch.long)
+    for usable, count in tiers:
+        most[in_any_part(usable)] = count
+    return most
+
+
+def in_any_part(mask: Tensor) -> Tensor:
+    """For each step of a table of masks whether it is True in some part of x, (N,)."""
+    return mask.reshape(len(mask), -1).any(1)
+
+
+def steps_ago(column: Tensor, count: int) -> Tensor:
+    """A column of steps as it was that many steps ago; 0 before the first one."""
+    return torch.cat([torch.zeros_like(column[:count]), column[:-count]])
+
+
+def steps_left(grid: Schedule) -> Tensor:
     """For each level how many steps there are from it to the end, without those that stand still."""
-    left = [scalar(0.0)]
-    for here, there in reversed(list(pairwise(levels))):
-        left.append(left[-1] + where(here.sigma != there.sigma, 1.0, 0.0))
-    return left[::-1]
+    here, there = grid.steps
+    moves = (here.sigma != there.sigma).double()
+    return torch.cat([moves, torch.zeros_like(moves[:1])]).flip(0).cumsum(0).flip(0)
 
 
 def check_order(order: int, most: int) -> None:

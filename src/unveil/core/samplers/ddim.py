@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from unveil.core import elementary
-from unveil.core.samplers.loop import CoefficientTable, StepRow
+from unveil.core.elementary import level_by_level
+from unveil.core.samplers.loop import CoefficientTable, StepRow, rows_of
 from unveil.core.samplers.registry import SamplerSpec
 from unveil.core.schedules import Schedule
 
 
+@level_by_level()
 def ddim(grid: Schedule, eta: float = 0.0) -> CoefficientTable:
     """DDIM over any grid; first order, one call a step, defined at both ends alpha = 0 and sigma = 0.
 
@@ -22,19 +24,17 @@ def ddim(grid: Schedule, eta: float = 0.0) -> CoefficientTable:
 
     Source: Song et al. 2020, eq. 12 and 16 (arXiv:2010.02502), for any pair of levels.
     """
-    rows = []
-    for here, there in pairwise(grid):
-        # eq. 16: sigma = eta sqrt(beta-tilde), with beta the variance added between the two levels
-        ratio = elementary.safe_divide(here.alpha, there.alpha, 1.0)
-        beta = elementary.square(here.sigma) - elementary.square(ratio * there.sigma)
-        noise = eta * elementary.safe_divide(there.sigma, here.sigma, 0.0) * elementary.sqrt(beta)
-        direction = elementary.sqrt(
-            elementary.square(there.sigma) - elementary.square(noise)
-        )  # eq. 12: what is left to point at x_t
-        # a part of x that is clean already (sigma = 0) is kept as it is, along the process's own alpha
-        keep = elementary.safe_divide(direction, here.sigma, elementary.safe_divide(there.alpha, here.alpha, 0.0))
-        rows.append(StepRow(here, keep, (there.alpha - keep * here.alpha,), noise, span=(here, there)))
-    return CoefficientTable(rows)
+    here, there = grid.steps
+    # eq. 16: sigma = eta sqrt(beta-tilde), with beta the variance added between the two levels
+    ratio = elementary.safe_divide(here.alpha, there.alpha, 1.0)
+    beta = elementary.square(here.sigma) - elementary.square(ratio * there.sigma)
+    noise = eta * elementary.safe_divide(there.sigma, here.sigma, 0.0) * elementary.sqrt(beta)
+    # eq. 12: what is left to point at x_t
+    direction = elementary.sqrt(elementary.square(there.sigma) - elementary.square(noise))
+    # a part of x that is clean already (sigma = 0) is kept as it is, along the process's own alpha
+    keep = elementary.safe_divide(direction, here.sigma, elementary.safe_divide(there.alpha, here.alpha, 0.0))
+    gain = there.alpha - keep * here.alpha
+    return CoefficientTable(rows_of(grid[:-1], keep, (gain,), noise, spans=list(pairwise(grid))))
 
 
 def encode(grid: Schedule) -> CoefficientTable:

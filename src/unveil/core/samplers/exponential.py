@@ -13,9 +13,8 @@ from itertools import pairwise
 from torch import Tensor
 
 from unveil.core import elementary
-from unveil.core.elementary import scalar, where
+from unveil.core.elementary import level_by_level, scalar, where
 from unveil.core.samplers.coefficients import (
-    LinearStep,
     Of,
     Rule,
     between,
@@ -27,7 +26,7 @@ from unveil.core.samplers.coefficients import (
     steps_left,
     taylor,
 )
-from unveil.core.samplers.loop import CoefficientTable, StepRow
+from unveil.core.samplers.loop import CoefficientTable, StepRow, rows_of
 from unveil.core.samplers.registry import SamplerSpec
 from unveil.core.samplers.runge_kutta import sigma_down
 from unveil.core.samplers.stages import clamp_level, inner_nodes, last_noisy, last_stage_only, orders_for, stages
@@ -88,24 +87,23 @@ def dpmpp_3m_sde(grid: Schedule, eta: float = 1.0, *, noise_scale: float = 1.0) 
     return _multistep(grid, 3, "x0", taylor, eta, noise_scale, 0)
 
 
+@level_by_level()
 def _multistep(
     grid: Schedule, order: int, of: Of, rule: Rule, eta: float, noise_scale: float, lower_below: float
 ) -> CoefficientTable:
     check_order(order, 3)
-    rows: list[StepRow] = []
-    before: list[LinearStep] = []
-    for (here, there), most in zip(pairwise(grid), order_per_step(grid, order, lower_below), strict=True):
-        now = linear_step(here, there, of, eta)
-        weights = gains(now, before, rule, most)
-        rows.append(StepRow(here, now.keep, weights, noise_scale * now.noise, span=(here, there) if eta else None))
-        before = [now, *before][: order - 1]
-    return CoefficientTable(rows, of)
+    now = linear_step(*grid.steps, of, eta)
+    weights, counts = gains(now, rule, order, order_per_step(grid, order, lower_below))
+    spans = list(pairwise(grid)) if eta else None
+    return CoefficientTable(
+        rows_of(grid[:-1], now.keep, weights, noise_scale * now.noise, spans=spans, counts=counts), of
+    )
 
 
-def order_per_step(grid: Schedule, order: int, lower_below: float) -> list[Tensor]:
+def order_per_step(grid: Schedule, order: int, lower_below: float) -> Tensor:
     """The highest order of each step: that of the method, and below a number of steps what is left of them."""
     left = steps_left(grid)
-    return [where((left[0] < lower_below) & (now < order), now, float(order)) for now in left[:-1]]
+    return where((left[0] < lower_below) & (left[:-1] < order), left[:-1], float(order))
 
 
 # ---------------------------------------------------------------------- single-step

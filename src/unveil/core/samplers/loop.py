@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -16,6 +16,7 @@ from unveil.errors import NonFinite, RecipeError
 from unveil.types import NoiseLevel, like
 
 REMEDY = "set threshold = static, use more steps, or dtype float32"
+ZERO = scalar(0.0)
 SPARSE = 4  # x is looked at after 1, 4, 16, 64 ... steps and at the end: each look waits for the device
 
 
@@ -82,10 +83,54 @@ class StepRow(NamedTuple):
     level: NoiseLevel | None
     keep: Tensor
     gains: tuple[Tensor, ...] = ()
-    noise: Tensor = scalar(0.0)
-    saved_gain: Tensor = scalar(0.0)
+    noise: Tensor = ZERO
+    saved_gain: Tensor = ZERO
     saves_x: bool = False
     span: tuple[NoiseLevel, NoiseLevel] | None = None
+
+
+def rows_of(
+    levels: Sequence[NoiseLevel | None],
+    keep: Tensor,
+    gains: Sequence[Tensor] = (),
+    noise: Tensor = ZERO,
+    *,
+    saved_gain: Tensor = ZERO,
+    saves_x: bool = False,
+    spans: Sequence[tuple[NoiseLevel, NoiseLevel]] | None = None,
+    counts: Tensor | None = None,
+) -> list[StepRow]:
+    """The rows of tables of coefficients, whose first axis counts the levels; a 0-d one is that of every row.
+
+    Args:
+        levels: of the rows' calls.
+        keep: of the rows, as are gains, noise and saved_gain.
+        gains: on the newest estimate, the one before it and so on.
+        noise: of the rows.
+        saved_gain: of the rows.
+        saves_x: of all rows.
+        spans: of the rows.
+        counts: how many of the gains each row has; None: all.
+    """
+    size = len(levels)
+    columns = zip(
+        levels,
+        _by_row(keep, size),
+        zip(*(_by_row(gain, size) for gain in gains), strict=True) if gains else [()] * size,
+        _by_row(noise, size),
+        _by_row(saved_gain, size),
+        [saves_x] * size,
+        spans or [None] * size,
+        strict=True,
+    )
+    rows = list(map(StepRow._make, columns))
+    if counts is None:
+        return rows
+    return [row._replace(gains=row.gains[:count]) for row, count in zip(rows, counts.tolist(), strict=True)]
+
+
+def _by_row(column: Tensor, size: int) -> Sequence[Tensor]:
+    return column.unbind() if column.ndim else [column] * size
 
 
 class _Factor(NamedTuple):
@@ -118,9 +163,9 @@ class _Factors(NamedTuple):
     @classmethod
     def of(cls, row: StepRow) -> _Factors:
         keep, noise, saved_gain = (_Factor.of(value) for value in (row.keep, row.noise, row.saved_gain))
-        gain, *gains = (_Factor.of(value) for value in row.gains or (scalar(0.0),))
+        gain, *gains = (_Factor.of(value) for value in row.gains or (ZERO,))
         if keep.parts is not None or gain.parts is not None:
-            keep, gain = (_Factor(math.nan, value) for value in (row.keep, row.gains[0] if row.gains else scalar(0.0)))
+            keep, gain = (_Factor(math.nan, value) for value in (row.keep, row.gains[0] if row.gains else ZERO))
         return cls(keep, gain, tuple(gains), noise, saved_gain)
 
 
