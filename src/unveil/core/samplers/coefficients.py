@@ -20,7 +20,7 @@ from torch import Tensor
 
 from unveil.core import elementary
 from unveil.core.elementary import scalar, where
-from unveil.core.samplers.loop import ZERO
+from unveil.core.samplers.loop import ZERO, in_any_part
 from unveil.core.schedule import Schedule
 from unveil.errors import RecipeError
 from unveil.types import NoiseLevel
@@ -212,9 +212,7 @@ def interpolated(nodes: Sequence[Tensor], moments: Sequence[Tensor]) -> list[Ten
     return weights
 
 
-def gains(
-    now: LinearStep, rule: Rule, order: int, most: Tensor | None = None
-) -> tuple[tuple[Tensor, ...], Tensor]:
+def gains(now: LinearStep, rule: Rule, order: int, most: Tensor | None = None) -> tuple[tuple[Tensor, ...], Tensor]:
     """Gains on the estimates of 0, 1, 2 ... calls ago, for steps that remember those that led to them.
 
     Args:
@@ -259,11 +257,6 @@ def most_nodes(tiers: Sequence[Tier], column: Tensor) -> Tensor:
     for usable, count in tiers:
         most[in_any_part(usable)] = count
     return most
-
-
-def in_any_part(mask: Tensor) -> Tensor:
-    """For each step of a table of masks whether it is True in some part of x, (N,)."""
-    return mask.reshape(len(mask), -1).any(1)
 
 
 def steps_ago(column: Tensor, count: int) -> Tensor:

@@ -129,6 +129,32 @@ def rows_of(
     return [row._replace(gains=row.gains[:count]) for row, count in zip(rows, counts.tolist(), strict=True)]
 
 
+def in_order(*parts: Sequence[StepRow | Sequence[StepRow]]) -> list[StepRow]:
+    """The rows of all steps, of which each part has some: a row, or a list of rows."""
+    rows: list[StepRow] = []
+    for step in zip(*parts, strict=True):
+        for part in step:
+            rows += [part] if isinstance(part, StepRow) else part
+    return rows
+
+
+def with_noise(
+    steps: Sequence[Sequence[StepRow]], noise: Tensor, spans: Sequence[tuple[NoiseLevel, NoiseLevel]] | None
+) -> list[StepRow]:
+    """The rows of steps, each of which adds noise of a column at its end."""
+    noises, size = _by_row(noise, len(steps)), len(steps)
+    last = [
+        rows[-1]._replace(noise=each, span=span)
+        for rows, each, span in zip(steps, noises, spans or [None] * size, strict=True)
+    ]
+    return in_order([rows[:-1] for rows in steps], last)
+
+
+def in_any_part(mask: Tensor) -> Tensor:
+    """For each step of a table of masks whether it is True in some part of x, (N,)."""
+    return mask.reshape(len(mask), -1).any(1)
+
+
 def _by_row(column: Tensor, size: int) -> Sequence[Tensor]:
     return column.unbind() if column.ndim else [column] * size
 

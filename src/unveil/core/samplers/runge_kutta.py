@@ -8,7 +8,7 @@ dx/dt = alpha' x0 + sigma' eps: "euler-time" and "heun-time" differ from process
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -16,16 +16,17 @@ import torch
 from torch import Tensor
 
 from unveil.core import elementary
-from unveil.core.elementary import where
-from unveil.core.samplers.loop import CoefficientTable, StepRow
+from unveil.core.elementary import level_by_level, where
+from unveil.core.samplers.loop import ZERO, CoefficientTable, StepRow, in_any_part, in_order, rows_of, with_noise
 from unveil.core.samplers.registry import SamplerSpec
-from unveil.core.schedules import Schedule
+from unveil.core.schedule import Schedule, levels_of
 from unveil.errors import RecipeError
 from unveil.types import NoiseLevel
 
 # ---------------------------------------------------------------------- in the noise ratio
 
 
+@level_by_level()
 def euler(
     grid: Schedule, *, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = math.inf, s_noise: float = 1.0
 ) -> CoefficientTable:
@@ -41,13 +42,12 @@ def euler(
 
     Source: Karras et al. 2022, algorithm 2 without lines 6 to 8 (arXiv:2206.00364).
     """
-    rows: list[StepRow] = []
-    for raised, here, there in _churned(grid, Churn(s_churn, s_tmin, s_tmax, s_noise)):
-        keep, gain = first_order_step(here, there)
-        rows += [*raised, StepRow(here, keep, (gain,))]
-    return CoefficientTable(rows)
+    raised, levels, here = Churn(s_churn, s_tmin, s_tmax, s_noise).raised(grid)
+    keep, gain = first_order_step(here, grid.steps[1])
+    return CoefficientTable(in_order(raised, rows_of(levels, keep, (gain,))))
 
 
+@level_by_level()
 def heun(
     grid: Schedule,
     *,
@@ -70,18 +70,21 @@ def heun(
     Source: Karras et al. 2022, algorithm 2, and algorithm 3 for the node (arXiv:2206.00364).
     """
     _check_node(node)
-    rows: list[StepRow] = []
-    for raised, here, there in _churned(grid, Churn(s_churn, s_tmin, s_tmax, s_noise)):
-        between = there
+    raised, levels, here = Churn(s_churn, s_tmin, s_tmax, s_noise).raised(grid)
+    there = grid.steps[1]
+    between, inner = there, grid[1:]
+    if node != 1:
+        place = _ratio(here) + node * (_ratio(there) - _ratio(here))
         # the step onto clean data is of first order, and a table of levels need not reach below its first
-        if node != 1 and not bool((there.sigma == 0).all()):
-            place = _ratio(here) + node * (_ratio(there) - _ratio(here))
-            _check_overshoot(node, place, _ratio(there))
-            between = _at_ratio(grid, place, there)
-        rows += [*raised, *_two_calls(here, between, there, where(there.sigma == 0, 0.0, 0.5 / node))]
-    return CoefficientTable(rows)
+        place = where(_onto_data(there), math.nan, place)
+        _check_overshoot(node, place, _ratio(there))
+        between = _at_ratio(grid, place, there)
+        inner = levels_of(between)
+    weight = where(there.sigma == 0, 0.0, 0.5 / node)
+    return CoefficientTable(in_order(raised, _two_calls((levels, inner), here, between, there, weight)))
 
 
+@level_by_level()
 def dpm2(
     grid: Schedule,
     *,
@@ -103,16 +106,17 @@ def dpm2(
 
     Source: Karras et al. 2022, algorithm 2, with the middle of Lu et al. 2022, algorithm 1 (arXiv:2206.00927).
     """
-    rows: list[StepRow] = []
-    for raised, here, there in _churned(grid, Churn(s_churn, s_tmin, s_tmax, s_noise)):
-        between = _at_ratio(grid, _mean(_ratio(here), _ratio(there), power), there)
-        rows += [*raised, *_two_calls(here, between, there, elementary.scalar(1.0))]
-    return CoefficientTable(rows)
+    raised, levels, here = Churn(s_churn, s_tmin, s_tmax, s_noise).raised(grid)
+    there = grid.steps[1]
+    between = _at_ratio(grid, _mean(_ratio(here), _ratio(there), power), there)
+    rows = _two_calls((levels, levels_of(between)), here, between, there, elementary.scalar(1.0))
+    return CoefficientTable(in_order(raised, rows))
 
 
 # ---------------------------------------------------------------------- with noise after each step
 
 
+@level_by_level()
 def euler_ancestral(grid: Schedule, *, eta: float = 1.0, noise_scale: float = 1.0) -> CoefficientTable:
     """Euler steps that go below the next level, and noise back up to it: DDIM with eta, on any process.
 
@@ -123,14 +127,13 @@ def euler_ancestral(grid: Schedule, *, eta: float = 1.0, noise_scale: float = 1.
 
     Source: Song et al. 2020, eq. 12 and 16 (arXiv:2010.02502), in the k-diffusion library's form.
     """
-    rows: list[StepRow] = []
-    for here, there in pairwise(grid):
-        below, noise = sigma_down(here, there, eta)
-        keep, gain = first_order_step(here, below)
-        rows.append(StepRow(here, keep, (gain,), noise_scale * noise, span=(here, there)))
-    return CoefficientTable(rows)
+    here, there = grid.steps
+    below, noise = sigma_down(here, there, eta)
+    keep, gain = first_order_step(here, below)
+    return CoefficientTable(rows_of(grid[:-1], keep, (gain,), noise_scale * noise, spans=list(pairwise(grid))))
 
 
+@level_by_level()
 def dpm2_ancestral(
     grid: Schedule, *, eta: float = 1.0, noise_scale: float = 1.0, power: float = 0.0
 ) -> CoefficientTable:
@@ -144,13 +147,11 @@ def dpm2_ancestral(
 
     Source: the k-diffusion library.
     """
-    rows: list[StepRow] = []
-    for here, there in pairwise(grid):
-        below, noise = sigma_down(here, there, eta)
-        between = _at_ratio(grid, _mean(_ratio(here), _ratio(below), power), there)
-        *first, last = _two_calls(here, between, below, elementary.scalar(1.0))
-        rows += [*first, last._replace(noise=noise_scale * noise, span=(here, there))]
-    return CoefficientTable(rows)
+    here, there = grid.steps
+    below, noise = sigma_down(here, there, eta)
+    between = _at_ratio(grid, _mean(_ratio(here), _ratio(below), power), there)
+    steps = _two_calls((grid[:-1], levels_of(between)), here, between, below, elementary.scalar(1.0))
+    return CoefficientTable(with_noise(steps, noise_scale * noise, list(pairwise(grid))))
 
 
 def sigma_down(here: NoiseLevel, there: NoiseLevel, eta: float) -> tuple[NoiseLevel, Tensor]:
@@ -170,6 +171,7 @@ def sigma_up(here: NoiseLevel, there: NoiseLevel, eta: float) -> Tensor:
 # ---------------------------------------------------------------------- in the process's own time
 
 
+@level_by_level()
 def euler_time(
     grid: Schedule, *, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = math.inf, s_noise: float = 1.0
 ) -> CoefficientTable:
@@ -178,12 +180,11 @@ def euler_time(
     Source: Karras et al. 2022, eq. 4 and algorithm 1 (arXiv:2206.00364); Liu et al. 2022, section 2.2
     (arXiv:2209.03003).
     """
-    rows: list[StepRow] = []
-    for raised, here, there in _churned(grid, Churn(s_churn, s_tmin, s_tmax, s_noise)):
-        rows += [*raised, _along(here, there)]
-    return CoefficientTable(rows)
+    raised, levels, here = Churn(s_churn, s_tmin, s_tmax, s_noise).raised(grid)
+    return CoefficientTable(in_order(raised, _along(levels, here, grid.steps[1])))
 
 
+@level_by_level()
 def heun_time(
     grid: Schedule,
     *,
@@ -198,32 +199,34 @@ def heun_time(
     Source: Karras et al. 2022, algorithm 1, and algorithm 3 for the node (arXiv:2206.00364).
     """
     _check_node(node)
-    rows: list[StepRow] = []
-    for raised, here, there in _churned(grid, Churn(s_churn, s_tmin, s_tmax, s_noise)):
-        second = where(there.sigma == 0, 0.0, 0.5 / node)  # the weight of the second slope
-        if bool((second == 0).all()):
-            rows += [*raised, _along(here, there)]
-            continue
-        width = there.t - here.t
-        on_x, on_x0 = _velocity(here)
-        _check_overshoot(node, here.t + node * width, there.t)
-        between = there if node == 1 else grid.process.at(here.t + node * width)
-        then_x, then_x0 = _velocity(between)
-        whole, part = width * second, width * (1 - second)
-        rows += [
-            *raised,
-            StepRow(here, 1 + node * width * on_x, (node * width * on_x0,), saves_x=True),
-            StepRow(between, whole * then_x, (whole * then_x0, part * on_x0), saved_gain=1 + part * on_x),
-        ]
-    return CoefficientTable(rows)
+    raised, levels, here = Churn(s_churn, s_tmin, s_tmax, s_noise).raised(grid)
+    there = grid.steps[1]
+    second = where(there.sigma == 0, 0.0, 0.5 / node)  # the weight of the second slope
+    straight = in_any_part(second != 0).logical_not().tolist()
+    width = there.t - here.t
+    place = where(_onto_data(there), there.t, here.t + node * width)
+    _check_overshoot(node, place, there.t)
+    between, inner = there, grid[1:]
+    if node != 1:
+        between = grid.process.at(place)
+        inner = levels_of(between)
+    on_x, on_x0 = _velocity(here)
+    then_x, then_x0 = _velocity(between)
+    whole, part = width * second, width * (1 - second)
+    first = rows_of(levels, 1 + node * width * on_x, (node * width * on_x0,), saves_x=True)
+    gains = whole * then_x0, part * on_x0
+    last = rows_of(inner, whole * then_x, gains, saved_gain=1 + part * on_x)
+    single = _along(levels, here, there)
+    steps = [[one] if alone else [*two] for alone, one, *two in zip(straight, single, first, last, strict=True)]
+    return CoefficientTable(in_order(raised, steps))
 
 
-def _along(here: NoiseLevel, there: NoiseLevel) -> StepRow:
-    """The Euler step; the straight one from the end of a process that stops before clean data, as time does too."""
+def _along(levels: Sequence[NoiseLevel], here: NoiseLevel, there: NoiseLevel) -> list[StepRow]:
+    """Euler steps; the straight ones from the end of a process that stops before clean data, as time does too."""
     width = there.t - here.t
     on_x, on_x0 = _velocity(here)
     keep, gain = first_order_step(here, there)
-    return StepRow(here, where(width == 0, keep, 1 + width * on_x), (where(width == 0, gain, width * on_x0),))
+    return rows_of(levels, where(width == 0, keep, 1 + width * on_x), (where(width == 0, gain, width * on_x0),))
 
 
 def _velocity(level: NoiseLevel) -> tuple[Tensor, Tensor]:
@@ -243,22 +246,24 @@ class Churn(NamedTuple):
     high: float
     noise: float
 
-    def raised(
-        self, grid: Schedule, here: NoiseLevel, there: NoiseLevel, steps: Tensor
-    ) -> tuple[NoiseLevel, list[StepRow]]:
-        """The noisier level that one of `steps` steps begins at, and the row that leads up to it, if any.
+    def raised(self, grid: Schedule) -> tuple[list[list[StepRow]], list[NoiseLevel], NoiseLevel]:
+        """For each step the row that leads up to a noisier level, if any, and the level that it begins at.
+
+        The levels are returned as they are and as a table.
 
         Raises:
-            RecipeError: the process does not reach that level.
+            RecipeError: the process does not reach such a level.
         """
+        here, there = grid.steps
+        if self.amount == 0:
+            return [[]] * len(here.t), list(grid[:-1]), here
         ratio = _ratio(here)
-        share = (self.amount / steps).clamp(max=math.sqrt(2) - 1)
+        steps = _falls(here, there).sum(0).clamp(min=1.0)
+        share = elementary.divide(self.amount, steps).clamp(max=math.sqrt(2) - 1)
         # a part that keeps its level, and pure noise, get none
         chosen = (ratio >= self.low) & (ratio <= self.high) & (_ratio(there) < ratio) & (ratio < math.inf)
         rise = where(chosen, share, 0.0)
-        if bool((rise == 0).all()):
-            return here, []
-        higher = where(chosen, ratio * (1 + rise), math.nan)
+        higher = where(chosen & (rise != 0), ratio * (1 + rise), math.nan)
         try:
             top = _at_ratio(grid, higher, here)
         except RecipeError as error:
@@ -266,18 +271,10 @@ class Churn(NamedTuple):
         # what y = x / alpha gains: the difference of the two r^2
         deviation = where(chosen, top.alpha * elementary.sqrt((_ratio(top) - ratio) * (_ratio(top) + ratio)), 0.0)
         keep = elementary.safe_divide(top.alpha, here.alpha, 1.0)
-        return top, [StepRow(None, keep, noise=self.noise * deviation, span=(here, there))]
-
-
-def _churned(grid: Schedule, churn: Churn) -> Iterator[tuple[list[StepRow], NoiseLevel, NoiseLevel]]:
-    """For each step: the row that adds noise, if any, and the levels from and to which it goes."""
-    steps = sum((_falls(here, there) for here, there in pairwise(grid)), elementary.scalar(0.0)).clamp(min=1.0)
-    for here, there in pairwise(grid):
-        if churn.amount == 0:
-            yield [], here, there
-        else:
-            top, rows = churn.raised(grid, here, there, steps)
-            yield rows, top, there
+        rows = rows_of([None] * len(ratio), keep, noise=self.noise * deviation, spans=list(pairwise(grid)))
+        rises = in_any_part(rise != 0).tolist()
+        levels = [new if up else old for up, new, old in zip(rises, levels_of(top), grid, strict=False)]
+        return [[row] if up else [] for up, row in zip(rises, rows, strict=True)], levels, top
 
 
 def _falls(here: NoiseLevel, there: NoiseLevel) -> Tensor:
@@ -294,11 +291,17 @@ def first_order_step(here: NoiseLevel, there: NoiseLevel) -> tuple[Tensor, Tenso
     return keep, there.alpha - keep * here.alpha
 
 
-def _two_calls(here: NoiseLevel, between: NoiseLevel, there: NoiseLevel, weight: Tensor) -> list[StepRow]:
-    """A straight step corrected by weight (eps at `between` - eps at `here`); one row where that cannot be.
+def _two_calls(
+    levels: tuple[Sequence[NoiseLevel], Sequence[NoiseLevel]],
+    here: NoiseLevel,
+    between: NoiseLevel,
+    there: NoiseLevel,
+    weight: Tensor,
+) -> list[list[StepRow]]:
+    """Straight steps corrected by weight (eps at `between` - eps at `here`); one row where that cannot be.
 
     At `between`, reached on the straight line, the two eps differ by (x0 there - x0 here) over its sigma / alpha
-    and the other sign, so the correction needs x0 alone.
+    and the other sign, so the correction needs x0 alone. `levels` are those of the two calls.
     """
     keep, gain = first_order_step(here, there)
     width = _ratio(here) - _ratio(there)
@@ -307,13 +310,17 @@ def _two_calls(here: NoiseLevel, between: NoiseLevel, there: NoiseLevel, weight:
         weight * there.alpha * elementary.safe_divide(width, _ratio(between), 0.0),
         0.0,
     )
-    if bool((correction == 0).all()):
-        return [StepRow(here, keep, (gain,))]
     on_x, on_x0 = first_order_step(here, between)
-    return [
-        StepRow(here, on_x, (on_x0,), saves_x=True),
-        StepRow(between, elementary.scalar(0.0), (correction, gain - correction), saved_gain=keep),
-    ]
+    corrected = in_any_part(correction != 0).tolist()
+    single = rows_of(levels[0], keep, (gain,))
+    first = rows_of(levels[0], on_x, (on_x0,), saves_x=True)
+    last = rows_of(levels[1], ZERO, (correction, gain - correction), saved_gain=keep)
+    return [[*two] if both else [one] for both, one, *two in zip(corrected, single, first, last, strict=True)]
+
+
+def _onto_data(level: NoiseLevel) -> Tensor:
+    """The steps of a table whose end is clean data in all of x, of the shape of its levels."""
+    return ~in_any_part(level.sigma != 0).reshape(-1, *(1,) * (level.sigma.ndim - 1)).expand_as(level.sigma)
 
 
 def _ratio(level: NoiseLevel) -> Tensor:
@@ -332,10 +339,10 @@ def _mean(a: Tensor, b: Tensor, power: float) -> Tensor:
 
 def _at_ratio(grid: Schedule, ratio: Tensor, otherwise: NoiseLevel) -> NoiseLevel:
     """The level of a sigma / alpha; `otherwise` where that is not a finite number or keeps a part's own level."""
-    if not ratio.ndim:
-        return grid.at(-elementary.log(ratio)) if ratio.isfinite() else otherwise
-    same = ~ratio.isfinite() | (ratio == _ratio(otherwise))
-    level = grid.at(torch.where(same, math.inf, -ratio.log()))
+    same = ~ratio.isfinite()
+    if ratio.ndim > 1:
+        same = same | (ratio == _ratio(otherwise))
+    level = grid.at(where(same, math.inf, -elementary.log(ratio)))
     return NoiseLevel(*(where(same, old, new) for old, new in zip(otherwise, level, strict=True)))
 
 
