@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from unveil.core import elementary
+from unveil.core.elementary import level_by_level
+from unveil.core.process import DiscreteVP
+from unveil.core.schedule import levels_at, stacked
 from unveil.errors import RecipeError
 from unveil.types import NoiseLevel, like
 
@@ -58,14 +60,14 @@ class Chain(Sequence[Transition]):
     def __init__(self, levels: Sequence[NoiseLevel]) -> None:
         if len(levels) < 2:
             raise RecipeError(f"a chain of {len(levels)} levels: needs at least 2")
-        steps = [transition(t, s) for t, s in pairwise(levels)]
-        for k, step in enumerate(steps):
-            if not step.var.ndim and step.var == 0:
-                near = steps[k - 1] if k else step  # the last step borrows its noisier neighbour's variance
-                steps[k] = step._replace(floor=near.var if k else step.beta)
-        self._steps = steps
-        self._t: Tensor | None = None
-        self._table: Transition | None = None
+        with level_by_level():
+            table = transition(stacked(levels[:-1]), stacked(levels[1:]))
+        if table.var.ndim == 1:  # the last step borrows its noisier neighbour's variance
+            neighbour = torch.cat([table.beta[:1], table.var[:-1]])
+            table = table._replace(floor=torch.where(table.var == 0, neighbour, table.var))
+        columns = (column.unbind() for column in table[2:])
+        self._steps = list(map(Transition, levels, levels[1:], *columns))
+        self.table = table
 
     def __len__(self) -> int:
         """The number of steps."""
@@ -81,17 +83,13 @@ class Chain(Sequence[Transition]):
         Raises:
             RecipeError: a level that is not one of the chain's.
         """
-        if self._table is None:
-            self._table = _stack(self._steps)
-            self._t = self._table.t.t
-        assert self._t is not None
         wanted = level.t
-        rising = self._t.flip(0)
+        rising = self.table.t.t.flip(0)
         at = torch.searchsorted(rising, (wanted - 1e-9).reshape(-1)).clamp(max=len(rising) - 1)
         nearest = rising[at].reshape(wanted.shape)
         if bool(((nearest - wanted).abs() > 1e-6).any()):
             raise RecipeError(f"t = {level.t}: not a level of this chain of {len(self)} steps")
-        return _pick(self._table, (len(rising) - 1 - at).reshape(wanted.shape))
+        return _pick(self.table, (len(rising) - 1 - at).reshape(wanted.shape))
 
 
 def chain_of(process: object) -> Chain:
@@ -100,9 +98,6 @@ def chain_of(process: object) -> Chain:
     Raises:
         RecipeError: a process of continuous time, which has no chain.
     """
-    from unveil.core.process import DiscreteVP
-    from unveil.core.schedule import levels_at
-
     if not isinstance(process, DiscreteVP):
         raise RecipeError(
             f"{type(process).__name__} has no chain: pass chain=Chain(schedules.uniform(process, steps)), "
@@ -113,11 +108,6 @@ def chain_of(process: object) -> Chain:
         chain = Chain(levels_at(process, [i / process.steps for i in range(process.steps, -1, -1)]))
         process._chain = chain  # type: ignore[attr-defined]
     return chain
-
-
-def _stack(steps: Sequence[Transition]) -> Transition:
-    t, s = (NoiseLevel(*map(torch.stack, zip(*(step[i] for step in steps), strict=True))) for i in (0, 1))
-    return Transition(t, s, *map(torch.stack, zip(*(step[2:] for step in steps), strict=True)))
 
 
 def _pick(table: Transition, at: Tensor) -> Transition:

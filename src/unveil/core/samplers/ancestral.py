@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 from torch import Tensor
 
 from unveil.core import elementary
 from unveil.core.denoiser import DenoiseFn
+from unveil.core.elementary import level_by_level
 from unveil.core.rng import Noise
-from unveil.core.samplers.loop import CoefficientTable, Plan, SamplerState, StepResult, StepRow, draw_noise
+from unveil.core.samplers.loop import (
+    ZERO,
+    CoefficientTable,
+    Plan,
+    SamplerState,
+    StepResult,
+    draw_noise,
+    in_any_part,
+    rows_of,
+)
 from unveil.core.samplers.registry import SamplerSpec
 from unveil.core.schedules import Schedule
 from unveil.core.transition import Chain
@@ -33,11 +44,12 @@ def ancestral(grid: Schedule, variance: VarianceRule = fixed_small, *, shift: Sh
     chain = Chain(grid)
     if shift is not None or is_learned(variance):
         return AncestralPlan(chain, variance, shift)
-    rows = []
-    for step in chain:
-        spread = elementary.scalar(0.0) if _onto_data(step.s) else elementary.exp(0.5 * variance(step, None).log)
-        rows.append(StepRow(step.t, step.ct, (step.c0,), spread, span=(step.t, step.s)))
-    return CoefficientTable(rows)
+    table = chain.table
+    with level_by_level():
+        spread = elementary.exp(0.5 * variance(table, None).log)
+    rows = rows_of(grid[:-1], table.ct, (table.c0,), spread, spans=list(pairwise(grid)))
+    noisy = in_any_part(table.s.sigma != 0).tolist()
+    return CoefficientTable([row if some else row._replace(noise=ZERO) for row, some in zip(rows, noisy, strict=True)])
 
 
 class AncestralPlan:

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from unveil.core import elementary
 from unveil.core.elementary import level_by_level
-from unveil.core.samplers.loop import CoefficientTable, StepRow, rows_of
+from unveil.core.samplers.loop import CoefficientTable, in_any_part, rows_of
 from unveil.core.samplers.registry import SamplerSpec
 from unveil.core.schedules import Schedule
+from unveil.types import NoiseLevel
 
 
 @level_by_level()
@@ -37,6 +38,7 @@ def ddim(grid: Schedule, eta: float = 0.0) -> CoefficientTable:
     return CoefficientTable(rows_of(grid[:-1], keep, (gain,), noise, spans=list(pairwise(grid))))
 
 
+@level_by_level()
 def encode(grid: Schedule) -> CoefficientTable:
     """The same path from data to noise: `run(encode(grid), step, x0)` gives the noise that decodes to x0.
 
@@ -45,15 +47,14 @@ def encode(grid: Schedule) -> CoefficientTable:
 
     Source: Song et al. 2020, section 4.3 and eq. 14 (arXiv:2010.02502).
     """
-    rows = []
-    for here, there in pairwise(list(grid)[::-1]):
-        if bool((here.sigma == 0).any()):
-            # x alpha_t / alpha_s + sigma_t eps with eps = (x - alpha_t x0) / sigma_t
-            rows.append(StepRow(there, there.alpha / here.alpha + 1.0, (-1.0 * there.alpha,)))
-        else:
-            keep = there.sigma / here.sigma
-            rows.append(StepRow(here, keep, (there.alpha - keep * here.alpha,)))
-    return CoefficientTable(rows)
+    there, here = (NoiseLevel(*(part.flip(0) for part in level)) for level in grid.steps)  # from data to noise
+    levels = list(grid)[::-1]
+    # x alpha_t / alpha_s + sigma_t eps with eps = (x - alpha_t x0) / sigma_t
+    first = rows_of(levels[1:], there.alpha / here.alpha + 1.0, (-1.0 * there.alpha,))
+    keep = there.sigma / here.sigma
+    later = rows_of(levels[:-1], keep, (there.alpha - keep * here.alpha,))
+    clean = in_any_part(here.sigma == 0).tolist()
+    return CoefficientTable([one if data else other for data, one, other in zip(clean, first, later, strict=True)])
 
 
 def slerp(first: Tensor, last: Tensor, weight: float | Tensor) -> Tensor:

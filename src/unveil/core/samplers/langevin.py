@@ -12,12 +12,12 @@ from torch import Tensor
 
 from unveil.core import elementary, sde
 from unveil.core.denoiser import DenoiseFn, Estimate
-from unveil.core.elementary import where
+from unveil.core.elementary import level_by_level, where
 from unveil.core.rng import Noise
 from unveil.core.samplers.ancestral import ancestral
-from unveil.core.samplers.loop import CoefficientTable, Plan, SamplerState, StepResult, StepRow, draw_noise
+from unveil.core.samplers.loop import CoefficientTable, Plan, SamplerState, StepResult, StepRow, draw_noise, rows_of
 from unveil.core.samplers.registry import SamplerSpec
-from unveil.core.schedule import Schedule
+from unveil.core.schedule import Schedule, stacked
 from unveil.errors import RecipeError
 from unveil.types import NoiseLevel, like
 
@@ -77,6 +77,7 @@ def ncsnpp_step_size(grid: Schedule, each: int) -> float:
     return size[(left - 1).abs().argmin()].item()
 
 
+@level_by_level()
 def _dynamics(grid: Schedule, levels: Sequence[NoiseLevel], each: int, size: float) -> list[StepRow]:
     """`each` calls at levels[k] for every level k of the grid, the last of them going on to levels[k + 1].
 
@@ -84,47 +85,49 @@ def _dynamics(grid: Schedule, levels: Sequence[NoiseLevel], each: int, size: flo
     """
     if each < 1 or not 0 < size < 1:
         raise RecipeError(f"each = {each}, size = {size}: at least 1 call, and a size inside (0, 1); NCSN's is 0.1")
-    rows: list[StepRow] = []
-    for k, here in enumerate(grid):
-        if bool((here.alpha == 0).any()):
-            raise RecipeError(
-                f"Langevin dynamics carries x / alpha from level to level, and alpha is 0 at t = {here.t}; begin the "
-                "grid at a level with alpha > 0"
-            )
-        moved = _moved(grid, k)
-        last = k == len(grid) - 1
-        if last and not bool(moved.any()):
-            break
-        share = size * moved.double()
-        level = levels[k]
-        row = StepRow(level, 1 - share, (share * level.alpha,), elementary.sqrt(2 * share) * level.sigma)
-        rows += [row] * (each - 1)
-        if last:
-            rows.append(row)
-        else:
-            ratio = levels[k + 1].alpha / level.alpha
-            going = StepRow(level, ratio * row.keep, (ratio * row.gains[0],), ratio * row.noise)
-            rows.append(_landing(going, here, grid[k + 1]))
-    return rows
+    table = grid.table
+    lost = table.alpha == 0
+    if bool(lost.any()):
+        raise RecipeError(
+            f"Langevin dynamics carries x / alpha from level to level, and alpha is 0 at t = {table.t[lost][0]}; begin "
+            "the grid at a level with alpha > 0"
+        )
+    moved, called = _moved(grid), stacked(levels)
+    share = size * moved.double()
+    columns = 1 - share, share * called.alpha, elementary.sqrt(2 * share) * called.sigma
+    staying = _rows(levels, columns)
+    ratio = called.alpha[1:] / called.alpha[:-1]
+    keep, gain, noise = (ratio * column[:-1] for column in columns)
+    going = _rows(levels[:-1], _landing((keep, gain, noise), *grid.steps))
+    rows = [row for row, last in zip(staying, going, strict=False) for row in [row] * (each - 1) + [last]]
+    return rows + [staying[-1]] * (each if bool(moved[-1].any()) else 0)
 
 
-def _moved(grid: Schedule, k: int) -> Tensor:
-    """Return True if level k is noisy, and one that is left at the next, or come to for the rest of the grid."""
-    here = grid[k]
-    nowhere = torch.tensor(False)
-    left = nowhere if k + 1 == len(grid) else ~_same(here, grid[k + 1])
-    come = nowhere if k == 0 else ~_same(here, grid[k - 1]) & _same(here, grid[-1])
-    return (left | come) & (here.sigma > 0)
+def _moved(grid: Schedule) -> Tensor:
+    """True for the levels that are noisy, and left at the next, or come to for the rest of the grid."""
+    here, there = grid.steps
+    leaves = ~_same(here, there)
+    never = torch.zeros_like(leaves[:1])
+    clean = NoiseLevel(*(part[-1:] for part in grid.table))
+    left, come = torch.cat([leaves, never]), torch.cat([never, leaves]) & _same(grid.table, clean)
+    return (left | come) & (grid.table.sigma > 0)
 
 
-def _landing(row: StepRow, here: NoiseLevel, there: NoiseLevel) -> StepRow:
-    """The row of a step, except for what comes onto clean data: that takes the estimate of x0, without noise."""
+_Columns = tuple[Tensor, Tensor, Tensor]  # of rows: keep, the gain and the noise
+
+
+def _rows(
+    levels: Sequence[NoiseLevel], columns: _Columns, spans: Sequence[tuple[NoiseLevel, NoiseLevel]] | None = None
+) -> list[StepRow]:
+    keep, gain, noise = columns
+    return rows_of(levels, keep, (gain,), noise, spans=spans)
+
+
+def _landing(columns: _Columns, here: NoiseLevel, there: NoiseLevel) -> _Columns:
+    """The columns of steps, except for what comes onto clean data: that takes the estimate of x0, without noise."""
+    keep, gain, noise = columns
     lands = (there.sigma == 0) & (here.sigma > 0)
-    return row._replace(
-        keep=where(lands, 0.0, row.keep),
-        gains=(where(lands, there.alpha, row.gains[0]),),
-        noise=where(lands, 0.0, row.noise),
-    )
+    return where(lands, 0.0, keep), where(lands, there.alpha, gain), where(lands, 0.0, noise)
 
 
 def _same(here: NoiseLevel, there: NoiseLevel) -> Tensor:
@@ -134,6 +137,7 @@ def _same(here: NoiseLevel, there: NoiseLevel) -> Tensor:
 # ---------------------------------------------------------------------- the reverse SDE
 
 
+@level_by_level()
 def euler_maruyama(grid: Schedule) -> CoefficientTable:
     """Euler-Maruyama steps of the reverse SDE, dx = (f x - g^2 score) dt + g dw, in the process's own time.
 
@@ -147,21 +151,21 @@ def euler_maruyama(grid: Schedule) -> CoefficientTable:
 
     Source: Song et al. 2021, eq. 6 and appendix D.1 (arXiv:2011.13456).
     """
-    rows = []
-    for here, there in pairwise(grid):
-        if bool((here.alpha == 0).any()):
-            raise RecipeError(
-                f"at t = {here.t} alpha is 0 and the reverse SDE's drift infinite; begin the grid at a level with "
-                "alpha > 0, or use the sampler reverse-diffusion"
-            )
-        width, rate = there.t - here.t, sde.neg_dlogsnr_dt(here)
-        keep = 1 + width * (sde.drift(here) + rate)  # g^2 score = rate (alpha x0 - x)
-        noise = elementary.sqrt(-1.0 * width) * sde.diffusion(here)
-        row = StepRow(here, keep, (-1.0 * width * rate * here.alpha,), noise, span=(here, there))
-        rows.append(_landing(row, here, there))
-    return CoefficientTable(rows)
+    here, there = grid.steps
+    lost = here.alpha == 0
+    if bool(lost.any()):
+        raise RecipeError(
+            f"at t = {here.t[lost][0]} alpha is 0 and the reverse SDE's drift infinite; begin the grid at a level with "
+            "alpha > 0, or use the sampler reverse-diffusion"
+        )
+    width, rate = there.t - here.t, sde.neg_dlogsnr_dt(here)
+    keep = 1 + width * (sde.drift(here) + rate)  # g^2 score = rate (alpha x0 - x)
+    noise = elementary.sqrt(-1.0 * width) * sde.diffusion(here)
+    columns = _landing((keep, -1.0 * width * rate * here.alpha, noise), here, there)
+    return CoefficientTable(_rows(grid[:-1], columns, list(pairwise(grid))))
 
 
+@level_by_level()
 def reverse_diffusion(grid: Schedule) -> CoefficientTable:
     """The reverse of each step of the forward process: x <- (2 - a) x + beta score + sqrt(beta) z.
 
@@ -170,13 +174,11 @@ def reverse_diffusion(grid: Schedule) -> CoefficientTable:
 
     Source: Song et al. 2021, eq. 46 and appendix E (arXiv:2011.13456).
     """
-    rows = []
-    for here, there in pairwise(grid):
-        ratio, beta = _forward(here, there)
-        share = elementary.safe_divide(beta, elementary.square(here.sigma), 0.0)
-        row = StepRow(here, 2 - ratio - share, (share * here.alpha,), elementary.sqrt(beta), span=(here, there))
-        rows.append(_landing(row, here, there))
-    return CoefficientTable(rows)
+    here, there = grid.steps
+    ratio, beta = _forward(here, there)
+    share = elementary.safe_divide(beta, elementary.square(here.sigma), 0.0)
+    columns = _landing((2 - ratio - share, share * here.alpha, elementary.sqrt(beta)), here, there)
+    return CoefficientTable(_rows(grid[:-1], columns, list(pairwise(grid))))
 
 
 def _forward(here: NoiseLevel, there: NoiseLevel) -> tuple[Tensor, Tensor]:
@@ -283,6 +285,7 @@ class PredictorCorrectorPlan:
         return StepResult(state._replace(x=x, number=number), level, estimate)
 
 
+@level_by_level()
 def predictor_corrector(
     grid: Schedule,
     *,
@@ -303,10 +306,9 @@ def predictor_corrector(
     table = predictor(grid)
     if not isinstance(table, CoefficientTable) or len(table) != len(grid) - 1:
         raise RecipeError("predictor: needs a sampler that is a table of one row for each step")
-    scales = [
-        where(_same(here, there), 0.0, elementary.square(_forward(here, there)[0])) for here, there in pairwise(grid)
-    ]
-    return PredictorCorrectorPlan(table, grid[:-1], LangevinPlan(snr, corrections), scales)
+    here, there = grid.steps
+    scales = where(_same(here, there), 0.0, elementary.square(_forward(here, there)[0]))
+    return PredictorCorrectorPlan(table, grid[:-1], LangevinPlan(snr, corrections), scales.unbind())
 
 
 _NCSN = "Song & Ermon 2019, algorithm 1 (arXiv:1907.05600)"
