@@ -25,7 +25,7 @@ from unveil.io.console import Console
 from unveil.io.files import refuse_overwrite, write_atomically
 from unveil.model import model_folder
 from unveil.model.config import Recipe, load_recipe, recipe_names
-from unveil.types import NoiseLevel, like
+from unveil.types import NoiseLevel
 
 DEVIATION = 0.5  # of the Gaussian data whose exact bound is drawn where there is no model
 STEPS = 1000  # of the chain of a process of continuous time
@@ -129,7 +129,7 @@ def gaussian(deviation: float) -> DenoiseFn:
     def step(x: Tensor, level: NoiseLevel) -> Estimate:
         alpha, sigma = float(level.alpha), float(level.sigma)
         gain = alpha * deviation**2 / (alpha**2 * deviation**2 + sigma**2)
-        return Estimate.of_x0(like(gain, x) * x, x, level)
+        return Estimate.of_x0(gain * x, x, level)
 
     return step
 

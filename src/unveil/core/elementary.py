@@ -8,7 +8,7 @@ tensors hold such numbers: a single level (0-d), and within `level_by_level` a t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -36,7 +36,7 @@ def scalar(value: float) -> Tensor:
     return torch.tensor(value, dtype=torch.float64)
 
 
-def as_tensor(value: Tensor | float) -> Tensor:
+def as_tensor(value: Tensor | float | Sequence[float] | Sequence[Sequence[float]]) -> Tensor:
     """Return a number or numbers as a float64 tensor."""
     return torch.as_tensor(value, dtype=torch.float64)
 

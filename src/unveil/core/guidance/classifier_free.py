@@ -36,6 +36,8 @@ def cfg(conditional: DenoiseFn, null: DenoiseFn, scale: Scale, *, channels: int 
     """
     if channels is not None and channels < 1:
         raise RecipeError(f"channels = {channels}: guide at least 1, or leave it away to guide all")
+    if isinstance(scale, float | int) and scale == 1:
+        return conditional
 
     def guided(x: Tensor, level: NoiseLevel) -> Estimate:
         weight = scale_at(scale, level)

@@ -8,14 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from unveil.core import elementary
 from unveil.errors import RecipeError
 from unveil.types import NoiseLevel
 
-Schedule = Callable[[NoiseLevel], Tensor]
+Schedule = Callable[[NoiseLevel], Tensor | float]
 
 # One number, one per sample (B,), or a function of the level.
 Scale = float | Tensor | Schedule
@@ -23,7 +22,7 @@ Scale = float | Tensor | Schedule
 
 def scale_at(scale: Scale, level: NoiseLevel) -> Tensor:
     """The number that a scale stands for at this level."""
-    return scale(level) if callable(scale) else torch.as_tensor(scale, dtype=torch.float64)
+    return elementary.as_tensor(scale(level) if callable(scale) else scale)
 
 
 def constant(scale: float) -> Schedule:

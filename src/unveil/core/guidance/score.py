@@ -144,7 +144,7 @@ def regression(
     def score(x: Tensor, level: NoiseLevel) -> Tensor:
         value = predictor(x, level)
         value = value[:, 0] if value.ndim == 2 and value.shape[1] == 1 else value
-        return -0.5 * ((value - like(target, value)) / deviation) ** 2
+        return -0.5 * ((value - like(elementary.as_tensor(target), value)) / deviation) ** 2
 
     return score
 

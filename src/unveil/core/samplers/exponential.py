@@ -13,7 +13,7 @@ from itertools import accumulate, pairwise
 from torch import Tensor
 
 from unveil.core import elementary
-from unveil.core.elementary import level_by_level, where
+from unveil.core.elementary import as_tensor, level_by_level, where
 from unveil.core.samplers.coefficients import (
     Of,
     Rule,
@@ -173,13 +173,13 @@ def dpm_singlestep_on_schedule(
     if sum(each) != steps:
         raise RecipeError(f"orders {each} take {sum(each)} calls, but the grid has {steps} steps")
     starts = list(accumulate(each, initial=0))[:-1]
-    steps: dict[int, list[StepRow]] = {}
+    rows: dict[int, list[StepRow]] = {}  # by the number of the step's first level
     for order in set(each):
         check_order(order, 3)
         first = [start for start, own in zip(starts, each, strict=True) if own == order]
         levels = [[grid[start + i] for start in first] for i in range(order + 1)]
-        steps |= zip(first, single_steps(list(map(stacked, levels)), levels[:-1], of, rule), strict=True)
-    return CoefficientTable(in_order([steps[start] for start in starts]), of)
+        rows |= zip(first, single_steps(list(map(stacked, levels)), levels[:-1], of, rule), strict=True)
+    return CoefficientTable(in_order([rows[start] for start in starts]), of)
 
 
 @level_by_level()
@@ -207,7 +207,8 @@ def dpm_fast(
     if bool((delta_lambda(first, last) != 0).any()):
         orders = orders_for(max(calls, 1), 3)
         ends = stacked([first]), stacked([last])
-        inner = [levels_of(between(grid, *ends, i / len(orders)))[0] for i in range(1, len(orders))]
+        shares = as_tensor([i / len(orders) for i in range(1, len(orders))])
+        inner = levels_of(between(grid, *ends, shares.reshape(-1, *(1,) * first.t.ndim))) if len(shares) else []
         levels = [first, *inner, last]
         here, there = stacked(levels[:-1]), stacked(levels[1:])
         down = clamp_level(sigma_down(here, there, eta)[0], ends[1]) if eta else there
