@@ -142,20 +142,22 @@ class Denoiser(nn.Module):
         self.prediction = prediction
         self.learns_variance = learns_variance
         # a grid's levels come again with every sample: (level, batch, device) -> solution, scale of x and index
-        self._solutions: dict[tuple[NoiseLevel, int, torch.device], tuple[Solution, Tensor, Tensor]] = {}
+        self._solutions: dict[tuple[NoiseLevel, int, torch.device], tuple[Solution, float, Tensor]] = {}
 
     def forward(self, x: Tensor, level: NoiseLevel, condition: Condition | None = None) -> Estimate:
         """The estimate at x. The level is one for all, one per sample (B,), or broadcastable to x."""
         if level.t.ndim:
-            solution, scale, index = self.solve(level), self.input_scale(level), self.timestep(level, x)
+            solution, index = self.solve(level), self.timestep(level, x)
+            inputs = _scaled(x, self.input_scale(level))
         else:
             key = (level, len(x), x.device)
             if key not in self._solutions:
                 if len(self._solutions) > 4096:
                     self._solutions.clear()
-                self._solutions[key] = self.solve(level), self.input_scale(level), self.timestep(level, x)
+                self._solutions[key] = self.solve(level), self.input_scale(level).item(), self.timestep(level, x)
             solution, scale, index = self._solutions[key]
-        y, extra = self.check_output(self.network(_scaled(x, scale), index, condition), x)
+            inputs = x if scale == 1 else scale * x
+        y, extra = self.check_output(self.network(inputs, index, condition), x)
         return Estimate.solved(solution, x, y, extra)
 
     def with_process(self, process: Process) -> Denoiser:

@@ -61,7 +61,7 @@ def power_cosine(scale: float, power: float = 4.0) -> Schedule:
 
 def at_least(schedule: Schedule, least: float) -> Schedule:
     """The schedule, but never below `least`. Source: Wang et al. 2024, section 5, "clamping" (arXiv:2404.13040)."""
-    return lambda level: schedule(level).clamp(min=least)
+    return lambda level: elementary.as_tensor(schedule(level)).clamp(min=least)
 
 
 # By the name a recipe uses; each takes the scale.
