@@ -36,15 +36,18 @@ def cfg(conditional: DenoiseFn, null: DenoiseFn, scale: Scale, *, channels: int 
     """
     if channels is not None and channels < 1:
         raise RecipeError(f"channels = {channels}: guide at least 1, or leave it away to guide all")
-    if isinstance(scale, float | int) and scale == 1:
-        return conditional
+    if not callable(scale):
+        scale = elementary.as_tensor(scale)
+        if not scale.ndim and scale == 1:
+            return conditional
 
     def guided(x: Tensor, level: NoiseLevel) -> Estimate:
         weight = scale_at(scale, level)
         if not weight.ndim:
-            if weight == 1:
+            number = weight.item()
+            if number == 1:
                 return conditional(x, level)
-            if weight == 0 and channels is None:
+            if number == 0 and channels is None:
                 return null(x, level)
         start = null(x, level)  # first: a batched call is made for both when the null is computed
         return lerp_estimates(start, conditional(x, level), _per_channel(weight, x, channels), x)
