@@ -285,7 +285,6 @@ class PredictorCorrectorPlan:
         return StepResult(state._replace(x=x, number=number), level, estimate)
 
 
-@level_by_level()
 def predictor_corrector(
     grid: Schedule,
     *,
@@ -307,7 +306,8 @@ def predictor_corrector(
     if not isinstance(table, CoefficientTable) or len(table) != len(grid) - 1:
         raise RecipeError("predictor: needs a sampler that is a table of one row for each step")
     here, there = grid.steps
-    scales = where(_same(here, there), 0.0, elementary.square(_forward(here, there)[0]))
+    with level_by_level():
+        scales = where(_same(here, there), 0.0, elementary.square(_forward(here, there)[0]))
     return PredictorCorrectorPlan(table, grid[:-1], LangevinPlan(snr, corrections), scales.unbind())
 
 
