@@ -27,8 +27,8 @@ from unveil.types import NoiseLevel
 
 Of = Literal["x0", "eps"]
 # (nodes, reach) -> the weight of the estimate at each node, in units of the step's gain; they sum to 1. Node 0 is
-# where the step begins, 1 where it ends, and what was before it is negative. Of all steps of a table at once, so also of
-# those that have no such nodes, where the weights are not used.
+# where the step begins, 1 where it ends, and what was before it is negative. Of all steps of a table at once,
+# so also of steps without such nodes, whose weights are not used.
 Rule = Callable[[Sequence[Tensor], Tensor], list[Tensor]]
 
 # where that many nodes can be used
