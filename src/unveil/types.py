@@ -128,15 +128,15 @@ class NoiseLevel(_LevelFields):
         return self.alpha.new_tensor(alpha - sigma)
 
 
-def like(value: Tensor, x: Tensor) -> Tensor:
+def like(value: Tensor, x: Tensor) -> Tensor | float:
     """Expand and cast `value` so that it can be multiplied with x; the only function that does so.
 
     A tensor of n axes is matched with the first n axes of x (so (B,) is one number per sample) and cast to x's type
-    before it moves to x's device, which may lack float64. A single number (0-d) stays as it is: it takes part in
-    arithmetic as a Python number does.
+    before it moves to x's device, which may lack float64. A single number (0-d) becomes a Python number, which torch
+    applies to half precision without rounding it first.
     """
     if not value.ndim:
-        return value
+        return value.item()
     return value.reshape(value.shape + (1,) * (x.ndim - value.ndim)).to(x.dtype).to(x.device)
 
 

@@ -17,6 +17,7 @@ from unveil.core.samplers import ddim, euler_ancestral
 from unveil.core.schedule import Schedule
 from unveil.core.sde import SubVP
 from unveil.core.ve import VE, EDMProcess
+from unveil.types import like
 
 NUMBERS = torch.rand(200, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 3 + 1e-3
 FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[float], float]]] = {
@@ -98,3 +99,9 @@ def test_a_row_has_the_coefficients_of_its_step_alone(sampler):
                 (row.keep, *row.gains, row.noise), (alone.keep, *alone.gains, alone.noise), strict=True
             ):
                 assert torch.equal(one, other)
+
+
+def test_a_single_level_meets_half_precision_unrounded():
+    x = torch.linspace(-3, 3, 257).bfloat16()
+    level = LinearVP().at(0.3)
+    assert torch.equal(like(level.sigma, x) * x, level.sigma.item() * x)

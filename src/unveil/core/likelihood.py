@@ -59,8 +59,8 @@ def bound_term(
         log_variance: of p(x_s | x_t), a number, (B,) or of x's shape.
         bins: values that x0 may take.
     """
-    log_variance = like(log_variance, x)
-    kl = normal_kl(step.mean(x0, x), like(elementary.log(step.floor), x), mean, log_variance)
+    log_variance, log_floor = (_cast(value, x) for value in (log_variance, elementary.log(step.floor)))
+    kl = normal_kl(step.mean(x0, x), log_floor, mean, log_variance)
     onto_data = step.s.sigma.reshape(-1).expand(len(x)) == 0
     terms = kl.flatten(1).mean(1)
     if bool(onto_data.any()):
@@ -131,6 +131,13 @@ def bound(
                 on_term(k + 1, len(chain))
         prior = prior_term(chain[0].t, x0)
     return VariationalBound(prior, *(torch.stack(column, 1) for column in (terms, x0_mse, eps_mse)))
+
+
+def _cast(value: Tensor, x: Tensor) -> Tensor:
+    """A tensor of x's type that broadcasts against x, also of a single number."""
+    cast = like(value if value.ndim else value[None], x)
+    assert isinstance(cast, Tensor)
+    return cast
 
 
 def _normal_cdf(z: Tensor) -> Tensor:

@@ -160,7 +160,7 @@ class BrownianPath:
         for start, end in product(starts.unique().tolist(), ends.unique().tolist()):
             chosen = (starts == start) & (ends == end)
             if bool(chosen.any()):
-                parts = like(chosen.double(), increment).bool()
+                parts = torch.as_tensor(like(chosen.double(), increment)).bool()
                 increment = torch.where(parts, self._between(start, end), increment)
         return increment
 

@@ -79,8 +79,8 @@ class Mixture:
         if tuple(x.shape[1:]) != self.shape:
             raise ShapeError(f"x {tuple(x.shape)}: a sample of this mixture is {self.shape}")
         x = x.to(torch.float64)
-        alpha = like(level.alpha, x).to(torch.float64).expand_as(x)
-        sigma = like(level.sigma, x).to(torch.float64).expand_as(x)
+        alpha = torch.as_tensor(like(level.alpha, x), dtype=torch.float64).expand_as(x)
+        sigma = torch.as_tensor(like(level.sigma, x), dtype=torch.float64).expand_as(x)
         variance = (alpha * self._each(self.spreads, x)) ** 2 + sigma**2
         offset = x - alpha * self._each(self.means, x)
         log_density = -0.5 * (offset**2 / variance + variance.log() + math.log(2 * math.pi))

@@ -143,7 +143,9 @@ class Separable:
 
     def singular(self, x: Tensor) -> Tensor:
         """The product of those of the axes."""
-        return like(self._product(x.ndim), x)
+        value = like(self._product(x.ndim), x)
+        assert isinstance(value, Tensor)
+        return value
 
     def _product(self, rank: int) -> Tensor:
         product = torch.ones((1,) * rank, dtype=torch.float64)
@@ -279,4 +281,6 @@ def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _along(matrix: Tensor, x: Tensor, axis: int) -> Tensor:
-    return (x.movedim(axis, -1) @ like(matrix, x).reshape(matrix.shape).T).movedim(-1, axis)
+    cast = like(matrix, x)
+    assert isinstance(cast, Tensor)
+    return (x.movedim(axis, -1) @ cast.reshape(matrix.shape).T).movedim(-1, axis)

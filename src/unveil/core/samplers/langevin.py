@@ -238,8 +238,8 @@ class LangevinPlan:
         if scale.ndim:  # parts that stay do not count in the norms
             eps, noise = (like(scale != 0, x) * part for part in (eps, noise))
         ratio = (self.norm(noise) / self.norm(eps)).nan_to_num(nan=0.0)
-        size = 2 * (self.snr * like(ratio, x)) ** 2 * like(scale, x)
-        size = size.clamp(max=self.largest)
+        size = 2 * (self.snr * like(ratio.reshape(-1), x)) ** 2 * like(scale, x)
+        size = torch.as_tensor(size).clamp(max=self.largest)
         return x - size * sigma * eps + (2 * size).sqrt() * sigma * noise
 
 

@@ -104,7 +104,7 @@ class AdamsBashforth:
         moved = [
             earlier * like(weight, state.x) for weight, earlier in zip(self.gains[state.number], past, strict=False)
         ]
-        if gain.ndim or gain != 0:
+        if isinstance(gain, Tensor) or gain != 0:
             moved.append(estimate.x0 * gain)
         x = torch.mul(state.x, keep, out=out)
         for part in moved:
