@@ -16,8 +16,6 @@ from unveil.errors import RecipeError, ShapeError, did_you_mean
 if TYPE_CHECKING:  # torch takes seconds to import, and the command line's help must not wait for it
     from torch import Tensor
 
-    Number = float | Tensor
-
 # One element of a data set: "pixels" uint8 (C, H, W), or (C, T, H, W) of a video; optional "label" int, "text" str,
 # "mask", "boxes".
 Item = dict[str, Any]
@@ -89,38 +87,56 @@ def _rules(kind: type[Any]) -> tuple[_Rule, ...]:
     return tuple(rules)
 
 
-class NoiseLevel(NamedTuple):
+class _LevelFields(NamedTuple):
+    t: Tensor
+    alpha: Tensor
+    sigma: Tensor
+    dalpha: Tensor
+    dsigma: Tensor
+
+
+class NoiseLevel(_LevelFields):
     """A point of a noise process: x = alpha x0 + sigma eps, with the derivatives of both in t.
 
-    Each field is a Python float, a float64 table (N,), one number per sample (B,), or a tensor that
-    broadcasts against x (per channel, per frame, per token). Tensors of levels stay on the CPU in
-    float64 until `like` casts them.
+    Each field is a float64 tensor on the CPU: 0-d for one level, a table (N,), one number per sample (B,), or a
+    tensor that broadcasts against x (per channel, per frame, per token). `like` casts them. Numbers become tensors.
     """
 
-    t: Number
-    alpha: Number
-    sigma: Number
-    dalpha: Number = math.nan
-    dsigma: Number = math.nan
+    __slots__ = ()
+
+    def __new__(
+        cls,
+        t: Tensor | float,
+        alpha: Tensor | float,
+        sigma: Tensor | float,
+        dalpha: Tensor | float = math.nan,
+        dsigma: Tensor | float = math.nan,
+    ) -> NoiseLevel:
+        """Return the level of these numbers or tensors."""
+        import torch
+
+        values = (torch.as_tensor(value, dtype=torch.float64) for value in (t, alpha, sigma, dalpha, dsigma))
+        return super().__new__(cls, *values)
 
     @property
-    def half_log_snr(self) -> Number:
+    def half_log_snr(self) -> Tensor:
         """log(alpha / sigma), half of the log signal-to-noise ratio; infinite at the ends."""
-        if not isinstance(self.alpha, float | int):
-            return self.alpha.log() - self.sigma.log()  # type: ignore[union-attr]
-        if self.sigma == 0:
-            return math.inf
-        return math.log(self.alpha) - math.log(self.sigma) if self.alpha > 0 else -math.inf
+        if self.alpha.ndim or self.sigma.ndim:
+            return self.alpha.log() - self.sigma.log()
+        # one level: by libm, as `core.elementary`
+        alpha, sigma = (math.log(part) if part > 0 else -math.inf for part in (self.alpha.item(), self.sigma.item()))
+        return self.alpha.new_tensor(alpha - sigma)
 
 
-def like(value: Number, x: Tensor) -> Tensor | float:
+def like(value: Tensor, x: Tensor) -> Tensor | float:
     """Expand and cast `value` so that it can be multiplied with x; the only function that does so.
 
-    Floats pass unchanged. A tensor of n axes is matched with the first n axes of x (so (B,) is one number
-    per sample) and cast to x's type before it moves to x's device, which may lack float64.
+    A tensor of n axes is matched with the first n axes of x (so (B,) is one number per sample) and cast to x's type
+    before it moves to x's device, which may lack float64. A single number (0-d) becomes a Python number, which torch
+    applies to half precision without rounding it first.
     """
-    if isinstance(value, float | int):
-        return value
+    if not value.ndim:
+        return value.item()
     return value.reshape(value.shape + (1,) * (x.ndim - value.ndim)).to(x.dtype).to(x.device)
 
 

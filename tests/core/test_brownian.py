@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from unveil.core import schedules
+from unveil.core.elementary import scalar
 from unveil.core.flow import RectifiedFlow
 from unveil.core.process import CosineVP, LinearVP
 from unveil.core.rng import START, BrownianPath, SampleRNG
@@ -104,6 +105,6 @@ def test_a_table_gets_its_increments_row_by_row_and_fresh_noise_where_it_has_no_
         noise = walk.along(table)
         assert torch.equal(noise(1), walk.increment(grid[1], grid[2]))
         assert torch.equal(noise(START), streams.normal((3,), START))
-    fresh = walk.along(CoefficientTable([StepRow(grid[0], 1.0, (0.0,), 1.0)]))
+    fresh = walk.along(CoefficientTable([StepRow(grid[0], scalar(1.0), (scalar(0.0),), scalar(1.0))]))
     assert torch.equal(fresh(0), streams.normal((3,), 0))
     assert torch.equal(fresh(0, 2), streams.normal((3,), 0, 2))

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 
 import pytest
 import torch
 from scipy.integrate import quad
 
 from tests.core.mixture import exact as mixture
+from tests.core.numbers import floats
 from tests.core.path import quantile, quick
 from unveil.core import schedules
 from unveil.core.denoiser import Estimate
+from unveil.core.elementary import level_by_level, scalar
 from unveil.core.flow import RectifiedFlow
 from unveil.core.process import CosineVP, LinearVP
 from unveil.core.samplers import CoefficientTable, ddim, run
@@ -66,7 +67,7 @@ def integral(here: NoiseLevel, there: NoiseLevel, of: str, power: int) -> float:
 @pytest.mark.parametrize("z", [-30.0, -2.5, -1.0, -0.3, -1e-9, 0.0, 1e-9, 0.5, 1.0, 4.0])
 def test_phi_functions_are_their_integrals(z):
     """phi_k(z) = integral over 0 to 1 of exp((1 - s) z) s^(k - 1) / (k - 1)!."""
-    found = phi_functions(4, z)
+    found = [value.item() for value in phi_functions(4, scalar(z))]
     many = phi_functions(4, torch.tensor([z, -0.7], dtype=torch.float64))
     for k in range(1, 5):
 
@@ -82,9 +83,11 @@ def test_phi_functions_are_their_integrals(z):
 def test_exact_multistep_weights_integrate_polynomials_below_their_order(of, order):
     places = [-1.3, -0.6, -0.2, 0.5]  # uneven on purpose
     levels = [at(place) for place in places]
-    strides = [linear_step(a, b, of) for a, b in pairwise(levels)]
-    weights = gains(strides[2], [strides[1], strides[0]][: order - 1], exact)
+    with level_by_level():
+        columns, counts = gains(linear_step(*schedules.Schedule(PROCESS, levels).steps, of), exact, order)
+    weights = [column[2].item() for column in columns]
     assert len(weights) == order
+    assert counts.tolist() == [min(order, number) for number in (1, 2, 3)]
     for power in range(order + 1):
         values = [(place - places[2]) ** power for place in places[2::-1][:order]]
         got = sum(weight * value for weight, value in zip(weights, values, strict=True))
@@ -95,11 +98,9 @@ def test_exact_multistep_weights_integrate_polynomials_below_their_order(of, ord
 def local_error(rule, nodes: list[float], width: float, of: str, power: int) -> float:
     """The error of one step with estimates at these shares of it, for an x0 (eps) that is a power of the log-SNR."""
     here, there = at(0.3), at(0.3 + width)
-    reach = linear_step(here, there, of).reach
-    weights = rule(nodes, reach)
-    got = linear_step(here, there, of).gain * sum(
-        w * (node * width) ** power for w, node in zip(weights, nodes, strict=True)
-    )
+    step = linear_step(here, there, of)
+    weights = rule([scalar(node) for node in nodes], step.reach)
+    got = step.gain.item() * sum(w.item() * (node * width) ** power for w, node in zip(weights, nodes, strict=True))
     return abs(got - integral(here, there, of, power))
 
 
@@ -142,12 +143,12 @@ def test_2s_is_its_formula():
     here, there = at(-1.0), at(0.4)
     first, second = dpmpp_2s(schedules.Schedule(PROCESS, [here, there])).rows
     inner, width = at(-0.3), 1.4
-    assert second.level == pytest.approx(inner, rel=1e-12)
-    assert first.keep == pytest.approx(inner.sigma / here.sigma)
-    assert first.gains == pytest.approx((-inner.alpha * math.expm1(-width / 2),))
+    assert floats(second.level) == pytest.approx(floats(inner), rel=1e-12)
+    assert first.keep.item() == pytest.approx(float(inner.sigma / here.sigma))
+    assert floats(first.gains) == pytest.approx(floats([-inner.alpha * math.expm1(-width / 2)]))
     assert second.keep == 0
-    assert second.saved_gain == pytest.approx(there.sigma / here.sigma)
-    assert second.gains == pytest.approx((-there.alpha * math.expm1(-width), 0.0))
+    assert second.saved_gain.item() == pytest.approx(float(there.sigma / here.sigma))
+    assert floats(second.gains) == pytest.approx(floats([-there.alpha * math.expm1(-width), 0.0]))
 
 
 def test_dpm_solver_3_is_its_formula():
@@ -155,12 +156,12 @@ def test_dpm_solver_3_is_its_formula():
     here, there, width = at(-1.0), at(0.5), 1.5
     first, second, third = dpm_singlestep(schedules.Schedule(PROCESS, [here, there]), 3, of="eps").rows
     one, two = at(-0.5), at(0.0)
-    assert first.gains == pytest.approx((-one.sigma * math.expm1(width / 3),))
+    assert floats(first.gains) == pytest.approx(floats([-one.sigma * math.expm1(width / 3)]))
     slope = two.sigma * 2 * (math.expm1(2 * width / 3) / (2 * width / 3) - 1)
-    assert second.gains == pytest.approx((-slope, slope - two.sigma * math.expm1(2 * width / 3)))
+    assert floats(second.gains) == pytest.approx(floats([-slope, slope - two.sigma * math.expm1(2 * width / 3)]))
     slope = there.sigma * 1.5 * (math.expm1(width) / width - 1)
-    assert third.gains == pytest.approx((-slope, 0.0, slope - there.sigma * math.expm1(width)))
-    assert third.saved_gain == pytest.approx(there.alpha / here.alpha)
+    assert floats(third.gains) == pytest.approx(floats([-slope, 0.0, slope - there.sigma * math.expm1(width)]))
+    assert third.saved_gain.item() == pytest.approx(float(there.alpha / here.alpha))
 
 
 def test_calls_at_the_grids_own_levels_are_those_inside_a_coarser_step():
@@ -202,7 +203,7 @@ def test_2m_is_its_formula():
     row = dpmpp_2m(schedules.Schedule(PROCESS, levels), lower_below=0).rows[1]
     ratio, width = 0.7 / 1.0, 1.0
     change = -levels[2].alpha * math.expm1(-width)
-    assert row.gains == pytest.approx((change * (1 + 1 / (2 * ratio)), -change / (2 * ratio)))
+    assert floats(row.gains) == pytest.approx(floats((change * (1 + 1 / (2 * ratio)), -change / (2 * ratio))))
 
 
 def test_the_exact_third_estimate_makes_third_order():
@@ -229,9 +230,9 @@ def test_the_exact_third_estimate_makes_third_order():
 def test_steps_that_touch_an_end_are_of_first_order(sampler):
     grid = schedules.uniform(RectifiedFlow(), 12)  # alpha = 0 to sigma = 0
     rows = sampler(grid).rows
-    assert rows[0].gains == pytest.approx((grid[1].alpha,), abs=1e-12)
+    assert floats(rows[0].gains) == pytest.approx([grid[1].alpha.item()], abs=1e-12)
     assert rows[-1].keep == 0
-    assert rows[-1].gains[0] == pytest.approx(1.0)
+    assert rows[-1].gains[0].item() == pytest.approx(1.0)
     assert all(weight == 0 for weight in rows[-1].gains[1:])
     for row in rows:
         assert all(math.isfinite(float(v)) for v in (row.keep, row.noise, row.saved_gain, *row.gains))

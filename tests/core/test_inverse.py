@@ -350,9 +350,11 @@ def test_known_pixels_have_the_distribution_of_noised_images_at_every_level():
         there = grid[shown.state.number]
         known = shown.state.x[:, 0, 0, 0]
         assert known.mean().item() == pytest.approx(
-            there.alpha * truth[0, 0, 0, 0].item(), abs=4.5 * there.sigma / count**0.5 + 0.01
+            float(there.alpha * truth[0, 0, 0, 0]), abs=4.5 * there.sigma.item() / count**0.5 + 0.01
         )
-        assert known.std().item() == pytest.approx(there.sigma, abs=4.5 * there.sigma / (2 * count) ** 0.5 + 1e-9)
+        assert known.std().item() == pytest.approx(
+            there.sigma.item(), abs=4.5 * there.sigma.item() / (2 * count) ** 0.5 + 1e-9
+        )
 
     run(ancestral(grid), step, grid.start(noise), noise=draw, on_step=look)
 
@@ -376,7 +378,7 @@ def test_resampling_goes_back_and_comes_again():
         return draw(step, number)
 
     def step(x: Tensor, level: NoiseLevel) -> Estimate:
-        seen.append(round(level.t * 6))
+        seen.append(round(level.t.item() * 6))
         return Estimate.of_x0(0 * x, x, level)
 
     run(plan, step, noise, noise=recorded)
@@ -405,8 +407,10 @@ def test_a_jump_has_the_law_of_the_forward_process():
     back = [after for before, after in pairwise(levels) if after[0].t > before[0].t]
     assert back
     for level, mean, width in back:
-        assert mean == pytest.approx(level.alpha * 0.4, abs=0.05)  # six steps of a first-order sampler lie between
-        assert width == pytest.approx((level.alpha**2 * 0.25 + level.sigma**2) ** 0.5, abs=0.05)
+        assert mean == pytest.approx(
+            level.alpha.item() * 0.4, abs=0.05
+        )  # six steps of a first-order sampler lie between
+        assert width == pytest.approx(float(level.alpha**2 * 0.25 + level.sigma**2) ** 0.5, abs=0.05)
 
 
 def test_resampling_brings_the_gap_to_the_exact_posterior():

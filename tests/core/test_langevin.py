@@ -10,6 +10,7 @@ import torch
 from tests.core.mixture import draw, exact
 from unveil.core import schedules, sde
 from unveil.core.denoiser import Estimate
+from unveil.core.elementary import scalar
 from unveil.core.flow import RectifiedFlow
 from unveil.core.process import CosineVP, LinearVP
 from unveil.core.rng import START, SampleRNG
@@ -151,7 +152,7 @@ def test_no_sample_depends_on_its_neighbours():
 def test_a_norm_over_the_batch_is_a_choice_of_whoever_wants_it():
     grid = schedules.karras(EDMProcess(), 6)
     over_all = LangevinPlan(0.16, 1, norm=lambda v: v.flatten(1).norm(dim=1).mean())
-    plan = PredictorCorrectorPlan(reverse_diffusion(grid), grid[:-1], over_all, [1.0] * 6)
+    plan = PredictorCorrectorPlan(reverse_diffusion(grid), grid[:-1], over_all, [scalar(1.0)] * 6)
     two = run(plan, wide, grid.start(noise(2, 64)(9)), noise=noise(2, 64))
     own = run(predictor_corrector(grid), wide, grid.start(noise(2, 64)(9)), noise=noise(2, 64))
     assert two.isfinite().all()
@@ -162,9 +163,9 @@ def test_a_score_of_nothing_moves_by_the_largest_step():
     level = NoiseLevel(0.5, 1.0, 2.0)
     x, z = torch.zeros(2, 3), torch.ones(2, 3)
     still = Estimate(x, torch.zeros_like(x))
-    moved = LangevinPlan(0.16).move(x, level, still, z, 1.0)
+    moved = LangevinPlan(0.16).move(x, level, still, z, scalar(1.0))
     torch.testing.assert_close(moved, torch.full_like(x, math.sqrt(2) * 2.0))
-    assert LangevinPlan(0.16).move(x, level, still, 0 * z, 1.0).isfinite().all()
+    assert LangevinPlan(0.16).move(x, level, still, 0 * z, scalar(1.0)).isfinite().all()
 
 
 def test_without_corrections_the_predictor_is_left():

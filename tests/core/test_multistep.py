@@ -96,9 +96,9 @@ def test_plms_averages_even_steps_and_carries_x_as_ddim_does():
     for k, weights in ((3, BASHFORTH[2]), (5, BASHFORTH[3])):  # after 2 and 4 steps
         here, there = grid[k - 1], grid[k]
         gain = there.sigma - here.sigma * there.alpha / here.alpha
-        assert rows[k].keep == pytest.approx(there.alpha / here.alpha)
-        used = [weight for weight in rows[k].gains if weight != 0]
-        assert used == pytest.approx([gain * weight for weight in weights])
+        assert rows[k].keep.item() == pytest.approx(float(there.alpha / here.alpha))
+        used = [weight.item() for weight in rows[k].gains if weight != 0]
+        assert used == pytest.approx([gain.item() * weight for weight in weights])
         assert rows[k].level == plain[k - 1].level
     # the estimate of the call inside the first step is left out of the averages
     assert rows[3].gains[2] == 0 or len(rows[3].gains) == 4

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from unveil.core import loss_weights, preconditioning
 from unveil.core import prediction as predictions
 from unveil.core.denoiser import Denoiser
+from unveil.core.elementary import scalar
 from unveil.core.objective import DiffusionLoss
 from unveil.core.process import DiscreteVP, LinearVP, betas, partly
 from unveil.core.samplers import ddim, run
@@ -61,20 +62,23 @@ def test_the_columns_are_those_of_the_papers_for_numbers_and_for_tensors(name):
     whole = preconditioning.scalings(SHELLS[name], alone(SIGMAS))
     for i, sigma in enumerate(SIGMAS.tolist()):
         one = preconditioning.scalings(SHELLS[name], alone(sigma))
-        assert one[:3] == pytest.approx(table(name, sigma), rel=1e-12)
+        one = [column.item() for column in one]
+        assert one[:3] == pytest.approx(list(table(name, sigma)), rel=1e-12)
         for column, value in zip(whole, one, strict=True):
             assert float(torch.as_tensor(column).expand(5)[i]) == pytest.approx(value, rel=1e-12)
 
 
 def test_inputs_of_the_networks():
-    indices = {name: [shell.timestep(alone(sigma)) for sigma in SIGMAS.tolist()] for name, shell in SHELLS.items()}
+    indices = {
+        name: [shell.timestep(alone(sigma)).item() for sigma in SIGMAS.tolist()] for name, shell in SHELLS.items()
+    }
     assert indices["ve"] == pytest.approx([math.log(s / 2) for s in SIGMAS.tolist()])
     assert indices["edm"] == pytest.approx([math.log(s) / 4 for s in SIGMAS.tolist()])
     assert indices["consistency"] == pytest.approx([250 * math.log(s) for s in SIGMAS.tolist()])
     thousand = preconditioning.EDMPreconditioning(index_scale=1000)
-    assert thousand.timestep(alone(7.0)) == pytest.approx(indices["consistency"][3])
+    assert thousand.timestep(alone(7.0)).item() == pytest.approx(indices["consistency"][3])
     process = LinearVP()
-    assert indices["vp"] == pytest.approx([999 * process.t_of(-math.log(s)) for s in SIGMAS.tolist()])
+    assert indices["vp"] == pytest.approx([999 * process.t_of(-math.log(s)).item() for s in SIGMAS.tolist()])
 
 
 def test_improved_ddpm_networks_get_the_nearest_index_of_their_table():
@@ -83,10 +87,10 @@ def test_improved_ddpm_networks_get_the_nearest_index_of_their_table():
     assert [shell.timestep(level) for level in levels] == [0, 1, 500, 999]
     ratio = levels[2].sigma / levels[2].alpha
     assert shell.timestep(alone(ratio * 1.0001)) == 500
-    assert shell.rounded(ratio * 1.0001) == pytest.approx(ratio, rel=1e-12)
-    assert shell.rounded(1e-5) == 0
-    rounded = torch.as_tensor(shell.rounded(torch.tensor([ratio * 1.0001, 1e-5])))
-    assert rounded.tolist() == [shell.rounded(ratio), 0.0]
+    assert shell.rounded(ratio * 1.0001).item() == pytest.approx(ratio.item(), rel=1e-12)
+    assert shell.rounded(scalar(1e-5)) == 0
+    rounded = shell.rounded(torch.tensor([ratio * 1.0001, 1e-5]))
+    assert rounded.tolist() == [shell.rounded(ratio).item(), 0.0]
 
 
 @pytest.mark.parametrize("name", SHELLS)

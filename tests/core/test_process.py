@@ -38,8 +38,8 @@ TIMES = (0.0123, 0.31005, 0.7777)
 def test_derivatives_are_those_of_alpha_and_sigma(name, t):
     process, h = PROCESSES[name], 1e-6
     level, before, after = process.at(t), process.at(t - h), process.at(t + h)
-    assert level.dalpha == pytest.approx((after.alpha - before.alpha) / (2 * h), rel=1e-6)
-    assert level.dsigma == pytest.approx((after.sigma - before.sigma) / (2 * h), rel=1e-6)
+    assert level.dalpha.item() == pytest.approx(float(after.alpha - before.alpha) / (2 * h), rel=1e-6)
+    assert level.dsigma.item() == pytest.approx(float(after.sigma - before.sigma) / (2 * h), rel=1e-6)
 
 
 @pytest.mark.parametrize("name", PRESERVING)
@@ -65,18 +65,19 @@ def test_drift_and_diffusion_move_the_mean_and_the_variance(name):
     for t in TIMES:
         level, before, after = process.at(t), process.at(t - h), process.at(t + h)
         f, g = drift(level), diffusion(level)
-        assert (after.alpha - before.alpha) / (2 * h) == pytest.approx(f * level.alpha, rel=1e-5, abs=1e-9)
-        rise = (after.sigma**2 - before.sigma**2) / (2 * h)
-        assert rise == pytest.approx(2 * f * level.sigma**2 + g * g, rel=1e-5)
+        moved = float(after.alpha - before.alpha) / (2 * h)
+        assert moved == pytest.approx(float(f * level.alpha), rel=1e-5, abs=1e-9)
+        rise = float(after.sigma**2 - before.sigma**2) / (2 * h)
+        assert rise == pytest.approx(float(2 * f * level.sigma**2 + g * g), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", PROCESSES)
-def test_tensors_give_what_floats_give(name):
+def test_several_levels_are_what_each_is_alone(name):
     process = PROCESSES[name]
     together = process.at(torch.tensor(TIMES, dtype=torch.float64))
     for i, t in enumerate(TIMES):
         for one, field in zip(process.at(t), together, strict=True):
-            assert field[i].item() == pytest.approx(one, rel=1e-13)
+            assert field[i].item() == pytest.approx(one.item(), rel=1e-13)
 
 
 @pytest.mark.parametrize("name", PROCESSES)
@@ -97,8 +98,8 @@ def test_training_times_are_levels_of_the_process(name):
 def test_a_sample_starts_from_noise_as_wide_as_x(name):
     process = PROCESSES[name]
     level = process.at(1.0)
-    wanted = level.sigma if name in EXPLODING else 1.0
-    assert process.prior(level) == pytest.approx(wanted, rel=3e-5)
+    wanted = level.sigma.item() if name in EXPLODING else 1.0
+    assert process.prior(level).item() == pytest.approx(wanted, rel=3e-5)
 
 
 def test_ends_are_clean_data_and_ddpms_last_level():
@@ -190,9 +191,9 @@ def test_ncsns_network_knows_numbers_of_levels():
 def test_a_shift_moves_levels_and_leaves_the_network_its_index():
     flow, shifted = RectifiedFlow(), TimeShift(RectifiedFlow(), 3.0)
     level = shifted.at(0.5)
-    assert level.sigma == pytest.approx(0.75)  # 3 / 2 / (1 + 2 / 2)
-    assert shifted.timestep(level) == pytest.approx(750)
-    assert TimeShift(flow, 1.0).at(0.3) == pytest.approx(flow.at(0.3))
+    assert level.sigma.item() == pytest.approx(0.75)  # 3 / 2 / (1 + 2 / 2)
+    assert shifted.timestep(level).item() == pytest.approx(750)
+    torch.testing.assert_close(tuple(TimeShift(flow, 1.0).at(0.3)), tuple(flow.at(0.3)))
     assert resolution_shift(4096, 1024) == 2
     discrete = TimeShift(DiscreteVP(betas("linear", 10)), 2.0)
     indices = discrete.timestep(discrete.at(discrete.trainable(torch.rand(50, dtype=torch.float64))))
@@ -210,7 +211,7 @@ def test_zero_terminal_snr_keeps_the_first_level_and_empties_the_last():
     torch.testing.assert_close(new, (old - old[-1]) * old[0] / (old[0] - old[-1]), rtol=0, atol=1e-12)
     near = process.at(1 - 1e-7)
     assert 0 < near.alpha < 1e-5
-    assert near.dalpha == pytest.approx(-near.alpha / 1e-7, rel=1e-6)
+    assert near.dalpha.item() == pytest.approx(-near.alpha.item() / 1e-7, rel=1e-6)
     assert process.t_of(-math.inf) == 1.0
     with pytest.raises(RecipeError, match=r"betas\[0\] = 1.0: must lie inside \(0, 1\); the last one may be 1"):
         DiscreteVP([1.0, 0.5])

@@ -93,7 +93,7 @@ def test_a_respaced_chain_is_a_coarser_list_of_levels():
     short = Chain([respaced.at(i / 12) for i in range(12, -1, -1)])
     for mine, theirs in zip(Chain(grid), short, strict=True):
         for field in ("beta", "c0", "ct", "var", "floor"):
-            assert getattr(mine, field) == pytest.approx(getattr(theirs, field), rel=1e-9)
+            assert getattr(mine, field).item() == pytest.approx(getattr(theirs, field).item(), rel=1e-9)
 
 
 @pytest.mark.parametrize("variance", [fixed_small, fixed_large])

@@ -32,7 +32,7 @@ WITH_ENDS = {
 
 
 def ratios(grid: schedules.Schedule) -> list[float]:
-    return [level.sigma / level.alpha for level in grid]
+    return [float(level.sigma / level.alpha) for level in grid]
 
 
 @pytest.mark.parametrize("process", PROCESSES)
@@ -64,12 +64,12 @@ def test_exponential_levels_are_even_in_the_logarithm_and_rho_bends_them():
 
 def test_the_vp_grid_is_even_in_the_time_of_the_linear_process():
     grid = schedules.vp(LinearVP(), 5)
-    assert [level.t for level in grid] == pytest.approx([1, 0.75025, 0.5005, 0.25075, 0.001, 0])
+    assert [level.t.item() for level in grid] == pytest.approx([1, 0.75025, 0.5005, 0.25075, 0.001, 0])
     assert ratios(schedules.vp(EDMProcess(), 5)) == pytest.approx(ratios(grid))
 
 
 def test_linear_quadratic_begins_as_a_fine_run_and_widens_evenly():
-    times = [level.t for level in schedules.linear_quadratic(RectifiedFlow(), 50)]
+    times = [level.t.item() for level in schedules.linear_quadratic(RectifiedFlow(), 50)]
     widths = [a - b for a, b in pairwise(times)]
     assert times[0] == 1
     assert times[-1] == 0
@@ -78,9 +78,9 @@ def test_linear_quadratic_begins_as_a_fine_run_and_widens_evenly():
     assert growth == pytest.approx([growth[0]] * 24)
     assert growth[0] > 0
     assert widths[25] - growth[0] / 2 == pytest.approx(0.001)  # it begins with the slope that the first half had
-    assert [level.t for level in schedules.linear_quadratic(RectifiedFlow(), 1)] == [1, 0]
+    assert [level.t.item() for level in schedules.linear_quadratic(RectifiedFlow(), 1)] == [1, 0]
     uniform = schedules.linear_quadratic(RectifiedFlow(), 7, fine=7)
-    assert [level.t for level in uniform] == pytest.approx([1 - i / 7 for i in range(8)])
+    assert [level.t.item() for level in uniform] == pytest.approx([1 - i / 7 for i in range(8)])
 
 
 def test_what_is_left_out_is_the_range_that_the_process_is_trained_on():
@@ -88,14 +88,14 @@ def test_what_is_left_out_is_the_range_that_the_process_is_trained_on():
     assert ratios(schedules.exponential(VE(), 4))[::3] == pytest.approx([50, 0.01])
     first, last = DISCRETE.at(1.0), DISCRETE.at(1 / 1000)
     assert ratios(schedules.karras(DISCRETE, 4))[::3] == pytest.approx(
-        [first.sigma / first.alpha, last.sigma / last.alpha]
+        [float(first.sigma / first.alpha), float(last.sigma / last.alpha)]
     )
     grid = schedules.uniform_log_snr(DISCRETE, 4)
     assert ratios(grid)[::4] == pytest.approx(ratios(schedules.karras(DISCRETE, 4))[::3])
 
 
 def test_a_users_own_tables():
-    assert [level.t for level in schedules.from_times(LinearVP(), [1.0, 0.4, 0.0])] == [1.0, 0.4, 0.0]
+    assert [level.t.item() for level in schedules.from_times(LinearVP(), [1.0, 0.4, 0.0])] == [1.0, 0.4, 0.0]
     assert ratios(schedules.from_sigmas(CosineVP(), [3.0, 0.5, 0.0])) == pytest.approx([3, 0.5, 0])
     times = [torch.tensor([t, 0.2], dtype=torch.float64) for t in (0.9, 0.5, 0.2)]
     assert torch.equal(schedules.from_times(RectifiedFlow(), times)[1].sigma, times[1])
@@ -220,7 +220,7 @@ def test_both_ends_of_a_table_are_evaluated():
 
 
 def test_the_last_call_of_uniform_above_is_shifted_twice():
-    times = [level.t for level in schedules.get_schedule(TimeShift(RectifiedFlow(), 3.0), "uniform-above", 5)]
+    times = [level.t.item() for level in schedules.get_schedule(TimeShift(RectifiedFlow(), 3.0), "uniform-above", 5)]
     last = 3 * 0.001 / (1 + 2 * 0.001)
     assert times == pytest.approx([1 + part * (last - 1) / 4 for part in range(5)] + [0])
     assert schedules.uniform_above(RectifiedFlow(), 5)[-2].t == pytest.approx(0.001)

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from tests.core.mixture import exact as mixture
+from tests.core.numbers import floats
 from tests.core.path import quantile, quick
 from unveil.core import schedules
+from unveil.core.elementary import scalar
 from unveil.core.flow import RectifiedFlow
 from unveil.core.process import CosineVP, LinearVP
 from unveil.core.samplers import run
@@ -57,9 +59,10 @@ def test_variants_differ_in_single_differences_alone():
     plans = [unipc(log_snr_grid(8), predict=rule, correct=rule, lower_below=0) for rule in VARIANTS.values()]
     for rows in zip(*(plan.rows[4:] for plan in plans), strict=True):
         for row in rows[1:]:
-            assert row.gains == pytest.approx(rows[0].gains, rel=1e-9)
-    assert plans[0].rows[1].gains != pytest.approx(plans[1].rows[1].gains, rel=1e-6)
-    assert plans[1].rows[1].gains != pytest.approx(plans[2].rows[1].gains, rel=1e-6)
+            assert floats(row.gains) == pytest.approx(floats(rows[0].gains), rel=1e-9)
+    first, second, third = (floats(plan.rows[1].gains) for plan in plans)
+    assert first != pytest.approx(second, rel=1e-6)
+    assert second != pytest.approx(third, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +70,7 @@ def test_variants_differ_in_single_differences_alone():
     [
         (b1, lambda h: 0.5 * h / -math.expm1(-h)),
         (b2, lambda h: 0.5),
-        (varying, lambda h: phi_functions(2, -h)[1] / phi_functions(1, -h)[0]),
+        (varying, lambda h: (phi_functions(2, scalar(-h))[1] / phi_functions(1, scalar(-h))[0]).item()),
     ],
 )
 def test_the_first_correction_is_its_formula(rule, weight):
@@ -77,9 +80,9 @@ def test_the_first_correction_is_its_formula(rule, weight):
     gain = [there.alpha - here.alpha * there.sigma / here.sigma for here, there in itertools.pairwise(grid)]
     keep = grid[2].sigma / grid[1].sigma
     corrected = keep * gain[0] * weight(2.0)
-    assert rows[0].gains == pytest.approx((gain[0],))
-    assert rows[1].keep == pytest.approx(keep)
-    assert rows[1].gains == pytest.approx((gain[1] + corrected, -corrected))
+    assert floats(rows[0].gains) == pytest.approx([gain[0].item()])
+    assert rows[1].keep.item() == pytest.approx(keep.item())
+    assert floats(rows[1].gains) == pytest.approx(floats([gain[1] + corrected, -corrected]))
 
 
 def test_the_predictor_alone_is_the_multistep_solver():
@@ -95,9 +98,9 @@ def test_the_predictor_alone_is_the_multistep_solver():
         unipc(grid, 2, predict=b2, correct=nothing, lower_below=0).rows,
         strict=True,
     ):
-        assert row.keep == pytest.approx(plain.keep)
-        gains = [*plain.gains, *[0.0] * (len(row.gains) - len(plain.gains))]
-        assert row.gains == pytest.approx(gains, abs=1e-12)
+        assert row.keep.item() == pytest.approx(plain.keep.item())
+        gains = [*floats(plain.gains), *[0.0] * (len(row.gains) - len(plain.gains))]
+        assert floats(row.gains) == pytest.approx(gains, abs=1e-12)
 
 
 def test_it_costs_one_call_a_step_and_takes_its_order_from_estimates_behind_it():

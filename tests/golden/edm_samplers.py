@@ -13,10 +13,10 @@ from torch import Tensor
 
 from tests.golden.case import Case, Comparison
 from tests.golden.k_diffusion import by_step, mixture, ratio
-from unveil.core import scalar_math, schedules
+from unveil.core import schedules
 from unveil.core.denoiser import DenoiseFn
+from unveil.core.elementary import as_tensor
 from unveil.core.samplers import CoefficientTable, euler_time, heun, heun_time, run
-from unveil.core.scalar_math import Number
 from unveil.core.schedule import Schedule
 from unveil.core.ve import EDMProcess
 from unveil.types import NoiseLevel
@@ -44,11 +44,15 @@ class Clock:
     beta_min: float
     rounded: Rounding
 
-    def at(self, t: Number) -> NoiseLevel:
+    def at(self, t: Tensor | float) -> NoiseLevel:
         """The level at t, with s(t) as alpha and s(t) sigma(t) as sigma."""
-        assert not isinstance(t, Tensor)
+        t = as_tensor(t)
+        rows = [self._numbers_at(number) for number in t.flatten().tolist()]
+        return NoiseLevel(*(as_tensor(column).reshape(t.shape) for column in zip(*rows, strict=True)))
+
+    def _numbers_at(self, t: float) -> tuple[float, float, float, float, float]:
         if t == 0:
-            return NoiseLevel(0.0, 1.0, 0.0, 0.0, math.inf)
+            return 0.0, 1.0, 0.0, 0.0, math.inf
         if self.schedule == "linear":
             sigma, speed = t, 1.0
         elif self.schedule == "ve":
@@ -58,23 +62,27 @@ class Clock:
             sigma = math.sqrt(math.expm1(0.5 * self.rise * t * t + self.beta_min * t))
             speed = 0.5 * (self.beta_min + self.rise * t) * (sigma + 1 / sigma)
         if self.scaling == "none":
-            return NoiseLevel(t, 1.0, sigma, 0.0, speed)
+            return t, 1.0, sigma, 0.0, speed
         scale = 1 / math.sqrt(1 + sigma**2)
         change = -sigma * speed * scale**3
-        return NoiseLevel(t, scale, scale * sigma, change, change * sigma + scale * speed)
+        return t, scale, scale * sigma, change, change * sigma + scale * speed
 
-    def t_of(self, half_log_snr: Number) -> Number:
+    def t_of(self, half_log_snr: Tensor | float) -> Tensor:
         """The time of a sigma, rounded as the network asks."""
-        sigma = self.rounded(float(scalar_math.exp(-1.0 * half_log_snr)))
+        places = as_tensor(half_log_snr)
+        return as_tensor([self._time_of(number) for number in places.flatten().tolist()]).reshape(places.shape)
+
+    def _time_of(self, half_log_snr: float) -> float:
+        sigma = self.rounded(math.exp(-1.0 * half_log_snr))
         if self.schedule == "linear":
             return sigma
         if self.schedule == "ve":
             return sigma**2
         return (math.sqrt(self.beta_min**2 + 2 * self.rise * math.log1p(sigma**2)) - self.beta_min) / self.rise
 
-    def timestep(self, level: NoiseLevel) -> Number:
+    def timestep(self, level: NoiseLevel) -> Tensor:
         """Return sigma, the input of the networks."""
-        return ratio(level)
+        return level.sigma / level.alpha
 
     def trainable(self, u: Tensor) -> Tensor:
         """Not called here."""
@@ -84,7 +92,7 @@ class Clock:
         """Not called here."""
         return t
 
-    def prior(self, level: NoiseLevel) -> Number:
+    def prior(self, level: NoiseLevel) -> Tensor:
         """Sigma."""
         return level.sigma
 

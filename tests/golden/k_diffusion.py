@@ -50,7 +50,8 @@ GRIDS = {
 
 def ratio(level: NoiseLevel) -> Any:
     """sigma / alpha, what the original calls sigma."""
-    return level.sigma / level.alpha
+    value = level.sigma / level.alpha
+    return value if value.ndim else value.item()
 
 
 def mixture(case: Case) -> Mixture:

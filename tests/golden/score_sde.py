@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tests.golden.case import Case, Comparison
 from unveil.core.denoiser import Estimate
+from unveil.core.elementary import as_tensor
 from unveil.core.ode_likelihood import bits_per_dim, log_density, probability_flow
 from unveil.core.process import LinearVP, Process
 from unveil.core.rng import Noise
@@ -87,8 +88,8 @@ def sde_tables(case_dir: Path) -> Iterator[Comparison]:
         made = Published(name, int(count), case.meta["sde_settings"][name])
         level, (ratio, spread) = made.process.at(t), made.forward(t)
         f, g = drift(level), diffusion(level)
-        prior = made.process.prior(made.process.at(1.0)) if name == "ve" else 1.0
-        normal = torch.distributions.Normal(0.0, torch.tensor(prior, dtype=torch.float64))
+        prior = made.process.prior(made.process.at(1.0)) if name == "ve" else as_tensor(1.0)
+        normal = torch.distributions.Normal(0.0, prior)
         got = {
             "marginal_mean": like(level.alpha, x) * x,
             "marginal_std": level.sigma,
@@ -158,7 +159,7 @@ def chain(
         for t, level in zip(times, levels, strict=True)
     ]
     if options.get("denoise", True):
-        rows[-1] = rows[-1]._replace(noise=0.0)
+        rows[-1] = rows[-1]._replace(noise=as_tensor(0.0))
     if given["corrector"] == "none":
         return CoefficientTable(rows), lambda step, draw=0: noises[step]
     each = options["n_steps"]
@@ -166,7 +167,7 @@ def chain(
         corrector: Any = Annealed(options["snr"], each)
     else:
         corrector = LangevinPlan(options["snr"], each, norm=over_the_batch, largest=math.inf)
-    scales = [(1 - made.betas[made.index(t)]).item() if made.name == "vp" else 1.0 for t in times]
+    scales = [1 - made.betas[made.index(t)] if made.name == "vp" else as_tensor(1.0) for t in times]
     if given["predictor"] == "none":  # it draws nothing
         return PredictorCorrectorPlan(CoefficientTable(rows), levels, corrector, scales), lambda step, draw=0: noises[
             step - step // (each + 1)
@@ -188,7 +189,7 @@ def level_of(made: Published, t: Tensor, continuous: bool) -> NoiseLevel:
 def predicted(made: Published, t: Tensor, level: NoiseLevel, predictor: str, flow: bool) -> StepRow:
     """One predictor's step, in x and x0: the score is (alpha x0 - x) / sigma^2."""
     if predictor == "none":
-        return StepRow(None, 1.0)
+        return StepRow(None, as_tensor(1.0))
     ratio, spread = (v.item() for v in made.forward(t))
     noise = spread
     if predictor == "euler_maruyama":
@@ -205,7 +206,7 @@ def predicted(made: Published, t: Tensor, level: NoiseLevel, predictor: str, flo
         noise = (made.cleaner(index) * spread / made.sigmas[index]).item()
     on_score = 0.5 * on_score if flow else on_score
     share = on_score / level.sigma**2
-    return StepRow(level, keep - share, (share * level.alpha,), 0.0 if flow else noise)
+    return StepRow(level, keep - share, (share * level.alpha,), as_tensor(0.0 if flow else noise))
 
 
 # ---------------------------------------------------------------------- likelihood
@@ -235,7 +236,7 @@ def ode_likelihood(case_dir: Path) -> Iterator[Comparison]:
         x = probability_flow(exact, made.process, start, (noisy, clean))
         yield case.compare(name, x.float())
         last = predicted(made, torch.tensor(given["eps"], dtype=torch.float64), clean, "reverse_diffusion", False)
-        denoised = run(CoefficientTable([last._replace(noise=0.0)]), exact, x)
+        denoised = run(CoefficientTable([last._replace(noise=as_tensor(0.0))]), exact, x)
         yield case.compare(f"{name}.denoise", denoised.float())
 
 

@@ -23,7 +23,6 @@ from unveil.core.samplers.exponential import dpm_multistep, dpm_singlestep, dpm_
 from unveil.core.samplers.stages import last_stage_only, orders_for, stages
 from unveil.core.samplers.step_size import IController, StepDecision, Tolerance, max_error, x_unit
 from unveil.core.samplers.unipc import b1, b2, unipc, varying
-from unveil.core.scalar_math import Number
 from unveil.core.schedule import Schedule
 from unveil.data.gaussian_mixture import Mixture
 from unveil.types import Condition, NoiseLevel, like
@@ -71,7 +70,7 @@ def recorded(case: Case, name: str, plan: Plan, step: DenoiseFn, first: int) -> 
     states: dict[int, Tensor] = {}
 
     def watched(x: Tensor, level: NoiseLevel) -> Estimate:
-        times.append(level.t.flatten()[0].item() if isinstance(level.t, Tensor) else level.t)
+        times.append(level.t.flatten()[0].item())
         return step(x, level)
 
     out = run(
@@ -249,19 +248,27 @@ def corrected(plan: CoefficientTable, grid: Schedule, step: DenoiseFn, case: Cas
     return (states[1] - second.gain * quantity) / second.keep
 
 
-def published_varying(nodes: Sequence[Number], reach: Number) -> list[Number]:
+def published_varying(nodes: Sequence[Tensor], reach: Tensor) -> list[Tensor]:
+    """`published_varying_of` of every step of a table; 0 where one of the steps before does not exist."""
+    rows = [
+        published_varying_of(places, width) if len(set(places)) == len(places) else [0.0] * len(places)
+        for *places, width in zip(*(node.expand_as(reach).tolist() for node in nodes), reach.tolist(), strict=True)
+    ]
+    return list(torch.tensor(rows, dtype=torch.float64).unbind(1))
+
+
+def published_varying_of(nodes: Sequence[float], reach: float) -> list[float]:
     """The corrector's weights in the published code, which for 2 differences and more are not the paper's.
 
     It leaves out the last row of the inverse for the old differences, and takes a wrong entry of it for the new one.
     """
-    assert not isinstance(reach, Tensor)
-    places = [float(node) for node in [*nodes[2:], nodes[1]]]
+    places = [*nodes[2:], nodes[1]]
     count = len(places)
     matrix = torch.tensor(
         [[place**k / math.factorial(k + 1) for k in range(count)] for place in places], dtype=torch.float64
     )
     inverse = torch.linalg.inv(matrix)
-    first, *others = phi_functions(count + 1, reach)
+    first, *others = (value.item() for value in phi_functions(count + 1, torch.tensor(reach, dtype=torch.float64)))
     shares = torch.tensor([other / first for other in others], dtype=torch.float64)
     old = (shares[:-1] @ inverse[:-1, :-1]).tolist()
     new = (shares[-1] * inverse[max(count - 2, 0), -1]).item()

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from unveil.checkpoints.formats import openai
 from unveil.checkpoints.overrides import ModelOverrides
+from unveil.core import elementary
 from unveil.core.process import Process
 from unveil.errors import WeightsError
 from unveil.io import files
@@ -47,11 +48,11 @@ class GuidanceClassifier:
     sha256: str = ""
 
     def __call__(self, x: Tensor, level: NoiseLevel) -> Tensor:
-        """The logits; differentiable in x. The level is floats, or the same for all samples."""
-        ratio = torch.as_tensor(level.half_log_snr, dtype=torch.float64).flatten()[0].item()
+        """The logits; differentiable in x. The level is the same for all samples."""
+        ratio = level.half_log_snr.flatten()[0].item()
         nearest = self.process.at(self.process.t_of(ratio))
         index = torch.full((len(x),), float(self.process.timestep(nearest)), dtype=torch.float32, device=x.device)
-        return self.network(x * like(nearest.alpha / level.alpha, x), index)
+        return self.network(x * like(elementary.divide(nearest.alpha.item(), level.alpha), x), index)
 
 
 def load_guide(path: str | Path, process: Process, overrides: Mapping[str, Any] | None = None) -> GuidanceClassifier:

@@ -80,8 +80,9 @@ class AttachedControlNet:
     def share(self, level: NoiseLevel, rows: int) -> float | Tensor:
         """1 where it works, else 0: a number, or (rows, 1, 1, 1) where samples differ in their level."""
         time = level.t
-        if not isinstance(time, Tensor):
-            return float(1 - time >= self.start and (1 - time < self.stop or self.stop == 1))
+        if not time.ndim:
+            progress = 1 - time.item()
+            return float(progress >= self.start and (progress < self.stop or self.stop == 1))
         # the noisiest part of a sample counts, as it does for the index that the network is given
         progress = 1 - (time.flatten(1).amax(1) if time.ndim > 1 else time.expand(rows))
         works = (progress >= self.start) & ((progress < self.stop) if self.stop < 1 else True)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from unveil.core import prediction as predictions
+from unveil.core.elementary import scalar
 from unveil.core.preconditioning import Preconditioning
 from unveil.core.prediction import Prediction, Solution, solve
 from unveil.core.process import Process
-from unveil.core.scalar_math import Number
 from unveil.errors import ShapeError
 from unveil.types import Condition, NoiseLevel, like
 
@@ -54,7 +54,7 @@ class Estimate:
         """The clean sample, of x's shape."""
         if self._x0 is None:
             assert self.solution is not None
-            self._x0 = self._combine(self.solution.x0_x, self.solution.x0_y)
+            self._x0 = self._combine(self.solution, 0)
         return self._x0
 
     @property
@@ -62,7 +62,7 @@ class Estimate:
         """The noise, of x's shape."""
         if self._eps is None:
             assert self.solution is not None
-            self._eps = self._combine(self.solution.eps_x, self.solution.eps_y)
+            self._eps = self._combine(self.solution, 2)
         return self._eps
 
     def mix(self, x: Tensor, keep: float, gain: float, out: Tensor, of: Literal["x0", "eps"] = "x0") -> Tensor:
@@ -71,11 +71,11 @@ class Estimate:
         One pass over memory when x is the estimate's own and x0 (or eps) was not computed before.
         """
         computed = self._x0 if of == "x0" else self._eps
-        if self.solution is None or computed is not None or self._x is not x or isinstance(self.solution.x0_x, Tensor):
+        if self.solution is None or computed is not None or self._x is not x or self.solution.scalars is None:
             quantity = self.x0 if of == "x0" else self.eps  # before `out` is written, which may be what it comes from
             return weighted_sum(x, keep, quantity, gain, out)
-        q_x, q_y = self.solution[:2] if of == "x0" else self.solution[2:]
-        return weighted_sum(x, keep + gain * float(q_x), self._y, gain * float(q_y), out)
+        q_x, q_y = self.solution.scalars[:2] if of == "x0" else self.solution.scalars[2:]
+        return weighted_sum(x, keep + gain * q_x, self._y, gain * q_y, out)
 
     def towards(self, other: Estimate, weight: float) -> Estimate:
         """This estimate moved to the other one: weight 0 is this, 1 the other, more goes beyond (guidance)."""
@@ -83,9 +83,12 @@ class Estimate:
             return Estimate.solved(self.solution, self._x, torch.lerp(self._y, other._y, weight), other.extra)
         return Estimate(torch.lerp(self.x0, other.x0, weight), torch.lerp(self.eps, other.eps, weight), other.extra)
 
-    def _combine(self, on_x: float | Tensor, on_y: float | Tensor) -> Tensor:
-        if isinstance(on_x, Tensor) or isinstance(on_y, Tensor):
-            return like(on_x, self._x) * self._x + like(on_y, self._x) * self._y
+    def _combine(self, solution: Solution, first: Literal[0, 2]) -> Tensor:
+        if solution.scalars is None:
+            pairs = (solution.x0_x, solution.x0_y, solution.eps_x, solution.eps_y)
+            on_x, on_y = (like(part, self._x) for part in pairs[first : first + 2])
+            return on_x * self._x + on_y * self._y
+        on_x, on_y = solution.scalars[first : first + 2]
         if on_x == 0:
             return self._y if on_y == 1 else on_y * self._y
         if torch.is_grad_enabled() and (self._x.requires_grad or self._y.requires_grad):
@@ -139,20 +142,22 @@ class Denoiser(nn.Module):
         self.prediction = prediction
         self.learns_variance = learns_variance
         # a grid's levels come again with every sample: (level, batch, device) -> solution, scale of x and index
-        self._solutions: dict[tuple[NoiseLevel, int, torch.device], tuple[Solution, Number, Tensor]] = {}
+        self._solutions: dict[tuple[NoiseLevel, int, torch.device], tuple[Solution, float, Tensor]] = {}
 
     def forward(self, x: Tensor, level: NoiseLevel, condition: Condition | None = None) -> Estimate:
-        """The estimate at x. The level's fields are floats, (B,) tensors, or broadcastable to x."""
-        if isinstance(level.t, Tensor):
-            solution, scale, index = self.solve(level), self.input_scale(level), self.timestep(level, x)
+        """The estimate at x. The level is one for all, one per sample (B,), or broadcastable to x."""
+        if level.t.ndim:
+            solution, index = self.solve(level), self.timestep(level, x)
+            inputs = _scaled(x, self.input_scale(level))
         else:
             key = (level, len(x), x.device)
             if key not in self._solutions:
                 if len(self._solutions) > 4096:
                     self._solutions.clear()
-                self._solutions[key] = self.solve(level), self.input_scale(level), self.timestep(level, x)
+                self._solutions[key] = self.solve(level), self.input_scale(level).item(), self.timestep(level, x)
             solution, scale, index = self._solutions[key]
-        y, extra = self.check_output(self.network(_scaled(x, scale), index, condition), x)
+            inputs = x if scale == 1 else scale * x
+        y, extra = self.check_output(self.network(inputs, index, condition), x)
         return Estimate.solved(solution, x, y, extra)
 
     def with_process(self, process: Process) -> Denoiser:
@@ -175,9 +180,9 @@ class Denoiser(nn.Module):
         """Inputs of the network at a level: x, scaled, and the index (B,)."""
         return _scaled(x, self.input_scale(level)), self.timestep(level, x)
 
-    def input_scale(self, level: NoiseLevel) -> Number:
+    def input_scale(self, level: NoiseLevel) -> Tensor:
         """Factor of x at the network's input; 1 without preconditioning."""
-        return self.prediction.input_scale(level) if isinstance(self.prediction, Preconditioning) else 1.0
+        return self.prediction.input_scale(level) if isinstance(self.prediction, Preconditioning) else scalar(1.0)
 
     def timestep(self, level: NoiseLevel, x: Tensor) -> Tensor:
         """The time input of the network, float32: the index of the level, (B,), the noisiest one where parts differ.
@@ -186,8 +191,6 @@ class Denoiser(nn.Module):
         """
         source = self.prediction if isinstance(self.prediction, Preconditioning) else self.process
         index = source.timestep(level)
-        if not isinstance(index, Tensor):
-            return torch.full((len(x),), float(index), dtype=torch.float32, device=x.device)
         if index.ndim > 1 and getattr(self.network, "takes_token_levels", False):
             return index.to(torch.float32).to(x.device)
         index = index.flatten(1).amax(1) if index.ndim > 1 else index
@@ -213,5 +216,5 @@ class Denoiser(nn.Module):
         return y.to(x.dtype), extra
 
 
-def _scaled(x: Tensor, scale: Number) -> Tensor:
-    return like(scale, x) * x if isinstance(scale, Tensor) or scale != 1 else x
+def _scaled(x: Tensor, scale: Tensor) -> Tensor:
+    return like(scale, x) * x if scale.ndim or scale != 1 else x

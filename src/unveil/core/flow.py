@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from unveil.core import scalar_math
-from unveil.core.process import Process, check_time
-from unveil.core.scalar_math import Number
+from unveil.core import elementary
+from unveil.core.elementary import as_tensor
+from unveil.core.process import Process, checked_time
 from unveil.errors import RecipeError
 from unveil.types import NoiseLevel
 
@@ -31,25 +31,19 @@ class RectifiedFlow:
     index_scale: float = 1000.0
     rounding: Literal["none", "down"] = "none"
 
-    def at(self, t: Number) -> NoiseLevel:
+    def at(self, t: Tensor | float) -> NoiseLevel:
         """The level at t."""
-        check_time(t)
-        if isinstance(t, Tensor):
-            return NoiseLevel(t, 1 - t, t, torch.full_like(t, -1.0), torch.ones_like(t))
-        return NoiseLevel(t, 1.0 - t, float(t), -1.0, 1.0)
+        t = checked_time(t)
+        return NoiseLevel(t, 1 - t, t, torch.full_like(t, -1.0), torch.ones_like(t))
 
-    def t_of(self, half_log_snr: Number) -> Number:
+    def t_of(self, half_log_snr: Tensor | float) -> Tensor:
         """The time of a half log-SNR."""
-        if isinstance(half_log_snr, Tensor):
-            return torch.sigmoid(-half_log_snr)
-        return 1 / (1 + math.exp(min(half_log_snr, 700.0)))
+        return elementary.sigmoid(-as_tensor(half_log_snr))
 
-    def timestep(self, level: NoiseLevel) -> Number:
+    def timestep(self, level: NoiseLevel) -> Tensor:
         """T in thousandths, the range that DDPM's time embedding was made for."""
         index = level.t * self.index_scale
-        if self.rounding == "none":
-            return index
-        return index.floor() if isinstance(index, Tensor) else float(math.floor(index))
+        return index if self.rounding == "none" else index.floor()
 
     def trainable(self, u: Tensor) -> Tensor:
         """(0, 1), kept off both ends by 1e-5."""
@@ -59,9 +53,9 @@ class RectifiedFlow:
         """(0, 1), kept off both ends by 1e-5."""
         return t.clamp(1e-5, 1 - 1e-5)
 
-    def prior(self, level: NoiseLevel) -> Number:
+    def prior(self, level: NoiseLevel) -> Tensor:
         """The deviation of x when that of the data is 1; 1 at t = 1."""
-        return scalar_math.sqrt(level.alpha**2 + level.sigma**2)
+        return elementary.sqrt(elementary.square(level.alpha) + elementary.square(level.sigma))
 
 
 @dataclass(frozen=True)
@@ -89,18 +83,18 @@ class TimeShift:
         if not self.shift > 0:
             raise RecipeError(f"shift = {self.shift}: must be above 0; 1 changes nothing")
 
-    def at(self, t: Number) -> NoiseLevel:
+    def at(self, t: Tensor | float) -> NoiseLevel:
         """The level at t, with the derivatives in this t."""
-        check_time(t)
+        t = checked_time(t)
         level = self.process.at(self._inner(t))
-        speed = self.shift / (1 + (self.shift - 1) * t) ** 2
+        speed = elementary.divide(self.shift, elementary.square(1 + (self.shift - 1) * t))
         return NoiseLevel(t, level.alpha, level.sigma, level.dalpha * speed, level.dsigma * speed)
 
-    def t_of(self, half_log_snr: Number) -> Number:
+    def t_of(self, half_log_snr: Tensor | float) -> Tensor:
         """The time of a half log-SNR."""
         return self._outer(self.process.t_of(half_log_snr))
 
-    def timestep(self, level: NoiseLevel) -> Number:
+    def timestep(self, level: NoiseLevel) -> Tensor:
         """Index that the process without the shift gives the network."""
         return self.process.timestep(level._replace(t=self._inner(level.t)))
 
@@ -110,18 +104,16 @@ class TimeShift:
 
     def within(self, t: Tensor) -> Tensor:
         """The nearest time, in the process's own, at which a network is trained."""
-        inner, outer = self._inner(t), self._outer
-        assert isinstance(inner, Tensor)
-        return torch.as_tensor(outer(self.process.within(inner)))
+        return self._outer(self.process.within(self._inner(t)))
 
-    def prior(self, level: NoiseLevel) -> Number:
+    def prior(self, level: NoiseLevel) -> Tensor:
         """That of the process."""
         return self.process.prior(level._replace(t=self._inner(level.t)))
 
-    def _inner(self, t: Number) -> Number:
+    def _inner(self, t: Tensor) -> Tensor:
         return self.shift * t / (1 + (self.shift - 1) * t)
 
-    def _outer(self, t: Number) -> Number:
+    def _outer(self, t: Tensor) -> Tensor:
         return t / (self.shift - (self.shift - 1) * t)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from unveil.core.process import DATA, Process
-from unveil.core.schedule import Schedule, check_steps, level_at_lambda, unit_fractions
+from unveil.core.schedule import Schedule, check_steps, levels_at, levels_at_lambda, unit_fractions
 from unveil.types import NoiseLevel
 
 ALMOST_NOISE = 1 - 17 / 2**24  # 1 - 1e-6 in float32, where a published solver begins in place of 1
@@ -28,7 +29,7 @@ def uniform_above(process: Process, steps: int, *, last: float = 1e-3) -> Schedu
     """
     check_steps(steps)
     end = float(process.at(last).sigma)
-    return Schedule(process, [*(process.at(1 + part * (end - 1)) for part in unit_fractions(steps)), DATA])
+    return Schedule(process, [*levels_at(process, [1 + part * (end - 1) for part in unit_fractions(steps)]), DATA])
 
 
 def uniform_to(process: Process, steps: int, *, last: float) -> Schedule:
@@ -42,9 +43,9 @@ def uniform_to(process: Process, steps: int, *, last: float) -> Schedule:
     Source: HaCohen et al. 2024 (arXiv:2501.00103), published scheduler.
     """
     check_steps(steps)
-    alphas = [float(process.at((steps - i) / steps).alpha) for i in range(steps)]
+    alphas = [float(level.alpha) for level in levels_at(process, [(steps - i) / steps for i in range(steps)])]
     stretch = (1 - last) / alphas[-1] if steps > 1 else 1.0
-    return Schedule(process, [process.at(1.0), *(_of_sigma(process, 1 - a * stretch) for a in alphas[1:]), DATA])
+    return Schedule(process, [process.at(1.0), *_of_sigmas(process, [1 - a * stretch for a in alphas[1:]]), DATA])
 
 
 def flow_sigmas(process: Process, steps: int, *, last: float = 1e-3) -> Schedule:
@@ -61,9 +62,9 @@ def flow_sigmas(process: Process, steps: int, *, last: float = 1e-3) -> Schedule
     """
     check_steps(steps)
     times = np.linspace(1, last, steps + 1)[1:-1].tolist()
-    return Schedule(process, [_of_sigma(process, ALMOST_NOISE), *(process.at(t) for t in times), DATA])
+    return Schedule(process, [*_of_sigmas(process, [ALMOST_NOISE]), *levels_at(process, times), DATA])
 
 
-def _of_sigma(process: Process, sigma: float) -> NoiseLevel:
-    """The level of a sigma inside (0, 1), where alpha is 1 - sigma."""
-    return level_at_lambda(process, math.log((1 - sigma) / sigma))
+def _of_sigmas(process: Process, sigmas: Sequence[float]) -> list[NoiseLevel]:
+    """The levels of sigmas inside (0, 1), where alpha is 1 - sigma."""
+    return levels_at_lambda(process, [math.log((1 - sigma) / sigma) for sigma in sigmas])

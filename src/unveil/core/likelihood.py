@@ -9,10 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unveil.core import scalar_math
+from unveil.core import elementary
 from unveil.core.denoiser import DenoiseFn, Estimate
 from unveil.core.rng import Noise
-from unveil.core.scalar_math import Number
 from unveil.core.transition import Chain, Transition
 from unveil.core.variance import VarianceRule
 from unveil.types import NoiseLevel, like
@@ -48,21 +47,21 @@ def decoder_nll(x0: Tensor, mean: Tensor, log_std: Tensor, *, bins: int = 256) -
 
 
 def bound_term(
-    step: Transition, x0: Tensor, x: Tensor, mean: Tensor, log_variance: Number, *, bins: int = 256
+    step: Transition, x0: Tensor, x: Tensor, mean: Tensor, log_variance: Tensor, *, bins: int = 256
 ) -> Tensor:
     """One term of the bound per sample, (B,) in bits/dim: the KL of a step, or the decoder's where s is the data.
 
     Args:
-        step: floats, or (B,) tensors.
+        step: one for all, or one per sample (B,).
         x0: the data, (B, ...).
         x: noised to step.t.
         mean: of p(x_s | x_t).
         log_variance: of p(x_s | x_t), a number, (B,) or of x's shape.
         bins: values that x0 may take.
     """
-    log_variance = like(_log_tensor(log_variance), x)
-    kl = normal_kl(step.mean(x0, x), like(_log_tensor(scalar_math.log(step.floor)), x), mean, log_variance)
-    onto_data = torch.as_tensor(step.s.sigma, dtype=torch.float64, device="cpu").reshape(-1).expand(len(x)) == 0
+    log_variance, log_floor = (_cast(value, x) for value in (log_variance, elementary.log(step.floor)))
+    kl = normal_kl(step.mean(x0, x), log_floor, mean, log_variance)
+    onto_data = step.s.sigma.reshape(-1).expand(len(x)) == 0
     terms = kl.flatten(1).mean(1)
     if bool(onto_data.any()):
         nll = decoder_nll(x0, mean, 0.5 * log_variance * torch.ones_like(x0), bins=bins).flatten(1).mean(1)
@@ -134,9 +133,12 @@ def bound(
     return VariationalBound(prior, *(torch.stack(column, 1) for column in (terms, x0_mse, eps_mse)))
 
 
+def _cast(value: Tensor, x: Tensor) -> Tensor:
+    """A tensor of x's type that broadcasts against x, also of a single number."""
+    cast = like(value if value.ndim else value[None], x)
+    assert isinstance(cast, Tensor)
+    return cast
+
+
 def _normal_cdf(z: Tensor) -> Tensor:
     return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
-
-
-def _log_tensor(value: Number) -> Tensor:
-    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)

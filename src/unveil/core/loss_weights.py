@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from unveil.core import scalar_math
+from unveil.core import elementary
 from unveil.core.prediction import Prediction
 from unveil.core.transition import Chain
 from unveil.types import NoiseLevel
@@ -23,7 +23,7 @@ Weight = Callable[[NoiseLevel], Tensor]
 
 def snr(level: NoiseLevel) -> Tensor:
     """alpha^2 / sigma^2: constant on eps, DDPM's L_simple. Source: Salimans & Ho 2022, section 4."""
-    return _tensor(level.alpha) ** 2 / _tensor(level.sigma) ** 2
+    return level.alpha**2 / level.sigma**2
 
 
 def truncated_snr(level: NoiseLevel) -> Tensor:
@@ -46,7 +46,7 @@ def flow(most: float = math.inf) -> Weight:
 
     Source: a velocity loss on predicted data: Li & He 2025 (arXiv:2511.13720), who bound t at the clean end instead.
     """
-    return lambda level: ((1 + _tensor(level.alpha) / _tensor(level.sigma)) ** 2).clamp(max=most)
+    return lambda level: ((1 + level.alpha / level.sigma) ** 2).clamp(max=most)
 
 
 def edm(sigma_data: float = 0.5) -> Weight:
@@ -77,12 +77,16 @@ def elbo(chain: Chain) -> Weight:
     diffusion framework does for `original_elbo_weight`.
     """
     neighbour = chain[-2] if len(chain) > 1 else chain[-1]
-    on_eps = neighbour.c0**2 / (2 * neighbour.floor) * (neighbour.t.sigma / neighbour.t.alpha) ** 2
+    on_eps = (
+        elementary.square(neighbour.c0)
+        / (2 * neighbour.floor)
+        * elementary.square(neighbour.t.sigma / neighbour.t.alpha)
+    )
 
     def weight(level: NoiseLevel) -> Tensor:
         step = chain.of(level)
-        last = _tensor(step.s.sigma) == 0
-        inner = _tensor(step.c0) ** 2 / (2 * _tensor(step.floor))
+        last = step.s.sigma == 0
+        inner = step.c0**2 / (2 * step.floor)
         return torch.where(last, on_eps * snr(level), inner)
 
     return weight
@@ -91,8 +95,8 @@ def elbo(chain: Chain) -> Weight:
 def on_target(weight: Weight, prediction: Prediction, level: NoiseLevel) -> Tensor:
     """The weight on |y - y_hat|^2 that equals `weight` on |x0 - x0_hat|^2, (B,) float64."""
     a, b = prediction(level)
-    det = _tensor(a * level.sigma - b * level.alpha)
-    return weight(level) * _tensor(scalar_math.safe_divide(level.sigma, det, 0.0)) ** 2
+    det = a * level.sigma - b * level.alpha
+    return weight(level) * elementary.safe_divide(level.sigma, det, 0.0) ** 2
 
 
 WEIGHTS: dict[str, Weight] = {
@@ -104,7 +108,3 @@ WEIGHTS: dict[str, Weight] = {
     "flow": flow(),
     "sigmoid": sigmoid(),
 }
-
-
-def _tensor(value: scalar_math.Number) -> Tensor:
-    return torch.as_tensor(value, dtype=torch.float64)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unveil.core import scalar_math
+from unveil.core import elementary
 from unveil.core.denoiser import DenoiseFn
 from unveil.core.process import Process
 from unveil.core.rng import Noise
@@ -205,8 +205,8 @@ class _Path:
 
     def rates(self, u: Tensor, y: Tensor, probes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """dy/du, and v^T J v of every probe, (B, K) float64."""
-        level = self.process.at(torch.as_tensor(self.process.t_of(-u)).clamp(*self._times))
-        whole = scalar_math.sqrt(level.alpha**2 + level.sigma**2)
+        level = self.process.at(self.process.t_of(-u).clamp(*self._times))
+        whole = elementary.sqrt(elementary.square(level.alpha) + elementary.square(level.sigma))
         c, s = level.alpha / whole, level.sigma / whole
         with torch.set_grad_enabled(bool(probes)):
             y = y.detach().requires_grad_(bool(probes))

@@ -20,10 +20,9 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from unveil.core import scalar_math
+from unveil.core import elementary
 from unveil.core.prediction import edm_f, eps, solve
 from unveil.core.process import DiscreteVP, betas
-from unveil.core.scalar_math import Number
 from unveil.errors import RecipeError
 from unveil.types import NoiseLevel
 
@@ -34,15 +33,15 @@ _LEAST = 1e-44  # stands for sigma = 0 in logarithms
 class Preconditioning(Protocol):
     """A prediction that also says what its network is given, in place of x and the process's index."""
 
-    def __call__(self, level: NoiseLevel) -> tuple[Number, Number]:
+    def __call__(self, level: NoiseLevel) -> tuple[Tensor, Tensor]:
         """The coefficients (a, b) of the target y = a x0 + b eps."""
         ...
 
-    def input_scale(self, level: NoiseLevel) -> Number:
+    def input_scale(self, level: NoiseLevel) -> Tensor:
         """Factor of x: c_in / alpha."""
         ...
 
-    def timestep(self, level: NoiseLevel) -> Number:
+    def timestep(self, level: NoiseLevel) -> Tensor:
         """The number that stands for the level: c_noise."""
         ...
 
@@ -50,10 +49,10 @@ class Preconditioning(Protocol):
 class Scalings(NamedTuple):
     """The four columns of the paper's table, for x' = x / alpha."""
 
-    c_skip: Number
-    c_out: Number
-    c_in: Number
-    c_noise: Number
+    c_skip: Tensor
+    c_out: Tensor
+    c_in: Tensor
+    c_noise: Tensor
 
 
 def scalings(shell: Preconditioning, level: NoiseLevel) -> Scalings:
@@ -81,21 +80,19 @@ class VPPreconditioning:
     beta_max: float = 20.0
     timesteps: int = 1000
 
-    def __call__(self, level: NoiseLevel) -> tuple[Number, Number]:
+    def __call__(self, level: NoiseLevel) -> tuple[Tensor, Tensor]:
         """That of eps."""
         return eps(level)
 
-    def input_scale(self, level: NoiseLevel) -> Number:
+    def input_scale(self, level: NoiseLevel) -> Tensor:
         """1 / sqrt(alpha^2 + sigma^2): 1 under any VP process."""
         return _unit(level)
 
-    def timestep(self, level: NoiseLevel) -> Number:
+    def timestep(self, level: NoiseLevel) -> Tensor:
         """The VP process's time in steps."""
-        total = scalar_math.log(1 + _ratio(level) ** 2)  # -2 log(alpha) of the VP process
+        total = elementary.log(1 + elementary.square(_ratio(level)))  # -2 log(alpha) of the VP process
         rise = self.beta_max - self.beta_min
-        return (
-            (self.timesteps - 1) * 2 * total / (scalar_math.sqrt(self.beta_min**2 + 2 * rise * total) + self.beta_min)
-        )
+        return (self.timesteps - 1) * 2 * total / (elementary.sqrt(self.beta_min**2 + 2 * rise * total) + self.beta_min)
 
 
 @dataclass(frozen=True)
@@ -107,19 +104,18 @@ class VEPreconditioning:
     Source: Karras et al. 2022, table 1, column VE, and appendix C.2.
     """
 
-    def __call__(self, level: NoiseLevel) -> tuple[Number, Number]:
+    def __call__(self, level: NoiseLevel) -> tuple[Tensor, Tensor]:
         """That of -eps."""
-        del level
-        return 0.0, -1.0
+        return torch.zeros_like(level.t), torch.full_like(level.t, -1.0)
 
-    def input_scale(self, level: NoiseLevel) -> Number:
+    def input_scale(self, level: NoiseLevel) -> Tensor:
         """1 / alpha."""
         _ratio(level)
         return 1 / level.alpha
 
-    def timestep(self, level: NoiseLevel) -> Number:
+    def timestep(self, level: NoiseLevel) -> Tensor:
         """log(r / 2)."""
-        return scalar_math.log(scalar_math.maximum(_ratio(level) / 2, _LEAST))
+        return elementary.log((_ratio(level) / 2).clamp(min=_LEAST))
 
 
 @dataclass(frozen=True)
@@ -136,24 +132,21 @@ class IDDPMPreconditioning:
 
     timesteps: int = 1000
 
-    def __call__(self, level: NoiseLevel) -> tuple[Number, Number]:
+    def __call__(self, level: NoiseLevel) -> tuple[Tensor, Tensor]:
         """That of eps."""
         return eps(level)
 
-    def input_scale(self, level: NoiseLevel) -> Number:
+    def input_scale(self, level: NoiseLevel) -> Tensor:
         """1 / sqrt(alpha^2 + sigma^2): 1 under any VP process."""
         return _unit(level)
 
-    def timestep(self, level: NoiseLevel) -> Number:
+    def timestep(self, level: NoiseLevel) -> Tensor:
         """The index of the nearest level of the table; clean data, nearest to r = 0, is -1."""
-        r = _ratio(level)
-        place = self._place(r)
-        return place.to(torch.float64) - 1 if isinstance(r, Tensor) else float(place) - 1
+        return self._place(_ratio(level)).to(torch.float64) - 1
 
-    def rounded(self, r: Number) -> Number:
+    def rounded(self, r: Tensor) -> Tensor:
         """The nearest value of sigma / alpha that the network was trained at, or 0."""
-        nearest = self.ratios[self._place(r)]
-        return nearest if isinstance(r, Tensor) else nearest.item()
+        return self.ratios[self._place(r)]
 
     @cached_property
     def ratios(self) -> Tensor:
@@ -161,9 +154,9 @@ class IDDPMPreconditioning:
         alpha2 = DiscreteVP(betas("cosine", self.timesteps)).alpha_bar
         return ((1 - alpha2) / alpha2).sqrt()
 
-    def _place(self, r: Number) -> Tensor:
+    def _place(self, r: Tensor) -> Tensor:
         middles = (self.ratios[1:] + self.ratios[:-1]) / 2
-        return torch.searchsorted(middles, torch.as_tensor(r, dtype=torch.float64))
+        return torch.searchsorted(middles, r)
 
 
 @dataclass(frozen=True)
@@ -182,18 +175,18 @@ class EDMPreconditioning:
     sigma_data: float = 0.5
     index_scale: float = 1.0
 
-    def __call__(self, level: NoiseLevel) -> tuple[Number, Number]:
+    def __call__(self, level: NoiseLevel) -> tuple[Tensor, Tensor]:
         """That of F, which goes from -eps near the data to x0 / sigma_data in the noise."""
         _ratio(level)
         return edm_f(self.sigma_data)(level)
 
-    def input_scale(self, level: NoiseLevel) -> Number:
+    def input_scale(self, level: NoiseLevel) -> Tensor:
         """1 / sqrt(sigma^2 + (alpha sigma_data)^2)."""
         return _unit(level, self.sigma_data)
 
-    def timestep(self, level: NoiseLevel) -> Number:
+    def timestep(self, level: NoiseLevel) -> Tensor:
         """log(r) / 4, times `index_scale`."""
-        return 0.25 * self.index_scale * scalar_math.log(scalar_math.maximum(_ratio(level), _LEAST))
+        return 0.25 * self.index_scale * elementary.log(_ratio(level).clamp(min=_LEAST))
 
 
 @dataclass(frozen=True)
@@ -213,31 +206,31 @@ class ConsistencyPreconditioning:
     sigma_data: float = 0.5
     sigma_min: float = 0.002
 
-    def __call__(self, level: NoiseLevel) -> tuple[Number, Number]:
+    def __call__(self, level: NoiseLevel) -> tuple[Tensor, Tensor]:
         """That of F; both coefficients grow without end towards the boundary."""
-        d, r = self.sigma_data, scalar_math.maximum(_ratio(level), 1e-12)  # clean parts of x stay as they are
+        d, r = self.sigma_data, _ratio(level).clamp(min=1e-12)  # clean parts of x stay as they are
         gap = r - self.sigma_min
         gap = gap + 1e-12 * (gap == 0)  # there x0 = x' to rounding, as it has to be
-        width = scalar_math.sqrt(r * r + d * d) / (gap * gap + d * d)
+        width = elementary.sqrt(r * r + d * d) / (gap * gap + d * d)
         return gap * width / d, -1.0 * d * r * width / gap
 
-    def input_scale(self, level: NoiseLevel) -> Number:
+    def input_scale(self, level: NoiseLevel) -> Tensor:
         """1 / sqrt(sigma^2 + (alpha sigma_data)^2)."""
         return _unit(level, self.sigma_data)
 
-    def timestep(self, level: NoiseLevel) -> Number:
+    def timestep(self, level: NoiseLevel) -> Tensor:
         """250 log(r)."""
-        return 250 * scalar_math.log(scalar_math.maximum(_ratio(level), _LEAST))
+        return 250 * elementary.log(_ratio(level).clamp(min=_LEAST))
 
 
-def _unit(level: NoiseLevel, sigma_data: float = 1.0) -> Number:
+def _unit(level: NoiseLevel, sigma_data: float = 1.0) -> Tensor:
     """Factor that gives x unit variance, for data of deviation sigma_data."""
-    return 1 / scalar_math.sqrt(level.sigma**2 + (level.alpha * sigma_data) ** 2)
+    return 1 / elementary.sqrt(elementary.square(level.sigma) + elementary.square(level.alpha * sigma_data))
 
 
-def _ratio(level: NoiseLevel) -> Number:
+def _ratio(level: NoiseLevel) -> Tensor:
     """Sigma / alpha."""
-    if bool(torch.as_tensor(level.alpha == 0).any()):
+    if bool((level.alpha == 0).any()):
         raise RecipeError(
             f"at t = {level.t} alpha is 0 and sigma / alpha, by which this preconditioning tells its network the "
             "level, infinite; begin the grid at a level with alpha > 0, or use another prediction"

@@ -10,55 +10,52 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from unveil.core import scalar_math
-from unveil.core.scalar_math import Number
+from unveil.core import elementary
 from unveil.core.transition import Chain
 from unveil.errors import RecipeError
 from unveil.types import NoiseLevel
 
 # level -> (a, b), the coefficients of the target y = a x0 + b eps
-Prediction = Callable[[NoiseLevel], tuple[Number, Number]]
+Prediction = Callable[[NoiseLevel], tuple[Tensor, Tensor]]
 
 
-def x0(level: NoiseLevel) -> tuple[Number, Number]:
+def x0(level: NoiseLevel) -> tuple[Tensor, Tensor]:
     """The clean sample; at sigma = 0 eps has left no trace and is taken as 0."""
-    del level
-    return 1.0, 0.0
+    return torch.ones_like(level.t), torch.zeros_like(level.t)
 
 
-def eps(level: NoiseLevel) -> tuple[Number, Number]:
+def eps(level: NoiseLevel) -> tuple[Tensor, Tensor]:
     """The noise; at alpha = 0 it says nothing about x0. Source: Ho et al. 2020, eq. 11 (arXiv:2006.11239)."""
-    del level
-    return 0.0, 1.0
+    return torch.zeros_like(level.t), torch.ones_like(level.t)
 
 
-def v(level: NoiseLevel) -> tuple[Number, Number]:
+def v(level: NoiseLevel) -> tuple[Tensor, Tensor]:
     """V = alpha eps - sigma x0, defined at both ends. Source: Salimans & Ho 2022, section 4 (arXiv:2202.00512)."""
     return -1.0 * level.sigma, level.alpha
 
 
-def score(level: NoiseLevel) -> tuple[Number, Number]:
+def score(level: NoiseLevel) -> tuple[Tensor, Tensor]:
     """The gradient of log p(x | x0), -eps / sigma. Source: Song et al. 2021, eq. 7 (arXiv:2011.13456)."""
-    return 0.0, scalar_math.safe_divide(-1.0, level.sigma, -math.inf)
+    return torch.zeros_like(level.t), elementary.safe_divide(-1.0, level.sigma, -math.inf)
 
 
-def flow(level: NoiseLevel) -> tuple[Number, Number]:
+def flow(level: NoiseLevel) -> tuple[Tensor, Tensor]:
     """The velocity dx/dt = alpha' x0 + sigma' eps. Source: Lipman et al. 2022, eq. 23 (arXiv:2210.02747)."""
     return level.dalpha, level.dsigma
 
 
-def rectified_flow(level: NoiseLevel) -> tuple[Number, Number]:
+def rectified_flow(level: NoiseLevel) -> tuple[Tensor, Tensor]:
     """Eps - x0, rectified flow's velocity in its own time: under a shift, `flow` without the speed of the shift.
 
     Source: Esser et al. 2024, eq. 13 and section 5.3.2 (arXiv:2403.03206).
     """
-    del level
-    return -1.0, 1.0
+    return torch.full_like(level.t, -1.0), torch.ones_like(level.t)
 
 
 def edm_f(sigma_data: float = 0.5) -> Prediction:
@@ -67,10 +64,10 @@ def edm_f(sigma_data: float = 0.5) -> Prediction:
     Source: Karras et al. 2022, eq. 7 and table 1 (arXiv:2206.00364), solved for F with r = sigma / alpha.
     """
 
-    def coefficients(level: NoiseLevel) -> tuple[Number, Number]:
+    def coefficients(level: NoiseLevel) -> tuple[Tensor, Tensor]:
         r = level.sigma / level.alpha
-        width = scalar_math.sqrt(r * r + sigma_data**2)
-        return r / (sigma_data * width), -sigma_data / width
+        width = elementary.sqrt(r * r + sigma_data**2)
+        return r / (sigma_data * width), elementary.divide(-sigma_data, width)
 
     return coefficients
 
@@ -81,10 +78,9 @@ def posterior_mean(chain: Chain) -> Prediction:
     Source: Ho et al. 2020, eq. 7 (arXiv:2006.11239).
     """
 
-    def coefficients(level: NoiseLevel) -> tuple[Number, Number]:
+    def coefficients(level: NoiseLevel) -> tuple[Tensor, Tensor]:
         step = chain.of(level)
-        pair = step.c0 + step.ct * level.alpha, step.ct * level.sigma
-        return pair if isinstance(level.t, Tensor) else (float(pair[0]), float(pair[1]))
+        return step.c0 + step.ct * level.alpha, step.ct * level.sigma
 
     return coefficients
 
@@ -93,13 +89,23 @@ def posterior_mean(chain: Chain) -> Prediction:
 PREDICTIONS: dict[str, Prediction] = {"x0": x0, "eps": eps, "v": v, "score": score, "flow": flow}
 
 
-class Solution(NamedTuple):
-    """x0 = x0_x x + x0_y y and eps = eps_x x + eps_y y, in the level's own precision."""
+@dataclass(frozen=True)
+class Solution:
+    """x0 = x0_x x + x0_y y and eps = eps_x x + eps_y y, in float64."""
 
-    x0_x: Number
-    x0_y: Number
-    eps_x: Number
-    eps_y: Number
+    x0_x: Tensor
+    x0_y: Tensor
+    eps_x: Tensor
+    eps_y: Tensor
+
+    @cached_property
+    def scalars(self) -> tuple[float, float, float, float] | None:
+        """The four as Python numbers, for fused operations; None where parts of x have levels of their own."""
+        four = (self.x0_x, self.x0_y, self.eps_x, self.eps_y)
+        if any(number.ndim for number in four):
+            return None
+        x0_x, x0_y, eps_x, eps_y = (number.item() for number in four)
+        return x0_x, x0_y, eps_x, eps_y
 
 
 def solve(prediction: Prediction, level: NoiseLevel) -> Solution:
@@ -110,22 +116,18 @@ def solve(prediction: Prediction, level: NoiseLevel) -> Solution:
     """
     a, b = prediction(level)
     det = a * level.sigma - b * level.alpha
-    lost = _any((det == 0) & (b != 0)) if isinstance(det, Tensor) else det == 0 and b != 0
+    lost = (det == 0) & (b != 0)
     # part by part: given frames are at det = 0 where others are noise alone
     nothing = ((a == 0) & (b == 0)) | (level.alpha == 0)
-    if lost or _any(~torch.isfinite(torch.as_tensor(det))) or _any((det == 0) & nothing):
+    if bool((lost | ~det.isfinite() | ((det == 0) & nothing)).any()):
         raise RecipeError(
             f"at t = {level.t} (alpha = {level.alpha}, sigma = {level.sigma}) this prediction does not determine x0; "
             "end the grid elsewhere, or predict x0 or v"
         )
     # det = 0 is left where b = 0 and sigma = 0: y = a x0, and eps has left no trace, so it is 0
     return Solution(
-        scalar_math.safe_divide(-1.0 * b, det, 0.0),
-        scalar_math.safe_divide(level.sigma, det, scalar_math.safe_divide(1.0, a, 1.0)),
-        scalar_math.safe_divide(a, det, 0.0),
-        scalar_math.safe_divide(-1.0 * level.alpha, det, 0.0),
+        elementary.safe_divide(-1.0 * b, det, 0.0),
+        elementary.safe_divide(level.sigma, det, elementary.safe_divide(1.0, a, 1.0)),
+        elementary.safe_divide(a, det, 0.0),
+        elementary.safe_divide(-1.0 * level.alpha, det, 0.0),
     )
-
-
-def _any(value: bool | Tensor) -> bool:
-    return bool(value.any()) if isinstance(value, Tensor) else bool(value)

@@ -10,8 +10,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from unveil.core import scalar_math
-from unveil.core.scalar_math import Number
+from unveil.core import elementary
+from unveil.core.elementary import as_tensor, per_level
 from unveil.errors import RecipeError, did_you_mean
 from unveil.types import NoiseLevel
 
@@ -22,15 +22,15 @@ DATA = NoiseLevel(0.0, 1.0, 0.0, 0.0, 1.0)
 class Process(Protocol):
     """Interface of every noise process; everything else in `core` is written against this."""
 
-    def at(self, t: Number) -> NoiseLevel:
-        """The level at t in [0, 1]: floats for a float, float64 tensors for a tensor."""
+    def at(self, t: Tensor | float) -> NoiseLevel:
+        """The level at t in [0, 1], a float64 tensor or a number."""
         ...
 
-    def t_of(self, half_log_snr: Number) -> Number:
-        """The inverse: the time at which log(alpha / sigma) takes this value; floats or float64 tensors."""
+    def t_of(self, half_log_snr: Tensor | float) -> Tensor:
+        """The inverse: the time at which log(alpha / sigma) takes this value."""
         ...
 
-    def timestep(self, level: NoiseLevel) -> Number:
+    def timestep(self, level: NoiseLevel) -> Tensor:
         """The number that a network is given for this level."""
         ...
 
@@ -42,7 +42,7 @@ class Process(Protocol):
         """The times at which a network is trained that are nearest to t, for times drawn by other rules."""
         ...
 
-    def prior(self, level: NoiseLevel) -> Number:
+    def prior(self, level: NoiseLevel) -> Tensor:
         """The deviation of x at a noisy level where nothing is known of x0: what a sample starts from."""
         ...
 
@@ -51,11 +51,10 @@ def partly(level: NoiseLevel, noised: Tensor) -> NoiseLevel:
     """The level where `noised` is True and clean data elsewhere, so that those parts stay as context.
 
     Args:
-        level: floats, or one number per sample (B,).
+        level: one for all, or one number per sample (B,).
         noised: boolean, of x's rank, broadcastable against x, such as (1, C, 1, 1).
     """
-    wide = [torch.as_tensor(v, dtype=torch.float64) for v in level]
-    wide = [v.reshape(v.shape + (1,) * (noised.ndim - v.ndim)) for v in wide]
+    wide = [v.reshape(v.shape + (1,) * (noised.ndim - v.ndim)) for v in level]
     return NoiseLevel(*(torch.where(noised, v, d) for v, d in zip(wide, DATA, strict=True)))
 
 
@@ -78,23 +77,23 @@ class LinearVP:
     beta_max: float = 20.0
     index_scale: float = 1000.0
 
-    def at(self, t: Number) -> NoiseLevel:
+    def at(self, t: Tensor | float) -> NoiseLevel:
         """The level at t."""
-        check_time(t)
+        t = checked_time(t)
         beta = self.beta_min + t * (self.beta_max - self.beta_min)
         total = t * self.beta_min + 0.5 * t * t * (self.beta_max - self.beta_min)
-        alpha = scalar_math.exp(-0.5 * total)
-        sigma = scalar_math.sqrt(-1.0 * scalar_math.expm1(-total))
+        alpha = elementary.exp(-0.5 * total)
+        sigma = elementary.sqrt(-1.0 * elementary.expm1(-total))
         dalpha = -0.5 * beta * alpha
-        return NoiseLevel(t, alpha, sigma, dalpha, scalar_math.safe_divide(-1.0 * alpha * dalpha, sigma, math.inf))
+        return NoiseLevel(t, alpha, sigma, dalpha, elementary.safe_divide(-1.0 * alpha * dalpha, sigma, math.inf))
 
-    def t_of(self, half_log_snr: Number) -> Number:
+    def t_of(self, half_log_snr: Tensor | float) -> Tensor:
         """The time of a half log-SNR."""
-        total = _softplus(-2 * half_log_snr)  # -2 log(alpha)
+        total = elementary.softplus(-2 * as_tensor(half_log_snr))  # -2 log(alpha)
         rise = self.beta_max - self.beta_min
-        return 2 * total / (scalar_math.sqrt(self.beta_min**2 + 2 * rise * total) + self.beta_min)
+        return 2 * total / (elementary.sqrt(self.beta_min**2 + 2 * rise * total) + self.beta_min)
 
-    def timestep(self, level: NoiseLevel) -> Number:
+    def timestep(self, level: NoiseLevel) -> Tensor:
         """T in thousandths, the range that DDPM's time embedding was made for."""
         return level.t * self.index_scale
 
@@ -106,10 +105,9 @@ class LinearVP:
         """(0, 1], kept off the data end by 1e-5."""
         return t.clamp(1e-5, 1)
 
-    def prior(self, level: NoiseLevel) -> Number:
+    def prior(self, level: NoiseLevel) -> Tensor:
         """1: the variance of data is taken as 1."""
-        del level
-        return 1.0
+        return torch.ones_like(level.t)
 
 
 @dataclass(frozen=True)
@@ -123,21 +121,18 @@ class CosineVP:
 
     index_scale: float = 1000.0
 
-    def at(self, t: Number) -> NoiseLevel:
+    def at(self, t: Tensor | float) -> NoiseLevel:
         """The level at t."""
-        check_time(t)
+        t = checked_time(t)
         angle = 0.5 * math.pi * t
-        alpha, sigma = scalar_math.cos(angle), scalar_math.sin(angle)
-        if not isinstance(t, Tensor) and t == 1:
-            alpha = 0.0  # cos(pi / 2) rounds to 6e-17
+        alpha, sigma = elementary.cos(angle), elementary.sin(angle)
         return NoiseLevel(t, alpha, sigma, -0.5 * math.pi * sigma, 0.5 * math.pi * alpha)
 
-    def t_of(self, half_log_snr: Number) -> Number:
+    def t_of(self, half_log_snr: Tensor | float) -> Tensor:
         """The time of a half log-SNR."""
-        ratio = scalar_math.exp(-1.0 * half_log_snr)
-        return 2 / math.pi * (ratio.atan() if isinstance(ratio, Tensor) else math.atan(ratio))
+        return 2 / math.pi * elementary.atan(elementary.exp(-1.0 * as_tensor(half_log_snr)))
 
-    def timestep(self, level: NoiseLevel) -> Number:
+    def timestep(self, level: NoiseLevel) -> Tensor:
         """T in thousandths, the range that DDPM's time embedding was made for."""
         return level.t * self.index_scale
 
@@ -149,10 +144,9 @@ class CosineVP:
         """(0, 1), kept off both ends by 1e-4."""
         return t.clamp(1e-4, 1 - 1e-4)
 
-    def prior(self, level: NoiseLevel) -> Number:
+    def prior(self, level: NoiseLevel) -> Tensor:
         """1: the variance of data is taken as 1."""
-        del level
-        return 1.0
+        return torch.ones_like(level.t)
 
 
 # ---------------------------------------------------------------------- discrete time
@@ -211,14 +205,14 @@ class DiscreteVP:
         first, last = self.betas[0].item(), self.betas[-1].item()
         return f"DiscreteVP({self.steps} betas, {first:.3g}...{last:.3g}, interpolate={self.interpolate!r})"
 
-    def at(self, t: Number) -> NoiseLevel:
+    def at(self, t: Tensor | float) -> NoiseLevel:
         """The level at t; exact at the indices, interpolated between them.
 
         Raises:
             RecipeError: t outside [0, 1].
         """
-        check_time(t)
-        place = torch.as_tensor(t, dtype=torch.float64) * self.steps
+        t = checked_time(t)
+        place = t * self.steps
         below = place.ceil().long().sub(1).clamp(1, self.steps - 1)
         slope = self._keys[below + 1] - self._keys[below]
         alpha2 = self._alpha2(self._keys[below] + (place - below) * slope).clamp(max=1)
@@ -227,51 +221,45 @@ class DiscreteVP:
         falling = (below == self.steps - 1) & self._reaches_noise
         alpha2 = torch.where(falling, (self._last_alpha * (self.steps - place)) ** 2, alpha2)
         alpha2 = torch.where(exact, self.alpha_bar[whole.long()], alpha2)
-        alpha, sigma2 = alpha2.sqrt(), 1 - alpha2
+        alpha, sigma2 = per_level(torch.sqrt, alpha2), 1 - alpha2
         # d log(alpha) / dt is the slope itself, or sigma^2 times that of the half log-SNR
         dalpha = alpha * slope * self.steps * (sigma2 if self.interpolate == "log-snr" else 1.0)
         dalpha = torch.where(falling, -self._last_alpha * self.steps, dalpha)
-        sigma = sigma2.sqrt()
-        level = NoiseLevel(t, alpha, sigma, dalpha, -alpha * dalpha / sigma)
-        return (
-            level if isinstance(t, Tensor) else NoiseLevel(t, *(v.item() for v in level[1:] if isinstance(v, Tensor)))
-        )
+        sigma = per_level(torch.sqrt, sigma2)
+        return NoiseLevel(t, alpha, sigma, dalpha, -alpha * dalpha / sigma)
 
-    def t_of(self, half_log_snr: Number) -> Number:
+    def t_of(self, half_log_snr: Tensor | float) -> Tensor:
         """The time of a half log-SNR, by the same interpolation.
 
         Raises:
             RecipeError: the table does not reach this ratio.
         """
-        wanted = torch.as_tensor(half_log_snr, dtype=torch.float64)
-        key = wanted if self.interpolate == "log-snr" else -0.5 * torch.logaddexp(-2 * wanted, torch.zeros_like(wanted))
+        wanted = as_tensor(half_log_snr)
+        key = wanted if self.interpolate == "log-snr" else -0.5 * per_level(_log_of_1_plus_exp, -2 * wanted)
         above = torch.searchsorted(-self._keys, -key).clamp(2, self.steps)
         low, high = self._keys[above - 1], self._keys[above]
         place = above - 1 + (key - low) / (high - low)
         falling = (above == self.steps) & self._reaches_noise
-        place = torch.where(falling, self.steps - self._alpha2(key).sqrt() / self._last_alpha, place)
+        place = torch.where(falling, self.steps - per_level(torch.sqrt, self._alpha2(key)) / self._last_alpha, place)
         t = place / self.steps
-        if not bool(((t >= -1e-9) & (t <= 1 + 1e-9)).all()):
+        inside = (t >= -1e-9) & (t <= 1 + 1e-9)
+        if not bool(inside.all()):
             noisiest, cleanest = (self.at(e).half_log_snr for e in (1.0, 1 / self.steps))
             raise RecipeError(
-                f"log(alpha / sigma) = {half_log_snr}: this schedule holds {noisiest:.4g} to {cleanest:.4g}"
+                f"log(alpha / sigma) = {wanted[~inside][0]}: this schedule holds {noisiest:.4g} to {cleanest:.4g}"
             )
-        t = t.clamp(0, 1)
-        return t if isinstance(half_log_snr, Tensor) else t.item()
+        return t.clamp(0, 1)
 
-    def t_of_timestep(self, index: Number) -> Number:
+    def t_of_timestep(self, index: Tensor | float) -> Tensor:
         """The time of an index: (index + 1) / N."""
-        return (index + 1) / self.steps
+        return (as_tensor(index) + 1) / self.steps
 
-    def timestep(self, level: NoiseLevel) -> Number:
+    def timestep(self, level: NoiseLevel) -> Tensor:
         """The index of a level, fractional between indices, times what `rescale` asks."""
         place = level.t * self.steps - 1
-        if isinstance(place, Tensor):
-            whole = place.round()
-            exact = place.sub(whole).abs().lt(1e-6) | (self.rounding == "nearest")
-            return torch.where(exact, whole, place) * self.index_scale
-        near = abs(place - round(place)) < 1e-6 or self.rounding == "nearest"
-        return (round(place) if near else place) * self.index_scale
+        whole = place.round()
+        exact = place.sub(whole).abs().lt(1e-6) | (self.rounding == "nearest")
+        return torch.where(exact, whole, place) * self.index_scale
 
     def trainable(self, u: Tensor) -> Tensor:
         """The table's own times, each equally often."""
@@ -281,31 +269,29 @@ class DiscreteVP:
         """The nearest time of the table."""
         return (t * self.steps).round().clamp(1, self.steps) / self.steps
 
-    def prior(self, level: NoiseLevel) -> Number:
+    def prior(self, level: NoiseLevel) -> Tensor:
         """1: the variance of data is taken as 1."""
-        del level
-        return 1.0
+        return torch.ones_like(level.t)
 
     def _alpha2(self, key: Tensor) -> Tensor:
-        return torch.sigmoid(2 * key) if self.interpolate == "log-snr" else (2 * key).exp()
+        return per_level(torch.sigmoid if self.interpolate == "log-snr" else torch.exp, 2 * key)
 
 
-def check_time(t: Number, most: float = 1.0) -> None:
-    """Nothing, where every t lies in [0, most].
+def checked_time(t: Tensor | float, most: float = 1.0) -> Tensor:
+    """Times as a float64 tensor, every one of them in [0, most].
 
     Raises:
         RecipeError: a time outside.
     """
-    inside = bool(((t >= 0) & (t <= most)).all()) if isinstance(t, Tensor) else 0 <= t <= most
-    if not inside:
-        raise RecipeError(f"t = {t}: must lie in [0, {most:g}], 0 the data and 1 the noise")
+    t = as_tensor(t)
+    inside = (t >= 0) & (t <= most)
+    if not bool(inside.all()):
+        raise RecipeError(f"t = {t[~inside][0]}: must lie in [0, {most:g}], 0 the data and 1 the noise")
+    return t
 
 
-def _softplus(value: Number) -> Number:
-    """log(1 + exp(value))."""
-    if isinstance(value, Tensor):
-        return torch.logaddexp(value, torch.zeros_like(value))
-    return math.log1p(math.exp(value))
+def _log_of_1_plus_exp(value: Tensor) -> Tensor:
+    return torch.logaddexp(value, torch.zeros_like(value))
 
 
 # ---------------------------------------------------------------------- tables of betas

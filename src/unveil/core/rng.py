@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unveil.core import scalar_math
+from unveil.core import elementary
 from unveil.types import NoiseLevel, like
 
 if TYPE_CHECKING:
@@ -153,9 +153,9 @@ class BrownianPath:
         Where parts of x have levels of their own, its own gets that part; 0 where the two are one.
         """
         starts, ends = _place(here), _place(there)
-        if not isinstance(starts, Tensor) and not isinstance(ends, Tensor):
-            return self._between(starts, ends)
-        starts, ends = torch.broadcast_tensors(torch.as_tensor(starts), torch.as_tensor(ends))
+        if not starts.ndim and not ends.ndim:
+            return self._between(starts.item(), ends.item())
+        starts, ends = torch.broadcast_tensors(starts, ends)
         increment = torch.zeros(len(self.streams.samples), *self.shape, device=self.streams.device)
         for start, end in product(starts.unique().tolist(), ends.unique().tolist()):
             chosen = (starts == start) & (ends == end)
@@ -194,10 +194,10 @@ class BrownianPath:
         return increment
 
 
-def _place(level: NoiseLevel) -> float | Tensor:
+def _place(level: NoiseLevel) -> Tensor:
     """U in [0, 1]: 0 without signal, 1 without noise."""
-    root = scalar_math.sqrt(level.alpha)
-    return root / (root + scalar_math.sqrt(level.sigma))
+    root = elementary.sqrt(level.alpha)
+    return root / (root + elementary.sqrt(level.sigma))
 
 
 def _clock(start: float, end: float) -> float:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from unveil.core import foreign_names
+from unveil.core.elementary import as_tensor
 from unveil.core.flow_schedules import flow_sigmas, uniform_above, uniform_to
 from unveil.core.process import DATA, DiscreteVP, Process
-from unveil.core.scalar_math import Number
-from unveil.core.schedule import Schedule, check_steps, level_at_lambda, unit_fractions
+from unveil.core.schedule import Schedule, check_steps, levels_at, levels_at_lambda, unit_fractions
 from unveil.errors import RecipeError, did_you_mean
 
 
@@ -29,12 +29,12 @@ def uniform(process: Process, steps: int) -> Schedule:
         RecipeError: steps below 1.
     """
     check_steps(steps)
-    return Schedule(process, [process.at((steps - i) / steps) for i in range(steps + 1)])
+    return from_times(process, [(steps - i) / steps for i in range(steps + 1)])
 
 
-def from_times(process: Process, times: Sequence[Number]) -> Schedule:
-    """A user's own times, falling, floats or tensors; append 0.0 to end at the data."""
-    return Schedule(process, [process.at(t) for t in times])
+def from_times(process: Process, times: Sequence[Tensor | float]) -> Schedule:
+    """A user's own times, falling; append 0.0 to end at the data."""
+    return Schedule(process, levels_at(process, times))
 
 
 def linear_quadratic(process: Process, steps: int, *, fine: int = 1000) -> Schedule:
@@ -78,7 +78,7 @@ def from_sigmas(process: Process, sigmas: Sequence[float]) -> Schedule:
             raise RecipeError(f"sigma {k} = {sigma}: must be a number of at least 0")
         if k and sigma >= sigmas[k - 1]:
             raise RecipeError(f"sigma {k} = {sigma}: a grid goes from noise to data, so below {sigmas[k - 1]}")
-    return Schedule(process, [level_at_lambda(process, -math.log(s) if s else math.inf) for s in sigmas])
+    return Schedule(process, levels_at_lambda(process, [-math.log(s) if s else math.inf for s in sigmas]))
 
 
 def karras(
@@ -177,7 +177,7 @@ def uniform_log_snr(process: Process, steps: int, *, low: float | None = None, h
     last = -math.log(_cleanest(process)) if high is None else high
     if not first < last:
         raise RecipeError(f"low = {first:.4g}, high = {last:.4g}: log(alpha / sigma) must rise from noise to data")
-    return Schedule(process, [level_at_lambda(process, first + (last - first) * i / steps) for i in range(steps + 1)])
+    return Schedule(process, levels_at_lambda(process, [first + (last - first) * i / steps for i in range(steps + 1)]))
 
 
 # ---------------------------------------------------------------------- by the indices of a discrete process
@@ -194,7 +194,7 @@ def at_indices(process: Process, indices: Iterable[int]) -> Schedule:
     outside = [i for i in chosen if not 0 <= i < discrete.steps]
     if outside:
         raise RecipeError(f"index {outside[0]}: this process has 0 to {discrete.steps - 1}")
-    return Schedule(process, [*(process.at((i + 1) / discrete.steps) for i in chosen), DATA])
+    return Schedule(process, [*levels_at(process, [(i + 1) / discrete.steps for i in chosen]), DATA])
 
 
 def leading(process: Process, steps: int, *, offset: int = 0) -> Schedule:
@@ -227,8 +227,9 @@ def linspace(process: Process, steps: int) -> Schedule:
     Source: Lin et al. 2023, table 2, "linspace" (arXiv:2305.08891).
     """
     discrete = _at_most(process, steps)
-    times = [float(discrete.t_of_timestep((1 - part) * (discrete.steps - 1))) for part in unit_fractions(steps)]
-    return Schedule(process, [*(process.at(t) for t in times), DATA])
+    places = as_tensor([(1 - part) * (discrete.steps - 1) for part in unit_fractions(steps)])
+    times = discrete.t_of_timestep(places).tolist()
+    return Schedule(process, [*levels_at(process, times), DATA])
 
 
 def trailing(process: Process, steps: int) -> Schedule:
@@ -347,22 +348,18 @@ def _range(process: Process, sigma_min: float | None, sigma_max: float | None) -
 def _noisiest(process: Process) -> float:
     """Sigma / alpha at t = 1."""
     level = process.at(1.0)
-    assert not isinstance(level.alpha, Tensor)
-    assert not isinstance(level.sigma, Tensor)
     if level.alpha == 0:
         raise RecipeError(
             f"{type(process).__name__} reaches alpha = 0, where sigma / alpha is infinite: give this grid a noisy end "
             "(sigma_max, or low), or use the grid 'uniform'"
         )
-    return level.sigma / level.alpha
+    return float(level.sigma / level.alpha)
 
 
 def _cleanest(process: Process) -> float:
     """Sigma / alpha at the smallest time that the process is trained at."""
     level = process.at(process.within(torch.zeros(1, dtype=torch.float64)).item())
-    assert not isinstance(level.alpha, Tensor)
-    assert not isinstance(level.sigma, Tensor)
-    return level.sigma / level.alpha
+    return float(level.sigma / level.alpha)
 
 
 def _discrete(process: Process) -> DiscreteVP:

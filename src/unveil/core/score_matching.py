@@ -26,12 +26,12 @@ ScoreWeight = Callable[[NoiseLevel], Tensor]
 
 def variance(level: NoiseLevel) -> Tensor:
     """sigma^2, under which every level weighs about the same. Source: Song & Ermon 2019, eq. 6 (arXiv:1907.05600)."""
-    return torch.as_tensor(level.sigma, dtype=torch.float64) ** 2
+    return level.sigma**2
 
 
 def likelihood(level: NoiseLevel) -> Tensor:
     """g^2, which bounds the likelihood when times are even. Source: Song et al. 2021, eq. 8 (arXiv:2101.09258)."""
-    return torch.as_tensor(sde.diffusion(level), dtype=torch.float64) ** 2
+    return sde.diffusion(level) ** 2
 
 
 SCORE_WEIGHTS: dict[str, ScoreWeight] = {"variance": variance, "likelihood": likelihood}
@@ -39,7 +39,7 @@ SCORE_WEIGHTS: dict[str, ScoreWeight] = {"variance": variance, "likelihood": lik
 
 def on_x0(weight: ScoreWeight) -> Weight:
     """A weight on the score as one on x0, whose error is sigma^2 / alpha times the score's."""
-    return lambda level: weight(level) * snr(level) / torch.as_tensor(level.sigma, dtype=torch.float64) ** 2
+    return lambda level: weight(level) * snr(level) / level.sigma**2
 
 
 def denoising(weight: ScoreWeight = variance, time: TimeSampler | None = None) -> DiffusionLoss:
@@ -104,7 +104,7 @@ class Sliced:
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             y, extra = denoiser.output(x, level, condition)
             eps = Estimate.solved(denoiser.solve(level), x, y, extra).eps
-            score = eps * like(-1.0 / torch.as_tensor(level.sigma), x0)
+            score = eps * like(-1.0 / level.sigma, x0)
             curvature = square = x.new_zeros(len(x))
             for v in directions:
                 along = (score * v).flatten(1)

@@ -239,13 +239,13 @@ def _above_0(scale: float) -> float:
 def _ends(process: Process) -> tuple[float, float]:
     """log(alpha / sigma) at the noisiest and the cleanest time at which a network is trained."""
     times = process.within(torch.tensor([1.0, 0.0], dtype=torch.float64))
-    noisy, clean = torch.as_tensor(process.at(times).half_log_snr).tolist()
+    noisy, clean = process.at(times).half_log_snr.tolist()
     return noisy, clean
 
 
 def _at(process: Process, half_log_snr: Tensor) -> Tensor:
     """The trained times nearest to these levels."""
-    return process.within(torch.as_tensor(process.t_of(half_log_snr.clamp(*_ends(process)))))
+    return process.within(process.t_of(half_log_snr.clamp(*_ends(process))))
 
 
 def _invert(share: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:

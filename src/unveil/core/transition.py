@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from unveil.core import scalar_math
-from unveil.core.scalar_math import Number
+from unveil.core import elementary
+from unveil.core.elementary import level_by_level
+from unveil.core.process import DiscreteVP
+from unveil.core.schedule import levels_at, stacked
 from unveil.errors import RecipeError
 from unveil.types import NoiseLevel, like
 
@@ -27,11 +28,11 @@ class Transition(NamedTuple):
 
     t: NoiseLevel
     s: NoiseLevel
-    beta: Number
-    c0: Number
-    ct: Number
-    var: Number
-    floor: Number
+    beta: Tensor
+    c0: Tensor
+    ct: Tensor
+    var: Tensor
+    floor: Tensor
 
     def mean(self, x0: Tensor, x: Tensor) -> Tensor:
         """c0 x0 + ct x_t, of x's shape."""
@@ -41,10 +42,12 @@ class Transition(NamedTuple):
 def transition(t: NoiseLevel, s: NoiseLevel) -> Transition:
     """The step from level t to the cleaner level s; parts of x that are clean at t stay as they are."""
     ratio = t.alpha / s.alpha
-    beta = t.sigma**2 - (ratio * s.sigma) ** 2
-    left = scalar_math.safe_divide(s.sigma**2, t.sigma**2, 1.0)  # share of t's variance that is there at s
+    variance = elementary.square(t.sigma)
+    beta = variance - elementary.square(ratio * s.sigma)
+    left = elementary.safe_divide(elementary.square(s.sigma), variance, 1.0)  # share of it that is there at s
     var = beta * left
-    return Transition(t, s, beta, scalar_math.safe_divide(s.alpha * beta, t.sigma**2, 0.0), ratio * left, var, var)
+    c0 = elementary.safe_divide(s.alpha * beta, variance, 0.0)
+    return Transition(t, s, beta, c0, ratio * left, var, var)
 
 
 class Chain(Sequence[Transition]):
@@ -57,14 +60,14 @@ class Chain(Sequence[Transition]):
     def __init__(self, levels: Sequence[NoiseLevel]) -> None:
         if len(levels) < 2:
             raise RecipeError(f"a chain of {len(levels)} levels: needs at least 2")
-        steps = [transition(t, s) for t, s in pairwise(levels)]
-        for k, step in enumerate(steps):
-            if not isinstance(step.var, Tensor) and step.var == 0:
-                near = steps[k - 1] if k else step  # the last step borrows its noisier neighbour's variance
-                steps[k] = step._replace(floor=near.var if k else step.beta)
-        self._steps = steps
-        self._t: Tensor | None = None
-        self._table: Transition | None = None
+        with level_by_level():
+            table = transition(stacked(levels[:-1]), stacked(levels[1:]))
+        if table.var.ndim == 1:  # the last step borrows its noisier neighbour's variance
+            neighbour = torch.cat([table.beta[:1], table.var[:-1]])
+            table = table._replace(floor=torch.where(table.var == 0, neighbour, table.var))
+        columns = (column.unbind() for column in table[2:])
+        self._steps = list(map(Transition, levels, levels[1:], *columns))
+        self.table = table
 
     def __len__(self) -> int:
         """The number of steps."""
@@ -80,17 +83,13 @@ class Chain(Sequence[Transition]):
         Raises:
             RecipeError: a level that is not one of the chain's.
         """
-        if self._table is None:
-            self._table = _stack(self._steps)
-            self._t = torch.as_tensor(self._table.t.t, dtype=torch.float64)
-        assert self._t is not None
-        wanted = torch.as_tensor(level.t, dtype=torch.float64)
-        rising = self._t.flip(0)
+        wanted = level.t
+        rising = self.table.t.t.flip(0)
         at = torch.searchsorted(rising, (wanted - 1e-9).reshape(-1)).clamp(max=len(rising) - 1)
         nearest = rising[at].reshape(wanted.shape)
         if bool(((nearest - wanted).abs() > 1e-6).any()):
             raise RecipeError(f"t = {level.t}: not a level of this chain of {len(self)} steps")
-        return _pick(self._table, (len(rising) - 1 - at).reshape(wanted.shape))
+        return _pick(self.table, (len(rising) - 1 - at).reshape(wanted.shape))
 
 
 def chain_of(process: object) -> Chain:
@@ -99,8 +98,6 @@ def chain_of(process: object) -> Chain:
     Raises:
         RecipeError: a process of continuous time, which has no chain.
     """
-    from unveil.core.process import DiscreteVP
-
     if not isinstance(process, DiscreteVP):
         raise RecipeError(
             f"{type(process).__name__} has no chain: pass chain=Chain(schedules.uniform(process, steps)), "
@@ -108,17 +105,9 @@ def chain_of(process: object) -> Chain:
         )
     chain = getattr(process, "_chain", None)
     if chain is None:
-        chain = Chain([process.at(i / process.steps) for i in range(process.steps, -1, -1)])
+        chain = Chain(levels_at(process, [i / process.steps for i in range(process.steps, -1, -1)]))
         process._chain = chain  # type: ignore[attr-defined]
     return chain
-
-
-def _stack(steps: Sequence[Transition]) -> Transition:
-    def column(values: Sequence[Number]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float64)
-
-    t, s = (NoiseLevel(*map(column, zip(*(step[i] for step in steps), strict=True))) for i in (0, 1))
-    return Transition(t, s, *map(column, zip(*(step[2:] for step in steps), strict=True)))
 
 
 def _pick(table: Transition, at: Tensor) -> Transition:

@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from unveil.core import scalar_math
-from unveil.core.scalar_math import Number
+from unveil.core import elementary
 from unveil.core.transition import Transition
 from unveil.errors import ShapeError
 from unveil.types import like
@@ -17,8 +16,8 @@ from unveil.types import like
 class Variance(NamedTuple):
     """A variance and its logarithm. The two differ where the true variance is 0: the logarithm has a floor."""
 
-    value: Number
-    log: Number
+    value: Tensor
+    log: Tensor
 
 
 # (step, the network's variance channels or None) -> variance, per level or of x's shape
@@ -28,17 +27,14 @@ VarianceRule = Callable[[Transition, Tensor | None], Variance]
 def fixed_small(step: Transition, extra: Tensor | None = None) -> Variance:
     """beta-tilde, the variance of q(x_s | x_t, x0). Source: Ho et al. 2020, section 3.2 (arXiv:2006.11239)."""
     del extra
-    return Variance(step.var, scalar_math.log(step.floor))
+    return Variance(step.var, elementary.log(step.floor))
 
 
 def fixed_large(step: Transition, extra: Tensor | None = None) -> Variance:
     """beta; the step onto the data takes the floor instead, as published. Source: Ho et al. 2020, section 3.2."""
     del extra
-    if isinstance(step.var, Tensor):
-        large = step.beta.where(step.var > 0, step.floor)  # type: ignore[union-attr]
-    else:
-        large = step.beta if step.var > 0 else step.floor
-    return Variance(large, scalar_math.log(large))
+    large = elementary.where(step.var > 0, step.beta, step.floor)
+    return Variance(large, elementary.log(large))
 
 
 def learned(step: Transition, extra: Tensor | None) -> Variance:
@@ -54,7 +50,7 @@ def learned_range(step: Transition, extra: Tensor | None) -> Variance:
     Source: Nichol & Dhariwal 2021, eq. 15 (arXiv:2102.09672).
     """
     extra = _channels(extra, "learned-range")
-    high, low = (like(scalar_math.log(bound), extra) for bound in (step.beta, step.floor))
+    high, low = (like(elementary.log(bound), extra) for bound in (step.beta, step.floor))
     part = (extra + 1) / 2
     log = part * high + (1 - part) * low
     return Variance(log.exp(), log)
@@ -66,7 +62,7 @@ def posterior_mix(v: float) -> VarianceRule:
     def rule(step: Transition, extra: Tensor | None = None) -> Variance:
         del extra
         value = (1 - v) * step.var + v * step.beta
-        return Variance(value, scalar_math.log(scalar_math.maximum(value, 1e-20)))
+        return Variance(value, elementary.log(value.clamp(min=1e-20)))
 
     return rule
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unveil.core import scalar_math
-from unveil.core.process import check_time
-from unveil.core.scalar_math import Number
+from unveil.core import elementary
+from unveil.core.elementary import as_tensor
+from unveil.core.process import checked_time
 from unveil.errors import RecipeError
 from unveil.types import NoiseLevel
 
@@ -38,11 +38,11 @@ class VE:
         """Refuses ends that do not rise."""
         _check_ends(self.sigma_min, self.sigma_max)
 
-    def at(self, t: Number) -> NoiseLevel:
+    def at(self, t: Tensor | float) -> NoiseLevel:
         """The level at t."""
         return _geometric(t, self.sigma_min, self.sigma_max)
 
-    def t_of(self, half_log_snr: Number) -> Number:
+    def t_of(self, half_log_snr: Tensor | float) -> Tensor:
         """The time of a half log-SNR.
 
         Raises:
@@ -50,7 +50,7 @@ class VE:
         """
         return _geometric_t(half_log_snr, self.sigma_min, self.sigma_max)
 
-    def timestep(self, level: NoiseLevel) -> Number:
+    def timestep(self, level: NoiseLevel) -> Tensor:
         """Sigma, of which the published networks take the logarithm themselves."""
         return level.sigma
 
@@ -62,7 +62,7 @@ class VE:
         """[0, 1]."""
         return t.clamp(0, 1)
 
-    def prior(self, level: NoiseLevel) -> Number:
+    def prior(self, level: NoiseLevel) -> Tensor:
         """Sigma: the data is taken as 0 beside it."""
         return level.sigma
 
@@ -94,11 +94,11 @@ class DiscreteVE:
         if self.levels < 2:
             raise RecipeError(f"levels = {self.levels}: a schedule needs at least 2")
 
-    def at(self, t: Number) -> NoiseLevel:
+    def at(self, t: Tensor | float) -> NoiseLevel:
         """The level at t."""
         return _geometric(t, self.sigma_min, self.sigma_max)
 
-    def t_of(self, half_log_snr: Number) -> Number:
+    def t_of(self, half_log_snr: Tensor | float) -> Tensor:
         """The time of a half log-SNR.
 
         Raises:
@@ -106,12 +106,10 @@ class DiscreteVE:
         """
         return _geometric_t(half_log_snr, self.sigma_min, self.sigma_max)
 
-    def timestep(self, level: NoiseLevel) -> Number:
+    def timestep(self, level: NoiseLevel) -> Tensor:
         """The number of the nearest level, 0 the noisiest: the network knows no other."""
         number = (1.0 - level.t) * (self.levels - 1)
-        if isinstance(number, Tensor):
-            return number.round().clamp(0, self.levels - 1)
-        return float(min(max(round(number), 0), self.levels - 1))
+        return number.round().clamp(0, self.levels - 1)
 
     def trainable(self, u: Tensor) -> Tensor:
         """The levels of the table, each equally often, the noisiest first."""
@@ -121,7 +119,7 @@ class DiscreteVE:
         """The nearest level of the table."""
         return (t.clamp(0, 1) * (self.levels - 1)).round() / (self.levels - 1)
 
-    def prior(self, level: NoiseLevel) -> Number:
+    def prior(self, level: NoiseLevel) -> Tensor:
         """Sigma: the data is taken as 0 beside it."""
         return level.sigma
 
@@ -150,16 +148,16 @@ class EDMProcess:
         """Refuses ends that do not rise."""
         _check_ends(self.sigma_min, self.sigma_max)
 
-    def at(self, t: Number) -> NoiseLevel:
+    def at(self, t: Tensor | float) -> NoiseLevel:
         """The level at t."""
-        check_time(t, math.inf)
-        return _constant(t, 1.0, self.sigma_max * t, self.sigma_max)
+        t = checked_time(t, math.inf)
+        return _constant(t, self.sigma_max * t, torch.full_like(t, self.sigma_max))
 
-    def t_of(self, half_log_snr: Number) -> Number:
+    def t_of(self, half_log_snr: Tensor | float) -> Tensor:
         """The time of a half log-SNR."""
-        return scalar_math.exp(-1.0 * half_log_snr) / self.sigma_max
+        return elementary.exp(-1.0 * as_tensor(half_log_snr)) / self.sigma_max
 
-    def timestep(self, level: NoiseLevel) -> Number:
+    def timestep(self, level: NoiseLevel) -> Tensor:
         """Sigma."""
         return level.sigma
 
@@ -171,7 +169,7 @@ class EDMProcess:
         """Sigma in [sigma_min, sigma_max]."""
         return t.clamp(self.sigma_min / self.sigma_max, 1)
 
-    def prior(self, level: NoiseLevel) -> Number:
+    def prior(self, level: NoiseLevel) -> Tensor:
         """Sigma: the data is taken as 0 beside it."""
         return level.sigma
 
@@ -181,27 +179,25 @@ def _check_ends(low: float, high: float) -> None:
         raise RecipeError(f"sigma_min = {low}, sigma_max = {high}: must rise, and sigma_min be above 0")
 
 
-def _geometric(t: Number, low: float, high: float) -> NoiseLevel:
-    check_time(t, math.inf)
+def _geometric(t: Tensor | float, low: float, high: float) -> NoiseLevel:
+    t = checked_time(t, math.inf)
     rise = math.log(high / low)
-    sigma = low * scalar_math.exp(rise * t)
-    return _constant(t, 1.0, sigma, rise * sigma)
+    sigma = low * elementary.exp(rise * t)
+    return _constant(t, sigma, rise * sigma)
 
 
-def _geometric_t(half_log_snr: Number, low: float, high: float) -> Number:
+def _geometric_t(half_log_snr: Tensor | float, low: float, high: float) -> Tensor:
+    half_log_snr = as_tensor(half_log_snr)
     t = (-1.0 * half_log_snr - math.log(low)) / math.log(high / low)
-    if bool((t < -1e-9).any()) if isinstance(t, Tensor) else t < -1e-9:
+    beyond = t < -1e-9
+    if bool(beyond.any()):
         raise RecipeError(
-            f"log(alpha / sigma) = {half_log_snr}: this schedule ends at {-math.log(low):.4g}, sigma = {low:g}; "
-            "clean data, where a grid may end, lies beyond"
+            f"log(alpha / sigma) = {half_log_snr[beyond][0]}: this schedule ends at {-math.log(low):.4g}, "
+            f"sigma = {low:g}; clean data, where a grid may end, lies beyond"
         )
-    return t.clamp(min=0) if isinstance(t, Tensor) else max(t, 0.0)
+    return t.clamp(min=0)
 
 
-def _constant(t: Number, alpha: float, sigma: Number, dsigma: Number) -> NoiseLevel:
+def _constant(t: Tensor, sigma: Tensor, dsigma: Tensor) -> NoiseLevel:
     """A level whose alpha does not move."""
-    if not isinstance(t, Tensor):
-        return NoiseLevel(t, alpha, sigma, 0.0, dsigma)
-    return NoiseLevel(
-        t, torch.full_like(t, alpha), sigma, torch.zeros_like(t), torch.as_tensor(dsigma).to(t).expand_as(t)
-    )
+    return NoiseLevel(t, torch.ones_like(t), sigma, torch.zeros_like(t), dsigma)

@@ -106,9 +106,7 @@ def lerp(first: Condition, last: Condition, weights: Tensor) -> Condition:
 
 
 def _expanded(weights: Tensor, x: Tensor) -> Tensor:
-    cast = like(weights, x)
-    assert isinstance(cast, Tensor)
-    return cast.expand_as(x)
+    return torch.as_tensor(like(weights, x)).expand_as(x)
 
 
 def _noise(run: SamplingRun, of: tuple[int, int]) -> Noise:

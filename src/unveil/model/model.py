@@ -494,7 +494,7 @@ class Model(nn.Module):
     def _precompute(self, levels: Iterable[NoiseLevel]) -> Iterator[None]:
         """Let the networks compute before the run what depends only on noise levels or conditions."""
         parts = [part for part in (self.denoiser.network, self.controls) if hasattr(part, "precompute")]
-        plain = [level for level in levels if not isinstance(level.t, Tensor) and level.sigma != 0] if parts else []
+        plain = [level for level in levels if not level.t.ndim and level.sigma != 0] if parts else []
         indices = [self.denoiser.timestep(level, torch.empty(1)).item() for level in plain]
         with ExitStack() as inside:
             for part in parts:

@@ -27,7 +27,7 @@ from unveil.tasks.context import TaskContext
 from unveil.tasks.fields import CatalogName
 from unveil.tasks.recipe_kind import diffusion
 from unveil.tasks.task import TaskResult
-from unveil.types import NoiseLevel, like
+from unveil.types import NoiseLevel
 
 if TYPE_CHECKING:
     from unveil.tasks.inspect import InspectSchedule
@@ -136,7 +136,7 @@ def gaussian(deviation: float) -> DenoiseFn:
     def step(x: Tensor, level: NoiseLevel) -> Estimate:
         alpha, sigma = float(level.alpha), float(level.sigma)
         gain = alpha * deviation**2 / (alpha**2 * deviation**2 + sigma**2)
-        return Estimate.of_x0(like(gain, x) * x, x, level)
+        return Estimate.of_x0(gain * x, x, level)
 
     return step
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from unveil.core import prediction, scalar_math
+from unveil.core import elementary, prediction
 from unveil.core.denoiser import DenoiseFn, Estimate
 from unveil.core.guidance.classifier_free import target_of
 from unveil.core.guidance.schedule import Scale, scale_at
@@ -37,7 +37,7 @@ class Momentum:
 
     def add(self, difference: Tensor, level: NoiseLevel) -> Tensor:
         """The difference plus beta times the sum so far."""
-        t = float(level.t.max()) if isinstance(level.t, Tensor) else level.t
+        t = level.t.max().item()
         self._past = [(at, total) for at, total in self._past if at > t and total.shape == difference.shape][-2:]
         if self._past:
             difference = difference + self.beta * self._past[-1][1]
@@ -76,7 +76,7 @@ def apg(
 
     def guided(x: Tensor, level: NoiseLevel) -> Estimate:
         weight = scale_at(scale, level)
-        if not isinstance(weight, Tensor) and weight == 1:
+        if not weight.ndim and weight == 1:
             return conditional(x, level)
         without, plain = null(x, level), conditional(x, level)
         difference = plain.x0 - without.x0
@@ -85,7 +85,7 @@ def apg(
         size = _dot(difference, difference).sqrt()
         difference = difference * like(torch.where(size > radius, radius / size, 1.0), x)
         ray = _noised(plain.x0, level)
-        along = like(scalar_math.safe_divide(_dot(difference, ray), _dot(ray, ray), 0.0), x) * ray
+        along = like(elementary.safe_divide(_dot(difference, ray), _dot(ray, ray), 0.0), x) * ray
         update = difference - (1 - parallel) * along
         return Estimate.of_x0(plain.x0 + like(weight - 1, x) * update, x, level, plain.extra)
 
@@ -118,14 +118,14 @@ def cfg_zero(
 
     def guided(x: Tensor, level: NoiseLevel) -> Estimate:
         still = level.t >= still_from
-        if bool(still.all()) if isinstance(still, Tensor) else still:
+        if bool(still.all()):
             return Estimate.solved(solve(of, level), x, torch.zeros_like(x))
         weight = scale_at(scale, level)
         without, plain = null(x, level), conditional(x, level)
         y0, y = target_of(of, without, x, level), target_of(of, plain, x, level)
-        fit = like(scalar_math.safe_divide(_dot(y, y0), _dot(y0, y0), 1.0), x)  # eq. 8: s* = <v, v0> / |v0|^2
+        fit = like(elementary.safe_divide(_dot(y, y0), _dot(y0, y0), 1.0), x)  # eq. 8: s* = <v, v0> / |v0|^2
         y = like(weight, x) * y + (1 - like(weight, x)) * fit * y0
-        if isinstance(still, Tensor):
+        if still.ndim:
             y = y * like((~still).to(torch.float64), x)
         return Estimate.solved(solve(of, level), x, y, plain.extra)
 
@@ -134,7 +134,7 @@ def cfg_zero(
 
 def _noised(x0: Tensor, level: NoiseLevel) -> Tensor:
     """X0 with 0 in the place of parts that are clean already, which guidance must not move."""
-    return x0 if not isinstance(level.sigma, Tensor) else x0 * like((level.sigma > 0).to(torch.float64), x0)
+    return x0 if not level.sigma.ndim else x0 * like((level.sigma > 0).to(torch.float64), x0)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

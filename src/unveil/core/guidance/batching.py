@@ -99,7 +99,7 @@ class _Seen:
             return False
         # a level's tensors are compared by identity: what they hold is never changed
         pairs = zip(self._level[:3], level[:3], strict=True)
-        return all(a is b or (not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b) for a, b in pairs)
+        return all(a is b for a, b in pairs)
 
     def set(self, x: Tensor, level: NoiseLevel) -> None:
         """This is the last call now."""
@@ -113,7 +113,7 @@ class _Seen:
 
 def _rows(estimate: Estimate, x: Tensor, rows: slice) -> Estimate:
     extra = None if estimate.extra is None else estimate.extra[rows]
-    if estimate.solution is not None and not any(isinstance(part, Tensor) for part in estimate.solution):
+    if estimate.solution is not None and estimate.solution.scalars is not None:
         # with the solution itself, so that guidance can combine the raw outputs
         return Estimate.solved(estimate.solution, x, estimate._y[rows], extra)
     return Estimate(estimate.x0[rows], estimate.eps[rows], extra)
@@ -122,9 +122,8 @@ def _rows(estimate: Estimate, x: Tensor, rows: slice) -> Estimate:
 def repeated(level: NoiseLevel, count: int, size: int) -> NoiseLevel:
     """The level of a batch that holds each sample `count` times."""
 
-    def repeat(value: float | Tensor) -> float | Tensor:
-        per_sample = isinstance(value, Tensor) and value.ndim > 0 and len(value) == size > 1
-        return torch.cat([value] * count) if per_sample else value  # type: ignore[list-item]
+    def repeat(value: Tensor) -> Tensor:
+        return torch.cat([value] * count) if value.ndim > 0 and len(value) == size > 1 else value
 
     return NoiseLevel(*(repeat(value) for value in level))
 

@@ -9,11 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from unveil.core import prediction, scalar_math
+from unveil.core import elementary, prediction
 from unveil.core.denoiser import DenoiseFn, Estimate
 from unveil.core.guidance.schedule import Scale, scale_at
 from unveil.core.prediction import Prediction, solve
-from unveil.core.scalar_math import Number
 from unveil.errors import RecipeError, ShapeError
 from unveil.types import NoiseLevel, like
 
@@ -37,15 +36,18 @@ def cfg(conditional: DenoiseFn, null: DenoiseFn, scale: Scale, *, channels: int 
     """
     if channels is not None and channels < 1:
         raise RecipeError(f"channels = {channels}: guide at least 1, or leave it away to guide all")
-    if not isinstance(scale, Tensor) and scale == 1:
-        return conditional
+    if not callable(scale):
+        scale = elementary.as_tensor(scale)
+        if not scale.ndim and scale == 1:
+            return conditional
 
     def guided(x: Tensor, level: NoiseLevel) -> Estimate:
         weight = scale_at(scale, level)
-        if not isinstance(weight, Tensor):
-            if weight == 1:
+        if not weight.ndim:
+            number = weight.item()
+            if number == 1:
                 return conditional(x, level)
-            if weight == 0 and channels is None:
+            if number == 0 and channels is None:
                 return null(x, level)
         start = null(x, level)  # first: a batched call is made for both when the null is computed
         return lerp_estimates(start, conditional(x, level), _per_channel(weight, x, channels), x)
@@ -68,7 +70,7 @@ def multi_condition(steps: Sequence[DenoiseFn], scales: Sequence[Scale]) -> Deno
         raise RecipeError(f"{len(steps)} steps, {len(scales)} scales: needs one for each step after the first")
 
     def guided(x: Tensor, level: NoiseLevel) -> Estimate:
-        now = [1.0, *(scale_at(scale, level) for scale in scales), 0.0]
+        now = [elementary.scalar(1.0), *(scale_at(scale, level) for scale in scales), elementary.scalar(0.0)]
         return _blended(steps, [mine - after for mine, after in pairwise(now)], x, level)
 
     return guided
@@ -87,7 +89,7 @@ def composed(null: DenoiseFn, conditionals: Sequence[DenoiseFn], scales: Sequenc
 
     def guided(x: Tensor, level: NoiseLevel) -> Estimate:
         weights = [scale_at(scale, level) for scale in scales]
-        return _blended([null, *conditionals], [1.0 - sum(weights), *weights], x, level)
+        return _blended([null, *conditionals], [1.0 - sum(weights, elementary.scalar(0.0)), *weights], x, level)
 
     return guided
 
@@ -124,8 +126,6 @@ def interval(
 
     def limited(x: Tensor, level: NoiseLevel) -> Estimate:
         place = level.t if of == "t" else level.half_log_snr
-        if not isinstance(place, Tensor):
-            return guided(x, level) if low <= place <= high else plain(x, level)
         inside = (place >= low) & (place <= high)
         if bool(inside.all()) or not bool(inside.any()):
             return guided(x, level) if bool(inside.all()) else plain(x, level)
@@ -158,16 +158,16 @@ def rescale(
         strong, plain = guided(x, level), conditional(x, level)
         y = target_of(of, strong, x, level)
         width, wanted = _deviation(y), _deviation(target_of(of, plain, x, level))
-        factor = amount * scalar_math.safe_divide(wanted, width, 1.0) + (1 - amount)
+        factor = amount * elementary.safe_divide(wanted, width, 1.0) + (1 - amount)
         return Estimate.solved(solve(of, level), x, like(factor, x) * y, strong.extra)
 
     return rescaled
 
 
-def lerp_estimates(start: Estimate, end: Estimate, weight: Number, x: Tensor) -> Estimate:
+def lerp_estimates(start: Estimate, end: Estimate, weight: Tensor, x: Tensor) -> Estimate:
     """From one estimate to the other, by a share that may differ per sample and channel."""
-    if not isinstance(weight, Tensor):
-        return start.towards(end, weight)
+    if not weight.ndim:
+        return start.towards(end, weight.item())
     share = like(weight, x)
     return Estimate(torch.lerp(start.x0, end.x0, share), torch.lerp(start.eps, end.eps, share), end.extra)
 
@@ -178,19 +178,19 @@ def target_of(of: Prediction, estimate: Estimate, x: Tensor, level: NoiseLevel) 
     return like(a, x) * estimate.x0 + like(b, x) * estimate.eps
 
 
-def _per_channel(weight: Number, x: Tensor, channels: int | None) -> Number:
+def _per_channel(weight: Tensor, x: Tensor, channels: int | None) -> Tensor:
     if channels is None:
         return weight
     if x.ndim < 2 or channels > x.shape[1]:
         raise ShapeError(f"channels = {channels}: x is {tuple(x.shape)}; leave it away to guide all")
     guided = torch.arange(x.shape[1]) < channels
-    per_sample = weight[:, None] if isinstance(weight, Tensor) and weight.ndim == 1 else weight
+    per_sample = weight[:, None] if weight.ndim == 1 else weight
     return torch.where(guided, per_sample, 1.0).to(torch.float64).reshape(-1, x.shape[1])
 
 
-def _blended(steps: Sequence[DenoiseFn], weights: Sequence[Number], x: Tensor, level: NoiseLevel) -> Estimate:
+def _blended(steps: Sequence[DenoiseFn], weights: Sequence[Tensor], x: Tensor, level: NoiseLevel) -> Estimate:
     """The sum of weighted estimates; weights sum to 1, so that x = alpha x0 + sigma eps goes on holding."""
-    used = [(step, w) for step, w in zip(steps, weights, strict=True) if isinstance(w, Tensor) or w != 0]
+    used = [(step, w) for step, w in zip(steps, weights, strict=True) if w.ndim or w != 0]
     if len(used) == 1:
         return used[0][0](x, level)
     x0, eps, extra = torch.zeros_like(x), torch.zeros_like(x), None

@@ -8,25 +8,26 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from unveil.core import scalar_math
-from unveil.core.scalar_math import Number
+from torch import Tensor
+
+from unveil.core import elementary
 from unveil.errors import RecipeError
 from unveil.types import NoiseLevel
 
-Schedule = Callable[[NoiseLevel], Number]
+Schedule = Callable[[NoiseLevel], Tensor | float]
 
 # One number, one per sample (B,), or a function of the level.
-Scale = Number | Schedule
+Scale = float | Tensor | Schedule
 
 
-def scale_at(scale: Scale, level: NoiseLevel) -> Number:
+def scale_at(scale: Scale, level: NoiseLevel) -> Tensor:
     """The number that a scale stands for at this level."""
-    return scale(level) if callable(scale) else scale
+    return elementary.as_tensor(scale(level) if callable(scale) else scale)
 
 
 def constant(scale: float) -> Schedule:
     """The same at every level."""
-    return lambda level: scale
+    return lambda level: elementary.scalar(scale)
 
 
 def linear(scale: float) -> Schedule:
@@ -42,7 +43,7 @@ def cosine(scale: float) -> Schedule:
 
     Source: Wang et al. 2024, section 4.1, "cosine" (arXiv:2404.13040).
     """
-    return lambda level: 1 + (scale - 1) * (1 + scalar_math.cos(math.pi * level.t))
+    return lambda level: 1 + (scale - 1) * (1 + elementary.cos(math.pi * level.t))
 
 
 def power_cosine(scale: float, power: float = 4.0) -> Schedule:
@@ -55,12 +56,12 @@ def power_cosine(scale: float, power: float = 4.0) -> Schedule:
     """
     if power <= 0:
         raise RecipeError(f"power = {power}: must be above 0; the paper uses 4")
-    return lambda level: 1 + (scale - 1) * (1 - scalar_math.cos(math.pi * (1 - level.t) ** power)) / 2
+    return lambda level: 1 + (scale - 1) * (1 - elementary.cos(math.pi * elementary.power(1 - level.t, power))) / 2
 
 
 def at_least(schedule: Schedule, least: float) -> Schedule:
     """The schedule, but never below `least`. Source: Wang et al. 2024, section 5, "clamping" (arXiv:2404.13040)."""
-    return lambda level: scalar_math.maximum(schedule(level), least)
+    return lambda level: elementary.as_tensor(schedule(level)).clamp(min=least)
 
 
 # By the name a recipe uses; each takes the scale.

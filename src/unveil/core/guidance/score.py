@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from unveil.core import scalar_math
+from unveil.core import elementary
 from unveil.core.denoiser import DenoiseFn, Estimate
 from unveil.core.guidance.schedule import Scale, scale_at
 from unveil.core.process import DATA
@@ -44,12 +44,12 @@ def shift_eps(step: DenoiseFn, shift: Shift) -> DenoiseFn:
 
     def guided(x: Tensor, level: NoiseLevel) -> Estimate:
         estimate = step(x, level)
-        if not isinstance(level.alpha, Tensor) and level.alpha == 0:
+        if not level.alpha.ndim and level.alpha == 0:
             return estimate
         push = shift(x, level)
-        on_x0 = like(scalar_math.safe_divide(level.sigma**2, level.alpha, 0.0), x)
+        on_x0 = like(elementary.safe_divide(elementary.square(level.sigma), level.alpha, 0.0), x)
         on_eps = like(
-            scalar_math.safe_divide(level.sigma * level.alpha, level.alpha, 0.0), x
+            elementary.safe_divide(level.sigma * level.alpha, level.alpha, 0.0), x
         )  # sigma, but 0 at alpha = 0
         return Estimate(estimate.x0 + on_x0 * push, estimate.eps - on_eps * push, estimate.extra)
 
@@ -144,7 +144,7 @@ def regression(
     def score(x: Tensor, level: NoiseLevel) -> Tensor:
         value = predictor(x, level)
         value = value[:, 0] if value.ndim == 2 and value.shape[1] == 1 else value
-        return -0.5 * ((value - like(target, value)) / deviation) ** 2
+        return -0.5 * ((value - like(elementary.as_tensor(target), value)) / deviation) ** 2
 
     return score
 

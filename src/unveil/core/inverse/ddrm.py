@@ -97,10 +97,10 @@ class DDRMPlan:
         return measured, torch.where(measured, self.noise_level / torch.where(measured, singular, 1.0), 0.0)
 
 
-def _left(sigma: float | Tensor, doubt: Tensor) -> Tensor:
+def _left(sigma: Tensor | float, doubt: Tensor) -> Tensor:
     """The deviation that is left of sigma when the noise of y is counted in."""
     return (sigma**2 - doubt**2).clamp(min=0).sqrt()
 
 
 def _onto_data(level: NoiseLevel) -> bool:
-    return bool((level.sigma == 0).all()) if isinstance(level.sigma, Tensor) else level.sigma == 0
+    return bool((level.sigma == 0).all())

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unveil.core import scalar_math
+from unveil.core import elementary
 from unveil.core.denoiser import DenoiseFn, Estimate
 from unveil.core.inverse.operator import boolean, fitted
 from unveil.core.rng import Noise
@@ -88,8 +88,8 @@ def repaint(plan: Plan, grid: Schedule, *, length: int = 10, count: int = 10) ->
 class _Jump(NamedTuple):
     """x <- keep x + spread z: from a level to a noisier one."""
 
-    keep: scalar_math.Number
-    spread: scalar_math.Number
+    keep: Tensor
+    spread: Tensor
 
 
 class RePaintPlan:
@@ -139,7 +139,7 @@ def _visits(steps: int, length: int, count: int) -> list[int]:
 def _jump(here: NoiseLevel, there: NoiseLevel) -> _Jump:
     # q(x_t | x_s) of the forward process, for a cleaner s
     ratio = there.alpha / here.alpha
-    return _Jump(ratio, scalar_math.sqrt(there.sigma**2 - (ratio * here.sigma) ** 2))
+    return _Jump(ratio, elementary.sqrt(elementary.square(there.sigma) - elementary.square(ratio * here.sigma)))
 
 
 def _same(pixels: Tensor, x: Tensor) -> None:

@@ -88,4 +88,4 @@ def _times(until: Tensor) -> Tensor:
 
 
 def _time(level: NoiseLevel, x: Tensor) -> Tensor:
-    return torch.as_tensor(level.t, dtype=torch.float64).reshape(-1, *(1,) * (x.ndim - 1)).cpu()
+    return level.t.reshape(-1, *(1,) * (x.ndim - 1)).cpu()

@@ -14,20 +14,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unveil.core import scalar_math
+from unveil.core import elementary
 from unveil.core.denoiser import DenoiseFn, Estimate
+from unveil.core.elementary import where
 from unveil.core.rng import Noise
 from unveil.core.samplers.coefficients import (
     Of,
     Rule,
-    any_of,
     at_half_log_snr,
     between,
     delta_lambda,
     exact,
     half_log_snr,
     select_level,
-    where,
 )
 from unveil.core.samplers.loop import CoefficientTable, SamplerState, StepResult, draw_noise
 from unveil.core.samplers.registry import SamplerSpec
@@ -160,7 +159,8 @@ class AdaptivePlan:
         self.grid, self.pair, self.tolerance, self.control = grid, pair, tolerance, control
         self.start = first_with_signal(grid)
         self.end = select_level(self.start.sigma > 0, last_noisy(grid), self.start)
-        onto, off = any_of(self.end.sigma != grid[-1].sigma), any_of(self.start.alpha != grid[0].alpha)
+        onto = bool((self.end.sigma != grid[-1].sigma).any())
+        off = bool((self.start.alpha != grid[0].alpha).any())
         self.opening = (
             CoefficientTable(stages([grid[0], self.start], pair.of, last_stage_only), pair.of) if off else None
         )
@@ -168,7 +168,7 @@ class AdaptivePlan:
             CoefficientTable(stages([self.end, grid[-1]], pair.of, last_stage_only), pair.of) if onto else None
         )
         self.way = delta_lambda(self.start, self.end)  # 0 in parts of x that do not move
-        self.length = float(self.way.max()) if isinstance(self.way, Tensor) else self.way
+        self.length = self.way.max().item()
 
     @property
     def total(self) -> None:
@@ -223,13 +223,13 @@ class AdaptivePlan:
         error = self._error(low_in_unit, self._in_unit(high, there), earlier)
         lost = (moving & ~error.isfinite()).nonzero().flatten().tolist()
         if lost:
-            t = torch.as_tensor(here.t)[lost[0]].max().item()
+            t = here.t[lost[0]].max().item()
             raise NonFinite(
                 f"step {state.number}: the estimates of sample {lost[0]} from t = {t:.6g} on are not finite"
             )
         good, clocks = self._judged(clocks, error, taken, moving)
         if pair.eta:
-            up = pair.noise_scale * scalar_math.sqrt(there.sigma**2 - down.sigma**2)
+            up = pair.noise_scale * elementary.sqrt(elementary.square(there.sigma) - elementary.square(down.sigma))
             high = high + like(up, x) * draw_noise(noise, state.number).to(x.dtype)
         stands = good.reshape(-1, *(1,) * (x.ndim - 1)).to(x.device)
         x, earlier = torch.where(stands, high, x), torch.where(stands, low_in_unit, earlier)
@@ -270,13 +270,13 @@ class AdaptivePlan:
     def _level(self, place: Tensor) -> NoiseLevel:
         """The level of each sample, (B,), or (B, ...) where parts of x go their own ways."""
         way = self.way
-        if isinstance(way, Tensor):
+        if way.ndim:
             place = place.reshape(-1, *(1,) * (way.ndim - 1))
         wanted = half_log_snr(self.start) + place * (way / (self.length or 1.0))
-        return at_half_log_snr(self.grid, where(torch.as_tensor(way != 0), wanted, math.inf), self.start)
+        return at_half_log_snr(self.grid, where(way != 0, wanted, math.inf), self.start)
 
     def _in_unit(self, x: Tensor, level: NoiseLevel) -> Tensor:
-        return x * like(scalar_math.safe_divide(1.0, self.tolerance.unit(level), 1.0), x)
+        return x * like(elementary.safe_divide(1.0, self.tolerance.unit(level), 1.0), x)
 
     def _arrived(self, clocks: IntegratorState) -> bool:
         return bool((self.length - clocks.place <= self.tolerance.slack).all())

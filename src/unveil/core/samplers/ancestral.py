@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 from torch import Tensor
 
-from unveil.core import scalar_math
+from unveil.core import elementary
 from unveil.core.denoiser import DenoiseFn
+from unveil.core.elementary import level_by_level
 from unveil.core.rng import Noise
-from unveil.core.samplers.loop import CoefficientTable, Plan, SamplerState, StepResult, StepRow, draw_noise
+from unveil.core.samplers.loop import (
+    ZERO,
+    CoefficientTable,
+    Plan,
+    SamplerState,
+    StepResult,
+    draw_noise,
+    in_any_part,
+    rows_of,
+)
 from unveil.core.samplers.registry import SamplerSpec
 from unveil.core.schedules import Schedule
 from unveil.core.transition import Chain
@@ -33,11 +44,12 @@ def ancestral(grid: Schedule, variance: VarianceRule = fixed_small, *, shift: Sh
     chain = Chain(grid)
     if shift is not None or is_learned(variance):
         return AncestralPlan(chain, variance, shift)
-    rows = []
-    for step in chain:
-        spread = 0.0 if _onto_data(step.s) else scalar_math.exp(0.5 * variance(step, None).log)
-        rows.append(StepRow(step.t, step.ct, (step.c0,), spread, span=(step.t, step.s)))
-    return CoefficientTable(rows)
+    table = chain.table
+    with level_by_level():
+        spread = elementary.exp(0.5 * variance(table, None).log)
+    rows = rows_of(grid[:-1], table.ct, (table.c0,), spread, spans=list(pairwise(grid)))
+    noisy = in_any_part(table.s.sigma != 0).tolist()
+    return CoefficientTable([row if some else row._replace(noise=ZERO) for row, some in zip(rows, noisy, strict=True)])
 
 
 class AncestralPlan:
@@ -67,13 +79,13 @@ class AncestralPlan:
         if self.shift is not None:
             x = x + like(spread.value, x) * self.shift(state.x, move.t)
         if not _onto_data(move.s):
-            deviation = like(scalar_math.exp(0.5 * spread.log), x)
+            deviation = like(elementary.exp(0.5 * spread.log), x)
             x = x + deviation * draw_noise(noise, state.number).to(x.dtype)
         return StepResult(SamplerState(x, state.past, state.number + 1), move.t, estimate)
 
 
 def _onto_data(level: NoiseLevel) -> bool:
-    return bool((level.sigma == 0).all()) if isinstance(level.sigma, Tensor) else level.sigma == 0
+    return bool((level.sigma == 0).all())
 
 
 SAMPLERS = (

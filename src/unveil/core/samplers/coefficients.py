@@ -4,33 +4,35 @@ With q = x0 or eps held still, x_there = keep x_here + gain q is exact, and neit
 are finite at the ends alpha = 0 and sigma = 0. Every correction is a weight on estimates at other places along the
 step. Where a step touches an end, or does not move, its `reach` is 0 and the corrections vanish.
 
-Everything takes Python floats, or float64 tensors for levels per sample or per token.
+Everything is float64 tensors: 0-d, of the shape of levels per sample or per token, or tables of such levels, whose
+first axis counts the steps. Tables are made within `elementary.level_by_level`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from itertools import pairwise, zip_longest
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from unveil.core import scalar_math
-from unveil.core.scalar_math import Number
+from unveil.core import elementary
+from unveil.core.elementary import scalar, where
+from unveil.core.samplers.loop import ZERO, in_any_part
 from unveil.core.schedule import Schedule
 from unveil.errors import RecipeError
 from unveil.types import NoiseLevel
 
 Of = Literal["x0", "eps"]
-Mask = bool | Tensor
 # (nodes, reach) -> the weight of the estimate at each node, in units of the step's gain; they sum to 1. Node 0 is
-# where the step begins, 1 where it ends, and what was before it is negative.
-Rule = Callable[[Sequence[Number], Number], list[Number]]
+# where the step begins, 1 where it ends, and what was before it is negative. Of all steps of a table at once,
+# so also of steps without such nodes, whose weights are not used.
+Rule = Callable[[Sequence[Tensor], Tensor], list[Tensor]]
 
 # where that many nodes can be used
-Tier = tuple[Mask, int]
+Tier = tuple[Tensor, int]
 
 
 class LinearStep(NamedTuple):
@@ -40,10 +42,10 @@ class LinearStep(NamedTuple):
         1 + eta times, for eps its rise; 0 where the step touches an end or does not move.
     """
 
-    keep: Number
-    gain: Number
-    reach: Number
-    noise: Number = 0.0
+    keep: Tensor
+    gain: Tensor
+    reach: Tensor
+    noise: Tensor = ZERO
 
 
 def linear_step(here: NoiseLevel, there: NoiseLevel, of: Of = "x0", eta: float = 0.0) -> LinearStep:
@@ -62,58 +64,59 @@ def linear_step(here: NoiseLevel, there: NoiseLevel, of: Of = "x0", eta: float =
     their SDE form at eta = 1: the same integral with the drift that noise of eta asks for.
     """
     if of == "eps":
-        if any_of(here.alpha == 0) and any_of((here.alpha == 0) & (there.alpha != 0)):
+        lost = (here.alpha == 0) & (there.alpha != 0)
+        if bool(lost.any()):
             raise RecipeError(
-                f"t = {here.t}: alpha is 0 there, where eps says nothing about x0; begin at alpha > 0, or take a "
-                "sampler of x0 such as 'dpmpp-2m' or 'ddim'"
+                f"t = {here.t[lost][0]}: alpha is 0 there, where eps says nothing about x0; begin at alpha > 0, or "
+                "take a sampler of x0 such as 'dpmpp-2m' or 'ddim'"
             )
-        keep = scalar_math.safe_divide(there.alpha, here.alpha, 1.0)
+        keep = elementary.safe_divide(there.alpha, here.alpha, 1.0)
         return LinearStep(keep, there.sigma - here.sigma * keep, delta_lambda(here, there))
     left = _left(here, there)
     # a part that is clean already (sigma = 0) stays what it is
-    ratio = scalar_math.safe_divide(there.sigma, here.sigma, scalar_math.safe_divide(there.alpha, here.alpha, 1.0))
-    keep = ratio * left**eta
-    noise = there.sigma * scalar_math.sqrt(1.0 - left ** (2 * eta)) if eta else 0.0
+    ratio = elementary.safe_divide(there.sigma, here.sigma, elementary.safe_divide(there.alpha, here.alpha, 1.0))
+    keep = ratio * elementary.power(left, eta)
+    noise = there.sigma * elementary.sqrt(1.0 - elementary.power(left, 2 * eta)) if eta else ZERO
     return LinearStep(keep, there.alpha - here.alpha * keep, -(1.0 + eta) * delta_lambda(here, there), noise)
 
 
-def delta_lambda(here: NoiseLevel, there: NoiseLevel) -> Number:
+def delta_lambda(here: NoiseLevel, there: NoiseLevel) -> Tensor:
     """Rise of log(alpha / sigma), 0 where that is infinite."""
     left = _left(here, there)
-    return where(left > 0, -1.0 * scalar_math.log(left), 0.0)
+    return where(left > 0, -1.0 * elementary.log(left), 0.0)
 
 
-def _left(here: NoiseLevel, there: NoiseLevel) -> Number:
+def _left(here: NoiseLevel, there: NoiseLevel) -> Tensor:
     """The share of here's sigma / alpha that is left there, 1 where there was none."""
-    return scalar_math.safe_divide(there.sigma * here.alpha, here.sigma * there.alpha, 1.0)
+    return elementary.safe_divide(there.sigma * here.alpha, here.sigma * there.alpha, 1.0)
 
 
 # ---------------------------------------------------------------------- levels between those of a grid
 
 
-def between(grid: Schedule, here: NoiseLevel, there: NoiseLevel, share: Number) -> NoiseLevel:
+def between(grid: Schedule, here: NoiseLevel, there: NoiseLevel, share: Tensor | float) -> NoiseLevel:
     """The process's level at a share of the way in log(alpha / sigma); `here` where the way touches an end."""
     way = delta_lambda(here, there)
     return at_half_log_snr(grid, where(way != 0, half_log_snr(here) + share * way, math.inf), here)
 
 
-def half_log_snr(level: NoiseLevel) -> Number:
+def half_log_snr(level: NoiseLevel) -> Tensor:
     """Log(alpha / sigma), infinite at the ends."""
-    return scalar_math.log(scalar_math.safe_divide(level.alpha, level.sigma, math.inf))
+    return elementary.log(elementary.safe_divide(level.alpha, level.sigma, math.inf))
 
 
-def at_half_log_snr(grid: Schedule, wanted: Number, otherwise: NoiseLevel) -> NoiseLevel:
+def at_half_log_snr(grid: Schedule, wanted: Tensor, otherwise: NoiseLevel) -> NoiseLevel:
     """The levels of the grid's process at these half log-SNRs, and `otherwise` where they are not finite.
 
     Of a tensor all at once, so without the checks of `Schedule.at`: they must lie within the grid.
     """
-    if not isinstance(wanted, Tensor):
-        return grid.at(wanted) if math.isfinite(wanted) else otherwise
     finite = wanted.isfinite()
-    if not any_of(finite):
+    if not bool(finite.any()):
         return otherwise
-    times = torch.as_tensor(grid.process.t_of(torch.where(finite, wanted, wanted[finite][0])))
-    latest = float(torch.as_tensor(grid[0].t, dtype=torch.float64).max())
+    if not wanted.ndim:
+        return grid.at(wanted)
+    times = grid.process.t_of(torch.where(finite, wanted, wanted[finite][0]))
+    latest = grid[0].t.max().item()
     return select_level(finite, grid.process.at(times.clamp(0, max(latest, 1.0))), otherwise)  # rounded beyond the ends
 
 
@@ -123,21 +126,21 @@ def at_half_log_snr(grid: Schedule, wanted: Number, otherwise: NoiseLevel) -> No
 _INVERSE = [1 / math.factorial(k) for k in range(24)]
 
 
-def phi_functions(count: int, z: Number) -> list[Number]:
+def phi_functions(count: int, z: Tensor) -> list[Tensor]:
     """phi_1(z) to phi_count(z), where phi_k is the sum of z^j / (j + k)! over j: phi_1(z) = (exp(z) - 1) / z.
 
     Source: Hochbruck & Ostermann 2010, eq. 2.10, Acta Numerica 19.
     """
-    if not isinstance(z, Tensor):
-        return _from_above(count, z) if abs(z) < 1 else _from_below(count, z)
     small = z.abs() < 1
+    if not z.ndim:
+        return _from_above(count, z) if small else _from_below(count, z)
     near, far = _from_above(count, z * small), _from_below(count, torch.where(small, 1.0, z))
     return [where(small, a, b) for a, b in zip(near, far, strict=True)]
 
 
-def _from_above(count: int, z: Number) -> list[Number]:
+def _from_above(count: int, z: Tensor) -> list[Tensor]:
     """The last one's series, and the others by phi_k = z phi_(k+1) + 1 / k!."""
-    value: Number = 0.0 * z
+    value = 0.0 * z
     for term in _INVERSE[count + 18 : count - 1 : -1]:  # |z| < 1: what is left out is below 1e-17
         value = value * z + term
     values = [value]
@@ -146,38 +149,38 @@ def _from_above(count: int, z: Number) -> list[Number]:
     return values[::-1]
 
 
-def _from_below(count: int, z: Number) -> list[Number]:
-    values = [scalar_math.expm1(z) / z]
+def _from_below(count: int, z: Tensor) -> list[Tensor]:
+    values = [elementary.expm1(z) / z]
     for k in range(1, count):
         values.append((values[-1] - _INVERSE[k]) / z)
     return values
 
 
-def exact(nodes: Sequence[Number], reach: Number) -> list[Number]:
+def exact(nodes: Sequence[Tensor], reach: Tensor) -> list[Tensor]:
     """The polynomial through all nodes, integrated with the exponential weight of the linear part.
 
     Source: Hochbruck & Ostermann 2010, section 2.3: exponential Adams and Runge-Kutta methods.
     """
     first, *others = phi_functions(len(nodes), reach)
     slopes = (math.factorial(k) * other / first for k, other in enumerate(others, 1))
-    return interpolated(nodes, [1.0, *slopes])
+    return interpolated(nodes, [scalar(1.0), *slopes])
 
 
-def adams(nodes: Sequence[Number], reach: Number) -> list[Number]:
+def adams(nodes: Sequence[Tensor], reach: Tensor) -> list[Tensor]:
     """The polynomial through all nodes, integrated as it is. Source: Adams and Bashforth 1883, for any widths."""
     del reach
-    return interpolated(nodes, [1 / (k + 1) for k in range(len(nodes))])
+    return interpolated(nodes, [scalar(1 / (k + 1)) for k in range(len(nodes))])
 
 
-def midpoint(nodes: Sequence[Number], reach: Number) -> list[Number]:
+def midpoint(nodes: Sequence[Tensor], reach: Tensor) -> list[Tensor]:
     """Order 2: half the difference, as if the estimate in the middle held all the way. Order 3: `taylor`.
 
     Source: Lu et al. 2022, algorithm 2, "2M" (arXiv:2211.01095).
     """
-    return interpolated(nodes, [1.0, 0.5]) if len(nodes) == 2 else taylor(nodes, reach)
+    return interpolated(nodes, [scalar(1.0), scalar(0.5)]) if len(nodes) == 2 else taylor(nodes, reach)
 
 
-def taylor(nodes: Sequence[Number], reach: Number) -> list[Number]:
+def taylor(nodes: Sequence[Tensor], reach: Tensor) -> list[Tensor]:
     """The slope with its exact weight phi_2; at order 3 the curvature as well, with phi_3 as published.
 
     The second divided difference is half of the second derivative, so 2 phi_3 would be exact: as published, the third
@@ -186,70 +189,87 @@ def taylor(nodes: Sequence[Number], reach: Number) -> list[Number]:
     Source: Lu et al. 2022, section 4 (arXiv:2211.01095), and order 3 as in the authors' code.
     """
     first, *others = phi_functions(len(nodes), reach)
-    return interpolated(nodes, [1.0, *(other / first for other in others)])
+    return interpolated(nodes, [scalar(1.0), *(other / first for other in others)])
 
 
-def interpolated(nodes: Sequence[Number], moments: Sequence[Number]) -> list[Number]:
+def interpolated(nodes: Sequence[Tensor], moments: Sequence[Tensor]) -> list[Tensor]:
     """The weight of the value at each node in the integral of the polynomial through them.
 
     Args:
         nodes: where the values are.
         moments: the integrals of 1, s, s^2 ..., as many as nodes.
     """
-    weights: list[Number] = []
+    weights: list[Tensor] = []
     for i, mine in enumerate(nodes):
-        powers: list[Number] = [1.0]  # of Lagrange's polynomial that is 0 at the others, lowest power first
-        size: Number = 1.0  # what it is here
+        powers = [scalar(1.0)]  # of Lagrange's polynomial that is 0 at the others, lowest power first
+        size = scalar(1.0)  # what it is here
         for j, other in enumerate(nodes):
             if j != i:
-                powers = [u - other * d for u, d in zip([0.0, *powers], [*powers, 0.0], strict=True)]
+                powers = [u - other * d for u, d in zip([scalar(0.0), *powers], [*powers, scalar(0.0)], strict=True)]
                 size = size * (mine - other)
-        weights.append(scalar_math.safe_divide(total(c * m for c, m in zip(powers, moments, strict=True)), size, 0.0))
+        weights.append(
+            elementary.safe_divide(sum((c * m for c, m in zip(powers, moments, strict=True)), scalar(0.0)), size, 0.0)
+        )
     return weights
 
 
-def gains(now: LinearStep, before: Sequence[LinearStep], rule: Rule, most: Number = math.inf) -> tuple[Number, ...]:
-    """Gains on the estimates of 0, 1, 2 ... calls ago, for a step that remembers those that led to it.
+def gains(now: LinearStep, rule: Rule, order: int, most: Tensor | None = None) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Gains on the estimates of 0, 1, 2 ... calls ago, for steps that remember those that led to them.
 
     Args:
-        now: the step.
-        before: the steps before it, newest first; as many as the order allows, less one.
+        now: a table of the steps.
         rule: the weights.
-        most: estimates that may be used.
+        order: estimates that may be used.
+        most: the same, of each step; None: `order`.
 
-    Where one of them touched an end or did not move, the order falls to what is left.
+    Where one of the steps before touched an end or did not move, the order falls to what is left. Returned with how
+    many estimates each step uses.
     """
-    nodes: list[Number] = [0.0]
+    nodes = [ZERO]
     tiers: list[Tier] = []
-    usable: Mask = now.reach != 0
-    for earlier in before:
-        usable = usable & (earlier.reach != 0) & (most > len(nodes))
-        if not any_of(usable):
+    usable = now.reach != 0
+    for back in range(1, order):
+        reach = steps_ago(now.reach, back)
+        usable = usable & (reach != 0)
+        if most is not None:
+            usable = usable & (most > back)
+        if not bool(usable.any()):
             break
-        nodes.append(nodes[-1] - scalar_math.safe_divide(earlier.reach, now.reach, 0.0))
+        nodes.append(nodes[-1] - elementary.safe_divide(reach, now.reach, 0.0))
         tiers.append((usable, len(nodes)))
 
-    return highest_usable(tiers, lambda count: [now.gain * w for w in rule(nodes[:count], now.reach)], (now.gain,))
+    weights = highest_usable(tiers, lambda count: [now.gain * w for w in rule(nodes[:count], now.reach)], (now.gain,))
+    return weights, most_nodes(tiers, now.gain).clamp(min=1)
 
 
 def highest_usable(
-    tiers: Sequence[Tier], gains: Callable[[int], Sequence[Number]], otherwise: tuple[Number, ...]
-) -> tuple[Number, ...]:
-    """In every part of x the gains made from the most nodes that can be used there."""
-    if tiers and not isinstance(tiers[-1][0], Tensor):
-        return tuple(gains(tiers[-1][1]))
+    tiers: Sequence[Tier], gains: Callable[[int], Sequence[Tensor]], otherwise: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
+    """In every step and part of x the gains made from the most nodes that can be used there."""
     best = otherwise
     for usable, count in tiers:
         best = tuple(where(usable, new, old) for new, old in zip_longest(gains(count), best, fillvalue=0.0))
     return best
 
 
-def steps_left(levels: Sequence[NoiseLevel]) -> list[Number]:
+def most_nodes(tiers: Sequence[Tier], column: Tensor) -> Tensor:
+    """How many nodes can be used in some part of x, for each step of a column; 0 without a tier."""
+    most = torch.zeros(len(column), dtype=torch.long)
+    for usable, count in tiers:
+        most[in_any_part(usable)] = count
+    return most
+
+
+def steps_ago(column: Tensor, count: int) -> Tensor:
+    """A column of steps as it was that many steps ago; 0 before the first one."""
+    return torch.cat([torch.zeros_like(column[:count]), column[:-count]])
+
+
+def steps_left(grid: Schedule) -> Tensor:
     """For each level how many steps there are from it to the end, without those that stand still."""
-    left: list[Number] = [0.0]
-    for here, there in reversed(list(pairwise(levels))):
-        left.append(left[-1] + where(here.sigma != there.sigma, 1.0, 0.0))
-    return left[::-1]
+    here, there = grid.steps
+    moves = (here.sigma != there.sigma).double()
+    return torch.cat([moves, torch.zeros_like(moves[:1])]).flip(0).cumsum(0).flip(0)
 
 
 def check_order(order: int, most: int) -> None:
@@ -262,31 +282,8 @@ def check_order(order: int, most: int) -> None:
         raise RecipeError(f"order = {order}: must lie in 1 to {most}")
 
 
-# ---------------------------------------------------------------------- floats and tensors alike
-
-
-def where(mask: Mask, yes: Number, no: Number) -> Number:
-    """`yes` where the mask is True, `no` elsewhere."""
-    if not isinstance(mask, Tensor):
-        return yes if mask else no
-    return torch.where(mask, torch.as_tensor(yes, dtype=torch.float64), torch.as_tensor(no, dtype=torch.float64))
-
-
-def select_level(mask: Mask, yes: NoiseLevel, no: NoiseLevel) -> NoiseLevel:
+def select_level(mask: Tensor, yes: NoiseLevel, no: NoiseLevel) -> NoiseLevel:
     """The level `yes` where the mask is True, `no` elsewhere."""
-    if not isinstance(mask, Tensor):
+    if not mask.ndim:
         return yes if mask else no
     return NoiseLevel(*(where(mask, a, b) for a, b in zip(yes, no, strict=True)))
-
-
-def any_of(mask: Mask) -> bool:
-    """Return True if it is True anywhere."""
-    return bool(mask.any()) if isinstance(mask, Tensor) else mask
-
-
-def total(values: Iterable[Number]) -> Number:
-    """The sum."""
-    result: Number = 0.0
-    for value in values:
-        result = result + value
-    return result

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from unveil.core import scalar_math
-from unveil.core.samplers.loop import CoefficientTable, StepRow
+from unveil.core import elementary
+from unveil.core.elementary import level_by_level
+from unveil.core.samplers.loop import CoefficientTable, rows_of
 from unveil.core.samplers.registry import SamplerSpec
 from unveil.core.schedules import Schedule
 from unveil.types import NoiseLevel
 
 
+@level_by_level()
 def consistency(grid: Schedule, *, least: NoiseLevel | None = None) -> CoefficientTable:
     """Multistep consistency sampling: to the data in one call, back up to the next level with new noise, again.
 
@@ -25,12 +27,11 @@ def consistency(grid: Schedule, *, least: NoiseLevel | None = None) -> Coefficie
     """
     clean = grid[-1] if least is None else least
     left = clean.sigma / clean.alpha
-    rows: list[StepRow] = []
-    for here, there in pairwise(grid):
-        fall = here.sigma * there.alpha - there.sigma * here.alpha
-        moves = scalar_math.safe_divide(fall, fall, 0.0)  # 0 in parts that keep their level, and so their x
-        noise = scalar_math.sqrt(there.sigma**2 - (there.alpha * left) ** 2)
-        rows.append(StepRow(here, 1.0 - moves, (moves * there.alpha,), moves * noise, span=(here, there)))
+    here, there = grid.steps
+    fall = here.sigma * there.alpha - there.sigma * here.alpha
+    moves = elementary.safe_divide(fall, fall, 0.0)  # 0 in parts that keep their level, and so their x
+    noise = elementary.sqrt(elementary.square(there.sigma) - elementary.square(there.alpha * left))
+    rows = rows_of(grid[:-1], 1.0 - moves, (moves * there.alpha,), moves * noise, spans=list(pairwise(grid)))
     return CoefficientTable(rows)
 
 

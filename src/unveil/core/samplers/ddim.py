@@ -7,12 +7,15 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from unveil.core import scalar_math
-from unveil.core.samplers.loop import CoefficientTable, StepRow
+from unveil.core import elementary
+from unveil.core.elementary import level_by_level
+from unveil.core.samplers.loop import CoefficientTable, in_any_part, rows_of
 from unveil.core.samplers.registry import SamplerSpec
 from unveil.core.schedules import Schedule
+from unveil.types import NoiseLevel
 
 
+@level_by_level()
 def ddim(grid: Schedule, eta: float = 0.0) -> CoefficientTable:
     """DDIM over any grid; first order, one call a step, defined at both ends alpha = 0 and sigma = 0.
 
@@ -22,18 +25,20 @@ def ddim(grid: Schedule, eta: float = 0.0) -> CoefficientTable:
 
     Source: Song et al. 2020, eq. 12 and 16 (arXiv:2010.02502), for any pair of levels.
     """
-    rows = []
-    for here, there in pairwise(grid):
-        # eq. 16: sigma = eta sqrt(beta-tilde), with beta the variance added between the two levels
-        beta = here.sigma**2 - (scalar_math.safe_divide(here.alpha, there.alpha, 1.0) * there.sigma) ** 2
-        noise = eta * scalar_math.safe_divide(there.sigma, here.sigma, 0.0) * scalar_math.sqrt(beta)
-        direction = scalar_math.sqrt(there.sigma**2 - noise**2)  # eq. 12: what is left to point at x_t
-        # a part of x that is clean already (sigma = 0) is kept as it is, along the process's own alpha
-        keep = scalar_math.safe_divide(direction, here.sigma, scalar_math.safe_divide(there.alpha, here.alpha, 0.0))
-        rows.append(StepRow(here, keep, (there.alpha - keep * here.alpha,), noise, span=(here, there)))
-    return CoefficientTable(rows)
+    here, there = grid.steps
+    # eq. 16: sigma = eta sqrt(beta-tilde), with beta the variance added between the two levels
+    ratio = elementary.safe_divide(here.alpha, there.alpha, 1.0)
+    beta = elementary.square(here.sigma) - elementary.square(ratio * there.sigma)
+    noise = eta * elementary.safe_divide(there.sigma, here.sigma, 0.0) * elementary.sqrt(beta)
+    # eq. 12: what is left to point at x_t
+    direction = elementary.sqrt(elementary.square(there.sigma) - elementary.square(noise))
+    # a part of x that is clean already (sigma = 0) is kept as it is, along the process's own alpha
+    keep = elementary.safe_divide(direction, here.sigma, elementary.safe_divide(there.alpha, here.alpha, 0.0))
+    gain = there.alpha - keep * here.alpha
+    return CoefficientTable(rows_of(grid[:-1], keep, (gain,), noise, spans=list(pairwise(grid))))
 
 
+@level_by_level()
 def encode(grid: Schedule) -> CoefficientTable:
     """The same path from data to noise: `run(encode(grid), step, x0)` gives the noise that decodes to x0.
 
@@ -42,15 +47,14 @@ def encode(grid: Schedule) -> CoefficientTable:
 
     Source: Song et al. 2020, section 4.3 and eq. 14 (arXiv:2010.02502).
     """
-    rows = []
-    for here, there in pairwise(list(grid)[::-1]):
-        if _clean(here.sigma):
-            # x alpha_t / alpha_s + sigma_t eps with eps = (x - alpha_t x0) / sigma_t
-            rows.append(StepRow(there, there.alpha / here.alpha + 1.0, (-1.0 * there.alpha,)))
-        else:
-            keep = there.sigma / here.sigma
-            rows.append(StepRow(here, keep, (there.alpha - keep * here.alpha,)))
-    return CoefficientTable(rows)
+    there, here = (NoiseLevel(*(part.flip(0) for part in level)) for level in grid.steps)  # from data to noise
+    levels = list(grid)[::-1]
+    # x alpha_t / alpha_s + sigma_t eps with eps = (x - alpha_t x0) / sigma_t
+    first = rows_of(levels[1:], there.alpha / here.alpha + 1.0, (-1.0 * there.alpha,))
+    keep = there.sigma / here.sigma
+    later = rows_of(levels[:-1], keep, (there.alpha - keep * here.alpha,))
+    clean = in_any_part(here.sigma == 0).tolist()
+    return CoefficientTable([one if data else other for data, one, other in zip(clean, first, later, strict=True)])
 
 
 def slerp(first: Tensor, last: Tensor, weight: float | Tensor) -> Tensor:
@@ -71,10 +75,6 @@ def slerp(first: Tensor, last: Tensor, weight: float | Tensor) -> Tensor:
     on_a = torch.where(flat, 1 - weight, ((1 - weight) * angle).sin() / safe)
     on_b = torch.where(flat, weight, (weight * angle).sin() / safe)
     return (on_a * a + on_b * b).reshape(first.shape)
-
-
-def _clean(sigma: scalar_math.Number) -> bool:
-    return bool((sigma == 0).any()) if isinstance(sigma, Tensor) else sigma == 0
 
 
 SAMPLERS = (SamplerSpec("ddim", ddim, "Song et al. 2020, eq. 12 (arXiv:2010.02502)", order=1),)

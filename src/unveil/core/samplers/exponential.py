@@ -8,14 +8,15 @@ which of the two; the coefficients of one are those of the other with alpha and 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
-from unveil.core import scalar_math
+from torch import Tensor
+
+from unveil.core import elementary
+from unveil.core.elementary import as_tensor, level_by_level, where
 from unveil.core.samplers.coefficients import (
-    LinearStep,
     Of,
     Rule,
-    any_of,
     between,
     check_order,
     delta_lambda,
@@ -24,14 +25,20 @@ from unveil.core.samplers.coefficients import (
     midpoint,
     steps_left,
     taylor,
-    where,
 )
-from unveil.core.samplers.loop import CoefficientTable, StepRow
+from unveil.core.samplers.loop import ZERO, CoefficientTable, StepRow, in_any_part, in_order, rows_of, with_noise
 from unveil.core.samplers.registry import SamplerSpec
 from unveil.core.samplers.runge_kutta import sigma_down
-from unveil.core.samplers.stages import clamp_level, inner_nodes, last_noisy, last_stage_only, orders_for, stages
-from unveil.core.scalar_math import Number
-from unveil.core.schedule import Schedule
+from unveil.core.samplers.stages import (
+    clamp_level,
+    inner_steps,
+    last_noisy,
+    last_stage_only,
+    orders_for,
+    single_steps,
+    stages,
+)
+from unveil.core.schedule import Schedule, levels_of, stacked
 from unveil.errors import RecipeError
 
 # ---------------------------------------------------------------------- multistep
@@ -88,29 +95,29 @@ def dpmpp_3m_sde(grid: Schedule, eta: float = 1.0, *, noise_scale: float = 1.0) 
     return _multistep(grid, 3, "x0", taylor, eta, noise_scale, 0)
 
 
+@level_by_level()
 def _multistep(
     grid: Schedule, order: int, of: Of, rule: Rule, eta: float, noise_scale: float, lower_below: float
 ) -> CoefficientTable:
     check_order(order, 3)
-    rows: list[StepRow] = []
-    before: list[LinearStep] = []
-    for (here, there), most in zip(pairwise(grid), order_per_step(grid, order, lower_below), strict=True):
-        now = linear_step(here, there, of, eta)
-        weights = gains(now, before, rule, most)
-        rows.append(StepRow(here, now.keep, weights, noise_scale * now.noise, span=(here, there) if eta else None))
-        before = [now, *before][: order - 1]
-    return CoefficientTable(rows, of)
+    now = linear_step(*grid.steps, of, eta)
+    weights, counts = gains(now, rule, order, order_per_step(grid, order, lower_below))
+    spans = list(pairwise(grid)) if eta else None
+    return CoefficientTable(
+        rows_of(grid[:-1], now.keep, weights, noise_scale * now.noise, spans=spans, counts=counts), of
+    )
 
 
-def order_per_step(grid: Schedule, order: int, lower_below: float) -> list[Number]:
+def order_per_step(grid: Schedule, order: int, lower_below: float) -> Tensor:
     """The highest order of each step: that of the method, and below a number of steps what is left of them."""
     left = steps_left(grid)
-    return [where((left[0] < lower_below) & (now < order), now, float(order)) for now in left[:-1]]
+    return where((left[0] < lower_below) & (left[:-1] < order), left[:-1], float(order))
 
 
 # ---------------------------------------------------------------------- single-step
 
 
+@level_by_level()
 def dpm_singlestep(
     grid: Schedule, orders: int | Sequence[int] = 2, *, of: Of = "x0", rule: Rule = last_stage_only
 ) -> CoefficientTable:
@@ -133,11 +140,10 @@ def dpm_singlestep(
     each = [orders] * steps if isinstance(orders, int) else list(orders)
     if len(each) != steps:
         raise RecipeError(f"{len(each)} orders for a grid of {steps} steps: must be as many")
-    rows: list[StepRow] = []
-    for order, (here, there) in zip(each, pairwise(grid), strict=True):
+    for order in set(each):
         check_order(order, 3)
-        rows += stages(inner_nodes(grid, here, there, order), of, rule)
-    return CoefficientTable(rows, of)
+    steps = {order: inner_steps(grid, grid.steps, grid[:-1], order, of, rule) for order in set(each)}
+    return CoefficientTable(in_order([steps[order][number] for number, order in enumerate(each)]), of)
 
 
 def dpmpp_2s(grid: Schedule) -> CoefficientTable:
@@ -145,6 +151,7 @@ def dpmpp_2s(grid: Schedule) -> CoefficientTable:
     return dpm_singlestep(grid, 2)
 
 
+@level_by_level()
 def dpm_singlestep_on_schedule(
     grid: Schedule, orders: int | Sequence[int] = 3, *, of: Of = "x0", rule: Rule = last_stage_only
 ) -> CoefficientTable:
@@ -165,15 +172,17 @@ def dpm_singlestep_on_schedule(
     each = orders_for(steps, orders) if isinstance(orders, int) else list(orders)
     if sum(each) != steps:
         raise RecipeError(f"orders {each} take {sum(each)} calls, but the grid has {steps} steps")
-    rows: list[StepRow] = []
-    at = 0
-    for order in each:
+    starts = list(accumulate(each, initial=0))[:-1]
+    rows: dict[int, list[StepRow]] = {}  # by the number of the step's first level
+    for order in set(each):
         check_order(order, 3)
-        rows += stages(grid[at : at + order + 1], of, rule)
-        at += order
-    return CoefficientTable(rows, of)
+        first = [start for start, own in zip(starts, each, strict=True) if own == order]
+        levels = [[grid[start + i] for start in first] for i in range(order + 1)]
+        rows |= zip(first, single_steps(list(map(stacked, levels)), levels[:-1], of, rule), strict=True)
+    return CoefficientTable(in_order([rows[start] for start in starts]), of)
 
 
+@level_by_level()
 def dpm_fast(
     grid: Schedule, calls: int | None = None, *, eta: float = 0.0, noise_scale: float = 1.0
 ) -> CoefficientTable:
@@ -192,18 +201,22 @@ def dpm_fast(
     """
     first, last = grid[0], last_noisy(grid)
     linear_step(first, grid[-1], "eps")  # refuses alpha = 0
-    onto_data = any_of(last.sigma != grid[-1].sigma)
+    onto_data = bool((last.sigma != grid[-1].sigma).any())
     calls = len(grid) - 1 - onto_data if calls is None else calls
     rows: list[StepRow] = []
-    if any_of(delta_lambda(first, last) != 0):
+    if bool((delta_lambda(first, last) != 0).any()):
         orders = orders_for(max(calls, 1), 3)
-        inner = (between(grid, first, last, i / len(orders)) for i in range(1, len(orders)))
-        for order, (here, there) in zip(orders, pairwise([first, *inner, last]), strict=True):
-            down = clamp_level(sigma_down(here, there, eta)[0], last) if eta else there
-            rows += stages(inner_nodes(grid, here, down, order), "eps", last_stage_only)
-            if eta:
-                up = noise_scale * scalar_math.sqrt(there.sigma**2 - down.sigma**2)
-                rows[-1] = rows[-1]._replace(noise=up, span=(here, there))
+        ends = stacked([first]), stacked([last])
+        shares = as_tensor([i / len(orders) for i in range(1, len(orders))])
+        inner = levels_of(between(grid, *ends, shares.reshape(-1, *(1,) * first.t.ndim))) if len(shares) else []
+        levels = [first, *inner, last]
+        here, there = stacked(levels[:-1]), stacked(levels[1:])
+        down = clamp_level(sigma_down(here, there, eta)[0], ends[1]) if eta else there
+        tables = here, down
+        steps = {o: inner_steps(grid, tables, levels[:-1], o, "eps", last_stage_only) for o in set(orders)}
+        steps = [steps[order][number] for number, order in enumerate(orders)]
+        up = noise_scale * elementary.sqrt(elementary.square(there.sigma) - elementary.square(down.sigma))
+        rows = with_noise(steps, up, list(pairwise(levels))) if eta else in_order(steps)
     if onto_data or not rows:
         rows += stages([last, grid[-1]], "eps", last_stage_only)
     return CoefficientTable(rows, "eps")
@@ -212,6 +225,7 @@ def dpm_fast(
 # ---------------------------------------------------------------------- with noise
 
 
+@level_by_level()
 def dpmpp_2s_ancestral(grid: Schedule, eta: float = 1.0, *, noise_scale: float = 1.0) -> CoefficientTable:
     """DPM-Solver++(2S) to below each level, and noise up to it: two calls a step.
 
@@ -222,14 +236,13 @@ def dpmpp_2s_ancestral(grid: Schedule, eta: float = 1.0, *, noise_scale: float =
 
     Source: Lu et al. 2022, algorithm 1 (arXiv:2211.01095), in k-diffusion's ancestral form.
     """
-    rows: list[StepRow] = []
-    for here, there in pairwise(grid):
-        down, up = sigma_down(here, there, eta) if eta else (there, 0.0)
-        rows += stages(inner_nodes(grid, here, down, 2), "x0", midpoint)
-        rows[-1] = rows[-1]._replace(noise=noise_scale * up, span=(here, there) if eta else None)
-    return CoefficientTable(rows)
+    here, there = grid.steps
+    down, up = sigma_down(here, there, eta) if eta else (there, ZERO)
+    steps = inner_steps(grid, (here, down), grid[:-1], 2, "x0", midpoint)
+    return CoefficientTable(with_noise(steps, noise_scale * up, list(pairwise(grid)) if eta else None))
 
 
+@level_by_level()
 def dpmpp_sde(grid: Schedule, eta: float = 1.0, *, share: float = 0.5, noise_scale: float = 1.0) -> CoefficientTable:
     """DPM-Solver++ of the reverse SDE, single-step: two calls a step, noise at each.
 
@@ -246,22 +259,24 @@ def dpmpp_sde(grid: Schedule, eta: float = 1.0, *, share: float = 0.5, noise_sca
     """
     if not 0 < share <= 1:
         raise RecipeError(f"share = {share}: the inner call must lie inside the step, in (0, 1]")
-    rows: list[StepRow] = []
-    for here, there in pairwise(grid):
-        down, up = sigma_down(here, there, eta) if eta else (there, 0.0)
-        whole = linear_step(here, down)
-        usable = delta_lambda(here, there) != 0
-        if not any_of(usable):
-            rows.append(StepRow(here, whole.keep, (whole.gain,), noise_scale * up, span=(here, there)))
-            continue
-        inner = between(grid, here, there, share)
-        low, added = sigma_down(here, inner, eta) if eta else (inner, 0.0)
-        part = linear_step(here, low)
-        rows.append(StepRow(here, part.keep, (part.gain,), noise_scale * added, saves_x=True, span=(here, inner)))
-        late = where(usable, 0.5 / share, 0.0)  # where the step touches an end, the inner level is its first one
-        both = whole.gain * late, whole.gain * (1.0 - late)
-        rows.append(StepRow(inner, 0.0, both, noise_scale * up, saved_gain=whole.keep, span=(here, there)))
-    return CoefficientTable(rows)
+    here, there = grid.steps
+    down, up = sigma_down(here, there, eta) if eta else (there, ZERO)
+    whole = linear_step(here, down)
+    usable = delta_lambda(here, there) != 0
+    middle = between(grid, here, there, share)
+    inner = levels_of(middle)
+    low, added = sigma_down(here, middle, eta) if eta else (middle, ZERO)
+    part = linear_step(here, low)
+    spans = list(pairwise(grid))
+    firsts = list(zip(grid, inner, strict=False))
+    single = rows_of(grid[:-1], whole.keep, (whole.gain,), noise_scale * up, spans=spans)
+    first = rows_of(grid[:-1], part.keep, (part.gain,), noise_scale * added, saves_x=True, spans=firsts)
+    late = where(usable, 0.5 / share, 0.0)  # where the step touches an end, the inner level is its first one
+    both = whole.gain * late, whole.gain * (1.0 - late)
+    last = rows_of(inner, ZERO, both, noise_scale * up, saved_gain=whole.keep, spans=spans)
+    splits = in_any_part(usable).tolist()
+    steps = [[*two] if split else [one] for split, one, *two in zip(splits, single, first, last, strict=True)]
+    return CoefficientTable(in_order(steps))
 
 
 _DPM = "Lu et al. 2022 (arXiv:2206.00927), "

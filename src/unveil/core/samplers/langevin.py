@@ -10,14 +10,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from unveil.core import scalar_math, sde
+from unveil.core import elementary, sde
 from unveil.core.denoiser import DenoiseFn, Estimate
+from unveil.core.elementary import level_by_level, where
 from unveil.core.rng import Noise
 from unveil.core.samplers.ancestral import ancestral
-from unveil.core.samplers.loop import CoefficientTable, Plan, SamplerState, StepResult, StepRow, draw_noise
+from unveil.core.samplers.loop import CoefficientTable, Plan, SamplerState, StepResult, StepRow, draw_noise, rows_of
 from unveil.core.samplers.registry import SamplerSpec
-from unveil.core.scalar_math import Number
-from unveil.core.schedule import Schedule
+from unveil.core.schedule import Schedule, stacked
 from unveil.errors import RecipeError
 from unveil.types import NoiseLevel, like
 
@@ -55,7 +55,7 @@ def langevin(grid: Schedule, *, each: int = 5, size: float = 0.1) -> Coefficient
     """
     last = grid[0]
     for level in grid:
-        last = NoiseLevel(*(_where(level.sigma > 0, new, old) for new, old in zip(level, last, strict=True)))
+        last = NoiseLevel(*(where(level.sigma > 0, new, old) for new, old in zip(level, last, strict=True)))
     rows = _dynamics(grid, [last] * len(grid), each, size)
     return CoefficientTable([StepRow(None, last.alpha / grid[0].alpha), *rows])
 
@@ -77,6 +77,7 @@ def ncsnpp_step_size(grid: Schedule, each: int) -> float:
     return size[(left - 1).abs().argmin()].item()
 
 
+@level_by_level()
 def _dynamics(grid: Schedule, levels: Sequence[NoiseLevel], each: int, size: float) -> list[StepRow]:
     """`each` calls at levels[k] for every level k of the grid, the last of them going on to levels[k + 1].
 
@@ -84,65 +85,59 @@ def _dynamics(grid: Schedule, levels: Sequence[NoiseLevel], each: int, size: flo
     """
     if each < 1 or not 0 < size < 1:
         raise RecipeError(f"each = {each}, size = {size}: at least 1 call, and a size inside (0, 1); NCSN's is 0.1")
-    rows: list[StepRow] = []
-    for k, here in enumerate(grid):
-        if _any_0(here.alpha):
-            raise RecipeError(
-                f"Langevin dynamics carries x / alpha from level to level, and alpha is 0 at t = {here.t}; begin the "
-                "grid at a level with alpha > 0"
-            )
-        moved = _moved(grid, k)
-        last = k == len(grid) - 1
-        if last and not bool(moved.any()):
-            break
-        share = size * (moved.double() if isinstance(here.sigma, Tensor) else float(moved))
-        level = levels[k]
-        row = StepRow(level, 1 - share, (share * level.alpha,), scalar_math.sqrt(2 * share) * level.sigma)
-        rows += [row] * (each - 1)
-        if last:
-            rows.append(row)
-        else:
-            ratio = levels[k + 1].alpha / level.alpha
-            going = StepRow(level, ratio * row.keep, (ratio * row.gains[0],), ratio * row.noise)
-            rows.append(_landing(going, here, grid[k + 1]))
-    return rows
+    table = grid.table
+    lost = table.alpha == 0
+    if bool(lost.any()):
+        raise RecipeError(
+            f"Langevin dynamics carries x / alpha from level to level, and alpha is 0 at t = {table.t[lost][0]}; begin "
+            "the grid at a level with alpha > 0"
+        )
+    moved, called = _moved(grid), stacked(levels)
+    share = size * moved.double()
+    columns = 1 - share, share * called.alpha, elementary.sqrt(2 * share) * called.sigma
+    staying = _rows(levels, columns)
+    ratio = called.alpha[1:] / called.alpha[:-1]
+    keep, gain, noise = (ratio * column[:-1] for column in columns)
+    going = _rows(levels[:-1], _landing((keep, gain, noise), *grid.steps))
+    rows = [row for row, last in zip(staying, going, strict=False) for row in [row] * (each - 1) + [last]]
+    return rows + [staying[-1]] * (each if bool(moved[-1].any()) else 0)
 
 
-def _moved(grid: Schedule, k: int) -> Tensor:
-    """Return True if level k is noisy, and one that is left at the next, or come to for the rest of the grid."""
-    here = grid[k]
-    left = ~torch.as_tensor(k + 1 == len(grid) or _same(here, grid[k + 1]))
-    come = ~torch.as_tensor(k == 0 or _same(here, grid[k - 1])) & torch.as_tensor(_same(here, grid[-1]))
-    return (left | come) & torch.as_tensor(here.sigma > 0)
+def _moved(grid: Schedule) -> Tensor:
+    """True for the levels that are noisy, and left at the next, or come to for the rest of the grid."""
+    here, there = grid.steps
+    leaves = ~_same(here, there)
+    never = torch.zeros_like(leaves[:1])
+    clean = NoiseLevel(*(part[-1:] for part in grid.table))
+    left, come = torch.cat([leaves, never]), torch.cat([never, leaves]) & _same(grid.table, clean)
+    return (left | come) & (grid.table.sigma > 0)
 
 
-def _landing(row: StepRow, here: NoiseLevel, there: NoiseLevel) -> StepRow:
-    """The row of a step, except for what comes onto clean data: that takes the estimate of x0, without noise."""
+_Columns = tuple[Tensor, Tensor, Tensor]  # of rows: keep, the gain and the noise
+
+
+def _rows(
+    levels: Sequence[NoiseLevel], columns: _Columns, spans: Sequence[tuple[NoiseLevel, NoiseLevel]] | None = None
+) -> list[StepRow]:
+    keep, gain, noise = columns
+    return rows_of(levels, keep, (gain,), noise, spans=spans)
+
+
+def _landing(columns: _Columns, here: NoiseLevel, there: NoiseLevel) -> _Columns:
+    """The columns of steps, except for what comes onto clean data: that takes the estimate of x0, without noise."""
+    keep, gain, noise = columns
     lands = (there.sigma == 0) & (here.sigma > 0)
-    return row._replace(
-        keep=_where(lands, 0.0, row.keep),
-        gains=(_where(lands, there.alpha, row.gains[0]),),
-        noise=_where(lands, 0.0, row.noise),
-    )
+    return where(lands, 0.0, keep), where(lands, there.alpha, gain), where(lands, 0.0, noise)
 
 
-def _same(here: NoiseLevel, there: NoiseLevel) -> bool | Tensor:
+def _same(here: NoiseLevel, there: NoiseLevel) -> Tensor:
     return (here.sigma == there.sigma) & (here.alpha == there.alpha)
-
-
-def _where(chosen: bool | Tensor, value: Number, otherwise: Number) -> Number:
-    if not isinstance(chosen, Tensor):
-        return value if chosen else otherwise
-    return torch.where(chosen, *(torch.as_tensor(v, dtype=torch.float64) for v in (value, otherwise)))
-
-
-def _any_0(value: Number) -> bool:
-    return bool((value == 0).any()) if isinstance(value, Tensor) else value == 0
 
 
 # ---------------------------------------------------------------------- the reverse SDE
 
 
+@level_by_level()
 def euler_maruyama(grid: Schedule) -> CoefficientTable:
     """Euler-Maruyama steps of the reverse SDE, dx = (f x - g^2 score) dt + g dw, in the process's own time.
 
@@ -156,21 +151,21 @@ def euler_maruyama(grid: Schedule) -> CoefficientTable:
 
     Source: Song et al. 2021, eq. 6 and appendix D.1 (arXiv:2011.13456).
     """
-    rows = []
-    for here, there in pairwise(grid):
-        if _any_0(here.alpha):
-            raise RecipeError(
-                f"at t = {here.t} alpha is 0 and the reverse SDE's drift infinite; begin the grid at a level with "
-                "alpha > 0, or use the sampler reverse-diffusion"
-            )
-        width, rate = there.t - here.t, sde.neg_dlogsnr_dt(here)
-        keep = 1 + width * (sde.drift(here) + rate)  # g^2 score = rate (alpha x0 - x)
-        noise = scalar_math.sqrt(-1.0 * width) * sde.diffusion(here)
-        row = StepRow(here, keep, (-1.0 * width * rate * here.alpha,), noise, span=(here, there))
-        rows.append(_landing(row, here, there))
-    return CoefficientTable(rows)
+    here, there = grid.steps
+    lost = here.alpha == 0
+    if bool(lost.any()):
+        raise RecipeError(
+            f"at t = {here.t[lost][0]} alpha is 0 and the reverse SDE's drift infinite; begin the grid at a level with "
+            "alpha > 0, or use the sampler reverse-diffusion"
+        )
+    width, rate = there.t - here.t, sde.neg_dlogsnr_dt(here)
+    keep = 1 + width * (sde.drift(here) + rate)  # g^2 score = rate (alpha x0 - x)
+    noise = elementary.sqrt(-1.0 * width) * sde.diffusion(here)
+    columns = _landing((keep, -1.0 * width * rate * here.alpha, noise), here, there)
+    return CoefficientTable(_rows(grid[:-1], columns, list(pairwise(grid))))
 
 
+@level_by_level()
 def reverse_diffusion(grid: Schedule) -> CoefficientTable:
     """The reverse of each step of the forward process: x <- (2 - a) x + beta score + sqrt(beta) z.
 
@@ -179,19 +174,17 @@ def reverse_diffusion(grid: Schedule) -> CoefficientTable:
 
     Source: Song et al. 2021, eq. 46 and appendix E (arXiv:2011.13456).
     """
-    rows = []
-    for here, there in pairwise(grid):
-        ratio, beta = _forward(here, there)
-        share = scalar_math.safe_divide(beta, here.sigma**2, 0.0)
-        row = StepRow(here, 2 - ratio - share, (share * here.alpha,), scalar_math.sqrt(beta), span=(here, there))
-        rows.append(_landing(row, here, there))
-    return CoefficientTable(rows)
+    here, there = grid.steps
+    ratio, beta = _forward(here, there)
+    share = elementary.safe_divide(beta, elementary.square(here.sigma), 0.0)
+    columns = _landing((2 - ratio - share, share * here.alpha, elementary.sqrt(beta)), here, there)
+    return CoefficientTable(_rows(grid[:-1], columns, list(pairwise(grid))))
 
 
-def _forward(here: NoiseLevel, there: NoiseLevel) -> tuple[Number, Number]:
+def _forward(here: NoiseLevel, there: NoiseLevel) -> tuple[Tensor, Tensor]:
     """Factor of x in the forward step from the cleaner level, and the variance that the step adds."""
-    ratio = scalar_math.safe_divide(here.alpha, there.alpha, 1.0)
-    return ratio, here.sigma**2 - (ratio * there.sigma) ** 2
+    ratio = elementary.safe_divide(here.alpha, there.alpha, 1.0)
+    return ratio, elementary.square(here.sigma) - elementary.square(ratio * there.sigma)
 
 
 # ---------------------------------------------------------------------- predictor and corrector
@@ -205,7 +198,7 @@ class Corrector(Protocol):
         """Number of corrections before each step of the predictor, each with a network call and its own noise."""
         ...
 
-    def move(self, x: Tensor, level: NoiseLevel, estimate: Estimate, noise: Tensor, scale: Number) -> Tensor:
+    def move(self, x: Tensor, level: NoiseLevel, estimate: Estimate, noise: Tensor, scale: Tensor) -> Tensor:
         """The next x at the same level; `scale` is a factor of the step that the predictor's row gives."""
         ...
 
@@ -239,13 +232,13 @@ class LangevinPlan:
         if not self.snr >= 0 or self.steps < 0:
             raise RecipeError(f"snr = {self.snr}, steps = {self.steps}: neither may be below 0")
 
-    def move(self, x: Tensor, level: NoiseLevel, estimate: Estimate, noise: Tensor, scale: Number) -> Tensor:
+    def move(self, x: Tensor, level: NoiseLevel, estimate: Estimate, noise: Tensor, scale: Tensor) -> Tensor:
         """X + size sigma^2 score + sqrt(2 size) sigma z, size = 2 scale (snr |z| / |eps|)^2, score = -eps / sigma."""
         eps, sigma = estimate.eps, like(level.sigma, x)
-        if isinstance(scale, Tensor):  # parts that stay do not count in the norms
+        if scale.ndim:  # parts that stay do not count in the norms
             eps, noise = (like(scale != 0, x) * part for part in (eps, noise))
         ratio = (self.norm(noise) / self.norm(eps)).nan_to_num(nan=0.0)
-        size = 2 * (self.snr * like(ratio, x)) ** 2 * like(scale, x)
+        size = 2 * (self.snr * like(ratio.reshape(-1), x)) ** 2 * like(scale, x)
         size = torch.as_tensor(size).clamp(max=self.largest)
         return x - size * sigma * eps + (2 * size).sqrt() * sigma * noise
 
@@ -261,7 +254,7 @@ class PredictorCorrectorPlan:
     """
 
     def __init__(
-        self, table: CoefficientTable, levels: Sequence[NoiseLevel], corrector: Corrector, scales: Sequence[Number]
+        self, table: CoefficientTable, levels: Sequence[NoiseLevel], corrector: Corrector, scales: Sequence[Tensor]
     ) -> None:
         self.table = table
         self.levels = list(levels)
@@ -312,8 +305,10 @@ def predictor_corrector(
     table = predictor(grid)
     if not isinstance(table, CoefficientTable) or len(table) != len(grid) - 1:
         raise RecipeError("predictor: needs a sampler that is a table of one row for each step")
-    scales = [_where(_same(here, there), 0.0, _forward(here, there)[0] ** 2) for here, there in pairwise(grid)]
-    return PredictorCorrectorPlan(table, grid[:-1], LangevinPlan(snr, corrections), scales)
+    here, there = grid.steps
+    with level_by_level():
+        scales = where(_same(here, there), 0.0, elementary.square(_forward(here, there)[0]))
+    return PredictorCorrectorPlan(table, grid[:-1], LangevinPlan(snr, corrections), scales.unbind())
 
 
 _NCSN = "Song & Ermon 2019, algorithm 1 (arXiv:1907.05600)"

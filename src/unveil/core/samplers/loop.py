@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from unveil.core.denoiser import DenoiseFn, Estimate
+from unveil.core.elementary import scalar
 from unveil.core.rng import Noise
-from unveil.core.scalar_math import Number
 from unveil.errors import NonFinite, RecipeError
 from unveil.types import NoiseLevel, like
 
 REMEDY = "set threshold = static, use more steps, or dtype float32"
+ZERO = scalar(0.0)
 SPARSE = 4  # x is looked at after 1, 4, 16, 64 ... steps and at the end: each look waits for the device
 
 
@@ -80,12 +81,118 @@ class StepRow(NamedTuple):
     """
 
     level: NoiseLevel | None
-    keep: Number
-    gains: tuple[Number, ...] = ()
-    noise: Number = 0.0
-    saved_gain: Number = 0.0
+    keep: Tensor
+    gains: tuple[Tensor, ...] = ()
+    noise: Tensor = ZERO
+    saved_gain: Tensor = ZERO
     saves_x: bool = False
     span: tuple[NoiseLevel, NoiseLevel] | None = None
+
+
+def rows_of(
+    levels: Sequence[NoiseLevel | None],
+    keep: Tensor,
+    gains: Sequence[Tensor] = (),
+    noise: Tensor = ZERO,
+    *,
+    saved_gain: Tensor = ZERO,
+    saves_x: bool = False,
+    spans: Sequence[tuple[NoiseLevel, NoiseLevel]] | None = None,
+    counts: Tensor | None = None,
+) -> list[StepRow]:
+    """The rows of tables of coefficients, whose first axis counts the levels; a 0-d one is that of every row.
+
+    Args:
+        levels: of the rows' calls.
+        keep: of the rows, as are gains, noise and saved_gain.
+        gains: on the newest estimate, the one before it and so on.
+        noise: of the rows.
+        saved_gain: of the rows.
+        saves_x: of all rows.
+        spans: of the rows.
+        counts: how many of the gains each row has; None: all.
+    """
+    size = len(levels)
+    columns = zip(
+        levels,
+        _by_row(keep, size),
+        zip(*(_by_row(gain, size) for gain in gains), strict=True) if gains else [()] * size,
+        _by_row(noise, size),
+        _by_row(saved_gain, size),
+        [saves_x] * size,
+        spans or [None] * size,
+        strict=True,
+    )
+    rows = list(map(StepRow._make, columns))
+    if counts is None:
+        return rows
+    return [row._replace(gains=row.gains[:count]) for row, count in zip(rows, counts.tolist(), strict=True)]
+
+
+def in_order(*parts: Sequence[StepRow | Sequence[StepRow]]) -> list[StepRow]:
+    """The rows of all steps, of which each part has some: a row, or a list of rows."""
+    rows: list[StepRow] = []
+    for step in zip(*parts, strict=True):
+        for part in step:
+            rows += [part] if isinstance(part, StepRow) else part
+    return rows
+
+
+def with_noise(
+    steps: Sequence[Sequence[StepRow]], noise: Tensor, spans: Sequence[tuple[NoiseLevel, NoiseLevel]] | None
+) -> list[StepRow]:
+    """The rows of steps, each of which adds noise of a column at its end."""
+    noises, size = _by_row(noise, len(steps)), len(steps)
+    last = [
+        rows[-1]._replace(noise=each, span=span)
+        for rows, each, span in zip(steps, noises, spans or [None] * size, strict=True)
+    ]
+    return in_order([rows[:-1] for rows in steps], last)
+
+
+def in_any_part(mask: Tensor) -> Tensor:
+    """For each step of a table of masks whether it is True in some part of x, (N,)."""
+    return mask.reshape(len(mask), -1).any(1)
+
+
+def _by_row(column: Tensor, size: int) -> Sequence[Tensor]:
+    return column.unbind() if column.ndim else [column] * size
+
+
+class _Factor(NamedTuple):
+    """A coefficient as the loop multiplies with it: a Python number, or a tensor where parts of x differ."""
+
+    number: float
+    parts: Tensor | None
+
+    @classmethod
+    def of(cls, value: Tensor) -> _Factor:
+        return cls(math.nan, value) if value.ndim else cls(value.item(), None)
+
+    def add_to(self, x: Tensor, other: Tensor) -> None:
+        """Add the factor times `other` to x."""
+        if self.parts is not None:
+            x.add_(other * like(self.parts, x))
+        elif self.number != 0:
+            x.add_(other, alpha=self.number)
+
+
+class _Factors(NamedTuple):
+    """The coefficients of a row; `gains` are those of earlier calls."""
+
+    keep: _Factor
+    gain: _Factor
+    gains: tuple[_Factor, ...]
+    noise: _Factor
+    saved_gain: _Factor
+
+    @classmethod
+    def of(cls, row: StepRow) -> _Factors:
+        keep, noise, saved_gain = (_Factor.of(value) for value in (row.keep, row.noise, row.saved_gain))
+        gain, *gains = (_Factor.of(value) for value in row.gains or (ZERO,))
+        if keep.parts is not None or gain.parts is not None:
+            keep, gain = (_Factor(math.nan, value) for value in (row.keep, row.gains[0] if row.gains else ZERO))
+        return cls(keep, gain, tuple(gains), noise, saved_gain)
 
 
 class CoefficientTable:
@@ -99,6 +206,7 @@ class CoefficientTable:
     def __init__(self, rows: Iterable[StepRow], of: Literal["x0", "eps"] = "x0") -> None:
         self.rows = list(rows)
         self.of: Literal["x0", "eps"] = of
+        self._factors = [_Factors.of(row) for row in self.rows]
         self._depth = max((len(row.gains) for row in self.rows), default=0)
 
     @property
@@ -125,7 +233,7 @@ class CoefficientTable:
         Raises:
             RecipeError: the row adds noise and no source of it was given.
         """
-        row = self.rows[state.number]
+        row, factors = self.rows[state.number], self._factors[state.number]
         x, past = state.x, state.past
         estimate = None if row.level is None else step(x, row.level)
         if row.saves_x or out is state.saved_x:
@@ -135,13 +243,13 @@ class CoefficientTable:
         else:
             if self._depth > 1:  # computed before `out`, which may be the x that it is made of, is written
                 past = (self._quantity(estimate), *past)[: self._depth]
-            new = self._combined(estimate, x, row, out)
-            for gain, earlier in zip(row.gains[1:], past[1:], strict=False):
-                _add(new, gain, earlier)
+            new = self._combined(estimate, x, factors, out)
+            for gain, earlier in zip(factors.gains, past[1:], strict=False):
+                gain.add_to(new, earlier)
         if state.saved_x is not None:
-            _add(new, row.saved_gain, state.saved_x)
-        if isinstance(row.noise, Tensor) or row.noise != 0:
-            _add(new, row.noise, draw_noise(noise, state.number).to(new.dtype))
+            factors.saved_gain.add_to(new, state.saved_x)
+        if factors.noise.number != 0:  # nan where parts of x differ
+            factors.noise.add_to(new, draw_noise(noise, state.number).to(new.dtype))
         # between calls the newest entry is the next call's neighbour; a row without one leaves the past alone
         past = past[: self._depth - 1] if self._depth > 1 else ()
         following = SamplerState(new, past, state.number + 1, x if row.saves_x else state.saved_x)
@@ -150,12 +258,12 @@ class CoefficientTable:
     def _quantity(self, estimate: Estimate) -> Tensor:
         return estimate.x0 if self.of == "x0" else estimate.eps
 
-    def _combined(self, estimate: Estimate, x: Tensor, row: StepRow, out: Tensor) -> Tensor:
-        gain = row.gains[0] if row.gains else 0.0
-        if isinstance(row.keep, Tensor) or isinstance(gain, Tensor):
-            gained = self._quantity(estimate) * like(gain, x)
-            return torch.mul(x, like(row.keep, x), out=out).add_(gained)
-        return estimate.mix(x, row.keep, gain, out, of=self.of)
+    def _combined(self, estimate: Estimate, x: Tensor, factors: _Factors, out: Tensor) -> Tensor:
+        keep, gain = factors.keep, factors.gain
+        if keep.parts is not None and gain.parts is not None:
+            gained = self._quantity(estimate) * like(gain.parts, x)
+            return torch.mul(x, like(keep.parts, x), out=out).add_(gained)
+        return estimate.mix(x, keep.number, gain.number, out, of=self.of)
 
 
 def run(
@@ -227,7 +335,7 @@ def _blamed(plan: Plan, step: DenoiseFn, state: SamplerState, noise: Noise | Non
 
 
 def _words(level: NoiseLevel) -> str:
-    t, ratio = (torch.as_tensor(number).max().item() for number in (level.t, level.half_log_snr))
+    t, ratio = (number.max().item() for number in (level.t, level.half_log_snr))
     return f"t = {t:.6g} (log(alpha / sigma) = {ratio:.4g})"
 
 
@@ -240,10 +348,3 @@ def draw_noise(noise: Noise | None, number: int) -> Tensor:
     if noise is None:
         raise RecipeError("this sampler adds noise: pass noise=, for example Streams(seed, samples).bind(shape)")
     return noise(number)
-
-
-def _add(x: Tensor, weight: Number, other: Tensor) -> None:
-    if isinstance(weight, Tensor):
-        x.add_(other * like(weight, x))
-    elif weight != 0:
-        x.add_(other, alpha=weight)

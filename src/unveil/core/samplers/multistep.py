@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-from itertools import pairwise, zip_longest
+from itertools import zip_longest
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from unveil.core import scalar_math
+from unveil.core import elementary
 from unveil.core.denoiser import DenoiseFn, Estimate
+from unveil.core.elementary import level_by_level, scalar, where
 from unveil.core.rng import Noise
 from unveil.core.samplers.coefficients import (
     LinearStep,
-    Mask,
     adams,
-    any_of,
     check_order,
     gains,
     linear_step,
     select_level,
-    where,
 )
-from unveil.core.samplers.loop import CoefficientTable, SamplerState, StepResult, StepRow
+from unveil.core.samplers.loop import ZERO, CoefficientTable, SamplerState, StepResult, StepRow, rows_of
 from unveil.core.samplers.registry import SamplerSpec
-from unveil.core.scalar_math import Number
 from unveil.core.schedule import Schedule
 from unveil.types import NoiseLevel, like
 
 
+@level_by_level()
 def lms(grid: Schedule, order: int = 4) -> CoefficientTable:
     """Adams-Bashforth on eps in r = sigma / alpha, for any spacing: one call a step, defined at sigma = 0.
 
@@ -44,16 +42,11 @@ def lms(grid: Schedule, order: int = 4) -> CoefficientTable:
     Source: the linear multistep sampler of k-diffusion; rho-AB of Zhang & Chen 2022, section 3 (arXiv:2204.13902).
     """
     check_order(order, 4)
-    rows: list[StepRow] = []
-    before: list[LinearStep] = []
-    for here, there in pairwise(grid):
-        fall = scalar_math.safe_divide(there.sigma, there.alpha, 0.0) - scalar_math.safe_divide(
-            here.sigma, here.alpha, 0.0
-        )
-        now = linear_step(here, there, "eps")._replace(reach=fall)
-        rows.append(StepRow(here, now.keep, gains(now, before, adams)))
-        before = [now, *before][: order - 1]
-    return CoefficientTable(rows, "eps")
+    here, there = grid.steps
+    fall = elementary.safe_divide(there.sigma, there.alpha, 0.0) - elementary.safe_divide(here.sigma, here.alpha, 0.0)
+    now = linear_step(here, there, "eps")._replace(reach=fall)
+    weights, counts = gains(now, adams, order)
+    return CoefficientTable(rows_of(grid[:-1], now.keep, weights, counts=counts), "eps")
 
 
 # ---------------------------------------------------------------------- in the process's own time
@@ -78,19 +71,19 @@ def adams_bashforth(grid: Schedule, order: int = 2) -> AdamsBashforth:
 class AdamsBashforth:
     """Rows of gains on velocities, which are neither x0 nor eps, so that `CoefficientTable` cannot hold them."""
 
+    @level_by_level()
     def __init__(self, grid: Schedule, order: int) -> None:
         self.levels = list(grid[:-1])
         self.order = order
-        self.gains: list[tuple[Number, ...]] = []
-        self.leaps: list[tuple[Number, Number]] = []  # (keep, gain of x0) where time stands still
-        before: list[LinearStep] = []
-        for here, there in pairwise(grid):
-            width = there.t - here.t
-            now, straight = LinearStep(1.0, width, width), linear_step(here, there)
-            self.gains.append(gains(now, before, adams))
-            # a process may stop before clean data, and its time with it: that step is the straight one
-            self.leaps.append((where(width == 0, straight.keep, 1.0), where(width == 0, straight.gain, 0.0)))
-            before = [now, *before][: order - 1]
+        here, there = grid.steps
+        width, straight = there.t - here.t, linear_step(here, there)
+        weights, counts = gains(LinearStep(scalar(1.0), width, width), adams, order)
+        rows = rows_of(self.levels, ZERO, weights, counts=counts)
+        self.gains = [row.gains for row in rows]
+        # (keep, gain of x0) where time stands still: a process may stop before clean data, and its time with it, so
+        # that step is the straight one
+        leaps = where(width == 0, straight.keep, 1.0), where(width == 0, straight.gain, 0.0)
+        self.leaps = list(zip(*(leap.unbind() for leap in leaps), strict=True))
 
     @property
     def total(self) -> int:
@@ -111,7 +104,7 @@ class AdamsBashforth:
         moved = [
             earlier * like(weight, state.x) for weight, earlier in zip(self.gains[state.number], past, strict=False)
         ]
-        if not isinstance(gain, float) or gain != 0:
+        if isinstance(gain, Tensor) or gain != 0:
             moved.append(estimate.x0 * gain)
         x = torch.mul(state.x, keep, out=out)
         for part in moved:
@@ -169,21 +162,30 @@ def plms(grid: Schedule, start: WarmupSteps = improved_euler) -> CoefficientTabl
 
     Source: Liu et al. 2022, section 3 (arXiv:2202.09778): the transfer is DDIM's, the gradient is averaged.
     """
+    with level_by_level():
+        here, there = grid.steps
+        now, moves = linear_step(here, there, "eps"), here.sigma != there.sigma
+        age = _steps_moved(moves)
+        weights = [(now.gain * weight).unbind() for weight in _averaged(age)]
+        starting = moves & (age < start.steps) & (there.sigma != 0)
     rows: list[StepRow] = []
     called: list[int] = []  # the rows whose calls are at the beginning of a step
-    age: Number = 0.0  # how many steps in a row have moved before this one
-    for here, there in pairwise(grid):
-        now = linear_step(here, there, "eps")
+    for number, keep in enumerate(now.keep.unbind()):
         called.append(len(rows))
-        row_gains: list[Number] = [0.0] * (called[-1] - called[-4:][0] + 1)
-        for weight, call in zip(_averaged(age), reversed(called), strict=False):
-            row_gains[called[-1] - call] = now.gain * weight
-        row = StepRow(here, now.keep, tuple(row_gains))
-        moves = here.sigma != there.sigma
-        starting = moves & (age < start.steps) & (there.sigma != 0)
-        rows += _started(grid, row, there, start, starting) if any_of(starting) else [row]
-        age = where(moves, age + 1.0, 0.0)
+        row_gains = [ZERO] * (called[-1] - called[-4:][0] + 1)
+        for weight, call in zip(weights, reversed(called), strict=False):
+            row_gains[called[-1] - call] = weight[number]
+        row = StepRow(grid[number], keep, tuple(row_gains))
+        begins = starting[number]
+        rows += _started(grid, row, grid[number + 1], start, begins) if bool(begins.any()) else [row]
     return CoefficientTable(rows, "eps")
+
+
+def _steps_moved(moves: Tensor) -> Tensor:
+    """How many steps in a row have moved before each step of a table, in each part of x."""
+    number = torch.arange(len(moves)).reshape(-1, *(1,) * (moves.ndim - 1))
+    stopped = torch.where(moves, 0, number + 1).cummax(0).values
+    return (number - torch.cat([torch.zeros_like(stopped[:1]), stopped[:-1]])).double()
 
 
 def pndm(grid: Schedule) -> CoefficientTable:
@@ -191,15 +193,15 @@ def pndm(grid: Schedule) -> CoefficientTable:
     return plms(grid, runge_kutta)
 
 
-def _averaged(age: Number) -> list[Number]:
+def _averaged(age: Tensor) -> list[Tensor]:
     """Weights of the estimates of 0, 1, 2, 3 steps ago, by how many there are."""
-    weights: list[Number] = [1.0, 0.0, 0.0, 0.0]
+    weights = [scalar(weight) for weight in (1.0, 0.0, 0.0, 0.0)]
     for have, better in enumerate(BASHFORTH):
         weights = [where(age >= have, new, old) for new, old in zip_longest(better, weights, fillvalue=0.0)]
     return weights
 
 
-def _started(grid: Schedule, row: StepRow, there: NoiseLevel, start: WarmupSteps, starting: Mask) -> list[StepRow]:
+def _started(grid: Schedule, row: StepRow, there: NoiseLevel, start: WarmupSteps, starting: Tensor) -> list[StepRow]:
     """The rows of a step that begins again in some parts of x, while the others make it as `row` has it."""
     here = row.level
     assert here is not None

@@ -8,24 +8,25 @@ dx/dt = alpha' x0 + sigma' eps: "euler-time" and "heun-time" differ from process
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from unveil.core import scalar_math
-from unveil.core.samplers.loop import CoefficientTable, StepRow
+from unveil.core import elementary
+from unveil.core.elementary import level_by_level, where
+from unveil.core.samplers.loop import ZERO, CoefficientTable, StepRow, in_any_part, in_order, rows_of, with_noise
 from unveil.core.samplers.registry import SamplerSpec
-from unveil.core.scalar_math import Number
-from unveil.core.schedules import Schedule
+from unveil.core.schedule import Schedule, levels_of
 from unveil.errors import RecipeError
 from unveil.types import NoiseLevel
 
 # ---------------------------------------------------------------------- in the noise ratio
 
 
+@level_by_level()
 def euler(
     grid: Schedule, *, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = math.inf, s_noise: float = 1.0
 ) -> CoefficientTable:
@@ -41,13 +42,12 @@ def euler(
 
     Source: Karras et al. 2022, algorithm 2 without lines 6 to 8 (arXiv:2206.00364).
     """
-    rows: list[StepRow] = []
-    for raised, here, there in _churned(grid, Churn(s_churn, s_tmin, s_tmax, s_noise)):
-        keep, gain = first_order_step(here, there)
-        rows += [*raised, StepRow(here, keep, (gain,))]
-    return CoefficientTable(rows)
+    raised, levels, here = Churn(s_churn, s_tmin, s_tmax, s_noise).raised(grid)
+    keep, gain = first_order_step(here, grid.steps[1])
+    return CoefficientTable(in_order(raised, rows_of(levels, keep, (gain,))))
 
 
+@level_by_level()
 def heun(
     grid: Schedule,
     *,
@@ -70,18 +70,21 @@ def heun(
     Source: Karras et al. 2022, algorithm 2, and algorithm 3 for the node (arXiv:2206.00364).
     """
     _check_node(node)
-    rows: list[StepRow] = []
-    for raised, here, there in _churned(grid, Churn(s_churn, s_tmin, s_tmax, s_noise)):
-        between = there
+    raised, levels, here = Churn(s_churn, s_tmin, s_tmax, s_noise).raised(grid)
+    there = grid.steps[1]
+    between, inner = there, grid[1:]
+    if node != 1:
+        place = _ratio(here) + node * (_ratio(there) - _ratio(here))
         # the step onto clean data is of first order, and a table of levels need not reach below its first
-        if node != 1 and not _all_zero(there.sigma):
-            place = _ratio(here) + node * (_ratio(there) - _ratio(here))
-            _check_overshoot(node, place, _ratio(there))
-            between = _at_ratio(grid, place, there)
-        rows += [*raised, *_two_calls(here, between, there, _where(there.sigma == 0, 0.0, 0.5 / node))]
-    return CoefficientTable(rows)
+        place = where(_onto_data(there), math.nan, place)
+        _check_overshoot(node, place, _ratio(there))
+        between = _at_ratio(grid, place, there)
+        inner = levels_of(between)
+    weight = where(there.sigma == 0, 0.0, 0.5 / node)
+    return CoefficientTable(in_order(raised, _two_calls((levels, inner), here, between, there, weight)))
 
 
+@level_by_level()
 def dpm2(
     grid: Schedule,
     *,
@@ -103,16 +106,17 @@ def dpm2(
 
     Source: Karras et al. 2022, algorithm 2, with the middle of Lu et al. 2022, algorithm 1 (arXiv:2206.00927).
     """
-    rows: list[StepRow] = []
-    for raised, here, there in _churned(grid, Churn(s_churn, s_tmin, s_tmax, s_noise)):
-        between = _at_ratio(grid, _mean(_ratio(here), _ratio(there), power), there)
-        rows += [*raised, *_two_calls(here, between, there, 1.0)]
-    return CoefficientTable(rows)
+    raised, levels, here = Churn(s_churn, s_tmin, s_tmax, s_noise).raised(grid)
+    there = grid.steps[1]
+    between = _at_ratio(grid, _mean(_ratio(here), _ratio(there), power), there)
+    rows = _two_calls((levels, levels_of(between)), here, between, there, elementary.scalar(1.0))
+    return CoefficientTable(in_order(raised, rows))
 
 
 # ---------------------------------------------------------------------- with noise after each step
 
 
+@level_by_level()
 def euler_ancestral(grid: Schedule, *, eta: float = 1.0, noise_scale: float = 1.0) -> CoefficientTable:
     """Euler steps that go below the next level, and noise back up to it: DDIM with eta, on any process.
 
@@ -123,14 +127,13 @@ def euler_ancestral(grid: Schedule, *, eta: float = 1.0, noise_scale: float = 1.
 
     Source: Song et al. 2020, eq. 12 and 16 (arXiv:2010.02502), in the k-diffusion library's form.
     """
-    rows: list[StepRow] = []
-    for here, there in pairwise(grid):
-        below, noise = sigma_down(here, there, eta)
-        keep, gain = first_order_step(here, below)
-        rows.append(StepRow(here, keep, (gain,), noise_scale * noise, span=(here, there)))
-    return CoefficientTable(rows)
+    here, there = grid.steps
+    below, noise = sigma_down(here, there, eta)
+    keep, gain = first_order_step(here, below)
+    return CoefficientTable(rows_of(grid[:-1], keep, (gain,), noise_scale * noise, spans=list(pairwise(grid))))
 
 
+@level_by_level()
 def dpm2_ancestral(
     grid: Schedule, *, eta: float = 1.0, noise_scale: float = 1.0, power: float = 0.0
 ) -> CoefficientTable:
@@ -144,30 +147,31 @@ def dpm2_ancestral(
 
     Source: the k-diffusion library.
     """
-    rows: list[StepRow] = []
-    for here, there in pairwise(grid):
-        below, noise = sigma_down(here, there, eta)
-        between = _at_ratio(grid, _mean(_ratio(here), _ratio(below), power), there)
-        *first, last = _two_calls(here, between, below, 1.0)
-        rows += [*first, last._replace(noise=noise_scale * noise, span=(here, there))]
-    return CoefficientTable(rows)
+    here, there = grid.steps
+    below, noise = sigma_down(here, there, eta)
+    between = _at_ratio(grid, _mean(_ratio(here), _ratio(below), power), there)
+    steps = _two_calls((grid[:-1], levels_of(between)), here, between, below, elementary.scalar(1.0))
+    return CoefficientTable(with_noise(steps, noise_scale * noise, list(pairwise(grid))))
 
 
-def sigma_down(here: NoiseLevel, there: NoiseLevel, eta: float) -> tuple[NoiseLevel, Number]:
+def sigma_down(here: NoiseLevel, there: NoiseLevel, eta: float) -> tuple[NoiseLevel, Tensor]:
     """The level below `there` that a step goes to, and the deviation of the noise that leads back up to it."""
     noise = sigma_up(here, there, eta)
-    return there._replace(sigma=scalar_math.sqrt(there.sigma**2 - noise**2)), noise
+    return there._replace(sigma=elementary.sqrt(elementary.square(there.sigma) - elementary.square(noise))), noise
 
 
-def sigma_up(here: NoiseLevel, there: NoiseLevel, eta: float) -> Number:
+def sigma_up(here: NoiseLevel, there: NoiseLevel, eta: float) -> Tensor:
     """The share eta of the ancestral step's deviation, at most the next level's. Source: Song et al. 2020, eq. 16."""
-    beta = here.sigma**2 - (scalar_math.safe_divide(here.alpha, there.alpha, 1.0) * there.sigma) ** 2
-    return _least(there.sigma, eta * scalar_math.safe_divide(there.sigma, here.sigma, 0.0) * scalar_math.sqrt(beta))
+    ratio = elementary.safe_divide(here.alpha, there.alpha, 1.0)
+    beta = elementary.square(here.sigma) - elementary.square(ratio * there.sigma)
+    noise = eta * elementary.safe_divide(there.sigma, here.sigma, 0.0) * elementary.sqrt(beta)
+    return torch.minimum(there.sigma, noise)
 
 
 # ---------------------------------------------------------------------- in the process's own time
 
 
+@level_by_level()
 def euler_time(
     grid: Schedule, *, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = math.inf, s_noise: float = 1.0
 ) -> CoefficientTable:
@@ -176,12 +180,11 @@ def euler_time(
     Source: Karras et al. 2022, eq. 4 and algorithm 1 (arXiv:2206.00364); Liu et al. 2022, section 2.2
     (arXiv:2209.03003).
     """
-    rows: list[StepRow] = []
-    for raised, here, there in _churned(grid, Churn(s_churn, s_tmin, s_tmax, s_noise)):
-        rows += [*raised, _along(here, there)]
-    return CoefficientTable(rows)
+    raised, levels, here = Churn(s_churn, s_tmin, s_tmax, s_noise).raised(grid)
+    return CoefficientTable(in_order(raised, _along(levels, here, grid.steps[1])))
 
 
+@level_by_level()
 def heun_time(
     grid: Schedule,
     *,
@@ -196,38 +199,40 @@ def heun_time(
     Source: Karras et al. 2022, algorithm 1, and algorithm 3 for the node (arXiv:2206.00364).
     """
     _check_node(node)
-    rows: list[StepRow] = []
-    for raised, here, there in _churned(grid, Churn(s_churn, s_tmin, s_tmax, s_noise)):
-        second = _where(there.sigma == 0, 0.0, 0.5 / node)  # the weight of the second slope
-        if _all_zero(second):
-            rows += [*raised, _along(here, there)]
-            continue
-        width = there.t - here.t
-        on_x, on_x0 = _velocity(here)
-        _check_overshoot(node, here.t + node * width, there.t)
-        between = there if node == 1 else grid.process.at(here.t + node * width)
-        then_x, then_x0 = _velocity(between)
-        whole, part = width * second, width * (1 - second)
-        rows += [
-            *raised,
-            StepRow(here, 1 + node * width * on_x, (node * width * on_x0,), saves_x=True),
-            StepRow(between, whole * then_x, (whole * then_x0, part * on_x0), saved_gain=1 + part * on_x),
-        ]
-    return CoefficientTable(rows)
+    raised, levels, here = Churn(s_churn, s_tmin, s_tmax, s_noise).raised(grid)
+    there = grid.steps[1]
+    second = where(there.sigma == 0, 0.0, 0.5 / node)  # the weight of the second slope
+    straight = in_any_part(second != 0).logical_not().tolist()
+    width = there.t - here.t
+    place = where(_onto_data(there), there.t, here.t + node * width)
+    _check_overshoot(node, place, there.t)
+    between, inner = there, grid[1:]
+    if node != 1:
+        between = grid.process.at(place)
+        inner = levels_of(between)
+    on_x, on_x0 = _velocity(here)
+    then_x, then_x0 = _velocity(between)
+    whole, part = width * second, width * (1 - second)
+    first = rows_of(levels, 1 + node * width * on_x, (node * width * on_x0,), saves_x=True)
+    gains = whole * then_x0, part * on_x0
+    last = rows_of(inner, whole * then_x, gains, saved_gain=1 + part * on_x)
+    single = _along(levels, here, there)
+    steps = [[one] if alone else [*two] for alone, one, *two in zip(straight, single, first, last, strict=True)]
+    return CoefficientTable(in_order(raised, steps))
 
 
-def _along(here: NoiseLevel, there: NoiseLevel) -> StepRow:
-    """The Euler step; the straight one from the end of a process that stops before clean data, as time does too."""
+def _along(levels: Sequence[NoiseLevel], here: NoiseLevel, there: NoiseLevel) -> list[StepRow]:
+    """Euler steps; the straight ones from the end of a process that stops before clean data, as time does too."""
     width = there.t - here.t
     on_x, on_x0 = _velocity(here)
     keep, gain = first_order_step(here, there)
-    return StepRow(here, _where(width == 0, keep, 1 + width * on_x), (_where(width == 0, gain, width * on_x0),))
+    return rows_of(levels, where(width == 0, keep, 1 + width * on_x), (where(width == 0, gain, width * on_x0),))
 
 
-def _velocity(level: NoiseLevel) -> tuple[Number, Number]:
+def _velocity(level: NoiseLevel) -> tuple[Tensor, Tensor]:
     """dx/dt as factors of x and x0; clean parts stand still."""
-    on_x = scalar_math.safe_divide(level.dsigma, level.sigma, 0.0)
-    return on_x, _where(level.sigma == 0, 0.0, level.dalpha - level.alpha * on_x)
+    on_x = elementary.safe_divide(level.dsigma, level.sigma, 0.0)
+    return on_x, where(level.sigma == 0, 0.0, level.dalpha - level.alpha * on_x)
 
 
 # ---------------------------------------------------------------------- churn
@@ -241,116 +246,104 @@ class Churn(NamedTuple):
     high: float
     noise: float
 
-    def raised(
-        self, grid: Schedule, here: NoiseLevel, there: NoiseLevel, steps: Number
-    ) -> tuple[NoiseLevel, list[StepRow]]:
-        """The noisier level that one of `steps` steps begins at, and the row that leads up to it, if any.
+    def raised(self, grid: Schedule) -> tuple[list[list[StepRow]], list[NoiseLevel], NoiseLevel]:
+        """For each step the row that leads up to a noisier level, if any, and the level that it begins at.
+
+        The levels are returned as they are and as a table.
 
         Raises:
-            RecipeError: the process does not reach that level.
+            RecipeError: the process does not reach such a level.
         """
+        here, there = grid.steps
+        if self.amount == 0:
+            return [[]] * len(here.t), list(grid[:-1]), here
         ratio = _ratio(here)
-        share = _least(self.amount / steps, math.sqrt(2) - 1)
+        steps = _falls(here, there).sum(0).clamp(min=1.0)
+        share = elementary.divide(self.amount, steps).clamp(max=math.sqrt(2) - 1)
         # a part that keeps its level, and pure noise, get none
         chosen = (ratio >= self.low) & (ratio <= self.high) & (_ratio(there) < ratio) & (ratio < math.inf)
-        rise = _where(chosen, share, 0.0)
-        if _all_zero(rise):
-            return here, []
-        higher = _where(chosen, ratio * (1 + rise), math.nan)
+        rise = where(chosen, share, 0.0)
+        higher = where(chosen & (rise != 0), ratio * (1 + rise), math.nan)
         try:
             top = _at_ratio(grid, higher, here)
         except RecipeError as error:
             raise RecipeError(f"s_churn = {self.amount}: {error}; lower s_churn, or s_tmax to where it holds") from None
         # what y = x / alpha gains: the difference of the two r^2
-        deviation = _where(chosen, top.alpha * scalar_math.sqrt((_ratio(top) - ratio) * (_ratio(top) + ratio)), 0.0)
-        keep = scalar_math.safe_divide(top.alpha, here.alpha, 1.0)
-        return top, [StepRow(None, keep, noise=self.noise * deviation, span=(here, there))]
+        deviation = where(chosen, top.alpha * elementary.sqrt((_ratio(top) - ratio) * (_ratio(top) + ratio)), 0.0)
+        keep = elementary.safe_divide(top.alpha, here.alpha, 1.0)
+        rows = rows_of([None] * len(ratio), keep, noise=self.noise * deviation, spans=list(pairwise(grid)))
+        rises = in_any_part(rise != 0).tolist()
+        levels = [new if up else old for up, new, old in zip(rises, levels_of(top), grid, strict=False)]
+        return [[row] if up else [] for up, row in zip(rises, rows, strict=True)], levels, top
 
 
-def _churned(grid: Schedule, churn: Churn) -> Iterator[tuple[list[StepRow], NoiseLevel, NoiseLevel]]:
-    """For each step: the row that adds noise, if any, and the levels from and to which it goes."""
-    steps = scalar_math.maximum(sum((_falls(here, there) for here, there in pairwise(grid)), 0.0), 1.0)
-    for here, there in pairwise(grid):
-        if churn.amount == 0:
-            yield [], here, there
-        else:
-            top, rows = churn.raised(grid, here, there, steps)
-            yield rows, top, there
-
-
-def _falls(here: NoiseLevel, there: NoiseLevel) -> Number:
+def _falls(here: NoiseLevel, there: NoiseLevel) -> Tensor:
     """1 where a step goes on, 0 in parts of x that keep their level."""
-    falls = _ratio(there) < _ratio(here)
-    return falls.double() if isinstance(falls, Tensor) else float(falls)
+    return (_ratio(there) < _ratio(here)).double()
 
 
 # ---------------------------------------------------------------------- rows
 
 
-def first_order_step(here: NoiseLevel, there: NoiseLevel) -> tuple[Number, Number]:
+def first_order_step(here: NoiseLevel, there: NoiseLevel) -> tuple[Tensor, Tensor]:
     """The first-order step that holds x0 and eps fixed: its factors of x and x0; clean parts keep their x."""
-    keep = scalar_math.safe_divide(there.sigma, here.sigma, scalar_math.safe_divide(there.alpha, here.alpha, 0.0))
+    keep = elementary.safe_divide(there.sigma, here.sigma, elementary.safe_divide(there.alpha, here.alpha, 0.0))
     return keep, there.alpha - keep * here.alpha
 
 
-def _two_calls(here: NoiseLevel, between: NoiseLevel, there: NoiseLevel, weight: Number) -> list[StepRow]:
-    """A straight step corrected by weight (eps at `between` - eps at `here`); one row where that cannot be.
+def _two_calls(
+    levels: tuple[Sequence[NoiseLevel], Sequence[NoiseLevel]],
+    here: NoiseLevel,
+    between: NoiseLevel,
+    there: NoiseLevel,
+    weight: Tensor,
+) -> list[list[StepRow]]:
+    """Straight steps corrected by weight (eps at `between` - eps at `here`); one row where that cannot be.
 
     At `between`, reached on the straight line, the two eps differ by (x0 there - x0 here) over its sigma / alpha
-    and the other sign, so the correction needs x0 alone.
+    and the other sign, so the correction needs x0 alone. `levels` are those of the two calls.
     """
     keep, gain = first_order_step(here, there)
     width = _ratio(here) - _ratio(there)
-    correction = _where(
+    correction = where(
         (_ratio(between) > 0) & (_ratio(here) < math.inf),
-        weight * there.alpha * scalar_math.safe_divide(width, _ratio(between), 0.0),
+        weight * there.alpha * elementary.safe_divide(width, _ratio(between), 0.0),
         0.0,
     )
-    if _all_zero(correction):
-        return [StepRow(here, keep, (gain,))]
     on_x, on_x0 = first_order_step(here, between)
-    return [
-        StepRow(here, on_x, (on_x0,), saves_x=True),
-        StepRow(between, 0.0, (correction, gain - correction), saved_gain=keep),
-    ]
+    corrected = in_any_part(correction != 0).tolist()
+    single = rows_of(levels[0], keep, (gain,))
+    first = rows_of(levels[0], on_x, (on_x0,), saves_x=True)
+    last = rows_of(levels[1], ZERO, (correction, gain - correction), saved_gain=keep)
+    return [[*two] if both else [one] for both, one, *two in zip(corrected, single, first, last, strict=True)]
 
 
-def _ratio(level: NoiseLevel) -> Number:
-    return scalar_math.safe_divide(level.sigma, level.alpha, math.inf)
+def _onto_data(level: NoiseLevel) -> Tensor:
+    """The steps of a table whose end is clean data in all of x, of the shape of its levels."""
+    return ~in_any_part(level.sigma != 0).reshape(-1, *(1,) * (level.sigma.ndim - 1)).expand_as(level.sigma)
 
 
-def _mean(a: Number, b: Number, power: float) -> Number:
+def _ratio(level: NoiseLevel) -> Tensor:
+    return elementary.safe_divide(level.sigma, level.alpha, math.inf)
+
+
+def _mean(a: Tensor, b: Tensor, power: float) -> Tensor:
     """The power mean, of a power of 0 to 1; 0 is the geometric one, and 0 wherever b is."""
     if not 0 <= power <= 1:
         raise RecipeError(f"power = {power}: of the mean, must be 0 to 1, such as 0.333")
     if power == 0:
-        return scalar_math.sqrt(a) * scalar_math.sqrt(b)
-    return (0.5 * (a**power + b**power)) ** (1 / power)
+        return elementary.sqrt(a) * elementary.sqrt(b)
+    mean = 0.5 * (elementary.power(a, power) + elementary.power(b, power))
+    return elementary.power(mean, 1 / power)
 
 
-def _at_ratio(grid: Schedule, ratio: Number, otherwise: NoiseLevel) -> NoiseLevel:
+def _at_ratio(grid: Schedule, ratio: Tensor, otherwise: NoiseLevel) -> NoiseLevel:
     """The level of a sigma / alpha; `otherwise` where that is not a finite number or keeps a part's own level."""
-    if not isinstance(ratio, Tensor):
-        return grid.at(-scalar_math.log(ratio)) if math.isfinite(ratio) else otherwise
-    same = ~ratio.isfinite() | (ratio == _ratio(otherwise))
-    level = grid.at(torch.where(same, math.inf, -ratio.log()))
-    return NoiseLevel(*(_where(same, old, new) for old, new in zip(otherwise, level, strict=True)))
-
-
-def _where(chosen: bool | Tensor, value: Number, otherwise: Number) -> Number:
-    if isinstance(chosen, Tensor):
-        return torch.where(chosen, value, otherwise)
-    return value if chosen else otherwise
-
-
-def _least(a: Number, b: Number) -> Number:
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
-        return torch.minimum(*(torch.as_tensor(value, dtype=torch.float64) for value in (a, b)))
-    return min(a, b)
-
-
-def _all_zero(value: Number) -> bool:
-    return bool((value == 0).all()) if isinstance(value, Tensor) else value == 0
+    same = ~ratio.isfinite()
+    if ratio.ndim > 1:
+        same = same | (ratio == _ratio(otherwise))
+    level = grid.at(where(same, math.inf, -elementary.log(ratio)))
+    return NoiseLevel(*(where(same, old, new) for old, new in zip(otherwise, level, strict=True)))
 
 
 def _check_node(node: float) -> None:
@@ -358,9 +351,9 @@ def _check_node(node: float) -> None:
         raise RecipeError(f"node = {node}: must be above 0; 1 is Heun's method, 0.5 the midpoint's")
 
 
-def _check_overshoot(node: float, place: Number, there: Number) -> None:
+def _check_overshoot(node: float, place: Tensor, there: Tensor) -> None:
     beyond = (place <= 0) & (there > 0)
-    if bool(beyond.any()) if isinstance(beyond, Tensor) else beyond:
+    if bool(beyond.any()):
         raise RecipeError(f"node = {node}: the second call would lie beyond clean data; use more steps, or node = 1")
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from unveil.core import scalar_math
+from torch import Tensor
+
+from unveil.core import elementary
+from unveil.core.elementary import level_by_level, where
 from unveil.core.samplers.coefficients import (
-    Mask,
     Of,
     Rule,
-    any_of,
     between,
     check_order,
     delta_lambda,
@@ -19,16 +20,14 @@ from unveil.core.samplers.coefficients import (
     midpoint,
     select_level,
     taylor,
-    where,
 )
-from unveil.core.samplers.loop import StepRow
-from unveil.core.scalar_math import Number
-from unveil.core.schedule import Schedule
+from unveil.core.samplers.loop import ZERO, StepRow, in_any_part, rows_of
+from unveil.core.schedule import Schedule, levels_of, stacked
 from unveil.errors import RecipeError
 from unveil.types import NoiseLevel
 
 
-def last_stage_only(nodes: Sequence[Number], reach: Number) -> list[Number]:
+def last_stage_only(nodes: Sequence[Tensor], reach: Tensor) -> list[Tensor]:
     """For the last stage of a single step: order 2 as `midpoint`, order 3 from the last inner estimate alone.
 
     Source: Lu et al. 2022, algorithms 1 and 2 (arXiv:2206.00927).
@@ -36,7 +35,7 @@ def last_stage_only(nodes: Sequence[Number], reach: Number) -> list[Number]:
     if len(nodes) < 3:
         return midpoint(nodes, reach)
     first, last = taylor([nodes[0], nodes[-1]], reach)
-    return [first, *(0.0 for _ in nodes[1:-1]), last]
+    return [first, *(ZERO for _ in nodes[1:-1]), last]
 
 
 def orders_for(calls: int, order: int) -> list[int]:
@@ -54,40 +53,77 @@ def orders_for(calls: int, order: int) -> list[int]:
 
 
 def inner_nodes(grid: Schedule, here: NoiseLevel, there: NoiseLevel, order: int) -> list[NoiseLevel]:
-    """The levels of one single step: here, those between at equal parts of the log-SNR, there."""
-    if not any_of(delta_lambda(here, there) != 0):
-        return [here, there]
+    """The levels of single steps, as tables: here, those between at equal parts of the log-SNR, there."""
     return [here, *(between(grid, here, there, i / order) for i in range(1, order)), there]
 
 
-def stages(nodes: Sequence[NoiseLevel], of: Of, rule: Rule) -> list[StepRow]:
+def inner_steps(
+    grid: Schedule, tables: tuple[NoiseLevel, NoiseLevel], levels: Sequence[NoiseLevel], order: int, of: Of, rule: Rule
+) -> list[list[StepRow]]:
+    """The rows of single steps with calls between their ends; one row for a step that touches an end.
+
+    Args:
+        grid: whose process has the levels between.
+        tables: of the levels from and to which the steps go.
+        levels: from which they go.
+        order: calls of each step.
+        of: see `stages`.
+        rule: see `stages`.
+    """
+    here, there = tables
+    inside = in_any_part(delta_lambda(here, there) != 0).tolist()
+    nodes = inner_nodes(grid, here, there, order)
+    steps = single_steps(nodes, [levels, *map(levels_of, nodes[1:-1])], of, rule)
+    if all(inside):
+        return steps
+    plain = single_steps([here, there], [levels], of, rule)
+    return [many if split else one for split, many, one in zip(inside, steps, plain, strict=True)]
+
+
+@level_by_level()
+def stages(levels: Sequence[NoiseLevel], of: Of, rule: Rule) -> list[StepRow]:
     """The rows of one single step over its levels, all but the last of which are called.
 
     Parts of x for which it touches an end go from level to level at order 1.
     """
+    [rows] = single_steps([stacked([level]) for level in levels], [[level] for level in levels[:-1]], of, rule)
+    return rows
+
+
+def single_steps(
+    nodes: Sequence[NoiseLevel], levels: Sequence[Sequence[NoiseLevel]], of: Of, rule: Rule
+) -> list[list[StepRow]]:
+    """The rows of each of the single steps of a table, see `stages`.
+
+    Args:
+        nodes: tables of the steps' first levels, second levels and so on.
+        levels: the same, without the last ones, which are not called.
+        of: the estimate that is combined.
+        rule: of the last stage.
+    """
     first = linear_step(nodes[0], nodes[1], of)
-    rows = [StepRow(nodes[0], first.keep, (first.gain,), saves_x=len(nodes) > 2)]
+    calls = [rows_of(levels[0], first.keep, (first.gain,), saves_x=len(nodes) > 2)]
     for i in range(2, len(nodes)):
         keep, weights, usable = stage(nodes[: i + 1], of, rule if i == len(nodes) - 1 else exact)
         plain = linear_step(nodes[i - 1], nodes[i], of)
         newest, *older = reversed(weights)
-        row_gains = where(usable, newest, plain.gain), *(where(usable, weight, 0.0) for weight in older)
-        back = where(usable, keep, 0.0)
-        rows.append(StepRow(nodes[i - 1], where(usable, 0.0, plain.keep), row_gains, saved_gain=back))
-    return rows
+        gains = where(usable, newest, plain.gain), *(where(usable, weight, 0.0) for weight in older)
+        saved_gain = where(usable, keep, 0.0)
+        calls.append(rows_of(levels[i - 1], where(usable, 0.0, plain.keep), gains, saved_gain=saved_gain))
+    return [list(rows) for rows in zip(*calls, strict=True)]
 
 
-def stage(nodes: Sequence[NoiseLevel], of: Of, rule: Rule) -> tuple[Number, list[Number], Mask]:
+def stage(nodes: Sequence[NoiseLevel], of: Of, rule: Rule) -> tuple[Tensor, list[Tensor], Tensor]:
     """From the first level to the last: what x is kept with, the gains of the estimates at the others, oldest first.
 
     The third is where that makes sense: where neither touches an end.
     """
     whole = linear_step(nodes[0], nodes[-1], of)
     reaches = [linear_step(nodes[0], node, of).reach for node in nodes[1:-1]]
-    usable: Mask = whole.reach != 0
+    usable = whole.reach != 0
     for reach in reaches:
         usable = usable & (reach != 0)
-    places = [0.0, *(scalar_math.safe_divide(reach, whole.reach, 0.0) for reach in reaches)]
+    places = [ZERO, *(elementary.safe_divide(reach, whole.reach, 0.0) for reach in reaches)]
     return whole.keep, [whole.gain * weight for weight in rule(places, whole.reach)], usable
 
 
@@ -109,5 +145,5 @@ def last_noisy(grid: Schedule) -> NoiseLevel:
 
 def clamp_level(level: NoiseLevel, last: NoiseLevel) -> NoiseLevel:
     """The level, or with its alpha the log-SNR of the last one where it is cleaner than that."""
-    least = last.sigma * scalar_math.safe_divide(level.alpha, last.alpha, 1.0)
+    least = last.sigma * elementary.safe_divide(level.alpha, last.alpha, 1.0)
     return level._replace(sigma=where(half_log_snr(level) < half_log_snr(last), level.sigma, least))

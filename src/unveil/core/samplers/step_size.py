@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
-from unveil.core.scalar_math import Number
 from unveil.types import NoiseLevel
 
 # mean square of each sample's error over its tolerance (B,) -> the error of each (B,); 1 is just good enough
@@ -31,15 +31,14 @@ def batch_norm(squares: Tensor) -> Tensor:
     return squares.mean().sqrt().expand_as(squares)
 
 
-def data_unit(level: NoiseLevel) -> Number:
+def data_unit(level: NoiseLevel) -> Tensor:
     """Errors are measured in x / alpha, so that the process does not matter."""
     return level.alpha
 
 
-def x_unit(level: NoiseLevel) -> Number:
+def x_unit(level: NoiseLevel) -> Tensor:
     """Errors are measured in x itself, as in DPM-Solver's code."""
-    del level
-    return 1.0
+    return torch.ones_like(level.t)
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class Tolerance:
     absolute: float = 0.0078
     relative: float = 0.05
     across: Across = per_sample_norm
-    unit: Callable[[NoiseLevel], Number] = data_unit
+    unit: Callable[[NoiseLevel], Tensor] = data_unit
     slack: float = 1e-5
 
 

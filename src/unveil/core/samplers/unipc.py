@@ -5,47 +5,53 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import zip_longest
 
-from unveil.core import scalar_math
+import torch
+from torch import Tensor
+
+from unveil.core import elementary
+from unveil.core.elementary import level_by_level, scalar, where
 from unveil.core.samplers.coefficients import (
     LinearStep,
     Of,
     Rule,
     Tier,
-    any_of,
     check_order,
     exact,
     gains,
     highest_usable,
     interpolated,
     linear_step,
+    most_nodes,
     phi_functions,
+    steps_ago,
     steps_left,
-    where,
 )
 from unveil.core.samplers.exponential import order_per_step
-from unveil.core.samplers.loop import CoefficientTable, StepRow
+from unveil.core.samplers.loop import ZERO, CoefficientTable, rows_of
 from unveil.core.samplers.registry import SamplerSpec
-from unveil.core.scalar_math import Number
 from unveil.core.schedule import Schedule
 
 # The paper's B(h) cancels wherever the equations for the weights determine them. What is left of it is the one weight
 # that a single difference has: B / 2 instead of phi_2.
 
 
-def b1(nodes: Sequence[Number], reach: Number) -> list[Number]:
+def b1(nodes: Sequence[Tensor], reach: Tensor) -> list[Tensor]:
     """B_1(h) = h. Source: Zhao et al. 2023, section 3 (arXiv:2302.04867)."""
-    return interpolated(nodes, [1.0, 0.5 / phi_functions(1, reach)[0]]) if len(nodes) == 2 else exact(nodes, reach)
+    return (
+        interpolated(nodes, [scalar(1.0), 0.5 / phi_functions(1, reach)[0]]) if len(nodes) == 2 else exact(nodes, reach)
+    )
 
 
-def b2(nodes: Sequence[Number], reach: Number) -> list[Number]:
+def b2(nodes: Sequence[Tensor], reach: Tensor) -> list[Tensor]:
     """B_2(h) = exp(h) - 1. Source: Zhao et al. 2023, section 3 (arXiv:2302.04867)."""
-    return interpolated(nodes, [1.0, 0.5]) if len(nodes) == 2 else exact(nodes, reach)
+    return interpolated(nodes, [scalar(1.0), scalar(0.5)]) if len(nodes) == 2 else exact(nodes, reach)
 
 
 # Coefficients that vary with the step: every weight from the equations, and no B. Source: their UniPC_v.
 varying = exact
 
 
+@level_by_level()
 def unipc(
     grid: Schedule,
     order: int = 3,
@@ -74,46 +80,46 @@ def unipc(
     Source: Zhao et al. 2023, section 3, algorithms 1 and 2 (arXiv:2302.04867).
     """
     check_order(order, 3)
-    rows: list[StepRow] = []
-    correction: tuple[Number, ...] = ()
-    before: list[LinearStep] = []
-    left = steps_left(grid)
-    for number, most in enumerate(order_per_step(grid, order, lower_below)):
-        now = linear_step(grid[number], grid[number + 1], of)
-        predicted = gains(now, before, predict, most)
-        both = zip_longest(correction, predicted, fillvalue=0.0)
-        # the corrected x is carried along, and the prediction added
-        rows.append(StepRow(grid[number], now.keep, tuple(now.keep * corrected + new for corrected, new in both)))
-        correction = _correction(now, before, predicted, correct, where(left[number + 1] > 0, most, 0.0))
-        before = [now, *before][: order - 1]
-    return CoefficientTable(rows, of)
+    now = linear_step(*grid.steps, of)
+    left, most = steps_left(grid)[1:], order_per_step(grid, order, lower_below)
+    predicted, counts = gains(now, predict, order, most)
+    correction, corrected = _correction(now, (predicted, counts), correct, order, where(left > 0, most, 0.0))
+    before = [steps_ago(gain, 1) for gain in correction]
+    counts = torch.maximum(counts, steps_ago(corrected, 1))
+    # the corrected x is carried along, and the prediction added
+    both = [now.keep * old + new for old, new in zip_longest(before, predicted, fillvalue=ZERO)]
+    return CoefficientTable(rows_of(grid[:-1], now.keep, both, counts=counts), of)
 
 
 def _correction(
-    now: LinearStep, before: Sequence[LinearStep], predicted: Sequence[Number], rule: Rule, most: Number
-) -> tuple[Number, ...]:
-    """Correction of x by the call at a step's end, as gains on that call and those before it.
+    now: LinearStep, prediction: tuple[Sequence[Tensor], Tensor], rule: Rule, order: int, most: Tensor
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Correction of x by the call at a step's end, as gains on that call and those before it, and their number.
 
     Nothing where the step touches an end or is the last; from fewer estimates where one before it touched an end.
     """
-    nodes: list[Number] = [0.0, 1.0]
+    predicted, counts = prediction
+    nodes = [ZERO, scalar(1.0)]
     tiers: list[Tier] = []
     usable = (now.reach != 0) & (most >= 1)
-    back: Number = 0.0
-    for number in range(len(before) + 1):
+    back = ZERO
+    for number in range(order):
         if number:
-            usable = usable & (before[number - 1].reach != 0) & (most > number)
-            back = back - scalar_math.safe_divide(before[number - 1].reach, now.reach, 0.0)
+            reach = steps_ago(now.reach, number)
+            usable = usable & (reach != 0) & (most > number)
+            back = back - elementary.safe_divide(reach, now.reach, 0.0)
             nodes.append(back)
-        if not any_of(usable):
+        if not bool(usable.any()):
             break
         tiers.append((usable, len(nodes)))
 
-    def weights_of(count: int) -> list[Number]:
+    def weights_of(count: int) -> list[Tensor]:
         start, end, *rest = (now.gain * weight for weight in rule(nodes[:count], now.reach))
-        return [end, *(new - old for new, old in zip_longest([start, *rest], predicted, fillvalue=0.0))]
+        return [end, *(new - old for new, old in zip_longest([start, *rest], predicted, fillvalue=ZERO))]
 
-    return highest_usable(tiers, weights_of, (0.0,))
+    used = most_nodes(tiers, now.gain)
+    counts = torch.where(used > 0, 1 + torch.maximum(used - 1, counts), 1)
+    return highest_usable(tiers, weights_of, (torch.zeros_like(now.gain),)), counts
 
 
 _PAPER = "Zhao et al. 2023, algorithms 1 and 2 (arXiv:2302.04867)"

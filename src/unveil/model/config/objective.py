@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
 from pydantic import Field, model_validator
 
 from unveil.conditioning.diffusion_forcing import ContextModes, DiffusionForcingLoss
@@ -121,7 +120,7 @@ class LikelihoodTime(TimeSection):
 
     def build(self, process: Process, batch: int) -> TimeSampler:
         """The sampler."""
-        return timestep_sampling.Importance(lambda level: likelihood(level) / torch.as_tensor(level.sigma) ** 2)
+        return timestep_sampling.Importance(lambda level: likelihood(level) / level.sigma**2)
 
 
 PLAIN = (UniformTime, LogNormalTime, LogitNormalTime, LogSNRTime, LikelihoodTime)
