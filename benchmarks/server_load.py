@@ -44,8 +44,8 @@ def direct() -> dict[str, float]:
     """The images of all clients by the calls of `unveil sample`, the model read once."""
     from unveil.generation.model_loading import ModelOptions, open_for_generation
     from unveil.io.console import Console
-    from unveil.tasks.context import TaskContext, TaskOutput
     from unveil.tasks.fields import PLAYGROUND
+    from unveil.tasks.task import TaskContext, TaskOutput
     from unveil.tasks.text_to_image import TextToImage
 
     console = Console(quiet=True)

@@ -12,10 +12,10 @@ from unveil.core.denoiser import Denoiser
 from unveil.core.guidance import clip_static
 from unveil.core.likelihood import bound
 from unveil.core.objective import DiffusionLoss, vlb
+from unveil.core.prediction import fixed_large, fixed_small
 from unveil.core.process import DiscreteVP, betas
 from unveil.core.rng import SampleRNG
 from unveil.core.transition import Chain, chain_of
-from unveil.core.variance import fixed_large, fixed_small
 from unveil.data.digits import digits
 from unveil.errors import NonFinite
 from unveil.io.images import to_unit

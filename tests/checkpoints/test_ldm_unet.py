@@ -15,7 +15,7 @@ from unveil.checkpoints import ldm_unet
 from unveil.checkpoints.formats import controlnet
 from unveil.errors import RecipeError, WeightsError
 from unveil.nn.controlnet import ControlNet
-from unveil.nn.meta_device import meta_device
+from unveil.nn.layers import meta_device
 from unveil.nn.unet import UNet, UNetConfig
 
 ROOT = Path(os.environ.get("UNVEIL_GOLDEN", ""))

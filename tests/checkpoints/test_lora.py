@@ -20,8 +20,8 @@ from unveil.errors import RecipeError, WeightsError
 from unveil.io.files import write_tensors
 from unveil.nn import lora as layers
 from unveil.nn.dit import DiT, DiTConfig
+from unveil.nn.layers import meta_device
 from unveil.nn.lora import LoraDelta
-from unveil.nn.meta_device import meta_device
 from unveil.nn.unet import UNet, UNetConfig
 
 ROOT = os.environ.get("UNVEIL_GOLDEN")

@@ -9,8 +9,8 @@ import pytest
 import typer
 
 from tests.cli.conftest import Cli
-from unveil.cli.exit_codes import guarded, outcome
 from unveil.errors import PromptTruncated
+from unveil.io.console import guarded, outcome
 
 
 def warning(category: type[Warning]) -> typer.Typer:

@@ -8,8 +8,8 @@ from typing import Annotated
 import pytest
 import typer
 
-from unveil.cli.exit_codes import guarded
 from unveil.cli.options import Command, expand_groups, with_options
+from unveil.io.console import guarded
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from unveil.core import inverse, schedules
 from unveil.core.denoiser import Estimate
+from unveil.core.prediction import learned_range
 from unveil.core.process import CosineVP, DiscreteVP, LinearVP, betas
 from unveil.core.rng import START, Noise, SampleRNG
 from unveil.core.samplers import Plan, ancestral, ddim, run
-from unveil.core.schedules import Schedule
-from unveil.core.variance import learned_range
+from unveil.core.schedule import Schedule
 from unveil.errors import RecipeError, ShapeError
 from unveil.types import NoiseLevel
 

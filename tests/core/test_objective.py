@@ -15,11 +15,11 @@ from unveil.core.denoiser import Denoiser, Estimate
 from unveil.core.flow import RectifiedFlow
 from unveil.core.likelihood import bound, decoder_nll, normal_kl
 from unveil.core.objective import DiffusionLoss, hybrid, vlb
+from unveil.core.prediction import fixed_large, fixed_small, learned_range, posterior_mix
 from unveil.core.process import CosineVP, DiscreteVP, LinearVP, betas
 from unveil.core.rng import SampleRNG
 from unveil.core.timestep_sampling import SecondMoment, Stratified, Uniform
 from unveil.core.transition import Chain, chain_of
-from unveil.core.variance import fixed_large, fixed_small, learned_range, posterior_mix
 from unveil.core.ve import EDMProcess
 from unveil.errors import RecipeError
 

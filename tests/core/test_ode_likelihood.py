@@ -21,10 +21,10 @@ from unveil.core.ode_likelihood import (
     probability_flow,
     rademacher,
 )
+from unveil.core.prediction import fixed_small
 from unveil.core.process import CosineVP, DiscreteVP, LinearVP, betas
 from unveil.core.rng import SampleRNG
 from unveil.core.transition import chain_of
-from unveil.core.variance import fixed_small
 from unveil.core.ve import EDMProcess
 from unveil.data.gaussian_mixture import Mixture
 from unveil.errors import NonFinite, RecipeError

@@ -10,11 +10,11 @@ import torch
 from tests.core.mixture import DEVIATION, MEAN, draw, exact
 from unveil.core import prediction, schedules
 from unveil.core.denoiser import Denoiser, Estimate
+from unveil.core.prediction import fixed_large, fixed_small, learned_range
 from unveil.core.process import CosineVP, DiscreteVP, LinearVP, betas, partly
 from unveil.core.rng import START, SampleRNG, key, keys
 from unveil.core.samplers import SamplerState, ancestral, ddim, encode, run, slerp
 from unveil.core.transition import Chain
-from unveil.core.variance import fixed_large, fixed_small, learned_range
 from unveil.errors import Cancelled, RecipeError
 from unveil.types import NoiseLevel
 

@@ -58,8 +58,7 @@ def test_a_line_that_is_gone_is_seen():
 def test_the_core_is_shown_whole():
     """What a recipe can choose has its formula on the page."""
     from unveil.core.loss_weights import WEIGHTS
-    from unveil.core.prediction import PREDICTIONS
-    from unveil.core.variance import FIXED
+    from unveil.core.prediction import FIXED, PREDICTIONS
 
     shown = {block.language.split()[-1] for block in SHOWN}
     wanted = {*PREDICTIONS, *(name.replace("-", "_") for name in (*FIXED, *WEIGHTS))}

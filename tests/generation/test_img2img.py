@@ -11,7 +11,7 @@ from torch import nn
 from tests.generation.tiny import Halved, digits, digits_model, drawn, random_images, seen, tiny
 from unveil.core import inverse, schedules
 from unveil.core.rng import START, SampleRNG
-from unveil.core.sampling_run import SamplingRun
+from unveil.core.samplers.loop import SamplingRun
 from unveil.errors import DataError, RecipeError, ShapeError
 from unveil.generation.generate import Preview, Request, encode_latents, generate
 from unveil.generation.img2img import from_latents, img2img

@@ -18,9 +18,9 @@ from unveil.conditioning.class_label import Label
 from unveil.core import guidance, schedules
 from unveil.core import prediction as predictions
 from unveil.core.denoiser import DenoiseFn, Denoiser
+from unveil.core.prediction import VarianceRule, fixed_large, fixed_small, is_learned, learned_range
 from unveil.core.samplers import SamplerState, ancestral, ddim, run
 from unveil.core.samplers.ancestral import Shift
-from unveil.core.variance import VarianceRule, fixed_large, fixed_small, is_learned, learned_range
 from unveil.nn.unet import UNet
 from unveil.types import Condition, NoiseLevel, like
 

@@ -20,12 +20,7 @@ from unveil.core.denoiser import DenoiseFn, Denoiser, Estimate
 from unveil.core.guidance import clip_static
 from unveil.core.likelihood import bound, bound_term, prior_term
 from unveil.core.objective import DiffusionLoss
-from unveil.core.process import DiscreteVP, betas
-from unveil.core.rng import Noise
-from unveil.core.samplers import SamplerState, ancestral, ddim, encode, run
-from unveil.core.timestep_sampling import SecondMoment
-from unveil.core.transition import Chain, Transition
-from unveil.core.variance import (
+from unveil.core.prediction import (
     VarianceRule,
     fixed_large,
     fixed_small,
@@ -34,6 +29,11 @@ from unveil.core.variance import (
     learned_range,
     posterior_mix,
 )
+from unveil.core.process import DiscreteVP, betas
+from unveil.core.rng import Noise
+from unveil.core.samplers import SamplerState, ancestral, ddim, encode, run
+from unveil.core.timestep_sampling import SecondMoment
+from unveil.core.transition import Chain, Transition
 from unveil.nn.unet import UNet
 from unveil.types import Condition, NoiseLevel, like
 

@@ -16,9 +16,9 @@ from unveil.core import prediction as predictions
 from unveil.core.denoiser import Denoiser
 from unveil.core.guidance import clip_static
 from unveil.core.objective import DISTANCES
+from unveil.core.prediction import posterior_mix
 from unveil.core.process import DiscreteVP, betas
 from unveil.core.transition import chain_of
-from unveil.core.variance import posterior_mix
 from unveil.types import Condition, like
 
 # The published names of schedules, and ours: its "linear" is linear in the square root

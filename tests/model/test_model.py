@@ -11,9 +11,9 @@ from torch import Tensor, nn
 import unveil
 from unveil.core import samplers
 from unveil.core.denoiser import Denoiser, Estimate
+from unveil.core.prediction import learned_range
 from unveil.core.process import CosineVP, DiscreteVP, betas
 from unveil.core.rng import START, SampleRNG
-from unveil.core.variance import learned_range
 from unveil.errors import Cancelled, NonFinite, OutOfResources, RecipeError
 from unveil.model import Model, build
 from unveil.model.config import ModelConfig, validate

@@ -17,8 +17,8 @@ from unveil.io.console import Console
 from unveil.io.images import png
 from unveil.io.video.writer import write_video
 from unveil.tasks import NAME, registry
-from unveil.tasks.context import TaskContext, TaskOutput
 from unveil.tasks.regenerate import Regenerate
+from unveil.tasks.task import TaskContext, TaskOutput
 from unveil.tasks.video_edit import VideoEdit
 from unveil.tasks.video_run import per_frame
 

@@ -13,10 +13,10 @@ from unveil.core.denoiser import DenoiseFn, Denoiser, Estimate
 from unveil.core.guidance import clip_static
 from unveil.core.likelihood import bound, bound_term, prior_term
 from unveil.core.objective import DiffusionLoss
+from unveil.core.prediction import VarianceRule
 from unveil.core.rng import START, SampleRNG
 from unveil.core.samplers import Plan, run
 from unveil.core.transition import Chain, chain_of
-from unveil.core.variance import VarianceRule
 from unveil.errors import NonFinite, RecipeError
 from unveil.evaluate import features, fid
 from unveil.io.images import to_pixels

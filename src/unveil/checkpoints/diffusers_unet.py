@@ -19,7 +19,7 @@ from unveil.checkpoints.openai_keys import OUR_LABEL, spatial_key_mapping
 from unveil.errors import RecipeError, WeightsError
 from unveil.io.files import write_tensors
 from unveil.nn.controlnet import HINT_WIDTHS, ControlNet
-from unveil.nn.meta_device import gc_disabled, meta_device
+from unveil.nn.layers import gc_disabled, meta_device
 from unveil.nn.spatial_transformer import SpatialTransformer
 from unveil.nn.unet import ResBlock, UNet, UNetConfig, UNetLevel
 

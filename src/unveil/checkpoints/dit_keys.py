@@ -22,7 +22,7 @@ from torch import Tensor
 from unveil.checkpoints.key_mapping import KeyMap, SourceKeys, abbreviate, layer_keys, to_ours, to_theirs
 from unveil.errors import RecipeError, WeightsError
 from unveil.nn.dit import PATCHES, SIZES, DiT, DiTConfig, positions
-from unveil.nn.meta_device import meta_device
+from unveil.nn.layers import meta_device
 
 Layout = Literal["dit", "diffusers"]
 Shapes = Mapping[str, Sequence[int]]

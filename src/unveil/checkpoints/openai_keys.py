@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from unveil.checkpoints.key_mapping import KeyMap, SourceKeys, check_keys, layer_key, layer_keys, to_ours, to_theirs
 from unveil.errors import RecipeError, WeightsError
 from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
-from unveil.nn.layers import SelfAttention
-from unveil.nn.meta_device import meta_device
+from unveil.nn.layers import SelfAttention, meta_device
 from unveil.nn.spatial_transformer import SpatialTransformer
 from unveil.nn.transformer import TransformerBlock
 from unveil.nn.unet import Downsample, ResBlock, UNet, UNetConfig, Upsample

@@ -21,7 +21,7 @@ from torch import Tensor
 from unveil.checkpoints.key_mapping import KeyMap, SourceKeys, check_keys, layer_keys, to_ours, to_theirs
 from unveil.checkpoints.overrides import Shapes, shapes_of
 from unveil.errors import WeightsError
-from unveil.nn.meta_device import meta_device
+from unveil.nn.layers import meta_device
 from unveil.nn.text_encoders import CLIPEncoderConfig, T5EncoderConfig, TextEncoderConfig, build
 
 Layout = Literal["clip", "openclip", "t5"]

@@ -12,7 +12,7 @@ from unveil.errors import RecipeError, WeightsError
 from unveil.model import Model, build
 from unveil.model.config import ModelConfig
 from unveil.model.config.model import UNetSection
-from unveil.nn.meta_device import meta_device
+from unveil.nn.layers import meta_device
 from unveil.nn.unet import UNetConfig
 
 OUR_LABEL = "table.weight"  # key of the table in a label conditioner's state dict

@@ -19,7 +19,7 @@ from torch import Tensor
 from unveil.checkpoints.key_mapping import KeyMap, SourceKeys, layer_keys, to_ours, to_theirs
 from unveil.errors import RecipeError, WeightsError
 from unveil.io.files import read_state, write_tensors
-from unveil.nn.meta_device import meta_device
+from unveil.nn.layers import meta_device
 from unveil.nn.vit import SIZES, ViT, ViTConfig
 
 Era = Literal["files", "modules"]

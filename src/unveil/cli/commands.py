@@ -14,13 +14,13 @@ from typer.core import TyperGroup
 import unveil
 from unveil.cli.analyze_options import analyze_app
 from unveil.cli.command_names import resolve_command, resolve_options
-from unveil.cli.exit_codes import guarded
 from unveil.cli.options import (
     ALL_COMMANDS,
     Command,
     TaskCommand,
     with_options,
 )
+from unveil.io.console import guarded
 from unveil.tasks import registry
 
 # Commands in the order of help, by workflow

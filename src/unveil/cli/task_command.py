@@ -29,9 +29,8 @@ from unveil.cli.options import (
 )
 from unveil.errors import RecipeError
 from unveil.io.console import Console
-from unveil.tasks.context import TaskContext, TaskOutput
 from unveil.tasks.fields import FileInput, RecipeKeys, Repeated
-from unveil.tasks.task import WORDS, Task, field_group, find_mark, mark_of
+from unveil.tasks.task import WORDS, Task, TaskContext, TaskOutput, field_group, find_mark, mark_of
 
 SETTINGS = "settings"  # name of the argument for KEY=VALUE settings and a prompt
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from unveil.core import elementary
 from unveil.core.denoiser import DenoiseFn, Estimate
+from unveil.core.prediction import VarianceRule
 from unveil.core.rng import Noise
 from unveil.core.transition import Chain, Transition
-from unveil.core.variance import VarianceRule
 from unveil.types import NoiseLevel, like
 
 

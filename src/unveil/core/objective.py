@@ -12,11 +12,11 @@ from torch import Tensor
 from unveil.core.denoiser import Denoiser, Estimate
 from unveil.core.likelihood import bound_term
 from unveil.core.loss_weights import Weight, elbo, on_target
+from unveil.core.prediction import VarianceRule, fixed_small
 from unveil.core.process import DiscreteVP, partly
 from unveil.core.rng import SampleRNG
 from unveil.core.timestep_sampling import SecondMoment, TimeSampler, Uniform
 from unveil.core.transition import Chain, chain_of
-from unveil.core.variance import VarianceRule, fixed_small
 from unveil.errors import RecipeError
 from unveil.types import Condition, NoiseLevel, like
 

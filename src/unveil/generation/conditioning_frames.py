@@ -20,7 +20,7 @@ from unveil.core import inverse
 from unveil.core.process import DiscreteVP
 from unveil.core.rng import START
 from unveil.core.samplers import CoefficientTable
-from unveil.core.sampling_run import SamplingRun
+from unveil.core.samplers.loop import SamplingRun
 from unveil.core.schedule import Schedule
 from unveil.errors import RecipeError, ShapeError
 from unveil.generation.generate import TaskSpec, encode_latents, identity, input_to_unit, select_rows

@@ -16,7 +16,7 @@ from unveil.conditioning.class_label import Label
 from unveil.core import guidance
 from unveil.core.samplers import SamplingProgress
 from unveil.core.samplers.ancestral import Shift
-from unveil.core.sampling_run import SamplingRun
+from unveil.core.samplers.loop import SamplingRun
 from unveil.data.preprocessors.segmentation import resize_control_image
 from unveil.errors import DataError, RecipeError, ShapeError, WeightsError, did_you_mean
 from unveil.io.images import to_pixels, to_unit

@@ -9,7 +9,7 @@ from torch import Tensor
 from unveil.core import inverse
 from unveil.core.rng import START
 from unveil.core.samplers import CoefficientTable
-from unveil.core.sampling_run import SamplingRun
+from unveil.core.samplers.loop import SamplingRun
 from unveil.errors import RecipeError, ShapeError
 from unveil.generation.generate import TaskSpec, encode_latents, input_to_unit, select_rows
 from unveil.model import Model

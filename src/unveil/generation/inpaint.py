@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unveil.core import inverse
 from unveil.core.inverse.operator import boolean
-from unveil.core.sampling_run import SamplingRun
+from unveil.core.samplers.loop import SamplingRun
 from unveil.errors import RecipeError, ShapeError, did_you_mean
 from unveil.generation.generate import TaskSpec, encode_latents, input_to_unit, select_rows
 from unveil.generation.img2img import check_strength, start_from

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from unveil.core.sampling_run import SamplingRun
+from unveil.core.samplers.loop import SamplingRun
 from unveil.types import Condition
 
 

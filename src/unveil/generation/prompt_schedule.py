@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unveil.conditioning.batching import build_conditions
 from unveil.core import guidance
-from unveil.core.sampling_run import SamplingRun
+from unveil.core.samplers.loop import SamplingRun
 from unveil.errors import RecipeError
 from unveil.generation.generate import select_list
 from unveil.model import RunTransform

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unveil.conditioning.tiled_denoising import OVERLAP, denoise_in_tiles, tiles
 from unveil.core.inverse import low_frequency
-from unveil.core.sampling_run import SamplingRun
+from unveil.core.samplers.loop import SamplingRun
 from unveil.data.tensor_dataset import LOW, bicubic_upsample
 from unveil.errors import RecipeError
 from unveil.generation.generate import TaskSpec, encode_latents, input_to_unit, select_rows

@@ -12,7 +12,7 @@ from torch import Tensor
 from unveil.conditioning.batching import build_conditions
 from unveil.core.rng import Noise, SampleRNG
 from unveil.core.samplers import slerp
-from unveil.core.sampling_run import SamplingRun
+from unveil.core.samplers.loop import SamplingRun
 from unveil.errors import RecipeError, ShapeError
 from unveil.generation.generate import TaskSpec
 from unveil.model import Model

@@ -23,7 +23,7 @@ from unveil.conditioning.tiled_denoising import circular_shift
 from unveil.core import guidance, inverse
 from unveil.core.denoiser import DenoiseFn
 from unveil.core.rng import START, key
-from unveil.core.sampling_run import SamplingRun
+from unveil.core.samplers.loop import SamplingRun
 from unveil.errors import RecipeError, ShapeError
 from unveil.generation.conditioning_frames import UNCONDITIONED_T, ConditioningFrames, conditioned_generation, keyframes
 from unveil.generation.generate import TaskSpec, encode_latents, identity, input_to_unit, select_list, select_rows

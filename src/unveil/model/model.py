@@ -26,12 +26,12 @@ from unveil.conditioning.controlnet import (
 )
 from unveil.core import guidance
 from unveil.core.denoiser import DenoiseFn, Denoiser, Estimate
+from unveil.core.prediction import VarianceRule, fixed_small, is_learned
 from unveil.core.process import Process
 from unveil.core.rng import SampleRNG
 from unveil.core.samplers import SamplingProgress
 from unveil.core.samplers.ancestral import Shift
-from unveil.core.sampling_run import SamplingRun
-from unveil.core.variance import VarianceRule, fixed_small, is_learned
+from unveil.core.samplers.loop import SamplingRun
 from unveil.errors import NonFinite, OutOfResources, RecipeError, did_you_mean
 from unveil.model import checkpoint_store
 from unveil.model.config import ModelConfig, SampleConfig

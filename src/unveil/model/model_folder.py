@@ -35,7 +35,7 @@ from unveil.model.checkpoint_store import AUTOENCODER, base_of, dequantize, is_s
 from unveil.model.config import AutoencoderModelConfig, ModelConfig, read_yaml, validate
 from unveil.model.config.model import SavedSection, build_autoencoder, section_of
 from unveil.model.model import Model, resized_part
-from unveil.nn.meta_device import EmptyParameters
+from unveil.nn.layers import EmptyParameters
 from unveil.types import ADDITIONS
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from unveil.model import Model, build
 from unveil.model.config import Recipe, load_recipe
 from unveil.model.config.token_conditions import LearnedTextSection
 from unveil.nn.flops import multiply_adds
-from unveil.nn.meta_device import meta_device
+from unveil.nn.layers import meta_device
 from unveil.playground.dataset import Playground
 from unveil.playground.eval_prompts import EvalPrompt, dataset_prompts
 from unveil.reproduce.variant import LOOP, CachedTraining, TrainSchedule, cache_get, cache_put, train_loop

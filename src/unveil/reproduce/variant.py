@@ -22,12 +22,11 @@ from unveil.core import preconditioning
 from unveil.core.denoiser import DenoiseFn, Denoiser, Estimate
 from unveil.core.flow import RectifiedFlow
 from unveil.core.objective import DiffusionLoss, LossOutput
-from unveil.core.prediction import Prediction, eps, flow, posterior_mean
+from unveil.core.prediction import VARIANCES, Prediction, VarianceRule, eps, flow, is_learned, posterior_mean
 from unveil.core.process import DiscreteVP, Process, betas
 from unveil.core.rng import SampleRNG
 from unveil.core.timestep_sampling import LogitNormal, SecondMoment, TimeSampler, Uniform
 from unveil.core.transition import chain_of
-from unveil.core.variance import VARIANCES, VarianceRule, is_learned
 from unveil.core.ve import VE
 from unveil.data.digits import digits
 from unveil.errors import NonFinite, OutOfResources, OutputError

@@ -9,7 +9,7 @@ from unveil.tasks.fields import LocalFile, Name, Names, info
 from unveil.tasks.task import Task, TaskResult
 
 if TYPE_CHECKING:
-    from unveil.tasks.context import TaskContext
+    from unveil.tasks.task import TaskContext
 
 
 class Serve(Task):

@@ -12,7 +12,7 @@ from unveil.io.console import size
 from unveil.nn import dit, vit
 from unveil.nn.dit import DiT
 from unveil.nn.flops import activations, multiply_adds
-from unveil.nn.meta_device import meta_device
+from unveil.nn.layers import meta_device
 from unveil.tasks.task import TaskResult
 from unveil.types import Condition
 

@@ -9,9 +9,8 @@ from unveil.data.latent_cache import LatentCacheOptions
 from unveil.generation.model_loading import resolve_device
 from unveil.io.console import size
 from unveil.model.config import load_recipe
-from unveil.tasks.context import TaskContext
 from unveil.tasks.recipe_kind import diffusion
-from unveil.tasks.task import TaskResult
+from unveil.tasks.task import TaskContext, TaskResult
 from unveil.tasks.train_run import encode_missing, fresh, held_out_of
 from unveil.train.batch_preparation import encoder_of
 

@@ -29,9 +29,8 @@ from unveil.prompting.captioners import (
 )
 from unveil.prompting.media_scan import MediaReader, PlaygroundReader, SampledFrames, scan_folder
 from unveil.prompting.openai_client import TokenUsage
-from unveil.tasks.context import TaskContext
 from unveil.tasks.fields import CatalogName
-from unveil.tasks.task import TaskResult
+from unveil.tasks.task import TaskContext, TaskResult
 from unveil.types import is_valid_utf8
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from unveil.tasks.fields import CatalogName, ModelName, Name, RecipeChanges, Rec
 from unveil.tasks.task import Task, TaskResult
 
 if TYPE_CHECKING:
-    from unveil.tasks.context import TaskContext
+    from unveil.tasks.task import TaskContext
 
 
 class Convert(Task):

@@ -13,10 +13,9 @@ from unveil.generation.generate import DTYPES
 from unveil.io.files import refuse_overwrite
 from unveil.model import model_folder
 from unveil.model.config import change, load_recipe, validate
-from unveil.tasks.context import TaskContext
 from unveil.tasks.fields import CatalogName
 from unveil.tasks.recipe_kind import diffusion
-from unveil.tasks.task import TaskResult
+from unveil.tasks.task import TaskContext, TaskResult
 
 if TYPE_CHECKING:
     from unveil.tasks.convert import Convert

@@ -8,9 +8,8 @@ from unveil import data
 from unveil.data.folder_index import FolderConfig
 from unveil.data.video_folder import has_videos
 from unveil.errors import RecipeError
-from unveil.tasks.context import TaskContext
 from unveil.tasks.fields import CatalogName
-from unveil.tasks.task import TaskResult
+from unveil.tasks.task import TaskContext, TaskResult
 
 if TYPE_CHECKING:
     from unveil.tasks.data_check import DataCheck

@@ -10,7 +10,7 @@ from unveil.tasks.fields import Name, RecipeChanges, RecipeName, info
 from unveil.tasks.task import Task, TaskResult
 
 if TYPE_CHECKING:
-    from unveil.tasks.context import TaskContext
+    from unveil.tasks.task import TaskContext
 
 Recipe = Annotated[RecipeName, info("Bundled recipe, YAML file or run folder.", metavar="RECIPE")]
 Changes = Annotated[

@@ -11,8 +11,7 @@ from unveil.errors import RecipeError
 from unveil.io.files import refuse_overwrite, write_atomically
 from unveil.io.images import frame_rows, make_grid, png
 from unveil.model.config import SequenceRecipe, load_recipe
-from unveil.tasks.context import TaskContext
-from unveil.tasks.task import TaskResult
+from unveil.tasks.task import TaskContext, TaskResult
 
 if TYPE_CHECKING:
     from unveil.tasks.data_show import DataShow

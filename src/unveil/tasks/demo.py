@@ -10,7 +10,7 @@ from unveil.tasks.fields import PLAYGROUND, info
 from unveil.tasks.task import Task, TaskResult
 
 if TYPE_CHECKING:
-    from unveil.tasks.context import TaskContext
+    from unveil.tasks.task import TaskContext
 
 RECIPE = "ddpm-digits"
 PROMPT = "a small red circle moves left"
@@ -38,8 +38,8 @@ class Demo(Task):
     def run(self, context: TaskContext) -> TaskResult:
         """Run the four tasks, one after the other."""
         from unveil.io.console import Console, duration
-        from unveil.tasks.context import TaskContext, TaskOutput
         from unveil.tasks.evaluate import Evaluate
+        from unveil.tasks.task import TaskContext, TaskOutput
         from unveil.tasks.text_to_image import TextToImage
         from unveil.tasks.train import Train
         from unveil.tasks.video_generate import VideoGenerate

@@ -42,10 +42,9 @@ from unveil.model.config import (
     recipe_names,
 )
 from unveil.prompting.captioners import MediaClip, NativeCaptioner, batched
-from unveil.tasks.context import TaskContext
 from unveil.tasks.fields import CatalogName
 from unveil.tasks.recipe_kind import diffusion
-from unveil.tasks.task import TaskResult
+from unveil.tasks.task import TaskContext, TaskResult
 from unveil.train.run_folder import training_of
 from unveil.types import Item
 

@@ -35,9 +35,8 @@ from unveil.io.console import Console
 from unveil.io.files import sha256
 from unveil.model import Model, model_folder
 from unveil.model.shapes import check_size
-from unveil.tasks.context import TaskContext
 from unveil.tasks.fields import AdapterFields, CatalogName, FileInput, PromptFields
-from unveil.tasks.task import Task, TaskResult, mark_of
+from unveil.tasks.task import Task, TaskContext, TaskResult, mark_of
 from unveil.types import format_size
 
 if TYPE_CHECKING:

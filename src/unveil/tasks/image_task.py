@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from unveil.generation.generate import TaskSpec
     from unveil.model import Model
-    from unveil.tasks.context import TaskContext
     from unveil.tasks.regenerate import Regenerate
+    from unveil.tasks.task import TaskContext
 
 
 class GeneratesImages(Task):

@@ -12,9 +12,8 @@ from unveil.io.console import size as bytes_of
 from unveil.model import model_folder
 from unveil.model.config import validate
 from unveil.tasks import architecture
-from unveil.tasks.context import TaskContext
 from unveil.tasks.fields import CatalogName
-from unveil.tasks.task import TaskResult
+from unveil.tasks.task import TaskContext, TaskResult
 
 if TYPE_CHECKING:
     from unveil.tasks.inspect import InspectModel

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from unveil.generation.generate import TaskSpec
     from unveil.model import Model
-    from unveil.tasks.context import TaskContext
+    from unveil.tasks.task import TaskContext
 
 
 class Interpolate(StartFields, SamplingFields, ModelTask, GeneratesImages):

@@ -9,7 +9,7 @@ from unveil.tasks.image_task import ModelTask
 from unveil.tasks.task import TaskResult, Workload
 
 if TYPE_CHECKING:
-    from unveil.tasks.context import TaskContext
+    from unveil.tasks.task import TaskContext
 
 
 class Invert(GuidedFields, ModelTask):

@@ -9,7 +9,7 @@ from unveil.tasks.fields import CatalogName, Lora, ModelName, Name, info
 from unveil.tasks.task import Task, TaskResult
 
 if TYPE_CHECKING:
-    from unveil.tasks.context import TaskContext
+    from unveil.tasks.task import TaskContext
 
 LoraName = Annotated[Name, CatalogName("lora")]
 PEFT = "peft"  # the format that is a folder

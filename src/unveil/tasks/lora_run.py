@@ -13,9 +13,8 @@ from unveil.generation.model_loading import LoraOption, attach_loras, lora_file,
 from unveil.io.files import refuse_overwrite
 from unveil.model import Model, model_folder
 from unveil.nn import lora as lora_layers
-from unveil.tasks.context import TaskContext
 from unveil.tasks.fields import CatalogName
-from unveil.tasks.task import TaskResult
+from unveil.tasks.task import TaskContext, TaskResult
 
 if TYPE_CHECKING:
     from unveil.tasks.lora import LoraConvert, LoraInspect, LoraMerge

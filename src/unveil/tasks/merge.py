@@ -8,7 +8,7 @@ from unveil.tasks.fields import CatalogName, ModelName, Name, NumberList, info
 from unveil.tasks.task import Task, TaskResult
 
 if TYPE_CHECKING:
-    from unveil.tasks.context import TaskContext
+    from unveil.tasks.task import TaskContext
 
 
 class Merge(Task):

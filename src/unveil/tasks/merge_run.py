@@ -10,9 +10,8 @@ from unveil.generation.model_loading import open_model, resolve_device
 from unveil.io.files import refuse_overwrite
 from unveil.model import checkpoint_store
 from unveil.model.weight_averaging import average_weights
-from unveil.tasks.context import TaskContext
 from unveil.tasks.fields import CatalogName
-from unveil.tasks.task import TaskResult
+from unveil.tasks.task import TaskContext, TaskResult
 
 if TYPE_CHECKING:
     from unveil.tasks.merge import Merge

@@ -23,7 +23,6 @@ from unveil.generation.invert import invert, noise_bytes
 from unveil.io.files import refuse_overwrite
 from unveil.io.images import upscale_for_display
 from unveil.io.video.writer import FORMS, check_video_path, write_video
-from unveil.tasks.context import TaskContext
 from unveil.tasks.fields import FileInput
 from unveil.tasks.image_run import (
     classifier_guidance,
@@ -36,7 +35,7 @@ from unveil.tasks.image_run import (
     request_of,
     spec_of,
 )
-from unveil.tasks.task import TaskResult
+from unveil.tasks.task import TaskContext, TaskResult
 
 if TYPE_CHECKING:
     from unveil.tasks.interpolate import Interpolate

@@ -13,20 +13,19 @@ from unveil import data
 from unveil.core import schedules
 from unveil.core.denoiser import DenoiseFn, Estimate
 from unveil.core.likelihood import bound
+from unveil.core.prediction import fixed_small, is_learned
 from unveil.core.process import DiscreteVP, Process
 from unveil.core.rng import SampleRNG
 from unveil.core.transition import Chain, chain_of
-from unveil.core.variance import fixed_small, is_learned
 from unveil.errors import RecipeError
 from unveil.evaluate.likelihood import bits_per_dim
 from unveil.generation.model_loading import resolve_device
 from unveil.io.files import refuse_overwrite, write_atomically
 from unveil.model import model_folder
 from unveil.model.config import Recipe, load_recipe, recipe_names
-from unveil.tasks.context import TaskContext
 from unveil.tasks.fields import CatalogName
 from unveil.tasks.recipe_kind import diffusion
-from unveil.tasks.task import TaskResult
+from unveil.tasks.task import TaskContext, TaskResult
 from unveil.types import NoiseLevel
 
 if TYPE_CHECKING:

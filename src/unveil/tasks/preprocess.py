@@ -9,7 +9,7 @@ from unveil.tasks.fields import ImageFiles, Name, info
 from unveil.tasks.task import Task, TaskResult, field_mark
 
 if TYPE_CHECKING:
-    from unveil.tasks.context import TaskContext
+    from unveil.tasks.task import TaskContext
 
 _INPUT = "Input PNG, JPEG or WebP image, or a folder of them."
 _LOW, _HIGH = "Gradient above which an edge continues, 0 to 255.", "Gradient above which an edge starts, 0 to 255."

@@ -17,8 +17,7 @@ from unveil.data.preprocessors.registry import PREPROCESSORS
 from unveil.errors import DataError, Error, OutputError, RecipeError, did_you_mean
 from unveil.io.files import refuse_overwrite, write_atomically
 from unveil.io.images import png
-from unveil.tasks.context import TaskContext
-from unveil.tasks.task import TaskResult
+from unveil.tasks.task import TaskContext, TaskResult
 
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 1 << 24  # of a file of boxes

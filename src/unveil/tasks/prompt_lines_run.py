@@ -10,9 +10,8 @@ from unveil.data.prompts import check_lines
 from unveil.errors import RecipeError
 from unveil.generation.image_output import filenames, sample_ids
 from unveil.model import Model
-from unveil.tasks.context import TaskContext
 from unveil.tasks.image_run import image_output, model_options, request_of
-from unveil.tasks.task import TaskResult
+from unveil.tasks.task import TaskContext, TaskResult
 
 if TYPE_CHECKING:
     from unveil.tasks.text_to_image import PromptLine, TextToImage

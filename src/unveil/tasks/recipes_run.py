@@ -10,9 +10,10 @@ from typing import Any
 from unveil.autoencoders import losses
 from unveil.autoencoders.losses import LPIPS
 from unveil.conditioning.diffusion_forcing import DiffusionForcingLoss
-from unveil.core import guidance, loss_weights, samplers, schedules, score_matching, variance
+from unveil.core import guidance, loss_weights, samplers, schedules, score_matching
 from unveil.core import objective as objectives
 from unveil.core.flow import RectifiedFlow, SqrtSizeShift, TimeShift
+from unveil.core.prediction import VARIANCES
 from unveil.core.process import CosineVP, DiscreteVP, LinearVP, Process
 from unveil.core.sde import SubVP
 from unveil.core.timestep_sampling import Stratified
@@ -33,7 +34,7 @@ from unveil.model.config.model import NETWORKS
 from unveil.model.config.objective import DenoisingObjective, FramewiseObjective, SimpleObjective, SlicedObjective
 from unveil.nn import captioner, decoding, lora
 from unveil.nn.discriminator import PatchDiscriminator
-from unveil.nn.meta_device import meta_device
+from unveil.nn.layers import meta_device
 from unveil.nn.transformer import Transformer
 from unveil.tasks.task import TaskResult
 
@@ -90,7 +91,7 @@ def _parts(recipe: AnyRecipe) -> list[tuple[str, Any]]:
     parts += _objective_parts(recipe, process)
     sampler = samplers.get_sampler(recipe.sample.sampler)
     if "variance" in inspect.signature(sampler.build).parameters or recipe.learns_variance:
-        rules: dict[str, Callable[..., Any]] = {**variance.VARIANCES}
+        rules: dict[str, Callable[..., Any]] = {**VARIANCES}
         parts.append(("variance", rules[recipe.variance]))
     parts.append(("sampler", sampler))
     if isinstance(recipe.sample.schedule, str) and recipe.sample.schedule in schedules.GRIDS:

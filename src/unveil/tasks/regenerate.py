@@ -15,7 +15,7 @@ from unveil.tasks.image_task import ClassifierFields
 from unveil.tasks.task import Task, TaskResult
 
 if TYPE_CHECKING:
-    from unveil.tasks.context import TaskContext
+    from unveil.tasks.task import TaskContext
 
 
 class Regenerate(ClassifierFields, Task):

@@ -10,7 +10,7 @@ from unveil.tasks.fields import CatalogName, Name, RecipeChanges, RecipeName, in
 from unveil.tasks.task import Task, TaskResult
 
 if TYPE_CHECKING:
-    from unveil.tasks.context import TaskContext
+    from unveil.tasks.task import TaskContext
 
 
 class Train(Task):

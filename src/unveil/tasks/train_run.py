@@ -35,10 +35,9 @@ from unveil.model.config import (
     load_recipe,
     recipe_names,
 )
-from unveil.tasks.context import TaskContext
 from unveil.tasks.fields import CatalogName
 from unveil.tasks.recipe_kind import diffusion
-from unveil.tasks.task import TaskResult
+from unveil.tasks.task import TaskContext, TaskResult
 from unveil.types import BaseModel
 
 if TYPE_CHECKING:

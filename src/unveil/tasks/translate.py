@@ -8,7 +8,7 @@ from unveil.tasks.fields import CatalogName, LocalFile, Name, Texts, info
 from unveil.tasks.task import Task, TaskResult
 
 if TYPE_CHECKING:
-    from unveil.tasks.context import TaskContext
+    from unveil.tasks.task import TaskContext
 
 
 class Translate(Task):

@@ -14,9 +14,8 @@ from unveil.generation.model_loading import resolve_device
 from unveil.io.files import refuse_overwrite, write_atomically
 from unveil.model.seq2seq import TranslationAttention, attention_maps, translate, unknown_tokens
 from unveil.model.seq2seq_folder import SequenceModel, load_sequence
-from unveil.tasks.context import TaskContext
 from unveil.tasks.fields import CatalogName
-from unveil.tasks.task import TaskResult
+from unveil.tasks.task import TaskContext, TaskResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -34,10 +34,9 @@ from unveil.io.video.writer import FORMS, check_video_path, write_video
 from unveil.model import Model, checkpoint_store
 from unveil.model.migration import METADATA_FORMAT
 from unveil.model.shapes import check_size
-from unveil.tasks.context import TaskContext
 from unveil.tasks.fields import FileInput
 from unveil.tasks.image_run import adapters_of, model_options, open_recorded
-from unveil.tasks.task import TaskResult
+from unveil.tasks.task import TaskContext, TaskResult
 from unveil.types import format_size
 
 if TYPE_CHECKING:

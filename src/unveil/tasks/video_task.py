@@ -12,8 +12,8 @@ from unveil.tasks.fields import AdapterFields, Fields, ModelFields, SamplingFiel
 from unveil.tasks.task import Task, TaskResult, Workload
 
 if TYPE_CHECKING:
-    from unveil.tasks.context import TaskContext
     from unveil.tasks.regenerate import Regenerate
+    from unveil.tasks.task import TaskContext
     from unveil.tasks.video_run import VideoShot, VideoStage
 
 MAX_LENGTH = 1_000_000  # frames

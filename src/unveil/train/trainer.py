@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from unveil.core.denoiser import Denoiser
-from unveil.core.variance import fixed_small
+from unveil.core.prediction import fixed_small
 from unveil.errors import Cancelled, OutOfResources, OutputError, RecipeError
 from unveil.io.files import write_atomically
 from unveil.io.provenance import cpu_seconds

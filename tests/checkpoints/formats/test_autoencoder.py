@@ -17,7 +17,7 @@ from unveil.checkpoints.formats import autoencoder
 from unveil.checkpoints.loader import load_state
 from unveil.errors import RecipeError, WeightsError
 from unveil.io.files import write_tensors
-from unveil.nn.meta_device import meta_device
+from unveil.nn.layers import meta_device
 
 ROOT = os.environ.get("UNVEIL_GOLDEN")
 DD: dict[str, Any] = {

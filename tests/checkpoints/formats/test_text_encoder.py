@@ -22,7 +22,7 @@ from unveil.conditioning.text_encoder import FileTokenizer, TextEncoder
 from unveil.errors import PromptTruncated, RecipeError, WeightsError
 from unveil.model.config import ModelConfig, validate
 from unveil.model.config.text import TextSection
-from unveil.nn.meta_device import meta_device
+from unveil.nn.layers import meta_device
 from unveil.nn.text_encoders import SIZES, CLIPEncoderConfig, build
 
 OPENCLIP = replace(CLIP, activation="gelu", projection=24, skip=1, padding=0)

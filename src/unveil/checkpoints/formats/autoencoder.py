@@ -27,8 +27,7 @@ from unveil.checkpoints.overrides import in_float, shapes_of
 from unveil.errors import RecipeError, WeightsError
 from unveil.io.files import read_state, staged, write_tensors
 from unveil.nn.autoencoder import AutoencoderBlock
-from unveil.nn.layers import SelfAttention
-from unveil.nn.meta_device import meta_device
+from unveil.nn.layers import SelfAttention, meta_device
 from unveil.nn.unet import Downsample, Upsample
 
 Layout = Literal["ldm", "diffusers"]

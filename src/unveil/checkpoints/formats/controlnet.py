@@ -31,7 +31,7 @@ from unveil.model.config import ModelConfig, read_yaml, validate
 from unveil.model.lora_state import CONTROL
 from unveil.model.model_folder import CONTROLNET_ADVICE
 from unveil.nn.controlnet import ControlNet
-from unveil.nn.meta_device import meta_device
+from unveil.nn.layers import meta_device
 from unveil.nn.unet import UNetConfig
 from unveil.types import BaseModel
 

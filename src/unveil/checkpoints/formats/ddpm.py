@@ -20,8 +20,7 @@ from unveil.checkpoints.unet_model import fill, network_of
 from unveil.errors import RecipeError, WeightsError
 from unveil.model import Model
 from unveil.nn.autoencoder import AutoencoderBlock, AutoencoderConfig
-from unveil.nn.layers import SelfAttention
-from unveil.nn.meta_device import meta_device
+from unveil.nn.layers import SelfAttention, meta_device
 from unveil.nn.unet import Downsample, ResBlock, UNet, UNetConfig, Upsample
 
 AUTOENCODER_BLOCK = {"norm_1": "norm1", "conv_1": "conv1", "norm_2": "norm2", "conv_2": "conv2"}

@@ -29,7 +29,7 @@ from unveil.io.files import read_header, sha256, write_tensors
 from unveil.model import Model, build, model_folder
 from unveil.model.config import ModelConfig, validate
 from unveil.nn.dit import DiT, DiTConfig
-from unveil.nn.meta_device import meta_device
+from unveil.nn.layers import meta_device
 
 WEIGHTS = "diffusion_pytorch_model"
 CLASSES = ("DiTTransformer2DModel", "Transformer2DModel")

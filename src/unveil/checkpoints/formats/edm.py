@@ -28,7 +28,7 @@ from unveil.model import Model
 from unveil.model.config import ModelConfig, validate
 from unveil.model.config.model import DhariwalUNetSection, SongUNetSection
 from unveil.nn.edm_unet import DhariwalUNet, DhariwalUNetConfig, EDMBlock, SongUNet, SongUNetConfig
-from unveil.nn.meta_device import meta_device
+from unveil.nn.layers import meta_device
 
 Config = SongUNetConfig | DhariwalUNetConfig
 

@@ -28,7 +28,7 @@ from unveil.errors import RecipeError, WeightsError
 from unveil.model import Model
 from unveil.model.config import ModelConfig, validate
 from unveil.nn.classifier import NoisyClassifier, NoisyClassifierConfig
-from unveil.nn.meta_device import meta_device
+from unveil.nn.layers import meta_device
 from unveil.nn.unet import UNet, UNetConfig
 
 # -- released files, as flags of the scripts that trained them --------------------------------------------------------

@@ -29,7 +29,7 @@ from unveil.checkpoints.unet_model import build_model, fill, network_of
 from unveil.errors import RecipeError, WeightsError
 from unveil.model import Model
 from unveil.nn.edm_unet import EDMBlock, SongUNet, SongUNetConfig
-from unveil.nn.meta_device import meta_device
+from unveil.nn.layers import meta_device
 
 PREFIX, SIGMAS = "module.", "module.sigmas"
 BLOCK = {"norm_1": "GroupNorm_0", "conv_1": "Conv_0", "time": "Dense_0", "norm_2": "GroupNorm_1", "conv_2": "Conv_1"}

@@ -34,7 +34,7 @@ from unveil.errors import RecipeError, WeightsError
 from unveil.model import Model, build, model_folder
 from unveil.model.config import ModelConfig, validate
 from unveil.model.config.model import section_of
-from unveil.nn.meta_device import EmptyParameters
+from unveil.nn.layers import EmptyParameters
 from unveil.nn.text_encoders import CLIPEncoderConfig
 from unveil.nn.unet import UNet, UNetConfig
 

@@ -28,7 +28,7 @@ from unveil.errors import RecipeError, WeightsError
 from unveil.io.files import read_state, write_tensors
 from unveil.model import Model
 from unveil.model.config.text import TextSection
-from unveil.nn.meta_device import EmptyParameters
+from unveil.nn.layers import EmptyParameters
 from unveil.nn.text_encoders import ACTIVATIONS, CLIPEncoderConfig, T5EncoderConfig, TextEncoderConfig
 
 WEIGHTS = "model"

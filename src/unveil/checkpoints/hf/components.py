@@ -32,7 +32,7 @@ from unveil.model.config import SampleConfig, validate
 from unveil.model.config.model import ProcessSection
 from unveil.model.config.sections import Section
 from unveil.nn import text_encoders
-from unveil.nn.meta_device import EmptyParameters
+from unveil.nn.layers import EmptyParameters
 from unveil.nn.text_encoders import T5EncoderConfig
 
 KNOWN = {**NETWORKS, **CLIP_NETWORKS}  # class -> adapter

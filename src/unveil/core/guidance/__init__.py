@@ -1,5 +1,6 @@
 """Functions from steps to a step: they compose left to right, in the order written."""
 
+from unveil.core.denoiser import clip_dynamic, clip_static
 from unveil.core.guidance.apg import Momentum, apg, cfg_zero
 from unveil.core.guidance.batching import Conditioned, batch_cond_uncond, memoized, should_batch
 from unveil.core.guidance.classifier_free import autoguidance, cfg, composed, interval, multi_condition, rescale
@@ -15,7 +16,6 @@ from unveil.core.guidance.schedule import (
 )
 from unveil.core.guidance.score import Score, gradient, log_probability, on_estimate, regression, shift_eps
 from unveil.core.guidance.semantic import content, structure, style
-from unveil.core.guidance.threshold import clip_dynamic, clip_static
 
 __all__ = [
     "SCHEDULES",

@@ -10,6 +10,7 @@ from torch import Tensor
 from unveil.core import elementary
 from unveil.core.denoiser import DenoiseFn
 from unveil.core.elementary import level_by_level
+from unveil.core.prediction import VarianceRule, fixed_small, is_learned
 from unveil.core.rng import Noise
 from unveil.core.samplers.loop import (
     ZERO,
@@ -22,9 +23,8 @@ from unveil.core.samplers.loop import (
     rows_of,
 )
 from unveil.core.samplers.registry import SamplerSpec
-from unveil.core.schedules import Schedule
+from unveil.core.schedule import Schedule
 from unveil.core.transition import Chain
-from unveil.core.variance import VarianceRule, fixed_small, is_learned
 from unveil.types import NoiseLevel, like
 
 # (x, level) -> gradient of log p(y | x), of x's shape

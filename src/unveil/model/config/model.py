@@ -29,11 +29,10 @@ from unveil.conditioning.class_label import BinnedValue, Label
 from unveil.conditioning.image import ConcatCondition
 from unveil.core import preconditioning
 from unveil.core.flow import RectifiedFlow, SqrtSizeShift, TimeShift
-from unveil.core.prediction import PREDICTIONS, Prediction, posterior_mean
+from unveil.core.prediction import LEARNED, PREDICTIONS, VARIANCES, Prediction, VarianceRule, posterior_mean
 from unveil.core.process import BETAS, CosineVP, DiscreteVP, LinearVP, Process, betas, zero_terminal_snr
 from unveil.core.sde import SubVP
 from unveil.core.transition import chain_of
-from unveil.core.variance import LEARNED, VARIANCES, VarianceRule
 from unveil.core.ve import VE, DiscreteVE, EDMProcess
 from unveil.errors import RecipeError, ShapeError, did_you_mean
 from unveil.model import migration

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unveil.analysis.video_study import StudyContext, VideoTaskSettings, ignore_truncated_prompts, stack_videos
 from unveil.core.inverse import replace_known
-from unveil.core.sampling_run import SamplingRun
+from unveil.core.samplers.loop import SamplingRun
 from unveil.generation.conditioning_frames import ConditioningFrames, conditioned_generation, keyframes
 from unveil.generation.generate import TaskSpec, input_to_unit, select_rows
 from unveil.model import Model

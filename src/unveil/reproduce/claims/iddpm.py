@@ -9,9 +9,9 @@ import torch
 from unveil.analysis.metrics import SHAPE, gradient_noise, respaced_vlb
 from unveil.core.denoiser import Denoiser
 from unveil.core.objective import vlb
+from unveil.core.prediction import fixed_large, fixed_small, learned_range
 from unveil.core.rng import SampleRNG
 from unveil.core.timestep_sampling import SecondMoment
-from unveil.core.variance import fixed_large, fixed_small, learned_range
 from unveil.data.digits import digits
 from unveil.evaluate.verdict import Comparison, PublishedResult
 from unveil.io.images import to_unit

@@ -15,7 +15,7 @@ from unveil.analysis.metrics import log2_mean
 from unveil.autoencoders import AutoencoderKL, VQModel
 from unveil.model.config import AutoencoderRecipe, Recipe, load_recipe
 from unveil.nn.flops import multiply_adds
-from unveil.nn.meta_device import meta_device
+from unveil.nn.layers import meta_device
 from unveil.reproduce.experiment import (
     LABELLED,
     Claim,

@@ -26,9 +26,8 @@ from unveil.server.jobs.server_values import check_recipe_name, check_server_val
 from unveil.server.jobs.uploads import UploadStore
 from unveil.server.jobs.worker import JobProgress
 from unveil.tasks import architecture, registry
-from unveil.tasks.context import TaskContext, TaskOutput
 from unveil.tasks.fields import CatalogName, FileInput
-from unveil.tasks.task import Task, Workload
+from unveil.tasks.task import Task, TaskContext, TaskOutput, Workload
 
 MAX_RESULTS = 64  # images or videos of one job
 EXPANSIONS = (None, "rules", "none")  # other expansions are paths and addresses of the server's machine

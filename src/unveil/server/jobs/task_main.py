@@ -15,12 +15,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from unveil.cli.exit_codes import guarded, outcome
 from unveil.errors import OUR_FAULT, OutOfResources
-from unveil.io.console import Console, progress_listener
+from unveil.io.console import Console, guarded, outcome, progress_listener
 from unveil.server.jobs.outputs import write_result
 from unveil.tasks import NAME, registry
-from unveil.tasks.context import TaskContext, TaskOutput
+from unveil.tasks.task import TaskContext, TaskOutput
 
 PROGRESS_S = 0.1  # interval between two reports of progress
 

@@ -20,9 +20,9 @@ from unveil.studio import job_html
 from unveil.studio.tab_base import HEARD, Tab, TabContext
 from unveil.studio.tabs.train import LogWatcher
 from unveil.studio.task_form import plain_type
-from unveil.tasks.context import TaskContext, TaskOutput
 from unveil.tasks.convert import Convert
 from unveil.tasks.inspect import InspectModel
+from unveil.tasks.task import TaskContext, TaskOutput
 
 DRAWERS = {"LoRA": "loras", "ControlNet": "controlnets"}  # subfolders of other files than models
 PICKLES = (b"PK\x03\x04", b"\x80")  # first bytes of files written by `torch.save`
