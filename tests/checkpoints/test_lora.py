@@ -282,7 +282,7 @@ def test_halves_and_other_files_are_named(tmp_path: Path):
 
 def test_a_layer_without_a_published_name_is_reported():
     parts = part("dit")
-    del (sites := dict(parts["denoiser"].written))[f"{BLOCK}.ff.net.0.proj"]
+    del (sites := dict(parts["denoiser"].published_layers))[f"{BLOCK}.ff.net.0.proj"]
     one = LoraNetwork(
         "denoiser",
         "transformer",

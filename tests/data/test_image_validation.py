@@ -110,7 +110,7 @@ def decoded(monkeypatch):
         counted.append(image)
         return real(image)
 
-    monkeypatch.setitem(check_images.__globals__, "load", counting)
+    monkeypatch.setitem(check_images.__globals__, "load_pixels", counting)
     return counted
 
 

@@ -236,7 +236,7 @@ def test_a_check_reads_everything(tmp_path: Path):
     assert "a process is made for about 1" in text
     assert json.loads(json.dumps(found.to_dict()))["spread"] == pytest.approx(4.36, abs=0.05)
     good = data.check_latents(data.write_latents(tmp_path / "b", [latents[8:]], scale=[0.2, 0.2, 0.2, 1], shift=1))
-    assert good.spread == pytest.approx(1, abs=0.03)
+    assert good.total_std == pytest.approx(1, abs=0.03)
     assert "made for about" not in good.to_text()
     save_file({"latents": latents[:1] / 0}, tmp_path / "c")
     assert "NaN" not in json.dumps(data.check_latents(tmp_path / "c").to_dict(), allow_nan=False)

@@ -270,7 +270,7 @@ def test_editing_starts_at_the_noise_level_of_its_strength():
         return begun[0]
 
     model.generate(cond=PROMPT, transform=change)
-    assert float(begun[0].grid[0].t) == pytest.approx(0.3)
+    assert float(begun[0].schedule[0].t) == pytest.approx(0.3)
 
 
 def test_flow_editing_with_equal_prompts_changes_nothing():

@@ -438,14 +438,14 @@ class LatentsReport:
     others: list[str]
 
     @property
-    def mean_and_std_text(self) -> float:
-        """The deviation over all channels, about 1 where scale and shift fit; NaN where nothing is finite."""
+    def total_std(self) -> float:
+        """Standard deviation over all channels, about 1 where scale and shift fit; NaN where nothing is finite."""
         return math.sqrt(sum(deviation**2 for deviation in self.deviation) / len(self.deviation))
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything for JSON; a value that is not finite is null."""
         numbers = {name: [_plain(number) for number in getattr(self, name)] for name in ("mean", "deviation")}
-        return {**asdict(self), **numbers, "spread": _plain(self.mean_and_std_text)}
+        return {**asdict(self), **numbers, "spread": _plain(self.total_std)}
 
     def to_text(self) -> str:
         """For a person."""
@@ -466,10 +466,8 @@ class LatentsReport:
         if self.nonfinite:
             places = ", ".join(map(str, self.nonfinite[:_NAMED]))
             lines.append(f"cannot be used: {len(self.nonfinite)} hold NaN or infinite numbers, such as {places}")
-        if self.count > len(self.nonfinite) and not _LOW <= self.mean_and_std_text <= _HIGH:
-            lines.append(
-                f"deviation {self.mean_and_std_text:.3g}: a process is made for about 1; write the file with a scale"
-            )
+        if self.count > len(self.nonfinite) and not _LOW <= self.total_std <= _HIGH:
+            lines.append(f"deviation {self.total_std:.3g}: a process is made for about 1; write the file with a scale")
         return "\n".join(lines)
 
 
