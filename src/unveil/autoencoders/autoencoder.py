@@ -24,7 +24,7 @@ class LatentConfig(AutoencoderConfig):
     """An autoencoder and its latents.
 
     Args:
-        latent_channels: Number of channels of the latents, which 1x1 convolutions make of the encoder's z and z of;
+        latent_channels: Number of channels of the latents, which 1x1 convolutions compute from z and convert back to z;
             None: latents are z, without these convolutions (Stable Diffusion 3, FLUX).
         scale, shift: Latents are (z - shift) * scale, so that their deviation is near 1; one number, or one for each
             channel. A saved codec keeps them among its tensors.
@@ -76,7 +76,7 @@ class Autoencoder(nn.Module, ABC):
     Attributes:
         scale, shift: (C,), saved with the weights.
         stochastic: True if an image has several latents, which noise picks from.
-        axes: Axes behind the channels: "H, W" of images, or those of clips.
+        axes: Axes after the channels: "H, W" of images, or those of clips.
     """
 
     scale: Tensor

@@ -75,7 +75,7 @@ class LoraNetwork:
     Attributes:
         role: "denoiser", or "text_encoder" and such.
         prefix: Prefix of its keys in diffusers' files.
-        layouts: Layouts of each layout the sites by published path; the first is the one that files are written in.
+        layouts: Sites by published path, for each layout; the first is the one that files are written in.
     """
 
     role: str

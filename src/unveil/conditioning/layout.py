@@ -61,7 +61,7 @@ class BoxTokens(nn.Module):
         """The tokens (B, 1 + most, dim) and their mask of B layouts.
 
         Args:
-            raw: Values of each the rows (N, 5), as a tensor, as a list such as [("circle", 0.5, 0.5, 0.2, 0.2)], or as
+            raw: The rows (N, 5) of each layout, as a tensor, as a list such as [("circle", 0.5, 0.5, 0.2, 0.2)], or as
                 text such as "circle 0.5 0.5 0.2 0.2; square 0.1 0.1 0.2 0.2".
 
         Raises:

@@ -37,7 +37,7 @@ def with_control_images(hints: Sequence[Tensor], samples: Tensor) -> tuple[Tenso
     """Each sample behind the hints that it was drawn by, and the images in a row of a sheet of these.
 
     Args:
-        hints: Hints of each control (B, 1 or 3, H, W), uint8 or in [-1, 1], of the samples' size.
+        hints: Control images of each ControlNet (B, 1 or 3, H, W), uint8 or in [-1, 1], of the samples' size.
         samples: (B, 1 or 3, H, W) in [-1, 1].
     """
     shown = [image if image.is_floating_point() else images.to_unit(image) for image in hints]

@@ -192,7 +192,7 @@ def _prompt(
     """The prompt's text encoders, the first one first.
 
     Args:
-        gives: Gives of each encoder.
+        gives: Output of each encoder.
         extra_dims: See `MultiTextEncoder`.
         length: Tokens of T5.
     """

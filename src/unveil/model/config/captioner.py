@@ -25,7 +25,7 @@ class VocabularySection(Section):
 
     Attributes:
         unit: Kind of a word; "characters" for Chinese.
-        vocab_size: Vocab size of the words, the most frequent ones; None: all.
+        vocab_size: Maximum number of words, the most frequent ones; None: all.
     """
 
     unit: Unit = "words"

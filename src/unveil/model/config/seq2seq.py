@@ -28,7 +28,7 @@ class TokensConfig(Section):
     Attributes:
         source, target: Kind of a token on either side.
         shared: One vocabulary for both sides, which `network.tie = all` needs.
-        vocab_size: Vocab size of the tokens of a vocabulary, the most frequent ones; None: all.
+        vocab_size: Maximum number of tokens of a vocabulary, the most frequent ones; None: all.
     """
 
     source: Unit = "words"
