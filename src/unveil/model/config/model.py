@@ -365,7 +365,7 @@ class LabelSection(Section):
         key: The item's key that is read.
         names: Names of the classes; a class may then be given by its name.
         drop_prob: Probability that training drops the label, which guidance needs.
-        std: Std of the numbers that a fresh table is drawn with; 0.02 in DiT.
+        std: Standard deviation of a fresh table; 0.02 in DiT.
     """
 
     kind: Literal["class-label"] = "class-label"
