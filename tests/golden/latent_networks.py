@@ -81,7 +81,7 @@ def cldm(folder: Path) -> Iterator[Comparison]:
     text = Condition(tokens=io["context"])
     assert hint.shape[1] == hint_channels
     yield case.compare("hint_embedding", controlnet.control_features(hint, x))
-    residuals = controlnet(x, t, replace(text, hint=hint))
+    residuals = controlnet(x, t, replace(text, control_image=hint))
     for number, residual in enumerate(residuals):
         yield case.compare(f"control.{number:02}", residual)
     yield case.compare("eps_no_control", network(x, t, text))
@@ -89,7 +89,7 @@ def cldm(folder: Path) -> Iterator[Comparison]:
     def controlled(mode: ControlMode = "balanced", place: ControlledBlocks = "all", *, null: bool = False) -> Tensor:
         weights = tuple(io["control_scales"].tolist())
         controls = MultiControlNet([AttachedControlNet("hint", controlnet, weights, blocks=place)], mode)
-        conditioned = replace(text, hint=hint)
+        conditioned = replace(text, control_image=hint)
         conditioned = controls.null_condition(conditioned) if null else conditioned
         return network(x, t, controls(x, t, conditioned, NoiseLevel(0.5, 0.5, 0.5)))
 
