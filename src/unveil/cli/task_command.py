@@ -175,8 +175,8 @@ def _plain_type(field: FieldInfo) -> Any:
 
 
 def _is_several(field: FieldInfo) -> bool:
-    """Return True if a field has several values: a tuple or a map."""
-    return get_origin(_bare(field.annotation)) in (tuple, dict)
+    """Return True if a field has several values, a tuple or a map, which are not in one file as scenes are."""
+    return get_origin(_bare(field.annotation)) in (tuple, dict) and text_forms.compound_field(field) is None
 
 
 def _bare(annotation: Any) -> Any:
