@@ -295,7 +295,7 @@ def test_large_images_use_passes(cli: Cli, model: Path, tmp_path: Path):
             2,
             ["strength.0 = 1.5: must be less than or equal to 1"],
         ),
-        (["edit", "given", "--prompt", WORDS[0], "--strength", "much"], 2, ["--strength 'much': is a number"]),
+        (["edit", "given", "--prompt", WORDS[0], "--strength", "much"], 2, ["--strength 'much': must be numbers"]),
         (["loop"], 2, ["loop needs a video, or --prompt"]),
         (["storyboard"], 2, ["a storyboard is a file, or one --scene for each scene"]),
         (["storyboard", "--scene", f"0-3 {WORDS[0]}", "--scene", f"6-9 {WORDS[0]}"], 2, ["must begin at 4"]),

@@ -119,6 +119,7 @@ OPTION_ALIASES: Mapping[str, tuple[str, ...]] = {
     "--num-images-per-prompt": _COUNTS,
     "--num-videos-per-prompt": _COUNTS,
     "--n-samples": _COUNTS,
+    "-o": _OUTPUTS,
     "--output": _OUTPUTS,
     "--out": _OUTPUTS,
     "--output-dir": _OUTPUTS,
