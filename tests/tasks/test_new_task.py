@@ -30,7 +30,7 @@ class Mirror(ImageTask):
 
     def spec(self, model, inputs):
         axis = -2 if self.vertical else -1
-        return TaskSpec(finish=lambda pixels, rows: pixels.flip(axis))
+        return TaskSpec(postprocess=lambda pixels, rows: pixels.flip(axis))
 '''
 SETTINGS = {"model": "ddpm-digits", "label": [3, 7], "steps": 3, "seed": 5, "vertical": True}
 
