@@ -147,6 +147,7 @@ def test_a_setting_that_is_an_option_is_answered_with_it(name: str):
 @pytest.mark.parametrize("name", table.RECIPE_KEYS)
 def test_a_foreign_key_of_a_recipe_is_read_as_ours(name: str):
     key = recipe_key(f"{name}=1").removesuffix("=1")
+    assert recipe_key(f"{name.replace('_', '-')}=1") == f"{key}=1"
     assert key in table.RECIPE_KEYS[name]
     if key.startswith("train."):
         recipe = load_recipe("ddpm-digits")

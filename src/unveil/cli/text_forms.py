@@ -148,11 +148,11 @@ def read_file_facts(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def recipe_key(text: str) -> str:
-    """A change of a recipe, in which a key of another program is replaced by that of recipes."""
+    """Return a change of a recipe with a key of another program replaced by that of recipes."""
     from unveil.model.config import Recipe
 
     key, equals, value = text.partition("=")
-    for candidate in RECIPE_KEYS.get(key, ()):
+    for candidate in RECIPE_KEYS.get(key.replace("-", "_"), ()):
         section, _, name = candidate.partition(".")
         settings = getattr(Recipe.model_fields[section].annotation, "model_fields", None)
         if settings is None or name in settings:
