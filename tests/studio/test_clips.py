@@ -74,7 +74,7 @@ def test_videos_are_generated_extended_looped_connected_and_edited(page: Any, st
     page.locator("#video-other input[type=file]").set_input_files(second)
     page.wait_for_selector("#video-other video")
     small(page, 3)
-    until(page, "frames 0 to 4 conditioning; frames 5 to 7 generated; frames 8 to 16 given")
+    until(page, "frames 0 to 4 conditioning; frames 5 to 7 generated; frames 8 to 16 conditioning")
     joined = made(page, looped)
     assert frames_of(studio, joined).shape[1] == 5 + 3 + 9
 
@@ -117,7 +117,7 @@ def test_a_generated_image_becomes_a_keyframe_of_a_video(page: Any, studio: Serv
     small(page, 5)
     page.locator("#video-at input").fill("-1")
     page.locator("#video-at input").press("Tab")
-    until(page, "frames 0 to 3 generated; frames 4 to 4 given")
+    until(page, "frames 0 to 3 generated; frames 4 to 4 conditioning")
     page.locator("#video-prompt textarea").fill("a large blue square moves right")
     id = made(page)
     assert studio.service.queue.get(id).request["keyframes"][0]["frame"] == -1
