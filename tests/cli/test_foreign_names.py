@@ -11,8 +11,7 @@ from PIL import Image
 from tests.cli.conftest import Cli
 from unveil.checkpoints import scheduler
 from unveil.cli import foreign_names as table
-from unveil.cli.command_names import resolve_command, resolve_options
-from unveil.cli.commands import DEFAULT_SUBCOMMANDS, all_commands, command_tree
+from unveil.cli.commands import DEFAULT_SUBCOMMANDS, all_commands, command_tree, resolve_command, resolve_options
 from unveil.cli.text_forms import recipe_key, setting_name
 from unveil.core import foreign_names, schedules
 from unveil.core.process import LinearVP

@@ -8,7 +8,7 @@ from typing import Annotated
 import pytest
 import typer
 
-from unveil.cli.options import Command, expand_groups, with_options
+from unveil.cli.commands import Command, expand_groups, with_options
 from unveil.io.console import guarded
 
 
