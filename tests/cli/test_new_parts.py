@@ -18,7 +18,7 @@ SAMPLER = '''"""DDIM steps that draw a share of the noise again."""
 from itertools import pairwise
 
 from unveil.core.samplers import CoefficientTable, SamplerSpec, StepRow
-from unveil.core.schedule import Schedule
+from unveil.core.schedules import Schedule
 
 
 def renoise(grid: Schedule, fresh: float = 1.0) -> CoefficientTable:

@@ -30,7 +30,7 @@ from unveil.core.process import CosineVP, DiscreteVP, LinearVP, Process, betas, 
 from unveil.core.rng import START, SampleRNG
 from unveil.core.samplers import Plan, SamplerSpec, run, sampler_specs
 from unveil.core.samplers.adaptive import Tolerance
-from unveil.core.schedule import Schedule
+from unveil.core.schedules import Schedule
 from unveil.core.sde import SubVP
 from unveil.core.ve import VE, EDMProcess
 from unveil.types import Condition, NoiseLevel, like

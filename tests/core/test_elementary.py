@@ -14,7 +14,7 @@ from unveil.core.elementary import level_by_level, scalar
 from unveil.core.flow import RectifiedFlow, TimeShift
 from unveil.core.process import CosineVP, DiscreteVP, LinearVP, Process, betas, partly
 from unveil.core.samplers import ddim, euler_ancestral
-from unveil.core.schedule import Schedule
+from unveil.core.schedules import Schedule
 from unveil.core.sde import SubVP
 from unveil.core.ve import VE, EDMProcess
 from unveil.types import like

@@ -16,7 +16,7 @@ from unveil.core.prediction import learned_range
 from unveil.core.process import CosineVP, DiscreteVP, LinearVP, betas
 from unveil.core.rng import START, Noise, SampleRNG
 from unveil.core.samplers import Plan, ancestral, ddim, run
-from unveil.core.schedule import Schedule
+from unveil.core.schedules import Schedule
 from unveil.errors import RecipeError, ShapeError
 from unveil.types import NoiseLevel
 

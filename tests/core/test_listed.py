@@ -28,7 +28,7 @@ from unveil.core.samplers import (
     run,
     sampler_specs,
 )
-from unveil.core.schedule import Schedule
+from unveil.core.schedules import Schedule
 from unveil.core.sde import SubVP
 from unveil.core.ve import VE, EDMProcess
 from unveil.errors import Cancelled, RecipeError

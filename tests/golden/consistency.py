@@ -20,7 +20,7 @@ from unveil.core.guidance import clip_static
 from unveil.core.rng import Noise
 from unveil.core.samplers import CoefficientTable, SamplingProgress, consistency, run, sampler_specs
 from unveil.core.samplers.runge_kutta import sigma_down
-from unveil.core.schedule import Schedule
+from unveil.core.schedules import Schedule
 from unveil.core.ve import EDMProcess
 from unveil.data.gaussian_mixture import Mixture
 from unveil.types import Condition, NoiseLevel

@@ -17,7 +17,7 @@ from unveil.core import schedules
 from unveil.core.denoiser import DenoiseFn
 from unveil.core.elementary import as_tensor
 from unveil.core.samplers import CoefficientTable, euler_time, heun, heun_time, run
-from unveil.core.schedule import Schedule
+from unveil.core.schedules import Schedule
 from unveil.core.ve import EDMProcess
 from unveil.types import NoiseLevel
 

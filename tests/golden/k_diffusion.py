@@ -34,7 +34,7 @@ from unveil.core.samplers.exponential import (
 from unveil.core.samplers.loop import CoefficientTable, Plan, SamplingProgress, run
 from unveil.core.samplers.multistep import lms
 from unveil.core.samplers.runge_kutta import dpm2, dpm2_ancestral, euler, euler_ancestral, heun, sigma_down
-from unveil.core.schedule import Schedule, level_at_lambda
+from unveil.core.schedules import Schedule, level_at_lambda
 from unveil.core.timestep_sampling import LogNormal
 from unveil.core.ve import VE, EDMProcess
 from unveil.data.gaussian_mixture import Mixture

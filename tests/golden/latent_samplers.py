@@ -19,7 +19,7 @@ from unveil.core.process import DiscreteVP, betas
 from unveil.core.rng import Noise
 from unveil.core.samplers import CoefficientTable, SamplerState, ddim
 from unveil.core.samplers.multistep import plms
-from unveil.core.schedule import Schedule
+from unveil.core.schedules import Schedule
 from unveil.nn.unet import UNet
 from unveil.types import Condition, NoiseLevel
 

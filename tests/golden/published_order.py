@@ -21,7 +21,7 @@ from unveil.core.denoiser import DenoiseFn, Denoiser, Estimate
 from unveil.core.rng import Noise
 from unveil.core.samplers import SamplerState, StepResult, draw_noise
 from unveil.core.samplers.ancestral import Shift
-from unveil.core.schedule import Schedule
+from unveil.core.schedules import Schedule
 from unveil.nn.classifier import AttentionPool
 from unveil.nn.layers import SelfAttention
 from unveil.nn.unet import ResBlock, Upsample

@@ -23,7 +23,7 @@ from unveil.core.samplers.exponential import dpm_multistep, dpm_singlestep, dpm_
 from unveil.core.samplers.stages import last_stage_only, orders_for, stages
 from unveil.core.samplers.step_size import IController, StepDecision, Tolerance, max_error, x_unit
 from unveil.core.samplers.unipc import b1, b2, unipc, varying
-from unveil.core.schedule import Schedule
+from unveil.core.schedules import Schedule
 from unveil.data.gaussian_mixture import Mixture
 from unveil.types import Condition, NoiseLevel, like
 

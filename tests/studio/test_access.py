@@ -17,7 +17,7 @@ from playwright.sync_api import TimeoutError as TimedOut
 
 from tests.server.http.conftest import KEY, Many, Server, server
 from tests.studio.conftest import MARKS, begun, chosen, ended, opened
-from unveil.server.http.security import SecurityPolicy
+from unveil.server.http.middleware import SecurityPolicy
 from unveil.studio.login import LoginMiddleware
 from unveil.studio.server import add_studio
 

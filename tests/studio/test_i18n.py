@@ -12,7 +12,7 @@ pytest.importorskip("markupsafe")
 
 import unveil
 from unveil.errors import DataError, Error, OutOfResources, OutputError, QueueFull, RecipeError, WeightsError
-from unveil.server.jobs.job import Job
+from unveil.server.jobs.job_table import Job
 from unveil.server.jobs.job_types import JobTooLarge
 from unveil.studio import job_html
 from unveil.studio.error_messages import error_text, failure_text

@@ -14,7 +14,7 @@ pytest.importorskip("gradio")
 
 from tests.server.http.conftest import KEY, OTHER, Answer, Many, Server, server, waited_for
 from tests.studio.conftest import MARKS
-from unveil.server.http.security import SecurityPolicy
+from unveil.server.http.middleware import SecurityPolicy
 from unveil.studio.login import COOKIE, LOGIN_PATH, LoginMiddleware, session_of
 from unveil.studio.server import POLICY, add_studio
 

@@ -19,8 +19,8 @@ from tests.studio.conftest import MARKS, another, begun, chosen, ended, opened, 
 from unveil.data.image_decoding import decode_native_size, open_image
 from unveil.io.files import write_tensors
 from unveil.io.images import png
-from unveil.server.jobs.job import Job
-from unveil.server.jobs.media_files import image_files
+from unveil.server.jobs.job_table import Job
+from unveil.server.jobs.outputs import image_files
 from unveil.studio.tabs import gallery
 
 pytestmark = MARKS

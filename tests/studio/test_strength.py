@@ -12,8 +12,8 @@ import gradio as gr
 
 from tests.studio.conftest import MARKS, chosen, settled
 from tests.studio.test_tabs import Laid, client, laid
+from unveil.server.jobs.outputs import UploadedFile
 from unveil.server.jobs.task_job import parse_request
-from unveil.server.jobs.uploads import UploadedFile
 from unveil.studio.client import StudioClient
 from unveil.studio.tabs import image, video
 from unveil.studio.timeline import LOOP_FROM_PROMPT

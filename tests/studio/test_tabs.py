@@ -22,13 +22,12 @@ from tests.server.http.conftest import FakeWorkerPool
 from tests.studio.conftest import LEFT
 from unveil.errors import Error, RecipeError
 from unveil.io.images import png
-from unveil.server.jobs import sqlite_store
+from unveil.server.jobs import job_table
 from unveil.server.jobs.catalog import RUNS, Catalog
-from unveil.server.jobs.job import Job, QueueLimits
-from unveil.server.jobs.outputs import JobOutputs
+from unveil.server.jobs.job_table import Job, QueueLimits
+from unveil.server.jobs.outputs import FOLDER, MAX_BYTES, JobOutputs, UploadStore
 from unveil.server.jobs.queue import Queue
 from unveil.server.jobs.service import Service
-from unveil.server.jobs.uploads import FOLDER, MAX_BYTES, UploadStore
 from unveil.server.jobs.worker import log_path
 from unveil.server.jobs.worker_main import MADE
 from unveil.studio.client import StudioClient
@@ -95,8 +94,8 @@ def test_the_queue_tab_does_not_read_all_former_jobs(laid: Laid, client: StudioC
         client.service.queue.submit("sample", {"prompt": f"disk {number}"})
     client.service.queue.claim("w")
     client.service.queue.submit("sample", {"prompt": "secret"}, owner="another")
-    read, real = list[Any](), sqlite_store._job
-    monkeypatch.setattr(sqlite_store, "_job", lambda *row: read.append(row) or real(*row))
+    read, real = list[Any](), job_table._job
+    monkeypatch.setattr(job_table, "_job", lambda *row: read.append(row) or real(*row))
     client.service.queue.positions(1)  # who is before whom, and how long they took, is known of all
     known = len(read)
     table = tab.look("")

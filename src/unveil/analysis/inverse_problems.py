@@ -17,7 +17,7 @@ from unveil.core.denoiser import DenoiseFn, Estimate
 from unveil.core.guidance import clip_dynamic, clip_static
 from unveil.core.rng import START, SampleRNG
 from unveil.core.samplers import Plan, ancestral, run
-from unveil.core.schedule import Schedule
+from unveil.core.schedules import Schedule
 from unveil.errors import NonFinite, RecipeError
 from unveil.evaluate.verdict import EffectInterval, interval
 from unveil.model import Model

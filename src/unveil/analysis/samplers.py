@@ -18,7 +18,7 @@ from unveil.core.denoiser import DenoiseFn, Estimate
 from unveil.core.guidance import clip_dynamic, clip_static
 from unveil.core.rng import START, BrownianPath, Noise, SampleRNG
 from unveil.core.samplers import CoefficientTable, Plan, SamplerSpec, get_sampler, heun, run, sampler_specs
-from unveil.core.schedule import Schedule
+from unveil.core.schedules import Schedule
 from unveil.errors import NonFinite, RecipeError
 from unveil.model import Model
 from unveil.types import NoiseLevel

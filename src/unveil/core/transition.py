@@ -11,7 +11,7 @@ from torch import Tensor
 from unveil.core import elementary
 from unveil.core.elementary import level_by_level
 from unveil.core.process import DiscreteVP
-from unveil.core.schedule import levels_at, stacked
+from unveil.core.schedules import levels_at, stacked
 from unveil.errors import RecipeError
 from unveil.types import NoiseLevel, like
 

@@ -21,7 +21,7 @@ from unveil.core.process import DiscreteVP
 from unveil.core.rng import START
 from unveil.core.samplers import CoefficientTable
 from unveil.core.samplers.loop import SamplingRun
-from unveil.core.schedule import Schedule
+from unveil.core.schedules import Schedule
 from unveil.errors import RecipeError, ShapeError
 from unveil.generation.generate import TaskSpec, encode_latents, identity, input_to_unit, select_rows
 from unveil.io.images import to_pixels

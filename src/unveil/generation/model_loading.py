@@ -201,7 +201,8 @@ def open_model(
     name = str(path)
     if path.is_dir() and (folder := _adapter_folder(path)) is not None:
         return _with_adapter(folder, name, where, overrides)
-    if not path.exists() and not overrides:  # the name of a bundled model
+    # a bundled or saved model needs no detection of its format
+    if not overrides and (not path.exists() or (path / checkpoint_store.MANIFEST).is_file()):
         return model_folder.load_model(path).to(where), model_source(name)
     stated = validate(ModelOverrides, dict(overrides or {}), "file")
     model = loader.open_checkpoint(path, stated, dtype).model.to(where)

@@ -10,11 +10,11 @@ from PIL import Image
 
 from unveil.errors import DataError, RecipeError
 from unveil.server.jobs.catalog import model_info
-from unveil.server.jobs.job import ENDED, Job
+from unveil.server.jobs.job_table import ENDED, Job
 from unveil.server.jobs.job_types import job_cost
+from unveil.server.jobs.outputs import MAX_BYTES, UploadedFile
 from unveil.server.jobs.queue import QueuePosition
 from unveil.server.jobs.service import Service
-from unveil.server.jobs.uploads import MAX_BYTES, UploadedFile
 from unveil.studio.i18n import LANGUAGES, Translator
 from unveil.studio.mask import painted_mask
 from unveil.studio.upload_decoder import decode_upload

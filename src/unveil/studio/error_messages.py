@@ -6,7 +6,7 @@ The kind of an error is translated; its details, with names of files, settings a
 from __future__ import annotations
 
 from unveil.errors import DataError, Error, OutOfResources, OutputError, QueueFull, WeightsError
-from unveil.server.jobs.job import Job
+from unveil.server.jobs.job_table import Job
 from unveil.server.jobs.job_types import JobTooLarge
 from unveil.studio.i18n import Localized, Translator
 

@@ -10,8 +10,8 @@ from urllib.parse import quote
 from markupsafe import Markup, escape
 
 from unveil.io.console import duration
-from unveil.server.jobs.job import ENDED, Job
-from unveil.server.jobs.media_files import COVER, STRIP, image_files, video_file
+from unveil.server.jobs.job_table import ENDED, Job
+from unveil.server.jobs.outputs import COVER, STRIP, image_files, video_file
 from unveil.server.jobs.queue import QueuePosition
 from unveil.studio.error_messages import failure_text
 from unveil.studio.i18n import Translator

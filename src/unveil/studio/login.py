@@ -13,8 +13,7 @@ from python_multipart import parse_form
 from python_multipart.exceptions import FormParserError
 
 from unveil.server.http.errors import HttpProblem
-from unveil.server.http.middleware import App, LimitedBody, Message, Receive, Scope, Send
-from unveil.server.http.security import SecurityPolicy
+from unveil.server.http.middleware import App, LimitedBody, Message, Receive, Scope, SecurityPolicy, Send
 from unveil.studio.i18n import LANGUAGES, Language, Translator
 
 LOGIN_PATH = "/login"

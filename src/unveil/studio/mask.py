@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from unveil.data.image_decoding import open_image, read_header
-from unveil.server.jobs.uploads import MAX_PIXELS
+from unveil.server.jobs.outputs import MAX_PIXELS
 from unveil.studio.upload_decoder import decode_upload
 
 SHOWN = 512  # pixels: smaller images are enlarged so that they can be painted on

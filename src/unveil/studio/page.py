@@ -13,8 +13,8 @@ from fastapi import FastAPI
 from gradio.themes import Default
 
 from unveil.server.jobs.catalog import model_info
-from unveil.server.jobs.job import Job
-from unveil.server.jobs.uploads import FOLDER
+from unveil.server.jobs.job_table import Job
+from unveil.server.jobs.outputs import FOLDER
 from unveil.server.jobs.worker_main import MADE
 from unveil.studio.client import StudioClient
 from unveil.studio.i18n import LANGUAGES, Language, Translator

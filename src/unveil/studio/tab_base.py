@@ -13,9 +13,9 @@ from markupsafe import Markup
 
 from unveil.core.samplers import sampler_specs
 from unveil.errors import Error, RecipeError
-from unveil.server.jobs.job import Job
+from unveil.server.jobs.job_table import Job
+from unveil.server.jobs.outputs import UploadedFile
 from unveil.server.jobs.task_job import EXPANSIONS, random_seed
-from unveil.server.jobs.uploads import UploadedFile
 from unveil.studio import job_html
 from unveil.studio.client import StudioClient
 from unveil.studio.error_messages import error_text

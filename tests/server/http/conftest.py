@@ -22,17 +22,15 @@ import uvicorn
 
 from unveil.io.images import png
 from unveil.server.http.api import BUDGET, ExtendApp, api
-from unveil.server.http.middleware import App
-from unveil.server.http.security import SecurityPolicy
+from unveil.server.http.middleware import App, SecurityPolicy
 from unveil.server.http.server import IdleTimeoutProtocol, bind_socket
 from unveil.server.jobs.catalog import RUNS, Catalog
-from unveil.server.jobs.job import QueueLimits
+from unveil.server.jobs.job_table import QueueLimits
 from unveil.server.jobs.job_types import job_handlers
-from unveil.server.jobs.outputs import JobOutputs
+from unveil.server.jobs.outputs import FOLDER, JobOutputs, UploadStore
 from unveil.server.jobs.queue import Queue
 from unveil.server.jobs.service import Service
 from unveil.server.jobs.task_job import task_kinds
-from unveil.server.jobs.uploads import FOLDER, UploadStore
 from unveil.server.jobs.worker import JobHandler, JobProgress, Worker
 from unveil.server.jobs.worker_main import MADE
 

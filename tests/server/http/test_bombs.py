@@ -22,7 +22,7 @@ from tests.io.video.tiny_videos import make_video, one_frame
 from tests.server.http.test_middleware import form
 from tests.server.http.test_served import Served, memory
 from tests.server.jobs.test_uploads import bomb
-from unveil.server.jobs.uploads import INFO_SUFFIX
+from unveil.server.jobs.outputs import INFO_SUFFIX
 
 pytestmark = [
     pytest.mark.slow,

@@ -17,7 +17,7 @@ import torch
 from tests.server.http.conftest import KEY, OTHER, Begin, Server
 from unveil.errors import RecipeError
 from unveil.io.images import png
-from unveil.server.http.security import SecurityPolicy
+from unveil.server.http.middleware import SecurityPolicy
 from unveil.server.jobs.worker import JobProgress
 
 RING = {"prompt": "a ring", "seed": 7}

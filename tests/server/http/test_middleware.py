@@ -19,8 +19,15 @@ from tests.server.http.conftest import KEY, OTHER, Answer, Begin, Server, waited
 from unveil.errors import DataError, OutputError, RecipeError
 from unveil.io.console import Console
 from unveil.io.images import png
-from unveil.server.http.middleware import Receive, Scope, SecurityMiddleware, Send, json_depth
-from unveil.server.http.security import SecurityPolicy, read_keys
+from unveil.server.http.middleware import (
+    Receive,
+    Scope,
+    SecurityMiddleware,
+    SecurityPolicy,
+    Send,
+    json_depth,
+    read_keys,
+)
 from unveil.server.http.server import ServerOptions, serve
 from unveil.server.jobs.folder_lock import folder_lock
 

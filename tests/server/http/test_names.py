@@ -18,7 +18,7 @@ from tests.server.http.test_middleware import form
 from unveil.errors import DataError, RecipeError, WeightsError
 from unveil.io.images import png
 from unveil.server.jobs.job_types import job_cost
-from unveil.server.jobs.uploads import INFO_SUFFIX
+from unveil.server.jobs.outputs import INFO_SUFFIX
 
 RING = {"prompt": "a ring", "seed": 7}
 SHORT = {"kind": "sample", "request": RING}

@@ -16,8 +16,8 @@ from PIL import Image
 from tests.server.http.conftest import KEY, Begin, Server
 from unveil.cli.commands import run
 from unveil.generation.video_inputs import decode_video
-from unveil.server.http.security import SecurityPolicy
-from unveil.server.jobs.job import QueueLimits
+from unveil.server.http.middleware import SecurityPolicy
+from unveil.server.jobs.job_table import QueueLimits
 
 openai = pytest.importorskip("openai")
 pytest.importorskip("av")

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.server.http.conftest import Begin
-from unveil.server.http.security import SecurityPolicy
+from unveil.server.http.middleware import SecurityPolicy
 from unveil.server.http.server import ServerOptions
-from unveil.server.jobs.job import QueueLimits
+from unveil.server.jobs.job_table import QueueLimits
 from unveil.server.jobs.task_job import is_task
 from unveil.server.task import Serve
 from unveil.tasks import registry

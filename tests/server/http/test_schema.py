@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.server.http.conftest import server
-from unveil.server.jobs.job import QueueLimits
+from unveil.server.jobs.job_table import QueueLimits
 
 schemathesis = pytest.importorskip("schemathesis")
 openapi = pytest.importorskip("schemathesis.specs.openapi.checks")

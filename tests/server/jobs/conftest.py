@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 
-from unveil.server.jobs.job import Job, QueueLimits
+from unveil.server.jobs.job_table import Job, QueueLimits
 from unveil.server.jobs.job_types import job_handlers
-from unveil.server.jobs.outputs import JobOutputs
+from unveil.server.jobs.outputs import FOLDER, JobOutputs, UploadStore
 from unveil.server.jobs.queue import Queue
-from unveil.server.jobs.uploads import FOLDER, UploadStore
 from unveil.server.jobs.worker import Worker
 from unveil.server.jobs.worker_main import MADE
 

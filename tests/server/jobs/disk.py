@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from unveil.server.jobs import sqlite_store
+from unveil.server.jobs import job_table
 
 
 class Disk:
@@ -29,7 +29,7 @@ class Disk:
                 raise problem
             return sqlite3.Connection.execute(table, statement, *given)
 
-        monkeypatch.setattr(sqlite_store._Connection, "execute", execute, raising=False)
+        monkeypatch.setattr(job_table._Connection, "execute", execute, raising=False)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from unveil.errors import RecipeError
 from unveil.io.images import png
 from unveil.server.jobs.catalog import RUNS, Catalog
 from unveil.server.jobs.job_types import JobTooLarge, job_cost
-from unveil.server.jobs.uploads import UploadStore
+from unveil.server.jobs.outputs import UploadStore
 
 SIDE = 28
 PIXELS = SIDE * SIDE / 1e6  # millions

@@ -13,7 +13,7 @@ from PIL import Image
 from tests.server.jobs.conftest import done
 from unveil.cli.commands import run
 from unveil.io.images import png
-from unveil.server.jobs.media_files import image_files
+from unveil.server.jobs.outputs import image_files
 from unveil.server.jobs.worker import JobProgress
 
 STEPS = {"steps": 3}

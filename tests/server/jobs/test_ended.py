@@ -18,13 +18,11 @@ from unveil.errors import OutOfResources
 from unveil.server.jobs import child_process
 from unveil.server.jobs.catalog import Catalog
 from unveil.server.jobs.child_process import CHILDREN, ChildProcess
-from unveil.server.jobs.outputs import JobOutputs
+from unveil.server.jobs.outputs import JobOutputs, UploadStore
 from unveil.server.jobs.process_job import LOG, ProcessJob
 from unveil.server.jobs.queue import Queue
 from unveil.server.jobs.service import Service, serving
-from unveil.server.jobs.uploads import UploadStore
-from unveil.server.jobs.worker import LOGS, JobProgress, Worker, log_path
-from unveil.server.jobs.worker_pool import WorkerPool
+from unveil.server.jobs.worker import LOGS, JobProgress, Worker, WorkerPool, log_path
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are known by /proc")
 TRAIN, CHECK = "train", "data-check"
@@ -56,7 +54,7 @@ from pathlib import Path
 from unveil.server.jobs import child_process
 from unveil.server.jobs.catalog import Catalog
 from unveil.server.jobs.process_job import ProcessJob
-from unveil.server.jobs.uploads import UploadStore
+from unveil.server.jobs.outputs import UploadStore
 from unveil.server.jobs.queue import Queue
 from unveil.server.jobs.outputs import JobOutputs
 from unveil.server.jobs.worker import Worker
@@ -273,9 +271,9 @@ def test_a_command_is_terminated_before_it_is_killed(queue, own, place, says, mo
 
 
 def test_a_workers_log_keeps_that_of_the_previous_worker_and_is_limited(queue, monkeypatch):
-    from unveil.server.jobs import worker_pool as crews
+    from unveil.server.jobs import worker as workers
 
-    monkeypatch.setattr(crews, "LOG_BYTES", 2000)
+    monkeypatch.setattr(workers, "LOG_BYTES", 2000)
     script = "import sys; print('a' * 300); print('the driver'); print('is gone', flush=True); sys.exit(3)"
     pool = WorkerPool(queue, ["cpu"], lambda folder, name, device: [sys.executable, "-c", script])
     id = queue.submit("any", {}).id

@@ -11,14 +11,12 @@ import pytest
 from tests.server.jobs.disk import Disk, no_file_above
 from tests.server.jobs.test_queue import Clock
 from unveil.errors import OutOfResources
-from unveil.server.jobs import sqlite_store
-from unveil.server.jobs.job import QueueLimits
-from unveil.server.jobs.outputs import JobOutputs
+from unveil.server.jobs import job_table
+from unveil.server.jobs.job_table import QueueLimits
+from unveil.server.jobs.outputs import JobOutputs, UploadStore
 from unveil.server.jobs.queue import FILE, Queue
 from unveil.server.jobs.service import serving
-from unveil.server.jobs.uploads import UploadStore
-from unveil.server.jobs.worker import Worker
-from unveil.server.jobs.worker_pool import WorkerPool
+from unveil.server.jobs.worker import Worker, WorkerPool
 
 
 @pytest.fixture
@@ -34,14 +32,14 @@ def until(met, seconds: float = 20.0) -> None:
 
 
 def test_a_queue_that_cannot_grow_names_the_remedy_and_keeps_its_jobs(tmp_path: Path, monkeypatch):
-    real = sqlite_store.connect
+    real = job_table.connect
 
     def small(file: Path):
         table = real(file)
         table.execute("PRAGMA max_page_count = 20")
         return table
 
-    monkeypatch.setattr(sqlite_store, "connect", small)
+    monkeypatch.setattr(job_table, "connect", small)
     queue, taken = Queue(tmp_path, QueueLimits(100, 100)), list[str]()
 
     def fill() -> None:
@@ -52,7 +50,7 @@ def test_a_queue_that_cannot_grow_names_the_remedy_and_keeps_its_jobs(tmp_path: 
         fill()
     assert 0 < len(taken) < 100
     assert [job.id for job in queue.jobs()] == taken
-    monkeypatch.setattr(sqlite_store, "connect", real)
+    monkeypatch.setattr(job_table, "connect", real)
     assert Queue(tmp_path).claim("w").id == taken[0]
 
 

@@ -17,7 +17,7 @@ from unveil.errors import DataError, RecipeError
 from unveil.generation.image_output import read_generation_metadata
 from unveil.server.jobs.catalog import Catalog
 from unveil.server.jobs.job_types import job_cost
-from unveil.server.jobs.worker_pool import LOGS, WorkerPool
+from unveil.server.jobs.worker import LOGS, WorkerPool
 
 SEVEN = {"model": "ddpm-digits", "label": "7", "count": 2, "seed": 5, "steps": 3}
 

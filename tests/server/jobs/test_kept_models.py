@@ -11,8 +11,8 @@ import torch
 
 from unveil.generation.model_loading import ControlNetOption, LoraOption, ModelOptions
 from unveil.io.console import Console
-from unveil.server.jobs import model_cache
-from unveil.server.jobs.model_cache import ModelCache
+from unveil.server.jobs import task_job
+from unveil.server.jobs.task_job import ModelCache
 
 
 def placed(path: Path, content: str, second: int) -> Path:
@@ -32,7 +32,7 @@ def test_a_file_that_is_replaced_is_read_again(tmp_path: Path, monkeypatch: pyte
         opened.append(options.name)
         return torch.nn.Linear(1, 1), None
 
-    monkeypatch.setattr(model_cache, "open_for_generation", open)
+    monkeypatch.setattr(task_job, "open_for_generation", open)
     files = {
         "model": placed(tmp_path / "model.safetensors", "one", 1000),
         "lora": placed(tmp_path / "loras" / "style:2.safetensors", "one", 1000),

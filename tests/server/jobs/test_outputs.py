@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from unveil.errors import DataError
-from unveil.server.jobs.job import Job
+from unveil.server.jobs.job_table import Job
 from unveil.server.jobs.outputs import RECORD, JobOutputs
 from unveil.server.jobs.queue import Queue
 
@@ -56,7 +56,7 @@ def test_a_failed_job_leaves_nothing(results):
 
 def test_files_of_a_killed_worker_are_deleted_and_never_served(results):
     script = (
-        "import os, sys; from pathlib import Path; from unveil.server.jobs.job import Job\n"
+        "import os, sys; from pathlib import Path; from unveil.server.jobs.job_table import Job\n"
         "from unveil.server.jobs.outputs import JobOutputs\n"
         f"with JobOutputs(Path(sys.argv[1])).writing(Job({ID!r}, 'image', {{}})) as folder:\n"
         "    (folder / '0.png').write_bytes(b'half'); os.kill(os.getpid(), 9)\n"

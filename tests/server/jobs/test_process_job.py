@@ -14,9 +14,8 @@ from unveil.errors import RecipeError
 from unveil.io.images import png
 from unveil.server.jobs.catalog import Catalog
 from unveil.server.jobs.job_types import job_cost
-from unveil.server.jobs.outputs import LOG
+from unveil.server.jobs.outputs import LOG, UploadStore
 from unveil.server.jobs.task_job import parse_request
-from unveil.server.jobs.uploads import UploadStore
 
 TRAIN, CAPTION, EVALUATE, CHECK, CONVERT = "train", "caption", "evaluate", "data-check", "convert"
 TINY = {"recipe": "ddpm-digits", "run_name": "mine", "quick": True}

@@ -13,10 +13,9 @@ import time
 import pytest
 
 from unveil.errors import DataError, OutputError, QueueFull, RecipeError
-from unveil.server.jobs import sqlite_store
-from unveil.server.jobs.job import Job, QueueLimits
+from unveil.server.jobs import job_table
+from unveil.server.jobs.job_table import Job, PageQuery, QueueLimits
 from unveil.server.jobs.queue import FILE, Queue
-from unveil.server.jobs.sqlite_store import PageQuery
 
 
 class Clock:
@@ -61,8 +60,8 @@ def test_a_job_is_read_as_it_was_submitted(queue):
 def test_a_part_of_a_list_is_read_and_nothing_else(tmp_path, monkeypatch):
     queue, read = Queue(tmp_path, QueueLimits(waiting=500, each=500)), []
     ids = [put(queue, str(number), owner="ab"[number % 2])[0] for number in range(200)]
-    real = sqlite_store._job
-    monkeypatch.setattr(sqlite_store, "_job", lambda *row: read.append(row) or real(*row))
+    real = job_table._job
+    monkeypatch.setattr(job_table, "_job", lambda *row: read.append(row) or real(*row))
     seen, after, more = [], None, True
     while more:
         found, more = queue.page(PageQuery("a", 30, after))

@@ -14,7 +14,7 @@ import pytest
 from unveil.errors import DataError, OutputError
 from unveil.server.jobs import service as services
 from unveil.server.jobs.folder_lock import folder_lock
-from unveil.server.jobs.job import QueueLimits
+from unveil.server.jobs.job_table import QueueLimits
 from unveil.server.jobs.outputs import JobOutputs
 from unveil.server.jobs.queue import Queue
 from unveil.server.jobs.service import serving
@@ -43,8 +43,8 @@ SERVER = f"""
 import sys, time
 from pathlib import Path
 from unveil.server.jobs import service as services
-from unveil.server.jobs.worker_pool import WorkerPool
-from unveil.server.jobs.job import QueueLimits
+from unveil.server.jobs.worker import WorkerPool
+from unveil.server.jobs.job_table import QueueLimits
 start = lambda folder, name, device: [sys.executable, "-c", {WORK!r}, str(folder), name]
 services.WorkerPool = lambda queue, devices: WorkerPool(queue, devices, start)
 with services.serving(Path(sys.argv[1]), "http://127.0.0.1:1", ("cpu",), QueueLimits(100, 100)) as service:

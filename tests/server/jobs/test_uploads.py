@@ -15,8 +15,8 @@ from PIL import Image
 from unveil.errors import DataError, OutOfResources
 from unveil.io.images import png
 from unveil.io.video.writer import write_video
-from unveil.server.jobs import uploads as module
-from unveil.server.jobs.uploads import INFO_SUFFIX, UploadStore, names_in
+from unveil.server.jobs import outputs as module
+from unveil.server.jobs.outputs import INFO_SUFFIX, UploadStore, names_in
 
 
 def image(side: int = 8) -> bytes:

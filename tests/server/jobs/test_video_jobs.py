@@ -18,7 +18,7 @@ from unveil.io.images import png
 from unveil.io.video.writer import write_video
 from unveil.server.jobs.catalog import Catalog
 from unveil.server.jobs.job_types import job_cost
-from unveil.server.jobs.media_files import COVER, STRIP
+from unveil.server.jobs.outputs import COVER, STRIP
 
 WORDS = "a small red circle moves left"
 SMALL = {"steps": 1, "width": 16, "height": 16}

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from unveil.errors import OutOfResources, RecipeError
-from unveil.server.jobs.job import QueueLimits
+from unveil.server.jobs.job_table import QueueLimits
 from unveil.server.jobs.outputs import JobOutputs
 from unveil.server.jobs.queue import Queue
 from unveil.server.jobs.worker import PREVIEWS, JobHandler, JobProgress, Worker

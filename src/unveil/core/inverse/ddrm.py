@@ -9,7 +9,7 @@ from unveil.core.denoiser import DenoiseFn
 from unveil.core.inverse.operator import Operator
 from unveil.core.rng import Noise
 from unveil.core.samplers.loop import SamplerState, StepResult, draw_noise
-from unveil.core.schedule import Schedule
+from unveil.core.schedules import Schedule
 from unveil.errors import RecipeError
 from unveil.types import NoiseLevel, like
 

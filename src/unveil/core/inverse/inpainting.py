@@ -13,7 +13,7 @@ from unveil.core.denoiser import DenoiseFn, Estimate
 from unveil.core.inverse.operator import boolean, fitted
 from unveil.core.rng import Noise
 from unveil.core.samplers.loop import CoefficientTable, Plan, SamplerState, StepResult, draw_noise
-from unveil.core.schedule import Schedule
+from unveil.core.schedules import Schedule
 from unveil.errors import RecipeError, ShapeError
 from unveil.types import NoiseLevel, like
 

@@ -7,7 +7,7 @@ import math
 from torch import Tensor
 
 from unveil.core.process import DiscreteVP
-from unveil.core.schedule import Schedule
+from unveil.core.schedules import Schedule
 from unveil.errors import RecipeError, ShapeError
 from unveil.types import NoiseLevel, like
 

@@ -43,7 +43,7 @@ from unveil.core.samplers.step_size import (
     per_sample_norm,
     x_unit,
 )
-from unveil.core.schedule import Schedule
+from unveil.core.schedules import Schedule
 from unveil.errors import NonFinite, RecipeError
 from unveil.types import NoiseLevel, like
 

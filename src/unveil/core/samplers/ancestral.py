@@ -23,7 +23,7 @@ from unveil.core.samplers.loop import (
     rows_of,
 )
 from unveil.core.samplers.registry import SamplerSpec
-from unveil.core.schedule import Schedule
+from unveil.core.schedules import Schedule
 from unveil.core.transition import Chain
 from unveil.types import NoiseLevel, like
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from unveil.core import elementary
 from unveil.core.elementary import scalar, where
 from unveil.core.samplers.loop import ZERO, in_any_part
-from unveil.core.schedule import Schedule
+from unveil.core.schedules import Schedule
 from unveil.errors import RecipeError
 from unveil.types import NoiseLevel
 

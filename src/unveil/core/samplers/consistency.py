@@ -8,7 +8,7 @@ from unveil.core import elementary
 from unveil.core.elementary import level_by_level
 from unveil.core.samplers.loop import CoefficientTable, rows_of
 from unveil.core.samplers.registry import SamplerSpec
-from unveil.core.schedule import Schedule
+from unveil.core.schedules import Schedule
 from unveil.types import NoiseLevel
 
 

@@ -11,7 +11,7 @@ from unveil.core import elementary
 from unveil.core.elementary import level_by_level
 from unveil.core.samplers.loop import CoefficientTable, in_any_part, rows_of
 from unveil.core.samplers.registry import SamplerSpec
-from unveil.core.schedule import Schedule
+from unveil.core.schedules import Schedule
 from unveil.types import NoiseLevel
 
 

@@ -38,7 +38,7 @@ from unveil.core.samplers.stages import (
     single_steps,
     stages,
 )
-from unveil.core.schedule import Schedule, levels_of, stacked
+from unveil.core.schedules import Schedule, levels_of, stacked
 from unveil.errors import RecipeError
 
 # ---------------------------------------------------------------------- multistep

@@ -17,7 +17,7 @@ from unveil.core.rng import Noise
 from unveil.core.samplers.ancestral import ancestral
 from unveil.core.samplers.loop import CoefficientTable, Plan, SamplerState, StepResult, StepRow, draw_noise, rows_of
 from unveil.core.samplers.registry import SamplerSpec
-from unveil.core.schedule import Schedule, stacked
+from unveil.core.schedules import Schedule, stacked
 from unveil.errors import RecipeError
 from unveil.types import NoiseLevel, like
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from unveil.core.denoiser import DenoiseFn, Estimate
 from unveil.core.elementary import scalar
 from unveil.core.rng import START, Noise, SampleRNG
-from unveil.core.schedule import Schedule
+from unveil.core.schedules import Schedule
 from unveil.errors import NonFinite, RecipeError
 from unveil.types import Condition, NoiseLevel, like
 

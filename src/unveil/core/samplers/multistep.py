@@ -22,7 +22,7 @@ from unveil.core.samplers.coefficients import (
 )
 from unveil.core.samplers.loop import ZERO, CoefficientTable, SamplerState, StepResult, StepRow, rows_of
 from unveil.core.samplers.registry import SamplerSpec
-from unveil.core.schedule import Schedule
+from unveil.core.schedules import Schedule
 from unveil.types import NoiseLevel, like
 
 

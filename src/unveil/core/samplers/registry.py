@@ -18,7 +18,7 @@ from typing import Any, Literal
 from unveil.core import foreign_names
 from unveil.core.foreign_names import Spelled
 from unveil.core.samplers.loop import Plan
-from unveil.core.schedule import Schedule
+from unveil.core.schedules import Schedule
 from unveil.errors import RecipeError, did_you_mean
 
 GROUP = "unveil.samplers"

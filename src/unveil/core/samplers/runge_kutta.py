@@ -19,7 +19,7 @@ from unveil.core import elementary
 from unveil.core.elementary import level_by_level, where
 from unveil.core.samplers.loop import ZERO, CoefficientTable, StepRow, in_any_part, in_order, rows_of, with_noise
 from unveil.core.samplers.registry import SamplerSpec
-from unveil.core.schedule import Schedule, levels_of
+from unveil.core.schedules import Schedule, levels_of
 from unveil.errors import RecipeError
 from unveil.types import NoiseLevel
 

@@ -22,7 +22,7 @@ from unveil.core.samplers.coefficients import (
     taylor,
 )
 from unveil.core.samplers.loop import ZERO, StepRow, in_any_part, rows_of
-from unveil.core.schedule import Schedule, levels_of, stacked
+from unveil.core.schedules import Schedule, levels_of, stacked
 from unveil.errors import RecipeError
 from unveil.types import NoiseLevel
 

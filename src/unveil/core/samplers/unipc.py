@@ -29,7 +29,7 @@ from unveil.core.samplers.coefficients import (
 from unveil.core.samplers.exponential import order_per_step
 from unveil.core.samplers.loop import ZERO, CoefficientTable, rows_of
 from unveil.core.samplers.registry import SamplerSpec
-from unveil.core.schedule import Schedule
+from unveil.core.schedules import Schedule
 
 # The paper's B(h) cancels wherever the equations for the weights determine them. What is left of it is the one weight
 # that a single difference has: B / 2 instead of phi_2.

@@ -15,7 +15,7 @@ from unveil.core.prediction import VarianceRule
 from unveil.core.process import Process
 from unveil.core.samplers import Plan
 from unveil.core.samplers.ancestral import Shift
-from unveil.core.schedule import Schedule
+from unveil.core.schedules import Schedule
 from unveil.errors import RecipeError, did_you_mean
 from unveil.model.config.sections import Section, validate
 from unveil.model.migration import GUIDANCE_SCHEDULES, SETTINGS, migrate_settings

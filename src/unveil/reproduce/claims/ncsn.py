@@ -12,7 +12,7 @@ from unveil.core import schedules
 from unveil.core.rng import START, SampleRNG
 from unveil.core.samplers import Plan, run
 from unveil.core.samplers.langevin import annealed_langevin, langevin
-from unveil.core.schedule import Schedule
+from unveil.core.schedules import Schedule
 from unveil.core.ve import VE
 from unveil.data.gaussian_mixture import Mixture
 from unveil.reproduce.experiment import (

@@ -15,7 +15,7 @@ from unveil.core.rng import START, SampleRNG
 from unveil.core.samplers import CoefficientTable, Plan, ddim, euler, euler_time, heun, run
 from unveil.core.samplers.exponential import dpmpp_2m
 from unveil.core.samplers.unipc import unipc
-from unveil.core.schedule import Schedule
+from unveil.core.schedules import Schedule
 from unveil.evaluate.verdict import Comparison
 from unveil.io.images import to_pixels
 from unveil.reproduce.experiment import (

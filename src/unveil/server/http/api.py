@@ -14,11 +14,9 @@ from starlette.exceptions import HTTPException as Plain
 from unveil import __version__
 from unveil.errors import Error
 from unveil.server.http.errors import HttpProblem, http_problem
-from unveil.server.http.metrics import CONTENT_TYPE, MetricsCollector
-from unveil.server.http.middleware import App, SecurityMiddleware
+from unveil.server.http.middleware import CONTENT_TYPE, App, MetricsCollector, SecurityMiddleware, SecurityPolicy
 from unveil.server.http.openapi import add_schemas
 from unveil.server.http.routes import router, validation_error
-from unveil.server.http.security import SecurityPolicy
 from unveil.server.http.service_facade import AsyncService
 from unveil.server.http.task_routes import task_router
 from unveil.server.jobs.service import Service

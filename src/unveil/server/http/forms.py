@@ -15,7 +15,7 @@ from starlette.formparsers import MultiPartException
 
 from unveil.io.files import explained
 from unveil.server.http.errors import HttpProblem
-from unveil.server.jobs.uploads import UploadedFile, UploadStore
+from unveil.server.jobs.outputs import UploadedFile, UploadStore
 
 FILES, FIELDS = 8, 64
 FIELD = 64 << 10  # bytes per field

@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from unveil.errors import RecipeError
 from unveil.generation.video_inputs import RATE
-from unveil.server.jobs.job import ErrorSource
 from unveil.server.jobs.job_migration import FORMER_NAMES
+from unveil.server.jobs.job_table import ErrorSource
 from unveil.server.jobs.task_job import MAX_RESULTS, random_seed
 from unveil.tasks import registry
 from unveil.tasks.fields import MAX_SIDE

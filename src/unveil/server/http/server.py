@@ -16,10 +16,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from unveil.errors import OutputError, RecipeError
 from unveil.io.console import Console
 from unveil.server.http.api import BUDGET, ExtendApp, api
-from unveil.server.http.middleware import App
-from unveil.server.http.security import LOOPBACK, SecurityPolicy, is_loopback, read_keys
+from unveil.server.http.middleware import LOOPBACK, App, SecurityPolicy, is_loopback, read_keys
 from unveil.server.jobs.folder_lock import check_unlocked
-from unveil.server.jobs.job import QueueLimits
+from unveil.server.jobs.job_table import QueueLimits
 from unveil.server.jobs.service import serving
 
 VARIABLE = "UNVEIL_SERVER_KEY"

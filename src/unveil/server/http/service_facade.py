@@ -13,7 +13,7 @@ from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 
 from unveil.server.http.errors import HttpProblem
-from unveil.server.jobs.job import ENDED, Job
+from unveil.server.jobs.job_table import ENDED, Job
 from unveil.server.jobs.job_types import job_cost
 from unveil.server.jobs.service import Service
 

@@ -14,8 +14,7 @@ from pydantic import BaseModel
 from unveil.server.http import schema
 from unveil.server.http.forms import read_form
 from unveil.server.http.openapi import schema_of, task_body
-from unveil.server.http.responses import job_response
-from unveil.server.http.routes import RequestContext
+from unveil.server.http.routes import RequestContext, job_response
 from unveil.server.jobs.task_job import task_kinds
 from unveil.tasks import registry
 from unveil.tasks.fields import FileInput

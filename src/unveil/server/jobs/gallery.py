@@ -8,9 +8,8 @@ from typing import Any
 from unveil.errors import DataError
 from unveil.generation.generate import LABEL, PROMPT, recorded_sampling
 from unveil.server.jobs.catalog import Catalog, CatalogEntry
-from unveil.server.jobs.job import Job
+from unveil.server.jobs.job_table import Job, SearchQuery
 from unveil.server.jobs.queue import Queue
-from unveil.server.jobs.sqlite_store import SearchQuery
 from unveil.server.jobs.task_job import task_kinds
 from unveil.tasks.fields import MAX_SEED
 

@@ -18,13 +18,13 @@ FORMER_ERROR_SOURCES = {"asked": "request", "room": "resources"}
 FORMER_UPLOAD_KINDS = {"picture": "image", "clip": "video"}
 IMAGES, VIDEOS = "pictures", "clips"  # types of jobs before each task had its own
 # Types of jobs that were commands: the name of the task, and its fields by their former names
-_COMMANDS: Mapping[str, tuple[str, Mapping[str, str]]] = {
+FORMER_COMMANDS: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "train": ("train", {"small": "quick", "run": "run_name"}),
     "evaluate": ("evaluate", {"samples": "num_samples"}),
     "check": ("data-check", {}),
     "convert": ("convert", {"model": "source", "name": "output", "layout": "format"}),
 }
-FORMER_KINDS = (IMAGES, VIDEOS, *_COMMANDS)
+FORMER_KINDS = (IMAGES, VIDEOS, *FORMER_COMMANDS)
 _VIDEO_TASKS = {
     "make": "video-generate",
     "extend": "video-extend",
@@ -86,8 +86,8 @@ def migrate_job(kind: str, request: Any) -> tuple[str, Any]:
     if kind not in FORMER_KINDS or not isinstance(request, dict):
         return kind, request
     fields: dict[str, Any] = {str(name): value for name, value in request.items()}
-    if kind in _COMMANDS:
-        task, names = _COMMANDS[kind]
+    if kind in FORMER_COMMANDS:
+        task, names = FORMER_COMMANDS[kind]
         return task, _renamed(fields, names)
     sampling = fields.pop("sampling", None)
     if isinstance(sampling, Mapping):
@@ -105,7 +105,7 @@ def migrate_job(kind: str, request: Any) -> tuple[str, Any]:
 
 def former_fields(kind: str) -> Mapping[str, str]:
     """The present names of fields by their former ones, of a type of job that was a command; else empty."""
-    return _COMMANDS[kind][1] if kind in _COMMANDS else {}
+    return FORMER_COMMANDS[kind][1] if kind in FORMER_COMMANDS else {}
 
 
 def _image_task(fields: dict[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -9,11 +9,18 @@ from typing import Any
 
 from unveil.errors import RecipeError, did_you_mean
 from unveil.server.jobs.catalog import RUNS, Catalog, ModelInfo, model_info
-from unveil.server.jobs.job_migration import FORMER_KINDS, former_fields, migrate_job
-from unveil.server.jobs.model_cache import ModelCache
+from unveil.server.jobs.job_migration import FORMER_COMMANDS, FORMER_KINDS, former_fields, migrate_job
+from unveil.server.jobs.outputs import FOLDER, UploadStore
 from unveil.server.jobs.process_job import ProcessJob
-from unveil.server.jobs.task_job import TaskJob, check_references, is_task, parse_request, task_cost, task_kinds
-from unveil.server.jobs.uploads import FOLDER, UploadStore
+from unveil.server.jobs.task_job import (
+    ModelCache,
+    TaskJob,
+    check_references,
+    is_task,
+    parse_request,
+    task_cost,
+    task_kinds,
+)
 from unveil.server.jobs.worker import JobHandler, JobProgress
 from unveil.tasks import registry
 from unveil.tasks.fields import CatalogName
@@ -43,9 +50,10 @@ def job_cost(
         )
     if not is_task(kind):
         raise RecipeError(f"kind {kind[:100]!r}: no such type of job{did_you_mean(kind, [*task_kinds()])}")
-    for former, name in former_fields(kind).items():
-        if former in request:
-            raise RecipeError(f"request: {former}: here it is {name}")
+    if kind in FORMER_COMMANDS:
+        for former, name in former_fields(kind).items():
+            if former in request:
+                raise RecipeError(f"request: {former}: here it is {name}")
     task = parse_request(kind, request)
     check_references(task, catalog, inputs)
     cost = task_cost(task, _model_info(task, catalog), inputs)

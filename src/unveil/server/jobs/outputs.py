@@ -1,26 +1,61 @@
-"""Output folders of jobs, written atomically; a lost job database is restored from their records."""
+"""Files of jobs: uploads, output folders and the images and videos in them; all are written atomically.
+
+A lost job database is restored from the records in the output folders.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import logging
 import re
 import shutil
+import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
-from unveil.errors import DataError
-from unveil.io.files import staged, sync_file, write_atomically
-from unveil.server.jobs.job import Job
-from unveil.server.jobs.job_migration import migrate_record
+import torch
+from PIL import Image
+
+from unveil.data.image_decoding import alpha_channel, open_image, read_header
+from unveil.errors import DataError, Error
+from unveil.generation.inputs import EXTRA_FILES
+from unveil.generation.video_inputs import decode_video
+from unveil.io.files import explained, staged, sync_file, write_atomically
+from unveil.io.images import make_grid, png
+from unveil.io.video.containers import HEAD, container_of
+from unveil.io.video.reader import VideoLimits, VideoReader
+from unveil.io.video.writer import FORMS
+from unveil.prompting.media_scan import sample_frames
+from unveil.server.jobs.job_migration import (
+    FORMER_ERROR_SOURCES,
+    FORMER_FIELDS,
+    FORMER_KINDS,
+    migrate_record,
+    migrate_upload,
+)
+from unveil.server.jobs.job_table import Job
 
 RECORD = "job.json"
 LOG, RESULT = "log.txt", "result.json"  # of a task whose output is text: the text, and its values
 _ID = re.compile(r"[0-9a-f]{8,64}")
 log = logging.getLogger(__name__)
+
+
+def is_former(record: Any) -> bool:
+    """Return True if the record of a job may have former names."""
+    is_present = (
+        isinstance(record, dict)
+        and not FORMER_FIELDS.keys() & record.keys()
+        and record.get("kind") not in FORMER_KINDS
+        and record.get("error_source") not in FORMER_ERROR_SOURCES
+    )
+    return not is_present
 
 
 class JobOutputs:
@@ -68,7 +103,7 @@ class JobOutputs:
         file = self.folder_of(id) / RECORD
         try:
             record = json.loads(file.read_text("utf-8"))
-            job = Job(**migrate_record(record))
+            job = Job(**(migrate_record(record) if is_former(record) else record))
             job = job._replace(outputs=tuple(job.outputs), messages=tuple(job.messages))
         except FileNotFoundError:
             return None
@@ -120,3 +155,183 @@ def write_result(folder: Path, facts: Mapping[str, Any]) -> None:
 def _is_regular(folder: Path, name: str) -> bool:
     """Return True if a name is that of a regular file directly in the folder, not of a link."""
     return name == Path(name).name and (folder / name).is_file() and not (folder / name).is_symlink()
+
+
+FOLDER = "inputs"
+MAX_BYTES = 32 << 20  # per file
+MAX_PIXELS = 16_000_000  # per image
+VIDEO_LIMITS = VideoLimits(frames=2_000, seconds=120.0)
+WAIT_S = 60.0  # time to probe a video, while other uploads wait
+RETENTION_S = 24 * 3600.0  # of files that no job refers to
+NAME = r"[0-9a-f]{32}\.(?:png|jpg|webp|mp4|mov|webm|mkv|gif)"
+INFO_SUFFIX = ".json"
+_NAME = re.compile(NAME)
+_ENDINGS = {"PNG": "png", "JPEG": "jpg", "WebP": "webp"}
+UploadKind = Literal["image", "video"]
+
+
+class UploadedFile(NamedTuple):
+    """An uploaded file: its name, type and size."""
+
+    name: str
+    kind: UploadKind
+    width: int
+    height: int
+    frames: int
+
+
+class UploadStore:
+    """Store of uploaded files.
+
+    Args:
+        folder: Folder of the files; created with the first upload.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @cached_property
+    def _decoder(self) -> VideoReader:
+        return VideoReader(WAIT_S)
+
+    def store(self, content: bytes) -> UploadedFile:
+        """Check a file and store it; identical files are stored once.
+
+        Raises:
+            DataError: Not a supported image or video, damaged, or over a limit.
+            OutputError, OutOfResources: It cannot be stored.
+        """
+        container = container_of(content[:HEAD])
+        digest = hashlib.sha256(content).hexdigest()[:32]
+        if container is None:
+            image = read_header(open_image(io.BytesIO(content), MAX_PIXELS))
+            if image.frames > 1:
+                raise DataError(f"a {image.format} of {image.frames} frames; send videos as MP4, WebM or GIF")
+            upload = UploadedFile(f"{digest}.{_ENDINGS[image.format]}", "image", image.width, image.height, 1)
+            return self._write(upload, content)
+        name = f"{digest}.{container.lower()}"
+        if (self.folder / f"{name}{INFO_SUFFIX}").is_file():
+            return self._write(self.info(name), content)
+        try:
+            with tempfile.NamedTemporaryFile(suffix=f".{container.lower()}") as file:
+                file.write(content)
+                file.flush()
+                video = self._decoder.probe(Path(file.name), VIDEO_LIMITS)
+        except OSError as problem:
+            if isinstance(problem, Error):
+                raise
+            raise explained(Path(tempfile.gettempdir()), problem) from problem
+        return self._write(UploadedFile(name, "video", *video.upright, video.frames), content)
+
+    def path(self, name: str) -> Path:
+        """Return the path of an upload.
+
+        Raises:
+            DataError: No file with this name was uploaded.
+        """
+        if not _NAME.fullmatch(name) or not (self.folder / name).is_file():
+            raise DataError(f"{name[:80]!r}: no file with this name was uploaded; upload it again")
+        return self.folder / name
+
+    def info(self, name: str) -> UploadedFile:
+        """Return the type and size of an upload.
+
+        Raises:
+            DataError: No file with this name was uploaded.
+        """
+        path = self.path(name)
+        try:
+            return UploadedFile(**migrate_upload(json.loads((path.parent / f"{name}{INFO_SUFFIX}").read_text("utf-8"))))
+        except (OSError, ValueError, TypeError, KeyError) as problem:
+            raise DataError(f"{name}: its description cannot be read; upload it again") from problem
+
+    def cover(self, name: str) -> Image.Image:
+        """Decode the first frame of an uploaded video, upright.
+
+        Raises:
+            DataError: No video with this name was uploaded, or it cannot be decoded.
+        """
+        path = self.path(name)
+        if self.info(name).kind != "video":
+            raise DataError(f"{name}: is not a video")
+        return Image.open(io.BytesIO(png(sample_frames(path, self._decoder, 1, VIDEO_LIMITS).pixels[:, 0])))
+
+    def sweep(self, used: Collection[str], older: float = RETENTION_S) -> int:
+        """Delete unused files older than this many seconds; return their number."""
+        limit, gone = time.time() - older, 0
+        for path in self.folder.iterdir() if self.folder.is_dir() else ():
+            if path.name.removesuffix(INFO_SUFFIX) not in used and path.stat().st_mtime < limit:
+                path.unlink(missing_ok=True)
+                gone += not path.name.endswith(INFO_SUFFIX)
+        return gone
+
+    def close(self) -> None:
+        """End the child process that probes videos."""
+        if "_decoder" in self.__dict__:  # a video was uploaded
+            self._decoder.close()
+
+    def _write(self, upload: UploadedFile, content: bytes) -> UploadedFile:
+        path, info = self.folder / upload.name, self.folder / f"{upload.name}{INFO_SUFFIX}"
+        if path.is_file():
+            path.touch()  # used again
+        else:
+            write_atomically(path, content)
+        write_atomically(info, json.dumps(upload._asdict()))  # last: if it exists, so does the file
+        return upload
+
+
+def names_in(request: object) -> set[str]:
+    """Collect all upload names in a request."""
+    if isinstance(request, str):
+        return {request} if _NAME.fullmatch(request) else set()
+    if isinstance(request, dict):
+        request = list(request.values())
+    if isinstance(request, list | tuple):
+        return set().union(*(names_in(item) for item in request))
+    return set()
+
+
+COVER = "cover.png"
+STRIP = EXTRA_FILES[1]  # the frames of a video, or the sampling trajectory of images
+STRIP_FRAMES = 8
+ALPHA_THRESHOLD = 128  # mask pixels with a lower alpha count as transparent
+_VIDEO_SUFFIXES = tuple(f".{form}" for form in FORMS if form != "webp")  # an image of one frame has this suffix too
+
+
+def image_files(job: Job) -> list[str]:
+    """Return the file names of a job's images, without the files written beside them."""
+    return [name for name in job.outputs if name.endswith(".png") and name not in (*EXTRA_FILES, COVER)]
+
+
+def video_file(job: Job) -> str | None:
+    """Return the file name of a job's video, the first of several; None for a job without one."""
+    return next((name for name in job.outputs if _is_video(name)), None)
+
+
+def write_video_previews(folder: Path) -> None:
+    """Write the first frame of the first video in a folder as its cover, and a strip of evenly spaced frames."""
+    name = next((path.name for path in sorted(folder.iterdir()) if _is_video(path.name)), None)
+    if name is None:
+        return
+    with suppress(DataError):  # animated PNG and WebP are written, not read
+        pixels, _ = decode_video(folder / name, None)
+        count = pixels.shape[1]
+        shown = min(STRIP_FRAMES, count)
+        places = [round(place * (count - 1) / max(shown - 1, 1)) for place in range(shown)]
+        (folder / COVER).write_bytes(png(pixels[:, 0]))
+        (folder / STRIP).write_bytes(png(make_grid(pixels[:, places].transpose(0, 1), columns=shown)))
+
+
+def white_mask(mask: Path, scratch: Path) -> Path:
+    """Return a mask that is white in the part to regenerate; a mask with transparency marks that part by it."""
+    with mask.open("rb") as file:
+        alpha = alpha_channel(file, MAX_PIXELS)
+    if alpha is None:
+        return mask
+    path = scratch / mask.with_suffix(".png").name
+    path.write_bytes(png(torch.where(alpha < ALPHA_THRESHOLD, 255, 0).to(torch.uint8)))
+    return path
+
+
+def _is_video(name: str) -> bool:
+    return name.endswith(_VIDEO_SUFFIXES) or (name.startswith("clip") and name.endswith(".webp"))

@@ -20,9 +20,8 @@ from typing import Any
 from unveil.errors import Cancelled, Error, OutOfResources
 from unveil.server.jobs.catalog import Catalog
 from unveil.server.jobs.child_process import ChildError, ChildProcess, end_orphans
-from unveil.server.jobs.outputs import LOG
+from unveil.server.jobs.outputs import LOG, UploadStore
 from unveil.server.jobs.task_job import ServerNames, parse_request
-from unveil.server.jobs.uploads import UploadStore
 from unveil.server.jobs.worker import Interrupted, JobProgress, WorkerFailure
 from unveil.tasks import NAME
 from unveil.tasks.task import Task

@@ -16,17 +16,17 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal, NamedTuple
 
 from unveil.errors import Error, OutOfResources, OutputError, QueueFull, RecipeError
 from unveil.io.files import FULL
-from unveil.server.jobs import sqlite_store
-from unveil.server.jobs.fair_share import DEFAULT_S, Throughput, fair_order, throughput
-from unveil.server.jobs.job import ENDED, STATES, ErrorSource, Job, QueueLimits, State
-from unveil.server.jobs.sqlite_store import PageQuery, SearchQuery
+from unveil.server.jobs import job_table
+from unveil.server.jobs.job_table import ENDED, STATES, ErrorSource, Job, PageQuery, QueueLimits, SearchQuery, State
 
 FILE = "jobs.sqlite3"
 DAMAGED = 6  # exit code of a worker that cannot read the table
@@ -82,7 +82,7 @@ class Queue:
             try:
                 self._prepare()
             except sqlite3.DatabaseError as problem:
-                if not sqlite_store.is_damage(problem):
+                if not job_table.is_damage(problem):
                     raise
                 self.close()
                 if not mends:
@@ -90,7 +90,7 @@ class Queue:
                         f"{self.file}: is damaged ({problem}); restart the server, which moves it aside and restores "
                         "the completed jobs"
                     ) from problem
-                self.damaged = sqlite_store.quarantine(self.file)
+                self.damaged = job_table.quarantine(self.file)
                 self._prepare()
         except (OSError, sqlite3.DatabaseError) as problem:
             raise OutputError(f"{self.file}: cannot be written ({problem}); choose another folder") from problem
@@ -104,7 +104,7 @@ class Queue:
         job = Job(secrets.token_hex(8), kind, dict(request), owner, cost, submitted=time.time())
         with self._change() as table:
             self._refuse_full(table, owner)
-            sqlite_store.insert(table, job)
+            job_table.insert(table, job)
         return job
 
     def check_capacity(self, owner: str, coming: Mapping[str, int] | None = None) -> None:
@@ -125,15 +125,15 @@ class Queue:
         if self._table.execute("SELECT 1 FROM jobs WHERE state = 'queued' LIMIT 1").fetchone() is None:
             return None  # idle workers poll often and must not block writers
         with self._change() as table:
-            turns = fair_order(sqlite_store.rows(table, "state = 'queued'"), sqlite_store.last_turns(table))
+            turns = fair_order(job_table.rows(table, "state = 'queued'"), job_table.last_turns(table))
             if not turns:
                 return None
             table.execute(
                 "UPDATE jobs SET state = 'running', worker = ?, lease = ?, started = ?, turn = ?, attempts = attempts"
                 " + 1, completed_steps = 0, total_steps = 0 WHERE id = ?",
-                (worker, self._clock() + self.limits.lease, time.time(), sqlite_store.next_turn(table), turns[0].id),
+                (worker, self._clock() + self.limits.lease, time.time(), job_table.next_turn(table), turns[0].id),
             )
-            return sqlite_store.rows(table, "id = ?", turns[0].id)[0]
+            return job_table.rows(table, "id = ?", turns[0].id)[0]
 
     def heartbeat(self, id: str, worker: str, done: int | None = None, total: int | None = None) -> HeartbeatReply:
         """Extend the lease of a running job and record its progress; the reply tells the worker what to do."""
@@ -144,7 +144,7 @@ class Queue:
                 " WHERE id = ? AND worker = ? AND state = 'running'",
                 (self._clock() + self.limits.lease, done, total, id, worker),
             )
-            mine = sqlite_store.rows(table, "id = ? AND worker = ? AND state = 'running'", id, worker)
+            mine = job_table.rows(table, "id = ? AND worker = ? AND state = 'running'", id, worker)
             return "not yours" if not mine else "stop" if mine[0].cancelling else "go on"
 
     def cancel_requested(self, id: str) -> bool:
@@ -174,7 +174,7 @@ class Queue:
                 "UPDATE jobs SET state = 'cancelled', ended = ? WHERE id = ? AND state = 'queued'", (time.time(), id)
             )
             table.execute("UPDATE jobs SET cancelling = 1 WHERE id = ? AND state = 'running'", (id,))
-            return next(iter(sqlite_store.rows(table, "id = ?", id)), None)
+            return next(iter(job_table.rows(table, "id = ?", id)), None)
 
     def reclaim(
         self, worker: str | None = None, why: str = "its worker sent no heartbeat", *, counts: bool = True
@@ -190,9 +190,9 @@ class Queue:
         """
         with self._change() as table:
             if worker is None:
-                lost = sqlite_store.rows(table, "state = 'running' AND lease < ?", self._clock())
+                lost = job_table.rows(table, "state = 'running' AND lease < ?", self._clock())
             else:
-                lost = sqlite_store.rows(table, "state = 'running' AND worker = ?", worker)
+                lost = job_table.rows(table, "state = 'running' AND worker = ?", worker)
             return [self._back(table, job, job.attempts - (not counts), why) for job in lost]
 
     def renew_leases(self) -> None:
@@ -206,7 +206,7 @@ class Queue:
         The end of a server does not count as an attempt.
         """
         with self._change() as table:
-            lost = sqlite_store.rows(table, "state = 'running'")
+            lost = job_table.rows(table, "state = 'running'")
             return [self._back(table, job, job.attempts - 1, "the server ended") for job in lost]
 
     def reserve_disk(self) -> None:
@@ -215,15 +215,15 @@ class Queue:
         It lasts until the last connection is closed, or until some hundred jobs were added that are not deleted.
         """
         with self._disk_errors():
-            sqlite_store.reserve_disk(self._table)
+            job_table.reserve_disk(self._table)
 
     def restore(self, jobs: Sequence[Job]) -> int:
         """Insert jobs known from their output records; existing jobs are not changed. Return the number inserted."""
         with self._change() as table:
-            ids = {job.id for job in sqlite_store.rows(table)}
+            ids = {job.id for job in job_table.rows(table)}
             missing = [job for job in jobs if job.id not in ids]
             for job in missing:
-                sqlite_store.insert(table, job)
+                job_table.insert(table, job)
         return len(missing)
 
     def forget(self, id: str) -> bool:
@@ -234,14 +234,14 @@ class Queue:
 
     def get(self, id: str) -> Job | None:
         """Return a job in its current state; None if it does not exist."""
-        return next(iter(sqlite_store.rows(self._table, "id = ?", id)), None)
+        return next(iter(job_table.rows(self._table, "id = ?", id)), None)
 
     def jobs(self, state: State | None = None, owner: str | None = None) -> list[Job]:
         """List the jobs of a state and an owner in order of submission."""
         return [
             job
             for job in (
-                sqlite_store.rows(self._table) if state is None else sqlite_store.rows(self._table, "state = ?", state)
+                job_table.rows(self._table) if state is None else job_table.rows(self._table, "state = ?", state)
             )
             if owner is None or job.owner == owner
         ]
@@ -252,11 +252,11 @@ class Queue:
         Raises:
             DataError: The owner has no such job to start after.
         """
-        return sqlite_store.page(self._table, part)
+        return job_table.page(self._table, part)
 
     def search(self, query: SearchQuery, start: int, limit: int) -> tuple[list[Job], int]:
         """Return completed jobs, newest first, from index `start` on, and the number of all matches."""
-        return sqlite_store.search(self._table, query, start, limit)
+        return job_table.search(self._table, query, start, limit)
 
     def counts(self, owner: str | None = None) -> dict[State, int]:
         """Count the jobs in each state, of one owner or of all."""
@@ -271,7 +271,7 @@ class Queue:
         """
         pace, now = self._paces(), time.time()
         before, positions = sum(pace.remaining(job, now) for job in self.jobs("running")), dict[str, QueuePosition]()
-        for job in fair_order(self.jobs("queued"), sqlite_store.last_turns(self._table)):
+        for job in fair_order(self.jobs("queued"), job_table.last_turns(self._table)):
             positions[job.id] = QueuePosition(len(positions), before / max(workers, 1))
             before += pace.seconds(job)
         return positions
@@ -288,7 +288,7 @@ class Queue:
         """This thread's connection; SQLite connections must not be shared between threads."""
         table: sqlite3.Connection | None = getattr(self._own, "table", None)
         if table is None:
-            table = self._own.table = sqlite_store.connect(self.file)
+            table = self._own.table = job_table.connect(self.file)
         return table
 
     def _prepare(self) -> None:
@@ -299,13 +299,13 @@ class Queue:
         """
         with self._change() as table:
             version = table.execute("PRAGMA user_version").fetchone()[0]
-            if version > sqlite_store.VERSION:
+            if version > job_table.VERSION:
                 raise RecipeError(f"{self.file}: written by a later version of unveil; use that, or another folder")
-            for statement in sqlite_store.SCHEMA:
+            for statement in job_table.SCHEMA:
                 table.execute(statement)
-            if version < sqlite_store.VERSION:  # an existing table is not written, which would fail on a full disk
-                sqlite_store.migrate(table)
-                table.execute(f"PRAGMA user_version = {sqlite_store.VERSION}")
+            if version < job_table.VERSION:  # an existing table is not written, which would fail on a full disk
+                job_table.migrate(table)
+                table.execute(f"PRAGMA user_version = {job_table.VERSION}")
         verdict = self._table.execute("PRAGMA quick_check").fetchone()[0]
         if verdict != "ok":
             raise sqlite3.DatabaseError(verdict)
@@ -335,8 +335,8 @@ class Queue:
             raise OutOfResources(f"{self.file}: {FULL}; free some space") from problem
 
     def _refuse_full(self, table: sqlite3.Connection, owner: str, coming: Mapping[str, int] | None = None) -> None:
-        waiting = sqlite_store.count(table, "state = 'queued'")
-        mine = sqlite_store.count(table, "state IN ('queued', 'running') AND owner = ?", owner)
+        waiting = job_table.count(table, "state = 'queued'")
+        mine = job_table.count(table, "state IN ('queued', 'running') AND owner = ?", owner)
         others = dict(coming or {})
         if waiting + sum(others.values()) >= self.limits.waiting:
             raise QueueFull(f"{waiting} jobs are queued, the maximum; try again later", self._until_next())
@@ -380,12 +380,64 @@ class Queue:
                 job.id,
             ),
         )
-        return sqlite_store.rows(table, "id = ?", job.id)[0]
+        return job_table.rows(table, "id = ?", job.id)[0]
 
     def _paces(self) -> Throughput:
-        return throughput(sqlite_store.latest(self._table, RECENT))
+        return throughput(job_table.latest(self._table, RECENT))
 
     def _until_next(self) -> float:
         """Estimate the seconds until a running job ends."""
         pace, now = self._paces(), time.time()
         return max(1.0, min((pace.remaining(job, now) for job in self.jobs("running")), default=DEFAULT_S))
+
+
+RECENT = 20  # number of recently completed jobs per kind from which durations are estimated
+DEFAULT_S = 30.0  # estimate if nothing is known about a kind of job
+
+
+def fair_order(waiting: Sequence[Job], last: Mapping[str, int]) -> list[Job]:
+    """Sort waiting jobs into the order in which they start: round-robin between owners, first in first out within one.
+
+    Args:
+        waiting: Waiting jobs in the order of submission.
+        last: Turn that each owner had last; an owner without one comes first.
+    """
+    turns = dict(last)
+    newest = max(turns.values(), default=0)
+    left, ordered = list(waiting), list[Job]()
+    while left:
+        job = min(left, key=lambda job: turns.get(job.owner, -1))  # ties: the job submitted first
+        newest += 1
+        turns[job.owner] = newest
+        left.remove(job)
+        ordered.append(job)
+    return ordered
+
+
+class Throughput(NamedTuple):
+    """Seconds per unit of cost, for each kind of job and over all kinds."""
+
+    kinds: dict[str, float]
+    all: float | None
+
+    def seconds(self, job: Job) -> float:
+        """Estimate the duration of a job."""
+        pace = self.kinds.get(job.kind, self.all)
+        return DEFAULT_S if pace is None else pace * job.cost
+
+    def remaining(self, job: Job, now: float) -> float:
+        """Estimate the remaining seconds of a running job, from its own progress if it reports any."""
+        spent = max(now - (job.started or now), 0.0)
+        if job.total_steps and job.completed_steps:
+            return spent * (job.total_steps - job.completed_steps) / job.completed_steps
+        return max(self.seconds(job) - spent, 0.0)
+
+
+def throughput(completed: Iterable[Job]) -> Throughput:
+    """Measure the throughput of completed jobs, given in the order of their ends."""
+    samples: dict[str, list[float]] = defaultdict(list)
+    for job in completed:
+        if job.started is not None and job.ended is not None and job.cost > 0:
+            samples[job.kind].append(max(job.ended - job.started, 0.0) / job.cost)
+    kinds = {kind: median(ratios[-RECENT:]) for kind, ratios in samples.items()}
+    return Throughput(kinds, median(kinds.values()) if kinds else None)

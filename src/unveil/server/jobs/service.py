@@ -20,13 +20,11 @@ from typing import Any
 from unveil.errors import OutOfResources, OutputError
 from unveil.server.jobs.catalog import RUNS, Catalog
 from unveil.server.jobs.folder_lock import folder_lock
-from unveil.server.jobs.job import Job, QueueLimits
-from unveil.server.jobs.outputs import LOG, JobOutputs
+from unveil.server.jobs.job_table import Job, QueueLimits
+from unveil.server.jobs.outputs import FOLDER, LOG, JobOutputs, UploadStore, names_in
 from unveil.server.jobs.queue import Queue
-from unveil.server.jobs.uploads import FOLDER, UploadStore, names_in
-from unveil.server.jobs.worker import LOGS, PREVIEWS, log_path
+from unveil.server.jobs.worker import LOGS, PREVIEWS, WorkerPool, log_path
 from unveil.server.jobs.worker_main import MADE
-from unveil.server.jobs.worker_pool import WorkerPool
 
 SWEEP_S = 3600.0  # interval between two clean-ups
 LOG_BYTES = 1 << 18  # of a command's log that are returned

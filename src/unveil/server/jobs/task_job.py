@@ -5,29 +5,30 @@ Every task of the registry is a type of job under its name, unless it states why
 
 from __future__ import annotations
 
+import re
 import secrets
-from collections.abc import Callable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import ExitStack
 from functools import cache
+from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
-from unveil.errors import RecipeError
+from unveil.core.samplers import get_sampler
+from unveil.errors import RecipeError, did_you_mean
+from unveil.generation.generate import ModelSource
+from unveil.generation.model_loading import ModelOptions, open_for_generation
 from unveil.io.console import Console
+from unveil.model import Model
 from unveil.model.config import SampleConfig, recipe_names
 from unveil.server.jobs.catalog import Catalog, ModelInfo
-from unveil.server.jobs.cost import check_sampler_options, count_nfe
-from unveil.server.jobs.job_console import job_console
-from unveil.server.jobs.media_files import white_mask, write_video_previews
-from unveil.server.jobs.model_cache import ModelCache
-from unveil.server.jobs.outputs import LOG, write_result
-from unveil.server.jobs.server_values import check_recipe_name, check_server_values
-from unveil.server.jobs.uploads import UploadStore
-from unveil.server.jobs.worker import JobProgress
+from unveil.server.jobs.outputs import LOG, UploadStore, white_mask, write_result, write_video_previews
+from unveil.server.jobs.worker import JobProgress, job_console
 from unveil.tasks import architecture, registry
-from unveil.tasks.fields import CatalogName, FileInput
-from unveil.tasks.task import Task, TaskContext, TaskOutput, Workload
+from unveil.tasks.fields import NEW, CatalogName, FileInput, LocalPath, RecipeKeys
+from unveil.tasks.task import Task, TaskContext, TaskOutput, Workload, field_mark, find_mark
 
 MAX_RESULTS = 64  # images or videos of one job
 EXPANSIONS = (None, "rules", "none")  # other expansions are paths and addresses of the server's machine
@@ -183,3 +184,182 @@ class TaskJob:
             (folder / LOG).write_text(f"{result.text}\n", "utf-8")
         if task.makes in ("videos", "media"):
             write_video_previews(folder)
+
+
+MAX_NFE = 100_000  # per sample, whatever its size
+MAX_OPTION = 10_000  # largest value of a sampler option; adaptive samplers never end with eta > 1
+ADAPTIVE_NFE = 500  # estimate for samplers that choose their own steps; deliberately high
+
+
+def count_nfe(settings: SampleConfig, length: int = 0, times: int = 1) -> float:
+    """Count the network evaluations per sample, without those of guidance.
+
+    Args:
+        settings: Sampling settings.
+        length: Jump length of RePaint, in steps; 0 for none.
+        times: Number of times that RePaint resamples each stretch.
+
+    Raises:
+        RecipeError: More evaluations than a sample may take.
+    """
+    per_step, levels = _nfe_per_step(settings), _num_steps(settings)
+    levels += len(range(1, levels - length + 1, length)) * (times - 1) * length if length else 0
+    declared = settings.options.get("calls")  # total over all steps
+    nfe = ADAPTIVE_NFE if per_step is None else float(declared) if declared is not None else per_step * levels
+    if max(nfe, levels) > MAX_NFE:
+        raise RecipeError(f"sampling: {max(nfe, levels):.4g} network evaluations per sample; at most {MAX_NFE:,}")
+    return nfe
+
+
+def check_sampler_options(settings: SampleConfig) -> None:
+    """Check the ranges of the sampler's options, whose types were checked before.
+
+    Raises:
+        RecipeError: An option with which sampling would never end.
+    """
+    for name, value in settings.options.items():
+        largest = 1 if name == "eta" else MAX_OPTION
+        if isinstance(value, int) and not 0 <= value <= largest:
+            raise RecipeError(f"sampling.options.{name} = {value}: must be a whole number from 0 to {largest:,}")
+        if isinstance(value, float) and not abs(value) <= largest:
+            raise RecipeError(f"sampling.options.{name} = {value}: must be a number of at most {largest:,}")
+
+
+def _nfe_per_step(settings: SampleConfig) -> float | None:
+    options = settings.options
+    if "corrections" in options:
+        return 1 + float(options["corrections"])
+    default = get_sampler(settings.sampler).calls
+    per_option = options.get("each", options.get("orders") if default != 1 else None)
+    return default if per_option is None else float(per_option)
+
+
+def _num_steps(settings: SampleConfig) -> int:
+    """Return the number of steps; a list or a respacing string states its own."""
+    if not isinstance(settings.schedule, str):
+        return len(settings.schedule)
+    if settings.schedule[:1].isdigit() or settings.schedule.startswith(("ddim", "fast")):
+        return sum(int(number) for number in re.findall(r"\d{1,9}", settings.schedule))
+    return settings.steps
+
+
+NEW_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+MAX_CHANGES = 50  # of a recipe
+_KEY = re.compile(
+    r"(?:train|network|objective|data|process|sample|condition|autoencoder|lengths|evaluate|loss)(?:\.[a-z_0-9]+){1,4}"
+)
+_PATH_KEY = re.compile(r"(?:path|file|folder|base|weights|captions|encoder|model|network)$")
+_WORD = re.compile(r"[A-Za-z0-9 _+-]{0,100}")
+
+
+def check_server_values(task: Task) -> None:
+    """Check the values of a task that differ between a server and a command line.
+
+    Raises:
+        RecipeError: A path of the server's machine, a recipe that is not bundled, or a missing or impossible name.
+    """
+    for name, field in type(task).model_fields.items():
+        value, mark = getattr(task, name), field_mark(field)
+        if find_mark(field, LocalPath) is not None and value is not None:
+            raise RecipeError(f"request: {name}: a path of the server's machine; leave it out")
+        if find_mark(field, RecipeKeys) is not None:
+            _check_changes(name, value or {})
+        if isinstance(mark, CatalogName) and mark.kind in NEW and (value is None or not NEW_NAME.fullmatch(value)):
+            raise RecipeError(
+                f"request: {name} = {str(value)[:80]!r}: must be a name of letters, digits, - and _, at most 64"
+            )
+        if isinstance(mark, CatalogName) and mark.kind == "recipe" and value is not None:
+            check_recipe_name(value)
+
+
+def check_recipe_name(name: str) -> None:
+    """Check that a recipe is bundled.
+
+    Raises:
+        RecipeError: It is not.
+    """
+    if name not in recipe_names():
+        raise RecipeError(f"request: recipe {name[:100]!r}: not a bundled recipe{did_you_mean(name, recipe_names())}")
+
+
+def _check_changes(name: str, changes: dict[str, Any]) -> None:
+    if len(changes) > MAX_CHANGES:
+        raise RecipeError(f"request: {name}: {len(changes)} keys; at most {MAX_CHANGES}")
+    for key, value in changes.items():
+        if not _KEY.fullmatch(key) or _PATH_KEY.search(key):
+            raise RecipeError(f"request: {name}.{key[:100]}: may not be set here; name files by their catalog names")
+        fits = isinstance(value, bool | int | None) or (isinstance(value, float) and isfinite(value))
+        if not fits and not (isinstance(value, str) and _WORD.fullmatch(value)):
+            shown = str(value)[:80]
+            raise RecipeError(f"request: {name}.{key} = {shown!r}: must be a number, true, false or a word")
+
+
+MAX_MODELS = 2  # models that are kept whatever their size
+KEEP_BYTES = 2 << 30
+
+
+class LoadedModel(NamedTuple):
+    """A loaded model and its source."""
+
+    model: Model
+    source: ModelSource
+
+
+class ModelCache:
+    """Keeps loaded models; the least recently used one is removed first.
+
+    Args:
+        most: Number of models that are kept whatever their size.
+        bytes: Total size up to which more models are kept.
+    """
+
+    def __init__(self, most: int = MAX_MODELS, bytes: int = KEEP_BYTES) -> None:
+        self._most, self._bytes = most, bytes
+        self._kept: OrderedDict[Hashable, LoadedModel] = OrderedDict()
+
+    def get(self, key: Hashable, open: Callable[[], tuple[Model, ModelSource]]) -> LoadedModel:
+        """Return the model with this key, loading it if it is not cached.
+
+        Args:
+            key: Everything that the loaded model depends on.
+            open: Loads the model; its exceptions are passed on, and nothing is cached.
+        """
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        while self._kept and len(self._kept) >= self._most and self._size() >= self._bytes:
+            self._kept.popitem(last=False)  # before the new one is loaded: two large models may not fit
+        loaded = LoadedModel(*open())
+        self._kept[key] = loaded
+        while len(self._kept) > self._most and self._size() > self._bytes:
+            self._kept.popitem(last=False)
+        return loaded
+
+    def open(self, options: ModelOptions, console: Console, **how: Any) -> tuple[Model, ModelSource]:
+        """Open a model with its adapters, or take it from the cache if its files have not changed.
+
+        A model that is opened for the metadata of a file is not kept.
+        """
+        if how.get("recorded") is not None:
+            return open_for_generation(options, console, **how)
+        paths = [Path(options.name), *(lora.path for lora in options.loras)]
+        paths += [control.network for control in options.controlnets if control.network is not None]
+        shown, media = tuple(how.get("shown", ())), how.get("media", "images")
+        key = (options.name, options.loras, options.controlnets, options.control_mode, options.dtype, options.device)
+        key += (repr(options.file), shown, media, tuple(_stamp(path) for path in paths))
+        return self.get(key, lambda: open_for_generation(options, console, **how))
+
+    def __len__(self) -> int:
+        """Number of cached models."""
+        return len(self._kept)
+
+    def _size(self) -> int:
+        return sum(tensor.nbytes for loaded in self._kept.values() for tensor in loaded.model.state_dict().values())
+
+
+def _stamp(path: Path) -> tuple[object, ...]:
+    """Return a fingerprint that changes with the files of a model, or with a run's newest checkpoint."""
+    places = (path, path / "manifest.json", path / "checkpoints")
+    if not places[-1].exists():  # a folder's modification time does not change if a file is overwritten
+        places = (path, *sorted(path.glob("*")), *sorted(path.glob("*/*")))
+    return tuple((path.stat().st_mtime_ns, path.stat().st_size) for path in places if path.exists())

@@ -1,4 +1,4 @@
-"""Worker process: `python -m unveil.server.jobs.worker_main FOLDER NAME DEVICE`, as started by `worker_pool`.
+"""Worker process: `python -m unveil.server.jobs.worker_main FOLDER NAME DEVICE`, as started by `worker.WorkerPool`.
 
 It ends with its parent, which holds the only other end of its standard input.
 """

@@ -12,8 +12,7 @@ from markupsafe import Markup
 
 from unveil.errors import DataError, RecipeError
 from unveil.model.config import recipe_names
-from unveil.server.jobs.job import Job
-from unveil.server.jobs.sqlite_store import PageQuery
+from unveil.server.jobs.job_table import Job, PageQuery
 from unveil.studio import job_html
 from unveil.studio.form_parsing import non_empty
 from unveil.studio.tab_base import JobWatcher, Tab, TabContext

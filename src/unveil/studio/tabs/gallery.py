@@ -14,9 +14,8 @@ from unveil.data.image_decoding import open_image
 from unveil.errors import RecipeError
 from unveil.generation.image_output import read_generation_metadata
 from unveil.server.jobs.gallery import controlnets_used, request_from_metadata, search
-from unveil.server.jobs.job import Job
-from unveil.server.jobs.media_files import COVER, image_files, video_file
-from unveil.server.jobs.uploads import MAX_PIXELS
+from unveil.server.jobs.job_table import Job
+from unveil.server.jobs.outputs import COVER, MAX_PIXELS, image_files, video_file
 from unveil.studio import job_html
 from unveil.studio.tab_base import HEARD, Tab, TabContext
 from unveil.studio.tabs import image, video

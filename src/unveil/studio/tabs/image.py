@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from unveil.errors import RecipeError
-from unveil.server.jobs.media_files import image_files
+from unveil.server.jobs.outputs import image_files
 from unveil.studio.tab_base import GenerationTab, JobWatcher, TabContext, connect_default, default_for, default_strength
 from unveil.studio.tabs.xyz_plot import XyzPlot
 from unveil.studio.upload_components import ImageUpload

@@ -15,7 +15,7 @@ from unveil.errors import DataError, OutputError, RecipeError, WeightsError
 from unveil.io.files import read_header, staged, sync_file
 from unveil.model import model_folder
 from unveil.server.jobs.catalog import CatalogEntry, model_info
-from unveil.server.jobs.job import Job
+from unveil.server.jobs.job_table import Job
 from unveil.studio import job_html
 from unveil.studio.tab_base import HEARD, Tab, TabContext
 from unveil.studio.tabs.train import LogWatcher

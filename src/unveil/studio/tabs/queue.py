@@ -9,8 +9,7 @@ import gradio as gr
 from markupsafe import Markup
 
 from unveil.errors import DataError
-from unveil.server.jobs.job import ENDED, Job
-from unveil.server.jobs.sqlite_store import PageQuery
+from unveil.server.jobs.job_table import ENDED, Job, PageQuery
 from unveil.server.jobs.task_job import task_kinds
 from unveil.studio import job_html
 from unveil.studio.tab_base import HEARD, Tab, TabContext

@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 from markupsafe import Markup
 
-from unveil.server.jobs.job import Job
+from unveil.server.jobs.job_table import Job
 from unveil.server.jobs.task_job import task_kinds
 from unveil.studio.tab_base import JobWatcher, Tab, TabContext
 from unveil.studio.tabs.queue import log_html

@@ -15,8 +15,7 @@ from markupsafe import Markup
 from unveil.errors import RecipeError
 from unveil.model.config import load_recipe, recipe_names
 from unveil.server.jobs.catalog import data_root
-from unveil.server.jobs.job import Job
-from unveil.server.jobs.sqlite_store import PageQuery
+from unveil.server.jobs.job_table import Job, PageQuery
 from unveil.studio import job_html
 from unveil.studio.form_autosave import FormAutosave
 from unveil.studio.form_parsing import settings_text

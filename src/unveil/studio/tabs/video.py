@@ -11,7 +11,7 @@ from markupsafe import Markup
 from unveil.errors import RecipeError
 from unveil.generation.video_inputs import RATE
 from unveil.server.jobs.catalog import model_info
-from unveil.server.jobs.media_files import video_file
+from unveil.server.jobs.outputs import video_file
 from unveil.studio.tab_base import GenerationTab, JobWatcher, TabContext, connect_default, default_strength
 from unveil.studio.timeline import LOOP_FROM_PROMPT, FrameSpan, frame_spans, timeline_html
 from unveil.studio.upload_components import ImageUpload, VideoUpload

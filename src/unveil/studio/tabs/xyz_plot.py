@@ -11,8 +11,8 @@ from markupsafe import Markup
 
 from unveil.core.samplers import sampler_specs
 from unveil.errors import RecipeError
-from unveil.server.jobs.job import Job
-from unveil.server.jobs.media_files import image_files
+from unveil.server.jobs.job_table import Job
+from unveil.server.jobs.outputs import image_files
 from unveil.studio import job_html
 from unveil.studio.error_messages import failure_text
 from unveil.studio.tab_base import POLL_S, Tab
